@@ -1,0 +1,161 @@
+"""The deploy lock: one file on one designated host, always complete, never without an owner.
+
+The file is written aside and put in place by link(), which fails where another one is. An expired lock, or one whose
+controller process is known to be dead, is taken over; the caller recovers what its owner left and audits it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import NamedTuple, Optional
+
+
+class Outcome(NamedTuple):
+    acquired: bool
+    holder: Optional[dict]  # Who holds it now (ourselves, when acquired).
+    taken_over: Optional[dict]  # The owner whose lock was stale.
+
+
+def read(path: str) -> Optional[dict]:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return json.load(stream)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {"owner": "unknown", "run_id": "", "operation": "unknown", "expires": 0, "controller": {}}
+
+
+def expired(holder: dict) -> bool:
+    return float(holder.get("expires", 0)) <= time.time()
+
+
+def _put(path: str, content: dict) -> bool:
+    """Create the lock with its content in one step; False where one is already there."""
+    fresh = "%s.%s.new" % (path, content["run_id"])
+    with open(fresh, "w", encoding="utf-8") as stream:
+        json.dump(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    try:
+        os.link(fresh, path)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(fresh)
+
+
+def _remove(path: str, holder: dict) -> bool:
+    """Take a stale lock away, sure to remove that owner's and no other's; False where another one was quicker."""
+    aside = "%s.%s.stale" % (path, holder.get("run_id") or "unknown")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return False
+    try:
+        if (read(aside) or {}).get("run_id") == holder.get("run_id"):
+            return True
+        os.link(aside, path)  # It was not the stale one any more: back with it.
+        return False
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(aside)
+
+
+def acquire(path: str, owner: str, run_id: str, operation: str, controller: dict, ttl_seconds: float = 1800,
+            wait_seconds: float = 0, dead_run_id: str = "", poll_seconds: float = 1.0) -> Outcome:
+    """Take the lock, waiting up to wait_seconds; dead_run_id names an owner that is known to be dead."""
+    deadline = time.monotonic() + wait_seconds
+    taken_over = None
+    while True:
+        content = {
+            "owner": owner, "run_id": run_id, "operation": operation, "controller": controller,
+            "since": time.time(), "expires": time.time() + ttl_seconds,
+        }
+        holder = read(path)
+        if holder is not None and holder.get("run_id") == run_id:
+            return refresh(path, run_id, ttl_seconds)
+        if holder is not None and (expired(holder) or (dead_run_id and holder.get("run_id") == dead_run_id)):
+            if _remove(path, holder):
+                taken_over = holder
+            continue
+        if holder is None and _put(path, content):
+            return Outcome(True, content, taken_over)
+        if time.monotonic() >= deadline:
+            return Outcome(False, read(path), None)
+        time.sleep(poll_seconds)
+
+
+def refresh(path: str, run_id: str, ttl_seconds: float) -> Outcome:
+    """Move our own lock's expiry on; not acquired where it is no longer ours."""
+    holder = read(path)
+    if holder is None or holder.get("run_id") != run_id:
+        return Outcome(False, holder, None)
+    holder["expires"] = time.time() + ttl_seconds
+    fresh = "%s.%s.new" % (path, run_id)
+    with open(fresh, "w", encoding="utf-8") as stream:
+        json.dump(holder, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.rename(fresh, path)
+    return Outcome(True, holder, None)
+
+
+def release(path: str, run_id: str) -> bool:
+    """Give our own lock back; another owner's is left alone. Returns whether there was one of ours."""
+    holder = read(path)
+    if holder is None or holder.get("run_id") != run_id:
+        return False
+    os.unlink(path)
+    return True
+
+
+def _process(pid: int) -> Optional[dict]:
+    try:
+        with open("/proc/%d/stat" % pid, encoding="utf-8", errors="replace") as stream:
+            fields = stream.read().rsplit(")", 1)[1].split()
+        with open("/proc/%d/cmdline" % pid, "rb") as stream:
+            words = [word.decode(errors="replace") for word in stream.read().split(b"\0")]
+    except (OSError, IndexError):
+        return None
+    return {"parent": int(fields[1]), "start": int(fields[19]), "words": words}
+
+
+def _machine() -> str:
+    """Name this boot of this machine: a pid means nothing elsewhere, or after a reboot."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            boot = stream.read().strip()
+    except OSError:
+        boot = ""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return "%s %s %s" % (os.uname().nodename, boot, space)
+
+
+def controller_identity() -> dict:
+    """Describe the ansible process that we run under: machine, pid, start time in clock ticks."""
+    pid, found = os.getpid(), os.getpid()
+    while pid > 1:
+        process = _process(pid)
+        if process is None:
+            break
+        if any(os.path.basename(word).startswith(("ansible-playbook", "ansible-runner")) for word in process["words"]):
+            found = pid
+        pid = process["parent"]
+    process = _process(found)
+    return {"machine": _machine(), "pid": found, "start": process["start"] if process else 0}
+
+
+def controller_alive(identity: dict) -> Optional[bool]:
+    """Say whether a lock's controller process still lives; None where this machine cannot know."""
+    if not identity.get("pid") or identity.get("machine") != _machine():
+        return None
+    process = _process(int(identity["pid"]))
+    return process is not None and process["start"] == identity.get("start")
