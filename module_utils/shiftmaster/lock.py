@@ -146,8 +146,8 @@ def controller_identity() -> dict:
         process = _process(pid)
         if process is None:
             break
-        if any(os.path.basename(word).startswith(("ansible-playbook", "ansible-runner")) for word in process["words"]):
-            found = pid
+        if any(os.path.basename(word) == "ansible-playbook" for word in process["words"][:2]):
+            found = pid  # The outermost one: its workers are forks with the same words.
         pid = process["parent"]
     process = _process(found)
     return {"machine": _machine(), "pid": found, "start": process["start"] if process else 0}

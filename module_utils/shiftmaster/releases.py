@@ -1,0 +1,415 @@
+"""Build, list and prune releases.
+
+A release is immutable once built: the source at one revision, its own virtual environment at its final path, its own
+environment file, its own static root and a manifest. It belongs to root; the application may only read it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import filecmp
+import hashlib
+import json
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import time
+from typing import Optional
+
+from . import envfile
+from .layout import Layout
+from .releasecode import ReleaseCode, run_as, tail
+from .state import State, audit, write_json
+
+SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|KEY|URL|DSN|CREDENTIAL", re.IGNORECASE)
+_PIP_CACHE = "/var/cache/shiftmaster/pip"
+_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+
+
+class BuildError(Exception):
+    """A release could not be built; str() names the step, the cause and the log."""
+
+
+def config_hash(settings: dict) -> str:
+    """Return the hash of everything but the source that goes into a release; two equal ones need no new release."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def manifest(layout: Layout, name: str) -> dict:
+    """Return a release's manifest, {} where it has none."""
+    try:
+        with open(os.path.join(layout.release(name), "manifest.json"), encoding="utf-8") as stream:
+            return json.load(stream)
+    except (OSError, ValueError):
+        return {}
+
+
+def environment(layout: Layout, name: Optional[str]) -> dict:
+    """Return a release's environment, {} where it has none."""
+    if name is None:
+        return {}
+    try:
+        with open(os.path.join(layout.release(name), "env"), encoding="utf-8") as stream:
+            return envfile.parse(stream.read())
+    except OSError:
+        return {}
+
+
+def masked(environ: dict) -> dict:
+    """Return an environment that may be shown: a secret's place is taken by a few digits of its hash."""
+    shown = {}
+    for key, value in environ.items():
+        if SECRET.search(key):
+            value = "(secret, %s)" % hashlib.sha256(value.encode()).hexdigest()[:8] if value else "(empty)"
+        shown[key] = value
+    return shown
+
+
+def describe(layout: Layout, state: State, sizes: bool = False) -> list:
+    """Return the releases, oldest first: name, version, revision, status, since, reason, current."""
+    current = layout.current()
+    listed = []
+    for name in layout.names():
+        data = manifest(layout, name)
+        entry = {
+            "name": name,
+            "version": data.get("version", ""),
+            "revision": data.get("revision", ""),
+            "config_sha256": data.get("config_sha256", ""),
+            "created": data.get("created", ""),
+            "status": state.status(name) or "building",
+            "was_live": state.was_live(name),
+            "reason": state.releases.get(name, {}).get("reason", ""),
+            "since": state.releases.get(name, {}).get("since", ""),
+            "current": name == current,
+        }
+        if sizes:
+            entry["bytes"] = _size(layout.release(name))
+        listed.append(entry)
+    return listed
+
+
+def _size(path: str) -> int:
+    total = 0
+    for folder, _folders, files in os.walk(path):
+        for entry in files:
+            try:
+                total += os.lstat(os.path.join(folder, entry)).st_blocks * 512
+            except OSError:
+                pass
+    return total
+
+
+def find(layout: Layout, state: State, revision: str, config: str) -> Optional[str]:
+    """Return the newest finished release of this revision and configuration that is not bad, the current one first."""
+    matching = [
+        name for name in layout.names()
+        if state.status(name) in ("ready", "live")
+        and manifest(layout, name).get("revision") == revision
+        and manifest(layout, name).get("config_sha256") == config
+    ]
+    current = layout.current()
+    if current in matching:
+        return current
+    return matching[-1] if matching else None
+
+
+def resolve(layout: Layout, wanted: str) -> list:
+    """Return the names of releases that a person may mean by a name, a version or the start of a revision."""
+    if wanted in layout.names():
+        return [wanted]
+    found = []
+    for name in layout.names():
+        data = manifest(layout, name)
+        revision = data.get("revision", "")
+        if data.get("version") == wanted or (len(wanted) >= 7 and revision.startswith(wanted)):
+            found.append(name)
+    return found
+
+
+class Build:
+    """One build. spec holds, all required:
+
+    revision (40 hex digits), version, archive (tar of the source), environment {name: value}, files {path below the
+    release: text}, site_packages {path below site/: text}, requirements_file (below source, "" for none),
+    extra_requirements [lines], linked_directories [below source], python (path), pip_environment {}, build_user, user,
+    group, settings_module, collectstatic, check, celery_application, config_sha256, classify (callable: source folder
+    to the list of its migrations), hooks [{name, command, timeout_seconds}], timeout_seconds, run_id, who, log_folder.
+    """
+
+    def __init__(self, layout: Layout, state: State, spec: dict):
+        self.layout, self.state, self.spec = layout, state, spec
+        stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        self.name = "%s-%s" % (stamp, spec["revision"][:10])
+        self.path = layout.release(self.name)
+        self.log = os.path.join(spec["log_folder"], "build-%s.log" % self.name)
+        self.timings = {}
+
+    def run(self) -> str:
+        """Build and return the release's name; what a failed build leaves is its log only. Raises BuildError."""
+        os.makedirs(self.path, mode=0o755)
+        self.state.set_status(self.name, "building")
+        try:
+            for step in (self.unpack, self.virtual_environment, self.requirements, self.configuration, self.links,
+                         self.bytecode, self.check, self.static_files, self.hooks, self.finish):
+                started = time.monotonic()
+                step()
+                self.timings[step.__name__] = round(time.monotonic() - started, 2)
+        except BaseException as error:
+            discard(self.layout, self.state, self.name)
+            audit(self.layout, "build_failed", release=self.name, version=self.spec["version"], reason=str(error))
+            raise
+        self.state.set_status(self.name, "ready")
+        audit(self.layout, "built", release=self.name, version=self.spec["version"],
+              revision=self.spec["revision"], run_id=self.spec["run_id"], who=self.spec["who"])
+        return self.name
+
+    def _command(self, what: str, argv, env=None, cwd=None, user=None):
+        """Run one command of the build niced, as the build user, its output in the build's log."""
+        base = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/var/cache/shiftmaster"}
+        base.update(env or {})
+        done = run_as(user or self.spec["build_user"], argv, base, cwd, None, self.spec["timeout_seconds"], nice=True)
+        self._judge(what, done)
+
+    def _judge(self, what: str, done) -> None:
+        with open(self.log, "a", encoding="utf-8") as stream:
+            stream.write("== %s\n%s%s\n" % (what, done.stdout, done.stderr))
+        if done.rc != 0:
+            raise BuildError("%s failed for version %s (the whole output is in %s):\n%s"
+                             % (what, self.spec["version"], self.log, tail(done.stderr or done.stdout)))
+
+    def _code(self, what: str, arguments) -> None:
+        code = ReleaseCode(self.path, self.spec["build_user"])
+        self._judge(what, code.manage(arguments, timeout=self.spec["timeout_seconds"], nice=True))
+
+    def unpack(self) -> None:
+        _log_file(self.log)
+        source = os.path.join(self.path, "source")
+        for folder in (source, os.path.join(self.path, "venv"), os.path.join(self.path, "site"),
+                       os.path.join(self.path, "static")):
+            os.mkdir(folder, 0o755)
+            _own(folder, self.spec["build_user"])
+        # Opened here, since the archive is root's: the build user gets it as its standard input.
+        with open(self.spec["archive"], "rb") as archive:
+            done = subprocess.run(
+                ("runuser", "-u", self.spec["build_user"], "--", "tar", "-x", "-f", "-", "-C", source,
+                 "--no-same-owner", "--no-same-permissions"),
+                stdin=archive, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
+                timeout=self.spec["timeout_seconds"])
+        if done.returncode != 0:
+            raise BuildError("the source archive cannot be unpacked: %s" % done.stderr.decode(errors="replace").strip())
+
+    def virtual_environment(self) -> None:
+        self._command("create the virtual environment",
+                      [self.spec["python"], "-m", "venv", "--without-pip", os.path.join(self.path, "venv")])
+
+    def requirements(self) -> None:
+        env = {"PIP_CACHE_DIR": _PIP_CACHE, "PIP_CERT": _CA_BUNDLE, "PIP_NO_INPUT": "1",
+               "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_PYTHON_VERSION_WARNING": "1"}
+        env.update(self.spec["pip_environment"])
+        interpreter = os.path.join(self.path, "venv", "bin", "python")
+        pip = [self.spec["python"], "-m", "pip", "--python", interpreter, "install", "--quiet"]
+        source = os.path.join(self.path, "source")
+        if self.spec["requirements_file"]:
+            self._command("install the requirements (%s)" % self.spec["requirements_file"],
+                          pip + ["--requirement", self.spec["requirements_file"]], env, source)
+        if self.spec["extra_requirements"]:
+            self._command("install the extra requirements", pip + list(self.spec["extra_requirements"]), env, source)
+
+    def configuration(self) -> None:
+        texts = dict(self.spec["files"])
+        texts.update({os.path.join("site", path): text for path, text in self.spec["site_packages"].items()})
+        for relative, text in texts.items():
+            path = os.path.join(self.path, relative)
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            with open(path, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            os.chmod(path, 0o644)
+        environ = dict(self.spec["environment"])
+        environ.update({
+            "SHIFTMASTER_RELEASE": self.name,
+            "SHIFTMASTER_VERSION": self.spec["version"],
+            "PYTHONPATH": os.path.join(self.path, "site"),
+            "STATIC_ROOT": os.path.join(self.path, "static"),
+        })
+        descriptor = os.open(os.path.join(self.path, "env"), os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(envfile.render(environ))
+
+    def links(self) -> None:
+        for relative in self.spec["linked_directories"]:
+            inside = os.path.join(self.path, "source", relative)
+            outside = os.path.join(self.layout.shared, relative)
+            if os.path.islink(inside):
+                os.unlink(inside)
+            elif os.path.isdir(inside):
+                shutil.rmtree(inside)
+            os.makedirs(os.path.dirname(inside), exist_ok=True)
+            os.symlink(outside, inside)
+
+    def bytecode(self) -> None:
+        # Source that does not compile (a template, a file for another Python) is the application's business: the
+        # gate decides whether it starts. So this command's exit code is no verdict.
+        interpreter = os.path.join(self.path, "venv", "bin", "python")
+        for folder in ("source", "site"):
+            _own(os.path.join(self.path, folder), self.spec["build_user"])
+            run_as(self.spec["build_user"], [interpreter, "-m", "compileall", "-q", folder],
+                   {"PATH": "/usr/bin:/bin"}, self.path, None, self.spec["timeout_seconds"], nice=True)
+
+    def check(self) -> None:
+        if self.spec["check"]:
+            self._code("check the application (manage.py check)", ["check"])
+
+    def static_files(self) -> None:
+        if not self.spec["collectstatic"]:
+            return
+        self._code("collect the static files (manage.py collectstatic)", ["collectstatic", "--no-input", "-v", "0"])
+        merge_static(os.path.join(self.path, "static"), self.layout.union)
+
+    def hooks(self) -> None:
+        run_hooks(self.path, self.spec["hooks"], "after_build", self.spec["build_user"])
+
+    def finish(self) -> None:
+        source = os.path.join(self.path, "source")
+        requirements = os.path.join(source, self.spec["requirements_file"]) if self.spec["requirements_file"] else None
+        write_json(os.path.join(self.path, "manifest.json"), {
+            "format": 1,
+            "release": self.name,
+            "version": self.spec["version"],
+            "revision": self.spec["revision"],
+            "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "requirements_sha256": _sha256(requirements) if requirements else "",
+            "config_sha256": self.spec["config_sha256"],
+            "migrations": self.spec["classify"](source),
+            "celery_application": self.spec["celery_application"],
+            "who": self.spec["who"],
+            "run_id": self.spec["run_id"],
+        }, mode=0o644)
+        subprocess.run(("chown", "-R", "--no-dereference", "root:root", self.path), check=True, timeout=120)
+        subprocess.run(("chmod", "-R", "go-w,a+rX", os.path.join(self.path, "source"), os.path.join(self.path, "site"),
+                        os.path.join(self.path, "static")), check=True, timeout=120)
+        os.sync()
+
+
+def _log_file(path: str) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640))
+
+
+def _own(path: str, user: str) -> None:
+    entry = pwd.getpwnam(user)
+    for folder, folders, files in os.walk(path):
+        for one in [folder] + [os.path.join(folder, item) for item in folders + files]:
+            os.chown(one, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.sha256(stream.read()).hexdigest()
+
+
+def merge_static(source: str, union: str) -> None:
+    """Add a release's static files to the union that pages of older releases still ask for.
+
+    A hashed name's content never changes; of an unhashed one the union keeps the newest, for nginx serves the
+    current release's own file first. The manifest of hashed names (staticfiles.json) stays with its release.
+    """
+    for folder, _folders, files in os.walk(source):
+        target = os.path.join(union, os.path.relpath(folder, source))
+        os.makedirs(target, mode=0o755, exist_ok=True)
+        for name in files:
+            if name == "staticfiles.json":
+                continue
+            here, there = os.path.join(folder, name), os.path.join(target, name)
+            if os.path.exists(there) and filecmp.cmp(here, there, shallow=False):
+                continue
+            fresh = there + ".new"
+            shutil.copyfile(here, fresh)
+            os.chmod(fresh, 0o644)
+            os.rename(fresh, there)
+
+
+def run_hooks(release_path: str, hooks, phase: str, user: str) -> list:
+    """Run the hooks of a phase in order, in the release, with its environment; returns [{name, output}].
+
+    A hook that fails or takes too long raises BuildError with its output; the phase fails as if it had itself.
+    """
+    outputs = []
+    for hook in hooks:
+        if hook["phase"] != phase:
+            continue
+        code = ReleaseCode(release_path, hook.get("user") or user)
+        done = code.run(["/bin/sh", "-c", hook["command"]], timeout=hook.get("timeout_seconds") or 300)
+        if done.rc != 0:
+            raise BuildError("hook %s (%s) ended with code %d:\n%s"
+                             % (hook["name"], phase, done.rc, tail(done.stderr or done.stdout)))
+        outputs.append({"name": hook["name"], "output": tail(done.stdout + done.stderr)})
+    return outputs
+
+
+def discard(layout: Layout, state: State, name: str) -> None:
+    """Remove a release folder whole."""
+    path = layout.release(name)
+    aside = path + ".removing"
+    if os.path.lexists(path):
+        os.rename(path, aside)  # From here on nobody takes the rest for a release.
+    if os.path.lexists(aside):
+        shutil.rmtree(aside)
+    state.forget(name)
+
+
+def remove_unfinished(layout: Layout, state: State) -> list:
+    """Remove what killed builds and prunes left; returns the names."""
+    removed = []
+    for name in layout.names():
+        if state.status(name) in (None, "building") and not manifest(layout, name):
+            discard(layout, state, name)
+            removed.append(name)
+        elif state.status(name) in (None, "building"):
+            state.set_status(name, "ready")  # Killed between its manifest and its status.
+    for entry in os.listdir(layout.releases) if os.path.isdir(layout.releases) else []:
+        if entry.endswith(".removing"):
+            shutil.rmtree(os.path.join(layout.releases, entry))
+            removed.append(entry)
+    return removed
+
+
+def prune_plan(layout: Layout, state: State, keep: int, applied=None) -> list:
+    """Return the releases that may go, oldest first.
+
+    Kept: the newest `keep`, the current one, both colours' (a worker may still be finishing its tasks), the rollback
+    target, and the only retained release that holds the file of an applied migration. applied is a set of
+    "app.name"; None means that the database could not be asked, and then no holder of migrations goes at all.
+    """
+    names = layout.names()
+    kept = set(names[-keep:]) if keep > 0 else set()
+    kept.update(name for name in (layout.release_of("blue"), layout.release_of("green")) if name)
+    target = state.rollback_target(layout.current())
+    if target:
+        kept.add(target)
+    going = [name for name in names if name not in kept]
+    files = {name: {"%s.%s" % (item["app"], item["name"]) for item in manifest(layout, name).get("migrations", [])}
+             for name in names}
+    allowed = []
+    for name in going:
+        rest = set().union(*(files[other] for other in names if other != name and other not in allowed))
+        alone = files[name] - rest
+        if alone if applied is None else alone & set(applied):
+            continue
+        allowed.append(name)
+    return allowed
+
+
+def prune_union(layout: Layout) -> None:
+    """Remove from the union of static files what no retained release has."""
+    wanted = set()
+    for name in layout.names():
+        root = os.path.join(layout.release(name), "static")
+        for folder, _folders, files in os.walk(root):
+            wanted.update(os.path.relpath(os.path.join(folder, item), root) for item in files)
+    for folder, _folders, files in os.walk(layout.union):
+        for item in files:
+            if os.path.relpath(os.path.join(folder, item), layout.union) not in wanted:
+                os.unlink(os.path.join(folder, item))
