@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import select
 import signal
 import subprocess
+import tempfile
+import time
 from typing import NamedTuple, Optional
 
 from . import envfile
@@ -45,23 +48,27 @@ def tail(text: str, lines: int = 20) -> str:
     return "\n".join(text.strip().splitlines()[-lines:])
 
 
+def _start(user, argv, env, cwd, stderr=subprocess.PIPE, nice=False, pass_fds=()):
+    demote = {}
+    if user is not None and os.geteuid() == 0:
+        entry = pwd.getpwnam(user)
+        demote = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": [entry.pw_gid]}
+    try:
+        return subprocess.Popen(
+            argv, env=env, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+            start_new_session=True, preexec_fn=lower_priority if nice else None, pass_fds=pass_fds, **demote,
+        )
+    except OSError as error:
+        raise ReleaseCodeError("%s could not be started: %s" % (argv[0], error)) from error
+
+
 def run_as(user, argv, env, cwd=None, stdin=None, timeout=60, nice=False, pass_fds=()) -> Completed:
     """Run argv as user (None: as who we are) with exactly this environment.
 
     timeout is in seconds; the whole process group is killed behind it.
     Raises ReleaseCodeError when the command cannot be started or takes too long.
     """
-    demote = {}
-    if user is not None and os.geteuid() == 0:
-        entry = pwd.getpwnam(user)
-        demote = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": [entry.pw_gid]}
-    try:
-        child = subprocess.Popen(
-            argv, env=env, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True, preexec_fn=lower_priority if nice else None, pass_fds=pass_fds, **demote,
-        )
-    except OSError as error:
-        raise ReleaseCodeError("%s could not be started: %s" % (argv[0], error)) from error
+    child = _start(user, argv, env, cwd, nice=nice, pass_fds=pass_fds)
     try:
         stdout, stderr = child.communicate(None if stdin is None else stdin.encode(), timeout=timeout)
     except subprocess.TimeoutExpired as error:
@@ -116,29 +123,88 @@ class ReleaseCode:
         return self.run(["python", "-m", "django"] + list(arguments), timeout=timeout, nice=nice, extra_env=extra_env)
 
     def driver(self, module, request: dict, timeout=60, extra_env=None) -> dict:
-        """Run the source of a driver module (a module of this package) inside the release.
+        """Ask a driver one thing; see Driver."""
+        with Driver(self, module, extra_env) as driver:
+            return driver.ask(request, timeout)
 
-        The driver reads the request as one line of JSON from standard input and writes its answer as one line that
-        starts with ANSWER; whatever else the application prints is left alone. An answer {"error": text} and an
-        answer that does not come both raise ReleaseCodeError.
-        """
+
+class Driver:
+    """The source of a driver module (a module of this package) at work inside a release.
+
+    The driver reads each request as one line of JSON from standard input and writes its answer as one line that starts
+    with ANSWER; whatever else the application prints is left alone. An answer {"error": text} and an answer that does
+    not come both raise ReleaseCodeError.
+    """
+
+    def __init__(self, code: ReleaseCode, module, extra_env=None):
         source = module.__loader__.get_source(module.__name__).encode()
         descriptor = os.memfd_create("shiftmaster-driver")
         try:
             os.write(descriptor, source)
             os.lseek(descriptor, 0, os.SEEK_SET)
-            extra = dict(extra_env or {}, SHIFTMASTER_DRIVER_FD=str(descriptor))
-            done = self.run(["python", "-c", _BOOTSTRAP], json.dumps(request) + "\n", timeout, False, extra,
-                            (descriptor,))
+            self._stderr = tempfile.TemporaryFile()
+            environment = code.environ(dict(extra_env or {}, SHIFTMASTER_DRIVER_FD=str(descriptor)))
+            self._child = _start(code.user, [code.python, "-c", _BOOTSTRAP], environment,
+                                 os.path.join(code.path, "source"), stderr=self._stderr, pass_fds=(descriptor,))
         finally:
             os.close(descriptor)
-        for line in reversed(done.stdout.splitlines()):
+        self._buffer = b""
+        self._noise = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        self.close()
+
+    def ask(self, request: dict, timeout=60) -> dict:
+        """Send one request and return its answer; timeout is in seconds."""
+        deadline = time.monotonic() + timeout
+        try:
+            self._child.stdin.write((json.dumps(request) + "\n").encode())
+            self._child.stdin.flush()
+        except OSError:
+            pass  # It ended: its output below says why.
+        for line in self._lines(deadline):
             if line.startswith(ANSWER):
                 answer = json.loads(line[len(ANSWER):])
                 if "error" in answer:
                     raise ReleaseCodeError(answer["error"])
                 return answer
-        raise ReleaseCodeError(
-            "the release's code ended with code %d and without an answer; its last output: %s"
-            % (done.rc, tail(done.stdout + done.stderr) or "none")
-        )
+            self._noise.append(line)
+        raise ReleaseCodeError("the release's code %s; its last output: %s" % (
+            "did not answer within %d seconds" % timeout if self._child.poll() is None
+            else "ended with code %d and without an answer" % self._child.wait(), self._output() or "none"))
+
+    def _lines(self, deadline):
+        stream = self._child.stdout
+        while True:
+            while b"\n" in self._buffer:
+                line, self._buffer = self._buffer.split(b"\n", 1)
+                yield line.decode(errors="replace")
+            ready, _write, _error = select.select([stream], [], [], max(0, deadline - time.monotonic()))
+            if not ready:
+                return
+            chunk = os.read(stream.fileno(), 65536)
+            if not chunk:
+                self._child.wait()
+                return
+            self._buffer += chunk
+
+    def _output(self) -> str:
+        self._stderr.seek(0)
+        return tail("\n".join(self._noise) + "\n" + self._stderr.read().decode(errors="replace"))
+
+    def close(self) -> None:
+        """End the driver; it gets a moment to end by itself."""
+        try:
+            self._child.stdin.close()
+        except OSError:
+            pass
+        try:
+            self._child.wait(2)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._child.pid, signal.SIGKILL)
+            self._child.wait()
+        self._child.stdout.close()
+        self._stderr.close()

@@ -181,7 +181,8 @@ class Build:
                              % (what, self.spec["version"], self.log, tail(done.stderr or done.stdout)))
 
     def _code(self, what: str, arguments) -> None:
-        code = ReleaseCode(self.path, self.spec["build_user"])
+        # The application's code runs as the application's user here too: it may open logs in linked directories.
+        code = ReleaseCode(self.path, self.spec["user"])
         self._judge(what, code.manage(arguments, timeout=self.spec["timeout_seconds"], nice=True))
 
     def unpack(self) -> None:
@@ -190,7 +191,7 @@ class Build:
         for folder in (source, os.path.join(self.path, "venv"), os.path.join(self.path, "site"),
                        os.path.join(self.path, "static")):
             os.mkdir(folder, 0o755)
-            _own(folder, self.spec["build_user"])
+            _own(folder, self.spec["user" if folder.endswith("/static") else "build_user"])
         # Opened here, since the archive is root's: the build user gets it as its standard input.
         with open(self.spec["archive"], "rb") as archive:
             done = subprocess.run(

@@ -1,0 +1,178 @@
+#!/usr/bin/python
+# The deploy lock; the mechanism is in module_utils/shiftmaster/lock.py.
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: shiftmaster_lock
+short_description: Hold the lock that keeps two deploys of ShiftMaster apart
+description:
+  - The lock is one file on one designated host. It is put in place complete, by C(link()), so that none is ever without
+    an owner, and holds the owner, the run, the controller's process, the time it was taken and its expiry.
+  - An expired lock is taken over, and so is one whose controller process is known to be dead, by O(dead_run_id). The
+    caller then recovers what the owner left (M(shiftmaster_release) with O(ignore:state=recovered)).
+  - O(state=identity) and O(state=alive) run on the controller and touch nothing.
+version_added: "1.0.0"
+author: ShiftMaster operations (@shiftmaster-operations)
+options:
+  state:
+    description:
+      - V(present) takes the lock, or moves its expiry on where O(run_id) holds it already.
+      - V(absent) gives it back; the lock of another run is left alone.
+      - V(query) reads it.
+      - V(identity) describes the ansible process it runs under, on the controller.
+      - V(alive) says whether the process in O(controller) still lives, on the controller.
+    type: str
+    choices: [present, absent, query, identity, alive]
+    default: query
+  path:
+    description: The lock file.
+    type: path
+    default: /var/www/shiftmaster/shared/state/lock.json
+  owner:
+    description: Who asks for it, for the message that another run shows.
+    type: str
+    default: ""
+  run_id:
+    description: The run that asks for it or gives it back; required for V(present) and V(absent).
+    type: str
+  operation:
+    description: What the run does, for the message that another run shows.
+    type: str
+    default: deploy
+  controller:
+    description: What O(state=identity) returned on the controller.
+    type: dict
+    default: {}
+  ttl_seconds:
+    description: After so many seconds without a refresh another run may take the lock over.
+    type: int
+    default: 1800
+  wait_seconds:
+    description: How long to wait for another run's lock.
+    type: int
+    default: 0
+  dead_run_id:
+    description: The run of an owner that is known to be dead; its lock is taken over at once.
+    type: str
+    default: ""
+attributes:
+  check_mode:
+    support: full
+    description: In check mode no lock is taken; a held one is reported.
+  diff_mode:
+    support: none
+    description: A lock is no configuration.
+notes:
+  - A lock is a run's own, passing state and no configuration of the host; so C(changed) is true only where a lock was
+    taken over from a dead owner.
+"""
+
+EXAMPLES = r"""
+- name: Describe this run's controller process
+  shiftmaster_lock:
+    state: identity
+  delegate_to: localhost
+  register: identity
+
+- name: Take the lock
+  shiftmaster_lock:
+    state: present
+    owner: ops@controller
+    run_id: "{{ run_id }}"
+    controller: "{{ identity.controller }}"
+    wait_seconds: 60
+"""
+
+RETURN = r"""
+acquired:
+  description: Whether this run holds the lock now.
+  type: bool
+  returned: for present
+holder:
+  description: The owner of the lock, or an empty dict.
+  type: dict
+  returned: for present, absent and query
+stale:
+  description: Whether the lock that is held has expired.
+  type: bool
+  returned: for present and query
+taken_over:
+  description: The dead owner whose lock was taken over, or an empty dict.
+  type: dict
+  returned: for present
+controller:
+  description: Machine, pid and start time (clock ticks since boot) of the ansible process.
+  type: dict
+  returned: for identity
+alive:
+  description: Whether the process lives; null where this machine cannot know.
+  type: bool
+  returned: for alive
+"""
+
+import datetime
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster import lock
+
+
+def sentence(holder):
+    """Say who holds a lock, since when and until when."""
+    if not holder:
+        return ""
+
+    def when(seconds):
+        return datetime.datetime.fromtimestamp(float(seconds), datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+    return "%s holds the lock for its %s since %s; it expires at %s (run %s)" % (
+        holder.get("owner") or "somebody", holder.get("operation"), when(holder.get("since", 0)),
+        when(holder.get("expires", 0)), holder.get("run_id"))
+
+
+def run(params, check_mode):
+    """Return the module's result."""
+    state = params["state"]
+    if state == "identity":
+        return {"changed": False, "controller": lock.controller_identity()}
+    if state == "alive":
+        return {"changed": False, "alive": lock.controller_alive(params["controller"])}
+    holder = lock.read(params["path"])
+    if state == "query" or (check_mode and state == "present"):
+        return {"changed": False, "acquired": False, "holder": holder or {}, "holder_text": sentence(holder),
+                "stale": bool(holder) and lock.expired(holder), "taken_over": {}}
+    if state == "absent":
+        if not check_mode:
+            lock.release(params["path"], params["run_id"])
+        return {"changed": False, "holder": lock.read(params["path"]) or {}}
+    outcome = lock.acquire(params["path"], params["owner"], params["run_id"], params["operation"],
+                           params["controller"], params["ttl_seconds"], params["wait_seconds"], params["dead_run_id"])
+    return {"changed": outcome.taken_over is not None, "acquired": outcome.acquired, "holder": outcome.holder or {},
+            "holder_text": sentence(outcome.holder), "stale": False, "taken_over": outcome.taken_over or {}}
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent", "query", "identity", "alive"],
+                      "default": "query"},
+            "path": {"type": "path", "default": "/var/www/shiftmaster/shared/state/lock.json"},
+            "owner": {"type": "str", "default": ""},
+            "run_id": {"type": "str"},
+            "operation": {"type": "str", "default": "deploy"},
+            "controller": {"type": "dict", "default": {}},
+            "ttl_seconds": {"type": "int", "default": 1800},
+            "wait_seconds": {"type": "int", "default": 0},
+            "dead_run_id": {"type": "str", "default": ""},
+        },
+        required_if=[("state", "present", ("run_id",)), ("state", "absent", ("run_id",))],
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(**run(module.params, module.check_mode))
+    except OSError as error:
+        module.fail_json(msg="the lock %s cannot be used: %s" % (module.params["path"], error))
+
+
+if __name__ == "__main__":
+    main()

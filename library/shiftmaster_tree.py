@@ -1,0 +1,218 @@
+#!/usr/bin/python
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: shiftmaster_tree
+short_description: Lay down folders and small text files in one call
+description:
+  - One remote call instead of one for each folder and file; a run that changes nothing on a fleet is mostly made of
+    such calls.
+  - Each file is replaced as a whole, by a rename. Nothing is changed before all of the input has been checked.
+version_added: "1.0.0"
+author: ShiftMaster operations (@shiftmaster-operations)
+options:
+  directories:
+    description: Folders, parents first.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: The folder's absolute path.
+        type: path
+        required: true
+      owner:
+        description: Its user.
+        type: str
+        default: root
+      group:
+        description: Its group.
+        type: str
+        default: root
+      mode:
+        description: Its mode in octal, as text.
+        type: str
+        default: "0755"
+  files:
+    description: Text files with their whole content.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: The file's absolute path.
+        type: path
+        required: true
+      content:
+        description: The whole text.
+        type: str
+        required: true
+      owner:
+        description: Its user.
+        type: str
+        default: root
+      group:
+        description: Its group.
+        type: str
+        default: root
+      mode:
+        description: Its mode in octal, as text.
+        type: str
+        default: "0644"
+  purge:
+    description: Folders below which every file that is not in O(files) is removed.
+    type: list
+    elements: path
+    default: []
+attributes:
+  check_mode:
+    support: full
+    description: Says what would change and changes nothing.
+  diff_mode:
+    support: full
+    description: Shows the text before and after.
+"""
+
+EXAMPLES = r"""
+- name: Install a unit
+  shiftmaster_tree:
+    files:
+      - path: /etc/systemd/system/shiftmaster.service
+        content: "{{ lookup('ansible.builtin.template', 'shiftmaster.service.j2') }}"
+"""
+
+RETURN = r"""
+changed_paths:
+  description: What was, or in check mode would be, created, changed or removed.
+  type: list
+  elements: str
+  returned: always
+"""
+
+import grp
+import os
+import pwd
+import stat
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def identity(entry, missing_ok):
+    """Return (uid, gid) of an entry; None for one that does not exist yet and may be missing (check mode)."""
+    found = []
+    for kind, table, key in (("user", pwd.getpwnam, "owner"), ("group", grp.getgrnam, "group")):
+        try:
+            found.append(table(entry[key])[2])
+        except KeyError:
+            if not missing_ok:
+                raise ValueError("%s: there is no %s %s" % (entry["path"], kind, entry[key]))
+            found.append(None)
+    return tuple(found)
+
+
+def needs(path, entry, ids):
+    """Return what of mode and owner differs, as text; "" where all is as asked or the path is not there."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return ""
+    mode = stat.S_IMODE(found.st_mode)
+    different = []
+    if mode != int(entry["mode"], 8):
+        different.append("mode %04o -> %s" % (mode, entry["mode"]))
+    if (found.st_uid, found.st_gid) != ids:
+        different.append("owner %d:%d -> %s:%s" % (found.st_uid, found.st_gid, entry["owner"], entry["group"]))
+    return ", ".join(different)
+
+
+def read(path):
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def apply(params, check_mode):
+    """Return (changed paths, diffs)."""
+    changed, diffs = [], []
+    for entry in params["directories"] + params["files"]:
+        int(entry["mode"], 8)
+        identity(entry, check_mode)
+        if not os.path.isabs(entry["path"]):
+            raise ValueError("%s is not an absolute path" % entry["path"])
+    for entry in params["directories"]:
+        path, ids = entry["path"], identity(entry, check_mode)
+        exists = os.path.isdir(path)
+        difference = needs(path, entry, ids)
+        if exists and not difference:
+            continue
+        changed.append(path)
+        diffs.append({"before_header": path, "after_header": path, "before": "%s\n" % difference if exists else "",
+                      "after": "folder %s %s:%s\n" % (entry["mode"], entry["owner"], entry["group"])})
+        if not check_mode:
+            os.makedirs(path, exist_ok=True)
+            os.chown(path, *ids)
+            os.chmod(path, int(entry["mode"], 8))
+    for entry in params["files"]:
+        path, ids = entry["path"], identity(entry, check_mode)
+        before = read(path)
+        difference = needs(path, entry, ids)
+        if before == entry["content"] and not difference:
+            continue
+        changed.append(path)
+        diffs.append({"before_header": path, "after_header": path, "before": before or "", "after": entry["content"]}
+                     if before != entry["content"] else {"prepared": "%s: %s\n" % (path, difference)})
+        if not check_mode:
+            replace(path, entry, ids)
+    wanted = {entry["path"] for entry in params["files"]}
+    for folder in params["purge"]:
+        for parent, _folders, names in os.walk(folder):
+            for name in names:
+                path = os.path.join(parent, name)
+                if path in wanted:
+                    continue
+                changed.append(path)
+                diffs.append({"before_header": path, "after_header": path, "before": "(a file)\n", "after": ""})
+                if not check_mode:
+                    os.unlink(path)
+    return changed, diffs
+
+
+def replace(path, entry, ids):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    fresh = path + ".new"
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(entry["content"])
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.chown(fresh, *ids)
+    os.chmod(fresh, int(entry["mode"], 8))
+    os.rename(fresh, path)
+
+
+def main():
+    common = {"path": {"type": "path", "required": True}, "owner": {"type": "str", "default": "root"},
+              "group": {"type": "str", "default": "root"}}
+    module = AnsibleModule(
+        argument_spec={
+            "directories": {"type": "list", "elements": "dict", "default": [],
+                            "options": dict(common, mode={"type": "str", "default": "0755"})},
+            "files": {"type": "list", "elements": "dict", "default": [],
+                      "options": dict(common, content={"type": "str", "required": True},
+                                      mode={"type": "str", "default": "0644"})},
+            "purge": {"type": "list", "elements": "path", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        changed, diffs = apply(module.params, module.check_mode)
+    except (OSError, ValueError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=bool(changed), changed_paths=changed, diff=diffs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Celery as the cutover needs it. Runs inside a release: its source is handed to the release's interpreter.
+
+Requests, one line of JSON each; every answer is one line that starts with "@@shiftmaster-answer@@ ":
+
+    {"op": "tasks"}                                       {"tasks": [names that this release knows], "queues": [names]}
+    {"op": "ping", "worker": name, "seconds": n}          {"alive": bool}
+    {"op": "canary", "worker": name, "queue": q, ...}     {"ran": bool}: one task went through the broker and was run
+    {"op": "consume", "worker": name, "queues": [...]}    {"confirmed": bool}
+    {"op": "cancel", "worker": name, "queues": [...]}     {"confirmed": bool}
+    {"op": "park", "queues": [...], "folder": path}       {"parked": [{"id", "task", "queue"}], "files": [...]}
+"""
+
+import json
+import os
+import sys
+import time
+
+ANSWER = "@@shiftmaster-answer@@ "
+
+
+def application(name):
+    from celery.app.utils import find_app
+
+    try:
+        import django
+
+        django.setup()
+    except ImportError:
+        pass
+    app = find_app(name)
+    app.loader.import_default_modules()
+    app.finalize()
+    return app
+
+
+class Operations:
+    def __init__(self, app):
+        self.app = app
+
+    def tasks(self, _request):
+        return {"tasks": sorted(self.app.tasks), "queues": sorted(self.app.amqp.queues)}
+
+    def ping(self, request):
+        deadline = time.monotonic() + request["seconds"]
+        while True:
+            replies = self.app.control.ping(destination=[request["worker"]], timeout=1.0, limit=1)
+            if replies:
+                return {"alive": True}
+            if time.monotonic() > deadline:
+                return {"alive": False}
+
+    def _count(self, worker):
+        stats = self.app.control.inspect(destination=[worker], timeout=1.0, limit=1).stats() or {}
+        return sum((stats.get(worker) or {}).get("total", {}).values())
+
+    def canary(self, request):
+        # celery.accumulate is built into every Celery application and only returns its arguments.
+        before = self._count(request["worker"])
+        self.app.send_task("celery.accumulate", args=("shiftmaster",), queue=request["queue"], ignore_result=True,
+                           expires=request["seconds"])
+        deadline = time.monotonic() + request["seconds"]
+        while time.monotonic() < deadline:
+            if self._count(request["worker"]) > before:
+                return {"ran": True}
+            time.sleep(0.1)
+        return {"ran": False}
+
+    def consume(self, request):
+        return self._each(self.app.control.add_consumer, request)
+
+    def cancel(self, request):
+        return self._each(self.app.control.cancel_consumer, request)
+
+    def _each(self, command, request):
+        confirmed = True
+        for queue in request["queues"]:
+            replies = command(queue, destination=[request["worker"]], reply=True, timeout=3.0, limit=1) or []
+            confirmed = confirmed and any("ok" in reply.get(request["worker"], {}) for reply in replies)
+        return {"confirmed": confirmed}
+
+    def park(self, request):
+        """Take the tasks that this release does not know out of the queues, each into a file of its own.
+
+        Only a Redis broker keeps its queues as lists; with another one nothing is parked and the answer says so.
+        """
+        with self.app.connection_for_write() as connection:
+            channel = connection.default_channel
+            client = getattr(channel, "client", None)
+            if client is None or not hasattr(client, "lrange"):
+                return {"parked": [], "unsupported": connection.transport.driver_type}
+            known, parked = set(self.app.tasks), []
+            for queue in request["queues"]:
+                for key in self._keys(channel, queue):
+                    for raw in client.lrange(key, 0, -1):
+                        message = json.loads(raw)
+                        headers = message.get("headers") or {}
+                        if headers.get("task") in known:
+                            continue
+                        task_id = str(headers.get("id"))
+                        path = os.path.join(request["folder"], "%s.json" % os.path.basename(task_id))
+                        with open(path + ".new", "w", encoding="utf-8") as stream:
+                            json.dump({"queue": queue, "key": key, "message": message}, stream, indent=1)
+                            stream.flush()
+                            os.fsync(stream.fileno())
+                        os.rename(path + ".new", path)
+                        client.lrem(key, 1, raw)
+                        parked.append({"id": task_id, "task": headers.get("task"), "queue": queue})
+            return {"parked": parked}
+
+    @staticmethod
+    def _keys(channel, queue):
+        separator = getattr(channel, "sep", "\x06\x16")
+        steps = getattr(channel, "priority_steps", [0])
+        return [queue if not step else "%s%s%s" % (queue, separator, step) for step in steps]
+
+    def replay(self, request):
+        """Put parked tasks that this release knows back into their queues, and remove their files."""
+        replayed = []
+        with self.app.connection_for_write() as connection:
+            client = getattr(connection.default_channel, "client", None)
+            for name in sorted(os.listdir(request["folder"])):
+                path = os.path.join(request["folder"], name)
+                if client is None or not name.endswith(".json"):
+                    continue
+                with open(path, encoding="utf-8") as stream:
+                    entry = json.load(stream)
+                headers = entry["message"].get("headers") or {}
+                if headers.get("task") in self.app.tasks:
+                    client.lpush(entry["key"], json.dumps(entry["message"]))
+                    os.unlink(path)
+                    replayed.append({"id": headers.get("id"), "task": headers.get("task"), "queue": entry["queue"]})
+        return {"replayed": replayed}
+
+
+def main():
+    stdout = sys.stdout
+    sys.stdout = sys.stderr  # Whatever the application prints must not end up between the answers.
+    operations = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if operations is None:
+                operations = Operations(application(request["application"]))
+            answer = getattr(operations, request["op"])(request)
+        except Exception as error:
+            answer = {"error": "%s: %s" % (type(error).__name__, error)}
+        stdout.write(ANSWER + json.dumps(answer) + "\n")
+        stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,664 @@
+"""Look at and change the database of a release, from inside its own Django.
+
+ReleaseCode.driver() feeds this file to the release's interpreter, in its source folder and with its environment. One
+line of JSON comes in on standard input, one line that starts with ANSWER goes out; everything that the application
+prints goes to standard error. Nothing but the standard library and Django may be imported here, and nothing of this
+package: the file travels alone.
+
+Requests: {"op": "plan" | "apply" | "reverse", ...}; each function below says what it takes. Only the database
+`default` is looked at.
+
+A failure that is understood comes back as {"failure": {...}} with a sentence in `message`, so that the caller keeps
+what was applied before it; {"error": text} is for what could not even begin.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+
+ANSWER = "@@shiftmaster-answer@@ "
+ALIAS = "default"
+# Advisory locks count per database; this number is ours: "shiftmig" in ASCII.
+LOCK_KEY = int.from_bytes(b"shiftmig", "big")
+NAME = "shiftmaster-migrate"
+LOCK_NAME = "shiftmaster-migration-lock"
+# A server that notices within this time that a killed migration's client is gone (PostgreSQL 14 or newer).
+CLIENT_CHECK_MS = 2000
+HINTS = {
+    "42701": "The database has this column already. If its definition is the same, mark the migration as applied"
+             " (migrate --fake) in a before_migrate hook; otherwise correct the migration.",
+    "42P07": "The database has this table or index already. If it is the same, mark the migration as applied"
+             " (migrate --fake) in a before_migrate hook; otherwise remove it.",
+    "42501": "The database user lacks a right that the migration needs.",
+    "55P03": "Another session held a lock on the table for longer than lock_timeout. Nothing waits behind it now; end"
+             " that session or try again at a quieter time.",
+    "57014": "The statement took longer than statement_timeout, or somebody cancelled it.",
+}
+
+
+class Failure(Exception):
+    """Something that is understood: kind names it, str() is a sentence."""
+
+    def __init__(self, kind, message, **details):
+        super().__init__(message)
+        self.details = dict(details, kind=kind, message=message)
+
+
+def note(text):
+    """Tell the progress on standard error, where a timeout's message will quote it."""
+    sys.stderr.write("migrations: %s\n" % text)
+    sys.stderr.flush()
+
+
+def setup():
+    sys.path.insert(0, os.getcwd())
+    import django
+
+    django.setup()
+    from django.db import connections
+
+    return connections[ALIAS]
+
+
+def first_line(error):
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def key(pair):
+    return "%s.%s" % tuple(pair)
+
+
+# ---------------------------------------------------------------------------------------------------------- looking
+
+
+def rows_of(connection):
+    """Return the rows of django_migrations in the order in which they were applied."""
+    from django.db.migrations.recorder import MigrationRecorder
+
+    recorder = MigrationRecorder(connection)
+    if not recorder.has_table():
+        return []
+    rows = recorder.migration_qs.order_by("id").values_list("app", "name", "applied")
+    return [{"app": app, "name": name, "applied": applied.isoformat()} for app, name, applied in rows]
+
+
+def describe(operation):
+    try:
+        text = operation.describe()
+    except Exception:  # A custom operation's own describe may fail on anything.
+        text = ""
+    return {"operation": type(operation).__name__, "describe": text or type(operation).__name__,
+            "reversible": bool(getattr(operation, "reversible", False))}
+
+
+def describe_migration(migration):
+    return {
+        "app": migration.app_label,
+        "name": migration.name,
+        "atomic": bool(migration.atomic),
+        "replaces": [list(pair) for pair in migration.replaces or ()],
+        "operations": [describe(operation) for operation in migration.operations],
+    }
+
+
+def source_of(migration):
+    path = getattr(sys.modules.get(type(migration).__module__), "__file__", None) or ""
+    try:
+        import tokenize
+
+        with tokenize.open(path) as stream:
+            return stream.read()
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return ""
+
+
+def import_management():
+    """Let the apps register their signal handlers, as `migrate` does."""
+    from importlib import import_module
+
+    from django.apps import apps
+    from django.utils.module_loading import module_has_submodule
+
+    for config in apps.get_app_configs():
+        if module_has_submodule(config.module, "management"):
+            import_module(".management", config.name)
+
+
+def executor_of(connection):
+    """Return Django's executor, after the checks that `migrate` makes."""
+    from django.db.migrations.exceptions import (
+        BadMigrationError,
+        CircularDependencyError,
+        InconsistentMigrationHistory,
+        NodeNotFoundError,
+    )
+    from django.db.migrations.executor import MigrationExecutor
+
+    try:
+        executor = MigrationExecutor(connection)
+        executor.loader.check_consistent_history(connection)
+    except InconsistentMigrationHistory as error:
+        raise Failure("inconsistent", "The rows of django_migrations contradict the release: %s" % error) from error
+    except (NodeNotFoundError, BadMigrationError, CircularDependencyError, ImportError, SyntaxError) as error:
+        raise Failure("unreadable", "The release's migrations cannot be loaded: %s" % first_line(error)) from error
+    conflicts = executor.loader.detect_conflicts()
+    if conflicts:
+        raise Failure("conflict", "The release has migrations that nobody merged: %s. It needs makemigrations --merge."
+                      % "; ".join("%s in %s" % (", ".join(sorted(n)), app) for app, n in sorted(conflicts.items())))
+    return executor
+
+
+def pending_of(executor):
+    return [migration for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes())]
+
+
+def look(connection, request):
+    """Tell what is applied, what the release holds and what is pending.
+
+    Request: sources: true to get the text of all files of the apps with a pending migration.
+    """
+    executor = executor_of(connection)
+    loader = executor.loader
+    pending = pending_of(executor)
+    answer = {
+        "vendor": connection.vendor,
+        "pending": [describe_migration(migration) for migration in pending],
+        "applied": rows_of(connection),
+        "known": [
+            {"app": app, "name": name, "replaces": [list(pair) for pair in migration.replaces or ()]}
+            for (app, name), migration in sorted(loader.disk_migrations.items())
+        ],
+    }
+    if request.get("sources"):
+        apps = {migration.app_label for migration in pending}
+        answer["sources"] = {}
+        for (app, name), migration in loader.disk_migrations.items():
+            if app in apps:
+                answer["sources"].setdefault(app, {})[name] = source_of(migration)
+    return answer
+
+
+# ---------------------------------------------------------------------------------------------------------- the lock
+
+
+def query(connection, sql, parameters=()):
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        return cursor.fetchall()
+
+
+def prepare(connection, request):
+    """Make every connection of this run carry its timeouts, also one that the application opens anew."""
+    if connection.vendor != "postgresql":
+        return
+    from django.db.backends.signals import connection_created
+
+    options = connection.settings_dict.setdefault("OPTIONS", {})
+    options.pop("pool", None)  # A pool hands out and resets sessions as it likes.
+    given = options.get("options") or os.environ.get("PGOPTIONS", "")
+    ours = ["-c lock_timeout=%d" % (float(request.get("lock_timeout_seconds", 5)) * 1000)]
+    if request.get("statement_timeout_seconds"):
+        ours.append("-c statement_timeout=%d" % (float(request["statement_timeout_seconds"]) * 1000))
+    options["options"] = " ".join(filter(None, [given] + ours))
+    options["application_name"] = NAME
+
+    def created(sender, connection, **_):
+        if connection.alias == ALIAS and connection.pg_version >= 140000:
+            query(connection, "SELECT set_config('client_connection_check_interval', %s, false)",
+                  [str(CLIENT_CHECK_MS)])
+
+    connection_created.connect(created, weak=False, dispatch_uid="shiftmaster-migrations")
+    connection.close()
+
+
+def holder_of(lock):
+    rows = query(
+        lock,
+        "SELECT a.pid, coalesce(nullif(a.application_name, ''), 'no name'), coalesce(a.usename, '?'),"
+        " coalesce(host(a.client_addr), 'this host'), extract(epoch FROM now() - a.backend_start)::int"
+        " FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
+        " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND l.classid = %s::bigint::oid AND l.objid = %s::bigint::oid",
+        [LOCK_KEY >> 32, LOCK_KEY & 0xFFFFFFFF],
+    )
+    return rows[0] if rows else None
+
+
+def leftovers_of(lock, own_pid):
+    """Find sessions of an earlier run whose process was killed: the server may still be working for them."""
+    return query(
+        lock,
+        "SELECT pid, state, extract(epoch FROM now() - state_change)::int FROM pg_stat_activity"
+        " WHERE application_name = %s AND datname = current_database() AND pid <> %s",
+        [NAME, own_pid],
+    )
+
+
+def client_pid(connection):
+    """The backend's number as the server told it when the connection began."""
+    raw = connection.connection
+    info = getattr(raw, "info", None)
+    return getattr(info, "backend_pid", None) or raw.get_backend_pid()
+
+
+class Lock:
+    """The advisory lock that lets only one process migrate.
+
+    It lives on a connection of its own, in autocommit and without a transaction: the migrating connection may be
+    closed by the application, a lock inside a transaction would block CREATE INDEX CONCURRENTLY for ever, and the
+    server gives it back in the moment in which this process dies. It is asked for again and again rather than waited
+    for, because a waiting SELECT keeps a snapshot, for which the holder's CREATE INDEX CONCURRENTLY would wait.
+    """
+
+    def __init__(self, connection, wait_seconds):
+        self.migrating = connection
+        self.wait_seconds = float(wait_seconds)
+        self.connection = None
+
+    def __enter__(self):
+        if self.migrating.vendor != "postgresql":
+            return self
+        self.connection = lock = self.migrating.copy()
+        lock.settings_dict["OPTIONS"]["application_name"] = LOCK_NAME
+        lock.settings_dict["AUTOCOMMIT"] = True
+        lock.ensure_connection()
+        if client_pid(lock) != query(lock, "SELECT pg_backend_pid()")[0][0]:
+            raise Failure("pooler", "The connection to the database goes through a pooler (pgbouncer or alike), which "
+                          "may give the migration lock to somebody else. Let migrations connect to PostgreSQL itself: "
+                          "set the host and port in extra_environment.")
+        if lock.pg_version >= 140000:
+            query(lock, "SELECT set_config('idle_session_timeout', '0', false)")
+        deadline = time.monotonic() + self.wait_seconds
+        self._wait(deadline)
+        self._wait_for_leftovers(deadline)
+        return self
+
+    def _wait(self, deadline):
+        told = False
+        while not query(self.connection, "SELECT pg_try_advisory_lock(%s)", [LOCK_KEY])[0][0]:
+            holder = holder_of(self.connection)
+            if time.monotonic() >= deadline:
+                who = "session %d (%s, user %s, from %s, connected for %d s)" % holder if holder else "another session"
+                raise Failure("locked", "Another process holds the migration lock: %s still had it after %g seconds. "
+                              "Nothing was changed. Wait for it, or end that session if it is stuck."
+                              % (who, self.wait_seconds), pid=holder[0] if holder else None)
+            if not told:
+                note("waiting for the migration lock that session %s holds" % (holder[0] if holder else "?"))
+                told = True
+            time.sleep(0.25)
+
+    def _wait_for_leftovers(self, deadline):
+        own = client_pid(self.migrating) if self.migrating.connection is not None else 0
+        while True:
+            left = leftovers_of(self.connection, own)
+            if not left:
+                return
+            if time.monotonic() >= deadline:
+                raise Failure("leftover", "A migration whose process is gone is still running in the database: session "
+                              "%d, for %d seconds, was still there after %g seconds. Nothing was changed. Wait for it, "
+                              "or end it: SELECT pg_terminate_backend(%d)."
+                              % (left[0][0], left[0][2] or 0, self.wait_seconds, left[0][0]), pid=left[0][0])
+            time.sleep(0.25)
+
+    def check(self):
+        """Raise when the lock is lost (its connection broke): somebody else may be migrating."""
+        if self.connection is None:
+            return
+        try:
+            query(self.connection, "SELECT 1")
+        except Exception as error:
+            raise Failure("lock_lost", "The connection that held the migration lock broke (%s), so the run stopped "
+                          "before the next migration." % first_line(error)) from error
+
+    def __exit__(self, *_):
+        if self.connection is not None:
+            with contextlib.suppress(Exception):  # The server gives it back anyway when the connection ends.
+                query(self.connection, "SELECT pg_advisory_unlock(%s)", [LOCK_KEY])
+            with contextlib.suppress(Exception):
+                self.connection.close()
+
+
+# ---------------------------------------------------------------------------------------------------------- changing
+
+
+class Tracker:
+    """Follows Django through the migrations of a run, operation by operation."""
+
+    def __init__(self, migrations, lock, backwards=False):
+        self.lock = lock
+        self.backwards = backwards
+        self.wanted = {key((m.app_label, m.name)): m for m in migrations}
+        self.total = len(migrations)
+        self.finished = []
+        self.current = None
+        self.operation = None
+        self.done = []
+        self.repaired = []
+        self._undo = []
+
+    def __enter__(self):
+        from django.db.migrations.executor import MigrationExecutor
+
+        verb = "unapply_migration" if self.backwards else "apply_migration"
+        original = getattr(MigrationExecutor, verb)
+        tracker = self
+
+        def tracked(executor, state, migration, *args, **kwargs):
+            tracker.begin(migration)
+            result = original(executor, state, migration, *args, **kwargs)
+            tracker.finish(migration)
+            return result
+
+        setattr(MigrationExecutor, verb, tracked)
+        self._undo.append(lambda: setattr(MigrationExecutor, verb, original))
+        return self
+
+    def __exit__(self, *_):
+        while self._undo:
+            self._undo.pop()()
+
+    def begin(self, migration):
+        name = key((migration.app_label, migration.name))
+        self.current, self.operation, self.done = migration, None, []
+        self.lock.check()
+        if name not in self.wanted:
+            raise Failure("unexpected", "%s would be applied, but it was not in the plan that was checked. Run again."
+                          % name)
+        note("%s %s (%d of %d)" % ("unapplying" if self.backwards else "applying", name, len(self.finished) + 1,
+                                   self.total))
+        for index, operation in enumerate(migration.operations):
+            self._wrap(index, operation)
+
+    def _wrap(self, index, operation):
+        verb = "database_backwards" if self.backwards else "database_forwards"
+        original = getattr(operation, verb)
+        facts = dict(describe(operation), number=index + 1)
+
+        def tracked(app_label, schema_editor, *args, **kwargs):
+            self.operation = facts
+            if not self.backwards:
+                self.repair(operation, schema_editor)
+            result = original(app_label, schema_editor, *args, **kwargs)
+            self.operation = None
+            self.done.append(facts)
+            return result
+
+        setattr(operation, verb, tracked)
+        self._undo.append(lambda: operation.__dict__.pop(verb, None))
+
+    def repair(self, operation, schema_editor):
+        """Drop what a killed or failed CREATE INDEX CONCURRENTLY left: an index of that name that is not valid."""
+        if type(operation).__name__ != "AddIndexConcurrently" or schema_editor.connection.vendor != "postgresql":
+            return
+        name = operation.index.name
+        broken = query(schema_editor.connection, "SELECT indexrelid::regclass::text FROM pg_index i JOIN pg_class c"
+                       " ON c.oid = i.indexrelid WHERE c.relname = %s AND NOT i.indisvalid"
+                       " AND pg_table_is_visible(c.oid)", [name])
+        for (index,) in broken:
+            note("dropping the unfinished index %s of an earlier run" % index)
+            schema_editor.execute("DROP INDEX CONCURRENTLY IF EXISTS %s" % index)
+            self.repaired.append("dropped the unfinished index %s of an earlier run" % index)
+
+    def finish(self, migration):
+        self.finished.append({"app": migration.app_label, "name": migration.name})
+        self.current, self.operation, self.done = None, None, []
+
+
+def sqlstate_of(error):
+    """Find the database's code in an exception or what caused it."""
+    while error is not None:
+        state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+        if state:
+            return state
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def invalid_indexes(lock):
+    if lock.connection is None:
+        return []
+    return [row[0] for row in query(
+        lock.connection, "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid ORDER BY 1")]
+
+
+def open_transactions(lock):
+    """Name the sessions that had been in a transaction for the longest time, when a lock was not to be had."""
+    if lock.connection is None:
+        return []
+    rows = query(
+        lock.connection,
+        "SELECT a.pid, coalesce(nullif(a.application_name, ''), 'no name'), coalesce(a.state, '?'),"
+        " extract(epoch FROM now() - a.xact_start)::int FROM pg_stat_activity a"
+        " WHERE a.datname = current_database() AND a.xact_start IS NOT NULL AND a.pid <> pg_backend_pid()"
+        " AND a.application_name <> %s ORDER BY a.xact_start LIMIT 5",
+        [NAME],
+    )
+    return ["session %d (%s, %s, for %d s)" % row for row in rows]
+
+
+def explain(error, tracker, connection, lock):
+    """Turn an exception inside a run into a failure that says where it happened and what stays."""
+    if isinstance(error, Failure):
+        details = dict(error.details)
+    else:
+        state = sqlstate_of(error)
+        migration, operation = tracker.current, tracker.operation
+        details = {"sqlstate": state, "type": type(error).__name__, "database_message": first_line(error)}
+        if migration is None:
+            details["kind"] = "around"
+            details["message"] = "The migrations ran, but what the application does %s failed: %s: %s" % (
+                "after them (a post_migrate handler)" if len(tracker.finished) == tracker.total else "around them",
+                type(error).__name__, first_line(error))
+        else:
+            name = key((migration.app_label, migration.name))
+            where = ("in operation %d (%s)" % (operation["number"], operation["describe"])) if operation else (
+                "after its operations" if tracker.done else "before its first operation")
+            transactional = migration.atomic and connection.features.can_rollback_ddl
+            half = not transactional and bool(tracker.done or operation)
+            sentences = ["Migration %s failed %s: %s: %s." % (
+                name, where, type(error).__name__, first_line(error).rstrip("."))]
+            if half:
+                sentences.append(
+                    "It does not run in a transaction, so it may be half %s: %s."
+                    % ("unapplied" if tracker.backwards else "applied",
+                       "done before were " + ", ".join("%d (%s)" % (o["number"], o["describe"]) for o in tracker.done)
+                       if tracker.done else "its first operation may have left something"))
+            else:
+                sentences.append("It was rolled back as a whole.")
+            details.update(
+                kind="migration_failed", app=migration.app_label, name=migration.name, operation=operation,
+                operations_done=list(tracker.done), half_applied=half,
+            )
+            blockers, broken = [], []
+            with contextlib.suppress(Exception):
+                blockers = open_transactions(lock) if state == "55P03" else []
+                broken = invalid_indexes(lock) if half else []
+            if state in HINTS:
+                details["hint"] = HINTS[state]
+            if blockers:
+                details["blockers"] = blockers
+                sentences.append("In a transaction at that time: %s." % ", ".join(blockers))
+            if broken:
+                details["invalid_indexes"] = broken
+                sentences.append("Unfinished indexes in the database: %s." % ", ".join(broken))
+            details["message"] = " ".join(sentences)
+    if tracker.finished:
+        details["message"] += " Before it, this run %s %s, which stay%s." % (
+            "unapplied" if tracker.backwards else "applied", ", ".join(key((m["app"], m["name"]))
+                                                                      for m in tracker.finished),
+            "" if len(tracker.finished) > 1 else "s")
+    return details
+
+
+def outcome(connection, tracker, failure=None):
+    answer = {
+        "done": tracker.finished,
+        "repaired": tracker.repaired,
+        "vendor": connection.vendor,
+        "applied": [],
+    }
+    if failure is None:
+        answer["applied"] = rows_of(connection)
+        return answer
+    answer["failure"] = failure
+    try:
+        connection.close()  # Whatever state the failed statement left it in.
+        answer["applied"] = rows_of(connection)
+    except Exception as error:
+        note("the applied migrations cannot be read any more: %s" % first_line(error))
+    return answer
+
+
+def apply(connection, request):
+    """Apply what is pending.
+
+    Request: expected: [[app, name]] that may be applied (others stop the run; null: anything), lock_wait_seconds,
+    lock_timeout_seconds, statement_timeout_seconds.
+    """
+    from django.core.management import call_command
+
+    prepare(connection, request)
+    with Lock(connection, request.get("lock_wait_seconds", 60)) as lock:
+        pending = pending_of(executor_of(connection))
+        if request.get("expected") is not None:
+            allowed = {tuple(pair) for pair in request["expected"]}
+            others = [key((m.app_label, m.name)) for m in pending if (m.app_label, m.name) not in allowed]
+            if others:
+                raise Failure("unexpected", "The pending migrations are not those that were checked: %s came to it. "
+                              "Nothing was changed. Run again." % ", ".join(others))
+        tracker = Tracker(pending, lock)
+        if not pending:
+            return outcome(connection, tracker)
+        try:
+            with tracker:
+                call_command("migrate", database=ALIAS, interactive=False, verbosity=1, no_color=True)
+        except Exception as error:
+            traceback.print_exc()
+            return outcome(connection, tracker, explain(error, tracker, connection, lock))
+        return outcome(connection, tracker)
+
+
+def backwards_plan(executor, keep):
+    """Return the migrations to unapply, in order, so that only `keep` stays; refuse what cannot be done."""
+    loader = executor.loader
+    graph = loader.graph
+    applied = set(loader.applied_migrations)
+    owner = {}
+    for squashed, migration in loader.replacements.items():
+        if squashed in graph.nodes:
+            for replaced in migration.replaces:
+                owner[tuple(replaced)] = squashed
+    covered = set(keep)
+    for node in keep:
+        if node in loader.replacements:
+            covered |= {tuple(pair) for pair in loader.replacements[node].replaces}
+    nodes, lost, partly = [], [], []
+    for row in sorted(applied):
+        if row in covered:
+            continue
+        node = row if row in graph.nodes else owner.get(row)
+        if node is None:
+            lost.append(key(row))
+            continue
+        replaced = {tuple(pair) for pair in graph.nodes[node].replaces or ()}
+        if replaced and replaced <= covered:
+            continue
+        if replaced & covered:
+            partly.append(key(node))
+        nodes.append(node)
+    if lost:
+        raise Failure("lost", "The release that should unapply them does not hold the files of %s." % ", ".join(lost))
+    if partly:
+        raise Failure("squashed", "%s can only be unapplied as a whole, and the older release needs a part of it."
+                      % ", ".join(sorted(set(partly))))
+    order, seen = [], set()
+    for node in nodes:
+        for candidate in graph.backwards_plan(node):
+            if candidate in applied and candidate not in seen:
+                seen.add(candidate)
+                order.append(candidate)
+    more = [key(node) for node in order if node not in set(nodes)]
+    if more:
+        raise Failure("needed", "%s depend on what would be unapplied, and the older release holds them."
+                      % ", ".join(more))
+    # backwards_plan gives each one behind those that depend on it; keep that over all of them.
+    position = {node: index for index, (migration, _) in enumerate(executor.migration_plan(
+        graph.leaf_nodes(), clean_start=True)) for node in [(migration.app_label, migration.name)]}
+    order.sort(key=lambda node: position[node], reverse=True)
+    plan = [graph.nodes[node] for node in order]
+    stuck = [
+        "%s (%s)" % (key((m.app_label, m.name)), ", ".join(describe(o)["describe"] for o in m.operations
+                                                          if not o.reversible))
+        for m in plan if not all(o.reversible for o in m.operations)
+    ]
+    if stuck:
+        raise Failure("irreversible", "These have no reverse code: %s. Nothing was changed; only restoring the backup "
+                      "from before goes back." % "; ".join(stuck))
+    return plan
+
+
+def reverse(connection, request):
+    """Unapply everything that is applied and not in keep; to be run by the newer release's code.
+
+    Request: keep: [[app, name]] that the older release knows, dry_run, and the timeouts of apply.
+    """
+    from django.core.management.sql import emit_post_migrate_signal, emit_pre_migrate_signal
+
+    keep = {tuple(pair) for pair in request["keep"]}
+    if request.get("dry_run"):
+        plan = backwards_plan(executor_of(connection), keep)
+        return {"pending": [describe_migration(migration) for migration in plan], "applied": rows_of(connection),
+                "done": [], "repaired": [], "vendor": connection.vendor}
+    prepare(connection, request)
+    import_management()
+    with Lock(connection, request.get("lock_wait_seconds", 60)) as lock:
+        executor = executor_of(connection)
+        migrations = backwards_plan(executor, keep)
+        tracker = Tracker(migrations, lock, backwards=True)
+        if not migrations:
+            return outcome(connection, tracker)
+        plan = [(migration, True) for migration in migrations]
+        try:
+            with tracker:
+                before = executor._create_project_state(with_applied_migrations=True).apps
+                emit_pre_migrate_signal(1, False, ALIAS, stdout=sys.stderr, apps=before, plan=plan)
+                state = executor.migrate(None, plan=plan)
+        except Exception as error:
+            traceback.print_exc()
+            return outcome(connection, tracker, explain(error, tracker, connection, lock))
+        answer = outcome(connection, tracker)
+        try:
+            emit_post_migrate_signal(1, False, ALIAS, stdout=sys.stderr, apps=state.apps, plan=plan)
+        except Exception as error:  # The schema is back; a handler written for the new one must not undo that.
+            note("a post_migrate handler failed: %s: %s" % (type(error).__name__, first_line(error)))
+            answer["warning"] = "A post_migrate handler failed after the reversal: %s" % first_line(error)
+        return answer
+
+
+OPERATIONS = {"plan": look, "apply": apply, "reverse": reverse}
+
+
+def main():
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # From here on every print of the application, also of its children, goes to standard error.
+    request = json.loads(sys.stdin.readline())
+    try:
+        connection = setup()
+        try:
+            answer = OPERATIONS[request["op"]](connection, request)
+        except Failure as failure:
+            answer = {"failure": failure.details, "done": [], "repaired": [], "vendor": connection.vendor}
+    except Exception as error:
+        traceback.print_exc()
+        answer = {"error": "%s: %s" % (type(error).__name__, first_line(error))}
+    channel.write("\n" + ANSWER + json.dumps(answer) + "\n")
+    channel.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,928 @@
+"""Read-only probes of one thing each, every one with a hard limit on its total time.
+
+A probe returns figures, or raises ProbeError, whose `state` says what that means for the thing probed:
+    down       nobody answers
+    unhealthy  it answers, but not as it must
+    error      it could not be judged (a tool or a file is missing)
+and whose `reason` is a short code from which the health checks choose their hint. Messages hold no secrets.
+Nothing here imports more than the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fnmatch
+import hashlib
+import http.client
+import importlib
+import io
+import ipaddress
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import urllib.parse
+from typing import NamedTuple, Optional
+
+BODY_LIMIT_BYTES = 64 * 1024
+_USER_AGENT = "shiftmaster-health"
+
+
+class ProbeError(Exception):
+    """The thing is not well, or could not be judged."""
+
+    def __init__(self, state: str, reason: str, message: str):
+        super().__init__(message)
+        self.state = state
+        self.reason = reason
+
+
+class HttpResult(NamedTuple):
+    """status is 0 when no answer came; then error says why and reason is refused, timeout, missing, tls or protocol."""
+
+    status: int
+    seconds: float
+    body: str
+    error: Optional[str]
+    reason: str = ""
+    headers: dict = {}  # noqa: RUF012 - never written to; names are in lower case.
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+class Deadline:
+    """A point in time after which nothing is waited for any more."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Return the seconds that are left; raises ProbeError(down, timeout) when there are none."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise ProbeError("down", "timeout", "no answer within %g s" % self.seconds)
+        return left
+
+
+def in_thread(function, seconds: float, what: str):
+    """Return function(); gives up on it, leaving its thread behind, after some seconds (for calls with no limit)."""
+    answer = {}
+
+    def call():
+        try:
+            answer["value"] = function()
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread.
+            answer["error"] = error
+
+    thread = threading.Thread(target=call, daemon=True, name=what)
+    thread.start()
+    thread.join(seconds)
+    if "error" in answer:
+        raise answer["error"]
+    if "value" not in answer:
+        raise ProbeError("down", "timeout", "%s did not answer within %g s" % (what, seconds))
+    return answer["value"]
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+_children = set()
+_children_lock = threading.Lock()
+
+
+def run(argv, timeout: float, env: Optional[dict] = None) -> tuple:
+    """Run a command in a process group of its own; return (rc, stdout, stderr).
+
+    Raises ProbeError: error/missing when there is no such command, down/timeout when it had to be killed.
+    """
+    environment = dict(os.environ, LC_ALL="C.UTF-8", **(env or {}))
+    environment["PATH"] = environment.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"
+    try:
+        child = subprocess.Popen(
+            list(argv), env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise ProbeError("error", "missing", "the command %s is not installed" % argv[0])
+    except OSError as error:
+        raise ProbeError("error", "missing", "%s could not be started: %s" % (argv[0], error.strerror))
+    with _children_lock:
+        _children.add(child)
+    try:
+        stdout, stderr = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        _kill(child)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=0.5)  # A process in uninterruptible sleep is left to the kernel.
+        raise ProbeError("down", "timeout", "%s did not end within %g s" % (argv[0], timeout))
+    finally:
+        with _children_lock:
+            _children.discard(child)
+    return child.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace")
+
+
+def _kill(child) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def kill_children() -> None:
+    """Kill every command that a given-up probe left running."""
+    with _children_lock:
+        left, _ = list(_children), _children.clear()
+    for child in left:
+        _kill(child)
+
+
+# --- connections -----------------------------------------------------------------------------------------------------
+
+
+def _resolve(host: str, port: int, deadline: Deadline) -> list:
+    """Return address tuples of a name; the resolver knows no time limit, so it gets a thread of its own."""
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    try:
+        return in_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline.left(),
+                         "the name service")
+    except socket.gaierror as error:
+        raise ProbeError("down", "name", "the name %s has no address: %s" % (host, error.strerror))
+
+
+def _connect_unix(path: str, deadline: Deadline) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        while True:
+            connection.settimeout(deadline.left())
+            try:
+                connection.connect(path)
+                return connection
+            except BlockingIOError:  # Its accept queue is full: a unix socket never waits by itself.
+                time.sleep(min(0.02, deadline.left()))
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _connect_tcp(host: str, port: int, deadline: Deadline) -> socket.socket:
+    addresses = _resolve(host, port, deadline)
+    failure = None
+    for position, (family, kind, protocol, _name, address) in enumerate(addresses):
+        connection = socket.socket(family, kind, protocol)
+        try:
+            # A dead first address must not use up the time of the second.
+            connection.settimeout(deadline.left() / (len(addresses) - position))
+            connection.connect(address)
+            return connection
+        except OSError as error:
+            connection.close()
+            failure = failure or error
+    raise failure or OSError("no address")
+
+
+@contextlib.contextmanager
+def connected(host: Optional[str], port: Optional[int], path: Optional[str], deadline: Deadline, tls=None,
+              server_name: Optional[str] = None):
+    """Yield a socket to host:port, or to the unix socket at path; errors become ProbeError."""
+    where = "unix:%s" % path if path else "%s:%s" % (host, port)
+    connection = None
+    try:
+        try:
+            connection = _connect_unix(path, deadline) if path else _connect_tcp(host, port, deadline)
+            if tls is not None:
+                connection.settimeout(deadline.left())
+                connection = tls.wrap_socket(connection, server_hostname=server_name or host)
+            yield connection
+        except ssl.SSLCertVerificationError as error:
+            raise ProbeError("unhealthy", "certificate", "%s: the certificate is not accepted: %s"
+                             % (where, error.verify_message))
+        except socket.timeout:
+            raise ProbeError("down", "timeout", "%s: no answer within %g s" % (where, deadline.seconds))
+        except ssl.SSLError as error:
+            raise ProbeError("unhealthy", "tls", "%s: TLS failed: %s" % (where, error.reason or error))
+        except FileNotFoundError:
+            raise ProbeError("down", "missing", "%s: there is no such socket" % where)
+        except ConnectionRefusedError:
+            raise ProbeError("down", "refused", "%s: connection refused" % where)
+        except PermissionError:
+            raise ProbeError("error", "permission", "%s: permission denied" % where)
+        except OSError as error:
+            raise ProbeError("down", "network", "%s: %s" % (where, error.strerror or error))
+        except ProbeError as error:
+            if error.reason == "timeout" and where not in str(error):
+                raise ProbeError(error.state, error.reason, "%s: %s" % (where, error))
+            raise
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+class _Reader(io.RawIOBase):
+    """Reads from a socket; every read waits for what is left of the whole, so that no trickle outlasts it."""
+
+    def __init__(self, connection, deadline: Deadline):
+        super().__init__()
+        self._connection, self._deadline = connection, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        self._connection.settimeout(self._deadline.left())
+        return self._connection.recv_into(buffer)
+
+
+class _Wire:
+    """What http.client and the Redis probe need of a socket."""
+
+    def __init__(self, connection, deadline: Deadline):
+        self._connection, self._deadline = connection, deadline
+
+    def makefile(self, _mode="rb", *_args, **_kwargs):
+        return io.BufferedReader(_Reader(self._connection, self._deadline))
+
+    def sendall(self, data) -> None:
+        self._connection.settimeout(self._deadline.left())
+        self._connection.sendall(data)
+
+    def close(self) -> None:
+        """The owner of the connection closes it."""
+
+
+def tls_context(verify: bool = True, ca_file: Optional[str] = None) -> ssl.SSLContext:
+    """Return a client's TLS context; raises ProbeError when the CA file cannot be read."""
+    if not verify:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ProbeError("error", "missing", "the CA file %s cannot be read: %s" % (ca_file, error))
+
+
+# --- HTTP ------------------------------------------------------------------------------------------------------------
+
+
+def split_target(target: str) -> tuple:
+    """Return (host, port, socket path, TLS?, URL path) of `unix:/path` or `http(s)://host[:port][/path]`."""
+    if target.startswith("unix:"):
+        path = target[len("unix:"):]
+        if not path.startswith("/"):
+            raise ValueError("%r names no absolute path of a socket" % target)
+        return None, None, path, False, ""
+    parts = urllib.parse.urlsplit(target)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("%r is neither unix:/path nor http(s)://host:port" % target)
+    tls = parts.scheme == "https"
+    path = parts.path + ("?" + parts.query if parts.query else "")
+    return parts.hostname, parts.port or (443 if tls else 80), None, tls, path
+
+
+def http_get(target: str, path: str = "/", host: Optional[str] = None, timeout: float = 10.0,
+             headers: Optional[dict] = None, verify: bool = True, ca_file: Optional[str] = None) -> HttpResult:
+    """GET path from `unix:/path/of/socket` or `http(s)://host:port` within timeout seconds in total.
+
+    host is the Host header (and the name asked for by TLS). Redirects are not followed; at most 64 KiB of the body
+    are kept. Raises nothing but ValueError for a target that cannot be read: what went wrong is in the result.
+    """
+    server, port, unix, use_tls, own_path = split_target(target)
+    path = own_path if own_path and path == "/" else path
+    started = time.monotonic()
+    deadline = Deadline(timeout)
+    sent = {"Host": host or server or "localhost", "User-Agent": _USER_AGENT, "Connection": "close", "Accept": "*/*"}
+    if not host and server and port not in (80, 443):
+        sent["Host"] = "%s:%d" % ("[%s]" % server if ":" in server else server, port)
+    sent.update(headers or {})
+    try:
+        tls = tls_context(verify, ca_file) if use_tls else None
+        name = host.rsplit(":", 1)[0] if host and not host.endswith("]") else host
+        with connected(server, port, unix, deadline, tls, name) as connection:
+            exchange = http.client.HTTPConnection(server or "localhost")
+            exchange.sock = _Wire(connection, deadline)
+            try:
+                exchange.request("GET", path, headers=sent)
+                answer = exchange.getresponse()
+                body = answer.read(BODY_LIMIT_BYTES)
+            except http.client.HTTPException as error:
+                reason = str(error) or type(error).__name__
+                raise ProbeError("unhealthy", "protocol", "the answer is not HTTP: %s" % reason[:100])
+            found = {key.lower(): value for key, value in answer.getheaders()}
+            return HttpResult(answer.status, time.monotonic() - started, body.decode("utf-8", "replace"), None, "",
+                              found)
+    except ProbeError as error:
+        return HttpResult(0, time.monotonic() - started, "", str(error), error.reason)
+
+
+# --- TCP -------------------------------------------------------------------------------------------------------------
+
+
+def tcp_connect(host: Optional[str], port: Optional[int], path: Optional[str] = None, timeout: float = 5.0) -> dict:
+    """Open and close a connection."""
+    started = time.monotonic()
+    with connected(host, port, path, Deadline(timeout)):
+        return {"latency_ms": _since(started)}
+
+
+def _since(started: float) -> float:
+    return round((time.monotonic() - started) * 1000, 1)
+
+
+# --- Redis -----------------------------------------------------------------------------------------------------------
+
+
+class RedisTarget(NamedTuple):
+    host: Optional[str] = "localhost"
+    port: Optional[int] = 6379
+    path: Optional[str] = None
+    database: int = 0
+    username: Optional[str] = None
+    password: Optional[str] = None
+    tls: bool = False
+    verify: bool = True
+    ca_file: Optional[str] = None
+
+
+def parse_redis_url(url: str) -> RedisTarget:
+    """Return the parts of redis://, rediss:// or unix:// (also redis+socket://), as redis-py reads it.
+
+    Raises ValueError without repeating the URL, which holds a password.
+    """
+    parts = urllib.parse.urlsplit(url)
+    query = urllib.parse.parse_qs(parts.query)
+    user = urllib.parse.unquote(parts.username) if parts.username else None
+    password = urllib.parse.unquote(parts.password) if parts.password else None
+    if parts.scheme in ("unix", "redis+socket", "socket"):
+        database = query.get("db", query.get("virtual_host", ["0"]))[0]
+        return RedisTarget(None, None, urllib.parse.unquote(parts.path), int(database), user, password)
+    if parts.scheme not in ("redis", "rediss"):
+        raise ValueError("a Redis address starts with redis://, rediss:// or unix://, not %r" % (parts.scheme,))
+    database = parts.path.strip("/") or query.get("db", ["0"])[0]
+    if not database.isdigit():
+        raise ValueError("the database of the Redis address is not a number")
+    try:
+        port = parts.port or 6379
+    except ValueError:
+        raise ValueError("the port of the Redis address is not a number")
+    verify = query.get("ssl_cert_reqs", ["required"])[0].lower() not in ("none", "cert_none")
+    return RedisTarget(parts.hostname or "localhost", port, None, int(database), user, password,
+                       parts.scheme == "rediss", verify, query.get("ssl_ca_certs", [None])[0])
+
+
+class _RedisRefusal(Exception):
+    """An error answer of Redis; str() is its text."""
+
+
+def _redis_command(wire: _Wire, stream, *words: str):
+    encoded = [word.encode() for word in words]
+    wire.sendall(b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded))
+    line = stream.readline(BODY_LIMIT_BYTES)
+    if not line.endswith(b"\r\n"):
+        raise ProbeError("unhealthy", "protocol", "the connection was closed without a Redis answer")
+    kind, rest = line[:1], line[1:-2]
+    if kind == b"-":
+        raise _RedisRefusal(rest.decode("utf-8", "replace"))
+    if kind == b"$" and rest.lstrip(b"-").isdigit():
+        length = int(rest)
+        return stream.read(min(length, BODY_LIMIT_BYTES) + 2)[:-2].decode("utf-8", "replace") if length >= 0 else None
+    if kind in (b"+", b":"):
+        return rest.decode("utf-8", "replace")
+    raise ProbeError("unhealthy", "protocol", "the answer is not Redis")
+
+
+_REDIS_REASONS = (
+    ("NOAUTH", "noauth"), ("WRONGPASS", "auth"), ("ERR AUTH", "auth"), ("ERR invalid password", "auth"),
+    ("LOADING", "loading"), ("MISCONF", "disk"), ("NOPERM", "permission"), ("MASTERDOWN", "replication"),
+)
+
+
+def redis_ping(target: RedisTarget, timeout: float = 5.0) -> dict:
+    """Log in, PING, and take the figures of INFO where the user may.
+
+    Returns latency_ms (the PING), connect_ms, and of INFO version, role, used_memory_percent, persistence_error.
+    """
+    started = time.monotonic()
+    deadline = Deadline(timeout)
+    tls = tls_context(target.verify, target.ca_file) if target.tls else None
+    with connected(target.host, target.port, target.path, deadline, tls) as connection:
+        wire = _Wire(connection, deadline)
+        stream = wire.makefile()
+        try:
+            if target.password is not None:
+                login = [target.username, target.password] if target.username else [target.password]
+                _redis_command(wire, stream, "AUTH", *login)
+            if target.database:
+                _redis_command(wire, stream, "SELECT", str(target.database))
+            figures = {"connect_ms": _since(started)}
+            asked = time.monotonic()
+            if _redis_command(wire, stream, "PING") != "PONG":
+                raise ProbeError("unhealthy", "protocol", "PING was not answered with PONG")
+            figures["latency_ms"] = _since(asked)
+            with contextlib.suppress(_RedisRefusal):
+                figures.update(redis_figures(_redis_command(wire, stream, "INFO") or ""))
+            return figures
+        except _RedisRefusal as refusal:
+            text = str(refusal)
+            reason = next((code for start, code in _REDIS_REASONS if text.startswith(start)), "refusal")
+            raise ProbeError("unhealthy", reason, "Redis answers: %s" % _without(text, target.password)[:200])
+
+
+def redis_figures(info: str) -> dict:
+    """Return what the health check wants of INFO's text."""
+    values = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    figures = {}
+    if "redis_version" in values:
+        figures["version"] = values["redis_version"]
+    if "role" in values:
+        figures["role"] = values["role"]
+    used, limit = int(values.get("used_memory", 0) or 0), int(values.get("maxmemory", 0) or 0)
+    if limit:
+        figures["used_memory_percent"] = round(100.0 * used / limit, 1)
+        figures["evicts"] = values.get("maxmemory_policy", "noeviction") != "noeviction"
+    broken = [name for name in ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")
+              if values.get(name, "ok") != "ok"]
+    if broken:
+        figures["persistence_error"] = ", ".join(broken)
+    if values.get("role") == "slave" and values.get("master_link_status", "up") != "up":
+        figures["replication_error"] = "master_link_status:" + values["master_link_status"]
+    return figures
+
+
+def _without(text: str, *secrets: Optional[str]) -> str:
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "***")
+    return text
+
+
+# --- PostgreSQL ------------------------------------------------------------------------------------------------------
+
+
+class PostgresTarget(NamedTuple):
+    host: str = "localhost"  # A folder means the unix socket in it.
+    port: int = 5432
+    database: str = "shiftmaster"
+    user: str = "shiftmaster"
+    password: Optional[str] = None
+    sslmode: Optional[str] = None
+    sslrootcert: Optional[str] = None
+    run_as: Optional[str] = None  # A system user, for peer authentication; then psql does the asking.
+
+
+# Everyone may read these; pg_stat_activity hides other users' rows.
+POSTGRES_QUERY = (
+    "SELECT current_setting('server_version'), pg_is_in_recovery(), "
+    "(SELECT coalesce(sum(numbackends), 0) FROM pg_stat_database), "
+    "current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+)
+_POSTGRES_REASONS = (
+    ("password authentication failed", "auth"), ("no password supplied", "auth"), ("SCRAM", "auth"),
+    ("Peer authentication failed", "auth"), ("no pg_hba.conf entry", "hba"), ("too many clients", "connections"),
+    ("remaining connection slots", "connections"), ("too many connections", "connections"),
+    ("is starting up", "starting"), ("not yet accepting connections", "starting"), ("is shutting down", "starting"),
+    ("in recovery mode", "starting"), ("does not exist", "absent"), ("SSL", "tls"), ("certificate", "tls"),
+    ("statement timeout", "timeout"), ("timeout expired", "timeout"), ("could not translate host name", "name"),
+    ("server closed the connection", "protocol"), ("No space left", "disk"),
+)
+
+
+def postgres_ping(target: PostgresTarget, timeout: float = 5.0) -> dict:
+    """Log in and ask a small question, with psycopg2 or psycopg of the system's Python, else with psql.
+
+    Returns latency_ms, version, recovery (a standby), connections, connections_percent.
+    """
+    started = time.monotonic()
+    driver = None if target.run_as else _postgres_driver()
+    if driver is not None:
+        row = _postgres_by_driver(driver, target, timeout)
+    else:
+        row = _postgres_by_psql(target, timeout)
+    figures = postgres_figures(row)
+    figures["latency_ms"] = _since(started)
+    figures["client"] = driver.__name__ if driver is not None else "psql"
+    return figures
+
+
+def postgres_figures(row) -> dict:
+    """Return the figures of a row of POSTGRES_QUERY, whose values may be text."""
+    version, recovery, connections, limit = row
+    connections, limit = int(connections), int(limit)
+    return {
+        "version": str(version).split(" ")[0],
+        "recovery": recovery in (True, "t"),
+        "connections": connections,
+        "connections_percent": round(100.0 * connections / limit, 1) if limit > 0 else 0.0,
+    }
+
+
+def _postgres_driver():
+    for name in ("psycopg2", "psycopg"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
+
+
+def _postgres_by_driver(driver, target: PostgresTarget, timeout: float):
+    options = {
+        "host": target.host, "port": target.port, "dbname": target.database, "user": target.user,
+        "password": target.password, "sslmode": target.sslmode, "sslrootcert": target.sslrootcert,
+        "application_name": _USER_AGENT,
+        # libpq takes 1 for 2; the caller's own limit is the hard one.
+        "connect_timeout": max(1, int(timeout)),
+        "options": "-c statement_timeout=%d" % (timeout * 1000),
+        "tcp_user_timeout": int(timeout * 1000),
+    }
+
+    def ask():
+        connection = driver.connect(**{name: value for name, value in options.items() if value is not None})
+        try:
+            cursor = connection.cursor()
+            cursor.execute(POSTGRES_QUERY)
+            return cursor.fetchone()
+        finally:
+            connection.close()
+
+    try:
+        return in_thread(ask, timeout, "PostgreSQL at %s" % _postgres_where(target))
+    except driver.Error as error:
+        raise _postgres_error(str(error), target, timeout)
+
+
+def _postgres_by_psql(target: PostgresTarget, timeout: float):
+    environment = {
+        "PGHOST": target.host, "PGPORT": str(target.port), "PGDATABASE": target.database, "PGUSER": target.user,
+        "PGPASSWORD": target.password, "PGSSLMODE": target.sslmode, "PGSSLROOTCERT": target.sslrootcert,
+        "PGAPPNAME": _USER_AGENT, "PGCONNECT_TIMEOUT": str(max(1, int(timeout))), "PGPASSFILE": "/dev/null",
+        "PGOPTIONS": "-c statement_timeout=%d" % (timeout * 1000),
+    }
+    argv = ["psql", "--no-psqlrc", "--no-password", "--no-align", "--tuples-only", "--field-separator=\t",
+            "--command=" + POSTGRES_QUERY]
+    if target.run_as:
+        argv = ["runuser", "-u", target.run_as, "--"] + argv
+    env = {name: value for name, value in environment.items() if value is not None}
+    try:
+        code, stdout, stderr = run(argv, timeout, env)
+    except ProbeError as error:
+        if error.reason == "timeout":
+            raise ProbeError("down", "timeout", "PostgreSQL at %s did not answer within %g s"
+                             % (_postgres_where(target), timeout))
+        raise
+    if code != 0:
+        if code == 127 or "failed to execute psql" in stderr or "psql: No such file" in stderr:
+            raise ProbeError("error", "missing", "the command psql is not installed")
+        raise _postgres_error(stderr, target, timeout)
+    return stdout.strip("\n").split("\t")
+
+
+def _postgres_where(target: PostgresTarget) -> str:
+    return "%s:%s" % (target.host, target.port)
+
+
+def _postgres_error(text: str, target: PostgresTarget, timeout: float) -> ProbeError:
+    """Tell a server that refuses from one that is not there; its words may be in any language."""
+    message = _without(" ".join(text.split()), target.password)
+    message = re.sub(r"^psql: (error: )?", "", message)[:300]
+    reason = next((code for words, code in _POSTGRES_REASONS if words in text), None)
+    if reason in ("timeout", "name"):
+        return ProbeError("down", reason, message)
+    if reason is None or reason == "absent":
+        path = "%s/.s.PGSQL.%s" % (target.host, target.port) if target.host.startswith("/") else None
+        try:
+            tcp_connect(target.host, target.port, path, min(timeout, 2.0))
+        except ProbeError as error:
+            return ProbeError("down", error.reason, str(error))
+    return ProbeError("unhealthy", reason or "refusal", message)
+
+
+# --- systemd ---------------------------------------------------------------------------------------------------------
+
+_UNIT_PROPERTIES = ("Id", "LoadState", "ActiveState", "SubState", "Result", "UnitFileState", "NRestarts",
+                    "ActiveEnterTimestamp", "ExecMainStatus", "Type")
+
+
+def unit_states(names, timeout: float = 10.0) -> list:
+    """Return one dict of properties a unit; a pattern (with * or ?) stands for the loaded units that match."""
+    code, stdout, stderr = run(["systemctl", "show", "--no-pager", "--property=" + ",".join(_UNIT_PROPERTIES), "--",
+                                *names], timeout)
+    if code != 0:
+        raise ProbeError("error", "systemd", "systemctl: %s" % stderr.strip()[:200])
+    return parse_units(stdout)
+
+
+def parse_units(text: str) -> list:
+    """Return the blocks of `systemctl show` as dicts."""
+    blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in text.split("\n\n")]
+    return [block for block in blocks if block.get("Id")]
+
+
+# --- disks -----------------------------------------------------------------------------------------------------------
+
+
+class Mount(NamedTuple):
+    device: str  # major:minor
+    path: str
+    kind: str
+    options: frozenset
+    root: str
+
+
+# Filesystems that hold no files of ours, cannot fill, or are images that nobody writes.
+PSEUDO = frozenset((
+    "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
+    "fuse.gvfsd-fuse", "fuse.lxcfs", "fuse.portal", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore",
+    "ramfs", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs",
+    "cramfs", "erofs", "iso9660", "romfs", "squashfs", "udf",
+))
+_REMOTE = frozenset(("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "9p", "afs"))
+_JOURNALLED = frozenset(("ext3", "ext4", "xfs", "btrfs", "f2fs"))
+# A container engine's and systemd's own mounts: parts of another filesystem, or a page in size.
+_UNINTERESTING = ("/dev", "/dev/*", "/proc/*", "/sys/*", "/run/credentials/*", "/run/user/*", "/run/lock",
+                  "/run/docker/*", "/run/containerd/*", "/var/lib/docker/overlay2/*", "/var/lib/docker/rootfs/*",
+                  "/var/lib/containers/storage/overlay*", "/run/netns/*", "/snap/*", "/boot/efi")
+
+
+def parse_mountinfo(text: str) -> list:
+    """Return the mounts of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+    mounts = []
+    for line in text.splitlines():
+        head, separator, tail = line.partition(" - ")
+        fields, rest = head.split(" "), tail.split(" ")
+        if not separator or len(fields) < 6 or len(rest) < 3:
+            continue
+        path, root = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)), field)
+                      for field in (fields[4], fields[3]))
+        # Either the mount or the filesystem behind it may be read-only.
+        options = frozenset(fields[5].split(",")) | frozenset(rest[2].split(",")) & {"ro"}
+        mounts.append(Mount(fields[2], path, rest[0], options, root))
+    return mounts
+
+
+def real_mounts(mounts, exclude=()) -> list:
+    """Return the mounts worth watching, each filesystem once at its shortest path."""
+    chosen = {}
+    visible = {mount.path: mount for mount in mounts}  # A later mount hides an earlier one at the same path.
+    for mount in visible.values():
+        if mount.kind in PSEUDO or any(fnmatch.fnmatchcase(mount.path, glob) for glob in (*_UNINTERESTING, *exclude)):
+            continue
+        other = chosen.get(mount.device)
+        if other is None or (len(mount.path), mount.path) < (len(other.path), other.path):
+            chosen[mount.device] = mount
+    return sorted(chosen.values(), key=lambda mount: mount.path)
+
+
+def disk_usage(proc: str = "/proc", paths=(), exclude=(), timeout: float = 5.0, fstab: str = "/etc/fstab") -> list:
+    """Return for each real mount (or for each filesystem of some paths) its use of space and of inodes.
+
+    Each entry: path, kind, space_percent, inodes_percent (None where the filesystem has no fixed number), free_bytes,
+    free_inodes, and error where it could not be asked or is read-only although it should not be.
+    """
+    try:
+        with open(os.path.join(proc, "self", "mountinfo"), encoding="utf-8", errors="surrogateescape") as stream:
+            mounts = parse_mountinfo(stream.read())
+    except OSError as error:
+        raise ProbeError("error", "missing", "%s/self/mountinfo cannot be read: %s" % (proc, error.strerror))
+    if paths:
+        wanted = [Mount("", path, _kind_of(path, mounts), frozenset(), "/") for path in paths]
+    else:
+        wanted = [mount for mount in real_mounts(mounts, exclude) if os.path.isdir(mount.path) or mount.kind in _REMOTE]
+    expected_writable = _writable_by_fstab(fstab)
+    result = []
+    deadline = Deadline(timeout)
+    for mount in wanted:
+        if "ro" in mount.options:
+            if mount.kind in _JOURNALLED and mount.path in expected_writable:
+                result.append({"path": mount.path, "kind": mount.kind, "error": "read-only", "reason": "readonly"})
+            continue
+        entry = {"path": mount.path, "kind": mount.kind}
+        try:
+            entry.update(usage_figures(_statvfs(mount, deadline)))
+        except ProbeError as error:
+            entry.update(error=str(error), reason=error.reason)
+        except FileNotFoundError:
+            entry.update(error="there is no such folder", reason="missing")
+        except OSError as error:
+            entry.update(error=error.strerror or str(error), reason="io")
+        if not entry.get("empty"):
+            result.append(entry)
+    return result
+
+
+def _kind_of(path: str, mounts) -> str:
+    best = max((mount for mount in mounts if (path + "/").startswith(mount.path.rstrip("/") + "/")),
+               key=lambda mount: len(mount.path), default=None)
+    return best.kind if best else ""
+
+
+def _writable_by_fstab(path: str) -> set:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            rows = [line.split() for line in stream if line.strip() and not line.lstrip().startswith("#")]
+    except OSError:
+        return set()
+    return {row[1] for row in rows if len(row) > 3 and "ro" not in row[3].split(",")}
+
+
+def _statvfs(mount: Mount, deadline: Deadline):
+    if mount.kind not in _REMOTE and not mount.kind.startswith("fuse."):
+        return os.statvfs(mount.path)
+    # A dead server would hold this process beyond any signal, so another one asks.
+    code, stdout, stderr = run(["stat", "--file-system", "--format=%S %b %f %a %c %d", mount.path],
+                               min(deadline.left(), 3.0))
+    if code != 0:
+        raise ProbeError("error", "io", stderr.strip()[:200])
+    size, blocks, free, available, files, files_free = (int(word) for word in stdout.split())
+    return _Usage(size, blocks, free, available, files, files_free)
+
+
+class _Usage(NamedTuple):
+    f_frsize: int
+    f_blocks: int
+    f_bfree: int
+    f_bavail: int
+    f_files: int
+    f_ffree: int
+
+
+def usage_figures(status) -> dict:
+    """Return percentages as df(1) has them: what root keeps for itself counts as not there."""
+    if not status.f_blocks:
+        return {"empty": True}
+    used = status.f_blocks - status.f_bfree
+    usable = used + status.f_bavail
+    inodes_used = status.f_files - status.f_ffree
+    return {
+        "space_percent": round(100.0 * used / usable, 1) if usable else 100.0,
+        # btrfs has no inodes to run out of, and says 0.
+        "inodes_percent": round(100.0 * inodes_used / status.f_files, 1) if status.f_files > 0 else None,
+        "free_bytes": status.f_bavail * status.f_frsize,
+        "free_inodes": status.f_ffree,
+    }
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def memory_usage(proc: str = "/proc") -> dict:
+    """Return usage_percent by MemAvailable (the page cache is not use), total, available and swap in bytes."""
+    try:
+        with open(os.path.join(proc, "meminfo"), encoding="utf-8") as stream:
+            values = {name: int(rest.split()[0]) * 1024
+                      for name, _colon, rest in (line.partition(":") for line in stream) if rest.split()}
+        total, available = values["MemTotal"], values["MemAvailable"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ProbeError("error", "missing", "%s/meminfo cannot be read: %s" % (proc, error))
+    if total <= 0:
+        raise ProbeError("error", "missing", "%s/meminfo says that there is no memory" % proc)
+    swap, swap_free = values.get("SwapTotal", 0), values.get("SwapFree", 0)
+    return {
+        "usage_percent": round(100.0 * (total - available) / total, 2),
+        "total_bytes": total,
+        "available_bytes": available,
+        "swap_used_percent": round(100.0 * (swap - swap_free) / swap, 1) if swap else 0.0,
+    }
+
+
+# --- certificates ----------------------------------------------------------------------------------------------------
+
+
+class Certificate(NamedTuple):
+    not_before: datetime.datetime
+    not_after: datetime.datetime
+    fingerprint: str  # SHA-256 of the DER form
+
+
+def _der(data: bytes, position: int = 0) -> tuple:
+    """Return (tag, start, end) of the DER element at position (X.690)."""
+    tag, length = data[position], data[position + 1]
+    start = position + 2
+    if length & 0x80:
+        count = length & 0x7F
+        length = int.from_bytes(data[start:start + count], "big")
+        start += count
+    if start + length > len(data):
+        raise ValueError("a DER element is cut off")
+    return tag, start, start + length
+
+
+def _der_time(data: bytes, position: int) -> tuple:
+    tag, start, end = _der(data, position)
+    text = data[start:end].decode("ascii")
+    if tag == 0x17:  # UTCTime: two digits of the year, RFC 5280 4.1.2.5.1
+        text = ("19" if int(text[:2]) >= 50 else "20") + text
+    return datetime.datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=datetime.timezone.utc), end
+
+
+def parse_certificate(der: bytes) -> Certificate:
+    """Return the validity of a certificate; the standard library reads it only after verifying, and an expired one
+    does not verify. Raises ValueError when this is no certificate."""
+    try:
+        _tag, start, _end = _der(der)  # Certificate
+        _tag, position, _end = _der(der, start)  # tbsCertificate
+        tag, _start, end = _der(der, position)
+        if tag == 0xA0:  # version
+            position = end
+        for _skipped in ("serialNumber", "signature", "issuer"):
+            position = _der(der, position)[2]
+        position = _der(der, position)[1]  # validity
+        not_before, position = _der_time(der, position)
+        not_after, _position = _der_time(der, position)
+    except (IndexError, ValueError) as error:
+        raise ValueError("not a certificate: %s" % error)
+    return Certificate(not_before, not_after, hashlib.sha256(der).hexdigest())
+
+
+_PEM = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+def certificate_file(path: str) -> list:
+    """Return the certificates of a PEM file, the host's own first."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as stream:
+            found = _PEM.findall(stream.read())
+        certificates = [parse_certificate(ssl.PEM_cert_to_DER_cert(text)) for text in found]
+    except FileNotFoundError:
+        raise ProbeError("down", "missing", "there is no file %s" % path)
+    except OSError as error:
+        raise ProbeError("error", "permission", "%s cannot be read: %s" % (path, error.strerror))
+    except ValueError as error:
+        raise ProbeError("unhealthy", "invalid", "%s holds %s" % (path, error))
+    if not certificates:
+        raise ProbeError("unhealthy", "invalid", "%s holds no certificate" % path)
+    return certificates
+
+
+def certificate_served(host: str, port: int, server_name: Optional[str] = None, timeout: float = 5.0,
+                       verify: bool = False, ca_file: Optional[str] = None) -> Certificate:
+    """Return the certificate that a server shows for a name; verify checks its chain and its names as well."""
+    with connected(host, port, None, Deadline(timeout), tls_context(verify, ca_file), server_name) as connection:
+        der = connection.getpeercert(binary_form=True)
+    try:
+        return parse_certificate(der or b"")
+    except ValueError as error:
+        raise ProbeError("unhealthy", "invalid", "%s:%s shows %s" % (host, port, error))
+
+
+# --- clock -----------------------------------------------------------------------------------------------------------
+
+
+def in_container(root: str = "/") -> bool:
+    """Tell whether the clock is somebody else's."""
+    return any(os.path.exists(os.path.join(root, path)) for path in ("run/systemd/container", ".dockerenv",
+                                                                     "run/.containerenv"))
+
+
+def clock_state(timeout: float = 5.0, container: Optional[bool] = None) -> dict:
+    """Return synchronised (True, False, None: not known), offset_seconds (None: not known) and source."""
+    if container is None:
+        container = in_container()
+    state = {"synchronised": None, "offset_seconds": None, "source": None, "container": container}
+    with contextlib.suppress(ProbeError):
+        code, stdout, _stderr = run(["chronyc", "-n", "-c", "tracking"], timeout / 2)
+        if code == 0:
+            state.update(parse_chrony(stdout), source="chrony")
+    if state["synchronised"] is None:
+        with contextlib.suppress(ProbeError):
+            code, stdout, _stderr = run(["timedatectl", "show", "--property=NTPSynchronized", "--property=NTP"],
+                                        timeout / 2)
+            values = dict(line.split("=", 1) for line in stdout.splitlines() if "=" in line)
+            if code == 0 and "NTPSynchronized" in values:
+                state.update(synchronised=values["NTPSynchronized"] == "yes", source="timedatectl")
+    if container and not state["synchronised"]:
+        state["synchronised"] = None
+    return state
+
+
+def parse_chrony(text: str) -> dict:
+    """Return synchronised and offset_seconds of `chronyc -c tracking`."""
+    fields = text.strip().split(",")
+    if len(fields) < 14:
+        return {}
+    return {"synchronised": fields[13] != "Not synchronised", "offset_seconds": abs(float(fields[4]))}
+
+
+# --- Celery ----------------------------------------------------------------------------------------------------------
+
+
+def parse_celery_ping(text: str) -> list:
+    """Return the names of the workers that answered `celery inspect ping --json`."""
+    for line in reversed(text.splitlines()):
+        line = line.strip()
+        if line.startswith("{"):
+            try:
+                answers = json.loads(line)
+            except ValueError:
+                continue
+            return sorted(name for name, answer in answers.items()
+                          if isinstance(answer, dict) and answer.get("ok") == "pong")
+    return []
