@@ -103,7 +103,7 @@ class Cutover:
         self._stop(colour, ("beat", "worker", "web"))
         self._hooks("before_cutover", target)
         self.layout.point_colour(colour, target)
-        self._log_offset = _size(self.options["error_log"])
+        self.note_log()
         if self.options["celery_application"]:
             self._hold_worker(colour)
             systemctl("start", "--no-block", unit("worker", colour))
@@ -135,7 +135,7 @@ class Cutover:
                 problem = "HTTP %d %s" % (result.status, _failed_checks(result.body))
             self._wait_watching(colour, 0)
         raise CutoverError("the health check %s of release %s failed %d times: %s\n%s" % (
-            self.options["health_path"], target, self.options["gate_attempts"], problem.strip(), self._evidence(colour)))
+            self.options["health_path"], target, self.options["gate_attempts"], problem.strip(), self.evidence(colour)))
 
     def _wait_watching(self, colour: str, seconds: float) -> None:
         """Wait, but not for a unit that has died: its end is the answer."""
@@ -144,7 +144,7 @@ class Cutover:
             found = units.properties(unit("web", colour), "ActiveState", "NRestarts", "Result")
             if found["ActiveState"] not in ("active", "reloading") or found.get("NRestarts", "0") != "0":
                 raise CutoverError("release %s does not start: %s ended (%s)\n%s" % (
-                    self._t("to"), unit("web", colour), found.get("Result"), self._evidence(colour)))
+                    self._t("to"), unit("web", colour), found.get("Result"), self.evidence(colour)))
             left = deadline - time.monotonic()
             if left <= 0:
                 return
@@ -396,7 +396,22 @@ class Cutover:
     def close(self) -> None:
         self._close_driver()
 
-    def _evidence(self, colour: str) -> str:
+    def note_log(self) -> None:
+        """Count the application's log from here on as evidence."""
+        self._log_offset = _size(self.options["error_log"])
+
+    def worker_problem(self) -> str:
+        """Return the sentence of a worker that answers no ping during the watch, "" where all is well."""
+        if not self.options["celery_application"]:
+            return ""
+        worker = _worker(self._t("to_colour"))
+        try:
+            alive = self._ask({"op": "ping", "worker": worker, "seconds": self.options["worker_gate_seconds"]})["alive"]
+        finally:
+            self.close()
+        return "" if alive else "the worker %s answers no ping" % worker
+
+    def evidence(self, colour: str) -> str:
         name = unit("web", colour)
         return "\n".join(part for part in (
             tail(_read_from(self.options["error_log"], getattr(self, "_log_offset", None)), 12),

@@ -18,9 +18,9 @@ import subprocess
 import time
 from typing import Optional
 
-from . import envfile
+from . import celery_driver, envfile
 from .layout import Layout
-from .releasecode import ReleaseCode, run_as, tail
+from .releasecode import ReleaseCode, ReleaseCodeError, run_as, tail
 from .state import State, audit, write_json
 
 SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|KEY|URL|DSN|CREDENTIAL", re.IGNORECASE)
@@ -153,7 +153,8 @@ class Build:
         self.state.set_status(self.name, "building")
         try:
             for step in (self.unpack, self.virtual_environment, self.requirements, self.configuration, self.links,
-                         self.bytecode, self.check, self.static_files, self.hooks, self.finish):
+                         self.bytecode, self.check, self.static_files, self.background, self.hooks,
+                         self.finish):
                 started = time.monotonic()
                 step()
                 self.timings[step.__name__] = round(time.monotonic() - started, 2)
@@ -263,6 +264,18 @@ class Build:
         if self.spec["check"]:
             self._code("check the application (manage.py check)", ["check"])
 
+    def background(self) -> None:
+        """Load the Celery application and note which tasks it knows: a handover must know what the other does not."""
+        self.celery = {"tasks": [], "queues": []}
+        if self.spec["celery_application"]:
+            code = ReleaseCode(self.path, self.spec["user"])
+            try:
+                self.celery = code.driver(celery_driver, {"op": "tasks", "application": self.spec["celery_application"]},
+                                          timeout=120)
+            except ReleaseCodeError as error:
+                raise BuildError("the Celery application %s of version %s cannot be loaded: %s" % (
+                    self.spec["celery_application"], self.spec["version"], error)) from error
+
     def static_files(self) -> None:
         if not self.spec["collectstatic"]:
             return
@@ -285,6 +298,8 @@ class Build:
             "config_sha256": self.spec["config_sha256"],
             "migrations": self.spec["classify"](source),
             "celery_application": self.spec["celery_application"],
+            "tasks": self.celery["tasks"],
+            "queues": self.celery["queues"],
             "who": self.spec["who"],
             "run_id": self.spec["run_id"],
         }, mode=0o644)

@@ -1,0 +1,677 @@
+#!/usr/bin/python
+# Releases of a host; what it does is in module_utils/shiftmaster/{releases,cutover,watch}.py.
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: shiftmaster_release
+short_description: Build, activate, watch, put back and prune releases of ShiftMaster on a host
+description:
+  - A release is an immutable folder below C(releases/). Two colours of units exist, each linked to a release; the link
+    C(active) names the colour that serves. One C(rename()) of it moves the traffic.
+  - Each step of a cutover is written to C(state.json) before it begins, so that O(state=recovered) can finish or revert
+    what a killed run or a reboot left.
+version_added: "1.0.0"
+author: ShiftMaster operations (@shiftmaster-operations)
+options:
+  state:
+    description:
+      - V(query) lists the releases and what the links say.
+      - V(present) builds a release of O(revision) with this configuration, or finds the one that there is.
+      - V(recovered) finishes or reverts a cutover that a dead run left, and removes unfinished builds.
+      - V(active) starts O(release) beside the old one, proves it on its private socket, moves the traffic and hands the
+        background work over. A release that is active already and healthy is left alone.
+      - V(watched) judges the traffic for a while and puts the old release back at a breach.
+      - V(finished) stops the old colour; the release is live.
+      - V(restored) puts the old release back.
+      - V(hook) runs the hooks of O(phase).
+      - V(bad) marks a release, so that no automatic way leads to it.
+      - V(absent) removes a release that is neither current nor of use.
+      - V(pruned) removes the releases that nobody needs.
+      - V(audited) appends a line to the audit log.
+    type: str
+    choices: [query, present, recovered, active, watched, finished, restored, hook, bad, absent, pruned, audited]
+    default: query
+  root:
+    description: The application's root.
+    type: path
+    default: /var/www/shiftmaster
+  release:
+    description: A release by its folder's name, its version or the start of its revision (7 digits or more).
+    type: str
+  revision:
+    description: The commit, 40 hexadecimal digits. Required for O(state=present).
+    type: str
+  version:
+    description: The branch, tag or commit as it was asked for.
+    type: str
+    default: ""
+  archive:
+    description: Tar archive of the source at O(revision), on the host. Not needed where the release exists.
+    type: path
+  build:
+    description: How a release is built; all of it goes into the configuration's hash.
+    type: dict
+    default: {}
+    suboptions:
+      environment:
+        description: Names and values of the application's environment.
+        type: dict
+        default: {}
+      files:
+        description: Text files by their path below the release.
+        type: dict
+        default: {}
+      site_packages:
+        description: Python files by their path below C(site/), which is on the application's path.
+        type: dict
+        default: {}
+      requirements_file:
+        description: The application's locked requirements below its source; empty for none.
+        type: str
+        default: requirements.txt
+      extra_requirements:
+        description: Requirements that the application needs and does not name, as pip takes them.
+        type: list
+        elements: str
+        default: []
+      linked_directories:
+        description: Folders below the source that are links into C(shared/).
+        type: list
+        elements: str
+        default: []
+      python:
+        description: The interpreter that the virtual environment is made with.
+        type: path
+        default: /usr/bin/python3
+      check:
+        description: Whether C(manage.py check) must pass.
+        type: bool
+        default: true
+      collectstatic:
+        description: Whether C(manage.py collectstatic) runs.
+        type: bool
+        default: true
+      salt:
+        description: Text that stands for configuration outside of the release, for example the units.
+        type: str
+        default: ""
+  pip_environment:
+    description: Environment of pip, for example C(PIP_INDEX_URL) or C(HTTPS_PROXY).
+    type: dict
+    default: {}
+  build_user:
+    description: The user that unpacks, installs and compiles.
+    type: str
+    default: shiftmaster-build
+  user:
+    description: The user that the application runs as.
+    type: str
+    default: shiftmaster
+  celery_application:
+    description: The name that C(celery -A) takes; empty for an application without Celery.
+    type: str
+    default: ""
+  celery_queues:
+    description: The queues that the workers take tasks from; empty for those that the application names itself.
+    type: list
+    elements: str
+    default: []
+  beat:
+    description: Whether this host runs the scheduler.
+    type: bool
+    default: true
+  kind:
+    description: What O(state=active) is done for; it is recorded.
+    type: str
+    choices: [deploy, rollback, restart]
+    default: deploy
+  health:
+    description: The gate.
+    type: dict
+    default: {}
+    suboptions:
+      path:
+        description: What is asked on the private socket; 200 is healthy.
+        type: str
+        default: /health/deep/
+      host:
+        description: The Host header.
+        type: str
+        default: localhost
+      attempts:
+        description: How often it is asked.
+        type: int
+        default: 5
+      delay_seconds:
+        description: How long to wait between two attempts.
+        type: float
+        default: 10
+      timeout_seconds:
+        description: How long one attempt may take.
+        type: float
+        default: 10
+      worker_seconds:
+        description: How long a worker may take to answer and to run a task.
+        type: int
+        default: 60
+  drain_grace_seconds:
+    description: How long requests that are under way get, before and after the old socket's queue is empty.
+    type: float
+    default: 1
+  drain_limit_seconds:
+    description: How long the old socket's queue may take to become empty.
+    type: float
+    default: 30
+  worker_stop_seconds:
+    description: How long a worker's running tasks may take; the unit's own limit.
+    type: int
+    default: 300
+  watch:
+    description: What O(state=watched) judges.
+    type: dict
+    default: {}
+    suboptions:
+      seconds:
+        description: How long.
+        type: int
+        default: 60
+      target:
+        description: Where our own requests go.
+        type: str
+        default: http://localhost:8000
+      paths:
+        description: The pages that we ask for each second.
+        type: list
+        elements: str
+        default: [/]
+      access_log:
+        description: nginx's JSON access log.
+        type: path
+        default: /var/log/nginx/shiftmaster_access.log
+      errors_min:
+        description: So many 5xx answers at least make a breach.
+        type: int
+        default: 3
+      error_percent:
+        description: A larger share of 5xx answers is a breach.
+        type: float
+        default: 1
+      p95_ms:
+        description: A slower 95th percentile is a breach.
+        type: float
+        default: 2000
+      requests_min:
+        description: So many answers are needed for the percentile.
+        type: int
+        default: 20
+  hooks:
+    description: Commands of the site at named phases.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: What it is called in messages.
+        type: str
+        required: true
+      phase:
+        description: When it runs.
+        type: str
+        required: true
+        choices: [after_build, before_migrate, after_migrate, before_cutover, after_cutover, after_rollback]
+      command:
+        description: A shell command, run in the release's source with its environment.
+        type: str
+        required: true
+      timeout_seconds:
+        description: How long it may take.
+        type: int
+        default: 300
+      user:
+        description: The user it runs as; empty for the application's (at C(after_build) the build's).
+        type: str
+        default: ""
+  phase:
+    description: Whose hooks O(state=hook) runs.
+    type: str
+  keep:
+    description: How many of the newest releases O(state=pruned) keeps in any case.
+    type: int
+    default: 5
+  applied_migrations:
+    description: C(app.name) of the migrations that the database has; without it no holder of migrations is pruned.
+    type: list
+    elements: str
+  reason:
+    description: Why, for V(bad), V(restored) and V(audited).
+    type: str
+    default: ""
+  event:
+    description: The event's name for V(audited).
+    type: str
+    default: note
+  log_folder:
+    description: Where the application's and the builds' logs lie.
+    type: path
+    default: /var/log/shiftmaster
+  build_timeout_seconds:
+    description: How long one step of a build may take.
+    type: int
+    default: 900
+  run_id:
+    description: The run, for the audit log.
+    type: str
+    default: ""
+  who:
+    description: Who asked for it, for the audit log.
+    type: str
+    default: ""
+attributes:
+  check_mode:
+    support: full
+    description: Says which release would be built or activated and how its configuration differs; changes nothing.
+  diff_mode:
+    support: full
+    description: Version, revision and environment before and after; secrets are replaced by digits of their hash.
+"""
+
+EXAMPLES = r"""
+- name: List the releases
+  shiftmaster_release:
+
+- name: Build a release
+  shiftmaster_release:
+    state: present
+    revision: 2f1c8a0c5b1e4b2f9c1f0a3b4c5d6e7f8091a2b3
+    version: 2.1.0
+    archive: /var/cache/shiftmaster/source.tar
+    build:
+      environment: "{{ shiftmaster_environment }}"
+  no_log: true
+
+- name: Activate it
+  shiftmaster_release:
+    state: active
+    release: 2.1.0
+    celery_application: shiftmaster
+"""
+
+RETURN = r"""
+release:
+  description: The release's folder name.
+  type: str
+  returned: for present, active, watched, finished, restored, bad, absent
+current:
+  description: The release that serves, before this call.
+  type: str
+  returned: always
+previous:
+  description: The automatic target of a rollback; empty where there is none.
+  type: str
+  returned: for query
+releases:
+  description: name, version, revision, status, was_live, reason, since and current of each, oldest first.
+  type: list
+  elements: dict
+  returned: for query
+transition:
+  description: The cutover that is under way, or an empty dict.
+  type: dict
+  returned: for query
+timings:
+  description: Seconds that each phase took.
+  type: dict
+  returned: for present, active, restored
+notes:
+  description: Sentences about what happened on the way.
+  type: list
+  elements: str
+  returned: for present, active, recovered, restored
+put_back:
+  description: Whether the old release was put back.
+  type: bool
+  returned: on failure of active and watched
+"""
+
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster import releases
+from ansible.module_utils.shiftmaster.cutover import Cutover, CutoverError
+from ansible.module_utils.shiftmaster.layout import Layout
+from ansible.module_utils.shiftmaster.migrations import classify_tree
+from ansible.module_utils.shiftmaster.probe import http_get
+from ansible.module_utils.shiftmaster.releasecode import ReleaseCodeError
+from ansible.module_utils.shiftmaster.state import State, StateError, audit, exclusive
+from ansible.module_utils.shiftmaster.units import UnitError
+from ansible.module_utils.shiftmaster.watch import watch
+
+
+class Refused(Exception):
+    """What was asked cannot be done; str() says why. result: what the caller learns besides."""
+
+    def __init__(self, message, **result):
+        super().__init__(message)
+        self.result = result
+
+
+class Operation:
+    """One call of the module on one host."""
+
+    def __init__(self, params, check_mode):
+        self.params, self.check_mode = params, check_mode
+        self.layout = Layout(params["root"])
+        self.state = State(self.layout)
+        self.current = self.layout.current()
+
+    def result(self, changed=False, **more):
+        return dict({"changed": changed, "current": self.current or ""}, **more)
+
+    def one(self, wanted):
+        """Return the folder name of the one release that a person means."""
+        found = releases.resolve(self.layout, wanted)
+        if not found:
+            raise Refused("there is no release %s on this host; there are: %s" % (
+                wanted, self.listing() or "none"))
+        live = [name for name in found if self.state.was_live(name) and self.state.status(name) != "bad"]
+        return (live or found)[-1]
+
+    def listing(self):
+        return ", ".join("%s (%s, %s)" % (entry["name"], entry["version"], entry["status"])
+                         for entry in releases.describe(self.layout, self.state))
+
+    def cutover(self):
+        params = self.params
+        return Cutover(self.layout, self.state, {
+            "user": params["user"], "celery_application": params["celery_application"],
+            "celery_queues": params["celery_queues"], "beat": params["beat"],
+            "health_path": params["health"]["path"], "health_host": params["health"]["host"],
+            "gate_attempts": params["health"]["attempts"], "gate_delay_seconds": params["health"]["delay_seconds"],
+            "gate_timeout_seconds": params["health"]["timeout_seconds"],
+            "worker_gate_seconds": params["health"]["worker_seconds"],
+            "drain_grace_seconds": params["drain_grace_seconds"],
+            "drain_limit_seconds": params["drain_limit_seconds"],
+            "worker_stop_seconds": params["worker_stop_seconds"], "hooks": params["hooks"],
+            "error_log": os.path.join(params["log_folder"], "error.log"),
+            "run_id": params["run_id"], "who": params["who"],
+        })
+
+    # -- states ------------------------------------------------------------------------------------------------------
+
+    def query(self):
+        release = self.one(self.params["release"]) if self.params["release"] else ""
+        return self.result(
+            release=release,
+            releases=releases.describe(self.layout, self.state, sizes=True),
+            previous=self.state.rollback_target(self.current) or "",
+            active_colour=self.layout.active_colour() or "",
+            transition=self.state.transition or {},
+        )
+
+    def configuration(self):
+        build = self.params["build"]
+        return dict(build, hooks=[hook for hook in self.params["hooks"] if hook["phase"] == "after_build"],
+                    celery_application=self.params["celery_application"])
+
+    def present(self):
+        params = self.params
+        digest = releases.config_hash(self.configuration())
+        found = releases.find(self.layout, self.state, params["revision"], digest)
+        diff = self.difference(digest)
+        if found:
+            return self.result(release=found, timings={}, notes=[], diff=diff, migrations=[])
+        if self.check_mode:
+            return self.result(True, release="", timings={}, notes=[], diff=diff)
+        if not params["archive"]:
+            # The caller ships the archive only where it is needed.
+            return self.result(False, release="", timings={}, notes=[], diff=diff)
+        build = releases.Build(self.layout, self.state, dict(
+            params["build"], revision=params["revision"], version=params["version"] or params["revision"][:10],
+            archive=params["archive"], pip_environment=params["pip_environment"], build_user=params["build_user"],
+            user=params["user"], hooks=params["hooks"], config_sha256=digest, run_id=params["run_id"],
+            who=params["who"], log_folder=params["log_folder"], timeout_seconds=params["build_timeout_seconds"],
+            celery_application=params["celery_application"], classify=classify_tree,
+        ))
+        name = build.run()
+        return self.result(True, release=name, timings=build.timings, notes=[], diff=diff,
+                           migrations=releases.manifest(self.layout, name).get("migrations", []))
+
+    def difference(self, digest):
+        before = releases.masked(releases.environment(self.layout, self.current))
+        after = releases.masked(dict(self.params["build"]["environment"]))
+        for key in ("SHIFTMASTER_RELEASE", "SHIFTMASTER_VERSION", "PYTHONPATH", "STATIC_ROOT"):
+            before.pop(key, None)
+        data = releases.manifest(self.layout, self.current) if self.current else {}
+
+        def text(version, revision, config, environ):
+            lines = ["version: %s" % version, "revision: %s" % revision, "configuration: %s" % config[:12]]
+            return "\n".join(lines + ["%s=%s" % item for item in sorted(environ.items())]) + "\n"
+
+        return {
+            "before_header": "release %s" % (self.current or "(none)"), "after_header": "release to serve",
+            "before": text(data.get("version"), data.get("revision"), data.get("config_sha256", ""), before)
+            if data else "",
+            "after": text(self.params["version"], self.params["revision"], digest, after),
+        }
+
+    def recovered(self):
+        if self.check_mode:
+            left = self.state.transition
+            return self.result(bool(left), notes=["a dead run's cutover to %s would be recovered" % left["to"]]
+                               if left else [])
+        said = self.cutover().recover()
+        removed = releases.remove_unfinished(self.layout, self.state)
+        notes = ([said] if said else []) + ["removed the unfinished build %s" % name for name in removed]
+        return self.result(bool(notes), notes=notes)
+
+    def healthy(self):
+        """Whether the release that serves answers its gate on its own socket."""
+        colour = self.layout.active_colour()
+        result = http_get("unix:" + self.layout.socket(colour), path=self.params["health"]["path"],
+                          host=self.params["health"]["host"], timeout=self.params["health"]["timeout_seconds"],
+                          headers={"X-Forwarded-Proto": "https"})
+        return result.status == 200
+
+    def active(self):
+        target = self.one(self.params["release"])
+        if self.state.status(target) == "bad":
+            raise Refused("release %s is marked bad: %s" % (target, self.state.releases[target].get("reason")))
+        data = releases.manifest(self.layout, target)
+        before = releases.manifest(self.layout, self.current) if self.current else {}
+        diff = {"before": "%s %s\n" % (self.current or "(none)", before.get("version", "")),
+                "after": "%s %s\n" % (target, data.get("version", ""))}
+        if target == self.current and self.params["kind"] != "restart" and self.healthy():
+            return self.result(release=target, timings={}, notes=[], switched=False)
+        if self.check_mode:
+            return self.result(True, release=target, timings={}, notes=[], switched=False, diff=diff)
+        cutover = self.cutover()
+        try:
+            cutover.switch(target, self.params["kind"])
+        except CutoverError as error:
+            raise Refused(str(error), release=target, put_back=error.put_back, timings=cutover.timings,
+                          notes=cutover.notes)
+        return self.result(True, release=target, timings=cutover.timings, notes=cutover.notes, switched=True, diff=diff)
+
+    def watched(self):
+        transition = self.state.transition
+        if transition is None or self.check_mode:
+            return self.result(release=self.current or "", requests=0, errors=0, p95_ms=0.0)
+        cutover = self.cutover()
+        cutover.note_log()
+        verdict = watch(dict(self.params["watch"], host=self.params["health"]["host"]))
+        if not verdict.breach:
+            verdict = verdict._replace(breach=cutover.worker_problem())
+        numbers = {"requests": verdict.requests, "errors": verdict.errors, "p95_ms": verdict.p95_ms}
+        if not verdict.breach:
+            return self.result(release=transition["to"], **numbers)
+        evidence = cutover.evidence(transition["to_colour"])
+        cutover.put_back("after the switch %s" % verdict.breach)
+        raise Refused(
+            "release %s broke under traffic: %s. %s\n%s" % (
+                transition["to"], verdict.breach,
+                "%s serves again" % transition["from"] if transition["from"] else
+                "There is no earlier release to go back to", evidence),
+            release=transition["to"], put_back=True, timings=cutover.timings, notes=cutover.notes, **numbers)
+
+    def finished(self):
+        if self.state.transition is None:
+            return self.result(release=self.current or "")
+        target = self.state.transition["to"]
+        if not self.check_mode:
+            self.cutover().finish()
+        return self.result(True, release=target)
+
+    def restored(self):
+        transition = self.state.transition
+        if transition is None:
+            return self.result(release=self.current or "", timings={}, notes=[])
+        if self.check_mode:
+            return self.result(True, release=transition["from"] or "", timings={}, notes=[])
+        cutover = self.cutover()
+        cutover.put_back(self.params["reason"] or "asked for", bad=False)
+        return self.result(True, release=transition["from"] or "", timings=cutover.timings, notes=cutover.notes)
+
+    def hook(self):
+        target = self.one(self.params["release"])
+        mine = [hook for hook in self.params["hooks"] if hook["phase"] == self.params["phase"]]
+        if not mine or self.check_mode:
+            return self.result(bool(mine), release=target, notes=["hook %s would run" % hook["name"] for hook in mine])
+        done = releases.run_hooks(self.layout.release(target), mine, self.params["phase"], self.params["user"])
+        return self.result(True, release=target,
+                           notes=["hook %s: %s" % (hook["name"], hook["output"] or "done") for hook in done])
+
+    def bad(self):
+        target = self.one(self.params["release"])
+        if self.state.status(target) == "bad":
+            return self.result(release=target)
+        if not self.check_mode:
+            self.state.set_status(target, "bad", self.params["reason"])
+            audit(self.layout, "marked_bad", release=target, reason=self.params["reason"],
+                  run_id=self.params["run_id"], who=self.params["who"])
+        return self.result(True, release=target)
+
+    def absent(self):
+        found = releases.resolve(self.layout, self.params["release"])
+        if not found:
+            return self.result(release=self.params["release"])
+        if len(found) > 1:
+            raise Refused("%s means several releases: %s" % (self.params["release"], ", ".join(found)))
+        if found[0] in (self.layout.release_of("blue"), self.layout.release_of("green")):
+            raise Refused("release %s serves, or its worker may still be finishing tasks" % found[0])
+        if not self.check_mode:
+            releases.discard(self.layout, self.state, found[0])
+            audit(self.layout, "removed", release=found[0], run_id=self.params["run_id"], who=self.params["who"])
+        return self.result(True, release=found[0])
+
+    def pruned(self):
+        going = releases.prune_plan(self.layout, self.state, self.params["keep"], self.params["applied_migrations"])
+        if not self.check_mode:
+            for name in going:
+                releases.discard(self.layout, self.state, name)
+                audit(self.layout, "pruned", release=name, run_id=self.params["run_id"], who=self.params["who"])
+            if going:
+                releases.prune_union(self.layout)
+        return self.result(bool(going), removed=going)
+
+    def audited(self):
+        if not self.check_mode:
+            audit(self.layout, self.params["event"], reason=self.params["reason"], run_id=self.params["run_id"],
+                  who=self.params["who"], release=self.params["release"] or "")
+        return self.result()
+
+
+def argument_spec():
+    def option(kind, default=None, **more):
+        return dict({"type": kind, "default": default}, **more)
+
+    return {
+        "state": option("str", "query", choices=["query", "present", "recovered", "active", "watched", "finished",
+                                                 "restored", "hook", "bad", "absent", "pruned", "audited"]),
+        "root": option("path", "/var/www/shiftmaster"),
+        "release": {"type": "str"},
+        "revision": {"type": "str"},
+        "version": option("str", ""),
+        "archive": {"type": "path"},
+        "build": option("dict", {}, apply_defaults=True, options={
+            "environment": option("dict", {}),
+            "files": option("dict", {}),
+            "site_packages": option("dict", {}),
+            "requirements_file": option("str", "requirements.txt"),
+            "extra_requirements": option("list", [], elements="str"),
+            "linked_directories": option("list", [], elements="str"),
+            "python": option("path", "/usr/bin/python3"),
+            "check": option("bool", True),
+            "collectstatic": option("bool", True),
+            "salt": option("str", ""),
+        }),
+        "pip_environment": option("dict", {}),
+        "build_user": option("str", "shiftmaster-build"),
+        "user": option("str", "shiftmaster"),
+        "celery_application": option("str", ""),
+        "celery_queues": option("list", [], elements="str"),
+        "beat": option("bool", True),
+        "kind": option("str", "deploy", choices=["deploy", "rollback", "restart"]),
+        "health": option("dict", {}, apply_defaults=True, options={
+            "path": option("str", "/health/deep/"),
+            "host": option("str", "localhost"),
+            "attempts": option("int", 5),
+            "delay_seconds": option("float", 10),
+            "timeout_seconds": option("float", 10),
+            "worker_seconds": option("int", 60),
+        }),
+        "drain_grace_seconds": option("float", 1),
+        "drain_limit_seconds": option("float", 30),
+        "worker_stop_seconds": option("int", 300),
+        "watch": option("dict", {}, apply_defaults=True, options={
+            "seconds": option("int", 60),
+            "target": option("str", "http://localhost:8000"),
+            "paths": option("list", ["/"], elements="str"),
+            "access_log": option("path", "/var/log/nginx/shiftmaster_access.log"),
+            "errors_min": option("int", 3),
+            "error_percent": option("float", 1),
+            "p95_ms": option("float", 2000),
+            "requests_min": option("int", 20),
+        }),
+        "hooks": option("list", [], elements="dict", options={
+            "name": {"type": "str", "required": True},
+            "phase": {"type": "str", "required": True, "choices": [
+                "after_build", "before_migrate", "after_migrate", "before_cutover", "after_cutover", "after_rollback"]},
+            "command": {"type": "str", "required": True},
+            "timeout_seconds": option("int", 300),
+            "user": option("str", ""),
+        }),
+        "phase": {"type": "str"},
+        "keep": option("int", 5),
+        "applied_migrations": {"type": "list", "elements": "str"},
+        "reason": option("str", ""),
+        "event": option("str", "note"),
+        "log_folder": option("path", "/var/log/shiftmaster"),
+        "build_timeout_seconds": option("int", 900),
+        "run_id": option("str", ""),
+        "who": option("str", ""),
+    }
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=argument_spec(),
+        required_if=[("state", "present", ("revision",))]
+        + [("state", state, ("release",)) for state in ("active", "hook", "bad", "absent")],
+        supports_check_mode=True,
+    )
+    params = module.params
+    readonly = module.check_mode or params["state"] == "query"
+    try:
+        if readonly:
+            module.exit_json(**getattr(Operation(params, True), params["state"])())
+        with exclusive(Layout(params["root"])):
+            module.exit_json(**getattr(Operation(params, False), params["state"])())
+    except Refused as error:
+        module.fail_json(msg=str(error), **error.result)
+    except (CutoverError, StateError, UnitError, ReleaseCodeError, releases.BuildError, ValueError, OSError) as error:
+        module.fail_json(msg=str(error), put_back=False)
+
+
+if __name__ == "__main__":
+    main()
