@@ -688,6 +688,11 @@ def _worst(classes: Iterable[str]) -> str:
     return max(classes, key=CLASSES.index, default=EXPAND)
 
 
+def worst_class(records: Iterable[dict]) -> str:
+    """Return the gravest class among records."""
+    return _worst(record["class"] for record in records)
+
+
 def _label(operation) -> str:
     return ("%s %s" % (operation["operation"], operation["target"])).strip()
 
@@ -736,7 +741,7 @@ def _settle(record: dict, annotations: list, created: set) -> None:
         if klass != EXPAND:
             reasons.append("%s: %s" % (_label(operation), operation["reason"]))
     klass = _worst(classes)
-    reversible = all(operation["reversible"] for operation in record["operations"])
+    reversible = all(operation["reversible"] for operation in record["operations"]) and not record.get("no_reverse")
     wrong = sorted({value for value in annotations if value not in CLASSES})
     right = {value for value in annotations if value in CLASSES}
     if wrong:
@@ -1021,6 +1026,59 @@ def classify_ahead(ahead: Iterable, releases_root: str, releases: Optional[Relea
             }
         records.append(record)
     return relative(records)
+
+
+def plan(answer: Mapping) -> List[dict]:
+    """Judge what is pending, from the answer of the driver's operation `plan` with sources; in order."""
+    judged = {}
+    for app, texts in answer.get("sources", {}).items():
+        judged.update((key(record), record) for record in classify_app(app, texts))
+    records = []
+    for migration in answer["pending"]:
+        record = dict(judged.get(key(migration)) or _judge(File(migration["app"], migration["name"], ""), Models()))
+        record["atomic"] = migration["atomic"]
+        # Django knows better than a reader whether an operation can be reversed.
+        record["no_reverse"] = not all(operation["reversible"] for operation in migration["operations"])
+        record["describe"] = [operation["describe"] for operation in migration["operations"]]
+        records.append(record)
+    return relative(records)
+
+
+def compare(answer: Mapping, releases_root: str, tolerated: Iterable[str] = (),
+            releases: Optional[Releases] = None) -> dict:
+    """Say whether the code of a release can run on the database as it is.
+
+    answer: {applied, known}, from the driver's operation `plan` inside that release.
+    Returns ahead (records), behind ([{app, name}]), safe_to_rollback and reason.
+    """
+    releases = releases or Releases(releases_root)
+    known = {key(migration) for migration in answer["known"]}
+    replaces = {}
+    for row in answer["applied"]:
+        if key(row) not in known:
+            record = releases.find(key(row))
+            if record and record["replaces"]:
+                replaces[key(row)] = [key(pair) for pair in record["replaces"]]
+    state = compare_state(answer["applied"], answer["known"], replaces, tolerated)
+    ahead = classify_ahead(state["ahead"], releases_root, releases)
+    safe, reason = rollback_verdict(ahead)
+    return {"ahead": ahead, "behind": state["behind"], "safe_to_rollback": safe, "reason": reason}
+
+
+def known_statically(release_dir: str) -> List[dict]:
+    """List a release's migrations from its manifest and files, for when its code cannot be run."""
+    path = str(release_dir).rstrip("/")
+    found = {}
+    for _, read in Releases(os.path.dirname(path))._sources(path):
+        for record in read():
+            found.setdefault(key(record), {field: record[field] for field in ("app", "name", "replaces")})
+    return [found[name] for name in sorted(found)]
+
+
+def applied_when_live(release_dir: str) -> List[str]:
+    """Return the rows that a release lived with, where its manifest says so."""
+    value = _manifest(str(release_dir)).get("applied_when_live")
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
 def describe(records: Iterable[dict]) -> str:

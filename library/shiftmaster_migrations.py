@@ -1,0 +1,422 @@
+#!/usr/bin/python
+"""Ansible module: plan, apply, compare and reverse Django migrations with a release's own code."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: shiftmaster_migrations
+short_description: Plan, apply, compare and reverse the Django migrations of a release
+description:
+  - Runs the code of a release folder (its interpreter, its environment, the application's user) to look at its
+    migrations and at the rows of C(django_migrations), and to change the database.
+  - Each migration is classed by reading its file. V(expand) only adds or loosens, so the code from before it works
+    on; V(contract) takes something away from that code, or what it does cannot be known; V(irreversible) is as
+    contract and cannot be unapplied either.
+  - An author overrules the reader with the comment C(# shiftmaster:) followed by a class in the migration's file, or
+    with the attribute C(shiftmaster_class) of its class. V(expand) is not believed for an operation that removes or
+    renames what the older code names.
+  - Migrations run under a session-level advisory lock of PostgreSQL, held by the migrating process itself on a second
+    connection, and with C(lock_timeout). SQLite has neither; there they are skipped.
+  - Only the database C(default) is looked at.
+author:
+  - ShiftMaster operations
+options:
+  mode:
+    description:
+      - V(plan) lists what is pending, with classes, and whether it may be applied.
+      - V(apply) applies what is pending, unless a class is refused.
+      - V(compare) says whether the code of O(target_release) can run on the database as it is; a rollback must ask.
+      - V(reverse) unapplies, with the code of O(release), everything that O(target_release) does not know. What it
+        removes is lost, so it belongs into maintenance mode and behind a backup.
+    type: str
+    choices: [plan, apply, compare, reverse]
+    required: true
+  release:
+    description:
+      - Folder of the release whose code runs. For V(reverse) it is the newer one.
+      - For V(compare) it is optional, and used only to read the rows where the code of O(target_release) does not run.
+      - Required for V(plan), V(apply) and V(reverse).
+    type: path
+  target_release:
+    description:
+      - Folder of the older release, for V(compare) and V(reverse).
+    type: path
+  releases_root:
+    description:
+      - Folder that holds all retained releases. A migration that the target does not know is looked up in their
+        manifests and files.
+      - The folder above O(target_release) where it is not given.
+    type: path
+  tolerated:
+    description:
+      - Rows (C(app.name)) that V(compare) and V(reverse) leave alone although the target has no file for them, such as
+        those of an application that was removed long ago. The list C(applied_when_live) of the target's manifest is
+        added to it.
+    type: list
+    elements: str
+    default: []
+  allow_contract:
+    description:
+      - Whether V(apply) may apply contract and irreversible migrations. Only true where no older code serves.
+    type: bool
+    default: false
+  first_deploy:
+    description:
+      - Whether no release is live yet. Then every class may be applied.
+    type: bool
+    default: false
+  lock_wait_seconds:
+    description:
+      - How long to wait for another process that migrates.
+    type: int
+    default: 60
+  lock_timeout_seconds:
+    description:
+      - How long a statement of a migration waits for a lock on a table. Everything that comes behind it to that table
+        waits as long, so keep it short.
+    type: float
+    default: 5
+  statement_timeout_seconds:
+    description:
+      - How long one statement of a migration may run; 0 for as long as it takes.
+    type: float
+    default: 0
+  timeout_seconds:
+    description:
+      - How long all of it may take. After that the process is killed, and the server rolls back what was not finished.
+    type: int
+    default: 1800
+  extra_environment:
+    description:
+      - Variables on top of the release's environment, such as another port to go around a connection pooler. Secrets
+        are in the release's own environment and do not belong here.
+    type: dict
+    default: {}
+  user:
+    description:
+      - Who runs the release's code. An empty string stands for the user that the module runs as.
+    type: str
+    default: shiftmaster
+attributes:
+  check_mode:
+    description: V(apply) and V(reverse) return what they would do and change nothing.
+    support: full
+  diff_mode:
+    description: The migrations by which the rows of C(django_migrations) change, with their operations.
+    support: full
+notes:
+  - The advisory lock needs a connection to PostgreSQL itself. A connection through a pooler is recognised and refused.
+  - A run that was killed is repeated as it is. Indexes that an interrupted C(AddIndexConcurrently) left invalid are
+    dropped and built again.
+"""
+
+EXAMPLES = r"""
+- name: See what a new release would change
+  shiftmaster_migrations:
+    mode: plan
+    release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
+  register: plan
+
+- name: Apply what only adds, before the new code serves
+  shiftmaster_migrations:
+    mode: apply
+    release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
+
+- name: Ask whether the previous release can run on this schema
+  shiftmaster_migrations:
+    mode: compare
+    release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
+    target_release: /var/www/shiftmaster/releases/20250701T120000Z-9f8e7d6
+  register: compare
+
+- name: Take the schema back, in maintenance mode and after a backup
+  shiftmaster_migrations:
+    mode: reverse
+    release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
+    target_release: /var/www/shiftmaster/releases/20250701T120000Z-9f8e7d6
+  when: not compare.safe_to_rollback
+"""
+
+RETURN = r"""
+pending:
+  description: Migrations that the release holds and the database does not, in the order of application.
+  returned: plan and apply
+  type: list
+  elements: dict
+  sample:
+    - app: shifts
+      name: 0002_roster_note
+      class: expand
+      reversible: true
+      atomic: true
+      reasons: []
+      warnings: []
+      describe: ["Add field note to roster"]
+ahead:
+  description: Migrations that the database holds and the target release does not, with C(found_in), the retained
+    release that holds the file.
+  returned: compare and reverse
+  type: list
+  elements: dict
+behind:
+  description: Migrations that the target release holds and the database does not, as C(app.name).
+  returned: compare
+  type: list
+  elements: str
+applied:
+  description: All rows of C(django_migrations) as C(app.name), as they are at the end.
+  returned: always
+  type: list
+  elements: str
+done:
+  description: What this run applied or unapplied, as C(app.name), in order. Also returned on failure.
+  returned: apply and reverse
+  type: list
+  elements: str
+repaired:
+  description: What this run cleaned up after an earlier one that was interrupted.
+  returned: apply
+  type: list
+  elements: str
+worst_class:
+  description: The gravest class among C(pending) or C(ahead); V(expand) where there is none.
+  returned: always
+  type: str
+  sample: contract
+allowed:
+  description: Whether what is pending may be applied with these options.
+  returned: plan and apply
+  type: bool
+safe_to_rollback:
+  description: Whether the code of the target release can run on the database as it is. After plan and apply, whether
+    the code from before could, once everything pending is applied.
+  returned: always
+  type: bool
+reason:
+  description: A sentence for people that says why, and names the migrations.
+  returned: always
+  type: str
+  sample: "The code that serves now may not work after shifts.0003_drop (contract: RemoveField roster.note: the old code
+    still selects the column note of roster)."
+locking:
+  description: What the pending migrations lock, and for what.
+  returned: plan and apply
+  type: list
+  elements: str
+loses:
+  description: What V(reverse) cannot bring back when the newer release returns, migration by migration.
+  returned: reverse
+  type: list
+  elements: str
+failure:
+  description: Where and why it failed, with C(kind), C(message), C(app), C(name), C(operation), C(operations_done),
+    C(half_applied), C(hint), C(sqlstate), C(blockers), C(invalid_indexes).
+  returned: on failure inside the database
+  type: dict
+"""
+
+import os  # noqa: E402
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+from ansible.module_utils.shiftmaster import django_driver, migrations  # noqa: E402
+from ansible.module_utils.shiftmaster.releasecode import ReleaseCode, ReleaseCodeError  # noqa: E402
+
+PLAN_SECONDS = 120
+PUBLIC = ("app", "name", "class", "reversible", "atomic", "reasons", "warnings", "loses", "describe", "found_in",
+          "annotation")
+
+
+class Refused(Exception):
+    """Something must not or could not be done; details go into the module's answer."""
+
+    def __init__(self, message, **details):
+        super().__init__(message)
+        self.details = details
+
+
+def public(records):
+    """Leave out what only the reader needs."""
+    return [{name: record[name] for name in PUBLIC if name in record} for record in records]
+
+
+def listing(records):
+    """Write migrations as lines, for a diff."""
+    lines = []
+    for record in records:
+        lines.append("%s (%s)" % (migrations.key(record), record["class"]))
+        lines.extend("    %s" % text for text in record.get("describe", ()))
+    return "".join(line + "\n" for line in lines)
+
+
+def names(rows):
+    return [migrations.key(row) for row in rows]
+
+
+class Runner:
+    """The four modes, over the drivers of one or two releases."""
+
+    def __init__(self, options, check_mode=False, code=ReleaseCode):
+        self.options = options
+        self.check_mode = check_mode
+        self.code = code
+
+    def ask(self, release, request, timeout):
+        answer = self.code(release, self.options["user"] or None).driver(
+            django_driver, request, timeout, {k: str(v) for k, v in self.options["extra_environment"].items()})
+        if "failure" in answer:
+            failure = answer["failure"]
+            message = failure["message"]
+            if failure.get("hint"):
+                message += " " + failure["hint"]
+            changed = bool(answer["done"] or answer["repaired"] or failure.get("half_applied"))
+            raise Refused(message, failure=failure, done=names(answer["done"]), repaired=answer["repaired"],
+                          applied=names(answer.get("applied", ())), changed=changed)
+        return answer
+
+    def look(self, release, sources=False):
+        return self.ask(release, {"op": "plan", "sources": sources}, min(PLAN_SECONDS, self.options["timeout_seconds"]))
+
+    def timing(self):
+        return {name: self.options[name] for name in (
+            "lock_wait_seconds", "lock_timeout_seconds", "statement_timeout_seconds")}
+
+    def run(self):
+        return getattr(self, self.options["mode"])()
+
+    def plan(self):
+        answer = self.look(self.options["release"], sources=True)
+        pending = migrations.plan(answer)
+        allowed, reason = migrations.deploy_verdict(
+            pending, self.options["allow_contract"], self.options["first_deploy"])
+        worst = migrations.worst_class(pending)
+        return {
+            "changed": False,
+            "pending": public(pending),
+            "applied": names(answer["applied"]),
+            "worst_class": worst,
+            "allowed": allowed,
+            "safe_to_rollback": worst == migrations.EXPAND,
+            "reason": reason,
+            "locking": ["%s: %s" % (migrations.key(r), warning) for r in pending for warning in r["warnings"]],
+            "diff": {"before_header": "django_migrations", "after_header": "django_migrations",
+                     "before": "", "after": listing(pending)},
+        }
+
+    def apply(self):
+        result = self.plan()
+        result.update(done=[], repaired=[])
+        if not result["allowed"]:
+            raise Refused(result["reason"], **{k: v for k, v in result.items() if k != "diff"})
+        if not result["pending"]:
+            return result
+        if self.check_mode:
+            return dict(result, changed=True)
+        answer = self.ask(
+            self.options["release"],
+            dict(self.timing(), op="apply", expected=[[r["app"], r["name"]] for r in result["pending"]]),
+            self.options["timeout_seconds"])
+        done = names(answer["done"])
+        return dict(result, changed=bool(done or answer["repaired"]), done=done, repaired=answer["repaired"],
+                    applied=names(answer["applied"]))
+
+    def _target(self):
+        """Return {applied, known} as the target release sees them, and a warning where it had to be read from files."""
+        target = self.options["target_release"]
+        try:
+            return self.look(target), []
+        except (ReleaseCodeError, Refused) as error:
+            if not self.options["release"]:
+                raise
+            rows = self.look(self.options["release"])["applied"]
+            return {"applied": rows, "known": migrations.known_statically(target)}, [
+                "The code of %s could not be asked (%s), so its migrations were read from its files."
+                % (os.path.basename(target), error)]
+
+    def compare(self):
+        target = self.options["target_release"]
+        answer, warnings = self._target()
+        root = self.options["releases_root"] or os.path.dirname(os.path.realpath(target))
+        tolerated = self.options["tolerated"] + migrations.applied_when_live(target)
+        result = migrations.compare(answer, root, tolerated)
+        return {
+            "changed": False,
+            "ahead": public(result["ahead"]),
+            "behind": names(result["behind"]),
+            "applied": names(answer["applied"]),
+            "worst_class": migrations.worst_class(result["ahead"]),
+            "safe_to_rollback": result["safe_to_rollback"],
+            "reason": result["reason"],
+            "warnings": warnings,
+            "known": [[m["app"], m["name"]] for m in answer["known"]],
+        }
+
+    def reverse(self):
+        result = self.compare()
+        tolerated = set(self.options["tolerated"]) | set(migrations.applied_when_live(self.options["target_release"]))
+        keep = result.pop("known") + [name.split(".", 1) for name in sorted(tolerated)]
+        request = dict(self.timing(), op="reverse", keep=keep, dry_run=self.check_mode)
+        answer = self.ask(self.options["release"], request, self.options["timeout_seconds"])
+        ahead = result["ahead"]
+        done = names(answer["done"])
+        if self.check_mode:
+            would = names(answer["pending"])
+            changed, reason = bool(would), "Would unapply %s." % (", ".join(would) or "nothing")
+        else:
+            changed, reason = bool(done), "Unapplied %s." % (", ".join(done) or "nothing: the database is not ahead")
+        result.update(
+            changed=changed, done=done, repaired=answer["repaired"], applied=names(answer["applied"]), reason=reason,
+            loses=["%s: %s" % (migrations.key(r), lost) for r in ahead for lost in r.get("loses", ())],
+            diff={"before_header": "django_migrations", "after_header": "django_migrations",
+                  "before": listing(ahead), "after": ""},
+        )
+        if not self.check_mode:
+            result["safe_to_rollback"] = True
+        if answer.get("warning"):
+            result["warnings"] = result["warnings"] + [answer["warning"]]
+        return result
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "mode": {"type": "str", "choices": ["plan", "apply", "compare", "reverse"], "required": True},
+            "release": {"type": "path"},
+            "target_release": {"type": "path"},
+            "releases_root": {"type": "path"},
+            "tolerated": {"type": "list", "elements": "str", "default": []},
+            "allow_contract": {"type": "bool", "default": False},
+            "first_deploy": {"type": "bool", "default": False},
+            "lock_wait_seconds": {"type": "int", "default": 60},
+            "lock_timeout_seconds": {"type": "float", "default": 5},
+            "statement_timeout_seconds": {"type": "float", "default": 0},
+            "timeout_seconds": {"type": "int", "default": 1800},
+            "extra_environment": {"type": "dict", "default": {}},
+            "user": {"type": "str", "default": "shiftmaster"},
+        },
+        required_if=[
+            ("mode", "plan", ("release",)),
+            ("mode", "apply", ("release",)),
+            ("mode", "compare", ("target_release",)),
+            ("mode", "reverse", ("release", "target_release")),
+        ],
+        supports_check_mode=True,
+    )
+    for name in ("release", "target_release"):
+        if module.params[name] and not os.path.isdir(module.params[name]):
+            module.fail_json(msg="%s is no release: the folder does not exist." % module.params[name])
+    try:
+        result = Runner(module.params, module.check_mode).run()
+    except Refused as error:
+        module.fail_json(msg=str(error), **error.details)
+    except (ReleaseCodeError, KeyError) as error:
+        module.fail_json(msg=str(error))
+    for warning in result.pop("warnings", ()):
+        module.warn(warning)
+    result.pop("known", None)
+    if not module._diff:
+        result.pop("diff", None)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
