@@ -1,0 +1,84 @@
+# ShiftMaster operations. `make` alone explains the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+RUN := .venv/bin/python scripts/run_tests
+DEMO := .venv/bin/python scripts/demo
+
+.PHONY: help bootstrap docker images lint format unit readme test test-all bench lock clean \
+	demo demo-deploy demo-rollback demo-health demo-clean
+
+help: ## Show this list
+	@echo "ShiftMaster operations: deploy, roll back and check ShiftMaster."
+	@echo "Needs git, make and Python 3.12 or later; scenarios and the demo also need Docker."
+	@echo "As root on Debian or Ubuntu what is missing gets installed."
+	@echo
+	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## / { printf "  make %-26s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+bootstrap: ## Make .venv with the locked requirements
+	@scripts/bootstrap
+
+docker:
+	@scripts/bootstrap --docker
+	@scripts/docker start
+
+images: docker ## Build the images that scenarios and the demo run on
+	@scripts/images
+
+lint: bootstrap ## ruff, yamllint, ansible-lint (production), shellcheck where present
+	ruff check .
+	ruff format --check .
+	yamllint --strict .
+	ANSIBLE_CONFIG=ansible.cfg ansible-lint --offline --strict
+	@if command -v shellcheck >/dev/null; then shellcheck scripts/bootstrap scripts/docker scripts/images .ci/run; \
+		else echo "shellcheck is not installed: not run"; fi
+
+format: bootstrap ## Let ruff format the Python
+	ruff check --fix .
+	ruff format .
+
+unit: bootstrap ## Unit tests
+	python -m pytest
+
+readme: bootstrap ## Write each role's README.md from its meta/argument_specs.yml
+	python scripts/role_readme.py
+
+test: images ## What .ci/run runs: lint, unit tests and a sample of the scenarios
+	@$(RUN) test
+
+test-all: images ## Every proof; writes docs/verification.md
+	@$(RUN) all; result=$$?; .venv/bin/python scripts/verification.py && exit $$result
+
+bench: images ## Measurements, side by side
+	@$(RUN) bench
+
+scenario-%: images ## (make scenario-base) One scenario of molecule/
+	@$(RUN) $*
+
+demo: docker ## ShiftMaster on a container that plays the host (VERSION=2.0.0)
+	@scripts/images base trixie
+	@$(DEMO) up
+
+demo-deploy: ## Deploy another version to the demo, VERSION=2.1.0
+	@$(DEMO) deploy $(VERSION)
+
+demo-rollback: ## Take the demo back (TO=release, SCHEMA=keep|reverse|restore)
+	@$(DEMO) rollback
+
+demo-health: ## The demo's health
+	@$(DEMO) health
+
+demo-clean: ## Remove the demo, its container, its images and what it left
+	@if [ -x .venv/bin/python ]; then $(DEMO) clean; fi
+	@if command -v docker >/dev/null && docker info >/dev/null 2>&1; then scripts/images clean; fi
+	@scripts/docker stop
+
+lock: bootstrap ## Resolve requirements.in anew into requirements.txt, with hashes
+	@test -x .cache/lock/bin/pip-compile || { python3 -m venv .cache/lock || .venv/bin/python -m venv .cache/lock; } && \
+		.cache/lock/bin/pip install --quiet pip-tools==7.6.2
+	@env --unset=PIP_FIND_LINKS CUSTOM_COMPILE_COMMAND="make lock" .cache/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --no-header \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements.txt requirements.in
+	@sed -i '1i # Written by `make lock` from requirements.in. Python 3.12 and later.' requirements.txt
+
+clean: ## Remove .venv and everything that runs left
+	rm -rf .venv .cache .ansible
