@@ -1,0 +1,8 @@
+"""The Celery tasks. Each may be delivered more than once and is written for it; names are explicit, not the modules'."""
+
+from .counted import record_run
+from .draft import build_draft
+from .mail import mail_roster
+from .tidy import tidy
+
+__all__ = ["build_draft", "mail_roster", "record_run", "tidy"]

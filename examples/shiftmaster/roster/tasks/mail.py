@@ -1,0 +1,48 @@
+"""Mails a ward's month to its staff."""
+
+import logging
+
+from celery import shared_task
+from django.core.mail import send_mail
+from django.db import IntegrityError, transaction
+from django.template.loader import render_to_string
+from django.utils import translation
+
+from roster.models import Assignment, MailDelivery, StaffMember, Ward
+from roster.months import Month
+
+logger = logging.getLogger(__name__)
+
+
+@shared_task(name="roster.tasks.mail_roster", autoretry_for=(OSError,), retry_backoff=5, max_retries=5)
+def mail_roster(ward_id, month, order, language="ja"):
+    """Send each person their own shifts, once for each order, however often the task runs.
+
+    The letter's row and the letter go together: a mail server that refuses takes the row back. Only a worker that dies
+    between the server's answer and the commit can send one letter twice; no mail protocol closes that gap.
+    """
+    month = Month.parse(month)
+    ward = Ward.objects.get(pk=ward_id)
+    sent = 0
+    staff = StaffMember.objects.filter(ward=ward, active=True).exclude(email="")
+    done = set(MailDelivery.objects.filter(order=order).values_list("staff_id", flat=True))
+    with translation.override(language):
+        for person in staff:
+            if person.pk in done:
+                continue
+            shifts = Assignment.objects.filter(staff=person, day__range=month.range).select_related("shift")
+            context = {"person": person, "ward": ward, "month": month, "shifts": shifts.order_by("day")}
+            try:
+                with transaction.atomic():
+                    MailDelivery.objects.create(order=order, staff=person)
+                    send_mail(
+                        translation.gettext("Your shifts in %(month)s") % {"month": month},
+                        render_to_string("roster/mail.txt", context),
+                        None,
+                        [person.email],
+                    )
+            except IntegrityError:
+                continue
+            sent += 1
+    logger.info("roster of ward %s for %s: %d letters sent", ward_id, month, sent)
+    return sent

@@ -1,0 +1,6 @@
+from .home import home, this_month
+from .jobs import draft, draft_state, mail
+from .month import assign, month
+from .requests import decide, requests
+
+__all__ = ["assign", "decide", "draft", "draft_state", "home", "mail", "month", "requests", "this_month"]
