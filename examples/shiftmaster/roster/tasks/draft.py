@@ -6,8 +6,8 @@ from celery import shared_task
 from django.db import transaction
 from django.utils import timezone
 
-from roster.months import Month
 from roster.models import Assignment, DayOffRequest, MonthPlan, ShiftType, StaffMember
+from roster.months import Month
 
 logger = logging.getLogger(__name__)
 

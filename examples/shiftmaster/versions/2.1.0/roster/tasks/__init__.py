@@ -1,4 +1,4 @@
-"""The Celery tasks. Each may be delivered more than once and is written for it; names are explicit, not the modules'."""
+"""The Celery tasks. Each may be delivered more than once and is written for it. Their names are explicit."""
 
 from .counted import record_run
 from .draft import build_draft
