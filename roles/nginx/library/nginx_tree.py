@@ -1,0 +1,809 @@
+#!/usr/bin/python
+# Part of the role nginx.
+# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
+"""Keep nginx's files as one set: tested beside the live ones, swapped, reloaded, proven, or put back."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: nginx_tree
+short_description: Keep nginx's configuration as one set that is tested, swapped, reloaded and proven
+description:
+  - A set of files, links and absences is compared with the host. When anything differs, a copy of the whole
+    configuration folder with the new files in it is tested by C(nginx -t) before one live file is touched.
+  - Then the files are renamed into place, the master process is told to reload, and the module waits until the
+    B(running) nginx answers with the hash of this very set, serves the certificate that is on disk, and until all
+    workers of the earlier generation have stopped taking connections. nginx itself reports none of that, a reload that
+    failed leaves only a line in the error log.
+  - A changed drop-in of the unit cannot reach a running process; then, and only then, nginx is restarted.
+  - When the proof does not come, the earlier files are put back and the task fails with what nginx logged.
+  - The decision to reload is taken from what runs, not from what changed, so a run that was killed between the
+    swap and the reload is made good by the next one.
+options:
+  state:
+    description:
+      - V(query) only reads and returns what a template has to know about the host.
+      - V(present) makes the host have the set.
+    type: str
+    choices: [query, present]
+    default: present
+  config_root:
+    description: The folder of which a copy is tested.
+    type: path
+    default: /etc/nginx
+  main_file:
+    description: The main configuration file, inside O(config_root). Its includes must be relative to be tested.
+    type: path
+    default: /etc/nginx/nginx.conf
+  binary:
+    description: The nginx program.
+    type: path
+    default: /usr/sbin/nginx
+  service:
+    description: The systemd unit that is started when nginx does not run.
+    type: str
+    default: nginx.service
+  unit_drop_in:
+    description: The one of O(files) that belongs to the systemd unit. A change of it restarts nginx.
+    type: path
+  pid_file:
+    description: Where the master process writes its number.
+    type: path
+    default: /run/nginx.pid
+  error_log:
+    description: The log from which nginx's own explanation is taken when a reload fails.
+    type: path
+    default: /var/log/nginx/error.log
+  directories:
+    description: Folders that must exist, before the files are written.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: The folder.
+        type: path
+        required: true
+      mode:
+        description: Its mode.
+        type: str
+        default: "0755"
+  files:
+    description: Files with their whole content.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: The file.
+        type: path
+        required: true
+      content:
+        description: The whole content.
+        type: str
+        required: true
+      mode:
+        description: Its mode.
+        type: str
+        default: "0644"
+  links:
+    description: Symbolic links. A relative target is tested with the copy, an absolute one with the live file.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: The link.
+        type: path
+        required: true
+      target:
+        description: What it says.
+        type: str
+        required: true
+  absent:
+    description: Files and links that must not exist.
+    type: list
+    elements: path
+    default: []
+  marker_file:
+    description:
+      - A file that this module writes. It holds C(return 200 "<hash of the set>\n";) and is to be included by a
+        location of a server that listens on O(marker_address).
+    type: path
+  marker_address:
+    description: host:port of the server that answers with the hash.
+    type: str
+    default: 127.0.0.1:8081
+  marker_path:
+    description: The path of the location that answers with the hash.
+    type: str
+    default: /config
+  certificate:
+    description: The certificate that nginx must be serving. Read for V(query) as well.
+    type: path
+  certificate_key:
+    description: Its key. Only looked at, never read.
+    type: path
+  tls_address:
+    description: host:port at which the served certificate is compared with the file. Nothing is compared without it.
+    type: str
+  tls_name:
+    description: The server name to ask with.
+    type: str
+  groups:
+    description: Groups whose members the workers must be. A worker learns its groups when it is forked.
+    type: list
+    elements: str
+    default: []
+  ports:
+    description: Ports of which V(query) reports whether another program listens on them.
+    type: list
+    elements: int
+    default: []
+  proof_timeout_seconds:
+    description: How long to wait for the proof of a reload or a start.
+    type: int
+    default: 20
+attributes:
+  check_mode:
+    support: full
+    description: Nothing changes. The new set is tested where nginx is installed already.
+  diff_mode:
+    support: full
+    description: Every file, link and folder that would change.
+author:
+  - ShiftMaster operations
+"""
+
+EXAMPLES = r"""
+- name: query | See what runs on the host
+  nginx_tree:
+    state: query
+    certificate: /etc/ssl/certs/shiftmaster.crt
+    ports: [80, 443]
+  register: __nginx_host
+
+- name: configure | Swap in the site
+  nginx_tree:
+    files:
+      - path: /etc/nginx/sites-available/shiftmaster
+        content: "{{ lookup('ansible.builtin.template', 'site.conf.j2') }}"
+    links:
+      - path: /etc/nginx/sites-enabled/shiftmaster
+        target: ../sites-available/shiftmaster
+    absent:
+      - /etc/nginx/sites-enabled/default
+    marker_file: /etc/nginx/snippets/shiftmaster-marker.conf
+"""
+
+RETURN = r"""
+reasons:
+  description: Why nginx was started or reloaded (or would be).
+  returned: state=present
+  type: list
+  elements: str
+  sample: ["files differ: /etc/nginx/nginx.conf"]
+config_hash:
+  description: The hash with which the running nginx answers.
+  returned: state=present
+  type: str
+action:
+  description: What was done to the service.
+  returned: state=present
+  type: str
+  sample: reload
+installed:
+  description: Whether the nginx program is there.
+  returned: state=query
+  type: bool
+version:
+  description: nginx's version, empty where it is not installed.
+  returned: state=query
+  type: str
+ipv6:
+  description: Whether sockets of IPv6 can be bound.
+  returned: state=query
+  type: bool
+ipv6_loopback:
+  description: Whether ::1 can be bound.
+  returned: state=query
+  type: bool
+groups_present:
+  description: Those of O(groups) that exist.
+  returned: state=query
+  type: list
+  elements: str
+ocsp_uri:
+  description: The responder that the certificate names, or empty.
+  returned: state=query
+  type: str
+problems:
+  description: What would make the start of nginx fail, each as a sentence.
+  returned: state=query
+  type: list
+  elements: str
+certificate_problems:
+  description: The part of RV(problems) that is about the certificate and its key.
+  returned: state=query
+  type: list
+  elements: str
+"""
+
+import glob
+import grp
+import hashlib
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import tempfile
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def config_hash(files, links, absent):
+    """The hash of a set. Order and folders do not count, contents, modes and links do."""
+    digest = hashlib.sha256()
+    for item in sorted(files, key=lambda f: f["path"]):
+        digest.update(repr(("file", item["path"], item["content"], item.get("mode", "0644"))).encode())
+    for item in sorted(links, key=lambda f: f["path"]):
+        digest.update(repr(("link", item["path"], item["target"])).encode())
+    for path in sorted(absent):
+        digest.update(repr(("absent", path)).encode())
+    return digest.hexdigest()[:32]
+
+
+def marker_content(value):
+    return 'return 200 "%s\\n";\n' % value
+
+
+def read_state(path):
+    """What a path is now: ("none",), ("link", target), ("file", bytes, mode) or ("other",)."""
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ("none",)
+    if stat.S_ISLNK(info.st_mode):
+        return ("link", os.readlink(path))
+    if stat.S_ISREG(info.st_mode):
+        with open(path, "rb") as handle:
+            return ("file", handle.read(), stat.S_IMODE(info.st_mode))
+    return ("other",)
+
+
+def wanted_states(files, links, absent):
+    wanted = {}
+    for item in files:
+        wanted[item["path"]] = ("file", item["content"].encode(), int(item.get("mode") or "0644", 8))
+    for item in links:
+        wanted[item["path"]] = ("link", item["target"])
+    for path in absent:
+        wanted[path] = ("none",)
+    return wanted
+
+
+def as_text(state):
+    if state[0] == "file":
+        return state[1].decode("utf-8", "replace")
+    if state[0] == "link":
+        return "link to %s\n" % state[1]
+    return ""
+
+
+def describe(path, before, after):
+    """One entry of Ansible's diff."""
+    header = path
+    if before[0] == "file" and after[0] == "file" and before[2] != after[2]:
+        header = "%s (mode %04o -> %04o)" % (path, before[2], after[2])
+    return {
+        "before": as_text(before),
+        "after": as_text(after),
+        "before_header": path if before[0] != "none" else "%s (absent)" % path,
+        "after_header": header if after[0] != "none" else "%s (absent)" % path,
+    }
+
+
+def parse_listeners(text, ports):
+    """Inodes of the listening sockets in the text of /proc/net/tcp or tcp6, by port."""
+    found = {}
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) < 10 or fields[3] != "0A":
+            continue
+        port = int(fields[1].rsplit(":", 1)[1], 16)
+        if port in ports:
+            found.setdefault(port, set()).add(fields[9])
+    return found
+
+
+def socket_owners(inodes):
+    """Names of the programs that hold these socket inodes."""
+    wanted = {"socket:[%s]" % inode for inode in inodes}
+    names = set()
+    for fd in glob.glob("/proc/[0-9]*/fd/*"):
+        try:
+            if os.readlink(fd) in wanted:
+                with open("/proc/%s/comm" % fd.split("/")[2]) as handle:
+                    names.add(handle.read().strip())
+        except OSError:
+            continue
+    return names
+
+
+def first_certificate(path):
+    """The leaf of a PEM file as DER, or None."""
+    try:
+        with open(path) as handle:
+            text = handle.read()
+    except (OSError, UnicodeDecodeError):
+        return None
+    match = re.search("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", text, re.S)
+    try:
+        return ssl.PEM_cert_to_DER_cert(match.group(0)) if match else None
+    except ValueError:
+        return None
+
+
+def split_address(address):
+    host, port = address.rsplit(":", 1)
+    return host.strip("[]"), int(port)
+
+
+def served_certificate(address, name, timeout=3.0):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with socket.create_connection(split_address(address), timeout) as plain:
+            with context.wrap_socket(plain, server_hostname=name or None) as wrapped:
+                return wrapped.getpeercert(True)
+    except (OSError, ValueError):
+        return None
+
+
+def running_hash(address, path, timeout=3.0):
+    """What the marker location of the running nginx answers, or an empty text."""
+    try:
+        with socket.create_connection(split_address(address), timeout) as sock:
+            sock.settimeout(timeout)
+            sock.sendall(("GET %s HTTP/1.0\r\nHost: localhost\r\n\r\n" % path).encode())
+            data = b""
+            while len(data) < 65536:
+                part = sock.recv(4096)
+                if not part:
+                    break
+                data += part
+    except OSError:
+        return ""
+    head, _separator, body = data.partition(b"\r\n\r\n")
+    if not re.match(rb"HTTP/1\.[01] 200 ", head):
+        return ""
+    return body.decode("ascii", "replace").strip()
+
+
+def master_pid(pid_file):
+    try:
+        with open(pid_file) as handle:
+            pid = int(handle.read().strip())
+        with open("/proc/%d/comm" % pid) as handle:
+            return pid if handle.read().strip() == "nginx" else None
+    except (OSError, ValueError):
+        return None
+
+
+def workers(master):
+    """Workers of a master that take connections (those that are shutting down are left out): pid -> group ids."""
+    found = {}
+    for folder in glob.glob("/proc/[0-9]*"):
+        try:
+            with open(folder + "/stat") as handle:
+                parent = int(handle.read().rsplit(")", 1)[1].split()[1])
+            if parent != master:
+                continue
+            with open(folder + "/cmdline") as handle:
+                title = handle.read()
+            if "worker process" not in title or "shutting down" in title:
+                continue
+            with open(folder + "/status") as handle:
+                line = re.search(r"^Groups:(.*)$", handle.read(), re.M)
+            found[int(folder.rsplit("/", 1)[1])] = {int(gid) for gid in line.group(1).split()} if line else set()
+        except (OSError, ValueError, IndexError):
+            continue
+    return found
+
+
+def group_ids(names):
+    found = {}
+    for name in names:
+        try:
+            found[name] = grp.getgrnam(name).gr_gid
+        except KeyError:
+            continue
+    return found
+
+
+def can_bind(family, address):
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.bind((address, 0))
+        return True
+    except OSError:
+        return False
+
+
+class Tree:
+    def __init__(self, module):
+        self.module = module
+        self.p = module.params
+        self.files = [dict(item) for item in self.p["files"]]
+        root = self.p["config_root"].rstrip("/") + "/"
+        # What nginx itself reads: error pages and the unit's drop-in are no reason to reload.
+        read = [item for item in self.files if item["path"].startswith(root)]
+        self.hash = config_hash(read, self.p["links"], self.p["absent"])
+        if self.p["marker_file"]:
+            self.files.append({"path": self.p["marker_file"], "content": marker_content(self.hash), "mode": "0644"})
+        self.wanted = wanted_states(self.files, self.p["links"], self.p["absent"])
+
+    # -- reading ---------------------------------------------------------------------------------------------
+    def query(self):
+        p = self.p
+        problems = []
+        result = {"changed": False, "installed": os.access(p["binary"], os.X_OK), "version": "", "ocsp_uri": ""}
+        if result["installed"]:
+            out = subprocess.run([p["binary"], "-v"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20)
+            match = re.search(rb"nginx/(\d+(?:\.\d+)+)", out.stdout)
+            result["version"] = match.group(1).decode() if match else ""
+        result["ipv6"] = can_bind(socket.AF_INET6, "::")
+        result["ipv6_loopback"] = can_bind(socket.AF_INET6, "::1")
+        result["groups_present"] = sorted(group_ids(p["groups"]))
+        about_certificate = self.certificate_problems()
+        for port in p["ports"]:
+            inodes = set()
+            for name in ("/proc/net/tcp", "/proc/net/tcp6"):
+                try:
+                    with open(name) as handle:
+                        inodes |= parse_listeners(handle.read(), {port}).get(port, set())
+                except OSError:
+                    continue
+            others = socket_owners(inodes) - {"nginx"} if inodes else set()
+            if others:
+                problems.append("port %d is taken by %s" % (port, ", ".join(sorted(others))))
+        if p["certificate"] and not about_certificate and shutil.which("openssl"):
+            out = subprocess.run(
+                ["openssl", "x509", "-in", p["certificate"], "-noout", "-ocsp_uri"],
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20,
+            )
+            result["ocsp_uri"] = out.stdout.decode("ascii", "replace").strip()
+        result["certificate_problems"] = about_certificate
+        result["problems"] = about_certificate + problems
+        return result
+
+    def certificate_problems(self):
+        p = self.p
+        problems = []
+        if p["certificate"]:
+            if not os.path.exists(p["certificate"]):
+                problems.append("the certificate %s is missing" % p["certificate"])
+            elif first_certificate(p["certificate"]) is None:
+                problems.append("%s holds no certificate in PEM form" % p["certificate"])
+        if p["certificate_key"] and not os.path.exists(p["certificate_key"]):
+            problems.append("the key %s is missing" % p["certificate_key"])
+        if problems or not (p["certificate"] and p["certificate_key"]):
+            return problems
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                p["certificate"], p["certificate_key"], password=lambda: "")
+        except (ssl.SSLError, OSError, ValueError) as exc:
+            problems.append("the certificate %s and the key %s cannot be used together: %s"
+                            % (p["certificate"], p["certificate_key"], getattr(exc, "reason", None) or exc))
+        return problems
+
+    def directory_changes(self):
+        found = []
+        for item in self.p["directories"]:
+            mode = int(item["mode"], 8)
+            try:
+                info = os.stat(item["path"])
+            except FileNotFoundError:
+                found.append((item["path"], mode, None))
+                continue
+            if not stat.S_ISDIR(info.st_mode):
+                self.module.fail_json(msg="%s is not a folder" % item["path"])
+            if stat.S_IMODE(info.st_mode) != mode:
+                found.append((item["path"], mode, stat.S_IMODE(info.st_mode)))
+        return found
+
+    def file_changes(self):
+        changes = {}
+        for path, wanted in self.wanted.items():
+            current = read_state(path)
+            if current[0] == "other":
+                self.module.fail_json(msg="%s is neither a file nor a link" % path)
+            if current != wanted:
+                changes[path] = current
+        return changes
+
+    def running_differs(self):
+        """Why the nginx that runs is not the one that the files describe."""
+        p = self.p
+        reasons = []
+        if p["marker_file"]:
+            answer = running_hash(p["marker_address"], p["marker_path"])
+            if answer != self.hash:
+                reasons.append("the running nginx has another configuration")
+        if p["certificate"] and p["tls_address"]:
+            if served_certificate(p["tls_address"], p["tls_name"]) != first_certificate(p["certificate"]):
+                reasons.append("the running nginx serves another certificate than %s" % p["certificate"])
+        wanted = group_ids(p["groups"])
+        master = master_pid(p["pid_file"])
+        if wanted and master:
+            for gids in workers(master).values():
+                missing = sorted(name for name, gid in wanted.items() if gid not in gids)
+                if missing:
+                    reasons.append("the workers are not in the group %s" % ", ".join(missing))
+                    break
+        return reasons
+
+    # -- testing beside the live files ------------------------------------------------------------------------
+    def test(self):
+        """Run nginx -t on a copy with the new files in it. None, or what nginx says."""
+        p = self.p
+        root = p["config_root"].rstrip("/")
+        stage = tempfile.mkdtemp(prefix="nginx-stage-")
+        # nginx -t creates its log files and an empty pid file; whatever was not there before is taken away again.
+        named = set(re.findall(r"(?m)^\s*(?:access_log|error_log)\s+(/[^\s;]+)",
+                               "\n".join(item["content"] for item in self.files)))
+        created = [path for path in sorted(named) + [p["pid_file"]] if not os.path.lexists(path)]
+        try:
+            copy = os.path.join(stage, "nginx")
+            shutil.copytree(root, copy, symlinks=True)
+            for folder, _folders, names in os.walk(copy):
+                for name in names:
+                    path = os.path.join(folder, name)
+                    if os.path.islink(path) and os.readlink(path).startswith(root + "/"):
+                        target = copy + os.readlink(path)[len(root):]
+                        os.unlink(path)
+                        os.symlink(target, path)
+            for path, wanted in self.wanted.items():
+                if path.startswith(root + "/"):
+                    self.place(copy + path[len(root):], wanted)
+            out = subprocess.run(
+                [p["binary"], "-t", "-q", "-c", copy + p["main_file"][len(root):]],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60,
+            )
+            if out.returncode == 0:
+                return None
+            return out.stdout.decode("utf-8", "replace").replace(copy, root).strip()
+        except subprocess.TimeoutExpired:
+            return "nginx -t did not end within 60 seconds"
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+            for path in created:
+                try:
+                    if os.path.getsize(path) == 0:
+                        os.unlink(path)
+                except OSError:
+                    continue
+
+    # -- changing ---------------------------------------------------------------------------------------------
+    @staticmethod
+    def prepare(path, state):
+        """Write a state under a hidden name beside its path and return that name (None for an absence)."""
+        if state[0] == "none":
+            return None
+        folder = os.path.dirname(path)
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        temporary = os.path.join(folder, ".%s.new" % os.path.basename(path))
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        if state[0] == "link":
+            os.symlink(state[1], temporary)
+            return temporary
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(state[1])
+            handle.flush()
+            os.fchmod(handle.fileno(), state[2])
+            os.fsync(handle.fileno())
+        return temporary
+
+    @classmethod
+    def place(cls, path, state):
+        cls.place_all({path: state})
+
+    @classmethod
+    def place_all(cls, states):
+        """All temporary files first, then nothing but renames: the mixed moment is as short as it can be."""
+        prepared = [(path, cls.prepare(path, state)) for path, state in states.items()]
+        for path, temporary in prepared:
+            if temporary is not None:
+                os.rename(temporary, path)
+            elif os.path.lexists(path):
+                os.unlink(path)
+
+    def prove(self, master, old_workers):
+        """Wait until what runs is what was written. None, or what is missing."""
+        missing = "nothing was seen"
+        deadline = time.monotonic() + self.p["proof_timeout_seconds"]
+        good = 0
+        while time.monotonic() < deadline:
+            now = master_pid(self.p["pid_file"])
+            if now is None:
+                missing = "the master process is gone"
+            elif master is not None and now != master:
+                return "the master process was replaced (%s, before %s)" % (now, master)
+            else:
+                alive = set(workers(now))
+                reasons = self.running_differs()
+                if reasons:
+                    missing = "; ".join(reasons)
+                elif not alive:
+                    missing = "there are no workers"
+                elif alive & old_workers:
+                    missing = "old workers still take connections: %s" % sorted(alive & old_workers)
+                else:
+                    good += 1
+                    if good >= 3:
+                        return None
+                    time.sleep(0.02)
+                    continue
+            good = 0
+            time.sleep(0.1)
+        return missing
+
+    def systemctl(self, verb):
+        out = subprocess.run(["systemctl", verb, self.p["service"]], stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, timeout=120)
+        return out.returncode, out.stdout.decode("utf-8", "replace").strip()
+
+    def log_since(self, offset):
+        try:
+            with open(self.p["error_log"], "rb") as handle:
+                handle.seek(offset)
+                text = handle.read(20000).decode("utf-8", "replace")
+        except OSError:
+            return ""
+        lines = [line for line in text.splitlines() if re.search(r"\[(emerg|alert|crit|error)\]", line)]
+        return "\n".join(lines[-10:])
+
+    def log_size(self):
+        try:
+            return os.path.getsize(self.p["error_log"])
+        except OSError:
+            return 0
+
+    def unit_is_stale(self):
+        """systemd read the unit before its files changed: a run ended between the two."""
+        if not self.p["unit_drop_in"]:
+            return False
+        out = subprocess.run(["systemctl", "show", "--property=NeedDaemonReload", self.p["service"]],
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+        return b"=yes" in out.stdout
+
+    def bring_up(self, action, prove=True):
+        """Start, restart or reload, and prove it. None, or what went wrong."""
+        offset = self.log_size()
+        if self.p["unit_drop_in"] and action != "reload":
+            subprocess.run(["systemctl", "daemon-reload"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                           timeout=120)
+        if action == "reload":
+            master = master_pid(self.p["pid_file"])
+            old = set(workers(master))
+            os.kill(master, signal.SIGHUP)
+            error = self.prove(master, old) if prove else None
+        else:
+            self.systemctl("reset-failed")
+            rc, text = self.systemctl(action)
+            error = text or "systemctl %s failed" % action if rc else self.prove(None, set()) if prove else None
+        if error:
+            said = self.log_since(offset)
+            error = "%s%s" % (error, "\nnginx logged:\n%s" % said if said else "")
+        return error
+
+    def decide(self, changes, installed):
+        """What has to happen to the service, and why."""
+        p = self.p
+        root = p["config_root"].rstrip("/") + "/"
+        reasons = ["files differ: %s" % ", ".join(sorted(changes))] if changes else []
+        if not installed:
+            return "start", reasons + ["nginx is not installed yet"]
+        if master_pid(p["pid_file"]) is None:
+            return "start", reasons + ["nginx does not run"]
+        if p["unit_drop_in"] in changes or self.unit_is_stale():
+            return "restart", reasons + ["the unit's drop-in is new"]
+        if any(path.startswith(root) for path in changes):
+            return "reload", reasons
+        differs = self.running_differs()
+        return ("reload" if differs else "none"), reasons + differs
+
+    def run(self):
+        module, p = self.module, self.p
+        if p["state"] == "query":
+            module.exit_json(**self.query())
+        folders = self.directory_changes()
+        changes = self.file_changes()
+        installed = os.access(p["binary"], os.X_OK)
+        action, reasons = self.decide(changes, installed)
+        diff = [describe(path, before, self.wanted[path]) for path, before in sorted(changes.items())
+                if path != p["marker_file"]]
+        for path, mode, before in folders:
+            diff.append({
+                "before": "" if before is None else "folder, mode %04o\n" % before,
+                "after": "folder, mode %04o\n" % mode,
+                "before_header": path, "after_header": path,
+            })
+        result = {"changed": bool(reasons or folders), "reasons": reasons, "config_hash": self.hash,
+                  "action": action, "diff": diff}
+        if module.check_mode:
+            if changes and installed and not self.certificate_problems():
+                said = self.test()
+                if said:
+                    module.warn("nginx would refuse this configuration: %s" % said)
+            module.exit_json(**result)
+        if not installed:
+            module.fail_json(msg="%s is not there; install nginx first" % p["binary"])
+        if action != "none":
+            said = self.test()
+            if said:
+                module.fail_json(msg="nginx refuses the configuration, nothing was changed: %s" % said)
+        for path, mode, _before in folders:
+            os.makedirs(path, mode=0o755, exist_ok=True)
+            os.chmod(path, mode)
+        self.place_all({path: self.wanted[path] for path in changes})
+        error = self.bring_up(action) if action != "none" else None
+        if error:
+            back = ""
+            if changes:
+                self.place_all(changes)
+                again = self.bring_up("restart" if action == "start" else action, prove=False)
+                back = " The earlier files are back in place%s." % (", but: %s" % again if again else "")
+            module.fail_json(msg="the %s of nginx did not take effect: %s.%s" % (action, error, back))
+        module.exit_json(**result)
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["query", "present"], "default": "present"},
+            "config_root": {"type": "path", "default": "/etc/nginx"},
+            "main_file": {"type": "path", "default": "/etc/nginx/nginx.conf"},
+            "binary": {"type": "path", "default": "/usr/sbin/nginx"},
+            "service": {"type": "str", "default": "nginx.service"},
+            "unit_drop_in": {"type": "path"},
+            "pid_file": {"type": "path", "default": "/run/nginx.pid"},
+            "error_log": {"type": "path", "default": "/var/log/nginx/error.log"},
+            "directories": {"type": "list", "elements": "dict", "default": [], "options": {
+                "path": {"type": "path", "required": True},
+                "mode": {"type": "str", "default": "0755"}}},
+            "files": {"type": "list", "elements": "dict", "default": [], "options": {
+                "path": {"type": "path", "required": True},
+                "content": {"type": "str", "required": True},
+                "mode": {"type": "str", "default": "0644"}}},
+            "links": {"type": "list", "elements": "dict", "default": [], "options": {
+                "path": {"type": "path", "required": True},
+                "target": {"type": "str", "required": True}}},
+            "absent": {"type": "list", "elements": "path", "default": []},
+            "marker_file": {"type": "path"},
+            "marker_address": {"type": "str", "default": "127.0.0.1:8081"},
+            "marker_path": {"type": "str", "default": "/config"},
+            "certificate": {"type": "path"},
+            "certificate_key": {"type": "path", "no_log": False},
+            "tls_address": {"type": "str"},
+            "tls_name": {"type": "str"},
+            "groups": {"type": "list", "elements": "str", "default": []},
+            "ports": {"type": "list", "elements": "int", "default": []},
+            "proof_timeout_seconds": {"type": "int", "default": 20},
+        },
+        supports_check_mode=True,
+    )
+    Tree(module).run()
+
+
+if __name__ == "__main__":
+    main()
