@@ -468,8 +468,8 @@ def _without(text: str, *secrets: Optional[str]) -> str:
 
 
 class PostgresTarget(NamedTuple):
-    host: str = "localhost"  # A folder means the unix socket in it.
-    port: int = 5432
+    host: str = "localhost"  # A folder means the unix socket in it; several, with commas, are tried in order.
+    port: str = "5432"
     database: str = "shiftmaster"
     user: str = "shiftmaster"
     password: Optional[str] = None
@@ -597,12 +597,41 @@ def _postgres_error(text: str, target: PostgresTarget, timeout: float) -> ProbeE
     if reason in ("timeout", "name"):
         return ProbeError("down", reason, message)
     if reason is None or reason == "absent":
-        path = "%s/.s.PGSQL.%s" % (target.host, target.port) if target.host.startswith("/") else None
-        try:
-            tcp_connect(target.host, target.port, path, min(timeout, 2.0))
-        except ProbeError as error:
-            return ProbeError("down", error.reason, str(error))
+        silent = None
+        for host, port in postgres_addresses(target):
+            try:
+                tcp_connect(host, port, "%s/.s.PGSQL.%d" % (host, port) if host.startswith("/") else None,
+                            min(timeout, 2.0))
+                break
+            except ProbeError as error:
+                silent = error
+        else:
+            return ProbeError("down", silent.reason, str(silent))
     return ProbeError("unhealthy", reason or "refusal", message)
+
+
+def postgres_addresses(target: PostgresTarget) -> list:
+    """Return the (host, port) pairs of libpq's comma lists."""
+    hosts = str(target.host).split(",")
+    ports = [int(port or 5432) for port in str(target.port).split(",")]
+    return list(zip(hosts, ports if len(ports) == len(hosts) else ports[:1] * len(hosts)))
+
+
+def parse_postgres_url(url: str) -> PostgresTarget:
+    """Return the parts of postgres(ql)://; raises ValueError without repeating the URL, which holds a password."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("postgres", "postgresql", "pgsql", "postgis"):
+        raise ValueError("a PostgreSQL address starts with postgresql://, not %r" % (parts.scheme,))
+    query = urllib.parse.parse_qs(parts.query)
+    try:
+        port = str(parts.port or 5432)
+    except ValueError:
+        raise ValueError("the port of the PostgreSQL address is not a number")
+    user, password, host = (urllib.parse.unquote(part) if part else part
+                            for part in (parts.username, parts.password, parts.hostname))
+    return PostgresTarget(host or query.get("host", ["localhost"])[0], port, parts.path.strip("/") or "shiftmaster",
+                          user or "shiftmaster", password, query.get("sslmode", [None])[0],
+                          query.get("sslrootcert", [None])[0])
 
 
 # --- systemd ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,572 @@
+#!/usr/bin/python
+"""Check the health of a ShiftMaster host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: shiftmaster_health
+short_description: Check the health of a ShiftMaster host
+version_added: "1.0.0"
+description:
+  - Runs all O(checks) at the same time, each within its own time limit, and returns their results as data and as the
+    report of the operations guide.
+  - The module takes as long as its slowest check may take, and a second at most; a check that hangs is given up.
+  - It reads only. It never fails because something is unhealthy; look at RV(worst) or RV(failing).
+  - Passwords are read on the host from O(environment_file), and never pass through the task's parameters.
+options:
+  checks:
+    description:
+      - What to check. Each entry has O(checks[].name), O(checks[].kind) and options of that kind.
+      - C({colour}) in a C(url), a unit, O(checks[].release_dir) or O(checks[].worker_pattern) stands for the live
+        colour, and C({app_root}) for O(app_root).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The name in the report, where it appears in capitals. Unique in the list.
+        type: str
+        required: true
+      kind:
+        description:
+          - V(http) gets a URL, over TCP, TLS or a unix socket; thresholds are the latency in milliseconds.
+          - V(deep_health) asks the application's own deep health endpoint, and judges its parts.
+          - V(migrations) asks that endpoint whether the database has every migration of the live release.
+          - V(tcp) opens a connection.
+          - V(postgres) logs in and asks a question; thresholds are the percentage of connections in use.
+          - V(redis) logs in and sends PING; thresholds are the percentage of memory in use where nothing may be
+            evicted. A server that cannot save to disk is V(critical).
+          - V(celery) pings the workers with the live release's own C(celery).
+          - V(systemd) looks at units.
+          - V(disk) looks at every real filesystem, its space and its inodes; thresholds are percentages.
+          - V(memory) judges by C(MemAvailable); thresholds are percentages.
+          - V(certificate) reads the expiry of a file, of what a server shows, or of both, and compares them;
+            thresholds are days left.
+          - V(clock) asks chrony or timedatectl; thresholds are seconds of offset. In a container the clock is not
+            judged.
+          - V(release) looks at the live release, at an unfinished deploy, and at the maintenance page.
+        type: str
+        required: true
+        choices: [http, deep_health, migrations, tcp, postgres, redis, celery, systemd, disk, memory, certificate,
+          clock, release]
+      timeout_seconds:
+        description: The limit of one attempt. The default is 30 for V(celery), 10 for V(http), V(deep_health) and
+          V(migrations), and 5 for all others.
+        type: float
+      retries:
+        description: How many failed attempts may be followed by another.
+        type: int
+        default: 0
+      delay_seconds:
+        description: The wait between attempts.
+        type: float
+        default: 1
+      consecutive_successes:
+        description: How many attempts in a row must succeed.
+        type: int
+        default: 1
+      warning:
+        description: Above this the status is V(warning) (below it for V(certificate)). The default is 80 where the
+          unit is a percentage, 30 days for V(certificate), 0.1 s for V(clock), and none for V(http).
+        type: float
+      critical:
+        description: Above this the status is V(critical) (below it for V(certificate)). The default is 90 where the
+          unit is a percentage, 7 days for V(certificate), 1 s for V(clock), and none for V(http).
+        type: float
+      unit:
+        description: The systemd unit that the hint names.
+        type: str
+      log_file:
+        description: The log file that the hint names.
+        type: str
+      hint:
+        description: Replaces the hint.
+        type: str
+      url:
+        description:
+          - For V(http), V(deep_health) and V(migrations) C(unix:/path/of/socket) or C(http(s)://host:port), with a
+            path if that is not given by O(checks[].path).
+          - For V(certificate) C(host:port) of the TLS server.
+          - The default is the live release's private socket for V(deep_health) and V(migrations).
+        type: str
+      path:
+        description: The path of the URL.
+        type: str
+      host_header:
+        description: The Host header, and the name that TLS asks for.
+        type: str
+      headers:
+        description: More headers. Not for secrets.
+        type: dict
+      expected_status:
+        description: The HTTP statuses that are healthy.
+        type: list
+        elements: int
+        default: [200]
+      body_contains:
+        description: A text that the answer must contain in its first 64 KiB.
+        type: str
+      validate_certs:
+        description: Whether V(http) and V(redis) check the server's certificate.
+        type: bool
+        default: true
+      ca_file:
+        description: The certification authorities to trust instead of the system's.
+        type: path
+      parts:
+        description: The parts that V(deep_health) asks for and judges; all if empty.
+        type: list
+        elements: str
+        default: []
+      host:
+        description: The host for V(tcp), V(redis) and V(postgres), where a folder means the unix socket in it.
+        type: str
+      port:
+        description: The port for V(tcp), V(redis) and V(postgres).
+        type: int
+      socket:
+        description: A unix socket instead of host and port, for V(tcp) and V(redis).
+        type: path
+      tls:
+        description: Whether V(redis) speaks TLS, where the address does not come from the environment file.
+        type: bool
+        default: false
+      allow_noauth:
+        description: Whether a V(redis) that asks for a password counts as healthy; for hosts without one.
+        type: bool
+        default: false
+      environment_key:
+        description: The variable of O(environment_file) that holds the address for V(redis), such as C(CACHE_URL).
+        type: str
+      database:
+        description: The database for V(postgres), instead of the environment file's.
+        type: str
+      user:
+        description: The role for V(postgres), instead of the environment file's.
+        type: str
+      sslmode:
+        description: The TLS mode for V(postgres), instead of the environment file's.
+        type: str
+      run_as:
+        description: A system user as whom C(psql) asks, by peer authentication; the environment file is not read then.
+        type: str
+      application:
+        description: The Celery application, as C(celery -A) takes it.
+        type: str
+        default: shiftmaster
+      release_dir:
+        description: The release whose C(celery) pings; the live one by default.
+        type: path
+      worker_pattern:
+        description: A shell pattern of the worker names that count.
+        type: str
+        default: "*"
+      min_workers:
+        description: How many workers must answer.
+        type: int
+        default: 1
+      units:
+        description: Units that must be active. Of the units that match a pattern (C(*), C(?)) only those that failed
+          are wrong, since an idle colour is stopped on purpose.
+        type: list
+        elements: str
+        default: []
+      paths:
+        description: Look at the filesystems of these folders only, for V(disk).
+        type: list
+        elements: path
+        default: []
+      exclude:
+        description: Shell patterns of mount points to leave out, for V(disk).
+        type: list
+        elements: str
+        default: []
+      file:
+        description: The PEM file for V(certificate).
+        type: path
+      server_name:
+        description: The name to ask for by TLS, for V(certificate).
+        type: str
+      verify_chain:
+        description: Whether V(certificate) also checks names and chain of what the server shows.
+        type: bool
+        default: false
+  environment_file:
+    description: The environment file of a release (systemd's format), read on the host as root for addresses and
+      passwords of V(postgres) and V(redis), and for the token of the deep health endpoint.
+    type: path
+  environment_keys:
+    description: The names of variables in O(environment_file), where an application uses others.
+    type: dict
+    suboptions:
+      database_url:
+        description: A C(postgresql://) address; where it is set, the other database variables are not read.
+        type: str
+        default: DATABASE_URL
+      database_name:
+        description: The variable with the database's name.
+        type: str
+        default: DB_NAME
+      database_user:
+        description: The variable with the role.
+        type: str
+        default: DB_USER
+      database_password:
+        description: The variable with the role's password.
+        type: str
+        default: DB_PASSWORD
+      database_host:
+        description: The variable with the host, or several with commas.
+        type: str
+        default: DB_HOST
+      database_port:
+        description: The variable with the port.
+        type: str
+        default: DB_PORT
+      database_sslmode:
+        description: The variable with libpq's C(sslmode).
+        type: str
+        default: DB_SSLMODE
+      database_sslrootcert:
+        description: The variable with the file of the certification authority.
+        type: str
+        default: DB_SSLROOTCERT
+      health_token:
+        description: The variable with the token of the deep health endpoint.
+        type: str
+        default: SHIFTMASTER_HEALTH_TOKEN
+  app_root:
+    description: The application's folder.
+    type: path
+    default: /var/www/shiftmaster
+  app_user:
+    description: The system user as whom the release's C(celery) runs.
+    type: str
+    default: shiftmaster
+  language:
+    description: The language of details, hints and report.
+    type: str
+    choices: [en, ja]
+    default: en
+  fail_on:
+    description:
+      - What counts as failing in RV(failing).
+      - V(critical) means critical, unhealthy and down, and error too, since a check that could not be made proves
+        nothing. V(warning) means all but healthy. V(never) means nothing.
+    type: str
+    choices: [critical, warning, never]
+    default: critical
+  host_name:
+    description: The host's name in the report; its own host name by default.
+    type: str
+  proc_path:
+    description: Where the kernel's figures are read (for tests and containers).
+    type: path
+    default: /proc
+  reports:
+    description: RV(report) of several hosts (or C({host, unreachable}) of one that was not reached), to be made one
+      report. Nothing is checked then.
+    type: list
+    elements: dict
+attributes:
+  check_mode:
+    description: It reads only, so it does the same in check mode.
+    support: full
+  diff_mode:
+    description: It changes nothing.
+    support: none
+author:
+  - ShiftMaster operations
+"""
+
+EXAMPLES = r"""
+- name: Look at the guide's seven
+  shiftmaster_health:
+    environment_file: /var/www/shiftmaster/active/release/env
+    checks:
+      - {name: web, kind: http, url: "http://localhost:8000/health/"}
+      - {name: database, kind: postgres}
+      - {name: redis, kind: redis, environment_key: CACHE_URL}
+      - {name: celery, kind: celery, application: shiftmaster, worker_pattern: "*{colour}*"}
+      - {name: nginx, kind: systemd, units: [nginx]}
+      - {name: disk_space, kind: disk, warning: 80, critical: 90}
+      - {name: memory, kind: memory}
+  register: health
+
+- name: Show the report
+  ansible.builtin.debug:
+    var: health.report_text
+
+- name: Gate a new colour on three good answers in a row of its private socket
+  shiftmaster_health:
+    checks:
+      - name: green
+        kind: deep_health
+        url: unix:/run/shiftmaster-web-green/web.sock
+        parts: [database, cache, broker, migrations]
+        retries: 5
+        delay_seconds: 10
+        consecutive_successes: 3
+  register: gate
+  failed_when: gate.failing | length > 0
+
+- name: See whether nginx shows the certificate that lies on the disk
+  shiftmaster_health:
+    language: ja
+    checks:
+      - name: tls
+        kind: certificate
+        file: /etc/ssl/certs/shiftmaster.crt
+        url: localhost:443
+        server_name: shift.example.org
+"""
+
+RETURN = r"""
+worst:
+  description: The worst status; from good to bad healthy, warning, error, unhealthy, critical, down.
+  returned: always
+  type: str
+  sample: warning
+failing:
+  description: The names of the checks that fail by O(fail_on); with O(reports), host and check with a colon between.
+  returned: always
+  type: list
+  elements: str
+  sample: [database]
+report_text:
+  description: The report of the operations guide.
+  returned: always
+  type: str
+  sample: |-
+    === ShiftMaster System Health Report ===
+    Report generated: 2026-01-31 08:00:00
+    Host: app1
+
+    ✅ WEB: healthy
+       Detail: HTTP 200
+       Response time: 0.012s
+    ❌ DATABASE: down
+       Error: localhost:5432: connection refused
+       Hint: PostgreSQL does not run or listens elsewhere: systemctl start postgresql; pg_lsclusters
+
+    Overall health: 1/2 services healthy
+report_lines:
+  description: The same, a line an entry.
+  returned: always
+  type: list
+  elements: str
+report:
+  description: The report as data. With O(reports), C(hosts) holds those, C(unreachable) names, and C(checks) is absent.
+  returned: always
+  type: dict
+  contains:
+    host:
+      description: The host's name.
+      type: str
+      returned: without O(reports)
+    generated:
+      description: When, ISO 8601 with the host's time zone.
+      type: str
+      returned: always
+    healthy:
+      description: How many checks are healthy.
+      type: int
+      returned: always
+    total:
+      description: How many checks there are.
+      type: int
+      returned: always
+    worst:
+      description: The worst status.
+      type: str
+      returned: always
+    checks:
+      description: The results.
+      type: list
+      elements: dict
+      returned: without O(reports)
+      contains:
+        name:
+          description: The check's name.
+          type: str
+          returned: always
+        kind:
+          description: The check's kind.
+          type: str
+          returned: always
+        status:
+          description: healthy, warning, critical, unhealthy, down, or error when it could not be judged.
+          type: str
+          returned: always
+        icon:
+          description: The status as ✅, ⚠️, ❌ or ❓.
+          type: str
+          returned: always
+        latency_ms:
+          description: How long the thing took to answer; null where that means nothing.
+          type: float
+          returned: always
+        seconds:
+          description: How long the last attempt took.
+          type: float
+          returned: always
+        attempts:
+          description: How many attempts were made.
+          type: int
+          returned: always
+        detail:
+          description: What was found, in O(language).
+          type: str
+          returned: always
+        error:
+          description: What the system said, or empty.
+          type: str
+          returned: always
+        hint:
+          description: What to do, with commands and log files to look at; empty when healthy.
+          type: str
+          returned: always
+        usage_percent:
+          description: The use in percent.
+          type: float
+          returned: for disk and memory
+        data:
+          description: The figures of the kind, such as C(mounts), C(days_left), C(units), C(workers) or C(parts).
+          type: dict
+          returned: always
+"""
+
+import datetime
+import socket
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster import health_engine
+from ansible.module_utils.shiftmaster.health_checks import ENVIRONMENT_KEYS, KINDS, Context
+from ansible.module_utils.shiftmaster.health_text import LANGUAGES
+
+# Options of one check, but for name and kind: type, default.
+_TEXT = {"type": "str"}
+_PATH = {"type": "path"}
+_TEXTS = {"type": "list", "elements": "str", "default": []}
+CHECK_OPTIONS = {
+    "name": {"type": "str", "required": True},
+    "kind": {"type": "str", "required": True, "choices": list(KINDS)},
+    "timeout_seconds": {"type": "float"},
+    "retries": {"type": "int", "default": 0},
+    "delay_seconds": {"type": "float", "default": 1},
+    "consecutive_successes": {"type": "int", "default": 1},
+    "warning": {"type": "float"},
+    "critical": {"type": "float"},
+    "unit": _TEXT,
+    "log_file": _TEXT,
+    "hint": _TEXT,
+    "url": _TEXT,
+    "path": _TEXT,
+    "host_header": _TEXT,
+    "headers": {"type": "dict"},
+    "expected_status": {"type": "list", "elements": "int", "default": [200]},
+    "body_contains": _TEXT,
+    "validate_certs": {"type": "bool", "default": True},
+    "ca_file": _PATH,
+    "parts": _TEXTS,
+    "host": _TEXT,
+    "port": {"type": "int"},
+    "socket": _PATH,
+    "tls": {"type": "bool", "default": False},
+    "allow_noauth": {"type": "bool", "default": False},
+    "environment_key": {"type": "str", "no_log": False},  # a name, not a secret
+    "database": _TEXT,
+    "user": _TEXT,
+    "sslmode": _TEXT,
+    "run_as": _TEXT,
+    "application": {"type": "str", "default": "shiftmaster"},
+    "release_dir": _PATH,
+    "worker_pattern": {"type": "str", "default": "*"},
+    "min_workers": {"type": "int", "default": 1},
+    "units": _TEXTS,
+    "paths": {"type": "list", "elements": "path", "default": []},
+    "exclude": _TEXTS,
+    "file": _PATH,
+    "server_name": _TEXT,
+    "verify_chain": {"type": "bool", "default": False},
+}
+
+
+def argument_spec() -> dict:
+    """Return what the module takes."""
+    return {
+        "checks": {
+            "type": "list", "elements": "dict", "default": [], "options": CHECK_OPTIONS,
+            "required_if": [("kind", "http", ("url",)), ("kind", "tcp", ("port", "socket"), True),
+                            ("kind", "systemd", ("units",)), ("kind", "certificate", ("file", "url"), True)],
+        },
+        "environment_file": _PATH,
+        "environment_keys": {
+            "type": "dict", "no_log": False,  # names, not secrets
+            "options": {name: {"type": "str", "default": default, "no_log": False}
+                        for name, default in ENVIRONMENT_KEYS.items()},
+        },
+        "app_root": {"type": "path", "default": "/var/www/shiftmaster"},
+        "app_user": {"type": "str", "default": "shiftmaster"},
+        "language": {"type": "str", "choices": list(LANGUAGES), "default": "en"},
+        "fail_on": {"type": "str", "choices": ["critical", "warning", "never"], "default": "critical"},
+        "host_name": _TEXT,
+        "proc_path": {"type": "path", "default": "/proc"},
+        "reports": {"type": "list", "elements": "dict"},
+    }
+
+
+def problems(checks: list) -> list:
+    """Return what is wrong with the list beyond what the argument spec sees."""
+    found = []
+    names = [check["name"] for check in checks]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        found.append("the name %s is used twice" % name)
+    for check in checks:
+        for option, least in (("timeout_seconds", 0.1), ("retries", 0), ("delay_seconds", 0),
+                              ("consecutive_successes", 1), ("min_workers", 1)):
+            if check.get(option) is not None and check[option] < least:
+                found.append("%s: %s must be at least %g" % (check["name"], option, least))
+        if check["kind"] == "systemd" and not check["units"]:
+            found.append("%s: units is empty" % check["name"])
+    return found
+
+
+def check_host(parameters: dict, now: datetime.datetime) -> dict:
+    """Run the checks and return what the module returns."""
+    language = parameters["language"]
+    context = Context(parameters["environment_file"], parameters["environment_keys"], parameters["app_root"],
+                      parameters["app_user"], parameters["proc_path"])
+    results = [health_engine.describe(options, outcome, attempts, language, context)
+               for options, outcome, attempts in health_engine.run_checks(parameters["checks"], context)]
+    report = health_engine.make_report(results, parameters["host_name"] or socket.gethostname(), now)
+    failing = [result["name"] for result in health_engine.failing(results, parameters["fail_on"])]
+    return answer(report, health_engine.report_lines(report, language), failing)
+
+
+def merge(parameters: dict, now: datetime.datetime) -> dict:
+    """Make one report of several and return what the module returns."""
+    reports = [dict({"worst": "down", "checks": [], "healthy": 0, "total": 0}, **report)
+               for report in parameters["reports"]]
+    merged = health_engine.merge_reports(reports, now)
+    failing = ["%s: %s" % (report["host"], result["name"]) for report in reports
+               for result in health_engine.failing(report["checks"], parameters["fail_on"])]
+    return answer(merged, health_engine.merged_lines(merged, parameters["language"]), failing)
+
+
+def answer(report: dict, lines: list, failing: list) -> dict:
+    return {"changed": False, "worst": report["worst"], "failing": failing, "report": report, "report_lines": lines,
+            "report_text": "\n".join(lines)}
+
+
+def main():
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    found = problems(module.params["checks"])
+    if found:
+        module.fail_json(msg="checks: " + "; ".join(found))
+    now = datetime.datetime.now(datetime.timezone.utc)
+    module.exit_json(**(check_host if module.params["reports"] is None else merge)(module.params, now))
+
+
+if __name__ == "__main__":
+    main()
