@@ -17,7 +17,7 @@ class Migration(migrations.Migration):
             name="kind",
             field=models.CharField(
                 blank=True,
-                choices=[("day", "day"), ("night", "night")],
+                choices=[("day", "by day"), ("night", "at night")],
                 db_default="",
                 default="",
                 max_length=8,

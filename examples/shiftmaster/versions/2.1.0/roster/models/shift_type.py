@@ -15,8 +15,8 @@ class ShiftType(Named):
         GREY = "grey", _("grey")
 
     class Kind(models.TextChoices):
-        DAY = "day", _("day")
-        NIGHT = "night", _("night")
+        DAY = "day", _("by day")
+        NIGHT = "night", _("at night")
 
     code = models.CharField(_("sign in the grid"), max_length=3, unique=True)
     starts_at = models.TimeField(_("starts at"), null=True, blank=True)
