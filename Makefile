@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-RUN := .venv/bin/python scripts/run_tests
-DEMO := .venv/bin/python scripts/demo
+RUN := .venv/bin/python scripts/run_tests.py
+DEMO := .venv/bin/python scripts/demo.py
 
 .PHONY: help bootstrap docker images lint format unit readme test test-all bench lock clean \
 	demo demo-deploy demo-rollback demo-health demo-clean

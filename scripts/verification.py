@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/verification.md from what `scripts/run_tests all` did (.cache/results.json)."""
+"""Writes docs/verification.md from what `scripts/run_tests.py all` did (.cache/results.json)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def render(results: dict) -> str:
         "# Verification",
         "",
         "Written by `make test-all`: what was proven, on which commit, and how. *Executed on the real package*: the",
-        "service itself ran in a Debian container with systemd. *Executed on a stand-in*: a minimal package of the same",
-        "name, users, paths and unit took its place. *Schema-checked*: nothing was started.",
+        "service itself ran in a Debian container with systemd. *Executed on a stand-in*: a minimal package of",
+        "the same name, users, paths and unit took its place. *Schema-checked*: nothing was started.",
         "",
         f"Commit `{results['commit'][:12]}`{' with changes not committed' if results['dirty'] else ''},"
         f" begun {results['started']}.",

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Runs the steps of scripts/steps.yml, two at a time, and says how each ended.
 
-  scripts/run_tests test           the sample
-  scripts/run_tests all            everything; what happened is kept in .cache/results.json
-  scripts/run_tests bench          the measurements
-  scripts/run_tests NAME...        these steps; a scenario that the file does not list is run too
+  scripts/run_tests.py test           the sample
+  scripts/run_tests.py all            everything; what happened is kept in .cache/results.json
+  scripts/run_tests.py bench          the measurements
+  scripts/run_tests.py NAME...        these steps; a scenario that the file does not list is run too
 
 Each step's output is in .cache/logs/<name>.log. Where a scenario fails, the journal, the failed units and the logs
 of its hosts are kept in .cache/failures/<name>/. Hosts are removed in every case; KEEP=1 leaves those of a failed one.
@@ -78,7 +78,7 @@ class Step:
                 f"molecule destroy -s {name}",
                 f"molecule converge -s {name}",
                 f"molecule idempotence -s {name}",
-                f'scripts/images commit "$(docker ps --filter label={LABEL}={name} --format "{{{{ .Names }}}}" | sort | head -n 1)"',
+                f"scripts/images commit-scenario {name}",
                 f"molecule verify -s {name}",
             ]
         )
@@ -182,7 +182,9 @@ class Runner:
                 self.collect()
                 if time.monotonic() - last_shown > SHOW_RUNNING_EVERY_SECONDS:
                     last_shown = time.monotonic()
-                    say("... " + ", ".join(f"{s.name} ({last_shown - began:.0f} s)" for s, _, began in self.running.values()))
+                    say(
+                        "...      " + ", ".join(f"{s.name} {last_shown - t:.0f} s" for s, _, t in self.running.values())
+                    )
         finally:
             for step, process, began in list(self.running.values()):
                 self.end(process)
@@ -248,7 +250,8 @@ class Runner:
                 say(f"         {step.name}: {line}")
             kept = False
             if step.result == FAILED:
-                print(f"----- the end of {step.log.relative_to(ROOT)}", *lines[-TAIL_LINES:], "-----", sep="\n", flush=True)
+                tail = "\n".join(lines[-TAIL_LINES:])
+                print(f"----- the end of {step.log.relative_to(ROOT)}\n{tail}\n-----", flush=True)
                 if step.is_scenario:
                     keep_evidence(step)
                     kept = bool(os.environ.get("KEEP"))

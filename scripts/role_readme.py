@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Writes roles/<role>/README.md from meta/argument_specs.yml; with --check, says which are not up to date."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+# A default that is longer than this is shown in defaults/main.yml only.
+LONGEST_DEFAULT = 70
+
+
+def load(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def sentences(description: str | list[str] | None) -> list[str]:
+    lines = [description] if isinstance(description, str) else description or []
+    return [" ".join(str(line).split()) for line in lines]
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def type_of(option: dict[str, Any]) -> str:
+    name = option.get("type", "str")
+    return f"list of {option['elements']}" if name == "list" and "elements" in option else name
+
+
+def default_of(option: dict[str, Any]) -> str:
+    if option.get("required"):
+        return "**required**"
+    value = option.get("default")
+    if value is None:
+        return "none"
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    text = " ".join(str(text).split())
+    return f"`{cell(text)}`" if len(text) <= LONGEST_DEFAULT else "see `defaults/main.yml`"
+
+
+def rows(options: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for name, option in options.items():
+        text = " ".join(sentences(option.get("description")))
+        if "choices" in option:
+            text += " One of " + ", ".join(f"`{choice}`" for choice in option["choices"]) + "."
+        full = f"{prefix}{name}"
+        lines.append(f"| `{full}` | {type_of(option)} | {default_of(option)} | {cell(text)} |")
+        if "options" in option:
+            lines += rows(option["options"], f"{full}{'[]' if option.get('type') == 'list' else ''}.")
+    return lines
+
+
+def example(role: str, options: dict[str, Any]) -> list[str]:
+    required = [name for name, option in options.items() if option.get("required")]
+    lines = ["```yaml", "- hosts: all", "  become: true", "  roles:"]
+    if not required:
+        return [*lines, f"    - role: {role}", "```"]
+    lines += [f"    - role: {role}", "      vars:"]
+    for name in required:
+        kind = options[name].get("type", "str")
+        shape = {"list": "[…]", "dict": "{…}"}.get(kind, "…")
+        lines.append(f"        {name}: {shape}")
+    return [*lines, "```"]
+
+
+def render(role: str, specs: dict[str, Any]) -> str:
+    lines = [
+        f"# Role `{role}`",
+        "",
+        "<!-- Written by scripts/role_readme.py from meta/argument_specs.yml: change that, then `make readme`. -->",
+    ]
+    for entry, spec in specs["argument_specs"].items():
+        options = spec.get("options") or {}
+        if entry == "main":
+            lines += ["", *(f"{line}\n" for line in sentences(spec["short_description"]))]
+        else:
+            lines += ["", f"## Tasks `{entry}`", "", *(f"{line}\n" for line in sentences(spec["short_description"]))]
+        lines += [f"{line}\n" for line in sentences(spec.get("description"))]
+        if entry == "main":
+            lines += ["## Example", "", *example(role, options), ""]
+        if options:
+            lines += ["## Variables" if entry == "main" else "Variables:", ""]
+            lines += ["| variable | type | default | what it is for |", "|---|---|---|---|", *rows(options)]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def main() -> int:
+    check = "--check" in sys.argv[1:]
+    outdated = []
+    for specs in sorted((ROOT / "roles").glob("*/meta/argument_specs.yml")):
+        readme = specs.parent.parent / "README.md"
+        text = render(specs.parent.parent.name, load(specs))
+        if readme.exists() and readme.read_text(encoding="utf-8") == text:
+            continue
+        outdated.append(str(readme.relative_to(ROOT)))
+        if not check:
+            readme.write_text(text, encoding="utf-8")
+    if outdated:
+        print(("Not up to date (run `make readme`): " if check else "Written: ") + ", ".join(outdated))
+    return 1 if check and outdated else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""Rules that hold for the repository as a whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+def files(*patterns):
+    """What is or would be committed; folders are given as "name/"."""
+    result = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *patterns],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    paths = sorted({ROOT / name for name in result.stdout.split("\0") if name})
+    return [path for path in paths if path.is_file() and not path.is_symlink()]
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def text_of(path):
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+def run(*command, **more):
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", **more}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+class Loader(yaml.SafeLoader):
+    """Reads Ansible's YAML; what is in a vault stays a mark of its own."""
+
+
+Loader.add_constructor("!vault", lambda loader, node: "$ANSIBLE_VAULT")
+Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))
+
+
+def load(path):
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+
+
+# --- versions -------------------------------------------------------------------------------------------------------
+
+
+def test_pinned_collections_are_those_of_the_ansible_package():
+    folders = importlib.util.find_spec("ansible_collections").submodule_search_locations
+    for pin in load(ROOT / "requirements.yml")["collections"]:
+        manifests = [Path(folder, *pin["name"].split("."), "MANIFEST.json") for folder in folders]
+        manifest = next(path for path in manifests if path.exists())
+        assert json.loads(manifest.read_text())["collection_info"]["version"] == pin["version"], pin["name"]
+
+
+def test_every_collection_in_use_is_pinned():
+    pinned = {pin["name"] for pin in load(ROOT / "requirements.yml")["collections"]}
+    used = set()
+    for path in files(
+        "roles/*.yml", "playbooks/*.yml", "molecule/*.yml", "inventory/*.yml", "group_vars/*.yml", "*.cfg"
+    ):
+        used |= set(re.findall(r"\b((?:community|ansible)\.\w+)\.\w+", text_of(path)))
+    assert used - pinned - {"ansible.builtin", "ansible.cfg"} == set()
+
+
+def test_locked_requirements_name_no_index_and_have_hashes():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if re.search(r"://|--(extra-)?index|--find-links|--trusted", line)] == []
+    packages = [line for line in lines if re.match(r"[a-z]", line)]
+    assert packages
+    assert [line for line in packages if not re.fullmatch(r"[\w.-]+==[\w.!+]+ \\", line)] == []
+
+
+def test_the_lock_answers_the_wishes():
+    locked = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(), re.M))
+    wishes = re.findall(r"^([\w.-]+)(?:==([\w.]+))?$", (ROOT / "requirements.in").read_text(), re.M)
+    assert [(name, version) for name, version in wishes if version and locked.get(name) != version] == []
+    assert [name for name, _ in wishes if name not in locked] == []
+
+
+# --- secrets --------------------------------------------------------------------------------------------------------
+
+
+def test_no_private_key_is_committed():
+    assert [
+        relative(path) for path in files() if re.search(r"^-----BEGIN [A-Z ]*PRIVATE KEY-----$", text_of(path), re.M)
+    ] == []
+
+
+def test_vaults_are_encrypted_or_made_anew_for_each_installation():
+    for path in files("**/vault.yml", "**/vault.yaml", "**/*.vault.yml"):
+        text = text_of(path)
+        if text.startswith("$ANSIBLE_VAULT;"):
+            continue
+        plain = [
+            name
+            for name, value in (load(path) or {}).items()
+            if "$ANSIBLE_VAULT" not in str(value) and "lookup(" not in str(value)
+        ]
+        assert plain == [], f"{relative(path)} holds secrets that anyone can read"
+
+
+SECRET_NAME = r"(?:password|passphrase|secret|private_key|api_key|token|credential)s?"
+# A name that says secret but stands for something else: a file's name, a switch, a count.
+HARMLESS = re.compile(
+    r"_(file|path|dir|folder|days|seconds|length|mode|owner|group|encryption|method|enabled|user|name|logging)$"
+    r"|^(update_password|secure_logging|server_tokens)$"
+)
+
+
+def speaks_of_secrets(text):
+    return [
+        word
+        for word in re.findall(rf"\b\w*{SECRET_NAME}\w*\b", text, re.I)
+        if not HARMLESS.search(word) and "no_log" not in word
+    ]
+
+
+def tasks_of(items):
+    for item in items or []:
+        for block in ("block", "rescue", "always"):
+            yield from ({"no_log": item.get("no_log"), **task} for task in tasks_of(item.get(block)))
+        if "block" not in item:
+            yield item
+
+
+def expressions(value):
+    """The Jinja expressions in a task's arguments, and the names of arguments that take a secret."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if re.fullmatch(rf"\w*{SECRET_NAME}", str(name)) and isinstance(inner, str):
+                yield str(name)
+            yield from expressions(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from expressions(inner)
+    elif isinstance(value, str):
+        yield from re.findall(r"{{.*?}}|{%.*?%}", value, re.S)
+
+
+def secrets_in(task, role):
+    """Names of secrets that the task hands to a module, in its arguments or through its template."""
+    arguments = {
+        k: v
+        for k, v in task.items()
+        if k not in ("name", "no_log", "when", "register", "notify", "tags", "changed_when", "failed_when")
+    }
+    found = speaks_of_secrets(" ".join(expressions(arguments)))
+    template = task.get("ansible.builtin.template")
+    if isinstance(template, dict):
+        source = role / "templates" / str(template.get("src"))
+        if source.exists():
+            # What is shown in a template's diff: expressions, not the comments around them.
+            found += speaks_of_secrets(" ".join(re.findall(r"{{.*?}}", text_of(source), re.S)))
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("path", files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml"), ids=relative)
+def test_tasks_that_carry_secrets_are_behind_the_switch(path):
+    role = ROOT / path.relative_to(ROOT).parts[0] / path.relative_to(ROOT).parts[1]
+    open_ones = [
+        f"{task.get('name')}: {', '.join(found)}"
+        for task in tasks_of(load(path))
+        if not any(
+            name in task
+            for name in ("ansible.builtin.assert", "ansible.builtin.include_tasks", "ansible.builtin.import_tasks")
+        )
+        and (found := secrets_in(task, role))
+        and not re.search(rf"\b(__)?{role.name}_secure_logging\b", str(task.get("no_log")))
+    ]
+    assert open_ones == []
+
+
+# --- what this repository refuses -----------------------------------------------------------------------------------
+
+REFUSED = {
+    r"host_key_checking\s*[=:]\s*(?i:false|no)\b": "trusts any host",
+    r"StrictHostKeyChecking[ =]no": "trusts any host",
+    r"^\s*vault_password_file\s*=": "a password file in ansible.cfg",
+    r"\[.*trusted=yes.*\]|^Trusted: yes": "an unsigned repository",
+    r"^\s*(allow_unauthenticated|disable_gpg_check): true": "an unsigned package",
+    r"^\s*ignore_errors:": "failures passed over",
+    r"^\s*skip_list:|^\s*warn_list:": "a blanket skip of ansible-lint",
+    r"^\s*vars_prompt:": "a question that AWX cannot answer",
+}
+
+
+@pytest.mark.parametrize("pattern", REFUSED)
+def test_nothing_refused_is_in_use(pattern):
+    paths = files("*.cfg", "*.yml", "*.yaml", "*.j2", ".ansible-lint")
+    assert [relative(path) for path in paths if re.search(pattern, text_of(path), re.M)] == [], REFUSED[pattern]
+
+
+def test_a_rule_that_is_switched_off_says_why():
+    """`# noqa: rule` stands beside a comment of its own, on its line or on the one above."""
+    silent = []
+    for path in files("roles/*.yml", "playbooks/*.yml", "molecule/*.yml"):
+        lines = text_of(path).splitlines()
+        for number, line in enumerate(lines):
+            if re.search(r"#\s*noqa", line) and not (number and lines[number - 1].strip().startswith("#")):
+                silent.append(f"{relative(path)}:{number + 1}")
+    assert silent == []
+
+
+def test_no_path_of_a_developers_machine():
+    machine = re.compile(r"(?<![\w.])/(home/(?!\w*\{)[a-z]+|Users/[a-z]+|work/(main|shared)|tmp/probe)/")
+    assert [relative(path) for path in files() if machine.search(text_of(path))] == []
+
+
+# --- playbooks, inventories, scenarios, scripts ----------------------------------------------------------------------
+
+
+def test_every_playbook_is_valid():
+    playbooks = [
+        path
+        for path in files("*.yml", "playbooks/*.yml", "molecule/**/*.yml")
+        if path.parent == ROOT
+        and path.name in ("deploy.yml", "site.yml")
+        or path.parent == ROOT / "playbooks"
+        or path.parent.parent == ROOT / "molecule"
+        and isinstance(load(path), list)
+    ]
+    playbooks = [
+        path
+        for path in playbooks
+        if isinstance(load(path), list) and "hosts" in str(load(path)[0]) or "import_playbook" in text_of(path)
+    ]
+    assert playbooks
+    result = run(BIN / "ansible-playbook", "--syntax-check", *playbooks)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in files("inventory/**/hosts.yml")}), ids=relative)
+def test_inventory_is_topology_with_its_environment(folder):
+    result = run(BIN / "ansible-inventory", "--inventory", folder, "--list")
+    assert result.returncode == 0, result.stderr
+    inventory = json.loads(result.stdout)
+    environment = folder.name
+    assert set(inventory["_meta"]["hostvars"]) == set(inventory[environment]["hosts"]), (
+        "hosts stand directly under the environment"
+    )
+    raw = load(folder / "hosts.yml")["all"]["children"]
+    assert raw[environment]["vars"]["ansible_group_priority"] == 10
+    assert not (folder / "group_vars").exists()
+    assert not (folder / "host_vars").exists()
+
+
+def test_every_scenario_has_its_step():
+    steps = load(ROOT / "scripts/steps.yml")["steps"]
+    scenarios = {path.parent.name for path in files("molecule/*/molecule.yml")}
+    assert {step["name"] for step in steps if "run" not in step} == scenarios
+    assert [step["name"] for step in steps if not step.get("proves")] == []
+    labels = {"executed on the real package", "executed on a stand-in", "schema-checked"}
+    assert {step["label"] for step in steps} <= labels
+    names = [step["name"] for step in steps]
+    assert len(names) == len(set(names))
+    assert [
+        step["name"] for step in steps if step.get("needs") and step["needs"] not in names[: names.index(step["name"])]
+    ] == []
+
+
+def test_what_begins_with_an_interpreter_can_be_executed():
+    scripts = [path for path in files("scripts/", ".ci/", "inventory/") if text_of(path).startswith("#!")]
+    assert scripts
+    assert [relative(path) for path in scripts if not path.stat().st_mode & stat.S_IXUSR] == []
+
+
+def test_group_variables_are_found_from_both_places():
+    link = ROOT / "playbooks/group_vars"
+    if not (ROOT / "group_vars").exists():
+        pytest.skip("there are no group variables yet")
+    assert link.is_symlink() and os.readlink(link) == "../group_vars"
+    assert not list((ROOT / "group_vars/all").glob("*vault*"))
+
+
+def test_links_between_documents_lead_somewhere():
+    broken = []
+    for path in files("*.md"):
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", text_of(path), flags=re.S)):
+            if "://" not in target and not target.startswith("mailto:") and not (path.parent / target).exists():
+                broken.append(f"{relative(path)}: {target}")
+    assert broken == []
