@@ -402,7 +402,7 @@ class Cluster:
 def needs_reload(cluster, state, tls_certificate):
     """Whether a file is newer than what the server has read, or the certificate another."""
     for path in (cluster.config_path, cluster.hba_path):
-        if os.path.exists(path) and os.path.getmtime(path) > state["load_time"]:
+        if os.path.exists(path) and min(os.path.getmtime(path), time.time()) > state["load_time"]:
             return True
     return bool(tls_certificate) and cluster.serves_old_certificate(tls_certificate)
 
