@@ -136,7 +136,7 @@ def check_http(options: dict, context: Context) -> Outcome:
     )
     expected = options.get("expected_status") or [200]
     milliseconds = round(result.seconds * 1000, 1)
-    data = {"latency_ms": milliseconds, "http_status": result.status}
+    data = {"latency_ms": None if result.error else milliseconds, "http_status": result.status}
     if result.error:
         state = UNHEALTHY if result.reason in ("tls", "certificate", "protocol") else DOWN
         reason = "tls" if result.reason == "certificate" else result.reason
@@ -176,7 +176,7 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
     asked = path + ("?checks=" + ",".join(parts) if parts and "?" not in path else "")
     result = probe.http_get(url, asked, options.get("host_header"), options["timeout_seconds"], headers,
                             options.get("validate_certs", True), options.get("ca_file"))
-    data = {"latency_ms": round(result.seconds * 1000, 1), "http_status": result.status}
+    data = {"latency_ms": None if result.error else round(result.seconds * 1000, 1), "http_status": result.status}
     hint = {"socket": url.replace("unix:", ""), "path": asked, "release": context.layout.active + "/release"}
     if result.error:
         state = UNHEALTHY if result.reason in ("tls", "certificate", "protocol") else DOWN

@@ -44,9 +44,10 @@ class ProbeError(Exception):
 
 
 class HttpResult(NamedTuple):
-    """status is 0 when no answer came; then error says why and reason is refused, timeout, missing, tls or protocol."""
+    """status is None when no answer came; then error says why, and reason is refused, timeout, missing, permission,
+    name, network, tls, certificate or protocol."""
 
-    status: int
+    status: Optional[int]
     seconds: float
     body: str
     error: Optional[str]
@@ -320,7 +321,7 @@ def http_get(target: str, path: str = "/", host: Optional[str] = None, timeout: 
             return HttpResult(answer.status, time.monotonic() - started, body.decode("utf-8", "replace"), None, "",
                               found)
     except ProbeError as error:
-        return HttpResult(0, time.monotonic() - started, "", str(error), error.reason)
+        return HttpResult(None, time.monotonic() - started, "", str(error), error.reason)
 
 
 # --- TCP -------------------------------------------------------------------------------------------------------------
