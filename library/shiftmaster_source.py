@@ -1,0 +1,662 @@
+#!/usr/bin/python
+# The source of a release, taken on the controller: hosts need no git and no way to the repository.
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: shiftmaster_source
+short_description: Resolve a version of ShiftMaster in its git repository and pack it, on the controller
+description:
+  - Runs on the controller (C(delegate_to=localhost), without become). A bare mirror of the repository is kept in
+    O(cache_dir) and refreshed; O(version) is looked up in it and, where O(archive) asks for it, packed by
+    C(git archive).
+  - A user name and a password or a token in the address reach git by its environment only. They are in no process's
+    arguments, no file of the cache, no output and no log.
+  - Two runs at once wait for each other. What a killed run left is removed by the next one, and a damaged mirror is
+    made anew.
+version_added: "1.0.0"
+author: ShiftMaster operations (@shiftmaster-operations)
+options:
+  repository:
+    description:
+      - Address or path of the git repository, as C(git fetch) takes it; the file of a C(git bundle) is one, too.
+      - A path may belong to another user.
+    type: str
+    required: true
+  version:
+    description:
+      - A tag, a branch or a commit (7 digits or more), looked up in this order. C(refs/tags/x) and C(refs/heads/x) say
+        which of the two is meant.
+    type: str
+    required: true
+  cache_dir:
+    description: Folder of mirrors and archives; each repository has one of its own in it.
+    type: path
+    default: ~/.cache/shiftmaster-ops
+  archive:
+    description: Whether to pack the source, too.
+    type: bool
+    default: false
+  exclude:
+    description: Git pathspec patterns, from the repository's top, of what stays out of the archive.
+    type: list
+    elements: str
+    default: []
+  timeout_seconds:
+    description: How long all of it may take, waiting for another run included.
+    type: int
+    default: 300
+attributes:
+  check_mode:
+    support: full
+    description: Does the same; a cache on the controller is no configuration of any host.
+  diff_mode:
+    support: none
+    description: Changes nothing that could be shown.
+requirements:
+  - git >= 2.31 on the controller
+notes:
+  - Submodules and files kept in Git LFS are not in the archive; RV(notes) says so where a version has some.
+"""
+
+EXAMPLES = r"""
+- name: Look a version up and pack it
+  shiftmaster_source:
+    repository: https://deploy:{{ vault_git_token }}@git.example.jp/shiftmaster.git
+    version: main
+    archive: true
+    exclude: [docs, "*.psd"]
+  delegate_to: localhost
+  become: false
+  run_once: true
+  register: source
+"""
+
+RETURN = r"""
+revision:
+  description: The commit, 40 hexadecimal digits.
+  type: str
+  returned: success
+version:
+  description: The name as it was asked for; of a commit its first 10 digits.
+  type: str
+  returned: success
+kind:
+  description: What the version is, V(tag), V(branch) or V(commit).
+  type: str
+  returned: success
+subject:
+  description: The first line of the commit's message.
+  type: str
+  returned: success
+committed:
+  description: When it was committed, in UTC.
+  type: str
+  returned: success
+  sample: "2025-08-01T03:00:00Z"
+archive:
+  description: Path of the tar archive on the controller; empty where none was asked for.
+  type: str
+  returned: success
+archive_sha256:
+  description: Its checksum; empty where none was asked for.
+  type: str
+  returned: success
+migrations:
+  description: The migrations in the source, judged by their files alone.
+  type: list
+  elements: dict
+  returned: success
+fetched:
+  description: Whether the repository held something new since the last run. Never asked for a whole commit id that the
+    mirror has already.
+  type: bool
+  returned: success
+notes:
+  description: What a person should know, as sentences; for example that a name means a tag and a branch.
+  type: list
+  elements: str
+  returned: success
+repository:
+  description: The address without user and password.
+  type: str
+  returned: success
+"""
+
+import contextlib
+import ctypes
+import datetime
+import difflib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import urllib.parse
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster import migrations
+
+OLDEST_GIT = (2, 31)  # The first that reads GIT_CONFIG_COUNT.
+EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # Every git knows it.
+KEEP_ARCHIVES = 10
+WHOLE_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+SOME_COMMIT = re.compile(r"^[0-9a-f]{7,40}$")
+# Sentences of git that say nothing beside the line before them.
+FILLER = ("please make sure you have the correct access rights", "and the repository exists",
+          "could not read from remote repository", "the remote end hung up unexpectedly", "early eof")
+HINTS = (
+    ("terminal prompts disabled", "it asks for a user name and a password; give them in the address"),
+    ("authentication failed", "the user name or the token is wrong or has expired"),
+    ("host key verification failed", "connect to the host once by hand, as this user, to accept its key"),
+    ("permission denied (publickey", "this user's ssh key is not known there"),
+)
+# The helper's words name variables only; the values stay in the environment.
+CREDENTIAL_HELPER = (
+    "!f() { test \"$1\" = get || exit 0; printf 'username=%s\\npassword=%s\\n'"
+    ' "$SHIFTMASTER_GIT_USER" "$SHIFTMASTER_GIT_PASSWORD"; }; f'
+)
+# Variables that would point git at another repository than ours (as within a git hook).
+FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY",
+           "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE", "GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_PREFIX",
+           "GIT_CEILING_DIRECTORIES", "GIT_ATTR_SOURCE", "GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS",
+           "GIT_NOGLOB_PATHSPECS", "GIT_ICASE_PATHSPECS", "SSH_ASKPASS")
+
+
+class SourceError(Exception):
+    """The version cannot be had; str() says why in a sentence."""
+
+
+class Damaged(Exception):
+    """Git could not read its own mirror; str() is its reason."""
+
+
+class Failed(Exception):
+    """Git ended with an error; str() is its reason."""
+
+
+class Address:
+    """A repository's address, its credentials taken apart from it."""
+
+    def __init__(self, text):
+        if not text.strip() or text.startswith("-") or re.search(r"[\x00-\x1f]", text):
+            raise SourceError("the repository %r is neither an address nor a path" % text)
+        self.user = self.password = ""
+        self.written = ()  # The secret as it stands in the address, percent signs and all.
+        self.path = None  # Of a repository on this machine.
+        self.url = text
+        if "://" in text:
+            self._split(urllib.parse.urlsplit(text))
+        elif not re.match(r"^[^/]+:", text):
+            self.path = self.url = os.path.abspath(os.path.expanduser(text))
+        if self.url.startswith("file://"):
+            self.path = urllib.parse.unquote(urllib.parse.urlsplit(self.url).path)
+
+    def _split(self, parts):
+        userinfo, at, host = parts.netloc.rpartition("@")
+        user, _colon, password = userinfo.partition(":")
+        if not at:
+            return
+        if parts.scheme in ("http", "https"):
+            self.user, self.password = urllib.parse.unquote(user), urllib.parse.unquote(password)
+            self.written = {userinfo, password} if password or len(user) >= 8 else ()
+            netloc = host
+        else:
+            # ssh takes no password from an address; the user is part of it.
+            self.written = {password}
+            netloc = "%s@%s" % (user, host)
+        self.url = urllib.parse.urlunsplit(parts._replace(netloc=netloc))
+
+    def secrets(self):
+        """Return what must not be seen. A user name alone is a token, unless it is too short for one."""
+        found = set(self.written) | {self.password or (self.user if len(self.user) >= 8 else "")}
+        return {one for one in found if one}
+
+    def scope(self):
+        """Return the part of the address that the credentials are for: a redirect elsewhere gets none."""
+        parts = urllib.parse.urlsplit(self.url)
+        return "%s://%s" % (parts.scheme, parts.netloc)
+
+    def folder(self):
+        """Return the name of the repository's folder in the cache."""
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", self.url.rstrip("/").rsplit("/", 1)[-1])[:40]
+        return "%s-%s" % (re.sub(r"\.git$", "", name) or "repository",
+                          hashlib.sha256(self.url.encode()).hexdigest()[:12])
+
+
+def reason(stderr):
+    """Return git's own words for a failure, without its filler, as one line."""
+    lines = [re.sub(r"^(fatal|error|remote|ssh): ", "", line).strip(" .") for line in stderr.splitlines()]
+    lines = [line for line in lines if line]
+    telling = [line for line in lines if not any(word in line.lower() for word in FILLER)]
+    text = "; ".join((telling or lines or ["no reason given"])[-3:])
+    hints = [hint for sign, hint in HINTS if sign in text.lower()]
+    return text + (" (%s)" % hints[0] if hints else "")
+
+
+def environment(address, base, protected=""):
+    """Return git's environment. protected is a configuration file that stands in for the user's global one."""
+    env = {name: value for name, value in base.items() if name not in FOREIGN}
+    settings = [
+        ("remote.origin.url", address.url),
+        ("remote.origin.fetch", "+refs/heads/*:refs/heads/*"),
+        ("remote.origin.fetch", "+refs/tags/*:refs/tags/*"),
+        ("gc.autoDetach", "false"), ("maintenance.autoDetach", "false"),
+        ("http.lowSpeedLimit", "1000"), ("http.lowSpeedTime", "30"),
+        # What is packed depends on the commit alone, not on this machine's configuration.
+        ("tar.umask", "0022"), ("core.autocrlf", "false"), ("i18n.logOutputEncoding", "UTF-8"),
+        ("filter.lfs.smudge", ""), ("filter.lfs.process", ""), ("filter.lfs.required", "false"),
+    ]
+    if address.user or address.password:
+        scope = address.scope()
+        settings += [("credential.%s.helper" % scope, ""), ("credential.%s.helper" % scope, CREDENTIAL_HELPER)]
+        env.update(SHIFTMASTER_GIT_USER=address.user, SHIFTMASTER_GIT_PASSWORD=address.password)
+    first = int(env.get("GIT_CONFIG_COUNT") or 0)
+    for number, (name, value) in enumerate(settings, first):
+        env["GIT_CONFIG_KEY_%d" % number], env["GIT_CONFIG_VALUE_%d" % number] = name, value
+    env.update(GIT_CONFIG_COUNT=str(first + len(settings)), GIT_TERMINAL_PROMPT="0", SSH_ASKPASS_REQUIRE="never",
+               LC_ALL="C.UTF-8", LANGUAGE="C", GIT_PAGER="cat", GIT_OPTIONAL_LOCKS="0")
+    if protected:
+        env["GIT_CONFIG_GLOBAL"] = protected
+    return env
+
+
+def protected_configuration(path, base):
+    """Return a git configuration that trusts one repository on this machine, whoever owns it.
+
+    The repository was named by the operator. Git believes safe.directory from a file only, once it starts its
+    upload-pack; so a file stands in for the user's own, which it includes.
+    """
+    home = base.get("HOME") or os.path.expanduser("~")
+    own = [base["GIT_CONFIG_GLOBAL"]] if base.get("GIT_CONFIG_GLOBAL") else [
+        os.path.join(base.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "git", "config"),
+        os.path.join(home, ".gitconfig")]
+
+    def quoted(text):
+        return '"%s"' % text.replace("\\", "\\\\").replace('"', '\\"')
+
+    trusted = []
+    for one in (path, os.path.realpath(path)):
+        for name in (one, os.path.join(one, ".git"), one + ".git"):
+            if name not in trusted:
+                trusted.append(name)
+    return "".join(["[include]\n\tpath = %s\n" % quoted(name) for name in own] + ["[safe]\n"]
+                   + ["\tdirectory = %s\n" % quoted(name) for name in trusted])
+
+
+def names_of(listing):
+    """Return ({tag: object}, {branch: object}) of the lines of for-each-ref."""
+    tags, branches = {}, {}
+    for line in listing.splitlines():
+        found, _space, name = line.partition(" ")
+        if name.startswith("refs/tags/"):
+            tags[name[len("refs/tags/"):]] = found
+        elif name.startswith("refs/heads/"):
+            branches[name[len("refs/heads/"):]] = found
+    return tags, branches
+
+
+def closest(wanted, names, limit=5):
+    """Return the names that a person may have meant, best first."""
+    folded = {}
+    for name in names:
+        folded.setdefault(name.lower(), name)
+    found = difflib.get_close_matches(wanted.lower(), list(folded), n=limit, cutoff=0.5)
+    inside = [name for name in sorted(folded) if wanted.lower() in name and name not in found]
+    return [folded[name] for name in (found + inside)[:limit]]
+
+
+def choose(version, tags, branches, commits):
+    """Return (kind, object, notes). commits is a callable: the commits that start with these digits.
+
+    Raises SourceError where nothing, or more than one commit, has the name.
+    """
+    for prefix, kind, table in (("refs/tags/", "tag", tags), ("refs/heads/", "branch", branches)):
+        if version.startswith(prefix) and version[len(prefix):] in table:
+            return kind, table[version[len(prefix):]], []
+    digits = version.lower()
+    found = commits(digits) if SOME_COMMIT.match(digits) else []
+    candidates = [(kind, table[version]) for kind, table in (("tag", tags), ("branch", branches)) if version in table]
+    candidates += [("commit", one) for one in found]
+    if not candidates:
+        raise SourceError(unknown(version, tags, branches))
+    kind, chosen = candidates[0]
+    if kind == "commit" and len(found) > 1:
+        raise SourceError("%s is the start of %d commits (%s); give more digits" % (
+            version, len(found), ", ".join(one[:12] for one in found[:5])))
+    others = sorted({other for other, _object in candidates[1:] if other != kind})
+    return kind, chosen, ["%s is a %s and also a %s; the %s is taken" % (version, kind, " and a ".join(others), kind)
+                          ] if others else []
+
+
+def unknown(version, tags, branches):
+    """Return the sentence for a name that the repository does not have."""
+    if not tags and not branches:
+        return "there is no version %s: the repository is empty" % version
+
+    def count(number, word):
+        return "%d %s" % (number, word if number == 1 else word + ("es" if word.endswith("h") else "s"))
+
+    near = closest(version, list(tags) + list(branches))
+    names = list(tags) + list(branches)
+    if near:
+        more = "the closest: %s" % ", ".join(near)
+    elif len(names) <= 8:
+        more = "there are: %s" % ", ".join(names)
+    else:
+        more = "the name resembles none of them"
+    return "there is no tag, branch or commit %s in the repository (%s, %s); %s" % (
+        version, count(len(tags), "tag"), count(len(branches), "branch"), more)
+
+
+class Git:
+    """Runs git in one mirror, until a deadline; its children die with us and keep the lock as long as they live."""
+
+    def __init__(self, folder, env, deadline, lock=None):
+        self.folder, self.env, self.deadline, self.lock = folder, env, deadline, lock
+
+    def run(self, *arguments, stdin=b"", stdout=subprocess.PIPE):
+        """Return git's output as bytes. Raises Failed, and SourceError when the time is over."""
+        try:
+            child = subprocess.Popen(("git", "--git-dir", self.folder) + arguments, env=self.env, cwd="/",
+                                     stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE,
+                                     start_new_session=True, preexec_fn=_die_with_parent,
+                                     pass_fds=() if self.lock is None else (self.lock,))
+        except FileNotFoundError:
+            raise SourceError("git is not installed on the controller")
+        try:
+            output, errors = child.communicate(stdin, timeout=max(1, self.deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            raise SourceError("git %s did not end in time; raise timeout_seconds, or see what keeps the repository"
+                              % arguments[0])
+        if child.returncode != 0:
+            raise Failed(reason(errors.decode(errors="replace")))
+        return output or b""
+
+    def text(self, *arguments):
+        return self.run(*arguments).decode(errors="replace")
+
+
+def _die_with_parent():
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        pass  # Not Linux: the lock, which the child keeps, still guards the mirror.
+
+
+class Mirror:
+    """The bare copy of one repository in the cache."""
+
+    def __init__(self, address, cache_dir, deadline):
+        self.address, self.deadline = address, deadline
+        self.root = os.path.join(cache_dir, address.folder())
+        self.folder = os.path.join(self.root, "mirror.git")
+        self.archives = os.path.join(self.root, "archives")
+        os.makedirs(self.archives, mode=0o700, exist_ok=True)
+        os.chmod(cache_dir, 0o700)
+        protected = ""
+        if address.path is not None:
+            protected = os.path.join(self.root, "git.config")
+            _write(protected, protected_configuration(address.path, os.environ).encode())
+        self.git = Git(self.folder, environment(address, os.environ, protected), deadline)
+        self.git.env.update(_ssh(self.git))
+
+    @contextlib.contextmanager
+    def exclusive(self):
+        """Keep other runs out, also those whose git outlived them."""
+        descriptor = os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > self.deadline:
+                        raise SourceError("another run is still at work on the copy of the repository in %s"
+                                          % self.root)
+                    time.sleep(0.1)
+            self.git.lock = descriptor
+            yield
+        finally:
+            os.close(descriptor)
+
+    def prepare(self):
+        """Make the mirror where there is none, and remove what a killed git left in it."""
+        if os.path.isfile(os.path.join(self.folder, "HEAD")):
+            for parent, _folders, names in os.walk(self.folder):
+                for name in names:
+                    if name.endswith(".lock") or name.startswith(("tmp_", ".tmp-")):
+                        os.unlink(os.path.join(parent, name))
+            return
+        self.remove()
+        fresh = self.folder + ".new"
+        Git(fresh, self.git.env, self.deadline, self.git.lock).run("init", "--quiet", "--bare", "--template=")
+        os.rename(fresh, self.folder)
+
+    def remove(self):
+        for path in (self.folder, self.folder + ".new"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def listing(self):
+        return self.git.text("for-each-ref", "--format=%(objectname) %(refname)", "refs/heads", "refs/tags")
+
+    def commits(self, digits):
+        """Return the commits that start with these digits."""
+        found = self.git.text("rev-parse", "--disambiguate=" + digits).split()
+        kinds = self.git.run("cat-file", "--batch-check=%(objectname) %(objecttype)",
+                             stdin="".join(one + "\n" for one in found).encode()).decode().splitlines()
+        return [line.split()[0] for line in kinds if line.endswith(" commit")]
+
+    def fetch(self):
+        """Refresh the mirror; returns whether something was new."""
+        before = self.listing()
+        try:
+            self.git.run("fetch", "--quiet", "--prune", "--force", "--no-tags", "--no-write-fetch-head", "origin")
+        except Failed as error:
+            try:
+                self.git.run("ls-remote", "--quiet", "origin", "HEAD")
+            except Failed as second:
+                raise SourceError("the repository %s cannot be read: %s" % (self.address.url, second))
+            raise Damaged(str(error))  # The repository answers, so it is our copy.
+        return self.listing() != before
+
+    def fetch_commit(self, revision):
+        """Ask for a commit that no branch or tag leads to; many servers give it."""
+        with contextlib.suppress(Failed):
+            self.git.run("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "origin", revision)
+
+    def resolve(self, version):
+        """Return (kind, revision, notes, fetched)."""
+        digits = version.lower()
+        fetched = False
+        if not (WHOLE_COMMIT.match(digits) and self.commits(digits)):
+            fetched = self.fetch()
+            tags, branches = names_of(self.listing())
+            if WHOLE_COMMIT.match(digits) and version not in tags and version not in branches \
+                    and not self.commits(digits):
+                self.fetch_commit(digits)
+        kind, found, notes = choose(version, *names_of(self.listing()), self.commits)
+        try:
+            return kind, self.git.text("rev-parse", "--verify", "--quiet", found + "^{commit}").strip(), notes, fetched
+        except Failed:
+            raise SourceError("the %s %s does not lead to a commit" % (kind, version))
+
+    def files(self, revision, exclude):
+        """Return [(mode, object, path)] of what an archive of the revision holds."""
+        fields = self.git.run("diff-tree", "-r", "-z", "--no-renames", "--no-abbrev", "--raw", EMPTY_TREE, revision,
+                              "--", *pathspec(exclude)).split(b"\0")
+        entries = []
+        for head, path in zip(fields[::2], fields[1::2]):
+            words = head.decode().split()
+            entries.append((words[1], words[3], path.decode("utf-8", "surrogateescape")))
+        return entries
+
+    def texts(self, entries):
+        """Return {path: text} of these files, read by one git."""
+        entries = [entry for entry in entries if entry[0].startswith("100")]
+        data = self.git.run("cat-file", "--batch", stdin="".join(entry[1] + "\n" for entry in entries).encode())
+        found, position = {}, 0
+        for _mode, _object, path in entries:
+            end = data.index(b"\n", position)
+            size = int(data[position:end].split()[2])
+            if size <= migrations.MAX_FILE_BYTES:
+                found[path] = migrations.decode(data[end + 1:end + 1 + size])
+            position = end + size + 2
+        return found
+
+    def pack(self, revision, exclude):
+        """Return (path, sha256) of the archive; one that is there and whole is used again."""
+        key = hashlib.sha256("\0".join(exclude).encode()).hexdigest()[:8]
+        path = os.path.join(self.archives, "%s-%s.tar" % (revision, key))
+        digest = _sha256(path)
+        if digest is None or digest != _read(path + ".sha256"):
+            fresh = path + ".new"
+            with open(fresh, "wb") as stream:
+                self.git.run("archive", "--format=tar", revision, "--", *pathspec(exclude), stdout=stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            digest = _sha256(fresh)
+            os.rename(fresh, path)
+            _write(path + ".sha256", digest.encode())
+        os.utime(path)
+        self._prune(path)
+        return path, digest
+
+    def _prune(self, mine):
+        """Remove old archives; one of the last day may still be on its way to a host."""
+        paths = [os.path.join(self.archives, name) for name in os.listdir(self.archives) if name.endswith(".tar")]
+        paths.sort(key=os.path.getmtime, reverse=True)
+        for path in paths[KEEP_ARCHIVES:]:
+            if path != mine and time.time() - os.path.getmtime(path) > 86400:
+                os.unlink(path)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path + ".sha256")
+
+
+def pathspec(exclude):
+    return ["."] + [":(exclude)" + pattern for pattern in exclude]
+
+
+def _ssh(git):
+    """Return the variable that keeps ssh from asking questions. Its check of the host's key stays as it is set."""
+    if "GIT_SSH" in git.env and "GIT_SSH_COMMAND" not in git.env:
+        return {}
+    command = git.env.get("GIT_SSH_COMMAND")
+    if not command:
+        try:
+            command = git.text("config", "--get", "core.sshCommand").strip()
+        except Failed:
+            command = "ssh"
+    if os.path.basename(command.split()[0]) != "ssh":
+        return {}
+    return {"GIT_SSH_COMMAND": command + " -o BatchMode=yes -o ConnectTimeout=20"}
+
+
+def _read(path):
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.read().strip()
+    except OSError:
+        return None
+
+
+def _write(path, data):
+    fresh = "%s.%d.new" % (path, os.getpid())
+    with open(fresh, "wb") as stream:
+        stream.write(data)
+    os.rename(fresh, path)
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()
+
+
+def check_git():
+    try:
+        said = subprocess.run(("git", "--version"), stdout=subprocess.PIPE, check=False, timeout=20).stdout.decode()
+    except FileNotFoundError:
+        raise SourceError("git is not installed on the controller")
+    numbers = re.search(r"(\d+)\.(\d+)", said)
+    if not numbers or tuple(int(one) for one in numbers.groups()) < OLDEST_GIT:
+        raise SourceError("git on the controller is too old (%s); 2.31 is needed" % said.strip())
+
+
+def look(mirror, version, archive, exclude):
+    """Return the module's result from a mirror that is ours alone."""
+    mirror.prepare()
+    kind, revision, notes, fetched = mirror.resolve(version)
+    committed, _nul, subject = mirror.git.text("log", "-1", "--format=%ct%x00%s", revision).strip("\n").partition("\0")
+    entries = mirror.files(revision, exclude)
+    texts = mirror.texts([entry for entry in entries if migrations.wanted(entry[2])
+                          or entry[2] == ".gitattributes"])
+    if any(mode == "160000" for mode, _object, _path in entries):
+        notes.append("version %s has git submodules; they are not in the archive" % version)
+    if "filter=lfs" in texts.pop(".gitattributes", ""):
+        notes.append("version %s keeps files in Git LFS; the archive holds only their pointers" % version)
+    path, digest = mirror.pack(revision, exclude) if archive else ("", "")
+    return {
+        "revision": revision, "kind": kind, "subject": subject,
+        "version": revision[:10] if kind == "commit" else re.sub(r"^refs/(tags|heads)/", "", version),
+        "committed": datetime.datetime.fromtimestamp(int(committed), datetime.timezone.utc).strftime(
+            "%Y-%m-%dT%H:%M:%SZ"),
+        "archive": path, "archive_sha256": digest, "migrations": migrations.classify_files(texts), "fetched": fetched,
+        "notes": notes, "repository": mirror.address.url,
+    }
+
+
+def run(address, params):
+    """Return the module's result. Raises SourceError."""
+    version = params["version"].strip()
+    if not version:
+        raise SourceError("no version was given")
+    check_git()
+    mirror = Mirror(address, params["cache_dir"], time.monotonic() + params["timeout_seconds"])
+    with mirror.exclusive():
+        try:
+            try:
+                return look(mirror, version, params["archive"], params["exclude"])
+            except (Damaged, Failed):
+                mirror.remove()
+                return look(mirror, version, params["archive"], params["exclude"])
+        except (Damaged, Failed) as error:
+            raise SourceError("git cannot work with the copy of the repository in %s: %s" % (mirror.root, error))
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            # As a secret it stays out of the system's log; below, only the secret part of it is kept hidden.
+            "repository": {"type": "str", "required": True, "no_log": True},
+            "version": {"type": "str", "required": True},
+            "cache_dir": {"type": "path", "default": "~/.cache/shiftmaster-ops"},
+            "archive": {"type": "bool", "default": False},
+            "exclude": {"type": "list", "elements": "str", "default": []},
+            "timeout_seconds": {"type": "int", "default": 300},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        address = Address(module.params["repository"])
+        module.no_log_values.discard(module.params["repository"])
+        module.no_log_values.update(address.secrets())
+        module.exit_json(changed=False, **run(address, module.params))
+    except SourceError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg="the cache %s cannot be used: %s" % (module.params["cache_dir"], error))
+
+
+if __name__ == "__main__":
+    main()
