@@ -4,6 +4,7 @@
 They reach the outside the way this machine does. Where that goes through a proxy
 with its own certificate authority, the containers have to trust it too; so the
 certificates which the administrator of this machine added are handed to role `base`.
+The demo's published ports are here too, since the application has to know its own address.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 from pathlib import Path
 
 ADDED_CERTIFICATES = Path("/usr/local/share/ca-certificates")
+# Written by scripts/demo.py.
+SETTINGS = Path(__file__).resolve().parents[2] / ".cache/demo/settings.json"
 
 
 def main() -> None:
@@ -19,14 +22,13 @@ def main() -> None:
         {"name": path.stem, "content": path.read_text(encoding="ascii")}
         for path in sorted(ADDED_CERTIFICATES.glob("*.crt"))
     ]
-    print(
-        json.dumps(
-            {
-                "_meta": {"hostvars": {}},
-                "all": {"vars": {"base_extra_ca_certificates": certificates}},
-            }
-        )
-    )
+    settings = json.loads(SETTINGS.read_text(encoding="utf-8")) if SETTINGS.exists() else {}
+    variables = {
+        "base_extra_ca_certificates": certificates,
+        "demo_https_port": settings.get("demo_https_port", 8443),
+        "demo_http_port": settings.get("demo_http_port", 8080),
+    }
+    print(json.dumps({"_meta": {"hostvars": {}}, "all": {"vars": variables}}))
 
 
 if __name__ == "__main__":

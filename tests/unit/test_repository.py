@@ -155,6 +155,18 @@ def expressions(value):
         yield from re.findall(r"{{.*?}}|{%.*?%}", value, re.S)
 
 
+def hides_itself(task, role):
+    """A module of this repository that marks each secret argument `no_log` may show its difference."""
+    for folder in (ROOT / "library", role / "library"):
+        for name, arguments in task.items():
+            source = folder / f"{name}.py"
+            if isinstance(arguments, dict) and source.exists():
+                secret = [key for key in arguments if speaks_of_secrets(key)]
+                marked = [re.search(rf"\b{key}\W+(?:dict\(|{{)[^)}}]*no_log\W+True", text_of(source)) for key in secret]
+                return bool(secret) and all(marked)
+    return False
+
+
 def secrets_in(task, role):
     """Names of secrets that the task hands to a module, in its arguments or through its template."""
     arguments = {
@@ -183,6 +195,7 @@ def test_tasks_that_carry_secrets_are_behind_the_switch(path):
             for name in ("ansible.builtin.assert", "ansible.builtin.include_tasks", "ansible.builtin.import_tasks")
         )
         and (found := secrets_in(task, role))
+        and not hides_itself(task, role)
         and not re.search(rf"\b(__)?{role.name}_secure_logging\b", str(task.get("no_log")))
     ]
     assert open_ones == []
@@ -224,7 +237,7 @@ def test_no_path_of_a_developers_machine():
     assert [relative(path) for path in files() if machine.search(text_of(path))] == []
 
 
-# --- playbooks, inventories, scenarios, scripts ----------------------------------------------------------------------
+# --- playbooks, inventories, scenarios, scripts ---------------------------------------------------------------------
 
 
 def test_every_playbook_is_valid():
