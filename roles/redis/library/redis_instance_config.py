@@ -192,6 +192,13 @@ class Connection:
             return None if int(rest) < 0 else [self.read() for _ in range(int(rest))]
         raise OSError("unknown reply of Redis")
 
+    def users(self):
+        """The users in a form that is the same for two servers with the same ACL file."""
+        lines = sorted(self.call("ACL", "LIST"))
+        version = re.search(r"redis_version:(\d+)\.(\d+)", self.call("INFO", "server"))
+        # Before 7.2 a server lists the commands of a category one by one, in an order of its own.
+        return lines if tuple(map(int, version.groups())) >= (7, 2) else [sorted(line.split()) for line in lines]
+
     def parameters(self):
         flat = self.call("CONFIG", "GET", "*")
         return dict(zip(flat[::2], flat[1::2]))
@@ -342,7 +349,7 @@ class Scratch:
             try:
                 with self.connect() as connection:
                     self.parameters = connection.parameters()
-                    self.users = sorted(connection.call("ACL", "LIST"))
+                    self.users = connection.users()
                 return
             except OSError:
                 time.sleep(0.02)
@@ -544,8 +551,7 @@ def look(connection, scratch, config):
     wanted = differences(live, scratch.parameters, config)
     if serves_old_certificate(live, config):
         wanted.update({name: scratch.parameters[name] for name in TLS_FILES if scratch.parameters.get(name)})
-    users = sorted(connection.call("ACL", "LIST")) != scratch.users
-    return wanted, users
+    return wanted, connection.users() != scratch.users
 
 
 def run(module, instance):
@@ -621,9 +627,10 @@ def apply(module, instance, scratch, connection, old, new, unit, result):
                 connection.call("ACL", "LOAD")
             restart_for += [name for name in rest if name not in restart_for]
             if not restart_for:
-                prove(connection, scratch, new[0])
+                # A connection of its own: loading users ends connections of those that changed, before 7.2 of all.
+                prove(instance, scratch, new[0])
     except (ConfigError, ServerError, OSError) as error:
-        put_back(instance, connection, old, new)
+        put_back(instance, old, new)
         raise ConfigError("Redis refused the change, the old configuration was put back: %s" % error)
     result["restart_for"] = restart_for
     if not restart_for:
@@ -637,8 +644,7 @@ def apply(module, instance, scratch, connection, old, new, unit, result):
     if not instance.restart(new[0]):
         restart_failed(instance, old, new, restart_for)
     result["restarted"] = True
-    with instance.connect(new[0]) as fresh:
-        prove(fresh, scratch, new[0])
+    prove(instance, scratch, new[0])
 
 
 def keep_snapshot(instance, config):
@@ -661,25 +667,31 @@ def keep_snapshot(instance, config):
         instance.write(instance.config_file, config)
 
 
-def prove(connection, scratch, config):
+def prove(instance, scratch, config):
     """The instance must now report what the scratch server reports."""
-    wanted, users = look(connection, scratch, config)
+    connection = instance.connect(config)
+    if connection is None:
+        raise ConfigError("the administrator cannot log in with the new password")
+    with connection:
+        wanted, users = look(connection, scratch, config)
     if wanted or users:
         what = sorted(wanted) + (["the users of the ACL file"] if users else [])
         raise ConfigError("the running instance does not have the new values of " + ", ".join(what))
 
 
-def put_back(instance, connection, old, new):
+def put_back(instance, old, new):
     """The old files, and as far as possible the old values in the running instance."""
     if old == new or None in old:
         return
     instance.write_both(old)
     with contextlib.suppress(ConfigError, ServerError, OSError):
-        with Scratch(instance, *old) as before:
-            wanted, users = look(connection, before, old[0])
-            set_parameters(connection, wanted, instance.start_timeout)
-            if users:
-                connection.call("ACL", "LOAD")
+        connection = instance.connect(old[0], new[0])
+        if connection is not None:
+            with connection, Scratch(instance, *old) as before:
+                wanted, users = look(connection, before, old[0])
+                set_parameters(connection, wanted, instance.start_timeout)
+                if users:
+                    connection.call("ACL", "LOAD")
 
 
 def restart_failed(instance, old, new, restart_for):
