@@ -1,6 +1,8 @@
 """The month's grid, put together from few queries."""
 
+from django.template.loader import get_template
 from django.utils import timezone
+from django.utils.safestring import mark_safe
 
 from roster.models import Assignment, DayOffRequest, ShiftType, StaffMember
 
@@ -13,24 +15,15 @@ class Day:
         self.on_duty = 0
 
 
-class Cell:
-    __slots__ = ("code", "tone", "wish")
-
-    def __init__(self, shift, wish):
-        self.code = shift.code if shift else ""
-        self.tone = shift.tone if shift else ""
-        self.wish = wish
-
-
 class Grid:
-    def __init__(self, ward, month):
+    def __init__(self, ward, month, may_plan):
         today = timezone.localdate()
         self.days = [Day(date, today) for date in month.days]
         self.shifts = list(ShiftType.objects.all())
         shifts = {shift.pk: shift for shift in self.shifts}
         people = list(StaffMember.objects.filter(ward=ward, active=True))
         taken = {
-            (staff, day): shifts[shift]
+            (staff, day): shifts.get(shift)
             for staff, day, shift in Assignment.objects.filter(
                 staff__ward=ward, staff__active=True, day__range=month.range
             ).values_list("staff_id", "day", "shift_id")
@@ -41,13 +34,19 @@ class Grid:
             .exclude(state=DayOffRequest.State.DECLINED)
             .values_list("staff_id", "day", "state")
         }
-        self.rows = []
+        # A month has hundreds of cells but few kinds of them: each kind is rendered once.
+        template = get_template("roster/_cell.html")
+        kinds = {}
+        self.rows, self.empty = [], 0
         for person in people:
             cells = []
             for day in self.days:
                 shift = taken.get((person.pk, day.date))
                 if shift and shift.is_work:
                     day.on_duty += 1
-                cells.append(Cell(shift, wishes.get((person.pk, day.date), "")))
-            self.rows.append((person, cells))
-        self.empty = sum(1 for _, cells in self.rows for cell in cells if not cell.code)
+                self.empty += shift is None
+                kind = (shift and shift.pk, wishes.get((person.pk, day.date), ""))
+                if kind not in kinds:
+                    kinds[kind] = template.render({"shift": shift, "wish": kind[1], "may_plan": may_plan}).strip()
+                cells.append(kinds[kind])
+            self.rows.append((person, mark_safe("".join(cells))))

@@ -14,7 +14,7 @@ def page(request, ward, month, form=None, status=200):
     context = {
         "ward": ward,
         "month": month,
-        "grid": Grid(ward, month),
+        "grid": Grid(ward, month, request.user.is_staff),
         "plan": MonthPlan.objects.filter(ward=ward, month=month.first).first(),
         "form": form,
         "may_plan": request.user.is_staff,
