@@ -73,6 +73,10 @@ options:
         description: Above this the status is V(critical) (below it for V(certificate)). The default is 90 where the
           unit is a percentage, 7 days for V(certificate), 1 s for V(clock), and none for V(http).
         type: float
+      enabled:
+        description: Whether to make this check; for lists that are put together from variables.
+        type: bool
+        default: true
       unit:
         description: The systemd unit that the hint names.
         type: str
@@ -263,11 +267,21 @@ options:
     description: Where the kernel's figures are read (for tests and containers).
     type: path
     default: /proc
-  reports:
-    description: RV(report) of several hosts (or C({host, unreachable}) of one that was not reached), to be made one
-      report. Nothing is checked then.
+  results:
+    description:
+      - What this module returned on several hosts, to be made one report. Nothing is checked then.
+      - A result without a report is one of a host that could not be reached or checked, and counts as V(down).
     type: list
     elements: dict
+    suboptions:
+      host:
+        description: The host's name.
+        type: str
+        required: true
+      result:
+        description: What the task registered.
+        type: dict
+        required: true
 attributes:
   check_mode:
     description: It reads only, so it does the same in check mode.
@@ -328,7 +342,7 @@ worst:
   type: str
   sample: warning
 failing:
-  description: The names of the checks that fail by O(fail_on); with O(reports), host and check with a colon between.
+  description: The names of the checks that fail by O(fail_on); with O(results), host and check with a colon between.
   returned: always
   type: list
   elements: str
@@ -356,14 +370,14 @@ report_lines:
   type: list
   elements: str
 report:
-  description: The report as data. With O(reports), C(hosts) holds those, C(unreachable) names, and C(checks) is absent.
+  description: The report as data. With O(results), C(hosts) holds those, C(unreachable) names, and C(checks) is absent.
   returned: always
   type: dict
   contains:
     host:
       description: The host's name.
       type: str
-      returned: without O(reports)
+      returned: without O(results)
     generated:
       description: When, ISO 8601 with the host's time zone.
       type: str
@@ -384,7 +398,7 @@ report:
       description: The results.
       type: list
       elements: dict
-      returned: without O(reports)
+      returned: without O(results)
       contains:
         name:
           description: The check's name.
@@ -457,6 +471,7 @@ CHECK_OPTIONS = {
     "consecutive_successes": {"type": "int", "default": 1},
     "warning": {"type": "float"},
     "critical": {"type": "float"},
+    "enabled": {"type": "bool", "default": True},
     "unit": _TEXT,
     "log_file": _TEXT,
     "hint": _TEXT,
@@ -512,7 +527,8 @@ def argument_spec() -> dict:
         "fail_on": {"type": "str", "choices": ["critical", "warning", "never"], "default": "critical"},
         "host_name": _TEXT,
         "proc_path": {"type": "path", "default": "/proc"},
-        "reports": {"type": "list", "elements": "dict"},
+        "results": {"type": "list", "elements": "dict", "options": {
+            "host": {"type": "str", "required": True}, "result": {"type": "dict", "required": True}}},
     }
 
 
@@ -538,7 +554,8 @@ def check_host(parameters: dict, now: datetime.datetime) -> dict:
     context = Context(parameters["environment_file"], parameters["environment_keys"], parameters["app_root"],
                       parameters["app_user"], parameters["proc_path"])
     results = [health_engine.describe(options, outcome, attempts, language, context)
-               for options, outcome, attempts in health_engine.run_checks(parameters["checks"], context)]
+               for options, outcome, attempts in health_engine.run_checks(
+                   [check for check in parameters["checks"] if check["enabled"]], context)]
     report = health_engine.make_report(results, parameters["host_name"] or socket.gethostname(), now)
     failing = [result["name"] for result in health_engine.failing(results, parameters["fail_on"])]
     return answer(report, health_engine.report_lines(report, language), failing)
@@ -546,8 +563,7 @@ def check_host(parameters: dict, now: datetime.datetime) -> dict:
 
 def merge(parameters: dict, now: datetime.datetime) -> dict:
     """Make one report of several and return what the module returns."""
-    reports = [dict({"worst": "down", "checks": [], "healthy": 0, "total": 0}, **report)
-               for report in parameters["reports"]]
+    reports = [health_engine.report_of(entry["host"], entry["result"]) for entry in parameters["results"]]
     merged = health_engine.merge_reports(reports, now)
     failing = ["%s: %s" % (report["host"], result["name"]) for report in reports
                for result in health_engine.failing(report["checks"], parameters["fail_on"])]
@@ -565,7 +581,7 @@ def main():
     if found:
         module.fail_json(msg="checks: " + "; ".join(found))
     now = datetime.datetime.now(datetime.timezone.utc)
-    module.exit_json(**(check_host if module.params["reports"] is None else merge)(module.params, now))
+    module.exit_json(**(check_host if module.params["results"] is None else merge)(module.params, now))
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def postgres_target(options: dict, context: Context) -> probe.PostgresTarget:
             try:
                 found = probe.parse_postgres_url(url)._asdict()
             except ValueError as error:
-                raise ProbeError(ERROR, "environment", str(error))
+                raise ProbeError(ERROR, "address", str(error))
         else:
             for field, key in (("host", "database_host"), ("port", "database_port"), ("database", "database_name"),
                                ("user", "database_user"), ("password", "database_password"),
@@ -245,7 +245,7 @@ def postgres_target(options: dict, context: Context) -> probe.PostgresTarget:
     try:
         probe.postgres_addresses(target)
     except ValueError:
-        raise ProbeError(ERROR, "environment", "the database's port is not a number")
+        raise ProbeError(ERROR, "address", "the database's port is not a number")
     return target
 
 
@@ -262,11 +262,11 @@ def check_redis(options: dict, context: Context) -> Outcome:
     if key:
         url = context.environment().get(key)
         if not url:
-            raise ProbeError(ERROR, "environment", "%s has no %s" % (context.environment_file, key))
+            raise ProbeError(ERROR, "address", "%s has no %s" % (context.environment_file, key))
         try:
             target = probe.parse_redis_url(url)
         except ValueError as error:
-            raise ProbeError(ERROR, "environment", "%s: %s" % (key, error))
+            raise ProbeError(ERROR, "address", "%s: %s" % (key, error))
     else:
         target = probe.RedisTarget(options.get("host") or "localhost", options.get("port") or 6379,
                                    options.get("socket"), tls=bool(options.get("tls")),
@@ -305,7 +305,7 @@ def check_celery(options: dict, context: Context) -> Outcome:
     wanted = options.get("min_workers") or 1
     timeout = options["timeout_seconds"]
     if not os.path.isdir(release):
-        raise ProbeError(DOWN, "missing", "there is no release at %s" % release)
+        raise ProbeError(DOWN, "live", "there is no release at %s" % release)
     started = time.monotonic()
     # The wait for answers is part of the whole; the rest is for the application's import.
     wait = max(1.0, min(3.0, timeout / 5.0))
@@ -372,7 +372,9 @@ def check_systemd(options: dict, context: Context) -> Outcome:
             if unit.get("LoadState") == "not-found":
                 reason = "absent"
     data = {"units": [{"name": unit["Id"], "active": unit.get("ActiveState"), "sub": unit.get("SubState"),
-                       "result": unit.get("Result"), "restarts": int(unit.get("NRestarts") or 0)} for unit in units]}
+                       "result": unit.get("Result"), "restarts": int(unit.get("NRestarts") or 0)}
+                      for unit, status in zip(units, states)
+                      if status != HEALTHY or any(_same_unit(unit["Id"], name) for name in plain)]}
     if problems:
         told = "; ".join("%s %s" % (unit["Id"], _unit_words(unit)) for unit in units if unit["Id"] in problems)
         return Outcome(worst(states), (), reason, {"units": " ".join(problems), "first": problems[0]}, told, data)

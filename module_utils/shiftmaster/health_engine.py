@@ -153,11 +153,16 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
         generated = datetime.datetime.fromisoformat(report["generated"])
         lines += [say(language, "title"), say(language, "generated", time=generated.strftime("%Y-%m-%d %H:%M:%S"))]
     lines += [say(language, "host", host=report["host"]), ""]
-    if report.get("unreachable"):
-        return lines + ["❌ " + say(language, "unreachable"), "   " + say(language, "hint",
-                                                                     text=say(language, "unreachable_hint"))]
+    if "problem" in report:
+        reached = not report["unreachable"]
+        lines.append("❌ " + say(language, "unchecked" if reached else "unreachable"))
+        if report["problem"]:
+            lines.append("   " + say(language, "error", text=" ".join(report["problem"].split())[:500]))
+        lines.append("   " + say(language, "hint", text=say(language, "hint.crash" if reached else
+                                                            "unreachable_hint")))
+        return lines
     if not report["checks"]:
-        lines.append(say(language, "no_checks"))
+        return lines + [say(language, "no_checks")]
     for check in report["checks"]:
         lines.append("%s %s: %s" % (check["icon"], check["name"].upper(),
                                     say(language, "status." + check["status"])))
@@ -175,13 +180,20 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
     return lines
 
 
+def report_of(host: str, result: dict) -> dict:
+    """Return the report in a host's registered result, or one that says why there is none."""
+    if isinstance(result.get("report"), dict):
+        return result["report"]
+    return {"host": host, "unreachable": bool(result.get("unreachable")), "problem": str(result.get("msg") or ""),
+            "healthy": 0, "total": 0, "worst": DOWN, "checks": []}
+
+
 def merge_reports(reports: list, generated: datetime.datetime) -> dict:
     """Return one report of several hosts."""
-    reached = [report for report in reports if not report.get("unreachable")]
     return {
         "generated": generated.astimezone().isoformat(timespec="seconds"),
-        "healthy": sum(report["healthy"] for report in reached),
-        "total": sum(report["total"] for report in reached),
+        "healthy": sum(report["healthy"] for report in reports),
+        "total": sum(report["total"] for report in reports),
         "worst": worst([report["worst"] for report in reports]),
         "unreachable": sorted(report["host"] for report in reports if report.get("unreachable")),
         "hosts": reports,
@@ -197,7 +209,7 @@ def merged_lines(merged: dict, language: str) -> list:
         lines += report_lines(report, language, title=False) + [""]
     if len(merged["hosts"]) == 1:
         return lines[:-1]
-    good = sum(report["worst"] == HEALTHY and not report.get("unreachable") for report in merged["hosts"])
+    good = sum(report["worst"] == HEALTHY for report in merged["hosts"])
     lines.append(say(language, "overall_hosts", healthy=good, total=len(merged["hosts"]),
                      unreachable=len(merged["unreachable"])))
     lines.append(say(language, "overall", healthy=merged["healthy"], total=merged["total"]))

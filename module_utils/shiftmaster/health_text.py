@@ -27,6 +27,7 @@ CATALOG = {
     "status.down": ("down", "停止"),
     "status.error": ("error", "確認不能"),
     "unreachable": ("unreachable", "接続不能"),
+    "unchecked": ("could not be checked", "チェックできませんでした"),
     "unreachable_hint": ("the host did not answer Ansible: check that it is on, the network, and ssh to it",
                          "Ansible がホストに接続できません。電源・ネットワーク・ssh 接続を確認してください"),
     "no_checks": ("no check applies to this host", "このホストに該当するチェックはありません"),
@@ -143,7 +144,7 @@ CATALOG = {
                            "接続後に応答がありません。systemctl status {unit}、redis-cli SLOWLOG GET、systemctl restart {unit}"),
     "hint.redis.replication": ("redis-cli INFO replication; the network to the primary",
                                "redis-cli INFO replication とプライマリへのネットワークを確認してください"),
-    "hint.redis.environment": ("{environment} must hold a valid address: redis://user:password@host:port/number; deploy again",
+    "hint.redis.address": ("{environment} must hold a valid address: redis://user:password@host:port/number; deploy again",
                                "{environment} に正しいアドレス(redis://user:password@host:port/番号)が必要です。再デプロイしてください"),
     "hint.celery": ("systemctl status {unit}; journalctl -u {unit} -n 50; and that the broker (check redis) is healthy",
                     "systemctl status {unit}、journalctl -u {unit} -n 50 と、ブローカー(redis のチェック)を確認してください"),
@@ -189,6 +190,9 @@ CATALOG = {
                                 "次回の ansible-playbook deploy.yml が完了または取り消しを行います。手作業の後始末は不要です"),
     "hint.release.maintenance": ("ansible-playbook maintenance.yml -e state=off ends it",
                                  "ansible-playbook maintenance.yml -e state=off で解除します"),
+    "hint.postgres.address": ("{environment} must hold the database's address (DB_HOST, DB_PORT, ... or a URL); deploy again",
+                              "{environment} に DB の接続情報(DB_HOST、DB_PORT など、または URL)が必要です。再デプロイしてください"),
+    "hint.live": ("deploy a release: ansible-playbook deploy.yml", "リリースをデプロイしてください: ansible-playbook deploy.yml"),
     "hint.environment": ("{environment} is read for the addresses and passwords: deploy first, or name the file",
                          "{environment} から接続情報を読み取ります。先にデプロイするか、ファイルを指定してください"),
     "hint.crash": ("report this with the output of -vvv", "-vvv の出力を添えて報告してください"),
@@ -202,9 +206,8 @@ def say(language: str, key: str, **values) -> str:
 
 def hint_key(kind: str, reason: str) -> str:
     """Return the most particular hint that there is for a kind of check and a reason."""
-    if reason in ("environment", "crash"):
-        particular = "hint.%s.%s" % (kind, reason)
-        return particular if particular in CATALOG else "hint." + reason
+    if reason in ("environment", "live", "crash"):
+        return "hint." + reason
     if kind == "migrations" and reason != "parts":
         kind = "deep_health"  # Nothing is known of the migrations; the way to them is broken.
     particular = "hint.%s.%s" % (kind, reason)
