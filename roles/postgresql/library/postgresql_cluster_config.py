@@ -3,6 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import grp
+import hashlib
+import json
+import os
+import pwd
+import re
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 ---
 module: postgresql_cluster_config
@@ -93,24 +111,6 @@ server_version:
   type: str
   returned: always
 """
-
-import contextlib
-import grp
-import hashlib
-import json
-import os
-import pwd
-import re
-import shutil
-import socket
-import ssl
-import struct
-import subprocess
-import sys
-import tempfile
-import time
-
-from ansible.module_utils.basic import AnsibleModule
 
 OUR_FILE = "shiftmaster.conf"
 RELOAD_TIMEOUT_SECONDS = 15

@@ -3,6 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import grp
+import os
+import pwd
+import re
+import resource
+import shlex
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 ---
 module: redis_instance_config
@@ -111,22 +127,6 @@ restart_for:
   elements: str
   returned: always
 """
-
-import contextlib
-import grp
-import os
-import pwd
-import re
-import resource
-import shlex
-import shutil
-import socket
-import ssl
-import subprocess
-import tempfile
-import time
-
-from ansible.module_utils.basic import AnsibleModule
 
 SERVER = "/usr/bin/redis-server"
 SCRATCH_TIMEOUT_SECONDS = 10
@@ -280,7 +280,7 @@ def startup_errors(output):
     wanted = []
     for number, line in enumerate(lines):
         if "FATAL CONFIG FILE ERROR" in line:
-            wanted += [text for text in lines[number + 1:] if text]
+            wanted += [text for text in lines[number + 1 :] if text]
             break
         if re.search(r"(?i)error|fail|can't|cannot|abort|wrong|invalid|no such|warning", line):
             wanted.append(line)
@@ -476,7 +476,10 @@ class Instance:
     def log_tail(self):
         done = subprocess.run(
             ["journalctl", "--unit", self.unit, "--lines", "20", "--output", "cat", "--no-pager"],
-            capture_output=True, text=True, check=False, timeout=30,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
         )
         logfile = directive(self.read(self.config_file) or "", "logfile")
         own = "\n".join((self.read(logfile) or "").splitlines()[-15:]) if logfile else ""
@@ -653,7 +656,8 @@ def keep_snapshot(instance, config):
     if directive(config, "appendonly") != "yes" or os.path.exists(os.path.join(folder, "appendonlydir")):
         return
     # A running instance writes its snapshot when it stops.
-    subprocess.run(["systemctl", "stop", instance.unit], capture_output=True, check=False, timeout=instance.start_timeout)
+    stop = ["systemctl", "stop", instance.unit]
+    subprocess.run(stop, capture_output=True, check=False, timeout=instance.start_timeout)
     if not os.path.exists(os.path.join(folder, directive(config, "dbfilename") or "dump.rdb")):
         return
     instance.write(instance.config_file, config + "\nappendonly no\n")
@@ -699,7 +703,7 @@ def restart_failed(instance, old, new, restart_for):
     if old == new or None in old:
         raise ConfigError(what)
     instance.write_both(old)
-    back = "the old configuration was put back and it runs with that" if instance.restart(old[0]) else "nor with the old"
+    back = "the old configuration was put back and runs" if instance.restart(old[0]) else "nor with the old one"
     raise ConfigError("%s; %s" % (what, back))
 
 
