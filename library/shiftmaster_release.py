@@ -58,12 +58,12 @@ options:
         description: Names and values of the application's environment.
         type: dict
         default: {}
-      files:
-        description: Text files by their path below the release.
+      secret_environment:
+        description: The part of it that must not be seen in any output.
         type: dict
         default: {}
-      site_packages:
-        description: Python files by their path below C(site/), which is on the application's path.
+      files:
+        description: Text files by their path below the release; C(site/) is on the application's import path.
         type: dict
         default: {}
       requirements_file:
@@ -288,7 +288,7 @@ EXAMPLES = r"""
     archive: /var/cache/shiftmaster/source.tar
     build:
       environment: "{{ shiftmaster_environment }}"
-  no_log: true
+      secret_environment: "{{ shiftmaster_secret_environment }}"
 
 - name: Activate it
   shiftmaster_release:
@@ -334,6 +334,7 @@ put_back:
   returned: on failure of active and watched
 """
 
+import json
 import os
 
 from ansible.module_utils.basic import AnsibleModule
@@ -409,6 +410,11 @@ class Operation:
             transition=self.state.transition or {},
         )
 
+    def environment(self):
+        build = self.params["build"]
+        return {key: value if isinstance(value, str) else json.dumps(value)
+                for key, value in dict(build["environment"], **build["secret_environment"]).items()}
+
     def configuration(self):
         build = self.params["build"]
         return dict(build, hooks=[hook for hook in self.params["hooks"] if hook["phase"] == "after_build"],
@@ -427,7 +433,7 @@ class Operation:
             # The caller ships the archive only where it is needed.
             return self.result(False, release="", timings={}, notes=[], diff=diff)
         build = releases.Build(self.layout, self.state, dict(
-            params["build"], revision=params["revision"], version=params["version"] or params["revision"][:10],
+            params["build"], environment=self.environment(), revision=params["revision"], version=params["version"] or params["revision"][:10],
             archive=params["archive"], pip_environment=params["pip_environment"], build_user=params["build_user"],
             user=params["user"], hooks=params["hooks"], config_sha256=digest, run_id=params["run_id"],
             who=params["who"], log_folder=params["log_folder"], timeout_seconds=params["build_timeout_seconds"],
@@ -439,7 +445,7 @@ class Operation:
 
     def difference(self, digest):
         before = releases.masked(releases.environment(self.layout, self.current))
-        after = releases.masked(dict(self.params["build"]["environment"]))
+        after = releases.masked(self.environment(), self.params["build"]["secret_environment"])
         for key in ("SHIFTMASTER_RELEASE", "SHIFTMASTER_VERSION", "PYTHONPATH", "STATIC_ROOT"):
             before.pop(key, None)
         data = releases.manifest(self.layout, self.current) if self.current else {}
@@ -595,8 +601,8 @@ def argument_spec():
         "archive": {"type": "path"},
         "build": option("dict", {}, apply_defaults=True, options={
             "environment": option("dict", {}),
+            "secret_environment": option("dict", {}, no_log=True),
             "files": option("dict", {}),
-            "site_packages": option("dict", {}),
             "requirements_file": option("str", "requirements.txt"),
             "extra_requirements": option("list", [], elements="str"),
             "linked_directories": option("list", [], elements="str"),
@@ -605,7 +611,7 @@ def argument_spec():
             "collectstatic": option("bool", True),
             "salt": option("str", ""),
         }),
-        "pip_environment": option("dict", {}),
+        "pip_environment": option("dict", {}, no_log=True),
         "build_user": option("str", "shiftmaster-build"),
         "user": option("str", "shiftmaster"),
         "celery_application": option("str", ""),

@@ -60,8 +60,17 @@ options:
         description: Its mode in octal, as text.
         type: str
         default: "0644"
+  texts:
+    description: More text files, root's and readable by all, as path to content.
+    type: dict
+    default: {}
+  absent:
+    description: Files that must not be there.
+    type: list
+    elements: path
+    default: []
   purge:
-    description: Folders below which every file that is not in O(files) is removed.
+    description: Folders below which every file that is in neither O(files) nor O(texts) is removed.
     type: list
     elements: path
     default: []
@@ -137,7 +146,9 @@ def read(path):
 def apply(params, check_mode):
     """Return (changed paths, diffs)."""
     changed, diffs = [], []
-    for entry in params["directories"] + params["files"]:
+    common = {"owner": "root", "group": "root", "mode": "0644"}
+    files = params["files"] + [dict(common, path=path, content=text) for path, text in params["texts"].items()]
+    for entry in params["directories"] + files:
         int(entry["mode"], 8)
         identity(entry, check_mode)
         if not os.path.isabs(entry["path"]):
@@ -155,7 +166,7 @@ def apply(params, check_mode):
             os.makedirs(path, exist_ok=True)
             os.chown(path, *ids)
             os.chmod(path, int(entry["mode"], 8))
-    for entry in params["files"]:
+    for entry in files:
         path, ids = entry["path"], identity(entry, check_mode)
         before = read(path)
         difference = needs(path, entry, ids)
@@ -166,17 +177,16 @@ def apply(params, check_mode):
                      if before != entry["content"] else {"prepared": "%s: %s\n" % (path, difference)})
         if not check_mode:
             replace(path, entry, ids)
-    wanted = {entry["path"] for entry in params["files"]}
+    wanted = {entry["path"] for entry in files}
+    unwanted = [path for path in params["absent"] if os.path.lexists(path)]
     for folder in params["purge"]:
         for parent, _folders, names in os.walk(folder):
-            for name in names:
-                path = os.path.join(parent, name)
-                if path in wanted:
-                    continue
-                changed.append(path)
-                diffs.append({"before_header": path, "after_header": path, "before": "(a file)\n", "after": ""})
-                if not check_mode:
-                    os.unlink(path)
+            unwanted.extend(path for path in (os.path.join(parent, name) for name in names) if path not in wanted)
+    for path in unwanted:
+        changed.append(path)
+        diffs.append({"before_header": path, "after_header": path, "before": "(a file)\n", "after": ""})
+        if not check_mode:
+            os.unlink(path)
     return changed, diffs
 
 
@@ -203,6 +213,8 @@ def main():
             "files": {"type": "list", "elements": "dict", "default": [],
                       "options": dict(common, content={"type": "str", "required": True},
                                       mode={"type": "str", "default": "0644"})},
+            "texts": {"type": "dict", "default": {}},
+            "absent": {"type": "list", "elements": "path", "default": []},
             "purge": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,

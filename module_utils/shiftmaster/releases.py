@@ -57,11 +57,11 @@ def environment(layout: Layout, name: Optional[str]) -> dict:
         return {}
 
 
-def masked(environ: dict) -> dict:
+def masked(environ: dict, secret=()) -> dict:
     """Return an environment that may be shown: a secret's place is taken by a few digits of its hash."""
     shown = {}
     for key, value in environ.items():
-        if SECRET.search(key):
+        if key in secret or SECRET.search(key):
             value = "(secret, %s)" % hashlib.sha256(value.encode()).hexdigest()[:8] if value else "(empty)"
         shown[key] = value
     return shown
@@ -133,10 +133,10 @@ class Build:
     """One build. spec holds, all required:
 
     revision (40 hex digits), version, archive (tar of the source), environment {name: value}, files {path below the
-    release: text}, site_packages {path below site/: text}, requirements_file (below source, "" for none),
-    extra_requirements [lines], linked_directories [below source], python (path), pip_environment {}, build_user, user,
-    group, settings_module, collectstatic, check, celery_application, config_sha256, classify (callable: source folder
-    to the list of its migrations), hooks [{name, command, timeout_seconds}], timeout_seconds, run_id, who, log_folder.
+    release: text}, requirements_file (below source, "" for none), extra_requirements [lines], linked_directories [below
+    source], python (path), pip_environment {}, build_user, user, collectstatic, check, celery_application,
+    config_sha256, classify (callable: source folder to the list of its migrations), hooks [{name, phase, command,
+    timeout_seconds, user}], timeout_seconds, run_id, who, log_folder.
     """
 
     def __init__(self, layout: Layout, state: State, spec: dict):
@@ -221,9 +221,7 @@ class Build:
             self._command("install the extra requirements", pip + list(self.spec["extra_requirements"]), env, source)
 
     def configuration(self) -> None:
-        texts = dict(self.spec["files"])
-        texts.update({os.path.join("site", path): text for path, text in self.spec["site_packages"].items()})
-        for relative, text in texts.items():
+        for relative, text in self.spec["files"].items():
             path = os.path.join(self.path, relative)
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
             with open(path, "w", encoding="utf-8") as stream:

@@ -1,0 +1,92 @@
+"""Action `shiftmaster_variables`: everything about variables that can be known to be wrong before a host is touched.
+
+Runs on the controller only. Options:
+
+    roles     names of roles, whose meta/argument_specs.yml say what is expected and whose defaults fill in
+    known     names that begin like a role's and are no role's option (the wiring's own)
+    required  [{name, hint}]: variables that must be set and not empty
+
+Returns problems, a list of sentences; never a value, since it may be a secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import yaml
+from ansible.errors import AnsibleError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.plugins.action import ActionBase
+
+
+def load(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def unknown_names(names, expected, prefixes):
+    """Return a sentence for each name that begins like ours and is not expected."""
+    problems = []
+    for name in sorted(names):
+        if name in expected or not name.startswith(prefixes):
+            continue
+        near = difflib.get_close_matches(name, expected, n=1, cutoff=0.8)
+        problems.append("there is no variable %s%s" % (name, " (did you mean %s?)" % near[0] if near else ""))
+    return problems
+
+
+def type_problems(role, options, values):
+    """Return the sentences of Ansible's own validation of one role's options."""
+    result = ArgumentSpecValidator(options).validate(values)
+    return ["role %s: %s" % (role, message) for message in result.error_messages]
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+
+    def run(self, tmp=None, task_vars=None):
+        result = super().run(tmp, task_vars)
+        arguments = self._task.args
+        roles_path = Path(self._loader.get_basedir()).resolve()
+        for candidate in (roles_path / "roles", roles_path.parent / "roles"):
+            if candidate.is_dir():
+                roles_path = candidate
+                break
+        else:
+            raise AnsibleError("shiftmaster_variables: no folder roles/ beside the playbook")
+        problems, expected, specs, defaults = [], set(arguments.get("known") or []), {}, {}
+        for role in arguments["roles"]:
+            specs[role] = (load(roles_path / role / "meta/argument_specs.yml") or {}).get(
+                "argument_specs", {}).get("main", {}).get("options", {})
+            expected.update(specs[role])
+            defaults.update(load(roles_path / role / "defaults/main.yml") or {})
+            defaults.update(load(roles_path / role / "vars/main.yml") or {})
+        prefixes = tuple("%s_" % role for role in arguments["roles"])
+        problems += unknown_names(task_vars, expected, prefixes)
+
+        templar = self._templar.copy_with_new_env(available_variables={**defaults, **task_vars})
+        for entry in arguments.get("required") or []:
+            try:
+                filled = templar.template(task_vars.get(entry["name"])) if entry["name"] in task_vars else None
+            except Exception as error:
+                problems.append("variable %s cannot be read: %s" % (entry["name"], error))
+                continue
+            if not filled:
+                problems.append("variable %s is not set%s" % (entry["name"], ": " + entry["hint"] if entry.get("hint")
+                                                             else ""))
+        for role, options in specs.items():
+            values = {}
+            for name in options:
+                if name not in task_vars:
+                    continue
+                try:
+                    values[name] = templar.template(task_vars[name])
+                except Exception as error:
+                    problems.append("variable %s cannot be read: %s" % (name, str(error).splitlines()[0]))
+            # What the site left out is the default's business, and tested there.
+            wanted = {name: dict(option, required=option.get("required") and name not in task_vars
+                                 and name not in defaults) for name, option in options.items()
+                      if name in values or option.get("required")}
+            problems += type_problems(role, wanted, values)
+        result.update(changed=False, problems=problems)
+        return result
