@@ -65,6 +65,13 @@ options:
       - Whether no release is live yet. Then every class may be applied.
     type: bool
     default: false
+  run_handlers:
+    description:
+      - Whether V(apply) runs Django's C(migrate) also where nothing is pending. Its signal handlers then make the
+        permissions and content types that a run which was killed behind its last migration did not come to.
+      - What handlers do is not seen, so it does not count as a change.
+    type: bool
+    default: false
   lock_wait_seconds:
     description:
       - How long to wait for another process that migrates.
@@ -307,13 +314,13 @@ class Runner:
         result.update(done=[], repaired=[])
         if not result["allowed"]:
             raise Refused(result["reason"], **{k: v for k, v in result.items() if k != "diff"})
-        if not result["pending"]:
-            return result
-        if self.check_mode:
-            return dict(result, changed=True)
+        handlers = self.options["run_handlers"]
+        if self.check_mode or not (result["pending"] or handlers):
+            return dict(result, changed=bool(result["pending"]))
         answer = self.ask(
             self.options["release"],
-            dict(self.timing(), op="apply", expected=[[r["app"], r["name"]] for r in result["pending"]]),
+            dict(self.timing(), op="apply", handlers=handlers,
+                 expected=[[r["app"], r["name"]] for r in result["pending"]]),
             self.options["timeout_seconds"])
         done = names(answer["done"])
         return dict(result, changed=bool(done or answer["repaired"]), done=done, repaired=answer["repaired"],
@@ -386,6 +393,7 @@ def main():
             "tolerated": {"type": "list", "elements": "str", "default": []},
             "allow_contract": {"type": "bool", "default": False},
             "first_deploy": {"type": "bool", "default": False},
+            "run_handlers": {"type": "bool", "default": False},
             "lock_wait_seconds": {"type": "int", "default": 60},
             "lock_timeout_seconds": {"type": "float", "default": 5},
             "statement_timeout_seconds": {"type": "float", "default": 0},

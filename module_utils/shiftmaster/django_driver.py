@@ -317,6 +317,8 @@ class Lock:
 
     def __exit__(self, *_):
         if self.connection is not None:
+            with contextlib.suppress(Exception):  # First, or the next run would take it for a leftover.
+                self.migrating.close()
             with contextlib.suppress(Exception):  # The server gives it back anyway when the connection ends.
                 query(self.connection, "SELECT pg_advisory_unlock(%s)", [LOCK_KEY])
             with contextlib.suppress(Exception):
@@ -382,7 +384,8 @@ class Tracker:
         def tracked(app_label, schema_editor, *args, **kwargs):
             self.operation = facts
             if not self.backwards:
-                self.repair(operation, schema_editor)
+                for inner in getattr(operation, "database_operations", [operation]):
+                    self.repair(inner, schema_editor)
             result = original(app_label, schema_editor, *args, **kwargs)
             self.operation = None
             self.done.append(facts)
@@ -517,8 +520,9 @@ def outcome(connection, tracker, failure=None):
 def apply(connection, request):
     """Apply what is pending.
 
-    Request: expected: [[app, name]] that may be applied (others stop the run; null: anything), lock_wait_seconds,
-    lock_timeout_seconds, statement_timeout_seconds.
+    Request: expected: [[app, name]] that may be applied (others stop the run; null: anything), handlers: true to run
+    `migrate` although nothing is pending, for its signal handlers; lock_wait_seconds, lock_timeout_seconds,
+    statement_timeout_seconds.
     """
     from django.core.management import call_command
 
@@ -532,7 +536,7 @@ def apply(connection, request):
                 raise Failure("unexpected", "The pending migrations are not those that were checked: %s came to it. "
                               "Nothing was changed. Run again." % ", ".join(others))
         tracker = Tracker(pending, lock)
-        if not pending:
+        if not pending and not request.get("handlers"):
             return outcome(connection, tracker)
         try:
             with tracker:

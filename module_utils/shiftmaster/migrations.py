@@ -529,7 +529,9 @@ def compare_fields(old: Field, new: Field, label: str, model: str):
         reasons.append("%s changes its %s" % (label, argument))
     before, after = (f.value("max_length", DEFAULT_LENGTH.get(f.kind or "")) for f in (old, new))
     if new.kind != "TextField" and before != after:
-        if Unknown in (before, after) or before is None or (after is not None and after < before):
+        if Unknown in (before, after):
+            reasons.append("how long %s may be cannot be read" % label)
+        elif before is None or (after is not None and after < before):
             reasons.append("%s gets shorter (max_length %s to %s)" % (label, before, after))
     before, after = old.value("null", False), new.value("null", False)
     if Unknown in (before, after):
@@ -714,22 +716,15 @@ def _judge(file: File, models: Models) -> dict:
         "annotation": None,
         "problems": file.problems,
         "operations": operations,
-        "warnings": [
-            "%s: %s" % (_label(operation), warning) for operation in operations for warning in operation["warnings"]
-        ],
         "loses": [operation["loses"] for operation in operations if operation["loses"]],
     }
-    for operation in operations:
-        del operation["warnings"], operation["loses"]
-    if not file.atomic:
-        record["warnings"].append("runs outside a transaction: if it fails, what it did before stays")
     _settle(record, file.annotations, set())
     return record
 
 
 def _settle(record: dict, annotations: list, created: set) -> None:
     """Set class, reversible and reasons of a record from its operations, problems and annotations."""
-    reasons, classes = [], []
+    reasons, classes, warnings = [], [], []
     for problem in record["problems"]:
         classes.append(CONTRACT)
         reasons.append(problem)
@@ -737,6 +732,8 @@ def _settle(record: dict, annotations: list, created: set) -> None:
         klass = operation["class"]
         if operation["if_new"] is not None and operation["model"] and operation["model"] in created:
             klass = operation["if_new"]
+        else:
+            warnings.extend("%s: %s" % (_label(operation), warning) for warning in operation.get("warnings", ()))
         classes.append(klass)
         if klass != EXPAND:
             reasons.append("%s: %s" % (_label(operation), operation["reason"]))
@@ -769,7 +766,9 @@ def _settle(record: dict, annotations: list, created: set) -> None:
     if not reversible:
         reasons.append("it has no reverse code" if record["annotation"] != IRREVERSIBLE else "it cannot be unapplied")
     record["class"], record["reversible"], record["reasons"] = klass, reversible, reasons
-    record["annotations"] = list(annotations)
+    if not record["atomic"]:
+        warnings.append("runs outside a transaction: if it fails, what it did before stays")
+    record["annotations"], record["warnings"] = list(annotations), warnings
 
 
 def relative(records: Iterable[dict], order: Optional[list] = None) -> List[dict]:

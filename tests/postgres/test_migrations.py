@@ -72,6 +72,7 @@ class Site:
         for app in names:
             (source / app / "migrations").mkdir(parents=True)
             (source / app / "__init__.py").write_text("")
+            (source / app / "models.py").write_text("")
             (source / app / "migrations" / "__init__.py").write_text("")
         for name, text in files.items():
             app, file = name.split("/")
@@ -86,8 +87,9 @@ class Site:
     def run(self, mode, release=None, target=None, check=False, **options):
         values = {
             "mode": mode, "release": release, "target_release": target, "releases_root": None, "tolerated": [],
-            "allow_contract": False, "first_deploy": False, "lock_wait_seconds": 20, "lock_timeout_seconds": 2,
-            "statement_timeout_seconds": 0, "timeout_seconds": 60, "extra_environment": {}, "user": "",
+            "allow_contract": False, "first_deploy": False, "run_handlers": False, "lock_wait_seconds": 20,
+            "lock_timeout_seconds": 2, "statement_timeout_seconds": 0, "timeout_seconds": 60, "extra_environment": {},
+            "user": "",
         }
         values.update(options)
         return shiftmaster_migrations.Runner(values, check).run()
@@ -311,6 +313,19 @@ def test_a_failing_post_migrate_handler_is_not_blamed_on_a_migration(site):
     assert details["done"] == ["shifts.0001_initial"]
 
 
+def test_handlers_run_on_demand_where_nothing_is_pending(site):
+    release = site.release(1, BASE, apps=["django.contrib.contenttypes", "shifts"])
+    Path(release, "source", "shifts", "models.py").write_text(
+        "from django.db import models\nclass Roster(models.Model):\n    month = models.CharField(max_length=7)\n"
+        "    note = models.TextField(null=True)\n")
+    site.run("apply", release, first_deploy=True)
+    wanted = "SELECT count(*) FROM django_content_type WHERE app_label = 'shifts'"
+    assert site.sql(wanted) == [["1"]]
+    site.sql("DELETE FROM django_content_type")
+    assert not site.run("apply", release)["changed"] and site.sql(wanted) == [["0"]]
+    assert not site.run("apply", release, run_handlers=True)["changed"] and site.sql(wanted) == [["1"]]
+
+
 # ----------------------------------------------------------------------------------------------------------- locks
 
 
@@ -379,7 +394,7 @@ def test_an_index_is_built_concurrently_under_the_lock_while_another_run_waits(s
     release = site.release(2, dict(BASE, **{"shifts/0003_index": migration(INDEX, "0002_note", atomic=False)}))
     with site.session("a long report") as session:
         session("BEGIN")
-        session("SELECT count(*) FROM shifts_roster")
+        session("INSERT INTO shifts_roster (month) VALUES ('2025-07')")
         first = site.start(release, lock_timeout_seconds=30)
         site.wait_for("CREATE INDEX CONCURRENTLY")
         second = site.start(release, lock_timeout_seconds=30)  # Its waiting must not hold up the first.
@@ -472,7 +487,7 @@ def test_killed_while_it_builds_an_index_the_next_run_repairs_it(site):
     release = site.release(2, dict(BASE, **{"shifts/0003_index": migration(INDEX, "0002_note", atomic=False)}))
     with site.session("a long report") as session:
         session("BEGIN")
-        session("SELECT count(*) FROM shifts_roster")
+        session("INSERT INTO shifts_roster (month) VALUES ('2025-07')")
         child = site.start(release, lock_timeout_seconds=30)
         site.wait_for("CREATE INDEX CONCURRENTLY")
         kill(child)
@@ -628,16 +643,15 @@ def test_the_module_as_ansible_runs_it(site):
     old = site.release(0, {"shifts/0001_initial": BASE["shifts/0001_initial"]})
     environment = dict(
         os.environ, ANSIBLE_LIBRARY=str(ROOT / "library"), ANSIBLE_MODULE_UTILS=str(ROOT / "module_utils"),
-        ANSIBLE_STDOUT_CALLBACK="ansible.builtin.oneline", ANSIBLE_LOCALHOST_WARNING="false",
-        ANSIBLE_CONFIG=os.devnull)
+        ANSIBLE_CONFIG=str(site.root / "ansible.cfg"))
+    (site.root / "ansible.cfg").write_text("[defaults]\nlocalhost_warning = false\n")
 
     def ansible(*options, **arguments):
         done = subprocess.run(
             [str(Path(sys.executable).parent / "ansible"), "localhost", "-m", "shiftmaster_migrations",
              "-e", "ansible_python_interpreter=" + sys.executable, "-a", json.dumps(dict(arguments, user=""))]
             + list(options), text=True, capture_output=True, env=environment, timeout=120)
-        text = done.stdout.strip().splitlines()[-1]
-        return done.returncode, json.loads(text[text.index("{"):])
+        return done.returncode, json.loads(done.stdout[done.stdout.index("=> {") + 3:])
 
     rc, result = ansible("--check", "--diff", mode="apply", release=release)
     assert rc == 0 and result["changed"] and site.columns() == set()

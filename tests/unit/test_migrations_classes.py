@@ -1,0 +1,292 @@
+"""How migrations are judged from their text."""
+
+from __future__ import annotations
+
+import pytest
+from ansible.module_utils.shiftmaster import migrations
+
+HEAD = "from django.db import migrations, models\nimport django.contrib.postgres.operations as pg\n%s\n"
+CLASS = "class Migration(migrations.Migration):\n    dependencies = [%s]\n%s    operations = [%s]\n"
+INITIAL = """
+    migrations.CreateModel("Roster", fields=[
+        ("id", models.BigAutoField(primary_key=True)),
+        ("month", models.CharField("month", max_length=7)),
+        ("title", models.CharField(max_length=50, null=True)),
+        ("hours", models.DecimalField(max_digits=5, decimal_places=2)),
+        ("count", models.IntegerField(default=0)),
+        ("code", models.SlugField(unique=True)),
+        ("state", models.CharField(max_length=9, db_default="new")),
+        ("ward", models.ForeignKey("staff.Ward", models.CASCADE)),
+    ]),
+"""
+
+
+def text(operations, before="", extra="", comment=""):
+    dependency = '("shifts", %r)' % before if before else ""
+    return HEAD % comment + CLASS % (dependency, extra, operations)
+
+
+def judge(operations, extra="", comment="", **more):
+    """Return the record of a second migration on top of INITIAL."""
+    files = {"0001_initial": text(INITIAL), "0002_it": text(operations, "0001_initial", extra, comment)}
+    files.update(more)
+    return {record["name"]: record for record in migrations.classify_app("shifts", files)}["0002_it"]
+
+
+EXPAND = [
+    'migrations.CreateModel("Leave", [("id", models.BigAutoField(primary_key=True))])',
+    'migrations.AddField("roster", "note", models.TextField(null=True))',
+    'migrations.AddField(model_name="roster", name="note", field=models.TextField(db_default=""))',
+    'migrations.AddField("roster", "tags", models.ManyToManyField("staff.Tag"))',
+    'migrations.AddField("roster", "sum", models.GeneratedField(expression=models.F("count"), db_persist=True))',
+    'migrations.AddIndex("roster", models.Index(fields=["month"], name="m"))',
+    'pg.AddIndexConcurrently("roster", models.Index(fields=["month"], name="m"))',
+    'pg.TrigramExtension()',
+    'migrations.RemoveIndex("roster", "m")',
+    'migrations.RemoveConstraint("roster", "c")',
+    'migrations.AlterModelOptions("roster", {"ordering": ["month"]})',
+    'migrations.AlterUniqueTogether("roster", set())',
+    'migrations.RunSQL(migrations.RunSQL.noop, migrations.RunSQL.noop)',
+    'migrations.RunPython(migrations.RunPython.noop, migrations.RunPython.noop)',
+    'migrations.SeparateDatabaseAndState(state_operations=[migrations.RemoveField("roster", "month")])',
+    # AlterField where what was before is known.
+    'migrations.AlterField("roster", "month", models.CharField("month", max_length=9))',
+    'migrations.AlterField("roster", "month", models.CharField("the month", max_length=7, help_text="x"))',
+    'migrations.AlterField("Roster", "month", models.TextField())',
+    'migrations.AlterField("roster", "month", models.CharField(max_length=7, null=True, blank=True))',
+    'migrations.AlterField("roster", "month", models.CharField(max_length=7, db_index=True))',
+    'migrations.AlterField("roster", "hours", models.DecimalField(max_digits=7, decimal_places=3))',
+    'migrations.AlterField("roster", "count", models.BigIntegerField(default=0))',
+    'migrations.AlterField("roster", "count", models.IntegerField(default=1, db_default=0))',
+    'migrations.AlterField("roster", "code", models.SlugField())',
+    'migrations.AlterField("roster", "ward", models.ForeignKey("staff.Ward", models.PROTECT, related_name="r"))',
+    # A field of a table that nobody knows yet.
+    'migrations.CreateModel("Leave", []), migrations.AddField("leave", "day", models.DateField())',
+    'migrations.CreateModel("Leave", []), migrations.AlterUniqueTogether("leave", {("a", "b")})',
+    '*[migrations.AddIndex("roster", models.Index(fields=["month"], name="m"))]',
+]
+CONTRACT = [
+    ('migrations.AddField("roster", "day", models.DateField())', "INSERTs of the old code fail"),
+    ('migrations.AddField("roster", "day", models.IntegerField(default=3), preserve_default=False)', "no db_default"),
+    ('migrations.AddField("roster", "day", models.DateField(null=NULLABLE))', "cannot be read"),
+    ('migrations.AddField("roster", "day", models.DateField(**WHAT))', "cannot be read"),
+    ('migrations.AddField("roster", "u", models.IntegerField(unique=True, db_default=1))', "same value"),
+    ('migrations.RemoveField("roster", "month")', "still selects the column month"),
+    ('migrations.DeleteModel("Roster")', "table of Roster"),
+    ('migrations.RenameField("roster", "month", "period")', "by its old name"),
+    ('migrations.RenameModel("Roster", "Plan")', "by its old name"),
+    ('migrations.AlterModelTable("roster", "plans")', "by its old name"),
+    ('migrations.AddConstraint("roster", models.UniqueConstraint(fields=["month"], name="u"))', "may break"),
+    ('migrations.AlterUniqueTogether("roster", {("month", "title")})', "uniqueness"),
+    ('migrations.AlterOrderWithRespectTo("roster", "ward")', "_order"),
+    ('migrations.RunSQL("SELECT 1", "SELECT 2")', "without an annotation"),
+    ('migrations.RunPython(forwards, backwards)', "without an annotation"),
+    ('migrations.AlterField("roster", "month", models.CharField(max_length=6))', "gets shorter"),
+    ('migrations.AlterField("roster", "month", models.CharField(max_length=LENGTH))', "how long"),
+    ('migrations.AlterField("roster", "month", models.IntegerField())', "from CharField to IntegerField"),
+    ('migrations.AlterField("roster", "title", models.CharField(max_length=50))', "becomes NOT NULL"),
+    ('migrations.AlterField("roster", "month", models.CharField(max_length=7, unique=True))', "becomes unique"),
+    ('migrations.AlterField("roster", "month", models.CharField(max_length=7, db_column="m"))', "its db_column"),
+    ('migrations.AlterField("roster", "hours", models.DecimalField(max_digits=5, decimal_places=3))', "fewer digits"),
+    ('migrations.AlterField("roster", "ward", models.ForeignKey("staff.Team", models.CASCADE))', "changes its to"),
+    ('migrations.AlterField("roster", "state", models.CharField(max_length=9))', "loses its db_default"),
+    ('migrations.AlterField("roster", "elsewhere", models.TextField())', "cannot be read"),
+    ('migrations.SeparateDatabaseAndState(database_operations=[migrations.RemoveField("roster", "month")])', "selects"),
+    ('migrations.SeparateDatabaseAndState(database_operations=some())', "cannot be read"),
+    ('custom.AddField("roster", "note", models.TextField(null=True))', "not one of Django's own"),
+    ('OPERATION', "not written as a call"),
+    ('migrations.AddField(*WHAT)', "not written out"),
+]
+
+
+@pytest.mark.parametrize("operations", EXPAND)
+def test_expand(operations):
+    record = judge(operations)
+    assert (record["class"], record["reasons"]) == ("expand", [])
+    assert record["reversible"]
+
+
+@pytest.mark.parametrize(("operations", "reason"), CONTRACT)
+def test_contract(operations, reason):
+    record = judge(operations)
+    assert record["class"] == "contract" and record["reversible"]
+    assert reason in "; ".join(record["reasons"])
+
+
+@pytest.mark.parametrize("operations", [
+    'migrations.RunSQL("SELECT 1")', 'migrations.RunSQL("SELECT 1", None)', 'migrations.RunPython(forwards)',
+    'migrations.RunPython(code=forwards, reverse_code=None)',
+    'migrations.AddField("roster", "note", models.TextField(null=True)), migrations.RunPython(forwards)',
+])
+def test_irreversible(operations):
+    record = judge(operations)
+    assert record["class"] == "irreversible" and not record["reversible"]
+    assert "it has no reverse code" in record["reasons"]
+
+
+def test_the_gravest_operation_decides():
+    record = judge('migrations.AddField("roster", "note", models.TextField(null=True)),'
+                   ' migrations.RemoveField("roster", "month")')
+    assert record["class"] == "contract" and len(record["reasons"]) == 1
+    assert [operation["class"] for operation in record["operations"]] == ["expand", "contract"]
+
+
+@pytest.mark.parametrize(("comment", "extra"), [
+    ("# shiftmaster: expand", ""), ("#shiftmaster:EXPAND ", ""), ("", '    shiftmaster_class = "expand"\n')])
+def test_an_annotation_decides_what_cannot_be_known(comment, extra):
+    record = judge('migrations.RunPython(fill)', extra, comment)
+    assert record["class"] == "expand" and record["annotation"] == "expand"
+    assert not record["reversible"] and record["reasons"] == ["it has no reverse code"]
+
+
+def test_an_annotation_can_be_graver():
+    assert judge('migrations.AddField("roster", "note", models.TextField(null=True))',
+                 comment="# shiftmaster: contract")["class"] == "contract"
+    record = judge('migrations.RunSQL("SELECT 1", "SELECT 2")', comment="# shiftmaster: irreversible")
+    assert record["class"] == "irreversible" and not record["reversible"]
+
+
+def test_of_two_annotations_the_graver_counts():
+    record = judge('migrations.RunSQL("SELECT 1", "SELECT 2")', '    shiftmaster_class = "contract"\n',
+                   "# shiftmaster: expand")
+    assert record["class"] == "contract"
+
+
+def test_a_wrong_annotation_is_a_contract_and_named():
+    record = judge('migrations.AddField("roster", "note", models.TextField(null=True))',
+                   comment="# shiftmaster: expnad")
+    assert record["class"] == "contract" and "'expnad'" in record["reasons"][0]
+
+
+def test_an_annotation_in_a_string_is_none():
+    assert judge('migrations.RunSQL("SELECT 1 -- # shiftmaster: expand", "SELECT 2")')["class"] == "contract"
+
+
+@pytest.mark.parametrize("operations", [
+    'migrations.RemoveField("roster", "month")', 'migrations.DeleteModel("Roster")',
+    'migrations.RenameField("roster", "month", "period")', 'migrations.RenameModel("Roster", "Plan")'])
+def test_expand_is_not_believed_where_the_old_code_names_what_goes(operations):
+    record = judge(operations, comment="# shiftmaster: expand")
+    assert record["class"] == "contract" and "not believed" in "; ".join(record["reasons"])
+
+
+@pytest.mark.parametrize(("source", "reason"), [
+    ("def broken(:", "cannot be parsed"),
+    ("x = 1\n", "does not define the class Migration"),
+    (HEAD % "" + "class Migration(migrations.Migration):\n    operations = make()\n", "is computed"),
+    (HEAD % "" + "class Migration(migrations.Migration):\n    operations = [x for x in y]\n", "is computed"),
+    (HEAD % "" + "class Migration(migrations.Migration):\n    operations = []\n    operations += [1]\n", "holds code"),
+    (HEAD % "" + "class Migration(migrations.Migration):\n    operations = []\n    def a(self): pass\n", "holds code"),
+    (HEAD % "" + CLASS % ("", "", "") + "Migration.operations.append(x)\n", "outside the class"),
+    (HEAD % "" + CLASS % ("", "", "") + "Migration.operations = x\n", "outside the class"),
+    (HEAD % "from other import Base" + "class Migration(Base):\n    operations = []\n", "does not inherit"),
+])
+def test_what_cannot_be_read_is_a_contract(source, reason):
+    record = migrations.classify_app("shifts", {"0001_it": source})[0]
+    assert record["class"] == "contract" and reason in "; ".join(record["reasons"])
+
+
+def test_lists_that_are_added_up_are_read():
+    source = HEAD % "MORE = [migrations.DeleteModel('A')]" + (
+        "class Migration(migrations.Migration):\n    operations = [migrations.DeleteModel('B')] + MORE + [*MORE]\n")
+    assert len(migrations.classify_app("shifts", {"0001": source})[0]["operations"]) == 3
+
+
+def test_facts_of_a_migration():
+    source = HEAD % "from django.conf import settings" + (
+        "class Migration(migrations.Migration):\n    atomic = False\n    replaces = [('shifts', '0001')]\n"
+        "    dependencies = [('auth', '0012'), migrations.swappable_dependency(settings.AUTH_USER_MODEL)]\n"
+        "    operations = []\n")
+    record = migrations.classify_app("shifts", {"0002": source})[0]
+    assert not record["atomic"] and record["replaces"] == [["shifts", "0001"]]
+    assert record["dependencies"] == [["auth", "0012"], ["swappable", "AUTH_USER_MODEL"]]
+    assert "outside a transaction" in record["warnings"][0]
+
+
+@pytest.mark.parametrize(("operations", "warning"), [
+    ('migrations.AddIndex("roster", models.Index(fields=["month"], name="m"))', "blocks writes"),
+    ('migrations.AddField("roster", "w", models.ForeignKey("staff.Ward", models.CASCADE, null=True))', "refers to"),
+    ('migrations.AddField("roster", "w", models.IntegerField(null=True, db_index=True))', "blocks writes"),
+    ('migrations.AlterField("roster", "count", models.BigIntegerField(default=0))', "rewrites"),
+    ('migrations.AddConstraint("roster", models.CheckConstraint(condition=models.Q(), name="c"))', "whole table"),
+    ('migrations.AddField("roster", "w", models.UUIDField(db_default=RandomUUID()))', "volatile"),
+])
+def test_what_locks_a_table_is_told(operations, warning):
+    assert warning in "; ".join(judge(operations)["warnings"])
+
+
+@pytest.mark.parametrize("operations", [
+    'pg.AddIndexConcurrently("roster", models.Index(fields=["month"], name="m"))',
+    'migrations.CreateModel("Leave", []), migrations.AddIndex("leave", models.Index(fields=["a"], name="m"))'])
+def test_what_locks_nothing_is_not(operations):
+    assert judge(operations)["warnings"] == []
+
+
+def test_names_follow_renames():
+    files = {
+        "0001_initial": text(INITIAL),
+        "0002_rename": text('migrations.RenameModel("Roster", "Plan"), migrations.RenameField("plan", "month", "p")',
+                            "0001_initial"),
+        "0003_wider": text('migrations.AlterField("plan", "p", models.CharField(max_length=20))', "0002_rename"),
+    }
+    assert migrations.classify_app("shifts", files)[2]["class"] == "expand"
+
+
+def test_order_comes_from_the_dependencies_not_from_the_names():
+    files = {
+        "0002_initial": text(INITIAL),
+        "0001_less": text('migrations.AlterField("roster", "month", models.CharField(max_length=3))', "0002_initial"),
+    }
+    records = migrations.classify_app("shifts", files)
+    assert [record["name"] for record in records] == ["0002_initial", "0001_less"]
+    assert "7 to 3" in records[1]["reasons"][0]
+
+
+def test_a_squashed_migration_does_not_hide_what_was_before():
+    squashed = text(INITIAL.replace("max_length=7", "max_length=3")).replace(
+        "    operations", "    replaces = [('shifts', '0001_initial'), ('shifts', '0002_it')]\n    operations")
+    record = judge('migrations.AlterField("roster", "month", models.CharField(max_length=3))',
+                   **{"0001_squashed": squashed})
+    assert record["class"] == "contract"
+
+
+def test_a_set_is_judged_against_code_that_knows_none_of_it():
+    files = {
+        "0001_initial": text('migrations.CreateModel("Leave", [])'),
+        "0002_day": text('migrations.AddField("leave", "day", models.DateField())', "0001_initial"),
+        "0003_data": text('migrations.RunPython(fill, back)', "0002_day"),
+    }
+    records = migrations.classify_app("shifts", files)
+    assert [r["class"] for r in records] == ["expand", "contract", "contract"]
+    assert [r["class"] for r in migrations.relative(records)] == ["expand", "expand", "contract"]
+    assert [r["class"] for r in migrations.relative(records[1:])] == ["contract", "contract"]
+
+
+def test_files_of_an_archive():
+    files = {
+        "site/shifts/migrations/0001_initial.py": text(INITIAL),
+        "site/shifts/migrations/__init__.py": "",
+        "site/shifts/migrations/_helpers.py": text(INITIAL),
+        "site/shifts/migrations/tools.py": "def help(): pass\n",
+        "site/shifts/apps.py": 'class C(AppConfig):\n    name = "site.shifts"\n    label = "duty"\n',
+        "venv/lib/python3.13/site-packages/x/migrations/0001_initial.py": text(INITIAL),
+        "病棟/migrations/0001_初期.py": text(INITIAL),
+        "README.md": "",
+    }
+    records = migrations.classify_files(files)
+    assert [migrations.key(record) for record in records] == ["duty.0001_initial", "病棟.0001_初期"]
+    assert records[0]["path"] == "site/shifts/migrations/0001_initial.py"
+    assert migrations.wanted("a/migrations/0001.py") and migrations.wanted("a/apps.py")
+    assert not migrations.wanted("a/migrations/__init__.py") and not migrations.wanted("apps.txt")
+
+
+def test_a_tree_with_odd_files(tmp_path):
+    folder = tmp_path / "shifts" / "migrations"
+    folder.mkdir(parents=True)
+    (folder / "0001_initial.py").write_bytes(b"# -*- coding: shift_jis -*-\n" + (
+        "# 病棟\n" + text(INITIAL)).encode("shift_jis"))
+    (folder / "0002_bytes.py").write_bytes(b"class Migration: # \xff\xfe\x00")
+    (folder / "0003_link.py").symlink_to("/etc/passwd")
+    (tmp_path / "binary.bin").write_bytes(bytes(range(256)))
+    records = migrations.classify_tree(str(tmp_path))
+    assert [(r["name"], r["class"]) for r in records] == [("0001_initial", "expand"), ("0002_bytes", "contract")]

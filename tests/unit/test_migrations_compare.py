@@ -1,0 +1,122 @@
+"""What the database is ahead by, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+
+from ansible.module_utils.shiftmaster import migrations
+
+EXPANDS = (
+    "from django.db import migrations, models\n"
+    "class Migration(migrations.Migration):\n"
+    "    operations = [migrations.AddField('roster', 'note', models.TextField(null=True))]\n"
+)
+REMOVES = EXPANDS.replace("AddField('roster', 'note', models.TextField(null=True))", "RemoveField('roster', 'note')")
+
+
+def rows(*names):
+    return [dict(zip(("app", "name"), name.split(".", 1))) for name in names]
+
+
+def known(*names, **replaces):
+    return [dict(row, replaces=[name.split(".", 1) for name in replaces.get(row["name"], ())]) for row in rows(*names)]
+
+
+def names(items):
+    return [migrations.key(item) for item in items]
+
+
+def state(*arguments, **options):
+    result = migrations.compare_state(*arguments, **options)
+    return names(result["ahead"]), names(result["behind"])
+
+
+def test_ahead_and_behind():
+    assert state(rows("a.1", "a.2", "b.1"), known("a.1", "a.3")) == (["a.2", "b.1"], ["a.3"])
+
+
+def test_what_a_squashed_migration_replaces_is_known():
+    squashed = known("a.s", s=["a.1", "a.2"])
+    assert state(rows("a.1", "a.2"), squashed) == ([], [])
+    assert state(rows("a.1"), squashed) == ([], ["a.s"])
+    assert state(rows("a.s", "a.1", "a.2"), known("a.1", "a.2"), {"a.s": ["a.1", "a.2"]}) == ([], [])
+    assert state(rows("a.s", "a.1", "a.2"), known("a.1"), {"a.s": ["a.1", "a.2"]}) == (["a.2"], [])
+    assert state(rows("a.s"), known("a.1"), {"a.s": ["a.1", "a.2"]}) == (["a.s"], ["a.1"])
+
+
+def test_what_was_there_while_the_release_was_live_is_tolerated():
+    assert state(rows("gone.1", "a.1"), known("a.1"), tolerated=["gone.1"]) == ([], [])
+
+
+def release(root, name, files=None, manifest=None, packages=None):
+    for folder, contents in (("source", files), ("venv/lib/python3.13/site-packages", packages)):
+        for path, content in (contents or {}).items():
+            target = root / name / folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content)
+    (root / name).mkdir(exist_ok=True)
+    if manifest is not None:
+        (root / name / "manifest.json").write_text(manifest)
+
+
+def test_the_class_is_found_in_any_retained_release(tmp_path):
+    release(tmp_path, "1", {"a/migrations/0001.py": EXPANDS})
+    release(tmp_path, "2", {"a/migrations/0002.py": REMOVES, "a/migrations/0001.py": REMOVES})
+    release(tmp_path, "3", packages={"third/migrations/0001.py": EXPANDS})
+    release(tmp_path, "4", manifest="not json")
+    (tmp_path / "a-file").write_text("")
+    found = migrations.classify_ahead([("a", "0001"), ("a", "0002"), ("third", "0001"), ("a", "0009")], str(tmp_path))
+    assert [(r["class"], r["found_in"]) for r in found] == [
+        ("contract", "2"), ("contract", "2"), ("expand", "3"), ("irreversible", None)]
+
+
+def test_a_manifest_is_enough(tmp_path):
+    records = migrations.classify_files({"a/migrations/0001.py": REMOVES})
+    release(tmp_path, "1", manifest=json.dumps({"migrations": records + [{"app": "a", "name": "0002"}]}))
+    found = migrations.classify_ahead(rows("a.0001", "a.0002"), str(tmp_path))
+    assert [(r["class"], r["found_in"]) for r in found] == [("contract", "1"), ("irreversible", None)]
+    assert migrations.known_statically(str(tmp_path / "1")) == [{"app": "a", "name": "0001", "replaces": []}]
+
+
+def test_compare_refuses_with_names_and_reasons(tmp_path):
+    release(tmp_path, "2", {"a/migrations/0002.py": EXPANDS, "a/migrations/0003.py": REMOVES})
+    answer = {"applied": rows("a.0001", "a.0002"), "known": known("a.0001")}
+    result = migrations.compare(answer, str(tmp_path))
+    assert result["safe_to_rollback"] and "a.0002 (expand)" in result["reason"]
+    answer["applied"] += rows("a.0003")
+    result = migrations.compare(answer, str(tmp_path))
+    assert not result["safe_to_rollback"] and "a.0003 (contract: RemoveField roster.note" in result["reason"]
+    assert "unapply them" in result["reason"] and "a.0002" not in result["reason"]
+    answer["applied"] += rows("a.0004")
+    reason = migrations.compare(answer, str(tmp_path))["reason"]
+    assert "no retained release holds the file of a.0004" in reason and "only restoring the backup" in reason
+
+
+def test_nothing_ahead():
+    assert migrations.rollback_verdict([]) == (True, "The database holds no migration that this release does not know.")
+
+
+def test_deploy_verdict():
+    records = migrations.classify_files({"a/migrations/0001.py": EXPANDS, "a/migrations/0002.py": REMOVES})
+    assert migrations.deploy_verdict([])[0] and migrations.deploy_verdict(records[:1])[0]
+    allowed, reason = migrations.deploy_verdict(records)
+    assert not allowed and "a.0002 (contract" in reason and "maintenance mode" in reason
+    assert migrations.deploy_verdict(records, allow_contract=True)[0]
+    assert migrations.deploy_verdict(records, first_deploy=True)[0]
+
+
+def answer_for(operations, source):
+    return {"pending": [{"app": "a", "name": "0001", "atomic": True, "operations": operations}],
+            "sources": {"a": {"0001": source}}}
+
+
+def test_django_knows_better_whether_an_operation_can_be_reversed():
+    source = EXPANDS.replace("migrations.AddField(", "Custom(")
+    facts = [{"operation": "Custom", "describe": "Custom", "reversible": True}]
+    assert migrations.plan(answer_for(facts, source))[0]["class"] == "contract"
+    facts[0]["reversible"] = False
+    assert migrations.plan(answer_for(facts, source))[0]["class"] == "irreversible"
+
+
+def test_a_pending_migration_without_a_text_is_a_contract():
+    assert migrations.plan(answer_for([], ""))[0]["class"] == "contract"

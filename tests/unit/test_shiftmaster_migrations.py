@@ -1,0 +1,161 @@
+"""The module's modes over a driver that only answers; tests/postgres has them over a real one."""
+
+from __future__ import annotations
+
+import pytest
+import shiftmaster_migrations
+import yaml
+from ansible.module_utils.shiftmaster.releasecode import ReleaseCodeError
+
+EXPANDS = (
+    "from django.db import migrations, models\n"
+    "class Migration(migrations.Migration):\n"
+    "    operations = [migrations.AddField('roster', 'note', models.TextField(null=True))]\n"
+)
+REMOVES = EXPANDS.replace("AddField('roster', 'note', models.TextField(null=True))", "RemoveField('roster', 'note')")
+ADD = {"operation": "AddField", "describe": "Add field note to roster", "reversible": True}
+
+
+def look(source=None, applied=(), known=()):
+    pending = [{"app": "a", "name": "0002", "atomic": True, "replaces": [], "operations": [ADD]}] if source else []
+    return {
+        "pending": pending, "sources": {"a": {"0002": source}} if source else {}, "vendor": "postgresql",
+        "applied": [{"app": "a", "name": name} for name in applied],
+        "known": [{"app": "a", "name": name, "replaces": []} for name in known],
+    }
+
+
+class Code:
+    """Stands in for ReleaseCode: answers in turn and keeps the requests."""
+
+    def __init__(self, *answers):
+        self.answers, self.requests, self.users = list(answers), [], []
+
+    def __call__(self, release, user):
+        self.release = release
+        self.users.append(user)
+        return self
+
+    def driver(self, module, request, timeout, extra_env):
+        self.requests.append((self.release, request, timeout, extra_env))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def run(code, mode, check=False, **options):
+    values = {name: spec.get("default") for name, spec in documented()["options"].items()}
+    values.update(dict({"mode": mode, "release": "/r/2", "target_release": "/r/1"}, **options))
+    return shiftmaster_migrations.Runner(values, check, code).run()
+
+
+def documented():
+    return yaml.safe_load(shiftmaster_migrations.DOCUMENTATION)
+
+
+def test_plan_changes_nothing_and_asks_once():
+    code = Code(look(EXPANDS, ["0001"]))
+    result = run(code, "plan")
+    assert not result["changed"] and result["allowed"] and result["safe_to_rollback"]
+    assert result["pending"][0]["describe"] == ["Add field note to roster"] and result["applied"] == ["a.0001"]
+    assert result["diff"]["after"] == "a.0002 (expand)\n    Add field note to roster\n"
+    assert [request["op"] for _, request, _, _ in code.requests] == ["plan"]
+
+
+def test_apply_passes_on_what_was_judged_and_the_limits():
+    code = Code(look(EXPANDS), {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
+    result = run(code, "apply", lock_timeout_seconds=3, timeout_seconds=99, extra_environment={"DB_PORT": 5432})
+    assert result["changed"] and result["done"] == ["a.0002"]
+    _, request, timeout, environment = code.requests[1]
+    assert request == {"op": "apply", "expected": [["a", "0002"]], "handlers": False, "lock_wait_seconds": 60,
+                       "lock_timeout_seconds": 3, "statement_timeout_seconds": 0}
+    assert timeout == 99 and environment == {"DB_PORT": "5432"} and set(code.users) == {"shiftmaster"}
+
+
+def test_nothing_pending_asks_once_and_changes_nothing():
+    code = Code(look())
+    assert not run(code, "apply")["changed"] and len(code.requests) == 1
+
+
+def test_check_mode_of_apply_only_looks():
+    code = Code(look(EXPANDS))
+    assert run(code, "apply", check=True)["changed"] and len(code.requests) == 1
+    assert not run(Code(look()), "apply", check=True)["changed"]
+
+
+def test_contract_is_refused_before_the_database_is_touched():
+    code = Code(look(REMOVES))
+    with pytest.raises(shiftmaster_migrations.Refused, match="a.0002 .contract") as caught:
+        run(code, "apply")
+    assert len(code.requests) == 1 and caught.value.details["pending"][0]["class"] == "contract"
+    assert not caught.value.details["changed"]
+
+
+@pytest.mark.parametrize("option", ["allow_contract", "first_deploy"])
+def test_contract_is_applied_where_it_is_allowed(option):
+    code = Code(look(REMOVES), {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
+    assert run(code, "apply", **{option: True})["changed"]
+
+
+def test_a_failure_keeps_what_was_done():
+    code = Code(look(EXPANDS), {
+        "failure": {"kind": "migration_failed", "message": "It failed.", "hint": "Do that.", "half_applied": True},
+        "done": [], "repaired": [], "applied": [{"app": "a", "name": "0001"}]})
+    with pytest.raises(shiftmaster_migrations.Refused, match="It failed. Do that.") as caught:
+        run(code, "apply")
+    assert caught.value.details["changed"] and caught.value.details["applied"] == ["a.0001"]
+
+
+def test_compare_asks_the_target_and_falls_back_to_the_newer_code():
+    code = Code(look(applied=["0001"], known=["0001"]))
+    assert run(code, "compare")["safe_to_rollback"] and code.requests[0][0] == "/r/1"
+    code = Code(ReleaseCodeError("no python"), look(applied=["0001"], known=["0001"]))
+    result = run(code, "compare")
+    assert code.requests[1][0] == "/r/2" and "no python" in result["warnings"][0]
+    assert not result["safe_to_rollback"]  # There are no files of /r/1 here.
+    with pytest.raises(ReleaseCodeError):
+        run(Code(ReleaseCodeError("no python")), "compare", release=None)
+
+
+def test_reverse_keeps_what_the_target_knows_and_what_is_tolerated():
+    code = Code(look(applied=["0001"], known=["0001"]),
+                {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
+    result = run(code, "reverse", tolerated=["gone.0001"])
+    release, request, _, _ = code.requests[1]
+    assert release == "/r/2" and request["keep"] == [["a", "0001"], ["gone", "0001"]] and not request["dry_run"]
+    assert result["changed"] and result["safe_to_rollback"] and result["done"] == ["a.0002"]
+
+
+def test_check_mode_of_reverse_is_a_dry_run():
+    code = Code(look(applied=["0001"], known=["0001"]),
+                {"done": [], "pending": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
+    result = run(code, "reverse", check=True)
+    assert code.requests[1][1]["dry_run"] and result["changed"] and "Would unapply a.0002" in result["reason"]
+
+
+def test_the_documentation_parses_and_names_every_return_value():
+    returned = yaml.safe_load(shiftmaster_migrations.RETURN)
+    result = run(Code(look(EXPANDS)), "plan")
+    assert set(result) - {"changed", "diff"} <= set(returned)
+    result = run(Code(look(applied=["0001"], known=["0001"]), {"done": [], "repaired": [], "applied": []}), "reverse")
+    assert set(result) - {"changed", "diff", "warnings"} <= set(returned)
+    assert yaml.safe_load(shiftmaster_migrations.EXAMPLES)
+
+
+def test_documentation_and_arguments_agree(monkeypatch):
+    seen = {}
+
+    class Module:
+        def __init__(self, **arguments):
+            seen.update(arguments)
+            raise SystemExit
+
+    monkeypatch.setattr(shiftmaster_migrations, "AnsibleModule", Module)
+    with pytest.raises(SystemExit):
+        shiftmaster_migrations.main()
+    options = documented()["options"]
+    assert set(options) == set(seen["argument_spec"]) and seen["supports_check_mode"]
+    for name, spec in seen["argument_spec"].items():
+        for fact in ("type", "default", "choices", "elements", "required"):
+            assert options[name].get(fact) == spec.get(fact), (name, fact)
