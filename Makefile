@@ -26,12 +26,14 @@ images: docker ## Build the images that scenarios and the demo run on
 	@scripts/images
 
 lint: bootstrap ## ruff, yamllint, ansible-lint (production), shellcheck where present
-	ruff check .
-	ruff format --check .
-	yamllint --strict .
-	ANSIBLE_CONFIG=ansible.cfg ansible-lint --offline --strict
-	@if command -v shellcheck >/dev/null; then shellcheck scripts/bootstrap scripts/docker scripts/images .ci/run; \
-		else echo "shellcheck is not installed: not run"; fi
+	@failed=; run() { echo "--- $$*"; "$$@" || failed="$$failed $$1"; }; \
+	run ruff check .; \
+	run ruff format --check .; \
+	run yamllint --strict .; \
+	run ansible-lint --offline --strict; \
+	if command -v shellcheck >/dev/null; then run shellcheck scripts/bootstrap scripts/docker scripts/images .ci/run; \
+		else echo "--- shellcheck is not installed: not run"; fi; \
+	test -z "$$failed" || { echo "Not clean:$$failed" >&2; exit 1; }
 
 format: bootstrap ## Let ruff format the Python
 	ruff check --fix .
