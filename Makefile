@@ -27,7 +27,7 @@ images: docker ## Build the images that scenarios and the demo run on
 
 lint: bootstrap ## ruff, yamllint, ansible-lint (production), shellcheck where present
 	@failed=; run() { echo "--- $$*"; "$$@" || failed="$$failed $$1"; }; \
-	run ruff check .; \
+	run ruff check --output-format concise .; \
 	run ruff format --check .; \
 	run yamllint --strict .; \
 	run ansible-lint --offline --strict; \
