@@ -1,0 +1,744 @@
+#!/usr/bin/python
+# The safety copy that is taken before migrations: plain, verified, and restorable as a whole or not at all.
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: shiftmaster_dump
+short_description: Take, list and restore the safety copy of the database before migrations
+description:
+  - O(state=present) dumps the database with C(pg_dump) in its custom format, reads the dump back as a whole with
+    C(pg_restore), and only then gives it its name, beside a manifest with its checksum. What a killed run left is
+    removed by the next one.
+  - O(state=restored) checks the copy against its manifest, then replaces what the user owns in the database by it in
+    one transaction. Where anything fails, nothing has changed.
+  - It is refused with a sentence where the tools are missing or older than the server, or the disk is too small.
+version_added: "1.0.0"
+author: ShiftMaster operations (@shiftmaster-operations)
+options:
+  state:
+    description:
+      - V(present) takes a new copy and removes old ones beyond O(keep).
+      - V(query) lists the copies, and does not ask the database.
+      - V(restored) puts O(file) into the database. The application must be in maintenance mode.
+    type: str
+    choices: [present, query, restored]
+    default: query
+  folder:
+    description: Where the copies lie; made with mode 0700 where it is not there.
+    type: path
+    default: /var/backups/shiftmaster/pre-migration
+  name:
+    description: What the copy is named after its time, usually the release that was live.
+    type: str
+    default: before-migration
+  release:
+    description: The release that the database belongs to, for the manifest.
+    type: str
+    default: ""
+  revision:
+    description: Its commit, for the manifest.
+    type: str
+    default: ""
+  migrations:
+    description: How many migrations had been applied, for the manifest.
+    type: int
+  database:
+    description: Where the database is. Required for V(present) and V(restored).
+    type: dict
+    suboptions:
+      host:
+        description: Host name, address or folder of the socket; a list with commas, as libpq takes it.
+        type: str
+        default: localhost
+      port:
+        description: Port, or as many as there are hosts.
+        type: str
+        default: "5432"
+      name:
+        description: The database.
+        type: str
+        required: true
+      user:
+        description: Its owner.
+        type: str
+        required: true
+      sslmode:
+        description: As libpq takes it.
+        type: str
+        default: prefer
+      sslrootcert:
+        description: File of the authorities that the server's certificate is checked with, for C(verify-ca) and
+          C(verify-full).
+        type: str
+        default: ""
+  password:
+    description: The user's password. It reaches the tools by their environment.
+    type: str
+    default: ""
+  keep:
+    description: How many copies of this database stay. The newest whole one always does.
+    type: int
+    default: 5
+  file:
+    description: The copy to restore, by its path or its name in O(folder). Required for V(restored).
+    type: str
+  minimum_free_factor:
+    description: How much room the disk must have, in sizes of the database. A dump is compressed and has no indexes; so
+      it is smaller than the database.
+    type: float
+    default: 1.0
+  timeout_seconds:
+    description: How long all of it may take.
+    type: int
+    default: 3600
+attributes:
+  check_mode:
+    support: full
+    description: Says what would be done. For V(present), what would be refused is a warning, since a fresh host has no
+      tools and no database yet.
+  diff_mode:
+    support: none
+    description: A dump is too large to be shown.
+requirements:
+  - the client of PostgreSQL, not older than the server, on the host
+notes:
+  - What is in the database and belongs to another user, such as extensions, is left as it is by V(restored).
+"""
+
+EXAMPLES = r"""
+- name: Take a copy before the migrations
+  shiftmaster_dump:
+    state: present
+    name: "{{ release }}"
+    database: {host: db.example.jp, name: shiftmaster, user: shiftmaster, sslmode: verify-full}
+    password: "{{ vault_database_password }}"
+  register: copy
+
+- name: Put it back
+  shiftmaster_dump:
+    state: restored
+    file: "{{ copy.file }}"
+    database: {host: db.example.jp, name: shiftmaster, user: shiftmaster, sslmode: verify-full}
+    password: "{{ vault_database_password }}"
+"""
+
+RETURN = r"""
+file:
+  description: Path of the copy that was taken or restored; empty in check mode.
+  type: str
+  returned: for present and restored
+manifest:
+  description: What is known of it (bytes, sha256, database, server, release, revision, migrations, taken_at).
+  type: dict
+  returned: for present and restored
+seconds:
+  description: How long it took.
+  type: float
+  returned: for present and restored
+removed:
+  description: Copies beyond O(keep), and what killed runs left.
+  type: list
+  elements: str
+  returned: for present
+data_loss_seconds:
+  description: The time between the copy and now; what was written in it is lost.
+  type: int
+  returned: for restored
+data_loss:
+  description: The same as a sentence.
+  type: str
+  returned: for restored
+notes:
+  description: What a person should know.
+  type: list
+  elements: str
+  returned: for present and restored
+copies:
+  description: The copies, oldest first, each its manifest with file, age_seconds and whole (the manifest is there and
+    its size fits).
+  type: list
+  elements: dict
+  returned: for query
+"""
+
+import contextlib
+import ctypes
+import datetime
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
+COPY_NAME = re.compile(r"^\d{8}T\d{6}Z-[A-Za-z0-9._-]+\.dump$")
+PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+TOOLS = ("pg_dump", "pg_restore", "psql")
+LOCK_WAIT_SECONDS = 30  # For locks on tables; a migration or a person may hold one.
+INSTALL = "install the package postgresql-client on this host"
+HEAD_LINES = 60  # The settings of a script stand before its first object.
+
+FACTS_SQL = """
+SELECT current_setting('server_version_num') || ' ' || pg_database_size(current_database()) || ' '
+       || current_setting('server_version')
+"""
+# Schemas that stay: those of others, and public.
+KEPT_SCHEMAS_SQL = """
+SELECT n.nspname FROM pg_namespace n JOIN pg_roles r ON r.rolname = current_user
+WHERE n.nspowner <> r.oid OR n.nspname = 'public'
+"""
+# What belongs to the user goes, in every schema: what newer code added would stand in the way of the old tables, and of
+# the migrations that add it again. DROP OWNED would take the user's right to connect, too. The statements are made
+# before the first of them runs, since a dropped thing has no name any more.
+CLEAR_SQL = """
+DO $clear$
+DECLARE
+  me oid := (SELECT oid FROM pg_roles WHERE rolname = current_user);
+  statement text;
+BEGIN
+  FOREACH statement IN ARRAY ARRAY(
+    WITH mine (class, id, schema, place, statement) AS (
+      SELECT 'pg_namespace'::regclass, oid, nspname, 1, format('DROP SCHEMA IF EXISTS %I CASCADE', nspname)
+      FROM pg_namespace WHERE nspowner = me AND nspname <> 'public'
+      UNION ALL
+      SELECT 'pg_class'::regclass, c.oid, nspname, CASE relkind WHEN 'S' THEN 3 ELSE 2 END,
+        format('DROP %s IF EXISTS %I.%I CASCADE', CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW'
+          WHEN 'S' THEN 'SEQUENCE' WHEN 'f' THEN 'FOREIGN TABLE' WHEN 'c' THEN 'TYPE' ELSE 'TABLE' END, nspname,
+          relname)
+      FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+      WHERE relowner = me AND relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c')
+      UNION ALL
+      SELECT 'pg_proc'::regclass, p.oid, nspname, 4, format('DROP ROUTINE IF EXISTS %I.%I(%s) CASCADE', nspname,
+        proname, pg_get_function_identity_arguments(p.oid))
+      FROM pg_proc p JOIN pg_namespace n ON n.oid = pronamespace WHERE proowner = me
+      UNION ALL
+      SELECT 'pg_type'::regclass, t.oid, nspname, 5, format('DROP TYPE IF EXISTS %I.%I CASCADE', nspname, typname)
+      FROM pg_type t JOIN pg_namespace n ON n.oid = typnamespace WHERE typowner = me AND typtype IN ('e', 'd', 'r')
+      UNION ALL
+      SELECT 'pg_collation'::regclass, c.oid, nspname, 6, format('DROP COLLATION IF EXISTS %I.%I CASCADE', nspname,
+        collname)
+      FROM pg_collation c JOIN pg_namespace n ON n.oid = collnamespace WHERE collowner = me
+    )
+    SELECT m.statement FROM mine m WHERE schema NOT LIKE 'pg\\_%' AND schema <> 'information_schema'
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = m.class AND d.objid = m.id AND d.deptype = 'e')
+    ORDER BY place, id DESC
+  ) LOOP
+    EXECUTE statement;
+  END LOOP;
+  PERFORM lo_unlink(oid) FROM pg_largeobject_metadata WHERE lomowner = me;
+END
+$clear$;
+"""
+
+
+class DumpError(Exception):
+    """It cannot be done, and nothing has changed; str() says why in a sentence."""
+
+
+def now():
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def sized(number):
+    """Return a number of bytes as a person writes it."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            return "%d %s" % (number, unit) if unit == "bytes" else "%.1f %s" % (number, unit)
+        number /= 1024.0
+
+
+def lasting(seconds):
+    """Return a length of time as a person says it."""
+    parts = []
+    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
+        count, seconds = divmod(int(seconds), size)
+        if count:
+            parts.append("%d %s%s" % (count, word, "" if count == 1 else "s"))
+    return " ".join(parts[:2]) or "less than a second"
+
+
+def major(number):
+    """Return the major version in "170005", "pg_dump (PostgreSQL) 15.8 (Debian …)" or a folder's name; 0 for none."""
+    found = re.search(r"(\d+)(?:\.|beta|rc|devel|\s|$)", str(number))
+    value = int(found.group(1)) if found else 0
+    return value // 10000 if value >= 10000 else value
+
+
+def choose_tools(installed, server):
+    """Return the folder of the tools for a server's major version. installed: {folder: major}.
+
+    Those of the server's own version come first, then the oldest that is newer: a newer pg_restore writes settings that
+    an older server does not know. Raises DumpError.
+    """
+    if not installed:
+        raise DumpError("pg_dump, pg_restore and psql are not on this host; " + INSTALL)
+    fitting = sorted((version, folder) for folder, version in installed.items() if version >= server)
+    if not fitting:
+        raise DumpError("pg_dump %d on this host is older than the server (%d) and cannot dump it; install the package "
+                        "postgresql-client-%d" % (max(installed.values()), server, server))
+    return fitting[0][1]
+
+
+def installed_tools():
+    """Return {folder: major version} of the clients on this host; Debian's wrappers are passed by."""
+    folders = {}
+    for pattern in ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin"):
+        for folder in glob.glob(pattern):
+            if all(os.access(os.path.join(folder, tool), os.X_OK) for tool in TOOLS):
+                folders[folder] = major(re.search(r"(\d+)/bin$", folder).group(1))
+    found = shutil.which("pg_dump")
+    if not folders and found and all(shutil.which(tool) for tool in TOOLS):
+        said = subprocess.run((found, "--version"), stdout=subprocess.PIPE, check=False, timeout=20).stdout.decode()
+        folders[os.path.dirname(found)] = major(said)
+    return folders
+
+
+def environment(database, password, base):
+    """Return the tools' environment: the connection and the password, and nothing of libpq's that was set before."""
+    env = {name: value for name, value in base.items() if not name.startswith("PG")}
+    env.update(PGHOST=database["host"], PGPORT=str(database["port"]), PGDATABASE=database["name"],
+               PGUSER=database["user"], PGSSLMODE=database["sslmode"], PGCONNECT_TIMEOUT="10",
+               PGAPPNAME="shiftmaster-dump", PGPASSFILE="/dev/null", LC_ALL="C.UTF-8", LANGUAGE="C")
+    if "," in database["host"]:
+        env["PGTARGETSESSIONATTRS"] = "read-write"
+    if database.get("sslrootcert"):
+        env["PGSSLROOTCERT"] = database["sslrootcert"]
+    if password:
+        env["PGPASSWORD"] = password
+    return env
+
+
+def told(stderr):
+    """Return what a tool said at its end, as one line."""
+    lines = [re.sub(r"^(pg_dump|pg_restore|psql): (error: |warning: )?", "", line.strip())
+             for line in stderr.splitlines()]
+    lines = [line for line in lines if line]
+    errors = [line for line in lines if "ERROR" in line or "FATAL" in line]
+    return "; ".join((errors or lines)[:3]) or "no reason given"
+
+
+def wanted_entries(listing, user, superuser, kept_schemas):
+    """Return the lines of `pg_restore --list` that are to be restored.
+
+    Schemas that stay need not be made. Rights, comments and settings of what belongs to others (an extension, above
+    all) are not the user's to give, and have not been taken away.
+    """
+    chosen = []
+    for line in listing.splitlines():
+        entry = re.match(r"^\d+; \d+ \d+ (.*)$", line)
+        if not entry:
+            continue
+        text = entry.group(1)
+        schema = re.match(r"^(?:(?:ACL|COMMENT) - )?SCHEMA (?:- )?(.*?)(?: \S*)?$", text)
+        if schema and schema.group(1) in kept_schemas:
+            continue
+        if text.startswith("COMMENT - EXTENSION "):
+            continue
+        if not superuser and text.startswith(("ACL ", "DEFAULT ACL ", "COMMENT ", "SECURITY LABEL ")) \
+                and not text.endswith(" " + user):
+            continue
+        if not superuser and text.startswith(("PUBLICATION", "SUBSCRIPTION", "EVENT TRIGGER")):
+            continue
+        chosen.append(line)
+    return chosen
+
+
+def foreign_setting(line):
+    """Whether a line of a script's head is a setting that servers before 17 do not know."""
+    return line.startswith(b"SET transaction_timeout")
+
+
+def copies(folder, at=None):
+    """Return the copies in a folder, oldest first."""
+    at = at or now()
+    found = []
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        if not COPY_NAME.match(name):
+            continue
+        path = os.path.join(folder, name)
+        entry = {"file": path, "bytes_on_disk": os.path.getsize(path), "whole": False}
+        with contextlib.suppress(OSError, ValueError):
+            with open(path + ".json", encoding="utf-8") as stream:
+                entry.update(json.load(stream))
+            entry["whole"] = entry["bytes"] == entry["bytes_on_disk"]
+        taken = datetime.datetime.strptime(name[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.timezone.utc)
+        entry["age_seconds"] = max(0, int((at - taken).total_seconds()))
+        found.append(entry)
+    return found
+
+
+def prune_plan(found, keep, database):
+    """Return the paths of the copies of one database that may go.
+
+    The newest `keep` whole ones stay, at least one, everything newer than they are, and what has no manifest.
+    """
+    mine = [entry for entry in found if entry.get("database") == database]
+    whole = [entry["file"] for entry in mine if entry["whole"]]
+    if not whole:
+        return []
+    oldest_kept = whole[-max(1, keep):][0]
+    return [entry["file"] for entry in mine if os.path.basename(entry["file"]) < os.path.basename(oldest_kept)]
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path, flags=0):
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def nearest(path):
+    """Return the nearest folder above a path that exists."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _low_priority():
+    """For children: give way to the application, and die with us."""
+    os.nice(10)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class Database:
+    """One database and the tools for it."""
+
+    def __init__(self, database, password, deadline):
+        self.database, self.deadline = database, deadline
+        self.env = environment(database, password, os.environ)
+        self.folder = choose_tools(installed_tools(), 0)  # Any psql can ask the server for its version.
+        number, size, self.version = self.ask(FACTS_SQL).strip().split(" ", 2)
+        self.size = int(size)
+        self.folder = choose_tools(installed_tools(), major(number))
+
+    def where(self):
+        return "%(name)s on %(host)s:%(port)s" % self.database
+
+    def start(self, tool, *arguments, **more):
+        return subprocess.Popen((os.path.join(self.folder, tool),) + arguments, env=self.env, cwd="/",
+                                start_new_session=True, preexec_fn=_low_priority, **more)
+
+    def left(self):
+        return max(1, self.deadline - time.monotonic())
+
+    def run(self, what, tool, *arguments):
+        """Return a tool's output as bytes. Raises DumpError."""
+        child = self.start(tool, *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            output, errors = child.communicate(timeout=self.left())
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            raise DumpError("%s did not end in time; raise timeout_seconds" % what)
+        if child.returncode != 0:
+            raise DumpError("%s failed: %s" % (what, told(errors.decode(errors="replace"))))
+        return output
+
+    def ask(self, sql):
+        return self.run("asking the database %s" % self.where(), "psql", "-X", "--no-password", "--no-align",
+                        "--tuples-only", "--command", sql).decode(errors="replace")
+
+    def dump(self, path):
+        """Write a dump to a path that only root may read."""
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        self.run("the dump of the database %s" % self.where(), "pg_dump", "--no-password", "--format=custom",
+                 "--lock-wait-timeout=%ds" % LOCK_WAIT_SECONDS, "--file=" + path)
+
+    def verify(self, path):
+        """Read a dump as a whole, as a restore would. Raises DumpError. Returns the number of its entries."""
+        listed = self.run("reading the dump's contents", "pg_restore", "--list", path).decode(errors="replace")
+        self.run("reading the dump back", "pg_restore", "--file=/dev/null", path)
+        entries = [line for line in listed.splitlines() if re.match(r"^\d+; ", line)]
+        return len(entries)
+
+    def restore(self, path, work):
+        """Replace what the user owns by what is in a dump, in one transaction. Raises DumpError."""
+        superuser = self.ask("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").strip() == "t"
+        kept = set(self.ask(KEPT_SCHEMAS_SQL).splitlines())
+        listing = self.run("reading the dump's contents", "pg_restore", "--list", path).decode(errors="replace")
+        chosen = os.path.join(work, "list")
+        with open(chosen, "w", encoding="utf-8") as stream:
+            stream.write("\n".join(wanted_entries(listing, self.database["user"], superuser, kept)) + "\n")
+        arguments = ["--use-list=" + chosen, "--file=-"] + ([] if superuser else ["--no-owner"]) + [path]
+        with open(os.path.join(work, "reader"), "w+b") as reader_says, \
+                open(os.path.join(work, "writer"), "w+b") as writer_says:
+            reader = self.start("pg_restore", *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=reader_says)
+            writer = self.start("psql", "-X", "--no-password", "--quiet", "--output=/dev/null",
+                                "--set=ON_ERROR_STOP=1", stdin=subprocess.PIPE, stderr=writer_says)
+            try:
+                self._feed(reader, writer)
+            except BaseException:
+                # Without COMMIT the server takes everything back.
+                for child in (writer, reader):
+                    child.kill()
+                    child.wait()
+                raise
+            if writer.returncode or reader.returncode:
+                words = []
+                for said in (writer_says, reader_says):
+                    said.seek(0)
+                    words.append(said.read().decode(errors="replace").strip())
+                raise DumpError("the restore failed, and the database is as it was: %s" % told(words[0] or words[1]))
+
+    def _feed(self, reader, writer):
+        """Let psql run what pg_restore writes; COMMIT comes only behind a dump that was read to its end."""
+        timer = _Timer(self.left(), (reader, writer))
+        try:
+            with contextlib.suppress(BrokenPipeError):  # psql ended at an error; its own words follow.
+                writer.stdin.write(b"BEGIN;\nSET statement_timeout = 0;\nSET lock_timeout = '%ds';\n"
+                                   % LOCK_WAIT_SECONDS)
+                writer.stdin.write(CLEAR_SQL.encode())
+                for _number in range(HEAD_LINES):
+                    line = reader.stdout.readline()
+                    if not foreign_setting(line):
+                        writer.stdin.write(line)
+                shutil.copyfileobj(reader.stdout, writer.stdin, 1 << 18)
+                if reader.wait() == 0:
+                    writer.stdin.write(b"\nCOMMIT;\n")
+                else:
+                    writer.kill()
+            reader.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                writer.stdin.close()
+            writer.wait()
+            reader.wait()
+        finally:
+            timer.stop()
+        if timer.fired:
+            raise DumpError("the restore did not end in time, and the database is as it was; raise timeout_seconds")
+
+
+class _Timer:
+    """Kills children when the time is over, so that reading from them ends."""
+
+    def __init__(self, seconds, children):
+        self.fired, self.children = False, children
+        signal.signal(signal.SIGALRM, self._fire)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def _fire(self, _number, _frame):
+        self.fired = True
+        for child in self.children:
+            child.kill()
+
+    def stop(self):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextlib.contextmanager
+def exclusive(folder, wait_seconds=60):
+    """Keep other runs out of the folder; the kernel lets go when we die, and our children die with us."""
+    descriptor = os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise DumpError("another safety copy is being taken or restored in %s" % folder)
+                time.sleep(0.2)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_unfinished(folder):
+    """Remove what killed runs left; returns the paths."""
+    names = set(os.listdir(folder))
+    going = [name for name in sorted(names) if name.endswith(".part")
+             or (name.endswith(".dump.json") and COPY_NAME.match(name[:-5]) and name[:-5] not in names)]
+    for name in going:
+        os.unlink(os.path.join(folder, name))
+    return [os.path.join(folder, name) for name in going]
+
+
+def require_room(folder, size, factor):
+    disk = os.statvfs(nearest(folder))
+    free = disk.f_bavail * disk.f_frsize
+    if free < size * factor:
+        raise DumpError("there is too little room for the safety copy in %s: %s free, %s needed (the database has %s, "
+                        "times %s); free some, or name another folder" % (
+                            folder, sized(free), sized(size * factor), sized(size), factor))
+
+
+def open_database(params, deadline):
+    return Database(params["database"], params["password"], deadline)
+
+
+def present(params, deadline):
+    """Take a copy; returns the module's result."""
+    folder = params["folder"]
+    if not PLAIN_NAME.match(params["name"]):
+        raise DumpError("%r cannot be part of a file's name; letters, digits, points and dashes can" % params["name"])
+    started = time.monotonic()
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    os.chmod(folder, 0o700)
+    with exclusive(folder):
+        removed = remove_unfinished(folder)
+        source = open_database(params, deadline)
+        require_room(folder, source.size, params["minimum_free_factor"])
+        taken = now()
+        path = os.path.join(folder, "%s-%s.dump" % (taken.strftime("%Y%m%dT%H%M%SZ"), params["name"]))
+        while os.path.exists(path):
+            time.sleep(0.2)
+            taken = now()
+            path = os.path.join(folder, "%s-%s.dump" % (taken.strftime("%Y%m%dT%H%M%SZ"), params["name"]))
+        part = os.path.join(folder, "." + os.path.basename(path) + ".part")
+        try:
+            source.dump(part)
+            entries = source.verify(part)
+            manifest = {
+                "format": 1, "bytes": os.path.getsize(part), "sha256": sha256(part), "entries": entries,
+                "database": params["database"]["name"], "host": params["database"]["host"],
+                "server_version": source.version, "database_bytes": source.size, "name": params["name"],
+                "release": params["release"], "revision": params["revision"], "migrations": params["migrations"],
+                "taken_at": taken.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            }
+            sync(part)
+            write_json(path + ".json", manifest)
+            os.rename(part, path)
+            sync(folder, os.O_DIRECTORY)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
+            raise
+        for old in prune_plan(copies(folder), params["keep"], params["database"]["name"]):
+            os.unlink(old)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(old + ".json")
+            removed.append(old)
+    return {"changed": True, "file": path, "manifest": manifest, "removed": removed, "notes": [],
+            "seconds": round(time.monotonic() - started, 2)}
+
+
+def write_json(path, data):
+    fresh = os.path.join(os.path.dirname(path), "." + os.path.basename(path) + ".part")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        json.dump(data, stream, indent=1, sort_keys=True)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.rename(fresh, path)
+
+
+def find_copy(folder, wanted, database):
+    """Return the manifest of a copy that is whole and of this database. Raises DumpError."""
+    path = os.path.join(folder, wanted)  # A path that begins with / stays as it is.
+    if not os.path.isfile(path):
+        there = [os.path.basename(entry["file"]) for entry in copies(folder) if entry["whole"]]
+        raise DumpError("there is no safety copy %s; there are: %s" % (path, ", ".join(there) or "none"))
+    try:
+        with open(path + ".json", encoding="utf-8") as stream:
+            manifest = json.load(stream)
+        promised = (manifest["bytes"], manifest["sha256"], manifest["database"], manifest["taken_at"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DumpError("the safety copy %s has no usable manifest beside it (%s), so nobody knows whether it is "
+                        "whole; it is not restored" % (path, error))
+    if os.path.getsize(path) != promised[0] or sha256(path) != promised[1]:
+        raise DumpError("the safety copy %s is damaged (%s, %s in its manifest, and the checksum differs); it is not "
+                        "restored" % (path, sized(os.path.getsize(path)), sized(promised[0])))
+    if promised[2] != database:
+        raise DumpError("the safety copy %s is of the database %s, not of %s" % (path, promised[2], database))
+    return path, manifest
+
+
+def restored(params, deadline, check_mode):
+    """Put a copy into the database; returns the module's result."""
+    started = time.monotonic()
+    path, manifest = find_copy(params["folder"], params["file"], params["database"]["name"])
+    target = open_database(params, deadline)
+    notes = []
+    if not check_mode:
+        with exclusive(os.path.dirname(path)), tempfile.TemporaryDirectory(prefix="shiftmaster-restore-") as work:
+            target.verify(path)
+            target.restore(path, work)
+        try:
+            target.ask("SET statement_timeout = 0; ANALYZE")
+        except DumpError as error:
+            notes.append("the statistics of the planner could not be renewed, so queries may be slow: %s" % error)
+    taken = datetime.datetime.strptime(manifest["taken_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
+    window = max(0, int((now() - taken).total_seconds()))
+    return {
+        "changed": True, "file": path, "manifest": manifest, "notes": notes, "data_loss_seconds": window,
+        "data_loss": "what was written in the %s since %s %s lost" % (
+            lasting(window), manifest["taken_at"], "would be" if check_mode else "is"),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def would_take(params, deadline, warn):
+    """Return the result of check mode; what stands in the way is a warning."""
+    try:
+        source = open_database(params, deadline)
+        require_room(params["folder"], source.size, params["minimum_free_factor"])
+    except DumpError as error:
+        warn("no safety copy could be taken now: %s" % error)
+    return {"changed": True, "file": "", "manifest": {}, "removed": [], "notes": [], "seconds": 0.0}
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "query", "restored"], "default": "query"},
+            "folder": {"type": "path", "default": "/var/backups/shiftmaster/pre-migration"},
+            "name": {"type": "str", "default": "before-migration"},
+            "release": {"type": "str", "default": ""},
+            "revision": {"type": "str", "default": ""},
+            "migrations": {"type": "int"},
+            "database": {"type": "dict", "options": {
+                "host": {"type": "str", "default": "localhost"},
+                "port": {"type": "str", "default": "5432"},
+                "name": {"type": "str", "required": True},
+                "user": {"type": "str", "required": True},
+                "sslmode": {"type": "str", "default": "prefer"},
+                "sslrootcert": {"type": "str", "default": ""},
+            }},
+            "password": {"type": "str", "default": "", "no_log": True},
+            "keep": {"type": "int", "default": 5},
+            "file": {"type": "str"},
+            "minimum_free_factor": {"type": "float", "default": 1.0},
+            "timeout_seconds": {"type": "int", "default": 3600},
+        },
+        required_if=[("state", "present", ("database",)), ("state", "restored", ("database", "file"))],
+        supports_check_mode=True,
+    )
+    params = module.params
+    deadline = time.monotonic() + params["timeout_seconds"]
+    try:
+        if params["state"] == "query":
+            module.exit_json(changed=False, copies=copies(params["folder"]))
+        if params["state"] == "restored":
+            module.exit_json(**restored(params, deadline, module.check_mode))
+        if module.check_mode:
+            module.exit_json(**would_take(params, deadline, module.warn))
+        module.exit_json(**present(params, deadline))
+    except DumpError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg="the safety copy cannot be handled in %s: %s" % (params["folder"], error))
+
+
+if __name__ == "__main__":
+    main()
