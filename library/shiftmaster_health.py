@@ -18,7 +18,7 @@ options:
     description:
       - What to check. Each entry has O(checks[].name), O(checks[].kind) and options of that kind.
       - C({colour}) in a C(url), a unit, O(checks[].release_dir) or O(checks[].worker_pattern) stands for the live
-        colour, and C({app_root}) for O(app_root).
+        colour, C({app_root}) for O(app_root), and C({node}) for the host's own name.
     type: list
     elements: dict
     default: []
@@ -50,8 +50,7 @@ options:
         choices: [http, deep_health, migrations, tcp, postgres, redis, celery, systemd, disk, memory, certificate,
           clock, release]
       timeout_seconds:
-        description: The limit of one attempt. The default is 30 for V(celery), 10 for V(http), V(deep_health) and
-          V(migrations), and 5 for all others.
+        description: The limit of one attempt. The default is 30 for V(celery), and 10 for all others.
         type: float
       retries:
         description: How many failed attempts may be followed by another.
@@ -162,7 +161,7 @@ options:
         description: The release whose C(celery) pings; the live one by default.
         type: path
       worker_pattern:
-        description: A shell pattern of the worker names that count.
+        description: A shell pattern of the worker names that count. The check is faster when it is one name.
         type: str
         default: "*"
       min_workers:

@@ -607,7 +607,8 @@ def _postgres_error(text: str, target: PostgresTarget, timeout: float) -> ProbeE
             except ProbeError as error:
                 silent = error
         else:
-            return ProbeError("down", silent.reason, str(silent))
+            # No socket of PostgreSQL's means the same as a refusal by TCP.
+            return ProbeError("down", "refused" if silent.reason == "missing" else silent.reason, str(silent))
     return ProbeError("unhealthy", reason or "refusal", message)
 
 
@@ -643,11 +644,36 @@ _UNIT_PROPERTIES = ("Id", "LoadState", "ActiveState", "SubState", "Result", "Uni
 
 def unit_states(names, timeout: float = 10.0) -> list:
     """Return one dict of properties a unit; a pattern (with * or ?) stands for the loaded units that match."""
-    code, stdout, stderr = run(["systemctl", "show", "--no-pager", "--property=" + ",".join(_UNIT_PROPERTIES), "--",
-                                *names], timeout)
+    deadline = Deadline(timeout)
+    plain = [name for name in names if not is_pattern(name)]
+    patterns = [name for name in names if is_pattern(name)]
+    units = []
+    if plain:
+        units = parse_units(_systemctl(["show", "--property=" + ",".join(_UNIT_PROPERTIES), "--", *plain], deadline))
+    if patterns:
+        # One call to systemd, whatever their number; `show` makes one for each unit.
+        known = {unit["Id"] for unit in units}
+        rows = parse_unit_list(_systemctl(["list-units", "--all", "--plain", "--no-legend", "--full", "--", *patterns],
+                                          deadline))
+        units += [unit for unit in rows if unit["Id"] not in known]
+    return units
+
+
+def is_pattern(name: str) -> bool:
+    return bool(set("*?[") & set(name))
+
+
+def _systemctl(arguments, deadline: Deadline) -> str:
+    code, stdout, stderr = run(["systemctl", "--no-pager", *arguments], deadline.left())
     if code != 0:
         raise ProbeError("error", "systemd", "systemctl: %s" % stderr.strip()[:200])
-    return parse_units(stdout)
+    return stdout
+
+
+def parse_unit_list(text: str) -> list:
+    """Return the rows of `systemctl list-units --plain --no-legend` as parse_units() would."""
+    rows = [line.split(None, 4) for line in text.splitlines()]
+    return [dict(zip(("Id", "LoadState", "ActiveState", "SubState"), row)) for row in rows if len(row) >= 4]
 
 
 def parse_units(text: str) -> list:

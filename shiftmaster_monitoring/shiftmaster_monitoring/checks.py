@@ -24,7 +24,11 @@ class Skipped(Exception):
 
 
 class Unhealthy(Exception):
-    """A part answers, but not as it must; str() holds no secrets."""
+    """A part answers, but not as it must; str() holds no secrets. more is told beside it."""
+
+    def __init__(self, message: str, **more):
+        super().__init__(message)
+        self.more = more
 
 
 def by_name(name: str):
@@ -148,7 +152,7 @@ def migrations(limit: float):
     pending = ["%s.%s" % (migration.app_label, migration.name) for migration, _backwards in plan]
     deferred = conf.deferred_migrations()
     if any(name not in deferred for name in pending):
-        raise Unhealthy("%d pending: %s" % (len(pending), ", ".join(pending[:10])))
+        raise Unhealthy("%d pending: %s" % (len(pending), ", ".join(pending[:10])), pending=pending)
     return {"pending": pending} if pending else None
 
 
@@ -159,7 +163,8 @@ _ADDRESS_PASSWORD = re.compile(r"://[^@/\s]*@")
 
 def describe(error: BaseException) -> str:
     """Return an error's class and a short text on one line without secrets."""
-    text = " ".join(str(error).split())
+    # psycopg lists every address that it tried; the first says enough.
+    text = " ".join(str(error).split()).split(" Multiple connection attempts failed")[0]
     for secret in _secrets():
         text = text.replace(secret, "***")
     text = _ADDRESS_PASSWORD.sub("://***@", text)[:200]

@@ -3,7 +3,7 @@
 SHIFTMASTER_HEALTH_PATH         "/health/"; None leaves the path to the application
 SHIFTMASTER_HEALTH_DEEP_PATH    "/health/deep/"; None leaves the path to the application
 SHIFTMASTER_HEALTH_CHECKS       the checks of the deep endpoint, in order; a site may name its own by dotted path
-SHIFTMASTER_HEALTH_TIMEOUTS     seconds by check, {"worker": 5.0}; 3.0 for those not named
+SHIFTMASTER_HEALTH_TIMEOUTS     seconds by check, {"worker": 8.0}; 5.0 for those not named
 SHIFTMASTER_HEALTH_DATABASE     "default"; alias of the database to ask
 SHIFTMASTER_HEALTH_CACHE        "default"; alias of the cache to ask
 SHIFTMASTER_HEALTH_TOKEN        (or environment) lets a caller of another host see the details; unset: nobody
@@ -31,8 +31,8 @@ DEFAULTS = {
     "SHIFTMASTER_HEALTH_DATABASE": "default",
     "SHIFTMASTER_HEALTH_CACHE": "default",
 }
-TIMEOUTS = {"worker": 5.0}
-TIMEOUT_SECONDS = 3.0
+TIMEOUTS = {"worker": 8.0}
+TIMEOUT_SECONDS = 5.0
 _FROM_ENVIRONMENT = (
     "SHIFTMASTER_HEALTH_TOKEN", "SHIFTMASTER_CELERY_APPLICATION", "SHIFTMASTER_HEALTH_DEFERRED_MIGRATIONS",
     "SHIFTMASTER_HEALTH_BROKER_URL", "SHIFTMASTER_VERSION", "SHIFTMASTER_RELEASE",

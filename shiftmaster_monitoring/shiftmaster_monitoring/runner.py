@@ -34,7 +34,7 @@ class _Run:
             self.result = {"status": "skipped", "reason": str(reason)}
         except BaseException as error:  # noqa: BLE001 - it has no other way out of this thread.
             self.result = {"status": "unhealthy", "latency_ms": self._milliseconds(),
-                           "error": checks.describe(error)}
+                           "error": checks.describe(error), **getattr(error, "more", {})}
         finally:
             connections.close_all()  # This thread's own ones.
             self.done.set()
