@@ -192,13 +192,18 @@ def query(connection, sql, parameters=()):
 
 
 def prepare(connection, request):
-    """Make every connection of this run carry its timeouts, also one that the application opens anew."""
+    """Make every connection of this run carry its timeouts, also one that the application opens anew.
+
+    Returns a twin of the connection without them, for the lock: a pooler that refuses start-up options must be
+    recognised as one.
+    """
     if connection.vendor != "postgresql":
-        return
+        return None
     from django.db.backends.signals import connection_created
 
     options = connection.settings_dict.setdefault("OPTIONS", {})
     options.pop("pool", None)  # A pool hands out and resets sessions as it likes.
+    twin = connection.copy()
     given = options.get("options") or os.environ.get("PGOPTIONS", "")
     ours = ["-c lock_timeout=%d" % (float(request.get("lock_timeout_seconds", 5)) * 1000)]
     if request.get("statement_timeout_seconds"):
@@ -213,6 +218,7 @@ def prepare(connection, request):
 
     connection_created.connect(created, weak=False, dispatch_uid="shiftmaster-migrations")
     connection.close()
+    return twin
 
 
 def holder_of(lock):
@@ -255,15 +261,16 @@ class Lock:
     for, because a waiting SELECT keeps a snapshot, for which the holder's CREATE INDEX CONCURRENTLY would wait.
     """
 
-    def __init__(self, connection, wait_seconds):
+    def __init__(self, connection, twin, wait_seconds):
         self.migrating = connection
+        self.twin = twin
         self.wait_seconds = float(wait_seconds)
         self.connection = None
 
     def __enter__(self):
         if self.migrating.vendor != "postgresql":
             return self
-        self.connection = lock = self.migrating.copy()
+        self.connection = lock = self.twin
         lock.settings_dict["OPTIONS"]["application_name"] = LOCK_NAME
         lock.settings_dict["AUTOCOMMIT"] = True
         lock.ensure_connection()
@@ -526,8 +533,8 @@ def apply(connection, request):
     """
     from django.core.management import call_command
 
-    prepare(connection, request)
-    with Lock(connection, request.get("lock_wait_seconds", 60)) as lock:
+    twin = prepare(connection, request)
+    with Lock(connection, twin, request.get("lock_wait_seconds", 60)) as lock:
         pending = pending_of(executor_of(connection))
         if request.get("expected") is not None:
             allowed = {tuple(pair) for pair in request["expected"]}
@@ -618,9 +625,9 @@ def reverse(connection, request):
         plan = backwards_plan(executor_of(connection), keep)
         return {"pending": [describe_migration(migration) for migration in plan], "applied": rows_of(connection),
                 "done": [], "repaired": [], "vendor": connection.vendor}
-    prepare(connection, request)
+    twin = prepare(connection, request)
     import_management()
-    with Lock(connection, request.get("lock_wait_seconds", 60)) as lock:
+    with Lock(connection, twin, request.get("lock_wait_seconds", 60)) as lock:
         executor = executor_of(connection)
         migrations = backwards_plan(executor, keep)
         tracker = Tracker(migrations, lock, backwards=True)
