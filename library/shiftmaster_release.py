@@ -17,6 +17,8 @@ options:
   state:
     description:
       - V(query) lists the releases and what the links say.
+      - V(target) chooses the release of a rollback, O(release) or the newest older one that was live and is not bad.
+        One that never was live or is bad is refused.
       - V(present) builds a release of O(revision) with this configuration, or finds the one that there is.
       - V(recovered) finishes or reverts a cutover that a dead run left, and removes unfinished builds.
       - V(active) starts O(release) beside the old one, proves it on its private socket, moves the traffic and hands the
@@ -30,7 +32,8 @@ options:
       - V(pruned) removes the releases that nobody needs.
       - V(audited) appends a line to the audit log.
     type: str
-    choices: [query, present, recovered, active, watched, finished, restored, hook, bad, absent, pruned, audited]
+    choices:
+      [query, target, present, recovered, active, watched, finished, restored, hook, bad, absent, pruned, audited]
     default: query
   root:
     description: The application's root.
@@ -44,6 +47,10 @@ options:
     type: str
   version:
     description: The branch, tag or commit as it was asked for.
+    type: str
+    default: ""
+  stamp:
+    description: UTC time (C(yyyymmddThhmmssZ)) that begins a new release's name on every host; empty for now.
     type: str
     default: ""
   archive:
@@ -415,6 +422,21 @@ class Operation:
         return {key: value if isinstance(value, str) else json.dumps(value)
                 for key, value in dict(build["environment"], **build["secret_environment"]).items()}
 
+    def target(self):
+        wanted = self.params["release"]
+        if self.current is None:
+            raise Refused("no release serves on this host, so there is nothing to roll back")
+        name = self.one(wanted) if wanted else self.state.rollback_target(self.current)
+        if not name:
+            raise Refused("there is no older release that was live and is not bad; there are: %s. A newer one is"
+                          " reached by -e to=<version>" % self.listing())
+        if self.state.status(name) == "bad":
+            raise Refused("release %s is marked bad: %s" % (name, self.state.releases[name].get("reason")))
+        if not self.state.was_live(name):
+            raise Refused("release %s was never live, so nobody knows that it works; deploy it instead" % name)
+        return self.result(release=name, version=releases.manifest(self.layout, name).get("version", ""),
+                           active_colour=self.layout.active_colour() or "")
+
     def configuration(self):
         build = self.params["build"]
         return dict(build, hooks=[hook for hook in self.params["hooks"] if hook["phase"] == "after_build"],
@@ -426,21 +448,23 @@ class Operation:
         found = releases.find(self.layout, self.state, params["revision"], digest)
         diff = self.difference(digest)
         if found:
-            return self.result(release=found, timings={}, notes=[], diff=diff, migrations=[])
+            return self.result(release=found, timings={}, notes=[], diff=diff, migrations=[],
+                               active_colour=self.layout.active_colour() or "")
         if self.check_mode:
             return self.result(True, release="", timings={}, notes=[], diff=diff)
         if not params["archive"]:
             # The caller ships the archive only where it is needed.
             return self.result(False, release="", timings={}, notes=[], diff=diff)
         build = releases.Build(self.layout, self.state, dict(
-            params["build"], environment=self.environment(), revision=params["revision"], version=params["version"] or params["revision"][:10],
-            archive=params["archive"], pip_environment=params["pip_environment"], build_user=params["build_user"],
+            params["build"], environment=self.environment(), revision=params["revision"], stamp=params["stamp"],
+            version=params["version"] or params["revision"][:10], archive=params["archive"], pip_environment=params["pip_environment"], build_user=params["build_user"],
             user=params["user"], hooks=params["hooks"], config_sha256=digest, run_id=params["run_id"],
             who=params["who"], log_folder=params["log_folder"], timeout_seconds=params["build_timeout_seconds"],
             celery_application=params["celery_application"], classify=classify_tree,
         ))
         name = build.run()
         return self.result(True, release=name, timings=build.timings, notes=[], diff=diff,
+                           active_colour=self.layout.active_colour() or "",
                            migrations=releases.manifest(self.layout, name).get("migrations", []))
 
     def difference(self, digest):
@@ -592,12 +616,14 @@ def argument_spec():
         return dict({"type": kind, "default": default}, **more)
 
     return {
-        "state": option("str", "query", choices=["query", "present", "recovered", "active", "watched", "finished",
-                                                 "restored", "hook", "bad", "absent", "pruned", "audited"]),
+        "state": option("str", "query", choices=[
+            "query", "target", "present", "recovered", "active", "watched", "finished", "restored", "hook", "bad",
+            "absent", "pruned", "audited"]),
         "root": option("path", "/var/www/shiftmaster"),
         "release": {"type": "str"},
         "revision": {"type": "str"},
         "version": option("str", ""),
+        "stamp": option("str", ""),
         "archive": {"type": "path"},
         "build": option("dict", {}, apply_defaults=True, options={
             "environment": option("dict", {}),

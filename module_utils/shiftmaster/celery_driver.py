@@ -1,6 +1,7 @@
 """Celery as the cutover needs it. Runs inside a release: its source is handed to the release's interpreter.
 
-Requests, one line of JSON each; every answer is one line that starts with "@@shiftmaster-answer@@ ":
+The application's name is in SHIFTMASTER_CELERY_APPLICATION. Requests are one line of JSON each; every answer is one
+line that starts with "@@shiftmaster-answer@@ ":
 
     {"op": "tasks"}                                       {"tasks": [names that this release knows], "queues": [names]}
     {"op": "ping", "worker": name, "seconds": n}          {"alive": bool}
@@ -135,12 +136,17 @@ class Operations:
 def main():
     stdout = sys.stdout
     sys.stdout = sys.stderr  # Whatever the application prints must not end up between the answers.
-    operations = None
+    operations, failure = None, None
+    try:
+        # Before the first request: the application loads while its units start.
+        operations = Operations(application(os.environ["SHIFTMASTER_CELERY_APPLICATION"]))
+    except Exception as error:
+        failure = error
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            if operations is None:
-                operations = Operations(application(request["application"]))
+            if failure is not None:
+                raise failure
             answer = getattr(operations, request["op"])(request)
         except Exception as error:
             answer = {"error": "%s: %s" % (type(error).__name__, error)}

@@ -8,7 +8,7 @@ a killed run or a reboot left:
     quiesce   beat stops and the old workers cancel their consumers, before new code may send tasks they do not know
     switch    one rename() of the `active` link
     drain     requests that wait on the old socket are served
-    handover  the old workers end warm, tasks unknown to the target are set aside, the new workers take over, beat starts
+    handover  the old workers end warm, tasks unknown to the target are set aside, the new workers and beat take over
     watch     real traffic through nginx is judged; the old colour still runs
     finish    the old colour stops; the release is live
     put_back  the way back from any phase behind the gate
@@ -107,6 +107,7 @@ class Cutover:
         if self.options["celery_application"]:
             self._hold_worker(colour)
             systemctl("start", "--no-block", unit("worker", colour))
+            self._driver_of(target)
         systemctl("reset-failed", unit("web", colour))
         systemctl("start", unit("web", colour), timeout=self.options["gate_timeout_seconds"] + 90)
 
@@ -376,13 +377,13 @@ class Cutover:
 
     def _driver_of(self, release: str) -> Driver:
         if self._driver is None:
-            self._driver = Driver(ReleaseCode(self.layout.release(release), self.options["user"]), celery_driver)
+            self._driver = Driver(ReleaseCode(self.layout.release(release), self.options["user"]), celery_driver,
+                                  {"SHIFTMASTER_CELERY_APPLICATION": self.options["celery_application"]})
         return self._driver
 
     def _ask(self, request: dict) -> dict:
         driver = self._driver_of(self._t("to"))
-        return driver.ask(dict(request, application=self.options["celery_application"]),
-                          timeout=request.get("seconds", 0) + 60)
+        return driver.ask(request, timeout=request.get("seconds", 0) + 60)
 
     def _close_driver(self) -> None:
         if self._driver is not None:

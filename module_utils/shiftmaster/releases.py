@@ -132,16 +132,16 @@ def resolve(layout: Layout, wanted: str) -> list:
 class Build:
     """One build. spec holds, all required:
 
-    revision (40 hex digits), version, archive (tar of the source), environment {name: value}, files {path below the
-    release: text}, requirements_file (below source, "" for none), extra_requirements [lines], linked_directories [below
-    source], python (path), pip_environment {}, build_user, user, collectstatic, check, celery_application,
-    config_sha256, classify (callable: source folder to the list of its migrations), hooks [{name, phase, command,
-    timeout_seconds, user}], timeout_seconds, run_id, who, log_folder.
+    revision (40 hex digits), stamp ("" for now), version, archive (tar of the source), environment {name: value},
+    files {path below the release: text}, requirements_file (below source, "" for none), extra_requirements [lines],
+    linked_directories [below source], python (path), pip_environment {}, build_user, user, collectstatic, check,
+    celery_application, config_sha256, classify (callable: source folder to the list of its migrations), hooks
+    [{name, phase, command, timeout_seconds, user}], timeout_seconds, run_id, who, log_folder.
     """
 
     def __init__(self, layout: Layout, state: State, spec: dict):
         self.layout, self.state, self.spec = layout, state, spec
-        stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        stamp = spec["stamp"] or datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         self.name = "%s-%s" % (stamp, spec["revision"][:10])
         self.path = layout.release(self.name)
         self.log = os.path.join(spec["log_folder"], "build-%s.log" % self.name)
@@ -268,8 +268,8 @@ class Build:
         if self.spec["celery_application"]:
             code = ReleaseCode(self.path, self.spec["user"])
             try:
-                self.celery = code.driver(celery_driver, {"op": "tasks", "application": self.spec["celery_application"]},
-                                          timeout=120)
+                self.celery = code.driver(celery_driver, {"op": "tasks"}, 120,
+                                          {"SHIFTMASTER_CELERY_APPLICATION": self.spec["celery_application"]})
             except ReleaseCodeError as error:
                 raise BuildError("the Celery application %s of version %s cannot be loaded: %s" % (
                     self.spec["celery_application"], self.spec["version"], error)) from error

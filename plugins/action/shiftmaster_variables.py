@@ -5,6 +5,7 @@ Runs on the controller only. Options:
     roles     names of roles, whose meta/argument_specs.yml say what is expected and whose defaults fill in
     known     names that begin like a role's and are no role's option (the wiring's own)
     required  [{name, hint}]: variables that must be set and not empty
+    choices   [{name, value, choices}]: what people type with a run
 
 Returns problems, a list of sentences; never a value, since it may be a secret.
 """
@@ -74,6 +75,10 @@ class ActionModule(ActionBase):
             if not filled:
                 problems.append("variable %s is not set%s" % (entry["name"], ": " + entry["hint"] if entry.get("hint")
                                                              else ""))
+        for choice in arguments.get("choices") or []:
+            if choice["value"] not in choice["choices"]:
+                problems.append("%s=%s is none of: %s" % (choice["name"], choice["value"],
+                                                          ", ".join(choice["choices"])))
         for role, options in specs.items():
             values = {}
             for name in options:
