@@ -15,6 +15,8 @@ from django.utils import timezone
 from roster.models import TaskRun
 from shiftmaster import __version__
 
+from .retry import ON_LOST_DATABASE
+
 
 def count(task, key, started_at):
     """Store one execution. Returns whether it is the first of its message."""
@@ -35,7 +37,7 @@ def count(task, key, started_at):
     return True
 
 
-@shared_task(bind=True, name="roster.tasks.record_run")
+@shared_task(bind=True, name="roster.tasks.record_run", **ON_LOST_DATABASE)
 def record_run(self, key, seconds=0):
     """Sleep, then count this execution."""
     started_at = timezone.now()

@@ -9,6 +9,8 @@ from django.utils import timezone
 from roster.models import Assignment, DayOffRequest, MonthPlan, ShiftType, StaffMember
 from roster.months import Month
 
+from .retry import ON_LOST_DATABASE
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,7 +25,7 @@ def turns(shifts):
     return [days[0], days[0], *days[1:2], *nights[:1], off[0], off[0]]
 
 
-@shared_task(name="roster.tasks.build_draft")
+@shared_task(name="roster.tasks.build_draft", **ON_LOST_DATABASE)
 def build_draft(ward_id, month):
     """Fill the empty cells. What people have entered stays, so a second run of the task changes nothing."""
     month = Month.parse(month)

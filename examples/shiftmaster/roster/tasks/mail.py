@@ -11,10 +11,15 @@ from django.utils import translation
 from roster.models import Assignment, MailDelivery, StaffMember, Ward
 from roster.months import Month
 
+from .retry import ON_LOST_DATABASE
+
+# A mail server that does not answer, or says no for now, is an OSError; so is smtplib's own error.
+ON_LOST_SERVICE = {**ON_LOST_DATABASE, "autoretry_for": (*ON_LOST_DATABASE["autoretry_for"], OSError)}
+
 logger = logging.getLogger(__name__)
 
 
-@shared_task(name="roster.tasks.mail_roster", autoretry_for=(OSError,), retry_backoff=5, max_retries=5)
+@shared_task(name="roster.tasks.mail_roster", **ON_LOST_SERVICE)
 def mail_roster(ward_id, month, order, language="ja"):
     """Send each person their own shifts, once for each order, however often the task runs.
 

@@ -10,7 +10,8 @@ from roster.months import Month
 def home(request):
     """The wards, and how far each one's month is planned."""
     month = Month.current()
-    wards = list(Ward.objects.annotate(people=Count("staff", filter=Q(staff__active=True))))
+    # An annotated query does not follow the model's ordering.
+    wards = Ward.objects.annotate(people=Count("staff", filter=Q(staff__active=True))).order_by(*Ward._meta.ordering)
     filled = dict(
         Assignment.objects.filter(day__range=month.range, staff__active=True)
         .values_list("staff__ward")

@@ -11,6 +11,7 @@ from roster.models import Assignment, MonthPlan, StaffMember
 from roster.months import Month
 
 from .counted import count
+from .retry import ON_LOST_DATABASE
 
 
 def hours(shift):
@@ -33,7 +34,7 @@ def summary(ward_id, month):
     ]
 
 
-@shared_task(bind=True, name="roster.tasks.summarize_month")
+@shared_task(bind=True, name="roster.tasks.summarize_month", **ON_LOST_DATABASE)
 def summarize_month(self, ward_id=None, month=None, key=None, seconds=0):
     """Store the summary, which is the same however often it is made. With a key it is counted as record_run is."""
     started_at = timezone.now()

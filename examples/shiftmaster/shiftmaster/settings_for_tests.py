@@ -24,3 +24,10 @@ EMAIL_HOST = "mail.invalid"
 # The real hasher takes half a second for each login.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 SECURE_SSL_REDIRECT = False
+# The tests provoke warnings; only their own output is wanted.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"none": {"class": "logging.NullHandler"}},
+    "root": {"handlers": ["none"]},
+}
