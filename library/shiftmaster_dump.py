@@ -317,12 +317,17 @@ def environment(database, password, base):
 
 
 def told(stderr):
-    """Return what a tool said at its end, as one line."""
+    """Return what a tool said at its end, as one line; the same words for each address of a host once."""
     lines = [re.sub(r"^(pg_dump|pg_restore|psql): (error: |warning: )?", "", line.strip())
              for line in stderr.splitlines()]
     lines = [line for line in lines if line]
-    errors = [line for line in lines if "ERROR" in line or "FATAL" in line]
-    return "; ".join((errors or lines)[:3]) or "no reason given"
+    chosen = {}
+    for line in [line for line in lines if "ERROR" in line or "FATAL" in line] or lines:
+        chosen.setdefault(line.rsplit(" failed: ", 1)[-1], line)
+    text = "; ".join(list(chosen.values())[:3]) or "no reason given"
+    if "lock timeout" in text or "lock-wait-timeout" in text:
+        text += " (another session holds a table for longer than %d s)" % LOCK_WAIT_SECONDS
+    return text
 
 
 def wanted_entries(listing, user, superuser, kept_schemas):
@@ -453,7 +458,7 @@ class Database:
         return output
 
     def ask(self, sql):
-        return self.run("asking the database %s" % self.where(), "psql", "-X", "--no-password", "--no-align",
+        return self.run("a question to the database %s" % self.where(), "psql", "-X", "--no-password", "--no-align",
                         "--tuples-only", "--command", sql).decode(errors="replace")
 
     def dump(self, path):
