@@ -395,7 +395,8 @@ class Instance:
         self.group = params["supplementary_group"]
 
     def as_redis(self, argv):
-        return ["runuser", "-u", "redis"] + (["-G", self.group] if self.group else []) + ["--"] + argv
+        groups = ["-g", "redis", "-G", self.group] if self.group else []
+        return ["runuser", "-u", "redis"] + groups + ["--"] + argv
 
     @staticmethod
     def read(path):
