@@ -1,0 +1,60 @@
+"""Asking the web server of a host, from that host."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from types import SimpleNamespace
+
+import pytest
+
+NAMES = ("shift.test:443", "www.shift.test:443", "shift.test:80", "other.test:80")
+
+
+class Edge:
+    def __init__(self, host):
+        self.host = host
+
+    def run(self, command):
+        return self.host.run(command)
+
+    def ok(self, command):
+        done = self.host.run(command)
+        assert done.rc == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def get(self, path="/", *options, url="https://shift.test", source="127.0.0.1"):
+        """One request by curl. status, headers (lower case, in order), body."""
+        names = "".join(f"--resolve {name}:127.0.0.1 " for name in NAMES)
+        done = self.host.run(f"curl -ski --max-time 20 --path-as-is --interface {source} {names}"
+                             + " ".join(shlex.quote(part) for part in [*options, url + path]))
+        assert done.rc == 0, f"curl ends with {done.rc}: {done.stdout} {done.stderr}"
+        body = done.stdout
+        while (match := re.match(r"HTTP/[\d.]+ (\d+).*?\r?\n\r?\n", body, re.S)):
+            head, body = match, body[match.end():]
+        headers = [(name.lower(), value.strip())
+                   for name, _, value in (line.partition(":") for line in head[0].strip().splitlines()[1:])]
+        return SimpleNamespace(
+            status=int(head[1]), headers=headers, body=body,
+            all=lambda name: [value for key, value in headers if key == name],
+            one=lambda name: next((value for key, value in headers if key == name), None))
+
+    def echo(self, *options, query="", **more):
+        """The headers that the application received."""
+        answer = self.get(f"/echo?{query}", *options, **more)
+        return dict(json.loads(answer.body)), answer
+
+    def activate(self, colour):
+        self.ok(f"ln -sfn colours/{colour} /var/www/shiftmaster/active.new"
+                " && mv -T /var/www/shiftmaster/active.new /var/www/shiftmaster/active")
+
+
+@pytest.fixture
+def edge(host):
+    found = Edge(host)
+    found.ok("systemctl start shiftmaster-web@blue shiftmaster-web@green")
+    found.activate("blue")
+    yield found
+    found.ok("rm -f /var/www/shiftmaster/shared/maintenance/on")
+    found.activate("blue")

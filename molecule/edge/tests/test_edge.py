@@ -1,0 +1,330 @@
+"""What the web server does for clients. Behaviour only; the configuration's text is of no interest."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+
+def test_the_application_answers_over_tls(edge):
+    answer = edge.get("/")
+    assert (answer.status, answer.one("x-colour")) == (200, "blue")
+
+
+def test_plain_http_is_sent_to_tls_under_the_sites_own_name(edge):
+    answer = edge.get("/a?b=c", url="http://shift.test")
+    assert (answer.status, answer.one("location")) == (301, "https://shift.test/a?b=c")
+    answer = edge.get("/a", url="http://other.test")
+    assert answer.one("location") == "https://shift.test/a", "a redirect to a name that the client made up"
+
+
+def test_plain_http_on_the_tls_port_is_redirected(edge):
+    assert edge.get("/", url="http://shift.test:443").status == 301
+
+
+def test_acme_challenges_pass_on_both_ports_and_in_maintenance(edge):
+    edge.ok("mkdir -p /var/www/acme/.well-known/acme-challenge"
+            " && echo proof >/var/www/acme/.well-known/acme-challenge/token"
+            " && touch /var/www/shiftmaster/shared/maintenance/on")
+    for url in ("http://shift.test", "https://shift.test"):
+        answer = edge.get("/.well-known/acme-challenge/token", url=url)
+        assert (answer.status, answer.body) == (200, "proof\n")
+    assert edge.get("/.well-known/acme-challenge/none", url="http://shift.test").status == 404
+
+
+# --- what the application sees ---------------------------------------------------------------------------------------
+
+
+def test_what_a_client_says_about_itself_is_not_believed(edge):
+    seen, _ = edge.echo(
+        "-H", "X-Forwarded-For: 203.0.113.9", "-H", "X-Forwarded-Proto: http", "-H", "X-Real-IP: 203.0.113.9",
+        "-H", "X-Forwarded-Host: evil.test", "-H", "Forwarded: for=203.0.113.9", "-H", "Proxy: evil",
+        "-H", "X-Request-ID: " + "a" * 32)
+    assert seen["x-forwarded-for"] == seen["x-real-ip"] == "127.0.0.1"
+    assert seen["x-forwarded-proto"] == "https"
+    assert seen["host"] == "shift.test"
+    assert not {"x-forwarded-host", "forwarded", "proxy"} & set(seen)
+    assert seen["x-request-id"] != "a" * 32
+
+
+def test_one_request_id_reaches_application_client_and_log(edge):
+    seen, answer = edge.echo(query="set-X-Request-ID=theirs")
+    assert answer.all("x-request-id") == [seen["x-request-id"]]
+    time.sleep(0.2)
+    line = json.loads(edge.ok("tail -n 1 /var/log/nginx/shiftmaster_access.log"))
+    assert line["request_id"] == seen["x-request-id"]
+
+
+def test_host_header_keeps_a_port(edge):
+    seen, _ = edge.echo("-H", "Host: shift.test:8443")
+    assert seen["host"] == "shift.test:8443"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://localhost:8000"])
+def test_local_listener_speaks_for_tls(edge, url):
+    seen, answer = edge.echo(url=url)
+    assert answer.status == 200
+    assert seen["x-forwarded-proto"] == "https", "an application that redirects to TLS would redirect the probe"
+    assert answer.one("strict-transport-security") is None
+    assert edge.get("/health/", url=url).status == 200
+
+
+def test_local_listener_is_not_for_the_network(edge):
+    addresses = edge.ok("hostname -I").split()
+    assert addresses
+    done = edge.run(f"curl -s --max-time 3 http://{addresses[0]}:8000/health/")
+    assert done.rc == 7, "refused"
+
+
+# --- headers ---------------------------------------------------------------------------------------------------------
+
+EXPECTED = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "strict-transport-security": "max-age=31536000",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+}
+
+
+@pytest.mark.parametrize("path", ["/", "/static/css/site.css", "/static/none.css", "/echo?status=500"])
+def test_security_headers_are_on_every_answer_once(edge, path):
+    answer = edge.get(path)
+    assert {name: answer.all(name) for name in EXPECTED} == {name: [value] for name, value in EXPECTED.items()}
+    assert answer.one("server") == "nginx"
+
+
+def test_the_applications_own_headers_win_but_not_about_tls(edge):
+    own = {"X-Frame-Options": "SAMEORIGIN", "Content-Security-Policy": "default-src",
+           "Strict-Transport-Security": "max-age=1"}
+    _, answer = edge.echo(query="&".join(f"set-{name}={value}" for name, value in own.items()))
+    assert answer.all("x-frame-options") == ["SAMEORIGIN"]
+    assert answer.all("content-security-policy") == ["default-src"]
+    assert answer.all("strict-transport-security") == [EXPECTED["strict-transport-security"]]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_static_files_of_the_live_release_come_first_and_follow_the_switch(edge):
+    assert edge.get("/static/css/site.css").body == "one\n"
+    edge.activate("green")
+    assert edge.get("/static/css/site.css").body == "two\n"
+
+
+def test_static_files_of_an_older_page_still_answer(edge):
+    edge.activate("green")
+    for name in ("old.ba9876543210", "blue.0123456789ab"):
+        answer = edge.get(f"/static/css/{name}.css")
+        assert answer.status == 200
+        assert answer.one("cache-control") == "public, max-age=31536000, immutable"
+        assert answer.one("content-type").startswith("text/css")
+
+
+def test_files_without_a_hash_and_missing_ones_are_not_kept_long(edge):
+    assert edge.get("/static/css/site.css").one("cache-control") == "public, max-age=60"
+    missing = edge.get("/static/css/none.0123456789ab.css")
+    assert missing.status == 404 and missing.one("cache-control") is None
+
+
+def test_nothing_outside_the_static_folders_is_served(edge):
+    for path in ("/static/../../../shared/media/upload.html", "/static/%2e%2e/%2e%2e/env", "/static/..%2f..%2fenv",
+                 "/media/../state/state.json", "/media../state", "/static//etc/passwd"):
+        answer = edge.get(path)
+        assert answer.status in (400, 403, 404) or answer.one("x-colour"), path
+
+
+def test_precompressed_files_are_used(edge):
+    edge.ok("cd /var/www/shiftmaster/releases/one/static/css && echo packed | gzip >site.css.gz")
+    try:
+        assert edge.get("/static/css/site.css", "--compressed").body == "packed\n"
+        assert edge.get("/static/css/site.css").body == "one\n"
+    finally:
+        edge.ok("rm /var/www/shiftmaster/releases/one/static/css/site.css.gz")
+
+
+def test_uploaded_pages_cannot_run(edge):
+    answer = edge.get("/media/upload.html")
+    assert answer.status == 200
+    assert "sandbox" in answer.one("content-security-policy")
+    assert answer.all("x-content-type-options") == ["nosniff"]
+
+
+# --- limits and errors -----------------------------------------------------------------------------------------------
+
+
+def test_logging_in_is_limited_by_address(edge):
+    statuses = [edge.get("/login/", "-d", "password=wrong", source="127.0.0.3") for _ in range(7)]
+    assert [answer.status for answer in statuses][:5] == [200] * 5
+    assert statuses[-1].status == 429
+    assert statuses[-1].one("retry-after") == "60"
+    assert "ログインの試行回数が多すぎます" in statuses[-1].body and "Too many attempts" in statuses[-1].body
+    assert edge.get("/login/", source="127.0.0.3").status == 200, "looking at the form is not an attempt"
+    assert edge.get("/login/", "-d", "password=wrong", source="127.0.0.4").status == 200, "somebody else"
+
+
+def test_bodies_have_a_limit(edge):
+    edge.ok("head -c 3000000 /dev/zero >/tmp/large")
+    answer = edge.get("/echo", "--data-binary", "@/tmp/large")
+    assert answer.status == 413 and "2 MB" in answer.body
+
+
+def test_a_dead_application_gets_a_page_in_both_languages(edge):
+    edge.ok("systemctl stop shiftmaster-web@blue")
+    for options in ((), ("-d", "a=b")):
+        answer = edge.get("/", *options)
+        assert answer.status == 502, options
+        assert "ただいま接続できません" in answer.body and "does not answer" in answer.body
+        assert "内線 1234" in answer.body
+        assert (answer.one("retry-after"), answer.one("cache-control")) == ("10", "no-store")
+        assert answer.one("content-type") == "text/html; charset=utf-8"
+
+
+def test_errors_of_the_application_are_its_own(edge):
+    for status in (404, 500, 502, 503):
+        _, answer = edge.echo(query=f"status={status}")
+        assert answer.status == status and answer.one("x-colour") == "blue"
+
+
+def test_error_pages_have_no_address_of_their_own(edge):
+    assert edge.get("/_edge/502.html").status == 404
+    edge.ok("touch /var/www/shiftmaster/shared/maintenance/on")
+    assert edge.get("/_edge/503").status == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_no_request_is_sent_twice(edge, method):
+    edge.ok("rm -f /var/lib/stub/values.cut")
+    assert edge.get("/cut", "-X", method).status == 502
+    assert edge.ok("cat /var/lib/stub/values.cut").split() == [method]
+
+
+def test_deep_health_is_not_for_everybody(edge):
+    assert edge.get("/health/deep/").status == 200
+    assert edge.get("/health/deep/", source="127.0.0.5").status == 403
+    assert edge.get("/health/", source="127.0.0.5").status == 200
+
+
+# --- maintenance -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "/static/css/site.css", "/media/upload.html", "/login/", "/nowhere"])
+def test_maintenance_stands_before_everything(edge, path):
+    edge.ok("touch /var/www/shiftmaster/shared/maintenance/on")
+    for options in ((), ("-d", "a=b")):
+        answer = edge.get(path, *options)
+        assert (answer.status, answer.one("retry-after"), answer.one("x-maintenance")) == (503, "300", "on")
+        assert "メンテナンス中" in answer.body
+        assert answer.one("content-type") == "text/html; charset=utf-8"
+        assert answer.one("x-frame-options") == "DENY"
+
+
+def test_maintenance_lets_health_and_some_addresses_through(edge):
+    edge.ok("touch /var/www/shiftmaster/shared/maintenance/on")
+    assert edge.get("/health/").one("x-colour") == "blue"
+    assert edge.get("/health/", url="http://127.0.0.1:8000").status == 200
+    assert edge.get("/", url="http://127.0.0.1:8000").status == 503
+    assert edge.get("/", source="127.0.0.7").one("x-colour") == "blue"
+    edge.ok("rm /var/www/shiftmaster/shared/maintenance/on")
+    assert edge.get("/").one("x-colour") == "blue"
+
+
+def test_maintenance_answers_programs_in_json(edge):
+    edge.ok("touch /var/www/shiftmaster/shared/maintenance/on")
+    answer = edge.get("/", "-H", "Accept: application/json")
+    assert answer.status == 503 and json.loads(answer.body)["status"] == "maintenance"
+    assert answer.one("content-type").startswith("application/json")
+
+
+# --- TLS -------------------------------------------------------------------------------------------------------------
+
+
+def s_client(edge, *options):
+    return edge.run("openssl s_client -connect 127.0.0.1:443 -servername shift.test "
+                    + " ".join(options) + " </dev/null 2>&1")
+
+
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_modern_tls_with_forward_secrecy(edge, version):
+    out = s_client(edge, version).stdout
+    assert "Cipher is " in out and "Cipher is (NONE)" not in out
+
+
+@pytest.mark.parametrize("options", [
+    ("-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"),
+    ("-tls1", "-cipher", "DEFAULT@SECLEVEL=0"),
+    ("-tls1_2", "-cipher", "AES128-GCM-SHA256"),
+    ("-tls1_2", "-cipher", "ECDHE-RSA-AES128-SHA256"),
+])
+def test_old_tls_is_refused(edge, options):
+    out = s_client(edge, *options).stdout
+    assert "Cipher is (NONE)" in out or "alert" in out, out
+
+
+def test_no_session_tickets(edge):
+    assert "TLS session ticket:" not in s_client(edge, "-tls1_2").stdout
+
+
+def test_http2_is_offered(edge):
+    assert edge.get("/", "--http2").status == 200
+    assert "ALPN protocol: h2" in s_client(edge, "-alpn", "h2").stdout
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+def test_log_is_json_and_holds_no_query(edge):
+    edge.get('/echo?name=secret%22name', "-A", 'a "b" \\ c', "-e", "https://shift.test/x?token=secret")
+    time.sleep(0.2)
+    text = edge.ok("tail -n 1 /var/log/nginx/shiftmaster_access.log")
+    line = json.loads(text)
+    assert "secret" not in text
+    assert line["user_agent"] == 'a "b" \\ c'
+    assert (line["method"], line["path"], line["status"], line["scheme"]) == ("GET", "/echo", 200, "https")
+    assert line["ssl_protocol"].startswith("TLSv1.") and line["upstream_status"] == "200"
+    assert isinstance(line["request_time"], float) and line["bytes"] > 0
+    for entry in edge.ok("cat /var/log/nginx/shiftmaster_access.log").splitlines():
+        json.loads(entry)
+
+
+def test_log_is_rotated_and_nginx_follows(edge):
+    edge.get("/before")
+    edge.ok("logrotate --force /etc/logrotate.d/nginx")
+    time.sleep(0.3)
+    edge.get("/after")
+    time.sleep(0.3)
+    now = edge.ok("cat /var/log/nginx/shiftmaster_access.log")
+    assert '"path":"/after"' in now and '"path":"/before"' not in now
+    assert '"path":"/before"' in edge.ok("cat /var/log/nginx/shiftmaster_access.log.1")
+
+
+def test_broken_requests_leave_json(edge):
+    edge.run(r"printf 'NONSENSE\r\n\r\n' | timeout 3 openssl s_client -quiet -connect 127.0.0.1:443 2>/dev/null")
+    time.sleep(0.3)
+    for entry in edge.ok("tail -n 5 /var/log/nginx/shiftmaster_access.log").splitlines():
+        json.loads(entry)
+
+
+# --- the service -----------------------------------------------------------------------------------------------------
+
+
+def test_the_unit_is_sandboxed_enabled_and_comes_back(edge):
+    assert edge.host.service("nginx").is_enabled
+    score = float(edge.ok("systemd-analyze security --no-pager nginx.service | tail -n 1").split(":")[1].split()[0])
+    assert score <= 3.0
+    edge.ok("systemctl kill --signal=KILL nginx.service")
+    for _ in range(40):
+        if edge.run("curl -sk -o /dev/null https://127.0.0.1/health/").rc == 0:
+            break
+        time.sleep(0.25)
+    else:
+        pytest.fail("nginx did not come back")
+    assert edge.ok("systemctl is-system-running").strip() == "running"
+
+
+def test_the_exporters_page_is_for_this_host(edge):
+    assert "Active connections" in edge.ok("curl -sf http://127.0.0.1:8081/stub_status")
+    address = edge.ok("hostname -I").split()[0]
+    assert edge.run(f"curl -s --max-time 3 http://{address}:8081/stub_status").rc == 7
