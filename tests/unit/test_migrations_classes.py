@@ -250,6 +250,30 @@ def test_a_squashed_migration_does_not_hide_what_was_before():
     assert record["class"] == "contract"
 
 
+def test_a_squashed_migration_is_not_compared_with_what_came_after_it():
+    squashed = text('migrations.AlterField("roster", "month", models.CharField("month", max_length=7))').replace(
+        "    operations", "    replaces = [('shifts', '0002_it')]\n    operations")
+    files = {"0001_initial": text(INITIAL), "0002_it": text("", "0001_initial"), "0002_squashed": squashed}
+    records = {record["name"]: record for record in migrations.classify_app("shifts", files)}
+    assert records["0002_squashed"]["class"] == "contract"
+
+
+def test_what_depends_on_a_squashed_migration_comes_behind_what_that_replaces():
+    squashed = text(INITIAL).replace("    operations", "    replaces = [('shifts', '0002_initial')]\n    operations")
+    wider = text('migrations.AlterField("roster", "month", models.CharField(max_length=9))', "0002_squashed")
+    files = {"0001_wider": wider, "0002_initial": text(INITIAL), "0002_squashed": squashed}
+    records = {record["name"]: record for record in migrations.classify_app("shifts", files)}
+    assert records["0001_wider"]["class"] == "expand"
+    assert records["0001_wider"]["dependencies"] == [["shifts", "0002_squashed"]]
+
+
+def test_database_operations_leave_the_state_alone_and_state_operations_change_it():
+    alter = 'migrations.AlterField("roster", "month", models.CharField(max_length=%d))'
+    separate = "migrations.SeparateDatabaseAndState([%s], [%s]), %s"
+    assert judge(separate % (alter % 20, "", alter % 10))["class"] == "expand"
+    assert judge(separate % ("", alter % 20, alter % 10))["class"] == "contract"
+
+
 def test_a_set_is_judged_against_code_that_knows_none_of_it():
     files = {
         "0001_initial": text('migrations.CreateModel("Leave", [])'),
