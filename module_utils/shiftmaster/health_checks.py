@@ -481,18 +481,21 @@ def check_certificate(options: dict, context: Context, now: Optional[datetime.da
             "served_differs": differs}
     if latency is not None:
         data["latency_ms"] = latency
-    if days < 0:
-        return Outcome(CRITICAL, said("certificate.expired", date=date, days=int(-days)), "expiry", hint, "", data)
     late = max(certificate.not_before for certificate in certificates)
-    if late > now:
-        return Outcome(CRITICAL, said("certificate.early", date=late.strftime("%Y-%m-%d %H:%M UTC")), "expiry", hint,
-                       "", data)
-    status = below(days, options.get("warning"), options.get("critical"))
-    detail = said("certificate", date=date, days=int(days))
+    if days < 0:
+        status, detail = CRITICAL, said("certificate.expired", date=date, days=int(-days))
+    elif late > now:
+        status, detail = CRITICAL, said("certificate.early", date=late.strftime("%Y-%m-%d %H:%M UTC"))
+    else:
+        status = below(days, options.get("warning"), options.get("critical"))
+        detail = said("certificate", date=date, days=int(days))
+    reason = "expiry"
     if differs:
-        return Outcome(worst((status, WARNING)), detail + said("certificate.differs", file=path), "differs", hint, "",
-                       data)
-    return Outcome(status, detail, "expiry", hint, "", data)
+        detail += said("certificate.differs", file=path)
+        status = worst((status, WARNING))
+        if first is certificates[-1]:
+            reason = "differs"  # The new one is there already, and only needs to be read.
+    return Outcome(status, detail, reason, hint, "", data)
 
 
 def check_clock(options: dict, context: Context) -> Outcome:
