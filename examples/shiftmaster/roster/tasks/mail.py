@@ -30,11 +30,8 @@ def mail_roster(ward_id, month, order, language="ja"):
     ward = Ward.objects.get(pk=ward_id)
     sent = 0
     staff = StaffMember.objects.filter(ward=ward, active=True).exclude(email="")
-    done = set(MailDelivery.objects.filter(order=order).values_list("staff_id", flat=True))
     with translation.override(language):
         for person in staff:
-            if person.pk in done:
-                continue
             shifts = Assignment.objects.filter(staff=person, day__range=month.range).select_related("shift")
             context = {"person": person, "ward": ward, "month": month, "shifts": shifts.order_by("day")}
             try:
@@ -47,7 +44,7 @@ def mail_roster(ward_id, month, order, language="ja"):
                         [person.email],
                     )
             except IntegrityError:
-                continue
+                continue  # sent by an earlier run
             sent += 1
     logger.info("roster of ward %s for %s: %d letters sent", ward_id, month, sent)
     return sent

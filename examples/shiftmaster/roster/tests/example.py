@@ -21,8 +21,9 @@ class Example:
         cls.day = shift("D", tone="sky", starts_at=time(8, 30), ends_at=time(17), position=1)
         cls.night = shift("N", night=True, tone="indigo", starts_at=time(16, 30), ends_at=time(9), position=2)
         cls.off = shift("-", is_work=False, position=3)
-        cls.ward = Ward.objects.create(slug="east", name="東病棟", name_en="East ward")
-        cls.other_ward = Ward.objects.create(slug="west", name="西病棟")
+        # Their order is that of neither the keys nor the names.
+        cls.ward = Ward.objects.create(slug="east", name="東病棟", name_en="East ward", position=2)
+        cls.other_ward = Ward.objects.create(slug="west", name="西病棟", position=1)
         cls.staff = [
             StaffMember.objects.create(
                 ward=cls.ward, number=f"E{n}", name=f"職員{n}", position=n, email=f"e{n}@hospital.invalid"

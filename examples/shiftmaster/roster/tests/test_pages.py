@@ -27,7 +27,7 @@ class ReadTests(Example, TestCase):
         self.client.force_login(self.nurse)
         with mock.patch("roster.months.timezone.localdate", return_value=date(2026, 5, 20)):
             wards = self.client.get("/").context["wards"]
-        self.assertEqual([(ward.slug, ward.people, ward.percent) for ward in wards], [("east", 3, 33), ("west", 1, 0)])
+        self.assertEqual([(ward.slug, ward.people, ward.percent) for ward in wards], [("west", 1, 0), ("east", 3, 33)])
 
     def test_month_shows_shifts_and_wishes_with_few_queries(self):
         Assignment.objects.create(staff=self.staff[0], day=MONTH.first, shift=self.night)
