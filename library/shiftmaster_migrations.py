@@ -229,6 +229,7 @@ from ansible.module_utils.shiftmaster import django_driver, migrations  # noqa: 
 from ansible.module_utils.shiftmaster.releasecode import ReleaseCode, ReleaseCodeError  # noqa: E402
 
 PLAN_SECONDS = 120
+GRACE_SECONDS = 5  # How much later than this module's own limit the driver ends by itself.
 PUBLIC = ("app", "name", "class", "reversible", "atomic", "reasons", "warnings", "loses", "describe", "found_in",
           "annotation")
 
@@ -268,6 +269,7 @@ class Runner:
         self.code = code
 
     def ask(self, release, request, timeout):
+        request = dict(request, limit_seconds=timeout + GRACE_SECONDS)
         answer = self.code(release, self.options["user"] or None).driver(
             django_driver, request, timeout, {k: str(v) for k, v in self.options["extra_environment"].items()})
         if "failure" in answer:

@@ -5,8 +5,8 @@ line of JSON comes in on standard input, one line that starts with ANSWER goes o
 prints goes to standard error. Nothing but the standard library and Django may be imported here, and nothing of this
 package: the file travels alone.
 
-Requests: {"op": "plan" | "apply" | "reverse", ...}; each function below says what it takes. Only the database
-`default` is looked at.
+Requests: {"op": "plan" | "apply" | "reverse", "limit_seconds": 60, ...}; behind the limit the process ends. Each
+function below says what else it takes. Only the database `default` is looked at.
 
 A failure that is understood comes back as {"failure": {...}} with a sentence in `message`, so that the caller keeps
 what was applied before it; {"error": text} is for what could not even begin.
@@ -15,7 +15,9 @@ what was applied before it; {"error": text} is for what could not even begin.
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 
@@ -651,6 +653,13 @@ def reverse(connection, request):
         return answer
 
 
+def limit(seconds):
+    """End this process by itself: whoever waits for it may have been killed."""
+    timer = threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
+
+
 OPERATIONS = {"plan": look, "apply": apply, "reverse": reverse}
 
 
@@ -658,6 +667,8 @@ def main():
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # From here on every print of the application, also of its children, goes to standard error.
     request = json.loads(sys.stdin.readline())
+    if request.get("limit_seconds"):
+        limit(request["limit_seconds"])
     try:
         connection = setup()
         try:

@@ -482,6 +482,15 @@ def test_killed_in_a_migration_the_next_run_converges(site):
     assert site.columns() == {"id", "month", "note", "extra"}
 
 
+def test_a_run_whose_parent_is_gone_ends_by_itself(site):
+    release = site.release(1, {"shifts/0001_slow": migration(
+        'migrations.RunSQL("SELECT pg_sleep(100)", migrations.RunSQL.noop)')})
+    child = site.start(release, limit_seconds=8)
+    site.wait_for("pg_sleep")
+    assert child.wait(timeout=30) == -signal.SIGKILL
+    child.communicate()
+
+
 def test_killed_while_it_builds_an_index_the_next_run_repairs_it(site):
     site.run("apply", site.release(1, BASE))
     release = site.release(2, dict(BASE, **{"shifts/0003_index": migration(INDEX, "0002_note", atomic=False)}))

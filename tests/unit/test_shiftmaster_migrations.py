@@ -69,7 +69,7 @@ def test_apply_passes_on_what_was_judged_and_the_limits():
     assert result["changed"] and result["done"] == ["a.0002"]
     _, request, timeout, environment = code.requests[1]
     assert request == {"op": "apply", "expected": [["a", "0002"]], "handlers": False, "lock_wait_seconds": 60,
-                       "lock_timeout_seconds": 3, "statement_timeout_seconds": 0}
+                       "lock_timeout_seconds": 3, "statement_timeout_seconds": 0, "limit_seconds": 104}
     assert timeout == 99 and environment == {"DB_PORT": "5432"} and set(code.users) == {"shiftmaster"}
 
 
