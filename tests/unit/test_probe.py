@@ -1,0 +1,590 @@
+"""The probes against real sockets, files and commands of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import pytest
+from ansible.module_utils.shiftmaster import probe
+
+HELLO = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nX-Thing: yes\r\nContent-Length: 5\r\n\r\nhello"
+
+
+@contextlib.contextmanager
+def server(talk, path=None, tls=None, backlog=5):
+    """Serve connections with talk(connection) in threads; yields the target's (host, port) or path."""
+    listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
+    listener.bind(path or ("127.0.0.1", 0))
+    listener.listen(backlog)
+    open_ones = []
+
+    def accept():
+        while True:
+            try:
+                connection, _address = listener.accept()
+            except OSError:
+                return
+            open_ones.append(connection)
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    def serve(connection):
+        with contextlib.suppress(OSError):
+            if tls:
+                connection = tls.wrap_socket(connection, server_side=True)
+                open_ones.append(connection)
+            if talk(connection) != "keep":
+                connection.close()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield path or listener.getsockname()
+    finally:
+        listener.close()
+        for connection in open_ones:
+            connection.close()
+
+
+def answer(data):
+    def talk(connection):
+        connection.recv(65536)
+        connection.sendall(data)
+
+    return talk
+
+
+def silent(_connection):
+    return "keep"
+
+
+def url(address, scheme="http"):
+    return "%s://%s:%d" % (scheme, *address)
+
+
+# --- HTTP ------------------------------------------------------------------------------------------------------------
+
+
+def test_http_get_returns_status_body_and_headers():
+    with server(answer(HELLO)) as address:
+        result = probe.http_get(url(address), "/x")
+    assert (result.status, result.body, result.error) == (200, "hello", None)
+    assert result.headers["x-thing"] == "yes"
+    assert 0 < result.seconds < 5
+
+
+def test_http_get_sends_the_host_and_headers_it_is_told():
+    seen = []
+
+    def talk(connection):
+        seen.append(connection.recv(65536).decode())
+        connection.sendall(HELLO)
+
+    with server(talk) as address:
+        probe.http_get(url(address), "/health/?a=b", host="shift.example", headers={"X-Forwarded-Proto": "https"})
+        probe.http_get(url(address) + "/own/path")
+    assert seen[0].startswith("GET /health/?a=b HTTP/1.1\r\n")
+    assert "Host: shift.example\r\n" in seen[0] and "X-Forwarded-Proto: https\r\n" in seen[0]
+    assert seen[1].startswith("GET /own/path HTTP/1.1\r\n") and "Host: 127.0.0.1:%d\r\n" % address[1] in seen[1]
+
+
+def test_http_get_over_a_unix_socket(tmp_path):
+    with server(answer(HELLO), path=str(tmp_path / "web.sock")) as path:
+        assert probe.http_get("unix:" + path, "/health/").status == 200
+
+
+def test_http_get_keeps_64_kib_of_a_large_body():
+    body = b"x" * 300000
+    with server(answer(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + body)) as address:
+        assert len(probe.http_get(url(address)).body) == 65536
+
+
+def test_a_status_of_500_is_an_answer():
+    with server(answer(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")) as address:
+        assert probe.http_get(url(address)).status == 500
+
+
+def closed_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_nobody_listens(tmp_path):
+    refused = probe.http_get("http://127.0.0.1:%d" % closed_port())
+    assert (refused.status, refused.reason) == (None, "refused")
+    missing = probe.http_get("unix:%s" % (tmp_path / "none.sock"))
+    assert (missing.status, missing.reason) == (None, "missing")
+    assert "there is no such socket" in missing.error
+
+
+def test_a_socket_that_accepts_and_never_answers():
+    with server(silent) as address:
+        started = time.monotonic()
+        result = probe.http_get(url(address), timeout=0.5)
+    assert (result.status, result.reason) == (None, "timeout")
+    assert "no answer within 0.5 s" in result.error
+    assert 0.4 < time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"])
+def test_a_trickle_does_not_outlast_the_limit(start):
+    """A byte now and then resets the timeout of an ordinary socket; the limit is for the whole."""
+
+    def talk(connection):
+        connection.recv(65536)
+        connection.sendall(start)
+        for _ in range(60):
+            connection.sendall(b"x")
+            time.sleep(0.1)
+
+    with server(talk) as address:
+        started = time.monotonic()
+        result = probe.http_get(url(address), timeout=0.7)
+    assert (result.status, result.reason) == (None, "timeout")
+    assert time.monotonic() - started < 2
+
+
+def test_a_unix_socket_whose_queue_is_full_is_waited_for(tmp_path):
+    path = str(tmp_path / "full.sock")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(0)
+    waiting = []
+    try:
+        for _ in range(3):
+            connection = socket.socket(socket.AF_UNIX)
+            connection.setblocking(False)
+            waiting.append(connection)
+            try:
+                connection.connect(path)
+            except BlockingIOError:
+                break
+        else:
+            pytest.fail("the queue never became full")
+        result = probe.http_get("unix:" + path, timeout=0.4)
+        assert (result.status, result.reason) == (None, "timeout")
+    finally:
+        for connection in [*waiting, listener]:
+            connection.close()
+
+
+def test_what_is_not_http():
+    with server(answer(b"220 mail ready\r\n")) as address:
+        result = probe.http_get(url(address))
+    assert (result.status, result.reason) == (None, "protocol")
+
+
+@pytest.mark.parametrize("target", ["ftp://x", "unix:relative", "localhost:80", ""])
+def test_a_target_that_cannot_be_read_is_a_mistake_of_the_caller(target):
+    with pytest.raises(ValueError):
+        probe.http_get(target)
+
+
+# --- TLS and certificates --------------------------------------------------------------------------------------------
+
+
+def make_certificate(folder, name="shift.example"):
+    key, certificate = str(folder / (name + ".key")), str(folder / (name + ".crt"))
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=" + name, "-addext",
+         "subjectAltName=DNS:" + name, "-days", "3650", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )
+    return certificate, key
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def server_tls(pair):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*pair)
+    return context
+
+
+def test_https_verifies_unless_told_otherwise(pair):
+    with server(answer(HELLO), tls=server_tls(pair)) as address:
+        target = url(address, "https")
+        refused = probe.http_get(target, host="shift.example")
+        trusted = probe.http_get(target, host="shift.example:8443", ca_file=pair[0])
+        other_name = probe.http_get(target, host="other.example", ca_file=pair[0])
+        unverified = probe.http_get(target, verify=False)
+    assert (refused.status, refused.reason) == (None, "certificate")
+    assert trusted.status == 200
+    assert (other_name.status, other_name.reason) == (None, "certificate")
+    assert unverified.status == 200
+
+
+def test_a_tls_handshake_that_hangs():
+    with server(silent) as address:
+        started = time.monotonic()
+        result = probe.http_get(url(address, "https"), timeout=0.5, verify=False)
+    assert (result.status, result.reason) == (None, "timeout")
+    assert time.monotonic() - started < 2
+
+
+def test_dates_of_a_certificate_agree_with_openssl(pair):
+    certificate = probe.certificate_file(pair[0])[0]
+    text = subprocess.run(["openssl", "x509", "-in", pair[0], "-noout", "-enddate", "-fingerprint", "-sha256"],
+                          check=True, capture_output=True, text=True).stdout
+    end = datetime.datetime.strptime(text.split("notAfter=")[1].splitlines()[0], "%b %d %H:%M:%S %Y %Z")
+    assert certificate.not_after == end.replace(tzinfo=datetime.timezone.utc)
+    assert certificate.fingerprint == text.split("Fingerprint=")[1].strip().replace(":", "").lower()
+
+
+def test_the_served_certificate_is_read_without_being_trusted(pair):
+    with server(silent, tls=server_tls(pair)) as address:
+        served = probe.certificate_served(*address, server_name="shift.example")
+        with pytest.raises(probe.ProbeError) as error:
+            probe.certificate_served(*address, server_name="shift.example", verify=True)
+    assert served == probe.certificate_file(pair[0])[0]
+    assert (error.value.state, error.value.reason) == ("unhealthy", "certificate")
+
+
+def test_files_that_are_no_certificates(tmp_path):
+    with pytest.raises(probe.ProbeError) as error:
+        probe.certificate_file(str(tmp_path / "none.crt"))
+    assert (error.value.state, error.value.reason) == ("down", "missing")
+    for text in ("", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
+        (tmp_path / "bad.crt").write_text(text)
+        with pytest.raises(probe.ProbeError) as error:
+            probe.certificate_file(str(tmp_path / "bad.crt"))
+        assert (error.value.state, error.value.reason) == ("unhealthy", "invalid")
+
+
+# --- Redis -----------------------------------------------------------------------------------------------------------
+
+
+def redis_server(answers):
+    """A server that answers by command: PING, AUTH, INFO, SELECT."""
+    seen = []
+
+    def talk(connection):
+        stream = connection.makefile("rb")
+        while True:
+            line = stream.readline()
+            if not line:
+                return
+            words = []
+            for _ in range(int(line[1:])):
+                stream.readline()
+                words.append(stream.readline().strip().decode())
+            seen.append(words)
+            connection.sendall(answers.get(words[0], b"+OK\r\n"))
+
+    return talk, seen
+
+
+INFO = (b"# Server\r\nredis_version:8.0.2\r\nrole:master\r\nused_memory:90\r\nmaxmemory:100\r\n"
+        b"maxmemory_policy:noeviction\r\n")
+
+
+def target(address, **more):
+    return probe.RedisTarget(address[0], address[1], **more)
+
+
+def test_redis_logs_in_selects_and_pings():
+    talk, seen = redis_server({"PING": b"+PONG\r\n", "INFO": b"$%d\r\n%s\r\n" % (len(INFO), INFO)})
+    with server(talk) as address:
+        figures = probe.redis_ping(target(address, username="app", password="pä ss", database=1))
+    assert seen == [["AUTH", "app", "pä ss"], ["SELECT", "1"], ["PING"], ["INFO"]]
+    assert (figures["version"], figures["role"], figures["used_memory_percent"]) == ("8.0.2", "master", 90.0)
+    assert not figures["evicts"]
+
+
+def test_redis_without_the_right_to_info_is_well():
+    talk, _seen = redis_server({"PING": b"+PONG\r\n", "INFO": b"-NOPERM no\r\n"})
+    with server(talk) as address:
+        assert "version" not in probe.redis_ping(target(address))
+
+
+@pytest.mark.parametrize("command,words,reason", [
+    ("AUTH", b"-WRONGPASS invalid username-password pair: s3cret\r\n", "auth"),
+    ("PING", b"-NOAUTH Authentication required.\r\n", "noauth"),
+    ("PING", b"-LOADING Redis is loading the dataset in memory\r\n", "loading"),
+    ("PING", b"-MISCONF Redis is configured to save RDB snapshots\r\n", "disk"),
+    ("PING", b"-whatever\r\n", "refusal"),
+    ("PING", b"HTTP/1.1 400 Bad Request\r\n", "protocol"),
+])
+def test_redis_that_refuses(command, words, reason):
+    talk, _seen = redis_server({command: words})
+    with server(talk) as address, pytest.raises(probe.ProbeError) as error:
+        probe.redis_ping(target(address, username="app", password="s3cret"))
+    assert (error.value.state, error.value.reason) == ("unhealthy", reason)
+    assert "s3cret" not in str(error.value)
+
+
+def test_redis_that_never_answers():
+    with server(silent) as address, pytest.raises(probe.ProbeError) as error:
+        probe.redis_ping(target(address), timeout=0.4)
+    assert (error.value.state, error.value.reason) == ("down", "timeout")
+
+
+def test_redis_reports_a_disk_that_cannot_be_written_and_a_lost_primary():
+    figures = probe.redis_figures("aof_last_write_status:err\r\nrole:slave\r\nmaster_link_status:down\r\n")
+    assert figures["persistence_error"] == "aof_last_write_status"
+    assert figures["replication_error"] == "master_link_status:down"
+
+
+@pytest.mark.parametrize("address,expected", [
+    ("redis://localhost", ("localhost", 6379, None, 0, None, None, False)),
+    ("redis://u:p%40s@cache:6380/2", ("cache", 6380, None, 2, "u", "p@s", False)),
+    ("rediss://:pw@[::1]:6390/0", ("::1", 6390, None, 0, None, "pw", True)),
+    ("unix:///run/redis.sock?db=3", (None, None, "/run/redis.sock", 3, None, None, False)),
+])
+def test_redis_addresses(address, expected):
+    assert tuple(probe.parse_redis_url(address))[:7] == expected
+
+
+@pytest.mark.parametrize("address", ["http://u:hunter2@x", "redis://u:hunter2@x:port/0", "redis://u:hunter2@x/zero"])
+def test_an_address_that_cannot_be_read_is_not_repeated(address):
+    with pytest.raises(ValueError) as error:
+        probe.parse_redis_url(address)
+    assert "hunter2" not in str(error.value)
+
+
+# --- PostgreSQL ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def psql(tmp_path, monkeypatch):
+    """Put a psql of the test's own first on PATH; the system's Python has no driver."""
+    monkeypatch.setattr(probe, "_postgres_driver", lambda: None)
+
+    def install(script):
+        command = tmp_path / "psql"
+        command.write_text("#!/bin/sh\n" + script)
+        command.chmod(0o755)
+        monkeypatch.setenv("PATH", "%s:%s" % (tmp_path, os.environ["PATH"]))
+        return tmp_path
+
+    return install
+
+
+def test_psql_gets_the_password_by_environment_only(psql):
+    folder = psql('cd "$(dirname "$0")"; echo "$@" > argv; env > env; printf "17.2 (Debian)\\tf\\t5\\t97\\n"')
+    figures = probe.postgres_ping(probe.PostgresTarget("db", "5433", "app", "me", "hunter2", "require"))
+    assert (figures["version"], figures["recovery"], figures["connections"]) == ("17.2", False, 5)
+    assert figures["connections_percent"] == 5.2
+    assert "hunter2" not in (folder / "argv").read_text()
+    environment = (folder / "env").read_text()
+    for line in ("PGPASSWORD=hunter2", "PGHOST=db", "PGPORT=5433", "PGDATABASE=app", "PGUSER=me", "PGSSLMODE=require"):
+        assert line in environment
+
+
+@pytest.mark.parametrize("words,reason", [
+    ('FATAL:  password authentication failed for user "me"', "auth"),
+    ('FATAL:  no pg_hba.conf entry for host "::1"', "hba"),
+    ("FATAL:  sorry, too many clients already", "connections"),
+    ("FATAL:  the database system is starting up", "starting"),
+])
+def test_a_database_that_refuses(psql, words, reason):
+    psql("echo 'psql: error: %s hunter2' >&2; exit 2" % words.replace("'", ""))
+    with pytest.raises(probe.ProbeError) as error:
+        probe.postgres_ping(probe.PostgresTarget(password="hunter2"))
+    assert (error.value.state, error.value.reason) == ("unhealthy", reason)
+    assert "hunter2" not in str(error.value)
+
+
+def test_words_in_another_language_are_told_apart_by_the_port(psql):
+    psql("echo 'psql: Fehler' >&2; exit 2")
+    with server(silent) as address, pytest.raises(probe.ProbeError) as alive:
+        probe.postgres_ping(probe.PostgresTarget("127.0.0.1", str(address[1])))
+    with pytest.raises(probe.ProbeError) as dead:
+        probe.postgres_ping(probe.PostgresTarget("127.0.0.1", str(closed_port())))
+    assert (alive.value.state, alive.value.reason) == ("unhealthy", "refusal")
+    assert (dead.value.state, dead.value.reason) == ("down", "refused")
+
+
+def test_a_psql_that_hangs_is_killed_with_its_children(psql):
+    folder = psql('sleep 60 & echo $! > "$(dirname "$0")/pid"; wait')
+    started = time.monotonic()
+    with pytest.raises(probe.ProbeError) as error:
+        probe.postgres_ping(probe.PostgresTarget(), timeout=0.5)
+    assert (error.value.state, error.value.reason) == ("down", "timeout")
+    assert time.monotonic() - started < 2
+    time.sleep(0.2)
+    assert not alive_process(int((folder / "pid").read_text()))
+
+
+def alive_process(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as stream:
+            return stream.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_no_client_at_all(monkeypatch, tmp_path):
+    monkeypatch.setattr(probe, "_postgres_driver", lambda: None)
+    with pytest.raises(probe.ProbeError) as error:
+        probe.run([str(tmp_path / "psql")], 1)
+    assert (error.value.state, error.value.reason) == ("error", "missing")
+
+
+def test_database_addresses():
+    assert probe.postgres_addresses(probe.PostgresTarget("a,b", "5432,5433")) == [("a", 5432), ("b", 5433)]
+    assert probe.postgres_addresses(probe.PostgresTarget("a,b", "5440")) == [("a", 5440), ("b", 5440)]
+    parsed = probe.parse_postgres_url("postgres://me:p%40@db:5433/app?sslmode=require")
+    assert parsed == probe.PostgresTarget("db", "5433", "app", "me", "p@", "require")
+    with pytest.raises(ValueError) as error:
+        probe.parse_postgres_url("mysql://me:hunter2@db/app")
+    assert "hunter2" not in str(error.value)
+
+
+# --- systemd ---------------------------------------------------------------------------------------------------------
+
+
+def test_unit_listings():
+    blocks = probe.parse_units("Id=a.service\nActiveState=active\n\nId=b.service\nResult=exit-code\nX=a=b\n")
+    assert [block["Id"] for block in blocks] == ["a.service", "b.service"] and blocks[1]["X"] == "a=b"
+    rows = probe.parse_unit_list("a.service loaded failed failed A thing that broke\nb.timer loaded active waiting\n\n")
+    assert rows[0] == {"Id": "a.service", "LoadState": "loaded", "ActiveState": "failed", "SubState": "failed"}
+    assert len(rows) == 2
+
+
+# --- disks and memory ------------------------------------------------------------------------------------------------
+
+MOUNTINFO = r"""
+21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=remount-ro
+22 21 0:5 / /proc rw,nosuid - proc proc rw
+23 21 0:6 / /sys rw - sysfs sysfs rw
+24 21 0:7 / /dev rw - devtmpfs udev rw
+25 24 0:8 / /dev/shm rw - tmpfs tmpfs rw
+26 21 0:9 / /run rw - tmpfs tmpfs rw,size=1g
+27 26 0:10 / /run/user/0 rw - tmpfs tmpfs rw
+28 21 8:2 / /srv/my\040files rw - xfs /dev/sda2 rw
+29 21 8:2 /sub /srv/bind/of/it rw - xfs /dev/sda2 rw
+30 21 7:0 / /snap/core/1 ro - squashfs /dev/loop0 ro
+31 21 11:0 / /media/cd ro - iso9660 /dev/sr0 ro
+32 21 8:3 / /broken ro - ext4 /dev/sda3 ro
+33 21 0:40 / /mnt/nas rw - nfs4 nas:/x rw
+34 21 0:41 / /var/lib/docker/overlay2/abc/merged rw - overlay overlay rw
+35 21 8:4 / /hidden rw - ext4 /dev/sda4 rw
+36 21 8:5 / /hidden rw - ext4 /dev/sda5 rw
+""".strip()
+
+
+def test_real_mounts_are_the_ones_that_can_fill():
+    mounts = probe.real_mounts(probe.parse_mountinfo(MOUNTINFO))
+    assert [(mount.path, mount.device) for mount in mounts] == [
+        ("/", "8:1"), ("/broken", "8:3"), ("/hidden", "8:5"), ("/mnt/nas", "0:40"), ("/run", "0:9"),
+        ("/srv/my files", "8:2"),
+    ]
+    assert "/mnt/nas" not in [mount.path for mount in probe.real_mounts(probe.parse_mountinfo(MOUNTINFO), ["/mnt/*"])]
+
+
+def mountinfo(tmp_path, text):
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "mountinfo").write_text(text)
+    return str(tmp_path)
+
+
+def test_a_filesystem_that_became_read_only(tmp_path):
+    line = "32 21 8:3 / %s ro - ext4 /dev/sda3 rw\n" % tmp_path
+    fstab = tmp_path / "fstab"
+    fstab.write_text("/dev/sda3 %s ext4 defaults 0 2\n" % tmp_path)
+    proc = mountinfo(tmp_path, line)
+    assert probe.disk_usage(proc, fstab=str(fstab)) == [
+        {"path": str(tmp_path), "kind": "ext4", "error": "read-only", "reason": "readonly"}]
+    fstab.write_text("/dev/sda3 %s ext4 ro 0 2\n" % tmp_path)
+    assert probe.disk_usage(proc, fstab=str(fstab)) == []
+
+
+def test_disk_usage_agrees_with_df(tmp_path):
+    found = probe.disk_usage(paths=[str(tmp_path)])[0]
+    percent = subprocess.run(["df", "--output=pcent,ipcent", str(tmp_path)], check=True, capture_output=True,
+                             text=True).stdout.split()[2:]
+    assert abs(found["space_percent"] - int(percent[0].rstrip("%"))) <= 1.5  # df rounds up
+    assert percent[1] == "-" or abs(found["inodes_percent"] - int(percent[1].rstrip("%"))) <= 1.5
+
+
+def test_paths_that_are_not_there():
+    assert probe.disk_usage(paths=["/no/such"])[0]["reason"] == "missing"
+
+
+def test_what_root_keeps_counts_as_not_there():
+    figures = probe.usage_figures(probe._Usage(4096, 100, 20, 10, 0, 0))
+    assert figures["space_percent"] == 88.9
+    assert figures["inodes_percent"] is None
+    assert figures["free_bytes"] == 40960
+
+
+MEMINFO = """MemTotal:       1000 kB
+MemFree:          50 kB
+MemAvailable:    700 kB
+Cached:          600 kB
+SwapTotal:       200 kB
+SwapFree:        150 kB
+HugePages_Total:       0
+"""
+
+
+def test_memory_is_judged_by_what_is_available(tmp_path):
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    figures = probe.memory_usage(str(tmp_path))
+    assert figures["usage_percent"] == 30.0  # `free` would call 950 of 1000 used
+    assert figures["swap_used_percent"] == 25.0
+    (tmp_path / "meminfo").write_text("MemTotal: 5 kB\n")
+    with pytest.raises(probe.ProbeError) as error:
+        probe.memory_usage(str(tmp_path))
+    assert error.value.state == "error"
+
+
+# --- clock, Celery, commands -----------------------------------------------------------------------------------------
+
+CHRONY = "A29FC87B,162.159.200.123,4,1761000000.1,%s,-0.000001,0.00002,-4.0,0.01,0.02,0.03,0.04,64.2,%s\n"
+
+
+def test_chrony():
+    assert probe.parse_chrony(CHRONY % ("-0.25", "Normal")) == {"synchronised": True, "offset_seconds": 0.25}
+    assert probe.parse_chrony(CHRONY % ("0.0", "Not synchronised"))["synchronised"] is False
+    assert probe.parse_chrony("506 Cannot talk to daemon\n") == {}
+
+
+def commands(monkeypatch, answers):
+    def run(argv, _timeout, env=None):
+        if argv[0] not in answers:
+            raise probe.ProbeError("error", "missing", "not installed")
+        return answers[argv[0]]
+
+    monkeypatch.setattr(probe, "run", run)
+
+
+def test_clock_falls_back_to_timedatectl_and_forgives_a_container(monkeypatch):
+    commands(monkeypatch, {"chronyc": (1, "", ""), "timedatectl": (0, "NTPSynchronized=no\nNTP=yes\n", "")})
+    assert probe.clock_state(container=False)["synchronised"] is False
+    assert probe.clock_state(container=True)["synchronised"] is None
+    commands(monkeypatch, {"chronyc": (0, CHRONY % ("0.01", "Normal"), "")})
+    assert probe.clock_state(container=False)["offset_seconds"] == 0.01
+    commands(monkeypatch, {})
+    assert probe.clock_state(container=False)["synchronised"] is None
+
+
+def test_celery_answers_are_found_behind_other_output():
+    text = 'warning: {"not": json\n{"worker-blue@a": {"ok": "pong"}, "b": {"error": "x"}, "c": {"ok": "pong"}}\n\n'
+    assert probe.parse_celery_ping(text) == ["c", "worker-blue@a"]
+    assert probe.parse_celery_ping("Error: No nodes replied within time constraint\n") == []
+
+
+def test_run_kills_what_does_not_end():
+    started = time.monotonic()
+    with pytest.raises(probe.ProbeError) as error:
+        probe.run(["sh", "-c", "sleep 60"], 0.3)
+    assert (error.value.state, error.value.reason) == ("down", "timeout")
+    assert time.monotonic() - started < 2
+
+
+def test_in_thread_gives_up_and_passes_errors_on():
+    with pytest.raises(probe.ProbeError):
+        probe.in_thread(lambda: time.sleep(5), 0.2, "it")
+    with pytest.raises(KeyError):
+        probe.in_thread(lambda: {}["x"], 5, "it")

@@ -1,0 +1,633 @@
+"""The module, its judgements, its engine and its report."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import string
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import shiftmaster_health
+import yaml
+from ansible.module_utils.shiftmaster import health_checks, health_engine, health_text, probe
+from ansible.module_utils.shiftmaster.health_checks import Context, Outcome, said
+
+ROOT = Path(__file__).resolve().parents[2]
+NOW = datetime.datetime(2026, 1, 31, 8, 0, 0, tzinfo=datetime.timezone.utc)
+
+
+def options(kind, **more):
+    return health_engine.complete(dict({"name": kind, "kind": kind}, **more))
+
+
+# --- documentation and argument spec ---------------------------------------------------------------------------------
+
+
+def test_documentation_and_argument_spec_agree():
+    documented = yaml.safe_load(shiftmaster_health.DOCUMENTATION)["options"]
+
+    def compare(documented, spec, path):
+        assert set(documented) == set(spec), path
+        for name, option in spec.items():
+            text = documented[name]
+            where = "%s.%s" % (path, name)
+            assert text["type"] == option["type"], where
+            assert text.get("default") == option.get("default"), where
+            assert text.get("required", False) == option.get("required", False), where
+            assert text.get("choices") == option.get("choices"), where
+            assert text.get("elements") == option.get("elements"), where
+            if "options" in option:
+                compare(text["suboptions"], option["options"], where)
+
+    compare(documented, shiftmaster_health.argument_spec(), "")
+    assert yaml.safe_load(shiftmaster_health.EXAMPLES) and yaml.safe_load(shiftmaster_health.RETURN)
+
+
+def test_no_parameter_takes_a_password():
+    assert not [name for name in shiftmaster_health.CHECK_OPTIONS if "password" in name or "token" in name]
+
+
+def run_module(capsys, monkeypatch, **parameters):
+    from ansible.module_utils.testing import patch_module_args
+
+    with patch_module_args(dict(parameters, _ansible_check_mode=True)), pytest.raises(SystemExit):
+        shiftmaster_health.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_module_checks_in_check_mode_and_never_changes(capsys, monkeypatch):
+    result = run_module(capsys, monkeypatch, checks=[
+        {"name": "memory", "kind": "memory", "warning": 101, "critical": 102},
+        {"name": "away", "kind": "disk", "paths": ["/no/such"]},
+        {"name": "unwanted", "kind": "memory", "enabled": False},
+    ])
+    assert (result["changed"], result["worst"], result["failing"]) == (False, "down", ["away"])
+    assert [check["name"] for check in result["report"]["checks"]] == ["memory", "away"]
+    assert "✅ MEMORY: healthy" in result["report_text"]
+    assert "❌ AWAY: down" in result["report_text"]
+
+
+@pytest.mark.parametrize("checks,words", [
+    ([{"name": "a", "kind": "nonsense"}], "value of kind must be one of"),
+    ([{"name": "a", "kind": "http"}], "url"),
+    ([{"name": "a", "kind": "tcp"}], "port, socket"),
+    ([{"name": "a", "kind": "certificate"}], "file, url"),
+    ([{"name": "a", "kind": "systemd", "units": []}], "a: units is empty"),
+    ([{"name": "a", "kind": "memory"}, {"name": "a", "kind": "clock"}], "the name a is used twice"),
+    ([{"name": "a", "kind": "memory", "timeout_seconds": 0}], "timeout_seconds must be at least 0.1"),
+    ([{"name": "a", "kind": "memory", "timeout": 3}], "timeout"),
+])
+def test_mistakes_of_the_caller_are_one_sentence(capsys, monkeypatch, checks, words):
+    result = run_module(capsys, monkeypatch, checks=checks)
+    assert result["failed"] and words in result["msg"]
+
+
+# --- the engine ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kinds(monkeypatch):
+    """Add kinds of the test's own."""
+
+    def add(name, function, timeout=5):
+        monkeypatch.setitem(health_checks.KINDS, name, health_checks.Kind(function, timeout))
+
+    return add
+
+
+def test_checks_run_at_the_same_time(kinds):
+    barrier = threading.Barrier(5, timeout=3)
+
+    def meet(_options, _context):
+        barrier.wait()  # Passes only when all five are here.
+        return Outcome("healthy")
+
+    kinds("meet", meet)
+    results = health_engine.run_checks([{"name": "m%d" % n, "kind": "meet"} for n in range(5)], Context())
+    assert [outcome.status for _options, outcome, _attempts in results] == ["healthy"] * 5
+
+
+def test_a_check_that_hangs_holds_nobody_up(kinds):
+    kinds("tcp", lambda _options, _context: time.sleep(30))
+    kinds("fine", lambda _options, _context: Outcome("healthy"))
+    started = time.monotonic()
+    results = health_engine.run_checks([{"name": "hung", "kind": "tcp", "timeout_seconds": 0.5},
+                                        {"name": "ok", "kind": "fine"}], Context())
+    assert time.monotonic() - started < 1.5  # its limit and a second
+    assert [outcome.status for _options, outcome, _attempts in results] == ["down", "healthy"]
+    described = health_engine.describe(*results[0], "en", Context())
+    assert described["detail"] == "no answer within 0.5 s"
+
+
+def test_a_check_that_breaks_is_an_error_and_hides_no_other(kinds):
+    def broken(_options, _context):
+        raise KeyError("oops")
+
+    kinds("broken", broken)
+    kinds("fine", lambda _options, _context: Outcome("healthy"))
+    results = health_engine.run_checks([{"name": "b", "kind": "broken"}, {"name": "ok", "kind": "fine"}], Context())
+    assert [outcome.status for _options, outcome, _attempts in results] == ["error", "healthy"]
+    assert "KeyError" in health_engine.describe(*results[0], "en", Context())["detail"]
+
+
+def sequence(kinds, *statuses):
+    left = list(statuses)
+    kinds("turns", lambda _options, _context: Outcome(left.pop(0)))
+    return left
+
+
+@pytest.mark.parametrize("statuses,retries,successes,status,attempts", [
+    (["down"], 0, 1, "down", 1),
+    (["down", "healthy"], 1, 1, "healthy", 2),
+    (["down", "down", "down"], 2, 1, "down", 3),
+    (["healthy", "healthy", "healthy"], 0, 3, "healthy", 3),
+    (["healthy", "down", "healthy", "healthy"], 1, 2, "healthy", 4),
+    (["healthy", "healthy", "down"], 0, 3, "down", 3),
+    (["warning", "warning"], 0, 2, "warning", 2),
+])
+def test_retries_and_consecutive_successes(kinds, statuses, retries, successes, status, attempts):
+    left = sequence(kinds, *statuses)
+    wanted = options("turns", retries=retries, consecutive_successes=successes, delay_seconds=0.01)
+    outcome, made = health_engine.run_check(wanted, Context())
+    assert (outcome.status, made, left) == (status, attempts, [])
+    assert health_engine.budget(wanted) >= made * 0.01
+
+
+def test_delay_between_attempts(kinds):
+    sequence(kinds, "down", "healthy")
+    started = time.monotonic()
+    health_engine.run_check(options("turns", retries=1, delay_seconds=0.3), Context())
+    assert time.monotonic() - started >= 0.3
+
+
+# --- judgements ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value,status", [(79.9, "healthy"), (80, "healthy"), (80.1, "warning"), (90, "warning"),
+                                          (90.1, "critical"), (None, "healthy")])
+def test_the_guides_thresholds_are_exceeded_not_reached(value, status):
+    assert health_checks.above(value, 80, 90) == status
+
+
+def test_worst():
+    assert health_checks.worst(["healthy", "warning", "down", "critical"]) == "down"
+    assert health_checks.worst([]) == "healthy"
+
+
+def disk(path="/", space=10.0, inodes=10.0, **more):
+    return dict({"path": path, "kind": "ext4", "space_percent": space, "inodes_percent": inodes,
+                 "free_bytes": 1 << 30, "free_inodes": 5}, **more)
+
+
+def judged(mounts):
+    outcome = health_checks.judge_disks(mounts, 80, 90)
+    return health_engine.describe(options("disk"), outcome, 1, "en", Context())
+
+
+def test_disks_by_space_and_by_inodes():
+    assert judged([disk(), disk("/var", 50)])["usage_percent"] == 50
+    result = judged([disk(), disk("/var", 85), disk("/srv", 20, 95)])
+    assert result["status"] == "critical"
+    assert result["detail"] == "/srv: 95% of its inodes used, 5 left; /var: 85% of its space used, 1 GiB free"
+    assert "du --inodes -x --max-depth=2 /srv" in result["hint"]
+    assert judged([disk(inodes=None)])["status"] == "healthy"
+
+
+def test_disks_that_do_not_answer_or_became_read_only():
+    assert judged([disk(), {"path": "/nas", "kind": "nfs", "error": "stat did not end", "reason": "timeout"}])[
+        "status"] == "down"
+    result = judged([disk(), {"path": "/srv", "kind": "ext4", "error": "read-only", "reason": "readonly"}])
+    assert result["status"] == "critical" and "dmesg" in result["hint"]
+
+
+def test_memory(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 150 kB\n")
+    outcome = health_checks.check_memory(options("memory"), Context(proc=str(tmp_path)))
+    assert (outcome.status, outcome.data["usage_percent"]) == ("warning", 85.0)
+
+
+@pytest.mark.parametrize("unit,status", [
+    ({"LoadState": "loaded", "ActiveState": "active", "SubState": "running"}, "healthy"),
+    ({"LoadState": "loaded", "ActiveState": "active", "SubState": "exited"}, "healthy"),
+    ({"LoadState": "loaded", "ActiveState": "activating", "SubState": "start"}, "warning"),
+    ({"LoadState": "loaded", "ActiveState": "activating", "SubState": "auto-restart"}, "unhealthy"),
+    ({"LoadState": "loaded", "ActiveState": "failed", "SubState": "failed"}, "down"),
+    ({"LoadState": "loaded", "ActiveState": "inactive", "SubState": "dead"}, "down"),
+    ({"LoadState": "not-found", "ActiveState": "inactive"}, "down"),
+    ({"LoadState": "masked", "ActiveState": "inactive"}, "down"),
+])
+def test_units_that_must_run(unit, status):
+    assert health_checks.judge_unit(unit) == status
+
+
+def units(monkeypatch, *found):
+    monkeypatch.setattr(probe, "unit_states", lambda _names, _timeout: [
+        dict({"LoadState": "loaded", "Result": "success", "SubState": "x"}, **unit) for unit in found])
+
+
+def test_an_idle_colour_is_stopped_on_purpose(monkeypatch):
+    units(monkeypatch, {"Id": "shiftmaster-web@green.service", "ActiveState": "inactive"},
+          {"Id": "shiftmaster-web@blue.service", "ActiveState": "active"})
+    outcome = health_checks.check_systemd(options("systemd", units=["shiftmaster-*"]), Context())
+    assert outcome.status == "healthy"
+
+
+def test_a_failed_unit_of_a_pattern_and_a_stopped_named_one(monkeypatch):
+    units(monkeypatch, {"Id": "nginx.service", "ActiveState": "inactive"},
+          {"Id": "shiftmaster-web@green.service", "ActiveState": "failed", "Result": "exit-code"})
+    outcome = health_checks.check_systemd(options("systemd", units=["nginx", "shiftmaster-*"]), Context())
+    assert outcome.status == "down"
+    assert outcome.error == "nginx.service inactive (x); shiftmaster-web@green.service failed (x, exit-code)"
+    described = health_engine.describe(options("systemd"), outcome, 1, "en", Context())
+    assert described["hint"].startswith("systemctl status nginx.service shiftmaster-web@green.service; journalctl -u")
+
+
+def certificate(days, start=-10):
+    return probe.Certificate(NOW + datetime.timedelta(days=start), NOW + datetime.timedelta(days=days), "f%d" % days)
+
+
+@pytest.mark.parametrize("days,status", [(31, "healthy"), (29, "warning"), (6, "critical"), (-1, "critical")])
+def test_days_of_a_certificate(monkeypatch, days, status):
+    monkeypatch.setattr(probe, "certificate_file", lambda _path: [certificate(days)])
+    assert health_checks.check_certificate(options("certificate", file="x"), Context(), NOW).status == status
+
+
+def test_the_first_certificate_of_a_chain_to_end_counts(monkeypatch):
+    monkeypatch.setattr(probe, "certificate_file", lambda _path: [certificate(300), certificate(3)])
+    assert health_checks.check_certificate(options("certificate", file="x"), Context(), NOW).status == "critical"
+
+
+def test_a_certificate_of_the_future(monkeypatch):
+    monkeypatch.setattr(probe, "certificate_file", lambda _path: [certificate(300, start=2)])
+    outcome = health_checks.check_certificate(options("certificate", file="x"), Context(), NOW)
+    assert (outcome.status, outcome.detail[0].key) == ("critical", "certificate.early")
+
+
+@pytest.mark.parametrize("served,status", [(200, "warning"), (-3, "critical")])
+def test_a_renewed_certificate_that_the_server_has_not_read(monkeypatch, served, status):
+    monkeypatch.setattr(probe, "certificate_file", lambda _path: [certificate(300)])
+    monkeypatch.setattr(probe, "certificate_served", lambda *_args: certificate(served))
+    wanted = options("certificate", file="/c.crt", url="localhost:443")
+    outcome = health_checks.check_certificate(wanted, Context(), NOW)
+    result = health_engine.describe(wanted, outcome, 1, "en", Context())
+    assert result["status"] == status
+    assert "the server still shows another certificate than /c.crt" in result["detail"]
+    assert "systemctl reload nginx" in result["hint"]
+
+
+def clock(**state):
+    state = dict({"synchronised": True, "offset_seconds": 0.0, "source": "chrony", "container": False}, **state)
+    return health_checks.judge_clock(state, 0.1, 1).status
+
+
+def test_clock():
+    assert clock() == "healthy"
+    assert clock(offset_seconds=0.5) == "warning"
+    assert clock(offset_seconds=2.0) == "critical"
+    assert clock(synchronised=False) == "warning"
+    assert clock(synchronised=None, container=True) == "healthy"
+    assert clock(synchronised=None) == "error"
+
+
+def http(monkeypatch, status, body="", seconds=0.1, error=None, reason=""):
+    asked = []
+
+    def get(*args, **_kwargs):
+        asked.append(args)
+        return probe.HttpResult(status, seconds, body, error, reason)
+
+    monkeypatch.setattr(probe, "http_get", get)
+    return asked
+
+
+@pytest.mark.parametrize("answer,more,status", [
+    ((200,), {}, "healthy"),
+    ((503,), {}, "unhealthy"),
+    ((301,), {"expected_status": [301, 302]}, "healthy"),
+    ((200, "all well"), {"body_contains": "well"}, "healthy"),
+    ((200, "all ill"), {"body_contains": "well"}, "unhealthy"),
+    ((200, "", 0.6), {"warning": 500}, "warning"),
+    ((200, "", 2.5), {"warning": 500, "critical": 2000}, "critical"),
+    ((None, "", 0, "refused", "refused"), {}, "down"),
+    ((None, "", 0, "not HTTP", "protocol"), {}, "unhealthy"),
+])
+def test_http(monkeypatch, answer, more, status):
+    http(monkeypatch, *answer)
+    wanted = options("http", url="http://localhost:8000", path="/health/", **more)
+    assert health_checks.check_http(wanted, Context()).status == status
+
+
+def deep(monkeypatch, status, checks, parts=(), kind="deep_health", **more):
+    asked = http(monkeypatch, status, json.dumps(dict({"status": "x", "checks": checks}, **more)))
+    wanted = options(kind, url="unix:/x.sock", parts=list(parts))
+    outcome = health_checks.KINDS[kind].function(wanted, Context())
+    return outcome, asked[0][1], health_engine.describe(wanted, outcome, 1, "en", Context())["hint"]
+
+
+def test_deep_health_judges_the_parts_that_it_is_asked_for(monkeypatch):
+    parts = {"database": {"status": "healthy"}, "worker": {"status": "unhealthy", "error": "no worker answered"},
+             "cache": {"status": "skipped"}}
+    outcome, path, _hint = deep(monkeypatch, 503, parts)
+    assert (outcome.status, outcome.error, path) == ("unhealthy", "worker: no worker answered", "/health/deep/")
+    outcome, path, _hint = deep(monkeypatch, 503, parts, ["database", "cache"])
+    assert (outcome.status, path) == ("healthy", "/health/deep/?checks=database,cache")
+
+
+def test_pending_migrations_and_unreadable_ones_get_different_hints(monkeypatch):
+    pending = {"migrations": {"status": "unhealthy", "error": "1 pending: a.0002_x", "pending": ["a.0002_x"]}}
+    outcome, _path, hint = deep(monkeypatch, 503, pending, kind="migrations")
+    assert outcome.status == "unhealthy" and "deploy.yml" in hint
+    unreadable = {"migrations": {"status": "unhealthy", "error": "OperationalError: refused"}}
+    outcome, _path, hint = deep(monkeypatch, 503, unreadable, kind="migrations")
+    assert outcome.status == "unhealthy" and "deploy.yml" not in hint
+
+
+def test_deep_health_without_details(monkeypatch):
+    http(monkeypatch, 200, '{"status": "healthy"}')
+    assert health_checks.check_deep_health(options("deep_health", url="unix:/x"), Context()).status == "error"
+    http(monkeypatch, 404, "<html>")
+    assert health_checks.check_deep_health(options("deep_health", url="unix:/x"), Context()).status == "unhealthy"
+    http(monkeypatch, 200, "<html>")
+    assert health_checks.check_deep_health(options("deep_health", url="unix:/x"), Context()).status == "unhealthy"
+
+
+# --- what comes from the environment file ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(tmp_path):
+    def write(text):
+        (tmp_path / "env").write_text(text)
+        return Context(str(tmp_path / "env"), app_root=str(tmp_path))
+
+    return write
+
+
+def test_database_from_the_environment_file(environment):
+    context = environment('DB_HOST="db"\nDB_PORT="5433"\nDB_USER="me"\nDB_PASSWORD="p\\"q"\nDB_NAME="app"\n'
+                          'DB_SSLMODE="require"\n')
+    assert health_checks.postgres_target(options("postgres"), context) == probe.PostgresTarget(
+        "db", "5433", "app", "me", 'p"q', "require")
+    assert health_checks.postgres_target(options("postgres", host="other"), context).host == "other"
+    peer = health_checks.postgres_target(options("postgres", run_as="postgres", host="/run"), context)
+    assert (peer.password, peer.run_as) == (None, "postgres")
+
+
+def test_other_names_of_variables(environment):
+    context = environment("DATABASE_URL=postgres://me:pw@db/app\nDB_HOST=ignored\n")
+    assert health_checks.postgres_target(options("postgres"), context).host == "db"
+    context = environment("PGHOST=db\n")
+    context.keys["database_host"] = "PGHOST"
+    assert health_checks.postgres_target(options("postgres"), context).host == "db"
+
+
+@pytest.mark.parametrize("kind,text,hint", [
+    ("postgres", None, "deploy first"), ("redis", None, "deploy first"), ("redis", "X=1", "must hold a valid address"),
+    ("redis", "CACHE_URL=http://u:hunter2@x", "must hold a valid address"),
+    ("postgres", "DATABASE_URL=mysql://u:hunter2@x", "must hold the database's address"),
+    ("postgres", "DB_PORT=hunter2", "must hold the database's address"),
+])
+def test_an_environment_that_does_not_help_is_an_error_with_its_hint(environment, tmp_path, kind, text, hint):
+    context = environment(text) if text else Context(str(tmp_path / "none"))
+    wanted = options(kind, environment_key="CACHE_URL")
+    outcome = health_engine.attempt(wanted, context)
+    described = health_engine.describe(wanted, outcome, 1, "en", context)
+    assert described["status"] == "error" and hint in described["hint"]
+    assert "hunter2" not in json.dumps(described)
+
+
+def redis(monkeypatch, figures):
+    def ping(_target, _timeout):
+        if isinstance(figures, Exception):
+            raise figures
+        return figures
+
+    monkeypatch.setattr(probe, "redis_ping", ping)
+
+
+@pytest.mark.parametrize("figures,status", [
+    ({"latency_ms": 1}, "healthy"),
+    ({"version": "8", "used_memory_percent": 85, "evicts": False}, "warning"),
+    ({"version": "8", "used_memory_percent": 99, "evicts": True}, "healthy"),
+    ({"version": "8", "persistence_error": "aof_last_write_status"}, "critical"),
+    ({"version": "8", "replication_error": "down"}, "warning"),
+])
+def test_redis(monkeypatch, figures, status):
+    redis(monkeypatch, figures)
+    assert health_checks.check_redis(options("redis"), Context()).status == status
+
+
+def test_a_redis_that_asks_for_a_password_is_alive(monkeypatch):
+    redis(monkeypatch, probe.ProbeError("unhealthy", "noauth", "NOAUTH"))
+    assert health_checks.check_redis(options("redis", allow_noauth=True), Context()).status == "healthy"
+    assert health_engine.attempt(options("redis"), Context()).status == "unhealthy"
+
+
+# --- Celery and the release ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def release(tmp_path):
+    """A release whose celery is a script of the test's own, live on blue."""
+    name = "20260101T000000Z-abcdef0"
+    folder = tmp_path / "releases" / name
+    for path in ("venv/bin", "source"):
+        (folder / path).mkdir(parents=True)
+    (folder / "env").write_text("CELERY_BROKER_URL=redis://u:hunter2@x/0\n")
+    (tmp_path / "colours" / "blue").mkdir(parents=True)
+    (tmp_path / "colours" / "blue" / "release").symlink_to(folder)
+    (tmp_path / "active").symlink_to("colours/blue")
+    (tmp_path / "shared" / "state").mkdir(parents=True)
+
+    def celery(script):
+        command = folder / "venv" / "bin" / "celery"
+        command.write_text("#!/bin/sh\n" + script)
+        command.chmod(0o755)
+
+    return tmp_path, celery, name
+
+
+def celery_check(tmp_path, **more):
+    context = Context(app_root=str(tmp_path), user=None)
+    return health_engine.attempt(options("celery", **more), context)
+
+
+def test_celery_pings_by_the_releases_own_command(release):
+    tmp_path, celery, _name = release
+    celery('echo "$@" > ../argv; echo \'{"worker-blue@h": {"ok": "pong"}, "worker-green@h": {"ok": "pong"}}\'')
+    assert celery_check(tmp_path, application="shifts").status == "healthy"
+    argv = next(tmp_path.glob("releases/*/argv")).read_text()
+    assert argv.startswith("-A shifts inspect ping --json --timeout") and "--destination" not in argv
+    assert celery_check(tmp_path, worker_pattern="worker-{colour}@h").data["workers"] == ["worker-blue@h"]
+    assert "--destination worker-blue@h" in next(tmp_path.glob("releases/*/argv")).read_text()
+    assert celery_check(tmp_path, worker_pattern="worker-{colour}@*", min_workers=2).status == "unhealthy"
+    assert celery_check(tmp_path, worker_pattern="other@*").status == "down"
+
+
+def test_celery_that_fails_or_hangs(release):
+    tmp_path, celery, _name = release
+    celery("echo 'Traceback' >&2; echo 'Error: cannot connect to redis://u:hunter2@x/0' >&2; exit 69")
+    outcome = celery_check(tmp_path)
+    assert (outcome.status, outcome.error) == ("down", "Error: cannot connect to redis://***@x/0")
+    celery("sleep 60")
+    started = time.monotonic()
+    assert celery_check(tmp_path, timeout_seconds=0.5).reason == "timeout"
+    assert time.monotonic() - started < 2
+
+
+def test_celery_without_a_release_or_without_celery(release, tmp_path_factory):
+    assert celery_check(tmp_path_factory.mktemp("empty")).reason == "live"
+    assert celery_check(release[0]).status == "error"
+
+
+def release_check(tmp_path):
+    return health_checks.check_release(options("release"), Context(app_root=str(tmp_path)))
+
+
+def test_release(release, tmp_path_factory):
+    tmp_path, _celery, name = release
+    assert release_check(tmp_path_factory.mktemp("empty")).status == "down"
+    assert release_check(tmp_path).status == "healthy"
+    state = tmp_path / "shared" / "state" / "state.json"
+    state.write_text(json.dumps({"releases": {name: {"status": "bad", "reason": "5xx"}}}))
+    assert release_check(tmp_path).status == "critical"
+    state.write_text(json.dumps({"releases": {}, "transition": {"kind": "deploy", "to": "x", "phase": "drain",
+                                                                "since": "now"}}))
+    assert (release_check(tmp_path).status, release_check(tmp_path).reason) == ("warning", "transition")
+    state.write_text("{")
+    assert health_engine.attempt(options("release"), Context(app_root=str(tmp_path))).status == "error"
+    state.unlink()
+    (tmp_path / "shared" / "maintenance").mkdir()
+    (tmp_path / "shared" / "maintenance" / "on").touch()
+    assert (release_check(tmp_path).status, release_check(tmp_path).reason) == ("warning", "maintenance")
+    os.rename(tmp_path / "releases" / name, tmp_path / "elsewhere")
+    assert release_check(tmp_path).status == "critical"
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+def results():
+    outcomes = [
+        ("web", "http", Outcome("healthy", said("http", status=200), data={"latency_ms": 12.3})),
+        ("database", "postgres", Outcome("down", (), "refused", {}, "localhost:5432: connection refused")),
+        ("memory", "memory", Outcome("warning", said("memory", available="1 GiB", total="8 GiB"), "use", {}, "",
+                                     {"usage_percent": 85.0})),
+        ("clock", "clock", Outcome("error", said("clock.unknown"), "unknown")),
+    ]
+    return lambda language: [health_engine.describe(options(kind, name=name), outcome, 1, language, Context())
+                             for name, kind, outcome in outcomes]
+
+
+def report(language="en", host="app1"):
+    return health_engine.make_report(results()(language), host, NOW)
+
+
+def test_the_report_has_the_guides_form():
+    lines = health_engine.report_lines(report(), "en")
+    when = NOW.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    assert lines == [
+        "=== ShiftMaster System Health Report ===",
+        "Report generated: " + when,
+        "Host: app1",
+        "",
+        "✅ WEB: healthy",
+        "   Detail: HTTP 200",
+        "   Response time: 0.012s",
+        "❌ DATABASE: down",
+        "   Error: localhost:5432: connection refused",
+        "   Hint: PostgreSQL does not run or listens elsewhere: systemctl start postgresql; pg_lsclusters; tail -n 50 "
+        "/var/log/postgresql/*.log",
+        "⚠️ MEMORY: warning",
+        "   Detail: 1 GiB of 8 GiB available",
+        "   Usage: 85.0%",
+        "   Hint: ps aux --sort=-%mem | head; systemd-cgtop -m; journalctl -k | grep -i oom",
+        "❓ CLOCK: error",
+        "   Detail: neither chrony nor timedatectl can tell",
+        "   Hint: systemctl status chrony; chronyc tracking; chronyc sources -v",
+        "",
+        "Overall health: 1/4 services healthy",
+    ]
+
+
+def test_the_report_in_japanese():
+    text = "\n".join(health_engine.report_lines(report("ja"), "ja"))
+    assert "✅ WEB: 正常" in text and "❌ DATABASE: 停止" in text and "全体の健全性: 1/4 サービスが正常" in text
+    assert "systemctl start postgresql" in text
+
+
+def test_report_as_data_is_json():
+    data = json.loads(json.dumps(report()))
+    assert (data["host"], data["healthy"], data["total"], data["worst"]) == ("app1", 1, 4, "down")
+    assert data["generated"].startswith("2026-01-31T") and len(data["checks"]) == 4
+
+
+@pytest.mark.parametrize("fail_on,names", [
+    ("critical", ["database", "clock"]), ("warning", ["database", "memory", "clock"]), ("never", []),
+])
+def test_what_fails(fail_on, names):
+    assert [result["name"] for result in health_engine.failing(results()("en"), fail_on)] == names
+
+
+def test_a_hint_of_the_site_replaces_ours():
+    wanted = options("http", url="http://x", hint="call 4711")
+    assert health_engine.describe(wanted, Outcome("down", (), "refused"), 1, "en", Context())["hint"] == "call 4711"
+
+
+def test_several_hosts_in_one_report(capsys, monkeypatch):
+    healthy = health_engine.make_report([results()("en")[0]], "web1", NOW)
+    answer = run_module(capsys, monkeypatch, results=[
+        {"host": "app1", "result": {"report": report(), "changed": False}},
+        {"host": "web1", "result": {"report": healthy}},
+        {"host": "gone", "result": {"unreachable": True, "msg": "no route\nto host"}},
+        {"host": "odd", "result": {"failed": True, "msg": "MODULE FAILURE"}},
+        {"host": "new", "result": {}},
+    ])
+    text = answer["report_text"]
+    assert text.count("=== ShiftMaster System Health Report ===") == 1
+    assert "Host: gone\n\n❌ unreachable\n   Error: no route to host\n   Hint: the host did not answer" in text
+    assert "Host: odd\n\n❌ could not be checked\n   Error: MODULE FAILURE" in text
+    assert text.endswith("Hosts: 1/5 healthy, 1 unreachable\nOverall health: 2/5 services healthy")
+    assert answer["failing"] == ["app1: database", "app1: clock"]
+    assert answer["report"]["unreachable"] == ["gone"] and answer["report"]["worst"] == "down"
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def fields(text):
+    return sorted(name for _literal, name, _spec, _conversion in string.Formatter().parse(text) if name)
+
+
+@pytest.mark.parametrize("key", health_text.CATALOG)
+def test_both_languages_say_the_same(key):
+    texts = health_text.CATALOG[key]
+    assert len(texts) == len(health_text.LANGUAGES)
+    assert fields(texts[0]) == fields(texts[1])
+
+
+@pytest.mark.parametrize("kind", health_checks.KINDS)
+def test_every_kind_has_a_hint_of_its_own(kind):
+    assert health_text.hint_key(kind, "anything") in ("hint." + kind, "hint.deep_health")
+
+
+# --- what the play checks --------------------------------------------------------------------------------------------
+
+WIRED = yaml.safe_load((ROOT / "group_vars" / "all" / "health.yml").read_text())["shiftmaster_health_checks"]
+
+
+def test_the_play_checks_the_guides_seven():
+    names = [check["name"] for checks in WIRED.values() for check in checks]
+    assert {"web", "database", "redis", "celery", "nginx", "disk_space", "memory"} <= set(names)
+    assert len(names) == len(set(names)), "one host may be in all groups"
+
+
+@pytest.mark.parametrize("check", [check for checks in WIRED.values() for check in checks],
+                         ids=lambda check: check["name"])
+def test_wired_checks_use_options_that_exist(check):
+    assert set(check) <= set(shiftmaster_health.CHECK_OPTIONS)
+    assert check["kind"] in health_checks.KINDS
