@@ -74,9 +74,8 @@ def test_settings_read_the_agreed_names_and_secrets_have_no_default(trees):
 def test_lock_pins_everything_with_hashes_and_names_no_index(trees, tag):
     lock = (trees / tag / "requirements.txt").read_text(encoding="utf-8")
     assert not re.search(r"https?://|^--?\w|find-links|index-url", re.sub(r"(?m)^#.*$", "", lock), re.M)
-    entries = re.findall(
-        r"(?m)^([a-z0-9-]+)==\S+(?: ; [^\\]+)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", lock
-    )
+    hashes = r"(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+"
+    locked = re.findall(rf"(?m)^([a-z0-9-]+)==\S+(?: ; [^\\]+)? \\\n{hashes}", lock)
     assert len(locked) == len(re.findall(r"(?m)^[a-z0-9]", lock))
     wanted = re.findall(r"(?m)^([A-Za-z0-9-]+)", (trees / tag / "requirements.in").read_text(encoding="utf-8"))
     assert {name.lower() for name in wanted} <= set(locked)
