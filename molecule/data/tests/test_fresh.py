@@ -1,0 +1,44 @@
+"""Hosts that were never converged: what a check says of them, and a Redis with data that was there before."""
+
+from __future__ import annotations
+
+testinfra_hosts = ["ansible://fresh"]
+
+# Everything that a run could leave behind; Ansible's own temporary folders are not the roles' doing.
+SNAPSHOT = r"""
+find / -xdev \( -path /proc -o -path /sys -o -path /tmp -o -path /run -o -path /root -o -path /var/log \) -prune \
+  -o -printf '%p %m %u %g %s %T@\n' | grep -v '/__pycache__' | sort
+dpkg-query --show
+systemctl list-unit-files --no-legend
+"""
+
+
+def test_a_check_of_a_fresh_host_succeeds_and_changes_nothing(host, converged):
+    before = host.check_output("sh -c %s", SNAPSHOT)
+    done = converged("postgresql,redis", "--check", "--diff")
+    assert "+shared_buffers = 512MB" in done.text and "+maxmemory-policy volatile-lru" in done.text
+    assert host.check_output("sh -c %s", SNAPSHOT) == before
+
+
+def test_an_older_redis_keeps_its_data(host, converged, redis):
+    host.check_output("DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet redis-server >/dev/null")
+    assert redis("LPUSH", "waiting", "from before", user=None, password=None) == "1"
+    converged("redis")
+    assert redis("LRANGE", "waiting", "0", "-1", user="shiftmaster", password="redis-Lc9Yt3") == "from before"
+    host.check_output("systemctl restart redis-server")
+    assert redis("LRANGE", "waiting", "0", "-1", user="shiftmaster", password="redis-Lc9Yt3") == "from before"
+
+
+def test_a_stopped_redis_with_a_snapshot_keeps_its_data(host, converged, redis):
+    host.check_output("systemctl stop redis-server")
+    host.check_output(
+        "rm -r /var/lib/redis/appendonlydir /etc/redis/users.acl /etc/systemd/system/redis-server.service.d"
+    )
+    host.check_output("printf 'dir /var/lib/redis\\nsave 900 1\\n' >/etc/redis/redis.conf; systemctl daemon-reload")
+    host.check_output("systemctl start redis-server")
+    redis("SET", "later", "kept", user=None, password=None)
+    host.check_output("systemctl stop redis-server")
+    converged("redis")
+    assert redis("GET", "later", user="shiftmaster", password="redis-Lc9Yt3") == "kept"
+    host.check_output("systemctl restart redis-server")
+    assert redis("GET", "later", user="shiftmaster", password="redis-Lc9Yt3") == "kept"

@@ -1,0 +1,240 @@
+"""PostgreSQL as the application, the exporter and the next run of the role meet it."""
+
+from __future__ import annotations
+
+import pytest
+
+testinfra_hosts = ["ansible://converged"]
+
+DATABASE_PASSWORD = "database-Hx5Mb1"
+
+VERSIONS = {"12": 15, "13": 17}
+
+
+@pytest.fixture
+def version(host):
+    return VERSIONS[host.system_info.release.split(".")[0]]
+
+
+@pytest.fixture
+def unit(version):
+    return f"postgresql@{version}-main.service"
+
+
+@pytest.fixture
+def config(host, version):
+    folder = f"/etc/postgresql/{version}/main"
+
+    def read():
+        return host.check_output(f"cat {folder}/conf.d/shiftmaster.conf {folder}/pg_hba.conf")
+
+    return read
+
+
+def as_application(sql, statement, password=DATABASE_PASSWORD, **more):
+    return sql(statement, user="shiftmaster", password=password, **more)
+
+
+def test_it_runs_in_debians_version_and_starts_at_boot(host, sql, unit, version):
+    assert host.service(unit).is_running
+    assert host.service("postgresql").is_enabled
+    assert sql("SHOW server_version").stdout.startswith(f"{version}.")
+
+
+def test_the_application_connects_by_verified_tls_and_scram(sql):
+    done = as_application(sql, "SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+    assert done.stdout.strip() == "t|TLSv1.3", done.stderr
+    assert (
+        sql("SELECT rolpassword LIKE 'SCRAM-SHA-256$%' FROM pg_authid WHERE rolname = 'shiftmaster'").stdout.strip()
+        == "t"
+    )
+
+
+def test_wrong_password_no_tls_and_the_superuser_are_refused(sql):
+    assert "password authentication failed" in as_application(sql, "SELECT 1", password="wrong").stderr
+    assert "no encryption" in as_application(sql, "SELECT 1", sslmode="disable").stderr
+    assert "pg_hba.conf rejects" in sql("SELECT 1", user="postgres", password="x", database="postgres").stderr
+
+
+def test_old_tls_is_refused(host):
+    command = "echo | openssl s_client -starttls postgres -connect localhost:5432 -tls1_1 -cipher ALL:@SECLEVEL=0"
+    assert "Cipher is (NONE)" in host.run(command).stdout
+    assert "Cipher is (NONE)" not in host.run(command.replace("-tls1_1", "-tls1_2")).stdout
+
+
+def test_pages_have_checksums(sql):
+    assert sql("SHOW data_checksums").stdout.strip() == "on"
+
+
+def test_memory_is_that_of_the_variable_and_not_of_the_machine(sql):
+    names = ("shared_buffers", "effective_cache_size", "maintenance_work_mem", "work_mem")
+    values = [sql(f"SHOW {name}").stdout.strip() for name in names]
+    assert values == ["512MB", "1536MB", "128MB", "7MB"]
+
+
+def test_roles_have_least_rights(sql):
+    flags = "rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls, rolconnlimit"
+    assert sql(f"SELECT {flags} FROM pg_roles WHERE rolname = 'shiftmaster'").stdout.strip() == "f|f|f|f|f|60"
+    assert sql("SHOW statement_timeout", user="shiftmaster", password=DATABASE_PASSWORD).stdout.strip() == "1min"
+    sql("CREATE ROLE stranger LOGIN PASSWORD 'stranger'")
+    try:
+        done = sql("SELECT 1", user="stranger", password="stranger")
+        assert "permission denied for database" in done.stderr
+    finally:
+        sql("DROP ROLE stranger")
+    done = sql("CREATE TABLE t (i int)", user="monitor", password="monitor-Fj3Vt8")
+    assert "permission denied for schema public" in done.stderr
+    assert as_application(sql, "CREATE TABLE t (i int); DROP TABLE t").rc == 0
+
+
+def test_statistics_of_statements_are_read_by_a_role_with_pg_monitor(sql):
+    as_application(sql, "SELECT 20251105 AS find_me")
+    found = sql(
+        "SELECT count(*) FROM pg_stat_statements WHERE query ~ 'AS find_me'",
+        user="monitor",
+        password="monitor-Fj3Vt8",
+    )
+    assert int(found.stdout) >= 1, found.stderr
+
+
+def test_slow_statements_and_lock_waits_are_logged(host, sql, version):
+    as_application(sql, "SELECT pg_sleep(1.1) AS slow_one")
+    log = host.file(f"/var/log/postgresql/postgresql-{version}-main.log").content_string
+    assert "slow_one" in log and "user=shiftmaster,db=shiftmaster" in log
+    assert sql("SHOW log_lock_waits").stdout.strip() == "on"
+
+
+def test_a_forgotten_transaction_is_ended(sql):
+    assert sql("SHOW idle_in_transaction_session_timeout").stdout.strip() == "5min"
+
+
+def test_a_change_that_a_reload_serves_does_not_restart(converged, sql, started, unit):
+    before = started(unit)
+    done = converged("postgresql", postgresql_log_min_duration_milliseconds=700)
+    assert done.changed == 1
+    assert sql("SHOW log_min_duration_statement").stdout.strip() == "700ms"
+    assert started(unit) == before
+    assert converged("postgresql").changed == 1
+    assert sql("SHOW log_min_duration_statement").stdout.strip() == "1s"
+
+
+def test_a_change_that_needs_a_restart_restarts_once_and_can_wait(converged, sql, started, unit):
+    before = started(unit)
+    waits = converged("postgresql", postgresql_max_connections=110, postgresql_restart=False)
+    assert "must be restarted for: max_connections" in waits.line
+    assert started(unit) == before
+    assert converged("postgresql", postgresql_max_connections=110).changed == 1
+    assert started(unit) != before
+    assert sql("SHOW max_connections").stdout.strip() == "110"
+    assert converged("postgresql", postgresql_max_connections=110).changed == 0
+    converged("postgresql")
+
+
+def test_a_check_before_a_change_shows_it_and_changes_nothing(converged, config, started, unit):
+    before = config(), started(unit)
+    done = converged("postgresql", "--check", "--diff", postgresql_max_connections=120)
+    assert "+max_connections = 120" in done.text
+    assert (config(), started(unit)) == before
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"postgresql_settings": {"work_mem": "lots"}}, 'invalid value for parameter "work_mem"'),
+        ({"postgresql_settings": {"no_such_thing": 1}}, 'unrecognized configuration parameter "no_such_thing"'),
+        ({"postgresql_tls_key_file": "/etc/ssl/private/absent.key"}, "/etc/ssl/private/absent.key: No such file"),
+        ({"postgresql_tls_key_file": "/etc/ssl/private/internal-ca.key"}, "postgres cannot use"),
+        (
+            {
+                "postgresql_hba_rules": [
+                    {"type": "hostssl", "database": "all", "user": "all", "address": "192.0.2.1/99"}
+                ]
+            },
+            "pg_hba.conf line",
+        ),
+    ],
+    ids=["value", "name", "key", "other-key", "hba"],
+)
+def test_what_postgresql_refuses_is_named_and_the_old_stays(converge, config, started, unit, sql, variables, words):
+    before = config(), started(unit), sql("SELECT pg_conf_load_time()").stdout
+    done = converge("postgresql", **variables)
+    assert done.rc != 0 and words in done.line
+    assert (config(), started(unit), sql("SELECT pg_conf_load_time()").stdout) == before
+
+
+def test_a_value_with_which_it_does_not_start_is_put_back(converge, converged, config, sql):
+    before = config()
+    done = converge("postgresql", postgresql_settings={"shared_preload_libraries": "no_such_library"})
+    assert done.rc != 0
+    assert "no_such_library" in done.line and "the old configuration was put back" in done.line
+    assert config() == before
+    assert as_application(sql, "SELECT 1").rc == 0
+    assert converged("postgresql").changed == 0
+
+
+def test_a_value_set_elsewhere_is_reported(converged, sql):
+    sql("ALTER SYSTEM SET work_mem = '5MB'")
+    sql("SELECT pg_reload_conf()")
+    try:
+        assert "work_mem" in converged("postgresql").line
+    finally:
+        sql("ALTER SYSTEM RESET work_mem")
+        sql("SELECT pg_reload_conf()")
+
+
+def test_a_renewed_certificate_is_served_without_a_restart(host, converged, started, unit):
+    served = (
+        "echo | openssl s_client -starttls postgres -connect localhost:5432 2>/dev/null | openssl x509 -noout -serial"
+    )
+    old, before = host.check_output(served), started(unit)
+    host.check_output("/root/make_certificate")
+    assert converged("postgresql").changed == 1
+    assert (
+        host.check_output(served) == host.check_output("openssl x509 -noout -serial -in /etc/ssl/certs/host.crt") != old
+    )
+    assert started(unit) == before
+    assert converged("postgresql").changed == 0
+
+
+def test_a_new_password_works_at_once_and_leaks_nowhere(host, converged, sql, version):
+    new = "database-rotated-Kw8Pz3"
+    try:
+        done = converged("postgresql", "-vvv", database_password=new)
+        assert done.changed == 1
+        assert as_application(sql, "SELECT 1", password=new).rc == 0
+        assert as_application(sql, "SELECT 1").rc != 0
+        assert converged("postgresql", database_password=new).changed == 0
+        log = host.file(f"/var/log/postgresql/postgresql-{version}-main.log").content_string
+        journal = host.check_output("journalctl --no-pager --output=cat")
+        statements = sql("SELECT query FROM pg_stat_statements").stdout
+        for place in (done.text, log, journal, statements):
+            assert new not in place and DATABASE_PASSWORD not in place
+            assert "SCRAM-SHA-256$4096" not in place
+        assert "ALTER USER" not in statements
+    finally:
+        converged("postgresql")
+
+
+def test_an_empty_password_is_refused_before_anything_changes(converge, config):
+    before = config()
+    done = converge("postgresql", database_password="")
+    assert done.rc != 0 and "password is empty" in done.line
+    assert config() == before
+
+
+def test_another_version_than_debians_is_refused(converge):
+    done = converge("postgresql", postgresql_version=16)
+    assert done.rc != 0 and "set postgresql_repository to pgdg" in done.line
+
+
+def test_a_cluster_without_checksums_is_reported_and_can_get_them(host, converged, sql, unit, version):
+    binary = f"/usr/lib/postgresql/{version}/bin/pg_checksums"
+    host.check_output(
+        f"systemctl stop {unit} && runuser -u postgres -- {binary} -D /var/lib/postgresql/{version}/main -d"
+    )
+    done = converged("postgresql")
+    assert "has no data checksums" in done.line
+    assert sql("SHOW data_checksums").stdout.strip() == "off"
+    converged("postgresql", postgresql_enable_checksums=True)
+    assert sql("SHOW data_checksums").stdout.strip() == "on"
+    assert converged("postgresql", postgresql_enable_checksums=True).changed == 0

@@ -1,0 +1,268 @@
+"""Redis as the application, the health checks and the next run of the role meet it."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+testinfra_hosts = ["ansible://converged"]
+
+PASSWORD = "redis-Lc9Yt3"
+ADMIN = "admin-Qk7Wd2"
+HEALTH = "health-Zp4Rn6"
+MAIN, CACHE = "redis-server.service", "redis-server@cache.service"
+
+CELERY = """
+cd /srv/app
+venv/bin/celery -A tasks worker -c 2 -Q shiftmaster >/run/worker.log 2>&1 & worker=$!
+timeout 120 venv/bin/python -c 'import tasks; tasks.round_trip()' || { cat /run/worker.log; exit 1; }
+kill $worker; wait $worker
+"""
+
+
+@pytest.fixture
+def files(host):
+    return lambda: host.check_output("cat /etc/redis/redis.conf /etc/redis/users.acl")
+
+
+def as_application(redis, *words, **more):
+    return redis(*words, user="shiftmaster", **{"password": PASSWORD, **more})
+
+
+def test_both_instances_run_and_start_at_boot(host):
+    for unit in (MAIN, CACHE):
+        assert host.service(unit).is_running and host.service(unit).is_enabled
+    assert "redis-server 127.0.0.1:6379" in host.check_output("systemctl status redis-server")
+
+
+def test_nobody_enters_without_a_user(redis):
+    for port in (6379, 6380):
+        assert redis("PING", user=None, password=None, port=port).startswith("NOAUTH")
+        assert redis("AUTH", "anything", user=None, password=None, port=port).startswith("WRONGPASS")
+        assert as_application(redis, "PING", port=port) == "PONG"
+    assert "NOAUTH" in as_application(redis, "PING", password="wrong")
+
+
+def test_no_password_is_on_the_host(host):
+    found = host.run(f"grep -rlE '{PASSWORD}|{ADMIN}|{HEALTH}' /etc /var/lib/redis /var/log /root/.ansible")
+    assert found.stdout == ""
+
+
+def test_each_instance_has_its_own_policy_memory_and_persistence(redis):
+    def values(port):
+        names = ("maxmemory", "maxmemory-policy", "appendonly", "dir")
+        return [redis("CONFIG", "GET", name, port=port).splitlines()[1] for name in names]
+
+    assert values(6379) == [str(256 << 20), "volatile-lru", "yes", "/var/lib/redis"]
+    assert values(6380) == [str(16 << 20), "allkeys-lru", "no", "/var/lib/redis/cache"]
+
+
+def test_a_full_cache_evicts_and_the_queue_of_the_other_instance_stays(host, redis):
+    as_application(redis, "LPUSH", "waiting", "task")
+    fill = "for i in $(seq 30); do echo \"SET filler:$i $(head -c 800000 /dev/zero | tr '\\0' x)\"; done"
+    command = (
+        f"({fill}) | REDISCLI_AUTH={PASSWORD} redis-cli --no-auth-warning -p 6380 --user shiftmaster | sort | uniq -c"
+    )
+    assert host.check_output(command).split() == ["30", "OK"]
+    evicted = redis("INFO", "stats", port=6380)
+    assert int(evicted.split("evicted_keys:")[1].split()[0]) > 0
+    assert as_application(redis, "LRANGE", "waiting", "0", "-1") == "task"
+    as_application(redis, "DEL", "waiting")
+    as_application(redis, "FLUSHDB", port=6380)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("CONFIG", "GET", "dir"),
+        ("CONFIG", "SET", "dir", "/tmp"),
+        ("KEYS", "*"),
+        ("FLUSHALL",),
+        ("SHUTDOWN", "NOSAVE"),
+        ("ACL", "LIST"),
+        ("DEBUG", "SLEEP", "0"),
+        ("MONITOR",),
+        ("SLAVEOF", "192.0.2.1", "6379"),
+        ("MODULE", "LIST"),
+        ("CLIENT", "KILL", "TYPE", "normal"),
+    ],
+    ids=lambda words: "-".join(words[:2]).replace("*", ""),
+)
+def test_the_application_may_not_administer(redis, words):
+    assert "NOPERM" in as_application(redis, *words)
+
+
+def test_health_checks_may_ask_and_nothing_else(redis):
+    assert redis("PING", user="health", password=HEALTH) == "PONG"
+    assert "redis_version" in redis("INFO", "server", user="health", password=HEALTH)
+    for words in (("GET", "x"), ("SET", "x", "1"), ("PUBLISH", "c", "x"), ("CONFIG", "GET", "dir"), ("LLEN", "celery")):
+        assert "NOPERM" in redis(*words, user="health", password=HEALTH)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_celery_and_the_cache_find_nothing_forbidden(host, redis, tls):
+    for port in (6379, 6380):
+        redis("ACL", "LOG", "RESET", port=port)
+    broker = f"redis://shiftmaster:{PASSWORD}@localhost:6379/0"
+    cache, more = f"redis://shiftmaster:{PASSWORD}@localhost:6380/1", ""
+    if tls:
+        authority = "/etc/ssl/certs/internal-ca.crt"
+        broker = f"rediss://shiftmaster:{PASSWORD}@localhost:6390/0?ssl_cert_reqs=required&ssl_ca_certs={authority}"
+        cache, more = f"rediss://shiftmaster:{PASSWORD}@localhost:6390/1", f"export CA_FILE={authority}; "
+    script = f"export BROKER_URL={shlex.quote(broker)} CACHE_URL={shlex.quote(cache)}; {more}" + CELERY
+    assert "round trip done" in host.check_output("bash -c %s", script)
+    trip = host.run("bash -c %s", f"export CACHE_URL={cache}; {more}/srv/app/venv/bin/python /srv/app/cache_trip.py")
+    assert "cache trip done" in trip.stdout, trip.stderr
+    for port in (6379, 6380):
+        assert redis("ACL", "LOG", port=port) == ""
+    redis("FLUSHALL")
+
+
+def test_tasks_survive_a_killed_server(host, redis):
+    as_application(redis, "LPUSH", "waiting", "task")
+    # The file is synchronized once a second.
+    host.check_output(f"sleep 1.5; systemctl kill --signal=KILL {MAIN}; sleep 1")
+    assert as_application(redis, "LRANGE", "waiting", "0", "-1") == "task"
+    as_application(redis, "DEL", "waiting")
+
+
+def test_the_server_cannot_rewrite_its_configuration_or_its_users(redis, files):
+    before = files()
+    assert "ERR" in redis("CONFIG", "REWRITE")
+    assert "ERR" in redis("ACL", "SAVE")
+    assert files() == before
+
+
+def test_limits_and_kernel(host):
+    assert host.check_output(f"systemctl show --property=LimitNOFILE --value {MAIN}") == "16384"
+    assert host.check_output("cat /proc/sys/vm/overcommit_memory") == "1"
+
+
+def test_what_a_running_instance_can_change_needs_no_restart(converged, redis, started):
+    before = started(MAIN)
+    instances = [{"name": "main", "tls_port": 6390, "maxmemory_mb": 300}]
+    assert converged("redis", redis_instances=instances).changed == 1
+    assert redis("CONFIG", "GET", "maxmemory").splitlines()[1] == str(300 << 20)
+    assert started(MAIN) == before
+    assert converged("redis").changed == 1
+    assert redis("CONFIG", "GET", "maxmemory").splitlines()[1] == str(256 << 20)
+
+
+def test_what_it_cannot_change_restarts_it_with_its_data(converged, redis, started):
+    before = started(MAIN)
+    as_application(redis, "LPUSH", "waiting", "task")
+    instances = [{"name": "main", "tls_port": 6390, "databases": 20}]
+    waits = converged("redis", redis_instances=instances, redis_restart=False)
+    assert "must be restarted for: databases" in waits.line
+    assert started(MAIN) == before
+    assert converged("redis", redis_instances=instances).changed == 1
+    assert started(MAIN) != before
+    assert redis("CONFIG", "GET", "databases").splitlines()[1] == "20"
+    assert as_application(redis, "LRANGE", "waiting", "0", "-1") == "task"
+    as_application(redis, "DEL", "waiting")
+    converged("redis")
+
+
+def test_what_was_changed_by_hand_is_put_right(converged, redis, started):
+    before = started(MAIN)
+    redis("CONFIG", "SET", "maxmemory", "1gb")
+    redis("ACL", "SETUSER", "intruder", "on", ">x", "~*", "+@all")
+    assert converged("redis").changed == 1
+    assert redis("CONFIG", "GET", "maxmemory").splitlines()[1] == str(256 << 20)
+    assert "intruder" not in redis("ACL", "USERS").split()
+    assert started(MAIN) == before
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"redis_settings": {"no-such-thing": "1"}}, "Bad directive or wrong number of arguments"),
+        ({"redis_settings": {"maxmemory-samples": "many"}}, "maxmemory-samples"),
+        ({"redis_rules_application": "~* +@nothing"}, "Unknown command or category name in ACL"),
+        ({"redis_tls_key_file": "/etc/ssl/private/absent.key"}, "absent.key"),
+        ({"redis_tls_key_file": "/etc/ssl/private/internal-ca.key"}, "internal-ca.key"),
+    ],
+    ids=["name", "value", "rules", "key", "other-key"],
+)
+def test_what_redis_refuses_is_named_and_the_old_stays(converge, files, started, redis, variables, words):
+    before = files(), started(MAIN)
+    done = converge("redis", **variables)
+    assert done.rc != 0 and words in done.line and "the old one stays" in done.line
+    assert (files(), started(MAIN)) == before
+    assert as_application(redis, "PING") == "PONG"
+
+
+def test_an_address_that_the_host_lacks_is_put_back(converge, converged, files, redis):
+    before = files()
+    instances = [{"name": "main", "tls_port": 6390, "bind": ["192.0.2.77"]}]
+    done = converge("redis", redis_instances=instances, redis_start_timeout_seconds=20)
+    assert done.rc != 0 and "the old configuration was put back" in done.line
+    assert files() == before
+    assert as_application(redis, "PING") == "PONG"
+    assert converged("redis").changed == 0
+
+
+def test_a_check_before_a_change_shows_it_without_hashes_and_changes_nothing(converged, files, started):
+    before = files(), started(MAIN)
+    done = converged("redis", "--check", "--diff", redis_maxmemory_mb=128, redis_password="other")
+    assert "+maxmemory 128mb" in done.text and "the password of shiftmaster changes" in done.line
+    assert not any(len(word) == 65 and word.startswith("#") for word in done.text.split())
+    assert (files(), started(MAIN)) == before
+
+
+def test_a_new_password_of_the_application_needs_no_restart_and_leaks_nowhere(host, converged, redis, started):
+    before, new = started(MAIN), "redis-rotated-Tg6Xs1"
+    try:
+        done = converged("redis", "-vvv", "--diff", redis_password=new)
+        assert done.changed == 1
+        assert as_application(redis, "PING", password=new) == "PONG"
+        assert "NOAUTH" in as_application(redis, "PING")
+        assert started(MAIN) == before
+        assert converged("redis", redis_password=new).changed == 0
+        for secret in (new, PASSWORD, ADMIN, HEALTH):
+            assert secret not in done.text
+        assert new not in host.check_output("journalctl --no-pager --output=cat")
+    finally:
+        converged("redis")
+
+
+def test_a_new_password_of_the_administrator(converged, redis, started):
+    before = started(MAIN)
+    known = converged("redis", redis_admin_password="admin-second", redis_admin_previous_passwords=[ADMIN])
+    assert known.changed == 1
+    assert redis("PING", password="admin-second") == "PONG"
+    assert started(MAIN) == before
+    # Back to the first one, as if nobody had kept the second: the instance is restarted.
+    assert converged("redis").changed == 1
+    assert redis("PING") == "PONG"
+    assert started(MAIN) != before
+
+
+def test_a_renewed_certificate_is_served_without_a_restart(host, converged, started):
+    served = "echo | openssl s_client -connect localhost:6390 2>/dev/null | openssl x509 -noout -serial"
+    old, before = host.check_output(served), started(MAIN)
+    host.check_output("/root/make_certificate")
+    assert converged("redis").changed == 1
+    assert (
+        host.check_output(served) == host.check_output("openssl x509 -noout -serial -in /etc/ssl/certs/host.crt") != old
+    )
+    assert started(MAIN) == before
+    assert converged("redis").changed == 0
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"redis_admin_password": ""},
+        {"redis_password": ""},
+        {"redis_users": [{"name": "default", "password": "x", "rules": "+@all"}]},
+        {"redis_tls_ca_file": ""},
+    ],
+    ids=["administrator", "user", "default", "authority"],
+)
+def test_bad_input_is_refused_in_a_sentence(converge, files, variables):
+    before = files()
+    done = converge("redis", **variables)
+    assert done.rc != 0 and "must be set; redis_users holds neither" in done.line
+    assert files() == before
