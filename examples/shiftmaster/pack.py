@@ -163,11 +163,9 @@ def commands() -> bytes:
 
 
 def git(repository: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
-    # The user's configuration must not change what is packed.
+    # Neither the caller's repository nor a newer git's default may change what is packed.
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_DEFAULT_HASH": "sha1",
     }
     done = subprocess.run(
