@@ -143,7 +143,7 @@ EXAMPLES = r"""
     certificates:
       - {certificate: /etc/ssl/certs/shiftmaster.crt, key: /etc/ssl/private/shiftmaster.key, minimum_days: 7,
          required: false}
-    controller_time: "{{ now(utc=true).timestamp() }}"
+    controller_time: "{{ now().timestamp() }}"
     packages: true
   register: preflight
 """
