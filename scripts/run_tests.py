@@ -35,8 +35,10 @@ AT_ONCE = 2
 LABEL = "shiftmaster-ops.scenario"
 TAIL_LINES = 60
 SHOW_RUNNING_EVERY_SECONDS = 60
-# pytest's closing line, with or without its rule of equal signs.
-CLOSING_LINE = re.compile(r"^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected|xfailed)\b.* in [\d.]+s.*$")
+# The closing lines of pytest, with or without its rule of equal signs, and of unittest.
+CLOSING_LINE = re.compile(
+    r"^Ran \d+ tests? in [\d.]+s$|^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected|xfailed)\b.* in [\d.]+s.*$"
+)
 
 NOT_RUN, RUNNING, PASSED, FAILED = "not run", "running", "passed", "failed"
 
@@ -66,13 +68,15 @@ class Step:
     def log(self) -> Path:
         return LOGS / f"{self.name}.log"
 
-    def script(self) -> str:
+    def script(self, alone: bool) -> str:
+        """The step as a line of shell; alone where the step that it needs does not run with it."""
         if self.run:
             return self.run
+        first = "scripts/images deployed && " if self.needs == "default" and alone else ""
         name = shlex.quote(self.name)
         if not self.commit:
             # Not destroyed by molecule: a failed host is looked at first.
-            return f"molecule destroy -s {name} && molecule test -s {name} --destroy=never"
+            return f"{first}molecule destroy -s {name} && molecule test -s {name} --destroy=never"
         return " && ".join(
             [
                 f"molecule destroy -s {name}",
@@ -111,9 +115,10 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def environment() -> dict[str, str]:
+def environment(step: Step) -> dict[str, str]:
     return {
         **os.environ,
+        "SHIFTMASTER_STEP": step.name,
         "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}",
         "MOLECULE_COMMAND_BORDERS": "false",
         "ANSIBLE_NOCOLOR": "1",
@@ -132,6 +137,8 @@ def docker(*arguments: str, seconds: int = 60, **options) -> subprocess.Complete
 
 
 def hosts_of(scenario: str) -> list[str]:
+    if not shutil.which("docker"):
+        return []
     found = docker("ps", "--all", "--filter", f"label={LABEL}={scenario}", "--format", "{{.Names}}", text=True)
     return found.stdout.split()
 
@@ -157,6 +164,8 @@ def keep_evidence(step: Step) -> None:
 def remove_hosts(scenario: str) -> None:
     if hosts := hosts_of(scenario):
         docker("rm", "--force", "--volumes", *hosts, seconds=180)
+    if not shutil.which("docker"):
+        return
     networks = docker("network", "ls", "--quiet", "--filter", f"label={LABEL}={scenario}", text=True).stdout.split()
     if networks:
         docker("network", "rm", *networks)
@@ -189,8 +198,7 @@ class Runner:
             for step, process, began in list(self.running.values()):
                 self.end(process)
                 step.result, step.seconds, step.note = FAILED, time.monotonic() - began, "interrupted"
-                if step.is_scenario:
-                    remove_hosts(step.name)
+                remove_hosts(step.name)
             self.summary()
         return all(step.result == PASSED for step in self.steps)
 
@@ -218,14 +226,13 @@ class Runner:
     def start(self, step: Step) -> None:
         say(f"start    {step.name}")
         shutil.rmtree(FAILURES / step.name, ignore_errors=True)
-        if step.is_scenario:
-            remove_hosts(step.name)
+        remove_hosts(step.name)
         step.result = RUNNING
         with step.log.open("wb") as log:
             process = subprocess.Popen(
-                ["bash", "-o", "pipefail", "-c", step.script()],
+                ["bash", "-o", "pipefail", "-c", step.script(alone=step.needs not in {s.name for s in self.steps})],
                 cwd=ROOT,
-                env=environment(),
+                env=environment(step),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -255,7 +262,7 @@ class Runner:
                 if step.is_scenario:
                     keep_evidence(step)
                     kept = bool(os.environ.get("KEEP"))
-            if step.is_scenario and not kept:
+            if not kept:
                 remove_hosts(step.name)
 
     @staticmethod
@@ -276,7 +283,11 @@ class Runner:
         for step in self.steps:
             print(f"{step.name:{width}}  {step.label:28}  {step.result:8}  {step.seconds:7.1f}  {step.note}".rstrip())
         count = {result: sum(step.result == result for step in self.steps) for result in (PASSED, FAILED, NOT_RUN)}
-        print(f"\n{len(self.steps)} steps: " + ", ".join(f"{n} {result}" for result, n in count.items()), flush=True)
+        print(
+            f"\n{len(self.steps)} step{'s' * (len(self.steps) > 1)}: "
+            + ", ".join(f"{n} {result}" for result, n in count.items()),
+            flush=True,
+        )
 
 
 def git(*arguments: str) -> str:
