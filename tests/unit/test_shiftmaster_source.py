@@ -1,0 +1,439 @@
+"""shiftmaster_source against real git repositories, one of them behind a server that wants a password."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import http.server
+import io
+import json
+import os
+import subprocess
+import tarfile
+import threading
+import time
+
+import pytest
+import shiftmaster_source as source
+from ansible.module_utils.testing import patch_module_args
+
+TOKEN = "t0p/s3cret+token"
+MIGRATION = """\
+from django.db import migrations, models
+
+class Migration(migrations.Migration):
+    dependencies = []
+    operations = [migrations.CreateModel("Ward", [("id", models.BigAutoField(primary_key=True))])]
+"""
+
+
+def git(folder, *arguments, stdin=None):
+    env = dict(os.environ, GIT_CONFIG_GLOBAL="/dev/null", GIT_CONFIG_NOSYSTEM="1", GIT_AUTHOR_NAME="a",
+               GIT_AUTHOR_EMAIL="a@example.invalid", GIT_COMMITTER_NAME="a", GIT_COMMITTER_EMAIL="a@example.invalid",
+               GIT_AUTHOR_DATE="2026-01-02T03:04:05Z", GIT_COMMITTER_DATE="2026-01-02T03:04:05Z")
+    return subprocess.run(("git", "-C", str(folder)) + arguments, env=env, check=True, capture_output=True, text=True,
+                          input=stdin).stdout.strip()
+
+
+def write(folder, path, content):
+    target = folder / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with a tag, an annotated one, and a name that is a tag and a branch."""
+    work = tmp_path / "work"
+    work.mkdir()
+    git(work, "init", "--quiet", "--initial-branch=main")
+    write(work, "manage.py", "x = 1\n")
+    write(work, "病棟/シフト表.txt", "夜勤\n")
+    write(work, "static/mark.bin", bytes(range(256)) * 300)
+    write(work, "wards/migrations/0001_initial.py", MIGRATION)
+    git(work, "add", ".")
+    git(work, "commit", "--quiet", "-m", "最初の版")
+    git(work, "tag", "2.0.0")
+    write(work, "docs/guide.md", "x\n")
+    write(work, "lab/migrations/0001_initial.py", MIGRATION)
+    git(work, "add", ".")
+    git(work, "commit", "--quiet", "-m", "Second")
+    git(work, "tag", "-a", "-m", "annotated", "2.1.0")
+    git(work, "branch", "both", "2.0.0")
+    git(work, "tag", "both", "main")
+    return work
+
+
+@pytest.fixture
+def look(tmp_path, repository):
+    """Call the module's own run(); the cache stays the same within a test."""
+
+    def look(version, where=None, **more):
+        params = {"version": version, "cache_dir": str(tmp_path / "cache"), "archive": False, "exclude": [],
+                  "timeout_seconds": 60}
+        params.update(more)
+        return source.run(source.Address(str(where or repository)), params)
+
+    return look
+
+
+def members(path):
+    with tarfile.open(path) as archive:
+        return {one.name: archive.extractfile(one).read() for one in archive.getmembers() if one.isfile()}
+
+
+# -------------------------------------------------------------------------------------------------------- the version
+
+
+def test_tag_branch_and_commit_are_resolved_to_the_same_kind_of_answer(look, repository):
+    head = git(repository, "rev-parse", "main")
+    for version, kind, shown in (("2.1.0", "tag", "2.1.0"), ("main", "branch", "main"), (head, "commit", head[:10]),
+                                 (head[:7].upper(), "commit", head[:10]), ("refs/heads/main", "branch", "main")):
+        found = look(version)
+        assert (found["revision"], found["kind"], found["version"]) == (head, kind, shown)
+        assert (found["subject"], found["committed"]) == ("Second", "2026-01-02T03:04:05Z")
+    assert look("2.0.0")["subject"] == "最初の版"
+
+
+def test_a_tag_wins_over_a_branch_of_the_same_name_and_that_is_said(look, repository):
+    found = look("both")
+    assert found["revision"] == git(repository, "rev-parse", "main")
+    assert found["notes"] == ["both is a tag and also a branch; the tag is taken"]
+    assert look("refs/heads/both")["revision"] == git(repository, "rev-parse", "2.0.0")
+
+
+@pytest.mark.parametrize("version, words", [
+    ("v2.1.0", "there is no tag, branch or commit v2.1.0 in the repository (3 tags, 2 branches); the closest: 2.1.0"),
+    ("Main", "the closest: main"),
+    ("zzz", "there are: "),
+    ("deadbeef", "there is no tag, branch or commit deadbeef"),
+    ("f" * 40, "there is no tag, branch or commit ffff"),
+])
+def test_an_unknown_version_is_one_sentence_with_the_closest_names(look, version, words):
+    with pytest.raises(source.SourceError) as error:
+        look(version)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_ambiguous_start_of_a_commit_is_refused():
+    with pytest.raises(source.SourceError, match="1234567 is the start of 2 commits"):
+        source.choose("1234567", {}, {}, lambda digits: [digits + "a" * 33, digits + "b" * 33])
+
+
+def test_many_names_without_a_near_one_are_not_listed():
+    tags = {"release-%d" % number: "x" for number in range(20)}
+    assert source.unknown("zz", tags, {}).endswith("(20 tags, 0 branches); the name resembles none of them")
+
+
+def test_an_empty_repository_says_so(look, tmp_path):
+    git(tmp_path, "init", "--quiet", "--bare", "empty.git")
+    with pytest.raises(source.SourceError, match="the repository is empty"):
+        look("main", tmp_path / "empty.git")
+
+
+def test_a_moved_tag_and_a_removed_branch_are_followed(look, repository):
+    look("both")
+    git(repository, "tag", "--force", "2.1.0", "2.0.0")
+    git(repository, "branch", "-D", "both")
+    git(repository, "branch", "both/below", "main")  # Stands where the file of the old branch stood.
+    assert look("2.1.0")["revision"] == git(repository, "rev-parse", "2.0.0")
+    assert look("both/below")["kind"] == "branch"
+
+
+def test_whether_something_new_was_fetched(look, repository):
+    assert look("main")["fetched"] is True
+    assert look("main")["fetched"] is False
+    git(repository, "branch", "new")
+    assert look("main")["fetched"] is True
+
+
+def test_a_whole_commit_that_is_known_needs_no_repository(look, repository, tmp_path):
+    head = look("main")["revision"]
+    repository.rename(tmp_path / "away")
+    assert look(head)["revision"] == head
+    with pytest.raises(source.SourceError, match="cannot be read: .*does not appear to be a git repository"):
+        look("main")
+
+
+# -------------------------------------------------------------------------------------------------------- the archive
+
+
+def test_archive_holds_every_file_byte_for_byte(look):
+    found = look("2.1.0", archive=True)
+    files = members(found["archive"])
+    assert files["病棟/シフト表.txt"].decode() == "夜勤\n"
+    assert files["static/mark.bin"] == bytes(range(256)) * 300
+    assert set(files) == {"manage.py", "病棟/シフト表.txt", "static/mark.bin", "docs/guide.md",
+                          "wards/migrations/0001_initial.py", "lab/migrations/0001_initial.py"}
+    assert source._sha256(found["archive"]) == found["archive_sha256"]
+    assert [name for name in os.listdir(os.path.dirname(found["archive"])) if name.endswith(".new")] == []
+
+
+def test_excluded_files_are_neither_packed_nor_judged(look):
+    found = look("2.1.0", archive=True, exclude=["docs", "lab", "*.bin"])
+    assert set(members(found["archive"])) == {"manage.py", "病棟/シフト表.txt", "wards/migrations/0001_initial.py"}
+    assert [one["app"] for one in found["migrations"]] == ["wards"]
+    assert [one["app"] for one in look("2.1.0")["migrations"]] == ["lab", "wards"]
+    assert found["archive"] != look("2.1.0", archive=True)["archive"]
+
+
+def test_migrations_are_judged_as_they_are_at_the_revision(look):
+    assert [(one["app"], one["name"], one["class"]) for one in look("2.0.0")["migrations"]] == [
+        ("wards", "0001_initial", "expand")]
+
+
+def test_an_archive_is_used_again_and_a_damaged_one_is_not(look):
+    first = look("2.1.0", archive=True)
+    node = os.stat(first["archive"]).st_ino
+    assert os.stat(look("2.1.0", archive=True)["archive"]).st_ino == node
+    with open(first["archive"], "r+b") as stream:
+        stream.truncate(2000)
+    again = look("2.1.0", archive=True)
+    assert again == dict(first, fetched=False)
+    assert source._sha256(again["archive"]) == first["archive_sha256"]
+
+
+def test_old_archives_go_and_todays_stay(look, repository, monkeypatch):
+    monkeypatch.setattr(source, "KEEP_ARCHIVES", 1)
+    old, kept = look("2.0.0", archive=True)["archive"], look("2.0.0", archive=True, exclude=["docs"])["archive"]
+    os.utime(old, (time.time() - 90000,) * 2)
+    newest = look("2.1.0", archive=True)["archive"]
+    assert [os.path.exists(path) for path in (old, kept, newest)] == [False, True, True]
+
+
+def test_attributes_of_this_machine_do_not_change_the_archive(look, tmp_path, monkeypatch):
+    wanted = look("2.1.0", archive=True)["archive_sha256"]
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / ".gitconfig").write_text("[tar]\n\tumask = 0077\n[core]\n\tautocrlf = true\n")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert look("2.1.0", archive=True, cache_dir=str(tmp_path / "other"))["archive_sha256"] == wanted
+
+
+def test_submodules_and_large_files_are_named(look, repository):
+    write(repository, ".gitattributes", "*.psd filter=lfs diff=lfs -text\n")
+    write(repository, "big.psd", "version https://git-lfs.github.com/spec/v1\n")
+    git(repository, "add", ".")
+    git(repository, "update-index", "--add", "--cacheinfo", "160000," + "1" * 40 + ",vendor/thing")
+    git(repository, "commit", "--quiet", "-m", "x")
+    notes = " ".join(look("main", archive=True)["notes"])
+    assert "submodules" in notes and "Git LFS" in notes
+
+
+# ----------------------------------------------------------------------------------------------- what can go wrong
+
+
+def test_what_a_killed_git_left_does_not_disturb_the_next_run(look, repository, tmp_path):
+    look("main")
+    mirror = next((tmp_path / "cache").iterdir()) / "mirror.git"
+    for name in ("packed-refs.lock", "config.lock", "refs/heads/main.lock", "refs/tags/3.0.0.lock", "shallow.lock",
+                 "objects/pack/tmp_pack_x"):
+        write(mirror, name, "")
+    git(repository, "commit", "--quiet", "--allow-empty", "-m", "more")
+    git(repository, "tag", "3.0.0")
+    assert look("3.0.0")["subject"] == "more"
+    assert not (mirror / "objects/pack/tmp_pack_x").exists()
+
+
+@pytest.mark.parametrize("damage", ["objects", "HEAD", "empty"])
+def test_a_damaged_mirror_is_made_anew(look, repository, tmp_path, damage):
+    wanted = look("main", archive=True)
+    mirror = next((tmp_path / "cache").iterdir()) / "mirror.git"
+    if damage == "HEAD":
+        (mirror / "HEAD").write_text("")
+    else:
+        for path in (mirror / "objects").rglob("*"):
+            if path.is_file():
+                path.chmod(0o600)
+                path.write_bytes(b"" if damage == "empty" else b"rubbish")
+    os.unlink(wanted["archive"])
+    assert look("main", archive=True)["archive_sha256"] == wanted["archive_sha256"]
+
+
+def test_two_runs_at_once_both_get_their_version(look):
+    found, failed = {}, []
+
+    def one(version, number):
+        try:
+            found[version, number] = look(version, archive=True)["subject"]
+        except Exception as error:  # noqa: BLE001 - it is looked at below
+            failed.append(error)
+
+    threads = [threading.Thread(target=one, args=(version, number))
+               for version in ("2.0.0", "2.1.0") for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failed == [] and len(found) == 6
+
+
+def test_a_run_that_keeps_the_mirror_is_waited_for_only_so_long(look, repository, tmp_path):
+    look("main")
+    mirror = source.Mirror(source.Address(str(repository)), str(tmp_path / "cache"), time.monotonic() + 60)
+    with mirror.exclusive(), pytest.raises(source.SourceError, match="another run is still at work"):
+        look("main", timeout_seconds=0)
+
+
+def test_variables_of_a_git_hook_do_not_lead_astray(look, repository, monkeypatch, tmp_path):
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
+    assert look("2.0.0")["kind"] == "tag"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a repository to another user")
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_repository_of_another_user_is_read(look, repository, tmp_path, bare, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    foreign = repository
+    if bare:
+        foreign = tmp_path / "foreign.git"
+        git(tmp_path, "clone", "--quiet", "--bare", str(repository), str(foreign))
+    subprocess.run(("chown", "-R", "65534:65534", str(foreign)), check=True)
+    assert look("2.1.0", foreign)["kind"] == "tag"
+
+
+@pytest.mark.parametrize("stderr, wanted", [
+    ("fatal: unable to access 'https://h.invalid/x/': Could not resolve host: h.invalid\n",
+     "unable to access 'https://h.invalid/x/': Could not resolve host: h.invalid"),
+    ("git@h: Permission denied (publickey).\nfatal: Could not read from remote repository.\n\nPlease make sure you "
+     "have the correct access rights\nand the repository exists.\n",
+     "git@h: Permission denied (publickey) (this user's ssh key is not known there)"),
+    ("fatal: could not read Username for 'https://h': terminal prompts disabled\n",
+     "could not read Username for 'https://h': terminal prompts disabled (it asks for a user name and a password; give "
+     "them in the address)"),
+    ("", "no reason given"),
+])
+def test_gits_reason_is_one_line_without_filler(stderr, wanted):
+    assert source.reason(stderr) == wanted
+
+
+# ------------------------------------------------------------------------------------------------------- the address
+
+
+@pytest.mark.parametrize("text, url, user, password, secrets", [
+    ("https://u:p%2Fw@h.jp/x.git", "https://h.jp/x.git", "u", "p/w", {"u:p%2Fw", "p%2Fw", "p/w"}),
+    ("https://ghp_0123456789@h.jp:8443/x", "https://h.jp:8443/x", "ghp_0123456789", "", {"ghp_0123456789"}),
+    ("https://git@h.jp/x", "https://h.jp/x", "git", "", set()),
+    ("ssh://git:pw123@h.jp/x", "ssh://git@h.jp/x", "", "", {"pw123"}),
+    ("git@h.jp:x/y.git", "git@h.jp:x/y.git", "", "", set()),
+    ("/srv/a:b.git", "/srv/a:b.git", "", "", set()),
+    ("file:///srv/x%20y.git", "file:///srv/x%20y.git", "", "", set()),
+])
+def test_credentials_are_taken_out_of_the_address(text, url, user, password, secrets):
+    address = source.Address(text)
+    assert (address.url, address.user, address.password, address.secrets()) == (url, user, password, secrets)
+
+
+def test_addresses_of_one_repository_share_a_folder_and_others_do_not():
+    folders = [source.Address(text).folder() for text in (
+        "https://a:b@h.jp/x/shift.git", "https://h.jp/x/shift.git", "https://h.jp/y/shift.git")]
+    assert folders[0] == folders[1] != folders[2]
+    assert folders[0].startswith("shift-")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "--upload-pack=x", "/srv/a\nb"])
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(source.SourceError):
+        source.Address(text)
+
+
+def test_ssh_asks_nothing_and_keeps_its_check_of_host_keys(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_SSH_COMMAND", "ssh -i /k")
+    mirror = source.Mirror(source.Address("git@h.jp:x.git"), str(tmp_path), time.monotonic() + 9)
+    command = mirror.git.env["GIT_SSH_COMMAND"]
+    assert command.startswith("ssh -i /k ") and "BatchMode=yes" in command
+    assert "StrictHostKeyChecking" not in command
+
+
+class Guarded(http.server.SimpleHTTPRequestHandler):
+    """Serves a repository's files to who knows the password, and looks at every process while git waits."""
+
+    seen = []
+    given = []
+
+    def do_GET(self):
+        wanted = "Basic " + base64.b64encode(("deploy:" + TOKEN).encode()).decode()
+        self.given.append(self.headers.get("Authorization"))
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open("/proc/%s/cmdline" % pid, "rb") as stream:
+                    self.seen.append(stream.read())
+            except OSError:
+                continue
+        if self.headers.get("Authorization") != wanted:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="x"')
+            self.end_headers()
+            return
+        super().do_GET()
+
+    def log_message(self, *_arguments):
+        pass
+
+
+@pytest.fixture
+def server(repository, tmp_path):
+    git(tmp_path, "clone", "--quiet", "--mirror", str(repository), "served.git")
+    git(tmp_path / "served.git", "update-server-info")
+    Guarded.seen, Guarded.given = [], []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Guarded, directory=str(tmp_path))) as one:
+        thread = threading.Thread(target=one.serve_forever)
+        thread.start()
+        yield "127.0.0.1:%d/served.git" % one.server_port
+        one.shutdown()
+        thread.join()
+
+
+def test_a_token_reaches_the_server_and_is_seen_nowhere_else(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    address = "http://deploy:%s@%s" % (TOKEN.replace("/", "%2F").replace("+", "%2B"), server)
+    with patch_module_args({"repository": address, "version": "2.1.0", "archive": True,
+                            "cache_dir": str(tmp_path / "cache")}), pytest.raises(SystemExit) as ended:
+        source.main()
+    said = capsys.readouterr().out
+    assert ended.value.code == 0, said
+    answer = json.loads(said)
+    assert answer["kind"] == "tag" and answer["repository"] == "http://" + server
+    assert any(one for one in Guarded.given), "the password was never sent"
+    for secret in (TOKEN, TOKEN.replace("/", "%2F").replace("+", "%2B")):
+        assert secret not in said
+        assert not any(secret.encode() in line for line in Guarded.seen)
+        assert any(b"remote-http" in line for line in Guarded.seen)
+        for folder, _folders, names in os.walk(tmp_path / "cache"):
+            for name in names:
+                with open(os.path.join(folder, name), "rb") as stream:
+                    assert secret.encode() not in stream.read(), name
+
+
+def test_a_wrong_token_is_one_sentence_without_it(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with patch_module_args({"repository": "http://deploy:wrong-token@" + server, "version": "main",
+                            "cache_dir": str(tmp_path / "cache")}), pytest.raises(SystemExit) as ended:
+        source.main()
+    said = capsys.readouterr().out
+    assert ended.value.code == 1
+    message = json.loads(said)["msg"]
+    assert "Authentication failed" in message and "has expired" in message and "\n" not in message
+    assert "wrong-token" not in said
+
+
+def test_credentials_are_for_their_host_only():
+    env = source.environment(source.Address("https://u:p@h.jp/x.git"), {"GIT_CONFIG_COUNT": "1"})
+    pairs = [(env["GIT_CONFIG_KEY_%d" % number], env["GIT_CONFIG_VALUE_%d" % number])
+             for number in range(1, int(env["GIT_CONFIG_COUNT"]))]
+    helpers = [value for name, value in pairs if name == "credential.https://h.jp.helper"]
+    assert helpers == ["", source.CREDENTIAL_HELPER]
+    assert not any("credential.helper" == name for name, _value in pairs)
+    assert "p" not in [value for _name, value in pairs]
+
+
+def test_the_users_own_configuration_is_still_read(tmp_path):
+    text = source.protected_configuration("/srv/x", {"HOME": str(tmp_path)})
+    (tmp_path / "config").write_text(text)
+    (tmp_path / ".gitconfig").write_text("[http]\n\tproxy = http://proxy.invalid\n")
+    env = dict(os.environ, GIT_CONFIG_GLOBAL=str(tmp_path / "config"))
+    out = subprocess.run(("git", "config", "--get-all", "http.proxy"), env=env, capture_output=True, text=True)
+    assert out.stdout.strip() == "http://proxy.invalid"
+    listed = subprocess.run(("git", "config", "--get-all", "safe.directory"), env=env, capture_output=True, text=True)
+    assert io.StringIO(listed.stdout).readline().strip() == "/srv/x"
