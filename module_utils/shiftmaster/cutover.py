@@ -65,10 +65,17 @@ class Cutover:
     def switch(self, target: str, kind: str) -> None:
         """Bring target to serve, up to the phase watch. Raises CutoverError; then the old release serves as before."""
         source = self.layout.current()
-        self.state.begin(**{
-            "kind": kind, "from": source, "to": target, "from_colour": self.layout.active_colour(),
-            "to_colour": self.layout.idle_colour(), "phase": "start", "run_id": self.options["run_id"],
-        })
+        self.state.begin(
+            **{
+                "kind": kind,
+                "from": source,
+                "to": target,
+                "from_colour": self.layout.active_colour(),
+                "to_colour": self.layout.idle_colour(),
+                "phase": "start",
+                "run_id": self.options["run_id"],
+            }
+        )
         self._audit("cutover_started")
         try:
             self._phase("start", self._start)
@@ -108,7 +115,6 @@ class Cutover:
             self._hold_worker(colour)
             systemctl("start", "--no-block", unit("worker", colour))
             self._driver_of(target)
-        systemctl("reset-failed", unit("web", colour))
         systemctl("start", unit("web", colour), timeout=self.options["gate_timeout_seconds"] + 90)
 
     def _gate(self) -> None:
@@ -122,9 +128,13 @@ class Cutover:
         for attempt in range(self.options["gate_attempts"]):
             if attempt:
                 self._wait_watching(colour, self.options["gate_delay_seconds"])
-            result = probe.http_get("unix:" + self.layout.socket(colour), path=self.options["health_path"],
-                                    host=self.options["health_host"], timeout=self.options["gate_timeout_seconds"],
-                                    headers={"X-Forwarded-Proto": "https"})
+            result = probe.http_get(
+                "unix:" + self.layout.socket(colour),
+                path=self.options["health_path"],
+                host=self.options["health_host"],
+                timeout=self.options["gate_timeout_seconds"],
+                headers={"X-Forwarded-Proto": "https"},
+            )
             if result.status == 200:
                 found = _release_in(result.body)
                 if found in (None, "", target):
@@ -135,8 +145,16 @@ class Cutover:
             else:
                 problem = "HTTP %d %s" % (result.status, _failed_checks(result.body))
             self._wait_watching(colour, 0)
-        raise CutoverError("the health check %s of release %s failed %d times: %s\n%s" % (
-            self.options["health_path"], target, self.options["gate_attempts"], problem.strip(), self.evidence(colour)))
+        raise CutoverError(
+            "the health check %s of release %s failed %d times: %s\n%s"
+            % (
+                self.options["health_path"],
+                target,
+                self.options["gate_attempts"],
+                problem.strip(),
+                self.evidence(colour),
+            )
+        )
 
     def _wait_watching(self, colour: str, seconds: float) -> None:
         """Wait, but not for a unit that has died: its end is the answer."""
@@ -144,8 +162,10 @@ class Cutover:
         while True:
             found = units.properties(unit("web", colour), "ActiveState", "NRestarts", "Result")
             if found["ActiveState"] not in ("active", "reloading") or found.get("NRestarts", "0") != "0":
-                raise CutoverError("release %s does not start: %s ended (%s)\n%s" % (
-                    self._t("to"), unit("web", colour), found.get("Result"), self.evidence(colour)))
+                raise CutoverError(
+                    "release %s does not start: %s ended (%s)\n%s"
+                    % (self._t("to"), unit("web", colour), found.get("Result"), self.evidence(colour))
+                )
             left = deadline - time.monotonic()
             if left <= 0:
                 return
@@ -157,13 +177,20 @@ class Cutover:
             found = units.properties(unit("worker", colour), "ActiveState", "NRestarts", "Result")
             died = found["ActiveState"] not in ("active", "activating") or found.get("NRestarts", "0") != "0"
             if died or time.monotonic() > deadline:
-                raise CutoverError("the Celery worker of release %s does not %s\n%s" % (
-                    self._t("to"), "start (%s)" % found.get("Result") if died else "answer a ping",
-                    units.journal(unit("worker", colour)) + self._see(unit("worker", colour))))
+                raise CutoverError(
+                    "the Celery worker of release %s does not %s\n%s"
+                    % (
+                        self._t("to"),
+                        "start (%s)" % found.get("Result") if died else "answer a ping",
+                        units.journal(unit("worker", colour)) + self._see(unit("worker", colour)),
+                    )
+                )
         left = max(5, int(deadline - time.monotonic()))
         if not self._ask({"op": "canary", "worker": worker, "queue": _canary_queue(colour), "seconds": left})["ran"]:
-            raise CutoverError("the Celery worker of release %s answers, but runs no task: the canary did not run in"
-                               " %d s\n%s" % (self._t("to"), left, units.journal(unit("worker", colour))))
+            raise CutoverError(
+                "the Celery worker of release %s answers, but runs no task: the canary did not run in"
+                " %d s\n%s" % (self._t("to"), left, units.journal(unit("worker", colour)))
+            )
 
     def _quiesce(self) -> None:
         colour = self._t("from_colour")
@@ -212,13 +239,16 @@ class Cutover:
         queues = self._queues(target)
         folder = os.path.join(self.layout.shared, "parked")
         if unknown:
-            parked = self._ask({"op": "park", "queues": sorted(set(queues) | set(self._queues(source))),
-                                "folder": folder})
+            parked = self._ask(
+                {"op": "park", "queues": sorted(set(queues) | set(self._queues(source))), "folder": folder}
+            )
             for task in parked["parked"]:
                 audit(self.layout, "task_parked", task=task["task"], id=task["id"], queue=task["queue"])
             if parked["parked"]:
-                self.notes.append("%d task(s) that %s does not know were set aside in %s; the next release that knows"
-                                  " them runs them" % (len(parked["parked"]), target, folder))
+                self.notes.append(
+                    "%d task(s) that %s does not know were set aside in %s; the next release that knows"
+                    " them runs them" % (len(parked["parked"]), target, folder)
+                )
         if os.listdir(folder):
             for task in self._ask({"op": "replay", "folder": folder})["replayed"]:
                 audit(self.layout, "task_replayed", task=task["task"], id=task["id"], queue=task["queue"])
@@ -269,8 +299,13 @@ class Cutover:
                 self._stop(self._t("from_colour"), ("worker",))
                 self._hold_worker(self._t("from_colour"))
                 systemctl("start", unit("worker", self._t("from_colour")))
-                self._ask({"op": "ping", "worker": _worker(self._t("from_colour")),
-                           "seconds": self.options["worker_gate_seconds"]})
+                self._ask(
+                    {
+                        "op": "ping",
+                        "worker": _worker(self._t("from_colour")),
+                        "seconds": self.options["worker_gate_seconds"],
+                    }
+                )
             self._pass_tasks(target, self._t("to_colour"), source, self._t("from_colour"))
         self._stop(self._t("to_colour"), ("beat", "worker", "web"))
         self._hooks("after_rollback", source)
@@ -292,24 +327,35 @@ class Cutover:
                 if phase in ("switch", "drain", "handover", "quiesce"):
                     if self.options["celery_application"]:
                         systemctl("start", unit("worker", self._t("to_colour")))
-                        self._ask({"op": "ping", "worker": _worker(self._t("to_colour")),
-                                   "seconds": self.options["worker_gate_seconds"]})
+                        self._ask(
+                            {
+                                "op": "ping",
+                                "worker": _worker(self._t("to_colour")),
+                                "seconds": self.options["worker_gate_seconds"],
+                            }
+                        )
                     self._handover()
                 self._finish()
                 said = "a run that died in its phase %s had already switched to %s, which is healthy: finished" % (
-                    phase, target)
+                    phase,
+                    target,
+                )
             except (CutoverError, UnitError, ReleaseCodeError) as error:
                 self.put_back(str(error))
                 said = "a run that died in its phase %s had switched to %s, which is not healthy: put back to %s" % (
-                    phase, target, source)
+                    phase,
+                    target,
+                    source,
+                )
         elif phase in ("start", "gate"):
             self._stop(self._t("to_colour"), ("beat", "worker", "web"))
             self._free_file(self._t("to_colour"))
             self.state.end()
             said = "a run that died in its phase %s left %s started beside the traffic: stopped" % (phase, target)
         else:
-            self.put_back("the run died in its phase %s" % phase, bad=phase == "put_back"
-                          and self.state.status(target) == "bad")
+            self.put_back(
+                "the run died in its phase %s" % phase, bad=phase == "put_back" and self.state.status(target) == "bad"
+            )
             said = "a run that died in its phase %s was reverted: %s serves" % (phase, source)
         audit(self.layout, "recovered", what=said, run_id=self.options["run_id"], who=self.options["who"])
         self.close()
@@ -330,8 +376,16 @@ class Cutover:
 
     def _audit(self, event: str, **fields) -> None:
         transition = self.state.transition
-        audit(self.layout, event, kind=transition["kind"], source=transition["from"], target=transition["to"],
-              run_id=self.options["run_id"], who=self.options["who"], **fields)
+        audit(
+            self.layout,
+            event,
+            kind=transition["kind"],
+            source=transition["from"],
+            target=transition["to"],
+            run_id=self.options["run_id"],
+            who=self.options["who"],
+            **fields,
+        )
 
     def _hooks(self, phase: str, release: Optional[str] = None) -> None:
         path = self.layout.release(release or self._t("to"))
@@ -377,8 +431,11 @@ class Cutover:
 
     def _driver_of(self, release: str) -> Driver:
         if self._driver is None:
-            self._driver = Driver(ReleaseCode(self.layout.release(release), self.options["user"]), celery_driver,
-                                  {"SHIFTMASTER_CELERY_APPLICATION": self.options["celery_application"]})
+            self._driver = Driver(
+                ReleaseCode(self.layout.release(release), self.options["user"]),
+                celery_driver,
+                {"SHIFTMASTER_CELERY_APPLICATION": self.options["celery_application"]},
+            )
         return self._driver
 
     def _ask(self, request: dict) -> dict:
@@ -414,9 +471,15 @@ class Cutover:
 
     def evidence(self, colour: str) -> str:
         name = unit("web", colour)
-        return "\n".join(part for part in (
-            tail(_read_from(self.options["error_log"], getattr(self, "_log_offset", None)), 12),
-            units.journal(name, 5), self._see(name)) if part)
+        return "\n".join(
+            part
+            for part in (
+                tail(_read_from(self.options["error_log"], getattr(self, "_log_offset", None)), 12),
+                units.journal(name, 5),
+                self._see(name),
+            )
+            if part
+        )
 
     def _see(self, name: str) -> str:
         return "\nThe whole of it: %s and `journalctl -u %s`." % (self.options["error_log"], name)
@@ -424,8 +487,9 @@ class Cutover:
 
 def accept_queue(path: str) -> int:
     """Return how many connections wait on a unix socket to be accepted; 0 where nobody listens."""
-    done = subprocess.run(("ss", "-xlHn", "src", path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                          timeout=10, check=False)
+    done = subprocess.run(
+        ("ss", "-xlHn", "src", path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10, check=False
+    )
     waiting = 0
     for line in done.stdout.decode(errors="replace").splitlines():
         fields = line.split()
@@ -471,9 +535,11 @@ def _failed_checks(body) -> str:
     checks = _json(body).get("checks")
     if not isinstance(checks, dict):
         return ""
-    return "; ".join("%s: %s" % (name, check.get("error") or check.get("status"))
-                     for name, check in sorted(checks.items())
-                     if isinstance(check, dict) and check.get("status") != "healthy")
+    return "; ".join(
+        "%s: %s" % (name, check.get("error") or check.get("status"))
+        for name, check in sorted(checks.items())
+        if isinstance(check, dict) and check.get("status") != "healthy"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -57,15 +57,20 @@ class ActionModule(ActionBase):
             raise AnsibleError("shiftmaster_variables: no folder roles/ beside the playbook")
         problems, expected, specs, defaults = [], set(arguments.get("known") or []), {}, {}
         for role in arguments["roles"]:
-            specs[role] = (load(roles_path / role / "meta/argument_specs.yml") or {}).get(
-                "argument_specs", {}).get("main", {}).get("options", {})
+            specs[role] = (
+                (load(roles_path / role / "meta/argument_specs.yml") or {})
+                .get("argument_specs", {})
+                .get("main", {})
+                .get("options", {})
+            )
             expected.update(specs[role])
-            defaults.update(load(roles_path / role / "defaults/main.yml") or {})
-            defaults.update(load(roles_path / role / "vars/main.yml") or {})
+            defaults[role] = dict(
+                load(roles_path / role / "defaults/main.yml") or {}, **load(roles_path / role / "vars/main.yml") or {}
+            )
         prefixes = tuple("%s_" % role for role in arguments["roles"])
         problems += unknown_names(task_vars, expected, prefixes)
 
-        templar = self._templar.copy_with_new_env(available_variables={**defaults, **task_vars})
+        templar = self._templar.copy_with_new_env(available_variables=task_vars)
         for entry in arguments.get("required") or []:
             try:
                 filled = templar.template(task_vars.get(entry["name"])) if entry["name"] in task_vars else None
@@ -73,14 +78,18 @@ class ActionModule(ActionBase):
                 problems.append("variable %s cannot be read: %s" % (entry["name"], error))
                 continue
             if not filled:
-                problems.append("variable %s is not set%s" % (entry["name"], ": " + entry["hint"] if entry.get("hint")
-                                                             else ""))
+                problems.append(
+                    "variable %s is not set%s" % (entry["name"], ": " + entry["hint"] if entry.get("hint") else "")
+                )
         for choice in arguments.get("choices") or []:
             if choice["value"] not in choice["choices"]:
-                problems.append("%s=%s is none of: %s" % (choice["name"], choice["value"],
-                                                          ", ".join(choice["choices"])))
+                problems.append(
+                    "%s=%s is none of: %s" % (choice["name"], choice["value"], ", ".join(choice["choices"]))
+                )
         for role, options in specs.items():
             values = {}
+            # As the role itself will see them: with its own defaults, not with another role's.
+            templar = self._templar.copy_with_new_env(available_variables={**defaults[role], **task_vars})
             for name in options:
                 if name not in task_vars:
                     continue
@@ -89,9 +98,11 @@ class ActionModule(ActionBase):
                 except Exception as error:
                     problems.append("variable %s cannot be read: %s" % (name, str(error).splitlines()[0]))
             # What the site left out is the default's business, and tested there.
-            wanted = {name: dict(option, required=option.get("required") and name not in task_vars
-                                 and name not in defaults) for name, option in options.items()
-                      if name in values or option.get("required")}
+            wanted = {
+                name: dict(option, required=option.get("required") and name not in task_vars and name not in defaults[role])
+                for name, option in options.items()
+                if name in values or option.get("required")
+            }
             problems += type_problems(role, wanted, values)
         result.update(changed=False, problems=problems)
         return result

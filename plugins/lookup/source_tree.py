@@ -48,9 +48,11 @@ class LookupModule(LookupBase):
             folder = Path(term)
             if not folder.is_dir():
                 raise AnsibleError(f"source_tree: {folder} is not a folder of the controller")
-            trees.append({
-                self.get_option("prefix") + str(path.relative_to(folder)): path.read_text(encoding="utf-8")
-                for path in sorted(folder.rglob(f"*{self.get_option('suffix')}"))
-                if "__pycache__" not in path.parts
-            })
+            trees.append(
+                {
+                    self.get_option("prefix") + str(path.relative_to(folder)): path.read_text(encoding="utf-8")
+                    for path in sorted(folder.rglob(f"*{self.get_option('suffix')}"))
+                    if "__pycache__" not in path.parts
+                }
+            )
         return trees

@@ -1,0 +1,137 @@
+"""What an empty host has become: the application on TLS, for people, behind hardened units, across a reboot."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support import APP, PASSWORD, Operations
+
+INVENTORY = Path(__file__).parent.parent / "inventory"
+CURL = "curl -sS --cacert /etc/ssl/certs/shiftmaster.crt --resolve localhost:443:127.0.0.1"
+UNITS = ["shiftmaster-web@", "shiftmaster-worker@", "shiftmaster-beat@"]
+
+
+@pytest.fixture(scope="module")
+def operations():
+    return Operations(INVENTORY, "default-trixie")
+
+
+@pytest.fixture(scope="module")
+def colour(operations):
+    return operations.shell(f"basename $(readlink {APP}/active)").strip()
+
+
+def test_page_is_served_on_tls_by_the_application(operations):
+    page = operations.shell("curl -skS -o /dev/null -w '%{http_code} %{redirect_url}' https://localhost/")
+    assert page.startswith("302 ") and "/login/" in page, page
+    assert "ShiftMaster" in operations.shell("curl -skS https://localhost/login/")
+
+
+def test_plain_http_leads_to_tls(operations):
+    answer = operations.shell("curl -sS -o /dev/null -w '%{http_code} %{redirect_url}' http://localhost/")
+    assert answer == "301 https://localhost/"
+
+
+def test_local_listener_answers_the_guides_address(operations):
+    assert operations.shell("curl -sS -o /dev/null -w '%{http_code}' http://localhost:8000/health/") == "200"
+
+
+def test_deep_health_names_version_and_parts(operations):
+    health = operations.health()
+    assert (health["status"], health["version"]) == ("healthy", "2.0.0")
+    assert {"database", "cache", "broker", "worker", "migrations"} <= set(health["checks"])
+
+
+def test_units_are_enabled_and_none_failed(operations, colour):
+    assert operations.shell("systemctl --failed --no-legend").strip() == ""
+    assert operations.shell("systemctl is-enabled shiftmaster nginx postgresql redis-server").split() == ["enabled"] * 4
+    assert operations.shell(f"systemctl is-active {' '.join(unit + colour for unit in UNITS)}").split() == ["active"] * 3
+    enabled = operations.shell("systemctl list-unit-files --state=enabled --no-legend 'shiftmaster-*'")
+    assert enabled.strip() == "", "a colour is enabled beside the link `active`: two facts"
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_units_are_sandboxed(operations, colour, unit):
+    report = operations.shell(f"systemd-analyze security --no-pager {unit}{colour}")
+    exposure = float(re.search(r"Overall exposure level for \S+: ([\d.]+)", report)[1])
+    assert exposure <= 2.5, report
+
+
+def test_application_cannot_write_to_its_release(operations, colour):
+    pid = operations.shell(f"systemctl show -p MainPID --value shiftmaster-web@{colour}").strip()
+    tried = operations.shell(
+        f"nsenter -t {pid} -m runuser -u shiftmaster -- touch {APP}/active/release/source/x 2>&1; echo $?", check=False
+    )
+    assert tried.strip().endswith("1")
+    assert operations.shell(f"find {APP}/releases ! -user root -print -quit").strip() == ""
+
+
+def test_secrets_are_nowhere_to_be_read(operations):
+    """No secret in a world-readable file, in a process's arguments or in a unit's properties."""
+    secrets = [
+        line.split("=", 1)[1].strip().strip('"')
+        for line in operations.shell(f"cat {APP}/active/release/env").splitlines()
+        if re.match(r"DJANGO_SECRET_KEY|DB_PASSWORD|CACHE_URL", line)
+    ]
+    secrets.append(re.search(r"//[^:]*:([^@]+)@", secrets.pop([s.startswith("redis") for s in secrets].index(True)))[1])
+    assert len(secrets) == 3 and all(len(secret) >= 20 for secret in secrets)
+    found = operations.shell(
+        "cat > /root/secrets; "
+        "find / -xdev -type f -perm -004 ! -path '/proc/*' ! -path '/sys/*' -print0 | xargs -0 grep -lFf /root/secrets; "
+        "grep -aFf /root/secrets /proc/[0-9]*/cmdline; "
+        "systemctl show '*' --no-pager | grep -Ff /root/secrets; rm /root/secrets",
+        stdin="\n".join(secrets), check=False,
+    )  # fmt: skip
+    assert found.strip() == ""
+
+
+def test_log_in_save_a_roster_reboot(operations):
+    """A person logs in and saves an assignment; both the page and the assignment are there after a reboot."""
+    operations.manage("seed_demo")
+    work = f"""
+import http.cookiejar, json, re, ssl, urllib.parse, urllib.request
+context = ssl.create_default_context(); context.check_hostname = False; context.verify_mode = ssl.CERT_NONE
+jar = http.cookiejar.CookieJar()
+opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), urllib.request.HTTPCookieProcessor(jar))
+def post(path, referer, **form):
+    form["csrfmiddlewaretoken"] = next(c.value for c in jar if c.name == "csrftoken")
+    request = urllib.request.Request("https://localhost" + path, urllib.parse.urlencode(form).encode(), {{"Referer": "https://localhost" + referer}})
+    return opener.open(request, timeout=20)
+opener.open("https://localhost/login/", timeout=20).read()
+post("/login/", "/login/", username="demo", password={PASSWORD!r})
+path = "/roster/east-3/2031-02/"
+page = opener.open("https://localhost" + path, timeout=20).read().decode()
+staff = re.search(r'<tr data-staff="(\\d+)">', page)[1]
+post(path + "assign/", path, staff=staff, day="2031-02-03", shift="準")
+print(json.dumps({{"staff": staff}}))
+"""
+    staff = json.loads(operations.shell("python3 -", stdin=work))["staff"]
+    saved = (
+        "from roster.models import Assignment; "
+        f"print(Assignment.objects.filter(staff_id={staff}, day='2031-02-03').count())"
+    )
+    assert operations.python(saved).strip() == "1"
+    before = operations.shell("cat /proc/sys/kernel/random/boot_id; systemctl show -p ActiveEnterTimestamp nginx")
+    operations.reboot()
+    assert operations.serves(60) == "2.0.0"
+    assert operations.shell("systemctl show -p ActiveEnterTimestamp nginx") not in before
+    assert operations.shell("systemctl --failed --no-legend").strip() == ""
+    assert operations.python(saved).strip() == "1"
+
+
+def test_memory_fits_the_smallest_host(operations, colour, capsys):
+    """Prints the memory of each unit; together they fit 4 GB beside the kernel and a second colour."""
+    rows = operations.shell(
+        "for u in nginx postgresql@17-main redis-server "
+        + " ".join(unit + colour for unit in UNITS)
+        + "; do echo $u $(systemctl show -p MemoryCurrent --value $u); done"
+    )
+    total, lines = 0, []
+    for line in rows.splitlines():
+        unit, number = line.split()
+        total += int(number)
+        lines.append(f"  {unit:32} {int(number) / 2**20:7.0f} MiB")
+    with capsys.disabled():
+        print("\nmemory by unit:\n" + "\n".join(lines) + f"\n  {'all of them':32} {total / 2**20:7.0f} MiB")
+    assert total < 3 * 2**30

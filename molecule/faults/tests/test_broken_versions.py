@@ -1,0 +1,47 @@
+"""Every broken version: the host serves the old one, the message says what is broken and where its log is."""
+
+import pytest
+from support import APP, load
+
+# tag: (what the message must say, whether clients may see it before it goes back by itself)
+BROKEN = {
+    "broken-import": (["broken-import", "Error"], False),
+    "broken-health": (["health check /health/deep/", "failed"], False),
+    "broken-hang": (["health check /health/deep/", "timed out"], False),
+    "broken-migration": (["0003_ward_phone"], False),
+    "broken-requirement": (["install the requirements", "/var/log/shiftmaster/build-"], False),
+    "broken-worker": (["Celery"], False),
+    "broken-template": (["broke under traffic", "serves again", "/var/log/shiftmaster/error.log"], True),
+}
+
+
+@pytest.mark.parametrize("version", BROKEN)
+def test_broken_version(operations, version):
+    sentences, seen = BROKEN[version]
+    before = operations.serves(30)
+    current = operations.shell(f"readlink -f {APP}/current").strip()
+    with load(operations, "--clients", "8", "--think-seconds", "0.3", seconds=400) as traffic:
+        run = operations.deploy(version, shiftmaster_watch_seconds=20)
+    assert run.code == 2, run.output[-4000:]
+    assert run.says(*sentences), run.output[-6000:]
+    assert operations.serves() == before
+    assert operations.shell(f"readlink -f {APP}/current").strip() == current
+    assert operations.state()["transition"] is None
+    assert operations.shell("systemctl --failed --no-legend").strip() == ""
+    assert operations.shell("systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*'").count("\n") == 3
+    if not seen:
+        assert traffic.summary["failed"] == 0, traffic.summary
+
+
+def test_the_next_good_version_needs_no_cleaning(operations):
+    run = operations.deploy("2.1.0", shiftmaster_watch_seconds=3)
+    assert run.code == 0, run.output[-4000:]
+    assert operations.serves() == "2.1.0"
+    assert operations.rollback().code == 0
+    assert operations.serves() == "2.0.0"
+
+
+def test_bad_release_is_refused_by_name(operations):
+    """broken-template was built and marked: no way leads back to it, by name neither."""
+    run = operations.rollback(to="broken-template")
+    assert run.code == 2 and run.says("is marked bad"), run.output[-3000:]

@@ -1,0 +1,51 @@
+"""On an empty host: check mode tells and changes nothing, and bad input ends with one list and changes nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support import Operations
+
+INVENTORY = Path(__file__).parent.parent / "inventory"
+
+
+@pytest.fixture(scope="module")
+def operations():
+    return Operations(INVENTORY, "fresh-trixie")
+
+
+def test_check_mode_on_an_empty_host(operations):
+    before = operations.fingerprint()
+    run = operations.run("deploy.yml", "--check", "--diff")
+    assert run.code == 0, run.output[-6000:]
+    assert run.says("would be a new release of version 2.0.0")
+    assert run.says("/etc/nginx/sites-available/shiftmaster", "shiftmaster-web@.service")
+    assert operations.fingerprint() == before
+
+
+BAD_INPUT = {
+    "unknown revision": ({"shiftmaster_version": "no-such-version"}, "no-such-version"),
+    "wrong repository": ({"shiftmaster_repository": "/nowhere/at-all.git"}, "/nowhere/at-all.git"),
+    "wrong type": ({"shiftmaster_web_threads": "many"}, "shiftmaster_web_threads"),
+    "typing error": ({"shiftmaster_web_worker": 3}, "did you mean shiftmaster_web_workers?"),
+    "missing secret": ({"vault_shiftmaster_secret_key": ""}, "variable vault_shiftmaster_secret_key is not set"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_sentence_and_changes_nothing(operations, case):
+    extra, sentence = BAD_INPUT[case]
+    before = operations.fingerprint()
+    run = operations.run("deploy.yml", **extra)
+    assert run.code == 2 and run.says("Nothing was changed. What is wrong:", sentence), run.output[-4000:]
+    assert run.changed == 0
+    assert operations.fingerprint() == before
+
+
+def test_all_problems_come_in_one_list(operations):
+    extra = {name: value for more, _sentence in BAD_INPUT.values() for name, value in more.items()}
+    run = operations.run("deploy.yml", **extra)
+    assert run.code == 2
+    # A repository that cannot be read says nothing about its versions.
+    for case in set(BAD_INPUT) - {"unknown revision"}:
+        assert run.says(BAD_INPUT[case][1]), (case, json.dumps(extra))

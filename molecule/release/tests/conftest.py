@@ -1,0 +1,12 @@
+from pathlib import Path
+
+import pytest
+from support import Operations
+
+
+@pytest.fixture(scope="session")
+def operations():
+    operations = Operations(Path(__file__).parent.parent / "inventory", "release-trixie")
+    assert operations.serves(60) == "2.0.0"
+    operations.manage("seed_demo")
+    return operations

@@ -1,0 +1,227 @@
+"""What the scenarios' tests share: run a playbook against a host, look at it from inside, and put load on it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Secrets, authorities and the packed application of all scenarios: images made by one are used by the others.
+SCENARIO_HOME = ROOT / ".cache" / "scenario"
+REPOSITORY = SCENARIO_HOME / "shiftmaster.git"
+APP = "/var/www/shiftmaster"
+PASSWORD = "load-test-only"
+
+
+@dataclass
+class Run:
+    """What a playbook did."""
+
+    code: int
+    output: str
+    seconds: float
+    recap: dict = field(default_factory=dict)
+
+    @property
+    def changed(self) -> int:
+        return sum(host["changed"] for host in self.recap.values())
+
+    def says(self, *texts: str) -> bool:
+        """Whether the output holds all of these, whatever the line breaks."""
+        flat = re.sub(r"\s+", " ", self.output)
+        return all(text in flat for text in texts)
+
+
+class Operations:
+    """Playbooks of this repository against one scenario's inventory, as an administrator types them."""
+
+    def __init__(self, inventory, host: str):
+        self.inventory, self.host = str(inventory), host
+
+    def command(self, playbook: str, extra: dict, *arguments: str) -> list:
+        return [
+            "ansible-playbook", "--inventory", self.inventory, playbook, "--extra-vars", json.dumps(extra), *arguments,
+        ]  # fmt: skip
+
+    @staticmethod
+    def environment() -> dict:
+        return dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), ANSIBLE_FORCE_COLOR="0")
+
+    def run(self, playbook: str, *arguments: str, timeout: int = 900, **extra) -> Run:
+        """Run it to its end."""
+        started = time.monotonic()
+        done = subprocess.run(
+            self.command(playbook, extra, *arguments), cwd=ROOT, env=self.environment(), text=True, timeout=timeout,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        )  # fmt: skip
+        return Run(done.returncode, done.stdout, time.monotonic() - started, recap(done.stdout))
+
+    def start(self, playbook: str, log: Path, **extra) -> subprocess.Popen:
+        """Start it in a process group of its own, to be killed."""
+        with log.open("w") as stream:
+            return subprocess.Popen(
+                self.command(playbook, extra), cwd=ROOT, env=self.environment(), start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def deploy(self, version: str, *arguments: str, **extra) -> Run:
+        return self.run("deploy.yml", "--tags", "release", *arguments, shiftmaster_version=version, **extra)
+
+    def rollback(self, **extra) -> Run:
+        return self.run("rollback.yml", **extra)
+
+    # -- the host from inside ----------------------------------------------------------------------------------------
+
+    def shell(self, command: str, timeout: int = 120, check: bool = True, stdin: str | None = None) -> str:
+        done = subprocess.run(
+            ["docker", "exec", "--interactive", self.host, "bash", "-c", command], input=stdin, text=True,
+            capture_output=True, timeout=timeout, check=False,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise AssertionError(f"{command!r} on {self.host} ended with {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def reboot(self) -> None:
+        """Reboot and wait until systemd has started everything."""
+        subprocess.run(["docker", "restart", self.host], check=True, capture_output=True, timeout=120)
+        self.shell("timeout 120 systemctl is-system-running --wait || true", timeout=130)
+
+    def health(self) -> dict:
+        """What /health/deep/ says through nginx's local listener; {} where it does not answer."""
+        text = self.shell("curl -sS -m 15 -H 'Host: localhost' http://localhost:8000/health/deep/", check=False)
+        try:
+            return json.loads(text)
+        except ValueError:
+            return {}
+
+    def serves(self, seconds: float = 0) -> str:
+        """The version that answers, "" where none does within some seconds."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = self.health()
+            if found.get("status") == "healthy":
+                return found["version"]
+            if time.monotonic() >= deadline:
+                return ""
+            time.sleep(0.5)
+
+    def state(self) -> dict:
+        return json.loads(self.shell(f"cat {APP}/shared/state/state.json"))
+
+    def manage(self, *arguments: str, timeout: int = 120) -> str:
+        """Run manage.py of the release that serves, with its environment and user."""
+        release = f"{APP}/active/release"
+        return self.shell(
+            "systemd-run --quiet --wait --pipe --collect --property=User=shiftmaster --setenv=DEMO_PASSWORD="
+            f"{PASSWORD} --property=EnvironmentFile={release}/env --property=WorkingDirectory={release}/source "
+            f"{release}/venv/bin/python manage.py " + " ".join(arguments),
+            timeout=timeout,
+        )
+
+    def python(self, source: str, timeout: int = 120) -> str:
+        """Run Python inside the application that serves (Django is set up)."""
+        release = f"{APP}/active/release"
+        return self.shell(
+            "systemd-run --quiet --wait --pipe --collect --property=User=shiftmaster "
+            f"--property=EnvironmentFile={release}/env --property=WorkingDirectory={release}/source "
+            f"{release}/venv/bin/python -c 'import sys, django; django.setup(); exec(sys.stdin.read())'",
+            timeout=timeout, stdin=source,
+        )  # fmt: skip
+
+    def fingerprint(self) -> str:
+        """Everything on the host that a run could change: files with content, units, accounts, rows of migrations."""
+        return self.shell(FINGERPRINT, timeout=300)
+
+
+# Left out is what changes by itself: logs, the database's and the cache's own files, caches of packages, temporary files.
+FINGERPRINT = r"""
+find / -xdev \( -path /proc -o -path /sys -o -path /run -o -path /tmp -o -path /var/tmp -o -path /var/log -o -path /dev \
+  -o -path /var/lib/postgresql -o -path /var/lib/redis -o -path /var/lib/apt -o -path /var/cache -o -path /root/.ansible \
+  -o -path /var/lib/systemd -o -path /var/lib/chrony -o -path /var/lib/logrotate -o -path /var/lib/private \
+  -o -name operation.lock -o -path /var/lib/shiftmaster-beat \) -prune -o \
+  \( -type f -printf '%p %m %u %g %s %T@\n' -o -type l -printf '%p -> %l\n' -o -type d -printf '%p %m %u %g\n' \) \
+  | LC_ALL=C sort
+systemctl list-unit-files --no-legend --no-pager | awk '{print $1, $2}'
+systemctl list-units --no-legend --no-pager --plain --type=service --state=active | awk '{print $1}' | grep -v -e '^user' -e systemd-run -e '^run-'
+nft list ruleset 2>/dev/null | sed 's/packets [0-9]* bytes [0-9]*//'
+"""
+
+
+def recap(output: str) -> dict:
+    """Return {host: {"ok": n, "changed": n, ...}} of a run's output."""
+    found = {}
+    for line in output.splitlines():
+        match = re.match(r"^(\S+)\s+: (ok=\d+.*)$", line)
+        if match:
+            found[match[1]] = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", match[2])}
+    return found
+
+
+@contextlib.contextmanager
+def load(operations: Operations, *options: str, seconds: int = 300, scenario: str = "shiftmaster.json"):
+    """Run the load generator inside the host while the block runs; yields a Load whose summary is there behind it."""
+    current = Load(operations)
+    shell = operations.shell
+    shell("mkdir -p /root/load && rm -f /root/load/*")
+    for name in ("loadgen.py", scenario):
+        subprocess.run(
+            ["docker", "cp", "--quiet", str(ROOT / "tests" / "load" / name), f"{operations.host}:/root/load/{name}"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    process = subprocess.Popen(
+        [
+            "docker", "exec", "--env", f"LOADGEN_PASSWORD={PASSWORD}", operations.host, "python3",
+            "/root/load/loadgen.py", f"/root/load/{scenario}", "--seconds", str(seconds), "--marks",
+            "/root/load/marks.jsonl", "--results", "/root/load/results.jsonl", "--summary", "/root/load/summary.json",
+            "--ready-file", "/root/load/ready", *options,
+        ],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        wait_for(
+            lambda: process.poll() is not None or operations.shell("ls /root/load/ready 2>/dev/null", check=False), 60,
+            "the load",
+        )  # fmt: skip
+        yield current
+    finally:
+        operations.shell("pkill -TERM -f load/loadgen.py", check=False)
+        try:
+            current.output = process.communicate(timeout=120)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            current.output = process.communicate()[0]
+    text = operations.shell("cat /root/load/summary.json", check=False)
+    assert text, f"the load generator wrote no summary: {current.output}"
+    current.summary = json.loads(text)
+
+
+class Load:
+    def __init__(self, operations: Operations):
+        self.operations, self.summary, self.output = operations, {}, ""
+
+    @contextlib.contextmanager
+    def window(self, name: str):
+        """Mark what happens inside as a window of the summary."""
+        self._mark(f"{name}-start")
+        try:
+            yield
+        finally:
+            self._mark(f"{name}-end")
+
+    def _mark(self, name: str) -> None:
+        line = json.dumps({"t": time.time(), "name": name})
+        self.operations.shell(f"echo '{line}' >> /root/load/marks.jsonl")
+
+
+def wait_for(condition, seconds: float, what: str = "the condition") -> None:
+    """Wait until condition() is true; fails behind so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
+        time.sleep(0.5)
