@@ -37,7 +37,8 @@ TAIL_LINES = 60
 SHOW_RUNNING_EVERY_SECONDS = 60
 # The closing lines of pytest, with or without its rule of equal signs, and of unittest.
 CLOSING_LINE = re.compile(
-    r"^Ran \d+ tests? in [\d.]+s$|^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected|xfailed)\b.* in [\d.]+s.*$"
+    r"^Ran \d+ tests? in [\d.]+s$"
+    r"|^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected|xfailed)\b.* in [\d.]+s.*$"
 )
 
 NOT_RUN, RUNNING, PASSED, FAILED = "not run", "running", "passed", "failed"
