@@ -470,16 +470,26 @@ def test_a_pooler_is_recognised_and_refused(site):
 
 def test_killed_in_a_migration_the_next_run_converges(site):
     site.run("apply", site.release(1, BASE))
-    release = site.release(2, dict(BASE, **{"shifts/0003_slow": migration(
+    files = dict(BASE, **{"shifts/0003_slow": migration(
         'migrations.AddField("roster", "extra", models.TextField(null=True)),'
-        ' migrations.RunSQL("SELECT pg_sleep(4)", migrations.RunSQL.noop)', "0002_note")}))
-    child = site.start(release)
-    site.wait_for("pg_sleep(4)")
+        ' migrations.RunSQL("SELECT pg_sleep(300)", migrations.RunSQL.noop)', "0002_note")})
+    child = site.start(site.release(2, files))
+    site.wait_for("pg_sleep(300)")
     kill(child)
-    message, details = site.refused("apply", release, allow_contract=True, lock_wait_seconds=0)
-    assert details["failure"]["kind"] == "leftover" and "whose process is gone" in message
-    assert site.run("apply", release, allow_contract=True)["done"] == ["shifts.0003_slow"]
+    assert site.columns() == {"id", "month", "note"}
+    files["shifts/0003_slow"] = files["shifts/0003_slow"].replace("pg_sleep(300)", "pg_sleep(0)")
+    # The server would sleep on for 5 minutes and hold its locks; it notices that its client is gone.
+    assert site.run("apply", site.release(3, files), allow_contract=True)["done"] == ["shifts.0003_slow"]
     assert site.columns() == {"id", "month", "note", "extra"}
+
+
+def test_what_the_server_still_does_for_a_killed_run_is_waited_for(site):
+    release = site.release(1, BASE)
+    with site.session(django_driver.NAME) as session:
+        message, details = site.refused("apply", release, lock_wait_seconds=1)
+        assert details["failure"]["kind"] == "leftover" and details["failure"]["pid"] == session.pid
+        assert "whose process is gone" in message and "pg_terminate_backend(%d)" % session.pid in message
+    assert site.run("apply", release)["changed"]
 
 
 def test_a_run_whose_parent_is_gone_ends_by_itself(site):
