@@ -510,7 +510,11 @@ def test_killed_while_it_builds_an_index_the_next_run_repairs_it(site):
         child = site.start(release, lock_timeout_seconds=30)
         site.wait_for("CREATE INDEX CONCURRENTLY")
         kill(child)
-        time.sleep(3)  # The server notices.
+        for _ in range(100):  # The server notices.
+            if site.sql("SELECT 1 FROM pg_stat_activity WHERE application_name = '%s' AND datname = current_database()"
+                        % django_driver.NAME) == []:
+                break
+            time.sleep(0.2)
         session("COMMIT")
     assert site.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'roster_month'::regclass") == [["False"]]
     result = site.run("apply", release)
