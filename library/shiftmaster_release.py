@@ -247,7 +247,9 @@ options:
     type: int
     default: 5
   applied_migrations:
-    description: C(app.name) of the migrations that the database has; without it no holder of migrations is pruned.
+    description:
+      - C(app.name) of the migrations that the database has. Without it no holder of migrations is pruned.
+      - At O(state=finished) they are noted in the manifest, for later rollbacks to this release.
     type: list
     elements: str
   reason:
@@ -380,30 +382,41 @@ class Operation:
         """Return the folder name of the one release that a person means."""
         found = releases.resolve(self.layout, wanted)
         if not found:
-            raise Refused("there is no release %s on this host; there are: %s" % (
-                wanted, self.listing() or "none"))
+            raise Refused("there is no release %s on this host; there are: %s" % (wanted, self.listing() or "none"))
         live = [name for name in found if self.state.was_live(name) and self.state.status(name) != "bad"]
         return (live or found)[-1]
 
     def listing(self):
-        return ", ".join("%s (%s, %s)" % (entry["name"], entry["version"], entry["status"])
-                         for entry in releases.describe(self.layout, self.state))
+        return ", ".join(
+            "%s (%s, %s)" % (entry["name"], entry["version"], entry["status"])
+            for entry in releases.describe(self.layout, self.state)
+        )
 
     def cutover(self):
         params = self.params
-        return Cutover(self.layout, self.state, {
-            "user": params["user"], "celery_application": params["celery_application"],
-            "celery_queues": params["celery_queues"], "beat": params["beat"],
-            "health_path": params["health"]["path"], "health_host": params["health"]["host"],
-            "gate_attempts": params["health"]["attempts"], "gate_delay_seconds": params["health"]["delay_seconds"],
-            "gate_timeout_seconds": params["health"]["timeout_seconds"],
-            "worker_gate_seconds": params["health"]["worker_seconds"],
-            "drain_grace_seconds": params["drain_grace_seconds"],
-            "drain_limit_seconds": params["drain_limit_seconds"],
-            "worker_stop_seconds": params["worker_stop_seconds"], "hooks": params["hooks"],
-            "error_log": os.path.join(params["log_folder"], "error.log"),
-            "run_id": params["run_id"], "who": params["who"],
-        })
+        return Cutover(
+            self.layout,
+            self.state,
+            {
+                "user": params["user"],
+                "celery_application": params["celery_application"],
+                "celery_queues": params["celery_queues"],
+                "beat": params["beat"],
+                "health_path": params["health"]["path"],
+                "health_host": params["health"]["host"],
+                "gate_attempts": params["health"]["attempts"],
+                "gate_delay_seconds": params["health"]["delay_seconds"],
+                "gate_timeout_seconds": params["health"]["timeout_seconds"],
+                "worker_gate_seconds": params["health"]["worker_seconds"],
+                "drain_grace_seconds": params["drain_grace_seconds"],
+                "drain_limit_seconds": params["drain_limit_seconds"],
+                "worker_stop_seconds": params["worker_stop_seconds"],
+                "hooks": params["hooks"],
+                "error_log": os.path.join(params["log_folder"], "error.log"),
+                "run_id": params["run_id"],
+                "who": params["who"],
+            },
+        )
 
     # -- states ------------------------------------------------------------------------------------------------------
 
@@ -419,8 +432,10 @@ class Operation:
 
     def environment(self):
         build = self.params["build"]
-        return {key: value if isinstance(value, str) else json.dumps(value)
-                for key, value in dict(build["environment"], **build["secret_environment"]).items()}
+        return {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in dict(build["environment"], **build["secret_environment"]).items()
+        }
 
     def target(self):
         wanted = self.params["release"]
@@ -428,19 +443,27 @@ class Operation:
             raise Refused("no release serves on this host, so there is nothing to roll back")
         name = self.one(wanted) if wanted else self.state.rollback_target(self.current)
         if not name:
-            raise Refused("there is no older release that was live and is not bad; there are: %s. A newer one is"
-                          " reached by -e to=<version>" % self.listing())
+            raise Refused(
+                "there is no older release that was live and is not bad; there are: %s. A newer one is"
+                " reached by -e to=<version>" % self.listing()
+            )
         if self.state.status(name) == "bad":
             raise Refused("release %s is marked bad: %s" % (name, self.state.releases[name].get("reason")))
         if not self.state.was_live(name):
             raise Refused("release %s was never live, so nobody knows that it works; deploy it instead" % name)
-        return self.result(release=name, version=releases.manifest(self.layout, name).get("version", ""),
-                           active_colour=self.layout.active_colour() or "")
+        return self.result(
+            release=name,
+            version=releases.manifest(self.layout, name).get("version", ""),
+            active_colour=self.layout.active_colour() or "",
+        )
 
     def configuration(self):
         build = self.params["build"]
-        return dict(build, hooks=[hook for hook in self.params["hooks"] if hook["phase"] == "after_build"],
-                    celery_application=self.params["celery_application"])
+        return dict(
+            build,
+            hooks=[hook for hook in self.params["hooks"] if hook["phase"] == "after_build"],
+            celery_application=self.params["celery_application"],
+        )
 
     def present(self):
         params = self.params
@@ -448,24 +471,52 @@ class Operation:
         found = releases.find(self.layout, self.state, params["revision"], digest)
         diff = self.difference(digest)
         if found:
-            return self.result(release=found, timings={}, notes=[], diff=diff, migrations=[],
-                               active_colour=self.layout.active_colour() or "")
+            return self.result(
+                release=found,
+                timings={},
+                notes=[],
+                diff=diff,
+                migrations=[],
+                active_colour=self.layout.active_colour() or "",
+            )
         if self.check_mode:
             return self.result(True, release="", timings={}, notes=[], diff=diff)
         if not params["archive"]:
             # The caller ships the archive only where it is needed.
             return self.result(False, release="", timings={}, notes=[], diff=diff)
-        build = releases.Build(self.layout, self.state, dict(
-            params["build"], environment=self.environment(), revision=params["revision"], stamp=params["stamp"],
-            version=params["version"] or params["revision"][:10], archive=params["archive"], pip_environment=params["pip_environment"], build_user=params["build_user"],
-            user=params["user"], hooks=params["hooks"], config_sha256=digest, run_id=params["run_id"],
-            who=params["who"], log_folder=params["log_folder"], timeout_seconds=params["build_timeout_seconds"],
-            celery_application=params["celery_application"], classify=classify_tree,
-        ))
+        build = releases.Build(
+            self.layout,
+            self.state,
+            dict(
+                params["build"],
+                environment=self.environment(),
+                revision=params["revision"],
+                stamp=params["stamp"],
+                version=params["version"] or params["revision"][:10],
+                archive=params["archive"],
+                pip_environment=params["pip_environment"],
+                build_user=params["build_user"],
+                user=params["user"],
+                hooks=params["hooks"],
+                config_sha256=digest,
+                run_id=params["run_id"],
+                who=params["who"],
+                log_folder=params["log_folder"],
+                timeout_seconds=params["build_timeout_seconds"],
+                celery_application=params["celery_application"],
+                classify=classify_tree,
+            ),
+        )
         name = build.run()
-        return self.result(True, release=name, timings=build.timings, notes=[], diff=diff,
-                           active_colour=self.layout.active_colour() or "",
-                           migrations=releases.manifest(self.layout, name).get("migrations", []))
+        return self.result(
+            True,
+            release=name,
+            timings=build.timings,
+            notes=[],
+            diff=diff,
+            active_colour=self.layout.active_colour() or "",
+            migrations=releases.manifest(self.layout, name).get("migrations", []),
+        )
 
     def difference(self, digest):
         before = releases.masked(releases.environment(self.layout, self.current))
@@ -479,17 +530,20 @@ class Operation:
             return "\n".join(lines + ["%s=%s" % item for item in sorted(environ.items())]) + "\n"
 
         return {
-            "before_header": "release %s" % (self.current or "(none)"), "after_header": "release to serve",
+            "before_header": "release %s" % (self.current or "(none)"),
+            "after_header": "release to serve",
             "before": text(data.get("version"), data.get("revision"), data.get("config_sha256", ""), before)
-            if data else "",
+            if data
+            else "",
             "after": text(self.params["version"], self.params["revision"], digest, after),
         }
 
     def recovered(self):
         if self.check_mode:
             left = self.state.transition
-            return self.result(bool(left), notes=["a dead run's cutover to %s would be recovered" % left["to"]]
-                               if left else [])
+            return self.result(
+                bool(left), notes=["a dead run's cutover to %s would be recovered" % left["to"]] if left else []
+            )
         said = self.cutover().recover()
         removed = releases.remove_unfinished(self.layout, self.state)
         notes = ([said] if said else []) + ["removed the unfinished build %s" % name for name in removed]
@@ -498,9 +552,13 @@ class Operation:
     def healthy(self):
         """Whether the release that serves answers its gate on its own socket."""
         colour = self.layout.active_colour()
-        result = http_get("unix:" + self.layout.socket(colour), path=self.params["health"]["path"],
-                          host=self.params["health"]["host"], timeout=self.params["health"]["timeout_seconds"],
-                          headers={"X-Forwarded-Proto": "https"})
+        result = http_get(
+            "unix:" + self.layout.socket(colour),
+            path=self.params["health"]["path"],
+            host=self.params["health"]["host"],
+            timeout=self.params["health"]["timeout_seconds"],
+            headers={"X-Forwarded-Proto": "https"},
+        )
         return result.status == 200
 
     def active(self):
@@ -509,8 +567,10 @@ class Operation:
             raise Refused("release %s is marked bad: %s" % (target, self.state.releases[target].get("reason")))
         data = releases.manifest(self.layout, target)
         before = releases.manifest(self.layout, self.current) if self.current else {}
-        diff = {"before": "%s %s\n" % (self.current or "(none)", before.get("version", "")),
-                "after": "%s %s\n" % (target, data.get("version", ""))}
+        diff = {
+            "before": "%s %s\n" % (self.current or "(none)", before.get("version", "")),
+            "after": "%s %s\n" % (target, data.get("version", "")),
+        }
         if target == self.current and self.params["kind"] != "restart" and self.healthy():
             return self.result(release=target, timings={}, notes=[], switched=False)
         if self.check_mode:
@@ -519,8 +579,9 @@ class Operation:
         try:
             cutover.switch(target, self.params["kind"])
         except CutoverError as error:
-            raise Refused(str(error), release=target, put_back=error.put_back, timings=cutover.timings,
-                          notes=cutover.notes)
+            raise Refused(
+                str(error), release=target, put_back=error.put_back, timings=cutover.timings, notes=cutover.notes
+            )
         return self.result(True, release=target, timings=cutover.timings, notes=cutover.notes, switched=True, diff=diff)
 
     def watched(self):
@@ -538,11 +599,21 @@ class Operation:
         evidence = cutover.evidence(transition["to_colour"])
         cutover.put_back("after the switch %s" % verdict.breach)
         raise Refused(
-            "release %s broke under traffic: %s. %s\n%s" % (
-                transition["to"], verdict.breach,
-                "%s serves again" % transition["from"] if transition["from"] else
-                "There is no earlier release to go back to", evidence),
-            release=transition["to"], put_back=True, timings=cutover.timings, notes=cutover.notes, **numbers)
+            "release %s broke under traffic: %s. %s\n%s"
+            % (
+                transition["to"],
+                verdict.breach,
+                "%s serves again" % transition["from"]
+                if transition["from"]
+                else "There is no earlier release to go back to",
+                evidence,
+            ),
+            release=transition["to"],
+            put_back=True,
+            timings=cutover.timings,
+            notes=cutover.notes,
+            **numbers,
+        )
 
     def finished(self):
         if self.state.transition is None:
@@ -550,6 +621,9 @@ class Operation:
         target = self.state.transition["to"]
         if not self.check_mode:
             self.cutover().finish()
+            if self.params["applied_migrations"] is not None:
+                # Rows whose files are gone for long: a rollback to this release must not stumble over them.
+                releases.amend_manifest(self.layout, target, applied_when_live=self.params["applied_migrations"])
         return self.result(True, release=target)
 
     def restored(self):
@@ -568,8 +642,9 @@ class Operation:
         if not mine or self.check_mode:
             return self.result(bool(mine), release=target, notes=["hook %s would run" % hook["name"] for hook in mine])
         done = releases.run_hooks(self.layout.release(target), mine, self.params["phase"], self.params["user"])
-        return self.result(True, release=target,
-                           notes=["hook %s: %s" % (hook["name"], hook["output"] or "done") for hook in done])
+        return self.result(
+            True, release=target, notes=["hook %s: %s" % (hook["name"], hook["output"] or "done") for hook in done]
+        )
 
     def bad(self):
         target = self.one(self.params["release"])
@@ -577,8 +652,14 @@ class Operation:
             return self.result(release=target)
         if not self.check_mode:
             self.state.set_status(target, "bad", self.params["reason"])
-            audit(self.layout, "marked_bad", release=target, reason=self.params["reason"],
-                  run_id=self.params["run_id"], who=self.params["who"])
+            audit(
+                self.layout,
+                "marked_bad",
+                release=target,
+                reason=self.params["reason"],
+                run_id=self.params["run_id"],
+                who=self.params["who"],
+            )
         return self.result(True, release=target)
 
     def absent(self):
@@ -606,8 +687,14 @@ class Operation:
 
     def audited(self):
         if not self.check_mode:
-            audit(self.layout, self.params["event"], reason=self.params["reason"], run_id=self.params["run_id"],
-                  who=self.params["who"], release=self.params["release"] or "")
+            audit(
+                self.layout,
+                self.params["event"],
+                reason=self.params["reason"],
+                run_id=self.params["run_id"],
+                who=self.params["who"],
+                release=self.params["release"] or "",
+            )
         return self.result()
 
 
@@ -616,27 +703,48 @@ def argument_spec():
         return dict({"type": kind, "default": default}, **more)
 
     return {
-        "state": option("str", "query", choices=[
-            "query", "target", "present", "recovered", "active", "watched", "finished", "restored", "hook", "bad",
-            "absent", "pruned", "audited"]),
+        "state": option(
+            "str",
+            "query",
+            choices=[
+                "query",
+                "target",
+                "present",
+                "recovered",
+                "active",
+                "watched",
+                "finished",
+                "restored",
+                "hook",
+                "bad",
+                "absent",
+                "pruned",
+                "audited",
+            ],
+        ),
         "root": option("path", "/var/www/shiftmaster"),
         "release": {"type": "str"},
         "revision": {"type": "str"},
         "version": option("str", ""),
         "stamp": option("str", ""),
         "archive": {"type": "path"},
-        "build": option("dict", {}, apply_defaults=True, options={
-            "environment": option("dict", {}),
-            "secret_environment": option("dict", {}, no_log=True),
-            "files": option("dict", {}),
-            "requirements_file": option("str", "requirements.txt"),
-            "extra_requirements": option("list", [], elements="str"),
-            "linked_directories": option("list", [], elements="str"),
-            "python": option("path", "/usr/bin/python3"),
-            "check": option("bool", True),
-            "collectstatic": option("bool", True),
-            "salt": option("str", ""),
-        }),
+        "build": option(
+            "dict",
+            {},
+            apply_defaults=True,
+            options={
+                "environment": option("dict", {}),
+                "secret_environment": option("dict", {}, no_log=True),
+                "files": option("dict", {}),
+                "requirements_file": option("str", "requirements.txt"),
+                "extra_requirements": option("list", [], elements="str"),
+                "linked_directories": option("list", [], elements="str"),
+                "python": option("path", "/usr/bin/python3"),
+                "check": option("bool", True),
+                "collectstatic": option("bool", True),
+                "salt": option("str", ""),
+            },
+        ),
         "pip_environment": option("dict", {}, no_log=True),
         "build_user": option("str", "shiftmaster-build"),
         "user": option("str", "shiftmaster"),
@@ -644,35 +752,60 @@ def argument_spec():
         "celery_queues": option("list", [], elements="str"),
         "beat": option("bool", True),
         "kind": option("str", "deploy", choices=["deploy", "rollback", "restart"]),
-        "health": option("dict", {}, apply_defaults=True, options={
-            "path": option("str", "/health/deep/"),
-            "host": option("str", "localhost"),
-            "attempts": option("int", 5),
-            "delay_seconds": option("float", 10),
-            "timeout_seconds": option("float", 10),
-            "worker_seconds": option("int", 60),
-        }),
+        "health": option(
+            "dict",
+            {},
+            apply_defaults=True,
+            options={
+                "path": option("str", "/health/deep/"),
+                "host": option("str", "localhost"),
+                "attempts": option("int", 5),
+                "delay_seconds": option("float", 10),
+                "timeout_seconds": option("float", 10),
+                "worker_seconds": option("int", 60),
+            },
+        ),
         "drain_grace_seconds": option("float", 1),
         "drain_limit_seconds": option("float", 30),
         "worker_stop_seconds": option("int", 300),
-        "watch": option("dict", {}, apply_defaults=True, options={
-            "seconds": option("int", 60),
-            "target": option("str", "http://localhost:8000"),
-            "paths": option("list", ["/"], elements="str"),
-            "access_log": option("path", "/var/log/nginx/shiftmaster_access.log"),
-            "errors_min": option("int", 3),
-            "error_percent": option("float", 1),
-            "p95_ms": option("float", 2000),
-            "requests_min": option("int", 20),
-        }),
-        "hooks": option("list", [], elements="dict", options={
-            "name": {"type": "str", "required": True},
-            "phase": {"type": "str", "required": True, "choices": [
-                "after_build", "before_migrate", "after_migrate", "before_cutover", "after_cutover", "after_rollback"]},
-            "command": {"type": "str", "required": True},
-            "timeout_seconds": option("int", 300),
-            "user": option("str", ""),
-        }),
+        "watch": option(
+            "dict",
+            {},
+            apply_defaults=True,
+            options={
+                "seconds": option("int", 60),
+                "target": option("str", "http://localhost:8000"),
+                "paths": option("list", ["/"], elements="str"),
+                "access_log": option("path", "/var/log/nginx/shiftmaster_access.log"),
+                "errors_min": option("int", 3),
+                "error_percent": option("float", 1),
+                "p95_ms": option("float", 2000),
+                "requests_min": option("int", 20),
+            },
+        ),
+        "hooks": option(
+            "list",
+            [],
+            elements="dict",
+            options={
+                "name": {"type": "str", "required": True},
+                "phase": {
+                    "type": "str",
+                    "required": True,
+                    "choices": [
+                        "after_build",
+                        "before_migrate",
+                        "after_migrate",
+                        "before_cutover",
+                        "after_cutover",
+                        "after_rollback",
+                    ],
+                },
+                "command": {"type": "str", "required": True},
+                "timeout_seconds": option("int", 300),
+                "user": option("str", ""),
+            },
+        ),
         "phase": {"type": "str"},
         "keep": option("int", 5),
         "applied_migrations": {"type": "list", "elements": "str"},

@@ -115,7 +115,10 @@ class Cutover:
             self._hold_worker(colour)
             systemctl("start", "--no-block", unit("worker", colour))
             self._driver_of(target)
-        systemctl("start", unit("web", colour), timeout=self.options["gate_timeout_seconds"] + 90)
+        try:
+            systemctl("start", unit("web", colour), timeout=self.options["gate_timeout_seconds"] + 90)
+        except UnitError as error:
+            raise CutoverError("release %s does not start: %s\n%s" % (target, error, self.evidence(colour))) from error
 
     def _gate(self) -> None:
         colour, target = self._t("to_colour"), self._t("to")

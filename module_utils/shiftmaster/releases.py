@@ -46,6 +46,11 @@ def manifest(layout: Layout, name: str) -> dict:
         return {}
 
 
+def amend_manifest(layout: Layout, name: str, **fields) -> None:
+    """Add what is only known once a release has gone live."""
+    write_json(os.path.join(layout.release(name), "manifest.json"), dict(manifest(layout, name), **fields), mode=0o644)
+
+
 def environment(layout: Layout, name: Optional[str]) -> dict:
     """Return a release's environment, {} where it has none."""
     if name is None:
@@ -105,7 +110,8 @@ def _size(path: str) -> int:
 def find(layout: Layout, state: State, revision: str, config: str) -> Optional[str]:
     """Return the newest finished release of this revision and configuration that is not bad, the current one first."""
     matching = [
-        name for name in layout.names()
+        name
+        for name in layout.names()
         if state.status(name) in ("ready", "live")
         and manifest(layout, name).get("revision") == revision
         and manifest(layout, name).get("config_sha256") == config
@@ -152,9 +158,19 @@ class Build:
         os.makedirs(self.path, mode=0o755)
         self.state.set_status(self.name, "building")
         try:
-            for step in (self.unpack, self.virtual_environment, self.requirements, self.configuration, self.links,
-                         self.bytecode, self.check, self.static_files, self.background, self.hooks,
-                         self.finish):
+            for step in (
+                self.unpack,
+                self.virtual_environment,
+                self.requirements,
+                self.configuration,
+                self.links,
+                self.bytecode,
+                self.check,
+                self.static_files,
+                self.background,
+                self.hooks,
+                self.finish,
+            ):
                 started = time.monotonic()
                 step()
                 self.timings[step.__name__] = round(time.monotonic() - started, 2)
@@ -163,8 +179,15 @@ class Build:
             audit(self.layout, "build_failed", release=self.name, version=self.spec["version"], reason=str(error))
             raise
         self.state.set_status(self.name, "ready")
-        audit(self.layout, "built", release=self.name, version=self.spec["version"],
-              revision=self.spec["revision"], run_id=self.spec["run_id"], who=self.spec["who"])
+        audit(
+            self.layout,
+            "built",
+            release=self.name,
+            version=self.spec["version"],
+            revision=self.spec["revision"],
+            run_id=self.spec["run_id"],
+            who=self.spec["who"],
+        )
         return self.name
 
     def _command(self, what: str, argv, env=None, cwd=None, user=None):
@@ -178,8 +201,10 @@ class Build:
         with open(self.log, "a", encoding="utf-8") as stream:
             stream.write("== %s\n%s%s\n" % (what, done.stdout, done.stderr))
         if done.rc != 0:
-            raise BuildError("%s failed for version %s (the whole output is in %s):\n%s"
-                             % (what, self.spec["version"], self.log, tail(done.stderr or done.stdout)))
+            raise BuildError(
+                "%s failed for version %s (the whole output is in %s):\n%s"
+                % (what, self.spec["version"], self.log, tail(done.stderr or done.stdout))
+            )
 
     def _code(self, what: str, arguments) -> None:
         # The application's code runs as the application's user here too: it may open logs in linked directories.
@@ -189,34 +214,65 @@ class Build:
     def unpack(self) -> None:
         _log_file(self.log)
         source = os.path.join(self.path, "source")
-        for folder in (source, os.path.join(self.path, "venv"), os.path.join(self.path, "site"),
-                       os.path.join(self.path, "static")):
+        for folder in (
+            source,
+            os.path.join(self.path, "venv"),
+            os.path.join(self.path, "site"),
+            os.path.join(self.path, "static"),
+        ):
             os.mkdir(folder, 0o755)
             _own(folder, self.spec["user" if folder.endswith("/static") else "build_user"])
         # Opened here, since the archive is root's: the build user gets it as its standard input.
         with open(self.spec["archive"], "rb") as archive:
             done = subprocess.run(
-                ("runuser", "-u", self.spec["build_user"], "--", "tar", "-x", "-f", "-", "-C", source,
-                 "--no-same-owner", "--no-same-permissions"),
-                stdin=archive, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
-                timeout=self.spec["timeout_seconds"])
+                (
+                    "runuser",
+                    "-u",
+                    self.spec["build_user"],
+                    "--",
+                    "tar",
+                    "-x",
+                    "-f",
+                    "-",
+                    "-C",
+                    source,
+                    "--no-same-owner",
+                    "--no-same-permissions",
+                ),
+                stdin=archive,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                check=False,
+                timeout=self.spec["timeout_seconds"],
+            )
         if done.returncode != 0:
             raise BuildError("the source archive cannot be unpacked: %s" % done.stderr.decode(errors="replace").strip())
 
     def virtual_environment(self) -> None:
-        self._command("create the virtual environment",
-                      [self.spec["python"], "-m", "venv", "--without-pip", os.path.join(self.path, "venv")])
+        self._command(
+            "create the virtual environment",
+            [self.spec["python"], "-m", "venv", "--without-pip", os.path.join(self.path, "venv")],
+        )
 
     def requirements(self) -> None:
-        env = {"PIP_CACHE_DIR": _PIP_CACHE, "PIP_CERT": _CA_BUNDLE, "PIP_NO_INPUT": "1",
-               "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_PYTHON_VERSION_WARNING": "1"}
+        env = {
+            "PIP_CACHE_DIR": _PIP_CACHE,
+            "PIP_CERT": _CA_BUNDLE,
+            "PIP_NO_INPUT": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_NO_PYTHON_VERSION_WARNING": "1",
+        }
         env.update(self.spec["pip_environment"])
         interpreter = os.path.join(self.path, "venv", "bin", "python")
         pip = [self.spec["python"], "-m", "pip", "--python", interpreter, "install", "--quiet"]
         source = os.path.join(self.path, "source")
         if self.spec["requirements_file"]:
-            self._command("install the requirements (%s)" % self.spec["requirements_file"],
-                          pip + ["--requirement", self.spec["requirements_file"]], env, source)
+            self._command(
+                "install the requirements (%s)" % self.spec["requirements_file"],
+                pip + ["--requirement", self.spec["requirements_file"]],
+                env,
+                source,
+            )
         if self.spec["extra_requirements"]:
             self._command("install the extra requirements", pip + list(self.spec["extra_requirements"]), env, source)
 
@@ -228,12 +284,14 @@ class Build:
                 stream.write(text)
             os.chmod(path, 0o644)
         environ = dict(self.spec["environment"])
-        environ.update({
-            "SHIFTMASTER_RELEASE": self.name,
-            "SHIFTMASTER_VERSION": self.spec["version"],
-            "PYTHONPATH": os.path.join(self.path, "site"),
-            "STATIC_ROOT": os.path.join(self.path, "static"),
-        })
+        environ.update(
+            {
+                "SHIFTMASTER_RELEASE": self.name,
+                "SHIFTMASTER_VERSION": self.spec["version"],
+                "PYTHONPATH": os.path.join(self.path, "site"),
+                "STATIC_ROOT": os.path.join(self.path, "static"),
+            }
+        )
         descriptor = os.open(os.path.join(self.path, "env"), os.O_WRONLY | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(envfile.render(environ))
@@ -255,8 +313,15 @@ class Build:
         interpreter = os.path.join(self.path, "venv", "bin", "python")
         for folder in ("source", "site"):
             _own(os.path.join(self.path, folder), self.spec["build_user"])
-            run_as(self.spec["build_user"], [interpreter, "-m", "compileall", "-q", folder],
-                   {"PATH": "/usr/bin:/bin"}, self.path, None, self.spec["timeout_seconds"], nice=True)
+            run_as(
+                self.spec["build_user"],
+                [interpreter, "-m", "compileall", "-q", folder],
+                {"PATH": "/usr/bin:/bin"},
+                self.path,
+                None,
+                self.spec["timeout_seconds"],
+                nice=True,
+            )
 
     def check(self) -> None:
         if self.spec["check"]:
@@ -268,11 +333,17 @@ class Build:
         if self.spec["celery_application"]:
             code = ReleaseCode(self.path, self.spec["user"])
             try:
-                self.celery = code.driver(celery_driver, {"op": "tasks"}, 120,
-                                          {"SHIFTMASTER_CELERY_APPLICATION": self.spec["celery_application"]})
+                self.celery = code.driver(
+                    celery_driver,
+                    {"op": "tasks"},
+                    120,
+                    {"SHIFTMASTER_CELERY_APPLICATION": self.spec["celery_application"]},
+                )
             except ReleaseCodeError as error:
-                raise BuildError("the Celery application %s of version %s cannot be loaded: %s" % (
-                    self.spec["celery_application"], self.spec["version"], error)) from error
+                raise BuildError(
+                    "the Celery application %s of version %s cannot be loaded: %s"
+                    % (self.spec["celery_application"], self.spec["version"], error)
+                ) from error
 
     def static_files(self) -> None:
         if not self.spec["collectstatic"]:
@@ -286,24 +357,38 @@ class Build:
     def finish(self) -> None:
         source = os.path.join(self.path, "source")
         requirements = os.path.join(source, self.spec["requirements_file"]) if self.spec["requirements_file"] else None
-        write_json(os.path.join(self.path, "manifest.json"), {
-            "format": 1,
-            "release": self.name,
-            "version": self.spec["version"],
-            "revision": self.spec["revision"],
-            "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "requirements_sha256": _sha256(requirements) if requirements else "",
-            "config_sha256": self.spec["config_sha256"],
-            "migrations": self.spec["classify"](source),
-            "celery_application": self.spec["celery_application"],
-            "tasks": self.celery["tasks"],
-            "queues": self.celery["queues"],
-            "who": self.spec["who"],
-            "run_id": self.spec["run_id"],
-        }, mode=0o644)
+        write_json(
+            os.path.join(self.path, "manifest.json"),
+            {
+                "format": 1,
+                "release": self.name,
+                "version": self.spec["version"],
+                "revision": self.spec["revision"],
+                "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "requirements_sha256": _sha256(requirements) if requirements else "",
+                "config_sha256": self.spec["config_sha256"],
+                "migrations": self.spec["classify"](source),
+                "celery_application": self.spec["celery_application"],
+                "tasks": self.celery["tasks"],
+                "queues": self.celery["queues"],
+                "who": self.spec["who"],
+                "run_id": self.spec["run_id"],
+            },
+            mode=0o644,
+        )
         subprocess.run(("chown", "-R", "--no-dereference", "root:root", self.path), check=True, timeout=120)
-        subprocess.run(("chmod", "-R", "go-w,a+rX", os.path.join(self.path, "source"), os.path.join(self.path, "site"),
-                        os.path.join(self.path, "static")), check=True, timeout=120)
+        subprocess.run(
+            (
+                "chmod",
+                "-R",
+                "go-w,a+rX",
+                os.path.join(self.path, "source"),
+                os.path.join(self.path, "site"),
+                os.path.join(self.path, "static"),
+            ),
+            check=True,
+            timeout=120,
+        )
         os.sync()
 
 
@@ -357,8 +442,10 @@ def run_hooks(release_path: str, hooks, phase: str, user: str) -> list:
         code = ReleaseCode(release_path, hook.get("user") or user)
         done = code.run(["/bin/sh", "-c", hook["command"]], timeout=hook.get("timeout_seconds") or 300)
         if done.rc != 0:
-            raise BuildError("hook %s (%s) ended with code %d:\n%s"
-                             % (hook["name"], phase, done.rc, tail(done.stderr or done.stdout)))
+            raise BuildError(
+                "hook %s (%s) ended with code %d:\n%s"
+                % (hook["name"], phase, done.rc, tail(done.stderr or done.stdout))
+            )
         outputs.append({"name": hook["name"], "output": tail(done.stdout + done.stderr)})
     return outputs
 
@@ -404,8 +491,10 @@ def prune_plan(layout: Layout, state: State, keep: int, applied=None) -> list:
     if target:
         kept.add(target)
     going = [name for name in names if name not in kept]
-    files = {name: {"%s.%s" % (item["app"], item["name"]) for item in manifest(layout, name).get("migrations", [])}
-             for name in names}
+    files = {
+        name: {"%s.%s" % (item["app"], item["name"]) for item in manifest(layout, name).get("migrations", [])}
+        for name in names
+    }
     allowed = []
     for name in going:
         rest = set().union(*(files[other] for other in names if other != name and other not in allowed))
