@@ -1,0 +1,105 @@
+"""What role base promises, looked at from the host."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import pytest
+
+
+def reboot(host):
+    name = host.backend.get_hostname()
+    subprocess.run(["docker", "restart", name], check=True, capture_output=True, timeout=60)
+    for _ in range(60):
+        if host.run("systemctl is-system-running").stdout.strip() in ("running", "degraded"):
+            return
+        time.sleep(0.5)
+    pytest.fail(f"{name} did not boot")
+
+
+def test_the_clock_is_the_wards(host):
+    assert host.check_output("date +%Z") == "JST"
+
+
+def test_chrony_runs_and_leaves_the_machines_clock_alone(host):
+    assert "Reference ID" in host.check_output("chronyc tracking")
+    assert " -x " in host.check_output("tr '\\0' ' ' </proc/$(pgrep -o chronyd)/cmdline")
+
+
+def test_kernel_settings_hold(host):
+    assert host.check_output("sysctl -n net.core.somaxconn net.ipv4.tcp_max_syn_backlog").split() == ["4096", "4096"]
+
+
+def test_the_added_authority_and_the_public_ones_are_trusted(host):
+    host.check_output("openssl verify -CApath /etc/ssl/certs /usr/local/share/ca-certificates/test-authority.crt")
+    assert int(host.check_output("grep -c BEGIN /etc/ssl/certs/ca-certificates.crt")) > 100
+
+
+def test_the_night_brings_security_upgrades_only_and_no_reboot(host):
+    log = host.check_output("unattended-upgrade --dry-run --debug 2>&1")
+    allowed = next(line for line in log.splitlines() if line.startswith("Allowed origins"))
+    assert allowed.count("origin=") == 1 and "-security" in allowed
+    assert "Initial blacklist: ^postgresql-" in log
+    value = host.check_output("apt-config dump Unattended-Upgrade::Automatic-Reboot --format %v")
+    assert value == "false"
+
+
+def test_an_administrator_logs_in_by_key_and_becomes_root(host):
+    assert host.check_output("su - sato -c 'sudo -n id -un'") == "root"
+    assert host.check_output("stat -c %U:%a /home/sato/.ssh/authorized_keys") == "sato:600"
+    assert not host.user("gone").exists
+
+
+def test_the_journal_survives_a_reboot_and_nothing_fails(host):
+    host.check_output("echo before-the-reboot | systemd-cat -t marker && journalctl --sync")
+    reboot(host)
+    # /run, where it would be without a journal on disk, is new. All containers share the machine's boot id: no `-b -1`.
+    assert "before-the-reboot" in host.check_output("journalctl -t marker -o cat")
+    assert host.run("systemctl is-system-running").stdout.strip() == "running", host.run("systemctl --failed").stdout
+    assert "table inet shiftmaster" in host.check_output("nft list tables")
+
+
+WRITER = """#!/usr/bin/python3
+import signal, time
+file = open("/var/log/shiftmaster/error.log", "a")
+def reopen(*_):
+    global file
+    file = open("/var/log/shiftmaster/error.log", "a")
+signal.signal(signal.SIGUSR1, reopen)
+while True:
+    print("line", file=file, flush=True)
+    time.sleep(0.1)
+"""
+
+
+@pytest.fixture
+def writer(host):
+    """A service under the application's name that writes a log and opens it anew at USR1, as gunicorn does."""
+    host.check_output("id shiftmaster 2>/dev/null || useradd --system --no-create-home shiftmaster")
+    host.check_output("install -d -o shiftmaster -g adm -m 0750 /var/log/shiftmaster")
+    host.check_output(f"cat >/usr/local/bin/writer <<'END'\n{WRITER}\nEND")
+    host.check_output("chmod 755 /usr/local/bin/writer")
+    host.check_output(
+        "systemd-run --unit=shiftmaster-web@blue --uid=shiftmaster --gid=shiftmaster /usr/local/bin/writer"
+    )
+    time.sleep(1)
+    yield
+    host.run("systemctl stop shiftmaster-web@blue; rm -rf /var/log/shiftmaster /usr/local/bin/writer")
+
+
+def test_logs_are_rotated_and_the_service_goes_on_in_the_new_one(host, writer):
+    host.check_output("logrotate --force /etc/logrotate.d/shiftmaster")
+    time.sleep(1)
+    first = host.check_output("wc -l </var/log/shiftmaster/error.log")
+    time.sleep(1)
+    assert int(host.check_output("wc -l </var/log/shiftmaster/error.log")) > int(first)
+    assert host.check_output("stat -c %U:%G:%a /var/log/shiftmaster/error.log") == "shiftmaster:adm:640"
+    host.check_output("logrotate --force /etc/logrotate.d/shiftmaster")
+    kept = host.check_output("ls /var/log/shiftmaster").split()
+    assert len([name for name in kept if name.endswith(".gz")]) == 1, kept
+    assert len(kept) == 3, kept
+
+
+def test_logrotate_runs_as_a_whole(host, writer):
+    host.check_output("systemctl start logrotate.service")

@@ -1,0 +1,157 @@
+"""What role firewall lets through, tried from this machine, and what becomes of rules that would lock it out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def address(host):
+    name = host.backend.get_hostname()
+    done = subprocess.run(
+        ["docker", "inspect", "--format", "{{ .NetworkSettings.IPAddress }}", name],
+        check=True, capture_output=True, text=True, timeout=30)
+    return done.stdout.strip()
+
+
+def connects(address, port, timeout=2.0):
+    try:
+        with socket.create_connection((address, port), timeout=timeout):
+            return True
+    except OSError:
+        return False
+
+
+def rules(host):
+    return host.check_output("nft --stateless list table inet shiftmaster")
+
+
+@pytest.fixture
+def listeners(host):
+    ports = [80, 443, 5432, 6379, 9090]
+    code = (
+        "import socket, time\n"
+        f"kept = [socket.create_server(('0.0.0.0', port)) for port in {ports}]\n"
+        "time.sleep(300)"
+    )
+    host.check_output(f"systemd-run --unit=listeners python3 -c {shlex.quote(code)}")
+    time.sleep(0.5)
+    yield ports
+    host.run("systemctl stop listeners")
+
+
+def test_only_what_the_rules_name_gets_through(host, address, listeners):
+    assert {port: connects(address, port, 1.0) for port in listeners} == {
+        80: True, 443: True, 5432: True, 6379: False, 9090: False}
+    # Each host reaches its own.
+    for port in listeners:
+        host.check_output(f"timeout 2 bash -c '</dev/tcp/127.0.0.1/{port}'")
+    host.check_output("nft list table inet shiftmaster | grep 'comment \"dropped\"' | grep -qv 'packets 0'")
+
+
+def test_it_answers_to_ping(address):
+    # An echo request with its checksum; type 0 is the answer. Not every machine has ping.
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.settimeout(3)
+        raw.sendto(bytes([8, 0, 0xF7, 0xFD, 0, 1, 0, 1]), (address, 0))
+        answer = raw.recv(200)
+    assert answer[20] == 0
+
+
+def test_other_tables_survive_a_reload_and_a_stop(host):
+    host.check_output("nft add table ip docker-of-somebody")
+    try:
+        host.check_output("systemctl reload nftables && systemctl restart nftables")
+        assert "docker-of-somebody" in host.check_output("nft list tables")
+        host.check_output("systemctl stop nftables")
+        assert host.check_output("nft list tables").splitlines() == ["table ip docker-of-somebody"]
+    finally:
+        host.check_output("nft delete table ip docker-of-somebody; systemctl start nftables")
+
+
+@pytest.fixture
+def over_ssh(host, address, tmp_path):
+    """Runs the role over real ssh with other variables; gives its exit code and output."""
+    key = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "id"
+    host.check_output("install -d -m 0700 /root/.ssh && cp /home/sato/.ssh/authorized_keys /root/.ssh/")
+    host.check_output("systemctl start ssh && cp -p /etc/nftables.conf /root/nftables.conf")
+    host_key = host.check_output("cat /etc/ssh/ssh_host_ed25519_key.pub").split()
+    (tmp_path / "known_hosts").write_text(f"{address} {host_key[0]} {host_key[1]}\n")
+    (tmp_path / "inventory.json").write_text(json.dumps({"all": {"hosts": {host.backend.get_hostname(): {
+        "ansible_host": address, "ansible_user": "root", "ansible_ssh_private_key_file": str(key),
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "ansible_ssh_common_args": f"-o UserKnownHostsFile={tmp_path}/known_hosts -o HostKeyAlgorithms=ssh-ed25519",
+    }}}}))
+
+    def run(**variables):
+        environment = {
+            **os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
+            "ANSIBLE_NOCOLOR": "1"}
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(tmp_path / "inventory.json"),
+             "-e", json.dumps(variables), "molecule/base/files/lockout.yml"],
+            cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=240)
+        return done.returncode, done.stdout + done.stderr
+
+    yield run
+    host.check_output("rm -rf /root/.ssh && cp -p /root/nftables.conf /etc/nftables.conf && nft -f /etc/nftables.conf")
+
+
+def test_rules_that_would_lock_out_ssh_are_put_back_by_the_host(host, address, over_ssh):
+    before, file_before = rules(host), host.file("/etc/nftables.conf").sha256sum
+    assert connects(address, 22)
+
+    code, output = over_ssh(firewall_ssh_sources=["203.0.113.9"], firewall_confirm_seconds=10)
+
+    assert code != 0
+    assert "The old rules are back" in output, output
+    assert "203.0.113.9" in output
+    assert connects(address, 22)
+    assert rules(host) == before
+    assert host.file("/etc/nftables.conf").sha256sum == file_before
+
+
+def test_the_host_needs_no_controller_to_put_them_back(host, address):
+    """The controller died between the new rules and the confirmation."""
+    before = rules(host)
+    host.check_output(
+        "printf 'table inet shiftmaster\\ndelete table inet shiftmaster\\n"
+        "table inet shiftmaster { chain input { type filter hook input priority 0; policy drop; }; }\\n'"
+        " | shiftmaster-firewall try 4")
+    assert not connects(address, 22, 1.0)
+    time.sleep(5)
+    assert connects(address, 22)
+    assert rules(host) == before
+    assert host.run("shiftmaster-firewall confirm").rc == 1
+
+
+def test_rules_that_let_this_machine_in_are_kept_over_ssh(host, address, over_ssh):
+    gateway = subprocess.run(
+        ["docker", "network", "inspect", "bridge", "--format", "{{ (index .IPAM.Config 0).Gateway }}"],
+        check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+    code, output = over_ssh(firewall_ssh_sources=[gateway], firewall_confirm_seconds=10)
+    assert code == 0, output
+    assert f"ip saddr {gateway} tcp dport 22" in rules(host)
+    assert connects(address, 22)
+    time.sleep(11)
+    assert f"ip saddr {gateway} tcp dport 22" in rules(host), "put back although confirmed"
+    assert f"ip saddr {{ {gateway} }} tcp dport {{ 22 }}" in host.file("/etc/nftables.conf").content_string
+
+
+def test_a_name_in_place_of_an_address_is_refused_before_anything_changes(host, over_ssh):
+    before = rules(host)
+    code, output = over_ssh(firewall_rules=[{"name": "typo", "ports": [5432], "sources": ["db.example.jp"]}])
+    assert code != 0
+    assert "db.example.jp is no address" in output, output
+    assert rules(host) == before
