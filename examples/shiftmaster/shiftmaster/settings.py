@@ -97,7 +97,7 @@ CACHES = {
     }
 }
 # Read from the cache, kept in the database: a page costs no query, and a flushed cache logs nobody out.
-SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
+SESSION_ENGINE = "shiftmaster.sessions"
 
 # --- Celery ---------------------------------------------------------------------------------------------------------
 # A task is acknowledged when it is done: one that was cut off by a stop or a crash is delivered again. So every task
