@@ -122,9 +122,10 @@ class Cutover:
 
     def _gate(self) -> None:
         colour, target = self._t("to_colour"), self._t("to")
-        self._gate_web(colour, target)
+        # The worker first: deep health asks for one, and a failed attempt costs the whole pause between two.
         if self.options["celery_application"]:
             self._gate_worker(colour)
+        self._gate_web(colour, target)
 
     def _gate_web(self, colour: str, target: str) -> None:
         problem = "no attempt was made"
@@ -177,6 +178,7 @@ class Cutover:
     def _gate_worker(self, colour: str) -> None:
         worker, deadline = _worker(colour), time.monotonic() + self.options["worker_gate_seconds"]
         while not self._ask({"op": "ping", "worker": worker, "seconds": 1})["alive"]:
+            self._wait_watching(colour, 0)
             found = units.properties(unit("worker", colour), "ActiveState", "NRestarts", "Result")
             died = found["ActiveState"] not in ("active", "activating") or found.get("NRestarts", "0") != "0"
             if died or time.monotonic() > deadline:
