@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("shift.test:443", "www.shift.test:443", "shift.test:80", "other.test:80")
 
 
@@ -44,6 +48,26 @@ class Edge:
         """The headers that the application received."""
         answer = self.get(f"/echo?{query}", *options, **more)
         return dict(json.loads(answer.body)), answer
+
+    def playbook(self, path, *arguments, **variables):
+        """Run a playbook against this host. Its exit code, how much it changed, and what it said."""
+        name = self.host.backend.get_hostname()
+        done = subprocess.run(
+            ["ansible-playbook", "--inventory", str(ROOT / "molecule/edge/inventory"), "--limit", name,
+             "--extra-vars", json.dumps(variables), str(ROOT / path), *arguments],
+            capture_output=True, text=True, timeout=180, cwd=ROOT,
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1",
+                 "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory"})
+        out = done.stdout + done.stderr
+        changed = re.search(rf"{re.escape(name)} .*changed=(\d+)", out)
+        return SimpleNamespace(rc=done.returncode, out=out, flat=" ".join(out.split()),
+                               changed=int(changed[1]) if changed else None)
+
+    def converge(self, *arguments, **variables):
+        return self.playbook("molecule/edge/converge.yml", *arguments, **variables)
+
+    def reconfigure(self, *arguments, **variables):
+        return self.playbook("molecule/edge/files/reconfigure.yml", *arguments, **variables)
 
     def activate(self, colour):
         self.ok(f"ln -sfn colours/{colour} /var/www/shiftmaster/active.new"

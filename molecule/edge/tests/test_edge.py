@@ -243,7 +243,7 @@ def test_maintenance_answers_programs_in_json(edge):
 
 def s_client(edge, *options):
     return edge.run("openssl s_client -connect 127.0.0.1:443 -servername shift.test "
-                    + " ".join(options) + " </dev/null 2>&1")
+                    + " ".join(options) + " </dev/null 2>&1 | LC_ALL=C tr -cd '\\12\\40-\\176'")
 
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])

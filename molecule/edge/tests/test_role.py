@@ -1,0 +1,132 @@
+"""The role itself: what is refused, what is put back, what a run that was cut off leaves to the next one."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+testinfra_hosts = ["ansible://edge-trixie"]
+LIVE = "sha256sum /etc/nginx/nginx.conf /etc/nginx/sites-available/* /etc/nginx/snippets/* /etc/systemd/system/nginx*/*"
+
+
+def master(edge):
+    return edge.ok("cat /run/nginx.pid").strip()
+
+
+@pytest.fixture
+def unchanged(edge):
+    """Whatever a test tries: the files, the running configuration and the service end as they began."""
+    before = (edge.ok(LIVE), edge.ok("curl -sf http://127.0.0.1:8081/config"))
+    yield
+    assert (edge.ok(LIVE), edge.ok("curl -sf http://127.0.0.1:8081/config")) == before
+    assert edge.get("/").status == 200
+    assert edge.ok("systemctl is-system-running").strip() == "running"
+    assert edge.ok("find / -xdev ( -name '.*.new' -o -name 'nginx-stage-*' ) -print"
+                   .replace("(", "\\(").replace(")", "\\)")) == ""
+
+
+def test_a_missing_certificate_is_said_before_anything_changes(edge, unchanged):
+    done = edge.reconfigure(nginx_tls_certificate_path="/etc/ssl/certs/none.crt", nginx_login_burst=9)
+    assert done.rc != 0 and done.changed == 0
+    assert "the certificate /etc/ssl/certs/none.crt is missing" in done.flat
+
+
+def test_a_key_of_another_certificate_is_said(edge, unchanged):
+    edge.ok("openssl genrsa -out /etc/ssl/private/other.key 2048")
+    done = edge.reconfigure(nginx_tls_key_path="/etc/ssl/private/other.key")
+    edge.ok("rm /etc/ssl/private/other.key")
+    assert done.rc != 0 and done.changed == 0 and "cannot be used together" in done.flat
+
+
+def test_a_port_of_another_program_is_said(edge, unchanged):
+    edge.ok("systemd-run --quiet --collect --unit=other python3 -m http.server 8099 --bind 127.0.0.1; sleep 1")
+    done = edge.reconfigure(nginx_local_listen=["127.0.0.1:8099"])
+    edge.ok("systemctl stop other")
+    assert done.rc != 0 and done.changed == 0 and "port 8099 is taken by python3" in done.flat
+
+
+def test_what_nginx_refuses_never_reaches_the_live_files(edge, unchanged):
+    done = edge.reconfigure(nginx_tls_ciphers=["NONSENSE"])
+    assert done.rc != 0
+    assert "nginx refuses the configuration, nothing was changed" in done.flat and "NONSENSE" in done.flat
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_configuration_without_effect_is_noticed_and_put_back(edge, unchanged, restart):
+    """nginx -t accepts a port that is taken; only the reload fails, and only in the error log."""
+    # Named like the web server, so that the role's own look at the ports does not see a stranger.
+    edge.ok("cp /usr/bin/python3 /root/nginx && systemd-run --quiet --collect --unit=thief"
+            " /root/nginx -m http.server 8099 --bind 127.0.0.1; sleep 1; curl -sf -o /dev/null 127.0.0.1:8099")
+    before = master(edge)
+    done = edge.reconfigure(nginx_local_listen=["127.0.0.1:8099"], nginx_proof_timeout_seconds=4,
+                            nginx_hardening=not restart)
+    edge.ok("systemctl stop thief; rm /root/nginx")
+    assert done.rc != 0
+    assert f"the {'restart' if restart else 'reload'} of nginx did not take effect" in done.flat
+    assert "The earlier files are back in place." in done.flat
+    assert restart or "127.0.0.1:8099 failed" in done.flat, "nginx's own explanation"
+    assert restart or master(edge) == before
+
+
+def test_check_mode_says_what_would_change_and_what_nginx_thinks(edge, unchanged):
+    done = edge.reconfigure("--check", "--diff", nginx_login_burst=9)
+    assert done.rc == 0 and done.changed == 1
+    assert "+ limit_req zone=login burst=9 nodelay;" in done.flat
+    done = edge.reconfigure("--check", nginx_tls_ciphers=["NONSENSE"])
+    assert "nginx would refuse this configuration" in done.flat
+
+
+def test_a_change_reloads_without_cutting_a_request_off(edge):
+    before = master(edge)
+    edge.ok("systemd-run --quiet --collect --unit=slow sh -c 'curl -sk --max-time 60 -o /root/slow.body"
+            " -w %{http_code} \"https://127.0.0.1/slow?seconds=15\" >/root/slow.code'")
+    done = edge.reconfigure(nginx_login_burst=5)
+    assert done.rc == 0 and done.changed == 1, done.out
+    for _ in range(100):
+        if edge.run("systemctl is-active --quiet slow").rc != 0:
+            break
+        time.sleep(0.2)
+    assert edge.ok("cat /root/slow.code") == "200"
+    assert master(edge) == before, "reloaded, not restarted"
+    assert edge.reconfigure().changed == 1
+    assert edge.reconfigure().changed == 0
+
+
+def test_drift_and_a_run_that_was_cut_off_are_made_good(edge):
+    # Somebody's own edit.
+    edge.ok("echo '# mine' >>/etc/nginx/nginx.conf && ln -s /dev/null /etc/nginx/sites-enabled/default")
+    assert edge.reconfigure().changed == 1
+    assert edge.run("test -L /etc/nginx/sites-enabled/default").rc == 1
+    # The files are right, but nginx still runs the ones before: killed between swap and reload.
+    marker = "/etc/nginx/snippets/shiftmaster-marker.conf"
+    edge.ok(f"cp -p {marker} /root/marker && echo 'return 200 \"earlier\\n\";' >{marker}"
+            f" && systemctl reload nginx && sleep 1 && cp -p /root/marker {marker}")
+    assert edge.ok("curl -sf http://127.0.0.1:8081/config") == "earlier\n"
+    assert edge.reconfigure().changed == 1
+    assert edge.reconfigure().changed == 0
+
+
+def test_a_renewed_certificate_is_taken_up(edge):
+    edge.ok("openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=shift.test -addext"
+            " subjectAltName=DNS:shift.test -keyout /etc/ssl/private/shiftmaster.key"
+            " -out /etc/ssl/certs/shiftmaster.crt")
+    wanted = edge.ok("openssl x509 -in /etc/ssl/certs/shiftmaster.crt -noout -serial")
+    served = "openssl s_client -connect 127.0.0.1:443 </dev/null 2>/dev/null | openssl x509 -noout -serial"
+    assert edge.ok(served) != wanted
+    assert edge.reconfigure().changed == 1
+    assert edge.ok(served) == wanted
+    assert edge.reconfigure().changed == 0
+
+
+def test_workers_join_a_new_group(edge):
+    edge.ok("getent group extra || groupadd extra")
+    done = edge.converge(nginx_extra_groups=["shiftmaster", "extra", "not-there"])
+    assert done.rc == 0, done.out
+    assert "extra" in edge.ok("ps -o supgrp= -p $(pgrep -u www-data nginx | tail -n 1)")
+
+
+def test_a_stopped_nginx_is_started(edge):
+    edge.ok("systemctl stop nginx")
+    assert edge.reconfigure().rc == 0
+    assert edge.get("/").status == 200
