@@ -134,6 +134,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 import urllib.parse
 
@@ -566,8 +567,8 @@ def _read(path):
 
 
 def _write(path, data):
-    fresh = "%s.%d.new" % (path, os.getpid())
-    with open(fresh, "wb") as stream:
+    descriptor, fresh = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=os.path.dirname(path))
+    with os.fdopen(descriptor, "wb") as stream:
         stream.write(data)
     os.rename(fresh, path)
 

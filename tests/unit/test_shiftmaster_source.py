@@ -132,13 +132,15 @@ def test_an_empty_repository_says_so(look, tmp_path):
         look("main", tmp_path / "empty.git")
 
 
-def test_a_moved_tag_and_a_removed_branch_are_followed(look, repository):
+def test_a_moved_tag_and_a_removed_branch_are_followed(look, repository, tmp_path):
     look("both")
+    node = next((tmp_path / "cache").glob("*/mirror.git")).stat().st_ino
     git(repository, "tag", "--force", "2.1.0", "2.0.0")
     git(repository, "branch", "-D", "both")
     git(repository, "branch", "both/below", "main")  # Stands where the file of the old branch stood.
     assert look("2.1.0")["revision"] == git(repository, "rev-parse", "2.0.0")
     assert look("both/below")["kind"] == "branch"
+    assert next((tmp_path / "cache").glob("*/mirror.git")).stat().st_ino == node, "it was made anew"
 
 
 def test_whether_something_new_was_fetched(look, repository):
@@ -226,6 +228,7 @@ def test_submodules_and_large_files_are_named(look, repository):
 def test_what_a_killed_git_left_does_not_disturb_the_next_run(look, repository, tmp_path):
     look("main")
     mirror = next((tmp_path / "cache").iterdir()) / "mirror.git"
+    node = mirror.stat().st_ino
     for name in ("packed-refs.lock", "config.lock", "refs/heads/main.lock", "refs/tags/3.0.0.lock", "shallow.lock",
                  "objects/pack/tmp_pack_x"):
         write(mirror, name, "")
@@ -233,6 +236,7 @@ def test_what_a_killed_git_left_does_not_disturb_the_next_run(look, repository, 
     git(repository, "tag", "3.0.0")
     assert look("3.0.0")["subject"] == "more"
     assert not (mirror / "objects/pack/tmp_pack_x").exists()
+    assert mirror.stat().st_ino == node, "it was made anew"
 
 
 @pytest.mark.parametrize("damage", ["objects", "HEAD", "empty"])
@@ -277,7 +281,12 @@ def test_a_run_that_keeps_the_mirror_is_waited_for_only_so_long(look, repository
 
 def test_variables_of_a_git_hook_do_not_lead_astray(look, repository, monkeypatch, tmp_path):
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
-    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
+    monkeypatch.setenv("GIT_OBJECT_DIRECTORY", str(tmp_path / "objects"))
+    look("2.0.0")
+    monkeypatch.delenv("GIT_OBJECT_DIRECTORY")
+    monkeypatch.delenv("GIT_DIR")
+    (tmp_path / "objects").mkdir(exist_ok=True)
+    assert os.listdir(tmp_path / "objects") == []
     assert look("2.0.0")["kind"] == "tag"
 
 
@@ -418,8 +427,22 @@ def test_a_wrong_token_is_one_sentence_without_it(server, tmp_path, monkeypatch,
     assert "wrong-token" not in said
 
 
+def test_what_git_repeats_of_a_token_is_masked(tmp_path, monkeypatch, capsys):
+    def leak(address, _params):
+        raise source.SourceError("git said: %s and %s" % (address.password, address.written))
+
+    monkeypatch.setattr(source, "run", leak)
+    with patch_module_args({"repository": "https://deploy:a%2Fsecret@h.jp/x", "version": "main"}), \
+            pytest.raises(SystemExit):
+        source.main()
+    said = capsys.readouterr().out
+    assert "secret" not in said and "git said" in said
+
+
 def test_credentials_are_for_their_host_only():
-    env = source.environment(source.Address("https://u:p@h.jp/x.git"), {"GIT_CONFIG_COUNT": "1"})
+    env = source.environment(source.Address("https://u:p@h.jp/x.git"), {
+        "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "http.proxy", "GIT_CONFIG_VALUE_0": "http://proxy.invalid"})
+    assert env["GIT_CONFIG_KEY_0"] == "http.proxy"
     pairs = [(env["GIT_CONFIG_KEY_%d" % number], env["GIT_CONFIG_VALUE_%d" % number])
              for number in range(1, int(env["GIT_CONFIG_COUNT"]))]
     helpers = [value for name, value in pairs if name == "credential.https://h.jp.helper"]
