@@ -315,6 +315,10 @@ current:
   description: The release that serves, before this call.
   type: str
   returned: always
+current_version:
+  description: Its version.
+  type: str
+  returned: always
 previous:
   description: The automatic target of a rollback; empty where there is none.
   type: str
@@ -376,7 +380,10 @@ class Operation:
         self.current = self.layout.current()
 
     def result(self, changed=False, **more):
-        return dict({"changed": changed, "current": self.current or ""}, **more)
+        data = releases.manifest(self.layout, self.current) if self.current else {}
+        return dict(
+            {"changed": changed, "current": self.current or "", "current_version": data.get("version", "")}, **more
+        )
 
     def one(self, wanted):
         """Return the folder name of the one release that a person means."""
