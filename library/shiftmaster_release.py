@@ -526,23 +526,27 @@ class Operation:
         )
 
     def difference(self, digest):
+        """Return the diff between the release that serves and the one that was asked for."""
+        build = self.params["build"]
         before = releases.masked(releases.environment(self.layout, self.current))
-        after = releases.masked(self.environment(), self.params["build"]["secret_environment"])
-        for key in ("SHIFTMASTER_RELEASE", "SHIFTMASTER_VERSION", "PYTHONPATH", "STATIC_ROOT"):
+        after = releases.masked(self.environment(), build["secret_environment"])
+        for key in releases.OWN_ENVIRONMENT:
             before.pop(key, None)
         data = releases.manifest(self.layout, self.current) if self.current else {}
+        old_files = releases.read_files(self.layout, self.current, build["files"])
 
-        def text(version, revision, config, environ):
+        def text(version, revision, config, environ, files):
             lines = ["version: %s" % version, "revision: %s" % revision, "configuration: %s" % config[:12]]
-            return "\n".join(lines + ["%s=%s" % item for item in sorted(environ.items())]) + "\n"
+            lines += ["%s=%s" % item for item in sorted(environ.items())]
+            for path in sorted(files):
+                lines += ["", "== %s" % path] + files[path].splitlines()
+            return "\n".join(lines) + "\n"
 
         return {
             "before_header": "release %s" % (self.current or "(none)"),
             "after_header": "release to serve",
-            "before": text(data.get("version"), data.get("revision"), data.get("config_sha256", ""), before)
-            if data
-            else "",
-            "after": text(self.params["version"], self.params["revision"], digest, after),
+            "before": text(data["version"], data["revision"], data["config_sha256"], before, old_files) if data else "",
+            "after": text(self.params["version"], self.params["revision"], digest, after, build["files"]),
         }
 
     def recovered(self):

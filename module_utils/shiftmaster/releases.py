@@ -24,6 +24,8 @@ from .releasecode import ReleaseCode, ReleaseCodeError, run_as, tail
 from .state import State, audit, write_json
 
 SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|KEY|URL|DSN|CREDENTIAL", re.IGNORECASE)
+# What a build adds to the environment that it was given.
+OWN_ENVIRONMENT = ("SHIFTMASTER_RELEASE", "SHIFTMASTER_VERSION", "PYTHONPATH", "STATIC_ROOT")
 _PIP_CACHE = "/var/cache/shiftmaster/pip"
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -60,6 +62,18 @@ def environment(layout: Layout, name: Optional[str]) -> dict:
             return envfile.parse(stream.read())
     except OSError:
         return {}
+
+
+def read_files(layout: Layout, name: Optional[str], paths) -> dict:
+    """Return the texts of files of a release, those that it has."""
+    texts = {}
+    for path in paths if name else ():
+        try:
+            with open(os.path.join(layout.release(name), path), encoding="utf-8") as stream:
+                texts[path] = stream.read()
+        except OSError:
+            continue
+    return texts
 
 
 def masked(environ: dict, secret=()) -> dict:
@@ -285,7 +299,7 @@ class Build:
             os.chmod(path, 0o644)
         environ = dict(self.spec["environment"])
         environ.update(
-            {
+            {  # The names in OWN_ENVIRONMENT.
                 "SHIFTMASTER_RELEASE": self.name,
                 "SHIFTMASTER_VERSION": self.spec["version"],
                 "PYTHONPATH": os.path.join(self.path, "site"),
