@@ -107,11 +107,11 @@ def test_a_copy_that_is_not_whole_leaves_nothing(tools, options, tool, text):
 
 
 def test_a_dump_that_hangs_is_ended(tools, options):
-    tools("pg_dump", "sleep 60\n")
+    tools("pg_dump", "sleep 61\n")
     started = time.monotonic()
     with pytest.raises(dump.DumpError, match="did not end in time"):
         dump.present(options, time.monotonic() + 0.5)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 20 and sleeping(61) == []
     assert os.listdir(options["folder"]) == [".lock"]
 
 
@@ -129,6 +129,8 @@ def test_what_a_killed_run_left_is_removed_and_strange_files_are_not(tools, opti
         with open(os.path.join(options["folder"], name), "w", encoding="utf-8"):
             pass
     removed = [os.path.basename(path) for path in take(options)["removed"]]
+    assert sorted(name for name in os.listdir(options["folder"]) if "2.0.0" not in name) == [
+        ".lock", "20260101T000000Z-mine.dump", "notes.txt", "other.json"]
     assert sorted(removed) == [".20260101T000000Z-x.dump.part", ".y.json.part", "20260101T000000Z-x.dump.json"]
 
 
@@ -175,22 +177,22 @@ def test_children_die_with_the_module(tools, options, tmp_path):
             break
         time.sleep(0.1)
     time.sleep(0.3)
-    assert part and sleeping()
+    assert part and sleeping(60)
     child.kill()
     child.wait()
     time.sleep(0.3)
     with dump.exclusive(options["folder"], wait_seconds=0):
-        assert sleeping() == []
+        assert sleeping(60) == []
         assert dump.remove_unfinished(options["folder"]) == [os.path.join(options["folder"], part[0])]
 
 
-def sleeping():
+def sleeping(seconds):
     """Return the processes that our stand-in for pg_dump became."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open("/proc/%s/cmdline" % pid, "rb") as words, open("/proc/%s/environ" % pid, "rb") as environ:
-                if words.read() == b"sleep\x0060\0" and b"PGAPPNAME=shiftmaster-dump" in environ.read():
+                if words.read() == b"sleep\0%d\0" % seconds and b"PGAPPNAME=shiftmaster-dump" in environ.read():
                     found.append(pid)
         except OSError:
             continue

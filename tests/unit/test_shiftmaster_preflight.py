@@ -1,0 +1,314 @@
+"""shiftmaster_preflight: each finding, its absence, and its hint."""
+
+from __future__ import annotations
+
+import collections
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import shiftmaster_preflight as preflight
+
+Disk = collections.namedtuple("Disk", "f_bavail f_frsize f_favail f_files")
+ROCKY = 'NAME="Rocky Linux"\nID="rocky"\nVERSION_ID="9.4"\nPRETTY_NAME="Rocky Linux 9.4"\n'
+DEBIAN = "PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\nVERSION_ID='13'\nID=debian\n"
+
+
+@pytest.fixture
+def report():
+    return preflight.Report()
+
+
+def problems(report):
+    return [one["problem"] for one in report.findings]
+
+
+# ------------------------------------------------------------------------------------------------------ system, memory
+
+
+def test_a_system_on_the_list_passes(report):
+    preflight.check_system(report, ["debian 12", "Debian 13"], False, DEBIAN)
+    assert problems(report) == [] and report.facts["system"] == "debian 13"
+
+
+def test_another_system_is_refused_unless_it_is_allowed(report):
+    preflight.check_system(report, ["debian 12"], False, ROCKY)
+    assert problems(report) == ["Rocky Linux 9.4 is none of the systems that this was proven on (debian 12)"]
+    assert "allow_untested_os=true" in report.findings[0]["hint"]
+    allowed = preflight.Report()
+    preflight.check_system(allowed, ["debian 12"], True, ROCKY)
+    assert problems(allowed) == [] and len(allowed.notes) == 1
+
+
+@pytest.mark.parametrize("version, wanted", [("3.9.2", 0), ("3.13.5", 0), ("3.8.10", 1), ("2.7.18", 1)])
+def test_python(report, version, wanted):
+    preflight.check_python(report, "3.9", version)
+    assert len(problems(report)) == wanted
+
+
+@pytest.mark.parametrize("first, running, wanted", [("systemd", True, 0), ("systemd", False, 1), ("bash", False, 1)])
+def test_systemd(report, first, running, wanted):
+    preflight.check_systemd(report, True, first, running)
+    assert len(problems(report)) == wanted
+    preflight.check_systemd(report, False, "sh", False)
+    assert len(problems(report)) == wanted
+
+
+@pytest.mark.parametrize("minimum, override, wanted", [
+    (3500, 0, []), (0, 0, []), (5000, 0, ["the host has 4000 MiB of memory, and 5000 are needed"]),
+    (3500, 2000, ["the host has 2000 MiB of memory, and 3500 are needed"])])
+def test_memory(report, minimum, override, wanted):
+    preflight.check_memory(report, minimum, override, "MemTotal:        4096000 kB\nMemFree: 1 kB\n")
+    assert problems(report) == wanted
+
+
+# -------------------------------------------------------------------------------------------------------------- disk
+
+
+def test_room_on_one_file_system_is_added_up(report, tmp_path):
+    disk = Disk(f_bavail=250 * 256, f_frsize=4096, f_favail=1000, f_files=2000)
+    wanted = [{"path": str(tmp_path / "a/b"), "minimum_mb": 200, "minimum_inodes": 900},
+              {"path": str(tmp_path / "c"), "minimum_mb": 100, "minimum_inodes": 0}]
+    preflight.check_disk(report, wanted, lambda path: disk)
+    assert problems(report) == ["%s has room for 250 MiB, and 300 are needed for %s and %s" % (
+        preflight.mount_of(str(tmp_path)), wanted[0]["path"], wanted[1]["path"])]
+    alone = preflight.Report()
+    preflight.check_disk(alone, wanted[:1], lambda path: disk)
+    assert problems(alone) == []
+
+
+def test_inodes_count_where_there_are_any(report, tmp_path):
+    wanted = [{"path": str(tmp_path), "minimum_mb": 0, "minimum_inodes": 900}]
+    preflight.check_disk(report, wanted, lambda path: Disk(10, 4096, 800, 1000))
+    assert problems(report) == ["%s has room for 800 files, and 900 are needed for %s" % (
+        preflight.mount_of(str(tmp_path)), tmp_path)]
+    without = preflight.Report()
+    preflight.check_disk(without, wanted, lambda path: Disk(10, 4096, 0, 0))
+    assert problems(without) == []
+
+
+def test_the_nearest_folder_above_is_found(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert preflight.nearest(str(tmp_path / "x/y/z")) == str(tmp_path)
+    assert preflight.nearest(str(tmp_path / "file/y")) == str(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------- certificates
+
+
+@pytest.fixture(scope="module")
+def pems(tmp_path_factory):
+    """Real certificates, valid for 90 days, and keys of every bad sort."""
+    folder = tmp_path_factory.mktemp("pems")
+
+    def openssl(*arguments):
+        subprocess.run(("openssl",) + arguments, check=True, capture_output=True, cwd=folder)
+
+    for name in ("one", "two"):
+        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "90",
+                "-keyout", name + ".key", "-out", name + ".crt", "-subj", "/CN=" + name,
+                "-addext", "subjectAltName=DNS:shift.example.jp,DNS:*.ward.example.jp,IP:192.0.2.1")
+    openssl("ec", "-in", "one.key", "-aes256", "-passout", "pass:x", "-out", "locked.key")
+    (folder / "junk.pem").write_text("hallo\n")
+    return folder
+
+
+def certificate(pems, report, at=None, **more):
+    entry = {"certificate": str(pems / "one.crt"), "key": None, "names": [], "minimum_days": 0, "required": True}
+    entry.update(more)
+    preflight.check_certificate(report, entry, at or time.time())
+    return problems(report)
+
+
+def test_a_good_certificate_passes(pems, report):
+    assert certificate(pems, report, key=str(pems / "one.key"), minimum_days=30,
+                       names=["shift.example.jp", "A3.ward.example.jp", "192.0.2.1"]) == []
+    assert report.facts["certificates"][0]["days_left"] in (89, 90)
+
+
+@pytest.mark.parametrize("days, minimum, word", [(91, 0, "expired on"), (80, 20, "in 10 days, and 20 are asked for"),
+                                                 (80, 5, None), (-2, 0, "is not valid yet")])
+def test_its_time(pems, report, days, minimum, word):
+    found = certificate(pems, report, at=time.time() + days * 86400 - 60, minimum_days=minimum)
+    assert (len(found) == 1 and word in found[0]) if word else found == []
+
+
+@pytest.mark.parametrize("name", ["example.jp", "a.b.ward.example.jp", "ward.example.jp", "192.0.2.2"])
+def test_a_name_that_it_is_not_for(pems, report, name):
+    assert "is not valid for %s, but for shift.example.jp, *.ward.example.jp and 192.0.2.1" % name in certificate(
+        pems, report, names=["shift.example.jp", name])[0]
+
+
+@pytest.mark.parametrize("key, words", [
+    ("two.key", "does not belong to the certificate"), ("locked.key", "is protected by a password"),
+    ("junk.pem", "cannot be read as a PEM key"), ("absent.key", "is not there")])
+def test_a_key_that_does_not_serve(pems, report, key, words):
+    found = certificate(pems, report, key=str(pems / key))
+    assert len(found) == 1 and words in found[0]
+
+
+def test_files_that_are_no_certificate(pems, report):
+    assert "is not a certificate in PEM" in certificate(pems, report, certificate=str(pems / "junk.pem"))[0]
+    assert "is not there" in certificate(pems, preflight.Report(), certificate=str(pems / "absent"))[0]
+    assert certificate(pems, preflight.Report(), certificate=str(pems / "absent"), required=False) == []
+
+
+def test_a_python_that_cannot_read_certificates_says_so(pems, report, monkeypatch):
+    monkeypatch.setattr(preflight.ssl, "_ssl", object())
+    assert certificate(pems, report) == [] and "this Python cannot read one" in report.notes[0]
+
+
+# -------------------------------------------------------------------------------------------------------------- ports
+
+
+@pytest.fixture(params=[socket.AF_INET, socket.AF_INET6])
+def listener(request):
+    with socket.socket(request.param) as one:
+        one.bind(("127.0.0.1" if request.param == socket.AF_INET else "::1", 0))
+        one.listen()
+        yield one.getsockname()[1]
+
+
+def ports(report, port, expected):
+    preflight.check_ports(report, [{"port": port, "expected": expected}])
+    return problems(report)
+
+
+def test_a_port_held_by_another_program(report, listener):
+    with open("/proc/self/comm", encoding="utf-8") as stream:
+        me = stream.read().strip()
+    assert ports(report, listener, ["nginx"]) == ["port %d is in use by %s (process %d)" % (listener, me, os.getpid())]
+    assert "nginx is to listen there" in report.findings[0]["hint"]
+    assert ports(preflight.Report(), listener, ["nginx", me]) == []
+
+
+def test_a_free_port_and_a_mere_connection(report, listener):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        assert ports(report, one.getsockname()[1], []) == []
+        assert report.facts["ports"] == {}
+
+
+def test_long_names_are_compared_as_the_kernel_keeps_them():
+    assert preflight.foreign({("prometheus-nod", 3)}, ["prometheus-node-exporter"]) == {"prometheus-nod": 3}
+    assert preflight.foreign({("prometheus-node", 3)}, ["prometheus-node-exporter"]) == {}
+    assert preflight.foreign({("x", 9), ("x", 4)}, []) == {"x": 4}
+
+
+def test_a_port_whose_owner_cannot_be_seen_is_a_note(report, listener, monkeypatch):
+    monkeypatch.setattr(preflight, "owners", lambda inodes: {})
+    assert ports(report, listener, []) == [] and "may not see by which program" in report.notes[0]
+
+
+# ---------------------------------------------------------------------------------------------- clock, names, packages
+
+
+@pytest.mark.parametrize("difference, words", [(10, None), (-10, None), (40, "40 s ahead of"), (-40, "40 s behind")])
+def test_the_clock(report, difference, words):
+    preflight.check_clock(report, 1000.0, 30, 1000.0 + difference)
+    assert (words in problems(report)[0]) if words else problems(report) == []
+
+
+def test_names_that_cannot_be_resolved(report):
+    preflight.check_domains(report, ["localhost", "nowhere.invalid"])
+    assert len(problems(report)) == 1 and "cannot resolve nowhere.invalid (" in problems(report)[0]
+    assert report.facts["domains"]["localhost"]
+
+
+def test_a_resolver_that_does_not_answer_is_not_waited_for(report, monkeypatch):
+    monkeypatch.setattr(preflight, "DNS_SECONDS", 0.2)
+    monkeypatch.setattr(preflight.socket, "getaddrinfo", lambda *arguments: time.sleep(5))
+    started = time.monotonic()
+    preflight.check_domains(report, ["slow.example.jp"])
+    assert time.monotonic() - started < 3 and "no answer within" in problems(report)[0]
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """A dpkg that says what it is told, and a lock file."""
+    (tmp_path / "lock").write_text("")
+    (tmp_path / "updates").mkdir()
+    (tmp_path / "dpkg").write_text('#!/bin/sh\ncat "%s/said"\n' % tmp_path)
+    (tmp_path / "dpkg").chmod(0o755)
+    (tmp_path / "said").write_text("")
+    monkeypatch.setenv("PATH", "%s:%s" % (tmp_path, os.environ["PATH"]))
+    monkeypatch.setattr(preflight, "PACKAGE_LOCKS", (str(tmp_path / "lock"),))
+    listing = preflight.names_in
+    monkeypatch.setattr(preflight, "names_in", lambda folder: listing(tmp_path / "updates"))
+    return tmp_path
+
+
+def test_packages_in_order(report, packages):
+    preflight.check_packages(report, 0)
+    assert problems(report) == [] and report.notes == []
+
+
+def test_an_interrupted_installation(report, packages):
+    (packages / "said").write_text("The following packages are only half configured:\n nginx-common   small server\n")
+    preflight.check_packages(report, 0)
+    assert problems(report) == ["an earlier installation of packages was interrupted (nginx-common)"]
+    assert "dpkg --configure -a" in report.findings[0]["hint"]
+    (packages / "said").write_text("")
+    (packages / "updates" / "0003").write_text("")
+    again = preflight.Report()
+    preflight.check_packages(again, 0)
+    assert problems(again) == ["an earlier installation of packages was interrupted"]
+
+
+def test_an_apt_that_is_at_work_is_waited_for_and_then_named(report, packages):
+    code = ("import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
+            " print('held', flush=True); time.sleep(float(sys.argv[2]))")
+
+    def hold(seconds):
+        return subprocess.Popen((sys.executable, "-c", code, str(packages / "lock"), seconds), stdout=subprocess.PIPE)
+
+    with hold("60") as holder:
+        holder.stdout.readline()
+        preflight.check_packages(report, 0)
+        holder.kill()
+    assert len(problems(report)) == 1
+    assert "(process %d) is installing packages" % holder.pid in problems(report)[0]
+    with hold("0.5") as holder:
+        holder.stdout.readline()
+        waited = preflight.Report()
+        preflight.check_packages(waited, 20)
+    assert problems(waited) == []
+
+
+def test_looking_at_a_lock_takes_none(packages):
+    assert preflight.lock_holder(str(packages / "lock")) is None
+    with open(packages / "lock", "w") as stream:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert preflight.lock_holder(str(packages / "absent")) is None
+
+
+def test_a_host_without_dpkg_is_a_note(report, monkeypatch):
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: None)
+    preflight.check_packages(report, 0)
+    assert problems(report) == [] and len(report.notes) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- the whole
+
+
+def defaults(**more):
+    return dict({name: option.get("default") for name, option in preflight.argument_spec().items()}, **more)
+
+
+def test_all_problems_come_at_once_and_each_with_a_hint(tmp_path):
+    result = preflight.run(defaults(
+        systems=["plan 9"], python_minimum="99.0", memory_minimum_mb=10 ** 9, domains=["nowhere.invalid"],
+        controller_time=time.time() - 500, systemd=False,
+        disk=[{"path": str(tmp_path), "minimum_mb": 10 ** 12, "minimum_inodes": 0}]))
+    assert [one["check"] for one in result["findings"]] == ["clock", "system", "python", "memory", "disk", "domains"]
+    assert all(one["hint"] and "; " in text for one, text in zip(result["findings"], result["problems"]))
+    assert result["changed"] is False
+
+
+def test_nothing_asked_nothing_found():
+    result = preflight.run(defaults(systemd=False))
+    assert result["problems"] == [] and result["notes"] == []
