@@ -130,3 +130,32 @@ def test_a_stopped_nginx_is_started(edge):
     edge.ok("systemctl stop nginx")
     assert edge.reconfigure().rc == 0
     assert edge.get("/").status == 200
+
+
+def test_of_several_servers_a_post_is_given_to_one_only(edge):
+    """Both take the request and die without an answer: was it carried out? A GET may be asked again, a POST never."""
+    edge.ok("systemd-run --quiet --collect --unit=cutter python3 /root/cutter.py; sleep 1")
+    done = edge.reconfigure(nginx_upstream_servers=["127.0.0.1:8991", "127.0.0.1:8992"])
+    assert done.rc == 0, done.out
+    asked = {}
+    for method in ("GET", "POST"):
+        edge.ok("rm -f /root/asked")
+        assert edge.get("/save", "-X", method, "-d", "value=1").status == 502
+        asked[method] = edge.ok("cat /root/asked").split()
+    # The first is dead: nothing was sent, so the second may have even a POST.
+    edge.ok("systemctl stop cutter")
+    done = edge.reconfigure(nginx_upstream_servers=["127.0.0.1:8991", "127.0.0.1:8000"])
+    assert done.rc == 0, done.out
+    answers = [edge.get("/login/", "-d", "password=secret", source="127.0.0.9").status for _ in range(4)]
+    assert edge.reconfigure().rc == 0
+    assert asked == {"GET": ["GET", "GET"], "POST": ["POST"]}
+    assert answers == [302] * 4
+
+
+def test_unknown_names_are_refused_before_a_certificate_is_shown(edge):
+    done = edge.reconfigure(nginx_refuse_unknown_hosts=True)
+    assert done.rc == 0, done.out
+    other = edge.run("curl -sk --resolve other.test:443:127.0.0.1 https://other.test/")
+    known = edge.get("/", url="https://www.shift.test").status
+    assert edge.reconfigure().rc == 0
+    assert other.rc == 35 and known == 200

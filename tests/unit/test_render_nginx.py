@@ -1,0 +1,310 @@
+"""The templates of role nginx, rendered by Ansible, and the pure parts of its module."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROLE = Path(__file__).resolve().parents[2] / "roles" / "nginx"
+HOST = {"version": "1.26.3", "ipv6": True, "ipv6_loopback": True, "ocsp_uri": "", "groups_present": []}
+
+
+def trusted(value):
+    if isinstance(value, str):
+        return trust_as_template(value)
+    if isinstance(value, dict):
+        return {key: trusted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [trusted(item) for item in value]
+    return value
+
+
+def known(**variables):
+    found = {"ansible_managed": "Ansible managed", "ansible_facts": {"distribution_major_version": "13"}}
+    for part in ("defaults", "vars"):
+        found |= yaml.safe_load((ROLE / part / "main.yml").read_text(encoding="utf-8"))
+    return found | {"__nginx_host": dict(HOST)} | variables
+
+
+def render(template, **variables):
+    text = (ROLE / "templates" / template).read_text(encoding="utf-8")
+    return Templar(DataLoader(), variables=trusted(known(**variables))).template(trust_as_template(text))
+
+
+def parse(text):
+    """nginx's syntax as nested lists: [words, block or None]. Fails on braces and semicolons that do not fit."""
+    tokens = re.findall(r"\#[^\n]*|\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|[{};]|(?:[^\s{};\"'#]|(?<=\S)[\"'#])+", text)
+    stack, words = [[]], []
+    for token in tokens:
+        if token.startswith("#"):
+            continue
+        if token == ";":
+            assert words, "a semicolon behind nothing"
+            stack[-1].append((words, None))
+            words = []
+        elif token == "{":
+            block = []
+            stack[-1].append((words, block))
+            stack.append(block)
+            words = []
+        elif token == "}":
+            assert not words, f"no semicolon after {words}"
+            stack.pop()
+        else:
+            words.append(token)
+    assert len(stack) == 1 and not words
+    return stack[0]
+
+
+def servers(**variables):
+    """The server blocks of the site by their first listen."""
+    found = {}
+    for words, block in parse(render("site.conf.j2", **variables)):
+        if words == ["server"]:
+            listens = [item[0][1:] for item in block if item[0][0] == "listen"]
+            found[listens[0][0]] = block
+    return found
+
+
+def values(block, name):
+    return [words[1:] for words, _ in block if words[0] == name]
+
+
+def locations(block):
+    return {" ".join(words[1:]): inner for words, inner in block if words[0] == "location"}
+
+
+def test_main_file_is_valid_and_its_includes_are_relative():
+    tree = parse(render("nginx.conf.j2"))
+    http = next(block for words, block in tree if words == ["http"])
+    includes = [item[0] for item in values(tree, "include") + values(http, "include")]
+    assert includes and not [path for path in includes if path.startswith("/")], "a copy could not be tested"
+    assert values(http, "ssl_protocols") == [["TLSv1.2", "TLSv1.3"]]
+    assert values(http, "server_tokens") == [["off"]]
+
+
+@pytest.mark.parametrize("query", [True, False])
+def test_log_format_is_json(query):
+    text = render("nginx.conf.j2", nginx_log_query_string=query)
+    pieces = re.search(r"log_format shiftmaster escape=json\s+(.*?);\n", text, re.S)[1]
+    line = "".join(re.findall(r"'([^']*)'", pieces))
+    entry = json.loads(re.sub(r"\$\w+", "1", line))
+    assert {"time", "request_id", "remote_addr", "method", "path", "status", "bytes", "request_time",
+            "upstream_response_time", "upstream_status", "upstream_addr", "host", "scheme", "ssl_protocol",
+            "user_agent", "referer"} <= set(entry)
+    assert ("$request_uri" in line and "$http_referer" in line) is query
+
+
+def test_public_edge_and_local_listener_are_switches():
+    assert set(servers()) == {"80", "443", "127.0.0.1:8000", "127.0.0.1:8081"}
+    assert set(servers(nginx_public=False)) == {"127.0.0.1:8000", "127.0.0.1:8081"}
+    assert set(servers(nginx_local_listener=False)) == {"80", "443", "127.0.0.1:8081"}
+    assert "ssl_certificate" not in render("site.conf.j2", nginx_public=False)
+
+
+def test_ipv6_is_listened_to_only_where_it_exists():
+    assert ["[::]:443", "ssl", "default_server"] in values(servers()["443"], "listen")
+    without = {**HOST, "ipv6": False, "ipv6_loopback": False}
+    assert "[::" not in render("site.conf.j2", __nginx_host=without)
+
+
+@pytest.mark.parametrize(("version", "release", "directive"), [
+    ("1.22.1", "12", False), ("1.26.3", "13", True), ("", "12", False), ("", "13", True)])
+def test_http2_is_said_as_the_version_understands_it(version, release, directive):
+    block = servers(__nginx_host={**HOST, "version": version},
+                    ansible_facts={"distribution_major_version": release})["443"]
+    assert bool(values(block, "http2")) is directive
+    assert ("http2" in values(block, "listen")[0]) is not directive
+
+
+def test_one_upstream_server_has_no_retry_and_several_never_repeat_a_post():
+    one = render("site.conf.j2")
+    assert "server unix:/var/www/shiftmaster/active/socket;" in one
+    assert set(re.findall(r"proxy_next_upstream (.*);", one)) == {"off"}
+    several = render("site.conf.j2", nginx_upstream_servers=["192.0.2.1:8000", "192.0.2.2:8000"])
+    assert "server 192.0.2.1:8000 max_fails=3 fail_timeout=10s;" in several
+    assert set(re.findall(r"proxy_next_upstream (.*);", several)) == {"off", "error timeout"}
+    assert "non_idempotent" not in "".join(re.findall(r"^[^#\n]*$", several, re.M))
+    assert "keepalive " not in several
+
+
+def test_every_block_with_a_header_has_the_security_headers():
+    for listen, block in servers().items():
+        if listen in ("80", "127.0.0.1:8081"):
+            continue
+        for name, inner in locations(block).items():
+            own = {words[0] for words in values(inner, "add_header")}
+            if own:
+                assert {"Strict-Transport-Security", "X-Content-Type-Options", "X-Request-ID"} <= own, name
+
+
+def test_every_way_to_the_application_has_the_same_rules():
+    for listen in ("443", "127.0.0.1:8000"):
+        for name, inner in locations(servers()[listen]).items():
+            if not values(inner, "proxy_pass"):
+                continue
+            sent = {words[0]: words[1] for words in values(inner, "proxy_set_header")}
+            assert sent["X-Forwarded-Proto"] == ("$scheme" if listen == "443" else "https"), name
+            assert sent["X-Forwarded-For"] == "$remote_addr", name
+            assert values(inner, "proxy_next_upstream") == [["off"]], name
+
+
+def test_host_of_the_local_listener_can_be_fixed():
+    inner = locations(servers(nginx_local_host_header="shift.test")["127.0.0.1:8000"])["/"]
+    assert ["Host", "shift.test"] in values(inner, "proxy_set_header")
+
+
+def test_hsts_can_be_off():
+    assert "max-age=31536000" in re.search(r"map \$https \$edge_hsts \{.*?\}", render("site.conf.j2"), re.S)[0]
+    off = re.search(r"map \$https \$edge_hsts \{.*?\}", render("site.conf.j2", nginx_hsts_max_age_seconds=0), re.S)[0]
+    assert "max-age" not in off
+
+
+def test_stapling_where_the_certificate_names_a_responder():
+    assert "ssl_stapling" not in render("site.conf.j2")
+    told = {**HOST, "ocsp_uri": "http://ocsp.test"}
+    assert "ssl_stapling on;" in render("site.conf.j2", __nginx_host=told)
+    assert "ssl_stapling" not in render("site.conf.j2", __nginx_host=told, nginx_ocsp_stapling=False)
+
+
+def test_static_files_are_looked_for_in_the_given_order_and_not_remembered():
+    inner = next(inner for name, inner in locations(servers()["443"]).items() if "/static/" in name)
+    assert values(inner, "try_files") == [[
+        "/var/www/shiftmaster/active/release/static/$edge_static_file",
+        "/var/www/shiftmaster/shared/static/$edge_static_file", "=404"]]
+    assert values(inner, "open_file_cache") == [["off"]]
+
+
+@pytest.mark.parametrize(("name", "hashed"), [
+    ("/static/css/site.0123456789ab.css", True), ("/static/js/a.b.0123456789ab.js", True),
+    ("/static/css/site.css", False), ("/static/site.0123456789abc.css", False), ("/static/0123456789ab/a.css", False)])
+def test_which_names_are_kept_for_a_year(name, hashed):
+    pattern = re.search(r'"~(\S+)" "public, max-age=31536000, immutable"', render("site.conf.j2"))[1]
+    assert bool(re.search(pattern, name)) is hashed
+
+
+def test_static_media_and_names_can_be_left_out():
+    text = render("site.conf.j2", nginx_static_url="", nginx_media_url="", nginx_login_paths=[], nginx_private_paths=[])
+    parse(text)
+    assert "/static/" not in text and "media" not in text
+
+
+def test_unknown_names_can_be_refused():
+    text = render("site.conf.j2", nginx_server_names=["shift.test"], nginx_refuse_unknown_hosts=True)
+    parse(text)
+    assert "ssl_reject_handshake on;" in text and text.count("listen 443 ssl default_server;") == 1
+
+
+def test_the_sandbox_can_be_off_and_covers_the_log():
+    assert "ReadWritePaths=/run /var/lib/nginx /var/log/nginx /srv/log\n" in render(
+        "hardening.conf.j2", nginx_access_log_path="/srv/log/access.log")
+    off = render("hardening.conf.j2", nginx_hardening=False)
+    assert "ProtectSystem" not in off and "Restart=on-failure" in off
+
+
+def test_pages_show_text_as_text():
+    evil = "<script>alert(1)</script>\"'&"
+    page = {"code": "503", "ja": "メンテナンス", "ja_text": "終了まで", "en": "Maintenance", "en_text": "Wait",
+            "reason": evil, "until": "2026-11-25 14:30", "timezone": "JST", "refresh_seconds": 60}
+    text = render("page.html.j2", page=page, nginx_site_title=evil, nginx_error_page_contact=evil)
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;") == 5
+    assert "2026-11-25 14:30 JST" in text and 'lang="ja"' in text and 'lang="en"' in text
+
+
+def maintenance(name, **variables):
+    clock = {"ansible_facts": {"ansible_date_time": {"date": "2026-11-25", "time": "14:00:10", "tz": "JST"}}}
+    given = {"nginx_maintenance_state": "on", "nginx_maintenance_reason": "更新",
+             "nginx_maintenance_until": "2026-11-25 14:30", "inventory_hostname": "web1", "__nginx_clock": clock,
+             "__nginx_shared": {"stat": {"exists": True}}, "ansible_check_mode": False}
+    templar = Templar(DataLoader(), variables=trusted(known(**(given | variables))))
+    return templar.template(trust_as_template("{{ %s }}" % name))
+
+
+@pytest.mark.parametrize(("given", "problems"), [
+    ({}, 0),
+    ({"nginx_maintenance_state": "off", "nginx_maintenance_reason": "", "nginx_maintenance_until": ""}, 0),
+    ({"nginx_maintenance_state": False, "nginx_maintenance_reason": "", "nginx_maintenance_until": ""}, 0),
+    ({"nginx_maintenance_state": True}, 0),
+    ({"nginx_maintenance_state": ""}, 1),
+    ({"nginx_maintenance_state": "on", "nginx_maintenance_reason": " ", "nginx_maintenance_until": ""}, 2),
+    ({"nginx_maintenance_until": "2026-11-25 14:00"}, 1),
+    ({"nginx_maintenance_until": "2026-11-25 14:01"}, 0),
+    ({"nginx_maintenance_until": "2026-02-29 10:00"}, 1),
+    ({"nginx_maintenance_until": "2028-02-29 10:00"}, 0),
+    ({"nginx_maintenance_until": "2027-04-31 10:00"}, 1),
+    ({"nginx_maintenance_until": "2027-04-30 24:00"}, 1),
+    ({"nginx_maintenance_until": "2027-4-30 10:00\n"}, 1),
+    ({"nginx_maintenance_until": "tomorrow", "nginx_maintenance_reason": "x" * 501}, 2),
+    ({"__nginx_shared": {"stat": {"exists": False}}}, 1),
+])
+def test_problems_of_a_maintenance(given, problems):
+    assert len(maintenance("__nginx_maintenance_problems", **given)) == problems
+
+
+# --- the module ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tree():
+    spec = importlib.util.spec_from_file_location("nginx_tree", ROLE / "library" / "nginx_tree.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_hash_follows_contents_links_and_absences_but_not_their_order(tree):
+    files = [{"path": "/a", "content": "1"}, {"path": "/b", "content": "2"}]
+    links = [{"path": "/l", "target": "a"}]
+    first = tree.config_hash(files, links, ["/x"])
+    assert first == tree.config_hash(files[::-1], links, ["/x"])
+    assert len({first, tree.config_hash(files, links, []), tree.config_hash(files, [], ["/x"]),
+                tree.config_hash([files[0], {"path": "/b", "content": "3"}], links, ["/x"]),
+                tree.config_hash([{**files[0], "mode": "0600"}, files[1]], links, ["/x"])}) == 5
+
+
+def test_states_are_placed_and_read_back(tree, tmp_path):
+    tmp_path.chmod(0o755)
+    file, link, gone = (str(tmp_path / name) for name in ("new/file", "link", "gone"))
+    Path(gone).write_text("x")
+    wanted = {file: ("file", b"text", 0o640), link: ("link", "new/file"), gone: ("none",)}
+    before = {path: tree.read_state(path) for path in wanted}
+    tree.Tree.place_all(wanted)
+    assert {path: tree.read_state(path) for path in wanted} == wanted
+    tree.Tree.place_all(before)
+    assert {path: tree.read_state(path) for path in wanted} == before
+    assert [path.name for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
+
+
+def test_listeners_are_found_by_port(tree):
+    text = (
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+        "   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1\n"
+        "   1: 0100007F:1F40 0100007F:8888 01 00000000:00000000 00:00000000 00000000     0        0 4243 1\n"
+        "   2: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4244 1\n")
+    assert tree.parse_listeners(text, {8000}) == {8000: {"4242"}}
+    assert tree.parse_listeners(text, {80, 8000, 443}) == {8000: {"4242"}, 80: {"4244"}}
+
+
+def test_the_first_certificate_of_a_chain_is_the_one(tree, tmp_path):
+    path = tmp_path / "chain.pem"
+    pem = "-----BEGIN CERTIFICATE-----\n%s\n-----END CERTIFICATE-----\n"
+    path.write_text("comment\n" + pem % "AAEC" + pem % "AwQF")
+    assert tree.first_certificate(str(path)) == b"\x00\x01\x02"
+    path.write_text("nothing")
+    assert tree.first_certificate(str(path)) is None
+    assert tree.first_certificate(str(tmp_path / "none")) is None
+
+
+def test_documentation_and_arguments_agree(tree):
+    documented = yaml.safe_load(tree.DOCUMENTATION)["options"]
+    source = (ROLE / "library" / "nginx_tree.py").read_text()
+    declared = re.findall(r'^            "(\w+)": \{"type"', source, re.M)
+    assert sorted(declared) == sorted(documented)
