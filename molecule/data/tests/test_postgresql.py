@@ -108,31 +108,31 @@ def test_a_forgotten_transaction_is_ended(sql):
     assert sql("SHOW idle_in_transaction_session_timeout").stdout.strip() == "5min"
 
 
-def test_a_change_that_a_reload_serves_does_not_restart(converged, sql, started, unit):
+def test_a_change_that_a_reload_serves_does_not_restart(apply, sql, started, unit):
     before = started(unit)
-    done = converged("postgresql", postgresql_log_min_duration_milliseconds=700)
+    done = apply("postgresql", postgresql_log_min_duration_milliseconds=700)
     assert done.changed == 1
     assert sql("SHOW log_min_duration_statement").stdout.strip() == "700ms"
     assert started(unit) == before
-    assert converged("postgresql").changed == 1
+    assert apply("postgresql").changed == 1
     assert sql("SHOW log_min_duration_statement").stdout.strip() == "1s"
 
 
-def test_a_change_that_needs_a_restart_restarts_once_and_can_wait(converged, sql, started, unit):
+def test_a_change_that_needs_a_restart_restarts_once_and_can_wait(apply, sql, started, unit):
     before = started(unit)
-    waits = converged("postgresql", postgresql_max_connections=110, postgresql_restart=False)
+    waits = apply("postgresql", postgresql_max_connections=110, postgresql_restart=False)
     assert "must be restarted for: max_connections" in waits.line
     assert started(unit) == before
-    assert converged("postgresql", postgresql_max_connections=110).changed == 1
+    assert apply("postgresql", postgresql_max_connections=110).changed == 1
     assert started(unit) != before
     assert sql("SHOW max_connections").stdout.strip() == "110"
-    assert converged("postgresql", postgresql_max_connections=110).changed == 0
-    converged("postgresql")
+    assert apply("postgresql", postgresql_max_connections=110).changed == 0
+    apply("postgresql")
 
 
-def test_a_check_before_a_change_shows_it_and_changes_nothing(converged, config, started, unit):
+def test_a_check_before_a_change_shows_it_and_changes_nothing(apply, config, started, unit):
     before = config(), started(unit)
-    done = converged("postgresql", "--check", "--diff", postgresql_max_connections=120)
+    done = apply("postgresql", "--check", "--diff", postgresql_max_connections=120)
     assert "+max_connections = 120" in done.text
     assert (config(), started(unit)) == before
 
@@ -155,55 +155,55 @@ def test_a_check_before_a_change_shows_it_and_changes_nothing(converged, config,
     ],
     ids=["value", "name", "key", "other-key", "hba"],
 )
-def test_what_postgresql_refuses_is_named_and_the_old_stays(converge, config, started, unit, sql, variables, words):
+def test_what_postgresql_refuses_is_named_and_the_old_stays(attempt, config, started, unit, sql, variables, words):
     before = config(), started(unit), sql("SELECT pg_conf_load_time()").stdout
-    done = converge("postgresql", **variables)
+    done = attempt("postgresql", **variables)
     assert done.rc != 0 and words in done.line
     assert (config(), started(unit), sql("SELECT pg_conf_load_time()").stdout) == before
 
 
-def test_a_value_with_which_it_does_not_start_is_put_back(converge, converged, config, sql):
+def test_a_value_with_which_it_does_not_start_is_put_back(attempt, apply, config, sql):
     before = config()
-    done = converge("postgresql", postgresql_settings={"shared_preload_libraries": "no_such_library"})
+    done = attempt("postgresql", postgresql_settings={"shared_preload_libraries": "no_such_library"})
     assert done.rc != 0
     assert "no_such_library" in done.line and "the old configuration was put back" in done.line
     assert config() == before
     assert as_application(sql, "SELECT 1").rc == 0
-    assert converged("postgresql").changed == 0
+    assert apply("postgresql").changed == 0
 
 
-def test_a_value_set_elsewhere_is_reported(converged, sql):
+def test_a_value_set_elsewhere_is_reported(apply, sql):
     sql("ALTER SYSTEM SET work_mem = '5MB'")
     sql("SELECT pg_reload_conf()")
     try:
-        assert "work_mem" in converged("postgresql").line
+        assert "work_mem" in apply("postgresql").line
     finally:
         sql("ALTER SYSTEM RESET work_mem")
         sql("SELECT pg_reload_conf()")
 
 
-def test_a_renewed_certificate_is_served_without_a_restart(host, converged, started, unit):
+def test_a_renewed_certificate_is_served_without_a_restart(host, apply, started, unit):
     served = (
         "echo | openssl s_client -starttls postgres -connect localhost:5432 2>/dev/null | openssl x509 -noout -serial"
     )
     old, before = host.check_output(served), started(unit)
     host.check_output("/root/make_certificate")
-    assert converged("postgresql").changed == 1
+    assert apply("postgresql").changed == 1
     assert (
         host.check_output(served) == host.check_output("openssl x509 -noout -serial -in /etc/ssl/certs/host.crt") != old
     )
     assert started(unit) == before
-    assert converged("postgresql").changed == 0
+    assert apply("postgresql").changed == 0
 
 
-def test_a_new_password_works_at_once_and_leaks_nowhere(host, converged, sql, version):
+def test_a_new_password_works_at_once_and_leaks_nowhere(host, apply, sql, version):
     new = "database-rotated-Kw8Pz3"
     try:
-        done = converged("postgresql", "-vvv", database_password=new)
+        done = apply("postgresql", "-vvv", part="access.yml", database_password=new)
         assert done.changed == 1
         assert as_application(sql, "SELECT 1", password=new).rc == 0
         assert as_application(sql, "SELECT 1").rc != 0
-        assert converged("postgresql", database_password=new).changed == 0
+        assert apply("postgresql", part="access.yml", database_password=new).changed == 0
         log = host.file(f"/var/log/postgresql/postgresql-{version}-main.log").content_string
         journal = host.check_output("journalctl --no-pager --output=cat")
         statements = sql("SELECT query FROM pg_stat_statements").stdout
@@ -212,7 +212,7 @@ def test_a_new_password_works_at_once_and_leaks_nowhere(host, converged, sql, ve
             assert "SCRAM-SHA-256$4096" not in place
         assert "ALTER USER" not in statements
     finally:
-        converged("postgresql")
+        apply("postgresql", part="access.yml")
 
 
 def test_an_empty_password_is_refused_before_anything_changes(converge, config):
@@ -227,14 +227,14 @@ def test_another_version_than_debians_is_refused(converge):
     assert done.rc != 0 and "set postgresql_repository to pgdg" in done.line
 
 
-def test_a_cluster_without_checksums_is_reported_and_can_get_them(host, converged, sql, unit, version):
+def test_a_cluster_without_checksums_is_reported_and_can_get_them(host, apply, sql, unit, version):
     binary = f"/usr/lib/postgresql/{version}/bin/pg_checksums"
     host.check_output(
         f"systemctl stop {unit} && runuser -u postgres -- {binary} -D /var/lib/postgresql/{version}/main -d"
     )
-    done = converged("postgresql")
+    done = apply("postgresql")
     assert "has no data checksums" in done.line
     assert sql("SHOW data_checksums").stdout.strip() == "off"
-    converged("postgresql", postgresql_enable_checksums=True)
+    apply("postgresql", postgresql_enable_checksums=True)
     assert sql("SHOW data_checksums").stdout.strip() == "on"
-    assert converged("postgresql", postgresql_enable_checksums=True).changed == 0
+    assert apply("postgresql", postgresql_enable_checksums=True).changed == 0

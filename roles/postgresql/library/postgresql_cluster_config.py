@@ -31,6 +31,7 @@ description:
     for errors in them, told to reload, and restarted only when it reports C(pending_restart).
   - What cannot be applied is put back, and the module fails with the server's own words.
   - A certificate that was renewed under the same path is noticed by comparing it with the one that is served.
+  - The clusters are enabled to start at boot.
   - Runs as root and talks to the server as the system user C(postgres) over the local socket.
 options:
   version:
@@ -101,6 +102,10 @@ restart_for:
   description: Parameters because of which the server was, or in check mode would be, restarted.
   type: list
   elements: str
+  returned: always
+enabled:
+  description: Whether C(postgresql.service) was, or would be, enabled to start at boot.
+  type: bool
   returned: always
 data_checksums:
   description: Whether the cluster has data checksums; null when the server could not be asked.
@@ -257,6 +262,15 @@ class Cluster:
         self.write(self.config_path, config, 0o644)
         self.write(self.hba_path, hba, 0o640)
 
+    def put_back(self, old, times):
+        """The old files with their old times, so that the next run does not take them for news."""
+        self.write_both(*old)
+        for path, stamp in times.items():
+            os.utime(path, (stamp, stamp))
+
+    def times(self):
+        return {path: os.path.getmtime(path) for path in (self.config_path, self.hba_path) if os.path.exists(path)}
+
     def server(self):
         """The running server's address, or None."""
         data = data_directory_of(self.read(os.path.join(self.confdir, "postgresql.conf")) or "", self.default_data)
@@ -359,6 +373,19 @@ class Cluster:
             return False
         return served is not None and served != first_certificate_sha256(self.read(certificate) or "")
 
+    @staticmethod
+    def enabled():
+        # Debian's postgresql.service starts every cluster whose start.conf says auto.
+        argv = ["systemctl", "is-enabled", "--quiet", "postgresql.service"]
+        return subprocess.run(argv, capture_output=True, check=False, timeout=30).returncode == 0
+
+    @staticmethod
+    def enable():
+        argv = ["systemctl", "enable", "--now", "postgresql.service"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+        if done.returncode:
+            raise ConfigError("%s: %s" % (" ".join(argv), done.stderr.strip()))
+
     def wait_ready(self, deadline):
         while time.monotonic() < deadline:
             if self.server() is not None:
@@ -409,7 +436,8 @@ def needs_reload(cluster, state, tls_certificate):
 
 def apply_files(cluster, config, hba, old, tls_certificate):
     """Swap the files and make the running server read them; put the old ones back when it will not."""
-    before = cluster.state()
+    before, times = cluster.state(), cluster.times()
+    told = False
     cluster.write_both(config, hba)
     try:
         # Both views read the files as they are now, before the server is told to.
@@ -417,13 +445,15 @@ def apply_files(cluster, config, hba, old, tls_certificate):
         problems = read["file_errors"] + read["hba_errors"]
         if problems:
             raise ConfigError("PostgreSQL refuses the new configuration, the old one stays: " + "; ".join(problems))
+        told = True
         state = cluster.reload(before["load_time"])
         if tls_certificate and cluster.serves_old_certificate(tls_certificate) and "ssl" not in state["pending"]:
             raise ConfigError("after the reload PostgreSQL does not present %s" % tls_certificate)
     except BaseException:
-        cluster.write_both(*old)
-        with contextlib.suppress(ConfigError):
-            cluster.psql("SELECT pg_reload_conf()")
+        cluster.put_back(old, times)
+        if told:
+            with contextlib.suppress(ConfigError):
+                cluster.psql("SELECT pg_reload_conf()")
         raise
     return state
 
@@ -452,6 +482,7 @@ def run(module, cluster):
         "reloaded": False,
         "restarted": False,
         "restart_for": [],
+        "enabled": False,
         "data_checksums": None,
         "server_version": "",
     }
@@ -468,6 +499,10 @@ def run(module, cluster):
             return dict(result, changed=True)
         raise ConfigError("there is no PostgreSQL cluster at %s; install it first" % cluster.confdir)
 
+    if not cluster.enabled():
+        result.update(changed=True, enabled=True)
+        if not module.check_mode:
+            cluster.enable()
     running = cluster.server() is not None
     state = cluster.state() if running else None
     certificate = params["tls_certificate_file"]

@@ -30,6 +30,7 @@ description:
     runs leads to a restart. So a change made by hand, an interrupted run and a renewed certificate are put right, too.
   - Turning the append-only file on is done while the instance runs, for a restart alone would begin with an empty one.
   - What cannot be applied is put back, and the module fails with the server's own words.
+  - The unit is enabled to start at boot.
 options:
   unit:
     description: systemd unit of the instance.
@@ -121,6 +122,10 @@ restarted:
   description: Whether the instance was started or restarted.
   type: bool
   returned: always
+enabled:
+  description: Whether the unit was, or would be, enabled to start at boot.
+  type: bool
+  returned: always
 restart_for:
   description: Why the instance was, or would be, restarted.
   type: list
@@ -132,9 +137,22 @@ SERVER = "/usr/bin/redis-server"
 SCRATCH_TIMEOUT_SECONDS = 10
 FILE_LIMIT = 65535
 # What the scratch server must have otherwise; compared with the text of the file instead.
-FROM_FILE = ("port", "tls-port", "bind", "unixsocket", "unixsocketperm", "dir", "pidfile", "logfile", "aclfile")
+FROM_FILE = (
+    "port",
+    "tls-port",
+    "bind",
+    "unixsocket",
+    "unixsocketperm",
+    "dir",
+    "pidfile",
+    "logfile",
+    "aclfile",
+    "replicaof",
+)
 # Differ between two servers started from one file.
 IGNORED = ("daemonize", "supervised")
+# Directives that are no parameters.
+NO_PARAMETERS = {"include", "loadmodule", "rename-command", "user"}
 TLS_FILES = ("tls-cert-file", "tls-key-file", "tls-ca-cert-file")
 
 
@@ -221,6 +239,12 @@ def directive(config, name):
         if words and words[0].lower() == name:
             value = " ".join(words[1:])
     return value
+
+
+def directives(config):
+    """Names that a configuration text sets."""
+    lines = [shlex.split(line, comments=True) for line in config.splitlines()]
+    return {words[0].lower() for words in lines if words}
 
 
 def without_hashes(acl):
@@ -323,7 +347,7 @@ class Scratch:
     def start(self, path):
         options = ["--port", "0", "--unixsocket", path + "/socket", "--unixsocketperm", "700", "--dir", path]
         options += ["--pidfile", path + "/pid", "--logfile", "", "--aclfile", path + "/users.acl"]
-        options += ["--daemonize", "no", "--supervised", "no"]
+        options += ["--daemonize", "no", "--supervised", "no", "--replicaof", "no", "one"]
         if (directive(self.config, "tls-port") or "0") != "0":
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
@@ -345,7 +369,9 @@ class Scratch:
                 with open(log, encoding="utf-8", errors="replace") as output:
                     said = output.read().replace(path + "/users.acl", self.instance.acl_file)
                 said = without_hashes(said.replace(path + "/redis.conf", self.instance.config_file))
-                raise ConfigError("Redis refuses the new configuration, the old one stays: " + startup_errors(said))
+                raise ConfigError(
+                    "Redis refuses the new configuration, the old one stays: " + self.unknown() + startup_errors(said)
+                )
             try:
                 with self.connect() as connection:
                     self.parameters = connection.parameters()
@@ -356,6 +382,15 @@ class Scratch:
             except ServerError as error:
                 raise ConfigError("the new ACL file shuts user %s out: %s" % (self.instance.admin_user, error))
         raise ConfigError("a server with the new configuration did not answer in %d s" % SCRATCH_TIMEOUT_SECONDS)
+
+    def unknown(self):
+        """Redis 8 takes what it does not know for a module's directive and does not name it: find it."""
+        used = directives(self.config)
+        if not used:
+            return ""
+        with Scratch(self.instance, "", self.acl) as bare:
+            names = sorted(used - set(bare.parameters) - NO_PARAMETERS)
+        return "unknown directive %s; " % ", ".join(names) if names else ""
 
     def connect(self):
         connection = Connection(self.directory + "/socket")
@@ -432,9 +467,15 @@ class Instance:
         self.write(self.acl_file, files[1])
 
     def properties(self):
-        argv = ["systemctl", "show", self.unit, "--property=ActiveState,NeedDaemonReload"]
+        argv = ["systemctl", "show", self.unit, "--property=ActiveState,NeedDaemonReload,UnitFileState"]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
         return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+
+    def enable(self):
+        argv = ["systemctl", "enable", self.unit]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        if done.returncode:
+            raise ConfigError("%s: %s" % (" ".join(argv), done.stderr.strip()))
 
     def connect(self, *configs):
         """A connection that may do everything, or None. The given texts say where the instance may listen."""
@@ -570,6 +611,7 @@ def run(module, instance):
         "acl_loaded": False,
         "restarted": False,
         "restart_for": [],
+        "enabled": False,
         "diff": diff(instance, old, new),
     }
     if not result["present"]:
@@ -577,8 +619,10 @@ def run(module, instance):
             return dict(result, changed=True)
         raise ConfigError("there is no %s; install redis-server first" % SERVER)
 
+    unit = instance.properties()
+    if unit.get("UnitFileState") != "enabled":
+        result.update(changed=True, enabled=True)
     with Scratch(instance, *new) as scratch:
-        unit = instance.properties()
         connection = instance.connect(new[0], old[0]) if unit.get("ActiveState") in ("active", "reloading") else None
         try:
             apply(module, instance, scratch, connection, old, new, unit, result)
@@ -615,12 +659,14 @@ def apply(module, instance, scratch, connection, old, new, unit, result):
     # A reload of systemd that is still due is what an interrupted run leaves behind.
     if active and (module.params["unit_changed"] or unit.get("NeedDaemonReload") == "yes"):
         restart_for.append("its unit changed")
-    result["changed"] = bool(old != new or wanted or users or restart_for)
+    result["changed"] = bool(old != new or wanted or users or restart_for or result["enabled"])
     result["acl_loaded"] = users
     if module.check_mode:
         result.update(set=sorted(wanted), restart_for=restart_for)
         return
 
+    if result["enabled"]:
+        instance.enable()
     if old != new:
         instance.write_both(new)
     try:
@@ -641,7 +687,7 @@ def apply(module, instance, scratch, connection, old, new, unit, result):
         return
     if active and not module.params["restart"]:
         module.warn("%s must be restarted for: %s" % (instance.unit, ", ".join(restart_for)))
-        result["changed"] = bool(old != new or result["set"] or users)
+        result["changed"] = bool(old != new or result["set"] or users or result["enabled"])
         return
     if connection is None:
         keep_snapshot(instance, new[0])
