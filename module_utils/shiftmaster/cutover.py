@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from typing import Optional
@@ -475,19 +476,24 @@ class Cutover:
         return "" if alive else "the worker %s answers no ping" % worker
 
     def evidence(self, colour: str) -> str:
+        """Return what the application's log and its unit say about this run, the causes first."""
         name = unit("web", colour)
-        return "\n".join(
-            part
-            for part in (
-                tail(_read_from(self.options["error_log"], getattr(self, "_log_offset", None)), 12),
-                units.journal(name, 5),
-                self._see(name),
-            )
-            if part
-        )
+        written = _read_from(self.options["error_log"], getattr(self, "_log_offset", None))
+        parts = ["cause: %s" % cause for cause in causes(written)]
+        parts += [tail(written, 8), units.journal(name, 4), self._see(name)]
+        return "\n".join(part for part in parts if part)
 
     def _see(self, name: str) -> str:
         return "\nThe whole of it: %s and `journalctl -u %s`." % (self.options["error_log"], name)
+
+
+def causes(text: str, most: int = 3) -> list:
+    """Return the last lines of the tracebacks in a log (class and message), each once, the newest last."""
+    found = []
+    for line in text.splitlines():
+        if re.match(r"^[A-Za-z_][\w.]*(Error|Exception|Improperly\w+|DoesNotExist)(: |$)", line) and line not in found:
+            found.append(line)
+    return found[-most:]
 
 
 def accept_queue(path: str) -> int:
