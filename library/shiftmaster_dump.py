@@ -490,7 +490,7 @@ class Database:
             writer = self.start("psql", "-X", "--no-password", "--quiet", "--output=/dev/null",
                                 "--set=ON_ERROR_STOP=1", stdin=subprocess.PIPE, stderr=writer_says)
             try:
-                self._feed(reader, writer)
+                first_words = reader_says if self._feed(reader, writer) else writer_says
             except BaseException:
                 # Without COMMIT the server takes everything back.
                 for child in (writer, reader):
@@ -498,15 +498,17 @@ class Database:
                     child.wait()
                 raise
             if writer.returncode or reader.returncode:
-                words = []
-                for said in (writer_says, reader_says):
-                    said.seek(0)
-                    words.append(said.read().decode(errors="replace").strip())
-                raise DumpError("the restore failed, and the database is as it was: %s" % told(words[0] or words[1]))
+                first_words.seek(0)
+                raise DumpError("the restore failed, and the database is as it was: %s" % told(
+                    first_words.read().decode(errors="replace")))
 
     def _feed(self, reader, writer):
-        """Let psql run what pg_restore writes; COMMIT comes only behind a dump that was read to its end."""
+        """Let psql run what pg_restore writes; COMMIT comes only behind a dump that was read to its end.
+
+        Returns whether it was pg_restore that failed.
+        """
         timer = _Timer(self.left(), (reader, writer))
+        reader_failed = False
         try:
             with contextlib.suppress(BrokenPipeError):  # psql ended at an error; its own words follow.
                 writer.stdin.write(b"BEGIN;\nSET statement_timeout = 0;\nSET lock_timeout = '%ds';\n"
@@ -520,6 +522,7 @@ class Database:
                 if reader.wait() == 0:
                     writer.stdin.write(b"\nCOMMIT;\n")
                 else:
+                    reader_failed = True
                     writer.kill()
             reader.stdout.close()
             with contextlib.suppress(BrokenPipeError):
@@ -530,6 +533,7 @@ class Database:
             timer.stop()
         if timer.fired:
             raise DumpError("the restore did not end in time, and the database is as it was; raise timeout_seconds")
+        return reader_failed
 
 
 class _Timer:

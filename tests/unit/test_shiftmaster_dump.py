@@ -47,6 +47,9 @@ def tools(tmp_path, monkeypatch):
                        " echo 'CREATE TABLE ward ();';; esac\n")
     monkeypatch.setattr(dump, "installed_tools", lambda: {str(folder): 17})
     does.folder = folder
+    # Children inherit it, so that they can be told from those of another run of the tests.
+    monkeypatch.setenv("SHIFTMASTER_TEST", str(folder))
+    does.mark = b"SHIFTMASTER_TEST=%s" % str(folder).encode()
     return does
 
 
@@ -111,7 +114,7 @@ def test_a_dump_that_hangs_is_ended(tools, options):
     started = time.monotonic()
     with pytest.raises(dump.DumpError, match="did not end in time"):
         dump.present(options, time.monotonic() + 0.5)
-    assert time.monotonic() - started < 20 and sleeping(61) == []
+    assert time.monotonic() - started < 20 and sleeping(61, tools.mark) == []
     assert os.listdir(options["folder"]) == [".lock"]
 
 
@@ -177,22 +180,22 @@ def test_children_die_with_the_module(tools, options, tmp_path):
             break
         time.sleep(0.1)
     time.sleep(0.3)
-    assert part and sleeping(60)
+    assert part and sleeping(60, tools.mark)
     child.kill()
     child.wait()
     time.sleep(0.3)
     with dump.exclusive(options["folder"], wait_seconds=0):
-        assert sleeping(60) == []
+        assert sleeping(60, tools.mark) == []
         assert dump.remove_unfinished(options["folder"]) == [os.path.join(options["folder"], part[0])]
 
 
-def sleeping(seconds):
-    """Return the processes that our stand-in for pg_dump became."""
+def sleeping(seconds, mark):
+    """Return the processes of this test that our stand-in for pg_dump became."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open("/proc/%s/cmdline" % pid, "rb") as words, open("/proc/%s/environ" % pid, "rb") as environ:
-                if words.read() == b"sleep\0%d\0" % seconds and b"PGAPPNAME=shiftmaster-dump" in environ.read():
+                if words.read() == b"sleep\0%d\0" % seconds and mark in environ.read():
                     found.append(pid)
         except OSError:
             continue
