@@ -40,13 +40,18 @@ def parse(text: str) -> dict:
         equals = text.index("=", position)
         name = text[position:equals].strip()
         value, position = _value(text, equals + 1)
-        environment[name] = value
+        if _NAME.match(name):
+            environment[name] = value
     return environment
 
 
 def _value(text: str, position: int):
-    """Return (value, position behind its line); quotes may span lines."""
-    parts, quote = [], ""
+    """Return (value, position behind its line), as systemd reads it.
+
+    Quotes may span lines. They count where the value begins and behind another quoted part, not within bare text; only
+    around bare text is white space dropped.
+    """
+    parts, quote, bare, blank = [], "", False, 0
     while position < len(text):
         char = text[position]
         position += 1
@@ -62,15 +67,21 @@ def _value(text: str, position: int):
                 parts.append(char)
             if following != "\n":
                 parts.append(following)
+            bare, blank = bare or not quote, 0
         elif quote == '"':
             if char == '"':
                 quote = ""
             else:
                 parts.append(char)
-        elif char in "\"'":
-            quote = char
         elif char == "\n":
             break
+        elif char in "\"'" and not bare:
+            quote = char
+        elif char in " \t\r":
+            if bare:
+                parts.append(char)
+                blank += 1
         else:
             parts.append(char)
-    return "".join(parts).strip() if not quote else "".join(parts), position
+            bare, blank = True, 0
+    return "".join(parts[:len(parts) - blank]), position

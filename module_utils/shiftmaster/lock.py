@@ -6,6 +6,8 @@ controller process is known to be dead, is taken over; the caller recovers what 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import time
@@ -21,11 +23,28 @@ class Outcome(NamedTuple):
 def read(path: str) -> Optional[dict]:
     try:
         with open(path, encoding="utf-8") as stream:
-            return json.load(stream)
+            holder = json.load(stream)
     except FileNotFoundError:
         return None
     except ValueError:
+        holder = None
+    if not isinstance(holder, dict):
         return {"owner": "unknown", "run_id": "", "operation": "unknown", "expires": 0, "controller": {}}
+    return holder
+
+
+@contextlib.contextmanager
+def _alone(path: str):
+    """Let one process at a time look and act: while a stale lock is taken away, nobody else may put one there.
+
+    The kernel drops this when the process dies; it is held for moments only.
+    """
+    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def expired(holder: dict) -> bool:
@@ -48,43 +67,34 @@ def _put(path: str, content: dict) -> bool:
         os.unlink(fresh)
 
 
-def _remove(path: str, holder: dict) -> bool:
-    """Take a stale lock away, sure to remove that owner's and no other's; False where another one was quicker."""
-    aside = "%s.%s.stale" % (path, holder.get("run_id") or "unknown")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return False
-    try:
-        if (read(aside) or {}).get("run_id") == holder.get("run_id"):
-            return True
-        os.link(aside, path)  # It was not the stale one any more: back with it.
-        return False
-    except FileExistsError:
-        return False
-    finally:
-        os.unlink(aside)
-
-
-def acquire(path: str, owner: str, run_id: str, operation: str, controller: dict, ttl_seconds: float = 1800,
-            wait_seconds: float = 0, dead_run_id: str = "", poll_seconds: float = 1.0) -> Outcome:
+def acquire(
+    path: str,
+    owner: str,
+    run_id: str,
+    operation: str,
+    controller: dict,
+    ttl_seconds: float = 1800,
+    wait_seconds: float = 0,
+    dead_run_id: str = "",
+    poll_seconds: float = 1.0,
+) -> Outcome:
     """Take the lock, waiting up to wait_seconds; dead_run_id names an owner that is known to be dead."""
     deadline = time.monotonic() + wait_seconds
-    taken_over = None
     while True:
-        content = {
-            "owner": owner, "run_id": run_id, "operation": operation, "controller": controller,
-            "since": time.time(), "expires": time.time() + ttl_seconds,
-        }
-        holder = read(path)
-        if holder is not None and holder.get("run_id") == run_id:
-            return refresh(path, run_id, ttl_seconds)
-        if holder is not None and (expired(holder) or (dead_run_id and holder.get("run_id") == dead_run_id)):
-            if _remove(path, holder):
-                taken_over = holder
-            continue
-        if holder is None and _put(path, content):
-            return Outcome(True, content, taken_over)
+        with _alone(path):
+            holder = read(path)
+            if holder is not None and holder.get("run_id") == run_id:
+                return _renew(path, holder, ttl_seconds)
+            stale = holder is not None and (expired(holder) or (dead_run_id and holder.get("run_id") == dead_run_id))
+            if stale:
+                os.unlink(path)
+            if holder is None or stale:
+                content = {
+                    "owner": owner, "run_id": run_id, "operation": operation, "controller": controller,
+                    "since": time.time(), "expires": time.time() + ttl_seconds,
+                }
+                if _put(path, content):
+                    return Outcome(True, content, holder)
         if time.monotonic() >= deadline:
             return Outcome(False, read(path), None)
         time.sleep(poll_seconds)
@@ -92,11 +102,16 @@ def acquire(path: str, owner: str, run_id: str, operation: str, controller: dict
 
 def refresh(path: str, run_id: str, ttl_seconds: float) -> Outcome:
     """Move our own lock's expiry on; not acquired where it is no longer ours."""
-    holder = read(path)
-    if holder is None or holder.get("run_id") != run_id:
-        return Outcome(False, holder, None)
+    with _alone(path):
+        holder = read(path)
+        if holder is None or holder.get("run_id") != run_id:
+            return Outcome(False, holder, None)
+        return _renew(path, holder, ttl_seconds)
+
+
+def _renew(path: str, holder: dict, ttl_seconds: float) -> Outcome:
     holder["expires"] = time.time() + ttl_seconds
-    fresh = "%s.%s.new" % (path, run_id)
+    fresh = "%s.%s.new" % (path, holder["run_id"])
     with open(fresh, "w", encoding="utf-8") as stream:
         json.dump(holder, stream)
         stream.flush()
@@ -107,11 +122,12 @@ def refresh(path: str, run_id: str, ttl_seconds: float) -> Outcome:
 
 def release(path: str, run_id: str) -> bool:
     """Give our own lock back; another owner's is left alone. Returns whether there was one of ours."""
-    holder = read(path)
-    if holder is None or holder.get("run_id") != run_id:
-        return False
-    os.unlink(path)
-    return True
+    with _alone(path):
+        holder = read(path)
+        if holder is None or holder.get("run_id") != run_id:
+            return False
+        os.unlink(path)
+        return True
 
 
 def _process(pid: int) -> Optional[dict]:

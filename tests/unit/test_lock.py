@@ -1,0 +1,141 @@
+"""The deploy lock: never two owners, never one without a name, and a dead owner's is taken over."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from ansible.module_utils.shiftmaster import lock
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "lock.json")
+
+
+def take(path, run_id, **more):
+    return lock.acquire(path, "ops@here", run_id, "deploy", {"pid": 1}, poll_seconds=0.05, **more)
+
+
+def test_taking_and_giving_back(path):
+    outcome = take(path, "one")
+    assert outcome.acquired and outcome.taken_over is None
+    with open(path, encoding="utf-8") as stream:
+        holder = json.load(stream)
+    assert holder == outcome.holder
+    assert (holder["owner"], holder["run_id"], holder["operation"]) == ("ops@here", "one", "deploy")
+    assert 1790 < holder["expires"] - time.time() <= 1800
+    assert lock.release(path, "one") is True
+    assert lock.read(path) is None and lock.release(path, "one") is False
+
+
+def test_another_run_is_told_who_holds_it(path):
+    take(path, "one")
+    outcome = take(path, "two")
+    assert not outcome.acquired and outcome.holder["run_id"] == "one"
+    assert lock.read(path)["run_id"] == "one"
+
+
+def test_the_lock_of_another_run_is_not_given_back(path):
+    take(path, "one")
+    assert lock.release(path, "two") is False and lock.read(path)["run_id"] == "one"
+
+
+def test_taking_it_again_moves_the_expiry_on(path):
+    first = take(path, "one", ttl_seconds=10).holder
+    again = take(path, "one", ttl_seconds=100)
+    assert again.acquired and again.holder["since"] == first["since"]
+    assert lock.read(path)["expires"] > first["expires"] + 80
+
+
+def test_a_refresh_of_a_lost_lock_takes_nothing(path):
+    assert lock.refresh(path, "one", 10).acquired is False and lock.read(path) is None
+    take(path, "two")
+    assert lock.refresh(path, "one", 10).acquired is False and lock.read(path)["run_id"] == "two"
+
+
+def test_waiting_until_it_is_free(path):
+    take(path, "one")
+    threading.Timer(0.3, lock.release, (path, "one")).start()
+    started = time.monotonic()
+    assert take(path, "two", wait_seconds=20).acquired
+    assert 0.2 < time.monotonic() - started < 10
+
+
+def test_waiting_ends(path):
+    take(path, "one")
+    assert not take(path, "two", wait_seconds=0.2).acquired
+
+
+def test_an_expired_lock_is_taken_over(path):
+    take(path, "one", ttl_seconds=-1)
+    outcome = take(path, "two")
+    assert outcome.acquired and outcome.taken_over["run_id"] == "one"
+    assert lock.read(path)["run_id"] == "two"
+
+
+def test_only_the_dead_owner_that_was_named_is_replaced(path):
+    take(path, "one")
+    assert not take(path, "two", dead_run_id="other").acquired
+    outcome = take(path, "two", dead_run_id="one")
+    assert outcome.acquired and outcome.taken_over["run_id"] == "one"
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", '"x"', "\xff"])
+def test_a_file_that_is_no_lock_is_taken_over(path, content):
+    with open(path, "w", encoding="latin-1") as stream:
+        stream.write(content)
+    outcome = take(path, "one")
+    assert outcome.acquired and outcome.taken_over["owner"] == "unknown"
+
+
+def test_one_of_many_gets_it_and_nothing_else_is_left(path):
+    for round_number in range(5):
+        take(path, "dead%d" % round_number, ttl_seconds=-1)
+        barrier, won = threading.Barrier(8), []
+
+        def race(number, prefix=round_number, barrier=barrier, won=won):
+            barrier.wait()
+            if take(path, "run%d-%d" % (prefix, number)).acquired:
+                won.append(number)
+
+        threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert len(won) == 1
+        assert lock.read(path)["run_id"] == "run%d-%d" % (round_number, won[0])
+        assert os.listdir(os.path.dirname(path)) == ["lock.json"]
+        os.unlink(path)
+
+
+def test_a_living_and_a_dead_controller():
+    with subprocess.Popen((sys.executable, "-c", "input()"), stdin=subprocess.PIPE) as child:
+        process = lock._process(child.pid)
+        identity = dict(lock.controller_identity(), pid=child.pid, start=process["start"])
+        assert lock.controller_alive(identity) is True
+        assert lock.controller_alive(dict(identity, start=identity["start"] + 1)) is False, "another process by now"
+        assert lock.controller_alive(dict(identity, machine="elsewhere")) is None
+        child.kill()
+    assert lock.controller_alive(identity) is False
+    assert lock.controller_alive({}) is None
+
+
+def test_the_outermost_ansible_process_is_the_controller(tmp_path):
+    """ansible-playbook forks workers with its own words; the lock is the parent's."""
+    folder = os.path.join(os.path.dirname(lock.__file__), "..", "..")
+    inner = "import sys, json; sys.path.insert(0, %r)\nfrom module_utils.shiftmaster import lock\n" \
+            "print(json.dumps(lock.controller_identity()))" % os.path.abspath(folder)
+    outer = tmp_path / "ansible-playbook"
+    outer.write_text("import os, subprocess, sys\nprint(os.getpid(), flush=True)\n"
+                     "if len(sys.argv) < 3:\n    subprocess.run([sys.executable, sys.argv[0], 'x', 'worker'])\n"
+                     "else:\n    subprocess.run([sys.executable, '-c', %r])\n" % inner)
+    lines = subprocess.run((sys.executable, str(outer), "x"), capture_output=True, text=True, timeout=60, check=True,
+                           ).stdout.splitlines()
+    assert json.loads(lines[2])["pid"] == int(lines[0]) != int(lines[1])
