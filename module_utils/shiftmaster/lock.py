@@ -102,6 +102,8 @@ def acquire(
 
 def refresh(path: str, run_id: str, ttl_seconds: float) -> Outcome:
     """Move our own lock's expiry on; not acquired where it is no longer ours."""
+    if read(path) is None:
+        return Outcome(False, None, None)
     with _alone(path):
         holder = read(path)
         if holder is None or holder.get("run_id") != run_id:
@@ -122,6 +124,8 @@ def _renew(path: str, holder: dict, ttl_seconds: float) -> Outcome:
 
 def release(path: str, run_id: str) -> bool:
     """Give our own lock back; another owner's is left alone. Returns whether there was one of ours."""
+    if read(path) is None:
+        return False  # Its folder may not be there yet, either.
     with _alone(path):
         holder = read(path)
         if holder is None or holder.get("run_id") != run_id:
