@@ -20,12 +20,13 @@ options:
       - V(target) chooses the release of a rollback, O(release) or the newest older one that was live and is not bad.
         One that never was live or is bad is refused.
       - V(present) builds a release of O(revision) with this configuration, or finds the one that there is.
-      - V(recovered) finishes or reverts a cutover that a dead run left, and removes unfinished builds.
+      - V(recovered) finishes or reverts a cutover that a dead run left, removes unfinished builds and starts what such
+        a run had stopped for its maintenance.
       - V(active) starts O(release) beside the old one, proves it on its private socket, moves the traffic and hands the
         background work over. A release that is active already and healthy is left alone.
       - V(watched) judges the traffic for a while and puts the old release back at a breach.
       - V(finished) stops the old colour; the release is live.
-      - V(restored) puts the old release back.
+      - V(restored) puts the old release back, with the units that belong to it.
       - V(hook) runs the hooks of O(phase).
       - V(bad) marks a release, so that no automatic way leads to it.
       - V(absent) removes a release that is neither current nor of use.
@@ -557,7 +558,9 @@ class Operation:
             )
         said = self.cutover().recover()
         removed = releases.remove_unfinished(self.layout, self.state)
-        notes = ([said] if said else []) + ["removed the unfinished build %s" % name for name in removed]
+        notes = [said] if said else []
+        notes += ["removed the unfinished build %s" % name for name in removed]
+        notes += ["started %s, which was left stopped" % name for name in self.cutover().ensure_running()]
         return self.result(bool(notes), notes=notes)
 
     def healthy(self):
@@ -639,11 +642,13 @@ class Operation:
 
     def restored(self):
         transition = self.state.transition
-        if transition is None:
-            return self.result(release=self.current or "", timings={}, notes=[])
         if self.check_mode:
-            return self.result(True, release=transition["from"] or "", timings={}, notes=[])
+            return self.result(bool(transition), release=(transition or {}).get("from") or "", timings={}, notes=[])
         cutover = self.cutover()
+        if transition is None:
+            started = cutover.ensure_running()
+            return self.result(bool(started), release=self.current or "", timings={},
+                               notes=["started %s again" % name for name in started])
         cutover.put_back(self.params["reason"] or "asked for", bad=False)
         return self.result(True, release=transition["from"] or "", timings=cutover.timings, notes=cutover.notes)
 

@@ -24,7 +24,7 @@ import time
 from typing import Optional
 
 from . import celery_driver, probe, releases, units
-from .layout import COLOURS, Layout
+from .layout import Layout
 from .releasecode import Driver, ReleaseCode, ReleaseCodeError, tail
 from .state import State, audit
 from .units import UnitError, systemctl, unit
@@ -367,6 +367,20 @@ class Cutover:
         self.close()
         return said
 
+    def ensure_running(self) -> list:
+        """Start what should run beside the release that serves and does not; returns the units.
+
+        A run that died in maintenance mode leaves its worker and beat stopped. An application that an operator has
+        stopped as a whole stays stopped.
+        """
+        colour = self.layout.active_colour()
+        if colour is None or units.active_state("shiftmaster.service") != "active":
+            return []
+        missing = [name for name in wanted_units(self.options, colour) if units.active_state(name) != "active"]
+        if missing:
+            systemctl("start", *missing, timeout=180)
+        return missing
+
     # -- tools -------------------------------------------------------------------------------------------------------
 
     def _t(self, key: str):
@@ -509,8 +523,14 @@ def accept_queue(path: str) -> int:
     return waiting
 
 
-def running_colours() -> list:
-    return [colour for colour in COLOURS if units.active_state(unit("web", colour)) in ("active", "activating")]
+def wanted_units(options: dict, colour: str) -> list:
+    """Return the units of a colour that run while it serves."""
+    kinds = ["web"]
+    if options["celery_application"]:
+        kinds.append("worker")
+        if options["beat"]:
+            kinds.append("beat")
+    return [unit(kind, colour) for kind in kinds]
 
 
 def _size(path: str) -> int:
