@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+SHELL_SCRIPTS := .ci/run scripts/bootstrap scripts/docker scripts/images scripts/lock scripts/test_example scripts/with_services
 RUN := .venv/bin/python scripts/run_tests.py
 DEMO := .venv/bin/python scripts/demo.py
 
@@ -13,7 +14,7 @@ help: ## Show this list
 	@echo "Needs git, make and Python 3.12 or later; scenarios and the demo also need Docker."
 	@echo "As root on Debian or Ubuntu what is missing gets installed."
 	@echo
-	@awk -F ':.*## ' '/^[a-z%<>-]+:.*## / { printf "  make %-26s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-26s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 bootstrap: ## Make .venv with the locked requirements
 	@scripts/bootstrap
@@ -31,7 +32,7 @@ lint: bootstrap ## ruff, yamllint, ansible-lint (production), shellcheck where p
 	run ruff format --check .; \
 	run yamllint --strict .; \
 	run ansible-lint --offline --strict; \
-	if command -v shellcheck >/dev/null; then run shellcheck scripts/bootstrap scripts/docker scripts/images .ci/run; \
+	if command -v shellcheck >/dev/null; then run shellcheck $(SHELL_SCRIPTS); \
 		else echo "--- shellcheck is not installed: not run"; fi; \
 	test -z "$$failed" || { echo "Not clean:$$failed" >&2; exit 1; }
 
@@ -71,6 +72,14 @@ demo-health: ## The demo's health
 	@$(DEMO) health
 
 demo-clean: ## Remove the demo, its container, its images and what it left
+	@if [ -x .venv/bin/python ]; then $(DEMO) clean; fi
+	@if command -v docker >/dev/null && docker info >/dev/null 2>&1; then scripts/images clean; fi
+	@scripts/docker stop
+
+lock: ## Resolve requirements.in anew into requirements.txt, with hashes (Python 3.12)
+	@scripts/lock
+
+clean: ## Remove the demo, its container, its images and what it left
 	@if [ -x .venv/bin/python ]; then $(DEMO) clean; fi
 	@if command -v docker >/dev/null && docker info >/dev/null 2>&1; then scripts/images clean; fi
 	@scripts/docker stop
