@@ -1,4 +1,4 @@
-"""What the documents say is true: their commands, options, variables, defaults, paths and lists are those of the code."""
+"""What the documents say is true: commands, options, variables, defaults, paths and lists are those of the code."""
 
 from __future__ import annotations
 
