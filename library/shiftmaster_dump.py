@@ -179,8 +179,8 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-COPY_NAME = re.compile(r"^\d{8}T\d{6}Z-[A-Za-z0-9._-]+\.dump$")
-PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+COPY_NAME = re.compile(r"^\d{8}T\d{6}Z-[A-Za-z0-9._-]+\.dump\Z")
+PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 TOOLS = ("pg_dump", "pg_restore", "psql")
 LOCK_WAIT_SECONDS = 30  # For locks on tables; a migration or a person may hold one.
 INSTALL = "install the package postgresql-client on this host"

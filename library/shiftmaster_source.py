@@ -144,8 +144,8 @@ from ansible.module_utils.shiftmaster import migrations
 OLDEST_GIT = (2, 31)  # The first that reads GIT_CONFIG_COUNT.
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # Every git knows it.
 KEEP_ARCHIVES = 10
-WHOLE_COMMIT = re.compile(r"^[0-9a-f]{40}$")
-SOME_COMMIT = re.compile(r"^[0-9a-f]{7,40}$")
+WHOLE_COMMIT = re.compile(r"^[0-9a-f]{40}\Z")
+SOME_COMMIT = re.compile(r"^[0-9a-f]{7,40}\Z")
 # Sentences of git that say nothing beside the line before them.
 FILLER = ("please make sure you have the correct access rights", "and the repository exists",
           "could not read from remote repository", "the remote end hung up unexpectedly", "early eof")

@@ -11,7 +11,7 @@ import re
 from typing import Optional
 
 COLOURS = ("blue", "green")
-RELEASE_NAME = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{7,40}$")
+RELEASE_NAME = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{7,40}\Z")
 
 
 def replace_link(target: str, link: str) -> None:

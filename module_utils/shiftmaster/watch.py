@@ -75,9 +75,13 @@ def judge(statuses, seconds, limits: dict) -> str:
     limits: errors_min (so many 5xx at least), error_percent, p95_ms, requests_min (for the percentile).
     """
     errors = sum(1 for status in statuses if status >= 500)
-    if errors >= limits["errors_min"] and 100.0 * errors / len(statuses) > limits["error_percent"]:
+    if statuses and errors >= limits["errors_min"] and 100.0 * errors / len(statuses) > limits["error_percent"]:
         return "%d of %d requests were answered with 5xx (%.1f %%, limit %s %%)" % (
-            errors, len(statuses), 100.0 * errors / len(statuses), limits["error_percent"])
+            errors,
+            len(statuses),
+            100.0 * errors / len(statuses),
+            limits["error_percent"],
+        )
     p95 = percentile(seconds, 0.95) * 1000
     if len(seconds) >= limits["requests_min"] and p95 > limits["p95_ms"]:
         return "the 95th percentile of the response time is %.0f ms (limit %s ms)" % (p95, limits["p95_ms"])
@@ -108,10 +112,17 @@ def watch(options: dict) -> Verdict:
             except (KeyError, TypeError, ValueError):
                 continue
             if statuses[-1] >= 500:
-                last_bad = "%s %s answered %d" % (entry.get("method", ""), entry.get("path") or entry.get("uri", ""),
-                                                  statuses[-1])
+                last_bad = "%s %s answered %d" % (
+                    entry.get("method", ""),
+                    entry.get("path") or entry.get("uri", ""),
+                    statuses[-1],
+                )
         breach = judge(statuses, seconds, options)
     if breach and last_bad:
         breach += "; the last one: " + last_bad
-    return Verdict(breach, len(statuses), sum(1 for status in statuses if status >= 500),
-                   round(percentile(seconds, 0.95) * 1000, 1))
+    return Verdict(
+        breach,
+        len(statuses),
+        sum(1 for status in statuses if status >= 500),
+        round(percentile(seconds, 0.95) * 1000, 1),
+    )

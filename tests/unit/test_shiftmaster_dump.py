@@ -147,7 +147,7 @@ def test_a_run_that_holds_the_folder_is_waited_for(tools, options, tmp_path):
         pass
 
 
-@pytest.mark.parametrize("name", ["../x", "a b", "", "a/b", ".hidden"])
+@pytest.mark.parametrize("name", ["../x", "a b", "", "a/b", ".hidden", "x\n"])
 def test_a_name_that_leads_elsewhere_is_refused(tools, options, name):
     options["name"] = name
     with pytest.raises(dump.DumpError, match="cannot be part of a file's name"):
@@ -383,6 +383,6 @@ def test_a_list_says_which_are_whole_and_how_old(tmp_path):
 
 
 def test_words_for_sizes_and_times():
-    assert [dump.sized(number) for number in (12, 2048, 5 * 1024 ** 3)] == ["12 bytes", "2.0 KiB", "5.0 GiB"]
+    assert [dump.sized(number) for number in (1010, 2048, 5 * 1024 ** 3)] == ["1010 bytes", "2.0 KiB", "5.0 GiB"]
     assert [dump.lasting(number) for number in (0, 1, 61, 7200, 90061)] == [
         "less than a second", "1 second", "1 minute 1 second", "2 hours", "1 day 1 hour"]

@@ -1,0 +1,202 @@
+"""state.json, the audit log, the host's own lock, and what the links of an installation say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from ansible.module_utils.shiftmaster import layout as layouts
+from ansible.module_utils.shiftmaster import state as states
+
+ONE, TWO, THREE = ("2026010%dT000000Z-%s" % (day, str(day) * 10) for day in (1, 2, 3))
+
+
+@pytest.fixture
+def layout(tmp_path):
+    made = layouts.Layout(str(tmp_path) + "/")
+    for name in (ONE, TWO, THREE):
+        os.makedirs(made.release(name))
+    os.makedirs(made.state)
+    return made
+
+
+def stored(layout):
+    with open(os.path.join(layout.state, "state.json"), encoding="utf-8") as stream:
+        return json.load(stream)
+
+
+# -------------------------------------------------------------------------------------------------------------- state
+
+
+def test_every_change_is_on_disk_at_once(layout):
+    state = states.State(layout)
+    assert (state.releases, state.transition) == ({}, None)
+    state.set_status(ONE, "bad", "it broke")
+    assert stored(layout)["releases"][ONE]["status"] == "bad"
+    state.begin(kind="deploy", to=TWO, phase="start")
+    state.phase("switch", to_colour="green")
+    assert {key: stored(layout)["transition"][key] for key in ("kind", "to", "phase", "to_colour")} == {
+        "kind": "deploy", "to": TWO, "phase": "switch", "to_colour": "green"}
+    assert states.State(layout).transition == state.transition
+    state.end()
+    state.forget(ONE)
+    assert stored(layout) == {"releases": {}, "transition": None}
+    assert os.listdir(layout.state) == ["state.json"]
+    assert os.stat(os.path.join(layout.state, "state.json")).st_mode & 0o777 == 0o600
+
+
+def test_a_release_that_was_live_stays_known_as_such(layout):
+    state = states.State(layout)
+    state.set_status(ONE, "ready")
+    assert not state.was_live(ONE)
+    state.set_status(ONE, "live")
+    state.set_status(ONE, "bad", "x")
+    assert state.was_live(ONE) and state.status(ONE) == "bad" and state.status(TWO) is None
+
+
+def test_a_write_that_fails_leaves_the_old_file(layout, monkeypatch):
+    state = states.State(layout)
+    state.set_status(ONE, "ready")
+
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(states.os, "fsync", full)
+    with pytest.raises(OSError):
+        state.set_status(ONE, "live")
+    monkeypatch.undo()
+    assert states.State(layout).status(ONE) == "ready"
+
+
+@pytest.mark.parametrize("content", ["", "{", "\xff"])
+def test_a_state_that_cannot_be_read_is_not_taken_for_an_empty_one(layout, content):
+    with open(os.path.join(layout.state, "state.json"), "w", encoding="latin-1") as stream:
+        stream.write(content)
+    with pytest.raises(states.StateError, match="state.json is not JSON"):
+        states.State(layout)
+
+
+def test_rollback_goes_to_the_newest_older_release_that_was_live_and_is_not_bad(layout):
+    state = states.State(layout)
+    assert state.rollback_target(THREE) is None
+    for name in (ONE, TWO, THREE):
+        state.set_status(name, "live")
+    assert state.rollback_target(THREE) == TWO
+    assert state.rollback_target(TWO) == ONE
+    assert state.rollback_target(ONE) is None
+    assert state.rollback_target(None) == THREE
+    state.set_status(TWO, "bad")
+    assert state.rollback_target(THREE) == ONE
+    os.rmdir(layout.release(ONE))
+    assert state.rollback_target(THREE) is None
+
+
+def test_a_release_that_was_never_live_is_no_target(layout):
+    state = states.State(layout)
+    state.set_status(ONE, "live")
+    state.set_status(TWO, "ready")
+    assert state.rollback_target(THREE) == ONE
+
+
+# -------------------------------------------------------------------------------------------------------------- audit
+
+
+def test_the_audit_log_only_grows_and_each_event_is_one_line(layout):
+    def write(number):
+        for count in range(20):
+            states.audit(layout, "note", who="利用者", text="a\nb", number=number * 100 + count)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    path = os.path.join(layout.state, "audit.jsonl")
+    with open(path, encoding="utf-8") as stream:
+        lines = [json.loads(line) for line in stream]
+    assert sorted(line["number"] for line in lines) == sorted(
+        number * 100 + count for number in range(4) for count in range(20))
+    assert lines[0]["event"] == "note" and lines[0]["who"] == "利用者" and lines[0]["time"].endswith("Z")
+    assert os.stat(path).st_mode & 0o137 == 0
+
+
+# ---------------------------------------------------------------------------------------------------- the host's lock
+
+
+def test_the_hosts_lock_keeps_others_out_and_dies_with_its_owner(layout):
+    code = ("import sys; sys.path.insert(0, %r)\nfrom module_utils.shiftmaster import state, layout\n"
+            "with state.exclusive(layout.Layout(%r)):\n    print('held', flush=True)\n    input()\n") % (
+                os.path.abspath(os.path.join(os.path.dirname(states.__file__), "..", "..")), layout.root)
+    with subprocess.Popen((sys.executable, "-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(states.StateError, match="another operation is still at work"), \
+                states.exclusive(layout, wait_seconds=0.1):
+            pass
+        holder.kill()
+    with states.exclusive(layout, wait_seconds=0.1):
+        pass
+
+
+# -------------------------------------------------------------------------------------------------------------- links
+
+
+def test_only_folders_with_a_releases_name_are_releases(layout):
+    for name in ("old", THREE + ".removing", ".x", "20260101-1234567"):
+        os.makedirs(os.path.join(layout.releases, name))
+    assert layout.names() == [ONE, TWO, THREE]
+    assert layouts.Layout("/nowhere").names() == []
+
+
+@pytest.mark.parametrize("name", ["../x", "20260101T000000Z-", "20260101T000000Z-123456", ONE + "/..", ONE + "\n", ""])
+def test_a_name_that_is_no_releases_leads_nowhere(layout, name):
+    with pytest.raises(ValueError, match="is not the name of a release"):
+        layout.release(name)
+
+
+def test_one_link_says_what_serves(layout):
+    assert (layout.active_colour(), layout.current(), layout.idle_colour()) == (None, None, "blue")
+    layout.point_colour("blue", ONE)
+    layout.point_colour("green", TWO)
+    assert layout.current() is None
+    layout.activate("blue")
+    assert (layout.active_colour(), layout.current(), layout.idle_colour()) == ("blue", ONE, "green")
+    layout.activate("green")
+    assert (layout.active_colour(), layout.current(), layout.idle_colour()) == ("green", TWO, "blue")
+    assert os.path.realpath(os.path.join(layout.active, "release")) == layout.release(TWO)
+    assert os.readlink(os.path.join(layout.active, "socket")) == "/run/shiftmaster-web-green/web.sock"
+
+
+def test_an_active_link_to_something_else_is_no_colour(layout):
+    os.symlink("colours/red", layout.active)
+    assert layout.active_colour() is None and layout.current() is None
+
+
+def test_a_link_is_never_absent_while_it_is_replaced(layout):
+    layout.point_colour("blue", ONE)
+    layout.point_colour("green", TWO)
+    layout.activate("blue")
+    missed, stop = [], threading.Event()
+
+    def look():
+        while not stop.is_set():
+            if layout.current() not in (ONE, TWO):
+                missed.append(1)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for number in range(200):
+        layout.activate(("green", "blue")[number % 2])
+    stop.set()
+    thread.join()
+    assert missed == []
+
+
+def test_what_a_killed_replacement_left_does_not_disturb(layout):
+    layout.point_colour("blue", ONE)
+    os.symlink("somewhere", layout.active + ".new")
+    layout.activate("blue")
+    assert layout.current() == ONE and not os.path.lexists(layout.active + ".new")

@@ -1,0 +1,172 @@
+"""The watch after a cutover, with a real server and the access log that it writes."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import threading
+import time
+
+import pytest
+from ansible.module_utils.shiftmaster import watch
+
+LIMITS = {"errors_min": 3, "error_percent": 1, "p95_ms": 2000, "requests_min": 20}
+
+
+def line(status=200, seconds=0.01, path="/"):
+    return json.dumps({"status": status, "request_time": "%.3f" % seconds, "method": "GET", "path": path}) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------------------- judging
+
+
+@pytest.mark.parametrize("statuses, seconds, words", [
+    ([200] * 300, [0.1] * 300, ""),
+    ([200] * 300 + [500] * 2, [], ""),  # Fewer errors than count.
+    ([200] * 400 + [500] * 3, [], ""),  # Enough of them, and a small share.
+    ([200] * 200 + [502] * 3, [], "3 of 203 requests were answered with 5xx (1.5 %, limit 1 %)"),
+    ([404] * 50, [], ""),
+    ([200] * 19, [9.0] * 19, ""),  # Too few for a percentile.
+    ([200] * 20, [9.0] * 20, "the 95th percentile of the response time is 9000 ms (limit 2000 ms)"),
+    ([200] * 100, [0.1] * 97 + [9.0] * 3, ""),
+    ([], [], ""),
+])
+def test_what_is_a_breach(statuses, seconds, words):
+    assert watch.judge(statuses, seconds, LIMITS) == words
+
+
+def test_no_traffic_is_no_breach_whatever_the_limits():
+    assert watch.judge([], [], dict(LIMITS, errors_min=0, requests_min=0, p95_ms=0)) == ""
+
+
+def test_percentiles():
+    values = list(range(100, 0, -1))
+    assert [watch.percentile(values, share) for share in (0, 0.5, 0.95, 1)] == [1, 51, 96, 100]
+    assert watch.percentile([], 0.95) == 0.0 and watch.percentile([7], 0.95) == 7
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def statuses(log):
+    return [entry["status"] for entry in log.lines()]
+
+
+def test_only_what_is_new_counts(tmp_path):
+    path = tmp_path / "access.log"
+    path.write_text(line(500))
+    log = watch.AccessLog(str(path))
+    assert statuses(log) == []
+    with open(path, "a") as stream:
+        stream.write(line(201) + "not json\n" + line(202)[:20])
+        stream.flush()
+        assert statuses(log) == [201]
+        stream.write(line(202)[20:] + line(203))
+        stream.flush()
+        assert statuses(log) == [202, 203]
+
+
+def test_lines_on_both_sides_of_a_rotation_are_read(tmp_path):
+    path = tmp_path / "access.log"
+    path.write_text("")
+    log = watch.AccessLog(str(path))
+    path.write_text(line(201))
+    path.rename(tmp_path / "access.log.1")
+    assert statuses(log) == [201]
+    with open(tmp_path / "access.log.1", "a") as old:  # nginx writes there until it is told.
+        old.write(line(202))
+    path.write_text(line(203))
+    assert statuses(log) == [202, 203]
+    assert statuses(log) == []
+
+
+def test_a_log_that_appears_later_is_read_from_its_start(tmp_path):
+    log = watch.AccessLog(str(tmp_path / "access.log"))
+    assert statuses(log) == []
+    (tmp_path / "access.log").write_text(line(201))
+    assert statuses(log) == [201]
+
+
+# ------------------------------------------------------------------------------------------------------------ watching
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A server that answers with what it is told and logs as nginx does."""
+    log = tmp_path / "access.log"
+    log.write_text(line(500) * 50)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status = site.answers.get(self.path, 200)
+            site.hosts.append(self.headers["Host"])
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            with open(log, "a") as stream:
+                stream.write(line(status, path=self.path))
+
+        def log_message(self, *_arguments):
+            pass
+
+    class Site:
+        answers, hosts = {}, []
+
+    site = Site()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        site.options = dict(LIMITS, seconds=2.2, access_log=str(log), host="shift.example.jp", paths=["/", "/roster/"],
+                            target="http://127.0.0.1:%d" % server.server_port)
+        site.log = log
+        yield site
+        server.shutdown()
+        thread.join()
+
+
+def test_a_quiet_night_is_watched_by_our_own_requests(site):
+    started = time.monotonic()
+    verdict = watch.watch(site.options)
+    assert verdict.breach == "" and verdict.errors == 0
+    assert 4 <= verdict.requests <= 8 and set(site.hosts) == {"shift.example.jp"}
+    assert 2 < time.monotonic() - started < 6
+
+
+def test_a_page_that_fails_ends_the_watch_early_and_is_named(site):
+    site.answers["/roster/"] = 500
+    site.options.update(seconds=30, errors_min=2)
+    started = time.monotonic()
+    verdict = watch.watch(site.options)
+    assert time.monotonic() - started < 10
+    assert "were answered with 5xx" in verdict.breach and verdict.breach.endswith("GET /roster/ answered 500")
+    assert verdict.errors >= 2
+
+
+def test_traffic_of_others_counts(site):
+    with open(site.log, "a") as stream:
+        threading.Timer(0.3, lambda: (stream.write(line(503, path="/api/") * 5), stream.flush())).start()
+        verdict = watch.watch(dict(site.options, paths=[]))
+    assert "5 of 5 requests" in verdict.breach and "/api/ answered 503" in verdict.breach
+
+
+def test_slow_answers_are_a_breach(site):
+    with open(site.log, "a") as stream:
+        threading.Timer(0.3, lambda: (stream.write(line(200, seconds=5) * 30), stream.flush())).start()
+        verdict = watch.watch(site.options)
+    assert "95th percentile" in verdict.breach and verdict.p95_ms == 5000
+
+
+def test_a_server_that_does_not_answer_is_an_error_though_nothing_is_logged(site):
+    verdict = watch.watch(dict(site.options, target="unix:/nowhere/web.sock", seconds=20))
+    assert "were answered with 5xx" in verdict.breach and "the last one: /roster/: " in verdict.breach
+    assert verdict.errors == verdict.requests >= 3
+
+
+def test_lines_without_the_fields_are_passed_over(site):
+    site.log.write_text("")
+    with open(site.log, "a") as stream:
+        threading.Timer(0.2, lambda: (stream.write('{"x": 1}\n[]\n{"status": "-"}\n'), stream.flush())).start()
+        verdict = watch.watch(dict(site.options, paths=[], seconds=1.5))
+    assert verdict == ("", 0, 0, 0.0)
+    assert os.path.getsize(site.log) > 0
