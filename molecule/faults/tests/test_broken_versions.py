@@ -7,7 +7,7 @@ from support import APP, load
 BROKEN = {
     "broken-import": (["broken-import", "Error"], False),
     "broken-health": (["health check /health/deep/", "failed"], False),
-    "broken-hang": (["health check /health/deep/", "timed out"], False),
+    "broken-hang": (["health check /health/deep/", "no answer within"], False),
     "broken-migration": (["0003_ward_phone"], False),
     "broken-requirement": (["install the requirements", "/var/log/shiftmaster/build-"], False),
     "broken-worker": (["Celery"], False),
