@@ -337,6 +337,15 @@ def test_choices_of_schema_are_the_playbooks(path):
     assert said == set(line.split(", "))
 
 
+def test_pages_that_users_see_are_named_as_they_see_them():
+    pages = load(ROOT / "roles/nginx/vars/main.yml")["__nginx_pages"]
+    for path, language in zip(GUIDES, ("en", "ja")):
+        titles = {page["code"]: page[language] for page in pages}
+        named = re.findall(r'["「]([^"」\n]+)["」][^|\n]*[((](\d{3})[))]', prose(path))
+        assert len(named) == 3
+        assert [(title, code) for title, code in named if titles[code] != title] == []
+
+
 def test_acme_is_promised_where_deploy_does_it():
     """The guide says that deploy.yml does not ask for a certificate yet; that sentence goes with the day it does."""
     asks = "tasks_from: obtain" in (ROOT / "playbooks/deploy.yml").read_text()
