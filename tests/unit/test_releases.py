@@ -1,0 +1,388 @@
+"""Releases: built whole or not at all, found and pruned with care; code that is run with a release's environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+from ansible.module_utils.shiftmaster import releasecode, releases
+from ansible.module_utils.shiftmaster.layout import Layout
+from ansible.module_utils.shiftmaster.state import State
+
+ONE, TWO, THREE, FOUR, FIVE = ("2026010%dT000000Z-%s" % (day, str(day) * 10) for day in (1, 2, 3, 4, 5))
+needs_root = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("runuser"),
+                                reason="a release is unpacked as another user, which only root can do")
+
+
+@pytest.fixture
+def layout(tmp_path):
+    made = Layout(str(tmp_path / "app"))
+    os.makedirs(made.state)
+    os.makedirs(made.releases)
+    os.makedirs(made.union)
+    return made
+
+
+@pytest.fixture
+def state(layout):
+    return State(layout)
+
+
+@pytest.fixture
+def add(layout, state):
+    """Put a finished release in place."""
+
+    def add(name, status="live", migrations=(), **manifest):
+        os.makedirs(layout.release(name))
+        fields = {"version": "", "revision": name[-10:] * 4, "config_sha256": "c",
+                  "migrations": [dict(zip(("app", "name"), one.split("."))) for one in migrations]}
+        with open(os.path.join(layout.release(name), "manifest.json"), "w", encoding="utf-8") as stream:
+            json.dump(dict(fields, **manifest), stream)
+        if status == "bad":
+            state.set_status(name, "live")
+        if status:
+            state.set_status(name, status)
+
+    return add
+
+
+def serve(layout, name, colour="blue"):
+    layout.point_colour(colour, name)
+    layout.activate(colour)
+
+
+# ------------------------------------------------------------------------------------------------------------- finding
+
+
+def test_the_release_of_a_revision_and_configuration_is_found(layout, state, add):
+    for name, status in ((ONE, "live"), (TWO, "ready"), (THREE, "bad"), (FOUR, "building")):
+        add(name, status, revision="r")
+    add(FIVE, "ready", revision="r", config_sha256="other")
+    assert releases.find(layout, state, "r", "c") == TWO
+    assert releases.find(layout, state, "r", "nothing") is None
+    serve(layout, ONE)
+    assert releases.find(layout, state, "r", "c") == ONE
+
+
+def test_a_configuration_is_one_whatever_its_order():
+    assert releases.config_hash({"a": 1, "b": [1, 2]}) == releases.config_hash({"b": [1, 2], "a": 1})
+    assert releases.config_hash({"a": 1}) != releases.config_hash({"a": 2})
+
+
+def test_what_a_person_may_mean(layout, add):
+    add(ONE, version="2.0.0")
+    add(TWO, version="2.1.0")
+    add(THREE, version="2.1.0")
+    assert releases.resolve(layout, ONE) == [ONE]
+    assert releases.resolve(layout, "2.1.0") == [TWO, THREE]
+    assert releases.resolve(layout, "2" * 7) == [TWO]
+    assert releases.resolve(layout, "2" * 6) == [] and releases.resolve(layout, "") == []
+
+
+def test_a_list_says_what_is_what(layout, state, add):
+    add(ONE, version="2.0.0")
+    add(TWO, "bad", version="2.1.0")
+    os.makedirs(layout.release(THREE))
+    os.makedirs(os.path.join(layout.releases, "mine"))
+    serve(layout, ONE)
+    listed = releases.describe(layout, state, sizes=True)
+    assert [(one["name"], one["version"], one["status"], one["was_live"], one["current"]) for one in listed] == [
+        (ONE, "2.0.0", "live", True, True), (TWO, "2.1.0", "bad", True, False), (THREE, "", "building", False, False)]
+    assert listed[0]["bytes"] > 0
+
+
+def test_secrets_are_shown_by_their_hash_only():
+    shown = releases.masked({"DB_PASSWORD": "geheim", "CACHE_URL": "redis://u:geheim@h", "DJANGO_SECRET_KEY": "",
+                             "MINE": "geheim", "TZ": "Asia/Tokyo"}, secret=("MINE",))
+    assert "geheim" not in json.dumps(shown)
+    assert shown["TZ"] == "Asia/Tokyo" and shown["DJANGO_SECRET_KEY"] == "(empty)"
+    assert shown["DB_PASSWORD"] == shown["MINE"] != releases.masked({"DB_PASSWORD": "other"})["DB_PASSWORD"]
+
+
+# ------------------------------------------------------------------------------------------------------------- pruning
+
+
+def test_pruning_keeps_the_newest_the_current_and_the_way_back(layout, state, add):
+    for name in (ONE, TWO, THREE, FOUR, FIVE):
+        add(name)
+    serve(layout, THREE)
+    assert releases.prune_plan(layout, state, 1, []) == [ONE, FOUR]  # TWO is the way back.
+    assert releases.prune_plan(layout, state, 2, []) == [ONE]
+    assert releases.prune_plan(layout, state, 9, []) == []
+    assert releases.prune_plan(layout, state, 0, []) == [ONE, FOUR, FIVE]
+
+
+def test_pruning_keeps_a_colour_whose_worker_may_still_run(layout, state, add):
+    for name in (ONE, TWO, THREE, FOUR):
+        add(name)
+    layout.point_colour("green", ONE)
+    serve(layout, FOUR)
+    assert releases.prune_plan(layout, state, 1, []) == [TWO]
+
+
+def test_pruning_keeps_the_only_file_of_an_applied_migration(layout, state, add):
+    add(ONE, migrations=["roster.0001", "roster.0002_gone"])
+    add(TWO, migrations=["roster.0001", "roster.0002_gone"])
+    for name in (THREE, FOUR, FIVE):
+        add(name, migrations=["roster.0001", "roster.0003"])
+    serve(layout, FIVE)
+    assert releases.prune_plan(layout, state, 1, ["roster.0001", "roster.0002_gone"]) == [ONE, THREE]
+    assert releases.prune_plan(layout, state, 1, ["roster.0001"]) == [ONE, TWO, THREE]
+
+
+def test_without_the_database_no_holder_of_migrations_goes(layout, state, add):
+    add(ONE, migrations=["roster.0002_gone"])
+    for name in (TWO, THREE, FOUR):
+        add(name, migrations=["roster.0001"])
+    serve(layout, FOUR)
+    assert releases.prune_plan(layout, state, 1, None) == [TWO]
+
+
+def test_a_strange_folder_is_never_pruned(layout, state, add):
+    os.makedirs(os.path.join(layout.releases, "20200101-mine"))
+    add(ONE)
+    add(TWO)
+    serve(layout, TWO)
+    state.set_status(ONE, "bad", "x")
+    assert releases.prune_plan(layout, state, 1, []) == [ONE]
+
+
+def test_unfinished_builds_and_removals_go_and_finished_ones_stay(layout, state, add):
+    add(ONE)
+    add(TWO, "building")  # Killed between its manifest and its status.
+    os.makedirs(os.path.join(layout.release(THREE), "source"))
+    state.set_status(THREE, "building")
+    os.makedirs(layout.release(FOUR))  # Killed before its status.
+    os.makedirs(os.path.join(layout.release(FIVE) + ".removing", "x"))
+    assert releases.remove_unfinished(layout, state) == [THREE, FOUR, FIVE + ".removing"]
+    assert sorted(os.listdir(layout.releases)) == [ONE, TWO]
+    assert state.status(TWO) == "ready" and state.status(THREE) is None
+    assert releases.remove_unfinished(layout, state) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- static
+
+
+def write(folder, path, text):
+    os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
+    with open(os.path.join(folder, path), "w", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def below(folder):
+    return sorted(os.path.relpath(os.path.join(parent, name), folder)
+                  for parent, _folders, names in os.walk(folder) for name in names)
+
+
+def test_the_union_keeps_the_files_of_old_pages(layout, tmp_path):
+    for name, files in (("one", {"css/site.aaa.css": "1", "css/site.css": "1", "staticfiles.json": "1"}),
+                        ("two", {"css/site.bbb.css": "2", "css/site.css": "2", "staticfiles.json": "2"})):
+        for path, text in files.items():
+            write(str(tmp_path / name), path, text)
+        releases.merge_static(str(tmp_path / name), layout.union)
+    assert below(layout.union) == ["css/site.aaa.css", "css/site.bbb.css", "css/site.css"]
+    with open(os.path.join(layout.union, "css/site.css"), encoding="utf-8") as stream:
+        assert stream.read() == "2"
+
+
+def test_a_file_that_is_the_same_is_not_written_again(layout, tmp_path):
+    write(str(tmp_path / "one"), "a.css", "1")
+    releases.merge_static(str(tmp_path / "one"), layout.union)
+    node = os.stat(os.path.join(layout.union, "a.css")).st_ino
+    releases.merge_static(str(tmp_path / "one"), layout.union)
+    assert os.stat(os.path.join(layout.union, "a.css")).st_ino == node
+
+
+def test_static_files_of_no_retained_release_leave_the_union(layout, add):
+    add(ONE)
+    write(os.path.join(layout.release(ONE), "static"), "css/a.css", "1")
+    for path in ("css/a.css", "css/gone.css", "css/a.css.new"):
+        write(layout.union, path, "1")
+    releases.prune_union(layout)
+    assert below(layout.union) == ["css/a.css"]
+
+
+# ------------------------------------------------------------------------------------------------------------ building
+
+
+@pytest.fixture
+def spec(tmp_path):
+    archive = tmp_path / "source.tar"
+    with tarfile.open(archive, "w") as stream:
+        for path, text in (("manage.py", "x = 1\n"), ("病棟/表.txt", "夜勤\n"), ("media/old.txt", "1\n"),
+                           ("requirements.txt", "")):
+            info = tarfile.TarInfo(path)
+            info.size, info.mode = len(text.encode()), 0o666
+            stream.addfile(info, io.BytesIO(text.encode()))
+    return {"revision": "0a1b2c3d" * 5, "stamp": "20260106T000000Z", "version": "2.0.0", "archive": str(archive),
+            "environment": {"DB_PASSWORD": "a\"b ", "TZ": "Asia/Tokyo"}, "files": {"site/extra.py": "y = 2\n"},
+            "site_packages": {}, "requirements_file": "", "extra_requirements": [], "linked_directories": ["media"],
+            "python": sys.executable, "pip_environment": {}, "build_user": "root", "user": "root",
+            "collectstatic": False, "check": False, "celery_application": "", "config_sha256": "c",
+            "classify": lambda source: [{"app": "roster", "name": max(os.listdir(source), key=lambda one: one.endswith(".py"))}], "hooks": [],
+            "timeout_seconds": 120, "run_id": "r", "who": "w", "log_folder": str(tmp_path / "log")}
+
+
+@needs_root
+def test_a_build_is_complete_and_may_only_be_read(layout, state, spec):
+    spec["hooks"] = [{"name": "note", "phase": "after_build", "command": "echo \"$TZ\" > ../hooked"},
+                     {"name": "later", "phase": "after_cutover", "command": "exit 1"}]
+    build = releases.Build(layout, state, spec)
+    name = build.run()
+    path = layout.release(name)
+    assert name == "20260106T000000Z-0a1b2c3d0a" and state.status(name) == "ready"
+    assert sorted(os.listdir(path)) == ["env", "hooked", "manifest.json", "site", "source", "static", "venv"]
+    with open(os.path.join(path, "source/病棟/表.txt"), encoding="utf-8") as stream:
+        assert stream.read() == "夜勤\n"
+    assert os.readlink(os.path.join(path, "source/media")) == os.path.join(layout.shared, "media")
+    assert stat.S_IMODE(os.stat(os.path.join(path, "env")).st_mode) == 0o600
+    assert stat.S_IMODE(os.stat(os.path.join(path, "source/manage.py")).st_mode) == 0o644
+    assert releases.environment(layout, name) == {
+        "DB_PASSWORD": "a\"b ", "TZ": "Asia/Tokyo", "SHIFTMASTER_RELEASE": name, "SHIFTMASTER_VERSION": "2.0.0",
+        "PYTHONPATH": os.path.join(path, "site"), "STATIC_ROOT": os.path.join(path, "static")}
+    assert set(releases.OWN_ENVIRONMENT) == set(releases.environment(layout, name)) - set(spec["environment"])
+    manifest = releases.manifest(layout, name)
+    assert (manifest["version"], manifest["revision"], manifest["migrations"], manifest["who"]) == (
+        "2.0.0", spec["revision"], [{"app": "roster", "name": "manage.py"}], "w")
+    assert releases.find(layout, state, spec["revision"], "c") == name
+    out = releasecode.ReleaseCode(path, None).run(["python", "-c", "import extra, sys; print(extra.y, sys.prefix)"])
+    assert out.stdout.split() == ["2", os.path.join(path, "venv")]
+    assert "unpack" in build.timings
+
+
+@needs_root
+@pytest.mark.parametrize("change, words", [
+    ({"archive": "junk"}, "the source archive cannot be unpacked"),
+    ({"python": "/bin/false"}, "create the virtual environment failed for version 2.0.0 \\(the whole output is in "),
+    ({"hooks": [{"name": "h", "phase": "after_build", "command": "echo why >&2; exit 3"}]},
+     "hook h \\(after_build\\) ended with code 3:\nwhy"),
+    ({"environment": {"A B": "x"}}, "'A B' is not a valid name"),
+])
+def test_a_build_that_fails_leaves_its_log_and_nothing_else(layout, state, spec, tmp_path, change, words):
+    (tmp_path / "junk").write_text("no tar")
+    if change.get("archive"):
+        change = {"archive": str(tmp_path / "junk")}
+    with pytest.raises((releases.BuildError, ValueError), match=words):
+        releases.Build(layout, state, dict(spec, **change)).run()
+    assert os.listdir(layout.releases) == [] and state.releases == {}
+    assert os.listdir(spec["log_folder"]) == ["build-20260106T000000Z-0a1b2c3d0a.log"]
+    with open(os.path.join(layout.state, "audit.jsonl"), encoding="utf-8") as stream:
+        assert json.loads(stream.readline())["event"] == "build_failed"
+
+
+# ------------------------------------------------------------------------------------------------- a release's own code
+
+
+@pytest.fixture
+def code(tmp_path):
+    path = tmp_path / "release"
+    (path / "venv/bin").mkdir(parents=True)
+    (path / "source").mkdir()
+    (path / "venv/bin/python").symlink_to(sys.executable)
+    (path / "env").write_text('DB_PASSWORD="gehe\\"im"\nTZ="Asia/Tokyo"\n')
+    return releasecode.ReleaseCode(path, None)
+
+
+def test_code_has_the_releases_environment_and_nothing_of_ours(code, monkeypatch):
+    monkeypatch.setenv("OURS", "x")
+    done = code.run(["python", "-c", "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]))"],
+                    extra_env={"EXTRA": "1", "TZ": "UTC"})
+    folder, environ = json.loads(done.stdout)
+    assert folder == os.path.join(code.path, "source")
+    assert (environ["DB_PASSWORD"], environ["TZ"], environ["EXTRA"]) == ("gehe\"im", "UTC", "1")
+    assert "OURS" not in environ and environ["PATH"].startswith(os.path.join(code.path, "venv/bin"))
+
+
+def test_code_and_output_of_a_command(code):
+    done = code.run(["/bin/sh", "-c", "cat; echo err >&2; exit 7"], stdin="in", nice=True)
+    assert done == (7, "in", "err\n")
+
+
+def test_a_command_that_hangs_is_killed_with_its_children(code, tmp_path):
+    started = time.monotonic()
+    with pytest.raises(releasecode.ReleaseCodeError, match="did not end within 0 seconds; its last output: begun"):
+        code.run(["/bin/sh", "-c", "echo begun; sleep 97 & echo $! > %s; wait" % (tmp_path / "pid")], timeout=0.5)
+    assert time.monotonic() - started < 20
+    pid = int((tmp_path / "pid").read_text())
+    for _number in range(50):
+        if not os.path.exists("/proc/%d" % pid) or b"sleep" not in open("/proc/%d/cmdline" % pid, "rb").read():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the child lives")
+
+
+def test_a_command_that_is_not_there_and_an_environment_that_is_not_there(code):
+    with pytest.raises(releasecode.ReleaseCodeError, match="could not be started"):
+        code.run(["absent"])
+    os.unlink(os.path.join(code.path, "env"))
+    with pytest.raises(releasecode.ReleaseCodeError, match="the environment of release .* cannot be read"):
+        code.run(["python", "-c", ""])
+
+
+@needs_root
+def test_code_runs_as_the_releases_user(tmp_path, code):
+    subprocess.run(("chmod", "-R", "a+rX", str(tmp_path)), check=True)
+    for parent in list(tmp_path.parents)[:3]:
+        if str(parent) != "/tmp":
+            os.chmod(parent, 0o755)
+    done = releasecode.ReleaseCode(code.path, "nobody").run(["/bin/sh", "-c", "id -un; id -Gn"])
+    assert done.stdout.split()[0] == "nobody" and "root" not in done.stdout
+
+
+DRIVER = """
+import json, os, sys
+print("noise of the application", flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    if request["op"] == "die":
+        sys.stderr.write("Traceback: broken settings\\n")
+        sys.exit(3)
+    if request["op"] == "hang":
+        import time
+        time.sleep(60)
+    answer = {"error": "no such thing"} if request["op"] == "error" else {
+        "echo": request, "words": open("/proc/self/cmdline").read(), "name": __name__}
+    print("@@shiftmaster-answer@@ " + json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture
+def driver(tmp_path):
+    (tmp_path / "toy_driver.py").write_text(DRIVER)
+    specification = importlib.util.spec_from_file_location("toy_driver", tmp_path / "toy_driver.py")
+    return importlib.util.module_from_spec(specification)
+
+
+def test_a_driver_answers_several_requests_over_its_noise(code, driver):
+    with releasecode.Driver(code, driver) as open_driver:
+        for number in range(3):
+            answer = open_driver.ask({"op": "echo", "secret": "geheim", "number": number})
+            assert answer["echo"]["number"] == number and answer["name"] == "__main__"
+            assert "geheim" not in answer["words"] and "noise" not in answer["words"]
+
+
+def test_a_drivers_error_is_ours(code, driver):
+    with pytest.raises(releasecode.ReleaseCodeError, match="^no such thing$"):
+        code.driver(driver, {"op": "error"})
+
+
+def test_a_driver_that_dies_is_quoted(code, driver):
+    with pytest.raises(releasecode.ReleaseCodeError, match="ended with code 3 and without an answer") as error:
+        code.driver(driver, {"op": "die"})
+    assert "broken settings" in str(error.value) and "noise of the application" in str(error.value)
+
+
+def test_a_driver_that_hangs_is_ended(code, driver):
+    started = time.monotonic()
+    with pytest.raises(releasecode.ReleaseCodeError, match="did not answer within 1 seconds"):
+        code.driver(driver, {"op": "hang"}, timeout=1)
+    assert time.monotonic() - started < 15
