@@ -228,7 +228,7 @@ def spec(tmp_path):
             "site_packages": {}, "requirements_file": "", "extra_requirements": [], "linked_directories": ["media"],
             "python": sys.executable, "pip_environment": {}, "build_user": "root", "user": "root",
             "collectstatic": False, "check": False, "celery_application": "", "config_sha256": "c",
-            "classify": lambda source: [{"app": "roster", "name": one} for one in os.listdir(source) if "." in one[-3:]],
+            "classify": lambda source: [dict(app="roster", name=one) for one in os.listdir(source) if "." in one[-3:]],
             "hooks": [],
             "timeout_seconds": 120, "run_id": "r", "who": "w", "log_folder": str(tmp_path / "log")}
 
