@@ -80,6 +80,11 @@ options:
     description: How many copies of this database stay. The newest whole one always does.
     type: int
     default: 5
+  protect:
+    description: Copies that stay besides, by path or name; for example the one that will be restored next.
+    type: list
+    elements: str
+    default: []
   file:
     description: The copy to restore, by its path or its name in O(folder). Required for V(restored).
     type: str
@@ -380,17 +385,20 @@ def copies(folder, at=None):
     return found
 
 
-def prune_plan(found, keep, database):
+def prune_plan(found, keep, database, protect=()):
     """Return the paths of the copies of one database that may go.
 
-    The newest `keep` whole ones stay, at least one, everything newer than they are, and what has no manifest.
+    The newest `keep` whole ones stay, at least one, everything newer than they are, what has no manifest, and what is
+    protected.
     """
     mine = [entry for entry in found if entry.get("database") == database]
     whole = [entry["file"] for entry in mine if entry["whole"]]
     if not whole:
         return []
     oldest_kept = whole[-max(1, keep):][0]
-    return [entry["file"] for entry in mine if os.path.basename(entry["file"]) < os.path.basename(oldest_kept)]
+    protected = {os.path.basename(path) for path in protect}
+    return [entry["file"] for entry in mine if os.path.basename(entry["file"]) < os.path.basename(oldest_kept)
+            and os.path.basename(entry["file"]) not in protected]
 
 
 def sha256(path):
@@ -632,7 +640,7 @@ def present(params, deadline):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
             raise
-        for old in prune_plan(copies(folder), params["keep"], params["database"]["name"]):
+        for old in prune_plan(copies(folder), params["keep"], params["database"]["name"], params["protect"]):
             os.unlink(old)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(old + ".json")
@@ -726,6 +734,7 @@ def main():
             }},
             "password": {"type": "str", "default": "", "no_log": True},
             "keep": {"type": "int", "default": 5},
+            "protect": {"type": "list", "elements": "str", "default": []},
             "file": {"type": "str"},
             "minimum_free_factor": {"type": "float", "default": 1.0},
             "timeout_seconds": {"type": "int", "default": 3600},

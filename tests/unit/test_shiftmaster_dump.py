@@ -56,6 +56,7 @@ def tools(tmp_path, monkeypatch):
 @pytest.fixture
 def options(tmp_path):
     return {"folder": str(tmp_path / "copies"), "name": "2.0.0", "database": DATABASE, "password": PASSWORD, "keep": 2,
+            "protect": [],
             "minimum_free_factor": 1.0, "release": "20260101T000000Z-0a1b2c3", "revision": "0a1b2c3", "migrations": 4,
             "file": None, "timeout_seconds": 60}
 
@@ -351,6 +352,13 @@ def test_pruning_keeps_the_newest_whole_ones():
     assert dump.prune_plan(damaged, 1, "shiftmaster") == []
     assert dump.prune_plan(listed("1", whole=False) + listed("2"), 1, "shiftmaster") == ["/f/1"]
     assert dump.prune_plan(listed("1", whole=False), 1, "shiftmaster") == []
+
+
+def test_the_copy_that_will_be_restored_is_not_pruned_by_the_one_before_it(tools, options):
+    options["keep"] = 1
+    first = take(options)["file"]
+    assert take(dict(options, protect=[os.path.basename(first)]))["removed"] == []
+    assert take(dict(options, protect=[first]))["removed"] != [] and os.path.exists(first)
 
 
 def test_pruning_leaves_other_databases_and_strangers_alone():
