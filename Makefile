@@ -29,7 +29,7 @@ images: docker ## Build the images that scenarios and the demo run on
 lint: bootstrap ## ruff, yamllint, ansible-lint (production), shellcheck where present
 	@failed=; run() { echo "--- $$*"; "$$@" || failed="$$failed $$1"; }; \
 	run ruff check --output-format concise .; \
-	run ruff format --check .; \
+	run ruff format --check --output-format concise .; \
 	run yamllint --strict .; \
 	run ansible-lint --offline --strict; \
 	if command -v shellcheck >/dev/null; then run shellcheck $(SHELL_SCRIPTS); \

@@ -70,3 +70,18 @@ def test_page_for_people_renders(path):
     )
     assert result.returncode == 0, result.stderr
     assert path.stem in result.stdout
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("plugins/lookup/*.py")), ids=lambda path: path.stem)
+def test_lookups_are_documented(path):
+    result = subprocess.run(
+        [Path(sys.executable).parent / "ansible-doc", "--json", "--type", "lookup", path.stem],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    page = json.loads(result.stdout)[path.stem]
+    assert page["doc"]["short_description"] and page["examples"] and page["return"]
