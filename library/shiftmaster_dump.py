@@ -287,8 +287,10 @@ def choose_tools(installed, server):
         raise DumpError("pg_dump, pg_restore and psql are not on this host; " + INSTALL)
     fitting = sorted((version, folder) for folder, version in installed.items() if version >= server)
     if not fitting:
-        raise DumpError("pg_dump %d on this host is older than the server (%d) and cannot dump it; install the package "
-                        "postgresql-client-%d" % (max(installed.values()), server, server))
+        raise DumpError(
+            "pg_dump %d on this host is older than the server (%d) and cannot dump it; install the package "
+            "postgresql-client-%d" % (max(installed.values()), server, server)
+        )
     return fitting[0][1]
 
 
@@ -309,9 +311,18 @@ def installed_tools():
 def environment(database, password, base):
     """Return the tools' environment: the connection and the password, and nothing of libpq's that was set before."""
     env = {name: value for name, value in base.items() if not name.startswith("PG")}
-    env.update(PGHOST=database["host"], PGPORT=str(database["port"]), PGDATABASE=database["name"],
-               PGUSER=database["user"], PGSSLMODE=database["sslmode"], PGCONNECT_TIMEOUT="10",
-               PGAPPNAME="shiftmaster-dump", PGPASSFILE="/dev/null", LC_ALL="C.UTF-8", LANGUAGE="C")
+    env.update(
+        PGHOST=database["host"],
+        PGPORT=str(database["port"]),
+        PGDATABASE=database["name"],
+        PGUSER=database["user"],
+        PGSSLMODE=database["sslmode"],
+        PGCONNECT_TIMEOUT="10",
+        PGAPPNAME="shiftmaster-dump",
+        PGPASSFILE="/dev/null",
+        LC_ALL="C.UTF-8",
+        LANGUAGE="C",
+    )
     if "," in database["host"]:
         env["PGTARGETSESSIONATTRS"] = "read-write"
     if database.get("sslrootcert"):
@@ -323,8 +334,9 @@ def environment(database, password, base):
 
 def told(stderr):
     """Return what a tool said at its end, as one line; the same words for each address of a host once."""
-    lines = [re.sub(r"^(pg_dump|pg_restore|psql): (error: |warning: )?", "", line.strip())
-             for line in stderr.splitlines()]
+    lines = [
+        re.sub(r"^(pg_dump|pg_restore|psql): (error: |warning: )?", "", line.strip()) for line in stderr.splitlines()
+    ]
     lines = [line for line in lines if line]
     chosen = {}
     for line in [line for line in lines if "ERROR" in line or "FATAL" in line] or lines:
@@ -352,8 +364,11 @@ def wanted_entries(listing, user, superuser, kept_schemas):
             continue
         if text.startswith("COMMENT - EXTENSION "):
             continue
-        if not superuser and text.startswith(("ACL ", "DEFAULT ACL ", "COMMENT ", "SECURITY LABEL ")) \
-                and not text.endswith(" " + user):
+        if (
+            not superuser
+            and text.startswith(("ACL ", "DEFAULT ACL ", "COMMENT ", "SECURITY LABEL "))
+            and not text.endswith(" " + user)
+        ):
             continue
         if not superuser and text.startswith(("PUBLICATION", "SUBSCRIPTION", "EVENT TRIGGER")):
             continue
@@ -395,10 +410,14 @@ def prune_plan(found, keep, database, protect=()):
     whole = [entry["file"] for entry in mine if entry["whole"]]
     if not whole:
         return []
-    oldest_kept = whole[-max(1, keep):][0]
+    oldest_kept = whole[-max(1, keep) :][0]
     protected = {os.path.basename(path) for path in protect}
-    return [entry["file"] for entry in mine if os.path.basename(entry["file"]) < os.path.basename(oldest_kept)
-            and os.path.basename(entry["file"]) not in protected]
+    return [
+        entry["file"]
+        for entry in mine
+        if os.path.basename(entry["file"]) < os.path.basename(oldest_kept)
+        and os.path.basename(entry["file"]) not in protected
+    ]
 
 
 def sha256(path):
@@ -446,8 +465,14 @@ class Database:
         return "%(name)s on %(host)s:%(port)s" % self.database
 
     def start(self, tool, *arguments, **more):
-        return subprocess.Popen((os.path.join(self.folder, tool),) + arguments, env=self.env, cwd="/",
-                                start_new_session=True, preexec_fn=_low_priority, **more)
+        return subprocess.Popen(
+            (os.path.join(self.folder, tool),) + arguments,
+            env=self.env,
+            cwd="/",
+            start_new_session=True,
+            preexec_fn=_low_priority,
+            **more,
+        )
 
     def left(self):
         return max(1, self.deadline - time.monotonic())
@@ -466,14 +491,28 @@ class Database:
         return output
 
     def ask(self, sql):
-        return self.run("a question to the database %s" % self.where(), "psql", "-X", "--no-password", "--no-align",
-                        "--tuples-only", "--command", sql).decode(errors="replace")
+        return self.run(
+            "a question to the database %s" % self.where(),
+            "psql",
+            "-X",
+            "--no-password",
+            "--no-align",
+            "--tuples-only",
+            "--command",
+            sql,
+        ).decode(errors="replace")
 
     def dump(self, path):
         """Write a dump to a path that only root may read."""
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        self.run("the dump of the database %s" % self.where(), "pg_dump", "--no-password", "--format=custom",
-                 "--lock-wait-timeout=%ds" % LOCK_WAIT_SECONDS, "--file=" + path)
+        self.run(
+            "the dump of the database %s" % self.where(),
+            "pg_dump",
+            "--no-password",
+            "--format=custom",
+            "--lock-wait-timeout=%ds" % LOCK_WAIT_SECONDS,
+            "--file=" + path,
+        )
 
     def verify(self, path):
         """Read a dump as a whole, as a restore would. Raises DumpError. Returns the number of its entries."""
@@ -491,12 +530,23 @@ class Database:
         with open(chosen, "w", encoding="utf-8") as stream:
             stream.write("\n".join(wanted_entries(listing, self.database["user"], superuser, kept)) + "\n")
         arguments = ["--use-list=" + chosen, "--file=-"] + ([] if superuser else ["--no-owner"]) + [path]
-        with open(os.path.join(work, "reader"), "w+b") as reader_says, \
-                open(os.path.join(work, "writer"), "w+b") as writer_says:
-            reader = self.start("pg_restore", *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=reader_says)
-            writer = self.start("psql", "-X", "--no-password", "--quiet", "--output=/dev/null",
-                                "--set=ON_ERROR_STOP=1", stdin=subprocess.PIPE, stderr=writer_says)
+        with (
+            open(os.path.join(work, "reader"), "w+b") as reader_says,
+            open(os.path.join(work, "writer"), "w+b") as writer_says,
+        ):
+            reader = self.start(
+                "pg_restore", *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=reader_says
+            )
+            writer = self.start(
+                "psql",
+                "-X",
+                "--no-password",
+                "--quiet",
+                "--output=/dev/null",
+                "--set=ON_ERROR_STOP=1",
+                stdin=subprocess.PIPE,
+                stderr=writer_says,
+            )
             try:
                 first_words = reader_says if self._feed(reader, writer) else writer_says
             except BaseException:
@@ -507,8 +557,10 @@ class Database:
                 raise
             if writer.returncode or reader.returncode:
                 first_words.seek(0)
-                raise DumpError("the restore failed, and the database is as it was: %s" % told(
-                    first_words.read().decode(errors="replace")))
+                raise DumpError(
+                    "the restore failed, and the database is as it was: %s"
+                    % told(first_words.read().decode(errors="replace"))
+                )
 
     def _feed(self, reader, writer):
         """Let psql run what pg_restore writes; COMMIT comes only behind a dump that was read to its end.
@@ -519,8 +571,9 @@ class Database:
         reader_failed = False
         try:
             with contextlib.suppress(BrokenPipeError):  # psql ended at an error; its own words follow.
-                writer.stdin.write(b"BEGIN;\nSET statement_timeout = 0;\nSET lock_timeout = '%ds';\n"
-                                   % LOCK_WAIT_SECONDS)
+                writer.stdin.write(
+                    b"BEGIN;\nSET statement_timeout = 0;\nSET lock_timeout = '%ds';\n" % LOCK_WAIT_SECONDS
+                )
                 writer.stdin.write(CLEAR_SQL.encode())
                 for _number in range(HEAD_LINES):
                     line = reader.stdout.readline()
@@ -583,8 +636,12 @@ def exclusive(folder, wait_seconds=60):
 def remove_unfinished(folder):
     """Remove what killed runs left; returns the paths."""
     names = set(os.listdir(folder))
-    going = [name for name in sorted(names) if name.endswith(".part")
-             or (name.endswith(".dump.json") and COPY_NAME.match(name[:-5]) and name[:-5] not in names)]
+    going = [
+        name
+        for name in sorted(names)
+        if name.endswith(".part")
+        or (name.endswith(".dump.json") and COPY_NAME.match(name[:-5]) and name[:-5] not in names)
+    ]
     for name in going:
         os.unlink(os.path.join(folder, name))
     return [os.path.join(folder, name) for name in going]
@@ -594,9 +651,11 @@ def require_room(folder, size, factor):
     disk = os.statvfs(nearest(folder))
     free = disk.f_bavail * disk.f_frsize
     if free < size * factor:
-        raise DumpError("there is too little room for the safety copy in %s: %s free, %s needed (the database has %s, "
-                        "times %s); free some, or name another folder" % (
-                            folder, sized(free), sized(size * factor), sized(size), factor))
+        raise DumpError(
+            "there is too little room for the safety copy in %s: %s free, %s needed (the database has %s, "
+            "times %s); free some, or name another folder"
+            % (folder, sized(free), sized(size * factor), sized(size), factor)
+        )
 
 
 def open_database(params, deadline):
@@ -626,10 +685,18 @@ def present(params, deadline):
             source.dump(part)
             entries = source.verify(part)
             manifest = {
-                "format": 1, "bytes": os.path.getsize(part), "sha256": sha256(part), "entries": entries,
-                "database": params["database"]["name"], "host": params["database"]["host"],
-                "server_version": source.version, "database_bytes": source.size, "name": params["name"],
-                "release": params["release"], "revision": params["revision"], "migrations": params["migrations"],
+                "format": 1,
+                "bytes": os.path.getsize(part),
+                "sha256": sha256(part),
+                "entries": entries,
+                "database": params["database"]["name"],
+                "host": params["database"]["host"],
+                "server_version": source.version,
+                "database_bytes": source.size,
+                "name": params["name"],
+                "release": params["release"],
+                "revision": params["revision"],
+                "migrations": params["migrations"],
                 "taken_at": taken.strftime("%Y-%m-%dT%H:%M:%SZ"),
             }
             sync(part)
@@ -645,8 +712,14 @@ def present(params, deadline):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(old + ".json")
             removed.append(old)
-    return {"changed": True, "file": path, "manifest": manifest, "removed": removed, "notes": [],
-            "seconds": round(time.monotonic() - started, 2)}
+    return {
+        "changed": True,
+        "file": path,
+        "manifest": manifest,
+        "removed": removed,
+        "notes": [],
+        "seconds": round(time.monotonic() - started, 2),
+    }
 
 
 def write_json(path, data):
@@ -671,11 +744,15 @@ def find_copy(folder, wanted, database):
             manifest = json.load(stream)
         promised = (manifest["bytes"], manifest["sha256"], manifest["database"], manifest["taken_at"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DumpError("the safety copy %s has no usable manifest beside it (%s), so nobody knows whether it is "
-                        "whole; it is not restored" % (path, error))
+        raise DumpError(
+            "the safety copy %s has no usable manifest beside it (%s), so nobody knows whether it is "
+            "whole; it is not restored" % (path, error)
+        )
     if os.path.getsize(path) != promised[0] or sha256(path) != promised[1]:
-        raise DumpError("the safety copy %s is damaged (%s, %s in its manifest, and the checksum differs); it is not "
-                        "restored" % (path, sized(os.path.getsize(path)), sized(promised[0])))
+        raise DumpError(
+            "the safety copy %s is damaged (%s, %s in its manifest, and the checksum differs); it is not "
+            "restored" % (path, sized(os.path.getsize(path)), sized(promised[0]))
+        )
     if promised[2] != database:
         raise DumpError("the safety copy %s is of the database %s, not of %s" % (path, promised[2], database))
     return path, manifest
@@ -698,9 +775,13 @@ def restored(params, deadline, check_mode):
     taken = datetime.datetime.strptime(manifest["taken_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
     window = max(0, int((now() - taken).total_seconds()))
     return {
-        "changed": True, "file": path, "manifest": manifest, "notes": notes, "data_loss_seconds": window,
-        "data_loss": "what was written in the %s since %s %s lost" % (
-            lasting(window), manifest["taken_at"], "would be" if check_mode else "is"),
+        "changed": True,
+        "file": path,
+        "manifest": manifest,
+        "notes": notes,
+        "data_loss_seconds": window,
+        "data_loss": "what was written in the %s since %s %s lost"
+        % (lasting(window), manifest["taken_at"], "would be" if check_mode else "is"),
         "seconds": round(time.monotonic() - started, 2),
     }
 
@@ -724,14 +805,17 @@ def main():
             "release": {"type": "str", "default": ""},
             "revision": {"type": "str", "default": ""},
             "migrations": {"type": "int"},
-            "database": {"type": "dict", "options": {
-                "host": {"type": "str", "default": "localhost"},
-                "port": {"type": "str", "default": "5432"},
-                "name": {"type": "str", "required": True},
-                "user": {"type": "str", "required": True},
-                "sslmode": {"type": "str", "default": "prefer"},
-                "sslrootcert": {"type": "str", "default": ""},
-            }},
+            "database": {
+                "type": "dict",
+                "options": {
+                    "host": {"type": "str", "default": "localhost"},
+                    "port": {"type": "str", "default": "5432"},
+                    "name": {"type": "str", "required": True},
+                    "user": {"type": "str", "required": True},
+                    "sslmode": {"type": "str", "default": "prefer"},
+                    "sslrootcert": {"type": "str", "default": ""},
+                },
+            },
             "password": {"type": "str", "default": "", "no_log": True},
             "keep": {"type": "int", "default": 5},
             "protect": {"type": "list", "elements": "str", "default": []},

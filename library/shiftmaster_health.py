@@ -510,15 +510,24 @@ def argument_spec() -> dict:
     """Return what the module takes."""
     return {
         "checks": {
-            "type": "list", "elements": "dict", "default": [], "options": CHECK_OPTIONS,
-            "required_if": [("kind", "http", ("url",)), ("kind", "tcp", ("port", "socket"), True),
-                            ("kind", "systemd", ("units",)), ("kind", "certificate", ("file", "url"), True)],
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": CHECK_OPTIONS,
+            "required_if": [
+                ("kind", "http", ("url",)),
+                ("kind", "tcp", ("port", "socket"), True),
+                ("kind", "systemd", ("units",)),
+                ("kind", "certificate", ("file", "url"), True),
+            ],
         },
         "environment_file": _PATH,
         "environment_keys": {
-            "type": "dict", "no_log": False,  # names, not secrets
-            "options": {name: {"type": "str", "default": default, "no_log": False}
-                        for name, default in ENVIRONMENT_KEYS.items()},
+            "type": "dict",
+            "no_log": False,  # names, not secrets
+            "options": {
+                name: {"type": "str", "default": default, "no_log": False} for name, default in ENVIRONMENT_KEYS.items()
+            },
         },
         "app_root": {"type": "path", "default": "/var/www/shiftmaster"},
         "app_user": {"type": "str", "default": "shiftmaster"},
@@ -526,8 +535,11 @@ def argument_spec() -> dict:
         "fail_on": {"type": "str", "choices": ["critical", "warning", "never"], "default": "critical"},
         "host_name": _TEXT,
         "proc_path": {"type": "path", "default": "/proc"},
-        "results": {"type": "list", "elements": "dict", "options": {
-            "host": {"type": "str", "required": True}, "result": {"type": "dict", "required": True}}},
+        "results": {
+            "type": "list",
+            "elements": "dict",
+            "options": {"host": {"type": "str", "required": True}, "result": {"type": "dict", "required": True}},
+        },
     }
 
 
@@ -538,8 +550,13 @@ def problems(checks: list) -> list:
     for name in sorted({name for name in names if names.count(name) > 1}):
         found.append("the name %s is used twice" % name)
     for check in checks:
-        for option, least in (("timeout_seconds", 0.1), ("retries", 0), ("delay_seconds", 0),
-                              ("consecutive_successes", 1), ("min_workers", 1)):
+        for option, least in (
+            ("timeout_seconds", 0.1),
+            ("retries", 0),
+            ("delay_seconds", 0),
+            ("consecutive_successes", 1),
+            ("min_workers", 1),
+        ):
             if check.get(option) is not None and check[option] < least:
                 found.append("%s: %s must be at least %g" % (check["name"], option, least))
         if check["kind"] == "systemd" and not check["units"]:
@@ -550,11 +567,19 @@ def problems(checks: list) -> list:
 def check_host(parameters: dict, now: datetime.datetime) -> dict:
     """Run the checks and return what the module returns."""
     language = parameters["language"]
-    context = Context(parameters["environment_file"], parameters["environment_keys"], parameters["app_root"],
-                      parameters["app_user"], parameters["proc_path"])
-    results = [health_engine.describe(options, outcome, attempts, language, context)
-               for options, outcome, attempts in health_engine.run_checks(
-                   [check for check in parameters["checks"] if check["enabled"]], context)]
+    context = Context(
+        parameters["environment_file"],
+        parameters["environment_keys"],
+        parameters["app_root"],
+        parameters["app_user"],
+        parameters["proc_path"],
+    )
+    results = [
+        health_engine.describe(options, outcome, attempts, language, context)
+        for options, outcome, attempts in health_engine.run_checks(
+            [check for check in parameters["checks"] if check["enabled"]], context
+        )
+    ]
     report = health_engine.make_report(results, parameters["host_name"] or socket.gethostname(), now)
     failing = [result["name"] for result in health_engine.failing(results, parameters["fail_on"])]
     return answer(report, health_engine.report_lines(report, language), failing)
@@ -564,14 +589,23 @@ def merge(parameters: dict, now: datetime.datetime) -> dict:
     """Make one report of several and return what the module returns."""
     reports = [health_engine.report_of(entry["host"], entry["result"]) for entry in parameters["results"]]
     merged = health_engine.merge_reports(reports, now)
-    failing = ["%s: %s" % (report["host"], result["name"]) for report in reports
-               for result in health_engine.failing(report["checks"], parameters["fail_on"])]
+    failing = [
+        "%s: %s" % (report["host"], result["name"])
+        for report in reports
+        for result in health_engine.failing(report["checks"], parameters["fail_on"])
+    ]
     return answer(merged, health_engine.merged_lines(merged, parameters["language"]), failing)
 
 
 def answer(report: dict, lines: list, failing: list) -> dict:
-    return {"changed": False, "worst": report["worst"], "failing": failing, "report": report, "report_lines": lines,
-            "report_text": "\n".join(lines)}
+    return {
+        "changed": False,
+        "worst": report["worst"],
+        "failing": failing,
+        "report": report,
+        "report_lines": lines,
+        "report_text": "\n".join(lines),
+    }
 
 
 def main():

@@ -126,8 +126,12 @@ def sentence(holder):
         return datetime.datetime.fromtimestamp(float(seconds), datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
     return "%s holds the lock for its %s since %s; it expires at %s (run %s)" % (
-        holder.get("owner") or "somebody", holder.get("operation"), when(holder.get("since", 0)),
-        when(holder.get("expires", 0)), holder.get("run_id"))
+        holder.get("owner") or "somebody",
+        holder.get("operation"),
+        when(holder.get("since", 0)),
+        when(holder.get("expires", 0)),
+        holder.get("run_id"),
+    )
 
 
 def run(params, check_mode):
@@ -139,23 +143,46 @@ def run(params, check_mode):
         return {"changed": False, "alive": lock.controller_alive(params["controller"])}
     holder = lock.read(params["path"])
     if state == "query" or (check_mode and state == "present"):
-        return {"changed": False, "acquired": False, "holder": holder or {}, "holder_text": sentence(holder),
-                "stale": bool(holder) and lock.expired(holder), "taken_over": {}}
+        return {
+            "changed": False,
+            "acquired": False,
+            "holder": holder or {},
+            "holder_text": sentence(holder),
+            "stale": bool(holder) and lock.expired(holder),
+            "taken_over": {},
+        }
     if state == "absent":
         if not check_mode:
             lock.release(params["path"], params["run_id"])
         return {"changed": False, "holder": lock.read(params["path"]) or {}}
-    outcome = lock.acquire(params["path"], params["owner"], params["run_id"], params["operation"],
-                           params["controller"], params["ttl_seconds"], params["wait_seconds"], params["dead_run_id"])
-    return {"changed": outcome.taken_over is not None, "acquired": outcome.acquired, "holder": outcome.holder or {},
-            "holder_text": sentence(outcome.holder), "stale": False, "taken_over": outcome.taken_over or {}}
+    outcome = lock.acquire(
+        params["path"],
+        params["owner"],
+        params["run_id"],
+        params["operation"],
+        params["controller"],
+        params["ttl_seconds"],
+        params["wait_seconds"],
+        params["dead_run_id"],
+    )
+    return {
+        "changed": outcome.taken_over is not None,
+        "acquired": outcome.acquired,
+        "holder": outcome.holder or {},
+        "holder_text": sentence(outcome.holder),
+        "stale": False,
+        "taken_over": outcome.taken_over or {},
+    }
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["present", "absent", "query", "identity", "alive"],
-                      "default": "query"},
+            "state": {
+                "type": "str",
+                "choices": ["present", "absent", "query", "identity", "alive"],
+                "default": "query",
+            },
             "path": {"type": "path", "default": "/var/www/shiftmaster/shared/state/lock.json"},
             "owner": {"type": "str", "default": ""},
             "run_id": {"type": "str"},

@@ -230,8 +230,19 @@ from ansible.module_utils.shiftmaster.releasecode import ReleaseCode, ReleaseCod
 
 PLAN_SECONDS = 120
 GRACE_SECONDS = 5  # How much later than this module's own limit the driver ends by itself.
-PUBLIC = ("app", "name", "class", "reversible", "atomic", "reasons", "warnings", "loses", "describe", "found_in",
-          "annotation")
+PUBLIC = (
+    "app",
+    "name",
+    "class",
+    "reversible",
+    "atomic",
+    "reasons",
+    "warnings",
+    "loses",
+    "describe",
+    "found_in",
+    "annotation",
+)
 
 
 class Refused(Exception):
@@ -271,23 +282,32 @@ class Runner:
     def ask(self, release, request, timeout):
         request = dict(request, limit_seconds=timeout + GRACE_SECONDS)
         answer = self.code(release, self.options["user"] or None).driver(
-            django_driver, request, timeout, {k: str(v) for k, v in self.options["extra_environment"].items()})
+            django_driver, request, timeout, {k: str(v) for k, v in self.options["extra_environment"].items()}
+        )
         if "failure" in answer:
             failure = answer["failure"]
             message = failure["message"]
             if failure.get("hint"):
                 message += " " + failure["hint"]
             changed = bool(answer["done"] or answer["repaired"] or failure.get("half_applied"))
-            raise Refused(message, failure=failure, done=names(answer["done"]), repaired=answer["repaired"],
-                          applied=names(answer.get("applied", ())), changed=changed)
+            raise Refused(
+                message,
+                failure=failure,
+                done=names(answer["done"]),
+                repaired=answer["repaired"],
+                applied=names(answer.get("applied", ())),
+                changed=changed,
+            )
         return answer
 
     def look(self, release, sources=False):
         return self.ask(release, {"op": "plan", "sources": sources}, min(PLAN_SECONDS, self.options["timeout_seconds"]))
 
     def timing(self):
-        return {name: self.options[name] for name in (
-            "lock_wait_seconds", "lock_timeout_seconds", "statement_timeout_seconds")}
+        return {
+            name: self.options[name]
+            for name in ("lock_wait_seconds", "lock_timeout_seconds", "statement_timeout_seconds")
+        }
 
     def run(self):
         return getattr(self, self.options["mode"])()
@@ -296,7 +316,8 @@ class Runner:
         answer = self.look(self.options["release"], sources=True)
         pending = migrations.plan(answer)
         allowed, reason = migrations.deploy_verdict(
-            pending, self.options["allow_contract"], self.options["first_deploy"])
+            pending, self.options["allow_contract"], self.options["first_deploy"]
+        )
         worst = migrations.worst_class(pending)
         return {
             "changed": False,
@@ -307,8 +328,12 @@ class Runner:
             "safe_to_rollback": worst == migrations.EXPAND,
             "reason": reason,
             "locking": ["%s: %s" % (migrations.key(r), warning) for r in pending for warning in r["warnings"]],
-            "diff": {"before_header": "django_migrations", "after_header": "django_migrations",
-                     "before": "", "after": listing(pending)},
+            "diff": {
+                "before_header": "django_migrations",
+                "after_header": "django_migrations",
+                "before": "",
+                "after": listing(pending),
+            },
         }
 
     def apply(self):
@@ -321,12 +346,22 @@ class Runner:
             return dict(result, changed=bool(result["pending"]))
         answer = self.ask(
             self.options["release"],
-            dict(self.timing(), op="apply", handlers=handlers,
-                 expected=[[r["app"], r["name"]] for r in result["pending"]]),
-            self.options["timeout_seconds"])
+            dict(
+                self.timing(),
+                op="apply",
+                handlers=handlers,
+                expected=[[r["app"], r["name"]] for r in result["pending"]],
+            ),
+            self.options["timeout_seconds"],
+        )
         done = names(answer["done"])
-        return dict(result, changed=bool(done or answer["repaired"]), done=done, repaired=answer["repaired"],
-                    applied=names(answer["applied"]))
+        return dict(
+            result,
+            changed=bool(done or answer["repaired"]),
+            done=done,
+            repaired=answer["repaired"],
+            applied=names(answer["applied"]),
+        )
 
     def _target(self):
         """Return {applied, known} as the target release sees them, and a warning where it had to be read from files."""
@@ -339,7 +374,8 @@ class Runner:
             rows = self.look(self.options["release"])["applied"]
             return {"applied": rows, "known": migrations.known_statically(target)}, [
                 "The code of %s could not be asked (%s), so its migrations were read from its files."
-                % (os.path.basename(target), error)]
+                % (os.path.basename(target), error)
+            ]
 
     def compare(self):
         target = self.options["target_release"]
@@ -373,10 +409,18 @@ class Runner:
         else:
             changed, reason = bool(done), "Unapplied %s." % (", ".join(done) or "nothing: the database is not ahead")
         result.update(
-            changed=changed, done=done, repaired=answer["repaired"], applied=names(answer["applied"]), reason=reason,
+            changed=changed,
+            done=done,
+            repaired=answer["repaired"],
+            applied=names(answer["applied"]),
+            reason=reason,
             loses=["%s: %s" % (migrations.key(r), lost) for r in ahead for lost in r.get("loses", ())],
-            diff={"before_header": "django_migrations", "after_header": "django_migrations",
-                  "before": listing(ahead), "after": ""},
+            diff={
+                "before_header": "django_migrations",
+                "after_header": "django_migrations",
+                "before": listing(ahead),
+                "after": "",
+            },
         )
         if not self.check_mode:
             result["safe_to_rollback"] = True

@@ -187,8 +187,12 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-PACKAGE_LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock",
-                 "/var/cache/apt/archives/lock")
+PACKAGE_LOCKS = (
+    "/var/lib/dpkg/lock-frontend",
+    "/var/lib/dpkg/lock",
+    "/var/lib/apt/lists/lock",
+    "/var/cache/apt/archives/lock",
+)
 DNS_SECONDS = 5
 MIB = 1024 * 1024
 
@@ -206,8 +210,13 @@ class Report:
         self.notes.append(text)
 
     def result(self):
-        return {"changed": False, "findings": self.findings, "notes": self.notes, "facts": self.facts,
-                "problems": ["%s; %s" % (one["problem"], one["hint"]) for one in self.findings]}
+        return {
+            "changed": False,
+            "findings": self.findings,
+            "notes": self.notes,
+            "facts": self.facts,
+            "problems": ["%s; %s" % (one["problem"], one["hint"]) for one in self.findings],
+        }
 
 
 def joined(words):
@@ -232,7 +241,9 @@ def check_system(report, systems, allow_untested, text):
     if not systems or found.lower() in [one.lower() for one in systems]:
         return
     sentence = "%s is none of the systems that this was proven on (%s)" % (
-        report.facts["system_name"], ", ".join(systems))
+        report.facts["system_name"],
+        ", ".join(systems),
+    )
     if allow_untested:
         report.note(sentence)
     else:
@@ -242,15 +253,21 @@ def check_system(report, systems, allow_untested, text):
 def check_python(report, minimum, version):
     report.facts["python"] = version
     if [int(one) for one in re.findall(r"\d+", version)[:2]] < [int(one) for one in minimum.split(".")[:2]]:
-        report.problem("python", "the host's Python is %s, and %s is the oldest that serves" % (version, minimum),
-                       "install a newer python3, or set ansible_python_interpreter to one")
+        report.problem(
+            "python",
+            "the host's Python is %s, and %s is the oldest that serves" % (version, minimum),
+            "install a newer python3, or set ansible_python_interpreter to one",
+        )
 
 
 def check_systemd(report, required, first, running):
     report.facts["init"] = first
     if required and not (first == "systemd" and running):
-        report.problem("systemd", "the host's first process is %s, not systemd" % (first or "unknown"),
-                       "take a host that boots with systemd; a plain container does not")
+        report.problem(
+            "systemd",
+            "the host's first process is %s, not systemd" % (first or "unknown"),
+            "take a host that boots with systemd; a plain container does not",
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- disk and memory
@@ -280,14 +297,18 @@ def check_disk(report, wanted, statvfs=os.statvfs):
         disk = statvfs(mount)
         free, inodes = disk.f_bavail * disk.f_frsize // MIB, disk.f_favail
         report.facts["disk"].append({"mount": mount, "free_mb": free, "free_inodes": inodes})
-        for key, have, unit, exists in (("minimum_mb", free, "MiB", True),
-                                        ("minimum_inodes", inodes, "files", disk.f_files > 0)):
+        for key, have, unit, exists in (
+            ("minimum_mb", free, "MiB", True),
+            ("minimum_inodes", inodes, "files", disk.f_files > 0),
+        ):
             need = sum(entry[key] for entry in entries)
             if exists and have < need:
                 report.problem(
-                    "disk", "%s has room for %d %s, and %d are needed for %s" % (
-                        mount, have, unit, need, joined(entry["path"] for entry in entries if entry[key])),
-                    "free some (journalctl --vacuum-size, apt-get clean, old files), or make the disk larger")
+                    "disk",
+                    "%s has room for %d %s, and %d are needed for %s"
+                    % (mount, have, unit, need, joined(entry["path"] for entry in entries if entry[key])),
+                    "free some (journalctl --vacuum-size, apt-get clean, old files), or make the disk larger",
+                )
 
 
 def check_memory(report, minimum, override, meminfo):
@@ -298,8 +319,11 @@ def check_memory(report, minimum, override, meminfo):
     if minimum and not have:
         report.note("the host does not tell how much memory it has")
     elif have < minimum:
-        report.problem("memory", "the host has %d MiB of memory, and %d are needed" % (have, minimum),
-                       "give it more, or move a function to another host")
+        report.problem(
+            "memory",
+            "the host has %d MiB of memory, and %d are needed" % (have, minimum),
+            "give it more, or move a function to another host",
+        )
 
 
 # -------------------------------------------------------------------------------------------------------- certificates
@@ -371,23 +395,32 @@ def check_certificate(report, entry, at):
     names = names or [value for part in fields.get("subject", ()) for kind, value in part if kind == "commonName"]
     day = datetime.datetime.fromtimestamp(ends, datetime.timezone.utc).strftime("%Y-%m-%d")
     report.facts.setdefault("certificates", []).append(
-        {"path": path, "expires": day, "days_left": int(days // 1), "names": names})
+        {"path": path, "expires": day, "days_left": int(days // 1), "names": names}
+    )
     if days < 0:
         report.problem("certificate", "the certificate %s expired on %s" % (path, day), "renew it")
     elif begins > at:
         report.problem("certificate", "the certificate %s is not valid yet" % path, "check the host's clock, or wait")
     elif days < entry["minimum_days"]:
-        report.problem("certificate", "the certificate %s expires on %s, in %d days, and %d are asked for" % (
-            path, day, days, entry["minimum_days"]), "renew it")
+        report.problem(
+            "certificate",
+            "the certificate %s expires on %s, in %d days, and %d are asked for"
+            % (path, day, days, entry["minimum_days"]),
+            "renew it",
+        )
     missing = [name for name in entry["names"] if not any(name_matches(pattern, name) for pattern in names)]
     if missing:
-        report.problem("certificate", "the certificate %s is not valid for %s, but for %s" % (
-            path, joined(missing), joined(names) or "nothing"), "get one for every name of the site")
+        report.problem(
+            "certificate",
+            "the certificate %s is not valid for %s, but for %s" % (path, joined(missing), joined(names) or "nothing"),
+            "get one for every name of the site",
+        )
     if entry["key"]:
         wrong = key_problem(path, entry["key"])
         if wrong:
-            report.problem("certificate", wrong,
-                           "put the key there that the certificate was made with, without a password")
+            report.problem(
+                "certificate", wrong, "put the key there that the certificate was made with, without a password"
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------- ports
@@ -442,10 +475,12 @@ def check_ports(report, wanted):
         strangers = foreign(holders, entry["expected"])
         if strangers:
             report.problem(
-                "ports", "port %d is in use by %s" % (entry["port"], joined(
-                    "%s (process %d)" % item for item in sorted(strangers.items()))),
-                "stop it and disable its service" + (
-                    "; %s is to listen there" % " or ".join(entry["expected"]) if entry["expected"] else ""))
+                "ports",
+                "port %d is in use by %s"
+                % (entry["port"], joined("%s (process %d)" % item for item in sorted(strangers.items()))),
+                "stop it and disable its service"
+                + ("; %s is to listen there" % " or ".join(entry["expected"]) if entry["expected"] else ""),
+            )
 
 
 # ----------------------------------------------------------------------------------------------- clock, names, packages
@@ -455,9 +490,12 @@ def check_clock(report, controller_time, maximum, at):
     difference = at - controller_time
     report.facts["clock_difference_seconds"] = round(difference, 1)
     if abs(difference) > maximum:
-        report.problem("clock", "the host's clock is %d s %s the controller's" % (
-            abs(difference), "ahead of" if difference > 0 else "behind"),
-            "set both by NTP (timedatectl, chronyc makestep); certificates and tokens depend on it")
+        report.problem(
+            "clock",
+            "the host's clock is %d s %s the controller's"
+            % (abs(difference), "ahead of" if difference > 0 else "behind"),
+            "set both by NTP (timedatectl, chronyc makestep); certificates and tokens depend on it",
+        )
 
 
 def resolve(name):
@@ -484,8 +522,11 @@ def check_domains(report, names):
         found, why = resolve(name)
         report.facts["domains"][name] = found
         if not found:
-            report.problem("domains", "the host cannot resolve %s (%s)" % (name, why),
-                           "check its /etc/resolv.conf, or write the name into /etc/hosts")
+            report.problem(
+                "domains",
+                "the host cannot resolve %s (%s)" % (name, why),
+                "check its /etc/resolv.conf, or write the name into /etc/hosts",
+            )
 
 
 def lock_holder(path):
@@ -511,18 +552,29 @@ def check_packages(report, wait_seconds):
         time.sleep(1)
     if holders:
         name = read("/proc/%d/comm" % holders[0]).strip() or "a program"
-        report.problem("packages", "%s (process %d) is installing packages" % (name, holders[0]),
-                       "wait until it has ended, or see why it does not")
+        report.problem(
+            "packages",
+            "%s (process %d) is installing packages" % (name, holders[0]),
+            "wait until it has ended, or see why it does not",
+        )
         return
     interrupted = any(name.isdigit() for name in names_in("/var/lib/dpkg/updates"))
-    said = subprocess.run(("dpkg", "--audit"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-                          timeout=60, env=dict(os.environ, LC_ALL="C")).stdout.decode(errors="replace")
+    said = subprocess.run(
+        ("dpkg", "--audit"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        timeout=60,
+        env=dict(os.environ, LC_ALL="C"),
+    ).stdout.decode(errors="replace")
     broken = re.findall(r"(?m)^ (\S+)", said)
     report.facts["packages_broken"] = broken
     if interrupted or said.strip():
-        report.problem("packages", "an earlier installation of packages was interrupted" + (
-            " (%s)" % joined(broken[:5]) if broken else ""),
-            "run `dpkg --configure -a`, then `apt-get --fix-broken install`")
+        report.problem(
+            "packages",
+            "an earlier installation of packages was interrupted" + (" (%s)" % joined(broken[:5]) if broken else ""),
+            "run `dpkg --configure -a`, then `apt-get --fix-broken install`",
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -571,24 +623,39 @@ def argument_spec():
         "allow_untested_os": option("bool", False),
         "python_minimum": option("str", "3.9"),
         "systemd": option("bool", True),
-        "disk": option("list", [], elements="dict", options={
-            "path": {"type": "path", "required": True},
-            "minimum_mb": option("int", 0),
-            "minimum_inodes": option("int", 0),
-        }),
+        "disk": option(
+            "list",
+            [],
+            elements="dict",
+            options={
+                "path": {"type": "path", "required": True},
+                "minimum_mb": option("int", 0),
+                "minimum_inodes": option("int", 0),
+            },
+        ),
         "memory_minimum_mb": option("int", 0),
         "memory_mb": option("int", 0),
-        "certificates": option("list", [], elements="dict", options={
-            "certificate": {"type": "path", "required": True},
-            "key": {"type": "path", "no_log": False},
-            "names": option("list", [], elements="str"),
-            "minimum_days": option("int", 0),
-            "required": option("bool", True),
-        }),
-        "ports": option("list", [], elements="dict", options={
-            "port": {"type": "int", "required": True},
-            "expected": option("list", [], elements="str"),
-        }),
+        "certificates": option(
+            "list",
+            [],
+            elements="dict",
+            options={
+                "certificate": {"type": "path", "required": True},
+                "key": {"type": "path", "no_log": False},
+                "names": option("list", [], elements="str"),
+                "minimum_days": option("int", 0),
+                "required": option("bool", True),
+            },
+        ),
+        "ports": option(
+            "list",
+            [],
+            elements="dict",
+            options={
+                "port": {"type": "int", "required": True},
+                "expected": option("list", [], elements="str"),
+            },
+        ),
         "controller_time": {"type": "float"},
         "clock_maximum_seconds": option("float", 30),
         "domains": option("list", [], elements="str"),

@@ -647,8 +647,12 @@ class Operation:
         cutover = self.cutover()
         if transition is None:
             started = cutover.ensure_running()
-            return self.result(bool(started), release=self.current or "", timings={},
-                               notes=["started %s again" % name for name in started])
+            return self.result(
+                bool(started),
+                release=self.current or "",
+                timings={},
+                notes=["started %s again" % name for name in started],
+            )
         cutover.put_back(self.params["reason"] or "asked for", bad=False)
         return self.result(True, release=transition["from"] or "", timings=cutover.timings, notes=cutover.notes)
 

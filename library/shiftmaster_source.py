@@ -147,8 +147,13 @@ KEEP_ARCHIVES = 10
 WHOLE_COMMIT = re.compile(r"^[0-9a-f]{40}\Z")
 SOME_COMMIT = re.compile(r"^[0-9a-f]{7,40}\Z")
 # Sentences of git that say nothing beside the line before them.
-FILLER = ("please make sure you have the correct access rights", "and the repository exists",
-          "could not read from remote repository", "the remote end hung up unexpectedly", "early eof")
+FILLER = (
+    "please make sure you have the correct access rights",
+    "and the repository exists",
+    "could not read from remote repository",
+    "the remote end hung up unexpectedly",
+    "early eof",
+)
 HINTS = (
     ("terminal prompts disabled", "it asks for a user name and a password; give them in the address"),
     ("authentication failed", "the user name or the token is wrong or has expired"),
@@ -161,10 +166,25 @@ CREDENTIAL_HELPER = (
     ' "$SHIFTMASTER_GIT_USER" "$SHIFTMASTER_GIT_PASSWORD"; }; f'
 )
 # Variables that would point git at another repository than ours (as within a git hook).
-FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY",
-           "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE", "GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_PREFIX",
-           "GIT_CEILING_DIRECTORIES", "GIT_ATTR_SOURCE", "GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS",
-           "GIT_NOGLOB_PATHSPECS", "GIT_ICASE_PATHSPECS", "SSH_ASKPASS")
+FOREIGN = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_COMMON_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_NAMESPACE",
+    "GIT_CONFIG",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_PREFIX",
+    "GIT_CEILING_DIRECTORIES",
+    "GIT_ATTR_SOURCE",
+    "GIT_LITERAL_PATHSPECS",
+    "GIT_GLOB_PATHSPECS",
+    "GIT_NOGLOB_PATHSPECS",
+    "GIT_ICASE_PATHSPECS",
+    "SSH_ASKPASS",
+)
 
 
 class SourceError(Exception):
@@ -224,8 +244,10 @@ class Address:
     def folder(self):
         """Return the name of the repository's folder in the cache."""
         name = re.sub(r"[^A-Za-z0-9._-]", "-", self.url.rstrip("/").rsplit("/", 1)[-1])[:40]
-        return "%s-%s" % (re.sub(r"\.git$", "", name) or "repository",
-                          hashlib.sha256(self.url.encode()).hexdigest()[:12])
+        return "%s-%s" % (
+            re.sub(r"\.git$", "", name) or "repository",
+            hashlib.sha256(self.url.encode()).hexdigest()[:12],
+        )
 
 
 def reason(stderr):
@@ -245,11 +267,17 @@ def environment(address, base, protected=""):
         ("remote.origin.url", address.url),
         ("remote.origin.fetch", "+refs/heads/*:refs/heads/*"),
         ("remote.origin.fetch", "+refs/tags/*:refs/tags/*"),
-        ("gc.autoDetach", "false"), ("maintenance.autoDetach", "false"),
-        ("http.lowSpeedLimit", "1000"), ("http.lowSpeedTime", "30"),
+        ("gc.autoDetach", "false"),
+        ("maintenance.autoDetach", "false"),
+        ("http.lowSpeedLimit", "1000"),
+        ("http.lowSpeedTime", "30"),
         # What is packed depends on the commit alone, not on this machine's configuration.
-        ("tar.umask", "0022"), ("core.autocrlf", "false"), ("i18n.logOutputEncoding", "UTF-8"),
-        ("filter.lfs.smudge", ""), ("filter.lfs.process", ""), ("filter.lfs.required", "false"),
+        ("tar.umask", "0022"),
+        ("core.autocrlf", "false"),
+        ("i18n.logOutputEncoding", "UTF-8"),
+        ("filter.lfs.smudge", ""),
+        ("filter.lfs.process", ""),
+        ("filter.lfs.required", "false"),
     ]
     if address.user or address.password:
         scope = address.scope()
@@ -258,8 +286,15 @@ def environment(address, base, protected=""):
     first = int(env.get("GIT_CONFIG_COUNT") or 0)
     for number, (name, value) in enumerate(settings, first):
         env["GIT_CONFIG_KEY_%d" % number], env["GIT_CONFIG_VALUE_%d" % number] = name, value
-    env.update(GIT_CONFIG_COUNT=str(first + len(settings)), GIT_TERMINAL_PROMPT="0", SSH_ASKPASS_REQUIRE="never",
-               LC_ALL="C.UTF-8", LANGUAGE="C", GIT_PAGER="cat", GIT_OPTIONAL_LOCKS="0")
+    env.update(
+        GIT_CONFIG_COUNT=str(first + len(settings)),
+        GIT_TERMINAL_PROMPT="0",
+        SSH_ASKPASS_REQUIRE="never",
+        LC_ALL="C.UTF-8",
+        LANGUAGE="C",
+        GIT_PAGER="cat",
+        GIT_OPTIONAL_LOCKS="0",
+    )
     if protected:
         env["GIT_CONFIG_GLOBAL"] = protected
     return env
@@ -272,9 +307,14 @@ def protected_configuration(path, base):
     upload-pack; so a file stands in for the user's own, which it includes.
     """
     home = base.get("HOME") or os.path.expanduser("~")
-    own = [base["GIT_CONFIG_GLOBAL"]] if base.get("GIT_CONFIG_GLOBAL") else [
-        os.path.join(base.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "git", "config"),
-        os.path.join(home, ".gitconfig")]
+    own = (
+        [base["GIT_CONFIG_GLOBAL"]]
+        if base.get("GIT_CONFIG_GLOBAL")
+        else [
+            os.path.join(base.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "git", "config"),
+            os.path.join(home, ".gitconfig"),
+        ]
+    )
 
     def quoted(text):
         return '"%s"' % text.replace("\\", "\\\\").replace('"', '\\"')
@@ -284,8 +324,11 @@ def protected_configuration(path, base):
         for name in (one, os.path.join(one, ".git"), one + ".git"):
             if name not in trusted:
                 trusted.append(name)
-    return "".join(["[include]\n\tpath = %s\n" % quoted(name) for name in own] + ["[safe]\n"]
-                   + ["\tdirectory = %s\n" % quoted(name) for name in trusted])
+    return "".join(
+        ["[include]\n\tpath = %s\n" % quoted(name) for name in own]
+        + ["[safe]\n"]
+        + ["\tdirectory = %s\n" % quoted(name) for name in trusted]
+    )
 
 
 def names_of(listing):
@@ -294,9 +337,9 @@ def names_of(listing):
     for line in listing.splitlines():
         found, _space, name = line.partition(" ")
         if name.startswith("refs/tags/"):
-            tags[name[len("refs/tags/"):]] = found
+            tags[name[len("refs/tags/") :]] = found
         elif name.startswith("refs/heads/"):
-            branches[name[len("refs/heads/"):]] = found
+            branches[name[len("refs/heads/") :]] = found
     return tags, branches
 
 
@@ -316,8 +359,8 @@ def choose(version, tags, branches, commits):
     Raises SourceError where nothing, or more than one commit, has the name.
     """
     for prefix, kind, table in (("refs/tags/", "tag", tags), ("refs/heads/", "branch", branches)):
-        if version.startswith(prefix) and version[len(prefix):] in table:
-            return kind, table[version[len(prefix):]], []
+        if version.startswith(prefix) and version[len(prefix) :] in table:
+            return kind, table[version[len(prefix) :]], []
     digits = version.lower()
     found = commits(digits) if SOME_COMMIT.match(digits) else []
     candidates = [(kind, table[version]) for kind, table in (("tag", tags), ("branch", branches)) if version in table]
@@ -326,11 +369,16 @@ def choose(version, tags, branches, commits):
         raise SourceError(unknown(version, tags, branches))
     kind, chosen = candidates[0]
     if kind == "commit" and len(found) > 1:
-        raise SourceError("%s is the start of %d commits (%s); give more digits" % (
-            version, len(found), ", ".join(one[:12] for one in found[:5])))
+        raise SourceError(
+            "%s is the start of %d commits (%s); give more digits"
+            % (version, len(found), ", ".join(one[:12] for one in found[:5]))
+        )
     others = sorted({other for other, _object in candidates[1:] if other != kind})
-    return kind, chosen, ["%s is a %s and also a %s; the %s is taken" % (version, kind, " and a ".join(others), kind)
-                          ] if others else []
+    return (
+        kind,
+        chosen,
+        ["%s is a %s and also a %s; the %s is taken" % (version, kind, " and a ".join(others), kind)] if others else [],
+    )
 
 
 def unknown(version, tags, branches):
@@ -350,7 +398,11 @@ def unknown(version, tags, branches):
     else:
         more = "the name resembles none of them"
     return "there is no tag, branch or commit %s in the repository (%s, %s); %s" % (
-        version, count(len(tags), "tag"), count(len(branches), "branch"), more)
+        version,
+        count(len(tags), "tag"),
+        count(len(branches), "branch"),
+        more,
+    )
 
 
 class Git:
@@ -362,10 +414,17 @@ class Git:
     def run(self, *arguments, stdin=b"", stdout=subprocess.PIPE):
         """Return git's output as bytes. Raises Failed, and SourceError when the time is over."""
         try:
-            child = subprocess.Popen(("git", "--git-dir", self.folder) + arguments, env=self.env, cwd="/",
-                                     stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE,
-                                     start_new_session=True, preexec_fn=_die_with_parent,
-                                     pass_fds=() if self.lock is None else (self.lock,))
+            child = subprocess.Popen(
+                ("git", "--git-dir", self.folder) + arguments,
+                env=self.env,
+                cwd="/",
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+                pass_fds=() if self.lock is None else (self.lock,),
+            )
         except FileNotFoundError:
             raise SourceError("git is not installed on the controller")
         try:
@@ -373,8 +432,9 @@ class Git:
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.communicate()
-            raise SourceError("git %s did not end in time; raise timeout_seconds, or see what keeps the repository"
-                              % arguments[0])
+            raise SourceError(
+                "git %s did not end in time; raise timeout_seconds, or see what keeps the repository" % arguments[0]
+            )
         if child.returncode != 0:
             raise Failed(reason(errors.decode(errors="replace")))
         return output or b""
@@ -418,8 +478,9 @@ class Mirror:
                     break
                 except BlockingIOError:
                     if time.monotonic() > self.deadline:
-                        raise SourceError("another run is still at work on the copy of the repository in %s"
-                                          % self.root)
+                        raise SourceError(
+                            "another run is still at work on the copy of the repository in %s" % self.root
+                        )
                     time.sleep(0.1)
             self.git.lock = descriptor
             yield
@@ -449,8 +510,15 @@ class Mirror:
     def commits(self, digits):
         """Return the commits that start with these digits."""
         found = self.git.text("rev-parse", "--disambiguate=" + digits).split()
-        kinds = self.git.run("cat-file", "--batch-check=%(objectname) %(objecttype)",
-                             stdin="".join(one + "\n" for one in found).encode()).decode().splitlines()
+        kinds = (
+            self.git.run(
+                "cat-file",
+                "--batch-check=%(objectname) %(objecttype)",
+                stdin="".join(one + "\n" for one in found).encode(),
+            )
+            .decode()
+            .splitlines()
+        )
         return [line.split()[0] for line in kinds if line.endswith(" commit")]
 
     def fetch(self):
@@ -478,8 +546,12 @@ class Mirror:
         if not (WHOLE_COMMIT.match(digits) and self.commits(digits)):
             fetched = self.fetch()
             tags, branches = names_of(self.listing())
-            if WHOLE_COMMIT.match(digits) and version not in tags and version not in branches \
-                    and not self.commits(digits):
+            if (
+                WHOLE_COMMIT.match(digits)
+                and version not in tags
+                and version not in branches
+                and not self.commits(digits)
+            ):
                 self.fetch_commit(digits)
         kind, found, notes = choose(version, *names_of(self.listing()), self.commits)
         try:
@@ -489,8 +561,18 @@ class Mirror:
 
     def files(self, revision, exclude):
         """Return [(mode, object, path)] of what an archive of the revision holds."""
-        fields = self.git.run("diff-tree", "-r", "-z", "--no-renames", "--no-abbrev", "--raw", EMPTY_TREE, revision,
-                              "--", *pathspec(exclude)).split(b"\0")
+        fields = self.git.run(
+            "diff-tree",
+            "-r",
+            "-z",
+            "--no-renames",
+            "--no-abbrev",
+            "--raw",
+            EMPTY_TREE,
+            revision,
+            "--",
+            *pathspec(exclude),
+        ).split(b"\0")
         entries = []
         for head, path in zip(fields[::2], fields[1::2]):
             words = head.decode().split()
@@ -506,7 +588,7 @@ class Mirror:
             end = data.index(b"\n", position)
             size = int(data[position:end].split()[2])
             if size <= migrations.MAX_FILE_BYTES:
-                found[path] = migrations.decode(data[end + 1:end + 1 + size])
+                found[path] = migrations.decode(data[end + 1 : end + 1 + size])
             position = end + size + 2
         return found
 
@@ -600,20 +682,26 @@ def look(mirror, version, archive, exclude):
     kind, revision, notes, fetched = mirror.resolve(version)
     committed, _nul, subject = mirror.git.text("log", "-1", "--format=%ct%x00%s", revision).strip("\n").partition("\0")
     entries = mirror.files(revision, exclude)
-    texts = mirror.texts([entry for entry in entries if migrations.wanted(entry[2])
-                          or entry[2] == ".gitattributes"])
+    texts = mirror.texts([entry for entry in entries if migrations.wanted(entry[2]) or entry[2] == ".gitattributes"])
     if any(mode == "160000" for mode, _object, _path in entries):
         notes.append("version %s has git submodules; they are not in the archive" % version)
     if "filter=lfs" in texts.pop(".gitattributes", ""):
         notes.append("version %s keeps files in Git LFS; the archive holds only their pointers" % version)
     path, digest = mirror.pack(revision, exclude) if archive else ("", "")
     return {
-        "revision": revision, "kind": kind, "subject": subject,
+        "revision": revision,
+        "kind": kind,
+        "subject": subject,
         "version": revision[:10] if kind == "commit" else re.sub(r"^refs/(tags|heads)/", "", version),
         "committed": datetime.datetime.fromtimestamp(int(committed), datetime.timezone.utc).strftime(
-            "%Y-%m-%dT%H:%M:%SZ"),
-        "archive": path, "archive_sha256": digest, "migrations": migrations.classify_files(texts), "fetched": fetched,
-        "notes": notes, "repository": mirror.address.url,
+            "%Y-%m-%dT%H:%M:%SZ"
+        ),
+        "archive": path,
+        "archive_sha256": digest,
+        "migrations": migrations.classify_files(texts),
+        "fetched": fetched,
+        "notes": notes,
+        "repository": mirror.address.url,
     }
 
 

@@ -160,8 +160,14 @@ def apply(params, check_mode):
         if exists and not difference:
             continue
         changed.append(path)
-        diffs.append({"before_header": path, "after_header": path, "before": "%s\n" % difference if exists else "",
-                      "after": "folder %s %s:%s\n" % (entry["mode"], entry["owner"], entry["group"])})
+        diffs.append(
+            {
+                "before_header": path,
+                "after_header": path,
+                "before": "%s\n" % difference if exists else "",
+                "after": "folder %s %s:%s\n" % (entry["mode"], entry["owner"], entry["group"]),
+            }
+        )
         if not check_mode:
             os.makedirs(path, exist_ok=True)
             os.chown(path, *ids)
@@ -173,8 +179,11 @@ def apply(params, check_mode):
         if before == entry["content"] and not difference:
             continue
         changed.append(path)
-        diffs.append({"before_header": path, "after_header": path, "before": before or "", "after": entry["content"]}
-                     if before != entry["content"] else {"prepared": "%s: %s\n" % (path, difference)})
+        diffs.append(
+            {"before_header": path, "after_header": path, "before": before or "", "after": entry["content"]}
+            if before != entry["content"]
+            else {"prepared": "%s: %s\n" % (path, difference)}
+        )
         if not check_mode:
             replace(path, entry, ids)
     wanted = {entry["path"] for entry in files}
@@ -204,15 +213,27 @@ def replace(path, entry, ids):
 
 
 def main():
-    common = {"path": {"type": "path", "required": True}, "owner": {"type": "str", "default": "root"},
-              "group": {"type": "str", "default": "root"}}
+    common = {
+        "path": {"type": "path", "required": True},
+        "owner": {"type": "str", "default": "root"},
+        "group": {"type": "str", "default": "root"},
+    }
     module = AnsibleModule(
         argument_spec={
-            "directories": {"type": "list", "elements": "dict", "default": [],
-                            "options": dict(common, mode={"type": "str", "default": "0755"})},
-            "files": {"type": "list", "elements": "dict", "default": [],
-                      "options": dict(common, content={"type": "str", "required": True},
-                                      mode={"type": "str", "default": "0644"})},
+            "directories": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": dict(common, mode={"type": "str", "default": "0755"}),
+            },
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": dict(
+                    common, content={"type": "str", "required": True}, mode={"type": "str", "default": "0644"}
+                ),
+            },
             "texts": {"type": "dict", "default": {}},
             "absent": {"type": "list", "elements": "path", "default": []},
             "purge": {"type": "list", "elements": "path", "default": []},

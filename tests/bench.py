@@ -153,9 +153,8 @@ def latency(operations: Operations) -> None:
 
 def guide(operations: Operations) -> None:
     print("\nThe guide's own way (git pull, pip, migrate, restart in the live folder), same host, same load:")
-    run = subprocess.run(
-        ["docker", "cp", "--quiet", str(ROOT / ".cache/scenario/shiftmaster.git"), f"{HOST}:/srv/guide.git"], check=False,
-    )  # fmt: skip
+    repository = str(ROOT / ".cache/scenario/shiftmaster.git")
+    subprocess.run(["docker", "cp", "--quiet", repository, f"{HOST}:/srv/guide.git"], check=True)
     workers = operations.shell(f"grep ^workers {APP}/active/release/site/gunicorn.conf.py | tr -dc 0-9").strip()
     operations.shell(
         "set -e; apt-get update -qq; apt-get install -qq -y git >/dev/null; chown -R root:root /srv/guide.git; "

@@ -139,16 +139,19 @@ class Operations:
         return self.shell(FINGERPRINT, timeout=300)
 
 
-# Left out is what changes by itself: logs, the database's and the cache's own files, caches of packages, temporary files.
+# Left out is what changes by itself: logs, data of services, caches of packages, temporary files.
 FINGERPRINT = r"""
-find / -xdev \( -path /proc -o -path /sys -o -path /run -o -path /tmp -o -path /var/tmp -o -path /var/log -o -path /dev \
-  -o -path /var/lib/postgresql -o -path /var/lib/redis -o -path /var/lib/apt -o -path /var/cache -o -path /root/.ansible \
-  -o -path /var/lib/systemd -o -path /var/lib/chrony -o -path /var/lib/logrotate -o -path /var/lib/private \
-  -o -name operation.lock -o -path /var/lib/shiftmaster-beat \) -prune -o \
+left_out=""
+for path in /proc /sys /run /tmp /var/tmp /var/log /dev /var/lib/postgresql /var/lib/redis /var/lib/apt /var/cache \
+  /root/.ansible /var/lib/systemd /var/lib/chrony /var/lib/logrotate /var/lib/private /var/lib/shiftmaster-beat; do
+  left_out="$left_out -path $path -o"
+done
+find / -xdev \( $left_out -name operation.lock \) -prune -o \
   \( -type f -printf '%p %m %u %g %s %T@\n' -o -type l -printf '%p -> %l\n' -o -type d -printf '%p %m %u %g\n' \) \
   | LC_ALL=C sort
 systemctl list-unit-files --no-legend --no-pager | awk '{print $1, $2}'
-systemctl list-units --no-legend --no-pager --plain --type=service --state=active | awk '{print $1}' | grep -v -e '^user' -e systemd-run -e '^run-'
+systemctl list-units --no-legend --no-pager --plain --type=service --state=active | awk '{print $1}' \
+  | grep -v -e '^user' -e '^run-'
 nft list ruleset 2>/dev/null | sed 's/packets [0-9]* bytes [0-9]*//'
 """
 

@@ -57,8 +57,13 @@ class Operations:
     def canary(self, request):
         # celery.accumulate is built into every Celery application and only returns its arguments.
         before = self._count(request["worker"])
-        self.app.send_task("celery.accumulate", args=("shiftmaster",), queue=request["queue"], ignore_result=True,
-                           expires=request["seconds"])
+        self.app.send_task(
+            "celery.accumulate",
+            args=("shiftmaster",),
+            queue=request["queue"],
+            ignore_result=True,
+            expires=request["seconds"],
+        )
         deadline = time.monotonic() + request["seconds"]
         while time.monotonic() < deadline:
             if self._count(request["worker"]) > before:

@@ -31,12 +31,12 @@ LOCK_NAME = "shiftmaster-migration-lock"
 CLIENT_CHECK_MS = 2000
 HINTS = {
     "42701": "The database has this column already. If its definition is the same, mark the migration as applied"
-             " (migrate --fake) in a before_migrate hook; otherwise correct the migration.",
+    " (migrate --fake) in a before_migrate hook; otherwise correct the migration.",
     "42P07": "The database has this table or index already. If it is the same, mark the migration as applied"
-             " (migrate --fake) in a before_migrate hook; otherwise remove it.",
+    " (migrate --fake) in a before_migrate hook; otherwise remove it.",
     "42501": "The database user lacks a right that the migration needs.",
     "55P03": "Another session held a lock on the table for longer than lock_timeout. Nothing waits behind it now; end"
-             " that session or try again at a quieter time.",
+    " that session or try again at a quieter time.",
     "57014": "The statement took longer than statement_timeout, or somebody cancelled it.",
 }
 
@@ -93,8 +93,11 @@ def describe(operation):
         text = operation.describe()
     except Exception:  # A custom operation's own describe may fail on anything.
         text = ""
-    return {"operation": type(operation).__name__, "describe": text or type(operation).__name__,
-            "reversible": bool(getattr(operation, "reversible", False))}
+    return {
+        "operation": type(operation).__name__,
+        "describe": text or type(operation).__name__,
+        "reversible": bool(getattr(operation, "reversible", False)),
+    }
 
 
 def describe_migration(migration):
@@ -149,8 +152,11 @@ def executor_of(connection):
         raise Failure("unreadable", "The release's migrations cannot be loaded: %s" % first_line(error)) from error
     conflicts = executor.loader.detect_conflicts()
     if conflicts:
-        raise Failure("conflict", "The release has migrations that nobody merged: %s. It needs makemigrations --merge."
-                      % "; ".join("%s in %s" % (", ".join(sorted(n)), app) for app, n in sorted(conflicts.items())))
+        raise Failure(
+            "conflict",
+            "The release has migrations that nobody merged: %s. It needs makemigrations --merge."
+            % "; ".join("%s in %s" % (", ".join(sorted(n)), app) for app, n in sorted(conflicts.items())),
+        )
     return executor
 
 
@@ -215,8 +221,9 @@ def prepare(connection, request):
 
     def created(sender, connection, **_):
         if connection.alias == ALIAS and connection.pg_version >= 140000:
-            query(connection, "SELECT set_config('client_connection_check_interval', %s, false)",
-                  [str(CLIENT_CHECK_MS)])
+            query(
+                connection, "SELECT set_config('client_connection_check_interval', %s, false)", [str(CLIENT_CHECK_MS)]
+            )
 
     connection_created.connect(created, weak=False, dispatch_uid="shiftmaster-migrations")
     connection.close()
@@ -277,9 +284,12 @@ class Lock:
         lock.settings_dict["AUTOCOMMIT"] = True
         lock.ensure_connection()
         if client_pid(lock) != query(lock, "SELECT pg_backend_pid()")[0][0]:
-            raise Failure("pooler", "The connection to the database goes through a pooler (pgbouncer or alike), which "
-                          "may give the migration lock to somebody else. Let migrations connect to PostgreSQL itself: "
-                          "set the host and port in extra_environment.")
+            raise Failure(
+                "pooler",
+                "The connection to the database goes through a pooler (pgbouncer or alike), which "
+                "may give the migration lock to somebody else. Let migrations connect to PostgreSQL itself: "
+                "set the host and port in extra_environment.",
+            )
         if lock.pg_version >= 140000:
             query(lock, "SELECT set_config('idle_session_timeout', '0', false)")
         deadline = time.monotonic() + self.wait_seconds
@@ -293,9 +303,12 @@ class Lock:
             holder = holder_of(self.connection)
             if time.monotonic() >= deadline:
                 who = "session %d (%s, user %s, from %s, connected for %d s)" % holder if holder else "another session"
-                raise Failure("locked", "Another process holds the migration lock: %s still had it after %g seconds. "
-                              "Nothing was changed. Wait for it, or end that session if it is stuck."
-                              % (who, self.wait_seconds), pid=holder[0] if holder else None)
+                raise Failure(
+                    "locked",
+                    "Another process holds the migration lock: %s still had it after %g seconds. "
+                    "Nothing was changed. Wait for it, or end that session if it is stuck." % (who, self.wait_seconds),
+                    pid=holder[0] if holder else None,
+                )
             if not told:
                 note("waiting for the migration lock that session %s holds" % (holder[0] if holder else "?"))
                 told = True
@@ -308,10 +321,14 @@ class Lock:
             if not left:
                 return
             if time.monotonic() >= deadline:
-                raise Failure("leftover", "A migration whose process is gone is still running in the database: session "
-                              "%d, for %d seconds, was still there after %g seconds. Nothing was changed. Wait for it, "
-                              "or end it: SELECT pg_terminate_backend(%d)."
-                              % (left[0][0], left[0][2] or 0, self.wait_seconds, left[0][0]), pid=left[0][0])
+                raise Failure(
+                    "leftover",
+                    "A migration whose process is gone is still running in the database: session "
+                    "%d, for %d seconds, was still there after %g seconds. Nothing was changed. Wait for it, "
+                    "or end it: SELECT pg_terminate_backend(%d)."
+                    % (left[0][0], left[0][2] or 0, self.wait_seconds, left[0][0]),
+                    pid=left[0][0],
+                )
             time.sleep(0.25)
 
     def check(self):
@@ -321,8 +338,11 @@ class Lock:
         try:
             query(self.connection, "SELECT 1")
         except Exception as error:
-            raise Failure("lock_lost", "The connection that held the migration lock broke (%s), so the run stopped "
-                          "before the next migration." % first_line(error)) from error
+            raise Failure(
+                "lock_lost",
+                "The connection that held the migration lock broke (%s), so the run stopped "
+                "before the next migration." % first_line(error),
+            ) from error
 
     def __exit__(self, *_):
         if self.connection is not None:
@@ -378,10 +398,13 @@ class Tracker:
         self.current, self.operation, self.done = migration, None, []
         self.lock.check()
         if name not in self.wanted:
-            raise Failure("unexpected", "%s would be applied, but it was not in the plan that was checked. Run again."
-                          % name)
-        note("%s %s (%d of %d)" % ("unapplying" if self.backwards else "applying", name, len(self.finished) + 1,
-                                   self.total))
+            raise Failure(
+                "unexpected", "%s would be applied, but it was not in the plan that was checked. Run again." % name
+            )
+        note(
+            "%s %s (%d of %d)"
+            % ("unapplying" if self.backwards else "applying", name, len(self.finished) + 1, self.total)
+        )
         for index, operation in enumerate(migration.operations):
             self._wrap(index, operation)
 
@@ -408,9 +431,13 @@ class Tracker:
         if type(operation).__name__ != "AddIndexConcurrently" or schema_editor.connection.vendor != "postgresql":
             return
         name = operation.index.name
-        broken = query(schema_editor.connection, "SELECT indexrelid::regclass::text FROM pg_index i JOIN pg_class c"
-                       " ON c.oid = i.indexrelid WHERE c.relname = %s AND NOT i.indisvalid"
-                       " AND pg_table_is_visible(c.oid)", [name])
+        broken = query(
+            schema_editor.connection,
+            "SELECT indexrelid::regclass::text FROM pg_index i JOIN pg_class c"
+            " ON c.oid = i.indexrelid WHERE c.relname = %s AND NOT i.indisvalid"
+            " AND pg_table_is_visible(c.oid)",
+            [name],
+        )
         for (index,) in broken:
             note("dropping the unfinished index %s of an earlier run" % index)
             schema_editor.execute("DROP INDEX CONCURRENTLY IF EXISTS %s" % index)
@@ -434,8 +461,12 @@ def sqlstate_of(error):
 def invalid_indexes(lock):
     if lock.connection is None:
         return []
-    return [row[0] for row in query(
-        lock.connection, "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid ORDER BY 1")]
+    return [
+        row[0]
+        for row in query(
+            lock.connection, "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid ORDER BY 1"
+        )
+    ]
 
 
 def open_transactions(lock):
@@ -465,26 +496,40 @@ def explain(error, tracker, connection, lock):
             details["kind"] = "around"
             details["message"] = "The migrations ran, but what the application does %s failed: %s: %s" % (
                 "after them (a post_migrate handler)" if len(tracker.finished) == tracker.total else "around them",
-                type(error).__name__, first_line(error))
+                type(error).__name__,
+                first_line(error),
+            )
         else:
             name = key((migration.app_label, migration.name))
-            where = ("in operation %d (%s)" % (operation["number"], operation["describe"])) if operation else (
-                "after its operations" if tracker.done else "before its first operation")
+            where = (
+                ("in operation %d (%s)" % (operation["number"], operation["describe"]))
+                if operation
+                else ("after its operations" if tracker.done else "before its first operation")
+            )
             transactional = migration.atomic and connection.features.can_rollback_ddl
             half = not transactional and bool(tracker.done or operation)
-            sentences = ["Migration %s failed %s: %s: %s." % (
-                name, where, type(error).__name__, first_line(error).rstrip("."))]
+            sentences = [
+                "Migration %s failed %s: %s: %s." % (name, where, type(error).__name__, first_line(error).rstrip("."))
+            ]
             if half:
                 sentences.append(
                     "It does not run in a transaction, so it may be half %s: %s."
-                    % ("unapplied" if tracker.backwards else "applied",
-                       "done before were " + ", ".join("%d (%s)" % (o["number"], o["describe"]) for o in tracker.done)
-                       if tracker.done else "its first operation may have left something"))
+                    % (
+                        "unapplied" if tracker.backwards else "applied",
+                        "done before were " + ", ".join("%d (%s)" % (o["number"], o["describe"]) for o in tracker.done)
+                        if tracker.done
+                        else "its first operation may have left something",
+                    )
+                )
             else:
                 sentences.append("It was rolled back as a whole.")
             details.update(
-                kind="migration_failed", app=migration.app_label, name=migration.name, operation=operation,
-                operations_done=list(tracker.done), half_applied=half,
+                kind="migration_failed",
+                app=migration.app_label,
+                name=migration.name,
+                operation=operation,
+                operations_done=list(tracker.done),
+                half_applied=half,
             )
             blockers, broken = [], []
             with contextlib.suppress(Exception):
@@ -501,9 +546,10 @@ def explain(error, tracker, connection, lock):
             details["message"] = " ".join(sentences)
     if tracker.finished:
         details["message"] += " Before it, this run %s %s, which stay%s." % (
-            "unapplied" if tracker.backwards else "applied", ", ".join(key((m["app"], m["name"]))
-                                                                      for m in tracker.finished),
-            "" if len(tracker.finished) > 1 else "s")
+            "unapplied" if tracker.backwards else "applied",
+            ", ".join(key((m["app"], m["name"])) for m in tracker.finished),
+            "" if len(tracker.finished) > 1 else "s",
+        )
     return details
 
 
@@ -542,8 +588,11 @@ def apply(connection, request):
             allowed = {tuple(pair) for pair in request["expected"]}
             others = [key((m.app_label, m.name)) for m in pending if (m.app_label, m.name) not in allowed]
             if others:
-                raise Failure("unexpected", "The pending migrations are not those that were checked: %s came to it. "
-                              "Nothing was changed. Run again." % ", ".join(others))
+                raise Failure(
+                    "unexpected",
+                    "The pending migrations are not those that were checked: %s came to it. "
+                    "Nothing was changed. Run again." % ", ".join(others),
+                )
         tracker = Tracker(pending, lock)
         if not pending and not request.get("handlers"):
             return outcome(connection, tracker)
@@ -587,8 +636,11 @@ def backwards_plan(executor, keep):
     if lost:
         raise Failure("lost", "The release that should unapply them does not hold the files of %s." % ", ".join(lost))
     if partly:
-        raise Failure("squashed", "%s can only be unapplied as a whole, and the older release needs a part of it."
-                      % ", ".join(sorted(set(partly))))
+        raise Failure(
+            "squashed",
+            "%s can only be unapplied as a whole, and the older release needs a part of it."
+            % ", ".join(sorted(set(partly))),
+        )
     order, seen = [], set()
     for node in nodes:
         for candidate in graph.backwards_plan(node):
@@ -597,21 +649,29 @@ def backwards_plan(executor, keep):
                 order.append(candidate)
     more = [key(node) for node in order if node not in set(nodes)]
     if more:
-        raise Failure("needed", "%s depend on what would be unapplied, and the older release holds them."
-                      % ", ".join(more))
+        raise Failure(
+            "needed", "%s depend on what would be unapplied, and the older release holds them." % ", ".join(more)
+        )
     # backwards_plan gives each one behind those that depend on it; keep that over all of them.
-    position = {node: index for index, (migration, _) in enumerate(executor.migration_plan(
-        graph.leaf_nodes(), clean_start=True)) for node in [(migration.app_label, migration.name)]}
+    position = {
+        node: index
+        for index, (migration, _) in enumerate(executor.migration_plan(graph.leaf_nodes(), clean_start=True))
+        for node in [(migration.app_label, migration.name)]
+    }
     order.sort(key=lambda node: position[node], reverse=True)
     plan = [graph.nodes[node] for node in order]
     stuck = [
-        "%s (%s)" % (key((m.app_label, m.name)), ", ".join(describe(o)["describe"] for o in m.operations
-                                                          if not o.reversible))
-        for m in plan if not all(o.reversible for o in m.operations)
+        "%s (%s)"
+        % (key((m.app_label, m.name)), ", ".join(describe(o)["describe"] for o in m.operations if not o.reversible))
+        for m in plan
+        if not all(o.reversible for o in m.operations)
     ]
     if stuck:
-        raise Failure("irreversible", "These have no reverse code: %s. Nothing was changed; only restoring the backup "
-                      "from before goes back." % "; ".join(stuck))
+        raise Failure(
+            "irreversible",
+            "These have no reverse code: %s. Nothing was changed; only restoring the backup "
+            "from before goes back." % "; ".join(stuck),
+        )
     return plan
 
 
@@ -625,8 +685,13 @@ def reverse(connection, request):
     keep = {tuple(pair) for pair in request["keep"]}
     if request.get("dry_run"):
         plan = backwards_plan(executor_of(connection), keep)
-        return {"pending": [describe_migration(migration) for migration in plan], "applied": rows_of(connection),
-                "done": [], "repaired": [], "vendor": connection.vendor}
+        return {
+            "pending": [describe_migration(migration) for migration in plan],
+            "applied": rows_of(connection),
+            "done": [],
+            "repaired": [],
+            "vendor": connection.vendor,
+        }
     twin = prepare(connection, request)
     import_management()
     with Lock(connection, twin, request.get("lock_wait_seconds", 60)) as lock:

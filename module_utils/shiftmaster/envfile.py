@@ -84,4 +84,4 @@ def _value(text: str, position: int):
         else:
             parts.append(char)
             bare, blank = True, 0
-    return "".join(parts[:len(parts) - blank]), position
+    return "".join(parts[: len(parts) - blank]), position

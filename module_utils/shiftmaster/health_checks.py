@@ -19,7 +19,13 @@ from .layout import Layout
 from .probe import ProbeError
 
 HEALTHY, WARNING, CRITICAL, UNHEALTHY, DOWN, ERROR = STATUSES = (
-    "healthy", "warning", "critical", "unhealthy", "down", "error")
+    "healthy",
+    "warning",
+    "critical",
+    "unhealthy",
+    "down",
+    "error",
+)
 # From good to bad. A check that could not be made is worse than a warning: nothing is known.
 SEVERITY = (HEALTHY, WARNING, ERROR, UNHEALTHY, CRITICAL, DOWN)
 
@@ -47,8 +53,14 @@ def said(key: str, **values) -> tuple:
 class Context:
     """What all checks of one run share."""
 
-    def __init__(self, environment_file: Optional[str] = None, environment_keys: Optional[dict] = None,
-                 app_root: str = "/var/www/shiftmaster", user: str = "shiftmaster", proc: str = "/proc"):
+    def __init__(
+        self,
+        environment_file: Optional[str] = None,
+        environment_keys: Optional[dict] = None,
+        app_root: str = "/var/www/shiftmaster",
+        user: str = "shiftmaster",
+        proc: str = "/proc",
+    ):
         self.environment_file = environment_file
         self.keys = dict(ENVIRONMENT_KEYS, **(environment_keys or {}))
         self.layout = Layout(app_root)
@@ -63,8 +75,12 @@ class Context:
             with open(self.environment_file, encoding="utf-8") as stream:
                 return envfile.parse(stream.read())
         except (OSError, ValueError) as error:
-            raise ProbeError(ERROR, "environment", "%s cannot be read: %s"
-                             % (self.environment_file, getattr(error, "strerror", None) or type(error).__name__))
+            raise ProbeError(
+                ERROR,
+                "environment",
+                "%s cannot be read: %s"
+                % (self.environment_file, getattr(error, "strerror", None) or type(error).__name__),
+            )
 
     def colour(self) -> Optional[str]:
         return self.layout.active_colour()
@@ -131,8 +147,12 @@ def size(count: float) -> str:
 
 def check_http(options: dict, context: Context) -> Outcome:
     result = probe.http_get(
-        context.fill(options["url"]), options.get("path") or "/", options.get("host_header"),
-        options["timeout_seconds"], options.get("headers"), options.get("validate_certs", True),
+        context.fill(options["url"]),
+        options.get("path") or "/",
+        options.get("host_header"),
+        options["timeout_seconds"],
+        options.get("headers"),
+        options.get("validate_certs", True),
         options.get("ca_file"),
     )
     expected = options.get("expected_status") or [200]
@@ -175,8 +195,15 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
     if token:
         headers["X-Health-Token"] = token
     asked = path + ("?checks=" + ",".join(parts) if parts and "?" not in path else "")
-    result = probe.http_get(url, asked, options.get("host_header"), options["timeout_seconds"], headers,
-                            options.get("validate_certs", True), options.get("ca_file"))
+    result = probe.http_get(
+        url,
+        asked,
+        options.get("host_header"),
+        options["timeout_seconds"],
+        headers,
+        options.get("validate_certs", True),
+        options.get("ca_file"),
+    )
     data = {"latency_ms": None if result.error else round(result.seconds * 1000, 1), "http_status": result.status}
     hint = {"socket": url.replace("unix:", ""), "path": asked, "release": context.layout.active + "/release"}
     if result.error:
@@ -196,16 +223,25 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
         return Outcome(ERROR, said("deep.part_absent", parts=", ".join(missing)), "absent", hint, "", data)
     judged = {part: check for part, check in checks.items() if not parts or part in parts}
     data.update(version=answer.get("version"), release=answer.get("release"), parts=judged)
-    failed = ["%s: %s" % (part, check.get("error") or check.get("status")) for part, check in sorted(judged.items())
-              if check.get("status") not in (HEALTHY, "skipped")]
+    failed = [
+        "%s: %s" % (part, check.get("error") or check.get("status"))
+        for part, check in sorted(judged.items())
+        if check.get("status") not in (HEALTHY, "skipped")
+    ]
     if failed:
         broken = [check for check in judged.values() if check.get("status") not in (HEALTHY, "skipped")]
         # Migrations that cannot be read are not migrations that wait.
         pending = all("pending" in check or "pending" in str(check.get("error")) for check in broken)
         return Outcome(UNHEALTHY, (), "parts" if pending else "http", hint, "; ".join(failed), data)
-    return Outcome(HEALTHY, said("deep", version=answer.get("version") or "?",
-                                 parts=", ".join("%s %s" % (part, check.get("status")) for part, check
-                                                 in sorted(judged.items()))), data=data)
+    return Outcome(
+        HEALTHY,
+        said(
+            "deep",
+            version=answer.get("version") or "?",
+            parts=", ".join("%s %s" % (part, check.get("status")) for part, check in sorted(judged.items())),
+        ),
+        data=data,
+    )
 
 
 def _token(context: Context) -> Optional[str]:
@@ -217,8 +253,9 @@ def _token(context: Context) -> Optional[str]:
 
 
 def check_tcp(options: dict, context: Context) -> Outcome:
-    figures = probe.tcp_connect(options.get("host") or "localhost", options.get("port"), options.get("socket"),
-                                options["timeout_seconds"])
+    figures = probe.tcp_connect(
+        options.get("host") or "localhost", options.get("port"), options.get("socket"), options["timeout_seconds"]
+    )
     return Outcome(HEALTHY, said("tcp"), data=figures)
 
 
@@ -237,9 +274,15 @@ def postgres_target(options: dict, context: Context) -> probe.PostgresTarget:
             except ValueError as error:
                 raise ProbeError(ERROR, "address", str(error))
         else:
-            for field, key in (("host", "database_host"), ("port", "database_port"), ("database", "database_name"),
-                               ("user", "database_user"), ("password", "database_password"),
-                               ("sslmode", "database_sslmode"), ("sslrootcert", "database_sslrootcert")):
+            for field, key in (
+                ("host", "database_host"),
+                ("port", "database_port"),
+                ("database", "database_name"),
+                ("user", "database_user"),
+                ("password", "database_password"),
+                ("sslmode", "database_sslmode"),
+                ("sslrootcert", "database_sslrootcert"),
+            ):
                 if environment.get(keys[key]):
                     found[field] = environment[keys[key]]
     for field in ("host", "port", "database", "user", "sslmode", "run_as"):
@@ -257,8 +300,16 @@ def check_postgres(options: dict, context: Context) -> Outcome:
     figures = probe.postgres_ping(postgres_target(options, context), options["timeout_seconds"])
     status = above(figures["connections_percent"], options.get("warning"), options.get("critical"))
     key = "postgres.standby" if figures["recovery"] else "postgres"
-    return Outcome(status, said(key, version=figures["version"], connections=figures["connections"],
-                                percent=figures["connections_percent"]), "connections", {}, "", figures)
+    return Outcome(
+        status,
+        said(
+            key, version=figures["version"], connections=figures["connections"], percent=figures["connections_percent"]
+        ),
+        "connections",
+        {},
+        "",
+        figures,
+    )
 
 
 def check_redis(options: dict, context: Context) -> Outcome:
@@ -272,23 +323,38 @@ def check_redis(options: dict, context: Context) -> Outcome:
         except ValueError as error:
             raise ProbeError(ERROR, "address", "%s: %s" % (key, error))
     else:
-        target = probe.RedisTarget(options.get("host") or "localhost", options.get("port") or 6379,
-                                   options.get("socket"), tls=bool(options.get("tls")),
-                                   verify=options.get("validate_certs", True), ca_file=options.get("ca_file"))
+        target = probe.RedisTarget(
+            options.get("host") or "localhost",
+            options.get("port") or 6379,
+            options.get("socket"),
+            tls=bool(options.get("tls")),
+            verify=options.get("validate_certs", True),
+            ca_file=options.get("ca_file"),
+        )
     try:
         figures = probe.redis_ping(target, options["timeout_seconds"])
     except ProbeError as error:
         if error.reason == "noauth" and options.get("allow_noauth"):
             return Outcome(HEALTHY, said("redis.noauth"))
         raise
-    detail = (said("redis", version=figures["version"], role=figures.get("role", "?")) if "version" in figures
-              else said("redis.plain"))
+    detail = (
+        said("redis", version=figures["version"], role=figures.get("role", "?"))
+        if "version" in figures
+        else said("redis.plain")
+    )
     if "persistence_error" in figures:
-        return Outcome(CRITICAL, detail + said("redis.persistence", fields=figures["persistence_error"]), "disk", {},
-                       "", figures)
+        return Outcome(
+            CRITICAL, detail + said("redis.persistence", fields=figures["persistence_error"]), "disk", {}, "", figures
+        )
     if "replication_error" in figures:
-        return Outcome(WARNING, detail + said("redis.replication", fields=figures["replication_error"]),
-                       "replication", {}, "", figures)
+        return Outcome(
+            WARNING,
+            detail + said("redis.replication", fields=figures["replication_error"]),
+            "replication",
+            {},
+            "",
+            figures,
+        )
     # A cache that evicts is full by design.
     percent = None if figures.get("evicts") else figures.get("used_memory_percent")
     status = above(percent, options.get("warning"), options.get("critical"))
@@ -332,15 +398,26 @@ def check_celery(options: dict, context: Context) -> Outcome:
         return Outcome(HEALTHY, said("celery", count=len(names), names=", ".join(names)), data=data)
     if not names:
         return Outcome(DOWN, (), "workers", {}, celery_failure(done.stderr + "\n" + done.stdout), data)
-    return Outcome(UNHEALTHY, said("celery.few", count=len(names), wanted=wanted, names=": " + ", ".join(names)),
-                   "workers", {}, "", data)
+    return Outcome(
+        UNHEALTHY,
+        said("celery.few", count=len(names), wanted=wanted, names=": " + ", ".join(names)),
+        "workers",
+        {},
+        "",
+        data,
+    )
 
 
 def celery_failure(text: str) -> str:
     """Return the line that says what went wrong, without an address that may hold a password."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith(("Error:", "kombu.", "redis.", "ModuleNotFoundError",
-                                                          "ImportError", "AttributeError", "Unable to load"))]
+    telling = [
+        line
+        for line in lines
+        if line.startswith(
+            ("Error:", "kombu.", "redis.", "ModuleNotFoundError", "ImportError", "AttributeError", "Unable to load")
+        )
+    ]
     line = (telling or lines or ["no worker answered"])[-1]
     return re.sub(r"://[^@/\s]*@", "://***@", line)[:300]
 
@@ -377,10 +454,19 @@ def check_systemd(options: dict, context: Context) -> Outcome:
             problems.append(unit["Id"])
             if unit.get("LoadState") == "not-found":
                 reason = "absent"
-    data = {"units": [{"name": unit["Id"], "active": unit.get("ActiveState"), "sub": unit.get("SubState"),
-                       "result": unit.get("Result"), "restarts": int(unit.get("NRestarts") or 0)}
-                      for unit, status in zip(units, states)
-                      if status != HEALTHY or any(_same_unit(unit["Id"], name) for name in plain)]}
+    data = {
+        "units": [
+            {
+                "name": unit["Id"],
+                "active": unit.get("ActiveState"),
+                "sub": unit.get("SubState"),
+                "result": unit.get("Result"),
+                "restarts": int(unit.get("NRestarts") or 0),
+            }
+            for unit, status in zip(units, states)
+            if status != HEALTHY or any(_same_unit(unit["Id"], name) for name in plain)
+        ]
+    }
     if problems:
         told = "; ".join("%s %s" % (unit["Id"], _unit_words(unit)) for unit in units if unit["Id"] in problems)
         return Outcome(worst(states), (), reason, {"units": " ".join(problems), "first": problems[0]}, told, data)
@@ -402,8 +488,9 @@ def _unit_words(unit: dict) -> str:
 
 
 def check_disk(options: dict, context: Context) -> Outcome:
-    mounts = probe.disk_usage(context.proc, options.get("paths") or (), options.get("exclude") or (),
-                              options["timeout_seconds"])
+    mounts = probe.disk_usage(
+        context.proc, options.get("paths") or (), options.get("exclude") or (), options["timeout_seconds"]
+    )
     return judge_disks(mounts, options.get("warning"), options.get("critical"))
 
 
@@ -417,17 +504,36 @@ def judge_disks(mounts: list, warning: Optional[float], critical: Optional[float
                 findings.append((CRITICAL, Said("disk.readonly", {"path": path}), "readonly", path))
             else:
                 status = {"timeout": DOWN, "missing": DOWN}.get(mount["reason"], ERROR)
-                findings.append((status, Said("disk.problem", {"path": path, "error": mount["error"]}), "problem",
-                                 path))
+                findings.append(
+                    (status, Said("disk.problem", {"path": path, "error": mount["error"]}), "problem", path)
+                )
             continue
         space = above(mount["space_percent"], warning, critical)
         if space != HEALTHY:
-            findings.append((space, Said("disk.space_high", {
-                "path": path, "percent": mount["space_percent"], "free": size(mount["free_bytes"])}), "space", path))
+            findings.append(
+                (
+                    space,
+                    Said(
+                        "disk.space_high",
+                        {"path": path, "percent": mount["space_percent"], "free": size(mount["free_bytes"])},
+                    ),
+                    "space",
+                    path,
+                )
+            )
         inodes = above(mount["inodes_percent"], warning, critical)
         if inodes != HEALTHY:
-            findings.append((inodes, Said("disk.inodes_high", {
-                "path": path, "percent": mount["inodes_percent"], "free": mount["free_inodes"]}), "inodes", path))
+            findings.append(
+                (
+                    inodes,
+                    Said(
+                        "disk.inodes_high",
+                        {"path": path, "percent": mount["inodes_percent"], "free": mount["free_inodes"]},
+                    ),
+                    "inodes",
+                    path,
+                )
+            )
     data = {"mounts": mounts}
     asked = [mount for mount in mounts if "error" not in mount]
     fullest = max(asked, key=_fullness, default=None)
@@ -452,8 +558,14 @@ def _fullness(mount: dict) -> float:
 def check_memory(options: dict, context: Context) -> Outcome:
     figures = probe.memory_usage(context.proc)
     status = above(figures["usage_percent"], options.get("warning"), options.get("critical"))
-    return Outcome(status, said("memory", available=size(figures["available_bytes"]),
-                                total=size(figures["total_bytes"])), "use", {}, "", figures)
+    return Outcome(
+        status,
+        said("memory", available=size(figures["available_bytes"]), total=size(figures["total_bytes"])),
+        "use",
+        {},
+        "",
+        figures,
+    )
 
 
 def check_certificate(options: dict, context: Context, now: Optional[datetime.datetime] = None) -> Outcome:
@@ -468,8 +580,9 @@ def check_certificate(options: dict, context: Context, now: Optional[datetime.da
         name = options.get("server_name")
         hint = {"where": "%s:%d" % (host, port), "server_name": name or host}
         started = time.monotonic()
-        served = probe.certificate_served(host, port, name, options["timeout_seconds"],
-                                          bool(options.get("verify_chain")), options.get("ca_file"))
+        served = probe.certificate_served(
+            host, port, name, options["timeout_seconds"], bool(options.get("verify_chain")), options.get("ca_file")
+        )
         latency = round((time.monotonic() - started) * 1000, 1)
         differs = bool(on_disk) and served.fingerprint != on_disk[0].fingerprint
         certificates.append(served)
@@ -477,8 +590,11 @@ def check_certificate(options: dict, context: Context, now: Optional[datetime.da
     first = min(certificates, key=lambda certificate: certificate.not_after)
     days = (first.not_after - now).total_seconds() / 86400.0
     date = first.not_after.strftime("%Y-%m-%d")
-    data = {"days_left": round(days, 1), "not_after": first.not_after.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "served_differs": differs}
+    data = {
+        "days_left": round(days, 1),
+        "not_after": first.not_after.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "served_differs": differs,
+    }
     if latency is not None:
         data["latency_ms"] = latency
     late = max(certificate.not_before for certificate in certificates)
@@ -508,8 +624,9 @@ def judge_clock(state: dict, warning: Optional[float], critical: Optional[float]
         status = above(offset, warning, critical)
         if offset is None:
             return Outcome(status, said("clock", source=state["source"]), data=state)
-        return Outcome(status, said("clock.offset", source=state["source"], milliseconds=offset * 1000), "offset", {},
-                       "", state)
+        return Outcome(
+            status, said("clock.offset", source=state["source"], milliseconds=offset * 1000), "offset", {}, "", state
+        )
     if state["synchronised"] is None:
         # Not a failure: a container cannot set its clock, and has its machine's.
         if state["container"]:
@@ -537,14 +654,31 @@ def check_release(options: dict, context: Context) -> Outcome:
         raise ProbeError(ERROR, "state", str(error))
     data["status"] = state.status(release)
     if data["status"] == "bad":
-        return Outcome(CRITICAL, said("release.bad", release=release,
-                                      reason=state.releases[release].get("reason") or "?"), "bad", {}, "", data)
+        return Outcome(
+            CRITICAL,
+            said("release.bad", release=release, reason=state.releases[release].get("reason") or "?"),
+            "bad",
+            {},
+            "",
+            data,
+        )
     if state.transition:
         step = state.transition
         data["transition"] = {key: step.get(key) for key in ("kind", "from", "to", "phase", "since")}
-        return Outcome(WARNING, said("release.transition", kind=step.get("kind", "?"), to=step.get("to", "?"),
-                                     phase=step.get("phase", "?"), since=step.get("since", "?")), "transition", {},
-                       "", data)
+        return Outcome(
+            WARNING,
+            said(
+                "release.transition",
+                kind=step.get("kind", "?"),
+                to=step.get("to", "?"),
+                phase=step.get("phase", "?"),
+                since=step.get("since", "?"),
+            ),
+            "transition",
+            {},
+            "",
+            data,
+        )
     switch = os.path.join(layout.shared, "maintenance", "on")
     if os.path.exists(switch):
         data["maintenance"] = True

@@ -23,8 +23,16 @@ _GRACE_SECONDS = 0.3
 def complete(options: dict) -> dict:
     """Return the options of a check with its kind's defaults; keys that are None count as absent."""
     kind = KINDS[options["kind"]]
-    result = {"timeout_seconds": kind.timeout_seconds, "warning": kind.warning, "critical": kind.critical,
-              "unit": kind.unit, "log_file": kind.log, "retries": 0, "delay_seconds": 1.0, "consecutive_successes": 1}
+    result = {
+        "timeout_seconds": kind.timeout_seconds,
+        "warning": kind.warning,
+        "critical": kind.critical,
+        "unit": kind.unit,
+        "log_file": kind.log,
+        "retries": 0,
+        "delay_seconds": 1.0,
+        "consecutive_successes": 1,
+    }
     result.update((name, value) for name, value in options.items() if value is not None)
     return result
 
@@ -39,8 +47,11 @@ def attempt(options: dict, context: Context) -> Outcome:
     """Try once; whatever happens becomes an Outcome."""
     started = time.monotonic()
     try:
-        outcome = probe.in_thread(lambda: KINDS[options["kind"]].function(options, context),
-                                  options["timeout_seconds"] + _GRACE_SECONDS, options["name"])
+        outcome = probe.in_thread(
+            lambda: KINDS[options["kind"]].function(options, context),
+            options["timeout_seconds"] + _GRACE_SECONDS,
+            options["name"],
+        )
     except probe.ProbeError as error:
         if error.reason == "timeout" and str(error).startswith(options["name"] + " did not answer"):
             outcome = Outcome(DOWN, said("timeout", seconds=options["timeout_seconds"]), "timeout")
@@ -122,12 +133,21 @@ def describe(options: dict, outcome: Outcome, attempts: int, language: str, cont
 
 
 def _hint(options: dict, outcome: Outcome, language: str, context: Context) -> str:
-    values = _Blank(None, {
-        "unit": options["unit"] or options["name"], "log": options["log_file"] or "/var/log/syslog",
-        "environment": context.environment_file or "the environment file", "units": options["name"],
-        "first": options["name"], "where": options.get("url") or "", "server_name": options.get("server_name") or "",
-        "path": "/", "release": context.layout.active + "/release", "socket": context.layout.active + "/socket",
-    })
+    values = _Blank(
+        None,
+        {
+            "unit": options["unit"] or options["name"],
+            "log": options["log_file"] or "/var/log/syslog",
+            "environment": context.environment_file or "the environment file",
+            "units": options["name"],
+            "first": options["name"],
+            "where": options.get("url") or "",
+            "server_name": options.get("server_name") or "",
+            "path": "/",
+            "release": context.layout.active + "/release",
+            "socket": context.layout.active + "/socket",
+        },
+    )
     values.update(outcome.hint_values)
     key = health_text.hint_key(options["kind"], outcome.reason)
     return health_text.CATALOG[key][health_text.LANGUAGES.index(language)].format_map(values)
@@ -158,14 +178,12 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
         lines.append("❌ " + say(language, "unchecked" if reached else "unreachable"))
         if report["problem"]:
             lines.append("   " + say(language, "error", text=" ".join(report["problem"].split())[:500]))
-        lines.append("   " + say(language, "hint", text=say(language, "hint.crash" if reached else
-                                                            "unreachable_hint")))
+        lines.append("   " + say(language, "hint", text=say(language, "hint.crash" if reached else "unreachable_hint")))
         return lines
     if not report["checks"]:
         return lines + [say(language, "no_checks")]
     for check in report["checks"]:
-        lines.append("%s %s: %s" % (check["icon"], check["name"].upper(),
-                                    say(language, "status." + check["status"])))
+        lines.append("%s %s: %s" % (check["icon"], check["name"].upper(), say(language, "status." + check["status"])))
         if check["error"]:
             lines.append("   " + say(language, "error", text=check["error"]))
         if check["detail"]:
@@ -184,8 +202,15 @@ def report_of(host: str, result: dict) -> dict:
     """Return the report in a host's registered result, or one that says why there is none."""
     if isinstance(result.get("report"), dict):
         return result["report"]
-    return {"host": host, "unreachable": bool(result.get("unreachable")), "problem": str(result.get("msg") or ""),
-            "healthy": 0, "total": 0, "worst": DOWN, "checks": []}
+    return {
+        "host": host,
+        "unreachable": bool(result.get("unreachable")),
+        "problem": str(result.get("msg") or ""),
+        "healthy": 0,
+        "total": 0,
+        "worst": DOWN,
+        "checks": [],
+    }
 
 
 def merge_reports(reports: list, generated: datetime.datetime) -> dict:
@@ -210,8 +235,9 @@ def merged_lines(merged: dict, language: str) -> list:
     if len(merged["hosts"]) == 1:
         return lines[:-1]
     good = sum(report["worst"] == HEALTHY for report in merged["hosts"])
-    lines.append(say(language, "overall_hosts", healthy=good, total=len(merged["hosts"]),
-                     unreachable=len(merged["unreachable"])))
+    lines.append(
+        say(language, "overall_hosts", healthy=good, total=len(merged["hosts"]), unreachable=len(merged["unreachable"]))
+    )
     lines.append(say(language, "overall", healthy=merged["healthy"], total=merged["total"]))
     return lines
 
@@ -222,5 +248,3 @@ def failing(results: list, fail_on: str) -> list:
         return []
     limit = SEVERITY.index(WARNING if fail_on == "warning" else ERROR)
     return [result for result in results if SEVERITY.index(result["status"]) >= limit]
-
-

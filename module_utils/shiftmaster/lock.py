@@ -90,8 +90,12 @@ def acquire(
                 os.unlink(path)
             if holder is None or stale:
                 content = {
-                    "owner": owner, "run_id": run_id, "operation": operation, "controller": controller,
-                    "since": time.time(), "expires": time.time() + ttl_seconds,
+                    "owner": owner,
+                    "run_id": run_id,
+                    "operation": operation,
+                    "controller": controller,
+                    "since": time.time(),
+                    "expires": time.time() + ttl_seconds,
                 }
                 if _put(path, content):
                     return Outcome(True, content, holder)

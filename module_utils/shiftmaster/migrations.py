@@ -49,7 +49,11 @@ WIDENS = {
     "SmallIntegerField": ("IntegerField", "BigIntegerField"),
     "IntegerField": ("BigIntegerField",),
     "PositiveSmallIntegerField": (
-        "PositiveIntegerField", "PositiveBigIntegerField", "SmallIntegerField", "IntegerField", "BigIntegerField",
+        "PositiveIntegerField",
+        "PositiveBigIntegerField",
+        "SmallIntegerField",
+        "IntegerField",
+        "BigIntegerField",
     ),
     "PositiveIntegerField": ("PositiveBigIntegerField", "IntegerField", "BigIntegerField"),
     "PositiveBigIntegerField": ("BigIntegerField",),
@@ -63,7 +67,12 @@ WIDENS = {
 }
 # The length that a field has where none is written.
 DEFAULT_LENGTH = {
-    "SlugField": 50, "EmailField": 254, "URLField": 200, "FileField": 100, "ImageField": 100, "FilePathField": 100,
+    "SlugField": 50,
+    "EmailField": 254,
+    "URLField": 200,
+    "FileField": 100,
+    "ImageField": 100,
+    "FilePathField": 100,
 }
 STATE_ONLY = frozenset(("AlterModelOptions", "AlterModelManagers", "AlterConstraint"))
 EXTENSIONS = frozenset(
@@ -278,8 +287,11 @@ class Reader:
         if known is None:
             label = full.rsplit(".", 1)[-1] or "an operation"
             if not state_only:
-                self.add(label, "", Verdict(
-                    CONTRACT, "%s is not one of Django's own operations, so what it does is not known" % label))
+                self.add(
+                    label,
+                    "",
+                    Verdict(CONTRACT, "%s is not one of Django's own operations, so what it does is not known" % label),
+                )
             return
         arguments, readable = {}, True
         for index, value in enumerate(node.args):
@@ -322,18 +334,20 @@ class Reader:
         self.follow(name, model, arguments)
 
     def add(self, name, target, verdict, model=""):
-        self.records.append({
-            "operation": name,
-            "target": target,
-            "class": verdict.klass,
-            "reason": verdict.reason,
-            "reversible": verdict.reversible,
-            "firm": verdict.firm,
-            "if_new": verdict.if_new,
-            "model": model.lower(),
-            "warnings": verdict.warnings,
-            "loses": verdict.loses,
-        })
+        self.records.append(
+            {
+                "operation": name,
+                "target": target,
+                "class": verdict.klass,
+                "reason": verdict.reason,
+                "reversible": verdict.reversible,
+                "firm": verdict.firm,
+                "if_new": verdict.if_new,
+                "model": model.lower(),
+                "warnings": verdict.warnings,
+                "loses": verdict.loses,
+            }
+        )
 
     def separate(self, arguments, state_only, readable):
         """Only database_operations touch the database; state_operations change what later files are compared with."""
@@ -341,8 +355,13 @@ class Reader:
         state = literal_list(arguments.get("state_operations"), self.names)
         if not state_only:
             if not readable or database is None:
-                self.add("SeparateDatabaseAndState", "", Verdict(
-                    CONTRACT, "its database_operations are not a list that is written out, so they cannot be read"))
+                self.add(
+                    "SeparateDatabaseAndState",
+                    "",
+                    Verdict(
+                        CONTRACT, "its database_operations are not a list that is written out, so they cannot be read"
+                    ),
+                )
             else:
                 before = self.models
                 self.models = before.copy()  # Database operations leave the state alone.
@@ -391,39 +410,63 @@ class Reader:
         return Verdict(loses="the rows of %s" % model)
 
     def delete_model(self, name, model, arguments):
-        return Verdict(CONTRACT, "the old code still uses the table of %s" % model, firm=True, if_new=EXPAND,
-                       loses="the rows of %s" % model)
+        return Verdict(
+            CONTRACT,
+            "the old code still uses the table of %s" % model,
+            firm=True,
+            if_new=EXPAND,
+            loses="the rows of %s" % model,
+        )
 
     def rename_model(self, name, model, arguments):
-        return Verdict(CONTRACT, "the old code still uses the table of %s by its old name" % model, firm=True,
-                       if_new=EXPAND)
+        return Verdict(
+            CONTRACT, "the old code still uses the table of %s by its old name" % model, firm=True, if_new=EXPAND
+        )
 
     def alter_table(self, name, model, arguments):
-        return Verdict(CONTRACT, "the old code still uses the table of %s by its old name" % model, firm=True,
-                       if_new=EXPAND)
+        return Verdict(
+            CONTRACT, "the old code still uses the table of %s by its old name" % model, firm=True, if_new=EXPAND
+        )
 
     def remove_field(self, name, model, arguments):
         field = _literal(arguments.get("name"), "?")
-        return Verdict(CONTRACT, "the old code still selects the column %s of %s" % (field, model), firm=True,
-                       if_new=EXPAND, loses="the values of %s.%s" % (model, field))
+        return Verdict(
+            CONTRACT,
+            "the old code still selects the column %s of %s" % (field, model),
+            firm=True,
+            if_new=EXPAND,
+            loses="the values of %s.%s" % (model, field),
+        )
 
     def rename_field(self, name, model, arguments):
         old = _literal(arguments.get("old_name"), "?")
-        return Verdict(CONTRACT, "the old code still uses %s.%s by its old name" % (model, old), firm=True,
-                       if_new=EXPAND)
+        return Verdict(
+            CONTRACT, "the old code still uses %s.%s by its old name" % (model, old), firm=True, if_new=EXPAND
+        )
 
     def remove_index(self, name, model, arguments):
         return Verdict(if_new=EXPAND, warnings=["waits for an exclusive lock on the table of %s for a moment" % model])
 
     def add_index(self, name, model, arguments):
-        return Verdict(if_new=EXPAND, warnings=[
-            "blocks writes to the table of %s while the index is built; AddIndexConcurrently does not" % model])
+        return Verdict(
+            if_new=EXPAND,
+            warnings=[
+                "blocks writes to the table of %s while the index is built; AddIndexConcurrently does not" % model
+            ],
+        )
 
     def add_constraint(self, name, model, arguments):
-        warnings = [] if name == "AddConstraintNotValid" else [
-            "reads the whole table of %s while it blocks reads and writes" % model]
-        return Verdict(CONTRACT, "rows that the old code writes to %s may break the constraint" % model,
-                       if_new=EXPAND, warnings=warnings)
+        warnings = (
+            []
+            if name == "AddConstraintNotValid"
+            else ["reads the whole table of %s while it blocks reads and writes" % model]
+        )
+        return Verdict(
+            CONTRACT,
+            "rows that the old code writes to %s may break the constraint" % model,
+            if_new=EXPAND,
+            warnings=warnings,
+        )
 
     def together(self, name, model, arguments):
         key = "unique_together" if name == "AlterUniqueTogether" else "index_together"
@@ -431,19 +474,27 @@ class Reader:
         value = _literal(node, Unknown)
         empty_set = isinstance(node, ast.Call) and _dotted(node.func) == "set" and not node.args
         if key == "index_together":
-            return Verdict(if_new=EXPAND, warnings=[
-                "blocks writes to the table of %s while an index is built" % model])
+            return Verdict(if_new=EXPAND, warnings=["blocks writes to the table of %s while an index is built" % model])
         if empty_set or value is None or (value is not Unknown and not value):
             return Verdict(if_new=EXPAND)
-        return Verdict(CONTRACT, "rows that the old code writes to %s may break the uniqueness" % model,
-                       if_new=EXPAND, warnings=["builds a unique index on the table of %s under a lock" % model])
+        return Verdict(
+            CONTRACT,
+            "rows that the old code writes to %s may break the uniqueness" % model,
+            if_new=EXPAND,
+            warnings=["builds a unique index on the table of %s under a lock" % model],
+        )
 
     def order(self, name, model, arguments):
         if _literal(arguments.get("order_with_respect_to"), Unknown) is None:
-            return Verdict(CONTRACT, "the old code still uses the column _order of %s" % model, firm=True,
-                           if_new=EXPAND)
-        return Verdict(CONTRACT, "it adds the column _order to %s, NOT NULL and without a default in the database, "
-                       "so INSERTs of the old code fail" % model, if_new=EXPAND)
+            return Verdict(
+                CONTRACT, "the old code still uses the column _order of %s" % model, firm=True, if_new=EXPAND
+            )
+        return Verdict(
+            CONTRACT,
+            "it adds the column _order to %s, NOT NULL and without a default in the database, "
+            "so INSERTs of the old code fail" % model,
+            if_new=EXPAND,
+        )
 
     def remove_collation(self, name, model, arguments):
         return Verdict(CONTRACT, "the old code may still use the collation")
@@ -483,8 +534,14 @@ class Reader:
             return Verdict(if_new=EXPAND, warnings=warnings, loses=loses)
         if field.has("db_default") and field.readable:
             if field.value("unique", field.kind == "OneToOneField"):
-                return Verdict(CONTRACT, "every row that the old code inserts into %s gets the same value in the "
-                               "unique column %s" % (model, label), if_new=EXPAND, warnings=warnings, loses=loses)
+                return Verdict(
+                    CONTRACT,
+                    "every row that the old code inserts into %s gets the same value in the "
+                    "unique column %s" % (model, label),
+                    if_new=EXPAND,
+                    warnings=warnings,
+                    loses=loses,
+                )
             if field.value("db_default") is Unknown:
                 warnings.append("rewrites the table of %s if db_default is a volatile expression" % model)
             return Verdict(if_new=EXPAND, warnings=warnings, loses=loses)
@@ -493,7 +550,9 @@ class Reader:
             "%s is NOT NULL and has no db_default, so INSERTs of the old code fail" % label
             if field.readable and field.value("null", False) is not Unknown
             else "whether %s may be NULL cannot be read" % label,
-            if_new=EXPAND, warnings=warnings, loses=loses,
+            if_new=EXPAND,
+            warnings=warnings,
+            loses=loses,
         )
 
     def alter_field(self, name, model, arguments):
@@ -501,8 +560,9 @@ class Reader:
         new = Field(arguments.get("field"), self.names)
         old = self.models.get(model.lower(), {}).get(str(_literal(arguments.get("name"))).lower())
         if old is None:
-            return Verdict(CONTRACT, "what %s was before cannot be read, so the change may narrow it" % label,
-                           if_new=EXPAND)
+            return Verdict(
+                CONTRACT, "what %s was before cannot be read, so the change may narrow it" % label, if_new=EXPAND
+            )
         reasons, warnings = compare_fields(old, new, label, model)
         if reasons:
             return Verdict(CONTRACT, "; ".join(reasons), if_new=EXPAND, warnings=warnings)
@@ -523,8 +583,16 @@ def compare_fields(old: Field, new: Field, label: str, model: str):
     for argument in sorted(set(old.arguments) | set(new.arguments)):
         if argument in PYTHON_ONLY or old.dump(argument) == new.dump(argument):
             continue
-        if argument in ("max_length", "null", "unique", "db_index", "db_default", "db_constraint", "max_digits",
-                        "decimal_places"):
+        if argument in (
+            "max_length",
+            "null",
+            "unique",
+            "db_index",
+            "db_default",
+            "db_constraint",
+            "max_digits",
+            "decimal_places",
+        ):
             continue  # Below, with their defaults.
         reasons.append("%s changes its %s" % (label, argument))
     before, after = (f.value("max_length", DEFAULT_LENGTH.get(f.kind or "")) for f in (old, new))
@@ -636,7 +704,8 @@ class File:
 
     def _class(self, node):
         if [self.names.full(base) for base in node.bases] not in (
-            ["django.db.migrations.Migration"], ["django.db.migrations.migration.Migration"],
+            ["django.db.migrations.Migration"],
+            ["django.db.migrations.migration.Migration"],
         ):
             self.problems.append("its class does not inherit from django.db.migrations.Migration alone")
         for statement in node.body:
@@ -748,8 +817,10 @@ def _settle(record: dict, annotations: list, created: set) -> None:
         said = _worst(right)
         record["annotation"] = said
         firm = [
-            _label(operation) for operation in record["operations"]
-            if operation["firm"] and not (operation["model"] and operation["model"] in created)
+            _label(operation)
+            for operation in record["operations"]
+            if operation["firm"]
+            and not (operation["model"] and operation["model"] in created)
             and operation["class"] != EXPAND
         ]
         if said != EXPAND:
@@ -757,8 +828,10 @@ def _settle(record: dict, annotations: list, created: set) -> None:
             klass = _worst((klass, said))
             reversible = reversible and said != IRREVERSIBLE
         elif firm:
-            reasons.append("its annotation says expand, which is not believed: %s takes away what the old code uses"
-                           % ", ".join(firm))
+            reasons.append(
+                "its annotation says expand, which is not believed: %s takes away what the old code uses"
+                % ", ".join(firm)
+            )
         else:
             klass, reasons = EXPAND, []
     if klass == CONTRACT and not reversible:
@@ -912,8 +985,9 @@ def key(migration) -> str:
     return "%s.%s" % (migration[0], migration[1])
 
 
-def compare_state(applied: Iterable[dict], known: Iterable[dict], replaces: Optional[Mapping] = None,
-                  tolerated: Iterable[str] = ()) -> dict:
+def compare_state(
+    applied: Iterable[dict], known: Iterable[dict], replaces: Optional[Mapping] = None, tolerated: Iterable[str] = ()
+) -> dict:
     """Compare rows of django_migrations with the files of a release.
 
     applied: [{app, name}]; known: [{app, name, replaces: [[app, name]]}] of the release; replaces: the same fact for
@@ -960,8 +1034,10 @@ def _manifest(release: str) -> dict:
 
 
 def _usable(record) -> bool:
-    return isinstance(record, dict) and record.get("class") in CLASSES and all(
-        field in record for field in ("app", "name", "reversible", "reasons", "operations", "problems")
+    return (
+        isinstance(record, dict)
+        and record.get("class") in CLASSES
+        and all(field in record for field in ("app", "name", "reversible", "reasons", "operations", "problems"))
     )
 
 
@@ -974,7 +1050,8 @@ class Releases:
         except OSError:
             names = []
         self.paths = [
-            os.path.join(releases_root, name) for name in names
+            os.path.join(releases_root, name)
+            for name in names
             if os.path.isdir(os.path.join(releases_root, name)) and not name.startswith(".")
         ]
         self._records = {}
@@ -982,12 +1059,15 @@ class Releases:
     def _sources(self, release):
         yield "manifest", lambda: [r for r in _manifest(release).get("migrations") or () if _usable(r)]
         yield "source", lambda: classify_tree(os.path.join(release, "source"))
-        yield "venv", lambda: [
-            record
-            for folder in glob.glob(os.path.join(glob.escape(release), "venv", "lib*", "python*", "site-packages"))
-            if not os.path.islink(os.path.dirname(os.path.dirname(folder)))
-            for record in classify_files(read_tree(folder))
-        ]
+        yield (
+            "venv",
+            lambda: [
+                record
+                for folder in glob.glob(os.path.join(glob.escape(release), "venv", "lib*", "python*", "site-packages"))
+                if not os.path.islink(os.path.dirname(os.path.dirname(folder)))
+                for record in classify_files(read_tree(folder))
+            ],
+        )
 
     def records(self, release: str, kind: str, read) -> Dict[str, dict]:
         if (release, kind) not in self._records:
@@ -1018,9 +1098,21 @@ def classify_ahead(ahead: Iterable, releases_root: str, releases: Optional[Relea
         if record is None:
             app, _, name = key(migration).partition(".")
             record = {
-                "app": app, "name": name, "path": "", "class": IRREVERSIBLE, "reversible": False, "atomic": True,
-                "dependencies": [], "replaces": [], "annotation": None, "annotations": [], "operations": [],
-                "warnings": [], "loses": [], "problems": [], "found_in": None,
+                "app": app,
+                "name": name,
+                "path": "",
+                "class": IRREVERSIBLE,
+                "reversible": False,
+                "atomic": True,
+                "dependencies": [],
+                "replaces": [],
+                "annotation": None,
+                "annotations": [],
+                "operations": [],
+                "warnings": [],
+                "loses": [],
+                "problems": [],
+                "found_in": None,
                 "reasons": ["no retained release holds its file, so what it did is not known"],
             }
         records.append(record)
@@ -1043,8 +1135,9 @@ def plan(answer: Mapping) -> List[dict]:
     return relative(records)
 
 
-def compare(answer: Mapping, releases_root: str, tolerated: Iterable[str] = (),
-            releases: Optional[Releases] = None) -> dict:
+def compare(
+    answer: Mapping, releases_root: str, tolerated: Iterable[str] = (), releases: Optional[Releases] = None
+) -> dict:
     """Say whether the code of a release can run on the database as it is.
 
     answer: {applied, known}, from the driver's operation `plan` inside that release.
@@ -1093,21 +1186,29 @@ def rollback_verdict(ahead: Iterable[dict]) -> Tuple[bool, str]:
     lost = [record for record in ahead if record.get("found_in", "") is None]
     bad = [record for record in ahead if record["class"] != EXPAND and record not in lost]
     if not lost and not bad:
-        return True, ("The database is ahead by %s, which only add: the older code works with them, and the schema "
-                      "stays." % describe(ahead))
+        return True, (
+            "The database is ahead by %s, which only add: the older code works with them, and the schema "
+            "stays." % describe(ahead)
+        )
     parts = []
     if bad:
-        parts.append("the older code may not work with %s" % "; ".join(
-            "%s (%s: %s)" % (key(record), record["class"], ", ".join(record["reasons"])) for record in bad))
+        parts.append(
+            "the older code may not work with %s"
+            % "; ".join("%s (%s: %s)" % (key(record), record["class"], ", ".join(record["reasons"])) for record in bad)
+        )
     if lost:
-        parts.append("no retained release holds the file of %s, so what it did is not known"
-                     % ", ".join(key(record) for record in lost))
+        parts.append(
+            "no retained release holds the file of %s, so what it did is not known"
+            % ", ".join(key(record) for record in lost)
+        )
     stuck = [key(record) for record in ahead if not record["reversible"]]
     if stuck:
         way = "%s cannot be unapplied: only restoring the backup from before goes back." % ", ".join(stuck)
     else:
-        way = ("Ask for it by name: unapply them with the newer release's code in maintenance mode, or restore the "
-               "backup from before.")
+        way = (
+            "Ask for it by name: unapply them with the newer release's code in maintenance mode, or restore the "
+            "backup from before."
+        )
     return False, "The code alone cannot go back: %s. %s" % (", and ".join(parts), way)
 
 

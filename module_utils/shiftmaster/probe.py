@@ -108,7 +108,11 @@ def run(argv, timeout: float, env: Optional[dict] = None) -> tuple:
     environment["PATH"] = environment.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"
     try:
         child = subprocess.Popen(
-            list(argv), env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            list(argv),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             start_new_session=True,
         )
     except FileNotFoundError:
@@ -152,8 +156,9 @@ def _resolve(host: str, port: int, deadline: Deadline) -> list:
         ipaddress.ip_address(host)
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     try:
-        return in_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline.left(),
-                         "the name service")
+        return in_thread(
+            lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline.left(), "the name service"
+        )
     except socket.gaierror as error:
         raise ProbeError("down", "name", "the name %s has no address: %s" % (host, error.strerror))
 
@@ -190,8 +195,14 @@ def _connect_tcp(host: str, port: int, deadline: Deadline) -> socket.socket:
 
 
 @contextlib.contextmanager
-def connected(host: Optional[str], port: Optional[int], path: Optional[str], deadline: Deadline, tls=None,
-              server_name: Optional[str] = None):
+def connected(
+    host: Optional[str],
+    port: Optional[int],
+    path: Optional[str],
+    deadline: Deadline,
+    tls=None,
+    server_name: Optional[str] = None,
+):
     """Yield a socket to host:port, or to the unix socket at path; errors become ProbeError."""
     where = "unix:%s" % path if path else "%s:%s" % (host, port)
     connection = None
@@ -203,8 +214,9 @@ def connected(host: Optional[str], port: Optional[int], path: Optional[str], dea
                 connection = tls.wrap_socket(connection, server_hostname=server_name or host)
             yield connection
         except ssl.SSLCertVerificationError as error:
-            raise ProbeError("unhealthy", "certificate", "%s: the certificate is not accepted: %s"
-                             % (where, error.verify_message))
+            raise ProbeError(
+                "unhealthy", "certificate", "%s: the certificate is not accepted: %s" % (where, error.verify_message)
+            )
         except socket.timeout:
             raise ProbeError("down", "timeout", "%s: no answer within %g s" % (where, deadline.seconds))
         except ssl.SSLError as error:
@@ -277,7 +289,7 @@ def tls_context(verify: bool = True, ca_file: Optional[str] = None) -> ssl.SSLCo
 def split_target(target: str) -> tuple:
     """Return (host, port, socket path, TLS?, URL path) of `unix:/path` or `http(s)://host[:port][/path]`."""
     if target.startswith("unix:"):
-        path = target[len("unix:"):]
+        path = target[len("unix:") :]
         if not path.startswith("/"):
             raise ValueError("%r names no absolute path of a socket" % target)
         return None, None, path, False, ""
@@ -289,8 +301,15 @@ def split_target(target: str) -> tuple:
     return parts.hostname, parts.port or (443 if tls else 80), None, tls, path
 
 
-def http_get(target: str, path: str = "/", host: Optional[str] = None, timeout: float = 10.0,
-             headers: Optional[dict] = None, verify: bool = True, ca_file: Optional[str] = None) -> HttpResult:
+def http_get(
+    target: str,
+    path: str = "/",
+    host: Optional[str] = None,
+    timeout: float = 10.0,
+    headers: Optional[dict] = None,
+    verify: bool = True,
+    ca_file: Optional[str] = None,
+) -> HttpResult:
     """GET path from `unix:/path/of/socket` or `http(s)://host:port` within timeout seconds in total.
 
     host is the Host header (and the name asked for by TLS). Redirects are not followed; at most 64 KiB of the body
@@ -318,8 +337,9 @@ def http_get(target: str, path: str = "/", host: Optional[str] = None, timeout: 
                 reason = str(error) or type(error).__name__
                 raise ProbeError("unhealthy", "protocol", "the answer is not HTTP: %s" % reason[:100])
             found = {key.lower(): value for key, value in answer.getheaders()}
-            return HttpResult(answer.status, time.monotonic() - started, body.decode("utf-8", "replace"), None, "",
-                              found)
+            return HttpResult(
+                answer.status, time.monotonic() - started, body.decode("utf-8", "replace"), None, "", found
+            )
     except ProbeError as error:
         return HttpResult(None, time.monotonic() - started, "", str(error), error.reason)
 
@@ -375,8 +395,17 @@ def parse_redis_url(url: str) -> RedisTarget:
     except ValueError:
         raise ValueError("the port of the Redis address is not a number")
     verify = query.get("ssl_cert_reqs", ["required"])[0].lower() not in ("none", "cert_none")
-    return RedisTarget(parts.hostname or "localhost", port, None, int(database), user, password,
-                       parts.scheme == "rediss", verify, query.get("ssl_ca_certs", [None])[0])
+    return RedisTarget(
+        parts.hostname or "localhost",
+        port,
+        None,
+        int(database),
+        user,
+        password,
+        parts.scheme == "rediss",
+        verify,
+        query.get("ssl_ca_certs", [None])[0],
+    )
 
 
 class _RedisRefusal(Exception):
@@ -401,8 +430,14 @@ def _redis_command(wire: _Wire, stream, *words: str):
 
 
 _REDIS_REASONS = (
-    ("NOAUTH", "noauth"), ("WRONGPASS", "auth"), ("ERR AUTH", "auth"), ("ERR invalid password", "auth"),
-    ("LOADING", "loading"), ("MISCONF", "disk"), ("NOPERM", "permission"), ("MASTERDOWN", "replication"),
+    ("NOAUTH", "noauth"),
+    ("WRONGPASS", "auth"),
+    ("ERR AUTH", "auth"),
+    ("ERR invalid password", "auth"),
+    ("LOADING", "loading"),
+    ("MISCONF", "disk"),
+    ("NOPERM", "permission"),
+    ("MASTERDOWN", "replication"),
 )
 
 
@@ -449,8 +484,11 @@ def redis_figures(info: str) -> dict:
     if limit:
         figures["used_memory_percent"] = round(100.0 * used / limit, 1)
         figures["evicts"] = values.get("maxmemory_policy", "noeviction") != "noeviction"
-    broken = [name for name in ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")
-              if values.get(name, "ok") != "ok"]
+    broken = [
+        name
+        for name in ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")
+        if values.get(name, "ok") != "ok"
+    ]
     if broken:
         figures["persistence_error"] = ", ".join(broken)
     if values.get("role") == "slave" and values.get("master_link_status", "up") != "up":
@@ -486,13 +524,26 @@ POSTGRES_QUERY = (
     "current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
 )
 _POSTGRES_REASONS = (
-    ("password authentication failed", "auth"), ("no password supplied", "auth"), ("SCRAM", "auth"),
-    ("Peer authentication failed", "auth"), ("no pg_hba.conf entry", "hba"), ("too many clients", "connections"),
-    ("remaining connection slots", "connections"), ("too many connections", "connections"),
-    ("is starting up", "starting"), ("not yet accepting connections", "starting"), ("is shutting down", "starting"),
-    ("in recovery mode", "starting"), ("does not exist", "absent"), ("SSL", "tls"), ("certificate", "tls"),
-    ("statement timeout", "timeout"), ("timeout expired", "timeout"), ("could not translate host name", "name"),
-    ("server closed the connection", "protocol"), ("No space left", "disk"),
+    ("password authentication failed", "auth"),
+    ("no password supplied", "auth"),
+    ("SCRAM", "auth"),
+    ("Peer authentication failed", "auth"),
+    ("no pg_hba.conf entry", "hba"),
+    ("too many clients", "connections"),
+    ("remaining connection slots", "connections"),
+    ("too many connections", "connections"),
+    ("is starting up", "starting"),
+    ("not yet accepting connections", "starting"),
+    ("is shutting down", "starting"),
+    ("in recovery mode", "starting"),
+    ("does not exist", "absent"),
+    ("SSL", "tls"),
+    ("certificate", "tls"),
+    ("statement timeout", "timeout"),
+    ("timeout expired", "timeout"),
+    ("could not translate host name", "name"),
+    ("server closed the connection", "protocol"),
+    ("No space left", "disk"),
 )
 
 
@@ -536,8 +587,13 @@ def _postgres_driver():
 
 def _postgres_by_driver(driver, target: PostgresTarget, timeout: float):
     options = {
-        "host": target.host, "port": target.port, "dbname": target.database, "user": target.user,
-        "password": target.password, "sslmode": target.sslmode, "sslrootcert": target.sslrootcert,
+        "host": target.host,
+        "port": target.port,
+        "dbname": target.database,
+        "user": target.user,
+        "password": target.password,
+        "sslmode": target.sslmode,
+        "sslrootcert": target.sslrootcert,
         "application_name": _USER_AGENT,
         # libpq takes 1 for 2; the caller's own limit is the hard one.
         "connect_timeout": max(1, int(timeout)),
@@ -562,13 +618,27 @@ def _postgres_by_driver(driver, target: PostgresTarget, timeout: float):
 
 def _postgres_by_psql(target: PostgresTarget, timeout: float):
     environment = {
-        "PGHOST": target.host, "PGPORT": str(target.port), "PGDATABASE": target.database, "PGUSER": target.user,
-        "PGPASSWORD": target.password, "PGSSLMODE": target.sslmode, "PGSSLROOTCERT": target.sslrootcert,
-        "PGAPPNAME": _USER_AGENT, "PGCONNECT_TIMEOUT": str(max(1, int(timeout))), "PGPASSFILE": "/dev/null",
+        "PGHOST": target.host,
+        "PGPORT": str(target.port),
+        "PGDATABASE": target.database,
+        "PGUSER": target.user,
+        "PGPASSWORD": target.password,
+        "PGSSLMODE": target.sslmode,
+        "PGSSLROOTCERT": target.sslrootcert,
+        "PGAPPNAME": _USER_AGENT,
+        "PGCONNECT_TIMEOUT": str(max(1, int(timeout))),
+        "PGPASSFILE": "/dev/null",
         "PGOPTIONS": "-c statement_timeout=%d" % (timeout * 1000),
     }
-    argv = ["psql", "--no-psqlrc", "--no-password", "--no-align", "--tuples-only", "--field-separator=\t",
-            "--command=" + POSTGRES_QUERY]
+    argv = [
+        "psql",
+        "--no-psqlrc",
+        "--no-password",
+        "--no-align",
+        "--tuples-only",
+        "--field-separator=\t",
+        "--command=" + POSTGRES_QUERY,
+    ]
     if target.run_as:
         argv = ["runuser", "-u", target.run_as, "--"] + argv
     env = {name: value for name, value in environment.items() if value is not None}
@@ -576,8 +646,9 @@ def _postgres_by_psql(target: PostgresTarget, timeout: float):
         code, stdout, stderr = run(argv, timeout, env)
     except ProbeError as error:
         if error.reason == "timeout":
-            raise ProbeError("down", "timeout", "PostgreSQL at %s did not answer within %g s"
-                             % (_postgres_where(target), timeout))
+            raise ProbeError(
+                "down", "timeout", "PostgreSQL at %s did not answer within %g s" % (_postgres_where(target), timeout)
+            )
         raise
     if code != 0:
         if code == 127 or "failed to execute psql" in stderr or "psql: No such file" in stderr:
@@ -601,8 +672,9 @@ def _postgres_error(text: str, target: PostgresTarget, timeout: float) -> ProbeE
         silent = None
         for host, port in postgres_addresses(target):
             try:
-                tcp_connect(host, port, "%s/.s.PGSQL.%d" % (host, port) if host.startswith("/") else None,
-                            min(timeout, 2.0))
+                tcp_connect(
+                    host, port, "%s/.s.PGSQL.%d" % (host, port) if host.startswith("/") else None, min(timeout, 2.0)
+                )
                 break
             except ProbeError as error:
                 silent = error
@@ -629,17 +701,34 @@ def parse_postgres_url(url: str) -> PostgresTarget:
         port = str(parts.port or 5432)
     except ValueError:
         raise ValueError("the port of the PostgreSQL address is not a number")
-    user, password, host = (urllib.parse.unquote(part) if part else part
-                            for part in (parts.username, parts.password, parts.hostname))
-    return PostgresTarget(host or query.get("host", ["localhost"])[0], port, parts.path.strip("/") or "shiftmaster",
-                          user or "shiftmaster", password, query.get("sslmode", [None])[0],
-                          query.get("sslrootcert", [None])[0])
+    user, password, host = (
+        urllib.parse.unquote(part) if part else part for part in (parts.username, parts.password, parts.hostname)
+    )
+    return PostgresTarget(
+        host or query.get("host", ["localhost"])[0],
+        port,
+        parts.path.strip("/") or "shiftmaster",
+        user or "shiftmaster",
+        password,
+        query.get("sslmode", [None])[0],
+        query.get("sslrootcert", [None])[0],
+    )
 
 
 # --- systemd ---------------------------------------------------------------------------------------------------------
 
-_UNIT_PROPERTIES = ("Id", "LoadState", "ActiveState", "SubState", "Result", "UnitFileState", "NRestarts",
-                    "ActiveEnterTimestamp", "ExecMainStatus", "Type")
+_UNIT_PROPERTIES = (
+    "Id",
+    "LoadState",
+    "ActiveState",
+    "SubState",
+    "Result",
+    "UnitFileState",
+    "NRestarts",
+    "ActiveEnterTimestamp",
+    "ExecMainStatus",
+    "Type",
+)
 
 
 def unit_states(names, timeout: float = 10.0) -> list:
@@ -653,8 +742,9 @@ def unit_states(names, timeout: float = 10.0) -> list:
     if patterns:
         # One call to systemd, whatever their number; `show` makes one for each unit.
         known = {unit["Id"] for unit in units}
-        rows = parse_unit_list(_systemctl(["list-units", "--all", "--plain", "--no-legend", "--full", "--", *patterns],
-                                          deadline))
+        rows = parse_unit_list(
+            _systemctl(["list-units", "--all", "--plain", "--no-legend", "--full", "--", *patterns], deadline)
+        )
         units += [unit for unit in rows if unit["Id"] not in known]
     return units
 
@@ -694,18 +784,61 @@ class Mount(NamedTuple):
 
 
 # Filesystems that hold no files of ours, cannot fill, or are images that nobody writes.
-PSEUDO = frozenset((
-    "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
-    "fuse.gvfsd-fuse", "fuse.lxcfs", "fuse.portal", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore",
-    "ramfs", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs",
-    "cramfs", "erofs", "iso9660", "romfs", "squashfs", "udf",
-))
+PSEUDO = frozenset(
+    (
+        "autofs",
+        "binfmt_misc",
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
+        "efivarfs",
+        "fuse.gvfsd-fuse",
+        "fuse.lxcfs",
+        "fuse.portal",
+        "fusectl",
+        "hugetlbfs",
+        "mqueue",
+        "nsfs",
+        "proc",
+        "pstore",
+        "ramfs",
+        "rpc_pipefs",
+        "securityfs",
+        "selinuxfs",
+        "sysfs",
+        "tracefs",
+        "cramfs",
+        "erofs",
+        "iso9660",
+        "romfs",
+        "squashfs",
+        "udf",
+    )
+)
 _REMOTE = frozenset(("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "9p", "afs"))
 _JOURNALLED = frozenset(("ext3", "ext4", "xfs", "btrfs", "f2fs"))
 # A container engine's and systemd's own mounts: parts of another filesystem, or a page in size.
-_UNINTERESTING = ("/dev", "/dev/*", "/proc/*", "/sys/*", "/run/credentials/*", "/run/user/*", "/run/lock",
-                  "/run/docker/*", "/run/containerd/*", "/var/lib/docker/overlay2/*", "/var/lib/docker/rootfs/*",
-                  "/var/lib/containers/storage/overlay*", "/run/netns/*", "/snap/*", "/boot/efi")
+_UNINTERESTING = (
+    "/dev",
+    "/dev/*",
+    "/proc/*",
+    "/sys/*",
+    "/run/credentials/*",
+    "/run/user/*",
+    "/run/lock",
+    "/run/docker/*",
+    "/run/containerd/*",
+    "/var/lib/docker/overlay2/*",
+    "/var/lib/docker/rootfs/*",
+    "/var/lib/containers/storage/overlay*",
+    "/run/netns/*",
+    "/snap/*",
+    "/boot/efi",
+)
 
 
 def parse_mountinfo(text: str) -> list:
@@ -716,8 +849,9 @@ def parse_mountinfo(text: str) -> list:
         fields, rest = head.split(" "), tail.split(" ")
         if not separator or len(fields) < 6 or len(rest) < 3:
             continue
-        path, root = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)), field)
-                      for field in (fields[4], fields[3]))
+        path, root = (
+            re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)), field) for field in (fields[4], fields[3])
+        )
         # Either the mount or the filesystem behind it may be read-only.
         options = frozenset(fields[5].split(",")) | frozenset(rest[2].split(",")) & {"ro"}
         mounts.append(Mount(fields[2], path, rest[0], options, root))
@@ -775,8 +909,11 @@ def disk_usage(proc: str = "/proc", paths=(), exclude=(), timeout: float = 5.0, 
 
 
 def _kind_of(path: str, mounts) -> str:
-    best = max((mount for mount in mounts if (path + "/").startswith(mount.path.rstrip("/") + "/")),
-               key=lambda mount: len(mount.path), default=None)
+    best = max(
+        (mount for mount in mounts if (path + "/").startswith(mount.path.rstrip("/") + "/")),
+        key=lambda mount: len(mount.path),
+        default=None,
+    )
     return best.kind if best else ""
 
 
@@ -793,8 +930,9 @@ def _statvfs(mount: Mount, deadline: Deadline):
     if mount.kind not in _REMOTE and not mount.kind.startswith("fuse."):
         return os.statvfs(mount.path)
     # A dead server would hold this process beyond any signal, so another one asks.
-    code, stdout, stderr = run(["stat", "--file-system", "--format=%S %b %f %a %c %d", mount.path],
-                               min(deadline.left(), 3.0))
+    code, stdout, stderr = run(
+        ["stat", "--file-system", "--format=%S %b %f %a %c %d", mount.path], min(deadline.left(), 3.0)
+    )
     if code != 0:
         raise ProbeError("error", "io", stderr.strip()[:200])
     size, blocks, free, available, files, files_free = (int(word) for word in stdout.split())
@@ -833,8 +971,11 @@ def memory_usage(proc: str = "/proc") -> dict:
     """Return usage_percent by MemAvailable (the page cache is not use), total, available and swap in bytes."""
     try:
         with open(os.path.join(proc, "meminfo"), encoding="utf-8") as stream:
-            values = {name: int(rest.split()[0]) * 1024
-                      for name, _colon, rest in (line.partition(":") for line in stream) if rest.split()}
+            values = {
+                name: int(rest.split()[0]) * 1024
+                for name, _colon, rest in (line.partition(":") for line in stream)
+                if rest.split()
+            }
         total, available = values["MemTotal"], values["MemAvailable"]
     except (OSError, ValueError, KeyError) as error:
         raise ProbeError("error", "missing", "%s/meminfo cannot be read: %s" % (proc, error))
@@ -864,7 +1005,7 @@ def _der(data: bytes, position: int = 0) -> tuple:
     start = position + 2
     if length & 0x80:
         count = length & 0x7F
-        length = int.from_bytes(data[start:start + count], "big")
+        length = int.from_bytes(data[start : start + count], "big")
         start += count
     if start + length > len(data):
         raise ValueError("a DER element is cut off")
@@ -918,8 +1059,14 @@ def certificate_file(path: str) -> list:
     return certificates
 
 
-def certificate_served(host: str, port: int, server_name: Optional[str] = None, timeout: float = 5.0,
-                       verify: bool = False, ca_file: Optional[str] = None) -> Certificate:
+def certificate_served(
+    host: str,
+    port: int,
+    server_name: Optional[str] = None,
+    timeout: float = 5.0,
+    verify: bool = False,
+    ca_file: Optional[str] = None,
+) -> Certificate:
     """Return the certificate that a server shows for a name; verify checks its chain and its names as well."""
     with connected(host, port, None, Deadline(timeout), tls_context(verify, ca_file), server_name) as connection:
         der = connection.getpeercert(binary_form=True)
@@ -934,8 +1081,10 @@ def certificate_served(host: str, port: int, server_name: Optional[str] = None, 
 
 def in_container(root: str = "/") -> bool:
     """Tell whether the clock is somebody else's."""
-    return any(os.path.exists(os.path.join(root, path)) for path in ("run/systemd/container", ".dockerenv",
-                                                                     "run/.containerenv"))
+    return any(
+        os.path.exists(os.path.join(root, path))
+        for path in ("run/systemd/container", ".dockerenv", "run/.containerenv")
+    )
 
 
 def clock_state(timeout: float = 5.0, container: Optional[bool] = None) -> dict:
@@ -949,8 +1098,9 @@ def clock_state(timeout: float = 5.0, container: Optional[bool] = None) -> dict:
             state.update(parse_chrony(stdout), source="chrony")
     if state["synchronised"] is None:
         with contextlib.suppress(ProbeError):
-            code, stdout, _stderr = run(["timedatectl", "show", "--property=NTPSynchronized", "--property=NTP"],
-                                        timeout / 2)
+            code, stdout, _stderr = run(
+                ["timedatectl", "show", "--property=NTPSynchronized", "--property=NTP"], timeout / 2
+            )
             values = dict(line.split("=", 1) for line in stdout.splitlines() if "=" in line)
             if code == 0 and "NTPSynchronized" in values:
                 state.update(synchronised=values["NTPSynchronized"] == "yes", source="timedatectl")
@@ -979,6 +1129,7 @@ def parse_celery_ping(text: str) -> list:
                 answers = json.loads(line)
             except ValueError:
                 continue
-            return sorted(name for name, answer in answers.items()
-                          if isinstance(answer, dict) and answer.get("ok") == "pong")
+            return sorted(
+                name for name, answer in answers.items() if isinstance(answer, dict) and answer.get("ok") == "pong"
+            )
     return []

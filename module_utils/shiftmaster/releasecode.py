@@ -55,8 +55,16 @@ def _start(user, argv, env, cwd, stderr=subprocess.PIPE, nice=False, pass_fds=()
         demote = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": [entry.pw_gid]}
     try:
         return subprocess.Popen(
-            argv, env=env, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
-            start_new_session=True, preexec_fn=lower_priority if nice else None, pass_fds=pass_fds, **demote,
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+            preexec_fn=lower_priority if nice else None,
+            pass_fds=pass_fds,
+            **demote,
         )
     except OSError as error:
         raise ReleaseCodeError("%s could not be started: %s" % (argv[0], error)) from error
@@ -115,8 +123,9 @@ class ReleaseCode:
         argv = list(argv)
         if "/" not in argv[0]:
             argv[0] = os.path.join(self.path, "venv", "bin", argv[0])
-        return run_as(self.user, argv, self.environ(extra_env), os.path.join(self.path, "source"), stdin, timeout,
-                      nice, pass_fds)
+        return run_as(
+            self.user, argv, self.environ(extra_env), os.path.join(self.path, "source"), stdin, timeout, nice, pass_fds
+        )
 
     def manage(self, arguments, timeout=60, nice=False, extra_env=None) -> Completed:
         """Run Django's command line; works also where the source has no manage.py."""
@@ -144,8 +153,14 @@ class Driver:
             os.lseek(descriptor, 0, os.SEEK_SET)
             self._stderr = tempfile.TemporaryFile()
             environment = code.environ(dict(extra_env or {}, SHIFTMASTER_DRIVER_FD=str(descriptor)))
-            self._child = _start(code.user, [code.python, "-c", _BOOTSTRAP], environment,
-                                 os.path.join(code.path, "source"), stderr=self._stderr, pass_fds=(descriptor,))
+            self._child = _start(
+                code.user,
+                [code.python, "-c", _BOOTSTRAP],
+                environment,
+                os.path.join(code.path, "source"),
+                stderr=self._stderr,
+                pass_fds=(descriptor,),
+            )
         finally:
             os.close(descriptor)
         self._buffer = b""
@@ -167,14 +182,20 @@ class Driver:
             pass  # It ended: its output below says why.
         for line in self._lines(deadline):
             if line.startswith(ANSWER):
-                answer = json.loads(line[len(ANSWER):])
+                answer = json.loads(line[len(ANSWER) :])
                 if "error" in answer:
                     raise ReleaseCodeError(answer["error"])
                 return answer
             self._noise.append(line)
-        raise ReleaseCodeError("the release's code %s; its last output: %s" % (
-            "did not answer within %d seconds" % timeout if self._child.poll() is None
-            else "ended with code %d and without an answer" % self._child.wait(), self._output() or "none"))
+        raise ReleaseCodeError(
+            "the release's code %s; its last output: %s"
+            % (
+                "did not answer within %d seconds" % timeout
+                if self._child.poll() is None
+                else "ended with code %d and without an answer" % self._child.wait(),
+                self._output() or "none",
+            )
+        )
 
     def _lines(self, deadline):
         stream = self._child.stdout

@@ -27,6 +27,7 @@ SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|KEY|URL|DSN|CREDENTIAL", re.I
 # What a build adds to the environment that it was given.
 OWN_ENVIRONMENT = ("SHIFTMASTER_RELEASE", "SHIFTMASTER_VERSION", "PYTHONPATH", "STATIC_ROOT")
 _PIP_CACHE = "/var/cache/shiftmaster/pip"
+_KEPT_LOGS = 30
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -164,7 +165,7 @@ class Build:
         stamp = spec["stamp"] or datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         self.name = "%s-%s" % (stamp, spec["revision"][:10])
         self.path = layout.release(self.name)
-        self.log = os.path.join(spec["log_folder"], "build-%s.log" % self.name)
+        self.log = os.path.join(spec["log_folder"], "builds", "%s.log" % self.name)
         self.timings = {}
 
     def run(self) -> str:
@@ -409,6 +410,8 @@ class Build:
 def _log_file(path: str) -> None:
     os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640))
+    for old in sorted(os.listdir(os.path.dirname(path)))[:-_KEPT_LOGS]:
+        os.unlink(os.path.join(os.path.dirname(path), old))
 
 
 def _own(path: str, user: str) -> None:

@@ -94,7 +94,8 @@ class State:
     def rollback_target(self, current: Optional[str]) -> Optional[str]:
         """Return the newest retained release older than current that was live and is not bad."""
         candidates = [
-            name for name in self.layout.names()
+            name
+            for name in self.layout.names()
             if self.was_live(name) and self.status(name) != "bad" and (current is None or name < current)
         ]
         return candidates[-1] if candidates else None
@@ -128,8 +129,10 @@ def exclusive(layout: Layout, wait_seconds: float = 60):
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise StateError("another operation is still at work on this host (%s is held after %d s)"
-                                     % (os.path.join(layout.state, "operation.lock"), wait_seconds))
+                    raise StateError(
+                        "another operation is still at work on this host (%s is held after %d s)"
+                        % (os.path.join(layout.state, "operation.lock"), wait_seconds)
+                    )
                 time.sleep(0.2)
         yield
     finally:

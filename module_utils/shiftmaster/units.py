@@ -18,8 +18,9 @@ def unit(kind: str, colour: str) -> str:
 def systemctl(*arguments, timeout: float = 90) -> str:
     """Run systemctl and return its output; raises UnitError with systemd's message."""
     try:
-        done = subprocess.run(("systemctl",) + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              timeout=timeout, check=False)
+        done = subprocess.run(
+            ("systemctl",) + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise UnitError("systemctl %s did not end within %d s" % (" ".join(arguments), timeout)) from error
     if done.returncode != 0:
@@ -43,7 +44,10 @@ def journal(name: str, lines: int = 15) -> str:
     try:
         done = subprocess.run(
             ("journalctl", "--unit", name, "--lines", str(lines), "--no-pager", "--output", "cat"),
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10, check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -98,8 +98,9 @@ class ActionModule(ActionBase):
                 except Exception as error:
                     problems.append("variable %s cannot be read: %s" % (name, str(error).splitlines()[0]))
             # What the site left out is the default's business, and tested there.
+            given = {*task_vars, *defaults[role]}
             wanted = {
-                name: dict(option, required=option.get("required") and name not in task_vars and name not in defaults[role])
+                name: dict(option, required=option.get("required") and name not in given)
                 for name, option in options.items()
                 if name in values or option.get("required")
             }

@@ -346,12 +346,6 @@ def test_pages_that_users_see_are_named_as_they_see_them():
         assert [(title, code) for title, code in named if titles[code] != title] == []
 
 
-def test_acme_is_promised_where_deploy_does_it():
-    """The guide says that deploy.yml does not ask for a certificate yet; that sentence goes with the day it does."""
-    asks = "tasks_from: obtain" in (ROOT / "playbooks/deploy.yml").read_text()
-    assert ["ACME today" in GUIDES[0].read_text(), "ACME の現状" in GUIDES[1].read_text()] == [not asks] * 2
-
-
 # --- paths and links ------------------------------------------------------------------------------------------------
 
 

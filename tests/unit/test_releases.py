@@ -275,7 +275,7 @@ def test_a_build_that_fails_leaves_its_log_and_nothing_else(layout, state, spec,
     with pytest.raises((releases.BuildError, ValueError), match=words):
         releases.Build(layout, state, dict(spec, **change)).run()
     assert os.listdir(layout.releases) == [] and state.releases == {}
-    assert os.listdir(spec["log_folder"]) == ["build-20260106T000000Z-0a1b2c3d0a.log"]
+    assert os.listdir(os.path.join(spec["log_folder"], "builds")) == ["20260106T000000Z-0a1b2c3d0a.log"]
     with open(os.path.join(layout.state, "audit.jsonl"), encoding="utf-8") as stream:
         assert json.loads(stream.readline())["event"] == "build_failed"
 

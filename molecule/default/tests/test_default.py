@@ -46,7 +46,8 @@ def test_deep_health_names_version_and_parts(operations):
 def test_units_are_enabled_and_none_failed(operations, colour):
     assert operations.shell("systemctl --failed --no-legend").strip() == ""
     assert operations.shell("systemctl is-enabled shiftmaster nginx postgresql redis-server").split() == ["enabled"] * 4
-    assert operations.shell(f"systemctl is-active {' '.join(unit + colour for unit in UNITS)}").split() == ["active"] * 3
+    running = operations.shell(f"systemctl is-active {' '.join(unit + colour for unit in UNITS)}")
+    assert running.split() == ["active"] * 3
     enabled = operations.shell("systemctl list-unit-files --state=enabled --no-legend 'shiftmaster-*'")
     assert enabled.strip() == "", "a colour is enabled beside the link `active`: two facts"
 
@@ -78,7 +79,8 @@ def test_secrets_are_nowhere_to_be_read(operations):
     assert len(secrets) == 3 and all(len(secret) >= 20 for secret in secrets)
     found = operations.shell(
         "cat > /root/secrets; "
-        "find / -xdev -type f -perm -004 ! -path '/proc/*' ! -path '/sys/*' -print0 | xargs -0 grep -lFf /root/secrets; "
+        "find / -xdev -type f -perm -004 ! -path '/proc/*' ! -path '/sys/*' -print0 "
+        "| xargs -0 grep -lFf /root/secrets; "
         "grep -aFf /root/secrets /proc/[0-9]*/cmdline; "
         "systemctl show '*' --no-pager | grep -Ff /root/secrets; rm /root/secrets",
         stdin="\n".join(secrets), check=False,
@@ -93,15 +95,17 @@ def test_log_in_save_a_roster_reboot(operations):
 import http.cookiejar, json, re, ssl, urllib.parse, urllib.request
 context = ssl.create_default_context(); context.check_hostname = False; context.verify_mode = ssl.CERT_NONE
 jar = http.cookiejar.CookieJar()
-opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), urllib.request.HTTPCookieProcessor(jar))
+https, cookies = urllib.request.HTTPSHandler(context=context), urllib.request.HTTPCookieProcessor(jar)
+opener = urllib.request.build_opener(https, cookies)
+site = "https://localhost"
 def post(path, referer, **form):
     form["csrfmiddlewaretoken"] = next(c.value for c in jar if c.name == "csrftoken")
-    request = urllib.request.Request("https://localhost" + path, urllib.parse.urlencode(form).encode(), {{"Referer": "https://localhost" + referer}})
-    return opener.open(request, timeout=20)
-opener.open("https://localhost/login/", timeout=20).read()
+    body = urllib.parse.urlencode(form).encode()
+    return opener.open(urllib.request.Request(site + path, body, {{"Referer": site + referer}}), timeout=20)
+opener.open(site + "/login/", timeout=20).read()
 post("/login/", "/login/", username="demo", password={PASSWORD!r})
 path = "/roster/east-3/2031-02/"
-page = opener.open("https://localhost" + path, timeout=20).read().decode()
+page = opener.open(site + path, timeout=20).read().decode()
 staff = re.search(r'<tr data-staff="(\\d+)">', page)[1]
 post(path + "assign/", path, staff=staff, day="2031-02-03", shift="準")
 print(json.dumps({{"staff": staff}}))

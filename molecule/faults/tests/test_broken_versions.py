@@ -9,7 +9,7 @@ BROKEN = {
     "broken-health": (["health check /health/deep/", "failed"], False),
     "broken-hang": (["health check /health/deep/", "no answer within"], False),
     "broken-migration": (["0003_ward_phone"], False),
-    "broken-requirement": (["install the requirements", "/var/log/shiftmaster/build-"], False),
+    "broken-requirement": (["install the requirements", "/var/log/shiftmaster/builds/"], False),
     "broken-worker": (["Celery"], False),
     "broken-template": (["broke under traffic", "serves again", "/var/log/shiftmaster/error.log"], True),
 }
@@ -28,7 +28,8 @@ def test_broken_version(operations, version):
     assert operations.shell(f"readlink -f {APP}/current").strip() == current
     assert operations.state()["transition"] is None
     assert operations.shell("systemctl --failed --no-legend").strip() == ""
-    assert operations.shell("systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*'").count("\n") == 3
+    running = operations.shell("systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*'")
+    assert running.count("\n") == 3, running
     if not seen:
         assert traffic.summary["failed"] == 0, traffic.summary
 

@@ -56,7 +56,7 @@ def test_deploy_rollback_deploy_under_load(operations, number, capsys):
     with load(operations, "--clients", "64", "--think-seconds", "1.0", seconds=600) as current:
         for name, step, version in steps(operations):
             before = operations.serves()
-            # Long and short tasks are running and waiting when the workers change hands; new ones, too, on the way back.
+            # Long and short tasks are running and waiting when the workers change hands; on the way back new ones, too.
             enqueue(operations, f"long-{number}-{name}", 8, 2)
             enqueue(operations, f"short-{number}-{name}", 0.05, 60)
             new = "summarize_month" if before == "2.1.0" else None
@@ -67,7 +67,8 @@ def test_deploy_rollback_deploy_under_load(operations, number, capsys):
             assert run.code == 0, run.output[-6000:]
             assert operations.serves() == version
             # What the page of before names is still there.
-            assert operations.shell(f"curl -skS -o /dev/null -w '%{{http_code}}' https://localhost/static/{static}") == "200"
+            answer = operations.shell(f"curl -skS -o /dev/null -w '%{{http_code}}' https://localhost/static/{static}")
+            assert answer == "200"
     summary = current.summary
     with capsys.disabled():
         print(f"\nrun {number + 1}: {json.dumps({key: summary[key] for key in ('requests', 'failed')})}")
@@ -137,7 +138,8 @@ def test_rollback_by_restoring_the_safety_copy(operations):
     done = operations.rollback(schema="restore")
     assert done.code == 0 and done.says("lost"), done.output[-6000:]
     assert operations.serves(10) == "2.1.0"
-    assert operations.python("from roster.models import Ward; print(Ward.objects.filter(code='late').count())").strip() == "0"
+    late = operations.python("from roster.models import Ward; print(Ward.objects.filter(code='late').count())")
+    assert late.strip() == "0"
 
 
 def test_rollbacks_twice_forward_and_to_a_name(operations):
