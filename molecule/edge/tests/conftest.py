@@ -69,16 +69,19 @@ class Edge:
     def reconfigure(self, *arguments, **variables):
         return self.playbook("molecule/edge/files/reconfigure.yml", *arguments, **variables)
 
-    def activate(self, colour):
-        self.ok(f"ln -sfn colours/{colour} /var/www/shiftmaster/active.new"
+    @staticmethod
+    def activation(colour):
+        return (f"ln -sfn colours/{colour} /var/www/shiftmaster/active.new"
                 " && mv -T /var/www/shiftmaster/active.new /var/www/shiftmaster/active")
+
+    def activate(self, colour):
+        self.ok(self.activation(colour))
 
 
 @pytest.fixture
 def edge(host):
+    """A host with both colours running, the blue one live and no maintenance, whatever the test before it left."""
     found = Edge(host)
-    found.ok("systemctl start shiftmaster-web@blue shiftmaster-web@green")
-    found.activate("blue")
-    yield found
-    found.ok("rm -f /var/www/shiftmaster/shared/maintenance/on")
-    found.activate("blue")
+    found.ok("rm -f /var/www/shiftmaster/shared/maintenance/on"
+             "; systemctl start shiftmaster-web@blue shiftmaster-web@green; " + found.activation("blue"))
+    return found

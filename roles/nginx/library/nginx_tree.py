@@ -136,6 +136,10 @@ options:
     type: list
     elements: str
     default: []
+  user:
+    description: The user of the workers.
+    type: str
+    default: www-data
   ports:
     description: Ports of which V(query) reports whether another program listens on them.
     type: list
@@ -214,6 +218,19 @@ groups_present:
   returned: state=query
   type: list
   elements: str
+groups_lacking:
+  description: Those of RV(groups_present) of which O(user) is no member.
+  returned: state=query
+  type: list
+  elements: str
+enabled:
+  description: Whether the unit is started at boot.
+  returned: state=query
+  type: bool
+running:
+  description: Whether a master process is there.
+  returned: state=query
+  type: bool
 ocsp_uri:
   description: The responder that the certificate names, or empty.
   returned: state=query
@@ -462,6 +479,10 @@ class Tree:
         result["ipv6"] = can_bind(socket.AF_INET6, "::")
         result["ipv6_loopback"] = can_bind(socket.AF_INET6, "::1")
         result["groups_present"] = sorted(group_ids(p["groups"]))
+        result["groups_lacking"] = [name for name in result["groups_present"]
+                                    if p["user"] not in grp.getgrnam(name).gr_mem]
+        result["running"] = master_pid(p["pid_file"]) is not None
+        result["enabled"] = result["installed"] and self.systemctl("is-enabled")[1] == "enabled"
         about_certificate = self.certificate_problems()
         for port in p["ports"]:
             inodes = set()
@@ -797,6 +818,7 @@ def main():
             "tls_address": {"type": "str"},
             "tls_name": {"type": "str"},
             "groups": {"type": "list", "elements": "str", "default": []},
+            "user": {"type": "str", "default": "www-data"},
             "ports": {"type": "list", "elements": "int", "default": []},
             "proof_timeout_seconds": {"type": "int", "default": 20},
         },
