@@ -183,12 +183,13 @@ class Cutover:
             found = units.properties(unit("worker", colour), "ActiveState", "NRestarts", "Result")
             died = found["ActiveState"] not in ("active", "activating") or found.get("NRestarts", "0") != "0"
             if died or time.monotonic() > deadline:
+                name = unit("worker", colour)
+                written = units.journal(name, 60)
                 raise CutoverError(
-                    "the Celery worker of release %s does not %s\n%s"
-                    % (
-                        self._t("to"),
-                        "start (%s)" % found.get("Result") if died else "answer a ping",
-                        units.journal(unit("worker", colour)) + self._see(unit("worker", colour)),
+                    "\n".join(
+                        ["the Celery worker of release %s does not %s" % (self._t("to"), "start" if died else "answer")]
+                        + ["cause: %s" % cause for cause in causes(written)]
+                        + [tail(written, 8), self._see(name)]
                     )
                 )
         left = max(5, int(deadline - time.monotonic()))

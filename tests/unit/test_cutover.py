@@ -1,0 +1,78 @@
+"""The parts of the cutover that judge texts; its phases run in the scenarios release and faults."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+
+import pytest
+from ansible.module_utils.shiftmaster import cutover
+
+LOG = """\
+2026-01-01 12:00:00,123 [ERROR] gunicorn.error: Exception in worker process
+Traceback (most recent call last):
+  File "/x/wsgi.py", line 1, in <module>
+    import nothing_like_it
+ModuleNotFoundError: No module named 'nothing_like_it'
+2026-01-01 12:00:01,123 [ERROR] django.request: Internal Server Error: /
+django.core.exceptions.ImproperlyConfigured: DJANGO_SECRET_KEY is not set
+ModuleNotFoundError: No module named 'nothing_like_it'
+"""
+
+
+def test_causes_are_the_last_lines_of_tracebacks_each_once():
+    assert cutover.causes(LOG) == [
+        "ModuleNotFoundError: No module named 'nothing_like_it'",
+        "django.core.exceptions.ImproperlyConfigured: DJANGO_SECRET_KEY is not set",
+    ]
+
+
+def test_causes_are_the_newest_ones():
+    text = "".join(f"ValueError: {number}\n" for number in range(9))
+    assert cutover.causes(text) == ["ValueError: 6", "ValueError: 7", "ValueError: 8"]
+
+
+def test_failed_checks_name_part_and_error():
+    body = json.dumps(
+        {
+            "checks": {
+                "worker": {"status": "down"},
+                "cache": {"status": "healthy"},
+                "database": {"status": "unhealthy", "error": "OperationalError: refused"},
+            }
+        }
+    ).encode()
+    assert cutover._failed_checks(body) == "database: OperationalError: refused; worker: down"
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"checks": 3}'])
+def test_an_answer_in_another_form_says_nothing(body):
+    assert cutover._failed_checks(body) == "" and cutover._release_in(body) is None
+
+
+@pytest.mark.parametrize(
+    "celery, beat, kinds",
+    [("", True, ["web"]), ("app", False, ["web", "worker"]), ("app", True, ["web", "worker", "beat"])],
+)
+def test_wanted_units(celery, beat, kinds):
+    found = cutover.wanted_units({"celery_application": celery, "beat": beat}, "blue")
+    assert found == [f"shiftmaster-{kind}@blue.service" for kind in kinds]
+
+
+def test_accept_queue_counts_connections_that_nobody_has_taken(tmp_path):
+    if subprocess.run(["ss", "-V"], capture_output=True, check=False).returncode:
+        pytest.fail("ss (iproute2) is needed")
+    path = str(tmp_path / "web.sock")
+    assert cutover.accept_queue(path) == 0
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(8)
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for client in clients:
+            client.connect(path)
+        assert cutover.accept_queue(path) == 3
+        server.accept()[0].close()
+        assert cutover.accept_queue(path) == 2
+        for client in clients:
+            client.close()

@@ -1,0 +1,97 @@
+"""The templates of role shiftmaster, rendered by Ansible."""
+
+from __future__ import annotations
+
+import configparser
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROLE = Path(__file__).resolve().parents[2] / "roles" / "shiftmaster"
+
+
+def trusted(value):
+    if isinstance(value, str):
+        return trust_as_template(value)
+    if isinstance(value, dict):
+        return {key: trusted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [trusted(item) for item in value]
+    return value
+
+
+def render(template, **variables):
+    known = {"ansible_managed": "Ansible managed", "ansible_facts": {"processor_vcpus": 2}}
+    for part in ("defaults", "vars"):
+        known |= yaml.safe_load((ROLE / part / "main.yml").read_text(encoding="utf-8"))
+    loader = DataLoader()
+    loader.set_basedir(str(ROLE))
+    templar = Templar(loader, variables=trusted(known | variables))
+    templar.environment.loader.searchpath = [str(ROLE / "templates")]
+    return templar.template(trust_as_template((ROLE / "templates" / template).read_text(encoding="utf-8")))
+
+
+def unit(template, **variables):
+    parser = configparser.RawConfigParser(strict=False)
+    parser.optionxform = str
+    text = render(template, **variables)
+    parser.read_string(text)
+    return parser, text
+
+
+@pytest.mark.parametrize("kind", ["web", "worker", "beat"])
+def test_units_of_a_colour(kind):
+    parser, text = unit(f"shiftmaster-{kind}@.service.j2")
+    service = parser["Service"]
+    assert "Install" not in parser, "a colour must not be enabled"
+    assert service["EnvironmentFile"].endswith("env")
+    assert service["User"] == "shiftmaster" and service["ProtectSystem"] == "strict"
+    assert service["ReadWritePaths"].split() == ["/var/log/shiftmaster", "/var/www/shiftmaster/shared/media"]
+    assert "\nReadWritePaths=/var/log/shiftmaster /var/www/shiftmaster/shared/media\n" in text + "\n"
+
+
+def test_linked_directories_can_be_written_to():
+    parser, _text = unit("shiftmaster-web@.service.j2", shiftmaster_linked_directories=["logs", "media"])
+    assert parser["Service"]["ReadWritePaths"].split()[1:] == [
+        "/var/www/shiftmaster/shared/media", "/var/www/shiftmaster/shared/logs",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("queues, option", [([], ""), (["a", "b"], "-Q a,b")])
+def test_queues_of_the_worker(queues, option):
+    _parser, text = unit("shiftmaster-worker@.service.j2", shiftmaster_celery_queues=queues)
+    assert f'Environment="SHIFTMASTER_QUEUES_OPTION={option}"' in text
+
+
+def test_umbrella_is_enabled_and_goes_through_the_tool():
+    parser, _text = unit("shiftmaster.service.j2")
+    assert parser["Service"]["ExecStart"].endswith("shiftmasterctl unit-start")
+    assert parser["Install"]["WantedBy"] == "multi-user.target"
+
+
+def test_gunicorn_settings_are_python(monkeypatch):
+    monkeypatch.setenv("SHIFTMASTER_COLOUR", "green")
+    text = render("gunicorn.conf.py.j2", shiftmaster_web_threads=7)
+    found = {}
+    exec(text.replace("from gunicorn import glogging", "").replace("glogging.Logger", "object"), found)
+    assert (found["bind"], found["workers"], found["threads"]) == ("unix:/run/shiftmaster-web-green/web.sock", 3, 7)
+
+
+def test_site_settings_come_behind_the_applications():
+    text = render("site_settings.py.j2", shiftmaster_supply_health=True, shiftmaster_site_settings="ALLOWED_HOSTS = []")
+    compile(text, "site_settings.py", "exec")
+    assert (
+        text.index("from shiftmaster.settings import *") < text.index("HealthMiddleware") < text.index("ALLOWED_HOSTS")
+    )
+
+
+def test_options_of_shiftmasterctl_are_those_of_the_module():
+    found = json.loads(
+        render("cutover.json.j2", shiftmaster_hooks=[{"name": "x", "phase": "after_build", "command": "true"}])
+    )
+    assert found["worker_stop_seconds"] == 300 and found["hooks"][0]["name"] == "x"
+    assert found["error_log"] == "/var/log/shiftmaster/error.log"
