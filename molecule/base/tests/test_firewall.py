@@ -21,7 +21,11 @@ def address(host):
     name = host.backend.get_hostname()
     done = subprocess.run(
         ["docker", "inspect", "--format", "{{ .NetworkSettings.IPAddress }}", name],
-        check=True, capture_output=True, text=True, timeout=30)
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     return done.stdout.strip()
 
 
@@ -40,11 +44,7 @@ def rules(host):
 @pytest.fixture
 def listeners(host):
     ports = [80, 443, 5432, 6379, 9090]
-    code = (
-        "import socket, time\n"
-        f"kept = [socket.create_server(('0.0.0.0', port)) for port in {ports}]\n"
-        "time.sleep(300)"
-    )
+    code = f"import socket, time\nkept = [socket.create_server(('0.0.0.0', port)) for port in {ports}]\ntime.sleep(300)"
     host.check_output(f"systemd-run --unit=listeners python3 -c {shlex.quote(code)}")
     time.sleep(0.5)
     yield ports
@@ -53,7 +53,12 @@ def listeners(host):
 
 def test_only_what_the_rules_name_gets_through(host, address, listeners):
     assert {port: connects(address, port, 1.0) for port in listeners} == {
-        80: True, 443: True, 5432: True, 6379: False, 9090: False}
+        80: True,
+        443: True,
+        5432: True,
+        6379: False,
+        9090: False,
+    }
     # Each host reaches its own.
     for port in listeners:
         host.check_output(f"timeout 2 bash -c '</dev/tcp/127.0.0.1/{port}'")
@@ -88,20 +93,47 @@ def over_ssh(host, address, tmp_path):
     host.check_output("systemctl start ssh && cp -p /etc/nftables.conf /root/nftables.conf")
     host_key = host.check_output("cat /etc/ssh/ssh_host_ed25519_key.pub").split()
     (tmp_path / "known_hosts").write_text(f"{address} {host_key[0]} {host_key[1]}\n")
-    (tmp_path / "inventory.json").write_text(json.dumps({"all": {"hosts": {host.backend.get_hostname(): {
-        "ansible_host": address, "ansible_user": "root", "ansible_ssh_private_key_file": str(key),
-        "ansible_python_interpreter": "/usr/bin/python3",
-        "ansible_ssh_common_args": f"-o UserKnownHostsFile={tmp_path}/known_hosts -o HostKeyAlgorithms=ssh-ed25519",
-    }}}}))
+    (tmp_path / "inventory.json").write_text(
+        json.dumps(
+            {
+                "all": {
+                    "hosts": {
+                        host.backend.get_hostname(): {
+                            "ansible_host": address,
+                            "ansible_user": "root",
+                            "ansible_ssh_private_key_file": str(key),
+                            "ansible_python_interpreter": "/usr/bin/python3",
+                            "ansible_ssh_common_args": f"-o UserKnownHostsFile={tmp_path}/known_hosts"
+                            " -o HostKeyAlgorithms=ssh-ed25519",
+                        }
+                    }
+                }
+            }
+        )
+    )
 
     def run(**variables):
         environment = {
-            **os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
-            "ANSIBLE_NOCOLOR": "1"}
+            **os.environ,
+            "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+            "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
+            "ANSIBLE_NOCOLOR": "1",
+        }
         done = subprocess.run(
-            [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(tmp_path / "inventory.json"),
-             "-e", json.dumps(variables), "molecule/base/files/lockout.yml"],
-            cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=240)
+            [
+                str(Path(sys.executable).parent / "ansible-playbook"),
+                "-i",
+                str(tmp_path / "inventory.json"),
+                "-e",
+                json.dumps(variables),
+                "molecule/base/files/lockout.yml",
+            ],
+            cwd=PROJECT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
         return done.returncode, done.stdout + done.stderr
 
     yield run
@@ -128,7 +160,8 @@ def test_the_host_needs_no_controller_to_put_them_back(host, address):
     host.check_output(
         "printf 'table inet shiftmaster\\ndelete table inet shiftmaster\\n"
         "table inet shiftmaster { chain input { type filter hook input priority 0; policy drop; }; }\\n'"
-        " | shiftmaster-firewall try 4")
+        " | shiftmaster-firewall try 4"
+    )
     assert not connects(address, 22, 1.0)
     time.sleep(5)
     assert connects(address, 22)
@@ -139,7 +172,11 @@ def test_the_host_needs_no_controller_to_put_them_back(host, address):
 def test_rules_that_let_this_machine_in_are_kept_over_ssh(host, address, over_ssh):
     gateway = subprocess.run(
         ["docker", "network", "inspect", "bridge", "--format", "{{ (index .IPAM.Config 0).Gateway }}"],
-        check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout.strip()
     code, output = over_ssh(firewall_ssh_sources=[gateway], firewall_confirm_seconds=10)
     assert code == 0, output
     assert f"ip saddr {gateway} tcp dport 22" in rules(host)

@@ -1,0 +1,79 @@
+"""Asking a host what it serves, and running the role on it with other variables."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[3]
+SCENARIO = PROJECT / "molecule/tls"
+
+
+class Site:
+    def __init__(self, host):
+        self.host = host
+        self.name = host.backend.get_hostname()
+
+    def served(self, field="-serial", name="shift.test"):
+        return self.host.check_output(
+            f"openssl s_client -connect 127.0.0.1:443 -servername {name} </dev/null 2>/dev/null"
+            f" | openssl x509 -noout {field} -nameopt multiline"
+        )
+
+    def file(self, field="-serial", path="/etc/ssl/certs/shiftmaster.crt"):
+        return self.host.check_output(f"openssl x509 -noout {field} -in {path}")
+
+    def files(self):
+        """What must not change when a run is refused."""
+        return self.host.check_output("sha256sum /etc/ssl/certs/shiftmaster.crt /etc/ssl/private/shiftmaster.key")
+
+    def master(self):
+        return self.host.check_output("systemctl show --property=MainPID --value nginx")
+
+    def run(self, *options, **variables):
+        """Exit code and output of a run of the role on this host."""
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+            "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
+            "ANSIBLE_NOCOLOR": "1",
+        }
+        arguments = ["-i", "molecule/tls/inventory", "-l", self.name, "-e", json.dumps(variables), *options]
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "ansible-playbook"), *arguments, "molecule/tls/files/role.yml"],
+            cwd=PROJECT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        # Ansible breaks long lines.
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture(autouse=True)
+def on_its_hosts(request, host):
+    """A module with HOSTS, and a test with the marker `on`, are for these hosts only."""
+    mark = request.node.get_closest_marker("on")
+    wanted = mark.args if mark else getattr(request.module, "HOSTS", None)
+    if wanted and host.backend.get_hostname() not in wanted:
+        pytest.skip(f"on {', '.join(wanted)} only")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "on(host...): run on these hosts of the scenario only")
+
+
+@pytest.fixture
+def site(host):
+    return Site(host)
+
+
+@pytest.fixture
+def folder():
+    return Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
