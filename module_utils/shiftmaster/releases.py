@@ -497,12 +497,13 @@ def remove_unfinished(layout: Layout, state: State) -> list:
 def prune_plan(layout: Layout, state: State, keep: int, applied=None) -> list:
     """Return the releases that may go, oldest first.
 
-    Kept: the newest `keep`, the current one, both colours' (a worker may still be finishing its tasks), the rollback
+    Kept: the newest `keep` that are not bad, the current one, both colours' (a worker may still be finishing its tasks), the rollback
     target, and the only retained release that holds the file of an applied migration. applied is a set of
     "app.name"; None means that the database could not be asked, and then no holder of migrations goes at all.
     """
     names = layout.names()
-    kept = set(names[-keep:]) if keep > 0 else set()
+    good = [name for name in names if state.status(name) != "bad"]
+    kept = set(good[-keep:]) if keep > 0 else set()
     kept.update(name for name in (layout.release_of("blue"), layout.release_of("green")) if name)
     target = state.rollback_target(layout.current())
     if target:
