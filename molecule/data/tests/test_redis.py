@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 
 import pytest
 
@@ -122,7 +123,10 @@ def test_celery_and_the_cache_find_nothing_forbidden(host, redis, tls):
 def test_tasks_survive_a_killed_server(host, redis):
     as_application(redis, "LPUSH", "waiting", "task")
     # The file is synchronized once a second.
-    host.check_output(f"sleep 1.5; systemctl kill --signal=KILL {MAIN}; sleep 1")
+    host.check_output(f"sleep 1.5; systemctl kill --signal=KILL {MAIN}")
+    deadline = time.monotonic() + 30
+    while as_application(redis, "PING") != "PONG" and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert as_application(redis, "LRANGE", "waiting", "0", "-1") == "task"
     as_application(redis, "DEL", "waiting")
 
