@@ -32,7 +32,7 @@ def test_what_people_write_is_read_as_systemd_reads_it(text, wanted):
 
 
 def test_comments_and_lines_that_are_no_assignment_are_passed_over():
-    assert envfile.parse("# A=1\n; B=2\n\nnothing\nexport C=3\n9D=4\nE=5\n") == {"E": "5"}
+    assert envfile.parse("# A=1\n; B=2\n# it's = 'a quote\n\nnothing\nexport C=3\n9D=4\nE=5\n") == {"E": "5"}
 
 
 @pytest.mark.parametrize("environment", [{"A B": "x"}, {"1A": "x"}, {"": "x"}, {"A": 1}, {"A": None}, {"A": "x\0y"}])

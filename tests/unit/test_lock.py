@@ -74,7 +74,9 @@ def test_waiting_until_it_is_free(path):
 
 def test_waiting_ends(path):
     take(path, "one")
+    started = time.monotonic()
     assert not take(path, "two", wait_seconds=0.2).acquired
+    assert time.monotonic() - started < 10
 
 
 def test_an_expired_lock_is_taken_over(path):

