@@ -86,6 +86,7 @@ def test_a_change_reloads_without_cutting_a_request_off(edge):
     assert edge.ok("cat /root/slow.code") == "200"
     assert master(edge) == before, "reloaded, not restarted"
 
+
 def test_drift_and_a_run_that_was_cut_off_are_made_good(edge):
     # Somebody's own edit.
     edge.ok("echo '# mine' >>/etc/nginx/nginx.conf && ln -s /dev/null /etc/nginx/sites-enabled/default")

@@ -79,6 +79,18 @@ def test_switching_colours_under_load_loses_nothing(edge):
     assert summary["windows"]["switch"]["inside"]["requests"] > 50
 
 
+def test_a_file_is_found_in_the_very_moment_of_a_switch(edge):
+    """nginx looks for a file and opens it afterwards; the link may turn in between, to a release without that file."""
+    files = {**SCENARIO, "requests": [{"name": "file", "path": "/static/css/blue.0123456789ab.css"}]}
+    del files["login"]
+    edge.ok("cat >/root/files.json <<'EOF'\n" + json.dumps(files) + "\nEOF")
+    done = edge.run("python3 /root/flip.py 8 >/root/turns & sleep 1; python3 /root/loadgen.py /root/files.json"
+                    " --clients 8 --think-seconds 0 --seconds 5; wait")
+    summary = json.loads(done.stdout)
+    assert int(edge.ok("cat /root/turns")) > 10_000 and summary["requests"] > 1000
+    assert (summary["failed"], summary["errors"]) == (0, {})
+
+
 def test_the_load_generator_sees_a_switch_without_a_drain(edge):
     """The proof of the proof: stopped first and switched afterwards, requests fail and are counted."""
     begin(edge, seconds=6)
