@@ -121,6 +121,7 @@ def environment(step: Step) -> dict[str, str]:
         **os.environ,
         "SHIFTMASTER_STEP": step.name,
         "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}",
+        "SHIFTMASTER_PROOFS": "sample" if sys.argv[1:2] == ["test"] else "all",
         "MOLECULE_COMMAND_BORDERS": "false",
         "ANSIBLE_NOCOLOR": "1",
         "NO_COLOR": "1",

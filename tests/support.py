@@ -11,12 +11,23 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# `make test` runs a fixed sample, `make test-all` everything (scripts/run_tests.py says which).
+WHOLE = os.environ.get("SHIFTMASTER_PROOFS", "all") == "all"
 ROOT = Path(__file__).resolve().parent.parent
 # Secrets, authorities and the packed application of all scenarios: images made by one are used by the others.
 SCENARIO_HOME = ROOT / ".cache" / "scenario"
 REPOSITORY = SCENARIO_HOME / "shiftmaster.git"
 APP = "/var/www/shiftmaster"
 PASSWORD = "load-test-only"
+
+
+def pytest_collection_modifyitems(config, items):
+    """For a scenario's conftest: leave what is marked `whole` out of the sample, as `deselected`, not as passed."""
+    if WHOLE:
+        return
+    left_out = [item for item in items if item.get_closest_marker("whole")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @dataclass

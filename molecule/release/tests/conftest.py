@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
-from support import Operations
+from support import Operations, pytest_collection_modifyitems
+
+__all__ = ["pytest_collection_modifyitems"]
 
 
 @pytest.fixture(scope="session")
