@@ -134,3 +134,28 @@ def started(host):
         return host.check_output(f"systemctl show --property=MainPID,ExecMainStartTimestampMonotonic {unit}")
 
     return ask
+
+
+@pytest.fixture
+def version(host):
+    return VERSIONS[host.system_info.release.split(".")[0]]
+
+
+@pytest.fixture
+def unit(version):
+    return f"postgresql@{version}-main.service"
+
+
+@pytest.fixture
+def config(host, version):
+    folder = f"/etc/postgresql/{version}/main"
+
+    def read():
+        return host.check_output(f"cat {folder}/conf.d/shiftmaster.conf {folder}/pg_hba.conf")
+
+    return read
+
+
+@pytest.fixture
+def files(host):
+    return lambda: host.check_output("cat /etc/redis/redis.conf /etc/redis/users.acl")
