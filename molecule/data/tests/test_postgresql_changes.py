@@ -102,3 +102,10 @@ def test_a_cluster_without_checksums_is_reported_and_can_get_them(host, apply, s
     apply("postgresql", postgresql_enable_checksums=True)
     assert sql("SHOW data_checksums").stdout.strip() == "on"
     assert apply("postgresql", postgresql_enable_checksums=True).changed == 0
+
+
+def test_a_check_before_the_certificate_is_made_says_so(apply, config):
+    before = config()
+    done = apply("postgresql", "--check", postgresql_tls_key_file="/etc/ssl/private/later.key")
+    assert "/etc/ssl/private/later.key is not there yet" in done.line
+    assert config() == before

@@ -106,3 +106,10 @@ def test_bad_input_is_refused_in_a_sentence(converge, files, variables):
     done = converge("redis", **variables)
     assert done.rc != 0 and "must be set; redis_users holds neither" in done.line
     assert files() == before
+
+
+def test_a_check_before_the_certificate_is_made_says_so(apply, files):
+    before = files()
+    done = apply("redis", "--check", redis_tls_key_file="/etc/ssl/private/later.key")
+    assert "/etc/ssl/private/later.key is not there yet" in done.line
+    assert files() == before

@@ -507,7 +507,9 @@ def run(module, cluster):
     state = cluster.state() if running else None
     certificate = params["tls_certificate_file"]
     if files_changed:
-        if certificate:
+        if certificate and module.check_mode and not os.path.exists(params["tls_key_file"]):
+            module.warn("%s is not there yet; what makes it must come first" % params["tls_key_file"])
+        elif certificate:
             problem = cluster.tls_problem(certificate, params["tls_key_file"])
             if problem:
                 raise ConfigError("TLS of PostgreSQL: %s" % problem)

@@ -241,6 +241,11 @@ def directive(config, name):
     return value
 
 
+def tls_files(config):
+    """Certificates and keys that a configuration text names."""
+    return [path for path in (directive(config, name) for name in TLS_FILES) if path]
+
+
 def directives(config):
     """Names that a configuration text sets."""
     lines = [shlex.split(line, comments=True) for line in config.splitlines()]
@@ -619,6 +624,10 @@ def run(module, instance):
             return dict(result, changed=True)
         raise ConfigError("there is no %s; install redis-server first" % SERVER)
 
+    absent = [path for path in tls_files(new[0]) if not os.path.exists(path)]
+    if absent and module.check_mode:
+        module.warn("%s is not there yet; what makes it must come first" % ", ".join(absent))
+        return result
     unit = instance.properties()
     if unit.get("UnitFileState") != "enabled":
         result.update(changed=True, enabled=True)
