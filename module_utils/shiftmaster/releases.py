@@ -497,9 +497,9 @@ def remove_unfinished(layout: Layout, state: State) -> list:
 def prune_plan(layout: Layout, state: State, keep: int, applied=None) -> list:
     """Return the releases that may go, oldest first.
 
-    Kept: the newest `keep` that are not bad, the current one, both colours' (a worker may still be finishing its tasks), the rollback
-    target, and the only retained release that holds the file of an applied migration. applied is a set of
-    "app.name"; None means that the database could not be asked, and then no holder of migrations goes at all.
+    Kept: the newest `keep` that are not bad, the current one, both colours' (a worker may still be finishing its
+    tasks), the rollback target, and the only retained release that holds the file of an applied migration. applied is
+    a set of "app.name"; None means that the database could not be asked, and then no holder of migrations goes at all.
     """
     names = layout.names()
     good = [name for name in names if state.status(name) != "bad"]
