@@ -186,9 +186,11 @@ def test_a_port_held_by_another_program(report, listener):
     assert ports(preflight.Report(), listener, ["nginx", me]) == []
 
 
-def test_a_free_port_and_a_mere_connection(report, listener):
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
+def test_a_connection_is_no_listener(report):
+    with socket.socket() as one, socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        one.connect(server.getsockname())
         assert ports(report, one.getsockname()[1], []) == []
         assert report.facts["ports"] == {}
 
