@@ -64,11 +64,17 @@ class Handler(BaseHTTPRequestHandler):
             with LOCK, open(DATA, encoding="utf-8") as handle:
                 self.answer(200, "".join(f"[{line.strip()}]\n" for line in handle))
         elif url.path == "/login/":
-            self.answer(200, '<input type="hidden" name="csrfmiddlewaretoken" value="token">',
-                        [("Set-Cookie", "csrftoken=token; Path=/")])
+            self.answer(
+                200,
+                '<input type="hidden" name="csrfmiddlewaretoken" value="token">',
+                [("Set-Cookie", "csrftoken=token; Path=/")],
+            )
         else:
-            self.answer(200, f'<link rel="stylesheet" href="/static/css/{COLOUR}.0123456789ab.css">'
-                             f"<footer>ShiftMaster {COLOUR}</footer>")
+            self.answer(
+                200,
+                f'<link rel="stylesheet" href="/static/css/{COLOUR}.0123456789ab.css">'
+                f"<footer>ShiftMaster {COLOUR}</footer>",
+            )
 
     do_HEAD = do_GET
 

@@ -25,9 +25,11 @@ def test_plain_http_on_the_tls_port_is_redirected(edge):
 
 
 def test_acme_challenges_pass_on_both_ports_and_in_maintenance(edge):
-    edge.ok("mkdir -p /var/www/acme/.well-known/acme-challenge"
-            " && echo proof >/var/www/acme/.well-known/acme-challenge/token"
-            " && touch /var/www/shiftmaster/shared/maintenance/on")
+    edge.ok(
+        "mkdir -p /var/www/acme/.well-known/acme-challenge"
+        " && echo proof >/var/www/acme/.well-known/acme-challenge/token"
+        " && touch /var/www/shiftmaster/shared/maintenance/on"
+    )
     for url in ("http://shift.test", "https://shift.test"):
         answer = edge.get("/.well-known/acme-challenge/token", url=url)
         assert (answer.status, answer.body) == (200, "proof\n")
@@ -39,9 +41,21 @@ def test_acme_challenges_pass_on_both_ports_and_in_maintenance(edge):
 
 def test_what_a_client_says_about_itself_is_not_believed(edge):
     seen, _ = edge.echo(
-        "-H", "X-Forwarded-For: 203.0.113.9", "-H", "X-Forwarded-Proto: http", "-H", "X-Real-IP: 203.0.113.9",
-        "-H", "X-Forwarded-Host: evil.test", "-H", "Forwarded: for=203.0.113.9", "-H", "Proxy: evil",
-        "-H", "X-Request-ID: " + "a" * 32)
+        "-H",
+        "X-Forwarded-For: 203.0.113.9",
+        "-H",
+        "X-Forwarded-Proto: http",
+        "-H",
+        "X-Real-IP: 203.0.113.9",
+        "-H",
+        "X-Forwarded-Host: evil.test",
+        "-H",
+        "Forwarded: for=203.0.113.9",
+        "-H",
+        "Proxy: evil",
+        "-H",
+        "X-Request-ID: " + "a" * 32,
+    )
     assert seen["x-forwarded-for"] == seen["x-real-ip"] == "127.0.0.1"
     assert seen["x-forwarded-proto"] == "https"
     assert seen["host"] == "shift.test"
@@ -97,8 +111,11 @@ def test_security_headers_are_on_every_answer_once(edge, path):
 
 
 def test_the_applications_own_headers_win_but_not_about_tls(edge):
-    own = {"X-Frame-Options": "SAMEORIGIN", "Content-Security-Policy": "default-src",
-           "Strict-Transport-Security": "max-age=1"}
+    own = {
+        "X-Frame-Options": "SAMEORIGIN",
+        "Content-Security-Policy": "default-src",
+        "Strict-Transport-Security": "max-age=1",
+    }
     _, answer = edge.echo(query="&".join(f"set-{name}={value}" for name, value in own.items()))
     assert answer.all("x-frame-options") == ["SAMEORIGIN"]
     assert answer.all("content-security-policy") == ["default-src"]
@@ -130,8 +147,14 @@ def test_files_without_a_hash_and_missing_ones_are_not_kept_long(edge):
 
 
 def test_nothing_outside_the_static_folders_is_served(edge):
-    for path in ("/static/../../../shared/media/upload.html", "/static/%2e%2e/%2e%2e/env", "/static/..%2f..%2fenv",
-                 "/media/../state/state.json", "/media../state", "/static//etc/passwd"):
+    for path in (
+        "/static/../../../shared/media/upload.html",
+        "/static/%2e%2e/%2e%2e/env",
+        "/static/..%2f..%2fenv",
+        "/media/../state/state.json",
+        "/media../state",
+        "/static//etc/passwd",
+    ):
         answer = edge.get(path)
         assert answer.status in (400, 403, 404) or answer.one("x-colour"), path
 
@@ -242,8 +265,11 @@ def test_maintenance_answers_programs_in_json(edge):
 
 
 def s_client(edge, *options):
-    return edge.run("openssl s_client -connect 127.0.0.1:443 -servername shift.test "
-                    + " ".join(options) + " </dev/null 2>&1 | LC_ALL=C tr -cd '\\12\\40-\\176'")
+    return edge.run(
+        "openssl s_client -connect 127.0.0.1:443 -servername shift.test "
+        + " ".join(options)
+        + " </dev/null 2>&1 | LC_ALL=C tr -cd '\\12\\40-\\176'"
+    )
 
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
@@ -252,12 +278,15 @@ def test_modern_tls_with_forward_secrecy(edge, version):
     assert "Cipher is " in out and "Cipher is (NONE)" not in out
 
 
-@pytest.mark.parametrize("options", [
-    ("-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"),
-    ("-tls1", "-cipher", "DEFAULT@SECLEVEL=0"),
-    ("-tls1_2", "-cipher", "AES128-GCM-SHA256"),
-    ("-tls1_2", "-cipher", "ECDHE-RSA-AES128-SHA256"),
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"),
+        ("-tls1", "-cipher", "DEFAULT@SECLEVEL=0"),
+        ("-tls1_2", "-cipher", "AES128-GCM-SHA256"),
+        ("-tls1_2", "-cipher", "ECDHE-RSA-AES128-SHA256"),
+    ],
+)
 def test_old_tls_is_refused(edge, options):
     out = s_client(edge, *options).stdout
     assert "Cipher is (NONE)" in out or "alert" in out, out
@@ -276,7 +305,7 @@ def test_http2_is_offered(edge):
 
 
 def test_log_is_json_and_holds_no_query(edge):
-    edge.get('/echo?name=secret%22name', "-A", 'a "b" \\ c', "-e", "https://shift.test/x?token=secret")
+    edge.get("/echo?name=secret%22name", "-A", 'a "b" \\ c', "-e", "https://shift.test/x?token=secret")
     time.sleep(0.2)
     text = edge.ok("tail -n 1 /var/log/nginx/shiftmaster_access.log")
     line = json.loads(text)

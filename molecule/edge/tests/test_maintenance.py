@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-testinfra_hosts = ["ansible://edge-trixie"]
 PLAYBOOK = "playbooks/maintenance.yml"
 PAGE = {"reason": "更新 <script>alert('x')</script> & \"more\"", "until": "2040-11-25 14:30"}
 AUDIT = "/var/www/shiftmaster/shared/state/audit.jsonl"
@@ -34,12 +33,15 @@ def test_on_once_more_and_off(edge):
     assert entries[0]["reason"] == PAGE["reason"] and entries[0]["who"]
 
 
-@pytest.mark.parametrize(("wrong", "sentences"), [
-    ({"state": "maybe", "until": "2026-02-30"}, ['not "maybe"', "A reason is missing", "2026-02-30"]),
-    ({"state": "on"}, ["A reason is missing", "until is missing"]),
-    ({"state": "on", "reason": "x", "until": "2020-01-01 10:00"}, ["is over"]),
-    ({"state": "on", "reason": "x" * 501, "until": "25.11.2040"}, ["501 characters", "is no time"]),
-])
+@pytest.mark.parametrize(
+    ("wrong", "sentences"),
+    [
+        ({"state": "maybe", "until": "2026-02-30"}, ['not "maybe"', "A reason is missing", "2026-02-30"]),
+        ({"state": "on"}, ["A reason is missing", "until is missing"]),
+        ({"state": "on", "reason": "x", "until": "2020-01-01 10:00"}, ["is over"]),
+        ({"state": "on", "reason": "x" * 501, "until": "25.11.2040"}, ["501 characters", "is no time"]),
+    ],
+)
 def test_every_problem_is_named_at_once_and_nothing_changes(edge, wrong, sentences):
     done = edge.playbook(PLAYBOOK, **wrong)
     assert done.rc != 0 and done.changed == 0

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-testinfra_hosts = ["ansible://edge-trixie"]
 LIVE = "sha256sum /etc/nginx/nginx.conf /etc/nginx/sites-available/* /etc/nginx/snippets/* /etc/systemd/system/nginx*/*"
 
 
@@ -22,8 +21,12 @@ def unchanged(edge):
     assert (edge.ok(LIVE), edge.ok("curl -sf http://127.0.0.1:8081/config")) == before
     assert edge.get("/").status == 200
     assert edge.ok("systemctl is-system-running").strip() == "running"
-    assert edge.ok("find / -xdev ( -name '.*.new' -o -name 'nginx-stage-*' ) -print"
-                   .replace("(", "\\(").replace(")", "\\)")) == ""
+    assert (
+        edge.ok(
+            "find / -xdev ( -name '.*.new' -o -name 'nginx-stage-*' ) -print".replace("(", "\\(").replace(")", "\\)")
+        )
+        == ""
+    )
 
 
 def test_everything_in_the_way_is_said_at_once_before_anything_changes(edge, unchanged):
@@ -52,11 +55,14 @@ def test_what_nginx_refuses_never_reaches_the_live_files(edge, unchanged):
 def test_a_configuration_without_effect_is_noticed_and_put_back(edge, unchanged, restart):
     """nginx -t accepts a port that is taken; only the reload fails, and only in the error log."""
     # Named like the web server, so that the role's own look at the ports does not see a stranger.
-    edge.ok("cp /usr/bin/python3 /root/nginx && systemd-run --quiet --collect --unit=thief"
-            " /root/nginx -m http.server 8099 --bind 127.0.0.1; sleep 1; curl -sf -o /dev/null 127.0.0.1:8099")
+    edge.ok(
+        "cp /usr/bin/python3 /root/nginx && systemd-run --quiet --collect --unit=thief"
+        " /root/nginx -m http.server 8099 --bind 127.0.0.1; sleep 1; curl -sf -o /dev/null 127.0.0.1:8099"
+    )
     before = master(edge)
-    done = edge.reconfigure(nginx_local_listen=["127.0.0.1:8099"], nginx_proof_timeout_seconds=4,
-                            nginx_hardening=not restart)
+    done = edge.reconfigure(
+        nginx_local_listen=["127.0.0.1:8099"], nginx_proof_timeout_seconds=4, nginx_hardening=not restart
+    )
     edge.ok("systemctl stop thief; rm /root/nginx")
     assert done.rc != 0
     assert f"the {'restart' if restart else 'reload'} of nginx did not take effect" in done.flat
@@ -75,8 +81,10 @@ def test_check_mode_says_what_would_change_and_what_nginx_thinks(edge, unchanged
 
 def test_a_change_reloads_without_cutting_a_request_off(edge):
     before = master(edge)
-    edge.ok("systemd-run --quiet --collect --unit=slow sh -c 'curl -sk --max-time 60 -o /root/slow.body"
-            " -w %{http_code} \"https://127.0.0.1/slow?seconds=15\" >/root/slow.code'")
+    edge.ok(
+        "systemd-run --quiet --collect --unit=slow sh -c 'curl -sk --max-time 60 -o /root/slow.body"
+        ' -w %{http_code} "https://127.0.0.1/slow?seconds=15" >/root/slow.code\''
+    )
     done = edge.reconfigure(nginx_login_burst=5)
     assert done.rc == 0 and done.changed == 1, done.out
     for _ in range(100):
@@ -94,16 +102,20 @@ def test_drift_and_a_run_that_was_cut_off_are_made_good(edge):
     assert edge.run("test -L /etc/nginx/sites-enabled/default").rc == 1
     # The files are right, but nginx still runs the ones before: killed between swap and reload.
     marker = "/etc/nginx/snippets/shiftmaster-marker.conf"
-    edge.ok(f"cp -p {marker} /root/marker && echo 'return 200 \"earlier\\n\";' >{marker}"
-            f" && systemctl reload nginx && sleep 1 && cp -p /root/marker {marker}")
+    edge.ok(
+        f"cp -p {marker} /root/marker && echo 'return 200 \"earlier\\n\";' >{marker}"
+        f" && systemctl reload nginx && sleep 1 && cp -p /root/marker {marker}"
+    )
     assert edge.ok("curl -sf http://127.0.0.1:8081/config") == "earlier\n"
     assert edge.reconfigure().changed == 1
 
 
 def test_a_renewed_certificate_is_taken_up(edge):
-    edge.ok("openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=shift.test -addext"
-            " subjectAltName=DNS:shift.test -keyout /etc/ssl/private/shiftmaster.key"
-            " -out /etc/ssl/certs/shiftmaster.crt")
+    edge.ok(
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=shift.test -addext"
+        " subjectAltName=DNS:shift.test -keyout /etc/ssl/private/shiftmaster.key"
+        " -out /etc/ssl/certs/shiftmaster.crt"
+    )
     wanted = edge.ok("openssl x509 -in /etc/ssl/certs/shiftmaster.crt -noout -serial")
     served = "openssl s_client -connect 127.0.0.1:443 </dev/null 2>/dev/null | openssl x509 -noout -serial"
     assert edge.ok(served) != wanted

@@ -10,13 +10,23 @@ SCENARIO = {
     "connect": "127.0.0.1:443",
     "verify": False,
     "version": {"header": "X-Colour"},
-    "login": {"page": "/login/", "username": "demo", "password_env": "LOADGEN_PASSWORD",
-              "csrf_field": "csrfmiddlewaretoken"},
+    "login": {
+        "page": "/login/",
+        "username": "demo",
+        "password_env": "LOADGEN_PASSWORD",
+        "csrf_field": "csrfmiddlewaretoken",
+    },
     "requests": [
-        {"name": "page", "path": "/", "weight": 4, "links": "href=\"(/static/[^\"]+)\""},
+        {"name": "page", "path": "/", "weight": 4, "links": 'href="(/static/[^"]+)"'},
         {"name": "file", "kind": "static", "path": "{link}", "weight": 3},
-        {"name": "save", "path": "/save", "form": {"value": "{unique}"}, "expect": [302], "weight": 3,
-         "read_back": {"path": "/values", "pattern": r"\[{unique}\]"}},
+        {
+            "name": "save",
+            "path": "/save",
+            "form": {"value": "{unique}"},
+            "expect": [302],
+            "weight": 3,
+            "read_back": {"path": "/values", "pattern": r"\[{unique}\]"},
+        },
     ],
 }
 
@@ -24,9 +34,11 @@ SCENARIO = {
 def begin(edge, seconds=8, clients=32):
     edge.ok("cat >/root/scenario.json <<'EOF'\n" + json.dumps(SCENARIO) + "\nEOF")
     edge.ok("systemctl reset-failed load.service 2>/dev/null; rm -f /root/summary.json /root/ready /root/marks; true")
-    edge.ok("systemd-run --quiet --collect --unit=load --setenv=LOADGEN_PASSWORD=secret /root/loadgen.py"
-            f" /root/scenario.json --clients {clients} --seconds {seconds} --think-seconds 0.05 --logins 1"
-            " --summary /root/summary.json --results /root/results.jsonl --ready-file /root/ready --marks /root/marks")
+    edge.ok(
+        "systemd-run --quiet --collect --unit=load --setenv=LOADGEN_PASSWORD=secret /root/loadgen.py"
+        f" /root/scenario.json --clients {clients} --seconds {seconds} --think-seconds 0.05 --logins 1"
+        " --summary /root/summary.json --results /root/results.jsonl --ready-file /root/ready --marks /root/marks"
+    )
     wait(edge, "/root/ready", 20)
     time.sleep(1)
 
@@ -84,8 +96,10 @@ def test_a_file_is_found_in_the_very_moment_of_a_switch(edge):
     files = {**SCENARIO, "requests": [{"name": "file", "path": "/static/css/blue.0123456789ab.css"}]}
     del files["login"]
     edge.ok("cat >/root/files.json <<'EOF'\n" + json.dumps(files) + "\nEOF")
-    done = edge.run("python3 /root/flip.py 8 >/root/turns & sleep 1; python3 /root/loadgen.py /root/files.json"
-                    " --clients 8 --think-seconds 0 --seconds 5; wait")
+    done = edge.run(
+        "python3 /root/flip.py 8 >/root/turns & sleep 1; python3 /root/loadgen.py /root/files.json"
+        " --clients 8 --think-seconds 0 --seconds 5; wait"
+    )
     summary = json.loads(done.stdout)
     assert int(edge.ok("cat /root/turns")) > 10_000 and summary["requests"] > 1000
     assert (summary["failed"], summary["errors"]) == (0, {})
