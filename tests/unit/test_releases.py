@@ -235,7 +235,7 @@ def spec(tmp_path):
 
 @needs_root
 def test_a_build_is_complete_and_may_only_be_read(layout, state, spec):
-    spec["hooks"] = [{"name": "note", "phase": "after_build", "command": "chmod 666 manage.py; echo \"$TZ\" > ../hooked"},
+    spec["hooks"] = [{"name": "note", "phase": "after_build", "command": "chmod 666 manage.py; env > ../hooked"},
                      {"name": "later", "phase": "after_cutover", "command": "exit 1"}]
     build = releases.Build(layout, state, spec)
     name = build.run()
