@@ -40,8 +40,8 @@ def play(host, playbook, arguments, variables):
         json.dumps({"data_hosts": host.backend.get_hostname(), **variables}),
         SCENARIO / playbook,
     ]
-    environment = {
-        **os.environ,
+    # Without what molecule sets for its own runs, colours above all.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")} | {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
         "ANSIBLE_NOCOLOR": "1",
