@@ -32,8 +32,13 @@ def _name() -> str:
 
 
 def _metadata() -> str:
-    lines = ["Metadata-Version: 2.1", "Name: " + _field("name"), "Version: " + _field("version"),
-             "Summary: " + _field("description"), "Requires-Python: " + _field("requires-python")]
+    lines = [
+        "Metadata-Version: 2.1",
+        "Name: " + _field("name"),
+        "Version: " + _field("version"),
+        "Summary: " + _field("description"),
+        "Requires-Python: " + _field("requires-python"),
+    ]
     return "\n".join(lines + ["Requires-Dist: " + dependency for dependency in _dependencies()]) + "\n"
 
 
@@ -46,10 +51,14 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     info = _name() + ".dist-info"
     content = {path.relative_to(HERE).as_posix(): path.read_bytes() for path in _files()}
     content[info + "/METADATA"] = _metadata().encode()
-    content[info + "/WHEEL"] = (b"Wheel-Version: 1.0\nGenerator: wheel_builder\n"
-                                b"Root-Is-Purelib: true\nTag: py3-none-any\n")
-    record = ["%s,sha256=%s,%d" % (path, base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode(),
-                                   len(data)) for path, data in content.items()]
+    content[info + "/WHEEL"] = (
+        b"Wheel-Version: 1.0\nGenerator: wheel_builder\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
+    record = [
+        "%s,sha256=%s,%d"
+        % (path, base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode(), len(data))
+        for path, data in content.items()
+    ]
     content[info + "/RECORD"] = ("\n".join(record + [info + "/RECORD,,"]) + "\n").encode()
     wheel = _name() + "-py3-none-any.whl"
     with zipfile.ZipFile(Path(wheel_directory) / wheel, "w", zipfile.ZIP_DEFLATED) as archive:

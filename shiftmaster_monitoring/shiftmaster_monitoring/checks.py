@@ -100,8 +100,11 @@ def _celery():
 
 
 def _broker_url():
-    for value in (conf.get("SHIFTMASTER_HEALTH_BROKER_URL"), getattr(settings, "CELERY_BROKER_URL", None),
-                  os.environ.get("CELERY_BROKER_URL")):
+    for value in (
+        conf.get("SHIFTMASTER_HEALTH_BROKER_URL"),
+        getattr(settings, "CELERY_BROKER_URL", None),
+        os.environ.get("CELERY_BROKER_URL"),
+    ):
         if value:
             return value if isinstance(value, str) else value[0]
     application = _celery()

@@ -69,17 +69,21 @@ class HealthMiddleware:
         chosen, skipped = _names(request, "checks"), _names(request, "skip")
         unknown = [name for name in chosen + skipped if name not in names]
         if unknown:
-            return JsonResponse({"error": "there is no check %s" % ", ".join(unknown), "checks_known": names},
-                                status=400)
+            return JsonResponse(
+                {"error": "there is no check %s" % ", ".join(unknown), "checks_known": names}, status=400
+            )
         wanted = [name for name in names if (not chosen or name in chosen) and name not in skipped]
         results = self.runner.run({name: (checks.by_name(name), conf.timeout(name)) for name in wanted})
         healthy = all(result["status"] != "unhealthy" for result in results.values())
-        return JsonResponse({
-            "status": "healthy" if healthy else "unhealthy",
-            "version": conf.get("SHIFTMASTER_VERSION"),
-            "release": conf.get("SHIFTMASTER_RELEASE"),
-            "checks": results,
-        }, status=200 if healthy else 503)
+        return JsonResponse(
+            {
+                "status": "healthy" if healthy else "unhealthy",
+                "version": conf.get("SHIFTMASTER_VERSION"),
+                "release": conf.get("SHIFTMASTER_RELEASE"),
+                "checks": results,
+            },
+            status=200 if healthy else 503,
+        )
 
     def _database(self) -> str:
         return self.runner.run({"database": (checks.database, conf.timeout("database"))})["database"]["status"]
@@ -106,7 +110,7 @@ def trusted(request) -> bool:
     if token:
         given = request.headers.get("X-Health-Token", "")
         if not given and request.headers.get("Authorization", "").startswith("Bearer "):
-            given = request.headers["Authorization"][len("Bearer "):]
+            given = request.headers["Authorization"][len("Bearer ") :]
         if given and hmac.compare_digest(given.encode(), str(token).encode()):
             return True
     if request.headers.get("Forwarded"):

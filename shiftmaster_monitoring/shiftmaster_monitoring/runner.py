@@ -33,8 +33,12 @@ class _Run:
         except checks.Skipped as reason:
             self.result = {"status": "skipped", "reason": str(reason)}
         except BaseException as error:  # noqa: BLE001 - it has no other way out of this thread.
-            self.result = {"status": "unhealthy", "latency_ms": self._milliseconds(),
-                           "error": checks.describe(error), **getattr(error, "more", {})}
+            self.result = {
+                "status": "unhealthy",
+                "latency_ms": self._milliseconds(),
+                "error": checks.describe(error),
+                **getattr(error, "more", {}),
+            }
         finally:
             connections.close_all()  # This thread's own ones.
             self.done.set()
@@ -56,13 +60,15 @@ class Runner:
         for name, (_function, limit) in wanted.items():
             run = runs[name]
             if run is None:
-                results[name] = {"status": "unhealthy",
-                                 "error": "%d earlier checks have not ended yet" % MAX_ABANDONED}
+                results[name] = {"status": "unhealthy", "error": "%d earlier checks have not ended yet" % MAX_ABANDONED}
             elif run.done.wait(max(0.0, started + limit - time.monotonic())):
                 results[name] = run.result
             else:
-                results[name] = {"status": "unhealthy", "latency_ms": round(limit * 1000, 1),
-                                 "error": "Timeout: no answer within %g s" % limit}
+                results[name] = {
+                    "status": "unhealthy",
+                    "latency_ms": round(limit * 1000, 1),
+                    "error": "Timeout: no answer within %g s" % limit,
+                }
         return results
 
     def _join_or_start(self, name: str, function, limit: float):

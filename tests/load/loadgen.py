@@ -344,8 +344,14 @@ class Result:
         return not self.error
 
     def line(self) -> str:
-        entry = {"t": round(self.t, 4), "kind": self.kind, "name": self.name, "status": self.status,
-                 "ms": round(self.ms, 2), "error": self.error}
+        entry = {
+            "t": round(self.t, 4),
+            "kind": self.kind,
+            "name": self.name,
+            "status": self.status,
+            "ms": round(self.ms, 2),
+            "error": self.error,
+        }
         if self.version:
             entry["version"] = self.version
         return json.dumps(entry, ensure_ascii=False)
@@ -417,8 +423,10 @@ def summarize(results: list[Result], marks: list[dict], started: float, ended: f
         "seconds": round(ended - started, 2),
         **everything,
         "requests_per_second": round(len(results) / (ended - started), 2) if ended > started else None,
-        "by_kind": {kind: figures([r for r in measured if r.kind == kind])
-                    for kind in sorted({result.kind for result in results})},
+        "by_kind": {
+            kind: figures([r for r in measured if r.kind == kind])
+            for kind in sorted({result.kind for result in results})
+        },
         "versions": {},
         "marks": marks,
         "windows": {},
@@ -426,11 +434,13 @@ def summarize(results: list[Result], marks: list[dict], started: float, ended: f
     for result in results:
         if result.version:
             seen = summary["versions"].setdefault(
-                result.version, {"requests": 0, "first": round(result.t, 3), "last": round(result.t, 3)})
+                result.version, {"requests": 0, "first": round(result.t, 3), "last": round(result.t, 3)}
+            )
             seen["requests"] += 1
             seen["first"] = min(seen["first"], round(result.t, 3))
             seen["last"] = max(seen["last"], round(result.t, 3))
     for name, spans in windows_of(marks, ended).items():
+
         def inside(result, spans=spans):
             return any(result.t <= end and result.t + result.ms / 1000 >= start for start, end in spans)
 
@@ -478,16 +488,24 @@ class Run:
         self.sink = open(options.results, "w", encoding="utf-8", buffering=1 << 16) if options.results else None
 
     # -- single requests ----------------------------------------------------------------------------------------------
-    async def send(self, connection: Connection, session: Session, method: str, path: str,
-                   form: dict[str, str] | None = None) -> Response:
+    async def send(
+        self, connection: Connection, session: Session, method: str, path: str, form: dict[str, str] | None = None
+    ) -> Response:
         body = urllib.parse.urlencode(form).encode() if form is not None else b""
-        lines = [f"{method} {path} HTTP/1.1", f"Host: {self.target.authority}", "Accept: text/html,*/*",
-                 "User-Agent: shiftmaster-loadgen"]
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            f"Host: {self.target.authority}",
+            "Accept: text/html,*/*",
+            "User-Agent: shiftmaster-loadgen",
+        ]
         if session.cookies:
             lines.append(f"Cookie: {session.header()}")
         if form is not None:
-            lines += ["Content-Type: application/x-www-form-urlencoded", f"Origin: {self.target.origin}",
-                      f"Referer: {self.target.origin}{path}"]
+            lines += [
+                "Content-Type: application/x-www-form-urlencoded",
+                f"Origin: {self.target.origin}",
+                f"Referer: {self.target.origin}{path}",
+            ]
         if form is not None or method not in ("GET", "HEAD"):
             lines.append(f"Content-Length: {len(body)}")
         head = "\r\n".join(lines) + "\r\n" + self.extra + "\r\n"
@@ -525,8 +543,11 @@ class Run:
         values = {"link": self.random.choice(list(self.links.values()))} if self.links else {}
         try:
             # What a read asks for may come again; a write's values are its own.
-            values |= self.values.next() if action.form is not None else self.values.combination(
-                self.random.randrange(1 << 30))
+            values |= (
+                self.values.next()
+                if action.form is not None
+                else self.values.combination(self.random.randrange(1 << 30))
+            )
         except WrongInput as exc:
             self.fatal = str(exc)
             self.finish("values used up")
@@ -562,11 +583,13 @@ class Run:
             while len(self.links) > 200:
                 self.links.pop(next(iter(self.links)))
         if action.read_back:
-            self.acknowledged.append((
-                fill(action.read_back["path"], values, lambda text: urllib.parse.quote(text, safe="/:.-_~%")),
-                fill(action.read_back["pattern"], values, re.escape),
-                values["unique"],
-            ))
+            self.acknowledged.append(
+                (
+                    fill(action.read_back["path"], values, lambda text: urllib.parse.quote(text, safe="/:.-_~%")),
+                    fill(action.read_back["pattern"], values, re.escape),
+                    values["unique"],
+                )
+            )
 
     async def token(self, connection: Connection, session: Session, action: Action, values: dict[str, str]) -> str:
         """A token for a form: out of its page where the scenario says so, otherwise the cookie's (Django takes it)."""
@@ -597,8 +620,10 @@ class Run:
             page = await self.send(connection, session, "GET", login["page"])
             if page.status != 200:
                 raise Failed(f"the login page answers {page.status}")
-            form = {login.get("user_field", "username"): login["username"],
-                    login.get("password_field", "password"): password}
+            form = {
+                login.get("user_field", "username"): login["username"],
+                login.get("password_field", "password"): password,
+            }
             if csrf:
                 form[csrf] = find_csrf(page.text, csrf)
             answer = await self.send(connection, session, "POST", login.get("action", login["page"]), form)
@@ -775,13 +800,18 @@ class Run:
         await self.load()
         ended = time.time()
         marks = read_marks(self.options.marks) if self.options.marks else []
-        summary = {"stopped_by": self.stopped_by, "seed": self.seed, "clients": self.options.clients,
-                   "mode": f"open, {self.options.rate:g}/s" if self.options.rate else "closed"}
+        summary = {
+            "stopped_by": self.stopped_by,
+            "seed": self.seed,
+            "clients": self.options.clients,
+            "mode": f"open, {self.options.rate:g}/s" if self.options.rate else "closed",
+        }
         summary |= summarize(self.results, marks, started, ended, self.options.warmup_seconds)
         if self.fatal:
             summary["error"] = self.fatal
-        summary["writes"] = await self.read_back() if not self.options.no_read_back else {
-            "acknowledged": len(self.acknowledged)}
+        summary["writes"] = (
+            await self.read_back() if not self.options.no_read_back else {"acknowledged": len(self.acknowledged)}
+        )
         if self.sink:
             self.sink.close()
         lost = summary["writes"].get("lost_count", 0) + summary["writes"].get("unread_count", 0)
@@ -811,7 +841,8 @@ def make_target(scenario: dict) -> Target:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], epilog="The module's docstring describes the scenario file.")
+        description=__doc__.split("\n\n")[0], epilog="The module's docstring describes the scenario file."
+    )
     parser.add_argument("scenario", help="scenario file (JSON)")
     parser.add_argument("--base", help="instead of the scenario's base")
     parser.add_argument("--connect", help="instead of the scenario's connect (host:port)")

@@ -24,8 +24,11 @@ ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 def dsn():
     value = os.environ.get("SHIFTMASTER_TEST_DSN")
     if not value:
-        pytest.fail("SHIFTMASTER_TEST_DSN is not set: these tests need a real PostgreSQL, as"
-                    " postgresql://user:password@host:port/database of a role that may create databases", pytrace=False)
+        pytest.fail(
+            "SHIFTMASTER_TEST_DSN is not set: these tests need a real PostgreSQL, as"
+            " postgresql://user:password@host:port/database of a role that may create databases",
+            pytrace=False,
+        )
     return value
 
 
@@ -33,9 +36,13 @@ def dsn():
 def django_venv():
     """The virtual environment that stands in for a release's own."""
     python = os.environ.get("SHIFTMASTER_TEST_PYTHON") or sys.executable
-    done = subprocess.run([python, "-c", "import django, psycopg, sys; print(sys.prefix)"], text=True,
-                          capture_output=True, timeout=60)
+    done = subprocess.run(
+        [python, "-c", "import django, psycopg, sys; print(sys.prefix)"], text=True, capture_output=True, timeout=60
+    )
     if done.returncode:
-        pytest.fail("%s has no Django and psycopg; name an interpreter that has them in SHIFTMASTER_TEST_PYTHON: %s"
-                    % (python, done.stderr.strip().splitlines()[-1]), pytrace=False)
+        pytest.fail(
+            "%s has no Django and psycopg; name an interpreter that has them in SHIFTMASTER_TEST_PYTHON: %s"
+            % (python, done.stderr.strip().splitlines()[-1]),
+            pytrace=False,
+        )
     return Path(done.stdout.strip())

@@ -86,9 +86,19 @@ class Site:
 
     def run(self, mode, release=None, target=None, check=False, **options):
         values = {
-            "mode": mode, "release": release, "target_release": target, "releases_root": None, "tolerated": [],
-            "allow_contract": False, "first_deploy": False, "run_handlers": False, "lock_wait_seconds": 20,
-            "lock_timeout_seconds": 2, "statement_timeout_seconds": 0, "timeout_seconds": 60, "extra_environment": {},
+            "mode": mode,
+            "release": release,
+            "target_release": target,
+            "releases_root": None,
+            "tolerated": [],
+            "allow_contract": False,
+            "first_deploy": False,
+            "run_handlers": False,
+            "lock_wait_seconds": 20,
+            "lock_timeout_seconds": 2,
+            "statement_timeout_seconds": 0,
+            "timeout_seconds": 60,
+            "extra_environment": {},
             "user": "",
         }
         values.update(options)
@@ -125,8 +135,12 @@ class Postgres(Site):
             "    print(json.dumps(a), flush=True)\n"
         )
         child = subprocess.Popen(
-            [str(self.venv / "bin" / "python"), "-c", code, name], text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, env=dict(os.environ, TEST_CONNECT=self.connect))
+            [str(self.venv / "bin" / "python"), "-c", code, name],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=dict(os.environ, TEST_CONNECT=self.connect),
+        )
         pid = json.loads(child.stdout.readline())[0][0]
 
         def ask(text):
@@ -145,16 +159,25 @@ class Postgres(Site):
             child.stdout.close()
 
     def columns(self, table="shifts_roster"):
-        return {row[0] for row in self.sql(
-            "SELECT column_name FROM information_schema.columns WHERE table_name = '%s'" % table)}
+        return {
+            row[0]
+            for row in self.sql("SELECT column_name FROM information_schema.columns WHERE table_name = '%s'" % table)
+        }
 
     def start(self, release, **request):
         """Start the driver's apply as a process that a test may kill, and wait for nothing."""
         code = ReleaseCode(release, None)
         driver = Path(django_driver.__file__).read_text()
         child = subprocess.Popen(
-            [code.python, "-c", driver], env=code.environ(), cwd=os.path.join(release, "source"), text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+            [code.python, "-c", driver],
+            env=code.environ(),
+            cwd=os.path.join(release, "source"),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         values = {"op": "apply", "lock_wait_seconds": 20, "lock_timeout_seconds": 2}
         child.stdin.write(json.dumps(dict(values, **request)) + "\n")
         child.stdin.flush()
@@ -165,8 +188,10 @@ class Postgres(Site):
         deadline = time.monotonic() + seconds
         with self.session() as session:
             while time.monotonic() < deadline:
-                if session("SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
-                           " AND query ILIKE '%%%s%%' AND datname = current_database()" % text):
+                if session(
+                    "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
+                    " AND query ILIKE '%%%s%%' AND datname = current_database()" % text
+                ):
                     return
                 time.sleep(0.05)
         pytest.fail("no statement with %r began within %d seconds" % (text, seconds))
@@ -181,7 +206,7 @@ def answer_of(child):
     out, err = child.communicate(timeout=60)
     lines = [line for line in out.splitlines() if line.startswith(django_driver.ANSWER)]
     assert lines, err
-    return json.loads(lines[-1][len(django_driver.ANSWER):])
+    return json.loads(lines[-1][len(django_driver.ANSWER) :])
 
 
 @pytest.fixture
@@ -197,8 +222,12 @@ def site(tmp_path, django_venv, dsn):
     admin = Postgres(tmp_path, django_venv, {}, dsn)
     admin.sql('CREATE DATABASE "%s"' % name)
     environment = {
-        "TEST_ENGINE": "postgresql", "DB_NAME": name, "DB_USER": url.username or "", "DB_PASSWORD": url.password or "",
-        "DB_HOST": url.hostname or "", "DB_PORT": str(url.port or 5432),
+        "TEST_ENGINE": "postgresql",
+        "DB_NAME": name,
+        "DB_USER": url.username or "",
+        "DB_PASSWORD": url.password or "",
+        "DB_HOST": url.hostname or "",
+        "DB_PORT": str(url.port or 5432),
     }
     try:
         yield Postgres(tmp_path, django_venv, environment, url._replace(path="/" + name).geturl())
@@ -243,8 +272,10 @@ def test_first_deploy_allows_every_class_of_django_itself(site):
 
 
 def test_what_the_application_prints_does_not_disturb(site):
-    noise = ("import os, subprocess\nprint(%r)\nsubprocess.run(['echo', %r])\nos.write(1, b'noise without newline')\n"
-             % (django_driver.ANSWER + '{"error": "forged"}', django_driver.ANSWER + '{"error": "forged"}'))
+    noise = (
+        "import os, subprocess\nprint(%r)\nsubprocess.run(['echo', %r])\nos.write(1, b'noise without newline')\n"
+        % (django_driver.ANSWER + '{"error": "forged"}', django_driver.ANSWER + '{"error": "forged"}')
+    )
     release = site.release(1, {"shifts/0001_initial": migration(INITIAL, extra=noise)})
     assert site.run("apply", release)["done"] == ["shifts.0001_initial"]
 
@@ -252,7 +283,8 @@ def test_what_the_application_prints_does_not_disturb(site):
 def test_a_plan_that_changed_is_not_applied(site):
     release = site.release(1, BASE)
     answer = ReleaseCode(release, None).driver(
-        django_driver, {"op": "apply", "expected": [["shifts", "0001_initial"]]}, 60)
+        django_driver, {"op": "apply", "expected": [["shifts", "0001_initial"]]}, 60
+    )
     assert answer["failure"]["kind"] == "unexpected" and "shifts.0002_note" in answer["failure"]["message"]
     assert site.columns() == set()
 
@@ -271,10 +303,18 @@ FAILS = 'migrations.RunSQL("SELECT no_such_column FROM shifts_roster", migration
 
 
 def test_a_failing_atomic_migration_is_rolled_back_and_those_before_it_stay(site):
-    release = site.release(1, dict(BASE, **{
-        "shifts/0003_fails": migration("%s, %s" % (
-            'migrations.AddField("roster", "extra", models.TextField(null=True))', FAILS), "0002_note"),
-    }))
+    release = site.release(
+        1,
+        dict(
+            BASE,
+            **{
+                "shifts/0003_fails": migration(
+                    "%s, %s" % ('migrations.AddField("roster", "extra", models.TextField(null=True))', FAILS),
+                    "0002_note",
+                ),
+            },
+        ),
+    )
     message, details = site.refused("apply", release, first_deploy=True)
     failure = details["failure"]
     assert (failure["app"], failure["name"], failure["operation"]["number"]) == ("shifts", "0003_fails", 2)
@@ -291,22 +331,36 @@ def test_a_failing_migration_outside_a_transaction_is_told_to_be_half_applied(si
     failure = details["failure"]
     assert failure["half_applied"] and "may be half applied" in message
     assert [(o["number"], o["operation"]) for o in failure["operations_done"]] == [
-        (1, "AddField"), (2, "AddIndexConcurrently")]
+        (1, "AddField"),
+        (2, "AddIndexConcurrently"),
+    ]
     assert failure["operation"]["operation"] == "RunSQL"
     assert "extra" in site.columns() and "shifts.0003_half" not in details["applied"]
 
 
 def test_a_column_that_is_there_already_gets_a_hint(site):
-    release = site.release(1, dict(BASE, **{"shifts/0003_again": migration(
-        'migrations.SeparateDatabaseAndState(database_operations=[migrations.AddField("roster", "note",'
-        ' models.TextField(null=True))])', "0002_note")}))
+    release = site.release(
+        1,
+        dict(
+            BASE,
+            **{
+                "shifts/0003_again": migration(
+                    'migrations.SeparateDatabaseAndState(database_operations=[migrations.AddField("roster", "note",'
+                    " models.TextField(null=True))])",
+                    "0002_note",
+                )
+            },
+        ),
+    )
     message, details = site.refused("apply", release, first_deploy=True)
     assert details["failure"]["sqlstate"] == "42701" and "migrate --fake" in message
 
 
 def test_a_failing_post_migrate_handler_is_not_blamed_on_a_migration(site):
-    extra = ("from django.db.models.signals import post_migrate\ndef fail(**_): raise ValueError('handler broke')\n"
-             "post_migrate.connect(fail, weak=False)\n")
+    extra = (
+        "from django.db.models.signals import post_migrate\ndef fail(**_): raise ValueError('handler broke')\n"
+        "post_migrate.connect(fail, weak=False)\n"
+    )
     release = site.release(1, {"shifts/0001_initial": migration(INITIAL, extra=extra)})
     message, details = site.refused("apply", release)
     assert "post_migrate" in message and "handler broke" in message
@@ -317,7 +371,8 @@ def test_handlers_run_on_demand_where_nothing_is_pending(site):
     release = site.release(1, BASE, apps=["django.contrib.contenttypes", "shifts"])
     Path(release, "source", "shifts", "models.py").write_text(
         "from django.db import models\nclass Roster(models.Model):\n    month = models.CharField(max_length=7)\n"
-        "    note = models.TextField(null=True)\n")
+        "    note = models.TextField(null=True)\n"
+    )
     site.run("apply", release, first_deploy=True)
     wanted = "SELECT count(*) FROM django_content_type WHERE app_label = 'shifts'"
     assert site.sql(wanted) == [["1"]]
@@ -343,8 +398,14 @@ def test_a_held_migration_lock_ends_the_wait_and_names_its_holder(site):
 
 
 def test_two_at_once_apply_once(site):
-    slow = dict(BASE, **{"shifts/0003_slow": migration(
-        'migrations.RunSQL("SELECT pg_sleep(2)", migrations.RunSQL.noop)', "0002_note")})
+    slow = dict(
+        BASE,
+        **{
+            "shifts/0003_slow": migration(
+                'migrations.RunSQL("SELECT pg_sleep(2)", migrations.RunSQL.noop)', "0002_note"
+            )
+        },
+    )
     release = site.release(1, slow)
     first = site.start(release)
     site.wait_for("pg_sleep")
@@ -367,24 +428,34 @@ def test_lock_timeout_ends_a_migration_that_waits_behind_an_open_transaction(sit
 
 
 def test_timeouts_hold_on_a_connection_that_the_application_opens_anew(site):
-    extra = ("def reconnect(apps, editor):\n"
-             "    connection = editor.connection\n"
-             "    connection.close()\n"
-             "    with connection.cursor() as c:\n"
-             "        c.execute('SHOW lock_timeout'); lock = c.fetchone()[0]\n"
-             "        c.execute('SHOW statement_timeout'); statement = c.fetchone()[0]\n"
-             "        c.execute('SELECT count(*) FROM pg_locks WHERE locktype = %s AND granted', ['advisory'])\n"
-             "        raise ValueError('%s %s %s' % (lock, statement, c.fetchone()[0]))\n")
-    release = site.release(1, {"shifts/0001_initial": migration(
-        "migrations.RunPython(reconnect, migrations.RunPython.noop)", atomic=False, extra=extra)})
-    message, _ = site.refused("apply", release, first_deploy=True, lock_timeout_seconds=1.5,
-                              statement_timeout_seconds=7)
+    extra = (
+        "def reconnect(apps, editor):\n"
+        "    connection = editor.connection\n"
+        "    connection.close()\n"
+        "    with connection.cursor() as c:\n"
+        "        c.execute('SHOW lock_timeout'); lock = c.fetchone()[0]\n"
+        "        c.execute('SHOW statement_timeout'); statement = c.fetchone()[0]\n"
+        "        c.execute('SELECT count(*) FROM pg_locks WHERE locktype = %s AND granted', ['advisory'])\n"
+        "        raise ValueError('%s %s %s' % (lock, statement, c.fetchone()[0]))\n"
+    )
+    release = site.release(
+        1,
+        {
+            "shifts/0001_initial": migration(
+                "migrations.RunPython(reconnect, migrations.RunPython.noop)", atomic=False, extra=extra
+            )
+        },
+    )
+    message, _ = site.refused(
+        "apply", release, first_deploy=True, lock_timeout_seconds=1.5, statement_timeout_seconds=7
+    )
     assert "1500ms 7s 1" in message
 
 
 def test_statement_timeout(site):
-    release = site.release(1, {"shifts/0001_slow": migration(
-        'migrations.RunSQL("SELECT pg_sleep(20)", migrations.RunSQL.noop)')})
+    release = site.release(
+        1, {"shifts/0001_slow": migration('migrations.RunSQL("SELECT pg_sleep(20)", migrations.RunSQL.noop)')}
+    )
     message, details = site.refused("apply", release, first_deploy=True, statement_timeout_seconds=0.5)
     assert details["failure"]["sqlstate"] == "57014" and "statement_timeout" in message
 
@@ -470,9 +541,16 @@ def test_a_pooler_is_recognised_and_refused(site):
 
 def test_killed_in_a_migration_the_next_run_converges(site):
     site.run("apply", site.release(1, BASE))
-    files = dict(BASE, **{"shifts/0003_slow": migration(
-        'migrations.AddField("roster", "extra", models.TextField(null=True)),'
-        ' migrations.RunSQL("SELECT pg_sleep(300)", migrations.RunSQL.noop)', "0002_note")})
+    files = dict(
+        BASE,
+        **{
+            "shifts/0003_slow": migration(
+                'migrations.AddField("roster", "extra", models.TextField(null=True)),'
+                ' migrations.RunSQL("SELECT pg_sleep(300)", migrations.RunSQL.noop)',
+                "0002_note",
+            )
+        },
+    )
     child = site.start(site.release(2, files))
     site.wait_for("pg_sleep(300)")
     kill(child)
@@ -493,8 +571,9 @@ def test_what_the_server_still_does_for_a_killed_run_is_waited_for(site):
 
 
 def test_a_run_whose_parent_is_gone_ends_by_itself(site):
-    release = site.release(1, {"shifts/0001_slow": migration(
-        'migrations.RunSQL("SELECT pg_sleep(100)", migrations.RunSQL.noop)')})
+    release = site.release(
+        1, {"shifts/0001_slow": migration('migrations.RunSQL("SELECT pg_sleep(100)", migrations.RunSQL.noop)')}
+    )
     child = site.start(release, limit_seconds=8)
     site.wait_for("pg_sleep")
     assert child.wait(timeout=30) == -signal.SIGKILL
@@ -511,8 +590,13 @@ def test_killed_while_it_builds_an_index_the_next_run_repairs_it(site):
         site.wait_for("CREATE INDEX CONCURRENTLY")
         kill(child)
         for _ in range(100):  # The server notices.
-            if site.sql("SELECT 1 FROM pg_stat_activity WHERE application_name = '%s' AND datname = current_database()"
-                        % django_driver.NAME) == []:
+            if (
+                site.sql(
+                    "SELECT 1 FROM pg_stat_activity WHERE application_name = '%s' AND datname = current_database()"
+                    % django_driver.NAME
+                )
+                == []
+            ):
                 break
             time.sleep(0.2)
         session("COMMIT")
@@ -527,24 +611,41 @@ def test_killed_while_it_builds_an_index_the_next_run_repairs_it(site):
 
 def two_apps():
     """shifts.0003 and staff.0001 depend on each other's neighbours: staff.0001 on shifts.0003, shifts.0004 on it."""
-    return dict(BASE, **{
-        "shifts/0003_extra": migration('migrations.AddField("roster", "extra", models.TextField(null=True))',
-                                       "0002_note"),
-        "staff/0001_initial": migration(
-            'migrations.CreateModel("Nurse", [("id", models.BigAutoField(primary_key=True)),'
-            ' ("roster", models.ForeignKey("shifts.roster", models.CASCADE))])', [("shifts", "0003_extra")]),
-        "shifts/0004_last": migration(
-            'migrations.AddField("roster", "head", models.ForeignKey("staff.nurse", models.SET_NULL, null=True,'
-            ' related_name="+"))', [("shifts", "0003_extra"), ("staff", "0001_initial")]),
-    })
+    return dict(
+        BASE,
+        **{
+            "shifts/0003_extra": migration(
+                'migrations.AddField("roster", "extra", models.TextField(null=True))', "0002_note"
+            ),
+            "staff/0001_initial": migration(
+                'migrations.CreateModel("Nurse", [("id", models.BigAutoField(primary_key=True)),'
+                ' ("roster", models.ForeignKey("shifts.roster", models.CASCADE))])',
+                [("shifts", "0003_extra")],
+            ),
+            "shifts/0004_last": migration(
+                'migrations.AddField("roster", "head", models.ForeignKey("staff.nurse", models.SET_NULL, null=True,'
+                ' related_name="+"))',
+                [("shifts", "0003_extra"), ("staff", "0001_initial")],
+            ),
+        },
+    )
 
 
 def test_compare_finds_what_migrate_check_does_not(site):
     old = site.release(1, dict(BASE, **{"staff/0000_none": migration("")}))
     site.run("apply", old)
-    new = site.release(2, dict(two_apps(), **{
-        "staff/0000_none": migration(""), "staff/0001_initial": two_apps()["staff/0001_initial"].replace(
-            "('shifts', '0003_extra')", "('shifts', '0003_extra'), ('staff', '0000_none')")}))
+    new = site.release(
+        2,
+        dict(
+            two_apps(),
+            **{
+                "staff/0000_none": migration(""),
+                "staff/0001_initial": two_apps()["staff/0001_initial"].replace(
+                    "('shifts', '0003_extra')", "('shifts', '0003_extra'), ('staff', '0000_none')"
+                ),
+            },
+        ),
+    )
     site.run("apply", new)
     assert ReleaseCode(old, None).manage(["migrate", "--check"]).rc == 0  # Django sees nothing of it.
     result = site.run("compare", new, old)
@@ -565,8 +666,9 @@ def test_compare_refuses_behind_a_contract_migration_and_a_lost_file(site):
     assert "unapply" in result["reason"]
     shutil.rmtree(new)
     result = site.run("compare", target=old)
-    assert not result["safe_to_rollback"] and "no retained release holds the file of shifts.0003_drop" in result[
-        "reason"]
+    assert (
+        not result["safe_to_rollback"] and "no retained release holds the file of shifts.0003_drop" in result["reason"]
+    )
     assert site.run("compare", target=old, tolerated=["shifts.0003_drop"])["safe_to_rollback"]
 
 
@@ -596,12 +698,20 @@ def test_reverse_unapplies_across_apps_in_order(site):
 
 def test_reverse_refuses_before_it_begins_where_one_has_no_way_back(site):
     old = site.release(1, BASE)
-    new = site.release(2, dict(BASE, **{
-        "shifts/0003_once": migration('migrations.RunSQL("UPDATE shifts_roster SET month = NULL WHERE false")',
-                                      "0002_note"),
-        "shifts/0004_extra": migration('migrations.AddField("roster", "extra", models.TextField(null=True))',
-                                       "0003_once"),
-    }))
+    new = site.release(
+        2,
+        dict(
+            BASE,
+            **{
+                "shifts/0003_once": migration(
+                    'migrations.RunSQL("UPDATE shifts_roster SET month = NULL WHERE false")', "0002_note"
+                ),
+                "shifts/0004_extra": migration(
+                    'migrations.AddField("roster", "extra", models.TextField(null=True))', "0003_once"
+                ),
+            },
+        ),
+    )
     site.run("apply", new, first_deploy=True)
     compare = site.run("compare", new, old)
     assert compare["worst_class"] == "irreversible" and "only restoring the backup" in compare["reason"]
@@ -612,11 +722,20 @@ def test_reverse_refuses_before_it_begins_where_one_has_no_way_back(site):
 
 def test_a_reverse_that_fails_says_what_it_did_before(site):
     old = site.release(1, BASE)
-    new = site.release(2, dict(BASE, **{
-        "shifts/0003_bad_way_back": migration('migrations.RunSQL("SELECT 1", "SELECT no_such_column")', "0002_note"),
-        "shifts/0004_extra": migration('migrations.AddField("roster", "extra", models.TextField(null=True))',
-                                       "0003_bad_way_back"),
-    }))
+    new = site.release(
+        2,
+        dict(
+            BASE,
+            **{
+                "shifts/0003_bad_way_back": migration(
+                    'migrations.RunSQL("SELECT 1", "SELECT no_such_column")', "0002_note"
+                ),
+                "shifts/0004_extra": migration(
+                    'migrations.AddField("roster", "extra", models.TextField(null=True))', "0003_bad_way_back"
+                ),
+            },
+        ),
+    )
     site.run("apply", new, first_deploy=True)
     message, details = site.refused("reverse", new, old)
     assert details["done"] == ["shifts.0004_extra"] and "shifts.0003_bad_way_back failed" in message
@@ -665,16 +784,32 @@ def test_the_module_as_ansible_runs_it(site):
     release = site.release(1, BASE)
     old = site.release(0, {"shifts/0001_initial": BASE["shifts/0001_initial"]})
     environment = dict(
-        os.environ, ANSIBLE_LIBRARY=str(ROOT / "library"), ANSIBLE_MODULE_UTILS=str(ROOT / "module_utils"),
-        ANSIBLE_CONFIG=str(site.root / "ansible.cfg"))
+        os.environ,
+        ANSIBLE_LIBRARY=str(ROOT / "library"),
+        ANSIBLE_MODULE_UTILS=str(ROOT / "module_utils"),
+        ANSIBLE_CONFIG=str(site.root / "ansible.cfg"),
+    )
     (site.root / "ansible.cfg").write_text("[defaults]\nlocalhost_warning = false\n")
 
     def ansible(*options, **arguments):
         done = subprocess.run(
-            [str(Path(sys.executable).parent / "ansible"), "localhost", "-m", "shiftmaster_migrations",
-             "-e", "ansible_python_interpreter=" + sys.executable, "-a", json.dumps(dict(arguments, user=""))]
-            + list(options), text=True, capture_output=True, env=environment, timeout=120)
-        return done.returncode, json.loads(done.stdout[done.stdout.index("=> {") + 3:])
+            [
+                str(Path(sys.executable).parent / "ansible"),
+                "localhost",
+                "-m",
+                "shiftmaster_migrations",
+                "-e",
+                "ansible_python_interpreter=" + sys.executable,
+                "-a",
+                json.dumps(dict(arguments, user="")),
+            ]
+            + list(options),
+            text=True,
+            capture_output=True,
+            env=environment,
+            timeout=120,
+        )
+        return done.returncode, json.loads(done.stdout[done.stdout.index("=> {") + 3 :])
 
     rc, result = ansible("--check", "--diff", mode="apply", release=release)
     assert rc == 0 and result["changed"] and site.columns() == set()

@@ -6,9 +6,20 @@ import pytest
 from ansible.module_utils.shiftmaster import envfile
 
 AWKWARD = {
-    "PLAIN": "plain", "SPACES": "a b", "QUOTES": "q\"q'q", "BACKSLASH": "back\\slash", "SHELL": "$HOME `x` ${y} %n",
-    "LINES": "line1\nline2=x\n#three", "EMPTY": "", "EDGES": "  lead and trail  ", "COMMENT": "#none;",
-    "JAPANESE": "日本語", "TAB": "\there\t", "END": "end\\", "CONTINUED": "a\\\nb", "URL": "redis://u:p%40w@h:6379/1?x=y",
+    "PLAIN": "plain",
+    "SPACES": "a b",
+    "QUOTES": "q\"q'q",
+    "BACKSLASH": "back\\slash",
+    "SHELL": "$HOME `x` ${y} %n",
+    "LINES": "line1\nline2=x\n#three",
+    "EMPTY": "",
+    "EDGES": "  lead and trail  ",
+    "COMMENT": "#none;",
+    "JAPANESE": "日本語",
+    "TAB": "\there\t",
+    "END": "end\\",
+    "CONTINUED": "a\\\nb",
+    "URL": "redis://u:p%40w@h:6379/1?x=y",
 }
 
 
@@ -20,13 +31,26 @@ def test_a_file_is_sorted_and_quoted():
     assert envfile.render({"B": "x$y", "A": "1"}) == 'A="1"\nB="x\\$y"\n'
 
 
-@pytest.mark.parametrize("text, wanted", [
-    ('A=foo"bar"\n', 'foo"bar"'), ('A="x"y\n', "xy"), ("A='x' \"y\"\n", "xy"), ("A = spaced  \n", "spaced"),
-    ("A=a\\\nb\n", "ab"), ("A='it'\\''s'\n", "it''s'"), ('A="a\\nb"\n', "a\\nb"), ("A=a\\nb\n", "anb"),
-    ("A=x # no comment\n", "x # no comment"), ("A='$x \"y\" \\z'\n", '$x "y" \\z'),
-    ('A="multi\nline"\n', "multi\nline"), ("A=a'b c'd\n", "a'b c'd"), ("A=\n", ""), ("A=no newline", "no newline"),
-    ("A=1\nA=2\n", "2"),
-])
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ('A=foo"bar"\n', 'foo"bar"'),
+        ('A="x"y\n', "xy"),
+        ("A='x' \"y\"\n", "xy"),
+        ("A = spaced  \n", "spaced"),
+        ("A=a\\\nb\n", "ab"),
+        ("A='it'\\''s'\n", "it''s'"),
+        ('A="a\\nb"\n', "a\\nb"),
+        ("A=a\\nb\n", "anb"),
+        ("A=x # no comment\n", "x # no comment"),
+        ("A='$x \"y\" \\z'\n", '$x "y" \\z'),
+        ('A="multi\nline"\n', "multi\nline"),
+        ("A=a'b c'd\n", "a'b c'd"),
+        ("A=\n", ""),
+        ("A=no newline", "no newline"),
+        ("A=1\nA=2\n", "2"),
+    ],
+)
 def test_what_people_write_is_read_as_systemd_reads_it(text, wanted):
     assert envfile.parse(text) == {"A": wanted}
 

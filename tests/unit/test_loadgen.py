@@ -57,7 +57,7 @@ class Toy:
             return False
         method, path, _ = first.decode().split(" ")
         headers = {}
-        while (line := lines.readline().decode().strip()):
+        while line := lines.readline().decode().strip():
             key, _, value = line.partition(":")
             headers[key.lower()] = value.strip()
         body = lines.read(int(headers.get("content-length", 0))).decode()
@@ -214,8 +214,13 @@ def test_open_loop_counts_what_was_never_sent(tmp_path, toy):
 
 
 WRITES = [
-    {"name": "save", "path": "/save", "form": {"value": "{unique}/{day}"}, "expect": [302],
-     "read_back": {"path": "/all", "pattern": r"\[{unique}/{day}\]"}},
+    {
+        "name": "save",
+        "path": "/save",
+        "form": {"value": "{unique}/{day}"},
+        "expect": [302],
+        "read_back": {"path": "/all", "pattern": r"\[{unique}/{day}\]"},
+    },
 ]
 VALUES = {"values": {"day": {"range": [1, 9], "format": "%02d"}, "week": [str(n) for n in range(50)]}}
 
@@ -257,12 +262,25 @@ def test_a_failed_login_is_not_a_run(tmp_path, toy):
 def test_sigterm_ends_the_run_with_its_summary(tmp_path, toy):
     server = toy()
     scenario = tmp_path / "scenario.json"
-    scenario.write_text(json.dumps({"base": f"http://127.0.0.1:{server.port}",
-                                    "requests": [{"name": "page", "path": "/"}]}))
+    scenario.write_text(
+        json.dumps({"base": f"http://127.0.0.1:{server.port}", "requests": [{"name": "page", "path": "/"}]})
+    )
     ready = tmp_path / "ready"
     process = subprocess.Popen(
-        [sys.executable, str(LOADGEN), str(scenario), "--seconds", "50", "--think-seconds", "0.05",
-         "--ready-file", str(ready)], stdout=subprocess.PIPE, text=True)
+        [
+            sys.executable,
+            str(LOADGEN),
+            str(scenario),
+            "--seconds",
+            "50",
+            "--think-seconds",
+            "0.05",
+            "--ready-file",
+            str(ready),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     for _ in range(200):
         if ready.exists() and server.count > 10:
             break
@@ -278,18 +296,27 @@ def test_sigterm_ends_the_run_with_its_summary(tmp_path, toy):
 def test_links_of_a_page_are_followed(tmp_path, toy):
     server = toy()
     server.answer = lambda sock, status, text, extra="": Toy.answer(
-        sock, status, '<link href="/static/a.css"><img src="/static/b.svg">', extra)
-    requests = [{"name": "page", "path": "/page", "links": "[\"'](/static/[^\"']+)[\"']"},
-                {"name": "file", "kind": "static", "path": "{link}", "weight": 3}]
+        sock, status, '<link href="/static/a.css"><img src="/static/b.svg">', extra
+    )
+    requests = [
+        {"name": "page", "path": "/page", "links": "[\"'](/static/[^\"']+)[\"']"},
+        {"name": "file", "kind": "static", "path": "{link}", "weight": 3},
+    ]
     summary, lines = load(tmp_path, server.port, requests, None, *QUICK, "--max-requests", "40", expect_code=0)
     assert summary["by_kind"]["static"]["requests"] > 10
 
 
-@pytest.mark.parametrize("scenario", [
-    {}, {"base": "ftp://x"}, {"base": "http://x"}, {"base": "http://x", "requests": [{"path": "/"}]},
-    {"base": "http://x", "requests": [{"name": "a", "path": "/", "wieght": 2}]},
-    {"base": "http://x", "connect": "nonsense", "requests": [{"name": "a", "path": "/"}]},
-])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        {},
+        {"base": "ftp://x"},
+        {"base": "http://x"},
+        {"base": "http://x", "requests": [{"path": "/"}]},
+        {"base": "http://x", "requests": [{"name": "a", "path": "/", "wieght": 2}]},
+        {"base": "http://x", "connect": "nonsense", "requests": [{"name": "a", "path": "/"}]},
+    ],
+)
 def test_wrong_input_is_one_sentence(tmp_path, scenario):
     path = tmp_path / "scenario.json"
     path.write_text(json.dumps(scenario))

@@ -137,12 +137,21 @@ def test_a_living_and_a_dead_controller():
 def test_the_outermost_ansible_process_is_the_controller(tmp_path):
     """ansible-playbook forks workers with its own words; the lock is the parent's."""
     folder = os.path.join(os.path.dirname(lock.__file__), "..", "..")
-    inner = "import sys, json; sys.path.insert(0, %r)\nfrom module_utils.shiftmaster import lock\n" \
-            "print(json.dumps(lock.controller_identity()))" % os.path.abspath(folder)
+    inner = (
+        "import sys, json; sys.path.insert(0, %r)\nfrom module_utils.shiftmaster import lock\n"
+        "print(json.dumps(lock.controller_identity()))" % os.path.abspath(folder)
+    )
     outer = tmp_path / "ansible-playbook"
-    outer.write_text("import os, subprocess, sys\nprint(os.getpid(), flush=True)\n"
-                     "if len(sys.argv) < 3:\n    subprocess.run([sys.executable, sys.argv[0], 'x', 'worker'])\n"
-                     "else:\n    subprocess.run([sys.executable, '-c', %r])\n" % inner)
-    lines = subprocess.run((sys.executable, str(outer), "x"), capture_output=True, text=True, timeout=60, check=True,
-                           ).stdout.splitlines()
+    outer.write_text(
+        "import os, subprocess, sys\nprint(os.getpid(), flush=True)\n"
+        "if len(sys.argv) < 3:\n    subprocess.run([sys.executable, sys.argv[0], 'x', 'worker'])\n"
+        "else:\n    subprocess.run([sys.executable, '-c', %r])\n" % inner
+    )
+    lines = subprocess.run(
+        (sys.executable, str(outer), "x"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout.splitlines()
     assert json.loads(lines[2])["pid"] == int(lines[0]) != int(lines[1])

@@ -41,13 +41,13 @@ EXPAND = [
     'migrations.AddField("roster", "sum", models.GeneratedField(expression=models.F("count"), db_persist=True))',
     'migrations.AddIndex("roster", models.Index(fields=["month"], name="m"))',
     'pg.AddIndexConcurrently("roster", models.Index(fields=["month"], name="m"))',
-    'pg.TrigramExtension()',
+    "pg.TrigramExtension()",
     'migrations.RemoveIndex("roster", "m")',
     'migrations.RemoveConstraint("roster", "c")',
     'migrations.AlterModelOptions("roster", {"ordering": ["month"]})',
     'migrations.AlterUniqueTogether("roster", set())',
-    'migrations.RunSQL(migrations.RunSQL.noop, migrations.RunSQL.noop)',
-    'migrations.RunPython(migrations.RunPython.noop, migrations.RunPython.noop)',
+    "migrations.RunSQL(migrations.RunSQL.noop, migrations.RunSQL.noop)",
+    "migrations.RunPython(migrations.RunPython.noop, migrations.RunPython.noop)",
     'migrations.SeparateDatabaseAndState(state_operations=[migrations.RemoveField("roster", "month")])',
     # AlterField where what was before is known.
     'migrations.AlterField("roster", "month", models.CharField("month", max_length=9))',
@@ -80,7 +80,7 @@ CONTRACT = [
     ('migrations.AlterUniqueTogether("roster", {("month", "title")})', "uniqueness"),
     ('migrations.AlterOrderWithRespectTo("roster", "ward")', "_order"),
     ('migrations.RunSQL("SELECT 1", "SELECT 2")', "without an annotation"),
-    ('migrations.RunPython(forwards, backwards)', "without an annotation"),
+    ("migrations.RunPython(forwards, backwards)", "without an annotation"),
     ('migrations.AlterField("roster", "month", models.CharField(max_length=6))', "gets shorter"),
     ('migrations.AlterField("roster", "month", models.CharField(max_length=LENGTH))', "how long"),
     ('migrations.AlterField("roster", "month", models.IntegerField())', "from CharField to IntegerField"),
@@ -92,10 +92,10 @@ CONTRACT = [
     ('migrations.AlterField("roster", "state", models.CharField(max_length=9))', "loses its db_default"),
     ('migrations.AlterField("roster", "elsewhere", models.TextField())', "cannot be read"),
     ('migrations.SeparateDatabaseAndState(database_operations=[migrations.RemoveField("roster", "month")])', "selects"),
-    ('migrations.SeparateDatabaseAndState(database_operations=some())', "cannot be read"),
+    ("migrations.SeparateDatabaseAndState(database_operations=some())", "cannot be read"),
     ('custom.AddField("roster", "note", models.TextField(null=True))', "not one of Django's own"),
-    ('OPERATION', "not written as a call"),
-    ('migrations.AddField(*WHAT)', "not written out"),
+    ("OPERATION", "not written as a call"),
+    ("migrations.AddField(*WHAT)", "not written out"),
 ]
 
 
@@ -113,11 +113,16 @@ def test_contract(operations, reason):
     assert reason in "; ".join(record["reasons"])
 
 
-@pytest.mark.parametrize("operations", [
-    'migrations.RunSQL("SELECT 1")', 'migrations.RunSQL("SELECT 1", None)', 'migrations.RunPython(forwards)',
-    'migrations.RunPython(code=forwards, reverse_code=None)',
-    'migrations.AddField("roster", "note", models.TextField(null=True)), migrations.RunPython(forwards)',
-])
+@pytest.mark.parametrize(
+    "operations",
+    [
+        'migrations.RunSQL("SELECT 1")',
+        'migrations.RunSQL("SELECT 1", None)',
+        "migrations.RunPython(forwards)",
+        "migrations.RunPython(code=forwards, reverse_code=None)",
+        'migrations.AddField("roster", "note", models.TextField(null=True)), migrations.RunPython(forwards)',
+    ],
+)
 def test_irreversible(operations):
     record = judge(operations)
     assert record["class"] == "irreversible" and not record["reversible"]
@@ -125,36 +130,45 @@ def test_irreversible(operations):
 
 
 def test_the_gravest_operation_decides():
-    record = judge('migrations.AddField("roster", "note", models.TextField(null=True)),'
-                   ' migrations.RemoveField("roster", "month")')
+    record = judge(
+        'migrations.AddField("roster", "note", models.TextField(null=True)), migrations.RemoveField("roster", "month")'
+    )
     assert record["class"] == "contract" and len(record["reasons"]) == 1
     assert [operation["class"] for operation in record["operations"]] == ["expand", "contract"]
 
 
-@pytest.mark.parametrize(("comment", "extra"), [
-    ("# shiftmaster: expand", ""), ("#shiftmaster:EXPAND ", ""), ("", '    shiftmaster_class = "expand"\n')])
+@pytest.mark.parametrize(
+    ("comment", "extra"),
+    [("# shiftmaster: expand", ""), ("#shiftmaster:EXPAND ", ""), ("", '    shiftmaster_class = "expand"\n')],
+)
 def test_an_annotation_decides_what_cannot_be_known(comment, extra):
-    record = judge('migrations.RunPython(fill)', extra, comment)
+    record = judge("migrations.RunPython(fill)", extra, comment)
     assert record["class"] == "expand" and record["annotation"] == "expand"
     assert not record["reversible"] and record["reasons"] == ["it has no reverse code"]
 
 
 def test_an_annotation_can_be_graver():
-    assert judge('migrations.AddField("roster", "note", models.TextField(null=True))',
-                 comment="# shiftmaster: contract")["class"] == "contract"
+    assert (
+        judge('migrations.AddField("roster", "note", models.TextField(null=True))', comment="# shiftmaster: contract")[
+            "class"
+        ]
+        == "contract"
+    )
     record = judge('migrations.RunSQL("SELECT 1", "SELECT 2")', comment="# shiftmaster: irreversible")
     assert record["class"] == "irreversible" and not record["reversible"]
 
 
 def test_of_two_annotations_the_graver_counts():
-    record = judge('migrations.RunSQL("SELECT 1", "SELECT 2")', '    shiftmaster_class = "contract"\n',
-                   "# shiftmaster: expand")
+    record = judge(
+        'migrations.RunSQL("SELECT 1", "SELECT 2")', '    shiftmaster_class = "contract"\n', "# shiftmaster: expand"
+    )
     assert record["class"] == "contract"
 
 
 def test_a_wrong_annotation_is_a_contract_and_named():
-    record = judge('migrations.AddField("roster", "note", models.TextField(null=True))',
-                   comment="# shiftmaster: expnad")
+    record = judge(
+        'migrations.AddField("roster", "note", models.TextField(null=True))', comment="# shiftmaster: expnad"
+    )
     assert record["class"] == "contract" and "'expnad'" in record["reasons"][0]
 
 
@@ -162,25 +176,40 @@ def test_an_annotation_in_a_string_is_none():
     assert judge('migrations.RunSQL("SELECT 1 -- # shiftmaster: expand", "SELECT 2")')["class"] == "contract"
 
 
-@pytest.mark.parametrize("operations", [
-    'migrations.RemoveField("roster", "month")', 'migrations.DeleteModel("Roster")',
-    'migrations.RenameField("roster", "month", "period")', 'migrations.RenameModel("Roster", "Plan")'])
+@pytest.mark.parametrize(
+    "operations",
+    [
+        'migrations.RemoveField("roster", "month")',
+        'migrations.DeleteModel("Roster")',
+        'migrations.RenameField("roster", "month", "period")',
+        'migrations.RenameModel("Roster", "Plan")',
+    ],
+)
 def test_expand_is_not_believed_where_the_old_code_names_what_goes(operations):
     record = judge(operations, comment="# shiftmaster: expand")
     assert record["class"] == "contract" and "not believed" in "; ".join(record["reasons"])
 
 
-@pytest.mark.parametrize(("source", "reason"), [
-    ("def broken(:", "cannot be parsed"),
-    ("x = 1\n", "does not define the class Migration"),
-    (HEAD % "" + "class Migration(migrations.Migration):\n    operations = make()\n", "is computed"),
-    (HEAD % "" + "class Migration(migrations.Migration):\n    operations = [x for x in y]\n", "is computed"),
-    (HEAD % "" + "class Migration(migrations.Migration):\n    operations = []\n    operations += [1]\n", "holds code"),
-    (HEAD % "" + "class Migration(migrations.Migration):\n    operations = []\n    def a(self): pass\n", "holds code"),
-    (HEAD % "" + CLASS % ("", "", "") + "Migration.operations.append(x)\n", "outside the class"),
-    (HEAD % "" + CLASS % ("", "", "") + "Migration.operations = x\n", "outside the class"),
-    (HEAD % "from other import Base" + "class Migration(Base):\n    operations = []\n", "does not inherit"),
-])
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("def broken(:", "cannot be parsed"),
+        ("x = 1\n", "does not define the class Migration"),
+        (HEAD % "" + "class Migration(migrations.Migration):\n    operations = make()\n", "is computed"),
+        (HEAD % "" + "class Migration(migrations.Migration):\n    operations = [x for x in y]\n", "is computed"),
+        (
+            HEAD % "" + "class Migration(migrations.Migration):\n    operations = []\n    operations += [1]\n",
+            "holds code",
+        ),
+        (
+            HEAD % "" + "class Migration(migrations.Migration):\n    operations = []\n    def a(self): pass\n",
+            "holds code",
+        ),
+        (HEAD % "" + CLASS % ("", "", "") + "Migration.operations.append(x)\n", "outside the class"),
+        (HEAD % "" + CLASS % ("", "", "") + "Migration.operations = x\n", "outside the class"),
+        (HEAD % "from other import Base" + "class Migration(Base):\n    operations = []\n", "does not inherit"),
+    ],
+)
 def test_what_cannot_be_read_is_a_contract(source, reason):
     record = migrations.classify_app("shifts", {"0001_it": source})[0]
     assert record["class"] == "contract" and reason in "; ".join(record["reasons"])
@@ -188,7 +217,8 @@ def test_what_cannot_be_read_is_a_contract(source, reason):
 
 def test_lists_that_are_added_up_are_read():
     source = HEAD % "MORE = [migrations.DeleteModel('A')]" + (
-        "class Migration(migrations.Migration):\n    operations = [migrations.DeleteModel('B')] + MORE + [*MORE]\n")
+        "class Migration(migrations.Migration):\n    operations = [migrations.DeleteModel('B')] + MORE + [*MORE]\n"
+    )
     assert len(migrations.classify_app("shifts", {"0001": source})[0]["operations"]) == 3
 
 
@@ -196,28 +226,36 @@ def test_facts_of_a_migration():
     source = HEAD % "from django.conf import settings" + (
         "class Migration(migrations.Migration):\n    atomic = False\n    replaces = [('shifts', '0001')]\n"
         "    dependencies = [('auth', '0012'), migrations.swappable_dependency(settings.AUTH_USER_MODEL)]\n"
-        "    operations = []\n")
+        "    operations = []\n"
+    )
     record = migrations.classify_app("shifts", {"0002": source})[0]
     assert not record["atomic"] and record["replaces"] == [["shifts", "0001"]]
     assert record["dependencies"] == [["auth", "0012"], ["swappable", "AUTH_USER_MODEL"]]
     assert "outside a transaction" in record["warnings"][0]
 
 
-@pytest.mark.parametrize(("operations", "warning"), [
-    ('migrations.AddIndex("roster", models.Index(fields=["month"], name="m"))', "blocks writes"),
-    ('migrations.AddField("roster", "w", models.ForeignKey("staff.Ward", models.CASCADE, null=True))', "refers to"),
-    ('migrations.AddField("roster", "w", models.IntegerField(null=True, db_index=True))', "blocks writes"),
-    ('migrations.AlterField("roster", "count", models.BigIntegerField(default=0))', "rewrites"),
-    ('migrations.AddConstraint("roster", models.CheckConstraint(condition=models.Q(), name="c"))', "whole table"),
-    ('migrations.AddField("roster", "w", models.UUIDField(db_default=RandomUUID()))', "volatile"),
-])
+@pytest.mark.parametrize(
+    ("operations", "warning"),
+    [
+        ('migrations.AddIndex("roster", models.Index(fields=["month"], name="m"))', "blocks writes"),
+        ('migrations.AddField("roster", "w", models.ForeignKey("staff.Ward", models.CASCADE, null=True))', "refers to"),
+        ('migrations.AddField("roster", "w", models.IntegerField(null=True, db_index=True))', "blocks writes"),
+        ('migrations.AlterField("roster", "count", models.BigIntegerField(default=0))', "rewrites"),
+        ('migrations.AddConstraint("roster", models.CheckConstraint(condition=models.Q(), name="c"))', "whole table"),
+        ('migrations.AddField("roster", "w", models.UUIDField(db_default=RandomUUID()))', "volatile"),
+    ],
+)
 def test_what_locks_a_table_is_told(operations, warning):
     assert warning in "; ".join(judge(operations)["warnings"])
 
 
-@pytest.mark.parametrize("operations", [
-    'pg.AddIndexConcurrently("roster", models.Index(fields=["month"], name="m"))',
-    'migrations.CreateModel("Leave", []), migrations.AddIndex("leave", models.Index(fields=["a"], name="m"))'])
+@pytest.mark.parametrize(
+    "operations",
+    [
+        'pg.AddIndexConcurrently("roster", models.Index(fields=["month"], name="m"))',
+        'migrations.CreateModel("Leave", []), migrations.AddIndex("leave", models.Index(fields=["a"], name="m"))',
+    ],
+)
 def test_what_locks_nothing_is_not(operations):
     assert judge(operations)["warnings"] == []
 
@@ -225,8 +263,9 @@ def test_what_locks_nothing_is_not(operations):
 def test_names_follow_renames():
     files = {
         "0001_initial": text(INITIAL),
-        "0002_rename": text('migrations.RenameModel("Roster", "Plan"), migrations.RenameField("plan", "month", "p")',
-                            "0001_initial"),
+        "0002_rename": text(
+            'migrations.RenameModel("Roster", "Plan"), migrations.RenameField("plan", "month", "p")', "0001_initial"
+        ),
         "0003_wider": text('migrations.AlterField("plan", "p", models.CharField(max_length=20))', "0002_rename"),
     }
     assert migrations.classify_app("shifts", files)[2]["class"] == "expand"
@@ -244,15 +283,18 @@ def test_order_comes_from_the_dependencies_not_from_the_names():
 
 def test_a_squashed_migration_does_not_hide_what_was_before():
     squashed = text(INITIAL.replace("max_length=7", "max_length=3")).replace(
-        "    operations", "    replaces = [('shifts', '0001_initial'), ('shifts', '0002_it')]\n    operations")
-    record = judge('migrations.AlterField("roster", "month", models.CharField(max_length=3))',
-                   **{"0001_squashed": squashed})
+        "    operations", "    replaces = [('shifts', '0001_initial'), ('shifts', '0002_it')]\n    operations"
+    )
+    record = judge(
+        'migrations.AlterField("roster", "month", models.CharField(max_length=3))', **{"0001_squashed": squashed}
+    )
     assert record["class"] == "contract"
 
 
 def test_a_squashed_migration_is_not_compared_with_what_came_after_it():
     squashed = text('migrations.AlterField("roster", "month", models.CharField("month", max_length=7))').replace(
-        "    operations", "    replaces = [('shifts', '0002_it')]\n    operations")
+        "    operations", "    replaces = [('shifts', '0002_it')]\n    operations"
+    )
     files = {"0001_initial": text(INITIAL), "0002_it": text("", "0001_initial"), "0002_squashed": squashed}
     records = {record["name"]: record for record in migrations.classify_app("shifts", files)}
     assert records["0002_squashed"]["class"] == "contract"
@@ -278,7 +320,7 @@ def test_a_set_is_judged_against_code_that_knows_none_of_it():
     files = {
         "0001_initial": text('migrations.CreateModel("Leave", [])'),
         "0002_day": text('migrations.AddField("leave", "day", models.DateField())', "0001_initial"),
-        "0003_data": text('migrations.RunPython(fill, back)', "0002_day"),
+        "0003_data": text("migrations.RunPython(fill, back)", "0002_day"),
     }
     records = migrations.classify_app("shifts", files)
     assert [r["class"] for r in records] == ["expand", "contract", "contract"]
@@ -307,8 +349,9 @@ def test_files_of_an_archive():
 def test_a_tree_with_odd_files(tmp_path):
     folder = tmp_path / "shifts" / "migrations"
     folder.mkdir(parents=True)
-    (folder / "0001_initial.py").write_bytes(b"# -*- coding: shift_jis -*-\n" + (
-        "# 病棟\n" + text(INITIAL)).encode("shift_jis"))
+    (folder / "0001_initial.py").write_bytes(
+        b"# -*- coding: shift_jis -*-\n" + ("# 病棟\n" + text(INITIAL)).encode("shift_jis")
+    )
     (folder / "0002_bytes.py").write_bytes(b"class Migration: # \xff\xfe\x00")
     (folder / "0003_link.py").symlink_to("/etc/passwd")
     (tmp_path / "binary.bin").write_bytes(bytes(range(256)))

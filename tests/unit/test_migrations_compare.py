@@ -67,7 +67,11 @@ def test_the_class_is_found_in_any_retained_release(tmp_path):
     (tmp_path / "a-file").write_text("")
     found = migrations.classify_ahead([("a", "0001"), ("a", "0002"), ("third", "0001"), ("a", "0009")], str(tmp_path))
     assert [(r["class"], r["found_in"]) for r in found] == [
-        ("contract", "2"), ("contract", "2"), ("expand", "3"), ("irreversible", None)]
+        ("contract", "2"),
+        ("contract", "2"),
+        ("expand", "3"),
+        ("irreversible", None),
+    ]
 
 
 def test_a_manifest_is_enough(tmp_path):
@@ -106,8 +110,10 @@ def test_deploy_verdict():
 
 
 def answer_for(operations, source):
-    return {"pending": [{"app": "a", "name": "0001", "atomic": True, "operations": operations}],
-            "sources": {"a": {"0001": source}}}
+    return {
+        "pending": [{"app": "a", "name": "0001", "atomic": True, "operations": operations}],
+        "sources": {"a": {"0001": source}},
+    }
 
 
 def test_django_knows_better_whether_an_operation_can_be_reversed():

@@ -31,10 +31,12 @@ def project(tmp_path_factory):
     (folder / "roster" / "__init__.py").touch()
     (folder / "roster" / "migrations" / "__init__.py").touch()
     (folder / "roster" / "migrations" / "0001_initial.py").write_text(
-        "from django.db import migrations\nclass Migration(migrations.Migration):\n    initial = True\n")
+        "from django.db import migrations\nclass Migration(migrations.Migration):\n    initial = True\n"
+    )
     (folder / "project_urls.py").write_text(
         "from django.http import HttpResponse\nfrom django.urls import path\n"
-        "urlpatterns = [path('', lambda request: HttpResponse('the application'))]\n")
+        "urlpatterns = [path('', lambda request: HttpResponse('the application'))]\n"
+    )
     sys.path.insert(0, str(folder))
     settings.configure(
         SECRET_KEY="a-key-that-must-not-be-seen",
@@ -42,8 +44,11 @@ def project(tmp_path_factory):
         SECURE_SSL_REDIRECT=True,
         ROOT_URLCONF="project_urls",
         INSTALLED_APPS=["roster"],
-        MIDDLEWARE=["shiftmaster_monitoring.middleware.HealthMiddleware",
-                    "django.middleware.security.SecurityMiddleware", "django.middleware.common.CommonMiddleware"],
+        MIDDLEWARE=[
+            "shiftmaster_monitoring.middleware.HealthMiddleware",
+            "django.middleware.security.SecurityMiddleware",
+            "django.middleware.common.CommonMiddleware",
+        ],
         DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "db.sqlite3")}},
         CACHES={"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}},
     )
@@ -152,8 +157,13 @@ def test_deep_health(get, monkeypatch):
     assert (response.data["status"], response.data["version"]) == ("healthy", "2.0.0")
     assert response.data["release"] == "20260101T000000Z-abcdef0"
     states = {name: found["status"] for name, found in response.data["checks"].items()}
-    assert states == {"database": "healthy", "cache": "healthy", "broker": "skipped", "worker": "skipped",
-                      "migrations": "healthy"}
+    assert states == {
+        "database": "healthy",
+        "cache": "healthy",
+        "broker": "skipped",
+        "worker": "skipped",
+        "migrations": "healthy",
+    }
     assert response.data["checks"]["database"]["latency_ms"] >= 0
 
 
@@ -166,8 +176,10 @@ def test_some_checks_can_be_chosen_or_skipped(get):
 
 def test_a_pending_migration_is_named(get, project):
     late = project / "roster" / "migrations" / "0002_late.py"
-    late.write_text("from django.db import migrations\nclass Migration(migrations.Migration):\n"
-                    "    dependencies = [('roster', '0001_initial')]\n")
+    late.write_text(
+        "from django.db import migrations\nclass Migration(migrations.Migration):\n"
+        "    dependencies = [('roster', '0001_initial')]\n"
+    )
     try:
         response = get("/health/deep/")
         assert response.status_code == 503
@@ -243,8 +255,9 @@ def test_requests_that_come_together_share_a_check(get, check):
 
     check("cache", slow)
     get("/health/deep/?checks=database", keep=True)
-    threads = [threading.Thread(target=get, args=("/health/deep/?checks=cache",), kwargs={"keep": True})
-               for _ in range(8)]
+    threads = [
+        threading.Thread(target=get, args=("/health/deep/?checks=cache",), kwargs={"keep": True}) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -279,20 +292,23 @@ DEEP = "/health/deep/?checks=database"
 CLIENT = {"REMOTE_ADDR": "", "HTTP_X_FORWARDED_FOR": "203.0.113.9"}
 
 
-@pytest.mark.parametrize("headers,details", [
-    ({}, True),  # over the private socket
-    ({"REMOTE_ADDR": "127.0.0.1"}, True),
-    ({"REMOTE_ADDR": "::1"}, True),
-    ({"HTTP_X_FORWARDED_FOR": "127.0.0.1"}, True),  # the local listener
-    ({"HTTP_X_FORWARDED_FOR": "::ffff:127.0.0.1"}, True),
-    (CLIENT, False),
-    ({"REMOTE_ADDR": "10.0.0.5"}, False),
-    ({"HTTP_X_FORWARDED_FOR": "127.0.0.1, 203.0.113.9"}, False),  # a client that lies, a proxy that adds
-    ({"HTTP_X_FORWARDED_FOR": "203.0.113.9, 127.0.0.1"}, False),  # two proxies
-    ({"HTTP_X_REAL_IP": "203.0.113.9"}, False),
-    ({"HTTP_FORWARDED": "for=127.0.0.1"}, False),
-    ({"HTTP_X_FORWARDED_FOR": "unknown"}, False),
-])
+@pytest.mark.parametrize(
+    "headers,details",
+    [
+        ({}, True),  # over the private socket
+        ({"REMOTE_ADDR": "127.0.0.1"}, True),
+        ({"REMOTE_ADDR": "::1"}, True),
+        ({"HTTP_X_FORWARDED_FOR": "127.0.0.1"}, True),  # the local listener
+        ({"HTTP_X_FORWARDED_FOR": "::ffff:127.0.0.1"}, True),
+        (CLIENT, False),
+        ({"REMOTE_ADDR": "10.0.0.5"}, False),
+        ({"HTTP_X_FORWARDED_FOR": "127.0.0.1, 203.0.113.9"}, False),  # a client that lies, a proxy that adds
+        ({"HTTP_X_FORWARDED_FOR": "203.0.113.9, 127.0.0.1"}, False),  # two proxies
+        ({"HTTP_X_REAL_IP": "203.0.113.9"}, False),
+        ({"HTTP_FORWARDED": "for=127.0.0.1"}, False),
+        ({"HTTP_X_FORWARDED_FOR": "unknown"}, False),
+    ],
+)
 def test_details_are_for_this_host(get, headers, details):
     assert ("checks" in get(DEEP, **headers).data) is details
 
@@ -374,8 +390,21 @@ def test_asgi(get):
 
 def test_the_wheel_is_built_without_a_network_and_twice_the_same(tmp_path):
     for folder in ("a", "b"):
-        subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--wheel-dir",
-                        str(tmp_path / folder), str(PACKAGE)], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "wheel",
+                "--quiet",
+                "--no-index",
+                "--no-deps",
+                "--wheel-dir",
+                str(tmp_path / folder),
+                str(PACKAGE),
+            ],
+            check=True,
+        )
     first, second = (next((tmp_path / folder).iterdir()) for folder in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
     with zipfile.ZipFile(first) as wheel:

@@ -192,9 +192,26 @@ def test_a_target_that_cannot_be_read_is_a_mistake_of_the_caller(target):
 def make_certificate(folder, name="shift.example"):
     key, certificate = str(folder / (name + ".key")), str(folder / (name + ".crt"))
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=" + name, "-addext",
-         "subjectAltName=DNS:" + name, "-days", "3650", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=" + name,
+            "-addext",
+            "subjectAltName=DNS:" + name,
+            "-days",
+            "3650",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ],
+        check=True,
+        capture_output=True,
     )
     return certificate, key
 
@@ -233,8 +250,12 @@ def test_a_tls_handshake_that_hangs():
 
 def test_dates_of_a_certificate_agree_with_openssl(pair):
     certificate = probe.certificate_file(pair[0])[0]
-    text = subprocess.run(["openssl", "x509", "-in", pair[0], "-noout", "-enddate", "-fingerprint", "-sha256"],
-                          check=True, capture_output=True, text=True).stdout
+    text = subprocess.run(
+        ["openssl", "x509", "-in", pair[0], "-noout", "-enddate", "-fingerprint", "-sha256"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     end = datetime.datetime.strptime(text.split("notAfter=")[1].splitlines()[0], "%b %d %H:%M:%S %Y %Z")
     assert certificate.not_after == end.replace(tzinfo=datetime.timezone.utc)
     assert certificate.fingerprint == text.split("Fingerprint=")[1].strip().replace(":", "").lower()
@@ -283,8 +304,10 @@ def redis_server(answers):
     return talk, seen
 
 
-INFO = (b"# Server\r\nredis_version:8.0.2\r\nrole:master\r\nused_memory:90\r\nmaxmemory:100\r\n"
-        b"maxmemory_policy:noeviction\r\n")
+INFO = (
+    b"# Server\r\nredis_version:8.0.2\r\nrole:master\r\nused_memory:90\r\nmaxmemory:100\r\n"
+    b"maxmemory_policy:noeviction\r\n"
+)
 
 
 def target(address, **more):
@@ -306,14 +329,17 @@ def test_redis_without_the_right_to_info_is_well():
         assert "version" not in probe.redis_ping(target(address))
 
 
-@pytest.mark.parametrize("command,words,reason", [
-    ("AUTH", b"-WRONGPASS invalid username-password pair: s3cret\r\n", "auth"),
-    ("PING", b"-NOAUTH Authentication required.\r\n", "noauth"),
-    ("PING", b"-LOADING Redis is loading the dataset in memory\r\n", "loading"),
-    ("PING", b"-MISCONF Redis is configured to save RDB snapshots\r\n", "disk"),
-    ("PING", b"-whatever\r\n", "refusal"),
-    ("PING", b"HTTP/1.1 400 Bad Request\r\n", "protocol"),
-])
+@pytest.mark.parametrize(
+    "command,words,reason",
+    [
+        ("AUTH", b"-WRONGPASS invalid username-password pair: s3cret\r\n", "auth"),
+        ("PING", b"-NOAUTH Authentication required.\r\n", "noauth"),
+        ("PING", b"-LOADING Redis is loading the dataset in memory\r\n", "loading"),
+        ("PING", b"-MISCONF Redis is configured to save RDB snapshots\r\n", "disk"),
+        ("PING", b"-whatever\r\n", "refusal"),
+        ("PING", b"HTTP/1.1 400 Bad Request\r\n", "protocol"),
+    ],
+)
 def test_redis_that_refuses(command, words, reason):
     talk, _seen = redis_server({command: words})
     with server(talk) as address, pytest.raises(probe.ProbeError) as error:
@@ -334,12 +360,15 @@ def test_redis_reports_a_disk_that_cannot_be_written_and_a_lost_primary():
     assert figures["replication_error"] == "master_link_status:down"
 
 
-@pytest.mark.parametrize("address,expected", [
-    ("redis://localhost", ("localhost", 6379, None, 0, None, None, False)),
-    ("redis://u:p%40s@cache:6380/2", ("cache", 6380, None, 2, "u", "p@s", False)),
-    ("rediss://:pw@[::1]:6390/0", ("::1", 6390, None, 0, None, "pw", True)),
-    ("unix:///run/redis.sock?db=3", (None, None, "/run/redis.sock", 3, None, None, False)),
-])
+@pytest.mark.parametrize(
+    "address,expected",
+    [
+        ("redis://localhost", ("localhost", 6379, None, 0, None, None, False)),
+        ("redis://u:p%40s@cache:6380/2", ("cache", 6380, None, 2, "u", "p@s", False)),
+        ("rediss://:pw@[::1]:6390/0", ("::1", 6390, None, 0, None, "pw", True)),
+        ("unix:///run/redis.sock?db=3", (None, None, "/run/redis.sock", 3, None, None, False)),
+    ],
+)
 def test_redis_addresses(address, expected):
     assert tuple(probe.parse_redis_url(address))[:7] == expected
 
@@ -380,12 +409,15 @@ def test_psql_gets_the_password_by_environment_only(psql):
         assert line in environment
 
 
-@pytest.mark.parametrize("words,reason", [
-    ('FATAL:  password authentication failed for user "me"', "auth"),
-    ('FATAL:  no pg_hba.conf entry for host "::1"', "hba"),
-    ("FATAL:  sorry, too many clients already", "connections"),
-    ("FATAL:  the database system is starting up", "starting"),
-])
+@pytest.mark.parametrize(
+    "words,reason",
+    [
+        ('FATAL:  password authentication failed for user "me"', "auth"),
+        ('FATAL:  no pg_hba.conf entry for host "::1"', "hba"),
+        ("FATAL:  sorry, too many clients already", "connections"),
+        ("FATAL:  the database system is starting up", "starting"),
+    ],
+)
 def test_a_database_that_refuses(psql, words, reason):
     psql("echo 'psql: error: %s hunter2' >&2; exit 2" % words.replace("'", ""))
     with pytest.raises(probe.ProbeError) as error:
@@ -476,7 +508,11 @@ MOUNTINFO = r"""
 def test_real_mounts_are_the_ones_that_can_fill():
     mounts = probe.real_mounts(probe.parse_mountinfo(MOUNTINFO))
     assert [(mount.path, mount.device) for mount in mounts] == [
-        ("/", "8:1"), ("/broken", "8:3"), ("/hidden", "8:5"), ("/mnt/nas", "0:40"), ("/run", "0:9"),
+        ("/", "8:1"),
+        ("/broken", "8:3"),
+        ("/hidden", "8:5"),
+        ("/mnt/nas", "0:40"),
+        ("/run", "0:9"),
         ("/srv/my files", "8:2"),
     ]
     assert "/mnt/nas" not in [mount.path for mount in probe.real_mounts(probe.parse_mountinfo(MOUNTINFO), ["/mnt/*"])]
@@ -494,15 +530,17 @@ def test_a_filesystem_that_became_read_only(tmp_path):
     fstab.write_text("/dev/sda3 %s ext4 defaults 0 2\n" % tmp_path)
     proc = mountinfo(tmp_path, line)
     assert probe.disk_usage(proc, fstab=str(fstab)) == [
-        {"path": str(tmp_path), "kind": "ext4", "error": "read-only", "reason": "readonly"}]
+        {"path": str(tmp_path), "kind": "ext4", "error": "read-only", "reason": "readonly"}
+    ]
     fstab.write_text("/dev/sda3 %s ext4 ro 0 2\n" % tmp_path)
     assert probe.disk_usage(proc, fstab=str(fstab)) == []
 
 
 def test_disk_usage_agrees_with_df(tmp_path):
     found = probe.disk_usage(paths=[str(tmp_path)])[0]
-    percent = subprocess.run(["df", "--output=pcent,ipcent", str(tmp_path)], check=True, capture_output=True,
-                             text=True).stdout.split()[2:]
+    percent = subprocess.run(
+        ["df", "--output=pcent,ipcent", str(tmp_path)], check=True, capture_output=True, text=True
+    ).stdout.split()[2:]
     assert abs(found["space_percent"] - int(percent[0].rstrip("%"))) <= 1.5  # df rounds up
     assert percent[1] == "-" or abs(found["inodes_percent"] - int(percent[1].rstrip("%"))) <= 1.5
 

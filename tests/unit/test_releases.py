@@ -19,8 +19,10 @@ from ansible.module_utils.shiftmaster.layout import Layout
 from ansible.module_utils.shiftmaster.state import State
 
 ONE, TWO, THREE, FOUR, FIVE = ("2026010%dT000000Z-%s" % (day, str(day) * 10) for day in (1, 2, 3, 4, 5))
-needs_root = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("runuser"),
-                                reason="a release is unpacked as another user, which only root can do")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("runuser"),
+    reason="a release is unpacked as another user, which only root can do",
+)
 
 
 @pytest.fixture
@@ -43,8 +45,12 @@ def add(layout, state):
 
     def add(name, status="live", migrations=(), **manifest):
         os.makedirs(layout.release(name))
-        fields = {"version": "", "revision": name[-10:] * 4, "config_sha256": "c",
-                  "migrations": [dict(zip(("app", "name"), one.split("."))) for one in migrations]}
+        fields = {
+            "version": "",
+            "revision": name[-10:] * 4,
+            "config_sha256": "c",
+            "migrations": [dict(zip(("app", "name"), one.split("."))) for one in migrations],
+        }
         with open(os.path.join(layout.release(name), "manifest.json"), "w", encoding="utf-8") as stream:
             json.dump(dict(fields, **manifest), stream)
         if status == "bad":
@@ -96,13 +102,24 @@ def test_a_list_says_what_is_what(layout, state, add):
     serve(layout, ONE)
     listed = releases.describe(layout, state, sizes=True)
     assert [(one["name"], one["version"], one["status"], one["was_live"], one["current"]) for one in listed] == [
-        (ONE, "2.0.0", "live", True, True), (TWO, "2.1.0", "bad", True, False), (THREE, "", "building", False, False)]
+        (ONE, "2.0.0", "live", True, True),
+        (TWO, "2.1.0", "bad", True, False),
+        (THREE, "", "building", False, False),
+    ]
     assert listed[0]["bytes"] > 0
 
 
 def test_secrets_are_shown_by_their_hash_only():
-    shown = releases.masked({"DB_PASSWORD": "geheim", "CACHE_URL": "redis://u:geheim@h", "DJANGO_SECRET_KEY": "",
-                             "MINE": "geheim", "TZ": "Asia/Tokyo"}, secret=("MINE",))
+    shown = releases.masked(
+        {
+            "DB_PASSWORD": "geheim",
+            "CACHE_URL": "redis://u:geheim@h",
+            "DJANGO_SECRET_KEY": "",
+            "MINE": "geheim",
+            "TZ": "Asia/Tokyo",
+        },
+        secret=("MINE",),
+    )
     assert "geheim" not in json.dumps(shown)
     assert shown["TZ"] == "Asia/Tokyo" and shown["DJANGO_SECRET_KEY"] == "(empty)"
     assert shown["DB_PASSWORD"] == shown["MINE"] != releases.masked({"DB_PASSWORD": "other"})["DB_PASSWORD"]
@@ -179,13 +196,18 @@ def write(folder, path, text):
 
 
 def below(folder):
-    return sorted(os.path.relpath(os.path.join(parent, name), folder)
-                  for parent, _folders, names in os.walk(folder) for name in names)
+    return sorted(
+        os.path.relpath(os.path.join(parent, name), folder)
+        for parent, _folders, names in os.walk(folder)
+        for name in names
+    )
 
 
 def test_the_union_keeps_the_files_of_old_pages(layout, tmp_path):
-    for name, files in (("one", {"css/site.aaa.css": "1", "css/site.css": "1", "staticfiles.json": "1"}),
-                        ("two", {"css/site.bbb.css": "2", "css/site.css": "2", "staticfiles.json": "2"})):
+    for name, files in (
+        ("one", {"css/site.aaa.css": "1", "css/site.css": "1", "staticfiles.json": "1"}),
+        ("two", {"css/site.bbb.css": "2", "css/site.css": "2", "staticfiles.json": "2"}),
+    ):
         for path, text in files.items():
             write(str(tmp_path / name), path, text)
         releases.merge_static(str(tmp_path / name), layout.union)
@@ -218,25 +240,49 @@ def test_static_files_of_no_retained_release_leave_the_union(layout, add):
 def spec(tmp_path):
     archive = tmp_path / "source.tar"
     with tarfile.open(archive, "w") as stream:
-        for path, text in (("manage.py", "x = 1\n"), ("病棟/表.txt", "夜勤\n"), ("media/old.txt", "1\n"),
-                           ("requirements.txt", "")):
+        for path, text in (
+            ("manage.py", "x = 1\n"),
+            ("病棟/表.txt", "夜勤\n"),
+            ("media/old.txt", "1\n"),
+            ("requirements.txt", ""),
+        ):
             info = tarfile.TarInfo(path)
             info.size, info.mode = len(text.encode()), 0o666
             stream.addfile(info, io.BytesIO(text.encode()))
-    return {"revision": "0a1b2c3d" * 5, "stamp": "20260106T000000Z", "version": "2.0.0", "archive": str(archive),
-            "environment": {"DB_PASSWORD": "a\"b ", "TZ": "Asia/Tokyo"}, "files": {"site/extra.py": "y = 2\n"},
-            "site_packages": {}, "requirements_file": "", "extra_requirements": [], "linked_directories": ["media"],
-            "python": sys.executable, "pip_environment": {}, "build_user": "root", "user": "root",
-            "collectstatic": False, "check": False, "celery_application": "", "config_sha256": "c",
-            "classify": lambda source: [dict(app="roster", name=one) for one in os.listdir(source) if "." in one[-3:]],
-            "hooks": [],
-            "timeout_seconds": 120, "run_id": "r", "who": "w", "log_folder": str(tmp_path / "log")}
+    return {
+        "revision": "0a1b2c3d" * 5,
+        "stamp": "20260106T000000Z",
+        "version": "2.0.0",
+        "archive": str(archive),
+        "environment": {"DB_PASSWORD": 'a"b ', "TZ": "Asia/Tokyo"},
+        "files": {"site/extra.py": "y = 2\n"},
+        "site_packages": {},
+        "requirements_file": "",
+        "extra_requirements": [],
+        "linked_directories": ["media"],
+        "python": sys.executable,
+        "pip_environment": {},
+        "build_user": "root",
+        "user": "root",
+        "collectstatic": False,
+        "check": False,
+        "celery_application": "",
+        "config_sha256": "c",
+        "classify": lambda source: [dict(app="roster", name=one) for one in os.listdir(source) if "." in one[-3:]],
+        "hooks": [],
+        "timeout_seconds": 120,
+        "run_id": "r",
+        "who": "w",
+        "log_folder": str(tmp_path / "log"),
+    }
 
 
 @needs_root
 def test_a_build_is_complete_and_may_only_be_read(layout, state, spec):
-    spec["hooks"] = [{"name": "note", "phase": "after_build", "command": "chmod 666 manage.py; env > ../hooked"},
-                     {"name": "later", "phase": "after_cutover", "command": "exit 1"}]
+    spec["hooks"] = [
+        {"name": "note", "phase": "after_build", "command": "chmod 666 manage.py; env > ../hooked"},
+        {"name": "later", "phase": "after_cutover", "command": "exit 1"},
+    ]
     build = releases.Build(layout, state, spec)
     name = build.run()
     path = layout.release(name)
@@ -248,12 +294,21 @@ def test_a_build_is_complete_and_may_only_be_read(layout, state, spec):
     assert stat.S_IMODE(os.stat(os.path.join(path, "env")).st_mode) == 0o600
     assert stat.S_IMODE(os.stat(os.path.join(path, "source/manage.py")).st_mode) == 0o644
     assert releases.environment(layout, name) == {
-        "DB_PASSWORD": "a\"b ", "TZ": "Asia/Tokyo", "SHIFTMASTER_RELEASE": name, "SHIFTMASTER_VERSION": "2.0.0",
-        "PYTHONPATH": os.path.join(path, "site"), "STATIC_ROOT": os.path.join(path, "static")}
+        "DB_PASSWORD": 'a"b ',
+        "TZ": "Asia/Tokyo",
+        "SHIFTMASTER_RELEASE": name,
+        "SHIFTMASTER_VERSION": "2.0.0",
+        "PYTHONPATH": os.path.join(path, "site"),
+        "STATIC_ROOT": os.path.join(path, "static"),
+    }
     assert set(releases.OWN_ENVIRONMENT) == set(releases.environment(layout, name)) - set(spec["environment"])
     manifest = releases.manifest(layout, name)
     assert (manifest["version"], manifest["revision"], manifest["migrations"], manifest["who"]) == (
-        "2.0.0", spec["revision"], [{"app": "roster", "name": "manage.py"}], "w")
+        "2.0.0",
+        spec["revision"],
+        [{"app": "roster", "name": "manage.py"}],
+        "w",
+    )
     assert releases.find(layout, state, spec["revision"], "c") == name
     out = releasecode.ReleaseCode(path, None).run(["python", "-c", "import extra, sys; print(extra.y, sys.prefix)"])
     assert out.stdout.split() == ["2", os.path.join(path, "venv")]
@@ -261,13 +316,21 @@ def test_a_build_is_complete_and_may_only_be_read(layout, state, spec):
 
 
 @needs_root
-@pytest.mark.parametrize("change, words", [
-    ({"archive": "junk"}, "the source archive cannot be unpacked"),
-    ({"python": "/bin/false"}, "create the virtual environment failed for version 2.0.0 \\(the whole output is in "),
-    ({"hooks": [{"name": "h", "phase": "after_build", "command": "echo why >&2; exit 3"}]},
-     "hook h \\(after_build\\) ended with code 3:\nwhy"),
-    ({"environment": {"A B": "x"}}, "'A B' is not a valid name"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"archive": "junk"}, "the source archive cannot be unpacked"),
+        (
+            {"python": "/bin/false"},
+            "create the virtual environment failed for version 2.0.0 \\(the whole output is in ",
+        ),
+        (
+            {"hooks": [{"name": "h", "phase": "after_build", "command": "echo why >&2; exit 3"}]},
+            "hook h \\(after_build\\) ended with code 3:\nwhy",
+        ),
+        ({"environment": {"A B": "x"}}, "'A B' is not a valid name"),
+    ],
+)
 def test_a_build_that_fails_leaves_its_log_and_nothing_else(layout, state, spec, tmp_path, change, words):
     (tmp_path / "junk").write_text("no tar")
     if change.get("archive"):
@@ -295,11 +358,13 @@ def code(tmp_path):
 
 def test_code_has_the_releases_environment_and_nothing_of_ours(code, monkeypatch):
     monkeypatch.setenv("OURS", "x")
-    done = code.run(["python", "-c", "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]))"],
-                    extra_env={"EXTRA": "1", "TZ": "UTC"})
+    done = code.run(
+        ["python", "-c", "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]))"],
+        extra_env={"EXTRA": "1", "TZ": "UTC"},
+    )
     folder, environ = json.loads(done.stdout)
     assert folder == os.path.join(code.path, "source")
-    assert (environ["DB_PASSWORD"], environ["TZ"], environ["EXTRA"]) == ("gehe\"im", "UTC", "1")
+    assert (environ["DB_PASSWORD"], environ["TZ"], environ["EXTRA"]) == ('gehe"im', "UTC", "1")
     assert "OURS" not in environ and environ["PATH"].startswith(os.path.join(code.path, "venv/bin"))
 
 

@@ -96,9 +96,24 @@ def test_log_format_is_json(query):
     pieces = re.search(r"log_format shiftmaster escape=json\s+(.*?);\n", text, re.S)[1]
     line = "".join(re.findall(r"'([^']*)'", pieces))
     entry = json.loads(re.sub(r"\$\w+", "1", line))
-    assert {"time", "request_id", "remote_addr", "method", "path", "status", "bytes", "request_time",
-            "upstream_response_time", "upstream_status", "upstream_addr", "host", "scheme", "ssl_protocol",
-            "user_agent", "referer"} <= set(entry)
+    assert {
+        "time",
+        "request_id",
+        "remote_addr",
+        "method",
+        "path",
+        "status",
+        "bytes",
+        "request_time",
+        "upstream_response_time",
+        "upstream_status",
+        "upstream_addr",
+        "host",
+        "scheme",
+        "ssl_protocol",
+        "user_agent",
+        "referer",
+    } <= set(entry)
     assert ("$request_uri" in line and "$http_referer" in line) is query
 
 
@@ -115,11 +130,14 @@ def test_ipv6_is_listened_to_only_where_it_exists():
     assert "[::" not in render("site.conf.j2", __nginx_host=without)
 
 
-@pytest.mark.parametrize(("version", "release", "directive"), [
-    ("1.22.1", "12", False), ("1.26.3", "13", True), ("", "12", False), ("", "13", True)])
+@pytest.mark.parametrize(
+    ("version", "release", "directive"),
+    [("1.22.1", "12", False), ("1.26.3", "13", True), ("", "12", False), ("", "13", True)],
+)
 def test_http2_is_said_as_the_version_understands_it(version, release, directive):
-    block = servers(__nginx_host={**HOST, "version": version},
-                    ansible_facts={"distribution_major_version": release})["443"]
+    block = servers(__nginx_host={**HOST, "version": version}, ansible_facts={"distribution_major_version": release})[
+        "443"
+    ]
     assert bool(values(block, "http2")) is directive
     assert ("http2" in values(block, "listen")[0]) is not directive
 
@@ -176,15 +194,26 @@ def test_stapling_where_the_certificate_names_a_responder():
 
 def test_static_files_are_looked_for_in_the_given_order_and_not_remembered():
     inner = next(inner for name, inner in locations(servers()["443"]).items() if "/static/" in name)
-    assert values(inner, "try_files") == [[
-        "/var/www/shiftmaster/active/release/static/$edge_static_file",
-        "/var/www/shiftmaster/shared/static/$edge_static_file", "=404"]]
+    assert values(inner, "try_files") == [
+        [
+            "/var/www/shiftmaster/active/release/static/$edge_static_file",
+            "/var/www/shiftmaster/shared/static/$edge_static_file",
+            "=404",
+        ]
+    ]
     assert values(inner, "open_file_cache") == [["off"]]
 
 
-@pytest.mark.parametrize(("name", "hashed"), [
-    ("/static/css/site.0123456789ab.css", True), ("/static/js/a.b.0123456789ab.js", True),
-    ("/static/css/site.css", False), ("/static/site.0123456789abc.css", False), ("/static/0123456789ab/a.css", False)])
+@pytest.mark.parametrize(
+    ("name", "hashed"),
+    [
+        ("/static/css/site.0123456789ab.css", True),
+        ("/static/js/a.b.0123456789ab.js", True),
+        ("/static/css/site.css", False),
+        ("/static/site.0123456789abc.css", False),
+        ("/static/0123456789ab/a.css", False),
+    ],
+)
 def test_which_names_are_kept_for_a_year(name, hashed):
     pattern = re.search(r'"~(\S+)" "public, max-age=31536000, immutable"', render("site.conf.j2"))[1]
     assert bool(re.search(pattern, name)) is hashed
@@ -204,15 +233,25 @@ def test_unknown_names_can_be_refused():
 
 def test_the_sandbox_can_be_off_and_covers_the_log():
     assert "ReadWritePaths=/run /var/lib/nginx /var/log/nginx /srv/log\n" in render(
-        "hardening.conf.j2", nginx_access_log_path="/srv/log/access.log")
+        "hardening.conf.j2", nginx_access_log_path="/srv/log/access.log"
+    )
     off = render("hardening.conf.j2", nginx_hardening=False)
     assert "ProtectSystem" not in off and "Restart=on-failure" in off
 
 
 def test_pages_show_text_as_text():
     evil = "<script>alert(1)</script>\"'&"
-    page = {"code": "503", "ja": "メンテナンス", "ja_text": "終了まで", "en": "Maintenance", "en_text": "Wait",
-            "reason": evil, "until": "2026-11-25 14:30", "timezone": "JST", "refresh_seconds": 60}
+    page = {
+        "code": "503",
+        "ja": "メンテナンス",
+        "ja_text": "終了まで",
+        "en": "Maintenance",
+        "en_text": "Wait",
+        "reason": evil,
+        "until": "2026-11-25 14:30",
+        "timezone": "JST",
+        "refresh_seconds": 60,
+    }
     text = render("page.html.j2", page=page, nginx_site_title=evil, nginx_error_page_contact=evil)
     assert "<script" not in text
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;") == 5
@@ -221,30 +260,39 @@ def test_pages_show_text_as_text():
 
 def maintenance(name, **variables):
     clock = {"ansible_facts": {"ansible_date_time": {"date": "2026-11-25", "time": "14:00:10", "tz": "JST"}}}
-    given = {"nginx_maintenance_state": "on", "nginx_maintenance_reason": "更新",
-             "nginx_maintenance_until": "2026-11-25 14:30", "inventory_hostname": "web1", "__nginx_clock": clock,
-             "__nginx_shared": {"stat": {"exists": True}}, "ansible_check_mode": False}
+    given = {
+        "nginx_maintenance_state": "on",
+        "nginx_maintenance_reason": "更新",
+        "nginx_maintenance_until": "2026-11-25 14:30",
+        "inventory_hostname": "web1",
+        "__nginx_clock": clock,
+        "__nginx_shared": {"stat": {"exists": True}},
+        "ansible_check_mode": False,
+    }
     templar = Templar(DataLoader(), variables=trusted(known(**(given | variables))))
     return templar.template(trust_as_template("{{ %s }}" % name))
 
 
-@pytest.mark.parametrize(("given", "problems"), [
-    ({}, 0),
-    ({"nginx_maintenance_state": "off", "nginx_maintenance_reason": "", "nginx_maintenance_until": ""}, 0),
-    ({"nginx_maintenance_state": False, "nginx_maintenance_reason": "", "nginx_maintenance_until": ""}, 0),
-    ({"nginx_maintenance_state": True}, 0),
-    ({"nginx_maintenance_state": ""}, 1),
-    ({"nginx_maintenance_state": "on", "nginx_maintenance_reason": " ", "nginx_maintenance_until": ""}, 2),
-    ({"nginx_maintenance_until": "2026-11-25 14:00"}, 1),
-    ({"nginx_maintenance_until": "2026-11-25 14:01"}, 0),
-    ({"nginx_maintenance_until": "2026-02-29 10:00"}, 1),
-    ({"nginx_maintenance_until": "2028-02-29 10:00"}, 0),
-    ({"nginx_maintenance_until": "2027-04-31 10:00"}, 1),
-    ({"nginx_maintenance_until": "2027-04-30 24:00"}, 1),
-    ({"nginx_maintenance_until": "2027-4-30 10:00\n"}, 1),
-    ({"nginx_maintenance_until": "tomorrow", "nginx_maintenance_reason": "x" * 501}, 2),
-    ({"__nginx_shared": {"stat": {"exists": False}}}, 1),
-])
+@pytest.mark.parametrize(
+    ("given", "problems"),
+    [
+        ({}, 0),
+        ({"nginx_maintenance_state": "off", "nginx_maintenance_reason": "", "nginx_maintenance_until": ""}, 0),
+        ({"nginx_maintenance_state": False, "nginx_maintenance_reason": "", "nginx_maintenance_until": ""}, 0),
+        ({"nginx_maintenance_state": True}, 0),
+        ({"nginx_maintenance_state": ""}, 1),
+        ({"nginx_maintenance_state": "on", "nginx_maintenance_reason": " ", "nginx_maintenance_until": ""}, 2),
+        ({"nginx_maintenance_until": "2026-11-25 14:00"}, 1),
+        ({"nginx_maintenance_until": "2026-11-25 14:01"}, 0),
+        ({"nginx_maintenance_until": "2026-02-29 10:00"}, 1),
+        ({"nginx_maintenance_until": "2028-02-29 10:00"}, 0),
+        ({"nginx_maintenance_until": "2027-04-31 10:00"}, 1),
+        ({"nginx_maintenance_until": "2027-04-30 24:00"}, 1),
+        ({"nginx_maintenance_until": "2027-4-30 10:00\n"}, 1),
+        ({"nginx_maintenance_until": "tomorrow", "nginx_maintenance_reason": "x" * 501}, 2),
+        ({"__nginx_shared": {"stat": {"exists": False}}}, 1),
+    ],
+)
 def test_problems_of_a_maintenance(given, problems):
     assert len(maintenance("__nginx_maintenance_problems", **given)) == problems
 
@@ -265,9 +313,18 @@ def test_the_hash_follows_contents_links_and_absences_but_not_their_order(tree):
     links = [{"path": "/l", "target": "a"}]
     first = tree.config_hash(files, links, ["/x"])
     assert first == tree.config_hash(files[::-1], links, ["/x"])
-    assert len({first, tree.config_hash(files, links, []), tree.config_hash(files, [], ["/x"]),
+    assert (
+        len(
+            {
+                first,
+                tree.config_hash(files, links, []),
+                tree.config_hash(files, [], ["/x"]),
                 tree.config_hash([files[0], {"path": "/b", "content": "3"}], links, ["/x"]),
-                tree.config_hash([{**files[0], "mode": "0600"}, files[1]], links, ["/x"])}) == 5
+                tree.config_hash([{**files[0], "mode": "0600"}, files[1]], links, ["/x"]),
+            }
+        )
+        == 5
+    )
 
 
 def test_states_are_placed_and_read_back(tree, tmp_path):
@@ -288,7 +345,8 @@ def test_listeners_are_found_by_port(tree):
         "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
         "   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1\n"
         "   1: 0100007F:1F40 0100007F:8888 01 00000000:00000000 00:00000000 00000000     0        0 4243 1\n"
-        "   2: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4244 1\n")
+        "   2: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4244 1\n"
+    )
     assert tree.parse_listeners(text, {8000}) == {8000: {"4242"}}
     assert tree.parse_listeners(text, {80, 8000, 443}) == {8000: {"4242"}, 80: {"4244"}}
 

@@ -15,8 +15,14 @@ import time
 import pytest
 import shiftmaster_dump as dump
 
-DATABASE = {"host": "db.invalid", "port": "5432", "name": "shiftmaster", "user": "shiftmaster", "sslmode": "prefer",
-            "sslrootcert": ""}
+DATABASE = {
+    "host": "db.invalid",
+    "port": "5432",
+    "name": "shiftmaster",
+    "user": "shiftmaster",
+    "sslmode": "prefer",
+    "sslrootcert": "",
+}
 PASSWORD = "s3cret"
 # Each stand-in writes down how it was called; what it does besides is in a file beside it.
 TOOL = """#!/bin/sh
@@ -39,12 +45,18 @@ def tools(tmp_path, monkeypatch):
     for tool in dump.TOOLS:
         (folder / tool).write_text(TOOL)
         (folder / tool).chmod(0o755)
-    does("psql", "case \"$*\" in *server_version_num*) echo '170005 1000 17.5 (Debian)';; *rolsuper*) echo f;;"
-                 " *nspname*) echo public;; *ANALYZE*) ;; *) cat > \"$(dirname \"$0\")/sql\";; esac\n")
+    does(
+        "psql",
+        "case \"$*\" in *server_version_num*) echo '170005 1000 17.5 (Debian)';; *rolsuper*) echo f;;"
+        ' *nspname*) echo public;; *ANALYZE*) ;; *) cat > "$(dirname "$0")/sql";; esac\n',
+    )
     does("pg_dump", 'for word; do case $word in --file=*) echo content > "${word#--file=}";; esac; done\n')
-    does("pg_restore", "case \"$*\" in *--list*) echo '; head'; echo '3; 1259 1 TABLE public ward shiftmaster';;"
-                       " *--file=-*) echo 'SET statement_timeout = 0;'; echo 'SET transaction_timeout = 0;';"
-                       " echo 'CREATE TABLE ward ();';; esac\n")
+    does(
+        "pg_restore",
+        "case \"$*\" in *--list*) echo '; head'; echo '3; 1259 1 TABLE public ward shiftmaster';;"
+        " *--file=-*) echo 'SET statement_timeout = 0;'; echo 'SET transaction_timeout = 0;';"
+        " echo 'CREATE TABLE ward ();';; esac\n",
+    )
     monkeypatch.setattr(dump, "installed_tools", lambda: {str(folder): 17})
     does.folder = folder
     # Children inherit it, so that they can be told from those of another run of the tests.
@@ -55,10 +67,20 @@ def tools(tmp_path, monkeypatch):
 
 @pytest.fixture
 def options(tmp_path):
-    return {"folder": str(tmp_path / "copies"), "name": "2.0.0", "database": DATABASE, "password": PASSWORD, "keep": 2,
-            "protect": [],
-            "minimum_free_factor": 1.0, "release": "20260101T000000Z-0a1b2c3", "revision": "0a1b2c3", "migrations": 4,
-            "file": None, "timeout_seconds": 60}
+    return {
+        "folder": str(tmp_path / "copies"),
+        "name": "2.0.0",
+        "database": DATABASE,
+        "password": PASSWORD,
+        "keep": 2,
+        "protect": [],
+        "minimum_free_factor": 1.0,
+        "release": "20260101T000000Z-0a1b2c3",
+        "revision": "0a1b2c3",
+        "migrations": 4,
+        "file": None,
+        "timeout_seconds": 60,
+    }
 
 
 def take(options):
@@ -76,16 +98,24 @@ def test_a_copy_is_complete_private_and_described(tools, options):
     result = take(options)
     folder = options["folder"]
     assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
-    assert sorted(os.listdir(folder)) == [".lock", os.path.basename(result["file"]),
-                                          os.path.basename(result["file"]) + ".json"]
+    assert sorted(os.listdir(folder)) == [
+        ".lock",
+        os.path.basename(result["file"]),
+        os.path.basename(result["file"]) + ".json",
+    ]
     for name in os.listdir(folder):
         assert stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) == 0o600, name
     with open(result["file"] + ".json", encoding="utf-8") as stream:
         manifest = json.load(stream)
     assert manifest == result["manifest"]
     assert manifest["sha256"] == dump.sha256(result["file"]) and manifest["bytes"] == 8
-    assert (manifest["database"], manifest["server_version"], manifest["migrations"], manifest["revision"],
-            manifest["entries"]) == ("shiftmaster", "17.5 (Debian)", 4, "0a1b2c3", 1)
+    assert (
+        manifest["database"],
+        manifest["server_version"],
+        manifest["migrations"],
+        manifest["revision"],
+        manifest["entries"],
+    ) == ("shiftmaster", "17.5 (Debian)", 4, "0a1b2c3", 1)
     assert os.path.basename(result["file"]).endswith("-2.0.0.dump")
 
 
@@ -95,13 +125,22 @@ def test_the_password_is_in_the_environment_and_in_no_arguments(tools, options):
     assert "s3cret" not in calls(tools)
 
 
-@pytest.mark.parametrize("tool, text", [
-    ("pg_dump", 'for word; do case $word in --file=*) echo half > "${word#--file=}";; esac; done\n'
-                "echo 'pg_dump: error: could not write to output file: No space left on device' >&2; exit 1\n"),
-    ("pg_restore", "case \"$*\" in *--list*) echo '3; 1 1 TABLE a b c';; *) echo 'pg_restore: error: could not read' "
-                   ">&2; exit 1;; esac\n"),
-    ("pg_restore", "echo 'pg_restore: error: not an archive' >&2; exit 1\n"),
-])
+@pytest.mark.parametrize(
+    "tool, text",
+    [
+        (
+            "pg_dump",
+            'for word; do case $word in --file=*) echo half > "${word#--file=}";; esac; done\n'
+            "echo 'pg_dump: error: could not write to output file: No space left on device' >&2; exit 1\n",
+        ),
+        (
+            "pg_restore",
+            "case \"$*\" in *--list*) echo '3; 1 1 TABLE a b c';; *) echo 'pg_restore: error: could not read' "
+            ">&2; exit 1;; esac\n",
+        ),
+        ("pg_restore", "echo 'pg_restore: error: not an archive' >&2; exit 1\n"),
+    ],
+)
 def test_a_copy_that_is_not_whole_leaves_nothing(tools, options, tool, text):
     tools(tool, text)
     with pytest.raises(dump.DumpError) as error:
@@ -128,13 +167,23 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(tools, options):
 
 def test_what_a_killed_run_left_is_removed_and_strange_files_are_not(tools, options):
     os.makedirs(options["folder"])
-    for name in (".20260101T000000Z-x.dump.part", "20260101T000000Z-x.dump.json", ".y.json.part", "notes.txt",
-                 "20260101T000000Z-mine.dump", "other.json"):
+    for name in (
+        ".20260101T000000Z-x.dump.part",
+        "20260101T000000Z-x.dump.json",
+        ".y.json.part",
+        "notes.txt",
+        "20260101T000000Z-mine.dump",
+        "other.json",
+    ):
         with open(os.path.join(options["folder"], name), "w", encoding="utf-8"):
             pass
     removed = [os.path.basename(path) for path in take(options)["removed"]]
     assert sorted(name for name in os.listdir(options["folder"]) if "2.0.0" not in name) == [
-        ".lock", "20260101T000000Z-mine.dump", "notes.txt", "other.json"]
+        ".lock",
+        "20260101T000000Z-mine.dump",
+        "notes.txt",
+        "other.json",
+    ]
     assert sorted(removed) == [".20260101T000000Z-x.dump.part", ".y.json.part", "20260101T000000Z-x.dump.json"]
 
 
@@ -143,8 +192,11 @@ def test_a_second_copy_in_the_same_second_does_not_replace_the_first(tools, opti
 
 
 def test_a_run_that_holds_the_folder_is_waited_for(tools, options, tmp_path):
-    with dump.exclusive(str(tmp_path)), pytest.raises(dump.DumpError, match="another safety copy is being taken"), \
-            dump.exclusive(str(tmp_path), wait_seconds=0):
+    with (
+        dump.exclusive(str(tmp_path)),
+        pytest.raises(dump.DumpError, match="another safety copy is being taken"),
+        dump.exclusive(str(tmp_path), wait_seconds=0),
+    ):
         pass
 
 
@@ -167,16 +219,25 @@ def test_check_mode_says_what_stands_in_the_way_and_makes_nothing(options, monke
 def test_children_die_with_the_module(tools, options, tmp_path):
     """A killed run must not leave a pg_dump that goes on writing."""
     tools("pg_dump", "exec sleep 60\n")
-    code = ("import sys, time; sys.path[:0] = %r; import ansible.module_utils as u; u.__path__.append(%r)\n"
-            "import shiftmaster_dump as d; d.installed_tools = lambda: {%r: 17}\n"
-            "d.present(%r, time.monotonic() + 60)" % (
-                [os.path.dirname(dump.__file__)], os.path.join(os.path.dirname(dump.__file__), "../module_utils"),
-                str(tools.folder), options))
+    code = (
+        "import sys, time; sys.path[:0] = %r; import ansible.module_utils as u; u.__path__.append(%r)\n"
+        "import shiftmaster_dump as d; d.installed_tools = lambda: {%r: 17}\n"
+        "d.present(%r, time.monotonic() + 60)"
+        % (
+            [os.path.dirname(dump.__file__)],
+            os.path.join(os.path.dirname(dump.__file__), "../module_utils"),
+            str(tools.folder),
+            options,
+        )
+    )
     child = subprocess.Popen((os.sys.executable, "-c", code))
     part = None
     for _number in range(100):
-        part = [name for name in os.listdir(options["folder"]) if name.endswith(".part")] \
-            if os.path.isdir(options["folder"]) else []
+        part = (
+            [name for name in os.listdir(options["folder"]) if name.endswith(".part")]
+            if os.path.isdir(options["folder"])
+            else []
+        )
         if part:
             break
         time.sleep(0.1)
@@ -231,14 +292,24 @@ def test_a_restore_is_one_transaction_and_says_what_is_lost(tools, options, copy
     assert "--no-owner" in calls(tools)
 
 
-@pytest.mark.parametrize("tool, text, words", [
-    # The reader fails in the middle: what psql has got so far must not be committed.
-    ("pg_restore", "case \"$*\" in *--list*) echo '3; 1 1 TABLE a b c';; *--file=-*) echo 'CREATE TABLE a ();'; "
-                   "echo 'pg_restore: error: end of file' >&2; exit 1;; esac\n", "end of file"),
-    ("psql", "case \"$*\" in *server_version_num*) echo '170005 1000 17.5';; *rolsuper*) echo f;; *nspname*) ;;"
-             " *) head -n 1 > \"$(dirname \"$0\")/sql\"; echo 'psql: ERROR:  permission denied' >&2; exit 3;; esac\n",
-     "permission denied"),
-])
+@pytest.mark.parametrize(
+    "tool, text, words",
+    [
+        # The reader fails in the middle: what psql has got so far must not be committed.
+        (
+            "pg_restore",
+            "case \"$*\" in *--list*) echo '3; 1 1 TABLE a b c';; *--file=-*) echo 'CREATE TABLE a ();'; "
+            "echo 'pg_restore: error: end of file' >&2; exit 1;; esac\n",
+            "end of file",
+        ),
+        (
+            "psql",
+            "case \"$*\" in *server_version_num*) echo '170005 1000 17.5';; *rolsuper*) echo f;; *nspname*) ;;"
+            ' *) head -n 1 > "$(dirname "$0")/sql"; echo \'psql: ERROR:  permission denied\' >&2; exit 3;; esac\n',
+            "permission denied",
+        ),
+    ],
+)
 def test_a_restore_that_fails_commits_nothing(tools, options, copy, tool, text, words):
     tools(tool, text)
     with pytest.raises(dump.DumpError, match="the database is as it was: .*" + words):
@@ -253,13 +324,16 @@ def test_a_restore_that_hangs_commits_nothing(tools, options, copy):
     assert "COMMIT" not in sql(tools)
 
 
-@pytest.mark.parametrize("damage, words", [
-    (lambda path: open(path, "a").write("x"), "is damaged"),
-    (lambda path: open(path, "w").write("CONTENT\n"), "is damaged"),
-    (lambda path: os.unlink(path + ".json"), "no usable manifest"),
-    (lambda path: open(path + ".json", "w").write("{"), "no usable manifest"),
-    (lambda path: os.unlink(path), "there is no safety copy"),
-])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda path: open(path, "a").write("x"), "is damaged"),
+        (lambda path: open(path, "w").write("CONTENT\n"), "is damaged"),
+        (lambda path: os.unlink(path + ".json"), "no usable manifest"),
+        (lambda path: open(path + ".json", "w").write("{"), "no usable manifest"),
+        (lambda path: os.unlink(path), "there is no safety copy"),
+    ],
+)
 def test_a_copy_that_may_not_be_whole_is_not_restored(tools, options, copy, damage, words):
     damage(copy)
     (tools.folder / "calls").unlink()
@@ -280,22 +354,25 @@ def test_check_mode_restores_nothing(tools, options, copy):
 
 
 def test_rights_and_comments_of_others_are_left_alone():
-    listing = "\n".join([
-        ";", "; Archive created",
-        "5; 2615 2200 SCHEMA - public pg_database_owner",
-        "6; 2615 1 SCHEMA - app shiftmaster",
-        "7; 0 0 ACL - SCHEMA public pg_database_owner",
-        "8; 0 0 COMMENT - SCHEMA public pg_database_owner",
-        "2; 3079 16400 EXTENSION - citext ",
-        "9; 0 0 COMMENT - EXTENSION citext ",
-        "10; 0 0 ACL public FUNCTION pg_stat_statements_reset(oid) postgres",
-        "11; 0 0 ACL public TABLE ward shiftmaster",
-        "12; 0 0 COMMENT public TABLE ward shiftmaster",
-        "13; 826 1 DEFAULT ACL public DEFAULT PRIVILEGES FOR TABLES postgres",
-        "14; 6104 1 PUBLICATION - all postgres",
-        "15; 1259 16385 TABLE public ward shiftmaster",
-        "16; 0 16385 TABLE DATA public ward shiftmaster",
-    ])
+    listing = "\n".join(
+        [
+            ";",
+            "; Archive created",
+            "5; 2615 2200 SCHEMA - public pg_database_owner",
+            "6; 2615 1 SCHEMA - app shiftmaster",
+            "7; 0 0 ACL - SCHEMA public pg_database_owner",
+            "8; 0 0 COMMENT - SCHEMA public pg_database_owner",
+            "2; 3079 16400 EXTENSION - citext ",
+            "9; 0 0 COMMENT - EXTENSION citext ",
+            "10; 0 0 ACL public FUNCTION pg_stat_statements_reset(oid) postgres",
+            "11; 0 0 ACL public TABLE ward shiftmaster",
+            "12; 0 0 COMMENT public TABLE ward shiftmaster",
+            "13; 826 1 DEFAULT ACL public DEFAULT PRIVILEGES FOR TABLES postgres",
+            "14; 6104 1 PUBLICATION - all postgres",
+            "15; 1259 16385 TABLE public ward shiftmaster",
+            "16; 0 16385 TABLE DATA public ward shiftmaster",
+        ]
+    )
 
     def numbers(*arguments):
         return [int(line.split(";")[0]) for line in dump.wanted_entries(listing, *arguments)]
@@ -307,9 +384,17 @@ def test_rights_and_comments_of_others_are_left_alone():
 # ---------------------------------------------------------------------------------------------------- the small parts
 
 
-@pytest.mark.parametrize("text, wanted", [
-    ("170005", 17), ("150012", 15), ("pg_dump (PostgreSQL) 15.8 (Debian 15.8-0+deb12u1)", 15), ("17", 17),
-    ("pg_dump (PostgreSQL) 18beta1", 18), ("", 0)])
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("170005", 17),
+        ("150012", 15),
+        ("pg_dump (PostgreSQL) 15.8 (Debian 15.8-0+deb12u1)", 15),
+        ("17", 17),
+        ("pg_dump (PostgreSQL) 18beta1", 18),
+        ("", 0),
+    ],
+)
 def test_major_versions(text, wanted):
     assert dump.major(text) == wanted
 
@@ -331,12 +416,15 @@ def test_settings_of_the_shell_do_not_reach_the_tools():
     assert not {"PGSERVICE", "PGOPTIONS", "PGPASSWORD", "PGTARGETSESSIONATTRS", "PGSSLROOTCERT"} & set(env)
     several = dump.environment(dict(DATABASE, host="a,b", sslrootcert="/ca"), "x", {})
     assert [several[name] for name in ("PGTARGETSESSIONATTRS", "PGSSLROOTCERT", "PGPASSWORD")] == [
-        "read-write", "/ca", "x"]
+        "read-write",
+        "/ca",
+        "x",
+    ]
 
 
 def test_a_refusal_for_each_address_is_said_once():
     line = 'psql: error: connection to server at "db" (%s), port 5432 failed: FATAL:  no such role'
-    assert dump.told("%s\n%s\n" % (line % "::1", line % "127.0.0.1")) == line[len("psql: error: "):] % "::1"
+    assert dump.told("%s\n%s\n" % (line % "::1", line % "127.0.0.1")) == line[len("psql: error: ") :] % "::1"
     assert "another session holds a table" in dump.told("ERROR:  canceling statement due to lock timeout")
     assert dump.told("") == "no reason given"
 
@@ -371,26 +459,40 @@ def test_old_copies_go_with_their_manifests(tools, options):
     first = take(options)["file"]
     second = take(options)
     assert second["removed"] == [first]
-    assert sorted(os.listdir(options["folder"])) == [".lock", os.path.basename(second["file"]),
-                                                     os.path.basename(second["file"]) + ".json"]
+    assert sorted(os.listdir(options["folder"])) == [
+        ".lock",
+        os.path.basename(second["file"]),
+        os.path.basename(second["file"]) + ".json",
+    ]
 
 
 def test_a_list_says_which_are_whole_and_how_old(tmp_path):
     at = datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)
-    for name, manifest in (("20260101T000000Z-a.dump", {"bytes": 1, "release": "r"}),
-                           ("20260101T120000Z-b.dump", {"bytes": 2}), ("20260101T130000Z-c.dump", None)):
+    for name, manifest in (
+        ("20260101T000000Z-a.dump", {"bytes": 1, "release": "r"}),
+        ("20260101T120000Z-b.dump", {"bytes": 2}),
+        ("20260101T130000Z-c.dump", None),
+    ):
         (tmp_path / name).write_text("x")
         if manifest:
             (tmp_path / (name + ".json")).write_text(json.dumps(manifest))
     (tmp_path / "other.dump").write_text("x")
     found = dump.copies(str(tmp_path), at)
     assert [(os.path.basename(one["file"])[17:], one["whole"], one["age_seconds"]) for one in found] == [
-        ("a.dump", True, 86400), ("b.dump", False, 43200), ("c.dump", False, 39600)]
+        ("a.dump", True, 86400),
+        ("b.dump", False, 43200),
+        ("c.dump", False, 39600),
+    ]
     assert found[0]["release"] == "r"
     assert dump.copies(str(tmp_path / "absent")) == []
 
 
 def test_words_for_sizes_and_times():
-    assert [dump.sized(number) for number in (1010, 2048, 5 * 1024 ** 3)] == ["1010 bytes", "2.0 KiB", "5.0 GiB"]
+    assert [dump.sized(number) for number in (1010, 2048, 5 * 1024**3)] == ["1010 bytes", "2.0 KiB", "5.0 GiB"]
     assert [dump.lasting(number) for number in (0, 1, 61, 7200, 90061)] == [
-        "less than a second", "1 second", "1 minute 1 second", "2 hours", "1 day 1 hour"]
+        "less than a second",
+        "1 second",
+        "1 minute 1 second",
+        "2 hours",
+        "1 day 1 hour",
+    ]

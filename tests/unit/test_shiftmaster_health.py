@@ -60,27 +60,34 @@ def run_module(capsys, monkeypatch, **parameters):
 
 
 def test_the_module_checks_in_check_mode_and_never_changes(capsys, monkeypatch):
-    result = run_module(capsys, monkeypatch, checks=[
-        {"name": "memory", "kind": "memory", "warning": 101, "critical": 102},
-        {"name": "away", "kind": "disk", "paths": ["/no/such"]},
-        {"name": "unwanted", "kind": "memory", "enabled": False},
-    ])
+    result = run_module(
+        capsys,
+        monkeypatch,
+        checks=[
+            {"name": "memory", "kind": "memory", "warning": 101, "critical": 102},
+            {"name": "away", "kind": "disk", "paths": ["/no/such"]},
+            {"name": "unwanted", "kind": "memory", "enabled": False},
+        ],
+    )
     assert (result["changed"], result["worst"], result["failing"]) == (False, "down", ["away"])
     assert [check["name"] for check in result["report"]["checks"]] == ["memory", "away"]
     assert "✅ MEMORY: healthy" in result["report_text"]
     assert "❌ AWAY: down" in result["report_text"]
 
 
-@pytest.mark.parametrize("checks,words", [
-    ([{"name": "a", "kind": "nonsense"}], "value of kind must be one of"),
-    ([{"name": "a", "kind": "http"}], "url"),
-    ([{"name": "a", "kind": "tcp"}], "port, socket"),
-    ([{"name": "a", "kind": "certificate"}], "file, url"),
-    ([{"name": "a", "kind": "systemd", "units": []}], "a: units is empty"),
-    ([{"name": "a", "kind": "memory"}, {"name": "a", "kind": "clock"}], "the name a is used twice"),
-    ([{"name": "a", "kind": "memory", "timeout_seconds": 0}], "timeout_seconds must be at least 0.1"),
-    ([{"name": "a", "kind": "memory", "timeout": 3}], "timeout"),
-])
+@pytest.mark.parametrize(
+    "checks,words",
+    [
+        ([{"name": "a", "kind": "nonsense"}], "value of kind must be one of"),
+        ([{"name": "a", "kind": "http"}], "url"),
+        ([{"name": "a", "kind": "tcp"}], "port, socket"),
+        ([{"name": "a", "kind": "certificate"}], "file, url"),
+        ([{"name": "a", "kind": "systemd", "units": []}], "a: units is empty"),
+        ([{"name": "a", "kind": "memory"}, {"name": "a", "kind": "clock"}], "the name a is used twice"),
+        ([{"name": "a", "kind": "memory", "timeout_seconds": 0}], "timeout_seconds must be at least 0.1"),
+        ([{"name": "a", "kind": "memory", "timeout": 3}], "timeout"),
+    ],
+)
 def test_mistakes_of_the_caller_are_one_sentence(capsys, monkeypatch, checks, words):
     result = run_module(capsys, monkeypatch, checks=checks)
     assert result["failed"] and words in result["msg"]
@@ -115,8 +122,9 @@ def test_a_check_that_hangs_holds_nobody_up(kinds):
     kinds("tcp", lambda _options, _context: time.sleep(30))
     kinds("fine", lambda _options, _context: Outcome("healthy"))
     started = time.monotonic()
-    results = health_engine.run_checks([{"name": "hung", "kind": "tcp", "timeout_seconds": 0.5},
-                                        {"name": "ok", "kind": "fine"}], Context())
+    results = health_engine.run_checks(
+        [{"name": "hung", "kind": "tcp", "timeout_seconds": 0.5}, {"name": "ok", "kind": "fine"}], Context()
+    )
     assert time.monotonic() - started < 1.5  # its limit and a second
     assert [outcome.status for _options, outcome, _attempts in results] == ["down", "healthy"]
     described = health_engine.describe(*results[0], "en", Context())
@@ -140,15 +148,18 @@ def sequence(kinds, *statuses):
     return left
 
 
-@pytest.mark.parametrize("statuses,retries,successes,status,attempts", [
-    (["down"], 0, 1, "down", 1),
-    (["down", "healthy"], 1, 1, "healthy", 2),
-    (["down", "down", "down"], 2, 1, "down", 3),
-    (["healthy", "healthy", "healthy"], 0, 3, "healthy", 3),
-    (["healthy", "down", "healthy", "healthy"], 1, 2, "healthy", 4),
-    (["healthy", "healthy", "down"], 0, 3, "down", 3),
-    (["warning", "warning"], 0, 2, "warning", 2),
-])
+@pytest.mark.parametrize(
+    "statuses,retries,successes,status,attempts",
+    [
+        (["down"], 0, 1, "down", 1),
+        (["down", "healthy"], 1, 1, "healthy", 2),
+        (["down", "down", "down"], 2, 1, "down", 3),
+        (["healthy", "healthy", "healthy"], 0, 3, "healthy", 3),
+        (["healthy", "down", "healthy", "healthy"], 1, 2, "healthy", 4),
+        (["healthy", "healthy", "down"], 0, 3, "down", 3),
+        (["warning", "warning"], 0, 2, "warning", 2),
+    ],
+)
 def test_retries_and_consecutive_successes(kinds, statuses, retries, successes, status, attempts):
     left = sequence(kinds, *statuses)
     wanted = options("turns", retries=retries, consecutive_successes=successes, delay_seconds=0.01)
@@ -167,8 +178,10 @@ def test_delay_between_attempts(kinds):
 # --- judgements ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value,status", [(79.9, "healthy"), (80, "healthy"), (80.1, "warning"), (90, "warning"),
-                                          (90.1, "critical"), (None, "healthy")])
+@pytest.mark.parametrize(
+    "value,status",
+    [(79.9, "healthy"), (80, "healthy"), (80.1, "warning"), (90, "warning"), (90.1, "critical"), (None, "healthy")],
+)
 def test_the_guides_thresholds_are_exceeded_not_reached(value, status):
     assert health_checks.above(value, 80, 90) == status
 
@@ -179,8 +192,17 @@ def test_worst():
 
 
 def disk(path="/", space=10.0, inodes=10.0, **more):
-    return dict({"path": path, "kind": "ext4", "space_percent": space, "inodes_percent": inodes,
-                 "free_bytes": 1 << 30, "free_inodes": 5}, **more)
+    return dict(
+        {
+            "path": path,
+            "kind": "ext4",
+            "space_percent": space,
+            "inodes_percent": inodes,
+            "free_bytes": 1 << 30,
+            "free_inodes": 5,
+        },
+        **more,
+    )
 
 
 def judged(mounts):
@@ -198,8 +220,10 @@ def test_disks_by_space_and_by_inodes():
 
 
 def test_disks_that_do_not_answer_or_became_read_only():
-    assert judged([disk(), {"path": "/nas", "kind": "nfs", "error": "stat did not end", "reason": "timeout"}])[
-        "status"] == "down"
+    assert (
+        judged([disk(), {"path": "/nas", "kind": "nfs", "error": "stat did not end", "reason": "timeout"}])["status"]
+        == "down"
+    )
     result = judged([disk(), {"path": "/srv", "kind": "ext4", "error": "read-only", "reason": "readonly"}])
     assert result["status"] == "critical" and "dmesg" in result["hint"]
 
@@ -210,35 +234,49 @@ def test_memory(tmp_path):
     assert (outcome.status, outcome.data["usage_percent"]) == ("warning", 85.0)
 
 
-@pytest.mark.parametrize("unit,status", [
-    ({"LoadState": "loaded", "ActiveState": "active", "SubState": "running"}, "healthy"),
-    ({"LoadState": "loaded", "ActiveState": "active", "SubState": "exited"}, "healthy"),
-    ({"LoadState": "loaded", "ActiveState": "activating", "SubState": "start"}, "warning"),
-    ({"LoadState": "loaded", "ActiveState": "activating", "SubState": "auto-restart"}, "unhealthy"),
-    ({"LoadState": "loaded", "ActiveState": "failed", "SubState": "failed"}, "down"),
-    ({"LoadState": "loaded", "ActiveState": "inactive", "SubState": "dead"}, "down"),
-    ({"LoadState": "not-found", "ActiveState": "inactive"}, "down"),
-    ({"LoadState": "masked", "ActiveState": "inactive"}, "down"),
-])
+@pytest.mark.parametrize(
+    "unit,status",
+    [
+        ({"LoadState": "loaded", "ActiveState": "active", "SubState": "running"}, "healthy"),
+        ({"LoadState": "loaded", "ActiveState": "active", "SubState": "exited"}, "healthy"),
+        ({"LoadState": "loaded", "ActiveState": "activating", "SubState": "start"}, "warning"),
+        ({"LoadState": "loaded", "ActiveState": "activating", "SubState": "auto-restart"}, "unhealthy"),
+        ({"LoadState": "loaded", "ActiveState": "failed", "SubState": "failed"}, "down"),
+        ({"LoadState": "loaded", "ActiveState": "inactive", "SubState": "dead"}, "down"),
+        ({"LoadState": "not-found", "ActiveState": "inactive"}, "down"),
+        ({"LoadState": "masked", "ActiveState": "inactive"}, "down"),
+    ],
+)
 def test_units_that_must_run(unit, status):
     assert health_checks.judge_unit(unit) == status
 
 
 def units(monkeypatch, *found):
-    monkeypatch.setattr(probe, "unit_states", lambda _names, _timeout: [
-        dict({"LoadState": "loaded", "Result": "success", "SubState": "x"}, **unit) for unit in found])
+    monkeypatch.setattr(
+        probe,
+        "unit_states",
+        lambda _names, _timeout: [
+            dict({"LoadState": "loaded", "Result": "success", "SubState": "x"}, **unit) for unit in found
+        ],
+    )
 
 
 def test_an_idle_colour_is_stopped_on_purpose(monkeypatch):
-    units(monkeypatch, {"Id": "shiftmaster-web@green.service", "ActiveState": "inactive"},
-          {"Id": "shiftmaster-web@blue.service", "ActiveState": "active"})
+    units(
+        monkeypatch,
+        {"Id": "shiftmaster-web@green.service", "ActiveState": "inactive"},
+        {"Id": "shiftmaster-web@blue.service", "ActiveState": "active"},
+    )
     outcome = health_checks.check_systemd(options("systemd", units=["shiftmaster-*"]), Context())
     assert outcome.status == "healthy"
 
 
 def test_a_failed_unit_of_a_pattern_and_a_stopped_named_one(monkeypatch):
-    units(monkeypatch, {"Id": "nginx.service", "ActiveState": "inactive"},
-          {"Id": "shiftmaster-web@green.service", "ActiveState": "failed", "Result": "exit-code"})
+    units(
+        monkeypatch,
+        {"Id": "nginx.service", "ActiveState": "inactive"},
+        {"Id": "shiftmaster-web@green.service", "ActiveState": "failed", "Result": "exit-code"},
+    )
     outcome = health_checks.check_systemd(options("systemd", units=["nginx", "shiftmaster-*"]), Context())
     assert outcome.status == "down"
     assert outcome.error == "nginx.service inactive (x); shiftmaster-web@green.service failed (x, exit-code)"
@@ -304,17 +342,20 @@ def http(monkeypatch, status, body="", seconds=0.1, error=None, reason=""):
     return asked
 
 
-@pytest.mark.parametrize("answer,more,status", [
-    ((200,), {}, "healthy"),
-    ((503,), {}, "unhealthy"),
-    ((301,), {"expected_status": [301, 302]}, "healthy"),
-    ((200, "all well"), {"body_contains": "well"}, "healthy"),
-    ((200, "all ill"), {"body_contains": "well"}, "unhealthy"),
-    ((200, "", 0.6), {"warning": 500}, "warning"),
-    ((200, "", 2.5), {"warning": 500, "critical": 2000}, "critical"),
-    ((None, "", 0, "refused", "refused"), {}, "down"),
-    ((None, "", 0, "not HTTP", "protocol"), {}, "unhealthy"),
-])
+@pytest.mark.parametrize(
+    "answer,more,status",
+    [
+        ((200,), {}, "healthy"),
+        ((503,), {}, "unhealthy"),
+        ((301,), {"expected_status": [301, 302]}, "healthy"),
+        ((200, "all well"), {"body_contains": "well"}, "healthy"),
+        ((200, "all ill"), {"body_contains": "well"}, "unhealthy"),
+        ((200, "", 0.6), {"warning": 500}, "warning"),
+        ((200, "", 2.5), {"warning": 500, "critical": 2000}, "critical"),
+        ((None, "", 0, "refused", "refused"), {}, "down"),
+        ((None, "", 0, "not HTTP", "protocol"), {}, "unhealthy"),
+    ],
+)
 def test_http(monkeypatch, answer, more, status):
     http(monkeypatch, *answer)
     wanted = options("http", url="http://localhost:8000", path="/health/", **more)
@@ -329,8 +370,11 @@ def deep(monkeypatch, status, checks, parts=(), kind="deep_health", **more):
 
 
 def test_deep_health_judges_the_parts_that_it_is_asked_for(monkeypatch):
-    parts = {"database": {"status": "healthy"}, "worker": {"status": "unhealthy", "error": "no worker answered"},
-             "cache": {"status": "skipped"}}
+    parts = {
+        "database": {"status": "healthy"},
+        "worker": {"status": "unhealthy", "error": "no worker answered"},
+        "cache": {"status": "skipped"},
+    }
     outcome, path, _hint = deep(monkeypatch, 503, parts)
     assert (outcome.status, outcome.error, path) == ("unhealthy", "worker: no worker answered", "/health/deep/")
     outcome, path, _hint = deep(monkeypatch, 503, parts, ["database", "cache"])
@@ -368,10 +412,12 @@ def environment(tmp_path):
 
 
 def test_database_from_the_environment_file(environment):
-    context = environment('DB_HOST="db"\nDB_PORT="5433"\nDB_USER="me"\nDB_PASSWORD="p\\"q"\nDB_NAME="app"\n'
-                          'DB_SSLMODE="require"\n')
+    context = environment(
+        'DB_HOST="db"\nDB_PORT="5433"\nDB_USER="me"\nDB_PASSWORD="p\\"q"\nDB_NAME="app"\nDB_SSLMODE="require"\n'
+    )
     assert health_checks.postgres_target(options("postgres"), context) == probe.PostgresTarget(
-        "db", "5433", "app", "me", 'p"q', "require")
+        "db", "5433", "app", "me", 'p"q', "require"
+    )
     assert health_checks.postgres_target(options("postgres", host="other"), context).host == "other"
     peer = health_checks.postgres_target(options("postgres", run_as="postgres", host="/run"), context)
     assert (peer.password, peer.run_as) == (None, "postgres")
@@ -385,12 +431,17 @@ def test_other_names_of_variables(environment):
     assert health_checks.postgres_target(options("postgres"), context).host == "db"
 
 
-@pytest.mark.parametrize("kind,text,hint", [
-    ("postgres", None, "deploy first"), ("redis", None, "deploy first"), ("redis", "X=1", "must hold a valid address"),
-    ("redis", "CACHE_URL=http://u:hunter2@x", "must hold a valid address"),
-    ("postgres", "DATABASE_URL=mysql://u:hunter2@x", "must hold the database's address"),
-    ("postgres", "DB_PORT=hunter2", "must hold the database's address"),
-])
+@pytest.mark.parametrize(
+    "kind,text,hint",
+    [
+        ("postgres", None, "deploy first"),
+        ("redis", None, "deploy first"),
+        ("redis", "X=1", "must hold a valid address"),
+        ("redis", "CACHE_URL=http://u:hunter2@x", "must hold a valid address"),
+        ("postgres", "DATABASE_URL=mysql://u:hunter2@x", "must hold the database's address"),
+        ("postgres", "DB_PORT=hunter2", "must hold the database's address"),
+    ],
+)
 def test_an_environment_that_does_not_help_is_an_error_with_its_hint(environment, tmp_path, kind, text, hint):
     context = environment(text) if text else Context(str(tmp_path / "none"))
     wanted = options(kind, environment_key="CACHE_URL")
@@ -409,13 +460,16 @@ def redis(monkeypatch, figures):
     monkeypatch.setattr(probe, "redis_ping", ping)
 
 
-@pytest.mark.parametrize("figures,status", [
-    ({"latency_ms": 1}, "healthy"),
-    ({"version": "8", "used_memory_percent": 85, "evicts": False}, "warning"),
-    ({"version": "8", "used_memory_percent": 99, "evicts": True}, "healthy"),
-    ({"version": "8", "persistence_error": "aof_last_write_status"}, "critical"),
-    ({"version": "8", "replication_error": "down"}, "warning"),
-])
+@pytest.mark.parametrize(
+    "figures,status",
+    [
+        ({"latency_ms": 1}, "healthy"),
+        ({"version": "8", "used_memory_percent": 85, "evicts": False}, "warning"),
+        ({"version": "8", "used_memory_percent": 99, "evicts": True}, "healthy"),
+        ({"version": "8", "persistence_error": "aof_last_write_status"}, "critical"),
+        ({"version": "8", "replication_error": "down"}, "warning"),
+    ],
+)
 def test_redis(monkeypatch, figures, status):
     redis(monkeypatch, figures)
     assert health_checks.check_redis(options("redis"), Context()).status == status
@@ -495,8 +549,9 @@ def test_release(release, tmp_path_factory):
     state = tmp_path / "shared" / "state" / "state.json"
     state.write_text(json.dumps({"releases": {name: {"status": "bad", "reason": "5xx"}}}))
     assert release_check(tmp_path).status == "critical"
-    state.write_text(json.dumps({"releases": {}, "transition": {"kind": "deploy", "to": "x", "phase": "drain",
-                                                                "since": "now"}}))
+    state.write_text(
+        json.dumps({"releases": {}, "transition": {"kind": "deploy", "to": "x", "phase": "drain", "since": "now"}})
+    )
     assert (release_check(tmp_path).status, release_check(tmp_path).reason) == ("warning", "transition")
     state.write_text("{")
     assert health_engine.attempt(options("release"), Context(app_root=str(tmp_path))).status == "error"
@@ -515,12 +570,19 @@ def results():
     outcomes = [
         ("web", "http", Outcome("healthy", said("http", status=200), data={"latency_ms": 12.3})),
         ("database", "postgres", Outcome("down", (), "refused", {}, "localhost:5432: connection refused")),
-        ("memory", "memory", Outcome("warning", said("memory", available="1 GiB", total="8 GiB"), "use", {}, "",
-                                     {"usage_percent": 85.0})),
+        (
+            "memory",
+            "memory",
+            Outcome(
+                "warning", said("memory", available="1 GiB", total="8 GiB"), "use", {}, "", {"usage_percent": 85.0}
+            ),
+        ),
         ("clock", "clock", Outcome("error", said("clock.unknown"), "unknown")),
     ]
-    return lambda language: [health_engine.describe(options(kind, name=name), outcome, 1, language, Context())
-                             for name, kind, outcome in outcomes]
+    return lambda language: [
+        health_engine.describe(options(kind, name=name), outcome, 1, language, Context())
+        for name, kind, outcome in outcomes
+    ]
 
 
 def report(language="en", host="app1"):
@@ -566,9 +628,14 @@ def test_report_as_data_is_json():
     assert data["generated"].startswith("2026-01-31T") and len(data["checks"]) == 4
 
 
-@pytest.mark.parametrize("fail_on,names", [
-    ("critical", ["database", "clock"]), ("warning", ["database", "memory", "clock"]), ("never", []),
-])
+@pytest.mark.parametrize(
+    "fail_on,names",
+    [
+        ("critical", ["database", "clock"]),
+        ("warning", ["database", "memory", "clock"]),
+        ("never", []),
+    ],
+)
 def test_what_fails(fail_on, names):
     assert [result["name"] for result in health_engine.failing(results()("en"), fail_on)] == names
 
@@ -580,13 +647,17 @@ def test_a_hint_of_the_site_replaces_ours():
 
 def test_several_hosts_in_one_report(capsys, monkeypatch):
     healthy = health_engine.make_report([results()("en")[0]], "web1", NOW)
-    answer = run_module(capsys, monkeypatch, results=[
-        {"host": "app1", "result": {"report": report(), "changed": False}},
-        {"host": "web1", "result": {"report": healthy}},
-        {"host": "gone", "result": {"unreachable": True, "msg": "no route\nto host"}},
-        {"host": "odd", "result": {"failed": True, "msg": "MODULE FAILURE"}},
-        {"host": "new", "result": {}},
-    ])
+    answer = run_module(
+        capsys,
+        monkeypatch,
+        results=[
+            {"host": "app1", "result": {"report": report(), "changed": False}},
+            {"host": "web1", "result": {"report": healthy}},
+            {"host": "gone", "result": {"unreachable": True, "msg": "no route\nto host"}},
+            {"host": "odd", "result": {"failed": True, "msg": "MODULE FAILURE"}},
+            {"host": "new", "result": {}},
+        ],
+    )
     text = answer["report_text"]
     assert text.count("=== ShiftMaster System Health Report ===") == 1
     assert "Host: gone\n\n❌ unreachable\n   Error: no route to host\n   Hint: the host did not answer" in text
@@ -626,8 +697,9 @@ def test_the_play_checks_the_guides_seven():
     assert len(names) == len(set(names)), "one host may be in all groups"
 
 
-@pytest.mark.parametrize("check", [check for checks in WIRED.values() for check in checks],
-                         ids=lambda check: check["name"])
+@pytest.mark.parametrize(
+    "check", [check for checks in WIRED.values() for check in checks], ids=lambda check: check["name"]
+)
 def test_wired_checks_use_options_that_exist(check):
     assert set(check) <= set(shiftmaster_health.CHECK_OPTIONS)
     assert check["kind"] in health_checks.KINDS

@@ -19,7 +19,9 @@ ADD = {"operation": "AddField", "describe": "Add field note to roster", "reversi
 def look(source=None, applied=(), known=()):
     pending = [{"app": "a", "name": "0002", "atomic": True, "replaces": [], "operations": [ADD]}] if source else []
     return {
-        "pending": pending, "sources": {"a": {"0002": source}} if source else {}, "vendor": "postgresql",
+        "pending": pending,
+        "sources": {"a": {"0002": source}} if source else {},
+        "vendor": "postgresql",
         "applied": [{"app": "a", "name": name} for name in applied],
         "known": [{"app": "a", "name": name, "replaces": []} for name in known],
     }
@@ -68,8 +70,15 @@ def test_apply_passes_on_what_was_judged_and_the_limits():
     result = run(code, "apply", lock_timeout_seconds=3, timeout_seconds=99, extra_environment={"DB_PORT": 5432})
     assert result["changed"] and result["done"] == ["a.0002"]
     _, request, timeout, environment = code.requests[1]
-    assert request == {"op": "apply", "expected": [["a", "0002"]], "handlers": False, "lock_wait_seconds": 60,
-                       "lock_timeout_seconds": 3, "statement_timeout_seconds": 0, "limit_seconds": 104}
+    assert request == {
+        "op": "apply",
+        "expected": [["a", "0002"]],
+        "handlers": False,
+        "lock_wait_seconds": 60,
+        "lock_timeout_seconds": 3,
+        "statement_timeout_seconds": 0,
+        "limit_seconds": 104,
+    }
     assert timeout == 99 and environment == {"DB_PORT": "5432"} and set(code.users) == {"shiftmaster"}
 
 
@@ -99,9 +108,15 @@ def test_contract_is_applied_where_it_is_allowed(option):
 
 
 def test_a_failure_keeps_what_was_done():
-    code = Code(look(EXPANDS), {
-        "failure": {"kind": "migration_failed", "message": "It failed.", "hint": "Do that.", "half_applied": True},
-        "done": [], "repaired": [], "applied": [{"app": "a", "name": "0001"}]})
+    code = Code(
+        look(EXPANDS),
+        {
+            "failure": {"kind": "migration_failed", "message": "It failed.", "hint": "Do that.", "half_applied": True},
+            "done": [],
+            "repaired": [],
+            "applied": [{"app": "a", "name": "0001"}],
+        },
+    )
     with pytest.raises(shiftmaster_migrations.Refused, match="It failed. Do that.") as caught:
         run(code, "apply")
     assert caught.value.details["changed"] and caught.value.details["applied"] == ["a.0001"]
@@ -119,8 +134,9 @@ def test_compare_asks_the_target_and_falls_back_to_the_newer_code():
 
 
 def test_reverse_keeps_what_the_target_knows_and_what_is_tolerated():
-    code = Code(look(applied=["0001"], known=["0001"]),
-                {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
+    code = Code(
+        look(applied=["0001"], known=["0001"]), {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []}
+    )
     result = run(code, "reverse", tolerated=["gone.0001"])
     release, request, _, _ = code.requests[1]
     assert release == "/r/2" and request["keep"] == [["a", "0001"], ["gone", "0001"]] and not request["dry_run"]
@@ -128,8 +144,10 @@ def test_reverse_keeps_what_the_target_knows_and_what_is_tolerated():
 
 
 def test_check_mode_of_reverse_is_a_dry_run():
-    code = Code(look(applied=["0001"], known=["0001"]),
-                {"done": [], "pending": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
+    code = Code(
+        look(applied=["0001"], known=["0001"]),
+        {"done": [], "pending": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []},
+    )
     result = run(code, "reverse", check=True)
     assert code.requests[1][1]["dry_run"] and result["changed"] and "Would unapply a.0002" in result["reason"]
 

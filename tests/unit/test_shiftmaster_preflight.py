@@ -58,9 +58,15 @@ def test_systemd(report, first, running, wanted):
     assert len(problems(report)) == wanted
 
 
-@pytest.mark.parametrize("minimum, override, wanted", [
-    (3500, 0, []), (0, 0, []), (5000, 0, ["the host has 4000 MiB of memory, and 5000 are needed"]),
-    (3500, 2000, ["the host has 2000 MiB of memory, and 3500 are needed"])])
+@pytest.mark.parametrize(
+    "minimum, override, wanted",
+    [
+        (3500, 0, []),
+        (0, 0, []),
+        (5000, 0, ["the host has 4000 MiB of memory, and 5000 are needed"]),
+        (3500, 2000, ["the host has 2000 MiB of memory, and 3500 are needed"]),
+    ],
+)
 def test_memory(report, minimum, override, wanted):
     preflight.check_memory(report, minimum, override, "MemTotal:        4096000 kB\nMemFree: 1 kB\n")
     assert problems(report) == wanted
@@ -71,11 +77,15 @@ def test_memory(report, minimum, override, wanted):
 
 def test_room_on_one_file_system_is_added_up(report, tmp_path):
     disk = Disk(f_bavail=250 * 256, f_frsize=4096, f_favail=1000, f_files=2000)
-    wanted = [{"path": str(tmp_path / "a/b"), "minimum_mb": 200, "minimum_inodes": 900},
-              {"path": str(tmp_path / "c"), "minimum_mb": 100, "minimum_inodes": 0}]
+    wanted = [
+        {"path": str(tmp_path / "a/b"), "minimum_mb": 200, "minimum_inodes": 900},
+        {"path": str(tmp_path / "c"), "minimum_mb": 100, "minimum_inodes": 0},
+    ]
     preflight.check_disk(report, wanted, lambda path: disk)
-    assert problems(report) == ["%s has room for 250 MiB, and 300 are needed for %s and %s" % (
-        preflight.mount_of(str(tmp_path)), wanted[0]["path"], wanted[1]["path"])]
+    assert problems(report) == [
+        "%s has room for 250 MiB, and 300 are needed for %s and %s"
+        % (preflight.mount_of(str(tmp_path)), wanted[0]["path"], wanted[1]["path"])
+    ]
     alone = preflight.Report()
     preflight.check_disk(alone, wanted[:1], lambda path: disk)
     assert problems(alone) == []
@@ -84,8 +94,9 @@ def test_room_on_one_file_system_is_added_up(report, tmp_path):
 def test_inodes_count_where_there_are_any(report, tmp_path):
     wanted = [{"path": str(tmp_path), "minimum_mb": 0, "minimum_inodes": 900}]
     preflight.check_disk(report, wanted, lambda path: Disk(10, 4096, 800, 1000))
-    assert problems(report) == ["%s has room for 800 files, and 900 are needed for %s" % (
-        preflight.mount_of(str(tmp_path)), tmp_path)]
+    assert problems(report) == [
+        "%s has room for 800 files, and 900 are needed for %s" % (preflight.mount_of(str(tmp_path)), tmp_path)
+    ]
     without = preflight.Report()
     preflight.check_disk(without, wanted, lambda path: Disk(10, 4096, 0, 0))
     assert problems(without) == []
@@ -109,9 +120,25 @@ def pems(tmp_path_factory):
         subprocess.run(("openssl",) + arguments, check=True, capture_output=True, cwd=folder)
 
     for name in ("one", "two"):
-        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "90",
-                "-keyout", name + ".key", "-out", name + ".crt", "-subj", "/CN=" + name,
-                "-addext", "subjectAltName=DNS:shift.example.jp,DNS:*.ward.example.jp,IP:192.0.2.1")
+        openssl(
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "90",
+            "-keyout",
+            name + ".key",
+            "-out",
+            name + ".crt",
+            "-subj",
+            "/CN=" + name,
+            "-addext",
+            "subjectAltName=DNS:shift.example.jp,DNS:*.ward.example.jp,IP:192.0.2.1",
+        )
     openssl("ec", "-in", "one.key", "-aes256", "-passout", "pass:x", "-out", "locked.key")
     (folder / "junk.pem").write_text("hallo\n")
     return folder
@@ -125,13 +152,23 @@ def certificate(pems, report, at=None, **more):
 
 
 def test_a_good_certificate_passes(pems, report):
-    assert certificate(pems, report, key=str(pems / "one.key"), minimum_days=30,
-                       names=["shift.example.jp", "A3.ward.example.jp", "192.0.2.1"]) == []
+    assert (
+        certificate(
+            pems,
+            report,
+            key=str(pems / "one.key"),
+            minimum_days=30,
+            names=["shift.example.jp", "A3.ward.example.jp", "192.0.2.1"],
+        )
+        == []
+    )
     assert report.facts["certificates"][0]["days_left"] in (89, 90)
 
 
-@pytest.mark.parametrize("days, minimum, word", [(91, 0, "expired on"), (80, 20, "in 10 days, and 20 are asked for"),
-                                                 (80, 5, None), (-2, 0, "is not valid yet")])
+@pytest.mark.parametrize(
+    "days, minimum, word",
+    [(91, 0, "expired on"), (80, 20, "in 10 days, and 20 are asked for"), (80, 5, None), (-2, 0, "is not valid yet")],
+)
 def test_its_time(pems, report, days, minimum, word):
     found = certificate(pems, report, at=time.time() + days * 86400 - 60, minimum_days=minimum)
     assert (len(found) == 1 and word in found[0]) if word else found == []
@@ -139,13 +176,21 @@ def test_its_time(pems, report, days, minimum, word):
 
 @pytest.mark.parametrize("name", ["example.jp", "a.b.ward.example.jp", "ward.example.jp", "192.0.2.2"])
 def test_a_name_that_it_is_not_for(pems, report, name):
-    assert "is not valid for %s, but for shift.example.jp, *.ward.example.jp and 192.0.2.1" % name in certificate(
-        pems, report, names=["shift.example.jp", name])[0]
+    assert (
+        "is not valid for %s, but for shift.example.jp, *.ward.example.jp and 192.0.2.1" % name
+        in certificate(pems, report, names=["shift.example.jp", name])[0]
+    )
 
 
-@pytest.mark.parametrize("key, words", [
-    ("two.key", "does not belong to the certificate"), ("locked.key", "is protected by a password"),
-    ("junk.pem", "cannot be read as a PEM key"), ("absent.key", "is not there")])
+@pytest.mark.parametrize(
+    "key, words",
+    [
+        ("two.key", "does not belong to the certificate"),
+        ("locked.key", "is protected by a password"),
+        ("junk.pem", "cannot be read as a PEM key"),
+        ("absent.key", "is not there"),
+    ],
+)
 def test_a_key_that_does_not_serve(pems, report, key, words):
     found = certificate(pems, report, key=str(pems / key))
     assert len(found) == 1 and words in found[0]
@@ -262,8 +307,10 @@ def test_an_interrupted_installation(report, packages):
 
 
 def test_an_apt_that_is_at_work_is_waited_for_and_then_named(report, packages):
-    code = ("import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
-            " print('held', flush=True); time.sleep(float(sys.argv[2]))")
+    code = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
+        " print('held', flush=True); time.sleep(float(sys.argv[2]))"
+    )
 
     def hold(seconds):
         return subprocess.Popen((sys.executable, "-c", code, str(packages / "lock"), seconds), stdout=subprocess.PIPE)
@@ -302,10 +349,17 @@ def defaults(**more):
 
 
 def test_all_problems_come_at_once_and_each_with_a_hint(tmp_path):
-    result = preflight.run(defaults(
-        systems=["plan 9"], python_minimum="99.0", memory_minimum_mb=10 ** 9, domains=["nowhere.invalid"],
-        controller_time=time.time() - 500, systemd=False,
-        disk=[{"path": str(tmp_path), "minimum_mb": 10 ** 12, "minimum_inodes": 0}]))
+    result = preflight.run(
+        defaults(
+            systems=["plan 9"],
+            python_minimum="99.0",
+            memory_minimum_mb=10**9,
+            domains=["nowhere.invalid"],
+            controller_time=time.time() - 500,
+            systemd=False,
+            disk=[{"path": str(tmp_path), "minimum_mb": 10**12, "minimum_inodes": 0}],
+        )
+    )
     assert [one["check"] for one in result["findings"]] == ["clock", "system", "python", "memory", "disk", "domains"]
     assert all(one["hint"] and "; " in text for one, text in zip(result["findings"], result["problems"]))
     assert result["changed"] is False

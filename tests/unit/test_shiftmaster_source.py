@@ -28,11 +28,20 @@ class Migration(migrations.Migration):
 
 
 def git(folder, *arguments, stdin=None):
-    env = dict(os.environ, GIT_CONFIG_GLOBAL="/dev/null", GIT_CONFIG_NOSYSTEM="1", GIT_AUTHOR_NAME="a",
-               GIT_AUTHOR_EMAIL="a@example.invalid", GIT_COMMITTER_NAME="a", GIT_COMMITTER_EMAIL="a@example.invalid",
-               GIT_AUTHOR_DATE="2026-01-02T03:04:05Z", GIT_COMMITTER_DATE="2026-01-02T03:04:05Z")
-    return subprocess.run(("git", "-C", str(folder)) + arguments, env=env, check=True, capture_output=True, text=True,
-                          input=stdin).stdout.strip()
+    env = dict(
+        os.environ,
+        GIT_CONFIG_GLOBAL="/dev/null",
+        GIT_CONFIG_NOSYSTEM="1",
+        GIT_AUTHOR_NAME="a",
+        GIT_AUTHOR_EMAIL="a@example.invalid",
+        GIT_COMMITTER_NAME="a",
+        GIT_COMMITTER_EMAIL="a@example.invalid",
+        GIT_AUTHOR_DATE="2026-01-02T03:04:05Z",
+        GIT_COMMITTER_DATE="2026-01-02T03:04:05Z",
+    )
+    return subprocess.run(
+        ("git", "-C", str(folder)) + arguments, env=env, check=True, capture_output=True, text=True, input=stdin
+    ).stdout.strip()
 
 
 def write(folder, path, content):
@@ -69,8 +78,13 @@ def look(tmp_path, repository):
     """Call the module's own run(); the cache stays the same within a test."""
 
     def look(version, where=None, **more):
-        params = {"version": version, "cache_dir": str(tmp_path / "cache"), "archive": False, "exclude": [],
-                  "timeout_seconds": 60}
+        params = {
+            "version": version,
+            "cache_dir": str(tmp_path / "cache"),
+            "archive": False,
+            "exclude": [],
+            "timeout_seconds": 60,
+        }
         params.update(more)
         return source.run(source.Address(str(where or repository)), params)
 
@@ -87,8 +101,13 @@ def members(path):
 
 def test_tag_branch_and_commit_are_resolved_to_the_same_kind_of_answer(look, repository):
     head = git(repository, "rev-parse", "main")
-    for version, kind, shown in (("2.1.0", "tag", "2.1.0"), ("main", "branch", "main"), (head, "commit", head[:10]),
-                                 (head[:7].upper(), "commit", head[:10]), ("refs/heads/main", "branch", "main")):
+    for version, kind, shown in (
+        ("2.1.0", "tag", "2.1.0"),
+        ("main", "branch", "main"),
+        (head, "commit", head[:10]),
+        (head[:7].upper(), "commit", head[:10]),
+        ("refs/heads/main", "branch", "main"),
+    ):
         found = look(version)
         assert (found["revision"], found["kind"], found["version"]) == (head, kind, shown)
         assert (found["subject"], found["committed"]) == ("Second", "2026-01-02T03:04:05Z")
@@ -102,13 +121,19 @@ def test_a_tag_wins_over_a_branch_of_the_same_name_and_that_is_said(look, reposi
     assert look("refs/heads/both")["revision"] == git(repository, "rev-parse", "2.0.0")
 
 
-@pytest.mark.parametrize("version, words", [
-    ("v2.1.0", "there is no tag, branch or commit v2.1.0 in the repository (3 tags, 2 branches); the closest: 2.1.0"),
-    ("Main", "the closest: main"),
-    ("zzz", "there are: "),
-    ("deadbeef", "there is no tag, branch or commit deadbeef"),
-    ("f" * 40, "there is no tag, branch or commit ffff"),
-])
+@pytest.mark.parametrize(
+    "version, words",
+    [
+        (
+            "v2.1.0",
+            "there is no tag, branch or commit v2.1.0 in the repository (3 tags, 2 branches); the closest: 2.1.0",
+        ),
+        ("Main", "the closest: main"),
+        ("zzz", "there are: "),
+        ("deadbeef", "there is no tag, branch or commit deadbeef"),
+        ("f" * 40, "there is no tag, branch or commit ffff"),
+    ],
+)
 def test_an_unknown_version_is_one_sentence_with_the_closest_names(look, version, words):
     with pytest.raises(source.SourceError) as error:
         look(version)
@@ -167,8 +192,14 @@ def test_archive_holds_every_file_byte_for_byte(look):
     files = members(found["archive"])
     assert files["病棟/シフト表.txt"].decode() == "夜勤\n"
     assert files["static/mark.bin"] == bytes(range(256)) * 300
-    assert set(files) == {"manage.py", "病棟/シフト表.txt", "static/mark.bin", "docs/guide.md",
-                          "wards/migrations/0001_initial.py", "lab/migrations/0001_initial.py"}
+    assert set(files) == {
+        "manage.py",
+        "病棟/シフト表.txt",
+        "static/mark.bin",
+        "docs/guide.md",
+        "wards/migrations/0001_initial.py",
+        "lab/migrations/0001_initial.py",
+    }
     assert source._sha256(found["archive"]) == found["archive_sha256"]
     assert [name for name in os.listdir(os.path.dirname(found["archive"])) if name.endswith(".new")] == []
 
@@ -183,7 +214,8 @@ def test_excluded_files_are_neither_packed_nor_judged(look):
 
 def test_migrations_are_judged_as_they_are_at_the_revision(look):
     assert [(one["app"], one["name"], one["class"]) for one in look("2.0.0")["migrations"]] == [
-        ("wards", "0001_initial", "expand")]
+        ("wards", "0001_initial", "expand")
+    ]
 
 
 def test_an_archive_is_used_again_and_a_damaged_one_is_not(look):
@@ -229,8 +261,15 @@ def test_submodules_and_large_files_are_named(look, repository):
 def test_what_a_killed_git_left_does_not_disturb_the_next_run(look, repository, tmp_path):
     look("main")
     mirror = next((tmp_path / "cache").iterdir()) / "mirror.git"
-    for name in ("marker", "packed-refs.lock", "config.lock", "refs/heads/main.lock", "refs/tags/3.0.0.lock",
-                 "shallow.lock", "objects/pack/tmp_pack_x"):
+    for name in (
+        "marker",
+        "packed-refs.lock",
+        "config.lock",
+        "refs/heads/main.lock",
+        "refs/tags/3.0.0.lock",
+        "shallow.lock",
+        "objects/pack/tmp_pack_x",
+    ):
         write(mirror, name, "")
     git(repository, "commit", "--quiet", "--allow-empty", "-m", "more")
     git(repository, "tag", "3.0.0")
@@ -263,8 +302,9 @@ def test_two_runs_at_once_both_get_their_version(look):
         except Exception as error:  # noqa: BLE001 - it is looked at below
             failed.append(error)
 
-    threads = [threading.Thread(target=one, args=(version, number))
-               for version in ("2.0.0", "2.1.0") for number in range(3)]
+    threads = [
+        threading.Thread(target=one, args=(version, number)) for version in ("2.0.0", "2.1.0") for number in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -302,17 +342,26 @@ def test_a_repository_of_another_user_is_read(look, repository, tmp_path, bare, 
     assert look("2.1.0", foreign)["kind"] == "tag"
 
 
-@pytest.mark.parametrize("stderr, wanted", [
-    ("fatal: unable to access 'https://h.invalid/x/': Could not resolve host: h.invalid\n",
-     "unable to access 'https://h.invalid/x/': Could not resolve host: h.invalid"),
-    ("git@h: Permission denied (publickey).\nfatal: Could not read from remote repository.\n\nPlease make sure you "
-     "have the correct access rights\nand the repository exists.\n",
-     "git@h: Permission denied (publickey) (this user's ssh key is not known there)"),
-    ("fatal: could not read Username for 'https://h': terminal prompts disabled\n",
-     "could not read Username for 'https://h': terminal prompts disabled (it asks for a user name and a password; give "
-     "them in the address)"),
-    ("", "no reason given"),
-])
+@pytest.mark.parametrize(
+    "stderr, wanted",
+    [
+        (
+            "fatal: unable to access 'https://h.invalid/x/': Could not resolve host: h.invalid\n",
+            "unable to access 'https://h.invalid/x/': Could not resolve host: h.invalid",
+        ),
+        (
+            "git@h: Permission denied (publickey).\nfatal: Could not read from remote repository.\n\nPlease make sure you "
+            "have the correct access rights\nand the repository exists.\n",
+            "git@h: Permission denied (publickey) (this user's ssh key is not known there)",
+        ),
+        (
+            "fatal: could not read Username for 'https://h': terminal prompts disabled\n",
+            "could not read Username for 'https://h': terminal prompts disabled (it asks for a user name and a password; give "
+            "them in the address)",
+        ),
+        ("", "no reason given"),
+    ],
+)
 def test_gits_reason_is_one_line_without_filler(stderr, wanted):
     assert source.reason(stderr) == wanted
 
@@ -320,23 +369,28 @@ def test_gits_reason_is_one_line_without_filler(stderr, wanted):
 # ------------------------------------------------------------------------------------------------------- the address
 
 
-@pytest.mark.parametrize("text, url, user, password, secrets", [
-    ("https://u:p%2Fw@h.jp/x.git", "https://h.jp/x.git", "u", "p/w", {"u:p%2Fw", "p%2Fw", "p/w"}),
-    ("https://ghp_0123456789@h.jp:8443/x", "https://h.jp:8443/x", "ghp_0123456789", "", {"ghp_0123456789"}),
-    ("https://git@h.jp/x", "https://h.jp/x", "git", "", set()),
-    ("ssh://git:pw123@h.jp/x", "ssh://git@h.jp/x", "", "", {"pw123"}),
-    ("git@h.jp:x/y.git", "git@h.jp:x/y.git", "", "", set()),
-    ("/srv/a:b.git", "/srv/a:b.git", "", "", set()),
-    ("file:///srv/x%20y.git", "file:///srv/x%20y.git", "", "", set()),
-])
+@pytest.mark.parametrize(
+    "text, url, user, password, secrets",
+    [
+        ("https://u:p%2Fw@h.jp/x.git", "https://h.jp/x.git", "u", "p/w", {"u:p%2Fw", "p%2Fw", "p/w"}),
+        ("https://ghp_0123456789@h.jp:8443/x", "https://h.jp:8443/x", "ghp_0123456789", "", {"ghp_0123456789"}),
+        ("https://git@h.jp/x", "https://h.jp/x", "git", "", set()),
+        ("ssh://git:pw123@h.jp/x", "ssh://git@h.jp/x", "", "", {"pw123"}),
+        ("git@h.jp:x/y.git", "git@h.jp:x/y.git", "", "", set()),
+        ("/srv/a:b.git", "/srv/a:b.git", "", "", set()),
+        ("file:///srv/x%20y.git", "file:///srv/x%20y.git", "", "", set()),
+    ],
+)
 def test_credentials_are_taken_out_of_the_address(text, url, user, password, secrets):
     address = source.Address(text)
     assert (address.url, address.user, address.password, address.secrets()) == (url, user, password, secrets)
 
 
 def test_addresses_of_one_repository_share_a_folder_and_others_do_not():
-    folders = [source.Address(text).folder() for text in (
-        "https://a:b@h.jp/x/shift.git", "https://h.jp/x/shift.git", "https://h.jp/y/shift.git")]
+    folders = [
+        source.Address(text).folder()
+        for text in ("https://a:b@h.jp/x/shift.git", "https://h.jp/x/shift.git", "https://h.jp/y/shift.git")
+    ]
     assert folders[0] == folders[1] != folders[2]
     assert folders[0].startswith("shift-")
 
@@ -397,8 +451,12 @@ def server(repository, tmp_path):
 def test_a_token_reaches_the_server_and_is_seen_nowhere_else(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     address = "http://deploy:%s@%s" % (TOKEN.replace("/", "%2F").replace("+", "%2B"), server)
-    with patch_module_args({"repository": address, "version": "2.1.0", "archive": True,
-                            "cache_dir": str(tmp_path / "cache")}), pytest.raises(SystemExit) as ended:
+    with (
+        patch_module_args(
+            {"repository": address, "version": "2.1.0", "archive": True, "cache_dir": str(tmp_path / "cache")}
+        ),
+        pytest.raises(SystemExit) as ended,
+    ):
         source.main()
     said = capsys.readouterr().out
     assert ended.value.code == 0, said
@@ -417,8 +475,16 @@ def test_a_token_reaches_the_server_and_is_seen_nowhere_else(server, tmp_path, m
 
 def test_a_wrong_token_is_one_sentence_without_it(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    with patch_module_args({"repository": "http://deploy:wrong-token@" + server, "version": "main",
-                            "cache_dir": str(tmp_path / "cache")}), pytest.raises(SystemExit) as ended:
+    with (
+        patch_module_args(
+            {
+                "repository": "http://deploy:wrong-token@" + server,
+                "version": "main",
+                "cache_dir": str(tmp_path / "cache"),
+            }
+        ),
+        pytest.raises(SystemExit) as ended,
+    ):
         source.main()
     said = capsys.readouterr().out
     assert ended.value.code == 1
@@ -432,19 +498,25 @@ def test_what_git_repeats_of_a_token_is_masked(tmp_path, monkeypatch, capsys):
         raise source.SourceError("git said: %s and %s" % (address.password, address.written))
 
     monkeypatch.setattr(source, "run", leak)
-    with patch_module_args({"repository": "https://deploy:a%2Fsecret@h.jp/x", "version": "main"}), \
-            pytest.raises(SystemExit):
+    with (
+        patch_module_args({"repository": "https://deploy:a%2Fsecret@h.jp/x", "version": "main"}),
+        pytest.raises(SystemExit),
+    ):
         source.main()
     said = capsys.readouterr().out
     assert "secret" not in said and "git said" in said
 
 
 def test_credentials_are_for_their_host_only():
-    env = source.environment(source.Address("https://u:p@h.jp/x.git"), {
-        "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "http.proxy", "GIT_CONFIG_VALUE_0": "http://proxy.invalid"})
+    env = source.environment(
+        source.Address("https://u:p@h.jp/x.git"),
+        {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "http.proxy", "GIT_CONFIG_VALUE_0": "http://proxy.invalid"},
+    )
     assert env["GIT_CONFIG_KEY_0"] == "http.proxy"
-    pairs = [(env["GIT_CONFIG_KEY_%d" % number], env["GIT_CONFIG_VALUE_%d" % number])
-             for number in range(1, int(env["GIT_CONFIG_COUNT"]))]
+    pairs = [
+        (env["GIT_CONFIG_KEY_%d" % number], env["GIT_CONFIG_VALUE_%d" % number])
+        for number in range(1, int(env["GIT_CONFIG_COUNT"]))
+    ]
     helpers = [value for name, value in pairs if name == "credential.https://h.jp.helper"]
     assert helpers == ["", source.CREDENTIAL_HELPER]
     assert not any("credential.helper" == name for name, _value in pairs)

@@ -38,8 +38,10 @@ def mode(path):
 
 
 def test_folders_and_files_are_made_once(lay, entry, tmp_path):
-    params = {"directories": [entry("a"), entry("a/b", mode="0750")],
-              "files": [entry("a/b/unit", content="[Unit]\n日本語\n", mode="0640")]}
+    params = {
+        "directories": [entry("a"), entry("a/b", mode="0750")],
+        "files": [entry("a/b/unit", content="[Unit]\n日本語\n", mode="0640")],
+    }
     assert lay(**params) == ["a", "a/b", "a/b/unit"]
     assert (tmp_path / "a/b/unit").read_text(encoding="utf-8") == "[Unit]\n日本語\n"
     assert (mode(tmp_path / "a/b"), mode(tmp_path / "a/b/unit")) == ("0750", "0640")
@@ -49,8 +51,11 @@ def test_folders_and_files_are_made_once(lay, entry, tmp_path):
 def test_check_mode_says_the_same_and_changes_nothing(lay, entry, tmp_path):
     (tmp_path / "old").write_text("before\n")
     (tmp_path / "gone").write_text("")
-    params = {"directories": [entry("a")], "files": [entry("a/x", content="1"), entry("old", content="after\n")],
-              "absent": [str(tmp_path / "gone")]}
+    params = {
+        "directories": [entry("a")],
+        "files": [entry("a/x", content="1"), entry("old", content="after\n")],
+        "absent": [str(tmp_path / "gone")],
+    }
     wanted = ["a", "a/x", "old", "gone"]
     assert lay(check_mode=True, **params) == wanted
     assert sorted(os.listdir(tmp_path)) == ["gone", "old"] and (tmp_path / "old").read_text() == "before\n"

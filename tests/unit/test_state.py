@@ -40,7 +40,11 @@ def test_every_change_is_on_disk_at_once(layout):
     state.begin(kind="deploy", to=TWO, phase="start")
     state.phase("switch", to_colour="green")
     assert {key: stored(layout)["transition"][key] for key in ("kind", "to", "phase", "to_colour")} == {
-        "kind": "deploy", "to": TWO, "phase": "switch", "to_colour": "green"}
+        "kind": "deploy",
+        "to": TWO,
+        "phase": "switch",
+        "to_colour": "green",
+    }
     assert states.State(layout).transition == state.transition
     state.end()
     state.forget(ONE)
@@ -119,7 +123,8 @@ def test_the_audit_log_only_grows_and_each_event_is_one_line(layout):
     with open(path, encoding="utf-8") as stream:
         lines = [json.loads(line) for line in stream]
     assert sorted(line["number"] for line in lines) == sorted(
-        number * 100 + count for number in range(4) for count in range(20))
+        number * 100 + count for number in range(4) for count in range(20)
+    )
     assert lines[0]["event"] == "note" and lines[0]["who"] == "利用者" and lines[0]["time"].endswith("Z")
     assert os.stat(path).st_mode & 0o137 == 0
 
@@ -128,13 +133,16 @@ def test_the_audit_log_only_grows_and_each_event_is_one_line(layout):
 
 
 def test_the_hosts_lock_keeps_others_out_and_dies_with_its_owner(layout):
-    code = ("import sys; sys.path.insert(0, %r)\nfrom module_utils.shiftmaster import state, layout\n"
-            "with state.exclusive(layout.Layout(%r)):\n    print('held', flush=True)\n    input()\n") % (
-                os.path.abspath(os.path.join(os.path.dirname(states.__file__), "..", "..")), layout.root)
+    code = (
+        "import sys; sys.path.insert(0, %r)\nfrom module_utils.shiftmaster import state, layout\n"
+        "with state.exclusive(layout.Layout(%r)):\n    print('held', flush=True)\n    input()\n"
+    ) % (os.path.abspath(os.path.join(os.path.dirname(states.__file__), "..", "..")), layout.root)
     with subprocess.Popen((sys.executable, "-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(states.StateError, match="another operation is still at work"), \
-                states.exclusive(layout, wait_seconds=0.1):
+        with (
+            pytest.raises(states.StateError, match="another operation is still at work"),
+            states.exclusive(layout, wait_seconds=0.1),
+        ):
             pass
         holder.kill()
     with states.exclusive(layout, wait_seconds=0.1):

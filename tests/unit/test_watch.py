@@ -21,17 +21,20 @@ def line(status=200, seconds=0.01, path="/"):
 # ------------------------------------------------------------------------------------------------------------- judging
 
 
-@pytest.mark.parametrize("statuses, seconds, words", [
-    ([200] * 300, [0.1] * 300, ""),
-    ([200] * 300 + [500] * 2, [], ""),  # Fewer errors than count.
-    ([200] * 400 + [500] * 3, [], ""),  # Enough of them, and a small share.
-    ([200] * 200 + [502] * 3, [], "3 of 203 requests were answered with 5xx (1.5 %, limit 1 %)"),
-    ([404] * 50, [], ""),
-    ([200] * 19, [9.0] * 19, ""),  # Too few for a percentile.
-    ([200] * 20, [9.0] * 20, "the 95th percentile of the response time is 9000 ms (limit 2000 ms)"),
-    ([200] * 100, [0.1] * 97 + [9.0] * 3, ""),
-    ([], [], ""),
-])
+@pytest.mark.parametrize(
+    "statuses, seconds, words",
+    [
+        ([200] * 300, [0.1] * 300, ""),
+        ([200] * 300 + [500] * 2, [], ""),  # Fewer errors than count.
+        ([200] * 400 + [500] * 3, [], ""),  # Enough of them, and a small share.
+        ([200] * 200 + [502] * 3, [], "3 of 203 requests were answered with 5xx (1.5 %, limit 1 %)"),
+        ([404] * 50, [], ""),
+        ([200] * 19, [9.0] * 19, ""),  # Too few for a percentile.
+        ([200] * 20, [9.0] * 20, "the 95th percentile of the response time is 9000 ms (limit 2000 ms)"),
+        ([200] * 100, [0.1] * 97 + [9.0] * 3, ""),
+        ([], [], ""),
+    ],
+)
 def test_what_is_a_breach(statuses, seconds, words):
     assert watch.judge(statuses, seconds, LIMITS) == words
 
@@ -117,8 +120,14 @@ def site(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        site.options = dict(LIMITS, seconds=2.2, access_log=str(log), host="shift.example.jp", paths=["/", "/roster/"],
-                            target="http://127.0.0.1:%d" % server.server_port)
+        site.options = dict(
+            LIMITS,
+            seconds=2.2,
+            access_log=str(log),
+            host="shift.example.jp",
+            paths=["/", "/roster/"],
+            target="http://127.0.0.1:%d" % server.server_port,
+        )
         site.log = log
         yield site
         server.shutdown()

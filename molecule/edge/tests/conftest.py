@@ -109,7 +109,7 @@ def pytest_collection_modifyitems(config, items):
     """What nginx does is tested on both Debian releases, what the playbooks do around it on one."""
     once = [item for item in items
             if item.module.__name__.endswith(("test_role", "test_maintenance")) and "bookworm" in item.name]
-    config.hook.pytest_deselected(once)
+    config.hook.pytest_deselected(items=once)
     items[:] = [item for item in items if item not in once]
 
 

@@ -479,8 +479,9 @@ class Tree:
         result["ipv6"] = can_bind(socket.AF_INET6, "::")
         result["ipv6_loopback"] = can_bind(socket.AF_INET6, "::1")
         result["groups_present"] = sorted(group_ids(p["groups"]))
-        result["groups_lacking"] = [name for name in result["groups_present"]
-                                    if p["user"] not in grp.getgrnam(name).gr_mem]
+        result["groups_lacking"] = [
+            name for name in result["groups_present"] if p["user"] not in grp.getgrnam(name).gr_mem
+        ]
         result["running"] = master_pid(p["pid_file"]) is not None
         result["enabled"] = result["installed"] and self.systemctl("is-enabled")[1] == "enabled"
         about_certificate = self.certificate_problems()
@@ -498,7 +499,9 @@ class Tree:
         if p["certificate"] and not about_certificate and shutil.which("openssl"):
             out = subprocess.run(
                 ["openssl", "x509", "-in", p["certificate"], "-noout", "-ocsp_uri"],
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=20,
             )
             result["ocsp_uri"] = out.stdout.decode("ascii", "replace").strip()
         result["certificate_problems"] = about_certificate
@@ -519,10 +522,13 @@ class Tree:
             return problems
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-                p["certificate"], p["certificate_key"], password=lambda: "")
+                p["certificate"], p["certificate_key"], password=lambda: ""
+            )
         except (ssl.SSLError, OSError, ValueError) as exc:
-            problems.append("the certificate %s and the key %s cannot be used together: %s"
-                            % (p["certificate"], p["certificate_key"], getattr(exc, "reason", None) or exc))
+            problems.append(
+                "the certificate %s and the key %s cannot be used together: %s"
+                % (p["certificate"], p["certificate_key"], getattr(exc, "reason", None) or exc)
+            )
         return problems
 
     def directory_changes(self):
@@ -578,8 +584,11 @@ class Tree:
         root = p["config_root"].rstrip("/")
         stage = tempfile.mkdtemp(prefix="nginx-stage-")
         # nginx -t creates its log files and an empty pid file; whatever was not there before is taken away again.
-        named = set(re.findall(r"(?m)^\s*(?:access_log|error_log)\s+(/[^\s;]+)",
-                               "\n".join(item["content"] for item in self.files)))
+        named = set(
+            re.findall(
+                r"(?m)^\s*(?:access_log|error_log)\s+(/[^\s;]+)", "\n".join(item["content"] for item in self.files)
+            )
+        )
         created = [path for path in sorted(named) + [p["pid_file"]] if not os.path.lexists(path)]
         try:
             copy = os.path.join(stage, "nginx")
@@ -588,15 +597,17 @@ class Tree:
                 for name in names:
                     path = os.path.join(folder, name)
                     if os.path.islink(path) and os.readlink(path).startswith(root + "/"):
-                        target = copy + os.readlink(path)[len(root):]
+                        target = copy + os.readlink(path)[len(root) :]
                         os.unlink(path)
                         os.symlink(target, path)
             for path, wanted in self.wanted.items():
                 if path.startswith(root + "/"):
-                    self.place(copy + path[len(root):], wanted)
+                    self.place(copy + path[len(root) :], wanted)
             out = subprocess.run(
-                [p["binary"], "-t", "-q", "-c", copy + p["main_file"][len(root):]],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60,
+                [p["binary"], "-t", "-q", "-c", copy + p["main_file"][len(root) :]],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=60,
             )
             if out.returncode == 0:
                 return None
@@ -679,8 +690,9 @@ class Tree:
         return missing
 
     def systemctl(self, verb):
-        out = subprocess.run(["systemctl", verb, self.p["service"]], stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, timeout=120)
+        out = subprocess.run(
+            ["systemctl", verb, self.p["service"]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
+        )
         return out.returncode, out.stdout.decode("utf-8", "replace").strip()
 
     def log_since(self, offset):
@@ -703,16 +715,21 @@ class Tree:
         """systemd read the unit before its files changed: a run ended between the two."""
         if not self.p["unit_drop_in"]:
             return False
-        out = subprocess.run(["systemctl", "show", "--property=NeedDaemonReload", self.p["service"]],
-                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+        out = subprocess.run(
+            ["systemctl", "show", "--property=NeedDaemonReload", self.p["service"]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+        )
         return b"=yes" in out.stdout
 
     def bring_up(self, action, prove=True):
         """Start, restart or reload, and prove it. None, or what went wrong."""
         offset = self.log_size()
         if self.p["unit_drop_in"] and action != "reload":
-            subprocess.run(["systemctl", "daemon-reload"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                           timeout=120)
+            subprocess.run(
+                ["systemctl", "daemon-reload"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120
+            )
         if action == "reload":
             master = master_pid(self.p["pid_file"])
             old = set(workers(master))
@@ -751,16 +768,27 @@ class Tree:
         changes = self.file_changes()
         installed = os.access(p["binary"], os.X_OK)
         action, reasons = self.decide(changes, installed)
-        diff = [describe(path, before, self.wanted[path]) for path, before in sorted(changes.items())
-                if path != p["marker_file"]]
+        diff = [
+            describe(path, before, self.wanted[path])
+            for path, before in sorted(changes.items())
+            if path != p["marker_file"]
+        ]
         for path, mode, before in folders:
-            diff.append({
-                "before": "" if before is None else "folder, mode %04o\n" % before,
-                "after": "folder, mode %04o\n" % mode,
-                "before_header": path, "after_header": path,
-            })
-        result = {"changed": bool(reasons or folders), "reasons": reasons, "config_hash": self.hash,
-                  "action": action, "diff": diff}
+            diff.append(
+                {
+                    "before": "" if before is None else "folder, mode %04o\n" % before,
+                    "after": "folder, mode %04o\n" % mode,
+                    "before_header": path,
+                    "after_header": path,
+                }
+            )
+        result = {
+            "changed": bool(reasons or folders),
+            "reasons": reasons,
+            "config_hash": self.hash,
+            "action": action,
+            "diff": diff,
+        }
         if module.check_mode:
             if changes and installed and not self.certificate_problems():
                 said = self.test()
@@ -799,16 +827,28 @@ def main():
             "unit_drop_in": {"type": "path"},
             "pid_file": {"type": "path", "default": "/run/nginx.pid"},
             "error_log": {"type": "path", "default": "/var/log/nginx/error.log"},
-            "directories": {"type": "list", "elements": "dict", "default": [], "options": {
-                "path": {"type": "path", "required": True},
-                "mode": {"type": "str", "default": "0755"}}},
-            "files": {"type": "list", "elements": "dict", "default": [], "options": {
-                "path": {"type": "path", "required": True},
-                "content": {"type": "str", "required": True},
-                "mode": {"type": "str", "default": "0644"}}},
-            "links": {"type": "list", "elements": "dict", "default": [], "options": {
-                "path": {"type": "path", "required": True},
-                "target": {"type": "str", "required": True}}},
+            "directories": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {"path": {"type": "path", "required": True}, "mode": {"type": "str", "default": "0755"}},
+            },
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "content": {"type": "str", "required": True},
+                    "mode": {"type": "str", "default": "0644"},
+                },
+            },
+            "links": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {"path": {"type": "path", "required": True}, "target": {"type": "str", "required": True}},
+            },
             "absent": {"type": "list", "elements": "path", "default": []},
             "marker_file": {"type": "path"},
             "marker_address": {"type": "str", "default": "127.0.0.1:8081"},
