@@ -350,14 +350,14 @@ def test_a_repository_of_another_user_is_read(look, repository, tmp_path, bare, 
             "unable to access 'https://h.invalid/x/': Could not resolve host: h.invalid",
         ),
         (
-            "git@h: Permission denied (publickey).\nfatal: Could not read from remote repository.\n\nPlease make sure you "
-            "have the correct access rights\nand the repository exists.\n",
+            "git@h: Permission denied (publickey).\nfatal: Could not read from remote repository.\n\nPlease make sure "
+            "you have the correct access rights\nand the repository exists.\n",
             "git@h: Permission denied (publickey) (this user's ssh key is not known there)",
         ),
         (
             "fatal: could not read Username for 'https://h': terminal prompts disabled\n",
-            "could not read Username for 'https://h': terminal prompts disabled (it asks for a user name and a password; give "
-            "them in the address)",
+            "could not read Username for 'https://h': terminal prompts disabled (it asks for a user name and a "
+            "password; give them in the address)",
         ),
         ("", "no reason given"),
     ],
