@@ -78,11 +78,11 @@ class Edge:
             env={
                 **os.environ,
                 "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "ANSIBLE_NOCOLOR": "1",
                 "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
             },
         )
-        out = done.stdout + done.stderr
+        # molecule asks for colours.
+        out = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
         changed = re.search(rf"{re.escape(name)} .*changed=(\d+)", out)
         return SimpleNamespace(
             rc=done.returncode, out=out, flat=" ".join(out.split()), changed=int(changed[1]) if changed else None
@@ -107,8 +107,11 @@ class Edge:
 
 def pytest_collection_modifyitems(config, items):
     """What nginx does is tested on both Debian releases, what the playbooks do around it on one."""
-    once = [item for item in items
-            if item.module.__name__.endswith(("test_role", "test_maintenance")) and "bookworm" in item.name]
+    once = [
+        item
+        for item in items
+        if item.module.__name__.endswith(("test_role", "test_maintenance")) and "bookworm" in item.name
+    ]
     config.hook.pytest_deselected(items=once)
     items[:] = [item for item in items if item not in once]
 
