@@ -364,5 +364,5 @@ def test_the_first_certificate_of_a_chain_is_the_one(tree, tmp_path):
 def test_documentation_and_arguments_agree(tree):
     documented = yaml.safe_load(tree.DOCUMENTATION)["options"]
     source = (ROLE / "library" / "nginx_tree.py").read_text()
-    declared = re.findall(r'^            "(\w+)": \{"type"', source, re.M)
+    declared = re.findall(r'^            "(\w+)": \{\s*"type"', source, re.M)
     assert sorted(declared) == sorted(documented)
