@@ -41,6 +41,7 @@ class Site:
             **os.environ,
             "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
             "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
+            "ANSIBLE_FORCE_COLOR": "0",
             "ANSIBLE_NOCOLOR": "1",
         }
         arguments = ["-i", "molecule/tls/inventory", "-l", self.name, "-e", json.dumps(variables), *options]

@@ -32,12 +32,12 @@ def test_the_report_names_the_end_of_each_certificate(host, site):
 @pytest.mark.parametrize(
     ("certificate", "key", "reason"),
     [
-        ("expired.crt", "expired.key", "it ended on 2021-01-01"),
-        ("renewed.crt", "good.key", "the key is not that of the first certificate"),
-        ("other-name.crt", "other-name.key", "it does not cover shift.test, www.shift.test but only"),
-        ("disordered.crt", "good.key", "the chain are not in order"),
+        ("expired.crt", "expired.key", "the provided certificate ended on 2021-01-01"),
+        ("renewed.crt", "good.key", "the provided key is not that of the first certificate"),
+        ("other-name.crt", "other-name.key", "does not cover shift.test, www.shift.test but only"),
+        ("disordered.crt", "good.key", "chain are not in order"),
         ("no-intermediate.crt", "good.key", "does not lead to an authority that tls-provided trusts"),
-        ("good.crt", "passphrase.key", "key is not in PEM form (or the key has a passphrase"),
+        ("good.crt", "passphrase.key", "the provided key has a passphrase"),
         ("ca/conf", "good.key", "certificate is not in PEM form"),
     ],
 )
