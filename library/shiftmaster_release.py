@@ -250,7 +250,8 @@ options:
   applied_migrations:
     description:
       - C(app.name) of the migrations that the database has. Without it no holder of migrations is pruned.
-      - At O(state=finished) they are noted in the manifest, for later rollbacks to this release.
+      - At O(state=finished) those that the release's code knows; they are noted in its manifest when it goes live for
+        the first time, for later rollbacks to it.
     type: list
     elements: str
   reason:
@@ -635,7 +636,8 @@ class Operation:
         target = self.state.transition["to"]
         if not self.check_mode:
             self.cutover().finish()
-            if self.params["applied_migrations"] is not None:
+            first = "applied_when_live" not in releases.manifest(self.layout, target)
+            if first and self.params["applied_migrations"] is not None:
                 # Rows whose files are gone for long: a rollback to this release must not stumble over them.
                 releases.amend_manifest(self.layout, target, applied_when_live=self.params["applied_migrations"])
         return self.result(True, release=target)

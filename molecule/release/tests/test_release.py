@@ -132,11 +132,11 @@ def test_rollback_behind_a_contract_migration(operations):
 def test_rollback_by_restoring_the_safety_copy(operations):
     """schema=restore brings the data from before the migration back and states what is lost."""
     assert operations.deploy("2.2.0", shiftmaster_allow_contract=True, **FAST).code == 0
-    operations.python("from roster.models import Ward; Ward.objects.create(code='late', name_ja='x', name_en='x')")
+    operations.python("from roster.models import Ward; Ward.objects.create(slug='late', name_en='x')")
     done = operations.rollback(schema="restore")
     assert done.code == 0 and done.says("lost"), done.output[-6000:]
     assert operations.serves(10) == "2.1.0"
-    late = operations.python("from roster.models import Ward; print(Ward.objects.filter(code='late').count())")
+    late = operations.python("from roster.models import Ward; print(Ward.objects.filter(slug='late').count())")
     assert late.strip() == "0"
 
 
