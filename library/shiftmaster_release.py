@@ -614,11 +614,11 @@ class Operation:
         evidence = cutover.evidence(transition["to_colour"])
         cutover.put_back("after the switch %s" % verdict.breach)
         raise Refused(
-            "release %s broke under traffic: %s. %s\n%s"
+            "%s broke under traffic: %s. %s\n%s"
             % (
-                transition["to"],
+                cutover.called(transition["to"]),
                 verdict.breach,
-                "%s serves again" % transition["from"]
+                "%s serves again" % cutover.called(transition["from"])
                 if transition["from"]
                 else "There is no earlier release to go back to",
                 evidence,

@@ -119,7 +119,9 @@ class Cutover:
         try:
             systemctl("start", unit("web", colour), timeout=self.options["gate_timeout_seconds"] + 90)
         except UnitError as error:
-            raise CutoverError("release %s does not start: %s\n%s" % (target, error, self.evidence(colour))) from error
+            raise CutoverError(
+                "%s does not start: %s\n%s" % (self.called(target), error, self.evidence(colour))
+            ) from error
 
     def _gate(self) -> None:
         colour, target = self._t("to_colour"), self._t("to")
@@ -151,10 +153,10 @@ class Cutover:
                 problem = "HTTP %d %s" % (result.status, _failed_checks(result.body))
             self._wait_watching(colour, 0)
         raise CutoverError(
-            "the health check %s of release %s failed %d times: %s\n%s"
+            "the health check %s of %s failed %d times: %s\n%s"
             % (
                 self.options["health_path"],
-                target,
+                self.called(target),
                 self.options["gate_attempts"],
                 problem.strip(),
                 self.evidence(colour),
@@ -168,8 +170,8 @@ class Cutover:
             found = units.properties(unit("web", colour), "ActiveState", "NRestarts", "Result")
             if found["ActiveState"] not in ("active", "reloading") or found.get("NRestarts", "0") != "0":
                 raise CutoverError(
-                    "release %s does not start: %s ended (%s)\n%s"
-                    % (self._t("to"), unit("web", colour), found.get("Result"), self.evidence(colour))
+                    "%s does not start: %s ended (%s)\n%s"
+                    % (self.called(self._t("to")), unit("web", colour), found.get("Result"), self.evidence(colour))
                 )
             left = deadline - time.monotonic()
             if left <= 0:
@@ -187,7 +189,10 @@ class Cutover:
                 written = units.journal(name, 60)
                 raise CutoverError(
                     "\n".join(
-                        ["the Celery worker of release %s does not %s" % (self._t("to"), "start" if died else "answer")]
+                        [
+                            "the Celery worker of %s does not %s"
+                            % (self.called(self._t("to")), "start" if died else "answer")
+                        ]
                         + ["cause: %s" % cause for cause in causes(written)]
                         + [tail(written, 8), self._see(name)]
                     )
@@ -195,8 +200,8 @@ class Cutover:
         left = max(5, int(deadline - time.monotonic()))
         if not self._ask({"op": "canary", "worker": worker, "queue": _canary_queue(colour), "seconds": left})["ran"]:
             raise CutoverError(
-                "the Celery worker of release %s answers, but runs no task: the canary did not run in"
-                " %d s\n%s" % (self._t("to"), left, units.journal(unit("worker", colour)))
+                "the Celery worker of %s answers, but runs no task: the canary did not run in"
+                " %d s\n%s" % (self.called(self._t("to")), left, units.journal(unit("worker", colour)))
             )
 
     def _quiesce(self) -> None:
@@ -381,6 +386,11 @@ class Cutover:
         if missing:
             systemctl("start", *missing, timeout=180)
         return missing
+
+    def called(self, release: Optional[str]) -> str:
+        """Name a release as people know it."""
+        version = releases.manifest(self.layout, release).get("version", "") if release else ""
+        return "version %s (release %s)" % (version, release) if version else "release %s" % release
 
     # -- tools -------------------------------------------------------------------------------------------------------
 
