@@ -39,15 +39,15 @@ def test_broken_version(operations, version):
         assert traffic.summary["failed"] == 0, traffic.summary
 
 
+def test_bad_release_is_refused_by_name(operations):
+    """broken-template was built and marked: no way leads back to it, by name neither."""
+    run = operations.rollback(to="broken-template")
+    assert run.code == 2 and run.says("is marked bad"), run.output[-3000:]
+
+
 def test_the_next_good_version_needs_no_cleaning(operations):
     run = operations.deploy("2.1.0", shiftmaster_watch_seconds=3)
     assert run.code == 0, run.output[-4000:]
     assert operations.serves() == "2.1.0"
     assert operations.rollback().code == 0
     assert operations.serves() == "2.0.0"
-
-
-def test_bad_release_is_refused_by_name(operations):
-    """broken-template was built and marked: no way leads back to it, by name neither."""
-    run = operations.rollback(to="broken-template")
-    assert run.code == 2 and run.says("is marked bad"), run.output[-3000:]
