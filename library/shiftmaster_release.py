@@ -26,7 +26,7 @@ options:
         background work over. A release that is active already and healthy is left alone.
       - V(watched) judges the traffic for a while and puts the old release back at a breach.
       - V(finished) stops the old colour; the release is live.
-      - V(restored) puts the old release back, with the units that belong to it.
+      - V(restored) puts the old release back, with the units that belong to it, where O(run_id) has switched.
       - V(hook) runs the hooks of O(phase).
       - V(bad) marks a release, so that no automatic way leads to it.
       - V(absent) removes a release that is neither current nor of use.
@@ -646,6 +646,12 @@ class Operation:
         transition = self.state.transition
         if self.check_mode:
             return self.result(bool(transition), release=(transition or {}).get("from") or "", timings={}, notes=[])
+        if transition is not None and transition.get("run_id") != self.params["run_id"]:
+            return self.result(
+                release=self.current or "",
+                timings={},
+                notes=["the cutover that is under way belongs to run %s" % transition.get("run_id")],
+            )
         cutover = self.cutover()
         if transition is None:
             started = cutover.ensure_running()
