@@ -95,3 +95,6 @@ class Layout:
     def activate(self, colour: str) -> None:
         """Move the traffic: one rename()."""
         replace_link(os.path.join("colours", colour), self.active)
+        current = os.path.join(self.root, "current")
+        if not os.path.islink(current):
+            os.symlink(os.path.join("active", "release"), current)  # For people; it never changes.
