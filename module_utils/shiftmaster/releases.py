@@ -7,6 +7,7 @@ environment file, its own static root and a manifest. It belongs to root; the ap
 from __future__ import annotations
 
 import datetime
+import errno
 import filecmp
 import hashlib
 import json
@@ -472,7 +473,15 @@ def discard(layout: Layout, state: State, name: str) -> None:
     path = layout.release(name)
     aside = path + ".removing"
     if os.path.lexists(path):
-        os.rename(path, aside)  # From here on nobody takes the rest for a release.
+        try:
+            os.rename(path, aside)  # From here on nobody takes the rest for a release.
+        except OSError as error:
+            # Overlay file systems cannot rename a folder of a lower layer; without its manifest it is no release either.
+            if error.errno != errno.EXDEV:
+                raise
+            if os.path.exists(os.path.join(path, "manifest.json")):
+                os.unlink(os.path.join(path, "manifest.json"))
+            shutil.rmtree(path)
     if os.path.lexists(aside):
         shutil.rmtree(aside)
     state.forget(name)
