@@ -476,7 +476,7 @@ def discard(layout: Layout, state: State, name: str) -> None:
         try:
             os.rename(path, aside)  # From here on nobody takes the rest for a release.
         except OSError as error:
-            # Overlay file systems cannot rename a folder of a lower layer; without its manifest it is no release either.
+            # Overlay file systems cannot rename a folder of a lower layer; without a manifest it is no release either.
             if error.errno != errno.EXDEV:
                 raise
             if os.path.exists(os.path.join(path, "manifest.json")):
