@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,8 @@ def problems(tmp_path):
     def ask(given=True, **variables):
         answer = tmp_path / "answer.json"
         done = subprocess.run(
-            ["ansible-playbook", "--inventory", "localhost,", str(play), "--extra-vars",
-             json.dumps({"answer": str(answer), **(GIVEN if given else {}), **variables})],
+            [str(Path(sys.executable).parent / "ansible-playbook"), "--inventory", "localhost,", str(play),
+             "--extra-vars", json.dumps({"answer": str(answer), **(GIVEN if given else {}), **variables})],
             cwd=ROOT, env=dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg")), capture_output=True, text=True,
             timeout=120, check=False,
         )  # fmt: skip
