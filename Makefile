@@ -79,17 +79,5 @@ demo-clean: ## Remove the demo, its container, its images and what it left
 lock: ## Resolve requirements.in anew into requirements.txt, with hashes (Python 3.12)
 	@scripts/lock
 
-clean: ## Remove the demo, its container, its images and what it left
-	@if [ -x .venv/bin/python ]; then $(DEMO) clean; fi
-	@if command -v docker >/dev/null && docker info >/dev/null 2>&1; then scripts/images clean; fi
-	@scripts/docker stop
-
-lock: bootstrap ## Resolve requirements.in anew into requirements.txt, with hashes
-	@test -x .cache/lock/bin/pip-compile || { python3 -m venv .cache/lock || .venv/bin/python -m venv .cache/lock; } && \
-		.cache/lock/bin/pip install --quiet pip-tools==7.6.2
-	@env --unset=PIP_FIND_LINKS CUSTOM_COMPILE_COMMAND="make lock" .cache/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --no-header \
-		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file requirements.txt requirements.in
-	@sed -i '1i # Written by `make lock` from requirements.in. Python 3.12 and later.' requirements.txt
-
 clean: ## Remove .venv and everything that runs left
 	rm -rf .venv .cache .ansible

@@ -98,8 +98,9 @@ def controller(operations: Operations) -> None:
     # Warm caches: the packages of 2.1.0 have been downloaded once.
     operations.deploy("2.1.0", **BARE)
     operations.rollback(to="2.0.0", schema="reverse")
-    drop_release(operations, "2.1.0")
-    row("deploy.yml --tags release, a new version, warm caches", seconds(operations.deploy("2.1.0", **BARE)), "<= 45 s")
+    # With another setting it is built anew.
+    run = operations.deploy("2.1.0", shiftmaster_web_threads=5, **BARE)
+    row("deploy.yml --tags release, a new version, warm caches", seconds(run), "<= 45 s")
     began = time.time()
     run = operations.rollback()
     row("rollback.yml, whole", seconds(run))
@@ -108,14 +109,6 @@ def controller(operations: Operations) -> None:
     )
     stamp = operations.shell(f"date -d {switched['time']} +%s").strip()
     row("rollback.yml, command to old version serving", f"{float(stamp) + 0.5 - began:.0f} +/- 1 s", "<= 10 s")
-
-
-def drop_release(operations: Operations, version: str) -> None:
-    subprocess.run(
-        ["ansible", "--inventory", operations.inventory, "--module-name", "shiftmaster_release", "--args",
-         f"state=absent release={version}", HOST],
-        cwd=ROOT, env=operations.environment(), check=True, capture_output=True,
-    )  # fmt: skip
 
 
 def health(operations: Operations) -> None:
@@ -136,12 +129,11 @@ def health(operations: Operations) -> None:
 
 def latency(operations: Operations) -> None:
     print(f"\nUnder {RATE} requests a second, reading and writing through TLS:")
-    operations.environment = lambda: dict(Operations.environment())  # the same, for niced runs below
     os.nice(10)
     with load(operations, "--rate", RATE, "--clients", "64", seconds=300) as current:
         time.sleep(45)
         with current.window("deploy"):
-            run = operations.deploy("2.1.0", **BARE)
+            run = operations.deploy("2.1.0", shiftmaster_web_threads=6, **BARE)
         time.sleep(20)
     if run.code:
         print(run.output[-3000:])
@@ -205,7 +197,6 @@ def main() -> int:
             controller(operations)
             health(operations)
             operations.rollback(to="2.0.0", schema="reverse") if operations.serves() != "2.0.0" else None
-            drop_release(operations, "2.1.0")
             latency(operations)
             guide(operations)
         finally:

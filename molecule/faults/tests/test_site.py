@@ -1,0 +1,161 @@
+"""What a site adds or types by hand: hooks, supplied health endpoints, a named copy, a lock whose owner is gone."""
+
+import json
+import subprocess
+
+import pytest
+from support import APP, ROOT
+
+PAGE = f"{APP}/shared/maintenance/on"
+NOTES = "/var/log/shiftmaster/hooks.log"
+
+pytestmark = pytest.mark.whole
+
+
+def hook(phase: str, command: str, **more) -> dict:
+    return {"shiftmaster_hooks": [{"name": f"the site's {phase}", "phase": phase, "command": command, **more}]}
+
+
+def schema_of_2_0_0(operations) -> None:
+    """Begin at 2.0.0 on its own schema, so that 2.1.0 has a migration to run."""
+    if operations.serves() != "2.1.0":
+        assert operations.deploy("2.1.0", shiftmaster_watch_seconds=1).code == 0
+    run = operations.rollback(to="2.0.0", schema="reverse")
+    assert run.code == 0, run.output[-4000:]
+
+
+def test_hooks_run_in_their_phases(operations):
+    schema_of_2_0_0(operations)
+    phases = ["before_migrate", "after_migrate", "before_cutover", "after_cutover", "after_rollback"]
+    hooks = [
+        {"name": phase, "phase": phase, "command": f'echo {phase} "$DB_NAME" $(id -un) >> {NOTES}'} for phase in phases
+    ]
+    run = operations.deploy("2.1.0", shiftmaster_watch_seconds=1, shiftmaster_hooks=hooks)
+    assert run.code == 0, run.output[-4000:]
+    assert operations.rollback(to="2.0.0", shiftmaster_hooks=hooks).code == 0
+    expected = [phase for phase in phases if phase != "after_rollback"] + ["before_cutover", "after_rollback"]
+    notes = operations.shell(f"cat {NOTES}; rm {NOTES}")
+    assert notes.splitlines() == [f"{phase} shiftmaster shiftmaster" for phase in expected]
+
+
+# threads: another setting, so that a release is built
+@pytest.mark.parametrize(("phase", "threads"), [("after_build", 8), ("before_cutover", 4), ("after_cutover", 4)])
+def test_a_hook_that_fails_fails_its_phase(operations, phase, threads):
+    run = operations.deploy(
+        "2.1.0", shiftmaster_watch_seconds=1, shiftmaster_web_threads=threads, **hook(phase, "echo not today; exit 3")
+    )
+    assert run.code == 2, run.output[-4000:]
+    assert run.says(f"hook the site's {phase} ({phase}) ended with code 3", "not today"), run.output[-4000:]
+    assert operations.serves(10) == "2.0.0"
+    assert operations.state()["transition"] is None
+
+
+def test_a_hook_that_hangs_is_ended(operations):
+    run = operations.deploy("2.1.0", **hook("before_cutover", "sleep 600", timeout_seconds=3))
+    assert run.code == 2 and run.says("the site's before_cutover"), run.output[-4000:]
+    assert run.seconds < 120
+    assert operations.shell("pgrep -cx sleep || true").strip() == "0"
+
+
+def test_a_hook_of_an_unknown_phase_is_refused(operations):
+    run = operations.deploy("2.1.0", **hook("after_lunch", "true"))
+    assert run.code == 2 and run.says("Nothing was changed. What is wrong:", "after_lunch"), run.output[-4000:]
+
+
+def test_health_endpoints_are_supplied(operations):
+    """?checks= is understood by the supplied endpoint only."""
+    run = operations.deploy("2.0.0", shiftmaster_supply_health=True, shiftmaster_watch_seconds=1)
+    assert run.code == 0, run.output[-4000:]
+    answer = json.loads(operations.shell("curl -sS -m 15 'http://localhost:8000/health/deep/?checks=cache,worker'"))
+    assert (answer["status"], answer["version"], set(answer["checks"])) == ("healthy", "2.0.0", {"cache", "worker"})
+    assert answer["release"] == operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
+    assert operations.serves(10) == "2.0.0"
+    # A stranger learns whether it is healthy, and nothing more.
+    assert json.loads(operations.shell("curl -skS https://localhost/health/", check=False)) == {"status": "healthy"}
+    again = operations.deploy("2.0.0", shiftmaster_supply_health=True)
+    assert (again.code, again.changed) == (0, 0), again.output[-4000:]
+    assert operations.deploy("2.0.0", shiftmaster_watch_seconds=1).code == 0
+
+
+def test_a_lock_of_another_controller_is_taken_over_by_name(operations):
+    """A run of a machine that is gone: nobody can know that it is dead, so a person says so."""
+    other = {
+        "state": "present", "run_id": "20200101T000000Z-aaaaaa", "owner": "nurse@another-machine", "ttl_seconds": 9999,
+        "controller": {"machine": "another-machine", "pid": 1, "start": 1},
+    }  # fmt: skip
+    subprocess.run(
+        ["ansible", "--inventory", operations.inventory, "--module-name", "shiftmaster_lock", "--args",
+         json.dumps(other), operations.host],
+        cwd=ROOT, env=operations.environment(), check=True, capture_output=True,
+    )  # fmt: skip
+    refused = operations.deploy("2.0.0", shiftmaster_lock_wait_seconds=0)
+    assert refused.code == 2 and refused.says("nurse@another-machine holds the lock"), refused.output[-3000:]
+    assert refused.says("-e shiftmaster_lock_take_over=20200101T000000Z-aaaaaa")
+    run = operations.deploy("2.0.0", shiftmaster_lock_take_over="20200101T000000Z-aaaaaa")
+    assert run.code == 0, run.output[-3000:]
+    audit = operations.shell(f"grep lock_taken_over {APP}/shared/state/audit.jsonl | tail -n 1")
+    assert "nurse@another-machine" in audit
+
+
+def test_a_copy_is_restored_by_its_name(operations):
+    schema_of_2_0_0(operations)
+    operations.python("from roster.models import Ward; Ward.objects.create(slug='early', name_en='x')")
+    assert operations.deploy("2.1.0", shiftmaster_watch_seconds=1).code == 0
+    operations.python("from roster.models import Ward; Ward.objects.create(slug='later', name_en='x')")
+    copy = operations.shell("ls /var/backups/shiftmaster/pre-migration/*.dump | tail -n 1").strip()
+    missing = operations.rollback(schema="restore", dump="no-such.dump")
+    assert missing.code == 2 and missing.says("no-such.dump"), missing.output[-4000:]
+    assert operations.serves(10) == "2.1.0"
+    assert operations.shell(f"ls {PAGE} 2>/dev/null", check=False) == ""
+    run = operations.rollback(schema="restore", dump=copy)
+    assert run.code == 0, run.output[-4000:]
+    assert operations.serves(10) == "2.0.0"
+    slugs = operations.python(
+        "from roster.models import Ward; print(list(Ward.objects.values_list('slug', flat=True)))"
+    )
+    assert "early" in slugs and "later" not in slugs
+
+
+def test_a_reverse_that_cannot_begin_leaves_the_newer_version(operations):
+    """Another session holds the table: nothing was reversed, the page ends, the newer version serves."""
+    assert operations.deploy("2.1.0", shiftmaster_watch_seconds=1).code == 0
+    holder = subprocess.Popen(
+        ["docker", "exec", operations.host, "runuser", "-u", "postgres", "--", "psql", "-q", "shiftmaster", "-c",
+         "BEGIN; LOCK TABLE roster_ward IN SHARE MODE; LOCK TABLE roster_assignment IN SHARE MODE; "
+         "LOCK TABLE roster_minimumstaff IN SHARE MODE; SELECT pg_sleep(120)"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        run = operations.rollback(to="2.0.0", schema="reverse", shiftmaster_migration_lock_timeout_seconds=2)
+    finally:
+        operations.shell(
+            'runuser -u postgres -- psql -qc "SELECT pg_terminate_backend(pid) FROM pg_stat_activity '
+            "WHERE query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()\""
+        )
+        holder.wait(30)
+    assert run.code == 2, run.output[-4000:]
+    assert operations.serves(10) == "2.1.0"
+    assert operations.shell(f"ls {PAGE} 2>/dev/null", check=False) == ""
+    code = operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
+    assert code == "200"
+
+
+def test_the_page_stays_where_nothing_fits_the_schema(operations):
+    """The schema is back, the older release does not start: neither version may meet users. A deploy repairs it."""
+    target = operations.shell(f"ls -d {APP}/releases/* | xargs -n1 basename").split()
+    names = [name for name, entry in operations.state()["releases"].items() if entry["version"] == "2.0.0"]
+    python = [f"{APP}/releases/{name}/venv/bin/gunicorn" for name in names if name in target]
+    for path in python:
+        operations.shell(f"mv {path} {path}.away")
+    try:
+        run = operations.rollback(to="2.0.0", schema="reverse")
+    finally:
+        for path in python:
+            operations.shell(f"mv {path}.away {path}")
+    assert run.code == 2 and run.says("The maintenance page stays up"), run.output[-6000:]
+    assert "503" in operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
+    run = operations.deploy("2.1.0", shiftmaster_watch_seconds=1)
+    assert run.code == 0, run.output[-4000:]
+    assert operations.serves(10) == "2.1.0"
+    code = operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
+    assert code == "200"
