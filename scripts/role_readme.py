@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def sentences(description: str | list[str] | None) -> list[str]:
     lines = [description] if isinstance(description, str) else description or []
-    return [" ".join(str(line).split()) for line in lines]
+    return [re.sub(r"\bC\(([^)]*)\)", r"`\1`", " ".join(str(line).split())) for line in lines]
 
 
 def cell(text: str) -> str:
