@@ -381,6 +381,10 @@ report:
       description: When, ISO 8601 with the host's time zone.
       type: str
       returned: always
+    seconds:
+      description: How long all checks of the host took together.
+      type: float
+      returned: without O(results)
     healthy:
       description: How many checks are healthy.
       type: int
@@ -451,6 +455,7 @@ report:
 
 import datetime
 import socket
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import health_engine
@@ -574,6 +579,7 @@ def check_host(parameters: dict, now: datetime.datetime) -> dict:
         parameters["app_user"],
         parameters["proc_path"],
     )
+    began = time.monotonic()
     results = [
         health_engine.describe(options, outcome, attempts, language, context)
         for options, outcome, attempts in health_engine.run_checks(
@@ -581,6 +587,7 @@ def check_host(parameters: dict, now: datetime.datetime) -> dict:
         )
     ]
     report = health_engine.make_report(results, parameters["host_name"] or socket.gethostname(), now)
+    report["seconds"] = round(time.monotonic() - began, 2)
     failing = [result["name"] for result in health_engine.failing(results, parameters["fail_on"])]
     return answer(report, health_engine.report_lines(report, language), failing)
 
