@@ -50,7 +50,7 @@ venv/bin/python manage.py migrate -v 0
 venv/bin/python manage.py collectstatic --no-input -v 0
 systemctl restart guide
 for attempt in 1 2 3 4 5; do
-  curl -sf -m 10 -o /dev/null -H 'X-Forwarded-Proto: https' http://localhost:8100/health/ && exit 0; sleep 10
+  curl -sf -m 10 -o /dev/null http://localhost:8100/health/ && exit 0; sleep 10
 done
 exit 1
 """
@@ -153,8 +153,8 @@ def guide(operations: Operations) -> None:
         "python3 -m venv venv; export PIP_CERT=/etc/ssl/certs/ca-certificates.crt; "
         "PIP_CACHE_DIR=/var/cache/shiftmaster/pip venv/bin/pip install -q -r requirements.txt; "
         "runuser -u postgres -- createdb -O shiftmaster guide; "
-        f"grep -v -e ^DB_NAME -e ^STATIC_ROOT -e ^PYTHONPATH {APP}/active/release/env > /srv/guide.env; "
-        "echo 'DB_NAME=guide' >> /srv/guide.env; echo 'STATIC_ROOT=/srv/guide-static' >> /srv/guide.env; "
+        f"grep -v -e ^DB_NAME -e ^STATIC_ROOT -e ^PYTHONPATH -e ^HTTPS_ENABLED {APP}/active/release/env > /srv/guide.env; "
+        "printf '%s\\n' DB_NAME=guide STATIC_ROOT=/srv/guide-static HTTPS_ENABLED=false >> /srv/guide.env; "
         "set -a; . /srv/guide.env; set +a; venv/bin/python manage.py migrate -v 0; "
         f"DEMO_PASSWORD={PASSWORD} venv/bin/python manage.py seed_demo; "
         "venv/bin/python manage.py collectstatic --no-input -v 0; chmod -R a+rX /srv/guide /srv/guide-static",
@@ -165,7 +165,7 @@ def guide(operations: Operations) -> None:
     operations.shell("cat > /srv/guide-deploy", stdin=GUIDE)
     # Static files are nginx' business; here only pages count.
     scenario = json.loads((ROOT / "tests/load/shiftmaster.json").read_text())
-    scenario.update(base="http://localhost", connect="127.0.0.1:8100", headers={"X-Forwarded-Proto": "https"})
+    scenario.update(base="http://localhost", connect="127.0.0.1:8100")
     scenario["requests"] = [request for request in scenario["requests"] if request.get("kind") not in ("static",)]
     for request in scenario["requests"]:
         request.pop("links", None)
