@@ -128,7 +128,7 @@ def health(operations: Operations) -> None:
 
 def latency(operations: Operations) -> None:
     print(f"\nUnder {RATE} requests a second, reading and writing through TLS:")
-    os.nice(10)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with load(operations, "--rate", RATE, "--clients", "64", seconds=300) as current:
         time.sleep(45)
         with current.window("deploy"):

@@ -190,7 +190,8 @@ def load(operations: Operations, *options: str, seconds: int = 300, scenario: st
         )  # fmt: skip
     process = subprocess.Popen(
         [
-            "docker", "exec", "--env", f"LOADGEN_PASSWORD={PASSWORD}", operations.host, "python3",
+            # It plays people at other machines: what the host does may not slow their clocks.
+            "docker", "exec", "--env", f"LOADGEN_PASSWORD={PASSWORD}", operations.host, "nice", "-n", "-15", "python3",
             "/root/load/loadgen.py", f"/root/load/{scenario}", "--seconds", str(seconds), "--marks",
             "/root/load/marks.jsonl", "--results", "/root/load/results.jsonl", "--summary", "/root/load/summary.json",
             "--ready-file", "/root/load/ready", *options,

@@ -31,6 +31,8 @@ from .units import UnitError, systemctl, unit
 
 PHASES = ("start", "gate", "quiesce", "switch", "drain", "handover", "watch", "finish", "put_back")
 RUN = "/run/shiftmaster"
+# Of a release that is being proven beside the one that serves.
+IDLE_NICE = 10
 
 
 class CutoverError(Exception):
@@ -122,6 +124,8 @@ class Cutover:
             raise CutoverError(
                 "%s does not start: %s\n%s" % (self.called(target), error, self.evidence(colour))
             ) from error
+        # It loads the application beside the traffic of the old one: that goes first.
+        units.renice(unit("web", colour), IDLE_NICE)
 
     def _gate(self) -> None:
         colour, target = self._t("to_colour"), self._t("to")
@@ -219,6 +223,8 @@ class Cutover:
             self._stop(colour, ("worker",))
 
     def _switch(self) -> None:
+        name = unit("web", self._t("to_colour"))
+        units.renice(name, int(units.properties(name, "Nice")["Nice"]))
         self.layout.activate(self._t("to_colour"))
         self._audit("switched")
 
