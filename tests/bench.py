@@ -153,7 +153,7 @@ def guide(operations: Operations) -> None:
         "python3 -m venv venv; export PIP_CERT=/etc/ssl/certs/ca-certificates.crt; "
         "PIP_CACHE_DIR=/var/cache/shiftmaster/pip venv/bin/pip install -q -r requirements.txt; "
         "runuser -u postgres -- createdb -O shiftmaster guide; "
-        f"grep -v -e ^DB_NAME -e ^STATIC_ROOT -e ^PYTHONPATH -e ^HTTPS_ENABLED {APP}/active/release/env > /srv/guide.env; "
+        f"grep -v -E '^(DB_NAME|STATIC_ROOT|PYTHONPATH|HTTPS_ENABLED)=' {APP}/active/release/env > /srv/guide.env; "
         "printf '%s\\n' DB_NAME=guide STATIC_ROOT=/srv/guide-static HTTPS_ENABLED=false >> /srv/guide.env; "
         "set -a; . /srv/guide.env; set +a; venv/bin/python manage.py migrate -v 0; "
         f"DEMO_PASSWORD={PASSWORD} venv/bin/python manage.py seed_demo; "
