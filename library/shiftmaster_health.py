@@ -352,7 +352,7 @@ report_text:
   type: str
   sample: |-
     === ShiftMaster System Health Report ===
-    Report generated: 2026-01-31 08:00:00
+    Report generated: 2026-01-31 08:00:00 UTC+09:00
     Host: app1
 
     ✅ WEB: healthy

@@ -197,6 +197,8 @@ def main():
     )
     try:
         module.exit_json(**run(module.params, module.check_mode))
+    except FileNotFoundError:
+        module.fail_json(msg="nothing was deployed here yet: there is no folder for %s" % module.params["path"])
     except OSError as error:
         module.fail_json(msg="the lock %s cannot be used: %s" % (module.params["path"], error))
 

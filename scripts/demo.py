@@ -98,6 +98,11 @@ def port(name: str, default: int) -> int:
     return int(text)
 
 
+def forget_facts() -> None:
+    for path in (ROOT / ".cache/facts").glob(f"*{HOST}"):
+        path.unlink()
+
+
 def start_container() -> None:
     state = status()
     if state == "running":
@@ -110,7 +115,7 @@ def start_container() -> None:
         https, http = port("DEMO_HTTPS_PORT", 8443), port("DEMO_HTTP_PORT", 8080)
         keep(demo_https_port=https, demo_http_port=http)
         # Another host of that name may have been known.
-        (ROOT / ".cache/facts" / HOST).unlink(missing_ok=True)
+        forget_facts()
         say(f"Starting the container {HOST} (https on port {https}, http on port {http})")
         docker(
             "run", "--detach", "--name", HOST, "--hostname", HOST,
@@ -231,7 +236,7 @@ def main() -> int:
             say(f"Removing the container {HOST}")
             docker("rm", "--force", "--volumes", HOST)
         shutil.rmtree(HOME, ignore_errors=True)
-        (ROOT / ".cache/facts" / HOST).unlink(missing_ok=True)
+        forget_facts()
         return 0
     if command == "deploy":
         if len(arguments) != 1:

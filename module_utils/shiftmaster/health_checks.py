@@ -682,7 +682,7 @@ def check_release(options: dict, context: Context) -> Outcome:
     switch = os.path.join(layout.shared, "maintenance", "on")
     if os.path.exists(switch):
         data["maintenance"] = True
-        since = datetime.datetime.fromtimestamp(os.path.getmtime(switch)).strftime("%Y-%m-%d %H:%M")
+        since = datetime.datetime.fromtimestamp(os.path.getmtime(switch)).astimezone().strftime("%Y-%m-%d %H:%M %Z")
         return Outcome(WARNING, said("release.maintenance", since=since), "maintenance", {}, "", data)
     return Outcome(HEALTHY, said("release", release=release, colour=colour), data=data)
 

@@ -171,7 +171,7 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
     lines = []
     if title:
         generated = datetime.datetime.fromisoformat(report["generated"])
-        lines += [say(language, "title"), say(language, "generated", time=generated.strftime("%Y-%m-%d %H:%M:%S"))]
+        lines += [say(language, "title"), say(language, "generated", time=generated.strftime("%Y-%m-%d %H:%M:%S %Z"))]
     lines += [say(language, "host", host=report["host"]), ""]
     if "problem" in report:
         reached = not report["unreachable"]
@@ -229,7 +229,7 @@ def merged_lines(merged: dict, language: str) -> list:
     """Return the report of several hosts: each in turn, then the whole."""
     say = health_text.say
     generated = datetime.datetime.fromisoformat(merged["generated"])
-    lines = [say(language, "title"), say(language, "generated", time=generated.strftime("%Y-%m-%d %H:%M:%S")), ""]
+    lines = [say(language, "title"), say(language, "generated", time=generated.strftime("%Y-%m-%d %H:%M:%S %Z")), ""]
     for report in merged["hosts"]:
         lines += report_lines(report, language, title=False) + [""]
     if len(merged["hosts"]) == 1:

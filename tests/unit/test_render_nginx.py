@@ -289,12 +289,23 @@ def maintenance(name, **variables):
         ({"nginx_maintenance_until": "2027-04-31 10:00"}, 1),
         ({"nginx_maintenance_until": "2027-04-30 24:00"}, 1),
         ({"nginx_maintenance_until": "2027-4-30 10:00\n"}, 1),
+        ({"nginx_maintenance_until": "24:30"}, 1),
+        ({"nginx_maintenance_until": "14:00"}, 0),
         ({"nginx_maintenance_until": "tomorrow", "nginx_maintenance_reason": "x" * 501}, 2),
         ({"__nginx_shared": {"stat": {"exists": False}}}, 1),
     ],
 )
 def test_problems_of_a_maintenance(given, problems):
     assert len(maintenance("__nginx_maintenance_problems", **given)) == problems
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [("14:01", "2026-11-25 14:01"), ("14:00", "2026-11-26 14:00"), ("2027-01-31 09:15", "2027-01-31 09:15")],
+)
+def test_a_time_alone_is_its_next_one_on_the_host(text, end):
+    page = maintenance("__nginx_maintenance_page", nginx_maintenance_until=text)
+    assert page["until"] == end
 
 
 # --- the module ----------------------------------------------------------------------------------------------------

@@ -591,7 +591,7 @@ def report(language="en", host="app1"):
 
 def test_the_report_has_the_guides_form():
     lines = health_engine.report_lines(report(), "en")
-    when = NOW.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    when = datetime.datetime.fromisoformat(NOW.astimezone().isoformat()).strftime("%Y-%m-%d %H:%M:%S %Z")
     assert lines == [
         "=== ShiftMaster System Health Report ===",
         "Report generated: " + when,

@@ -7,7 +7,7 @@ import json
 import pytest
 
 PLAYBOOK = "playbooks/maintenance.yml"
-PAGE = {"reason": "更新 <script>alert('x')</script> & \"more\"", "until": "2040-11-25 14:30"}
+PAGE = {"reason": "更新 <script>alert('x')</script> & \"more\"", "end": "2040-11-25 14:30"}
 AUDIT = "/var/www/shiftmaster/shared/state/audit.jsonl"
 
 
@@ -36,10 +36,10 @@ def test_on_once_more_and_off(edge):
 @pytest.mark.parametrize(
     ("wrong", "sentences"),
     [
-        ({"state": "maybe", "until": "2026-02-30"}, ['not "maybe"', "A reason is missing", "2026-02-30"]),
-        ({"state": "on"}, ["A reason is missing", "until is missing"]),
-        ({"state": "on", "reason": "x", "until": "2020-01-01 10:00"}, ["is over"]),
-        ({"state": "on", "reason": "x" * 501, "until": "25.11.2040"}, ["501 characters", "is no time"]),
+        ({"state": "maybe", "end": "2026-02-30"}, ['not "maybe"', "A reason is missing", "2026-02-30"]),
+        ({"state": "on"}, ["A reason is missing", "The end is missing"]),
+        ({"state": "on", "reason": "x", "end": "2020-01-01 10:00"}, ["is over"]),
+        ({"state": "on", "reason": "x" * 501, "end": "25.11.2040"}, ["501 characters", "is no time"]),
     ],
 )
 def test_every_problem_is_named_at_once_and_nothing_changes(edge, wrong, sentences):
