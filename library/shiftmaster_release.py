@@ -17,7 +17,7 @@ options:
   state:
     description:
       - V(query) lists the releases and what the links say.
-      - V(target) chooses the release of a rollback, O(release) or the newest older one that was live and is not bad.
+      - V(target) chooses the release of a rollback, O(release) or what served before the current one was deployed.
         One that never was live or is bad is refused.
       - V(present) builds a release of O(revision) with this configuration, or finds the one that there is.
       - V(recovered) finishes or reverts a cutover that a dead run left, removes unfinished builds and starts what such
@@ -384,7 +384,13 @@ class Operation:
     def result(self, changed=False, **more):
         data = releases.manifest(self.layout, self.current) if self.current else {}
         return dict(
-            {"changed": changed, "current": self.current or "", "current_version": data.get("version", "")}, **more
+            {
+                "changed": changed,
+                "current": self.current or "",
+                "current_version": data.get("version", ""),
+                "current_is_whole": bool(data),
+            },
+            **more,
         )
 
     def one(self, wanted):
@@ -453,8 +459,8 @@ class Operation:
         name = self.one(wanted) if wanted else self.state.rollback_target(self.current)
         if not name:
             raise Refused(
-                "there is no older release that was live and is not bad; there are: %s. A newer one is"
-                " reached by -e to=<version>" % self.listing()
+                "there is no older release to go back to: nothing that is still here and not bad served before the one"
+                " that serves; there are: %s. -e to=<version> names one of them" % self.listing()
             )
         if self.state.status(name) == "bad":
             raise Refused("release %s is marked bad: %s" % (name, self.state.releases[name].get("reason")))
@@ -561,6 +567,7 @@ class Operation:
         removed = releases.remove_unfinished(self.layout, self.state)
         notes = [said] if said else []
         notes += ["removed the unfinished build %s" % name for name in removed]
+        notes += ["stopped %s, which served nobody" % name for name in self.cutover().stop_others()]
         notes += ["started %s, which was left stopped" % name for name in self.cutover().ensure_running()]
         return self.result(bool(notes), notes=notes)
 
@@ -603,9 +610,17 @@ class Operation:
         transition = self.state.transition
         if transition is None or self.check_mode:
             return self.result(release=self.current or "", requests=0, errors=0, p95_ms=0.0)
+        page = os.path.join(self.layout.shared, "maintenance", "on")
+        nothing = {"release": transition["to"], "requests": 0, "errors": 0, "p95_ms": 0.0}
+        unjudged = ["the maintenance page is up, so traffic was not judged, and users still see the page"]
+        if os.path.exists(page):
+            return self.result(notes=unjudged, **nothing)
         cutover = self.cutover()
         cutover.note_log()
         verdict = watch(dict(self.params["watch"], host=self.params["health"]["host"]))
+        if verdict.breach and os.path.exists(page):
+            # Somebody has put it up meanwhile; its answers are no fault of the release.
+            return self.result(notes=unjudged, **nothing)
         if not verdict.breach:
             verdict = verdict._replace(breach=cutover.worker_problem())
         numbers = {"requests": verdict.requests, "errors": verdict.errors, "p95_ms": verdict.p95_ms}

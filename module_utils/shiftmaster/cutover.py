@@ -24,7 +24,7 @@ import time
 from typing import Optional
 
 from . import celery_driver, probe, releases, units
-from .layout import Layout
+from .layout import COLOURS, Layout
 from .releasecode import Driver, ReleaseCode, ReleaseCodeError, tail
 from .state import State, audit
 from .units import UnitError, systemctl, unit
@@ -278,9 +278,14 @@ class Cutover:
         old, target = self._t("from_colour"), self._t("to")
         if old is not None:
             self._stop(old, ("beat", "web"))
-        self.state.set_status(target, "live")
+        # The way back from a deploy leads to what it replaced; a rollback and a restart leave it as it is.
+        way_back = {"previous": self._t("from")} if self._t("kind") == "deploy" and self._t("from") != target else {}
+        self.state.set_status(target, "live", **way_back)
         self._audit("live", previous=self._t("from"))
         self.state.end()
+        if units.active_state("shiftmaster.service") == "failed":
+            # Somebody's `systemctl restart shiftmaster` was refused meanwhile; left so, its stop would stop nothing.
+            systemctl("start", "shiftmaster.service", timeout=180)
 
     # -- the way back ------------------------------------------------------------------------------------------------
 
@@ -335,7 +340,7 @@ class Cutover:
     def recover(self) -> Optional[str]:
         """Finish or revert what a killed run or a reboot left; returns a sentence about it, None where nothing was."""
         if self.state.transition is None:
-            return None
+            return self._find_active()
         phase, source, target = self._t("phase"), self._t("from"), self._t("to")
         if phase != "put_back" and self.layout.active_colour() == self._t("to_colour"):
             try:
@@ -378,6 +383,43 @@ class Cutover:
         audit(self.layout, "recovered", what=said, run_id=self.options["run_id"], who=self.options["who"])
         self.close()
         return said
+
+    def _find_active(self) -> Optional[str]:
+        """Point the link `active` anew where somebody has removed it; returns a sentence, None where nothing was.
+
+        A host that has served before is never taken for a new one: a first deploy may run any migration.
+        """
+        if self.layout.current() is not None:
+            return None
+        live = {
+            name: entry["live_at"]
+            for name, entry in self.state.releases.items()
+            if entry.get("live_at") and entry["status"] == "live" and os.path.isdir(self.layout.release(name))
+        }
+        if not live:
+            return None
+        linked = [colour for colour in COLOURS if self.layout.release_of(colour) in live]
+        running = [colour for colour in linked if units.active_state(unit("web", colour)) == "active"]
+        if linked:
+            colour = max(running or linked, key=lambda one: live[self.layout.release_of(one)])
+        else:
+            colour = COLOURS[0]
+            self._stop(colour, ("beat", "worker", "web"))
+            self.layout.point_colour(colour, max(live, key=live.get))
+        self.layout.activate(colour)
+        said = "the link %s was gone; it leads to %s again, which served" % (self.layout.active, self.layout.current())
+        audit(self.layout, "recovered", what=said, run_id=self.options["run_id"], who=self.options["who"])
+        return said
+
+    def stop_others(self) -> list:
+        """Stop what runs in the colour that does not serve; returns the units. A worker that is ending may end."""
+        if self.state.transition is not None or self.layout.active_colour() is None:
+            return []
+        names = [unit(kind, self.layout.idle_colour()) for kind in ("beat", "worker", "web")]
+        running = [name for name in names if units.active_state(name) in ("active", "activating")]
+        if running:
+            systemctl("stop", *running, timeout=self.options["worker_stop_seconds"] + 90)
+        return running
 
     def ensure_running(self) -> list:
         """Start what should run beside the release that serves and does not; returns the units.

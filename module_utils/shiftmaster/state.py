@@ -3,8 +3,11 @@
 state.json holds what no link can say: each release's status, and the transition that is under way, phase by phase,
 so that the next run can finish or revert what a killed one left.
 
-    {"releases": {name: {"status", "since", "reason", "live_at"}},
+    {"releases": {name: {"status", "since", "reason", "live_at", "previous"}},
      "transition": null | {"kind", "from", "to", "from_colour", "to_colour", "phase", "since", "run_id"}}
+
+previous is the release that served when this one was deployed: the way back. Where the file is gone, the audit log
+tells what was live.
 """
 
 from __future__ import annotations
@@ -34,12 +37,17 @@ def write_json(path: str, data, mode: int = 0o600) -> None:
     """Replace a file as a whole: write, fsync, rename."""
     fresh = "%s.%d.new" % (path, os.getpid())
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(data, stream, indent=1, sort_keys=True)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(fresh, path)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            json.dump(data, stream, indent=1, sort_keys=True)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(fresh, path)
+    except OSError as error:
+        os.unlink(fresh)
+        # What write() and fsync() raise names no file.
+        raise OSError(error.errno, os.strerror(error.errno), path) from error
     sync_folder(os.path.dirname(path))
 
 
@@ -52,12 +60,17 @@ class State:
         try:
             with open(self.path, encoding="utf-8") as stream:
                 data = json.load(stream)
+            problem = _problem(data)
         except FileNotFoundError:
-            data = {}
+            data, problem = {"releases": from_audit(layout), "transition": None}, ""
         except ValueError as error:
-            raise StateError("%s is not JSON (%s); restore it from a backup or move it away" % (self.path, error))
-        self.releases = data.get("releases", {})
-        self.transition = data.get("transition")
+            problem = "it is not JSON: %s" % error
+        if problem:
+            raise StateError(
+                "%s is damaged (%s). Move it away: the next run makes it anew from the audit log" % (self.path, problem)
+            )
+        self.releases = data["releases"]
+        self.transition = data["transition"]
 
     def _save(self) -> None:
         write_json(self.path, {"releases": self.releases, "transition": self.transition})
@@ -68,15 +81,19 @@ class State:
     def was_live(self, name: str) -> bool:
         return bool(self.releases.get(name, {}).get("live_at"))
 
-    def set_status(self, name: str, status: str, reason: str = "") -> None:
+    def set_status(self, name: str, status: str, reason: str = "", **more) -> None:
         entry = self.releases.setdefault(name, {})
-        entry.update(status=status, since=now(), reason=reason)
+        entry.update(status=status, since=now(), reason=reason, **more)
         if status == "live":
             entry["live_at"] = now()
         self._save()
 
     def forget(self, name: str) -> None:
-        if self.releases.pop(name, None) is not None:
+        gone = self.releases.pop(name, None)
+        if gone is not None:
+            for entry in self.releases.values():
+                if entry.get("previous") == name:
+                    entry["previous"] = gone.get("previous")
             self._save()
 
     def begin(self, **transition) -> None:
@@ -92,13 +109,56 @@ class State:
         self._save()
 
     def rollback_target(self, current: Optional[str]) -> Optional[str]:
-        """Return the newest retained release older than current that was live and is not bad."""
-        candidates = [
-            name
-            for name in self.layout.names()
-            if self.was_live(name) and self.status(name) != "bad" and (current is None or name < current)
-        ]
-        return candidates[-1] if candidates else None
+        """Return the release that served before current was deployed, or the one before where that is bad or gone."""
+        there, seen, name = self.layout.names(), {current}, current
+        while name:
+            name = self.releases.get(name, {}).get("previous")
+            if name in seen:
+                break
+            seen.add(name)
+            if name in there and self.was_live(name) and self.status(name) != "bad":
+                return name
+        return None
+
+
+def _problem(data) -> str:
+    """Say what is wrong with the form of state.json's content; "" where nothing is."""
+    if not isinstance(data, dict) or not isinstance(data.get("releases"), dict) or "transition" not in data:
+        return "it holds no releases and transition"
+    for name, entry in data["releases"].items():
+        if not isinstance(entry, dict) or entry.get("status") not in STATUSES:
+            return "release %s has no status" % name
+    step = data["transition"]
+    if step is not None and not (
+        isinstance(step, dict) and {"kind", "from", "to", "from_colour", "to_colour", "phase", "run_id"} <= set(step)
+    ):
+        return "its transition is not whole"
+    return ""
+
+
+def from_audit(layout: Layout) -> dict:
+    """Return the releases of state.json as the audit log knows them, those whose folder is there."""
+    found = {}
+    try:
+        with open(os.path.join(layout.state, "audit.jsonl"), encoding="utf-8", errors="replace") as stream:
+            lines = stream.readlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("event") == "live":
+            entry = found.setdefault(event.get("target"), {})
+            entry.update(status="live", since=event.get("time"), reason="", live_at=event.get("time"))
+            if event.get("kind") == "deploy":
+                entry["previous"] = event.get("previous")
+        elif event.get("event") == "marked_bad":
+            found.setdefault(event.get("release"), {}).update(
+                status="bad", since=event.get("time"), reason=event.get("reason", "")
+            )
+    return {name: entry for name, entry in found.items() if name in layout.names()}
 
 
 def audit(layout: Layout, event: str, **fields) -> None:

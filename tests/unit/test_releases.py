@@ -41,7 +41,8 @@ def state(layout):
 
 @pytest.fixture
 def add(layout, state):
-    """Put a finished release in place."""
+    """Put a finished release in place, deployed after the one before."""
+    served = []
 
     def add(name, status="live", migrations=(), **manifest):
         os.makedirs(layout.release(name))
@@ -53,8 +54,9 @@ def add(layout, state):
         }
         with open(os.path.join(layout.release(name), "manifest.json"), "w", encoding="utf-8") as stream:
             json.dump(dict(fields, **manifest), stream)
-        if status == "bad":
-            state.set_status(name, "live")
+        if status in ("live", "bad"):
+            state.set_status(name, "live", previous=served[-1] if served else None)
+            served.append(name)
         if status:
             state.set_status(name, status)
 

@@ -12,6 +12,9 @@ import pytest
 from ansible.module_utils.shiftmaster import layout as layouts
 from ansible.module_utils.shiftmaster import state as states
 
+TRANSITION = dict.fromkeys(("from", "from_colour"), None) | {
+    key: key for key in ("kind", "to", "to_colour", "phase", "run_id")
+}
 ONE, TWO, THREE = ("2026010%dT000000Z-%s" % (day, str(day) * 10) for day in (1, 2, 3))
 
 
@@ -37,11 +40,11 @@ def test_every_change_is_on_disk_at_once(layout):
     assert (state.releases, state.transition) == ({}, None)
     state.set_status(ONE, "bad", "it broke")
     assert stored(layout)["releases"][ONE]["status"] == "bad"
-    state.begin(kind="deploy", to=TWO, phase="start")
+    state.begin(**TRANSITION)
     state.phase("switch", to_colour="green")
     assert {key: stored(layout)["transition"][key] for key in ("kind", "to", "phase", "to_colour")} == {
-        "kind": "deploy",
-        "to": TWO,
+        "kind": "kind",
+        "to": "to",
         "phase": "switch",
         "to_colour": "green",
     }
@@ -76,34 +79,68 @@ def test_a_write_that_fails_leaves_the_old_file(layout, monkeypatch):
     assert states.State(layout).status(ONE) == "ready"
 
 
-@pytest.mark.parametrize("content", ["", "{", "\xff"])
+DAMAGED = [
+    "",
+    "{",
+    "\xff",
+    "[]",
+    "null",
+    '{"releases": {}}',
+    '{"releases": null, "transition": null}',
+    '{"releases": {}, "transition": {}}',
+    '{"releases": {"x": "live"}, "transition": null}',
+    '{"releases": {"x": {}}, "transition": null}',
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_state_that_cannot_be_read_is_not_taken_for_an_empty_one(layout, content):
     with open(os.path.join(layout.state, "state.json"), "w", encoding="latin-1") as stream:
         stream.write(content)
-    with pytest.raises(states.StateError, match="state.json is not JSON"):
+    with pytest.raises(states.StateError, match="state.json is damaged .* Move it away"):
         states.State(layout)
 
 
-def test_rollback_goes_to_the_newest_older_release_that_was_live_and_is_not_bad(layout):
+def test_a_state_that_was_moved_away_is_made_anew_from_the_audit_log(layout):
+    states.audit(layout, "live", kind="deploy", target=ONE, source=None, previous=None)
+    states.audit(layout, "live", kind="deploy", target=TWO, source=ONE, previous=ONE)
+    states.audit(layout, "live", kind="rollback", target=ONE, source=TWO, previous=TWO)
+    states.audit(layout, "marked_bad", release=THREE, reason="it broke")
+    states.audit(layout, "live", kind="deploy", target="20200101T000000Z-0000000", previous=ONE)
     state = states.State(layout)
-    assert state.rollback_target(THREE) is None
-    for name in (ONE, TWO, THREE):
-        state.set_status(name, "live")
-    assert state.rollback_target(THREE) == TWO
-    assert state.rollback_target(TWO) == ONE
-    assert state.rollback_target(ONE) is None
-    assert state.rollback_target(None) == THREE
-    state.set_status(TWO, "bad")
+    assert {name: state.status(name) for name in state.releases} == {ONE: "live", TWO: "live", THREE: "bad"}
+    assert state.rollback_target(TWO) == ONE and state.rollback_target(ONE) is None
+
+
+def test_rollback_goes_to_what_served_before(layout):
+    """By the order of the deploys, whatever the names say: TWO was deployed last."""
+    state = states.State(layout)
+    state.set_status(ONE, "live", previous=None)
+    state.set_status(THREE, "live", previous=ONE)
+    state.set_status(TWO, "live", previous=THREE)
+    assert state.rollback_target(TWO) == THREE
     assert state.rollback_target(THREE) == ONE
+    assert state.rollback_target(ONE) is None and state.rollback_target(None) is None
+    state.set_status(THREE, "bad")
+    assert state.rollback_target(TWO) == ONE
+    state.forget(THREE)
+    assert state.rollback_target(TWO) == ONE
     os.rmdir(layout.release(ONE))
-    assert state.rollback_target(THREE) is None
+    assert state.rollback_target(TWO) is None
+
+
+def test_two_that_were_deployed_in_turn_lead_to_each_other(layout):
+    state = states.State(layout)
+    state.set_status(ONE, "live", previous=TWO)
+    state.set_status(TWO, "live", previous=ONE)
+    assert state.rollback_target(ONE) == TWO and state.rollback_target(TWO) == ONE
 
 
 def test_a_release_that_was_never_live_is_no_target(layout):
     state = states.State(layout)
-    state.set_status(ONE, "live")
-    state.set_status(TWO, "ready")
-    assert state.rollback_target(THREE) == ONE
+    state.set_status(ONE, "ready")
+    state.set_status(TWO, "live", previous=ONE)
+    assert state.rollback_target(TWO) is None
 
 
 # -------------------------------------------------------------------------------------------------------------- audit
