@@ -31,8 +31,8 @@ from .units import UnitError, systemctl, unit
 
 PHASES = ("start", "gate", "quiesce", "switch", "drain", "handover", "watch", "finish", "put_back")
 RUN = "/run/shiftmaster"
-# Of a release that is being proven beside the one that serves.
-IDLE_NICE = 10
+# So long a release that is being proven lets everybody else go first; on a host without a moment to spare no longer.
+YIELD_SECONDS = 15
 
 
 class CutoverError(Exception):
@@ -62,6 +62,7 @@ class Cutover:
     def __init__(self, layout: Layout, state: State, options: dict):
         self.layout, self.state, self.options = layout, state, options
         self.timings, self.notes, self._driver, self._clock = {}, [], None, time.monotonic()
+        self._yields_until = None
 
     # -- the way forward ---------------------------------------------------------------------------------------------
 
@@ -116,7 +117,8 @@ class Cutover:
         self.note_log()
         if self.options["celery_application"]:
             self._hold_worker(colour)
-            systemctl("start", "--no-block", unit("worker", colour))
+            systemctl("start", unit("worker", colour))
+            units.yield_to_others(unit("worker", colour), True)
             self._driver_of(target)
         try:
             systemctl("start", unit("web", colour), timeout=self.options["gate_timeout_seconds"] + 90)
@@ -125,14 +127,21 @@ class Cutover:
                 "%s does not start: %s\n%s" % (self.called(target), error, self.evidence(colour))
             ) from error
         # It loads the application beside the traffic of the old one: that goes first.
-        units.renice(unit("web", colour), IDLE_NICE)
+        units.yield_to_others(unit("web", colour), True)
 
     def _gate(self) -> None:
         colour, target = self._t("to_colour"), self._t("to")
+        self._yields_until = time.monotonic() + YIELD_SECONDS
         # The worker first: deep health asks for one, and a failed attempt costs the whole pause between two.
         if self.options["celery_application"]:
             self._gate_worker(colour)
         self._gate_web(colour, target)
+        self._yield_no_longer(colour)
+
+    def _yield_no_longer(self, colour: str) -> None:
+        self._yields_until = None
+        for kind in ("web", "worker"):
+            units.yield_to_others(unit(kind, colour), False)
 
     def _gate_web(self, colour: str, target: str) -> None:
         problem = "no attempt was made"
@@ -171,6 +180,8 @@ class Cutover:
         """Wait, but not for a unit that has died: its end is the answer."""
         deadline = time.monotonic() + seconds
         while True:
+            if self._yields_until is not None and time.monotonic() > self._yields_until:
+                self._yield_no_longer(colour)
             found = units.properties(unit("web", colour), "ActiveState", "NRestarts", "Result")
             if found["ActiveState"] not in ("active", "reloading") or found.get("NRestarts", "0") != "0":
                 raise CutoverError(
@@ -223,8 +234,6 @@ class Cutover:
             self._stop(colour, ("worker",))
 
     def _switch(self) -> None:
-        name = unit("web", self._t("to_colour"))
-        units.renice(name, int(units.properties(name, "Nice")["Nice"]))
         self.layout.activate(self._t("to_colour"))
         self._audit("switched")
 

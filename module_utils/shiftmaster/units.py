@@ -40,11 +40,13 @@ def active_state(name: str) -> str:
     return properties(name, "ActiveState")["ActiveState"]
 
 
-def renice(name: str, value: int) -> None:
-    """Give all processes of a unit, with their threads, a nice value (-20 is served first, 19 last).
+def yield_to_others(name: str, yielding: bool) -> None:
+    """Let the processes of a unit, with their threads, run only when nobody else wants to, or as usual again.
 
-    Who ends meanwhile needs none; what they start from now on inherits it.
+    By the scheduler's idle class: by its nice value alone a process would still end its slice before others are let in.
+    Who ends meanwhile needs nothing; what they start from now on inherits it.
     """
+    policy = os.SCHED_IDLE if yielding else os.SCHED_OTHER
     todo = [int(properties(name, "MainPID")["MainPID"])]
     children = {}
     for pid in os.listdir("/proc") if todo[0] else []:
@@ -59,7 +61,7 @@ def renice(name: str, value: int) -> None:
         todo += children.get(pid, [])
         try:
             for thread in os.listdir("/proc/%d/task" % pid):
-                os.setpriority(os.PRIO_PROCESS, int(thread), value)
+                os.sched_setscheduler(int(thread), policy, os.sched_param(0))
         except OSError:
             continue
 
