@@ -1,0 +1,123 @@
+"""What other people do to the host: links, folders and files that are gone, a page, a unit, a disk."""
+
+import json
+
+import pytest
+from support import APP, wait_for
+from test_kills import LOG, start_and_reach
+
+PAGE = f"{APP}/shared/maintenance/on"
+FAST = {"shiftmaster_watch_seconds": 2}
+
+pytestmark = pytest.mark.whole
+
+
+def units(operations) -> list:
+    found = operations.shell("systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*'")
+    return sorted(line.split()[0] for line in found.splitlines())
+
+
+def one_colour(operations) -> bool:
+    names = units(operations)
+    return len(names) == 3 and len({name.split("@")[1] for name in names}) == 1
+
+
+def login(operations) -> str:
+    return operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
+
+
+def at(operations, version: str) -> None:
+    if operations.serves(10) != version:
+        run = operations.deploy(version, **FAST)
+        assert run.code == 0, run.output[-4000:]
+
+
+def test_the_active_link_is_gone(operations):
+    """The host is no new one: a contract migration stays refused, and no second beat starts."""
+    at(operations, "2.1.0")
+    operations.shell(f"rm {APP}/active")
+    refused = operations.deploy("2.2.0", **FAST)
+    assert refused.code == 2 and refused.says("0003_remove_is_night"), refused.output[-4000:]
+    assert operations.serves(10) == "2.1.0" and one_colour(operations)
+    operations.shell(f"rm {APP}/active")
+    run = operations.deploy("2.1.0", **FAST)
+    assert run.code == 0, run.output[-4000:]
+    assert operations.serves(10) == "2.1.0" and one_colour(operations)
+
+
+def test_the_folder_of_the_release_that_serves_is_gone(operations):
+    at(operations, "2.1.0")
+    operations.shell(f"mv $(readlink -f {APP}/current) /root/gone")
+    run = operations.deploy("2.1.0", **FAST)
+    assert run.code == 0, run.output[-6000:]
+    assert operations.serves(10) == "2.1.0" and one_colour(operations)
+    operations.shell("rm -rf /root/gone")
+
+
+def test_an_operators_page_is_no_fault_of_a_release(operations):
+    at(operations, "2.1.0")
+    on = operations.run("playbooks/maintenance.yml", state="on", reason="Passwords", end="23:59")
+    assert on.code == 0, on.output[-3000:]
+    run = operations.deploy("2.0.0", **FAST)
+    assert run.code == 0 and run.says("users still see the page"), run.output[-4000:]
+    assert login(operations) == "503"
+    assert operations.run("playbooks/maintenance.yml", state="off").code == 0
+    assert login(operations) == "200" and operations.serves() == "2.0.0"
+    assert [entry["status"] for entry in operations.state()["releases"].values()].count("bad") == 0
+
+
+def test_no_room_for_the_safety_copy_is_no_fault_of_a_release(operations):
+    at(operations, "2.1.0")
+    operations.shell("mount -t tmpfs -o size=64k tmpfs /var/backups/shiftmaster/pre-migration")
+    try:
+        run = operations.deploy("2.2.0", shiftmaster_allow_contract=True, **FAST)
+    finally:
+        operations.shell("umount /var/backups/shiftmaster/pre-migration")
+    assert run.code == 2 and run.says("too little room", "Version 2.1.0 serves, as before."), run.output[-4000:]
+    assert login(operations) == "200" and one_colour(operations)
+    assert "bad" not in [entry["status"] for entry in operations.state()["releases"].values()]
+
+
+def test_wrong_options_of_a_rollback_change_nothing(operations):
+    at(operations, "2.1.0")
+    before = operations.shell("ls /var/backups/shiftmaster/pre-migration")
+    for extra, sentence in (
+        ({"to": "2.0.0", "schema": "restore", "dump": "../../../etc/passwd"}, "There is no safety copy ../../../etc"),
+        ({"to": "2.0.0", "dump": "x.dump"}, "dump is for -e schema=restore"),
+        ({"to": ""}, "to is empty"),
+    ):
+        run = operations.rollback(**extra)
+        assert run.code == 2 and run.says(sentence), run.output[-3000:]
+        assert run.changed == 0
+    assert operations.shell("ls /var/backups/shiftmaster/pre-migration") == before
+    assert operations.serves() == "2.1.0"
+
+
+def test_the_state_file_is_gone_or_damaged(operations):
+    """The audit log knows what was live: the way back stays open."""
+    at(operations, "2.0.0")
+    at(operations, "2.1.0")
+    state = f"{APP}/shared/state/state.json"
+    operations.shell(f"cp {state} /root/state; echo '[]' > {state}")
+    run = operations.deploy("2.1.0", **FAST)
+    assert run.code == 2 and run.says("state.json is damaged", "Move it away"), run.output[-4000:]
+    assert operations.serves() == "2.1.0"
+    operations.shell(f"rm {state}")
+    run = operations.rollback()
+    assert run.code == 0, run.output[-4000:]
+    assert operations.serves(10) == "2.0.0"
+
+
+def test_restart_by_hand_during_the_watch(operations):
+    """Refused; behind the deploy the unit is well, and stops what it should."""
+    at(operations, "2.0.0")
+    process = start_and_reach(operations, "watch")
+    operations.shell("systemctl restart shiftmaster", check=False)
+    assert process.wait(120) == 0, LOG.read_text()[-3000:]
+    assert operations.shell("systemctl is-active shiftmaster").strip() == "active"
+    assert operations.serves() == "2.1.0" and one_colour(operations)
+    operations.shell("systemctl stop shiftmaster", timeout=180)
+    wait_for(lambda: units(operations) == [], 60, "the end of the units")
+    operations.shell("systemctl start shiftmaster", timeout=180)
+    assert operations.serves(30) == "2.1.0"
+    assert json.loads(operations.shell(f"tail -n 1 {APP}/shared/state/audit.jsonl"))
