@@ -114,3 +114,18 @@ def test_two_at_once(operations):
         assert process.wait(120) == 0, LOG.read_text()[-3000:]
     assert operations.serves() == "2.1.0"
     assert operations.rollback(to="2.0.0").code == 0
+
+
+@pytest.mark.whole
+def test_restart_by_hand_during_the_watch(operations):
+    """Refused; behind the deploy the unit is well, and its stop stops everything."""
+    process = start_and_reach(operations, "watch")
+    operations.shell("systemctl restart shiftmaster", check=False)
+    assert process.wait(120) == 0, LOG.read_text()[-3000:]
+    assert operations.shell("systemctl is-active shiftmaster").strip() == "active"
+    assert operations.serves() == "2.1.0"
+    operations.shell("systemctl stop shiftmaster", timeout=180)
+    assert operations.shell("systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*'").strip() == ""
+    operations.shell("systemctl start shiftmaster", timeout=180)
+    assert operations.serves(30) == "2.1.0"
+    assert operations.rollback(to="2.0.0").code == 0

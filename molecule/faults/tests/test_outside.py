@@ -1,10 +1,7 @@
 """What other people do to the host: links, folders and files that are gone, a page, a unit, a disk."""
 
-import json
-
 import pytest
-from support import APP, wait_for
-from test_kills import LOG, start_and_reach
+from support import APP
 
 PAGE = f"{APP}/shared/maintenance/on"
 FAST = {"shiftmaster_watch_seconds": 2}
@@ -106,18 +103,3 @@ def test_the_state_file_is_gone_or_damaged(operations):
     run = operations.rollback()
     assert run.code == 0, run.output[-4000:]
     assert operations.serves(10) == "2.0.0"
-
-
-def test_restart_by_hand_during_the_watch(operations):
-    """Refused; behind the deploy the unit is well, and stops what it should."""
-    at(operations, "2.0.0")
-    process = start_and_reach(operations, "watch")
-    operations.shell("systemctl restart shiftmaster", check=False)
-    assert process.wait(120) == 0, LOG.read_text()[-3000:]
-    assert operations.shell("systemctl is-active shiftmaster").strip() == "active"
-    assert operations.serves() == "2.1.0" and one_colour(operations)
-    operations.shell("systemctl stop shiftmaster", timeout=180)
-    wait_for(lambda: units(operations) == [], 60, "the end of the units")
-    operations.shell("systemctl start shiftmaster", timeout=180)
-    assert operations.serves(30) == "2.1.0"
-    assert json.loads(operations.shell(f"tail -n 1 {APP}/shared/state/audit.jsonl"))
