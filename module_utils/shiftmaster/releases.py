@@ -458,7 +458,10 @@ def run_hooks(release_path: str, hooks, phase: str, user: str) -> list:
         if hook["phase"] != phase:
             continue
         code = ReleaseCode(release_path, hook.get("user") or user)
-        done = code.run(["/bin/sh", "-c", hook["command"]], timeout=hook.get("timeout_seconds") or 300)
+        try:
+            done = code.run(["/bin/sh", "-c", hook["command"]], timeout=hook.get("timeout_seconds") or 300)
+        except ReleaseCodeError as error:
+            raise BuildError("hook %s (%s): %s" % (hook["name"], phase, error)) from error
         if done.rc != 0:
             raise BuildError(
                 "hook %s (%s) ended with code %d:\n%s"
