@@ -360,7 +360,7 @@ from ansible.module_utils.shiftmaster.migrations import classify_tree
 from ansible.module_utils.shiftmaster.probe import http_get
 from ansible.module_utils.shiftmaster.releasecode import ReleaseCodeError
 from ansible.module_utils.shiftmaster.state import State, StateError, audit, exclusive
-from ansible.module_utils.shiftmaster.units import UnitError
+from ansible.module_utils.shiftmaster.units import UnitError, active_state
 from ansible.module_utils.shiftmaster.watch import watch
 
 
@@ -618,6 +618,14 @@ class Operation:
         cutover = self.cutover()
         cutover.note_log()
         verdict = watch(dict(self.params["watch"], host=self.params["health"]["host"]))
+        if verdict.breach and active_state("shiftmaster.service") == "inactive":
+            cutover.finish()
+            raise Refused(
+                "somebody has stopped ShiftMaster during the watch (systemctl stop shiftmaster), so the traffic of %s"
+                " could not be judged. It stays stopped: systemctl start shiftmaster starts it"
+                % cutover.called(transition["to"]),
+                release=transition["to"],
+            )
         if verdict.breach and os.path.exists(page):
             # Somebody has put it up meanwhile; its answers are no fault of the release.
             return self.result(notes=unjudged, **nothing)

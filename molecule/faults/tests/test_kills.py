@@ -129,3 +129,17 @@ def test_restart_by_hand_during_the_watch(operations):
     operations.shell("systemctl start shiftmaster", timeout=180)
     assert operations.serves(30) == "2.1.0"
     assert operations.rollback(to="2.0.0").code == 0
+
+
+@pytest.mark.whole
+def test_stop_by_hand_during_the_watch(operations):
+    """It stays stopped, and the release is not blamed."""
+    process = start_and_reach(operations, "watch")
+    operations.shell("systemctl stop shiftmaster", timeout=180)
+    assert process.wait(120) == 2, LOG.read_text()[-3000:]
+    assert "somebody has stopped ShiftMaster" in LOG.read_text()
+    assert operations.shell("systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*'").strip() == ""
+    assert "bad" not in [entry["status"] for entry in operations.state()["releases"].values()]
+    operations.shell("systemctl start shiftmaster", timeout=180)
+    assert operations.serves(30) == "2.1.0"
+    assert operations.rollback(to="2.0.0").code == 0
