@@ -101,8 +101,8 @@ class Cutover:
                 self.put_back(str(error), bad=not self.state.was_live(target))
             except (UnitError, ReleaseCodeError, OSError) as second:
                 raise CutoverError(
-                    "%s\nGoing back is not finished: %s. %s answers people, background tasks wait. When that is mended,"
-                    " the next deploy.yml or rollback.yml finishes it"
+                    "%s\nGoing back is not finished: %s. %s answers people, background tasks wait. When that is"
+                    " mended, the next deploy.yml or rollback.yml finishes it"
                     % (error, second, self.called(self.layout.current()))
                 ) from second
             raise CutoverError(str(error), put_back=True) from error
