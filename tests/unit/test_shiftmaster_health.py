@@ -547,11 +547,10 @@ def test_release(release, tmp_path_factory):
     assert release_check(tmp_path_factory.mktemp("empty")).status == "down"
     assert release_check(tmp_path).status == "healthy"
     state = tmp_path / "shared" / "state" / "state.json"
-    state.write_text(json.dumps({"releases": {name: {"status": "bad", "reason": "5xx"}}}))
+    state.write_text(json.dumps({"releases": {name: {"status": "bad", "reason": "5xx"}}, "transition": None}))
     assert release_check(tmp_path).status == "critical"
-    state.write_text(
-        json.dumps({"releases": {}, "transition": {"kind": "deploy", "to": "x", "phase": "drain", "since": "now"}})
-    )
+    step = dict.fromkeys(("kind", "from", "to", "from_colour", "to_colour", "phase", "run_id", "since"), "x")
+    state.write_text(json.dumps({"releases": {}, "transition": step}))
     assert (release_check(tmp_path).status, release_check(tmp_path).reason) == ("warning", "transition")
     state.write_text("{")
     assert health_engine.attempt(options("release"), Context(app_root=str(tmp_path))).status == "error"
