@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import SCENARIO_HOME, load
+from support import SCENARIO_HOME, load, wait_for
 
 # In a container, what came in by `docker exec` has no parent there. The load generator came in the same way.
 KILL_MODULES = r"""
@@ -148,6 +148,8 @@ def test_restart_by_hand_during_the_watch(operations):
 def test_stop_by_hand_during_the_watch(operations):
     """It stays stopped, and the release is not blamed."""
     process = start_and_reach(operations, "watch")
+    # Before the watch itself begins, the run makes sure that the whole unit is started.
+    wait_for(lambda: "Watch the traffic" in LOG.read_text(), 60, "the watch")
     operations.shell("systemctl stop shiftmaster", timeout=180)
     assert process.wait(120) == 2, LOG.read_text()[-3000:]
     assert "somebody has stopped ShiftMaster" in " ".join(LOG.read_text().split())

@@ -51,6 +51,7 @@ def test_a_hook_that_fails_fails_its_phase(operations, phase, threads):
 
 
 def test_a_hook_that_hangs_is_ended(operations):
+    schema_of_2_0_0(operations)
     run = operations.deploy("2.1.0", **hook("before_cutover", "sleep 600", timeout_seconds=3))
     assert run.code == 2 and run.says("the site's before_cutover"), run.output[-4000:]
     assert run.seconds < 120
