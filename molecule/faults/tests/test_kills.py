@@ -71,9 +71,9 @@ def at_2_0_0(operations):
         assert run.code == 0, run.output[-4000:]
 
 
-def start_and_reach(operations, wanted: str) -> subprocess.Popen:
+def start_and_reach(operations, wanted: str, watch: int = 8) -> subprocess.Popen:
     process = operations.start(
-        "deploy.yml", LOG, shiftmaster_version="2.1.0", shiftmaster_watch_seconds=8, shiftmaster_drain_grace_seconds=2,
+        "deploy.yml", LOG, shiftmaster_version="2.1.0", shiftmaster_watch_seconds=watch, shiftmaster_drain_grace_seconds=2,
         **BUILD.get(wanted, {}),
     )  # fmt: skip
     deadline = time.monotonic() + 240
@@ -147,7 +147,7 @@ def test_restart_by_hand_during_the_watch(operations):
 @pytest.mark.whole
 def test_stop_by_hand_during_the_watch(operations):
     """It stays stopped, and the release is not blamed."""
-    process = start_and_reach(operations, "watch")
+    process = start_and_reach(operations, "watch", watch=40)
     # Before the watch itself begins, the run makes sure that the whole unit is started.
     wait_for(lambda: "Watch the traffic" in LOG.read_text(), 60, "the watch")
     operations.shell("systemctl stop shiftmaster", timeout=180)
