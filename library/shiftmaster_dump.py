@@ -183,6 +183,7 @@ import tempfile
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster.state import write_json
 
 COPY_NAME = re.compile(r"^\d{8}T\d{6}Z-[A-Za-z0-9._-]+\.dump\Z")
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
@@ -640,6 +641,7 @@ def remove_unfinished(folder):
         name
         for name in sorted(names)
         if name.endswith(".part")
+        or (name.endswith(".dump.json.new") and COPY_NAME.match(name[: -len(".json.new")]))
         or (name.endswith(".dump.json") and COPY_NAME.match(name[:-5]) and name[:-5] not in names)
     ]
     for name in going:
@@ -720,17 +722,6 @@ def present(params, deadline):
         "notes": [],
         "seconds": round(time.monotonic() - started, 2),
     }
-
-
-def write_json(path, data):
-    fresh = os.path.join(os.path.dirname(path), "." + os.path.basename(path) + ".part")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(data, stream, indent=1, sort_keys=True)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(fresh, path)
 
 
 def find_copy(folder, wanted, database):

@@ -34,8 +34,11 @@ def now() -> str:
 
 
 def write_json(path: str, data, mode: int = 0o600) -> None:
-    """Replace a file as a whole: write, fsync, rename."""
-    fresh = "%s.%d.new" % (path, os.getpid())
+    """Replace a file as a whole: write, fsync, rename. What a killed writer left is overwritten by the next one.
+
+    The caller lets one process write at a time (exclusive()).
+    """
+    fresh = path + ".new"
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:

@@ -170,7 +170,7 @@ def test_what_a_killed_run_left_is_removed_and_strange_files_are_not(tools, opti
     for name in (
         ".20260101T000000Z-x.dump.part",
         "20260101T000000Z-x.dump.json",
-        ".y.json.part",
+        "20260101T000000Z-x.dump.json.new",
         "notes.txt",
         "20260101T000000Z-mine.dump",
         "other.json",
@@ -184,7 +184,11 @@ def test_what_a_killed_run_left_is_removed_and_strange_files_are_not(tools, opti
         "notes.txt",
         "other.json",
     ]
-    assert sorted(removed) == [".20260101T000000Z-x.dump.part", ".y.json.part", "20260101T000000Z-x.dump.json"]
+    assert sorted(removed) == [
+        ".20260101T000000Z-x.dump.part",
+        "20260101T000000Z-x.dump.json",
+        "20260101T000000Z-x.dump.json.new",
+    ]
 
 
 def test_a_second_copy_in_the_same_second_does_not_replace_the_first(tools, options):

@@ -71,9 +71,10 @@ def at_2_0_0(operations):
         assert run.code == 0, run.output[-4000:]
 
 
-def start_and_reach(operations, wanted: str) -> subprocess.Popen:
+def start_and_reach(operations, wanted: str, watch: int = 8) -> subprocess.Popen:
     process = operations.start(
-        "deploy.yml", LOG, shiftmaster_version="2.1.0", shiftmaster_watch_seconds=8, shiftmaster_drain_grace_seconds=2,
+        "deploy.yml", LOG, shiftmaster_version="2.1.0", shiftmaster_watch_seconds=watch,
+        shiftmaster_drain_grace_seconds=2,
         **BUILD.get(wanted, {}),
     )  # fmt: skip
     deadline = time.monotonic() + 240
@@ -139,6 +140,22 @@ def test_restart_by_hand_during_the_watch(operations):
     assert operations.serves() == "2.1.0"
     operations.shell("systemctl stop shiftmaster", timeout=180)
     assert operations.shell("systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*'").strip() == ""
+    operations.shell("systemctl start shiftmaster", timeout=180)
+    assert operations.serves(30) == "2.1.0"
+    assert operations.rollback(to="2.0.0").code == 0
+
+
+@pytest.mark.whole
+def test_stop_by_hand_during_the_watch(operations):
+    """It stays stopped, and the release is not blamed."""
+    process = start_and_reach(operations, "watch", watch=40)
+    # The run first makes sure that the whole unit is started, which would undo the stop.
+    time.sleep(6)
+    operations.shell("systemctl stop shiftmaster", timeout=180)
+    assert process.wait(120) == 2, LOG.read_text()[-3000:]
+    assert "somebody has stopped ShiftMaster" in " ".join(LOG.read_text().split())
+    assert operations.shell("systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*'").strip() == ""
+    assert "bad" not in [entry["status"] for entry in operations.state()["releases"].values()]
     operations.shell("systemctl start shiftmaster", timeout=180)
     assert operations.serves(30) == "2.1.0"
     assert operations.rollback(to="2.0.0").code == 0
