@@ -102,6 +102,8 @@ class Toy:
         return True
 
     def close(self):
+        # Closing alone leaves the thread in accept(), on a number that another socket gets next.
+        self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
 
 

@@ -46,6 +46,8 @@ def server(talk, path=None, tls=None, backlog=5):
     try:
         yield path or listener.getsockname()
     finally:
+        # Closing alone leaves the thread in accept(), on a number that another socket gets next.
+        listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         for connection in open_ones:
             connection.close()

@@ -489,6 +489,7 @@ def test_a_wrong_token_is_one_sentence_without_it(server, tmp_path, monkeypatch,
     said = capsys.readouterr().out
     assert ended.value.code == 1
     message = json.loads(said)["msg"]
+    assert any(Guarded.given), "the password was never sent: " + message
     assert "Authentication failed" in message and "has expired" in message and "\n" not in message
     assert "wrong-token" not in said
 
