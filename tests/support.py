@@ -178,20 +178,26 @@ def recap(output: str) -> dict:
 
 
 @contextlib.contextmanager
-def load(operations: Operations, *options: str, seconds: int = 300, scenario: str = "shiftmaster.json"):
-    """Run the load generator inside the host while the block runs; yields a Load whose summary is there behind it."""
-    current = Load(operations)
-    shell = operations.shell
+def load(
+    operations: Operations, *options: str, seconds: int = 300, scenario: str = "shiftmaster.json", client: str = ""
+):
+    """Run the load generator inside the host while the block runs; yields a Load whose summary is there behind it.
+
+    client: another container that has the host's network, to run it in.
+    """
+    place = Operations(operations.inventory, client or operations.host)
+    current = Load(place)
+    shell = place.shell
     shell("mkdir -p /root/load && rm -f /root/load/*")
     for name in ("loadgen.py", scenario):
         subprocess.run(
-            ["docker", "cp", "--quiet", str(ROOT / "tests" / "load" / name), f"{operations.host}:/root/load/{name}"],
+            ["docker", "cp", "--quiet", str(ROOT / "tests" / "load" / name), f"{place.host}:/root/load/{name}"],
             check=True, capture_output=True,
         )  # fmt: skip
     process = subprocess.Popen(
         [
             # It plays people at other machines: what the host does may not slow their clocks.
-            "docker", "exec", "--env", f"LOADGEN_PASSWORD={PASSWORD}", operations.host, "nice", "-n", "-15", "python3",
+            "docker", "exec", "--env", f"LOADGEN_PASSWORD={PASSWORD}", place.host, "nice", "-n", "-15", "python3",
             "/root/load/loadgen.py", f"/root/load/{scenario}", "--seconds", str(seconds), "--marks",
             "/root/load/marks.jsonl", "--results", "/root/load/results.jsonl", "--summary", "/root/load/summary.json",
             "--ready-file", "/root/load/ready", *options,
@@ -200,18 +206,18 @@ def load(operations: Operations, *options: str, seconds: int = 300, scenario: st
     )  # fmt: skip
     try:
         wait_for(
-            lambda: process.poll() is not None or operations.shell("ls /root/load/ready 2>/dev/null", check=False), 60,
+            lambda: process.poll() is not None or shell("ls /root/load/ready 2>/dev/null", check=False), 60,
             "the load",
         )  # fmt: skip
         yield current
     finally:
-        operations.shell("pkill -TERM -f load/loadgen.py", check=False)
+        shell("pkill -TERM -f load/loadgen.py", check=False)
         try:
             current.output = process.communicate(timeout=120)[0]
         except subprocess.TimeoutExpired:
             process.kill()
             current.output = process.communicate()[0]
-    text = operations.shell("cat /root/load/summary.json", check=False)
+    text = shell("cat /root/load/summary.json", check=False)
     assert text, f"the load generator wrote no summary: {current.output}"
     current.summary = json.loads(text)
 

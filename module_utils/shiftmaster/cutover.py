@@ -16,6 +16,7 @@ a killed run or a reboot left:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -128,13 +129,13 @@ class Cutover:
             units.yield_to_others(unit("worker", colour), True)
             self._driver_of(target)
         try:
-            systemctl("start", unit("web", colour), timeout=self.options["gate_timeout_seconds"] + 90)
+            # It loads the application beside the traffic of the old one: that goes first.
+            with units.yielding(unit("web", colour), YIELD_SECONDS):
+                systemctl("start", unit("web", colour), timeout=self.options["gate_timeout_seconds"] + 90)
         except UnitError as error:
             raise CutoverError(
                 "%s does not start: %s\n%s" % (self.called(target), error, self.evidence(colour))
             ) from error
-        # It loads the application beside the traffic of the old one: that goes first.
-        units.yield_to_others(unit("web", colour), True)
 
     def _gate(self) -> None:
         colour, target = self._t("to_colour"), self._t("to")
@@ -492,7 +493,9 @@ class Cutover:
         for kind in kinds:
             name = unit(kind, colour)
             if units.active_state(name) not in ("inactive", "failed"):
-                systemctl("stop", name, timeout=self.options["worker_stop_seconds"] + 90)
+                # Web processes that are stopped have no traffic any more, but much to clean up.
+                with units.yielding(name, YIELD_SECONDS) if kind == "web" else contextlib.nullcontext():
+                    systemctl("stop", name, timeout=self.options["worker_stop_seconds"] + 90)
             systemctl("reset-failed", name) if units.active_state(name) == "failed" else None
 
     def _queue_file(self, colour: str) -> str:

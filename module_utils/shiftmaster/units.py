@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+import threading
+import time
 
 KINDS = ("web", "worker", "beat")
 
@@ -40,6 +43,20 @@ def active_state(name: str) -> str:
     return properties(name, "ActiveState")["ActiveState"]
 
 
+def processes(name: str) -> list:
+    """Return the processes of a unit, by their control group."""
+    found = []
+    for pid in os.listdir("/proc"):
+        if pid.isdigit():
+            try:
+                with open("/proc/%s/cgroup" % pid, encoding="utf-8", errors="replace") as stream:
+                    if any(line.rstrip("\n").endswith("/" + name) for line in stream):
+                        found.append(int(pid))
+            except OSError:
+                continue
+    return found
+
+
 def yield_to_others(name: str, yielding: bool) -> None:
     """Let the processes of a unit, with their threads, run only when nobody else wants to, or as usual again.
 
@@ -47,23 +64,39 @@ def yield_to_others(name: str, yielding: bool) -> None:
     Who ends meanwhile needs nothing; what they start from now on inherits it.
     """
     policy = os.SCHED_IDLE if yielding else os.SCHED_OTHER
-    todo = [int(properties(name, "MainPID")["MainPID"])]
-    children = {}
-    for pid in os.listdir("/proc") if todo[0] else []:
-        if pid.isdigit():
-            try:
-                with open("/proc/%s/stat" % pid, encoding="utf-8", errors="replace") as stream:
-                    children.setdefault(int(stream.read().rsplit(")", 1)[1].split()[1]), []).append(int(pid))
-            except (OSError, IndexError):
-                continue
-    while todo and todo[0]:
-        pid = todo.pop()
-        todo += children.get(pid, [])
+    for pid in processes(name):
         try:
             for thread in os.listdir("/proc/%d/task" % pid):
                 os.sched_setscheduler(int(thread), policy, os.sched_param(0))
         except OSError:
             continue
+
+
+@contextlib.contextmanager
+def yielding(name: str, seconds: float):
+    """Keep a unit that starts or ends inside the block out of everybody's way, for so many seconds at the longest.
+
+    A unit that starts has a moment before anybody can ask for its processes, so they are looked for all the time.
+    """
+    over = threading.Event()
+
+    def keep():
+        # Ahead of the one that it holds back.
+        os.setpriority(os.PRIO_PROCESS, 0, -15)
+        began = time.monotonic()
+        while True:
+            passed = time.monotonic() - began
+            yield_to_others(name, passed < seconds)
+            if passed >= seconds or over.wait(0.02 if passed < 1 else 0.5):
+                return
+
+    keeper = threading.Thread(target=keep, daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        over.set()
+        keeper.join()
 
 
 def journal(name: str, lines: int = 15) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster import cutover
+from ansible.module_utils.shiftmaster import cutover, units
 
 LOG = """\
 2026-01-01 12:00:00,123 [ERROR] gunicorn.error: Exception in worker process
@@ -76,3 +79,27 @@ def test_accept_queue_counts_connections_that_nobody_has_taken(tmp_path):
         assert cutover.accept_queue(path) == 2
         for client in clients:
             client.close()
+
+
+def test_the_processes_of_a_unit_are_those_of_its_control_group():
+    mine = Path("/proc/self/cgroup").read_text().splitlines()[0].rsplit("/", 1)[1]
+    assert os.getpid() in units.processes(mine)
+    assert units.processes("shiftmaster-web@red.service") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a priority above the usual one needs root")
+def test_a_unit_yields_at_once_and_not_for_ever(monkeypatch):
+    with subprocess.Popen(["sleep", "30"]) as child:
+        monkeypatch.setattr(units, "processes", lambda _name: [child.pid])
+        try:
+            with units.yielding("x.service", 60):
+                deadline = time.monotonic() + 20
+                while os.sched_getscheduler(child.pid) != os.SCHED_IDLE and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                assert os.sched_getscheduler(child.pid) == os.SCHED_IDLE
+            assert os.sched_getscheduler(child.pid) == os.SCHED_IDLE
+            with units.yielding("x.service", 0):
+                pass
+            assert os.sched_getscheduler(child.pid) == os.SCHED_OTHER
+        finally:
+            child.kill()
