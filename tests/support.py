@@ -226,6 +226,14 @@ class Load:
     def __init__(self, operations: Operations):
         self.operations, self.summary, self.output = operations, {}, ""
 
+    def assert_flawless(self) -> None:
+        """Every request succeeded, the load lasted to the end, and what was acknowledged is there."""
+        text = json.dumps(self.summary, indent=1, ensure_ascii=False)[:6000]
+        assert "error" not in self.summary, text
+        assert self.summary["requests"] > 0 and self.summary["failed"] == 0, text
+        writes = self.summary["writes"]
+        assert writes["acknowledged"] > 0 and writes["lost_count"] == writes["unread_count"] == 0, text
+
     @contextlib.contextmanager
     def window(self, name: str):
         """Mark what happens inside as a window of the summary."""
