@@ -2,11 +2,11 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-SHELL_SCRIPTS := .ci/run scripts/bootstrap scripts/docker scripts/images scripts/lock scripts/test_example scripts/with_services
+SHELL_SCRIPTS := .ci/run scripts/bootstrap scripts/docker scripts/images scripts/lock scripts/pack_example scripts/test_example scripts/with_services
 RUN := .venv/bin/python scripts/run_tests.py
 DEMO := .venv/bin/python scripts/demo.py
 
-.PHONY: help bootstrap docker images lint format unit readme test test-all bench lock clean \
+.PHONY: help bootstrap docker images lint format unit readme test test-all test-rest bench lock clean \
 	demo demo-deploy demo-rollback demo-health demo-clean
 
 help: ## Show this list
@@ -51,6 +51,9 @@ test: images ## What .ci/run runs: lint, unit tests and a sample of the scenario
 
 test-all: images ## Every proof; writes docs/verification.md
 	@$(RUN) all; result=$$?; .venv/bin/python scripts/verification.py && exit $$result
+
+test-rest: ## What did not pass in the last whole run, once more; docs/verification.md says so
+	@$(RUN) rest; result=$$?; .venv/bin/python scripts/verification.py && exit $$result
 
 bench: images ## Measurements, side by side
 	@$(RUN) bench

@@ -3,6 +3,7 @@
 
   scripts/run_tests.py test           the sample
   scripts/run_tests.py all            everything; what happened is kept in .cache/results.json
+  scripts/run_tests.py rest           what did not pass in that run, once more, on the same commit
   scripts/run_tests.py bench          the measurements
   scripts/run_tests.py NAME...        these steps; a scenario that the file does not list is run too
 
@@ -301,19 +302,38 @@ def main() -> int:
     if not words or words[0].startswith("-"):
         print(__doc__)
         return 0 if words else 2
+    results = {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--", ".", ":(exclude)docs/verification.md")),
+        "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+    if words == ["rest"]:
+        return rest(results)
     steps = select(load_steps(), words)
     if not steps:
         sys.exit(f"ERROR: scripts/steps.yml has no steps for {' '.join(words)}.")
-    commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
-    started = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     good = Runner(steps).run()
     if words == ["all"]:
-        RESULTS.write_text(
-            json.dumps(
-                {"commit": commit, "dirty": dirty, "started": started, "steps": [asdict(step) for step in steps]},
-                indent=2,
-            )
-        )
+        RESULTS.write_text(json.dumps(dict(results, steps=[asdict(step) for step in steps]), indent=2))
+    return 0 if good else 1
+
+
+def rest(now: dict) -> int:
+    """Run what did not pass in the last whole run; its results say that it was not the first attempt."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if (results.get("commit"), results.get("dirty")) != (now["commit"], now["dirty"]):
+        sys.exit("ERROR: The last whole run was of another commit (or there was none): run `make test-all`.")
+    missing = {entry["name"]: entry for entry in results["steps"] if entry["result"] != PASSED}
+    if not missing:
+        say("all of the last whole run passed")
+        return 0
+    good = Runner(steps := [step for step in load_steps() if step.name in missing]).run()
+    for step in steps:
+        first = missing[step.name]["result"]
+        step.note = "; ".join(filter(None, [step.note, f"run again {now['started']}, before: {first}"]))
+    again = {step.name: asdict(step) for step in steps}
+    results["steps"] = [again.get(entry["name"], entry) for entry in results["steps"]]
+    RESULTS.write_text(json.dumps(results, indent=2))
     return 0 if good else 1
 
 
