@@ -183,6 +183,7 @@ import tempfile
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster import points
 from ansible.module_utils.shiftmaster.state import write_json
 
 COPY_NAME = re.compile(r"^\d{8}T\d{6}Z-[A-Za-z0-9._-]+\.dump\Z")
@@ -685,6 +686,7 @@ def present(params, deadline):
         part = os.path.join(folder, "." + os.path.basename(path) + ".part")
         try:
             source.dump(part)
+            points.reach("dump")
             entries = source.verify(part)
             manifest = {
                 "format": 1,

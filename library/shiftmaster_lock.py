@@ -114,7 +114,7 @@ alive:
 import datetime
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.shiftmaster import lock
+from ansible.module_utils.shiftmaster import lock, points
 
 
 def sentence(holder):
@@ -165,6 +165,8 @@ def run(params, check_mode):
         params["wait_seconds"],
         params["dead_run_id"],
     )
+    if outcome.acquired:
+        points.reach("lock")
     return {
         "changed": outcome.taken_over is not None,
         "acquired": outcome.acquired,

@@ -39,6 +39,7 @@ VERSIONS = {
     "broken-requirement": ("2.1.0", "A requirement that nobody can install"),
     "broken-template": ("2.1.0", "The roster's page fails, health does not"),
     "broken-worker": ("2.1.0", "The Celery worker does not start"),
+    "2.1.1": ("2.1.0", "Two indexes built while people work: a migration that is not one transaction"),
 }
 
 

@@ -24,7 +24,7 @@ import subprocess
 import time
 from typing import Optional
 
-from . import celery_driver, probe, releases, units
+from . import celery_driver, points, probe, releases, units
 from .layout import COLOURS, Layout
 from .releasecode import Driver, ReleaseCode, ReleaseCodeError, tail
 from .state import State, audit
@@ -243,6 +243,7 @@ class Cutover:
 
     def _switch(self) -> None:
         self.layout.activate(self._t("to_colour"))
+        points.reach("switched")
         self._audit("switched")
 
     def _drain(self, colour: Optional[str]) -> None:
@@ -298,6 +299,7 @@ class Cutover:
         # The way back from a deploy leads to what it replaced; a rollback and a restart leave it as it is.
         way_back = {"previous": self._t("from")} if self._t("kind") == "deploy" and self._t("from") != target else {}
         self.state.set_status(target, "live", **way_back)
+        points.reach("live")
         self._audit("live", previous=self._t("from"))
         self.state.end()
         if units.active_state("shiftmaster.service") == "failed":
@@ -320,6 +322,7 @@ class Cutover:
         """Give traffic and tasks back to the release that served before; the schema is never touched."""
         source, target = self._t("from"), self._t("to")
         self.state.phase("put_back")
+        points.reach("put_back")
         started = time.monotonic()
         if bad and source != target:
             self.state.set_status(target, "bad", reason.splitlines()[0] if reason else "")
@@ -464,6 +467,7 @@ class Cutover:
 
     def _phase(self, name: str, work) -> None:
         self.state.phase(name)
+        points.reach(name)
         started = time.monotonic()
         work()
         self.timings[name] = round(time.monotonic() - started, 2)
@@ -538,7 +542,13 @@ class Cutover:
 
     def _ask(self, request: dict) -> dict:
         driver = self._driver_of(self._t("to"))
-        return driver.ask(request, timeout=request.get("seconds", 0) + 60)
+        try:
+            return driver.ask(request, timeout=request.get("seconds", 0) + 60)
+        except ReleaseCodeError as error:
+            raise ReleaseCodeError(
+                "asking the Celery application %s of %s (%s) failed: %s"
+                % (self.options["celery_application"], self.called(self._t("to")), request["op"], error)
+            ) from error
 
     def _close_driver(self) -> None:
         if self._driver is not None:

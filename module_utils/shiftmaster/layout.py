@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Optional
+from typing import Callable, Optional
+
+from . import points
 
 COLOURS = ("blue", "green")
 RELEASE_NAME = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{7,40}\Z")
 
 
-def replace_link(target: str, link: str) -> None:
+def replace_link(target: str, link: str, before_rename: Optional[Callable] = None) -> None:
     """Point link at target by one rename(), so that it is never absent."""
     fresh = link + ".new"
     if os.path.lexists(fresh):
         os.unlink(fresh)
     os.symlink(target, fresh)
+    if before_rename:
+        before_rename()
     os.rename(fresh, link)
     sync_folder(os.path.dirname(link))
 
@@ -94,7 +98,7 @@ class Layout:
 
     def activate(self, colour: str) -> None:
         """Move the traffic: one rename()."""
-        replace_link(os.path.join("colours", colour), self.active)
+        replace_link(os.path.join("colours", colour), self.active, lambda: points.reach("rename"))
         current = os.path.join(self.root, "current")
         if not os.path.islink(current):
             os.symlink(os.path.join("active", "release"), current)  # For people; it never changes.

@@ -19,7 +19,7 @@ import subprocess
 import time
 from typing import Optional
 
-from . import celery_driver, envfile
+from . import celery_driver, envfile, points
 from .layout import Layout
 from .releasecode import ReleaseCode, ReleaseCodeError, run_as, tail
 from .state import State, audit, write_json
@@ -194,6 +194,7 @@ class Build:
             discard(self.layout, self.state, self.name)
             audit(self.layout, "build_failed", release=self.name, version=self.spec["version"], reason=str(error))
             raise
+        points.reach("built")
         self.state.set_status(self.name, "ready")
         audit(
             self.layout,
@@ -291,6 +292,7 @@ class Build:
             )
         if self.spec["extra_requirements"]:
             self._command("install the extra requirements", pip + list(self.spec["extra_requirements"]), env, source)
+        points.reach("build")
 
     def configuration(self) -> None:
         for relative, text in self.spec["files"].items():
@@ -485,6 +487,7 @@ def discard(layout: Layout, state: State, name: str) -> None:
             if os.path.exists(os.path.join(path, "manifest.json")):
                 os.unlink(os.path.join(path, "manifest.json"))
             shutil.rmtree(path)
+    points.reach("prune")
     if os.path.lexists(aside):
         shutil.rmtree(aside)
     state.forget(name)

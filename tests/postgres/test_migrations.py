@@ -477,6 +477,18 @@ def test_an_index_is_built_concurrently_under_the_lock_while_another_run_waits(s
     assert site.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'roster_month'::regclass") == [["True"]]
 
 
+def test_an_index_that_a_killed_run_has_built_is_built_anew(site):
+    """A run that dies behind it, in a later operation of the same migration, has recorded nothing."""
+    site.run("apply", site.release(1, BASE))
+    site.sql("CREATE INDEX roster_month ON shifts_roster (id)")
+    release = site.release(2, dict(BASE, **{"shifts/0003_index": migration(INDEX, "0002_note", atomic=False)}))
+    result = site.run("apply", release)
+    assert (result["done"], result["repaired"]) == (
+        ["shifts.0003_index"], ["dropped the index roster_month of an earlier run"],
+    )  # fmt: skip
+    assert "(month)" in site.sql("SELECT pg_get_indexdef('roster_month'::regclass)")[0][0]
+
+
 class Pooler(threading.Thread):
     """A stand-in for a pooler: passes everything on, and gives clients a backend number of its own."""
 

@@ -31,6 +31,7 @@ CHANGES = {
     "broken-requirement": {"M requirements.in", "M requirements.txt"},
     "broken-template": {"M templates/roster/month.html"},
     "broken-worker": {"M shiftmaster/celery.py"},
+    "2.1.1": {"M roster/models/assignment.py", "A roster/migrations/0003_indexes_by_day.py"},
 }
 
 

@@ -1,0 +1,47 @@
+"""The points of a run at which it can be held, for the tests that kill it there.
+
+A point costs nothing where nobody has made FOLDER, which a reboot removes. Where it holds a file of the point's name,
+the run writes `<point>.reached` beside it and waits until the file is gone, two minutes at the longest.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+FOLDER = "/run/shiftmaster/points"
+HOLD_SECONDS = 120
+# In the order of a run. Each phase of the cutover is one by its own name (cutover.PHASES), before its work begins.
+POINTS = (
+    "lock",  # taken, and nothing else done
+    "build",  # the requirements are installed
+    "built",  # the release is whole, but not yet called ready
+    "dump",  # the safety copy is written, but neither verified nor named
+    "migrate",  # between two operations of a migration that is no transaction (django_driver)
+    "migrated",  # the last migration is applied (django_driver)
+    "start",
+    "gate",
+    "quiesce",
+    "switch",
+    "rename",  # the new link is there, under another name
+    "switched",
+    "drain",
+    "handover",
+    "watch",
+    "finish",
+    "live",  # said to be live, the transition not ended
+    "prune",  # a release has its other name, and is not yet removed
+    "put_back",
+)
+
+
+def reach(point: str) -> None:
+    """Say that the run is at a point, and wait where it is to be held there."""
+    hold = os.path.join(FOLDER, point)
+    if not os.path.exists(hold):
+        return
+    with open(hold + ".reached", "w", encoding="ascii"):
+        pass
+    deadline = time.monotonic() + HOLD_SECONDS
+    while os.path.exists(hold) and time.monotonic() < deadline:
+        time.sleep(0.05)
