@@ -113,8 +113,8 @@ attributes:
     support: full
 notes:
   - The advisory lock needs a connection to PostgreSQL itself. A connection through a pooler is recognised and refused.
-  - A run that was killed is repeated as it is. Indexes that an interrupted C(AddIndexConcurrently) left invalid are
-    dropped and built again.
+  - A run that was killed is repeated as it is. Indexes that C(AddIndexConcurrently) of an interrupted migration left,
+    whole or not, are dropped and built again.
 """
 
 EXAMPLES = r"""

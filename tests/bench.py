@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -232,6 +233,10 @@ def guide(operations: Operations) -> None:
 
 
 def main() -> int:
+    if not shutil.which("ssh-keygen"):
+        sys.exit("ERROR: ssh is missing on this machine (Debian's package openssh-client).")
+    if (os.cpu_count() or 1) < 2:
+        sys.exit("ERROR: the measurements need two processors: one is the host's alone.")
     with tempfile.TemporaryDirectory() as folder:
         operations = start(Path(folder))
         try:

@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 # `make test` runs a fixed sample, `make test-all` everything (scripts/run_tests.py says which).
 WHOLE = os.environ.get("SHIFTMASTER_PROOFS", "all") == "all"
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +30,20 @@ def pytest_collection_modifyitems(config, items):
     left_out = [item for item in items if item.get_closest_marker("whole")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def operations_of(conftest: str):
+    """For a scenario's conftest: its fixture `operations`, for the one host <scenario>-trixie, which comes deployed."""
+    scenario = Path(conftest).resolve().parents[1]
+
+    @pytest.fixture(scope="session")
+    def operations():
+        operations = Operations(scenario / "inventory", f"{scenario.name}-trixie")
+        assert operations.serves(60), "the host does not serve"
+        operations.manage("seed_demo")
+        return operations
+
+    return operations
 
 
 @dataclass

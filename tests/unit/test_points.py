@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import threading
 import time
 from pathlib import Path
 
-from ansible.module_utils.shiftmaster import cutover, points
+from ansible.module_utils.shiftmaster import cutover, django_driver, points
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = [*(ROOT / "module_utils/shiftmaster").glob("*.py"), *(ROOT / "library").glob("*.py")]
@@ -25,6 +26,12 @@ def test_every_point_is_reached_somewhere_and_none_is_unknown():
     assert len(written) == len(set(written))
     # _phase() reaches those of the phases by their names, all but the way back, which begins in several places.
     assert set(written) | (set(cutover.PHASES) - {"put_back"}) == set(points.POINTS)
+
+
+def test_the_driver_inside_a_release_goes_by_the_same_folder_and_time():
+    """It cannot import points, so it has them as texts."""
+    source = inspect.getsource(django_driver.reach)
+    assert '"%s/" + point' % points.FOLDER in source and "+ %d\n" % points.HOLD_SECONDS in source
 
 
 def test_nobody_waits_where_nothing_is_to_be_held(tmp_path, monkeypatch):
