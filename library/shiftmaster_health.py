@@ -233,7 +233,7 @@ options:
       database_sslrootcert:
         description: The variable with the file of the certification authority.
         type: str
-        default: DB_SSLROOTCERT
+        default: PGSSLROOTCERT
       health_token:
         description: The variable with the token of the deep health endpoint.
         type: str

@@ -26,6 +26,8 @@ options:
         background work over. A release that is active already and healthy is left alone.
       - V(watched) judges the traffic for a while and puts the old release back at a breach.
       - V(finished) stops the old colour; the release is live.
+      - V(withdrawn) gives the traffic back to the old release where O(run_id) has switched, and ends the new one's
+        background work. In a fleet it comes before V(restored), on every host.
       - V(restored) puts the old release back, with the units that belong to it, where O(run_id) has switched.
       - V(hook) runs the hooks of O(phase).
       - V(bad) marks a release, so that no automatic way leads to it.
@@ -34,7 +36,8 @@ options:
       - V(audited) appends a line to the audit log.
     type: str
     choices:
-      [query, target, present, recovered, active, watched, finished, restored, hook, bad, absent, pruned, audited]
+      [query, target, present, recovered, active, watched, finished, withdrawn, restored, hook, bad, absent, pruned,
+       audited]
     default: query
   root:
     description: The application's root.
@@ -129,6 +132,21 @@ options:
     description: Whether this host runs the scheduler.
     type: bool
     default: true
+  part:
+    description:
+      - The part of O(state=active) that is done. In a fleet the parts follow one another on all hosts.
+      - V(prepare) starts the release beside the old one, proves it, and lets the old workers take no more tasks.
+      - V(move) moves the traffic and hands the background work over, V(traffic) moves the traffic alone.
+      - V(end_tasks) ends the old release's background work, V(tasks) hands it over.
+    type: str
+    choices: [whole, prepare, move, traffic, end_tasks, tasks]
+    default: whole
+  fleet:
+    description:
+      - Whether other hosts work on the same queues. What fails here then gives only its traffic back; background work
+        waits for O(state=restored), which comes when no host serves the new code any more.
+    type: bool
+    default: false
   kind:
     description: What O(state=active) is done for; it is recorded.
     type: str
@@ -313,6 +331,10 @@ release:
   description: The release's folder name.
   type: str
   returned: for present, active, watched, finished, restored, bad, absent
+revision:
+  description: The release's revision.
+  type: str
+  returned: for target
 current:
   description: The release that serves, before this call.
   type: str
@@ -321,6 +343,15 @@ current_version:
   description: Its version.
   type: str
   returned: always
+current_revision:
+  description: Its revision.
+  type: str
+  returned: always
+old_tasks:
+  description: Tasks of the release that serves which the new one does not know.
+  type: list
+  elements: str
+  returned: for active
 previous:
   description: The automatic target of a rollback; empty where there is none.
   type: str
@@ -388,6 +419,7 @@ class Operation:
                 "changed": changed,
                 "current": self.current or "",
                 "current_version": data.get("version", ""),
+                "current_revision": data.get("revision", ""),
                 "current_is_whole": bool(data),
             },
             **more,
@@ -417,6 +449,7 @@ class Operation:
                 "celery_application": params["celery_application"],
                 "celery_queues": params["celery_queues"],
                 "beat": params["beat"],
+                "fleet": params["fleet"],
                 "health_path": params["health"]["path"],
                 "health_host": params["health"]["host"],
                 "gate_attempts": params["health"]["attempts"],
@@ -469,6 +502,7 @@ class Operation:
         return self.result(
             release=name,
             version=releases.manifest(self.layout, name).get("version", ""),
+            revision=releases.manifest(self.layout, name).get("revision", ""),
             active_colour=self.layout.active_colour() or "",
         )
 
@@ -593,18 +627,51 @@ class Operation:
             "before": "%s %s\n" % (self.current or "(none)", before.get("version", "")),
             "after": "%s %s\n" % (target, data.get("version", "")),
         }
-        if target == self.current and self.params["kind"] != "restart" and self.healthy():
-            return self.result(release=target, timings={}, notes=[], switched=False)
-        if self.check_mode:
-            return self.result(True, release=target, timings={}, notes=[], switched=False, diff=diff)
+        part = self.params["part"]
+        nothing = {"release": target, "timings": {}, "notes": [], "switched": False, "old_tasks": []}
+        if part in ("whole", "prepare"):
+            if target == self.current and self.params["kind"] != "restart" and self.healthy():
+                return self.result(**nothing)
+            if self.check_mode:
+                return self.result(True, diff=diff, **nothing)
+        elif self.check_mode or not self.prepared(target):
+            return self.result(**nothing)
         cutover = self.cutover()
         try:
-            cutover.switch(target, self.params["kind"])
+            if part in ("whole", "prepare"):
+                cutover.prepare(target, self.params["kind"])
+            old_tasks = cutover.old_tasks()
+            if part in ("whole", "move", "traffic"):
+                cutover.move(with_tasks=part != "traffic")
+            elif part == "end_tasks":
+                cutover.end_tasks()
+            elif part == "tasks":
+                cutover.take_tasks()
         except CutoverError as error:
             raise Refused(
                 str(error), release=target, put_back=error.put_back, timings=cutover.timings, notes=cutover.notes
             )
-        return self.result(True, release=target, timings=cutover.timings, notes=cutover.notes, switched=True, diff=diff)
+        return self.result(
+            True,
+            release=target,
+            timings=cutover.timings,
+            notes=cutover.notes,
+            switched=part not in ("prepare", "end_tasks"),
+            old_tasks=old_tasks,
+            diff=diff,
+        )
+
+    def prepared(self, target):
+        """Whether this run has a cutover to this release under way here; one that is not its own is refused."""
+        transition = self.state.transition
+        if transition is None:
+            return False
+        if transition.get("run_id") != self.params["run_id"] or transition["to"] != target:
+            raise Refused(
+                "a cutover to %s of run %s is under way; this run prepared none to %s"
+                % (transition["to"], transition.get("run_id"), target)
+            )
+        return True
 
     def watched(self):
         transition = self.state.transition
@@ -635,7 +702,10 @@ class Operation:
         if not verdict.breach:
             return self.result(release=transition["to"], **numbers)
         evidence = cutover.evidence(transition["to_colour"])
-        cutover.put_back("after the switch %s" % verdict.breach)
+        if self.params["fleet"]:
+            cutover.withdraw("after the switch %s" % verdict.breach, bad=True)
+        else:
+            cutover.put_back("after the switch %s" % verdict.breach)
         raise Refused(
             "%s broke under traffic: %s. %s\n%s"
             % (
@@ -664,6 +734,15 @@ class Operation:
                 # Rows whose files are gone for long: a rollback to this release must not stumble over them.
                 releases.amend_manifest(self.layout, target, applied_when_live=self.params["applied_migrations"])
         return self.result(True, release=target)
+
+    def withdrawn(self):
+        transition = self.state.transition
+        if transition is None or transition.get("run_id") != self.params["run_id"]:
+            return self.result(release=self.current or "", timings={}, notes=[])
+        if not self.check_mode:
+            cutover = self.cutover()
+            cutover.withdraw(self.params["reason"] or "asked for")
+        return self.result(True, release=transition["from"] or "", timings={}, notes=[])
 
     def restored(self):
         transition = self.state.transition
@@ -765,6 +844,7 @@ def argument_spec():
                 "active",
                 "watched",
                 "finished",
+                "withdrawn",
                 "restored",
                 "hook",
                 "bad",
@@ -802,6 +882,8 @@ def argument_spec():
         "celery_application": option("str", ""),
         "celery_queues": option("list", [], elements="str"),
         "beat": option("bool", True),
+        "part": option("str", "whole", choices=["whole", "prepare", "move", "traffic", "end_tasks", "tasks"]),
+        "fleet": option("bool", False),
         "kind": option("str", "deploy", choices=["deploy", "rollback", "restart"]),
         "health": option(
             "dict",

@@ -55,8 +55,9 @@ def _worker(colour: str) -> str:
 class Cutover:
     """One host's cutover. options:
 
-    user, celery_application ("" without Celery), beat (whether this host runs beat), health_path, health_host,
-    gate_attempts, gate_delay_seconds, gate_timeout_seconds, worker_gate_seconds, drain_grace_seconds,
+    user, celery_application ("" without Celery), beat (whether this host runs beat), fleet (whether other hosts work
+    on the same queues: then what fails here gives only its traffic back, and put_back() follows), health_path,
+    health_host, gate_attempts, gate_delay_seconds, gate_timeout_seconds, worker_gate_seconds, drain_grace_seconds,
     drain_limit_seconds, worker_stop_seconds, hooks, error_log, run_id, who.
     """
 
@@ -69,6 +70,11 @@ class Cutover:
 
     def switch(self, target: str, kind: str) -> None:
         """Bring target to serve, up to the phase watch. Raises CutoverError; then the old release serves as before."""
+        self.prepare(target, kind)
+        self.move()
+
+    def prepare(self, target: str, kind: str) -> None:
+        """Start target beside what serves, prove it, and let the old workers take no more tasks. Traffic stays."""
         source = self.layout.current()
         self.state.begin(
             **{
@@ -90,16 +96,51 @@ class Cutover:
             raise CutoverError(str(error)) from error
         finally:
             self._close_driver_if_failed()
-        try:
-            self._phase("quiesce", self._quiesce)
+        self._or_back(lambda: self._phase("quiesce", self._quiesce))
+
+    def move(self, with_tasks: bool = True) -> None:
+        """Move the traffic to what was prepared; without its tasks where another host may still send old ones."""
+
+        def work():
             self._phase("switch", self._switch)
             self._phase("drain", lambda: self._drain(self._t("from_colour")))
-            self._phase("handover", self._handover)
-            self._hooks("after_rollback" if kind == "rollback" else "after_cutover")
-            self._phase("watch", lambda: None)
+            if with_tasks:
+                self._take_tasks()
+
+        self._or_back(work)
+
+    def end_tasks(self) -> None:
+        """End the old release's background work, once no host serves old code any more."""
+        if self._t("from_colour") is not None:
+            self._or_back(lambda: self._stop(self._t("from_colour"), ("beat", "worker")))
+
+    def take_tasks(self) -> None:
+        """Hand the background work over, once no host does old work any more."""
+        self._or_back(self._take_tasks)
+
+    def old_tasks(self) -> list:
+        """Return the tasks of what serves that the target does not know."""
+        source, target = self._t("from"), self._t("to")
+        known = set(releases.manifest(self.layout, target).get("tasks", []))
+        return sorted(set(releases.manifest(self.layout, source).get("tasks", [])) - known) if source else []
+
+    def _take_tasks(self) -> None:
+        self._phase("handover", self._handover)
+        self._hooks("after_rollback" if self._t("kind") == "rollback" else "after_cutover")
+        self._phase("watch", lambda: None)
+
+    def _or_back(self, work) -> None:
+        """Do a part of the way forward; where it fails, go back."""
+        target = self._t("to")
+        try:
+            work()
         except Exception as error:
+            bad = not self.state.was_live(target)
             try:
-                self.put_back(str(error), bad=not self.state.was_live(target))
+                if self.options.get("fleet"):
+                    self.withdraw(str(error), bad)
+                else:
+                    self.put_back(str(error), bad)
             except (UnitError, ReleaseCodeError, OSError) as second:
                 raise CutoverError(
                     "%s\nGoing back is not finished: %s. %s answers people, background tasks wait. When that is"
@@ -321,20 +362,9 @@ class Cutover:
     def put_back(self, reason: str, bad: bool = True) -> None:
         """Give traffic and tasks back to the release that served before; the schema is never touched."""
         source, target = self._t("from"), self._t("to")
-        self.state.phase("put_back")
-        points.reach("put_back")
         started = time.monotonic()
-        if bad and source != target:
-            self.state.set_status(target, "bad", reason.splitlines()[0] if reason else "")
-        if self._t("from_colour") is None:
-            self.notes.append("there is no earlier release to go back to: %s keeps running" % target)
-            self._audit("not_put_back", reason=reason)
-            self.state.end()
+        if not self._traffic_back(reason, bad):
             return
-        systemctl("start", unit("web", self._t("from_colour")))
-        if self.layout.active_colour() != self._t("from_colour"):
-            self.layout.activate(self._t("from_colour"))
-            self._drain(self._t("to_colour"))
         if self.options["celery_application"]:
             self._close_driver()
             self._driver_of(source)
@@ -356,6 +386,32 @@ class Cutover:
         self._audit("put_back", reason=reason)
         self.state.end()
         self.close()
+
+    def withdraw(self, reason: str, bad: bool = False) -> None:
+        """Give the traffic back and end the new release's background work; the old one's waits for put_back().
+
+        In a fleet it waits until no host serves new code: the old workers would discard tasks that they do not know.
+        """
+        if self._traffic_back(reason, bad):
+            self._stop(self._t("to_colour"), ("beat", "worker"))
+
+    def _traffic_back(self, reason: str, bad: bool) -> bool:
+        """Whether there is a release to go back to, to which the traffic goes now."""
+        target = self._t("to")
+        self.state.phase("put_back")
+        points.reach("put_back")
+        if bad and self._t("from") != target:
+            self.state.set_status(target, "bad", reason.splitlines()[0] if reason else "")
+        if self._t("from_colour") is None:
+            self.notes.append("there is no earlier release to go back to: %s keeps running" % target)
+            self._audit("not_put_back", reason=reason)
+            self.state.end()
+            return False
+        systemctl("start", unit("web", self._t("from_colour")))
+        if self.layout.active_colour() != self._t("from_colour"):
+            self.layout.activate(self._t("from_colour"))
+            self._drain(self._t("to_colour"))
+        return True
 
     def recover(self) -> Optional[str]:
         """Finish or revert what a killed run or a reboot left; returns a sentence about it, None where nothing was."""

@@ -104,7 +104,7 @@ ENVIRONMENT_KEYS = {
     "database_host": "DB_HOST",
     "database_port": "DB_PORT",
     "database_sslmode": "DB_SSLMODE",
-    "database_sslrootcert": "DB_SSLROOTCERT",
+    "database_sslrootcert": "PGSSLROOTCERT",
     "health_token": "SHIFTMASTER_HEALTH_TOKEN",
 }
 

@@ -12,7 +12,8 @@ import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
-ROLE = Path(__file__).resolve().parents[2] / "roles" / "nginx"
+ROOT = Path(__file__).resolve().parents[2]
+ROLE = ROOT / "roles" / "nginx"
 HOST = {"version": "1.26.3", "ipv6": True, "ipv6_loopback": True, "ocsp_uri": "", "groups_present": []}
 
 
@@ -313,7 +314,7 @@ def test_a_time_alone_is_its_next_one_on_the_host(text, end):
 
 @pytest.fixture(scope="module")
 def tree():
-    spec = importlib.util.spec_from_file_location("nginx_tree", ROLE / "library" / "nginx_tree.py")
+    spec = importlib.util.spec_from_file_location("nginx_tree", ROOT / "library" / "nginx_tree.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -374,6 +375,6 @@ def test_the_first_certificate_of_a_chain_is_the_one(tree, tmp_path):
 
 def test_documentation_and_arguments_agree(tree):
     documented = yaml.safe_load(tree.DOCUMENTATION)["options"]
-    source = (ROLE / "library" / "nginx_tree.py").read_text()
+    source = (ROOT / "library" / "nginx_tree.py").read_text()
     declared = re.findall(r'^            "(\w+)": \{\s*"type"', source, re.M)
     assert sorted(declared) == sorted(documented)

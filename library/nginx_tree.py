@@ -1,5 +1,5 @@
 #!/usr/bin/python
-# Part of the role nginx.
+# nginx's files as one set, and the servers behind a balancing nginx.
 # ruff: noqa: E402  (an Ansible module states its documentation before its imports)
 """Keep nginx's files as one set: tested beside the live ones, swapped, reloaded, proven, or put back."""
 
@@ -18,6 +18,8 @@ description:
     failed leaves only a line in the error log.
   - A changed drop-in of the unit cannot reach a running process; then, and only then, nginx is restarted.
   - When the proof does not come, the earlier files are put back and the task fails with what nginx logged.
+  - One file of the set, O(servers_file), names the servers that a public nginx balances over. Servers are taken out of
+    it and in again between two runs of the role, so it has a proof of its own and the role leaves its C(down) lines.
   - The decision to reload is taken from what runs, not from what changed, so a run that was killed between the
     swap and the reload is made good by the next one.
 options:
@@ -25,9 +27,22 @@ options:
     description:
       - V(query) only reads and returns what a template has to know about the host.
       - V(present) makes the host have the set.
+      - V(server_out) takes O(server) out of O(servers_file), V(server_in) takes it in again; requests that are under
+        way are answered. The last one that is in is not taken out.
     type: str
-    choices: [query, present]
+    choices: [query, present, server_out, server_in]
     default: present
+  servers_file:
+    description: The file below O(config_root) with one C(server) line for each server.
+    type: path
+    default: /etc/nginx/shiftmaster-servers.conf
+  server:
+    description: The server's address as that file has it.
+    type: str
+  reason:
+    description: Why it is taken out; a comment of its line.
+    type: str
+    default: ""
   config_root:
     description: The folder of which a copy is tested.
     type: path
@@ -168,6 +183,13 @@ EXAMPLES = r"""
     ports: [80, 443]
   register: __nginx_host
 
+- name: cutover | Take a host out of the edge
+  nginx_tree:
+    state: server_out
+    server: 192.0.2.11:8443
+    reason: it could not be reached
+  delegate_to: edge1
+
 - name: configure | Swap in the site
   nginx_tree:
     files:
@@ -197,6 +219,10 @@ action:
   returned: state=present
   type: str
   sample: reload
+servers_down:
+  description: Servers that were taken out, each with the comment of its line.
+  returned: state=query
+  type: dict
 installed:
   description: Whether the nginx program is there.
   returned: state=query
@@ -274,6 +300,38 @@ def config_hash(files, links, absent):
     for path in sorted(absent):
         digest.update(repr(("absent", path)).encode())
     return digest.hexdigest()[:32]
+
+
+SERVER_LINE = re.compile(r"^server (?P<server>\S+)(?P<options>[^;]*?)(?P<down> down)?;(?: # (?P<comment>.*))?$")
+
+
+def servers_of(text):
+    """Return {server: (whether it is down, the comment)} of a file of server lines."""
+    found = {}
+    for line in text.splitlines():
+        match = SERVER_LINE.match(line)
+        if match:
+            found[match["server"]] = (bool(match["down"]), match["comment"] or "")
+    return found
+
+
+def with_server(text, server, out, comment):
+    """Return the text with one server out or in. ValueError says why that cannot be."""
+    servers = servers_of(text)
+    if server not in servers:
+        raise ValueError("there is no server %s behind this nginx; there are: %s" % (server, ", ".join(servers)))
+    if out and not any(not down for other, (down, _comment) in servers.items() if other != server):
+        raise ValueError("%s is the last server that is in; without it nobody would be served" % server)
+    if servers[server][0] == out:
+        return text
+    lines = []
+    for line in text.splitlines():
+        match = SERVER_LINE.match(line)
+        if match and match["server"] == server:
+            line = "server %s%s%s;" % (server, match["options"], " down" if out else "")
+            line += " # %s" % " ".join(comment.split()) if out and comment else ""
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def marker_content(value):
@@ -458,24 +516,55 @@ class Tree:
     def __init__(self, module):
         self.module = module
         self.p = module.params
+        if self.p["state"] in ("server_out", "server_in"):
+            self.servers_alone()
         self.files = [dict(item) for item in self.p["files"]]
         root = self.p["config_root"].rstrip("/") + "/"
         # What nginx itself reads: error pages and the unit's drop-in are no reason to reload.
         read = [item for item in self.files if item["path"].startswith(root)]
-        self.hash = config_hash(read, self.p["links"], self.p["absent"])
+        servers = [item for item in read if item["path"] == self.p["servers_file"]]
+        self.hash = config_hash([item for item in read if item not in servers], self.p["links"], self.p["absent"])
+        # What the running nginx answers where: the proof that it has this set.
+        self.markers = {}
         if self.p["marker_file"]:
-            self.files.append({"path": self.p["marker_file"], "content": marker_content(self.hash), "mode": "0644"})
+            self.mark(self.p["marker_file"], self.p["marker_path"], self.hash)
+        if servers:
+            self.mark(self.p["servers_file"] + ".marker", "/servers", config_hash(servers, [], []))
         self.wanted = wanted_states(self.files, self.p["links"], self.p["absent"])
+
+    def mark(self, path, location, value):
+        self.files.append({"path": path, "content": marker_content(value), "mode": "0644"})
+        self.markers[location] = value
+
+    def servers_alone(self):
+        """Make the set the one file of servers, with one of them out or in."""
+        p = self.p
+        try:
+            with open(p["servers_file"], encoding="utf-8") as handle:
+                text = handle.read()
+            comment = "%s: %s" % (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), p["reason"] or "taken out")
+            content = with_server(text, p["server"], p["state"] == "server_out", comment)
+        except FileNotFoundError:
+            self.module.fail_json(msg="this host's nginx balances over no servers: there is no %s" % p["servers_file"])
+        except ValueError as exc:
+            self.module.fail_json(msg=str(exc))
+        p["files"] = [{"path": p["servers_file"], "content": content, "mode": "0644"}]
 
     # -- reading ---------------------------------------------------------------------------------------------
     def query(self):
         p = self.p
         problems = []
+        try:
+            with open(p["servers_file"], encoding="utf-8") as handle:
+                servers = servers_of(handle.read())
+        except FileNotFoundError:
+            servers = {}
         result = {"changed": False, "installed": os.access(p["binary"], os.X_OK), "version": "", "ocsp_uri": ""}
         if result["installed"]:
             out = subprocess.run([p["binary"], "-v"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20)
             match = re.search(rb"nginx/(\d+(?:\.\d+)+)", out.stdout)
             result["version"] = match.group(1).decode() if match else ""
+        result["servers_down"] = {server: comment for server, (down, comment) in servers.items() if down}
         result["ipv6"] = can_bind(socket.AF_INET6, "::")
         result["ipv6_loopback"] = can_bind(socket.AF_INET6, "::1")
         result["groups_present"] = sorted(group_ids(p["groups"]))
@@ -560,10 +649,12 @@ class Tree:
         """Why the nginx that runs is not the one that the files describe."""
         p = self.p
         reasons = []
-        if p["marker_file"]:
-            answer = running_hash(p["marker_address"], p["marker_path"])
-            if answer != self.hash:
-                reasons.append("the running nginx has another configuration")
+        for location, value in self.markers.items():
+            if running_hash(p["marker_address"], location) != value:
+                reasons.append(
+                    "the running nginx has %s"
+                    % ("other servers" if location == "/servers" else "another configuration")
+                )
         if p["certificate"] and p["tls_address"]:
             if served_certificate(p["tls_address"], p["tls_name"]) != first_certificate(p["certificate"]):
                 reasons.append("the running nginx serves another certificate than %s" % p["certificate"])
@@ -771,7 +862,7 @@ class Tree:
         diff = [
             describe(path, before, self.wanted[path])
             for path, before in sorted(changes.items())
-            if path != p["marker_file"]
+            if path not in (p["marker_file"], p["servers_file"] + ".marker")
         ]
         for path, mode, before in folders:
             diff.append(
@@ -819,7 +910,14 @@ class Tree:
 def main():
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["query", "present"], "default": "present"},
+            "state": {
+                "type": "str",
+                "choices": ["query", "present", "server_out", "server_in"],
+                "default": "present",
+            },
+            "servers_file": {"type": "path", "default": "/etc/nginx/shiftmaster-servers.conf"},
+            "server": {"type": "str"},
+            "reason": {"type": "str", "default": ""},
             "config_root": {"type": "path", "default": "/etc/nginx"},
             "main_file": {"type": "path", "default": "/etc/nginx/nginx.conf"},
             "binary": {"type": "path", "default": "/usr/sbin/nginx"},
@@ -862,6 +960,7 @@ def main():
             "ports": {"type": "list", "elements": "int", "default": []},
             "proof_timeout_seconds": {"type": "int", "default": 20},
         },
+        required_if=[("state", "server_out", ("server",)), ("state", "server_in", ("server",))],
         supports_check_mode=True,
     )
     Tree(module).run()
