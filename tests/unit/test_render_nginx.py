@@ -147,11 +147,57 @@ def test_one_upstream_server_has_no_retry_and_several_never_repeat_a_post():
     one = render("site.conf.j2")
     assert "server unix:/var/www/shiftmaster/active/socket;" in one
     assert set(re.findall(r"proxy_next_upstream (.*);", one)) == {"off"}
-    several = render("site.conf.j2", nginx_upstream_servers=["192.0.2.1:8000", "192.0.2.2:8000"])
-    assert "server 192.0.2.1:8000 max_fails=3 fail_timeout=10s;" in several
+    several = render("site.conf.j2", **FLEET)
+    assert "include shiftmaster-servers.conf;" in several
     assert set(re.findall(r"proxy_next_upstream (.*);", several)) == {"off", "error timeout"}
     assert "non_idempotent" not in "".join(re.findall(r"^[^#\n]*$", several, re.M))
     assert "keepalive " not in several
+
+
+FLEET = {"nginx_upstream_servers": ["192.0.2.1:8443", "192.0.2.2:8443"], "nginx_upstream_tls": True}
+
+
+def test_a_server_that_was_taken_out_stays_out_when_the_role_runs(tree):
+    text = render("servers.conf.j2", **FLEET)
+    assert tree.servers_of(text) == {"192.0.2.1:8443": (False, ""), "192.0.2.2:8443": (False, "")}
+    assert "server 192.0.2.1:8443 max_fails=3 fail_timeout=10s;" in text
+    out = tree.with_server(text, "192.0.2.2:8443", True, "2026-11-25T10:00:00Z: it could not be reached")
+    down = {server: comment for server, (down, comment) in tree.servers_of(out).items() if down}
+    assert render("servers.conf.j2", __nginx_host=dict(HOST, servers_down=down), **FLEET) == out
+    assert tree.with_server(out, "192.0.2.2:8443", False, "") == text
+
+
+def test_the_last_server_and_an_unknown_one_are_not_taken_out(tree):
+    text = render("servers.conf.j2", **FLEET)
+    out = tree.with_server(text, "192.0.2.2:8443", True, "x")
+    with pytest.raises(ValueError, match="last server"):
+        tree.with_server(out, "192.0.2.1:8443", True, "x")
+    assert tree.with_server(out, "192.0.2.2:8443", True, "y") == out, "the first reason stays"
+    with pytest.raises(ValueError, match="no server 192.0.2.9"):
+        tree.with_server(text, "192.0.2.9:8443", True, "x")
+
+
+def test_a_reason_cannot_leave_its_comment(tree):
+    out = tree.with_server(render("servers.conf.j2", **FLEET), "192.0.2.2:8443", True, "a\nserver 192.0.2.66:1;")
+    assert set(tree.servers_of(out)) == {"192.0.2.1:8443", "192.0.2.2:8443"}
+
+
+def test_application_hosts_are_asked_by_verified_tls():
+    public = servers(**FLEET)["443"]
+    assert values(public, "proxy_ssl_verify") == [["on"]]
+    assert values(public, "proxy_ssl_name") == [["app.shiftmaster.internal"]]
+    assert set(re.findall(r"proxy_pass (\S+);", render("site.conf.j2", **FLEET))) == {
+        "https://edge_app", "http://local_app"
+    }  # fmt: skip
+
+
+def test_the_local_listener_answers_the_web_servers_by_tls_whoever_they_name_as_client():
+    block = servers(nginx_local_tls_listen=["8443"])["127.0.0.1:8000"]
+    assert ["8443", "ssl"] in values(block, "listen")
+    assert values(block, "ssl_certificate") == [["/etc/ssl/shiftmaster/host.crt"]]
+    assert values(block, "allow") == [], "allow goes by the address that a proxy names"
+    assert [words[1] for words, _block in block if words[0] == "if"][0] == "($edge_local_allowed"
+    assert "geo $realip_remote_addr $edge_local_allowed" in render("site.conf.j2")
 
 
 def test_every_block_with_a_header_has_the_security_headers():

@@ -1,0 +1,297 @@
+"""Deploys and rollbacks of the whole fleet, and what becomes of it when one of its hosts fails or is lost."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from support import SCENARIO_HOME, Operations, load, wait_for
+
+SERVERS = "/etc/nginx/shiftmaster-servers.conf"
+POINTS = "/run/shiftmaster/points"
+LOG = SCENARIO_HOME / "cluster.log"
+FAST = {"shiftmaster_watch_seconds": 3}
+TRAFFIC = ("--clients", "16", "--think-seconds", "0.5")
+
+
+def served(fleet) -> list:
+    return [host.serves(5) for host in fleet.apps]
+
+
+def out_of_the_edge(fleet) -> list:
+    return re.findall(r"^server (\S+):8443 .* down;", fleet.edge.shell(f"cat {SERVERS}"), re.M)
+
+
+def ssh(host: Operations, on: bool) -> None:
+    """Let the controller reach a host, or not; what it has open ends at once."""
+    if on:
+        host.shell("systemctl start ssh.socket ssh.service 2>/dev/null || systemctl start ssh")
+    else:
+        host.shell(
+            "systemctl stop ssh.socket ssh.service; pkill -KILL -x sshd-session; pkill -KILL -x sshd; true", check=False
+        )
+
+
+def transitions(fleet) -> list:
+    return [host.state()["transition"] for host in fleet.apps]
+
+
+@pytest.fixture(autouse=True)
+def at_2_0_0(fleet):
+    """Each test begins with 2.0.0 on every host, however the last one ended."""
+    for host in (fleet.edge, *fleet.apps, fleet.db):
+        ssh(host, True)
+        host.shell(f"rm -rf {POINTS}")
+    if served(fleet) != ["2.0.0", "2.0.0"] or out_of_the_edge(fleet):
+        run = fleet.app1.deploy("2.0.0", **FAST)
+        assert run.code == 0, run.output[-6000:]
+    assert served(fleet) == ["2.0.0", "2.0.0"]
+
+
+def hold(host: Operations, point: str) -> None:
+    host.shell(f"install -d -m 1777 {POINTS} && touch {POINTS}/{point}")
+
+
+def wait_at(host: Operations, point: str, process: subprocess.Popen) -> None:
+    wait_for(
+        lambda: process.poll() is not None or host.shell(f"ls {POINTS}/{point}.reached 2>/dev/null", check=False),
+        300,
+        point,
+    )
+    assert process.poll() is None, f"ended before {point}: {LOG.read_text()[-5000:]}"
+
+
+def let_go(host: Operations) -> None:
+    host.shell(f"rm -rf {POINTS}")
+
+
+def enqueue(host, prefix: str, seconds: float, count: int, task: str) -> None:
+    host.python(
+        f"from roster import tasks\nfor i in range({count}): "
+        f"tasks.{task}.apply_async(kwargs=dict(key='{prefix}-%d' % i, seconds={seconds}))"
+    )
+
+
+def executions(host, prefix: str) -> dict:
+    return json.loads(
+        host.python(
+            "import json, collections\nfrom roster.models import TaskRun\nruns = collections.defaultdict(list)\n"
+            f"for run in TaskRun.objects.filter(key__startswith='{prefix}-'): runs[run.key].append(run.version)\n"
+            "print(json.dumps(runs))"
+        )
+    )
+
+
+def test_deploy_rollback_deploy_under_load(fleet, capsys):
+    """No request fails, no write is lost; every task runs once, also those that only one of the two versions knows."""
+    with load(fleet.edge, *TRAFFIC, seconds=600) as traffic:
+        stamp = int(time.time())
+        for name, step, version in (
+            ("deploy", lambda: fleet.app1.deploy("2.1.0", **FAST), "2.1.0"),
+            ("rollback", fleet.app1.rollback, "2.0.0"),
+            ("again", lambda: fleet.app1.deploy("2.1.0", **FAST), "2.1.0"),
+        ):
+            enqueue(fleet.app1, f"{name}{stamp}", 0.5, 20, "record_run")
+            if name == "rollback":  # Only 2.1.0 knows it: on 2.0.0 it waits aside until 2.1.0 is there again.
+                enqueue(fleet.app2, f"new{stamp}", 1, 10, "summarize_month")
+            with traffic.window(name):
+                run = step()
+            assert run.code == 0, run.output[-6000:]
+            assert served(fleet) == [version] * 2
+        wait_for(lambda: len(executions(fleet.app1, f"again{stamp}")) == 20, 120, "the tasks")
+    traffic.assert_flawless()
+    for name, count in (("deploy", 20), ("rollback", 20), ("again", 20), ("new", 10)):
+        wait_for(lambda: len(executions(fleet.app1, f"{name}{stamp}")) >= count, 60, f"tasks of {name}")
+        found = executions(fleet.app1, f"{name}{stamp}")
+        assert len(found) == count and all(len(versions) == 1 for versions in found.values()), found
+    with capsys.disabled():
+        print(f"\n  {traffic.summary['requests']} requests, {traffic.summary['failed']} failed")
+
+
+def test_a_second_run_changes_nothing(fleet):
+    run = fleet.app1.deploy("2.0.0")
+    assert (run.code, run.changed) == (0, 0), run.output[-4000:]
+
+
+def test_one_host_fails_at_its_gate(fleet):
+    """Nothing has moved anywhere; what the other one had started ends."""
+    broken = {
+        "CACHE_URL": "{{ 'redis://127.0.0.1:1/0' if inventory_hostname == 'cluster-app2' else "
+        "shiftmaster_secret_environment.CACHE_URL }}"
+    }
+    with load(fleet.edge, *TRAFFIC) as traffic:
+        run = fleet.app1.deploy(
+            "2.1.0", shiftmaster_extra_secret_environment=broken, shiftmaster_health_attempts=2,
+            shiftmaster_health_delay_seconds=1, **FAST,
+        )  # fmt: skip
+    assert run.code == 2, run.output[-4000:]
+    assert run.says("cluster-app2 failed, see its message", "failed 2 times", "Version 2.0.0 serves, as before."), (
+        run.output[-5000:]
+    )
+    assert served(fleet) == ["2.0.0", "2.0.0"] and transitions(fleet) == [None, None]
+    traffic.assert_flawless()
+    run = fleet.app1.deploy("2.1.0", **FAST)
+    assert run.code == 0, run.output[-4000:]
+    assert served(fleet) == ["2.1.0", "2.1.0"]
+
+
+def test_one_host_fails_after_its_switch(fleet):
+    """The host that had switched before goes back, too."""
+    hook = {"name": "fails", "phase": "after_cutover", "command": "test $(uname -n) != cluster-app2"}
+    with load(fleet.edge, *TRAFFIC) as traffic:
+        run = fleet.app1.deploy("2.1.0", shiftmaster_hooks=[hook], **FAST)
+    assert run.code == 2, run.output[-4000:]
+    assert run.says("hook fails", "Version 2.0.0 serves, as before."), run.output[-5000:]
+    assert served(fleet) == ["2.0.0", "2.0.0"] and transitions(fleet) == [None, None]
+    events = [
+        json.loads(line)["event"]
+        for line in fleet.app1.shell("tail -n 6 /var/www/shiftmaster/shared/state/audit.jsonl").splitlines()
+    ]
+    assert "switched" in events and "put_back" in events, "cluster-app1 had not switched, so this proves nothing"
+    traffic.assert_flawless()
+    run = fleet.app1.deploy("2.1.0", **FAST)
+    assert run.code == 0, run.output[-4000:]
+
+
+def test_one_host_is_lost_in_mid_cutover(fleet):
+    """It is out of the edge and named; the other one serves the old version; the next run takes it in again."""
+    with load(fleet.edge, *TRAFFIC) as traffic:
+        hold(fleet.app2, "switched")
+        process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.1.0", **FAST)
+        wait_at(fleet.app2, "switched", process)
+        ssh(fleet.app2, False)
+        assert process.wait(200) != 0
+        let_go(fleet.app2)
+        said = " ".join(LOG.read_text().split())
+        assert "cluster-app2 could not be reached" in said and "no web server leads there" in said, said[-5000:]
+        assert fleet.app1.serves(5) == "2.0.0" and fleet.app1.state()["transition"] is None
+        assert out_of_the_edge(fleet) == ["172.30.77.12"]
+        time.sleep(5)
+        ssh(fleet.app2, True)
+        run = fleet.app1.deploy("2.1.0", **FAST)
+        assert run.code == 0, run.output[-6000:]
+    assert served(fleet) == ["2.1.0", "2.1.0"] and out_of_the_edge(fleet) == []
+    traffic.assert_flawless()
+
+
+@pytest.mark.whole
+def test_the_edge_cannot_be_reached(fleet):
+    ssh(fleet.edge, False)
+    run = fleet.app1.deploy("2.1.0", **FAST)
+    assert run.code != 0 and run.says("cluster-edge"), run.output[-3000:]
+    assert served(fleet) == ["2.0.0", "2.0.0"]
+
+
+@pytest.mark.whole
+def test_the_edge_is_lost_before_the_cutover(fleet):
+    hold(fleet.app1, "built")
+    process = fleet.app1.start(
+        "deploy.yml", LOG, shiftmaster_version="2.1.0", shiftmaster_extra_environment={"X": str(time.time())}, **FAST
+    )
+    wait_at(fleet.app1, "built", process)
+    ssh(fleet.edge, False)
+    let_go(fleet.app1)
+    assert process.wait(200) != 0
+    assert "web server cluster-edge: " in " ".join(LOG.read_text().split()), LOG.read_text()[-4000:]
+    assert served(fleet) == ["2.0.0", "2.0.0"]
+    ssh(fleet.edge, True)
+    run = fleet.app1.deploy("2.1.0", **FAST)
+    assert run.code == 0, run.output[-4000:]
+
+
+@pytest.mark.whole
+def test_the_database_restarts_during_migrations(fleet):
+    run = fleet.app1.deploy("2.1.1", **FAST)
+    assert run.code == 0, run.output[-4000:]
+    assert fleet.app1.rollback(to="2.0.0", schema="reverse").code == 0
+    hold(fleet.app1, "migrate")
+    process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.1.1", **FAST)
+    wait_at(fleet.app1, "migrate", process)
+    fleet.db.shell("systemctl restart postgresql")
+    let_go(fleet.app1)
+    assert process.wait(300) != 0, LOG.read_text()[-4000:]
+    assert served(fleet) == ["2.0.0", "2.0.0"] and transitions(fleet) == [None, None]
+    run = fleet.app1.deploy("2.1.1", **FAST)
+    assert run.code == 0, run.output[-6000:]
+    assert served(fleet) == ["2.1.1", "2.1.1"]
+    assert fleet.app1.rollback(to="2.0.0", schema="reverse").code == 0
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    # ssh's own masters are in groups of their own.
+    subprocess.run(["pkill", "-KILL", "-f", "cluster/inventory"], check=False)
+    process.wait(30)
+
+
+@pytest.mark.parametrize("host, point", [("app2", "switch"), pytest.param("app1", "live", marks=pytest.mark.whole)])
+def test_killed_between_two_hosts(fleet, host, point):
+    """The next run brings one version everywhere: back where one had not switched, on where all had."""
+    with load(fleet.edge, *TRAFFIC, seconds=500) as traffic:
+        place = getattr(fleet, host)
+        hold(place, point)
+        process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.1.0", **FAST)
+        wait_at(place, point, process)
+        kill_tree(process)
+        # What runs on the host outlives its controller where nobody kills it there.
+        place.shell(
+            "pkill -KILL -f AnsiballZ_shiftmaster_release; pkill -KILL -f 'shiftmaster_release'; true", check=False
+        )
+        let_go(place)
+        assert {host.serves(5) for host in fleet.apps} <= {"2.0.0", "2.1.0"}
+        run = fleet.app1.deploy("2.1.0", **FAST)
+        assert run.code == 0, run.output[-6000:]
+        assert served(fleet) == ["2.1.0", "2.1.0"] and transitions(fleet) == [None, None]
+    traffic.assert_flawless()
+
+
+@pytest.mark.whole
+def test_hosts_that_serve_different_versions_are_not_rolled_back_by_guess(fleet):
+    run = fleet.app1.deploy("2.1.0", "--limit", "cluster-app1,cluster-edge,cluster-db,cluster-cache", **FAST)
+    assert run.code == 0, run.output[-5000:]
+    assert served(fleet) == ["2.1.0", "2.0.0"]
+    assert out_of_the_edge(fleet) == ["172.30.77.12"], "a host that was left behind must not serve people"
+    back = fleet.app1.rollback()
+    assert back.code == 2 and back.says("do not serve the same version", "-e to="), back.output[-4000:]
+    run = fleet.app1.deploy("2.1.0", **FAST)
+    assert run.code == 0, run.output[-5000:]
+    assert served(fleet) == ["2.1.0", "2.1.0"] and out_of_the_edge(fleet) == []
+
+
+@pytest.mark.whole
+def test_contract_migrations_stop_background_work_on_every_host(fleet):
+    """The page is up at the edge meanwhile, and no old worker runs on any host."""
+    assert fleet.app1.deploy("2.1.0", **FAST).code == 0
+    hold(fleet.app1, "migrated")
+    process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.2.0", shiftmaster_allow_contract=True, **FAST)
+    wait_at(fleet.app1, "migrated", process)
+    page = fleet.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
+    workers = [
+        host.shell(
+            "systemctl list-units --plain --no-legend --state=active 'shiftmaster-worker@*' 'shiftmaster-beat@*'"
+        )
+        for host in fleet.apps
+    ]
+    let_go(fleet.app1)
+    assert process.wait(200) == 0, LOG.read_text()[-4000:]
+    assert (page, workers) == ("503", ["", ""])
+    assert served(fleet) == ["2.2.0", "2.2.0"]
+    assert fleet.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
+    assert fleet.app1.rollback(to="2.0.0", schema="reverse").code == 0
+
+
+def test_an_operator_takes_a_host_out_and_in(fleet):
+    with load(fleet.edge, *TRAFFIC, seconds=200) as traffic:
+        run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
+        assert run.code == 0 and out_of_the_edge(fleet) == ["172.30.77.12"], run.output[-3000:]
+        last = fleet.app1.run("playbooks/host.yml", host="cluster-app1", state="out", reason="x")
+        assert last.code == 2 and last.says("last server"), last.output[-3000:]
+        run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="in")
+        assert run.code == 0 and out_of_the_edge(fleet) == [], run.output[-3000:]
+    traffic.assert_flawless()
+    wrong = fleet.app1.run("playbooks/host.yml", host="cluster-app9", state="out")
+    assert wrong.code != 0 and wrong.says("cluster-app9"), wrong.output[-3000:]
