@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 from support import SCENARIO_HOME, Operations, load, wait_for
@@ -86,6 +85,11 @@ def executions(host, prefix: str) -> dict:
     )
 
 
+def all_executions(host, prefix: str, count: int) -> dict:
+    wait_for(lambda: len(executions(host, prefix)) >= count, 120, f"tasks {prefix}")
+    return executions(host, prefix)
+
+
 def test_deploy_rollback_deploy_under_load(fleet, capsys):
     """No request fails, no write is lost; every task runs once, also those that only one of the two versions knows."""
     with load(fleet.edge, *TRAFFIC, seconds=600) as traffic:
@@ -102,11 +106,10 @@ def test_deploy_rollback_deploy_under_load(fleet, capsys):
                 run = step()
             assert run.code == 0, run.output[-6000:]
             assert served(fleet) == [version] * 2
-        wait_for(lambda: len(executions(fleet.app1, f"again{stamp}")) == 20, 120, "the tasks")
+        all_executions(fleet.app1, f"again{stamp}", 20)
     traffic.assert_flawless()
     for name, count in (("deploy", 20), ("rollback", 20), ("again", 20), ("new", 10)):
-        wait_for(lambda: len(executions(fleet.app1, f"{name}{stamp}")) >= count, 60, f"tasks of {name}")
-        found = executions(fleet.app1, f"{name}{stamp}")
+        found = all_executions(fleet.app1, f"{name}{stamp}", count)
         assert len(found) == count and all(len(versions) == 1 for versions in found.values()), found
     with capsys.disabled():
         print(f"\n  {traffic.summary['requests']} requests, {traffic.summary['failed']} failed")
