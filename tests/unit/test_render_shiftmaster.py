@@ -95,3 +95,34 @@ def test_options_of_shiftmasterctl_are_those_of_the_module():
     )
     assert found["worker_stop_seconds"] == 300 and found["hooks"][0]["name"] == "x"
     assert found["error_log"] == "/var/log/shiftmaster/error.log"
+
+
+def batches(hosts, sizes, operation="deploy", in_play=None):
+    known = {"shiftmaster_hosts": hosts, "ansible_play_hosts_all": in_play or hosts, "shiftmaster_batches": sizes}
+    known |= yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))
+    variables = trusted(known | {"shiftmaster_run": {"operation": operation}})
+    return Templar(DataLoader(), variables=variables).template(trust_as_template("{{ __shiftmaster_batches_of_hosts }}"))
+
+
+@pytest.mark.parametrize(
+    "count, sizes, lengths",
+    [
+        (1, [1, "25%"], [1]),
+        (2, [1, "25%"], [1, 1]),
+        (8, [1, "25%"], [1, 2, 2, 2, 1]),
+        (5, ["100%"], [5]),
+        (5, [2], [2, 2, 1]),
+        (3, [1, "10%"], [1, 1, 1]),
+        (4, ["50%", 1], [2, 1, 1]),
+    ],
+)
+def test_batches_of_a_fleet(count, sizes, lengths):
+    hosts = [f"app{number}" for number in range(count)]
+    found = batches(hosts, sizes)
+    assert [len(batch) for batch in found] == lengths
+    assert [host for batch in found for host in batch] == hosts
+
+
+def test_a_rollback_is_one_batch_and_hosts_outside_of_the_run_are_in_none():
+    assert batches(["a", "b", "c"], [1], "rollback") == [["a", "b", "c"]]
+    assert batches(["a", "b", "c"], [1], in_play=["a", "c"]) == [["a"], ["c"]]
