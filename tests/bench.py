@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from support import APP, PASSWORD, ROOT, Operations, load  # noqa: E402
 
 HOST, CLIENT = "bench-trixie", "bench-client"
+APPS = [f"bench-app{number}" for number in range(1, 9)]
 INVENTORY = """
 all:
   children:
@@ -40,6 +41,26 @@ all:
           nginx_login_unlimited_addresses: [127.0.0.1, "::1"]
     web: {hosts: {bench-trixie: }}
     app: {hosts: {bench-trixie: }}
+    database: {hosts: {bench-trixie: }}
+    cache: {hosts: {bench-trixie: }}
+"""
+# The same with application hosts of their own; those begin as copies of the deployed host.
+FLEET = """
+all:
+  children:
+    demo:
+      vars:
+        ansible_group_priority: 10
+        ansible_connection: ssh
+        ansible_user: root
+        ansible_ssh_private_key_file: %(folder)s/key
+        ansible_ssh_common_args: -o UserKnownHostsFile=%(folder)s/known_hosts -o StrictHostKeyChecking=accept-new
+        shiftmaster_version: 2.0.0
+        fleet_media_shared: true
+        nginx_login_unlimited_addresses: [127.0.0.1, "::1"]
+      hosts: {%(hosts)s}
+    web: {hosts: {bench-trixie: }}
+    app: {hosts: {%(apps)s}}
     database: {hosts: {bench-trixie: }}
     cache: {hosts: {bench-trixie: }}
 """
@@ -85,26 +106,36 @@ def docker(*arguments: str) -> str:
 
 
 def remove() -> None:
-    subprocess.run(["docker", "rm", "--force", "--volumes", HOST, CLIENT], check=False, capture_output=True)
+    subprocess.run(["docker", "rm", "--force", "--volumes", HOST, CLIENT, *APPS], check=False, capture_output=True)
 
 
-def start(folder: Path) -> Operations:
-    remove()
-    docker("run", "--detach", "--name", HOST, "--hostname", HOST, "--privileged", "--cgroupns=private",
+def container(name: str) -> str:
+    """Start a copy of the deployed host; returns its address."""
+    docker("run", "--detach", "--name", name, "--hostname", name, "--privileged", "--cgroupns=private",
            "--tmpfs", "/run", "--tmpfs", "/tmp", "shiftmaster-ops/deployed:trixie")  # fmt: skip
-    address = docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", HOST)
-    inventory = folder / "hosts.yml"
-    inventory.write_text(
-        INVENTORY % {"address": address, "folder": folder, "home": ROOT / ".cache" / "scenario"}, encoding="utf-8"
-    )
-    operations = Operations(inventory, HOST)
+    return docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
+
+
+def let_in(operations: Operations, folder: Path) -> None:
+    """Wait for the host's boot, and open the way by ssh."""
     operations.shell("timeout 60 systemctl is-system-running --wait || true", timeout=70)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True)
     operations.shell(
         "apt-get update -qq && apt-get install -qq -y --no-install-recommends openssh-server >/dev/null && "
         "install -d -m 0700 /root/.ssh && cat > /root/.ssh/authorized_keys",
         timeout=180, stdin=(folder / "key.pub").read_text(),
     )  # fmt: skip
+
+
+def start(folder: Path) -> Operations:
+    remove()
+    address = container(HOST)
+    inventory = folder / "hosts.yml"
+    inventory.write_text(
+        INVENTORY % {"address": address, "folder": folder, "home": ROOT / ".cache" / "scenario"}, encoding="utf-8"
+    )
+    operations = Operations(inventory, HOST)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True)
+    let_in(operations, folder)
     return operations
 
 
@@ -232,6 +263,55 @@ def guide(operations: Operations) -> None:
     row("requests, failed", f"{current.summary['requests']}, {current.summary['failed']}")
 
 
+def fleet(folder: Path, core: Operations) -> None:
+    """Application hosts of their own, one, four and eight of them, behind the host that is the rest."""
+    print("\nA fleet of application hosts; all of it, the controller too, on the same two processors:")
+    docker("update", "--cpuset-cpus", f"0-{os.cpu_count() - 1}", HOST)
+    os.sched_setaffinity(0, range(os.cpu_count()))
+    addresses = {HOST: docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", HOST)}
+    for name in APPS:
+        addresses[name] = container(name)
+        let_in(Operations("", name), folder)
+        # What of the copied host is not an application host's.
+        Operations("", name).shell("systemctl disable --quiet --now postgresql redis-server")
+
+    def of(count: int) -> Operations:
+        inventory = folder / f"fleet{count}.yml"
+        hosts = [
+            f"{name}: {{ansible_host: {addresses[name]}, demo_home: {ROOT / '.cache' / 'scenario'}}}"
+            for name in (HOST, *APPS[:count])
+        ]
+        apps = ", ".join(f"{name}: " for name in APPS[:count])
+        text = FLEET % {"folder": folder, "hosts": ", ".join(hosts), "apps": apps}
+        inventory.write_text(text, encoding="utf-8")
+        return Operations(inventory, APPS[0])
+
+    run = of(8).run("deploy.yml")
+    if run.code:
+        print(run.output[-5000:])
+        raise SystemExit("the fleet could not be deployed")
+    times = {}
+    for count in (1, 4, 8):
+        runs = [of(count).deploy("2.0.0") for _ in range(3)]
+        assert all((run.code, run.changed) == (0, 0) for run in runs), runs[-1].output[-3000:]
+        times[count] = sorted(run.seconds for run in runs)[1]
+    for count, wanted in ((1, ""), (4, "<= 1.6 of one"), (8, "<= 2.5 of one")):
+        ratio = f" = {times[count] / times[1]:.2f}" if wanted else ""
+        row(f"deploy.yml --tags release, nothing to change, {count} host(s)", f"{times[count]:.1f} s{ratio}", wanted)
+    four = of(4)
+    run = four.run("deploy.yml")  # The web server balances over these four alone.
+    assert run.code == 0, run.output[-3000:]
+    with load(core, "--clients", "16", "--think-seconds", "0.5", seconds=300) as current:
+        time.sleep(10)
+        with current.window("deploy"):
+            run = four.deploy("2.1.0", **BARE)
+        time.sleep(5)
+    row("a new version on four hosts under 16 clients", seconds(run))
+    row("requests, failed", f"{current.summary['requests']}, {current.summary['failed']}", "0 failed")
+    window = current.summary["windows"]["deploy"]
+    row("p99 without / during it", f"{window['outside']['p99_ms']:.0f} / {window['inside']['p99_ms']:.0f} ms")
+
+
 def main() -> int:
     if not shutil.which("ssh-keygen"):
         sys.exit("ERROR: ssh is missing on this machine (Debian's package openssh-client).")
@@ -246,6 +326,7 @@ def main() -> int:
             apart()
             latency(operations)
             guide(operations)
+            fleet(Path(folder), operations)
         finally:
             if not os.environ.get("KEEP"):
                 remove()

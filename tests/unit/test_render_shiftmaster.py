@@ -101,7 +101,9 @@ def batches(hosts, sizes, operation="deploy", in_play=None):
     known = {"shiftmaster_hosts": hosts, "ansible_play_hosts_all": in_play or hosts, "shiftmaster_batches": sizes}
     known |= yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))
     variables = trusted(known | {"shiftmaster_run": {"operation": operation}})
-    return Templar(DataLoader(), variables=variables).template(trust_as_template("{{ __shiftmaster_batches_of_hosts }}"))
+    return Templar(DataLoader(), variables=variables).template(
+        trust_as_template("{{ __shiftmaster_batches_of_hosts }}")
+    )
 
 
 @pytest.mark.parametrize(
