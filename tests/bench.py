@@ -55,8 +55,6 @@ all:
         ansible_user: root
         ansible_ssh_private_key_file: %(folder)s/key
         ansible_ssh_common_args: -o UserKnownHostsFile=%(folder)s/known_hosts -o StrictHostKeyChecking=accept-new
-        shiftmaster_version: 2.0.0
-        fleet_media_shared: true
         nginx_login_unlimited_addresses: [127.0.0.1, "::1"]
       hosts: {%(hosts)s}
     web: {hosts: {bench-trixie: }}
@@ -278,7 +276,9 @@ def fleet(folder: Path, core: Operations) -> None:
     def of(count: int) -> Operations:
         inventory = folder / f"fleet{count}.yml"
         hosts = [
-            f"{name}: {{ansible_host: {addresses[name]}, demo_home: {ROOT / '.cache' / 'scenario'}}}"
+            # At the hosts: group_vars says these, too.
+            f"{name}: {{ansible_host: {addresses[name]}, demo_home: {ROOT / '.cache' / 'scenario'}, "
+            "shiftmaster_version: 2.0.0, fleet_media_shared: true}"
             for name in (HOST, *APPS[:count])
         ]
         apps = ", ".join(f"{name}: " for name in APPS[:count])

@@ -45,7 +45,8 @@ class CutoverError(Exception):
 
 
 def _canary_queue(colour: str) -> str:
-    return "shiftmaster.canary.%s" % colour
+    # Of this host alone: another one's worker would take the canary, too, and prove nothing here.
+    return "shiftmaster.canary.%s.%s" % (os.uname().nodename, colour)
 
 
 def _worker(colour: str) -> str:

@@ -103,3 +103,12 @@ def test_a_unit_yields_at_once_and_not_for_ever(monkeypatch):
             assert os.sched_getscheduler(child.pid) == os.SCHED_OTHER
         finally:
             child.kill()
+
+
+def test_the_canary_is_of_one_host_and_colour(monkeypatch):
+    """Workers of a fleet share their broker; in a queue of the colour alone another host's worker took it."""
+    names = set()
+    for node in ("app1", "app2"):
+        monkeypatch.setattr(cutover.os, "uname", lambda node=node: os.uname_result(("Linux", node, "", "", "")))
+        names |= {cutover._canary_queue(colour) for colour in ("blue", "green")}
+    assert len(names) == 4
