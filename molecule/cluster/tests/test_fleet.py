@@ -24,7 +24,7 @@ def test_a_static_file_is_served_through_the_edge(fleet):
 
 
 def test_the_application_knows_the_client_not_the_edge(fleet):
-    fleet.edge.shell("curl -skS -o /dev/null https://localhost/login/?who=client")
+    fleet.edge.shell("curl -4 -skS -o /dev/null https://localhost/login/")
     lines = "".join(host.shell(f"tail -n 3 {LOG}") for host in fleet.apps)
     assert '"remote_addr":"127.0.0.1"' in lines and '"remote_addr":"172.30.77.10"' not in lines
 
