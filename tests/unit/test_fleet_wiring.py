@@ -1,0 +1,97 @@
+"""What group_vars/all makes of an inventory: who listens for whom, and how they speak."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ASKED = (
+    "fleet_problems", "postgresql_listen_addresses", "postgresql_hba_rules", "redis_port", "redis_tls_port",
+    "nginx_upstream_servers", "nginx_upstream_tls", "nginx_local_tls_listen", "nginx_static_url", "firewall_rules",
+    "shiftmaster_database_sslmode", "shiftmaster_edge_servers", "tls_internal_names", "shiftmaster_secret_environment",
+)  # fmt: skip
+
+
+def wiring(inventory: str, **extra) -> dict:
+    """{host: {variable: value}} of an inventory."""
+    message = "{{ {" + ", ".join(f"'{name}': {name}" for name in ASKED) + "} }}"
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible"), "all", "--inventory", ROOT / "inventory" / inventory,
+            "--playbook-dir", ROOT / "playbooks", "--connection", "local", "--module-name", "debug", "--args",
+            json.dumps({"msg": message}), "--extra-vars", json.dumps(extra),
+        ],
+        env=dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
+                 ANSIBLE_STDOUT_CALLBACK="ansible.posix.json"),
+        text=True, capture_output=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    # profile_tasks prints behind it.
+    report, _end = json.JSONDecoder().raw_decode(done.stdout[done.stdout.index("{") :])
+    hosts = report["plays"][0]["tasks"][0]["hosts"]
+    return {name: host["msg"] for name, host in hosts.items()}
+
+
+@pytest.fixture(scope="module")
+def production():
+    return wiring("production", fleet_media_shared=True)
+
+
+def test_a_fleet_has_no_problem_of_its_own(production):
+    assert {host: values["fleet_problems"] for host, values in production.items() if values["fleet_problems"]} == {}
+
+
+def test_the_database_answers_the_application_hosts_alone(production):
+    assert production["db1"]["postgresql_listen_addresses"] == ["*"]
+    addresses = [rule.get("address") for rule in production["db1"]["postgresql_hba_rules"]]
+    assert addresses[-2:] == ["10.20.0.11/32", "10.20.0.12/32"]
+    assert {"name": "postgresql", "ports": [5432], "sources": ["10.20.0.11", "10.20.0.12"]} in production["db1"][
+        "firewall_rules"
+    ]
+    assert production["app1"]["shiftmaster_database_sslmode"] == "verify-full"
+
+
+def test_the_cache_speaks_tls_alone(production):
+    assert (production["cache1"]["redis_port"], production["cache1"]["redis_tls_port"]) == (0, 6379)
+    assert production["app2"]["shiftmaster_secret_environment"]["CACHE_URL"].startswith("rediss://shiftmaster:")
+    assert (
+        "10.20.0.22:6379/1?ssl_cert_reqs=required" in production["app2"]["shiftmaster_secret_environment"]["CACHE_URL"]
+    )
+
+
+def test_the_web_server_asks_both_application_hosts_by_their_private_addresses(production):
+    edge = production["edge1"]
+    assert edge["nginx_upstream_servers"] == ["10.20.0.11:8443", "10.20.0.12:8443"] and edge["nginx_upstream_tls"]
+    assert edge["nginx_static_url"] == "" and edge["nginx_local_tls_listen"] == []
+    assert production["app1"]["nginx_local_tls_listen"] == ["8443"]
+    assert production["app1"]["firewall_rules"] == [{"name": "application", "ports": [8443], "sources": ["10.20.0.10"]}]
+    assert {"app1", "10.20.0.11", "app.shiftmaster.internal"} <= set(production["app1"]["tls_internal_names"])
+
+
+def test_one_host_needs_nobody_else():
+    values = next(iter(wiring("single").values()))
+    assert values["fleet_problems"] == [] and values["shiftmaster_edge_servers"] == {}
+    assert values["postgresql_listen_addresses"] == ["localhost"]
+    assert (values["redis_port"], values["redis_tls_port"]) == (6379, 0)
+    assert values["nginx_upstream_servers"] == ["unix:/var/www/shiftmaster/active/socket"]
+    assert not values["nginx_upstream_tls"] and values["nginx_local_tls_listen"] == []
+    assert [rule for rule in values["firewall_rules"] if rule["name"] != "web" and rule["sources"]] == []
+    assert values["shiftmaster_database_sslmode"] == "require"
+
+
+@pytest.mark.parametrize(
+    "extra, said",
+    [
+        ({"fleet_media_shared": False}, "fleet_media_shared"),
+        ({"fleet_media_shared": True, "shiftmaster_batches": [0]}, "shiftmaster_batches"),
+    ],
+)
+def test_what_is_wrong_about_a_fleet_is_told(extra, said):
+    problems = wiring("production", **extra)["app1"]["fleet_problems"]
+    assert len(problems) == 1 and said in problems[0]
