@@ -264,6 +264,7 @@ def spec(tmp_path):
         "linked_directories": ["media"],
         "python": sys.executable,
         "pip_environment": {},
+        "wheels_dir": "",
         "build_user": "root",
         "user": "root",
         "collectstatic": False,
