@@ -483,9 +483,8 @@ def collect_extra(pip, extra):
     for name in os.listdir(pip.found):
         package, version = name.split("-")[:2]
         held.append("%s==%s" % (package, version))
-    if held and pip.download(extra, held)[0] == 0:
-        return
-    pip.collect(extra, [])
+    if pip.download(extra, held)[0] != 0:
+        pip.collect(extra, [])
 
 
 def secrets(environment):

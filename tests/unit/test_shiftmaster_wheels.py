@@ -237,11 +237,15 @@ def test_hashes_are_honoured(collect, folder):
         collect({"requirements.txt": good})
 
 
-def test_the_machines_own_configuration_adds_no_place(collect, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["environment", "configuration"])
+def test_the_machines_own_configuration_adds_no_place(collect, folder, tmp_path, monkeypatch, where):
     wheel(tmp_path / "elsewhere", "stray", "1.0")
-    (tmp_path / "pip.conf").write_text(f"[global]\nfind-links = {tmp_path / 'elsewhere'}\n")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "elsewhere"))
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    if where == "configuration":
+        (tmp_path / "pip").mkdir()
+        (tmp_path / "pip/pip.conf").write_text(f"[global]\nfind-links = {tmp_path / 'elsewhere'}\n")
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    else:
+        monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "elsewhere"))
     with pytest.raises(wheels.WheelsError, match="of: stray"):
         collect({"requirements.txt": "stray\n"})
 
