@@ -87,14 +87,16 @@ def test_apt_takes_everything_from_a_folder_that_is_vouched_for(tmp_path, places
     assert re.findall(r"^URIs: (.*)", text, re.M) == expected
     # A mirror of Debian's archive is signed by Debian, whatever is said of a folder.
     assert ("Trusted: yes" in text) is (folder and "base_apt_folder_trusted" in believed)
-    assert ("\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mDME\n" in text) is (folder and "base_apt_folder_key" in believed)
+    assert ("\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mDME\n" in text) is (
+        folder and "base_apt_folder_key" in believed
+    )
     files = value("base", "__base_files_before_packages", ansible_check_mode=False, **places)
     assert [entry["wanted"] for entry in files if "/sources.list" in entry["dest"]] == [True, True]
     if shutil.which("apt-get"):
         (tmp_path / "debian.sources").write_text(text)
         said = subprocess.run(
-            ["apt-get", "indextargets", "--no-release-info", "-o", f"Dir::Etc::SourceParts={tmp_path}", "-o", "Dir::Etc::SourceList=/dev/null",
-             "--format", "$(REPO_URI)"],
+            ["apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI)",
+             "-o", f"Dir::Etc::SourceParts={tmp_path}", "-o", "Dir::Etc::SourceList=/dev/null"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert said.returncode == 0, said.stderr

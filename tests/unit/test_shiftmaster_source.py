@@ -141,7 +141,7 @@ def test_an_unknown_version_is_one_sentence_with_the_closest_names(look, version
     assert "\n" not in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------------ a bundle as repository
+# --------------------------------------------------------------------------------------------- a bundle as repository
 
 
 def test_the_file_of_a_git_bundle_is_a_repository(look, repository, tmp_path):

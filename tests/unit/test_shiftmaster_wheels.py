@@ -49,9 +49,7 @@ def wheel(folder, name, version, tag="py3-none-any", requires=()):
             f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
             + "".join(f"Requires-Dist: {one}\n" for one in requires),
         )
-        archive.writestr(
-            zipfile.ZipInfo(f"{info}/WHEEL"), f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n"
-        )
+        archive.writestr(zipfile.ZipInfo(f"{info}/WHEEL"), f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
         archive.writestr(zipfile.ZipInfo(f"{info}/RECORD"), "")
     return path
 
@@ -108,7 +106,7 @@ def folder(tmp_path):
 
 def test_requirements_are_read_as_pip_reads_them():
     files = {
-        "requirements.txt": "-r more/base.txt\n# a comment\nalpha==1 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n",
+        "requirements.txt": "-r more/base.txt\n# why\nalpha==1 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n",
         "more/base.txt": "-c ../constraints.txt\nbeta  # why\n--requirement=deep.txt\n",
         "more/deep.txt": "delta[x]>=1 ; python_version < '4'\n",
         "constraints.txt": "beta<3\n",
@@ -289,8 +287,10 @@ def sdist(folder, name, version):
         "def build_wheel(folder, config_settings=None, metadata_directory=None):\n"
         f"    file, info = '{name}-{version}-py3-none-any.whl', '{name}-{version}.dist-info'\n"
         "    with zipfile.ZipFile(folder + '/' + file, 'w') as archive:\n"
-        f"        archive.writestr(info + '/METADATA', 'Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n')\n"
-        "        archive.writestr(info + '/WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')\n"
+        f"        metadata = 'Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n'\n"
+        "        archive.writestr(info + '/METADATA', metadata)\n"
+        "        tags = 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n'\n"
+        "        archive.writestr(info + '/WHEEL', tags)\n"
         "        archive.writestr(info + '/RECORD', '')\n"
         "    return file\n"
     )
@@ -313,7 +313,7 @@ def test_an_index_that_does_not_answer_is_said_as_that(collect):
     with pytest.raises(wheels.WheelsError, match="cannot reach its index"):
         collect(
             {"requirements.txt": "alpha\n"}, source="controller",
-            environment={"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1", "PIP_CONFIG_FILE": "/dev/null"},
+            environment={"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": "/dev/null"},
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A host that reaches nothing outside: installed, upgraded and rolled back from folders of packages, wheels and source."""
+"""A host that reaches nothing outside: installed, upgraded and rolled back from folders of packages and wheels."""
 
 from __future__ import annotations
 
@@ -130,7 +130,9 @@ def test_a_package_that_was_exchanged_is_refused_by_its_hash(operations):
 
 def test_a_check_works_where_nothing_gets_out(operations):
     before = operations.fingerprint()
-    run = operations.run("deploy.yml", "--check", "--diff", shiftmaster_version="2.1.0", shiftmaster_wheels="controller")
+    run = operations.run(
+        "deploy.yml", "--check", "--diff", shiftmaster_version="2.1.0", shiftmaster_wheels="controller"
+    )
     assert run.code == 0, run.output[-4000:]
     assert operations.fingerprint() == before
 
