@@ -137,6 +137,16 @@ def test_a_check_works_where_nothing_gets_out(operations):
     assert operations.fingerprint() == before
 
 
+def test_a_check_that_only_the_outside_could_answer_is_refused(operations):
+    """As on an empty host: apt has no index and does not know the folder. The next deploy brings both."""
+    operations.shell("rm -rf /var/lib/apt/lists/* /etc/apt/sources.list.d/debian.sources")
+    run = operations.run("deploy.yml", "--tags", "base", "--check")
+    assert run.code == 2 and run.says("a check copies nothing"), run.output[-4000:]
+    run = operations.run("deploy.yml", "--tags", "base")
+    assert run.code == 0, run.output[-4000:]
+    assert operations.shell("apt-cache policy nginx | grep file:/srv/shiftmaster-apt")
+
+
 def test_nothing_on_the_host_has_asked_the_outside(operations):
     """Counted from before the installation on; the last of the tests that deploy."""
     found = dropped(operations)
