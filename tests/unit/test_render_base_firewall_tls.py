@@ -78,18 +78,14 @@ KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmDME\n=abcd\n-----END PGP PUBLIC 
 
 
 @pytest.mark.parametrize("places", [{"base_apt_mirror": "file:/mnt/debian"}, {"base_apt_folder": "/srv/x"}])
-@pytest.mark.parametrize("believed", [{"base_apt_folder_key": KEY}, {"base_apt_folder_trusted": True}])
-def test_apt_takes_everything_from_a_folder_that_is_vouched_for(tmp_path, places, believed):
+def test_apt_takes_everything_from_a_mirror_or_a_folder_that_is_signed(tmp_path, places):
     """Read by the real apt, where there is one."""
-    text = render("base", "debian.sources.j2", **places, **believed)
+    text = render("base", "debian.sources.j2", **places, base_apt_folder_key=KEY)
     folder = "base_apt_folder" in places
     expected = ["file:/srv/x"] if folder else ["file:/mnt/debian", "file:/mnt/debian-security"]
     assert re.findall(r"^URIs: (.*)", text, re.M) == expected
     # A mirror of Debian's archive is signed by Debian, whatever is said of a folder.
-    assert ("Trusted: yes" in text) is (folder and "base_apt_folder_trusted" in believed)
-    assert ("\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mDME\n" in text) is (
-        folder and "base_apt_folder_key" in believed
-    )
+    assert ("\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mDME\n" in text) is folder
     files = value("base", "__base_files_before_packages", ansible_check_mode=False, **places)
     assert [entry["wanted"] for entry in files if "/sources.list" in entry["dest"]] == [True, True]
     if shutil.which("apt-get"):
@@ -110,14 +106,13 @@ def test_what_is_wrong_with_a_folder_is_said_before_anything_changes(tmp_path):
     (tmp_path / "Packages").write_text("")
     source = {"base_apt_folder": "/srv/x", "base_apt_folder_src": str(tmp_path)}
     assert problems() == problems(base_apt_mirror="http://m") == ""
-    assert problems(**source, base_apt_folder_trusted=True) == ""
     assert "nothing vouches" in problems(**source)
     assert "there is no InRelease" in problems(**source, base_apt_folder_key=KEY)
     (tmp_path / "InRelease").write_text("")
     assert problems(**source, base_apt_folder_key=KEY) == ""
     (tmp_path / "Packages").unlink()
     assert "holds no file Packages" in problems(**source, base_apt_folder_key=KEY)
-    assert "both set" in problems(base_apt_folder="/srv/x", base_apt_folder_trusted=True, base_apt_mirror="http://m")
+    assert "both set" in problems(base_apt_folder="/srv/x", base_apt_folder_key=KEY, base_apt_mirror="http://m")
     assert "does not say where" in problems(base_apt_folder_src=str(tmp_path))
 
 
