@@ -96,7 +96,7 @@ def test_a_wheel_that_was_exchanged_is_refused_by_its_hash(operations, tmp_path)
     assert run.says("Nothing was changed.", "sqlparse", "Expected sha256")
 
 
-def test_unsigned_packages_are_refused_unless_that_is_said(operations):
+def test_packages_that_nothing_vouches_for_are_refused(operations):
     run = operations.run("deploy.yml", "--tags", "base", base_apt_folder_key="")
     assert run.code == 2 and run.changed == 0, run.output[-4000:]
     assert run.says("Nothing was changed.", "nothing vouches for the packages of base_apt_folder")
