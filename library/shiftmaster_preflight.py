@@ -111,6 +111,12 @@ options:
     type: list
     elements: str
     default: []
+  interpreter:
+    description:
+      - An interpreter of the host that wheels are to be chosen for; RV(facts) then says in C(interpreter) what they are
+        chosen by. Empty for none.
+    type: str
+    default: ""
   packages:
     description: Whether dpkg must be in order, and apt not at work.
     type: bool
@@ -174,6 +180,7 @@ facts:
 import contextlib
 import datetime
 import fcntl
+import json
 import os
 import platform
 import re
@@ -257,6 +264,57 @@ def check_python(report, minimum, version):
             "python",
             "the host's Python is %s, and %s is the oldest that serves" % (version, minimum),
             "install a newer python3, or set ansible_python_interpreter to one",
+        )
+
+
+# What wheels are chosen by: their tags, and the variables that the markers of requirements know.
+WHEELS_ARE_CHOSEN_BY = """
+import json, os, platform, sys, sysconfig
+version = sys.implementation.version
+full = "%d.%d.%d" % version[:3]
+if version.releaselevel != "final":
+    full += version.releaselevel[0] + str(version.serial)
+threads = "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
+try:
+    glibc = os.confstr("CS_GNU_LIBC_VERSION").split()[1]
+except (AttributeError, ValueError, OSError, IndexError):
+    glibc = ""
+print(json.dumps({
+    "abi": "cp%d%d%s" % (sys.version_info[0], sys.version_info[1], threads),
+    "machine": sysconfig.get_platform().split("-", 1)[-1].replace("-", "_"),
+    "glibc": glibc,
+    "markers": {
+        "implementation_name": sys.implementation.name,
+        "implementation_version": full,
+        "os_name": os.name,
+        "platform_machine": platform.machine(),
+        "platform_python_implementation": platform.python_implementation(),
+        "platform_release": platform.release(),
+        "platform_system": platform.system(),
+        "platform_version": platform.version(),
+        "python_full_version": platform.python_version(),
+        "python_version": ".".join(platform.python_version_tuple()[:2]),
+        "sys_platform": sys.platform,
+    },
+}))
+"""
+
+
+def check_interpreter(report, path):
+    try:
+        said = subprocess.run(
+            (path, "-I", "-c", WHEELS_ARE_CHOSEN_BY),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=True,
+            timeout=60,
+        ).stdout
+        report.facts["interpreter"] = json.loads(said)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        report.problem(
+            "interpreter",
+            "%s, which wheels are to be chosen for, cannot be asked: %s" % (path, error),
+            "install it there first, or set shiftmaster_python to one that is there",
         )
 
 
@@ -602,6 +660,8 @@ def run(params):
         check_clock(report, params["controller_time"], params["clock_maximum_seconds"], at)
     check_system(report, params["systems"], params["allow_untested_os"], read("/etc/os-release"))
     check_python(report, params["python_minimum"], platform.python_version())
+    if params["interpreter"]:
+        check_interpreter(report, params["interpreter"])
     check_systemd(report, params["systemd"], read("/proc/1/comm").strip(), os.path.isdir("/run/systemd/system"))
     check_memory(report, params["memory_minimum_mb"], params["memory_mb"], read("/proc/meminfo"))
     check_disk(report, params["disk"])
@@ -659,6 +719,7 @@ def argument_spec():
         "controller_time": {"type": "float"},
         "clock_maximum_seconds": option("float", 30),
         "domains": option("list", [], elements="str"),
+        "interpreter": option("str", ""),
         "packages": option("bool", False),
         "packages_wait_seconds": option("int", 30),
     }

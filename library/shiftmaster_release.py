@@ -111,6 +111,12 @@ options:
     description: Environment of pip, for example C(PIP_INDEX_URL) or C(HTTPS_PROXY).
     type: dict
     default: {}
+  wheels_dir:
+    description:
+      - Folder of the host with wheels. pip then takes everything from it and asks no index. Where packages come from is
+        no part of the configuration's hash.
+    type: path
+    default: ""
   build_user:
     description: The user that unpacks, installs and compiles.
     type: str
@@ -544,6 +550,7 @@ class Operation:
                 version=params["version"] or params["revision"][:10],
                 archive=params["archive"],
                 pip_environment=params["pip_environment"],
+                wheels_dir=params["wheels_dir"],
                 build_user=params["build_user"],
                 user=params["user"],
                 hooks=params["hooks"],
@@ -877,6 +884,7 @@ def argument_spec():
             },
         ),
         "pip_environment": option("dict", {}, no_log=True),
+        "wheels_dir": option("path", ""),
         "build_user": option("str", "shiftmaster-build"),
         "user": option("str", "shiftmaster"),
         "celery_application": option("str", ""),

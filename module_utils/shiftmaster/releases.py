@@ -156,7 +156,8 @@ class Build:
 
     revision (40 hex digits), stamp ("" for now), version, archive (tar of the source), environment {name: value},
     files {path below the release: text}, requirements_file (below source, "" for none), extra_requirements [lines],
-    linked_directories [below source], python (path), pip_environment {}, build_user, user, collectstatic, check,
+    linked_directories [below source], python (path), pip_environment {}, wheels_dir (folder that pip takes everything
+    from, "" for its index), build_user, user, collectstatic, check,
     celery_application, config_sha256, classify (callable: source folder to the list of its migrations), hooks
     [{name, phase, command, timeout_seconds, user}], timeout_seconds, run_id, who, log_folder.
     """
@@ -279,9 +280,14 @@ class Build:
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PIP_NO_PYTHON_VERSION_WARNING": "1",
         }
-        env.update(self.spec["pip_environment"])
         interpreter = os.path.join(self.path, "venv", "bin", "python")
         pip = [self.spec["python"], "-m", "pip", "--python", interpreter, "install", "--quiet"]
+        if self.spec["wheels_dir"]:
+            # No other place, whatever the host's own configuration says, and nothing is compiled.
+            env["PIP_CONFIG_FILE"] = os.devnull
+            pip += ["--no-index", "--find-links", self.spec["wheels_dir"], "--only-binary", ":all:"]
+        else:
+            env.update(self.spec["pip_environment"])
         source = os.path.join(self.path, "source")
         if self.spec["requirements_file"]:
             self._command(

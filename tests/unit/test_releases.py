@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 
 import pytest
 from ansible.module_utils.shiftmaster import releasecode, releases
@@ -264,6 +265,7 @@ def spec(tmp_path):
         "linked_directories": ["media"],
         "python": sys.executable,
         "pip_environment": {},
+        "wheels_dir": "",
         "build_user": "root",
         "user": "root",
         "collectstatic": False,
@@ -315,6 +317,38 @@ def test_a_build_is_complete_and_may_only_be_read(layout, state, spec):
     out = releasecode.ReleaseCode(path, None).run(["python", "-c", "import extra, sys; print(extra.y, sys.prefix)"])
     assert out.stdout.split() == ["2", os.path.join(path, "venv")]
     assert "unpack" in build.timings
+
+
+def small_wheel(folder, name, version):
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        info = f"{name}-{version}.dist-info"
+        archive.writestr(f"{name}.py", f"version = {version!r}\n")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@needs_root
+def test_with_a_folder_of_wheels_pip_asks_nobody_else(layout, state, spec, tmp_path, monkeypatch):
+    """Neither the site's environment of pip nor the host's own configuration adds a place."""
+    small_wheel(tmp_path / "wheels", "mine", "1.0")
+    small_wheel(tmp_path / "elsewhere", "mine", "2.0")
+    (tmp_path / "pip.conf").write_text(f"[global]\nfind-links = {tmp_path / 'elsewhere'}\n")
+    monkeypatch.setattr(releases, "_PIP_CACHE", str(tmp_path / "cache"))
+    places = {"PIP_FIND_LINKS": str(tmp_path / "elsewhere"), "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
+    spec.update(extra_requirements=["mine"], wheels_dir=str(tmp_path / "wheels"), pip_environment=places)
+    name = releases.Build(layout, state, spec).run()
+    code = releasecode.ReleaseCode(layout.release(name), None)
+    assert code.run(["python", "-c", "import mine; print(mine.version)"]).stdout.strip() == "1.0"
+
+    spec.update(stamp="20260107T000000Z", wheels_dir="")
+    spec["pip_environment"]["PIP_NO_INDEX"] = "1"
+    name = releases.Build(layout, state, spec).run()
+    code = releasecode.ReleaseCode(layout.release(name), None)
+    assert code.run(["python", "-c", "import mine; print(mine.version)"]).stdout.strip() == "2.0"
 
 
 @needs_root

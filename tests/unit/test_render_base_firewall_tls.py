@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import json
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -71,6 +72,48 @@ def test_a_mirror_replaces_every_source():
     assert re.findall(r"^URIs: (.*)", text, re.M) == ["http://mirror.test/debian", "http://mirror.test/debian-security"]
     assert re.findall(r"^Suites: (.*)", text, re.M) == ["trixie trixie-updates", "trixie-security"]
     assert "deb" not in [line.split()[0] for line in render("base", "sources.list.j2").splitlines() if line]
+
+
+KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmDME\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n"
+
+
+@pytest.mark.parametrize("places", [{"base_apt_mirror": "file:/mnt/debian"}, {"base_apt_folder": "/srv/x"}])
+def test_apt_takes_everything_from_a_mirror_or_a_folder_that_is_signed(tmp_path, places):
+    """Read by the real apt, where there is one."""
+    text = render("base", "debian.sources.j2", **places, base_apt_folder_key=KEY)
+    folder = "base_apt_folder" in places
+    expected = ["file:/srv/x"] if folder else ["file:/mnt/debian", "file:/mnt/debian-security"]
+    assert re.findall(r"^URIs: (.*)", text, re.M) == expected
+    # A mirror of Debian's archive is signed by Debian, whatever is said of a folder.
+    assert ("\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mDME\n" in text) is folder
+    files = value("base", "__base_files_before_packages", ansible_check_mode=False, **places)
+    assert [entry["wanted"] for entry in files if "/sources.list" in entry["dest"]] == [True, True]
+    if shutil.which("apt-get"):
+        (tmp_path / "debian.sources").write_text(text)
+        said = subprocess.run(
+            ["apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI)",
+             "-o", f"Dir::Etc::SourceParts={tmp_path}", "-o", "Dir::Etc::SourceList=/dev/null"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert said.returncode == 0, said.stderr
+        assert {line.rstrip("/") for line in said.stdout.split()} == set(expected)
+
+
+def test_what_is_wrong_with_a_folder_is_said_before_anything_changes(tmp_path):
+    def problems(**variables):
+        return " ".join(value("base", "__base_problems", **variables))
+
+    (tmp_path / "Packages").write_text("")
+    source = {"base_apt_folder": "/srv/x", "base_apt_folder_src": str(tmp_path)}
+    assert problems() == problems(base_apt_mirror="http://m") == ""
+    assert "nothing vouches" in problems(**source)
+    assert "there is no InRelease" in problems(**source, base_apt_folder_key=KEY)
+    (tmp_path / "InRelease").write_text("")
+    assert problems(**source, base_apt_folder_key=KEY) == ""
+    (tmp_path / "Packages").unlink()
+    assert "holds no file Packages" in problems(**source, base_apt_folder_key=KEY)
+    assert "both set" in problems(base_apt_folder="/srv/x", base_apt_folder_key=KEY, base_apt_mirror="http://m")
+    assert "does not say where" in problems(base_apt_folder_src=str(tmp_path))
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -141,6 +141,53 @@ def test_an_unknown_version_is_one_sentence_with_the_closest_names(look, version
     assert "\n" not in str(error.value)
 
 
+# --------------------------------------------------------------------------------------------- a bundle as repository
+
+
+def test_the_file_of_a_git_bundle_is_a_repository(look, repository, tmp_path):
+    bundle = tmp_path / "shiftmaster.bundle"
+    git(repository, "bundle", "create", "--quiet", str(bundle), "--all")
+    for version in ("2.0.0", "2.1.0", "main", git(repository, "rev-parse", "2.0.0")[:10]):
+        expected, found = look(version, archive=True), look(version, bundle, archive=True)
+        assert members(found.pop("archive")) == members(expected.pop("archive"))
+        names = ("revision", "kind", "subject", "migrations", "notes", "archive_sha256")
+        assert [found[name] for name in names] == [expected[name] for name in names]
+    with pytest.raises(source.SourceError, match="closest: 2.1.0"):
+        look("2.1.1", bundle)
+
+
+def test_a_newer_bundle_under_the_same_name_brings_its_versions(look, repository, tmp_path):
+    bundle = tmp_path / "shiftmaster.bundle"
+    git(repository, "bundle", "create", "--quiet", str(bundle), "--all")
+    look("2.1.0", bundle)
+    write(repository, "new.txt", "x\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "-m", "Third")
+    git(repository, "tag", "2.2.0")
+    git(repository, "bundle", "create", "--quiet", str(bundle), "--all")
+    found = look("2.2.0", bundle)
+    assert (found["revision"], found["fetched"]) == (git(repository, "rev-parse", "2.2.0"), True)
+    assert look("2.0.0", bundle)["fetched"] is False
+
+
+def test_a_bundle_of_the_difference_alone_is_said_to_be_one(look, repository, tmp_path):
+    bundle = tmp_path / "shiftmaster.bundle"
+    git(repository, "bundle", "create", "--quiet", str(bundle), "2.0.0..2.1.0")
+    with pytest.raises(source.SourceError, match="prerequisite"):
+        look("2.1.0", bundle)
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut off"])
+def test_a_bundle_that_cannot_be_read_is_one_sentence(look, repository, tmp_path, damage):
+    bundle = tmp_path / "shiftmaster.bundle"
+    if damage == "cut off":
+        git(repository, "bundle", "create", "--quiet", str(bundle), "--all")
+        bundle.write_bytes(bundle.read_bytes()[:-200])
+    with pytest.raises(source.SourceError) as error:
+        look("2.1.0", bundle)
+    assert "\n" not in str(error.value) and "shiftmaster" in str(error.value)
+
+
 def test_an_ambiguous_start_of_a_commit_is_refused():
     with pytest.raises(source.SourceError, match="1234567 is the start of 2 commits"):
         source.choose("1234567", {}, {}, lambda digits: [digits + "a" * 33, digits + "b" * 33])

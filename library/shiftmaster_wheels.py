@@ -1,0 +1,530 @@
+#!/usr/bin/python
+# Wheels for hosts without a way to a Python index, chosen and checked on the controller.
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: shiftmaster_wheels
+short_description: Collect, on the controller, the wheels that a host needs for a release
+description:
+  - Runs on the controller (C(delegate_to=localhost), without become) and changes no host. The controller's own pip
+    resolves the application's requirements for the host's interpreter, and puts exactly the wheels that the host will
+    install into a folder of the cache.
+  - What was collected for the same requirements and the same interpreter is used again, without asking anybody.
+  - Hashes in the requirements are checked by pip here, and again on the host.
+  - Only wheels count; hosts compile nothing.
+version_added: "1.0.0"
+author: ShiftMaster operations (@shiftmaster-operations)
+options:
+  source:
+    description:
+      - V(folder) takes wheels from O(folder) alone and asks nothing else.
+      - V(controller) lets pip fetch them as this machine does. Of a package that the index has no wheel of, pip builds
+        one here, unless the requirements have hashes, which a wheel that is built here could not have.
+    type: str
+    choices: [folder, controller]
+    required: true
+  folder:
+    description: Folder of the controller with wheels, for O(source=folder).
+    type: path
+  archive:
+    description: Tar archive of the application's source, as M(shiftmaster_source) packs it.
+    type: path
+    required: true
+  requirements_file:
+    description: The application's requirements in it; empty for none.
+    type: str
+    default: requirements.txt
+  extra_requirements:
+    description: More requirements, as pip takes them.
+    type: list
+    elements: str
+    default: []
+  interpreter:
+    description: The host's interpreter, RV(shiftmaster_preflight#module:facts) of M(shiftmaster_preflight).
+    type: dict
+    required: true
+  environment:
+    description: Environment of pip on top of the controller's own, for O(source=controller); treated as secret.
+    type: dict
+    default: {}
+  cache_dir:
+    description: Folder of collections; below it each has one of its own.
+    type: path
+    default: ~/.cache/shiftmaster-ops
+  timeout_seconds:
+    description: How long all of it may take, waiting for another run included.
+    type: int
+    default: 900
+attributes:
+  check_mode:
+    support: full
+    description: Does the same; a cache on the controller is no configuration of any host.
+  diff_mode:
+    support: none
+    description: Changes nothing that could be shown.
+requirements:
+  - pip >= 22.2 for the interpreter that Ansible runs with on the controller
+notes:
+  - Requirements that are no packages (an address, a path, C(-e)) are refused, since no wheel can stand for them.
+"""
+
+EXAMPLES = r"""
+- name: Collect the wheels for a host
+  shiftmaster_wheels:
+    source: controller
+    archive: "{{ source.archive }}"
+    extra_requirements: ["gunicorn==27.0.1"]
+    interpreter: "{{ preflight.facts.interpreter }}"
+  delegate_to: localhost
+  become: false
+  register: wheels
+"""
+
+RETURN = r"""
+folder:
+  description: Folder of the controller that holds the wheels.
+  type: str
+  returned: success
+wheels:
+  description: name and sha256 of each.
+  type: list
+  elements: dict
+  returned: success
+collected:
+  description: Whether they were collected by this call; otherwise they were there.
+  type: bool
+  returned: success
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.parse
+
+from ansible.module_utils.basic import AnsibleModule
+
+KEEP = 10
+MAX_MISSING = 40
+# pip tells wheels apart by the options below, but judges markers ("; python_version < '3.12'") by the interpreter that
+# it runs with; so it is run with those of the host.
+DRIVER = """
+import json, os, sys
+from pip._vendor.packaging import markers
+found = json.loads(os.environ["SHIFTMASTER_MARKERS"])
+markers.default_environment = lambda: dict(found)
+from pip._internal.cli.main import main
+sys.exit(main())
+"""
+NO_PACKAGE = re.compile(r"^(-e\b|--editable\b|\.{0,2}/|\.\.?$|\w+\+\w+:|file:|https?:)|@\s*[\w+.-]+:")
+MISSING = re.compile(r"(?m)^ERROR: No matching distribution found for (.+?)(?: \(from [^()]*\))?$")
+UNREACHABLE = re.compile(r"(?m)(?:^WARNING: Retrying|connection broken by|Could not fetch URL).*$")
+
+
+class WheelsError(Exception):
+    """The wheels cannot be had; str() says why."""
+
+
+# -------------------------------------------------------------------------------------------------------- requirements
+
+
+def logical_lines(text):
+    """Return the lines of a requirements file as pip reads them: joined, without comments."""
+    lines, joined = [], ""
+    for line in text.splitlines():
+        if line.lstrip().startswith("#"):
+            line = ""
+        if line.endswith("\\"):
+            joined += line[:-1] + " "
+            continue
+        joined += line
+        lines.append(re.sub(r"(^|\s)#.*$", "", joined).strip())
+        joined = ""
+    lines.append(joined.strip())
+    return [re.sub(r"\s+", " ", line) for line in lines if line]
+
+
+def flatten(read, path, seen=()):
+    """Return (requirements, constraints), the lines of a file and of those that it names. read: path to text."""
+    if path in seen:
+        raise WheelsError("the requirements %s name themselves" % path)
+    requirements, constraints = [], []
+    for line in logical_lines(read(path)):
+        found = re.match(r"^(?:-r|--requirement|-c|--constraint)[ =]*(\S+)$", line)
+        if not found:
+            requirements.append(line)
+            continue
+        inner = flatten(read, posixpath.normpath(posixpath.join(posixpath.dirname(path), found[1])), seen + (path,))
+        constraints += inner[1]
+        if line.startswith(("-c", "--constraint")):
+            constraints += inner[0]
+        else:
+            requirements += inner[0]
+    return requirements, constraints
+
+
+def canonical(line):
+    """Return the normalized name of the package that a requirement is for, "" of an option."""
+    found = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", line)
+    return re.sub(r"[-_.]+", "-", found[0]).lower() if found else ""
+
+
+def refuse_what_is_no_package(lines):
+    wrong = [line.split(" --hash")[0] for line in lines if NO_PACKAGE.search(line)]
+    if wrong:
+        raise WheelsError(
+            "no wheel can stand for the requirement %s: name a package and its version" % " and ".join(wrong)
+        )
+
+
+def of_archive(archive, requirements_file):
+    """Return (requirements, constraints) of the application's source."""
+    if not requirements_file:
+        return [], []
+    with tarfile.open(archive) as source:
+
+        def read(path):
+            try:
+                return source.extractfile(path).read().decode("utf-8-sig")
+            except (KeyError, AttributeError):
+                raise WheelsError("the source has no file %s, where its requirements should be" % path)
+
+        return flatten(read, posixpath.normpath(requirements_file))
+
+
+# --------------------------------------------------------------------------------------------------------- the host's
+
+
+def platforms(interpreter):
+    """Return the platforms that the host's interpreter takes wheels of, best first."""
+    machine, found = interpreter["machine"], []
+    if interpreter["glibc"]:
+        major, minor = (int(one) for one in interpreter["glibc"].split(".")[:2])
+        older = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
+        for number in range(minor, 4 if machine in ("x86_64", "i686") else 16, -1):
+            found.append("manylinux_%d_%d_%s" % (major, number, machine))
+            if number in older:
+                found.append("%s_%s" % (older[number], machine))
+    return found + ["linux_" + machine]
+
+
+def called(interpreter):
+    return "Python %s on %s%s" % (
+        interpreter["markers"]["python_full_version"],
+        interpreter["machine"],
+        " (glibc %s)" % interpreter["glibc"] if interpreter["glibc"] else "",
+    )
+
+
+def identity(interpreter):
+    """Return what wheels are chosen by, without what changes with every kernel."""
+    markers = {
+        name: value
+        for name, value in interpreter["markers"].items()
+        if name not in ("platform_release", "platform_version")
+    }
+    return dict(interpreter, markers=markers)
+
+
+# ----------------------------------------------------------------------------------------------------------------- pip
+
+
+class Pip:
+    """The controller's pip, resolving for a host's interpreter."""
+
+    def __init__(self, params, scratch, deadline):
+        self.params, self.scratch, self.deadline = params, scratch, deadline
+        self.found = os.path.join(scratch, "wheels")
+        self.built = os.path.join(scratch, "built")
+        for folder in (self.found, self.built):
+            os.mkdir(folder)
+        self.env = dict(os.environ, PIP_NO_INPUT="1", PIP_DISABLE_PIP_VERSION_CHECK="1", LC_ALL="C.UTF-8")
+        self.offline = params["source"] == "folder"
+        if self.offline:
+            # Nothing but the folder: neither this machine's configuration nor its environment adds a place.
+            self.env = {name: value for name, value in self.env.items() if not name.startswith("PIP_")}
+            self.env.update(PIP_NO_INPUT="1", PIP_CONFIG_FILE=os.devnull, PIP_DISABLE_PIP_VERSION_CHECK="1")
+            self.places = ["--no-index", "--find-links", params["folder"]]
+        else:
+            self.env.update({name: str(value) for name, value in params["environment"].items()})
+            self.places = ["--find-links", self.built, "--retries", "2"]
+
+    def run(self, program, arguments, **more):
+        try:
+            done = subprocess.run(
+                [sys.executable] + program + arguments,
+                env=dict(self.env, **more),
+                cwd=self.scratch,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=max(1, self.deadline - time.monotonic()),
+            )
+        except subprocess.TimeoutExpired:
+            raise WheelsError("pip on the controller did not end in time; see what keeps its index")
+        said = done.stdout.decode(errors="replace")
+        if "No module named 'pip'" in said or "No module named pip" in said:
+            raise WheelsError(
+                "%s, which Ansible runs with on the controller, has no pip; `%s -m ensurepip` installs it"
+                % (sys.executable, sys.executable)
+            )
+        return done.returncode, said
+
+    def download(self, requirements, constraints):
+        """Download the wheels of these lines for the host; returns (exit code, pip's words)."""
+        interpreter = self.params["interpreter"]
+        markers = interpreter["markers"]
+        implementation = "cp" if markers["implementation_name"] == "cpython" else "py"
+        arguments = ["download", "--quiet", "--dest", self.found, "--only-binary", ":all:"] + self.places
+        arguments += ["--implementation", implementation, "--python-version", markers["python_full_version"]]
+        arguments += ["--abi", interpreter["abi"]]
+        for one in platforms(interpreter):
+            arguments += ["--platform", one]
+        arguments += ["--requirement", self.lines("requirements.txt", requirements)]
+        if constraints:
+            arguments += ["--constraint", self.lines("constraints.txt", constraints)]
+        return self.run(["-c", DRIVER], arguments, SHIFTMASTER_MARKERS=json.dumps(markers))
+
+    def build(self, requirement):
+        """Build one package's wheel here; returns whether that worked."""
+        arguments = ["wheel", "--quiet", "--no-deps", "--wheel-dir", self.built, requirement]
+        return self.run(["-m", "pip"], arguments)[0] == 0
+
+    def lines(self, name, lines):
+        path = os.path.join(self.scratch, name)
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write("".join(line + "\n" for line in lines))
+        return path
+
+    def collect(self, requirements, constraints):
+        """Collect the wheels of these lines. Raises WheelsError that names every package without one."""
+        hashed = any("--hash" in line for line in requirements) or "--require-hashes" in requirements
+        missing, tried = [], set()
+        while len(missing) < MAX_MISSING:
+            code, said = self.download(requirements, constraints)
+            if code == 0:
+                break
+            lost = UNREACHABLE.search(said)
+            if lost:
+                raise WheelsError("pip on the controller cannot reach its index: %s" % lost[0].strip())
+            found = MISSING.search(said)
+            if not found:
+                raise WheelsError("pip on the controller cannot resolve the requirements:\n%s" % last_lines(said))
+            wanted = found[1].split(";")[0].strip()
+            if not self.offline and not hashed and wanted not in tried:
+                tried.add(wanted)
+                if self.build(wanted):
+                    continue
+            missing.append(wanted)
+            # The others may be missing, too; a package that another one asks for cannot be left out.
+            rest = [line for line in requirements if canonical(line) != canonical(wanted)]
+            if len(rest) == len(requirements):
+                break
+            requirements = rest
+        if missing:
+            raise WheelsError(self.absent(missing, hashed))
+
+    def absent(self, missing, hashed):
+        place = "the folder %s of the controller" % self.params["folder"] if self.offline else "pip's index"
+        text = "%s has no wheel that serves %s of: %s" % (
+            place,
+            called(self.params["interpreter"]),
+            ", ".join(missing),
+        )
+        if self.offline:
+            text += "; put them there (docs/operations-guide.md, chapter on closed networks)"
+        elif hashed:
+            text += (
+                "; a wheel that is built here would not have the hash that the requirements ask for: build it once,"
+                " add its hash to them, and give it by shiftmaster_wheels: folder"
+            )
+        else:
+            text += "; none could be built on the controller for it either"
+        return text
+
+
+def last_lines(text, count=12):
+    return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def listing(folder):
+    """Return what tells one content of a folder from another, without reading it."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".whl"))
+    except OSError as error:
+        raise WheelsError("the folder of wheels %s cannot be read on the controller: %s" % (folder, error.strerror))
+    if not names:
+        raise WheelsError("the folder %s of the controller holds no wheels (files *.whl)" % folder)
+    found = (os.stat(os.path.join(folder, name)) for name in names)
+    return [[name, one.st_size, one.st_mtime_ns] for name, one in zip(names, found)]
+
+
+def whole(folder):
+    """Return the wheels of a collection, None where it is not there or not as it was collected."""
+    try:
+        with open(os.path.join(folder, "wheels.json"), encoding="utf-8") as stream:
+            wheels = json.load(stream)
+        good = all(sha256(os.path.join(folder, "wheels", one["name"])) == one["sha256"] for one in wheels)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return wheels if good else None
+
+
+@contextlib.contextmanager
+def exclusive(root, deadline):
+    """Let one run collect at a time; hosts alike wait for the first and find its collection."""
+    descriptor = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise WheelsError("another run is still collecting wheels in %s" % root)
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def prune(root, mine):
+    """Remove old collections; one of the last day may still be on its way to a host."""
+    entries = [os.path.join(root, name) for name in os.listdir(root) if re.match(r"^[0-9a-f]{16}\Z", name)]
+    entries.sort(key=os.path.getmtime, reverse=True)
+    for path in entries[KEEP:]:
+        if path != mine and time.time() - os.path.getmtime(path) > 86400:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def run(params):
+    """Return the module's result. Raises WheelsError."""
+    deadline = time.monotonic() + params["timeout_seconds"]
+    requirements, constraints = of_archive(params["archive"], params["requirements_file"])
+    extra = params["extra_requirements"]
+    refuse_what_is_no_package(requirements + extra)
+    offline = params["source"] == "folder"
+    if offline and not params["folder"]:
+        raise WheelsError("shiftmaster_wheels is folder, and shiftmaster_wheels_dir names none")
+    asked = [
+        params["source"],
+        listing(params["folder"]) if offline else [],
+        requirements,
+        constraints,
+        extra,
+        identity(params["interpreter"]),
+    ]
+    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    root = os.path.join(params["cache_dir"], "wheels")
+    folder = os.path.join(root, key)
+    os.makedirs(root, mode=0o700, exist_ok=True)
+    with exclusive(root, deadline):
+        wheels = whole(folder)
+        collected = wheels is None
+        if collected:
+            wheels = collect(params, root, folder, requirements, constraints, deadline)
+        os.utime(folder)
+        prune(root, folder)
+    return {"folder": os.path.join(folder, "wheels"), "wheels": wheels, "collected": collected}
+
+
+def collect(params, root, folder, requirements, constraints, deadline):
+    for name in os.listdir(root):
+        if name.startswith("new."):  # What a killed run left.
+            shutil.rmtree(os.path.join(root, name), ignore_errors=True)
+    scratch = tempfile.mkdtemp(prefix="new.", dir=root)
+    try:
+        pip = Pip(params, scratch, deadline)
+        if requirements:
+            pip.collect(requirements, constraints)
+        if params["extra_requirements"]:
+            collect_extra(pip, params["extra_requirements"])
+        wheels = [
+            {"name": name, "sha256": sha256(os.path.join(pip.found, name))} for name in sorted(os.listdir(pip.found))
+        ]
+        with open(os.path.join(scratch, "wheels.json"), "w", encoding="utf-8") as stream:
+            json.dump(wheels, stream)
+        for name in os.listdir(scratch):
+            if name not in ("wheels", "wheels.json"):
+                path = os.path.join(scratch, name)
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return wheels
+
+
+def collect_extra(pip, extra):
+    """As on the host, what the application's own requirements have brought serves the extra ones, where it can."""
+    held = []
+    for name in os.listdir(pip.found):
+        package, version = name.split("-")[:2]
+        held.append("%s==%s" % (package, version))
+    if pip.download(extra, held)[0] != 0:
+        pip.collect(extra, [])
+
+
+def secrets(environment):
+    """Return the parts of pip's environment that must not be seen."""
+    found = set()
+    for name, value in environment.items():
+        value = str(value)
+        netloc = urllib.parse.urlsplit(value).netloc if "://" in value else ""
+        userinfo = netloc.rpartition("@")[0]
+        found.update((userinfo, userinfo.partition(":")[2], urllib.parse.unquote(userinfo.partition(":")[2])))
+        if re.search(r"PASSWORD|TOKEN|SECRET|KEY", name, re.IGNORECASE):
+            found.add(value)
+    return {one for one in found if one}
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "source": {"type": "str", "choices": ["folder", "controller"], "required": True},
+            "folder": {"type": "path"},
+            "archive": {"type": "path", "required": True},
+            "requirements_file": {"type": "str", "default": "requirements.txt"},
+            "extra_requirements": {"type": "list", "elements": "str", "default": []},
+            "interpreter": {"type": "dict", "required": True},
+            # As a secret it stays out of the system's log; below, only the secret parts of it are kept hidden.
+            "environment": {"type": "dict", "default": {}, "no_log": True},
+            "cache_dir": {"type": "path", "default": "~/.cache/shiftmaster-ops"},
+            "timeout_seconds": {"type": "int", "default": 900},
+        },
+        supports_check_mode=True,
+    )
+    module.no_log_values.clear()
+    module.no_log_values.update(secrets(module.params["environment"]))
+    try:
+        module.exit_json(changed=False, **run(module.params))
+    except WheelsError as error:
+        module.fail_json(msg=str(error))
+    except (OSError, tarfile.TarError) as error:
+        module.fail_json(msg="the wheels cannot be collected on the controller: %s" % error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,360 @@
+"""shiftmaster_wheels: requirements as pip reads them, resolved by the real pip from a folder of small wheels."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+import shiftmaster_preflight as preflight
+import shiftmaster_wheels as wheels
+
+
+def interpreter(version="3.13.5", machine="x86_64", glibc="2.41"):
+    """A host's interpreter, as shiftmaster_preflight describes it."""
+    short = ".".join(version.split(".")[:2])
+    return {
+        "abi": "cp" + short.replace(".", ""),
+        "machine": machine,
+        "glibc": glibc,
+        "markers": {
+            "implementation_name": "cpython",
+            "implementation_version": version,
+            "os_name": "posix",
+            "platform_machine": machine,
+            "platform_python_implementation": "CPython",
+            "platform_release": "6.12",
+            "platform_system": "Linux",
+            "platform_version": "1",
+            "python_full_version": version,
+            "python_version": short,
+            "sys_platform": "linux",
+        },
+    }
+
+
+def wheel(folder, name, version, tag="py3-none-any", requires=()):
+    """Write a wheel without content; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{version}-{tag}.whl"
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            zipfile.ZipInfo(f"{info}/METADATA"),
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            + "".join(f"Requires-Dist: {one}\n" for one in requires),
+        )
+        archive.writestr(zipfile.ZipInfo(f"{info}/WHEEL"), f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
+        archive.writestr(zipfile.ZipInfo(f"{info}/RECORD"), "")
+    return path
+
+
+def hashed(path):
+    return "--hash=sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def collect(tmp_path):
+    """Call the module's own run() with these files as the application's source."""
+
+    def collect(files, extra=(), host=None, **more):
+        archive = tmp_path / "source.tar"
+        with tarfile.open(archive, "w") as packed:
+            for name, text in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(text.encode())
+                packed.addfile(entry, io.BytesIO(text.encode()))
+        params = {
+            "source": "folder",
+            "folder": str(tmp_path / "wheels"),
+            "archive": str(archive),
+            "requirements_file": "requirements.txt",
+            "extra_requirements": list(extra),
+            "interpreter": host or interpreter(),
+            "environment": {},
+            "cache_dir": str(tmp_path / "cache"),
+            "timeout_seconds": 120,
+        }
+        params.update(more)
+        return wheels.run(params)
+
+    return collect
+
+
+def names(result):
+    return [one["name"].split("-")[0] for one in result["wheels"]]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "wheels"
+    wheel(folder, "alpha", "1.0", requires=["beta>=2", "old; python_version < '3.12'"])
+    wheel(folder, "beta", "2.0")
+    wheel(folder, "old", "1.0")
+    for abi in ("cp311", "cp313"):
+        wheel(folder, "native", "1.0", f"{abi}-{abi}-manylinux_2_28_x86_64")
+    return folder
+
+
+# -------------------------------------------------------------------------------------------------------- requirements
+
+
+def test_requirements_are_read_as_pip_reads_them():
+    files = {
+        "requirements.txt": "-r more/base.txt\n# why\nalpha==1 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n",
+        "more/base.txt": "-c ../constraints.txt\nbeta  # why\n--requirement=deep.txt\n",
+        "more/deep.txt": "delta[x]>=1 ; python_version < '4'\n",
+        "constraints.txt": "beta<3\n",
+    }
+    assert wheels.flatten(files.__getitem__, "requirements.txt") == (
+        ["beta", "delta[x]>=1 ; python_version < '4'", "alpha==1 --hash=sha256:aa --hash=sha256:bb"],
+        ["beta<3"],
+    )
+
+
+def test_requirements_that_name_themselves_end():
+    with pytest.raises(wheels.WheelsError, match="name themselves"):
+        wheels.flatten({"a": "-r b", "b": "-r a"}.__getitem__, "a")
+
+
+@pytest.mark.parametrize(
+    "line", ["-e .", "./vendor/x", "git+https://git.example.jp/x", "x @ https://example.jp/x.whl", "https://e.jp/x.zip"]
+)
+def test_what_is_no_package_is_refused(collect, folder, line):
+    with pytest.raises(wheels.WheelsError, match="no wheel can stand for the requirement"):
+        collect({"requirements.txt": f"alpha\n{line}\n"})
+
+
+def test_a_package_with_extras_or_markers_is_one():
+    wheels.refuse_what_is_no_package(["celery[redis]~=5.7", "x>=1,<2; python_version < '3.12'", "--pre"])
+
+
+def test_a_source_without_the_file_is_said(collect, folder):
+    with pytest.raises(wheels.WheelsError, match=r"no file requirements\.txt"):
+        collect({"other.txt": ""})
+
+
+# ----------------------------------------------------------------------------------------------------------- the host's
+
+
+@pytest.mark.parametrize("version, brings", [("3.13.5", []), ("3.11.2", ["old"])])
+def test_wheels_and_markers_are_those_of_the_host_not_of_the_controller(collect, folder, version, brings):
+    found = collect({"requirements.txt": "alpha\nnative\n"}, host=interpreter(version))
+    assert names(found) == ["alpha", "beta", "native", *brings]
+    tag = "cp" + "".join(version.split(".")[:2])
+    assert [one["name"] for one in found["wheels"] if one["name"].startswith("native")] == [
+        f"native-1.0-{tag}-{tag}-manylinux_2_28_x86_64.whl"
+    ]
+
+
+@pytest.mark.parametrize("host", [interpreter(glibc="2.17"), interpreter(machine="aarch64")])
+def test_a_wheel_for_another_host_is_none(collect, folder, host):
+    with pytest.raises(wheels.WheelsError, match="of: native"):
+        collect({"requirements.txt": "native\n"}, host=host)
+
+
+def test_the_hosts_interpreter_is_described_by_itself(collect, folder):
+    """By what shiftmaster_preflight says of this machine pip finds what it would find without being told."""
+    report = preflight.Report()
+    preflight.check_interpreter(report, sys.executable)
+    found = report.facts["interpreter"]
+    native = wheel(folder, "mine", "1.0", f"{found['abi']}-{found['abi']}-linux_{found['machine']}")
+    own = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-index", "-f", folder, "-d", folder / "own", "mine"],
+        check=False, capture_output=True,
+    )  # fmt: skip
+    assert own.returncode == 0, own.stderr
+    assert names(collect({"requirements.txt": "mine\n"}, host=found)) == ["mine"], native
+    from packaging import markers  # noqa: PLC0415
+
+    environment = {key: value for key, value in markers.default_environment().items() if key in found["markers"]}
+    assert environment == found["markers"]
+
+
+def test_an_interpreter_that_is_not_there_is_a_problem():
+    report = preflight.Report()
+    preflight.check_interpreter(report, "/usr/bin/no-such-python")
+    assert "no-such-python" in report.result()["problems"][0]
+
+
+# ---------------------------------------------------------------------------------------------------------- the folder
+
+
+def test_only_what_the_host_needs_is_collected(collect, folder):
+    wheel(folder, "needless", "1.0")
+    wheel(folder, "beta", "1.0")
+    found = collect({"requirements.txt": "alpha==1.0\n"})
+    assert [one["name"] for one in found["wheels"]] == ["alpha-1.0-py3-none-any.whl", "beta-2.0-py3-none-any.whl"]
+    for one in found["wheels"]:
+        with open(os.path.join(found["folder"], one["name"]), "rb") as stream:
+            assert hashlib.sha256(stream.read()).hexdigest() == one["sha256"]
+
+
+def test_all_that_is_missing_is_named_at_once(collect, folder):
+    with pytest.raises(wheels.WheelsError) as error:
+        collect({"requirements.txt": "alpha\ngone==1.0\nbeta\nGone.Too>=2\n"})
+    text = str(error.value)
+    assert "gone==1.0" in text and "Gone.Too>=2" in text and str(folder) in text and "Python 3.13.5" in text
+    assert "alpha" not in text
+
+
+def test_what_another_package_needs_is_named_too(collect, folder):
+    wheel(folder, "outer", "1.0", requires=["inner>=3"])
+    with pytest.raises(wheels.WheelsError, match="of: inner>=3"):
+        collect({"requirements.txt": "outer\n"})
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_extra_requirements_come_the_same_way(collect, folder, given):
+    """What the application's own requirements have brought is kept, as on the host."""
+    wheel(folder, "gunicorn", "27.0", requires=["beta"])
+    wheel(folder, "beta", "9.0")
+    found = collect({"requirements.txt": "beta==2.0\n" if given else "alpha\n"}, extra=["gunicorn==27.0"])
+    assert "gunicorn-27.0-py3-none-any.whl" in [one["name"] for one in found["wheels"]]
+    assert [one["name"].split("-")[1] for one in found["wheels"] if one["name"].startswith("beta")] == [
+        "2.0" if given else "9.0"
+    ]
+
+
+def test_an_extra_requirement_may_ask_for_a_newer_package(collect, folder):
+    wheel(folder, "beta", "9.0")
+    assert names(collect({"requirements.txt": "beta==2.0\n"}, extra=["beta>=9"])) == ["beta", "beta"]
+
+
+def test_hashes_are_honoured(collect, folder):
+    good = "beta==2.0 " + hashed(folder / "beta-2.0-py3-none-any.whl")
+    assert names(collect({"requirements.txt": good})) == ["beta"]
+    with (folder / "beta-2.0-py3-none-any.whl").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(wheels.WheelsError, match="(?s)beta.*Expected sha256"):
+        collect({"requirements.txt": good})
+
+
+@pytest.mark.parametrize("where", ["environment", "configuration"])
+def test_the_machines_own_configuration_adds_no_place(collect, folder, tmp_path, monkeypatch, where):
+    wheel(tmp_path / "elsewhere", "stray", "1.0")
+    if where == "configuration":
+        (tmp_path / "pip").mkdir()
+        (tmp_path / "pip/pip.conf").write_text(f"[global]\nfind-links = {tmp_path / 'elsewhere'}\n")
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    else:
+        monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "elsewhere"))
+    with pytest.raises(wheels.WheelsError, match="of: stray"):
+        collect({"requirements.txt": "stray\n"})
+
+
+@pytest.mark.parametrize("state", ["absent", "empty", "unnamed"])
+def test_a_folder_without_wheels_is_said(collect, tmp_path, state):
+    if state == "empty":
+        (tmp_path / "wheels").mkdir()
+    with pytest.raises(wheels.WheelsError, match="shiftmaster_wheels_dir|cannot be read|holds no wheels"):
+        collect({"requirements.txt": "x\n"}, **({"folder": None} if state == "unnamed" else {}))
+
+
+# ------------------------------------------------------------------------------------------------------- the controller
+
+
+def test_the_controller_fetches_and_builds_what_has_no_wheel(collect, tmp_path, monkeypatch):
+    """A folder of this machine's own configuration stands in for the index."""
+    index = tmp_path / "index"
+    wheel(index, "beta", "2.0")
+    sdist(index, "pure", "1.0")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    found = collect(
+        {"requirements.txt": "beta\npure==1.0\n"}, source="controller", folder=None,
+        environment={"PIP_FIND_LINKS": str(index), "PIP_NO_BUILD_ISOLATION": "0"},
+    )  # fmt: skip
+    assert names(found) == ["beta", "pure"]
+
+
+def test_with_hashes_nothing_is_built(collect, tmp_path, monkeypatch):
+    index = tmp_path / "index"
+    line = "pure==1.0 " + hashed(sdist(index, "pure", "1.0"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(wheels.WheelsError, match="of: pure==1.0; .* would not have the hash"):
+        collect({"requirements.txt": line}, source="controller", environment={"PIP_FIND_LINKS": str(index)})
+
+
+def sdist(folder, name, version):
+    """Write a source distribution that builds itself, without any other package; returns its path."""
+    backend = (
+        "import zipfile\n"
+        "def build_wheel(folder, config_settings=None, metadata_directory=None):\n"
+        f"    file, info = '{name}-{version}-py3-none-any.whl', '{name}-{version}.dist-info'\n"
+        "    with zipfile.ZipFile(folder + '/' + file, 'w') as archive:\n"
+        f"        metadata = 'Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n'\n"
+        "        archive.writestr(info + '/METADATA', metadata)\n"
+        "        tags = 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n'\n"
+        "        archive.writestr(info + '/WHEEL', tags)\n"
+        "        archive.writestr(info + '/RECORD', '')\n"
+        "    return file\n"
+    )
+    files = {
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n',
+        "own.py": backend,
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{version}.tar.gz"
+    with tarfile.open(path, "w:gz") as packed:
+        for file, text in files.items():
+            entry = tarfile.TarInfo(f"{name}-{version}/{file}")
+            entry.size = len(text)
+            packed.addfile(entry, io.BytesIO(text.encode()))
+    return path
+
+
+def test_an_index_that_does_not_answer_is_said_as_that(collect):
+    with pytest.raises(wheels.WheelsError, match="cannot reach its index"):
+        collect(
+            {"requirements.txt": "alpha\n"}, source="controller",
+            environment={"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": "/dev/null"},
+        )  # fmt: skip
+
+
+def test_a_password_of_the_index_is_kept_hidden():
+    found = wheels.secrets({"PIP_INDEX_URL": "https://me:p%40ss@pypi.example.jp/simple", "PIP_RETRIES": "1"})
+    assert found == {"me:p%40ss", "p%40ss", "p@ss"}
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+
+
+def test_the_same_requirements_ask_nobody_again(collect, folder):
+    first = collect({"requirements.txt": "alpha\n", "VERSION": "1"})
+    newer_kernel = interpreter()
+    newer_kernel["markers"]["platform_release"] = "6.13"
+    second = collect({"requirements.txt": "alpha\n# a comment\n", "VERSION": "2"}, host=newer_kernel)
+    assert (first["collected"], second["collected"]) == (True, False)
+    assert {**second, "collected": True} == first
+
+
+@pytest.mark.parametrize("change", ["requirements", "extra", "host", "folder"])
+def test_other_requirements_are_collected_anew(collect, folder, change):
+    first = collect({"requirements.txt": "alpha\n"})
+    if change == "folder":
+        wheel(folder, "beta", "3.0")
+    again = collect(
+        {"requirements.txt": "alpha\nnative\n" if change == "requirements" else "alpha\n"},
+        extra=["native"] if change == "extra" else [],
+        host=interpreter("3.11.2") if change == "host" else None,
+    )
+    assert again["collected"] and again["wheels"] != first["wheels"]
+
+
+def test_a_damaged_collection_is_made_anew(collect, folder):
+    first = collect({"requirements.txt": "alpha\n"})
+    with open(os.path.join(first["folder"], first["wheels"][0]["name"]), "ab") as stream:
+        stream.write(b"\0")
+    assert collect({"requirements.txt": "alpha\n"}) == first
+
+
+def test_a_failed_collection_leaves_nothing(collect, folder, tmp_path):
+    with pytest.raises(wheels.WheelsError):
+        collect({"requirements.txt": "gone\n"})
+    assert os.listdir(tmp_path / "cache/wheels") == ["lock"]
