@@ -26,6 +26,8 @@ ps -eo pid=,ppid=,args= | awk -v self=$$ '
   }'
 """
 AUDIT, LOCK = f"{APP}/shared/state/audit.jsonl", f"{APP}/shared/state/lock.json"
+# Runs that a test has started and not waited for.
+STARTED = []
 LOG, NEXT = SCENARIO_HOME / "killed.log", SCENARIO_HOME / "next.log"
 
 
@@ -59,13 +61,17 @@ def kill_tree(operations, process: subprocess.Popen, point: str) -> None:
     """SIGKILL everything of a run that waits at a point, on this machine and on the host."""
     waiting = operations.shell(f"cat {FOLDER}/{point}.reached").strip()
     kill_here(process)
+    kill_on_host(operations)
+    # Who waited at the point did not merely lose its parents: it would go on as soon as it is let go.
+    assert operations.shell(f"test -e /proc/{waiting} && echo lives || true").strip() == "", "the run still waits"
+
+
+def kill_on_host(operations) -> None:
     # All at one moment, as with the power; again, should one have begun meanwhile.
     wait_for(
         lambda: not operations.shell(f"left=$({OF_THE_RUN}); kill -KILL $left 2>/dev/null; echo $left").strip(),
-        30, "the end of what the run had started on the host",
+        60, "the end of what the run had started on the host",
     )  # fmt: skip
-    # Who waited at the point did not merely lose its parents: it would go on as soon as it is let go.
-    assert operations.shell(f"test -e /proc/{waiting} && echo lives || true").strip() == "", "the run still waits"
 
 
 def points():
@@ -100,6 +106,11 @@ def sample(names, always: str) -> list:
 @pytest.fixture(autouse=True)
 def at_2_0_0(operations):
     """A test that failed leaves what it left; the next one still begins where it means to."""
+    for process in STARTED:
+        if process.poll() is None:
+            kill_here(process)
+    STARTED.clear()
+    kill_on_host(operations)
     let_go(operations)
     if operations.serves(10) != "2.0.0":
         run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
@@ -118,11 +129,17 @@ def let_go(operations) -> None:
     operations.shell(f"rm -rf {FOLDER}")
 
 
+def start(operations, *arguments, **extra) -> subprocess.Popen:
+    STARTED.append(operations.start(*arguments, **extra))
+    return STARTED[-1]
+
+
 def start_and_reach(operations, point: str, watch: int = 8, **extra) -> subprocess.Popen:
     """Start a deploy of 2.1.1 that waits at the point, once it is there."""
     operations.shell(f"install -d -m 1777 {FOLDER} && touch {FOLDER}/{point}")
-    process = operations.start(
-        "deploy.yml", LOG, "--tags", "release", shiftmaster_version="2.1.1", shiftmaster_watch_seconds=watch, **extra,
+    process = start(
+        operations, "deploy.yml", LOG, "--tags", "release", shiftmaster_version="2.1.1",
+        shiftmaster_watch_seconds=watch, **extra,
     )  # fmt: skip
     wait_for_point(operations, process, point)
     return process
@@ -131,7 +148,7 @@ def start_and_reach(operations, point: str, watch: int = 8, **extra) -> subproce
 def wait_for_point(operations, process: subprocess.Popen, point: str) -> None:
     wait_for(
         lambda: process.poll() is not None or operations.shell(f"cat {FOLDER}/{point}.reached", check=False),
-        240, f"the point {point}",
+        600, f"the point {point}",
     )  # fmt: skip
     assert process.poll() is None, f"ended before {point}: {LOG.read_text()[-3000:]}"
 
@@ -219,14 +236,15 @@ def test_the_module_outlives_its_run(operations):
         process = start_and_reach(operations, "drain")
         first = operations.state()["transition"]
         kill_here(process)
-        second = operations.start("deploy.yml", NEXT, "--tags", "release", shiftmaster_version="2.1.1")
+        second = start(operations, "deploy.yml", NEXT, "--tags", "release", shiftmaster_version="2.1.1")
         wait_for(
-            lambda: second.poll() is not None or audited(operations, "lock_taken_over") > taken_over, 55, "the takeover"
+            lambda: second.poll() is not None or audited(operations, "lock_taken_over") > taken_over,
+            600, "the takeover of the lock",
         )  # fmt: skip
         time.sleep(5)
         assert second.poll() is None and operations.state()["transition"] == first
         let_go(operations)
-        assert second.wait(240) == 0, NEXT.read_text()[-6000:]
+        assert second.wait(600) == 0, NEXT.read_text()[-6000:]
     assert audited(operations, "lock_taken_over") == taken_over + 1
     assert_converged(operations)
 
@@ -251,13 +269,13 @@ def test_two_at_once(operations):
         assert second.code == 2 and second.says("holds the lock"), second.output[-3000:]
         back = operations.rollback(shiftmaster_lock_wait_seconds=0)
         assert back.code == 2 and back.says("holds the lock"), back.output[-3000:]
-        waiting = operations.start("rollback.yml", NEXT, to="2.0.0", shiftmaster_lock_wait_seconds=300)
-        wait_for(lambda: "holds the lock" in NEXT.read_text(), 120, "the rollback at the lock")
+        waiting = start(operations, "rollback.yml", NEXT, to="2.0.0", shiftmaster_lock_wait_seconds=300)
+        wait_for(lambda: "holds the lock" in NEXT.read_text(), 300, "the rollback at the lock")
         assert waiting.poll() is None and operations.serves() == "2.1.1"
     finally:
         let_go(operations)
-        assert process.wait(120) == 0, LOG.read_text()[-3000:]
-    assert waiting.wait(240) == 0, NEXT.read_text()[-3000:]
+        assert process.wait(600) == 0, LOG.read_text()[-3000:]
+    assert waiting.wait(600) == 0, NEXT.read_text()[-3000:]
     assert operations.serves() == "2.0.0"
     assert [one["kind"] for one in events(operations) if one["event"] == "live"][-2:] == ["deploy", "rollback"]
 
@@ -268,7 +286,7 @@ def test_restart_by_hand_during_the_watch(operations):
     process = start_and_reach(operations, "watch")
     let_go(operations)
     operations.shell("systemctl restart shiftmaster", check=False)
-    assert process.wait(120) == 0, LOG.read_text()[-3000:]
+    assert process.wait(600) == 0, LOG.read_text()[-3000:]
     assert operations.shell("systemctl is-active shiftmaster").strip() == "active"
     assert operations.serves() == "2.1.1"
     operations.shell("systemctl stop shiftmaster", timeout=180)
@@ -286,7 +304,7 @@ def test_stop_by_hand_during_the_watch(operations):
     # The run first makes sure that the whole unit is started, which would undo the stop.
     time.sleep(6)
     operations.shell("systemctl stop shiftmaster", timeout=180)
-    assert process.wait(120) == 2, LOG.read_text()[-3000:]
+    assert process.wait(600) == 2, LOG.read_text()[-3000:]
     assert "somebody has stopped ShiftMaster" in " ".join(LOG.read_text().split())
     assert operations.shell("systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*'").strip() == ""
     assert "bad" not in [entry["status"] for entry in operations.state()["releases"].values()]
