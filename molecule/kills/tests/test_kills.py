@@ -254,11 +254,10 @@ def test_reboot_at_point(operations, point):
     process = start_and_reach(operations, point)
     kill_tree(operations, process, point)
     operations.reboot()
-    assert operations.serves(60) == REBOOTS[point]
+    assert operations.serves(180) == REBOOTS[point]
     run = operations.deploy("2.1.1", shiftmaster_watch_seconds=3)
     assert run.code == 0, run.output[-6000:]
-    assert operations.serves() == "2.1.1"
-    assert operations.rollback(to="2.0.0").code == 0
+    assert_converged(operations)
 
 
 def test_two_at_once(operations):
@@ -302,7 +301,7 @@ def test_stop_by_hand_during_the_watch(operations):
     process = start_and_reach(operations, "watch", watch=40)
     let_go(operations)
     # The run first makes sure that the whole unit is started, which would undo the stop.
-    time.sleep(6)
+    wait_for(lambda: "Cutover | Watch the traffic" in LOG.read_text(), 300, "the watch")
     operations.shell("systemctl stop shiftmaster", timeout=180)
     assert process.wait(600) == 2, LOG.read_text()[-3000:]
     assert "somebody has stopped ShiftMaster" in " ".join(LOG.read_text().split())
