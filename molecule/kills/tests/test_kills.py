@@ -26,6 +26,12 @@ ps -eo pid=,ppid=,args= | awk -v self=$$ '
   }'
 """
 AUDIT, LOCK = f"{APP}/shared/state/audit.jsonl", f"{APP}/shared/state/lock.json"
+ACTIVE_UNITS = "systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*' | awk '{print $1}' | sort"
+# What a killed run leaves: half a removal, half a copy of the database, a link that was not renamed, the lock.
+LEFT_OVER = (
+    f"ls -d {APP}/releases/*.removing /var/backups/shiftmaster/pre-migration/.*.part {APP}/*.new {LOCK} 2>/dev/null;"
+    " true"
+)
 # Runs that a test has started and not waited for.
 STARTED = []
 LOG, NEXT = SCENARIO_HOME / "killed.log", SCENARIO_HOME / "next.log"
@@ -153,6 +159,23 @@ def wait_for_point(operations, process: subprocess.Popen, point: str) -> None:
     assert process.poll() is None, f"ended before {point}: {LOG.read_text()[-3000:]}"
 
 
+def send_tasks(operations) -> str:
+    """Background work that is asked for between the kill and the next run."""
+    prefix = f"killed{time.time_ns()}"
+    operations.manage("task_runs", "send", prefix, "--count", "10")
+    return prefix
+
+
+def assert_tasks_ran(operations, prefix: str) -> None:
+    """None is lost, and none ran twice."""
+
+    def report():
+        return json.loads(operations.manage("task_runs", "report", prefix))
+
+    wait_for(lambda: len(report()["runs"]) == 10, 60, "the end of all tasks")
+    assert report()["twice"] == []
+
+
 @contextlib.contextmanager
 def under_load(operations):
     """People work all the time: none of their requests fails, and they see the old or the new version alone."""
@@ -162,12 +185,24 @@ def under_load(operations):
     assert set(traffic.summary["versions"]) == {"2.0.0", "2.1.1"}
 
 
+def assert_clean(operations) -> None:
+    """What was asked for serves, and nothing of a killed run is left."""
+    assert operations.serves(10) == "2.1.1"
+    state = operations.state()
+    assert state["transition"] is None
+    assert "building" not in [entry["status"] for entry in state["releases"].values()]
+    assert operations.shell(LEFT_OVER).split() == []
+    colour = operations.shell(f"basename $(readlink {APP}/active)").strip()
+    kinds = ("beat", "web", "worker")
+    wait_for(  # A worker of before may still be ending.
+        lambda: operations.shell(ACTIVE_UNITS).split() == [f"shiftmaster-{kind}@{colour}.service" for kind in kinds],
+        60, "one colour's units alone",
+    )  # fmt: skip
+
+
 def assert_converged(operations, **settings) -> None:
-    """What was asked for serves, nothing of a killed run is left, and there is nothing left to do."""
-    assert operations.serves() == "2.1.1"
-    assert operations.state()["transition"] is None
-    assert operations.shell(f"ls {APP}/releases | grep -c removing || true").strip() == "0"
-    assert not operations.shell(f"cat {LOCK}", check=False)
+    """It is as after any deploy: there is nothing left to do, and a way back."""
+    assert_clean(operations)
     again = operations.deploy("2.1.1", **settings)
     assert (again.code, again.changed) == (0, 0), again.output[-3000:]
     assert operations.rollback(to="2.0.0").code == 0
@@ -191,8 +226,10 @@ def test_kill_at_point(operations, point):
         kill_tree(operations, process, point)
         let_go(operations)
         assert operations.serves(5) == ("2.1.1" if point in SWITCHED else "2.0.0")
+        tasks = send_tasks(operations)
         run = operations.deploy("2.1.1", shiftmaster_watch_seconds=3, **settings_again)
         assert run.code == 0, run.output[-6000:]
+        assert_tasks_ran(operations, tasks)
     assert audited(operations, "lock_taken_over") == taken_over + 1
     assert_converged(operations, **settings_again)
 
@@ -207,9 +244,11 @@ def test_kill_in_the_rename_of_the_way_back(operations):
         kill_tree(operations, process, "rename")
         let_go(operations)
         assert operations.serves(5) == "2.1.1"
+        tasks = send_tasks(operations)
         back = audited(operations, "put_back")
         run = operations.deploy("2.1.1", shiftmaster_watch_seconds=3)
         assert run.code == 0, run.output[-6000:]
+        assert_tasks_ran(operations, tasks)
     assert audited(operations, "put_back") == back + 1
     assert_converged(operations)
 
@@ -289,7 +328,7 @@ def test_restart_by_hand_during_the_watch(operations):
     assert operations.shell("systemctl is-active shiftmaster").strip() == "active"
     assert operations.serves() == "2.1.1"
     operations.shell("systemctl stop shiftmaster", timeout=180)
-    assert operations.shell("systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*'").strip() == ""
+    assert operations.shell(ACTIVE_UNITS).split() == []
     operations.shell("systemctl start shiftmaster", timeout=180)
     assert operations.serves(30) == "2.1.1"
     assert operations.rollback(to="2.0.0").code == 0
@@ -305,7 +344,7 @@ def test_stop_by_hand_during_the_watch(operations):
     operations.shell("systemctl stop shiftmaster", timeout=180)
     assert process.wait(600) == 2, LOG.read_text()[-3000:]
     assert "somebody has stopped ShiftMaster" in " ".join(LOG.read_text().split())
-    assert operations.shell("systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*'").strip() == ""
+    assert operations.shell(ACTIVE_UNITS).split() == []
     assert "bad" not in [entry["status"] for entry in operations.state()["releases"].values()]
     operations.shell("systemctl start shiftmaster", timeout=180)
     assert operations.serves(30) == "2.1.1"
