@@ -89,11 +89,11 @@ class Operations:
         )  # fmt: skip
         return Run(done.returncode, done.stdout, time.monotonic() - started, recap(done.stdout))
 
-    def start(self, playbook: str, log: Path, **extra) -> subprocess.Popen:
+    def start(self, playbook: str, log: Path, *arguments: str, **extra) -> subprocess.Popen:
         """Start it in a process group of its own, to be killed."""
         with log.open("w") as stream:
             return subprocess.Popen(
-                self.command(playbook, extra), cwd=ROOT, env=self.environment(), start_new_session=True,
+                self.command(playbook, extra, *arguments), cwd=ROOT, env=self.environment(), start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
             )  # fmt: skip
 

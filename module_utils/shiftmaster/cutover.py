@@ -599,8 +599,10 @@ class Cutover:
 
     def _ask(self, request: dict) -> dict:
         driver = self._driver_of(self._t("to"))
+        # The first answer comes once the release's code is loaded, which takes the worker about as long.
+        loading = max(60, self.options["worker_gate_seconds"])
         try:
-            return driver.ask(request, timeout=request.get("seconds", 0) + 60)
+            return driver.ask(request, timeout=request.get("seconds", 0) + loading)
         except ReleaseCodeError as error:
             raise ReleaseCodeError(
                 "asking the Celery application %s of %s (%s) failed: %s"

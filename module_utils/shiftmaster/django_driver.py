@@ -59,9 +59,9 @@ def reach(point):
     """As points.reach(), which cannot be imported inside a release."""
     hold = "/run/shiftmaster/points/" + point
     if os.path.exists(hold):
-        with open(hold + ".reached", "w"):
-            pass
-        deadline = time.monotonic() + 120
+        with open(hold + ".reached", "w") as stream:
+            stream.write(str(os.getpid()))
+        deadline = time.monotonic() + 300
         while os.path.exists(hold) and time.monotonic() < deadline:
             time.sleep(0.05)
 

@@ -146,6 +146,8 @@ def _process(pid: int) -> Optional[dict]:
             words = [word.decode(errors="replace") for word in stream.read().split(b"\0")]
     except (OSError, IndexError):
         return None
+    if fields[0] in ("Z", "X"):
+        return None  # It is dead; only whoever started it (a job scheduler) has not asked for its exit code yet.
     return {"parent": int(fields[1]), "start": int(fields[19]), "words": words}
 
 

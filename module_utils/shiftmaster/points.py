@@ -1,7 +1,8 @@
 """The points of a run at which it can be held, for the tests that kill it there.
 
 A point costs nothing where nobody has made FOLDER, which a reboot removes. Where it holds a file of the point's name,
-the run writes `<point>.reached` beside it and waits until the file is gone, two minutes at the longest.
+the run writes its process id into `<point>.reached` beside it and waits until the file is gone, five minutes at the
+longest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import time
 
 FOLDER = "/run/shiftmaster/points"
-HOLD_SECONDS = 120
+HOLD_SECONDS = 300
 # In the order of a run. Each phase of the cutover is one by its own name (cutover.PHASES), before its work begins.
 POINTS = (
     "lock",  # taken, and nothing else done
@@ -40,8 +41,8 @@ def reach(point: str) -> None:
     hold = os.path.join(FOLDER, point)
     if not os.path.exists(hold):
         return
-    with open(hold + ".reached", "w", encoding="ascii"):
-        pass
+    with open(hold + ".reached", "w", encoding="ascii") as stream:
+        stream.write(str(os.getpid()))
     deadline = time.monotonic() + HOLD_SECONDS
     while os.path.exists(hold) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -381,6 +381,21 @@ class Build:
     def finish(self) -> None:
         source = os.path.join(self.path, "source")
         requirements = os.path.join(source, self.spec["requirements_file"]) if self.spec["requirements_file"] else None
+        subprocess.run(("chown", "-R", "--no-dereference", "root:root", self.path), check=True, timeout=120)
+        subprocess.run(
+            (
+                "chmod",
+                "-R",
+                "go-w,a+rX",
+                os.path.join(self.path, "source"),
+                os.path.join(self.path, "site"),
+                os.path.join(self.path, "static"),
+            ),
+            check=True,
+            timeout=120,
+        )
+        os.sync()
+        # The last step: with its manifest it is a release, also where this run is killed at once.
         write_json(
             os.path.join(self.path, "manifest.json"),
             {
@@ -400,20 +415,6 @@ class Build:
             },
             mode=0o644,
         )
-        subprocess.run(("chown", "-R", "--no-dereference", "root:root", self.path), check=True, timeout=120)
-        subprocess.run(
-            (
-                "chmod",
-                "-R",
-                "go-w,a+rX",
-                os.path.join(self.path, "source"),
-                os.path.join(self.path, "site"),
-                os.path.join(self.path, "static"),
-            ),
-            check=True,
-            timeout=120,
-        )
-        os.sync()
 
 
 def _log_file(path: str) -> None:
@@ -511,6 +512,7 @@ def remove_unfinished(layout: Layout, state: State) -> list:
     for entry in os.listdir(layout.releases) if os.path.isdir(layout.releases) else []:
         if entry.endswith(".removing"):
             shutil.rmtree(os.path.join(layout.releases, entry))
+            state.forget(entry[: -len(".removing")])
             removed.append(entry)
     return removed
 

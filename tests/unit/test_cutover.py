@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.shiftmaster import cutover, units
+from ansible.module_utils.shiftmaster.layout import Layout
+from ansible.module_utils.shiftmaster.state import State
 
 LOG = """\
 2026-01-01 12:00:00,123 [ERROR] gunicorn.error: Exception in worker process
@@ -61,6 +63,25 @@ def test_an_answer_in_another_form_says_nothing(body):
 def test_wanted_units(celery, beat, kinds):
     found = cutover.wanted_units({"celery_application": celery, "beat": beat}, "blue")
     assert found == [f"shiftmaster-{kind}@blue.service" for kind in kinds]
+
+
+@pytest.mark.parametrize("gate, seconds", [(40, 61), (240, 241)])
+def test_the_releases_code_may_take_as_long_to_load_as_its_worker(tmp_path, monkeypatch, gate, seconds):
+    """A host that needs longer says so by shiftmaster_worker_gate_seconds."""
+    asked = []
+
+    class Code:
+        def ask(self, request, timeout):
+            asked.append(timeout)
+            return {"alive": True}
+
+    layout = Layout(str(tmp_path))
+    os.makedirs(layout.state)
+    state = State(layout)
+    state.begin(**dict.fromkeys(("kind", "from", "from_colour", "to_colour", "phase", "run_id")), to="x")
+    run = cutover.Cutover(layout, state, {"worker_gate_seconds": gate, "celery_application": "app"})
+    monkeypatch.setattr(run, "_driver_of", lambda release: Code())
+    assert run._ask({"op": "ping", "seconds": 1}) == {"alive": True} and asked == [seconds]
 
 
 def test_accept_queue_counts_connections_that_nobody_has_taken(tmp_path):

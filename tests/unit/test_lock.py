@@ -130,6 +130,8 @@ def test_a_living_and_a_dead_controller():
         assert lock.controller_alive(dict(identity, start=identity["start"] + 1)) is False, "another process by now"
         assert lock.controller_alive(dict(identity, machine="elsewhere")) is None
         child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert lock.controller_alive(identity) is False, "dead, and nobody has asked for its exit code"
     assert lock.controller_alive(identity) is False
     assert lock.controller_alive({}) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import threading
 import time
@@ -60,4 +61,4 @@ def test_a_run_does_not_wait_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(points, "HOLD_SECONDS", 0)
     (tmp_path / "gate").touch()
     points.reach("gate")
-    assert (tmp_path / "gate.reached").exists()
+    assert (tmp_path / "gate.reached").read_text() == str(os.getpid())

@@ -182,10 +182,11 @@ def test_unfinished_builds_and_removals_go_and_finished_ones_stay(layout, state,
     os.makedirs(os.path.join(layout.release(THREE), "source"))
     state.set_status(THREE, "building")
     os.makedirs(layout.release(FOUR))  # Killed before its status.
-    os.makedirs(os.path.join(layout.release(FIVE) + ".removing", "x"))
+    add(FIVE)
+    os.rename(layout.release(FIVE), layout.release(FIVE) + ".removing")  # Killed in a prune.
     assert releases.remove_unfinished(layout, state) == [THREE, FOUR, FIVE + ".removing"]
     assert sorted(os.listdir(layout.releases)) == [ONE, TWO]
-    assert state.status(TWO) == "ready" and state.status(THREE) is None
+    assert state.status(TWO) == "ready" and sorted(state.releases) == [ONE, TWO]
     assert releases.remove_unfinished(layout, state) == []
 
 
@@ -349,6 +350,23 @@ def test_with_a_folder_of_wheels_pip_asks_nobody_else(layout, state, spec, tmp_p
     name = releases.Build(layout, state, spec).run()
     code = releasecode.ReleaseCode(layout.release(name), None)
     assert code.run(["python", "-c", "import mine; print(mine.version)"]).stdout.strip() == "2.0"
+
+
+@needs_root
+def test_a_build_is_called_whole_last(layout, state, spec, monkeypatch):
+    """A run that is killed while it takes the rights away must not leave what the next one takes for a release."""
+    build, seen = releases.Build(layout, state, spec), []
+    run = subprocess.run
+
+    def watched(command, **options):
+        if command[0] in ("chown", "chmod"):
+            seen.append((command[0], os.path.exists(os.path.join(build.path, "manifest.json"))))
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", watched)
+    build.run()
+    assert seen == [("chown", False), ("chmod", False)]
+    assert os.stat(os.path.join(build.path, "manifest.json")).st_uid == 0
 
 
 @needs_root
