@@ -95,3 +95,18 @@ def test_options_of_shiftmasterctl_are_those_of_the_module():
     )
     assert found["worker_stop_seconds"] == 300 and found["hooks"][0]["name"] == "x"
     assert found["error_log"] == "/var/log/shiftmaster/error.log"
+
+
+def test_earlier_keys_are_accepted_besides_the_applications_own(monkeypatch):
+    monkeypatch.setenv("SHIFTMASTER_SECRET_KEY_FALLBACKS", '["old"]')
+    text = render("site_settings.py.j2", shiftmaster_secret_key_fallbacks=["old"]).replace(
+        "from shiftmaster.settings import *", ""
+    )
+    found = {"SECRET_KEY_FALLBACKS": ["older"]}
+    exec(text, found)
+    assert found["SECRET_KEY_FALLBACKS"] == ["older", "old"]
+    found = {}
+    exec(text, found)
+    assert found["SECRET_KEY_FALLBACKS"] == ["old"]
+    assert "FALLBACKS" not in render("site_settings.py.j2")
+    assert "old" not in text.split("import json")[1]
