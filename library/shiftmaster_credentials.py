@@ -8,8 +8,8 @@ module: shiftmaster_credentials
 short_description: Say which secrets a release uses, and whether servers accept logins
 description:
   - Compares secrets with what a release has in its environment, and tries logins to PostgreSQL and Redis.
-  - It reads only, and never returns a secret. A server that cannot be reached makes it fail where O(logins) asks for it,
-    and counts as no refusal where O(log_in) does.
+  - It reads only, and never returns a secret. A server that cannot be reached makes it fail where O(logins) asks for
+    it, and counts as no refusal where O(log_in) does.
 version_added: "1.0.0"
 author: ShiftMaster operations (@shiftmaster-operations)
 options:
@@ -203,8 +203,8 @@ def problems(environment, value, selected):
         found.append("%s_previous holds an empty value" % name)
     if value["current"] in previous:
         found.append(
-            "%s_previous holds the value of %s itself: the new value belongs into the one, those of before into the other"
-            % (name, name)
+            "%s_previous holds the value of %s itself: the new value belongs into %s, those of before into the list"
+            % (name, name, name)
         )
     if found or not value["in_environment"] or environment is None or not value["current"]:
         return found
@@ -307,9 +307,9 @@ def run(params):
         for value in values:
             if value["in_environment"]:
                 result["in_use"][value["name"]] = in_use(environment, value)
-                result["known"][value["name"]] = in_use(
-                    environment, dict(value, previous=[])
-                ) == "current" or value["current"] in fallbacks(environment or {})
+                result["known"][value["name"]] = in_use(environment, dict(value, previous=[])) == "current" or value[
+                    "current"
+                ] in fallbacks(environment or {})
     if environment is not None and params["log_in"]:
         result["refused"] = refused(environment, context, params["timeout_seconds"])
     if environment is not None and other is not None:

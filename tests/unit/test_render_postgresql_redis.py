@@ -316,3 +316,4 @@ def test_passwords_alone_are_set_without_loading_the_users(rd):
     assert rd.password_rules(live, [live[0].replace(one, two), live[1]]) == {"app": [two, "!" + one[1:]]}
     assert rd.password_rules(live, [live[0].replace("+get", "+set"), live[1]]) is None
     assert rd.password_rules(live, live[:1]) is None
+    assert rd.with_sorted_hashes(f"user app on {one} {two} ~*") == rd.with_sorted_hashes(f"user app on {two} {one} ~*")

@@ -83,7 +83,9 @@ def test_a_release_that_would_bring_earlier_secrets_back():
     assert credentials.differing(later, ENVIRONMENT, names) == ["its DJANGO_SECRET_KEY is not the one in use"]
 
 
-@pytest.mark.parametrize(("reason", "expected"), [("auth", ["Redis refuses the password of its CACHE_URL"]), ("refused", [])])
+@pytest.mark.parametrize(
+    ("reason", "expected"), [("auth", ["Redis refuses the password of its CACHE_URL"]), ("refused", [])]
+)
 def test_only_a_refusal_is_one(monkeypatch, reason, expected):
     def ping(_target, _timeout):
         raise probe.ProbeError("unhealthy", reason, "no")

@@ -1,7 +1,6 @@
 """Every secret is rotated while people work: no failed request, nobody is logged out, and the old ones are refused."""
 
 import hashlib
-import json
 import os
 import signal
 import time
@@ -42,7 +41,8 @@ def login_of(password: str) -> str:
 
 def database_accepts(operations, user: str, password: str) -> bool:
     answer = operations.shell(
-        f"read -r PGPASSWORD; export PGPASSWORD; psql -qtA -w 'host=localhost sslmode=require dbname=shiftmaster user={user}' "
+        "read -r PGPASSWORD; export PGPASSWORD; "
+        f"psql -qtA -w 'host=localhost sslmode=require dbname=shiftmaster user={user}' "
         "-c 'SELECT session_user || current_user' 2>&1", check=False, stdin=password + "\n",
     )  # fmt: skip
     assert f"{user}shiftmaster" in answer or "password authentication failed" in answer, answer
@@ -70,9 +70,12 @@ def key_is_accepted(operations, key: str) -> bool:
 
 
 def served_certificates(operations) -> tuple:
-    site = operations.shell("openssl s_client -connect 127.0.0.1:443 </dev/null 2>/dev/null | openssl x509 -noout -serial")
+    site = operations.shell(
+        "openssl s_client -connect 127.0.0.1:443 </dev/null 2>/dev/null | openssl x509 -noout -serial"
+    )
     database = operations.shell(
-        "openssl s_client -starttls postgres -connect 127.0.0.1:5432 </dev/null 2>/dev/null | openssl x509 -noout -serial"
+        "openssl s_client -starttls postgres -connect 127.0.0.1:5432 </dev/null 2>/dev/null"
+        " | openssl x509 -noout -serial"
     )
     return site.strip(), database.strip()
 
@@ -105,7 +108,9 @@ class Session:
         assert self.logged_in()
 
     def curl(self, arguments: str) -> str:
-        return self.operations.shell(f"curl -skS -b /root/jar -c /root/jar -o /dev/null -w '%{{http_code}}' {arguments}")
+        return self.operations.shell(
+            f"curl -skS -b /root/jar -c /root/jar -o /dev/null -w '%{{http_code}}' {arguments}"
+        )
 
     def logged_in(self) -> bool:
         return self.curl("https://localhost/") == "200"
@@ -131,8 +136,9 @@ def test_everything_under_load(operations, vault, capsys):
         with traffic.window("rotation"):
             run = rotate(operations, vault, certificates_before=before)
         assert run.code == 0, run.output[-6000:]
+    summary = traffic.summary
     with capsys.disabled():
-        print(f"\nrotation: {json.dumps({key: traffic.summary[key] for key in ('requests', 'failed')})} in {run.seconds:.0f} s")
+        print(f"\nrotation: {summary['requests']} requests, {summary['failed']} failed, {run.seconds:.0f} s")
     traffic.assert_flawless()
     assert session.logged_in()
     assert operations.serves() == "2.0.0" and operations.state() != release
@@ -212,9 +218,12 @@ def kill_tree(operations, process) -> None:
 
 
 def has_login(operations, password: str) -> bool:
-    return operations.shell(
-        f"runuser -u postgres -- psql -qtAc \"SELECT 1 FROM pg_roles WHERE rolname = '{login_of(password)}'\""
-    ).strip() == "1"
+    return (
+        operations.shell(
+            f"runuser -u postgres -- psql -qtAc \"SELECT 1 FROM pg_roles WHERE rolname = '{login_of(password)}'\""
+        ).strip()
+        == "1"
+    )
 
 
 def says(text: str):
@@ -223,7 +232,11 @@ def says(text: str):
 
 # Where the run is killed: (what has come about by then, a point at which it is held, whether it is one of the sample)
 KILLS = {
-    "the database has the new login": (lambda operations, vault: has_login(operations, vault.current[DATABASE]), None, False),
+    "the database has the new login": (
+        lambda operations, vault: has_login(operations, vault.current[DATABASE]),
+        None,
+        False,
+    ),
     "built": (None, "built", False),
     "switched to what accepts the new key": (None, "switched", True),
     "handover": (None, "handover", False),

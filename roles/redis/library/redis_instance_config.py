@@ -222,7 +222,9 @@ class Connection:
         lines = sorted(self.call("ACL", "LIST"))
         version = re.search(r"redis_version:(\d+)\.(\d+)", self.call("INFO", "server"))
         # Before 7.2 a server lists the commands of a category one by one, in an order of its own.
-        return lines if tuple(map(int, version.groups())) >= (7, 2) else [sorted(line.split()) for line in lines]
+        if tuple(map(int, version.groups())) < (7, 2):
+            return [sorted(line.split()) for line in lines]
+        return [with_sorted_hashes(line) for line in lines]
 
     def parameters(self):
         flat = self.call("CONFIG", "GET", "*")
@@ -257,6 +259,13 @@ def directives(config):
     """Names that a configuration text sets."""
     lines = [shlex.split(line, comments=True) for line in config.splitlines()]
     return {words[0].lower() for words in lines if words}
+
+
+def with_sorted_hashes(line):
+    """A user's line; which of its passwords was set first is no difference."""
+    words = line.split()
+    hashes = iter(sorted(word for word in words if re.fullmatch(r"#[0-9a-f]{64}", word)))
+    return " ".join(next(hashes) if re.fullmatch(r"#[0-9a-f]{64}", word) else word for word in words)
 
 
 def without_hashes(acl):
@@ -389,8 +398,9 @@ def raise_file_limit():
 class Scratch:
     """A server started from the candidate files, out of everybody's reach."""
 
-    def __init__(self, instance, config, acl):
+    def __init__(self, instance, config, acl, passwords=None):
         self.instance = instance
+        self.passwords = passwords or instance.passwords[:1]
         self.config = config
         self.acl = acl
         self.user_lines = []
@@ -466,7 +476,11 @@ class Scratch:
     def connect(self):
         connection = Connection(self.directory + "/socket")
         try:
-            connection.call("AUTH", self.instance.admin_user, self.instance.passwords[0])
+            for password in self.passwords[:-1]:
+                with contextlib.suppress(ServerError):
+                    connection.call("AUTH", self.instance.admin_user, password)
+                    return connection
+            connection.call("AUTH", self.instance.admin_user, self.passwords[-1])
         except BaseException:
             connection.close()
             raise
@@ -813,7 +827,8 @@ def put_back(instance, old, new):
     with contextlib.suppress(ConfigError, ServerError, OSError):
         connection = instance.connect(old[0], new[0])
         if connection is not None:
-            with connection, Scratch(instance, *old) as before:
+            # The old users let the administrator in with an old password.
+            with connection, Scratch(instance, *old, passwords=instance.passwords) as before:
                 wanted, users = look(connection, before, old[0])
                 set_parameters(connection, wanted, instance.start_timeout)
                 if users:
