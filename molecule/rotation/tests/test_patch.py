@@ -37,7 +37,7 @@ def version(operations) -> str:
 
 
 def patch(operations, vault, *arguments, **extra):
-    return operations.run("playbooks/patch.yml", *arguments, **vault.variables, **extra)
+    return operations.run("playbooks/patch.yml", *arguments, timeout=1800, **vault.variables, **extra)
 
 
 def outdated(operations) -> set:
@@ -49,7 +49,7 @@ def test_patched_under_load_without_an_interruption(operations, vault, capsys):
     nginx = operations.shell("cat /run/nginx.pid")
     check = patch(operations, vault, "--check", reboot="never")
     assert check.code == 0 and "+patch" not in version(operations), check.output[-4000:]
-    with load(operations, *CLIENTS, seconds=900) as traffic:
+    with load(operations, *CLIENTS, seconds=1800) as traffic:
         run = patch(operations, vault, reboot="never")
     assert run.code == 0, run.output[-6000:]
     summary = traffic.summary
@@ -117,7 +117,7 @@ def test_killed_while_the_application_is_stopped_and_run_again(operations, vault
     """The package of the test before is still to come."""
     process = operations.start("playbooks/patch.yml", LOG, **vault.variables)
     wait_for(
-        lambda: process.poll() is not None or "TASK [Restart | " in LOG.read_text(), 400, "the restart"
+        lambda: process.poll() is not None or "TASK [Restart | " in LOG.read_text(), 900, "the restart"
     )  # fmt: skip
     assert process.poll() is None, LOG.read_text()[-3000:]
     kill_tree(process)

@@ -32,7 +32,7 @@ def moment() -> str:
 
 
 def rotate(operations, vault, *arguments, **extra):
-    return operations.run("playbooks/rotate.yml", *arguments, **{**FAST, **vault.variables, **extra})
+    return operations.run("playbooks/rotate.yml", *arguments, timeout=1800, **{**FAST, **vault.variables, **extra})
 
 
 def login_of(password: str) -> str:
@@ -132,7 +132,7 @@ def test_everything_under_load(operations, vault, capsys):
     session = Session(operations)
     release, certificates, before = operations.state(), served_certificates(operations), moment()
     time.sleep(1)
-    with load(operations, *CLIENTS, seconds=900) as traffic:
+    with load(operations, *CLIENTS, seconds=1800) as traffic:
         with traffic.window("rotation"):
             run = rotate(operations, vault, certificates_before=before)
         assert run.code == 0, run.output[-6000:]
@@ -187,7 +187,7 @@ def test_the_old_key_ends_when_the_list_is_emptied(operations, vault):
     old = vault.previous[KEY][0]
     session = Session(operations)
     vault.forget()
-    with load(operations, *CLIENTS, seconds=600) as traffic:
+    with load(operations, *CLIENTS, seconds=1800) as traffic:
         run = rotate(operations, vault)
     assert run.code == 0, run.output[-6000:]
     traffic.assert_flawless()
@@ -256,14 +256,14 @@ def test_killed_and_run_again(operations, vault, kill):
     session = Session(operations)
     if point:
         operations.shell(f"install -d -m 1777 {POINTS} && touch {POINTS}/{point}")
-    with load(operations, *CLIENTS, seconds=900) as traffic:
+    with load(operations, *CLIENTS, seconds=1800) as traffic:
         process = operations.start(
             "playbooks/rotate.yml", LOG, certificates_before=before, **FAST, **vault.variables
         )  # fmt: skip
         wait_for(
             lambda: process.poll() is not None
             or (condition(operations, vault) if condition else operations.shell(f"ls {POINTS}/*.reached", check=False)),
-            300, kill,
+            900, kill,
         )  # fmt: skip
         assert process.poll() is None, LOG.read_text()[-3000:]
         kill_tree(operations, process)

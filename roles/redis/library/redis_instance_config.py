@@ -855,7 +855,7 @@ def main():
             "admin_user": {"type": "str", "required": True},
             "admin_password": {"type": "str", "required": True, "no_log": True},
             "admin_previous_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
-            "previous_passwords": {"type": "dict", "default": {}, "no_log": True},
+            "previous_passwords": {"type": "dict", "no_log": True, "default": {}},
             "supplementary_group": {"type": "str", "default": ""},
             "unit_changed": {"type": "bool", "default": False},
             "restart": {"type": "bool", "default": True},
