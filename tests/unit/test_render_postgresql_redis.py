@@ -235,7 +235,8 @@ def test_users_are_hashed_and_the_default_one_is_off():
         ],
     )
     lines = text.strip().splitlines()
-    assert lines[0] == "user default reset off"
+    # Switched off, and with every right: what loads the append-only file acts as this user.
+    assert lines[0] == "user default reset off ~* &* +@all"
     assert [line.split()[1] for line in lines] == ["default", "admin", "z"]
     assert "secret" not in text and "#2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b" in lines[2]
 

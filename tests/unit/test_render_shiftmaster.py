@@ -102,10 +102,12 @@ def test_earlier_keys_are_accepted_besides_the_applications_own(monkeypatch):
     text = render("site_settings.py.j2", shiftmaster_secret_key_fallbacks=["old"]).replace(
         "from shiftmaster.settings import *", ""
     )
-    found = {"SECRET_KEY_FALLBACKS": ["older"]}
+    session = "django.contrib.sessions.middleware.SessionMiddleware"
+    found = {"SECRET_KEY_FALLBACKS": ["older"], "MIDDLEWARE": ("first", session, "last")}
     exec(text, found)
     assert found["SECRET_KEY_FALLBACKS"] == ["older", "old"]
-    found = {}
+    assert found["MIDDLEWARE"] == ["first", session, "shiftmaster_key_rotation.KeepSessions", "last"]
+    found = {"MIDDLEWARE": []}
     exec(text, found)
     assert found["SECRET_KEY_FALLBACKS"] == ["old"]
     assert "FALLBACKS" not in render("site_settings.py.j2")
