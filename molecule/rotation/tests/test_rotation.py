@@ -128,7 +128,8 @@ def test_check_mode_changes_nothing(operations, vault):
 
 
 def test_everything_under_load(operations, vault, capsys):
-    """The vault was edited by the test before."""
+    if not vault.previous[KEY]:  # Else the test before has edited the vault, and nothing else.
+        vault.renew()
     session = Session(operations)
     release, certificates, before = operations.state(), served_certificates(operations), moment()
     time.sleep(1)
