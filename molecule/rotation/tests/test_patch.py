@@ -1,12 +1,9 @@
 """Newer packages come to a host while people work; what they replaced is used by nobody any more."""
 
-import os
-import signal
 import subprocess
-from pathlib import Path
 
 import pytest
-from support import APP, SCENARIO_HOME, load, wait_for
+from support import APP, SCENARIO_HOME, kill_run, load, wait_for
 
 # Mapped by the application's Python, nginx and PostgreSQL.
 PACKAGE = "zlib1g"
@@ -93,26 +90,6 @@ def test_a_host_that_is_not_well_is_not_touched(operations, vault):
     assert operations.serves(60)
 
 
-def kill_tree(process) -> None:
-    children = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError):
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    todo = [process.pid]
-    while todo:
-        pid = todo.pop()
-        todo += children.get(pid, [])
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait(30)
-
-
 def test_killed_while_the_application_is_stopped_and_run_again(operations, vault):
     """The package of the test before is still to come."""
     process = operations.start("playbooks/patch.yml", LOG, **vault.variables)
@@ -120,7 +97,7 @@ def test_killed_while_the_application_is_stopped_and_run_again(operations, vault
         lambda: process.poll() is not None or "TASK [Restart | " in LOG.read_text(), 900, "the restart"
     )  # fmt: skip
     assert process.poll() is None, LOG.read_text()[-3000:]
-    kill_tree(process)
+    kill_run(operations, process)
     assert operations.shell("systemctl is-active shiftmaster", check=False).strip() == "inactive"
     assert operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/") == "503"
     run = patch(operations, vault)

@@ -1,13 +1,10 @@
 """Every secret is rotated while people work: no failed request, nobody is logged out, and the old ones are refused."""
 
 import hashlib
-import os
-import signal
 import time
-from pathlib import Path
 
 import pytest
-from support import PASSWORD, SCENARIO_HOME, load, wait_for
+from support import PASSWORD, SCENARIO_HOME, kill_run, load, wait_for
 
 DATABASE, REDIS = "vault_shiftmaster_database_password", "vault_shiftmaster_redis_password"
 ADMIN, KEY = "vault_redis_admin_password", "vault_shiftmaster_secret_key"
@@ -16,14 +13,6 @@ POINTS = "/run/shiftmaster/points"
 FAST = {"shiftmaster_watch_seconds": 3}
 CLIENTS = ("--clients", "24", "--think-seconds", "0.5")
 CERTIFICATES = ("/etc/ssl/certs/shiftmaster.crt", "/etc/ssl/shiftmaster/host.crt")
-# In a container, what came in by `docker exec` has no parent there. The load generator came in the same way.
-KILL_MODULES = r"""
-for pid in $(ps -eo pid=,ppid= | awk '$2 == 0 && $1 != 1 {print $1}'); do
-  [ "$pid" = "$$" ] && continue
-  tr '\0' ' ' < /proc/$pid/cmdline | grep -q loadgen && continue
-  pkill -KILL -P "$pid"; kill -KILL "$pid" 2>/dev/null
-done; true
-"""
 
 
 def moment() -> str:
@@ -197,27 +186,6 @@ def test_the_old_key_ends_when_the_list_is_emptied(operations, vault):
     assert_only_the_new_ones(operations, vault)
 
 
-def kill_tree(operations, process) -> None:
-    children = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError):
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    todo = [process.pid]
-    while todo:
-        pid = todo.pop()
-        todo += children.get(pid, [])
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    operations.shell(KILL_MODULES)
-    process.wait(30)
-
-
 def has_login(operations, password: str) -> bool:
     return (
         operations.shell(
@@ -267,7 +235,7 @@ def test_killed_and_run_again(operations, vault, kill):
             900, kill,
         )  # fmt: skip
         assert process.poll() is None, LOG.read_text()[-3000:]
-        kill_tree(operations, process)
+        kill_run(operations, process)
         operations.shell(f"rm -rf {POINTS}")
         assert operations.serves(5) == "2.0.0"
         run = rotate(operations, vault, certificates_before=before)
