@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 
 import pytest
@@ -20,10 +21,20 @@ operations = operations_of(__file__)
 
 
 class Vault:
-    def __init__(self):
-        folder = SCENARIO_HOME / "secrets"
+    """Kept on the host it belongs to: another run of the tests goes on with it."""
+
+    FILE = "/root/vault.json"
+
+    def __init__(self, operations):
+        self.operations, folder = operations, SCENARIO_HOME / "secrets"
         self.current = {name: (folder / file).read_text().split()[0] for name, file in FILES.items()}
         self.previous = {name: [] for name in FILES}
+        kept = operations.shell(f"cat {self.FILE} 2>/dev/null || true")
+        if kept:
+            self.current, self.previous = json.loads(kept)
+
+    def keep(self) -> None:
+        self.operations.shell(f"umask 077; cat > {self.FILE}", stdin=json.dumps([self.current, self.previous]))
 
     def renew(self, *names: str) -> None:
         """Put new values in and keep those of before, as an administrator edits the vault."""
@@ -31,10 +42,12 @@ class Vault:
             self.previous[name] = [self.current[name], *self.previous[name]]
             # With what a URL, a shell and an environment file would stumble over.
             self.current[name] = secrets.token_hex(16) + "/+@%: '\"$"
+        self.keep()
 
     def forget(self, *names: str) -> None:
         for name in names or FILES:
             self.previous[name] = []
+        self.keep()
 
     @property
     def variables(self) -> dict:
@@ -42,5 +55,5 @@ class Vault:
 
 
 @pytest.fixture(scope="session")
-def vault():
-    return Vault()
+def vault(operations):
+    return Vault(operations)
