@@ -25,8 +25,14 @@ echo 'deb [trusted=yes] file:/srv/patches ./' > /etc/apt/sources.list.d/patches.
 OUTDATED = "grep -l 'r-xp.*libz.*(deleted)' /proc/[0-9]*/maps 2>/dev/null | cut -d/ -f3 | xargs -r ps -o comm= -p"
 
 
-def publish(operations, number: int) -> None:
+def publish(operations) -> None:
+    """Offer the next version."""
+    number = int((version(operations).partition("+patch")[2]) or 0) + 1
     operations.shell(PUBLISH.replace("PACKAGE", PACKAGE).replace("NUMBER", str(number)))
+
+
+def offered(operations) -> str:
+    return operations.shell("sed -n 's/^Version: //p' /srv/patches/Packages").strip()
 
 
 def version(operations) -> str:
@@ -42,10 +48,11 @@ def outdated(operations) -> set:
 
 
 def test_patched_under_load_without_an_interruption(operations, vault, capsys):
-    publish(operations, 1)
+    before = version(operations)
+    publish(operations)
     nginx = operations.shell("cat /run/nginx.pid")
     check = patch(operations, vault, "--check", reboot="never")
-    assert check.code == 0 and "+patch" not in version(operations), check.output[-4000:]
+    assert check.code == 0 and version(operations) == before, check.output[-4000:]
     with load(operations, *CLIENTS, seconds=1800) as traffic:
         run = patch(operations, vault, reboot="never")
     assert run.code == 0, run.output[-6000:]
@@ -53,11 +60,10 @@ def test_patched_under_load_without_an_interruption(operations, vault, capsys):
     with capsys.disabled():
         print(f"\npatch: {summary['requests']} requests, {summary['failed']} failed, {run.seconds:.0f} s")
     traffic.assert_flawless()
-    assert version(operations).endswith("+patch1")
-    # PostgreSQL waits, since its restart interrupts; the run says so. Nothing else is left.
-    left = outdated(operations)
-    assert left and {name for name in left if name != "postgres"} == set(), left
-    assert run.says("wait for a restart, which interrupts: postgresql@"), run.output[-4000:]
+    assert version(operations) == offered(operations) != before
+    # What cannot be restarted without an interruption waits, and the run says so. Nothing else is left.
+    assert outdated(operations) == {"postgres", "redis-server"}
+    assert run.says("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
     assert operations.shell("cat /run/nginx.pid") != nginx
     assert operations.shell("systemctl show --property=MainPID --value nginx") == operations.shell("cat /run/nginx.pid")
     assert operations.shell("ls /usr/sbin/policy-rc.d 2>/dev/null || true") == ""
@@ -76,8 +82,8 @@ def test_what_needs_an_interruption_gets_it_behind_the_page(operations, vault):
 
 
 def test_a_host_that_is_not_well_is_not_touched(operations, vault):
-    publish(operations, 2)
     before = version(operations)
+    publish(operations)
     operations.shell("systemctl stop redis-server")
     try:
         run = patch(operations, vault)
@@ -102,7 +108,7 @@ def test_killed_while_the_application_is_stopped_and_run_again(operations, vault
     assert operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/") == "503"
     run = patch(operations, vault)
     assert run.code == 0, run.output[-6000:]
-    assert version(operations).endswith("+patch2") and outdated(operations) == set()
+    assert version(operations) == offered(operations) and outdated(operations) == set()
     assert operations.serves(10) and operations.shell(f"ls {APP}/shared/maintenance/on 2>/dev/null || true") == ""
     again = patch(operations, vault)
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
