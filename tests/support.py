@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -262,6 +263,36 @@ class Load:
     def _mark(self, name: str) -> None:
         line = json.dumps({"t": time.time(), "name": name})
         self.operations.shell(f"echo '{line}' >> /root/load/marks.jsonl")
+
+
+# In a container, what came in by `docker exec` has no parent there. The load generator came in the same way.
+KILL_MODULES = r"""
+for pid in $(ps -eo pid=,ppid= | awk '$2 == 0 && $1 != 1 {print $1}'); do
+  [ "$pid" = "$$" ] && continue
+  tr '\0' ' ' < /proc/$pid/cmdline | grep -q loadgen && continue
+  pkill -KILL -P "$pid"; kill -KILL "$pid" 2>/dev/null
+done; true
+"""
+
+
+def kill_run(operations: Operations, process: subprocess.Popen) -> None:
+    """Kill a playbook that was started, with every process below it, and what it runs on the host."""
+    children = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    todo = [process.pid]
+    while todo:
+        pid = todo.pop()
+        todo += children.get(pid, [])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    operations.shell(KILL_MODULES)
+    process.wait(30)
 
 
 def wait_for(condition, seconds: float, what: str = "the condition") -> None:

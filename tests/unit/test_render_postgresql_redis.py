@@ -235,7 +235,8 @@ def test_users_are_hashed_and_the_default_one_is_off():
         ],
     )
     lines = text.strip().splitlines()
-    assert lines[0] == "user default reset off"
+    # Switched off, and with every right: what loads the append-only file acts as this user.
+    assert lines[0] == "user default reset off ~* &* +@all"
     assert [line.split()[1] for line in lines] == ["default", "admin", "z"]
     assert "secret" not in text and "#2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b" in lines[2]
 
@@ -286,3 +287,34 @@ def test_a_refused_file_is_told_in_the_servers_words(rd):
         ">>> 'no-such-thing 1'\nBad directive or wrong number of arguments\n"
     )
     assert rd.startup_errors(said).endswith("Bad directive or wrong number of arguments")
+
+
+# --- redis: passwords of before -------------------------------------------------------------------------------------
+
+ACL = "user default reset off\nuser admin reset on #{a} ~* &* +@all\nuser app reset on #{b} ~* +get\n"
+
+
+def digits(rd, password):
+    return rd.hash_of(password)[1:]
+
+
+def test_a_previous_password_stays_where_it_is_accepted_and_comes_back_nowhere(rd):
+    old = ACL.format(a=digits(rd, "admin"), b=digits(rd, "one"))
+    new = ACL.format(a=digits(rd, "admin"), b=digits(rd, "two"))
+    kept = rd.with_kept_passwords(old, new, {"app": ["one", "zero"]})
+    assert kept == new.replace(f"#{digits(rd, 'two')}", f"#{digits(rd, 'two')} #{digits(rd, 'one')}")
+    assert rd.with_kept_passwords(kept, new, {"app": ["one"]}) == kept
+    assert rd.with_kept_passwords(kept, new, {}) == new
+    assert rd.with_kept_passwords("", new, {"app": ["one"]}) == new
+    assert rd.with_kept_passwords(old, old, {"app": ["one"]}) == old
+
+
+def test_passwords_alone_are_set_without_loading_the_users(rd):
+    one, two = rd.hash_of("one"), rd.hash_of("two")
+    live = ["user app on sanitize-payload %s ~* +get" % one, "user default off ~*"]
+    assert rd.password_rules(live, live) == {}
+    assert rd.password_rules(live, [live[0].replace(one, f"{one} {two}"), live[1]]) == {"app": [two]}
+    assert rd.password_rules(live, [live[0].replace(one, two), live[1]]) == {"app": [two, "!" + one[1:]]}
+    assert rd.password_rules(live, [live[0].replace("+get", "+set"), live[1]]) is None
+    assert rd.password_rules(live, live[:1]) is None
+    assert rd.with_sorted_hashes(f"user app on {one} {two} ~*") == rd.with_sorted_hashes(f"user app on {two} {one} ~*")

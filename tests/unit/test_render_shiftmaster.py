@@ -128,3 +128,20 @@ def test_batches_of_a_fleet(count, sizes, lengths):
 def test_a_rollback_is_one_batch_and_hosts_outside_of_the_run_are_in_none():
     assert batches(["a", "b", "c"], [1], "rollback") == [["a", "b", "c"]]
     assert batches(["a", "b", "c"], [1], in_play=["a", "c"]) == [["a"], ["c"]]
+
+
+def test_earlier_keys_are_accepted_besides_the_applications_own(monkeypatch):
+    monkeypatch.setenv("SHIFTMASTER_SECRET_KEY_FALLBACKS", '["old"]')
+    text = render("site_settings.py.j2", shiftmaster_secret_key_fallbacks=["old"]).replace(
+        "from shiftmaster.settings import *", ""
+    )
+    session = "django.contrib.sessions.middleware.SessionMiddleware"
+    found = {"SECRET_KEY_FALLBACKS": ["older"], "MIDDLEWARE": ("first", session, "last")}
+    exec(text, found)
+    assert found["SECRET_KEY_FALLBACKS"] == ["older", "old"]
+    assert found["MIDDLEWARE"] == ["first", session, "shiftmaster_key_rotation.KeepSessions", "last"]
+    found = {"MIDDLEWARE": []}
+    exec(text, found)
+    assert found["SECRET_KEY_FALLBACKS"] == ["old"]
+    assert "FALLBACKS" not in render("site_settings.py.j2")
+    assert "old" not in text.split("import json")[1]

@@ -56,6 +56,9 @@ def test_each_instance_has_its_own_policy_memory_and_persistence(redis):
 
 def test_a_full_cache_evicts_and_the_queue_of_the_other_instance_stays(host, redis):
     as_application(redis, "LPUSH", "waiting", "task")
+    # Celery writes in transactions; so are two writes of a script kept.
+    script = "redis.call('LPUSH', 'waiting', 'second') return redis.call('LPUSH', 'waiting', 'third')"
+    assert as_application(redis, "EVAL", script, "0") == "3"
     fill = "for i in $(seq 30); do echo \"SET filler:$i $(head -c 800000 /dev/zero | tr '\\0' x)\"; done"
     command = (
         f"({fill}) | REDISCLI_AUTH={PASSWORD} redis-cli --no-auth-warning -p 6380 --user shiftmaster | sort | uniq -c"
@@ -63,7 +66,7 @@ def test_a_full_cache_evicts_and_the_queue_of_the_other_instance_stays(host, red
     assert host.check_output(command).split() == ["30", "OK"]
     evicted = redis("INFO", "stats", port=6380)
     assert int(evicted.split("evicted_keys:")[1].split()[0]) > 0
-    assert as_application(redis, "LRANGE", "waiting", "0", "-1") == "task"
+    assert as_application(redis, "LRANGE", "waiting", "0", "-1").split() == ["third", "second", "task"]
     as_application(redis, "DEL", "waiting")
     as_application(redis, "FLUSHDB", port=6380)
 

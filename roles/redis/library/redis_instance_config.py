@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import hashlib
 import os
 import pwd
 import re
@@ -65,6 +66,12 @@ options:
     type: list
     elements: str
     default: []
+  previous_passwords:
+    description:
+      - Passwords of before by the user's name. One that O(acl_file) on the host has stays beside what O(acl) says, so
+        that a new password comes into use without shutting the old one's users out. None is added again.
+    type: dict
+    default: {}
   supplementary_group:
     description: Group that the unit gives the server besides its own, so that it can read a private key.
     type: str
@@ -215,7 +222,9 @@ class Connection:
         lines = sorted(self.call("ACL", "LIST"))
         version = re.search(r"redis_version:(\d+)\.(\d+)", self.call("INFO", "server"))
         # Before 7.2 a server lists the commands of a category one by one, in an order of its own.
-        return lines if tuple(map(int, version.groups())) >= (7, 2) else [sorted(line.split()) for line in lines]
+        if tuple(map(int, version.groups())) < (7, 2):
+            return [sorted(line.split()) for line in lines]
+        return [with_sorted_hashes(line) for line in lines]
 
     def parameters(self):
         flat = self.call("CONFIG", "GET", "*")
@@ -252,6 +261,13 @@ def directives(config):
     return {words[0].lower() for words in lines if words}
 
 
+def with_sorted_hashes(line):
+    """A user's line; which of its passwords was set first is no difference."""
+    words = line.split()
+    hashes = iter(sorted(word for word in words if re.fullmatch(r"#[0-9a-f]{64}", word)))
+    return " ".join(next(hashes) if re.fullmatch(r"#[0-9a-f]{64}", word) else word for word in words)
+
+
 def without_hashes(acl):
     """An ACL file as a diff may show it."""
     return re.sub(r"([#!])[0-9a-f]{64}\b", r"\1(hash of a password)", acl)
@@ -270,6 +286,63 @@ def changed_passwords(before, after):
 
     old, new = hashes(before), hashes(after)
     return sorted(name for name in old if name in new and old[name] != new[name])
+
+
+def hash_of(password):
+    return "#" + hashlib.sha256(str(password).encode()).hexdigest()
+
+
+def with_kept_passwords(before, after, previous):
+    """The new ACL text, with those of the previous passwords beside the new ones that the old text has."""
+    had = {}
+    for line in before.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == "user":
+            had[words[1]] = set(words)
+    lines = []
+    for line in after.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == "user":
+            kept = [hash_of(password) for password in previous.get(words[1], [])]
+            kept = [word for word in kept if word in had.get(words[1], ()) and word not in words]
+            if kept:
+                place = max(number for number, word in enumerate(words) if word == "on" or word.startswith("#")) + 1
+                line = " ".join(words[:place] + kept + words[place:])
+        lines.append(line)
+    return "\n".join(lines) + ("\n" if after.endswith("\n") else "")
+
+
+def password_rules(live, wanted):
+    """What to tell ACL SETUSER, {user: [rules]}, where nothing but passwords differs; None where more does."""
+
+    def parsed(lines):
+        users = {}
+        for line in lines:
+            words = line.split()
+            hashes = {word for word in words if re.fullmatch(r"#[0-9a-f]{64}", word)}
+            users[words[1]] = (hashes, sorted(word for word in words if word not in hashes))
+        return users
+
+    old, new = parsed(live), parsed(wanted)
+    if {name: rest for name, (_, rest) in old.items()} != {name: rest for name, (_, rest) in new.items()}:
+        return None
+    rules = {}
+    for name, (hashes, _) in new.items():
+        had = old[name][0]
+        if had != hashes:
+            rules[name] = sorted(hashes - had) + sorted("!" + word[1:] for word in had - hashes)
+    return rules
+
+
+def load_users(connection, wanted):
+    """Bring the users of the ACL file into use; who is logged in stays so where only passwords change."""
+    rules = password_rules(connection.call("ACL", "LIST"), wanted)
+    if rules is None:
+        # Ends the connections of users that changed, before 7.2 of all.
+        connection.call("ACL", "LOAD")
+        return
+    for name, words in rules.items():
+        connection.call("ACL", "SETUSER", name, *words)
 
 
 def differences(live, reference, config):
@@ -325,10 +398,12 @@ def raise_file_limit():
 class Scratch:
     """A server started from the candidate files, out of everybody's reach."""
 
-    def __init__(self, instance, config, acl):
+    def __init__(self, instance, config, acl, passwords=None):
         self.instance = instance
+        self.passwords = passwords or instance.passwords[:1]
         self.config = config
         self.acl = acl
+        self.user_lines = []
         self.process = None
         self.directory = None
 
@@ -381,6 +456,7 @@ class Scratch:
                 with self.connect() as connection:
                     self.parameters = connection.parameters()
                     self.users = connection.users()
+                    self.user_lines = connection.call("ACL", "LIST")
                 return
             except OSError:
                 time.sleep(0.02)
@@ -400,7 +476,11 @@ class Scratch:
     def connect(self):
         connection = Connection(self.directory + "/socket")
         try:
-            connection.call("AUTH", self.instance.admin_user, self.instance.passwords[0])
+            for password in self.passwords[:-1]:
+                with contextlib.suppress(ServerError):
+                    connection.call("AUTH", self.instance.admin_user, password)
+                    return connection
+            connection.call("AUTH", self.instance.admin_user, self.passwords[-1])
         except BaseException:
             connection.close()
             raise
@@ -607,7 +687,7 @@ def look(connection, scratch, config):
 def run(module, instance):
     params = module.params
     old = (instance.read(instance.config_file), instance.read(instance.acl_file))
-    new = (params["config"], params["acl"])
+    new = (params["config"], with_kept_passwords(old[1] or "", params["acl"], params["previous_passwords"]))
     files_changed = old != new
     result = {
         "changed": files_changed,
@@ -683,10 +763,10 @@ def apply(module, instance, scratch, connection, old, new, unit, result):
             rest = set_parameters(connection, wanted, instance.start_timeout)
             result["set"] = sorted(set(wanted) - set(rest))
             if users and "aclfile" not in rest:
-                connection.call("ACL", "LOAD")
+                load_users(connection, scratch.user_lines)
             restart_for += [name for name in rest if name not in restart_for]
             if not restart_for:
-                # A connection of its own: loading users ends connections of those that changed, before 7.2 of all.
+                # A connection of its own: loading users may have ended this one.
                 prove(instance, scratch, new[0])
     except (ConfigError, ServerError, OSError) as error:
         put_back(instance, old, new)
@@ -747,7 +827,8 @@ def put_back(instance, old, new):
     with contextlib.suppress(ConfigError, ServerError, OSError):
         connection = instance.connect(old[0], new[0])
         if connection is not None:
-            with connection, Scratch(instance, *old) as before:
+            # The old users let the administrator in with an old password.
+            with connection, Scratch(instance, *old, passwords=instance.passwords) as before:
                 wanted, users = look(connection, before, old[0])
                 set_parameters(connection, wanted, instance.start_timeout)
                 if users:
@@ -774,6 +855,7 @@ def main():
             "admin_user": {"type": "str", "required": True},
             "admin_password": {"type": "str", "required": True, "no_log": True},
             "admin_previous_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
+            "previous_passwords": {"type": "dict", "no_log": True, "default": {}},
             "supplementary_group": {"type": "str", "default": ""},
             "unit_changed": {"type": "bool", "default": False},
             "restart": {"type": "bool", "default": True},

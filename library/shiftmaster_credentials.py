@@ -1,0 +1,372 @@
+#!/usr/bin/python
+# Which secrets are in use, and which ones servers accept.
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: shiftmaster_credentials
+short_description: Say which secrets a release uses, and whether servers accept logins
+description:
+  - Compares secrets with what a release has in its environment, and tries logins to PostgreSQL and Redis.
+  - It reads only, and never returns a secret. A server that cannot be reached makes it fail where O(logins) asks for
+    it, and counts as no refusal where O(log_in) does.
+version_added: "1.0.0"
+author: ShiftMaster operations (@shiftmaster-operations)
+options:
+  environment_file:
+    description: The environment of a release.
+    type: path
+  environment_keys:
+    description: Names in it, as M(shiftmaster_health) takes them.
+    type: dict
+    default: {}
+  values:
+    description: Secrets to look for in the environment; a URL may hold them too.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: What it is called in the result.
+        type: str
+        required: true
+      current:
+        description: The value that is to be in use.
+        type: str
+        required: true
+      previous:
+        description: Values of before; what is no list of texts is one of RV(problems).
+        type: raw
+        default: []
+      secret:
+        description: What it belongs to, for O(selected).
+        type: str
+        default: ""
+      in_environment:
+        description: Whether the application has it.
+        type: bool
+        default: true
+  selected:
+    description: The secrets that are to be rotated; a value of another one must be in use already.
+    type: list
+    elements: str
+  log_in:
+    description: Whether to log in to the database and to each Redis that the environment names.
+    type: bool
+    default: false
+  compare_file:
+    description: The environment of another release, with which O(compare_names) are compared.
+    type: path
+  compare_names:
+    description: Names of the environment. Of C(SHIFTMASTER_SECRET_KEY_FALLBACKS) each key is compared.
+    type: list
+    elements: str
+    default: []
+  logins:
+    description: Logins to try.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      kind:
+        description: The server.
+        type: str
+        required: true
+        choices: [postgresql, redis]
+      host:
+        description: Where it is.
+        type: str
+        default: localhost
+      port:
+        description: Its port.
+        type: int
+        required: true
+      user:
+        description: The user.
+        type: str
+        required: true
+      password:
+        description: The password.
+        type: str
+        required: true
+      database:
+        description: The database of PostgreSQL.
+        type: str
+        default: postgres
+      sslmode:
+        description: The TLS mode of libpq.
+        type: str
+        default: prefer
+  timeout_seconds:
+    description: Limit of one login.
+    type: float
+    default: 10
+attributes:
+  check_mode:
+    support: full
+    description: It reads only.
+  diff_mode:
+    support: none
+    description: It changes nothing.
+"""
+
+EXAMPLES = r"""
+- name: Ask whether a release's logins are still accepted
+  shiftmaster_credentials:
+    environment_file: /var/www/shiftmaster/active/release/env
+    log_in: true
+"""
+
+RETURN = r"""
+in_use:
+  description: >-
+    For each of O(values) V(current), the place of a previous one in its list as V(previous 0), V(other), or V(absent)
+    where the environment is not there.
+  type: dict
+  returned: always
+problems:
+  description: Sentences about O(values) with which a rotation cannot be right.
+  type: list
+  elements: str
+  returned: always
+known:
+  description: For each of O(values) whether its current value is in the environment, be it as an accepted one besides.
+  type: dict
+  returned: always
+refused:
+  description: A sentence for each server that refuses a login of the environment.
+  type: list
+  elements: str
+  returned: always
+differing:
+  description: A sentence for each of O(compare_names) that differs.
+  type: list
+  elements: str
+  returned: always
+accepted:
+  description: For each of O(logins), in their order, whether it is accepted.
+  type: list
+  elements: bool
+  returned: always
+"""
+
+import json
+import urllib.parse
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster import envfile, health_checks, probe
+
+FALLBACKS = "SHIFTMASTER_SECRET_KEY_FALLBACKS"
+
+
+def read(path):
+    """Return the assignments of an environment file, None where it is not there."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return envfile.parse(stream.read())
+    except FileNotFoundError:
+        return None
+
+
+def forms(secret):
+    """A secret as it may stand in an environment: itself, or escaped in a URL."""
+    return {secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")}
+
+
+def holds(value, secret):
+    """Whether a value is the secret, or a URL with it as its password."""
+    if value == secret:
+        return True
+    return "://" in value and any(":%s@" % form in value for form in forms(secret))
+
+
+def in_use(environment, value):
+    """Which of a secret's values the environment has."""
+    if environment is None:
+        return "absent"
+    texts = [text for name, text in environment.items() if name != FALLBACKS]
+    for said, secret in [("current", value["current"])] + [
+        ("previous %d" % number, secret) for number, secret in enumerate(value["previous"])
+    ]:
+        if secret and any(holds(text, secret) for text in texts):
+            return said
+    return "other"
+
+
+def problems(environment, value, selected):
+    """Sentences about a secret with which its rotation cannot be right."""
+    name, previous = value["name"], value["previous"]
+    if not isinstance(previous, list) or not all(isinstance(secret, str) for secret in previous):
+        return ["%s_previous is not a list of texts: [value, ...]" % name]
+    found = []
+    if not all(previous):
+        found.append("%s_previous holds an empty value" % name)
+    if value["current"] in previous:
+        found.append(
+            "%s_previous holds the value of %s itself: the new value belongs into %s, those of before into the list"
+            % (name, name, name)
+        )
+    if found or not value["in_environment"] or environment is None or not value["current"]:
+        return found
+    now = in_use(environment, value)
+    if now == "other":
+        found.append(
+            "%s is not what the release that serves uses, and %s_previous does not hold that either: put it there"
+            % (name, name)
+        )
+    elif now != "current" and selected is not None and value["secret"] not in selected:
+        found.append("%s is new, too: name %s in secrets, or put the value in use back" % (name, value["secret"]))
+    return found
+
+
+def fallbacks(environment):
+    try:
+        return json.loads(environment.get(FALLBACKS) or "[]")
+    except ValueError:
+        return []
+
+
+def differing(environment, other, names):
+    """A sentence for each name by which the environment would bring back what the other one no longer has."""
+    found = []
+    for name in names:
+        if name == FALLBACKS:
+            if set(fallbacks(environment)) - set(fallbacks(other)):
+                found.append("it accepts an earlier secret key of Django")
+        elif name in environment and environment[name] != other.get(name):
+            found.append("its %s is not the one in use" % name)
+    return found
+
+
+def accepted(call):
+    """Whether a login is accepted; raises ProbeError where nobody could say."""
+    try:
+        call()
+    except probe.ProbeError as error:
+        if error.reason == "auth":
+            return False
+        raise
+    return True
+
+
+def refused(environment, context, timeout):
+    """A sentence for each server that refuses what the environment logs in with."""
+    found = []
+    with_database = any(context.keys[key] in environment for key in ("database_url", "database_user"))
+    calls = []
+    if with_database:
+        target = health_checks.postgres_target({}, context)
+        calls.append(("the database refuses its password", lambda: probe.postgres_ping(target, timeout)))
+    urls = {name: text for name, text in environment.items() if text.startswith(("redis://", "rediss://"))}
+    for name, url in sorted(urls.items()):
+        calls.append(("Redis refuses the password of its %s" % name, redis_login(url, timeout)))
+    for sentence, call in calls:
+        try:
+            if not accepted(call):
+                found.append(sentence)
+        except probe.ProbeError:
+            continue  # Who does not answer refuses nobody; the gate will see.
+    return found
+
+
+def redis_login(url, timeout):
+    target = probe.parse_redis_url(url)
+    return lambda: probe.redis_ping(target, timeout)
+
+
+def login(entry, timeout):
+    if entry["kind"] == "postgresql":
+        target = probe.PostgresTarget(
+            host=entry["host"],
+            port=str(entry["port"]),
+            database=entry["database"],
+            user=entry["user"],
+            password=entry["password"],
+            sslmode=entry["sslmode"],
+        )
+        return lambda: probe.postgres_ping(target, timeout)
+    credentials = "%s:%s" % (urllib.parse.quote(entry["user"], safe=""), urllib.parse.quote(entry["password"], safe=""))
+    return redis_login("redis://%s@%s:%d/0" % (credentials, entry["host"], entry["port"]), timeout)
+
+
+def run(params):
+    environment = read(params["environment_file"]) if params["environment_file"] else None
+    other = read(params["compare_file"]) if params["compare_file"] else None
+    values = params["values"]
+    context = health_checks.Context(params["environment_file"], params["environment_keys"])
+    result = {
+        "changed": False,
+        "problems": [text for value in values for text in problems(environment, value, params["selected"])],
+        "in_use": {},
+        "known": {},
+        "refused": [],
+        "differing": [],
+        "accepted": [],
+    }
+    if not result["problems"]:
+        for value in values:
+            if value["in_environment"]:
+                result["in_use"][value["name"]] = in_use(environment, value)
+                result["known"][value["name"]] = in_use(environment, dict(value, previous=[])) == "current" or value[
+                    "current"
+                ] in fallbacks(environment or {})
+    if environment is not None and params["log_in"]:
+        result["refused"] = refused(environment, context, params["timeout_seconds"])
+    if environment is not None and other is not None:
+        result["differing"] = differing(environment, other, params["compare_names"])
+    for entry in params["logins"]:
+        try:
+            result["accepted"].append(accepted(login(entry, params["timeout_seconds"])))
+        except probe.ProbeError as error:
+            raise probe.ProbeError(error.state, error.reason, "%s of %s: %s" % (entry["user"], entry["kind"], error))
+    return result
+
+
+def main():
+    secret = {"type": "str", "required": True, "no_log": True}
+    module = AnsibleModule(
+        argument_spec={
+            "environment_file": {"type": "path"},
+            "environment_keys": {"type": "dict", "default": {}, "no_log": False},
+            "values": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "current": secret,
+                    "previous": {"type": "raw", "default": [], "no_log": True},
+                    "secret": {"type": "str", "default": "", "no_log": False},
+                    "in_environment": {"type": "bool", "default": True},
+                },
+            },
+            "selected": {"type": "list", "elements": "str"},
+            "log_in": {"type": "bool", "default": False},
+            "compare_file": {"type": "path"},
+            "compare_names": {"type": "list", "elements": "str", "default": []},
+            "logins": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "kind": {"type": "str", "required": True, "choices": ["postgresql", "redis"]},
+                    "host": {"type": "str", "default": "localhost"},
+                    "port": {"type": "int", "required": True},
+                    "user": {"type": "str", "required": True},
+                    "password": secret,
+                    "database": {"type": "str", "default": "postgres"},
+                    "sslmode": {"type": "str", "default": "prefer"},
+                },
+            },
+            "timeout_seconds": {"type": "float", "default": 10},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(**run(module.params))
+    except (probe.ProbeError, ValueError, OSError) as error:
+        module.fail_json(msg="the login could not be tried: %s" % error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+#!/usr/bin/python
+# What of a host still runs what an upgrade has replaced.
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: shiftmaster_outdated
+short_description: Find services that still run programs or libraries which were replaced, and whether a reboot is due
+description:
+  - Reads what each process has mapped. A program or library that was replaced on disk is used on from the deleted file
+    until the process ends; an upgrade of packages has come into effect when there is no such process any more.
+  - It reads only.
+version_added: "1.0.0"
+author: ShiftMaster operations (@shiftmaster-operations)
+options:
+  proc:
+    description: Where the kernel shows processes.
+    type: path
+    default: /proc
+  reboot_file:
+    description: What packages leave that need a reboot; its C(.pkgs) names them.
+    type: path
+    default: /run/reboot-required
+attributes:
+  check_mode:
+    support: full
+    description: It reads only.
+  diff_mode:
+    support: none
+    description: It changes nothing.
+"""
+
+EXAMPLES = r"""
+- name: Find what has to be restarted
+  shiftmaster_outdated:
+"""
+
+RETURN = r"""
+units:
+  description: Services with such a process, without those of logins.
+  type: list
+  elements: str
+  returned: always
+init:
+  description: Whether systemd itself is one of them.
+  type: bool
+  returned: always
+sessions:
+  description: How many such processes belong to logins; they end with them.
+  type: int
+  returned: always
+reboot:
+  description: Why a reboot is due; empty where it is not.
+  type: list
+  elements: str
+  returned: always
+"""
+
+import os
+import re
+
+from ansible.module_utils.basic import AnsibleModule
+
+# What a package may replace. Files that programs delete themselves, shared memory and the like are elsewhere.
+REPLACED = re.compile(r"^/(usr|lib|lib64|bin|sbin|opt)/.* \(deleted\)$")
+# Nothing can restart it beneath those who talk over it.
+REBOOT_UNITS = ("dbus.service", "dbus-broker.service")
+
+
+def read(path):
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        return ""  # The process has ended, or it is one of the kernel's.
+
+
+def outdated(proc, pid):
+    """Whether a process uses a program or library that was replaced."""
+    try:
+        program = os.readlink(os.path.join(proc, pid, "exe"))
+    except OSError:
+        return False
+    if REPLACED.match(program):
+        return True
+    for line in read(os.path.join(proc, pid, "maps")).splitlines():
+        fields = line.split(None, 5)
+        if len(fields) == 6 and "x" in fields[1] and REPLACED.match(fields[5]):
+            return True
+    return False
+
+
+def unit_of(cgroup):
+    """The service, scope of init, or "" for what belongs to a login or to nobody, of a /proc/PID/cgroup."""
+    for line in cgroup.splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number != "0" and "name=systemd" not in controllers:
+            continue
+        for part in path.split("/"):
+            if part == "init.scope":
+                return part
+            if part.endswith(".service"):
+                return "" if part.startswith("user@") else part
+    return ""
+
+
+def look(proc, reboot_file):
+    units, sessions = set(), 0
+    for pid in os.listdir(proc):
+        if pid.isdigit() and outdated(proc, pid):
+            unit = unit_of(read(os.path.join(proc, pid, "cgroup")))
+            units.add(unit)
+            sessions += not unit
+    reboot = ["%s is there" % reboot_file] if os.path.exists(reboot_file) else []
+    packages = sorted(set(read(reboot_file + ".pkgs").split()))
+    if reboot and packages:
+        reboot = ["%s wants it" % name for name in packages]
+    reboot += ["%s runs on in its earlier version" % name for name in REBOOT_UNITS if name in units]
+    return {
+        "changed": False,
+        "units": sorted(units - {"", "init.scope"} - set(REBOOT_UNITS)),
+        "init": "init.scope" in units,
+        "sessions": sessions,
+        "reboot": reboot,
+    }
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "proc": {"type": "path", "default": "/proc"},
+            "reboot_file": {"type": "path", "default": "/run/reboot-required"},
+        },
+        supports_check_mode=True,
+    )
+    module.exit_json(**look(module.params["proc"], module.params["reboot_file"]))
+
+
+if __name__ == "__main__":
+    main()
