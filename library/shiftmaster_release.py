@@ -389,6 +389,7 @@ put_back:
 import contextlib
 import json
 import os
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import releases
@@ -693,7 +694,10 @@ class Operation:
         cutover = self.cutover()
         cutover.note_log()
         verdict = watch(dict(self.params["watch"], host=self.params["health"]["host"]))
-        if verdict.breach and active_state("shiftmaster.service") == "inactive":
+        by_traffic = bool(verdict.breach)
+        if not by_traffic:
+            verdict = verdict._replace(breach=cutover.worker_problem())
+        if verdict.breach and self.stopped_by_hand():
             cutover.finish()
             raise Refused(
                 "somebody has stopped ShiftMaster during the watch (systemctl stop shiftmaster), so the traffic of %s"
@@ -701,11 +705,9 @@ class Operation:
                 % cutover.called(transition["to"]),
                 release=transition["to"],
             )
-        if verdict.breach and os.path.exists(page):
+        if by_traffic and os.path.exists(page):
             # Somebody has put it up meanwhile; its answers are no fault of the release.
             return self.result(notes=unjudged, **nothing)
-        if not verdict.breach:
-            verdict = verdict._replace(breach=cutover.worker_problem())
         numbers = {"requests": verdict.requests, "errors": verdict.errors, "p95_ms": verdict.p95_ms}
         if not verdict.breach:
             return self.result(release=transition["to"], **numbers)
@@ -730,6 +732,16 @@ class Operation:
             notes=cutover.notes,
             **numbers,
         )
+
+    def stopped_by_hand(self):
+        """Whether somebody has stopped the whole application; a stop that is under way is waited for.
+
+        It ends the worker first, warm, and the web processes last: people meet errors before it is done.
+        """
+        deadline = time.monotonic() + self.params["worker_stop_seconds"] + 90
+        while active_state("shiftmaster.service") == "deactivating" and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return active_state("shiftmaster.service") == "inactive"
 
     def finished(self):
         if self.state.transition is None:

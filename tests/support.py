@@ -79,7 +79,9 @@ class Operations:
 
     @staticmethod
     def environment() -> dict:
-        return dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), ANSIBLE_FORCE_COLOR="0")
+        # Unbuffered, so that a test can wait for what a run says.
+        own = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0", "PYTHONUNBUFFERED": "1"}
+        return dict(os.environ, **own)
 
     def run(self, playbook: str, *arguments: str, timeout: int = 900, **extra) -> Run:
         """Run it to its end."""

@@ -339,8 +339,9 @@ def test_stop_by_hand_during_the_watch(operations):
     """It stays stopped, and the release is not blamed."""
     process = start_and_reach(operations, "watch", watch=40)
     let_go(operations)
-    # The run first makes sure that the whole unit is started, which would undo the stop.
-    wait_for(lambda: "Cutover | Watch the traffic" in LOG.read_text(), 300, "the watch")
+    # The run first makes sure that the whole unit is started, which would undo the stop. (It says a task's name once
+    # that has a result.)
+    wait_for(lambda: "Start the unit of the whole application" in LOG.read_text(), 300, "the watch")
     operations.shell("systemctl stop shiftmaster", timeout=180)
     assert process.wait(600) == 2, LOG.read_text()[-3000:]
     assert "somebody has stopped ShiftMaster" in " ".join(LOG.read_text().split())
