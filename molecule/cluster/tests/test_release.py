@@ -115,11 +115,13 @@ def test_deploy_rollback_deploy_under_load(fleet, capsys):
         print(f"\n  {traffic.summary['requests']} requests, {traffic.summary['failed']} failed")
 
 
+@pytest.mark.whole
 def test_a_second_run_changes_nothing(fleet):
     run = fleet.app1.deploy("2.0.0")
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
 
 
+@pytest.mark.whole
 def test_one_host_fails_at_its_gate(fleet):
     """Nothing has moved anywhere; what the other one had started ends."""
     broken = {
@@ -142,6 +144,7 @@ def test_one_host_fails_at_its_gate(fleet):
     assert served(fleet) == ["2.1.0", "2.1.0"]
 
 
+@pytest.mark.whole
 def test_one_host_fails_after_its_switch(fleet):
     """The host that had switched before goes back, too."""
     hook = {"name": "fails", "phase": "after_cutover", "command": "test $(uname -n) != cluster-app2"}
@@ -231,7 +234,8 @@ def kill_tree(process: subprocess.Popen) -> None:
     process.wait(30)
 
 
-@pytest.mark.parametrize("host, point", [("app2", "switch"), pytest.param("app1", "live", marks=pytest.mark.whole)])
+@pytest.mark.whole
+@pytest.mark.parametrize("host, point", [("app2", "switch"), ("app1", "live")])
 def test_killed_between_two_hosts(fleet, host, point):
     """The next run brings one version everywhere: back where one had not switched, on where all had."""
     with load(fleet.edge, *TRAFFIC, seconds=500) as traffic:
@@ -287,6 +291,7 @@ def test_contract_migrations_stop_background_work_on_every_host(fleet):
     assert fleet.app1.rollback(to="2.0.0", schema="reverse").code == 0
 
 
+@pytest.mark.whole
 def test_an_operator_takes_a_host_out_and_in(fleet):
     with load(fleet.edge, *TRAFFIC, seconds=200) as traffic:
         run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")

@@ -71,6 +71,7 @@ def test_patched_under_load_without_an_interruption(operations, vault, capsys):
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
 
 
+@pytest.mark.whole
 def test_what_needs_an_interruption_gets_it_behind_the_page(operations, vault):
     run = patch(operations, vault)
     assert run.code == 0, run.output[-6000:]
@@ -96,6 +97,7 @@ def test_a_host_that_is_not_well_is_not_touched(operations, vault):
     assert operations.serves(60)
 
 
+@pytest.mark.whole
 def test_killed_while_the_application_is_stopped_and_run_again(operations, vault):
     """The package of the test before is still to come."""
     process = operations.start("playbooks/patch.yml", LOG, **vault.variables)
