@@ -170,7 +170,6 @@ copies:
 import contextlib
 import ctypes
 import datetime
-import fcntl
 import glob
 import hashlib
 import json
@@ -184,7 +183,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import points
-from ansible.module_utils.shiftmaster.state import write_json
+from ansible.module_utils.shiftmaster.state import held, write_json
 
 COPY_NAME = re.compile(r"^\d{8}T\d{6}Z-[A-Za-z0-9._-]+\.dump\Z")
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
@@ -619,20 +618,9 @@ class _Timer:
 @contextlib.contextmanager
 def exclusive(folder, wait_seconds=60):
     """Keep other runs out of the folder; the kernel lets go when we die, and our children die with us."""
-    descriptor = os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + wait_seconds
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise DumpError("another safety copy is being taken or restored in %s" % folder)
-                time.sleep(0.2)
+    busy = DumpError("another safety copy is being taken or restored in %s" % folder)
+    with held(os.path.join(folder, ".lock"), time.monotonic() + wait_seconds, busy):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def remove_unfinished(folder):

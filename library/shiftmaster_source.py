@@ -127,7 +127,6 @@ import contextlib
 import ctypes
 import datetime
 import difflib
-import fcntl
 import hashlib
 import os
 import re
@@ -140,6 +139,7 @@ import urllib.parse
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import migrations
+from ansible.module_utils.shiftmaster.state import held
 
 OLDEST_GIT = (2, 31)  # The first that reads GIT_CONFIG_COUNT.
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # Every git knows it.
@@ -470,22 +470,10 @@ class Mirror:
     @contextlib.contextmanager
     def exclusive(self):
         """Keep other runs out, also those whose git outlived them."""
-        descriptor = os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > self.deadline:
-                        raise SourceError(
-                            "another run is still at work on the copy of the repository in %s" % self.root
-                        )
-                    time.sleep(0.1)
+        busy = SourceError("another run is still at work on the copy of the repository in %s" % self.root)
+        with held(os.path.join(self.root, "lock"), self.deadline, busy) as descriptor:
             self.git.lock = descriptor
             yield
-        finally:
-            os.close(descriptor)
 
     def prepare(self):
         """Make the mirror where there is none, and remove what a killed git left in it."""

@@ -98,7 +98,6 @@ collected:
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -113,6 +112,7 @@ import time
 import urllib.parse
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster.state import held
 
 KEEP = 10
 MAX_MISSING = 40
@@ -395,19 +395,8 @@ def whole(folder):
 @contextlib.contextmanager
 def exclusive(root, deadline):
     """Let one run collect at a time; hosts alike wait for the first and find its collection."""
-    descriptor = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise WheelsError("another run is still collecting wheels in %s" % root)
-                time.sleep(0.1)
+    with held(os.path.join(root, "lock"), deadline, WheelsError("another run is still collecting wheels in %s" % root)):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def prune(root, mine):

@@ -267,18 +267,23 @@ class Load:
         self.operations.shell(f"echo '{line}' >> /root/load/marks.jsonl")
 
 
-# In a container, what came in by `docker exec` has no parent there. The load generator came in the same way.
-KILL_MODULES = r"""
-for pid in $(ps -eo pid=,ppid= | awk '$2 == 0 && $1 != 1 {print $1}'); do
-  [ "$pid" = "$$" ] && continue
-  tr '\0' ' ' < /proc/$pid/cmdline | grep -q loadgen && continue
-  pkill -KILL -P "$pid"; kill -KILL "$pid" 2>/dev/null
-done; true
+# In a container, what came in by `docker exec` has no parent there: every process below such a one, whatever its
+# depth (sudo, the module, the release's code), but this look itself and the load generator.
+OF_THE_RUN = r"""
+ps -eo pid=,ppid=,args= | awk -v self=$$ '
+  { parent[$1] = $2; spared[$1] = ($1 == 1 || $1 == self || /loadgen/) }
+  END {
+    for (pid in parent) {
+      top = pid
+      while (parent[top] != 0 && parent[top] in parent) top = parent[top]
+      if (parent[top] == 0 && !spared[top]) print pid
+    }
+  }'
 """
 
 
-def kill_run(operations: Operations, process: subprocess.Popen) -> None:
-    """Kill a playbook that was started, with every process below it, and what it runs on the host."""
+def kill_here(process: subprocess.Popen) -> None:
+    """Kill a playbook that was started, with every process below it on this machine."""
     children = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -293,8 +298,49 @@ def kill_run(operations: Operations, process: subprocess.Popen) -> None:
         todo += children.get(pid, [])
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    operations.shell(KILL_MODULES)
     process.wait(30)
+
+
+def kill_on_host(operations: Operations) -> None:
+    """Kill what runs have started on the host."""
+    # All at one moment, as with the power; again, should one have begun meanwhile.
+    wait_for(
+        lambda: not operations.shell(f"left=$({OF_THE_RUN}); kill -KILL $left 2>/dev/null; echo $left").strip(),
+        60, "the end of what the run had started on the host",
+    )  # fmt: skip
+
+
+def kill_run(operations: Operations, process: subprocess.Popen) -> None:
+    """Kill a playbook with all of it, here and on the host."""
+    kill_here(process)
+    kill_on_host(operations)
+
+
+def enqueue(operations: Operations, prefix: str, seconds: float, count: int, task: str = "record_run") -> None:
+    """Send background tasks, each of which notes under its key that it ran."""
+    operations.python(
+        f"from roster import tasks\nfor i in range({count}): "
+        f"tasks.{task}.apply_async(kwargs=dict(key='{prefix}-%d' % i, seconds={seconds}))"
+    )
+
+
+def all_ran_once(operations: Operations, prefix: str, count: int, seconds: float = 120) -> dict:
+    """Wait until all tasks of a prefix have run, each once; {key: [version that ran it]}."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = json.loads(
+            operations.python(
+                "import json, collections\nfrom roster.models import TaskRun\nruns = collections.defaultdict(list)\n"
+                f"for run in TaskRun.objects.filter(key__startswith='{prefix}-'): runs[run.key].append(run.version)\n"
+                "print(json.dumps(runs))"
+            )
+        )
+        if len(found) >= count or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    assert len(found) == count, f"{count - len(found)} of {count} tasks {prefix} were lost"
+    assert all(len(versions) == 1 for versions in found.values()), f"tasks {prefix} ran twice: {found}"
+    return found
 
 
 def wait_for(condition, seconds: float, what: str = "the condition") -> None:

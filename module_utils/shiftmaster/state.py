@@ -177,26 +177,34 @@ def audit(layout: Layout, event: str, **fields) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(layout: Layout, wait_seconds: float = 60):
-    """Hold the host's own lock while something is changed on it; the kernel drops it when the process dies.
+def held(path: str, deadline: float, busy: Exception):
+    """Hold a file's lock, which the kernel drops when the process dies; yields its descriptor.
 
-    The deploy lock (lock.py) keeps two runs apart; this one keeps a new run from a module that outlived its own.
-    Raises StateError when another operation still holds it after wait_seconds.
+    Raises busy where another process holds it until deadline, a moment of time.monotonic().
     """
-    descriptor = os.open(os.path.join(layout.state, "operation.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        deadline = time.monotonic() + wait_seconds
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise StateError(
-                        "another operation is still at work on this host (%s is held after %d s)"
-                        % (os.path.join(layout.state, "operation.lock"), wait_seconds)
-                    )
-                time.sleep(0.2)
-        yield
+                    raise busy from None
+                time.sleep(0.1)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def exclusive(layout: Layout, wait_seconds: float = 60):
+    """Hold the host's own lock while something is changed on it; the kernel drops it when the process dies.
+
+    The deploy lock (lock.py) keeps two runs apart; this one keeps a new run from a module that outlived its own.
+    Raises StateError when another operation still holds it after wait_seconds.
+    """
+    path = os.path.join(layout.state, "operation.lock")
+    busy = "another operation is still at work on this host (%s is held after %d s)" % (path, wait_seconds)
+    with held(path, time.monotonic() + wait_seconds, StateError(busy)):
+        yield

@@ -1,14 +1,12 @@
 """Deploys and rollbacks of the whole fleet, and what becomes of it when one of its hosts fails or is lost."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import time
 
 import pytest
-from support import SCENARIO_HOME, Operations, load, wait_for
+from support import SCENARIO_HOME, Operations, all_ran_once, enqueue, kill_here, load, wait_for
 
 SERVERS = "/etc/nginx/shiftmaster-servers.conf"
 POINTS = "/run/shiftmaster/points"
@@ -68,28 +66,6 @@ def let_go(host: Operations) -> None:
     host.shell(f"rm -rf {POINTS}")
 
 
-def enqueue(host, prefix: str, seconds: float, count: int, task: str) -> None:
-    host.python(
-        f"from roster import tasks\nfor i in range({count}): "
-        f"tasks.{task}.apply_async(kwargs=dict(key='{prefix}-%d' % i, seconds={seconds}))"
-    )
-
-
-def executions(host, prefix: str) -> dict:
-    return json.loads(
-        host.python(
-            "import json, collections\nfrom roster.models import TaskRun\nruns = collections.defaultdict(list)\n"
-            f"for run in TaskRun.objects.filter(key__startswith='{prefix}-'): runs[run.key].append(run.version)\n"
-            "print(json.dumps(runs))"
-        )
-    )
-
-
-def all_executions(host, prefix: str, count: int) -> dict:
-    wait_for(lambda: len(executions(host, prefix)) >= count, 120, f"tasks {prefix}")
-    return executions(host, prefix)
-
-
 def test_deploy_rollback_deploy_under_load(fleet, capsys):
     """No request fails, no write is lost; every task runs once, also those that only one of the two versions knows."""
     with load(fleet.edge, *TRAFFIC, seconds=600) as traffic:
@@ -106,11 +82,10 @@ def test_deploy_rollback_deploy_under_load(fleet, capsys):
                 run = step()
             assert run.code == 0, run.output[-6000:]
             assert served(fleet) == [version] * 2
-        all_executions(fleet.app1, f"again{stamp}", 20)
+        all_ran_once(fleet.app1, f"again{stamp}", 20)
     traffic.assert_flawless()
     for name, count in (("deploy", 20), ("rollback", 20), ("again", 20), ("new", 10)):
-        found = all_executions(fleet.app1, f"{name}{stamp}", count)
-        assert len(found) == count and all(len(versions) == 1 for versions in found.values()), found
+        all_ran_once(fleet.app1, f"{name}{stamp}", count)
     with capsys.disabled():
         print(f"\n  {traffic.summary['requests']} requests, {traffic.summary['failed']} failed")
 
@@ -227,13 +202,6 @@ def test_the_database_restarts_during_migrations(fleet):
     assert fleet.app1.rollback(to="2.0.0", schema="reverse").code == 0
 
 
-def kill_tree(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    # ssh's own masters are in groups of their own.
-    subprocess.run(["pkill", "-KILL", "-f", "cluster/inventory"], check=False)
-    process.wait(30)
-
-
 @pytest.mark.whole
 @pytest.mark.parametrize("host, point", [("app2", "switch"), ("app1", "live")])
 def test_killed_between_two_hosts(fleet, host, point):
@@ -243,11 +211,10 @@ def test_killed_between_two_hosts(fleet, host, point):
         hold(place, point)
         process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.1.0", **FAST)
         wait_at(place, point, process)
-        kill_tree(process)
-        # What runs on the host outlives its controller where nobody kills it there.
-        place.shell(
-            "pkill -KILL -f AnsiballZ_shiftmaster_release; pkill -KILL -f 'shiftmaster_release'; true", check=False
-        )
+        waiting = place.shell(f"cat {POINTS}/{point}.reached").strip()
+        kill_here(process)
+        # What came in by ssh outlives its controller where nobody kills it there.
+        place.shell(f"kill -KILL {waiting}")
         let_go(place)
         assert {host.serves(5) for host in fleet.apps} <= {"2.0.0", "2.1.0"}
         run = fleet.app1.deploy("2.1.0", **FAST)

@@ -3,28 +3,12 @@
 import contextlib
 import importlib.util
 import json
-import os
-import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
-from support import APP, ROOT, SCENARIO_HOME, load, wait_for
+from support import APP, ROOT, SCENARIO_HOME, kill_here, kill_on_host, kill_run, load, wait_for
 
-# In a container, what came in by `docker exec` has no parent there: every process below such a one, whatever its
-# depth (sudo, the module, the release's code), but this look itself and the load generator.
-OF_THE_RUN = r"""
-ps -eo pid=,ppid=,args= | awk -v self=$$ '
-  { parent[$1] = $2; spared[$1] = ($1 == 1 || $1 == self || /loadgen/) }
-  END {
-    for (pid in parent) {
-      top = pid
-      while (parent[top] != 0 && parent[top] in parent) top = parent[top]
-      if (parent[top] == 0 && !spared[top]) print pid
-    }
-  }'
-"""
 AUDIT, LOCK = f"{APP}/shared/state/audit.jsonl", f"{APP}/shared/state/lock.json"
 ACTIVE_UNITS = "systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*' | awk '{print $1}' | sort"
 # What a killed run leaves: half a removal, half a copy of the database, a link that was not renamed, the lock.
@@ -37,47 +21,12 @@ STARTED = []
 LOG, NEXT = SCENARIO_HOME / "killed.log", SCENARIO_HOME / "next.log"
 
 
-def descendants(pid: int) -> list:
-    children = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError):
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found, todo = [], [pid]
-    while todo:
-        current = todo.pop()
-        found.append(current)
-        todo.extend(children.get(current, []))
-    return found
-
-
-def kill_here(process: subprocess.Popen) -> None:
-    for pid in descendants(process.pid):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait(30)
-
-
 def kill_tree(operations, process: subprocess.Popen, point: str) -> None:
     """SIGKILL everything of a run that waits at a point, on this machine and on the host."""
     waiting = operations.shell(f"cat {FOLDER}/{point}.reached").strip()
-    kill_here(process)
-    kill_on_host(operations)
+    kill_run(operations, process)
     # Who waited at the point did not merely lose its parents: it would go on as soon as it is let go.
     assert operations.shell(f"test -e /proc/{waiting} && echo lives || true").strip() == "", "the run still waits"
-
-
-def kill_on_host(operations) -> None:
-    # All at one moment, as with the power; again, should one have begun meanwhile.
-    wait_for(
-        lambda: not operations.shell(f"left=$({OF_THE_RUN}); kill -KILL $left 2>/dev/null; echo $left").strip(),
-        60, "the end of what the run had started on the host",
-    )  # fmt: skip
 
 
 def points():

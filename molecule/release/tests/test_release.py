@@ -1,43 +1,12 @@
 """New versions and rollbacks while 64 people work: no failed request, no lost task, no lost write."""
 
 import json
-import time
 
 import pytest
-from support import WHOLE, load
+from support import WHOLE, all_ran_once, enqueue, load
 
 RUNS = 5 if WHOLE else 1
 FAST = {"shiftmaster_watch_seconds": 5}
-
-
-def enqueue(operations, prefix: str, seconds: float, count: int, task: str = "record_run") -> None:
-    operations.python(
-        f"from roster import tasks\nfor i in range({count}): "
-        f"tasks.{task}.apply_async(kwargs=dict(key='{prefix}-%d' % i, seconds={seconds}))"
-    )
-
-
-def executions(operations, prefix: str) -> dict:
-    """{key: [version that ran it, ...]}"""
-    return json.loads(
-        operations.python(
-            "import json, collections\nfrom roster.models import TaskRun\nruns = collections.defaultdict(list)\n"
-            f"for run in TaskRun.objects.filter(key__startswith='{prefix}-'): runs[run.key].append(run.version)\n"
-            "print(json.dumps(runs))"
-        )
-    )
-
-
-def all_ran_once(operations, prefix: str, count: int, seconds: float = 120) -> dict:
-    deadline = time.monotonic() + seconds
-    while True:
-        found = executions(operations, prefix)
-        if len(found) >= count or time.monotonic() > deadline:
-            break
-        time.sleep(1)
-    assert len(found) == count, f"{count - len(found)} of {count} tasks {prefix} were lost"
-    assert all(len(versions) == 1 for versions in found.values()), f"tasks {prefix} ran twice: {found}"
-    return found
 
 
 def steps(operations):
