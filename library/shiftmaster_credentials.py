@@ -97,6 +97,10 @@ options:
         description: The TLS mode of libpq.
         type: str
         default: prefer
+      ca_file:
+        description: The authority of the server's certificate; Redis is asked by TLS where it is given.
+        type: str
+        default: ""
   timeout_seconds:
     description: Limit of one login.
     type: float
@@ -283,10 +287,14 @@ def login(entry, timeout):
             user=entry["user"],
             password=entry["password"],
             sslmode=entry["sslmode"],
+            sslrootcert=entry["ca_file"] or None,
         )
         return lambda: probe.postgres_ping(target, timeout)
     credentials = "%s:%s" % (urllib.parse.quote(entry["user"], safe=""), urllib.parse.quote(entry["password"], safe=""))
-    return redis_login("redis://%s@%s:%d/0" % (credentials, entry["host"], entry["port"]), timeout)
+    scheme, options = "redis", ""
+    if entry["ca_file"]:
+        scheme, options = "rediss", "?ssl_ca_certs=%s" % urllib.parse.quote(entry["ca_file"])
+    return redis_login("%s://%s@%s:%d/0%s" % (scheme, credentials, entry["host"], entry["port"], options), timeout)
 
 
 def run(params):
@@ -356,6 +364,7 @@ def main():
                     "password": secret,
                     "database": {"type": "str", "default": "postgres"},
                     "sslmode": {"type": "str", "default": "prefer"},
+                    "ca_file": {"type": "str", "default": ""},
                 },
             },
             "timeout_seconds": {"type": "float", "default": 10},

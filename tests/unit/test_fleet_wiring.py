@@ -95,3 +95,8 @@ def test_one_host_needs_nobody_else():
 def test_what_is_wrong_about_a_fleet_is_told(extra, said):
     problems = wiring("production", **extra)["app1"]["fleet_problems"]
     assert len(problems) == 1 and said in problems[0]
+
+
+def test_both_examples_of_a_vault_have_the_same_secrets():
+    one, other = (ROOT / f"group_vars/{name}/vault.yml.example" for name in ("single", "production"))
+    assert one.read_text().replace("group_vars/single", "group_vars/production") == other.read_text()

@@ -100,6 +100,19 @@ def test_a_login_that_nobody_answers_is_no_answer(monkeypatch):
         raise probe.ProbeError("down", "refused", "nobody there")
 
     monkeypatch.setattr(probe, "redis_ping", ping)
-    entry = {"kind": "redis", "host": "localhost", "port": 1, "user": "admin", "password": "x/y"}
+    entry = {"kind": "redis", "host": "localhost", "port": 1, "user": "admin", "password": "x/y", "ca_file": ""}
     with pytest.raises(probe.ProbeError):
         credentials.accepted(credentials.login(entry, 1))
+
+
+@pytest.mark.parametrize("authority", ["", "/etc/ssl/shiftmaster/ca.crt"])
+def test_a_server_of_another_host_is_asked_by_verified_tls(monkeypatch, authority):
+    asked = []
+    monkeypatch.setattr(probe, "redis_ping", lambda target, _timeout: asked.append(target))
+    monkeypatch.setattr(probe, "postgres_ping", lambda target, _timeout: asked.append(target))
+    common = {"host": "10.20.0.22", "port": 6379, "user": "x", "password": "y", "database": "d", "ca_file": authority}
+    for kind in ("redis", "postgresql"):
+        credentials.login({"kind": kind, "sslmode": "verify-full", **common}, 1)()
+    redis, postgresql = asked
+    assert (redis.tls, redis.verify, redis.ca_file or "") == (bool(authority), True, authority)
+    assert (postgresql.sslmode, postgresql.sslrootcert or "") == ("verify-full", authority)
