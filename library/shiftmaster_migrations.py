@@ -113,8 +113,12 @@ attributes:
     support: full
 notes:
   - The advisory lock needs a connection to PostgreSQL itself. A connection through a pooler is recognised and refused.
-  - A run that was killed is repeated as it is. Indexes that C(AddIndexConcurrently) of an interrupted migration left,
-    whole or not, are dropped and built again.
+  - A run that was killed, or that failed, is repeated as it is, in the same or the other direction. A migration that is
+    no transaction goes on behind its last operation that is done; the table C(shiftmaster_migration_progress) knows it
+    and is there for as long as such a migration is half done. An operation shares a transaction with that mark where
+    PostgreSQL allows it, and where it is no C(RunPython), which is run again from its beginning.
+  - Indexes that C(CREATE INDEX CONCURRENTLY) of an interrupted migration left, whole or not, are dropped and built
+    again.
 """
 
 EXAMPLES = r"""
@@ -382,7 +386,9 @@ class Runner:
         answer, warnings = self._target()
         root = self.options["releases_root"] or os.path.dirname(os.path.realpath(target))
         tolerated = self.options["tolerated"] + migrations.applied_when_live(target)
-        result = migrations.compare(answer, root, tolerated)
+        known = {migrations.key(row) for row in answer["known"]}
+        half = [row for row in answer.get("half", ()) if migrations.key(row) not in known]
+        result = migrations.compare(dict(answer, applied=answer["applied"] + half), root, tolerated)
         return {
             "changed": False,
             "ahead": public(result["ahead"]),

@@ -13,8 +13,10 @@ what was applied before it; {"error": text} is for what could not even begin.
 """
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -27,6 +29,8 @@ ALIAS = "default"
 LOCK_KEY = int.from_bytes(b"shiftmig", "big")
 NAME = "shiftmaster-migrate"
 LOCK_NAME = "shiftmaster-migration-lock"
+# A row for each migration that is no transaction and is half done, in either direction; Progress keeps it.
+PROGRESS = "shiftmaster_migration_progress"
 # A server that notices within this time that a killed migration's client is gone (PostgreSQL 14 or newer).
 CLIENT_CHECK_MS = 2000
 HINTS = {
@@ -182,11 +186,16 @@ def look(connection, request):
     """
     executor = executor_of(connection)
     loader = executor.loader
+    half = half_done(connection)
+    for pair in half:
+        for row in rows_behind(loader, pair):
+            loader.applied_migrations.pop(row, None)
     pending = pending_of(executor)
     answer = {
         "vendor": connection.vendor,
         "pending": [describe_migration(migration) for migration in pending],
         "applied": rows_of(connection),
+        "half": [{"app": app, "name": name} for app, name in half],
         "known": [
             {"app": app, "name": name, "replaces": [list(pair) for pair in migration.replaces or ()]}
             for (app, name), migration in sorted(loader.disk_migrations.items())
@@ -365,6 +374,137 @@ class Lock:
                 self.connection.close()
 
 
+# --------------------------------------------------------------------------------------------------------- half done
+
+
+def half_done(connection):
+    """Return {(app, name): {number of an operation that is in the database: its fingerprint}}."""
+    if connection.vendor != "postgresql" or query(connection, "SELECT to_regclass(%s)", [PROGRESS])[0][0] is None:
+        return {}
+    rows = query(connection, "SELECT app, name, done FROM %s ORDER BY app, name" % PROGRESS)
+    return {(app, name): json.loads(done) for app, name, done in rows}
+
+
+def rows_behind(loader, pair):
+    """The rows that stand for a migration; for a squashed one also those that it replaces."""
+    migration = loader.disk_migrations.get(pair)
+    return [pair] + [tuple(replaced) for replaced in (migration and migration.replaces) or ()]
+
+
+def leaves_of(operations, prefix=""):
+    """The operations that change the database, those inside SeparateDatabaseAndState too, as {"2.1": operation}."""
+    leaves = {}
+    for index, operation in enumerate(operations):
+        number = "%s%d" % (prefix, index + 1)
+        inner = getattr(operation, "database_operations", None)
+        leaves.update({number: operation} if inner is None else leaves_of(inner, number + "."))
+    return leaves
+
+
+def fingerprint(operation):
+    """What makes an operation another one; of a RunPython its function's name, not what is in it."""
+    from django.db.migrations.writer import OperationWriter
+
+    try:
+        text = OperationWriter(operation).serialize()[0]
+    except Exception:  # A lambda, or an argument that cannot be written down.
+        text = describe(operation)["describe"]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def statements_of(operation, backwards):
+    """The SQL of a RunSQL in one direction, as one text."""
+    sql = operation.reverse_sql if backwards else operation.sql
+    parts = sql if isinstance(sql, (list, tuple)) else [sql]
+    return ";\n".join(str(part[0] if isinstance(part, (list, tuple)) else part) for part in parts)
+
+
+def fits_transaction(operation, backwards):
+    """Whether an operation may share a transaction with the mark that it is done.
+
+    Django's own may, but for those that say so themselves. A RunPython may not: who asks for no transaction may mean
+    to commit in between, and has to bear being run again.
+    """
+    kind = type(operation)
+    if kind.__name__ == "RunSQL":
+        return not re.search(
+            r"\b(concurrently|vacuum|reindex|cluster|begin|start\s+transaction|commit|rollback|call|tablespace|database"
+            r"|alter\s+(system|subscription|type))\b",
+            statements_of(operation, backwards),
+            re.I,
+        )
+    return (
+        kind.__module__.startswith(("django.db.migrations.operations.", "django.contrib.postgres.operations"))
+        and kind.__name__ != "RunPython"
+        and not hasattr(operation, "_ensure_not_in_transaction")
+    )
+
+
+class Progress:
+    """Remembers, in the database, which operations of a migration that is no transaction are done.
+
+    Django does not: where the process dies between two operations, the next run begins with the first one and fails at
+    what it finds. Here each operation and the mark that it is done are one transaction, where PostgreSQL allows it.
+    The migration's row stays until django_migrations has (or has no longer) its row.
+    """
+
+    def __init__(self, connection, migration, backwards):
+        self.connection, self.backwards = connection, backwards
+        self.pair = (migration.app_label, migration.name)
+        self.leaves = leaves_of(migration.operations)
+        self.prints = {number: fingerprint(operation) for number, operation in self.leaves.items()}
+        self.done = half_done(connection).get(self.pair)
+        if self.done is None:
+            self.save(self.prints if backwards else {})
+        elif others := [number for number, known in self.done.items() if self.prints.get(number) != known]:
+            raise Failure(
+                "changed",
+                "An earlier run left %s half done, and this release's file differs in what is in the database already "
+                "(operation %s). Nothing was changed. Take the release with the file of that run, or restore the "
+                "dump from before it." % (key(self.pair), ", ".join(others)),
+            )
+
+    def save(self, done):
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "CREATE TABLE IF NOT EXISTS %s (app text, name text, done text NOT NULL, PRIMARY KEY (app, name))"
+                % PROGRESS
+            )
+            cursor.execute(
+                "INSERT INTO %s VALUES (%%s, %%s, %%s) ON CONFLICT (app, name) DO UPDATE SET done = EXCLUDED.done"
+                % PROGRESS,
+                [*self.pair, json.dumps(done)],
+            )
+        self.done = done
+
+    def forget(self):
+        with self.connection.cursor() as cursor:
+            cursor.execute("DELETE FROM %s WHERE app = %%s AND name = %%s" % PROGRESS, self.pair)
+            cursor.execute("SELECT count(*) FROM %s" % PROGRESS)
+            if not cursor.fetchone()[0]:
+                cursor.execute("DROP TABLE %s" % PROGRESS)
+
+    def step(self, number, schema_editor, change):
+        """Make one operation's change, unless it is made."""
+        from django.db.transaction import atomic
+
+        if (number in self.done) != self.backwards:
+            note("operation %s was %s by an earlier run" % (number, "undone" if self.backwards else "done"))
+            return
+        done = {other: mark for other, mark in self.done.items() if other != number}
+        if not self.backwards:
+            done[number] = self.prints[number]
+        together = fits_transaction(self.leaves[number], self.backwards)
+        with atomic(ALIAS) if together else contextlib.nullcontext():
+            if together:  # Checks of foreign keys that wait for the end would stand in the way of an ALTER TABLE.
+                schema_editor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            change()
+            # What Django keeps for the migration's end (foreign keys, indexes) belongs to this operation.
+            while schema_editor.deferred_sql:
+                schema_editor.execute(schema_editor.deferred_sql.pop(0), None)
+            self.save(done)
+
+
 # ---------------------------------------------------------------------------------------------------------- changing
 
 
@@ -380,6 +520,7 @@ class Tracker:
         self.current = None
         self.operation = None
         self.done = []
+        self.progress = None
         self.repaired = []
         self._undo = []
 
@@ -391,7 +532,7 @@ class Tracker:
         tracker = self
 
         def tracked(executor, state, migration, *args, **kwargs):
-            tracker.begin(migration)
+            tracker.begin(migration, executor.connection)
             result = original(executor, state, migration, *args, **kwargs)
             tracker.finish(migration)
             return result
@@ -404,7 +545,7 @@ class Tracker:
         while self._undo:
             self._undo.pop()()
 
-    def begin(self, migration):
+    def begin(self, migration, connection):
         name = key((migration.app_label, migration.name))
         self.current, self.operation, self.done = migration, None, []
         self.lock.check()
@@ -416,37 +557,51 @@ class Tracker:
             "%s %s (%d of %d)"
             % ("unapplying" if self.backwards else "applying", name, len(self.finished) + 1, self.total)
         )
+        if not migration.atomic and connection.vendor == "postgresql":
+            self.progress = Progress(connection, migration, self.backwards)
+            for number, operation in self.progress.leaves.items():
+                self._wrap(operation, self._stepwise(self.progress, number, operation))
         for index, operation in enumerate(migration.operations):
-            self._wrap(index, operation)
+            self._wrap(operation, self._tracked(index, operation))
 
-    def _wrap(self, index, operation):
+    def _wrap(self, operation, around):
+        """Let around(original, app_label, schema_editor, from_state, *others) stand in for the change."""
         verb = "database_backwards" if self.backwards else "database_forwards"
         original = getattr(operation, verb)
-        facts = dict(describe(operation), number=index + 1)
-
-        def tracked(app_label, schema_editor, from_state, *args, **kwargs):
-            self.operation = facts
-            if not self.backwards:
-                for inner in getattr(operation, "database_operations", [operation]):
-                    self.repair(inner, app_label, schema_editor, from_state)
-            result = original(app_label, schema_editor, from_state, *args, **kwargs)
-            self.operation = None
-            self.done.append(facts)
-            if not getattr(self.current, "atomic", True) and index + 1 < len(self.current.operations):
-                reach("migrate")
-            return result
-
-        setattr(operation, verb, tracked)
+        setattr(operation, verb, lambda *arguments: around(original, *arguments))
         self._undo.append(lambda: operation.__dict__.pop(verb, None))
 
-    def repair(self, operation, app_label, schema_editor, state):
-        """Drop what a killed run's CREATE INDEX CONCURRENTLY left: the migration is not recorded, so it is built anew.
+    def _stepwise(self, progress, number, operation):
+        def around(original, app_label, schema_editor, from_state, *others):
+            def change():
+                self.repair(operation, app_label, schema_editor, from_state)
+                original(app_label, schema_editor, from_state, *others)
 
-        Also where it is valid: the run may have died in a later operation of the same migration.
-        """
-        if type(operation).__name__ != "AddIndexConcurrently" or schema_editor.connection.vendor != "postgresql":
+            progress.step(number, schema_editor, change)
+
+        return around
+
+    def _tracked(self, index, operation):
+        facts = dict(describe(operation), number=index + 1)
+
+        def around(original, *arguments):
+            self.operation = facts
+            original(*arguments)
+            self.operation = None
+            self.done.append(facts)
+            if not self.current.atomic and index + 1 < len(self.current.operations):
+                reach("migrate")
+
+        return around
+
+    def repair(self, operation, app_label, schema_editor, state):
+        """Drop what a killed run's CREATE INDEX CONCURRENTLY left, whole or not: it is built anew."""
+        kind = type(operation).__name__
+        if kind == "RunSQL":
+            self.repair_sql(statements_of(operation, self.backwards), schema_editor)
+        if kind != ("RemoveIndexConcurrently" if self.backwards else "AddIndexConcurrently"):
             return
-        name = operation.index.name
+        name = operation.name if self.backwards else operation.index.name
         table = state.apps.get_model(app_label, operation.model_name)._meta.db_table
         left = query(
             schema_editor.connection,
@@ -456,13 +611,32 @@ class Tracker:
             [name, schema_editor.quote_name(table)],
         )
         for (index,) in left:
-            note("dropping the index %s of an earlier run" % index)
-            schema_editor.execute("DROP INDEX CONCURRENTLY IF EXISTS %s" % index)
-            self.repaired.append("dropped the index %s of an earlier run" % index)
+            self.drop(index, schema_editor)
+
+    def repair_sql(self, sql, schema_editor):
+        """The same for an index that SQL names; with IF NOT EXISTS a whole one is left, and would be kept."""
+        for sure, name in re.findall(
+            r"\bcreate\s+(?:unique\s+)?index\s+concurrently\s+(if\s+not\s+exists\s+)?(\"[^\"]+\"|\w+)\s+on\b", sql, re.I
+        ):
+            left = query(
+                schema_editor.connection,
+                "SELECT indexrelid::regclass::text, indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)",
+                [name],
+            )
+            for index, valid in left:
+                if not (sure and valid):
+                    self.drop(index, schema_editor)
+
+    def drop(self, index, schema_editor):
+        note("dropping the index %s of an earlier run" % index)
+        schema_editor.execute("DROP INDEX CONCURRENTLY IF EXISTS %s" % index)
+        self.repaired.append("dropped the index %s of an earlier run" % index)
 
     def finish(self, migration):
+        if self.progress:
+            self.progress.forget()
         self.finished.append({"app": migration.app_label, "name": migration.name})
-        self.current, self.operation, self.done = None, None, []
+        self.current, self.operation, self.done, self.progress = None, None, [], None
 
 
 def sqlstate_of(error):
@@ -530,12 +704,13 @@ def explain(error, tracker, connection, lock):
             ]
             if half:
                 sentences.append(
-                    "It does not run in a transaction, so it may be half %s: %s."
+                    "It does not run in a transaction, so it may be half %s: %s.%s"
                     % (
                         "unapplied" if tracker.backwards else "applied",
                         "done before were " + ", ".join("%d (%s)" % (o["number"], o["describe"]) for o in tracker.done)
                         if tracker.done
                         else "its first operation may have left something",
+                        " The next run goes on behind them." if tracker.progress and tracker.done else "",
                     )
                 )
             else:
@@ -600,7 +775,13 @@ def apply(connection, request):
 
     twin = prepare(connection, request)
     with Lock(connection, twin, request.get("lock_wait_seconds", 60)) as lock:
-        pending = pending_of(executor_of(connection))
+        executor = executor_of(connection)
+        if half := half_done(connection):  # What is half done, in either direction, is done whole.
+            for pair in half:
+                for row in rows_behind(executor.loader, pair) if pair in executor.loader.disk_migrations else ():
+                    executor.recorder.record_unapplied(*row)
+            executor = executor_of(connection)
+        pending = pending_of(executor)
         if request.get("expected") is not None:
             allowed = {tuple(pair) for pair in request["expected"]}
             others = [key((m.app_label, m.name)) for m in pending if (m.app_label, m.name) not in allowed]
@@ -701,8 +882,14 @@ def reverse(connection, request):
     from django.core.management.sql import emit_post_migrate_signal, emit_pre_migrate_signal
 
     keep = {tuple(pair) for pair in request["keep"]}
+
+    def to_undo(executor):
+        return [pair for pair in half_done(connection) if pair in executor.loader.graph.nodes and pair not in keep]
+
     if request.get("dry_run"):
-        plan = backwards_plan(executor_of(connection), keep)
+        executor = executor_of(connection)
+        executor.loader.applied_migrations.update((pair, None) for pair in to_undo(executor))
+        plan = backwards_plan(executor, keep)
         return {
             "pending": [describe_migration(migration) for migration in plan],
             "applied": rows_of(connection),
@@ -714,6 +901,10 @@ def reverse(connection, request):
     import_management()
     with Lock(connection, twin, request.get("lock_wait_seconds", 60)) as lock:
         executor = executor_of(connection)
+        if half := to_undo(executor):
+            for pair in half:
+                executor.record_migration(executor.loader.graph.nodes[pair])
+            executor = executor_of(connection)
         migrations = backwards_plan(executor, keep)
         tracker = Tracker(migrations, lock, backwards=True)
         if not migrations:

@@ -592,9 +592,18 @@ def test_a_run_whose_parent_is_gone_ends_by_itself(site):
     child.communicate()
 
 
-def test_killed_while_it_builds_an_index_the_next_run_repairs_it(site):
+@pytest.mark.parametrize(
+    "index",
+    [
+        INDEX,
+        'migrations.RunSQL("CREATE INDEX CONCURRENTLY roster_month ON shifts_roster (month)", "")',
+        # Without a repair PostgreSQL would take the unfinished one for good.
+        'migrations.RunSQL("CREATE INDEX CONCURRENTLY IF NOT EXISTS roster_month ON shifts_roster (month)", "")',
+    ],
+)
+def test_killed_while_it_builds_an_index_the_next_run_repairs_it(site, index):
     site.run("apply", site.release(1, BASE))
-    release = site.release(2, dict(BASE, **{"shifts/0003_index": migration(INDEX, "0002_note", atomic=False)}))
+    release = site.release(2, dict(BASE, **{"shifts/0003_index": migration(index, "0002_note", atomic=False)}))
     with site.session("a long report") as session:
         session("BEGIN")
         session("INSERT INTO shifts_roster (month) VALUES ('2025-07')")
@@ -613,9 +622,137 @@ def test_killed_while_it_builds_an_index_the_next_run_repairs_it(site):
             time.sleep(0.2)
         session("COMMIT")
     assert site.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'roster_month'::regclass") == [["False"]]
-    result = site.run("apply", release)
+    result = site.run("apply", release, first_deploy=True)
     assert result["done"] == ["shifts.0003_index"] and "roster_month" in result["repaired"][0]
     assert site.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'roster_month'::regclass") == [["True"]]
+
+
+# A migration that is no transaction, in which a function ends the process where the file `die` asks for it. It holds a
+# table with a foreign key, whose constraint and index Django makes behind the last operation.
+STEPS = (
+    """migrations.CreateModel("Swap", [("id", models.BigAutoField(primary_key=True)),
+    ("roster", models.ForeignKey("shifts.roster", models.CASCADE))])""",
+    "migrations.RunPython(perhaps_die, perhaps_die)",
+    ADD_NOTE.replace('"note"', '"extra"'),
+    'migrations.RunSQL("CREATE INDEX CONCURRENTLY by_hand ON shifts_roster (extra)", "DROP INDEX by_hand")',
+    "migrations.RunPython(perhaps_die, perhaps_die)",
+    """migrations.SeparateDatabaseAndState([migrations.RunSQL("CREATE TABLE plain (id int)", "DROP TABLE plain"),
+    migrations.RunPython(perhaps_die, perhaps_die),
+    migrations.RunSQL("CREATE TABLE other (id int)", "DROP TABLE other")])""",
+    INDEX,
+    "migrations.RunPython(perhaps_die, perhaps_die)",
+)
+PERHAPS_DIE = """
+import os, pathlib, signal
+
+def perhaps_die(apps, schema_editor):
+    file = pathlib.Path(os.environ["TEST_DIE"])
+    left = int(file.read_text()) if file.exists() else 0
+    file.write_text(str(left - 1))
+    if left == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def steps(site):
+    """(site, die, release): a site on BASE; die(n) ends the process at its n-th chance; the release with STEPS."""
+    file = site.root / "die"
+    site.environment["TEST_DIE"] = str(file)
+    site.run("apply", site.release(1, BASE))
+    files = {"shifts/0003_steps": migration(",".join(STEPS), "0002_note", atomic=False, extra=PERHAPS_DIE)}
+    return site, lambda chance: file.write_text(str(chance)), site.release(2, dict(BASE, **files))
+
+
+def schema(site):
+    """Every column, index and constraint of the database's own tables."""
+    return (
+        sorted(
+            site.sql("SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'")
+            + site.sql("SELECT indexdef, 'index' FROM pg_indexes WHERE schemaname = 'public'")
+            + site.sql(
+                "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint"
+                " WHERE connamespace = 'public'::regnamespace"
+            )
+        ),
+        site.sql("SELECT indexrelid::regclass FROM pg_index WHERE NOT indisvalid"),
+    )
+
+
+@pytest.fixture
+def whole(steps):
+    """The schema on both sides of the migration, by runs that nothing interrupts."""
+    site, _, release = steps
+    before = schema(site)
+    site.run("apply", release, first_deploy=True)
+    after = schema(site)
+    assert before != after and any("fk" in row[0] for row in after[0]), (
+        "no foreign key: this proves less than it should"
+    )
+    site.run("reverse", release, str(Path(release).with_name("20250801T000000Z-0000001")))
+    assert schema(site) == before
+    return before, after
+
+
+@pytest.mark.parametrize("chance", [1, 2, 3, 4])
+def test_killed_between_operations_the_next_run_goes_on_in_either_direction(steps, whole, chance):
+    site, die, new = steps
+    old = str(Path(new).with_name("20250801T000000Z-0000001"))
+    before, after = whole
+
+    def killed(mode, *arguments):
+        die(chance)
+        with pytest.raises(ReleaseCodeError):
+            site.run(mode, *arguments, first_deploy=True)
+        assert schema(site) not in (before, after)
+
+    def forward():
+        assert site.run("apply", new, first_deploy=True)["done"] == ["shifts.0003_steps"]
+        assert schema(site) == after
+
+    def backward():
+        assert site.run("reverse", new, old)["done"] == ["shifts.0003_steps"]
+        assert schema(site) == before
+
+    killed("apply", new)
+    assert site.run("compare", new, old)["ahead"][0]["name"] == "0003_steps"
+    forward()
+    killed("reverse", new, old)
+    backward()
+    killed("apply", new)
+    backward()
+    forward()
+    killed("reverse", new, old)
+    assert [m["name"] for m in site.run("plan", new)["pending"]] == ["0003_steps"]
+    forward()
+
+
+def test_what_is_half_done_is_not_completed_by_another_file(steps):
+    site, die, new = steps
+    die(2)
+    with pytest.raises(ReleaseCodeError):
+        site.run("apply", new, first_deploy=True)
+    file = Path(new, "source/shifts/migrations/0003_steps.py")
+    text = file.read_text()
+    file.write_text(text.replace('"extra"', '"other"', 1))
+    message, details = site.refused("apply", new, first_deploy=True)
+    assert details["failure"]["kind"] == "changed" and "(operation 3)" in message and not details["changed"]
+    # What has not been done may be mended: the rest of the file is another one.
+    file.write_text(text.replace("CREATE TABLE other", "CREATE TABLE another"))
+    assert site.run("apply", new, first_deploy=True)["done"] == ["shifts.0003_steps"]
+    assert site.columns("another") == {"id"} and "extra" in site.columns()
+
+
+def test_a_failed_operation_outside_a_transaction_leaves_nothing_and_is_repeated_alone(site):
+    site.run("apply", site.release(1, BASE))
+    twice = 'migrations.RunSQL(["CREATE TABLE first (id int)", "INSERT INTO %s VALUES (1)"], migrations.RunSQL.noop)'
+    files = {"shifts/0003_half": migration(f"{INDEX}, {twice % 'missing'}", "0002_note", atomic=False)}
+    message, _ = site.refused("apply", site.release(2, dict(BASE, **files)), first_deploy=True)
+    assert "missing" in message and "The next run goes on behind them." in message and site.columns("first") == set()
+    files["shifts/0003_half"] = migration(f"{INDEX}, {twice % 'first'}", "0002_note", atomic=False)
+    result = site.run("apply", site.release(3, dict(BASE, **files)), first_deploy=True)
+    assert (result["done"], result["repaired"]) == (["shifts.0003_half"], [])
+    assert site.sql("SELECT to_regclass('shiftmaster_migration_progress')") == [["None"]]
 
 
 # ------------------------------------------------------------------------------------------- compare and reverse
