@@ -25,10 +25,18 @@ PASSWORD = "load-test-only"
 
 
 def pytest_collection_modifyitems(config, items):
-    """For a scenario's conftest: leave what is marked `whole` out of the sample, as `deselected`, not as passed."""
+    """For molecule/conftest.py: leave what is marked `whole` out of the sample, as `deselected`, not as passed.
+
+    whole(but=id) leaves a parameter in.
+    """
     if WHOLE:
         return
-    left_out = [item for item in items if item.get_closest_marker("whole")]
+    left_out = [
+        item
+        for item in items
+        if (mark := item.get_closest_marker("whole"))
+        and not re.search(rf"[\[-]{mark.kwargs.get('but')}[\]-]", item.name)
+    ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 

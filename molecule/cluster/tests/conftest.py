@@ -2,9 +2,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import Operations, pytest_collection_modifyitems
-
-__all__ = ["pytest_collection_modifyitems"]
+from support import Operations
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 

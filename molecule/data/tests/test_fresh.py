@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 testinfra_hosts = ["ansible://fresh"]
 
 # Everything that a run could leave behind; Ansible's own temporary folders are not the roles' doing.
@@ -20,6 +22,7 @@ def test_a_check_of_a_fresh_host_succeeds_and_changes_nothing(host, converged):
     assert host.check_output("sh -c %s", SNAPSHOT) == before
 
 
+@pytest.mark.whole
 def test_an_older_redis_keeps_its_data(host, converged, redis):
     host.check_output("DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet redis-server >/dev/null")
     assert redis("LPUSH", "waiting", "from before", user=None, password=None) == "1"

@@ -1,5 +1,3 @@
-from support import operations_of, pytest_collection_modifyitems
-
-__all__ = ["pytest_collection_modifyitems"]
+from support import operations_of
 
 operations = operations_of(__file__)

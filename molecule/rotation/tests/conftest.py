@@ -6,9 +6,7 @@ import json
 import secrets
 
 import pytest
-from support import SCENARIO_HOME, operations_of, pytest_collection_modifyitems
-
-__all__ = ["pytest_collection_modifyitems"]
+from support import SCENARIO_HOME, operations_of
 
 FILES = {
     "vault_shiftmaster_secret_key": "secret_key",
