@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
+from support import Operations
 
 
 def reboot(host):
@@ -103,3 +106,13 @@ def test_logs_are_rotated_and_the_service_goes_on_in_the_new_one(host, writer):
 
 def test_logrotate_runs_as_a_whole(host, writer):
     host.check_output("systemctl start logrotate.service")
+
+
+def test_a_host_that_has_the_application_no_more_rotates_nothing_of_it(host, tmp_path):
+    operations = Operations(Path(__file__).parents[1] / "inventory", host.backend.get_hostname())
+    play = tmp_path / "base.yml"
+    play.write_text(json.dumps([{"hosts": operations.host, "roles": ["base"]}]))
+    for enabled in (False, True):
+        run = operations.run(str(play), base_logrotate_enabled=enabled)
+        assert run.code == 0, run.output[-3000:]
+        assert host.file("/etc/logrotate.d/shiftmaster").exists == enabled
