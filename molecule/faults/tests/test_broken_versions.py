@@ -20,7 +20,7 @@ def cases(names, sample):
     return [name if name in sample else pytest.param(name, marks=pytest.mark.whole) for name in names]
 
 
-@pytest.mark.parametrize("version", cases(BROKEN, {"broken-migration", "broken-worker", "broken-template"}))
+@pytest.mark.parametrize("version", cases(BROKEN, {"broken-worker", "broken-template"}))
 def test_broken_version(operations, version):
     sentences, seen = BROKEN[version]
     before = operations.serves(30)
