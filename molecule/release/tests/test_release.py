@@ -1,4 +1,4 @@
-"""New versions and rollbacks while 64 people work (16 in the sample): no failed request, no lost task, no lost write."""
+"""New versions and rollbacks while 64 people work (16 in the sample): no failed request, lost task or lost write."""
 
 import json
 
