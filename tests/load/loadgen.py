@@ -50,6 +50,7 @@ import json
 import os
 import random
 import re
+import select
 import signal
 import ssl
 import sys
@@ -121,8 +122,13 @@ class Connection:
         self.reader = self.writer = None
 
     def is_open(self) -> bool:
-        # A server may end an idle connection; one whose end has already arrived is not used again.
-        return self.writer is not None and not self.reader.at_eof() and not self.writer.is_closing()
+        # A server may end an idle connection; one whose end has already arrived is not used again, as browsers do it.
+        # On a busy machine the event loop may not have seen it yet: the socket knows.
+        if self.writer is None or self.reader.at_eof() or self.writer.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self.writer.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
 
     async def exchange(self, head: bytes, body: bytes, method: str) -> Response:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -30,7 +31,7 @@ class Toy:
     def __init__(self, behave=lambda number, method, path: 200, forget=()):
         self.behave, self.forget = behave, set(forget)
         self.stored, self.count, self.misdone = [], 0, {"dropped": 0, "failed": 0}
-        self.lock = threading.Lock()
+        self.lock, self.sockets = threading.Lock(), []
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True).start()
@@ -41,6 +42,7 @@ class Toy:
                 sock, _ = self.listener.accept()
             except OSError:
                 return
+            self.sockets.append(sock)
             threading.Thread(target=self.serve, args=(sock,), daemon=True).start()
 
     def serve(self, sock):
@@ -101,6 +103,10 @@ class Toy:
         sock.sendall(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{extra}\r\n".encode() + body)
         return True
 
+    def hang_up(self):
+        for sock in self.sockets:
+            sock.shutdown(socket.SHUT_RDWR)
+
     def close(self):
         # Closing alone leaves the thread in accept(), on a number that another socket gets next.
         self.listener.shutdown(socket.SHUT_RDWR)
@@ -118,6 +124,20 @@ def toy(request):
     yield make
     for server in servers:
         server.close()
+
+
+def test_a_kept_connection_that_the_server_has_ended_is_not_used_though_the_loop_was_busy(toy):
+    server = toy()
+    head = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    async def run():
+        connection = loadgen.Connection(loadgen.Target("127.0.0.1", server.port, "x", "http://x", None, ""))
+        await connection.exchange(head, b"", "GET")
+        server.hang_up()
+        time.sleep(0.1)  # Not asyncio's: nobody reads the connection's end meanwhile.
+        return await connection.exchange(head, b"", "GET")
+
+    assert asyncio.run(run()).status == 200
 
 
 def load(tmp_path, port, requests=None, more=None, *options, expect_code=None):
