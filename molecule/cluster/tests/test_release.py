@@ -6,13 +6,15 @@ import subprocess
 import time
 
 import pytest
-from support import SCENARIO_HOME, Operations, all_ran_once, enqueue, kill_here, load, wait_for
+from support import SCENARIO_HOME, Operations, all_ran_once, enqueue, kill_run, load, wait_for
 
 SERVERS = "/etc/nginx/shiftmaster-servers.conf"
 POINTS = "/run/shiftmaster/points"
 LOG = SCENARIO_HOME / "cluster.log"
 FAST = {"shiftmaster_watch_seconds": 3}
 TRAFFIC = ("--clients", "16", "--think-seconds", "0.5")
+# Runs that a test has started; what it has not waited for must not meet the next one.
+STARTED = []
 
 
 def served(fleet) -> list:
@@ -40,13 +42,22 @@ def transitions(fleet) -> list:
 @pytest.fixture(autouse=True)
 def at_2_0_0(fleet):
     """Each test begins with 2.0.0 on every host, however the last one ended."""
-    for host in (fleet.edge, *fleet.apps, fleet.db):
+    if STARTED and STARTED[-1].poll() is None:
+        kill_run(fleet.app1, STARTED[-1], *fleet.all)
+    for host in fleet.all:
         ssh(host, True)
         host.shell(f"rm -rf {POINTS}")
     if served(fleet) != ["2.0.0", "2.0.0"] or out_of_the_edge(fleet):
         run = fleet.app1.deploy("2.0.0", **FAST)
         assert run.code == 0, run.output[-6000:]
     assert served(fleet) == ["2.0.0", "2.0.0"]
+
+
+def start(fleet, version: str, **extra) -> subprocess.Popen:
+    STARTED.append(
+        fleet.app1.start("deploy.yml", LOG, "--tags", "release", shiftmaster_version=version, **FAST, **extra)
+    )
+    return STARTED[-1]
 
 
 def hold(host: Operations, point: str) -> None:
@@ -142,7 +153,7 @@ def test_one_host_is_lost_in_mid_cutover(fleet):
     """It is out of the edge and named; the other one serves the old version; the next run takes it in again."""
     with load(fleet.edge, *TRAFFIC) as traffic:
         hold(fleet.app2, "switched")
-        process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.1.0", **FAST)
+        process = start(fleet, "2.1.0")
         wait_at(fleet.app2, "switched", process)
         ssh(fleet.app2, False)
         assert process.wait(200) != 0
@@ -170,9 +181,7 @@ def test_the_edge_cannot_be_reached(fleet):
 @pytest.mark.whole
 def test_the_edge_is_lost_before_the_cutover(fleet):
     hold(fleet.app1, "built")
-    process = fleet.app1.start(
-        "deploy.yml", LOG, shiftmaster_version="2.1.0", shiftmaster_extra_environment={"X": str(time.time())}, **FAST
-    )
+    process = start(fleet, "2.1.0", shiftmaster_extra_environment={"X": str(time.time())})
     wait_at(fleet.app1, "built", process)
     ssh(fleet.edge, False)
     let_go(fleet.app1)
@@ -190,7 +199,7 @@ def test_the_database_restarts_during_migrations(fleet):
     assert run.code == 0, run.output[-4000:]
     assert fleet.app1.rollback(to="2.0.0", schema="reverse").code == 0
     hold(fleet.app1, "migrate")
-    process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.1.1", **FAST)
+    process = start(fleet, "2.1.1")
     wait_at(fleet.app1, "migrate", process)
     fleet.db.shell("systemctl restart postgresql")
     let_go(fleet.app1)
@@ -209,12 +218,11 @@ def test_killed_between_two_hosts(fleet, host, point):
     with load(fleet.edge, *TRAFFIC, seconds=500) as traffic:
         place = getattr(fleet, host)
         hold(place, point)
-        process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.1.0", **FAST)
+        process = start(fleet, "2.1.0")
         wait_at(place, point, process)
         waiting = place.shell(f"cat {POINTS}/{point}.reached").strip()
-        kill_here(process)
-        # What came in by ssh outlives its controller where nobody kills it there.
-        place.shell(f"kill -KILL {waiting}")
+        kill_run(place, process, *fleet.all)
+        assert place.shell(f"test -e /proc/{waiting} && echo lives || true") == ""
         let_go(place)
         assert {host.serves(5) for host in fleet.apps} <= {"2.0.0", "2.1.0"}
         run = fleet.app1.deploy("2.1.0", **FAST)
@@ -241,7 +249,7 @@ def test_contract_migrations_stop_background_work_on_every_host(fleet):
     """The page is up at the edge meanwhile, and no old worker runs on any host."""
     assert fleet.app1.deploy("2.1.0", **FAST).code == 0
     hold(fleet.app1, "migrated")
-    process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.2.0", shiftmaster_allow_contract=True, **FAST)
+    process = start(fleet, "2.2.0", shiftmaster_allow_contract=True)
     wait_at(fleet.app1, "migrated", process)
     page = fleet.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
     workers = [
