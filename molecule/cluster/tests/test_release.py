@@ -48,7 +48,11 @@ def at_2_0_0(fleet):
         ssh(host, True)
         host.shell(f"rm -rf {POINTS}")
     if served(fleet) != ["2.0.0", "2.0.0"] or out_of_the_edge(fleet):
-        run = fleet.app1.deploy("2.0.0", **FAST)
+        # The quickest that does it: the second is for what a failed test of a contract migration leaves.
+        for way in ({"to": "2.0.0"}, {"to": "2.0.0", "schema": "reverse"}, None):
+            run = fleet.app1.rollback(**way) if way else fleet.app1.deploy("2.0.0", **FAST)
+            if run.code == 0:
+                break
         assert run.code == 0, run.output[-6000:]
     assert served(fleet) == ["2.0.0", "2.0.0"]
 
@@ -247,7 +251,6 @@ def test_hosts_that_serve_different_versions_are_not_rolled_back_by_guess(fleet)
 @pytest.mark.whole
 def test_contract_migrations_stop_background_work_on_every_host(fleet):
     """The page is up at the edge meanwhile, and no old worker runs on any host."""
-    assert fleet.app1.deploy("2.1.0", **FAST).code == 0
     hold(fleet.app1, "migrated")
     process = start(fleet, "2.2.0", shiftmaster_allow_contract=True)
     wait_at(fleet.app1, "migrated", process)
