@@ -199,9 +199,7 @@ def test_the_edge_is_lost_before_the_cutover(fleet):
 
 @pytest.mark.whole
 def test_the_database_restarts_during_migrations(fleet):
-    run = fleet.app1.deploy("2.1.1", **FAST)
-    assert run.code == 0, run.output[-4000:]
-    assert fleet.app1.rollback(to="2.0.0", schema="reverse").code == 0
+    """Half of a migration that is no transaction stays in the database; the next run finishes it."""
     hold(fleet.app1, "migrate")
     process = start(fleet, "2.1.1")
     wait_at(fleet.app1, "migrate", process)
