@@ -75,6 +75,11 @@ def test_every_secret_is_rotated(fleet, capsys):
     assert (deploy.code, deploy.changed) == (0, 0), deploy.output[-6000:]
 
 
+def still_outdated(fleet) -> list:
+    """Without the controller's own connections, which end by themselves."""
+    return [outdated(host) - {"sshd-session"} for host in fleet.all]
+
+
 @pytest.mark.whole
 def test_patched_without_an_interruption(fleet, capsys):
     for host in fleet.all:
@@ -86,7 +91,7 @@ def test_patched_without_an_interruption(fleet, capsys):
     traffic.assert_flawless()
     assert [version(host) for host in fleet.all] == [offered(host) for host in fleet.all]
     # What cannot be restarted without an interruption waits, and the run says so. Nothing else is left.
-    assert [outdated(host) for host in fleet.all] == [set(), set(), set(), {"postgres"}, {"redis-server"}]
+    assert still_outdated(fleet) == [set(), set(), set(), {"postgres"}, {"redis-server"}]
     assert run.says("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
     again = fleet.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
     assert (again.code, again.changed) == (0, 0), again.output[-6000:]
@@ -129,7 +134,7 @@ def test_what_needs_an_interruption_gets_it_behind_the_page(fleet):
     run = fleet.app1.run("playbooks/patch.yml", timeout=1800)
     assert run.code == 0, run.output[-6000:]
     assert run.says("cluster-db is the only one of its kind", "cluster-cache is the only one of its kind")
-    assert not any(outdated(host) for host in fleet.all)
+    assert not any(still_outdated(fleet))
     assert all(host.serves(10) for host in fleet.apps)
     assert fleet.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
     again = fleet.app1.run("playbooks/patch.yml", timeout=1800)
