@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import time
@@ -22,6 +23,12 @@ SCENARIO_HOME = ROOT / ".cache" / "scenario"
 REPOSITORY = SCENARIO_HOME / "shiftmaster.git"
 APP = "/var/www/shiftmaster"
 PASSWORD = "load-test-only"
+SECRETS = {
+    "vault_shiftmaster_secret_key": "secret_key",
+    "vault_shiftmaster_database_password": "database",
+    "vault_shiftmaster_redis_password": "redis",
+    "vault_redis_admin_password": "redis_admin",
+}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -78,9 +85,10 @@ class Operations:
     """Playbooks of this repository against one scenario's inventory, as an administrator types them."""
 
     def __init__(self, inventory, host: str):
-        self.inventory, self.host = str(inventory), host
+        self.inventory, self.host, self.vault = str(inventory), host, None
 
     def command(self, playbook: str, extra: dict, *arguments: str) -> list:
+        extra = {**(self.vault.variables if self.vault else {}), **extra}
         return [
             "ansible-playbook", "--inventory", self.inventory, playbook, "--extra-vars", json.dumps(extra), *arguments,
         ]  # fmt: skip
@@ -204,6 +212,43 @@ def recap(output: str) -> dict:
     return found
 
 
+class Vault:
+    """The secrets of a scenario as its vault would hold them: what is in use, and what was before.
+
+    Kept on the host it belongs to: another run of the tests goes on with it.
+    """
+
+    FILE = "/root/vault.json"
+
+    def __init__(self, operations):
+        self.operations, folder = operations, SCENARIO_HOME / "secrets"
+        self.current = {name: (folder / file).read_text().split()[0] for name, file in SECRETS.items()}
+        self.previous = {name: [] for name in SECRETS}
+        kept = operations.shell(f"cat {self.FILE} 2>/dev/null || true")
+        if kept:
+            self.current, self.previous = json.loads(kept)
+
+    def keep(self) -> None:
+        self.operations.shell(f"umask 077; cat > {self.FILE}", stdin=json.dumps([self.current, self.previous]))
+
+    def renew(self, *names: str) -> None:
+        """Put new values in and keep those of before, as an administrator edits the vault."""
+        for name in names or SECRETS:
+            self.previous[name] = [self.current[name], *self.previous[name]]
+            # With what a URL, a shell and an environment file would stumble over.
+            self.current[name] = secrets.token_hex(16) + "/+@%: '\"$"
+        self.keep()
+
+    def forget(self, *names: str) -> None:
+        for name in names or SECRETS:
+            self.previous[name] = []
+        self.keep()
+
+    @property
+    def variables(self) -> dict:
+        return {**self.current, **{f"{name}_previous": values for name, values in self.previous.items()}}
+
+
 @contextlib.contextmanager
 def load(
     operations: Operations, *options: str, seconds: int = 300, scenario: str = "shiftmaster.json", client: str = ""
@@ -311,6 +356,8 @@ def kill_here(process: subprocess.Popen) -> None:
 
 def kill_on_host(operations: Operations) -> None:
     """Kill what runs have started on the host."""
+    # What came by ssh is all in that unit, which starts again by itself; a host without ssh has none.
+    operations.shell("systemctl kill --kill-whom=all --signal=KILL ssh.service 2>/dev/null", check=False)
     # All at one moment, as with the power; again, should one have begun meanwhile.
     wait_for(
         lambda: not operations.shell(f"left=$({OF_THE_RUN}); kill -KILL $left 2>/dev/null; echo $left").strip(),
@@ -318,10 +365,11 @@ def kill_on_host(operations: Operations) -> None:
     )  # fmt: skip
 
 
-def kill_run(operations: Operations, process: subprocess.Popen) -> None:
-    """Kill a playbook with all of it, here and on the host."""
+def kill_run(operations: Operations, process: subprocess.Popen, *others: Operations) -> None:
+    """Kill a playbook with all of it, here and on its hosts."""
     kill_here(process)
-    kill_on_host(operations)
+    for host in (operations, *others):
+        kill_on_host(host)
 
 
 def enqueue(operations: Operations, prefix: str, seconds: float, count: int, task: str = "record_run") -> None:

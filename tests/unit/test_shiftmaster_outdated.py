@@ -45,9 +45,17 @@ def test_replaced_libraries_and_programs_are_found_with_their_units(proc, tmp_pa
     proc[1](4, "0::/user.slice/user-0.slice/session-1.scope", gone)
     proc[1](5, "0::/user.slice/user-0.slice/user@0.service/init.scope", gone)
     proc[1](6, "0::/system.slice/ssh.service", program="/usr/sbin/sshd (deleted)")
+    (proc[0] / "6" / "cmdline").write_text("sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups")
     found = look(proc, tmp_path)
     assert found["units"] == ["nginx.service", "shiftmaster-web@blue.service", "ssh.service"]
     assert (found["init"], found["sessions"], found["reboot"]) == (False, 2, [])
+
+
+def test_a_login_in_the_unit_of_ssh_is_a_login(proc, tmp_path):
+    proc[1](2, "0::/system.slice/ssh.service", LIBRARY + " (deleted)")
+    (proc[0] / "2" / "cmdline").write_text("sshd-session: root@notty")
+    found = look(proc, tmp_path)
+    assert (found["units"], found["sessions"]) == ([], 1)
 
 
 def test_a_reboot_has_its_reasons(proc, tmp_path):

@@ -2,7 +2,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import Operations
+from support import Operations, Vault
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
@@ -12,8 +12,12 @@ def fleet():
     """The hosts: edge, app1, app2, db and cache; playbooks run for all of them, whichever is asked."""
     names = ("edge", "app1", "app2", "db", "cache")
     hosts = SimpleNamespace(**{name: Operations(INVENTORY, f"cluster-{name}") for name in names})
-    hosts.apps = (hosts.app1, hosts.app2)
+    hosts.apps, hosts.all = (hosts.app1, hosts.app2), [getattr(hosts, name) for name in names]
     for host in hosts.apps:
         assert host.serves(60), f"{host.host} does not serve"
     hosts.app1.manage("seed_demo")
+    # A test rotates them; every run behind it needs the new ones.
+    hosts.vault = Vault(hosts.edge)
+    for host in hosts.all:
+        host.vault = hosts.vault
     return hosts

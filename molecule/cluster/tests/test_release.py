@@ -6,13 +6,15 @@ import subprocess
 import time
 
 import pytest
-from support import SCENARIO_HOME, Operations, all_ran_once, enqueue, kill_here, load, wait_for
+from support import SCENARIO_HOME, Operations, all_ran_once, enqueue, kill_run, load, wait_for
 
 SERVERS = "/etc/nginx/shiftmaster-servers.conf"
 POINTS = "/run/shiftmaster/points"
 LOG = SCENARIO_HOME / "cluster.log"
 FAST = {"shiftmaster_watch_seconds": 3}
 TRAFFIC = ("--clients", "16", "--think-seconds", "0.5")
+# Runs that a test has started; what it has not waited for must not meet the next one.
+STARTED = []
 
 
 def served(fleet) -> list:
@@ -40,13 +42,26 @@ def transitions(fleet) -> list:
 @pytest.fixture(autouse=True)
 def at_2_0_0(fleet):
     """Each test begins with 2.0.0 on every host, however the last one ended."""
-    for host in (fleet.edge, *fleet.apps, fleet.db):
+    if STARTED and STARTED[-1].poll() is None:
+        kill_run(fleet.app1, STARTED[-1], *fleet.all)
+    for host in fleet.all:
         ssh(host, True)
         host.shell(f"rm -rf {POINTS}")
     if served(fleet) != ["2.0.0", "2.0.0"] or out_of_the_edge(fleet):
-        run = fleet.app1.deploy("2.0.0", **FAST)
+        # The quickest that does it: the second is for what a failed test of a contract migration leaves.
+        for way in ({"to": "2.0.0"}, {"to": "2.0.0", "schema": "reverse"}, None):
+            run = fleet.app1.rollback(**way) if way else fleet.app1.deploy("2.0.0", **FAST)
+            if run.code == 0:
+                break
         assert run.code == 0, run.output[-6000:]
     assert served(fleet) == ["2.0.0", "2.0.0"]
+
+
+def start(fleet, version: str, **extra) -> subprocess.Popen:
+    STARTED.append(
+        fleet.app1.start("deploy.yml", LOG, "--tags", "release", shiftmaster_version=version, **FAST, **extra)
+    )
+    return STARTED[-1]
 
 
 def hold(host: Operations, point: str) -> None:
@@ -56,7 +71,7 @@ def hold(host: Operations, point: str) -> None:
 def wait_at(host: Operations, point: str, process: subprocess.Popen) -> None:
     wait_for(
         lambda: process.poll() is not None or host.shell(f"ls {POINTS}/{point}.reached 2>/dev/null", check=False),
-        300,
+        900,
         point,
     )
     assert process.poll() is None, f"ended before {point}: {LOG.read_text()[-5000:]}"
@@ -68,7 +83,7 @@ def let_go(host: Operations) -> None:
 
 def test_deploy_rollback_deploy_under_load(fleet, capsys):
     """No request fails, no write is lost; every task runs once, also those that only one of the two versions knows."""
-    with load(fleet.edge, *TRAFFIC, seconds=600) as traffic:
+    with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
         stamp = int(time.time())
         for name, step, version in (
             ("deploy", lambda: fleet.app1.deploy("2.1.0", **FAST), "2.1.0"),
@@ -103,7 +118,7 @@ def test_one_host_fails_at_its_gate(fleet):
         "CACHE_URL": "{{ 'redis://127.0.0.1:1/0' if inventory_hostname == 'cluster-app2' else "
         "shiftmaster_secret_environment.CACHE_URL }}"
     }
-    with load(fleet.edge, *TRAFFIC) as traffic:
+    with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
         run = fleet.app1.deploy(
             "2.1.0", shiftmaster_extra_secret_environment=broken, shiftmaster_health_attempts=2,
             shiftmaster_health_delay_seconds=1, **FAST,
@@ -123,7 +138,7 @@ def test_one_host_fails_at_its_gate(fleet):
 def test_one_host_fails_after_its_switch(fleet):
     """The host that had switched before goes back, too."""
     hook = {"name": "fails", "phase": "after_cutover", "command": "test $(uname -n) != cluster-app2"}
-    with load(fleet.edge, *TRAFFIC) as traffic:
+    with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
         run = fleet.app1.deploy("2.1.0", shiftmaster_hooks=[hook], **FAST)
     assert run.code == 2, run.output[-4000:]
     assert run.says("hook fails", "Version 2.0.0 serves, as before."), run.output[-5000:]
@@ -140,9 +155,9 @@ def test_one_host_fails_after_its_switch(fleet):
 
 def test_one_host_is_lost_in_mid_cutover(fleet):
     """It is out of the edge and named; the other one serves the old version; the next run takes it in again."""
-    with load(fleet.edge, *TRAFFIC) as traffic:
+    with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
         hold(fleet.app2, "switched")
-        process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.1.0", **FAST)
+        process = start(fleet, "2.1.0")
         wait_at(fleet.app2, "switched", process)
         ssh(fleet.app2, False)
         assert process.wait(200) != 0
@@ -170,9 +185,7 @@ def test_the_edge_cannot_be_reached(fleet):
 @pytest.mark.whole
 def test_the_edge_is_lost_before_the_cutover(fleet):
     hold(fleet.app1, "built")
-    process = fleet.app1.start(
-        "deploy.yml", LOG, shiftmaster_version="2.1.0", shiftmaster_extra_environment={"X": str(time.time())}, **FAST
-    )
+    process = start(fleet, "2.1.0", shiftmaster_extra_environment={"X": str(time.time())})
     wait_at(fleet.app1, "built", process)
     ssh(fleet.edge, False)
     let_go(fleet.app1)
@@ -186,11 +199,9 @@ def test_the_edge_is_lost_before_the_cutover(fleet):
 
 @pytest.mark.whole
 def test_the_database_restarts_during_migrations(fleet):
-    run = fleet.app1.deploy("2.1.1", **FAST)
-    assert run.code == 0, run.output[-4000:]
-    assert fleet.app1.rollback(to="2.0.0", schema="reverse").code == 0
+    """Half of a migration that is no transaction stays in the database; the next run finishes it."""
     hold(fleet.app1, "migrate")
-    process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.1.1", **FAST)
+    process = start(fleet, "2.1.1")
     wait_at(fleet.app1, "migrate", process)
     fleet.db.shell("systemctl restart postgresql")
     let_go(fleet.app1)
@@ -206,15 +217,14 @@ def test_the_database_restarts_during_migrations(fleet):
 @pytest.mark.parametrize("host, point", [("app2", "switch"), ("app1", "live")])
 def test_killed_between_two_hosts(fleet, host, point):
     """The next run brings one version everywhere: back where one had not switched, on where all had."""
-    with load(fleet.edge, *TRAFFIC, seconds=500) as traffic:
+    with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
         place = getattr(fleet, host)
         hold(place, point)
-        process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.1.0", **FAST)
+        process = start(fleet, "2.1.0")
         wait_at(place, point, process)
         waiting = place.shell(f"cat {POINTS}/{point}.reached").strip()
-        kill_here(process)
-        # What came in by ssh outlives its controller where nobody kills it there.
-        place.shell(f"kill -KILL {waiting}")
+        kill_run(place, process, *fleet.all)
+        assert place.shell(f"test -e /proc/{waiting} && echo lives || true") == ""
         let_go(place)
         assert {host.serves(5) for host in fleet.apps} <= {"2.0.0", "2.1.0"}
         run = fleet.app1.deploy("2.1.0", **FAST)
@@ -239,9 +249,8 @@ def test_hosts_that_serve_different_versions_are_not_rolled_back_by_guess(fleet)
 @pytest.mark.whole
 def test_contract_migrations_stop_background_work_on_every_host(fleet):
     """The page is up at the edge meanwhile, and no old worker runs on any host."""
-    assert fleet.app1.deploy("2.1.0", **FAST).code == 0
     hold(fleet.app1, "migrated")
-    process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.2.0", shiftmaster_allow_contract=True, **FAST)
+    process = start(fleet, "2.2.0", shiftmaster_allow_contract=True)
     wait_at(fleet.app1, "migrated", process)
     page = fleet.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
     workers = [
@@ -260,7 +269,7 @@ def test_contract_migrations_stop_background_work_on_every_host(fleet):
 
 @pytest.mark.whole
 def test_an_operator_takes_a_host_out_and_in(fleet):
-    with load(fleet.edge, *TRAFFIC, seconds=200) as traffic:
+    with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
         run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
         assert run.code == 0 and out_of_the_edge(fleet) == ["172.30.77.12"], run.output[-3000:]
         last = fleet.app1.run("playbooks/host.yml", host="cluster-app1", state="out", reason="x")

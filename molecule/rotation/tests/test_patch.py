@@ -3,48 +3,15 @@
 import subprocess
 
 import pytest
+from patches import offered, outdated, publish, version
 from support import APP, SCENARIO_HOME, kill_run, load, wait_for
 
-# Mapped by the application's Python, nginx and PostgreSQL.
-PACKAGE = "zlib1g"
 LOG = SCENARIO_HOME / "patch.log"
 CLIENTS = ("--clients", "16", "--think-seconds", "0.5")
-# The package that is there, with a higher version, in a repository of this host's own.
-PUBLISH = r"""
-set -eu
-rm -rf /srv/patches && mkdir -p /srv/patches/root && cd /srv/patches
-apt-get -q=2 download PACKAGE=$(dpkg-query -W -f '${Version}' PACKAGE | sed 's/[+]patch.*//') >/dev/null
-dpkg-deb -R PACKAGE_*.deb root && rm PACKAGE_*.deb
-sed -i 's/^Version: .*/&+patchNUMBER/' root/DEBIAN/control
-dpkg-deb -b root PACKAGE.deb >/dev/null
-{ cat root/DEBIAN/control; echo "Filename: ./PACKAGE.deb"; echo "Size: $(stat -c %s PACKAGE.deb)"
-  echo "SHA256: $(sha256sum PACKAGE.deb | cut -d' ' -f1)"; echo; } > Packages
-rm -r root
-echo 'deb [trusted=yes] file:/srv/patches ./' > /etc/apt/sources.list.d/patches.list
-"""
-OUTDATED = "grep -l 'r-xp.*libz.*(deleted)' /proc/[0-9]*/maps 2>/dev/null | cut -d/ -f3 | xargs -r ps -o comm= -p"
-
-
-def publish(operations) -> None:
-    """Offer the next version."""
-    number = int((version(operations).partition("+patch")[2]) or 0) + 1
-    operations.shell(PUBLISH.replace("PACKAGE", PACKAGE).replace("NUMBER", str(number)))
-
-
-def offered(operations) -> str:
-    return operations.shell("sed -n 's/^Version: //p' /srv/patches/Packages").strip()
-
-
-def version(operations) -> str:
-    return operations.shell(f"dpkg-query -W -f '${{Version}}' {PACKAGE}")
 
 
 def patch(operations, vault, *arguments, **extra):
     return operations.run("playbooks/patch.yml", *arguments, timeout=1800, **vault.variables, **extra)
-
-
-def outdated(operations) -> set:
-    return set(operations.shell(OUTDATED, check=False).split())
 
 
 def test_patched_under_load_without_an_interruption(operations, vault, capsys):

@@ -1,0 +1,141 @@
+"""Secrets of the whole fleet are rotated, and its hosts patched and rebooted, while people work."""
+
+import hashlib
+import re
+import subprocess
+import time
+
+import pytest
+from patches import offered, outdated, publish, version
+from support import SCENARIO_HOME, Operations, load
+
+LOG = SCENARIO_HOME / "operations.log"
+SERVERS = "/etc/nginx/shiftmaster-servers.conf"
+TRAFFIC = ("--clients", "16", "--think-seconds", "0.5")
+DATABASE, REDIS = "vault_shiftmaster_database_password", "vault_shiftmaster_redis_password"
+
+
+def certificates(fleet) -> list:
+    """The serial numbers of what edge, application hosts, database and cache show."""
+    return [
+        host.shell(f"openssl s_client {how} </dev/null 2>/dev/null | openssl x509 -noout -serial")
+        for host, how in (
+            (fleet.edge, "-connect 127.0.0.1:443"),
+            (fleet.edge, "-connect 172.30.77.11:8443"),
+            (fleet.edge, "-connect 172.30.77.12:8443"),
+            (fleet.app1, "-starttls postgres -connect 172.30.77.21:5432"),
+            (fleet.app1, "-connect 172.30.77.22:6379"),
+        )
+    ]
+
+
+def database_accepts(fleet, password: str) -> bool:
+    user = "shiftmaster_" + hashlib.sha256(password.encode()).hexdigest()[:3]
+    answer = fleet.app1.shell(
+        "read -r PGPASSWORD; export PGPASSWORD; psql -qtA -w 'host=172.30.77.21 sslmode=verify-full "
+        f"sslrootcert=/etc/ssl/shiftmaster/ca.crt dbname=shiftmaster user={user}' -c 'SELECT current_user' 2>&1",
+        check=False, stdin=password + "\n",
+    )  # fmt: skip
+    assert answer == "shiftmaster\n" or "password authentication failed" in answer, answer
+    return answer == "shiftmaster\n"
+
+
+def redis_accepts(fleet, password: str) -> bool:
+    answer = fleet.cache.shell(
+        "read -r REDISCLI_AUTH; export REDISCLI_AUTH; redis-cli --no-auth-warning --tls --cacert "
+        "/etc/ssl/shiftmaster/ca.crt --user shiftmaster PING 2>&1", check=False, stdin=password + "\n",
+    )  # fmt: skip
+    assert "PONG" in answer or "WRONGPASS" in answer or "NOAUTH" in answer, answer
+    return "PONG" in answer
+
+
+def report(capsys, what: str, traffic) -> None:
+    with capsys.disabled():
+        print(f"\n  {what}: {traffic.summary['requests']} requests, {traffic.summary['failed']} failed")
+
+
+@pytest.mark.whole
+def test_every_secret_is_rotated(fleet, capsys):
+    old, before = certificates(fleet), time.strftime("%Y%m%d%H%M%SZ", time.gmtime())
+    fleet.vault.renew()
+    time.sleep(1)
+    settings = {"certificates_before": before, "shiftmaster_watch_seconds": 3}
+    with load(fleet.edge, *TRAFFIC, seconds=1800) as traffic:
+        run = fleet.app1.run("playbooks/rotate.yml", timeout=1800, **settings)
+    assert run.code == 0, run.output[-6000:]
+    report(capsys, "rotation", traffic)
+    traffic.assert_flawless()
+    assert not [one for one, other in zip(old, certificates(fleet), strict=True) if one == other]
+    for name, accepts in ((DATABASE, database_accepts), (REDIS, redis_accepts)):
+        assert accepts(fleet, fleet.vault.current[name])
+        assert not any(accepts(fleet, password) for password in fleet.vault.previous[name])
+    again = fleet.app1.run("playbooks/rotate.yml", timeout=1800, **settings)
+    assert (again.code, again.changed) == (0, 0), again.output[-6000:]
+    deploy = fleet.app1.run("deploy.yml", shiftmaster_watch_seconds=3)
+    assert (deploy.code, deploy.changed) == (0, 0), deploy.output[-6000:]
+
+
+def still_outdated(fleet) -> list:
+    """Without the controller's own connections, which end by themselves."""
+    return [outdated(host) - {"sshd-session"} for host in fleet.all]
+
+
+@pytest.mark.whole
+def test_patched_without_an_interruption(fleet, capsys):
+    for host in fleet.all:
+        publish(host)
+    with load(fleet.edge, *TRAFFIC, seconds=1800) as traffic:
+        run = fleet.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
+    assert run.code == 0, run.output[-6000:]
+    report(capsys, "patch", traffic)
+    traffic.assert_flawless()
+    assert [version(host) for host in fleet.all] == [offered(host) for host in fleet.all]
+    # What cannot be restarted without an interruption waits, and the run says so. Nothing else is left.
+    assert still_outdated(fleet) == [set(), set(), set(), {"postgres"}, {"redis-server"}]
+    assert run.says("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
+    again = fleet.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
+    assert (again.code, again.changed) == (0, 0), again.output[-6000:]
+
+
+def restarting(fleet, policy: str) -> None:
+    """Whether a container that reboots comes again."""
+    names = [host.host for host in fleet.all]
+    subprocess.run(["docker", "update", f"--restart={policy}", *names], check=True, capture_output=True)
+
+
+def started(host: Operations) -> str:
+    return host.shell("cut -d ' ' -f 22 /proc/1/stat")
+
+
+@pytest.mark.whole
+def test_application_hosts_reboot_one_after_the_other(fleet, capsys):
+    """Each is out of the edge meanwhile, and nobody notices."""
+    before, seen = [started(host) for host in fleet.apps], []
+    restarting(fleet, "always")
+    try:
+        with load(fleet.edge, *TRAFFIC, seconds=1800) as traffic:
+            process = fleet.app1.start("playbooks/patch.yml", LOG, "--limit", "app", reboot="always")
+            while process.poll() is None:
+                out = re.findall(r"^server (\S+):8443 .* down;", fleet.edge.shell(f"cat {SERVERS}"), re.M)
+                if seen[-1:] != [out]:
+                    seen.append(out)
+                time.sleep(1)
+    finally:
+        restarting(fleet, "no")
+    assert process.returncode == 0, LOG.read_text()[-6000:]
+    report(capsys, "reboots", traffic)
+    traffic.assert_flawless()
+    assert seen == [[], ["172.30.77.11"], [], ["172.30.77.12"], []]
+    assert not [one for one, other in zip(before, [started(host) for host in fleet.apps], strict=True) if one == other]
+
+
+@pytest.mark.whole
+def test_what_needs_an_interruption_gets_it_behind_the_page(fleet):
+    run = fleet.app1.run("playbooks/patch.yml", timeout=1800)
+    assert run.code == 0, run.output[-6000:]
+    assert run.says("cluster-db is the only one of its kind", "cluster-cache is the only one of its kind")
+    assert not any(still_outdated(fleet))
+    assert all(host.serves(10) for host in fleet.apps)
+    assert fleet.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
+    again = fleet.app1.run("playbooks/patch.yml", timeout=1800)
+    assert (again.code, again.changed) == (0, 0), again.output[-6000:]
