@@ -178,9 +178,10 @@ def test_kill_at_point(operations, point):
         assert operations.rollback(to="2.0.0").code == 0
     # The run that follows is the one that was asked for, without what made it fail.
     settings_again = {} if settings is FAILS else settings
-    taken_over = audited(operations, "lock_taken_over")
     with under_load(operations):
         process = start_and_reach(operations, point, **settings)
+        # Not before: a run that somebody has broken off may have left its lock, which this one has taken over.
+        taken_over = audited(operations, "lock_taken_over")
         kill_tree(operations, process, point)
         let_go(operations)
         assert operations.serves(5) == ("2.1.1" if point in SWITCHED else "2.0.0")
@@ -228,9 +229,9 @@ def test_kill_while_recovering(operations):
 @pytest.mark.whole
 def test_the_module_outlives_its_run(operations):
     """The administrator's machine alone dies: the next run takes the lock over, and waits for what is still at work."""
-    taken_over = audited(operations, "lock_taken_over")
     with under_load(operations):
         process = start_and_reach(operations, "drain")
+        taken_over = audited(operations, "lock_taken_over")
         first = operations.state()["transition"]
         kill_here(process)
         second = start(operations, "deploy.yml", NEXT, "--tags", "release", shiftmaster_version="2.1.1")
