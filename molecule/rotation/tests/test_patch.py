@@ -3,12 +3,12 @@
 import subprocess
 
 import pytest
-from support import APP, SCENARIO_HOME, kill_run, load, wait_for
+from support import APP, BROWSER, SCENARIO_HOME, kill_run, load, wait_for
 
 # Mapped by the application's Python, nginx and PostgreSQL.
 PACKAGE = "zlib1g"
 LOG = SCENARIO_HOME / "patch.log"
-CLIENTS = ("--clients", "16", "--think-seconds", "0.5")
+CLIENTS = ("--clients", "16", "--think-seconds", "0.5", BROWSER)
 # The package that is there, with a higher version, in a repository of this host's own.
 PUBLISH = r"""
 set -eu
