@@ -247,7 +247,8 @@ def accepted(call):
     try:
         call()
     except probe.ProbeError as error:
-        if error.reason == "auth":
+        # In a fleet pg_hba.conf names each login: one that has ended is nobody's.
+        if error.reason in ("auth", "hba"):
             return False
         raise
     return True

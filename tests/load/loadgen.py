@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """A load generator whose count of failed requests can be believed.
 
-One file, standard library only, Python 3.11 or later. It speaks HTTP/1.1 over its own sockets: no retry, no hidden
-second attempt, no redirect that is followed. A failed request is any status but the expected one, a refused, reset
-or cut connection, and a timeout. Writes carry values of their own; in the end they are read back, and one that was
-acknowledged and is not there is a lost write.
+One file, standard library only, Python 3.11 or later. It speaks HTTP/1.1 over its own sockets: no retry (except with
+--repeat-unanswered), no hidden second attempt, no redirect that is followed. A failed request is any status but the
+expected one, a refused, reset or cut connection, and a timeout. Writes carry values of their own; in the end they are
+read back, and one that was acknowledged and is not there is a lost write.
 
     loadgen.py scenario.json --clients 64 --seconds 60 --think-seconds 0.2
     loadgen.py scenario.json --clients 64 --seconds 60 --rate 40 --marks marks.jsonl --results results.jsonl
@@ -70,6 +70,10 @@ class Failed(Exception):
     """A request that got no usable answer; the text is its class."""
 
 
+class Unanswered(Failed):
+    """A kept connection was closed before a byte of the answer."""
+
+
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +102,7 @@ class Target:
 
 
 class Connection:
-    """One connection, one request at a time. Nothing is ever sent twice."""
+    """One connection, one request at a time. It sends nothing twice."""
 
     def __init__(self, target: Target):
         self.target = target
@@ -145,7 +149,7 @@ class Connection:
             raise Failed("reset" if self.used <= 1 else "reset on a kept connection") from None
         except asyncio.IncompleteReadError as exc:
             if not exc.partial and self.used > 1:
-                raise Failed("closed a kept connection without an answer") from None
+                raise Unanswered("closed a kept connection without an answer") from None
             raise Failed("cut off" if exc.partial else "closed without an answer") from None
         except asyncio.LimitOverrunError:
             raise Failed("bad response: header too long") from None
@@ -489,7 +493,7 @@ class Run:
         self.acknowledged: list[tuple[str, str, str]] = []
         self.stop = asyncio.Event()
         self.stopped_by = "time"
-        self.begun = 0
+        self.begun, self.repeated = 0, 0
         self.fatal = ""
         self.sink = open(options.results, "w", encoding="utf-8", buffering=1 << 16) if options.results else None
 
@@ -521,8 +525,11 @@ class Run:
         except TimeoutError:
             await connection.close()
             raise Failed("timeout") from None
-        except Failed:
+        except Failed as exc:
             await connection.close()
+            if self.options.repeat_unanswered and isinstance(exc, Unanswered):
+                self.repeated += 1  # On a new connection, which cannot end this way.
+                return await self.send(connection, session, method, path, form)
             raise
         session.take(response)
         return response
@@ -811,6 +818,7 @@ class Run:
             "seed": self.seed,
             "clients": self.options.clients,
             "mode": f"open, {self.options.rate:g}/s" if self.options.rate else "closed",
+            "repeated": self.repeated,
         }
         summary |= summarize(self.results, marks, started, ended, self.options.warmup_seconds)
         if self.fatal:
@@ -861,6 +869,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--logins", type=int, default=4, help="sessions that the clients share (4)")
     parser.add_argument("--new-connections", action="store_true", help="a new connection for every request")
     parser.add_argument("--requests-per-connection", type=int, default=500, help="then a new one (500)")
+    parser.add_argument(
+        "--repeat-unanswered", action="store_true",
+        help="ask once more, as browsers do, where a kept connection is closed without an answer",
+    )  # fmt: skip
     parser.add_argument("--warmup-seconds", type=float, default=0.0, help="left out of the latencies, not of the count")
     parser.add_argument("--marks", help="file with marks of other processes (JSON lines)")
     parser.add_argument("--results", help="file for each request's result (JSON lines)")

@@ -191,6 +191,19 @@ def test_every_dropped_and_failed_request_is_counted(tmp_path, toy):
     assert sum(1 for line in lines if line["error"]) == summary["failed"]
 
 
+def test_what_a_kept_connection_leaves_unanswered_is_repeated_where_asked_for(tmp_path, toy):
+    server = toy(lambda number, method, path: "drop" if number % 10 == 0 else 200)
+    options = ("--max-requests", "200", "--clients", "1", "--think-seconds", "0", "--seconds", "20")
+    summary, _ = load(tmp_path, server.port, None, None, *options, "--repeat-unanswered", expect_code=0)
+    assert summary["repeated"] == server.misdone["dropped"] == 22
+    server = toy(lambda number, method, path: "half" if number == 5 else "drop" if number == 7 else 200)
+    # Neither half an answer nor a new connection's end is repeated.
+    summary, _ = load(
+        tmp_path, server.port, None, None, *options, "--repeat-unanswered", "--requests-per-connection", "1"
+    )
+    assert (summary["failed"], summary["repeated"]) == (2, 0)
+
+
 def test_nobody_listening_is_refused(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]

@@ -84,7 +84,12 @@ def test_a_release_that_would_bring_earlier_secrets_back():
 
 
 @pytest.mark.parametrize(
-    ("reason", "expected"), [("auth", ["Redis refuses the password of its CACHE_URL"]), ("refused", [])]
+    ("reason", "expected"),
+    [
+        ("auth", ["Redis refuses the password of its CACHE_URL"]),
+        ("hba", ["Redis refuses the password of its CACHE_URL"]),
+        ("refused", []),
+    ],
 )
 def test_only_a_refusal_is_one(monkeypatch, reason, expected):
     def ping(_target, _timeout):

@@ -7,11 +7,11 @@ import time
 
 import pytest
 from patches import offered, outdated, publish, version
-from support import SCENARIO_HOME, Operations, load
+from support import BROWSER, SCENARIO_HOME, Operations, load
 
 LOG = SCENARIO_HOME / "operations.log"
 SERVERS = "/etc/nginx/shiftmaster-servers.conf"
-TRAFFIC = ("--clients", "16", "--think-seconds", "0.5")
+TRAFFIC = ("--clients", "16", "--think-seconds", "0.5", BROWSER)
 DATABASE, REDIS = "vault_shiftmaster_database_password", "vault_shiftmaster_redis_password"
 
 

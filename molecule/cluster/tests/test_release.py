@@ -6,13 +6,13 @@ import subprocess
 import time
 
 import pytest
-from support import SCENARIO_HOME, Operations, all_ran_once, enqueue, kill_run, load, wait_for
+from support import BROWSER, SCENARIO_HOME, Operations, all_ran_once, enqueue, kill_run, load, wait_for
 
 SERVERS = "/etc/nginx/shiftmaster-servers.conf"
 POINTS = "/run/shiftmaster/points"
 LOG = SCENARIO_HOME / "cluster.log"
 FAST = {"shiftmaster_watch_seconds": 3}
-TRAFFIC = ("--clients", "16", "--think-seconds", "0.5")
+TRAFFIC = ("--clients", "16", "--think-seconds", "0.5", BROWSER)
 # Runs that a test has started; what it has not waited for must not meet the next one.
 STARTED = []
 

@@ -4,10 +4,10 @@ import subprocess
 
 import pytest
 from patches import offered, outdated, publish, version
-from support import APP, SCENARIO_HOME, kill_run, load, wait_for
+from support import APP, BROWSER, SCENARIO_HOME, kill_run, load, wait_for
 
 LOG = SCENARIO_HOME / "patch.log"
-CLIENTS = ("--clients", "16", "--think-seconds", "0.5")
+CLIENTS = ("--clients", "16", "--think-seconds", "0.5", BROWSER)
 
 
 def patch(operations, vault, *arguments, **extra):
