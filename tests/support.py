@@ -37,7 +37,7 @@ BROWSER = "--repeat-unanswered"
 def pytest_collection_modifyitems(config, items):
     """For molecule/conftest.py: leave what is marked `whole` out of the sample, as `deselected`, not as passed.
 
-    whole(but=id) leaves a parameter in.
+    whole("id", ...) leaves these parameters in.
     """
     if WHOLE:
         return
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config, items):
         item
         for item in items
         if (mark := item.get_closest_marker("whole"))
-        and not re.search(rf"[\[-]{mark.kwargs.get('but')}[\]-]", item.name)
+        and not any(re.search(rf"[\[-]{re.escape(name)}[\]-]", item.name) for name in mark.args)
     ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

@@ -20,7 +20,7 @@ def test_a_check_before_a_change_shows_it_and_changes_nothing(apply, config, sta
     assert (config(), started(unit)) == before
 
 
-@pytest.mark.whole(but="hba")
+@pytest.mark.whole("hba")
 @pytest.mark.parametrize(
     ("variables", "words"),
     [

@@ -31,7 +31,7 @@ def test_what_it_cannot_change_restarts_it_with_its_data(apply, redis, started):
     apply("redis")
 
 
-@pytest.mark.whole(but="rules")
+@pytest.mark.whole("rules")
 @pytest.mark.parametrize(
     ("variables", "words"),
     [

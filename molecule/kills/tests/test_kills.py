@@ -51,11 +51,6 @@ NEEDS = {
 SWITCHED = POINTS[POINTS.index("switched") :]
 CHANGES_THE_SCHEMA = ("dump", "migrate", "migrated")
 REBOOTS = {"gate": "2.0.0", "rename": "2.0.0", "switched": "2.1.1", "watch": "2.1.1"}
-SAMPLE, SAMPLE_OF_REBOOTS = "handover", "watch"
-
-
-def sample(names, always: str) -> list:
-    return [pytest.param(name, marks=() if name == always else pytest.mark.whole) for name in names]
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +159,8 @@ def schema_is_ahead(operations) -> bool:
     return "0003_" in operations.shell(f'runuser -u postgres -- psql -qtAd shiftmaster -c "{migrations}"')
 
 
-@pytest.mark.parametrize("point", sample(POINTS, SAMPLE))
+@pytest.mark.whole("handover")
+@pytest.mark.parametrize("point", POINTS)
 def test_kill_at_point(operations, point):
     settings = NEEDS.get(point, {})
     # It takes the schema back at its end, for the next one of them.
@@ -247,7 +243,8 @@ def test_the_module_outlives_its_run(operations):
     assert_converged(operations)
 
 
-@pytest.mark.parametrize("point", sample(REBOOTS, SAMPLE_OF_REBOOTS))
+@pytest.mark.whole("watch")
+@pytest.mark.parametrize("point", REBOOTS)
 def test_reboot_at_point(operations, point):
     process = start_and_reach(operations, point)
     kill_tree(operations, process, point)

@@ -49,6 +49,7 @@ def test_what_needs_an_interruption_gets_it_behind_the_page(operations, vault):
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
 
 
+@pytest.mark.whole
 def test_a_host_that_is_not_well_is_not_touched(operations, vault):
     before = version(operations)
     publish(operations)

@@ -148,6 +148,7 @@ def test_everything_under_load(operations, vault, capsys):
     assert_only_the_new_ones(operations, vault)
 
 
+@pytest.mark.whole
 def test_rollback_over_a_rotation_is_refused(operations, vault):
     """It would bring the secrets of before back; the sentence says what to do instead."""
     run = operations.rollback(**vault.variables)
@@ -162,6 +163,7 @@ def test_rollback_over_a_rotation_is_refused(operations, vault):
     assert "bad" not in [entry["status"] for entry in operations.state()["releases"].values()]
 
 
+@pytest.mark.whole
 def test_a_deploy_behind_it_and_its_rollback(operations, vault):
     run = operations.deploy("2.1.0", **FAST, **vault.variables)
     assert run.code == 0, run.output[-4000:]
@@ -175,6 +177,7 @@ def test_a_deploy_behind_it_and_its_rollback(operations, vault):
     ).split() == ["shiftmaster"]
 
 
+@pytest.mark.whole
 def test_the_old_key_ends_when_the_list_is_emptied(operations, vault):
     old = vault.previous[KEY][0]
     session = Session(operations)
@@ -201,26 +204,24 @@ def says(text: str):
     return lambda _operations, _vault: text in LOG.read_text()
 
 
-# Where the run is killed: (what has come about by then, a point at which it is held, whether it is one of the sample)
+# Where the run is killed: (what has come about by then, a point at which it is held)
 KILLS = {
     "the database has the new login": (
         lambda operations, vault: has_login(operations, vault.current[DATABASE]),
         None,
-        False,
     ),
-    "built": (None, "built", False),
-    "switched to what accepts the new key": (None, "switched", True),
-    "handover": (None, "handover", False),
-    "the old logins are about to end": (says("TASK [Old secrets | Ask what"), None, False),
-    "the old login of the database ends": (says("TASK [Old secrets | End earlier logins"), None, True),
+    "built": (None, "built"),
+    "switched to what accepts the new key": (None, "switched"),
+    "handover": (None, "handover"),
+    "the old logins are about to end": (says("TASK [Old secrets | Ask what"), None),
+    "the old login of the database ends": (says("TASK [Old secrets | End earlier logins"), None),
 }
 
 
-@pytest.mark.parametrize(
-    "kill", [pytest.param(name, marks=() if sample else pytest.mark.whole) for name, (_, _, sample) in KILLS.items()]
-)
+@pytest.mark.whole("switched to what accepts the new key")
+@pytest.mark.parametrize("kill", KILLS)
 def test_killed_and_run_again(operations, vault, kill):
-    condition, point, _ = KILLS[kill]
+    condition, point = KILLS[kill]
     vault.renew()
     before = moment()
     session = Session(operations)
