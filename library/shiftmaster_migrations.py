@@ -170,7 +170,12 @@ ahead:
   type: list
   elements: dict
 behind:
-  description: Migrations that the target release holds and the database does not, as C(app.name).
+  description: Migrations that the target release holds and the database does not, or only half, as C(app.name).
+  returned: compare
+  type: list
+  elements: str
+half:
+  description: Migrations that a run left half done, in either direction, as C(app.name).
   returned: compare
   type: list
   elements: str
@@ -375,24 +380,33 @@ class Runner:
         except (ReleaseCodeError, Refused) as error:
             if not self.options["release"]:
                 raise
-            rows = self.look(self.options["release"])["applied"]
-            return {"applied": rows, "known": migrations.known_statically(target)}, [
+            found = self.look(self.options["release"])
+            return {
+                "applied": found["applied"],
+                "half": found.get("half", ()),
+                "known": migrations.known_statically(target),
+            }, [
                 "The code of %s could not be asked (%s), so its migrations were read from its files."
                 % (os.path.basename(target), error)
             ]
 
+    def _root(self):
+        return self.options["releases_root"] or os.path.dirname(os.path.realpath(self.options["target_release"]))
+
     def compare(self):
         target = self.options["target_release"]
         answer, warnings = self._target()
-        root = self.options["releases_root"] or os.path.dirname(os.path.realpath(target))
         tolerated = self.options["tolerated"] + migrations.applied_when_live(target)
-        known = {migrations.key(row) for row in answer["known"]}
-        half = [row for row in answer.get("half", ()) if migrations.key(row) not in known]
-        result = migrations.compare(dict(answer, applied=answer["applied"] + half), root, tolerated)
+        # What is half done is neither there for the code that needs it, nor away for the code that must do without.
+        known, half = set(names(answer["known"])), list(answer.get("half", ()))
+        beyond = [row for row in half if migrations.key(row) not in known]
+        result = migrations.compare(dict(answer, applied=answer["applied"] + beyond), self._root(), tolerated)
+        missing = [row for row in half if migrations.key(row) in known]
         return {
             "changed": False,
             "ahead": public(result["ahead"]),
-            "behind": names(result["behind"]),
+            "behind": sorted({*names(result["behind"]), *names(missing)}),
+            "half": names(half),
             "applied": names(answer["applied"]),
             "worst_class": migrations.worst_class(result["ahead"]),
             "safe_to_rollback": result["safe_to_rollback"],
@@ -406,8 +420,11 @@ class Runner:
         tolerated = set(self.options["tolerated"]) | set(migrations.applied_when_live(self.options["target_release"]))
         keep = result.pop("known") + [name.split(".", 1) for name in sorted(tolerated)]
         request = dict(self.timing(), op="reverse", keep=keep, dry_run=self.check_mode)
-        answer = self.ask(self.options["release"], request, self.options["timeout_seconds"])
-        ahead = result["ahead"]
+        ahead, release = result["ahead"], self.options["release"]
+        for record in ahead:  # A release that never came to serve left it half done; only that one can undo it.
+            if migrations.key(record) in result["half"] and record.get("found_in"):
+                release = os.path.join(self._root(), record["found_in"])
+        answer = self.ask(release, request, self.options["timeout_seconds"])
         done = names(answer["done"])
         if self.check_mode:
             would = names(answer["pending"])

@@ -186,7 +186,7 @@ def look(connection, request):
     """
     executor = executor_of(connection)
     loader = executor.loader
-    half = half_done(connection)
+    half = half_done(connection, loader)
     for pair in half:
         for row in rows_behind(loader, pair):
             loader.applied_migrations.pop(row, None)
@@ -377,12 +377,26 @@ class Lock:
 # --------------------------------------------------------------------------------------------------------- half done
 
 
-def half_done(connection):
+def marks_of(connection):
     """Return {(app, name): {number of an operation that is in the database: its fingerprint}}."""
     if connection.vendor != "postgresql" or query(connection, "SELECT to_regclass(%s)", [PROGRESS])[0][0] is None:
         return {}
     rows = query(connection, "SELECT app, name, done FROM %s ORDER BY app, name" % PROGRESS)
     return {(app, name): json.loads(done) for app, name, done in rows}
+
+
+def half_done(connection, loader):
+    """The migrations that are neither applied nor not: [(app, name)].
+
+    Not those whose run died between their last operation and the end of their marks.
+    """
+    half = []
+    for pair, done in marks_of(connection).items():
+        migration = loader.disk_migrations.get(pair)
+        whole = len(leaves_of(migration.operations)) if migration else None
+        if len(done) != (whole if pair in loader.applied_migrations else 0):
+            half.append(pair)
+    return half
 
 
 def rows_behind(loader, pair):
@@ -422,15 +436,18 @@ def statements_of(operation, backwards):
 def fits_transaction(operation, backwards):
     """Whether an operation may share a transaction with the mark that it is done.
 
-    Django's own may, but for those that say so themselves. A RunPython may not: who asks for no transaction may mean
-    to commit in between, and has to bear being run again.
+    Django's own may, but for those that say so themselves. A RunPython and several statements of SQL may not: who asks
+    for no transaction may mean to commit in between, and has to bear being run again.
     """
     kind = type(operation)
     if kind.__name__ == "RunSQL":
-        return not re.search(
+        import sqlparse  # Which Django needs, too.
+
+        text = statements_of(operation, backwards)
+        return len(sqlparse.split(text)) == 1 and not re.search(
             r"\b(concurrently|vacuum|reindex|cluster|begin|start\s+transaction|commit|rollback|call|tablespace|database"
             r"|alter\s+(system|subscription|type))\b",
-            statements_of(operation, backwards),
+            text,
             re.I,
         )
     return (
@@ -445,7 +462,7 @@ class Progress:
 
     Django does not: where the process dies between two operations, the next run begins with the first one and fails at
     what it finds. Here each operation and the mark that it is done are one transaction, where PostgreSQL allows it.
-    The migration's row stays until django_migrations has (or has no longer) its row.
+    The migration's row is there from its first operation on, until django_migrations has (or has no longer) its own.
     """
 
     def __init__(self, connection, migration, backwards):
@@ -453,10 +470,8 @@ class Progress:
         self.pair = (migration.app_label, migration.name)
         self.leaves = leaves_of(migration.operations)
         self.prints = {number: fingerprint(operation) for number, operation in self.leaves.items()}
-        self.done = half_done(connection).get(self.pair)
-        if self.done is None:
-            self.save(self.prints if backwards else {})
-        elif others := [number for number, known in self.done.items() if self.prints.get(number) != known]:
+        self.done = marks_of(connection).get(self.pair, self.prints if backwards else {})
+        if others := [number for number, known in self.done.items() if self.prints.get(number) != known]:
             raise Failure(
                 "changed",
                 "An earlier run left %s half done, and this release's file differs in what is in the database already "
@@ -478,6 +493,8 @@ class Progress:
         self.done = done
 
     def forget(self):
+        if self.pair not in marks_of(self.connection):
+            return
         with self.connection.cursor() as cursor:
             cursor.execute("DELETE FROM %s WHERE app = %%s AND name = %%s" % PROGRESS, self.pair)
             cursor.execute("SELECT count(*) FROM %s" % PROGRESS)
@@ -615,13 +632,19 @@ class Tracker:
 
     def repair_sql(self, sql, schema_editor):
         """The same for an index that SQL names; with IF NOT EXISTS a whole one is left, and would be kept."""
-        for sure, name in re.findall(
-            r"\bcreate\s+(?:unique\s+)?index\s+concurrently\s+(if\s+not\s+exists\s+)?(\"[^\"]+\"|\w+)\s+on\b", sql, re.I
+        name = r"((?:\"[^\"]+\"|\w+)(?:\.(?:\"[^\"]+\"|\w+))?)"
+        for sure, index, table in re.findall(
+            r"\bcreate\s+(?:unique\s+)?index\s+concurrently\s+(if\s+not\s+exists\s+)?%s\s+on\s+(?:only\s+)?%s"
+            % (name, name),
+            sql,
+            re.I,
         ):
+            # Its index is in its table's schema, whatever search_path says.
             left = query(
                 schema_editor.connection,
-                "SELECT indexrelid::regclass::text, indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)",
-                [name],
+                "SELECT indexrelid::regclass::text, indisvalid FROM pg_index JOIN pg_class i ON i.oid = indexrelid"
+                " WHERE indrelid = to_regclass(%s) AND i.relname = (parse_ident(%s))[1]",
+                [table, index],
             )
             for index, valid in left:
                 if not (sure and valid):
@@ -776,7 +799,7 @@ def apply(connection, request):
     twin = prepare(connection, request)
     with Lock(connection, twin, request.get("lock_wait_seconds", 60)) as lock:
         executor = executor_of(connection)
-        if half := half_done(connection):  # What is half done, in either direction, is done whole.
+        if half := half_done(connection, executor.loader):  # In either direction; it is done whole.
             for pair in half:
                 for row in rows_behind(executor.loader, pair) if pair in executor.loader.disk_migrations else ():
                     executor.recorder.record_unapplied(*row)
@@ -884,7 +907,10 @@ def reverse(connection, request):
     keep = {tuple(pair) for pair in request["keep"]}
 
     def to_undo(executor):
-        return [pair for pair in half_done(connection) if pair in executor.loader.graph.nodes and pair not in keep]
+        half = [pair for pair in half_done(connection, executor.loader) if pair not in keep]
+        if lost := [key(pair) for pair in half if pair not in executor.loader.graph.nodes]:
+            raise Failure("lost", "The release that should undo them does not hold the files of %s." % ", ".join(lost))
+        return half
 
     if request.get("dry_run"):
         executor = executor_of(connection)

@@ -641,6 +641,7 @@ STEPS = (
     migrations.RunSQL("CREATE TABLE other (id int)", "DROP TABLE other")])""",
     INDEX,
     "migrations.RunPython(perhaps_die, perhaps_die)",
+    'migrations.RunSQL("CREATE TABLE last (id int)", "DROP TABLE last")',
 )
 PERHAPS_DIE = """
 import os, pathlib, signal
@@ -743,9 +744,73 @@ def test_what_is_half_done_is_not_completed_by_another_file(steps):
     assert site.columns("another") == {"id"} and "extra" in site.columns()
 
 
+def test_a_first_operation_that_fails_leaves_no_half_done_migration(site):
+    old = site.release(1, BASE)
+    site.run("apply", old)
+    files = {"shifts/0003_fails": migration(f"{FAILS}, {DROP_MONTH}", "0002_note", atomic=False)}
+    new = site.release(2, dict(BASE, **files))
+    site.refused("apply", new, allow_contract=True)
+    result = site.run("compare", new, old)
+    assert (result["safe_to_rollback"], result["ahead"], result["half"]) == (True, [], [])
+
+
+def test_a_release_that_never_came_to_serve_undoes_what_it_left_half_done(site):
+    """The one that serves, and shall go on serving, does not hold the file."""
+    old = site.release(1, BASE)
+    site.run("apply", old)
+    files = {"shifts/0003_half": migration(f"{DROP_MONTH}, {FAILS}", "0002_note", atomic=False)}
+    new = site.release(2, dict(BASE, **files))
+    site.refused("apply", new, allow_contract=True)
+    result = site.run("compare", old, old)
+    assert not result["safe_to_rollback"] and [m["name"] for m in result["ahead"]] == ["0003_half"]
+    result = site.run("reverse", old, old)
+    assert result["done"] == ["shifts.0003_half"] and site.columns() == {"id", "month", "note"}
+    assert site.run("compare", old, old)["ahead"] == []
+    site.refused("apply", new, allow_contract=True)
+    shutil.rmtree(new)
+    message, _ = site.refused("reverse", old, old)
+    assert "does not hold the files of shifts.0003_half" in message
+
+
+def test_code_whose_migration_is_half_undone_does_not_fit(site):
+    old = site.release(1, BASE)
+    files = {
+        "shifts/0003_half": migration(
+            f'migrations.RunSQL("SELECT 1", "SELECT no_such_column"), {ADD_NOTE.replace("note", "extra")}',
+            "0002_note",
+            atomic=False,
+        )
+    }
+    new = site.release(2, dict(BASE, **files))
+    site.run("apply", new, first_deploy=True)
+    site.refused("reverse", new, old)
+    assert "extra" not in site.columns()
+    assert site.run("compare", new, new)["behind"] == ["shifts.0003_half"]
+    assert [m["name"] for m in site.run("plan", new)["pending"]] == ["0003_half"]
+    assert site.run("apply", new, first_deploy=True)["changed"] and site.run("compare", new, new)["behind"] == []
+
+
+def test_an_index_of_another_table_is_not_dropped(site):
+    site.run("apply", site.release(1, BASE))
+    site.sql("CREATE TABLE other (id int); CREATE UNIQUE INDEX roster_month ON other (id)")
+    index = 'migrations.RunSQL("CREATE INDEX CONCURRENTLY roster_month ON shifts_roster (month)", "")'
+    files = {"shifts/0003_index": migration(index, "0002_note", atomic=False)}
+    message, _ = site.refused("apply", site.release(2, dict(BASE, **files)), first_deploy=True)
+    assert "already exists" in message
+    assert "other" in site.sql("SELECT pg_get_indexdef('roster_month'::regclass)")[0][0]
+
+
+def test_statements_of_one_operation_commit_one_by_one_as_their_author_asked(site):
+    site.run("apply", site.release(1, BASE))
+    two = 'migrations.RunSQL(["CREATE TABLE first (id int)", "SELECT no_such_column"], "")'
+    files = {"shifts/0003_two": migration(two, "0002_note", atomic=False)}
+    site.refused("apply", site.release(2, dict(BASE, **files)), first_deploy=True)
+    assert site.columns("first") == {"id"}
+
+
 def test_a_failed_operation_outside_a_transaction_leaves_nothing_and_is_repeated_alone(site):
     site.run("apply", site.release(1, BASE))
-    twice = 'migrations.RunSQL(["CREATE TABLE first (id int)", "INSERT INTO %s VALUES (1)"], migrations.RunSQL.noop)'
+    twice = """migrations.RunSQL("DO $$ BEGIN CREATE TABLE first (id int); INSERT INTO %s VALUES (1); END $$")"""
     files = {"shifts/0003_half": migration(f"{INDEX}, {twice % 'missing'}", "0002_note", atomic=False)}
     message, _ = site.refused("apply", site.release(2, dict(BASE, **files)), first_deploy=True)
     assert "missing" in message and "The next run goes on behind them." in message and site.columns("first") == set()

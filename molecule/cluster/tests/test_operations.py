@@ -72,7 +72,7 @@ def test_every_secret_is_rotated(fleet, capsys):
         assert not any(accepts(fleet, password) for password in fleet.vault.previous[name])
     again = fleet.app1.run("playbooks/rotate.yml", timeout=1800, **settings)
     assert (again.code, again.changed) == (0, 0), again.output[-6000:]
-    deploy = fleet.app1.run("deploy.yml", shiftmaster_watch_seconds=3)
+    deploy = fleet.app1.run("deploy.yml", shiftmaster_version=fleet.app1.serves(), shiftmaster_watch_seconds=3)
     assert (deploy.code, deploy.changed) == (0, 0), deploy.output[-6000:]
 
 
