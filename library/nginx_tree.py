@@ -40,7 +40,9 @@ options:
     description: The server's address as that file has it.
     type: str
   reason:
-    description: Why it is taken out; a comment of its line.
+    description:
+      - Why it is taken out; a comment of its line. With O(state=server_in), it comes in only where it is out for this
+        reason.
     type: str
     default: ""
   config_root:
@@ -219,6 +221,11 @@ action:
   returned: state=present
   type: str
   sample: reload
+servers:
+  description: The servers that this nginx balances over.
+  returned: state=query
+  type: list
+  elements: str
 servers_down:
   description: Servers that were taken out, each with the comment of its line.
   returned: state=query
@@ -315,21 +322,25 @@ def servers_of(text):
     return found
 
 
-def with_server(text, server, out, comment):
-    """Return the text with one server out or in. ValueError says why that cannot be."""
+def with_server(text, server, out, reason, when=""):
+    """Return the text with one server out or in; with a reason, in only where it is out for that one.
+
+    ValueError says why that cannot be.
+    """
+    reason = " ".join(reason.split())
     servers = servers_of(text)
     if server not in servers:
         raise ValueError("there is no server %s behind this nginx; there are: %s" % (server, ", ".join(servers)))
     if out and not any(not down for other, (down, _comment) in servers.items() if other != server):
         raise ValueError("%s is the last server that is in; without it nobody would be served" % server)
-    if servers[server][0] == out:
+    if servers[server][0] == out or not out and reason and not servers[server][1].endswith(": " + reason):
         return text
     lines = []
     for line in text.splitlines():
         match = SERVER_LINE.match(line)
         if match and match["server"] == server:
             line = "server %s%s%s;" % (server, match["options"], " down" if out else "")
-            line += " # %s" % " ".join(comment.split()) if out and comment else ""
+            line += " # %s: %s" % (when, reason) if out else ""
         lines.append(line)
     return "\n".join(lines) + "\n"
 
@@ -542,8 +553,9 @@ class Tree:
         try:
             with open(p["servers_file"], encoding="utf-8") as handle:
                 text = handle.read()
-            comment = "%s: %s" % (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), p["reason"] or "taken out")
-            content = with_server(text, p["server"], p["state"] == "server_out", comment)
+            out = p["state"] == "server_out"
+            reason = p["reason"] or ("taken out" if out else "")
+            content = with_server(text, p["server"], out, reason, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         except FileNotFoundError:
             self.module.fail_json(msg="this host's nginx balances over no servers: there is no %s" % p["servers_file"])
         except ValueError as exc:
@@ -564,6 +576,7 @@ class Tree:
             out = subprocess.run([p["binary"], "-v"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20)
             match = re.search(rb"nginx/(\d+(?:\.\d+)+)", out.stdout)
             result["version"] = match.group(1).decode() if match else ""
+        result["servers"] = sorted(servers)
         result["servers_down"] = {server: comment for server, (down, comment) in servers.items() if down}
         result["ipv6"] = can_bind(socket.AF_INET6, "::")
         result["ipv6_loopback"] = can_bind(socket.AF_INET6, "::1")

@@ -282,6 +282,12 @@ options:
     description: Why, for V(bad), V(restored) and V(audited).
     type: str
     default: ""
+  background:
+    description:
+      - With V(recovered), V(restored) and V(finished), whether worker and beat of the release that serves run, too.
+        Where a page is up because of the schema, its tasks would meet one that is not its own.
+    type: bool
+    default: true
   event:
     description: The event's name for V(audited).
     type: str
@@ -611,8 +617,11 @@ class Operation:
         notes = [said] if said else []
         notes += ["removed the unfinished build %s" % name for name in removed]
         notes += ["stopped %s, which served nobody" % name for name in self.cutover().stop_others()]
-        notes += ["started %s, which was left stopped" % name for name in self.cutover().ensure_running()]
+        notes += ["started %s, which was left stopped" % name for name in self.ensure_running(self.cutover())]
         return self.result(bool(notes), notes=notes)
+
+    def ensure_running(self, cutover):
+        return cutover.ensure_running(self.params["background"])
 
     def healthy(self):
         """Whether the release that serves answers its gate on its own socket."""
@@ -745,7 +754,7 @@ class Operation:
 
     def finished(self):
         if self.state.transition is None:
-            return self.result(release=self.current or "")
+            return self.result(bool(self.settle()), release=self.current or "")
         target = self.state.transition["to"]
         if not self.check_mode:
             self.cutover().finish()
@@ -755,10 +764,29 @@ class Operation:
                 releases.amend_manifest(self.layout, target, applied_when_live=self.params["applied_migrations"])
         return self.result(True, release=target)
 
+    def settle(self):
+        """Put right what an earlier run left of the release that serves; returns whether anything was."""
+        if self.check_mode or not self.current:
+            return False
+        # It was put in service by a run that failed behind its switch and had nothing to go back to.
+        served = self.state.status(self.current) == "ready"
+        if served:
+            self.state.set_status(self.current, "live")
+        return bool(self.ensure_running(self.cutover())) or served
+
+    def finish_begun(self):
+        """Whether this host was letting go of the old release; every host had switched then, so it is finished."""
+        if self.state.transition["phase"] != "finish":
+            return False
+        self.cutover().finish()
+        return True
+
     def withdrawn(self):
         transition = self.state.transition
         if transition is None or transition.get("run_id") != self.params["run_id"]:
             return self.result(release=self.current or "", timings={}, notes=[])
+        if not self.check_mode and self.finish_begun():
+            return self.result(True, release=transition["to"], timings={}, notes=[])
         if not self.check_mode:
             cutover = self.cutover()
             cutover.withdraw(self.params["reason"] or "asked for")
@@ -775,8 +803,10 @@ class Operation:
                 notes=["the cutover that is under way belongs to run %s" % transition.get("run_id")],
             )
         cutover = self.cutover()
+        if transition is not None and self.finish_begun():
+            return self.result(True, release=transition["to"], timings={}, notes=[])
         if transition is None:
-            started = cutover.ensure_running()
+            started = self.ensure_running(cutover)
             return self.result(
                 bool(started),
                 release=self.current or "",
@@ -784,6 +814,8 @@ class Operation:
                 notes=["started %s again" % name for name in started],
             )
         cutover.put_back(self.params["reason"] or "asked for", bad=False)
+        if not self.params["background"]:
+            cutover.hold_background()
         return self.result(True, release=transition["from"] or "", timings=cutover.timings, notes=cutover.notes)
 
     def hook(self):
@@ -964,6 +996,7 @@ def argument_spec():
         "keep": option("int", 5),
         "applied_migrations": {"type": "list", "elements": "str"},
         "reason": option("str", ""),
+        "background": option("bool", True),
         "event": option("str", "note"),
         "log_folder": option("path", "/var/log/shiftmaster"),
         "build_timeout_seconds": option("int", 900),

@@ -498,16 +498,23 @@ class Cutover:
             systemctl("stop", *running, timeout=self.options["worker_stop_seconds"] + 90)
         return running
 
-    def ensure_running(self) -> list:
+    def hold_background(self) -> None:
+        """Stop worker and beat of the release that serves: its tasks would meet a schema that is not its own."""
+        colour = self.layout.active_colour()
+        if colour is not None:
+            self._stop(colour, ("beat", "worker"))
+
+    def ensure_running(self, background: bool = True) -> list:
         """Start what should run beside the release that serves and does not; returns the units.
 
-        A run that died in maintenance mode leaves its worker and beat stopped. An application that an operator has
-        stopped as a whole stays stopped.
+        A run that died in maintenance mode leaves its worker and beat stopped; without background they stay so. An
+        application that an operator has stopped as a whole stays stopped.
         """
         colour = self.layout.active_colour()
         if colour is None or units.active_state("shiftmaster.service") != "active":
             return []
-        missing = [name for name in wanted_units(self.options, colour) if units.active_state(name) != "active"]
+        wanted = wanted_units(self.options, colour) if background else [unit("web", colour)]
+        missing = [name for name in wanted if units.active_state(name) != "active"]
         if missing:
             systemctl("start", *missing, timeout=180)
         return missing

@@ -161,10 +161,22 @@ def test_a_server_that_was_taken_out_stays_out_when_the_role_runs(tree):
     text = render("servers.conf.j2", **FLEET)
     assert tree.servers_of(text) == {"192.0.2.1:8443": (False, ""), "192.0.2.2:8443": (False, "")}
     assert "server 192.0.2.1:8443 max_fails=3 fail_timeout=10s;" in text
-    out = tree.with_server(text, "192.0.2.2:8443", True, "2026-11-25T10:00:00Z: it could not be reached")
+    out = tree.with_server(text, "192.0.2.2:8443", True, "it could not be reached", "2026-11-25T10:00:00Z")
     down = {server: comment for server, (down, comment) in tree.servers_of(out).items() if down}
     assert render("servers.conf.j2", __nginx_host=dict(HOST, servers_down=down), **FLEET) == out
     assert tree.with_server(out, "192.0.2.2:8443", False, "") == text
+    assert tree.with_server(out, "192.0.2.2:8443", False, "it could not be reached") == text
+    assert tree.with_server(out, "192.0.2.2:8443", False, "it is being patched") == out, "out for another reason"
+
+
+def test_a_server_that_comes_to_others_is_out_until_a_run_takes_it_in(tree):
+    known = {"servers": ["192.0.2.1:8443"], "servers_down": {}}
+    text = render("servers.conf.j2", __nginx_host=dict(HOST, **known), **FLEET)
+    assert tree.servers_of(text) == {"192.0.2.1:8443": (False, ""), "192.0.2.2:8443": (True, "new")}
+    # Where none of before is left, somebody must be served.
+    other = {"servers": ["192.0.2.9:8443"], "servers_down": {}}
+    text = render("servers.conf.j2", __nginx_host=dict(HOST, **other), **FLEET)
+    assert not any(down for down, _ in tree.servers_of(text).values())
 
 
 def test_the_last_server_and_an_unknown_one_are_not_taken_out(tree):
