@@ -142,6 +142,7 @@ def test_a_reverse_that_cannot_begin_leaves_the_newer_version(operations):
 
 def test_the_page_stays_where_nothing_fits_the_schema(operations):
     """The schema is back, the older release does not start: neither version may meet users. A deploy repairs it."""
+    background = "systemctl list-units --plain --no-legend --state=active 'shiftmaster-worker@*' 'shiftmaster-beat@*'"
     versions = operations.shell(f"cd {APP}/releases && grep -lx 2.0.0 */source/VERSION").split()
     servers = [f"{APP}/releases/{path.split('/')[0]}/venv/bin/gunicorn" for path in versions]
     for path in servers:
@@ -153,12 +154,18 @@ def test_the_page_stays_where_nothing_fits_the_schema(operations):
             operations.shell(f"mv {path}.away {path}")
     assert run.code == 2 and run.says("The maintenance page stays up"), run.output[-6000:]
     assert "503" in operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
+    assert operations.shell(background) == "", "tasks of the newer version would meet the older schema"
     # A run that fails does not take away what an earlier one left up.
     run = operations.deploy("broken-requirement")
     assert run.code == 2 and run.says("needs roster.0002_minimum_staff_kind_summary, not applied"), run.output[-6000:]
     assert "503" in operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
+    assert operations.shell(background) == ""
     run = operations.deploy("2.1.0", shiftmaster_watch_seconds=1)
     assert run.code == 0, run.output[-4000:]
     assert operations.serves(10) == "2.1.0"
+    assert operations.shell(background).count("\n") == 2
+    # The copy of before that deploy holds the older schema: nobody restores it as the data of 2.1.0.
+    newest = operations.shell("ls -t /var/backups/shiftmaster/pre-migration/*.json | head -1").strip()
+    assert json.loads(operations.shell(f"cat {newest}"))["release"] == ""
     code = operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
     assert code == "200"
