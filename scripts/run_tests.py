@@ -3,7 +3,7 @@
 
   scripts/run_tests.py test           the sample
   scripts/run_tests.py all            everything; what happened is kept in .cache/results.json
-  scripts/run_tests.py rest           what did not pass in that run, once more, on the same commit
+  scripts/run_tests.py rest           what did not pass in that run (it may have been ended), on the same commit
   scripts/run_tests.py bench          the measurements
   scripts/run_tests.py NAME...        these steps; a scenario that the file does not list is run too
 
@@ -176,8 +176,9 @@ def remove_hosts(scenario: str) -> None:
 
 
 class Runner:
-    def __init__(self, steps: list[Step]) -> None:
-        self.steps = steps
+    def __init__(self, steps: list[Step], keep=lambda: None) -> None:
+        """keep is called behind each step, so that a run that dies leaves what it had."""
+        self.steps, self.keep = steps, keep
         self.running: dict[str, tuple[Step, subprocess.Popen, float]] = {}
         self.interrupted = False
 
@@ -268,6 +269,7 @@ class Runner:
                     kept = bool(os.environ.get("KEEP"))
             if not kept:
                 remove_hosts(step.name)
+            self.keep()
 
     @staticmethod
     def end(process: subprocess.Popen) -> None:
@@ -313,9 +315,14 @@ def main() -> int:
     steps = select(load_steps(), words)
     if not steps:
         sys.exit(f"ERROR: scripts/steps.yml has no steps for {' '.join(words)}.")
-    good = Runner(steps).run()
-    if words == ["all"]:
-        RESULTS.write_text(json.dumps(dict(results, steps=[asdict(step) for step in steps]), indent=2))
+
+    def keep() -> None:
+        if words == ["all"]:
+            entries = [dict(asdict(step), result=step.result.replace(RUNNING, NOT_RUN)) for step in steps]
+            RESULTS.write_text(json.dumps(dict(results, steps=entries), indent=2))
+
+    good = Runner(steps, keep).run()
+    keep()
     return 0 if good else 1
 
 
@@ -328,13 +335,18 @@ def rest(now: dict) -> int:
     if not missing:
         say("all of the last whole run passed")
         return 0
-    good = Runner(steps := [step for step in load_steps() if step.name in missing]).run()
-    for step in steps:
-        first = missing[step.name]["result"]
-        step.note = "; ".join(filter(None, [step.note, f"run again {now['started']}, before: {first}"]))
-    again = {step.name: asdict(step) for step in steps}
-    results["steps"] = [again.get(entry["name"], entry) for entry in results["steps"]]
-    RESULTS.write_text(json.dumps(results, indent=2))
+    steps = [step for step in load_steps() if step.name in missing]
+
+    def keep() -> None:
+        again = {step.name: asdict(step) for step in steps if step.result in (PASSED, FAILED)}
+        for name, entry in again.items():
+            first = missing[name]["result"]
+            entry["note"] = "; ".join(filter(None, [entry["note"], f"run again {now['started']}, before: {first}"]))
+        kept = dict(results, steps=[again.get(entry["name"], entry) for entry in results["steps"]])
+        RESULTS.write_text(json.dumps(kept, indent=2))
+
+    good = Runner(steps, keep).run()
+    keep()
     return 0 if good else 1
 
 
