@@ -116,7 +116,7 @@ notes:
   - A run that was killed, or that failed, is repeated as it is, in the same or the other direction. A migration that is
     no transaction goes on behind its last operation that is done; the table C(shiftmaster_migration_progress) knows it
     and is there for as long as such a migration is half done. An operation shares a transaction with that mark where
-    PostgreSQL allows it, and where it is no C(RunPython), which is run again from its beginning.
+    PostgreSQL allows it; a C(RunPython) and a C(RunSQL) of several statements are run again from their beginning.
   - Indexes that C(CREATE INDEX CONCURRENTLY) of an interrupted migration left, whole or not, are dropped and built
     again.
 """

@@ -91,9 +91,14 @@ class Operations:
         self.inventory, self.host, self.vault = str(inventory), host, None
 
     def command(self, playbook: str, extra: dict, *arguments: str) -> list:
-        extra = {**(self.vault.variables if self.vault else {}), **extra}
+        # In a file, for some are secrets, and everybody may read a process's arguments.
+        folder = SCENARIO_HOME / "extra"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = folder / f"{self.host}-{time.time_ns()}.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps({**(self.vault.variables if self.vault else {}), **extra}))
         return [
-            "ansible-playbook", "--inventory", self.inventory, playbook, "--extra-vars", json.dumps(extra), *arguments,
+            "ansible-playbook", "--inventory", self.inventory, playbook, "--extra-vars", f"@{path}", *arguments,
         ]  # fmt: skip
 
     @staticmethod

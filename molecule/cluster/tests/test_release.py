@@ -12,7 +12,7 @@ SERVERS = "/etc/nginx/shiftmaster-servers.conf"
 POINTS = "/run/shiftmaster/points"
 LOG = SCENARIO_HOME / "cluster.log"
 FAST = {"shiftmaster_watch_seconds": 3}
-TRAFFIC = ("--clients", "16", "--think-seconds", "0.5", BROWSER)
+TRAFFIC = ("--clients", "16", "--think-seconds", "0.5")
 # Runs that a test has started; what it has not waited for must not meet the next one.
 STARTED = []
 
@@ -155,7 +155,7 @@ def test_one_host_fails_after_its_switch(fleet):
 
 def test_one_host_is_lost_in_mid_cutover(fleet):
     """It is out of the edge and named; the other one serves the old version; the next run takes it in again."""
-    with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
+    with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
         hold(fleet.app2, "switched")
         process = start(fleet, "2.1.0")
         wait_at(fleet.app2, "switched", process)
@@ -269,7 +269,7 @@ def test_contract_migrations_stop_background_work_on_every_host(fleet):
 
 @pytest.mark.whole
 def test_an_operator_takes_a_host_out_and_in(fleet):
-    with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
+    with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
         run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
         assert run.code == 0 and out_of_the_edge(fleet) == ["172.30.77.12"], run.output[-3000:]
         last = fleet.app1.run("playbooks/host.yml", host="cluster-app1", state="out", reason="x")
