@@ -16,7 +16,8 @@ author: ShiftMaster operations (@shiftmaster-operations)
 options:
   state:
     description:
-      - V(query) lists the releases and what the links say.
+      - V(query) lists the releases and what the links say, and whether a run that asks for O(revision) with O(build)
+        has anything to do here.
       - V(target) chooses the release of a rollback, O(release) or what served before the current one was deployed.
         One that never was live or is bad is refused.
       - V(present) builds a release of O(revision) with this configuration, or finds the one that there is.
@@ -377,6 +378,13 @@ transition:
   description: The cutover that is under way, or an empty dict.
   type: dict
   returned: for query
+unsettled:
+  description:
+    - Why a run that asks for O(revision) with O(build) has something to do here, as sentences. Empty where that release
+      serves, healthy and with all its units, and nothing is unfinished or to be pruned.
+  type: list
+  elements: str
+  returned: for query with O(revision)
 timings:
   description: Seconds that each phase took.
   type: dict
@@ -405,7 +413,7 @@ from ansible.module_utils.shiftmaster.migrations import classify_tree
 from ansible.module_utils.shiftmaster.probe import http_get
 from ansible.module_utils.shiftmaster.releasecode import ReleaseCodeError
 from ansible.module_utils.shiftmaster.state import State, StateError, audit, exclusive
-from ansible.module_utils.shiftmaster.units import UnitError, active_state
+from ansible.module_utils.shiftmaster.units import UnitError, active_state, properties
 from ansible.module_utils.shiftmaster.watch import watch
 
 
@@ -484,13 +492,44 @@ class Operation:
 
     def query(self):
         release = self.one(self.params["release"]) if self.params["release"] else ""
+        asked = {"release": self.current or "", "unsettled": self.unsettled()} if self.params["revision"] else {}
         return self.result(
-            release=release,
-            releases=releases.describe(self.layout, self.state, sizes=True),
+            releases=releases.describe(self.layout, self.state),
             previous=self.state.rollback_target(self.current) or "",
             active_colour=self.layout.active_colour() or "",
             transition=self.state.transition or {},
+            **dict({"release": release}, **asked),
         )
+
+    def unsettled(self):
+        """Return why a run that asks for this revision and configuration has something to do here, as sentences."""
+        if self.current is None:
+            return ["no release serves"]
+        cutover = self.cutover()
+        found = releases.find(
+            self.layout, self.state, self.params["revision"], releases.config_hash(self.configuration())
+        )
+        status = self.state.status(self.current)
+        whole = properties("shiftmaster.service", "ActiveState", "UnitFileState")
+        whole = [whole["ActiveState"], whole["UnitFileState"]]
+        left = releases.unfinished(self.layout, self.state)
+        reasons = {
+            "a cutover is under way": self.state.transition is not None,
+            "another release was asked for": found != self.current,
+            "release %s is %s" % (self.current, status): status != "live",
+            "shiftmaster.service is %s" % ", ".join(whole): whole != ["active", "enabled"],
+            "%s does not run" % ", ".join(cutover.missing()): cutover.missing(),
+            "%s runs and serves nobody" % ", ".join(cutover.others()): cutover.others(),
+            "%s is unfinished" % ", ".join(left): left,
+            "a release may go": releases.prune_plan(self.layout, self.state, self.params["keep"]),
+            "its health is bad": not self.healthy(),
+        }
+        try:
+            with exclusive(self.layout, wait_seconds=0):
+                pass
+        except StateError as error:
+            reasons[str(error)] = True
+        return [reason for reason, holds in reasons.items() if holds]
 
     def environment(self):
         build = self.params["build"]

@@ -74,6 +74,39 @@ options:
     type: list
     elements: path
     default: []
+  needs:
+    description:
+      - What the host must have first. Where it lacks some of it, nothing is laid down and RV(lacking) names it, so that
+        the caller brings it and calls again.
+    type: dict
+    suboptions:
+      packages:
+        description: Debian packages.
+        type: list
+        elements: str
+        default: []
+      users:
+        description: Users with their group, home and shell.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          name:
+            description: The user.
+            type: str
+            required: true
+          group:
+            description: The user's own group.
+            type: str
+            required: true
+          home:
+            description: The home folder.
+            type: str
+            required: true
+          shell:
+            description: The login shell.
+            type: str
+            default: /usr/sbin/nologin
 attributes:
   check_mode:
     support: full
@@ -97,12 +130,18 @@ changed_paths:
   type: list
   elements: str
   returned: always
+lacking:
+  description: Names of the packages and users of O(needs) that the host lacks.
+  type: list
+  elements: str
+  returned: always
 """
 
 import grp
 import os
 import pwd
 import stat
+import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -141,6 +180,36 @@ def read(path):
             return stream.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def lacking(needs):
+    """Return the names of packages that are not installed and of users that are missing or different."""
+    installed = ""
+    if needs["packages"]:
+        command = [
+            "dpkg-query",
+            "--show",
+            "--showformat",
+            "${Package} ${db:Status-Status}\\n",
+            "--",
+            *needs["packages"],
+        ]
+        # It ends with 1 where it does not know one of them.
+        installed = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60).stdout
+    missing = [name for name in needs["packages"] if "%s installed" % name not in installed.splitlines()]
+    for user in needs["users"]:
+        try:
+            found = pwd.getpwnam(user["name"])
+            same = (grp.getgrgid(found.pw_gid).gr_name, found.pw_dir, found.pw_shell) == (
+                user["group"],
+                user["home"],
+                user["shell"],
+            )
+        except KeyError:
+            same = False
+        if not same:
+            missing.append(user["name"])
+    return missing
 
 
 def apply(params, check_mode):
@@ -237,14 +306,32 @@ def main():
             "texts": {"type": "dict", "default": {}},
             "absent": {"type": "list", "elements": "path", "default": []},
             "purge": {"type": "list", "elements": "path", "default": []},
+            "needs": {
+                "type": "dict",
+                "options": {
+                    "packages": {"type": "list", "elements": "str", "default": []},
+                    "users": {
+                        "type": "list",
+                        "elements": "dict",
+                        "default": [],
+                        "options": {
+                            "name": {"type": "str", "required": True},
+                            "group": {"type": "str", "required": True},
+                            "home": {"type": "str", "required": True},
+                            "shell": {"type": "str", "default": "/usr/sbin/nologin"},
+                        },
+                    },
+                },
+            },
         },
         supports_check_mode=True,
     )
     try:
-        changed, diffs = apply(module.params, module.check_mode)
-    except (OSError, ValueError) as error:
+        missing = lacking(module.params["needs"]) if module.params["needs"] else []
+        changed, diffs = apply(module.params, module.check_mode) if not missing else ([], [])
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=bool(changed), changed_paths=changed, diff=diffs)
+    module.exit_json(changed=bool(changed), changed_paths=changed, diff=diffs, lacking=missing)
 
 
 if __name__ == "__main__":

@@ -490,13 +490,19 @@ class Cutover:
 
     def stop_others(self) -> list:
         """Stop what runs in the colour that does not serve; returns the units. A worker that is ending may end."""
-        if self.state.transition is not None or self.layout.active_colour() is None:
+        if self.state.transition is not None:
             return []
-        names = [unit(kind, self.layout.idle_colour()) for kind in ("beat", "worker", "web")]
-        running = [name for name in names if units.active_state(name) in ("active", "activating")]
+        running = self.others()
         if running:
             systemctl("stop", *running, timeout=self.options["worker_stop_seconds"] + 90)
         return running
+
+    def others(self) -> list:
+        """Return the units that run in the colour that does not serve, where one serves."""
+        if self.layout.active_colour() is None:
+            return []
+        states = units.active_states([unit(kind, self.layout.idle_colour()) for kind in ("beat", "worker", "web")])
+        return [name for name, state in states.items() if state in ("active", "activating")]
 
     def hold_background(self) -> None:
         """Stop worker and beat of the release that serves: its tasks would meet a schema that is not its own."""
@@ -513,11 +519,15 @@ class Cutover:
         colour = self.layout.active_colour()
         if colour is None or units.active_state("shiftmaster.service") != "active":
             return []
-        wanted = wanted_units(self.options, colour) if background else [unit("web", colour)]
-        missing = [name for name in wanted if units.active_state(name) != "active"]
+        missing = self.missing() if background else [name for name in self.missing() if name == unit("web", colour)]
         if missing:
             systemctl("start", *missing, timeout=180)
         return missing
+
+    def missing(self) -> list:
+        """Return the units of the release that serves which do not run."""
+        states = units.active_states(wanted_units(self.options, self.layout.active_colour()))
+        return [name for name, state in states.items() if state != "active"]
 
     def called(self, release: Optional[str]) -> str:
         """Name a release as people know it."""

@@ -88,7 +88,7 @@ def masked(environ: dict, secret=()) -> dict:
     return shown
 
 
-def describe(layout: Layout, state: State, sizes: bool = False) -> list:
+def describe(layout: Layout, state: State) -> list:
     """Return the releases, oldest first: name, version, revision, status, since, reason, current."""
     current = layout.current()
     listed = []
@@ -106,21 +106,8 @@ def describe(layout: Layout, state: State, sizes: bool = False) -> list:
             "since": state.releases.get(name, {}).get("since", ""),
             "current": name == current,
         }
-        if sizes:
-            entry["bytes"] = _size(layout.release(name))
         listed.append(entry)
     return listed
-
-
-def _size(path: str) -> int:
-    total = 0
-    for folder, _folders, files in os.walk(path):
-        for entry in files:
-            try:
-                total += os.lstat(os.path.join(folder, entry)).st_blocks * 512
-            except OSError:
-                pass
-    return total
 
 
 def find(layout: Layout, state: State, revision: str, config: str) -> Optional[str]:
@@ -500,20 +487,26 @@ def discard(layout: Layout, state: State, name: str) -> None:
     state.forget(name)
 
 
+def unfinished(layout: Layout, state: State) -> list:
+    """Return what killed builds and prunes left, as names of folders below releases/."""
+    left = [name for name in layout.names() if state.status(name) in (None, "building")]
+    folders = os.listdir(layout.releases) if os.path.isdir(layout.releases) else []
+    return left + [entry for entry in folders if entry.endswith(".removing")]
+
+
 def remove_unfinished(layout: Layout, state: State) -> list:
     """Remove what killed builds and prunes left; returns the names."""
     removed = []
-    for name in layout.names():
-        if state.status(name) in (None, "building") and not manifest(layout, name):
-            discard(layout, state, name)
-            removed.append(name)
-        elif state.status(name) in (None, "building"):
-            state.set_status(name, "ready")  # Killed between its manifest and its status.
-    for entry in os.listdir(layout.releases) if os.path.isdir(layout.releases) else []:
+    for entry in unfinished(layout, state):
         if entry.endswith(".removing"):
             shutil.rmtree(os.path.join(layout.releases, entry))
             state.forget(entry[: -len(".removing")])
-            removed.append(entry)
+        elif manifest(layout, entry):
+            state.set_status(entry, "ready")  # Killed between its manifest and its status.
+            continue
+        else:
+            discard(layout, state, entry)
+        removed.append(entry)
     return removed
 
 

@@ -40,7 +40,12 @@ def properties(name: str, *names) -> dict:
 
 def active_state(name: str) -> str:
     """Return active, activating, deactivating, inactive or failed."""
-    return properties(name, "ActiveState")["ActiveState"]
+    return active_states([name])[name]
+
+
+def active_states(names) -> dict:
+    """Return the state of each unit, by one call."""
+    return dict(zip(names, systemctl("show", "--property=ActiveState", "--value", *names).split()))
 
 
 def processes(name: str) -> list:

@@ -2,10 +2,11 @@
 
 Runs on the controller only. Options:
 
-    roles     names of roles, whose meta/argument_specs.yml say what is expected and whose defaults fill in
-    known     names that begin like a role's and are no role's option (the wiring's own)
-    required  [{name, hint}]: variables that must be set and not empty
-    choices   [{name, value, choices}]: what people type with a run
+    roles       names of roles, whose meta/argument_specs.yml say what is expected and whose defaults fill in
+    roles_here  those of them whose values are checked, too (all)
+    known       names that begin like a role's and are no role's option (the wiring's own)
+    required    [{name, hint}]: variables that must be set and not empty
+    choices     [{name, value, choices}]: what people type with a run
 
 Returns problems, a list of sentences; never a value, since it may be a secret.
 """
@@ -22,7 +23,9 @@ from ansible.plugins.action import ActionBase
 
 
 def load(path):
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    # The parser in C, where PyYAML has it: each host's check reads these files again.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), loader) if path.exists() else None
 
 
 def unknown_names(names, expected, prefixes):
@@ -86,8 +89,8 @@ class ActionModule(ActionBase):
                 problems.append(
                     "%s=%s is none of: %s" % (choice["name"], choice["value"], ", ".join(choice["choices"]))
                 )
-        for role, options in specs.items():
-            values = {}
+        for role in arguments.get("roles_here", arguments["roles"]):
+            options, values = specs[role], {}
             # As the role itself will see them: with its own defaults, not with another role's.
             templar = self._templar.copy_with_new_env(available_variables={**defaults[role], **task_vars})
             for name in options:

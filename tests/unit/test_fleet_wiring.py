@@ -15,6 +15,7 @@ ASKED = (
     "fleet_problems", "postgresql_listen_addresses", "postgresql_hba_rules", "redis_port", "redis_tls_port",
     "nginx_upstream_servers", "nginx_upstream_tls", "nginx_local_tls_listen", "nginx_static_url", "firewall_rules",
     "shiftmaster_database_sslmode", "shiftmaster_edge_servers", "tls_internal_names", "shiftmaster_secret_environment",
+    "postgresql_max_connections",
 )  # fmt: skip
 
 
@@ -83,6 +84,14 @@ def test_one_host_needs_nobody_else():
     assert not values["nginx_upstream_tls"] and values["nginx_local_tls_listen"] == []
     assert [rule for rule in values["firewall_rules"] if rule["name"] != "web" and rule["sources"]] == []
     assert values["shiftmaster_database_sslmode"] == "require"
+
+
+@pytest.mark.parametrize("count, connections", [(1, "100"), (2, "100"), (3, "140"), (8, "340")])
+def test_the_database_has_room_for_both_colours_of_every_application_host(tmp_path, count, connections):
+    apps = "".join(f"app{number} ansible_host=10.0.0.{number}\n" for number in range(count))
+    (tmp_path / "hosts").write_text(f"[app]\n{apps}[database]\napp0\n[web]\napp0\n[cache]\napp0\n")
+    values = wiring(str(tmp_path / "hosts"))
+    assert {str(value["postgresql_max_connections"]) for value in values.values()} == {connections}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ import time
 import zipfile
 
 import pytest
-from ansible.module_utils.shiftmaster import releasecode, releases
+import shiftmaster_release
+from ansible.module_utils.shiftmaster import probe, releasecode, releases, units
+from ansible.module_utils.shiftmaster import state as state_of
 from ansible.module_utils.shiftmaster.layout import Layout
 from ansible.module_utils.shiftmaster.state import State
 
@@ -69,6 +71,88 @@ def serve(layout, name, colour="blue"):
     layout.activate(colour)
 
 
+# ------------------------------------------------------------------------------------------- whether anything is to do
+
+WEB, WORKER, BEAT = ("shiftmaster-%s@blue.service" % kind for kind in ("web", "worker", "beat"))
+CUTOVER = dict.fromkeys(("kind", "phase", "run_id"), "x") | {
+    "from": ONE,
+    "from_colour": "blue",
+    "to": TWO,
+    "to_colour": "green",
+}
+OLD_WORKER = "shiftmaster-worker@green.service"
+
+
+@pytest.fixture
+def unsettled(layout, state, add, monkeypatch, run_module):
+    """A function that says why a run has something to do, on a host where by itself it has not."""
+    digest = releases.config_hash(dict(default_build(), hooks=[], celery_application="shiftmaster"))
+    add(ONE, version="2.0.0", revision="1" * 40, config_sha256=digest)
+    serve(layout, ONE)
+    running = {"shiftmaster.service", WEB, WORKER, BEAT}
+    whole = {"ActiveState": "active", "UnitFileState": "enabled"}
+    answers = [200]
+    monkeypatch.setattr(shiftmaster_release, "properties", lambda name, *_names: dict(whole))
+    monkeypatch.setattr(
+        units, "active_states", lambda names: {name: "active" if name in running else "inactive" for name in names}
+    )
+
+    def answer(*_args, **_more):
+        return probe.HttpResult(answers[-1], 0.0, "", None)
+
+    monkeypatch.setattr(shiftmaster_release, "http_get", answer)
+
+    def unsettled(**parameters):
+        asked = {"root": layout.root, "revision": "1" * 40, "celery_application": "shiftmaster", "keep": 1}
+        return run_module(shiftmaster_release, **dict(asked, **parameters))["unsettled"]
+
+    unsettled.running, unsettled.whole, unsettled.answers = running, whole, answers
+    return unsettled
+
+
+def default_build():
+    options = shiftmaster_release.argument_spec()["build"]["options"]
+    return {name: option["default"] for name, option in options.items()}
+
+
+def test_a_host_that_serves_what_is_asked_for_has_nothing_to_do(unsettled):
+    assert unsettled() == []
+
+
+def test_a_query_without_a_revision_does_not_judge(layout, unsettled, run_module):
+    assert "unsettled" not in run_module(shiftmaster_release, root=layout.root)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda host, **_: host.running.discard(WORKER), "%s does not run" % WORKER),
+        (lambda host, **_: host.running.add(OLD_WORKER), "%s runs and serves nobody" % OLD_WORKER),
+        (lambda host, **_: host.whole.update(ActiveState="inactive"), "shiftmaster.service is inactive, enabled"),
+        (lambda host, **_: host.whole.update(UnitFileState="disabled"), "shiftmaster.service is active, disabled"),
+        (lambda host, **_: host.answers.append(503), "its health is bad"),
+        (lambda add, **_: add(TWO, "building"), "%s is unfinished" % TWO),
+        (lambda layout, **_: os.makedirs(layout.release(TWO) + ".removing"), "%s.removing is unfinished" % TWO),
+        (lambda add, **_: (add(TWO, "ready"), add(THREE, "ready")), "a release may go"),
+        (lambda state, **_: state.set_status(ONE, "ready"), "release %s is ready" % ONE),
+        (lambda state, **_: state.begin(**CUTOVER), "a cutover is under way"),
+    ],
+)
+def test_what_a_run_has_to_do_is_told(unsettled, layout, state, add, change, said):
+    change(host=unsettled, layout=layout, state=state, add=add)
+    assert said in unsettled()
+
+
+@pytest.mark.parametrize("asked", [{"revision": "2" * 40}, {"build": {"salt": "other"}}, {"celery_application": "x"}])
+def test_another_revision_or_configuration_is_another_release(unsettled, asked):
+    assert "another release was asked for" in unsettled(**asked)
+
+
+def test_a_host_at_work_is_not_settled(layout, unsettled):
+    with state_of.exclusive(layout):
+        assert [said for said in unsettled() if "another operation is still at work" in said]
+
+
 # ------------------------------------------------------------------------------------------------------------- finding
 
 
@@ -103,13 +187,12 @@ def test_a_list_says_what_is_what(layout, state, add):
     os.makedirs(layout.release(THREE))
     os.makedirs(os.path.join(layout.releases, "mine"))
     serve(layout, ONE)
-    listed = releases.describe(layout, state, sizes=True)
+    listed = releases.describe(layout, state)
     assert [(one["name"], one["version"], one["status"], one["was_live"], one["current"]) for one in listed] == [
         (ONE, "2.0.0", "live", True, True),
         (TWO, "2.1.0", "bad", True, False),
         (THREE, "", "building", False, False),
     ]
-    assert listed[0]["bytes"] > 0
 
 
 def test_secrets_are_shown_by_their_hash_only():

@@ -51,18 +51,10 @@ def test_no_parameter_takes_a_password():
     assert not [name for name in shiftmaster_health.CHECK_OPTIONS if "password" in name or "token" in name]
 
 
-def run_module(capsys, monkeypatch, **parameters):
-    from ansible.module_utils.testing import patch_module_args
-
-    with patch_module_args(dict(parameters, _ansible_check_mode=True)), pytest.raises(SystemExit):
-        shiftmaster_health.main()
-    return json.loads(capsys.readouterr().out)
-
-
-def test_the_module_checks_in_check_mode_and_never_changes(capsys, monkeypatch):
+def test_the_module_checks_in_check_mode_and_never_changes(run_module):
     result = run_module(
-        capsys,
-        monkeypatch,
+        shiftmaster_health,
+        check_mode=True,
         checks=[
             {"name": "memory", "kind": "memory", "warning": 101, "critical": 102},
             {"name": "away", "kind": "disk", "paths": ["/no/such"]},
@@ -88,8 +80,8 @@ def test_the_module_checks_in_check_mode_and_never_changes(capsys, monkeypatch):
         ([{"name": "a", "kind": "memory", "timeout": 3}], "timeout"),
     ],
 )
-def test_mistakes_of_the_caller_are_one_sentence(capsys, monkeypatch, checks, words):
-    result = run_module(capsys, monkeypatch, checks=checks)
+def test_mistakes_of_the_caller_are_one_sentence(run_module, checks, words):
+    result = run_module(shiftmaster_health, check_mode=True, checks=checks)
     assert result["failed"] and words in result["msg"]
 
 
@@ -644,11 +636,11 @@ def test_a_hint_of_the_site_replaces_ours():
     assert health_engine.describe(wanted, Outcome("down", (), "refused"), 1, "en", Context())["hint"] == "call 4711"
 
 
-def test_several_hosts_in_one_report(capsys, monkeypatch):
+def test_several_hosts_in_one_report(run_module):
     healthy = health_engine.make_report([results()("en")[0]], "web1", NOW)
     answer = run_module(
-        capsys,
-        monkeypatch,
+        shiftmaster_health,
+        check_mode=True,
         results=[
             {"host": "app1", "result": {"report": report(), "changed": False}},
             {"host": "web1", "result": {"report": healthy}},

@@ -134,3 +134,24 @@ def test_bad_input_changes_nothing(lay, entry, tmp_path, bad):
 def test_texts_are_files_of_root(lay, tmp_path):
     assert lay(texts={str(tmp_path / "x"): "1"}) == ["x"]
     assert mode(tmp_path / "x") == "0644" and lay(texts={str(tmp_path / "x"): "1"}) == []
+
+
+def test_what_the_host_lacks_is_named():
+    needs = {
+        "packages": ["dpkg", "no-such-package"],
+        "users": [
+            {"name": "root", "group": "root", "home": "/root", "shell": pwd.getpwnam("root").pw_shell},
+            {"name": "root", "group": "root", "home": "/elsewhere", "shell": pwd.getpwnam("root").pw_shell},
+            {"name": "nobody-here", "group": "root", "home": "/", "shell": "/bin/sh"},
+        ],
+    }
+    assert tree.lacking(needs) == ["no-such-package", "root", "nobody-here"]
+    assert tree.lacking({"packages": [], "users": []}) == []
+
+
+def test_nothing_is_laid_down_where_something_is_lacking(run_module, tmp_path):
+    params = {"files": [{"path": str(tmp_path / "a"), "content": "x", "owner": ME, "group": MINE}]}
+    lacked = run_module(tree, needs={"packages": ["no-such-package"]}, **params)
+    assert (lacked["lacking"], lacked["changed"], os.listdir(tmp_path)) == (["no-such-package"], False, [])
+    assert run_module(tree, needs={"packages": []}, **params)["changed"]
+    assert os.listdir(tmp_path) == ["a"]

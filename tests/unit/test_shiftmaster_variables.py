@@ -18,6 +18,7 @@ PLAY = """
   tasks:
     - shiftmaster_variables:
         roles: [shiftmaster]
+        roles_here: "{{ here | default(['shiftmaster']) }}"
         known: [shiftmaster_known]
         required: "{{ needed | default([]) }}"
         choices: "{{ chosen | default([]) }}"
@@ -80,3 +81,8 @@ def test_an_empty_secret_is_not_set(problems):
 
 def test_a_required_option_is_missed(problems):
     assert "shiftmaster_lock_host" in "\n".join(problems(given=False))
+
+
+def test_values_count_only_where_the_role_runs_and_names_everywhere(problems):
+    found = problems(here=[], shiftmaster_web_threads="many", shiftmaster_web_worker=3)
+    assert len(found) == 1 and "shiftmaster_web_worker " in found[0], found

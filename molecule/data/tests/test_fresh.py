@@ -22,9 +22,18 @@ def test_a_check_of_a_fresh_host_succeeds_and_changes_nothing(host, converged):
     assert host.check_output("sh -c %s", SNAPSHOT) == before
 
 
-@pytest.mark.whole
-def test_an_older_redis_keeps_its_data(host, converged, redis):
+@pytest.fixture
+def older_redis(host):
+    """Redis as Debian's package sets it up, whatever was there before."""
+    host.check_output("DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet redis-server >/dev/null")
+    host.check_output("rm -rf /var/lib/redis /etc/redis /etc/systemd/system/redis-server.service.d")
+    host.check_output("systemctl daemon-reload")
     host.check_output("DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet redis-server >/dev/null")
+
+
+@pytest.mark.whole
+@pytest.mark.usefixtures("older_redis")
+def test_an_older_redis_keeps_its_data(host, converged, redis):
     assert redis("LPUSH", "waiting", "from before", user=None, password=None) == "1"
     converged("redis")
     assert redis("LRANGE", "waiting", "0", "-1", user="shiftmaster", password="redis-Lc9Yt3") == "from before"
@@ -32,13 +41,8 @@ def test_an_older_redis_keeps_its_data(host, converged, redis):
     assert redis("LRANGE", "waiting", "0", "-1", user="shiftmaster", password="redis-Lc9Yt3") == "from before"
 
 
+@pytest.mark.usefixtures("older_redis")
 def test_a_stopped_redis_with_a_snapshot_keeps_its_data(host, converged, redis):
-    host.check_output("systemctl stop redis-server")
-    host.check_output(
-        "rm -r /var/lib/redis/appendonlydir /etc/redis/users.acl /etc/systemd/system/redis-server.service.d"
-    )
-    host.check_output("printf 'dir /var/lib/redis\\nsave 900 1\\n' >/etc/redis/redis.conf; systemctl daemon-reload")
-    host.check_output("systemctl start redis-server")
     redis("SET", "later", "kept", user=None, password=None)
     host.check_output("systemctl stop redis-server")
     converged("redis")
