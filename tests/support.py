@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SCENARIO_HOME = ROOT / ".cache" / "scenario"
 REPOSITORY = SCENARIO_HOME / "shiftmaster.git"
 APP = "/var/www/shiftmaster"
+# Where a run is held on a host (module_utils/shiftmaster/points.py).
+POINTS = "/run/shiftmaster/points"
 PASSWORD = "load-test-only"
 SECRETS = {
     "vault_shiftmaster_secret_key": "secret_key",
@@ -84,6 +86,16 @@ class Run:
         return all(text in flat for text in texts)
 
 
+def uninstall(operations: Operations) -> None:
+    """Leave a host as one that was installed anew: nothing of the application, of its releases and of its state."""
+    operations.shell(
+        "systemctl disable --quiet --now shiftmaster.service; systemctl stop 'shiftmaster-*'; "
+        f"rm -rf {APP} /etc/shiftmaster /etc/systemd/system/shiftmaster* /usr/local/lib/shiftmaster "
+        "/usr/local/sbin/shiftmasterctl /var/backups/shiftmaster /var/cache/shiftmaster; userdel shiftmaster-build; "
+        "systemctl daemon-reload"
+    )
+
+
 class Operations:
     """Playbooks of this repository against one scenario's inventory, as an administrator types them."""
 
@@ -129,6 +141,24 @@ class Operations:
 
     def rollback(self, **extra) -> Run:
         return self.run("rollback.yml", **extra)
+
+    # -- holding a run on the host -----------------------------------------------------------------------------------
+
+    def hold(self, point: str) -> None:
+        """Make a run wait at this point when it comes by."""
+        self.shell(f"install -d -m 1777 {POINTS} && touch {POINTS}/{point}")
+
+    def wait_at(self, point: str, process: subprocess.Popen, log: Path) -> str:
+        """Wait until a run is held there; returns the id of the process that waits."""
+        reached = f"{POINTS}/{point}.reached"
+        wait_for(
+            lambda: process.poll() is not None or self.shell(f"cat {reached} 2>/dev/null", check=False), 900, point
+        )
+        assert process.poll() is None, f"ended before {point}: {log.read_text()[-5000:]}"
+        return self.shell(f"cat {reached}").strip()
+
+    def let_go(self) -> None:
+        self.shell(f"rm -rf {POINTS}")
 
     # -- the host from inside ----------------------------------------------------------------------------------------
 

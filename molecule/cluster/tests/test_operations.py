@@ -104,6 +104,22 @@ def restarting(fleet, policy: str) -> None:
     subprocess.run(["docker", "update", f"--restart={policy}", *names], check=True, capture_output=True)
 
 
+@pytest.mark.whole
+def test_a_host_that_an_operator_has_taken_out_stays_out(fleet):
+    run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
+    assert run.code == 0, run.output[-3000:]
+    try:
+        publish(fleet.app2)
+        run = fleet.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
+        assert run.code == 0, run.output[-6000:]
+        assert version(fleet.app2) == offered(fleet.app2)
+        line = fleet.edge.shell(f"grep 172.30.77.12 {SERVERS}")
+        assert " down; # " in line and "new memory" in line, line
+    finally:
+        run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="in")
+    assert run.code == 0 and " down;" not in fleet.edge.shell(f"cat {SERVERS}"), run.output[-3000:]
+
+
 def started(host: Operations) -> str:
     return host.shell("cut -d ' ' -f 22 /proc/1/stat")
 

@@ -4,12 +4,12 @@ import json
 import re
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
-from support import BROWSER, SCENARIO_HOME, Operations, all_ran_once, enqueue, kill_run, load, wait_for
+from support import BROWSER, ROOT, SCENARIO_HOME, Operations, all_ran_once, enqueue, kill_run, load, uninstall, wait_for
 
 SERVERS = "/etc/nginx/shiftmaster-servers.conf"
-POINTS = "/run/shiftmaster/points"
 LOG = SCENARIO_HOME / "cluster.log"
 FAST = {"shiftmaster_watch_seconds": 3}
 TRAFFIC = ("--clients", "16", "--think-seconds", "0.5")
@@ -46,7 +46,7 @@ def at_2_0_0(fleet):
         kill_run(fleet.app1, STARTED[-1], *fleet.all)
     for host in fleet.all:
         ssh(host, True)
-        host.shell(f"rm -rf {POINTS}")
+        host.let_go()
     if served(fleet) != ["2.0.0", "2.0.0"] or out_of_the_edge(fleet):
         # The quickest that does it: the second is for what a failed test of a contract migration leaves.
         for way in ({"to": "2.0.0"}, {"to": "2.0.0", "schema": "reverse"}, None):
@@ -62,23 +62,6 @@ def start(fleet, version: str, **extra) -> subprocess.Popen:
         fleet.app1.start("deploy.yml", LOG, "--tags", "release", shiftmaster_version=version, **FAST, **extra)
     )
     return STARTED[-1]
-
-
-def hold(host: Operations, point: str) -> None:
-    host.shell(f"install -d -m 1777 {POINTS} && touch {POINTS}/{point}")
-
-
-def wait_at(host: Operations, point: str, process: subprocess.Popen) -> None:
-    wait_for(
-        lambda: process.poll() is not None or host.shell(f"ls {POINTS}/{point}.reached 2>/dev/null", check=False),
-        900,
-        point,
-    )
-    assert process.poll() is None, f"ended before {point}: {LOG.read_text()[-5000:]}"
-
-
-def let_go(host: Operations) -> None:
-    host.shell(f"rm -rf {POINTS}")
 
 
 def test_deploy_rollback_deploy_under_load(fleet, capsys):
@@ -156,12 +139,12 @@ def test_one_host_fails_after_its_switch(fleet):
 def test_one_host_is_lost_in_mid_cutover(fleet):
     """It is out of the edge and named; the other one serves the old version; the next run takes it in again."""
     with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
-        hold(fleet.app2, "switched")
+        fleet.app2.hold("switched")
         process = start(fleet, "2.1.0")
-        wait_at(fleet.app2, "switched", process)
+        fleet.app2.wait_at("switched", process, LOG)
         ssh(fleet.app2, False)
         assert process.wait(200) != 0
-        let_go(fleet.app2)
+        fleet.app2.let_go()
         said = " ".join(LOG.read_text().split())
         assert "cluster-app2 could not be reached" in said and "no web server leads there" in said, said[-5000:]
         assert fleet.app1.serves(5) == "2.0.0" and fleet.app1.state()["transition"] is None
@@ -175,6 +158,27 @@ def test_one_host_is_lost_in_mid_cutover(fleet):
 
 
 @pytest.mark.whole
+def test_one_host_is_lost_while_all_let_go_of_the_old_version(fleet):
+    """All had switched and one has finished: that one does not go back."""
+    with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
+        fleet.app2.hold("finish")
+        process = start(fleet, "2.1.0")
+        fleet.app2.wait_at("finish", process, LOG)
+        wait_for(lambda: fleet.app1.state()["transition"] is None, 120, "the end of cluster-app1's cutover")
+        ssh(fleet.app2, False)
+        assert process.wait(200) != 0
+        fleet.app2.let_go()
+        said = " ".join(LOG.read_text().split())
+        assert "Version 2.1.0 serves." in said and "cluster-app2 could not be reached" in said, said[-5000:]
+        assert fleet.app1.serves(5) == "2.1.0" and out_of_the_edge(fleet) == ["172.30.77.12"]
+        ssh(fleet.app2, True)
+        run = fleet.app1.deploy("2.1.0", **FAST)
+        assert run.code == 0, run.output[-6000:]
+    assert served(fleet) == ["2.1.0", "2.1.0"] and out_of_the_edge(fleet) == [] and transitions(fleet) == [None, None]
+    traffic.assert_flawless()
+
+
+@pytest.mark.whole
 def test_the_edge_cannot_be_reached(fleet):
     ssh(fleet.edge, False)
     run = fleet.app1.deploy("2.1.0", **FAST)
@@ -184,11 +188,11 @@ def test_the_edge_cannot_be_reached(fleet):
 
 @pytest.mark.whole
 def test_the_edge_is_lost_before_the_cutover(fleet):
-    hold(fleet.app1, "built")
+    fleet.app1.hold("built")
     process = start(fleet, "2.1.0", shiftmaster_extra_environment={"X": str(time.time())})
-    wait_at(fleet.app1, "built", process)
+    fleet.app1.wait_at("built", process, LOG)
     ssh(fleet.edge, False)
-    let_go(fleet.app1)
+    fleet.app1.let_go()
     assert process.wait(200) != 0
     assert "web server cluster-edge: " in " ".join(LOG.read_text().split()), LOG.read_text()[-4000:]
     assert served(fleet) == ["2.0.0", "2.0.0"]
@@ -200,11 +204,11 @@ def test_the_edge_is_lost_before_the_cutover(fleet):
 @pytest.mark.whole
 def test_the_database_restarts_during_migrations(fleet):
     """Half of a migration that is no transaction stays in the database; the next run finishes it."""
-    hold(fleet.app1, "migrate")
+    fleet.app1.hold("migrate")
     process = start(fleet, "2.1.1")
-    wait_at(fleet.app1, "migrate", process)
+    fleet.app1.wait_at("migrate", process, LOG)
     fleet.db.shell("systemctl restart postgresql")
-    let_go(fleet.app1)
+    fleet.app1.let_go()
     assert process.wait(300) != 0, LOG.read_text()[-4000:]
     assert served(fleet) == ["2.0.0", "2.0.0"] and transitions(fleet) == [None, None]
     run = fleet.app1.deploy("2.1.1", **FAST)
@@ -219,13 +223,12 @@ def test_killed_between_two_hosts(fleet, host, point):
     """The next run brings one version everywhere: back where one had not switched, on where all had."""
     with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
         place = getattr(fleet, host)
-        hold(place, point)
+        place.hold(point)
         process = start(fleet, "2.1.0")
-        wait_at(place, point, process)
-        waiting = place.shell(f"cat {POINTS}/{point}.reached").strip()
+        waiting = place.wait_at(point, process, LOG)
         kill_run(place, process, *fleet.all)
         assert place.shell(f"test -e /proc/{waiting} && echo lives || true") == ""
-        let_go(place)
+        place.let_go()
         assert {host.serves(5) for host in fleet.apps} <= {"2.0.0", "2.1.0"}
         run = fleet.app1.deploy("2.1.0", **FAST)
         assert run.code == 0, run.output[-6000:]
@@ -247,11 +250,18 @@ def test_hosts_that_serve_different_versions_are_not_rolled_back_by_guess(fleet)
 
 
 @pytest.mark.whole
+def test_the_host_that_does_for_all_cannot_be_left_out(fleet):
+    run = fleet.app1.deploy("2.1.0", "--limit", "cluster-app2,cluster-edge,cluster-db,cluster-cache", **FAST)
+    assert run.code == 2 and run.says("--limit leaves out cluster-app1", "No release was touched"), run.output[-3000:]
+    assert served(fleet) == ["2.0.0", "2.0.0"] and out_of_the_edge(fleet) == []
+
+
+@pytest.mark.whole
 def test_contract_migrations_stop_background_work_on_every_host(fleet):
     """The page is up at the edge meanwhile, and no old worker runs on any host."""
-    hold(fleet.app1, "migrated")
+    fleet.app1.hold("migrated")
     process = start(fleet, "2.2.0", shiftmaster_allow_contract=True)
-    wait_at(fleet.app1, "migrated", process)
+    fleet.app1.wait_at("migrated", process, LOG)
     page = fleet.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
     workers = [
         host.shell(
@@ -259,7 +269,7 @@ def test_contract_migrations_stop_background_work_on_every_host(fleet):
         )
         for host in fleet.apps
     ]
-    let_go(fleet.app1)
+    fleet.app1.let_go()
     assert process.wait(200) == 0, LOG.read_text()[-4000:]
     assert (page, workers) == ("503", ["", ""])
     assert served(fleet) == ["2.2.0", "2.2.0"]
@@ -279,3 +289,51 @@ def test_an_operator_takes_a_host_out_and_in(fleet):
     traffic.assert_flawless()
     wrong = fleet.app1.run("playbooks/host.yml", host="cluster-app9", state="out")
     assert wrong.code != 0 and wrong.says("cluster-app9"), wrong.output[-3000:]
+
+
+def forget_facts() -> None:
+    for path in (ROOT / ".cache" / "facts").glob("*cluster-*"):
+        path.unlink()
+
+
+@pytest.mark.whole
+def test_addresses_that_the_inventory_does_not_say(fleet, tmp_path):
+    """host.yml and rollback.yml ask the hosts for them."""
+    text = Path(fleet.app1.inventory, "hosts.yml").read_text()
+    for said, instead in (
+        ("ansible_connection: ssh", "ansible_connection: community.docker.docker"),
+        ('ansible_host: "{{ container_address }}"', 'ansible_host: "{{ inventory_hostname }}"'),
+        ("{{ inventory_dir }}/../../../.cache/scenario", str(SCENARIO_HOME)),
+    ):
+        assert said in text
+        text = text.replace(said, instead)
+    (tmp_path / "hosts.yml").write_text(text)
+    nameless = Operations(tmp_path / "hosts.yml", fleet.app1.host)
+    nameless.vault = fleet.vault
+    assert fleet.app1.deploy("2.1.0", **FAST).code == 0
+    forget_facts()
+    run = nameless.run("playbooks/host.yml", host="cluster-app2", state="out")
+    assert run.code == 0 and out_of_the_edge(fleet) == ["172.30.77.12"], run.output[-3000:]
+    forget_facts()
+    run = nameless.rollback()
+    assert run.code == 0, run.output[-4000:]
+    assert served(fleet) == ["2.0.0", "2.0.0"] and out_of_the_edge(fleet) == []
+
+
+@pytest.mark.whole
+def test_the_first_host_is_installed_anew(fleet):
+    """The edge has never heard of it: it gets no request before it serves, and the database is nobody's first."""
+    with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
+        assert fleet.app1.run("playbooks/host.yml", host="cluster-app1", state="out", reason="installed anew").code == 0
+        uninstall(fleet.app1)
+        fleet.edge.shell(f"sed -i /172.30.77.11/d {SERVERS} && systemctl reload nginx")
+        fleet.app1.hold("start")
+        process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.0.0", **FAST)
+        fleet.app1.wait_at("start", process, LOG)
+        assert "down; # new" in fleet.edge.shell(f"grep 172.30.77.11 {SERVERS}")
+        fleet.app1.let_go()
+        assert process.wait(300) == 0, LOG.read_text()[-5000:]
+    traffic.assert_flawless()
+    assert served(fleet) == ["2.0.0", "2.0.0"] and out_of_the_edge(fleet) == []
+    run = fleet.app1.run("deploy.yml", shiftmaster_version="2.0.0", **FAST)
+    assert (run.code, run.changed) == (0, 0), run.output[-4000:]

@@ -4,9 +4,10 @@ import json
 import subprocess
 
 import pytest
-from support import APP, ROOT
+from support import APP, ROOT, SCENARIO_HOME, uninstall
 
 PAGE = f"{APP}/shared/maintenance/on"
+LOG = SCENARIO_HOME / "faults.log"
 NOTES = "/var/log/shiftmaster/hooks.log"
 
 pytestmark = pytest.mark.whole
@@ -169,3 +170,28 @@ def test_the_page_stays_where_nothing_fits_the_schema(operations):
     assert json.loads(operations.shell(f"cat {newest}"))["release"] == ""
     code = operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
     assert code == "200"
+
+
+def test_a_rollback_to_code_whose_migrations_are_gone_is_refused(operations):
+    schema_of_2_0_0(operations)
+    run = operations.rollback(to="2.1.0")
+    assert run.code == 2, run.output[-4000:]
+    assert run.says("2.1.0 needs roster.", "which the database does not have", "shiftmaster_version=2.1.0"), run.output
+    assert operations.serves(10) == "2.0.0" and operations.shell(f"ls {PAGE} 2>/dev/null", check=False) == ""
+
+
+def test_a_first_deploy_that_fails_behind_its_switch(operations):
+    """It has nothing to go back to, so it serves; the next run says that it is live."""
+    uninstall(operations)
+    operations.hold("watch")
+    process = operations.start("deploy.yml", LOG, shiftmaster_version="2.0.0")
+    operations.shell(f"kill -KILL {operations.wait_at('watch', process, LOG)}")
+    assert process.wait(300) != 0
+    operations.let_go()
+    release = operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
+    assert operations.state()["releases"][release]["status"] == "ready", "it serves, so this proves nothing else"
+    run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
+    assert run.code == 0, run.output[-4000:]
+    assert operations.serves(10) == "2.0.0" and operations.state()["releases"][release]["status"] == "live"
+    again = operations.deploy("2.0.0")
+    assert (again.code, again.changed) == (0, 0), again.output[-4000:]

@@ -4,12 +4,11 @@ import hashlib
 import time
 
 import pytest
-from support import BROWSER, PASSWORD, SCENARIO_HOME, kill_run, load, wait_for
+from support import BROWSER, PASSWORD, POINTS, SCENARIO_HOME, kill_run, load, wait_for
 
 DATABASE, REDIS = "vault_shiftmaster_database_password", "vault_shiftmaster_redis_password"
 ADMIN, KEY = "vault_redis_admin_password", "vault_shiftmaster_secret_key"
 LOG = SCENARIO_HOME / "rotation.log"
-POINTS = "/run/shiftmaster/points"
 FAST = {"shiftmaster_watch_seconds": 3}
 CLIENTS = ("--clients", "24", "--think-seconds", "0.5", BROWSER)
 # Where runs are killed: enough to meet a gap, and the two cores are left to the runs.
@@ -226,7 +225,7 @@ def test_killed_and_run_again(operations, vault, kill):
     before = moment()
     session = Session(operations)
     if point:
-        operations.shell(f"install -d -m 1777 {POINTS} && touch {POINTS}/{point}")
+        operations.hold(point)
     with load(operations, *FEW_CLIENTS, seconds=1800) as traffic:
         process = operations.start(
             "playbooks/rotate.yml", LOG, certificates_before=before, **FAST, **vault.variables
@@ -238,7 +237,7 @@ def test_killed_and_run_again(operations, vault, kill):
         )  # fmt: skip
         assert process.poll() is None, LOG.read_text()[-3000:]
         kill_run(operations, process)
-        operations.shell(f"rm -rf {POINTS}")
+        operations.let_go()
         assert operations.serves(5) == "2.0.0"
         run = rotate(operations, vault, certificates_before=before)
         assert run.code == 0, run.output[-6000:]
