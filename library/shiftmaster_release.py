@@ -492,7 +492,13 @@ class Operation:
 
     def query(self):
         release = self.one(self.params["release"]) if self.params["release"] else ""
-        asked = {"release": self.current or "", "unsettled": self.unsettled()} if self.params["revision"] else {}
+        asked = {}
+        if self.params["revision"]:
+            try:
+                asked = {"release": self.current or "", "unsettled": self.unsettled()}
+            except (StateError, UnitError, OSError, ValueError) as error:
+                # Whoever does the work meets it again, and tells it.
+                asked = {"unsettled": [str(error)]}
         return self.result(
             releases=releases.describe(self.layout, self.state),
             previous=self.state.rollback_target(self.current) or "",
@@ -521,15 +527,12 @@ class Operation:
             "%s does not run" % ", ".join(cutover.missing()): cutover.missing(),
             "%s runs and serves nobody" % ", ".join(cutover.others()): cutover.others(),
             "%s is unfinished" % ", ".join(left): left,
-            "a release may go": releases.prune_plan(self.layout, self.state, self.params["keep"]),
+            # With the database's migrations known fewer of them go.
+            "a release may go": releases.prune_plan(self.layout, self.state, self.params["keep"], ()),
             "its health is bad": not self.healthy(),
         }
-        try:
-            with exclusive(self.layout, wait_seconds=0):
-                pass
-        except StateError as error:
-            reasons[str(error)] = True
-        return [reason for reason, holds in reasons.items() if holds]
+        with exclusive(self.layout, wait_seconds=0):
+            return [reason for reason, holds in reasons.items() if holds]
 
     def environment(self):
         build = self.params["build"]

@@ -86,7 +86,7 @@ def test_one_host_needs_nobody_else():
     assert values["shiftmaster_database_sslmode"] == "require"
 
 
-@pytest.mark.parametrize("count, connections", [(1, "100"), (2, "100"), (3, "140"), (8, "340")])
+@pytest.mark.parametrize("count, connections", [(1, "100"), (2, "120"), (8, "420")])
 def test_the_database_has_room_for_both_colours_of_every_application_host(tmp_path, count, connections):
     apps = "".join(f"app{number} ansible_host=10.0.0.{number}\n" for number in range(count))
     (tmp_path / "hosts").write_text(f"[app]\n{apps}[database]\napp0\n[web]\napp0\n[cache]\napp0\n")

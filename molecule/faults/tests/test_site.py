@@ -189,7 +189,8 @@ def test_a_first_deploy_that_fails_behind_its_switch(operations):
     assert process.wait(300) != 0
     operations.let_go()
     release = operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
-    assert operations.state()["releases"][release]["status"] == "ready", "it serves, so this proves nothing else"
+    assert operations.state()["releases"][release]["status"] == "ready", "so this proves nothing"
+    assert operations.shell("systemctl is-enabled shiftmaster.service").strip() == "enabled", "a reboot would end it"
     run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
     assert run.code == 0, run.output[-4000:]
     assert operations.serves(10) == "2.0.0" and operations.state()["releases"][release]["status"] == "live"
