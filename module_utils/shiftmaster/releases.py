@@ -206,9 +206,13 @@ class Build:
         with open(self.log, "a", encoding="utf-8") as stream:
             stream.write("== %s\n%s%s\n" % (what, done.stdout, done.stderr))
         if done.rc != 0:
+            said = done.stderr or done.stdout
+            hint = ""
+            if "CERTIFICATE_VERIFY_FAILED" in said:
+                hint = "\nA proxy's own certificate authority is trusted through base_extra_ca_certificates."
             raise BuildError(
-                "%s failed for version %s (the whole output is in %s):\n%s"
-                % (what, self.spec["version"], self.log, tail(done.stderr or done.stdout))
+                "%s failed for version %s (the whole output is in %s):\n%s%s"
+                % (what, self.spec["version"], self.log, tail(said), hint)
             )
 
     def _code(self, what: str, arguments) -> None:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -305,3 +306,17 @@ def test_links_between_documents_lead_somewhere():
             if "://" not in target and not target.startswith("mailto:") and not (path.parent / target).exists():
                 broken.append(f"{relative(path)}: {target}")
     assert broken == []
+
+
+def test_the_demo_reaches_its_own_host_alone(monkeypatch):
+    """Whoever has exported the inventory of real hosts must not change those by `make demo-deploy`."""
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "scripts" / "demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    ran = []
+    monkeypatch.setenv("ANSIBLE_INVENTORY", "inventory/single")
+    monkeypatch.setattr(
+        demo.subprocess, "run", lambda command, **more: ran.append(more["env"]) or SimpleNamespace(returncode=0)
+    )
+    assert demo.playbook("deploy.yml") == 0
+    assert ran[0]["ANSIBLE_INVENTORY"] == str(ROOT / "inventory" / "demo")
