@@ -517,15 +517,16 @@ class Operation:
         )
         status = self.state.status(self.current)
         whole = properties("shiftmaster.service", "ActiveState", "UnitFileState")
-        whole = [whole["ActiveState"], whole["UnitFileState"]]
+        running = {"ActiveState": "active", "UnitFileState": "enabled"}
+        missing, others = cutover.missing(), cutover.others()
         left = releases.unfinished(self.layout, self.state)
         reasons = {
             "a cutover is under way": self.state.transition is not None,
             "another release was asked for": found != self.current,
             "release %s is %s" % (self.current, status): status != "live",
-            "shiftmaster.service is %s" % ", ".join(whole): whole != ["active", "enabled"],
-            "%s does not run" % ", ".join(cutover.missing()): cutover.missing(),
-            "%s runs and serves nobody" % ", ".join(cutover.others()): cutover.others(),
+            "shiftmaster.service is %(ActiveState)s, %(UnitFileState)s" % whole: whole != running,
+            "%s does not run" % ", ".join(missing): missing,
+            "%s runs and serves nobody" % ", ".join(others): others,
             "%s is unfinished" % ", ".join(left): left,
             # With the database's migrations known fewer of them go.
             "a release may go": releases.prune_plan(self.layout, self.state, self.params["keep"], ()),

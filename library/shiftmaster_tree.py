@@ -106,7 +106,7 @@ options:
           shell:
             description: The login shell.
             type: str
-            default: /usr/sbin/nologin
+            required: true
 attributes:
   check_mode:
     support: full
@@ -200,11 +200,8 @@ def lacking(needs):
     for user in needs["users"]:
         try:
             found = pwd.getpwnam(user["name"])
-            same = (grp.getgrgid(found.pw_gid).gr_name, found.pw_dir, found.pw_shell) == (
-                user["group"],
-                user["home"],
-                user["shell"],
-            )
+            there = {"group": grp.getgrgid(found.pw_gid).gr_name, "home": found.pw_dir, "shell": found.pw_shell}
+            same = dict(there, name=user["name"]) == user
         except KeyError:
             same = False
         if not same:
@@ -318,7 +315,7 @@ def main():
                             "name": {"type": "str", "required": True},
                             "group": {"type": "str", "required": True},
                             "home": {"type": "str", "required": True},
-                            "shell": {"type": "str", "default": "/usr/sbin/nologin"},
+                            "shell": {"type": "str", "required": True},
                         },
                     },
                 },

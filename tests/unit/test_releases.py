@@ -153,6 +153,16 @@ def test_a_host_at_work_is_not_settled(layout, unsettled):
         assert [said for said in unsettled() if "another operation is still at work" in said]
 
 
+@pytest.mark.parametrize("said, hint", [("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed", True), ("no package", False)])
+def test_an_authority_that_is_not_trusted_is_hinted_at(layout, state, tmp_path, said, hint):
+    spec = {"version": "2.0.0", "stamp": "", "revision": "1" * 40, "log_folder": str(tmp_path)}
+    build = releases.Build(layout, state, spec)
+    build.log = str(tmp_path / "log")
+    with pytest.raises(releases.BuildError) as caught:
+        build._judge("pip", releasecode.Completed(1, "", said))
+    assert said in str(caught.value) and ("base_extra_ca_certificates" in str(caught.value)) is hint
+
+
 # ------------------------------------------------------------------------------------------------------------- finding
 
 

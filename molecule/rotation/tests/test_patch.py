@@ -58,7 +58,9 @@ def test_a_host_that_is_not_well_is_not_touched(operations, vault):
         run = patch(operations, vault)
     finally:
         operations.shell("systemctl start redis-server")
-    assert run.code == 2 and run.says("is not well before it was touched", "redis"), run.output[-4000:]
+    # Also by its last message, which is all that a person at the bottom of a screen reads.
+    host = operations.host
+    assert run.code == 2 and run.says(f"{host}: {host} is not well before it was touched", "redis"), run.output[-4000:]
     assert version(operations) == before
     # The lock was given back.
     assert operations.shell(f"ls {APP}/shared/state/lock.json 2>/dev/null || true") == ""
