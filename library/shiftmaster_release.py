@@ -378,6 +378,14 @@ transition:
   description: The cutover that is under way, or an empty dict.
   type: dict
   returned: for query
+switched:
+  description: Whether the traffic of that cutover has moved.
+  type: bool
+  returned: for query
+running:
+  description: Whether the web processes of the release that serves run.
+  type: bool
+  returned: for query
 unsettled:
   description:
     - Why a run that asks for O(revision) with O(build) has something to do here, as sentences. Empty where that release
@@ -401,6 +409,7 @@ put_back:
 """
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -413,7 +422,7 @@ from ansible.module_utils.shiftmaster.migrations import classify_tree
 from ansible.module_utils.shiftmaster.probe import http_get
 from ansible.module_utils.shiftmaster.releasecode import ReleaseCodeError
 from ansible.module_utils.shiftmaster.state import State, StateError, audit, exclusive
-from ansible.module_utils.shiftmaster.units import UnitError, active_state, properties
+from ansible.module_utils.shiftmaster.units import UnitError, active_state, properties, unit
 from ansible.module_utils.shiftmaster.watch import watch
 
 
@@ -504,6 +513,9 @@ class Operation:
             previous=self.state.rollback_target(self.current) or "",
             active_colour=self.layout.active_colour() or "",
             transition=self.state.transition or {},
+            switched=self.layout.active_colour() == (self.state.transition or {}).get("to_colour", ""),
+            running=self.current is not None
+            and active_state(unit("web", self.layout.active_colour())) in ("active", "reloading"),
             **dict({"release": release}, **asked),
         )
 
@@ -574,6 +586,9 @@ class Operation:
     def present(self):
         params = self.params
         digest = releases.config_hash(self.configuration())
+        if self.state.is_doubtful(self.current) and not self.check_mode and self.healthy():
+            # What it lacked is there again.
+            self.state.set_doubtful(self.current, False)
         found = releases.find(self.layout, self.state, params["revision"], digest)
         diff = self.difference(digest)
         if found:
@@ -1065,7 +1080,9 @@ def main():
     except Refused as error:
         module.fail_json(msg=str(error), **error.result)
     except (CutoverError, StateError, UnitError, ReleaseCodeError, releases.BuildError, ValueError, OSError) as error:
-        module.fail_json(msg=str(error), put_back=False)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = ". Make room there (df -h, df -i; du -xsh /var/* tells who takes it), then run this again"
+        module.fail_json(msg=str(error) + (advice if full else ""), put_back=False)
 
 
 if __name__ == "__main__":

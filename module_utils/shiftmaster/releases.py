@@ -111,11 +111,14 @@ def describe(layout: Layout, state: State) -> list:
 
 
 def find(layout: Layout, state: State, revision: str, config: str) -> Optional[str]:
-    """Return the newest finished release of this revision and configuration that is not bad, the current one first."""
+    """Return the newest finished release of this revision and configuration that is neither bad nor doubtful, the
+    current one first.
+    """
     matching = [
         name
         for name in layout.names()
         if state.status(name) in ("ready", "live")
+        and not state.is_doubtful(name)
         and manifest(layout, name).get("revision") == revision
         and manifest(layout, name).get("config_sha256") == config
     ]
@@ -517,13 +520,15 @@ def remove_unfinished(layout: Layout, state: State) -> list:
 def prune_plan(layout: Layout, state: State, keep: int, applied=None) -> list:
     """Return the releases that may go, oldest first.
 
-    Kept: the newest `keep` that are not bad, the current one, both colours' (a worker may still be finishing its
-    tasks), the rollback target, and the only retained release that holds the file of an applied migration. applied is
-    a set of "app.name"; None means that the database could not be asked, and then no holder of migrations goes at all.
+    Kept: the newest `keep` that were live and are not bad, the newest that is ready to be, the current one, both
+    colours' (a worker may still be finishing its tasks), the rollback target, and the only retained release that holds
+    the file of an applied migration. applied is a set of "app.name"; None means that the database could not be asked,
+    and then no holder of migrations goes at all.
     """
     names = layout.names()
-    good = [name for name in names if state.status(name) != "bad"]
-    kept = set(good[-keep:]) if keep > 0 else set()
+    good = [name for name in names if state.status(name) != "bad" and manifest(layout, name)]
+    live = [name for name in good if state.was_live(name)]
+    kept = set(live[-keep:] + [name for name in good if name not in live][-1:]) if keep > 0 else set()
     kept.update(name for name in (layout.release_of("blue"), layout.release_of("green")) if name)
     target = state.rollback_target(layout.current())
     if target:

@@ -3,11 +3,12 @@
 state.json holds what no link can say: each release's status, and the transition that is under way, phase by phase,
 so that the next run can finish or revert what a killed one left.
 
-    {"releases": {name: {"status", "since", "reason", "live_at", "previous"}},
+    {"releases": {name: {"status", "since", "reason", "live_at", "previous", "doubtful"}},
      "transition": null | {"kind", "from", "to", "from_colour", "to_colour", "phase", "since", "run_id"}}
 
-previous is the release that served when this one was deployed: the way back. Where the file is gone, the audit log
-tells what was live.
+previous is the release that served when this one was deployed: the way back. doubtful is one that was live and then
+did not pass its gate in a deploy: a rollback may still lead to it, a deploy builds it anew. Where the file is gone, the
+audit log tells what was live.
 """
 
 from __future__ import annotations
@@ -89,6 +90,14 @@ class State:
         entry.update(status=status, since=now(), reason=reason, **more)
         if status == "live":
             entry["live_at"] = now()
+            entry.pop("doubtful", None)
+        self._save()
+
+    def is_doubtful(self, name: Optional[str]) -> bool:
+        return bool(self.releases.get(name, {}).get("doubtful"))
+
+    def set_doubtful(self, name: str, doubtful: bool) -> None:
+        self.releases[name]["doubtful"] = doubtful
         self._save()
 
     def forget(self, name: str) -> None:

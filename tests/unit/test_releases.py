@@ -176,6 +176,17 @@ def test_the_release_of_a_revision_and_configuration_is_found(layout, state, add
     assert releases.find(layout, state, "r", "c") == ONE
 
 
+def test_a_doubtful_release_is_not_deployed_again_and_still_the_way_back(layout, state, add):
+    for name in (ONE, TWO):
+        add(name, revision=name)
+    serve(layout, TWO)
+    state.set_doubtful(ONE, True)
+    assert releases.find(layout, state, ONE, "c") is None and state.rollback_target(TWO) == ONE
+    assert State(layout).is_doubtful(ONE) and not state.is_doubtful(None)
+    state.set_status(ONE, "live")
+    assert releases.find(layout, state, ONE, "c") == ONE
+
+
 def test_a_configuration_is_one_whatever_its_order():
     assert releases.config_hash({"a": 1, "b": [1, 2]}) == releases.config_hash({"b": [1, 2], "a": 1})
     assert releases.config_hash({"a": 1}) != releases.config_hash({"a": 2})
@@ -240,6 +251,17 @@ def test_pruning_keeps_a_colour_whose_worker_may_still_run(layout, state, add):
     layout.point_colour("green", ONE)
     serve(layout, FOUR)
     assert releases.prune_plan(layout, state, 1, []) == [TWO]
+
+
+def test_pruning_counts_what_was_live_and_keeps_what_is_about_to_be(layout, state, add):
+    """A build of which another host's failed, and a folder that nobody can use, take no place of a way back."""
+    add(ONE)
+    add(TWO)
+    add(THREE, "ready")
+    add(FOUR, "ready")
+    os.makedirs(layout.release(FIVE))
+    serve(layout, TWO)
+    assert releases.prune_plan(layout, state, 2, []) == [THREE, FIVE]
 
 
 def test_pruning_keeps_the_only_file_of_an_applied_migration(layout, state, add):

@@ -149,7 +149,7 @@ def test_one_upstream_server_has_no_retry_and_several_never_repeat_a_post():
     assert set(re.findall(r"proxy_next_upstream (.*);", one)) == {"off"}
     several = render("site.conf.j2", **FLEET)
     assert "include shiftmaster-servers.conf;" in several
-    assert set(re.findall(r"proxy_next_upstream (.*);", several)) == {"off", "error timeout"}
+    assert set(re.findall(r"proxy_next_upstream (.*);", several)) == {"off", "error timeout http_502"}
     assert "non_idempotent" not in "".join(re.findall(r"^[^#\n]*$", several, re.M))
     assert "keepalive " not in several
 

@@ -291,6 +291,53 @@ def test_an_operator_takes_a_host_out_and_in(fleet):
     assert wrong.code != 0 and wrong.says("cluster-app9"), wrong.output[-3000:]
 
 
+@pytest.mark.whole
+def test_a_host_whose_application_is_stopped_by_hand(fleet):
+    """What is safe to repeat is asked of the other one."""
+    fleet.app2.shell("systemctl stop shiftmaster")
+    try:
+        ask = "for i in $(seq 40); do curl -skS -o /dev/null -w '%{http_code}\\n' https://localhost/login/; done"
+        assert fleet.edge.shell(ask).split() == ["200"] * 40
+    finally:
+        fleet.app2.shell("systemctl start shiftmaster")
+    assert wait_for(lambda: fleet.app2.serves(5) == "2.0.0", 120, "app2") is None
+
+
+@pytest.mark.whole
+def test_a_host_that_the_edge_has_no_line_for(fleet):
+    kept = fleet.edge.shell(f"cat {SERVERS}")
+    fleet.edge.shell(f"sed -i /172.30.77.12/d {SERVERS}")
+    run = fleet.app1.deploy("2.0.0", **FAST)
+    assert run.code == 2 and run.says("has no line for cluster-app2", "--tags nginx"), run.output[-3000:]
+    run = fleet.app1.run("deploy.yml", "--tags", "nginx", shiftmaster_version="2.0.0")
+    assert run.code == 0, run.output[-3000:]
+    assert set(re.findall("^server (.*?) ", fleet.edge.shell(f"cat {SERVERS}"), re.M)) == set(
+        re.findall("^server (.*?) ", kept, re.M)
+    )
+
+
+@pytest.mark.whole
+def test_killed_between_two_hosts_of_a_change_of_the_configuration(fleet):
+    """Both releases are of one revision: the host that had switched goes back before any goes on."""
+    fleet.app2.hold("switch")
+    process = start(fleet, "2.0.0", shiftmaster_batches=[1], shiftmaster_extra_environment={"TEST": "1"})
+    fleet.app2.wait_at("switch", process, LOG)
+    assert [step["phase"] for step in transitions(fleet)] == ["watch", "switch"], "so this proves nothing"
+    kill_run(fleet.app2, process, *fleet.all)
+    fleet.app2.let_go()
+    run = fleet.app1.deploy("broken-requirement", **FAST)
+    assert run.code == 2, run.output[-3000:]
+    assert transitions(fleet) == [None, None] and served(fleet) == ["2.0.0", "2.0.0"]
+    holding = "grep -c '^TEST=' $(readlink -f /var/www/shiftmaster/active/release)/env || true"
+    assert [host.shell(holding).strip() for host in fleet.apps] == ["0", "0"]
+
+
+@pytest.mark.whole
+def test_a_run_without_application_hosts_says_so(fleet):
+    run = fleet.app1.run("deploy.yml", "--limit", "cluster-edge", shiftmaster_version="2.0.0")
+    assert run.code == 0 and run.says("leaves out every application host"), run.output[-3000:]
+
+
 def forget_facts() -> None:
     for path in (ROOT / ".cache" / "facts").glob("*cluster-*"):
         path.unlink()

@@ -196,3 +196,47 @@ def test_a_first_deploy_that_fails_behind_its_switch(operations):
     assert operations.serves(10) == "2.0.0" and operations.state()["releases"][release]["status"] == "live"
     again = operations.deploy("2.0.0")
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
+
+
+def test_a_release_whose_files_are_damaged_is_built_anew(operations):
+    """Whoever damaged it, a restart shows it: the run says what is, and the next one repairs it."""
+    assert operations.deploy("2.0.0", shiftmaster_watch_seconds=1).code == 0
+    damaged = operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
+    operations.shell(f"rm -r {APP}/releases/{damaged}/source/roster")
+    operations.shell("systemctl kill --signal=KILL 'shiftmaster-web@*'; sleep 3; systemctl stop 'shiftmaster-web@*'")
+    run = operations.deploy("2.0.0", shiftmaster_health_attempts=1)
+    assert run.code == 2, run.output[-4000:]
+    assert run.says("the next deploy.yml builds it anew", "Nothing serves here: version 2.0.0"), run.output[-4000:]
+    run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
+    assert run.code == 0 and operations.serves(10) == "2.0.0", run.output[-4000:]
+    assert operations.shell(f"basename $(readlink -f {APP}/active/release)").strip() != damaged
+    again = operations.deploy("2.0.0")
+    assert (again.code, again.changed) == (0, 0), again.output[-4000:]
+
+
+def test_what_cannot_be_asked_is_not_called_nothing(operations):
+    state = f"{APP}/shared/state/state.json"
+    operations.shell(f"cp -p {state} {state}.kept && echo '[]' > {state}")
+    try:
+        run = operations.deploy("2.0.0")
+    finally:
+        operations.shell(f"mv {state}.kept {state}")
+    assert run.code == 2, run.output[-4000:]
+    assert run.says("state.json is damaged", "What serves here could not be asked"), run.output[-4000:]
+    assert operations.serves(10) == "2.0.0"
+
+
+def test_a_tag_that_is_none_is_refused(operations):
+    run = operations.run("deploy.yml", "--tags", "relase", shiftmaster_version="2.0.0")
+    assert run.code == 2 and run.says("There is no tag relase; there are base,"), run.output[-3000:]
+    assert operations.run("deploy.yml", "--skip-tags", "nothing", shiftmaster_version="2.0.0").code == 2
+
+
+def test_the_summary_names_the_page_that_an_operator_has_put_up(operations):
+    operations.shell(f"touch {PAGE}")
+    try:
+        run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
+    finally:
+        operations.shell(f"rm {PAGE}")
+    assert run.code == 0, run.output[-3000:]
+    assert run.says("the maintenance page that somebody has put up", operations.host), run.output[-3000:]
