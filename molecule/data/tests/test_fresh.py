@@ -26,7 +26,8 @@ def test_a_check_of_a_fresh_host_succeeds_and_changes_nothing(host, converged):
 def older_redis(host):
     """Redis as Debian's package sets it up, whatever was there before."""
     host.check_output("DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet redis-server >/dev/null")
-    host.check_output("rm -rf /var/lib/redis /etc/redis /etc/systemd/system/redis-server.service.d")
+    # The folder itself is of redis-tools, which stays.
+    host.check_output("rm -rf /var/lib/redis/* /etc/redis /etc/systemd/system/redis-server.service.d")
     host.check_output("systemctl daemon-reload")
     host.check_output("DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet redis-server >/dev/null")
 
