@@ -1,0 +1,101 @@
+"""What a service says of itself over HTTP: its metrics, and Prometheus' targets."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import ssl
+import urllib.error
+import urllib.request
+
+LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Credentials are for one address."""
+
+    def redirect_request(self, *_arguments):
+        return None
+
+
+def get(url, ca_file=None, user=None, password=None, timeout=5.0):
+    """Return (status, text). OSError where nobody answers. No proxy is asked: the service is on this host."""
+    handlers = [urllib.request.ProxyHandler({}), NoRedirect()]
+    if url.startswith("https:"):
+        handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file or None)))
+    request = urllib.request.Request(url)
+    if user:
+        credentials = ("%s:%s" % (user, password or "")).encode("utf-8")
+        request.add_header("Authorization", "Basic " + base64.b64encode(credentials).decode("ascii"))
+    try:
+        with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as answer:
+            return answer.status, answer.read(LARGEST_ANSWER_BYTES).decode("utf-8", "replace")
+    except urllib.error.HTTPError as error:
+        return error.code, ""
+    except (ValueError, urllib.error.URLError) as error:
+        raise OSError(str(getattr(error, "reason", error)))
+    except Exception as error:  # http.client has a family of its own, which is no OSError
+        raise OSError("%s: %s" % (type(error).__name__, error))
+
+
+def value_of(text: str, metric: str):
+    """Return the value of a metric in the text format, or None.
+
+    A bare name is its first series; with labels, exactly as the service writes them, that very one.
+    """
+    name = re.escape(metric) + ("" if metric.endswith("}") else r"(?:\{[^\n]*\})?")
+    match = re.search(r"^%s\s+(\S+)" % name, text, re.M)
+    try:
+        return float(match.group(1)) if match else None
+    except ValueError:
+        return None
+
+
+def at_path(text: str, path):
+    """Return what a JSON answer holds at a path of keys; None where there is no such place."""
+    try:
+        value = json.loads(text)
+        for key in path:
+            value = value[int(key)] if isinstance(value, list) else value[key]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return None
+    return value
+
+
+def seconds_of(text, default=0.0) -> float:
+    """Return the seconds of one of Prometheus' durations: 15s, 1m30s, 500ms."""
+    units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
+    parts = re.findall(r"(\d+)(ms|[smhdwy])", text or "")
+    return sum(int(number) * units[unit] for number, unit in parts) if parts else default
+
+
+def targets_of(text: str) -> dict:
+    """Return {(job, instance): {health, error, interval}} of the answer of /api/v1/targets.
+
+    Where several targets have the same two labels, one that is up speaks for them.
+    """
+    found = {}
+    for target in at_path(text, ["data", "activeTargets"]) or []:
+        labels = target.get("labels") or {}
+        key = (labels.get("job") or target.get("scrapePool", ""), labels.get("instance", ""))
+        known = {
+            "health": target.get("health", "unknown"),
+            "error": target.get("lastError", ""),
+            "interval": seconds_of(target.get("scrapeInterval"), 15.0),
+        }
+        if key not in found or known["health"] == "up":
+            found[key] = known
+    return found
+
+
+def lost(before: dict, now: dict) -> dict:
+    """Return the targets that were up before, are still asked, and are not up now, each with what is known of it.
+
+    One that is no longer a target was taken out on purpose.
+    """
+    return {
+        key: now[key]
+        for key, known in before.items()
+        if known["health"] == "up" and key in now and now[key]["health"] != "up"
+    }

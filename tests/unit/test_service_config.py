@@ -1,0 +1,583 @@
+"""service_config: checked beside the live files, swapped, loaded, proven or put back; and what it asks to know that."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import json
+import os
+import pwd
+import stat
+import time
+
+import pytest
+import service_config as sc
+from ansible.module_utils.shiftmaster import figures, points, webconfig
+
+ME, MINE = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
+OLD, NEW = "value: 1\n", "value: 2\n"
+URL = "http://127.0.0.1:1/metrics"
+TARGETS = "http://127.0.0.1:1/targets"
+
+
+class Host:
+    """A unit that reads one file, as systemd and the service's own figures show it."""
+
+    def __init__(self, folder):
+        self.file = folder / "etc" / "service.yml"
+        self.active, self.enabled, self.there = True, True, True
+        self.invocation, self.started, self.restarts = "one", time.time(), 0
+        self.loaded, self.loaded_at, self.successful = None, 0.0, 1
+        self.daemon_reload = False
+        self.password = None
+        self.refuses = ()
+        self.stuck = False
+        self.done = []
+        # instance -> health, as the configuration that is loaded has it
+        self.targets = {}
+
+    def read(self):
+        text = self.file.read_text() if self.file.exists() else ""
+        if text in self.refuses:
+            self.successful = 0
+            return False
+        self.loaded, self.loaded_at, self.successful = text, time.time(), 1
+        return True
+
+    def start(self):
+        self.invocation += "+"
+        self.started = time.time()
+        self.active = self.read()
+
+    def systemctl(self, *arguments, timeout=180):
+        self.done.append(arguments[0])
+        if arguments[0] == "restart":
+            self.start()
+        elif arguments[0] == "reload" and not self.stuck:
+            # As kill -HUP: it says nothing of what became of it.
+            self.read()
+        elif arguments[0] == "stop":
+            self.active = False
+        elif arguments[0] == "enable":
+            self.enabled = True
+        elif arguments[0] == "daemon-reload":
+            self.daemon_reload = False
+        return 0, ""
+
+    def facts(self, _unit):
+        when = time.gmtime(self.started)
+        fraction = ("%.6f" % (self.started % 1))[1:]
+        return {
+            "LoadState": "loaded" if self.there else "not-found",
+            "ActiveState": "active" if self.active else "failed",
+            "MainPID": "7",
+            "InvocationID": self.invocation,
+            "NRestarts": str(self.restarts),
+            "NeedDaemonReload": "yes" if self.daemon_reload else "no",
+            "UnitFileState": "enabled" if self.enabled else "disabled",
+            "ExecMainStartTimestamp": time.strftime("Thu %Y-%m-%d %H:%M:%S", when) + fraction + " UTC",
+        }
+
+    def get(self, url, ca_file=None, user=None, password=None, timeout=5.0):
+        if not self.active:
+            raise OSError("refused")
+        if self.password is not None and (user is None or password != self.password):
+            return 401, ""
+        if url == TARGETS:
+            found = [
+                {
+                    "labels": {"job": "node", "instance": name},
+                    "health": health(self.loaded) if callable(health) else health,
+                    "lastError": "connection refused",
+                    "scrapeInterval": "100ms",
+                }
+                for name, health in self.targets.items()
+            ]
+            return 200, json.dumps({"data": {"activeTargets": found}})
+        return 200, "ok %d\nat %r\n" % (self.successful, self.loaded_at)
+
+    def did(self):
+        done = [verb for verb in self.done if verb not in ("reset-failed",)]
+        self.done.clear()
+        return done
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    host = Host(tmp_path)
+    host.file.parent.mkdir()
+    host.file.write_text(OLD)
+    host.read()
+    monkeypatch.setattr(sc, "systemctl", host.systemctl)
+    monkeypatch.setattr(sc, "unit_facts", host.facts)
+    monkeypatch.setattr(sc, "journal_since", lambda *_arguments: "it logged this")
+    monkeypatch.setattr(sc, "NOTES", str(tmp_path / "run"))
+    monkeypatch.setattr(sc, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(figures, "get", host.get)
+    return host
+
+
+@pytest.fixture
+def apply(host, run_module):
+    def entry(path, content, **more):
+        return dict({"path": str(path), "content": content, "owner": ME, "group": MINE}, **more)
+
+    def apply(content=NEW, check_mode=False, proof=None, **parameters):
+        files = [entry(host.file, content)] + [entry(*more) for more in parameters.pop("more_files", [])]
+        return run_module(
+            sc,
+            check_mode=check_mode,
+            unit="example.service",
+            root=str(host.file.parent),
+            files=files,
+            proof=dict(
+                {
+                    "url": URL,
+                    "metric": "ok",
+                    "timestamp_metric": "at",
+                    "timeout_seconds": 1,
+                    "start_timeout_seconds": 1,
+                },
+                **(proof or {}),
+            ),
+            **parameters,
+        )
+
+    apply.entry = entry
+    return apply
+
+
+# --- swap, load, prove ----------------------------------------------------------------------------------------------
+
+
+def test_a_changed_file_is_reloaded_once(apply, host):
+    result = apply()
+    assert result["changed"] and result["action"] == "reload" and host.did() == ["reload"]
+    assert host.loaded == NEW
+    again = apply()
+    assert not again["changed"] and again["reasons"] == [] and host.did() == []
+
+
+def test_check_mode_says_the_same_with_a_diff_and_changes_nothing(apply, host):
+    result = apply(check_mode=True)
+    assert result["changed"] and result["action"] == "reload" and host.did() == []
+    assert result["diff"][0]["before"] == OLD and result["diff"][0]["after"] == NEW
+    assert host.file.read_text() == OLD
+
+
+def test_check_mode_works_where_nothing_is_installed(apply, host):
+    host.there, host.active = False, False
+    host.file.unlink()
+    result = apply(
+        check_mode=True,
+        secrets=[apply.entry(host.file.parent / "s", "x" * 12, owner="nobody-yet", group="nobody-yet")],
+        checks=[["no-such-program", "{root}/service.yml"]],
+        references={"user": "nobody-yet"},
+    )
+    assert result["changed"] and result["action"] == "start" and result["checked"] == []
+    assert not host.file.exists()
+
+
+def test_a_missing_unit_is_said_before_anything_is_written(apply, host):
+    host.there = host.active = False
+    result = apply()
+    assert result["failed"] and "nothing was changed: there is no unit" in result["msg"]
+    assert host.file.read_text() == OLD
+
+
+def test_a_stopped_unit_is_started_and_a_disabled_one_enabled(apply, host):
+    host.active, host.enabled = False, False
+    result = apply(OLD)
+    assert result["action"] == "start" and result["enabled"] and host.did() == ["restart", "enable"]
+    assert host.active
+
+
+def test_a_reload_that_the_service_refused_is_put_back(apply, host):
+    host.refuses = (NEW,)
+    result = apply()
+    assert result["failed"] and "ok is 0 instead of 1" in result["msg"] and "it logged this" in result["msg"]
+    assert "are back in place and in use" in result["msg"]
+    assert host.file.read_text() == OLD and host.loaded == OLD and host.did() == ["reload", "reload"]
+    assert not apply(OLD)["changed"]
+
+
+def test_a_reload_that_never_came_is_no_success(apply, host):
+    apply(OLD)
+    host.stuck = True
+    result = apply()
+    assert result["failed"] and "at is not younger than the swap" in result["msg"]
+
+
+def test_a_service_that_did_not_run_is_stopped_again(apply, host):
+    host.active, host.refuses = False, (NEW,)
+    result = apply()
+    assert result["failed"] and "stopped, as before" in result["msg"]
+    assert not host.active and host.did()[-1] == "stop" and host.file.read_text() == OLD
+
+
+def test_a_service_that_ends_again_and_again_is_seen_at_once(apply, host, monkeypatch):
+    began = time.monotonic()
+    monkeypatch.setattr(sc, "unit_facts", lambda unit: dict(host.facts(unit), NRestarts=next(count)))
+    count = iter(map(str, range(100)))
+    result = apply(proof={"timeout_seconds": 60})
+    assert result["failed"] and "again and again" in result["msg"] and time.monotonic() - began < 20
+
+
+# --- what runs decides ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_between_swap_and_reload_is_made_good(apply, host, monkeypatch):
+    apply(OLD)
+    monkeypatch.setattr(points, "reach", lambda _point: os._exit(9) if os.getpid() != parent else None)
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            apply()
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert host.file.read_text() == NEW and host.loaded == OLD
+    result = apply()
+    assert result["action"] == "reload" and result["diff"] == []
+    assert result["reasons"] == ["the running service has not loaded the present files"]
+    assert host.loaded == NEW and not apply()["changed"]
+
+
+def test_a_file_removed_by_a_killed_run_counts_too(apply, host):
+    apply(OLD, managed=[{"directory": str(host.file.parent), "pattern": "*.yml"}])
+    # The kernel's time for files is some milliseconds coarse.
+    time.sleep(0.02)
+    (host.file.parent / "old.yml").write_text("")
+    os.unlink(host.file.parent / "old.yml")
+    result = apply(OLD, managed=[{"directory": str(host.file.parent), "pattern": "*.yml"}])
+    assert result["action"] == "reload"
+
+
+def test_a_reboot_needs_nothing(apply, host):
+    apply()
+    os.unlink(os.path.join(sc.NOTES, "example.service.json"))
+    host.start()
+    assert not apply()["changed"]
+
+
+def test_somebody_else_s_reload_of_other_content_is_noticed(apply, host):
+    apply()
+    host.file.write_text(OLD)
+    host.read()
+    time.sleep(0.02)
+    host.file.write_text(NEW)
+    assert apply()["action"] == "reload" and host.loaded == NEW
+
+
+def test_a_last_reload_that_failed_is_repeated(apply, host):
+    apply()
+    host.successful = 0
+    result = apply()
+    assert result["action"] == "reload" and result["reasons"] == ["the running service says ok 0"]
+    assert host.successful == 1
+
+
+def test_a_drop_in_restarts_after_systemd_has_read_it(apply, host, tmp_path):
+    parameters = {"unit_files": [apply.entry(tmp_path / "d" / "x.conf", "[Service]\n")]}
+    assert apply(OLD, **parameters)["action"] == "restart"
+    assert host.did() == ["daemon-reload", "restart"]
+    assert not apply(OLD, **parameters)["changed"]
+
+
+def test_a_drop_in_that_a_killed_run_left_unread_restarts(apply, host, tmp_path):
+    parameters = {"unit_files": [apply.entry(tmp_path / "d" / "x.conf", "[Service]\n")]}
+    apply(OLD, **parameters)
+    os.unlink(os.path.join(sc.NOTES, "example.service.json"))
+    host.daemon_reload = True
+    assert apply(OLD, **parameters)["action"] == "restart"
+    # Read by systemd, but not by the process: it is older than the file.
+    os.unlink(os.path.join(sc.NOTES, "example.service.json"))
+    host.started -= 3600
+    assert apply(OLD, **parameters)["action"] == "restart"
+
+
+def test_a_certificate_of_others_restarts_what_reads_it_once(apply, host, tmp_path):
+    certificate = tmp_path / "host.crt"
+    certificate.write_text("one")
+    parameters = {"watch": [str(certificate)], "apply": "restart"}
+    apply(OLD, **parameters)
+    assert not apply(OLD, **parameters)["changed"]
+    certificate.write_text("two")
+    assert apply(OLD, **parameters)["action"] == "restart"
+    assert not apply(OLD, **parameters)["changed"]
+
+
+def test_a_file_that_the_service_reads_by_itself_needs_no_reload(apply, host, tmp_path):
+    apply(OLD)
+    host.did()
+    more = [dict(apply.entry(tmp_path / "t.json", "[]"), apply="none")]
+    result = apply(OLD, secrets=more)
+    assert result["changed"] and result["action"] == "none" and host.did() == []
+    assert not apply(OLD, secrets=more)["changed"]
+
+
+def test_unknown_files_of_a_managed_folder_go(apply, host):
+    folder = host.file.parent
+    (folder / "old.yml").write_text("")
+    (folder / "kept.txt").write_text("")
+    result = apply(OLD, managed=[{"directory": str(folder), "pattern": "*.yml"}])
+    assert result["action"] == "reload" and sorted(os.listdir(folder)) == ["kept.txt", "service.yml"]
+
+
+def test_modes_and_owners_are_kept(apply, host):
+    host.file.chmod(0o600)
+    result = apply(OLD)
+    assert "mode 0600 -> 0644" in result["diff"][0]["after_header"]
+    assert stat.S_IMODE(host.file.stat().st_mode) == 0o644
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
+def test_checks_see_the_new_set_and_paths_that_lead_to_it(apply, host):
+    folder = host.file.parent
+    (folder / "alerts").mkdir()
+    (folder / "alerts" / "gone.yml").write_text("")
+    content = f"rules: {folder}/alerts/new.yml\nother: /x{folder}/alerts/new.yml\n"
+    script = 'grep -q "^rules: $0/alerts/new.yml$" "$0/service.yml" && test "$(ls "$0/alerts")" = new.yml'
+    script += f' && grep -q "^other: /x{folder}/" "$0/service.yml" && test -e "{folder}/alerts/gone.yml"'
+    result = apply(
+        content,
+        more_files=[(folder / "alerts/new.yml", "x")],
+        managed=[{"directory": str(folder / "alerts"), "pattern": "*.yml"}],
+        checks=[["sh", "-c", script, "{root}"]],
+    )
+    assert result.get("msg", "") == "" and result["checked"]
+    assert host.file.read_text() == content
+    assert os.listdir(sc.NOTES) == ["example.service.json"]
+
+
+def test_what_a_check_refuses_is_told_with_the_live_paths_and_nothing_changes(apply, host):
+    result = apply(checks=[["sh", "-c", 'echo "$0/service.yml is bad"; exit 1', "{root}"]])
+    assert result["failed"] and f"{host.file} is bad" in result["msg"] and "nothing was changed" in result["msg"]
+    assert host.file.read_text() == OLD and host.did() == []
+
+
+def test_a_check_without_its_program_is_no_pass(apply, host):
+    result = apply(checks=[["no-such-program"]])
+    assert result["failed"] and "there is no no-such-program" in result["msg"]
+
+
+def test_check_mode_warns_of_what_would_be_refused(apply, host):
+    result = apply(check_mode=True, checks=[["sh", "-c", "echo bad; exit 1"]])
+    assert result["changed"] and "bad" in result["refused"][0]
+    assert any("would be refused" in str(warning) for warning in result["warnings"])
+
+
+def test_no_check_runs_where_nothing_differs(apply, host):
+    apply(OLD)
+    assert apply(OLD, checks=[["sh", "-c", "exit 1"]])["checked"] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "prepare", "problem"),
+    [
+        ("password_file", None, "does not exist"),
+        ("password_file", (b"secret", 0o644), "can be read by everybody"),
+        ("password_file", (b"", 0o640), "is empty"),
+        ("password_file", (b"secret", 0o640), None),
+        ("ca_file", (b"certificate", 0o644), None),
+    ],
+)
+def test_named_files_are_looked_at(apply, host, tmp_path, key, prepare, problem):
+    named = tmp_path / "named"
+    if prepare:
+        named.write_bytes(prepare[0])
+        named.chmod(prepare[1])
+    result = apply(f"a:\n  - {key}: '{named}'\n# {key}: /nowhere\n", references={"user": ME})
+    if problem:
+        assert result["failed"] and f"{key} {named} {problem}" in result["msg"]
+        assert host.file.read_text() == OLD
+    else:
+        assert host.file.read_text() != OLD
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_named_file_must_be_readable_for_the_services_user(apply, host, tmp_path):
+    named = tmp_path / "named"
+    named.write_text("secret")
+    named.chmod(0o640)
+    result = apply(f"password_file: {named}\n", references={"user": "nobody"})
+    assert result["failed"] and "cannot be read by nobody (mode 0640)" in result["msg"]
+
+
+def test_a_named_file_of_the_set_is_judged_as_it_will_be(apply, host):
+    secret = host.file.parent / "secret"
+    result = apply(
+        f"password_file: {secret}\n", references={"user": ME}, secrets=[apply.entry(secret, "s3cret", mode="0644")]
+    )
+    assert result["failed"] and "can be read by everybody" in result["msg"]
+    assert not secret.exists()
+
+
+def test_named_files_in_all_spellings():
+    text = 'a: {ca_file: /a, key_file: "/b c"}\n  # x_file: /c\n- credentials_file: \'/d\' # why\nbody_file: ""\n'
+    assert list(sc.named_files(text)) == [("ca_file", "/a"), ("key_file", "/b c"), ("credentials_file", "/d")]
+
+
+# --- targets, strangers, answers ------------------------------------------------------------------------------------
+
+
+def test_a_target_that_the_new_set_loses_puts_it_back(apply, host):
+    host.targets = {"app1": lambda text: "down" if text == NEW else "up", "app2": "up"}
+    result = apply(proof={"targets_url": TARGETS})
+    assert result["failed"] and "node app1 (connection refused)" in result["msg"] and "app2" not in result["msg"]
+    assert host.loaded == OLD
+
+
+def test_targets_that_were_down_before_or_are_no_longer_asked_do_not_count(apply, host):
+    host.targets = {"app1": "down"}
+    assert apply(proof={"targets_url": TARGETS})["changed"]
+    before = {("a", "x"): {"health": "up"}, ("a", "y"): {"health": "up"}, ("a", "z"): {"health": "down"}}
+    now = {("a", "x"): {"health": "unknown"}, ("a", "z"): {"health": "down"}}
+    assert set(figures.lost(before, now)) == {("a", "x")}
+
+
+def test_a_page_that_is_open_to_strangers_is_not_what_was_asked_for(apply, host):
+    result = apply(proof={"closed": True})
+    assert result["failed"] and "answers 200 to a stranger" in result["msg"] and host.loaded == OLD
+
+
+def test_an_answer_must_hold_the_value(apply, host, monkeypatch):
+    answer = {"url": "http://127.0.0.1:1/flags", "path": ["data", "retention"], "value": "62d"}
+    monkeypatch.setattr(
+        figures,
+        "get",
+        lambda url, *more: (200, '{"data": {"retention": "15d"}}') if "flags" in url else host.get(url, *more),
+    )
+    result = apply(proof={"answers": [answer]})
+    assert result["failed"] and "data.retention is 15d instead of 62d" in result["msg"]
+    answer["value"] = "15d"
+    assert apply(proof={"answers": [answer]})["changed"]
+
+
+def test_a_new_password_is_no_reason_to_lose_sight_of_the_targets(apply, host, monkeypatch):
+    """The web configuration is in use once it is written, so it is the first file of the swap."""
+    web = host.file.parent / "web.yml"
+    host.password = "old"
+    host.targets = {"app1": lambda text: "down" if text == NEW else "up"}
+    place = sc.place_all
+
+    def placed(states):
+        place(states)
+        if str(web) in states:
+            host.password = "new-password"
+
+    monkeypatch.setattr(sc, "place_all", placed)
+    users = [{"name": "admin", "password": "new-password"}]
+    result = apply(
+        web_config={"path": str(web), "users": users, "owner": ME, "group": MINE, "cost": 4},
+        proof={"user": "admin", "password": "new-password", "targets_url": TARGETS},
+    )
+    assert result["failed"] and "app1" in result["msg"]
+
+
+# --- secrets --------------------------------------------------------------------------------------------------------
+
+
+def test_no_secret_and_no_hash_is_shown(apply, host):
+    folder = host.file.parent
+    web = {
+        "path": str(folder / "web.yml"),
+        "users": [{"name": "admin", "password": "correct-horse"}],
+        "owner": ME,
+        "group": MINE,
+        "cost": 4,
+    }
+    secrets = [apply.entry(folder / "scrape", "battery-staple")]
+    result = apply(OLD, web_config=web, secrets=secrets)
+    assert result["changed"]
+    hashed = webconfig.users_of((folder / "web.yml").read_text())["admin"]
+    shown = json.dumps({key: value for key, value in result.items() if key != "invocation"})
+    assert hashed not in shown and "battery-staple" not in shown and "correct-horse" not in shown
+    assert stat.S_IMODE((folder / "scrape").stat().st_mode) == 0o640
+    assert not apply(OLD, web_config=web, secrets=secrets)["changed"]
+    web["users"][0]["password"] = "another-horse"
+    changed = apply(OLD, web_config=web, secrets=secrets)
+    assert changed["changed"] and changed["action"] == "none"
+    assert "not all as before" in changed["diff"][0]["after"]
+
+
+@pytest.mark.parametrize(
+    ("users", "problem"),
+    [
+        ([{"name": "a", "password": ""}], "it is empty"),
+        ([{"name": "a", "password": "x" * 73}], "it has 73 bytes"),
+        ([{"name": "a", "password": "x"}, {"name": "a", "password": "y"}], "names a user twice"),
+    ],
+)
+def test_passwords_that_would_not_protect_are_refused(apply, host, users, problem):
+    result = apply(web_config={"path": str(host.file.parent / "web.yml"), "users": users, "owner": ME, "group": MINE})
+    assert result["failed"] and problem in result["msg"] and host.file.read_text() == OLD
+
+
+def test_a_hash_is_kept_while_it_matches_and_has_the_cost():
+    users = [{"name": "on", "password": "pässword"}]
+    first = webconfig.hashes(users, "", 4)
+    text = webconfig.render("/c", "/k", first, {"tls_server_config": {"min_version": "TLS13"}})
+    assert webconfig.users_of(text) == first
+    assert webconfig.hashes(users, text, 4) == first
+    assert webconfig.hashes(users, text, 5)["on"][4:6] == "05"
+    assert webconfig.hashes([{"name": "on", "password": "other"}], text, 4) != first
+    assert webconfig.matches("pässword", first["on"]) and not webconfig.matches("password", first["on"])
+
+
+def test_the_web_configuration_is_yaml_that_means_what_was_said():
+    yaml = pytest.importorskip("yaml")
+    http = {"http2": True, "headers": {"X": "y"}}
+    settings = {
+        "tls_server_config": {"min_version": "TLS13"},
+        "http_server_config": http,
+    }
+    text = webconfig.render("/c rt", "/k", {"on": "$2b$04$" + "a" * 53}, settings)
+    assert yaml.safe_load(text) == {
+        "tls_server_config": {"cert_file": "/c rt", "key_file": "/k", "min_version": "TLS13"},
+        "http_server_config": http,
+        "basic_auth_users": {"on": "$2b$04$" + "a" * 53},
+    }
+    assert "$2b$" not in webconfig.without_hashes(text)
+    assert yaml.safe_load(webconfig.render(None, None, {}, {})) is None
+
+
+# --- reading a service ----------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_read_by_name():
+    text = '# HELP up x\nup_more 5\nup{a="1"} 0\nup{a="2"} 1.5e+09\nreload_seconds 1.7322e+09\nbad x\n'
+    assert figures.value_of(text, "up") == 0
+    assert figures.value_of(text, 'up{a="2"}') == 1.5e9
+    assert figures.value_of(text, "reload_seconds") == 1.7322e9
+    assert figures.value_of(text, "reload") is None and figures.value_of(text, "bad") is None
+
+
+def test_durations_and_targets():
+    assert [figures.seconds_of(text) for text in ("15s", "1m30s", "500ms", "")] == [15, 90, 0.5, 0]
+    target = {"labels": {"job": "j", "instance": "i"}, "health": "down", "scrapeInterval": "5s"}
+    answer = json.dumps({"data": {"activeTargets": [target, dict(target, health="up"), target]}})
+    assert figures.targets_of(answer) == {("j", "i"): {"health": "up", "error": "", "interval": 5.0}}
+    assert figures.targets_of("no json") == {}
+
+
+def test_systemds_time():
+    assert sc.moment("Thu 2026-11-26 12:22:42.647422 UTC") == pytest.approx(1795695762.647422, abs=1e-6)
+    assert sc.moment("") == 0.0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"files": [{"path": "relative", "content": ""}]},
+        {"absent": ["/x/service.yml"], "files": [{"path": "/x/service.yml", "content": ""}]},
+        {"files": [{"path": "/x/a", "content": ""}, {"path": "/x/a", "content": ""}]},
+        {"files": [{"path": "/x/a", "content": "", "mode": "rw"}]},
+        {"files": [{"path": "/x/a", "content": "", "owner": "nobody-yet"}]},
+    ],
+)
+def test_sets_that_make_no_sense_are_refused(host, run_module, more):
+    result = run_module(sc, unit="example.service", root="/x", **more)
+    assert result["failed"] and "nothing was changed" in result["msg"]
