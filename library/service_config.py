@@ -1237,7 +1237,7 @@ def argument_spec():
         return options
 
     secret_options = file_options("0640")
-    secret_options["content"]["no_log"] = True
+    del secret_options["content"]
 
     def dicts(options):
         return {"type": "list", "elements": "dict", "default": [], "options": options}
@@ -1254,8 +1254,14 @@ def argument_spec():
             }
         ),
         "files": dicts(file_options("0644")),
-        # Each content is marked, not the whole: the paths may be shown.
-        "secrets": dict(dicts(secret_options), no_log=False),
+        # The content is marked, not the whole: the paths may be shown.
+        "secrets": {
+            "options": {"content": {"type": "str", "required": True, "no_log": True}, **secret_options},
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "no_log": False,
+        },
         "unit_files": dicts(file_options("0644", apply=False)),
         "absent": {"type": "list", "elements": "path", "default": []},
         "managed": dicts(
