@@ -123,6 +123,45 @@ options:
     type: list
     elements: path
     default: []
+  password_files:
+    description:
+      - Files for C(auth_basic_user_file). Passwords become hashes on the host; a hash that still matches is kept, so
+        that nothing changes without reason. Neither is ever shown.
+      - The hashes are those of sha512crypt with its usual cost. nginx computes one for each request, in the worker that
+        serves everybody else meanwhile, so that a cost of tens of milliseconds such as bcrypt's would be felt.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: The file.
+        type: path
+        required: true
+      users:
+        description: Who may ask.
+        type: list
+        elements: dict
+        required: true
+        suboptions:
+          name:
+            description: The user's name.
+            type: str
+            required: true
+          password:
+            description: The password.
+            type: str
+            required: true
+      group:
+        description: The group of the workers, which read the file; nobody else but root may.
+        type: str
+        default: www-data
+  log_files:
+    description:
+      - Access logs that must be there with the owner and mode that Debian's logrotate gives the next one, C(0640) of
+        O(user) and group C(adm). nginx would make the first one for root alone.
+    type: list
+    elements: path
+    default: []
   marker_file:
     description:
       - A file that this module writes. It holds C(return 200 "<hash of the set>\n";) and is to be included by a
@@ -284,6 +323,7 @@ import glob
 import grp
 import hashlib
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -295,6 +335,10 @@ import tempfile
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster import webconfig
+
+# As in Debian's logrotate rule for /var/log/nginx.
+LOG_GROUP, LOG_MODE = "adm", 0o640
 
 
 def config_hash(files, links, absent):
@@ -349,8 +393,43 @@ def marker_content(value):
     return 'return 200 "%s\\n";\n' % value
 
 
-def read_state(path):
-    """What a path is now: ("none",), ("link", target), ("file", bytes, mode) or ("other",)."""
+def new_hash(password):
+    crypt = webconfig.library()
+    salt = crypt.crypt_gensalt(b"$6$", 0, os.urandom(16), 16)
+    found = crypt.crypt(webconfig.encoded(password), salt) if salt else None
+    if not found or not found.startswith(b"$6$"):
+        raise webconfig.PasswordError("libcrypt makes no sha512crypt hash")
+    return found.decode("ascii")
+
+
+def password_lines(users, before):
+    """The text of a password file; a hash of the text before is kept while it matches."""
+    had = dict(line.split(":", 1) for line in before.splitlines() if ":" in line)
+    lines = []
+    for user in users:
+        name = user["name"]
+        try:
+            if not re.fullmatch(r"[\w.@-]+", name):
+                raise webconfig.PasswordError("such a name cannot be in that file")
+            old = had.get(name, "")
+            kept = old.startswith("$6$") and webconfig.matches(user["password"], old)
+            lines.append("%s:%s\n" % (name, old if kept else new_hash(user["password"])))
+        except webconfig.PasswordError as error:
+            raise webconfig.PasswordError("user %s: %s" % (name, error))
+    return "".join(lines)
+
+
+def masked(text, other=None):
+    """The lines of a password file as a diff may show them; with another one, whether a hash differs from its."""
+    known = (other or "").splitlines()
+    return "".join(
+        "%s:(%s)\n" % (line.split(":")[0], "a hash" if other is None or line in known else "another hash")
+        for line in text.splitlines()
+    )
+
+
+def read_state(path, group=False):
+    """What a path is now: ("none",), ("link", target), ("file", bytes, mode[, group id]) or ("other",)."""
     try:
         info = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -359,7 +438,8 @@ def read_state(path):
         return ("link", os.readlink(path))
     if stat.S_ISREG(info.st_mode):
         with open(path, "rb") as handle:
-            return ("file", handle.read(), stat.S_IMODE(info.st_mode))
+            found = ("file", handle.read(), stat.S_IMODE(info.st_mode))
+            return found + (info.st_gid,) if group else found
     return ("other",)
 
 
@@ -367,6 +447,8 @@ def wanted_states(files, links, absent):
     wanted = {}
     for item in files:
         wanted[item["path"]] = ("file", item["content"].encode(), int(item.get("mode") or "0644", 8))
+        if item.get("group"):
+            wanted[item["path"]] += (group_ids([item["group"]]).get(item["group"]),)
     for item in links:
         wanted[item["path"]] = ("link", item["target"])
     for path in absent:
@@ -382,14 +464,17 @@ def as_text(state):
     return ""
 
 
-def describe(path, before, after):
+def describe(path, before, after, secret=False):
     """One entry of Ansible's diff."""
     header = path
     if before[0] == "file" and after[0] == "file" and before[2] != after[2]:
         header = "%s (mode %04o -> %04o)" % (path, before[2], after[2])
+    texts = as_text(before), as_text(after)
+    if secret:
+        texts = masked(texts[0]), masked(texts[1], texts[0] if before[0] == "file" else None)
     return {
-        "before": as_text(before),
-        "after": as_text(after),
+        "before": texts[0],
+        "after": texts[1],
         "before_header": path if before[0] != "none" else "%s (absent)" % path,
         "after_header": header if after[0] != "none" else "%s (absent)" % path,
     }
@@ -530,6 +615,16 @@ class Tree:
         if self.p["state"] in ("server_out", "server_in"):
             self.servers_alone()
         self.files = [dict(item) for item in self.p["files"]]
+        self.secret = set()
+        for item in self.p["password_files"]:
+            before = read_state(item["path"])
+            text = before[1].decode("utf-8", "replace") if before[0] == "file" else ""
+            try:
+                content = password_lines(item["users"], text)
+            except webconfig.PasswordError as error:
+                self.module.fail_json(msg="%s: %s. Nothing was changed." % (item["path"], error))
+            self.files.append({"path": item["path"], "content": content, "mode": "0640", "group": item["group"]})
+            self.secret.add(item["path"])
         root = self.p["config_root"].rstrip("/") + "/"
         # What nginx itself reads: error pages and the unit's drop-in are no reason to reload.
         read = [item for item in self.files if item["path"].startswith(root)]
@@ -651,12 +746,44 @@ class Tree:
     def file_changes(self):
         changes = {}
         for path, wanted in self.wanted.items():
-            current = read_state(path)
+            current = read_state(path, group=len(wanted) > 3)
             if current[0] == "other":
                 self.module.fail_json(msg="%s is neither a file nor a link" % path)
             if current != wanted:
                 changes[path] = current
         return changes
+
+    def log_changes(self):
+        """[(path, what it is now)] of the logs that nginx' own readers could not read."""
+        found = []
+        for path in self.p["log_files"]:
+            try:
+                info = os.stat(path)
+            except FileNotFoundError:
+                # Where there is no folder, nginx -t says so.
+                if os.path.isdir(os.path.dirname(path)):
+                    found.append((path, None))
+                continue
+            if (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) != (LOG_MODE, *self.log_owner()):
+                found.append((path, info))
+        return found
+
+    def log_owner(self):
+        try:
+            uid = pwd.getpwnam(self.p["user"]).pw_uid
+        except KeyError:
+            uid = None
+        return uid, group_ids([LOG_GROUP]).get(LOG_GROUP)
+
+    def make_logs(self, logs):
+        for path, _before in logs:
+            # nginx writes into the same file as before: only whose it is changes.
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, LOG_MODE)
+            try:
+                os.fchown(descriptor, *self.log_owner())
+                os.fchmod(descriptor, LOG_MODE)
+            finally:
+                os.close(descriptor)
 
     def running_differs(self):
         """Why the nginx that runs is not the one that the files describe."""
@@ -745,6 +872,8 @@ class Tree:
         with os.fdopen(descriptor, "wb") as handle:
             handle.write(state[1])
             handle.flush()
+            if len(state) > 3:
+                os.fchown(handle.fileno(), -1, state[3])
             os.fchmod(handle.fileno(), state[2])
             os.fsync(handle.fileno())
         return temporary
@@ -872,8 +1001,9 @@ class Tree:
         changes = self.file_changes()
         installed = os.access(p["binary"], os.X_OK)
         action, reasons = self.decide(changes, installed)
+        logs = self.log_changes()
         diff = [
-            describe(path, before, self.wanted[path])
+            describe(path, before, self.wanted[path], path in self.secret)
             for path, before in sorted(changes.items())
             if path not in (p["marker_file"], p["servers_file"] + ".marker")
         ]
@@ -886,8 +1016,19 @@ class Tree:
                     "after_header": path,
                 }
             )
+        for path, info in logs:
+            diff.append(
+                {
+                    "before": ""
+                    if info is None
+                    else "log, mode %04o, owner %d:%d\n" % (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid),
+                    "after": "log, mode %04o, owner %s:%s\n" % (LOG_MODE, *self.log_owner()),
+                    "before_header": path,
+                    "after_header": path,
+                }
+            )
         result = {
-            "changed": bool(reasons or folders),
+            "changed": bool(reasons or folders or logs),
             "reasons": reasons,
             "config_hash": self.hash,
             "action": action,
@@ -908,6 +1049,7 @@ class Tree:
         for path, mode, _before in folders:
             os.makedirs(path, mode=0o755, exist_ok=True)
             os.chmod(path, mode)
+        self.make_logs(logs)
         self.place_all({path: self.wanted[path] for path in changes})
         error = self.bring_up(action) if action != "none" else None
         if error:
@@ -961,6 +1103,27 @@ def main():
                 "options": {"path": {"type": "path", "required": True}, "target": {"type": "str", "required": True}},
             },
             "absent": {"type": "list", "elements": "path", "default": []},
+            # The passwords are marked, not the whole: the path may be shown.
+            "password_files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "no_log": False,
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "users": {
+                        "type": "list",
+                        "elements": "dict",
+                        "required": True,
+                        "options": {
+                            "name": {"type": "str", "required": True},
+                            "password": {"type": "str", "required": True, "no_log": True},
+                        },
+                    },
+                    "group": {"type": "str", "default": "www-data"},
+                },
+            },
+            "log_files": {"type": "list", "elements": "path", "default": []},
             "marker_file": {"type": "path"},
             "marker_address": {"type": "str", "default": "127.0.0.1:8081"},
             "marker_path": {"type": "str", "default": "/config"},

@@ -367,6 +367,96 @@ def test_a_time_alone_is_its_next_one_on_the_host(text, end):
     assert page["until"] == end
 
 
+# --- figures for Prometheus -----------------------------------------------------------------------------------------
+
+SOCKET = "unix:/var/www/shiftmaster/active/socket"
+METRICS = {
+    "nginx_metrics_listen": ["9443", "192.0.2.1:9444"],
+    "nginx_metrics_users": [{"name": "prometheus", "password": "pw"}],
+    "nginx_metrics_locations": [
+        {"path": "/shiftmaster/metrics", "upstream": SOCKET, "upstream_path": "/metrics"},
+        {"path": "/mtail/metrics", "upstream": "127.0.0.1:3903", "upstream_path": "/metrics"},
+    ],
+}
+
+
+def test_the_metrics_listener_is_off_by_default_and_asks_for_tls_and_a_password_everywhere():
+    assert "auth_basic" not in render("site.conf.j2")
+    block = servers(**METRICS)["9443"]
+    assert values(block, "listen") == [["9443", "ssl"], ["192.0.2.1:9444", "ssl"]]
+    assert values(block, "ssl_certificate_key") == [["/etc/ssl/shiftmaster/host.key"]]
+    assert values(block, "auth_basic") == [['"metrics"']]
+    # Relative, so that a copy is tested with its own.
+    assert values(block, "auth_basic_user_file") == [["shiftmaster-metrics.users"]]
+    assert values(block, "access_log") == [["off"]], "a scrape is no request of a user"
+    found = locations(block)
+    assert set(found) == {"= /shiftmaster/metrics", "= /mtail/metrics", "/"}
+    assert values(found["/"], "return") == [["404"]]
+    assert not [name for name, inner in found.items() if values(inner, "auth_basic")], "nothing switches it off again"
+
+
+def test_what_the_metrics_listener_asks_takes_it_for_its_own_host():
+    found = locations(servers(nginx_server_names=["shift.test"], **METRICS)["9443"])
+    app, mtail = found["= /shiftmaster/metrics"], found["= /mtail/metrics"]
+    assert values(app, "proxy_pass") == [["http://unix:/var/www/shiftmaster/active/socket:/metrics"]]
+    assert values(mtail, "proxy_pass") == [["http://127.0.0.1:3903/metrics"]]
+    sent = {words[0]: words[1] for words in values(app, "proxy_set_header")}
+    # The application believes a caller without any of these, whose address is its socket.
+    for name in ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Authorization"):
+        assert sent[name] == '""', name
+    assert sent["Host"] == "shift.test" and sent["X-Forwarded-Proto"] == "https"
+    assert [words for words, _block in app if words[0] == "limit_except"] == [["limit_except", "GET"]]
+
+
+@pytest.mark.parametrize("listen", ["443", "127.0.0.1:8000"])
+def test_figures_are_hidden_from_everybody_else(listen):
+    found = locations(servers(**METRICS)[listen])
+    for path in ("/metrics", "/shiftmaster/metrics", "/mtail/metrics"):
+        for name in (f"= {path}", f"^~ {path}/"):
+            assert found[name] == [(["return", "404"], None)]
+    assert not [name for name in locations(servers(nginx_hidden_paths=[])[listen]) if "metrics" in name]
+
+
+def test_a_password_file_keeps_hashes_that_still_match_and_shows_none(tree):
+    users = [{"name": "prometheus", "password": "first"}, {"name": "b", "password": "second"}]
+    text = tree.password_lines(users, "")
+    assert re.fullmatch(r"prometheus:\$6\$\S{60,}\nb:\$6\$\S{60,}\n", text)
+    assert tree.password_lines(users, text) == text
+    changed = tree.password_lines([{"name": "prometheus", "password": "other"}, users[1]], text)
+    assert [a == b for a, b in zip(changed.splitlines(), text.splitlines())] == [False, True]
+    assert tree.password_lines(users[1:], text) == text.splitlines()[1] + "\n"
+    shown = tree.describe("/x", ("file", text.encode(), 0o640, 33), ("file", changed.encode(), 0o640, 33), secret=True)
+    assert shown["before"] == "prometheus:(a hash)\nb:(a hash)\n"
+    assert shown["after"] == "prometheus:(another hash)\nb:(a hash)\n"
+    assert "$6$" not in tree.describe("/x", ("none",), ("file", text.encode(), 0o640, 33), secret=True)["after"]
+
+
+@pytest.mark.parametrize(
+    "user", [{"name": "a:b", "password": "x"}, {"name": "a\nb", "password": "x"}, {"name": "a", "password": ""}]
+)
+def test_a_user_that_cannot_be_in_the_file_is_refused(tree, user):
+    with pytest.raises(tree.webconfig.PasswordError):
+        tree.password_lines([user], "")
+
+
+def test_hashes_of_another_kind_are_not_kept(tree):
+    bcrypt = tree.webconfig.hash_password("first", 4)
+    assert "$6$" in tree.password_lines([{"name": "a", "password": "first"}], f"a:{bcrypt}\n")
+
+
+def test_a_file_with_a_group_differs_where_only_the_group_does(tree, tmp_path):
+    path = tmp_path / "users"
+    path.write_text("x")
+    path.chmod(0o640)
+    mine = path.stat().st_gid
+    wanted = tree.wanted_states([{"path": str(path), "content": "x", "mode": "0640", "group": "daemon"}], [], [])
+    assert wanted[str(path)][3] == tree.group_ids(["daemon"])["daemon"]
+    assert tree.read_state(str(path), group=True) == ("file", b"x", 0o640, mine) != wanted[str(path)]
+    assert tree.read_state(str(path)) == ("file", b"x", 0o640)
+    tree.Tree.place(str(path), ("file", b"y", 0o600, mine))
+    assert tree.read_state(str(path), group=True) == ("file", b"y", 0o600, mine)
+
+
 # --- the module ----------------------------------------------------------------------------------------------------
 
 
