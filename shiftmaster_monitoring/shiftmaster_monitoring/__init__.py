@@ -1,12 +1,17 @@
-"""Health endpoints for a Django application that has none, attached without touching its source.
+"""Health endpoints and metrics for a Django application that has none, attached without touching its source.
 
-Put the middleware first, in a settings module of yours that imports the application's:
+In a settings module of yours that imports the application's:
 
     MIDDLEWARE = ["shiftmaster_monitoring.middleware.HealthMiddleware", *MIDDLEWARE]
 
 `/health/` answers 200 or 503 (does the database answer?) to everybody. `/health/deep/` tells about database, cache,
 broker, worker and migrations, but to callers of the same host or with the token only; others get what `/health/` says.
+
+attach.py switches the metrics on. `/metrics` has those of all processes of the host, for the same callers; others get
+404. Requests, queries and tasks are counted on top of django-prometheus, slow requests logged, users and sessions
+counted without a name. Nothing of that fails a request: what goes wrong is logged once.
+
 The settings are described in conf.py.
 """
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"

@@ -16,6 +16,22 @@ SHIFTMASTER_HEALTH_DEFERRED_MIGRATIONS
                                 which a deploy runs after its switch
 SHIFTMASTER_VERSION, SHIFTMASTER_RELEASE
                                 (or environment) what the endpoint reports
+
+The metrics (attach.py) have:
+
+SHIFTMASTER_METRICS_PATH        "/metrics"; None leaves the path to the application
+SHIFTMASTER_METRICS_DATABASE    True; whether queries to PostgreSQL are counted, by django-prometheus' engine
+SHIFTMASTER_METRICS_BROKER_SECONDS
+                                1.0; how long a scrape looks at the broker
+SHIFTMASTER_CELERY_QUEUES       (); queues to look at beside those that the Celery application knows
+SHIFTMASTER_SLOW_REQUEST_INFO_SECONDS, SHIFTMASTER_SLOW_REQUEST_WARNING_SECONDS
+                                1.0 and 2.0; requests that take so long are logged as info and as warning
+SHIFTMASTER_SLOW_LOG            file of their own for those lines; unset: they go where the logger
+                                shiftmaster_monitoring.slow sends them
+SHIFTMASTER_SESSION_IDLE_SECONDS
+                                3600; a session without a request for so long has ended with its last one
+PROMETHEUS_MULTIPROC_DIR        (environment alone) the folder that all processes of the host share; without it each
+                                process has its own figures, and neither users nor sessions nor workers are counted
 """
 
 from __future__ import annotations
@@ -30,7 +46,14 @@ DEFAULTS = {
     "SHIFTMASTER_HEALTH_CHECKS": ("database", "cache", "broker", "worker", "migrations"),
     "SHIFTMASTER_HEALTH_DATABASE": "default",
     "SHIFTMASTER_HEALTH_CACHE": "default",
+    "SHIFTMASTER_METRICS_PATH": "/metrics",
+    "SHIFTMASTER_METRICS_BROKER_SECONDS": 1.0,
+    "SHIFTMASTER_SLOW_REQUEST_INFO_SECONDS": 1.0,
+    "SHIFTMASTER_SLOW_REQUEST_WARNING_SECONDS": 2.0,
+    "SHIFTMASTER_SESSION_IDLE_SECONDS": 3600,
 }
+# In the WSGI environment of a request that a process sends to itself before people do.
+WARMING = "shiftmaster.warming"
 TIMEOUTS = {"worker": 8.0}
 TIMEOUT_SECONDS = 5.0
 _FROM_ENVIRONMENT = (

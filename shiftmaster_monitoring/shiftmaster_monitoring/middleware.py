@@ -118,10 +118,10 @@ def trusted(request) -> bool:
     addresses = [request.META.get("REMOTE_ADDR") or ""]
     for header in ("X-Forwarded-For", "X-Real-IP"):
         addresses += request.headers.get(header, "").split(",")
-    return all(_is_loopback(address.strip()) for address in addresses if address.strip())
+    return all(is_loopback(address.strip()) for address in addresses if address.strip())
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

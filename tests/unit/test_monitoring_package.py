@@ -6,6 +6,7 @@ import contextlib
 import email
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 django = pytest.importorskip("django", reason="Django is not installed; the step `monitoring` runs these tests")
 
@@ -409,13 +411,28 @@ def test_the_wheel_is_built_without_a_network_and_twice_the_same(tmp_path):
     assert first.read_bytes() == second.read_bytes()
     with zipfile.ZipFile(first) as wheel:
         names = set(wheel.namelist())
-        info = "shiftmaster_monitoring-1.0.0.dist-info/"
+        info = "shiftmaster_monitoring-1.1.0.dist-info/"
         metadata = email.message_from_bytes(wheel.read(info + "METADATA"))
         recorded = {line.split(",")[0] for line in wheel.read(info + "RECORD").decode().splitlines()}
-    assert metadata["Name"] == "shiftmaster_monitoring" and metadata.get_all("Requires-Dist") == ["Django>=4.2"]
+    assert metadata["Name"] == "shiftmaster_monitoring"
+    assert metadata.get_all("Requires-Dist") == [
+        "Django>=4.2", "django-prometheus>=2.3.1,<3", "prometheus-client>=0.20,<1",
+    ]  # fmt: skip
     modules = {"shiftmaster_monitoring/" + path.name for path in (PACKAGE / "shiftmaster_monitoring").glob("*.py")}
     assert modules < names and recorded == names
     assert all(name.startswith(("shiftmaster_monitoring/", info)) for name in names)
+
+
+def test_what_a_release_gets_is_what_the_package_asks_for():
+    from packaging.requirements import Requirement
+
+    role = PACKAGE.parent / "roles" / "shiftmaster" / "defaults" / "main.yml"
+    given = yaml.safe_load(role.read_text(encoding="utf-8"))["shiftmaster_metrics_requirements"]
+    pins = dict(line.split("==") for line in given)
+    text = re.search(r"(?m)^dependencies = (.*)$", (PACKAGE / "pyproject.toml").read_text()).group(1)
+    asked = {found.name: found for found in map(Requirement, json.loads(text)) if found.name != "Django"}
+    assert set(asked) == set(pins)
+    assert all(asked[name].specifier.contains(version) for name, version in pins.items())
 
 
 def test_the_package_and_its_project_file_name_one_version():

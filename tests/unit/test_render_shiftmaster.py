@@ -51,6 +51,10 @@ def test_units_of_a_colour(kind):
     assert service["EnvironmentFile"].endswith("env")
     assert service["User"] == "shiftmaster" and service["ProtectSystem"] == "strict"
     assert service["ReadWritePaths"].split() == ["/var/log/shiftmaster", "/var/www/shiftmaster/shared/media"]
+    # The scheduler counts nothing.
+    counting = kind != "beat"
+    assert ("PROMETHEUS_MULTIPROC_DIR=/run/shiftmaster-metrics" in text) is counting
+    assert ("\nReadWritePaths=-/run/shiftmaster-metrics\n" in text) is counting
     assert "\nReadWritePaths=/var/log/shiftmaster /var/www/shiftmaster/shared/media\n" in text + "\n"
 
 
@@ -87,6 +91,58 @@ def test_site_settings_come_behind_the_applications():
     assert (
         text.index("from shiftmaster.settings import *") < text.index("HealthMiddleware") < text.index("ALLOWED_HOSTS")
     )
+
+
+@pytest.mark.parametrize("kind", ["web", "worker"])
+def test_a_folder_of_metrics_that_cannot_be_made_keeps_no_unit_from_starting(kind):
+    _parser, text = unit(f"shiftmaster-{kind}@.service.j2")
+    [line] = [line for line in text.splitlines() if line.startswith("ExecStartPre=")]
+    assert line.startswith("ExecStartPre=-+/usr/bin/install ") and line.endswith(" /run/shiftmaster-metrics")
+    assert "--owner=shiftmaster --group=shiftmaster --mode=0750" in line
+    _parser, text = unit(f"shiftmaster-{kind}@.service.j2", shiftmaster_metrics=False)
+    assert "metrics" not in text and "METRICS" not in text and "PROMETHEUS" not in text
+
+
+def test_metrics_are_attached_around_everything_else():
+    text = render("site_settings.py.j2", shiftmaster_supply_health=True, shiftmaster_site_settings="MIDDLEWARE = []")
+    compile(text, "site_settings.py", "exec")
+    places = ["_attach.begin()", "from shiftmaster.settings import *", "MIDDLEWARE = []", "_attach.finish(globals())"]
+    assert [text.index(place) for place in places] == sorted(text.index(place) for place in places)
+    assert 'SHIFTMASTER_SLOW_LOG = "/var/log/shiftmaster/slow.log"' in text
+    assert "attach" not in render("site_settings.py.j2", shiftmaster_metrics=False)
+    assert "shiftmaster_monitoring" not in render("gunicorn.conf.py.j2", shiftmaster_metrics=False)
+    assert "def child_exit(server, worker):" in render("gunicorn.conf.py.j2")
+
+
+def build(**variables):
+    """What a release's configuration is told apart by."""
+    known = {"ansible_managed": "Ansible managed", "ansible_facts": {"processor_vcpus": 2}, "role_path": str(ROLE)}
+    for part in ("defaults", "vars"):
+        known |= yaml.safe_load((ROLE / part / "main.yml").read_text(encoding="utf-8"))
+    known["__shiftmaster_build"] = {
+        name: known["__shiftmaster_build"][name] for name in ("environment", "extra_requirements")
+    }
+    loader = DataLoader()
+    loader.set_basedir(str(ROLE))
+    return Templar(loader, variables=trusted(known | variables)).template(
+        trust_as_template("{{ __shiftmaster_build }}")
+    )
+
+
+def test_what_the_metrics_need_comes_into_the_release_and_its_hash():
+    mine = {"shiftmaster_extra_requirements": ["gunicorn==27.0.1"]}
+    with_them = build(**mine)
+    assert with_them["extra_requirements"] == [
+        "gunicorn==27.0.1", "django-prometheus==2.5.0", "prometheus-client==0.26.0",
+    ]  # fmt: skip
+    assert with_them["environment"]["DJANGO_SETTINGS_MODULE"] == "shiftmaster_site_settings"
+    assert with_them["environment"]["SHIFTMASTER_CELERY_APPLICATION"] == "shiftmaster"
+    without = build(**mine, shiftmaster_metrics=False)
+    assert without["extra_requirements"] == ["gunicorn==27.0.1"]
+    assert without["environment"]["DJANGO_SETTINGS_MODULE"] == "shiftmaster.settings"
+    assert "SHIFTMASTER_CELERY_APPLICATION" not in without["environment"]
+    newer = build(**mine, shiftmaster_metrics_requirements=["django-prometheus==2.5.1"])
+    assert newer["extra_requirements"] != with_them["extra_requirements"]
 
 
 def test_options_of_shiftmasterctl_are_those_of_the_module():
@@ -136,6 +192,7 @@ def test_earlier_keys_are_accepted_besides_the_applications_own(monkeypatch):
         "from shiftmaster.settings import *", ""
     )
     session = "django.contrib.sessions.middleware.SessionMiddleware"
+    text = text.split("# Last, so that")[0].replace("_attach.begin()", "")
     found = {"SECRET_KEY_FALLBACKS": ["older"], "MIDDLEWARE": ("first", session, "last")}
     exec(text, found)
     assert found["SECRET_KEY_FALLBACKS"] == ["older", "old"]
