@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from django.core.exceptions import MiddlewareNotUsed
 
 from . import conf, trouble
@@ -18,34 +20,45 @@ except Exception as error:  # Not there, or it does not fit this Django.
     PrometheusAfterMiddleware = PrometheusBeforeMiddleware
 
 
-def _contained(name):
-    """Return a middleware's method that only says what goes wrong, and leaves out what nobody has asked for."""
+def _contained(original):
+    """Return one of its methods that only says what goes wrong, and leaves out what nobody has asked for."""
 
+    @functools.wraps(original)
     def method(self, request, *arguments, **more):
-        given = arguments[0] if name in ("process_response", "process_template_response") else None
+        # What comes back is of no use to Django, but for the response, which is what came in.
         if conf.WARMING not in request.META:
-            with trouble.contained("django-prometheus"):
-                getattr(super(type(self), self), name)(request, *arguments, **more)
-        return given
+            try:
+                original(self, request, *arguments, **more)
+            except Exception as error:
+                trouble.say("django-prometheus", error)
+        return arguments[0] if original.__name__ in ("process_response", "process_template_response") else None
 
-    method.__name__ = name
     return method
 
 
-class Before(PrometheusBeforeMiddleware):
-    process_request = _contained("process_request")
-    process_response = _contained("process_response")
+def _all_contained(middleware):
+    names = [name for name in vars(middleware) if name.startswith("process_")]
+    return {name: _contained(getattr(middleware, name)) for name in names}
 
 
-class After(PrometheusAfterMiddleware):
-    process_request = _contained("process_request")
-    process_view = _contained("process_view")
-    process_template_response = _contained("process_template_response")
-    process_response = _contained("process_response")
-    process_exception = _contained("process_exception")
+Before = type("Before", (PrometheusBeforeMiddleware,), _all_contained(PrometheusBeforeMiddleware))
+
+
+class After(type("After", (PrometheusAfterMiddleware,), _all_contained(PrometheusAfterMiddleware))):
+    """And which take no label from a client, and look each series up once."""
+
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        self._children = {}
 
     def label_metric(self, metric, request, response=None, **labels):
+        if not labels:
+            return metric
         # In one place it takes the method as the client has sent it; each invented one would be a series for ever.
         if "method" in labels:
             labels["method"] = self._method(request)
-        return super().label_metric(metric, request, response, **labels)
+        key = (metric, *labels.values())
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = super().label_metric(metric, request, response, **labels)
+        return child

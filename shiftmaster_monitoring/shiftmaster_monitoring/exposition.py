@@ -21,11 +21,11 @@ _parsed = {}
 
 
 def _parse(key: bytes) -> tuple:
-    """Return (type, multiprocess mode, family, sample, labels, help) of a series."""
+    """Return (type, multiprocess mode, family, sample, labels) of a series."""
     found = _parsed.get(key)
     if found is None:
-        typ, mode, family, sample, labels, text = json.loads(key)
-        found = _parsed[key] = (typ, mode, family, sample, tuple((name, value) for name, value in labels), text)
+        typ, mode, family, sample, labels = json.loads(key)
+        found = _parsed[key] = (typ, mode, family, sample, tuple((name, value) for name, value in labels))
     return found
 
 
@@ -34,13 +34,18 @@ class Shared:
 
     def collect(self):
         counted, gauges, living = shared.read()
+        texts = {}
         for value in list(shared.store.values):
+            texts[value.family] = value.help
             if not value.key.startswith(b'["gauge"'):
                 counted.setdefault(value.key, 0.0)
         families, buckets = {}, {}
         for key, value in counted.items():
-            typ, _mode, name, sample, labels, text = _parse(key)
-            family = families.get(name) or families.setdefault(name, Metric(name, text, typ))
+            typ, _mode, name, sample, labels = _parse(key)
+            family = families.get(name)
+            if family is None:
+                # Of another release's metric nobody here knows the help.
+                family = families[name] = Metric(name, texts.get(name, name), typ)
             if typ == "histogram" and sample.endswith("_bucket"):
                 rest = tuple(label for label in labels if label[0] != "le")
                 buckets.setdefault(name, {}).setdefault(rest, []).append((float(dict(labels)["le"]), value))
@@ -53,18 +58,18 @@ class Shared:
                     total += value
                     families[name].add_sample(name + "_bucket", dict(labels, le=floatToGoString(bound)), total)
                 families[name].add_sample(name + "_count", dict(labels), total)
-        self._gauges(families, gauges)
+        self._gauges(families, gauges, texts)
         yield from families.values()
         yield _gauge("shiftmaster_metrics_processes", "Processes that count in the shared folder.", {(): living})
 
     @staticmethod
-    def _gauges(families, gauges):
+    def _gauges(families, gauges, texts):
         """Those of living processes alone, one series or one for each process as the metric says."""
         joined = {}
         for pid, key, value, at in gauges:
-            _typ, mode, name, sample, labels, text = _parse(key)
+            _typ, mode, name, sample, labels = _parse(key)
             if name not in families:
-                families[name] = Metric(name, text, "gauge")
+                families[name] = Metric(name, texts.get(name, name), "gauge")
             if mode in ("all", "liveall", ""):
                 labels += (("pid", pid),)
             joined.setdefault((name, sample, labels, mode.replace("live", "")), []).append((value, at))
@@ -197,9 +202,10 @@ class Exposition:
     def text(self) -> bytes:
         """Return everything in Prometheus' text format. What cannot be had is left out, and said once."""
         registry = CollectorRegistry(auto_describe=False)
+        # First: it ends sessions, which the shared metrics then have.
+        registry.register(_Given(list(self._looked.collect())))
         if shared.folder() is not None:
             registry.register(_Given(self._shared()))
-        registry.register(_Given(list(self._looked.collect())))
         text = generate_latest(registry)
         return text if shared.folder() is not None else generate_latest(REGISTRY) + text
 

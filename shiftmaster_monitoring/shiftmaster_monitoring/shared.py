@@ -31,7 +31,7 @@ import weakref
 from . import trouble
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-# One process' file, at its start and at the most; a series takes about 250 bytes.
+# One process' file, at its start and at the most; a series takes about 200 bytes.
 START_BYTES = 1 << 16
 MAX_BYTES = 1 << 23
 # Where so many files are when a process begins, ended ones are added up first.
@@ -100,6 +100,9 @@ class Store:
                     return 0
                 self.look_at = time.monotonic() + LOOK_SECONDS
                 self._begin()
+                # A histogram without its empty buckets is none.
+                for value in list(self.values):
+                    value.renew(self)
             if key not in self.positions:
                 self._append(key)
             return self.positions[key]
@@ -167,9 +170,8 @@ class Store:
                 os.close(self.file)
                 os.close(self.held)
                 self._forget_file()
-            waiting = [value for value in list(self.values) if not value.placed(self)]
             self.look_at = 0.0  # The first one may open it.
-            for value in waiting:
+            for value in [value for value in list(self.values) if not value.placed(self)]:
                 value.renew(self)
             self.look_at = now + LOOK_SECONDS
 
@@ -184,11 +186,15 @@ class SharedValue:
 
     def __init__(self, typ, metric_name, name, labelnames, labelvalues, help_text, multiprocess_mode="", **_more):
         labels = [[str(label), str(value)] for label, value in zip(labelnames, labelvalues)]
-        self.key = json.dumps([typ, multiprocess_mode, metric_name, name, labels, help_text]).encode()
+        # Not the help, which would be most of it: whoever reads knows it, too.
+        self.key = json.dumps([typ, multiprocess_mode, metric_name, name, labels]).encode()
+        self.family, self.help = metric_name, help_text
         self._value, self._time, self._position = 0.0, 0.0, 0
         self._generation, self._process = None, store.process
         with store.lock:
             store.values.add(self)
+            if store.memory is not None:
+                self.renew(store)
 
     def placed(self, where) -> bool:
         return self._generation is where.generation and self._position > 0

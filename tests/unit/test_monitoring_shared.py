@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "shiftmaster_monitoring"
-KEY = b'["counter", "", "n", "n_total", [], "help"]'
+KEY = b'["counter", "", "n", "n_total", []]'
 HEAD = """
 import os, signal, sys, time
 from shiftmaster_monitoring import shared
@@ -54,6 +54,19 @@ def run(text, *arguments):
     out, err = child.communicate(timeout=60)
     assert child.returncode == 0, err
     return out
+
+
+def test_all_series_of_a_process_are_there_as_soon_as_it_counts(shared, folder):
+    """A histogram's buckets that nobody has met, and those that are made later."""
+    out = run("""
+        buckets = [counter("b", str(le)) for le in range(5)]
+        print(os.listdir(shared.folder()))
+        buckets[2].inc(1)
+        late = counter("late")
+    """)
+    assert out.strip() == "[]"
+    counted = shared.read()[0]
+    assert len(counted) == 6 and sorted(counted.values()) == [0.0] * 5 + [1.0]
 
 
 def test_what_ended_processes_have_counted_stays_and_their_files_go(shared, folder):
@@ -363,6 +376,8 @@ def test_files_of_others_are_left_alone(shared, folder):
 
 
 def test_threads_lose_nothing(shared, folder):
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
     value = shared.SharedValue("counter", "n", "n_total", [], [], "help")
 
     def work():
@@ -374,6 +389,7 @@ def test_threads_lose_nothing(shared, folder):
         thread.start()
     for thread in threads:
         thread.join()
+    sys.setswitchinterval(before)
     assert shared.read()[0] == {KEY: 80000.0}
 
 
