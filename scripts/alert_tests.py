@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Tests of the alert rules, by promtool: writes them, runs them, and finds out whether they would notice a mistake.
+
+    scripts/alert_tests.py            writes monitoring/rule_tests/<Alert>.yml from monitoring/cases/*.yml
+    scripts/alert_tests.py --check    says which are not up to date
+    scripts/alert_tests.py run        promtool check rules, test rules
+    scripts/alert_tests.py mutate     changes each number, comparison, duration and label of every alert, one at a time, and
+                                      names the changes that no test notices; behind it names of alerts, for these alone
+
+promtool is taken from $PROMTOOL, or from PATH. The written tests need nothing else: promtool test rules rule_tests/*.yml.
+
+A case of monitoring/cases: `fires` and `silent` are lists of
+    series      {series: values in promtool's notation, one each `every` (default: the evaluation)}
+    at          fires: the moment of the first evaluation that is firing; the one before it must not be. silent: any moment
+    labels      fires: the labels that the alert has beside severity, service and depends_on
+    shows       fires: what its texts show for the value: one text for all, or {template: text}
+    why         silent: what is near about it
+`evaluation` is how often the rules are evaluated, as in Prometheus, or more coarsely where days go by.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import alerts as catalogue_of
+import yaml
+
+ROOT = catalogue_of.ROOT
+RULES = catalogue_of.MONITORING / "rules"
+TESTS = catalogue_of.MONITORING / "rule_tests"
+# Written by hand: they need no case of their own.
+BY_HAND = {"recordings.yml"}
+
+
+def promtool() -> str | None:
+    return os.environ.get("PROMTOOL") or shutil.which("promtool")
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def span(text: str) -> int:
+    """Seconds of 1m30s."""
+    return sum(int(number) * catalogue_of.UNITS[unit] for number, unit in re.findall(r"(\d+)([smhd])", text))
+
+
+def shown(template: str, labels: dict[str, str], shows: str | dict[str, str]) -> str:
+    """What a template gives, by the labels and the value's texts of the case; not by Prometheus' own functions."""
+
+    def replace(match: re.Match[str]) -> str:
+        inner = match[1].strip()
+        if inner.startswith('"'):
+            return inner[1:-1].replace('\\"', '"')
+        if inner.startswith("$labels."):
+            return labels.get(inner.removeprefix("$labels."), "")
+        return shows[inner] if isinstance(shows, dict) else shows
+
+    # A quoted text, as it stands for a command with braces, may hold braces itself.
+    return re.sub(r'{{ ("(?:[^"\\]|\\.)*"|.*?) }}', replace, template)
+
+
+def moment(time: str, expected: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return {"eval_time": time, "alertname": name, "exp_alerts": expected}
+
+
+def tests_of(alert: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
+    made = catalogue_of.rule(alert)
+    evaluation = case.get("evaluation", f"{catalogue_of.FAST_SECONDS if alert['group'] in catalogue_of.FAST else catalogue_of.SECONDS}s")
+    name = alert["name"]
+    groups = []
+    for number, fires in enumerate(case["fires"], 1):
+        wanted = fires["labels"] if isinstance(fires["labels"], list) else [fires["labels"]]
+        expected = [
+            {
+                "exp_labels": {**labels, **made["labels"]},
+                "exp_annotations": {
+                    key: shown(text, labels, fires.get("shows", "")) for key, text in made["annotations"].items()
+                },
+            }
+            for labels in wanted
+        ]
+        checks = [moment(fires["at"], expected, name)]
+        if "for" in made:
+            checks.insert(0, moment(f"{span(fires['at']) - span(evaluation)}s", [], name))
+        groups.append({"name": f"fires {number}", **inputs(fires, case, evaluation), "alert_rule_test": checks})
+    for silent in case["silent"]:
+        groups.append(
+            {
+                "name": f"silent: {silent['why']}",
+                **inputs(silent, case, evaluation),
+                "alert_rule_test": [moment(silent["at"], [], name)],
+            }
+        )
+    return {"rule_files": rule_files(alert), "evaluation_interval": evaluation, "tests": groups}
+
+
+def inputs(given: dict[str, Any], case: dict[str, Any], evaluation: str) -> dict[str, Any]:
+    every = given.get("every") or case.get("every") or evaluation
+    return {
+        "interval": every,
+        "input_series": [{"series": name, "values": str(values)} for name, values in given["series"].items()],
+    }
+
+
+def rule_files(alert: dict[str, Any]) -> list[str]:
+    return ["../rules/shiftmaster.yml" if alert["group"] == "shiftmaster.alerts" else f"../rules/{alert['source']}"]
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((catalogue_of.MONITORING / "cases").glob("*.yml")):
+        found.update(catalogue_of.load(path))
+    return found
+
+
+def outputs() -> dict[Path, str]:
+    known = cases()
+    made = {TESTS / name: (TESTS / name).read_text(encoding="utf-8") for name in BY_HAND}
+    for alert in catalogue_of.catalogue():
+        if alert["name"] in known:
+            text = catalogue_of.dump(tests_of(alert, known[alert["name"]]))
+            made[TESTS / f"{alert['name']}.yml"] = (
+                "---\n# Written by scripts/alert_tests.py from monitoring/cases: change that, then `make alerts`.\n"
+                "# yamllint disable rule:line-length\n" + text
+            )
+    return made
+
+
+# --- running --------------------------------------------------------------------------------------------------------
+
+
+def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(promtool()), *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def run() -> int:
+    checked = call("check", "rules", "--lint=all", "--lint-fatal", *sorted(RULES.glob("*.yml")))
+    tested = call("test", "rules", *sorted(TESTS.glob("*.yml")))
+    for done in (checked, tested):
+        print(done.stdout + done.stderr, end="")
+    return checked.returncode or tested.returncode
+
+
+# --- mutants --------------------------------------------------------------------------------------------------------
+
+COMPARISONS = {">": (">=", "<"), "<": ("<=", ">"), ">=": (">", "<"), "<=": ("<", ">"), "==": ("!=",), "!=": ("==",)}
+# What is no number of the expression: strings, durations, names.
+TOKENS = re.compile(
+    r'(?P<string>"(?:[^"\\]|\\.)*")|(?P<matcher>{[^}]*})|(?P<range>\[[^\]]*\])|(?P<offset>\boffset \w+)'
+    r"|(?P<name>[A-Za-z_][\w:]*)|(?P<number>\d+(?:\.\d+)?)|(?P<comparison>[=!<>]=|[<>])"
+)
+
+
+def changed_numbers(text: str) -> tuple[str, ...]:
+    """A tenth more and less; 0 and 1 are mostly states and counts, so the next ones."""
+    value = float(text)
+    if value in (0, 1):
+        return (str(int(value) + 1), str(int(value) - 1))
+    return (f"{value * 1.1:.10g}", f"{value * 0.9:.10g}")
+
+
+def mutants(alert: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(what was changed, the alert's rule with it)"""
+    original = catalogue_of.rule(alert)
+    expr = original["expr"]
+    for match in TOKENS.finditer(expr):
+        kind, text = match.lastgroup, match[0]
+        others = changed_numbers(text) if kind == "number" else COMPARISONS[text] if kind == "comparison" else ()
+        for other in others:
+            where = expr[max(0, match.start() - 30) : match.start()].split("\n")[-1]
+            yield f"…{where}[{text} → {other}]", {**original, "expr": expr[: match.start()] + other + expr[match.end() :]}
+    step = catalogue_of.FAST_SECONDS if alert["group"] in catalogue_of.FAST else catalogue_of.SECONDS
+    step = span(cases()[alert["name"]].get("evaluation", f"{step}s"))
+    duration = catalogue_of.seconds(alert["for"])
+    # One evaluation is the least that can be seen.
+    for other in (duration + step, duration - step):
+        if other >= 0:
+            yield f"for [{alert['for']} → {other}s]", {**original, "for": f"{other}s"}
+    for label, value in original["labels"].items():
+        yield f"label {label} [{value} → other]", {**original, "labels": {**original["labels"], label: "other"}}
+
+
+def survivors(names: list[str], show: bool = False) -> tuple[int, list[str]]:
+    """(number of mutants, those that no test noticed)"""
+    chosen = [alert for alert in catalogue_of.catalogue() if not names or alert["name"] in names]
+    described: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for alert in chosen:
+            test = yaml.safe_load((TESTS / f"{alert['name']}.yml").read_text(encoding="utf-8"))
+            for number, (what, rule) in enumerate(mutants(alert)):
+                stem = f"{alert['name']}-{number:03}"
+                described[stem] = f"{alert['name']}: {what}"
+                rules = {"groups": [{"name": alert["group"], "rules": [rule]}]}
+                (folder / f"{stem}.rules").write_text(yaml.safe_dump(rules, allow_unicode=True), encoding="utf-8")
+                (folder / f"{stem}.yml").write_text(
+                    yaml.safe_dump({**test, "rule_files": [f"{stem}.rules"]}, allow_unicode=True), encoding="utf-8"
+                )
+        noticed = set()
+        stems = sorted(described)
+        # Many in one call: what takes time is the start.
+        for start in range(0, len(stems), 100):
+            part = [folder / f"{stem}.yml" for stem in stems[start : start + 100]]
+            done = call("test", "rules", *part)
+            output = done.stdout + done.stderr
+            for stem, result in re.findall(r"Unit Testing: +\S*?([^/\s]+)\.yml\s+(SUCCESS|FAILED)", output):
+                if result == "FAILED":
+                    noticed.add(stem)
+                elif show:
+                    print(described[stem])
+            unknown = {path.stem for path in part} - set(re.findall(r"Unit Testing: +\S*?([^/\s]+)\.yml", output))
+            if unknown:
+                raise RuntimeError(f"promtool says nothing about {sorted(unknown)}: {output[-2000:]}")
+    return len(described), [described[stem] for stem in stems if stem not in noticed]
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    if words[:1] in (["run"], ["mutate"]):
+        if promtool() is None:
+            print("promtool is neither in $PROMTOOL nor on PATH.", file=sys.stderr)
+            return 2
+        if words[0] == "run":
+            return run()
+        number, left = survivors(words[1:])
+        print("\n".join(left + [f"{number} mutants, {len(left)} survived"]))
+        return 1 if left else 0
+    check = "--check" in words
+    outdated = catalogue_of.refresh(outputs(), check)
+    missing = sorted({alert["name"] for alert in catalogue_of.catalogue()} - set(cases()))
+    if missing:
+        print("Without a case: " + ", ".join(missing))
+    if outdated:
+        print(("Not up to date (run `make alerts`): " if check else "Written: ") + ", ".join(outdated))
+    return 1 if missing or (check and outdated) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,364 @@
+#!/usr/bin/env python3
+"""Writes Prometheus' rules and the runbooks from monitoring/; with --check, says which are not up to date.
+
+monitoring/alerts/<service>.yml is the one source of every alert, in both languages. From it come monitoring/rules/*.yml and
+docs/runbooks/<Alert>.md and .ja.md; the diagnosis reads it too. monitoring/recordings.yml is the source of the recording rules.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+MONITORING = ROOT / "monitoring"
+RUNBOOKS = ROOT / "docs" / "runbooks"
+LANGUAGES = ("en", "ja")
+SEVERITIES = ("critical", "warning", "info", "none")
+SERVICES = (
+    "application celery database cache web host container backup monitoring tls".split()
+)  # what a message may be about
+
+# What an entry of `alerts` holds. `service`, `where` and `dashboard` may be said once for the file.
+FIELDS = {
+    "name": "the alert's name, for good: silences and runbooks are found by it",
+    "group": "the rule group; shiftmaster.alerts holds the six of the operations guide",
+    "expr": "PromQL; a threshold stands beside its comparison, where the mutation check finds it",
+    "for": "how long it has to hold",
+    "severity": "critical (wakes somebody), warning (in working hours), info (nobody is called), none (Watchdog)",
+    "service": "what it is about",
+    "where": "the hosts on which its commands are typed: a key of WHERE",
+    "dashboard": "uid of the dashboard to open",
+    "depends_on": "what it needs: application, cache, database, web; silent while that is down (inhibitions.yml)",
+    "summary": "{en, ja}: one line, a template of Prometheus",
+    "description": "{en, ja}: a sentence or two, a template of Prometheus; the first look is added",
+    "meaning": "{en, ja}: what is the matter, for whoever reads it by night",
+    "look": "commands that show more, the first one also in the message",
+    "causes": "the likeliest first: cause {en, ja}, check (a command), fix (a command), advice {en, ja}; one of the last two",
+    "links": "chapters of the operations guide",
+}
+OPTIONAL = {"depends_on"}
+
+# Evaluated as often as their targets are scraped; everything else each 15 seconds.
+FAST = {"shiftmaster.alerts", "shiftmaster.database.fast", "shiftmaster.host.fast"}
+FAST_SECONDS, SECONDS = 5, 15
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+WHERE = {
+    "app": ("on an application host", "アプリケーションホスト"),
+    "web": ("on the web host", "Web ホスト"),
+    "database": ("on the database host", "データベースホスト"),
+    "cache": ("on the host of Redis", "Redis のホスト"),
+    "monitoring": ("on the monitoring host", "監視ホスト"),
+    "backup": ("on the host that keeps the backups", "バックアップを保管するホスト"),
+    "host": ("on the host that the message names", "通知に示されたホスト"),
+    "controller": ("on your machine, in the folder of this repository", "手元のマシンのこのリポジトリ"),
+}
+SAYS = {
+    "written": (
+        "Written by scripts/alerts.py from {source}: change that, then `make alerts`.",
+        "scripts/alerts.py が {source} から生成しています。変更はそちらで行い、`make alerts` を実行してください。",
+    ),
+    "table": (
+        "| severity | service | fires after | dashboard |",
+        "| 重要度 | サービス | 発生までの時間 | ダッシュボード |",
+    ),
+    "silent": ("Not sent while one of these is down: {parts}.", "次のいずれかが停止している間は送られません: {parts}。"),
+    "meaning": ("What it means", "意味"),
+    "condition": ("It fires on:", "発生条件:"),
+    "look": ("First look", "最初の確認"),
+    "typed": (
+        "Typed as root {where}; what begins with `ansible` on your machine, in the folder of this repository.",
+        "{where}で root として入力します。`ansible` で始まるものは、手元のマシンのこのリポジトリで入力します。",
+    ),
+    "causes": ("Causes, the likeliest first", "原因(可能性の高い順)"),
+    "check": ("See whether it is so:", "確認:"),
+    "fix": ("Mend it:", "対処:"),
+    "links": ("Read on", "関連"),
+    "guide": ("Operations guide: {title}", "運用ガイド: {title}"),
+    "all": ("All runbooks", "ランブック一覧"),
+    "title": ("Runbooks", "ランブック"),
+    "intro": (
+        "One page for each alert: what it means, what to look at, the causes in their order, each with a check and a fix.",
+        "アラートごとに 1 ページです。意味、最初の確認、原因(可能性の高い順)とその確認方法・対処をまとめています。",
+    ),
+    "index": ("| alert | severity | what it says |", "| アラート | 重要度 | 内容 |"),
+    "first": ("First, {where}: {command}", "まず{where}で: {command}"),
+}
+
+
+def say(key: str, language: str, **values: str) -> str:
+    return SAYS[key][LANGUAGES.index(language)].format(**values)
+
+
+def seconds(duration: str) -> int:
+    return int(duration[:-1]) * UNITS[duration[-1]]
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def joined(value: Any) -> Any:
+    """Folded Japanese has no spaces where its lines met."""
+    if isinstance(value, dict):
+        return {
+            key: re.sub(r"(?<=[^\x00-\xff]) (?=[^\x00-\xff])", "", text) if key == "ja" else joined(text)
+            for key, text in value.items()
+        }
+    return [joined(inner) for inner in value] if isinstance(value, list) else value
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """Every alert, with what its file says for all of them."""
+    alerts = []
+    for path in sorted((MONITORING / "alerts").glob("*.yml")):
+        content = load(path)
+        common = {key: content[key] for key in ("service", "where", "dashboard")}
+        alerts += [{**common, **joined(alert), "source": path.name} for alert in content["alerts"]]
+    return alerts
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+
+def place(alert: dict[str, Any], command: str, language: str) -> str:
+    key = "controller" if command.startswith("ansible") else alert["where"]
+    return WHERE[key][LANGUAGES.index(language)]
+
+
+def description(alert: dict[str, Any], language: str) -> str:
+    """What a message says, with the first thing to do."""
+    command = alert["look"][0]
+    # Braces in a command, as docker has them, are no template of Prometheus.
+    quoted = re.sub(r"{{.*?}}", lambda match: '{{ "%s" }}' % match[0].replace('"', '\\"'), command)
+    first = say("first", language, where=place(alert, command, language), command=quoted)
+    return alert["description"][language] + (" " if language == "en" else "") + first
+
+
+def rule(alert: dict[str, Any]) -> dict[str, Any]:
+    labels = {"severity": alert["severity"], "service": alert["service"]}
+    if alert.get("depends_on"):
+        labels["depends_on"] = ",".join(sorted(alert["depends_on"]))
+    result = {"alert": alert["name"], "expr": alert["expr"].strip()}
+    if seconds(alert["for"]):
+        result["for"] = alert["for"]
+    return {
+        **result,
+        "labels": labels,
+        "annotations": {
+            "summary": alert["summary"]["en"],
+            "summary_ja": alert["summary"]["ja"],
+            "description": description(alert, "en"),
+            "description_ja": description(alert, "ja"),
+            "runbook_url": f"docs/runbooks/{alert['name']}.md",
+            "dashboard": alert["dashboard"],
+        },
+    }
+
+
+def recordings() -> list[dict[str, str]]:
+    content = load(MONITORING / "recordings.yml")
+    rules = []
+    for entry in content["rules"]:
+        for window in entry.get("windows", [""]):
+            evaluations = str(seconds(window) // content["interval_seconds"]) if window else ""
+            texts = {
+                key: entry[key].replace("<window>", window).replace("<evaluations>", evaluations)
+                for key in ("record", "expr")
+            }
+            rules.append(texts)
+    return rules
+
+
+def groups(alerts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """{file below monitoring/rules: [groups]}"""
+    content = load(MONITORING / "recordings.yml")
+    files: dict[str, list[dict[str, Any]]] = {
+        "recordings.yml": [
+            {"name": content["group"], "interval": f"{content['interval_seconds']}s", "rules": recordings()}
+        ]
+    }
+    for alert in alerts:
+        name = alert["group"]
+        # The operations guide names this file; the others are named like their source.
+        file = "shiftmaster.yml" if name == "shiftmaster.alerts" else alert["source"]
+        found = next((group for group in files.setdefault(file, []) if group["name"] == name), None)
+        if found is None:
+            found = {"name": name, "interval": f"{FAST_SECONDS if name in FAST else SECONDS}s", "rules": []}
+            files[file].append(found)
+        found["rules"].append(rule(alert))
+    return files
+
+
+class Dumper(yaml.SafeDumper):
+    """Several lines stay several lines."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def dump(content: Any) -> str:
+    return yaml.dump(content, Dumper=Dumper, allow_unicode=True, sort_keys=False, width=10**6)
+
+
+def rule_file(name: str, content: list[dict[str, Any]]) -> str:
+    sources = "monitoring/recordings.yml" if name == "recordings.yml" else "monitoring/alerts"
+    return (
+        f"---\n# Written by scripts/alerts.py from {sources}: change that, then `make alerts`.\n"
+        "# One sentence is one line.\n# yamllint disable rule:line-length\n" + dump({"groups": content})
+    )
+
+
+# --- runbooks -------------------------------------------------------------------------------------------------------
+
+
+def headings(path: Path) -> list[str]:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.findall(r"^#+ (.*)$", text, re.M)
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w\s-]", "", heading).strip().lower().replace(" ", "-")
+
+
+def link(target: str, language: str) -> str:
+    """A chapter of the guide in this language: both have the same headings in the same order."""
+    path, _, chapter = target.partition("#")
+    english = [anchor(heading) for heading in headings(ROOT / path)]
+    suffix = ".md" if language == "en" else ".ja.md"
+    translated = ROOT / path.replace(".md", suffix)
+    title = headings(translated)[english.index(chapter)]
+    return f"- [{say('guide', language, title=title)}](../{translated.name}#{anchor(title)})"
+
+
+def plain(template: str) -> str:
+    """A template of Prometheus for people: <instance> for a label, N for the value."""
+    text = re.sub(r"{{ \$labels\.(\w+) }}", r"<\1>", template)
+    return re.sub(r"{{.*?\$value.*?}}", "N", text)
+
+
+def block(*commands: str) -> list[str]:
+    return ["```", *commands, "```", ""]
+
+
+def page(name: str, language: str) -> str:
+    return f"{name}.md" if language == "en" else f"{name}.ja.md"
+
+
+def runbook(alert: dict[str, Any], language: str) -> str:
+    name = alert["name"]
+    other = "ja" if language == "en" else "en"
+    source = f"monitoring/alerts/{alert['source']}"
+    lines = [
+        f"# {name}",
+        "",
+        f"[{'日本語' if other == 'ja' else 'English'}]({page(name, other)}) · "
+        f"[{say('all', language)}]({page('README', language)})",
+        "",
+        f"<!-- {say('written', language, source=source)} -->",
+        "",
+        f"**{escaped(plain(alert['summary'][language]))}**",
+        "",
+        say("table", language),
+        "|---|---|---|---|",
+        f"| {alert['severity']} | {alert['service']} | {alert['for']} | `{alert['dashboard']}` |",
+        "",
+    ]
+    if alert.get("depends_on"):
+        lines += [say("silent", language, parts=", ".join(sorted(alert["depends_on"]))), ""]
+    lines += [f"## {say('meaning', language)}", "", alert["meaning"][language].strip(), ""]
+    lines += [say("condition", language), "", "```promql", alert["expr"].strip(), "```", ""]
+    where = WHERE[alert["where"]][LANGUAGES.index(language)]
+    lines += [f"## {say('look', language)}", "", say("typed", language, where=where), "", *block(*alert["look"])]
+    lines += [f"## {say('causes', language)}", ""]
+    for number, cause in enumerate(alert["causes"], 1):
+        lines += [f"### {number}. {cause['cause'][language].strip()}", ""]
+        lines += [say("check", language), "", *block(cause["check"])]
+        lines += [" ".join([say("fix", language), cause.get("advice", {}).get(language, "")]).strip(), ""]
+        lines += block(cause["fix"]) if "fix" in cause else []
+    if alert["links"]:
+        lines += [f"## {say('links', language)}", "", *(link(target, language) for target in alert["links"])]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
+
+
+def index(alerts: list[dict[str, Any]], language: str) -> str:
+    other = "ja" if language == "en" else "en"
+    lines = [
+        f"# {say('title', language)}",
+        "",
+        f"[{'日本語' if other == 'ja' else 'English'}]({page('README', other)})",
+        "",
+        f"<!-- {say('written', language, source='monitoring/alerts')} -->",
+        "",
+        say("intro", language),
+        "",
+    ]
+    for service in sorted({alert["service"] for alert in alerts}, key=SERVICES.index):
+        lines += [f"## {service}", "", say("index", language), "|---|---|---|"]
+        lines += [
+            f"| [{alert['name']}]({page(alert['name'], language)}) | {alert['severity']} | "
+            f"{escaped(plain(alert['summary'][language]))} |"
+            for alert in sorted(
+                (a for a in alerts if a["service"] == service), key=lambda a: SEVERITIES.index(a["severity"])
+            )
+        ]
+        lines.append("")
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+# --- all of it ------------------------------------------------------------------------------------------------------
+
+
+def outputs() -> dict[Path, str]:
+    alerts = catalogue()
+    made = {MONITORING / "rules" / name: rule_file(name, content) for name, content in groups(alerts).items()}
+    for language in LANGUAGES:
+        made[RUNBOOKS / page("README", language)] = index(alerts, language)
+        made.update({RUNBOOKS / page(alert["name"], language): runbook(alert, language) for alert in alerts})
+    return made
+
+
+def refresh(made: dict[Path, str], check: bool) -> list[str]:
+    """Writes what differs and removes what nothing makes any more; returns the names."""
+    outdated = []
+    for folder, pattern in {(path.parent, f"*{path.suffix}") for path in made}:
+        for path in sorted(folder.glob(pattern)):
+            if path not in made:
+                outdated.append(str(path.relative_to(ROOT)))
+                if not check:
+                    path.unlink()
+    for path, text in made.items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        outdated.append(str(path.relative_to(ROOT)))
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    return sorted(outdated)
+
+
+def main() -> int:
+    check = "--check" in sys.argv[1:]
+    outdated = refresh(outputs(), check)
+    if outdated:
+        print(("Not up to date (run `make alerts`): " if check else "Written: ") + ", ".join(outdated))
+    return 1 if check and outdated else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
