@@ -6,7 +6,7 @@ SHELL_SCRIPTS := .ci/run molecule/closed/files/prepare_folders scripts/apt_folde
 RUN := .venv/bin/python scripts/run_tests.py
 DEMO := .venv/bin/python scripts/demo.py
 
-.PHONY: help bootstrap docker images lint format unit readme test test-all test-rest bench lock clean \
+.PHONY: help bootstrap docker images lint format unit readme alerts test test-all test-rest bench lock clean \
 	demo demo-deploy demo-rollback demo-health demo-clean
 
 help: ## Show this list
@@ -45,6 +45,10 @@ unit: bootstrap ## Unit tests
 
 readme: bootstrap ## Write each role's README.md from its meta/argument_specs.yml
 	python scripts/role_readme.py
+
+alerts: bootstrap ## Write the alert rules, their tests and the runbooks from monitoring/
+	python scripts/alerts.py
+	python scripts/alert_tests.py
 
 test: images ## What .ci/run runs: lint, unit tests and a sample of the scenarios
 	@$(RUN) test

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Writes Prometheus' rules and the runbooks from monitoring/; with --check, says which are not up to date.
 
-monitoring/alerts/<service>.yml is the one source of every alert, in both languages. From it come monitoring/rules/*.yml and
-docs/runbooks/<Alert>.md and .ja.md; the diagnosis reads it too. monitoring/recordings.yml is the source of the recording rules.
+monitoring/alerts/<service>.yml is the one source of every alert, in both languages. From it come monitoring/rules/*.yml
+and docs/runbooks/<Alert>.md and .ja.md; the diagnosis reads it too. monitoring/recordings.yml is the source of the
+recording rules.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ FIELDS = {
     "description": "{en, ja}: a sentence or two, a template of Prometheus; the first look is added",
     "meaning": "{en, ja}: what is the matter, for whoever reads it by night",
     "look": "commands that show more, the first one also in the message",
-    "causes": "the likeliest first: cause {en, ja}, check (a command), fix (a command), advice {en, ja}; one of the last two",
+    "causes": "the likeliest first: cause {en, ja}, check (a command), fix (a command) or advice {en, ja}, or both",
     "links": "chapters of the operations guide",
 }
 OPTIONAL = {"depends_on"}
@@ -67,7 +68,10 @@ SAYS = {
         "| severity | service | fires after | dashboard |",
         "| 重要度 | サービス | 発生までの時間 | ダッシュボード |",
     ),
-    "silent": ("Not sent while one of these is down: {parts}.", "次のいずれかが停止している間は送られません: {parts}。"),
+    "silent": (
+        "Not sent while one of these is down: {parts}.",
+        "次のいずれかが停止している間は送られません: {parts}。",
+    ),
     "meaning": ("What it means", "意味"),
     "condition": ("It fires on:", "発生条件:"),
     "look": ("First look", "最初の確認"),
@@ -83,7 +87,7 @@ SAYS = {
     "all": ("All runbooks", "ランブック一覧"),
     "title": ("Runbooks", "ランブック"),
     "intro": (
-        "One page for each alert: what it means, what to look at, the causes in their order, each with a check and a fix.",
+        "One page for each alert: what it means, what to look at, and the causes, each with a check and a fix.",
         "アラートごとに 1 ページです。意味、最初の確認、原因(可能性の高い順)とその確認方法・対処をまとめています。",
     ),
     "index": ("| alert | severity | what it says |", "| アラート | 重要度 | 内容 |"),
@@ -161,26 +165,25 @@ def rule(alert: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def recordings() -> list[dict[str, str]]:
-    content = load(MONITORING / "recordings.yml")
+def recordings(group: dict[str, Any]) -> list[dict[str, Any]]:
     rules = []
-    for entry in content["rules"]:
+    for entry in group["rules"]:
         for window in entry.get("windows", [""]):
-            evaluations = str(seconds(window) // content["interval_seconds"]) if window else ""
-            texts = {
+            evaluations = str(seconds(window) // group["interval_seconds"]) if window else ""
+            made = {
                 key: entry[key].replace("<window>", window).replace("<evaluations>", evaluations)
                 for key in ("record", "expr")
             }
-            rules.append(texts)
+            rules.append({**made, **({"labels": entry["labels"]} if "labels" in entry else {})})
     return rules
 
 
 def groups(alerts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """{file below monitoring/rules: [groups]}"""
-    content = load(MONITORING / "recordings.yml")
     files: dict[str, list[dict[str, Any]]] = {
         "recordings.yml": [
-            {"name": content["group"], "interval": f"{content['interval_seconds']}s", "rules": recordings()}
+            {"name": group["name"], "interval": f"{group['interval_seconds']}s", "rules": recordings(group)}
+            for group in load(MONITORING / "recordings.yml")["groups"]
         ]
     }
     for alert in alerts:

@@ -1,0 +1,579 @@
+"""The alert catalogue, what is made of it, and what is silent behind what."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+MONITORING = ROOT / "monitoring"
+DASHBOARDS = {
+    f"shiftmaster-{name}"
+    for name in "overview host application postgresql redis nginx celery containers backups deploys".split()
+}
+JAPANESE = re.compile(r"[぀-ヿ一-鿿]")
+
+
+def module(path, monkeypatch=None):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        loaded = importlib.util.module_from_spec(spec)
+        # alert_tests imports alerts.
+        sys.modules[path.stem] = loaded
+        spec.loader.exec_module(loaded)
+        return loaded
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+
+
+alerts_script = module(ROOT / "scripts/alerts.py")
+tests_script = module(ROOT / "scripts/alert_tests.py")
+CATALOGUE = alerts_script.catalogue()
+BY_NAME = {alert["name"]: alert for alert in CATALOGUE}
+needs_promtool = pytest.mark.skipif(
+    tests_script.promtool() is None, reason="promtool is neither in $PROMTOOL nor on PATH"
+)
+
+
+def each(alerts=CATALOGUE):
+    return pytest.mark.parametrize("alert", alerts, ids=lambda alert: alert["name"])
+
+
+# --- what is committed is what is made ------------------------------------------------------------------------------
+
+
+def test_rules_and_runbooks_are_up_to_date():
+    assert alerts_script.refresh(alerts_script.outputs(), check=True) == []
+
+
+def test_rule_tests_are_up_to_date():
+    assert tests_script.refresh_check() == []
+
+
+def test_a_file_that_nothing_makes_any_more_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(alerts_script, "ROOT", tmp_path)
+    made = {tmp_path / "rules" / "one.yml": "1\n", tmp_path / "rules" / "two.yml": "2\n"}
+    assert alerts_script.refresh(made, check=False) == ["rules/one.yml", "rules/two.yml"]
+    assert alerts_script.refresh(made, check=True) == []
+    (tmp_path / "rules" / "old.yml").write_text("0\n")
+    (tmp_path / "rules" / "one.yml").write_text("changed\n")
+    assert alerts_script.refresh(made, check=True) == ["rules/old.yml", "rules/one.yml"]
+    assert (tmp_path / "rules" / "old.yml").exists()
+    alerts_script.refresh(made, check=False)
+    assert not (tmp_path / "rules" / "old.yml").exists()
+    assert (tmp_path / "rules" / "one.yml").read_text() == "1\n"
+
+
+# --- the catalogue --------------------------------------------------------------------------------------------------
+
+
+def test_names_are_unique():
+    assert len(BY_NAME) == len(CATALOGUE)
+
+
+@each()
+def test_entry_is_whole(alert):
+    fields = set(alerts_script.FIELDS)
+    assert fields - set(alert) - alerts_script.OPTIONAL == set()
+    assert set(alert) - fields - {"source"} == set()
+    assert re.fullmatch(r"[A-Z][A-Za-z]+", alert["name"])
+    assert re.fullmatch(r"\d+[smhd]", alert["for"])
+    assert alert["severity"] in alerts_script.SEVERITIES
+    assert alert["service"] in alerts_script.SERVICES
+    assert alert["where"] in alerts_script.WHERE
+    assert alert["dashboard"] in DASHBOARDS
+    assert alert["look"] and alert["causes"]
+
+
+def texts(alert):
+    """[(where, {en, ja})]"""
+    found = [(field, alert[field]) for field in ("summary", "description", "meaning")]
+    for number, cause in enumerate(alert["causes"], 1):
+        found.append((f"cause {number}", cause["cause"]))
+        if "advice" in cause:
+            found.append((f"advice {number}", cause["advice"]))
+    return found
+
+
+@each()
+def test_both_languages_say_the_same(alert):
+    for where, text in texts(alert):
+        assert set(text) == {"en", "ja"}, where
+        assert not JAPANESE.search(text["en"]), where
+        assert JAPANESE.search(text["ja"]), where
+        placeholders = {language: sorted(set(re.findall(r"{{.*?}}", text[language]))) for language in text}
+        # A label may stand in the summary of one language and in its description only in the other.
+        if where != "description":
+            assert placeholders["en"] == placeholders["ja"], where
+        names = {language: set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text[language])) for language in text}
+        assert names["en"] == names["ja"], where
+    for language in ("en", "ja"):
+        assert len(alert["summary"][language]) <= 160
+        assert "\n" not in alert["summary"][language] + alert["description"][language]
+
+
+@each()
+def test_description_shows_the_same_values_in_both_languages(alert):
+    def shown(language):
+        return set(re.findall(r"{{.*?}}", alert["summary"][language] + alert["description"][language]))
+
+    assert shown("en") == shown("ja")
+
+
+@each()
+def test_each_cause_has_a_check_and_what_to_do(alert):
+    for cause in alert["causes"]:
+        assert set(cause) <= {"cause", "check", "fix", "advice"}
+        assert cause["check"] and (cause.get("fix") or cause.get("advice")), cause["cause"]["en"]
+
+
+def test_watchdog_is_the_only_one_without_a_severity():
+    assert [alert["name"] for alert in CATALOGUE if alert["severity"] == "none"] == ["Watchdog"]
+
+
+def test_japanese_lines_are_joined_without_a_space():
+    assert alerts_script.joined({"ja": "通信が 途絶えて いる PostgreSQL の 行", "en": "a b"}) == {
+        "ja": "通信が途絶えている PostgreSQL の行",
+        "en": "a b",
+    }
+
+
+# --- the six of the operations guide --------------------------------------------------------------------------------
+
+GUIDE = {
+    # name: (severity, for, what stands in its expression)
+    "ShiftMasterDown": ("critical", "30s", ['up{job="shiftmaster"} == 0']),
+    "HighResponseTime": (
+        "warning",
+        "2m",
+        ["histogram_quantile(0.95, sum by (le) (rate(django_request_duration_seconds_bucket[5m]))) > 2"],
+    ),
+    "DatabaseConnectionError": ("critical", "10s", ["pg_up == 0"]),
+    "HighCPUUsage": (
+        "warning",
+        "2m",
+        ['(100 - (avg by (instance) (rate(node_cpu_seconds_total{mode="idle"}[2m])) * 100)) > 80'],
+    ),
+    "HighMemoryUsage": (
+        "warning",
+        "2m",
+        [
+            "((node_memory_MemTotal_bytes - node_memory_MemAvailable_bytes) / node_memory_MemTotal_bytes) * 100 > 85",
+        ],
+    ),
+    "DiskSpaceWarning": ("warning", "2m", ["node_filesystem_free_bytes", 'fstype!~"tmpfs|', ") * 100 > 80"]),
+}
+
+
+def test_the_guides_six_are_as_in_the_guide():
+    groups = yaml.safe_load((MONITORING / "rules/shiftmaster.yml").read_text(encoding="utf-8"))["groups"]
+    assert [group["name"] for group in groups] == ["shiftmaster.alerts"]
+    rules = {rule["alert"]: rule for rule in groups[0]["rules"]}
+    assert set(rules) == set(GUIDE)
+    for name, (severity, duration, parts) in GUIDE.items():
+        assert rules[name]["labels"]["severity"] == severity, name
+        assert rules[name]["for"] == duration, name
+        assert [part for part in parts if part not in rules[name]["expr"]] == [], name
+
+
+def test_shiftmaster_down_can_arrive_within_60_seconds():
+    """Scrape 5 s, evaluation, duration, and 10 s in which Alertmanager collects a group."""
+    groups = yaml.safe_load((MONITORING / "rules/shiftmaster.yml").read_text(encoding="utf-8"))["groups"]
+    evaluation = alerts_script.seconds(groups[0]["interval"])
+    assert 5 + 5 + evaluation + alerts_script.seconds(BY_NAME["ShiftMasterDown"]["for"]) + 10 <= 60
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+
+@each()
+def test_rule_has_the_labels_and_annotations_that_notifications_need(alert):
+    made = alerts_script.rule(alert)
+    assert set(made["labels"]) <= {"severity", "service", "depends_on"}
+    assert {"severity", "service"} <= set(made["labels"])
+    assert set(made["annotations"]) == {
+        "summary",
+        "summary_ja",
+        "description",
+        "description_ja",
+        "runbook_url",
+        "dashboard",
+    }
+    for suffix in (".md", ".ja.md"):
+        assert (ROOT / made["annotations"]["runbook_url"].replace(".md", suffix)).is_file()
+
+
+def test_recorded_series_are_those_that_are_used():
+    """A recording that nobody reads is dead, and so is an alert that reads what nobody records."""
+    content = yaml.safe_load((MONITORING / "rules/recordings.yml").read_text(encoding="utf-8"))
+    rules = [rule for group in content["groups"] for rule in group["rules"]]
+    recorded = {rule["record"] for rule in rules}
+    name = re.compile(r"\b(?:shiftmaster|slo)(?::\w+)+")
+    used = {found for alert in CATALOGUE for found in name.findall(alert["expr"])}
+    used |= {found for rule in rules for found in name.findall(rule["expr"])}
+    assert used - recorded == set()
+    # What is recorded for dashboards is used there.
+    assert {found for found in recorded - used if not found.startswith("slo:")} == set()
+
+
+def test_what_counts_as_an_outage_is_told_by_alerts_that_exist():
+    text = (MONITORING / "recordings.yml").read_text(encoding="utf-8")
+    names = re.search(r'alertname=~"([^"]+)"', text)[1].split("|")
+    assert [name for name in names if BY_NAME[name]["severity"] != "critical"] == []
+
+
+def test_windows_become_rules():
+    group = {
+        "interval_seconds": 15,
+        "rules": [
+            {"record": "a:rate<window>", "expr": "sum_over_time(b[<window>]) / <evaluations>", "windows": ["5m", "1h"]},
+            {"record": "c", "expr": "d", "labels": {"slo": "errors"}},
+        ],
+    }
+    assert alerts_script.recordings(group) == [
+        {"record": "a:rate5m", "expr": "sum_over_time(b[5m]) / 20"},
+        {"record": "a:rate1h", "expr": "sum_over_time(b[1h]) / 240"},
+        {"record": "c", "expr": "d", "labels": {"slo": "errors"}},
+    ]
+
+
+@needs_promtool
+def test_promtool_accepts_the_rules_and_passes_their_tests(capsys):
+    assert tests_script.run() == 0, capsys.readouterr().out[-5000:]
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+# On every host, by Debian's base system, this repository's packages, or the service that the alert is about.
+KNOWN = set(
+    """ansible ansible-playbook apt-get awk cat certbot chronyc curl date df docker du find findmnt free grep head ip
+    journalctl last ls mount nft nginx openssl pg_lsclusters pgrep promtool ps redis-cli shiftmasterctl sort ss sudo
+    systemctl systemd-cgtop systemd-tmpfiles tail top uniq uptime xargs""".split()
+)
+UNITS = re.compile(
+    r"^(shiftmaster(-\*|-(web|worker|beat)@\*)?|nginx|postgresql|redis-server|docker|chrony|certbot|logrotate|networking"
+    r"|apt-daily-upgrade|mtail(\.service)?|grafana-server\.service|prometheus(-\*|-alertmanager)?"
+    r"|prometheus-(\*|node|postgres|redis|nginx|blackbox)-exporter(\.service)?)$"
+)
+
+
+def commands(alert):
+    found = list(alert["look"])
+    for cause in alert["causes"]:
+        found += [cause[part] for part in ("check", "fix") if part in cause]
+    return found
+
+
+def programs(command):
+    """The first word of each part of a pipe."""
+    words, first = [], True
+    lexer = shlex.shlex(command, posix=True, punctuation_chars="|;&<>")
+    lexer.whitespace_split = True
+    for word in lexer:
+        if first:
+            words.append(word)
+        first = word in ("|", ";", "&&", "||")
+    return words
+
+
+@functools.cache
+def documents():
+    """The rules that hold for commands in the guides hold here."""
+    return module(ROOT / "tests/unit/test_docs.py")
+
+
+@each()
+def test_commands_are_those_of_this_repository_or_of_a_host(alert):
+    for command in commands(alert):
+        assert set(programs(command)) <= KNOWN, command
+        words = shlex.split(command)
+        if words[0] == "ansible-playbook":
+            assert documents().playbook_faults(words) == [], command
+        if words[0] == "ansible":
+            groups = yaml.safe_load((ROOT / "inventory/production/hosts.yml").read_text())["all"]["children"]
+            # Group monitoring comes with its roles.
+            assert words[1] in {"all", "monitoring", *groups}, command
+        units = re.findall(r"(?:-u|--unit) (\S+)", command)
+        if words[0] == "systemctl" and words[1] in ("status", "start", "stop", "restart", "reload", "cat"):
+            units += [word for word in words[2:] if not word.startswith("-")]
+        units = [unit for unit in (unit.strip("'") for unit in units) if unit not in ("postgres", "|")]
+        assert [unit for unit in units if not UNITS.match(unit)] == [], command
+
+
+def test_commands_are_shell():
+    text = "\n".join(command for alert in CATALOGUE for command in commands(alert))
+    done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@each()
+def test_variables_that_are_named_exist(alert):
+    known = documents().variables()
+    said = " ".join([*commands(alert), *(text["en"] for _, text in texts(alert))])
+    # Logs are files, not variables.
+    named = set(re.findall(r"\b(?:shiftmaster|postgresql|redis|base|nginx|firewall|tls)_[a-z_]+\b(?!\.log)", said))
+    assert named - known == set()
+
+
+@each([alert for alert in CATALOGUE if alert["links"]])
+def test_links_lead_to_chapters_in_both_languages(alert):
+    for target in alert["links"]:
+        for language in ("en", "ja"):
+            path, anchor = re.search(r"\]\(\.\./([^#]+)#([^)]+)\)", alerts_script.link(target, language)).groups()
+            headings = [alerts_script.anchor(text) for text in alerts_script.headings(ROOT / "docs" / path)]
+            assert anchor in headings
+
+
+# --- cases and mutants ----------------------------------------------------------------------------------------------
+
+
+def test_every_alert_has_a_case_in_which_it_fires_and_a_near_one_in_which_it_does_not():
+    cases = tests_script.cases()
+    assert set(cases) == set(BY_NAME)
+    assert [name for name, case in cases.items() if not case["fires"]] == []
+    assert [name for name, case in cases.items() if not case["silent"]] == ["Watchdog"]
+
+
+def test_mutants_change_each_number_comparison_duration_and_label():
+    alert = {**BY_NAME["HighMemoryUsage"], "expr": 'a{b="5"}[5m] / c5 * 100 > 85 and d >= 0.5', "depends_on": ["web"]}
+    made = {
+        what.split("[")[-1].rstrip("]") if what.startswith("…") else what: rule
+        for what, rule in tests_script.mutants(alert)
+    }
+    assert set(made) == {
+        *("100 → 110", "100 → 90", "85 → 93.5", "85 → 76.5", "0.5 → 0.55", "0.5 → 0.45"),
+        *("> → >=", "> → <", ">= → >", ">= → <"),
+        *("for [2m → 135s]", "for [2m → 105s]"),
+        *("label severity [warning → other]", "label service [host → other]", "label depends_on [web → other]"),
+    }
+    assert made["85 → 93.5"]["expr"] == 'a{b="5"}[5m] / c5 * 100 > 93.5 and d >= 0.5'
+
+
+@needs_promtool
+def test_a_mutant_that_no_test_notices_is_named(monkeypatch, tmp_path):
+    number, left = tests_script.survivors(["WebsiteDown"])
+    assert (number, left) == (7, [])
+    # With the near cases taken away nobody notices that it fires too early.
+    test = yaml.safe_load((tests_script.TESTS / "WebsiteDown.yml").read_text(encoding="utf-8"))
+    test["tests"] = [{**test["tests"][0], "alert_rule_test": test["tests"][0]["alert_rule_test"][1:]}]
+    (tmp_path / "WebsiteDown.yml").write_text(yaml.safe_dump(test, allow_unicode=True), encoding="utf-8")
+    monkeypatch.setattr(tests_script, "TESTS", tmp_path)
+    assert tests_script.survivors(["WebsiteDown"]) == (7, ["WebsiteDown: for [1m → 45s]"])
+
+
+# --- inhibitions ----------------------------------------------------------------------------------------------------
+
+INHIBITIONS = yaml.safe_load((MONITORING / "inhibitions.yml").read_text(encoding="utf-8"))["inhibitions"]
+MATCHER = re.compile(r'^(\w+)(=~|!~|!=|=)"(.*)"$')
+
+
+def matches(matcher, labels):
+    name, operator, value = MATCHER.match(matcher).groups()
+    present = labels.get(name, "")
+    equal = re.fullmatch(value, present) is not None if "~" in operator else value == present
+    return equal is not operator.startswith("!")
+
+
+def sent(firing):
+    """Names of what Alertmanager sends of these; by its rules, an alert on both sides does not silence itself."""
+    left = []
+    for target in firing:
+        silent = any(
+            all(matches(matcher, target) for matcher in rule["target_matchers"])
+            and any(
+                all(matches(matcher, source) for matcher in rule["source_matchers"])
+                and all(source.get(name, "") == target.get(name, "") for name in rule.get("equal", []))
+                and source is not target
+                for source in firing
+            )
+            for rule in INHIBITIONS
+        )
+        if not silent:
+            left.append(target)
+    return sorted((alert["alertname"], alert.get("instance", "")) for alert in left)
+
+
+def fired(name, **labels):
+    """The alert with the labels that its rule gives it."""
+    return {"alertname": name, **alerts_script.rule(BY_NAME[name])["labels"], **labels}
+
+
+def labels_of(name):
+    """The labels that an alert has in its tests."""
+    found = set(alerts_script.rule(BY_NAME[name])["labels"]) | {"alertname"}
+    for fires in tests_script.cases()[name]["fires"]:
+        for labels in fires["labels"] if isinstance(fires["labels"], list) else [fires["labels"]]:
+            found |= set(labels)
+    return found
+
+
+@pytest.mark.parametrize("rule", INHIBITIONS, ids=lambda rule: " ".join(rule["source_matchers"]))
+def test_inhibition_names_alerts_and_labels_that_exist(rule):
+    assert set(rule) <= {"source_matchers", "target_matchers", "equal"}
+
+    def chosen(matchers):
+        return [
+            name
+            for name in BY_NAME
+            if all(matches(m, fired(name)) for m in matchers if MATCHER.match(m)[1] in fired(name) or "depends" in m)
+        ]
+
+    sources, targets = chosen(rule["source_matchers"]), chosen(rule["target_matchers"])
+    assert sources and targets
+    for matcher in rule["source_matchers"] + rule["target_matchers"]:
+        name, operator, value = MATCHER.match(matcher).groups()
+        if name == "alertname":
+            assert set(value.split("|")) <= set(BY_NAME), matcher
+        else:
+            assert any(name in labels_of(alert) for alert in [*sources, *targets]), matcher
+    for label in rule.get("equal", []):
+        assert all(label in labels_of(source) for source in sources), label
+        named = [target for target in targets if "alertname=" in " ".join(rule["target_matchers"])]
+        assert all(label in labels_of(target) for target in named), label
+
+
+def test_what_an_alert_depends_on_is_declared_by_an_inhibition():
+    named = {part for alert in CATALOGUE for part in alert.get("depends_on", [])}
+    assert named == {"application", "cache", "database", "web"}
+    for part in named:
+        for declared in (part, f"a,{part}", f"{part},z", f"a,{part},z"):
+            assert [
+                rule
+                for rule in INHIBITIONS
+                if any(
+                    m.startswith("depends_on") and matches(m, {"depends_on": declared}) for m in rule["target_matchers"]
+                )
+            ], declared
+    for alert in CATALOGUE:
+        assert alert.get("depends_on", []) == sorted(alert.get("depends_on", []))
+
+
+def test_a_host_that_is_down_is_one_message():
+    """A single host with everything, as its monitoring on another host sees it."""
+    host = "shift.example.jp"
+    everything = [
+        fired("HostDown", instance=host, job="blackbox-icmp"),
+        fired("ShiftMasterDown", instance=host, job="shiftmaster"),
+        fired("NoApplicationServes"),
+        fired("DatabasePrimaryLost", instance=host, job="postgres"),
+        fired("RedisDown", instance=host, job="redis"),
+        fired("WebsiteDown", instance=host, job="blackbox-http"),
+        *(fired("ExporterDown", instance=host, job=job) for job in ("node", "postgres", "redis", "nginx", "mtail")),
+        fired("CeleryWorkersDown"),
+        fired("CeleryQueueOld", queue="celery"),
+        fired("HighErrorRate"),
+        fired("ErrorBudgetBurnFast"),
+        fired("AvailabilityBudgetBurnSlow"),
+        fired("PacketLoss", instance=host),
+    ]
+    assert sent(everything) == [("HostDown", host)]
+
+
+def test_the_database_host_of_a_fleet_that_is_down_is_one_message():
+    firing = [
+        fired("HostDown", instance="db1"),
+        fired("DatabasePrimaryLost", instance="db1"),
+        fired("ExporterDown", instance="db1", job="postgres"),
+        fired("WebsiteDown", instance="edge1"),
+        fired("HighErrorRate"),
+        fired("ErrorBudgetBurnFast"),
+        fired("CeleryTaskFailures", task="rota.mail"),
+        fired("HighResponseTime"),
+    ]
+    assert sent(firing) == [("HostDown", "db1")]
+
+
+def test_a_database_that_is_down_silences_what_needs_it_and_nothing_else():
+    firing = [
+        fired("DatabaseConnectionError", instance="db1"),
+        fired("DatabasePrimaryLost", instance="db1"),
+        fired("WebsiteDown", instance="edge1"),
+        fired("CeleryQueueOld", queue="celery"),
+        fired("ShiftMasterDown", instance="app1"),
+        fired("DiskSpaceCritical", instance="db1", mountpoint="/"),
+    ]
+    assert sent(firing) == [
+        ("DatabaseConnectionError", "db1"),
+        ("DiskSpaceCritical", "db1"),
+        ("ShiftMasterDown", "app1"),
+    ]
+
+
+def test_a_standby_that_is_down_silences_nobody():
+    firing = [fired("DatabaseConnectionError", instance="db2"), fired("WebsiteDown", instance="edge1")]
+    assert sent(firing) == [("DatabaseConnectionError", "db2"), ("WebsiteDown", "edge1")]
+
+
+def test_one_application_host_of_two_silences_only_itself():
+    firing = [
+        fired("HostDown", instance="app1"),
+        fired("ShiftMasterDown", instance="app1"),
+        fired("HighErrorRate"),
+        fired("WebsiteDown", instance="edge1"),
+    ]
+    assert sent(firing) == [("HighErrorRate", ""), ("HostDown", "app1"), ("WebsiteDown", "edge1")]
+
+
+def test_an_application_that_is_down_is_one_message():
+    host = "shift.example.jp"
+    firing = [
+        fired("ShiftMasterDown", instance=host),
+        fired("NoApplicationServes"),
+        fired("WebsiteDown", instance=host),
+        fired("HighErrorRate"),
+        fired("CeleryWorkersDown"),
+    ]
+    assert sent(firing) == [("ShiftMasterDown", host)]
+
+
+def test_watchdog_is_never_silent():
+    firing = [fired(name, instance="monitor1") for name in BY_NAME if name != "Watchdog"] + [fired("Watchdog")]
+    assert ("Watchdog", "") in sent(firing)
+
+
+def test_the_worse_of_two_is_sent():
+    assert sent(
+        [
+            fired("DiskSpaceCritical", instance="a", mountpoint="/"),
+            fired("DiskSpaceWarning", instance="a", mountpoint="/"),
+        ]
+    ) == [("DiskSpaceCritical", "a")]
+    # Another disk of the same host is another matter.
+    assert (
+        len(
+            sent(
+                [
+                    fired("DiskSpaceCritical", instance="a", mountpoint="/"),
+                    fired("DiskSpaceWarning", instance="a", mountpoint="/srv"),
+                ]
+            )
+        )
+        == 2
+    )
+
+
+def test_alerts_that_silence_others_do_not_come_later_than_those():
+    """Alertmanager collects for 10 seconds; whoever silences has to be there by then."""
+
+    def latest(name):
+        alert = BY_NAME[name]
+        evaluation = alerts_script.FAST_SECONDS if alert["group"] in alerts_script.FAST else alerts_script.SECONDS
+        return alerts_script.seconds(alert["for"]) + evaluation
+
+    assert latest("HostDown") <= alerts_script.seconds(BY_NAME["ShiftMasterDown"]["for"])
+    for source, part in {"DatabasePrimaryLost": "database", "RedisDown": "cache", "NginxDown": "web"}.items():
+        early = [
+            alert["name"]
+            for alert in CATALOGUE
+            if part in alert.get("depends_on", []) and alerts_script.seconds(alert["for"]) + 10 < latest(source)
+        ]
+        assert early == [], source
