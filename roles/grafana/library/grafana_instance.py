@@ -1,0 +1,403 @@
+#!/usr/bin/python
+# What only Grafana's API can say and do.
+# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
+"""Keep a Grafana's users as the list says, and prove that it serves what was provisioned."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: grafana_instance
+short_description: Keep Grafana's users, and prove that it serves what was provisioned
+description:
+  - The administrator logs in with O(admin_password), or with one of before, which is then replaced.
+  - Users are created, get the role and the password that the list says, and go when it does not name them. A password
+    is compared by logging in with it, so it is set only when it differs.
+  - Then Grafana itself has to say that its database is well, that every data source answers, that every dashboard is
+    there as a provisioned one, and that there is no other one in the same folder. Grafana reads dashboards by itself
+    some seconds after they were written; so long it is asked again.
+  - A stranger must be refused.
+options:
+  url:
+    description: Grafana's address on this host.
+    type: str
+    required: true
+  ca_file:
+    description: Authority of its certificate.
+    type: path
+  admin_user:
+    description: The administrator's login.
+    type: str
+    default: admin
+  admin_password:
+    description: The administrator's password.
+    type: str
+    required: true
+  admin_previous_passwords:
+    description: Passwords that the administrator had before.
+    type: list
+    elements: str
+    default: []
+  users:
+    description: The other users.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      login:
+        description: The login.
+        type: str
+        required: true
+      password:
+        description: The password.
+        type: str
+        required: true
+      role:
+        description: What the user may do.
+        type: str
+        choices: [Viewer, Editor, Admin]
+        default: Viewer
+      name:
+        description: The name that is shown; the login where it is empty.
+        type: str
+        default: ""
+      email:
+        description: The mail address.
+        type: str
+        default: ""
+  prune_users:
+    description: Remove users that are not listed.
+    type: bool
+    default: true
+  data_sources:
+    description: uids of data sources that must answer.
+    type: list
+    elements: str
+    default: []
+  dashboards:
+    description: Dashboards that must be there, title by uid.
+    type: dict
+    default: {}
+  folder_uid:
+    description: uid of the folder that holds these dashboards and no others.
+    type: str
+    default: ""
+  timeout_seconds:
+    description: How long to wait for the dashboards and the data sources.
+    type: int
+    default: 60
+attributes:
+  check_mode:
+    support: full
+    description: Nothing changes; what does not answer is taken as still to come.
+  diff_mode:
+    support: full
+    description: Users and roles; never a password.
+author:
+  - ShiftMaster operations
+"""
+
+EXAMPLES = r"""
+- name: Run | Keep the users and prove the rest
+  grafana_instance:
+    url: https://127.0.0.1:3000
+    ca_file: /etc/ssl/shiftmaster/ca.crt
+    admin_password: "{{ grafana_admin_password }}"
+    users: "{{ grafana_users }}"
+    data_sources: [prometheus]
+    dashboards: {shiftmaster-overview: ShiftMaster - システム概要}
+    folder_uid: shiftmaster
+"""
+
+RETURN = r"""
+done:
+  description: What was (in check mode would be) changed, a sentence each.
+  returned: always
+  type: list
+  elements: str
+version:
+  description: Grafana's version.
+  returned: when it answers
+  type: str
+"""
+
+import base64
+import json
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+class Failed(Exception):
+    """str() says what did not hold."""
+
+
+class NoAnswer(Failed):
+    """Nobody answered at all."""
+
+
+class Api:
+    def __init__(self, url, ca_file=None, timeout=15):
+        self.url, self.timeout = url.rstrip("/"), timeout
+        context = ssl.create_default_context(cafile=ca_file) if url.startswith("https:") else None
+        handlers = [urllib.request.ProxyHandler({})]
+        if context:
+            handlers.append(urllib.request.HTTPSHandler(context=context))
+        self.opener = urllib.request.build_opener(*handlers)
+
+    def ask(self, path, login=None, method="GET", body=None):
+        """(status, answer as JSON or text). login: (user, password)."""
+        request = urllib.request.Request(self.url + path, method=method)
+        request.add_header("Accept", "application/json")
+        if login:
+            token = base64.b64encode(("%s:%s" % login).encode("utf-8")).decode("ascii")
+            request.add_header("Authorization", "Basic " + token)
+        if body is not None:
+            request.data = json.dumps(body).encode("utf-8")
+            request.add_header("Content-Type", "application/json")
+        try:
+            with self.opener.open(request, timeout=self.timeout) as answer:
+                return answer.status, decoded(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, decoded(error.read())
+        except (OSError, ssl.SSLError) as error:
+            raise NoAnswer("%s%s: %s" % (self.url, path, getattr(error, "reason", error)))
+
+
+def decoded(data):
+    text = data.decode("utf-8", "replace")
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def said(answer):
+    """What Grafana says of an error, in a line."""
+    text = answer.get("message") or answer.get("status") or "" if isinstance(answer, dict) else str(answer)
+    return " ".join(str(text).split())[:200]
+
+
+def plan(present, wanted, admin, prune):
+    """What the users lack: [(action, login, figure)]. present: {login: {"id", "role", "name", "email"}}."""
+    steps = []
+    for user in wanted:
+        now = present.get(user["login"])
+        if now is None:
+            steps.append(("create", user["login"], user["role"]))
+            continue
+        if now["role"] != user["role"]:
+            steps.append(("role", user["login"], "%s -> %s" % (now["role"], user["role"])))
+        if (now["name"], now["email"]) != described(user):
+            steps.append(("describe", user["login"], ""))
+    if prune:
+        listed = {user["login"] for user in wanted} | {admin}
+        steps += [("remove", login, "") for login in sorted(present) if login not in listed]
+    return steps
+
+
+def described(user):
+    """Name and mail address as Grafana keeps them; it takes the login where there is no address."""
+    return user["name"] or user["login"], user["email"] or user["login"]
+
+
+SENTENCES = {
+    "create": "user %s is created as %s",
+    "role": "user %s: role %s",
+    "describe": "user %s: name or address%s",
+    "remove": "user %s is removed%s",
+    "password": "user %s: another password%s",
+}
+
+
+def sentence(step):
+    return SENTENCES[step[0]] % step[1:]
+
+
+class Instance:
+    def __init__(self, module):
+        self.module, self.p = module, module.params
+        self.api = Api(self.p["url"], self.p["ca_file"])
+        self.admin = (self.p["admin_user"], self.p["admin_password"])
+        self.done = []
+
+    def call(self, path, method="GET", body=None, fine=(200,)):
+        status, answer = self.api.ask(path, self.admin, method, body)
+        if status not in fine:
+            raise Failed("%s %s answers %s: %s" % (method, path, status, said(answer)))
+        return answer
+
+    # -- users ------------------------------------------------------------------------------------------------
+    def log_in(self):
+        """Find the password that the administrator has, and make it the one that is wanted."""
+        user, wanted = self.admin
+        status, answer = self.api.ask("/api/user", self.admin)
+        if status == 200:
+            return
+        for old in self.p["admin_previous_passwords"]:
+            if status != 401:
+                break
+            status, answer = self.api.ask("/api/user", (user, old))
+            if status == 200:
+                self.done.append("user %s: another password" % user)
+                if self.module.check_mode:
+                    self.admin = (user, old)
+                    return
+                body = {"oldPassword": old, "newPassword": wanted, "confirmNew": wanted}
+                status, answer = self.api.ask("/api/user/password", (user, old), "PUT", body)
+                if status != 200:
+                    raise Failed("Grafana refuses the administrator's new password: %s" % said(answer))
+                return
+        raise Failed(
+            "%s cannot log in (%s: %s). Grafana takes the configured password only when it makes its database."
+            " Give the password that it has in grafana_admin_previous_passwords, or, where nobody knows it, run on the"
+            " host: sudo -u grafana grafana cli --homepath /usr/share/grafana --config /etc/grafana/grafana.ini"
+            " admin reset-admin-password --password-from-stdin" % (user, status, said(answer))
+        )
+
+    def present(self):
+        return {
+            item["login"]: {
+                "id": item["userId"],
+                "role": item["role"],
+                "name": item.get("name") or "",
+                "email": item.get("email") or "",
+            }
+            for item in self.call("/api/org/users")
+        }
+
+    def keep_users(self):
+        present = self.present()
+        steps = plan(present, self.p["users"], self.p["admin_user"], self.p["prune_users"])
+        created = {login for action, login, _figure in steps if action == "create"}
+        users = {user["login"]: user for user in self.p["users"]}
+        for login, user in users.items():
+            if login not in created and self.api.ask("/api/user", (login, user["password"]))[0] != 200:
+                steps.append(("password", login, ""))
+        self.done += [sentence(step) for step in steps]
+        if self.module.check_mode:
+            return
+        for action, login, _figure in steps:
+            self.take(action, users.get(login), present.get(login, {}).get("id"))
+
+    def take(self, action, user, number):
+        if action == "remove":
+            self.call("/api/admin/users/%d" % number, "DELETE")
+        elif action == "password":
+            self.call("/api/admin/users/%d/password" % number, "PUT", {"password": user["password"]})
+        elif action == "role":
+            self.call("/api/org/users/%d" % number, "PATCH", {"role": user["role"]})
+        elif action == "describe":
+            name, email = described(user)
+            self.call("/api/users/%d" % number, "PUT", {"login": user["login"], "name": name, "email": email})
+        else:
+            name, email = described(user)
+            body = {"login": user["login"], "name": name, "email": email, "password": user["password"]}
+            number = self.call("/api/admin/users", "POST", body)["id"]
+            # A new user has the organization's own role, Viewer.
+            if user["role"] != "Viewer":
+                self.call("/api/org/users/%d" % number, "PATCH", {"role": user["role"]})
+
+    # -- proof ------------------------------------------------------------------------------------------------
+    def lacking(self):
+        """What Grafana does not serve yet of what was provisioned."""
+        found = []
+        for uid in self.p["data_sources"]:
+            status, answer = self.api.ask("/api/datasources/uid/%s/health" % quoted(uid), self.admin)
+            if status != 200 or not isinstance(answer, dict) or answer.get("status") != "OK":
+                found.append("data source %s is not well (%s: %s)" % (uid, status, said(answer)))
+        for uid, title in sorted(self.p["dashboards"].items()):
+            status, answer = self.api.ask("/api/dashboards/uid/%s" % quoted(uid), self.admin)
+            if status != 200:
+                found.append("dashboard %s is not there (%s)" % (uid, status))
+            elif not answer["meta"].get("provisioned"):
+                found.append("dashboard %s is not the provisioned one" % uid)
+            elif answer["dashboard"].get("title") != title:
+                found.append("dashboard %s has another title" % uid)
+        if self.p["folder_uid"]:
+            listed = self.call("/api/search?type=dash-db&limit=5000&folderUIDs=%s" % quoted(self.p["folder_uid"]))
+            extra = sorted({item["uid"] for item in listed} - set(self.p["dashboards"]))
+            found += ["dashboard %s is in the folder and not in the set" % uid for uid in extra]
+        return found
+
+    def prove(self):
+        for path in ("/api/org", "/api/search", "/metrics"):
+            status, _answer = self.api.ask(path)
+            if status not in (401, 403, 404):
+                raise Failed("%s answers %s to a stranger" % (path, status))
+        deadline = time.monotonic() + self.p["timeout_seconds"]
+        while True:
+            missing = self.lacking()
+            if not missing:
+                return
+            if time.monotonic() >= deadline:
+                raise Failed("%s (waited %d s)" % ("; ".join(missing), self.p["timeout_seconds"]))
+            time.sleep(1)
+
+    def run(self):
+        status, health = self.api.ask("/api/health")
+        if status != 200 or not isinstance(health, dict) or health.get("database") != "ok":
+            raise Failed("/api/health answers %s: %s" % (status, said(health)))
+        self.log_in()
+        self.keep_users()
+        if not self.module.check_mode:
+            self.prove()
+        return health.get("version", "")
+
+
+def quoted(text):
+    return urllib.parse.quote(text, safe="")
+
+
+def argument_spec():
+    return {
+        "url": {"type": "str", "required": True},
+        "ca_file": {"type": "path"},
+        "admin_user": {"type": "str", "default": "admin"},
+        "admin_password": {"type": "str", "required": True, "no_log": True},
+        "admin_previous_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
+        "users": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {
+                "login": {"type": "str", "required": True},
+                "password": {"type": "str", "required": True, "no_log": True},
+                "role": {"type": "str", "choices": ["Viewer", "Editor", "Admin"], "default": "Viewer"},
+                "name": {"type": "str", "default": ""},
+                "email": {"type": "str", "default": ""},
+            },
+        },
+        "prune_users": {"type": "bool", "default": True},
+        "data_sources": {"type": "list", "elements": "str", "default": []},
+        "dashboards": {"type": "dict", "default": {}},
+        "folder_uid": {"type": "str", "default": ""},
+        "timeout_seconds": {"type": "int", "default": 60},
+    }
+
+
+def main():
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    instance = Instance(module)
+    try:
+        version = instance.run()
+    except NoAnswer as error:
+        if not module.check_mode:
+            module.fail_json(msg="Grafana does not answer: %s" % error)
+        module.exit_json(changed=True, done=["Grafana does not run yet; its users and the proof would follow"])
+    except Failed as error:
+        module.fail_json(msg="Grafana: %s" % error, done=instance.done)
+    module.exit_json(
+        changed=bool(instance.done),
+        done=instance.done,
+        version=version,
+        diff={"before": "", "after": "".join(line + "\n" for line in instance.done)},
+    )
+
+
+if __name__ == "__main__":
+    main()
