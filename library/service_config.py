@@ -1031,7 +1031,10 @@ class Service:
                     return None
                 missing = "%s does not stay" % self.p["unit"]
             else:
-                missing = self.unproven(action, since, lenient)
+                try:
+                    missing = self.unproven(action, since, lenient)
+                except figures.Untrusted as error:
+                    return "%s: %s" % (proof["url"], error)
                 if missing is None:
                     return None
             if time.monotonic() >= deadline:
@@ -1074,6 +1077,8 @@ class Service:
                 status, _text = self.ask(proof["url"], stranger=True)
                 if status != 401:
                     return "%s answers %s to a stranger" % (proof["url"], status)
+        except figures.Untrusted:
+            raise
         except OSError as error:
             return "%s: %s" % (proof["url"], error)
         return None

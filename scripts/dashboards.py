@@ -111,7 +111,6 @@ def panel(
     decimals: int | None = None,
     none: str | None = None,
     color: str = "palette-classic",
-    alerts: tuple[str, ...] = (),
     links: tuple[dict[str, Any], ...] = (),
     data_links: tuple[dict[str, Any], ...] = (),
     overrides: list[dict[str, Any]] | None = None,
@@ -152,7 +151,7 @@ def panel(
         "datasource": DATASOURCE,
         # place() fills in where it stands.
         "gridPos": {"h": height, "w": width, "x": 0, "y": 0},
-        "links": [*(runbook(alert) for alert in alerts), *links],
+        "links": list(links),
         "fieldConfig": {
             "defaults": {name: value for name, value in defaults.items() if value is not None},
             "overrides": overrides or [],
@@ -377,15 +376,16 @@ def row(number: int, title: str) -> dict[str, Any]:
 
 
 def place(panels: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Set the panels from left to right; a new line begins where one does not fit, or with a row."""
-    x = y = line = 0
+    """Set each panel where it stands highest, then furthest left; nothing goes above the row it belongs to."""
+    floor = [0] * 24
     placed = []
     for item in panels:
         width, height = item["gridPos"]["w"], item["gridPos"]["h"]
-        if x + width > 24:
-            x, y, line = 0, y + line, 0
+        y, x = min((max(floor[x : x + width]), x) for x in range(25 - width))
+        if item["type"] == "row":
+            x, y = 0, max(floor)
+        floor[x : x + width] = [y + height] * width
         placed.append({**item, "gridPos": {"h": height, "w": width, "x": x, "y": y}})
-        x, line = x + width, max(line, height)
     return placed
 
 
@@ -526,7 +526,13 @@ class Dashboard(NamedTuple):
 
 def model(board: Dashboard) -> dict[str, Any]:
     """The plain model, as Grafana's own export has it."""
-    panels = [{name: value for name, value in item.items() if name != "_empty"} for item in place(list(board.panels))]
+    watched = WATCHED.get(board.name, {})
+    panels = []
+    for item in place(list(board.panels)):
+        links = [runbook(alert) for alert in watched.get(item["id"], "").split()] + item.get("links", [])
+        panels.append({name: value for name, value in {**item, "links": links}.items() if name != "_empty"})
+        if item["type"] == "row":
+            del panels[-1]["links"]
     return {
         "uid": board.uid,
         "title": board.title,
@@ -647,7 +653,7 @@ MEMORY = f"1 - node_memory_MemAvailable_bytes{{{HOST}}} / node_memory_MemTotal_b
 DISK = f"1 - node_filesystem_avail_bytes{{{DISKS},{HOST}}} / node_filesystem_size_bytes{{{DISKS},{HOST}}}"
 RESPONSES = "django_http_responses_total_by_status_view_method_total"
 # What users get is what nginx answers: with the application down it counts the 502, the application nothing.
-EDGE = f'job="mtail",{ENV}'
+EDGE = f'job="mtail",site="edge",{ENV}'
 QUEUE_LENGTH = f"max by (env, queue) (shiftmaster_celery_queue_length{{{ENV}}})"
 CERTIFICATE_DAYS = f"(min by (env, instance) (probe_ssl_earliest_cert_expiry{{{ENV}}}) - time()) / 86400"
 RESTORE_AGE = f"time() - max by (env) (shiftmaster_restore_test_last_success_timestamp_seconds{{{ENV}}})"
@@ -672,9 +678,45 @@ BY_STATUS = [
     }
     for digit, color in ((2, GREEN), (3, BLUE), (4, YELLOW), (5, RED))
 ]
-# Recording rules of the objectives.
-SLO_BUDGET = 'min (slo:budget_remaining:ratio30d{{slo="{slo}",%s}})' % ENV
-SLO_BURN = 'max (slo:burn_rate:{window}{{slo="{slo}",%s}})' % ENV
+# Objectives, on recording rules of five minutes and of an hour: (name, failures, all, their ratio in an hour, allowed).
+# They are of everything that this Prometheus watches, so the label may be absent.
+OBJECTIVES = (
+    ("可用性", "shiftmaster:probe_failures:ratio_rate5m", "", "shiftmaster:probe_failures:ratio_rate1h", 0.001),
+    (
+        "エラー",
+        "shiftmaster:http_errors:rate5m",
+        "shiftmaster:http_requests:rate5m",
+        "shiftmaster:http_errors:ratio_rate1h",
+        0.001,
+    ),
+    (
+        "レスポンス時間",
+        "shiftmaster:slow_requests:rate5m",
+        "shiftmaster:application_requests:rate5m",
+        "shiftmaster:slow_requests:ratio_rate1h",
+        0.05,
+    ),
+)
+
+
+def budgets() -> list[Query]:
+    """What is left of each budget of thirty days: 1 is all of it, 0 none."""
+    found = []
+    for name, failures, requests, _ratio, allowed in OBJECTIVES:
+        spent = f"avg_over_time({failures}{{{ALERT_ENV}}}[30d])"
+        if requests:
+            spent += f" / {NOT_ZERO.format(f'avg_over_time({requests}{{{ALERT_ENV}}}[30d])')}"
+        found.append(Query(f"1 - {spent} / {allowed}", name))
+    return found
+
+
+def burn_rates() -> list[Query]:
+    """How fast: at 1 the budget lasts exactly thirty days."""
+    return [
+        Query(f"{ratio}{{{ALERT_ENV}}} / {allowed}", name) for name, _failures, _requests, ratio, allowed in OBJECTIVES
+    ]
+
+
 NEVER_FAILED = "a healthy site has answered no 5xx yet"
 
 # --- the dashboards ---------------------------------------------------------------------------------------------------
@@ -684,6 +726,8 @@ SEVERITIES = {
     "critical": {"color": RED, "index": 0, "text": "重大"},
     "warning": {"color": ORANGE, "index": 1, "text": "警告"},
 }
+# Those whose figures the dashboards and the alerts use; others fail on hosts that lack the thing.
+COLLECTORS = "cpu|diskstats|filesystem|loadavg|meminfo|netdev|netstat|stat|systemd|textfile|time|timex|vmstat"
 ALL_IS_WELL = "alerts fire under a fault only"
 
 OVERVIEW = Dashboard(
@@ -704,7 +748,6 @@ OVERVIEW = Dashboard(
             mappings=UP,
             steps=thresholds((1, GREEN), base=RED),
             none="監視対象なし",
-            alerts=("ShiftMasterDown",),
             links=(to("application", "アプリケーション"),),
         ),
         stat(
@@ -752,6 +795,18 @@ OVERVIEW = Dashboard(
             "short",
             Query(f"sum (1 - up{{{ENV}}})", "停止"),
             steps=thresholds((1, RED)),
+        ),
+        stat(
+            22,
+            "外からの確認",
+            "監視ホストからページを開けるか。 / Whether the page opens from the monitoring host.",
+            "short",
+            Query(f'min (probe_success{{job="blackbox-http",{ENV}}})', "ページ"),
+            mappings=UP,
+            steps=thresholds((1, GREEN), base=RED),
+            links=(to("nginx", "nginx"),),
+            width=8,
+            height=3,
         ),
         table(
             17,
@@ -801,7 +856,7 @@ OVERVIEW = Dashboard(
             "d",
             Query(f"min ({CERTIFICATE_DAYS})", "残り"),
             decimals=0,
-            steps=thresholds((7, ORANGE), (21, GREEN), base=RED),
+            steps=thresholds((7, ORANGE), (28, GREEN), base=RED),
             links=(to("nginx", "nginx"),),
             height=3,
         ),
@@ -833,7 +888,7 @@ OVERVIEW = Dashboard(
             "可用性 99.9 % の約束に対して残っている割合。0 を下回ると約束を破っている。 / "
             "What is left of the availability budget of 30 days.",
             "percentunit",
-            Query(SLO_BUDGET.format(slo="availability"), "可用性"),
+            budgets()[0],
             decimals=0,
             steps=thresholds((0, ORANGE), (0.25, GREEN), base=RED),
             links=(to("application", "SLO の内訳"),),
@@ -849,7 +904,6 @@ OVERVIEW = Dashboard(
             Query(quantile(0.95, "django_request_duration_seconds", ENV), "p95"),
             Query(quantile(0.5, "django_request_duration_seconds", ENV), "p50"),
             steps=thresholds((0.2, YELLOW), (2, RED)),
-            alerts=("HighResponseTime",),
             links=(to("application", "アプリケーション"),),
         ),
         graph(
@@ -871,7 +925,6 @@ OVERVIEW = Dashboard(
             "short",
             Query(f'sum by (state) (pg_stat_activity_count{{backend_type="client backend",{ENV}}})', "{{state}}"),
             Query(f"min (pg_settings_max_connections{{{ENV}}})", "上限"),
-            alerts=("DatabaseConnectionError",),
             links=(to("postgresql", "PostgreSQL"),),
         ),
         graph(
@@ -892,7 +945,6 @@ OVERVIEW = Dashboard(
             limits=(0, 1),
             steps=thresholds((0.8, RED)),
             width=8,
-            alerts=("HighCPUUsage",),
             data_links=(TO_HOST,),
         ),
         graph(
@@ -904,7 +956,6 @@ OVERVIEW = Dashboard(
             limits=(0, 1),
             steps=thresholds((0.85, YELLOW), (0.9, RED)),
             width=8,
-            alerts=("HighMemoryUsage",),
             data_links=(TO_HOST,),
         ),
         graph(
@@ -917,7 +968,6 @@ OVERVIEW = Dashboard(
             limits=(0, 1),
             steps=thresholds((0.8, YELLOW), (0.9, RED)),
             width=8,
-            alerts=("DiskSpaceWarning",),
             data_links=(TO_HOST,),
         ),
         timeline(
@@ -933,11 +983,11 @@ OVERVIEW = Dashboard(
         stat(
             55,
             "監視自身",
-            "Prometheus と Alertmanager が最後の設定を読めたか。 / "
-            "Whether Prometheus and Alertmanager run with the configuration that was written.",
+            "最後の設定を読めたか。 / Whether each runs with the configuration that was written.",
             "short",
             Query(f"min (prometheus_config_last_reload_successful{{{ENV}}})", "Prometheus"),
             Query(f"min (alertmanager_config_last_reload_successful{{{ENV}}})", "Alertmanager"),
+            Query(f"min (blackbox_exporter_config_last_reload_successful{{{ENV}}})", "blackbox"),
             mappings=YES_IS_GOOD,
             steps=thresholds((1, GREEN), base=RED),
             width=8,
@@ -958,6 +1008,71 @@ OVERVIEW = Dashboard(
             steps=thresholds((1, RED)),
             width=8,
             height=4,
+        ),
+        stat(
+            57,
+            "ルールの評価の失敗(1 時間)",
+            "評価できなかった、または間に合わなかったアラートのルール。 / Rules that failed or were missed in an hour.",
+            "short",
+            Query(
+                f"sum (increase(prometheus_rule_evaluation_failures_total{{{ENV}}}[1h])) + "
+                f"sum (increase(prometheus_rule_group_iterations_missed_total{{{ENV}}}[1h]))",
+                "失敗",
+            ),
+            decimals=0,
+            steps=thresholds((1, RED)),
+            width=8,
+            height=4,
+        ),
+        stat(
+            58,
+            "収集の失敗",
+            "node のコレクターとテキストファイルで読めなかったもの。 / Collectors and textfiles that failed.",
+            "short",
+            Query(
+                f'sum (1 - node_scrape_collector_success{{collector=~"{COLLECTORS}",{ENV}}}) + '
+                f"sum (node_textfile_scrape_error{{{ENV}}})",
+                "失敗",
+            ),
+            steps=thresholds((1, ORANGE)),
+            width=8,
+            height=4,
+        ),
+        graph(
+            59,
+            "収集にかかった時間(種類別の最大)",
+            "間隔(5 秒または 15 秒)に近づくと、値が抜ける。 / The slowest scrape of each job.",
+            "s",
+            Query(f"max by (job) (scrape_duration_seconds{{{ENV}}})", "{{job}}"),
+            width=8,
+        ),
+        graph(
+            60,
+            "Prometheus の系列と保存量",
+            "系列が急に増えたら、値の多いラベルを疑う。 / Series in memory, and bytes on disk.",
+            "short",
+            Query(f"sum (prometheus_tsdb_head_series{{{ENV}}})", "系列"),
+            Query(f"sum (prometheus_tsdb_storage_blocks_bytes{{{ENV}}})", "保存量"),
+            overrides=[
+                {
+                    "matcher": {"id": "byName", "options": "保存量"},
+                    "properties": [
+                        {"id": "unit", "value": "bytes"},
+                        {"id": "custom.axisPlacement", "value": "right"},
+                    ],
+                }
+            ],
+            width=8,
+        ),
+        graph(
+            61,
+            "通知の送信",
+            "Prometheus から Alertmanager へ、Alertmanager から通知先へ。 / Notifications, and their failures.",
+            "ops",
+            Query(f"sum ({rate('alertmanager_notifications_total', ENV)})", "通知先へ"),
+            Query(f"sum ({rate('alertmanager_notifications_failed_total', ENV)})", "通知先で失敗"),
+            Query(f"sum ({rate('prometheus_notifications_errors_total', ENV)})", "Alertmanager で失敗"),
+            width=8,
         ),
     ),
     time="now-3h",
@@ -994,7 +1109,7 @@ HOST_BOARD = Dashboard(
             "NTP から見たずれ。大きいとログインや証明書の検査が失敗する。 / Offset of the clock.",
             "s",
             Query(f"abs (node_timex_offset_seconds{{{HOST}}})", "{{instance}}"),
-            steps=thresholds((0.05, YELLOW), (0.5, RED)),
+            steps=thresholds((0.1, YELLOW), (1, RED)),
             decimals=3,
             width=6,
         ),
@@ -1017,7 +1132,6 @@ HOST_BOARD = Dashboard(
             Query(CPU, "{{instance}}"),
             limits=(0, 1),
             steps=thresholds((0.8, RED)),
-            alerts=("HighCPUUsage",),
         ),
         graph(
             22,
@@ -1059,7 +1173,6 @@ HOST_BOARD = Dashboard(
             Query(MEMORY, "{{instance}}"),
             limits=(0, 1),
             steps=thresholds((0.85, YELLOW), (0.9, RED)),
-            alerts=("HighMemoryUsage",),
         ),
         graph(
             32,
@@ -1096,7 +1209,6 @@ HOST_BOARD = Dashboard(
             Query(DISK, "{{instance}} {{mountpoint}}"),
             limits=(0, 1),
             steps=thresholds((0.8, YELLOW), (0.9, RED)),
-            alerts=("DiskSpaceWarning",),
         ),
         bars(
             42,
@@ -1272,7 +1384,6 @@ HOST_BOARD = Dashboard(
 
 APP = f'{ENV},instance=~"$instance"'
 ROUTE = f'route=~"$route",{APP}'
-SLO_NAMES = (("availability", "可用性"), ("errors", "エラー"), ("latency", "レスポンス時間"))
 
 APPLICATION = Dashboard(
     "application",
@@ -1293,7 +1404,6 @@ APPLICATION = Dashboard(
             Query(f'up{{job="shiftmaster",{APP}}}', "{{instance}}"),
             mappings=UP,
             steps=thresholds((1, GREEN), base=RED),
-            alerts=("ShiftMasterDown",),
         ),
         stat(
             12,
@@ -1303,7 +1413,6 @@ APPLICATION = Dashboard(
             Query(quantile(0.95, "django_request_duration_seconds", ROUTE), "p95"),
             sparkline=True,
             steps=thresholds((0.2, YELLOW), (2, RED)),
-            alerts=("HighResponseTime",),
         ),
         stat(
             13,
@@ -1359,7 +1468,6 @@ APPLICATION = Dashboard(
                 for part in (0.5, 0.95, 0.99)
             ),
             steps=thresholds((0.2, YELLOW), (2, RED)),
-            alerts=("HighResponseTime",),
         ),
         graph(
             22,
@@ -1436,7 +1544,7 @@ APPLICATION = Dashboard(
             "可用性 99.9 %、エラー 0.1 % 以下、p95 200 ミリ秒未満という約束に対して残っている割合。 / "
             "What is left of each budget.",
             "percentunit",
-            *(Query(SLO_BUDGET.format(slo=slo), title) for slo, title in SLO_NAMES),
+            *budgets(),
             limits=(0, 1),
             steps=thresholds((0, ORANGE), (0.25, GREEN), base=RED),
             width=8,
@@ -1446,7 +1554,7 @@ APPLICATION = Dashboard(
             "予算を使う速さ",
             "1 なら 30 日でちょうど使い切る速さ。14.4 を超えると呼び出しになる。 / Burn rate over an hour.",
             "short",
-            *(Query(SLO_BURN.format(slo=slo, window="1h"), title) for slo, title in SLO_NAMES),
+            *burn_rates(),
             steps=thresholds((1, YELLOW), (14.4, RED)),
             width=8,
         ),
@@ -1458,6 +1566,33 @@ APPLICATION = Dashboard(
             Query(f'avg by (env) (avg_over_time(probe_success{{job="blackbox-http",{ENV}}}[1h]))', "{{env}}"),
             limits=(None, 1),
             steps=thresholds((0.999, GREEN), base=RED),
+            width=8,
+        ),
+        row(50, "アプリケーションの資源"),
+        graph(
+            51,
+            "CPU",
+            "gunicorn のプロセスの合計。1 は 1 コア。 / CPU of the web processes; 1 is a core.",
+            "short",
+            Query(rate("process_cpu_seconds_total", f'job="shiftmaster",{APP}'), "{{instance}}"),
+            width=8,
+        ),
+        graph(
+            52,
+            "メモリ",
+            "gunicorn のプロセスの合計。 / Memory of the web processes.",
+            "bytes",
+            Query(f'process_resident_memory_bytes{{job="shiftmaster",{APP}}}', "{{instance}}"),
+            width=8,
+        ),
+        timeline(
+            53,
+            "指標の収集",
+            "キューと利用者の数を数えられたか。異常ならその値は出ない。 / "
+            "Whether the queue and the people could be counted.",
+            Query(f"shiftmaster_metrics_collector_up{{{APP}}}", "{{instance}} {{collector}}"),
+            mappings=YES_IS_GOOD,
+            steps=thresholds((1, GREEN), base=RED),
             width=8,
         ),
     ),
@@ -1486,7 +1621,6 @@ POSTGRESQL = Dashboard(
             Query(f"pg_up{{{HOST}}}", "{{instance}}"),
             mappings=UP,
             steps=thresholds((1, GREEN), base=RED),
-            alerts=("DatabaseConnectionError",),
         ),
         stat(
             12,
@@ -1713,6 +1847,26 @@ POSTGRESQL = Dashboard(
             Query(f"{rate('pg_stat_archiver_failed_count', HOST)}", "{{instance}}"),
             width=8,
         ),
+        graph(
+            57,
+            "スロットが残している WAL",
+            "待機系やバックアップが止まると増え、ディスクを埋める。 / WAL that a slot keeps for who does not fetch it.",
+            "bytes",
+            Query(
+                f"max by (instance, slot_name) (pg_replication_slots_pg_wal_lsn_diff{{{HOST}}})",
+                "{{instance}} {{slot_name}}",
+                "only with a replication slot",
+            ),
+            none="スロットなし",
+        ),
+        timeline(
+            58,
+            "エクスポーター",
+            "指標を読めているか。 / Whether the exporter could read everything.",
+            Query(f"min by (instance) (pg_scrape_collector_success{{{HOST}}})", "{{instance}}"),
+            mappings=YES_IS_GOOD,
+            steps=thresholds((1, GREEN), base=RED),
+        ),
     ),
 )
 
@@ -1857,6 +2011,26 @@ REDIS = Dashboard(
             "s",
             Query(f"time() - redis_rdb_last_save_timestamp_seconds{{{HOST}}}", "{{instance}}"),
         ),
+        graph(
+            37,
+            "断られた命令(理由別)",
+            "OOM はメモリ不足、MISCONF は保存の失敗、NOPERM は権限。 / Commands that were refused, by reason.",
+            "ops",
+            Query(
+                f"sum by (instance, err) ({rate('redis_errors_total', HOST)})",
+                "{{instance}} {{err}}",
+                "no command was refused yet",
+            ),
+            none="ありません",
+        ),
+        timeline(
+            38,
+            "エクスポーター",
+            "指標を読めているか。 / Whether the exporter could read everything.",
+            Query(f"1 - max by (instance) (redis_exporter_last_scrape_error{{{HOST}}})", "{{instance}}"),
+            mappings=YES_IS_GOOD,
+            steps=thresholds((1, GREEN), base=RED),
+        ),
     ),
 )
 
@@ -1900,7 +2074,7 @@ NGINX = Dashboard(
             "d",
             Query(CERTIFICATE_DAYS, "{{instance}}"),
             decimals=0,
-            steps=thresholds((7, ORANGE), (21, GREEN), base=RED),
+            steps=thresholds((7, ORANGE), (28, GREEN), base=RED),
             width=6,
         ),
         stat(
@@ -1951,7 +2125,6 @@ NGINX = Dashboard(
             Query(quantile(0.95, "nginx_http_request_duration_seconds", SITE, "site"), "{{site}} p95"),
             Query(quantile(0.5, "nginx_http_request_duration_seconds", SITE, "site"), "{{site}} p50"),
             steps=thresholds((0.2, YELLOW), (2, RED)),
-            alerts=("HighResponseTime",),
         ),
         graph(
             24,
@@ -1994,6 +2167,13 @@ NGINX = Dashboard(
             Query(f'avg by (phase) (probe_http_duration_seconds{{job="blackbox-http",{ENV}}})', "{{phase}}"),
             stacked=True,
         ),
+        graph(
+            34,
+            "読めなかったログの行",
+            "アクセスログの形式が変わると増え、状態コードと時間の値が欠ける。 / Lines that mtail cannot read.",
+            "ops",
+            Query(rate("nginx_access_log_unknown_lines_total", HOST), "{{instance}}"),
+        ),
     ),
 )
 
@@ -2028,7 +2208,11 @@ CELERY = Dashboard(
             "最も古い処理",
             "キューの先頭が待っている時間。増え続けるならワーカーが止まっている。 / Age of the oldest waiting task.",
             "s",
-            Query(f"max by (env, queue) (shiftmaster_celery_queue_oldest_task_age_seconds{{{QUEUE}}})", "{{queue}}"),
+            Query(
+                f"max by (env, queue) (shiftmaster_celery_queue_oldest_task_age_seconds{{{QUEUE}}})",
+                "{{queue}}",
+                "no task waits",
+            ),
             sparkline=True,
             steps=thresholds((60, YELLOW), (600, RED)),
             width=6,
@@ -2038,7 +2222,7 @@ CELERY = Dashboard(
             "ワーカー",
             "直近に返事をしたワーカーのプロセス。 / Worker processes that answered lately.",
             "short",
-            Query(f"max by (env) (shiftmaster_celery_workers{{{HOST}}})", "{{env}}"),
+            Query(f"sum by (env) (shiftmaster_celery_workers{{{HOST}}})", "{{env}}"),
             sparkline=True,
             steps=thresholds((1, GREEN), base=RED),
             width=6,
@@ -2050,16 +2234,27 @@ CELERY = Dashboard(
             "percentunit",
             Query(
                 share(
-                    f'sum (rate({TASKS}{{state="failure",{TASK}}}[$__rate_interval]))',
-                    f'sum (rate({TASKS}{{state=~"success|failure",{TASK}}}[$__rate_interval]))',
+                    f'sum (rate({TASKS}{{state="FAILURE",{TASK}}}[$__rate_interval]))',
+                    f'sum (rate({TASKS}{{state=~"SUCCESS|FAILURE",{TASK}}}[$__rate_interval]))',
                 ),
                 "失敗",
-                "no task has failed yet",
             ),
             sparkline=True,
             decimals=1,
             steps=thresholds((0.01, YELLOW), (0.1, RED)),
             width=6,
+        ),
+        stat(
+            15,
+            "定期実行(beat)",
+            "予定された処理を送るもの。ちょうど 1 つであること。 / The scheduler: exactly one.",
+            "short",
+            Query(
+                f'sum by (env) (node_systemd_unit_state{{name=~"shiftmaster-beat@.+",state="active",{ENV}}})', "{{env}}"
+            ),
+            steps=thresholds((1, GREEN), (2, ORANGE), base=RED),
+            width=24,
+            height=3,
         ),
         row(20, "キュー"),
         graph(
@@ -2074,7 +2269,11 @@ CELERY = Dashboard(
             "最も古い処理の待ち時間",
             "キューごと。 / By queue.",
             "s",
-            Query(f"max by (env, queue) (shiftmaster_celery_queue_oldest_task_age_seconds{{{QUEUE}}})", "{{queue}}"),
+            Query(
+                f"max by (env, queue) (shiftmaster_celery_queue_oldest_task_age_seconds{{{QUEUE}}})",
+                "{{queue}}",
+                "no task waits",
+            ),
             steps=thresholds((60, YELLOW), (600, RED)),
         ),
         graph(
@@ -2090,7 +2289,7 @@ CELERY = Dashboard(
             "ワーカーの数",
             "デプロイの間は新旧が並ぶ。 / Two generations stand side by side during a deploy.",
             "short",
-            Query(f"max by (env) (shiftmaster_celery_workers{{{HOST}}})", "{{env}}"),
+            Query(f"sum by (env) (shiftmaster_celery_workers{{{HOST}}})", "{{env}}"),
         ),
         row(30, "処理"),
         graph(
@@ -2107,9 +2306,8 @@ CELERY = Dashboard(
             "どの処理が失敗しているか。 / Failures by task.",
             "ops",
             Query(
-                f'sum by (task) (rate({TASKS}{{state="failure",{TASK}}}[$__rate_interval]))',
+                f'sum by (task) (rate({TASKS}{{state="FAILURE",{TASK}}}[$__rate_interval]))',
                 "{{task}}",
-                "no task has failed yet",
             ),
             none="失敗はありません",
         ),
@@ -2467,13 +2665,113 @@ DEPLOYS_BOARD = Dashboard(
             Query(MEMORY, "{{instance}}"),
             limits=(0, 1),
             steps=thresholds((0.85, YELLOW), (0.9, RED)),
-            alerts=("HighMemoryUsage",),
         ),
     ),
     time="now-24h",
 )
 
 DASHBOARDS = (OVERVIEW, HOST_BOARD, APPLICATION, POSTGRESQL, REDIS, NGINX, CELERY, CONTAINERS, BACKUPS, DEPLOYS_BOARD)
+
+
+# Where each alert can be seen: these panels link to its runbook. Every alert stands on the dashboard that it names.
+WATCHED: dict[str, dict[int, str]] = {
+    "overview": {
+        11: "ShiftMasterDown NoApplicationServes",
+        16: "ExporterDown TargetMissing ProbesNotMade",
+        18: "CertificateExpiresSoon CertificateNearlyExpired",
+        21: "AvailabilityBudgetBurnFast AvailabilityBudgetBurnSlow",
+        22: "WebsiteDown",
+        31: "HighResponseTime",
+        41: "DatabaseConnectionError",
+        51: "HighCPUUsage",
+        52: "HighMemoryUsage",
+        53: "DiskSpaceWarning",
+        55: "ConfigReloadFailed",
+        56: "AlertmanagerNotificationsFailing",
+        57: "RuleEvaluationFailing RuleGroupTooSlow",
+        58: "NodeCollectorFailing TextfileBroken",
+        59: "ScrapeSlow",
+        60: "PrometheusStorageFailing",
+        61: "PrometheusNotificationsFailing",
+    },
+    "host": {
+        12: "UnitFailed HostDown",
+        13: "ClockNotSynchronised ClockSkew",
+        14: "OOMKill",
+        21: "HighCPUUsage",
+        24: "CPUPressure MemoryPressure IOPressure",
+        31: "HighMemoryUsage",
+        41: "DiskSpaceWarning DiskSpaceCritical",
+        42: "DiskInodesWarning DiskInodesCritical InodesExhaustedPredicted",
+        43: "DiskFullPredicted DiskFullSoon",
+        44: "DiskSaturated",
+        47: "FilesystemReadOnly",
+        51: "NetworkSaturated",
+        52: "TCPRetransmits",
+        53: "NetworkDrops",
+        54: "PacketLoss HostDown",
+        61: "UnitFailed",
+    },
+    "application": {
+        11: "ShiftMasterDown",
+        12: "HighResponseTime",
+        14: "HighErrorRate",
+        21: "HighResponseTime",
+        25: "SlowRequestsFrequent",
+        42: "ErrorBudgetBurnFast ErrorBudgetBurnSlow LatencyBudgetBurnFast LatencyBudgetBurnSlow",
+    },
+    "postgresql": {
+        11: "DatabaseConnectionError DatabasePrimaryLost",
+        13: "DatabaseConnectionsHigh DatabaseConnectionsExhausted",
+        14: "ReplicationLag",
+        15: "DatabaseDeadlocks",
+        16: "DatabaseLockWait",
+        23: "DatabaseLongTransaction",
+        31: "DatabaseSlowQueries",
+        42: "DatabaseLockQueue",
+        52: "ReplicationStopped",
+        56: "WalArchivingFailing",
+        57: "ReplicationSlotInactive ReplicationSlotRetainsWal",
+        58: "PostgresExporterErrors",
+    },
+    "redis": {
+        11: "RedisDown",
+        12: "RedisMemoryHigh",
+        13: "RedisConnectionsHigh",
+        14: "RedisPersistenceFailing",
+        22: "RedisEvictions",
+        32: "RedisRejectedConnections",
+        37: "RedisRefusesWrites",
+        38: "RedisExporterErrors",
+    },
+    "nginx": {
+        11: "NginxDown",
+        12: "WebsiteDown",
+        13: "CertificateExpiresSoon CertificateNearlyExpired",
+        14: "NginxConnectionsDropped",
+        21: "HighClientErrorRate HighErrorRate",
+        34: "AccessLogUnreadable",
+    },
+    "celery": {
+        13: "CeleryWorkersDown",
+        15: "CeleryBeatMissing",
+        21: "CeleryQueueGrowing",
+        22: "CeleryQueueOld",
+        32: "CeleryTaskFailures",
+    },
+    "containers": {
+        13: "ContainerMetricsStale",
+        21: "ContainerStopped",
+        22: "ContainerUnhealthy",
+        23: "ContainerRestarting",
+        25: "ContainerOOMKilled",
+    },
+    "backups": {
+        11: "BackupTooOld BackupDatabaseOverdue BackupMissing",
+        12: "RestoreTestTooOld",
+    },
+    "deploys": {},
+}
 
 
 def main() -> int:

@@ -12,6 +12,17 @@ import urllib.request
 LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
 
 
+class Untrusted(OSError):
+    """The certificate does not lead to the authority, or is for another name: waiting does not help."""
+
+
+def context_of(ca_file):
+    context = ssl.create_default_context(cafile=ca_file or None)
+    # Python 3.13 refuses authorities without a key usage, which the services themselves and older Pythons accept.
+    context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
+    return context
+
+
 class NoRedirect(urllib.request.HTTPRedirectHandler):
     """Credentials are for one address."""
 
@@ -23,7 +34,7 @@ def get(url, ca_file=None, user=None, password=None, timeout=5.0):
     """Return (status, text). OSError where nobody answers. No proxy is asked: the service is on this host."""
     handlers = [urllib.request.ProxyHandler({}), NoRedirect()]
     if url.startswith("https:"):
-        handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file or None)))
+        handlers.append(urllib.request.HTTPSHandler(context=context_of(ca_file)))
     request = urllib.request.Request(url)
     if user:
         credentials = ("%s:%s" % (user, password or "")).encode("utf-8")
@@ -34,7 +45,8 @@ def get(url, ca_file=None, user=None, password=None, timeout=5.0):
     except urllib.error.HTTPError as error:
         return error.code, ""
     except (ValueError, urllib.error.URLError) as error:
-        raise OSError(str(getattr(error, "reason", error)))
+        reason = getattr(error, "reason", error)
+        raise (Untrusted if isinstance(reason, ssl.SSLCertVerificationError) else OSError)(str(reason))
     except Exception as error:  # http.client has a family of its own, which is no OSError
         raise OSError("%s: %s" % (type(error).__name__, error))
 

@@ -305,22 +305,51 @@ def test_thresholds_are_the_guides(models, title, value):
     assert value in [step["value"] for step in steps]
 
 
-def test_a_runbook_is_that_of_an_alert(models):
-    """Only where the rules are there: each alert that a panel names exists."""
-    alerts = {
-        rule["alert"]
-        for path in (ROOT / "monitoring").glob("**/*.yml")
-        for group in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("groups", [])
-        for rule in group.get("rules", [])
-        if "alert" in rule
-    }
-    named = {
-        name for model in models.values() for text in strings_in(model) for name in re.findall(r"/(\w+)\.md", text)
-    }
-    assert {"ShiftMasterDown", "HighResponseTime", "DatabaseConnectionError"} <= named
-    if not alerts:
+@pytest.fixture(scope="module")
+def alerts():
+    """{alert: dashboard} of the rules."""
+    found = {}
+    for path in (ROOT / "monitoring" / "rules").glob("*.yml"):
+        for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]:
+            for rule in group["rules"]:
+                if "alert" in rule:
+                    found[rule["alert"]] = rule["annotations"]["dashboard"]
+    if not found:
         pytest.skip("there are no rules yet")
-    assert named - alerts == set()
+    return found
+
+
+def runbooks_of(model):
+    return {name for text in strings_in(model) for name in re.findall(r"/docs/runbooks/(\w+)\.md", text)}
+
+
+def test_the_guides_alerts_can_be_followed(models):
+    assert {
+        "ShiftMasterDown", "HighResponseTime", "DatabaseConnectionError", "HighCPUUsage", "HighMemoryUsage",
+        "DiskSpaceWarning",
+    } <= runbooks_of(models[OVERVIEW])  # fmt: skip
+
+
+def test_a_runbook_is_that_of_an_alert(models, alerts):
+    assert set().union(*map(runbooks_of, models.values())) - set(alerts) == set()
+
+
+def test_an_alert_can_be_seen_on_the_dashboard_that_it_names(models, alerts):
+    # Watchdog always fires: there is nothing to see.
+    blind = {alert for alert, uid in alerts.items() if alert not in runbooks_of(models[uid])} - {"Watchdog"}
+    assert blind == set()
+
+
+def test_recorded_series_are_those_of_the_rules(alerts):
+    recorded = {
+        rule["record"]
+        for path in (ROOT / "monitoring" / "rules").glob("*.yml")
+        for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]
+        for rule in group["rules"]
+        if "record" in rule
+    }
+    used = {selector.split("{")[0] for query in QUERIES for selector in query["selectors"]}
+    assert {name for name in used if ":" in name} - recorded == set()
 
 
 # --- queries ----------------------------------------------------------------------------------------------------------
