@@ -1,0 +1,466 @@
+#!/usr/bin/python
+"""Create, extend and end silences of an Alertmanager."""
+
+DOCUMENTATION = r"""
+---
+module: alertmanager_silence
+short_description: Silences of an Alertmanager, bounded in time and never for what must always be heard
+description:
+  - Creates a silence, or ends it, through Alertmanager's API v2 over HTTP or HTTPS with basic authentication.
+  - A silence ends by itself. Its matchers must name what is silenced, and must not be able to match one of
+    O(protected_alerts) unless O(maintenance=true).
+  - A silence that a run made is found again by O(run_id), so that the run (or the one that cleans up behind it) can
+    end it without having kept its id.
+  - Repeated with the same O(run_id) and matchers, it extends the silence where that ends too early, and changes
+    nothing otherwise.
+options:
+  url:
+    description: Address of the Alertmanager, for example V(https://mon1:9093).
+    type: str
+    required: true
+  user:
+    description: User of its basic authentication; without one none is sent.
+    type: str
+    default: ""
+  password:
+    description: Password of that user.
+    type: str
+    default: ""
+  ca_file:
+    description: Authority that vouches for its certificate; without one the host's authorities do.
+    type: path
+  state:
+    description: Whether there is a silence.
+    type: str
+    choices: [present, absent]
+    default: present
+  matchers:
+    description:
+      - What is silenced; all of them have to match. Needed for O(state=present).
+      - Regular expressions are anchored by Alertmanager.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the label.
+        type: str
+        required: true
+      operator:
+        description: How it is compared.
+        type: str
+        choices: ["=", "!=", "=~", "!~"]
+        default: "="
+      value:
+        description: With what.
+        type: str
+        required: true
+  duration_seconds:
+    description: When the silence ends by itself, counted from now.
+    type: int
+    default: 1800
+  max_duration_seconds:
+    description: The longest duration that is accepted.
+    type: int
+    default: 7200
+  comment:
+    description: Why; shown beside the silence. Needed for O(state=present).
+    type: str
+    default: ""
+  created_by:
+    description: Who; shown beside the silence.
+    type: str
+    default: ansible
+  run_id:
+    description:
+      - Name of the run to which the silence belongs. It becomes a part of the comment.
+      - With O(state=absent), every silence of this run is ended.
+    type: str
+    default: ""
+  id:
+    description: The silence to be ended, with O(state=absent).
+    type: str
+    default: ""
+  protected_alerts:
+    description: Alerts that no silence may match outside of maintenance.
+    type: list
+    elements: str
+    default: [ShiftMasterDown, HighResponseTime]
+  maintenance:
+    description: Whether O(protected_alerts) may be silenced, since users see the maintenance page.
+    type: bool
+    default: false
+  required:
+    description:
+      - Whether an Alertmanager that cannot be reached, or answers with an error, is a failure.
+      - With V(false) it is a warning, and RV(reached) says so. What the arguments say wrongly is a failure in any case.
+    type: bool
+    default: true
+  timeout_seconds:
+    description: How long one question may take.
+    type: int
+    default: 5
+author: ShiftMaster operations
+attributes:
+  check_mode:
+    support: full
+    description: It asks, and sends nothing.
+"""
+
+EXAMPLES = r"""
+- name: Silence what the deploy causes
+  alertmanager_silence:
+    url: https://mon1.example.com:9093
+    user: admin
+    password: "{{ vault_monitoring_admin_password }}"
+    ca_file: /etc/ssl/shiftmaster/ca.crt
+    matchers:
+      - {name: alertname, operator: "!~", value: ShiftMasterDown|HighResponseTime}
+      - {name: instance, operator: "=~", value: app1|app2}
+      - {name: service, operator: "=~", value: application|celery}
+    duration_seconds: 900
+    comment: deploy of 2.4.1
+    run_id: 20260131-080000-4711
+    required: false
+
+- name: End it
+  alertmanager_silence:
+    url: https://mon1.example.com:9093
+    user: admin
+    password: "{{ vault_monitoring_admin_password }}"
+    ca_file: /etc/ssl/shiftmaster/ca.crt
+    state: absent
+    run_id: 20260131-080000-4711
+    required: false
+"""
+
+RETURN = r"""
+id:
+  description: The silence that is there now.
+  type: str
+  returned: with O(state=present), when Alertmanager was reached
+ends_at:
+  description: When it ends by itself.
+  type: str
+  returned: with O(state=present), when Alertmanager was reached
+ended:
+  description: The silences that were ended.
+  type: list
+  elements: str
+  returned: with O(state=absent)
+reached:
+  description: Whether Alertmanager could be asked.
+  type: bool
+  returned: always
+problem:
+  description: Why it could not.
+  type: str
+  returned: when it could not, and O(required=false)
+"""
+
+import base64
+import datetime
+import email.utils
+import json
+import re
+import ssl
+import time
+import urllib.error
+import urllib.request
+
+from ansible.module_utils.basic import AnsibleModule
+
+# What both Go and Python read alike. Something like [[:alpha:]] or \pL means another thing in Python, so that the
+# judgement below would be wrong about it.
+JUDGEABLE = re.compile(r"[A-Za-z0-9_:|().*+?^$ -]*\Z")
+
+
+class Unreachable(Exception):
+    """Alertmanager could not be asked, or answered with an error."""
+
+
+# --- pure parts -------------------------------------------------------------------------------------------------------
+
+
+def matches(matcher, value):
+    """Whether one matcher accepts a label's value; None where that cannot be judged here."""
+    operator, wanted = matcher["operator"], matcher["value"]
+    if operator in ("=", "!="):
+        return (value == wanted) == (operator == "=")
+    if not JUDGEABLE.match(wanted):
+        return None
+    try:
+        found = re.fullmatch(wanted, value) is not None
+    except re.error:
+        return None
+    return found == (operator == "=~")
+
+
+def matcher_problems(matchers, protected, maintenance):
+    """Why such a silence is refused: a list of sentences."""
+    problems = []
+    # Alertmanager's own condition is weaker: any one matcher that an absent label does not satisfy.
+    scope = [one for one in matchers if one["operator"] in ("=", "=~") and matches(one, "") is not True]
+    if not scope:
+        problems.append("no matcher names what is silenced: one with = or =~ that an absent label does not satisfy")
+    everything = [one["name"] for one in scope if one["operator"] == "=~" and one["value"] in (".*", ".+")]
+    if scope and len(everything) == len(scope):
+        problems.append("the matcher of %s stands for everything" % ", ".join(everything))
+    if maintenance:
+        return problems
+    of_name = [one for one in matchers if one["name"] == "alertname"]
+    for alert in protected:
+        judged = [matches(one, alert) for one in of_name]
+        if False in judged:
+            continue
+        if None in judged:
+            problems.append("whether it silences %s cannot be judged: write the alerts' names with | between" % alert)
+        else:
+            problems.append(
+                "it would silence %s, which is for maintenance only: add alertname !~ %s" % (alert, "|".join(protected))
+            )
+    return problems
+
+
+def argument_problems(params):
+    """Everything that is wrong with the arguments."""
+    if params["state"] == "absent":
+        if not params["id"] and not params["run_id"]:
+            return ["id or run_id says which silence is to end"]
+        return []
+    problems = matcher_problems(params["matchers"], params["protected_alerts"], params["maintenance"])
+    if not params["comment"].strip():
+        problems.append("comment says why")
+    if not 0 < params["duration_seconds"] <= params["max_duration_seconds"]:
+        problems.append(
+            "duration_seconds is %d: a silence lasts between 1 and %d seconds"
+            % (params["duration_seconds"], params["max_duration_seconds"])
+        )
+    return problems
+
+
+def as_api(matchers):
+    """Matchers in the form of the API, in one order."""
+    return sorted(
+        (
+            {
+                "name": one["name"],
+                "value": one["value"],
+                "isRegex": one["operator"] in ("=~", "!~"),
+                "isEqual": one["operator"] in ("=", "=~"),
+            }
+            for one in matchers
+        ),
+        key=lambda one: (one["name"], one["value"], one["isRegex"], one["isEqual"]),
+    )
+
+
+def comparable(matchers):
+    """The same form for what Alertmanager tells; isEqual is absent where an old version wrote it."""
+    return [
+        (one["name"], one["value"], bool(one["isRegex"]), one.get("isEqual", True))
+        for one in sorted(matchers, key=lambda one: (one["name"], one["value"]))
+    ]
+
+
+def mark(run_id):
+    return "[run %s]" % run_id
+
+
+def with_mark(comment, run_id):
+    return "%s %s" % (comment.strip(), mark(run_id)) if run_id else comment.strip()
+
+
+def living(silences):
+    return [one for one in silences if one.get("status", {}).get("state") in ("active", "pending")]
+
+
+def of_run(silences, run_id):
+    return [one for one in living(silences) if one.get("comment", "").endswith(mark(run_id))]
+
+
+def parse_time(text):
+    """Seconds of RFC 3339, as Alertmanager writes it (with up to nine digits behind the point)."""
+    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)$", text)
+    if not match:
+        raise ValueError("%r is no time" % text)
+    return datetime.datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00")).timestamp()
+
+
+def format_time(seconds):
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def plan(silences, params, now):
+    """The body of the request that is needed (None: nothing is), and the silence that is there already."""
+    wanted = as_api(params["matchers"])
+    ends = now + params["duration_seconds"]
+    comment = with_mark(params["comment"], params["run_id"])
+    mine = [
+        one
+        for one in living(silences)
+        if comparable(one["matchers"]) == comparable(wanted)
+        and (one["comment"].endswith(mark(params["run_id"])) if params["run_id"] else one["comment"] == comment)
+        and one["createdBy"] == params["created_by"]
+    ]
+    mine.sort(key=lambda one: parse_time(one["endsAt"]))
+    present = mine[-1] if mine else None
+    # A minute less is the same silence: a task that is repeated at once asks for a slightly later end.
+    if present and parse_time(present["endsAt"]) >= ends - min(60, params["duration_seconds"] / 2):
+        return None, present
+    body = {
+        "matchers": wanted,
+        "startsAt": present["startsAt"] if present else format_time(now),
+        "endsAt": format_time(ends),
+        "createdBy": params["created_by"],
+        "comment": comment,
+    }
+    if present:
+        body["id"] = present["id"]
+    return body, present
+
+
+# --- talking to Alertmanager ------------------------------------------------------------------------------------------
+
+
+class Api:
+    def __init__(self, params):
+        self.base = params["url"].rstrip("/") + "/api/v2"
+        self.timeout = params["timeout_seconds"]
+        self.headers = {"Accept": "application/json"}
+        if params["user"]:
+            pair = "%s:%s" % (params["user"], params["password"])
+            self.headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+        # A proxy is for what is outside; Alertmanager is not.
+        handlers = [urllib.request.ProxyHandler({})]
+        if self.base.startswith("https:"):
+            try:
+                context = ssl.create_default_context(cafile=params["ca_file"])
+            except OSError as error:
+                raise Unreachable("the authority %s cannot be read: %s" % (params["ca_file"], error))
+            handlers.append(urllib.request.HTTPSHandler(context=context))
+        self.opener = urllib.request.build_opener(*handlers)
+        self.clock = None
+
+    def call(self, method, path, body=None, missing=None):
+        data = None if body is None else json.dumps(body).encode()
+        headers = dict(self.headers, **({"Content-Type": "application/json"} if data else {}))
+        request = urllib.request.Request(self.base + path, data=data, headers=headers, method=method)
+        try:
+            with self.opener.open(request, timeout=self.timeout) as response:
+                text = response.read().decode("utf-8", "replace")
+                self.clock = response.headers.get("Date")
+        except urllib.error.HTTPError as error:
+            if error.code == 404 and missing is not None:
+                return missing
+            said = error.read(500).decode("utf-8", "replace").strip().strip('"')
+            raise Unreachable("Alertmanager answers %s %s with %d: %s" % (method, path, error.code, said))
+        except (OSError, ValueError) as error:
+            raise Unreachable("Alertmanager cannot be asked: %s" % getattr(error, "reason", error))
+        try:
+            return json.loads(text) if text else {}
+        except ValueError:
+            raise Unreachable("what answers at %s is no Alertmanager" % self.base)
+
+    def silences(self):
+        answer = self.call("GET", "/silences")
+        if not isinstance(answer, list):
+            raise Unreachable("what answers at %s is no Alertmanager" % self.base)
+        return answer
+
+    def now(self):
+        """Alertmanager's own time, by which the silence will end; this host's where it did not say."""
+        try:
+            return email.utils.parsedate_to_datetime(self.clock).timestamp()
+        except (TypeError, ValueError):
+            return time.time()
+
+
+def present(module, api):
+    params = module.params
+    body, there = plan(api.silences(), params, api.now())
+    result = {"changed": body is not None, "reached": True}
+    if body is None:
+        return dict(result, id=there["id"], ends_at=there["endsAt"])
+    result["diff"] = {
+        "before": "silenced until %s\n" % there["endsAt"] if there else "",
+        "after": "silenced until %s: %s\n" % (body["endsAt"], body["comment"]),
+    }
+    if module.check_mode:
+        return dict(result, id=there["id"] if there else "", ends_at=body["endsAt"])
+    answer = api.call("POST", "/silences", body)
+    if not isinstance(answer, dict) or not answer.get("silenceID"):
+        raise Unreachable("Alertmanager did not name the silence that it made")
+    return dict(result, id=answer["silenceID"], ends_at=body["endsAt"])
+
+
+def absent(module, api):
+    params = module.params
+    if params["id"]:
+        found = api.call("GET", "/silence/" + params["id"], missing={})
+        silences = living([found] if found else [])
+    else:
+        silences = of_run(api.silences(), params["run_id"])
+    names = sorted(one["id"] for one in silences)
+    if not module.check_mode:
+        for name in names:
+            api.call("DELETE", "/silence/" + name, missing={})
+    result = {"changed": bool(names), "reached": True, "ended": names}
+    if names:
+        result["diff"] = {"before": "".join("silence %s\n" % name for name in names), "after": ""}
+    return result
+
+
+def argument_spec():
+    return {
+        "url": {"type": "str", "required": True},
+        "user": {"type": "str", "default": ""},
+        "password": {"type": "str", "default": "", "no_log": True},
+        "ca_file": {"type": "path"},
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "matchers": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {
+                "name": {"type": "str", "required": True},
+                "operator": {"type": "str", "choices": ["=", "!=", "=~", "!~"], "default": "="},
+                "value": {"type": "str", "required": True},
+            },
+        },
+        "duration_seconds": {"type": "int", "default": 1800},
+        "max_duration_seconds": {"type": "int", "default": 7200},
+        "comment": {"type": "str", "default": ""},
+        "created_by": {"type": "str", "default": "ansible"},
+        "run_id": {"type": "str", "default": ""},
+        "id": {"type": "str", "default": ""},
+        "protected_alerts": {
+            "type": "list",
+            "elements": "str",
+            "default": ["ShiftMasterDown", "HighResponseTime"],
+        },
+        "maintenance": {"type": "bool", "default": False},
+        "required": {"type": "bool", "default": True},
+        "timeout_seconds": {"type": "int", "default": 5},
+    }
+
+
+def main():
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    problems = argument_problems(module.params)
+    if problems:
+        module.fail_json(msg="Not silenced: %s." % "; ".join(problems))
+    try:
+        result = (present if module.params["state"] == "present" else absent)(module, Api(module.params))
+    except Unreachable as error:
+        if module.params["required"]:
+            module.fail_json(msg=str(error), reached=False)
+        module.warn("%s; it goes on without." % error)
+        result = {"changed": False, "reached": False, "problem": str(error)}
+        if module.params["state"] == "absent":
+            result["ended"] = []
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,410 @@
+#!/usr/bin/python
+"""Tell people about an event of the playbooks: Slack, email, PagerDuty."""
+
+DOCUMENTATION = r"""
+---
+module: shiftmaster_notify
+short_description: Tell people about a deploy, a rollback, a backup, a restore or the health of the system
+description:
+  - Sends one event to several channels at once, within a bounded time, and says which it did not reach. A channel that
+    is down is never a failure of the task; only wrong arguments are.
+  - To PagerDuty a deploy is a change event, and a failure an alert with a stable key. What succeeds later resolves it
+    under the same key.
+  - Runs on the controller (C(delegate_to=localhost)).
+options:
+  event:
+    description: What happened. V(test) tries the channels.
+    type: str
+    choices: [deploy, rollback, backup, restore, health, test]
+    required: true
+  status:
+    description: How it went.
+    type: str
+    choices: [started, succeeded, warning, failed]
+    required: true
+  environment:
+    description: Where, for example V(production). It is part of PagerDuty's key.
+    type: str
+    required: true
+  details:
+    description:
+      - What is known about it, all of it optional. C(version), C(previous), C(hosts) (a list), C(user), C(started),
+        C(duration), C(reason), C(notes) (a list) are shown with their names; others only in PagerDuty's details.
+    type: dict
+    default: {}
+  links:
+    description: Where to look, five at the most.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      text:
+        description: What the link is called.
+        type: str
+        required: true
+      href:
+        description: The URL.
+        type: str
+        required: true
+  language:
+    description: In which language; V(both) writes Japanese first.
+    type: str
+    choices: [ja, en, both]
+    default: both
+  slack:
+    description: An incoming webhook, or what accepts the same. Absent, nothing is sent there.
+    type: dict
+    suboptions:
+      url:
+        description: Its address, a secret.
+        type: str
+        required: true
+      channel:
+        description: The channel, for webhooks that let the sender choose it; others use their own.
+        type: str
+        default: ""
+  email:
+    description: A mail. Absent, none is sent.
+    type: dict
+    suboptions:
+      host:
+        description: The server that takes it.
+        type: str
+        required: true
+      port:
+        description: Its port.
+        type: int
+        default: 587
+      security:
+        description:
+          - V(starttls) and V(tls) verify the server's certificate, and send nothing without encryption.
+          - V(none) is for a server on the same host. A password is then sent to the loopback only.
+        type: str
+        choices: [starttls, tls, none]
+        default: starttls
+      user:
+        description: User of the server; without one there is no authentication.
+        type: str
+        default: ""
+      password:
+        description: Its password.
+        type: str
+        default: ""
+      sender:
+        description: From whom.
+        type: str
+        required: true
+      recipients:
+        description: To whom.
+        type: list
+        elements: str
+        required: true
+  pagerduty:
+    description: PagerDuty's Events API v2. Absent, nothing is sent there.
+    type: dict
+    suboptions:
+      routing_key:
+        description: The integration key, a secret.
+        type: str
+        required: true
+      url:
+        description: Where alerts are sent.
+        type: str
+        default: https://events.pagerduty.com/v2/enqueue
+      change_url:
+        description: Where change events are sent.
+        type: str
+        default: https://events.pagerduty.com/v2/change/enqueue
+  ca_file:
+    description: Authority of the servers' certificates; without one, those that the controller knows.
+    type: path
+  proxy:
+    description: Proxy for Slack and PagerDuty; without one the environment's (C(https_proxy), C(no_proxy)).
+    type: str
+    default: ""
+  timeout_seconds:
+    description: When the module returns at the latest, whatever the channels do.
+    type: int
+    default: 10
+author: ShiftMaster operations
+attributes:
+  check_mode:
+    support: full
+    description: Nothing is sent; RV(messages) says what would be.
+"""
+
+EXAMPLES = r"""
+- name: Tell about the deploy
+  shiftmaster_notify:
+    event: deploy
+    status: succeeded
+    environment: production
+    details: {version: 2.4.1, previous: 2.4.0, hosts: [app1, app2], duration: 74 s}
+    slack: {url: "{{ vault_notify_slack_url }}"}
+    pagerduty: {routing_key: "{{ vault_notify_pagerduty_key }}"}
+  delegate_to: localhost
+  run_once: true
+"""
+
+RETURN = r"""
+sent:
+  description: The channels that took the message.
+  type: list
+  elements: str
+  returned: always
+problems:
+  description: Why the others did not, by channel.
+  type: dict
+  returned: always
+seconds:
+  description: How long it took.
+  type: float
+  returned: always
+messages:
+  description: What would be sent, by channel, without secrets.
+  type: dict
+  returned: in check mode
+"""
+
+import datetime
+import email.message
+import email.policy
+import email.utils
+import json
+import re
+import smtplib
+import socket
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster import notify_text
+
+# Waits for a server that answers 429 or 5xx, as long as there is time.
+PAUSE_SECONDS = 1.0
+
+
+class NotSent(Exception):
+    """The channel did not take it; str() says why."""
+
+
+def argument_problems(params):
+    problems = []
+    slack, mail, pagerduty = params["slack"], params["email"], params["pagerduty"]
+    for name, url in (
+        ("slack.url", slack and slack["url"]),
+        ("pagerduty.url", pagerduty and pagerduty["url"]),
+        ("pagerduty.change_url", pagerduty and pagerduty["change_url"]),
+        ("proxy", params["proxy"]),
+    ):
+        if url and not re.match(r"https?://[^\s/]+(/\S*)?$", url):
+            problems.append("%s is no URL" % name)
+    if pagerduty and not re.match(r"[A-Za-z0-9]{32}$", pagerduty["routing_key"]):
+        problems.append("pagerduty.routing_key is not 32 letters and digits")
+    if mail:
+        for address in [mail["sender"]] + mail["recipients"]:
+            if not re.match(r"[^@\s<>]+@[^@\s<>]+$", address):
+                problems.append("%s is no address" % address)
+        if not mail["recipients"]:
+            problems.append("email.recipients is empty")
+        if mail["user"] and mail["security"] == "none" and mail["host"] not in ("localhost", "127.0.0.1", "::1"):
+            problems.append("email.security is none: no password is sent to %s without encryption" % mail["host"])
+    for link in params["links"]:
+        if not re.match(r"https?://\S+$", link["href"]):
+            problems.append("%s is no URL" % link["href"])
+    return problems
+
+
+def without_secrets(text, secrets):
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "********")
+    return text
+
+
+class Web:
+    """POST of JSON, with the authority, the proxy and the time that are given."""
+
+    def __init__(self, ca_file, proxy, deadline):
+        self.deadline = deadline
+        handlers = [urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file))]
+        if proxy:
+            handlers.append(urllib.request.ProxyHandler({"http": proxy, "https": proxy}))
+        self.opener = urllib.request.build_opener(*handlers)
+
+    def post(self, url, body):
+        data = json.dumps(body, ensure_ascii=False).encode()
+        while True:
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise NotSent("no answer in time")
+            request = urllib.request.Request(
+                url, data=data, headers={"Content-Type": "application/json", "User-Agent": "shiftmaster-ops"}
+            )
+            try:
+                with self.opener.open(request, timeout=left) as response:
+                    return response.read(2000).decode("utf-8", "replace")
+            except urllib.error.HTTPError as error:
+                said = error.read(300).decode("utf-8", "replace").strip()
+                problem = NotSent("answers %d %s" % (error.code, said))
+                # Both services ask to try again later for these, and only for these.
+                if error.code != 429 and error.code < 500:
+                    raise problem
+            except (OSError, ValueError) as error:
+                problem = NotSent(str(getattr(error, "reason", error)))
+            if self.deadline - time.monotonic() <= PAUSE_SECONDS:
+                raise problem
+            time.sleep(PAUSE_SECONDS)
+
+
+def send_mail(mail, subject, text, page, ca_file, deadline):
+    message = email.message.EmailMessage(policy=email.policy.SMTP.clone(cte_type="7bit"))
+    message["Subject"] = subject
+    message["From"] = mail["sender"]
+    message["To"] = ", ".join(mail["recipients"])
+    message["Date"] = email.utils.localtime()
+    # With the sender's domain: the controller's own name would be looked up, which may take long.
+    message["Message-ID"] = email.utils.make_msgid(domain=mail["sender"].rpartition("@")[2])
+    # No absence note answers it (RFC 3834).
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content(text)
+    message.add_alternative(page, subtype="html")
+    left = max(0.1, deadline - time.monotonic())
+    context = ssl.create_default_context(cafile=ca_file)
+    arguments = {"timeout": left, "local_hostname": socket.gethostname() or "localhost"}
+    try:
+        if mail["security"] == "tls":
+            server = smtplib.SMTP_SSL(mail["host"], mail["port"], context=context, **arguments)
+        else:
+            server = smtplib.SMTP(mail["host"], mail["port"], **arguments)
+        with server:
+            if mail["security"] == "starttls":
+                server.starttls(context=context)
+            if mail["user"]:
+                server.login(mail["user"], mail["password"])
+            refused = server.send_message(message)
+    except (OSError, smtplib.SMTPException) as error:
+        raise NotSent(str(error))
+    if refused:
+        raise NotSent("refused for %s" % ", ".join(sorted(refused)))
+
+
+def compose(params, now):
+    """What is sent, by channel."""
+    about = [params[name] for name in ("event", "status", "environment", "details", "language")]
+    found = {}
+    if params["slack"]:
+        found["slack"] = notify_text.slack(*about, params["links"], params["slack"]["channel"])
+    if params["email"]:
+        found["email"] = notify_text.email(*about, params["links"])
+    if params["pagerduty"]:
+        found["pagerduty"] = notify_text.pagerduty(*about, params["links"], now)
+    return {channel: message for channel, message in found.items() if message}
+
+
+def deliver(params, messages):
+    """Send all at once. Return ([channels that took it], {channel: why not})."""
+    deadline = time.monotonic() + params["timeout_seconds"]
+    secrets = [params["slack"] and params["slack"]["url"], params["email"] and params["email"]["password"]]
+    secrets.append(params["pagerduty"] and params["pagerduty"]["routing_key"])
+    results = {}
+
+    def send(channel):
+        try:
+            if channel == "email":
+                send_mail(params["email"], *messages["email"], params["ca_file"], deadline)
+            elif channel == "slack":
+                Web(params["ca_file"], params["proxy"], deadline).post(params["slack"]["url"], messages["slack"])
+            else:
+                own, web = params["pagerduty"], Web(params["ca_file"], params["proxy"], deadline)
+                for kind, event in messages["pagerduty"]:
+                    url = own["change_url"] if kind == "change" else own["url"]
+                    web.post(url, dict(event, routing_key=own["routing_key"]))
+            results[channel] = ""
+        except NotSent as error:
+            results[channel] = without_secrets(str(error), secrets)
+        # Whatever a channel does, the run that tells about itself goes on.
+        except Exception as error:
+            results[channel] = without_secrets("%s: %s" % (type(error).__name__, error), secrets)
+
+    # Daemons: one that hangs (a name server that is silent) does not keep the module.
+    threads = [threading.Thread(target=send, args=(channel,), daemon=True) for channel in messages]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline + 0.5 - time.monotonic()))
+    done = dict(results)
+    sent = sorted(channel for channel, problem in done.items() if not problem)
+    problems = {channel: done.get(channel, "no answer in time") for channel in messages if channel not in sent}
+    return sent, problems
+
+
+def argument_spec():
+    return {
+        "event": {"type": "str", "choices": list(notify_text.EVENTS), "required": True},
+        "status": {"type": "str", "choices": list(notify_text.STATUSES), "required": True},
+        "environment": {"type": "str", "required": True},
+        "details": {"type": "dict", "default": {}},
+        "links": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {"text": {"type": "str", "required": True}, "href": {"type": "str", "required": True}},
+        },
+        "language": {"type": "str", "choices": ["ja", "en", "both"], "default": "both"},
+        "slack": {
+            "type": "dict",
+            "options": {
+                "url": {"type": "str", "required": True, "no_log": True},
+                "channel": {"type": "str", "default": ""},
+            },
+        },
+        "email": {
+            "type": "dict",
+            "options": {
+                "host": {"type": "str", "required": True},
+                "port": {"type": "int", "default": 587},
+                "security": {"type": "str", "choices": ["starttls", "tls", "none"], "default": "starttls"},
+                "user": {"type": "str", "default": ""},
+                "password": {"type": "str", "default": "", "no_log": True},
+                "sender": {"type": "str", "required": True},
+                "recipients": {"type": "list", "elements": "str", "required": True},
+            },
+        },
+        "pagerduty": {
+            "type": "dict",
+            "options": {
+                "routing_key": {"type": "str", "required": True, "no_log": True},
+                "url": {"type": "str", "default": "https://events.pagerduty.com/v2/enqueue"},
+                "change_url": {"type": "str", "default": "https://events.pagerduty.com/v2/change/enqueue"},
+            },
+        },
+        "ca_file": {"type": "path"},
+        "proxy": {"type": "str", "default": ""},
+        "timeout_seconds": {"type": "int", "default": 10},
+    }
+
+
+def main():
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    params = module.params
+    problems = argument_problems(params)
+    if problems:
+        module.fail_json(msg="Nothing was sent: %s." % "; ".join(problems))
+    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    messages = compose(params, now)
+    if module.check_mode:
+        module.exit_json(changed=False, sent=[], problems={}, seconds=0.0, messages=messages)
+    started = time.monotonic()
+    sent, problems = deliver(params, messages)
+    for channel, problem in sorted(problems.items()):
+        module.warn("%s was not told about the %s: %s" % (channel, params["event"], problem))
+    # To tell of something changes nothing.
+    module.exit_json(changed=False, sent=sent, problems=problems, seconds=round(time.monotonic() - started, 2))
+
+
+if __name__ == "__main__":
+    main()
