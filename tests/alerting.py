@@ -1,0 +1,275 @@
+"""Proofs on a host with Alertmanager: real alerts, and what reaches tests/receivers.py beside it.
+
+Pure functions of a shell on the host, shell(command, stdin=…, timeout=…, check=…) -> stdout, as
+tests/support.py's Operations.shell; a scenario calls them one by one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from pathlib import Path
+
+RECEIVERS = Path(__file__).resolve().with_name("receivers.py")
+LOG = "/var/log/receivers.jsonl"
+CONTROL = "http://127.0.0.1:9590"
+# What the receivers take; a scenario gives the roles the same.
+SLACK_URL = "https://localhost:9591/services/T00000000/B00000000/abcdefghijklmnopqrstuvwx"
+PAGERDUTY_URL = "https://localhost:9592/v2/enqueue"
+PAGERDUTY_CHANGE_URL = "https://localhost:9592/v2/change/enqueue"
+DEADMAN_URL = "https://localhost:9593/deadman/token-of-the-test"
+SMARTHOST = "localhost:9587"
+CRITICAL = ("pagerduty", "slack", "smtp")
+
+
+def iso(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def alert(name: str, instance: str = "app1", severity: str = "critical", service: str = "application", **annotations):
+    """An alert as Prometheus sends it with this repository's labels and annotations."""
+    return {
+        "labels": {"alertname": name, "instance": instance, "severity": severity, "service": service, "env": "test"},
+        "annotations": {
+            "summary": f"{name} on {instance}",
+            "summary_ja": f"{instance} で {name} が発生しました",
+            "description": "It is < 1 & says <nothing>",
+            "description_ja": "応答がありません",
+            "runbook_url": f"docs/runbooks/{name}.md",
+            "dashboard": "shiftmaster-overview",
+            **annotations,
+        },
+        "startsAt": iso(time.time()),
+        "generatorURL": "https://mon1:9090/graph",
+    }
+
+
+class Alerting:
+    """Alertmanager and the receivers on one host."""
+
+    def __init__(self, shell, user="admin", password="", ca="/etc/ssl/shiftmaster/ca.crt"):
+        self.shell, self.user, self.password, self.ca = shell, user, password, ca
+
+    # -- receivers ---------------------------------------------------------------------------------------------------
+
+    def start_receivers(self, smtp_user: str, smtp_password: str, folder="/etc/ssl/shiftmaster") -> None:
+        self.shell("install -D -m 0755 /dev/stdin /usr/local/lib/receivers.py", stdin=RECEIVERS.read_text())
+        self.shell("install -m 0600 /dev/stdin /root/receivers.password", stdin=smtp_password)
+        self.shell(
+            "systemctl stop receivers.service; systemctl reset-failed receivers.service; "
+            f"rm -f {LOG}", check=False,
+        )  # fmt: skip
+        self.shell(
+            "systemd-run --quiet --unit=receivers --collect python3 /usr/local/lib/receivers.py "
+            f"--log {LOG} --certificate {folder}/host.crt --key {folder}/host.key --http-tls "
+            f"--smtp-user {smtp_user} --smtp-password-file /root/receivers.password"
+        )
+        self.wait(lambda: self.shell(f"curl -sS {CONTROL}/messages", check=False).startswith("["), 60, "the receivers")
+
+    def messages(self, receiver: str = "", since: float = 0, attempts: bool = False) -> list[dict]:
+        """What arrived; refused attempts are left out unless asked for."""
+        found = json.loads(self.shell(f"curl -sS '{CONTROL}/messages?receiver={receiver}&since={since}'"))
+        return [one for one in found if attempts or one.get("kind") != "attempt"]
+
+    def down(self, receiver: str, seconds: float, how: str = "500") -> None:
+        body = json.dumps({"receiver": receiver, "how": how, "seconds": seconds})
+        self.shell(f"curl -sSf --data-binary @- {CONTROL}/down", stdin=body)
+
+    def now(self) -> float:
+        """The host's time."""
+        return float(self.shell("date +%s.%N"))
+
+    @staticmethod
+    def wait(condition, seconds: float, what: str):
+        deadline = time.monotonic() + seconds
+        while True:
+            found = condition()
+            if found:
+                return found
+            assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
+            time.sleep(1)
+
+    def arrive(self, receiver: str, count: int, since: float, seconds: float = 90, fits=lambda one: True) -> list[dict]:
+        """Wait for this many messages of a receiver."""
+
+        def there():
+            found = [one for one in self.messages(receiver, since) if fits(one)]
+            return found if len(found) >= count else None
+
+        found = self.wait(there, seconds, f"{count} message(s) of {receiver}")
+        assert all(one["ok"] for one in found), [one["problems"] for one in found]
+        return found
+
+    # -- Alertmanager ------------------------------------------------------------------------------------------------
+
+    def api(self, method: str, path: str, body=None) -> str:
+        # The password goes by a configuration on stdin: it is in no process's arguments.
+        lines = [f'user = "{self.user}:{self.password}"', f'cacert = "{self.ca}"', f'request = "{method}"']
+        if body is not None:
+            text = json.dumps(body, ensure_ascii=False).replace("\\", "\\\\").replace('"', '\\"')
+            lines += [f'data-binary = "{text}"', 'header = "Content-Type: application/json"']
+        lines.append(f'url = "https://localhost:9093{path}"')
+        return self.shell("curl -sS --fail-with-body -m 20 -K -", stdin="\n".join(lines))
+
+    def send(self, *alerts: dict, seconds: float = 3600) -> None:
+        """Fire, or say again that they fire, as Prometheus does each minute."""
+        self.api("POST", "/api/v2/alerts", [{**one, "endsAt": iso(time.time() + seconds)} for one in alerts])
+
+    def resolve(self, *alerts: dict) -> None:
+        self.api("POST", "/api/v2/alerts", [{**one, "endsAt": iso(time.time())} for one in alerts])
+
+    def ready(self) -> None:
+        self.wait(lambda: "OK" in self.shell(f"curl -sS --cacert {self.ca} -K - https://localhost:9093/-/ready",
+                                             stdin=f'user = "{self.user}:{self.password}"', check=False),
+                  60, "Alertmanager")  # fmt: skip
+
+    def restart(self, signal: str = "") -> None:
+        if signal:
+            self.shell(f"systemctl kill --signal={signal} prometheus-alertmanager; sleep 3")
+        else:
+            self.shell("systemctl restart prometheus-alertmanager")
+        self.ready()
+
+
+def about(message: dict) -> str:
+    """All text of a message."""
+    return json.dumps({key: value for key, value in message.items() if key != "at"}, ensure_ascii=False)
+
+
+# --- proofs -----------------------------------------------------------------------------------------------------------
+
+
+def critical_reaches_everybody_and_is_resolved(alerting: Alerting, name="ProofCritical") -> dict:
+    """PagerDuty, Slack and email, each once; resolved under the same key. Returns the seconds to each."""
+    since, one = alerting.now(), alert(name)
+    alerting.send(one)
+    first = {receiver: alerting.arrive(receiver, 1, since)[0] for receiver in CRITICAL}
+    trigger = first["pagerduty"]["body"]
+    assert trigger["event_action"] == "trigger" and trigger["payload"]["source"] == "shiftmaster"
+    assert trigger["payload"]["severity"] == "critical" and trigger["payload"]["component"] == "application"
+    assert {"component", "time"} <= set(trigger["payload"]["custom_details"])
+    assert first["smtp"]["headers"]["subject"] == f"[ShiftMaster] {name}: app1"
+    assert first["smtp"]["encrypted"] and first["smtp"]["html"] and "app1 で" in first["smtp"]["plain"]
+    attachment = first["slack"]["body"]["attachments"][0]
+    assert attachment["color"] == "danger" and attachment["title"] == f"[ShiftMaster] {name}: app1"
+    for receiver in ("slack", "smtp"):
+        assert f"docs/runbooks/{name}.md" in about(first[receiver]) and "shiftmaster-overview" in about(first[receiver])
+    alerting.resolve(one)
+    second = {receiver: alerting.arrive(receiver, 2, since)[1] for receiver in CRITICAL}
+    resolve = second["pagerduty"]["body"]
+    assert (resolve["event_action"], resolve["dedup_key"]) == ("resolve", trigger["dedup_key"])
+    assert second["slack"]["body"]["attachments"][0]["color"] == "good"
+    assert second["smtp"]["headers"]["subject"] != first["smtp"]["headers"]["subject"]
+    return {receiver: round(message["at"] - since, 1) for receiver, message in first.items()}
+
+
+def a_warning_wakes_nobody(alerting: Alerting, name="ProofWarning") -> None:
+    since, one = alerting.now(), alert(name, severity="warning")
+    alerting.send(one)
+    alerting.arrive("slack", 1, since)
+    alerting.arrive("smtp", 1, since)
+    alerting.resolve(one)
+    alerting.arrive("smtp", 2, since)
+    assert not alerting.messages("pagerduty", since)
+
+
+def information_goes_to_one_channel(alerting: Alerting, seconds: float, name="ProofInfo") -> None:
+    """Within the interval that the role was given, as one message for two alerts."""
+    since, both = alerting.now(), [alert(f"{name}{number}", severity="info") for number in (1, 2)]
+    alerting.send(*both)
+    (message,) = alerting.arrive("slack", 1, since, seconds + 60)
+    assert f"{name}1" in about(message) and f"{name}2" in about(message)
+    alerting.resolve(*both)
+    assert not alerting.messages("smtp", since) and not alerting.messages("pagerduty", since)
+
+
+def the_watchdog_is_asked_for_regularly(alerting: Alerting, interval: float) -> None:
+    since, one = alerting.now(), alert("Watchdog", severity="none", service="monitoring")
+    del one["labels"]["instance"]
+    alerting.send(one)
+    found = alerting.arrive("deadman", 3, since, interval * 6 + 60)
+    gaps = [after["at"] - before["at"] for before, after in zip(found, found[1:])]
+    assert max(gaps) < interval * 2, gaps
+    assert not [one for one in alerting.messages("", since) if one["receiver"] != "deadman"]
+    alerting.resolve(one)
+
+
+def a_host_that_is_down_is_one_message_for_each_receiver(alerting: Alerting, seconds: float = 40) -> None:
+    """Twenty alerts of one host in three gusts, its own among the first; nothing more comes for a while."""
+    since = alerting.now()
+    host = alert("HostDown", "db1", service="host")
+    others = [alert(f"ProofStorm{n}", "db1", "critical" if n % 2 else "warning", "database") for n in range(19)]
+    alerting.send(*others[:8])
+    # Within group_wait: what is inhibited is decided when a message is about to be sent.
+    time.sleep(3)
+    alerting.send(host, *others[8:14])
+    time.sleep(5)
+    alerting.send(host, *others[14:])
+    for receiver in CRITICAL:
+        alerting.arrive(receiver, 1, since)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(5)
+        alerting.send(host, *others)
+    found = alerting.messages("", since)
+    counts = {receiver: len([one for one in found if one["receiver"] == receiver]) for receiver in CRITICAL}
+    assert counts == dict.fromkeys(CRITICAL, 1), counts
+    assert all("HostDown" in about(one) and "ProofStorm" not in about(one) for one in found)
+    alerting.resolve(host, *others)
+    for receiver in CRITICAL:
+        alerting.arrive(receiver, 2, since)
+
+
+def a_receiver_that_is_down_gets_it_afterwards(alerting: Alerting, receiver: str, how="500", name="ProofDown") -> None:
+    """And the others are not held up."""
+    since, one = alerting.now(), alert(f"{name}{receiver.title()}")
+    alerting.down(receiver, 25, how)
+    alerting.send(one)
+    for other in set(CRITICAL) - {receiver}:
+        alerting.arrive(other, 1, since, 40)
+    assert not alerting.messages(receiver, since)
+    message = alerting.arrive(receiver, 1, since, 120)[0]
+    assert message["at"] - since >= 24 and alerting.messages(receiver, since, attempts=True)[0]["kind"] == "attempt"
+    alerting.resolve(one)
+    for other in CRITICAL:
+        alerting.arrive(other, 2, since)
+
+
+def a_restart_loses_nothing(alerting: Alerting, signal="", name="ProofRestart") -> None:
+    """One alert is told before, one is undelivered, a silence holds: after the restart each is as it was."""
+    since = alerting.now()
+    told, waiting, quiet = (alert(f"{name}{kind}{signal}") for kind in ("Told", "Waiting", "Quiet"))
+    matcher = {"name": "alertname", "value": quiet["labels"]["alertname"], "isRegex": False, "isEqual": True}
+    silence = {"matchers": [matcher], "startsAt": iso(time.time()), "endsAt": iso(time.time() + 600)}
+    silence.update(createdBy="proof", comment="proof")
+    made = json.loads(alerting.api("POST", "/api/v2/silences", silence))
+    alerting.send(told, quiet)
+    keys = {}
+    for receiver in CRITICAL:
+        message = alerting.arrive(receiver, 1, since)[0]
+        keys[receiver] = message.get("body", {}).get("dedup_key")
+    alerting.down("all", 60)
+    alerting.send(waiting)
+    alerting.wait(lambda: [one for one in alerting.messages("pagerduty", since, attempts=True) if not one["ok"]], 60,
+                  "an attempt")  # fmt: skip
+    if signal:
+        # Both are on disk after alertmanager_maintenance_interval_seconds; a kill costs what is younger.
+        time.sleep(70)
+    alerting.restart(signal)
+    # Prometheus says again what fires.
+    alerting.send(told, waiting, quiet)
+    for receiver in CRITICAL:
+        found = alerting.arrive(receiver, 2, since, 150)
+        assert [told["labels"]["alertname"] in about(one) for one in found] == [True, False], "told twice"
+        assert waiting["labels"]["alertname"] in about(found[1])
+    assert not [one for one in alerting.messages("", since) if quiet["labels"]["alertname"] in about(one)]
+    alerting.resolve(told, waiting, quiet)
+    for receiver in CRITICAL:
+        found = alerting.arrive(receiver, 4, since)
+        assert not [one for one in found if quiet["labels"]["alertname"] in about(one)]
+    resolved = [
+        one["body"] for one in alerting.messages("pagerduty", since) if one["body"]["event_action"] == "resolve"
+    ]
+    assert keys["pagerduty"] in {one["dedup_key"] for one in resolved} and len(resolved) == 2
+    alerting.api("DELETE", f"/api/v2/silence/{made['silenceID']}")
