@@ -7,7 +7,7 @@ module: shiftmaster_notify
 short_description: Tell people about a deploy, a rollback, a backup, a restore or the health of the system
 description:
   - Sends one event to several channels at once, within a bounded time, and says which it did not reach. A channel that
-    is down is never a failure of the task; only wrong arguments are.
+    is down, or set up wrongly, is never a failure of the task, and keeps no other from being told.
   - To PagerDuty a deploy is a change event, and a failure an alert with a stable key. What succeeds later resolves it
     under the same key.
   - Runs on the controller (C(delegate_to=localhost)).
@@ -33,7 +33,7 @@ options:
     type: dict
     default: {}
   links:
-    description: Where to look, five at the most.
+    description: Where to look, five at the most. What is no URL is left out.
     type: list
     elements: dict
     default: []
@@ -191,31 +191,39 @@ class NotSent(Exception):
     """The channel did not take it; str() says why."""
 
 
-def argument_problems(params):
-    problems = []
+def wrong_channels(params):
+    """Channels that are set up in a way in which nothing can be sent: {channel: why}. The others are told."""
     slack, mail, pagerduty = params["slack"], params["email"], params["pagerduty"]
-    for name, url in (
-        ("slack.url", slack and slack["url"]),
-        ("pagerduty.url", pagerduty and pagerduty["url"]),
-        ("pagerduty.change_url", pagerduty and pagerduty["change_url"]),
-        ("proxy", params["proxy"]),
-    ):
-        if url and not re.match(r"https?://[^\s/]+(/\S*)?$", url):
-            problems.append("%s is no URL" % name)
-    if pagerduty and not re.match(r"[A-Za-z0-9]{32}$", pagerduty["routing_key"]):
-        problems.append("pagerduty.routing_key is not 32 letters and digits")
+    found = {}
+
+    def check(channel, fine, text):
+        if not fine:
+            found.setdefault(channel, text)
+
+    def is_url(text):
+        return re.match(r"https?://[^\s/]+(/\S*)?$", text) is not None
+
+    if slack:
+        check("slack", is_url(slack["url"]), "slack.url is no URL")
+    if pagerduty:
+        check("pagerduty", is_url(pagerduty["url"]), "pagerduty.url is no URL")
+        check("pagerduty", is_url(pagerduty["change_url"]), "pagerduty.change_url is no URL")
+        key = re.match(r"[A-Za-z0-9]{32}$", pagerduty["routing_key"])
+        check("pagerduty", key, "pagerduty.routing_key is not 32 letters and digits")
+    if params["proxy"] and not is_url(params["proxy"]):
+        for channel in ("slack", "pagerduty"):
+            check(channel, not params[channel], "proxy is no URL")
     if mail:
+        check("email", mail["recipients"], "email.recipients is empty")
         for address in [mail["sender"]] + mail["recipients"]:
-            if not re.match(r"[^@\s<>]+@[^@\s<>]+$", address):
-                problems.append("%s is no address" % address)
-        if not mail["recipients"]:
-            problems.append("email.recipients is empty")
-        if mail["user"] and mail["security"] == "none" and mail["host"] not in ("localhost", "127.0.0.1", "::1"):
-            problems.append("email.security is none: no password is sent to %s without encryption" % mail["host"])
-    for link in params["links"]:
-        if not re.match(r"https?://\S+$", link["href"]):
-            problems.append("%s is no URL" % link["href"])
-    return problems
+            check("email", re.match(r"[^@\s<>]+@[^@\s<>]+$", address), "%s is no address" % address)
+        here = mail["host"] in ("localhost", "127.0.0.1", "::1")
+        check(
+            "email",
+            not mail["user"] or mail["security"] != "none" or here,
+            "email.security is none: no password is sent to another host without encryption",
+        )
+    return found
 
 
 def without_secrets(text, secrets):
@@ -294,14 +302,15 @@ def send_mail(mail, subject, text, page, ca_file, deadline):
 
 def compose(params, now):
     """What is sent, by channel."""
+    links = [one for one in params["links"] if re.match(r"https?://\S+$", one["href"])]
     about = [params[name] for name in ("event", "status", "environment", "details", "language")]
     found = {}
     if params["slack"]:
-        found["slack"] = notify_text.slack(*about, params["links"], params["slack"]["channel"])
+        found["slack"] = notify_text.slack(*about, links, params["slack"]["channel"])
     if params["email"]:
-        found["email"] = notify_text.email(*about, params["links"])
+        found["email"] = notify_text.email(*about, links)
     if params["pagerduty"]:
-        found["pagerduty"] = notify_text.pagerduty(*about, params["links"], now)
+        found["pagerduty"] = notify_text.pagerduty(*about, links, now)
     return {channel: message for channel, message in found.items() if message}
 
 
@@ -391,15 +400,14 @@ def argument_spec():
 def main():
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     params = module.params
-    problems = argument_problems(params)
-    if problems:
-        module.fail_json(msg="Nothing was sent: %s." % "; ".join(problems))
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    messages = compose(params, now)
+    wrong = wrong_channels(params)
+    messages = {channel: message for channel, message in compose(params, now).items() if channel not in wrong}
     if module.check_mode:
-        module.exit_json(changed=False, sent=[], problems={}, seconds=0.0, messages=messages)
+        module.exit_json(changed=False, sent=[], problems=wrong, seconds=0.0, messages=messages)
     started = time.monotonic()
     sent, problems = deliver(params, messages)
+    problems.update(wrong)
     for channel, problem in sorted(problems.items()):
         module.warn("%s was not told about the %s: %s" % (channel, params["event"], problem))
     # To tell of something changes nothing.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import smtplib
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 import receivers as local
@@ -19,6 +22,7 @@ import shiftmaster_notify as module
 import yaml
 from ansible.module_utils.shiftmaster import notify_text
 
+ROOT = Path(__file__).resolve().parents[2]
 KEY = "0123456789abcdef0123456789abcdef"
 HOOK = "/services/T00000000/B00000000/abcdefghijklmnopqrstuvwx"
 PASSWORD = "mail-password-of-the-test"
@@ -243,17 +247,22 @@ def test_check_mode_sends_nothing_and_says_what_it_would(tell, receivers):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"slack": {"url": "hooks"}}, "slack.url"),
-        ({"pagerduty": {"routing_key": "short"}}, "32"),
-        ({"email": {"host": "m", "sender": "nobody", "recipients": ["a@b"]}}, "nobody is no address"),
+        ({"slack": {"url": "hooks"}}, {"slack": "slack.url is no URL"}),
+        ({"pagerduty": {"routing_key": "short"}}, {"pagerduty": "pagerduty.routing_key is not 32 letters and digits"}),
+        ({"email": {"host": "m", "sender": "nobody", "recipients": ["a@b"]}}, {"email": "nobody is no address"}),
+        ({"email": {"host": "m", "sender": "a@b", "recipients": []}}, {"email": "email.recipients is empty"}),
         ({"email": {"host": "m", "sender": "a@b", "recipients": ["a@b"], "security": "none", "user": "mailer",
-                    "password": PASSWORD}}, "without encryption"),
-        ({"links": [{"text": "x", "href": "javascript:1"}]}, "is no URL"),
+                    "password": PASSWORD}},
+         {"email": "email.security is none: no password is sent to another host without encryption"}),
+        ({"proxy": "nonsense"}, {"slack": "proxy is no URL", "pagerduty": "proxy is no URL"}),
+        ({"links": [{"text": "x", "href": "javascript:1"}]}, {}),
     ],
 )  # fmt: skip
-def test_wrong_arguments_are_a_failure(tell, more, said):
+def test_a_channel_that_is_set_up_wrongly_is_told_and_hurts_no_other(tell, receivers, more, said):
     result = tell(**more)
-    assert result["failed"] and said in result["msg"]
+    assert result["problems"] == said and not result.get("failed")
+    assert result["sent"] == sorted({"slack", "email", "pagerduty"} - set(said))
+    assert all(one["ok"] for one in receivers.record.of())
 
 
 def test_documentation_and_argument_spec_agree():
@@ -339,3 +348,86 @@ def test_the_receivers_are_told_to_be_down_and_tell_what_they_got(receivers, tel
         assert {one["kind"] for one in json.load(answer)} == {"attempt"}
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(base + "/else", timeout=5)
+
+
+# --- the role ---------------------------------------------------------------------------------------------------------
+
+PLAY = """
+- hosts: localhost
+  gather_facts: false
+  vars_files: [vars.json]
+  tasks:
+    - {include_role: {name: notify}, vars: {notify_event: deploy, notify_status: failed}}
+    - {include_role: {name: notify}, vars: {notify_event: rollback, notify_status: succeeded}}
+    - {include_role: {name: notify}, vars: {notify_event: health, notify_status: succeeded}}
+    - {include_role: {name: notify}, vars: {notify_event: health, notify_status: warning}}
+    - {include_role: {name: notify}, vars: {notify_event: backup, notify_status: started}}
+    # What is set up wrongly fails no run either.
+    - {include_role: {name: notify}, vars: {notify_event: test, notify_status: started, notify_slack_url: nonsense}}
+    - {include_role: {name: notify, tasks_from: silence}}
+    - {include_role: {name: notify, tasks_from: unsilence}}
+    - {include_role: {name: notify, tasks_from: silence}, vars: {notify_alertmanager_host: away}}
+"""
+
+
+@pytest.fixture
+def play(arguments, tmp_path):
+    variables = {
+        "notify_details": DETAILS,
+        "notify_slack_url": arguments["slack"]["url"],
+        "notify_smtp_host": "localhost",
+        "notify_smtp_port": arguments["email"]["port"],
+        "notify_smtp_user": "mailer",
+        "notify_smtp_password": PASSWORD,
+        "notify_pagerduty_routing_key": KEY,
+        "notify_pagerduty_url": arguments["pagerduty"]["url"],
+        "notify_pagerduty_change_url": arguments["pagerduty"]["change_url"],
+        "notify_ca_file": arguments["ca_file"],
+        "notify_silence_hosts": ["app1", "app2"],
+        "notify_silence_comment": "deploy of 2.4.1",
+        "notify_run_id": "run-1",
+    }
+    (tmp_path / "play.yml").write_text(PLAY)
+    # Nobody listens at port 1: a host that cannot be reached.
+    (tmp_path / "hosts").write_text("away ansible_host=127.0.0.1 ansible_port=1\n")
+
+    def play(**more):
+        (tmp_path / "vars.json").write_text(json.dumps({**variables, **more}))
+        return subprocess.run(
+            [sys.executable, "-m", "ansible", "playbook", "-i", tmp_path / "hosts", "-v", tmp_path / "play.yml"],
+            cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+            env=dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), ANSIBLE_FORCE_COLOR="0",
+                     ANSIBLE_CACHE_PLUGIN_CONNECTION=str(tmp_path / "facts"), ANSIBLE_SSH_RETRIES="0"),
+        )  # fmt: skip
+
+    return play
+
+
+def test_the_role_tells_each_channel_what_it_is_for_and_fails_no_run(play, receivers):
+    done = play()
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    mails = [one["headers"] for one in receivers.record.of("smtp")]
+    assert [mail["from"] for mail in mails] == [
+        "alerts@shiftmaster.local", "system@shiftmaster.local", "alerts@shiftmaster.local",
+    ]  # fmt: skip
+    assert "System Health Alert" in mails[1]["subject"]
+    events = [(one["kind"], one["body"].get("event_action")) for one in receivers.record.of("pagerduty")]
+    assert events == [
+        ("alert", "trigger"), ("change", None), ("alert", "resolve"), ("alert", "resolve"), ("alert", "resolve"),
+    ]  # fmt: skip
+    assert len(receivers.record.of("slack")) == 3
+    said = " ".join(done.stdout.split())
+    assert "WARNING: slack was not told: slack.url is no URL" in said
+    assert "WARNING: nothing is silenced" in said and "changed=0" in said
+    # Not even with -v.
+    assert not [secret for secret in (KEY, HOOK, PASSWORD) if secret in done.stdout + done.stderr]
+
+
+def test_the_role_warns_of_a_channel_that_is_down(play, receivers):
+    for receiver in local.RECEIVERS:
+        receivers.record.set_down(receiver, "refuse", 600)
+    done = play(notify_timeout_seconds=1)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0 and all(
+        f"WARNING: {name} was not told:" in said for name in ("slack", "email", "pagerduty")
+    )
