@@ -229,7 +229,6 @@ def test_what_cannot_be_asked_is_not_called_nothing(operations):
 def test_a_tag_that_is_none_is_refused(operations):
     run = operations.run("deploy.yml", "--tags", "relase", shiftmaster_version="2.0.0")
     assert run.code == 2 and run.says("There is no tag relase; there are base,"), run.output[-3000:]
-    assert operations.run("deploy.yml", "--skip-tags", "nothing", shiftmaster_version="2.0.0").code == 2
 
 
 def test_the_summary_names_the_page_that_an_operator_has_put_up(operations):
