@@ -847,7 +847,7 @@ OVERVIEW = Dashboard(
                 ),
             ],
             width=16,
-            height=7,
+            height=10,
         ),
         stat(
             18,
@@ -1045,6 +1045,7 @@ OVERVIEW = Dashboard(
             "s",
             Query(f"max by (job) (scrape_duration_seconds{{{ENV}}})", "{{job}}"),
             width=8,
+            height=12,
         ),
         graph(
             60,
