@@ -1452,11 +1452,13 @@ APPLICATION = Dashboard(
         ),
         stat(
             16,
-            "適用されていないマイグレーション",
-            "0 以外なら、コードとデータベースの形が合っていない。 / Migrations that the database lacks.",
-            "short",
-            Query(f"max without (pid) (django_migrations_unapplied_total{{{APP}}})", "{{instance}} {{connection}}"),
-            steps=thresholds((1, ORANGE)),
+            "データベースの問い合わせ p95",
+            "アプリケーションが測った、1 回の問い合わせの 95 パーセンタイル。 / p95 of a query, as the application has it.",
+            "s",
+            Query(quantile(0.95, "django_db_query_duration_seconds", APP), "p95"),
+            sparkline=True,
+            steps=thresholds((0.1, YELLOW), (1, RED)),
+            links=(to("postgresql", "PostgreSQL"),),
         ),
         row(20, "応答"),
         graph(
@@ -1595,6 +1597,25 @@ APPLICATION = Dashboard(
             mappings=YES_IS_GOOD,
             steps=thresholds((1, GREEN), base=RED),
             width=8,
+        ),
+        graph(
+            54,
+            "データベースの問い合わせ",
+            "1 秒あたりの回数。リクエストより速く増えるなら、画面が問い合わせすぎている。 / Queries a second.",
+            "ops",
+            Query(f"sum by (instance) ({rate('django_db_execute_total', APP)})", "{{instance}}"),
+        ),
+        graph(
+            55,
+            "データベースのエラー",
+            "種類ごと。つながらないときは OperationalError。 / Errors by type.",
+            "ops",
+            Query(
+                f"sum by (type) ({rate('django_db_errors_total', APP)})",
+                "{{type}}",
+                "no query has failed yet",
+            ),
+            none="エラーはありません",
         ),
     ),
 )
@@ -2653,10 +2674,10 @@ DEPLOYS_BOARD = Dashboard(
         ),
         graph(
             26,
-            "適用されていないマイグレーション",
-            "デプロイの後は 0 であること。 / 0 once a deploy is done.",
+            "ワーカーの数",
+            "入れ替えの間は新旧が並び、0 にはならない。 / Workers: both generations during a swap, never none.",
             "short",
-            Query(f"max without (pid) (django_migrations_unapplied_total{{{APP}}})", "{{instance}} {{connection}}"),
+            Query(f"sum by (instance) (shiftmaster_celery_workers{{{APP}}})", "{{instance}}"),
         ),
         graph(
             27,
