@@ -21,6 +21,8 @@ PAGERDUTY_CHANGE_URL = "https://localhost:9592/v2/change/enqueue"
 DEADMAN_URL = "https://localhost:9593/deadman/token-of-the-test"
 SMARTHOST = "localhost:9587"
 CRITICAL = ("pagerduty", "slack", "smtp")
+# Names of one run of the tests: what an earlier one left behind fires for an hour and is not told again.
+RUN = f"{int(time.time()) % 1000000:06d}"
 
 
 def iso(seconds: float) -> str:
@@ -140,7 +142,7 @@ def about(message: dict) -> str:
 # --- proofs -----------------------------------------------------------------------------------------------------------
 
 
-def critical_reaches_everybody_and_is_resolved(alerting: Alerting, name="ProofCritical") -> dict:
+def critical_reaches_everybody_and_is_resolved(alerting: Alerting, name=f"ProofCritical{RUN}") -> dict:
     """PagerDuty, Slack and email, each once; resolved under the same key. Returns the seconds to each."""
     since, one = alerting.now(), alert(name)
     alerting.send(one)
@@ -164,7 +166,7 @@ def critical_reaches_everybody_and_is_resolved(alerting: Alerting, name="ProofCr
     return {receiver: round(message["at"] - since, 1) for receiver, message in first.items()}
 
 
-def a_warning_wakes_nobody(alerting: Alerting, name="ProofWarning") -> None:
+def a_warning_wakes_nobody(alerting: Alerting, name=f"ProofWarning{RUN}") -> None:
     since, one = alerting.now(), alert(name, severity="warning")
     alerting.send(one)
     alerting.arrive("slack", 1, since)
@@ -174,7 +176,7 @@ def a_warning_wakes_nobody(alerting: Alerting, name="ProofWarning") -> None:
     assert not alerting.messages("pagerduty", since)
 
 
-def information_goes_to_one_channel(alerting: Alerting, seconds: float, name="ProofInfo") -> None:
+def information_goes_to_one_channel(alerting: Alerting, seconds: float, name=f"ProofInfo{RUN}") -> None:
     """Within the interval that the role was given, as one message for two alerts."""
     since, both = alerting.now(), [alert(f"{name}{number}", severity="info") for number in (1, 2)]
     alerting.send(*both)
@@ -201,8 +203,9 @@ def the_watchdog_is_asked_for_regularly(alerting: Alerting, interval: float) -> 
 def a_host_that_is_down_is_one_message_for_each_receiver(alerting: Alerting, seconds: float = 40) -> None:
     """Twenty alerts of one host in three gusts, its own among the first; nothing more comes for a while."""
     since = alerting.now()
-    host = alert("HostDown", "db1", service="host")
-    others = [alert(f"ProofStorm{n}", "db1", "critical" if n % 2 else "warning", "database") for n in range(19)]
+    place = f"db-{RUN}"
+    host = alert("HostDown", place, service="host")
+    others = [alert(f"ProofStorm{RUN}{n}", place, "critical" if n % 2 else "warning", "database") for n in range(19)]
     alerting.send(*others[:8])
     # Within group_wait: what is inhibited is decided when a message is about to be sent.
     time.sleep(3)
@@ -215,7 +218,7 @@ def a_host_that_is_down_is_one_message_for_each_receiver(alerting: Alerting, sec
     while time.monotonic() < deadline:
         time.sleep(5)
         alerting.send(host, *others)
-    found = [one for one in alerting.messages("", since) if "HostDown" in about(one) or "ProofStorm" in about(one)]
+    found = [one for one in alerting.messages("", since) if place in about(one)]
     counts = {receiver: len([one for one in found if one["receiver"] == receiver]) for receiver in CRITICAL}
     assert counts == dict.fromkeys(CRITICAL, 1), counts
     assert all("HostDown" in about(one) and "ProofStorm" not in about(one) for one in found)
@@ -224,7 +227,9 @@ def a_host_that_is_down_is_one_message_for_each_receiver(alerting: Alerting, sec
         alerting.arrive(receiver, 2, since)
 
 
-def a_receiver_that_is_down_gets_it_afterwards(alerting: Alerting, receiver: str, how="500", name="ProofDown") -> None:
+def a_receiver_that_is_down_gets_it_afterwards(
+    alerting: Alerting, receiver: str, how="500", name=f"ProofDown{RUN}"
+) -> None:
     """And the others are not held up."""
     since, one = alerting.now(), alert(f"{name}{receiver.title()}")
     alerting.down(receiver, 25, how)
@@ -239,7 +244,7 @@ def a_receiver_that_is_down_gets_it_afterwards(alerting: Alerting, receiver: str
         alerting.arrive(other, 2, since)
 
 
-def a_restart_loses_nothing(alerting: Alerting, signal="", name="ProofRestart") -> None:
+def a_restart_loses_nothing(alerting: Alerting, signal="", name=f"ProofRestart{RUN}") -> None:
     """One alert is told before, one is undelivered, a silence holds: after the restart each is as it was."""
     since = alerting.now()
     told, waiting, quiet = (alert(f"{name}{kind}{signal}") for kind in ("Told", "Waiting", "Quiet"))
@@ -277,3 +282,93 @@ def a_restart_loses_nothing(alerting: Alerting, signal="", name="ProofRestart") 
     ]
     assert keys["pagerduty"] in {one["dedup_key"] for one in resolved} and len(resolved) == 2
     alerting.api("DELETE", f"/api/v2/silence/{made['silenceID']}")
+
+
+def a_run_silences_what_it_causes_and_nothing_else(alerting: Alerting, silence, unsilence) -> None:
+    """silence() and unsilence() run role notify's tasks for host app-silent, services application and celery."""
+    since, place = alerting.now(), "app-silent"
+    quiet = alert(f"ProofQuiet{RUN}", place, service="celery")
+    heard = [alert("ShiftMasterDown", place), alert(f"ProofElsewhere{RUN}", "app-other", service="celery"),
+             alert(f"ProofHost{RUN}", place, service="host")]  # fmt: skip
+    assert silence().changed == 1 and silence().changed == 0
+    alerting.send(quiet, *heard)
+    found = alerting.arrive("pagerduty", 3, since)
+    time.sleep(15)
+    found = [one for one in alerting.messages("", since) if place in about(one) or "app-other" in about(one)]
+    names = {one["labels"]["alertname"] for one in heard}
+    assert {name for name in names for one in found if name in about(one)} == names
+    assert not [one for one in found if quiet["labels"]["alertname"] in about(one)]
+    assert unsilence().changed == 1 and unsilence().changed == 0
+    # What still fires is told now.
+    alerting.arrive("pagerduty", 1, since, fits=lambda one: quiet["labels"]["alertname"] in about(one))
+    alerting.resolve(quiet, *heard)
+    alerting.arrive("pagerduty", 8, since)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+# Variables of the role, and what the failed run says.
+REFUSED = {
+    "a receiver that is not there": (
+        {"alertmanager_routes": [{"matchers": ['team="lab"'], "receiver": "nobody"}]},
+        'undefined receiver "nobody"',
+    ),
+    "a secret that is not there": (
+        {"alertmanager_receivers": [{"name": "lab", "slack_configs": [{"api_url_file": "/etc/prometheus/absent"}]}]},
+        "api_url_file /etc/prometheus/absent does not exist",
+    ),
+    "a secret that Alertmanager cannot read": (
+        {"alertmanager_receivers": [{"name": "lab", "slack_configs": [{"api_url_file": "/root/receivers.password"}]}]},
+        "/root/receivers.password cannot be read by prometheus",
+    ),
+    "an alert that would go elsewhere": (
+        {"alertmanager_route_tests": [{"labels": {"severity": "info"}, "receivers": ["critical"]}]},
+        "--verify.receivers=critical severity=info",
+    ),
+    "a webhook that is none": ({"alertmanager_slack_api_url": "hooks"}, "are URLs"),
+    # The tools find nothing wrong with it: only the running Alertmanager does.
+    "an authority that is none": (
+        {"alertmanager_http_ca_file": "/etc/hostname"},
+        "alertmanager_config_last_reload_successful is 0 instead of 1",
+    ),
+}
+
+
+def state_of(alerting: Alerting) -> dict:
+    """What runs: the configuration in use, since when, and the files."""
+    status = json.loads(alerting.api("GET", "/api/v2/status"))
+    return {
+        "config": status["config"]["original"],
+        "started": status["uptime"],
+        "files": alerting.shell("find /etc/prometheus -type f -name 'a*' -o -path '*alertmanager/*' -type f | sort | "
+                                "xargs sha256sum; stat -c '%n %a %U %G' /etc/prometheus/alertmanager/*"),
+    }  # fmt: skip
+
+
+def it_is_refused_and_the_old_one_stays(alerting: Alerting, apply, case: str) -> None:
+    """apply(**variables) runs the role; what it returns has `code` and `output`."""
+    variables, said = REFUSED[case]
+    before = state_of(alerting)
+    done = apply(**variables)
+    assert done.code != 0 and said in " ".join(done.output.split()), done.output[-4000:]
+    assert state_of(alerting) == before
+    metrics = alerting.api("GET", "/metrics")
+    assert "\nalertmanager_config_last_reload_successful 1\n" in metrics
+
+
+def nobody_reads_it_without_a_password(alerting: Alerting) -> None:
+    for path in ("/", "/metrics", "/api/v2/status", "/api/v2/alerts", "/api/v2/silences"):
+        code = alerting.shell(
+            f"curl -sS -o /dev/null -w '%{{http_code}}' --cacert {alerting.ca} https://localhost:9093{path}"
+        )
+        assert code == "401", (path, code)
+    # Not without TLS either, and no port for a cluster.
+    assert "400" in alerting.shell("curl -sS -o /dev/null -w '%{http_code}' http://localhost:9093/", check=False)
+    assert ":9094" not in alerting.shell("ss -ltnu")
+
+
+def no_secret_is_seen(alerting: Alerting, secrets) -> None:
+    """Neither in arguments, nor in what is logged, nor in the configuration that the page shows."""
+    seen = alerting.shell("cat /proc/[0-9]*/cmdline | tr '\\0' ' '; journalctl -u prometheus-alertmanager --no-pager")
+    seen += alerting.api("GET", "/api/v2/status") + alerting.shell("cat /etc/prometheus/alertmanager.yml")
+    assert not [secret for secret in secrets if secret in seen]
