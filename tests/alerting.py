@@ -321,9 +321,17 @@ REFUSED = {
         {"alertmanager_receivers": [{"name": "lab", "slack_configs": [{"api_url_file": "/root/receivers.password"}]}]},
         "/root/receivers.password cannot be read by prometheus",
     ),
-    "an alert that would go elsewhere": (
-        {"alertmanager_route_tests": [{"labels": {"severity": "info"}, "receivers": ["critical"]}]},
-        "--verify.receivers=critical severity=info",
+    "a route that keeps critical alerts from people": (
+        {
+            "alertmanager_routes": [{"matchers": ['service="application"', 'severity="critical"'], "receiver": "none"}],
+            "alertmanager_route_tests": [
+                {
+                    "labels": {"severity": "critical", "service": "application"},
+                    "receivers": ["critical-pagerduty", "critical"],
+                }
+            ],
+        },
+        "--verify.receivers=critical-pagerduty,critical severity=critical service=application",
     ),
     "a webhook that is none": ({"alertmanager_slack_api_url": "hooks"}, "are URLs"),
     # The tools find nothing wrong with it: only the running Alertmanager does.

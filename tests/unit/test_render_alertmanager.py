@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import service_config
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader
@@ -100,6 +101,16 @@ def test_no_secret_is_in_a_file_that_is_shown(version):
     assert {one["content"] for one in files} == {SLACK, KEY, DEADMAN, "mail-password"}
     named = render("alertmanager.yml.j2", ansible_facts=facts, **SECRETS)
     assert [one["path"] for one in files if one["path"] not in named] == []
+
+
+def test_what_a_site_adds_is_as_it_said_and_its_secret_files_are_found():
+    route = {"matchers": ['team="lab"'], "receiver": "lab", "routes": [{"matchers": ['a="b"'], "receiver": "none"}]}
+    lab = {"name": "lab", "webhook_configs": [{"url_file": "/etc/lab", "http_config": {"follow_redirects": False}}]}
+    text = render("alertmanager.yml.j2", alertmanager_routes=[route, route], alertmanager_receivers=[lab])
+    found = yaml.safe_load(text)
+    assert found["route"]["routes"][2:4] == [route, route] and found["receivers"][-1] == lab
+    # In the form in which service_config looks for them.
+    assert ("url_file", "/etc/lab") in list(service_config.named_files(text))
 
 
 def test_debian_12_reads_the_dead_mans_url_from_a_file_too():
