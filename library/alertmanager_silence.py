@@ -105,6 +105,9 @@ attributes:
   check_mode:
     support: full
     description: It asks, and sends nothing.
+  diff_mode:
+    support: none
+    description: Nothing that it does has a content to compare.
 """
 
 EXAMPLES = r"""

@@ -131,6 +131,9 @@ attributes:
   check_mode:
     support: full
     description: Nothing is sent; RV(messages) says what would be.
+  diff_mode:
+    support: none
+    description: Nothing that it does has a content to compare.
 """
 
 EXAMPLES = r"""
