@@ -223,6 +223,18 @@ def test_a_service_that_ends_again_and_again_is_seen_at_once(apply, host, monkey
     assert result["failed"] and "again and again" in result["msg"] and time.monotonic() - began < 20
 
 
+def test_a_certificate_of_another_authority_is_not_waited_for(apply, host, monkeypatch):
+    def get(*_arguments):
+        raise figures.Untrusted("unable to get local issuer certificate")
+
+    monkeypatch.setattr(figures, "get", get)
+    began = time.monotonic()
+    result = apply(proof={"timeout_seconds": 60})
+    assert result["failed"] and "local issuer certificate" in result["msg"]
+    # The way back sees no more than the way there, and says so.
+    assert "back in place, but: " in result["msg"] and time.monotonic() - began < 20
+
+
 # --- what runs decides ----------------------------------------------------------------------------------------------
 
 
