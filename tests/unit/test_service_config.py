@@ -238,16 +238,27 @@ def test_a_certificate_of_another_authority_is_not_waited_for(apply, host, monke
 # --- what runs decides ----------------------------------------------------------------------------------------------
 
 
-def test_a_run_killed_between_swap_and_reload_is_made_good(apply, host, monkeypatch):
+@pytest.fixture
+def killed(apply):
+    """A run that ends, as by SIGKILL, between the swap and the reload."""
+
+    def killed(*arguments, **parameters):
+        # The kernel's time for files is some milliseconds coarse.
+        time.sleep(0.02)
+        child = os.fork()
+        if child == 0:
+            points.reach = lambda _point: os._exit(9)
+            with contextlib.suppress(BaseException):
+                apply(*arguments, **parameters)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+    return killed
+
+
+def test_a_run_killed_between_swap_and_reload_is_made_good(apply, host, killed):
     apply(OLD)
-    monkeypatch.setattr(points, "reach", lambda _point: os._exit(9) if os.getpid() != parent else None)
-    parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(BaseException):
-            apply()
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    killed(NEW)
     assert host.file.read_text() == NEW and host.loaded == OLD
     result = apply()
     assert result["action"] == "reload" and result["diff"] == []
@@ -255,14 +266,14 @@ def test_a_run_killed_between_swap_and_reload_is_made_good(apply, host, monkeypa
     assert host.loaded == NEW and not apply()["changed"]
 
 
-def test_a_file_removed_by_a_killed_run_counts_too(apply, host):
-    apply(OLD, managed=[{"directory": str(host.file.parent), "pattern": "*.yml"}])
-    # The kernel's time for files is some milliseconds coarse.
-    time.sleep(0.02)
+def test_a_file_removed_by_a_killed_run_counts_too(apply, host, killed):
+    managed = [{"directory": str(host.file.parent), "pattern": "*.yml"}]
+    apply(NEW, managed=managed)
     (host.file.parent / "old.yml").write_text("")
-    os.unlink(host.file.parent / "old.yml")
-    result = apply(OLD, managed=[{"directory": str(host.file.parent), "pattern": "*.yml"}])
-    assert result["action"] == "reload"
+    killed(NEW, managed=managed)
+    assert os.listdir(host.file.parent) == ["service.yml"]
+    assert apply(NEW, managed=managed)["action"] == "reload"
+    assert not apply(NEW, managed=managed)["changed"]
 
 
 def test_a_reboot_needs_nothing(apply, host):
