@@ -19,6 +19,13 @@ class MonitoringConfig(AppConfig):
             from . import people
 
             user_logged_out.connect(people.logged_out, dispatch_uid="shiftmaster_monitoring")
+        if conf.get("SHIFTMASTER_METRICS_DATABASE"):
+            with trouble.contained("queries cannot be counted"):
+                from django.db.backends.signals import connection_created
+
+                from . import database
+
+                connection_created.connect(database.connected, dispatch_uid="shiftmaster_monitoring")
         if "celery" in sys.modules or conf.get("SHIFTMASTER_CELERY_APPLICATION"):
             with trouble.contained("tasks cannot be measured"):
                 from . import tasks

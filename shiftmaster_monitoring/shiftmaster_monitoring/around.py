@@ -1,4 +1,7 @@
-"""django-prometheus' two middlewares, which never fail a request here."""
+"""django-prometheus' middleware for behind all others, which never fails a request here.
+
+The one for before all others is part of MetricsMiddleware: it counts in the same metrics, without a layer of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,13 @@ from django.core.exceptions import MiddlewareNotUsed
 from . import conf, trouble
 
 try:
-    from django_prometheus.middleware import PrometheusAfterMiddleware, PrometheusBeforeMiddleware
+    from django_prometheus.middleware import PrometheusAfterMiddleware
 except Exception as error:  # Not there, or it does not fit this Django.
     trouble.say("django-prometheus cannot be used", error)
 
-    class PrometheusBeforeMiddleware:
+    class PrometheusAfterMiddleware:
         def __init__(self, *_arguments):
             raise MiddlewareNotUsed("django-prometheus cannot be used")
-
-    PrometheusAfterMiddleware = PrometheusBeforeMiddleware
 
 
 def _contained(original):
@@ -39,9 +40,6 @@ def _contained(original):
 def _all_contained(middleware):
     names = [name for name in vars(middleware) if name.startswith("process_")]
     return {name: _contained(getattr(middleware, name)) for name in names}
-
-
-Before = type("Before", (PrometheusBeforeMiddleware,), _all_contained(PrometheusBeforeMiddleware))
 
 
 class After(type("After", (PrometheusAfterMiddleware,), _all_contained(PrometheusAfterMiddleware))):

@@ -20,9 +20,9 @@ SHIFTMASTER_VERSION, SHIFTMASTER_RELEASE
 The metrics (attach.py) have:
 
 SHIFTMASTER_METRICS_PATH        "/metrics"; None leaves the path to the application
-SHIFTMASTER_METRICS_DATABASE    True; whether queries to PostgreSQL are counted, by django-prometheus' engine
+SHIFTMASTER_METRICS_DATABASE    True; whether queries are counted
 SHIFTMASTER_METRICS_BROKER_SECONDS
-                                1.0; how long a scrape looks at the broker
+                                2.0; how long a scrape looks at the broker
 SHIFTMASTER_CELERY_QUEUES       (); queues to look at beside those that the Celery application knows
 SHIFTMASTER_SLOW_REQUEST_INFO_SECONDS, SHIFTMASTER_SLOW_REQUEST_WARNING_SECONDS
                                 1.0 and 2.0; requests that take so long are logged as info and as warning
@@ -47,7 +47,8 @@ DEFAULTS = {
     "SHIFTMASTER_HEALTH_DATABASE": "default",
     "SHIFTMASTER_HEALTH_CACHE": "default",
     "SHIFTMASTER_METRICS_PATH": "/metrics",
-    "SHIFTMASTER_METRICS_BROKER_SECONDS": 1.0,
+    "SHIFTMASTER_METRICS_DATABASE": True,
+    "SHIFTMASTER_METRICS_BROKER_SECONDS": 2.0,
     "SHIFTMASTER_SLOW_REQUEST_INFO_SECONDS": 1.0,
     "SHIFTMASTER_SLOW_REQUEST_WARNING_SECONDS": 2.0,
     "SHIFTMASTER_SESSION_IDLE_SECONDS": 3600,

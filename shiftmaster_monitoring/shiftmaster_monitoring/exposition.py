@@ -16,7 +16,7 @@ from .runner import Runner
 
 # A worker's main process gives a sign every two seconds.
 WORKER_SECONDS = 30
-PEOPLE_SECONDS = 1.0
+PEOPLE_SECONDS = 2.0
 _parsed = {}
 
 

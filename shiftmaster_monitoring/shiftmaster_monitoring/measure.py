@@ -1,6 +1,7 @@
 """Measures each request, and answers the scrape of metrics.
 
-Behind HealthMiddleware where there is one, and before everything else of the application.
+Behind HealthMiddleware where there is one, and before everything else of the application. It also does what
+django-prometheus' PrometheusBeforeMiddleware does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class MetricsMiddleware:
         self.get_response = get_response
         path = conf.get("SHIFTMASTER_METRICS_PATH")
         self.paths = {path, path.rstrip("/"), path.rstrip("/") + "/"} if path else ()
-        self.metrics = self.people = self.exposition = None
+        self.metrics = self.people = self.exposition = self.before = None
         self._children, self.limits = {}, []
         with trouble.contained("metrics cannot be counted"):
             from . import exposition, metrics, people
@@ -34,6 +35,10 @@ class MetricsMiddleware:
             self.metrics, self.people, self.exposition = metrics, people, exposition.Exposition()
             for level in ("info", "warning"):
                 metrics.slow_requests.labels(level)
+        with trouble.contained("django-prometheus cannot be used"):
+            from django_prometheus.middleware import Metrics
+
+            self.before = Metrics.get_instance()
         with trouble.contained("the log of slow requests cannot be prepared"):
             slow.prepare()
             self.limits = slow.limits()
@@ -49,6 +54,8 @@ class MetricsMiddleware:
         if conf.WARMING in request.META:
             # A process asks itself before people do; its first answers are slow and tell nothing.
             return self.get_response(request)
+        if self.before is not None:
+            self.before.requests_total.inc()
         if self.is_async:
             return self.measured(request)
         began = time.perf_counter()
@@ -77,6 +84,9 @@ class MetricsMiddleware:
             if child is None:
                 child = self._children[route, method] = self.metrics.requests.labels(route, method)
             child.observe(seconds)
+            if self.before is not None:
+                self.before.responses_total.inc()
+                self.before.requests_latency_before.observe(seconds)
             if severity is not None:
                 self.metrics.slow_requests.labels("warning" if severity > slow.logging.INFO else "info").inc()
             self.people.seen(request)

@@ -366,6 +366,21 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+@contextlib.contextmanager
+def _alone(seconds: float):
+    """Let one thread of this process read; raises Busy.
+
+    gunicorn's master may call merge() in a signal's handler, in the middle of another merge(): it must not wait at all.
+    """
+    lock = _reading
+    if not lock.acquire(timeout=seconds) if seconds else not lock.acquire(blocking=False):
+        raise Busy("another thread of this process reads")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def read(seconds: float = LOCK_SECONDS, merging_only: bool = False):
     """Return ({key: number} of counters, [(pid, key, value, time)] of living processes' gauges, how many live).
 
@@ -373,7 +388,7 @@ def read(seconds: float = LOCK_SECONDS, merging_only: bool = False):
     """
     where = folder()
     counted, gauges, living, gone = {}, [], 0, []
-    with _reading, exclusive(where, seconds):
+    with _alone(0 if merging_only else seconds), exclusive(where, seconds):
         _ended.load(where)
         ended = dict(_ended.totals)
         names = set(os.listdir(where))
@@ -444,6 +459,7 @@ def _remove_left(path: str) -> None:
 
 
 def merge(seconds: float = LOCK_SECONDS) -> None:
-    """Add up what ended processes have left. Raises Busy and OSError."""
+    """Add up what ended processes have left, unless somebody else is at it. Raises OSError."""
     if folder() is not None:
-        read(seconds, merging_only=True)
+        with contextlib.suppress(Busy):
+            read(seconds, merging_only=True)

@@ -348,7 +348,6 @@ def test_settings(project):
     assert found[0] == [
         "shiftmaster_monitoring.middleware.HealthMiddleware",
         "shiftmaster_monitoring.measure.MetricsMiddleware",
-        "shiftmaster_monitoring.around.Before",
         session,
         "django.contrib.auth.middleware.AuthenticationMiddleware",
         "shiftmaster_monitoring.around.After",
@@ -356,38 +355,56 @@ def test_settings(project):
     assert found[1][-1] == "shiftmaster_monitoring"
 
 
-def test_attaching_twice_and_other_engines():
+def test_attaching_twice_is_attaching_once():
     from shiftmaster_monitoring import attach
 
-    settings = {
-        "MIDDLEWARE": ["a"], "INSTALLED_APPS": ["b"],
-        "DATABASES": {
-            "default": {"ENGINE": "django.db.backends.postgresql", "NAME": "x"},
-            "other": {"ENGINE": "django.contrib.gis.db.backends.postgis"},
-        },
-    }  # fmt: skip
-    original = settings["DATABASES"]["default"]
+    settings = {"MIDDLEWARE": ["a"], "INSTALLED_APPS": ["b"], "DATABASES": {"default": {}}}
     attach.finish(settings)
     once = json.dumps(settings)
     attach.finish(settings)
     assert json.dumps(settings) == once
-    assert settings["MIDDLEWARE"] == [*attach.FIRST, "a", attach.LAST]
-    assert settings["DATABASES"]["default"] == {"ENGINE": "django_prometheus.db.backends.postgresql", "NAME": "x"}
-    assert settings["DATABASES"]["other"]["ENGINE"] == "django.contrib.gis.db.backends.postgis"
-    assert original["ENGINE"] == "django.db.backends.postgresql"
-    settings = {
-        "SHIFTMASTER_METRICS_DATABASE": False,
-        "DATABASES": {"default": {"ENGINE": "django.db.backends.postgresql"}},
-    }
-    attach.finish(settings)
-    assert settings["DATABASES"]["default"]["ENGINE"] == "django.db.backends.postgresql"
+    assert settings["MIDDLEWARE"] == [attach.FIRST, "a", attach.LAST]
+    assert settings["INSTALLED_APPS"] == ["b", "shiftmaster_monitoring"] and settings["DATABASES"] == {"default": {}}
 
 
-def test_the_engine_that_counts_is_postgresqls():
-    psycopg = pytest.importorskip("psycopg")
-    from django_prometheus.db.backends.postgresql.base import DatabaseWrapper
+QUERIES = """
+    import django; django.setup()
+    from django.db import connection, connections
+    from shiftmaster_monitoring import database
+    def wrapper(execute, *arguments):
+        seen.append(arguments[0]); return execute(*arguments)
+    seen = []
+    with connection.execute_wrapper(wrapper):  # the connection is made inside
+        with connection.cursor() as cursor: cursor.execute("SELECT 1")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 2")
+        cursor.execute("CREATE TEMPORARY TABLE t (x int)")
+        cursor.executemany("INSERT INTO t VALUES (%s)", [(1,), (2,), (3,)])
+        try: cursor.execute("SELEC")
+        except Exception as error: print(type(error).__name__)
+    connection.close()
+    with connection.cursor() as cursor: cursor.execute("SELECT 3")
+    print(seen, len(connection.execute_wrappers))
+"""
 
-    assert psycopg and DatabaseWrapper.vendor == "postgresql"
+
+def test_queries_are_counted_whatever_the_engine(project):
+    out = project.python(QUERIES, **project.shared())
+    assert out.split("\n")[:2] == ["OperationalError", "['SELECT 1'] 1"]
+    metrics = project.scrape()
+    labels = {"alias": "default", "vendor": "sqlite"}
+    assert value(metrics, "django_db_execute_total", **labels) == 5 + 3
+    assert value(metrics, "django_db_execute_many_total", **labels) == 3
+    assert value(metrics, "django_db_query_duration_seconds_count", **labels) == 6
+    assert value(metrics, "django_db_errors_total", **labels, type="OperationalError") == 1
+    assert value(metrics, "django_db_new_connections_total", **labels) == 2
+
+
+def test_queries_can_be_left_uncounted(tmp_path):
+    project = Project(tmp_path, shiftmaster_metrics_database=False)
+    out = project.python(QUERIES, **project.shared())
+    assert out.split("\n")[1] == "['SELECT 1'] 0"
+    assert total(project.scrape(), "django_db_execute_total") == 0
 
 
 def test_without_django_prometheus_the_application_serves(project):

@@ -256,6 +256,26 @@ def test_beyond_the_limit_series_are_counted_by_nobody_and_the_process_goes_on(s
     assert out.split() == ["1.0", "1.0", "True"]
 
 
+def test_adding_up_in_a_signals_handler_in_the_middle_of_adding_up(shared, folder):
+    """As some versions of gunicorn's master do it, when processes end one after the other."""
+    out = run("""
+        calls = []
+        def handler(*_):
+            calls.append(1); shared.merge()
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        for _ in range(20):
+            for _ in range(5):
+                if os.fork() == 0:
+                    signal.setitimer(signal.ITIMER_REAL, 0); counter().inc(1); os._exit(0)
+            for _ in range(5): os.wait()
+            shared.merge()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(len(calls) > 20)
+    """)
+    assert out.strip() == "True" and shared.read()[0] == {KEY: 100.0}
+
+
 # --- what is broken --------------------------------------------------------------------------------------------------
 
 
