@@ -1453,7 +1453,7 @@ APPLICATION = Dashboard(
         stat(
             16,
             "データベースの問い合わせ p95",
-            "アプリケーションが測った、1 回の問い合わせの 95 パーセンタイル。 / p95 of a query, as the application has it.",
+            "アプリケーションが測った、1 回の問い合わせの時間。 / p95 of a query, as the application has it.",
             "s",
             Query(quantile(0.95, "django_db_query_duration_seconds", APP), "p95"),
             sparkline=True,
