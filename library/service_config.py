@@ -225,7 +225,7 @@ options:
   checks:
     description:
       - Programs with their arguments that have to end with 0. C({root}) is the checked copy. They run without a shell,
-        as root. In check mode one whose program is missing is left out.
+        as root; the first that refuses is the last. In check mode one whose program is missing is left out.
     type: list
     elements: list
     default: []
@@ -250,7 +250,10 @@ options:
         elements: str
         default: []
   apply:
-    description: What a changed file needs, where the file itself says nothing else.
+    description:
+      - What a changed file needs, where the file itself says nothing else. V(reload) is C(systemctl reload). Debian's
+        units of Prometheus and its kin do that by C(/bin/kill), which a minimal host lacks (package procps); a drop-in
+        with C(ExecReload=/bin/sh -c 'kill -HUP $MAINPID') does without.
     type: str
     choices: [reload, restart, none]
     default: reload
@@ -955,10 +958,11 @@ class Service:
                     )
                 except subprocess.TimeoutExpired:
                     refused.append("%s did not end within %d s" % (shown, self.p["check_timeout_seconds"]))
-                    continue
+                    break
                 if done.returncode != 0:
                     said = done.stdout.decode("utf-8", "replace").replace(tree, self.root).strip()
                     refused.append("%s: %s" % (shown, said[-4000:] or "it ended with %d" % done.returncode))
+                    break
         finally:
             shutil.rmtree(copy, ignore_errors=True)
         return ran, refused
