@@ -31,6 +31,7 @@ options:
         background work. In a fleet it comes before V(restored), on every host.
       - V(restored) puts the old release back, with the units that belong to it, where O(run_id) has switched.
       - V(hook) runs the hooks of O(phase).
+      - V(doubted) lets the next deploy build a release anew that was live; a rollback may still lead to it.
       - V(bad) marks a release, so that no automatic way leads to it.
       - V(absent) removes a release that is neither current nor of use.
       - V(pruned) removes the releases that nobody needs.
@@ -343,7 +344,7 @@ RETURN = r"""
 release:
   description: The release's folder name.
   type: str
-  returned: for present, active, watched, finished, restored, bad, absent
+  returned: for present, active, watched, finished, restored, doubted, bad, absent
 revision:
   description: The release's revision.
   type: str
@@ -886,6 +887,19 @@ class Operation:
             True, release=target, notes=["hook %s: %s" % (hook["name"], hook["output"] or "done") for hook in done]
         )
 
+    def doubted(self):
+        """Let the next deploy build a release anew that was found, not built, in a run that failed.
+
+        Its files may be damaged. Where something else was wrong, that costs a build.
+        """
+        target = self.one(self.params["release"])
+        fine = target == self.current and self.healthy()
+        if self.state.status(target) != "live" or self.state.is_doubtful(target) or fine:
+            return self.result(release=target)
+        if not self.check_mode:
+            self.state.set_doubtful(target, True)
+        return self.result(True, release=target)
+
     def bad(self):
         target = self.one(self.params["release"])
         if self.state.status(target) == "bad":
@@ -957,6 +971,7 @@ def argument_spec():
                 "withdrawn",
                 "restored",
                 "hook",
+                "doubted",
                 "bad",
                 "absent",
                 "pruned",
@@ -1067,7 +1082,7 @@ def main():
     module = AnsibleModule(
         argument_spec=argument_spec(),
         required_if=[("state", "present", ("revision",))]
-        + [("state", state, ("release",)) for state in ("active", "hook", "bad", "absent")],
+        + [("state", state, ("release",)) for state in ("active", "hook", "doubted", "bad", "absent")],
         supports_check_mode=True,
     )
     params = module.params

@@ -93,7 +93,8 @@ class Cutover:
             self._phase("start", self._start)
             self._phase("gate", self._gate)
         except Exception as error:
-            raise CutoverError(str(error) + self._abandon(error)) from error
+            self._abandon(error)
+            raise CutoverError(str(error)) from error
         finally:
             self._close_driver_if_failed()
         self._or_back(lambda: self._phase("quiesce", self._quiesce))
@@ -349,20 +350,15 @@ class Cutover:
 
     # -- the way back ------------------------------------------------------------------------------------------------
 
-    def _abandon(self, error: Exception) -> str:
-        """Leave a target that did not pass its gate; nothing else had been touched. Returns what to say of it."""
-        target, said = self._t("to"), ""
+    def _abandon(self, error: Exception) -> None:
+        """Leave a target that did not pass its gate; nothing else had been touched."""
+        target = self._t("to")
         self._stop(self._t("to_colour"), ("beat", "worker", "web"))
         self._free_file(self._t("to_colour"))
         if not self.state.was_live(target):
             self.state.set_status(target, "bad", _first_line(error))
-        elif self._t("kind") == "deploy":
-            # Its files may be damaged, or something that it needs is down; built anew it is not wrong in either case.
-            self.state.set_doubtful(target, True)
-            said = "\nIt has served before. In case its files are damaged, the next deploy.yml builds it anew"
         self._audit("gate_failed", reason=str(error))
         self.state.end()
-        return said
 
     def put_back(self, reason: str, bad: bool = True) -> None:
         """Give traffic and tasks back to the release that served before; the schema is never touched."""

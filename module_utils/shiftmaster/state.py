@@ -6,8 +6,8 @@ so that the next run can finish or revert what a killed one left.
     {"releases": {name: {"status", "since", "reason", "live_at", "previous", "doubtful"}},
      "transition": null | {"kind", "from", "to", "from_colour", "to_colour", "phase", "since", "run_id"}}
 
-previous is the release that served when this one was deployed: the way back. doubtful is one that was live and then
-did not pass its gate in a deploy: a rollback may still lead to it, a deploy builds it anew. Where the file is gone, the
+previous is the release that served when this one was deployed: the way back. doubtful is one that was live and
+of which a later deploy failed: a rollback may still lead to it, a deploy builds it anew. Where the file is gone, the
 audit log tells what was live.
 """
 
