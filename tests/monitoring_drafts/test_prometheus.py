@@ -187,7 +187,7 @@ def test_no_secret_is_in_arguments_logs_or_open_files(running):
     [
         ({"draft_more_rules": {"bad": BAD_RULE}}, "/etc/prometheus/alerts/bad.yml"),
         (
-            {"draft_more_rules": {"twice": (GOOD_RULE % 1) + (GOOD_RULE % 1)[20:].replace("    rules:\n", "")}},
+            {"draft_more_rules": {"twice": GOOD_RULE % 1 + "      - record: second\n        expr: vector(2)\n"}},
             "duplicate",
         ),
         ({"draft_password_file": "/etc/prometheus/secrets/none"}, "/etc/prometheus/secrets/none does not exist"),

@@ -168,7 +168,7 @@ def test_rules_are_files_and_each_is_linted():
         "/etc/prometheus/alerts/shiftmaster.yml",
         "/etc/prometheus/alerts/slo.yml",
     ]
-    check = value("__prometheus_checks", prometheus_rule_files=rules)[-1]
+    check = value("__prometheus_checks", prometheus_rule_files=rules)[0]
     assert check == [
         "promtool",
         "check",

@@ -381,15 +381,22 @@ def test_what_a_check_refuses_is_told_with_the_live_paths_and_nothing_changes(ap
     assert host.file.read_text() == OLD and host.did() == []
 
 
+def test_the_first_check_that_refuses_is_the_last(apply, host):
+    result = apply(checks=[["sh", "-c", "echo one; exit 1"], ["sh", "-c", "echo two; exit 1"]])
+    assert "one" in result["msg"] and "two" not in result["msg"]
+
+
 def test_a_check_without_its_program_is_no_pass(apply, host):
     result = apply(checks=[["no-such-program"]])
     assert result["failed"] and "there is no no-such-program" in result["msg"]
 
 
-def test_check_mode_warns_of_what_would_be_refused(apply, host):
+def test_check_mode_warns_of_what_would_be_refused(apply, host, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(sc.AnsibleModule, "warn", lambda _module, text: warnings.append(text))
     result = apply(check_mode=True, checks=[["sh", "-c", "echo bad; exit 1"]])
     assert result["changed"] and "bad" in result["refused"][0]
-    assert any("would be refused" in str(warning) for warning in result["warnings"])
+    assert len(warnings) == 1 and "example.service would be refused: sh -c" in warnings[0]
 
 
 def test_no_check_runs_where_nothing_differs(apply, host):
