@@ -225,10 +225,9 @@ def test_a_full_folder_fails_no_request(project):
         pytest.skip("no file system can be mounted here")
     try:
         filler = project.metrics / "filler"
-        with open(filler, "wb") as stream, contextlib.suppress(OSError):
+        with open(filler, "wb", buffering=0) as stream, contextlib.suppress(OSError):
             while True:
                 stream.write(b"\0" * 4096)
-                stream.flush()
         with project.serve() as server:
             for number in range(40):
                 assert server.ask(f"/items/{number}/")[0] == 200
