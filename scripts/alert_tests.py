@@ -4,8 +4,8 @@
     scripts/alert_tests.py            writes monitoring/rule_tests/<Alert>.yml from monitoring/cases/*.yml
     scripts/alert_tests.py --check    says which are not up to date
     scripts/alert_tests.py run        promtool check rules, test rules
-    scripts/alert_tests.py mutate     changes each number, comparison, duration and label of every alert, one at a time,
-                                      and names the changes that no test notices; behind it names of alerts, for these
+    scripts/alert_tests.py mutate     changes each number, comparison, duration, label and matcher of every alert, one by
+                                      one, and names the changes that no test notices; with names, of these alerts
 
 promtool is taken from $PROMTOOL, or from PATH. The written tests need nothing else: promtool test rules
 monitoring/rule_tests/*.yml.
@@ -161,6 +161,8 @@ def run() -> int:
 
 # --- mutants --------------------------------------------------------------------------------------------------------
 
+# Within braces and strings: the value of a label.
+MATCHERS = re.compile(r'(=~|!~|!=|=)"((?:[^"\\]|\\.)*)"')
 COMPARISONS = {">": (">=", "<"), "<": ("<=", ">"), ">=": (">", "<"), "<=": ("<", ">"), "==": ("!=",), "!=": ("==",)}
 # Changes that change nothing: vector() fires with any number.
 EQUIVALENT = {("Watchdog", "1")}
@@ -182,7 +184,7 @@ def changed_numbers(text: str) -> tuple[str, ...]:
 def mutants(alert: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(what was changed, the alert's rule with it)"""
     original = catalogue_of.rule(alert)
-    expr = original["expr"]
+    expr, seen = original["expr"], set()
     for match in TOKENS.finditer(expr):
         kind, text = match.lastgroup, match[0]
         if (alert["name"], text) in EQUIVALENT:
@@ -194,6 +196,15 @@ def mutants(alert: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"…{where}[{text} → {other}]",
                 {**original, "expr": expr[: match.start()] + other + expr[match.end() :]},
             )
+        for inner in MATCHERS.finditer(text) if kind == "matcher" else ():
+            start, end = match.start() + inner.start(2), match.start() + inner.end(2)
+            changed = expr[:start] + "other" + expr[end:]
+            if inner[1].startswith("!"):
+                # What one side of a division leaves out, the other side lacks, too: only all of them together count.
+                changed = expr.replace(inner[0], f'{inner[1]}"other"')
+            if changed not in seen:
+                seen.add(changed)
+                yield f"{text} [{inner[2]} → other]", {**original, "expr": changed}
     step = catalogue_of.FAST_SECONDS if alert["group"] in catalogue_of.FAST else catalogue_of.SECONDS
     step = span(cases()[alert["name"]].get("evaluation", f"{step}s"))
     duration = catalogue_of.seconds(alert["for"])

@@ -91,7 +91,7 @@ SAYS = {
         "アラートごとに 1 ページです。意味、最初の確認、原因(可能性の高い順)とその確認方法・対処をまとめています。",
     ),
     "index": ("| alert | severity | what it says |", "| アラート | 重要度 | 内容 |"),
-    "first": ("First, {where}: {command}", "まず{where}で: {command}"),
+    "first": ("First, {where}: {command}", "まず、{where}で: {command}"),
 }
 
 
