@@ -4,7 +4,7 @@
     scripts/alert_tests.py            writes monitoring/rule_tests/<Alert>.yml from monitoring/cases/*.yml
     scripts/alert_tests.py --check    says which are not up to date
     scripts/alert_tests.py run        promtool check rules, test rules
-    scripts/alert_tests.py mutate     changes each number, comparison, duration, label and matcher of every alert, one by
+    scripts/alert_tests.py mutate     changes each number, comparison, duration, label and matcher of each alert, one by
                                       one, and names the changes that no test notices; with names, of these alerts
 
 promtool is taken from $PROMTOOL, or from PATH. The written tests need nothing else: promtool test rules
