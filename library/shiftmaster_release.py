@@ -38,8 +38,8 @@ options:
       - V(audited) appends a line to the audit log.
     type: str
     choices:
-      [query, target, present, recovered, active, watched, finished, withdrawn, restored, hook, bad, absent, pruned,
-       audited]
+      [query, target, present, recovered, active, watched, finished, withdrawn, restored, hook, doubted, bad, absent,
+       pruned, audited]
     default: query
   root:
     description: The application's root.
