@@ -310,8 +310,8 @@ options:
             required: true
       targets_url:
         description:
-          - Prometheus' C(/api/v1/targets?state=active). No target that was up before may be down two scrape intervals
-            after; targets that are no longer asked do not count.
+          - Prometheus' C(/api/v1/targets?state=active). Each target that was up before must have been asked again and
+            be up two scrape intervals after; targets that are no longer asked do not count. Takes six seconds at least.
         type: str
       timeout_seconds:
         description: How long to wait for the proof of a reload.
@@ -453,6 +453,8 @@ PUBLIC = ("ca_file", "cert_file", "client_ca_file")
 # Without a proof of its own a unit must be active for so long, and has so long to become that.
 SETTLE_SECONDS = 1.0
 START_SECONDS = 120
+# Prometheus hands new targets to its scrapers every five seconds.
+DISCOVERY_SECONDS = 6.0
 
 
 class Refused(Exception):
@@ -1087,15 +1089,17 @@ class Service:
             return "%s: %s" % (proof["url"], error)
         return None
 
-    def prove_targets(self, before):
+    def prove_targets(self, before, since):
         """No target that was up before is down two scrape intervals after. None, or which are."""
         known = [target for target in before.values() if target["health"] == "up"]
         if not known:
             return None
-        deadline = time.monotonic() + 2 * max(target["interval"] for target in known) + 1
+        # Until then the targets of before may still be the ones that are asked, or none.
+        time.sleep(max(0.0, since + DISCOVERY_SECONDS - time.time()))
+        deadline = time.monotonic() + 2 * max(target["interval"] for target in known)
         while True:
             now = self.targets()
-            lost = figures.lost(before, now)
+            lost = figures.lost(before, now, since)
             if now and not lost:
                 return None
             if time.monotonic() >= deadline:
@@ -1125,7 +1129,7 @@ class Service:
 
     def load(self, action, unit_changed, before_targets):
         since, restarts, error = self.bring_up(action, unit_changed)
-        error = error or self.prove(action, since, restarts) or self.prove_targets(before_targets)
+        error = error or self.prove(action, since, restarts) or self.prove_targets(before_targets, since)
         if error:
             said = journal_since(self.p["unit"], since)
             error = "%s%s" % (error, "\n%s logged:\n%s" % (self.p["unit"], said) if said else "")

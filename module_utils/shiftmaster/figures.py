@@ -6,8 +6,10 @@ import base64
 import json
 import re
 import ssl
+import time
 import urllib.error
 import urllib.request
+from calendar import timegm
 
 LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
 
@@ -82,8 +84,20 @@ def seconds_of(text, default=0.0) -> float:
     return sum(int(number) * units[unit] for number, unit in parts) if parts else default
 
 
+def moment_of(text) -> float:
+    """Return the seconds since 1970 of Go's times: 2026-11-26T13:20:05.491234567+09:00; 0 where there is none."""
+    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))$", text or "")
+    if not match or match.group(1) < "1970":
+        return 0.0
+    found = timegm(time.strptime(match.group(1), "%Y-%m-%dT%H:%M:%S")) + float(match.group(2) or 0)
+    if match.group(3):
+        offset = int(match.group(4)) * 3600 + int(match.group(5)) * 60
+        found -= offset if match.group(3) == "+" else -offset
+    return found
+
+
 def targets_of(text: str) -> dict:
-    """Return {(job, instance): {health, error, interval}} of the answer of /api/v1/targets.
+    """Return {(job, instance): {health, error, interval, scraped}} of the answer of /api/v1/targets.
 
     Where several targets have the same two labels, one that is up speaks for them.
     """
@@ -95,19 +109,21 @@ def targets_of(text: str) -> dict:
             "health": target.get("health", "unknown"),
             "error": target.get("lastError", ""),
             "interval": seconds_of(target.get("scrapeInterval"), 15.0),
+            "scraped": moment_of(target.get("lastScrape")),
         }
         if key not in found or known["health"] == "up":
             found[key] = known
     return found
 
 
-def lost(before: dict, now: dict) -> dict:
-    """Return the targets that were up before, are still asked, and are not up now, each with what is known of it.
+def lost(before: dict, now: dict, since: float) -> dict:
+    """Return the targets that were up before, are still asked, and have not been up since, with what is known of each.
 
-    One that is no longer a target was taken out on purpose.
+    One that is no longer a target was taken out on purpose. A reload leaves a target's health as it was until it is
+    asked again.
     """
     return {
         key: now[key]
         for key, known in before.items()
-        if known["health"] == "up" and key in now and now[key]["health"] != "up"
+        if known["health"] == "up" and key in now and (now[key]["health"] != "up" or now[key]["scraped"] < since)
     }

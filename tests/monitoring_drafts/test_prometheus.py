@@ -229,9 +229,12 @@ def test_what_prometheus_alone_refuses_is_put_back(running):
     assert running.configure().changed == 0
 
 
-def test_a_target_that_was_up_and_is_lost_puts_it_back(running):
+@pytest.mark.parametrize(
+    "extra", [{"draft_address": "127.0.0.1:1"}, {"draft_secret": "wrong"}], ids=["address", "password"]
+)
+def test_a_target_that_was_up_and_is_lost_puts_it_back(running, extra):
     wait_for(lambda: [s for s in running.query("up") if s["value"][1] == "1"], 30, "the target")
-    done = running.configure(draft_address="127.0.0.1:1")
+    done = running.configure(**extra)
     assert done.code != 0 and done.says("targets that were up are down: prometheus mon1", "back in place and in use")
     wait_for(lambda: [s for s in running.query("up") if s["value"][1] == "1"], 30, "the target again")
     assert running.configure().changed == 0

@@ -35,6 +35,7 @@ class Host:
         self.done = []
         # instance -> health, as the configuration that is loaded has it
         self.targets = {}
+        self.unasked = ()
 
     def read(self):
         text = self.file.read_text() if self.file.exists() else ""
@@ -89,6 +90,7 @@ class Host:
                     "labels": {"job": "node", "instance": name},
                     "health": health(self.loaded) if callable(health) else health,
                     "lastError": "connection refused",
+                    "lastScrape": "2999-01-01T00:00:00Z" if name not in self.unasked else "2020-01-01T00:00:00Z",
                     "scrapeInterval": "100ms",
                 }
                 for name, health in self.targets.items()
@@ -113,6 +115,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(sc, "journal_since", lambda *_arguments: "it logged this")
     monkeypatch.setattr(sc, "NOTES", str(tmp_path / "run"))
     monkeypatch.setattr(sc, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(sc, "DISCOVERY_SECONDS", 0.0)
     monkeypatch.setattr(figures, "get", host.get)
     return host
 
@@ -464,8 +467,23 @@ def test_targets_that_were_down_before_or_are_no_longer_asked_do_not_count(apply
     host.targets = {"app1": "down"}
     assert apply(proof={"targets_url": TARGETS})["changed"]
     before = {("a", "x"): {"health": "up"}, ("a", "y"): {"health": "up"}, ("a", "z"): {"health": "down"}}
-    now = {("a", "x"): {"health": "unknown"}, ("a", "z"): {"health": "down"}}
-    assert set(figures.lost(before, now)) == {("a", "x")}
+    now = {("a", "x"): {"health": "unknown", "scraped": 0}, ("a", "z"): {"health": "down", "scraped": 9}}
+    assert set(figures.lost(before, now, 5)) == {("a", "x")}
+
+
+def test_a_target_is_up_only_when_it_was_asked_again(apply, host):
+    """A reload with a wrong password leaves its health as it was until then."""
+    host.targets, host.unasked = {"app1": "up", "app2": "up"}, ("app1",)
+    result = apply(proof={"targets_url": TARGETS})
+    assert result["failed"] and "node app1" in result["msg"] and "app2" not in result["msg"]
+
+
+def test_the_new_targets_are_waited_for(apply, host, monkeypatch):
+    """Right after a reload the targets of before are still there, and up."""
+    host.targets = {"app1": lambda _text: "down" if time.monotonic() > later else "up"}
+    later = time.monotonic() + 0.5
+    monkeypatch.setattr(sc, "DISCOVERY_SECONDS", 1.0)
+    assert "app1" in apply(proof={"targets_url": TARGETS})["msg"]
 
 
 def test_a_page_that_is_open_to_strangers_is_not_what_was_asked_for(apply, host):
@@ -587,10 +605,18 @@ def test_metrics_are_read_by_name():
 
 def test_durations_and_targets():
     assert [figures.seconds_of(text) for text in ("15s", "1m30s", "500ms", "")] == [15, 90, 0.5, 0]
-    target = {"labels": {"job": "j", "instance": "i"}, "health": "down", "scrapeInterval": "5s"}
+    target = {"labels": {"job": "j", "instance": "i"}, "health": "down", "scrapeInterval": "5s", "lastScrape": ""}
     answer = json.dumps({"data": {"activeTargets": [target, dict(target, health="up"), target]}})
-    assert figures.targets_of(answer) == {("j", "i"): {"health": "up", "error": "", "interval": 5.0}}
+    assert figures.targets_of(answer) == {("j", "i"): {"health": "up", "error": "", "interval": 5.0, "scraped": 0.0}}
     assert figures.targets_of("no json") == {}
+
+
+def test_gos_time_is_that_of_the_host():
+    assert figures.moment_of("2026-11-26T12:22:42.647422001Z") == pytest.approx(1795695762.647422, abs=1e-6)
+    assert (
+        figures.moment_of("2026-11-26T21:22:42+09:00") == figures.moment_of("2026-11-26T09:22:42-03:00") == 1795695762
+    )
+    assert figures.moment_of("0001-01-01T00:00:00Z") == figures.moment_of("") == 0
 
 
 def test_systemds_time():
