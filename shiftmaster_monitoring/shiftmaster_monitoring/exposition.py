@@ -94,7 +94,7 @@ class Looked:
     def __init__(self):
         self.runner = Runner()
 
-    def collect(self):
+    def collect(self, warming: bool = False):
         release = [
             conf.get("SHIFTMASTER_VERSION"),
             conf.get("SHIFTMASTER_RELEASE"),
@@ -116,7 +116,7 @@ class Looked:
             if result["status"] == "skipped":
                 continue
             up[(name,)] = int(result["status"] == "healthy")
-            if result["status"] != "healthy":
+            if result["status"] != "healthy" and not warming:
                 trouble.say("metrics of %s" % name, checks.Unhealthy(result.get("error", "")))
         if "people" in found:
             with trouble.contained("active users cannot be counted"):
@@ -199,11 +199,14 @@ class Exposition:
     def __init__(self):
         self._looked = Looked()
 
-    def text(self) -> bytes:
-        """Return everything in Prometheus' text format. What cannot be had is left out, and said once."""
+    def text(self, warming: bool = False) -> bytes:
+        """Return everything in Prometheus' text format. What cannot be had is left out, and said once.
+
+        warming: nobody waits for it; what takes too long is loaded further meanwhile, and not worth a word.
+        """
         registry = CollectorRegistry(auto_describe=False)
         # First: it ends sessions, which the shared metrics then have.
-        registry.register(_Given(list(self._looked.collect())))
+        registry.register(_Given(list(self._looked.collect(warming))))
         if shared.folder() is not None:
             registry.register(_Given(self._shared()))
         text = generate_latest(registry)

@@ -101,7 +101,7 @@ class MetricsMiddleware:
             response = HttpResponse(status=405, headers={"Allow": "GET, HEAD"})
         else:
             shared.store.look()
-            response = HttpResponse(self.exposition.text(), content_type=CONTENT_TYPE)
+            response = HttpResponse(self.exposition.text(conf.WARMING in request.META), content_type=CONTENT_TYPE)
         response["Cache-Control"] = "no-store"
         response["X-Content-Type-Options"] = "nosniff"
         return response

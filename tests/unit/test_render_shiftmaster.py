@@ -111,7 +111,8 @@ def test_metrics_are_attached_around_everything_else():
     assert 'SHIFTMASTER_SLOW_LOG = "/var/log/shiftmaster/slow.log"' in text
     assert "attach" not in render("site_settings.py.j2", shiftmaster_metrics=False)
     assert "shiftmaster_monitoring" not in render("gunicorn.conf.py.j2", shiftmaster_metrics=False)
-    assert "def child_exit(server, worker):" in render("gunicorn.conf.py.j2")
+    conf = render("gunicorn.conf.py.j2")
+    assert "def child_exit(server, worker):" in conf and '_ask(worker.wsgi, "/metrics", "ja")' in conf
 
 
 def build(**variables):
