@@ -353,8 +353,10 @@ def test_the_receivers_are_told_to_be_down_and_tell_what_they_got(receivers, tel
 # --- the role ---------------------------------------------------------------------------------------------------------
 
 PLAY = """
-- hosts: localhost
+- hosts: localhost:second
+  connection: local
   gather_facts: false
+  any_errors_fatal: true
   vars_files: [vars.json]
   tasks:
     - {include_role: {name: notify}, vars: {notify_event: deploy, notify_status: failed}}
@@ -367,6 +369,19 @@ PLAY = """
     - {include_role: {name: notify, tasks_from: silence}}
     - {include_role: {name: notify, tasks_from: unsilence}}
     - {include_role: {name: notify, tasks_from: silence}, vars: {notify_alertmanager_host: away}}
+    - {include_role: {name: notify, tasks_from: silence}, vars: {notify_alertmanager_host: here}}
+    # So much is refused; a deploy goes on without it.
+    - include_role: {name: notify, tasks_from: silence}
+      vars: {notify_alertmanager_host: here, notify_silence_seconds: 99999}
+    - {include_role: {name: notify, tasks_from: unsilence}, vars: {notify_alertmanager_host: away}}
+    - {debug: {msg: "goes on"}}
+"""
+
+
+HOSTS = """
+away ansible_host=127.0.0.1 ansible_port=1 ansible_connection=ssh
+here ansible_connection=local
+second ansible_connection=local
 """
 
 
@@ -386,10 +401,11 @@ def play(arguments, tmp_path):
         "notify_silence_hosts": ["app1", "app2"],
         "notify_silence_comment": "deploy of 2.4.1",
         "notify_run_id": "run-1",
+        "notify_alertmanager_url": "http://127.0.0.1:1",
     }
     (tmp_path / "play.yml").write_text(PLAY)
     # Nobody listens at port 1: a host that cannot be reached.
-    (tmp_path / "hosts").write_text("away ansible_host=127.0.0.1 ansible_port=1\n")
+    (tmp_path / "hosts").write_text(HOSTS)
 
     def play(**more):
         (tmp_path / "vars.json").write_text(json.dumps({**variables, **more}))
@@ -418,7 +434,12 @@ def test_the_role_tells_each_channel_what_it_is_for_and_fails_no_run(play, recei
     assert len(receivers.record.of("slack")) == 3
     said = " ".join(done.stdout.split())
     assert "WARNING: slack was not told: slack.url is no URL" in said
-    assert "WARNING: nothing is silenced" in said and "changed=0" in said
+    assert (
+        said.count("WARNING: nothing is silenced") == 3
+        and "WARNING: the silence of this run could not be ended" in said
+    )
+    assert "heard: away cannot be reached" in said and "between 1 and 7200 seconds" in said
+    assert said.count("msg: goes on") == 2 and "changed=0" in said
     # Not even with -v.
     assert not [secret for secret in (KEY, HOOK, PASSWORD) if secret in done.stdout + done.stderr]
 
