@@ -106,13 +106,8 @@ attributes:
     support: full
     description: It asks, and sends nothing.
   diff_mode:
-<<<<<<< HEAD
-    support: none
-    description: Nothing that it does has a content to compare.
-=======
     support: full
     description: The silence's end and comment; the silences that end.
->>>>>>> ad6948c (A silence that cannot be made ends no run, whatever else is fatal)
 """
 
 EXAMPLES = r"""

@@ -133,11 +133,7 @@ attributes:
     description: Nothing is sent; RV(messages) says what would be.
   diff_mode:
     support: none
-<<<<<<< HEAD
-    description: Nothing that it does has a content to compare.
-=======
     description: A message changes nothing that could be compared.
->>>>>>> ad6948c (A silence that cannot be made ends no run, whatever else is fatal)
 """
 
 EXAMPLES = r"""
