@@ -334,8 +334,8 @@ import subprocess
 import tempfile
 import time
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import webconfig
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 # As in Debian's logrotate rule for /var/log/nginx.
 LOG_GROUP, LOG_MODE = "adm", 0o640
@@ -1063,7 +1063,7 @@ class Tree:
 
 
 def main():
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "state": {
                 "type": "str",

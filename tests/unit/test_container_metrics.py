@@ -230,10 +230,16 @@ def test_an_engine_that_hangs_is_waited_for_within_the_limit(script, engine, tmp
 
     path, _asked = engine({LIST: hang})
     began = time.monotonic()
-    try:
-        assert script.run(path, str(tmp_path / "c.prom"), 0.6)[0]
-    finally:
-        end.set()
+    problems = []
+    # In a thread: one that waits for ever shall fail, not hang.
+    asker = threading.Thread(
+        target=lambda: problems.append(script.run(path, str(tmp_path / "c.prom"), 0.6)), daemon=True
+    )
+    asker.start()
+    asker.join(5)
+    hung = asker.is_alive()
+    end.set()
+    assert not hung and problems[0][0]
     assert 0.5 < time.monotonic() - began < 5
     assert_says_that_it_failed(tmp_path / "c.prom", 0)
 

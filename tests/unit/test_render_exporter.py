@@ -70,6 +70,7 @@ def settings(text):
 def words(text):
     """The last ExecStart as systemd starts it: quotes, then doubled specifiers and variables."""
     line = settings(text)["ExecStart"][-1]
+    assert not re.search(r"[%$]", line.replace("%%", "").replace("$$", "")), "systemd would put something else there"
     return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(line)]
 
 
@@ -199,7 +200,7 @@ def test_how_postgresql_is_asked(variables, uri):
     environment = value("__exporter_environment", "postgres", **variables)
     assert environment == {
         "DATA_SOURCE_NAME": uri
-        + "&user=exporter&connect_timeout=3&application_name=postgres_exporter&statement_timeout=4000",
+        + "&user=exporter&connect_timeout=3&application_name=postgres_exporter&statement_timeout=3000&lock_timeout=500",
         "PGPASSFILE": "/etc/prometheus-exporters/postgres/pgpass",
     }
 

@@ -34,7 +34,7 @@ METRICS = {
     "shiftmaster_container_health": ("gauge", "1 for the state of the container's own health check, else 0"),
     "shiftmaster_container_restarts_total": ("counter", "Restarts by the engine's restart policy"),
     "shiftmaster_container_oom_killed": ("gauge", "Whether its last end was for want of memory"),
-    "shiftmaster_container_exit_code": ("gauge", "Exit code of its last end; 0 while none has happened"),
+    "shiftmaster_container_exit_code": ("gauge", "Exit code of its last end; 0 while it runs"),
     "shiftmaster_container_cpu_seconds_total": ("counter", "CPU time that it has used since its start"),
     "shiftmaster_container_memory_bytes": ("gauge", "Memory in use, without the page cache that can be given back"),
 }
