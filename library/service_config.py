@@ -440,8 +440,8 @@ import subprocess
 import time
 from calendar import timegm
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import figures, points, webconfig
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 # Lost by a reboot, as the processes are whose state it describes.
 NOTES = "/run/shiftmaster-services"
@@ -1338,7 +1338,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
         Service(module).run()
     except Refused as error:

@@ -396,7 +396,7 @@ def test_a_check_without_its_program_is_no_pass(apply, host):
 
 def test_check_mode_warns_of_what_would_be_refused(apply, host, monkeypatch):
     warnings = []
-    monkeypatch.setattr(sc.AnsibleModule, "warn", lambda _module, text: warnings.append(text))
+    monkeypatch.setattr(sc.QuietModule, "warn", lambda _module, text: warnings.append(text))
     result = apply(check_mode=True, checks=[["sh", "-c", "echo bad; exit 1"]])
     assert result["changed"] and "bad" in result["refused"][0]
     assert len(warnings) == 1 and "example.service would be refused: sh -c" in warnings[0]
