@@ -551,6 +551,15 @@ def test_no_secret_and_no_hash_is_shown(apply, host):
     assert "not all as before" in changed["diff"][0]["after"]
 
 
+def test_no_argument_is_written_to_the_hosts_log(apply, host, monkeypatch):
+    """Ansible would print what is nested as Python does, with a quote inside of a secret not as it is (test_quiet)."""
+    lines = []
+    monkeypatch.setattr("ansible.module_utils.basic.has_journal", False)
+    monkeypatch.setattr(sc.QuietModule, "_log_to_syslog", lambda _module, message: lines.append(message))
+    assert apply(secrets=[apply.entry(host.file.parent / "scrape", "it's\na \\ secret")])["changed"]
+    assert lines == ["Invoked"]
+
+
 @pytest.mark.parametrize(
     ("users", "problem"),
     [
