@@ -171,7 +171,7 @@ import time
 import urllib.error
 import urllib.request
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 # What both Go and Python read alike. Something like [[:alpha:]] or \pL means another thing in Python, so that the
 # judgement below would be wrong about it.
@@ -449,7 +449,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
     problems = argument_problems(module.params)
     if problems:
         module.fail_json(msg="Not silenced: %s." % "; ".join(problems))

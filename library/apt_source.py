@@ -91,7 +91,7 @@ import os
 import re
 import subprocess
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 
 class Refused(Exception):
@@ -290,7 +290,7 @@ class Source:
 
 
 def main():
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "url": {"type": "str", "required": True},

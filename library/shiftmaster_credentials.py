@@ -157,8 +157,8 @@ accepted:
 import json
 import urllib.parse
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import envfile, health_checks, probe
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 FALLBACKS = "SHIFTMASTER_SECRET_KEY_FALLBACKS"
 
@@ -333,7 +333,7 @@ def run(params):
 
 def main():
     secret = {"type": "str", "required": True, "no_log": True}
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "environment_file": {"type": "path"},
             "environment_keys": {"type": "dict", "default": {}, "no_log": False},

@@ -181,8 +181,8 @@ import subprocess
 import tempfile
 import time
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import points
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 from ansible.module_utils.shiftmaster.state import held, write_json
 
 COPY_NAME = re.compile(r"^\d{8}T\d{6}Z-[A-Za-z0-9._-]+\.dump\Z")
@@ -778,7 +778,7 @@ def would_take(params, deadline, warn):
 
 
 def main():
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "state": {"type": "str", "choices": ["present", "query", "restored"], "default": "query"},
             "folder": {"type": "path", "default": "/var/backups/shiftmaster/pre-migration"},

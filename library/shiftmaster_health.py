@@ -457,10 +457,10 @@ import datetime
 import socket
 import time
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import health_engine
 from ansible.module_utils.shiftmaster.health_checks import ENVIRONMENT_KEYS, KINDS, Context
 from ansible.module_utils.shiftmaster.health_text import LANGUAGES
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 # Options of one check, but for name and kind: type, default.
 _TEXT = {"type": "str"}
@@ -616,7 +616,7 @@ def answer(report: dict, lines: list, failing: list) -> dict:
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
     found = problems(module.params["checks"])
     if found:
         module.fail_json(msg="checks: " + "; ".join(found))

@@ -183,8 +183,8 @@ import time
 import urllib.error
 import urllib.request
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import notify_text
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 # Waits for a server that answers 429 or 5xx, as long as there is time.
 PAUSE_SECONDS = 1.0
@@ -401,7 +401,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
     params = module.params
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     wrong = wrong_channels(params)

@@ -192,7 +192,7 @@ import subprocess
 import threading
 import time
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 PACKAGE_LOCKS = (
     "/var/lib/dpkg/lock-frontend",
@@ -726,7 +726,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
         module.exit_json(**run(module.params))
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:

@@ -415,12 +415,12 @@ import json
 import os
 import time
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import releases
 from ansible.module_utils.shiftmaster.cutover import Cutover, CutoverError
 from ansible.module_utils.shiftmaster.layout import Layout
 from ansible.module_utils.shiftmaster.migrations import classify_tree
 from ansible.module_utils.shiftmaster.probe import http_get
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 from ansible.module_utils.shiftmaster.releasecode import ReleaseCodeError
 from ansible.module_utils.shiftmaster.state import State, StateError, audit, exclusive
 from ansible.module_utils.shiftmaster.units import UnitError, active_state, properties, unit
@@ -1079,7 +1079,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec=argument_spec(),
         required_if=[("state", "present", ("revision",))]
         + [("state", state, ("release",)) for state in ("active", "hook", "doubted", "bad", "absent")],

@@ -137,8 +137,8 @@ import tempfile
 import time
 import urllib.parse
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import migrations
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 from ansible.module_utils.shiftmaster.state import held
 
 OLDEST_GIT = (2, 31)  # The first that reads GIT_CONFIG_COUNT.
@@ -712,7 +712,7 @@ def run(address, params):
 
 
 def main():
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             # As a secret it stays out of the system's log; below, only the secret part of it is kept hidden.
             "repository": {"type": "str", "required": True, "no_log": True},

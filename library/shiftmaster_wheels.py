@@ -111,7 +111,7 @@ import tempfile
 import time
 import urllib.parse
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 from ansible.module_utils.shiftmaster.state import held
 
 KEEP = 10
@@ -490,7 +490,7 @@ def secrets(environment):
 
 
 def main():
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "source": {"type": "str", "choices": ["folder", "controller"], "required": True},
             "folder": {"type": "path"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster.quiet import QuietModule
@@ -14,6 +16,8 @@ SPEC = {
         "options": {"name": {"type": "str"}, "password": {"type": "str", "no_log": True}},
     }
 }
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = sorted([*ROOT.glob("library/*.py"), *ROOT.glob("roles/*/library/*.py")])
 SECRETS = ["plain-secret", "two\nlines-secret", 'a "quoted" \'secret', "back\\slash-secret"]
 
 
@@ -35,3 +39,9 @@ def test_why_that_is_needed(monkeypatch):
     """When this fails, Ansible has mended it, and QuietModule may go."""
     found = [secret for secret in SECRETS if "secret" in logged(monkeypatch, AnsibleModule, secret)]
     assert found == SECRETS[1:]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_module_with_secrets_is_quiet(path):
+    text = path.read_text()
+    assert ("no_log" in text) <= ("QuietModule(" in text and " AnsibleModule(" not in text)

@@ -129,7 +129,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 
 class Failed(Exception):
@@ -384,7 +384,7 @@ def argument_spec():
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
     instance = Instance(module)
     try:
         version = instance.run()

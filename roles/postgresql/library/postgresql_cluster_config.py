@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 DOCUMENTATION = r"""
 ---
@@ -552,7 +552,7 @@ def run(module, cluster):
 
 
 def main():
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "version": {"type": "int", "required": True},
             "cluster": {"type": "str", "default": "main"},

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 DOCUMENTATION = r"""
 ---
@@ -845,7 +845,7 @@ def restart_failed(instance, old, new, restart_for):
 
 
 def main():
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "unit": {"type": "str", "required": True},
             "config_file": {"type": "path", "required": True},
