@@ -582,7 +582,16 @@ def model(board: Dashboard) -> dict[str, Any]:
 
 
 def text_of(board: Dashboard) -> str:
-    return json.dumps(model(board), ensure_ascii=False, indent=1) + "\n"
+    """A panel a line: what changes is seen in a diff, and what does not is short."""
+
+    def line(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    def entry(key: str, value: Any) -> str:
+        items = ",\n  ".join(map(line, value)) if key == "panels" else ""
+        return f"{line(key)}: " + (f"[\n  {items}\n ]" if items else line(value))
+
+    return "{\n " + ",\n ".join(entry(*item) for item in model(board).items()) + "\n}\n"
 
 
 # --- the queries, for whoever runs them -------------------------------------------------------------------------------
