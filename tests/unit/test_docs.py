@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-ROLES = ["base", "firewall", "tls", "postgresql", "redis", "nginx", "shiftmaster", "preflight"]
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 READMES = [ROOT / "README.md", ROOT / "README.ja.md"]
 GUIDES = [ROOT / "docs/operations-guide.md", ROOT / "docs/operations-guide.ja.md"]
 PAIRS = [READMES, GUIDES]
