@@ -161,25 +161,14 @@ problem:
   returned: when it could not, and O(required=false)
 """
 
-import base64
-import datetime
-import email.utils
-import json
 import re
-import ssl
-import time
-import urllib.error
-import urllib.request
 
+from ansible.module_utils.shiftmaster.alertmanager import Api, Unreachable, format_time, parse_time
 from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 # What both Go and Python read alike. Something like [[:alpha:]] or \pL means another thing in Python, so that the
 # judgement below would be wrong about it.
 JUDGEABLE = re.compile(r"[A-Za-z0-9_:|().*+?^$ -]*\Z")
-
-
-class Unreachable(Exception):
-    """Alertmanager could not be asked, or answered with an error."""
 
 
 # --- pure parts -------------------------------------------------------------------------------------------------------
@@ -282,18 +271,6 @@ def of_run(silences, run_id):
     return [one for one in living(silences) if one.get("comment", "").endswith(mark(run_id))]
 
 
-def parse_time(text):
-    """Seconds of RFC 3339, as Alertmanager writes it (with up to nine digits behind the point)."""
-    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)$", text)
-    if not match:
-        raise ValueError("%r is no time" % text)
-    return datetime.datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00")).timestamp()
-
-
-def format_time(seconds):
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def plan(silences, params, now):
     """The body of the request that is needed (None: nothing is), and the silence that is there already."""
     wanted = as_api(params["matchers"])
@@ -326,62 +303,9 @@ def plan(silences, params, now):
 # --- talking to Alertmanager ------------------------------------------------------------------------------------------
 
 
-class Api:
-    def __init__(self, params):
-        self.base = params["url"].rstrip("/") + "/api/v2"
-        self.timeout = params["timeout_seconds"]
-        self.headers = {"Accept": "application/json"}
-        if params["user"]:
-            pair = "%s:%s" % (params["user"], params["password"])
-            self.headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
-        # A proxy is for what is outside; Alertmanager is not.
-        handlers = [urllib.request.ProxyHandler({})]
-        if self.base.startswith("https:"):
-            try:
-                context = ssl.create_default_context(cafile=params["ca_file"])
-            except OSError as error:
-                raise Unreachable("the authority %s cannot be read: %s" % (params["ca_file"], error))
-            handlers.append(urllib.request.HTTPSHandler(context=context))
-        self.opener = urllib.request.build_opener(*handlers)
-        self.clock = None
-
-    def call(self, method, path, body=None, missing=None):
-        data = None if body is None else json.dumps(body).encode()
-        headers = dict(self.headers, **({"Content-Type": "application/json"} if data else {}))
-        request = urllib.request.Request(self.base + path, data=data, headers=headers, method=method)
-        try:
-            with self.opener.open(request, timeout=self.timeout) as response:
-                text = response.read().decode("utf-8", "replace")
-                self.clock = response.headers.get("Date")
-        except urllib.error.HTTPError as error:
-            if error.code == 404 and missing is not None:
-                return missing
-            said = error.read(500).decode("utf-8", "replace").strip().strip('"')
-            raise Unreachable("Alertmanager answers %s %s with %d: %s" % (method, path, error.code, said))
-        except (OSError, ValueError) as error:
-            raise Unreachable("Alertmanager cannot be asked: %s" % getattr(error, "reason", error))
-        try:
-            return json.loads(text) if text else {}
-        except ValueError:
-            raise Unreachable("what answers at %s is no Alertmanager" % self.base)
-
-    def silences(self):
-        answer = self.call("GET", "/silences")
-        if not isinstance(answer, list):
-            raise Unreachable("what answers at %s is no Alertmanager" % self.base)
-        return answer
-
-    def now(self):
-        """Alertmanager's own time, by which the silence will end; this host's where it did not say."""
-        try:
-            return email.utils.parsedate_to_datetime(self.clock).timestamp()
-        except (TypeError, ValueError):
-            return time.time()
-
-
 def present(module, api):
     params = module.params
-    body, there = plan(api.silences(), params, api.now())
+    body, there = plan(api.listed("/silences"), params, api.now())
     result = {"changed": body is not None, "reached": True}
     if body is None:
         return dict(result, id=there["id"], ends_at=there["endsAt"])
@@ -403,7 +327,7 @@ def absent(module, api):
         found = api.call("GET", "/silence/" + params["id"], missing={})
         silences = living([found] if found else [])
     else:
-        silences = of_run(api.silences(), params["run_id"])
+        silences = of_run(api.listed("/silences"), params["run_id"])
     names = sorted(one["id"] for one in silences)
     if not module.check_mode:
         for name in names:

@@ -1,0 +1,199 @@
+#!/usr/bin/python
+"""Send a test alert through Alertmanager, and see which channels took it."""
+
+DOCUMENTATION = r"""
+---
+module: alertmanager_channels
+short_description: Send a test alert through Alertmanager, and see which channels took it
+description:
+  - Gives Alertmanager the alert C(ChannelTest), waits until every channel has been tried, ends it, and says which
+    channels took it. Alertmanager's own count of requests to each channel says so, not the mere absence of an error.
+  - Another alert that is sent at the same moment counts, too.
+options:
+  url:
+    description: Alertmanager's address.
+    type: str
+    required: true
+  user:
+    description: User of its page; without one it is asked without authentication.
+    type: str
+    default: ""
+  password:
+    description: The user's password.
+    type: str
+    default: ""
+  ca_file:
+    description: Authority of its certificate; without one, those that the host knows.
+    type: path
+  channels:
+    description: The channels that have to take it, as Alertmanager calls them.
+    type: list
+    elements: str
+    choices: [email, pagerduty, slack, webhook]
+    required: true
+  severity:
+    description: Severity of the alert, by which it is routed.
+    type: str
+    default: critical
+  instance:
+    description: Name of the host that the alert is said to come from.
+    type: str
+    required: true
+  environment:
+    description: The alert's label C(env).
+    type: str
+    required: true
+  wait_seconds:
+    description: How long to wait for the channels. It has to be longer than the routes' group_wait.
+    type: int
+    default: 60
+  timeout_seconds:
+    description: How long one question may take.
+    type: int
+    default: 5
+author: ShiftMaster operations
+attributes:
+  check_mode:
+    support: full
+    description: Alertmanager is asked, and nothing is sent.
+  diff_mode:
+    support: none
+    description: A message changes nothing that could be compared.
+"""
+
+EXAMPLES = r"""
+- name: Try the channels of critical alerts
+  alertmanager_channels:
+    url: https://127.0.0.1:9093
+    user: admin
+    password: "{{ vault_monitoring_admin_password }}"
+    ca_file: /etc/ssl/shiftmaster/ca.crt
+    channels: [email, slack, pagerduty]
+    instance: mon1
+    environment: production
+"""
+
+RETURN = r"""
+taken:
+  description: The channels that took it.
+  type: list
+  elements: str
+  returned: success
+refused:
+  description: The channels that were tried and did not take it.
+  type: list
+  elements: str
+  returned: success
+silent:
+  description: The channels that were not tried in time.
+  type: list
+  elements: str
+  returned: success
+"""
+
+import re
+import time
+import urllib.error
+
+from ansible.module_utils.shiftmaster.alertmanager import Api, Unreachable, format_time
+from ansible.module_utils.shiftmaster.quiet import QuietModule
+
+SAMPLE = re.compile(r'alertmanager_notification_requests(_failed)?_total\{[^}]*\bintegration="(\w+)"[^}]*\} (\S+)')
+
+
+def requests(text):
+    """{channel: (requests, those that failed)} of Alertmanager's own figures (Prometheus' text format)."""
+    found = {}
+    for failed, channel, value in SAMPLE.findall(text):
+        good, bad = found.get(channel, (0.0, 0.0))
+        found[channel] = (good, bad + float(value)) if failed else (good + float(value), bad)
+    return found
+
+
+def judge(before, after, channels):
+    """(taken, refused, silent): the channels by what happened to them between two readings."""
+    result = ([], [], [])
+    for channel in sorted(set(channels)):
+        asked, failed = (after.get(channel, (0, 0))[number] - before.get(channel, (0, 0))[number] for number in (0, 1))
+        result[0 if asked > failed else 1 if failed > 0 else 2].append(channel)
+    return result
+
+
+def alert(params, now, ends):
+    return {
+        "labels": {
+            "alertname": "ChannelTest",
+            "severity": params["severity"],
+            "instance": params["instance"],
+            "service": "monitoring",
+            "env": params["environment"],
+        },
+        "annotations": {
+            "summary": "A test: nothing is wrong",
+            "summary_ja": "テストです。異常はありません",
+            "description": "Somebody tries whether messages arrive. There is nothing to do.",
+            "description_ja": "通知が届くかどうかを確認しています。対応は不要です。",
+        },
+        "startsAt": format_time(now),
+        "endsAt": format_time(ends),
+    }
+
+
+def run(api, params, sleep=time.sleep, clock=time.monotonic):
+    """Send it, watch, end it. (taken, refused, silent)"""
+
+    def figures():
+        try:
+            return requests(api.text("GET", "/metrics"))
+        except urllib.error.HTTPError as error:
+            raise Unreachable("Alertmanager answers GET /metrics with %d" % error.code)
+
+    before = figures()
+    started, deadline = api.now(), clock() + params["wait_seconds"]
+    # Should this process die, the alert ends by itself soon after.
+    api.call("POST", "/alerts", [alert(params, started, started + params["wait_seconds"] + 60)])
+    try:
+        while True:
+            result = judge(before, figures(), params["channels"])
+            # A channel that refused is tried again by Alertmanager as long as there is time.
+            if not result[1] and not result[2] or clock() >= deadline:
+                return result
+            sleep(1)
+    finally:
+        api.call("POST", "/alerts", [alert(params, started, max(api.now(), started + 1))])
+
+
+def main():
+    module = QuietModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "user": {"type": "str", "default": ""},
+            "password": {"type": "str", "default": "", "no_log": True},
+            "ca_file": {"type": "path"},
+            "channels": {
+                "type": "list",
+                "elements": "str",
+                "choices": ["email", "pagerduty", "slack", "webhook"],
+                "required": True,
+            },
+            "severity": {"type": "str", "default": "critical"},
+            "instance": {"type": "str", "required": True},
+            "environment": {"type": "str", "required": True},
+            "wait_seconds": {"type": "int", "default": 60},
+            "timeout_seconds": {"type": "int", "default": 5},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        api = Api(module.params)
+        if module.check_mode:
+            api.call("GET", "/status")
+            module.exit_json(changed=False, taken=[], refused=[], silent=[])
+        taken, refused, silent = run(api, module.params)
+    except Unreachable as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, taken=taken, refused=refused, silent=silent)
+
+
+if __name__ == "__main__":
+    main()

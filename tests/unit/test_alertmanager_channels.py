@@ -1,0 +1,117 @@
+"""The module that tries the channels: who took a test alert, by Alertmanager's own count."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import alertmanager_channels as module
+import pytest
+
+# As Alertmanager 0.28 writes it.
+FIGURES = """# TYPE alertmanager_notification_requests_failed_total counter
+alertmanager_notification_requests_failed_total{integration="email"} %(email_bad)d
+alertmanager_notification_requests_failed_total{integration="slack"} %(slack_bad)d
+# TYPE alertmanager_notification_requests_total counter
+alertmanager_notification_requests_total{integration="email"} %(email)d
+alertmanager_notification_requests_total{integration="slack"} %(slack)d
+alertmanager_notifications_total{integration="email"} 99
+"""
+
+
+class Alertmanager(BaseHTTPRequestHandler):
+    """Counts a request to each channel once a firing alert has come; `broken` ones count a failure, too."""
+
+    def log_message(self, *_arguments):
+        pass
+
+    def answer(self, text):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def do_GET(self):
+        if self.path != "/metrics":
+            return self.answer("{}")
+        server = self.server
+        if server.alerts:
+            for channel in server.tried:
+                server.count[channel] += 1
+                server.count[f"{channel}_bad"] += channel in server.broken
+            server.broken -= server.mended
+        return self.answer(FIGURES % server.count)
+
+    def do_POST(self):
+        self.server.alerts += json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.answer("")
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Alertmanager)
+    server.alerts, server.tried, server.broken, server.mended = [], {"email", "slack"}, set(), set()
+    server.count = {"email": 7, "email_bad": 3, "slack": 5, "slack_bad": 0}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def tried(server, **options):
+    params = {
+        "url": f"http://127.0.0.1:{server.server_port}",
+        "user": "",
+        "password": "",
+        "ca_file": None,
+        "channels": ["slack", "email"],
+        "severity": "critical",
+        "instance": "mon1",
+        "environment": "test",
+        "wait_seconds": 3,
+        "timeout_seconds": 2,
+        **options,
+    }
+    clock = iter(range(1000))
+    return module.run(module.Api(params), params, sleep=lambda _seconds: None, clock=lambda: next(clock))
+
+
+def test_every_channel_took_it_and_the_alert_is_ended(server):
+    assert tried(server) == (["email", "slack"], [], [])
+    fired, ended = server.alerts
+    assert fired["labels"] == ended["labels"] and fired["labels"]["severity"] == "critical"
+    assert fired["startsAt"] == ended["startsAt"] < ended["endsAt"] < fired["endsAt"]
+
+
+def test_one_that_refuses_is_named_and_the_alert_is_ended_all_the_same(server):
+    server.broken = {"slack"}
+    assert tried(server) == (["email"], ["slack"], [])
+    assert len(server.alerts) == 2
+
+
+def test_one_that_takes_it_at_the_second_attempt_took_it(server):
+    server.broken, server.mended = {"slack"}, {"slack"}
+    assert tried(server) == (["email", "slack"], [], [])
+
+
+def test_one_that_nobody_tried_is_silent(server):
+    """It is not routed there: no error says so."""
+    server.tried = {"email"}
+    assert tried(server) == (["email"], [], ["slack"])
+
+
+def test_a_channel_that_it_has_never_heard_of_is_silent(server):
+    assert tried(server, channels=["pagerduty"]) == ([], [], ["pagerduty"])
+
+
+def test_what_was_counted_before_does_not_count():
+    count = module.requests(FIGURES % {"email": 7, "email_bad": 3, "slack": 5, "slack_bad": 0})
+    assert count == {"email": (7, 3), "slack": (5, 0)}
+    assert module.judge(count, count, ["email", "slack"]) == ([], [], ["email", "slack"])
+
+
+def test_an_alertmanager_that_is_away_is_said():
+    params = {"url": "http://127.0.0.1:9", "user": "", "password": "", "timeout_seconds": 1, "ca_file": None}
+    with pytest.raises(module.Unreachable, match="cannot be asked"):
+        tried_api = module.Api(params)
+        module.run(tried_api, dict(params, wait_seconds=1, channels=["email"]))
