@@ -56,7 +56,7 @@ test: images ## What .ci/run runs: lint, unit tests and a sample of the scenario
 test-all: images ## Every proof; writes docs/verification.md
 	@$(RUN) all; result=$$?; .venv/bin/python scripts/verification.py && exit $$result
 
-test-rest: images ## What did not pass in the last whole run, once more; docs/verification.md says so
+test-rest: images ## What a whole run has not passed, on the same code; docs/verification.md says what that was
 	@$(RUN) rest; result=$$?; .venv/bin/python scripts/verification.py && exit $$result
 
 bench: images ## Measurements, side by side

@@ -3,7 +3,8 @@
 
   scripts/run_tests.py test           the sample
   scripts/run_tests.py all            everything; what happened is kept in .cache/results.json
-  scripts/run_tests.py rest           what did not pass in that run (it may have been ended), on the same commit
+  scripts/run_tests.py rest           what did not pass in that run (it may have been ended), on the same code; of a run
+                                      on another machine docs/verification.md says it
   scripts/run_tests.py bench          the measurements
   scripts/run_tests.py NAME...        these steps; a scenario that the file does not list is run too
 
@@ -25,13 +26,14 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import verification
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
 LOGS = CACHE / "logs"
 FAILURES = CACHE / "failures"
-RESULTS = CACHE / "results.json"
+RESULTS = verification.RESULTS
 AT_ONCE = 2
 LABEL = "shiftmaster-ops.scenario"
 TAIL_LINES = 60
@@ -326,11 +328,17 @@ def main() -> int:
     return 0 if good else 1
 
 
+def same_code(commit: str) -> bool:
+    """Whether nothing but the page of results has changed since a commit."""
+    compared = ["git", "diff", "--quiet", commit, "HEAD", "--", ".", ":(exclude)docs/verification.md"]
+    return subprocess.run(compared, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
 def rest(now: dict) -> int:
     """Run what did not pass in the last whole run; its results say that it was not the first attempt."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if (results.get("commit"), results.get("dirty")) != (now["commit"], now["dirty"]):
-        sys.exit("ERROR: The last whole run was of another commit (or there was none): run `make test-all`.")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else verification.read(verification.PAGE.read_text())
+    if results["dirty"] or now["dirty"] or not same_code(results["commit"]):
+        sys.exit("ERROR: The last whole run was of other code: run `make test-all`.")
     missing = {entry["name"]: entry for entry in results["steps"] if entry["result"] != PASSED}
     if not missing:
         say("all of the last whole run passed")

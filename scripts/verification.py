@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Writes docs/verification.md from what `scripts/run_tests.py all` did (.cache/results.json)."""
+"""Writes docs/verification.md from what `scripts/run_tests.py all` did (.cache/results.json), and reads it back."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -39,6 +40,30 @@ def render(results: dict) -> str:
             f"| {step['seconds']:.0f} | {cell(tests)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def read(page: str) -> dict:
+    """What render() was given, as far as the page says it: enough to go on with the run, on another machine too."""
+    head = re.search(r"^Commit `(\w+)`( with changes not committed)?, begun (.*)\.$", page, re.M)
+    results = {"commit": head[1], "dirty": bool(head[2]), "started": head[3], "steps": []}
+    for line in page.splitlines():
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) != 6 or cells[0] == "proof" or set(line) <= set("|-:"):
+            continue
+        name, proves, label, said, seconds, closing = cells
+        result, mark = next((result, mark) for result, mark in MARKS.items() if said.startswith(mark))
+        results["steps"].append(
+            {
+                "name": name,
+                "proves": proves,
+                "label": label,
+                "result": result,
+                "note": said[len(mark) :].strip(" ()"),
+                "seconds": float(seconds),
+                "closing": closing.split("; ") if closing else [],
+            }
+        )
+    return results
 
 
 def main() -> int:
