@@ -1,0 +1,233 @@
+"""What pgBackRest's catalogue is read as: real answers of 2.55, and answers that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.shiftmaster import backup_catalogue as catalogue
+
+RECORDED = Path(__file__).parent / "recorded/backup"
+FULL = "20261126-154259F"
+INCR, DIFF, LAST = (FULL + "_20261126-" + name for name in ("154316I", "154334D", "154338I"))
+FIRST_SYSTEM, SECOND_SYSTEM = 7712506137836862694, 7712508581903979874
+
+
+def recorded(name):
+    return (RECORDED / ("info-%s.json" % name if name else "info.json")).read_bytes()
+
+
+def stanza(name, stanza="shiftmaster"):
+    return catalogue.stanza_of(recorded(name), stanza)
+
+
+def codes(verdict):
+    return [problem.code for problem in verdict.problems]
+
+
+def changed(change, name=""):
+    """A recorded answer with something in it changed."""
+    data = json.loads(recorded(name))
+    change(data[0])
+    return json.dumps(data)
+
+
+def test_a_backup_is_read_whole():
+    backups = stanza("").backups
+    assert [backup.label for backup in backups] == [FULL, INCR, DIFF, LAST]
+    assert backups[0] == catalogue.Backup(
+        label=FULL,
+        kind="full",
+        prior=None,
+        references=(),
+        started=1795707779,
+        stopped=1795707793,
+        wal_start="000000010000000000000002",
+        wal_stop="000000010000000000000002",
+        lsn_start="0/2000028",
+        lsn_stop="0/2000158",
+        size=32852909,
+        repo_size=4324408,
+        error=False,
+        repo=1,
+        annotation={"run": "first"},
+        database_id=1,
+        system_id=FIRST_SYSTEM,
+        version="17",
+    )
+    assert (backups[3].kind, backups[3].prior, backups[3].references) == ("incr", DIFF, (FULL, DIFF))
+    assert backups[3].annotation == {}
+
+
+def test_a_stanza_is_read_whole():
+    read = stanza("")
+    assert (read.name, read.code, read.message, read.busy) == ("shiftmaster", 0, "ok", False)
+    assert read.repos == (catalogue.Repo(1, 0, "ok", True),)
+    assert read.databases == (catalogue.Database(1, 1, FIRST_SYSTEM, "17"),)
+    assert read.archives == (catalogue.Archive("17-1", 1, 1, "000000010000000000000001", "000000010000000000000009"),)
+    assert stanza("locked").busy
+
+
+def test_a_chain_is_what_a_restore_reads():
+    read = stanza("")
+    assert [backup.label for backup in read.chain(FULL)] == [FULL]
+    assert [backup.label for backup in read.chain(INCR)] == [FULL, INCR]
+    # A diff does not need the incremental one before it.
+    assert [backup.label for backup in read.chain(LAST)] == [FULL, DIFF, LAST]
+
+
+def test_dependants_are_what_goes_with_a_backup():
+    """As pgBackRest says itself when it expires: recorded in expire-1-set.txt."""
+    read = stanza("three-fulls")
+    said = (RECORDED / "expire-1-set.txt").read_text()
+    gone = [FULL] + [backup.label for backup in read.dependants(FULL)]
+    assert "expire adhoc backup set %s\n" % ", ".join(gone) in said
+    assert [backup.label for backup in read.dependants(DIFF)] == [LAST]
+    assert read.dependants(LAST) == ()
+
+
+def test_a_chain_with_a_missing_link_is_no_chain():
+    def drop(data):
+        del data["backup"][2]
+
+    broken = catalogue.stanza_of(changed(drop), "shiftmaster")
+    with pytest.raises(catalogue.CatalogueError, match="%s needs %s, which is gone" % (LAST, DIFF)):
+        broken.chain(LAST)
+    verdict = catalogue.verdict_info(broken)
+    assert [(problem.code, problem.where) for problem in verdict.problems] == [("chain_broken", LAST)]
+    assert verdict.concerning([FULL, INCR]).good
+
+
+def test_an_unknown_backup_is_said():
+    with pytest.raises(catalogue.CatalogueError, match="stanza shiftmaster has no backup 20200101-000000F"):
+        stanza("").chain("20200101-000000F")
+
+
+def test_what_is_well_is_good():
+    assert catalogue.verdict_info(stanza(""), FIRST_SYSTEM).good
+    assert catalogue.verdict_info(stanza("history"), SECOND_SYSTEM).good
+    assert catalogue.verdict_info(stanza("two-repositories"), SECOND_SYSTEM).good
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("no-stanza", "stanza_missing"),
+        ("no-repository", "stanza_missing"),
+        ("no-backup", "no_backup"),
+        ("no-backup-info", "stanza_missing"),
+        ("wrong-key", "unreadable"),
+        ("two-repositories-one-missing", "stanza_missing"),
+    ],
+)
+def test_what_the_exit_code_does_not_say(name, expected):
+    """Every one of these came with exit code 0."""
+    verdict = catalogue.verdict_info(stanza(name))
+    assert not verdict.good
+    assert codes(verdict) == [expected]
+    assert "\n" not in str(verdict)
+
+
+def test_another_stanza_is_not_ours():
+    assert codes(catalogue.verdict_info(stanza("", "other"))) == ["stanza_missing"]
+
+
+def test_a_status_of_the_future_is_not_good():
+    def change(data):
+        data["repo"][0]["status"] = {"code": 42, "message": "something new"}
+
+    verdict = catalogue.verdict_info(catalogue.stanza_of(changed(change), "shiftmaster"))
+    assert codes(verdict) == ["unknown_status"] and "something new" in str(verdict)
+
+
+def test_a_bad_stanza_with_good_repositories_is_not_good():
+    def change(data):
+        data["status"].update(code=5, message="database mismatch across repos")
+
+    assert codes(catalogue.verdict_info(catalogue.stanza_of(changed(change), "shiftmaster"))) == ["other_database"]
+
+
+def test_damaged_pages_are_a_problem_of_their_backup_only():
+    read = stanza("page-checksum")
+    verdict = catalogue.verdict_info(read)
+    damaged = [backup.label for backup in read.backups if backup.error]
+    assert len(damaged) == 1
+    assert [(problem.code, problem.where) for problem in verdict.problems] == [("page_checksums", damaged[0])]
+    assert verdict.concerning([FULL]).good and not verdict.concerning(damaged).good
+
+
+def test_a_repository_of_another_cluster_is_found():
+    verdict = catalogue.verdict_info(stanza(""), SECOND_SYSTEM)
+    assert codes(verdict) == ["other_system"]
+    assert codes(catalogue.verdict_info(stanza("history"), FIRST_SYSTEM)) == ["other_system"]
+
+
+def test_backups_of_a_former_cluster_are_none_of_todays():
+    """pgBackRest says ok, for it has valid backups; of the cluster that runs it has none."""
+    assert stanza("upgraded").code == catalogue.OK
+    assert codes(catalogue.verdict_info(stanza("upgraded"), SECOND_SYSTEM)) == ["no_backup"]
+
+
+def test_backups_of_each_repository_are_told_apart():
+    read = stanza("two-repositories")
+    (offsite,) = read.of(2)
+    assert offsite.system_id == SECOND_SYSTEM and offsite.database_id == 1
+    assert offsite.label not in {backup.label for backup in read.of(1)}
+    assert read.current_database(1).id == 2 and read.current_database(2).system_id == SECOND_SYSTEM
+    with pytest.raises(catalogue.CatalogueError):
+        read.backup(offsite.label, 1)
+
+
+def test_the_same_label_in_two_repositories_is_two_backups():
+    def twice(data):
+        copies = [json.loads(json.dumps(item)) for item in data["backup"]]
+        for item in copies:
+            item["database"]["repo-key"] = 2
+        data["backup"] += copies[:1] + copies[2:]
+        data["db"].append(dict(data["db"][0], **{"repo-key": 2}))
+        data["repo"].append(dict(data["repo"][0], key=2))
+
+    read = catalogue.stanza_of(changed(twice), "shiftmaster")
+    assert [(one.label, one.repo) for one in read.chain(LAST, 2)] == [(FULL, 2), (DIFF, 2), (LAST, 2)]
+    assert [(one.label, one.repo) for one in read.dependants(FULL, 2)] == [(DIFF, 2), (LAST, 2)]
+
+
+@pytest.mark.parametrize(
+    "answer, why",
+    [
+        ("", "wrote no JSON"),
+        ("ERROR: [055]: something", "wrote no JSON"),
+        (recorded("")[:2000], "wrote no JSON"),
+        ("{}", "no list"),
+        ("[1]", "not understood"),
+        ('[{"name": "shiftmaster"}]', "not understood"),
+    ],
+)
+def test_what_is_no_answer_raises(answer, why):
+    with pytest.raises(catalogue.CatalogueError, match=why):
+        catalogue.parse(answer)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda backup: backup.pop("error"),
+        lambda backup: backup.update(error=None),
+        lambda backup: backup.update(type="partial"),
+        lambda backup: backup["archive"].update(stop=None),
+        lambda backup: backup["timestamp"].update(stop="now"),
+        lambda backup: backup["info"]["repository"].pop("delta"),
+        lambda backup: backup["database"].update(id=7),
+    ],
+)
+def test_a_backup_that_is_not_understood_raises(change):
+    with pytest.raises(catalogue.CatalogueError, match="not understood"):
+        catalogue.parse(changed(lambda data: change(data["backup"][1])))
+
+
+def test_bytes_that_are_no_text_are_read_too():
+    """The message about a wrong key quotes what it decrypted."""
+    with pytest.raises(UnicodeDecodeError):
+        recorded("wrong-key").decode("utf-8")
+    assert stanza("wrong-key").repos[0].code == catalogue.OTHER
