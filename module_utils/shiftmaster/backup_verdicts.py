@@ -6,6 +6,8 @@ empty answer, an unknown line or one that stops in the middle is not.
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from typing import Iterable, NamedTuple
 
@@ -39,3 +41,390 @@ def both(*verdicts) -> Verdict:
     """Return what several verdicts say together."""
     found = verdict(problem for one in verdicts for problem in one.problems)
     return Verdict(found.good and all(one.good for one in verdicts), found.problems)
+
+
+def readable(text: str, longest: int = 300) -> str:
+    """Return a text of a tool on one line. The messages about a wrong key quote bytes that are no text."""
+    text = "".join(sign if sign.isprintable() and sign != "\N{REPLACEMENT CHARACTER}" else " " for sign in text)
+    return " ".join(text.split())[:longest]
+
+
+# ---------------------------------------------------------------------------------------------------------- pgBackRest
+
+# In front of a message: of the log on the console, and of the one on standard error.
+_PREFIX = re.compile(r"^(?:\d{4}-\d\d-\d\d [\d:.]+ P\d+ +)?(INFO|WARN|ERROR): +")
+_VERIFY_ARCHIVE = re.compile(r"^archiveId: (\S+), total WAL checked: (\d+), total valid WAL: (\d+)$")
+_VERIFY_BACKUP = re.compile(
+    r"^backup: (\S+), status: (\w[\w ]*), total files checked: (\d+), total valid files: (\d+)$"
+)
+_VERIFY_COUNTS = re.compile(r"^missing: (\d+), checksum invalid: (\d+), size invalid: (\d+), other: (\d+)$")
+_VERIFY_FILE = re.compile(r"^(file missing|invalid checksum|invalid size) '([^']+)'$")
+_SEGMENT_FILE = re.compile(r"^(?:[^/]+/)*([0-9A-F]{24})-[0-9a-f]{40}")
+
+
+def verify_text(text: str, stanza=None, repo: int = 1) -> Verdict:
+    """Judge `pgbackrest verify --output=text --verbose`: standard output, alone or with standard error.
+
+    The place of a problem is a label, or an archive's folder (17-1). With the stanza of the catalogue every one of its
+    backups must be in the report, and what needs a damaged backup is damaged too: verify calls it valid.
+
+    What it does not look at is whether the WAL is without gaps: that is backup_wal's.
+    """
+    problems, states, archives, counted = [], {}, {}, set()
+    place, status, name = "", None, None
+    for line in text.splitlines():
+        prefix = _PREFIX.match(line)
+        said = _PREFIX.sub("", line).strip()
+        backup, archive = _VERIFY_BACKUP.match(said), _VERIFY_ARCHIVE.match(said)
+        counts, broken = _VERIFY_COUNTS.match(said), _VERIFY_FILE.match(said)
+        if not said or said.startswith(("verify command begin", "verify command end: completed successfully")):
+            continue
+        if prefix and prefix.group(1) != "INFO":
+            problems.append(Problem("verify_message", readable(said)))
+        elif said.startswith("stanza: "):
+            name = said[len("stanza: ") :]
+        elif said in ("status: ok", "status: error"):
+            status = said[len("status: ") :]
+        elif archive:
+            place = archive.group(1)
+            archives[place] = archive.group(2) == archive.group(3) and int(archive.group(2)) > 0
+            if not archives[place]:
+                problems.append(
+                    Problem(
+                        "wal_damaged",
+                        "of %s segments in archive %s %s are whole" % (archive.group(2), place, archive.group(3)),
+                        place,
+                    )
+                )
+        elif backup:
+            place = backup.group(1)
+            states[place] = backup.group(2) == "valid" and backup.group(3) == backup.group(4) != "0"
+            if not states[place]:
+                problems.append(
+                    Problem(
+                        "backup_damaged",
+                        "backup %s is %s: of %s files %s are whole"
+                        % (place, backup.group(2), backup.group(3), backup.group(4)),
+                        place,
+                    )
+                )
+        elif counts:
+            counted.add(place)
+            if set(counts.groups()) != {"0"} and states.get(place, archives.get(place, True)):
+                problems.append(Problem("verify_counts", "%s: %s" % (place, said), place))
+        elif broken:
+            problems.append(Problem("file_damaged", said, broken.group(2).split("/")[0]))
+        elif re.match(r"^No usable (backup|archive)\.info file$", said):
+            problems.append(Problem("unreadable", "the repository has %s" % (said[0].lower() + said[1:])))
+        else:
+            problems.append(Problem("unknown_text", "verify said something that is not known: %s" % readable(said)))
+    if status is None or name is None:
+        problems.append(Problem("no_report", "verify wrote no report; it writes one with --output=text --verbose"))
+    elif status != "ok" and not problems:
+        problems.append(Problem("unknown_text", "verify found an error that it does not name"))
+    elif not states or not archives:
+        problems.append(
+            Problem("no_report", "verify looked at %d backups and %d archives" % (len(states), len(archives)))
+        )
+    for one, whole in {**archives, **states}.items():
+        if whole and one not in counted:
+            problems.append(Problem("no_report", "the report ends at %s" % one, one))
+    if stanza is not None:
+        if name not in (None, stanza.name):
+            problems.append(Problem("no_report", "verify looked at stanza %s" % name))
+        problems += _against_catalogue(states, stanza, repo)
+    return verdict(problems)
+
+
+def _against_catalogue(states: dict, stanza, repo: int) -> list:
+    found = []
+    damaged = {label for label, whole in states.items() if not whole}
+    for backup in stanza.of(repo):
+        if backup.label not in states:
+            found.append(Problem("not_verified", "verify did not look at backup %s" % backup.label, backup.label))
+        lost = damaged & {backup.prior, *backup.references}
+        if lost and backup.label not in damaged:
+            found.append(
+                Problem("backup_damaged", "backup %s needs %s" % (backup.label, ", ".join(sorted(lost))), backup.label)
+            )
+    return found
+
+
+def damaged_wal(text: str) -> list:
+    """Return the segments that verify calls damaged, by their names of 24 digits."""
+    names = []
+    for line in text.splitlines():
+        broken = _VERIFY_FILE.match(_PREFIX.sub("", line).strip())
+        segment = _SEGMENT_FILE.match(broken.group(2)) if broken else None
+        if segment:
+            names.append(segment.group(1))
+    return sorted(set(names))
+
+
+# What the errors of pgBackRest (src/common/error/error.auto.c) mean for the one who reads the report.
+_ERRORS = {
+    26: ("damaged", "a file of the repository is damaged"),
+    29: ("unreadable", "the repository cannot be read; most often its key is wrong, or a file of it is damaged"),
+    38: ("running", "the database runs in the folder that was to be restored"),
+    50: ("locked", "another run of pgBackRest holds the lock"),
+    51: ("other_system", "the database is another one than that of the stanza"),
+    55: ("repository_missing", "a file of the repository is not there"),
+    56: ("no_database", "the database does not answer, or refuses the login"),
+    64: ("not_written", "a file could not be written"),
+    68: ("not_archived", "archiving is not set up"),
+    75: ("no_backup", "there is no backup for it"),
+    82: ("not_archived", "the WAL did not come into the archive in time"),
+    103: ("repository_missing", "no repository can be used"),
+}
+# Warnings that are no reason to doubt a backup.
+_HARMLESS = (
+    r"a timeline switch has occurred since the \S+ backup, enabling delta checksum",
+    r"repo\d+: expiring latest backup \S+ - the ability to perform point-in-time-recovery \(PITR\) may be affected",
+    r"option 'repo\d+-retention-full' is not set for 'repo\d+-retention-full-type=count'",
+    r"no prior backup exists, (?:incr|diff) backup has been changed to full",
+)
+
+
+def pgbackrest(rc: int, text: str, command: str) -> Verdict:
+    """Judge what a command wrote with --log-level-stderr=info: backup, restore, expire, check, stanza-create.
+
+    A warning that is not known to be harmless is a problem: damaged pages are no more than one.
+    """
+    problems = []
+    messages = []
+    for line in text.splitlines():
+        prefix = _PREFIX.match(line)
+        if prefix:
+            messages.append([prefix.group(1), _PREFIX.sub("", line)])
+        elif messages:
+            messages[-1][1] += "\n" + line
+        elif line.strip():
+            problems.append(Problem("unknown_text", readable(line)))
+    ended = False
+    for level, said in messages:
+        number = re.match(r"\[(\d+)\]: ", said)
+        page = re.match(r"invalid page checksums? found in file (\S+)", said)
+        if level == "ERROR":
+            code, what = _ERRORS.get(int(number.group(1)) if number else 0, ("failed", "pgBackRest failed"))
+            if "No space left on device" in said:
+                code, what = "disk_full", "the disk is full"
+            problems.append(Problem(code, "%s (%s)" % (what, readable(said))))
+        elif page:
+            problems.append(Problem("page_checksums", readable(said), page.group(1)))
+        elif level == "WARN" and not any(re.match(form, said) for form in _HARMLESS):
+            problems.append(Problem("warning", readable(said)))
+        elif re.match(r"%s command end: completed successfully" % re.escape(command), said):
+            ended = True
+    if rc != 0 and not any(problem.code != "warning" for problem in problems):
+        problems.append(Problem("failed", "pgbackrest %s ended with code %d" % (command, rc)))
+    if not ended and not problems:
+        problems.append(Problem("not_ended", "pgbackrest %s did not say that it has completed" % command))
+    return verdict(problems)
+
+
+# ---------------------------------------------------------------------------------------------------------- PostgreSQL
+
+
+def recovery(log: str, target: str = "", last_segment: str = "") -> Verdict:
+    """Judge the log of a server that was started on a restored folder.
+
+    A recovery that meets a damaged or missing segment says that it is complete: with thousands of commits missing. So
+    there must be a proven end: the named point (target), or the last segment of the archive.
+    """
+    problems = []
+    for line in log.splitlines():
+        if re.search(r"\b(?:FATAL|PANIC):", line):
+            problems.append(Problem("recovery_failed", readable(line.split("]", 1)[-1])))
+    if "archive recovery complete" not in log:
+        problems.append(Problem("recovery_failed", "the recovery did not complete"))
+    if not target and not last_segment:
+        problems.append(Problem("no_proof", "nothing says up to where the recovery had to come"))
+    if target and 'recovery stopping at restore point "%s"' % target not in log:
+        problems.append(Problem("target_missed", "the recovery did not come to the point %s" % target))
+    if last_segment and 'restored log file "%s" from archive' % last_segment not in log:
+        problems.append(Problem("wal_missing", "the recovery did not come to segment %s" % last_segment, last_segment))
+    return verdict(problems)
+
+
+def amcheck(rc: int, stdout: str, stderr: str) -> Verdict:
+    """Judge `pg_amcheck --all --heapallindexed --install-missing --progress`.
+
+    It says nothing about what is whole, so its progress is what tells that something was looked at. A database in
+    which the extension is not installed is left out, with code 0.
+    """
+    problems = []
+    found = {}
+    place = ""
+    for line in stdout.splitlines():
+        relation = re.match(r'^(?:heap table|btree index) "([^"]+)"', line)
+        if relation:
+            place = relation.group(1)
+            found[place] = ""
+        elif place and line.startswith(" "):
+            found[place] += line
+        elif line.strip():
+            problems.append(Problem("unknown_text", readable(line)))
+    problems += [Problem("corrupt", "%s: %s" % (place, readable(said)), place) for place, said in found.items()]
+    done = None
+    for line in re.split(r"[\r\n]+", stderr):
+        progress = re.match(r"^\s*(\d+)/(\d+) relations \(\s*\d+%\),", line)
+        if progress:
+            done = progress.groups()
+        elif line.strip() and not line.startswith("NOTICE:"):
+            problems.append(Problem("amcheck_message", readable(line)))
+    if rc != 0 and not problems:
+        problems.append(Problem("failed", "pg_amcheck ended with code %d" % rc))
+    if done is None or done[0] != done[1] or done[1] == "0":
+        problems.append(
+            Problem("not_ended", "pg_amcheck did not look at everything: %s" % " of ".join(done or ("nothing",)))
+        )
+    return verdict(problems)
+
+
+def dump_list(rc: int, stdout: str, stderr: str, tables: Iterable = ()) -> Verdict:
+    """Judge `pg_restore --list`; tables, as schema.name, must have their data in it.
+
+    It proves little: a dump that was cut after its list, whose data is gone or in whose list a bit was flipped is
+    listed all the same, with code 0. Only checksums and a restore tell.
+    """
+    problems = [Problem("dump_message", readable(line)) for line in stderr.splitlines() if line.strip()]
+    if rc != 0 and not problems:
+        problems.append(Problem("failed", "pg_restore --list ended with code %d" % rc))
+    if not problems and not re.search(r"^;\s+TOC Entries: [1-9]", stdout, re.M):
+        problems.append(Problem("unknown_text", "pg_restore --list wrote no list"))
+    there = {"%s.%s" % found for found in re.findall(r"^\d+; \d+ \d+ TABLE DATA (\S+) (.+) \S+ *$", stdout, re.M)}
+    for table in tables:
+        if table not in there and not problems:
+            problems.append(Problem("table_missing", "the dump holds no data of table %s" % table, table))
+    return verdict(problems)
+
+
+def pg_dump(rc: int, stderr: str) -> Verdict:
+    """Judge pg_dump, which writes nothing when all is well. A killed one has the negative code of its signal."""
+    problems = [Problem("dump_failed", readable(line)) for line in stderr.splitlines() if line.strip()]
+    if rc != 0 and not problems:
+        problems.append(Problem("dump_failed", "pg_dump ended with code %d" % rc))
+    return verdict(problems)
+
+
+# -------------------------------------------------------------------------------------------------------------- restic
+
+_RESTIC_CODES = {
+    3: ("partial", "not everything could be read"),
+    10: ("repository_missing", "the repository is not there"),
+    11: ("locked", "the repository is locked"),
+    12: ("wrong_key", "the key is wrong"),
+    130: ("killed", "it was interrupted"),
+}
+
+
+def _restic(rc: int, stdout: str, stderr: str, command: str):
+    """Return (the summary, the problems) of a command with --json."""
+    problems = []
+    summary = None
+    for line in (stdout + "\n" + stderr).splitlines():
+        line = line.strip()
+        if not line:
+            continue
+        try:
+            message = json.loads(line)
+            kind = message["message_type"]
+        except (ValueError, KeyError, TypeError):
+            missing = re.match(r"^(.+) does not exist, skipping$", line)
+            if missing:
+                where = missing.group(1)
+                problems.append(Problem("source_missing", "%s is not there, so it was not saved" % where, where))
+            else:
+                problems.append(Problem("unknown_text", readable(line)))
+            continue
+        if kind == "summary":
+            summary = message
+        elif kind == "error":
+            error = message.get("error")
+            what = error.get("message", "") if isinstance(error, dict) else message.get("message", "")
+            problems.append(Problem("restic_error", readable(what), message.get("item", "")))
+        elif kind == "exit_error":
+            code, what = _RESTIC_CODES.get(message.get("code"), ("failed", "restic %s failed" % command))
+            problems.append(Problem(code, "%s (%s)" % (what, readable(message.get("message", "")))))
+        elif kind not in ("status", "verbose_status", "initialized"):
+            problems.append(Problem("unknown_text", readable(line)))
+    if rc != 0 and not problems:
+        code, what = _RESTIC_CODES.get(rc, ("failed", "restic %s ended with code %d" % (command, rc)))
+        problems.append(Problem(code, what))
+    return summary, problems
+
+
+def restic_backup(rc: int, stdout: str, stderr: str) -> Verdict:
+    """Judge `restic backup --json`, which answers 0 where one of its paths is not there."""
+    summary, problems = _restic(rc, stdout, stderr, "backup")
+    if not problems:
+        if not summary or not summary.get("snapshot_id"):
+            problems.append(Problem("not_ended", "restic backup named no snapshot"))
+        elif not summary.get("total_files_processed"):
+            problems.append(Problem("empty", "restic backup saved no file"))
+    return verdict(problems)
+
+
+def restic_restore(rc: int, stdout: str, stderr: str) -> Verdict:
+    """Judge `restic restore --json`. What it brought back is compared by checksums elsewhere."""
+    summary, problems = _restic(rc, stdout, stderr, "restore")
+    if not problems:
+        if not summary:
+            problems.append(Problem("not_ended", "restic restore did not end"))
+        elif summary.get("files_restored") != summary.get("total_files") or not summary.get("total_files"):
+            problems.append(
+                Problem(
+                    "partial",
+                    "of %s files %s were restored" % (summary.get("total_files"), summary.get("files_restored")),
+                )
+            )
+        elif summary.get("bytes_restored", 0) != summary.get("total_bytes", 0):
+            problems.append(Problem("partial", "not all the bytes were restored"))
+    return verdict(problems)
+
+
+def restic_check(rc: int, stdout: str, stderr: str, read_data: bool = True) -> Verdict:
+    """Judge `restic check`, without --json: the summary of that does not say whether the data was read.
+
+    Without --read-data or --read-data-subset a flipped byte is not found, so that is no verification unless read_data
+    is false.
+    """
+    problems = []
+    for line in stderr.splitlines():
+        pack = re.match(r"^pack ([0-9a-f]{64})\b", line)
+        if pack:
+            problems.append(Problem("pack_damaged", readable(line), pack.group(1)))
+        elif line.strip() and not problems:
+            problems.append(Problem("restic_error", readable(line)))
+    if rc != 0 and not problems:
+        code, what = _RESTIC_CODES.get(rc, ("failed", "restic check ended with code %d" % rc))
+        problems.append(Problem(code, what))
+    if "no errors were found" not in stdout.splitlines() and not problems:
+        problems.append(Problem("not_ended", "restic check did not say that it found no errors"))
+    if read_data and not re.search(r"^read (all data$|group #\d+ of |[\d.]+% of data packs$)", stdout, re.M):
+        problems.append(Problem("not_read", "restic check did not read the data"))
+    return verdict(problems)
+
+
+def restic_forget(rc: int, stdout: str, stderr: str, gone: Iterable, left: Iterable) -> Verdict:
+    """Judge `restic forget`: gone are the snapshots that were to go, left those that `snapshots` lists afterwards.
+
+    It answers 0 when the server refused (403), and says nothing when it did as it was told; so the list decides.
+    """
+    problems = []
+    for line in stderr.splitlines():
+        refused = re.match(r"^unable to remove snapshot/([0-9a-f]{64}) from the repository$", line)
+        if refused:
+            problems.append(
+                Problem("not_removed", "snapshot %s could not be removed" % refused.group(1), refused.group(1))
+            )
+        elif line.strip():
+            problems.append(Problem("restic_error", readable(line)))
+    if rc != 0 and not problems:
+        code, what = _RESTIC_CODES.get(rc, ("failed", "restic forget ended with code %d" % rc))
+        problems.append(Problem(code, what))
+    left = set(left)
+    for name in gone:
+        if name in left:
+            problems.append(Problem("not_removed", "snapshot %s could not be removed" % name, name))
+    return verdict(problems)

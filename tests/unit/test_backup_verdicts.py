@@ -1,0 +1,487 @@
+"""What the tools really said, good and damaged, and what is made of it. Most of it came with exit code 0."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.shiftmaster import backup_catalogue as catalogue
+from ansible.module_utils.shiftmaster import backup_verdicts as verdicts
+
+RECORDED = Path(__file__).parent / "recorded/backup"
+FULL = "20261126-154259F"
+INCR, DIFF, LAST = (FULL + "_20261126-" + name for name in ("154316I", "154334D", "154338I"))
+STANZA = catalogue.stanza_of((RECORDED / "info.json").read_bytes(), "shiftmaster")
+
+
+def recorded(name):
+    """Exit code, standard output and standard error."""
+    text = (RECORDED / (name + ".txt")).read_bytes().decode("utf-8", "replace")
+    code, rest = text.split("--- stdout\n", 1)
+    stdout, stderr = rest.split("--- stderr\n", 1)
+    return int(code.split(":")[1]), stdout, stderr
+
+
+def verify(name, stanza=STANZA):
+    code, stdout, _ = recorded("verify-" + name)
+    assert code == 0
+    return verdicts.verify_text(stdout, stanza)
+
+
+def found(verdict):
+    return sorted((problem.code, problem.where) for problem in verdict.problems)
+
+
+def codes(verdict):
+    return [problem.code for problem in verdict.problems]
+
+
+# ------------------------------------------------------------------------------------------------------------- verdicts
+
+
+def test_a_verdict_is_good_without_problems_only():
+    problem = verdicts.Problem("x", "it broke", "here")
+    assert verdicts.verdict([]).good and not verdicts.verdict([problem]).good
+    assert verdicts.verdict([problem, problem]).problems == (problem,)
+    assert str(verdicts.verdict([problem])) == "it broke" and str(verdicts.verdict([])) == "good"
+    assert not verdicts.both(verdicts.verdict([]), verdicts.verdict([problem])).good
+    assert verdicts.both(verdicts.verdict([]), verdicts.verdict([])).good
+
+
+def test_problems_of_other_places_can_be_left_out():
+    whole, here = verdicts.Problem("x", "all", ""), verdicts.Problem("y", "this", "here")
+    judged = verdicts.verdict([here])
+    assert judged.concerning(["there"]).good and not judged.concerning(["here"]).good
+    assert not verdicts.verdict([whole, here]).concerning(["there"]).good
+
+
+# --------------------------------------------------------------------------------------------------------------- verify
+
+
+def test_a_clean_repository():
+    assert verify("clean").good
+    code, stdout, stderr = recorded("verify-clean")
+    assert verdicts.verify_text(stdout + stderr, STANZA).good and verdicts.verify_text(stderr, STANZA).good
+    history = catalogue.stanza_of((RECORDED / "info-history.json").read_bytes(), "shiftmaster")
+    assert verify("history", history).good
+
+
+def test_without_verbose_a_clean_repository_says_nothing_and_that_is_not_good():
+    _, stdout, stderr = recorded("verify-clean-not-verbose")
+    assert stdout == ""
+    assert codes(verdicts.verify_text(stdout)) == ["no_report"]
+    assert codes(verdicts.verify_text(stderr)) == ["no_report"]
+    assert not verdicts.verify_text(recorded("verify-flipped-bundle-not-verbose")[1]).good
+
+
+def test_the_report_is_found_in_the_log_of_the_console_too():
+    text = recorded("verify-clean")[2]
+    console = re.sub(r"^INFO:", "2026-11-26 15:44:02.042 P00   INFO:", text, flags=re.M)
+    assert console != text and verdicts.verify_text(console, STANZA).good
+
+
+@pytest.mark.parametrize("name", ["flipped-bundle", "flipped-manifest", "missing-bundle"])
+def test_what_needs_a_damaged_backup_is_damaged_too(name):
+    """verify calls the incremental ones valid."""
+    assert recorded("verify-" + name)[1].count("status: valid") == 3
+    judged = verify(name)
+    assert found(judged) == [("backup_damaged", label) for label in (FULL, INCR, DIFF, LAST)]
+    assert "backup %s needs %s" % (INCR, FULL) in str(judged)
+
+
+def test_without_the_catalogue_what_verify_names_is_damaged():
+    assert found(verify("flipped-bundle", None)) == [("backup_damaged", FULL)]
+
+
+def test_the_damaged_file_is_named_where_the_log_is_there():
+    _, stdout, stderr = recorded("verify-flipped-bundle")
+    judged = verdicts.verify_text(stdout + stderr, STANZA)
+    assert "invalid checksum '20261126-154259F/bundle/1'" in str(judged)
+    _, stdout, stderr = recorded("verify-missing-bundle")
+    assert "file missing '20261126-154259F/bundle/1'" in str(verdicts.verify_text(stdout + stderr))
+
+
+def test_a_second_copy_of_the_manifest_is_enough():
+    assert verify("flipped-manifest-one-copy").good
+
+
+def test_a_flipped_segment():
+    judged = verify("flipped-wal")
+    assert found(judged) == [("wal_damaged", "17-1")]
+    assert not judged.concerning([FULL, "17-1"]).good
+    assert "of 10 segments in archive 17-1 9 are whole" in str(judged)
+    assert verdicts.damaged_wal(recorded("verify-flipped-wal")[2]) == ["000000010000000000000005"]
+    assert verdicts.damaged_wal(recorded("verify-flipped-bundle")[2]) == []
+
+
+def test_a_missing_segment_is_not_what_verify_looks_for():
+    """Why backup_wal is there."""
+    assert verify("missing-wal").good
+
+
+@pytest.mark.parametrize("name", ["wrong-key", "no-repository", "no-backup-info"])
+def test_an_unreadable_repository(name):
+    judged = verify(name)
+    assert "unreadable" in codes(judged) and not judged.concerning([]).good
+
+
+def test_an_unknown_stanza():
+    judged = verify("unknown-stanza")
+    assert "unreadable" in codes(judged) and "verify looked at stanza nobody" in str(judged)
+    assert "verify looked at stanza shiftmaster" in str(
+        verdicts.verify_text(recorded("verify-clean")[1], catalogue.stanza_of("[]", "other"))
+    )
+
+
+def test_a_backup_that_is_not_in_the_report_was_not_verified():
+    stdout = recorded("verify-clean")[1]
+    less = re.sub(r"  backup: %s,.*\n.*\n" % INCR, "", stdout)
+    assert less != stdout
+    assert found(verdicts.verify_text(less, STANZA)) == [("not_verified", INCR)]
+
+
+@pytest.mark.parametrize(
+    "old, new, code",
+    [
+        ("status: ok", "status: error", "unknown_text"),
+        ("status: ok\n", "", "no_report"),
+        ("stanza: shiftmaster\n", "", "no_report"),
+        ("status: valid", "status: in progress", "backup_damaged"),
+        ("status: valid", "status: valid-ish", "unknown_text"),
+        ("total valid files: 1265", "total valid files: 1264", "backup_damaged"),
+        (
+            "total files checked: 1265, total valid files: 1265",
+            "total files checked: 0, total valid files: 0",
+            "backup_damaged",
+        ),
+        ("total WAL checked: 10, total valid WAL: 10", "total WAL checked: 0, total valid WAL: 0", "wal_damaged"),
+        ("size invalid: 0", "size invalid: 1", "verify_counts"),
+        ("  archiveId: 17-1, total WAL checked: 10, total valid WAL: 10\n", "", "no_report"),
+        ("status: ok", "status: ok\n  no archives exist in the repo", "unknown_text"),
+        ("status: ok", "status: ok\nWARN: something", "verify_message"),
+    ],
+)
+def test_another_report_is_not_good(old, new, code):
+    stdout = recorded("verify-clean")[1]
+    changed = stdout.replace(old, new, 1)
+    assert changed != stdout
+    assert code in codes(verdicts.verify_text(changed))
+
+
+def test_a_report_that_stops_in_the_middle_is_not_good():
+    stdout = recorded("verify-clean")[1]
+    assert [cut for cut in range(len(stdout) - 1) if verdicts.verify_text(stdout[:cut], STANZA).good] == []
+    lines = stdout.splitlines(keepends=True)
+    assert not verdicts.verify_text("".join(lines[:-1])).good and verdicts.verify_text("".join(lines)).good
+
+
+# ----------------------------------------------------------------------------------------------------------- pgbackrest
+
+
+def pgbackrest(name, command):
+    code, _, stderr = recorded(name)
+    return verdicts.pgbackrest(code, stderr, command)
+
+
+@pytest.mark.parametrize(
+    "name, command",
+    [
+        ("backup-clean-1", "backup"),
+        ("backup-clean-incr-1", "backup"),
+        ("backup-tl2", "backup"),
+        ("restore-good", "restore"),
+        ("stanza-upgrade", "stanza-upgrade"),
+        ("expire-1-set", "expire"),
+        ("expire-2-archive", "expire"),
+        ("expire-damaged", "expire"),
+    ],
+)
+def test_what_went_well(name, command):
+    assert pgbackrest(name, command).good
+
+
+@pytest.mark.parametrize(
+    "name, command, code",
+    [
+        ("backup-wrong-key", "backup", "unreadable"),
+        ("backup-wrong-password", "backup", "no_database"),
+        ("backup-database-down", "backup", "no_database"),
+        ("backup-locked", "backup", "locked"),
+        ("backup-full-disk", "backup", "disk_full"),
+        ("backup-not-archived", "backup", "not_archived"),
+        ("backup-other-system", "backup", "other_system"),
+        ("backup-repository-gone", "backup", "repository_missing"),
+        ("restore-flipped-bundle", "restore", "damaged"),
+        ("restore-flipped-manifest", "restore", "unreadable"),
+        ("restore-wrong-key", "restore", "no_backup"),
+        ("expire-only-full", "expire", "no_backup"),
+    ],
+)
+def test_what_failed_says_why(name, command, code):
+    judged = pgbackrest(name, command)
+    assert code in codes(judged)
+    assert str(judged).isprintable()
+
+
+def test_damaged_pages_are_found_though_the_exit_code_is_0():
+    judged = pgbackrest("backup-page-checksum", "backup")
+    assert recorded("backup-page-checksum")[0] == 0
+    assert found(judged) == [("page_checksums", "/var/lib/postgresql/17/main/base/16384/16397")]
+
+
+def test_a_backup_that_is_not_there_is_no_success_of_expire():
+    assert recorded("expire-unknown")[0] == 0
+    assert codes(pgbackrest("expire-unknown", "expire")) == ["warning"]
+
+
+def test_a_restore_over_a_missing_segment_looks_good():
+    """Why the recovery's own log and a named point are asked too."""
+    assert pgbackrest("restore-missing-wal", "restore").good
+
+
+def test_a_killed_run_says_no_end():
+    code, _, stderr = recorded("backup-clean-1")
+    lines = stderr.splitlines(keepends=True)
+    for number in range(len(lines) - 3):
+        assert not verdicts.pgbackrest(0, "".join(lines[:number]), "backup").good
+    assert codes(verdicts.pgbackrest(-9, "".join(lines[:4]), "backup")) == ["failed"]
+    assert codes(verdicts.pgbackrest(0, "", "backup")) == ["not_ended"]
+
+
+def test_the_end_of_another_command_is_not_its_end():
+    _, _, stderr = recorded("expire-2-archive")
+    assert codes(verdicts.pgbackrest(0, stderr, "backup")) == ["not_ended"]
+
+
+@pytest.mark.parametrize("line", ["WARN: something new", "ERROR: [999]: something new", "Segmentation fault"])
+def test_what_is_not_known_is_not_good(line):
+    _, _, stderr = recorded("backup-clean-1")
+    assert not verdicts.pgbackrest(0, line + "\n" + stderr, "backup").good
+
+
+def test_a_code_without_a_message_is_a_failure():
+    _, _, stderr = recorded("backup-clean-1")
+    assert codes(verdicts.pgbackrest(1, stderr, "backup")) == ["failed"]
+
+
+# ------------------------------------------------------------------------------------------------------------- recovery
+
+
+def log_of(name):
+    return (RECORDED / ("recovery-%s.log" % name)).read_text()
+
+
+def test_a_recovery_that_came_to_its_point():
+    assert verdicts.recovery(log_of("to-name"), target="proof-one").good
+
+
+def test_a_point_that_does_not_exist_fails():
+    assert codes(verdicts.recovery(log_of("name-unknown"), target="nobody")) == [
+        "recovery_failed",
+        "recovery_failed",
+        "target_missed",
+    ]
+
+
+@pytest.mark.parametrize("name", ["missing-wal", "flipped-wal"])
+def test_a_recovery_that_ended_too_early_calls_itself_complete(name):
+    log = log_of(name)
+    assert "archive recovery complete" in log and "ready to accept connections" in log
+    assert found(verdicts.recovery(log, last_segment="000000020000000000000025")) == [
+        ("wal_missing", "000000020000000000000025")
+    ]
+    assert codes(verdicts.recovery(log)) == ["no_proof"]
+    assert codes(verdicts.recovery(log, target="proof-two")) == ["target_missed"]
+
+
+def test_a_log_that_stops_is_not_good():
+    log = log_of("to-name")
+    assert not verdicts.recovery(log[: log.index("archive recovery complete")], target="proof-one").good
+    assert not verdicts.recovery("", target="x").good
+
+
+# ----------------------------------------------------------------------------------------------------------- PostgreSQL
+
+
+def test_amcheck_of_what_is_whole():
+    assert verdicts.amcheck(*recorded("amcheck-clean")).good
+
+
+def test_amcheck_with_a_damaged_index():
+    assert found(verdicts.amcheck(*recorded("amcheck-index"))) == [("corrupt", "tiny.public.a_g_idx")]
+    assert "unexpected zero page at block 1" in str(verdicts.amcheck(*recorded("amcheck-index")))
+
+
+def test_amcheck_with_a_damaged_page():
+    judged = verdicts.amcheck(*recorded("amcheck-page-checksum"))
+    assert ("corrupt", "shiftmaster.public.broken") in found(judged)
+
+
+def test_amcheck_that_left_databases_out_is_not_good():
+    """With exit code 0, and all of the rest looked at."""
+    code, stdout, stderr = recorded("amcheck-skipped")
+    assert code == 0 and "274/274" in stderr
+    assert codes(verdicts.amcheck(code, stdout, stderr)) == ["amcheck_message", "amcheck_message"]
+
+
+def test_amcheck_that_could_not_look():
+    assert not verdicts.amcheck(*recorded("amcheck-no-server")).good
+    assert codes(verdicts.amcheck(0, "", "")) == ["not_ended"]
+    assert codes(verdicts.amcheck(0, "", "  5/818 relations (0%),  303/2485 pages (12%)\r")) == ["not_ended"]
+    assert codes(verdicts.amcheck(0, "", "0/0 relations (0%), 0/0 pages (0%)")) == ["not_ended"]
+    assert verdicts.amcheck(0, "", "  0/8 relations (0%),  0/9 pages (0%)\r8/8 relations (100%), 9/9 pages (100%)").good
+    _, _, stderr = recorded("amcheck-clean")
+    assert codes(verdicts.amcheck(1, "", stderr)) == ["failed"]
+    assert codes(verdicts.amcheck(0, "something\n", stderr)) == ["unknown_text"]
+
+
+def test_a_dump_that_can_be_listed():
+    assert verdicts.dump_list(*recorded("list-good"), tables=["public.shifts"]).good
+    assert verdicts.dump_list(*recorded("list-good-directory"), tables=["public.shifts"]).good
+
+
+def test_a_table_that_is_not_in_the_dump():
+    assert found(verdicts.dump_list(*recorded("list-good"), tables=["public.shifts", "public.people"])) == [
+        ("table_missing", "public.people")
+    ]
+
+
+@pytest.mark.parametrize("name", ["list-cut", "list-no-dump", "list-no-toc"])
+def test_a_dump_that_cannot_be_listed(name):
+    assert codes(verdicts.dump_list(*recorded(name), tables=["public.shifts"])) == ["dump_message"]
+
+
+@pytest.mark.parametrize("name", ["list-half", "list-flipped-toc", "list-no-data"])
+def test_damage_that_no_list_shows(name):
+    """Why the checksums of a dump are kept beside it."""
+    assert verdicts.dump_list(*recorded(name), tables=["public.shifts"]).good
+
+
+def test_an_empty_list_is_not_good():
+    assert codes(verdicts.dump_list(0, "", "")) == ["unknown_text"]
+    assert codes(verdicts.dump_list(1, recorded("list-good")[1], "")) == ["failed"]
+
+
+def test_pg_dump():
+    assert verdicts.pg_dump(0, "").good
+    assert 'database "nobody" does not exist' in str(verdicts.pg_dump(1, recorded("dump-no-database")[2]))
+    assert codes(verdicts.pg_dump(-9, "")) == ["dump_failed"]
+    assert not verdicts.pg_dump(0, "pg_dump: warning: x").good
+
+
+# --------------------------------------------------------------------------------------------------------------- restic
+
+
+def test_restic_saved_everything():
+    assert verdicts.restic_backup(*recorded("restic-backup-good")).good
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("missing", [("source_missing", "/srv/nothing")]),
+        ("all-missing", [("failed", ""), ("source_missing", "/srv/nothing")]),
+        ("unreadable", [("partial", ""), ("restic_error", "/srv/media/photo1.jpg")]),
+        ("wrong-key", [("wrong_key", "")]),
+        ("no-repository", [("repository_missing", "")]),
+    ],
+)
+def test_restic_did_not_save_everything(name, expected):
+    assert found(verdicts.restic_backup(*recorded("restic-backup-" + name))) == expected
+
+
+def test_a_missing_path_came_with_code_0():
+    assert recorded("restic-backup-missing")[0] == 0
+
+
+def test_restic_without_its_repository_is_not_good():
+    assert not verdicts.restic_backup(*recorded("restic-backup-offsite-gone")).good
+
+
+def test_restic_that_was_killed():
+    _, stdout, _ = recorded("restic-backup-good")
+    status = stdout[: stdout.index('{"message_type":"summary"')]
+    assert codes(verdicts.restic_backup(0, status, "")) == ["not_ended"]
+    assert codes(verdicts.restic_backup(-9, status, "")) == ["failed"]
+    assert codes(verdicts.restic_backup(130, "", "")) == ["killed"]
+    assert codes(verdicts.restic_backup(0, stdout[:-30], "")) == ["unknown_text"]
+
+
+def test_restic_that_saved_no_file():
+    _, stdout, _ = recorded("restic-backup-good")
+    assert codes(verdicts.restic_backup(0, stdout.replace('processed":6', 'processed":0'), "")) == ["empty"]
+
+
+@pytest.mark.parametrize("line", ["something", '{"message_type":"news"}', "[]", "1"])
+def test_what_restic_never_said_is_not_good(line):
+    code, stdout, stderr = recorded("restic-backup-good")
+    assert codes(verdicts.restic_backup(code, stdout, line)) == ["unknown_text"]
+
+
+def test_restic_restored():
+    assert verdicts.restic_restore(*recorded("restic-restore-good")).good
+    judged = verdicts.restic_restore(*recorded("restic-restore-flipped"))
+    assert ("restic_error", "/srv/media/photo4.jpg") in found(judged)
+    code, stdout, _ = recorded("restic-restore-flipped")
+    assert codes(verdicts.restic_restore(0, stdout, "")) == ["partial"]
+    assert codes(verdicts.restic_restore(0, stdout.replace('files_restored":6', 'files_restored":7'), "")) == [
+        "partial"
+    ]
+    assert codes(verdicts.restic_restore(0, "", "")) == ["not_ended"]
+
+
+def test_restic_check():
+    assert verdicts.restic_check(*recorded("restic-check-clean")).good
+    assert verdicts.restic_check(*recorded("restic-check-subset")).good
+    assert verdicts.restic_check(
+        0, recorded("restic-check-clean")[1].replace("read all data", "read 10.0% of data packs"), ""
+    ).good
+
+
+def test_restic_check_with_a_flipped_pack():
+    pack = "d8d66e13adb873d7f9f05b6377ce42a90119140969081a9b40927366c2fdb818"
+    assert found(verdicts.restic_check(*recorded("restic-check-flipped"))) == [("pack_damaged", pack)]
+
+
+def test_restic_check_that_did_not_read_is_no_verification():
+    code, stdout, stderr = recorded("restic-check-clean")
+    plain = re.sub(r"read all data\n.*packs\n", "", stdout)
+    assert plain != stdout
+    assert codes(verdicts.restic_check(code, plain, stderr)) == ["not_read"]
+    assert verdicts.restic_check(code, plain, stderr, read_data=False).good
+
+
+@pytest.mark.parametrize("name", ["flipped-plain", "flipped-json", "locked", "missing-pack", "wrong-key", "clean-json"])
+def test_restic_check_of_which_nothing_can_be_said(name):
+    """The summary in JSON is the same for a whole repository and a damaged one whose data was not read."""
+    assert not verdicts.restic_check(*recorded("restic-check-" + name)).good
+
+
+def test_restic_check_without_a_word():
+    assert codes(verdicts.restic_check(0, "read all data", "")) == ["not_ended"]
+    assert codes(verdicts.restic_check(11, "read all data\nno errors were found", "")) == ["locked"]
+
+
+SNAPSHOT = "85dc1805ada58c2d77e70c2e6cab089eb9c0b03f1423aa5263131243ef0d95a0"
+
+
+def test_restic_forgot():
+    assert verdicts.restic_forget(*recorded("restic-forget-good"), gone=[SNAPSHOT], left=["other"]).good
+
+
+def test_restic_was_not_allowed_to_forget():
+    code, stdout, stderr = recorded("restic-forget-append-only")
+    assert code == 0
+    judged = verdicts.restic_forget(code, stdout, stderr, [SNAPSHOT], [SNAPSHOT])
+    assert ("not_removed", SNAPSHOT) in found(judged) and "403 Forbidden" in str(judged)
+    assert not verdicts.restic_forget(code, stdout, stderr, [SNAPSHOT], []).good
+
+
+def test_what_is_still_listed_was_not_removed():
+    assert found(verdicts.restic_forget(0, "", "", [SNAPSHOT], [SNAPSHOT])) == [("not_removed", SNAPSHOT)]
+    assert codes(verdicts.restic_forget(11, "", "", [], [])) == ["locked"]
+
+
+def test_an_unknown_snapshot_is_said():
+    assert codes(verdicts.restic_forget(*recorded("restic-forget-unknown"), gone=[], left=[])) == ["restic_error"]
