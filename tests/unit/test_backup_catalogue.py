@@ -99,6 +99,13 @@ def test_a_chain_with_a_missing_link_is_no_chain():
     assert verdict.concerning([FULL, INCR]).good
 
 
+def test_a_reference_that_is_gone_breaks_a_chain_too():
+    """Files of a backup may lie in one that it was not compared with."""
+    changed_answer = changed(lambda data: data["backup"][3].update(reference=[FULL, DIFF, "20260101-000000F"]))
+    broken = catalogue.stanza_of(changed_answer, "shiftmaster")
+    assert codes(catalogue.verdict_info(broken)) == ["chain_broken"]
+
+
 def test_an_unknown_backup_is_said():
     with pytest.raises(catalogue.CatalogueError, match="stanza shiftmaster has no backup 20200101-000000F"):
         stanza("").chain("20200101-000000F")
@@ -190,6 +197,7 @@ def test_the_same_label_in_two_repositories_is_two_backups():
 
     read = catalogue.stanza_of(changed(twice), "shiftmaster")
     assert [(one.label, one.repo) for one in read.chain(LAST, 2)] == [(FULL, 2), (DIFF, 2), (LAST, 2)]
+    assert [(one.label, one.repo) for one in read.chain(LAST, 1)] == [(FULL, 1), (DIFF, 1), (LAST, 1)]
     assert [(one.label, one.repo) for one in read.dependants(FULL, 2)] == [(DIFF, 2), (LAST, 2)]
 
 
