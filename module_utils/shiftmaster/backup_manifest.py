@@ -348,6 +348,18 @@ def history(folder: str) -> History:
     return History(sorted(manifests, key=lambda one: (one["started"], one["run_id"])), problems)
 
 
+def proofs(manifests: Iterable, part: str = "database") -> dict:
+    """Return for each label whether its last restore test was good, as the retention and the plan ask for it."""
+    found = {}
+    for manifest in sorted(manifests, key=lambda one: (one["started"], one["run_id"])):
+        entry = manifest["parts"].get(part, {"verified": []})
+        for item in entry["verified"]:
+            label = item.get("label") or entry.get("label")
+            if item["how"] == RESTORED and label:
+                found[label] = item["good"]
+    return found
+
+
 # ------------------------------------------------------------------------------------------------------------- metrics
 
 # What the label kind is for a part. The alert BackupTooOld asks for a success of every kind each day, so the weekly
