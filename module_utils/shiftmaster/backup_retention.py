@@ -50,6 +50,7 @@ class Plan(NamedTuple):
     remove: tuple  # In this order: what needs others goes before them, so that a killed run breaks no chain.
     keep: dict  # Name to the reason.
     alerts: tuple
+    doubt: bool  # Nothing may go, whatever it is.
 
 
 def plan(
@@ -124,7 +125,7 @@ def plan(
         )
     # What needs another goes first, also where a clock was moved and the order of time is not that of the chain.
     going.sort(key=lambda name: len(needs[name]), reverse=True)
-    return Plan(tuple(going), keep, tuple(alerts))
+    return Plan(tuple(going), keep, tuple(alerts), doubtful)
 
 
 def _closures(there: Mapping) -> dict:
@@ -185,8 +186,8 @@ def _doubts(items: list, proven: set, fulls: list, moments: list, now: float, po
 def _ages(moments: list, now: float, policy: Policy):
     """Return a function that says how old a moment is, in seconds, of which some run bears witness.
 
-    The time of a gap is left out: whether it was an outage, or the clock jumped, nobody knows. A clock that is put on by
-    less than a gap is believed.
+    The time of a gap is left out: whether it was an outage, or the clock jumped, nobody knows. A clock that is put on
+    by less than a gap is believed.
     """
     past = [moment for moment in moments if moment <= now] + [now]
     ages = [0.0] * len(past)
@@ -203,6 +204,7 @@ class DatabasePlan(NamedTuple):
     remove: tuple
     keep: dict
     alerts: tuple
+    doubt: bool
     fulls_left: int
     # By the folder of an archive (17-1): the first segment that stays. What is before it goes.
     wal_from: dict
@@ -238,15 +240,18 @@ def database_plan(
         if archive.repo == repo and starts:
             # As pgBackRest compares them: without the timeline.
             wal_from[archive.id] = min(starts, key=lambda name: name[8:])
-    return DatabasePlan(made.remove, made.keep, made.alerts, len(left), wal_from)
+    return DatabasePlan(*made, len(left), wal_from)
 
 
 def commands(stanza: str, made: DatabasePlan, repo: int = 1) -> list:
     """Return the arguments of each call of pgbackrest, in order, to be made while no backup can start.
 
     `--set` frees no WAL. The last call does, and its number must be that of all the full backups that are left, proven
-    or not: with a smaller one the WAL between older backups is gone, with a larger one nothing is.
+    or not: with a smaller one the WAL between older backups is gone, with a larger one nothing is. In doubt there is
+    no call at all.
     """
+    if made.doubt:
+        return []
     called = [["--stanza=%s" % stanza, "--repo=%d" % repo, "--set=%s" % label, "expire"] for label in made.remove]
     if made.fulls_left:
         called.append(

@@ -323,6 +323,16 @@ def test_an_empty_repository_is_left_alone():
     assert made.remove == () and made.fulls_left == 0 and retention.commands("shiftmaster", made) == []
 
 
+def test_without_a_full_backup_there_is_no_number_for_the_archive():
+    made = retention.DatabasePlan((), {}, (), False, 0, {})
+    assert retention.commands("shiftmaster", made) == []
+
+
+def test_in_doubt_not_even_old_wal_goes():
+    made = database_plan("three-fulls", policy=Policy(fresh_days=-1))
+    assert made.doubt and made.fulls_left == 3 and retention.commands("shiftmaster", made) == []
+
+
 def test_damaged_pages_count_as_damage():
     made = database_plan("page-checksum")
     assert [alert.code for alert in made.alerts] == ["newest_not_proven"] or made.alerts[0].code == "no_proven"

@@ -235,6 +235,14 @@ def test_a_backup_that_is_not_there_is_no_success_of_expire():
     assert codes(pgbackrest("expire-unknown", "expire")) == ["warning"]
 
 
+def test_warnings_that_are_no_reason_to_doubt():
+    """The first backup, as an incremental one and without a retention; it was made offline, which is none of them."""
+    _, _, stderr = recorded("backup-first-incr")
+    assert stderr.count("WARN:") == 3
+    (problem,) = pgbackrest("backup-first-incr", "backup").problems
+    assert problem.code == "warning" and problem.what.startswith("--no-online passed")
+
+
 def test_a_restore_over_a_missing_segment_looks_good():
     """Why the recovery's own log and a named point are asked too."""
     assert pgbackrest("restore-missing-wal", "restore").good
