@@ -171,8 +171,7 @@ def _way(held: Archive, begin: Place, stop: Place, timeline: int) -> _Way:
         if number == 0 and stop.number > left:
             # It ended after the place at which its timeline was left, so it belongs to what was given up.
             return _Way(own, False, "")
-        if left > first:
-            parts.append((one, first, left - 1))
+        parts.append((one, first, left - 1))
         first = max(first, left)
     return _Way([*parts, (timeline, first, None)], True, "")
 

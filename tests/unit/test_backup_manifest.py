@@ -70,6 +70,9 @@ def test_every_state_on_the_way_can_be_written():
     assert manifests.validate(manifest) == []
     manifests.end(manifest, "database", "succeeded", NOW + 6, **DATABASE)
     assert manifests.validate(manifest) == []
+    manifests.start(manifest, "files", NOW + 7)
+    manifests.end(manifest, "files", "succeeded", NOW + 8, **FILES)
+    assert manifests.validate(manifest) == []  # Its restore test comes later.
 
 
 def test_a_failed_part_makes_the_run_fail_and_spares_the_others():
@@ -95,6 +98,7 @@ def test_what_has_not_ended_has_failed():
     assert manifests.validate(manifest) == []
     assert [part["result"] for part in manifest["parts"].values()] == ["succeeded", "failed", "failed"]
     assert manifest["parts"]["configuration"]["problems"][0]["code"] == "not_ended"
+    assert manifest["parts"]["configuration"]["started"] == manifest["parts"]["configuration"]["ended"]
     assert manifest["problems"] == [{"code": "stopped", "what": "the unit was killed (signal 9)", "where": ""}]
     assert manifest["result"] == "failed"
 
@@ -198,6 +202,10 @@ def test_our_reading_of_the_schema_is_that_of_the_library():
         (lambda one: one["parts"]["files"].update(result="running"), "files has not ended, but the run has"),
         (lambda one: one["parts"]["files"].update(result="failed"), "files failed without a reason"),
         (lambda one: one["parts"]["files"].pop("label"), "files succeeded without label"),
+        (
+            lambda one: one["parts"]["files"].update(label=""),
+            "manifest.parts.files.label is '', which has not its form",
+        ),
         (lambda one: one["parts"]["files"].pop("size_bytes"), "files succeeded without size_bytes"),
         (lambda one: one["parts"]["database"].pop("wal"), "database succeeded without wal"),
         (lambda one: one["parts"]["database"].pop("restore_point"), "database succeeded without restore_point"),

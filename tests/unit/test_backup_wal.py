@@ -288,9 +288,9 @@ def test_three_timelines():
     assert reach(names, backup(2), histories=histories, timeline=2).last == seg(7, 2)
     for missing, timeline in ((4, 1), (6, 2), (9, 3)):
         left = [name for name in names if name != seg(missing, timeline)]
-        assert reach(left, backup(2), histories=histories).gaps == (
-            Gap(seg(missing, timeline), seg(missing, timeline), 1),
-        )
+        found = reach(left, backup(2), histories=histories)
+        assert found.gaps == (Gap(seg(missing, timeline), seg(missing, timeline), 1),)
+        assert found.last == seg(missing - 1, timeline)
 
 
 def test_a_timeline_that_comes_of_another_branch():
@@ -382,6 +382,15 @@ def test_what_can_be_restored():
     assert windows(names, [early, late]) == [(1003, 1019)]
     assert windows(names, [early, late], ["B9"]) == [(1010, 1019)]
     assert windows(names, [early, late], []) == []
+
+
+def test_a_span_within_another_does_not_end_it():
+    """That of a backup of a timeline that was given up."""
+    found = [
+        wal.Reach("B2", True, (), seg(9, 2), 1019, True, ""),
+        wal.Reach("B9", True, (), seg(12), 1012, False, ""),
+    ]
+    assert wal.windows([backup(2, stopped=1003), backup(9, stopped=1010)], found, ["B2", "B9"]) == [(1003, 1019)]
 
 
 def test_a_gap_divides_the_span():
