@@ -232,8 +232,10 @@ def recovery(log: str, target: str = "", last_segment: str = "") -> Verdict:
     there must be a proven end: the named point (target), or the last segment of the archive.
     """
     problems = []
-    for line in log.splitlines():
-        if re.search(r"\b(?:FATAL|PANIC):", line):
+    # What is fatal for a client that came too early, or after the recovery, says nothing about it.
+    before = log.split("database system is ready to accept connections", 1)[0]
+    for line in before.splitlines():
+        if re.search(r"\b(?:FATAL|PANIC): ", line) and not re.search(r"FATAL:  the database system is ", line):
             problems.append(Problem("recovery_failed", readable(line.split("]", 1)[-1])))
     if "archive recovery complete" not in log:
         problems.append(Problem("recovery_failed", "the recovery did not complete"))

@@ -303,6 +303,15 @@ def test_a_recovery_that_ended_too_early_calls_itself_complete(name):
     assert codes(verdicts.recovery(log, target="proof-two")) == ["target_missed"]
 
 
+def test_clients_that_came_too_early_or_were_sent_away_do_not_matter():
+    early = "2026-11-26 15:50:04.329 UTC [4402] FATAL:  the database system is starting up\n"
+    late = "2026-11-26 15:51:04.329 UTC [4402] FATAL:  terminating connection due to administrator command\n"
+    log = log_of("to-name")
+    assert verdicts.recovery(early + log + late, target="proof-one").good
+    assert not verdicts.recovery(late + log, target="proof-one").good
+    assert not verdicts.recovery(log.replace("LOG:  redo done", "PANIC:  redo done"), target="proof-one").good
+
+
 def test_a_log_that_stops_is_not_good():
     log = log_of("to-name")
     assert not verdicts.recovery(log[: log.index("archive recovery complete")], target="proof-one").good
