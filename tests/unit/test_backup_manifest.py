@@ -319,7 +319,9 @@ def test_the_last_restore_test_of_a_backup_is_its_proof():
     manifests.verified(second, "database", "checksums", False, "no restore", NOW + 86500)
     assert manifests.proofs([second, first]) == {DATABASE["label"]: False, "later": True}
     assert manifests.proofs([first], "files") == {FILES["label"]: True} and manifests.proofs([first], "logical") == {}
-    assert manifests.proofs([run()]) == {}
+    nameless = run()
+    manifests.verified(nameless, "database", "restore_test", False, "of what has no name yet", NOW)
+    assert manifests.proofs([nameless]) == {}
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
