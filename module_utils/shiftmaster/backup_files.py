@@ -1,0 +1,146 @@
+"""Files, media and configuration: saved with restic, read back and compared.
+
+restic answers 0 where one of its paths is missing and where a pack has a flipped byte. So paths are looked at before,
+its answers are read, and what was saved is restored and compared with what is on the host.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import random
+import shutil
+import stat
+
+from .backup_host import BackupError, Host, tail
+
+# So much of a snapshot is restored as a test when it is larger: a share of its files, chosen anew each time.
+SAMPLE_FILES = 200
+SAMPLE_BYTES = 256 << 20
+
+
+def sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Restic:
+    def __init__(self, host: Host):
+        self.host = host
+        self.repository = os.path.join(host.folder, "restic")
+        self.env = dict(
+            os.environ,
+            RESTIC_REPOSITORY=self.repository,
+            RESTIC_PASSWORD_FILE=host.options["restic_password_file"],
+            RESTIC_CACHE_DIR=os.path.join(host.options["state"], "restic-cache"),
+            RESTIC_PROGRESS_FPS="0.01",
+        )
+
+    def run(self, what: str, *arguments: str, **more):
+        return self.host.run(what, "restic", "--quiet", *arguments, env=self.env, **more)
+
+    def init(self) -> bool:
+        """Make the repository where there is none; never beside one that cannot be read."""
+        if os.path.exists(os.path.join(self.repository, "config")):
+            return False
+        os.makedirs(self.repository, mode=0o700, exist_ok=True)
+        if os.listdir(self.repository):
+            raise BackupError("%s is no repository of restic, but not empty either" % self.repository)
+        self.run("restic init", "init")
+        return True
+
+    def unlock(self) -> None:
+        """Remove locks whose process is gone; restic itself judges that, on this host alone."""
+        self.run("restic unlock", "unlock")
+
+    def snapshots(self, *tags: str) -> list:
+        done = self.run("restic snapshots", "snapshots", "--json", *["--tag=%s" % tag for tag in tags])
+        return json.loads(done.stdout or "[]")
+
+    def backup(self, part: dict, run_id: str) -> dict:
+        """Save a part's paths; returns restic's summary. Raises BackupError where one of them is missing."""
+        paths = [path for path in part["paths"] if os.path.lexists(path)]
+        missing = sorted(set(part["paths"]) - set(paths) - set(part.get("optional", [])))
+        if missing:
+            raise BackupError("what shall be saved is not there: %s" % ", ".join(missing))
+        done = self.host.run(
+            "restic backup of %s" % part["name"],
+            "restic", "backup", "--json", "--host", self.host.options["host"],
+            "--tag", part["name"], "--tag", "run=%s" % run_id,
+            *["--exclude=%s" % pattern for pattern in part["exclude"]], "--", *paths,
+            env=self.env, fine=(0, 3),
+        )  # fmt: skip
+        said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        summary = [line for line in said if line.get("message_type") == "summary"]
+        errors = [line for line in said if line.get("message_type") == "error"]
+        if done.returncode or errors or len(summary) != 1:
+            raise BackupError(
+                "restic could not read everything: %s"
+                % (errors[0].get("error", {}).get("message") if errors else tail(done.stderr))
+            )
+        return summary[0]
+
+    def check(self, whole: bool) -> str:
+        """Read a tenth of the repository each day, all of it each week."""
+        if whole:
+            self.run("restic check", "check", "--read-data")
+            return "all packs of the repository read"
+        tenth = datetime.datetime.now(datetime.timezone.utc).timetuple().tm_yday % 10 + 1
+        self.run("restic check", "check", "--read-data-subset=%d/10" % tenth)
+        return "tenth %d of the repository read" % tenth
+
+    def files(self, snapshot: str) -> list:
+        """The regular files of a snapshot: (path, bytes)."""
+        done = self.run("restic ls", "ls", "--json", snapshot)
+        said = [json.loads(line) for line in done.stdout.splitlines()]
+        return [(one["path"], one["size"]) for one in said if one.get("type") == "file"]
+
+    def compare(self, snapshot: str, folder: str) -> str:
+        """Restore files into a folder and compare each with what is on the host; all of a small snapshot."""
+        there = self.files(snapshot)
+        if not there:
+            raise BackupError("the snapshot holds no file")
+        random.shuffle(there)
+        chosen, size = [], 0
+        for path, length in there:
+            if len(chosen) < SAMPLE_FILES and size + length <= SAMPLE_BYTES:
+                chosen.append(path)
+                size += length
+        os.makedirs(folder, mode=0o700)
+        try:
+            listed = os.path.join(folder, "list")
+            with open(listed, "w", encoding="utf-8") as stream:
+                # A pattern, in which these mean something.
+                stream.writelines("".join("\\" + c if c in "\\*?[]" else c for c in path) + "\n" for path in chosen)
+            target = os.path.join(folder, "files")
+            self.run("restic restore", "restore", snapshot, "--target", target, "--include-file", listed)
+            same = changed = 0
+            for path in chosen:
+                copy = target + path
+                if not os.path.isfile(copy):
+                    raise BackupError("%s is in the snapshot, but was not restored" % path)
+                if unchanged(path, copy):
+                    if sha256(path) != sha256(copy):
+                        raise BackupError("%s was restored with another content than it has" % path)
+                    same += 1
+                else:
+                    changed += 1
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return "%d of %d files restored and compared%s" % (
+            same, len(there), ", %d have changed since" % changed if changed else "",
+        )  # fmt: skip
+
+
+def unchanged(path: str, copy: str) -> bool:
+    """Whether a file of the host still is what was saved, by its time and size."""
+    try:
+        now, then = os.lstat(path), os.lstat(copy)
+    except OSError:
+        return False
+    return stat.S_ISREG(now.st_mode) and (now.st_mtime_ns, now.st_size) == (then.st_mtime_ns, then.st_size)

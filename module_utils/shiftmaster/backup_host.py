@@ -1,0 +1,218 @@
+"""What every part of the backup does on a host: options, commands, SQL, the lock, the log.
+
+Options come from one file that role backup writes; passwords only from files that it names. Whoever calls decides what
+a failure means: each function raises BackupError with a sentence for the one who reads the report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+OPTIONS = "/etc/shiftmaster-backup/options.json"
+STATE = "/var/lib/shiftmaster-backup"
+RUN = "/run/shiftmaster-backup"
+POSTGRES = "postgres"
+
+
+class BackupError(Exception):
+    """It cannot be done; str() says why in a sentence."""
+
+
+def load_options(path: str = OPTIONS) -> dict:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return json.load(stream)
+    except (OSError, ValueError) as error:
+        raise BackupError("the options of the backup cannot be read: %s" % error)
+
+
+def utc(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def tail(text: str, lines: int = 3) -> str:
+    """What a tool said last, as one line."""
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(found[-lines:])[:600] or "no reason given"
+
+
+class Host:
+    """This host and its options."""
+
+    def __init__(self, options: dict):
+        self.options = options
+        self.folder = options["folder"]
+        self.stanza = options["stanza"]
+        self.database = options["database"]
+        self.bin = "/usr/lib/postgresql/%s/bin" % self.database["version"]
+
+    # -- words -------------------------------------------------------------------------------------------------------
+
+    def log(self, text: str) -> None:
+        """One line for people: the unit's journal, and the log file that the guide names."""
+        line = "%s %s" % (utc(time.time()), text)
+        print(line, flush=True)
+        path = self.options["log_file"]
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            # Its folder may be the application's, who must not lead root elsewhere by a link.
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+            with os.fdopen(descriptor, "a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    def run(self, what: str, *command: str, env=None, timeout: float = 0, stdin: str = "", fine=(0,)):
+        """Run a command to its end; returns what subprocess.run does. Raises BackupError where its code is not fine."""
+        seconds = timeout or self.options["timeout_seconds"]
+        try:
+            child = subprocess.Popen(
+                command,
+                env=env,
+                cwd="/",
+                text=True,
+                errors="replace",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise BackupError("%s: %s" % (what, error))
+        try:
+            out, err = child.communicate(stdin, timeout=seconds)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise BackupError("%s did not end within %d s" % (what, seconds))
+            raise
+        if child.returncode not in fine:
+            killed = "was killed by signal %d" % -child.returncode if child.returncode < 0 else ""
+            raise BackupError("%s %s: %s" % (what, killed or "ended with %d" % child.returncode, tail(err or out)))
+        return subprocess.CompletedProcess(command, child.returncode, out, err)
+
+    def as_postgres(self, what: str, *command: str, **more):
+        return self.run(what, "runuser", "-u", POSTGRES, "--", *command, **more)
+
+    def pgbackrest(self, what: str, *arguments: str, restore: bool = False, **more):
+        """pgBackRest as postgres. restore: with the configuration that knows the repository alone."""
+        config = ["--config=%s" % self.options["restore_config"]] if restore else []
+        return self.as_postgres(what, "pgbackrest", "--stanza=%s" % self.stanza, *config, *arguments, **more)
+
+    def info(self) -> str:
+        """What `pgbackrest info` says, for backup_catalogue.stanza_of()."""
+        return self.pgbackrest("pgbackrest info", "--output=json", "info", restore=True, timeout=300).stdout
+
+    # -- the database ------------------------------------------------------------------------------------------------
+
+    def environment(self, name: str = "") -> dict:
+        """libpq's environment for the login `backup`; its password stays in a file."""
+        base = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+        base.update(
+            PGHOST=self.database["host"],
+            PGPORT=str(self.database["port"]),
+            PGUSER=self.database["user"],
+            PGDATABASE=name or self.database["name"],
+            PGSSLMODE=self.database["sslmode"],
+            PGPASSFILE=self.database["passfile"],
+            PGCONNECT_TIMEOUT="10",
+            PGAPPNAME="shiftmaster-backup",
+            LC_ALL="C.UTF-8",
+        )
+        if self.database.get("sslrootcert"):
+            base["PGSSLROOTCERT"] = self.database["sslrootcert"]
+        return base
+
+    def ask(self, sql: str, name: str = "", timeout: float = 0) -> list:
+        """Ask the database that is saved; returns rows of texts."""
+        done = self.run(
+            "asking database %s" % (name or self.database["name"]),
+            os.path.join(self.bin, "psql"),
+            "-XqAt",
+            "-w",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-F",
+            "\x1f",
+            env=self.environment(name),
+            stdin=sql,
+            timeout=timeout,
+        )
+        return [line.split("\x1f") for line in done.stdout.splitlines()]
+
+    # -- room --------------------------------------------------------------------------------------------------------
+
+    def free_bytes(self, folder: str = "") -> int:
+        disk = os.statvfs(folder or self.folder)
+        return disk.f_bavail * disk.f_frsize
+
+
+# --- the lock --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def alone(host: Host, operation: str, wait_seconds: float):
+    """Let one run work on the backups at a time. The kernel lets go when a run dies, however it dies."""
+    os.makedirs(RUN, mode=0o755, exist_ok=True)
+    path = os.path.join(RUN, "lock")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline, told = time.monotonic() + wait_seconds, False
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                holder = os.pread(descriptor, 500, 0).decode("utf-8", "replace").strip() or "another run"
+                if time.monotonic() >= deadline:
+                    raise BackupError("%s holds the lock of the backups for longer than %d s" % (holder, wait_seconds))
+                if not told:
+                    host.log("waiting for %s" % holder)
+                    told = True
+                time.sleep(0.5)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, ("%s (process %d, since %s)" % (operation, os.getpid(), utc(time.time()))).encode(), 0)
+        # Children must not keep it when we are killed.
+        os.set_inheritable(descriptor, False)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def deploy_that_runs(path: str) -> str:
+    """Who holds the lock of deploys, "" where nobody does. path: where role shiftmaster keeps it."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            holder = json.load(stream)
+        if float(holder.get("expires", 0)) > time.time():
+            return "%s by %s" % (holder.get("operation", "a deploy"), holder.get("owner", "somebody"))
+    except (OSError, ValueError, AttributeError, TypeError):
+        pass
+    return ""
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def scratch(host: Host, name: str):
+    """A folder of postgres for a restore that is thrown away; what a killed run has left goes first."""
+    path = os.path.join(host.options["scratch"], name)
+    shutil.rmtree(path, ignore_errors=True)
+    os.makedirs(host.options["scratch"], mode=0o711, exist_ok=True)
+    os.mkdir(path, mode=0o700)
+    shutil.chown(path, POSTGRES, POSTGRES)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,116 @@
+"""What a run of the backup says of itself: log, metrics, messages. It can never be what fails the run.
+
+The report has what the guide's has: date, each part as SUCCESS or FAILED, the total size and the location.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from . import backup_manifest as manifests
+from . import notify_send
+from .backup_host import Host
+
+WORDS = {"succeeded": "SUCCESS", "warning": "SUCCESS", "skipped": "SKIPPED"}
+NAMES = {"database": "Database", "logical": "Logical dump", "files": "Files", "configuration": "Configuration"}
+
+
+def sized(number: float) -> str:
+    """A number of bytes as a person writes it."""
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if number < 1024 or unit == "TiB":
+            return "%d %s" % (number, unit) if unit == "bytes" else "%.1f %s" % (number, unit)
+        number /= 1024.0
+    return ""
+
+
+def lines(manifest: dict, folder: str) -> list:
+    """The report, a line each."""
+    found = ["%s: %s" % ("Date", manifest["started"])]
+    for name, part in manifest["parts"].items():
+        text = "%s: %s" % (NAMES[name], WORDS.get(part["result"], "FAILED"))
+        if part["result"] in manifests.GOOD:
+            text += " (%s%s)" % ("full, " if part.get("kind") == "full" else "", sized(part["size_bytes"]))
+        for problem in part["problems"]:
+            text += ": %s" % problem["what"]
+        found.append(text)
+    found += [problem["what"] for problem in manifest["problems"]]
+    found.append("Total size: %s" % sized(sum(part.get("size_bytes", 0) for part in manifest["parts"].values())))
+    found.append("Location: %s" % folder)
+    return found
+
+
+def conclude(host: Host, manifest: dict) -> int:
+    """Log, metrics and messages of a manifest that has ended; returns the run's exit code."""
+    for line in lines(manifest, host.folder):
+        host.log("%s  %s" % (manifest["run_id"], line))
+    host.log("backup %s: %s" % (manifest["run_id"], WORDS.get(manifest["result"], "FAILED")))
+    write_metrics(host)
+    tell(host, "backup", {"succeeded": "succeeded", "warning": "warning"}.get(manifest["result"], "failed"), {
+        "started": manifest["started"],
+        "duration": "%d s" % (manifests.seconds_of(manifest["ended"]) - manifests.seconds_of(manifest["started"])),
+        "hosts": [manifest["host"]],
+        "user": manifest.get("started_by", ""),
+        "version": manifest["release"].get("version", ""),
+        "reason": "; ".join(reasons(manifest)),
+        "notes": lines(manifest, host.folder),
+    })  # fmt: skip
+    return manifests.exit_code(manifest)
+
+
+def reasons(manifest: dict) -> list:
+    found = [p["what"] for part in manifest["parts"].values() for p in part["problems"]]
+    return found + [problem["what"] for problem in manifest["problems"]]
+
+
+def not_begun(host: Host, run_id: str, request: dict, why: str) -> int:
+    """A run that could not even begin is one that failed."""
+    host.log("backup %s FAILED: %s" % (run_id, why))
+    write_metrics(host)
+    tell(host, "backup", "failed", {
+        "started": manifests.moment(time.time()),
+        "hosts": [host.options["host"]],
+        "user": request.get("by", "schedule"),
+        "reason": why,
+    })  # fmt: skip
+    return 1
+
+
+def write_metrics(host: Host) -> None:
+    """Replace the file that node exporter reads."""
+    found = manifests.history(os.path.join(host.folder, "manifests"))
+    path = os.path.join(host.options["textfile_dir"], "shiftmaster_backup.prom")
+    try:
+        with open(path + ".new", "w", encoding="utf-8") as stream:
+            os.fchmod(stream.fileno(), 0o644)
+            stream.write(manifests.metrics(found.manifests))
+        os.rename(path + ".new", path)
+    except OSError as error:
+        host.log("the metrics could not be written: %s" % error)
+
+
+def tell(host: Host, event: str, status: str, details: dict) -> None:
+    """Send it to the channels that are to hear of this status; what does not arrive is a line in the log."""
+    try:
+        with open(host.options["notify_file"], encoding="utf-8") as stream:
+            wanted = json.load(stream)
+    except (OSError, ValueError) as error:
+        host.log("nobody was told: %s" % error)
+        return
+    channels = wanted["routes"].get(status, [])
+    params = {name: wanted.get(name) if name in channels else None for name in ("slack", "email", "pagerduty")}
+    if not any(params.values()):
+        return
+    params.update(
+        event=event, status=status, environment=wanted["environment"], language=wanted["language"], links=[],
+        ca_file=wanted.get("ca_file") or None, proxy=wanted.get("proxy", ""),
+        timeout_seconds=wanted.get("timeout_seconds", 20),
+        details={name: value for name, value in details.items() if value},
+    )  # fmt: skip
+    wrong = notify_send.wrong_channels(params)
+    messages = notify_send.compose(params, manifests.moment(time.time()))
+    _sent, problems = notify_send.deliver(params, {k: v for k, v in messages.items() if k not in wrong})
+    for channel, problem in sorted({**problems, **wrong}.items()):
+        host.log("%s was not told: %s" % (channel, problem))

@@ -1,0 +1,251 @@
+"""Restores: of the database in its place or beside it, of one table, of files. What they replace is kept.
+
+What a restore is given is a dict (`request`): id, target, parts, paths, table. Each function returns a dict for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+
+from . import backup_catalogue as catalogue
+from . import backup_manifest as manifests
+from . import backup_proof as proof
+from . import backup_report as report
+from . import points
+from .backup_files import Restic
+from .backup_host import BackupError, Host, alone
+from .backup_target import Plan, TargetError, choose, snapshot
+
+
+def plan(host: Host, request: dict) -> dict:
+    """What a restore would do, from the manifests and the repository; changes nothing."""
+    found = manifests.history(os.path.join(host.folder, "manifests")).manifests
+    result, parts = {"parts": {}}, request["parts"]
+    try:
+        if "database" in parts or request.get("table"):
+            chosen = choose(request["target"], found, catalogue.stanza_of(host.info(), host.stanza), time.time())
+            result["database"] = chosen._asdict()
+            result["parts"]["database"] = "%s, from backup %s (%s%s)" % (
+                chosen.text, chosen.label, report.sized(chosen.size_bytes),
+                ", its test restore took %d s" % chosen.seconds if chosen.seconds else "",
+            )  # fmt: skip
+            if chosen.until is not None:
+                result["lost"] = "what was entered in the last %s" % lasting(time.time() - chosen.until)
+            else:
+                result["lost"] = "what has not reached the archive" if not chosen.arguments else "what came later"
+        for part in ("files", "configuration"):
+            if part in parts:
+                run = snapshot(part, request["target"], found)
+                result[part] = {"run": run["run_id"], "label": run["parts"][part]["label"]}
+                result["parts"][part] = "as of %s (%s)" % (
+                    run["parts"][part]["started"], report.sized(run["parts"][part]["size_bytes"]),
+                )  # fmt: skip
+        run = next((result[part]["run"] for part in ("database", "files", "configuration") if part in result), "")
+        result["release"] = next((one["release"] for one in found if one["run_id"] == run), {})
+    except (TargetError, catalogue.CatalogueError) as error:
+        raise BackupError(str(error))
+    return result
+
+
+def lasting(seconds: float) -> str:
+    """A length of time as a person says it."""
+    parts, seconds = [], int(seconds)
+    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append("%d %s%s" % (count, word, "" if count == 1 else "s"))
+    return " ".join(parts[:2]) or "second"
+
+
+# --- the database in its place ---------------------------------------------------------------------------------------
+
+
+def unit_of(host: Host) -> str:
+    return "postgresql@%s-main.service" % host.database["version"]
+
+
+def database_here(host: Host, request: dict) -> dict:
+    """Put the database back in its own place; what was there stays beside it until somebody removes it."""
+    chosen = Plan(**request["database"])
+    data = host.database["data"]
+    aside = "%s.before-%s" % (data, request["id"])
+    began = time.monotonic()
+    with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
+        _undo_a_killed_one(data)
+        free = host.free_bytes(os.path.dirname(data))
+        if free < chosen.size_bytes * 1.1:
+            raise BackupError(
+                "there is too little room beside %s for the restored database: %s free, %s needed; what is there now "
+                "is kept until you remove it" % (data, report.sized(free), report.sized(chosen.size_bytes * 1.1))
+            )
+        host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
+        with open(data + ".restoring", "w", encoding="utf-8") as stream:
+            stream.write(aside)
+        if os.path.exists(data):
+            os.rename(data, aside)
+        try:
+            os.mkdir(data, 0o700)
+            shutil.chown(data, "postgres", "postgres")
+            points.reach("restore_database")
+            _fetch(host, chosen, data)
+            host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=_limit(host))
+            _wait_for_end_of_recovery(host, data)
+        except BaseException:
+            # What was there is worth more than half of what was to come.
+            host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
+            shutil.rmtree(data, ignore_errors=True)
+            _undo_a_killed_one(data)
+            host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600, fine=range(256))
+            raise
+        os.unlink(data + ".restoring")
+    return {
+        "restored": chosen.text,
+        "seconds": round(time.monotonic() - began, 1),
+        "kept": aside if os.path.exists(aside) else "",
+    }
+
+
+def _limit(host: Host) -> float:
+    return host.options["recovery_timeout_seconds"]
+
+
+def _undo_a_killed_one(data: str) -> None:
+    """Bring back what a restore had set aside that did not come to its end."""
+    marker = data + ".restoring"
+    if not os.path.exists(marker):
+        return
+    with open(marker, encoding="utf-8") as stream:
+        aside = stream.read()
+    if os.path.exists(aside):
+        shutil.rmtree(data, ignore_errors=True)
+        os.rename(aside, data)
+    os.unlink(marker)
+
+
+def _fetch(host: Host, chosen: Plan, data: str, *more: str) -> None:
+    host.pgbackrest(
+        "pgbackrest restore",
+        "--pg1-path=%s" % data, "--set=%s" % chosen.label, "--process-max=%d" % host.options["process_max"],
+        *more, *chosen.arguments, "restore", restore=True,
+    )  # fmt: skip
+
+
+def _wait_for_end_of_recovery(host: Host, data: str) -> None:
+    """Ask the local server as postgres until it takes writes."""
+    deadline = time.monotonic() + _limit(host)
+    while True:
+        done = host.as_postgres(
+            "asking the restored database", os.path.join(host.bin, "psql"), "-XqAt", "-w", "-d", "postgres", "-c",
+            "SELECT pg_is_in_recovery()", fine=(0, 1, 2), timeout=60,
+        )  # fmt: skip
+        if done.stdout.strip() == "f":
+            return
+        active = host.run("systemctl", "systemctl", "is-active", unit_of(host), fine=range(256)).stdout.strip()
+        if active not in ("active", "activating"):
+            said = host.run(
+                "log", "tail", "-n", "30", "/var/log/postgresql/postgresql-%s-main.log" % host.database["version"],
+                fine=range(256),
+            ).stdout  # fmt: skip
+            fatal = [line for line in said.splitlines() if re.search("FATAL|PANIC", line)]
+            raise BackupError("the restored database does not come up: %s" % (fatal[-1] if fatal else "see its log"))
+        if time.monotonic() > deadline:
+            raise BackupError("the restored database did not end its recovery within %d s" % _limit(host))
+        time.sleep(0.5)
+
+
+# --- beside it -------------------------------------------------------------------------------------------------------
+
+
+def database_scratch(host: Host, request: dict) -> dict:
+    """Restore it into a scratch folder, read all of it, and throw it away."""
+    chosen = Plan(**request["database"])
+    began = time.monotonic()
+    with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
+        with proof.restored(host, "restore", *chosen.arguments, label=chosen.label) as server:
+            done = [proof.check_pages(host, server)]
+            for name in host.database["databases"]:
+                rows = server.ask(proof.COUNTS_SQL, name)
+                done.append("%s: %d tables, %d rows" % (name, len(rows), sum(int(row[3]) for row in rows)))
+    return {"restored": chosen.text, "found": done, "seconds": round(time.monotonic() - began, 1)}
+
+
+def table(host: Host, request: dict) -> dict:
+    """Take one table out of a backup, into a dump of its own; the database that runs is not touched."""
+    chosen = Plan(**request["database"])
+    database, _, name = request["table"].rpartition("/")
+    database = database or host.database["databases"][0]
+    folder = os.path.join(host.folder, "tables", request["id"])
+    os.makedirs(os.path.dirname(folder), mode=0o711, exist_ok=True)
+    os.mkdir(folder, 0o700)
+    shutil.chown(folder, "postgres", "postgres")
+    path = os.path.join(folder, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))
+    with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
+        with proof.restored(host, "restore", *chosen.arguments, label=chosen.label) as server:
+            found = server.ask("SELECT to_regclass('%s') IS NOT NULL" % name.replace("'", "''"), database)
+            if found != [["t"]]:
+                raise BackupError("database %s has no table %s: %s" % (database, name, chosen.text))
+            rows = server.ask("SELECT count(*) FROM %s" % name, database)[0][0]
+            host.as_postgres(
+                "pg_dump of %s" % name,
+                os.path.join(host.bin, "pg_dump"), "--no-password", "--host", server.sockets,
+                "--port", str(server.port), "--format=custom", "--table", name, "--file", path, database,
+            )  # fmt: skip
+    return {"restored": chosen.text, "file": path, "rows": int(rows), "database": database, "table": name}
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def files(host: Host, request: dict, part: str) -> dict:
+    """Put files back in their place, or into a folder; what they replace is saved before."""
+    restic = Restic(host)
+    options = next(one for one in host.options["parts"] if one["name"] == part)
+    into = request.get("into") or "/"
+    paths = request.get("paths") or options.get("restore_paths") or options["paths"]
+    with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
+        restic.unlock()
+        kept = ""
+        if into == "/":
+            kept = restic.backup(options, "before-%s" % request["id"])["snapshot_id"]
+        there = [path for path, _size in restic.files(request[part]["label"])]
+        chosen = [path for path in there if any(path == one or path.startswith(one.rstrip("/") + "/") for one in paths)]
+        if not chosen:
+            raise BackupError("the backup holds nothing of %s" % ", ".join(paths))
+        os.makedirs(into, mode=0o700, exist_ok=True)
+        include = [word for path in paths for word in ("--include", re.sub(r"([\\*?\[\]])", r"\\\1", path))]
+        restic.run("restic restore", "restore", request[part]["label"], "--target", into, *include)
+    return {"restored": "%d files" % len(chosen), "into": into, "kept": kept, "paths": paths}
+
+
+COMMANDS = {
+    "plan": plan,
+    "here": database_here,
+    "scratch": database_scratch,
+    "table": table,
+    "files": lambda host, request: files(host, request, "files"),
+    "configuration": lambda host, request: files(host, request, "configuration"),
+}
+
+
+def main(host: Host, what: str, path: str) -> int:
+    """One step of a restore: the request is read from a file, the answer is written beside it, as JSON."""
+    if what not in COMMANDS:
+        raise BackupError("there is no %s; there are: %s" % (what, ", ".join(COMMANDS)))
+    with open(path, encoding="utf-8") as stream:
+        request = json.load(stream)
+    answer, code = {}, 0
+    try:
+        answer = COMMANDS[what](host, request)
+    except (BackupError, OSError, KeyError, StopIteration) as error:
+        answer, code = {"failed": str(error) or type(error).__name__}, 1
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    if what != "plan":
+        host.log("restore %s, %s: %s" % (request["id"], what, answer.get("failed") or answer.get("restored")))
+    print(json.dumps(answer))
+    return code

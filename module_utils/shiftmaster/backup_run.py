@@ -1,0 +1,386 @@
+"""One run of the backup: every part saved, verified and proven by a restore, then one manifest and one report.
+
+A part that fails does not keep the others from being saved. What a killed run leaves is a manifest that has not ended:
+report_killed() ends it as failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+
+from . import backup_catalogue as catalogue
+from . import backup_manifest as manifests
+from . import backup_proof as proof
+from . import backup_report as report
+from . import points
+from .backup_files import Restic, sha256
+from .backup_host import RUN, BackupError, Host, alone, deploy_that_runs, tail
+
+SIZE_SQL = (
+    "SELECT sum(pg_database_size(oid))::bigint, (SELECT system_identifier FROM pg_control_system()) FROM pg_database"
+)
+# A killed pgBackRest leaves a worker that holds the stanza's lock for about 25 s.
+LOCKED_SECONDS = 60
+DAY = 86400
+
+
+def new_run_id() -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + uuid.uuid4().hex[:6]
+
+
+def request_of(run_id: str) -> dict:
+    """What a person or a playbook has asked this run for; a schedule asks for nothing."""
+    path = os.path.join(RUN, "requests", run_id + ".json")
+    try:
+        with open(path, encoding="utf-8") as stream:
+            request = json.load(stream)
+        os.unlink(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BackupError("the request %s cannot be read: %s" % (path, error))
+    return request
+
+
+class Run:
+    def __init__(self, host: Host, run_id: str, request: dict):
+        self.host, self.request, self.run_id = host, request, run_id
+        self.folder = os.path.join(host.folder, "manifests")
+        self.path = os.path.join(self.folder, run_id + ".json")
+        self.history = manifests.history(self.folder)
+        self.restic = Restic(host)
+        only = [name for name in request.get("only", "").split(",") if name]
+        unknown = sorted(set(only) - set(manifests.PARTS))
+        if unknown:
+            raise BackupError("there is no part %s; there are: %s" % (", ".join(unknown), ", ".join(manifests.PARTS)))
+        wanted = [part["name"] for part in host.options["parts"]]
+        wanted += ["database"] if host.database["databases"] else []
+        wanted += ["logical"] if host.database["databases"] and ("logical" in only or self.logical_due()) else []
+        self.parts = [name for name in manifests.PARTS if name in wanted and (not only or name in only)]
+        if not self.parts:
+            raise BackupError("nothing of what was asked for is set up to be saved on this host")
+
+    # -- the past ----------------------------------------------------------------------------------------------------
+
+    def last(self, part: str, **wanted) -> dict:
+        """The newest good result of a part, {} where there is none."""
+        for manifest in reversed(self.history.manifests):
+            found = manifest["parts"].get(part, {})
+            if found.get("result") in manifests.GOOD and all(found.get(key) == value for key, value in wanted.items()):
+                return found
+        return {}
+
+    def older_than(self, part: dict, days: float) -> bool:
+        """Half a day earlier: a schedule with jitter must not wait for a day more."""
+        return not part or time.time() - manifests.seconds_of(part["ended"]) > (days - 0.5) * DAY
+
+    def logical_due(self) -> bool:
+        days = self.host.options["logical_interval_days"]
+        return days > 0 and self.older_than(self.last("logical"), days)
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        manifests.write(self.path, self.manifest)
+
+    def execute(self) -> int:
+        """Do all of it; returns the exit code."""
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        self.manifest = manifests.begin(
+            self.run_id, self.host.options["host"], self.parts, time.time(), release=self.release(),
+            started_by=self.request.get("by", "schedule"),
+        )  # fmt: skip
+        self.save()
+        self.host.log("backup %s of %s begins" % (self.run_id, ", ".join(self.parts)))
+        try:
+            self.wait_for_deploy()
+            for part in self.parts:
+                self.one(part)
+        except BackupError as error:
+            manifests.note(self.manifest, [("not_done", str(error), "")])
+        for problem in self.history.problems:
+            manifests.note(self.manifest, [("manifest_damaged", problem, "")])
+        manifests.finish(self.manifest, time.time())
+        self.save()
+        return report.conclude(self.host, self.manifest)
+
+    def wait_for_deploy(self) -> None:
+        """A deploy changes code and schema: what is saved shall be one of the two, not both."""
+        path = self.host.options["deploy_lock"]
+        if not path or self.request.get("within_deploy"):
+            return
+        deadline, told = time.monotonic() + self.host.options["lock_wait_seconds"], ""
+        while True:
+            holder = deploy_that_runs(path)
+            if not holder:
+                return
+            if time.monotonic() >= deadline:
+                raise BackupError("%s runs for longer than %d s" % (holder, self.host.options["lock_wait_seconds"]))
+            if not told:
+                told = holder
+                self.host.log("waiting for %s" % holder)
+            time.sleep(1)
+
+    def one(self, part: str) -> None:
+        manifests.start(self.manifest, part, time.time())
+        self.save()
+        points.reach("backup_%s" % part)
+        try:
+            if part == "database":
+                result, found = "succeeded", self.save_database()
+            elif part == "logical":
+                result, found = "succeeded", self.save_logical()
+            else:
+                result, found = "succeeded", self.save_files(part)
+            manifests.end(self.manifest, part, result, time.time(), **found)
+        # A part that cannot be saved is told; whatever went wrong, the others are saved.
+        except (BackupError, catalogue.CatalogueError, OSError, ValueError, KeyError) as error:
+            text = str(error) if isinstance(error, BackupError) else "%s: %s" % (type(error).__name__, error)
+            manifests.end(self.manifest, part, "failed", time.time(), [("failed", text, "")])
+            self.host.log("%s failed: %s" % (part, text))
+        self.save()
+
+    def release(self) -> dict:
+        """Which release serves, as role shiftmaster's own files say it."""
+        root = self.host.options["application_root"]
+        try:
+            folder = os.path.realpath(os.path.join(root, "active", "release"))
+            with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as stream:
+                found = json.load(stream)
+            return {
+                "name": os.path.basename(folder),
+                "version": str(found.get("version", "")),
+                "revision": str(found.get("revision", "")),
+                "migrations": self.migrations(),
+            }
+        except (OSError, ValueError):
+            return {}
+
+    def migrations(self):
+        try:
+            return int(
+                self.host.ask("SELECT count(*) FROM django_migrations", self.host.database["databases"][0])[0][0]
+            )
+        except (BackupError, IndexError, ValueError):
+            return None
+
+    def seen(self, part: str, how: str, what: str) -> None:
+        manifests.verified(self.manifest, part, how, True, what, time.time())
+
+    # -- the database ------------------------------------------------------------------------------------------------
+
+    def save_database(self) -> dict:
+        size, system_id = (int(value) for value in self.host.ask(SIZE_SQL)[0])
+        for name in self.host.database["databases"]:
+            self.host.ask("SELECT 1", name)  # One that is missing, or closed to us, is told before anything begins.
+        stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
+        kind = self.kind(stanza, system_id)
+        self.require_room(stanza, kind, size)
+        self.back_up(kind)
+        stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
+        backup = stanza.of(1)[-1]
+        if backup.stopped < manifests.seconds_of(self.manifest["parts"]["database"]["started"]):
+            raise BackupError("pgBackRest says that it is done, but the repository has no new backup")
+        # Known even where it is not proven in the end: nothing is built upon such a one.
+        self.manifest["parts"]["database"].update(kind=backup.kind, label=backup.label)
+        chain = [one.label for one in stanza.chain(backup.label, 1)]
+        said = catalogue.verdict_info(stanza, system_id).concerning(chain)
+        if not said.good:
+            raise BackupError(str(said))
+        end = proof.mark(self.host, self.run_id)
+        proof.wait_until_archived(self.host, end, self.host.options["archive_timeout_seconds"])
+        self.verify_repository(chain)
+        proven = proof.prove(self.host, backup.label, end)
+        self.seen("database", manifests.RESTORED, ", ".join(proven["how"]) + " (%s s)" % proven["seconds"])
+        rows = {
+            "%s.%s" % (database, name): table.rows
+            for database, tables in end.tables.items()
+            for name, table in tables.items()
+        }
+        return {
+            "kind": backup.kind,
+            "label": backup.label,
+            "location": os.path.join(self.host.folder, "pgbackrest"),
+            "size_bytes": backup.size,
+            "added_bytes": backup.repo_size,
+            "wal": {"start": backup.wal_start, "stop": backup.wal_stop, "proven": end.segment},
+            "restore_point": end.name,
+            "system_id": system_id,
+            "rows": rows,
+            "tools": self.versions(),
+        }
+
+    def kind(self, stanza, system_id: int) -> str:
+        """Full where there is no proven full of this database that is young enough, incremental otherwise."""
+        if self.request.get("kind", "auto") != "auto":
+            return self.request["kind"]
+        full = self.last("database", kind="full", system_id=system_id)
+        newest = [one for one in stanza.of(1) if one.system_id == system_id][-1:]
+        if not newest or self.older_than(full, self.host.options["full_interval_days"]):
+            return "full"
+        try:
+            chain = stanza.chain(newest[0].label, 1)
+        except catalogue.CatalogueError:
+            return "full"
+        failed = {
+            manifest["parts"].get("database", {}).get("label")
+            for manifest in self.history.manifests
+            if manifest["parts"].get("database", {}).get("result") == "failed"
+        }
+        if any(one.error or one.label in failed for one in chain) or chain[0].label != full.get("label"):
+            return "full"
+        return "incr"
+
+    def require_room(self, stanza, kind: str, size: int) -> None:
+        """Refuse beforehand what would fill the disk: the backup, and its scratch restore."""
+        same = [one.repo_size for one in stanza.of(1) if one.kind == kind]
+        repository = int(max(same[-3:]) * 1.5) if same else (size if kind == "full" else size // 4)
+        needs = {self.host.folder: repository, self.host.options["scratch"]: int(size * 1.2)}
+        for folder, wanted in list(needs.items()):
+            os.makedirs(folder, exist_ok=True)
+            if os.stat(folder).st_dev == os.stat(self.host.folder).st_dev:
+                wanted = sum(needs.values())
+            free = self.host.free_bytes(folder)
+            if free < wanted + self.host.options["reserve_bytes"]:
+                raise BackupError(
+                    "there is too little room in %s: %s free, %s needed"
+                    % (folder, report.sized(free), report.sized(wanted + self.host.options["reserve_bytes"]))
+                )
+
+    def back_up(self, kind: str) -> None:
+        deadline = time.monotonic() + LOCKED_SECONDS
+        while True:
+            try:
+                self.host.pgbackrest("pgbackrest backup", "--type=%s" % kind, "backup")
+                return
+            except BackupError as error:
+                # 050: another process of pgBackRest holds the stanza.
+                if "[050]" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(3)
+
+    def verify_repository(self, chain: list) -> None:
+        """Read the repository; what is said of the chain or of the archive fails this run."""
+        done = self.host.pgbackrest("pgbackrest verify", "--output=text", "--verbose", "verify", restore=True)
+        text = done.stdout + done.stderr
+        if not re.search(r"^\s*status: ok", text, re.M):
+            raise BackupError("pgbackrest verify: %s" % tail(text, 6))
+        self.seen("database", "verify", "checksums of everything in the repository")
+
+    def versions(self) -> dict:
+        found = {}
+        for name, command in (
+            ("pgbackrest", ("pgbackrest", "version")),
+            ("restic", ("restic", "version")),
+            ("postgresql", (os.path.join(self.host.bin, "postgres"), "--version")),
+        ):
+            said = self.host.run(name, *command).stdout
+            found[name] = re.search(r"\d+(\.\d+)+", said).group()
+        return found
+
+    # -- logical dumps -----------------------------------------------------------------------------------------------
+
+    def save_logical(self) -> dict:
+        """Dump each database into a folder, read every byte of it back, and note the checksum of each file."""
+        place = os.path.join(self.host.folder, "logical", self.run_id)
+        shutil.rmtree(place + ".part", ignore_errors=True)
+        os.makedirs(place + ".part", mode=0o700)
+        jobs, checksums, size = "--jobs=%d" % self.host.options["process_max"], {}, 0
+        try:
+            for name in self.host.database["databases"]:
+                dump = os.path.join(place + ".part", name)
+                self.host.run(
+                    "pg_dump of %s" % name,
+                    os.path.join(self.host.bin, "pg_dump"), "--no-password", "--format=directory", "--compress=zstd:3",
+                    jobs, "--lock-wait-timeout=60s", "--file", dump, name,
+                    env=self.host.environment(name),
+                )  # fmt: skip
+                restore = os.path.join(self.host.bin, "pg_restore")
+                listed = self.host.run("pg_restore --list", restore, "--list", dump).stdout
+                tables = len(re.findall(r"^\d+; .* TABLE DATA ", listed, re.M))
+                if not tables:
+                    raise BackupError("the dump of %s holds no table" % name)
+                # It stops where a file does not decompress; what it writes is not wanted.
+                self.host.run("reading the dump of %s" % name, restore, "--file=/dev/null", dump)
+                for folder, _folders, files in os.walk(dump):
+                    for file in files:
+                        path = os.path.join(folder, file)
+                        checksums[os.path.relpath(path, place + ".part")] = sha256(path)
+                        size += os.path.getsize(path)
+                self.seen("logical", "read", "%s: %d tables read back" % (name, tables))
+            with open(os.path.join(place + ".part", "SHA256SUMS"), "w", encoding="utf-8") as stream:
+                stream.writelines("%s  %s\n" % (checksums[path], path) for path in sorted(checksums))
+            os.rename(place + ".part", place)
+        except BaseException:
+            shutil.rmtree(place + ".part", ignore_errors=True)
+            raise
+        return {
+            "label": self.run_id,
+            "location": place,
+            "size_bytes": size,
+            "added_bytes": size,
+            "checksums": checksums,
+            "tools": {"pg_dump": self.versions()["postgresql"]},
+        }
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def save_files(self, name: str) -> dict:
+        part = next(part for part in self.host.options["parts"] if part["name"] == name)
+        self.restic.unlock()
+        summary = self.restic.backup(part, self.run_id)
+        snapshot = summary["snapshot_id"]
+        self.seen(name, "compared", self.restic.compare(snapshot, os.path.join(self.host.options["scratch"], name)))
+        last = self.last(name)
+        whole = not last or all(item["how"] != "read_all" or self.older_than({"ended": item["at"]}, 7)
+                                for manifest in self.history.manifests
+                                for item in manifest["parts"].get(name, {}).get("verified", []))  # fmt: skip
+        self.seen(name, "read_all" if whole else "read", self.restic.check(whole))
+        return {
+            "label": snapshot,
+            "location": self.restic.repository,
+            "size_bytes": int(summary["total_bytes_processed"]),
+            "added_bytes": int(summary.get("data_added_packed", summary["data_added"])),
+            "tools": {"restic": self.versions()["restic"]},
+        }
+
+
+def run(host: Host, run_id: str) -> int:
+    """The unit's whole work; returns its exit code."""
+    request, waits = {}, host.options["lock_wait_seconds"]
+    try:
+        request = request_of(run_id)
+        with alone(host, "backup %s by %s" % (run_id, request.get("by", "schedule")), waits):
+            report_killed(host)
+            return Run(host, run_id, request).execute()
+    except (BackupError, OSError) as error:
+        return report.not_begun(host, run_id, request, str(error))
+
+
+def report_killed(host: Host) -> int:
+    """End what killed runs have left, as failed, and tell of it; returns how many there were."""
+    folder, count = os.path.join(host.folder, "manifests"), 0
+    for manifest in manifests.history(folder).manifests:
+        if manifest["ended"] is None:
+            manifests.stopped(manifest, time.time(), "the run was killed, or its host went down")
+            manifests.write(os.path.join(folder, manifest["run_id"] + ".json"), manifest)
+            report.conclude(host, manifest)
+            count += 1
+    return count
+
+
+def after_a_killed_one(host: Host, told: bool) -> None:
+    """For the unit that follows a failed one: end and tell what it could not tell itself."""
+    try:
+        with alone(host, "report of a killed backup", 0):
+            if not report_killed(host) and not told:
+                report.not_begun(
+                    host, "(unknown)", {}, "the run ended before it began: journalctl -u 'shiftmaster-backup*'"
+                )
+    except BackupError:
+        pass  # Another run has the lock by now; it has looked for killed ones before anything else.
