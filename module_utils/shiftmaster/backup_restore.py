@@ -232,20 +232,19 @@ COMMANDS = {
 }
 
 
-def main(host: Host, what: str, path: str) -> int:
-    """One step of a restore: the request is read from a file, the answer is written beside it, as JSON."""
+def main(host: Host, what: str, stream) -> int:
+    """One step of a restore: the request is read as JSON, and the answer printed as JSON."""
     if what not in COMMANDS:
         raise BackupError("there is no %s; there are: %s" % (what, ", ".join(COMMANDS)))
-    with open(path, encoding="utf-8") as stream:
-        request = json.load(stream)
+    request = json.load(stream)
     answer, code = {}, 0
     try:
         answer = COMMANDS[what](host, request)
     except (BackupError, OSError, KeyError, StopIteration) as error:
         answer, code = {"failed": str(error) or type(error).__name__}, 1
-    with contextlib.suppress(OSError):
-        os.unlink(path)
     if what != "plan":
         host.log("restore %s, %s: %s" % (request["id"], what, answer.get("failed") or answer.get("restored")))
-    print(json.dumps(answer))
+    # Whoever has asked may be gone.
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(answer), flush=True)
     return code

@@ -8,7 +8,7 @@ line that starts with "@@shiftmaster-answer@@ ":
     {"op": "canary", "worker": name, "queue": q, ...}     {"ran": bool}: one task went through the broker and was run
     {"op": "consume", "worker": name, "queues": [...]}    {"confirmed": bool}
     {"op": "cancel", "worker": name, "queues": [...]}     {"confirmed": bool}
-    {"op": "park", "queues": [...], "folder": path}       {"parked": [{"id", "task", "queue"}], "files": [...]}
+    {"op": "park", "queues": [...], "folder": path, "all": bool}  {"parked": [{"id", "task", "queue"}], "files": [...]}
 """
 
 import json
@@ -85,7 +85,7 @@ class Operations:
         return {"confirmed": confirmed}
 
     def park(self, request):
-        """Take the tasks that this release does not know out of the queues, each into a file of its own.
+        """Take the tasks that this release does not know out of the queues (or all), each into a file of its own.
 
         Only a Redis broker keeps its queues as lists; with another one nothing is parked and the answer says so.
         """
@@ -100,7 +100,7 @@ class Operations:
                     for raw in client.lrange(key, 0, -1):
                         message = json.loads(raw)
                         headers = message.get("headers") or {}
-                        if headers.get("task") in known:
+                        if headers.get("task") in known and not request.get("all"):
                             continue
                         task_id = str(headers.get("id"))
                         path = os.path.join(request["folder"], "%s.json" % os.path.basename(task_id))
