@@ -15,15 +15,16 @@ import uuid
 
 from . import backup_catalogue as catalogue
 from . import backup_manifest as manifests
+from . import backup_plan, points
 from . import backup_proof as proof
 from . import backup_report as report
-from . import points
 from .backup_files import Restic, sha256
 from .backup_host import RUN, BackupError, Host, alone, deploy_that_runs, tail
 
-SIZE_SQL = (
-    "SELECT sum(pg_database_size(oid))::bigint, (SELECT system_identifier FROM pg_control_system()) FROM pg_database"
-)
+SIZE_SQL = """
+SELECT sum(pg_database_size(oid))::bigint, (SELECT system_identifier FROM pg_control_system()),
+       (SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int) FROM pg_database
+"""
 # A killed pgBackRest leaves a worker that holds the stanza's lock for about 25 s.
 LOCKED_SECONDS = 60
 DAY = 86400
@@ -175,11 +176,16 @@ class Run:
     # -- the database ------------------------------------------------------------------------------------------------
 
     def save_database(self) -> dict:
-        size, system_id = (int(value) for value in self.host.ask(SIZE_SQL)[0])
+        size, system_id, timeline = (int(value) for value in self.host.ask(SIZE_SQL)[0])
         for name in self.host.database["databases"]:
             self.host.ask("SELECT 1", name)  # One that is missing, or closed to us, is told before anything begins.
         stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
-        kind = self.kind(stanza, system_id)
+        wish = self.request.get("kind", "auto")
+        kind, why = backup_plan.kind_today(
+            stanza, self.proofs(), time.time(), self.host.options["full_interval_days"], system_id, timeline,
+            wish="" if wish == "auto" else wish,
+        )  # fmt: skip
+        self.host.log("database: %s backup, %s" % ({"full": "full"}.get(kind, "incremental"), why))
         self.require_room(stanza, kind, size)
         self.back_up(kind)
         stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
@@ -215,42 +221,31 @@ class Run:
             "tools": self.versions(),
         }
 
-    def kind(self, stanza, system_id: int) -> str:
-        """Full where there is no proven full of this database that is young enough, incremental otherwise."""
-        if self.request.get("kind", "auto") != "auto":
-            return self.request["kind"]
-        full = self.last("database", kind="full", system_id=system_id)
-        newest = [one for one in stanza.of(1) if one.system_id == system_id][-1:]
-        if not newest or self.older_than(full, self.host.options["full_interval_days"]):
-            return "full"
-        try:
-            chain = stanza.chain(newest[0].label, 1)
-        except catalogue.CatalogueError:
-            return "full"
-        failed = {
-            manifest["parts"].get("database", {}).get("label")
-            for manifest in self.history.manifests
-            if manifest["parts"].get("database", {}).get("result") == "failed"
-        }
-        if any(one.error or one.label in failed for one in chain) or chain[0].label != full.get("label"):
-            return "full"
-        return "incr"
+    def proofs(self) -> dict:
+        """Of each backup whether it was proven, as the manifests say it."""
+        found = {}
+        for manifest in self.history.manifests:
+            part = manifest["parts"].get("database", {})
+            if part.get("label") and manifest["ended"]:
+                found[part["label"]] = part["result"] in manifests.GOOD
+        return found
 
     def require_room(self, stanza, kind: str, size: int) -> None:
-        """Refuse beforehand what would fill the disk: the backup, and its scratch restore."""
-        same = [one.repo_size for one in stanza.of(1) if one.kind == kind]
-        repository = int(max(same[-3:]) * 1.5) if same else (size if kind == "full" else size // 4)
-        needs = {self.host.folder: repository, self.host.options["scratch"]: int(size * 1.2)}
-        for folder, wanted in list(needs.items()):
-            os.makedirs(folder, exist_ok=True)
-            if os.stat(folder).st_dev == os.stat(self.host.folder).st_dev:
-                wanted = sum(needs.values())
-            free = self.host.free_bytes(folder)
-            if free < wanted + self.host.options["reserve_bytes"]:
-                raise BackupError(
-                    "there is too little room in %s: %s free, %s needed"
-                    % (folder, report.sized(free), report.sized(wanted + self.host.options["reserve_bytes"]))
-                )
+        """Refuse beforehand what would fill a disk: the backup, and its restore as a test."""
+        needs = {self.host.folder: backup_plan.database_bytes(stanza, kind, size)}
+        scratch = self.host.options["scratch"]
+        os.makedirs(scratch, mode=0o711, exist_ok=True)
+        same = os.stat(scratch).st_dev == os.stat(self.host.folder).st_dev
+        place = self.host.folder if same else scratch
+        needs[place] = needs.get(place, 0) + backup_plan.restore_bytes(size)
+        for folder, needed in needs.items():
+            disk = os.statvfs(folder)
+            found = backup_plan.room(
+                needed, disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize, folder,
+                "the backup with its test restore" if folder == place else "the backup",
+            )  # fmt: skip
+            if not found.good:
+                raise BackupError(str(found))
 
     def back_up(self, kind: str) -> None:
         deadline = time.monotonic() + LOCKED_SECONDS
