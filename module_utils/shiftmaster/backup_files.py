@@ -19,6 +19,8 @@ from .backup_host import BackupError, Host, tail
 # So much of a snapshot is restored as a test when it is larger: a share of its files, chosen anew each time.
 SAMPLE_FILES = 200
 SAMPLE_BYTES = 256 << 20
+# A repository up to this size is read whole each day.
+READ_ALL_BYTES = 1 << 30
 
 
 def sha256(path: str) -> str:
@@ -64,10 +66,8 @@ class Restic:
 
     def backup(self, part: dict, run_id: str) -> dict:
         """Save a part's paths; returns restic's summary. Raises BackupError where one of them is missing."""
-        paths = [path for path in part["paths"] if os.path.lexists(path)]
-        missing = sorted(set(part["paths"]) - set(paths) - set(part.get("optional", [])))
-        if missing:
-            raise BackupError("what shall be saved is not there: %s" % ", ".join(missing))
+        paths = required(part, [path for path in part["paths"] if os.path.lexists(path)])
+        paths += [pull(self.host, source, one) for source, one in sources(self.host, part["name"])]
         done = self.host.run(
             "restic backup of %s" % part["name"],
             "restic", "backup", "--json", "--host", self.host.options["host"],
@@ -85,12 +85,16 @@ class Restic:
             )
         return summary[0]
 
-    def check(self, whole: bool) -> str:
-        """Read a tenth of the repository each day, all of it each week."""
-        if whole:
+    def check(self) -> str:
+        """Read the repository; of a large one a tenth each day, and all of it on Sundays."""
+        size = sum(
+            os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(self.repository) for name in names
+        )
+        today = datetime.datetime.now(datetime.timezone.utc).timetuple()
+        if size <= READ_ALL_BYTES or today.tm_wday == 6:
             self.run("restic check", "check", "--read-data")
-            return "all packs of the repository read"
-        tenth = datetime.datetime.now(datetime.timezone.utc).timetuple().tm_yday % 10 + 1
+            return "all of the repository read"
+        tenth = today.tm_yday % 10 + 1
         self.run("restic check", "check", "--read-data-subset=%d/10" % tenth)
         return "tenth %d of the repository read" % tenth
 
@@ -135,6 +139,60 @@ class Restic:
         return "%d of %d files restored and compared%s" % (
             same, len(there), ", %d have changed since" % changed if changed else "",
         )  # fmt: skip
+
+
+def required(part: dict, there: list) -> list:
+    """The paths of a part that are there. Raises BackupError where one is missing that has to be."""
+    missing = sorted(set(part["paths"]) - set(there) - set(part.get("optional", [])))
+    if missing:
+        raise BackupError("what shall be saved is not there: %s" % ", ".join(missing))
+    return [path for path in part["paths"] if path in there]
+
+
+def names_of_parts(host: Host) -> list:
+    """The parts that are saved, of this host and of others."""
+    return sorted({part["name"] for one in [host.options, *host.options["sources"]] for part in one["parts"]})
+
+
+def part_of(host: Host, name: str) -> dict:
+    """What of this host itself belongs to a part."""
+    for part in host.options["parts"]:
+        if part["name"] == name:
+            return part
+    return {"name": name, "paths": [], "exclude": []}
+
+
+def sources(host: Host, name: str) -> list:
+    """The other hosts with something of this part: (source, its part)."""
+    return [(source, part) for source in host.options["sources"] for part in source["parts"] if part["name"] == name]
+
+
+def pulled(host: Host, name: str, source: str) -> str:
+    """Where the copy of another host's files lies; nothing is read from it but what restic saves."""
+    return os.path.join(host.folder, "pulled", name, source)
+
+
+def pull(host: Host, source: dict, part: dict) -> str:
+    """Copy a part of another host here; returns the folder."""
+    ssh = [
+        "ssh", "-i", host.options["pull_key"], "-o", "BatchMode=yes", "-o", "ConnectTimeout=20",
+        "-o", "ServerAliveInterval=15", "-o", "StrictHostKeyChecking=yes",
+        "-o", "UserKnownHostsFile=%s" % host.options["known_hosts"],
+    ]  # fmt: skip
+    who = "shiftmaster-backup@%s" % source["address"]
+    what = "reading %s of %s" % (part["name"], source["name"])
+    there = required(part, json.loads(host.run(what, *ssh, who, "paths", timeout=120).stdout))
+    folder = pulled(host, part["name"], source["name"])
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    place = source["address"] if ":" not in source["address"] else "[%s]" % source["address"]
+    host.run(
+        what,
+        "rsync", "--archive", "--relative", "--numeric-ids", "--delete", "--delete-excluded",
+        *["--exclude=%s" % pattern for pattern in part["exclude"]],
+        "--rsh", " ".join(ssh), "shiftmaster-backup@%s:%s" % (place, there[0]), *[":" + path for path in there[1:]],
+        folder + "/",
+    )  # fmt: skip
+    return folder
 
 
 def unchanged(path: str, copy: str) -> bool:

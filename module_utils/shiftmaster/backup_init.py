@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import backup_catalogue as catalogue
 from . import backup_manifest as manifests
-from .backup_files import Restic
+from .backup_files import Restic, names_of_parts
 from .backup_host import BackupError, Host
 
 # A quiet database writes nothing that a time could be found by.
@@ -28,7 +28,7 @@ def init(host: Host) -> list:
             made.append("stanza %s" % host.stanza)
         elif stanza.code not in (catalogue.OK, catalogue.NO_BACKUP):
             raise BackupError("the repository of the database is not well: %s" % catalogue.verdict_info(stanza))
-    if host.options["parts"] and Restic(host).init():
+    if names_of_parts(host) and Restic(host).init():
         made.append("repository of files")
     return made
 

@@ -17,7 +17,7 @@ from . import backup_manifest as manifests
 from . import backup_proof as proof
 from . import backup_report as report
 from . import points
-from .backup_files import Restic
+from .backup_files import Restic, part_of
 from .backup_host import BackupError, Host, alone
 from .backup_target import Plan, TargetError, choose, snapshot
 
@@ -204,7 +204,7 @@ def table(host: Host, request: dict) -> dict:
 def files(host: Host, request: dict, part: str) -> dict:
     """Put files back in their place, or into a folder; what they replace is saved before."""
     restic = Restic(host)
-    options = next(one for one in host.options["parts"] if one["name"] == part)
+    options = part_of(host, part)
     into = request.get("into") or "/"
     paths = request.get("paths") or options.get("restore_paths") or options["paths"]
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):

@@ -18,7 +18,7 @@ from . import backup_manifest as manifests
 from . import backup_plan, points
 from . import backup_proof as proof
 from . import backup_report as report
-from .backup_files import Restic, sha256
+from .backup_files import Restic, names_of_parts, part_of, sha256
 from .backup_host import RUN, BackupError, Host, alone, deploy_that_runs, tail
 
 SIZE_SQL = """
@@ -59,7 +59,7 @@ class Run:
         unknown = sorted(set(only) - set(manifests.PARTS))
         if unknown:
             raise BackupError("there is no part %s; there are: %s" % (", ".join(unknown), ", ".join(manifests.PARTS)))
-        wanted = [part["name"] for part in host.options["parts"]]
+        wanted = names_of_parts(host)
         wanted += ["database"] if host.database["databases"] else []
         wanted += ["logical"] if host.database["databases"] and ("logical" in only or self.logical_due()) else []
         self.parts = [name for name in manifests.PARTS if name in wanted and (not only or name in only)]
@@ -326,16 +326,12 @@ class Run:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def save_files(self, name: str) -> dict:
-        part = next(part for part in self.host.options["parts"] if part["name"] == name)
+        part = part_of(self.host, name)
         self.restic.unlock()
         summary = self.restic.backup(part, self.run_id)
         snapshot = summary["snapshot_id"]
         self.seen(name, "compared", self.restic.compare(snapshot, os.path.join(self.host.options["scratch"], name)))
-        last = self.last(name)
-        whole = not last or all(item["how"] != "read_all" or self.older_than({"ended": item["at"]}, 7)
-                                for manifest in self.history.manifests
-                                for item in manifest["parts"].get(name, {}).get("verified", []))  # fmt: skip
-        self.seen(name, "read_all" if whole else "read", self.restic.check(whole))
+        self.seen(name, "read", self.restic.check())
         return {
             "label": snapshot,
             "location": self.restic.repository,

@@ -1,0 +1,69 @@
+import json
+
+import pytest
+from support import Operations, operations_of
+
+operations = operations_of(__file__)
+
+RUNS = "/var/backups/shiftmaster/manifests"
+
+
+class Backups:
+    """What an administrator sees of the backups of a host."""
+
+    def __init__(self, operations: Operations):
+        self.operations, self.shell = operations, operations.shell
+
+    def run(self, check: bool = True, timeout: int = 1200, **request) -> dict:
+        """Start the unit as a schedule or a playbook does, and return its manifest; {} where it did not begin."""
+        self.shell("install -d -m 755 /run/shiftmaster-backup && install -d -m 700 /run/shiftmaster-backup/requests")
+        name = self.shell("date -u +%Y%m%dT%H%M%SZ-").strip() + "%06x" % (abs(hash(json.dumps(request))) & 0xFFFFFF)
+        self.shell(f"cat > /run/shiftmaster-backup/requests/{name}.json", stdin=json.dumps(request))
+        code = self.shell(
+            f"systemctl start shiftmaster-backup@{name}.service >/dev/null 2>&1; echo $?", timeout=timeout
+        ).strip()
+        text = self.shell(f"cat {RUNS}/{name}.json 2>/dev/null", check=False)
+        manifest = json.loads(text) if text else {}
+        if check:
+            assert code == "0" and manifest["result"] == "succeeded", manifest or self.log()
+        else:
+            assert code != "0" and manifest.get("result", "failed") == "failed", "it is said to be good"
+        return manifest
+
+    def why(self, manifest: dict) -> str:
+        """The reasons of a failed run, as one text."""
+        parts = manifest["parts"].values()
+        return "; ".join(p["what"] for part in parts for p in part["problems"])
+
+    def manifests(self) -> list:
+        return [json.loads(self.shell(f"cat {RUNS}/{name}")) for name in self.shell(f"ls {RUNS}").split()]
+
+    def metric(self, name: str) -> dict:
+        """{kind: value} of a metric, as node exporter would read it."""
+        found = {}
+        for line in self.shell("cat /var/lib/prometheus/node-exporter/shiftmaster_backup.prom").splitlines():
+            if line.startswith((name + "{", name + " ")):
+                labels, value = line[len(name) :].split(" ")
+                found[labels.removeprefix('{kind="').removesuffix('"}')] = int(value)
+        return found
+
+    def log(self) -> str:
+        return self.shell("tail -n 30 /var/log/shiftmaster/backup.log", check=False)
+
+    def sql(self, statement: str, database: str = "shiftmaster") -> str:
+        return self.shell(f"runuser -u postgres -- psql -XqAt -d {database}", stdin=statement).strip()
+
+    def pgbackrest(self, *arguments: str) -> str:
+        return self.shell("runuser -u postgres -- pgbackrest --stanza=shiftmaster " + " ".join(arguments))
+
+
+@pytest.fixture(scope="session")
+def backups(operations):
+    return Backups(operations)
+
+
+@pytest.fixture(scope="session")
+def first(backups):
+    """A proven full backup, from which the tests go on."""
+    found = [one for one in backups.manifests() if one["result"] == "succeeded" and "database" in one["parts"]]
+    return found[-1] if found else backups.run()
