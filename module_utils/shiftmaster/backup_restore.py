@@ -17,7 +17,7 @@ from . import backup_manifest as manifests
 from . import backup_proof as proof
 from . import backup_report as report
 from . import points
-from .backup_files import Restic, part_of
+from .backup_files import Restic, part_of, pulled, sources
 from .backup_host import BackupError, Host, alone
 from .backup_target import Plan, TargetError, choose, snapshot
 
@@ -202,10 +202,17 @@ def table(host: Host, request: dict) -> dict:
 
 
 def files(host: Host, request: dict, part: str) -> dict:
-    """Put files back in their place, or into a folder; what they replace is saved before."""
+    """Put files back in their place, or into a folder; what they replace is saved before.
+
+    What was read of another host (`of`) is packed for it instead: this host may only read there.
+    """
     restic = Restic(host)
+    of = request.get("of", "")
     options = part_of(host, part)
-    into = request.get("into") or "/"
+    into = request.get("into") or ("/" if not of else os.path.join(host.folder, "outgoing", request["id"]))
+    below = pulled(host, part, of) if of else ""
+    if of:
+        options = next(one for source, one in sources(host, part) if source["name"] == of)
     paths = request.get("paths") or options.get("restore_paths") or options["paths"]
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
         restic.unlock()
@@ -213,13 +220,23 @@ def files(host: Host, request: dict, part: str) -> dict:
         if into == "/":
             kept = restic.backup(options, "before-%s" % request["id"])["snapshot_id"]
         there = [path for path, _size in restic.files(request[part]["label"])]
-        chosen = [path for path in there if any(path == one or path.startswith(one.rstrip("/") + "/") for one in paths)]
+        chosen = [
+            path for path in there
+            if any(path == below + one or path.startswith(below + one.rstrip("/") + "/") for one in paths)
+        ]  # fmt: skip
         if not chosen:
             raise BackupError("the backup holds nothing of %s" % ", ".join(paths))
         os.makedirs(into, mode=0o700, exist_ok=True)
         include = [word for path in paths for word in ("--include", re.sub(r"([\\*?\[\]])", r"\\\1", path))]
-        restic.run("restic restore", "restore", request[part]["label"], "--target", into, *include)
-    return {"restored": "%d files" % len(chosen), "into": into, "kept": kept, "paths": paths}
+        restic.run(
+            "restic restore", "restore", request[part]["label"] + ":" * bool(of) + below, "--target", into, *include
+        )
+        answer = {"restored": "%d files" % len(chosen), "into": into, "kept": kept, "paths": paths}
+        if of:
+            answer["archive"] = into + ".tar"
+            host.run("packing files", "tar", "--create", "--file", answer["archive"], "--directory", into, ".")
+            shutil.rmtree(into)
+    return answer
 
 
 COMMANDS = {
