@@ -163,7 +163,7 @@ class Host:
 @contextlib.contextmanager
 def alone(host: Host, operation: str, wait_seconds: float):
     """Let one run work on the backups at a time. The kernel lets go when a run dies, however it dies."""
-    os.makedirs(RUN, mode=0o755, exist_ok=True)
+    make_folder(RUN, 0o755)
     path = os.path.join(RUN, "lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     deadline, told = time.monotonic() + wait_seconds, False
@@ -204,12 +204,18 @@ def deploy_that_runs(path: str) -> str:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
+def make_folder(path: str, mode: int) -> None:
+    """Have a folder with exactly this mode, whatever the umask is."""
+    os.makedirs(path, exist_ok=True)
+    os.chmod(path, mode)
+
+
 @contextlib.contextmanager
 def scratch(host: Host, name: str):
     """A folder of postgres for a restore that is thrown away; what a killed run has left goes first."""
     path = os.path.join(host.options["scratch"], name)
     shutil.rmtree(path, ignore_errors=True)
-    os.makedirs(host.options["scratch"], mode=0o711, exist_ok=True)
+    make_folder(host.options["scratch"], 0o711)
     os.mkdir(path, mode=0o700)
     shutil.chown(path, POSTGRES, POSTGRES)
     try:

@@ -127,8 +127,10 @@ class Server:
             ("pg_hba.conf", "local all postgres peer\n"),
             ("pg_ident.conf", ""),
         ):
-            with open(os.path.join(self.data, name), "w", encoding="utf-8") as stream:
+            path = os.path.join(self.data, name)
+            with open(path, "w", encoding="utf-8") as stream:
                 stream.write(text)
+            os.chown(path, *_owner(self.data))
         values = {name: self.control(text) for name, text in SETTINGS.items()}
         values.update(
             port=str(self.port),
@@ -168,8 +170,9 @@ class Server:
     def said(log: str) -> str:
         """What the server gave as its reason."""
         with contextlib.suppress(OSError), open(log, encoding="utf-8", errors="replace") as stream:
-            lines = [line for line in stream.read().splitlines() if re.search(r"FATAL|PANIC|ERROR", line)]
-            return tail("\n".join(lines), 2)
+            telling = re.compile(r"FATAL|PANIC|ERROR|invalid|unrecognized|could not")
+            lines = [line for line in stream.read().splitlines() if telling.search(line)]
+            return tail("\n".join(lines), 3)
         return "it has no log"
 
     def ask(self, sql: str, name: str = "postgres", timeout: float = 0) -> list:

@@ -18,7 +18,7 @@ from . import backup_proof as proof
 from . import backup_report as report
 from . import points
 from .backup_files import Restic, part_of, pulled, sources
-from .backup_host import BackupError, Host, alone
+from .backup_host import BackupError, Host, alone, make_folder
 from .backup_target import Plan, TargetError, choose, snapshot
 
 
@@ -180,7 +180,7 @@ def table(host: Host, request: dict) -> dict:
     database, _, name = request["table"].rpartition("/")
     database = database or host.database["databases"][0]
     folder = os.path.join(host.folder, "tables", request["id"])
-    os.makedirs(os.path.dirname(folder), mode=0o711, exist_ok=True)
+    make_folder(os.path.dirname(folder), 0o711)
     os.mkdir(folder, 0o700)
     shutil.chown(folder, "postgres", "postgres")
     path = os.path.join(folder, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))

@@ -19,7 +19,7 @@ from . import backup_plan, points
 from . import backup_proof as proof
 from . import backup_report as report
 from .backup_files import Restic, names_of_parts, part_of, sha256
-from .backup_host import RUN, BackupError, Host, alone, deploy_that_runs, tail
+from .backup_host import RUN, BackupError, Host, alone, deploy_that_runs, make_folder, tail
 
 SIZE_SQL = """
 SELECT sum(pg_database_size(oid))::bigint, (SELECT system_identifier FROM pg_control_system()),
@@ -234,7 +234,7 @@ class Run:
         """Refuse beforehand what would fill a disk: the backup, and its restore as a test."""
         needs = {self.host.folder: backup_plan.database_bytes(stanza, kind, size)}
         scratch = self.host.options["scratch"]
-        os.makedirs(scratch, mode=0o711, exist_ok=True)
+        make_folder(scratch, 0o711)
         same = os.stat(scratch).st_dev == os.stat(self.host.folder).st_dev
         place = self.host.folder if same else scratch
         needs[place] = needs.get(place, 0) + backup_plan.restore_bytes(size)
@@ -365,13 +365,11 @@ def report_killed(host: Host) -> int:
     return count
 
 
-def after_a_killed_one(host: Host, told: bool) -> None:
+def after_a_killed_one(host: Host, unit: str, told: bool) -> None:
     """For the unit that follows a failed one: end and tell what it could not tell itself."""
     try:
         with alone(host, "report of a killed backup", 0):
             if not report_killed(host) and not told:
-                report.not_begun(
-                    host, "(unknown)", {}, "the run ended before it began: journalctl -u 'shiftmaster-backup*'"
-                )
+                report.not_begun(host, unit, {}, "it ended before it began: journalctl -u %s" % unit)
     except BackupError:
         pass  # Another run has the lock by now; it has looked for killed ones before anything else.
