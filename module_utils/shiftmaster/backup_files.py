@@ -64,14 +64,14 @@ class Restic:
         done = self.run("restic snapshots", "snapshots", "--json", *["--tag=%s" % tag for tag in tags])
         return json.loads(done.stdout or "[]")
 
-    def backup(self, part: dict, run_id: str) -> dict:
+    def backup(self, part: dict, run_id: str, tag: str = "") -> dict:
         """Save a part's paths; returns restic's summary. Raises BackupError where one of them is missing."""
         paths = required(part, [path for path in part["paths"] if os.path.lexists(path)])
         paths += [pull(self.host, source, one) for source, one in sources(self.host, part["name"])]
         done = self.host.run(
             "restic backup of %s" % part["name"],
             "restic", "backup", "--json", "--host", self.host.options["host"],
-            "--tag", part["name"], "--tag", "run=%s" % run_id,
+            "--tag", tag or part["name"], "--tag", "run=%s" % run_id,
             *["--exclude=%s" % pattern for pattern in part["exclude"]], "--", *paths,
             env=self.env, fine=(0, 3),
         )  # fmt: skip

@@ -218,7 +218,7 @@ def files(host: Host, request: dict, part: str) -> dict:
         restic.unlock()
         kept = ""
         if into == "/":
-            kept = restic.backup(options, "before-%s" % request["id"])["snapshot_id"]
+            kept = restic.backup(options, request["id"], "before-restore")["snapshot_id"]
         there = [path for path, _size in restic.files(request[part]["label"])]
         chosen = [
             path for path in there

@@ -20,6 +20,7 @@ from . import backup_proof as proof
 from . import backup_report as report
 from .backup_files import Restic, names_of_parts, part_of, sha256
 from .backup_host import RUN, BackupError, Host, alone, deploy_that_runs, make_folder, tail
+from .backup_prune import proofs, prune
 
 SIZE_SQL = """
 SELECT sum(pg_database_size(oid))::bigint, (SELECT system_identifier FROM pg_control_system()),
@@ -102,6 +103,7 @@ class Run:
             self.wait_for_deploy()
             for part in self.parts:
                 self.one(part)
+            self.prune()
         except BackupError as error:
             manifests.note(self.manifest, [("not_done", str(error), "")])
         for problem in self.history.problems:
@@ -146,6 +148,17 @@ class Run:
             self.host.log("%s failed: %s" % (part, text))
         self.save()
 
+    def prune(self) -> None:
+        """A backup that is good stays good where something old could not be removed: that is a warning."""
+        try:
+            removed, problems = prune(self.host, self.manifest, self.history.manifests)
+        except (BackupError, catalogue.CatalogueError, OSError, ValueError, KeyError) as error:
+            removed, problems = [], [("not_pruned", "what is old could not be removed: %s" % error, "")]
+        manifests.note(self.manifest, problems)
+        if removed:
+            self.manifest["removed"] = list(removed)
+            self.host.log("removed: %s" % ", ".join(removed))
+
     def release(self) -> dict:
         """Which release serves, as role shiftmaster's own files say it."""
         root = self.host.options["application_root"]
@@ -182,9 +195,14 @@ class Run:
         stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
         wish = self.request.get("kind", "auto")
         kind, why = backup_plan.kind_today(
-            stanza, self.proofs(), time.time(), self.host.options["full_interval_days"], system_id, timeline,
+            stanza,
+            proofs(self.history.manifests, "database"),
+            time.time(),
+            self.host.options["full_interval_days"],
+            system_id,
+            timeline,
             wish="" if wish == "auto" else wish,
-        )  # fmt: skip
+        )
         self.host.log("database: %s backup, %s" % ({"full": "full"}.get(kind, "incremental"), why))
         self.require_room(stanza, kind, size)
         self.back_up(kind)
@@ -220,15 +238,6 @@ class Run:
             "rows": rows,
             "tools": self.versions(),
         }
-
-    def proofs(self) -> dict:
-        """Of each backup whether it was proven, as the manifests say it."""
-        found = {}
-        for manifest in self.history.manifests:
-            part = manifest["parts"].get("database", {})
-            if part.get("label") and manifest["ended"]:
-                found[part["label"]] = part["result"] in manifests.GOOD
-        return found
 
     def require_room(self, stanza, kind: str, size: int) -> None:
         """Refuse beforehand what would fill a disk: the backup, and its restore as a test."""

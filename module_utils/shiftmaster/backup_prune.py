@@ -1,0 +1,78 @@
+"""What goes behind a good run: the plans of backup_retention, carried out with each tool.
+
+Only kinds that were saved in this run are looked at. Nothing is removed by age alone: see backup_retention.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+
+from . import backup_catalogue as catalogue
+from . import backup_manifest as manifests
+from . import backup_retention as retention
+from .backup_files import Restic
+from .backup_host import STATE, Host
+
+
+def pins() -> list:
+    """Labels that a rollback of a retained release needs; a deploy notes them."""
+    try:
+        with open(os.path.join(STATE, "pins.json"), encoding="utf-8") as stream:
+            return list(json.load(stream))
+    except (OSError, ValueError):
+        return []
+
+
+def proofs(found: list, part: str) -> dict:
+    """Of each label of a part whether it was proven, as the manifests say it."""
+    return {
+        manifest["parts"][part]["label"]: manifest["parts"][part]["result"] in manifests.GOOD
+        for manifest in found
+        if manifest["parts"].get(part, {}).get("label") and manifest["ended"]
+    }
+
+
+def prune(host: Host, manifest: dict, found: list) -> tuple:
+    """Remove what may go; returns (names of what went, problems to be told)."""
+    good = [name for name, part in manifest["parts"].items() if part["result"] in manifests.GOOD]
+    found = [one for one in found if one["run_id"] != manifest["run_id"]] + [dict(manifest, ended=manifest["started"])]
+    seen = [manifests.seconds_of(one["started"]) for one in found]
+    policy = retention.Policy(days=host.options["keep_days"])
+    removed, problems = [], []
+    if "database" in good:
+        stanza = catalogue.stanza_of(host.info(), host.stanza)
+        made = retention.database_plan(stanza, proofs(found, "database"), time.time(), policy, pins=pins(), seen=seen)
+        for arguments in retention.commands(host.stanza, made) if made.remove else []:
+            host.as_postgres("pgbackrest expire", "pgbackrest", *arguments)
+        removed += made.remove
+        problems += made.alerts
+    restic = Restic(host)
+    going = []
+    if {"files", "configuration"} & set(good):
+        listed = retention.snapshots(restic.run("restic snapshots", "snapshots", "--json").stdout)
+        for (name, tag), items in listed.items():
+            if tag in good and name == host.options["host"]:
+                made = retention.plan(items, proofs(found, tag), time.time(), policy, seen=seen)
+                going += made.remove
+                problems += made.alerts
+    if going:
+        restic.run("restic forget", "forget", "--prune", *going)
+        left = {one["id"] for one in restic.snapshots()}
+        problems += [("not_removed", "snapshot %s did not go" % one, one) for one in going if one in left]
+        removed += [one for one in going if one not in left]
+    if "logical" in good:
+        dumps = os.path.join(host.folder, "logical")
+        items = [
+            retention.Item(part["label"], manifests.seconds_of(part["ended"]), size=part["size_bytes"])
+            for part in (one["parts"].get("logical", {}) for one in found)
+            if part.get("result") in manifests.GOOD and os.path.isdir(os.path.join(dumps, part["label"]))
+        ]
+        made = retention.plan(items, proofs(found, "logical"), time.time(), policy, seen=seen)
+        for name in made.remove:
+            shutil.rmtree(os.path.join(dumps, name))
+        removed += made.remove
+        problems += made.alerts
+    return removed, problems
