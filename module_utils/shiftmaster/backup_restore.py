@@ -34,6 +34,8 @@ def plan(host: Host, request: dict) -> dict:
                 chosen.text, chosen.label, report.sized(chosen.size_bytes),
                 ", its test restore took %d s" % chosen.seconds if chosen.seconds else "",
             )  # fmt: skip
+            # Beyond the archive there is what was received of the WAL, of a host that is lost.
+            result["received"] = len(received(host)) if request["target"] == "latest" else 0
             if chosen.until is not None:
                 result["lost"] = "what was entered in the last %s" % lasting(time.time() - chosen.until)
             else:
@@ -50,6 +52,23 @@ def plan(host: Host, request: dict) -> dict:
     except (TargetError, catalogue.CatalogueError) as error:
         raise BackupError(str(error))
     return result
+
+
+def received(host: Host) -> list:
+    """Segments that were received and that the archive lacks, the one that was being written among them."""
+    folder = os.path.join(host.folder, "wal")
+    stanza = catalogue.stanza_of(host.info(), host.stanza)
+    newest = max((archive.last or "" for archive in stanza.archives), default="")
+    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [name for name in there if re.match(r"[0-9A-F]{24}(\.partial)?$", name) and name[:24] > newest]
+
+
+def pack_received(host: Host, request: dict) -> dict:
+    """Pack these segments for the host on which the database is restored."""
+    names, path = received(host), os.path.join(host.folder, "outgoing", request["id"] + "-wal.tar")
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    host.run("packing WAL", "tar", "--create", "--file", path, "--directory", os.path.join(host.folder, "wal"), *names)
+    return {"restored": "%d segments" % len(names), "archive": path}
 
 
 def lasting(seconds: float) -> str:
@@ -92,7 +111,7 @@ def database_here(host: Host, request: dict) -> dict:
             os.mkdir(data, 0o700)
             shutil.chown(data, "postgres", "postgres")
             points.reach("restore_database")
-            _fetch(host, chosen, data)
+            _fetch(host, chosen, data, *_from_received(host, data, request.get("received_folder", "")))
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=_limit(host))
             _wait_for_end_of_recovery(host, data)
         except BaseException:
@@ -125,6 +144,17 @@ def _undo_a_killed_one(data: str) -> None:
         shutil.rmtree(data, ignore_errors=True)
         os.rename(aside, data)
     os.unlink(marker)
+
+
+def _from_received(host: Host, data: str, folder: str) -> list:
+    """Let recovery go on with what was received, where the archive ends."""
+    if not folder:
+        return []
+    archive = "pgbackrest --config=%s --pg1-path=%s --stanza=%s archive-get %%f \"%%p\"" % (
+        host.options["restore_config"], data, host.stanza,
+    )  # fmt: skip
+    copies = ['cp %s/%%f%s "%%p"' % (folder, suffix) for suffix in ("", ".partial")]
+    return ["--recovery-option=restore_command=%s" % " || ".join([archive, *copies])]
 
 
 def _fetch(host: Host, chosen: Plan, data: str, *more: str) -> None:
@@ -244,6 +274,7 @@ COMMANDS = {
     "here": database_here,
     "scratch": database_scratch,
     "table": table,
+    "received": pack_received,
     "files": lambda host, request: files(host, request, "files"),
     "configuration": lambda host, request: files(host, request, "configuration"),
 }

@@ -48,7 +48,7 @@ def test_no_secret_is_where_others_read(backups, operations, first):
     assert len(secrets) == 3 and all(len(one) >= 16 for one in secrets)
     seen = ""
     while backups.shell("systemctl is-active shiftmaster-backup.service", check=False).strip() == "activating":
-        seen += backups.shell("ps axeww -o args= | grep -v 'ps axeww'; true")
+        seen += backups.shell("for i in 1 2 3 4 5; do ps axww -o args= | grep -v 'ps axww'; sleep 1; done; true")
     assert "pgbackrest" in seen and "restic" in seen
     # The environment of processes is root's own to read; what everybody may read are the arguments.
     places = backups.shell(
