@@ -1,0 +1,164 @@
+"""Which backup a restore begins from, and how far it goes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from ansible.module_utils.shiftmaster import backup_proof as proof
+from ansible.module_utils.shiftmaster import backup_target as target
+
+NOW = 1_000_000.0
+
+
+def run(name, label, ended, good=True, proven=True, timeline=1):
+    at = target.manifests.moment(ended)
+    return {
+        "run_id": name,
+        "started": target.manifests.moment(ended - 100),
+        "release": {},
+        "parts": {
+            "database": {
+                "result": "succeeded" if good else "failed",
+                "label": label,
+                "ended": at,
+                "restore_point": f"shiftmaster-{name}",
+                "size_bytes": 1000,
+                "wal": {"start": "0" * 24, "stop": "0" * 24, "proven": "%08X%016X" % (timeline, 5)},
+                "verified": [
+                    {"how": "verify", "at": target.manifests.moment(ended - 8), "good": True, "what": ""},
+                    {"how": "restore_test", "at": at, "good": proven, "what": ""},
+                ],
+            },
+            "files": {"result": "succeeded", "started": target.manifests.moment(ended - 50), "label": f"snap-{name}"},
+        },
+    }
+
+
+def backup(label, stopped, lsn="0/3000000", database_id=1):
+    return SimpleNamespace(label=label, stopped=stopped, lsn_stop=lsn, database_id=database_id)
+
+
+OLD, NEW = "20260101T000000Z-aaaaaa", "20260102T000000Z-bbbbbb"
+RUNS = [run(OLD, "F1", NOW - 9000), run(NEW, "F1_I1", NOW - 3000)]
+STANZA = SimpleNamespace(backups=(backup("F1", NOW - 9050), backup("F1_I1", NOW - 3050, "0/9000000")))
+
+
+def choose(wanted, runs=RUNS, stanza=STANZA):
+    return target.choose(wanted, runs, stanza, NOW)
+
+
+def at(seconds):
+    return target.manifests.moment(seconds)
+
+
+def test_latest_reads_everything_from_the_newest_proven_one():
+    plan = choose("latest")
+    assert (plan.label, plan.arguments, plan.until) == ("F1_I1", [], None)
+
+
+@pytest.mark.parametrize("wanted", [OLD, "F1"])
+def test_a_run_ends_at_its_proven_point_on_its_own_branch(wanted):
+    plan = choose(wanted)
+    assert plan.label == "F1" and plan.proven
+    assert plan.arguments == [
+        "--type=name",
+        f"--target=shiftmaster-{OLD}",
+        "--target-timeline=1",
+        "--target-action=promote",
+    ]
+    assert plan.until == NOW - 9000 and plan.seconds == 8
+
+
+def test_a_time_begins_from_the_last_backup_before_it_and_leaves_it_out():
+    plan = choose(at(NOW - 5000))
+    assert plan.label == "F1" and "--target-exclusive" in plan.arguments and "--type=time" in plan.arguments
+    assert choose(at(NOW - 100)).label == "F1_I1"
+
+
+def test_a_backup_that_was_under_way_at_that_time_is_too_young():
+    assert choose(at(NOW - 3060)).label == "F1"
+
+
+def test_a_time_in_another_zone_is_the_same_moment():
+    assert target.moment_of("2026-11-26T14:59:30+09:00") == target.moment_of("2026-11-26 05:59:30Z")
+
+
+def test_a_position_begins_from_the_last_backup_that_ends_before_it():
+    assert choose("0/8FFFFFF").label == "F1" and choose("0/9000001").label == "F1_I1"
+
+
+def test_a_transaction_is_left_out():
+    assert choose("xid:1234").arguments[:3] == ["--type=xid", "--target=1234", "--target-exclusive"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text"),
+    [
+        ("2026-11-26T14:59:30", "says no zone"),
+        ("yesterday", "is no time"),
+        (at(NOW + 60), "still to come"),
+        (at(NOW - 90_000), "every proven backup is younger"),
+        ("0/1", "every proven backup is younger"),
+        ("20250101T000000Z-cccccc", "there is no proven backup"),
+    ],
+)
+def test_what_cannot_be_reached_is_said(wanted, text):
+    with pytest.raises(target.TargetError, match=text):
+        choose(wanted)
+
+
+def test_what_is_not_proven_or_gone_is_never_taken():
+    runs = [
+        *RUNS,
+        run("20260103T000000Z-cccccc", "F2", NOW - 1000, proven=False),
+        run("x", "F3", NOW - 500, good=False),
+    ]
+    stanza = SimpleNamespace(backups=(*STANZA.backups, backup("F2", NOW - 1050), backup("F3", NOW - 550)))
+    assert choose("latest", runs, stanza).label == "F1_I1"
+    with pytest.raises(target.TargetError, match="no proven backup"):
+        choose("latest", RUNS, SimpleNamespace(backups=()))
+
+
+def test_files_are_those_of_the_last_run_until_then():
+    assert target.snapshot("files", "latest", RUNS)["run_id"] == NEW
+    assert target.snapshot("files", at(NOW - 5000), RUNS)["run_id"] == OLD
+    assert target.snapshot("files", OLD, RUNS)["run_id"] == OLD
+    with pytest.raises(target.TargetError):
+        target.snapshot("files", at(NOW - 90_000), RUNS)
+
+
+# --- the proof's own judgement --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("after", "low", "high"),
+    [((100, 10), 50, 50), ((130, 10), 50, 80), ((100, 25), 35, 50), ((3, 0), 0, float("inf"))],
+)
+def test_rows_may_differ_by_what_was_written_meanwhile(after, low, high):
+    assert proof.bounds(proof.Table(50, 100, 10), after) == (low, high)
+
+
+class Restored:
+    def __init__(self, rows):
+        self.rows = rows
+
+    def ask(self, _sql, _database):
+        return [[name, "0", "0", str(rows)] for name, rows in self.rows.items()]
+
+
+def compare(rows, now=None):
+    mark = proof.Mark("p", "r", "0/0", "0" * 24, 1, 0.0, {"app": {"a": proof.Table(50, 100, 10)}})
+    return proof.compare_rows(Restored(rows), mark, {"app": {"a": (100, 10)} if now is None else now})
+
+
+def test_tables_are_compared():
+    assert compare({"a": 50}) == 1
+    with pytest.raises(proof.BackupError, match="has 49 rows in the backup, but had 50"):
+        compare({"a": 49})
+    with pytest.raises(proof.BackupError, match="is not in the backup"):
+        compare({})
+
+
+def test_a_table_that_was_dropped_meanwhile_is_not_missed():
+    assert compare({}, now={}) == 0
