@@ -12,6 +12,7 @@ import re
 import time
 from typing import NamedTuple
 
+from . import backup_verdicts as verdicts
 from . import points
 from .backup_host import BackupError, Host, scratch, tail
 
@@ -145,6 +146,8 @@ class Server:
             fsync="off",
             archive_mode="off",
             logging_collector="off",
+            log_destination="stderr",
+            lc_messages="C",
             synchronous_standby_names="",
         )
         # On the command line: there they win over what ALTER SYSTEM has set on the primary.
@@ -165,6 +168,10 @@ class Server:
                 time.sleep(0.3)
         except BackupError as error:
             raise BackupError("%s (%s)" % (error, self.said(log)))
+
+    def log_text(self) -> str:
+        with open(os.path.join(self.sockets, "server.log"), encoding="utf-8", errors="replace") as stream:
+            return stream.read()
 
     @staticmethod
     def said(log: str) -> str:
@@ -232,11 +239,12 @@ def check_pages(host: Host, server: Server) -> str:
     done = host.as_postgres(
         "pg_amcheck",
         os.path.join(host.bin, "pg_amcheck"), "--all", "--heapallindexed", "--install-missing", "--no-password",
-        "--jobs", str(host.options["process_max"]), "--host", server.sockets, "--port", str(server.port),
-        fine=(0, 2),
+        "--progress", "--jobs", str(host.options["process_max"]), "--host", server.sockets, "--port", str(server.port),
+        fine=range(256),
     )  # fmt: skip
-    if done.returncode:
-        raise BackupError("pg_amcheck finds the restored database damaged: %s" % tail(done.stdout + done.stderr))
+    found = verdicts.amcheck(done.returncode, done.stdout, done.stderr)
+    if not found.good:
+        raise BackupError("pg_amcheck: %s" % found)
     return "pg_amcheck --heapallindexed of all databases"
 
 
@@ -268,6 +276,9 @@ def prove(host: Host, label: str, end: Mark) -> dict:
         "--target-timeline=current", label=label,
     ) as server:  # fmt: skip
         recovered = time.monotonic()
+        found = verdicts.recovery(server.log_text(), target=end.name)
+        if not found.good:
+            raise BackupError("the recovery of the restored database: %s" % found)
         if server.ask("SELECT 1 FROM canary WHERE run = '%s'" % end.run, host.database["name"]) != [["1"]]:
             raise BackupError("the row that was written before the restore point is not in the restored database")
         how = [check_pages(host, server)]

@@ -18,8 +18,9 @@ from . import backup_manifest as manifests
 from . import backup_plan, points
 from . import backup_proof as proof
 from . import backup_report as report
+from . import backup_verdicts as verdicts
 from .backup_files import Restic, names_of_parts, part_of, sha256
-from .backup_host import RUN, BackupError, Host, alone, deploy_that_runs, make_folder, tail
+from .backup_host import RUN, BackupError, Host, alone, deploy_that_runs, make_folder
 from .backup_prune import proofs, prune
 
 SIZE_SQL = """
@@ -212,13 +213,13 @@ class Run:
             raise BackupError("pgBackRest says that it is done, but the repository has no new backup")
         # Known even where it is not proven in the end: nothing is built upon such a one.
         self.manifest["parts"]["database"].update(kind=backup.kind, label=backup.label)
-        chain = [one.label for one in stanza.chain(backup.label, 1)]
-        said = catalogue.verdict_info(stanza, system_id).concerning(chain)
+        chain = stanza.chain(backup.label, 1)
+        said = catalogue.verdict_info(stanza, system_id).concerning([one.label for one in chain])
         if not said.good:
             raise BackupError(str(said))
         end = proof.mark(self.host, self.run_id)
         proof.wait_until_archived(self.host, end, self.host.options["archive_timeout_seconds"])
-        self.verify_repository(chain)
+        self.verify_repository(stanza, chain)
         proven = proof.prove(self.host, backup.label, end)
         self.seen("database", manifests.RESTORED, ", ".join(proven["how"]) + " (%s s)" % proven["seconds"])
         rows = {
@@ -268,13 +269,26 @@ class Run:
                     raise
                 time.sleep(3)
 
-    def verify_repository(self, chain: list) -> None:
-        """Read the repository; what is said of the chain or of the archive fails this run."""
+    def verify_repository(self, stanza, chain: list) -> None:
+        """Read the repository. What is wrong with this chain, or with the WAL behind it, fails this run; the rest is
+        told: what is damaged and older may be needed for a moment of the past."""
         done = self.host.pgbackrest("pgbackrest verify", "--output=text", "--verbose", "verify", restore=True)
-        text = done.stdout + done.stderr
-        if not re.search(r"^\s*status: ok", text, re.M):
-            raise BackupError("pgbackrest verify: %s" % tail(text, 6))
-        self.seen("database", "verify", "checksums of everything in the repository")
+        found = verdicts.verify_text(done.stdout + done.stderr, stanza)
+        labels = [backup.label for backup in chain]
+        first = min(backup.wal_start[8:] for backup in chain)
+        damaged = verdicts.damaged_wal(done.stdout)
+        ours = [
+            problem
+            for problem in found.problems
+            if not problem.where
+            or problem.where in labels
+            or (problem.where not in {backup.label for backup in stanza.backups}
+                and (not damaged or any(name[8:] >= first for name in damaged)))
+        ]  # fmt: skip
+        if ours:
+            raise BackupError("pgbackrest verify: %s" % "; ".join(problem.what for problem in ours))
+        manifests.note(self.manifest, found.problems)
+        self.seen("database", "verify", "checksums of this backup and of what it needs")
 
     def versions(self) -> dict:
         found = {}
