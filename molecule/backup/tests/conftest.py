@@ -36,7 +36,10 @@ class Backups:
         return "; ".join(p["what"] for part in parts for p in part["problems"])
 
     def manifests(self) -> list:
-        return [json.loads(self.shell(f"cat {RUNS}/{name}")) for name in self.shell(f"ls {RUNS} 2>/dev/null || true").split()]
+        return [
+            json.loads(self.shell(f"cat {RUNS}/{name}"))
+            for name in self.shell(f"ls {RUNS} 2>/dev/null || true").split()
+        ]
 
     def metric(self, name: str) -> dict:
         """{kind: value} of a metric, as node exporter would read it."""

@@ -1,0 +1,148 @@
+"""Restores by playbooks/restore.yml, as an administrator types them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+RESTORE = "playbooks/restore.yml"
+MEDIA = "/var/www/shiftmaster/shared/media"
+KEY = "/etc/ssl/private/shiftmaster.key"
+HOST = "backup-trixie"
+
+
+@pytest.fixture(scope="module")
+def data(operations, backups):
+    """Rows and an uploaded file, saved and proven."""
+    backups.sql("CREATE TABLE precious AS SELECT g AS id, md5(g::text) AS text FROM generate_series(1, 5000) AS g")
+    backups.sql("ALTER TABLE precious OWNER TO shiftmaster")
+    backups.shell(f"head -c 300000 /dev/urandom > {MEDIA}/plan.pdf && chown shiftmaster: {MEDIA}/plan.pdf")
+    return backups.run()
+
+
+def now(backups) -> str:
+    return backups.sql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')||'+00:00'")
+
+
+def test_what_there_is_is_listed(operations, backups, data):
+    run = operations.run(RESTORE, list="true")
+    assert run.code == 0 and run.changed == 0
+    assert run.says(data["run_id"], "proven by a restore", "2.0.0")
+
+
+def test_nothing_is_done_without_confirmation(operations, backups, data):
+    before = operations.fingerprint(), backups.sql("SELECT count(*) FROM precious")
+    run = operations.run(RESTORE)
+    assert run.code != 0 and run.says("Nothing was changed", f"-e confirm={HOST}", "Lost:", "its test restore took")
+    run = operations.run(RESTORE, "--check", confirm=HOST)
+    assert run.code == 0 and run.says("everything in the archive")
+    run = operations.run(RESTORE, confirm="another")
+    assert run.code != 0 and run.says("what would be replaced is on backup-trixie")
+    assert (operations.fingerprint(), backups.sql("SELECT count(*) FROM precious")) == before
+
+
+@pytest.mark.parametrize(
+    ("extra", "text"),
+    [
+        ({"target": "2026-11-26T10:00:00"}, "says no zone"),
+        ({"target": "2000-01-01T00:00:00Z"}, "every proven backup is younger"),
+        ({"parts": "everything"}, "parts is some of"),
+        ({"into": "elsewhere"}, "into is here or scratch"),
+        ({"target": "20200101T000000Z-aaaaaa"}, "there is no proven backup"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(operations, data, extra, text):
+    run = operations.run(RESTORE, confirm=HOST, **extra)
+    assert run.code != 0 and run.says(text), run.output[-2000:]
+
+
+def test_one_table(operations, backups, data):
+    moment = now(backups)
+    backups.sql("DROP TABLE precious")
+    run = operations.run(RESTORE, target=moment, table="precious")
+    assert run.code == 0, run.output[-3000:]
+    path = backups.shell("ls /var/backups/shiftmaster/tables/*/precious.dump | tail -n 1").strip()
+    backups.shell(f"runuser -u postgres -- pg_restore --dbname shiftmaster {path}")
+    assert backups.sql("SELECT count(*), sum(id) FROM precious") == "5000|12502500"
+    assert operations.serves(30) == "2.0.0"
+
+
+def test_scratch(operations, backups, data):
+    run = operations.run(RESTORE, into="scratch", target=data["run_id"])
+    assert run.code == 0 and run.says("pg_amcheck", "rows"), run.output[-3000:]
+    assert backups.shell("ls /var/backups/shiftmaster/scratch").strip() == ""
+
+
+def test_files_and_configuration(operations, backups, data):
+    before = backups.shell(f"sha256sum {MEDIA}/plan.pdf {KEY}; stat -c '%U:%G %a' {MEDIA}/plan.pdf {KEY}")
+    backups.shell(f"rm {MEDIA}/plan.pdf {KEY}")
+    run = operations.run(RESTORE, parts="files", confirm=HOST)
+    assert run.code == 0, run.output[-3000:]
+    run = operations.run(RESTORE, parts="configuration", paths=KEY, confirm=HOST)
+    assert run.code == 0, run.output[-3000:]
+    assert backups.shell(f"sha256sum {MEDIA}/plan.pdf {KEY}; stat -c '%U:%G %a' {MEDIA}/plan.pdf {KEY}") == before
+
+
+def test_the_moment_before_a_dropped_table(operations, backups, data):
+    """Exact to the transaction: the last row before it is there, what came later is not."""
+    for number in range(20):
+        backups.sql(f"INSERT INTO precious VALUES ({9000 + number}, 'before')")
+    moment = now(backups)
+    backups.sql("INSERT INTO precious VALUES (9999, 'later'); DROP TABLE precious")
+    # A task that would come to data that is not there any more.
+    operations.shell("systemctl stop 'shiftmaster-worker@*'")
+    operations.python("from roster import tasks\ntasks.record_run.delay('of-the-future', 0)")
+    run = operations.run(RESTORE, target=moment, confirm=HOST, timeout=3000)
+    assert run.code == 0, run.output[-6000:]
+    assert backups.sql("SELECT count(*), max(id) FROM precious") == "5020|9019"
+    assert operations.serves(60) == "2.0.0"
+    assert "1 task(s) set aside" in run.output
+    assert json.loads(backups.shell("cat /var/www/shiftmaster/shared/set-aside/*/*.json"))["queue"]
+    # What was there before is kept, and said.
+    assert run.says("What was there is kept in /var/lib/postgresql/17/main.before-")
+    last = backups.manifests()[-1]
+    assert last["result"] == "succeeded" and last["parts"]["database"]["kind"] == "full"
+    assert last["parts"]["database"]["wal"]["proven"].startswith("00000002")
+    assert "restored" in backups.shell("tail -n 5 /var/www/shiftmaster/shared/state/audit.jsonl")
+
+
+def test_latest(operations, backups, data):
+    backups.sql("INSERT INTO precious VALUES (10000, 'last')")
+    run = operations.run(RESTORE, confirm=HOST, timeout=3000)
+    assert run.code == 0, run.output[-6000:]
+    assert backups.sql("SELECT max(id) FROM precious") == "10000"
+    assert operations.serves(60) == "2.0.0"
+
+
+def test_a_backup_by_playbook_and_a_second_run_of_the_roles_changes_nothing(operations, backups, data):
+    run = operations.run("playbooks/backup.yml", only="database")
+    assert run.code == 0 and run.says("Database: SUCCESS"), run.output[-3000:]
+    backups.shell("cd /etc/shiftmaster-backup && cp -p pgpass pgpass.kept && echo '*:*:*:*:wrong' > pgpass")
+    try:
+        run = operations.run("playbooks/backup.yml", only="database")
+        assert run.code != 0 and run.says("Database: FAILED", "password authentication failed")
+    finally:
+        backups.shell("cd /etc/shiftmaster-backup && mv pgpass.kept pgpass")
+    run = operations.run("deploy.yml", "--tags", "database,backup")
+    assert (run.code, run.changed) == (0, 0), run.output[-5000:]
+    run = operations.run("deploy.yml", "--tags", "database,backup", "--check", "--diff")
+    assert (run.code, run.changed) == (0, 0), run.output[-5000:]
+
+
+def test_a_deploy_makes_a_proven_backup_before_it_migrates(operations, backups, data):
+    before = len(backups.manifests())
+    run = operations.deploy("2.1.0")
+    assert run.code == 0, run.output[-5000:]
+    new = backups.manifests()[before:]
+    assert [one["result"] for one in new] == ["succeeded"] and "before migrations" in new[0]["started_by"]
+
+
+def test_checksums_are_those_of_the_files(backups, data):
+    """What the manifest says of the dump is what lies there."""
+    part = next(one for one in backups.manifests() if one["parts"].get("logical", {}).get("result") == "succeeded")
+    part = part["parts"]["logical"]
+    for name, digest in part["checksums"].items():
+        text = backups.shell(f"sha256sum {part['location']}/{name}").split()[0]
+        assert text == digest and len(digest) == len(hashlib.sha256().hexdigest())

@@ -1,0 +1,52 @@
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support import Operations
+
+INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
+RUNS = "/var/backups/shiftmaster/manifests"
+
+
+class Host(Operations):
+    def sql(self, statement: str) -> str:
+        return self.shell("runuser -u postgres -- psql -XqAt -d shiftmaster", stdin=statement).strip()
+
+    def destroy(self) -> None:
+        """As in a fire: at once, with all its data."""
+        subprocess.run(["docker", "kill", self.host], check=True, capture_output=True)
+        subprocess.run(["docker", "rm", "--volumes", self.host], check=True, capture_output=True)
+
+    def install_anew(self, address: str) -> None:
+        """An empty Debian under the same name and address."""
+        subprocess.run(
+            [
+                "docker", "run", "--detach", "--name", self.host, "--hostname", self.host, "--privileged",
+                "--cgroupns", "private", "--tmpfs", "/run", "--tmpfs", "/tmp", "--network", "shiftmaster-recovery",
+                "--ip", address, "--label", "shiftmaster-ops.scenario=recovery", "shiftmaster-ops/base:trixie",
+            ],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        self.shell("timeout 90 systemctl is-system-running --wait; apt-get -q update && apt-get -qy install "
+                   "--no-install-recommends openssh-server", timeout=600)  # fmt: skip
+
+
+class Keeper(Host):
+    def backup(self, **request) -> dict:
+        name = self.shell("date -u +%Y%m%dT%H%M%SZ-000001").strip()
+        self.shell("install -d -m 755 /run/shiftmaster-backup && install -d -m 700 /run/shiftmaster-backup/requests")
+        self.shell(f"cat > /run/shiftmaster-backup/requests/{name}.json", stdin=json.dumps(request))
+        self.shell(f"systemctl start shiftmaster-backup@{name}.service", timeout=1800, check=False)
+        manifest = json.loads(self.shell(f"cat {RUNS}/{name}.json"))
+        assert manifest["result"] == "succeeded", manifest
+        return manifest
+
+
+@pytest.fixture(scope="session")
+def hosts():
+    app, keeper = Host(INVENTORY, "recovery-trixie"), Keeper(INVENTORY, "recovery-keeper")
+    assert app.serves(60), "the host does not serve"
+    app.manage("seed_demo")
+    return SimpleNamespace(app=app, keeper=keeper)
