@@ -11,7 +11,7 @@ import time
 
 from . import backup_manifest as manifests
 from . import notify_send
-from .backup_host import Host
+from .backup_host import BackupError, Host
 
 WORDS = {"succeeded": "SUCCESS", "warning": "SUCCESS", "skipped": "SKIPPED"}
 NAMES = {"database": "Database", "logical": "Logical dump", "files": "Files", "configuration": "Configuration"}
@@ -85,10 +85,22 @@ def write_metrics(host: Host) -> None:
     try:
         with open(path + ".new", "w", encoding="utf-8") as stream:
             os.fchmod(stream.fileno(), 0o644)
-            stream.write(manifests.metrics(found.manifests))
+            stream.write(manifests.metrics(found.manifests, next_run=next_run(host)))
         os.rename(path + ".new", path)
     except OSError as error:
         host.log("the metrics could not be written: %s" % error)
+
+
+def next_run(host: Host):
+    """When this host's timer starts the next one, None where it has none."""
+    try:
+        said = host.run(
+            "systemctl", "systemctl", "show", "--timestamp=unix", "--property=NextElapseUSecRealtime", "--value",
+            "shiftmaster-backup.timer", timeout=20,
+        ).stdout.strip()  # fmt: skip
+        return int(said.lstrip("@")) or None
+    except (BackupError, ValueError):
+        return None
 
 
 def tell(host: Host, event: str, status: str, details: dict) -> None:
