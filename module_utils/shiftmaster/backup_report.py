@@ -94,12 +94,10 @@ def write_metrics(host: Host) -> None:
 def next_run(host: Host):
     """When this host's timer starts the next one, None where it has none."""
     try:
-        said = host.run(
-            "systemctl", "systemctl", "show", "--timestamp=unix", "--property=NextElapseUSecRealtime", "--value",
-            "shiftmaster-backup.timer", timeout=20,
-        ).stdout.strip()  # fmt: skip
-        return int(said.lstrip("@")) or None
-    except (BackupError, ValueError):
+        words = ("systemctl", "list-timers", "--all", "--output=json", "shiftmaster-backup.timer")
+        found = json.loads(host.run("systemctl", *words, timeout=20).stdout)
+        return found[0]["next"] // 1000000 or None
+    except (BackupError, ValueError, LookupError, TypeError):
         return None
 
 
