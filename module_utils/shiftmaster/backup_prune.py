@@ -35,6 +35,15 @@ def proofs(found: list, part: str) -> dict:
     }
 
 
+def forget_received(host: Host, stanza) -> None:
+    """Remove received segments that the archive has; the receiver goes by its newest, which is never one of them."""
+    folder = os.path.join(host.folder, "wal")
+    newest = max((archive.last or "" for archive in stanza.archives), default="")
+    for name in sorted(os.listdir(folder))[:-1] if os.path.isdir(folder) else ():
+        if len(name) == 24 and name <= newest:
+            os.unlink(os.path.join(folder, name))
+
+
 def prune(host: Host, manifest: dict, found: list) -> tuple:
     """Remove what may go; returns (names of what went, problems to be told)."""
     good = [name for name, part in manifest["parts"].items() if part["result"] in manifests.GOOD]
@@ -49,6 +58,7 @@ def prune(host: Host, manifest: dict, found: list) -> tuple:
             host.as_postgres("pgbackrest expire", "pgbackrest", *arguments)
         removed += made.remove
         problems += made.alerts
+        forget_received(host, stanza)
     restic = Restic(host)
     going = []
     if {"files", "configuration"} & set(good):

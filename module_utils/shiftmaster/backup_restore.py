@@ -71,6 +71,18 @@ def pack_received(host: Host, request: dict) -> dict:
     return {"restored": "%d segments" % len(names), "archive": path}
 
 
+def wal_anew(host: Host, request: dict) -> dict:
+    """Set aside what was received before a restore, and receive from the beginning."""
+    folder, unit = os.path.join(host.folder, "wal"), "shiftmaster-backup-wal.service"
+    aside = os.path.join(host.folder, "wal.before-%s" % request["id"])
+    host.run("stopping the receiver", "systemctl", "stop", unit, timeout=120)
+    os.rename(folder, aside)
+    os.mkdir(folder, 0o750)
+    shutil.chown(folder, "postgres", "postgres")
+    host.run("starting the receiver", "systemctl", "start", unit, timeout=120)
+    return {"restored": "receiving anew; what was received is kept in %s" % aside}
+
+
 def lasting(seconds: float) -> str:
     """A length of time as a person says it."""
     parts, seconds = [], int(seconds)
@@ -275,6 +287,7 @@ COMMANDS = {
     "scratch": database_scratch,
     "table": table,
     "received": pack_received,
+    "wal_anew": wal_anew,
     "files": lambda host, request: files(host, request, "files"),
     "configuration": lambda host, request: files(host, request, "configuration"),
 }
