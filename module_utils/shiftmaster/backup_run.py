@@ -19,7 +19,7 @@ from . import backup_plan, points
 from . import backup_proof as proof
 from . import backup_report as report
 from . import backup_verdicts as verdicts
-from .backup_files import Restic, names_of_parts, part_of, sha256
+from .backup_files import Restic, names_of_parts, part_of, pulled, sha256, sources
 from .backup_host import RUN, BackupError, Host, alone, deploy_that_runs, make_folder
 from .backup_prune import proofs, prune
 
@@ -104,6 +104,8 @@ class Run:
             self.wait_for_deploy()
             for part in self.parts:
                 self.one(part)
+            # Of another host it is known by now.
+            self.manifest["release"].update(self.release())
             self.prune()
         except BackupError as error:
             manifests.note(self.manifest, [("not_done", str(error), "")])
@@ -161,20 +163,26 @@ class Run:
             self.host.log("removed: %s" % ", ".join(removed))
 
     def release(self) -> dict:
-        """Which release serves, as role shiftmaster's own files say it."""
-        root = self.host.options["application_root"]
-        try:
-            folder = os.path.realpath(os.path.join(root, "active", "release"))
-            with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as stream:
-                found = json.load(stream)
+        """Which release serves: as role shiftmaster's own files say it, here or in the copy of another host's."""
+        roots = [self.host.options["application_root"]]
+        for source, part in sources(self.host, "files"):
+            roots += [pulled(self.host, "files", source["name"]) + path for path in part["paths"]]
+        for root in filter(None, roots):
+            try:
+                # Not by the links themselves: in a copy they lead elsewhere.
+                colour = os.readlink(os.path.join(root, "active"))
+                name = os.path.basename(os.readlink(os.path.join(root, colour, "release")))
+                with open(os.path.join(root, "releases", name, "manifest.json"), encoding="utf-8") as stream:
+                    found = json.load(stream)
+            except (OSError, ValueError):
+                continue
             return {
-                "name": os.path.basename(folder),
+                "name": name,
                 "version": str(found.get("version", "")),
                 "revision": str(found.get("revision", "")),
                 "migrations": self.migrations(),
             }
-        except (OSError, ValueError):
-            return {}
+        return {}
 
     def migrations(self):
         try:
