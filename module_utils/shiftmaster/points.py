@@ -34,6 +34,12 @@ POINTS = (
     "prune",  # a release has its other name, and is not yet removed
     "put_back",
 )
+# Of a backup and a restore, on the host that does it. Each part is one, too: backup_database, backup_files, …
+BACKUP_POINTS = (
+    "backup_marked",  # the restore point is written, and not yet archived
+    "backup_proof",  # the backup is restored and runs in the scratch folder
+    "restore_database",  # what was there is set aside, and nothing is restored
+)
 
 
 def reach(point: str) -> None:
