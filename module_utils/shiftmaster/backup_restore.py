@@ -264,7 +264,7 @@ def files(host: Host, request: dict, part: str) -> dict:
         there = [path for path, _size in restic.files(request[part]["label"])]
         chosen = [
             path for path in there
-            if any(path == below + one or path.startswith(below + one.rstrip("/") + "/") for one in paths)
+            if not paths or any(path == below + one or path.startswith(below + one.rstrip("/") + "/") for one in paths)
         ]  # fmt: skip
         if not chosen:
             raise BackupError("the backup holds nothing of %s" % ", ".join(paths))
