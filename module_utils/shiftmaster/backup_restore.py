@@ -28,8 +28,12 @@ def plan(host: Host, request: dict) -> dict:
     result, parts = {"parts": {}}, request["parts"]
     try:
         if "database" in parts or request.get("table"):
-            chosen = choose(request["target"], found, catalogue.stanza_of(host.info(), host.stanza), time.time())
+            stanza = catalogue.stanza_of(host.info(), host.stanza)
+            chosen = choose(request["target"], found, stanza, time.time())
             result["database"] = chosen._asdict()
+            # Where a segment is missing or damaged, recovery to the end of the archive opens all the same, before it.
+            if not chosen.arguments:
+                result["last_segment"] = max((archive.last or "" for archive in stanza.archives), default="")
             result["parts"]["database"] = "%s, from backup %s (%s%s)" % (
                 chosen.text, chosen.label, report.sized(chosen.size_bytes),
                 ", its test restore took %d s" % chosen.seconds if chosen.seconds else "",
@@ -123,9 +127,14 @@ def database_here(host: Host, request: dict) -> dict:
             os.mkdir(data, 0o700)
             shutil.chown(data, "postgres", "postgres")
             points.reach("restore_database")
+            log = "/var/log/postgresql/postgresql-%s-main.log" % host.database["version"]
+            behind = os.path.getsize(log) if os.path.exists(log) else 0
             _fetch(host, chosen, data, *_from_received(host, data, request.get("received_folder", "")))
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=_limit(host))
             _wait_for_end_of_recovery(host, data)
+            with open(log, encoding="utf-8", errors="replace") as stream:
+                stream.seek(behind)
+                _require_the_end(request, stream.read())
         except BaseException:
             # What was there is worth more than half of what was to come.
             host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
@@ -139,6 +148,16 @@ def database_here(host: Host, request: dict) -> dict:
         "seconds": round(time.monotonic() - began, 1),
         "kept": aside if os.path.exists(aside) else "",
     }
+
+
+def _require_the_end(request: dict, log: str) -> None:
+    """Refuse a database that came up before the end of the archive, unless that was asked for."""
+    last = request.get("last_segment", "")
+    if last and not request.get("allow_gap") and 'restored log file "%s" from archive' % last not in log:
+        raise BackupError(
+            "the recovery did not come to the end of the archive (%s): a segment before it is missing or damaged. Restore to "
+            "a moment before that, or take what there is with -e allow_gap=true" % last
+        )
 
 
 def _limit(host: Host) -> float:
@@ -209,6 +228,7 @@ def database_scratch(host: Host, request: dict) -> dict:
     began = time.monotonic()
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
         with proof.restored(host, "restore", *chosen.arguments, label=chosen.label) as server:
+            _require_the_end(request, server.log_text())
             done = [proof.check_pages(host, server)]
             for name in host.database["databases"]:
                 rows = server.ask(proof.COUNTS_SQL, name)
