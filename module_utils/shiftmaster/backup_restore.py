@@ -18,8 +18,11 @@ from . import backup_proof as proof
 from . import backup_report as report
 from . import points
 from .backup_files import Restic, part_of, pulled, sources
-from .backup_host import BackupError, Host, alone, make_folder
+from .backup_host import BackupError, Host, alone, make_folder, tail
 from .backup_target import Plan, TargetError, choose, snapshot
+
+# A standby that has restored no segment for so long is at the end of what there is.
+STILL_SECONDS = 20
 
 
 def plan(host: Host, request: dict) -> dict:
@@ -129,12 +132,17 @@ def database_here(host: Host, request: dict) -> dict:
             points.reach("restore_database")
             log = "/var/log/postgresql/postgresql-%s-main.log" % host.database["version"]
             behind = os.path.getsize(log) if os.path.exists(log) else 0
-            _fetch(host, chosen, data, *_from_received(host, data, request.get("received_folder", "")))
+            # As a standby it does not begin a branch of its own where the WAL ends too early: that would be archived,
+            # and lead the next restore astray (tried).
+            to_the_end = [] if chosen.arguments else ["--type=standby"]
+            _fetch(host, chosen, data, *to_the_end, *_from_received(host, data, request.get("received_folder", "")))
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=_limit(host))
+            if to_the_end:
+                _wait_for_end_of_archive(host, request, log, behind)
+                host.as_postgres(
+                    "promoting the database", os.path.join(host.bin, "pg_ctl"), "--pgdata", data, "--wait", "promote"
+                )
             _wait_for_end_of_recovery(host, data)
-            with open(log, encoding="utf-8", errors="replace") as stream:
-                stream.seek(behind)
-                _require_the_end(request, stream.read())
         except BaseException:
             # What was there is worth more than half of what was to come.
             host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
@@ -150,13 +158,31 @@ def database_here(host: Host, request: dict) -> dict:
     }
 
 
+def _wait_for_end_of_archive(host: Host, request: dict, log: str, behind: int) -> None:
+    """Wait until a standby has read all that there is; refuse an end that comes too early."""
+    seen, since, deadline = None, time.monotonic(), time.monotonic() + _limit(host)
+    while time.monotonic() - since < STILL_SECONDS:
+        if time.monotonic() > deadline:
+            raise BackupError("the restored database did not end its recovery within %d s" % _limit(host))
+        with open(log, encoding="utf-8", errors="replace") as stream:
+            stream.seek(behind)
+            text = stream.read()
+        now = set(re.findall(r'restored log file "(\w+)"', text))
+        if re.search(r"\b(FATAL|PANIC):  (?!the database system is)", text):
+            raise BackupError("the restored database does not come up: %s" % tail(text))
+        if now != seen:
+            seen, since = now, time.monotonic()
+        time.sleep(1)
+    _require_the_end(request, text)
+
+
 def _require_the_end(request: dict, log: str) -> None:
     """Refuse a database that came up before the end of the archive, unless that was asked for."""
     last = request.get("last_segment", "")
     if last and not request.get("allow_gap") and 'restored log file "%s" from archive' % last not in log:
         raise BackupError(
-            "the recovery did not come to the end of the archive (%s): a segment before it is missing or damaged. Restore to "
-            "a moment before that, or take what there is with -e allow_gap=true" % last
+            "the recovery did not come to the end of the archive (%s): a segment before it is missing or damaged. "
+            "Restore to a moment before that, or take what there is with -e allow_gap=true" % last
         )
 
 

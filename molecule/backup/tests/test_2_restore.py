@@ -108,11 +108,30 @@ def test_the_moment_before_a_dropped_table(operations, backups, data):
     assert "restored" in backups.shell("tail -n 5 /var/www/shiftmaster/shared/state/audit.jsonl")
 
 
+def test_a_gap_in_the_archive_is_no_end(operations, backups, data):
+    """What was there comes back, and no branch of the WAL is left that a later restore would follow."""
+    backups.sql("INSERT INTO precious VALUES (10000, 'last'); SELECT pg_switch_wal()")
+    archive = "/var/backups/shiftmaster/pgbackrest/archive/shiftmaster"
+    backups.shell(f"sleep 5; find {archive} -name '0000*-*.zst' | sort | tail -2 | head -1 > /root/gap")
+    backups.shell("mv $(cat /root/gap) /root/segment")
+    histories = backups.shell(f"find {archive} -name '*.history' | sort")
+    try:
+        run = operations.run(RESTORE, confirm=HOST, timeout=3000)
+        assert run.code != 0 and run.says("did not come to the end of the archive"), run.output[-4000:]
+        assert backups.sql("SELECT max(id) FROM precious") == "10000"
+        assert backups.shell(f"find {archive} -name '*.history' | sort") == histories
+    finally:
+        backups.shell("mv /root/segment $(cat /root/gap)")
+    operations.shell("systemctl start shiftmaster")
+    assert operations.run("playbooks/maintenance.yml", state="off").code == 0
+    assert operations.serves(60) == "2.0.0"
+
+
 def test_latest(operations, backups, data):
-    backups.sql("INSERT INTO precious VALUES (10000, 'last')")
+    backups.sql("INSERT INTO precious VALUES (10001, 'last')")
     run = operations.run(RESTORE, confirm=HOST, timeout=3000)
     assert run.code == 0, run.output[-6000:]
-    assert backups.sql("SELECT max(id) FROM precious") == "10000"
+    assert backups.sql("SELECT max(id) FROM precious") == "10001"
     assert operations.serves(60) == "2.0.0"
 
 
