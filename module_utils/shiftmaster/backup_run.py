@@ -228,7 +228,11 @@ class Run:
         end = proof.mark(self.host, self.run_id)
         proof.wait_until_archived(self.host, end, self.host.options["archive_timeout_seconds"])
         self.verify_repository(stanza, chain)
-        proven = proof.prove(self.host, backup.label, end)
+        try:
+            proven = proof.prove(self.host, backup.label, end)
+        except BackupError as error:
+            manifests.verified(self.manifest, "database", manifests.RESTORED, False, str(error), time.time())
+            raise
         self.seen("database", manifests.RESTORED, ", ".join(proven["how"]) + " (%s s)" % proven["seconds"])
         rows = {
             "%s.%s" % (database, name): table.rows
