@@ -9,8 +9,8 @@ import json
 import os
 import time
 
+from . import backup_archive, notify_send
 from . import backup_manifest as manifests
-from . import notify_send
 from .backup_host import BackupError, Host
 
 WORDS = {"succeeded": "SUCCESS", "warning": "SUCCESS", "skipped": "SKIPPED"}
@@ -85,7 +85,10 @@ def write_metrics(host: Host) -> None:
     try:
         with open(path + ".new", "w", encoding="utf-8") as stream:
             os.fchmod(stream.fileno(), 0o644)
-            stream.write(manifests.metrics(found.manifests, next_run=next_run(host)))
+            archive = backup_archive.noted()
+            stream.write(
+                manifests.metrics(found.manifests, archive.get("gaps"), archive.get("newest"), next_run=next_run(host))
+            )
         os.rename(path + ".new", path)
     except OSError as error:
         host.log("the metrics could not be written: %s" % error)

@@ -13,9 +13,9 @@ import shutil
 import time
 import uuid
 
+from . import backup_archive, backup_plan, points
 from . import backup_catalogue as catalogue
 from . import backup_manifest as manifests
-from . import backup_plan, points
 from . import backup_proof as proof
 from . import backup_report as report
 from . import backup_verdicts as verdicts
@@ -227,7 +227,7 @@ class Run:
             raise BackupError(str(said))
         end = proof.mark(self.host, self.run_id)
         proof.wait_until_archived(self.host, end, self.host.options["archive_timeout_seconds"])
-        self.verify_repository(stanza, chain)
+        self.verify_repository(stanza, chain, timeline, end.segment)
         try:
             proven = proof.prove(self.host, backup.label, end)
         except BackupError as error:
@@ -281,26 +281,26 @@ class Run:
                     raise
                 time.sleep(3)
 
-    def verify_repository(self, stanza, chain: list) -> None:
-        """Read the repository. What is wrong with this chain, or with the WAL behind it, fails this run; the rest is
-        told: what is damaged and older may be needed for a moment of the past."""
+    def verify_repository(self, stanza, chain: list, timeline: int, proven: str) -> None:
+        """Read the repository and look for gaps in its WAL. What is wrong with this chain, or with the WAL behind it,
+        fails this run; the rest is told: what is older may be needed for a moment of the past."""
         done = self.host.pgbackrest("pgbackrest verify", "--output=text", "--verbose", "verify", restore=True)
-        found = verdicts.verify_text(done.stdout + done.stderr, stanza)
-        labels = [backup.label for backup in chain]
-        first = min(backup.wal_start[8:] for backup in chain)
         damaged = verdicts.damaged_wal(done.stdout)
+        said = verdicts.verify_text(done.stdout + done.stderr, stanza)
+        gaps = backup_archive.look(self.host, stanza, timeline, proven, damaged)
+        labels, others = [one.label for one in chain], {one.label for one in stanza.backups}
+        first = min(one.wal_start[8:] for one in chain)
+        older = bool(damaged) and all(name[8:] < first for name in damaged)
+        problems = [*said.problems, *gaps.problems]
         ours = [
             problem
-            for problem in found.problems
-            if not problem.where
-            or problem.where in labels
-            or (problem.where not in {backup.label for backup in stanza.backups}
-                and (not damaged or any(name[8:] >= first for name in damaged)))
-        ]  # fmt: skip
+            for problem in problems
+            if not problem.where or problem.where in labels or (problem.where not in others and not older)
+        ]
         if ours:
-            raise BackupError("pgbackrest verify: %s" % "; ".join(problem.what for problem in ours))
-        manifests.note(self.manifest, found.problems)
-        self.seen("database", "verify", "checksums of this backup and of what it needs")
+            raise BackupError("; ".join(problem.what for problem in ours))
+        manifests.note(self.manifest, problems)
+        self.seen("database", "verify", "checksums of this backup and of what it needs, and its WAL without a gap")
 
     def versions(self) -> dict:
         found = {}

@@ -1,0 +1,47 @@
+"""The archive of the WAL as it is: read with pgBackRest, judged by backup_wal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+from . import backup_wal as wal
+from .backup_host import STATE, Host
+from .backup_verdicts import Verdict, verdict
+from .state import write_json
+
+
+def look(host: Host, stanza, timeline: int, proven: str, damaged: list) -> Verdict:
+    """Say where WAL is missing behind the backups of the database of today; notes it for the metrics, too."""
+    database = stanza.current_database(1)
+    found, gaps, newest = [], 0, None
+
+    def ask(*words: str) -> str:
+        return host.pgbackrest("pgbackrest %s" % words[0], *words, restore=True).stdout
+
+    for folder in [one.id for one in stanza.archives if one.repo == 1 and one.database_id == database.id]:
+        place = "archive/%s/%s" % (host.stanza, folder)
+        listed = ask("repo-ls", place, "--recurse", "--output=json")
+        histories = {
+            int(name[:8], 16): ask("repo-get", "%s/%s" % (place, name))
+            for name in json.loads(listed)
+            if re.match(r"[0-9A-F]{8}\.history$", name)
+        }
+        held = wal.archive(listed, histories)
+        backups = [one for one in stanza.of(1) if one.database_id == database.id]
+        reaches = wal.reaches(held, backups, timeline, proven, damaged)
+        found += wal.judge(held, reaches, folder, proven).problems
+        gaps += wal.gap_count(reaches)
+        newest = max(filter(None, [newest, wal.newest_time(held)]), default=None)
+    write_json(os.path.join(STATE, "archive.json"), {"gaps": gaps, "newest": newest})
+    return verdict(found)
+
+
+def noted() -> dict:
+    """What the last look has found, for the metrics; {} where there was none."""
+    try:
+        with open(os.path.join(STATE, "archive.json"), encoding="utf-8") as stream:
+            return json.load(stream)
+    except (OSError, ValueError):
+        return {}
