@@ -14,6 +14,7 @@ import random
 import shutil
 import stat
 
+from . import backup_verdicts as verdicts
 from .backup_host import BackupError, Host, tail
 
 # So much of a snapshot is restored as a test when it is larger: a share of its files, chosen anew each time.
@@ -92,11 +93,17 @@ class Restic:
         )
         today = datetime.datetime.now(datetime.timezone.utc).timetuple()
         if size <= READ_ALL_BYTES or today.tm_wday == 6:
-            self.run("restic check", "check", "--read-data")
+            self.judged_check("--read-data")
             return "all of the repository read"
         tenth = today.tm_yday % 10 + 1
-        self.run("restic check", "check", "--read-data-subset=%d/10" % tenth)
+        self.judged_check("--read-data-subset=%d/10" % tenth)
         return "tenth %d of the repository read" % tenth
+
+    def judged_check(self, how: str) -> None:
+        done = self.host.run("restic check", "restic", "check", how, env=self.env, fine=range(256))
+        found = verdicts.restic_check(done.returncode, done.stdout, done.stderr)
+        if not found.good:
+            raise BackupError("restic check: %s" % found)
 
     def files(self, snapshot: str) -> list:
         """The regular files of a snapshot: (path, bytes)."""

@@ -21,7 +21,7 @@ from . import backup_report as report
 from . import backup_verdicts as verdicts
 from .backup_files import Restic, names_of_parts, part_of, pulled, sha256, sources
 from .backup_host import RUN, BackupError, Host, alone, deploy_that_runs, make_folder
-from .backup_prune import proofs, prune
+from .backup_prune import prune
 
 SIZE_SQL = """
 SELECT sum(pg_database_size(oid))::bigint, (SELECT system_identifier FROM pg_control_system()),
@@ -56,6 +56,7 @@ class Run:
         self.folder = os.path.join(host.folder, "manifests")
         self.path = os.path.join(self.folder, run_id + ".json")
         self.history = manifests.history(self.folder)
+        self.damaged = False
         self.restic = Restic(host)
         only = [name for name in request.get("only", "").split(",") if name]
         unknown = sorted(set(only) - set(manifests.PARTS))
@@ -111,7 +112,7 @@ class Run:
             manifests.note(self.manifest, [("not_done", str(error), "")])
         for problem in self.history.problems:
             manifests.note(self.manifest, [("manifest_damaged", problem, "")])
-        manifests.finish(self.manifest, time.time())
+        manifests.finish(self.manifest, time.time(), failed=self.damaged)
         self.save()
         return report.conclude(self.host, self.manifest)
 
@@ -202,14 +203,20 @@ class Run:
         for name in self.host.database["databases"]:
             self.host.ask("SELECT 1", name)  # One that is missing, or closed to us, is told before anything begins.
         stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
+        # One that holds no backup yet is well. One that cannot be read, or is of another database, is left alone.
+        said = catalogue.verdict_info(stanza, system_id)
+        blocking = [one.what for one in said.problems if not one.where and one.code != "no_backup"]
+        if blocking:
+            raise BackupError("; ".join(blocking))
         wish = self.request.get("kind", "auto")
         kind, why = backup_plan.kind_today(
             stanza,
-            proofs(self.history.manifests, "database"),
+            manifests.proofs(self.history.manifests),
             time.time(),
             self.host.options["full_interval_days"],
             system_id,
             timeline,
+            damaged=self.failed_backups(),
             wish="" if wish == "auto" else wish,
         )
         self.host.log("database: %s backup, %s" % ({"full": "full"}.get(kind, "incremental"), why))
@@ -251,6 +258,11 @@ class Run:
             "rows": rows,
             "tools": self.versions(),
         }
+
+    def failed_backups(self) -> list:
+        """Labels of runs that failed behind their backup: nothing is built upon one that nobody has proven."""
+        parts = [one["parts"].get("database", {}) for one in self.history.manifests]
+        return [part["label"] for part in parts if part.get("label") and part["result"] == "failed"]
 
     def require_room(self, stanza, kind: str, size: int) -> None:
         """Refuse beforehand what would fill a disk: the backup, and its restore as a test."""
@@ -299,6 +311,8 @@ class Run:
         ]
         if ours:
             raise BackupError("; ".join(problem.what for problem in ours))
+        # What was lost of the past is lost: the run says so each day until the damaged backup has been expired.
+        self.damaged = bool(problems)
         manifests.note(self.manifest, problems)
         self.seen("database", "verify", "checksums of this backup and of what it needs, and its WAL without a gap")
 
