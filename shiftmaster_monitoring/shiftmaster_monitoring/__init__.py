@@ -1,4 +1,4 @@
-"""Health endpoints and metrics for a Django application that has none, attached without touching its source.
+"""Health endpoints, metrics and logs for a Django application that has none, attached without touching its source.
 
 In a settings module of yours that imports the application's:
 
@@ -11,7 +11,9 @@ attach.py switches the metrics on. `/metrics` has those of all processes of the 
 404. Requests, queries and tasks are counted on top of django-prometheus, slow requests logged, users and sessions
 counted without a name. Nothing of that fails a request: what goes wrong is logged once.
 
+It can also write the log: JSON with the request id that nginx makes, masked, and a log of logins and changed rights.
+
 The settings are described in conf.py.
 """
 
-__version__ = "1.1.0"
+__version__ = "1.2.0"

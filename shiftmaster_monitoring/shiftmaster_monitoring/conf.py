@@ -32,6 +32,18 @@ SHIFTMASTER_SESSION_IDLE_SECONDS
                                 3600; a session without a request for so long has ended with its last one
 PROMETHEUS_MULTIPROC_DIR        (environment alone) the folder that all processes of the host share; without it each
                                 process has its own figures, and neither users nor sessions nor workers are counted
+
+The log (attach.py) has:
+
+SHIFTMASTER_LOG_FORMAT          "ecs": a line of JSON for each event; "plain": the guide's lines
+SHIFTMASTER_LOG_FILE            file of the processes that have a colour; unset: the application's LOGGING stays
+SHIFTMASTER_LOG_MASKS           (); [{"pattern":, "replace":, "only_with": [texts]}], what must not be logged
+SHIFTMASTER_LOG_KEY             (or environment) makes the pseudonyms of users; unset: the log names nobody
+SHIFTMASTER_LOG_SQL             True; whether statements to PostgreSQL begin with the request id, as a comment
+SHIFTMASTER_LOG_SERVICE, SHIFTMASTER_LOG_ENVIRONMENT
+                                "shiftmaster" and unset; service.name and service.environment of each event
+SHIFTMASTER_LOG_CONFIGURED_BY   the application's LOGGING_CONFIG; attach.py sets it
+SHIFTMASTER_AUDIT_LOG           file of logins, failed logins and changed rights; unset: they are not written
 """
 
 from __future__ import annotations
@@ -52,6 +64,9 @@ DEFAULTS = {
     "SHIFTMASTER_SLOW_REQUEST_INFO_SECONDS": 1.0,
     "SHIFTMASTER_SLOW_REQUEST_WARNING_SECONDS": 2.0,
     "SHIFTMASTER_SESSION_IDLE_SECONDS": 3600,
+    "SHIFTMASTER_LOG_FORMAT": "plain",
+    "SHIFTMASTER_LOG_SQL": True,
+    "SHIFTMASTER_LOG_SERVICE": "shiftmaster",
 }
 # In the WSGI environment of a request that a process sends to itself before people do.
 WARMING = "shiftmaster.warming"
@@ -64,6 +79,7 @@ _FROM_ENVIRONMENT = (
     "SHIFTMASTER_HEALTH_BROKER_URL",
     "SHIFTMASTER_VERSION",
     "SHIFTMASTER_RELEASE",
+    "SHIFTMASTER_LOG_KEY",
 )
 
 

@@ -11,10 +11,12 @@ import logging
 import os
 
 from . import conf, trouble
+from .masks import Masks
 from .middleware import is_loopback
 
 logger = logging.getLogger("shiftmaster_monitoring.slow")
 _LIMIT = 512
+_masks = None
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -50,6 +52,13 @@ def prepare() -> None:
         logger.propagate = False
 
 
+def masked(text: str) -> str:
+    global _masks
+    if _masks is None:
+        _masks = Masks(conf.get("SHIFTMASTER_LOG_MASKS") or ())
+    return _masks(text)
+
+
 def limits() -> list:
     """Return [(seconds, level)] that requests are logged from, the longest first."""
     return [
@@ -83,12 +92,12 @@ def write(request, response, route: str, method: str, seconds: float, severity: 
         "logger": logger.name,
         "message": "slow request",
         "method": method,
-        "path": request.path[:_LIMIT],
+        "path": masked(request.path[:_LIMIT]),
         "route": route,
         "status": response.status_code,
         "duration_ms": round(seconds * 1000, 1),
         "memory_rss_bytes": resident_bytes(),
-        "user_agent": request.headers.get("User-Agent", "")[:_LIMIT],
+        "user_agent": masked(request.headers.get("User-Agent", "")[:_LIMIT]),
         "remote_addr": remote_address(request)[:64],
         "request_id": request.headers.get("X-Request-ID", "")[:128],
         "pid": os.getpid(),

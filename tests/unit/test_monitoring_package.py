@@ -411,7 +411,7 @@ def test_the_wheel_is_built_without_a_network_and_twice_the_same(tmp_path):
     assert first.read_bytes() == second.read_bytes()
     with zipfile.ZipFile(first) as wheel:
         names = set(wheel.namelist())
-        info = "shiftmaster_monitoring-1.1.0.dist-info/"
+        info = "shiftmaster_monitoring-1.2.0.dist-info/"
         metadata = email.message_from_bytes(wheel.read(info + "METADATA"))
         recorded = {line.split(",")[0] for line in wheel.read(info + "RECORD").decode().splitlines()}
     assert metadata["Name"] == "shiftmaster_monitoring"
