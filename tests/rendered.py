@@ -1,0 +1,40 @@
+"""Templates of roles, with Ansible's own templating, the role's defaults and variables, and no host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _trusted(value):
+    if isinstance(value, str):
+        return trust_as_template(value)
+    if isinstance(value, list):
+        return [_trusted(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _trusted(item) for key, item in value.items()}
+    return value
+
+
+def templar(role: str, **variables) -> Templar:
+    """Return what templates as a play with this role would."""
+    known = {"ansible_managed": "Ansible managed", "ansible_facts": {}, "inventory_hostname": "host1"}
+    for part in ("defaults", "vars"):
+        path = ROOT / "roles" / role / part / "main.yml"
+        known |= _trusted(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    return Templar(DataLoader(), variables=known | variables)
+
+
+def render(role: str, template: str, **variables) -> str:
+    """Return a template of a role as ansible.builtin.template would write it."""
+    text = (ROOT / "roles" / role / "templates" / template).read_text(encoding="utf-8")
+    return templar(role, **variables).template(trust_as_template(text))
+
+
+def masks() -> list:
+    return yaml.safe_load((ROOT / "group_vars/all/masking.yml").read_text(encoding="utf-8"))["log_masks"]
