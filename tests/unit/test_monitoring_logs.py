@@ -75,6 +75,7 @@ def refuse(request):
     return HttpResponse("")
 
 def rights(request):
+    request.user.is_authenticated
     user = User.objects.create_user("hanako", password="hunter2")
     group = Group.objects.create(name="head nurses")
     user.groups.add(group)

@@ -1,0 +1,331 @@
+#!/usr/bin/python
+# What only Elasticsearch's API can say and do.
+# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
+"""Keep policies, templates, data streams and settings of an Elasticsearch, and prove the rights of its users."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: elasticsearch_objects
+short_description: Keep what an Elasticsearch holds beside documents
+description:
+  - Waits until the cluster has the wanted health, so that nodes that are changed one after the other never are two.
+  - Lifecycle policies, index templates, component templates, snapshot repositories and cluster settings are compared
+    with what is there, and written where something of them is missing or different. What is there besides stays.
+  - Data streams are created where they are not there, since the user that writes may not create any.
+  - Then each user of O(users) must be able to log in, and has to have the privileges that are said here and none of
+    those that it must not have; Elasticsearch itself is asked (C(_security/user/_has_privileges)).
+options:
+  url:
+    description: Elasticsearch's address.
+    type: str
+    required: true
+  ca_file:
+    description: Authority of its certificate.
+    type: path
+  user:
+    description: A user that may do all this.
+    type: str
+    required: true
+  password:
+    description: The user's password.
+    type: str
+    required: true
+  health:
+    description: The health to wait for; a cluster of one node has no replicas, and is green without them.
+    type: str
+    choices: [green, yellow]
+    default: green
+  nodes:
+    description: How many nodes the cluster must have.
+    type: int
+    default: 1
+  settings:
+    description: Persistent settings of the cluster, such as V({cluster.routing.allocation.disk.watermark.low 80%}).
+    type: dict
+    default: {}
+  policies:
+    description: Lifecycle policies, the body by name.
+    type: dict
+    default: {}
+  component_templates:
+    description: Component templates, the body by name.
+    type: dict
+    default: {}
+  templates:
+    description: Index templates, the body by name.
+    type: dict
+    default: {}
+  repositories:
+    description: Snapshot repositories, the body by name.
+    type: dict
+    default: {}
+  data_streams:
+    description: Data streams that must be there.
+    type: list
+    elements: str
+    default: []
+  users:
+    description: Users whose rights are proven.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The user.
+        type: str
+        required: true
+      password:
+        description: The password.
+        type: str
+        required: true
+      has:
+        description: Privileges that the user must have, by index pattern.
+        type: dict
+        default: {}
+      has_not:
+        description: Privileges that the user must not have, by index pattern.
+        type: dict
+        default: {}
+  timeout_seconds:
+    description: How long to wait for the health.
+    type: int
+    default: 120
+attributes:
+  check_mode:
+    support: full
+    description: Nothing changes; an Elasticsearch that does not answer yet is taken as still to come.
+  diff_mode:
+    support: full
+    description: A sentence for each change.
+author:
+  - ShiftMaster operations
+"""
+
+EXAMPLES = r"""
+- name: Run | Keep policies and templates
+  elasticsearch_objects:
+    url: https://localhost:9200
+    ca_file: /etc/ssl/shiftmaster/ca.crt
+    user: shiftmaster_admin
+    password: "{{ elasticsearch_admin_password }}"
+    policies:
+      shiftmaster-logs: {policy: {phases: {delete: {min_age: 90d, actions: {delete: {}}}}}}
+    data_streams: [logs-shiftmaster.app-production]
+"""
+
+RETURN = r"""
+done:
+  description: What was (in check mode would be) changed, a sentence each.
+  returned: always
+  type: list
+  elements: str
+version:
+  description: Elasticsearch's version.
+  returned: when it answers
+  type: str
+status:
+  description: The cluster's health.
+  returned: when it answers
+  type: str
+"""
+
+import time
+
+from ansible.module_utils.shiftmaster.elastic import Api, Failed, NoAnswer, lacks, quoted, said
+from ansible.module_utils.shiftmaster.quiet import QuietModule
+
+# What is compared: where it is asked for, how it is found in the answer, and what it is called.
+KINDS = {
+    "policies": ("/_ilm/policy/%s", lambda answer, name: answer[name], "lifecycle policy"),
+    "component_templates": (
+        "/_component_template/%s",
+        lambda answer, name: answer["component_templates"][0]["component_template"],
+        "component template",
+    ),
+    "templates": (
+        "/_index_template/%s",
+        lambda answer, name: answer["index_templates"][0]["index_template"],
+        "index template",
+    ),
+    "repositories": ("/_snapshot/%s", lambda answer, name: answer[name], "snapshot repository"),
+}
+
+
+def rights(has):
+    """Return the body that asks for privileges: {pattern: [privileges]}."""
+    return {"index": [{"names": [pattern], "privileges": list(wanted)} for pattern, wanted in sorted(has.items())]}
+
+
+def judged(answer, has, has_not):
+    """Return what the answer says against what was wanted, a sentence each."""
+    found = answer.get("index", {})
+    problems = []
+    for pattern, wanted in sorted(has.items()):
+        problems += [
+            "may not %s in %s" % (privilege, pattern)
+            for privilege in wanted
+            if found.get(pattern, {}).get(privilege) is not True
+        ]
+    for pattern, refused in sorted(has_not.items()):
+        problems += [
+            "may %s in %s" % (privilege, pattern)
+            for privilege in refused
+            if found.get(pattern, {}).get(privilege) is not False
+        ]
+    return problems
+
+
+def merged(has, has_not):
+    found = {}
+    for part in (has, has_not):
+        for pattern, privileges in part.items():
+            found.setdefault(pattern, [])
+            found[pattern] += [privilege for privilege in privileges if privilege not in found[pattern]]
+    return found
+
+
+class Instance:
+    def __init__(self, module):
+        self.module, self.p = module, module.params
+        self.api = Api(self.p["url"], self.p["ca_file"], (self.p["user"], self.p["password"]))
+        self.done = []
+
+    def wait(self):
+        """Return the health once it is the wanted one."""
+        deadline = time.monotonic() + self.p["timeout_seconds"]
+        while True:
+            try:
+                status, answer = self.api.ask("/_cluster/health")
+                if status == 401:
+                    raise Failed("%s cannot log in: %s" % (self.p["user"], said(answer)))
+                good = ("green",) if self.p["health"] == "green" else ("green", "yellow")
+                if status == 200 and answer["status"] in good and answer["number_of_nodes"] >= self.p["nodes"]:
+                    return answer
+                what = said(answer)
+            except NoAnswer as error:
+                if self.module.check_mode:
+                    raise
+                what = str(error)
+            if time.monotonic() >= deadline or self.module.check_mode:
+                raise Failed(
+                    "the cluster is not %s with %d nodes (waited %d s): %s"
+                    % (self.p["health"], self.p["nodes"], self.p["timeout_seconds"], what)
+                )
+            time.sleep(2)
+
+    def keep(self, kind):
+        path, of, called = KINDS[kind]
+        for name, body in sorted(self.p[kind].items()):
+            where = path % quoted(name)
+            status, answer = self.api.ask(where)
+            if status not in (200, 404):
+                raise Failed("GET %s answers %s: %s" % (where, status, said(answer)))
+            missing = lacks(body, of(answer, name)) if status == 200 else ["all of it"]
+            if missing:
+                self.done.append("%s %s: %s" % (called, name, ", ".join(missing[:5])))
+                if not self.module.check_mode:
+                    self.api.call(where, "PUT", body)
+
+    def keep_settings(self):
+        if not self.p["settings"]:
+            return
+        present = self.api.call("/_cluster/settings")["persistent"]
+        missing = lacks(self.p["settings"], present)
+        if missing:
+            self.done.append("cluster settings: " + ", ".join(missing))
+            if not self.module.check_mode:
+                self.api.call("/_cluster/settings", "PUT", {"persistent": self.p["settings"]})
+
+    def keep_streams(self):
+        for name in self.p["data_streams"]:
+            status, answer = self.api.ask("/_data_stream/" + quoted(name))
+            if status == 404:
+                self.done.append("data stream %s" % name)
+                if not self.module.check_mode:
+                    self.api.call("/_data_stream/" + quoted(name), "PUT")
+            elif status != 200:
+                raise Failed("the data stream %s: %s: %s" % (name, status, said(answer)))
+
+    def prove(self):
+        for user in self.p["users"]:
+            body = rights(merged(user["has"], user["has_not"]))
+            status, answer = self.api.ask(
+                "/_security/user/_has_privileges", "POST", body, login=(user["name"], user["password"])
+            )
+            problems = ["cannot log in (%s): %s" % (status, said(answer))]
+            if status == 200:
+                problems = judged(answer, user["has"], user["has_not"])
+            if problems:
+                raise Failed("the user %s %s" % (user["name"], "; ".join(problems)))
+        status, _answer = self.anonymous()
+        if status not in (401, 403):
+            raise Failed("a stranger is answered %s" % status)
+
+    def anonymous(self):
+        return Api(self.p["url"], self.p["ca_file"]).ask("/_search")
+
+    def run(self):
+        health = self.wait()
+        version = self.api.call("/")["version"]["number"]
+        self.keep_settings()
+        for kind in KINDS:
+            self.keep(kind)
+        self.keep_streams()
+        if not self.module.check_mode:
+            self.prove()
+        return version, health["status"]
+
+
+def argument_spec():
+    return {
+        "url": {"type": "str", "required": True},
+        "ca_file": {"type": "path"},
+        "user": {"type": "str", "required": True},
+        "password": {"type": "str", "required": True, "no_log": True},
+        "health": {"type": "str", "choices": ["green", "yellow"], "default": "green"},
+        "nodes": {"type": "int", "default": 1},
+        "settings": {"type": "dict", "default": {}},
+        "policies": {"type": "dict", "default": {}},
+        "component_templates": {"type": "dict", "default": {}},
+        "templates": {"type": "dict", "default": {}},
+        "repositories": {"type": "dict", "default": {}},
+        "data_streams": {"type": "list", "elements": "str", "default": []},
+        "users": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {
+                "name": {"type": "str", "required": True},
+                "password": {"type": "str", "required": True, "no_log": True},
+                "has": {"type": "dict", "default": {}},
+                "has_not": {"type": "dict", "default": {}},
+            },
+        },
+        "timeout_seconds": {"type": "int", "default": 120},
+    }
+
+
+def main():
+    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
+    instance = Instance(module)
+    try:
+        version, status = instance.run()
+    except NoAnswer as error:
+        if not module.check_mode:
+            module.fail_json(msg="Elasticsearch does not answer: %s" % error)
+        module.exit_json(changed=True, done=["Elasticsearch does not run yet; what it holds would follow"])
+    except Failed as error:
+        module.fail_json(msg="Elasticsearch: %s" % error, done=instance.done)
+    module.exit_json(
+        changed=bool(instance.done),
+        done=instance.done,
+        version=version,
+        status=status,
+        diff={"before": "", "after": "".join(line + "\n" for line in instance.done)},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+#!/usr/bin/python
+# Elasticsearch's users that are files.
+# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
+"""Keep the files of Elasticsearch's file realm: users with bcrypt hashes, and their roles."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: elasticsearch_users
+short_description: Keep the users of Elasticsearch's file realm
+description:
+  - Writes C(users) (a bcrypt hash each) and C(users_roles) whole. A hash that still matches its password is kept, so
+    nothing changes without reason. Elasticsearch reads both by itself some seconds after a change.
+  - Users that are files are there before the cluster is, and when it has lost its index of users.
+options:
+  folder:
+    description: The folder of Elasticsearch's configuration.
+    type: path
+    default: /etc/elasticsearch
+  group:
+    description: The group of the files, Elasticsearch's own.
+    type: str
+    default: elasticsearch
+  users:
+    description: The users; others go.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: The user.
+        type: str
+        required: true
+      password:
+        description: The password, 72 bytes at the most.
+        type: str
+        required: true
+      roles:
+        description: The user's roles.
+        type: list
+        elements: str
+        default: []
+  cost:
+    description: bcrypt's cost.
+    type: int
+    default: 10
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: partial
+    description: Names and roles; never a hash.
+author:
+  - ShiftMaster operations
+"""
+
+EXAMPLES = r"""
+- name: Configure | Keep the users
+  elasticsearch_users:
+    users:
+      - {name: shiftmaster_writer, password: "{{ elasticsearch_writer_password }}", roles: [shiftmaster_writer]}
+"""
+
+RETURN = r"""
+files:
+  description: Files that were (in check mode would be) written.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import grp
+import os
+import re
+import tempfile
+
+from ansible.module_utils.shiftmaster import webconfig
+from ansible.module_utils.shiftmaster.quiet import QuietModule
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,506}\Z")
+# Elasticsearch knows bcrypt by this beginning alone. libcrypt's $2b$ is the same for passwords of this length.
+OWN, LIBRARYS = "$2a$", "$2b$"
+
+
+def hashes_of(text):
+    """Return {user: hash} of a file `users`, as libcrypt writes hashes."""
+    found = {}
+    for line in text.splitlines():
+        name, mark, hashed = line.partition(":")
+        if mark and not line.startswith("#"):
+            found[name] = hashed.strip().replace(OWN, LIBRARYS, 1)
+    return found
+
+
+def users_text(users, before, cost):
+    """Return the file `users`; a hash of the text before is kept while it has this cost and matches."""
+    had, lines = hashes_of(before), []
+    for user in users:
+        old = had.get(user["name"], "")
+        kept = old[4:6] == "%02d" % cost and webconfig.HASH.fullmatch(old) and webconfig.matches(user["password"], old)
+        hashed = old if kept else webconfig.hash_password(user["password"], cost)
+        lines.append("%s:%s\n" % (user["name"], hashed.replace(LIBRARYS, OWN, 1)))
+    return "".join(lines)
+
+
+def roles_text(users):
+    """Return the file `users_roles`: the users of each role."""
+    roles = {}
+    for user in users:
+        for role in user["roles"]:
+            roles.setdefault(role, []).append(user["name"])
+    return "".join("%s:%s\n" % (role, ",".join(names)) for role, names in sorted(roles.items()))
+
+
+def read(path):
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return ""
+
+
+def fits(path, group):
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (0, group, 0o640)
+
+
+def write(path, text, group):
+    descriptor, new = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".new-")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.chown(new, 0, group)
+    os.chmod(new, 0o640)
+    os.rename(new, path)
+
+
+def main():
+    module = QuietModule(
+        argument_spec={
+            "folder": {"type": "path", "default": "/etc/elasticsearch"},
+            "group": {"type": "str", "default": "elasticsearch"},
+            "users": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "password": {"type": "str", "required": True, "no_log": True},
+                    "roles": {"type": "list", "elements": "str", "default": []},
+                },
+            },
+            "cost": {"type": "int", "default": 10},
+        },
+        supports_check_mode=True,
+    )
+    p = module.params
+    strange = [user["name"] for user in p["users"] if not NAME.match(user["name"])]
+    if strange:
+        module.fail_json(msg="no names of users: %s" % ", ".join(strange))
+    try:
+        group = grp.getgrnam(p["group"]).gr_gid
+    except KeyError:
+        if module.check_mode:
+            module.exit_json(changed=True, files=["the package is not there yet"])
+        module.fail_json(msg="there is no group %s: the package is not installed" % p["group"])
+    users, roles = (os.path.join(p["folder"], name) for name in ("users", "users_roles"))
+    before = read(users)
+    try:
+        wanted = {users: users_text(p["users"], before, p["cost"]), roles: roles_text(p["users"])}
+    except webconfig.PasswordError as error:
+        module.fail_json(msg="a password of the file realm: %s" % error)
+    old_roles = read(roles)
+    changed = [path for path, text in wanted.items() if read(path) != text or not fits(path, group)]
+    if not module.check_mode:
+        for path in changed:
+            write(path, wanted[path], group)
+    names = ["".join("%s\n" % name for name in sorted(hashes_of(text))) for text in (before, wanted[users])]
+    module.exit_json(
+        changed=bool(changed),
+        files=changed,
+        diff={"before": names[0] + old_roles, "after": names[1] + wanted[roles]},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+#!/usr/bin/python
+# What only Kibana's API can say and do.
+# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
+"""Keep saved objects of a Kibana (data views, searches, dashboards) as a file has them."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: kibana_objects
+short_description: Keep Kibana's saved objects as code
+description:
+  - Waits until Kibana says that it is available, exports the objects of the list and compares their attributes and
+    references; when one is missing or different, all are imported anew (C(_import?overwrite=true)). Others stay.
+options:
+  url:
+    description: Kibana's address.
+    type: str
+    required: true
+  ca_file:
+    description: Authority of its certificate.
+    type: path
+  user:
+    description: A user that may write saved objects.
+    type: str
+    required: true
+  password:
+    description: The user's password.
+    type: str
+    required: true
+  objects:
+    description: Saved objects, each with type, id, attributes and references.
+    type: list
+    elements: dict
+    required: true
+  timeout_seconds:
+    description: How long Kibana may take to be available; after an update it migrates what it has saved.
+    type: int
+    default: 300
+attributes:
+  check_mode:
+    support: full
+    description: Nothing changes; a Kibana that does not answer yet is taken as still to come.
+  diff_mode:
+    support: full
+    description: A sentence for each object.
+author:
+  - ShiftMaster operations
+"""
+
+EXAMPLES = r"""
+- name: Run | Keep what people search with
+  kibana_objects:
+    url: https://localhost:5601
+    ca_file: /etc/ssl/shiftmaster/ca.crt
+    user: shiftmaster_admin
+    password: "{{ kibana_admin_password }}"
+    objects: "{{ lookup('ansible.builtin.file', 'objects.json') | from_json }}"
+"""
+
+RETURN = r"""
+done:
+  description: What was (in check mode would be) changed, a sentence each.
+  returned: always
+  type: list
+  elements: str
+version:
+  description: Kibana's version.
+  returned: when it answers
+  type: str
+"""
+
+import json
+import time
+import uuid
+
+from ansible.module_utils.shiftmaster.elastic import Api, Failed, NoAnswer, lacks, said
+from ansible.module_utils.shiftmaster.quiet import QuietModule
+
+
+def loaded(value):
+    """Return attributes with their texts of JSON read: Kibana may write these in another order."""
+    if isinstance(value, dict):
+        return {key: loaded(inner) for key, inner in value.items()}
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def differing(wanted, exported):
+    """Return a sentence for each object that is missing or different."""
+    present = {(found.get("type"), found.get("id")): found for found in exported}
+    problems = []
+    for item in wanted:
+        found = present.get((item["type"], item["id"]))
+        called = "%s %s" % (item["type"], item["attributes"].get("title", item["id"]))
+        if found is None:
+            problems.append("%s is missing" % called)
+            continue
+        missing = lacks(loaded(item["attributes"]), loaded(found.get("attributes") or {}))
+        if sorted_references(item) != sorted_references(found):
+            missing.append("references")
+        if missing:
+            problems.append("%s differs: %s" % (called, ", ".join(missing[:5])))
+    return problems
+
+
+def sorted_references(item):
+    return sorted((one["type"], one["id"], one["name"]) for one in item.get("references") or [])
+
+
+def lines_of(text):
+    """Return the objects of an export; the API answers lines of JSON, of which one alone has already been read."""
+    if isinstance(text, dict):
+        return [text]
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def form(objects):
+    """Return (body, content type) of a form with the objects as a file."""
+    boundary = uuid.uuid4().hex
+    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in objects)
+    head = '--%s\r\nContent-Disposition: form-data; name="file"; filename="objects.ndjson"\r\n' % boundary
+    body = "%sContent-Type: application/ndjson\r\n\r\n%s\r\n--%s--\r\n" % (head, lines, boundary)
+    return body.encode("utf-8"), "multipart/form-data; boundary=" + boundary
+
+
+class Instance:
+    def __init__(self, module):
+        self.module, self.p = module, module.params
+        login = (self.p["user"], self.p["password"])
+        self.api = Api(self.p["url"], self.p["ca_file"], login, headers={"kbn-xsrf": "ansible"})
+        self.done = []
+
+    def wait(self):
+        deadline = time.monotonic() + self.p["timeout_seconds"]
+        while True:
+            try:
+                status, answer = self.api.ask("/api/status")
+                if status in (401, 403):
+                    raise Failed("%s cannot log in: %s" % (self.p["user"], said(answer)))
+                if status == 200 and answer["status"]["overall"]["level"] == "available":
+                    return answer["version"]["number"]
+                what = "%s: %s" % (status, said(answer))
+            except NoAnswer as error:
+                if self.module.check_mode:
+                    raise
+                what = str(error)
+            if time.monotonic() >= deadline or self.module.check_mode:
+                raise Failed("it is not available (waited %d s): %s" % (self.p["timeout_seconds"], what))
+            time.sleep(2)
+
+    def exported(self):
+        body = {
+            "objects": [{"type": item["type"], "id": item["id"]} for item in self.p["objects"]],
+            "excludeExportDetails": True,
+        }
+        status, answer = self.api.ask("/api/saved_objects/_export", "POST", body)
+        if status == 400:  # One of them is not there: then none is exported.
+            return []
+        if status != 200:
+            raise Failed("the export answers %s: %s" % (status, said(answer)))
+        return lines_of(answer)
+
+    def run(self):
+        version = self.wait()
+        self.done = differing(self.p["objects"], self.exported())
+        if self.done and not self.module.check_mode:
+            data, kind = form(self.p["objects"])
+            answer = self.api.call("/api/saved_objects/_import?overwrite=true", "POST", data=data, kind=kind)
+            if not answer.get("success"):
+                raise Failed("objects are refused: %s" % said(answer))
+            left = differing(self.p["objects"], self.exported())
+            if left:
+                raise Failed("after the import: %s" % "; ".join(left))
+        return version
+
+
+def argument_spec():
+    return {
+        "url": {"type": "str", "required": True},
+        "ca_file": {"type": "path"},
+        "user": {"type": "str", "required": True},
+        "password": {"type": "str", "required": True, "no_log": True},
+        "objects": {"type": "list", "elements": "dict", "required": True},
+        "timeout_seconds": {"type": "int", "default": 300},
+    }
+
+
+def main():
+    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
+    instance = Instance(module)
+    try:
+        version = instance.run()
+    except NoAnswer as error:
+        if not module.check_mode:
+            module.fail_json(msg="Kibana does not answer: %s" % error)
+        module.exit_json(changed=True, done=["Kibana does not run yet; its objects would follow"])
+    except Failed as error:
+        module.fail_json(msg="Kibana: %s" % error, done=instance.done)
+    module.exit_json(
+        changed=bool(instance.done),
+        done=instance.done,
+        version=version,
+        diff={"before": "", "after": "".join(line + "\n" for line in instance.done)},
+    )
+
+
+if __name__ == "__main__":
+    main()

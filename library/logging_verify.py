@@ -1,0 +1,188 @@
+#!/usr/bin/python
+# What the parts of the logging pipeline say of themselves.
+# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
+"""Ask Elasticsearch, Logstash, Kibana and Filebeat for their own checks and their health."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: logging_verify
+short_description: Ask the parts of the logging pipeline on this host
+description:
+  - Each check has one of the results C(passed), C(failed) and C(not run). What cannot be asked, since its program or
+    its package is not there, has not run, which is no pass.
+  - Each says whether it was asked of the vendor's package or of a stand-in, a package that the tests have made.
+options:
+  parts:
+    description: What is to be on this host.
+    type: list
+    elements: str
+    choices: [elasticsearch, logstash, kibana, filebeat]
+    required: true
+  ca_file:
+    description: Authority of the certificates.
+    type: path
+  elasticsearch_url:
+    description: Elasticsearch's address.
+    type: str
+    default: https://localhost:9200
+  elasticsearch_user:
+    description: A user of it.
+    type: str
+    default: shiftmaster_admin
+  elasticsearch_password:
+    description: The user's password.
+    type: str
+    default: ""
+  kibana_url:
+    description: Kibana's address.
+    type: str
+    default: https://localhost:5601
+  logstash_api_url:
+    description: Address of Logstash's API.
+    type: str
+    default: http://127.0.0.1:9600
+  timeout_seconds:
+    description: How long one check may take.
+    type: int
+    default: 300
+attributes:
+  check_mode:
+    support: full
+    description: It changes nothing.
+author:
+  - ShiftMaster operations
+"""
+
+EXAMPLES = r"""
+- name: Verify | Ask the parts of this host
+  logging_verify:
+    parts: [filebeat]
+"""
+
+RETURN = r"""
+checks:
+  description: part, check, result, detail and package (C(vendor's), C(stand-in) or C(absent)) of each.
+  returned: always
+  type: list
+  elements: dict
+"""
+
+import os
+import subprocess
+
+from ansible.module_utils.shiftmaster.elastic import Api, Failed, said
+from ansible.module_utils.shiftmaster.quiet import QuietModule
+
+COMMANDS = {
+    "logstash": [
+        (
+            "its configuration",
+            ["/usr/share/logstash/bin/logstash", "--path.settings", "/etc/logstash", "--config.test_and_exit"]
+            + ["--path.data", "/run/logstash-check"],
+        )
+    ],
+    "filebeat": [
+        ("its configuration", ["/usr/share/filebeat/bin/filebeat", "test", "config"]),
+        ("its way to Logstash", ["/usr/share/filebeat/bin/filebeat", "test", "output"]),
+    ],
+}
+_FILEBEAT = ["--path.home", "/usr/share/filebeat", "--path.config", "/etc/filebeat", "--path.data", "/var/lib/filebeat"]
+
+
+def package(name):
+    """Return whose package is installed."""
+    done = subprocess.run(
+        ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Description}", name],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0 or not done.stdout.startswith("installed"):
+        return "absent"
+    return "stand-in" if "stand-in" in done.stdout.splitlines()[0].lower() else "vendor's"
+
+
+def ran(command, limit):
+    """Return (result, detail) of a program that has to end with 0."""
+    if not os.access(command[0], os.X_OK):
+        return "not run", "%s is not there" % command[0]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return "failed", "no end after %d s" % limit
+    except OSError as error:
+        return "failed", str(error)
+    if done.returncode == 0:
+        return "passed", ""
+    lines = [text.strip() for text in (done.stderr + "\n" + done.stdout).splitlines() if text.strip()]
+    return "failed", " / ".join(lines[-3:])[:400]
+
+
+def asked(api, path, of, good):
+    """Return (result, detail) of an address whose answer has to hold one of some values."""
+    try:
+        status, answer = api.ask(path)
+    except Failed as error:
+        return "failed", str(error)
+    if status != 200 or not isinstance(answer, dict):
+        return "failed", "%s: %s" % (status, said(answer))
+    try:
+        value = of(answer)
+    except (KeyError, TypeError):
+        return "failed", "it answers something else: %s" % said(answer)
+    return ("passed" if value in good else "failed"), str(value)
+
+
+def checks_of(part, p):
+    """Yield (check, function) of a part."""
+    login = (p["elasticsearch_user"], p["elasticsearch_password"])
+    if part == "elasticsearch":
+        api = Api(p["elasticsearch_url"], p["ca_file"], login)
+        yield "its cluster", lambda: asked(api, "/_cluster/health", lambda found: found["status"], ("green",))
+        yield "its report", lambda: asked(api, "/_health_report", lambda found: found["status"], ("green",))
+        yield (
+            "lifecycle",
+            lambda: asked(api, "/_ilm/status", lambda found: found["operation_mode"], ("RUNNING",)),
+        )
+    if part == "kibana":
+        api = Api(p["kibana_url"], p["ca_file"], login)
+        yield "its status", lambda: asked(api, "/api/status", lambda f: f["status"]["overall"]["level"], ("available",))
+    if part == "logstash":
+        api = Api(p["logstash_api_url"])
+        yield "its report", lambda: asked(api, "/_health_report", lambda found: found["status"], ("green",))
+    for check, command in COMMANDS.get(part, ()):
+        command = command + (_FILEBEAT if part == "filebeat" else [])
+        yield check, lambda command=command: ran(command, p["timeout_seconds"])
+
+
+def main():
+    module = QuietModule(
+        argument_spec={
+            "parts": {
+                "type": "list",
+                "elements": "str",
+                "choices": ["elasticsearch", "logstash", "kibana", "filebeat"],
+                "required": True,
+            },
+            "ca_file": {"type": "path"},
+            "elasticsearch_url": {"type": "str", "default": "https://localhost:9200"},
+            "elasticsearch_user": {"type": "str", "default": "shiftmaster_admin"},
+            "elasticsearch_password": {"type": "str", "default": "", "no_log": True},
+            "kibana_url": {"type": "str", "default": "https://localhost:5601"},
+            "logstash_api_url": {"type": "str", "default": "http://127.0.0.1:9600"},
+            "timeout_seconds": {"type": "int", "default": 300},
+        },
+        supports_check_mode=True,
+    )
+    found = []
+    for part in module.params["parts"]:
+        whose = package(part)
+        for check, function in checks_of(part, module.params):
+            result, detail = function() if whose != "absent" else ("not run", "the package is not installed")
+            found.append({"part": part, "check": check, "result": result, "detail": detail, "package": whose})
+    module.exit_json(changed=False, checks=found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Writes a line that nobody else writes, and looks for it where people search: how long does a log take to get there?
+
+Used by the module logging_canary, and by the program that role log_canary lays on a host.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import time
+
+try:
+    from ansible.module_utils.shiftmaster.elastic import Api, Failed, quoted
+except ImportError:  # On the host it lies beside this file.
+    from elastic import Api, Failed, quoted
+
+LOGGER = "shiftmaster.canary"
+# Beyond it the file begins anew; what was in it has long been read.
+MAX_BYTES = 1048576
+
+
+def line(number: str, now: float) -> str:
+    """Return the line with this number, in the form of the application's own."""
+    moment = datetime.datetime.fromtimestamp(now, datetime.timezone.utc)
+    event = {
+        "@timestamp": moment.strftime("%Y-%m-%dT%H:%M:%S.") + "%03dZ" % (moment.microsecond // 1000),
+        "log": {"level": "INFO", "logger": LOGGER},
+        "message": "canary " + number,
+        "ecs": {"version": "8.11.0"},
+        "http": {"request": {"id": number}},
+        # As long as a file must be to be known by its beginning.
+        "labels": {"extra": "." * 200},
+    }
+    return json.dumps(event, separators=(",", ":")) + "\n"
+
+
+def write(path: str, text: str) -> None:
+    """Append by one write; a file that has grown large is put aside first, as by a rotation."""
+    if os.path.exists(path) and os.path.getsize(path) > MAX_BYTES:
+        os.rename(path, path + "-0")
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        os.write(descriptor, text.encode("ascii"))
+    finally:
+        os.close(descriptor)
+
+
+def found(api, stream: str, number: str) -> int:
+    """Return how many events with this number can be found."""
+    body = {"size": 0, "track_total_hits": True, "query": {"term": {"http.request.id": number}}}
+    answer = api.call("/%s/_search" % quoted(stream), "POST", body)
+    return answer["hits"]["total"]["value"]
+
+
+def measure(api, path: str, stream: str, number: str, timeout: float, pause: float = 1.0) -> dict:
+    """Return {"seconds", "count"} of one line; seconds is None where it was not found in time."""
+    began = time.time()
+    write(path, line(number, began))
+    deadline = time.monotonic() + timeout
+    while True:
+        count = found(api, stream, number)
+        if count:
+            return {"seconds": round(time.time() - began, 3), "count": count}
+        if time.monotonic() >= deadline:
+            return {"seconds": None, "count": 0}
+        time.sleep(pause)
+
+
+def metrics(result: dict, now: float) -> str:
+    """Return what the node exporter reads."""
+    lines = [
+        "# HELP shiftmaster_log_canary_success Whether the last line that was looked for was found in time, and once.",
+        "# TYPE shiftmaster_log_canary_success gauge",
+        "shiftmaster_log_canary_success %d" % (result["count"] == 1),
+        "# HELP shiftmaster_log_canary_timestamp_seconds When it was looked for.",
+        "# TYPE shiftmaster_log_canary_timestamp_seconds gauge",
+        "shiftmaster_log_canary_timestamp_seconds %d" % now,
+    ]
+    if result["seconds"] is not None:
+        lines += [
+            "# HELP shiftmaster_log_canary_seconds How long the last line that was found took to be searchable.",
+            "# TYPE shiftmaster_log_canary_seconds gauge",
+            "shiftmaster_log_canary_seconds %g" % result["seconds"],
+        ]
+    return "\n".join(lines) + "\n"
+
+
+__all__ = ["Api", "Failed", "found", "line", "measure", "metrics", "write"]

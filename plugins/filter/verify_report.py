@@ -1,0 +1,69 @@
+"""Filter `verify_report`."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+name: verify_report
+short_description: What playbooks/verify.yml has found, a line each
+description:
+  - One line for each check of each host, as C(NOT RUN), C(PASSED) or C(FAILED); a check that was answered by a stand-in
+    says so. A part that no host is to have, and a host that did not answer, have not run.
+author: ShiftMaster operations (@shiftmaster-operations)
+positional: groups
+options:
+  _input:
+    description: The hosts' variables, with what logging_verify and logging_canary have returned.
+    type: dict
+    required: true
+  groups:
+    description: The hosts of each group.
+    type: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Show it
+  ansible.builtin.debug:
+    msg: "{{ hostvars | verify_report(groups) }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The lines.
+  type: list
+  elements: str
+"""
+
+PARTS = ("elasticsearch", "logstash", "kibana", "filebeat")
+
+
+def verify_report(hosts, groups):
+    lines = []
+    for part in PARTS:
+        if not groups.get(part):
+            lines.append(f"{part}: NOT RUN: no host has it")
+    for host in sorted(hosts):
+        checks = []
+        wanted = [part for part in PARTS if host in (groups.get(part) or [])]
+        parts = hosts[host].get("verify_parts") or {}
+        if wanted and "checks" not in parts:
+            checks += [
+                {"part": part, "check": "everything", "result": "not run", "detail": "the host did not answer"}
+                for part in wanted
+            ]
+        checks += parts.get("checks") or []
+        checks += (hosts[host].get("verify_line") or {}).get("checks") or []
+        for check in checks:
+            text = f"{host}: {check['part']}: {check['check']}: {check['result'].upper()}"
+            if check.get("package") == "stand-in":
+                text += " (on a stand-in)"
+            lines.append(text + (f": {check['detail']}" if check["detail"] else ""))
+    if not any(host.get("verify_line") and host["verify_line"].get("checks") for host in hosts.values()):
+        lines.append("canary: NOT RUN: no application host has Filebeat")
+    return lines
+
+
+class FilterModule:
+    def filters(self):
+        return {"verify_report": verify_report}

@@ -1,0 +1,329 @@
+"""What the roles of the logging pipeline write, with Ansible's own templating."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible.template import trust_as_template
+from logstash_model import read
+from rendered import ROOT, masks, render, templar
+
+sys.path.insert(0, str(ROOT / "plugins" / "filter"))
+from strange_options import names, strange_options  # noqa: E402
+
+SECRET = "a-secret-of-the-test"
+PASSWORDS = {f"elasticsearch_{name}_password": SECRET + name for name in ("admin", "writer", "kibana", "canary")}
+
+
+def asked(role, expression, **variables):
+    return templar(role, **variables).template(trust_as_template("{{ " + expression + " }}"))
+
+
+def variables_of(role):
+    return yaml.safe_load((ROOT / "roles" / role / "vars/main.yml").read_text(encoding="utf-8"))
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "elasticsearch": ("__elasticsearch_settings", "__elasticsearch_options"),
+    "logstash": ("__logstash_settings", "__logstash_options"),
+    "kibana": ("__kibana_settings", "__kibana_options"),
+    "filebeat": ("__filebeat_settings | combine(filebeat_settings)", "__filebeat_options"),
+}
+FILES = [
+    {"id": "a", "dataset": "shiftmaster.app", "paths": ["/a"], "begins": "^x", "exclude": ["b"]},
+    {"id": "c", "dataset": "shiftmaster.redis", "paths": ["/c"]},
+]
+
+
+@pytest.mark.parametrize("role", SETTINGS)
+def test_every_option_that_a_role_writes_is_one_of_this_version(role):
+    settings, options = SETTINGS[role]
+    known = variables_of(role)[options]
+    for more in ({}, {"elasticsearch_nodes": {"host1": "192.0.2.1", "host2": "192.0.2.2"}}):
+        found = asked(role, settings, filebeat_files=FILES, filebeat_journal_units=["a.service"], **more)
+        assert list(names(found)) and strange_options(found, known) == []
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "said"),
+    [
+        ("logstash", "http.port", "api.http.port"),
+        ("logstash", "pipeline.worker", "did you mean pipeline.workers?"),
+        ("elasticsearch", "discovery.zen.ping.unicast.hosts", "discovery.seed_hosts"),
+        ("elasticsearch", "node.master", "node.roles"),
+        ("elasticsearch", "clustername", "did you mean cluster.name?"),
+        ("kibana", "server.xsrf.whitelist", "server.xsrf.allowlist"),
+        ("kibana", "elasticsearch.url", "elasticsearch.hosts"),
+        ("filebeat", "filebeat.prospectors", "filebeat.inputs"),
+        ("filebeat", "output.logstash.tls.enabled", "output.logstash.ssl"),
+        ("filebeat", "logging.levels", "did you mean logging.level?"),
+    ],
+)
+def test_an_option_that_is_gone_or_misspelt_is_refused(role, name, said):
+    found = variables_of(role)
+    settings, options = SETTINGS[role]
+    (sentence,) = strange_options({name: 1}, found[options], found[options + "_gone"])
+    assert name in sentence and said in sentence
+
+
+def test_the_guides_own_filebeat_is_refused():
+    found = variables_of("filebeat")
+    guide = {
+        "filebeat.inputs": [
+            {
+                "type": "log",
+                "enabled": True,
+                "paths": ["/a"],
+                "fields": {"service": "shiftmaster"},
+                "multiline.pattern": "^x",
+            }
+        ],
+        "output.logstash": {"hosts": ["logstash:5044"]},
+    }
+    (sentence,) = strange_options(guide, found["__filebeat_options"], found["__filebeat_options_gone"])
+    assert sentence == "filebeat.inputs.multiline.pattern is gone: parsers: - multiline:"
+
+
+def plugins(block):
+    for name, body in block:
+        if name == "if":
+            for _condition, inner in body:
+                yield from plugins(inner)
+        else:
+            yield name, body
+
+
+def test_every_option_of_every_plugin_is_one_of_this_version():
+    found = variables_of("logstash")
+    sections = read(render("logstash", "pipeline.conf.j2", logstash_masks=masks()))
+    used = [(name, option) for part in sections.values() for name, body in plugins(part) for option, _ in body]
+    assert {name for name, _ in used} == set(found["__logstash_plugin_options"])
+    assert [pair for pair in used if pair[1] not in found["__logstash_plugin_options"][pair[0]]] == []
+    gone = {tuple(name.split(".")) for name in found["__logstash_plugin_options_gone"]}
+    assert not gone & set(used)
+    assert not [pair for pair in gone if pair[1] in found["__logstash_plugin_options"][pair[0]]]
+
+
+# --- Elasticsearch ---------------------------------------------------------------------------------------------------
+
+
+def test_elasticsearch_is_closed_and_speaks_tls():
+    settings = yaml.safe_load(render("elasticsearch", "elasticsearch.yml.j2"))
+    assert settings["discovery.type"] == "single-node" and "cluster.initial_master_nodes" not in settings
+    for name in (
+        "xpack.security.enabled",
+        "xpack.security.http.ssl.enabled",
+        "xpack.security.transport.ssl.enabled",
+    ):
+        assert settings[name] is True
+    assert settings["xpack.security.transport.ssl.client_authentication"] == "required"
+    assert settings["network.host"] == "127.0.0.1" and settings["bootstrap.memory_lock"] is True
+    assert settings["ingest.geoip.downloader.enabled"] is False
+
+
+def test_several_nodes_are_one_cluster_which_the_first_one_makes_once():
+    nodes = {"host1": "192.0.2.1", "host2": "2001:db8::2"}
+    state = {"stat": {"exists": False}}
+    common = {"elasticsearch_nodes": nodes, "__elasticsearch_state": state}
+    first = asked("elasticsearch", "__elasticsearch_makes_cluster", **common)
+    assert first is True
+    settings = asked("elasticsearch", "__elasticsearch_settings", __elasticsearch_first=True, **common)
+    assert settings["cluster.initial_master_nodes"] == ["host1"] and "discovery.type" not in settings
+    assert settings["discovery.seed_hosts"] == ["192.0.2.1:9300", "[2001:db8::2]:9300"]
+    later = asked("elasticsearch", "__elasticsearch_settings", **common)
+    assert "cluster.initial_master_nodes" not in later
+    # Not the second one, not one that has been in a cluster, and not where another one answers.
+    assert not asked("elasticsearch", "__elasticsearch_makes_cluster", **{**common, "inventory_hostname": "host2"})
+    there = {"stat": {"exists": True}}
+    assert not asked("elasticsearch", "__elasticsearch_makes_cluster", **{**common, "__elasticsearch_state": there})
+    for status in (200, 401, 503):
+        others = {"results": [{"status": status}]}
+        assert not asked("elasticsearch", "__elasticsearch_makes_cluster", **common, __elasticsearch_others=others)
+    others = {"results": [{"status": -1}]}
+    assert asked("elasticsearch", "__elasticsearch_makes_cluster", **common, __elasticsearch_others=others)
+
+
+@pytest.mark.parametrize(("memory", "heap"), [(1024, 512), (8192, 4096), (131072, 31744)])
+def test_the_heap_is_half_of_the_memory_and_31_gib_at_most(memory, heap):
+    text = render("elasticsearch", "jvm.options.j2", ansible_facts={"memtotal_mb": memory})
+    assert f"-Xms{heap}m" in text and f"-Xmx{heap}m" in text
+    assert "-Xmx700m" in render("elasticsearch", "jvm.options.j2", elasticsearch_heap_mb=700)
+
+
+def test_rights_are_the_least():
+    roles = yaml.safe_load(render("elasticsearch", "roles.yml.j2", elasticsearch_environment="demo"))
+    writer = roles["shiftmaster_writer"]
+    assert writer == {
+        "cluster": ["monitor"],
+        "indices": [{"names": ["logs-shiftmaster.*-demo"], "privileges": ["create_doc"]}],
+    }
+    readers = [
+        roles[name]["indices"][0] for name in ("shiftmaster_reader", "shiftmaster_auditor", "shiftmaster_canary")
+    ]
+    assert all(set(found["privileges"]) <= {"read", "view_index_metadata"} for found in readers)
+    assert not [name for name in readers[0]["names"] if "audit" in name or "*" in name]
+    assert json.loads(roles["shiftmaster_canary"]["indices"][0]["query"]) == {
+        "term": {"log.logger": "shiftmaster.canary"}
+    }
+    assert not [name for name, role in roles.items() if "all" in json.dumps(role)]
+
+
+def test_each_user_has_one_role_and_a_password_of_its_own():
+    users = asked("elasticsearch", "__elasticsearch_users", **PASSWORDS)
+    assert {user["name"]: user["roles"] for user in users} == {
+        "shiftmaster_admin": ["superuser"],
+        "shiftmaster_writer": ["shiftmaster_writer"],
+        "shiftmaster_kibana": ["kibana_system"],
+        "shiftmaster_canary": ["shiftmaster_canary"],
+    }
+    assert len({user["password"] for user in users}) == 4
+
+
+def test_what_is_proven_of_the_writer():
+    proven = asked("elasticsearch", "__elasticsearch_proven", elasticsearch_environment="demo", **PASSWORDS)
+    writer = proven[0]
+    assert writer["name"] == "shiftmaster_writer"
+    streams = set(writer["has"])
+    assert "logs-shiftmaster.audit-demo" in streams and len(streams) == 7
+    assert all(found == ["create_doc"] for found in writer["has"].values())
+    assert "create_doc" in writer["has_not"]["logs-other.app-demo"]
+    assert {"read", "delete", "index"} <= set(writer["has_not"]["logs-shiftmaster.app-demo"])
+
+
+def test_logs_are_deleted_and_audit_events_after_seven_years():
+    policies = asked("elasticsearch", "__elasticsearch_policies")
+    ages = {name: policy["policy"]["phases"]["delete"]["min_age"] for name, policy in policies.items()}
+    assert ages == {"shiftmaster-logs": "90d", "shiftmaster-audit": "2557d"}
+    templates = asked("elasticsearch", "__elasticsearch_templates")
+    assert templates["shiftmaster-logs"]["template"]["aliases"] == {"shiftmaster-logs": {}}
+    assert "aliases" not in templates["shiftmaster-audit"]["template"]
+    assert all(found["priority"] > 100 and found["data_stream"] == {} for found in templates.values())
+    assert templates["shiftmaster-audit"]["index_patterns"] == ["logs-shiftmaster.audit-*"]
+    patterns = templates["shiftmaster-logs"]["index_patterns"]
+    assert "logs-shiftmaster.app-*" in patterns and "logs-shiftmaster.audit-*" not in patterns
+
+
+def test_every_field_that_logstash_makes_has_a_type():
+    """A field without one is kept, but not to be searched: what is left out here is left out on purpose."""
+    mapped = set(types(asked("elasticsearch", "__elasticsearch_component_templates")))
+    made = set()
+    for path in (ROOT / "tests/logging/corpus").glob("*.yml"):
+        for case in yaml.safe_load(path.read_text(encoding="utf-8")).get("cases", []):
+            made |= {name for event in case["gives"] for name in event}
+    untyped = {"shiftmaster.connection", "shiftmaster.role", "shiftmaster.behind"}
+    assert made - mapped == untyped
+
+
+def types(templates):
+    def walk(properties, prefix=""):
+        for name, body in properties.items():
+            if "properties" in body:
+                yield from walk(body["properties"], f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    return walk(templates["shiftmaster-fields"]["template"]["mappings"]["properties"])
+
+
+# --- Logstash --------------------------------------------------------------------------------------------------------
+
+
+def test_logstash_keeps_what_it_has_taken():
+    settings = yaml.safe_load(render("logstash", "logstash.yml.j2"))
+    assert settings["queue.type"] == "persisted" and settings["dead_letter_queue.enable"] is True
+    assert settings["dead_letter_queue.storage_policy"] == "drop_older"
+    assert settings["config.support_escapes"] is False and settings["pipeline.ecs_compatibility"] == "v8"
+    assert settings["api.http.host"] == "127.0.0.1" and settings["allow_superuser"] is False
+
+
+def test_logstash_lets_in_who_has_a_certificate_and_names_no_password():
+    text = render("logstash", "pipeline.conf.j2", logstash_masks=masks(), logstash_elasticsearch_password=SECRET)
+    sections = read(text)
+    beats, elasticsearch = dict(sections["input"][0][1]), dict(sections["output"][0][1])
+    assert beats["ssl_enabled"] is True and beats["ssl_client_authentication"] == "required"
+    assert elasticsearch["ssl_enabled"] is True and elasticsearch["ssl_verification_mode"] == "full"
+    assert elasticsearch["action"] == "create" and elasticsearch["manage_template"] is False
+    assert elasticsearch["password"].startswith("${LOGSTASH_ELASTICSEARCH_PASSWORD") and SECRET not in text
+
+
+# --- Kibana ----------------------------------------------------------------------------------------------------------
+
+
+def test_kibana_has_tls_and_fixed_keys():
+    keys = {f"kibana_{name}_key": name * 8 for name in ("saved_objects", "session", "reporting")}
+    settings = yaml.safe_load(render("kibana", "kibana.yml.j2", **keys))
+    assert settings["server.ssl.enabled"] is True and settings["elasticsearch.ssl.verificationMode"] == "full"
+    assert settings["xpack.encryptedSavedObjects.encryptionKey"] == "saved_objects" * 8
+    assert settings["telemetry.optIn"] is False and settings["server.host"] == "127.0.0.1"
+
+
+def test_kibanas_objects_fit_together():
+    objects = json.loads((ROOT / "roles/kibana/files/objects.json").read_text(encoding="utf-8"))
+    there = {(item["type"], item["id"]) for item in objects}
+    assert len(there) == len(objects)
+    for item in objects:
+        assert {(found["type"], found["id"]) for found in item["references"]} <= there
+    (dashboard,) = (item for item in objects if item["type"] == "dashboard")
+    assert dashboard["attributes"]["title"] == "ShiftMaster ログ"
+    panels = json.loads(dashboard["attributes"]["panelsJSON"])
+    names_of = {found["name"] for found in dashboard["references"]}
+    assert {f"{panel['panelIndex']}:{panel['panelRefName']}" for panel in panels} == names_of and len(panels) == 6
+    # What they ask for are fields that Elasticsearch knows.
+    mapped = set(types(asked("elasticsearch", "__elasticsearch_component_templates")))
+    for item in objects:
+        assert set(item["attributes"].get("columns", [])) <= mapped, item["id"]
+
+
+# --- Filebeat --------------------------------------------------------------------------------------------------------
+
+
+def test_filebeats_inputs():
+    settings = yaml.safe_load(
+        render("filebeat", "filebeat.yml.j2", filebeat_files=FILES, filebeat_journal_units=["a.service"])
+    )
+    app, redis, journal = settings["filebeat.inputs"]
+    assert app["type"] == "filestream" and app["id"] == "a" and app["fields"] == {"event.dataset": "shiftmaster.app"}
+    assert app["prospector.scanner.fingerprint"] == {"enabled": True, "offset": 0, "length": 256}
+    assert app["parsers"][0]["multiline"]["pattern"] == "^x" and "parsers" not in redis
+    assert app["prospector.scanner.exclude_files"] == ["[.]gz$", "b"]
+    assert journal["type"] == "journald" and journal["units"] == ["a.service"]
+    output = settings["output.logstash"]
+    assert output["ssl.enabled"] is True and output["ssl.verification_mode"] == "full"
+    assert output["ssl.certificate"] and output["ssl.key"] and settings["fields"]["service.name"] == "shiftmaster"
+
+
+def test_no_two_inputs_of_a_host_read_the_same_file():
+    import fnmatch
+
+    wiring = yaml.safe_load((ROOT / "group_vars/all/logging.yml").read_text(encoding="utf-8"))["logging_files"]
+    files = [file for kind in wiring.values() for file in kind]
+    assert len({file["id"] for file in files}) == len(files)
+    import re
+
+    for path in (
+        "/var/log/shiftmaster/app.log", "/var/log/shiftmaster/audit.log", "/var/log/shiftmaster/celery.log",
+        "/var/log/shiftmaster/audit.log-20260101-1", "/var/log/nginx/error.log", "/var/log/postgresql/a.log",
+        "/var/log/nginx/shiftmaster_access.log", "/var/log/redis/redis-server.log", "/var/log/shiftmaster/canary.log",
+    ):  # fmt: skip
+        readers = [
+            file["id"]
+            for file in files
+            if any(fnmatch.fnmatch(path, pattern) for pattern in file["paths"])
+            and not any(re.search(pattern, path) for pattern in file.get("exclude", []))
+        ]
+        assert len(readers) == 1, (path, readers)
+    assert Path(ROOT / "roles/base/defaults/main.yml").read_text(encoding="utf-8").count("copytruncate") == 0
+
+
+@pytest.mark.parametrize("role", SETTINGS)
+def test_units_are_hardened_and_may_write_where_they_have_to(role):
+    text = render(role, "drop-in.conf.j2")
+    assert "NoNewPrivileges=true" in text and "ProtectHome=true" in text and "OOMScoreAdjust=" in text
+    if role != "elasticsearch":
+        assert "ProtectSystem=strict" in text and f"ReadWritePaths=/var/lib/{role}" in text and "MemoryMax=" in text
