@@ -1,0 +1,350 @@
+#!/usr/bin/python
+"""Collect evidence of what is wrong on a ShiftMaster host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: shiftmaster_diagnose
+short_description: Collect evidence of what is wrong on a ShiftMaster host
+version_added: "1.0.0"
+description:
+  - Looks at everything that the troubleshooting script of the operations guide looks at, and more, all at the same
+    time, each part within its own limit. What fails or hangs is evidence too.
+  - It reads only, it starts no service, and it writes no file. It works without the application, without PostgreSQL,
+    without room on the disk, and with the Python of Debian 12 and 13 alone.
+  - Secrets are taken out on the host; values of the application's environment never leave it.
+  - What the evidence means is said by M(shiftmaster_findings), over all hosts.
+options:
+  area:
+    description: What to look at.
+    type: str
+    choices: [app, db, cpu, memory, disk, network, all]
+    default: all
+  functions:
+    description: What the host is for, as groups of the inventory (app, web, database, standby, cache, monitoring).
+    type: list
+    elements: str
+    default: []
+  limit_seconds:
+    description: After so long the module answers with what it has.
+    type: float
+    default: 15
+  hours:
+    description: How far back logs, journal and the access log are read.
+    type: float
+    default: 6
+  asked_at:
+    description: The controller's clock when it asked, as seconds since 1970; the host's own is compared with it.
+    type: float
+  host_name:
+    description: The host's name in the evidence; its own host name by default.
+    type: str
+  app_root:
+    description: The application's folder.
+    type: path
+    default: /var/www/shiftmaster
+  app_user:
+    description: The system user of the application.
+    type: str
+    default: shiftmaster
+  web_user:
+    description: The system user of the web server's processes; empty where the host has none.
+    type: str
+    default: ""
+  log_dir:
+    description: The folder of the application's logs.
+    type: path
+    default: /var/log/shiftmaster
+  access_log:
+    description: The web server's access log, in JSON as role nginx writes it.
+    type: path
+    default: /var/log/nginx/shiftmaster_access.log
+  environment_file:
+    description: The environment file of the live release (systemd's format). Its names are evidence, its values are not.
+    type: path
+  environment_keys:
+    description: The names of variables in O(environment_file), where an application uses others; as in
+      M(shiftmaster_health).
+    type: dict
+    default: {}
+  required_names:
+    description: The names that O(environment_file) must have.
+    type: list
+    elements: str
+    default: []
+  expected_values:
+    description: What names of O(environment_file) that hold no secret must be. A difference is evidence, and is shown.
+    type: dict
+    default: {}
+  domain:
+    description: The site's name.
+    type: str
+    default: localhost
+  database:
+    description: The application's database.
+    type: str
+    default: shiftmaster
+  postgres_socket:
+    description: The folder of PostgreSQL's socket.
+    type: path
+    default: /var/run/postgresql
+  postgres_port:
+    description: PostgreSQL's port.
+    type: int
+    default: 5432
+  broker_key:
+    description: The name in O(environment_file) of Celery's broker.
+    type: str
+    default: CELERY_BROKER_URL
+  cache_key:
+    description: The name in O(environment_file) of the cache.
+    type: str
+    default: CACHE_URL
+  queues:
+    description: Celery's queues.
+    type: list
+    elements: str
+    default: [celery]
+  celery_application:
+    description: Celery's application; empty where there is none.
+    type: str
+    default: ""
+  redis_ports:
+    description: The ports of Redis on this host, each with whether it speaks TLS, C([[6379, false]]).
+    type: list
+    elements: list
+    default: []
+  units:
+    description: Units that must be active.
+    type: list
+    elements: str
+    default: []
+  ports:
+    description: The ports that must be served on this host, each with the name of its program, C({5432:postgres}).
+    type: dict
+    default: {}
+  peers:
+    description: What this host needs of others.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      host:
+        description: The other host's name in the inventory.
+        type: str
+        required: true
+      address:
+        description: Its address.
+        type: str
+        required: true
+      port:
+        description: The port.
+        type: int
+        required: true
+      function:
+        description: The function that it is asked for (database, cache, app).
+        type: str
+        required: true
+  names:
+    description: Names that must have an address.
+    type: list
+    elements: str
+    default: [localhost]
+  certificates:
+    description: Certificates to look at.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: What it is called in the report.
+        type: str
+        required: true
+      file:
+        description: The PEM file.
+        type: path
+      port:
+        description: The port of this host that shows it.
+        type: int
+      server_name:
+        description: The name to ask for by TLS.
+        type: str
+  http:
+    description:
+      - Addresses to ask, by name; each a dictionary with C(url), C(path), C(host) (the Host header) and C(deep) (the
+        answer is that of the deep health endpoint).
+      - C({colour}) in C(url) stands for the live colour, C({app_root}) for O(app_root).
+    type: dict
+    default: {}
+  static_url:
+    description: Where a static file is asked for; empty where this host hands out none.
+    type: str
+    default: ""
+  proc_path:
+    description: Where the kernel's figures are read (for tests and containers).
+    type: path
+    default: /proc
+attributes:
+  check_mode:
+    description: It reads only, so it does the same in check mode.
+    support: full
+  diff_mode:
+    description: It changes nothing.
+    support: none
+seealso:
+  - module: shiftmaster_health
+author:
+  - ShiftMaster operations
+"""
+
+EXAMPLES = r"""
+- name: Collect what the host can say
+  shiftmaster_diagnose:
+    functions: "{{ group_names }}"
+    environment_file: /var/www/shiftmaster/active/release/env
+    units: [nginx, shiftmaster]
+    ports: {5432: postgres, 6379: redis-server, 443: nginx}
+  register: evidence
+
+- name: Look at the disks alone
+  shiftmaster_diagnose:
+    area: disk
+"""
+
+RETURN = r"""
+evidence:
+  description: What was found. docs/diagnosis.md describes each part.
+  returned: always
+  type: dict
+  contains:
+    host:
+      description: The host's name.
+      type: str
+      returned: always
+    at:
+      description: When, as seconds since 1970 by this host's clock.
+      type: float
+      returned: always
+    skew:
+      description: How far this host's clock is ahead of O(asked_at), which includes the way there; null without it.
+      type: float
+      returned: always
+    seconds:
+      description: How long it took.
+      type: float
+      returned: always
+    area:
+      description: What was asked for.
+      type: str
+      returned: always
+    functions:
+      description: What the host is for.
+      type: list
+      elements: str
+      returned: always
+    parts:
+      description: >-
+        The parts. Each has C(status) (ok, failed, hung, or absent where the host has no such thing), C(seconds), and
+        C(error) where it is not ok.
+      type: dict
+      returned: always
+"""
+
+import os
+import socket
+import time
+
+from ansible.module_utils.shiftmaster import diagnose_engine
+from ansible.module_utils.shiftmaster.diagnose_setting import AREAS, PARTS, SUSPICION, Setting, suspicions
+from ansible.module_utils.shiftmaster.quiet import QuietModule
+
+_TEXTS = {"type": "list", "elements": "str", "default": []}
+
+
+def argument_spec() -> dict:
+    """Return what the module takes."""
+    return {
+        "area": {"type": "str", "choices": [*AREAS, "all"], "default": "all"},
+        "functions": _TEXTS,
+        "limit_seconds": {"type": "float", "default": 15},
+        "hours": {"type": "float", "default": 6},
+        "asked_at": {"type": "float"},
+        "host_name": {"type": "str"},
+        "app_root": {"type": "path", "default": "/var/www/shiftmaster"},
+        "app_user": {"type": "str", "default": "shiftmaster"},
+        "web_user": {"type": "str", "default": ""},
+        "log_dir": {"type": "path", "default": "/var/log/shiftmaster"},
+        "access_log": {"type": "path", "default": "/var/log/nginx/shiftmaster_access.log"},
+        "environment_file": {"type": "path"},
+        "environment_keys": {"type": "dict", "default": {}, "no_log": False},  # names, not secrets
+        "required_names": _TEXTS,
+        "expected_values": {"type": "dict", "default": {}},
+        "domain": {"type": "str", "default": "localhost"},
+        "database": {"type": "str", "default": "shiftmaster"},
+        "postgres_socket": {"type": "path", "default": "/var/run/postgresql"},
+        "postgres_port": {"type": "int", "default": 5432},
+        "broker_key": {"type": "str", "default": "CELERY_BROKER_URL", "no_log": False},  # a name
+        "cache_key": {"type": "str", "default": "CACHE_URL", "no_log": False},  # a name
+        "queues": {"type": "list", "elements": "str", "default": ["celery"]},
+        "celery_application": {"type": "str", "default": ""},
+        "redis_ports": {"type": "list", "elements": "list", "default": []},
+        "units": _TEXTS,
+        "ports": {"type": "dict", "default": {}},
+        "peers": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {
+                "host": {"type": "str", "required": True},
+                "address": {"type": "str", "required": True},
+                "port": {"type": "int", "required": True},
+                "function": {"type": "str", "required": True},
+            },
+        },
+        "names": {"type": "list", "elements": "str", "default": ["localhost"]},
+        "certificates": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {
+                "name": {"type": "str", "required": True},
+                "file": {"type": "path"},
+                "port": {"type": "int"},
+                "server_name": {"type": "str"},
+            },
+        },
+        "http": {"type": "dict", "default": {}},
+        "static_url": {"type": "str", "default": ""},
+        "proc_path": {"type": "path", "default": "/proc"},
+    }
+
+
+def diagnose(parameters: dict) -> dict:
+    """Return the evidence of this host."""
+    began, at = time.monotonic(), time.time()
+    setting = Setting(parameters)
+    parts = diagnose_engine.chosen(PARTS, parameters["area"], setting.functions)
+    evidence = diagnose_engine.collect(parts, setting, parameters["limit_seconds"])
+    left = parameters["limit_seconds"] - (time.monotonic() - began)
+    if suspicions(evidence) and setting.celery_application and left > 2:
+        evidence.update(diagnose_engine.collect(SUSPICION, setting, left))
+    return {
+        "host": parameters["host_name"] or socket.gethostname(),
+        "at": at,
+        "skew": None if parameters["asked_at"] is None else round(at - parameters["asked_at"], 1),
+        "seconds": round(time.monotonic() - began, 2),
+        "area": parameters["area"],
+        "functions": list(setting.functions),
+        "parts": evidence,
+    }
+
+
+def main():
+    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
+    # A module's process writes no compiled files beside the code that it reads, and nobody waits behind it.
+    os.nice(5)
+    module.exit_json(changed=False, evidence=diagnose(module.params))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Evidence of the disks: space, inodes, who holds files that are deleted, what is large, and whether logs rotate."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import time
+
+from . import probe
+from .diagnose_host import describe, processes, read
+
+_TOP = 10
+
+
+def disk(setting) -> dict:
+    """Space and inodes of every real filesystem."""
+    mounts = probe.disk_usage(setting.proc, timeout=4.0)
+    _name_what_lies_there(mounts, setting)
+    return {"mounts": mounts}
+
+
+def _name_what_lies_there(mounts: list, setting) -> None:
+    """Say for each filesystem which parts of ShiftMaster write to it."""
+    paths = sorted((mount["path"] for mount in mounts), key=len, reverse=True)
+    for mount in mounts:
+        mount["holds"] = sorted(
+            name
+            for name, path in setting.writers.items()
+            if next((one for one in paths if (path + "/").startswith(one.rstrip("/") + "/")), None) == mount["path"]
+        )
+
+
+def deleted(setting) -> dict:
+    """Files that are deleted but still open: their room comes back when their process closes them."""
+    proc, found = setting.proc, {}
+    for pid, process in processes(proc).items():
+        folder = os.path.join(proc, str(pid), "fd")
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            continue
+        for name in names:
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                target = os.readlink(path)
+                # Memory that is only called a file has no room on a disk.
+                if not target.endswith(" (deleted)") or target.startswith(("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV")):
+                    continue
+                status = os.stat(path)
+                if stat.S_ISREG(status.st_mode) and status.st_blocks:
+                    key = (status.st_dev, status.st_ino)
+                    found.setdefault(key, (status.st_blocks * 512, target[: -len(" (deleted)")], pid, process))
+    largest = sorted(found.values(), key=lambda one: one[0], reverse=True)
+    return {
+        "bytes": sum(one[0] for one in largest),
+        "files": [
+            dict(describe(pid, process, proc), path=path, bytes=size) for size, path, pid, process in largest[:_TOP]
+        ],
+    }
+
+
+def largest(setting) -> dict:
+    """The largest files and folders of logs and data; what is not seen within two seconds is said."""
+    end, files, folders, complete = time.monotonic() + 2.0, [], {}, True
+    counted, seen = {}, set()
+    for root in setting.large_folders:
+        try:
+            device = os.stat(root).st_dev
+        except OSError:
+            continue
+        for folder, names, contents in os.walk(root):
+            if time.monotonic() > end:
+                complete = False
+                break
+            names[:] = [name for name in names if _device(os.path.join(folder, name)) == device]
+            # Of a folder what lies directly below the root, as `du -s /var/log/*` has it.
+            below = os.path.relpath(folder, root).split(os.sep)[0]
+            top = root if below == "." else os.path.join(root, below)
+            counted[folder] = len(contents) + len(names)
+            for name in contents:
+                path = os.path.join(folder, name)
+                with contextlib.suppress(OSError):
+                    status = os.lstat(path)
+                    if (status.st_dev, status.st_ino) in seen:
+                        continue
+                    if status.st_nlink > 1:
+                        seen.add((status.st_dev, status.st_ino))
+                    size = status.st_blocks * 512
+                    folders[top] = folders.get(top, 0) + size
+                    files.append((size, path))
+                    if len(files) > 4 * _TOP:
+                        files = sorted(files, reverse=True)[:_TOP]
+    return {
+        "complete": complete,
+        "files": [{"path": path, "bytes": size} for size, path in sorted(files, reverse=True)[:_TOP]],
+        "folders": [
+            {"path": path, "bytes": size} for path, size in sorted(folders.items(), key=lambda one: -one[1])[:_TOP]
+        ],
+        "crowded": [
+            {"path": path, "entries": count}
+            for path, count in sorted(counted.items(), key=lambda one: -one[1])[:3]
+            if count > 1000
+        ],
+    }
+
+
+def _device(path: str):
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev if stat.S_ISDIR(status.st_mode) else None
+
+
+def rotation(setting) -> dict:
+    """The application's logs and when logs were last rotated."""
+    logs = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(setting.log_dir):
+            if entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                logs.append({"name": entry.name, "bytes": status.st_size, "changed": int(status.st_mtime)})
+    age = None
+    with contextlib.suppress(OSError):
+        age = round((time.time() - os.stat(setting.path("/var/lib/logrotate/status")).st_mtime) / 86400.0, 1)
+    return {"logs": sorted(logs, key=lambda one: -one["bytes"])[:30], "rotated_days_ago": age}
+
+
+def parse_diskstats(text: str) -> dict:
+    """Return {device: (milliseconds busy, requests, milliseconds of requests)} of whole disks."""
+    found = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 14 and not re.match(r"(loop|ram|zram|sr)\d|.*\dp\d+$|[shv]d[a-z]+\d+$|xvd[a-z]\d+$", words[2]):
+            found[words[2]] = (int(words[12]), int(words[3]) + int(words[7]), int(words[6]) + int(words[10]))
+    return found
+
+
+def traffic(setting) -> dict:
+    """How busy each disk is, and how long a request takes."""
+    before = parse_diskstats(read(setting.proc, "diskstats"))
+    began = time.monotonic()
+    time.sleep(1.0)
+    passed = (time.monotonic() - began) * 1000.0
+    disks = []
+    for device, (busy, requests, waited) in parse_diskstats(read(setting.proc, "diskstats")).items():
+        old_busy, old_requests, old_waited = before.get(device, (busy, requests, waited))
+        count = requests - old_requests
+        disks.append(
+            {
+                "device": device,
+                "busy_percent": round(min(100.0, 100.0 * (busy - old_busy) / passed), 1),
+                "requests": count,
+                "milliseconds": round((waited - old_waited) / count, 1) if count else 0.0,
+            }
+        )
+    return {"disks": sorted(disks, key=lambda one: -one["busy_percent"])[:_TOP]}
+
+

@@ -1,0 +1,297 @@
+"""Evidence of the host itself, from /proc and /sys: processor, memory, processes, open files, kernel, clock."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+import resource
+import time
+
+from . import probe
+
+_TICKS = os.sysconf("SC_CLK_TCK") or 100
+_PAGE = resource.getpagesize()
+_TOP = 10
+# Between two looks at counters. Shorter, and a busy moment is taken for a busy host.
+SAMPLE_SECONDS = 1.0
+
+
+def read(*path: str, limit: int = 1 << 20) -> str:
+    """Return a file's text, "" where there is none or it may not be read."""
+    try:
+        with open(os.path.join(*path), encoding="utf-8", errors="replace") as stream:
+            return stream.read(limit)
+    except OSError:
+        return ""
+
+
+def numbers(text: str) -> dict:
+    """Return {name: number} of lines such as `MemTotal: 16 kB` or `oom_kill 3`."""
+    found = {}
+    for line in text.splitlines():
+        words = line.replace(":", " ").split()
+        if len(words) >= 2 and re.fullmatch(r"-?\d+", words[1]):
+            found[words[0]] = int(words[1])
+    return found
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def parse_stat(text: str) -> dict:
+    """Return what is used of /proc/<pid>/stat; a program's name may hold blanks and brackets."""
+    name = text[text.index("(") + 1 : text.rindex(")")]
+    rest = text[text.rindex(")") + 2 :].split()
+    return {
+        "name": name,
+        "state": rest[0],
+        "parent": int(rest[1]),
+        "ticks": int(rest[11]) + int(rest[12]),
+        "started": int(rest[19]),
+        "memory": int(rest[21]) * _PAGE,
+    }
+
+
+def processes(proc: str = "/proc") -> dict:
+    """Return {pid: parsed stat} of all processes that are still there when they are read."""
+    found = {}
+    try:
+        names = os.listdir(proc)
+    except OSError:
+        return found
+    for name in names:
+        if name.isdigit():
+            with contextlib.suppress(ValueError, IndexError):
+                found[int(name)] = parse_stat(read(proc, name, "stat"))
+    return found
+
+
+def describe(pid: int, stat: dict, proc: str = "/proc") -> dict:
+    """Return what a person wants to know about a process."""
+    command = read(proc, str(pid), "cmdline", limit=400).replace("\0", " ").strip()
+    unit = re.search(r"([^/\n]+\.(?:service|scope|socket))\s*$", read(proc, str(pid), "cgroup"))
+    return {
+        "pid": pid,
+        "name": stat["name"],
+        "command": (command or "[%s]" % stat["name"])[:160],
+        "state": stat["state"],
+        "unit": unit.group(1) if unit else "",
+        "memory_bytes": stat["memory"],
+    }
+
+
+def cpu_ticks(text: str) -> dict:
+    """Return the first line of /proc/stat as {busy, idle, iowait, steal, total}."""
+    values = [int(word) for word in text.split("\n", 1)[0].split()[1:9]]
+    user, nice, system, idle, iowait, irq, softirq, steal = values + [0] * (8 - len(values))
+    total = user + nice + system + idle + iowait + irq + softirq + steal
+    return {"busy": total - idle - iowait, "idle": idle, "iowait": iowait, "steal": steal, "total": total}
+
+
+def shares(before: dict, after: dict) -> dict:
+    """Return the percentages between two looks at cpu_ticks()."""
+    total = max(1, after["total"] - before["total"])
+    return {
+        name + "_percent": round(100.0 * (after[name] - before[name]) / total, 1) for name in ("busy", "iowait", "steal")
+    }
+
+
+def pressure(text: str) -> dict:
+    """Return the averages of /proc/pressure/*: {some: {avg10, avg60, avg300}, full: {...}}."""
+    found = {}
+    for line in text.splitlines():
+        kind, _space, rest = line.partition(" ")
+        averages = dict(re.findall(r"(avg\d+)=([\d.]+)", rest))
+        if averages:
+            found[kind] = {name: float(value) for name, value in averages.items()}
+    return found
+
+
+def cpu(setting) -> dict:
+    """Who uses the processors, and for how much is waited."""
+    proc = setting.proc
+    first_ticks, first = cpu_ticks(read(proc, "stat")), processes(proc)
+    began = time.monotonic()
+    time.sleep(SAMPLE_SECONDS)
+    passed = time.monotonic() - began
+    second_ticks, second = cpu_ticks(read(proc, "stat")), processes(proc)
+    used = []
+    for pid, stat in second.items():
+        # A number that is taken anew belongs to another process.
+        before = first.get(pid)
+        ticks = stat["ticks"] - (before["ticks"] if before and before["started"] == stat["started"] else 0)
+        used.append((round(100.0 * ticks / _TICKS / passed, 1), pid))
+    used.sort(reverse=True)
+    processors = len(os.sched_getaffinity(0)) if proc == "/proc" else 1
+    load = [float(word) for word in (read(proc, "loadavg").split() + ["0"] * 3)[:3]]
+    return {
+        "processors": processors,
+        "load": load,
+        "load_per_processor": round(load[0] / max(1, processors), 2),
+        "uptime_seconds": int(float((read(proc, "uptime").split() or ["0"])[0])),
+        "pressure": pressure(read(proc, "pressure", "cpu")),
+        "io_pressure": pressure(read(proc, "pressure", "io")),
+        "top": [
+            dict(describe(pid, second[pid], proc), cpu_percent=percent, cpu_share=round(percent / max(1, processors), 1))
+            for percent, pid in used[:_TOP]
+            if percent > 0
+        ],
+        "waiting_for_disk": [
+            describe(pid, stat, proc) for pid, stat in second.items() if stat["state"] == "D" and pid in first
+            and first[pid]["state"] == "D"
+        ][:_TOP],
+        "zombies": sum(stat["state"] == "Z" for stat in second.values()),
+        "processes": len(second),
+        "processes_limit": int(read(proc, "sys/kernel/pid_max").strip() or 0),
+        **shares(first_ticks, second_ticks),
+    }  # fmt: skip
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def memory(setting) -> dict:
+    """Who has the memory, what is left, and whether the kernel moves it to and fro."""
+    proc = setting.proc
+    before = numbers(read(proc, "vmstat"))
+    time.sleep(SAMPLE_SECONDS)
+    after = numbers(read(proc, "vmstat"))
+    found = processes(proc)
+    top = sorted(found, key=lambda pid: found[pid]["memory"], reverse=True)[:_TOP]
+    values = numbers(read(proc, "meminfo"))
+    kept = ("MemTotal", "MemFree", "MemAvailable", "Buffers", "Cached", "SwapTotal", "SwapFree", "Dirty", "Slab", "Shmem")
+    return dict(
+        probe.memory_usage(proc),
+        meminfo_kib={name: values[name] for name in kept if name in values},
+        pressure=pressure(read(proc, "pressure", "memory")),
+        swaps=[line.split()[0] for line in read(proc, "swaps").splitlines()[1:]],
+        swapped_in_pages=max(0, after.get("pswpin", 0) - before.get("pswpin", 0)),
+        swapped_out_pages=max(0, after.get("pswpout", 0) - before.get("pswpout", 0)),
+        kills_since_boot=after.get("oom_kill", 0),
+        top=[describe(pid, found[pid], proc) for pid in top if found[pid]["memory"]],
+        units=unit_memory(setting.cgroup),
+    )
+
+
+def unit_memory(root: str) -> list:
+    """Return the services with a limit of memory: what they use, and how often the kernel has ended a process of theirs."""
+    found = []
+    for folder, _folders, files in os.walk(os.path.join(root, "system.slice")):
+        if folder.count("/") > root.count("/") + 3 or "memory.max" not in files or not folder.endswith(".service"):
+            continue
+        limit, current = read(folder, "memory.max").strip(), read(folder, "memory.current").strip()
+        events = numbers(read(folder, "memory.events"))
+        if (limit.isdigit() or events.get("oom_kill")) and current.isdigit():
+            found.append(
+                {
+                    "unit": os.path.basename(folder),
+                    "bytes": int(current),
+                    "limit_bytes": int(limit) if limit.isdigit() else None,
+                    "percent": round(100.0 * int(current) / int(limit), 1) if limit.isdigit() and int(limit) else 0.0,
+                    "kills": events.get("oom_kill", 0),
+                }
+            )
+    return sorted(found, key=lambda unit: unit["percent"], reverse=True)[:20]
+
+
+_KILL = re.compile(
+    r"(?P<kernel>Out of memory: Killed process|Memory cgroup out of memory: Killed process) (?P<pid>\d+) \((?P<name>[^)]*)\)"
+    r"|(?P<unit>\S+\.service): (?:A process of this unit has been killed by the OOM killer|Failed with result 'oom-kill')"
+)
+
+
+def parse_kills(text: str) -> list:
+    """Return the kills in lines of `journalctl --output=short-unix`: when, whom, by whose limit."""
+    found = []
+    for line in text.splitlines():
+        match = _KILL.search(line)
+        if match:
+            moment = re.match(r"[\d.]+", line)
+            unit = re.search(r"task_memcg=\S*/([^/,\s]+\.service)|oom_memcg=\S*/([^/,\s]+\.service)", line)
+            found.append(
+                {
+                    "at": float(moment.group()) if moment else 0.0,
+                    "name": match["name"] or "",
+                    "unit": match["unit"] or (next(filter(None, unit.groups())) if unit else ""),
+                    "whole_host": bool(match["kernel"]) and match["kernel"].startswith("Out of memory"),
+                }
+            )
+    return found[-20:]
+
+
+def kills(setting) -> dict:
+    """What was ended for lack of memory, by the kernel's and systemd's words."""
+    code, text, error = probe.run(
+        [
+            "journalctl", "--no-pager", "--quiet", "--output=short-unix", "--since=-6h", "--lines=200",
+            "--grep=Killed process|OOM killer|oom-kill",
+        ],
+        4.0,
+    )  # fmt: skip
+    if code not in (0, 1):
+        raise probe.ProbeError("error", "journal", error.strip()[:200] or "journalctl ended with %d" % code)
+    return {"kills": parse_kills(text)}
+
+
+# --- open files ------------------------------------------------------------------------------------------------------
+
+
+def files(setting) -> dict:
+    """Who has nearly as many files open as he may."""
+    proc, near = setting.proc, []
+    for pid, stat in processes(proc).items():
+        try:
+            count = len(os.listdir(os.path.join(proc, str(pid), "fd")))
+        except OSError:
+            continue
+        limit = re.search(r"^Max open files\s+(\d+)", read(proc, str(pid), "limits"), re.M)
+        if limit and int(limit.group(1)) and count > 0.8 * int(limit.group(1)):
+            near.append(dict(describe(pid, stat, proc), open=count, limit=int(limit.group(1))))
+    used, _free, allowed = (int(word) for word in (read(proc, "sys/fs/file-nr").split() + ["0"] * 3)[:3])
+    return {
+        "open": used,
+        "limit": allowed,
+        "percent": round(100.0 * used / allowed, 1) if allowed else 0.0,
+        "near_limit": sorted(near, key=lambda one: one["open"] / one["limit"], reverse=True)[:_TOP],
+    }
+
+
+# --- kernel and clock ------------------------------------------------------------------------------------------------
+
+_KERNEL = (
+    ("io_error", re.compile(r"I/O error|Buffer I/O error|blk_update_request|medium error", re.I)),
+    ("read_only", re.compile(r"Remounting filesystem read-only|remount-ro", re.I)),
+    ("hung_task", re.compile(r"blocked for more than \d+ seconds")),
+    ("conntrack", re.compile(r"nf_conntrack: table full")),
+    ("segfault", re.compile(r"segfault at|general protection fault|traps: ")),
+    ("flood", re.compile(r"Possible SYN flooding")),
+)
+
+
+def parse_kernel(text: str) -> dict:
+    """Return {kind: [lines]} of the kernel's complaints."""
+    found = {}
+    for line in text.splitlines():
+        for kind, words in _KERNEL:
+            if words.search(line):
+                found.setdefault(kind, []).append(line[-200:])
+    return {kind: lines[-5:] for kind, lines in found.items()}
+
+
+def kernel(setting) -> dict:
+    """What the kernel has complained about since six hours."""
+    code, text, error = probe.run(
+        ["journalctl", "--no-pager", "--quiet", "--dmesg", "--output=cat", "--since=-6h", "--lines=2000"], 4.0
+    )
+    if code not in (0, 1):
+        raise probe.ProbeError("error", "journal", error.strip()[:200] or "journalctl ended with %d" % code)
+    return {"complaints": parse_kernel(text), "release": os.uname().release}
+
+
+def clock(setting) -> dict:
+    """Whether the clock is kept, and what it shows; the hosts' clocks are compared on the controller."""
+    state = probe.clock_state(4.0)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return dict(state, now=now.timestamp(), zone=time.strftime("%Z"))

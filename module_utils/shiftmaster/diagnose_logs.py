@@ -1,0 +1,225 @@
+"""Read the ends of logs: what went wrong, how often, when last; and how the web server answered."""
+
+from __future__ import annotations
+
+import calendar
+import datetime
+import glob
+import gzip
+import json
+import math
+import os
+import re
+import time
+from typing import Optional
+
+from .diagnose_engine import Absent
+
+_TAIL = 256 * 1024
+
+
+def tail(path: str, limit: int = _TAIL) -> str:
+    """Return the last bytes of a file, from the beginning of a line."""
+    with open(path, "rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - limit))
+        text = stream.read(limit).decode("utf-8", "replace")
+    return text.partition("\n")[2] if size > limit else text
+
+
+# When a line was written. An epoch's zone is known; of the others it is the host's, where they do not say UTC.
+_TIMES = (
+    (re.compile(r"^(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(?: ?(Z|UTC|[+-]\d\d:?\d\d))?"), None),
+    (re.compile(r"^\[(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(?: ?(Z|UTC|[+-]\d\d:?\d\d))?"), None),
+)
+_REDIS_TIME = re.compile(r"^\d+:\w (\d\d) (\w{3}) (\d{4}) (\d\d):(\d\d):(\d\d)")
+_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+
+
+def moment(line: str) -> Optional[float]:
+    """Return when a line was written, as an epoch; None where it does not begin with a time."""
+    for pattern, _none in _TIMES:
+        match = pattern.match(line)
+        if match:
+            parts = tuple(int(word) for word in match.groups()[:6])
+            return _epoch(parts, match[7])
+    match = _REDIS_TIME.match(line)
+    if match and match[2] in _MONTHS:
+        parts = (int(match[3]), _MONTHS.index(match[2]) + 1, int(match[1]), int(match[4]), int(match[5]), int(match[6]))
+        return _epoch(parts, None)
+    return None
+
+
+def _epoch(parts: tuple, zone: Optional[str]) -> Optional[float]:
+    try:
+        if zone in ("Z", "UTC"):
+            return float(calendar.timegm(parts + (0, 0, 0)))
+        if zone:
+            hours, minutes = int(zone[1:3]), int(zone[-2:])
+            offset = (hours * 3600 + minutes * 60) * (-1 if zone[0] == "-" else 1)
+            return float(calendar.timegm(parts + (0, 0, 0)) - offset)
+        # mktime() takes a 99th month for a later year.
+        return time.mktime(datetime.datetime(*parts).timetuple()[:8] + (-1,))
+    except (ValueError, OverflowError):
+        return None
+
+
+_BAD = re.compile(
+    r"\b(ERROR|CRITICAL|FATAL|PANIC|emerg|alert|crit|error)\b|^[\w.]+(?:Error|Exception|Warning)?: |Traceback|\[error\]"
+    r"|# (?:MISCONF|Failed|Can't|Error|Background saving error)|Too many open files|No space left|Permission denied"
+)
+_EXCEPTION = re.compile(r"^((?:[A-Za-z_][\w]*\.)*[A-Z]\w*(?:Error|Exception|Configured|Exist|Refused|Timeout|Warning|Denied|NotFound|Interrupt|Exit|Full))(?::\s*(.*))?$")
+
+
+def entries(text: str, zone_offset: float = 0.0) -> list:
+    """Return [(moment, lines)]: a line that begins with a time, with those below it that do not (a traceback)."""
+    found = []
+    for line in text.splitlines():
+        at = moment(line)
+        if at is not None or not found:
+            found.append((at, [line]))
+        elif len(found[-1][1]) < 400:
+            found[-1][1].append(line)
+    return found
+
+
+def _pattern_of(line: str) -> str:
+    """Return a line without what differs from one event to the next."""
+    line = re.sub(r"^[\[\d/:TZ.,+ -]+\]?\s*", "", line)
+    return re.sub(r"\b(0x)?[0-9a-f]*\d[0-9a-f]*\b", "#", line)[:160]
+
+
+def problems(text: str, since: float, limit: int = 8) -> list:
+    """Return what went wrong since a moment, the most recent first: {text, exception, count, first, last}."""
+    groups = {}
+    latest = since
+    for at, lines in entries(text):
+        # A log whose lines bear no time is judged as a whole: its end is the newest.
+        latest = at if at is not None else latest
+        if latest < since:
+            continue
+        raised = [line for line in lines if _EXCEPTION.match(line.strip())]
+        if not raised and not _BAD.search(lines[0]):
+            continue
+        # The last exception is the one that ended it; the first line says where.
+        exception = raised[-1].strip() if raised else ""
+        key = _pattern_of(exception or lines[0])
+        group = groups.setdefault(key, {"count": 0, "first": latest, "exception": "", "text": ""})
+        where = [line.strip() for line in lines if line.strip().startswith('File "')]
+        group.update(
+            count=group["count"] + 1, last=latest, exception=exception[:300], text=lines[0].strip()[:300],
+            where=where[-1][:200] if where else "",
+        )  # fmt: skip
+    return sorted(groups.values(), key=lambda group: -group["last"])[:limit]
+
+
+def newest(pattern: str) -> Optional[str]:
+    """Return the file of a pattern that was written last."""
+    found = [(os.stat(path).st_mtime, path) for path in glob.glob(pattern) if os.path.isfile(path)]
+    return max(found)[1] if found else None
+
+
+def logs(setting) -> dict:
+    """What the logs of the last hours complain about."""
+    since, found = time.time() - setting.hours * 3600, {}
+    for name, pattern in setting.logs.items():
+        path = newest(pattern)
+        if path is None:
+            continue
+        try:
+            status = os.stat(path)
+            found[name] = {
+                "path": path,
+                "bytes": status.st_size,
+                "changed": status.st_mtime,
+                "problems": problems(tail(path), since),
+            }
+        except OSError as error:
+            found[name] = {"path": path, "error": error.strerror, "problems": []}
+    return {"files": found, "hours": setting.hours}
+
+
+# --- the web server's access log -------------------------------------------------------------------------------------
+
+
+def answers(lines, since: float) -> list:
+    """Return [(epoch, status, seconds, upstream status)] of lines of JSON as role nginx writes them."""
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            at = _access_time(entry)
+            if at is not None and at >= since:
+                seconds = entry.get("request_time")
+                found.append((at, int(entry["status"]), float(seconds) if seconds not in (None, "", "-") else 0.0))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _access_time(entry: dict) -> Optional[float]:
+    for name in ("time", "@timestamp", "time_iso8601", "msec", "time_local"):
+        value = entry.get(name)
+        if isinstance(value, (int, float)):
+            return float(value)
+        if isinstance(value, str) and value:
+            if re.fullmatch(r"\d+(\.\d+)?", value):
+                return float(value)
+            try:
+                return datetime.datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
+            except ValueError:
+                continue
+    return None
+
+
+def percentile(values: list, share: float) -> float:
+    """Return the nearest-rank percentile; 0 of nothing."""
+    ordered = sorted(values)
+    return ordered[max(0, min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1))] if ordered else 0.0
+
+
+def summary(found: list, now: float, hours: float, slots: int = 48) -> dict:
+    """Return counts by class, p95 and a series for a chart."""
+    width = hours * 3600.0 / slots
+    series = [{"requests": 0, "errors": 0, "seconds": []} for _slot in range(slots)]
+    for at, status, seconds in found:
+        slot = series[max(0, min(slots - 1, int((at - (now - hours * 3600.0)) / width)))]
+        slot["requests"] += 1
+        slot["errors"] += status >= 500
+        slot["seconds"].append(seconds)
+    recent = [one for one in found if one[0] >= now - 300]
+    return {
+        "requests": len(found),
+        "by_status": {str(code): sum(one[1] == code for one in found) for code in sorted({one[1] for one in found})},
+        "recent": {
+            "requests": len(recent),
+            "errors": sum(one[1] >= 500 for one in recent),
+            "p95_seconds": round(percentile([one[2] for one in recent], 0.95), 3),
+            "by_status": {str(code): sum(one[1] == code for one in recent) for code in sorted({one[1] for one in recent})},
+        },
+        "series": [
+            {
+                "at": int(now - hours * 3600.0 + (number + 1) * width),
+                "requests": slot["requests"],
+                "errors": slot["errors"],
+                "p95_seconds": round(percentile(slot["seconds"], 0.95), 3),
+            }
+            for number, slot in enumerate(series)
+        ],
+    }
+
+
+def requests(setting) -> dict:
+    """How the web server has answered in the last hours."""
+    now, path = time.time(), setting.access_log
+    since = now - setting.hours * 3600
+    if not os.path.exists(path):
+        raise Absent("there is no %s" % path)
+    text = tail(path, 4 << 20)
+    if len(text) < 1 << 20 and os.path.exists(path + ".1"):
+        # Rotated a moment ago.
+        text = tail(path + ".1", 1 << 20) + text
+    elif len(text) < 1 << 16 and os.path.exists(path + ".2.gz"):
+        with gzip.open(path + ".2.gz", "rt", errors="replace") as stream:
+            text = stream.read(1 << 20) + text
+    return summary(answers(text.splitlines(), since), now, setting.hours)

@@ -1,0 +1,359 @@
+"""Evidence of the network: who listens, what the firewall refuses, names, certificates, and how each address answers."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import glob
+import json
+import os
+import re
+import socket
+import threading
+import time
+
+from . import health_checks, probe
+from .diagnose_engine import Absent
+from .diagnose_host import read
+
+# --- listeners -------------------------------------------------------------------------------------------------------
+
+
+def parse_ss(text: str) -> list:
+    """Return the rows of `ss -Hltnp`: address, port, and who listens."""
+    found = []
+    for line in text.splitlines():
+        words = line.split(None, 5)
+        if len(words) < 5:
+            continue
+        address, _colon, port = words[3].rpartition(":")
+        programs = re.findall(r'\("([^"]+)",pid=(\d+)', words[5] if len(words) > 5 else "")
+        if port.isdigit():
+            found.append(
+                {
+                    "address": address.strip("[]").partition("%")[0],
+                    "port": int(port),
+                    "programs": sorted({name for name, _pid in programs}),
+                    "pids": sorted({int(pid) for _name, pid in programs}),
+                    "waiting": int(words[1]) if words[1].isdigit() else 0,
+                    "queue": int(words[2]) if words[2].isdigit() else 0,
+                }
+            )
+    return found
+
+
+def ports(setting) -> dict:
+    """Who listens on TCP; and of the ports that must be served, by whom they are."""
+    code, text, error = probe.run(["ss", "-Hltnp"], 3.0)
+    if code != 0:
+        raise probe.ProbeError("error", "ss", error.strip()[:200])
+    listeners = parse_ss(text)
+    expected = []
+    for port, program in setting.ports.items():
+        holders = [one for one in listeners if one["port"] == int(port)]
+        programs = sorted({name for one in holders for name in one["programs"]})
+        expected.append(
+            {
+                "port": int(port),
+                "program": program,
+                "listens": bool(holders),
+                "by": programs,
+                # Names of programs are cut to 15 letters, and PostgreSQL's is "postgres".
+                "foreign": bool(programs) and not any(name.startswith(program[:8]) for name in programs),
+            }
+        )
+    return {"listeners": listeners[:80], "expected": expected}
+
+
+# --- firewall --------------------------------------------------------------------------------------------------------
+
+
+def refusals(ruleset: dict, interesting) -> list:
+    """Return the rules that drop or reject what ShiftMaster needs: {table, chain, port, text, packets}.
+
+    Our own table is not looked at: its policy is to drop, and what it lets in is tested by what answers.
+    """
+    chains = {}
+    found = []
+    for entry in ruleset.get("nftables", []):
+        if "chain" in entry:
+            chain = entry["chain"]
+            chains[(chain["family"], chain["table"], chain["name"])] = chain
+        rule = entry.get("rule")
+        if not rule or rule.get("table") == "shiftmaster":
+            continue
+        expressions = rule.get("expr", [])
+        verdict = next((name for one in expressions for name in ("drop", "reject") if name in one), None)
+        if verdict is None or any("limit" in one for one in expressions):
+            continue
+        ports, addresses, packets, narrow = set(), [], 0, False
+        for one in expressions:
+            if "match" in one:
+                left, right = one["match"].get("left"), one["match"].get("right")
+                field = left.get("payload", {}).get("field") if isinstance(left, dict) else None
+                if field == "dport" and one["match"].get("op", "==") == "==":
+                    ports |= _ports_of(right)
+                elif field in ("saddr", "daddr"):
+                    addresses.append("%s %s" % (field, _words(right)))
+                elif field not in ("protocol", "nexthdr") and not (
+                    isinstance(left, dict) and left.get("meta", {}).get("key") in ("l4proto", "nfproto", "iifname", "oifname")
+                ):
+                    narrow = True
+            packets += one.get("counter", {}).get("packets", 0) if isinstance(one.get("counter"), dict) else 0
+        chain = chains.get((rule["family"], rule["table"], rule["chain"]), {})
+        hit = sorted(ports & set(interesting)) or (sorted(interesting) if not ports and addresses and not narrow else [])
+        if hit or (not ports and not addresses and not narrow and chain.get("hook") in ("input", "output")):
+            found.append(
+                {
+                    "table": "%s %s" % (rule["family"], rule["table"]),
+                    "chain": rule["chain"],
+                    "handle": rule.get("handle"),
+                    "hook": chain.get("hook") or "",
+                    "verdict": verdict,
+                    "ports": hit,
+                    "addresses": addresses,
+                    "packets": packets,
+                }
+            )
+    for (family, table, name), chain in chains.items():
+        if chain.get("hook") in ("input", "output") and chain.get("policy") == "drop" and table != "shiftmaster":
+            found.append(
+                {
+                    "table": "%s %s" % (family, table), "chain": name, "handle": None, "hook": chain["hook"],
+                    "verdict": "policy drop", "ports": [], "addresses": [], "packets": 0,
+                }
+            )  # fmt: skip
+    return found
+
+
+def _ports_of(right) -> set:
+    if isinstance(right, int):
+        return {right}
+    if isinstance(right, dict) and "set" in right:
+        return set().union(*(_ports_of(one) for one in right["set"]))
+    if isinstance(right, dict) and "range" in right:
+        low, high = right["range"]
+        return set(range(low, high + 1))
+    return set()
+
+
+def _words(right) -> str:
+    if isinstance(right, dict) and "prefix" in right:
+        return "%s/%s" % (right["prefix"].get("addr"), right["prefix"].get("len"))
+    return right if isinstance(right, str) else json.dumps(right)
+
+
+def firewall(setting) -> dict:
+    """Whether our table is loaded, and which rules beside it refuse what ShiftMaster needs."""
+    try:
+        code, text, error = probe.run(["nft", "--json", "list", "ruleset"], 4.0)
+    except probe.ProbeError as problem:
+        if problem.reason == "missing":
+            raise Absent("nft is not installed")
+        raise
+    if code != 0:
+        raise probe.ProbeError("error", "nft", error.strip()[:200])
+    ruleset = json.loads(text or '{"nftables": []}')
+    tables = [
+        "%s %s" % (entry["table"]["family"], entry["table"]["name"]) for entry in ruleset["nftables"] if "table" in entry
+    ]
+    return {
+        "tables": tables,
+        "ours": "inet shiftmaster" in tables,
+        "refusals": refusals(ruleset, [int(port) for port in setting.ports] + setting.remote_ports)[:20],
+    }
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+_QUERY = b"\x53\x4d\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01"
+
+
+def name_server_answers(address: str, seconds: float = 2.0) -> bool:
+    """Tell whether a name server answers at all; that it knows no such name is an answer, too."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as connection:
+        connection.settimeout(seconds)
+        connection.connect((address.partition("%")[0], 53))
+        connection.send(_QUERY)
+        return connection.recv(512)[:2] == _QUERY[:2]
+    return False
+
+
+def names(setting) -> dict:
+    """Whether the names that this host needs have an address, and how long that takes."""
+    servers = re.findall(r"^\s*nameserver\s+(\S+)", read(setting.path("/etc/resolv.conf")), re.M)
+    found = []
+
+    def ask(name):
+        began = time.monotonic()
+        entry = {"name": name}
+        try:
+            addresses = {row[4][0] for row in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+            entry["addresses"] = sorted(addresses)[:4]
+        except OSError as error:
+            entry["error"] = error.strerror or str(error)
+        entry["seconds"] = round(time.monotonic() - began, 2)
+        found.append(entry)
+
+    answering = {}
+
+    def ask_server(address):
+        answering[address] = name_server_answers(address)
+
+    threads = [threading.Thread(target=ask, args=(name,), daemon=True) for name in setting.names]
+    threads += [threading.Thread(target=ask_server, args=(address,), daemon=True) for address in servers[:3]]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 4.0
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    heard = list(found)
+    heard += [
+        {"name": name, "error": "no answer within 4 s", "seconds": 4.0}
+        for name in setting.names
+        if name not in {entry["name"] for entry in heard}
+    ]
+    return {
+        "servers": [{"address": address, "answers": answering.get(address, False)} for address in servers[:3]],
+        "hostname": socket.gethostname(),
+        "names": sorted(heard, key=lambda entry: setting.names.index(entry["name"])),
+        "hosts_has_localhost": bool(re.search(r"^\s*127\.0\.0\.1\s.*\blocalhost\b", read(setting.path("/etc/hosts")), re.M)),
+    }
+
+
+# --- certificates ----------------------------------------------------------------------------------------------------
+
+
+def certificates(setting) -> dict:
+    """Until when each certificate is valid, in its file and as it is shown."""
+    found, now = [], datetime.datetime.now(datetime.timezone.utc)
+    for one in setting.certificates:
+        entry = {"name": one["name"], "file": one.get("file") or ""}
+        try:
+            on_disk = probe.certificate_file(one["file"]) if one.get("file") else []
+            if on_disk:
+                # Of a chain the part that ends first counts.
+                entry.update(_validity(min(on_disk, key=lambda certificate: certificate.not_after), now))
+        except probe.ProbeError as error:
+            entry.update(error=str(error), reason=error.reason)
+            on_disk = []
+        if one.get("port"):
+            try:
+                shown = probe.certificate_served("localhost", int(one["port"]), one.get("server_name"), 3.0)
+                entry["shown"] = _validity(shown, now)
+                entry["differs"] = bool(on_disk) and shown.fingerprint != on_disk[0].fingerprint
+            except probe.ProbeError as error:
+                entry["shown"] = {"error": str(error), "reason": error.reason}
+        found.append(entry)
+    return {"certificates": found}
+
+
+def _validity(certificate, now) -> dict:
+    return {
+        "not_after": certificate.not_after.strftime("%Y-%m-%d %H:%M UTC"),
+        "days_left": round((certificate.not_after - now).total_seconds() / 86400.0, 1),
+        "too_early": certificate.not_before > now,
+    }
+
+
+# --- HTTP and connections --------------------------------------------------------------------------------------------
+
+
+def http(setting) -> dict:
+    """How the application answers, from the inside to the outside: its socket, the local listener, the public site."""
+    found = {}
+
+    def ask(name, target):
+        try:
+            result = probe.http_get(
+                health_checks_context(setting).fill(target["url"]), target.get("path", "/"), target.get("host"), 4.0,
+                {"X-Forwarded-Proto": "https"}, False,
+            )  # fmt: skip
+        except probe.ProbeError as error:
+            found[name] = {"error": str(error), "reason": error.reason, "status": None}
+            return
+        entry = {"status": result.status, "milliseconds": round(result.seconds * 1000, 1), "where": target["url"]}
+        if result.error:
+            entry.update(error=result.error, reason=result.reason)
+        elif result.status >= 400:
+            entry.update(body=re.sub(r"<[^>]*>|\s+", " ", result.body)[:400], server=result.headers.get("server", ""))
+            entry["maintenance"] = "x-maintenance" in result.headers
+        if target.get("deep") and result.body:
+            try:
+                entry["parts"] = {
+                    part: {"status": check.get("status"), "error": str(check.get("error") or "")[:300]}
+                    for part, check in (json.loads(result.body).get("checks") or {}).items()
+                }
+            except (ValueError, AttributeError):
+                pass
+        found[name] = entry
+
+    threads = [
+        threading.Thread(target=ask, args=(name, target), daemon=True) for name, target in setting.http_targets.items()
+    ]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 4.6
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    heard = dict(found)
+    return {
+        name: heard.get(name) or {"error": "no answer within 4 s", "reason": "timeout", "status": None}
+        for name in setting.http_targets
+    }
+
+
+def health_checks_context(setting):
+    return health_checks.Context(setting.environment_file, setting.environment_keys, setting.app_root, setting.user)
+
+
+def peers(setting) -> dict:
+    """Whether the other hosts' parts can be reached from here: address, port, and the reason where not."""
+    found = []
+
+    def ask(peer):
+        entry = dict(peer)
+        try:
+            entry["milliseconds"] = probe.tcp_connect(peer["address"], int(peer["port"]), timeout=3.0)["latency_ms"]
+        except probe.ProbeError as error:
+            entry.update(error=str(error), reason=error.reason)
+        found.append(entry)
+
+    threads = [threading.Thread(target=ask, args=(peer,), daemon=True) for peer in setting.peers]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 3.5
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    if not setting.peers:
+        raise Absent("this host needs no other")
+    return {"peers": sorted(found, key=lambda one: (one["host"], one["port"]))}
+
+
+# --- the web server's configuration ----------------------------------------------------------------------------------
+
+_UPSTREAM = re.compile(r"^\s*upstream\s+(\S+)\s*\{(.*?)^\s*\}", re.M | re.S)
+
+
+def nginx(setting) -> dict:
+    """Where the web server leads, read from its files: asking it would write."""
+    folder = setting.path("/etc/nginx")
+    if not os.path.isdir(folder):
+        raise Absent("nginx is not installed")
+    site = os.path.join(folder, "sites-enabled", "shiftmaster")
+    upstreams = []
+    for path in sorted(glob.glob(os.path.join(folder, "sites-enabled", "*"))):
+        for name, body in _UPSTREAM.findall(read(path)):
+            for server in re.findall(r"^\s*server\s+([^;\s]+)[^;]*;", body, re.M):
+                entry = {"upstream": name, "server": server, "file": path}
+                if server.startswith("unix:"):
+                    entry["exists"] = os.path.exists(server[len("unix:") :])
+                    entry["expected"] = server == "unix:%s/active/socket" % setting.app_root
+                upstreams.append(entry)
+    return {
+        "site_enabled": os.path.exists(site),
+        "upstreams": upstreams[:20],
+        "maintenance": os.path.exists(os.path.join(setting.app_root, "shared", "maintenance", "on")),
+    }

@@ -1,0 +1,92 @@
+"""Take secrets and people's data out of evidence, on the host, before anything leaves it.
+
+Three nets: values that are known (of the application's environment), what stands behind a name that says secret, and
+shapes (an address with a password, a key block, a bearer's token). Literals of SQL and query strings name people.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+
+HIDDEN = "***"
+# A shorter value would be found in ordinary words.
+_SHORTEST_SECRET = 6
+_NAME = (
+    r"(?:pass(?:word|wd|phrase|code)?|pwd|secret(?:[_-]?key)?|token|(?:api|access|private)[_-]?key|credential"
+    r"|auth(?:orization)?|cookie|session(?:id|_key)|csrf\w*|dsn|signature)s?"
+)
+SECRET_NAME = re.compile(r"(?i)(?:^|[^a-z])" + _NAME + r"(?:$|[^a-z])|(?:password|secret|token|[^a-z]key)$")
+_SHAPES = (
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S), "[private key]"),
+    # user:password@ of an address; a password may itself hold an @.
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/]*@"), r"\1:***@"),
+    (re.compile(r"(?i)\b(bearer|basic|digest)\s+[a-z0-9+/_.=~-]{8,}"), r"\1 ***"),
+    (re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"), HIDDEN),
+    # PASSWORD 'x' of SQL, --password x of a command, "password": "x" of JSON, password=x of everything else.
+    (re.compile(r"(?i)\b(password|encrypted password)(\s+)('(?:[^']|'')*'|\"[^\"]*\")"), r"\1\2***"),
+    (re.compile(r"(?i)(?<!\S)(--?(?:[\w-]*-)?" + _NAME + r")([ =]+)(?!-)(\"[^\"]*\"|'[^']*'|\S+)"), r"\1\2***"),
+    (
+        re.compile(
+            # What follows the name is set off: AuthenticationError: is no name of a secret.
+            r"(?i)([\"']?\b[\w.-]*" + _NAME + r"(?:[_.-][\w.-]*)?[\"']?\s*(?:=>|[=:])\s*)"
+            r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^\s,;&)}\]]+)"
+        ),
+        r"\1***",
+    ),
+    # What people type into forms that are sent by GET.
+    (re.compile(r"(/[^\s?\"']*\?)[^\s\"']+"), r"\1***"),
+    (re.compile(r"\b[\w.+-]+@((?:[\w-]+\.)+[a-z]{2,})\b"), r"***@\1"),
+)
+_SQL_LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.S)
+
+
+def secrets_of(environment: dict) -> list:
+    """Return the values of an environment that must not be seen, the longest first: also as URLs and shells write them."""
+    found = set()
+    for name, value in environment.items():
+        parts = []
+        if SECRET_NAME.search(name) and not value.startswith("/"):
+            parts.append(value)
+        if "://" in value:
+            try:
+                password = urllib.parse.urlsplit(value).password
+            except ValueError:
+                password = None
+            parts += [password, urllib.parse.unquote(password)] if password else []
+        for part in parts:
+            found.update((part, urllib.parse.quote(part, safe=""), urllib.parse.quote(part)))
+    return sorted((value for value in found if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+def redact(text: str, secrets=()) -> str:
+    """Return a text without its secrets."""
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    for shape, instead in _SHAPES:
+        text = shape.sub(instead, text)
+    return text
+
+
+def redact_sql(text: str) -> str:
+    """Return a statement without its literals: they hold names of people, and of passwords where a role is made."""
+    return " ".join(_SQL_LITERAL.sub("'?'", text).split())
+
+
+def redact_tree(value, secrets=(), limit: int = 2000):
+    """Return data with every text in it redacted, and cut where it is too long for a report."""
+    if isinstance(value, dict):
+        return {
+            # A key of data may come from outside too (a program's name).
+            redact(str(key), secrets): HIDDEN
+            if isinstance(inner, str) and inner and SECRET_NAME.search(str(key))
+            else redact_tree(inner, secrets, limit)
+            for key, inner in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [redact_tree(inner, secrets, limit) for inner in value]
+    if isinstance(value, str):
+        # Cut behind the redaction: half a secret is one too.
+        text = redact(value, secrets)
+        return text if len(text) <= limit else text[:limit] + " …"
+    return value

@@ -1,0 +1,311 @@
+"""From the evidence of every host to ranked findings: roots before their symptoms.
+
+Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule is asked of each host's evidence:
+
+    name       for good: its runbook and its tests are found by it
+    component  what it is about: a service of the alert catalogue
+    severity   critical, warning, info
+    symptom    true: it follows from something else, or nobody knows from what
+    areas      in which areas of the diagnosis it is looked for
+    functions  those of the hosts of which it is asked; every host where absent
+    each       an expression whose items are asked one by one, as `it`
+    when       an expression; what it needs and is not there makes it false
+    explains   what follows from it on the same host, and on hosts that need what it is about: names of rules,
+               `@component` (its symptoms) or `*` (all symptoms)
+    title, cause, advice   {en, ja}, templates
+    evidence   templates, one line each; an empty line is left out
+    fix        commands
+    alert      the alert whose runbook it shares; else it has its own
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from typing import Optional
+
+SEVERITIES = ("critical", "warning", "info")
+LANGUAGES = ("en", "ja")
+# What a component needs; a fault on a host with the function behind it is felt on all that need it.
+FUNCTION_OF = {"database": "database", "cache": "cache", "application": "app", "celery": "app", "web": "web"}
+NEEDS = {"app": ("database", "cache"), "web": ("app",)}
+# Where two roots weigh the same, the one further down comes first.
+DEPTH = ("unreachable", "host", "network", "tls", "database", "cache", "application", "celery", "web", "container",
+         "monitoring", "backup")  # fmt: skip
+
+
+def size(count) -> str:
+    """Return bytes in a person's unit."""
+    count = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return "%.4g %s" % (count, unit)
+        count /= 1024.0
+    return "%.4g TiB" % count
+
+
+def duration(seconds) -> str:
+    """Return seconds as a person says them."""
+    seconds = int(seconds)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return "%d %s" % (seconds // length, unit)
+    return "%d s" % seconds
+
+
+class Engine:
+    """Expressions and templates of rules."""
+
+    def __init__(self):
+        from jinja2 import ChainableUndefined
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        self.environment = ImmutableSandboxedEnvironment(undefined=ChainableUndefined, autoescape=False)
+        self.environment.filters.update(size=size, duration=duration, tojson=json.dumps)
+        self.environment.tests["search"] = lambda text, pattern: bool(re.search(pattern, str(text or "")))
+        self._compiled = {}
+
+    def value(self, expression: str, names: dict):
+        """Return what an expression gives; None where it needs something that is not there."""
+        from jinja2.exceptions import UndefinedError
+
+        if expression not in self._compiled:
+            self._compiled[expression] = self.environment.compile_expression(expression, undefined_to_none=True)
+        try:
+            return self._compiled[expression](**names)
+        except (UndefinedError, TypeError):
+            return None
+
+    def text(self, template: str, names: dict) -> str:
+        """Return a template's text on one line."""
+        key = ("text", template)
+        if key not in self._compiled:
+            self._compiled[key] = self.environment.from_string(template)
+        from jinja2.exceptions import UndefinedError
+
+        try:
+            return " ".join(self._compiled[key].render(**names).split())
+        except (UndefinedError, TypeError):
+            return ""
+
+
+@functools.lru_cache(maxsize=1)
+def the_engine() -> Engine:
+    """Return the one engine: an expression is compiled once."""
+    return Engine()
+
+
+# --- evidence of one host, of all ------------------------------------------------------------------------------------
+
+
+def names_of(host: dict, fleet: dict) -> dict:
+    """Return what a rule's expressions may use: the parts by name, the host, and the fleet."""
+    return dict(
+        host.get("parts") or {},
+        parts=host.get("parts") or {},
+        host=host["host"],
+        functions=host.get("functions") or [],
+        reach=host.get("reach") or {},
+        at=host.get("at"),
+        skew=host.get("skew"),
+        fleet=fleet,
+    )
+
+
+def fleet_of(hosts: list, expectations: Optional[dict] = None) -> dict:
+    """Return what only all hosts together show."""
+    heard = [host for host in hosts if host.get("parts")]
+    beats = [
+        dict(beat, host=host["host"]) for host in heard for beat in host["parts"].get("celery", {}).get("beats") or []
+    ]
+    return dict(
+        expectations or {},
+        hosts=[host["host"] for host in hosts],
+        unreachable=[host["host"] for host in hosts if (host.get("reach") or {}).get("unreachable")],
+        beats=beats,
+        # Whether all hosts that might run the scheduler have said so.
+        beats_known=all(
+            host["parts"].get("celery", {}).get("status") == "ok" for host in heard if "app" in (host.get("functions") or [])
+        )
+        and not any("app" in (host.get("functions") or []) for host in hosts if not host.get("parts")),
+        beat_host=next((host["host"] for host in hosts if "app" in (host.get("functions") or [])), None),
+    )
+
+
+def host_of(name: str, functions: list, result: dict, heard_at: Optional[float] = None) -> dict:
+    """Return a host's evidence of what its task registered, or why there is none."""
+    evidence = result.get("evidence")
+    if isinstance(evidence, dict) and isinstance(evidence.get("parts"), dict):
+        host = dict(evidence, host=name, functions=evidence.get("functions") or functions)
+        host["reach"] = {"unreachable": False, "failed": False, "message": ""}
+        return host
+    message = str(result.get("msg") or result.get("module_stderr") or "")
+    return {
+        "host": name,
+        "functions": list(functions),
+        "parts": {},
+        "reach": {
+            "unreachable": bool(result.get("unreachable")),
+            "failed": not result.get("unreachable"),
+            "message": " ".join(message.split())[:400],
+        },
+    }
+
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+
+def applies(rule: dict, host: dict, area: str) -> bool:
+    """Tell whether a rule is asked of a host."""
+    if area != "all" and rule.get("areas") and area not in rule["areas"]:
+        return False
+    return not rule.get("functions") or bool(set(rule["functions"]) & set(host.get("functions") or []))
+
+
+def fired(engine: Engine, rule: dict, host: dict, fleet: dict, area: str = "all") -> list:
+    """Return the findings of one rule on one host."""
+    if not applies(rule, host, area):
+        return []
+    names = names_of(host, fleet)
+    items = [None]
+    if "each" in rule:
+        items = engine.value(rule["each"], names) or []
+        items = list(items.values()) if isinstance(items, dict) else list(items)
+    found = []
+    for item in items:
+        inside = dict(names, it=item)
+        if engine.value(rule["when"], inside):
+            found.append(describe(engine, rule, host["host"], inside))
+    return found
+
+
+def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
+    """Return a finding with its texts filled in, in both languages."""
+
+    def both(field):
+        return {language: engine.text(rule[field][language], names) for language in LANGUAGES if field in rule}
+
+    return {
+        "rule": rule["name"],
+        "host": host,
+        "component": rule["component"],
+        "severity": rule["severity"],
+        "symptom": bool(rule.get("symptom")),
+        "title": both("title"),
+        "cause": both("cause"),
+        "advice": both("advice"),
+        "evidence": [line for line in (engine.text(line, names) for line in rule.get("evidence", [])) if line],
+        "fix": [line for line in (engine.text(line, names) for line in rule.get("fix", [])) if line],
+        "runbook": "docs/runbooks/%s.md" % (rule.get("alert") or rule["name"]),
+    }
+
+
+def matches(target: str, finding: dict) -> bool:
+    """Tell whether an entry of `explains` means a finding."""
+    if target == "*":
+        return finding["symptom"]
+    if target.startswith("@"):
+        return finding["symptom"] and finding["component"] == target[1:]
+    return target == finding["rule"]
+
+
+def needs(host: dict, component: str, other: dict) -> bool:
+    """Tell whether a host needs what another has: by functions, through others too (web needs app needs database)."""
+    function = FUNCTION_OF.get(component)
+    offered = set(other.get("functions") or []) if component == "unreachable" or function is None else {function}
+    wanted, todo = set(), list(host.get("functions") or [])
+    while todo:
+        for one in NEEDS.get(todo.pop(), ()):
+            if one not in wanted:
+                wanted.add(one)
+                todo.append(one)
+    return bool(wanted & offered & set(other.get("functions") or []))
+
+
+def explanations(findings: list, rules: dict, hosts: dict) -> list:
+    """Return for each finding the positions of those that it follows from directly."""
+    result = []
+    for finding in findings:
+        causes = []
+        for position, other in enumerate(findings):
+            if other is finding or other["rule"] == finding["rule"] and other["host"] == finding["host"]:
+                continue
+            rule = rules[other["rule"]]
+            near = other["host"] == finding["host"] or needs(
+                hosts[finding["host"]], rule["component"], hosts[other["host"]]
+            )
+            if near and any(matches(target, finding) for target in rule.get("explains", [])):
+                causes.append(position)
+        result.append(causes)
+    return result
+
+
+def rank(findings: list, rules: dict, hosts: dict) -> list:
+    """Return the findings in order: each root, then what follows from it; the root as severe as the worst of these."""
+    causes = explanations(findings, rules, hosts)
+    roots = [_root(position, causes) for position in range(len(findings))]
+    weight = {}
+    for position, finding in enumerate(findings):
+        # A finding that follows from several counts for the first.
+        level = SEVERITIES.index(finding["severity"])
+        weight[roots[position]] = min(weight.get(roots[position], level), level)
+
+    order = list(hosts)
+
+    def key(position):
+        finding = findings[position]
+        own = rules[finding["rule"]]
+        return (
+            finding["symptom"],
+            own.get("depth", DEPTH.index(finding["component"]) * 10 if finding["component"] in DEPTH else 200),
+            SEVERITIES.index(finding["severity"]),
+            order.index(finding["host"]),
+            finding["rule"],
+        )
+
+    ranked = []
+    for root in sorted({*roots}, key=lambda position: (weight[position], key(position))):
+        members = sorted((position for position in range(len(findings)) if roots[position] == root), key=key)
+        for position in [root, *(position for position in members if position != root)]:
+            finding = dict(findings[position])
+            finding["root"] = position == root
+            finding["severity_of_all"] = SEVERITIES[weight[root]] if position == root else finding["severity"]
+            finding["follows_from"] = (
+                "" if position == root else "%s on %s" % (findings[root]["rule"], findings[root]["host"])
+            )
+            ranked.append(finding)
+    return [dict(finding, number=number) for number, finding in enumerate(ranked, 1)]
+
+
+def _root(position: int, causes: list) -> int:
+    """Follow the explanations to their beginning; a circle ends where it is entered."""
+    seen = {position}
+    while True:
+        following = [cause for cause in causes[position] if cause not in seen]
+        if not following:
+            return position
+        # Deeper causes first: one that is itself explained is only a step.
+        following.sort(key=lambda cause: (bool(causes[cause]), cause))
+        position = following[0]
+        seen.add(position)
+
+
+def find(rules: list, hosts: list, area: str = "all", expectations: Optional[dict] = None) -> list:
+    """Return the ranked findings of all rules on all hosts."""
+    engine = the_engine()
+    fleet = fleet_of(hosts, expectations)
+    findings = [finding for host in hosts for rule in rules for finding in fired(engine, rule, host, fleet, area)]
+    return rank(findings, {rule["name"]: rule for rule in rules}, {host["host"]: host for host in hosts})
+
+
+def worst(findings: list) -> str:
+    """Return the worst severity, or healthy."""
+    present = {finding["severity"] for finding in findings}
+    return next((severity for severity in SEVERITIES if severity in present), "healthy")
+
+
+def failing(findings: list, fail_on: str) -> list:
+    """Return the findings that make a run fail: fail_on is critical, warning or never."""
+    limit = {"critical": 1, "warning": 2, "never": 0}[fail_on]
+    return [finding for finding in findings if finding["severity"] in SEVERITIES[:limit]]

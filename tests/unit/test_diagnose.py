@@ -1,0 +1,667 @@
+"""The collectors of the diagnosis: what they read, that they end, and that no secret leaves the host."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+
+import pytest
+import shiftmaster_diagnose
+import yaml
+from ansible.module_utils.shiftmaster import diagnose_application as application
+from ansible.module_utils.shiftmaster import diagnose_database as database
+from ansible.module_utils.shiftmaster import diagnose_disk as disk
+from ansible.module_utils.shiftmaster import diagnose_engine as engine
+from ansible.module_utils.shiftmaster import diagnose_host as host
+from ansible.module_utils.shiftmaster import diagnose_logs as logs
+from ansible.module_utils.shiftmaster import diagnose_network as network
+from ansible.module_utils.shiftmaster import diagnose_services as services
+from ansible.module_utils.shiftmaster import probe
+from ansible.module_utils.shiftmaster.diagnose_redact import redact, redact_sql, redact_tree, secrets_of
+from ansible.module_utils.shiftmaster.diagnose_setting import PARTS, Setting, suspicions
+
+# --- the module --------------------------------------------------------------------------------------------------------
+
+
+def test_documentation_and_argument_spec_agree():
+    documented = yaml.safe_load(shiftmaster_diagnose.DOCUMENTATION)["options"]
+
+    def compare(documented, spec, path):
+        assert set(documented) == set(spec), path
+        for name, option in spec.items():
+            text, where = documented[name], f"{path}.{name}"
+            for key in ("type", "default", "choices", "elements"):
+                assert text.get(key) == option.get(key), (where, key)
+            assert text.get("required", False) == option.get("required", False), where
+            if "options" in option:
+                compare(text["suboptions"], option["options"], where)
+
+    compare(documented, shiftmaster_diagnose.argument_spec(), "")
+
+
+def parameters(**more):
+    spec = shiftmaster_diagnose.argument_spec()
+    return dict({name: option.get("default") for name, option in spec.items()}, host_name="here", **more)
+
+
+def test_area_and_functions_choose_the_parts():
+    assert set(engine.chosen(PARTS, "all", ["app", "web", "database", "cache"])) == set(PARTS)
+    of_disk = engine.chosen(PARTS, "disk", ["web"])
+    assert {"disk", "deleted", "largest", "rotation"} <= set(of_disk) and "login" not in of_disk
+    assert "database" not in engine.chosen(PARTS, "db", ["app"]) and "login" in engine.chosen(PARTS, "db", ["app"])
+
+
+# --- the engine --------------------------------------------------------------------------------------------------------
+
+
+def part(function, seconds=5.0):
+    return engine.Part(function, ("app",), seconds)
+
+
+def absent(_setting):
+    raise engine.Absent("none here")
+
+
+def refused(_setting):
+    raise probe.ProbeError("down", "refused", "nobody listens")
+
+
+def test_parts_run_at_once_and_three_that_hang_are_given_up():
+    never = threading.Event()
+    parts = {f"hangs{number}": part(lambda _setting: never.wait(60) and {}, 0.4) for number in range(3)}
+    parts.update(good=part(lambda _setting: {"x": 1}), bad=part(lambda _setting: 1 / 0), none=part(absent), no=part(refused))
+    began = time.monotonic()
+    answer = engine.collect(parts, Setting({}), 15)
+    never.set()
+    assert time.monotonic() - began < 3
+    assert [answer[f"hangs{number}"]["status"] for number in range(3)] == ["hung"] * 3
+    assert answer["good"]["status"] == "ok" and answer["good"]["x"] == 1
+    assert answer["bad"]["status"] == "failed" and "ZeroDivisionError" in answer["bad"]["error"]
+    assert answer["none"]["status"] == "absent" and answer["no"]["reason"] == "refused"
+    assert list(answer) == list(parts)
+
+
+def test_the_whole_has_a_limit():
+    never = threading.Event()
+    answer = engine.collect({"slow": part(lambda _setting: never.wait(60), 50)}, Setting({}), 0.3)
+    never.set()
+    assert answer["slow"]["status"] == "hung" and "0.3" in answer["slow"]["error"]
+
+
+# --- secrets -----------------------------------------------------------------------------------------------------------
+
+SECRET = "Zq8-geheim/+@%"
+ENVIRONMENT = {
+    "DJANGO_SECRET_KEY": SECRET,
+    "DB_PASSWORD": "correct horse battery",
+    "CACHE_URL": "redis://shiftmaster:p%40ss-word-9@localhost:6379/1",
+    "DB_NAME": "shiftmaster",
+    "PGSSLROOTCERT": "/etc/ssl/ca.crt",
+}
+
+
+def test_secrets_of_an_environment_are_known_in_every_writing():
+    found = secrets_of(ENVIRONMENT)
+    assert {SECRET, "correct horse battery", "correct%20horse%20battery", "p@ss-word-9", "p%40ss-word-9"} <= set(found)
+    assert "shiftmaster" not in found and "/etc/ssl/ca.crt" not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden", "kept"),
+    [
+        ("connecting to redis://user:s3cr3t-pw@db:6379/0", "s3cr3t-pw", "db:6379"),
+        ("postgresql://u:p@ss@host/db failed", "p@ss", "host/db"),
+        ("password=hunter2hunter2 next=1", "hunter2hunter2", "next=1"),
+        ('{"api_key": "abcd efgh", "n": 1}', "abcd efgh", '"n": 1'),
+        ("DJANGO_SECRET_KEY='xyz xyz' is set", "xyz xyz", "is set"),
+        ("Authorization: Bearer abcdefgh12345678", "abcdefgh12345678", "Authorization"),
+        ("ALTER ROLE x ENCRYPTED PASSWORD 'md5abc'", "md5abc", "ALTER ROLE x"),
+        ("mysqldump --password hunter2 --host db", "hunter2", "--host db"),
+        ("token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc used", "eyJzdWIiOiIxIn0", "used"),
+        ("-----BEGIN PRIVATE KEY-----\nMIIabc\n-----END PRIVATE KEY----- after", "MIIabc", "after"),
+        ("GET /staff/?name=%E5%B1%B1%E7%94%B0&id=7 HTTP/1.1", "E5%B1", "HTTP/1.1"),
+        ("mail to taro.yamada@hospital.example failed", "taro.yamada", "hospital.example"),
+    ],
+)
+def test_shapes_of_secrets_are_hidden(text, hidden, kept):
+    shown = redact(text)
+    assert hidden not in shown and kept in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis.exceptions.AuthenticationError: invalid username-password pair or user is disabled.",
+        'FATAL:  password authentication failed for user "shiftmaster_abc"',
+        "ModuleNotFoundError: No module named 'roster.tokens'",
+        "/var/www/shiftmaster/releases/20261126T153940Z-29df6cb232/venv/bin/python",
+        "nginx: [emerg] bind() to 0.0.0.0:443 failed (98: Address already in use)",
+    ],
+)
+def test_what_an_administrator_needs_stays(text):
+    assert redact(text) == text
+
+
+def test_literals_of_statements_are_hidden():
+    shown = redact_sql("SELECT *\n FROM staff WHERE name = 'O''Neil' AND note = $tag$ill$tag$ AND id = 7")
+    assert shown == "SELECT * FROM staff WHERE name = '?' AND note = '?' AND id = 7"
+
+
+def test_a_tree_is_redacted_everywhere_and_cut():
+    tree = {
+        "password": "short", "list": [f"x {SECRET} y", {"deep": "password=abc"}], "number": 3, "none": None,
+        "long": "a" * 3000, f"program {SECRET}": 1,
+    }  # fmt: skip
+    shown = json.dumps(redact_tree(tree, secrets_of(ENVIRONMENT)))
+    assert SECRET not in shown and "short" not in shown and "password=abc" not in shown
+    assert len(json.loads(shown)["long"]) < 2100 and json.loads(shown)["number"] == 3
+
+
+def test_no_seeded_secret_leaves_a_host(tmp_path):
+    """Secrets stand in the environment file and in every log; none is in the evidence."""
+    root, log_dir = tmp_path / "app", tmp_path / "log"
+    release = root / "releases" / "20261101T000000Z-aaaaaaa"
+    for folder in (release / "static", root / "shared" / "state", root / "colours" / "blue", log_dir):
+        folder.mkdir(parents=True)
+    (root / "colours" / "blue" / "release").symlink_to(release)
+    (root / "active").symlink_to("colours/blue")
+    (release / "env").write_text("".join(f'{name}="{value}"\n' for name, value in ENVIRONMENT.items()))
+    moment = time.strftime("%Y-%m-%d %H:%M:%S")
+    said = f"{moment},123 [ERROR] django: login with {SECRET} and password=correct horse battery\n"
+    (log_dir / "error.log").write_text(said + "Traceback\nValueError: bad key p@ss-word-9 in p%40ss-word-9\n")
+    (log_dir / "celery.log").write_text(said)
+    audit = {"event": "live", "time": "2026-11-01T00:00:00Z", "reason": f"with {SECRET}"}
+    (root / "shared" / "state" / "audit.jsonl").write_text(json.dumps(audit) + "\n")
+    options = parameters(
+        functions=["app"], app_root=str(root), log_dir=str(log_dir), environment_file=str(release / "env"),
+        required_names=["DJANGO_SECRET_KEY", "EMAIL_HOST"], expected_values={"DB_NAME": "other"}, names=["localhost"],
+    )  # fmt: skip
+    setting = Setting(options)
+    chosen = {name: PARTS[name] for name in ("release", "environment", "logs", "celery", "login", "redis", "rights")}
+    text = json.dumps(engine.collect(chosen, setting, 15), ensure_ascii=False)
+    for secret in (SECRET, "correct horse", "p@ss-word-9", "p%40ss-word-9"):
+        assert secret not in text
+    evidence = json.loads(text)
+    assert evidence["environment"]["missing"] == ["EMAIL_HOST"]
+    assert evidence["environment"]["other_than_expected"] == [{"name": "DB_NAME", "is": "shiftmaster", "should": "other"}]
+    assert evidence["logs"]["files"]["application"]["problems"][0]["exception"].startswith("ValueError")
+    assert evidence["release"]["release"] == release.name and evidence["release"]["deploys"][0]["event"] == "live"
+
+
+# --- the host ----------------------------------------------------------------------------------------------------------
+
+
+def stat_line(pid, name, state="S", ticks=10, parent=1, started=5, pages=100):
+    rest = [state, parent, 0, 0, 0, 0, 0, 0, 0, 0, 0, ticks, 0, 0, 0, 20, 0, 1, 0, started, 0, pages]
+    return f"{pid} ({name}) " + " ".join(str(word) for word in rest)
+
+
+def test_process_names_with_blanks_and_brackets_are_read():
+    found = host.parse_stat(stat_line(7, "a) (b c", "D", 30, 3, 9, 50))
+    assert (found["name"], found["state"], found["parent"], found["ticks"], found["started"]) == ("a) (b c", "D", 3, 30, 9)
+    assert found["memory"] == 50 * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_cpu_says_who_uses_it(tmp_path, monkeypatch):
+    """Between the two looks one process works, and one number is taken anew by another process."""
+    (tmp_path / "7").mkdir()
+    (tmp_path / "8").mkdir()
+    (tmp_path / "7" / "stat").write_text(stat_line(7, "worker", ticks=100))
+    (tmp_path / "7" / "cmdline").write_text("python3\0hog.py\0")
+    (tmp_path / "7" / "cgroup").write_text("0::/system.slice/hog.service\n")
+    (tmp_path / "8" / "stat").write_text(stat_line(8, "old", ticks=9000, started=1))
+    (tmp_path / "stat").write_text("cpu  100 0 0 900 0 0 0 0\n")
+    (tmp_path / "loadavg").write_text("4.00 3.00 2.00 1/2 3\n")
+
+    def sleep(seconds):
+        (tmp_path / "7" / "stat").write_text(stat_line(7, "worker", ticks=100 + os.sysconf("SC_CLK_TCK")))
+        (tmp_path / "8" / "stat").write_text(stat_line(8, "new", ticks=1, started=99))
+        (tmp_path / "stat").write_text("cpu  190 0 0 910 0 0 0 0\n")
+
+    monkeypatch.setattr(host.time, "sleep", sleep)
+    monkeypatch.setattr(host.time, "monotonic", iter([10.0, 11.0]).__next__)
+    found = host.cpu(Setting({"proc_path": str(tmp_path)}))
+    assert found["busy_percent"] == 90.0 and found["load"] == [4.0, 3.0, 2.0]
+    assert found["top"][0]["command"] == "python3 hog.py" and found["top"][0]["unit"] == "hog.service"
+    assert found["top"][0]["cpu_percent"] == 100.0 and found["top"][1]["cpu_percent"] == 1.0
+
+
+def test_pressure_and_numbers():
+    text = "some avg10=1.50 avg60=0.20 avg300=0.00 total=1\nfull avg10=0.10 avg60=0.00 avg300=0.00 total=1\n"
+    assert host.pressure(text)["some"]["avg10"] == 1.5 and host.pressure(text)["full"]["avg10"] == 0.1
+    assert host.pressure("") == {}
+    assert host.numbers("MemTotal:  16 kB\noom_kill 3\nHugepages: none\n") == {"MemTotal": 16, "oom_kill": 3}
+
+
+def test_kills_of_a_unit_and_of_the_host_are_told_apart():
+    text = (
+        "1800.5 h kernel: Memory cgroup out of memory: Killed process 71 (celery) total-vm:1kB, task_memcg=/system.slice/x.service,\n"
+        "1801.5 h systemd[1]: shiftmaster-worker@blue.service: A process of this unit has been killed by the OOM killer.\n"
+        "1802.5 h kernel: Out of memory: Killed process 72 (postgres) total-vm:1kB\n"
+        "1803.5 h systemd[1]: Started something.\n"
+    )
+    found = host.parse_kills(text)
+    assert [(kill["at"], kill["name"], kill["unit"], kill["whole_host"]) for kill in found] == [
+        (1800.5, "celery", "x.service", False),
+        (1801.5, "", "shiftmaster-worker@blue.service", False),
+        (1802.5, "postgres", "", True),
+    ]
+
+
+def test_limits_of_units(tmp_path):
+    unit = tmp_path / "system.slice" / "system-shiftmaster\\x2dweb.slice" / "shiftmaster-web@blue.service"
+    unit.mkdir(parents=True)
+    (unit / "memory.max").write_text("1000\n")
+    (unit / "memory.current").write_text("950\n")
+    (unit / "memory.events").write_text("low 0\noom_kill 2\n")
+    unlimited = tmp_path / "system.slice" / "cron.service"
+    unlimited.mkdir()
+    (unlimited / "memory.max").write_text("max\n")
+    (unlimited / "memory.current").write_text("5\n")
+    assert host.unit_memory(str(tmp_path)) == [
+        {"unit": "shiftmaster-web@blue.service", "bytes": 950, "limit_bytes": 1000, "percent": 95.0, "kills": 2}
+    ]
+
+
+def test_files_near_their_limit(tmp_path):
+    for pid, limit in ((5, 10), (6, 100)):
+        folder = tmp_path / str(pid) / "fd"
+        folder.mkdir(parents=True)
+        for number in range(9):
+            (folder / str(number)).touch()
+        (tmp_path / str(pid) / "stat").write_text(stat_line(pid, "x"))
+        (tmp_path / str(pid) / "limits").write_text(f"Limit Soft\nMax open files            {limit}      4096 files\n")
+    found = host.files(Setting({"proc_path": str(tmp_path)}))
+    assert [(one["pid"], one["open"], one["limit"]) for one in found["near_limit"]] == [(5, 9, 10)]
+
+
+# --- disks -------------------------------------------------------------------------------------------------------------
+
+
+def test_deleted_open_files_are_found(tmp_path):
+    path = tmp_path / "export.csv"
+    with path.open("wb") as stream:
+        stream.write(b"x" * 300000)
+        stream.flush()
+        os.fsync(stream.fileno())
+        path.unlink()
+        found = disk.deleted(Setting({}))
+    mine = [one for one in found["files"] if one["path"] == str(path)]
+    assert [one["pid"] for one in mine] == [os.getpid()] and mine[0]["bytes"] >= 300000
+    assert found["bytes"] >= 300000
+
+
+def test_large_files_and_crowded_folders(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "big").write_bytes(b"x" * 200000)
+    (tmp_path / "small").write_bytes(b"x" * 10)
+    os.link(tmp_path / "a" / "big", tmp_path / "a" / "again")
+    for number in range(1100):
+        (tmp_path / "a" / f"f{number}").touch()
+    found = disk.largest(Setting({"large_folders": [str(tmp_path), str(tmp_path / "gone")]}))
+    assert found["files"][0]["path"].startswith(str(tmp_path / "a")) and found["complete"]
+    assert found["folders"][0]["path"] == str(tmp_path / "a") and found["folders"][0]["bytes"] < 2 * 204800
+    assert found["crowded"][0] == {"path": str(tmp_path / "a"), "entries": 1102}
+
+
+def test_whole_disks_alone_are_counted():
+    line = "{} 0 {} 10 0 0 40 5 0 0 60 0 700 0"
+    text = "\n".join(line.format(8, name) for name in ("sda", "sda1", "nvme0n1", "nvme0n1p2", "loop0", "vda", "dm-0"))
+    found = disk.parse_diskstats(text)
+    assert set(found) == {"sda", "nvme0n1", "vda", "dm-0"} and found["sda"] == (700, 15, 100)
+
+
+# --- logs --------------------------------------------------------------------------------------------------------------
+
+
+def test_moments_of_our_logs():
+    assert logs.moment("2026-01-31 08:00:00.123 UTC [7] FATAL:  x") == 1769846400.0
+    assert logs.moment("2026-01-31T17:00:00+09:00 x") == 1769846400.0
+    local = time.mktime((2026, 1, 31, 8, 0, 0, 0, 0, -1))
+    assert logs.moment("2026-01-31 08:00:00,123 [ERROR] a: b") == local
+    assert logs.moment("2026/01/31 08:00:00 [error] 7#7: x") == local
+    assert logs.moment("[2026-01-31 08:00:00,123: ERROR/MainProcess] x") == local
+    assert logs.moment("812:M 31 Jan 2026 08:00:00.123 # x") == local
+    assert logs.moment("  File x") is None and logs.moment("2026-99-31 08:00:00 x") is None
+
+
+LOG = """2026-01-31 07:00:00,000 [ERROR] django.request: too old
+2026-01-31 08:00:00,000 [INFO] django: fine
+2026-01-31 08:00:01,000 [ERROR] gunicorn.error: Exception in worker process
+Traceback (most recent call last):
+  File "/x/wsgi.py", line 3, in <module>
+    import gone
+ModuleNotFoundError: No module named 'gone'
+2026-01-31 08:00:05,000 [ERROR] gunicorn.error: Exception in worker process
+Traceback (most recent call last):
+  File "/x/wsgi.py", line 3, in <module>
+ModuleNotFoundError: No module named 'gone'
+2026-01-31 08:00:06,000 [WARNING] django.request: Not Found: /x
+"""
+
+
+def test_problems_are_grouped_by_what_was_raised():
+    since = time.mktime((2026, 1, 31, 7, 30, 0, 0, 0, -1))
+    found = logs.problems(LOG, since)
+    assert [(one["count"], one["exception"], one["where"]) for one in found] == [
+        (2, "ModuleNotFoundError: No module named 'gone'", 'File "/x/wsgi.py", line 3, in <module>')
+    ]
+    assert found[0]["last"] - found[0]["first"] == 4
+
+
+def test_the_end_of_a_long_log_begins_with_a_line(tmp_path):
+    path = tmp_path / "log"
+    path.write_text("".join(f"line {number}\n" for number in range(1000)))
+    assert logs.tail(str(path), 100).splitlines()[0].startswith("line 9")
+    assert logs.tail(str(path), 10**6).startswith("line 0\n")
+
+
+def test_answers_of_the_web_server():
+    now = 1800000000.0
+    lines = [json.dumps({"time": "x", "msec": now - age, "status": status, "request_time": seconds})
+             for age, status, seconds in ((20000, 200, 9), (100, 200, 0.1), (50, 500, 0.2), (40, 200, 3.0))]  # fmt: skip
+    found = logs.summary(logs.answers([*lines, "not json", "{}"], now - 3600), now, 1.0, 6)
+    assert found["requests"] == 3 and found["by_status"] == {"200": 2, "500": 1}
+    assert found["recent"] == {"requests": 3, "errors": 1, "p95_seconds": 3.0, "by_status": {"200": 2, "500": 1}}
+    assert [slot["requests"] for slot in found["series"]] == [0, 0, 0, 0, 0, 3]
+
+
+def test_percentile():
+    assert logs.percentile([], 0.95) == 0.0
+    assert logs.percentile([float(number) for number in range(1, 101)], 0.95) == 95.0
+
+
+# --- network -----------------------------------------------------------------------------------------------------------
+
+SS = """LISTEN 0      511          0.0.0.0:443       0.0.0.0:*    users:(("nginx",pid=71,fd=6),("nginx",pid=72,fd=6))
+LISTEN 5      200        127.0.0.1:5432      0.0.0.0:*    users:(("python3",pid=99,fd=3))
+LISTEN 0      200            [::1]:6379         [::]:*
+"""
+
+
+def test_listeners():
+    found = network.parse_ss(SS)
+    assert [(one["address"], one["port"], one["programs"]) for one in found] == [
+        ("0.0.0.0", 443, ["nginx"]), ("127.0.0.1", 5432, ["python3"]), ("::1", 6379, []),
+    ]  # fmt: skip
+    assert found[0]["pids"] == [71, 72] and found[1]["waiting"] == 5
+
+
+def test_who_holds_the_ports(monkeypatch):
+    monkeypatch.setattr(network.probe, "run", lambda argv, timeout: (0, SS, ""))
+    found = network.ports(Setting({"ports": {"443": "nginx", "5432": "postgres", "6379": "redis-server", "80": "nginx"}}))
+    assert [(one["port"], one["listens"], one["foreign"]) for one in found["expected"]] == [
+        (443, True, False), (5432, True, True), (6379, True, False), (80, False, False),
+    ]  # fmt: skip
+
+
+def rule(*expressions, table="other", chain="input"):
+    return {"rule": {"family": "inet", "table": table, "chain": chain, "handle": 4, "expr": list(expressions)}}
+
+
+def port(number):
+    return {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": number}}
+
+
+def chain(name="input", table="other", policy="accept"):
+    return {"chain": {"family": "inet", "table": table, "name": name, "hook": "input", "policy": policy}}
+
+
+@pytest.mark.parametrize(
+    ("entries", "verdicts"),
+    [
+        ([chain(), rule(port(5432), {"drop": None})], [("drop", [5432])]),
+        ([chain(), rule(port({"set": [443, {"range": [5400, 5500]}]}), {"reject": {}})], [("reject", [443, 5432])]),
+        ([chain(), rule({"counter": {"packets": 7}}, {"drop": None})], [("drop", [])]),
+        ([chain(policy="drop")], [("policy drop", [])]),
+        # What refuses something else, or is our own.
+        ([chain(), rule(port(23), {"drop": None})], []),
+        ([chain(table="shiftmaster", policy="drop"), rule({"drop": None}, table="shiftmaster")], []),
+        ([chain(), rule({"match": {"left": {"ct": {"key": "state"}}, "op": "in", "right": ["invalid"]}}, {"drop": None})], []),
+        ([chain(), rule(port(5432), {"accept": None})], []),
+    ],
+)  # fmt: skip
+def test_rules_that_refuse_what_is_needed(entries, verdicts):
+    found = network.refusals({"nftables": entries}, [443, 5432])
+    assert [(one["verdict"], one["ports"]) for one in found] == verdicts
+
+
+def test_an_address_that_is_shut_out_counts_for_every_port():
+    source = {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "10.0.0.1"}}
+    found = network.refusals({"nftables": [chain(), rule(source, {"drop": None})]}, [5432])
+    assert found[0]["ports"] == [5432] and found[0]["addresses"] == ["saddr 10.0.0.1"]
+
+
+def test_a_name_server_that_is_silent_and_one_that_answers(monkeypatch):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        address = server.getsockname()
+        real = socket.socket.connect
+        monkeypatch.setattr(network.socket.socket, "connect", lambda self, where: real(self, address))
+        assert not network.name_server_answers("127.0.0.1", 0.2)
+        server.recvfrom(512)
+
+        def answer():
+            query, client = server.recvfrom(512)
+            server.sendto(query[:2] + b"\x81\x83", client)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert network.name_server_answers("127.0.0.1", 5)
+        thread.join()
+
+
+def test_upstreams_are_read_from_the_site(tmp_path):
+    enabled = tmp_path / "etc" / "nginx" / "sites-enabled"
+    enabled.mkdir(parents=True)
+    (enabled / "shiftmaster").write_text(
+        "upstream edge_app {\n    server unix:/run/wrong.sock;\n}\nupstream local_app {\n    server 127.0.0.1:9 max_fails=1;\n}\n"
+    )
+    found = network.nginx(Setting({"app_root": str(tmp_path / "app")}, root=str(tmp_path)))
+    assert [(one["upstream"], one["server"]) for one in found["upstreams"]] == [
+        ("edge_app", "unix:/run/wrong.sock"), ("local_app", "127.0.0.1:9"),
+    ]  # fmt: skip
+    assert found["upstreams"][0]["expected"] is False and found["upstreams"][0]["exists"] is False
+    assert found["site_enabled"] and not found["maintenance"]
+
+
+# --- PostgreSQL ----------------------------------------------------------------------------------------------------------
+
+
+def session(pid, blocked_by=(), state="active", **more):
+    return dict({"pid": pid, "blocked_by": list(blocked_by), "state": state, "query": "UPDATE x", "query_seconds": 9}, **more)
+
+
+def test_roots_of_lock_trees():
+    activity = [session(1, state="idle in transaction"), session(2, [1]), session(3, [2]), session(4, [9]), session(5)]
+    assert [(one["pid"], one["holds_up"]) for one in database.blockers(activity)] == [(1, [2, 3]), (9, [4])]
+    # Two that wait for each other have no root; the server ends one.
+    assert database.blockers([session(1, [2]), session(2, [1])]) == []
+
+
+def test_answers_of_psql_lose_their_literals():
+    text = 'activity\t@@\t[{"pid": 1, "query": "SELECT \'Yamada\'"}]\nserver\t@@\t[{"version": "17.6"}]\nnoise\nbad\t@@\t{'
+    found = database.parse(text)
+    assert found == {"activity": [{"pid": 1, "query": "SELECT '?'"}], "server": [{"version": "17.6"}]}
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ('connection to server on socket "x" failed: No such file or directory', "stopped"),
+        ("FATAL:  sorry, too many clients already", "connections"),
+        ("FATAL:  the database system is starting up", "starting"),
+        ('FATAL:  no pg_hba.conf entry for host "[local]"', "hba"),
+        ('FATAL:  database "shiftmaster" does not exist', "absent"),
+        ("FATAL: something new", "refused"),
+    ],
+)
+def test_why_the_server_refuses(message, reason):
+    assert database.refusal(message) == reason
+
+
+def table(name, rows, scans, read, index_scans=0):
+    return {"table": name, "rows": rows, "scans": scans, "scanned_rows": read, "index_scans": index_scans}
+
+
+def test_slow_statements_that_read_whole_tables():
+    slow = {"query": "SELECT * FROM roster WHERE staff = $1", "mean_ms": 2000.0, "calls": 9}
+    large = table("roster", 90000, 100, 9000000)
+    found = database.scanning({"tables": [large], "slowest_on_average": [slow],
+                               "invalid_indexes": [{"table": "roster", "index": "roster_staff"}]})  # fmt: skip
+    assert [(one["table"], one["mean_ms"], one["invalid_index"]) for one in found] == [("roster", 2000.0, "roster_staff")]
+    # Read by an index; small; another table; a statement of another kind.
+    for tables, statement in (
+        ([table("roster", 90000, 1, 90000)], slow),
+        ([table("roster", 900, 100, 90000)], slow),
+        ([table("rosters", 90000, 100, 9000000)], slow),
+        ([large], dict(slow, query="CREATE INDEX ON roster (staff)")),
+    ):
+        assert database.scanning({"tables": tables, "slowest_on_average": [statement]}) == []
+    running = dict(session(3, query_seconds=30), query="UPDATE roster SET x = '?'")
+    assert database.scanning({"tables": [large], "activity": [running]})[0]["mean_ms"] == 30000.0
+
+
+def test_summary_counts_connections_against_what_can_be_used():
+    rows = [{"role": "a", "state": "idle", "count": 90}, {"role": "a", "state": "idle in transaction", "count": 7}]
+    found = database.summary({"server": [{"max_connections": 100, "reserved": 3}], "connections": rows,
+                              "databases": [{"age": 5}, {"age": 9}]})  # fmt: skip
+    assert found["use"] == {"connections": 97, "usable": 97, "percent": 100.0, "idle_in_transaction": 7, "active": 0}
+    assert found["oldest_age"] == 9
+
+
+def test_questions_are_one_line_and_one_select_each():
+    for argument in database.script(dict(database.QUERIES, **database.STATEMENTS)):
+        assert argument.startswith("--command=SELECT ") and "\n" not in argument and ";" not in argument
+
+
+def test_clusters_as_debian_keeps_them(tmp_path):
+    folder = tmp_path / "etc" / "postgresql" / "17" / "main"
+    (folder / "conf.d").mkdir(parents=True)
+    (folder / "postgresql.conf").write_text("port = 5432\ndata_directory = '/data/17'\n")
+    (folder / "conf.d" / "shiftmaster.conf").write_text("port = 5433\n")
+    (folder / "start.conf").write_text("# comment\nauto\n")
+    data = tmp_path / "data" / "17"
+    data.mkdir(parents=True)
+    setting = Setting({}, root=str(tmp_path))
+    found = database.clusters(setting)["clusters"][0]
+    assert (found["version"], found["port"], found["data"], found["runs"]) == ("17", 5433, "/data/17", False)
+    (data / "postmaster.pid").write_text(f"{os.getpid()}\n/data\n")
+    assert database.clusters(setting)["clusters"][0]["runs"]
+    with pytest.raises(engine.Absent):
+        database.clusters(Setting({}, root=str(tmp_path / "gone")))
+
+
+# --- the application -----------------------------------------------------------------------------------------------------
+
+
+def test_rights_by_mode(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("")
+    path.chmod(0o640)
+    status = path.stat()
+    me, mine = status.st_uid, {status.st_gid}
+    assert application.may(status, 0, set(), 7)
+    if me:
+        assert application.may(status, me, set(), 6) and not application.may(status, me, set(), 1)
+    assert application.may(status, 4711, mine, 4) and not application.may(status, 4711, mine, 2)
+    assert not application.may(status, 4711, {4711}, 4)
+
+
+def test_the_folder_that_stands_in_the_way_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(application, "groups_of", lambda user: (4711, {4711}))
+    inner = tmp_path / "closed" / "log"
+    inner.mkdir(parents=True)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder != folder.parent:
+            monkeypatch.setattr(application, "may", lambda status, uid, gids, need: status.st_mode & 0o777 != 0o700)
+    for folder in (tmp_path, *list(tmp_path.parents)[:-1]):
+        if folder.stat().st_uid == os.getuid() and str(folder).startswith(str(tmp_path.parent.parent)):
+            folder.chmod(0o755)
+    (tmp_path / "closed").chmod(0o700)
+    inner.chmod(0o755)
+    found = application.obstacle(str(inner), "shiftmaster", 7)
+    assert found["path"] == str(tmp_path / "closed") and found["problem"] == "rights" and found["mode"] == "0700"
+    (tmp_path / "closed").chmod(0o755)
+    assert application.obstacle(str(inner), "shiftmaster", 7) is None
+    assert application.obstacle(str(inner / "gone"), "shiftmaster", 7)["problem"] == "missing"
+
+
+CELERY_LOG = """[2026-01-31 08:00:00,000: INFO/MainProcess] Connected to redis://shiftmaster:**@localhost:6379/0
+[2026-01-31 08:00:01,000: INFO/MainProcess] Task roster.tasks.x[1] received
+[2026-01-31 08:00:02,000: INFO/ForkPoolWorker-1] Task roster.tasks.x[1] succeeded in 0.1s: None
+[2026-01-31 08:00:03,000: ERROR/MainProcess] consumer: Cannot connect to redis://localhost:6379/0: Error 111
+"""
+
+
+def test_what_the_worker_did_last(tmp_path):
+    path = tmp_path / "celery.log"
+    path.write_text(CELERY_LOG)
+    found = application.worker_log(str(path))
+    assert (found["received"], found["ended"], found["failed"], found["broker_lost"]) == (1, 1, 0, True)
+    path.write_text(CELERY_LOG + CELERY_LOG.splitlines()[0] + "\n")
+    assert application.worker_log(str(path))["broker_lost"] is False
+    assert "problem" in application.worker_log(str(tmp_path / "gone"))
+
+
+def process(folder, pid, command, parent=1, unit="shiftmaster-beat@blue.service", state="S"):
+    place = folder / str(pid)
+    place.mkdir()
+    (place / "stat").write_text(stat_line(pid, "celery", state, parent=parent))
+    (place / "cmdline").write_text("\0".join(command.split()) + "\0")
+    (place / "cgroup").write_text(f"0::/system.slice/{unit}\n")
+
+
+def test_schedulers_and_workers_are_counted_without_their_children(tmp_path):
+    proc, root = tmp_path / "proc", tmp_path / "app"
+    proc.mkdir()
+    root.mkdir()
+    process(proc, 10, "/v/bin/python /v/bin/celery -A shiftmaster beat --loglevel=INFO")
+    process(proc, 11, "/v/bin/celery -A shiftmaster beat", unit="session-1.scope")
+    process(proc, 20, "/v/bin/celery -A shiftmaster worker -n worker-blue", unit="shiftmaster-worker@blue.service")
+    process(proc, 21, "/v/bin/celery -A shiftmaster worker -n worker-blue", parent=20)
+    process(proc, 30, "/usr/bin/python3 report.py")
+    found = application.celery(Setting({"proc_path": str(proc), "app_root": str(root), "log_dir": str(tmp_path)}))
+    assert [(one["pid"], one["unit"]) for one in found["beats"]] == [
+        (10, "shiftmaster-beat@blue.service"), (11, "session-1.scope"),
+    ]  # fmt: skip
+    assert [one["pid"] for one in found["workers"]] == [20]
+
+
+def test_the_worker_is_asked_only_where_tasks_wait():
+    assert not suspicions({}) and not suspicions({"redis": {"broker": {"queues_later": {"celery": 0}}}})
+    assert suspicions({"redis": {"broker": {"queues_later": {"celery": 3}}}})
+
+
+# --- services ------------------------------------------------------------------------------------------------------------
+
+
+def test_errors_of_the_journal_are_grouped():
+    lines = [
+        json.dumps({"MESSAGE": f"failed {number}", "UNIT": "a.service", "__REALTIME_TIMESTAMP": str(number * 10**6)})
+        for number in (1, 2)
+    ]
+    found = services.parse_journal("\n".join([*lines, json.dumps({"MESSAGE": [1, 2]}), "broken"]))
+    assert found == [{"unit": "a.service", "count": 2, "text": "failed 2", "last": 2.0}]
+
+
+def test_containers_of_docker_and_podman():
+    text = json.dumps({"Names": "a", "Image": "x", "State": "running", "Status": "Up"}) + "\n" + json.dumps({"Names": ["b"]})
+    assert [(one["name"], one["state"]) for one in services.parse_containers(text)] == [("a", "running"), ("b", "")]
+
+
+def test_stopped_processes_of_a_unit(tmp_path):
+    group = tmp_path / "cgroup" / "system.slice" / "x.service"
+    group.mkdir(parents=True)
+    (group / "cgroup.procs").write_text("5\n6\n")
+    (group / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    for pid, state in ((5, "T (stopped)"), (6, "S (sleeping)")):
+        (tmp_path / "proc" / str(pid)).mkdir(parents=True)
+        (tmp_path / "proc" / str(pid) / "status").write_text(f"Name: x\nState:\t{state}\n")
+    setting = Setting({"proc_path": str(tmp_path / "proc"), "cgroup_path": str(tmp_path / "cgroup")})
+    assert services.unit_processes(setting, "/system.slice/x.service") == {
+        "processes": 2, "stopped": 1, "waiting_for_disk": 0, "frozen": 0,
+    }  # fmt: skip

@@ -1,0 +1,268 @@
+"""The rules of diagnosis/ and their engine: each fires on its fault and not near it; roots come before their symptoms."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible.module_utils.shiftmaster import findings
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent / "diagnosis"
+JAPANESE = re.compile(r"[぀-ヿ一-鿿]")
+
+
+@functools.cache
+def rules() -> list:
+    return [
+        rule
+        for path in sorted((ROOT / "diagnosis").glob("*.yml"))
+        for rule in yaml.safe_load(path.read_text(encoding="utf-8"))["rules"]
+    ]
+
+
+RULES = {rule["name"]: rule for rule in rules()}
+CASES = yaml.safe_load((HERE / "cases.yml").read_text(encoding="utf-8"))
+HEALTHY = yaml.safe_load((HERE / "healthy.yml").read_text(encoding="utf-8"))
+
+
+def changed(base, patch):
+    """A copy with a patch's values in it; None for `parts` takes all away."""
+    if not isinstance(patch, dict) or not isinstance(base, dict):
+        return copy.deepcopy(patch)
+    result = copy.deepcopy(base)
+    for key, value in patch.items():
+        result[key] = {} if key == "parts" and value is None else changed(result.get(key), value)
+    return result
+
+
+def host(patch=None, **more):
+    return dict(changed(HEALTHY, patch or {}), **more)
+
+
+def found(*hosts, area="all", **expectations):
+    return findings.find(rules(), list(hosts), area, expectations)
+
+
+def names(result):
+    return [finding["rule"] for finding in result]
+
+
+# --- each rule --------------------------------------------------------------------------------------------------------
+
+
+def test_every_rule_has_its_cases_and_every_case_its_rule():
+    assert set(CASES) == set(RULES)
+    assert len(RULES) == len(rules()), "a name is used twice"
+
+
+def test_a_host_that_is_well_has_no_finding():
+    assert found(host(), beat_expected=True) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rule_fires_on_its_fault_and_comes_first(name):
+    case = CASES[name]
+    result = found(host(case["fires"]), **case.get("fleet", {}))
+    assert name in names(result)
+    assert result[0]["rule"] == case.get("first", name), names(result)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rule_is_silent_near_its_fault(name):
+    case = CASES[name]
+    assert name not in names(found(host(case["silent"]), **case.get("fleet", {})))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_finding_is_whole_in_both_languages(name):
+    case = CASES[name]
+    finding = next(one for one in found(host(case["fires"]), **case.get("fleet", {})) if one["rule"] == name)
+    for field in ("title", "cause"):
+        for language in ("en", "ja"):
+            text = finding[field][language]
+            assert text and "{{" not in text and "{%" not in text and "None" not in text
+    assert finding["title"]["en"] and JAPANESE.search(finding["title"]["ja"])
+    assert not JAPANESE.search(finding["title"]["en"] + finding["cause"]["en"])
+    assert all("{{" not in line for line in finding["fix"] + finding["evidence"])
+
+
+FIELDS = {
+    "name", "component", "severity", "symptom", "areas", "functions", "each", "when", "explains", "title", "cause", "advice",
+    "evidence", "fix", "alert", "depth",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["name"])
+def test_rule_is_whole(rule):
+    assert set(rule) <= FIELDS and {"name", "component", "severity", "when", "title", "cause"} <= set(rule)
+    assert rule["severity"] in findings.SEVERITIES and rule["component"] in findings.DEPTH
+    assert set(rule.get("areas", [])) <= {"app", "db", "cpu", "memory", "disk", "network"}
+    assert rule.get("fix") or rule.get("advice") or rule.get("alert"), "it says nothing to do"
+    for text in (rule["title"], rule["cause"], rule.get("advice", {"en": "", "ja": ""})):
+        assert set(text) == {"en", "ja"}
+    for target in rule.get("explains", []):
+        assert target == "*" or (target[1:] in findings.DEPTH if target.startswith("@") else target in RULES), target
+
+
+def test_alerts_of_rules_exist():
+    alerts = {
+        alert["name"]
+        for path in (ROOT / "monitoring" / "alerts").glob("*.yml")
+        for alert in yaml.safe_load(path.read_text(encoding="utf-8"))["alerts"]
+    }
+    assert {rule["alert"] for rule in rules() if "alert" in rule} - alerts == set()
+
+
+# --- roots before symptoms, over hosts --------------------------------------------------------------------------------
+
+DATABASE_DOWN = CASES["DatabaseStopped"]["fires"]["parts"]
+
+
+def fleet():
+    return {
+        "edge1": host(host="edge1", functions=["web"]),
+        "app1": host(host="app1", functions=["app"]),
+        "app2": host({"parts": {"celery": {"beats": []}}}, host="app2", functions=["app"]),
+        "db1": host(host="db1", functions=["database"]),
+        "cache1": host(host="cache1", functions=["cache"]),
+    }
+
+
+def ill(**patches):
+    hosts = fleet()
+    for name, parts in patches.items():
+        hosts[name] = changed(hosts[name], {"parts": parts})
+    return list(hosts.values())
+
+
+NO_DATABASE = {
+    "login": {"works": False, "reason": "refused", "host": "db1", "port": "5432", "message": "refused"},
+    "peers": {"status": "ok", "peers": [
+        {"host": "db1", "port": 5432, "function": "database", "error": "refused", "reason": "refused"}]},
+    "http": {"socket": {"status": 503}, "local": {"status": 503, "where": "x"}},
+}  # fmt: skip
+NO_SITE = {"http": {"site": {"status": 502, "where": "https://localhost"}}}
+
+
+def test_a_healthy_fleet_has_no_finding():
+    assert found(*fleet().values(), beat_expected=True) == []
+
+
+def test_the_database_explains_what_the_others_see():
+    result = found(*ill(db1=DATABASE_DOWN, app1=NO_DATABASE, app2=NO_DATABASE, edge1=NO_SITE))
+    assert (result[0]["rule"], result[0]["host"]) == ("DatabaseStopped", "db1")
+    assert [one["rule"] for one in result if one["root"]] == ["DatabaseStopped"]
+    assert {one["host"] for one in result[1:]} == {"app1", "app2", "edge1"}
+    assert {one["follows_from"] for one in result[1:]} == {"DatabaseStopped on db1"}
+
+
+def test_two_roots_come_before_the_symptoms_of_both():
+    full = CASES["DiskFullByLog"]["fires"]["parts"]
+    both = dict(NO_DATABASE, **full)
+    result = found(*ill(db1=DATABASE_DOWN, app1=both, app2=NO_DATABASE, edge1=NO_SITE))
+    roots = [(one["rule"], one["host"]) for one in result if one["root"]]
+    assert set(roots) == {("DatabaseStopped", "db1"), ("DiskFullByLog", "app1")}
+    first_symptom = min(one["number"] for one in result if one["symptom"])
+    assert first_symptom > max(one["number"] for one in result if one["root"])
+
+
+def test_a_full_disk_explains_the_stopped_database_and_all_behind_it():
+    full = dict(DATABASE_DOWN, **CASES["DiskFull"]["fires"]["parts"])
+    result = found(*ill(db1=full, app1=NO_DATABASE, edge1=NO_SITE))
+    assert names(result)[:2] == ["DiskFull", "DatabaseStopped"]
+    assert [one["rule"] for one in result if one["root"]] == ["DiskFull"]
+
+
+def test_a_host_that_is_gone_is_the_root_of_what_the_others_lack():
+    hosts = [one for one in ill(app1=NO_DATABASE, app2=NO_DATABASE, edge1=NO_SITE) if one["host"] != "db1"]
+    gone = findings.host_of("db1", ["database"], {"unreachable": True, "msg": "No route to host"})
+    result = found(*hosts, gone)
+    assert (result[0]["rule"], result[0]["host"]) == ("HostUnreachable", "db1")
+    assert [one["rule"] for one in result if one["root"]] == ["HostUnreachable"]
+
+
+def test_a_fault_of_one_application_host_explains_nothing_of_another():
+    broken = {"http": {"socket": {"status": 503}}}
+    result = found(*ill(app1=CASES["RightsWrong"]["fires"]["parts"], app2=broken))
+    assert {(one["rule"], one["host"]) for one in result if one["root"]} == {
+        ("RightsWrong", "app1"),
+        ("ApplicationErrors", "app2"),
+    }
+
+
+def test_a_symptom_without_a_cause_comes_behind_causes_of_its_weight():
+    result = found(*ill(app1={"http": {"socket": {"status": 500}}}, app2=CASES["InodesGone"]["fires"]["parts"]))
+    assert names(result) == ["InodesGone", "ApplicationErrors"]
+
+
+def test_the_root_weighs_what_follows_from_it():
+    """A warning that makes the site fail is no warning."""
+    weak = dict(RULES["NameServerSilent"], explains=["*"])
+    hosts = [host({"parts": {"names": {"servers": [{"address": "x", "answers": False}]}, "http": {"site": {"status": 502}}}})]
+    result = findings.find([weak, RULES["SiteErrors"]], hosts)
+    assert names(result) == ["NameServerSilent", "SiteErrors"] and result[0]["severity_of_all"] == "critical"
+
+
+def test_scheduler_twice_is_counted_over_hosts():
+    twice = {"celery": {"beats": [{"pid": 1, "unit": "shiftmaster-beat@blue.service", "command": "beat"}]}}
+    result = found(*ill(app2=twice))
+    assert [(one["rule"], one["host"]) for one in result] == [("BeatTwice", "app1")]
+    assert "app2: process 1" in result[0]["evidence"][0]
+
+
+def test_a_missing_scheduler_is_not_claimed_where_a_host_has_not_answered():
+    hosts = [one for one in ill(app1={"celery": {"beats": []}}) if one["host"] != "app2"]
+    gone = findings.host_of("app2", ["app"], {"unreachable": True, "msg": "x"})
+    assert "BeatMissing" not in names(found(*hosts, gone, beat_expected=True))
+    assert "BeatMissing" in names(found(*ill(app1={"celery": {"beats": []}}), beat_expected=True))
+
+
+def test_area_leaves_out_what_belongs_elsewhere():
+    fault = host(CASES["DatabaseConnectionsHigh"]["fires"])
+    assert names(found(fault, area="db")) == ["DatabaseConnectionsHigh"]
+    assert found(fault, area="network") == []
+
+
+# --- the engine --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_there_is_false_and_no_error():
+    engine = findings.Engine()
+    for expression in ("a.b.c > 3", "a.b", "a | length > 3", "a[0].b == 1", "x < y", "n > 3"):
+        assert not engine.value(expression, {"n": None})
+    assert engine.value("n == 3 and s is search('^a')", {"n": 3, "s": "abc"})
+
+
+def test_rules_cannot_leave_their_sandbox():
+    engine = findings.Engine()
+    with pytest.raises(Exception, match="unsafe|undefined"):
+        engine.value("''.__class__.__mro__[1].__subclasses__()", {})
+    with pytest.raises(Exception, match="unsafe"):
+        engine.value("x.append(1)", {"x": []})
+
+
+def test_why_a_host_was_not_diagnosed():
+    failed = findings.host_of("a", ["app"], {"failed": True, "msg": "Missing sudo password"})
+    assert failed["reach"] == {"unreachable": False, "failed": True, "message": "Missing sudo password"}
+    result = found(failed)
+    assert names(result) == ["HostNotDiagnosed"] and "sudo" in result[0]["cause"]["en"]
+    assert result[0]["fix"] == ["ansible-playbook playbooks/diagnose.yml --ask-become-pass"]
+
+
+def test_worst_and_failing():
+    result = found(host(CASES["DatabaseConnectionsHigh"]["fires"]))
+    assert findings.worst(result) == "warning" and findings.worst([]) == "healthy"
+    assert findings.failing(result, "critical") == [] == findings.failing(result, "never")
+    assert len(findings.failing(result, "warning")) == 1
+
+
+def test_circles_of_explanations_end():
+    first = dict(RULES["NameServerSilent"], explains=["NameServerSilent", "SiteErrors"])
+    second = dict(RULES["SiteErrors"], explains=["NameServerSilent"])
+    hosts = [host({"parts": {"names": {"servers": [{"address": "x", "answers": False}]}, "http": {"site": {"status": 502}}}})]
+    assert len(findings.find([first, second], hosts)) == 2
