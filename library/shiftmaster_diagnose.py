@@ -115,7 +115,7 @@ options:
     elements: list
     default: []
   units:
-    description: Units that must be active.
+    description: Units that must be active; C({colour}) stands for the live colour.
     type: list
     elements: str
     default: []

@@ -2,7 +2,7 @@
 """Writes Prometheus' rules and the runbooks from monitoring/; with --check, says which are not up to date.
 
 monitoring/alerts/<service>.yml is the one source of every alert, in both languages. From it come monitoring/rules/*.yml
-and docs/runbooks/<Alert>.md and .ja.md; the diagnosis reads it too. monitoring/recordings.yml is the source of the
+and docs/runbooks/<Alert>.md and .ja.md. What only the diagnosis finds gets its runbook from diagnosis/*.yml. monitoring/recordings.yml is the source of the
 recording rules.
 """
 
@@ -17,6 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 MONITORING = ROOT / "monitoring"
+DIAGNOSIS = ROOT / "diagnosis"
 RUNBOOKS = ROOT / "docs" / "runbooks"
 LANGUAGES = ("en", "ja")
 SEVERITIES = ("critical", "warning", "info", "none")
@@ -91,6 +92,10 @@ SAYS = {
         "アラートごとに 1 ページです。意味、最初の確認、原因(可能性の高い順)とその確認方法・対処をまとめています。",
     ),
     "index": ("| alert | severity | what it says |", "| アラート | 重要度 | 内容 |"),
+    "diagnosis": ("Findings of the diagnosis that no alert announces", "診断でのみ検出される事項"),
+    "diagnosed": ("| finding | severity | what it means |", "| 検出事項 | 重要度 | 意味 |"),
+    "found": ("The diagnosis finds it ({severity}, {component}):", "診断で検出されます({severity}、{component}):"),
+    "do": ("What to do", "対処"),
     "first": ("First, {where}: {command}", "まず、{where}で: {command}"),
 }
 
@@ -295,6 +300,47 @@ def runbook(alert: dict[str, Any], language: str) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
+def findings() -> list[dict[str, Any]]:
+    """The rules of the diagnosis that share no alert's runbook, with the file that they are in."""
+    return [
+        {**rule, "source": path.name}
+        for path in sorted(DIAGNOSIS.glob("*.yml"))
+        for rule in load(path)["rules"]
+        if "alert" not in rule
+    ]
+
+
+def finding_runbook(rule: dict[str, Any], language: str) -> str:
+    """The page of a finding that no alert announces."""
+    name, other = rule["name"], "ja" if language == "en" else "en"
+    return (
+        "\n".join(
+            [
+                f"# {name}",
+                "",
+                f"[{'日本語' if other == 'ja' else 'English'}]({page(name, other)}) · "
+                f"[{say('all', language)}]({page('README', language)})",
+                "",
+                f"<!-- {say('written', language, source='diagnosis/' + rule['source'])} -->",
+                "",
+                f"## {say('meaning', language)}",
+                "",
+                rule["guide"][language].strip(),
+                "",
+                say("found", language, severity=rule["severity"], component=rule["component"]),
+                "",
+                *block("ansible-playbook playbooks/diagnose.yml"),
+                f"## {say('do', language)}",
+                "",
+                say("typed", language, where=WHERE["host"][LANGUAGES.index(language)]),
+                "",
+                *block(*rule["commands"]),
+            ]
+        ).rstrip("\n")
+        + "\n"
+    )
+
+
 def escaped(text: str) -> str:
     return text.replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
 
@@ -321,6 +367,11 @@ def index(alerts: list[dict[str, Any]], language: str) -> str:
             )
         ]
         lines.append("")
+    lines += [f"## {say('diagnosis', language)}", "", say("diagnosed", language), "|---|---|---|"]
+    for rule in sorted(findings(), key=lambda rule: (SEVERITIES.index(rule["severity"]), rule["name"])):
+        lines.append(
+            f"| [{rule['name']}]({page(rule['name'], language)}) | {rule['severity']} | {escaped(rule['guide'][language])} |"
+        )
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -333,6 +384,7 @@ def outputs() -> dict[Path, str]:
     for language in LANGUAGES:
         made[RUNBOOKS / page("README", language)] = index(alerts, language)
         made.update({RUNBOOKS / page(alert["name"], language): runbook(alert, language) for alert in alerts})
+        made.update({RUNBOOKS / page(rule["name"], language): finding_runbook(rule, language) for rule in findings()})
     return made
 
 

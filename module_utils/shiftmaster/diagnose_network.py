@@ -186,9 +186,9 @@ def names(setting) -> dict:
     servers = re.findall(r"^\s*nameserver\s+(\S+)", read(setting.path("/etc/resolv.conf")), re.M)
     found = []
 
-    def ask(name):
+    def ask(name, own=False):
         began = time.monotonic()
-        entry = {"name": name}
+        entry = {"name": name, "own": own}
         try:
             addresses = {row[4][0] for row in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
             entry["addresses"] = sorted(addresses)[:4]
@@ -202,7 +202,10 @@ def names(setting) -> dict:
     def ask_server(address):
         answering[address] = name_server_answers(address)
 
+    hostname = socket.gethostname()
     threads = [threading.Thread(target=ask, args=(name,), daemon=True) for name in setting.names]
+    # Its own name is shown; nothing of ShiftMaster needs it.
+    threads.append(threading.Thread(target=ask, args=(hostname, True), daemon=True))
     threads += [threading.Thread(target=ask_server, args=(address,), daemon=True) for address in servers[:3]]
     for thread in threads:
         thread.start()
@@ -211,14 +214,17 @@ def names(setting) -> dict:
         thread.join(max(0.0, end - time.monotonic()))
     heard = list(found)
     heard += [
-        {"name": name, "error": "no answer within 4 s", "seconds": 4.0}
+        {"name": name, "own": False, "error": "no answer within 4 s", "seconds": 4.0}
         for name in setting.names
-        if name not in {entry["name"] for entry in heard}
+        if name not in {entry["name"] for entry in heard if not entry["own"]}
     ]
     return {
         "servers": [{"address": address, "answers": answering.get(address, False)} for address in servers[:3]],
-        "hostname": socket.gethostname(),
-        "names": sorted(heard, key=lambda entry: setting.names.index(entry["name"])),
+        "hostname": hostname,
+        "names": sorted(
+            (entry for entry in heard if not entry["own"]), key=lambda entry: setting.names.index(entry["name"])
+        ),
+        "own": next((entry for entry in heard if entry["own"]), None),
         "hosts_has_localhost": bool(re.search(r"^\s*127\.0\.0\.1\s.*\blocalhost\b", read(setting.path("/etc/hosts")), re.M)),
     }
 

@@ -15,6 +15,7 @@ from . import diagnose_services as services
 from . import envfile
 from .diagnose_engine import Part
 from .diagnose_redact import secrets_of
+from .layout import Layout
 
 AREAS = ("app", "db", "cpu", "memory", "disk", "network")
 _ALL = AREAS
@@ -87,7 +88,13 @@ class Setting:
         self.queues = tuple(options.get("queues") or ("celery",))
         self.celery_application = options.get("celery_application") or ""
         self.redis_ports = [(int(port), bool(tls)) for port, tls in options.get("redis_ports") or ()]
-        self.units = tuple(options.get("units") or ())
+        self.colour = Layout(self.app_root).active_colour()
+        # Without a live colour no unit of one can be expected; that is a finding of its own.
+        self.units = tuple(
+            name.replace("{colour}", self.colour or "")
+            for name in options.get("units") or ()
+            if self.colour or "{colour}" not in name
+        )
         self.ports = {int(port): program for port, program in (options.get("ports") or {}).items()}
         self.peers = list(options.get("peers") or ())
         self.remote_ports = sorted({int(peer["port"]) for peer in self.peers})

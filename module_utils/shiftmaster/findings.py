@@ -15,7 +15,9 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     title, cause, advice   {en, ja}, templates
     evidence   templates, one line each; an empty line is left out
     fix        commands
-    alert      the alert whose runbook it shares; else it has its own
+    alert      the alert whose runbook it shares; else it has its own, of
+    guide      {en, ja}, what it means, and
+    commands   to look and to mend (scripts/alerts.py)
 """
 
 from __future__ import annotations
@@ -242,15 +244,7 @@ def explanations(findings: list, rules: dict, hosts: dict) -> list:
 
 
 def rank(findings: list, rules: dict, hosts: dict) -> list:
-    """Return the findings in order: each root, then what follows from it; the root as severe as the worst of these."""
-    causes = explanations(findings, rules, hosts)
-    roots = [_root(position, causes) for position in range(len(findings))]
-    weight = {}
-    for position, finding in enumerate(findings):
-        # A finding that follows from several counts for the first.
-        level = SEVERITIES.index(finding["severity"])
-        weight[roots[position]] = min(weight.get(roots[position], level), level)
-
+    """Return the findings in order: the roots, each as severe as the worst that follows from it, then what follows."""
     order = list(hosts)
 
     def key(position):
@@ -258,37 +252,48 @@ def rank(findings: list, rules: dict, hosts: dict) -> list:
         own = rules[finding["rule"]]
         return (
             finding["symptom"],
-            own.get("depth", DEPTH.index(finding["component"]) * 10 if finding["component"] in DEPTH else 200),
+            own.get("depth", DEPTH.index(finding["component"]) * 50),
             SEVERITIES.index(finding["severity"]),
             order.index(finding["host"]),
             finding["rule"],
+            position,
         )
 
+    roots = roots_of(explanations(findings, rules, hosts), key)
+    weight = {}
+    for position, finding in enumerate(findings):
+        level = SEVERITIES.index(finding["severity"])
+        weight[roots[position]] = min(weight.get(roots[position], level), level)
+    beginnings = sorted(set(roots), key=lambda position: (weight[position], key(position)))
+    # All roots, then what follows from the first, from the second, ...
+    rest = [one for root in beginnings for one in sorted(range(len(findings)), key=key) if roots[one] == root != one]
     ranked = []
-    for root in sorted({*roots}, key=lambda position: (weight[position], key(position))):
-        members = sorted((position for position in range(len(findings)) if roots[position] == root), key=key)
-        for position in [root, *(position for position in members if position != root)]:
-            finding = dict(findings[position])
-            finding["root"] = position == root
-            finding["severity_of_all"] = SEVERITIES[weight[root]] if position == root else finding["severity"]
-            finding["follows_from"] = (
-                "" if position == root else "%s on %s" % (findings[root]["rule"], findings[root]["host"])
-            )
-            ranked.append(finding)
+    for position in beginnings + rest:
+        finding, root = dict(findings[position]), roots[position]
+        finding["root"] = position == root
+        finding["severity_of_all"] = SEVERITIES[weight[root]] if position == root else finding["severity"]
+        finding["follows_from"] = "" if position == root else "%s on %s" % (findings[root]["rule"], findings[root]["host"])
+        ranked.append(finding)
     return [dict(finding, number=number) for number, finding in enumerate(ranked, 1)]
 
 
-def _root(position: int, causes: list) -> int:
-    """Follow the explanations to their beginning; a circle ends where it is entered."""
-    seen = {position}
-    while True:
-        following = [cause for cause in causes[position] if cause not in seen]
-        if not following:
-            return position
-        # Deeper causes first: one that is itself explained is only a step.
-        following.sort(key=lambda cause: (bool(causes[cause]), cause))
-        position = following[0]
-        seen.add(position)
+def roots_of(causes: list, key) -> list:
+    """Return for each position the one at the beginning of what explains it; of several, and of a circle, the deepest."""
+    above = []
+    for position in range(len(causes)):
+        seen, todo = {position}, list(causes[position])
+        while todo:
+            cause = todo.pop()
+            if cause not in seen:
+                seen.add(cause)
+                todo += causes[cause]
+        above.append(seen)
+    # Nothing explains a beginning but what it explains itself.
+    beginnings = {position for position in range(len(causes)) if all(position in above[one] for one in above[position])}
+    roots = []
+    for position in range(len(causes)):
+        roots.append(min((one for one in above[position] if one in beginnings), key=key))
+    return roots
 
 
 def find(rules: list, hosts: list, area: str = "all", expectations: Optional[dict] = None) -> list:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible.module_utils.shiftmaster import findings
+from ansible.module_utils.shiftmaster.diagnose_setting import PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent / "diagnosis"
@@ -93,7 +94,7 @@ def test_finding_is_whole_in_both_languages(name):
 
 FIELDS = {
     "name", "component", "severity", "symptom", "areas", "functions", "each", "when", "explains", "title", "cause", "advice",
-    "evidence", "fix", "alert", "depth",
+    "evidence", "fix", "alert", "depth", "guide", "commands",
 }  # fmt: skip
 
 
@@ -102,8 +103,9 @@ def test_rule_is_whole(rule):
     assert set(rule) <= FIELDS and {"name", "component", "severity", "when", "title", "cause"} <= set(rule)
     assert rule["severity"] in findings.SEVERITIES and rule["component"] in findings.DEPTH
     assert set(rule.get("areas", [])) <= {"app", "db", "cpu", "memory", "disk", "network"}
+    assert ("alert" in rule) != ("guide" in rule and "commands" in rule), "it has one runbook"
     assert rule.get("fix") or rule.get("advice") or rule.get("alert"), "it says nothing to do"
-    for text in (rule["title"], rule["cause"], rule.get("advice", {"en": "", "ja": ""})):
+    for text in (rule["title"], rule["cause"], rule.get("advice", {"en": "", "ja": ""}), rule.get("guide", {"en": "", "ja": ""})):
         assert set(text) == {"en", "ja"}
     for target in rule.get("explains", []):
         assert target == "*" or (target[1:] in findings.DEPTH if target.startswith("@") else target in RULES), target
@@ -123,20 +125,27 @@ def test_alerts_of_rules_exist():
 DATABASE_DOWN = CASES["DatabaseStopped"]["fires"]["parts"]
 
 
+def of(name, *functions):
+    """A healthy host with the parts that its functions have."""
+    whole = host(host=name, functions=list(functions))
+    parts = {part: data for part, data in whole["parts"].items() if not PARTS[part].functions or set(PARTS[part].functions) & set(functions)}
+    parts["units"] = {"status": "ok", "units": []}
+    return dict(whole, parts=parts)
+
+
 def fleet():
-    return {
-        "edge1": host(host="edge1", functions=["web"]),
-        "app1": host(host="app1", functions=["app"]),
-        "app2": host({"parts": {"celery": {"beats": []}}}, host="app2", functions=["app"]),
-        "db1": host(host="db1", functions=["database"]),
-        "cache1": host(host="cache1", functions=["cache"]),
-    }
+    hosts = {"edge1": of("edge1", "web"), "app1": of("app1", "app"), "app2": of("app2", "app"),
+             "db1": of("db1", "database"), "cache1": of("cache1", "cache")}  # fmt: skip
+    # The scheduler runs on one host.
+    hosts["app2"]["parts"]["celery"]["beats"] = []
+    return hosts
 
 
 def ill(**patches):
     hosts = fleet()
     for name, parts in patches.items():
-        hosts[name] = changed(hosts[name], {"parts": parts})
+        known = {part: data for part, data in parts.items() if part in hosts[name]["parts"] or part == "peers"}
+        hosts[name] = changed(hosts[name], {"parts": known})
     return list(hosts.values())
 
 

@@ -1,0 +1,251 @@
+"""A month's figures of service, from samples that Prometheus has kept, against what was promised.
+
+Pure functions. A sample is (epoch, value); a series has one each `step` seconds where something was measured. What was
+not measured is not invented: it counts neither as up nor as down, and is said.
+"""
+
+from __future__ import annotations
+
+import calendar
+import datetime
+from typing import NamedTuple, Optional
+
+# What ShiftMaster promises its users.
+TARGETS = {
+    "availability_percent": 99.9,
+    "p95_seconds": 0.2,
+    "p95_tolerated_seconds": 0.5,
+    "error_percent": 0.1,
+    "mttr_seconds": 900.0,
+    "database_seconds": 0.05,
+}
+
+
+class Outage(NamedTuple):
+    start: float
+    end: float  # the first sample that was well again, or the end of what is known
+    ended: bool  # whether that was seen
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+def month_of(text: str, zone: datetime.tzinfo) -> tuple:
+    """Return (start, end) of a month `2026-10` in a zone, as epochs."""
+    year, month = (int(part) for part in text.split("-"))
+    start = datetime.datetime(year, month, 1, tzinfo=zone)
+    following = datetime.datetime(year + month // 12, month % 12 + 1, 1, tzinfo=zone)
+    return start.timestamp(), following.timestamp()
+
+
+def days_of(text: str) -> int:
+    year, month = (int(part) for part in text.split("-"))
+    return calendar.monthrange(year, month)[1]
+
+
+def within(samples: list, start: float, end: float) -> list:
+    """Return the samples of [start, end) in their order, one a moment."""
+    return sorted(dict(sample for sample in samples if start <= sample[0] < end).items())
+
+
+def gaps(samples: list, start: float, end: float, step: float) -> list:
+    """Return the (start, end) in which nothing was measured, where that is longer than two steps."""
+    found, last = [], start - step
+    for at, _value in samples + [(end, 0.0)]:
+        if at - last > 2 * step:
+            found.append((last + step, at))
+        last = at
+    return found
+
+
+def outages(up: list, step: float) -> list:
+    """Return the outages of samples that are 1 (up) or 0: from the first 0 to the next 1, or to where the samples end.
+
+    A gap ends an outage: nobody knows what came then.
+    """
+    found, began, last = [], None, None
+    for at, value in up:
+        if began is not None and at - last > 2 * step:
+            found.append(Outage(began, last + step, False))
+            began = None
+        if value < 0.5 and began is None:
+            began = at
+        elif value >= 0.5 and began is not None:
+            found.append(Outage(began, at, True))
+            began = None
+        last = at
+    if began is not None:
+        found.append(Outage(began, last + step, False))
+    return found
+
+
+def availability(up: list, start: float, end: float, step: float) -> dict:
+    """Return what was up, what was down and what is not known of a time, and mean times to repair and between failures.
+
+    MTTR: the mean length of the outages that were seen to end. MTBF: the time up for each outage.
+    """
+    samples = within(up, start, end)
+    unknown = sum(until - since for since, until in gaps(samples, start, end, step))
+    found = outages(samples, step)
+    down = sum(outage.seconds for outage in found)
+    known = max(0.0, end - start - unknown)
+    repaired = [outage.seconds for outage in found if outage.ended]
+    return {
+        "availability_percent": round(100.0 * (known - down) / known, 4) if known else None,
+        "down_seconds": down,
+        "unknown_seconds": unknown,
+        "known_seconds": known,
+        "outages": [
+            {"start": outage.start, "end": outage.end, "seconds": outage.seconds, "ended": outage.ended} for outage in found
+        ],
+        "mttr_seconds": round(sum(repaired) / len(repaired), 1) if repaired else None,
+        "mtbf_seconds": round((known - down) / len(found), 1) if found else None,
+    }
+
+
+def increase(counter: list) -> float:
+    """Return by how much a counter has grown; where it falls it was started anew, and counts from nothing."""
+    grown, last = 0.0, None
+    for _at, value in counter:
+        if last is not None:
+            grown += value - last if value >= last else value
+        last = value
+    return grown
+
+
+def quantile(share: float, buckets: dict) -> Optional[float]:
+    """Return the quantile of a histogram {upper bound: cumulative count}, as Prometheus estimates it."""
+    bounds = sorted(buckets)
+    total = buckets[bounds[-1]] if bounds else 0
+    if not total:
+        return None
+    rank, below, before = share * total, 0.0, 0.0
+    for bound in bounds:
+        if buckets[bound] >= rank:
+            if bound == float("inf"):
+                # Nothing is known beyond the last bound.
+                return before
+            inside = buckets[bound] - below
+            return before + (bound - before) * ((rank - below) / inside) if inside else bound
+        below, before = buckets[bound], bound
+    return before
+
+
+def causes(found: list, alerts: list, margin: float = 300.0) -> list:
+    """Return each outage with the alerts that fired around it, the first one first: what it was, as far as it was seen.
+
+    alerts: [{name, component, start, end}]. What says only that the site is down is no cause.
+    """
+    result = []
+    for outage in found:
+        around = [
+            alert
+            for alert in alerts
+            if alert["start"] <= outage["end"] and alert["end"] >= outage["start"] - margin and alert["name"] not in _SYMPTOMS
+        ]
+        around.sort(key=lambda alert: alert["start"])
+        result.append(dict(outage, cause=around[0]["name"] if around else None, alerts=[alert["name"] for alert in around]))
+    return result
+
+
+_SYMPTOMS = frozenset(
+    (
+        "WebsiteDown", "ShiftMasterDown", "NoApplicationServes", "HighErrorRate", "HighResponseTime", "Watchdog",
+        "AvailabilityBudgetBurnFast", "AvailabilityBudgetBurnSlow", "ErrorBudgetBurnFast", "ErrorBudgetBurnSlow",
+        "LatencyBudgetBurnFast", "LatencyBudgetBurnSlow", "SlowRequestsFrequent", "HighClientErrorRate",
+    )
+)  # fmt: skip
+
+
+def downtime_by_cause(found: list) -> dict:
+    """Return {cause: seconds}; None stands for what is not known."""
+    result = {}
+    for outage in found:
+        result[outage["cause"]] = result.get(outage["cause"], 0.0) + outage["seconds"]
+    return result
+
+
+def alerts_of(series: list, step: float) -> list:
+    """Return [{name, component, start, end}] of series of ALERTS{alertstate="firing"}: [(labels, samples)]."""
+    found = []
+    for labels, samples in series:
+        began = last = None
+        for at, value in sorted(samples):
+            if value < 0.5:
+                continue
+            if began is not None and at - last > 2 * step:
+                found.append((labels, began, last))
+                began = None
+            began = at if began is None else began
+            last = at
+        if began is not None:
+            found.append((labels, began, last))
+    return [
+        {"name": labels.get("alertname", ""), "component": labels.get("service", ""), "start": start, "end": end}
+        for labels, start, end in sorted(found, key=lambda one: one[1])
+    ]
+
+
+def month(data: dict, start: float, end: float, step: float, targets: Optional[dict] = None) -> dict:
+    """Return the report of a month.
+
+    data: up (samples of 0 and 1), requests and errors (samples of increases a step), buckets ({bound: count}),
+    database_seconds (sum of time), database_statements (count), alerts ([{name, component, start, end}]). Each may be
+    absent: its figure is None then, and named in `missing`.
+    """
+    targets = dict(TARGETS, **(targets or {}))
+    figures, missing = {}, []
+    up = within(data.get("up") or [], start, end)
+    if up:
+        served = availability(up, start, end, step)
+        served["outages"] = causes(served["outages"], data.get("alerts") or [])
+        figures.update(served)
+    else:
+        missing.append("up")
+        figures.update(availability_percent=None, mttr_seconds=None, mtbf_seconds=None, outages=[], unknown_seconds=end - start)
+    requests = within(data.get("requests") or [], start, end)
+    errors = within(data.get("errors") or [], start, end)
+    total = sum(value for _at, value in requests)
+    if requests:
+        figures["requests"] = round(total)
+        # By the time in which it was measured.
+        figures["requests_per_second"] = round(total / (len(requests) * step), 4)
+        figures["error_percent"] = round(100.0 * sum(value for _at, value in errors) / total, 4) if total else 0.0
+    else:
+        missing.append("requests")
+        figures.update(requests=None, requests_per_second=None, error_percent=None)
+    p95 = quantile(0.95, data.get("buckets") or {})
+    figures["p95_seconds"] = None if p95 is None else round(p95, 4)
+    if p95 is None:
+        missing.append("buckets")
+    statements = data.get("database_statements")
+    figures["database_seconds"] = round(data["database_seconds"] / statements, 5) if statements else None
+    if not statements:
+        missing.append("database_seconds")
+    figures["downtime_by_cause"] = downtime_by_cause(figures["outages"])
+    figures["missing"] = missing
+    figures["verdicts"] = verdicts(figures, targets)
+    figures["targets"] = targets
+    figures["start"], figures["end"] = start, end
+    return figures
+
+
+def verdicts(figures: dict, targets: dict) -> dict:
+    """Return met, missed, tolerated or unknown for each promise."""
+
+    def at_most(value, limit, tolerated=None):
+        if value is None:
+            return "unknown"
+        return "met" if value <= limit else "tolerated" if tolerated is not None and value <= tolerated else "missed"
+
+    served = figures["availability_percent"]
+    # Without an outage there was nothing to repair.
+    mttr = 0.0 if served is not None and not figures["outages"] else figures["mttr_seconds"]
+    return {
+        "availability_percent": "unknown" if served is None else "met" if served >= targets["availability_percent"] else "missed",
+        "p95_seconds": at_most(figures["p95_seconds"], targets["p95_seconds"], targets["p95_tolerated_seconds"]),
+        "error_percent": at_most(figures["error_percent"], targets["error_percent"]),
+        "mttr_seconds": at_most(mttr, targets["mttr_seconds"]),
+        "database_seconds": at_most(figures["database_seconds"], targets["database_seconds"]),
+    }

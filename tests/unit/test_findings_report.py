@@ -1,0 +1,228 @@
+"""The report in words, as data and as a page."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import html.parser
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import jsonschema
+import pytest
+import shiftmaster_findings
+import yaml
+from ansible.module_utils.shiftmaster import findings, findings_report
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent / "diagnosis"
+MADE = datetime.datetime(2026, 11, 26, 8, 0, tzinfo=datetime.timezone.utc)
+RULES = [
+    rule
+    for path in sorted((ROOT / "diagnosis").glob("*.yml"))
+    for rule in yaml.safe_load(path.read_text(encoding="utf-8"))["rules"]
+]
+CASES = yaml.safe_load((HERE / "cases.yml").read_text(encoding="utf-8"))
+HEALTHY = yaml.safe_load((HERE / "healthy.yml").read_text(encoding="utf-8"))
+
+
+def changed(base, patch):
+    if not isinstance(patch, dict) or not isinstance(base, dict):
+        return copy.deepcopy(patch)
+    return {**base, **{key: changed(base.get(key), value) for key, value in patch.items()}}
+
+
+def parameters(*patches, **more):
+    results = [
+        {"host": f"h{number}", "functions": HEALTHY["functions"], "result": {"evidence": changed(HEALTHY, patch)}}
+        for number, patch in enumerate(patches, 1)
+    ]
+    spec = shiftmaster_findings.argument_spec()
+    defaults = {name: option.get("default") for name, option in spec.items()}
+    return dict(defaults, results=results, rules=RULES, **more)
+
+
+DATABASE = CASES["DatabaseStopped"]["fires"]
+SERIES = {"parts": {"requests": {"series": [
+    {"at": 1800000000 + 600 * number, "requests": 10 * number, "errors": number % 3, "p95_seconds": 0.1} for number in range(9)
+]}}}  # fmt: skip
+
+
+def test_documentation_and_argument_spec_agree():
+    documented = yaml.safe_load(shiftmaster_findings.DOCUMENTATION)["options"]
+
+    def compare(documented, spec, path):
+        assert set(documented) == set(spec), path
+        for name, option in spec.items():
+            text, where = documented[name], f"{path}.{name}"
+            for key in ("type", "default", "choices", "elements"):
+                assert text.get(key) == option.get(key), (where, key)
+            assert text.get("required", False) == option.get("required", False), where
+            if "options" in option:
+                compare(text["suboptions"], option["options"], where)
+
+    compare(documented, shiftmaster_findings.argument_spec(), "")
+
+
+@pytest.mark.parametrize("language", findings.LANGUAGES)
+def test_summary_says_cause_and_what_to_do(language):
+    answer, files = shiftmaster_findings.judge(parameters(DATABASE, language=language), MADE)
+    text = answer["report_text"]
+    assert files == {}
+    assert "systemctl start postgresql" in text and "No such file or directory" in text
+    assert ("PostgreSQL does not run on h1" if language == "en" else "h1 の PostgreSQL が停止しています") in text
+    assert ("Follows from it" if language == "en" else "ここから生じている事象") in text
+    assert ("DatabaseConnectionError.md" if language == "en" else "DatabaseConnectionError.ja.md") in text
+    assert answer["worst"] == "critical" and "h1: DatabaseStopped" in answer["failing"]
+    assert answer["first"].startswith("h1: ")
+
+
+def test_a_healthy_report_says_what_was_not_seen():
+    hung = {"parts": {"containers": {"status": "failed", "error": "permission denied"}}}
+    answer, _files = shiftmaster_findings.judge(parameters(hung), MADE)
+    assert "✅ Nothing is wrong" in answer["report_text"] and "h1: containers (permission denied)" in answer["report_text"]
+    assert answer["failing"] == []
+
+
+def test_an_unreachable_host_is_in_the_report():
+    given = parameters({})
+    given["results"].append({"host": "gone", "functions": ["database"], "result": {"unreachable": True, "msg": "No route"}})
+    answer, _files = shiftmaster_findings.judge(given, MADE)
+    assert "gone does not answer" in answer["report_text"] and answer["failing"] == ["gone: HostUnreachable"]
+
+
+@pytest.mark.parametrize("patch", [{}, DATABASE, SERIES, {"parts": {}}], ids=["well", "ill", "charts", "nothing"])
+def test_data_follows_its_schema(patch):
+    schema = json.loads((ROOT / "docs" / "diagnosis.schema.json").read_text(encoding="utf-8"))
+    answer, _files = shiftmaster_findings.judge(parameters(patch, {}), MADE)
+    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(answer["report"])))
+
+
+def test_the_schema_refuses_what_is_no_report():
+    schema = json.loads((ROOT / "docs" / "diagnosis.schema.json").read_text(encoding="utf-8"))
+    answer, _files = shiftmaster_findings.judge(parameters(DATABASE), MADE)
+    for broken in (
+        dict(answer["report"], worst="bad"),
+        dict(answer["report"], findings=[dict(answer["report"]["findings"][0], title={"en": "x"})]),
+        {key: value for key, value in answer["report"].items() if key != "hosts"},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(broken)))
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects what could load something, and checks that elements are closed in their order."""
+
+    EMPTY = {"meta", "link", "br", "path", "rect", "polyline", "text"}
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.open, self.tags, self.words = [], [], set(), []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        found = dict(attributes)
+        self.loads += [found[name] for name in ("src", "href", "srcset", "data", "action") if name in found]
+        self.loads += [tag] if tag in ("script", "iframe", "object", "embed") else []
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.mark.parametrize("language", findings.LANGUAGES)
+def test_page_stands_alone(tmp_path, language):
+    patch = changed(DATABASE, SERIES)
+    _answer, files = shiftmaster_findings.judge(parameters(patch, {}, folder=str(tmp_path), language=language), MADE)
+    text = files["diagnosis.html"]
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    assert reader.open == []
+    assert reader.loads == ["data:,"], "something would be fetched or run"
+    assert "@import" not in text and "url(" not in text
+    assert {"svg", "details", "table"} <= reader.tags
+    assert f'<html lang="{language}">' in text and 'name="viewport"' in text
+    words = " ".join(reader.words)
+    # The severity is a word, not only a colour.
+    assert (" critical " if language == "en" else "重大") in f" {words} "
+    assert "{{" not in text
+
+
+def test_what_a_host_says_is_no_part_of_the_page():
+    bad = {"parts": {"units": {"units": [
+        {"unit": "<script>alert(1)</script>.service", "required": False, "active": "failed", "result": "x", "last_words": ["<b>"]}
+    ]}}}  # fmt: skip
+    _answer, files = shiftmaster_findings.judge(parameters(bad, folder="/x"), MADE)
+    assert "<script" not in files["diagnosis.html"] and "&lt;script&gt;" in files["diagnosis.html"]
+
+
+def test_database_tables_are_in_the_page():
+    tables = {"parts": {"database": {"tables": [{"schema": "public", "table": "roster", "bytes": 2048}],
+                                     "slowest_on_average": [], "duplicate_indexes": []}}}  # fmt: skip
+    _answer, files = shiftmaster_findings.judge(parameters(tables, folder="/x"), MADE)
+    page = files["diagnosis.html"]
+    assert "<td>roster</td>" in page and "2 KiB" in page and "Statements that take longest on average" in page
+    # Where pg_stat_statements is missing, the page says so.
+    assert "not known (pg_stat_statements)" in page
+
+
+def test_timeline_has_deploys_restarts_kills_and_errors_in_order():
+    patch = {"parts": {
+        "release": {"deploys": [{"time": "2026-11-26T07:00:00Z", "event": "live", "kind": "deploy", "target": "t"}]},
+        "changes": {"events": [{"at": 1795678000.0, "kind": "unit", "text": "Stopped nginx"}]},
+        "kills": {"kills": [{"at": 1795679000.0, "name": "celery", "unit": "w", "whole_host": False}]},
+        "logs": {"files": {"application": {"problems": [{"first": 1795677000.0, "last": 2.0, "count": 3, "text": "x", "exception": "E"}]}}},
+    }}  # fmt: skip
+    events = findings_report.timeline([dict(changed(HEALTHY, patch), host="a")])
+    assert [event["kind"] for event in events] == ["kill", "unit", "deploy", "error"] or len(events) == 4
+    assert events == sorted(events, key=lambda event: -event["at"])
+    assert {event["kind"] for event in events} == {"deploy", "unit", "kill", "error"}
+
+
+def test_bars_are_hatched_where_they_are_long():
+    assert 'd="M4 0' in findings_report.bar("x", 91.0) and 'd="M4 0' not in findings_report.bar("x", 60.0)
+
+
+def test_line_chart_writes_its_largest_value():
+    chart = findings_report.line_chart("x", [(0, 1.0), (60, 5.0), (120, 0.0)])
+    points = re.search(r'points="([^"]*)"', chart)[1].split()
+    assert ">5<" in chart and len(points) == 3
+    assert float(points[1].split(",")[1]) < float(points[0].split(",")[1]) < float(points[2].split(",")[1])
+
+
+def test_bundle_is_listed_summed_and_bounded():
+    content, listed = findings_report.bundle({"a.txt": "x" * 100, "b.json": "y" * 5000}, MADE, limit=1000)
+    assert len(listed) == 2 and "(cut)" in listed[1] and "(cut)" not in listed[0]
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        sizes = {member.name: member.size for member in archive.getmembers()}
+        names = archive.extractfile("shiftmaster-diagnosis/LIST").read().decode()
+    assert sizes["shiftmaster-diagnosis/a.txt"] == 100 and sizes["shiftmaster-diagnosis/b.json"] == 900
+    assert names.splitlines() == listed
+
+
+def test_files_are_their_owners_alone(tmp_path, run_module):
+    folder = tmp_path / "report"
+    given = {key: value for key, value in parameters(DATABASE).items() if value is not None}
+    checked = run_module(shiftmaster_findings, check_mode=True, **dict(given, folder=str(folder), bundle=True))
+    assert not folder.exists() and checked["files"] == []
+    answer = run_module(shiftmaster_findings, **dict(given, folder=str(folder), bundle=True))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "diagnosis-bundle.tar.gz", "diagnosis.html", "diagnosis.json", "diagnosis.txt",
+    ]  # fmt: skip
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700 and len(answer["bundle_list"]) == 3
+    # A folder that cannot be written costs the files, not the diagnosis.
+    (tmp_path / "file").touch()
+    lost = run_module(shiftmaster_findings, **dict(given, folder=str(tmp_path / "file" / "x")))
+    assert lost["worst"] == "critical" and lost["files"] == [] and "could not be written" in str(lost["warnings"])

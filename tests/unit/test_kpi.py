@@ -1,0 +1,135 @@
+"""The month's figures against those computed by hand from a synthetic month."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+from ansible.module_utils.shiftmaster import kpi
+
+JST = datetime.timezone(datetime.timedelta(hours=9))
+START, END = kpi.month_of("2026-11", JST)
+STEP = 60.0
+MINUTE, HOUR, DAY = 60, 3600, 86400
+
+
+def samples(function, left_out=()):
+    """One sample a minute of the whole month but for what was not measured."""
+    moments = (START + STEP * number for number in range(int((END - START) / STEP)))
+    return [(at, function(at)) for at in moments if not any(since <= at < until for since, until in left_out)]
+
+
+# Three outages: 10 minutes on the 3rd, 30 minutes on the 10th, 2 minutes on the 20th; on the 25th two hours without samples.
+OUTAGES = [(START + 2 * DAY + 9 * HOUR, 10), (START + 9 * DAY + 14 * HOUR, 30), (START + 19 * DAY, 2)]
+GAP = (START + 24 * DAY, START + 24 * DAY + 2 * HOUR)
+
+
+def up(at):
+    return 0.0 if any(begin <= at < begin + minutes * MINUTE for begin, minutes in OUTAGES) else 1.0
+
+
+def synthetic():
+    return {
+        "up": samples(up, [GAP]),
+        # 120 requests a minute, of which one in each of the first 432 minutes of a day fails.
+        "requests": samples(lambda at: 120.0, [GAP]),
+        "errors": samples(lambda at: 1.0 if (at - START) % DAY < 432 * MINUTE else 0.0, [GAP]),
+        "buckets": {0.1: 90000.0, 0.25: 96000.0, 0.5: 99000.0, float("inf"): 100000.0},
+        "database_seconds": 1200.0,
+        "database_statements": 400000,
+        "alerts": [
+            {"name": "WebsiteDown", "component": "web", "start": OUTAGES[0][0] + 60, "end": OUTAGES[0][0] + 540},
+            {"name": "DatabaseConnectionError", "component": "database", "start": OUTAGES[0][0] + 30, "end": OUTAGES[0][0] + 540},
+            {"name": "DiskSpaceCritical", "component": "host", "start": OUTAGES[1][0] - 120, "end": OUTAGES[1][0] + HOUR},
+            {"name": "CPUPressure", "component": "host", "start": START + DAY, "end": START + DAY + 60},
+        ],
+    }
+
+
+def test_november_in_japan():
+    assert END - START == 30 * DAY and kpi.days_of("2026-11") == 30 and kpi.days_of("2028-02") == 29
+    assert datetime.datetime.fromtimestamp(START, JST).isoformat() == "2026-11-01T00:00:00+09:00"
+    assert kpi.month_of("2026-12", JST)[1] == kpi.month_of("2027-01", JST)[0]
+
+
+def test_figures_equal_those_computed_by_hand():
+    month = kpi.month(synthetic(), START, END, STEP)
+    # 30 days less 2 hours are 2 584 800 s; 42 minutes of them are 2 520 s: 99.9025 %.
+    assert month["known_seconds"] == 2584800 and month["unknown_seconds"] == 7200 and month["down_seconds"] == 2520
+    assert month["availability_percent"] == 99.9025
+    # (10 + 30 + 2) / 3 = 14 minutes; (2 584 800 - 2 520) / 3 = 860 760 s.
+    assert month["mttr_seconds"] == 840 and month["mtbf_seconds"] == 860760
+    # 43 200 minutes less 120 have samples: 43 080 of them, 120 requests each, 2 a second.
+    assert month["requests"] == 43080 * 120 and month["requests_per_second"] == 2.0
+    # 432 errors a day, of which the gap at the beginning of the 25th hides 120: 30 * 432 - 120 = 12 840 of 5 169 600.
+    assert month["error_percent"] == round(100 * 12840 / 5169600, 4) == 0.2484
+    # The 95 000th of 100 000 lies 5 000 of 6 000 into (0.1, 0.25]: 0.1 + 0.15 * 5 / 6 = 0.225.
+    assert month["p95_seconds"] == 0.225
+    assert month["database_seconds"] == 0.003
+    assert month["missing"] == []
+    assert month["verdicts"] == {
+        "availability_percent": "met", "p95_seconds": "tolerated", "error_percent": "missed", "mttr_seconds": "met",
+        "database_seconds": "met",
+    }  # fmt: skip
+
+
+def test_causes_are_what_fired_first_and_is_no_symptom():
+    month = kpi.month(synthetic(), START, END, STEP)
+    assert [outage["cause"] for outage in month["outages"]] == ["DatabaseConnectionError", "DiskSpaceCritical", None]
+    assert month["downtime_by_cause"] == {"DatabaseConnectionError": 600, "DiskSpaceCritical": 1800, None: 120}
+
+
+def test_nothing_is_invented_where_nothing_was_measured():
+    month = kpi.month({}, START, END, STEP)
+    for name in ("availability_percent", "p95_seconds", "error_percent", "mttr_seconds", "database_seconds", "requests"):
+        assert month[name] is None
+    assert set(month["verdicts"].values()) == {"unknown"}
+    assert set(month["missing"]) == {"up", "requests", "buckets", "database_seconds"}
+    assert month["unknown_seconds"] == 30 * DAY
+
+
+def test_a_month_without_an_outage_has_nothing_to_repair():
+    month = kpi.month({"up": samples(lambda at: 1.0)}, START, END, STEP)
+    assert month["availability_percent"] == 100.0 and month["mttr_seconds"] is None and month["mtbf_seconds"] is None
+    assert month["verdicts"]["mttr_seconds"] == "met"
+
+
+def test_an_outage_that_runs_into_a_gap_or_over_the_end():
+    values = [(0.0, 1.0), (60.0, 0.0), (120.0, 0.0), (900.0, 0.0), (960.0, 1.0), (1020.0, 0.0)]
+    found = kpi.outages(values, STEP)
+    assert [(outage.start, outage.end, outage.ended) for outage in found] == [
+        (60.0, 180.0, False), (900.0, 960.0, True), (1020.0, 1080.0, False),
+    ]  # fmt: skip
+    # Only those that were seen to end say how long a repair takes.
+    assert kpi.availability(values, 0.0, 1080.0, STEP)["mttr_seconds"] == 60.0
+
+
+def test_gaps_at_the_edges():
+    assert kpi.gaps([(300.0, 1.0), (360.0, 1.0)], 0.0, 900.0, STEP) == [(0.0, 300.0), (420.0, 900.0)]
+    assert kpi.gaps([(0.0, 1.0), (120.0, 1.0)], 0.0, 180.0, STEP) == []
+
+
+def test_counters_that_are_started_anew():
+    assert kpi.increase([(0, 10.0), (1, 15.0), (2, 3.0), (3, 4.0)]) == 9.0
+    assert kpi.increase([]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("share", "buckets", "value"),
+    [
+        (0.5, {1.0: 10.0, 2.0: 20.0, float("inf"): 20.0}, 1.0),
+        (0.75, {1.0: 10.0, 2.0: 20.0, float("inf"): 20.0}, 1.5),
+        (0.99, {1.0: 10.0, float("inf"): 20.0}, 1.0),
+        (0.95, {1.0: 0.0, float("inf"): 0.0}, None),
+        (0.95, {}, None),
+    ],
+)
+def test_quantiles_as_prometheus_estimates_them(share, buckets, value):
+    assert kpi.quantile(share, buckets) == value
+
+
+def test_alerts_from_their_series():
+    series = [({"alertname": "A", "service": "host"}, [(0.0, 1.0), (60.0, 1.0), (600.0, 1.0)]), ({"alertname": "B"}, [(30.0, 1.0)])]
+    assert [(one["name"], one["start"], one["end"]) for one in kpi.alerts_of(series, STEP)] == [
+        ("A", 0.0, 60.0), ("B", 30.0, 30.0), ("A", 600.0, 600.0),
+    ]  # fmt: skip
