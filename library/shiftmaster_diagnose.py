@@ -16,9 +16,9 @@ description:
   - What the evidence means is said by M(shiftmaster_findings), over all hosts.
 options:
   area:
-    description: What to look at.
+    description: What to look at. V(checklist) is V(all) and what the checklists want besides.
     type: str
-    choices: [app, db, cpu, memory, disk, network, all]
+    choices: [app, db, cpu, memory, disk, network, all, checklist]
     default: all
   functions:
     description: What the host is for, as groups of the inventory (app, web, database, standby, cache, monitoring).
@@ -60,7 +60,7 @@ options:
     type: path
     default: /var/log/nginx/shiftmaster_access.log
   environment_file:
-    description: The environment file of the live release (systemd's format). Its names are evidence, its values are not.
+    description: The environment file of the live release (systemd's format). Names are evidence, values are not.
     type: path
   environment_keys:
     description: The names of variables in O(environment_file), where an application uses others; as in
@@ -180,6 +180,29 @@ options:
     description: Where a static file is asked for; empty where this host hands out none.
     type: str
     default: ""
+  backup_dir:
+    description: The folder of backups on this host.
+    type: path
+    default: /var/backups/shiftmaster
+  prometheus:
+    description: The Prometheus of this host, for the checklists.
+    type: dict
+    suboptions:
+      url:
+        description: Its address.
+        type: str
+        required: true
+      user:
+        description: Who asks.
+        type: str
+        default: prometheus
+      password_file:
+        description: The file of this host that holds the password.
+        type: path
+        required: true
+      ca_file:
+        description: The certification authority of its certificate.
+        type: path
   proc_path:
     description: Where the kernel's figures are read (for tests and containers).
     type: path
@@ -264,7 +287,7 @@ _TEXTS = {"type": "list", "elements": "str", "default": []}
 def argument_spec() -> dict:
     """Return what the module takes."""
     return {
-        "area": {"type": "str", "choices": [*AREAS, "all"], "default": "all"},
+        "area": {"type": "str", "choices": [*AREAS, "all", "checklist"], "default": "all"},
         "functions": _TEXTS,
         "limit_seconds": {"type": "float", "default": 15},
         "hours": {"type": "float", "default": 6},
@@ -315,6 +338,16 @@ def argument_spec() -> dict:
         },
         "http": {"type": "dict", "default": {}},
         "static_url": {"type": "str", "default": ""},
+        "backup_dir": {"type": "path", "default": "/var/backups/shiftmaster"},
+        "prometheus": {
+            "type": "dict",
+            "options": {
+                "url": {"type": "str", "required": True},
+                "user": {"type": "str", "default": "prometheus"},
+                "password_file": {"type": "path", "required": True, "no_log": False},  # a path
+                "ca_file": {"type": "path"},
+            },
+        },
         "proc_path": {"type": "path", "default": "/proc"},
     }
 

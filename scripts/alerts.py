@@ -2,8 +2,8 @@
 """Writes Prometheus' rules and the runbooks from monitoring/; with --check, says which are not up to date.
 
 monitoring/alerts/<service>.yml is the one source of every alert, in both languages. From it come monitoring/rules/*.yml
-and docs/runbooks/<Alert>.md and .ja.md. What only the diagnosis finds gets its runbook from diagnosis/*.yml. monitoring/recordings.yml is the source of the
-recording rules.
+and docs/runbooks/<Alert>.md and .ja.md. What only the diagnosis finds gets its runbook from
+diagnosis/*.yml. monitoring/recordings.yml is the source of the recording rules.
 """
 
 from __future__ import annotations
@@ -369,9 +369,8 @@ def index(alerts: list[dict[str, Any]], language: str) -> str:
         lines.append("")
     lines += [f"## {say('diagnosis', language)}", "", say("diagnosed", language), "|---|---|---|"]
     for rule in sorted(findings(), key=lambda rule: (SEVERITIES.index(rule["severity"]), rule["name"])):
-        lines.append(
-            f"| [{rule['name']}]({page(rule['name'], language)}) | {rule['severity']} | {escaped(rule['guide'][language])} |"
-        )
+        entry = f"[{rule['name']}]({page(rule['name'], language)})"
+        lines.append(f"| {entry} | {rule['severity']} | {escaped(rule['guide'][language])} |")
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -98,7 +98,14 @@ def _deploys(layout, count: int = 12) -> list:
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
             event = json.loads(line)
-            if event.get("event") in ("live", "gate_failed", "put_back", "not_put_back", "marked_bad", "cutover_started"):
+            if event.get("event") in (
+                "live",
+                "gate_failed",
+                "put_back",
+                "not_put_back",
+                "marked_bad",
+                "cutover_started",
+            ):
                 found.append({key: str(event[key])[:200] for key in _AUDITED if event.get(key)})
     return found[-count:]
 
@@ -181,7 +188,7 @@ def may(status, uid: int, gids, need: int) -> bool:
 
 
 def obstacle(path: str, user: str, need: int):
-    """Return what keeps a user from a path: the first folder that he may not enter, or the path itself; None: nothing."""
+    """Return what keeps a user from a path: the first folder that he may not enter, or the path itself."""
     try:
         uid, gids = groups_of(user)
     except KeyError:
@@ -259,7 +266,9 @@ def _count(folder: str, limit: int = 20000) -> tuple:
         for name in sorted(files):
             count += 1
             # Compressed copies are handed out under another name.
-            first = first or ("" if name.endswith((".gz", ".br")) else os.path.relpath(os.path.join(place, name), folder))
+            first = first or (
+                "" if name.endswith((".gz", ".br")) else os.path.relpath(os.path.join(place, name), folder)
+            )
         if count > limit or time.monotonic() > end:
             break
     return count, first
@@ -299,7 +308,7 @@ def redis(setting) -> dict:
 
 
 def ask_redis(target, queues, timeout: float) -> dict:
-    """Return INFO's figures and {queue: length}, with a second look at the queues a second later where one is not empty."""
+    """Return INFO's figures and {queue: length}, and the queues again a second later where one is not empty."""
     figures = probe.redis_ping(target, timeout)
     deadline = probe.Deadline(timeout)
     tls = probe.tls_context(target.verify, target.ca_file) if target.tls else None

@@ -225,6 +225,10 @@ def summary(answers: dict) -> dict:
     found["oldest_age"] = max([row["age"] for row in answers.get("databases") or []], default=0)
     found["statements_known"] = "most_time_together" in answers
     found["scanning_statements"] = scanning(answers)
+    large = [row for row in answers.get("tables") or [] if row["rows"] > 10000]
+    found["worst_dead_percent"] = max(
+        [round(100.0 * row["dead_rows"] / (row["rows"] + row["dead_rows"]), 1) for row in large], default=0.0
+    )
     return found
 
 
@@ -252,7 +256,7 @@ def scanning(answers: dict) -> list:
         if not re.match(r"(?i)\s*(select|update|delete|with)\b", statement["query"]):
             continue
         for row in scanned:
-            if row["table"] not in found and re.search(r'\b%s\b' % re.escape(row["table"]), statement["query"]):
+            if row["table"] not in found and re.search(r"\b%s\b" % re.escape(row["table"]), statement["query"]):
                 found[row["table"]] = {
                     "table": row["table"],
                     "rows": row["rows"],
@@ -327,4 +331,6 @@ def login(setting) -> dict:
     try:
         return dict(where, works=True, **probe.postgres_ping(target, 4.0))
     except probe.ProbeError as error:
-        return dict(where, works=False, reason=error.reason, message=str(error))
+        # "pg_hba.conf rejects connection" is a line there; "no pg_hba.conf entry" is the lack of one.
+        reason = "hba" if "pg_hba.conf" in str(error) else error.reason
+        return dict(where, works=False, reason=reason, message=str(error))

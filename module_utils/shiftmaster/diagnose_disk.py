@@ -46,35 +46,53 @@ def deleted(setting) -> dict:
             with contextlib.suppress(OSError):
                 target = os.readlink(path)
                 # Memory that is only called a file has no room on a disk.
-                if not target.endswith(" (deleted)") or target.startswith(("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV")):
+                if not target.endswith(" (deleted)") or target.startswith(
+                    ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV")
+                ):
                     continue
                 status = os.stat(path)
                 if stat.S_ISREG(status.st_mode) and status.st_blocks:
                     key = (status.st_dev, status.st_ino)
                     found.setdefault(key, (status.st_blocks * 512, target[: -len(" (deleted)")], pid, process))
-    largest = sorted(found.values(), key=lambda one: one[0], reverse=True)
+    largest = sorted(found.items(), key=lambda one: one[1][0], reverse=True)
+    paths, by_mount = devices(proc), {}
+    for (device, _inode), (size, _path, _pid, _process) in largest:
+        where = paths.get(device, "")
+        by_mount[where] = by_mount.get(where, 0) + size
     return {
-        "bytes": sum(one[0] for one in largest),
+        "bytes": sum(by_mount.values()),
+        "by_mount": by_mount,
         "files": [
-            dict(describe(pid, process, proc), path=path, bytes=size) for size, path, pid, process in largest[:_TOP]
+            dict(describe(pid, process, proc), path=path, bytes=size, mount=paths.get(device, ""))
+            for (device, _inode), (size, path, pid, process) in largest[:_TOP]
         ],
     }
+
+
+def devices(proc: str) -> dict:
+    """Return {device: path} of the local filesystems; a dead remote one would hold whoever looks at it."""
+    found = {}
+    for mount in probe.real_mounts(probe.parse_mountinfo(read(proc, "self", "mountinfo"))):
+        if mount.kind not in probe._REMOTE and not mount.kind.startswith("fuse."):
+            with contextlib.suppress(OSError):
+                found[os.stat(mount.path).st_dev] = mount.path
+    return found
 
 
 def largest(setting) -> dict:
     """The largest files and folders of logs and data; what is not seen within two seconds is said."""
     end, files, folders, complete = time.monotonic() + 2.0, [], {}, True
-    counted, seen = {}, set()
+    counted, seen, local = {}, set(), devices(setting.proc)
     for root in setting.large_folders:
-        try:
-            device = os.stat(root).st_dev
-        except OSError:
+        if not os.path.isdir(root):
             continue
+        # What lies below is looked at wherever it is mounted from, if that is local.
+        local.setdefault(os.stat(root).st_dev, root)
         for folder, names, contents in os.walk(root):
             if time.monotonic() > end:
                 complete = False
                 break
-            names[:] = [name for name in names if _device(os.path.join(folder, name)) == device]
+            names[:] = [name for name in names if _device(os.path.join(folder, name)) in local]
             # Of a folder what lies directly below the root, as `du -s /var/log/*` has it.
             below = os.path.relpath(folder, root).split(os.sep)[0]
             top = root if below == "." else os.path.join(root, below)
@@ -89,12 +107,14 @@ def largest(setting) -> dict:
                         seen.add((status.st_dev, status.st_ino))
                     size = status.st_blocks * 512
                     folders[top] = folders.get(top, 0) + size
-                    files.append((size, path))
+                    files.append((size, path, local.get(status.st_dev, "")))
                     if len(files) > 4 * _TOP:
                         files = sorted(files, reverse=True)[:_TOP]
     return {
         "complete": complete,
-        "files": [{"path": path, "bytes": size} for size, path in sorted(files, reverse=True)[:_TOP]],
+        "files": [
+            {"path": path, "bytes": size, "mount": mount} for size, path, mount in sorted(files, reverse=True)[:_TOP]
+        ],
         "folders": [
             {"path": path, "bytes": size} for path, size in sorted(folders.items(), key=lambda one: -one[1])[:_TOP]
         ],
@@ -157,5 +177,3 @@ def traffic(setting) -> dict:
             }
         )
     return {"disks": sorted(disks, key=lambda one: -one["busy_percent"])[:_TOP]}
-
-

@@ -33,11 +33,15 @@ class Absent(Exception):
 
 
 def chosen(parts: dict, area: str, functions) -> dict:
-    """Return the parts of an area that a host with these functions has."""
+    """Return the parts of an area that a host with these functions has; `all` is all of the diagnosis.
+
+    The checklists want more, which is no part of it: it takes long, or is about what goes wrong slowly.
+    """
     return {
         name: part
         for name, part in parts.items()
-        if (area == "all" or area in part.areas) and (not part.functions or set(part.functions) & set(functions))
+        if (area in part.areas or area == "checklist" or area == "all" and part.areas != ("checklist",))
+        and (not part.functions or set(part.functions) & set(functions))
     }
 
 

@@ -94,7 +94,8 @@ def shares(before: dict, after: dict) -> dict:
     """Return the percentages between two looks at cpu_ticks()."""
     total = max(1, after["total"] - before["total"])
     return {
-        name + "_percent": round(100.0 * (after[name] - before[name]) / total, 1) for name in ("busy", "iowait", "steal")
+        name + "_percent": round(100.0 * (after[name] - before[name]) / total, 1)
+        for name in ("busy", "iowait", "steal")
     }
 
 
@@ -125,6 +126,7 @@ def cpu(setting) -> dict:
         used.append((round(100.0 * ticks / _TICKS / passed, 1), pid))
     used.sort(reverse=True)
     processors = len(os.sched_getaffinity(0)) if proc == "/proc" else 1
+    described = {pid: describe(pid, second[pid], proc) for percent, pid in used if percent >= 1}
     load = [float(word) for word in (read(proc, "loadavg").split() + ["0"] * 3)[:3]]
     return {
         "processors": processors,
@@ -134,10 +136,12 @@ def cpu(setting) -> dict:
         "pressure": pressure(read(proc, "pressure", "cpu")),
         "io_pressure": pressure(read(proc, "pressure", "io")),
         "top": [
-            dict(describe(pid, second[pid], proc), cpu_percent=percent, cpu_share=round(percent / max(1, processors), 1))
+            dict(described[pid], cpu_percent=percent, cpu_share=round(percent / max(1, processors), 1))
             for percent, pid in used[:_TOP]
-            if percent > 0
+            if percent >= 1
         ],
+        # Four processes of one program are one hog.
+        "groups": groups([dict(described[pid], cpu_percent=one) for one, pid in used if one >= 1], processors),
         "waiting_for_disk": [
             describe(pid, stat, proc) for pid, stat in second.items() if stat["state"] == "D" and pid in first
             and first[pid]["state"] == "D"
@@ -147,6 +151,18 @@ def cpu(setting) -> dict:
         "processes_limit": int(read(proc, "sys/kernel/pid_max").strip() or 0),
         **shares(first_ticks, second_ticks),
     }  # fmt: skip
+
+
+def groups(used: list, processors: int) -> list:
+    """Return who uses the processors: by unit, and where there is none by program."""
+    found = {}
+    for one in used:
+        group = found.setdefault(one["unit"] or one["name"], dict(one, cpu_percent=0.0, processes=0))
+        group["cpu_percent"] = round(group["cpu_percent"] + one["cpu_percent"], 1)
+        group["processes"] += 1
+    for group in found.values():
+        group["cpu_share"] = round(group["cpu_percent"] / max(1, processors), 1)
+    return sorted(found.values(), key=lambda group: -group["cpu_percent"])[:_TOP]
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -161,7 +177,18 @@ def memory(setting) -> dict:
     found = processes(proc)
     top = sorted(found, key=lambda pid: found[pid]["memory"], reverse=True)[:_TOP]
     values = numbers(read(proc, "meminfo"))
-    kept = ("MemTotal", "MemFree", "MemAvailable", "Buffers", "Cached", "SwapTotal", "SwapFree", "Dirty", "Slab", "Shmem")
+    kept = (
+        "MemTotal",
+        "MemFree",
+        "MemAvailable",
+        "Buffers",
+        "Cached",
+        "SwapTotal",
+        "SwapFree",
+        "Dirty",
+        "Slab",
+        "Shmem",
+    )
     return dict(
         probe.memory_usage(proc),
         meminfo_kib={name: values[name] for name in kept if name in values},
@@ -176,7 +203,7 @@ def memory(setting) -> dict:
 
 
 def unit_memory(root: str) -> list:
-    """Return the services with a limit of memory: what they use, and how often the kernel has ended a process of theirs."""
+    """Return the services with a limit of memory: what they use, and how often a process of theirs was killed."""
     found = []
     for folder, _folders, files in os.walk(os.path.join(root, "system.slice")):
         if folder.count("/") > root.count("/") + 3 or "memory.max" not in files or not folder.endswith(".service"):
@@ -197,8 +224,9 @@ def unit_memory(root: str) -> list:
 
 
 _KILL = re.compile(
-    r"(?P<kernel>Out of memory: Killed process|Memory cgroup out of memory: Killed process) (?P<pid>\d+) \((?P<name>[^)]*)\)"
-    r"|(?P<unit>\S+\.service): (?:A process of this unit has been killed by the OOM killer|Failed with result 'oom-kill')"
+    r"(?P<kernel>Out of memory: Killed process|Memory cgroup out of memory: Killed process) (?P<pid>\d+)"
+    r" \((?P<name>[^)]*)\)|(?P<unit>\S+\.service): (?:A process of this unit has been killed by the OOM killer"
+    r"|Failed with result 'oom-kill')"
 )
 
 

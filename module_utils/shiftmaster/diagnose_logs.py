@@ -29,7 +29,10 @@ def tail(path: str, limit: int = _TAIL) -> str:
 
 # When a line was written. An epoch's zone is known; of the others it is the host's, where they do not say UTC.
 _TIMES = (
-    (re.compile(r"^(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(?: ?(Z|UTC|[+-]\d\d:?\d\d))?"), None),
+    (
+        re.compile(r"^(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(?: ?(Z|UTC|[+-]\d\d:?\d\d))?"),
+        None,
+    ),
     (re.compile(r"^\[(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(?: ?(Z|UTC|[+-]\d\d:?\d\d))?"), None),
 )
 _REDIS_TIME = re.compile(r"^\d+:\w (\d\d) (\w{3}) (\d{4}) (\d\d):(\d\d):(\d\d)")
@@ -68,7 +71,9 @@ _BAD = re.compile(
     r"\b(ERROR|CRITICAL|FATAL|PANIC|emerg|alert|crit|error)\b|^[\w.]+(?:Error|Exception|Warning)?: |Traceback|\[error\]"
     r"|# (?:MISCONF|Failed|Can't|Error|Background saving error)|Too many open files|No space left|Permission denied"
 )
-_EXCEPTION = re.compile(r"^((?:[A-Za-z_][\w]*\.)*[A-Z]\w*(?:Error|Exception|Configured|Exist|Refused|Timeout|Warning|Denied|NotFound|Interrupt|Exit|Full))(?::\s*(.*))?$")
+_EXCEPTION = re.compile(
+    r"^((?:[A-Za-z_][\w]*\.)*[A-Z]\w*(?:Error|Exception|Configured|Exist|Refused|Timeout|Warning|Denied|NotFound|Interrupt|Exit|Full))(?::\s*(.*))?$"
+)
 
 
 def entries(text: str, zone_offset: float = 0.0) -> list:
@@ -195,7 +200,9 @@ def summary(found: list, now: float, hours: float, slots: int = 48) -> dict:
             "requests": len(recent),
             "errors": sum(one[1] >= 500 for one in recent),
             "p95_seconds": round(percentile([one[2] for one in recent], 0.95), 3),
-            "by_status": {str(code): sum(one[1] == code for one in recent) for code in sorted({one[1] for one in recent})},
+            "by_status": {
+                str(code): sum(one[1] == code for one in recent) for code in sorted({one[1] for one in recent})
+            },
         },
         "series": [
             {

@@ -1,4 +1,4 @@
-"""Evidence of the network: who listens, what the firewall refuses, names, certificates, and how each address answers."""
+"""Evidence of the network: who listens, what the firewall refuses, names, certificates, what answers."""
 
 from __future__ import annotations
 
@@ -96,12 +96,15 @@ def refusals(ruleset: dict, interesting) -> list:
                 elif field in ("saddr", "daddr"):
                     addresses.append("%s %s" % (field, _words(right)))
                 elif field not in ("protocol", "nexthdr") and not (
-                    isinstance(left, dict) and left.get("meta", {}).get("key") in ("l4proto", "nfproto", "iifname", "oifname")
+                    isinstance(left, dict)
+                    and left.get("meta", {}).get("key") in ("l4proto", "nfproto", "iifname", "oifname")
                 ):
                     narrow = True
             packets += one.get("counter", {}).get("packets", 0) if isinstance(one.get("counter"), dict) else 0
         chain = chains.get((rule["family"], rule["table"], rule["chain"]), {})
-        hit = sorted(ports & set(interesting)) or (sorted(interesting) if not ports and addresses and not narrow else [])
+        hit = sorted(ports & set(interesting)) or (
+            sorted(interesting) if not ports and addresses and not narrow else []
+        )
         if hit or (not ports and not addresses and not narrow and chain.get("hook") in ("input", "output")):
             found.append(
                 {
@@ -155,7 +158,9 @@ def firewall(setting) -> dict:
         raise probe.ProbeError("error", "nft", error.strip()[:200])
     ruleset = json.loads(text or '{"nftables": []}')
     tables = [
-        "%s %s" % (entry["table"]["family"], entry["table"]["name"]) for entry in ruleset["nftables"] if "table" in entry
+        "%s %s" % (entry["table"]["family"], entry["table"]["name"])
+        for entry in ruleset["nftables"]
+        if "table" in entry
     ]
     return {
         "tables": tables,
@@ -225,7 +230,9 @@ def names(setting) -> dict:
             (entry for entry in heard if not entry["own"]), key=lambda entry: setting.names.index(entry["name"])
         ),
         "own": next((entry for entry in heard if entry["own"]), None),
-        "hosts_has_localhost": bool(re.search(r"^\s*127\.0\.0\.1\s.*\blocalhost\b", read(setting.path("/etc/hosts")), re.M)),
+        "hosts_has_localhost": bool(
+            re.search(r"^\s*127\.0\.0\.1\s.*\blocalhost\b", read(setting.path("/etc/hosts")), re.M)
+        ),
     }
 
 

@@ -18,7 +18,10 @@ _NAME = (
 )
 SECRET_NAME = re.compile(r"(?i)(?:^|[^a-z])" + _NAME + r"(?:$|[^a-z])|(?:password|secret|token|[^a-z]key)$")
 _SHAPES = (
-    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S), "[private key]"),
+    (
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S),
+        "[private key]",
+    ),
     # user:password@ of an address; a password may itself hold an @.
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/]*@"), r"\1:***@"),
     (re.compile(r"(?i)\b(bearer|basic|digest)\s+[a-z0-9+/_.=~-]{8,}"), r"\1 ***"),
@@ -42,7 +45,7 @@ _SQL_LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.S)
 
 
 def secrets_of(environment: dict) -> list:
-    """Return the values of an environment that must not be seen, the longest first: also as URLs and shells write them."""
+    """Return the values of an environment that must not be seen, the longest first, also as URLs write them."""
     found = set()
     for name, value in environment.items():
         parts = []

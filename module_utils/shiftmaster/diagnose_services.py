@@ -72,7 +72,12 @@ def unit_processes(setting, group: str) -> dict:
         if match:
             states[match.group(1)] = states.get(match.group(1), 0) + 1
     frozen = numbers(read(folder, "cgroup.events")).get("frozen", 0) if folder else 0
-    return {"processes": len(pids), "stopped": states.get("T", 0), "waiting_for_disk": states.get("D", 0), "frozen": frozen}
+    return {
+        "processes": len(pids),
+        "stopped": states.get("T", 0),
+        "waiting_for_disk": states.get("D", 0),
+        "frozen": frozen,
+    }
 
 
 def journal_of(unit: str, lines: int = _LINES) -> list:
@@ -127,7 +132,9 @@ def parse_journal(text: str) -> list:
     return sorted(groups.values(), key=lambda group: -group["last"])[:15]
 
 
-_STARTS = re.compile(r"^(?P<at>\d+\.\d+) \S+ systemd\[1\]: (?P<what>Started|Stopped|Starting|Failed) ?(?:to start )?(?P<text>.*)$")
+_STARTS = re.compile(
+    r"^(?P<at>\d+\.\d+) \S+ systemd\[1\]: (?P<what>Started|Stopped|Starting|Failed) ?(?:to start )?(?P<text>.*)$"
+)
 
 
 def changes(setting) -> dict:
@@ -138,10 +145,11 @@ def changes(setting) -> dict:
         if match:
             at = diagnose_logs.moment(line)
             events.append({"at": at, "kind": "package", "text": "%s %s %s" % (match[2], match[3], match[5])})
+    since = "--since=-%dmin" % int(setting.hours * 60)
     try:
         code, text, _error = probe.run(
             [
-                "journalctl", "--no-pager", "--quiet", "--output=short-unix", "--since=-%dmin" % int(setting.hours * 60),
+                "journalctl", "--no-pager", "--quiet", "--output=short-unix", since,
                 "--lines=600", "_PID=1", "--grep=^(Started|Stopped|Failed to start) ",
             ],
             3.0,
@@ -151,7 +159,9 @@ def changes(setting) -> dict:
     for line in text.splitlines():
         match = _STARTS.match(line)
         if match and setting.mentions_ours(match["text"]):
-            events.append({"at": float(match["at"]), "kind": "unit", "text": "%s %s" % (match["what"], match["text"][:120])})
+            events.append(
+                {"at": float(match["at"]), "kind": "unit", "text": "%s %s" % (match["what"], match["text"][:120])}
+            )
     return {
         "events": sorted((event for event in events if event["at"]), key=lambda event: event["at"])[-60:],
         "reboot_required": os.path.exists(setting.path("/run/reboot-required")),

@@ -12,6 +12,7 @@ from . import diagnose_host as host
 from . import diagnose_logs as logs
 from . import diagnose_network as network
 from . import diagnose_services as services
+from . import diagnose_upkeep as upkeep
 from . import envfile
 from .diagnose_engine import Part
 from .diagnose_redact import secrets_of
@@ -57,6 +58,12 @@ PARTS = {
     "redis": Part(application.redis, ("app", "memory"), 6, ("app",)),
     "cache_server": Part(application.cache_server, ("app", "memory"), 5, ("cache",)),
     "celery": Part(application.celery, ("app",), 4, ("app",)),
+    "logins": Part(upkeep.logins, ("checklist",), 8),
+    "updates": Part(upkeep.updates, ("checklist",), 14),
+    "rights_changed": Part(upkeep.rights_changed, ("checklist",), 6),
+    "accounts": Part(upkeep.accounts, ("checklist",), 8, ("database",)),
+    "backups": Part(upkeep.backups, ("checklist",), 6, ("app", "database", "backup")),
+    "monitoring": Part(upkeep.monitoring, ("checklist",), 12, ("monitoring",)),
 }
 # Asked only where another part gives a reason to.
 SUSPICION = {"workers_answer": Part(application.workers_answer, ("app",), 14, ("app",))}
@@ -102,6 +109,8 @@ class Setting:
         self.certificates = list(options.get("certificates") or ())
         self.http_targets = options.get("http") or {}
         self.static_url = options.get("static_url") or ""
+        self.backup_dir = options.get("backup_dir") or "/var/backups/shiftmaster"
+        self.prometheus = options.get("prometheus") or None
         self.access_log = options.get("access_log") or "/var/log/nginx/shiftmaster_access.log"
         self.logs = options.get("logs") or {
             "application": os.path.join(self.log_dir, "error.log"),
@@ -111,7 +120,12 @@ class Setting:
             "postgresql": "/var/log/postgresql/*.log",
             "redis": "/var/log/redis/redis-server*.log",
         }
-        self.large_folders = options.get("large_folders") or ["/var/log", "/var/lib/postgresql", "/var/backups", self.app_root]
+        self.large_folders = options.get("large_folders") or [
+            "/var/log",
+            "/var/lib/postgresql",
+            "/var/backups",
+            self.app_root,
+        ]
         # Who writes where: what a full filesystem stops.
         self.writers = {
             name: path

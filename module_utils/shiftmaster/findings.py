@@ -9,6 +9,7 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     areas      in which areas of the diagnosis it is looked for
     functions  those of the hosts of which it is asked; every host where absent
     each       an expression whose items are asked one by one, as `it`
+    let        {name: expression}, for what is needed more than once
     when       an expression; what it needs and is not there makes it false
     explains   what follows from it on the same host, and on hosts that need what it is about: names of rules,
                `@component` (its symptoms) or `*` (all symptoms)
@@ -63,7 +64,13 @@ class Engine:
         from jinja2 import ChainableUndefined
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        self.environment = ImmutableSandboxedEnvironment(undefined=ChainableUndefined, autoescape=False)
+        class Missing(ChainableUndefined):
+            """What is not there has no length either: "none of them" is said only of a list that was collected."""
+
+            def __len__(self):
+                self._fail_with_undefined_error()
+
+        self.environment = ImmutableSandboxedEnvironment(undefined=Missing, autoescape=False)
         self.environment.filters.update(size=size, duration=duration, tojson=json.dumps)
         self.environment.tests["search"] = lambda text, pattern: bool(re.search(pattern, str(text or "")))
         self._compiled = {}
@@ -128,7 +135,9 @@ def fleet_of(hosts: list, expectations: Optional[dict] = None) -> dict:
         beats=beats,
         # Whether all hosts that might run the scheduler have said so.
         beats_known=all(
-            host["parts"].get("celery", {}).get("status") == "ok" for host in heard if "app" in (host.get("functions") or [])
+            host["parts"].get("celery", {}).get("status") == "ok"
+            for host in heard
+            if "app" in (host.get("functions") or [])
         )
         and not any("app" in (host.get("functions") or []) for host in hosts if not host.get("parts")),
         beat_host=next((host["host"] for host in hosts if "app" in (host.get("functions") or [])), None),
@@ -177,6 +186,7 @@ def fired(engine: Engine, rule: dict, host: dict, fleet: dict, area: str = "all"
     found = []
     for item in items:
         inside = dict(names, it=item)
+        inside.update({name: engine.value(expression, inside) for name, expression in rule.get("let", {}).items()})
         if engine.value(rule["when"], inside):
             found.append(describe(engine, rule, host["host"], inside))
     return found
@@ -272,13 +282,15 @@ def rank(findings: list, rules: dict, hosts: dict) -> list:
         finding, root = dict(findings[position]), roots[position]
         finding["root"] = position == root
         finding["severity_of_all"] = SEVERITIES[weight[root]] if position == root else finding["severity"]
-        finding["follows_from"] = "" if position == root else "%s on %s" % (findings[root]["rule"], findings[root]["host"])
+        finding["follows_from"] = (
+            "" if position == root else "%s on %s" % (findings[root]["rule"], findings[root]["host"])
+        )
         ranked.append(finding)
     return [dict(finding, number=number) for number, finding in enumerate(ranked, 1)]
 
 
 def roots_of(causes: list, key) -> list:
-    """Return for each position the one at the beginning of what explains it; of several, and of a circle, the deepest."""
+    """Return for each position the one at the beginning of what explains it; of several the deepest."""
     above = []
     for position in range(len(causes)):
         seen, todo = {position}, list(causes[position])

@@ -27,7 +27,10 @@ SAYS = {
     "warning": ("warning", "警告"),
     "info": ("note", "情報"),
     "healthy": ("healthy", "正常"),
-    "result": ("Result: {worst}. {roots} causes, {rest} that follow from them", "結果: {worst}。原因 {roots} 件、そこから生じた事象 {rest} 件"),
+    "result": (
+        "Result: {worst}. {roots} causes, {rest} that follow from them",
+        "結果: {worst}。原因 {roots} 件、そこから生じた事象 {rest} 件",
+    ),
     "nothing": ("Nothing is wrong that this diagnosis can see.", "この診断で確認できる異常はありません。"),
     "cause": ("Cause", "原因"),
     "evidence": ("Evidence", "根拠"),
@@ -57,7 +60,10 @@ SAYS = {
     "kill": ("memory", "メモリ"),
     "none": ("none", "なし"),
     "unknown": ("not known", "不明"),
-    "slowest_on_average": ("Statements that take longest on average (over 100 ms)", "平均実行時間の長い文(100 ミリ秒超)"),
+    "slowest_on_average": (
+        "Statements that take longest on average (over 100 ms)",
+        "平均実行時間の長い文(100 ミリ秒超)",
+    ),
     "most_time_together": ("Statements that take most time together", "合計実行時間の長い文"),
     "activity": ("Active sessions", "アクティブなセッション"),
     "blockers": ("Who holds others up (roots of the lock trees)", "ロック待ちの原因セッション"),
@@ -141,7 +147,13 @@ def lines(data: dict, language: str) -> list:
         result += ["", "%s %s" % (SIGNS["healthy"], say(language, "nothing"))]
     else:
         result.append(
-            say(language, "result", worst=say(language, data["worst"]), roots=len(roots), rest=len(data["findings"]) - len(roots))
+            say(
+                language,
+                "result",
+                worst=say(language, data["worst"]),
+                roots=len(roots),
+                rest=len(data["findings"]) - len(roots),
+            )
         )
     for number, root in enumerate(roots, 1):
         result += ["", "%s %d. [%s] %s: %s" % (
@@ -157,8 +169,12 @@ def lines(data: dict, language: str) -> list:
         if root["advice"].get(language):
             result.append("   %s" % root["advice"][language])
         result.append("   %s: %s" % (say(language, "runbook"), runbook(root, language)))
-        following = [one for one in data["findings"] if one["follows_from"] == "%s on %s" % (root["rule"], root["host"])]
-        result += ["   └ %s: %s: %s" % (say(language, "follows"), one["host"], one["title"][language]) for one in following]
+        following = [
+            one for one in data["findings"] if one["follows_from"] == "%s on %s" % (root["rule"], root["host"])
+        ]
+        result += [
+            "   └ %s: %s: %s" % (say(language, "follows"), one["host"], one["title"][language]) for one in following
+        ]
     if data["unseen"]:
         result += ["", say(language, "unseen") + ":"]
         result += ["   %s: %s (%s)" % (one["host"], one["part"], one["error"][:160]) for one in data["unseen"]]
@@ -218,7 +234,10 @@ def page(data: dict, language: str) -> str:
     if roots:
         rest = len(data["findings"]) - len(roots)
         worst = say(language, data["worst"])
-        parts.append("<p><strong>%s %s</strong></p>" % (SIGNS[data["worst"]], e(say(language, "result", worst=worst, roots=len(roots), rest=rest))))
+        parts.append(
+            "<p><strong>%s %s</strong></p>"
+            % (SIGNS[data["worst"]], e(say(language, "result", worst=worst, roots=len(roots), rest=rest)))
+        )
     else:
         parts.append("<p><strong>%s %s</strong></p>" % (SIGNS["healthy"], e(say(language, "nothing"))))
     for root in roots:
@@ -255,7 +274,13 @@ def card(root: dict, found: list, language: str) -> str:
         rows.append((say(language, "fix"), "".join(steps) + e(root["advice"].get(language, ""))))
     rows.append((say(language, "runbook"), "<code>%s</code>" % e(runbook(root, language))))
     if following:
-        rows.append((say(language, "follows"), "<ul>%s</ul>" % "".join("<li>%s: %s</li>" % (e(one["host"]), e(one["title"][language])) for one in following)))
+        rows.append(
+            (
+                say(language, "follows"),
+                "<ul>%s</ul>"
+                % "".join("<li>%s: %s</li>" % (e(one["host"]), e(one["title"][language])) for one in following),
+            )
+        )
     return '<section class="finding %s"><h3>%s <span class="word">%s</span> %s: %s</h3><dl>%s</dl></section>' % (
         severity, SIGNS[severity], e(say(language, severity)), e(root["host"]), e(root["title"][language]),
         "".join("<dt>%s</dt><dd>%s</dd>" % (e(name), value) for name, value in rows),
@@ -317,7 +342,11 @@ def charts(host: dict, language: str) -> str:
 def bar(name: str, percent: float) -> str:
     """Return a bar; from 80 it is hatched, so that nobody needs its colour."""
     width = max(0.0, min(100.0, percent))
-    hatch = "".join('<path d="M%g 0l-6 10" stroke="currentColor"/>' % x for x in range(4, int(width) + 1, 4)) if percent > 80 else ""
+    hatch = (
+        "".join('<path d="M%g 0l-6 10" stroke="currentColor"/>' % x for x in range(4, int(width) + 1, 4))
+        if percent > 80
+        else ""
+    )
     return (
         '<svg viewBox="0 0 100 10" role="img" aria-label="%s %.0f %%" preserveAspectRatio="none" style="height:.8rem">'
         '<rect width="100" height="10" fill="none" stroke="currentColor" stroke-width=".5"/>'
@@ -331,7 +360,8 @@ def line_chart(title: str, points: list) -> str:
     scale = top or 1
     first, last = points[0][0], points[-1][0]
     coordinates = " ".join(
-        "%.1f,%.1f" % (30 + 265.0 * (at - first) / max(1, last - first), 80 - 65.0 * value / scale) for at, value in points
+        "%.1f,%.1f" % (30 + 265.0 * (at - first) / max(1, last - first), 80 - 65.0 * value / scale)
+        for at, value in points
     )
 
     def clock(at):
@@ -357,7 +387,9 @@ def timeline(hosts: list) -> list:
         parts = host.get("parts") or {}
         for deploy in parts.get("release", {}).get("deploys") or []:
             at = _moment(deploy.get("time"))
-            text = " ".join(str(deploy[key]) for key in ("kind", "event", "target", "version", "reason") if deploy.get(key))
+            text = " ".join(
+                str(deploy[key]) for key in ("kind", "event", "target", "version", "reason") if deploy.get(key)
+            )
             events.append((at, host["host"], "deploy", text))
         for event in parts.get("changes", {}).get("events") or []:
             events.append((event["at"], host["host"], event["kind"], event["text"]))
@@ -407,7 +439,9 @@ def database_report(host: dict, language: str) -> str:
     for name in DATABASE_TABLES:
         if name not in database:
             if name in ("slowest_on_average", "most_time_together"):
-                result.append("<h3>%s</h3><p>%s (pg_stat_statements)</p>" % (e(say(language, name)), e(say(language, "unknown"))))
+                result.append(
+                    "<h3>%s</h3><p>%s (pg_stat_statements)</p>" % (e(say(language, name)), e(say(language, "unknown")))
+                )
             continue
         rows = database[name]
         result.append("<h3>%s</h3>" % e(say(language, name)))
@@ -446,5 +480,3 @@ def bundle(files: dict, made: datetime.datetime, limit: int = BUNDLE_LIMIT) -> t
             entry.size, entry.mtime, entry.mode = len(content), int(made.timestamp()), 0o600
             archive.addfile(entry, io.BytesIO(content))
     return stream.getvalue(), listed
-
-

@@ -97,7 +97,8 @@ def availability(up: list, start: float, end: float, step: float) -> dict:
         "unknown_seconds": unknown,
         "known_seconds": known,
         "outages": [
-            {"start": outage.start, "end": outage.end, "seconds": outage.seconds, "ended": outage.ended} for outage in found
+            {"start": outage.start, "end": outage.end, "seconds": outage.seconds, "ended": outage.ended}
+            for outage in found
         ],
         "mttr_seconds": round(sum(repaired) / len(repaired), 1) if repaired else None,
         "mtbf_seconds": round((known - down) / len(found), 1) if found else None,
@@ -142,10 +143,14 @@ def causes(found: list, alerts: list, margin: float = 300.0) -> list:
         around = [
             alert
             for alert in alerts
-            if alert["start"] <= outage["end"] and alert["end"] >= outage["start"] - margin and alert["name"] not in _SYMPTOMS
+            if alert["start"] <= outage["end"]
+            and alert["end"] >= outage["start"] - margin
+            and alert["name"] not in _SYMPTOMS
         ]
         around.sort(key=lambda alert: alert["start"])
-        result.append(dict(outage, cause=around[0]["name"] if around else None, alerts=[alert["name"] for alert in around]))
+        result.append(
+            dict(outage, cause=around[0]["name"] if around else None, alerts=[alert["name"] for alert in around])
+        )
     return result
 
 
@@ -203,7 +208,9 @@ def month(data: dict, start: float, end: float, step: float, targets: Optional[d
         figures.update(served)
     else:
         missing.append("up")
-        figures.update(availability_percent=None, mttr_seconds=None, mtbf_seconds=None, outages=[], unknown_seconds=end - start)
+        figures.update(
+            availability_percent=None, mttr_seconds=None, mtbf_seconds=None, outages=[], unknown_seconds=end - start
+        )
     requests = within(data.get("requests") or [], start, end)
     errors = within(data.get("errors") or [], start, end)
     total = sum(value for _at, value in requests)
@@ -243,7 +250,11 @@ def verdicts(figures: dict, targets: dict) -> dict:
     # Without an outage there was nothing to repair.
     mttr = 0.0 if served is not None and not figures["outages"] else figures["mttr_seconds"]
     return {
-        "availability_percent": "unknown" if served is None else "met" if served >= targets["availability_percent"] else "missed",
+        "availability_percent": "unknown"
+        if served is None
+        else "met"
+        if served >= targets["availability_percent"]
+        else "missed",
         "p95_seconds": at_most(figures["p95_seconds"], targets["p95_seconds"], targets["p95_tolerated_seconds"]),
         "error_percent": at_most(figures["error_percent"], targets["error_percent"]),
         "mttr_seconds": at_most(mttr, targets["mttr_seconds"]),

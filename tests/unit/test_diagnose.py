@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import shiftmaster_diagnose
@@ -48,7 +49,10 @@ def parameters(**more):
 
 
 def test_area_and_functions_choose_the_parts():
-    assert set(engine.chosen(PARTS, "all", ["app", "web", "database", "cache"])) == set(PARTS)
+    every = ["app", "web", "database", "cache", "monitoring"]
+    assert set(engine.chosen(PARTS, "checklist", every)) == set(PARTS)
+    more = {"logins", "updates", "rights_changed", "accounts", "backups", "monitoring"}
+    assert set(engine.chosen(PARTS, "all", every)) == set(PARTS) - more
     of_disk = engine.chosen(PARTS, "disk", ["web"])
     assert {"disk", "deleted", "largest", "rotation"} <= set(of_disk) and "login" not in of_disk
     assert "database" not in engine.chosen(PARTS, "db", ["app"]) and "login" in engine.chosen(PARTS, "db", ["app"])
@@ -72,7 +76,9 @@ def refused(_setting):
 def test_parts_run_at_once_and_three_that_hang_are_given_up():
     never = threading.Event()
     parts = {f"hangs{number}": part(lambda _setting: never.wait(60) and {}, 0.4) for number in range(3)}
-    parts.update(good=part(lambda _setting: {"x": 1}), bad=part(lambda _setting: 1 / 0), none=part(absent), no=part(refused))
+    parts.update(
+        good=part(lambda _setting: {"x": 1}), bad=part(lambda _setting: 1 / 0), none=part(absent), no=part(refused)
+    )
     began = time.monotonic()
     answer = engine.collect(parts, Setting({}), 15)
     never.set()
@@ -186,7 +192,9 @@ def test_no_seeded_secret_leaves_a_host(tmp_path):
         assert secret not in text
     evidence = json.loads(text)
     assert evidence["environment"]["missing"] == ["EMAIL_HOST"]
-    assert evidence["environment"]["other_than_expected"] == [{"name": "DB_NAME", "is": "shiftmaster", "should": "other"}]
+    assert evidence["environment"]["other_than_expected"] == [
+        {"name": "DB_NAME", "is": "shiftmaster", "should": "other"}
+    ]
     assert evidence["logs"]["files"]["application"]["problems"][0]["exception"].startswith("ValueError")
     assert evidence["release"]["release"] == release.name and evidence["release"]["deploys"][0]["event"] == "live"
 
@@ -201,7 +209,13 @@ def stat_line(pid, name, state="S", ticks=10, parent=1, started=5, pages=100):
 
 def test_process_names_with_blanks_and_brackets_are_read():
     found = host.parse_stat(stat_line(7, "a) (b c", "D", 30, 3, 9, 50))
-    assert (found["name"], found["state"], found["parent"], found["ticks"], found["started"]) == ("a) (b c", "D", 3, 30, 9)
+    assert (found["name"], found["state"], found["parent"], found["ticks"], found["started"]) == (
+        "a) (b c",
+        "D",
+        3,
+        30,
+        9,
+    )
     assert found["memory"] == 50 * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -221,8 +235,7 @@ def test_cpu_says_who_uses_it(tmp_path, monkeypatch):
         (tmp_path / "8" / "stat").write_text(stat_line(8, "new", ticks=1, started=99))
         (tmp_path / "stat").write_text("cpu  190 0 0 910 0 0 0 0\n")
 
-    monkeypatch.setattr(host.time, "sleep", sleep)
-    monkeypatch.setattr(host.time, "monotonic", iter([10.0, 11.0]).__next__)
+    monkeypatch.setattr(host, "time", SimpleNamespace(sleep=sleep, monotonic=iter([10.0, 11.0]).__next__))
     found = host.cpu(Setting({"proc_path": str(tmp_path)}))
     assert found["busy_percent"] == 90.0 and found["load"] == [4.0, 3.0, 2.0]
     assert found["top"][0]["command"] == "python3 hog.py" and found["top"][0]["unit"] == "hog.service"
@@ -392,7 +405,9 @@ def test_listeners():
 
 def test_who_holds_the_ports(monkeypatch):
     monkeypatch.setattr(network.probe, "run", lambda argv, timeout: (0, SS, ""))
-    found = network.ports(Setting({"ports": {"443": "nginx", "5432": "postgres", "6379": "redis-server", "80": "nginx"}}))
+    found = network.ports(
+        Setting({"ports": {"443": "nginx", "5432": "postgres", "6379": "redis-server", "80": "nginx"}})
+    )
     assert [(one["port"], one["listens"], one["foreign"]) for one in found["expected"]] == [
         (443, True, False), (5432, True, True), (6379, True, False), (80, False, False),
     ]  # fmt: skip
@@ -472,7 +487,9 @@ def test_upstreams_are_read_from_the_site(tmp_path):
 
 
 def session(pid, blocked_by=(), state="active", **more):
-    return dict({"pid": pid, "blocked_by": list(blocked_by), "state": state, "query": "UPDATE x", "query_seconds": 9}, **more)
+    return dict(
+        {"pid": pid, "blocked_by": list(blocked_by), "state": state, "query": "UPDATE x", "query_seconds": 9}, **more
+    )
 
 
 def test_roots_of_lock_trees():
@@ -483,7 +500,9 @@ def test_roots_of_lock_trees():
 
 
 def test_answers_of_psql_lose_their_literals():
-    text = 'activity\t@@\t[{"pid": 1, "query": "SELECT \'Yamada\'"}]\nserver\t@@\t[{"version": "17.6"}]\nnoise\nbad\t@@\t{'
+    text = (
+        'activity\t@@\t[{"pid": 1, "query": "SELECT \'Yamada\'"}]\nserver\t@@\t[{"version": "17.6"}]\nnoise\nbad\t@@\t{'
+    )
     found = database.parse(text)
     assert found == {"activity": [{"pid": 1, "query": "SELECT '?'"}], "server": [{"version": "17.6"}]}
 
@@ -504,7 +523,14 @@ def test_why_the_server_refuses(message, reason):
 
 
 def table(name, rows, scans, read, index_scans=0):
-    return {"table": name, "rows": rows, "scans": scans, "scanned_rows": read, "index_scans": index_scans}
+    return {
+        "table": name,
+        "rows": rows,
+        "scans": scans,
+        "scanned_rows": read,
+        "index_scans": index_scans,
+        "dead_rows": 0,
+    }
 
 
 def test_slow_statements_that_read_whole_tables():
@@ -512,7 +538,9 @@ def test_slow_statements_that_read_whole_tables():
     large = table("roster", 90000, 100, 9000000)
     found = database.scanning({"tables": [large], "slowest_on_average": [slow],
                                "invalid_indexes": [{"table": "roster", "index": "roster_staff"}]})  # fmt: skip
-    assert [(one["table"], one["mean_ms"], one["invalid_index"]) for one in found] == [("roster", 2000.0, "roster_staff")]
+    assert [(one["table"], one["mean_ms"], one["invalid_index"]) for one in found] == [
+        ("roster", 2000.0, "roster_staff")
+    ]
     # Read by an index; small; another table; a statement of another kind.
     for tables, statement in (
         ([table("roster", 90000, 1, 90000)], slow),
@@ -649,7 +677,11 @@ def test_errors_of_the_journal_are_grouped():
 
 
 def test_containers_of_docker_and_podman():
-    text = json.dumps({"Names": "a", "Image": "x", "State": "running", "Status": "Up"}) + "\n" + json.dumps({"Names": ["b"]})
+    text = (
+        json.dumps({"Names": "a", "Image": "x", "State": "running", "Status": "Up"})
+        + "\n"
+        + json.dumps({"Names": ["b"]})
+    )
     assert [(one["name"], one["state"]) for one in services.parse_containers(text)] == [("a", "running"), ("b", "")]
 
 

@@ -1,4 +1,4 @@
-"""The rules of diagnosis/ and their engine: each fires on its fault and not near it; roots come before their symptoms."""
+"""The rules of diagnosis/ and their engine: each fires on its fault, not near it; roots come before symptoms."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def test_finding_is_whole_in_both_languages(name):
 
 
 FIELDS = {
-    "name", "component", "severity", "symptom", "areas", "functions", "each", "when", "explains", "title", "cause", "advice",
-    "evidence", "fix", "alert", "depth", "guide", "commands",
+    "name", "component", "severity", "symptom", "areas", "functions", "each", "let", "when", "explains", "title",
+    "cause", "advice", "evidence", "fix", "alert", "depth", "guide", "commands",
 }  # fmt: skip
 
 
@@ -105,7 +105,12 @@ def test_rule_is_whole(rule):
     assert set(rule.get("areas", [])) <= {"app", "db", "cpu", "memory", "disk", "network"}
     assert ("alert" in rule) != ("guide" in rule and "commands" in rule), "it has one runbook"
     assert rule.get("fix") or rule.get("advice") or rule.get("alert"), "it says nothing to do"
-    for text in (rule["title"], rule["cause"], rule.get("advice", {"en": "", "ja": ""}), rule.get("guide", {"en": "", "ja": ""})):
+    for text in (
+        rule["title"],
+        rule["cause"],
+        rule.get("advice", {"en": "", "ja": ""}),
+        rule.get("guide", {"en": "", "ja": ""}),
+    ):
         assert set(text) == {"en", "ja"}
     for target in rule.get("explains", []):
         assert target == "*" or (target[1:] in findings.DEPTH if target.startswith("@") else target in RULES), target
@@ -128,7 +133,11 @@ DATABASE_DOWN = CASES["DatabaseStopped"]["fires"]["parts"]
 def of(name, *functions):
     """A healthy host with the parts that its functions have."""
     whole = host(host=name, functions=list(functions))
-    parts = {part: data for part, data in whole["parts"].items() if not PARTS[part].functions or set(PARTS[part].functions) & set(functions)}
+    parts = {
+        part: data
+        for part, data in whole["parts"].items()
+        if not PARTS[part].functions or set(PARTS[part].functions) & set(functions)
+    }
     parts["units"] = {"status": "ok", "units": []}
     return dict(whole, parts=parts)
 
@@ -212,7 +221,9 @@ def test_a_symptom_without_a_cause_comes_behind_causes_of_its_weight():
 def test_the_root_weighs_what_follows_from_it():
     """A warning that makes the site fail is no warning."""
     weak = dict(RULES["NameServerSilent"], explains=["*"])
-    hosts = [host({"parts": {"names": {"servers": [{"address": "x", "answers": False}]}, "http": {"site": {"status": 502}}}})]
+    hosts = [
+        host({"parts": {"names": {"servers": [{"address": "x", "answers": False}]}, "http": {"site": {"status": 502}}}})
+    ]
     result = findings.find([weak, RULES["SiteErrors"]], hosts)
     assert names(result) == ["NameServerSilent", "SiteErrors"] and result[0]["severity_of_all"] == "critical"
 
@@ -237,13 +248,14 @@ def test_area_leaves_out_what_belongs_elsewhere():
     assert found(fault, area="network") == []
 
 
-# --- the engine --------------------------------------------------------------------------------------------------------
+# --- the engine ----------------------------------------------------------------------------------------------------
 
 
 def test_what_is_not_there_is_false_and_no_error():
     engine = findings.Engine()
     for expression in ("a.b.c > 3", "a.b", "a | length > 3", "a[0].b == 1", "x < y", "n > 3"):
         assert not engine.value(expression, {"n": None})
+    assert engine.value("gone | length == 0", {}) is None
     assert engine.value("n == 3 and s is search('^a')", {"n": 3, "s": "abc"})
 
 
@@ -273,5 +285,7 @@ def test_worst_and_failing():
 def test_circles_of_explanations_end():
     first = dict(RULES["NameServerSilent"], explains=["NameServerSilent", "SiteErrors"])
     second = dict(RULES["SiteErrors"], explains=["NameServerSilent"])
-    hosts = [host({"parts": {"names": {"servers": [{"address": "x", "answers": False}]}, "http": {"site": {"status": 502}}}})]
+    hosts = [
+        host({"parts": {"names": {"servers": [{"address": "x", "answers": False}]}, "http": {"site": {"status": 502}}}})
+    ]
     assert len(findings.find([first, second], hosts)) == 2

@@ -83,13 +83,17 @@ def test_summary_says_cause_and_what_to_do(language):
 def test_a_healthy_report_says_what_was_not_seen():
     hung = {"parts": {"containers": {"status": "failed", "error": "permission denied"}}}
     answer, _files = shiftmaster_findings.judge(parameters(hung), MADE)
-    assert "✅ Nothing is wrong" in answer["report_text"] and "h1: containers (permission denied)" in answer["report_text"]
+    assert (
+        "✅ Nothing is wrong" in answer["report_text"] and "h1: containers (permission denied)" in answer["report_text"]
+    )
     assert answer["failing"] == []
 
 
 def test_an_unreachable_host_is_in_the_report():
     given = parameters({})
-    given["results"].append({"host": "gone", "functions": ["database"], "result": {"unreachable": True, "msg": "No route"}})
+    given["results"].append(
+        {"host": "gone", "functions": ["database"], "result": {"unreachable": True, "msg": "No route"}}
+    )
     answer, _files = shiftmaster_findings.judge(given, MADE)
     assert "gone does not answer" in answer["report_text"] and answer["failing"] == ["gone: HostUnreachable"]
 

@@ -19,7 +19,7 @@ def samples(function, left_out=()):
     return [(at, function(at)) for at in moments if not any(since <= at < until for since, until in left_out)]
 
 
-# Three outages: 10 minutes on the 3rd, 30 minutes on the 10th, 2 minutes on the 20th; on the 25th two hours without samples.
+# Three outages: 10 minutes on the 3rd, 30 on the 10th, 2 on the 20th; on the 25th two hours without samples.
 OUTAGES = [(START + 2 * DAY + 9 * HOUR, 10), (START + 9 * DAY + 14 * HOUR, 30), (START + 19 * DAY, 2)]
 GAP = (START + 24 * DAY, START + 24 * DAY + 2 * HOUR)
 
@@ -39,8 +39,18 @@ def synthetic():
         "database_statements": 400000,
         "alerts": [
             {"name": "WebsiteDown", "component": "web", "start": OUTAGES[0][0] + 60, "end": OUTAGES[0][0] + 540},
-            {"name": "DatabaseConnectionError", "component": "database", "start": OUTAGES[0][0] + 30, "end": OUTAGES[0][0] + 540},
-            {"name": "DiskSpaceCritical", "component": "host", "start": OUTAGES[1][0] - 120, "end": OUTAGES[1][0] + HOUR},
+            {
+                "name": "DatabaseConnectionError",
+                "component": "database",
+                "start": OUTAGES[0][0] + 30,
+                "end": OUTAGES[0][0] + 540,
+            },
+            {
+                "name": "DiskSpaceCritical",
+                "component": "host",
+                "start": OUTAGES[1][0] - 120,
+                "end": OUTAGES[1][0] + HOUR,
+            },
             {"name": "CPUPressure", "component": "host", "start": START + DAY, "end": START + DAY + 60},
         ],
     }
@@ -81,7 +91,14 @@ def test_causes_are_what_fired_first_and_is_no_symptom():
 
 def test_nothing_is_invented_where_nothing_was_measured():
     month = kpi.month({}, START, END, STEP)
-    for name in ("availability_percent", "p95_seconds", "error_percent", "mttr_seconds", "database_seconds", "requests"):
+    for name in (
+        "availability_percent",
+        "p95_seconds",
+        "error_percent",
+        "mttr_seconds",
+        "database_seconds",
+        "requests",
+    ):
         assert month[name] is None
     assert set(month["verdicts"].values()) == {"unknown"}
     assert set(month["missing"]) == {"up", "requests", "buckets", "database_seconds"}
@@ -129,7 +146,10 @@ def test_quantiles_as_prometheus_estimates_them(share, buckets, value):
 
 
 def test_alerts_from_their_series():
-    series = [({"alertname": "A", "service": "host"}, [(0.0, 1.0), (60.0, 1.0), (600.0, 1.0)]), ({"alertname": "B"}, [(30.0, 1.0)])]
+    series = [
+        ({"alertname": "A", "service": "host"}, [(0.0, 1.0), (60.0, 1.0), (600.0, 1.0)]),
+        ({"alertname": "B"}, [(30.0, 1.0)]),
+    ]
     assert [(one["name"], one["start"], one["end"]) for one in kpi.alerts_of(series, STEP)] == [
         ("A", 0.0, 60.0), ("B", 30.0, 30.0), ("A", 600.0, 600.0),
     ]  # fmt: skip

@@ -1,0 +1,199 @@
+#!/usr/bin/python
+"""Fill in a checklist from the evidence of all hosts."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: shiftmaster_checklist
+short_description: Fill in a checklist from the evidence of all hosts
+version_added: "1.0.0"
+description:
+  - Judges each line of a checklist by what M(shiftmaster_diagnose) has collected with its area V(checklist), and says
+    what it rests on. Without evidence nothing is ticked. What only a person can do is left to a person.
+  - Runs on the controller, with the Python that runs Ansible (it needs Jinja).
+options:
+  results:
+    description: What the task with M(shiftmaster_diagnose) has registered on each host.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      host:
+        description: The host's name.
+        type: str
+        required: true
+      functions:
+        description: What it is for.
+        type: list
+        elements: str
+        default: []
+      result:
+        description: What was registered.
+        type: dict
+        required: true
+  lines:
+    description: The lines, as checklists/*.yml holds them.
+    type: list
+    elements: dict
+    required: true
+  period:
+    description: Which checklist it is.
+    type: str
+    choices: [morning, evening, weekly, monthly]
+    required: true
+  language:
+    description: The language of text and page.
+    type: str
+    choices: [en, ja]
+    default: ja
+  figures:
+    description: The month's figures of M(shiftmaster_kpi).
+    type: dict
+  series:
+    description: Its series, for small charts.
+    type: dict
+    default: {}
+  figures_problem:
+    description: Why there are no figures of the month; it is said in their place.
+    type: str
+    default: ""
+  folder:
+    description: Where C(checklist.txt), C(checklist.json) and C(checklist.html) are written; nowhere if empty.
+    type: path
+attributes:
+  check_mode:
+    description: Reads only; with O(folder) it says that it would write.
+    support: full
+  diff_mode:
+    description: A checklist is new each time.
+    support: none
+seealso:
+  - module: shiftmaster_diagnose
+  - module: shiftmaster_kpi
+author:
+  - ShiftMaster operations
+"""
+
+EXAMPLES = r"""
+- name: Fill in the morning's
+  shiftmaster_checklist:
+    results: "{{ evidence_of_all }}"
+    lines: "{{ (lookup('ansible.builtin.file', 'checklists/morning.yml') | from_yaml).lines }}"
+    period: morning
+  delegate_to: localhost
+  run_once: true
+"""
+
+RETURN = r"""
+checklist:
+  description: The filled-in checklist, each line with its mark (good, bad, unknown, person) and what was seen.
+  returned: always
+  type: dict
+text:
+  description: The same in words.
+  returned: always
+  type: str
+page:
+  description: The same as one HTML document.
+  returned: always
+  type: str
+bad:
+  description: The names of the lines that are not good.
+  returned: always
+  type: list
+  elements: str
+unknown:
+  description: The names of the lines of which nothing is known.
+  returned: always
+  type: list
+  elements: str
+files:
+  description: What was written.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import datetime
+import json
+import os
+
+from ansible.module_utils.shiftmaster import checklist, findings
+from ansible.module_utils.shiftmaster.quiet import QuietModule
+
+
+def argument_spec() -> dict:
+    """Return what the module takes."""
+    return {
+        "results": {
+            "type": "list",
+            "elements": "dict",
+            "required": True,
+            "options": {
+                "host": {"type": "str", "required": True},
+                "functions": {"type": "list", "elements": "str", "default": []},
+                "result": {"type": "dict", "required": True},
+            },
+        },
+        "lines": {"type": "list", "elements": "dict", "required": True},
+        "period": {"type": "str", "choices": list(checklist.PERIODS), "required": True},
+        "language": {"type": "str", "choices": list(findings.LANGUAGES), "default": "ja"},
+        "figures": {"type": "dict"},
+        "series": {"type": "dict", "default": {}},
+        "figures_problem": {"type": "str", "default": ""},
+        "folder": {"type": "path"},
+    }
+
+
+def fill_in(parameters: dict, made: datetime.datetime) -> dict:
+    """Return what the module returns, but for the files."""
+    hosts = []
+    for one in parameters["results"]:
+        host = findings.host_of(one["host"], one["functions"], one["result"])
+        # A group that is no function of the diagnosis counts too (backup).
+        hosts.append(dict(host, functions=sorted(set(host["functions"]) | set(one["functions"]))))
+    language, figures = parameters["language"], parameters["figures"]
+    data = checklist.judge(parameters["period"], parameters["lines"], hosts, findings.fleet_of(hosts), made)
+    text = checklist.text_lines(data, language, figures)
+    if parameters["figures_problem"]:
+        text += ["", parameters["figures_problem"]]
+    return {
+        "checklist": dict(data, figures=figures),
+        "text": "\n".join(text),
+        "page": checklist.page(data, language, figures, parameters["series"]),
+        "bad": [line["name"] for line in data["lines"] if line["mark"] == checklist.BAD],
+        "unknown": [line["name"] for line in data["lines"] if line["mark"] == checklist.UNKNOWN],
+    }
+
+
+def write(folder: str, answer: dict) -> list:
+    """Write the three forms, for their owner and his group."""
+    os.makedirs(folder, mode=0o750, exist_ok=True)
+    written = []
+    for name, content in (
+        ("checklist.txt", answer["text"] + "\n"),
+        ("checklist.json", json.dumps(answer["checklist"], ensure_ascii=False, indent=1) + "\n"),
+        ("checklist.html", answer["page"]),
+    ):
+        path = os.path.join(folder, name)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(content)
+        written.append(path)
+    return written
+
+
+def main():
+    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
+    answer = fill_in(module.params, datetime.datetime.now(datetime.timezone.utc))
+    files, folder = [], module.params["folder"]
+    if folder and not module.check_mode:
+        try:
+            files = write(folder, answer)
+        except OSError as error:
+            module.warn("The checklist could not be written: %s" % error)
+    module.exit_json(changed=bool(folder), files=files, **answer)
+
+
+if __name__ == "__main__":
+    main()

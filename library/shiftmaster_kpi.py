@@ -1,0 +1,126 @@
+#!/usr/bin/python
+"""Compute a month's figures of service from a Prometheus."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: shiftmaster_kpi
+short_description: Compute a month's figures of service from a Prometheus
+version_added: "1.0.0"
+description:
+  - Asks the Prometheus of this host for a month and computes availability, p95, error rate, throughput, mean time to
+    repair and between failures, and what fired around each outage, against what was promised.
+  - What was not measured is not invented; it is named in RV(figures.missing) and in RV(figures.unknown_seconds).
+options:
+  url:
+    description: The address of Prometheus.
+    type: str
+    required: true
+  user:
+    description: Who asks.
+    type: str
+    default: prometheus
+  password_file:
+    description: The file of this host with the password; none where nobody asks for one.
+    type: path
+  ca_file:
+    description: The certification authority of its certificate.
+    type: path
+  month:
+    description: The month, C(2026-10).
+    type: str
+    required: true
+  timezone:
+    description: The zone in which the month begins and ends.
+    type: str
+    default: Asia/Tokyo
+  targets:
+    description: What was promised, where it differs (availability_percent, p95_seconds, p95_tolerated_seconds,
+      error_percent, mttr_seconds, database_seconds).
+    type: dict
+    default: {}
+attributes:
+  check_mode:
+    description: It reads only, so it does the same in check mode.
+    support: full
+  diff_mode:
+    description: It changes nothing.
+    support: none
+author:
+  - ShiftMaster operations
+"""
+
+EXAMPLES = r"""
+- name: Compute October
+  shiftmaster_kpi:
+    url: https://localhost:9090
+    password_file: /etc/prometheus/secrets/scrape
+    ca_file: /etc/ssl/shiftmaster/ca.crt
+    month: 2026-10
+  register: october
+"""
+
+RETURN = r"""
+figures:
+  description: The figures, with C(targets), C(verdicts), C(outages), C(downtime_by_cause) and C(missing).
+  returned: always
+  type: dict
+series:
+  description: One point a day of availability in percent and of requests, for small charts.
+  returned: always
+  type: dict
+"""
+
+import datetime
+import re
+import zoneinfo
+
+from ansible.module_utils.shiftmaster import checklist, kpi, prometheus
+from ansible.module_utils.shiftmaster.quiet import QuietModule
+
+
+def argument_spec() -> dict:
+    """Return what the module takes."""
+    return {
+        "url": {"type": "str", "required": True},
+        "user": {"type": "str", "default": "prometheus"},
+        "password_file": {"type": "path", "no_log": False},  # a path
+        "ca_file": {"type": "path"},
+        "month": {"type": "str", "required": True},
+        "timezone": {"type": "str", "default": "Asia/Tokyo"},
+        "targets": {"type": "dict", "default": {}},
+    }
+
+
+def compute(parameters: dict, server, now: float, step: float = 60.0) -> dict:
+    """Return figures and series; of the month that is running what has passed."""
+    start, end = kpi.month_of(parameters["month"], zoneinfo.ZoneInfo(parameters["timezone"]))
+    end = min(end, now - now % step)
+    data = prometheus.month(server, start, end, step)
+    targets = {name: float(value) for name, value in parameters["targets"].items()}
+    series = {
+        "availability_percent": [(at, 100.0 * value) for at, value in checklist.daily(data["up"])],
+        "requests": checklist.daily(data["requests"], mean=False),
+    }
+    return {"figures": kpi.month(data, start, end, step, targets), "series": series}
+
+
+def main():
+    module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
+    given = module.params
+    if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", given["month"]):
+        module.fail_json(msg="month is a year and a month, 2026-10, not %s" % given["month"])
+    try:
+        password = ""
+        if given["password_file"]:
+            with open(given["password_file"], encoding="utf-8") as stream:
+                password = stream.read().strip()
+        server = prometheus.Prometheus(given["url"], given["user"], password, given["ca_file"])
+        answer = compute(given, server, datetime.datetime.now(datetime.timezone.utc).timestamp())
+    except (OSError, ValueError, KeyError, prometheus.PrometheusError) as error:
+        module.fail_json(msg="the figures cannot be computed: %s" % error)
+    module.exit_json(changed=False, **answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Evidence for the checklists: what goes wrong slowly, or is only looked at now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+
+from . import figures, probe
+from .diagnose_database import ask
+from .diagnose_engine import Absent
+from .prometheus import Prometheus, PrometheusError
+
+
+def logins(setting) -> dict:
+    """Log-ins that failed at ssh in a day, and at the application by the web server's log."""
+    code, text, error = probe.run(
+        [
+            "journalctl", "--no-pager", "--quiet", "--output=cat", "--since=-24h", "--lines=5000", "--identifier=sshd",
+            "--identifier=sshd-session", "--identifier=sudo", "--identifier=su",
+            "--grep=Failed password|Invalid user|authentication failure|incorrect password",
+        ],
+        6.0,
+    )  # fmt: skip
+    if code not in (0, 1):
+        raise probe.ProbeError("error", "journal", error.strip()[:200])
+    return parse_logins(text)
+
+
+def parse_logins(text: str) -> dict:
+    """Return how many failed, and from where most came."""
+    sources = {}
+    lines = [line for line in text.splitlines() if line.strip()]
+    for line in lines:
+        match = re.search(r"(?:from|rhost=)\s*([0-9a-fA-F.:]{3,})", line)
+        if match:
+            sources[match.group(1)] = sources.get(match.group(1), 0) + 1
+    top = sorted(sources.items(), key=lambda one: -one[1])[:5]
+    return {"failed": len(lines), "sources": [{"address": address, "count": count} for address, count in top]}
+
+
+def updates(setting) -> dict:
+    """Upgrades that wait, by what this host last heard of its repositories."""
+    code, text, error = probe.run(
+        ["apt-get", "--simulate", "--quiet", "-o", "Debug::NoLocking=true", "-o", "Dir::Log=/dev/null", "dist-upgrade"],
+        12.0,
+    )
+    if code != 0:
+        raise probe.ProbeError("error", "apt", error.strip()[:200])
+    age = None
+    for path in ("/var/lib/apt/periodic/update-success-stamp", "/var/lib/apt/lists"):
+        with contextlib.suppress(OSError):
+            age = round((time.time() - os.stat(setting.path(path)).st_mtime) / 3600.0, 1)
+            break
+    return dict(
+        parse_updates(text), heard_hours_ago=age, reboot_required=os.path.exists(setting.path("/run/reboot-required"))
+    )
+
+
+def parse_updates(text: str) -> dict:
+    """Return what `apt-get --simulate` would install."""
+    rows = re.findall(r"^Inst (\S+) (?:\[[^\]]*\] )?\(\S+ ([^)]*)\)", text, re.M)
+    security = [name for name, source in rows if "security" in source.lower()]
+    return {"waiting": len(rows), "security": len(security), "security_packages": security[:20]}
+
+
+def accounts(setting) -> dict:
+    """Users of the application that nobody has used for 90 days, and rights that were changed in a day."""
+    queries = {
+        "inactive": (
+            "SELECT count(*) FILTER (WHERE is_active) AS active, count(*) FILTER (WHERE is_active AND "
+            "coalesce(last_login, date_joined) < now() - interval '90 days') AS unused FROM public.auth_user"
+        ),
+        "changed": (
+            "SELECT count(*) AS count FROM public.django_admin_log l JOIN public.django_content_type c ON c.id = l.content_type_id "
+            "WHERE c.app_label = 'auth' AND l.action_time > now() - interval '1 day'"
+        ),
+    }
+    answers, errors = ask(setting, setting.database, queries, 6.0)
+    return {
+        "users": (answers.get("inactive") or [None])[0],
+        "rights_changed": answers["changed"][0]["count"] if answers.get("changed") else None,
+        "errors": errors,
+    }
+
+
+_RIGHTS = re.compile(r"\b(useradd|usermod|userdel|groupmod|gpasswd|passwd|chpasswd|visudo)\b")
+
+
+def rights_changed(setting) -> dict:
+    """Accounts and groups of the host that were changed in a day."""
+    code, text, error = probe.run(
+        [
+            "journalctl", "--no-pager", "--quiet", "--output=short-iso", "--since=-24h", "--lines=200",
+            "--identifier=useradd", "--identifier=usermod", "--identifier=userdel", "--identifier=groupmod",
+            "--identifier=gpasswd", "--identifier=passwd", "--identifier=chpasswd",
+        ],
+        5.0,
+    )  # fmt: skip
+    if code not in (0, 1):
+        raise probe.ProbeError("error", "journal", error.strip()[:200])
+    recent = []
+    for path in ("/etc/passwd", "/etc/group", "/etc/sudoers"):
+        with contextlib.suppress(OSError):
+            if time.time() - os.stat(setting.path(path)).st_mtime < 86400:
+                recent.append(path)
+    return {"events": [line[:200] for line in text.splitlines() if _RIGHTS.search(line)][-10:], "files": recent}
+
+
+def backups(setting) -> dict:
+    """The newest file of each folder of backups."""
+    folder = setting.path(setting.backup_dir)
+    if not os.path.isdir(folder):
+        raise Absent("there is no %s" % folder)
+    found = {}
+    for place, _folders, files in os.walk(folder):
+        top = os.path.relpath(place, folder).split(os.sep)[0]
+        for name in files:
+            with contextlib.suppress(OSError):
+                status = os.stat(os.path.join(place, name))
+                if status.st_mtime > found.get(top, {"at": 0})["at"]:
+                    found[top] = {"kind": top, "name": name, "at": status.st_mtime, "bytes": status.st_size}
+    now = time.time()
+    return {"newest": [dict(one, hours_ago=round((now - one["at"]) / 3600.0, 1)) for one in found.values()]}
+
+
+def monitoring(setting) -> dict:
+    """What Prometheus says of the night, of a week, and of itself."""
+    if not setting.prometheus:
+        raise Absent("this host has no Prometheus")
+    with open(setting.prometheus["password_file"], encoding="utf-8") as stream:
+        password = stream.read().strip()
+    server = Prometheus(
+        setting.prometheus["url"], setting.prometheus["user"], password, setting.prometheus.get("ca_file"), 8.0
+    )
+    try:
+        alerts = server.now(
+            'max by (alertname, instance, severity) (max_over_time(ALERTS{alertstate="firing",severity!="none"}[14h]))'
+        )
+        down = server.now("up == 0")
+        return {
+            "alerts": sorted(
+                (
+                    {
+                        "name": labels.get("alertname"),
+                        "instance": labels.get("instance"),
+                        "severity": labels.get("severity"),
+                    }
+                    for labels, _value in alerts
+                ),
+                key=lambda one: (one["severity"] or "", one["name"] or ""),
+            )[:40],
+            "watchdog": bool(server.now('ALERTS{alertname="Watchdog",alertstate="firing"}')),
+            "targets": len(server.now("up")),
+            "targets_down": ["%s %s" % (labels.get("job"), labels.get("instance")) for labels, _value in down][:20],
+            "week": {
+                "p95_seconds": server.value(
+                    'histogram_quantile(0.95, sum by (le) (increase(nginx_http_request_duration_seconds_bucket{job="mtail",site="edge"}[7d])))'
+                ),
+                "disk_growth_percent": server.value(
+                    "100 * max(1 - node_filesystem_avail_bytes{mountpoint='/'} / node_filesystem_size_bytes) "
+                    "- 100 * max(1 - node_filesystem_avail_bytes{mountpoint='/'} offset 7d / node_filesystem_size_bytes offset 7d)"
+                ),
+                "full_in_days": server.value(
+                    "min((node_filesystem_avail_bytes{mountpoint='/'} / -deriv(node_filesystem_avail_bytes{mountpoint='/'}[7d])) > 0) / 86400"
+                ),
+                "requests": server.value('sum(increase(nginx_http_requests_total{job="mtail",site="edge"}[7d]))'),
+                "requests_before": server.value(
+                    'sum(increase(nginx_http_requests_total{job="mtail",site="edge"}[7d] offset 7d))'
+                ),
+            },
+        }
+    except (PrometheusError, figures.Untrusted) as error:
+        raise probe.ProbeError("down", "prometheus", str(error))

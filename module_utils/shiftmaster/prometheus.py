@@ -1,0 +1,111 @@
+"""Ask a Prometheus for a long time in parts, and for a moment."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from typing import Optional
+
+from . import figures
+
+# Prometheus refuses more points of one series in an answer than 11 000.
+_POINTS = 10000
+
+
+class PrometheusError(Exception):
+    """It does not answer, or refuses; str() says which."""
+
+
+class Prometheus:
+    """One server. Credentials go nowhere else."""
+
+    def __init__(
+        self, url: str, user: str = "", password: str = "", ca_file: Optional[str] = None, timeout: float = 30.0
+    ):
+        self.url = url.rstrip("/")
+        self._user, self._password, self._ca_file, self._timeout = user, password, ca_file, timeout
+
+    def _get(self, path: str, **parameters):
+        address = "%s/api/v1/%s?%s" % (self.url, path, urllib.parse.urlencode(parameters))
+        try:
+            status, text = figures.get(address, self._ca_file, self._user, self._password, self._timeout)
+        except OSError as error:
+            raise PrometheusError("Prometheus at %s does not answer: %s" % (self.url, error))
+        if status != 200:
+            raise PrometheusError("Prometheus at %s answers %d" % (self.url, status))
+        answer = json.loads(text)
+        if answer.get("status") != "success":
+            raise PrometheusError("Prometheus: %s" % answer.get("error"))
+        return answer["data"]["result"]
+
+    def now(self, query: str, at: Optional[float] = None) -> list:
+        """Return [(labels, value)] of a moment."""
+        moment = {} if at is None else {"time": "%.3f" % at}
+        return [(one["metric"], float(one["value"][1])) for one in self._get("query", query=query, **moment)]
+
+    def value(self, query: str, at: Optional[float] = None) -> Optional[float]:
+        """Return the one value of a query; None where there is none."""
+        found = [value for _labels, value in self.now(query, at) if value == value]
+        return found[0] if found else None
+
+    def over(self, query: str, start: float, end: float, step: float) -> list:
+        """Return [(labels, [(at, value)])] of [start, end)."""
+        series = {}
+        for since, until in parts(start, end, step):
+            answer = self._get("query_range", query=query, start="%.3f" % since, end="%.3f" % until, step="%g" % step)
+            for one in answer:
+                key = json.dumps(one["metric"], sort_keys=True)
+                samples = [(float(at), float(value)) for at, value in one["values"]]
+                series.setdefault(key, (one["metric"], []))[1].extend(samples)
+        return list(series.values())
+
+    def samples(self, query: str, start: float, end: float, step: float) -> list:
+        """Return [(at, value)] of a query that gives one series; what is no number is left out."""
+        return [
+            (at, value)
+            for _labels, values in self.over(query, start, end, step)
+            for at, value in values
+            if value == value
+        ]
+
+
+def parts(start: float, end: float, step: float) -> list:
+    """Return the (first, last) moments of queries that ask for all steps of [start, end), and for none twice."""
+    found, since = [], start
+    while since < end:
+        until = min(since + step * (_POINTS - 1), end - step)
+        until = max(until, since)
+        found.append((since, until))
+        since = until + step
+    return found
+
+
+SITE = 'job="mtail",site="edge"'
+QUERIES = {
+    "up": "min(probe_success{job='blackbox-http'})",
+    "requests": "sum(increase(nginx_http_requests_total{%s}[1m]))" % SITE,
+    "errors": 'sum(increase(nginx_http_requests_total{%s,status=~"5.."}[1m]))' % SITE,
+}
+
+
+def month(server: Prometheus, start: float, end: float, step: float = 60.0) -> dict:
+    """Return what kpi.month() wants, of one Prometheus; what it does not have is absent."""
+    from . import kpi
+
+    data = {name: server.samples(query, start, end, step) for name, query in QUERIES.items()}
+    length = "%ds" % int(end - start)
+    data["buckets"] = {
+        float(labels["le"].replace("+Inf", "inf")): value
+        for labels, value in server.now(
+            "sum by (le) (increase(nginx_http_request_duration_seconds_bucket{%s}[%s]))" % (SITE, length), end
+        )
+    }
+    others = '{datname!~"template.*|postgres"}'
+    data["database_seconds"] = server.value(
+        "sum(increase(pg_stat_statements_seconds_total%s[%s]))" % (others, length), end
+    )
+    data["database_statements"] = server.value(
+        "sum(increase(pg_stat_statements_calls_total%s[%s]))" % (others, length), end
+    )
+    data["alerts"] = kpi.alerts_of(server.over('ALERTS{alertstate="firing"}', start, end, step), step)
+    return data

@@ -1,0 +1,263 @@
+"""The checklists: what a machine can answer is answered, each fault is on its line, nothing is ticked without evidence."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import re
+from pathlib import Path
+
+import pytest
+import shiftmaster_checklist
+import shiftmaster_kpi
+import yaml
+from ansible.module_utils.shiftmaster import checklist, diagnose_upkeep, findings, kpi
+from ansible.module_utils.shiftmaster.diagnose_setting import PARTS
+
+ROOT = Path(__file__).resolve().parents[2]
+MADE = datetime.datetime(2026, 11, 26, 8, 0, tzinfo=datetime.timezone.utc)
+JAPANESE = re.compile(r"[぀-ヿ一-鿿]")
+LINES = {
+    period: yaml.safe_load((ROOT / "checklists" / f"{period}.yml").read_text(encoding="utf-8"))["lines"]
+    for period in checklist.PERIODS
+}
+HEALTHY = yaml.safe_load((Path(__file__).parent / "diagnosis" / "healthy.yml").read_text(encoding="utf-8"))
+# A quiet morning, with what only the checklists ask for.
+QUIET = {
+    "cpu": {"busy_percent": 12.0},
+    "logins": {"status": "ok", "failed": 1, "sources": [{"address": "192.0.2.9", "count": 1}]},
+    "updates": {"status": "ok", "waiting": 3, "security": 0, "security_packages": [], "heard_hours_ago": 9.0, "reboot_required": False},
+    "rights_changed": {"status": "ok", "events": [], "files": []},
+    "accounts": {"status": "ok", "users": {"active": 80, "unused": 0}, "rights_changed": 0, "errors": []},
+    "backups": {"status": "ok", "newest": [{"kind": "database", "name": "x.dump", "at": 1.0, "bytes": 900, "hours_ago": 5.5}]},
+    "monitoring": {
+        "status": "ok", "alerts": [], "watchdog": True, "targets": 12, "targets_down": [],
+        "week": {"p95_seconds": 0.12, "requests": 90000.0, "requests_before": 80000.0, "disk_growth_percent": 0.4, "full_in_days": None},
+    },
+    "database": {
+        "statements_known": True, "slowest_on_average": [], "worst_dead_percent": 3.0, "invalid_indexes": [], "duplicate_indexes": [],
+        "rarely_used_indexes": [], "unindexed_keys": [], "tables": [{"table": "roster", "rows": 40000, "dead_rows": 900}],
+    },
+    "certificates": {"certificates": [
+        {"name": "site", "file": "/x.crt", "days_left": 61.0, "shown": {"days_left": 61.0}},
+        {"name": "internal", "file": "/y.crt", "days_left": 300.0}]},
+}  # fmt: skip
+
+
+def changed(base, patch):
+    if not isinstance(patch, dict) or not isinstance(base, dict):
+        return copy.deepcopy(patch)
+    return {**base, **{key: changed(base.get(key), value) for key, value in patch.items()}}
+
+
+def host(patch=None, functions=("web", "app", "database", "cache", "monitoring", "backup"), name="one"):
+    whole = changed(changed(HEALTHY, {"parts": QUIET}), {"parts": patch or {}})
+    return dict(whole, host=name, functions=list(functions))
+
+
+def filled(period, *hosts):
+    data = checklist.judge(period, LINES[period], list(hosts), findings.fleet_of(list(hosts)), MADE)
+    return {line["name"]: line for line in data["lines"]}, data
+
+
+@pytest.mark.parametrize("period", checklist.PERIODS)
+def test_every_line_of_a_healthy_host_is_ticked_or_a_persons(period):
+    lines, data = filled(period, host())
+    assert {name: line["mark"] for name, line in lines.items() if line["mark"] not in ("good", "person")} == {}
+    assert data["count"]["good"] + data["count"]["person"] == len(LINES[period])
+    for line in lines.values():
+        assert line["mark"] == "person" or all(one["evidence"] for one in line["hosts"])
+
+
+FAULTS = {
+    "services": {"units": {"units": [{"unit": "nginx.service", "required": True, "active": "failed"}]}},
+    "application": {"http": {"socket": {"status": 503}}},
+    "site": {"http": {"site": {"status": None, "error": "refused"}}},
+    "cpu": {"cpu": {"busy_percent": 71.0}},
+    "memory": {"memory": {"usage_percent": 80.0}},
+    "disk": {"disk": {"mounts": [{"path": "/", "space_percent": 40.0, "inodes_percent": 95.0, "free_bytes": 1, "holds": []}]}},
+    "logins": {"logins": {"failed": 20}},
+    "certificate": {"certificates": {"certificates": [
+        {"name": "site", "days_left": 61.0, "shown": {"days_left": 12.0}}]}},
+    "backups": {"backups": {"newest": [{"kind": "database", "name": "x", "bytes": 1, "hours_ago": 50.0}]}},
+    "security_updates": {"updates": {"security": 2, "security_packages": ["openssl"]}},
+    "errors": {"logs": {"files": {"application": {"problems": [{"count": 2, "exception": "ValueError: x", "text": "y"}]}}}},
+    "alerts": {"monitoring": {"alerts": [{"name": "DiskFullSoon", "severity": "warning", "instance": "one"}]}},
+    "monitoring": {"monitoring": {"targets_down": ["node one"]}},
+}  # fmt: skip
+MORE_FAULTS = [
+    ("evening", "backup_room", {"disk": {"mounts": [{"path": "/", "space_percent": 81.0, "free_bytes": 5}]}}),
+    (
+        "evening",
+        "backup_last",
+        {"backups": {"newest": [{"kind": "pre-migration", "name": "x", "bytes": 1, "hours_ago": 1.0}]}},
+    ),
+    ("evening", "backup_source", {"database": {"use": {"percent": 95.0}}}),
+    ("evening", "logins", {"logins": {"failed": 200}}),
+    ("evening", "rights_host", {"rights_changed": {"events": ["usermod[1]: add 'x' to group 'sudo'"]}}),
+    ("evening", "rights_application", {"accounts": {"rights_changed": 2}}),
+    ("weekly", "latency", {"monitoring": {"week": {"p95_seconds": 0.9}}}),
+    ("weekly", "traffic", {"monitoring": {"week": {"requests": 9000.0}}}),
+    ("weekly", "disk_trend", {"monitoring": {"week": {"full_in_days": 12.0}}}),
+    ("weekly", "statements", {"database": {"slowest_on_average": [{"mean_ms": 1500.0, "query": "SELECT"}]}}),
+    ("weekly", "dead_rows", {"database": {"worst_dead_percent": 33.0}}),
+    ("weekly", "freezing", {"database": {"oldest_age": 1100000000}}),
+    ("weekly", "vulnerabilities", {"updates": {"security": 1}}),
+    ("monthly", "indexes_whole", {"database": {"duplicate_indexes": [{"indexes": ["a", "b"], "bytes": 5}]}}),
+    ("monthly", "indexes_used", {"database": {"rarely_used_indexes": [{"index": "a", "scans": 2, "bytes": 20000000}]}}),
+    (
+        "monthly",
+        "indexes_missing",
+        {"database": {"unindexed_keys": [{"table": "t", "constraint": "c", "bytes": 20000000}]}},
+    ),
+    ("monthly", "files", {"largest": {"complete": False}}),
+    ("monthly", "accounts", {"accounts": {"users": {"active": 80, "unused": 4}}}),
+]
+ALL_FAULTS = [("morning", name, patch) for name, patch in FAULTS.items()] + MORE_FAULTS
+
+
+def test_every_line_that_a_machine_answers_has_its_fault():
+    answered = {(period, line["name"]) for period, lines in LINES.items() for line in lines if "person" not in line}
+    assert {(period, name) for period, name, _patch in ALL_FAULTS} == answered
+
+
+@pytest.mark.parametrize(
+    ("period", "name", "patch"), ALL_FAULTS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_fault_is_seen_on_its_line(period, name, patch):
+    lines, _data = filled(period, host(patch))
+    assert lines[name]["mark"] == "bad", lines[name]
+    assert lines[name]["hosts"][0]["evidence"]
+
+
+def test_seven_faults_at_once_are_seven_lines():
+    seven = {}
+    for name in ("services", "cpu", "disk", "logins", "security_updates", "errors", "alerts"):
+        seven = changed(seven, FAULTS[name])
+    lines, data = filled("morning", host(seven))
+    assert {name for name, line in lines.items() if line["mark"] == "bad"} == {
+        "services", "cpu", "disk", "logins", "security_updates", "errors", "alerts",
+    }  # fmt: skip
+    assert data["count"] == {"good": 6, "bad": 7, "unknown": 0, "person": 0}
+
+
+@pytest.mark.parametrize("period", checklist.PERIODS)
+def test_nothing_is_ticked_without_evidence(period):
+    gone = findings.host_of(
+        "one", ["web", "app", "database", "cache", "monitoring", "backup"], {"unreachable": True, "msg": "no route"}
+    )
+    lines, _data = filled(period, gone)
+    assert {line["mark"] for line in lines.values()} <= {"unknown", "person"}
+    assert all("no route" in one["evidence"] for line in lines.values() for one in line["hosts"])
+
+
+@pytest.mark.parametrize("period", checklist.PERIODS)
+def test_parts_that_failed_or_are_empty_tick_nothing(period):
+    for state in ("failed", "hung", "absent"):
+        broken = {name: {"status": state, "error": "why"} for name in PARTS}
+        whole = host()
+        whole["parts"] = broken
+        lines, _data = filled(period, whole)
+        assert {line["mark"] for line in lines.values()} <= {"unknown", "person"}
+    empty = host()
+    empty["parts"] = {name: {"status": "ok"} for name in PARTS}
+    lines, _data = filled(period, empty)
+    assert {name for name, line in lines.items() if line["mark"] == "good"} == set()
+
+
+def test_one_host_fails_the_line_of_all_and_a_silent_one_keeps_it_open():
+    bad = host({"cpu": {"busy_percent": 90.0}}, name="two")
+    gone = findings.host_of("three", ["app"], {"unreachable": True, "msg": "no route"})
+    lines, _data = filled("morning", host(), bad)
+    assert lines["cpu"]["mark"] == "bad" and [one["mark"] for one in lines["cpu"]["hosts"]] == ["good", "bad"]
+    lines, _data = filled("morning", host(), gone)
+    assert lines["cpu"]["mark"] == "unknown"
+
+
+def test_lines_of_functions_that_nobody_has_are_left_out():
+    lines, _data = filled("morning", host(functions=["app"]))
+    assert "alerts" not in lines and "backups" not in lines and "application" in lines
+
+
+@pytest.mark.parametrize("period", checklist.PERIODS)
+def test_lines_are_whole(period):
+    names = [line["name"] for line in LINES[period]]
+    assert len(names) == len(set(names))
+    for line in LINES[period]:
+        assert set(line["text"]) == {"en", "ja"} and JAPANESE.search(line["text"]["ja"])
+        assert ("person" in line) != ("good" in line and "evidence" in line and "needs" in line)
+        assert set(line.get("needs", [])) <= set(PARTS)
+
+
+# --- text, page, figures -----------------------------------------------------------------------------------------------
+
+
+FIGURES = kpi.month(
+    {"up": [(60.0 * number, 0.0 if 100 <= number < 110 else 1.0) for number in range(1000)]}, 0.0, 120000.0, 60.0
+)
+
+
+@pytest.mark.parametrize("language", findings.LANGUAGES)
+def test_text_and_page_say_the_figures_and_what_is_missing(language, run_module, tmp_path):
+    results = [
+        {"host": "one", "functions": ["app", "database", "backup", "monitoring"], "result": {"evidence": host()}}
+    ]
+    folder = tmp_path / "x"
+    answer = run_module(
+        shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", language=language, figures=FIGURES,
+        series={"requests": [[0, 5], [86400, 7]]}, folder=str(folder),
+    )  # fmt: skip
+    text = answer["text"]
+    assert ("Monthly checklist" if language == "en" else "月次チェックリスト") in text
+    assert ("no data" if language == "en" else "データなし") in text and "requests" in text
+    assert "99.000 %" in text and "10 min" in text
+    assert ("16.7 h were not measured" if language == "en" else "16.7 時間分は測定されておらず") in text
+    assert "<svg" in answer["page"] and "<script" not in answer["page"] and 'name="viewport"' in answer["page"]
+    assert ("☐" in text) and answer["bad"] == []
+    assert {path.name for path in folder.iterdir()} == {"checklist.txt", "checklist.json", "checklist.html"}
+
+
+def test_why_there_are_no_figures_is_said(run_module):
+    results = [{"host": "one", "functions": ["app"], "result": {"evidence": host()}}]
+    answer = run_module(
+        shiftmaster_checklist,
+        results=results,
+        lines=LINES["monthly"],
+        period="monthly",
+        figures_problem="Prometheus is silent",
+    )
+    assert "Prometheus is silent" in answer["text"]
+
+
+# --- what is only collected for them -------------------------------------------------------------------------------------
+
+
+def test_failed_logins_are_counted_by_source():
+    text = (
+        "Failed password for root from 192.0.2.9 port 1 ssh2\nInvalid user x from 192.0.2.9 port 2\n"
+        "pam_unix(sshd:auth): authentication failure; rhost=2001:db8::1 user=root\n\n"
+    )
+    found = diagnose_upkeep.parse_logins(text)
+    assert found["failed"] == 3 and found["sources"][0] == {"address": "192.0.2.9", "count": 2}
+
+
+def test_security_updates_are_told_from_others():
+    text = (
+        "Inst openssl [3.5.1-1] (3.5.1-1+deb13u2 Debian-Security:13/stable-security [amd64])\n"
+        "Inst vim [2:9.1] (2:9.2 Debian:13.2/stable [amd64])\nConf openssl (3.5.1 Debian-Security:13 [amd64])\n"
+    )
+    assert diagnose_upkeep.parse_updates(text) == {"waiting": 2, "security": 1, "security_packages": ["openssl"]}
+
+
+# --- modules -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [shiftmaster_checklist, shiftmaster_kpi], ids=lambda module: module.__name__)
+def test_documentation_and_argument_spec_agree(module):
+    documented = yaml.safe_load(module.DOCUMENTATION)["options"]
+    spec = module.argument_spec()
+    assert set(documented) == set(spec)
+    for name, option in spec.items():
+        for key in ("type", "default", "choices", "elements"):
+            assert documented[name].get(key) == option.get(key), (name, key)
+        assert documented[name].get("required", False) == option.get("required", False), name
