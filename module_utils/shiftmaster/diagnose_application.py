@@ -15,6 +15,7 @@ from . import envfile, health_checks, probe
 from .diagnose_engine import Absent
 from .diagnose_host import processes, read
 from .diagnose_logs import tail
+from .diagnose_redact import HIDDEN, SECRET_NAME
 from .layout import Layout
 from .state import State, StateError
 
@@ -143,9 +144,13 @@ def environment(setting) -> dict:
 
 
 def _differences(values: dict, expected: dict) -> list:
-    """Return the names that do not hold what the inventory says; values are of names that are no secrets."""
+    """Return the names that do not hold what the inventory says; of one that says secret no value is shown."""
+
+    def shown(name, value):
+        return HIDDEN if SECRET_NAME.search(name) else value[:200]
+
     return [
-        {"name": name, "is": values[name][:200], "should": should[:200]}
+        {"name": name, "is": shown(name, values[name]), "should": shown(name, should)}
         for name, should in sorted(expected.items())
         if name in values and values[name] != should
     ]

@@ -120,6 +120,8 @@ def cpu(setting) -> dict:
     second_ticks, second = cpu_ticks(read(proc, "stat")), processes(proc)
     used = []
     for pid, stat in second.items():
+        if os.getpid() in (pid, stat["parent"]):
+            continue  # This question itself.
         # A number that is taken anew belongs to another process.
         before = first.get(pid)
         ticks = stat["ticks"] - (before["ticks"] if before and before["started"] == stat["started"] else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
@@ -84,7 +85,11 @@ class Setting:
         self.environment_file = options.get("environment_file")
         self.environment_keys = options.get("environment_keys") or {}
         self.required_names = tuple(options.get("required_names") or ())
-        self.expected_values = options.get("expected_values") or {}
+        self.expected_values = {
+            # As role shiftmaster writes them.
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in (options.get("expected_values") or {}).items()
+        }
         self.domain = options.get("domain") or "localhost"
         self.hours = float(options.get("hours") or 6)
         self.database = options.get("database") or "shiftmaster"
@@ -172,4 +177,6 @@ _OURS_SAID = re.compile(r"(?i)shiftmaster|nginx|postgres|redis|nftables|celery|d
 def suspicions(evidence: dict) -> bool:
     """Tell whether tasks wait although a worker runs."""
     broker = evidence.get("redis", {}).get("broker", {})
-    return any((broker.get("queues_later") or {}).values())
+    later = sum((broker.get("queues_later") or {}).values())
+    # A queue that gets shorter is worked on.
+    return later > 0 and later >= sum((broker.get("queues") or {}).values())

@@ -42,10 +42,11 @@ def parse_logins(text: str) -> dict:
 
 def updates(setting) -> dict:
     """Upgrades that wait, by what this host last heard of its repositories."""
-    code, text, error = probe.run(
-        ["apt-get", "--simulate", "--quiet", "-o", "Debug::NoLocking=true", "-o", "Dir::Log=/dev/null", "dist-upgrade"],
-        12.0,
-    )
+    # Without its caches it writes nothing.
+    command = ["apt-get", "--simulate", "--quiet"]
+    for option in ("Debug::NoLocking=true", "Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache=", "Dir::Log=/dev/null"):
+        command += ["-o", option]
+    code, text, error = probe.run([*command, "dist-upgrade"], 12.0)
     if code != 0:
         raise probe.ProbeError("error", "apt", error.strip()[:200])
     age = None

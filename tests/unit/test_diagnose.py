@@ -105,6 +105,7 @@ ENVIRONMENT = {
     "DB_PASSWORD": "correct horse battery",
     "CACHE_URL": "redis://shiftmaster:p%40ss-word-9@localhost:6379/1",
     "DB_NAME": "shiftmaster",
+    "DB_PORT": "5432",
     "PGSSLROOTCERT": "/etc/ssl/ca.crt",
 }
 
@@ -183,7 +184,7 @@ def test_no_seeded_secret_leaves_a_host(tmp_path):
     (root / "shared" / "state" / "audit.jsonl").write_text(json.dumps(audit) + "\n")
     options = parameters(
         functions=["app"], app_root=str(root), log_dir=str(log_dir), environment_file=str(release / "env"),
-        required_names=["DJANGO_SECRET_KEY", "EMAIL_HOST"], expected_values={"DB_NAME": "other"}, names=["localhost"],
+        required_names=["DJANGO_SECRET_KEY", "EMAIL_HOST"], expected_values={"DB_NAME": "other", "DB_PORT": 5432}, names=["localhost"],
     )  # fmt: skip
     setting = Setting(options)
     chosen = {name: PARTS[name] for name in ("release", "environment", "logs", "celery", "login", "redis", "rights")}
@@ -661,7 +662,8 @@ def test_schedulers_and_workers_are_counted_without_their_children(tmp_path):
 
 def test_the_worker_is_asked_only_where_tasks_wait():
     assert not suspicions({}) and not suspicions({"redis": {"broker": {"queues_later": {"celery": 0}}}})
-    assert suspicions({"redis": {"broker": {"queues_later": {"celery": 3}}}})
+    assert suspicions({"redis": {"broker": {"queues": {"celery": 3}, "queues_later": {"celery": 3}}}})
+    assert not suspicions({"redis": {"broker": {"queues": {"celery": 9}, "queues_later": {"celery": 3}}}})
 
 
 # --- services ------------------------------------------------------------------------------------------------------------

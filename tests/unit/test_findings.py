@@ -275,6 +275,20 @@ def test_why_a_host_was_not_diagnosed():
     assert result[0]["fix"] == ["ansible-playbook playbooks/diagnose.yml --ask-become-pass"]
 
 
+def test_a_chain_that_refuses_the_unknown_is_a_cause_where_something_fails():
+    closed = {
+        "table": "ip filter",
+        "chain": "INPUT",
+        "hook": "input",
+        "verdict": "policy drop",
+        "ports": [],
+        "addresses": [],
+    }
+    parts = {"firewall": {"refusals": [closed]}, "login": {"works": False, "reason": "timeout", "message": "x"}}
+    result = found(host({"parts": parts}))
+    assert names(result)[:1] == ["FirewallRefuses"] and "DatabaseLoginFails" in names(result)
+
+
 def test_worst_and_failing():
     result = found(host(CASES["DatabaseConnectionsHigh"]["fires"]))
     assert findings.worst(result) == "warning" and findings.worst([]) == "healthy"
