@@ -2242,7 +2242,6 @@ CELERY = Dashboard(
             Query(
                 f"max by (env, queue) (shiftmaster_celery_queue_oldest_task_age_seconds{{{QUEUE}}})",
                 "{{queue}}",
-                "no task waits",
             ),
             sparkline=True,
             steps=thresholds((60, YELLOW), (600, RED)),
@@ -2303,7 +2302,6 @@ CELERY = Dashboard(
             Query(
                 f"max by (env, queue) (shiftmaster_celery_queue_oldest_task_age_seconds{{{QUEUE}}})",
                 "{{queue}}",
-                "no task waits",
             ),
             steps=thresholds((60, YELLOW), (600, RED)),
         ),

@@ -355,6 +355,15 @@ def test_recorded_series_are_those_of_the_rules(alerts):
 # --- queries ----------------------------------------------------------------------------------------------------------
 
 
+def test_states_of_tasks_are_those_that_are_counted():
+    source = (ROOT / "shiftmaster_monitoring/shiftmaster_monitoring/tasks.py").read_text(encoding="utf-8")
+    known = set(re.findall(r'"(\w+)"', re.search(r"^STATES = \((.*)\)$", source, re.M)[1]))
+    rules = [path.read_text(encoding="utf-8") for path in (ROOT / "monitoring" / "rules").glob("*.yml")]
+    asked = "\n".join([one["expr"] for one in QUERIES] + rules)
+    found = re.findall(r'shiftmaster_celery_tasks_total\{[^}]*?\bstate=~?"([^"]*)"', asked)
+    assert found and {state for value in found for state in value.split("|")} <= known
+
+
 def test_queries_name_their_panel_and_leave_no_variable(models):
     assert [query for query in QUERIES if "$" in query["expr"]] == []
     assert [query for query in QUERIES if not query["selectors"]] == []
