@@ -175,8 +175,8 @@ behind:
   type: list
   elements: str
 half:
-  description: Migrations that a run left half done, in either direction, as C(app.name).
-  returned: compare
+  description: Migrations that an earlier run left half done, in either direction, as C(app.name).
+  returned: plan, apply and compare
   type: list
   elements: str
 applied:
@@ -332,6 +332,7 @@ class Runner:
             "changed": False,
             "pending": public(pending),
             "applied": names(answer["applied"]),
+            "half": names(answer.get("half", ())),
             "worst_class": worst,
             "allowed": allowed,
             "safe_to_rollback": worst == migrations.EXPAND,

@@ -275,7 +275,8 @@ options:
     default: 5
   applied_migrations:
     description:
-      - C(app.name) of the migrations that the database has. Without it no holder of migrations is pruned.
+      - C(app.name) of the migrations that the database has, or a part of which it has. Without it no holder of
+        migrations is pruned.
       - At O(state=finished) those that the release's code knows; they are noted in its manifest when it goes live for
         the first time, for later rollbacks to it.
     type: list

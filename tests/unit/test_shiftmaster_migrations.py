@@ -122,6 +122,14 @@ def test_a_failure_keeps_what_was_done():
     assert caught.value.details["changed"] and caught.value.details["applied"] == ["a.0001"]
 
 
+@pytest.mark.parametrize("mode", ["plan", "apply"])
+def test_what_is_half_done_is_told(mode):
+    """So that the only release that can undo it is not pruned."""
+    half = {**look(EXPANDS), "half": [{"app": "b", "name": "0003"}]}
+    code = Code(half, {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
+    assert run(code, mode)["half"] == ["b.0003"]
+
+
 def test_compare_asks_the_target_and_falls_back_to_the_newer_code():
     code = Code(look(applied=["0001"], known=["0001"]))
     assert run(code, "compare")["safe_to_rollback"] and code.requests[0][0] == "/r/1"

@@ -5,10 +5,11 @@ from support import APP, load
 
 # tag: (what the message must say, whether clients may see it before it goes back by itself)
 BROKEN = {
+    # The first: what it leaves half done in the database can be undone by its release alone, which all others outlive.
+    "broken-migration": (["0003_ward_phone"], False),
     "broken-import": (["broken-import", "Error"], False),
     "broken-health": (["health check /health/deep/", "failed"], False),
     "broken-hang": (["health check /health/deep/", "no answer within"], False),
-    "broken-migration": (["0003_ward_phone"], False),
     "broken-requirement": (["install the requirements", "/var/log/shiftmaster/builds/"], False),
     "broken-worker": (["Celery"], False),
     "broken-template": (["broke under traffic", "serves again", "/var/log/shiftmaster/error.log"], True),
