@@ -53,7 +53,7 @@ def prune(host: Host, manifest: dict, found: list) -> tuple:
     removed, problems = [], []
     if "database" in good:
         stanza = catalogue.stanza_of(host.info(), host.stanza)
-        made = retention.database_plan(stanza, proofs(found, "database"), time.time(), policy, pins=pins(), seen=seen)
+        made = retention.database_plan(stanza, manifests.proofs(found), time.time(), policy, pins=pins(), seen=seen)
         for arguments in retention.commands(host.stanza, made) if made.remove else []:
             host.as_postgres("pgbackrest expire", "pgbackrest", *arguments)
         removed += made.remove
