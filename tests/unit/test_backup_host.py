@@ -1,0 +1,168 @@
+"""The parts of the backup that work on the host: commands, the lock, what is read of others, the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from ansible.module_utils.shiftmaster import backup_files as files
+from ansible.module_utils.shiftmaster import backup_host as host_module
+from ansible.module_utils.shiftmaster import backup_manifest as manifests
+from ansible.module_utils.shiftmaster import backup_report as report
+from ansible.module_utils.shiftmaster.backup_host import BackupError, Host, alone
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_module, "RUN", str(tmp_path / "run"))
+    return Host(
+        {
+            "folder": str(tmp_path), "stanza": "s", "log_file": str(tmp_path / "log/backup.log"), "timeout_seconds": 20,
+            "database": {"version": "17", "host": "h", "port": 5432, "user": "backup", "name": "backup",
+                         "sslmode": "require", "passfile": "/secret"},
+            "parts": [{"name": "files", "paths": ["/a"], "exclude": []}],
+            "sources": [{"name": "app1", "address": "192.0.2.1",
+                         "parts": [{"name": "configuration", "paths": ["/etc/x"], "exclude": []}]}],
+        }
+    )  # fmt: skip
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_that_fails_says_its_last_words(host):
+    with pytest.raises(BackupError, match="the work ended with 3: two; three"):
+        host.run("the work", "sh", "-c", "echo one; echo two >&2; echo three >&2; exit 3")
+    assert host.run("the work", "sh", "-c", "exit 3", fine=(0, 3)).returncode == 3
+
+
+def test_a_command_that_was_killed_or_is_not_there_is_said(host):
+    with pytest.raises(BackupError, match="was killed by signal 9"):
+        host.run("the work", "sh", "-c", "kill -9 $$")
+    with pytest.raises(BackupError, match="No such file"):
+        host.run("the work", "/nowhere/tool")
+
+
+def test_a_command_that_hangs_is_ended_with_its_children(host, tmp_path):
+    began = time.monotonic()
+    with pytest.raises(BackupError, match="did not end within 1 s"):
+        host.run("the work", "sh", "-c", f"sleep 30 & echo $! > {tmp_path}/child; wait", timeout=1)
+    assert time.monotonic() - began < 10
+    child = (tmp_path / "child").read_text().strip()
+    time.sleep(0.2)
+    state = subprocess.run(["ps", "-o", "stat=", "-p", child], capture_output=True, text=True, check=False).stdout
+    assert state.strip() in ("", "Z")
+
+
+def test_no_password_and_nothing_of_the_callers_is_in_the_environment(host, monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "callers")
+    monkeypatch.setenv("PGOPTIONS", "callers")
+    environment = host.environment("app")
+    assert (environment["PGDATABASE"], environment["PGPASSFILE"]) == ("app", "/secret")
+    assert "PGPASSWORD" not in environment and "PGOPTIONS" not in environment
+
+
+def test_the_log_does_not_follow_a_link(host, tmp_path):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log/backup.log").symlink_to(tmp_path / "elsewhere")
+    host.log("a line")
+    assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "log/backup.log").unlink()
+    host.log("a line")
+    assert "a line" in (tmp_path / "log/backup.log").read_text()
+
+
+# --- the lock -------------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import shiftmaster.backup_host as module
+module.RUN = sys.argv[2]
+host = module.Host({"folder": "", "stanza": "", "log_file": "/dev/null", "database": {"version": "17"}})
+with module.alone(host, "backup X by somebody", 0):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    folder = os.path.dirname(os.path.dirname(host_module.__file__))
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, folder, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "held\n"
+    yield child
+    child.kill()
+    child.wait()
+
+
+def test_who_waits_is_told_who_holds_the_lock(host, holder):
+    with pytest.raises(BackupError, match=rf"backup X by somebody \(process {holder.pid}, since .*longer than 1 s"):
+        with alone(host, "another", 1):
+            pass
+
+
+def test_a_holder_that_is_killed_leaves_no_lock(host, holder):
+    holder.kill()
+    holder.wait()
+    with alone(host, "another", 0):
+        pass
+
+
+def test_a_deploy_is_seen_until_its_lock_expires(tmp_path):
+    path = tmp_path / "lock.json"
+    path.write_text(json.dumps({"operation": "deploy", "owner": "sato", "expires": time.time() + 60}))
+    assert host_module.deploy_that_runs(str(path)) == "deploy by sato"
+    path.write_text(json.dumps({"operation": "deploy", "owner": "sato", "expires": time.time() - 1}))
+    assert host_module.deploy_that_runs(str(path)) == ""
+    assert host_module.deploy_that_runs(str(tmp_path / "none")) == ""
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_path_that_is_missing_is_refused_unless_it_may_be():
+    part = {"name": "files", "paths": ["/a", "/b"], "optional": ["/b"]}
+    assert files.required(part, ["/a"]) == ["/a"]
+    with pytest.raises(BackupError, match="is not there: /a"):
+        files.required(part, ["/b"])
+
+
+def test_parts_of_other_hosts_are_parts(host):
+    assert files.names_of_parts(host) == ["configuration", "files"]
+    assert files.part_of(host, "configuration")["paths"] == []
+    assert [(source["name"], part["paths"]) for source, part in files.sources(host, "configuration")] == [
+        ("app1", ["/etc/x"])
+    ]
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_the_guides():
+    manifest = manifests.begin("r1", "h", ["database", "files"], 0)
+    manifests.verified(manifest, "database", "restore_test", True, "", 5)
+    manifests.end(manifest, "database", "succeeded", 5, kind="full", size_bytes=3 << 20)
+    manifests.end(manifest, "files", "failed", 6, [("failed", "disk full", "")])
+    manifests.finish(manifest, 7)
+    assert report.lines(manifest, "/var/backups/shiftmaster") == [
+        "Date: 1970-01-01T00:00:00Z",
+        "Database: SUCCESS (full, 3.0 MiB)",
+        "Files: FAILED: disk full",
+        "Total size: 3.0 MiB",
+        "Location: /var/backups/shiftmaster",
+    ]
+    assert report.reasons(manifest) == ["disk full"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")]
+)
+def test_sizes_are_readable(number, text):
+    assert report.sized(number) == text
