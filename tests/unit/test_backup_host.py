@@ -26,7 +26,8 @@ def host(tmp_path, monkeypatch):
                          "sslmode": "require", "passfile": "/secret"},
             "parts": [{"name": "files", "paths": ["/a"], "exclude": []}],
             "sources": [{"name": "app1", "address": "192.0.2.1",
-                         "parts": [{"name": "configuration", "paths": ["/etc/x"], "exclude": []}]}],
+                         "parts": [{"name": "configuration", "paths": ["/etc/x"], "exclude": []},
+                                   {"name": "files", "paths": ["/srv"], "exclude": []}]}],
         }
     )  # fmt: skip
 
