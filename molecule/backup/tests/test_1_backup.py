@@ -47,14 +47,13 @@ def test_no_secret_is_where_others_read(backups, operations, first):
         f"umask 077; {{ {password}; {password} | tr -d '\\\\'; cat /etc/shiftmaster-backup/restic.password; "
         "sed -n 's/^repo1-cipher-pass=//p' /etc/pgbackrest.conf; } > /root/secrets"
     )
-    assert len(backups.shell("cat /root/secrets").split()) == 4
+    secrets = backups.shell("cat /root/secrets").split()
+    assert len(secrets) == 4
     seen = ""
     while backups.shell("systemctl is-active shiftmaster-backup.service", check=False).strip() == "activating":
         seen += backups.shell("for i in 1 2 3 4 5; do ps axww -o args= | grep -v 'ps axww'; sleep 1; done; true")
     assert "pgbackrest" in seen and "restic" in seen
-    assert [
-        line for line in seen.splitlines() if any(one in line for one in backups.shell("cat /root/secrets").split())
-    ] == []
+    assert [line for line in seen.splitlines() if any(secret in line for secret in secrets)] == []
     # The environment of processes, and these files, are root's own to read.
     places = "/var/log/shiftmaster /var/backups/shiftmaster/manifests /var/log/journal /run/log/journal"
     assert backups.shell(f"grep -rlaFf /root/secrets {places} 2>/dev/null; true").strip() == ""
