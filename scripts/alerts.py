@@ -22,7 +22,7 @@ RUNBOOKS = ROOT / "docs" / "runbooks"
 LANGUAGES = ("en", "ja")
 SEVERITIES = ("critical", "warning", "info", "none")
 SERVICES = (
-    "application celery database cache web host container backup monitoring tls".split()
+    "application celery database cache web host container backup monitoring tls logging".split()
 )  # what a message may be about
 
 # What an entry of `alerts` holds. `service`, `where` and `dashboard` may be said once for the file.
@@ -56,6 +56,8 @@ WHERE = {
     "database": ("on the database host", "データベースホスト"),
     "cache": ("on the host of Redis", "Redis のホスト"),
     "monitoring": ("on the monitoring host", "監視ホスト"),
+    "logging": ("on the host of Elasticsearch", "Elasticsearch のホスト"),
+    "logstash": ("on the host of Logstash", "Logstash のホスト"),
     "backup": ("on the host that keeps the backups", "バックアップを保管するホスト"),
     "host": ("on the host that the message names", "通知に示されたホスト"),
     "controller": ("on your machine, in the folder of this repository", "手元のマシンのこのリポジトリ"),

@@ -33,7 +33,8 @@ def templar(role: str, **variables) -> Templar:
 def render(role: str, template: str, **variables) -> str:
     """Return a template of a role as ansible.builtin.template would write it."""
     text = (ROOT / "roles" / role / "templates" / template).read_text(encoding="utf-8")
-    return templar(role, **variables).template(trust_as_template(text))
+    # Backslashes of a file mean what they say, as for the lookup that reads it.
+    return templar(role, **variables).template(trust_as_template(text), escape_backslashes=False)
 
 
 def masks() -> list:

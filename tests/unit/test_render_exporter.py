@@ -408,3 +408,49 @@ def test_of_several_upstreams_the_last_that_answered_counts(counted):
     assert counted['nginx_http_upstream_duration_seconds_sum{site="local"}'] == pytest.approx(1.2)
     # Two digits behind the point or more: nginx writes three.
     assert counted['nginx_http_upstream_duration_seconds_count{site="edge"}'] == 3
+
+
+# --- mtail: the application's logs ----------------------------------------------------------------------------------
+
+EVENTS = """\
+{"@timestamp":"2026-01-20T01:00:00.123Z","log":{"level":"ERROR","logger":"a"},"message":"[CRITICAL] in the text"}
+{"time":"2026-01-20T01:00:00.123Z","level":"WARNING","logger":"shiftmaster_monitoring.slow"}
+2026-01-20 10:00:00,123 [CRITICAL] gunicorn.error: WORKER TIMEOUT (pid:1)
+2026-01-20 10:00:00,123 [ERROR] django.request: boom
+Traceback (most recent call last):
+  File "a.py", line 1, in f: [ERROR] quoted
+ValueError: 2026-01-20 10:00:00,123 [ERROR] quoted
+[2026-01-20 10:00:00,123: ERROR/ForkPoolWorker-1] Task a[b] raised unexpected
+[2026-01-20 10:00:00 +0900] [12] [ERROR] Exception in worker process
+ERROR 2025-07-14 09:00:00,123 log 1 2 as published
+2026-01-20 10:00:00,123 [INFO] a: {"@timestamp":"x","log":{"level":"ERROR"
+{"message": "of somebody else", "level": "ERROR"}
+"""
+
+
+def test_events_are_counted_by_level_and_each_program_reads_its_own_logs(tmp_path):
+    program = shutil.which("mtail")
+    if not program:
+        pytest.skip("not run: there is no mtail (Debian's package of that name)")
+    logs = tmp_path / "logs.d"
+    for folder in (logs, tmp_path / "progs"):
+        folder.mkdir()
+    for name in ("nginx", "application"):
+        text = render(f"{name}.mtail.j2", "mtail", exporter_mtail_application_log_dir=str(logs))
+        (tmp_path / "progs" / f"{name}.mtail").write_text(text, encoding="utf-8")
+    (logs / "error.log").write_text(EVENTS, encoding="utf-8")
+    (tmp_path / "access").write_text(LINES[0] + "\n2026-01-20 10:00:00,123 [ERROR] a: not the application's\n")
+    command = [program, "--one_shot", "--one_shot_format=prometheus", "--emit_prog_label=false", "--address=127.0.0.1"]
+    command += ["--port=0", f"--progs={tmp_path}/progs", f"--logs={tmp_path}/access", f"--logs={logs}/*.log"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    found = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines() if line and not line.startswith("#"))
+    assert {name: number for name, number in found.items() if "log_events" in name} == {
+        'shiftmaster_log_events_total{level="CRITICAL"}': "1",
+        'shiftmaster_log_events_total{level="ERROR"}': "5",
+        'shiftmaster_log_events_total{level="INFO"}': "1",
+        'shiftmaster_log_events_total{level="WARNING"}': "1",
+    }
+    # nginx' program saw its own two lines, of which one is none of its format.
+    assert found["nginx_access_log_unknown_lines_total"] == "1"
+    assert found['nginx_http_requests_total{method="GET",site="edge",status="200"}'] == "1"

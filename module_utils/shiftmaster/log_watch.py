@@ -1,0 +1,127 @@
+"""Asks the parts of the logging pipeline on one host for what Prometheus is to know, and writes it for node exporter.
+
+Run by a timer: python3 log_watch.py /etc/shiftmaster-log-watch/config.json. What does not answer is 0 in its own metric, and
+nothing else is said of it; the last figures of a part that is gone would look like news.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import uuid
+
+try:
+    from ansible.module_utils.shiftmaster import canary
+    from ansible.module_utils.shiftmaster.elastic import Api, Failed
+except ImportError:  # On the host they lie beside this file.
+    import canary
+    from elastic import Api, Failed
+
+HELP = {
+    "shiftmaster_logstash_up": ("gauge", "Whether Logstash answers."),
+    "shiftmaster_logstash_queue_bytes": ("gauge", "What its queue holds on the disk."),
+    "shiftmaster_logstash_queue_max_bytes": ("gauge", "What its queue can hold."),
+    "shiftmaster_logstash_events_out_total": ("counter", "Events that Elasticsearch has taken, or refused for good."),
+    "shiftmaster_logstash_dead_letter_bytes": ("gauge", "What Elasticsearch has refused for good."),
+    "shiftmaster_filebeat_up": ("gauge", "Whether Filebeat answers."),
+    "shiftmaster_filebeat_events_acknowledged_total": ("counter", "Events that Logstash has taken."),
+    "shiftmaster_elasticsearch_up": ("gauge", "Whether Elasticsearch answers."),
+    "shiftmaster_elasticsearch_status": ("gauge", "Health of the cluster: 0 green, 1 yellow, 2 red."),
+    "shiftmaster_elasticsearch_disk_used_ratio": ("gauge", "Share of the fullest node's disk that is used."),
+    "shiftmaster_elasticsearch_shards_ratio": ("gauge", "Share of the shards that the cluster may have."),
+    "shiftmaster_elasticsearch_lifecycle_errors": ("gauge", "Indexes whose lifecycle does not go on."),
+}
+STATUS = {"green": 0, "yellow": 1, "red": 2}
+SHARDS_PER_NODE = 1000
+
+
+def of_logstash(api) -> dict:
+    pipelines = api.call("/_node/stats/pipelines")["pipelines"]
+    own = {name: found for name, found in pipelines.items() if not name.startswith(".")}
+    queues = [found.get("queue") or {} for found in own.values()]
+    letters = [found.get("dead_letter_queue") or {} for found in own.values()]
+    return {
+        "shiftmaster_logstash_queue_bytes": sum(found.get("queue_size_in_bytes", 0) for found in queues),
+        "shiftmaster_logstash_queue_max_bytes": sum(found.get("max_queue_size_in_bytes", 0) for found in queues),
+        "shiftmaster_logstash_events_out_total": sum(found["events"]["out"] for found in own.values()),
+        "shiftmaster_logstash_dead_letter_bytes": sum(found.get("queue_size_in_bytes", 0) for found in letters),
+    }
+
+
+def of_filebeat(api) -> dict:
+    events = api.call("/stats")["libbeat"]["output"]["events"]
+    return {"shiftmaster_filebeat_events_acknowledged_total": events.get("acked", 0)}
+
+
+def of_elasticsearch(api) -> dict:
+    health = api.call("/_cluster/health")
+    nodes = api.call("/_nodes/stats/fs")["nodes"].values()
+    used = [1 - node["fs"]["total"]["available_in_bytes"] / node["fs"]["total"]["total_in_bytes"] for node in nodes]
+    errors = api.call("/logs-shiftmaster.*/_ilm/explain?only_errors=true")["indices"]
+    may = SHARDS_PER_NODE * max(1, health["number_of_data_nodes"])
+    return {
+        "shiftmaster_elasticsearch_status": STATUS[health["status"]],
+        "shiftmaster_elasticsearch_disk_used_ratio": round(max(used), 4),
+        "shiftmaster_elasticsearch_shards_ratio": round(health["active_shards"] / may, 4),
+        "shiftmaster_elasticsearch_lifecycle_errors": len(errors),
+    }
+
+
+PARTS = {"logstash": of_logstash, "filebeat": of_filebeat, "elasticsearch": of_elasticsearch}
+
+
+def asked(part: str, api) -> dict:
+    """Return the metrics of a part; of one that does not answer as it should, only that."""
+    up = "shiftmaster_%s_up" % part
+    try:
+        return {up: 1, **PARTS[part](api)}
+    except (Failed, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        print("%s: %s: %s" % (part, type(error).__name__, error), file=sys.stderr)
+        return {up: 0}
+
+
+def text_of(metrics: dict) -> str:
+    lines = []
+    for name, value in metrics.items():
+        kind, words = HELP[name]
+        lines += ["# HELP %s %s" % (name, words), "# TYPE %s %s" % (name, kind), "%s %s" % (name, value)]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def watched_line(config: dict) -> str:
+    """Return the metrics of the line that is written and looked for."""
+    api = Api(config["url"], config["ca_file"], (config["user"], config["password"]), timeout=10)
+    try:
+        result = canary.measure(api, config["file"], config["stream"], uuid.uuid4().hex, config["timeout_seconds"])
+    except (Failed, OSError, KeyError) as error:
+        print("canary: %s: %s" % (type(error).__name__, error), file=sys.stderr)
+        result = {"seconds": None, "count": 0}
+    return canary.metrics(result, time.time())
+
+
+def write(path: str, text: str) -> None:
+    new = path + ".%d.new" % os.getpid()
+    with open(new, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.chmod(new, 0o644)
+    os.rename(new, path)
+
+
+def main(path: str) -> int:
+    with open(path, encoding="utf-8") as stream:
+        config = json.load(stream)
+    metrics = {}
+    for part, given in config["parts"].items():
+        login = (given["user"], given["password"]) if given.get("user") else None
+        metrics.update(asked(part, Api(given["url"], given.get("ca_file"), login, timeout=10)))
+    # The parts first: the line may take its time.
+    write(os.path.join(config["folder"], "shiftmaster_logging.prom"), text_of(metrics))
+    if config.get("canary"):
+        write(os.path.join(config["folder"], "shiftmaster_log_canary.prom"), watched_line(config["canary"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
