@@ -1,6 +1,6 @@
 """What a line of the log costs, and how many lines the masks stand; prints figures and asserts none of them.
 
-    scripts/with_services {python} tests/bench_logs.py
+    scripts/with_services python tests/bench_logs.py
 
 A line of JSON with its masks is compared with the guide's plain line without any, both written to a file by the same
 handler. Then the worst lines that the patterns' own texts can be made into are masked, short and long: what a pattern
@@ -10,7 +10,9 @@ costs grows with a line's length alone, so that both stand about as many charact
 from __future__ import annotations
 
 import logging
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +22,10 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "shiftmaster_monitoring"))
+if os.environ.get("SHIFTMASTER_TEST_PYTHON"):
+    # Django is there; PyYAML is here.
+    where = [os.environ["SHIFTMASTER_TEST_PYTHON"], "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    sys.path.append(subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip())
 MASKS = yaml.safe_load((ROOT / "group_vars/all/masking.yml").read_text(encoding="utf-8"))["log_masks"]
 LINES, ROUNDS = 2000, 15
 
