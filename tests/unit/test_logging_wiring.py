@@ -1,0 +1,144 @@
+"""What group_vars/all makes of an inventory with hosts for the logs, and of one without."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ASKED = (
+    "shiftmaster_log_format", "shiftmaster_log_masks", "shiftmaster_log_environment", "filebeat_files",
+    "filebeat_journal_units", "filebeat_logstash_hosts", "logstash_elasticsearch_urls", "logstash_masks",
+    "logstash_version", "kibana_elasticsearch_urls", "elasticsearch_nodes", "elasticsearch_listen_address",
+    "elasticsearch_environment", "firewall_rules", "log_watch_parts", "log_watch_canary", "preflight_roles_here",
+    "preflight_required", "exporter_mtail_application_log_dir",
+)  # fmt: skip
+HOSTS = {"app1": 10, "log1": 21, "log2": 22, "log3": 23, "mon1": 30}
+
+
+def asked(folder: Path, names, groups) -> dict:
+    """{host: {variable: value}} of an inventory with these hosts."""
+    children = {name: {"hosts": dict.fromkeys(members)} for name, members in groups.items()}
+    hosts = {name: {"private_address": f"192.0.2.{HOSTS[name]}"} for name in names}
+    everybody = {"hosts": hosts, "vars": {"ansible_group_priority": 10}}
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": {"production": everybody, **children}}}))
+    message = "{{ {" + ", ".join(f"'{name}': {name}" for name in ASKED) + "} }}"
+    extra = {
+        "shiftmaster_domain": "shift.example.jp",
+        "logging_version": "9.2.1",
+        "log_masks_site": [{"name": "own", "pattern": "P-[0-9]{8}", "replace": "[patient]"}],
+        "vault_elasticsearch_canary_password": "of-the-canary",
+        "run_is_of_release_alone": False,
+    }
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible"), "all", "--inventory", folder / "hosts.yml",
+            "--playbook-dir", ROOT / "playbooks", "--connection", "local", "--module-name", "debug", "--args",
+            json.dumps({"msg": message}), "--extra-vars", json.dumps(extra),
+        ],
+        env=dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
+                 ANSIBLE_STDOUT_CALLBACK="ansible.posix.json"),
+        text=True, capture_output=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report, _end = json.JSONDecoder().raw_decode(done.stdout[done.stdout.index("{") :])
+    return {name: host["msg"] for name, host in report["plays"][0]["tasks"][0]["hosts"].items()}
+
+
+APP = {name: ["app1"] for name in ("web", "app", "database", "cache")}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    logs = ["log1", "log2", "log3"]
+    groups = {
+        **APP, "elasticsearch": logs, "logstash": ["log1"], "kibana": ["log1"], "filebeat": ["app1", "log1"],
+        "monitoring": ["mon1"],
+    }  # fmt: skip
+    return asked(tmp_path_factory.mktemp("fleet"), HOSTS, groups)
+
+
+def test_without_hosts_for_the_logs_nothing_of_them_is_there(tmp_path):
+    found = asked(tmp_path, ["app1"], APP)["app1"]
+    assert found["shiftmaster_log_format"] == "application"
+    assert found["log_watch_parts"] == {} and found["log_watch_canary"] == {}
+    assert not {"elasticsearch", "logstash", "kibana", "filebeat", "elastic_repository", "log_watch"} & set(
+        found["preflight_roles_here"]
+    )
+    assert not [one for one in found["preflight_required"] if "elasticsearch" in one["name"]]
+    assert {rule["name"] for rule in found["firewall_rules"]} <= {"web", "postgresql", "redis", "application"}
+
+
+def test_one_host_with_all_of_it_is_local(tmp_path):
+    groups = {**APP, **{name: ["app1"] for name in ("elasticsearch", "logstash", "kibana", "filebeat")}}
+    found = asked(tmp_path, ["app1"], groups)["app1"]
+    assert found["logstash_elasticsearch_urls"] == ["https://localhost:9200"]
+    assert found["filebeat_logstash_hosts"] == ["localhost:5044"]
+    assert found["elasticsearch_nodes"] == {} and found["elasticsearch_listen_address"] == "127.0.0.1"
+
+
+def test_the_application_logs_for_the_search_and_masks_its_own_numbers(fleet):
+    found = fleet["app1"]
+    assert found["shiftmaster_log_format"] == "ecs" and found["shiftmaster_log_environment"] == "production"
+    # Both walls have the same patterns, a site's own too.
+    assert found["shiftmaster_log_masks"] == found["logstash_masks"]
+    assert [mask["name"] for mask in found["shiftmaster_log_masks"]][-1] == "own"
+    assert len(found["shiftmaster_log_masks"]) > 10
+    assert found["exporter_mtail_application_log_dir"] == "/var/log/shiftmaster"
+
+
+def test_each_host_reads_what_it_has(fleet):
+    assert [file["id"] for file in fleet["app1"]["filebeat_files"]] == [
+        "shiftmaster-app", "shiftmaster-audit", "shiftmaster-operations", "shiftmaster-nginx",
+        "shiftmaster-nginx-error", "shiftmaster-postgresql", "shiftmaster-redis",
+    ]  # fmt: skip
+    assert fleet["app1"]["filebeat_files"][0]["begins"].startswith("^[0-9]{4}-")
+    assert fleet["log1"]["filebeat_files"] == [] and fleet["log1"]["filebeat_journal_units"] == ["ssh.service"]
+    assert fleet["app1"]["filebeat_logstash_hosts"] == ["192.0.2.21:5044"]
+
+
+def test_three_nodes_are_one_cluster(fleet):
+    nodes = {"log1": "192.0.2.21", "log2": "192.0.2.22", "log3": "192.0.2.23"}
+    assert fleet["log2"]["elasticsearch_nodes"] == nodes
+    urls = [f"https://{address}:9200" for address in nodes.values()]
+    assert fleet["log1"]["logstash_elasticsearch_urls"] == fleet["log1"]["kibana_elasticsearch_urls"] == urls
+    assert fleet["log1"]["logstash_version"] == "1:9.2.1-1"
+
+
+def rules(host) -> dict:
+    return {rule["name"]: rule for rule in host["firewall_rules"]}
+
+
+def test_only_who_needs_it_is_let_in(fleet):
+    log1, log2 = rules(fleet["log1"]), rules(fleet["log2"])
+    assert log1["logstash"] == {"name": "logstash", "ports": [5044], "sources": ["192.0.2.10"]}
+    assert log2["elasticsearch"]["ports"] == [9200, 9300]
+    # Other nodes, Logstash and Kibana, and the application's host, which looks for the canary's line.
+    assert sorted(log2["elasticsearch"]["sources"]) == ["192.0.2.10", "192.0.2.21", "192.0.2.23"]
+    assert log1["logging-people"] == {"name": "logging-people", "ports": [5601], "sources": []}
+    assert not {"elasticsearch", "logstash", "logging-people"} & set(rules(fleet["app1"]))
+
+
+def test_what_is_watched_where(fleet):
+    assert set(fleet["log1"]["log_watch_parts"]) == {"elasticsearch", "logstash", "filebeat"}
+    assert set(fleet["log2"]["log_watch_parts"]) == {"elasticsearch"}
+    assert fleet["log1"]["log_watch_canary"] == {}
+    canary = fleet["app1"]["log_watch_canary"]
+    assert canary["stream"] == "logs-shiftmaster.app-production" and canary["url"] == "https://192.0.2.21:9200"
+    assert canary["password"] == "of-the-canary"
+
+
+def test_the_preflight_looks_at_what_a_host_gets(fleet):
+    here = {host: set(values["preflight_roles_here"]) for host, values in fleet.items()}
+    assert {"elastic_repository", "elasticsearch", "logstash", "kibana", "filebeat", "log_watch"} <= here["log1"]
+    assert {"elastic_repository", "elasticsearch", "log_watch"} <= here["log2"] and "logstash" not in here["log2"]
+    assert {"elastic_repository", "filebeat", "log_watch"} <= here["app1"] and "elasticsearch" not in here["app1"]
+    assert not {"elastic_repository", "filebeat", "log_watch"} & here["mon1"]
+    wanted = {one["name"] for one in fleet["log1"]["preflight_required"]}
+    assert {"vault_elasticsearch_admin_password", "vault_shiftmaster_log_key"} <= wanted
