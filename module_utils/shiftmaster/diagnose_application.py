@@ -377,8 +377,7 @@ def celery(setting) -> dict:
     for pid, process in processes(setting.proc).items():
         command = read(setting.proc, str(pid), "cmdline", limit=1000).replace("\0", " ")
         kind = "beats" if _BEAT.search(command) else "workers" if _WORKER.search(command) else None
-        # A forked child is the same worker.
-        if kind is None or process["parent"] in {one["pid"] for one in found[kind]}:
+        if kind is None:
             continue
         unit = re.search(r"([^/\n]+\.(?:service|scope))\s*$", read(setting.proc, str(pid), "cgroup"))
         found[kind].append(
@@ -391,6 +390,7 @@ def celery(setting) -> dict:
             }
         )
     for kind in ("beats", "workers"):
+        # A forked child is the same worker.
         pids = {one["pid"] for one in found[kind]}
         found[kind] = sorted((one for one in found[kind] if one["parent"] not in pids), key=lambda one: one["pid"])
     found["colour"] = layout.active_colour()

@@ -523,6 +523,18 @@ def test_why_the_server_refuses(message, reason):
     assert database.refusal(message) == reason
 
 
+def test_a_server_that_is_stopped_is_told_from_a_missing_psql(monkeypatch):
+    stopped = 'psql: error: connection to server on socket "/x" failed: No such file or directory'
+    for answer, reason in (
+        ((2, "", stopped), "stopped"),
+        ((127, "", "env: 'psql': No such file or directory"), "missing"),
+    ):
+        monkeypatch.setattr(database.probe, "run", lambda *_arguments, answer=answer: answer)
+        with pytest.raises(probe.ProbeError) as error:
+            database.ask(Setting({}), "shiftmaster", database.QUERIES, 5)
+        assert error.value.reason == reason
+
+
 def table(name, rows, scans, read, index_scans=0):
     return {
         "table": name,
@@ -601,22 +613,23 @@ def test_rights_by_mode(tmp_path):
 
 
 def test_the_folder_that_stands_in_the_way_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(application, "groups_of", lambda user: (4711, {4711}))
     inner = tmp_path / "closed" / "log"
     inner.mkdir(parents=True)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder != folder.parent:
-            monkeypatch.setattr(application, "may", lambda status, uid, gids, need: status.st_mode & 0o777 != 0o700)
-    for folder in (tmp_path, *list(tmp_path.parents)[:-1]):
-        if folder.stat().st_uid == os.getuid() and str(folder).startswith(str(tmp_path.parent.parent)):
-            folder.chmod(0o755)
+    inner.chmod(0o707)
+    mine, really = {(tmp_path / "closed").stat().st_ino, inner.stat().st_ino}, application.may
+    monkeypatch.setattr(application, "groups_of", lambda user: (4711, {4711}))
+    # What lies above the folder of this test is not what it is about.
+    monkeypatch.setattr(application, "may", lambda status, *how: status.st_ino not in mine or really(status, *how))
     (tmp_path / "closed").chmod(0o700)
-    inner.chmod(0o755)
     found = application.obstacle(str(inner), "shiftmaster", 7)
-    assert found["path"] == str(tmp_path / "closed") and found["problem"] == "rights" and found["mode"] == "0700"
-    (tmp_path / "closed").chmod(0o755)
+    assert found["path"] == str(tmp_path / "closed") and found["problem"] == "rights"
+    assert (found["mode"], found["need"]) == ("0700", "x")
+    # To pass through a folder, entering is enough.
+    (tmp_path / "closed").chmod(0o701)
     assert application.obstacle(str(inner), "shiftmaster", 7) is None
     assert application.obstacle(str(inner / "gone"), "shiftmaster", 7)["problem"] == "missing"
+    inner.chmod(0o705)
+    assert application.obstacle(str(inner), "shiftmaster", 7)["need"] == "rwx"
 
 
 CELERY_LOG = """[2026-01-31 08:00:00,000: INFO/MainProcess] Connected to redis://shiftmaster:**@localhost:6379/0

@@ -218,14 +218,24 @@ def test_a_symptom_without_a_cause_comes_behind_causes_of_its_weight():
     assert names(result) == ["InodesGone", "ApplicationErrors"]
 
 
+SILENT_SERVER = {"names": {"servers": [{"address": "x", "answers": False}]}}
+SICK = {"parts": {**SILENT_SERVER, "http": {"site": {"status": 502}}, "static": {"http_status": 404}}}
+
+
 def test_the_root_weighs_what_follows_from_it():
-    """A warning that makes the site fail is no warning."""
-    weak = dict(RULES["NameServerSilent"], explains=["*"])
-    hosts = [
-        host({"parts": {"names": {"servers": [{"address": "x", "answers": False}]}, "http": {"site": {"status": 502}}}})
-    ]
-    result = findings.find([weak, RULES["SiteErrors"]], hosts)
-    assert names(result) == ["NameServerSilent", "SiteErrors"] and result[0]["severity_of_all"] == "critical"
+    """A warning that makes the site fail is no warning, whatever else follows from it."""
+    weak = dict(RULES["NameServerSilent"], explains=["*", "StaticNotServed"])
+    result = findings.find([weak, RULES["SiteErrors"], RULES["StaticNotServed"]], [host(SICK)])
+    assert names(result) == ["NameServerSilent", "StaticNotServed", "SiteErrors"]
+    assert [one["severity_of_all"] for one in result] == ["critical", "warning", "critical"]
+
+
+def test_what_is_itself_explained_is_no_root_however_deep_it_lies():
+    far = dict(RULES["StaticNotServed"], depth=900, explains=["NameServerSilent"])
+    step = dict(RULES["NameServerSilent"], depth=1, explains=["SiteErrors"])
+    result = findings.find([step, RULES["SiteErrors"], far], [host(SICK)])
+    assert [one["rule"] for one in result if one["root"]] == ["StaticNotServed"]
+    assert {one["follows_from"] for one in result[1:]} == {"StaticNotServed on one"}
 
 
 def test_scheduler_twice_is_counted_over_hosts():
