@@ -165,6 +165,18 @@ def test_parts_that_failed_or_are_empty_tick_nothing(period):
     assert {name for name, line in lines.items() if line["mark"] == "good"} == set()
 
 
+def test_a_good_line_that_shows_nothing_is_not_ticked():
+    line = {
+        "name": "x",
+        "text": {"en": "x", "ja": "x"},
+        "needs": ["cpu"],
+        "good": "cpu.busy_percent < 70",
+        "evidence": "{{ gone }}",
+    }
+    assert checklist.judge_host(line, host(), {})["mark"] == "unknown"
+    assert checklist.judge_host(dict(line, evidence="{{ cpu.busy_percent }}"), host(), {})["mark"] == "good"
+
+
 def test_one_host_fails_the_line_of_all_and_a_silent_one_keeps_it_open():
     bad = host({"cpu": {"busy_percent": 90.0}}, name="two")
     gone = findings.host_of("three", ["app"], {"unreachable": True, "msg": "no route"})

@@ -204,6 +204,70 @@ def test_a_host_that_is_gone_is_the_root_of_what_the_others_lack():
     assert [one["rule"] for one in result if one["root"]] == ["HostUnreachable"]
 
 
+def parts_of(*cases):
+    """The parts of several cases together."""
+    together = {}
+    for case in cases:
+        together = changed(together, CASES[case]["fires"]["parts"])
+    return together
+
+
+NO_REDIS = {
+    "redis": {
+        "broker": {
+            "works": False,
+            "reason": "refused",
+            "where": "cache1:6379",
+            "message": "refused",
+            "queues_later": None,
+        }
+    },
+    "http": {"socket": {"status": 503}, "local": {"status": 503, "where": "x"}},
+}
+SLOW = {"requests": {"recent": {"p95_seconds": 20.0}}, "http": {"local": {"status": 504, "where": "x"}}}
+GONE = "gone"
+# {host: parts}, and the roots. Each breaks two things at once, on two hosts; the others see what follows.
+COMBINED = [
+    ({"db1": parts_of("DatabaseStopped"), "app1": dict(parts_of("DiskFullByLog"), **NO_DATABASE), "app2": NO_DATABASE, "edge1": NO_SITE},
+     {("DatabaseStopped", "db1"), ("DiskFullByLog", "app1")}),
+    ({"db1": GONE, "app1": NO_DATABASE, "app2": dict(NO_DATABASE, **parts_of("RightsWrong")), "edge1": NO_SITE},
+     {("HostUnreachable", "db1"), ("RightsWrong", "app2")}),
+    ({"cache1": parts_of("RedisDown"), "app1": NO_REDIS, "app2": NO_REDIS, "edge1": dict(NO_SITE, **parts_of("CertificateExpired"))},
+     {("RedisDown", "cache1"), ("CertificateExpired", "edge1")}),
+    ({"db1": parts_of("DatabaseConnectionsExhausted"), "app1": dict(parts_of("WorkerFrozen"), **SLOW), "app2": SLOW},
+     {("DatabaseConnectionsExhausted", "db1"), ("WorkerFrozen", "app1")}),
+    ({"edge1": dict(parts_of("NginxDown"), http={"site": {"status": None, "error": "refused", "where": "x"}}), "db1": parts_of("DiskNearlyFull")},
+     {("NginxDown", "edge1"), ("DiskNearlyFull", "db1")}),
+    ({"app1": dict(NO_DATABASE, **parts_of("FirewallRefuses")), "app2": parts_of("InodesGone"), "edge1": NO_SITE},
+     {("FirewallRefuses", "app1"), ("InodesGone", "app2")}),
+    ({"db1": parts_of("DatabaseLockHeldByIdle"), "app1": SLOW, "app2": SLOW, "cache1": parts_of("MemoryShort"), "edge1": NO_SITE},
+     {("DatabaseLockHeldByIdle", "db1"), ("MemoryShort", "cache1")}),
+    ({"app1": parts_of("SecretMissing"), "app2": parts_of("StaticMissing"), "edge1": NO_SITE},
+     {("SecretMissing", "app1"), ("StaticMissing", "app2")}),
+    ({"cache1": GONE, "app1": NO_REDIS, "app2": NO_REDIS, "db1": parts_of("DatabaseWraparoundNear"), "edge1": NO_SITE},
+     {("HostUnreachable", "cache1"), ("DatabaseWraparoundNear", "db1")}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("patches", "roots"),
+    COMBINED,
+    ids=lambda value: "-".join(sorted(name for name, _host in value)) if isinstance(value, set) else "",
+)
+def test_two_faults_on_two_hosts_come_before_what_follows_from_both(patches, roots):
+    hosts = ill(**{name: parts for name, parts in patches.items() if parts is not GONE})
+    functions = {name: fleet()[name]["functions"] for name in patches}
+    hosts = [
+        findings.host_of(one["host"], functions[one["host"]], {"unreachable": True, "msg": "no route"})
+        if patches.get(one["host"]) is GONE
+        else one
+        for one in hosts
+    ]
+    result = found(*hosts)
+    assert {(one["rule"], one["host"]) for one in result if one["root"]} == roots, names(result)
+    assert all(one["root"] for one in result[:2]) and not any(one["root"] for one in result[2:])
+
+
 def test_a_fault_of_one_application_host_explains_nothing_of_another():
     broken = {"http": {"socket": {"status": 503}}}
     result = found(*ill(app1=CASES["RightsWrong"]["fires"]["parts"], app2=broken))

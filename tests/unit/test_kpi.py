@@ -38,7 +38,7 @@ def synthetic():
         "database_seconds": 1200.0,
         "database_statements": 400000,
         "alerts": [
-            {"name": "WebsiteDown", "component": "web", "start": OUTAGES[0][0] + 60, "end": OUTAGES[0][0] + 540},
+            {"name": "WebsiteDown", "component": "web", "start": OUTAGES[0][0] + 10, "end": OUTAGES[0][0] + 540},
             {
                 "name": "DatabaseConnectionError",
                 "component": "database",
