@@ -7,13 +7,12 @@ import grp
 import json
 import os
 import pwd
-import re
 import stat
 import time
 
 from . import envfile, health_checks, probe
 from .diagnose_engine import Absent
-from .diagnose_host import processes, read
+from .diagnose_host import processes, read, unit_of
 from .diagnose_logs import tail
 from .diagnose_redact import HIDDEN, SECRET_NAME
 from .layout import Layout
@@ -366,8 +365,17 @@ def cache_server(setting) -> dict:
     raise Absent("this host has no Redis")
 
 
-_BEAT = re.compile(r"\bcelery\b.*\bbeat\b")
-_WORKER = re.compile(r"\bcelery\b.*\bworker\b")
+def role_of(command: str) -> str:
+    """Return beats or workers for a process of Celery (its arguments, as /proc has them), else ""."""
+    words = command.split("\0")
+    # celery itself, or an interpreter that runs it; who only looks at its log has it elsewhere.
+    if not any(os.path.basename(word) == "celery" for word in words[:3]):
+        return ""
+    command = next((word for word in words if word in _COMMANDS), "")
+    return {"beat": "beats", "worker": "workers"}.get(command, "")
+
+
+_COMMANDS = ("beat", "worker", "inspect", "control", "status", "call", "report", "purge", "shell", "multi", "events")
 
 
 def celery(setting) -> dict:
@@ -375,18 +383,17 @@ def celery(setting) -> dict:
     layout = _layout(setting)
     found = {"beats": [], "workers": []}
     for pid, process in processes(setting.proc).items():
-        command = read(setting.proc, str(pid), "cmdline", limit=1000).replace("\0", " ")
-        kind = "beats" if _BEAT.search(command) else "workers" if _WORKER.search(command) else None
-        if kind is None:
+        command = read(setting.proc, str(pid), "cmdline", limit=1000)
+        kind = role_of(command)
+        if not kind:
             continue
-        unit = re.search(r"([^/\n]+\.(?:service|scope))\s*$", read(setting.proc, str(pid), "cgroup"))
         found[kind].append(
             {
                 "pid": pid,
                 "parent": process["parent"],
                 "state": process["state"],
-                "unit": unit.group(1) if unit else "",
-                "command": command[:160],
+                "unit": unit_of(read(setting.proc, str(pid), "cgroup")),
+                "command": command.replace("\0", " ")[:160],
             }
         )
     for kind in ("beats", "workers"):

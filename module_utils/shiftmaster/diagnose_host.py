@@ -68,16 +68,21 @@ def processes(proc: str = "/proc") -> dict:
     return found
 
 
+def unit_of(text: str) -> str:
+    """Return the unit in /proc/<pid>/cgroup, "" where it is in none; older kernels have a line for each controller."""
+    found = re.search(r"([^/\n]+\.(?:service|scope|socket))$", text, re.M)
+    return found.group(1) if found else ""
+
+
 def describe(pid: int, stat: dict, proc: str = "/proc") -> dict:
     """Return what a person wants to know about a process."""
     command = read(proc, str(pid), "cmdline", limit=400).replace("\0", " ").strip()
-    unit = re.search(r"([^/\n]+\.(?:service|scope|socket))\s*$", read(proc, str(pid), "cgroup"))
     return {
         "pid": pid,
         "name": stat["name"],
         "command": (command or "[%s]" % stat["name"])[:160],
         "state": stat["state"],
-        "unit": unit.group(1) if unit else "",
+        "unit": unit_of(read(proc, str(pid), "cgroup")),
         "memory_bytes": stat["memory"],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -35,7 +36,7 @@ def units(setting) -> dict:
     rows = probe.parse_unit_list(_systemctl(["list-units", "--all", "--plain", "--no-legend", "--full"]))
     names = wanted + [row["Id"] for row in rows if setting.is_ours(row["Id"]) or row.get("ActiveState") == "failed"]
     blocks = probe.parse_units(_systemctl(["show", "--property=" + ",".join(_PROPERTIES), "--", *dict.fromkeys(names)]))
-    found = {}
+    found, groups = {}, processes_by_group(setting.proc)
     for block in blocks:
         found[block["Id"]] = unit = {
             "unit": block["Id"],
@@ -54,24 +55,32 @@ def units(setting) -> dict:
         unit["well"] = unit["active"] in ("active", "reloading") or (
             not unit["required"] and unit["active"] != "failed" and unit["sub"] != "auto-restart"
         )
-        unit.update(unit_processes(setting, block.get("ControlGroup") or ""))
+        unit.update(unit_processes(setting, block.get("ControlGroup") or "", groups))
         if not unit["well"] or unit["restarts"]:
             unit["last_words"] = journal_of(unit["unit"])
     return {"units": list(found.values())}
 
 
-def unit_processes(setting, group: str) -> dict:
+def processes_by_group(proc: str) -> dict:
+    """Return {control group: [process]} by what the kernel says of each process."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for pid in os.listdir(proc):
+            if pid.isdigit():
+                for path in {line.rsplit(":", 1)[-1] for line in read(proc, pid, "cgroup").splitlines()}:
+                    found.setdefault(path, []).append(pid)
+    return found
+
+
+def unit_processes(setting, group: str, groups: dict) -> dict:
     """Return how many processes a unit has, and which of them are stopped or wait for a disk."""
-    folder = os.path.join(setting.cgroup, group.lstrip("/")) if group else ""
-    pids = []
-    for place, _folders, _files in os.walk(folder) if folder else ():
-        pids += [int(word) for word in read(place, "cgroup.procs").split()]
+    pids = [pid for path, inside in groups.items() if group and (path + "/").startswith(group + "/") for pid in inside]
     states = {}
     for pid in pids[:200]:
-        match = re.search(r"^State:\s+(\w)", read(setting.proc, str(pid), "status"), re.M)
+        match = re.search(r"^State:\s+(\w)", read(setting.proc, pid, "status"), re.M)
         if match:
             states[match.group(1)] = states.get(match.group(1), 0) + 1
-    frozen = numbers(read(folder, "cgroup.events")).get("frozen", 0) if folder else 0
+    frozen = numbers(read(setting.cgroup, group.lstrip("/"), "cgroup.events")).get("frozen", 0) if group else 0
     return {
         "processes": len(pids),
         "stopped": states.get("T", 0),
