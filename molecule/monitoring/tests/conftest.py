@@ -1,10 +1,15 @@
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import alerting as proofs
+import mishaps
 import pytest
 from support import SCENARIO_HOME, Operations, wait_for
 
+# A page that tests alone ask for.
+ASKED = "/requests/"
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
 
@@ -21,15 +26,36 @@ class Watch(Operations):
             stdin=f'user = "{user}:{self.secret("admin" if user == "admin" else "scrape")}"\n',
         )
 
-    def query(self, expression: str) -> list:
-        answer = json.loads(
-            self.ask(
-                "https://localhost:9090/api/v1/query",
-                f"--data-urlencode query='{expression.replace(chr(39), chr(34))}'",
-            )
-        )
-        assert answer["status"] == "success", (expression, answer)
-        return answer["data"]["result"]
+    def query(self, expression: str, since: float = 0) -> list:
+        """What it is now; with since, what it was at any time since then."""
+        return self.queries([(expression, since)])[0]
+
+    def queries(self, asked: list) -> list:
+        """Many of them, each (expression, since), by one command."""
+        requests = []
+        for expression, since in asked:
+            form = {"query": " ".join(expression.replace("'", '"').split())}
+            if since:
+                form.update(start=f"{since:.0f}", end=f"{time.time():.0f}", step="5")
+            words = {
+                "url": f"https://localhost:9090/api/v1/query{'_range' if since else ''}", "max-time": "20",
+                "user": f"admin:{self.secret('admin')}", "cacert": "/etc/ssl/shiftmaster/ca.crt", "write-out": "\\n",
+            }  # fmt: skip
+            lines = [f'{name} = "{value}"' for name, value in words.items()] + ["silent", "show-error"]
+            for name, value in form.items():
+                escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+                lines.append(f'data-urlencode = "{name}={escaped}"')
+            requests.append("\n".join(lines))
+        answers = [json.loads(line) for line in self.shell("curl -K -", stdin="\nnext\n".join(requests)).splitlines()]
+        assert len(answers) == len(asked)
+        for expression, answer in zip(asked, answers):
+            assert answer["status"] == "success", (expression, answer)
+        return [answer["data"]["result"] for answer in answers]
+
+    def shows(self, *expressions: str, seconds: float = 90) -> None:
+        """Wait until each of these has series."""
+        for expression in expressions:
+            wait_for(lambda asked=expression: self.query(asked), seconds, expression)
 
     def firing(self) -> set:
         alerts = json.loads(self.ask("https://localhost:9090/api/v1/alerts"))["data"]["alerts"]
@@ -50,5 +76,16 @@ def watch(hosts):
     """Prometheus, behind its first minute: everything that it asks for answers."""
     assert hosts.app.serves(60), "the application does not serve"
     hosts.app.manage("seed_demo")
-    wait_for(lambda: not hosts.watch.query("up == 0"), 90, "all targets up")
+    # Series begin with what is seen first: test_deploys.py counts from here.
+    hosts.app.shell(f"curl -skS -o /dev/null https://shift.example.test{ASKED}")
+    mishaps.backups_as_if(hosts.app)
+    wait_for(lambda: not hosts.watch.query("up == 0"), 180, "all targets up")
     return hosts.watch
+
+
+@pytest.fixture(scope="session")
+def alerting(watch):
+    """Receivers beside Alertmanager."""
+    found = proofs.Alerting(watch.shell, password=watch.secret("admin"))
+    found.start_receivers("alerts", "mail-of-the-test")
+    return found
