@@ -1,0 +1,135 @@
+"""What people may type with a run: judged by pure functions, and refused by the playbooks before a host is asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = yaml.safe_load((ROOT / "group_vars/all/options.yml").read_text(encoding="utf-8"))["run_options"]
+spec = importlib.util.spec_from_file_location("options_action", ROOT / "plugins/action/shiftmaster_options.py")
+action = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(action)
+# A host that is never there (RFC 5737): whoever asks it says UNREACHABLE.
+INVENTORY = """
+all:
+  children:
+    single:
+      vars: {ansible_group_priority: 10, ansible_ssh_common_args: -o ConnectTimeout=1}
+      hosts: &host {absent: {ansible_host: 192.0.2.1}}
+    web: {hosts: *host}
+    app: {hosts: *host}
+    database: {hosts: *host}
+    cache: {hosts: *host}
+"""
+# Values that a shell, git, a template or ssh would make something of.
+EVIL = [
+    "--upload-pack=x",
+    "2.1.0; reboot",
+    "$(id)",
+    "`id`",
+    "{{ 1 + 1 }}",
+    "2.1.0\nx",
+    "../../etc/passwd",
+    "a b",
+    "x" * 201,
+]
+
+
+@pytest.mark.parametrize("value", ["2.1.0", "main", "feature/夜勤+1", "v1.0@x", "1234567", 2.1, "release#5", "x" * 200])
+def test_versions_are_let_through(value):
+    assert action.refusals(OPTIONS["deploy"], {"shiftmaster_version": value}) == []
+    assert action.refusals(OPTIONS["rollback"], {"to": value}) == []
+
+
+@pytest.mark.parametrize("value", EVIL)
+def test_what_is_no_version_is_refused(value):
+    for playbook, name in (("deploy", "shiftmaster_version"), ("rollback", "to")):
+        found = action.refusals(OPTIONS[playbook], {name: value})
+        assert len(found) == 1 and found[0].startswith(f"{name}=") and "is not of the form of" in found[0]
+        # The message is one line, whatever was typed.
+        assert "\n" not in found[0]
+
+
+def test_every_wrong_value_is_named_and_right_ones_are_not():
+    values = {"health_format": "xml", "health_language": "ja", "health_fail_on": "sometimes"}
+    assert action.refusals(OPTIONS["health"], values) == [
+        "health_format=xml is none of: text, json",
+        "health_fail_on=sometimes is none of: critical, warning, never",
+    ]
+
+
+def test_booleans_are_the_words_that_people_type():
+    for value in (True, False, "true", "false"):
+        assert action.refusals(OPTIONS["deploy"], {"shiftmaster_allow_contract": value}) == []
+    assert action.refusals(OPTIONS["deploy"], {"shiftmaster_allow_contract": "perhaps"}) != []
+
+
+def test_of_several_each_is_judged():
+    options = {"secrets": {"choices": ["database", "redis"], "several": True}}
+    assert action.refusals(options, {"secrets": "database, redis"}) == []
+    assert action.refusals(options, {"secrets": "database,kerberos"}) == [
+        "secrets=kerberos is none of: database, redis"
+    ]
+    # One is one where no several are meant.
+    assert action.refusals({"schema": {"choices": ["keep", "reverse"]}}, {"schema": "keep,reverse"}) != []
+
+
+def test_an_empty_value_is_left_to_the_playbook():
+    assert action.refusals(OPTIONS["rollback"], {"to": "", "schema": " "}) == []
+
+
+def test_every_option_is_bounded_and_shows_an_example():
+    for playbook, options in OPTIONS.items():
+        for name, option in options.items():
+            assert ("choices" in option) != ("pattern" in option), f"{playbook}: {name}"
+            if "pattern" in option:
+                assert re.fullmatch(option["pattern"], option["like"]), f"{playbook}: {name}"
+
+
+def play(playbook, folder, *arguments, **extra):
+    inventory = folder / "hosts.yml"
+    inventory.write_text(INVENTORY)
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    command = [Path(sys.executable).parent / "ansible-playbook", "--inventory", inventory, ROOT / playbook]
+    return subprocess.run(
+        [*command, *arguments, "--extra-vars", json.dumps(extra)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "playbook, extra, sentence",
+    [
+        ("deploy.yml", {"shiftmaster_version": "2.1.0; reboot"}, "version=2.1.0; reboot is not of the form"),
+        ("rollback.yml", {"schema": "drop"}, "schema=drop is none of: keep, reverse, restore"),
+        ("playbooks/health.yml", {"health_fail_on": "no"}, "health_fail_on=no is none of: critical, warning, never"),
+        ("playbooks/patch.yml", {"reboot": "maybe"}, "reboot=maybe is none of: needed, never, always"),
+        ("playbooks/rotate.yml", {"secrets": "django,x"}, "secrets=x is none of: database, redis, django, tls"),
+    ],
+)  # fmt: skip
+def test_playbooks_refuse_before_they_ask_a_host(playbook, extra, sentence, tmp_path):
+    done = play(playbook, tmp_path, **extra)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert sentence in said and "Nothing was changed" in said
+    assert "UNREACHABLE" not in said
+
+
+def test_tags_and_limits_do_not_lead_past_it(tmp_path):
+    done = play("deploy.yml", tmp_path, "--tags", "release", "--limit", "absent", shiftmaster_version="-x")
+    assert done.returncode == 2 and "is not of the form of" in done.stdout and "UNREACHABLE" not in done.stdout
+
+
+def test_a_good_value_goes_on_to_the_hosts(tmp_path):
+    """The proof that the tests above would notice a host that is asked."""
+    done = play("rollback.yml", tmp_path, schema="keep")
+    assert done.returncode == 4 and "UNREACHABLE" in done.stdout, done.stdout + done.stderr
