@@ -1,0 +1,532 @@
+#!/usr/bin/python
+# AWX's objects, of the few words in group_vars/awx.
+"""Make the options of awx.awx's modules of group_vars/awx, and refuse what AWX or the playbooks would not take."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: awx_objects
+short_description: Make the options of awx.awx's modules of a few words, and find what is wrong with them
+description:
+  - Returns, for each module of the collection awx.awx, the list of the objects with the options of that module, in an
+    order in which each finds what it refers to. Nothing is sent anywhere, so it needs no AWX and no collection.
+  - The same words make the same objects, so a second application has nothing to do.
+  - Fails with one list of everything that is wrong. References to objects that are not there, playbooks that are not in
+    the repository, questions of a survey that the playbook does not know or that would take anything, rules of
+    schedules that AWX does not take, workflows that go round in circles, and credentials whose injection AWX refuses.
+  - Secrets are not handed over; the playbook adds them to the credentials when it applies them.
+options:
+  prefix:
+    description: What each object's name begins with.
+    type: str
+    required: true
+  organization:
+    description: The organization that they belong to.
+    type: str
+    required: true
+  language:
+    description: The language of the questions of surveys.
+    type: str
+    choices: [en, ja]
+    default: ja
+  timezone:
+    description: The time zone of schedules.
+    type: str
+    required: true
+  repository:
+    description: The folder in which playbooks must be found.
+    type: path
+    required: true
+  run_options:
+    description: What each playbook lets people type, as in group_vars/all/options.yml.
+    type: dict
+    required: true
+  plain:
+    description:
+      - For each of C(credential_type), C(credential), C(execution_environment), C(project), C(inventory),
+        C(inventory_source) and C(notification_template) a list of objects with the module's own options.
+      - C(wanted=false) leaves an object out.
+    type: dict
+    required: true
+  job_defaults:
+    description: Options that every job template has.
+    type: dict
+    default: {}
+  job_variables:
+    description: Extra variables that every job template has.
+    type: dict
+    default: {}
+  jobs:
+    description: Job templates with C(name), C(playbook), C(description), C(survey), C(variables) and C(options).
+    type: list
+    elements: dict
+    required: true
+  workflows:
+    description: Workflows with C(name), C(description) and C(nodes).
+    type: list
+    elements: dict
+    default: []
+  schedules:
+    description:
+      - Schedules with C(name), C(job) or C(workflow), C(frequency), C(at), C(days), C(monthday), C(values), C(enabled).
+    type: list
+    elements: dict
+    default: []
+  teams:
+    description: Teams with C(name), C(jobs) and C(workflows), which their members may start.
+    type: list
+    elements: dict
+    default: []
+author: ShiftMaster operations
+attributes:
+  check_mode:
+    support: full
+    description: It changes nothing in any mode.
+  diff_mode:
+    support: none
+    description: It changes nothing.
+"""
+
+EXAMPLES = r"""
+- name: Make what AWX is told
+  awx_objects:
+    prefix: ShiftMaster single
+    organization: ShiftMaster
+    timezone: Asia/Tokyo
+    repository: "{{ playbook_dir }}/.."
+    run_options: "{{ run_options }}"
+    plain: "{{ awx_plain_objects }}"
+    jobs:
+      - name: patch
+        playbook: playbooks/patch.yml
+        survey: [{name: reboot, default: never, en: Reboots, ja: 再起動}]
+  register: awx_made
+"""
+
+RETURN = r"""
+objects:
+  description: For each module of awx.awx the list of its objects.
+  type: dict
+  returned: success
+given:
+  description: The values that jobs and schedules give to options, to be judged as if they had been typed.
+  type: list
+  elements: dict
+  returned: success
+next_runs:
+  description: When each schedule runs next, as text.
+  type: list
+  elements: str
+  returned: success
+"""
+
+import datetime
+import os
+import re
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster import rrules
+
+# In the order in which they are made: each finds what it names.
+KINDS = (
+    "organization",
+    "credential_type",
+    "credential",
+    "execution_environment",
+    "project",
+    "inventory",
+    "inventory_source",
+    "notification_template",
+    "job_template",
+    "workflow_job_template",
+    "workflow_job_template_node",
+    "schedule",
+    "team",
+    "role",
+)
+PLAIN = KINDS[1:8]
+# Options that name an object of ours, and of which kind that is. A list is read as several.
+REFERENCES = {
+    "inventory": "inventory",
+    "project": "project",
+    "source_project": "project",
+    "execution_environment": "execution_environment",
+    "credentials": "credential",
+}
+# AWX's own types of credentials that are in use here; they have no prefix.
+BUILT_IN_TYPES = ("Vault", "Machine", "Source Control")
+# AWX refuses these in what a credential injects (names that begin with ANSIBLE_, too).
+RESERVED = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "JOB_ID", "INVENTORY_ID", "PROJECT_REVISION", "AWX_HOST")
+LINKS = ("success", "failure", "always")
+
+
+def stem(playbook):
+    return os.path.splitext(os.path.basename(playbook))[0]
+
+
+def named(params, name):
+    return "%s: %s" % (params["prefix"], name)
+
+
+def with_prefix(params, kind, item):
+    """The options of a plain object, with the names as AWX has them."""
+    made = {name: value for name, value in item.items() if name != "wanted" and value != ""}
+    made["name"] = named(params, item["name"])
+    if kind != "credential_type":
+        made["organization"] = params["organization"]
+    if kind == "credential" and item["credential_type"] not in BUILT_IN_TYPES:
+        made["credential_type"] = named(params, item["credential_type"])
+    return refer(params, made)
+
+
+def refer(params, options):
+    """Options with our objects' names in the place of the short ones."""
+    made = dict(options)
+    for name in REFERENCES:
+        if name in made:
+            several = isinstance(made[name], list)
+            made[name] = [named(params, one) for one in made[name]] if several else named(params, made[name])
+    return made
+
+
+def choices_of(option):
+    """What a survey offers: where several may be taken, each alone and all of them."""
+    several = option.get("several") and len(option["choices"]) > 1
+    return ([",".join(option["choices"])] if several else []) + list(option["choices"])
+
+
+def question(asked, option, language):
+    """One question of a survey, as AWX keeps it: what it would fill in or trim would be a change in every run."""
+    made = {
+        "variable": asked["name"],
+        "question_name": asked[language],
+        "question_description": "",
+        "required": True,
+        "type": "multiplechoice" if "choices" in option else "text",
+    }
+    if "choices" in option:
+        made["choices"] = "\n".join(choices_of(option))
+        made["default"] = asked.get("default", choices_of(option)[0])
+    else:
+        made["question_description"] = option["like"]
+        made["default"] = asked.get("default", "")
+        made["min"], made["max"] = 1, option.get("longest", 200)
+    return made
+
+
+def survey(params, job):
+    options = params["run_options"].get(stem(job["playbook"]), {})
+    questions = [question(asked, options[asked["name"]], params["language"]) for asked in job["survey"]]
+    return {"name": named(params, job["name"]), "description": "", "spec": questions}
+
+
+def job_template(params, job, notifications):
+    made = dict(params["job_defaults"], **job.get("options") or {})
+    made.update(
+        name=named(params, job["name"]),
+        description=job["description"],
+        organization=params["organization"],
+        playbook=job["playbook"],
+        extra_vars=dict(params["job_variables"], **job.get("variables") or {}),
+        notification_templates_error=notifications,
+    )
+    made["survey_enabled"] = bool(job.get("survey"))
+    if job.get("survey"):
+        made["survey_spec"] = survey(params, job)
+    return refer(params, made)
+
+
+def workflow_nodes(params, workflow):
+    """The nodes, those behind first, since each names those that come behind it."""
+    nodes, made = {node["id"]: node for node in workflow["nodes"]}, []
+
+    def take(node):
+        for link in LINKS:
+            for behind in node.get(link) or []:
+                take(nodes[behind])
+        options = {
+            "workflow_job_template": named(params, workflow["name"]),
+            "organization": params["organization"],
+            "identifier": node["id"],
+            "unified_job_template": named(params, node["job"]),
+            "lookup_organization": params["organization"],
+        }
+        if node.get("values"):
+            options["extra_data"] = node["values"]
+        options.update({"%s_nodes" % link: node[link] for link in LINKS if node.get(link)})
+        if options not in made:
+            made.append(options)
+
+    for node in workflow["nodes"]:
+        take(node)
+    return made
+
+
+def schedule(params, wish):
+    made = {
+        "name": named(params, wish["name"]),
+        "description": wish.get("description", ""),
+        "unified_job_template": named(params, wish.get("job") or wish["workflow"]),
+        "rrule": rrules.build(wish, params["timezone"]),
+        "enabled": wish.get("enabled", True),
+    }
+    if wish.get("values"):
+        made["extra_data"] = wish["values"]
+    return made
+
+
+def rights(params, team):
+    """What a team may: start what is named, and nothing else."""
+    made = {
+        "teams": [named(params, team["name"])],
+        "role": "execute",
+        "lookup_organization": params["organization"],
+        "job_templates": [named(params, job) for job in team.get("jobs") or []],
+    }
+    if team.get("workflows"):
+        made["workflows"] = [named(params, workflow) for workflow in team["workflows"]]
+    return made
+
+
+def wanted(params, kind):
+    return [item for item in params["plain"].get(kind) or [] if item.get("wanted", True)]
+
+
+def objects(params):
+    """{kind: [options]} in the order of KINDS. The words have no problems."""
+    made = {kind: [] for kind in KINDS}
+    made["organization"] = [{"name": params["organization"]}]
+    for kind in PLAIN:
+        made[kind] = [with_prefix(params, kind, item) for item in wanted(params, kind)]
+    notifications = [item["name"] for item in made["notification_template"]]
+    made["job_template"] = [job_template(params, job, notifications) for job in params["jobs"]]
+    for workflow in params["workflows"]:
+        made["workflow_job_template"].append(
+            {
+                "name": named(params, workflow["name"]),
+                "description": workflow["description"],
+                "organization": params["organization"],
+                "allow_simultaneous": False,
+                "notification_templates_error": notifications,
+            }
+        )
+        made["workflow_job_template_node"] += workflow_nodes(params, workflow)
+    made["schedule"] = [schedule(params, wish) for wish in params["schedules"]]
+    for team in params["teams"]:
+        made["team"].append({"name": named(params, team["name"]), "organization": params["organization"]})
+        made["role"].append(rights(params, team))
+    return made
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+def twice(names):
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def name_problems(params):
+    """Names that are there twice, or that name nothing."""
+    found = []
+    names = {kind: [item["name"] for item in wanted(params, kind)] for kind in PLAIN}
+    names.update(
+        {kind: [item["name"] for item in params[kind]] for kind in ("jobs", "workflows", "schedules", "teams")}
+    )
+    for kind, there in names.items():
+        found += ["%s: %s is there twice" % (kind, name) for name in twice(there)]
+    holders = [(kind, item) for kind in PLAIN for item in wanted(params, kind)]
+    holders += [("job %s" % job["name"], job.get("options") or {}) for job in params["jobs"]]
+    for title, item in holders + [("job_defaults", params["job_defaults"])]:
+        for option, kind in REFERENCES.items():
+            said = item.get(option, [])
+            # What an object is called itself is no reference, and AWX's own project credential is not ours.
+            for one in said if isinstance(said, list) else [said]:
+                if one not in names[kind]:
+                    found.append("%s: there is no %s %s" % (title, kind, one))
+    for item in wanted(params, "credential"):
+        if item["credential_type"] not in tuple(names["credential_type"]) + BUILT_IN_TYPES:
+            found.append("credential %s: there is no type %s" % (item["name"], item["credential_type"]))
+    for kind in ("schedules", "teams"):
+        for item in params[kind]:
+            for one in [item.get("job")] + (item.get("jobs") or []):
+                if one is not None and one not in names["jobs"]:
+                    found.append("%s: %s: there is no job %s" % (kind, item["name"], one))
+            for one in [item.get("workflow")] + (item.get("workflows") or []):
+                if one is not None and one not in names["workflows"]:
+                    found.append("%s: %s: there is no workflow %s" % (kind, item["name"], one))
+    return found
+
+
+def job_problems(params, job, is_there):
+    """What is wrong with a job's playbook and its survey."""
+    found, options = [], params["run_options"].get(stem(job["playbook"]), {})
+    if not is_there(job["playbook"]):
+        found.append("there is no playbook %s" % job["playbook"])
+    asked = job.get("survey") or []
+    found += ["%s is asked twice" % name for name in twice([one["name"] for one in asked])]
+    for one in asked:
+        option = options.get(one["name"])
+        if option is None:
+            found.append("run_options.%s has no %s to ask for" % (stem(job["playbook"]), one["name"]))
+            continue
+        if not ("choices" in option or "pattern" in option):
+            found.append("%s would take anything: run_options gives neither choices nor a pattern" % one["name"])
+        elif "choices" in option and one.get("default", choices_of(option)[0]) not in choices_of(option):
+            found.append("%s=%s is none of: %s" % (one["name"], one["default"], ", ".join(choices_of(option))))
+        if one["name"] in (job.get("variables") or {}):
+            found.append("%s is given and asked for" % one["name"])
+        found += ["%s has no question in %s" % (one["name"], word) for word in ("en", "ja") if not one.get(word)]
+    return ["job %s: %s" % (job["name"], sentence) for sentence in found]
+
+
+def workflow_problems(params, workflow):
+    found, nodes = [], {node["id"]: node for node in workflow["nodes"]}
+    found += ["node %s is there twice" % name for name in twice([node["id"] for node in workflow["nodes"]])]
+    jobs = [job["name"] for job in params["jobs"]]
+    found += ["there is no job %s" % node["job"] for node in workflow["nodes"] if node["job"] not in jobs]
+    behind = {name: [one for link in LINKS for one in node.get(link) or []] for name, node in nodes.items()}
+    found += ["there is no node %s" % one for names in behind.values() for one in names if one not in nodes]
+    # What names none that is left is taken away, until nothing is left or everything names something.
+    left = dict(behind)
+    while ends := [name for name in left if not [one for one in left[name] if one in left]]:
+        for name in ends:
+            del left[name]
+    if left:
+        found.append("it goes round in circles: %s" % ", ".join(sorted(left)))
+    return ["workflow %s: %s" % (workflow["name"], sentence) for sentence in found]
+
+
+def schedule_problems(params, wish):
+    found = [] if bool(wish.get("job")) != bool(wish.get("workflow")) else ["it names one job or one workflow"]
+    found += rrules.wish_problems(wish) or rrules.problems(rrules.build(wish, params["timezone"]))
+    jobs = {job["name"]: job for job in params["jobs"]}
+    found += unanswered(jobs.get(wish.get("job")), wish.get("values") or {})
+    return ["schedule %s: %s" % (wish["name"], sentence) for sentence in found]
+
+
+def unanswered(job, values):
+    """What a job without anybody in front of it is asked and not told, or told and not asked."""
+    if job is None:
+        return ["it has values and no job that asks for them"] if values else []
+    asked = [one["name"] for one in job.get("survey") or []]
+    return ["%s is not answered" % name for name in asked if name not in values] + [
+        "%s is not asked for by job %s, so AWX would leave it out" % (name, job["name"])
+        for name in values
+        if name not in asked
+    ]
+
+
+def node_problems(params, workflow):
+    jobs = {job["name"]: job for job in params["jobs"]}
+    return [
+        "workflow %s: node %s: %s" % (workflow["name"], node["id"], sentence)
+        for node in workflow["nodes"]
+        for sentence in unanswered(jobs.get(node["job"]), node.get("values") or {})
+    ]
+
+
+def injector_problems(item):
+    """What AWX refuses in a type of credentials, or would leave empty."""
+    found, injectors = [], item.get("injectors") or {}
+    fields = [field["id"] for field in item["inputs"]["fields"]]
+    found += ["%s is required and no field" % one for one in item["inputs"].get("required") or [] if one not in fields]
+    for name in injectors.get("env") or {}:
+        if name.startswith("ANSIBLE_") or name in RESERVED:
+            found.append("AWX does not inject %s" % name)
+    files = [name.partition(".")[2] for name in injectors.get("file") or {}]
+    for section in injectors.values():
+        for template in section.values():
+            for name in re.findall(r"{{\s*([\w.]+)\s*}}", template):
+                if name.startswith("tower.filename."):
+                    if name[len("tower.filename.") :] not in files:
+                        found.append("no file template.%s is injected" % name[len("tower.filename.") :])
+                elif name not in fields:
+                    found.append("there is no field %s" % name)
+    return ["credential_type %s: %s" % (item["name"], sentence) for sentence in found]
+
+
+def problems(params, is_there):
+    """Everything that is wrong, as sentences; is_there says whether a playbook is in the repository."""
+    found = [
+        "%s is none of the kinds of plain objects: %s" % (kind, ", ".join(PLAIN))
+        for kind in params["plain"]
+        if kind not in PLAIN
+    ]
+    found += name_problems(params)
+    for item in wanted(params, "credential_type"):
+        found += injector_problems(item)
+    for job in params["jobs"]:
+        found += job_problems(params, job, is_there)
+    for workflow in params["workflows"]:
+        found += workflow_problems(params, workflow) + node_problems(params, workflow)
+    for wish in params["schedules"]:
+        found += schedule_problems(params, wish)
+    return found
+
+
+def given(params):
+    """[{title, playbook, values}]: what jobs, schedules and nodes say in somebody's place."""
+    jobs, found = {job["name"]: job for job in params["jobs"]}, []
+    for job in params["jobs"]:
+        found.append(("job %s" % job["name"], job, job.get("variables")))
+    for wish in params["schedules"]:
+        found.append(("schedule %s" % wish["name"], jobs.get(wish.get("job")), wish.get("values")))
+    for workflow in params["workflows"]:
+        for node in workflow["nodes"]:
+            found.append(
+                ("workflow %s, node %s" % (workflow["name"], node["id"]), jobs[node["job"]], node.get("values"))
+            )
+    return [
+        {"title": title, "playbook": stem(job["playbook"]), "values": values}
+        for title, job, values in found
+        if job and values
+    ]
+
+
+def next_runs(params, now):
+    return [
+        "%s: %s%s"
+        % (
+            wish["name"],
+            rrules.next_moments(rrules.build(wish, params["timezone"]), now)[0].strftime("%Y-%m-%d %H:%M %Z"),
+            "" if wish.get("enabled", True) else " (switched off)",
+        )
+        for wish in params["schedules"]
+    ]
+
+
+def argument_spec():
+    return {
+        "prefix": {"type": "str", "required": True},
+        "organization": {"type": "str", "required": True},
+        "language": {"type": "str", "choices": ["en", "ja"], "default": "ja"},
+        "timezone": {"type": "str", "required": True},
+        "repository": {"type": "path", "required": True},
+        "run_options": {"type": "dict", "required": True},
+        "plain": {"type": "dict", "required": True},
+        "job_defaults": {"type": "dict", "default": {}},
+        "job_variables": {"type": "dict", "default": {}},
+        "jobs": {"type": "list", "elements": "dict", "required": True},
+        "workflows": {"type": "list", "elements": "dict", "default": []},
+        "schedules": {"type": "list", "elements": "dict", "default": []},
+        "teams": {"type": "list", "elements": "dict", "default": []},
+    }
+
+
+def main():
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    params = module.params
+    found = problems(params, lambda playbook: os.path.isfile(os.path.join(params["repository"], playbook)))
+    if found:
+        module.fail_json(msg="Nothing was changed. What is wrong: %s" % "; ".join(found), problems=found)
+    module.exit_json(
+        changed=False,
+        objects=objects(params),
+        given=given(params),
+        next_runs=next_runs(params, datetime.datetime.now(datetime.timezone.utc)),
+    )
+
+
+if __name__ == "__main__":
+    main()
