@@ -1,0 +1,127 @@
+"""A stand-in for one module of the collection awx.awx: AWX is a file, and each call is noted.
+
+An action, which takes the module's place and needs no process of its own.
+
+test_configure.py writes it once for each module, with its name and its options from the recorded table. No line is the
+collection's. As the real ones, for that is what idempotence hangs on:
+- options that the module does not have, or of another type, are refused; so is a name of something that is not there
+- secrets come back as $encrypted$, and count as changed each time, unless update_secrets is false or state is exists
+- in check mode nothing is written
+"""
+
+import json
+import os
+
+from ansible.errors import AnsibleActionFail
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.plugins.action import ActionBase
+
+KIND = ""
+OPTIONS = {}
+LOGIN = {
+    "controller_host": {"type": "str"},
+    "controller_oauthtoken": {"type": "str", "no_log": True},
+    "validate_certs": {"type": "bool"},
+}
+# Not fields of the object: how the module goes about it.
+MANNERS = {*LOGIN, "state", "update_secrets", "wait", "interval", "update_project", "lookup_organization"}
+REFERENCES = {
+    "organization": "organization",
+    "project": "project",
+    "source_project": "project",
+    "inventory": "inventory",
+    "execution_environment": "execution_environment",
+    "credentials": "credential",
+    "notification_templates_error": "notification_template",
+    "workflow_job_template": "workflow_job_template",
+    "job_templates": "job_template",
+    "workflows": "workflow_job_template",
+    "teams": "team",
+}
+SECRETS = ("vault_password", "ssh_key_data", "url", "routing_key", "password", "token", "service_key")
+ENCRYPTED = "$encrypted$"
+
+
+def hidden(value):
+    """As AWX shows it."""
+    if isinstance(value, dict):
+        return {key: ENCRYPTED if key in SECRETS and inner else hidden(inner) for key, inner in value.items()}
+    return value
+
+
+def could_be_same(old, new):
+    if isinstance(old, dict) and isinstance(new, dict):
+        return set(old) == set(new) and all(could_be_same(old[key], new[key]) for key in new)
+    return old == ENCRYPTED or old == new
+
+
+def key_of(options):
+    if KIND == "workflow_job_template_node":
+        return "%(workflow_job_template)s / %(identifier)s" % options
+    return options["name"] if "name" in options else json.dumps(options, sort_keys=True)
+
+
+def missing(world, options):
+    for option, kind in REFERENCES.items():
+        if option in options and not (option == "organization" and KIND == "organization"):
+            names = options[option] if isinstance(options[option], list) else [options[option]]
+            yield from ("%s %s" % (kind, name) for name in names if name not in world.get(kind, {}))
+    for option in ("success_nodes", "failure_nodes", "always_nodes"):
+        for name in options.get(option) or []:
+            if "%s / %s" % (options["workflow_job_template"], name) not in world.get("workflow_job_template_node", {}):
+                yield "node %s" % name
+    if "unified_job_template" in options:
+        if options["unified_job_template"] not in {
+            **world.get("job_template", {}),
+            **world.get("workflow_job_template", {}),
+        }:
+            yield "template %s" % options["unified_job_template"]
+    if KIND == "credential" and options["credential_type"] not in (
+        "Vault",
+        "Machine",
+        *world.get("credential_type", {}),
+    ):
+        yield "type %s" % options["credential_type"]
+
+
+def differs(there, options, params):
+    if there is None:
+        return True
+    if params.get("state") == "exists":
+        return False
+    strict = params.get("update_secrets") is not False
+    return any(
+        there.get(name) != value and (strict or not could_be_same(there.get(name), value))
+        for name, value in options.items()
+    )
+
+
+class ActionModule(ActionBase):
+    def run(self, tmp=None, task_vars=None):
+        result = super().run(tmp, task_vars)
+        asked = ArgumentSpecValidator({**OPTIONS, **LOGIN}).validate(json.loads(json.dumps(self._task.args)))
+        if asked.error_messages:
+            raise AnsibleActionFail("; ".join(asked.error_messages))
+        params, check = asked.validated_parameters, self._task.check_mode
+        folder = os.environ["AWX_STAND_IN"]
+        path = os.path.join(folder, "world.json")
+        world = {}
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as stream:
+                world = json.load(stream)
+        options = {name: value for name, value in params.items() if value is not None and name not in MANNERS}
+        absent = list(missing(world, options))
+        if absent:
+            raise AnsibleActionFail("Not found: %s" % ", ".join(absent))
+        there = world.setdefault(KIND, {}).get(key_of(options))
+        changed = differs(there, options, params)
+        with open(os.path.join(folder, "calls.jsonl"), "a", encoding="utf-8") as stream:
+            login = {name: params.get(name) for name in LOGIN}
+            call = {"kind": KIND, "options": options, "login": login, "changed": changed, "check": check}
+            stream.write(json.dumps(call) + "\n")
+        if changed and not check:
+            world[KIND].setdefault(key_of(options), {}).update(hidden(options))
+            with open(path, "w", encoding="utf-8") as stream:
+                json.dump(world, stream)
+        result.update(changed=changed)
+        return result

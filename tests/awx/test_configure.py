@@ -1,0 +1,180 @@
+"""playbooks/configure_awx.yml, run on a stand-in for the modules of awx.awx (stand_in.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import awx_objects
+import pytest
+import yaml
+from awx.table import TABLE, table_faults
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = (ROOT / "tests/awx/stand_in.py").read_text(encoding="utf-8")
+# What a site sets.
+SITE = {
+    "awx_url": "https://awx.example.jp",
+    "awx_token": "token-of-awx",
+    "awx_project_url": "https://git.example.jp/operations.git",
+    "awx_image": "registry.example.jp/shiftmaster-ops:1",
+    "awx_folder": "/srv/shiftmaster",
+    "awx_known_hosts": "shift.example.jp ssh-ed25519 AAAA",
+    "awx_job_channels": ["Slack"],
+    "awx_mail_host": "mail.example.jp",
+    "awx_slack_channels": ["#shiftmaster-alerts"],
+    "awx_pagerduty_subdomain": "hospital",
+    "vault_awx_vault_password": "password-of-the-vault",
+    "vault_awx_ssh_key": "key-of-ssh",
+    "vault_alertmanager_slack_url": "https://hooks.slack.com/services/secret-of-slack",
+    "vault_awx_mail_password": "password-of-mail",
+    "vault_awx_slack_token": "token-of-slack",
+    "vault_awx_pagerduty_token": "token-of-pagerduty",
+    "vault_awx_pagerduty_service_key": "key-of-pagerduty",
+}
+SECRETS = [value for name, value in SITE.items() if name.startswith("vault_") or name == "awx_token"]
+
+
+class Awx:
+    """A folder with the stand-in's modules, what they keep, and what they were called with."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.collection = folder / "collections/ansible_collections/awx/awx"
+
+    def install(self):
+        modules = self.collection / "plugins/action"
+        modules.mkdir(parents=True)
+        (self.collection / "galaxy.yml").write_text("namespace: awx\nname: awx\nversion: 0.0.0\n")
+        for kind, options in TABLE.items():
+            text = STAND_IN.replace('KIND = ""', f"KIND = {kind!r}").replace("OPTIONS = {}", f"OPTIONS = {options!r}")
+            (modules / f"{kind}.py").write_text(text, encoding="utf-8")
+        return self
+
+    def run(self, *arguments, **extra):
+        (self.folder / "calls.jsonl").write_text("")
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_COLLECTIONS_PATH": str(self.folder / "collections"),
+            "AWX_STAND_IN": str(self.folder),
+        }
+        command = [Path(sys.executable).parent / "ansible-playbook", "-i", ROOT / "inventory/single"]
+        command.append(ROOT / "playbooks/configure_awx.yml")
+        done = subprocess.run(
+            [*command, *arguments, "--extra-vars", json.dumps({**SITE, **extra})],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        done.changed = (
+            int(re.search(r"awx_data .*changed=(\d+)", done.stdout)[1]) if "awx_data " in done.stdout else None
+        )
+        done.calls = [json.loads(line) for line in (self.folder / "calls.jsonl").read_text().splitlines()]
+        return done
+
+
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory):
+    """AWX after a first application, with what that one said."""
+    awx = Awx(tmp_path_factory.mktemp("awx")).install()
+    awx.first = awx.run("-vvv")
+    assert awx.first.returncode == 0, awx.first.stdout[-5000:] + awx.first.stderr[-2000:]
+    return awx
+
+
+def test_the_repositorys_own_data_fit_the_recorded_options(applied):
+    """Each call passed the stand-in, which has the recorded options; here it is said what was called."""
+    kinds = [call["kind"] for call in applied.first.calls]
+    assert [kind for kind in awx_objects.KINDS if kind not in kinds and not kind.startswith("workflow")] == []
+    assert sorted(kinds, key=awx_objects.KINDS.index) == kinds
+    assert [fault for call in applied.first.calls for fault in table_faults(call["kind"], call["options"])] == []
+    assert {call["changed"] for call in applied.first.calls} == {True}
+    logins = {json.dumps(call["login"]["controller_host"]) for call in applied.first.calls}
+    assert logins == {'"https://awx.example.jp"'}
+
+
+def test_a_second_application_plans_and_does_nothing(applied):
+    planned = applied.run("--check")
+    assert (planned.returncode, planned.changed) == (0, 0), planned.stdout[-3000:]
+    again = applied.run()
+    assert (again.returncode, again.changed) == (0, 0), again.stdout[-3000:]
+    assert [call["options"] for call in again.calls] == [call["options"] for call in applied.first.calls]
+    assert {call["changed"] for call in again.calls} == {False}
+
+
+def test_a_change_of_the_data_changes_that_alone(applied):
+    changed = applied.run("--check", awx_health_at="08:15")
+    assert [(call["kind"], call["options"]["rrule"]) for call in changed.calls if call["changed"]] == [
+        ("schedule", "DTSTART;TZID=Asia/Tokyo:20260101T081500 RRULE:FREQ=DAILY;INTERVAL=1")
+    ]
+
+
+def test_secrets_are_written_when_asked_and_shown_nowhere(applied):
+    anew = applied.run("--check", awx_update_secrets=True)
+    written = {call["kind"] for call in anew.calls if call["changed"]}
+    assert written == {"credential", "notification_template"}
+    shown = applied.first.stdout + applied.first.stderr
+    assert [secret for secret in SECRETS if secret in shown] == []
+    # The stand-in got them.
+    assert [secret for secret in SECRETS if secret not in json.dumps(applied.first.calls)] == []
+
+
+def test_a_secret_that_is_not_said_is_left_as_it_is(applied):
+    done = applied.run("--check", vault_awx_vault_password="", awx_update_secrets=True)
+    vault = [call for call in done.calls if call["options"].get("name") == "ShiftMaster single: vault"]
+    assert len(vault) == 1 and "inputs" not in vault[0]["options"] and not vault[0]["changed"]
+
+
+def test_every_template_has_a_survey_or_nothing_to_ask(applied):
+    """Of what a playbook lets people type, a template asks for it, gives it, or leaves the default."""
+    run_options = yaml.safe_load((ROOT / "group_vars/all/options.yml").read_text(encoding="utf-8"))["run_options"]
+    for call in applied.first.calls:
+        if call["kind"] == "job_template":
+            options = call["options"]
+            assert [name for name, value in options.items() if name.startswith("ask_") and value] == []
+            assert options["survey_enabled"] == ("survey_spec" in options)
+            for question in options.get("survey_spec", {"spec": []})["spec"]:
+                option = run_options[Path(options["playbook"]).stem][question["variable"]]
+                offered = question.get("choices", "").splitlines()
+                if isinstance(option.get("choices"), list):
+                    assert offered == awx_objects.choices_of(option), question
+                assert offered or question["max"] <= 500
+            assert options["extra_vars"]["tls_ca_root"] == "/srv/shiftmaster/single"
+
+
+def test_strange_hosts_are_refused_in_every_job(applied):
+    types = {
+        call["options"]["name"]: call["options"] for call in applied.first.calls if call["kind"] == "credential_type"
+    }
+    extra = types["ShiftMaster single: known hosts"]["injectors"]["extra_vars"]
+    assert (
+        extra["ansible_ssh_host_key_checking"] == "true"
+        and "StrictHostKeyChecking=yes" in extra["ansible_ssh_common_args"]
+    )
+    for call in applied.first.calls:
+        if call["kind"] == "job_template":
+            assert "ShiftMaster single: known hosts" in call["options"]["credentials"]
+
+
+def test_what_the_site_has_not_set_is_named(tmp_path):
+    done = Awx(tmp_path).install().run(awx_url="", awx_folder="")
+    assert done.returncode == 2 and "Not set: awx_url, awx_folder" in " ".join(done.stdout.split()) and done.calls == []
+
+
+def test_a_value_that_a_playbook_refuses_is_refused(tmp_path):
+    done = Awx(tmp_path).install().run(awx_language="de")
+    assert done.returncode == 2 and done.calls == []
+    schedule = {"name": "x", "job": "patch", "frequency": "daily", "at": "02:30", "values": {"reboot": "maybe"}}
+    done = Awx(tmp_path).run(awx_schedules=[schedule])
+    assert done.returncode == 2 and "reboot=maybe is none of: needed, never, always" in " ".join(done.stdout.split())
+    assert done.calls == []
+
+
+def test_without_the_collection_it_says_how_to_get_it(tmp_path):
+    done = Awx(tmp_path).run()
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 2 and "ansible-galaxy collection install -r requirements.yml" in said
