@@ -87,6 +87,7 @@ def variables():
         for spec in specs.values():
             found |= set(spec.get("options") or {})
     found |= set(load(ROOT / "group_vars/single/vars.yml")) | set(load(ROOT / "group_vars/single/vault.yml.example"))
+    found |= set(load(ROOT / "group_vars/awx/settings.yml"))
     return found
 
 
