@@ -58,7 +58,9 @@ options:
     type: dict
     default: {}
   jobs:
-    description: Job templates with C(name), C(playbook), C(description), C(survey), C(variables) and C(options).
+    description:
+      - Job templates with C(name), C(playbook), C(description), C(survey), C(variables) and C(options).
+      - A question has C(name), C(default), C(min) (fewest characters) and its text in C(en) and C(ja).
     type: list
     elements: dict
     required: true
@@ -211,7 +213,7 @@ def question(asked, option, language):
     else:
         made["question_description"] = option["like"]
         made["default"] = asked.get("default", "")
-        made["min"], made["max"] = 1, option.get("longest", 200)
+        made["min"], made["max"] = asked.get("min", 1), option.get("longest", 200)
     return made
 
 

@@ -29,6 +29,11 @@ def refusal(name, option, value):
         strange = [part for part in parts if part not in option["choices"]]
         if strange:
             return "%s=%s is none of: %s" % (name, ",".join(strange), ", ".join(option["choices"]))
+    if "pattern" in option and isinstance(value, (bool, float)):
+        return (
+            "%s=%s was read as a number or as yes and no, and 2.10 would be 2.1: put it in quotes; in a survey of AWX, "
+            "whose quotes Ansible does not see, type refs/tags/<version>, or the name of the release" % (name, said)
+        )
     if "pattern" in option and not re.fullmatch(option["pattern"], said):
         return "%s=%s is not of the form of %s" % (name, ascii(said)[1:-1], option["like"])
     return ""

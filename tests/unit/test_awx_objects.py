@@ -153,6 +153,9 @@ def test_surveys_offer_what_the_playbooks_take_and_nothing_else():
     }
     version = made[1]["survey_spec"]["spec"][0]
     assert (version["type"], version["min"], version["max"], version["required"]) == ("text", 1, 200, True)
+    words = params()
+    words["jobs"][1]["survey"][0]["min"] = 7
+    assert awx_objects.objects(words)["job_template"][1]["survey_spec"]["spec"][0]["min"] == 7
     assert made[2]["survey_enabled"] is False and "survey_spec" not in made[2]
     assert awx_objects.choices_of(RUN_OPTIONS["rotate"]["secrets"]) == ["database,django", "database", "django"]
 
@@ -314,7 +317,7 @@ def test_what_awx_refuses_is_found_before(rule):
         "DTSTART;TZID=Asia/Tokyo:20260101T023000 RRULE:FREQ=DAILY;INTERVAL=1 RRULE:FREQ=DAILY;INTERVAL=1",
         "DTSTART;TZID=Asia/Edo:20260101T023000 RRULE:FREQ=DAILY;INTERVAL=1",
         "DTSTART;TZID=Asia/Tokyo:20261301T023000 RRULE:FREQ=DAILY;INTERVAL=1",
-        "DTSTART;TZID=Asia/Tokyo:20260101T023000 RRULE:FREQ=DAILY;FREQ=DAILY",
+        "DTSTART;TZID=Asia/Tokyo:20260101T023000 RRULE:FREQ=DAILY;INTERVAL=1;INTERVAL=1",
     ],
 )
 def test_what_is_no_rule_is_found(text):

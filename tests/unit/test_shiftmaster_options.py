@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = yaml.safe_load((ROOT / "group_vars/all/options.yml").read_text(encoding="utf-8"))["run_options"]
@@ -44,7 +45,9 @@ EVIL = [
 ]
 
 
-@pytest.mark.parametrize("value", ["2.1.0", "main", "feature/夜勤+1", "v1.0@x", "1234567", 2.1, "release#5", "x" * 200])
+@pytest.mark.parametrize(
+    "value", ["2.1.0", "main", "feature/夜勤+1", "v1.0@x", "1234567", 1234567, "release#5", "x" * 200]
+)
 def test_versions_are_let_through(value):
     assert action.refusals(OPTIONS["deploy"], {"shiftmaster_version": value}) == []
     assert action.refusals(OPTIONS["rollback"], {"to": value}) == []
@@ -71,6 +74,25 @@ def test_booleans_are_the_words_that_people_type():
     for value in (True, False, "true", "false"):
         assert action.refusals(OPTIONS["deploy"], {"shiftmaster_allow_contract": value}) == []
     assert action.refusals(OPTIONS["deploy"], {"shiftmaster_allow_contract": "perhaps"}) != []
+
+
+@pytest.mark.parametrize("value", [2.1, True])
+def test_a_version_that_was_read_as_something_else_is_refused(value):
+    """2.10 in YAML without quotes is 2.1, another version."""
+    assert "refs/tags/" in action.refusals(OPTIONS["deploy"], {"shiftmaster_version": value})[0]
+    assert "refs/tags/" in action.refusals(OPTIONS["rollback"], {"to": value})[0]
+    assert action.refusals(OPTIONS["deploy"], {"shiftmaster_version": "refs/tags/2.10"}) == []
+
+
+def test_what_awx_hands_over_is_what_was_chosen():
+    """AWX marks each answer as text (!unsafe 'false'); Ansible reads it like one without quotes all the same."""
+    for options in OPTIONS.values():
+        for option in options.values():
+            choices = option.get("choices", [])
+            for said in [option["like"]] if "like" in option else [] if isinstance(choices, str) else choices:
+                read = DataLoader().load(f"answer: !unsafe '{said}'\n")["answer"]
+                assert action.text_of(read) == said or said in ("on", "off")
+                assert "pattern" not in option or isinstance(read, str)
 
 
 def test_of_several_each_is_judged():
