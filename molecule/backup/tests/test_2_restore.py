@@ -48,7 +48,7 @@ def test_nothing_is_done_without_confirmation(operations, backups, data):
     [
         ({"target": "2026-11-26T10:00:00"}, "says no zone"),
         ({"target": "2000-01-01T00:00:00Z"}, "every proven backup is younger"),
-        ({"parts": "everything"}, "parts is some of"),
+        ({"parts": "everything"}, "parts=everything is none of"),
         ({"into": "elsewhere"}, "into is here or scratch"),
         ({"target": "20200101T000000Z-aaaaaa"}, "there is no proven backup"),
     ],
