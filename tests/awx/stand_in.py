@@ -123,5 +123,7 @@ class ActionModule(ActionBase):
             world[KIND].setdefault(key_of(options), {}).update(hidden(options))
             with open(path, "w", encoding="utf-8") as stream:
                 json.dump(world, stream)
-        result.update(changed=changed)
+        # As a module does: with -vvv its arguments are shown, but for the token, which it marks.
+        shown = {**self._task.args, "controller_oauthtoken": "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"}
+        result.update(changed=changed, invocation={"module_args": shown})
         return result
