@@ -1,7 +1,7 @@
 """Asks the parts of the logging pipeline on one host for what Prometheus is to know, and writes it for node exporter.
 
-Run by a timer: python3 log_watch.py /etc/shiftmaster-log-watch/config.json. What does not answer is 0 in its own metric, and
-nothing else is said of it; the last figures of a part that is gone would look like news.
+Run by a timer: python3 log_watch.py /etc/shiftmaster-log-watch/config.json. What does not answer is 0 in its own
+metric, and nothing else is said of it; the last figures of a part that is gone would look like news.
 """
 
 from __future__ import annotations
