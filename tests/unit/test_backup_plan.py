@@ -55,7 +55,7 @@ def test_the_week_may_be_another():
 
 @pytest.mark.parametrize("name", ["no-stanza", "no-backup", "no-repository"])
 def test_the_first_one_is_full(name):
-    assert kind(stanza(name)).kind == "full"
+    assert kind(stanza(name)).kind == kind(stanza(name), system_id=FIRST_SYSTEM).kind == "full"
 
 
 def test_a_full_one_that_was_never_proven_is_no_ground():
@@ -89,7 +89,9 @@ def test_a_chain_with_a_missing_link_is_no_ground():
 
 def test_another_database_begins_anew():
     assert kind(system_id=SECOND_SYSTEM) == ("full", "the database is another one than that of the repository")
-    assert kind(stanza("upgraded"), system_id=SECOND_SYSTEM).kind == "full"
+    read = stanza("upgraded")
+    proofs = {one.label: True for one in read.backups}
+    assert "no full backup of this database" in kind(read, proofs, read.backups[-1].stopped + 60).why
     label = stanza("history").backups[-1].label
     now = stanza("history").backups[-1].stopped + 60
     assert kind(stanza("history"), {label: True}, now, system_id=SECOND_SYSTEM).kind == "incr"
@@ -104,6 +106,9 @@ def test_each_repository_has_a_chain_of_its_own():
     (offsite,) = read.of(2)
     assert kind(read, {offsite.label: True}, offsite.stopped + 60, repo=2).kind == "incr"
     assert kind(read, {offsite.label: True}, offsite.stopped + 60, repo=1).kind == "full"
+    # The numbers of the databases are each repository's own, and may be the same.
+    twin = replace(read, backups=(*read.of(1), replace(offsite, database_id=2)))
+    assert kind(twin, {offsite.label: True}, offsite.stopped + 60, repo=1).kind == "full"
 
 
 @pytest.mark.parametrize("now", [STOPPED - 1, 0])

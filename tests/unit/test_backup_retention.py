@@ -124,6 +124,8 @@ def test_two_damaged_ones_do_not_expire_the_last_clean_one():
 def test_a_backup_whose_chain_is_damaged_or_gone_is_not_proven():
     items = [item("F", 50), item("F_1", 0, ["F"])]
     assert codes(decide(items, {"F_1": True, "F": True}, damaged=["F"])) == ["no_proven"]
+    items = [item("old", 60), item("G", 50), item("G_1", 0, ["G"])]
+    assert codes(decide(items, damaged=["G"])) == ["newest_not_proven"]
     items = [item("old", 60), item("G", 50), item("G_1", 0, ["G", "gone"])]
     assert codes(decide(items)) == ["newest_not_proven"]
     items = [item("old", 60), item("G", 50), item("G_1", 1, ["G", "gone"]), item("G_2", 0, ["G_1"])]
