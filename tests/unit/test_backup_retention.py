@@ -310,6 +310,18 @@ def test_each_database_of_a_repository_has_its_own_beginning():
         assert int(stop[8:], 16) + 1 == int(segment[8:], 16)
 
 
+def test_a_database_without_backups_keeps_no_wal():
+    made = database_plan("history")
+    assert made.fulls_left == 1 and made.wal_from == {"17-2": "000000010000000000000002"}
+
+
+def test_the_wal_counts_for_the_limit():
+    size = sum(one.repo_size for one in stanza("three-fulls").backups)
+    assert database_plan("three-fulls", policy=Policy(days=1000, limit_bytes=size)).alerts == ()
+    made = database_plan("three-fulls", policy=Policy(days=1000, limit_bytes=size), wal_bytes=1)
+    assert codes(made) == ["over_limit"]
+
+
 def test_each_repository_is_planned_for_itself():
     made = database_plan("two-repositories", repo=2)
     (offsite,) = stanza("two-repositories").of(2)
