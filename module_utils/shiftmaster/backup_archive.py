@@ -7,8 +7,8 @@ import os
 import re
 
 from . import backup_wal as wal
-from .backup_host import STATE, Host
-from .backup_verdicts import Verdict, verdict
+from .backup_host import STATE, BackupError, Host
+from .backup_verdicts import Problem, Verdict, verdict
 from .state import write_json
 
 
@@ -36,6 +36,24 @@ def look(host: Host, stanza, timeline: int, proven: str, damaged: list) -> Verdi
         newest = max(filter(None, [newest, wal.newest_time(held)]), default=None)
     write_json(os.path.join(STATE, "archive.json"), {"gaps": gaps, "newest": newest})
     return verdict(found)
+
+
+def manifests(host: Host, stanza) -> list:
+    """Compare the manifest of each backup with its copy: pgBackRest takes the other one where one is damaged, and says
+    nothing. Returns problems."""
+    problems = []
+    for backup in stanza.of(1):
+        contents = set()
+        for name in ("backup.manifest", "backup.manifest.copy"):
+            path = "backup/%s/%s/%s" % (host.stanza, backup.label, name)
+            try:
+                contents.add(host.pgbackrest("pgbackrest repo-get", "repo-get", path, restore=True).stdout)
+            except BackupError as error:
+                contents.add(str(error))
+        if len(contents) != 1:
+            what = "the manifest of backup %s or its copy is damaged; the other one may still be whole" % backup.label
+            problems.append(Problem("manifest_damaged", what, backup.label))
+    return problems
 
 
 def noted() -> dict:

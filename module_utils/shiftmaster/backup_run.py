@@ -84,8 +84,11 @@ class Run:
         return not part or time.time() - manifests.seconds_of(part["ended"]) > (days - 0.5) * DAY
 
     def logical_due(self) -> bool:
+        """Also where the last attempt failed: it is not left so for a week."""
         days = self.host.options["logical_interval_days"]
-        return days > 0 and self.older_than(self.last("logical"), days)
+        tried = [one["parts"]["logical"] for one in self.history.manifests if "logical" in one["parts"]]
+        failed = bool(tried) and tried[-1]["result"] not in manifests.GOOD
+        return days > 0 and (failed or self.older_than(self.last("logical"), days))
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -303,7 +306,7 @@ class Run:
         labels, others = [one.label for one in chain], {one.label for one in stanza.backups}
         first = min(one.wal_start[8:] for one in chain)
         older = bool(damaged) and all(name[8:] < first for name in damaged)
-        problems = [*said.problems, *gaps.problems]
+        problems = [*said.problems, *gaps.problems, *backup_archive.manifests(self.host, stanza)]
         ours = [
             problem
             for problem in problems
