@@ -1,9 +1,16 @@
 import json
+from pathlib import Path
 
 import pytest
-from support import Operations, operations_of
+from support import Operations
 
-operations = operations_of(__file__)
+
+@pytest.fixture(scope="session")
+def operations():
+    operations = Operations(Path(__file__).resolve().parents[1] / "inventory", "backup-trixie")
+    assert operations.serves(60), "the host does not serve"
+    return operations
+
 
 RUNS = "/var/backups/shiftmaster/manifests"
 

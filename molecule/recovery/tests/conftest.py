@@ -48,5 +48,4 @@ class Keeper(Host):
 def hosts():
     app, keeper = Host(INVENTORY, "recovery-trixie"), Keeper(INVENTORY, "recovery-keeper")
     assert app.serves(60), "the host does not serve"
-    app.manage("seed_demo")
     return SimpleNamespace(app=app, keeper=keeper)
