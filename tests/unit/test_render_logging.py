@@ -166,7 +166,7 @@ def test_rights_are_the_least():
     readers = [roles[name]["indices"][0] for name in ("shiftmaster_reader", "shiftmaster_auditor")]
     assert all(set(found["privileges"]) <= {"read", "view_index_metadata"} for found in readers)
     assert not [name for name in readers[0]["names"] if "audit" in name or "*" in name]
-    assert json.loads(roles["shiftmaster_canary"]["indices"][0]["query"]) == {
+    assert json.loads(roles["shiftmaster_canary"]["indices"][1]["query"]) == {
         "term": {"log.logger": "shiftmaster.canary"}
     }
     assert not [name for name, role in roles.items() if "all" in json.dumps(role)]

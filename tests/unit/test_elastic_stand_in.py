@@ -1,0 +1,352 @@
+"""The roles' own configuration of all four parts, on stand-ins, with TLS between them; no container, no systemd.
+
+Executed on a stand-in (tests/elastic_stand_in/README.md): users, rights, certificates, calls and a line's way from the
+file to the search are real; Elasticsearch, Logstash, Kibana and Filebeat are not.
+"""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import elasticsearch_objects
+import elasticsearch_users
+import kibana_objects
+import logging_canary
+import logging_verify
+import pytest
+import yaml
+from ansible.module_utils.shiftmaster import log_watch
+from ansible.module_utils.shiftmaster.elastic import Api
+from ansible.template import trust_as_template
+from rendered import ROOT, masks, render, templar
+
+PROGRAM = ROOT / "tests" / "elastic_stand_in" / "stand_in"
+PASSWORDS = {name: f"password-of-{name}-1" for name in ("admin", "writer", "kibana", "canary")}
+VARIABLES = {f"elasticsearch_{name}_password": password for name, password in PASSWORDS.items()}
+ENVIRONMENT = "demo"
+
+pytestmark = [
+    pytest.mark.skipif(os.getuid() != 0, reason="only root may write Elasticsearch's users as the role does"),
+    pytest.mark.skipif(not shutil.which("openssl"), reason="not run: there is no openssl"),
+]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def authority(folder):
+    """Make an authority and a certificate for localhost, and another authority with one."""
+    for name in ("site", "other"):
+        files = {
+            what: str(folder / f"{name}-{what}") for what in ("ca.key", "ca.crt", "host.key", "host.csr", "host.crt")
+        }
+        extensions = folder / "extensions"
+        extensions.write_text(
+            "subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n"
+        )
+        for command in (
+            ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+             "-subj", f"/CN={name}", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+             "-keyout", files["ca.key"], "-out", files["ca.crt"]],
+            ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=localhost",
+             "-keyout", files["host.key"], "-out", files["host.csr"]],
+            ["x509", "-req", "-in", files["host.csr"], "-CA", files["ca.crt"], "-CAkey", files["ca.key"], "-days", "2",
+             "-extfile", str(extensions), "-out", files["host.crt"]],
+        ):  # fmt: skip
+            subprocess.run(["openssl", *command], check=True, capture_output=True)
+
+
+class Parts:
+    def __init__(self, folder):
+        self.folder, self.running = folder, {}
+        self.ports = {name: free_port() for name in ("elasticsearch", "logstash", "api", "kibana", "filebeat")}
+        self.url = f"https://localhost:{self.ports['elasticsearch']}"
+        self.log = folder / "logs" / "canary.log"
+        self.ca = str(folder / "site-ca.crt")
+        authority(folder)
+        for name in ("elasticsearch/certs", "elasticsearch/data", "logstash/conf.d", "kibana/data", "filebeat", "logs"):
+            (folder / name).mkdir(parents=True)
+        for name in ("ca.crt", "host.crt", "host.key"):
+            shutil.copy(folder / f"site-{name}", folder / "elasticsearch/certs" / name)
+        tls = {
+            f"{role}_tls_{what}_file": str(folder / f"site-{name}")
+            for role in ("logstash", "kibana", "filebeat")
+            for what, name in (("certificate", "host.crt"), ("key", "host.key"), ("ca", "ca.crt"))
+        }
+        self.variables = {
+            **VARIABLES, **tls, "elasticsearch_port": self.ports["elasticsearch"],
+            "elasticsearch_data_dir": str(folder / "elasticsearch/data"), "elasticsearch_environment": ENVIRONMENT,
+            "logstash_port": self.ports["logstash"], "logstash_listen_address": "127.0.0.1",
+            "logstash_api_port": self.ports["api"], "logstash_elasticsearch_urls": [self.url],
+            "logstash_environment": ENVIRONMENT, "logstash_masks": masks(),
+            "__logstash_key": str(folder / "site-host.key"),
+            "kibana_port": self.ports["kibana"], "kibana_elasticsearch_urls": [self.url],
+            "kibana_elasticsearch_password": PASSWORDS["kibana"],
+            "kibana_settings": {"path.data": str(folder / "kibana/data")},
+            "filebeat_logstash_hosts": [f"localhost:{self.ports['logstash']}"],
+            "filebeat_api_port": self.ports["filebeat"],
+            "filebeat_files": [{"id": "a", "dataset": "shiftmaster.app", "paths": [str(folder / "logs/*.log")]}],
+        }  # fmt: skip
+        for role, template, path in (
+            ("elasticsearch", "elasticsearch.yml.j2", "elasticsearch/elasticsearch.yml"),
+            ("elasticsearch", "roles.yml.j2", "elasticsearch/roles.yml"),
+            ("logstash", "logstash.yml.j2", "logstash/logstash.yml"),
+            ("logstash", "pipeline.conf.j2", "logstash/conf.d/shiftmaster.conf"),
+            ("kibana", "kibana.yml.j2", "kibana/kibana.yml"),
+            ("filebeat", "filebeat.yml.j2", "filebeat/filebeat.yml"),
+        ):
+            (folder / path).write_text(render(role, template, **self.variables), encoding="utf-8")
+
+    def asked(self, role, expression):
+        return templar(role, **self.variables).template(trust_as_template("{{ " + expression + " }}"))
+
+    def command(self, name, *words):
+        (self.folder / "bin").mkdir(exist_ok=True)
+        link = self.folder / "bin" / name
+        if not link.exists():
+            link.symlink_to(PROGRAM)
+        given = {
+            "elasticsearch": ["--folder", self.folder / "elasticsearch"],
+            "kibana": ["--folder", self.folder / "kibana"],
+            "logstash": ["--path.settings", self.folder / "logstash"],
+            "filebeat": ["--path.config", self.folder / "filebeat", "--path.data", self.folder / "filebeat/data"],
+        }[name]
+        return [sys.executable, str(link), *words, *map(str, given)]
+
+    def start(self, name):
+        port = self.ports["api" if name == "logstash" else name]
+        output = open(self.folder / f"{name}.out", "a", encoding="utf-8")
+        environment = {**os.environ, "LOGSTASH_ELASTICSEARCH_PASSWORD": PASSWORDS["writer"]}
+        child = subprocess.Popen(self.command(name), stdout=output, stderr=output, env=environment)
+        output.close()
+        self.running[name] = child
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert child.poll() is None, self.said(name)
+            with socket.socket() as found:
+                if found.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise AssertionError(self.said(name))
+
+    def stop(self, name):
+        child = self.running.pop(name)
+        child.kill()
+        child.wait()
+
+    def said(self, name):
+        return (self.folder / f"{name}.out").read_text(encoding="utf-8")
+
+    def search(self, number):
+        api = Api(self.url, self.ca, ("shiftmaster_canary", PASSWORDS["canary"]))
+        body = {"query": {"term": {"http.request.id": number}}}
+        return api.call(f"/logs-shiftmaster.app-{ENVIRONMENT}/_search", "POST", body)["hits"]["total"]["value"]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    found = Parts(tmp_path_factory.mktemp("parts"))
+    yield found
+    for name in list(found.running):
+        found.stop(name)
+
+
+@pytest.fixture
+def run(run_module):
+    def run(module, **parameters):
+        answer = run_module(module, **parameters)
+        assert not answer.get("failed"), answer
+        return answer
+
+    return run
+
+
+def elasticsearch_parameters(parts):
+    return {
+        "url": parts.url, "ca_file": parts.ca, "user": "shiftmaster_admin", "password": PASSWORDS["admin"],
+        "settings": parts.asked("elasticsearch", "__elasticsearch_cluster_settings"),
+        **{name: parts.asked("elasticsearch", "__elasticsearch_" + name)
+           for name in ("policies", "component_templates", "templates")},
+        "data_streams": parts.asked("elasticsearch", "__elasticsearch_streams"),
+        "users": parts.asked("elasticsearch", "__elasticsearch_proven"), "timeout_seconds": 30,
+    }  # fmt: skip
+
+
+def test_elasticsearch_gets_its_users_and_objects_and_proves_their_rights(parts, run):
+    users = parts.asked("elasticsearch", "__elasticsearch_users")
+    given = {"folder": str(parts.folder / "elasticsearch"), "group": grp.getgrgid(0).gr_name, "users": users, "cost": 5}
+    assert run(elasticsearch_users, **given)["changed"] and not run(elasticsearch_users, **given)["changed"]
+    parts.start("elasticsearch")
+    first = run(elasticsearch_objects, **elasticsearch_parameters(parts))
+    assert len(first["done"]) == 1 + 2 + 1 + 2 + 7 and first["version"] == "9.99.0"
+    assert not run(elasticsearch_objects, **elasticsearch_parameters(parts))["changed"]
+    # After a restart it is all there.
+    parts.stop("elasticsearch")
+    parts.start("elasticsearch")
+    assert not run(elasticsearch_objects, **elasticsearch_parameters(parts))["changed"]
+
+
+@pytest.mark.parametrize(
+    ("role", "change"),
+    [("shiftmaster_writer", "read"), ("shiftmaster_writer", "manage"), ("shiftmaster_canary", "create_doc")],
+)
+def test_a_role_with_a_right_too_many_is_found(parts, run_module, role, change):
+    path = parts.folder / "elasticsearch/roles.yml"
+    before = path.read_text(encoding="utf-8")
+    roles = yaml.safe_load(before)
+    roles[role]["indices"][-1]["privileges"].append(change)
+    path.write_text(yaml.safe_dump(roles), encoding="utf-8")
+    try:
+        answer = run_module(elasticsearch_objects, **elasticsearch_parameters(parts))
+        assert answer.get("failed") and f"the user {role} may {change} in logs-shiftmaster" in answer["msg"]
+    finally:
+        path.write_text(before, encoding="utf-8")
+
+
+def test_the_writer_adds_to_its_streams_and_does_nothing_else(parts):
+    api = Api(parts.url, parts.ca, ("shiftmaster_writer", PASSWORDS["writer"]))
+    stream = f"logs-shiftmaster.redis-{ENVIRONMENT}"
+    event = {"message": "x"}
+    assert api.ask(f"/{stream}/_create/0a", "PUT", event)[0] == 201
+    assert api.ask(f"/{stream}/_create/0a", "PUT", event)[0] == 409
+    for path, method in (
+        (f"/{stream}/_search", "POST"), ("/logs-other-demo/_create/0b", "PUT"), ("/_cluster/settings", "GET"),
+        ("/logs-shiftmaster.redis-elsewhere/_create/0b", "PUT"), (f"/_data_stream/{stream}", "GET"),
+    ):  # fmt: skip
+        assert api.ask(path, method, {"query": {"term": {"http.request.id": "x"}}})[0] == 403, path
+    assert Api(parts.url, parts.ca).ask("/")[0] == 401
+    assert Api(parts.url, parts.ca, ("shiftmaster_writer", "wrong")).ask("/")[0] == 401
+
+
+def test_a_line_goes_from_the_file_to_the_search_once(parts, run, run_module):
+    check = subprocess.run(parts.command("logstash", "--config.test_and_exit"), capture_output=True, text=True)
+    assert check.returncode == 0, check.stderr
+    parts.start("logstash")
+    assert subprocess.run(parts.command("filebeat", "test", "config"), capture_output=True).returncode == 0
+    assert subprocess.run(parts.command("filebeat", "test", "output"), capture_output=True).returncode == 0
+    parts.start("filebeat")
+    given = {
+        "file": str(parts.log), "environment_name": ENVIRONMENT, "url": parts.url, "ca_file": parts.ca,
+        "user": "shiftmaster_canary", "password": PASSWORDS["canary"], "timeout_seconds": 60,
+    }  # fmt: skip
+    (check,) = run(logging_canary, **given)["checks"]
+    assert check["result"] == "passed", (check, parts.said("filebeat"), parts.said("logstash"))
+
+
+def test_nothing_is_lost_while_a_part_is_away(parts, run_module):
+    """Of the stand-ins, not of Elastic's queue: that the roles' parts find each other again."""
+    for away in ("elasticsearch", "logstash"):
+        parts.stop(away)
+        numbers = [f"{away}{number}" for number in range(5)]
+        with open(parts.log, "a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps({"message": number, "fill": "." * 300}) + "\n" for number in numbers)
+        time.sleep(1)
+        parts.start(away)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not all(parts.search(number) for number in numbers):
+            time.sleep(0.3)
+        assert [parts.search(number) for number in numbers] == [1] * 5
+
+
+def test_a_certificate_of_another_authority_sends_nothing(parts, tmp_path):
+    strange = tmp_path / "filebeat"
+    strange.mkdir()
+    settings = yaml.safe_load((parts.folder / "filebeat/filebeat.yml").read_text(encoding="utf-8"))
+    settings["output.logstash"]["ssl.certificate"] = str(parts.folder / "other-host.crt")
+    settings["output.logstash"]["ssl.key"] = str(parts.folder / "other-host.key")
+    settings["http.port"] = free_port()
+    (strange / "filebeat.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    before = parts.said("logstash").count("input: ")
+    command = parts.command("filebeat")
+    command = [*command[:2], "--path.config", str(strange), "--path.data", str(strange / "data")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and parts.said("logstash").count("input: ") == before:
+            time.sleep(0.2)
+        said = parts.said("logstash").splitlines()
+        assert any("input: " in line and "certificate" in line.lower() for line in said), said[-5:]
+        assert not (strange / "data/stand-in.json").exists() or not json.loads(
+            (strange / "data/stand-in.json").read_text()
+        )
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_kibana_keeps_its_objects_and_says_when_it_cannot_log_in(parts, run):
+    parts.start("kibana")
+    objects = json.loads((ROOT / "roles/kibana/files/objects.json").read_text(encoding="utf-8"))
+    given = {
+        "url": f"https://localhost:{parts.ports['kibana']}", "ca_file": parts.ca, "user": "shiftmaster_admin",
+        "password": PASSWORDS["admin"], "objects": objects, "timeout_seconds": 30,
+    }  # fmt: skip
+    assert len(run(kibana_objects, **given)["done"]) == len(objects)
+    assert not run(kibana_objects, **given)["changed"]
+
+
+def test_what_prometheus_is_told(parts):
+    login = {"ca_file": parts.ca, "user": "shiftmaster_canary", "password": PASSWORDS["canary"]}
+    metrics = {}
+    for part, url, more in (
+        ("elasticsearch", parts.url, login),
+        ("logstash", f"http://127.0.0.1:{parts.ports['api']}", {}),
+        ("filebeat", f"http://127.0.0.1:{parts.ports['filebeat']}", {}),
+    ):
+        who = (more["user"], more["password"]) if more else None
+        metrics.update(log_watch.asked(part, Api(url, more.get("ca_file"), who)))
+    assert metrics["shiftmaster_elasticsearch_up"] == metrics["shiftmaster_logstash_up"] == 1
+    assert metrics["shiftmaster_filebeat_up"] == 1 and metrics["shiftmaster_filebeat_events_acknowledged_total"] >= 5
+    assert metrics["shiftmaster_elasticsearch_status"] == 0
+    assert metrics["shiftmaster_elasticsearch_disk_used_ratio"] == 0.4
+    assert set(metrics) == set(log_watch.HELP)
+    text = log_watch.text_of(metrics)
+    assert text.count("# TYPE ") == len(metrics) and text.endswith("\n")
+    assert log_watch.asked("logstash", Api("http://127.0.0.1:9")) == {"shiftmaster_logstash_up": 0}
+
+
+def test_the_program_of_the_timer_writes_what_node_exporter_reads(parts, tmp_path):
+    """As it lies on a host: three files in a folder, without Ansible."""
+    for name in ("elastic.py", "canary.py", "log_watch.py"):
+        shutil.copy(ROOT / "module_utils/shiftmaster" / name, tmp_path / name)
+    (tmp_path / "textfiles").mkdir()
+    config = {
+        "folder": str(tmp_path / "textfiles"),
+        "parts": {"logstash": {"url": f"http://127.0.0.1:{parts.ports['api']}"}},
+        "canary": {
+            "url": parts.url, "ca_file": parts.ca, "user": "shiftmaster_canary", "password": PASSWORDS["canary"],
+            "file": str(parts.log), "stream": f"logs-shiftmaster.app-{ENVIRONMENT}", "timeout_seconds": 60,
+        },
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, "-S", "-E", str(tmp_path / "log_watch.py"), str(tmp_path / "config.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    told = "".join(path.read_text() for path in (tmp_path / "textfiles").glob("*.prom"))
+    assert "shiftmaster_logstash_up 1\n" in told and "shiftmaster_log_canary_success 1\n" in told
+    assert not list((tmp_path / "textfiles").glob("*.new"))
+
+
+def test_what_the_parts_say_is_judged(parts):
+    parameters = {
+        "elasticsearch_url": parts.url, "elasticsearch_user": "shiftmaster_admin",
+        "elasticsearch_password": PASSWORDS["admin"], "ca_file": parts.ca, "timeout_seconds": 20,
+        "kibana_url": f"https://localhost:{parts.ports['kibana']}",
+        "logstash_api_url": f"http://127.0.0.1:{parts.ports['api']}",
+    }  # fmt: skip
+    for part in ("elasticsearch", "kibana"):
+        found = {check: function()[0] for check, function in logging_verify.checks_of(part, parameters)}
+        assert set(found.values()) == {"passed"}, (part, found)
+    parts.stop("elasticsearch")
+    found = {check: function()[0] for check, function in logging_verify.checks_of("elasticsearch", parameters)}
+    assert set(found.values()) == {"failed"}
