@@ -14,7 +14,7 @@ HIDDEN = "***"
 _SHORTEST_SECRET = 6
 _NAME = (
     r"(?:pass(?:word|wd|phrase|code)?|pwd|secret(?:[_-]?key)?|token|(?:api|access|private)[_-]?key|credential"
-    r"|auth(?:orization)?|cookie|session(?:id|_key)|csrf\w*|dsn|signature)s?"
+    r"|auth(?:orization)?|cookie|session(?:id|_key)|csrf\w*token|dsn|signature)s?"
 )
 SECRET_NAME = re.compile(r"(?i)(?:^|[^a-z])" + _NAME + r"(?:$|[^a-z])|(?:password|secret|token|[^a-z]key)$")
 _SHAPES = (
@@ -39,7 +39,13 @@ _SHAPES = (
     ),
     # What people type into forms that are sent by GET.
     (re.compile(r"(/[^\s?\"']*\?)[^\s\"']+"), r"\1***"),
-    (re.compile(r"\b[\w.+-]+@((?:[\w-]+\.)+[a-z]{2,})\b"), r"***@\1"),
+    # Mail addresses; a unit of systemd looks like one.
+    (
+        re.compile(
+            r"\b[\w.+-]+@(?!\S+\.(?:service|socket|timer|slice|scope|target|mount|path)\b)((?:[\w-]+\.)+[a-z]{2,})\b"
+        ),
+        r"***@\1",
+    ),
 )
 _SQL_LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.S)
 

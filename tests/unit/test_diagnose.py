@@ -107,13 +107,14 @@ ENVIRONMENT = {
     "DB_NAME": "shiftmaster",
     "DB_PORT": "5432",
     "PGSSLROOTCERT": "/etc/ssl/ca.crt",
+    "DJANGO_CSRF_TRUSTED_ORIGINS": "https://localhost",
 }
 
 
 def test_secrets_of_an_environment_are_known_in_every_writing():
     found = secrets_of(ENVIRONMENT)
     assert {SECRET, "correct horse battery", "correct%20horse%20battery", "p@ss-word-9", "p%40ss-word-9"} <= set(found)
-    assert "shiftmaster" not in found and "/etc/ssl/ca.crt" not in found
+    assert "shiftmaster" not in found and "/etc/ssl/ca.crt" not in found and "https://localhost" not in found
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,8 @@ def test_shapes_of_secrets_are_hidden(text, hidden, kept):
         "redis.exceptions.AuthenticationError: invalid username-password pair or user is disabled.",
         'FATAL:  password authentication failed for user "shiftmaster_abc"',
         "ModuleNotFoundError: No module named 'roster.tokens'",
+        "Started shiftmaster-web@blue.service; postgresql@17-main.service is active",
+        "DJANGO_CSRF_TRUSTED_ORIGINS=https://shift.example.jp",
         "/var/www/shiftmaster/releases/20261126T153940Z-29df6cb232/venv/bin/python",
         "nginx: [emerg] bind() to 0.0.0.0:443 failed (98: Address already in use)",
     ],
