@@ -134,7 +134,7 @@ LASTING = {
     "BackupMissing": lambda hosts: (mishaps.backups_missing(hosts.app), TOLD, "", 1200),
 }
 FAULTS = {**QUICK, **LASTING}
-SAMPLE = ("DatabaseDeadlocks", "DatabaseLockWait")
+SAMPLE = ("DatabaseLockWait",)
 
 
 @pytest.fixture(scope="module")
