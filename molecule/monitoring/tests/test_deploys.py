@@ -1,0 +1,98 @@
+"""Deploys, as monitoring sees them: no message of one that goes well, one of one that fails; figures that go on."""
+
+from __future__ import annotations
+
+import shlex
+import time
+
+import pytest
+from alerting import about
+from receivers import Receivers
+from support import wait_for
+
+ROUTE = "requests/"
+# So long, since increase() takes the rise between the first and the last scrape in it for one of the whole time: with a
+# scrape each 5 s that is up to 0.8 % too much.
+WINDOW = "20m"
+COUNTED = f'django_request_duration_seconds_count{{route="{ROUTE}"}}'
+ASK = (
+    'while [ ! -e /run/enough ]; do curl -skS -o /dev/null -w "%{http_code}\\n" '
+    '"https://shift.example.test/requests/?n=[1-20]" 2>/dev/null; sleep 0.1; done >/root/asked'
+)
+WORKERS = (
+    "pgrep -P $(systemctl show --value --property=MainPID "
+    "$(systemctl list-units --plain --no-legend --state=active 'shiftmaster-web@*' | cut -d' ' -f1))"
+)
+
+pytestmark = pytest.mark.whole
+
+
+def told(alerting, since: float, known=frozenset()) -> list:
+    """Messages to people, but of alerts that fire since before: of the budget of a whole day after other tests."""
+    found = [one for one in alerting.messages("", since) if one["receiver"] != "deadman"]
+    return [one for one in found if not any(alert in about(one) for alert in known)]
+
+
+@pytest.fixture
+def quiet(watch, alerting):
+    """(alerting, what fires all the same), behind a minute without a message."""
+    wait_for(lambda: not told(alerting, alerting.now() - 60), 900, "the end of all messages")
+    return alerting, watch.firing()
+
+
+def test_figures_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, capsys):
+    """Four workers of which one is killed, a release switch under requests, and the switch back."""
+    alerting, known = quiet
+    app, since = hosts.app, alerting.now()
+    # One was asked for when the scenario began: the series is there, and as old as the window.
+    wait_for(lambda: watch.query(f"{COUNTED} offset {WINDOW}"), 1500, f"a scrape of {WINDOW} ago")
+    before = float(watch.query(f"sum({COUNTED})")[0]["value"][1])
+    app.shell(f"rm -f /run/enough; systemd-run --quiet --collect --unit=asker bash -c {shlex.quote(ASK)}")
+    try:
+        run = app.deploy("2.1.0", shiftmaster_web_workers=4)
+        assert run.code == 0, run.output[-4000:]
+        workers = app.shell(WORKERS).split()
+        assert len(workers) == 4
+        app.shell(f"kill -KILL {workers[0]}")
+        run = app.rollback(to="2.0.0", shiftmaster_web_workers=4)
+        assert run.code == 0, run.output[-4000:]
+    finally:
+        app.shell("touch /run/enough")
+        wait_for(lambda: "inactive" in app.shell("systemctl is-active asker", check=False), 60, "the last request")
+    codes = app.shell("sort /root/asked | uniq -c")
+    asked = int(app.shell("grep -c 302 /root/asked"))
+    # Two scrapes behind the last.
+    time.sleep(12)
+    counted = float(watch.query(f"sum({COUNTED})")[0]["value"][1]) - before
+    increase = float(watch.query(f"sum(increase({COUNTED}[{WINDOW}]))")[0]["value"][1])
+    with capsys.disabled():
+        print(f"\n  {asked} requests, {counted:.0f} counted, increase() says {increase:.1f}")
+    assert asked > 500, codes
+    assert abs(increase - asked) <= 0.01 * asked and abs(counted - asked) <= 0.01 * asked, codes
+    time.sleep(60)
+    assert told(alerting, since, known) == []
+    assert watch.query("alertmanager_silences{state='active'} > 0") == [], "a silence is left"
+
+
+def test_a_deploy_that_fails_is_told_once(hosts, watch, quiet, capsys):
+    """By the run itself, from the controller; the version of before serves, so no alert has anything to say."""
+    alerting, known = quiet
+    since, receivers = alerting.now(), Receivers().start()
+    try:
+        run = hosts.app.deploy(
+            "broken-health",
+            notify_slack_url=f"http://127.0.0.1:{receivers.ports['slack']}/services/T00000000/B00000000/abcdefghijkl",
+            notify_pagerduty_routing_key="0123456789abcdef0123456789abcdef",
+            notify_pagerduty_url=f"http://127.0.0.1:{receivers.ports['pagerduty']}/v2/enqueue",
+            notify_pagerduty_change_url=f"http://127.0.0.1:{receivers.ports['pagerduty']}/v2/change/enqueue",
+            notify_smtp_host="127.0.0.1", notify_smtp_port=receivers.ports["smtp"], notify_smtp_security="none",
+        )  # fmt: skip
+    finally:
+        receivers.stop()
+    assert run.code == 2, run.output[-4000:]
+    messages = receivers.record.of()
+    assert sorted(one["receiver"] for one in messages) == ["pagerduty", "slack", "smtp"], messages
+    assert all(one["ok"] for one in messages), messages
+    assert hosts.app.serves() == "2.0.0"
+    time.sleep(60)
+    assert told(alerting, since, known) == []
