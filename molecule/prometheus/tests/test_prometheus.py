@@ -1,37 +1,27 @@
-"""Role prometheus on a real host: for scenario `monitoring`, and until then for a container that is there already.
-
-MONITORING_INVENTORY and MONITORING_HOST name it. It boots systemd, has a fresh index of packages, and certificates in
-/etc/ssl/shiftmaster (host.crt for 127.0.0.1 and its own address, host.key 0640 root:ssl-cert, ca.crt). Nothing else of
-the role is there: the first test looks at that.
-"""
+"""Role prometheus on real hosts: what is refused, what is taken over, who reads, and two hundred targets."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support import Operations, wait_for
 
-PLAYBOOK = "tests/monitoring_drafts/prometheus.yml"
+INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
+PLAYBOOK = "molecule/prometheus/apply.yml"
 AUTHORITY = "--cacert /etc/ssl/shiftmaster/ca.crt"
 BAD_RULE = "groups:\n  - name: bad\n    rules:\n      - alert: Bad\n        expr: sum(\n"
 GOOD_RULE = "groups:\n  - name: second\n    rules:\n      - record: second\n        expr: vector(%s)\n"
-
-pytestmark = pytest.mark.skipif("MONITORING_HOST" not in os.environ, reason="no host is given")
 
 
 class Monitoring(Operations):
     password = "for people"
 
     def configure(self, *arguments, **extra):
-        return self.run(PLAYBOOK, *arguments, **extra)
+        return self.run(PLAYBOOK, "--limit", self.host, *arguments, **extra)
 
     def ask(self, path, user="admin", password=None):
         # The password by the standard input: everybody may read a process's arguments.
@@ -67,16 +57,18 @@ class Monitoring(Operations):
 
 
 @pytest.fixture(scope="module")
-def monitoring():
-    return Monitoring(os.environ["MONITORING_INVENTORY"], os.environ["MONITORING_HOST"])
-
-
-@pytest.fixture(scope="module")
-def running(monitoring):
+def running():
     """Prometheus as the playbook wants it, without what a test added."""
+    monitoring = Monitoring(INVENTORY, "prometheus-trixie")
     done = monitoring.configure()
     assert done.code == 0, done.output
     return monitoring
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """A host without it."""
+    return Monitoring(INVENTORY, "prometheus-fresh")
 
 
 @pytest.fixture
@@ -91,29 +83,27 @@ def as_before(running):
 # --- a host without it ----------------------------------------------------------------------------------------------
 
 
-def test_check_mode_on_an_empty_host_says_what_would_be_and_does_nothing(monitoring):
-    if monitoring.shell("ls /usr/bin/prometheus 2>/dev/null", check=False):
-        pytest.skip("Prometheus is installed already")
-    before = monitoring.fingerprint()
-    done = monitoring.configure("--check", "--diff")
+def test_check_mode_on_an_empty_host_says_what_would_be_and_does_nothing(fresh):
+    before = fresh.fingerprint()
+    done = fresh.configure("--check", "--diff")
     assert done.code == 0 and done.changed == 3, done.output
     assert done.says("/etc/prometheus/prometheus.yml", "--storage.tsdb.retention.time=62d")
     assert "for-scrapes" not in done.output and "for people" not in done.output
-    assert monitoring.fingerprint() == before
+    assert fresh.fingerprint() == before
 
 
 def test_it_is_never_open_to_strangers_while_it_is_installed(monitoring):
     """Debian's package would start it at once and at each boot, on every address and without a password."""
-    if monitoring.shell("ls /usr/bin/prometheus 2>/dev/null", check=False):
+    if fresh.shell("ls /usr/bin/prometheus 2>/dev/null", check=False):
         pytest.skip("Prometheus is installed already")
-    done = monitoring.configure(draft_password_file="/etc/prometheus/secrets/none")
+    done = fresh.configure(wanted_password_file="/etc/prometheus/secrets/none")
     assert done.code != 0 and done.says("secrets/none does not exist"), done.output
-    monitoring.reboot()
-    monitoring.shell("systemctl start prometheus")
-    assert monitoring.shell("systemctl is-active prometheus", check=False).strip() == "inactive"
-    done = monitoring.configure()
+    fresh.reboot()
+    fresh.shell("systemctl start prometheus")
+    assert fresh.shell("systemctl is-active prometheus", check=False).strip() == "inactive"
+    done = fresh.configure()
     assert done.code == 0, done.output
-    journal = monitoring.shell("journalctl --no-pager --output=cat --unit=prometheus")
+    journal = fresh.shell("journalctl --no-pager --output=cat --unit=prometheus")
     assert journal.count("Listening on") == 1 and "TLS is disabled" not in journal, journal
 
 
@@ -163,7 +153,7 @@ def test_it_scrapes_with_tls_and_a_password_and_the_given_labels(running):
 
 def test_a_new_password_is_in_use_without_a_reload_and_the_old_one_ends(as_before):
     pid = as_before.pid()
-    done = as_before.configure(draft_admin_password="another one")
+    done = as_before.configure(wanted_admin_password="another one")
     assert done.code == 0 and done.changed == 1, done.output
     assert "another one" not in done.output
     assert as_before.pid() == pid
@@ -185,14 +175,14 @@ def test_no_secret_is_in_arguments_logs_or_open_files(running):
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ({"draft_more_rules": {"bad": BAD_RULE}}, "/etc/prometheus/alerts/bad.yml"),
+        ({"wanted_more_rules": {"bad": BAD_RULE}}, "/etc/prometheus/alerts/bad.yml"),
         (
-            {"draft_more_rules": {"twice": GOOD_RULE % 1 + "      - record: second\n        expr: vector(2)\n"}},
+            {"wanted_more_rules": {"twice": GOOD_RULE % 1 + "      - record: second\n        expr: vector(2)\n"}},
             "duplicate",
         ),
-        ({"draft_password_file": "/etc/prometheus/secrets/none"}, "/etc/prometheus/secrets/none does not exist"),
-        ({"draft_password_file": "/etc/shadow"}, "/etc/shadow cannot be read by prometheus"),
-        ({"draft_password_file": "/etc/passwd"}, "/etc/passwd can be read by everybody"),
+        ({"wanted_password_file": "/etc/prometheus/secrets/none"}, "/etc/prometheus/secrets/none does not exist"),
+        ({"wanted_password_file": "/etc/shadow"}, "/etc/shadow cannot be read by prometheus"),
+        ({"wanted_password_file": "/etc/passwd"}, "/etc/passwd can be read by everybody"),
         ({"prometheus_external_labels": {"1bad": "x"}}, "is not a valid label name"),
         ({"prometheus_web_users": []}, "anybody could read it"),
         ({"prometheus_retention_days": "many"}, "prometheus_retention_days"),
@@ -209,7 +199,7 @@ def test_what_is_refused_leaves_the_old_one_running_and_says_why(running, extra,
 
 def test_check_mode_warns_of_it(running):
     files = running.files()
-    done = running.configure("--check", draft_more_rules={"bad": BAD_RULE})
+    done = running.configure("--check", wanted_more_rules={"bad": BAD_RULE})
     assert done.says("would be refused", "bad.yml"), done.output
     assert running.files() == files
 
@@ -219,7 +209,7 @@ def test_what_prometheus_alone_refuses_is_put_back(running):
     files, pid = running.files(), running.pid()
     running.shell("mount --bind /usr/bin/true /usr/bin/promtool")
     try:
-        done = running.configure(prometheus_reload_timeout_seconds=8, draft_more_rules={"bad": BAD_RULE})
+        done = running.configure(prometheus_reload_timeout_seconds=8, wanted_more_rules={"bad": BAD_RULE})
     finally:
         running.shell("umount /usr/bin/promtool")
     assert done.code != 0, done.output
@@ -230,7 +220,7 @@ def test_what_prometheus_alone_refuses_is_put_back(running):
 
 
 @pytest.mark.parametrize(
-    "extra", [{"draft_address": "127.0.0.1:1"}, {"draft_secret": "wrong"}], ids=["address", "password"]
+    "extra", [{"wanted_address": "127.0.0.1:1"}, {"wanted_secret": "wrong"}], ids=["address", "password"]
 )
 def test_a_target_that_was_up_and_is_lost_puts_it_back(running, extra):
     wait_for(lambda: [s for s in running.query("up") if s["value"][1] == "1"], 30, "the target")
@@ -245,7 +235,7 @@ def test_a_target_that_was_up_and_is_lost_puts_it_back(running, extra):
 
 def test_rules_come_and_go_by_a_reload(as_before):
     pid = as_before.pid()
-    done = as_before.configure("--diff", draft_more_rules={"second": GOOD_RULE % 2})
+    done = as_before.configure("--diff", wanted_more_rules={"second": GOOD_RULE % 2})
     assert done.code == 0 and done.changed == 1 and as_before.rules() == ["first", "second"], done.output
     assert done.says("record: second")
     assert as_before.configure().changed == 1
@@ -256,17 +246,17 @@ def test_rules_come_and_go_by_a_reload(as_before):
 def test_a_run_killed_between_swap_and_reload_is_made_good(as_before, tmp_path):
     as_before.hold("service_swapped")
     log = tmp_path / "log"
-    process = as_before.start(PLAYBOOK, log, draft_more_rules={"second": GOOD_RULE % 3})
+    process = as_before.start(PLAYBOOK, log, "--limit", as_before.host, wanted_more_rules={"second": GOOD_RULE % 3})
     pid = as_before.wait_at("service_swapped", process, log)
     as_before.shell(f"kill -KILL {pid}")
     process.wait(120)
     as_before.let_go()
     assert "second.yml" in as_before.shell("ls /etc/prometheus/alerts")
     assert as_before.rules() == ["first"], "nobody has reloaded it"
-    done = as_before.configure(draft_more_rules={"second": GOOD_RULE % 3})
+    done = as_before.configure(wanted_more_rules={"second": GOOD_RULE % 3})
     assert done.code == 0 and done.changed == 1, done.output
     assert as_before.rules() == ["first", "second"]
-    assert as_before.configure(draft_more_rules={"second": GOOD_RULE % 3}).changed == 0
+    assert as_before.configure(wanted_more_rules={"second": GOOD_RULE % 3}).changed == 0
 
 
 def test_another_retention_restarts_it_and_is_proven(as_before):
@@ -345,7 +335,7 @@ def test_two_hundred_targets(as_before, record_property):
         "relabel_configs": [{"target_label": "__address__", "replacement": "127.0.0.1:8000"}],
     }
     try:
-        done = as_before.configure(draft_more_jobs=[job])
+        done = as_before.configure(wanted_more_jobs=[job])
         assert done.code == 0, done.output
         wait_for(lambda: up(as_before) == 200, 120, "all of them")
         time.sleep(60)
@@ -355,7 +345,7 @@ def test_two_hundred_targets(as_before, record_property):
         print(f"200 targets, {series} series: {memory:.0f} MiB")
         assert int(as_before.shell("systemctl show --value -p MemoryMax prometheus")) == 1205 * 1048576
         assert as_before.shell("systemctl show --value -p NRestarts prometheus").strip() == "0"
-        assert as_before.configure(draft_more_jobs=[job]).changed == 0
+        assert as_before.configure(wanted_more_jobs=[job]).changed == 0
     finally:
         as_before.shell("systemctl stop synthetic", check=False)
 
