@@ -26,7 +26,7 @@ class Mail(socketserver.StreamRequestHandler):
         say = lambda line: self.wfile.write(line + b"\r\n")
         say(b"220 here")
         while True:
-            word = self.rfile.readline().split()[:1]
+            word = self.rfile.readline().upper().split()[:1]
             if word == [b"DATA"]:
                 say(b"354 go")
                 lines = []
