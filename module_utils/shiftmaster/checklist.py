@@ -194,7 +194,7 @@ def page(data: dict, language: str, figures: dict = None, series: dict = None) -
     parts = [
         "<!doctype html>",
         '<html lang="%s"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">' % language,
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
         '<link rel="icon" href="data:,"><title>%s</title><style>%s</style></head><body>' % (e(title), STYLE),
         "<h1>ShiftMaster: %s</h1><p>%s · %s</p>" % (
             e(title), e(data["made"]), e(say(language, SAYS["sum"]).format(**data["count"]))),

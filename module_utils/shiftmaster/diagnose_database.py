@@ -238,10 +238,11 @@ def scanning(answers: dict) -> list:
     Of the statements by their average, and of those that run now.
     """
     broken = {row["table"].split(".")[-1].strip('"'): row["index"] for row in answers.get("invalid_indexes") or []}
+    # Each process of a parallel scan counts as one, and reads its part: 0.15.
     scanned = [
         row
         for row in answers.get("tables") or []
-        if row["rows"] > 10000 and row["scans"] > 5 and row["scanned_rows"] > 0.5 * row["rows"] * row["scans"]
+        if row["rows"] > 10000 and row["scans"] > 5 and row["scanned_rows"] > 0.15 * row["rows"] * row["scans"]
     ]
     running = [
         {"query": row["query"], "mean_ms": 1000.0 * row["query_seconds"], "calls": 1}

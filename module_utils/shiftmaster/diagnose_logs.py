@@ -71,6 +71,14 @@ _BAD = re.compile(
     r"\b(ERROR|CRITICAL|FATAL|PANIC|emerg|alert|crit|error)\b|^[\w.]+(?:Error|Exception|Warning)?: |Traceback|\[error\]"
     r"|# (?:MISCONF|Failed|Can't|Error|Background saving error)|Too many open files|No space left|Permission denied"
 )
+# The level as gunicorn and Django, Celery, nginx and PostgreSQL write it; where there is one, it alone decides.
+_LEVEL = re.compile(
+    r"\[(debug|info|notice|warn|warning|error|crit|critical|alert|emerg)\]"
+    r"|: (debug|info|warning|error|critical)/"
+    r"|\] +(?:\S+ )?(log|statement|detail|hint|context|notice|warning|error|fatal|panic):  ",
+    re.I,
+)
+_BAD_LEVELS = frozenset(("error", "crit", "critical", "alert", "emerg", "fatal", "panic"))
 _EXCEPTION = re.compile(
     r"^((?:[A-Za-z_][\w]*\.)*[A-Z]\w*(?:Error|Exception|Configured|Exist|Refused|Timeout|Warning|Denied|NotFound|Interrupt|Exit|Full))(?::\s*(.*))?$"
 )
@@ -86,6 +94,14 @@ def entries(text: str, zone_offset: float = 0.0) -> list:
         elif len(found[-1][1]) < 400:
             found[-1][1].append(line)
     return found
+
+
+def is_bad(line: str) -> bool:
+    """Tell whether a line complains: a logger that is called error may have nothing to say but that it started."""
+    level = _LEVEL.search(line)
+    if level:
+        return next(filter(None, level.groups())).lower() in _BAD_LEVELS
+    return bool(_BAD.search(line))
 
 
 def _pattern_of(line: str) -> str:
@@ -104,7 +120,7 @@ def problems(text: str, since: float, limit: int = 8) -> list:
         if latest < since:
             continue
         raised = [line for line in lines if _EXCEPTION.match(line.strip())]
-        if not raised and not _BAD.search(lines[0]):
+        if not raised and not is_bad(lines[0]):
             continue
         # The last exception is the one that ended it; the first line says where.
         exception = raised[-1].strip() if raised else ""

@@ -101,7 +101,7 @@ def journal_of(unit: str, lines: int = _LINES) -> list:
 
 
 def _systemctl(arguments) -> str:
-    code, stdout, stderr = probe.run(["systemctl", "--no-pager", *arguments], 4.0)
+    code, stdout, stderr = probe.run(["systemctl", "--no-pager", *arguments], 6.0)
     if code != 0:
         raise probe.ProbeError("error", "systemd", "systemctl: %s" % stderr.strip()[:200])
     return stdout

@@ -36,7 +36,7 @@ PARTS = {
     "largest": Part(disk.largest, ("disk",), 5),
     "rotation": Part(disk.rotation, ("disk",), 3),
     "traffic": Part(disk.traffic, ("disk", "cpu"), 4),
-    "units": Part(services.units, _ALL, 8),
+    "units": Part(services.units, _ALL, 10),
     "journal": Part(services.journal, ("app", "db"), 6),
     "changes": Part(services.changes, _ALL, 5),
     "containers": Part(services.containers, ("app",), 5),

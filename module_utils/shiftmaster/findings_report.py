@@ -58,6 +58,9 @@ SAYS = {
     "package": ("package", "パッケージ"),
     "error": ("error", "エラー"),
     "kill": ("memory", "メモリ"),
+    "when": ("when", "日時"),
+    "what": ("what", "種類"),
+    "text": ("text", "内容"),
     "none": ("none", "なし"),
     "unknown": ("not known", "不明"),
     "slowest_on_average": (
@@ -220,7 +223,7 @@ def page(data: dict, language: str) -> str:
         '<html lang="%s"><head><meta charset="utf-8">' % language,
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         # Nothing may be fetched or run, whatever a log line holds.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
         '<link rel="icon" href="data:,">',
         "<title>%s %s</title><style>%s</style></head><body>" % (e(say(language, "title")), e(made.strftime("%Y-%m-%d %H:%M")), STYLE),
         "<h1>%s</h1>" % e(say(language, "title")),
@@ -360,7 +363,7 @@ def line_chart(title: str, points: list) -> str:
     scale = top or 1
     first, last = points[0][0], points[-1][0]
     coordinates = " ".join(
-        "%.1f,%.1f" % (30 + 265.0 * (at - first) / max(1, last - first), 80 - 65.0 * value / scale)
+        "%.1f,%.1f" % (45 + 250.0 * (at - first) / max(1, last - first), 80 - 65.0 * value / scale)
         for at, value in points
     )
 
@@ -369,10 +372,10 @@ def line_chart(title: str, points: list) -> str:
 
     return (
         '<figure><figcaption>%s</figcaption><svg viewBox="0 0 300 100" role="img" aria-label="%s: max %g">'
-        '<path d="M30 10V80H295" fill="none" stroke="currentColor" stroke-width=".7"/>'
+        '<path d="M45 10V80H295" fill="none" stroke="currentColor" stroke-width=".7"/>'
         '<polyline points="%s" fill="none" stroke="currentColor" stroke-width="1.5"/>'
-        '<text x="26" y="18" text-anchor="end">%s</text><text x="26" y="82" text-anchor="end">0</text>'
-        '<text x="30" y="95">%s</text><text x="295" y="95" text-anchor="end">%s</text></svg></figure>'
+        '<text x="41" y="18" text-anchor="end">%s</text><text x="41" y="82" text-anchor="end">0</text>'
+        '<text x="45" y="95">%s</text><text x="295" y="95" text-anchor="end">%s</text></svg></figure>'
         % (e(title), e(title), top, coordinates, e("%.3g" % top), clock(first), clock(last))
     )  # fmt: skip
 
@@ -415,10 +418,10 @@ def timeline_table(events: list, language: str) -> str:
         return "<p>%s</p>" % e(say(language, "none"))
     rows = [
         {
-            "⏱": datetime.datetime.fromtimestamp(event["at"]).strftime("%m-%d %H:%M:%S"),
+            say(language, "when"): datetime.datetime.fromtimestamp(event["at"]).strftime("%m-%d %H:%M:%S"),
             say(language, "hosts"): event["host"],
-            "": say(language, event["kind"]),
-            " ": event["text"][:300],
+            say(language, "what"): say(language, event["kind"]),
+            say(language, "text"): event["text"][:300],
         }
         for event in events
     ]

@@ -369,6 +369,25 @@ def test_problems_are_grouped_by_what_was_raised():
     assert found[0]["last"] - found[0]["first"] == 4
 
 
+@pytest.mark.parametrize(
+    ("line", "bad"),
+    [
+        ("2026-01-31 08:00:00,000 [INFO] gunicorn.error: Starting gunicorn 27.0.1", False),
+        ("2026-01-31 08:00:00,000 [ERROR] gunicorn.error: Worker failed to boot.", True),
+        ("[2026-01-31 08:00:00,000: INFO/MainProcess] Task error.report received", False),
+        ("[2026-01-31 08:00:00,000: ERROR/MainProcess] consumer: Cannot connect", True),
+        ("2026/01/31 08:00:00 [notice] 7#7: signal process started after error", False),
+        ("2026/01/31 08:00:00 [crit] 7#7: *1 connect() failed", True),
+        ("2026-01-31 08:00:00.123 JST [7] LOG:  checkpoint complete, error 0", False),
+        ("2026-01-31 08:00:00.123 JST [7] [user=a,db=b,app=,client=] FATAL:  password authentication failed", True),
+        ("812:M 31 Jan 2026 08:00:00.123 # Failed opening the RDB file", True),
+        ("812:M 31 Jan 2026 08:00:00.123 * Background saving terminated with success", False),
+    ],
+)
+def test_what_is_a_complaint(line, bad):
+    assert logs.is_bad(line) is bad
+
+
 def test_the_end_of_a_long_log_begins_with_a_line(tmp_path):
     path = tmp_path / "log"
     path.write_text("".join(f"line {number}\n" for number in range(1000)))
@@ -557,9 +576,12 @@ def test_slow_statements_that_read_whole_tables():
     assert [(one["table"], one["mean_ms"], one["invalid_index"]) for one in found] == [
         ("roster", 2000.0, "roster_staff")
     ]
+    shared = table("roster", 300000, 14, 2100000)  # seven scans by two processes each, as seen
+    assert database.scanning({"tables": [shared], "slowest_on_average": [slow]})
     # Read by an index; small; another table; a statement of another kind.
     for tables, statement in (
         ([table("roster", 90000, 1, 90000)], slow),
+        ([table("roster", 90000, 100, 900)], slow),
         ([table("roster", 900, 100, 90000)], slow),
         ([table("rosters", 90000, 100, 9000000)], slow),
         ([large], dict(slow, query="CREATE INDEX ON roster (staff)")),

@@ -248,8 +248,11 @@ def test_the_true_cause_comes_first(operations, facts, name):
 def test_connections_used_up(operations):
     operations.shell("echo 'SELECT pg_sleep(300);' > /tmp/sleep.sql; chmod 644 /tmp/sleep.sql")
     program = operations.shell("ls /usr/lib/postgresql/*/bin/pgbench | tail -n 1").strip()
+    # One more than there are would end pgbench.
+    count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+    free = 97 - int(operations.shell(f'{PSQL} -c "{count}"'))
     with background(
-        operations, "greedy", f"{program} -n -c 96 -j 2 -T 300 -f /tmp/sleep.sql postgres", User="postgres"
+        operations, "greedy", f"{program} -n -c {free} -j 2 -T 300 -f /tmp/sleep.sql postgres", User="postgres"
     ):
         time.sleep(6)
         assert_first(operations, "DatabaseConnectionsExhausted")
