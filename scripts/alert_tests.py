@@ -14,6 +14,7 @@ A case of monitoring/cases: `fires` and `silent` are lists of
     series      {series: values in promtool's notation, one each `every` (default: the evaluation)}
     at          fires: the moment of the first evaluation that is firing; the one before it must not be
                 silent: any moment
+    until       fires: where it goes on behind its end, the moment of the last evaluation that is firing
     labels      fires: the labels that the alert has beside severity, service and depends_on
     shows       fires: what its texts show for the value: one text for all, or {template: text}
     why         silent: what is near about it
@@ -94,6 +95,9 @@ def tests_of(alert: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
         checks = [moment(fires["at"], expected, name)]
         if "for" in made:
             checks.insert(0, moment(f"{span(fires['at']) - span(evaluation)}s", [], name))
+        if "until" in fires:
+            after = f"{span(fires['until']) + span(evaluation)}s"
+            checks += [moment(fires["until"], expected, name), moment(after, [], name)]
         groups.append({"name": f"fires {number}", **inputs(fires, case, evaluation), "alert_rule_test": checks})
     for silent in case["silent"]:
         groups.append(
@@ -212,6 +216,10 @@ def mutants(alert: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for other in (duration + step, duration - step):
         if other >= 0:
             yield f"for [{alert['for']} → {other}s]", {**original, "for": f"{other}s"}
+    if "keep_firing_for" in original:
+        lasts = catalogue_of.seconds(original["keep_firing_for"])
+        for other in (lasts + step, lasts - step):
+            yield f"keep_firing_for [{lasts}s → {other}s]", {**original, "keep_firing_for": f"{other}s"}
     for label, value in original["labels"].items():
         yield f"label {label} [{value} → other]", {**original, "labels": {**original["labels"], label: "other"}}
 

@@ -31,6 +31,7 @@ FIELDS = {
     "group": "the rule group; shiftmaster.alerts holds the six of the operations guide",
     "expr": "PromQL; a threshold stands beside its comparison, where the mutation check finds it",
     "for": "how long it has to hold",
+    "keep_firing_for": "how long it goes on behind its end: for what it silences, which ends later",
     "severity": "critical (wakes somebody), warning (in working hours), info (nobody is called), none (Watchdog)",
     "service": "what it is about",
     "where": "the hosts on which its commands are typed: a key of WHERE",
@@ -43,7 +44,7 @@ FIELDS = {
     "causes": "the likeliest first: cause {en, ja}, check (a command), fix (a command) or advice {en, ja}, or both",
     "links": "chapters of the operations guide",
 }
-OPTIONAL = {"depends_on"}
+OPTIONAL = {"depends_on", "keep_firing_for"}
 
 # Evaluated as often as their targets are scraped; everything else each 15 seconds.
 FAST = {"shiftmaster.alerts", "shiftmaster.database.fast", "shiftmaster.host.fast"}
@@ -158,6 +159,8 @@ def rule(alert: dict[str, Any]) -> dict[str, Any]:
     result = {"alert": alert["name"], "expr": alert["expr"].strip()}
     if seconds(alert["for"]):
         result["for"] = alert["for"]
+    if "keep_firing_for" in alert:
+        result["keep_firing_for"] = alert["keep_firing_for"]
     return {
         **result,
         "labels": labels,
