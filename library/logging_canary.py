@@ -43,6 +43,8 @@ options:
 attributes:
   check_mode:
     support: none
+  diff_mode:
+    support: none
 author:
   - ShiftMaster operations
 """

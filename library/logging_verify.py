@@ -51,6 +51,8 @@ attributes:
   check_mode:
     support: full
     description: It changes nothing.
+  diff_mode:
+    support: none
 author:
   - ShiftMaster operations
 """

@@ -2535,6 +2535,28 @@ BACKUPS = Dashboard(
             width=6,
             height=5,
         ),
+        stat(
+            14,
+            "失敗した最後の実行",
+            "1 は最後の実行が失敗。以前のバックアップは残っている。 / 1: the last run failed; what was saved before stays.",
+            "short",
+            Query(f'max by (env, kind) (shiftmaster_backup_failed{{kind=~"$kind",{ENV}}})', "{{kind}}"),
+            none="記録なし",
+            steps=thresholds((1, RED)),
+            width=12,
+            height=5,
+        ),
+        stat(
+            15,
+            "WAL の欠落",
+            "欠落があると、その時点を含む復元ができない。 / Gaps in the archive: no restore to a moment behind one.",
+            "short",
+            Query(f"max by (env) (shiftmaster_backup_wal_gaps{{{ENV}}})", "{{env}}"),
+            none="記録なし",
+            steps=thresholds((1, RED)),
+            width=12,
+            height=5,
+        ),
         row(20, "推移"),
         graph(
             21,
@@ -2773,7 +2795,7 @@ LOGS = Dashboard(
         timeline(
             21,
             "各部の応答",
-            "Filebeat、Logstash、Elasticsearch。 / Whether the parts answer.",
+            "Filebeat、Logstash、Elasticsearch が応答するか。 / Whether the parts answer.",
             Query(f"min by (instance) (shiftmaster_filebeat_up{{{HOST}}})", "Filebeat {{instance}}", NO_PIPELINE),
             Query(f"min by (instance) (shiftmaster_logstash_up{{{HOST}}})", "Logstash {{instance}}", NO_PIPELINE),
             Query(
@@ -2976,6 +2998,8 @@ WATCHED: dict[str, dict[int, str]] = {
     "backups": {
         11: "BackupTooOld BackupDatabaseOverdue BackupMissing",
         12: "RestoreTestTooOld",
+        14: "BackupFailed",
+        15: "BackupWalGap",
     },
     "deploys": {},
     "logs": {

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "monitoring" / "dashboards"
 FILES = sorted(FOLDER.glob("*.json"))
 NAMES = (
-    "overview", "host", "application", "postgresql", "redis", "nginx", "celery", "containers", "backups", "deploys",
+    "overview", "host", "application", "postgresql", "redis", "nginx", "celery", "containers", "backups", "deploys", "logs",
 )  # fmt: skip
 OVERVIEW = "shiftmaster-overview"
 
@@ -65,7 +65,7 @@ UNITS = {
 BUILT_IN = {"__rate_interval", "__interval", "__range", "__url_time_range", "__field", "__value", "__all"}
 JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
 # What has one name in both languages.
-PRODUCT = re.compile(r"^(ShiftMaster - )?(PostgreSQL|Redis|nginx|Celery|CPU|systemd)$")
+PRODUCT = re.compile(r"^(ShiftMaster - )?(PostgreSQL|Redis|nginx|Celery|CPU|systemd|Elasticsearch|Logstash|Filebeat)$")
 WORDS = {
     "sum", "avg", "min", "max", "count", "topk", "rate", "increase", "clamp_min", "histogram_quantile", "abs", "time",
     "vector", "predict_linear", "avg_over_time", "count_over_time", "and", "or", "unless", "bool", "offset",

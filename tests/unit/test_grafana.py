@@ -161,7 +161,7 @@ def test_dashboards_are_files_that_nobody_edits_in_the_browser():
 def test_dashboards_get_the_address_of_the_runbooks():
     known = templar()
     titles = known.template(trust_as_template("{{ __grafana_dashboard_titles }}"))
-    assert titles["shiftmaster-overview"] == "ShiftMaster - システム概要" and len(titles) == 10
+    assert titles["shiftmaster-overview"] == "ShiftMaster - システム概要" and len(titles) == 11
     files = known.template(trust_as_template("{{ __grafana_dashboard_files }}"))
     for item in files:
         model = json.loads(item["content"])
