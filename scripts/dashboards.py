@@ -2538,7 +2538,7 @@ BACKUPS = Dashboard(
         stat(
             14,
             "失敗した最後の実行",
-            "1 は最後の実行が失敗。以前のバックアップは残っている。 / 1: the last run failed; what was saved before stays.",
+            "1 は失敗。以前のバックアップは残っている。 / 1: the last run failed; what was saved before stays.",
             "short",
             Query(f'max by (env, kind) (shiftmaster_backup_failed{{kind=~"$kind",{ENV}}})', "{{kind}}"),
             none="記録なし",

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "monitoring" / "dashboards"
 FILES = sorted(FOLDER.glob("*.json"))
 NAMES = (
-    "overview", "host", "application", "postgresql", "redis", "nginx", "celery", "containers", "backups", "deploys", "logs",
+    "overview", "host", "application", "postgresql", "redis", "nginx", "celery", "containers", "backups", "deploys",
+    "logs",
 )  # fmt: skip
 OVERVIEW = "shiftmaster-overview"
 
