@@ -112,6 +112,10 @@ report_text:
   description: The summary for a terminal.
   returned: always
   type: str
+not_written:
+  description: Why there are no files.
+  type: str
+  returned: when they could not be written
 files:
   description: What was written.
   returned: always
@@ -204,7 +208,8 @@ def main():
         try:
             answer["files"] = write(module.params["folder"], files)
         except OSError as error:
-            module.warn("The report could not be written: %s" % error)
+            answer["not_written"] = "The report could not be written: %s" % error
+            module.warn(answer["not_written"])
     module.exit_json(changed=bool(files), **answer)
 
 

@@ -229,4 +229,4 @@ def test_files_are_their_owners_alone(tmp_path, run_module):
     # A folder that cannot be written costs the files, not the diagnosis.
     (tmp_path / "file").touch()
     lost = run_module(shiftmaster_findings, **dict(given, folder=str(tmp_path / "file" / "x")))
-    assert lost["worst"] == "critical" and lost["files"] == [] and "could not be written" in str(lost["warnings"])
+    assert lost["worst"] == "critical" and lost["files"] == [] and "could not be written" in lost["not_written"]
