@@ -16,7 +16,7 @@ def saved(hosts):
     hosts.app.sql("INSERT INTO precious (text) SELECT md5(g::text) FROM generate_series(1, 5000) AS g")
     hosts.app.sql("ALTER TABLE precious OWNER TO shiftmaster")
     hosts.app.shell(f"head -c 300000 /dev/urandom > {MEDIA}/plan.pdf && chown shiftmaster: {MEDIA}/plan.pdf")
-    return hosts.keeper.backup()
+    return hosts.keeper.backup(only="database,logical,files,configuration")
 
 
 def test_everything_is_saved_on_the_other_host(hosts, saved):
