@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from support import wait_for
 
 MEDIA = "/var/www/shiftmaster/shared/media"
 
@@ -50,7 +51,8 @@ def test_the_keeper_may_read_what_is_listed_and_nothing_else(hosts, saved):
 
 def test_wal_is_received_as_it_is_written(hosts, saved):
     assert hosts.app.sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'shiftmaster_backup'") == "t"
-    assert ".partial" in hosts.keeper.shell("ls /var/backups/shiftmaster/wal")
+    hosts.app.sql("INSERT INTO precious (text) VALUES ('now')")
+    wait_for(lambda: ".partial" in hosts.keeper.shell("ls /var/backups/shiftmaster/wal"), 30, "the segment")
 
 
 def test_a_host_that_burned_comes_back_from_the_backups_and_the_keys(hosts, saved, capsys):
