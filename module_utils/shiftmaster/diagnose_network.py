@@ -42,6 +42,9 @@ def parse_ss(text: str) -> list:
     return found
 
 
+_EVERYWHERE = ("0.0.0.0", "*", "::", "127.0.0.1", "::1")
+
+
 def ports(setting) -> dict:
     """Who listens on TCP; and of the ports that must be served, by whom they are."""
     code, text, error = probe.run(["ss", "-Hltnp"], 3.0)
@@ -51,15 +54,22 @@ def ports(setting) -> dict:
     expected = []
     for port, program in setting.ports.items():
         holders = [one for one in listeners if one["port"] == int(port)]
-        programs = sorted({name for one in holders for name in one["programs"]})
+        # Names of programs are cut to 15 letters, and PostgreSQL's is "postgres". The rightful one may hold the port of
+        # one address while it tries for the other.
+        strange = [
+            one
+            for one in holders
+            if one["address"] in _EVERYWHERE
+            and one["programs"]
+            and not any(name.startswith(program[:8]) for name in one["programs"])
+        ]
         expected.append(
             {
                 "port": int(port),
                 "program": program,
                 "listens": bool(holders),
-                "by": programs,
-                # Names of programs are cut to 15 letters, and PostgreSQL's is "postgres".
-                "foreign": bool(programs) and not any(name.startswith(program[:8]) for name in programs),
+                "by": sorted({name for one in strange or holders for name in one["programs"]}),
+                "foreign": bool(strange),
             }
         )
     return {"listeners": listeners[:80], "expected": expected}

@@ -436,6 +436,24 @@ def test_who_holds_the_ports(monkeypatch):
     ]  # fmt: skip
 
 
+def test_the_rightful_program_may_hold_one_address_of_a_port_that_another_has(monkeypatch):
+    both = (
+        SS.splitlines()[0].replace("nginx", "python3")
+        + "\n"
+        + SS.splitlines()[0].replace("0.0.0.0:443", "[::]:443")
+        + "\n"
+    )
+    monkeypatch.setattr(network.probe, "run", lambda argv, timeout: (0, both, ""))
+    assert network.ports(Setting({"ports": {"443": "nginx"}}))["expected"] == [
+        {"port": 443, "program": "nginx", "listens": True, "by": ["python3"], "foreign": True}
+    ]
+    # What has an address of its own is somebody else's business.
+    monkeypatch.setattr(
+        network.probe, "run", lambda argv, timeout: (0, both.replace("0.0.0.0:443", "192.0.2.9:443"), "")
+    )
+    assert not network.ports(Setting({"ports": {"443": "nginx"}}))["expected"][0]["foreign"]
+
+
 def rule(*expressions, table="other", chain="input"):
     return {"rule": {"family": "inet", "table": table, "chain": chain, "handle": 4, "expr": list(expressions)}}
 

@@ -256,6 +256,10 @@ def test_connections_used_up(operations):
     ):
         time.sleep(6)
         assert_first(operations, "DatabaseConnectionsExhausted")
+    # A session that sleeps does not see that its client has gone.
+    operations.shell(
+        f"{PSQL} -c \"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgbench'\""
+    )
 
 
 def test_lock_held_by_an_idle_transaction(operations):
