@@ -7,7 +7,13 @@ import datetime
 import os
 import time
 
-from . import metrics, shared, trouble
+from . import shared, trouble
+
+try:
+    from . import metrics
+except ImportError:
+    # Celery imports the module of this name of each application, also where nothing is measured.
+    metrics = None
 
 # A deploy proves a new worker by a task in a queue of this name; it is nobody's work.
 CANARY = "shiftmaster.canary."

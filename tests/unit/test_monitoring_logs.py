@@ -258,6 +258,26 @@ def test_without_metrics_too(tmp_path):
     assert len(events(tmp_path / "app.log", "project.views")) == 2
 
 
+def test_without_the_packages_of_the_metrics(tmp_path):
+    """A release without metrics has none of their packages, and Celery looks for tasks in every application."""
+    pytest.importorskip("celery", reason="Celery is not installed; the step `package` runs these tests")
+    (tmp_path / "project_celery.py").write_text(
+        "from celery import Celery\napp = Celery('project')\napp.autodiscover_tasks(['shiftmaster_monitoring'])\n"
+    )
+    project = make(tmp_path, shiftmaster_metrics=False, shiftmaster_celery_application="project_celery")
+    project.python(
+        """
+        import sys
+        sys.modules["prometheus_client"] = sys.modules["django_prometheus"] = None
+        import django; django.setup()
+        import project_celery
+        project_celery.app.loader.import_default_modules()
+        assert "shiftmaster_monitoring.tasks" in sys.modules
+        """,
+        SHIFTMASTER_CELERY_APPLICATION="project_celery",
+    )
+
+
 def test_commands_of_people_talk_to_people(project):
     text = project.python("import django; django.setup(); import logging; logging.getLogger('project').info('hello')")
     assert text == "" and not (project.folder / "app.log").exists()
