@@ -297,7 +297,11 @@ def http(setting) -> dict:
         except probe.ProbeError as error:
             found[name] = {"error": str(error), "reason": error.reason, "status": None}
             return
-        entry = {"status": result.status, "milliseconds": round(result.seconds * 1000, 1), "where": target["url"]}
+        entry = {
+            "status": result.status,
+            "milliseconds": round(result.seconds * 1000, 1),
+            "where": health_checks_context(setting).fill(target["url"]),
+        }
         if result.error:
             entry.update(error=result.error, reason=result.reason)
         elif result.status >= 400:

@@ -12,7 +12,7 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     let        {name: expression}, for what is needed more than once
     when       an expression; what it needs and is not there makes it false
     explains   what follows from it on the same host, and on hosts that need what it is about: names of rules,
-               `@component` (its symptoms) or `*` (all symptoms)
+               `@component` (its symptoms) or `*` (all symptoms); templates, where it depends
     title, cause, advice   {en, ja}, templates
     evidence   templates, one line each; an empty line is left out
     fix        commands
@@ -209,6 +209,7 @@ def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
         "advice": both("advice"),
         "evidence": [line for line in (engine.text(line, names) for line in rule.get("evidence", [])) if line],
         "fix": [line for line in (engine.text(line, names) for line in rule.get("fix", [])) if line],
+        "explains": [target for target in (engine.text(entry, names) for entry in rule.get("explains", [])) if target],
         "runbook": "docs/runbooks/%s.md" % (rule.get("alert") or rule["name"]),
     }
 
@@ -247,7 +248,7 @@ def explanations(findings: list, rules: dict, hosts: dict) -> list:
             near = other["host"] == finding["host"] or needs(
                 hosts[finding["host"]], rule["component"], hosts[other["host"]]
             )
-            if near and any(matches(target, finding) for target in rule.get("explains", [])):
+            if near and any(matches(target, finding) for target in other["explains"]):
                 causes.append(position)
         result.append(causes)
     return result
