@@ -10,7 +10,7 @@ from alerting import about
 from receivers import Receivers
 from support import wait_for
 
-ROUTE = "requests/"
+ROUTE = "/requests/"
 # So long, since increase() takes the rise between the first and the last scrape in it for one of the whole time: with a
 # scrape each 5 s that is up to 0.8 % too much.
 WINDOW = "20m"
