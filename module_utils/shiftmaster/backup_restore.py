@@ -6,6 +6,7 @@ What a restore is given is a dict (`request`): id, target, parts, paths, table. 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -124,9 +125,9 @@ def database_here(host: Host, request: dict) -> dict:
         host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
         with open(data + ".restoring", "w", encoding="utf-8") as stream:
             stream.write(aside)
-        if os.path.exists(data):
-            os.rename(data, aside)
         try:
+            if os.path.exists(data):
+                _move(host, data, aside)
             os.mkdir(data, 0o700)
             shutil.chown(data, "postgres", "postgres")
             points.reach("restore_database")
@@ -190,6 +191,18 @@ def _limit(host: Host) -> float:
     return host.options["recovery_timeout_seconds"]
 
 
+def _move(host: Host, data: str, aside: str) -> None:
+    """Set a folder aside. Where it cannot be renamed (a layer of a container, a mount) it is copied, as a whole first."""
+    try:
+        os.rename(data, aside)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EBUSY):
+            raise
+        host.run("keeping the database of before", "cp", "--archive", data, aside + ".part")
+        os.rename(aside + ".part", aside)
+        shutil.rmtree(data)
+
+
 def _undo_a_killed_one(data: str) -> None:
     """Bring back what a restore had set aside that did not come to its end."""
     marker = data + ".restoring"
@@ -197,9 +210,10 @@ def _undo_a_killed_one(data: str) -> None:
         return
     with open(marker, encoding="utf-8") as stream:
         aside = stream.read()
-    if os.path.exists(aside):
+    if os.path.exists(aside) and not os.path.exists(aside + ".part"):
         shutil.rmtree(data, ignore_errors=True)
         os.rename(aside, data)
+    shutil.rmtree(aside + ".part", ignore_errors=True)
     os.unlink(marker)
 
 
