@@ -145,9 +145,8 @@ def database_here(host: Host, request: dict) -> dict:
                 )
             _wait_for_end_of_recovery(host, data)
         except BaseException:
-            # What was there is worth more than half of what was to come.
+            # What was there is worth more than half of what was to come; where it was not set aside, it is still there.
             host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
-            shutil.rmtree(data, ignore_errors=True)
             _undo_a_killed_one(data)
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600, fine=range(256))
             raise
@@ -192,7 +191,7 @@ def _limit(host: Host) -> float:
 
 
 def _move(host: Host, data: str, aside: str) -> None:
-    """Set a folder aside. Where it cannot be renamed (a layer of a container, a mount) it is copied, as a whole first."""
+    """Set a folder aside. Where it cannot be renamed (a layer of a container, a mount) it is copied, whole."""
     try:
         os.rename(data, aside)
     except OSError as error:
