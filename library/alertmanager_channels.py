@@ -95,7 +95,7 @@ import re
 import time
 import urllib.error
 
-from ansible.module_utils.shiftmaster.alertmanager import Api, Unreachable, format_time
+from ansible.module_utils.shiftmaster.alertmanager import ARGUMENTS, Api, Unreachable, format_time
 from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 SAMPLE = re.compile(r'alertmanager_notification_requests(_failed)?_total\{[^}]*\bintegration="(\w+)"[^}]*\} (\S+)')
@@ -166,10 +166,7 @@ def run(api, params, sleep=time.sleep, clock=time.monotonic):
 def main():
     module = QuietModule(
         argument_spec={
-            "url": {"type": "str", "required": True},
-            "user": {"type": "str", "default": ""},
-            "password": {"type": "str", "default": "", "no_log": True},
-            "ca_file": {"type": "path"},
+            **ARGUMENTS,
             "channels": {
                 "type": "list",
                 "elements": "str",
@@ -180,7 +177,6 @@ def main():
             "instance": {"type": "str", "required": True},
             "environment": {"type": "str", "required": True},
             "wait_seconds": {"type": "int", "default": 60},
-            "timeout_seconds": {"type": "int", "default": 5},
         },
         supports_check_mode=True,
     )

@@ -163,7 +163,7 @@ problem:
 
 import re
 
-from ansible.module_utils.shiftmaster.alertmanager import Api, Unreachable, format_time, parse_time
+from ansible.module_utils.shiftmaster.alertmanager import ARGUMENTS, Api, Unreachable, format_time, parse_time
 from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 # What both Go and Python read alike. Something like [[:alpha:]] or \pL means another thing in Python, so that the
@@ -340,10 +340,7 @@ def absent(module, api):
 
 def argument_spec():
     return {
-        "url": {"type": "str", "required": True},
-        "user": {"type": "str", "default": ""},
-        "password": {"type": "str", "default": "", "no_log": True},
-        "ca_file": {"type": "path"},
+        **ARGUMENTS,
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         "matchers": {
             "type": "list",
@@ -368,7 +365,6 @@ def argument_spec():
         },
         "maintenance": {"type": "bool", "default": False},
         "required": {"type": "bool", "default": True},
-        "timeout_seconds": {"type": "int", "default": 5},
     }
 
 

@@ -10,6 +10,15 @@ import time
 import urllib.error
 import urllib.request
 
+# How a module is told where Alertmanager is.
+ARGUMENTS = {
+    "url": {"type": "str", "required": True},
+    "user": {"type": "str", "default": ""},
+    "password": {"type": "str", "default": "", "no_log": True},
+    "ca_file": {"type": "path"},
+    "timeout_seconds": {"type": "int", "default": 5},
+}
+
 
 class Unreachable(Exception):
     """Alertmanager could not be asked, or answered with an error."""

@@ -15,7 +15,7 @@ import shutil
 import stat
 
 from . import backup_verdicts as verdicts
-from .backup_host import BackupError, Host, tail
+from .backup_host import BackupError, Host
 
 # So much of a snapshot is restored as a test when it is larger: a share of its files, chosen anew each time.
 SAMPLE_FILES = 200
@@ -74,17 +74,12 @@ class Restic:
             "restic", "backup", "--json", "--host", self.host.options["host"],
             "--tag", tag or part["name"], "--tag", "run=%s" % run_id,
             *["--exclude=%s" % pattern for pattern in part["exclude"]], "--", *paths,
-            env=self.env, fine=(0, 3),
+            env=self.env, fine=range(256),
         )  # fmt: skip
-        said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        summary = [line for line in said if line.get("message_type") == "summary"]
-        errors = [line for line in said if line.get("message_type") == "error"]
-        if done.returncode or errors or len(summary) != 1:
-            raise BackupError(
-                "restic could not read everything: %s"
-                % (errors[0].get("error", {}).get("message") if errors else tail(done.stderr))
-            )
-        return summary[0]
+        summary, found = verdicts.restic_backup(done.returncode, done.stdout, done.stderr)
+        if not found.good:
+            raise BackupError("restic backup of %s: %s" % (part["name"], found))
+        return summary
 
     def check(self) -> str:
         """Read the repository; of a large one a tenth each day, and all of it on Sundays."""

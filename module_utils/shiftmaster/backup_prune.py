@@ -5,7 +5,6 @@ Only kinds that were saved in this run are looked at. Nothing is removed by age 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -14,16 +13,7 @@ from . import backup_catalogue as catalogue
 from . import backup_manifest as manifests
 from . import backup_retention as retention
 from .backup_files import Restic
-from .backup_host import STATE, Host
-
-
-def pins() -> list:
-    """Labels that a rollback of a retained release needs; a deploy notes them."""
-    try:
-        with open(os.path.join(STATE, "pins.json"), encoding="utf-8") as stream:
-            return list(json.load(stream))
-    except (OSError, ValueError):
-        return []
+from .backup_host import Host
 
 
 def proofs(found: list, part: str) -> dict:
@@ -53,7 +43,7 @@ def prune(host: Host, manifest: dict, found: list) -> tuple:
     removed, problems = [], []
     if "database" in good:
         stanza = catalogue.stanza_of(host.info(), host.stanza)
-        made = retention.database_plan(stanza, manifests.proofs(found), time.time(), policy, pins=pins(), seen=seen)
+        made = retention.database_plan(stanza, manifests.proofs(found), time.time(), policy, seen=seen)
         for arguments in retention.commands(host.stanza, made) if made.remove else []:
             host.as_postgres("pgbackrest expire", "pgbackrest", *arguments)
         removed += made.remove

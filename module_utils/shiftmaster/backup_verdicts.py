@@ -37,12 +37,6 @@ def verdict(problems: Iterable) -> Verdict:
     return Verdict(not found, found)
 
 
-def both(*verdicts) -> Verdict:
-    """Return what several verdicts say together."""
-    found = verdict(problem for one in verdicts for problem in one.problems)
-    return Verdict(found.good and all(one.good for one in verdicts), found.problems)
-
-
 def readable(text: str, longest: int = 300) -> str:
     """Return a text of a tool on one line. The messages about a wrong key quote bytes that are no text."""
     text = "".join(sign if sign.isprintable() and sign != "\N{REPLACEMENT CHARACTER}" else " " for sign in text)
@@ -283,32 +277,6 @@ def amcheck(rc: int, stdout: str, stderr: str) -> Verdict:
     return verdict(problems)
 
 
-def dump_list(rc: int, stdout: str, stderr: str, tables: Iterable = ()) -> Verdict:
-    """Judge `pg_restore --list`; tables, as schema.name, must have their data in it.
-
-    It proves little: a dump that was cut after its list, whose data is gone or in whose list a bit was flipped is
-    listed all the same, with code 0. Only checksums and a restore tell.
-    """
-    problems = [Problem("dump_message", readable(line)) for line in stderr.splitlines() if line.strip()]
-    if rc != 0 and not problems:
-        problems.append(Problem("failed", "pg_restore --list ended with code %d" % rc))
-    if not problems and not re.search(r"^;\s+TOC Entries: [1-9]", stdout, re.M):
-        problems.append(Problem("unknown_text", "pg_restore --list wrote no list"))
-    there = {"%s.%s" % found for found in re.findall(r"^\d+; \d+ \d+ TABLE DATA (\S+) (.+) \S+ *$", stdout, re.M)}
-    for table in tables:
-        if table not in there and not problems:
-            problems.append(Problem("table_missing", "the dump holds no data of table %s" % table, table))
-    return verdict(problems)
-
-
-def pg_dump(rc: int, stderr: str) -> Verdict:
-    """Judge pg_dump, which writes nothing when all is well. A killed one has the negative code of its signal."""
-    problems = [Problem("dump_failed", readable(line)) for line in stderr.splitlines() if line.strip()]
-    if rc != 0 and not problems:
-        problems.append(Problem("dump_failed", "pg_dump ended with code %d" % rc))
-    return verdict(problems)
-
-
 # -------------------------------------------------------------------------------------------------------------- restic
 
 _RESTIC_CODES = {
@@ -356,33 +324,15 @@ def _restic(rc: int, stdout: str, stderr: str, command: str):
     return summary, problems
 
 
-def restic_backup(rc: int, stdout: str, stderr: str) -> Verdict:
-    """Judge `restic backup --json`, which answers 0 where one of its paths is not there."""
+def restic_backup(rc: int, stdout: str, stderr: str):
+    """Judge `restic backup --json`, which answers 0 where one of its paths is not there: (its summary, the verdict)."""
     summary, problems = _restic(rc, stdout, stderr, "backup")
     if not problems:
         if not summary or not summary.get("snapshot_id"):
             problems.append(Problem("not_ended", "restic backup named no snapshot"))
         elif not summary.get("total_files_processed"):
             problems.append(Problem("empty", "restic backup saved no file"))
-    return verdict(problems)
-
-
-def restic_restore(rc: int, stdout: str, stderr: str) -> Verdict:
-    """Judge `restic restore --json`. What it brought back is compared by checksums elsewhere."""
-    summary, problems = _restic(rc, stdout, stderr, "restore")
-    if not problems:
-        if not summary:
-            problems.append(Problem("not_ended", "restic restore did not end"))
-        elif summary.get("files_restored") != summary.get("total_files") or not summary.get("total_files"):
-            problems.append(
-                Problem(
-                    "partial",
-                    "of %s files %s were restored" % (summary.get("total_files"), summary.get("files_restored")),
-                )
-            )
-        elif summary.get("bytes_restored", 0) != summary.get("total_bytes", 0):
-            problems.append(Problem("partial", "not all the bytes were restored"))
-    return verdict(problems)
+    return summary, verdict(problems)
 
 
 def restic_check(rc: int, stdout: str, stderr: str, read_data: bool = True) -> Verdict:
@@ -405,28 +355,4 @@ def restic_check(rc: int, stdout: str, stderr: str, read_data: bool = True) -> V
         problems.append(Problem("not_ended", "restic check did not say that it found no errors"))
     if read_data and not re.search(r"^read (all data$|group #\d+ of |[\d.]+% of data packs$)", stdout, re.M):
         problems.append(Problem("not_read", "restic check did not read the data"))
-    return verdict(problems)
-
-
-def restic_forget(rc: int, stdout: str, stderr: str, gone: Iterable, left: Iterable) -> Verdict:
-    """Judge `restic forget`: gone are the snapshots that were to go, left those that `snapshots` lists afterwards.
-
-    It answers 0 when the server refused (403), and says nothing when it did as it was told; so the list decides.
-    """
-    problems = []
-    for line in stderr.splitlines():
-        refused = re.match(r"^unable to remove snapshot/([0-9a-f]{64}) from the repository$", line)
-        if refused:
-            problems.append(
-                Problem("not_removed", "snapshot %s could not be removed" % refused.group(1), refused.group(1))
-            )
-        elif line.strip():
-            problems.append(Problem("restic_error", readable(line)))
-    if rc != 0 and not problems:
-        code, what = _RESTIC_CODES.get(rc, ("failed", "restic forget ended with code %d" % rc))
-        problems.append(Problem(code, what))
-    left = set(left)
-    for name in gone:
-        if name in left:
-            problems.append(Problem("not_removed", "snapshot %s could not be removed" % name, name))
     return verdict(problems)

@@ -6,7 +6,6 @@ not measured is not invented: it counts neither as up nor as down, and is said.
 
 from __future__ import annotations
 
-import calendar
 import datetime
 from typing import NamedTuple, Optional
 
@@ -37,11 +36,6 @@ def month_of(text: str, zone: datetime.tzinfo) -> tuple:
     start = datetime.datetime(year, month, 1, tzinfo=zone)
     following = datetime.datetime(year + month // 12, month % 12 + 1, 1, tzinfo=zone)
     return start.timestamp(), following.timestamp()
-
-
-def days_of(text: str) -> int:
-    year, month = (int(part) for part in text.split("-"))
-    return calendar.monthrange(year, month)[1]
 
 
 def within(samples: list, start: float, end: float) -> list:

@@ -45,8 +45,6 @@ def test_a_verdict_is_good_without_problems_only():
     assert verdicts.verdict([]).good and not verdicts.verdict([problem]).good
     assert verdicts.verdict([problem, problem]).problems == (problem,)
     assert str(verdicts.verdict([problem])) == "it broke" and str(verdicts.verdict([])) == "good"
-    assert not verdicts.both(verdicts.verdict([]), verdicts.verdict([problem])).good
-    assert verdicts.both(verdicts.verdict([]), verdicts.verdict([])).good
 
 
 def test_problems_of_other_places_can_be_left_out():
@@ -353,45 +351,16 @@ def test_amcheck_that_could_not_look():
     assert codes(verdicts.amcheck(0, "something\n", stderr)) == ["unknown_text"]
 
 
-def test_a_dump_that_can_be_listed():
-    assert verdicts.dump_list(*recorded("list-good"), tables=["public.shifts"]).good
-    assert verdicts.dump_list(*recorded("list-good-directory"), tables=["public.shifts"]).good
-
-
-def test_a_table_that_is_not_in_the_dump():
-    assert found(verdicts.dump_list(*recorded("list-good"), tables=["public.shifts", "public.people"])) == [
-        ("table_missing", "public.people")
-    ]
-
-
-@pytest.mark.parametrize("name", ["list-cut", "list-no-dump", "list-no-toc"])
-def test_a_dump_that_cannot_be_listed(name):
-    assert codes(verdicts.dump_list(*recorded(name), tables=["public.shifts"])) == ["dump_message"]
-
-
-@pytest.mark.parametrize("name", ["list-half", "list-flipped-toc", "list-no-data"])
-def test_damage_that_no_list_shows(name):
-    """Why the checksums of a dump are kept beside it."""
-    assert verdicts.dump_list(*recorded(name), tables=["public.shifts"]).good
-
-
-def test_an_empty_list_is_not_good():
-    assert codes(verdicts.dump_list(0, "", "")) == ["unknown_text"]
-    assert codes(verdicts.dump_list(1, recorded("list-good")[1], "")) == ["failed"]
-
-
-def test_pg_dump():
-    assert verdicts.pg_dump(0, "").good
-    assert 'database "nobody" does not exist' in str(verdicts.pg_dump(1, recorded("dump-no-database")[2]))
-    assert codes(verdicts.pg_dump(-9, "")) == ["dump_failed"]
-    assert not verdicts.pg_dump(0, "pg_dump: warning: x").good
-
-
 # --------------------------------------------------------------------------------------------------------------- restic
 
 
+def saved(*arguments):
+    return verdicts.restic_backup(*arguments)[1]
+
+
 def test_restic_saved_everything():
-    assert verdicts.restic_backup(*recorded("restic-backup-good")).good
+    assert verdicts.restic_backup(*recorded("restic-backup-good"))[0]["snapshot_id"]
+    assert saved(*recorded("restic-backup-good")).good
 
 
 @pytest.mark.parametrize(
@@ -405,7 +374,7 @@ def test_restic_saved_everything():
     ],
 )
 def test_restic_did_not_save_everything(name, expected):
-    assert found(verdicts.restic_backup(*recorded("restic-backup-" + name))) == expected
+    assert found(saved(*recorded("restic-backup-" + name))) == expected
 
 
 def test_a_missing_path_came_with_code_0():
@@ -413,39 +382,27 @@ def test_a_missing_path_came_with_code_0():
 
 
 def test_restic_without_its_repository_is_not_good():
-    assert not verdicts.restic_backup(*recorded("restic-backup-offsite-gone")).good
+    assert not saved(*recorded("restic-backup-offsite-gone")).good
 
 
 def test_restic_that_was_killed():
     _, stdout, _ = recorded("restic-backup-good")
     status = stdout[: stdout.index('{"message_type":"summary"')]
-    assert codes(verdicts.restic_backup(0, status, "")) == ["not_ended"]
-    assert codes(verdicts.restic_backup(-9, status, "")) == ["failed"]
-    assert codes(verdicts.restic_backup(130, "", "")) == ["killed"]
-    assert codes(verdicts.restic_backup(0, stdout[:-30], "")) == ["unknown_text"]
+    assert codes(saved(0, status, "")) == ["not_ended"]
+    assert codes(saved(-9, status, "")) == ["failed"]
+    assert codes(saved(130, "", "")) == ["killed"]
+    assert codes(saved(0, stdout[:-30], "")) == ["unknown_text"]
 
 
 def test_restic_that_saved_no_file():
     _, stdout, _ = recorded("restic-backup-good")
-    assert codes(verdicts.restic_backup(0, stdout.replace('processed":6', 'processed":0'), "")) == ["empty"]
+    assert codes(saved(0, stdout.replace('processed":6', 'processed":0'), "")) == ["empty"]
 
 
 @pytest.mark.parametrize("line", ["something", '{"message_type":"news"}', "[]", "1"])
 def test_what_restic_never_said_is_not_good(line):
     code, stdout, stderr = recorded("restic-backup-good")
-    assert codes(verdicts.restic_backup(code, stdout, line)) == ["unknown_text"]
-
-
-def test_restic_restored():
-    assert verdicts.restic_restore(*recorded("restic-restore-good")).good
-    judged = verdicts.restic_restore(*recorded("restic-restore-flipped"))
-    assert ("restic_error", "/srv/media/photo4.jpg") in found(judged)
-    code, stdout, _ = recorded("restic-restore-flipped")
-    assert codes(verdicts.restic_restore(0, stdout, "")) == ["partial"]
-    assert codes(verdicts.restic_restore(0, stdout.replace('files_restored":6', 'files_restored":7'), "")) == [
-        "partial"
-    ]
-    assert codes(verdicts.restic_restore(0, "", "")) == ["not_ended"]
+    assert codes(saved(code, stdout, line)) == ["unknown_text"]
 
 
 def test_restic_check():
@@ -478,27 +435,3 @@ def test_restic_check_of_which_nothing_can_be_said(name):
 def test_restic_check_without_a_word():
     assert codes(verdicts.restic_check(0, "read all data", "")) == ["not_ended"]
     assert codes(verdicts.restic_check(11, "read all data\nno errors were found", "")) == ["locked"]
-
-
-SNAPSHOT = "85dc1805ada58c2d77e70c2e6cab089eb9c0b03f1423aa5263131243ef0d95a0"
-
-
-def test_restic_forgot():
-    assert verdicts.restic_forget(*recorded("restic-forget-good"), gone=[SNAPSHOT], left=["other"]).good
-
-
-def test_restic_was_not_allowed_to_forget():
-    code, stdout, stderr = recorded("restic-forget-append-only")
-    assert code == 0
-    judged = verdicts.restic_forget(code, stdout, stderr, [SNAPSHOT], [SNAPSHOT])
-    assert ("not_removed", SNAPSHOT) in found(judged) and "403 Forbidden" in str(judged)
-    assert not verdicts.restic_forget(code, stdout, stderr, [SNAPSHOT], []).good
-
-
-def test_what_is_still_listed_was_not_removed():
-    assert found(verdicts.restic_forget(0, "", "", [SNAPSHOT], [SNAPSHOT])) == [("not_removed", SNAPSHOT)]
-    assert codes(verdicts.restic_forget(11, "", "", [], [])) == ["locked"]
-
-
-def test_an_unknown_snapshot_is_said():
-    assert codes(verdicts.restic_forget(*recorded("restic-forget-unknown"), gone=[], left=[])) == ["restic_error"]
