@@ -281,6 +281,14 @@ options:
         description: What the task registered.
         type: dict
         required: true
+  told:
+    description: RV(telling.told) of the last time, with O(results).
+    type: dict
+    default: {}
+  tell_again_seconds:
+    description: After how long people are told again of what is still unwell.
+    type: float
+    default: 14400
 attributes:
   check_mode:
     description: It reads only, so it does the same in check mode.
@@ -368,6 +376,26 @@ report_lines:
   returned: always
   type: list
   elements: str
+telling:
+  description: Whom to tell of it, with O(results).
+  returned: with O(results)
+  type: dict
+  contains:
+    status:
+      description: V(failed) where something is unwell that people have not heard of (or long ago), V(succeeded) where all is well again;
+        empty where nobody has to be told.
+      type: str
+    told:
+      description: What to hand over as O(told) the next time.
+      type: dict
+    hosts:
+      description: The hosts that are unwell.
+      type: list
+      elements: str
+    lines:
+      description: What is unwell by O(fail_on), hosts that could not be reached included, a line each.
+      type: list
+      elements: str
 report:
   description: The report as data. With O(results), C(hosts) holds those, C(unreachable) names, and C(checks) is absent.
   returned: always
@@ -545,6 +573,8 @@ def argument_spec() -> dict:
             "elements": "dict",
             "options": {"host": {"type": "str", "required": True}, "result": {"type": "dict", "required": True}},
         },
+        "told": {"type": "dict", "default": {}},
+        "tell_again_seconds": {"type": "float", "default": 14400},
     }
 
 
@@ -601,7 +631,10 @@ def merge(parameters: dict, now: datetime.datetime) -> dict:
         for report in reports
         for result in health_engine.failing(report["checks"], parameters["fail_on"])
     ]
-    return answer(merged, health_engine.merged_lines(merged, parameters["language"]), failing)
+    unwell = health_engine.unwell(reports, parameters["fail_on"], parameters["language"])
+    telling = health_engine.telling(unwell, parameters["told"], now, parameters["tell_again_seconds"])
+    telling.update(lines=list(unwell.values()), hosts=sorted({name.split(": ")[0] for name in unwell}))
+    return dict(answer(merged, health_engine.merged_lines(merged, parameters["language"]), failing), telling=telling)
 
 
 def answer(report: dict, lines: list, failing: list) -> dict:

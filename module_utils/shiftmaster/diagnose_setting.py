@@ -63,7 +63,7 @@ PARTS = {
     "updates": Part(upkeep.updates, ("checklist",), 14),
     "rights_changed": Part(upkeep.rights_changed, ("checklist",), 6),
     "accounts": Part(upkeep.accounts, ("checklist",), 8, ("database",)),
-    "backups": Part(upkeep.backups, ("checklist",), 6, ("app", "database", "backup")),
+    "backups": Part(upkeep.backups, ("checklist",), 6, ("backup",)),
     "monitoring": Part(upkeep.monitoring, ("checklist",), 12, ("monitoring",)),
 }
 # Asked only where another part gives a reason to.

@@ -7,7 +7,7 @@ import os
 import re
 import time
 
-from . import figures, probe
+from . import backup_manifest, figures, probe
 from .diagnose_database import ask
 from .diagnose_engine import Absent
 from .prometheus import Prometheus, PrometheusError
@@ -110,20 +110,32 @@ def rights_changed(setting) -> dict:
 
 
 def backups(setting) -> dict:
-    """The newest file of each folder of backups."""
-    folder = setting.path(setting.backup_dir)
-    if not os.path.isdir(folder):
-        raise Absent("there is no %s" % folder)
-    found = {}
-    for place, _folders, files in os.walk(folder):
-        top = os.path.relpath(place, folder).split(os.sep)[0]
-        for name in files:
-            with contextlib.suppress(OSError):
-                status = os.stat(os.path.join(place, name))
-                if status.st_mtime > found.get(top, {"at": 0})["at"]:
-                    found[top] = {"kind": top, "name": name, "at": status.st_mtime, "bytes": status.st_size}
-    now = time.time()
-    return {"newest": [dict(one, hours_ago=round((now - one["at"]) / 3600.0, 1)) for one in found.values()]}
+    """What role backup's manifests say: each part's last good backup, and when the database was last restored as a proof."""
+    history = backup_manifest.history(os.path.join(setting.path(setting.backup_dir), "manifests"))
+    return dict(parse_backups(history.manifests, time.time()), unreadable=history.problems)
+
+
+def parse_backups(manifests: list, now: float) -> dict:
+    """Return of each part {name, daily, hours_ago, bytes, failed} (None where it was never good), and the last proof's age."""
+
+    def hours_ago(moment):
+        return round((now - backup_manifest.seconds_of(moment)) / 3600.0, 1)
+
+    parts, proven = {}, None
+    for manifest in manifests:
+        for name, part in manifest["parts"].items() if manifest["ended"] else ():
+            if part["result"] == "skipped":
+                continue
+            found = parts.setdefault(
+                name, {"name": name, "daily": name not in backup_manifest.WITHOUT_AGE, "hours_ago": None, "bytes": None}
+            )
+            found["failed"] = part["result"] not in backup_manifest.GOOD
+            if not found["failed"]:
+                found.update(hours_ago=hours_ago(part["ended"]), bytes=part["size_bytes"])
+            for item in part["verified"]:
+                if name == "database" and item["how"] == backup_manifest.RESTORED and item["good"]:
+                    proven = hours_ago(item["at"])
+    return {"parts": list(parts.values()), "proven_hours_ago": proven}
 
 
 def monitoring(setting) -> dict:

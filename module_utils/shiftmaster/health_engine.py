@@ -248,3 +248,37 @@ def failing(results: list, fail_on: str) -> list:
         return []
     limit = SEVERITY.index(WARNING if fail_on == "warning" else ERROR)
     return [result for result in results if SEVERITY.index(result["status"]) >= limit]
+
+
+def unwell(reports: list, fail_on: str, language: str) -> dict:
+    """Return what people are told of, by host and check: {"app1: web": "❌ app1: WEB: Down, no answer"}."""
+    say, found = health_text.say, {}
+    for report in reports:
+        if "problem" in report:
+            name = "unreachable" if report["unreachable"] else "unchecked"
+            found["%s: %s" % (report["host"], name)] = "❌ %s: %s" % (report["host"], say(language, name))
+        for check in failing(report["checks"], fail_on):
+            line = "%s %s: %s: %s" % (
+                check["icon"],
+                report["host"],
+                check["name"].upper(),
+                say(language, "status." + check["status"]),
+            )
+            found["%s: %s" % (report["host"], check["name"])] = ", ".join(
+                filter(None, (line, check["detail"] or check["error"]))
+            )
+    return found
+
+
+def telling(unwell_now: dict, told: dict, now: datetime.datetime, again_seconds: float) -> dict:
+    """Return whether people are told, and what to remember of it: {"status": failed|succeeded|"", "told": {...}}.
+
+    They are when something becomes unwell, when more does, again after again_seconds while it lasts, and once when all
+    is well. `told` is what this function has returned the time before, {} at first: {"unwell": [names], "at": seconds}.
+    """
+    before, seconds = set(told.get("unwell") or []), now.timestamp()
+    if not unwell_now:
+        return {"status": "succeeded" if before else "", "told": {}}
+    if set(unwell_now) - before or seconds - float(told.get("at") or 0) >= again_seconds:
+        return {"status": "failed", "told": {"unwell": sorted(before | set(unwell_now)), "at": int(seconds)}}
+    return {"status": "", "told": told}

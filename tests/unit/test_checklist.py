@@ -29,7 +29,13 @@ QUIET = {
     "updates": {"status": "ok", "waiting": 3, "security": 0, "security_packages": [], "heard_hours_ago": 9.0, "reboot_required": False},
     "rights_changed": {"status": "ok", "events": [], "files": []},
     "accounts": {"status": "ok", "users": {"active": 80, "unused": 0}, "rights_changed": 0, "errors": []},
-    "backups": {"status": "ok", "newest": [{"kind": "database", "name": "x.dump", "at": 1.0, "bytes": 900, "hours_ago": 5.5}]},
+    "backups": {
+        "status": "ok", "proven_hours_ago": 5.4, "unreadable": [],
+        "parts": [
+            {"name": "database", "daily": True, "hours_ago": 5.5, "bytes": 900, "failed": False},
+            {"name": "logical", "daily": False, "hours_ago": 120.0, "bytes": 700, "failed": False},
+        ],
+    },
     "monitoring": {
         "status": "ok", "alerts": [], "watchdog": True, "targets": 12, "targets_down": [],
         "week": {"p95_seconds": 0.12, "requests": 90000.0, "requests_before": 80000.0, "disk_growth_percent": 0.4, "full_in_days": None},
@@ -79,7 +85,7 @@ FAULTS = {
     "logins": {"logins": {"failed": 20}},
     "certificate": {"certificates": {"certificates": [
         {"name": "site", "days_left": 61.0, "shown": {"days_left": 12.0}}]}},
-    "backups": {"backups": {"newest": [{"kind": "database", "name": "x", "bytes": 1, "hours_ago": 50.0}]}},
+    "backups": {"backups": {"parts": [{"name": "database", "daily": True, "hours_ago": 50.0, "bytes": 1, "failed": False}]}},
     "security_updates": {"updates": {"security": 2, "security_packages": ["openssl"]}},
     "errors": {"logs": {"files": {"application": {"problems": [{"count": 2, "exception": "ValueError: x", "text": "y"}]}}}},
     "alerts": {"monitoring": {"alerts": [{"name": "DiskFullSoon", "severity": "warning", "instance": "one"}]}},
@@ -90,7 +96,7 @@ MORE_FAULTS = [
     (
         "evening",
         "backup_last",
-        {"backups": {"newest": [{"kind": "pre-migration", "name": "x", "bytes": 1, "hours_ago": 1.0}]}},
+        {"backups": {"parts": [{"name": "database", "daily": True, "hours_ago": 1.0, "bytes": 1, "failed": True}]}},
     ),
     ("evening", "backup_source", {"database": {"use": {"percent": 95.0}}}),
     ("evening", "logins", {"logins": {"failed": 200}}),
@@ -103,6 +109,7 @@ MORE_FAULTS = [
     ("weekly", "dead_rows", {"database": {"worst_dead_percent": 33.0}}),
     ("weekly", "freezing", {"database": {"oldest_age": 1100000000}}),
     ("weekly", "vulnerabilities", {"updates": {"security": 1}}),
+    ("weekly", "restore_test", {"backups": {"proven_hours_ago": None}}),
     ("monthly", "indexes_whole", {"database": {"duplicate_indexes": [{"indexes": ["a", "b"], "bytes": 5}]}}),
     ("monthly", "indexes_used", {"database": {"rarely_used_indexes": [{"index": "a", "scans": 2, "bytes": 20000000}]}}),
     (
@@ -175,6 +182,22 @@ def test_a_good_line_that_shows_nothing_is_not_ticked():
     }
     assert checklist.judge_host(line, host(), {})["mark"] == "unknown"
     assert checklist.judge_host(dict(line, evidence="{{ cpu.busy_percent }}"), host(), {})["mark"] == "good"
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        {"parts": []},
+        {"parts": [{"name": "files", "daily": True, "hours_ago": 1.0, "bytes": 1, "failed": False}]},
+        {"parts": [{"name": "database", "daily": True, "hours_ago": None, "bytes": None, "failed": True}]},
+        {"parts": [{"name": "database", "daily": True, "hours_ago": 1.0, "bytes": 0, "failed": False}]},
+        {"unreadable": ["x.json is damaged"]},
+    ],
+    ids=["none", "no database", "never good", "empty", "damaged"],
+)
+def test_what_is_no_backup_is_not_ticked(patch):
+    lines, _data = filled("morning", host({"backups": patch}))
+    assert lines["backups"]["mark"] == "bad", lines["backups"]
 
 
 def test_one_host_fails_the_line_of_all_and_a_silent_one_keeps_it_open():

@@ -20,6 +20,7 @@ from ansible.module_utils.shiftmaster import diagnose_host as host
 from ansible.module_utils.shiftmaster import diagnose_logs as logs
 from ansible.module_utils.shiftmaster import diagnose_network as network
 from ansible.module_utils.shiftmaster import diagnose_services as services
+from ansible.module_utils.shiftmaster import diagnose_upkeep as upkeep
 from ansible.module_utils.shiftmaster import probe
 from ansible.module_utils.shiftmaster.diagnose_redact import redact, redact_sql, redact_tree, secrets_of
 from ansible.module_utils.shiftmaster.diagnose_setting import PARTS, Setting, suspicions
@@ -49,7 +50,7 @@ def parameters(**more):
 
 
 def test_area_and_functions_choose_the_parts():
-    every = ["app", "web", "database", "cache", "monitoring"]
+    every = ["app", "web", "database", "cache", "monitoring", "backup"]
     assert set(engine.chosen(PARTS, "checklist", every)) == set(PARTS)
     more = {"logins", "updates", "rights_changed", "accounts", "backups", "monitoring"}
     assert set(engine.chosen(PARTS, "all", every)) == set(PARTS) - more
@@ -769,3 +770,34 @@ def test_the_unit_of_a_process():
     assert host.unit_of("0::/system.slice/system-x.slice/a@b.service\n") == "a@b.service"
     assert host.unit_of("4:memory:/system.slice/a.service\n0::/\n") == "a.service"
     assert host.unit_of("0::/\n") == ""
+
+
+# --- what goes wrong slowly --------------------------------------------------------------------------------------------
+
+
+def test_backups_are_what_their_manifests_say():
+    def run(hour, *parts):
+        entries = {
+            name: {"result": result, "ended": "2026-11-26T%02d:30:00Z" % hour, "size_bytes": size,
+                   "verified": [{"how": "restore_test", "good": proven, "at": "2026-11-26T%02d:40:00Z" % hour}]}
+            for name, result, size, proven in parts
+        }  # fmt: skip
+        return {"ended": "2026-11-26T%02d:50:00Z" % hour, "parts": entries}
+
+    now = 1795737600.0  # 2026-11-27 00:00 UTC
+    killed = dict(run(23, ("files", "running", 1, False)), ended=None)
+    found = upkeep.parse_backups(
+        [
+            run(2, ("database", "succeeded", 900, True), ("logical", "succeeded", 700, True)),
+            run(3, ("database", "failed", 0, False), ("files", "warning", 50, True), ("logical", "skipped", 0, False)),
+            killed,
+        ],
+        now,
+    )
+    assert found["parts"] == [
+        {"name": "database", "daily": True, "hours_ago": 21.5, "bytes": 900, "failed": True},
+        {"name": "logical", "daily": False, "hours_ago": 21.5, "bytes": 700, "failed": False},
+        {"name": "files", "daily": True, "hours_ago": 20.5, "bytes": 50, "failed": False},
+    ]
+    assert found["proven_hours_ago"] == 21.3
+    assert upkeep.parse_backups([], now) == {"parts": [], "proven_hours_ago": None}

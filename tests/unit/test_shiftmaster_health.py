@@ -658,6 +658,55 @@ def test_several_hosts_in_one_report(run_module):
     assert answer["report"]["unreachable"] == ["gone"] and answer["report"]["worst"] == "down"
 
 
+# --- whom to tell ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_unwell_is_a_line_each():
+    reports = [report(), health_engine.report_of("gone", {"unreachable": True, "msg": "no route"})]
+    assert health_engine.unwell(reports, "critical", "en") == {
+        "app1: database": "❌ app1: DATABASE: down, localhost:5432: connection refused",
+        "app1: clock": "❓ app1: CLOCK: error, neither chrony nor timedatectl can tell",
+        "gone: unreachable": "❌ gone: unreachable",
+    }
+    assert set(health_engine.unwell(reports, "never", "en")) == {"gone: unreachable"}
+
+
+def test_people_are_told_once_again_after_hours_of_more_and_of_the_end():
+    def at(minutes, *names):
+        nonlocal told
+        moment = NOW + datetime.timedelta(minutes=minutes)
+        answer = health_engine.telling(dict.fromkeys(names, ""), told, moment, 4 * 3600)
+        told = json.loads(json.dumps(answer["told"]))
+        return answer["status"]
+
+    told = {}
+    assert at(0) == ""
+    assert at(5, "a") == "failed"
+    assert at(10, "a") == ""
+    assert at(15, "a", "b") == "failed"
+    # Less of it is no news, and what comes back within is none either.
+    assert at(20, "b") == "" and at(25, "a", "b") == ""
+    assert at(15 + 239, "b") == ""
+    assert at(15 + 240, "b") == "failed"
+    assert at(300) == "succeeded"
+    assert at(305) == ""
+    assert at(310, "a") == "failed"
+
+
+def test_the_module_says_whom_to_tell(run_module):
+    given = [{"host": "app1", "result": {"report": report()}}]
+    first = run_module(shiftmaster_health, check_mode=True, results=given)["telling"]
+    assert (first["status"], first["hosts"]) == ("failed", ["app1"]) and len(first["lines"]) == 2
+    again = run_module(shiftmaster_health, check_mode=True, results=given, told=first["told"])["telling"]
+    assert (again["status"], again["told"]) == ("", first["told"])
+    healthy = health_engine.make_report([results()("en")[0]], "app1", NOW)
+    given = [{"host": "app1", "result": {"report": healthy}}]
+    assert (
+        run_module(shiftmaster_health, check_mode=True, results=given, told=first["told"])["telling"]["status"]
+        == "succeeded"
+    )
+
+
 # --- texts -----------------------------------------------------------------------------------------------------------
 
 

@@ -47,8 +47,18 @@ def test_a_hook_that_fails_fails_its_phase(operations, phase, threads):
     )
     assert run.code == 2, run.output[-4000:]
     assert run.says(f"hook the site's {phase} ({phase}) ended with code 3", "not today"), run.output[-4000:]
+    assert "Diagnosis:" not in run.output, run.output[-4000:]
     assert operations.serves(10) == "2.0.0"
     assert operations.state()["transition"] is None
+
+
+def test_what_is_wrong_with_the_host_is_in_the_message_of_a_release_that_fails(operations):
+    operations.shell("mount -t tmpfs -o size=1m tmpfs /mnt && head -c 2m /dev/zero > /mnt/full", check=False)
+    try:
+        run = operations.deploy("2.1.0", shiftmaster_watch_seconds=1, **hook("before_cutover", "exit 3"))
+    finally:
+        operations.shell("umount /mnt")
+    assert run.code == 2 and run.says("ended with code 3", "Diagnosis: ", "/mnt", "What to do: "), run.output[-4000:]
 
 
 def test_a_hook_that_hangs_is_ended(operations):
