@@ -71,7 +71,8 @@ options:
     default: []
   schedules:
     description:
-      - Schedules with C(name), C(job) or C(workflow), C(frequency), C(at), C(days), C(monthday), C(values), C(enabled).
+      - Schedules with C(name), C(job) or C(workflow), C(frequency), C(at), C(every), C(days), C(monthday), C(values),
+        C(enabled).
     type: list
     elements: dict
     default: []

@@ -382,8 +382,8 @@ telling:
   type: dict
   contains:
     status:
-      description: V(failed) where something is unwell that people have not heard of (or long ago), V(succeeded) where all is well again;
-        empty where nobody has to be told.
+      description: V(failed) where something is unwell that people have not heard of (or long ago), V(succeeded) where
+        all is well again; empty where nobody has to be told.
       type: str
     told:
       description: What to hand over as O(told) the next time.

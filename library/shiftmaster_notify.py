@@ -4,7 +4,7 @@
 DOCUMENTATION = r"""
 ---
 module: shiftmaster_notify
-short_description: Tell people about a deploy, a rollback, a backup, a restore or the health of the system
+short_description: Tell people about a deploy, a rollback, a backup, a restore, a checklist or the health of the system
 description:
   - Sends one event to several channels at once, within a bounded time, and says which it did not reach. A channel that
     is down, or set up wrongly, is never a failure of the task, and keeps no other from being told.
@@ -15,7 +15,7 @@ options:
   event:
     description: What happened. V(test) tries the channels.
     type: str
-    choices: [deploy, rollback, backup, restore, health, test]
+    choices: [deploy, rollback, backup, restore, health, checklist, test]
     required: true
   status:
     description: How it went.
@@ -29,7 +29,8 @@ options:
   details:
     description:
       - What is known about it, all of it optional. C(version), C(previous), C(hosts) (a list), C(user), C(started),
-        C(duration), C(reason), C(notes) (a list) are shown with their names; others only in PagerDuty's details.
+        C(duration), C(reason), C(notes) (a list) are shown with their names; C(checklist) (C(morning), C(evening),
+        C(weekly), C(monthly)) is in the title of that event; others only in PagerDuty's details.
     type: dict
     default: {}
   links:
@@ -44,6 +45,20 @@ options:
         required: true
       href:
         description: The URL.
+        type: str
+        required: true
+  attachments:
+    description: Texts that a mail brings along; what ends in C(.html) opens as a page.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The file's name.
+        type: str
+        required: true
+      content:
+        description: What is in it.
         type: str
         required: true
   language:
@@ -188,6 +203,12 @@ def argument_spec():
             "elements": "dict",
             "default": [],
             "options": {"text": {"type": "str", "required": True}, "href": {"type": "str", "required": True}},
+        },
+        "attachments": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {"name": {"type": "str", "required": True}, "content": {"type": "str", "required": True}},
         },
         "language": {"type": "str", "choices": ["ja", "en", "both"], "default": "both"},
         "slack": {

@@ -544,13 +544,14 @@ class SMTPSession:
 
 
 def mail_as_dict(data: bytes) -> dict:
-    """Headers and both texts of a mail, decoded."""
+    """Headers, both texts and the attachments of a mail, decoded."""
     message = email.message_from_bytes(data, policy=email.policy.default)
     texts = {}
     for kind in ("plain", "html"):
         part = message.get_body(preferencelist=(kind,))
         texts[kind] = part.get_content() if part else ""
-    return {"headers": {key.lower(): str(value) for key, value in message.items()}, **texts}
+    attached = {part.get_filename(): part.get_content() for part in message.iter_attachments()}
+    return {"headers": {key.lower(): str(value) for key, value in message.items()}, **texts, "attached": attached}
 
 
 def mail_problems(data: bytes) -> list[str]:

@@ -16,17 +16,13 @@ from __future__ import annotations
 import datetime
 
 from .findings import LANGUAGES, names_of, the_engine
+from .notify_text import CHECKLISTS
 
 GOOD, BAD, PERSON, UNKNOWN = "good", "bad", "person", "unknown"
 MARKS = {GOOD: "☑", BAD: "☒", PERSON: "☐", UNKNOWN: "？"}
-PERIODS = ("morning", "evening", "weekly", "monthly")
+PERIODS = tuple(CHECKLISTS)
 SAYS = {
-    "title": {
-        "morning": ("Morning checklist", "朝のチェックリスト"),
-        "evening": ("Evening checklist", "夕方のチェックリスト"),
-        "weekly": ("Weekly checklist", "週次チェックリスト"),
-        "monthly": ("Monthly checklist", "月次チェックリスト"),
-    },
+    "title": CHECKLISTS,
     "words": {
         GOOD: ("good", "良好"),
         BAD: ("not good", "要対応"),

@@ -105,7 +105,7 @@ class Web:
             time.sleep(PAUSE_SECONDS)
 
 
-def send_mail(mail, subject, text, page, ca_file, deadline):
+def send_mail(mail, attachments, subject, text, page, ca_file, deadline):
     message = email.message.EmailMessage(policy=email.policy.SMTP.clone(cte_type="7bit"))
     message["Subject"] = subject
     message["From"] = mail["sender"]
@@ -117,6 +117,9 @@ def send_mail(mail, subject, text, page, ca_file, deadline):
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(text)
     message.add_alternative(page, subtype="html")
+    for one in attachments:
+        subtype = "html" if one["name"].endswith(".html") else "plain"
+        message.add_attachment(one["content"], subtype=subtype, filename=one["name"])
     left = max(0.1, deadline - time.monotonic())
     context = ssl.create_default_context(cafile=ca_file)
     arguments = {"timeout": left, "local_hostname": socket.gethostname() or "localhost"}
@@ -161,7 +164,7 @@ def deliver(params, messages):
     def send(channel):
         try:
             if channel == "email":
-                send_mail(params["email"], *messages["email"], params["ca_file"], deadline)
+                send_mail(params["email"], params["attachments"], *messages["email"], params["ca_file"], deadline)
             elif channel == "slack":
                 Web(params["ca_file"], params["proxy"], deadline).post(params["slack"]["url"], messages["slack"])
             else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import re
 
-EVENTS = ("deploy", "rollback", "backup", "restore", "health", "test")
+EVENTS = ("deploy", "rollback", "backup", "restore", "health", "checklist", "test")
 STATUSES = ("started", "succeeded", "warning", "failed")
 
 # Slack: "Truncating really long messages" asks for texts of up to 4,000 characters.
@@ -31,6 +31,7 @@ SEVERITIES = {
     "backup": "error",
     "restore": "critical",
     "health": "critical",
+    "checklist": "warning",
     "test": "info",
 }
 COMPONENTS = {
@@ -39,9 +40,16 @@ COMPONENTS = {
     "backup": "backup",
     "restore": "backup",
     "health": "shiftmaster",
+    "checklist": "shiftmaster",
     "test": "notification",
 }
 
+CHECKLISTS = {
+    "morning": ("Morning checklist", "朝のチェックリスト"),
+    "evening": ("Evening checklist", "夕方のチェックリスト"),
+    "weekly": ("Weekly checklist", "週次チェックリスト"),
+    "monthly": ("Monthly checklist", "月次チェックリスト"),
+}
 # What stands for a version that is not known.
 UNNAMED = {"deploy": ("the application", "アプリケーション"), "rollback": ("the version before", "前のバージョン")}
 # One line each: English, Japanese.
@@ -66,6 +74,10 @@ TITLES = {
     ("health", "succeeded"): ("System is healthy", "システムは正常です"),
     ("health", "warning"): ("System Health Alert: warnings", "システム状態の警告があります"),
     ("health", "failed"): ("System Health Alert: not well", "システム異常を検知しました"),
+    ("checklist", "started"): ("{checklist} is being filled in", "{checklist}を作成しています"),
+    ("checklist", "succeeded"): ("{checklist}: good", "{checklist}: 良好"),
+    ("checklist", "warning"): ("{checklist}: not everything is known", "{checklist}: 確認できない項目があります"),
+    ("checklist", "failed"): ("{checklist}: not everything is good", "{checklist}: 要対応の項目があります"),
     ("test", "started"): ("Test of the notifications", "通知のテスト"),
     ("test", "succeeded"): ("Test of the notifications", "通知のテスト"),
     ("test", "warning"): ("Test of the notifications: a warning", "通知のテスト(警告)"),
@@ -93,6 +105,10 @@ ADVICE = {
     "health": (
         "ansible-playbook playbooks/health.yml names what is unwell, and what to do about it.",
         "ansible-playbook playbooks/health.yml で異常箇所と対処を確認してください。",
+    ),
+    "checklist": (
+        "The attached page says of each line what was seen.",
+        "添付のページで各項目の確認結果を参照してください。",
     ),
     "test": ("Nothing has to be done.", "対応は不要です。"),
 }
@@ -130,7 +146,8 @@ def languages(language):
 
 def title(event, status, details, which):
     version = cut(one_line(details.get("version") or ""), 60) or UNNAMED.get(event, ("", ""))[which]
-    text = TITLES[(event, status)][which].replace("{version}", version)
+    checklist = CHECKLISTS.get(details.get("checklist"), ("Checklist", "チェックリスト"))[which]
+    text = TITLES[(event, status)][which].replace("{version}", version).replace("{checklist}", checklist)
     return text[:1].upper() + text[1:] if version in UNNAMED.get(event, ()) else text
 
 

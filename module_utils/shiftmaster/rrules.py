@@ -1,6 +1,7 @@
 """Recurrences (RFC 5545) as AWX takes them: built of a few words, checked by AWX's own rules, and their next moments.
 
-Only what is built here is understood: every day, on days of the week, on a day of the month, at one time of the day.
+Only what is built here is understood: every so many minutes; or every day, on days of the week, on a day of the month,
+at one time of the day.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import re
 import zoneinfo
 
 DAYS = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
-FREQUENCIES = {"daily": "DAILY", "weekly": "WEEKLY", "monthly": "MONTHLY"}
+FREQUENCIES = {"minutes": "MINUTELY", "daily": "DAILY", "weekly": "WEEKLY", "monthly": "MONTHLY"}
+# Those that cron can say, too.
+MINUTES = (5, 10, 15, 20, 30)
 # When the rule begins to count. A constant: today's date would be another rule every day.
 BEGIN = "20260101"
 FORM = re.compile(r"DTSTART;TZID=(?P<zone>[A-Za-z0-9_+/-]+):(?P<start>\d{8}T\d{6}) RRULE:(?P<rule>[A-Z0-9=,;-]+)")
@@ -19,11 +22,13 @@ UNSUPPORTED = ("BYYEARDAY", "BYWEEKNO", "EXDATE", "RDATE")
 
 
 def wish_problems(wish):
-    """What is wrong with {frequency, at, days, monthday}, as sentences."""
+    """What is wrong with {frequency, at, every, days, monthday}, as sentences."""
     problems, frequency = [], wish.get("frequency")
     if frequency not in FREQUENCIES:
         problems.append("frequency=%s is none of: %s" % (frequency, ", ".join(FREQUENCIES)))
-    if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", str(wish.get("at", ""))):
+    if (frequency == "minutes") != ("every" in wish) or wish.get("every", 5) not in MINUTES:
+        problems.append("every=%s: minutes, and nothing else, has one of %s" % (wish.get("every"), MINUTES))
+    if frequency != "minutes" and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", str(wish.get("at", ""))):
         problems.append("at=%s is no time of day, as in 02:30" % wish.get("at"))
     days = wish.get("days") or []
     if (frequency == "weekly") != bool(days) or [day for day in days if day not in DAYS]:
@@ -37,12 +42,17 @@ def wish_problems(wish):
 
 def build(wish, timezone):
     """The rule in AWX's form. The wish has no problems."""
-    rule = ["FREQ=" + FREQUENCIES[wish["frequency"]], "INTERVAL=1"]
+    rule = ["FREQ=" + FREQUENCIES[wish["frequency"]], "INTERVAL=%d" % wish.get("every", 1)]
     if wish.get("days"):
         rule.append("BYDAY=" + ",".join(sorted(wish["days"], key=DAYS.index)))
     if wish.get("monthday"):
         rule.append("BYMONTHDAY=%d" % wish["monthday"])
-    return "DTSTART;TZID=%s:%sT%s00 RRULE:%s" % (timezone, BEGIN, wish["at"].replace(":", ""), ";".join(rule))
+    return "DTSTART;TZID=%s:%sT%s00 RRULE:%s" % (
+        timezone,
+        BEGIN,
+        wish.get("at", "00:00").replace(":", ""),
+        ";".join(rule),
+    )
 
 
 def parse(text):
@@ -80,8 +90,12 @@ def problems(text):
 
 
 def next_moments(text, after, count=1):
-    """The next moments behind a moment (with its zone) of a rule with INTERVAL=1, without COUNT and UNTIL."""
+    """The next moments behind a moment (with its zone) of a rule that build() makes."""
     zone, start, rule = parse(text)
+    if rule["FREQ"] == FREQUENCIES["minutes"]:
+        step, first = 60 * int(rule["INTERVAL"]), start.replace(tzinfo=zone).timestamp()
+        number = max(0, (after.timestamp() - first) // step + 1)
+        return [datetime.datetime.fromtimestamp(first + step * (number + more), zone) for more in range(count)]
     found, day = [], max(start.date(), after.astimezone(zone).date())
     while len(found) < count:
         moment = datetime.datetime.combine(day, start.time(), zone)

@@ -228,6 +228,7 @@ def broken(words, path, value):
         (["schedules", 0, "values"], {"reboot": "never", "x": 1}, "x is not asked for by job patch"),
         (["schedules", 0, "values"], {}, "schedule nightly: reboot is not answered"),
         (["schedules", 0, "at"], "25:00", "schedule nightly: at=25:00 is no time of day"),
+        (["schedules", 0, "every"], 5, "schedule nightly: every=5: minutes, and nothing else"),
         (["schedules", 0, "frequency"], "hourly", "schedule nightly: frequency=hourly is none of"),
         (["schedules", 1, "days"], ["SO"], "schedule weekly: days=SO"),
         (["schedules", 1, "days"], None, "schedule weekly: days=: weekly, and nothing else"),
@@ -263,6 +264,11 @@ NOW = datetime.datetime(2026, 11, 26, 6, 0, tzinfo=datetime.timezone.utc)  # Thu
         ({"frequency": "daily", "at": "02:30"}, "FREQ=DAILY;INTERVAL=1", ["2026-11-27 02:30", "2026-11-28 02:30"]),
         ({"frequency": "daily", "at": "15:01"}, "FREQ=DAILY;INTERVAL=1", ["2026-11-26 15:01", "2026-11-27 15:01"]),
         (
+            {"frequency": "minutes", "every": 20},
+            "FREQ=MINUTELY;INTERVAL=20",
+            ["2026-11-26 15:20", "2026-11-26 15:40", "2026-11-26 16:00"],
+        ),
+        (
             {"frequency": "weekly", "days": ["SA", "MO"], "at": "01:05"},
             "FREQ=WEEKLY;INTERVAL=1;BYDAY=MO,SA",
             ["2026-11-28 01:05", "2026-11-30 01:05", "2026-12-05 01:05"],
@@ -277,7 +283,7 @@ NOW = datetime.datetime(2026, 11, 26, 6, 0, tzinfo=datetime.timezone.utc)  # Thu
 def test_rules_say_what_was_wished(wish, rule, next_ones):
     assert rrules.wish_problems(wish) == []
     text = rrules.build(wish, "Asia/Tokyo")
-    assert text == f"DTSTART;TZID=Asia/Tokyo:20260101T{wish['at'].replace(':', '')}00 RRULE:{rule}"
+    assert text == f"DTSTART;TZID=Asia/Tokyo:20260101T{wish.get('at', '00:00').replace(':', '')}00 RRULE:{rule}"
     assert rrules.problems(text) == []
     found = rrules.next_moments(text, NOW, len(next_ones))
     assert [moment.strftime("%Y-%m-%d %H:%M") for moment in found] == next_ones

@@ -159,6 +159,21 @@ def test_a_deploy_reaches_all_channels(tell, receivers):
     assert [one["kind"] for one in receivers.record.of("pagerduty")] == ["change", "alert"]
 
 
+def test_a_checklist_brings_its_page_along(tell, receivers):
+    page = "<!DOCTYPE html><p>朝のチェックリスト</p>\n"
+    tell(
+        event="checklist", status="failed", details={"checklist": "morning", "reason": "☒ ディスク"},
+        attachments=[{"name": "morning.html", "content": page}],
+    )  # fmt: skip
+    (mail,) = receivers.record.of("smtp")
+    assert mail["ok"] and mail["attached"]["morning.html"].split("\r\n") == page.split("\n")
+    assert (
+        "朝のチェックリスト: 要対応の項目があります / Morning checklist: not everything is good"
+        in mail["headers"]["subject"]
+    )
+    assert "☒ ディスク" in mail["plain"]
+
+
 def test_a_failure_is_an_alert_and_its_success_resolves_it_under_the_same_key(tell, receivers):
     tell(status="failed")
     tell(event="rollback", status="succeeded")
@@ -427,14 +442,14 @@ def test_the_role_tells_each_channel_what_it_is_for_and_fails_no_run(play, recei
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     mails = [one["headers"] for one in receivers.record.of("smtp")]
     assert [mail["from"] for mail in mails] == [
-        "alerts@shiftmaster.local", "system@shiftmaster.local", "alerts@shiftmaster.local",
+        "alerts@shiftmaster.local", "system@shiftmaster.local", "system@shiftmaster.local", "alerts@shiftmaster.local",
     ]  # fmt: skip
-    assert "System Health Alert" in mails[1]["subject"]
+    assert "System is healthy" in mails[1]["subject"] and "System Health Alert" in mails[2]["subject"]
     events = [(one["kind"], one["body"].get("event_action")) for one in receivers.record.of("pagerduty")]
     assert events == [
         ("alert", "trigger"), ("change", None), ("alert", "resolve"), ("alert", "resolve"), ("alert", "resolve"),
     ]  # fmt: skip
-    assert len(receivers.record.of("slack")) == 3
+    assert len(receivers.record.of("slack")) == 4
     said = " ".join(done.stdout.split())
     assert "WARNING: slack was not told: slack.url is no URL" in said
     assert (

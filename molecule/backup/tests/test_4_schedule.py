@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 SCHEDULE = "playbooks/schedule.yml"
 
@@ -37,10 +38,17 @@ def test_a_start_that_was_missed_is_caught_up(operations, backups, first):
 
 
 def test_cron_and_awx_take_the_timer_away(operations, backups):
-    run = operations.run(SCHEDULE, "--check", "--diff", by="cron", at="03:15")
+    zone = Path("/etc/localtime").resolve().as_posix().partition("zoneinfo/")[2]
+    run = operations.run(SCHEDULE, "--check", "--diff", by="cron", at="03:15", reports="cron", base_timezone=zone)
     assert run.code == 0 and run.says("15 3 * * * root cd", "flock --nonblock", "playbooks/backup.yml"), run.output[
         -3000:
     ]
+    assert run.says("*/5 * * * * root cd", "health_tell=true", "15 8 * * 1 root", "-e period=weekly")
+    other = "Asia/Tokyo" if zone != "Asia/Tokyo" else "Europe/Berlin"
+    run = operations.run(SCHEDULE, "--check", by="cron", base_timezone=other)
+    assert run.code != 0 and run.says("Nothing was changed.", "timedatectl set-timezone"), run.output[-3000:]
+    run = operations.run(SCHEDULE, by="cron", base_timezone=zone, awx_job_id=7)
+    assert run.code != 0 and run.says("has no machine with a cron of its own"), run.output[-3000:]
     assert operations.run(SCHEDULE, by="awx").code == 0
     assert backups.shell("systemctl is-enabled shiftmaster-backup.timer", check=False).strip() == "disabled"
     assert operations.run(SCHEDULE, by="nobody").code != 0
