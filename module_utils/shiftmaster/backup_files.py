@@ -36,6 +36,8 @@ class Restic:
     def __init__(self, host: Host):
         self.host = host
         self.repository = os.path.join(host.folder, "restic")
+        # Options of restic itself, before its command.
+        self.words = []
         self.env = dict(
             os.environ,
             RESTIC_REPOSITORY=self.repository,
@@ -45,7 +47,7 @@ class Restic:
         )
 
     def run(self, what: str, *arguments: str, **more):
-        return self.host.run(what, "restic", "--quiet", *arguments, env=self.env, **more)
+        return self.host.run(what, "restic", "--quiet", *self.words, *arguments, env=self.env, **more)
 
     def init(self) -> bool:
         """Make the repository where there is none; never beside one that cannot be read."""
@@ -71,7 +73,7 @@ class Restic:
         paths += [pull(self.host, source, one) for source, one in sources(self.host, part["name"])]
         done = self.host.run(
             "restic backup of %s" % part["name"],
-            "restic", "backup", "--json", "--host", self.host.options["host"],
+            "restic", *self.words, "backup", "--json", "--host", self.host.options["host"],
             "--tag", tag or part["name"], "--tag", "run=%s" % run_id,
             *["--exclude=%s" % pattern for pattern in part["exclude"]], "--", *paths,
             env=self.env, fine=range(256),
@@ -95,7 +97,7 @@ class Restic:
         return "tenth %d of the repository read" % tenth
 
     def judged_check(self, how: str) -> None:
-        done = self.host.run("restic check", "restic", "check", how, env=self.env, fine=range(256))
+        done = self.host.run("restic check", "restic", *self.words, "check", how, env=self.env, fine=range(256))
         found = verdicts.restic_check(done.returncode, done.stdout, done.stderr)
         if not found.good:
             raise BackupError("restic check: %s" % found)

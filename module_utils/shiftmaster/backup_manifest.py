@@ -372,6 +372,7 @@ HELP = {
     "shiftmaster_backup_duration_seconds": "How long the last good backup of this kind took",
     "shiftmaster_backup_failed": "Whether the last run failed to save this kind",
     "shiftmaster_restore_test_last_success_timestamp_seconds": "When the database was last restored as a test",
+    "shiftmaster_backup_offsite_last_success_timestamp_seconds": "When a run was last brought outside and read there",
     "shiftmaster_backup_wal_gaps": "Segments that are missing in the archive after the oldest backup",
     "shiftmaster_backup_wal_newest_timestamp_seconds": "When the newest segment came into the archive",
     "shiftmaster_backup_next_run_timestamp_seconds": "When the next run is due",
@@ -391,6 +392,9 @@ def metrics(manifests: Iterable, wal_gaps=None, wal_newest=None, next_run=None) 
             kind = KINDS[name]
             if part["result"] == "skipped":
                 continue
+            if part.get("offsite"):
+                ended = seconds_of(manifest["ended"])
+                values["shiftmaster_backup_offsite_last_success_timestamp_seconds", ""] = ended
             values["shiftmaster_backup_failed", kind] = int(part["result"] not in GOOD)
             for item in part["verified"]:
                 if name == "database" and item["how"] == RESTORED and item["good"]:

@@ -21,6 +21,7 @@ from . import backup_report as report
 from . import backup_verdicts as verdicts
 from .backup_files import Restic, names_of_parts, part_of, pulled, sha256, sources
 from .backup_host import RUN, BackupError, Host, alone, deploy_that_runs, make_folder
+from .backup_offsite import Offsite
 from .backup_prune import prune
 
 SIZE_SQL = """
@@ -111,6 +112,7 @@ class Run:
             # Of another host it is known by now.
             self.manifest["release"].update(self.release())
             self.prune()
+            self.copy_outside()
         except BackupError as error:
             manifests.note(self.manifest, [("not_done", str(error), "")])
         for problem in self.history.problems:
@@ -165,6 +167,26 @@ class Run:
         if removed:
             self.manifest["removed"] = list(removed)
             self.host.log("removed: %s" % ", ".join(removed))
+
+    def copy_outside(self) -> None:
+        """What could not be brought outside is good here, and the run has failed. A deploy does not wait for it."""
+        good = [part for part in self.manifest["parts"].values() if part["result"] in manifests.GOOD]
+        if not self.host.options["offsite"] or not good or self.request.get("within_deploy"):
+            return
+        points.reach("backup_offsite")
+        try:
+            outside = Offsite(self.host)
+            if outside.init():
+                self.host.log("made the repository outside")
+            seen = outside.save(self.manifest)
+            for part in good:
+                part["offsite"] = seen
+            self.host.log("outside: %s" % seen)
+            if len(good) == len(self.parts):
+                outside.prune()
+        except (BackupError, OSError, ValueError, KeyError) as error:
+            manifests.note(self.manifest, [("offsite_failed", "not brought outside: %s" % error, "")])
+            self.damaged = True
 
     def release(self) -> dict:
         """Which release serves: as role shiftmaster's own files say it, here or in the copy of another host's."""

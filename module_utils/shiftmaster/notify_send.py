@@ -164,7 +164,9 @@ def deliver(params, messages):
     def send(channel):
         try:
             if channel == "email":
-                send_mail(params["email"], params.get("attachments") or [], *messages["email"], params["ca_file"], deadline)
+                send_mail(
+                    params["email"], params.get("attachments") or [], *messages["email"], params["ca_file"], deadline
+                )
             elif channel == "slack":
                 Web(params["ca_file"], params["proxy"], deadline).post(params["slack"]["url"], messages["slack"])
             else:

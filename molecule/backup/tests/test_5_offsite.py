@@ -1,0 +1,108 @@
+"""A copy outside of the house, by SFTP: brought, read back, fetched to a host that has lost its backups."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+FOLDER = "/var/backups/shiftmaster"
+PASSWORD = "of-the-copy-outside-0123456789"
+ROLE = ("--tags", "backup")
+
+
+@pytest.fixture(scope="module")
+def outside(operations, backups, first):
+    """An account of SFTP alone, and the role's options that lead there; the host is set up with them."""
+    backups.shell(
+        "apt-get -qy install --no-install-recommends openssh-server >/dev/null; "
+        "useradd --create-home --shell /usr/sbin/nologin copies; install -d -o copies -m 700 /home/copies/store; "
+        "printf 'Match User copies\\nForceCommand internal-sftp\\n' > /etc/ssh/sshd_config.d/copies.conf; "
+        "ssh-keygen -q -t ed25519 -N '' -f /root/copies; install -d -o copies -m 700 /home/copies/.ssh; "
+        "install -o copies -m 600 /root/copies.pub /home/copies/.ssh/authorized_keys; systemctl restart ssh",
+        timeout=600,
+    )
+    options = {
+        "backup_offsite_repository": "sftp:copies@localhost:/home/copies/store",
+        "vault_backup_offsite_password": PASSWORD,
+        "vault_backup_offsite_ssh_key": backups.shell("cat /root/copies"),
+        "backup_offsite_host_key": " ".join(backups.shell("cat /etc/ssh/ssh_host_ed25519_key.pub").split()[:2]),
+    }
+    run = operations.run("deploy.yml", *ROLE, **options)
+    assert run.code == 0, run.output[-4000:]
+    run = operations.run("deploy.yml", *ROLE, **options)
+    assert (run.code, run.changed) == (0, 0), run.output[-4000:]
+    yield options
+    assert operations.run("deploy.yml", *ROLE).code == 0
+
+
+def test_what_cannot_be_a_store_is_refused(operations, first):
+    for options in (
+        {"backup_offsite_repository": "/srv/usb"},
+        {"backup_offsite_repository": "sftp:copies@localhost:/x"},
+    ):
+        run = operations.run("deploy.yml", *ROLE, **options)
+        assert run.code != 0 and run.says("backup_offsite_repository is sftp:user@host:/folder"), run.output[-3000:]
+
+
+def test_a_run_is_brought_outside_and_read_there(backups, outside):
+    manifest = backups.run()
+    assert all("restored and compared" in part["offsite"] for part in manifest["parts"].values())
+    assert backups.metric("shiftmaster_backup_offsite_last_success_timestamp_seconds")[""]
+    assert backups.shell("ls /home/copies/store").split() == ["config", "data", "index", "keys", "locks", "snapshots"]
+
+
+def test_a_store_that_is_away_fails_the_run_and_nothing_that_is_here(backups, outside):
+    before = backups.metric("shiftmaster_backup_offsite_last_success_timestamp_seconds")
+    backups.shell("systemctl stop ssh.socket ssh; true")
+    try:
+        manifest = backups.run(check=False, only="files")
+    finally:
+        backups.shell("systemctl start ssh")
+    assert manifest["parts"]["files"]["result"] == "succeeded" and manifest["result"] == "failed"
+    assert "not brought outside" in json.dumps(manifest["problems"]) and "FAILED" in backups.log()
+    assert backups.metric("shiftmaster_backup_offsite_last_success_timestamp_seconds") == before
+    backups.run(only="files")
+
+
+def test_a_flipped_bit_outside_is_found(backups, outside):
+    path = backups.shell("find /home/copies/store/data -type f -size +100k | head -n 1").strip()
+    backups.shell(f"cp -p {path} /root/kept")
+    try:
+        backups.shell(
+            f"python3 -c \"f = open('{path}', 'r+b'); f.seek(5000); b = f.read(1); "
+            'f.seek(5000); f.write(bytes([b[0] ^ 1]))"'
+        )
+        found = backups.shell(
+            "RESTIC_PASSWORD_FILE=/etc/shiftmaster-backup/offsite.password "
+            "restic -r /home/copies/store check --read-data 2>&1; echo $?"
+        )
+        assert found.strip().endswith("1")
+    finally:
+        backups.shell(f"cp -p /root/kept {path}")
+
+
+def test_no_secret_of_the_store_is_where_others_read(backups, outside):
+    for name in ("offsite.password", "offsite.key", "offsite.json"):
+        assert backups.shell(f"stat -c '%a %U' /etc/shiftmaster-backup/{name}").strip() == "600 root"
+    assert PASSWORD not in backups.log()
+
+
+def test_a_host_that_has_lost_its_backups_fetches_them(operations, backups, outside):
+    last = backups.run()
+    refused = backups.shell("shiftmaster-backup fetch 2>&1; echo $?").split("\n")
+    assert "backups here already" in refused[0] and refused[1] == "1"
+    backups.shell(
+        f"mkdir /root/lost && mv {FOLDER}/pgbackrest {FOLDER}/restic {FOLDER}/logical {FOLDER}/manifests /root/lost/"
+    )
+    run = operations.run("deploy.yml", *ROLE, **outside)
+    assert run.code == 0, run.output[-4000:]
+    said = backups.shell("shiftmaster-backup fetch", timeout=1200)
+    assert said.strip() == "fetched: pgbackrest, logical, manifests, files and configuration"
+    found = {one["run_id"]: one["result"] for one in backups.manifests()}
+    assert found[last["run_id"]] == "succeeded"
+    run = operations.run("playbooks/restore.yml", into="scratch", target=last["run_id"], timeout=1800)
+    assert run.code == 0 and run.says("pg_amcheck", "rows"), run.output[-3000:]
+    # Backups go on, and what is old stays readable.
+    backups.run()
+    backups.shell("rm -r /root/lost")

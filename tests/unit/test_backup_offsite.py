@@ -1,0 +1,154 @@
+"""The copy outside: how it is reached, and what it refuses. That it works is seen on hosts (molecule/backup)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+from ansible.module_utils.shiftmaster import backup_manifest as manifests
+from ansible.module_utils.shiftmaster import backup_offsite
+from ansible.module_utils.shiftmaster.backup_host import BackupError, Host
+
+SFTP = "sftp:copies@offsite.example.jp:/srv/shiftmaster"
+NOW = 1795737600
+
+
+@pytest.fixture
+def host(tmp_path):
+    environment = tmp_path / "offsite.json"
+    environment.write_text(json.dumps({"AWS_ACCESS_KEY_ID": "key"}))
+    (tmp_path / "backups").mkdir()
+    host = Host(
+        {
+            "folder": str(tmp_path / "backups"), "state": str(tmp_path / "state"), "stanza": "shiftmaster",
+            "host": "one", "scratch": str(tmp_path / "scratch"), "keep_days": 30, "timeout_seconds": 60, "parts": [], "sources": [],
+            "restic_password_file": "/etc/restic.password", "database": {"version": "17", "databases": []},
+            "offsite": {
+                "repository": SFTP, "password_file": "/etc/offsite.password", "environment_file": str(environment),
+                "ssh_key_file": "/etc/offsite.key", "ssh_port": 2222, "known_hosts_file": "/etc/known", "ca_file": "",
+            },
+        }
+    )  # fmt: skip
+    host.calls, host.answers = [], {}
+
+    def run(what, *command, env=None, fine=(0,), **_more):
+        host.calls.append((command, env))
+        code, out, err = next((host.answers[word] for word in command if word in host.answers), (0, "", ""))
+        if code not in fine:
+            raise BackupError("%s ended with %d: %s" % (what, code, err))
+        return subprocess.CompletedProcess(command, code, out, err)
+
+    host.run = run
+    return host
+
+
+def test_nothing_is_asked_and_no_unknown_host_is_believed(host):
+    command = backup_offsite.ssh_command(host.options["offsite"])
+    assert command.endswith(" copies@offsite.example.jp -s sftp") and " -p 2222 " in command
+    for word in ("BatchMode=yes", "StrictHostKeyChecking=yes", "UserKnownHostsFile=/etc/known", "-i /etc/offsite.key"):
+        assert word in command
+    with pytest.raises(BackupError, match="not of the form"):
+        backup_offsite.ssh_command({**host.options["offsite"], "repository": "sftp:offsite.example.jp"})
+
+
+def test_no_secret_is_in_a_command(host):
+    outside = backup_offsite.Offsite(host)
+    outside.prune()
+    ((command, env),) = host.calls
+    assert env["RESTIC_REPOSITORY"] == SFTP and env["RESTIC_PASSWORD_FILE"] == "/etc/offsite.password"
+    assert env["RESTIC_FROM_PASSWORD_FILE"] == "/etc/restic.password" and env["AWS_ACCESS_KEY_ID"] == "key"
+    assert "key" not in command and "--keep-within" in command and "30d" in command
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "made"),
+    [
+        (0, "", False),
+        (10, "Fatal: repository does not exist", True),
+        (
+            1,
+            "Fatal: unable to open config file: Lstat: file does not exist\nIs there a repository at the following",
+            True,
+        ),
+        (
+            1,
+            "Fatal: unable to open config file: Stat: dial tcp: connection refused\nIs there a repository at the",
+            None,
+        ),
+        (12, "Fatal: wrong password or no key found", None),
+    ],
+    ids=["there", "none", "none, said by an older one", "not reached", "wrong password"],
+)
+def test_what_cannot_be_read_is_not_made_anew(host, code, said, made):
+    host.answers["cat"] = (code, "", said)
+    outside = backup_offsite.Offsite(host)
+    if made is None:
+        with pytest.raises(BackupError, match="cannot be read"):
+            outside.init()
+    else:
+        assert outside.init() is made
+    assert (["init" in command for command, _env in host.calls].count(True) == 1) is bool(made)
+
+
+def run_of(name="20261126T000000Z"):
+    manifest = manifests.begin(name, "one", ["files"], NOW)
+    manifests.start(manifest, "files", NOW)
+    manifests.verified(manifest, "files", "compared", True, "all", NOW + 1)
+    more = {"label": "a" * 64, "location": "/x", "size_bytes": 5, "added_bytes": 5}
+    manifests.end(manifest, "files", "succeeded", NOW + 2, **more)
+    return manifest
+
+
+def test_outside_the_run_has_ended(host, tmp_path):
+    """Else it would count as killed where it is fetched."""
+    folder = tmp_path / "backups" / "manifests"
+    folder.mkdir()
+    manifest = run_of()
+    manifests.write(str(folder / "20261126T000000Z.json"), manifest)
+    staged = backup_offsite.Offsite(host).stage(manifest)
+    found = manifests.history(staged)
+    assert [one["result"] for one in found.manifests] == ["succeeded"] and found.problems == []
+    assert manifest["ended"] is None
+
+
+def test_nothing_that_is_here_is_replaced(host, tmp_path):
+    folder = tmp_path / "backups" / "manifests"
+    folder.mkdir()
+    manifests.write(str(folder / "20261126T000000Z.json"), run_of())
+    with pytest.raises(BackupError, match="backups here already"):
+        backup_offsite.Offsite(host).fetch("latest")
+    assert host.calls == [] and len(list(folder.iterdir())) == 1
+
+
+def test_what_is_not_there_is_said(host):
+    host.answers["snapshots"] = (0, "[]", "")
+    with pytest.raises(BackupError, match="no backup of run x"):
+        backup_offsite.Offsite(host).fetch("x")
+
+
+def test_what_was_fetched_lies_where_it_lay(host, tmp_path):
+    """Also where an earlier attempt was killed behind the first of them."""
+    outside, folder, state = backup_offsite.Offsite(host), tmp_path / "backups", tmp_path / "state" / "offsite"
+    host.answers["snapshots"] = (
+        0,
+        json.dumps([{"id": "b", "time": "2026-11-26"}, {"id": "a", "time": "2026-11-25"}]),
+        "",
+    )
+    (folder / "logical" / "old").mkdir(parents=True)
+    state.mkdir(parents=True)
+    (state / "fetching").write_text("b")
+    kept, run = host.run, []
+
+    def restore(what, *command, **more):
+        if "restore" in command:
+            run.append(command[command.index("restore") + 1])
+            staging = command[-1]
+            for path in (folder / "logical" / "new", state / "manifests"):
+                (tmp_path / (staging + str(path))).mkdir(parents=True)
+        return kept(what, *command, **more)
+
+    host.run = restore
+    assert outside.fetch("latest") == ["logical", "manifests", "files and configuration"]
+    assert run == ["b"] and [one.name for one in (folder / "logical").iterdir()] == ["new"]
+    assert not (folder / "fetched").exists() and not (state / "fetching").exists()
