@@ -22,8 +22,9 @@ def host(tmp_path):
     host = Host(
         {
             "folder": str(tmp_path / "backups"), "state": str(tmp_path / "state"), "stanza": "shiftmaster",
-            "host": "one", "scratch": str(tmp_path / "scratch"), "keep_days": 30, "timeout_seconds": 60, "parts": [], "sources": [],
-            "restic_password_file": "/etc/restic.password", "database": {"version": "17", "databases": []},
+            "host": "one", "scratch": str(tmp_path / "scratch"), "keep_days": 30, "timeout_seconds": 60,
+            "parts": [], "sources": [], "restic_password_file": "/etc/restic.password",
+            "database": {"version": "17", "databases": []},
             "offsite": {
                 "repository": SFTP, "password_file": "/etc/offsite.password", "environment_file": str(environment),
                 "ssh_key_file": "/etc/offsite.key", "ssh_port": 2222, "known_hosts_file": "/etc/known", "ca_file": "",
