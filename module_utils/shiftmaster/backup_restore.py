@@ -261,12 +261,20 @@ def _wait_for_end_of_recovery(host: Host, data: str) -> None:
 # --- beside it -------------------------------------------------------------------------------------------------------
 
 
+def _beside(host: Host, chosen: Plan) -> tuple:
+    """How far a restore beside the database goes: with the latest, also through what was received of the WAL."""
+    if chosen.arguments or not received(host):
+        return chosen.arguments
+    data = os.path.join(host.options["scratch"], "restore", "data")
+    return tuple(_from_received(host, data, os.path.join(host.folder, "wal")))
+
+
 def database_scratch(host: Host, request: dict) -> dict:
     """Restore it into a scratch folder, read all of it, and throw it away."""
     chosen = Plan(**request["database"])
     began = time.monotonic()
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
-        with proof.restored(host, "restore", *chosen.arguments, label=chosen.label) as server:
+        with proof.restored(host, "restore", *_beside(host, chosen), label=chosen.label) as server:
             _require_the_end(request, server.log_text())
             done = [proof.check_pages(host, server)]
             for name in host.database["databases"]:
@@ -286,7 +294,7 @@ def table(host: Host, request: dict) -> dict:
     shutil.chown(folder, "postgres", "postgres")
     path = os.path.join(folder, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
-        with proof.restored(host, "restore", *chosen.arguments, label=chosen.label) as server:
+        with proof.restored(host, "restore", *_beside(host, chosen), label=chosen.label) as server:
             found = server.ask("SELECT to_regclass('%s') IS NOT NULL" % name.replace("'", "''"), database)
             if found != [["t"]]:
                 raise BackupError("database %s has no table %s: %s" % (database, name, chosen.text))

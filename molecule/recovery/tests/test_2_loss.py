@@ -1,0 +1,112 @@
+"""The database's host dies under eight writers: of what they were told is committed, what comes back?"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import time
+
+import pytest
+from support import SCENARIO_HOME, wait_for
+
+WRITERS = 8
+RUNS = 5
+SECONDS = 8
+WAYS = {
+    # way: (options of a deploy, whether the WAL is received, the most that may be lost, in seconds)
+    "synchronous": ({"backup_wal_synchronous": True}, True, 0.0),
+    "asynchronous": ({}, True, 1.0),
+    "archive alone": ({"backup_wal_receive": False}, False, 60.0),
+}
+
+pytestmark = pytest.mark.whole
+
+
+@pytest.fixture(scope="module")
+def saved(hosts):
+    hosts.app.sql("CREATE TABLE told (id bigserial PRIMARY KEY, writer int, at timestamptz DEFAULT clock_timestamp())")
+    hosts.keeper.backup(only="database", kind="full")
+    return hosts
+
+
+def write_until_killed(hosts, way: str) -> dict:
+    """Eight writers without a pause; each number that comes out was acknowledged. Returns {id: when}."""
+    files, processes = [], []
+    for writer in range(WRITERS):
+        path = SCENARIO_HOME / f"told-{writer}"
+        files.append(path)
+        line = f"INSERT INTO told (writer) VALUES ({writer}) RETURNING id, extract(epoch FROM at);"
+        options = "-c synchronous_commit=on" if way == "synchronous" else ""
+        command = f'yes "{line}" | PGOPTIONS="{options}" runuser -w PGOPTIONS -u postgres -- psql -XqAt -d shiftmaster'
+        processes.append(
+            subprocess.Popen(
+                ["docker", "exec", "--interactive", hosts.app.host, "sh", "-c", command],
+                stdout=path.open("w"), stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+            )
+        )  # fmt: skip
+    time.sleep(SECONDS)
+    subprocess.run(["docker", "kill", hosts.app.host], check=True, capture_output=True)
+    for process in processes:
+        process.wait(60)
+    told = {}
+    for path in files:
+        # The last line may be torn.
+        for line in path.read_text().splitlines(keepends=True):
+            if line.endswith("\n") and line.count("|") == 1:
+                number, moment = line.split("|")
+                told[int(number)] = float(moment)
+        path.unlink()
+    assert len(told) > 100 * WRITERS, "they did not write"
+    return told
+
+
+def what_came_back(hosts) -> set:
+    """The rows of the table in a restore of the latest, beside the database that is gone."""
+    request = {"id": f"loss{time.time_ns()}", "target": "latest", "parts": [], "table": "told", "paths": []}
+
+    def step(name: str, given: dict) -> dict:
+        done = hosts.keeper.shell(
+            f"shiftmaster-backup restore {name}", stdin=json.dumps(given), timeout=900, check=False
+        )
+        answer = json.loads([line for line in done.splitlines() if line.startswith("{")][-1])
+        assert "failed" not in answer, answer
+        return answer
+
+    found = step("table", {**request, **step("plan", request)})
+    text = hosts.keeper.shell(f"runuser -u postgres -- pg_restore --data-only -f - {found['file']}", timeout=300)
+    hosts.keeper.shell("rm -r /var/backups/shiftmaster/tables")
+    return {int(line.split("\t")[0]) for line in text.splitlines() if line.count("\t") == 2}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_was_acknowledged_comes_back(hosts, saved, way, capsys):
+    options, receives, most = WAYS[way]
+    run = hosts.app.run("deploy.yml", "--tags", "database,backup", timeout=1800, **options)
+    assert run.code == 0, run.output[-4000:]
+    lost_rows, lost_seconds = [], []
+    for _number in range(RUNS):
+        if receives:
+            state = "SELECT sync_state FROM pg_stat_replication WHERE application_name = 'shiftmaster-backup-wal'"
+            wanted = "sync" if way == "synchronous" else "async"
+            wait_for(lambda state=state, wanted=wanted: hosts.app.sql(state) == wanted, 120, "the receiver")
+        told = write_until_killed(hosts, way)
+        back = what_came_back(hosts)
+        lost = [moment for number, moment in told.items() if number not in back]
+        lost_rows.append(len(lost))
+        lost_seconds.append(max(told.values()) - min(lost) if lost else 0.0)
+        subprocess.run(["docker", "start", hosts.app.host], check=True, capture_output=True)
+        wait_for(lambda: hosts.app.shell("pg_isready -q && echo yes", check=False).strip() == "yes", 120, "PostgreSQL")
+    with capsys.disabled():
+        print(f"\n  {way}: of the acknowledged rows {lost_rows} were lost, {[round(s, 2) for s in lost_seconds]} s, "
+              f"median {statistics.median(lost_seconds):.2f} s")  # fmt: skip
+    assert max(lost_seconds) <= most
+    if most == 0:
+        assert lost_rows == [0] * RUNS
+
+
+def test_the_way_that_the_variables_say_is_back(hosts, saved):
+    run = hosts.app.run("deploy.yml", "--tags", "database,backup", timeout=1800)
+    assert run.code == 0, run.output[-4000:]
+    hosts.app.sql("DROP TABLE told")
+    assert hosts.app.sql("SHOW synchronous_standby_names") == ""
