@@ -44,7 +44,8 @@ def prune(host: Host, manifest: dict, found: list) -> tuple:
     if "database" in good:
         stanza = catalogue.stanza_of(host.info(), host.stanza)
         made = retention.database_plan(stanza, manifests.proofs(found), time.time(), policy, seen=seen)
-        for arguments in retention.commands(host.stanza, made) if made.remove else []:
+        # The last call also makes good what a run that was killed between them has left.
+        for arguments in retention.commands(host.stanza, made):
             host.as_postgres("pgbackrest expire", "pgbackrest", *arguments)
         removed += made.remove
         problems += made.alerts

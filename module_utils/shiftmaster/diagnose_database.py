@@ -72,6 +72,16 @@ QUERIES = {
                extract(epoch FROM now() - greatest(last_autovacuum, last_vacuum))::bigint AS vacuumed_seconds_ago,
                extract(epoch FROM now() - greatest(last_autoanalyze, last_analyze))::bigint AS analysed_seconds_ago
         FROM pg_stat_user_tables ORDER BY 3 DESC LIMIT 20""",
+    # By the statistics, not by reading the tables: a row is its columns and some 32 bytes of header, pointer and padding.
+    "bloat": """
+        SELECT n.nspname AS schema, c.relname AS table, pg_relation_size(c.oid) AS bytes,
+               greatest(0, pg_relation_size(c.oid) - ceil(c.reltuples * (32 + w.width) / 8168) * 8192)::bigint AS bloat_bytes
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        CROSS JOIN LATERAL (SELECT sum((1 - null_frac) * avg_width) AS width FROM pg_stats s
+                            WHERE s.schemaname = n.nspname AND s.tablename = c.relname) w
+        WHERE c.relkind IN ('r', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+          AND c.reltuples >= 0 AND w.width IS NOT NULL AND pg_relation_size(c.oid) > 1048576
+        ORDER BY 4 DESC LIMIT 10""",
     "rarely_used_indexes": """
         SELECT s.schemaname AS schema, s.relname AS table, s.indexrelname AS index, s.idx_scan AS scans,
                pg_relation_size(s.indexrelid) AS bytes

@@ -71,6 +71,7 @@ SAYS = {
     "activity": ("Active sessions", "アクティブなセッション"),
     "blockers": ("Who holds others up (roots of the lock trees)", "ロック待ちの原因セッション"),
     "tables": ("Largest tables, dead rows, vacuum", "大きな表・不要行・バキューム"),
+    "bloat": ("Estimated bloat of tables over 1 MiB", "表の肥大化(推定、1 MiB 超)"),
     "rarely_used_indexes": ("Indexes with fewer than 100 scans", "使用回数が 100 未満のインデックス"),
     "duplicate_indexes": ("Duplicate indexes", "重複インデックス"),
     "invalid_indexes": ("Broken indexes", "無効なインデックス"),
@@ -80,7 +81,7 @@ SAYS = {
     "vacuum": ("Tables that wait longest to be frozen", "凍結待ちの長い表"),
 }
 DATABASE_TABLES = (
-    "blockers", "activity", "slowest_on_average", "most_time_together", "tables", "rarely_used_indexes",
+    "blockers", "activity", "slowest_on_average", "most_time_together", "tables", "bloat", "rarely_used_indexes",
     "duplicate_indexes", "invalid_indexes", "unindexed_keys", "databases", "vacuum", "replication",
 )  # fmt: skip
 

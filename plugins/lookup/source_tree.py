@@ -21,7 +21,7 @@ options:
     default: ""
   imports_of:
     description:
-      - A Python program of the controller. Of the folder, which it knows as the package that O(package) names, only those
+      - A Python program of the controller. Of the folder, which it knows as the package O(package), only those
         modules are taken that it imports, and those that they import by relative names.
   package:
     description: The name of the folder in O(imports_of).

@@ -63,6 +63,22 @@ def test_indexes_and_keys_are_judged(server):
     assert {row["index"] for row in found["rarely_used_indexes"]} == {"roster_note", "roster_note_again"}
 
 
+def test_empty_room_in_tables_is_estimated(server):
+    fill = (
+        "CREATE TABLE {} AS SELECT g AS id, repeat('x', g % 300) AS text, now() AS at FROM generate_series(1, 40000) g"
+    )
+    for command in (
+        fill.format("holes"), fill.format("whole"), "DELETE FROM holes WHERE id % 10 > 0", "ANALYZE holes, whole",
+    ):  # fmt: skip
+        psql(server, "--command=" + command)
+    try:
+        found, _errors = asked(server, database.QUERIES)
+        share = {row["table"]: row["bloat_bytes"] / row["bytes"] for row in found["bloat"]}
+        assert 0.8 < share["holes"] < 0.95 and share["whole"] < 0.1, share
+    finally:
+        psql(server, "--command=DROP TABLE holes, whole")
+
+
 def test_the_root_of_a_lock_tree_is_found_and_literals_are_hidden(server):
     holder = subprocess.Popen(
         ["psql", "--no-psqlrc", "--quiet"], env=server, text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL

@@ -42,7 +42,7 @@ QUIET = {
     },
     "database": {
         "statements_known": True, "slowest_on_average": [], "worst_dead_percent": 3.0, "invalid_indexes": [], "duplicate_indexes": [],
-        "rarely_used_indexes": [], "unindexed_keys": [], "tables": [{"table": "roster", "rows": 40000, "dead_rows": 900}],
+        "rarely_used_indexes": [], "unindexed_keys": [], "bloat": [], "tables": [{"table": "roster", "rows": 40000, "dead_rows": 900}],
     },
     "certificates": {"certificates": [
         {"name": "site", "file": "/x.crt", "days_left": 61.0, "shown": {"days_left": 61.0}},
@@ -117,6 +117,7 @@ MORE_FAULTS = [
         "indexes_missing",
         {"database": {"unindexed_keys": [{"table": "t", "constraint": "c", "bytes": 20000000}]}},
     ),
+    ("monthly", "bloat", {"database": {"bloat": [{"table": "t", "bytes": 300000000, "bloat_bytes": 200000000}]}}),
     ("monthly", "files", {"largest": {"complete": False}}),
     ("monthly", "accounts", {"accounts": {"users": {"active": 80, "unused": 4}}}),
 ]
