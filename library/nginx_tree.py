@@ -334,7 +334,7 @@ import subprocess
 import tempfile
 import time
 
-from ansible.module_utils.shiftmaster import webconfig
+from ansible.module_utils.shiftmaster import filestate, webconfig
 from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 # As in Debian's logrotate rule for /var/log/nginx.
@@ -429,18 +429,9 @@ def masked(text, other=None):
 
 
 def read_state(path, group=False):
-    """What a path is now: ("none",), ("link", target), ("file", bytes, mode[, group id]) or ("other",)."""
-    try:
-        info = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return ("none",)
-    if stat.S_ISLNK(info.st_mode):
-        return ("link", os.readlink(path))
-    if stat.S_ISREG(info.st_mode):
-        with open(path, "rb") as handle:
-            found = ("file", handle.read(), stat.S_IMODE(info.st_mode))
-            return found + (info.st_gid,) if group else found
-    return ("other",)
+    """What a path is now, of a file without its owner, or with its group alone."""
+    found = filestate.read_state(path)
+    return found[:3] + (found[4:] if group else ()) if found[0] == "file" else found
 
 
 def wanted_states(files, links, absent):
@@ -833,7 +824,7 @@ class Tree:
                         os.symlink(target, path)
             for path, wanted in self.wanted.items():
                 if path.startswith(root + "/"):
-                    self.place(copy + path[len(root) :], wanted)
+                    filestate.place_all({copy + path[len(root) :]: wanted})
             out = subprocess.run(
                 [p["binary"], "-t", "-q", "-c", copy + p["main_file"][len(root) :]],
                 stdout=subprocess.PIPE,
@@ -855,43 +846,6 @@ class Tree:
                     continue
 
     # -- changing ---------------------------------------------------------------------------------------------
-    @staticmethod
-    def prepare(path, state):
-        """Write a state under a hidden name beside its path and return that name (None for an absence)."""
-        if state[0] == "none":
-            return None
-        folder = os.path.dirname(path)
-        os.makedirs(folder, mode=0o755, exist_ok=True)
-        temporary = os.path.join(folder, ".%s.new" % os.path.basename(path))
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
-        if state[0] == "link":
-            os.symlink(state[1], temporary)
-            return temporary
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(state[1])
-            handle.flush()
-            if len(state) > 3:
-                os.fchown(handle.fileno(), -1, state[3])
-            os.fchmod(handle.fileno(), state[2])
-            os.fsync(handle.fileno())
-        return temporary
-
-    @classmethod
-    def place(cls, path, state):
-        cls.place_all({path: state})
-
-    @classmethod
-    def place_all(cls, states):
-        """All temporary files first, then nothing but renames: the mixed moment is as short as it can be."""
-        prepared = [(path, cls.prepare(path, state)) for path, state in states.items()]
-        for path, temporary in prepared:
-            if temporary is not None:
-                os.rename(temporary, path)
-            elif os.path.lexists(path):
-                os.unlink(path)
-
     def prove(self, master, old_workers):
         """Wait until what runs is what was written. None, or what is missing."""
         missing = "nothing was seen"
@@ -1050,12 +1004,12 @@ class Tree:
             os.makedirs(path, mode=0o755, exist_ok=True)
             os.chmod(path, mode)
         self.make_logs(logs)
-        self.place_all({path: self.wanted[path] for path in changes})
+        filestate.place_all({path: self.wanted[path] for path in changes})
         error = self.bring_up(action) if action != "none" else None
         if error:
             back = ""
             if changes:
-                self.place_all(changes)
+                filestate.place_all(changes)
                 again = self.bring_up("restart" if action == "start" else action, prove=False)
                 back = " The earlier files are back in place%s." % (", but: %s" % again if again else "")
             module.fail_json(msg="the %s of nginx did not take effect: %s.%s" % (action, error, back))

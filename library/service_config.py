@@ -441,6 +441,7 @@ import time
 from calendar import timegm
 
 from ansible.module_utils.shiftmaster import figures, points, webconfig
+from ansible.module_utils.shiftmaster.filestate import place_all, read_state
 from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 # Lost by a reboot, as the processes are whose state it describes.
@@ -462,52 +463,6 @@ class Refused(Exception):
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
-
-
-def read_state(path):
-    """What a path is now: ("none",), ("link", target), ("file", bytes, mode, uid, gid) or ("other",)."""
-    try:
-        info = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return ("none",)
-    if stat.S_ISLNK(info.st_mode):
-        return ("link", os.readlink(path))
-    if stat.S_ISREG(info.st_mode):
-        with open(path, "rb") as handle:
-            return ("file", handle.read(), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
-    return ("other",)
-
-
-def prepare(path, state):
-    """Write a state under a hidden name beside its path and return that name (None for an absence)."""
-    if state[0] == "none":
-        return None
-    folder = os.path.dirname(path)
-    os.makedirs(folder, mode=0o755, exist_ok=True)
-    temporary = os.path.join(folder, ".%s.new" % os.path.basename(path))
-    if os.path.lexists(temporary):
-        os.unlink(temporary)
-    if state[0] == "link":
-        os.symlink(state[1], temporary)
-        return temporary
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as handle:
-        handle.write(state[1])
-        handle.flush()
-        os.fchown(handle.fileno(), state[3], state[4])
-        os.fchmod(handle.fileno(), state[2])
-        os.fsync(handle.fileno())
-    return temporary
-
-
-def place_all(states):
-    """All temporary files first, then nothing but renames: the mixed moment is as short as it can be."""
-    prepared = [(path, prepare(path, state)) for path, state in states.items()]
-    for path, temporary in prepared:
-        if temporary is not None:
-            os.rename(temporary, path)
-        elif os.path.lexists(path):
-            os.unlink(path)
 
 
 def set_hash(items):

@@ -116,7 +116,6 @@ files:
 
 import datetime
 import json
-import os
 
 from ansible.module_utils.shiftmaster import checklist, findings
 from ansible.module_utils.shiftmaster.quiet import QuietModule
@@ -125,16 +124,7 @@ from ansible.module_utils.shiftmaster.quiet import QuietModule
 def argument_spec() -> dict:
     """Return what the module takes."""
     return {
-        "results": {
-            "type": "list",
-            "elements": "dict",
-            "required": True,
-            "options": {
-                "host": {"type": "str", "required": True},
-                "functions": {"type": "list", "elements": "str", "default": []},
-                "result": {"type": "dict", "required": True},
-            },
-        },
+        "results": findings.RESULTS_OPTION,
         "lines": {"type": "list", "elements": "dict", "required": True},
         "period": {"type": "str", "choices": list(checklist.PERIODS), "required": True},
         "language": {"type": "str", "choices": list(findings.LANGUAGES), "default": "ja"},
@@ -166,30 +156,20 @@ def fill_in(parameters: dict, made: datetime.datetime) -> dict:
     }
 
 
-def write(folder: str, answer: dict) -> list:
-    """Write the three forms, for their owner and his group."""
-    os.makedirs(folder, mode=0o750, exist_ok=True)
-    written = []
-    for name, content in (
-        ("checklist.txt", answer["text"] + "\n"),
-        ("checklist.json", json.dumps(answer["checklist"], ensure_ascii=False, indent=1) + "\n"),
-        ("checklist.html", answer["page"]),
-    ):
-        path = os.path.join(folder, name)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(content)
-        written.append(path)
-    return written
-
-
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
     answer = fill_in(module.params, datetime.datetime.now(datetime.timezone.utc))
     files, folder = [], module.params["folder"]
     if folder and not module.check_mode:
         try:
-            files = write(folder, answer)
+            files = findings.write(
+                folder,
+                {
+                    "checklist.txt": answer["text"] + "\n",
+                    "checklist.json": json.dumps(answer["checklist"], ensure_ascii=False, indent=1) + "\n",
+                    "checklist.html": answer["page"],
+                },
+            )
         except OSError as error:
             module.warn("The checklist could not be written: %s" % error)
     module.exit_json(changed=bool(folder), files=files, **answer)

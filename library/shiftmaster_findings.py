@@ -130,7 +130,6 @@ bundle_list:
 
 import datetime
 import json
-import os
 
 from ansible.module_utils.shiftmaster import findings, findings_report
 from ansible.module_utils.shiftmaster.diagnose_setting import AREAS
@@ -140,16 +139,7 @@ from ansible.module_utils.shiftmaster.quiet import QuietModule
 def argument_spec() -> dict:
     """Return what the module takes."""
     return {
-        "results": {
-            "type": "list",
-            "elements": "dict",
-            "required": True,
-            "options": {
-                "host": {"type": "str", "required": True},
-                "functions": {"type": "list", "elements": "str", "default": []},
-                "result": {"type": "dict", "required": True},
-            },
-        },
+        "results": findings.RESULTS_OPTION,
         "rules": {"type": "list", "elements": "dict", "required": True},
         "area": {"type": "str", "choices": [*AREAS, "all"], "default": "all"},
         "language": {"type": "str", "choices": list(findings.LANGUAGES), "default": "en"},
@@ -184,19 +174,6 @@ def judge(parameters: dict, made: datetime.datetime) -> tuple:
     return answer, files
 
 
-def write(folder: str, files: dict) -> list:
-    """Write files for their owner alone: hosts, programs and statements are nobody else's business."""
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    written = []
-    for name, content in files.items():
-        path = os.path.join(folder, name)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content if isinstance(content, bytes) else content.encode())
-        written.append(path)
-    return written
-
-
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
     made = datetime.datetime.now(datetime.timezone.utc)
@@ -206,7 +183,7 @@ def main():
         files["diagnosis-bundle.tar.gz"] = content
     if files and not module.check_mode:
         try:
-            answer["files"] = write(module.params["folder"], files)
+            answer["files"] = findings.write(module.params["folder"], files)
         except OSError as error:
             answer["not_written"] = "The report could not be written: %s" % error
             module.warn(answer["not_written"])

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from typing import Optional
 
@@ -327,3 +328,31 @@ def failing(findings: list, fail_on: str) -> list:
     """Return the findings that make a run fail: fail_on is critical, warning or never."""
     limit = {"critical": 1, "warning": 2, "never": 0}[fail_on]
     return [finding for finding in findings if finding["severity"] in SEVERITIES[:limit]]
+
+
+# --- what the modules on the controller share ------------------------------------------------------------------------
+
+# What the task with shiftmaster_diagnose has registered on each host.
+RESULTS_OPTION = {
+    "type": "list",
+    "elements": "dict",
+    "required": True,
+    "options": {
+        "host": {"type": "str", "required": True},
+        "functions": {"type": "list", "elements": "str", "default": []},
+        "result": {"type": "dict", "required": True},
+    },
+}
+
+
+def write(folder: str, files: dict) -> list:
+    """Write {name: text or bytes} for their owner alone: hosts, programs and statements are nobody else's business."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    written = []
+    for name, content in files.items():
+        path = os.path.join(folder, name)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content if isinstance(content, bytes) else content.encode())
+        written.append(path)
+    return written

@@ -453,7 +453,7 @@ def test_a_file_with_a_group_differs_where_only_the_group_does(tree, tmp_path):
     assert wanted[str(path)][3] == tree.group_ids(["daemon"])["daemon"]
     assert tree.read_state(str(path), group=True) == ("file", b"x", 0o640, mine) != wanted[str(path)]
     assert tree.read_state(str(path)) == ("file", b"x", 0o640)
-    tree.Tree.place(str(path), ("file", b"y", 0o600, mine))
+    tree.filestate.place_all({str(path): ("file", b"y", 0o600, mine)})
     assert tree.read_state(str(path), group=True) == ("file", b"y", 0o600, mine)
 
 
@@ -493,9 +493,9 @@ def test_states_are_placed_and_read_back(tree, tmp_path):
     Path(gone).write_text("x")
     wanted = {file: ("file", b"text", 0o640), link: ("link", "new/file"), gone: ("none",)}
     before = {path: tree.read_state(path) for path in wanted}
-    tree.Tree.place_all(wanted)
+    tree.filestate.place_all(wanted)
     assert {path: tree.read_state(path) for path in wanted} == wanted
-    tree.Tree.place_all(before)
+    tree.filestate.place_all(before)
     assert {path: tree.read_state(path) for path in wanted} == before
     assert [path.name for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
 
