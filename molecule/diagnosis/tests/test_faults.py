@@ -350,6 +350,21 @@ def test_a_full_disk_on_the_same_host_as_a_stopped_database(operations):
         mended(operations, "rm -f /mnt/small/data; systemctl start redis-server")
 
 
+def test_three_parts_that_hang_keep_nobody_waiting(operations, facts):
+    """Database, Redis and the worker answer nothing; all three are named, within the time that one may take."""
+    units = ["'postgresql@*'", "redis-server", f"shiftmaster-worker@{facts['colour']}"]
+    for unit in units:
+        operations.shell(f"systemctl kill --signal=STOP {unit}")
+    try:
+        _code, report, output = diagnose(operations)
+    finally:
+        for unit in units:
+            operations.shell(f"systemctl kill --signal=CONT {unit}")
+        mended(operations, "sleep 3; systemctl restart shiftmaster")
+    assert {"DatabaseHangs", "RedisHangs", "WorkerFrozen"} <= set(names(report)[:4]), output[-5000:]
+    assert seconds(report) <= 15.5
+
+
 def test_nothing_is_found_on_a_healthy_host_under_load(operations):
     """20 runs; what is found is printed."""
     false, times = [], []
