@@ -177,6 +177,18 @@ def health(operations: Operations) -> None:
             row("health of a host, all checks together", f"{found['seconds']:.2f} s", f"<= {slowest + 1:.2f} s")
 
 
+def diagnosis(operations: Operations) -> None:
+    with tempfile.TemporaryDirectory() as reports:
+        run = operations.run("playbooks/diagnose.yml", report_dir=reports)
+        row("diagnose.yml, whole", seconds(run))
+        try:
+            (host,) = json.loads((Path(reports) / "diagnosis.json").read_text())["hosts"]
+        except (OSError, ValueError):
+            row("diagnosis of the host", "no report")
+            return
+        row("diagnosis of a healthy host", f"{host['seconds']:.2f} s", "<= 5 s")
+
+
 def apart() -> None:
     """Give the host the first processor, everyone else the second; start the container that the load runs in."""
     docker("update", "--cpuset-cpus", "0", HOST)
@@ -298,6 +310,11 @@ def fleet(folder: Path, core: Operations) -> None:
     for count, wanted in ((1, ""), (4, "<= 1.6 of one"), (8, "<= 2.5 of one")):
         ratio = f" = {times[count] / times[1]:.2f}" if wanted else ""
         row(f"deploy.yml --tags release, nothing to change, {count} host(s)", f"{times[count]:.1f} s{ratio}", wanted)
+    one, eight = (
+        sorted(of(count).run("playbooks/diagnose.yml", diagnose_fail_on="never").seconds for _ in range(3))[1]
+        for count in (1, 8)
+    )
+    row("diagnose.yml, 8 application hosts", f"{eight:.1f} s = {eight / one:.2f}", "<= 2.5 of one")
     # The others' connections are not this measurement's.
     subprocess.run(["docker", "rm", "--force", "--volumes", *APPS[4:]], check=True, capture_output=True)
     four = of(4)
@@ -324,6 +341,7 @@ def main() -> int:
         try:
             controller(operations)
             health(operations)
+            diagnosis(operations)
             operations.rollback(to="2.0.0", schema="reverse") if operations.serves() != "2.0.0" else None
             apart()
             latency(operations)
