@@ -82,6 +82,28 @@ def test_a_flipped_bit_outside_is_found(backups, outside):
         backups.shell(f"cp -p /root/kept {path}")
 
 
+def test_a_store_of_s3(operations, backups, outside):
+    """On a stand-in for such a store (moto)."""
+    backups.shell("apt-get -qy install --no-install-recommends python3-moto >/dev/null", timeout=900)
+    backups.shell("systemd-run --quiet --unit=store python3 -m moto.server -H 127.0.0.1 -p 5005; sleep 8")
+    options = {
+        "backup_offsite_repository": "s3:http://localhost:5005/shiftmaster",
+        "vault_backup_offsite_password": PASSWORD,
+        "vault_backup_offsite_access_key": "key-of-the-store",
+        "vault_backup_offsite_secret_key": "secret-of-the-store",
+    }
+    try:
+        run = operations.run("deploy.yml", *ROLE, **options)
+        assert run.code == 0, run.output[-4000:]
+        manifest = backups.run(only="files")
+        assert "restored and compared" in manifest["parts"]["files"]["offsite"]
+        assert "secret-of-the-store" not in backups.log()
+    finally:
+        backups.shell("systemctl stop store")
+        run = operations.run("deploy.yml", *ROLE, **outside)
+    assert run.code == 0, run.output[-4000:]
+
+
 def test_no_secret_of_the_store_is_where_others_read(backups, outside):
     for name in ("offsite.password", "offsite.key", "offsite.json"):
         assert backups.shell(f"stat -c '%a %U' /etc/shiftmaster-backup/{name}").strip() == "600 root"
