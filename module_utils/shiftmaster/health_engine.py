@@ -279,6 +279,9 @@ def telling(unwell_now: dict, told: dict, now: datetime.datetime, again_seconds:
     before, seconds = set(told.get("unwell") or []), now.timestamp()
     if not unwell_now:
         return {"status": "succeeded" if before else "", "told": {}}
-    if set(unwell_now) - before or seconds - float(told.get("at") or 0) >= again_seconds:
+    if seconds - float(told.get("at") or 0) >= again_seconds:
+        # What has been mended since the last time is news again when it comes back.
+        return {"status": "failed", "told": {"unwell": sorted(unwell_now), "at": int(seconds)}}
+    if set(unwell_now) - before:
         return {"status": "failed", "told": {"unwell": sorted(before | set(unwell_now)), "at": int(seconds)}}
     return {"status": "", "told": told}

@@ -688,6 +688,7 @@ def test_people_are_told_once_again_after_hours_of_more_and_of_the_end():
     assert at(20, "b") == "" and at(25, "a", "b") == ""
     assert at(15 + 239, "b") == ""
     assert at(15 + 240, "b") == "failed"
+    assert at(260, "a", "b") == "failed"
     assert at(300) == "succeeded"
     assert at(305) == ""
     assert at(310, "a") == "failed"
