@@ -227,7 +227,8 @@ class Operations:
 FINGERPRINT = r"""
 left_out=""
 for path in /proc /sys /run /tmp /var/tmp /var/log /dev /var/lib/postgresql /var/lib/redis /var/lib/apt /var/cache \
-  /root/.ansible /var/lib/systemd /var/lib/chrony /var/lib/logrotate /var/lib/private /var/lib/shiftmaster-beat; do
+  /root/.ansible /var/lib/systemd /var/lib/chrony /var/lib/logrotate /var/lib/private /var/lib/shiftmaster-beat \
+  /var/backups/shiftmaster/pgbackrest/archive; do
   left_out="$left_out -path $path -o"
 done
 find / -xdev \( $left_out -name operation.lock \) -prune -o \

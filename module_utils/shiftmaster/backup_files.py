@@ -67,6 +67,14 @@ class Restic:
         done = self.run("restic snapshots", "snapshots", "--json", *["--tag=%s" % tag for tag in tags])
         return json.loads(done.stdout or "[]")
 
+    def full_id(self, part: str, run_id: str) -> str:
+        """The whole id of what a run has saved of a part, "" where it is not there.
+
+        A snapshot that was copied has another id than the manifest says, and restic 0.14 says the short one.
+        """
+        found = self.snapshots("%s,run=%s" % (part, run_id))
+        return found[-1]["id"] if found else ""
+
     def backup(self, part: dict, run_id: str, tag: str = "") -> dict:
         """Save a part's paths; returns restic's summary. Raises BackupError where one of them is missing."""
         paths = required(part, [path for path in part["paths"] if os.path.lexists(path)])
@@ -119,14 +127,14 @@ class Restic:
             if len(chosen) < SAMPLE_FILES and size + length <= SAMPLE_BYTES:
                 chosen.append(path)
                 size += length
+        # What a killed run has left.
+        shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder, mode=0o700)
         try:
-            listed = os.path.join(folder, "list")
-            with open(listed, "w", encoding="utf-8") as stream:
-                # A pattern, in which these mean something.
-                stream.writelines("".join("\\" + c if c in "\\*?[]" else c for c in path) + "\n" for path in chosen)
+            # Patterns, in which these mean something. Restic 0.14 reads no file of them.
+            wanted = ["--include=" + "".join("\\" + c if c in "\\*?[]" else c for c in path) for path in chosen]
             target = os.path.join(folder, "files")
-            self.run("restic restore", "restore", snapshot, "--target", target, "--include-file", listed)
+            self.run("restic restore", "restore", snapshot, "--target", target, *wanted)
             same = changed = 0
             for path in chosen:
                 copy = target + path
@@ -176,13 +184,27 @@ def pulled(host: Host, name: str, source: str) -> str:
     return os.path.join(host.folder, "pulled", name, source)
 
 
-def pull(host: Host, source: dict, part: dict) -> str:
-    """Copy a part of another host here; returns the folder."""
-    ssh = [
+def ssh_words(host: Host) -> list:
+    """How other hosts are reached: never a question, never an unknown host."""
+    return [
         "ssh", "-i", host.options["pull_key"], "-o", "BatchMode=yes", "-o", "ConnectTimeout=20",
-        "-o", "ServerAliveInterval=15", "-o", "StrictHostKeyChecking=yes",
+        "-o", "ServerAliveInterval=15", "-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR",
         "-o", "UserKnownHostsFile=%s" % host.options["known_hosts"],
     ]  # fmt: skip
+
+
+def ask_lock(host: Host, source: dict) -> str:
+    """The lock of deploys of another host; "" where there is none, or the host cannot be asked."""
+    try:
+        words = (*ssh_words(host), "shiftmaster-backup@%s" % source["address"], "lock")
+        return host.run("asking %s for a deploy" % source["name"], *words, timeout=60).stdout
+    except BackupError:
+        return ""
+
+
+def pull(host: Host, source: dict, part: dict) -> str:
+    """Copy a part of another host here; returns the folder."""
+    ssh = ssh_words(host)
     who = "shiftmaster-backup@%s" % source["address"]
     what = "reading %s of %s" % (part["name"], source["name"])
     there = required(part, json.loads(host.run(what, *ssh, who, "paths", timeout=120).stdout))

@@ -189,14 +189,22 @@ def alone(host: Host, operation: str, wait_seconds: float):
         os.close(descriptor)
 
 
-def deploy_that_runs(path: str) -> str:
-    """Who holds the lock of deploys, "" where nobody does. path: where role shiftmaster keeps it."""
+def read_lock(path: str) -> str:
+    """The lock of deploys as role shiftmaster keeps it; "" where there is none."""
     try:
         with open(path, encoding="utf-8") as stream:
-            holder = json.load(stream)
+            return stream.read()
+    except (OSError, ValueError):
+        return ""
+
+
+def deploy_of(text: str) -> str:
+    """Who holds a lock of deploys, by its content; "" where nobody does."""
+    try:
+        holder = json.loads(text)
         if float(holder.get("expires", 0)) > time.time():
             return "%s by %s" % (holder.get("operation", "a deploy"), holder.get("owner", "somebody"))
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError):
         pass
     return ""
 

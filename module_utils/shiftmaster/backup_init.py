@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from . import backup_catalogue as catalogue
 from . import backup_manifest as manifests
 from .backup_files import Restic, names_of_parts
@@ -11,6 +13,10 @@ from .backup_host import BackupError, Host
 HEARTBEAT_SQL = """
 CREATE TABLE IF NOT EXISTS heartbeat (one boolean PRIMARY KEY DEFAULT true CHECK (one), at timestamptz NOT NULL);
 INSERT INTO heartbeat (at) VALUES (now()) ON CONFLICT (one) DO UPDATE SET at = now();
+"""
+FORGET_SLOT_SQL = """
+WITH unused AS (SELECT slot_name FROM pg_replication_slots WHERE slot_name = 'shiftmaster_backup' AND NOT active)
+SELECT slot_name, pg_drop_replication_slot(slot_name) FROM unused
 """
 
 
@@ -28,6 +34,10 @@ def init(host: Host) -> list:
             made.append("stanza %s" % host.stanza)
         elif stanza.code not in (catalogue.OK, catalogue.NO_BACKUP):
             raise BackupError("the repository of the database is not well: %s" % catalogue.verdict_info(stanza))
+    if host.database["databases"] and not host.options["wal_receive"]:
+        # What nobody receives is kept by the database until its limit.
+        with contextlib.suppress(BackupError):
+            made += ["slot %s removed" % row[0] for row in host.ask(FORGET_SLOT_SQL, timeout=60)]
     if names_of_parts(host) and Restic(host).init():
         made.append("repository of files")
     return made

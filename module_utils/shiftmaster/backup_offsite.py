@@ -24,6 +24,8 @@ SFTP = re.compile(r"sftp:(?P<who>[^:/@]+@[^:/]+):(?P<path>/.*)")
 NONE_THERE = re.compile(r"unable to open config file: .*(does not exist|no such file)")
 # Each day so much of it is read; all of it within a month.
 SLICES = 30
+# A slow line has its time.
+FETCH_SECONDS = 7 * 86400
 
 
 def ssh_command(offsite: dict) -> str:
@@ -35,9 +37,19 @@ def ssh_command(offsite: dict) -> str:
         [
             "ssh", "-i", offsite["ssh_key_file"], "-p", str(offsite["ssh_port"]), "-o BatchMode=yes",
             "-o ConnectTimeout=20 -o ServerAliveInterval=15 -o IdentitiesOnly=yes -o StrictHostKeyChecking=yes",
+            # Restic passes on whatever it says, a banner too.
+            "-o LogLevel=ERROR",
             "-o UserKnownHostsFile=%s" % offsite["known_hosts_file"], found["who"], "-s sftp",
         ]
     )  # fmt: skip
+
+
+def fetched_at(host: Host) -> float:
+    """When the backups of this host were fetched from outside, 0 where they were not."""
+    try:
+        return os.path.getmtime(os.path.join(host.options["state"], "offsite", "fetched"))
+    except OSError:
+        return 0.0
 
 
 class Offsite(Restic):
@@ -79,7 +91,11 @@ class Offsite(Restic):
             self.run("copying snapshots outside", "copy")
         staged = self.stage(manifest)
         trees = [path for path in (os.path.join(self.host.folder, name) for name in TREES) if os.path.isdir(path)]
-        part = {"name": "the repository of the database", "paths": [*trees, staged], "exclude": ["*.part", "*.lock"]}
+        part = {
+            "name": "the repository of the database",
+            "paths": [*trees, staged],
+            "exclude": ["*.part", "*.lock", "*.tmp"],
+        }
         summary = self.backup(part, manifest["run_id"], "database")
         seen = self.compare(summary["snapshot_id"], os.path.join(self.host.options["scratch"], "offsite"))
         slice_ = manifests.seconds_of(manifest["started"]) // 86400 % SLICES + 1
@@ -104,7 +120,9 @@ class Offsite(Restic):
     def fetch(self, run_id: str) -> list:
         """Bring everything back to a host that has no backups; returns what was brought. Raises BackupError."""
         state = os.path.join(self.host.options["state"], "offsite")
-        begun = os.path.join(state, "fetching")
+        begun, ended = os.path.join(state, "fetching"), os.path.join(state, "fetched")
+        if os.path.exists(ended):
+            return []
         if not os.path.exists(begun):
             self.require_nothing()
         tags = "database" if run_id == "latest" else "database,run=%s" % run_id
@@ -119,12 +137,12 @@ class Offsite(Restic):
         with open(begun, "w", encoding="utf-8") as stream:
             stream.write(newest["id"])
         try:
-            self.run("fetching", "restore", newest["id"], "--target", staging)
+            self.run("fetching", "restore", newest["id"], "--target", staging, timeout=FETCH_SECONDS)
             brought = self.put_in_place(staging, os.path.join(state, "manifests"))
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         self.bring_snapshots()
-        os.unlink(begun)
+        os.rename(begun, ended)
         return brought + ["files and configuration"]
 
     def require_nothing(self) -> None:
@@ -167,4 +185,5 @@ class Offsite(Restic):
             RESTIC_FROM_PASSWORD_FILE=self.env["RESTIC_PASSWORD_FILE"],
         )
         if ids:
-            self.host.run("copying snapshots back", "restic", "--quiet", *self.words, "copy", *ids, env=env)
+            words = ("restic", "--quiet", *self.words, "copy", *ids)
+            self.host.run("copying snapshots back", *words, env=env, timeout=FETCH_SECONDS)

@@ -82,6 +82,11 @@ def mark(host: Host, run: str) -> Mark:
 
 def wait_until_archived(host: Host, end: Mark, seconds: float) -> None:
     """Wait until the segment of the restore point is in the archive."""
+    wait_for_segment(host, end.segment, seconds)
+
+
+def wait_for_segment(host: Host, segment: str, seconds: float) -> None:
+    """Wait until a segment is in the archive; raises BackupError where it does not come."""
     deadline = time.monotonic() + seconds
     while True:
         done, failed, said = host.ask(
@@ -89,12 +94,12 @@ def wait_until_archived(host: Host, end: Mark, seconds: float) -> None:
             "coalesce(last_archived_time, '-infinity'), false) FROM pg_stat_archiver"
         )[0]
         # Timelines only grow, and so do the names of segments; a file of history is none.
-        if re.match(r"[0-9A-F]{24}$", done) and done >= end.segment:
+        if re.match(r"[0-9A-F]{24}$", done) and done >= segment:
             return
         if time.monotonic() >= deadline:
             raise BackupError(
                 "the WAL segment %s was not archived within %d s (last one: %s%s)"
-                % (end.segment, seconds, done or "none", ", failing: " + failed if said == "t" else "")
+                % (segment, seconds, done or "none", ", failing: " + failed if said == "t" else "")
             )
         time.sleep(0.5)
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from calendar import timegm
 
 from . import backup_archive, notify_send
 from . import backup_manifest as manifests
@@ -95,12 +97,20 @@ def write_metrics(host: Host) -> None:
 
 
 def next_run(host: Host):
-    """When this host's timer starts the next one, None where it has none."""
+    """When this host's timer starts the next one, None where it has none.
+
+    The timer itself does not say it while its service runs, so its calendar is asked.
+    """
     try:
-        words = ("systemctl", "list-timers", "--all", "--output=json", "shiftmaster-backup.timer")
-        found = json.loads(host.run("systemctl", *words, timeout=20).stdout)
-        return found[0]["next"] // 1000000 or None
-    except (BackupError, ValueError, LookupError, TypeError):
+        unit = "shiftmaster-backup.timer"
+        host.run("systemctl", "systemctl", "is-enabled", "--quiet", unit, timeout=20)
+        shown = host.run("systemctl", "systemctl", "show", "--property=TimersCalendar", unit, timeout=20).stdout
+        calendar = re.search(r"OnCalendar=(.*?) ;", shown).group(1)
+        words = ("systemd-analyze", "calendar", calendar)
+        said = host.run(words[0], *words, env=dict(os.environ, TZ="UTC", LC_ALL="C.UTF-8"), timeout=20).stdout
+        moment = re.search(r"Next elapse: \w+ (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC", said).group(1)
+        return timegm(time.strptime(moment, "%Y-%m-%d %H:%M:%S"))
+    except (BackupError, ValueError, AttributeError):
         return None
 
 

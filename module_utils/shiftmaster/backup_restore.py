@@ -22,8 +22,10 @@ from .backup_files import Restic, part_of, pulled, sources
 from .backup_host import BackupError, Host, alone, make_folder, tail
 from .backup_target import Plan, TargetError, choose, snapshot
 
-# A standby that has restored no segment for so long is at the end of what there is.
+# A standby that has restored no segment for so long is at the end of what there is: behind the archive's last one, and
+# before it, where one segment may take its time.
 STILL_SECONDS = 20
+SLOW_SECONDS = 300
 
 
 def plan(host: Host, request: dict) -> dict:
@@ -43,7 +45,7 @@ def plan(host: Host, request: dict) -> dict:
                 ", its test restore took %d s" % chosen.seconds if chosen.seconds else "",
             )  # fmt: skip
             # Beyond the archive there is what was received of the WAL, of a host that is lost.
-            result["received"] = len(received(host)) if request["target"] == "latest" else 0
+            result["received"] = len(received(host))
             if chosen.until is not None:
                 result["lost"] = "what was entered in the last %s" % lasting(time.time() - chosen.until)
             else:
@@ -144,6 +146,7 @@ def database_here(host: Host, request: dict) -> dict:
                     "promoting the database", os.path.join(host.bin, "pg_ctl"), "--pgdata", data, "--wait", "promote"
                 )
             _wait_for_end_of_recovery(host, data)
+            _archive_received(host, data, request.get("received_folder", ""))
         except BaseException:
             # What was there is worth more than half of what was to come; where it was not set aside, it is still there.
             host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
@@ -161,14 +164,17 @@ def database_here(host: Host, request: dict) -> dict:
 def _wait_for_end_of_archive(host: Host, request: dict, log: str, behind: int) -> None:
     """Wait until a standby has read all that there is; refuse an end that comes too early."""
     seen, since, deadline = None, time.monotonic(), time.monotonic() + _limit(host)
-    while time.monotonic() - since < STILL_SECONDS:
+    last = request.get("last_segment", "")
+    while time.monotonic() - since < (STILL_SECONDS if not last or last in (seen or ()) else SLOW_SECONDS):
         if time.monotonic() > deadline:
             raise BackupError("the restored database did not end its recovery within %d s" % _limit(host))
         with open(log, encoding="utf-8", errors="replace") as stream:
             stream.seek(behind)
             text = stream.read()
         now = set(re.findall(r'restored log file "(\w+)"', text))
-        if re.search(r"\b(FATAL|PANIC):  (?!the database system is)", text):
+        # Those of sessions have their user before them, and are their own.
+        own = [line for line in text.splitlines() if "[user=" not in line]
+        if any(re.search(r"\b(FATAL|PANIC):  (?!the database system is)", line) for line in own):
             raise BackupError("the restored database does not come up: %s" % tail(text))
         if now != seen:
             seen, since = now, time.monotonic()
@@ -227,6 +233,20 @@ def _from_received(host: Host, data: str, folder: str) -> list:
     return ["--recovery-option=restore_command=%s" % " || ".join([archive, *copies])]
 
 
+def _archive_received(host: Host, data: str, folder: str) -> None:
+    """Bring received segments into the archive. Raises nothing: the data are there, the next run says what is missing.
+
+    PostgreSQL takes what it has restored for archived, and the archive would keep a gap.
+    """
+    for name in sorted(os.listdir(folder)) if folder else ():
+        if re.fullmatch(r"[0-9A-F]{24}", name):
+            path = os.path.join(folder, name)
+            try:
+                host.pgbackrest("archiving %s" % name, "--pg1-path=%s" % data, "archive-push", path)
+            except BackupError as error:
+                host.log("received WAL was not archived: %s" % error)
+
+
 def _fetch(host: Host, chosen: Plan, data: str, *more: str) -> None:
     host.pgbackrest(
         "pgbackrest restore",
@@ -262,11 +282,20 @@ def _wait_for_end_of_recovery(host: Host, data: str) -> None:
 
 
 def _beside(host: Host, chosen: Plan) -> tuple:
-    """How far a restore beside the database goes: with the latest, also through what was received of the WAL."""
-    if chosen.arguments or not received(host):
-        return chosen.arguments
+    """How far a restore beside the database goes: also through what is not in the archive yet."""
+    _archive_until_now(host)
+    if not received(host):
+        return tuple(chosen.arguments)
     data = os.path.join(host.options["scratch"], "restore", "data")
-    return tuple(_from_received(host, data, os.path.join(host.folder, "wal")))
+    return (*_from_received(host, data, os.path.join(host.folder, "wal")), *chosen.arguments)
+
+
+def _archive_until_now(host: Host) -> None:
+    """Close the segment that is being written, where the database answers: a moment just past can be reached then."""
+    with contextlib.suppress(BackupError):
+        host.ask("SELECT pg_switch_wal() FROM pg_logical_emit_message(true, 'shiftmaster-backup', '')", timeout=30)
+        segment = host.ask("SELECT pg_walfile_name(pg_current_wal_lsn() - 1)", timeout=30)[0][0]
+        proof.wait_for_segment(host, segment, host.options["archive_timeout_seconds"])
 
 
 def database_scratch(host: Host, request: dict) -> dict:
@@ -328,7 +357,8 @@ def files(host: Host, request: dict, part: str) -> dict:
         kept = ""
         if into == "/":
             kept = restic.backup(options, request["id"], "before-restore")["snapshot_id"]
-        there = [path for path, _size in restic.files(request[part]["label"])]
+        label = restic.full_id(part, request[part]["run"]) or request[part]["label"]
+        there = [path for path, _size in restic.files(label)]
         chosen = [
             path for path in there
             if not paths or any(path == below + one or path.startswith(below + one.rstrip("/") + "/") for one in paths)
@@ -336,14 +366,29 @@ def files(host: Host, request: dict, part: str) -> dict:
         if not chosen:
             raise BackupError("the backup holds nothing of %s" % ", ".join(paths))
         os.makedirs(into, mode=0o700, exist_ok=True)
-        include = [word for path in paths for word in ("--include", re.sub(r"([\\*?\[\]])", r"\\\1", path))]
-        restic.run(
-            "restic restore", "restore", request[part]["label"] + ":" * bool(of) + below, "--target", into, *include
-        )
-        answer = {"restored": "%d files" % len(chosen), "into": into, "kept": kept, "paths": paths}
-        if of:
+        include = ["--include=" + re.sub(r"([\\*?\[\]])", r"\\\1", below + path) for path in paths]
+        # What is of another host lies below its copy's folder, in the snapshot and where it is restored.
+        restic.run("restic restore", "restore", label, "--target", into, *include)
+        answer = {
+            "restored": "%d files" % len(chosen),
+            "into": into + below if of else into,
+            "kept": kept,
+            "paths": paths,
+        }
+        if of and not request.get("into"):
+            # By numbers: this host may have other names for them.
             answer["archive"] = into + ".tar"
-            host.run("packing files", "tar", "--create", "--file", answer["archive"], "--directory", into, ".")
+            words = [
+                "tar",
+                "--create",
+                "--numeric-owner",
+                "--file",
+                answer["archive"],
+                "--directory",
+                into + below,
+                ".",
+            ]
+            host.run("packing files", *words, into + below, ".")
             shutil.rmtree(into)
     return answer
 

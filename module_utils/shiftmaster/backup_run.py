@@ -19,9 +19,9 @@ from . import backup_manifest as manifests
 from . import backup_proof as proof
 from . import backup_report as report
 from . import backup_verdicts as verdicts
-from .backup_files import Restic, names_of_parts, part_of, pulled, sha256, sources
-from .backup_host import RUN, BackupError, Host, alone, deploy_that_runs, make_folder
-from .backup_offsite import Offsite
+from .backup_files import Restic, ask_lock, names_of_parts, part_of, pulled, sha256, sources
+from .backup_host import RUN, BackupError, Host, alone, deploy_of, make_folder, read_lock
+from .backup_offsite import Offsite, fetched_at
 from .backup_prune import prune
 
 SIZE_SQL = """
@@ -123,12 +123,11 @@ class Run:
 
     def wait_for_deploy(self) -> None:
         """A deploy changes code and schema: what is saved shall be one of the two, not both."""
-        path = self.host.options["deploy_lock"]
-        if not path or self.request.get("within_deploy"):
+        if self.request.get("within_deploy"):
             return
         deadline, told = time.monotonic() + self.host.options["lock_wait_seconds"], ""
         while True:
-            holder = deploy_that_runs(path)
+            holder = self.deploy_that_runs()
             if not holder:
                 return
             if time.monotonic() >= deadline:
@@ -137,6 +136,13 @@ class Run:
                 told = holder
                 self.host.log("waiting for %s" % holder)
             time.sleep(1)
+
+    def deploy_that_runs(self) -> str:
+        """Who deploys, on this host or on one that is read; "" where nobody does."""
+        path = self.host.options["deploy_lock"]
+        texts = [read_lock(path)] if path else []
+        texts += [ask_lock(self.host, source) for source, _part in sources(self.host, "files")]
+        return next(filter(None, map(deploy_of, texts)), "")
 
     def one(self, part: str) -> None:
         manifests.start(self.manifest, part, time.time())
@@ -233,7 +239,7 @@ class Run:
         blocking = [one.what for one in said.problems if not one.where and one.code != "no_backup"]
         if blocking:
             raise BackupError("; ".join(blocking))
-        wish = self.request.get("kind", "auto")
+        wish = "full" if self.fetched_since() else self.request.get("kind", "auto")
         kind, why = backup_plan.kind_today(
             stanza,
             manifests.proofs(self.history.manifests),
@@ -283,6 +289,11 @@ class Run:
             "rows": rows,
             "tools": self.versions(),
         }
+
+    def fetched_since(self) -> bool:
+        """Whether the backups came from outside since the last good one: then WAL of between is missing."""
+        last = self.last("database")
+        return fetched_at(self.host) > (manifests.seconds_of(last["ended"]) if last else 0)
 
     def failed_backups(self) -> list:
         """Labels of runs that failed behind their backup: nothing is built upon one that nobody has proven."""
@@ -359,14 +370,16 @@ class Run:
         place = os.path.join(self.host.folder, "logical", self.run_id)
         shutil.rmtree(place + ".part", ignore_errors=True)
         os.makedirs(place + ".part", mode=0o700)
+        # Before 16 there is gzip alone.
+        compression = "zstd:3" if int(self.host.database["version"]) >= 16 else "6"
         jobs, checksums, size = "--jobs=%d" % self.host.options["process_max"], {}, 0
         try:
             for name in self.host.database["databases"]:
                 dump = os.path.join(place + ".part", name)
                 self.host.run(
                     "pg_dump of %s" % name,
-                    os.path.join(self.host.bin, "pg_dump"), "--no-password", "--format=directory", "--compress=zstd:3",
-                    jobs, "--lock-wait-timeout=60s", "--file", dump, name,
+                    os.path.join(self.host.bin, "pg_dump"), "--no-password", "--format=directory",
+                    "--compress=%s" % compression, jobs, "--lock-wait-timeout=60s", "--file", dump, name,
                     env=self.host.environment(name),
                 )  # fmt: skip
                 restore = os.path.join(self.host.bin, "pg_restore")
@@ -403,7 +416,7 @@ class Run:
         part = part_of(self.host, name)
         self.restic.unlock()
         summary = self.restic.backup(part, self.run_id)
-        snapshot = summary["snapshot_id"]
+        snapshot = self.restic.full_id(name, self.run_id) or summary["snapshot_id"]
         self.seen(name, "compared", self.restic.compare(snapshot, os.path.join(self.host.options["scratch"], name)))
         self.seen(name, "read", self.restic.check())
         return {

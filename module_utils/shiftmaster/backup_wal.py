@@ -131,7 +131,8 @@ def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, fold
             segments[place] = time
         elif history:
             known.add(int(history.group(1), 16))
-        elif not _ELSE.match(name):
+        # What is being written, or was when a host died.
+        elif not _ELSE.match(name) and not name.endswith(".pgbackrest.tmp"):
             odd.append(path)
     return Archive(
         segments,

@@ -38,6 +38,7 @@ POINTS = (
 BACKUP_POINTS = (
     "backup_marked",  # the restore point is written, and not yet archived
     "backup_proof",  # the backup is restored and runs in the scratch folder
+    "backup_offsite",  # everything is good here, and not yet outside
     "restore_database",  # what was there is set aside, and nothing is restored
 )
 

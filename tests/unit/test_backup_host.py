@@ -119,10 +119,10 @@ def test_a_holder_that_is_killed_leaves_no_lock(host, holder):
 def test_a_deploy_is_seen_until_its_lock_expires(tmp_path):
     path = tmp_path / "lock.json"
     path.write_text(json.dumps({"operation": "deploy", "owner": "sato", "expires": time.time() + 60}))
-    assert host_module.deploy_that_runs(str(path)) == "deploy by sato"
+    assert host_module.deploy_of(host_module.read_lock(str(path))) == "deploy by sato"
     path.write_text(json.dumps({"operation": "deploy", "owner": "sato", "expires": time.time() - 1}))
-    assert host_module.deploy_that_runs(str(path)) == ""
-    assert host_module.deploy_that_runs(str(tmp_path / "none")) == ""
+    assert host_module.deploy_of(host_module.read_lock(str(path))) == ""
+    assert host_module.deploy_of(host_module.read_lock(str(tmp_path / "none"))) == ""
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------

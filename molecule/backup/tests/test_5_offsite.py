@@ -125,6 +125,15 @@ def test_a_host_that_has_lost_its_backups_fetches_them(operations, backups, outs
     assert found[last["run_id"]] == "succeeded"
     run = operations.run("playbooks/restore.yml", into="scratch", target=last["run_id"], timeout=1800)
     assert run.code == 0 and run.says("pg_amcheck", "rows"), run.output[-3000:]
-    # Backups go on, and what is old stays readable.
-    backups.run()
+    # Files, too: a copied snapshot has another id than the manifest says.
+    path = "/var/www/shiftmaster/shared/media/brought.txt"
+    before = backups.shell("find /var/www/shiftmaster/shared/media -type f | sort")
+    run = operations.run("playbooks/restore.yml", parts="files", target=last["run_id"], confirm=operations.host)
+    assert run.code == 0 and path not in before, run.output[-3000:]
+    # A second time nothing is done.
+    assert backups.shell("shiftmaster-backup fetch") == ""
+    # What was archived between copy and loss is gone, and each run says so; the new backup is a full one.
+    manifest = backups.run(check=False)
+    assert {part["result"] for part in manifest["parts"].values()} == {"succeeded"}
+    assert manifest["parts"]["database"]["kind"] == "full"
     backups.shell("rm -r /root/lost")

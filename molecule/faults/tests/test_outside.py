@@ -23,6 +23,11 @@ def login(operations) -> str:
     return operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
 
 
+def bad(operations) -> list:
+    """Releases that are blamed; one whose migration is half done stays until it is undone (test_broken_versions.py)."""
+    return sorted(name for name, entry in operations.state()["releases"].items() if entry["status"] == "bad")
+
+
 def at(operations, version: str) -> None:
     if operations.serves(10) != version:
         run = operations.deploy(version, **FAST)
@@ -53,6 +58,7 @@ def test_the_folder_of_the_release_that_serves_is_gone(operations):
 
 def test_an_operators_page_is_no_fault_of_a_release(operations):
     at(operations, "2.1.0")
+    before = bad(operations)
     on = operations.run("playbooks/maintenance.yml", state="on", reason="Passwords", end="23:59")
     assert on.code == 0, on.output[-3000:]
     run = operations.deploy("2.0.0", **FAST)
@@ -60,11 +66,12 @@ def test_an_operators_page_is_no_fault_of_a_release(operations):
     assert login(operations) == "503"
     assert operations.run("playbooks/maintenance.yml", state="off").code == 0
     assert login(operations) == "200" and operations.serves() == "2.0.0"
-    assert [entry["status"] for entry in operations.state()["releases"].values()].count("bad") == 0
+    assert bad(operations) == before
 
 
 def test_no_room_for_the_safety_copy_is_no_fault_of_a_release(operations):
     at(operations, "2.1.0")
+    before = bad(operations)
     operations.shell("mount -t tmpfs -o size=64k tmpfs /var/backups/shiftmaster/pre-migration")
     try:
         run = operations.deploy("2.2.0", shiftmaster_allow_contract=True, **FAST)
@@ -72,7 +79,7 @@ def test_no_room_for_the_safety_copy_is_no_fault_of_a_release(operations):
         operations.shell("umount /var/backups/shiftmaster/pre-migration")
     assert run.code == 2 and run.says("too little room", "Version 2.1.0 serves, as before."), run.output[-4000:]
     assert login(operations) == "200" and one_colour(operations)
-    assert "bad" not in [entry["status"] for entry in operations.state()["releases"].values()]
+    assert bad(operations) == before
 
 
 def test_wrong_options_of_a_rollback_change_nothing(operations):
