@@ -13,6 +13,7 @@ from ansible.module_utils.shiftmaster import backup_files as files
 from ansible.module_utils.shiftmaster import backup_host as host_module
 from ansible.module_utils.shiftmaster import backup_manifest as manifests
 from ansible.module_utils.shiftmaster import backup_report as report
+from ansible.module_utils.shiftmaster import backup_restore as restore
 from ansible.module_utils.shiftmaster.backup_host import BackupError, Host, alone
 
 
@@ -167,3 +168,70 @@ def test_the_report_is_the_guides():
 )
 def test_sizes_are_readable(number, text):
     assert report.sized(number) == text
+
+
+# --- the way back -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(host, monkeypatch):
+    """What the host would run; answers by a word of the command."""
+    host.calls, host.answers = [], {}
+
+    def run(what, *command, fine=(0,), **_more):
+        host.calls.append(command)
+        code, out = next((host.answers[word] for word in command if word in host.answers), (0, ""))
+        if code not in fine:
+            raise BackupError("%s ended with %d" % (what, code))
+        return subprocess.CompletedProcess(command, code, out, "")
+
+    monkeypatch.setattr(host, "run", run)
+    host.options.update(restic_password_file="/secret", state="/state", pull_key="/key", known_hosts="/known",
+                        restore_config="/restore.conf", textfile_dir="/nowhere")  # fmt: skip
+    return host
+
+
+def test_a_snapshot_that_was_copied_is_found_by_its_run(asked):
+    asked.answers["snapshots"] = (0, json.dumps([{"id": "copy-of-it"}]))
+    assert files.Restic(asked).full_id("files", "run1") == "copy-of-it"
+    assert "--tag=files,run=run1" in asked.calls[0]
+    asked.answers["snapshots"] = (0, "[]")
+    assert files.Restic(asked).full_id("files", "run1") == ""
+
+
+def test_a_host_that_cannot_be_asked_deploys_nothing_as_far_as_is_known(asked):
+    source = {"name": "app1", "address": "192.0.2.1"}
+    asked.answers["lock"] = (0, json.dumps({"operation": "deploy", "owner": "sato", "expires": time.time() + 60}))
+    assert host_module.deploy_of(files.ask_lock(asked, source)) == "deploy by sato"
+    assert asked.calls[0][-2:] == ("shiftmaster-backup@192.0.2.1", "lock")
+    asked.answers["lock"] = (255, "")
+    assert files.ask_lock(asked, source) == ""
+
+
+def test_received_segments_come_into_the_archive_and_fail_no_restore(asked, tmp_path):
+    folder = tmp_path / "received"
+    folder.mkdir()
+    for name in ("000000010000000000000003", "000000010000000000000004", "000000010000000000000005.partial"):
+        (folder / name).touch()
+    restore._archive_received(asked, "/data", str(folder))
+    assert [call[-1] for call in asked.calls] == [str(folder / f"00000001000000000000000{n}") for n in (3, 4)]
+    asked.answers["archive-push"] = (1, "")
+    restore._archive_received(asked, "/data", str(folder))
+    assert (tmp_path / "log/backup.log").read_text().count("was not archived") == 2
+    restore._archive_received(asked, "/data", "")
+
+
+SHOWN = "TimersCalendar={ OnCalendar=*-*-* 02:30:00 Asia/Tokyo ; next_elapse=n/a }\n"
+SAID = """  Original form: *-*-* 02:30:00 Asia/Tokyo
+Normalized form: *-*-* 02:30:00 Asia/Tokyo
+    Next elapse: Thu 2026-11-26 17:30:00 UTC
+       From now: 8h left
+"""
+
+
+def test_the_next_run_is_known_while_one_runs(asked):
+    """The timer says `n/a` then; its calendar does not."""
+    asked.answers.update({"show": (0, SHOWN), "systemd-analyze": (0, SAID)})
+    assert report.next_run(asked) == 1795714200
+    asked.answers["is-enabled"] = (1, "")
+    assert report.next_run(asked) is None

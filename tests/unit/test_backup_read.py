@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import json
 import shlex
 from pathlib import Path
 
@@ -47,3 +48,15 @@ def test_what_rsync_asks_for_is_done(read):
 )
 def test_nothing_else_is(read, command):
     assert read.refusal(shlex.split(command), LISTED)
+
+
+def test_the_lock_of_deploys_may_be_read(read, monkeypatch, tmp_path, capsys):
+    lock = tmp_path / "shiftmaster/shared/state/lock.json"
+    lock.parent.mkdir(parents=True)
+    listed = tmp_path / "read.json"
+    listed.write_text(json.dumps(["/etc/nginx", str(tmp_path / "shiftmaster")]))
+    monkeypatch.setattr(read, "LIST", str(listed))
+    monkeypatch.setattr(read.sys, "argv", ["read", "lock"])
+    assert read.main() == 0 and capsys.readouterr().out == ""
+    lock.write_text('{"operation": "deploy"}')
+    assert read.main() == 0 and json.loads(capsys.readouterr().out) == {"operation": "deploy"}

@@ -131,7 +131,9 @@ def test_one_of_several_folders_can_be_read():
 def test_partial_and_unknown_files_are_told_apart():
     partial = "17-1/0000000100000000/%s.partial-%040x.zst" % (seg(3), 5)
     entry = {"type": "file", "size": 1, "time": 5}
-    found = held([seg(1), seg(2)], **{partial: entry, "17-1/note.txt": entry})
+    # The last one is being written: no part of the archive yet.
+    writing = "17-1/0000000100000000/%s-%040x.zst.pgbackrest.tmp" % (seg(4), 5)
+    found = held([seg(1), seg(2)], **{partial: entry, "17-1/note.txt": entry, writing: entry})
     assert found.partial == (seg(3),) and found.odd == ("17-1/note.txt",)
     assert (1, 3) not in found.segments
     assert [problem.code for problem in wal.judge(found, [], "17-1").problems] == ["wal_odd"]
