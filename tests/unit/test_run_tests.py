@@ -119,3 +119,9 @@ def test_a_page_of_a_commit_that_is_not_here_is_refused(clone):
     git("commit", "--quiet", "--all", "--message", "page")
     with pytest.raises(SystemExit, match="other code"):
         run_tests.main()
+
+
+def test_a_scenario_that_is_not_listed_begins_with_the_host_that_it_wants():
+    found = {name: run_tests.unlisted(name) for name in ("monitoring", "base")}
+    assert found["monitoring"].needs == "default" and found["base"].needs == ""
+    assert found["monitoring"].minutes == 150
