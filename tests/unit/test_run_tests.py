@@ -106,6 +106,21 @@ def test_other_code_is_refused(clone):
     assert not list(folder.glob("*.ran"))
 
 
+def test_the_tests_of_what_failed_may_be_mended_and_no_others(clone):
+    folder, git = clone
+    for name, refused in (("bad", False), ("good", True)):
+        tests = folder / "molecule" / name / "tests"
+        tests.mkdir(parents=True)
+        (tests / "test_it.py").write_text("mended")
+        git("add", ".")
+        git("commit", "--quiet", "--message", f"a test of {name}")
+        if refused:
+            with pytest.raises(SystemExit, match="other code"):
+                run_tests.main()
+        else:
+            assert run_tests.main() == 1 and (folder / "bad.ran").exists()
+
+
 def test_changes_that_are_not_committed_are_refused(clone):
     folder, _ = clone
     (folder / "scripts/new").write_text("x")
