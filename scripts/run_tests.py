@@ -337,8 +337,10 @@ def main() -> int:
 
 
 def same_code(commit: str, missing: dict) -> bool:
-    """Whether nothing has changed since a commit but the page of results, and tests of scenarios that have not passed: a test
-    that was wrong may be mended."""
+    """Whether nothing has changed since a commit but the page of results, and tests of scenarios that have not passed.
+
+    A test that was wrong may be mended.
+    """
     own = [f":(exclude)molecule/{name}/tests" for name in missing]
     compared = ["git", "diff", "--quiet", commit, "HEAD", "--", ".", ":(exclude)docs/verification.md", *own]
     return subprocess.run(compared, cwd=ROOT, capture_output=True, check=False).returncode == 0
