@@ -13,6 +13,7 @@ import datetime
 import hashlib
 import json
 import re
+import uuid
 import zoneinfo
 from pathlib import Path
 
@@ -261,6 +262,11 @@ class Pipeline:
         (_name, options) = self.sections["output"][0]
         return event.text(dict(options)["index"])
 
+    def number(self, event: Event) -> str:
+        """Return the document's id; a field that is not there leaves its name in it."""
+        (_name, options) = self.sections["output"][0]
+        return event.text(dict(options)["document_id"])
+
     def _block(self, block, event) -> None:
         for name, body in block:
             if name == "if":
@@ -341,6 +347,10 @@ class Pipeline:
             event.tag(*options["tag_on_failure"])
 
     def _fingerprint(self, event, options) -> None:
+        if options.get("method") == "UUID":
+            _only(options, ("method", "target"))
+            event.set_field(options["target"], str(uuid.uuid4()))
+            return
         _only(options, ("source", "concatenate_sources", "method", "target"))
         assert options["concatenate_sources"] is True and options["method"] == "SHA256"
         text = "".join("|%s|%s" % (name, event.get_field(name)) for name in options["source"]) + "|"

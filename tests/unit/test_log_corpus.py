@@ -188,6 +188,30 @@ def test_the_same_event_twice_has_the_same_number():
     assert pipeline(APP, LINE.format(1, "x"), **more)["@metadata"]["id"] != one
 
 
+@pytest.mark.parametrize("more", [{}, {"log": {"offset": 0, "file": {"path": "/a.log"}}}])
+def test_what_has_no_place_in_a_file_has_a_number_of_its_own(more):
+    """The journal's lines; and a file that is too short to be known, of which another one may have the name."""
+    numbers = {PIPELINE.number(pipeline(APP, LINE.format(1, "x"), **more)) for _ in range(5)}
+    assert len(numbers) == 5 and not [number for number in numbers if "%" in number]
+
+
+def test_the_journal_brings_a_text_and_nothing_that_passes_the_masks():
+    """As Filebeat's input journald writes its events."""
+    text = "patient_id=4711999"
+    event = {
+        "message": text,
+        "event": {"dataset": "shiftmaster.journal", "code": "a"},
+        "process": {"pid": 7, "name": "sshd", "command_line": "sshd " + text, "args": ["sshd", text], "args_count": 2},
+        "journald": {"custom": {"patient": text}, "process": {"command_line": text}, "host": {"boot_id": "b"}},
+        "systemd": {"unit": "ssh.service"},
+        "syslog": {"identifier": "sshd", "priority": 6},
+    }
+    made = PIPELINE.run({**event, "@timestamp": "read"})
+    assert "4711999" not in json.dumps(made) and "journald" not in made
+    assert made["process"] == {"pid": 7, "name": "sshd", "command_line": "sshd patient_id=[patient]"}
+    assert made["message"] == "patient_id=[patient]" and made["systemd"] == {"unit": "ssh.service"}
+
+
 # --- what may never leave --------------------------------------------------------------------------------------------
 
 
@@ -223,6 +247,14 @@ FORMS = {
     "json, in extra": lambda text: as_json("x", labels={"extra": "a=b " + text}),
     "json of others": lambda text: '{"level": "info", "other": "x\\n' + text.replace("\\", "\\\\").replace('"', '\\"')
     .replace("\n", "\\n") + '"}',
+    "json of others, in fields": lambda text: json.dumps(
+        {
+            "message": "x", "level": text, "logger": {"deep": text}, "request_id": text, "route": text, "method": [text],
+            "labels": {"task": text, "route": text, "colour": text}, "error": {"type": text}, "user": {"hash": text},
+            "process": {"thread": {"name": text}}, "log": {"origin": {"file": {"name": text}}, "logger": [text]},
+            "event": {"action": text}, "remote_addr": text, "http": {"request": {"id": text}}, "日本": "",
+        }
+    ),
     "json of others, escaped": lambda text: json.dumps({"message": text, "other": text + "日本"}),
     "broken json": lambda text: '{"message": "' + text.replace("\n", "\\n"),
 }  # fmt: skip
@@ -305,7 +337,13 @@ def test_the_model_refuses_what_it_does_not_know():
     for change in (("gsub =>", "gsubs =>"), ("grok {", "grook {"), ('method => "SHA256"', 'method => "MD5"')):
         with pytest.raises((Refused, AssertionError, AttributeError)):
             broken = Pipeline(TEXT.replace(*change), PATTERNS)
-            broken.run({"message": LINE.format(1, "x"), "event": {"dataset": "shiftmaster.app"}, "log": {"offset": 1}})
+            broken.run(
+                {
+                    "message": LINE.format(1, "x"),
+                    "event": {"dataset": "shiftmaster.app"},
+                    "log": {"offset": 1, "file": {"fingerprint": "f"}},
+                }
+            )
 
 
 def test_every_pattern_is_used_and_there():
