@@ -224,11 +224,27 @@ options:
     default: []
   checks:
     description:
-      - Programs with their arguments that have to end with 0. C({root}) is the checked copy. They run without a shell,
-        as root; the first that refuses is the last. In check mode one whose program is missing is left out.
+      - Programs with their arguments that have to end with 0. C({root}) is the checked copy, C({work}) an empty folder
+        that is theirs to write to and goes afterwards. They run without a shell, as root or O(check_as); the first that
+        refuses is the last. In check mode one whose program is missing is left out.
     type: list
     elements: list
     default: []
+  check_as:
+    description:
+      - As whom O(checks) run, for a program that refuses root or leaves files behind that the service then cannot
+        write. The copy can be read by this user as far as the live files can, and not be written.
+    type: dict
+    suboptions:
+      user:
+        description: The user, the service's own.
+        type: str
+        required: true
+      extra_groups:
+        description: Groups that the unit gives the service (C(SupplementaryGroups)).
+        type: list
+        elements: str
+        default: []
   check_timeout_seconds:
     description: How long one of O(checks) may take.
     type: int
@@ -454,6 +470,8 @@ PUBLIC = ("ca_file", "cert_file", "client_ca_file")
 # Without a proof of its own a unit must be active for so long, and has so long to become that.
 SETTLE_SECONDS = 1.0
 START_SECONDS = 120
+# What the stop of the one before may take on top of a start.
+STOP_SECONDS = 120
 # Prometheus hands new targets to its scrapers every five seconds.
 DISCOVERY_SECONDS = 6.0
 
@@ -888,15 +906,54 @@ class Service:
                     handle.write(content)
         return tree
 
+    def open_to(self, copy, tree, uid, gids):
+        """Let somebody read of the copy what the live files let him read."""
+        gid = pwd.getpwuid(uid).pw_gid
+        for folder, _folders, names in os.walk(tree):
+            os.chown(folder, 0, gid)
+            os.chmod(folder, 0o750)
+            for name in names:
+                path = os.path.join(folder, name)
+                live = self.root + path[len(tree) :]
+                if os.path.islink(path):
+                    continue
+                state = self.wanted.get(live)
+                if state is None:
+                    info = os.stat(live)
+                    state = ("file", b"", stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
+                os.chown(path, 0, gid)
+                os.chmod(path, 0o640 if mode_lets_read(state, uid, gids) else 0o600)
+        # Nobody gets in before all of it is so.
+        os.chown(copy, 0, gid)
+        os.chmod(copy, 0o710)
+
+    def somebody(self, copy, tree, work):
+        """What makes of a check's process the one of O(check_as), which may write to its folder."""
+        given = self.p["check_as"]
+        if not given:
+            return {}
+        entry = pwd.getpwnam(given["user"])
+        gids = groups_of(given["user"], given["extra_groups"])
+        self.open_to(copy, tree, entry.pw_uid, gids)
+        os.chown(work, entry.pw_uid, entry.pw_gid)
+        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": sorted(gids)}
+
     def check(self):
         """Run the checks on a copy. Return (those that ran, what was refused)."""
         copy = os.path.join(NOTES, "stage-%s" % self.p["unit"])
+        work = os.path.join(copy, "work")
         ran, refused = [], []
         try:
             tree = self.stage(copy)
+            os.mkdir(work, 0o700)
+            try:
+                somebody = self.somebody(copy, tree, work)
+            except KeyError:
+                # In check mode the package that brings the user may still be to come.
+                return ran, [] if self.module.check_mode else ["there is no user %s" % self.p["check_as"]["user"]]
             for argv in self.p["checks"]:
                 typed = [str(word) for word in argv]
-                words = [word.replace("{root}", tree) for word in typed]
+                words = [word.replace("{root}", tree).replace("{work}", work) for word in typed]
                 shown = " ".join(word.replace("{root}", self.root) for word in typed)
                 if not shutil.which(words[0]):
                     if not self.module.check_mode:
@@ -912,6 +969,7 @@ class Service:
                         stderr=subprocess.STDOUT,
                         timeout=self.p["check_timeout_seconds"],
                         check=False,
+                        **somebody,
                     )
                 except subprocess.TimeoutExpired:
                     refused.append("%s did not end within %d s" % (shown, self.p["check_timeout_seconds"]))
@@ -1077,9 +1135,11 @@ class Service:
         since = time.time()
         if action == "none":
             return since, restarts, None
-        # A start by hand meanwhile may have loaded half of the set: restart, whatever runs.
+        # A start by hand meanwhile may have loaded half of the set: restart, whatever runs. systemctl waits for a unit
+        # that says when it is ready, and for the one before to stop.
         verb = "reload" if action == "reload" else "restart"
-        code, text = systemctl(verb, self.p["unit"])
+        seconds = self.proof["start_timeout_seconds"] if self.proof else START_SECONDS
+        code, text = systemctl(verb, self.p["unit"], timeout=seconds + STOP_SECONDS)
         return since, restarts, (text or "systemctl %s failed" % verb) if code else None
 
     def load(self, action, unit_changed, before_targets):
@@ -1257,6 +1317,13 @@ def argument_spec():
         },
         "watch": {"type": "list", "elements": "path", "default": []},
         "checks": {"type": "list", "elements": "list", "default": []},
+        "check_as": {
+            "type": "dict",
+            "options": {
+                "user": {"type": "str", "required": True},
+                "extra_groups": {"type": "list", "elements": "str", "default": []},
+            },
+        },
         "check_timeout_seconds": {"type": "int", "default": 60},
         "references": {
             "type": "dict",

@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import stat
+import sys
 import time
 
 import pytest
@@ -32,7 +33,7 @@ class Host:
         self.password = None
         self.refuses = ()
         self.stuck = False
-        self.done = []
+        self.done, self.timeouts = [], {}
         # instance -> health, as the configuration that is loaded has it
         self.targets = {}
         self.unasked = ()
@@ -52,6 +53,7 @@ class Host:
 
     def systemctl(self, *arguments, timeout=180):
         self.done.append(arguments[0])
+        self.timeouts[arguments[0]] = timeout
         if arguments[0] == "restart":
             self.start()
         elif arguments[0] == "reload" and not self.stuck:
@@ -376,6 +378,37 @@ def test_checks_see_the_new_set_and_paths_that_lead_to_it(apply, host):
     assert result.get("msg", "") == "" and result["checked"]
     assert host.file.read_text() == content
     assert os.listdir(sc.NOTES) == ["example.service.json"]
+
+
+def test_a_start_is_waited_for_as_long_as_it_may_take(apply, host):
+    apply(apply="restart", proof={"start_timeout_seconds": 300})
+    assert host.timeouts["restart"] > 300
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may be somebody else")
+def test_checks_run_as_somebody_who_sees_the_set_but_not_its_secrets(apply, host, tmp_path):
+    """As the service's user, in a folder of its own; Logstash refuses root."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(folder.stat().st_mode | 0o001)
+    secret = host.file.parent / "secrets.env"
+    own = host.file.parent / "own.key"
+    own.write_text("for root")
+    own.chmod(0o600)
+    script = (
+        "import os, sys; root, work = sys.argv[1:]; assert os.getuid() == 1, os.getuid();"
+        "print(open(root + '/service.yml').read()); open(work + '/log', 'w').close();"
+        "assert not os.access(root + '/secrets.env', os.R_OK) and not os.access(root + '/own.key', os.R_OK);"
+        "assert not os.access(root, os.W_OK)"
+    )
+    answer = apply(
+        secrets=[apply.entry(secret, "secret", mode="0600")],
+        checks=[[sys.executable, "-S", "-c", script, "{root}", "{work}"]],
+        check_as={"user": pwd.getpwuid(1).pw_name},
+    )
+    assert not answer.get("failed") and len(answer["checked"]) == 1, answer
+    assert not list((tmp_path / "run").glob("stage*"))
+    answer = apply("other", checks=[["true"]], check_as={"user": "nobody-of-this-name"})
+    assert answer["failed"] and "there is no user nobody-of-this-name" in answer["msg"]
 
 
 def test_what_a_check_refuses_is_told_with_the_live_paths_and_nothing_changes(apply, host):
