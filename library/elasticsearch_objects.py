@@ -133,7 +133,7 @@ status:
 
 import time
 
-from ansible.module_utils.shiftmaster.elastic import Api, Failed, NoAnswer, lacks, quoted, said
+from ansible.module_utils.shiftmaster.elastic import REREAD_SECONDS, Api, Failed, NoAnswer, lacks, quoted, said
 from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 # What is compared: where it is asked for, how it is found in the answer, and what it is called.
@@ -194,11 +194,12 @@ class Instance:
 
     def wait(self):
         """Return the health once it is the wanted one."""
-        deadline = time.monotonic() + self.p["timeout_seconds"]
+        began = time.monotonic()
+        deadline = began + self.p["timeout_seconds"]
         while True:
             try:
                 status, answer = self.api.ask("/_cluster/health")
-                if status == 401:
+                if status in (401, 403) and (self.module.check_mode or time.monotonic() >= began + REREAD_SECONDS):
                     raise Failed("%s cannot log in: %s" % (self.p["user"], said(answer)))
                 good = ("green",) if self.p["health"] == "green" else ("green", "yellow")
                 if status == 200 and answer["status"] in good and answer["number_of_nodes"] >= self.p["nodes"]:
@@ -248,15 +249,22 @@ class Instance:
             elif status != 200:
                 raise Failed("the data stream %s: %s: %s" % (name, status, said(answer)))
 
+    def problems_of(self, user):
+        body = rights(merged(user["has"], user["has_not"]))
+        status, answer = self.api.ask(
+            "/_security/user/_has_privileges", "POST", body, login=(user["name"], user["password"])
+        )
+        if status != 200:
+            return ["cannot log in (%s): %s" % (status, said(answer))]
+        return judged(answer, user["has"], user["has_not"])
+
     def prove(self):
+        deadline = time.monotonic() + REREAD_SECONDS
         for user in self.p["users"]:
-            body = rights(merged(user["has"], user["has_not"]))
-            status, answer = self.api.ask(
-                "/_security/user/_has_privileges", "POST", body, login=(user["name"], user["password"])
-            )
-            problems = ["cannot log in (%s): %s" % (status, said(answer))]
-            if status == 200:
-                problems = judged(answer, user["has"], user["has_not"])
+            problems = self.problems_of(user)
+            while problems and time.monotonic() < deadline:
+                time.sleep(1)
+                problems = self.problems_of(user)
             if problems:
                 raise Failed("the user %s %s" % (user["name"], "; ".join(problems)))
         status, _answer = self.anonymous()

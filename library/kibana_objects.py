@@ -74,7 +74,7 @@ import json
 import time
 import uuid
 
-from ansible.module_utils.shiftmaster.elastic import Api, Failed, NoAnswer, lacks, said
+from ansible.module_utils.shiftmaster.elastic import REREAD_SECONDS, Api, Failed, NoAnswer, lacks, said
 from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 
@@ -136,11 +136,12 @@ class Instance:
         self.done = []
 
     def wait(self):
-        deadline = time.monotonic() + self.p["timeout_seconds"]
+        began = time.monotonic()
+        deadline = began + self.p["timeout_seconds"]
         while True:
             try:
                 status, answer = self.api.ask("/api/status")
-                if status in (401, 403):
+                if status in (401, 403) and (self.module.check_mode or time.monotonic() >= began + REREAD_SECONDS):
                     raise Failed("%s cannot log in: %s" % (self.p["user"], said(answer)))
                 if status == 200 and answer["status"]["overall"]["level"] == "available":
                     return answer["version"]["number"]

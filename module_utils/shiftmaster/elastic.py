@@ -9,6 +9,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+# Elasticsearch reads the files of its users and roles again every five seconds. What was written a moment ago may not
+# be in use yet, on one node or the other.
+REREAD_SECONDS = 30
+
 
 class Failed(Exception):
     """str() says what did not hold."""
