@@ -201,9 +201,18 @@ class Server:
             for line in data.decode().splitlines():
                 if line.startswith("{"):
                     item = json.loads(line)
+                    if not item.get("coreMigrationVersion") or not item.get("typeMigrationVersion"):
+                        return 500, {"message": "Migration function for version 7.7.0 threw an error"}
                     self.objects[item["type"], item["id"]] = item
             return 200, {"success": True}
         return 404, {"message": "Not Found"}
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Nothing is read late here unless a test says so."""
+    for module in (elasticsearch_objects, kibana_objects):
+        monkeypatch.setattr(module, "REREAD_SECONDS", 0)
 
 
 @pytest.fixture
@@ -261,6 +270,24 @@ def test_a_user_with_more_rights_than_its_own_is_a_failure(server, run_module):
     server.passwords["admin"] = "another"
     answer = run_module(elasticsearch_objects, **given(server))
     assert "admin cannot log in" in answer["msg"] and "admin-password" not in json.dumps(answer)
+
+
+def test_what_was_written_a_moment_ago_is_waited_for(server, run_module, monkeypatch):
+    """Elasticsearch reads its files of users and roles every five seconds, and Kibana asks it."""
+    for module in (elasticsearch_objects, kibana_objects):
+        monkeypatch.setattr(module, "REREAD_SECONDS", 20)
+    server.passwords["admin"] = "the one before"
+    threading.Timer(0.5, lambda: server.passwords.update(admin="admin-password")).start()
+    assert not run_module(elasticsearch_objects, **given(server, timeout_seconds=20)).get("failed")
+    server.passwords["writer"], right, server.may = "the one before", server.may, lambda *_: False
+    threading.Timer(0.5, lambda: server.passwords.update(writer="writer-password")).start()
+    threading.Timer(1.5, lambda: setattr(server, "may", right)).start()
+    assert not run_module(elasticsearch_objects, **given(server)).get("failed")
+    server.passwords["admin"] = "the one before"
+    threading.Timer(0.5, lambda: server.passwords.update(admin="admin-password")).start()
+    objects = [{"type": "a", "id": "b", "attributes": {}, "coreMigrationVersion": "8", "typeMigrationVersion": "8"}]
+    common = {"url": server.url, "user": "admin", "password": "admin-password", "timeout_seconds": 20}
+    assert not run_module(kibana_objects, objects=objects, **common).get("failed")
 
 
 def test_a_cluster_that_is_not_well_is_waited_for(server, run_module):
@@ -342,6 +369,16 @@ def test_what_answers_is_judged(server, tmp_path, monkeypatch):
     server.health = "red"
     assert results("elasticsearch")["its cluster"] == ("failed", "red")
     assert results("kibana") == {"its status": ("passed", "available")}
+    own = tmp_path / "logstash"
+    own.write_text('#!/bin/sh\nfor word; do last=$word; done\nid -un >"$last"; cat "$last" >&2; exit 1\n')
+    own.chmod(0o755)
+    if os.getuid() == 0:
+        # As the service's user, in a folder of its own, which goes.
+        assert logging_verify.ran([str(own), "{work}/x"], 9, ("nobody", ())) in (
+            ("failed", "nobody"), ("failed", "[Errno 13] Permission denied: '%s'" % own),
+        )  # fmt: skip
+        assert logging_verify.ran([str(own), "{work}/x"], 9, ("no-such-user", ()))[1] == "there is no user no-such-user"
+    assert logging_verify.AS["logstash"][0] == "logstash"
     found = results("logstash")
     assert found["its report"][0] == "failed" and found["its configuration"][0] == "not run"
     assert results("filebeat") == {
