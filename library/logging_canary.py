@@ -94,7 +94,7 @@ def main():
         check["detail"] = "there is no Elasticsearch"
         module.exit_json(changed=False, checks=[check])
     api = canary.Api(p["url"], p["ca_file"], (p["user"], p["password"]))
-    stream = "logs-shiftmaster.app-" + p["environment_name"]
+    stream = "logs-shiftmaster.canary-" + p["environment_name"]
     try:
         result = canary.measure(api, p["file"], stream, uuid.uuid4().hex, p["timeout_seconds"])
     except (canary.Failed, OSError) as error:

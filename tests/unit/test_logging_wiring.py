@@ -95,11 +95,14 @@ def test_the_application_logs_for_the_search_and_masks_its_own_numbers(fleet):
 
 def test_each_host_reads_what_it_has(fleet):
     assert [file["id"] for file in fleet["app1"]["filebeat_files"]] == [
-        "shiftmaster-app", "shiftmaster-audit", "shiftmaster-operations", "shiftmaster-nginx",
+        "shiftmaster-app", "shiftmaster-audit", "shiftmaster-canary", "shiftmaster-operations", "shiftmaster-nginx",
         "shiftmaster-nginx-error", "shiftmaster-postgresql", "shiftmaster-redis",
     ]  # fmt: skip
     assert fleet["app1"]["filebeat_files"][0]["begins"].startswith("^[0-9]{4}-")
     assert fleet["log1"]["filebeat_files"] == [] and fleet["log1"]["filebeat_journal_units"] == ["ssh.service"]
+    # The unit of this name only starts the others, and logs nothing.
+    assert "postgresql@17-main.service" in fleet["app1"]["filebeat_journal_units"]
+    assert "postgresql.service" not in fleet["app1"]["filebeat_journal_units"]
     assert fleet["app1"]["filebeat_logstash_hosts"] == ["192.0.2.21:5044"]
 
 
@@ -130,7 +133,7 @@ def test_what_is_watched_where(fleet):
     assert set(fleet["log2"]["log_watch_parts"]) == {"elasticsearch"}
     assert fleet["log1"]["log_watch_canary"] == {}
     canary = fleet["app1"]["log_watch_canary"]
-    assert canary["stream"] == "logs-shiftmaster.app-production" and canary["url"] == "https://192.0.2.21:9200"
+    assert canary["stream"] == "logs-shiftmaster.canary-production" and canary["url"] == "https://192.0.2.21:9200"
     assert canary["password"] == "of-the-canary"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -166,9 +167,17 @@ def test_rights_are_the_least():
     readers = [roles[name]["indices"][0] for name in ("shiftmaster_reader", "shiftmaster_auditor")]
     assert all(set(found["privileges"]) <= {"read", "view_index_metadata"} for found in readers)
     assert not [name for name in readers[0]["names"] if "audit" in name or "*" in name]
-    assert json.loads(roles["shiftmaster_canary"]["indices"][1]["query"]) == {
-        "term": {"log.logger": "shiftmaster.canary"}
+    assert roles["shiftmaster_canary"] == {
+        "cluster": ["monitor", "read_ilm"],
+        "indices": [
+            {"names": ["logs-shiftmaster.*-demo"], "privileges": ["view_index_metadata"]},
+            {"names": ["logs-shiftmaster.canary-demo"], "privileges": ["read"]},
+        ],
     }
+    # What a licence has to be paid for: with the one that everybody has, such a role counts for nothing.
+    assert not [
+        name for name, role in roles.items() if {"query", "field_security"} & set(re.findall(r"\w+", str(role)))
+    ]
     assert not [name for name, role in roles.items() if "all" in json.dumps(role)]
 
 
@@ -188,16 +197,30 @@ def test_what_is_proven_of_the_writer():
     writer = proven[0]
     assert writer["name"] == "shiftmaster_writer"
     streams = set(writer["has"])
-    assert "logs-shiftmaster.audit-demo" in streams and len(streams) == 7
+    assert "logs-shiftmaster.audit-demo" in streams and len(streams) == 8
     assert all(found == ["create_doc"] for found in writer["has"].values())
     assert "create_doc" in writer["has_not"]["logs-other.app-demo"]
     assert {"read", "delete", "index"} <= set(writer["has_not"]["logs-shiftmaster.app-demo"])
 
 
+def test_the_canary_reads_its_own_lines_and_nobody_elses():
+    proven = asked("elasticsearch", "__elasticsearch_proven", elasticsearch_environment="demo", **PASSWORDS)
+    canary = proven[1]
+    assert canary["name"] == "shiftmaster_canary" and canary["has"] == {"logs-shiftmaster.canary-demo": ["read"]}
+    assert "read" in canary["has_not"]["logs-shiftmaster.app-demo"]
+    assert "read" in canary["has_not"]["logs-shiftmaster.audit-demo"]
+    # People who look for logs do not find it among them.
+    templates = asked("elasticsearch", "__elasticsearch_templates")
+    named = {name for name, found in templates.items() if "logs-shiftmaster.canary-*" in found["index_patterns"]}
+    assert named == {"shiftmaster-canary"} and "aliases" not in templates["shiftmaster-canary"]["template"]
+    policies = asked("elasticsearch", "__elasticsearch_policies")
+    assert policies[templates["shiftmaster-canary"]["template"]["settings"]["index.lifecycle.name"]]
+
+
 def test_logs_are_deleted_and_audit_events_after_seven_years():
     policies = asked("elasticsearch", "__elasticsearch_policies")
     ages = {name: policy["policy"]["phases"]["delete"]["min_age"] for name, policy in policies.items()}
-    assert ages == {"shiftmaster-logs": "90d", "shiftmaster-audit": "2557d"}
+    assert ages == {"shiftmaster-logs": "90d", "shiftmaster-audit": "2557d", "shiftmaster-canary": "7d"}
     templates = asked("elasticsearch", "__elasticsearch_templates")
     assert templates["shiftmaster-logs"]["template"]["aliases"] == {"shiftmaster-logs": {}}
     assert "aliases" not in templates["shiftmaster-audit"]["template"]
@@ -267,6 +290,11 @@ def test_kibanas_objects_fit_together():
     assert len(there) == len(objects)
     for item in objects:
         assert {(found["type"], found["id"]) for found in item["references"]} <= there
+    # Without versions of the form Kibana takes them for the oldest, and changes what is not there.
+    assert {item["coreMigrationVersion"] for item in objects} == {"8.8.0"}
+    assert {(item["type"], item["typeMigrationVersion"]) for item in objects} == {
+        ("index-pattern", "7.11.0"), ("search", "7.9.3"), ("lens", "8.9.0"), ("dashboard", "8.9.0"),
+    }  # fmt: skip
     (dashboard,) = (item for item in objects if item["type"] == "dashboard")
     assert dashboard["attributes"]["title"] == "ShiftMaster ログ"
     panels = json.loads(dashboard["attributes"]["panelsJSON"])
@@ -287,6 +315,7 @@ def test_filebeats_inputs():
     )
     app, redis, journal = settings["filebeat.inputs"]
     assert app["type"] == "filestream" and app["id"] == "a" and app["fields"] == {"event.dataset": "shiftmaster.app"}
+    assert app["include_file_fingerprint"] is True
     assert app["prospector.scanner.fingerprint"] == {"enabled": True, "offset": 0, "length": 256}
     assert app["parsers"][0]["multiline"]["pattern"] == "^x" and "parsers" not in redis
     assert app["prospector.scanner.exclude_files"] == ["[.]gz$", "b"]
@@ -324,4 +353,85 @@ def test_units_are_hardened_and_may_write_where_they_have_to(role):
     text = render(role, "drop-in.conf.j2")
     assert "NoNewPrivileges=true" in text and "ProtectHome=true" in text and "OOMScoreAdjust=" in text
     if role != "elasticsearch":
-        assert "ProtectSystem=strict" in text and f"ReadWritePaths=/var/lib/{role}" in text and "MemoryMax=" in text
+        assert "ProtectSystem=strict" in text and "MemoryMax=" in text
+    if role in ("logstash", "kibana"):
+        assert f"ReadWritePaths=/var/lib/{role}" in text
+
+
+def test_filebeats_folders_are_made_by_its_unit():
+    """Its package has none, and a path that is to be written and is not there ends the unit before it begins."""
+    text = render("filebeat", "drop-in.conf.j2")
+    assert "StateDirectory=filebeat\n" in text and "LogsDirectory=filebeat\n" in text
+    assert "ReadWritePaths" not in text
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def tasks(role, file):
+    return yaml.safe_load((ROOT / f"roles/{role}/tasks/{file}.yml").read_text(encoding="utf-8"))
+
+
+def swapped(role):
+    """What the role asks of service_config."""
+    for task in tasks(role, "configure"):
+        found = task.get("service_config")
+        if isinstance(found, str):
+            return variables_of(role)["__elasticsearch_config"]
+        if found:
+            return found
+    raise AssertionError(role)
+
+
+@pytest.mark.parametrize("role", SETTINGS)
+def test_another_version_restarts_the_service(role):
+    assert f"/var/lib/dpkg/info/{role}.md5sums" in swapped(role)["watch"]
+    assert swapped(role)["apply"] == "restart"
+
+
+@pytest.mark.parametrize("role", SETTINGS)
+def test_only_what_is_installed_can_be_held_in_check_mode(role):
+    (hold,) = (task for task in tasks(role, "install") if "ansible.builtin.dpkg_selections" in task)
+    assert hold["when"] == f"not ansible_check_mode or '{role}' in ansible_facts.packages"
+
+
+def test_logstashs_own_check_is_run_as_the_service_and_writes_nowhere_else():
+    """Logstash 9 refuses root; and what root wrote first the service could not write."""
+    found = swapped("logstash")
+    assert found["check_as"] == {"user": "logstash", "extra_groups": ["ssl-cert"]}
+    (command,) = found["checks"]
+    for option in ("--path.data", "--path.logs"):
+        assert command[command.index(option) + 1].startswith("{work}/")
+
+
+def test_logstash_runs_the_pipeline_with_its_workers_or_is_not_proven():
+    (answer,) = swapped("logstash")["proof"]["answers"]
+    assert answer["path"] == ["pipelines", "shiftmaster", "workers"] and answer["url"].endswith("/_node/pipelines")
+    assert asked("logstash", answer["value"].strip("{} "), logstash_workers=3) == "3"
+
+
+def test_logstashs_heap_comes_with_its_environment():
+    """It reads no jvm.options.d; Elasticsearch does."""
+    text = render("logstash", "drop-in.conf.j2", logstash_heap_mb=600)
+    assert 'Environment="LS_JAVA_OPTS=-Xms600m -Xmx600m"\n' in text
+    assert not [file for file in variables_of("logstash")["__logstash_files"] if "jvm" in file["path"]]
+
+
+def test_nothing_that_elasticsearchs_package_says_is_shown():
+    """Its installation prints the password of a superuser that it has made; and nobody may log in with it."""
+    (install,) = (task for task in tasks("elasticsearch", "install") if "ansible.builtin.apt" in task)
+    assert install["no_log"] == "{{ elasticsearch_secure_logging }}"
+    settings = yaml.safe_load(render("elasticsearch", "elasticsearch.yml.j2"))
+    assert settings["xpack.security.authc.reserved_realm.enabled"] is False
+
+
+def test_the_second_set_of_a_first_node_is_the_one_of_every_later_run():
+    """What a file needs is part of what the module remembers: told otherwise, the next run would restart the node."""
+    sets = [task["service_config"] for task in tasks("elasticsearch", "configure") if "service_config" in task]
+    assert sets == ["{{ __elasticsearch_config }}"] * 2
+
+
+def test_maps_of_memory_are_never_set_down():
+    assert "vm.max_map_count = 1048576\n" in render("elasticsearch", "sysctl.conf.j2") + "\n"
+    found = {task["name"]: task for task in tasks("elasticsearch", "install")}
+    assert "1048576" in str(found["install | Allow as many maps of memory as it needs"]["when"])
