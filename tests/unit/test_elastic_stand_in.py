@@ -74,7 +74,9 @@ class Parts:
         self.log = folder / "logs" / "canary.log"
         self.ca = str(folder / "site-ca.crt")
         authority(folder)
-        for name in ("elasticsearch/certs", "elasticsearch/data", "logstash/conf.d", "kibana/data", "filebeat", "logs"):
+        for name in (
+            "elasticsearch/certs", "elasticsearch/data", "logstash/conf.d", "kibana/data", "filebeat/data", "logs",
+        ):  # fmt: skip
             (folder / name).mkdir(parents=True)
         for name in ("ca.crt", "host.crt", "host.key"):
             shutil.copy(folder / f"site-{name}", folder / "elasticsearch/certs" / name)
@@ -88,6 +90,11 @@ class Parts:
             "elasticsearch_data_dir": str(folder / "elasticsearch/data"), "elasticsearch_environment": ENVIRONMENT,
             "logstash_port": self.ports["logstash"], "logstash_listen_address": "127.0.0.1",
             "logstash_api_port": self.ports["api"], "logstash_elasticsearch_urls": [self.url],
+            # As root, which Logstash refuses by the role's own settings: see the test below.
+            "logstash_settings": {
+                "allow_superuser": True, "path.data": str(folder / "logstash/data"),
+                "path.logs": str(folder / "logstash/logs"),
+            },
             "logstash_environment": ENVIRONMENT, "logstash_masks": masks(),
             "__logstash_key": str(folder / "site-host.key"),
             "kibana_port": self.ports["kibana"], "kibana_elasticsearch_urls": [self.url],
@@ -95,7 +102,7 @@ class Parts:
             "kibana_settings": {"path.data": str(folder / "kibana/data")},
             "filebeat_logstash_hosts": [f"localhost:{self.ports['logstash']}"],
             "filebeat_api_port": self.ports["filebeat"],
-            "filebeat_files": [{"id": "a", "dataset": "shiftmaster.app", "paths": [str(folder / "logs/*.log")]}],
+            "filebeat_files": [{"id": "a", "dataset": "shiftmaster.canary", "paths": [str(folder / "logs/*.log")]}],
         }  # fmt: skip
         for role, template, path in (
             ("elasticsearch", "elasticsearch.yml.j2", "elasticsearch/elasticsearch.yml"),
@@ -126,7 +133,11 @@ class Parts:
     def start(self, name):
         port = self.ports["api" if name == "logstash" else name]
         output = open(self.folder / f"{name}.out", "a", encoding="utf-8")
-        environment = {**os.environ, "LOGSTASH_ELASTICSEARCH_PASSWORD": PASSWORDS["writer"]}
+        environment = {
+            **os.environ,
+            "STAND_IN_REREAD_SECONDS": "1",
+            "LOGSTASH_ELASTICSEARCH_PASSWORD": PASSWORDS["writer"],
+        }
         child = subprocess.Popen(self.command(name), stdout=output, stderr=output, env=environment)
         output.close()
         self.running[name] = child
@@ -150,7 +161,7 @@ class Parts:
     def search(self, number):
         api = Api(self.url, self.ca, ("shiftmaster_canary", PASSWORDS["canary"]))
         body = {"query": {"term": {"http.request.id": number}}}
-        return api.call(f"/logs-shiftmaster.app-{ENVIRONMENT}/_search", "POST", body)["hits"]["total"]["value"]
+        return api.call(f"/logs-shiftmaster.canary-{ENVIRONMENT}/_search", "POST", body)["hits"]["total"]["value"]
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +170,12 @@ def parts(tmp_path_factory):
     yield found
     for name in list(found.running):
         found.stop(name)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """The stand-in looks at its files every second, not every five."""
+    monkeypatch.setattr(elasticsearch_objects, "REREAD_SECONDS", 4)
 
 
 @pytest.fixture
@@ -188,7 +205,7 @@ def test_elasticsearch_gets_its_users_and_objects_and_proves_their_rights(parts,
     assert run(elasticsearch_users, **given)["changed"] and not run(elasticsearch_users, **given)["changed"]
     parts.start("elasticsearch")
     first = run(elasticsearch_objects, **elasticsearch_parameters(parts))
-    assert len(first["done"]) == 1 + 2 + 1 + 2 + 7 and first["version"] == "9.99.0"
+    assert len(first["done"]) == 1 + 3 + 1 + 3 + 8 and first["version"] == "9.99.0"
     assert not run(elasticsearch_objects, **elasticsearch_parameters(parts))["changed"]
     # After a restart it is all there.
     parts.stop("elasticsearch")
@@ -206,11 +223,47 @@ def test_a_role_with_a_right_too_many_is_found(parts, run_module, role, change):
     roles = yaml.safe_load(before)
     roles[role]["indices"][-1]["privileges"].append(change)
     path.write_text(yaml.safe_dump(roles), encoding="utf-8")
+    # Until it is read again, what was before is what is proven.
+    time.sleep(1.2)
     try:
         answer = run_module(elasticsearch_objects, **elasticsearch_parameters(parts))
         assert answer.get("failed") and f"the user {role} may {change} in logs-shiftmaster" in answer["msg"]
     finally:
         path.write_text(before, encoding="utf-8")
+
+
+def test_a_role_that_needs_a_paid_licence_counts_for_nothing(parts, run, run_module):
+    path = parts.folder / "elasticsearch/roles.yml"
+    before = path.read_text(encoding="utf-8")
+    roles = yaml.safe_load(before)
+    roles["shiftmaster_canary"]["indices"][-1]["query"] = '{"term": {"log.logger": "shiftmaster.canary"}}'
+    path.write_text(yaml.safe_dump(roles), encoding="utf-8")
+    time.sleep(1.2)
+    try:
+        answer = run_module(elasticsearch_objects, **elasticsearch_parameters(parts))
+        assert answer.get("failed") and "the user shiftmaster_canary may not read in" in answer["msg"]
+    finally:
+        path.write_text(before, encoding="utf-8")
+    # What was written a moment ago is waited for.
+    assert not run(elasticsearch_objects, **elasticsearch_parameters(parts))["changed"]
+
+
+def test_a_changed_password_is_waited_for(parts, run):
+    users = parts.asked("elasticsearch", "__elasticsearch_users")
+    given = {"folder": str(parts.folder / "elasticsearch"), "group": grp.getgrgid(0).gr_name, "cost": 5}
+    for password in ("another-password-1", PASSWORDS["admin"]):
+        users[0]["password"] = password
+        assert run(elasticsearch_users, **given, users=users)["changed"]
+        assert not run(elasticsearch_objects, **{**elasticsearch_parameters(parts), "password": password})["changed"]
+
+
+def test_logstash_refuses_root(parts, tmp_path):
+    (tmp_path / "conf.d").mkdir()
+    variables = {name: value for name, value in parts.variables.items() if name != "logstash_settings"}
+    (tmp_path / "logstash.yml").write_text(render("logstash", "logstash.yml.j2", **variables), encoding="utf-8")
+    command = [*parts.command("logstash")[:2], "--path.settings", str(tmp_path), "--config.test_and_exit"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and "superuser" in done.stderr
 
 
 def test_the_writer_adds_to_its_streams_and_does_nothing_else(parts):
@@ -265,6 +318,7 @@ def test_a_certificate_of_another_authority_sends_nothing(parts, tmp_path):
     settings["output.logstash"]["ssl.certificate"] = str(parts.folder / "other-host.crt")
     settings["output.logstash"]["ssl.key"] = str(parts.folder / "other-host.key")
     settings["http.port"] = free_port()
+    (strange / "data").mkdir()
     (strange / "filebeat.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     before = parts.said("logstash").count("input: ")
     command = parts.command("filebeat")
@@ -325,7 +379,7 @@ def test_the_program_of_the_timer_writes_what_node_exporter_reads(parts, tmp_pat
         "parts": {"logstash": {"url": f"http://127.0.0.1:{parts.ports['api']}"}},
         "canary": {
             "url": parts.url, "ca_file": parts.ca, "user": "shiftmaster_canary", "password": PASSWORDS["canary"],
-            "file": str(parts.log), "stream": f"logs-shiftmaster.app-{ENVIRONMENT}", "timeout_seconds": 60,
+            "file": str(parts.log), "stream": f"logs-shiftmaster.canary-{ENVIRONMENT}", "timeout_seconds": 60,
         },
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -249,7 +249,8 @@ FORMS = {
     .replace("\n", "\\n") + '"}',
     "json of others, in fields": lambda text: json.dumps(
         {
-            "message": "x", "level": text, "logger": {"deep": text}, "request_id": text, "route": text, "method": [text],
+            "message": "x", "level": text, "logger": {"deep": text}, "request_id": text, "route": text,
+            "method": [text],
             "labels": {"task": text, "route": text, "colour": text}, "error": {"type": text}, "user": {"hash": text},
             "process": {"thread": {"name": text}}, "log": {"origin": {"file": {"name": text}}, "logger": [text]},
             "event": {"action": text}, "remote_addr": text, "http": {"request": {"id": text}}, "日本": "",
