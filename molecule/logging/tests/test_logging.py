@@ -106,7 +106,7 @@ def test_no_secret_is_readable_for_everybody(app, log):
     secrets = [password(name) for name in ("admin", "writer", "kibana", "canary", "log_key")]
     for host in (app, log):
         found = host.shell(
-            "find /etc /var/lib /var/log /usr/local /run -xdev -type f -perm /004 -size -1M -print0 2>/dev/null "
+            "find /etc /var/lib /var/log /usr/local /run -xdev -type f -perm /004 -size -1048577c -print0 2>/dev/null "
             "| xargs -0 grep -lF " + " ".join(f"-e {secret}" for secret in secrets) + " || true"
         )
         assert found.split() == []
