@@ -45,10 +45,11 @@ options:
           - V(clock) asks chrony or timedatectl; thresholds are seconds of offset. In a container the clock is not
             judged.
           - V(release) looks at the live release, at an unfinished deploy, and at the maintenance page.
+          - V(maintenance) looks at the maintenance page alone, for hosts that have no release.
         type: str
         required: true
         choices: [http, deep_health, migrations, tcp, postgres, redis, celery, systemd, disk, memory, certificate,
-          clock, release]
+          clock, release, maintenance]
       timeout_seconds:
         description: The limit of one attempt. The default is 30 for V(celery), and 10 for all others.
         type: float

@@ -379,8 +379,8 @@ def nginx(setting) -> dict:
                     entry["exists"] = os.path.exists(server[len("unix:") :])
                     entry["expected"] = server == "unix:%s/active/socket" % setting.app_root
                 upstreams.append(entry)
-    return {
-        "site_enabled": os.path.exists(site),
-        "upstreams": upstreams[:20],
-        "maintenance": os.path.exists(os.path.join(setting.app_root, "shared", "maintenance", "on")),
-    }
+    switch = os.path.join(setting.app_root, "shared", "maintenance", "on")
+    found = {"site_enabled": os.path.exists(site), "upstreams": upstreams[:20], "maintenance": os.path.exists(switch)}
+    if found["maintenance"]:
+        found["maintenance_since"] = os.path.getmtime(switch)
+    return found

@@ -679,12 +679,19 @@ def check_release(options: dict, context: Context) -> Outcome:
             "",
             data,
         )
-    switch = os.path.join(layout.shared, "maintenance", "on")
-    if os.path.exists(switch):
-        data["maintenance"] = True
-        since = datetime.datetime.fromtimestamp(os.path.getmtime(switch)).astimezone().strftime("%Y-%m-%d %H:%M %Z")
-        return Outcome(WARNING, said("release.maintenance", since=since), "maintenance", {}, "", data)
+    shown = check_maintenance(options, context)
+    if shown.status != HEALTHY:
+        return shown._replace(data=dict(data, maintenance=True))
     return Outcome(HEALTHY, said("release", release=release, colour=colour), data=data)
+
+
+def check_maintenance(options: dict, context: Context) -> Outcome:
+    """The switch of the maintenance page: in a fleet it lies on the web hosts, where no release is."""
+    switch = os.path.join(context.layout.shared, "maintenance", "on")
+    if not os.path.exists(switch):
+        return Outcome(HEALTHY, said("maintenance"))
+    since = datetime.datetime.fromtimestamp(os.path.getmtime(switch)).astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    return Outcome(WARNING, said("release.maintenance", since=since), "maintenance", {}, "", {"maintenance": True})
 
 
 class Kind(NamedTuple):
@@ -711,4 +718,5 @@ KINDS = {
     "certificate": Kind(check_certificate, 10, 30, 7, "nginx", "/var/log/nginx/error.log"),
     "clock": Kind(check_clock, 10, 0.1, 1),
     "release": Kind(check_release, 10),
+    "maintenance": Kind(check_maintenance, 10),
 }

@@ -138,6 +138,7 @@ CATALOG = {
         "a {kind} to {to} stopped in phase {phase} (since {since})",
         "{to} への {kind} が段階 {phase} で止まっています({since} から)",
     ),
+    "maintenance": ("the maintenance page is off", "メンテナンス画面は表示していません"),
     "release.maintenance": (
         "the maintenance page is on since {since}: users cannot work",
         "{since} からメンテナンス画面を表示中: 利用者は操作できません",
@@ -335,6 +336,10 @@ CATALOG = {
         "次回の ansible-playbook deploy.yml が完了または取り消しを行います。手作業の後始末は不要です",
     ),
     "hint.release.maintenance": (
+        "ansible-playbook playbooks/maintenance.yml -e state=off ends it",
+        "ansible-playbook playbooks/maintenance.yml -e state=off で解除します",
+    ),
+    "hint.maintenance.maintenance": (
         "ansible-playbook playbooks/maintenance.yml -e state=off ends it",
         "ansible-playbook playbooks/maintenance.yml -e state=off で解除します",
     ),

@@ -523,6 +523,11 @@ def test_upstreams_are_read_from_the_site(tmp_path):
     ]  # fmt: skip
     assert found["upstreams"][0]["expected"] is False and found["upstreams"][0]["exists"] is False
     assert found["site_enabled"] and not found["maintenance"]
+    switch = tmp_path / "app" / "shared" / "maintenance" / "on"
+    switch.parent.mkdir(parents=True)
+    switch.touch()
+    found = network.nginx(Setting({"app_root": str(tmp_path / "app")}, root=str(tmp_path)))
+    assert found["maintenance"] and found["maintenance_since"] == switch.stat().st_mtime
 
 
 # --- PostgreSQL ----------------------------------------------------------------------------------------------------------

@@ -530,6 +530,16 @@ def test_celery_without_a_release_or_without_celery(release, tmp_path_factory):
     assert celery_check(release[0]).status == "error"
 
 
+def test_the_maintenance_page_is_seen_where_no_release_is(tmp_path):
+    wanted, context = options("maintenance"), Context(app_root=str(tmp_path))
+    assert health_checks.check_maintenance(wanted, context).status == "healthy"
+    (tmp_path / "shared" / "maintenance").mkdir(parents=True)
+    (tmp_path / "shared" / "maintenance" / "on").touch()
+    outcome = health_checks.check_maintenance(wanted, context)
+    assert (outcome.status, outcome.reason) == ("warning", "maintenance")
+    assert "state=off" in health_engine.describe(wanted, outcome, 1, "en", context)["hint"]
+
+
 def release_check(tmp_path):
     return health_checks.check_release(options("release"), Context(app_root=str(tmp_path)))
 
@@ -550,6 +560,7 @@ def test_release(release, tmp_path_factory):
     (tmp_path / "shared" / "maintenance").mkdir()
     (tmp_path / "shared" / "maintenance" / "on").touch()
     assert (release_check(tmp_path).status, release_check(tmp_path).reason) == ("warning", "maintenance")
+    assert release_check(tmp_path).data["maintenance"] and release_check(tmp_path).data["release"] == name
     os.rename(tmp_path / "releases" / name, tmp_path / "elsewhere")
     assert release_check(tmp_path).status == "critical"
 
