@@ -49,7 +49,7 @@ options:
     choices: [en, ja]
     default: en
   expectations:
-    description: What only the inventory knows, C(standbys) (how many) and C(beat_expected).
+    description: What only the inventory knows, C(standbys) (how many), C(beat_expected) and C(beat_hosts).
     type: dict
     default: {}
   fail_on:

@@ -126,6 +126,9 @@ def names_of(host: dict, fleet: dict) -> dict:
 def fleet_of(hosts: list, expectations: Optional[dict] = None) -> dict:
     """Return what only all hosts together show."""
     heard = [host for host in hosts if host.get("parts")]
+    apps = [host["host"] for host in hosts if "app" in (host.get("functions") or [])]
+    # Those that run the scheduler by the inventory; without it the first, as group_vars/all/application.yml has it.
+    of_beat = [host for host in (expectations or {}).get("beat_hosts") or [] if host in apps]
     beats = [
         dict(beat, host=host["host"]) for host in heard for beat in host["parts"].get("celery", {}).get("beats") or []
     ]
@@ -141,7 +144,8 @@ def fleet_of(hosts: list, expectations: Optional[dict] = None) -> dict:
             if "app" in (host.get("functions") or [])
         )
         and not any("app" in (host.get("functions") or []) for host in hosts if not host.get("parts")),
-        beat_host=next((host["host"] for host in hosts if "app" in (host.get("functions") or [])), None),
+        apps=len(apps),
+        beat_host=next(iter(of_beat + apps), None),
     )
 
 

@@ -323,6 +323,63 @@ def test_a_missing_scheduler_is_not_claimed_where_a_host_has_not_answered():
     assert "BeatMissing" in names(found(*ill(app1={"celery": {"beats": []}}), beat_expected=True))
 
 
+def test_the_command_against_a_second_scheduler_names_its_host():
+    twice = {"celery": {"beats": [{"pid": 1, "unit": "session-1.scope", "command": "beat"}]}}
+    fix = found(*ill(app2=twice))[0]["fix"]
+    assert fix == ["ansible app2 --become -m ansible.builtin.command -a 'kill 1'"]
+
+
+def test_the_scheduler_is_missed_where_the_inventory_has_it():
+    result = found(*ill(app1={"celery": {"beats": []}}), beat_expected=True, beat_hosts=["app2"])
+    assert [(one["rule"], one["host"]) for one in result] == [("BeatMissing", "app2")]
+
+
+def test_a_standby_is_looked_at_and_not_promoted():
+    finding = found(host(CASES["DatabaseReadOnly"]["fires"]))[0]
+    assert not any("promote" in line for line in finding["fix"])
+    assert "database:standby" in finding["fix"][0] and "only when no other" in finding["advice"]["en"]
+
+
+def test_a_slot_is_not_dropped_by_a_command():
+    slot = {"active": False, "kept_bytes": 900000000}
+    for name, command in (("db2", "systemctl start postgresql"), ("shiftmaster_backup", "shiftmaster-backup-wal")):
+        finding = found(host({"parts": {"database": {"slots": [dict(slot, name=name)]}}}))[0]
+        assert command in finding["fix"][0] and not any("drop" in line for line in finding["fix"])
+        assert "pg_drop_replication_slot" in finding["advice"]["ja"]
+
+
+def test_the_receiver_of_the_backup_is_no_standby():
+    backup = {"client": None, "standby": "shiftmaster-backup-wal", "state": "streaming", "behind_bytes": 0}
+    result = found(host({"parts": {"database": {"replication": [backup]}}}), standbys=1)
+    assert names(result) == ["ReplicationLost"] and "1 of 1" in result[0]["title"]["en"]
+
+
+def test_connections_that_are_used_up_are_seen_without_an_answer():
+    for name, patch in (
+        ("DatabaseConnectionsExhausted", {"database": None, "login": {"works": False, "reason": "connections"}}),
+        ("DatabaseConnectionsExhausted", {"database": {"status": "failed", "reason": "connections", "use": None}}),
+        ("DatabaseWraparoundNear", {"database": {"status": "failed", "reason": "wraparound", "oldest_age": None}}),
+    ):
+        finding = next(one for one in found(host({"parts": patch})) if one["rule"] == name)
+        assert finding["title"]["en"] and finding["title"]["ja"]
+
+
+def test_used_up_connections_are_a_symptom_on_another_host():
+    refused = {"login": {"works": False, "reason": "connections", "message": "sorry"}}
+    result = found(*ill(app1=refused, db1=CASES["DatabaseConnectionsExhausted"]["fires"]["parts"]))
+    assert [(one["rule"], one["host"], one["root"]) for one in result] == [
+        ("DatabaseConnectionsExhausted", "db1", True), ("DatabaseLoginFails", "app1", False),
+    ]  # fmt: skip
+    assert "sudo" not in " ".join(result[1]["fix"])
+
+
+@pytest.mark.parametrize(("limit", "larger"), [(220, 320), (None, 220)])
+def test_more_connections_are_more_than_now(limit, larger):
+    patch = {"use": {"percent": 100.0}, "server": {"max_connections": limit}}
+    finding = found(*ill(db1={"database": patch}))[0]
+    assert finding["fix"][1].endswith("postgresql_max_connections=%d" % larger)
+
+
 def test_area_leaves_out_what_belongs_elsewhere():
     fault = host(CASES["DatabaseConnectionsHigh"]["fires"])
     assert names(found(fault, area="db")) == ["DatabaseConnectionsHigh"]
