@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import glob
+import ipaddress
 import json
 import os
 import re
@@ -78,10 +79,12 @@ def ports(setting) -> dict:
 # --- firewall --------------------------------------------------------------------------------------------------------
 
 
-def refusals(ruleset: dict, interesting) -> list:
-    """Return the rules that drop or reject what ShiftMaster needs: {table, chain, port, text, packets}.
+def refusals(ruleset: dict, interesting, known=()) -> list:
+    """Return the rules that drop or reject what ShiftMaster needs: {table, chain, ports, addresses, sure, packets}.
 
-    Our own table is not looked at: its policy is to drop, and what it lets in is tested by what answers.
+    Our own table is not looked at: its policy is to drop, and what it lets in is tested by what answers. `sure` is a
+    rule for everybody, or for one of the known addresses; another may be meant for a stranger (fail2ban, a list of
+    blocked addresses) or for what is inside of a container engine.
     """
     chains = {}
     found = []
@@ -96,15 +99,29 @@ def refusals(ruleset: dict, interesting) -> list:
         verdict = next((name for one in expressions for name in ("drop", "reject") if name in one), None)
         if verdict is None or any("limit" in one for one in expressions):
             continue
-        ports, addresses, packets, narrow = set(), [], 0, False
+        ports, addresses, packets, narrow, ours = set(), [], 0, False, True
         for one in expressions:
-            if "match" in one:
+            if "xt" in one:
+                # Something of iptables that nft does not understand.
+                narrow = narrow or not isinstance(one["xt"], dict) or one["xt"].get("name") != "comment"
+            elif "match" in one:
                 left, right = one["match"].get("left"), one["match"].get("right")
                 field = left.get("payload", {}).get("field") if isinstance(left, dict) else None
-                if field == "dport" and one["match"].get("op", "==") == "==":
+                other = one["match"].get("op", "==") == "!="
+                if isinstance(right, str) and right.startswith("@"):
+                    # A set with a name is filled and emptied by a program.
+                    narrow = True
+                    if field in ("saddr", "daddr"):
+                        addresses.append("%s %s" % (field, right))
+                elif field == "dport" and not other:
                     ports |= _ports_of(right)
                 elif field in ("saddr", "daddr"):
-                    addresses.append("%s %s" % (field, _words(right)))
+                    addresses.append("%s %s%s" % (field, "!= " if other else "", _words(right)))
+                    # Where none is known, only a rule for everybody is surely for the others.
+                    hit = any(_covers(right, its) != other for its in known) if known else not other
+                    ours = ours and hit and (bool(known) or _covers(right, _NOBODY))
+                elif left == {"ct": {"key": "state"}} and "new" in (right if isinstance(right, list) else [right]):
+                    pass  # Every connection begins so.
                 elif field not in ("protocol", "nexthdr") and not (
                     isinstance(left, dict)
                     and left.get("meta", {}).get("key") in ("l4proto", "nfproto", "iifname", "oifname")
@@ -125,6 +142,7 @@ def refusals(ruleset: dict, interesting) -> list:
                     "verdict": verdict,
                     "ports": hit,
                     "addresses": addresses,
+                    "sure": ours and not narrow,
                     "packets": packets,
                 }
             )
@@ -133,7 +151,7 @@ def refusals(ruleset: dict, interesting) -> list:
             found.append(
                 {
                     "table": "%s %s" % (family, table), "chain": name, "handle": None, "hook": chain["hook"],
-                    "verdict": "policy drop", "ports": [], "addresses": [], "packets": 0,
+                    "verdict": "policy drop", "ports": [], "addresses": [], "sure": True, "packets": 0,
                 }
             )  # fmt: skip
     return found
@@ -150,10 +168,39 @@ def _ports_of(right) -> set:
     return set()
 
 
+# Nobody's: only a rule for everybody covers it.
+_NOBODY = "192.0.2.255"
+
+
+def _covers(right, address: str) -> bool:
+    """Tell whether addresses of a rule hold an address."""
+    if isinstance(right, dict) and "set" in right:
+        return any(_covers(one, address) for one in right["set"])
+    with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
+        its = ipaddress.ip_address(address)
+        if isinstance(right, dict) and "range" in right:
+            low, high = (ipaddress.ip_address(one) for one in right["range"])
+            return low <= its <= high
+        return its in ipaddress.ip_network(_words(right), strict=False)
+    return False
+
+
 def _words(right) -> str:
     if isinstance(right, dict) and "prefix" in right:
         return "%s/%s" % (right["prefix"].get("addr"), right["prefix"].get("len"))
     return right if isinstance(right, str) else json.dumps(right)
+
+
+def addresses_of(names: list, hosts_file: str) -> list:
+    """Return the addresses of names by themselves or by /etc/hosts; a name server may be what is shut out."""
+    found = []
+    for name in names:
+        with contextlib.suppress(ValueError):
+            found.append(str(ipaddress.ip_address(name)))
+            continue
+        rows = (line.partition("#")[0].split() for line in hosts_file.splitlines())
+        found += [row[0] for row in rows if name in row[1:]]
+    return found
 
 
 def firewall(setting) -> dict:
@@ -175,7 +222,11 @@ def firewall(setting) -> dict:
     return {
         "tables": tables,
         "ours": "inet shiftmaster" in tables,
-        "refusals": refusals(ruleset, [int(port) for port in setting.ports] + setting.remote_ports)[:20],
+        "refusals": refusals(
+            ruleset,
+            [int(port) for port in setting.ports] + setting.remote_ports,
+            addresses_of([peer["address"] for peer in setting.peers], read(setting.path("/etc/hosts"))),
+        )[:20],
     }
 
 

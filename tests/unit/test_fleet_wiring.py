@@ -15,16 +15,16 @@ ASKED = (
     "fleet_problems", "postgresql_listen_addresses", "postgresql_hba_rules", "redis_port", "redis_tls_port",
     "nginx_upstream_servers", "nginx_upstream_tls", "nginx_local_tls_listen", "nginx_static_url", "firewall_rules",
     "shiftmaster_database_sslmode", "shiftmaster_edge_servers", "tls_internal_names", "shiftmaster_secret_environment",
-    "postgresql_max_connections",
+    "postgresql_max_connections", "diagnosis_peers", "diagnosis_beat_hosts", "diagnosis_beat_expected",
 )  # fmt: skip
 
 
-def wiring(inventory: str, **extra) -> dict:
+def wiring(inventory: str, pattern: str = "all", **extra) -> dict:
     """{host: {variable: value}} of an inventory."""
     message = "{{ {" + ", ".join(f"'{name}': {name}" for name in ASKED) + "} }}"
     done = subprocess.run(
         [
-            Path(sys.executable).with_name("ansible"), "all", "--inventory", ROOT / "inventory" / inventory,
+            Path(sys.executable).with_name("ansible"), pattern, "--inventory", ROOT / "inventory" / inventory,
             "--playbook-dir", ROOT / "playbooks", "--connection", "local", "--module-name", "debug", "--args",
             json.dumps({"msg": message}), "--extra-vars", json.dumps(extra),
         ],
@@ -104,6 +104,20 @@ def test_the_database_has_room_for_both_colours_of_every_application_host(tmp_pa
 def test_what_is_wrong_about_a_fleet_is_told(extra, said):
     problems = wiring("production", **extra)["app1"]["fleet_problems"]
     assert len(problems) == 1 and said in problems[0]
+
+
+def test_only_hosts_with_an_address_are_looked_for(tmp_path):
+    (tmp_path / "hosts").write_text("[app]\na\nb\n[web]\nw\n[database]\nd private_address=192.0.2.7\n[cache]\nc\n")
+    hosts = wiring(str(tmp_path / "hosts"))
+    assert [(peer["host"], peer["address"]) for peer in hosts["a"]["diagnosis_peers"]] == [("d", "192.0.2.7")]
+    assert hosts["w"]["diagnosis_peers"] == []
+
+
+def test_a_scheduler_is_expected_where_all_hosts_are_asked_and_one_has_it(production):
+    assert production["app2"]["diagnosis_beat_hosts"] == ["app1"] and production["app2"]["diagnosis_beat_expected"]
+    some = wiring("production", shiftmaster_celery_beat=False)["app1"]
+    assert some["diagnosis_beat_hosts"] == [] and not some["diagnosis_beat_expected"]
+    assert not wiring("production", pattern="app2")["app2"]["diagnosis_beat_expected"]
 
 
 def test_both_examples_of_a_vault_have_the_same_secrets():
