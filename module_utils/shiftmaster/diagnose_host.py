@@ -253,21 +253,37 @@ def parse_kills(text: str) -> list:
                     "whole_host": bool(match["kernel"]) and match["kernel"].startswith("Out of memory"),
                 }
             )
-    return found[-20:]
+    return of_one_kill(found)[-20:]
+
+
+def of_one_kill(found: list) -> list:
+    """Return the kills without systemd's words about a process that the kernel killed for the whole host.
+
+    systemd says the same of a unit's own limit and of the host's: what the kernel said last before it decides.
+    """
+    kept = []
+    for kill in found:
+        before = [one for one in found if one["name"] and one["at"] <= kill["at"] + 0.5]
+        last = max(before, key=lambda one: one["at"], default=None)
+        if not kill["name"] and last and last["whole_host"] and kill["at"] - last["at"] <= 10:
+            last["unit"] = last["unit"] or kill["unit"]
+        else:
+            kept.append(kill)
+    return kept
+
+
+def journal(options: list, seconds: float) -> str:
+    """Return what journalctl prints. It ends with 1 where there is no such line, and, with words, where it cannot read."""
+    code, text, error = probe.run(["journalctl", "--no-pager", "--quiet", *options], seconds)
+    if code not in (0, 1) or (code == 1 and error.strip()):
+        raise probe.ProbeError("error", "journal", error.strip()[:200] or "journalctl ended with %d" % code)
+    return text
 
 
 def kills(setting) -> dict:
     """What was ended for lack of memory, by the kernel's and systemd's words."""
-    code, text, error = probe.run(
-        [
-            "journalctl", "--no-pager", "--quiet", "--output=short-unix", "--since=-6h", "--lines=200",
-            "--grep=Killed process|OOM killer|oom-kill",
-        ],
-        4.0,
-    )  # fmt: skip
-    if code not in (0, 1):
-        raise probe.ProbeError("error", "journal", error.strip()[:200] or "journalctl ended with %d" % code)
-    return {"kills": parse_kills(text)}
+    words = "--grep=Killed process|OOM killer|oom-kill"
+    return {"kills": parse_kills(journal(["--output=short-unix", "--since=-6h", "--lines=200", words], 4.0))}
 
 
 # --- open files ------------------------------------------------------------------------------------------------------
@@ -282,7 +298,8 @@ def files(setting) -> dict:
         except OSError:
             continue
         limit = re.search(r"^Max open files\s+(\d+)", read(proc, str(pid), "limits"), re.M)
-        if limit and int(limit.group(1)) and count > 0.8 * int(limit.group(1)):
+        # A limit of a few is a cage that a program has put itself into (OpenSSH before the login).
+        if limit and int(limit.group(1)) >= 64 and count > 0.8 * int(limit.group(1)):
             near.append(dict(describe(pid, stat, proc), open=count, limit=int(limit.group(1))))
     used, _free, allowed = (int(word) for word in (read(proc, "sys/fs/file-nr").split() + ["0"] * 3)[:3])
     return {
@@ -317,11 +334,7 @@ def parse_kernel(text: str) -> dict:
 
 def kernel(setting) -> dict:
     """What the kernel has complained about since six hours."""
-    code, text, error = probe.run(
-        ["journalctl", "--no-pager", "--quiet", "--dmesg", "--output=cat", "--since=-6h", "--lines=2000"], 4.0
-    )
-    if code not in (0, 1):
-        raise probe.ProbeError("error", "journal", error.strip()[:200] or "journalctl ended with %d" % code)
+    text = journal(["--dmesg", "--output=cat", "--since=-6h", "--lines=2000"], 4.0)
     return {"complaints": parse_kernel(text), "release": os.uname().release}
 
 

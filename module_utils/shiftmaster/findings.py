@@ -5,11 +5,12 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     name       for good: its runbook and its tests are found by it
     component  what it is about: a service of the alert catalogue
     severity   critical, warning, info
+    critical_when  an expression: true makes it critical
     symptom    true: it follows from something else, or nobody knows from what
     areas      in which areas of the diagnosis it is looked for
     functions  those of the hosts of which it is asked; every host where absent
     each       an expression whose items are asked one by one, as `it`
-    let        {name: expression}, for what is needed more than once
+    let        {name: expression}, for what is needed more than once; one may use those before it
     when       an expression; what it needs and is not there makes it false
     explains   what follows from it on the same host, and on hosts that need what it is about: names of rules,
                `@component` (its symptoms) or `*` (all symptoms); templates, where it depends
@@ -19,6 +20,9 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     alert      the alert whose runbook it shares; else it has its own, of
     guide      {en, ja}, what it means, and
     commands   to look and to mend (scripts/alerts.py)
+
+Beside Jinja's own there are the filters size, duration and quote (for a shell), and the tests search and ours (a unit
+or program that no command may end).
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import functools
 import json
 import os
 import re
+import shlex
 from typing import Optional
 
 SEVERITIES = ("critical", "warning", "info")
@@ -58,6 +63,13 @@ def duration(seconds) -> str:
     return "%d s" % seconds
 
 
+# Units and programs that no command of a finding may end: what ShiftMaster needs and is watched with, and the host's own.
+_OURS = re.compile(
+    r"shiftmaster|gunicorn|celery|postgres|redis|nginx|prometheus|alertmanager|grafana|node_exporter|\S+[-_]exporter|mtail"
+    r"|elasticsearch|kibana|logstash|filebeat|systemd|init\.scope|ssh|dbus|docker|containerd|nftables|chrony|rsyslog"
+)
+
+
 class Engine:
     """Expressions and templates of rules."""
 
@@ -72,7 +84,8 @@ class Engine:
                 self._fail_with_undefined_error()
 
         self.environment = ImmutableSandboxedEnvironment(undefined=Missing, autoescape=False)
-        self.environment.filters.update(size=size, duration=duration, tojson=json.dumps)
+        self.environment.filters.update(size=size, duration=duration, tojson=json.dumps, quote=shlex.quote)
+        self.environment.tests["ours"] = lambda name: bool(_OURS.match(str(name or "")))
         self.environment.tests["search"] = lambda text, pattern: bool(re.search(pattern, str(text or "")))
         self._compiled = {}
 
@@ -84,7 +97,7 @@ class Engine:
             self._compiled[expression] = self.environment.compile_expression(expression, undefined_to_none=True)
         try:
             return self._compiled[expression](**names)
-        except (UndefinedError, TypeError):
+        except (UndefinedError, TypeError, ValueError, ArithmeticError):
             return None
 
     def text(self, template: str, names: dict) -> str:
@@ -96,7 +109,7 @@ class Engine:
 
         try:
             return " ".join(self._compiled[key].render(**names).split())
-        except (UndefinedError, TypeError):
+        except (UndefinedError, TypeError, ValueError, ArithmeticError):
             return ""
 
 
@@ -123,6 +136,10 @@ def names_of(host: dict, fleet: dict) -> dict:
     )
 
 
+def _slow(recent: dict) -> bool:
+    return (recent.get("requests") or 0) > 20 and (recent.get("p95_seconds") or 0) > 2
+
+
 def fleet_of(hosts: list, expectations: Optional[dict] = None) -> dict:
     """Return what only all hosts together show."""
     heard = [host for host in hosts if host.get("parts")]
@@ -132,8 +149,20 @@ def fleet_of(hosts: list, expectations: Optional[dict] = None) -> dict:
     beats = [
         dict(beat, host=host["host"]) for host in heard for beat in host["parts"].get("celery", {}).get("beats") or []
     ]
+    # {host: [why another host does not reach it]}
+    unreached = {}
+    for host in heard:
+        for peer in host["parts"].get("peers", {}).get("peers") or []:
+            if peer.get("error"):
+                unreached.setdefault(peer["host"], []).append(peer.get("reason"))
+    skews = sorted(host["skew"] for host in heard if host.get("skew") is not None)
     return dict(
         expectations or {},
+        unreached=unreached,
+        # Whether people wait for pages, as ApplicationSlow says it.
+        slow=any(_slow(host["parts"].get("requests", {}).get("recent") or {}) for host in heard),
+        # By how much the controller's own clock is off, where enough hosts agree on it.
+        skew=skews[len(skews) // 2] if len(skews) >= 3 else None,
         hosts=[host["host"] for host in hosts],
         unreachable=[host["host"] for host in hosts if (host.get("reach") or {}).get("unreachable")],
         beats=beats,
@@ -191,7 +220,8 @@ def fired(engine: Engine, rule: dict, host: dict, fleet: dict, area: str = "all"
     found = []
     for item in items:
         inside = dict(names, it=item)
-        inside.update({name: engine.value(expression, inside) for name, expression in rule.get("let", {}).items()})
+        for name, expression in rule.get("let", {}).items():
+            inside[name] = engine.value(expression, inside)
         if engine.value(rule["when"], inside):
             found.append(describe(engine, rule, host["host"], inside))
     return found
@@ -207,7 +237,7 @@ def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
         "rule": rule["name"],
         "host": host,
         "component": rule["component"],
-        "severity": rule["severity"],
+        "severity": "critical" if engine.value(rule.get("critical_when", "false"), names) else rule["severity"],
         "symptom": bool(rule.get("symptom")),
         "title": both("title"),
         "cause": both("cause"),

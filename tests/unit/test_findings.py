@@ -94,7 +94,7 @@ def test_finding_is_whole_in_both_languages(name):
 
 FIELDS = {
     "name", "component", "severity", "symptom", "areas", "functions", "each", "let", "when", "explains", "title",
-    "cause", "advice", "evidence", "fix", "alert", "depth", "guide", "commands",
+    "cause", "advice", "evidence", "fix", "alert", "depth", "guide", "commands", "critical_when",
 }  # fmt: skip
 
 
@@ -340,6 +340,102 @@ def test_a_standby_is_looked_at_and_not_promoted():
     assert "database:standby" in finding["fix"][0] and "only when no other" in finding["advice"]["en"]
 
 
+def test_a_clock_that_is_kept_is_wrong_where_the_other_hosts_say_so():
+    def hosts(*skews):
+        return [dict(one, skew=skew) for one, skew in zip(fleet().values(), skews)]
+
+    assert names(found(*hosts(-30.0, -29.0, -30.4))) == []
+    assert [one["host"] for one in found(*hosts(0.4, 0.5, -30.0))] == ["app2"]
+    lost = {"parts": {"clock": {"synchronised": None, "offset_seconds": None}}, "skew": -30.0}
+    assert names(found(host(lost))) == ["ClockOff"] and "30.0 s" in found(host(lost))[0]["title"]["en"]
+
+
+PORT_TAKEN = {"ports": {
+    "listeners": [{"address": "0.0.0.0", "port": 443, "programs": ["python3"], "pids": [71]},
+                  {"address": "192.0.2.1", "port": 443, "programs": ["nginx"], "pids": [72]}],
+    "expected": [{"port": 443, "program": "nginx", "listens": True, "by": ["python3"], "foreign": True}]}}  # fmt: skip
+
+
+def hog(unit, name):
+    one = {"pid": 77, "processes": 1, "name": name, "command": name, "unit": unit, "cpu_share": 97.0}
+    return {"cpu": {"busy_percent": 99.0, "groups": [dict(one, cpu_percent=99.0)]}}
+
+
+def largest_process(unit, name):
+    return {"memory": {"usage_percent": 97.5, "top": [{"pid": 77, "name": name, "command": name, "unit": unit,
+                                                       "memory_bytes": 4000000000}]}}  # fmt: skip
+
+
+def open_files(unit, name):
+    one = {"pid": 77, "name": name, "command": name, "unit": unit, "open": 1024, "limit": 1024}
+    return {"files": {"near_limit": [one]}}
+
+
+def deleted_file(unit, name):
+    parts = copy.deepcopy(CASES["DiskFullByDeletedFile"]["fires"]["parts"])
+    parts["deleted"]["files"][0].update(pid=77, unit=unit, name=name)
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("parts", "ends"),
+    [
+        (PORT_TAKEN, ["kill 71", "systemctl restart nginx"]),
+        (hog("prometheus.service", "prometheus"), []),
+        (hog("session-3.scope", "stress"), ["kill 77"]),
+        (hog("report.service", "python3"), ["systemctl stop report.service"]),
+        (largest_process("postgresql@17-main.service", "postgres"), []),
+        (largest_process("redis-server.service", "redis-server"), []),
+        (largest_process("shiftmaster-backup-wal.service", "pg_receivewal"), []),
+        (largest_process("shiftmaster-web@blue.service", "gunicorn"), ["systemctl restart shiftmaster"]),
+        (largest_process("session-3.scope", "python3"), ["kill 77"]),
+        (open_files("session-3.scope", "python3"), ["kill 77"]),
+        (open_files("nginx.service", "nginx"), ["systemctl restart nginx.service"]),
+        (deleted_file("session-3.scope", "python3"), ["kill 77"]),
+        (deleted_file("rsyslog.service", "rsyslogd"), ["systemctl restart rsyslog.service"]),
+    ],
+)  # fmt: skip
+def test_a_command_ends_no_process_that_is_needed(parts, ends):
+    fix = found(host({"parts": parts}))[0]["fix"]
+    assert [line for line in fix if re.search(r"\bkill\b|systemctl (re)?st", line)] == ends
+
+
+def test_a_storm_of_swapping_ends_no_server():
+    parts = changed(CASES["SwapStorm"]["fires"]["parts"], largest_process("postgresql@17-main.service", "postgres"))
+    finding = next(one for one in found(host({"parts": parts})) if one["rule"] == "SwapStorm")
+    assert not any("kill" in line for line in finding["fix"]) and finding["advice"]["en"] and finding["advice"]["ja"]
+
+
+@pytest.mark.parametrize(
+    ("path", "first"),
+    [
+        ("/var/log/shiftmaster/error.log", "logrotate --force /etc/logrotate.conf"),
+        ("/var/log/shiftmaster/audit.jsonl", "ls -l /var/log/shiftmaster/audit.jsonl; df -h"),
+        ("/var/log/journal/x/system.journal", "journalctl --vacuum-size=200M"),
+        ("/var/log/x y/error.log.1", "gzip '/var/log/x y/error.log.1'"),
+    ],
+)
+def test_a_log_that_fills_the_disk_is_not_thrown_away(path, first):
+    parts = dict(CASES["DiskFullByLog"]["fires"]["parts"])
+    parts["largest"] = {"files": [{"path": path, "bytes": 41000000000, "mount": "/"}]}
+    fix = found(host({"parts": parts}))[0]["fix"]
+    assert fix[0] == first and not any("truncate" in line or "rm " in line for line in fix)
+    assert "audit" not in path or not any("gzip" in line or "logrotate" in line for line in fix)
+
+
+@pytest.mark.parametrize(("unit", "there"), [("shiftmaster-worker@blue.service", True), ("cron.service", False)])
+def test_the_limit_of_memory_is_raised_where_it_is_ours(unit, there):
+    kill = {"at": 1799999900.0, "name": "x", "unit": unit, "whole_host": False}
+    fix = found(host({"parts": {"kills": {"kills": [kill]}}}))[0]["fix"]
+    assert any("memory_max" in line for line in fix) is there
+
+
+def test_a_slow_statement_is_critical_where_people_wait():
+    statement = {"database": CASES["DatabaseSlowStatement"]["fires"]["parts"]["database"]}
+    assert [one["severity"] for one in found(*ill(db1=statement))] == ["warning"]
+    assert found(*ill(db1=statement, edge1=SLOW))[0]["severity"] == "critical"
+
+
 def test_a_slot_is_not_dropped_by_a_command():
     slot = {"active": False, "kept_bytes": 900000000}
     for name, command in (("db2", "systemctl start postgresql"), ("shiftmaster_backup", "shiftmaster-backup-wal")):
@@ -394,6 +490,7 @@ def test_what_is_not_there_is_false_and_no_error():
     for expression in ("a.b.c > 3", "a.b", "a | length > 3", "a[0].b == 1", "x < y", "n > 3"):
         assert not engine.value(expression, {"n": None})
     assert engine.value("gone | length == 0", {}) is None
+    assert engine.value("n / 0 > 1", {"n": 1}) is None and engine.text("{{ n / 0 }}", {"n": 1}) == ""
     assert engine.value("n == 3 and s is search('^a')", {"n": 3, "s": "abc"})
 
 
@@ -425,6 +522,34 @@ def test_a_chain_that_refuses_the_unknown_is_a_cause_where_something_fails():
     parts = {"firewall": {"refusals": [closed]}, "login": {"works": False, "reason": "timeout", "message": "x"}}
     result = found(host({"parts": parts}))
     assert names(result)[:1] == ["FirewallRefuses"] and "DatabaseLoginFails" in names(result)
+    # What is dropped is not answered: a stopped server refuses, and a host that is gone is the cause itself.
+    result = found(*ill(app1=dict(NO_DATABASE, firewall=parts["firewall"]), db1=DATABASE_DOWN))
+    assert names(result)[0] == "DatabaseStopped" and "FirewallRefuses" not in names(result)
+    silent = {"peers": [{"host": "db1", "port": 5432, "function": "database", "error": "x", "reason": "timeout"}]}
+    hosts = [one for one in ill(app1=dict(peers=silent, firewall=parts["firewall"])) if one["host"] != "db1"]
+    gone = findings.host_of("db1", ["database"], {"unreachable": True, "msg": "no route"})
+    assert "FirewallRefuses" not in names(found(*hosts, gone))
+
+
+def test_a_program_that_hangs_is_not_the_firewalls_doing():
+    strange = {"table": "ip x", "chain": "y", "hook": "input", "verdict": "drop", "ports": [443],
+               "addresses": ["saddr 203.0.113.5"], "sure": False}  # fmt: skip
+    hangs = {"login": {"works": False, "reason": "timeout", "message": "x"},
+             "http": {"socket": {"status": None, "error": "x", "reason": "timeout"},
+                      "local": {"status": None, "error": "x", "reason": "timeout", "where": "x"}}}  # fmt: skip
+    result = found(*ill(app1=dict(hangs, firewall={"refusals": [strange]})))
+    assert "FirewallRefuses" not in names(result) and "DatabaseLoginFails" in names(result)
+
+
+def test_a_rule_against_an_address_counts_where_another_host_does_not_come_through():
+    shut = {"table": "ip x", "chain": "y", "hook": "input", "verdict": "drop", "ports": [5432],
+            "addresses": ["saddr 192.0.2.5"], "sure": False}  # fmt: skip
+    silent = {"status": "ok", "peers": [{"host": "db1", "port": 5432, "function": "database", "error": "x",
+                                         "reason": "timeout"}]}  # fmt: skip
+    firewall = {"firewall": {"refusals": [shut]}}
+    assert names(found(*ill(db1=firewall))) == []
+    result = found(*ill(db1=firewall, app1={"peers": silent}))
+    assert (result[0]["rule"], result[0]["host"]) == ("FirewallRefuses", "db1")
 
 
 def test_worst_and_failing():
