@@ -17,6 +17,18 @@ _NAME = (
     r"|auth(?:orization)?|cookie|session(?:id|_key)|csrf\w*token|dsn|signature)s?"
 )
 SECRET_NAME = re.compile(r"(?i)(?:^|[^a-z])" + _NAME + r"(?:$|[^a-z])|(?:password|secret|token|[^a-z]key)$")
+# A long part with digits of an address that people open (a password's reset, an invitation), not of a folder here.
+_PATH = re.compile(
+    r"(?<![\w./-])((?:https?://[^/\s\"']+)?)"
+    r"(/(?!(?:bin|boot|dev|etc|home|lib|mnt|opt|proc|root|run|s?bin|srv|sys|tmp|usr|var)/)[^\s\"'?<>]+)"
+)
+_PATH_TOKEN = re.compile(r"(?<=/)(?=[A-Za-z_-]*\d)[\w-]{20,}(?=/|$|[,;)])")
+
+
+def _without_tokens(match) -> str:
+    return match[1] + _PATH_TOKEN.sub(HIDDEN, match[2])
+
+
 _SHAPES = (
     (
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S),
@@ -37,6 +49,7 @@ _SHAPES = (
         ),
         r"\1***",
     ),
+    (_PATH, _without_tokens),
     # What people type into forms that are sent by GET.
     (re.compile(r"(/[^\s?\"']*\?)[^\s\"']+"), r"\1***"),
     # Mail addresses; a unit of systemd looks like one.
@@ -47,7 +60,12 @@ _SHAPES = (
         r"***@\1",
     ),
 )
-_SQL_LITERAL = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.S)
+# A statement may be cut in the middle of a literal. In a name and in a comment a quote begins none.
+_SQL_LITERAL = re.compile(
+    r"(?P<kept>\"(?:[^\"]|\"\")*\")|--[^\n]*|/\*.*?(?:\*/|\Z)|\b[eE]'(?:[^'\\]|''|\\.)*(?:'|\\?\Z)|'(?:[^']|'')*(?:'|\Z)"
+    r"|\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?(?:\$(?P=tag)\$|\Z)",
+    re.S,
+)
 
 
 def secrets_of(environment: dict) -> list:
@@ -79,7 +97,11 @@ def redact(text: str, secrets=()) -> str:
 
 def redact_sql(text: str) -> str:
     """Return a statement without its literals: they hold names of people, and of passwords where a role is made."""
-    return " ".join(_SQL_LITERAL.sub("'?'", text).split())
+
+    def instead(match):
+        return match["kept"] or (" " if match[0].startswith(("--", "/*")) else "'?'")
+
+    return " ".join(_SQL_LITERAL.sub(instead, text).split())
 
 
 def redact_tree(value, secrets=(), limit: int = 2000):
