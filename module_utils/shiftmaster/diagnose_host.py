@@ -273,7 +273,7 @@ def of_one_kill(found: list) -> list:
 
 
 def journal(options: list, seconds: float) -> str:
-    """Return what journalctl prints. It ends with 1 where there is no such line, and, with words, where it cannot read."""
+    """Return what journalctl prints. It ends with 1 where no line fits, and, with words, where it cannot read."""
     code, text, error = probe.run(["journalctl", "--no-pager", "--quiet", *options], seconds)
     if code not in (0, 1) or (code == 1 and error.strip()):
         raise probe.ProbeError("error", "journal", error.strip()[:200] or "journalctl ended with %d" % code)

@@ -16,6 +16,9 @@ from typing import Optional
 from .diagnose_engine import Absent
 
 _TAIL = 256 * 1024
+# How much of a log is read where it was rotated since, and how much of a packed file.
+_MOST = 1 << 20
+_MOST_UNPACKED = 8 << 20
 
 
 def tail(path: str, limit: int = _TAIL) -> str:
@@ -140,6 +143,39 @@ def newest(pattern: str) -> Optional[str]:
     return max(found)[1] if found else None
 
 
+def first_moment(text: str) -> Optional[float]:
+    """Return when the first line with a time was written."""
+    return next(filter(None, map(moment, text.splitlines())), None)
+
+
+def end_of(path: str, limit: int) -> tuple:
+    """Return the last bytes of a file, which may be packed, and whether that is all of it."""
+    if not path.endswith(".gz"):
+        return tail(path, limit), os.stat(path).st_size <= limit
+    with gzip.open(path, "rb") as stream:
+        content = stream.read(_MOST_UNPACKED)
+        whole = not stream.read(1) and len(content) <= limit
+    return content[-limit:].decode("utf-8", "replace"), whole
+
+
+def since_then(path: str, since: float) -> tuple:
+    """Return what a log says since a moment, out of the rotated files too, and whether it was read back to it."""
+    text, whole = end_of(path, _TAIL)
+    began = first_moment(text)
+    if not whole and (began is None or began > since):
+        text, whole = end_of(path, _MOST)
+        began = first_moment(text)
+    older = [one for one in glob.glob(glob.escape(path) + "[.-]*") if os.path.isfile(one)]
+    # What was written last before the moment says nothing since.
+    older = sorted((os.stat(one).st_mtime, one) for one in older)
+    older = [one for at, one in older if at >= since]
+    while whole and older and (began is None or began > since) and len(text) < _MOST:
+        more, whole = end_of(older.pop(), _MOST - len(text))
+        text = more + text
+        began = first_moment(text)
+    return text, (began is not None and began <= since) or (whole and not older)
+
+
 def logs(setting) -> dict:
     """What the logs of the last hours complain about."""
     since, found = time.time() - setting.hours * 3600, {}
@@ -149,14 +185,16 @@ def logs(setting) -> dict:
             continue
         try:
             status = os.stat(path)
+            text, reached = since_then(path, since)
             found[name] = {
                 "path": path,
                 "bytes": status.st_size,
                 "changed": status.st_mtime,
-                "problems": problems(tail(path), since),
+                "reached": reached,
+                "problems": problems(text, since),
             }
-        except OSError as error:
-            found[name] = {"path": path, "error": error.strerror, "problems": []}
+        except (OSError, EOFError) as error:
+            found[name] = {"path": path, "error": str(error), "reached": False, "problems": []}
     return {"files": found, "hours": setting.hours}
 
 

@@ -63,7 +63,7 @@ def duration(seconds) -> str:
     return "%d s" % seconds
 
 
-# Units and programs that no command of a finding may end: what ShiftMaster needs and is watched with, and the host's own.
+# Units and programs that no command of a finding may end: what ShiftMaster needs, its watchers, and the host's own.
 _OURS = re.compile(
     r"shiftmaster|gunicorn|celery|postgres|redis|nginx|prometheus|alertmanager|grafana|node_exporter|\S+[-_]exporter|mtail"
     r"|elasticsearch|kibana|logstash|filebeat|systemd|init\.scope|ssh|dbus|docker|containerd|nftables|chrony|rsyslog"

@@ -82,7 +82,9 @@ def parts(start: float, end: float, step: float) -> list:
 
 SITE = 'job="mtail",site="edge"'
 QUERIES = {
-    "up": "min(probe_success{job='blackbox-http'})",
+    # An instant selector would look five minutes back, and take a gap for what was before it.
+    "up": "min(min_over_time(probe_success{job='blackbox-http'}[1m]))",
+    # increase() does not see the first value of a series that is new: the first 5xx of a status since mtail began.
     "requests": "sum(increase(nginx_http_requests_total{%s}[1m]))" % SITE,
     "errors": 'sum(increase(nginx_http_requests_total{%s,status=~"5.."}[1m]))' % SITE,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import socket
@@ -133,6 +134,16 @@ def test_secrets_of_an_environment_are_known_in_every_writing():
         ("-----BEGIN PRIVATE KEY-----\nMIIabc\n-----END PRIVATE KEY----- after", "MIIabc", "after"),
         ("GET /staff/?name=%E5%B1%B1%E7%94%B0&id=7 HTTP/1.1", "E5%B1", "HTTP/1.1"),
         ("mail to taro.yamada@hospital.example failed", "taro.yamada", "hospital.example"),
+        (
+            'request: "GET /accounts/reset/MQ/cx5e7f-0123456789abcdef0123456789abcdef/ HTTP/1.1"',
+            "cx5e7f-0123",
+            "/accounts/reset/MQ/",
+        ),
+        (
+            'referrer: "https://shift.example/invite/9f86d081884c7d659a2feaa0c55ad015"',
+            "9f86d081",
+            "shift.example/invite/",
+        ),
     ],
 )
 def test_shapes_of_secrets_are_hidden(text, hidden, kept):
@@ -149,6 +160,8 @@ def test_shapes_of_secrets_are_hidden(text, hidden, kept):
         "Started shiftmaster-web@blue.service; postgresql@17-main.service is active",
         "DJANGO_CSRF_TRUSTED_ORIGINS=https://shift.example.jp",
         "/var/www/shiftmaster/releases/20261126T153940Z-29df6cb232/venv/bin/python",
+        'File "/var/www/shiftmaster/releases/20261126T153940Z-29df6cb232/code/roster/views.py", line 3, in get',
+        "GET /static/app.0123456789abcdef0123.css and /staff/2026/11/ and unix:/run/shiftmaster-web-blue/web.sock",
         "nginx: [emerg] bind() to 0.0.0.0:443 failed (98: Address already in use)",
     ],
 )
@@ -159,6 +172,21 @@ def test_what_an_administrator_needs_stays(text):
 def test_literals_of_statements_are_hidden():
     shown = redact_sql("SELECT *\n FROM staff WHERE name = 'O''Neil' AND note = $tag$ill$tag$ AND id = 7")
     assert shown == "SELECT * FROM staff WHERE name = '?' AND note = '?' AND id = 7"
+
+
+@pytest.mark.parametrize(
+    ("statement", "shown"),
+    [
+        ("SELECT * FROM staff WHERE a = 'x' AND name = 'Yamada Ta", "SELECT * FROM staff WHERE a = '?' AND name = '?'"),
+        (r"SELECT E'it\'s Yamada' AS x, 'Sato' WHERE id = 7", "SELECT '?' AS x, '?' WHERE id = 7"),
+        (r"SELECT 'C:\' AS x, 'Sato'", "SELECT '?' AS x, '?'"),
+        ("SELECT $a$Yamada", "SELECT '?'"),
+        ("SELECT x -- it's\nFROM \"O'Neil\" WHERE a = 'Sato'", "SELECT x FROM \"O'Neil\" WHERE a = '?'"),
+        ("SELECT a FROM b WHERE id = $1 AND c = $2", "SELECT a FROM b WHERE id = $1 AND c = $2"),
+    ],
+)
+def test_literals_are_hidden_where_a_statement_is_cut_or_escapes_a_quote(statement, shown):
+    assert redact_sql(statement) == shown
 
 
 def test_a_tree_is_redacted_everywhere_and_cut():
@@ -269,6 +297,18 @@ def test_kills_of_a_unit_and_of_the_host_are_told_apart():
     ]
 
 
+def test_what_systemd_says_of_a_kill_for_the_whole_host_is_no_limit_of_a_unit():
+    text = (
+        "1800.5 h kernel: Out of memory: Killed process 72 (gunicorn) total-vm:1kB\n"
+        "1801.5 h systemd[1]: shiftmaster-web@blue.service: A process of this unit has been killed by the OOM killer.\n"
+        "1803.0 h systemd[1]: shiftmaster-web@blue.service: Failed with result 'oom-kill'.\n"
+        "1900.0 h systemd[1]: export.service: A process of this unit has been killed by the OOM killer.\n"
+    )
+    assert [(kill["at"], kill["name"], kill["unit"], kill["whole_host"]) for kill in host.parse_kills(text)] == [
+        (1800.5, "gunicorn", "shiftmaster-web@blue.service", True), (1900.0, "", "export.service", False),
+    ]  # fmt: skip
+
+
 def test_limits_of_units(tmp_path):
     unit = tmp_path / "system.slice" / "system-shiftmaster\\x2dweb.slice" / "shiftmaster-web@blue.service"
     unit.mkdir(parents=True)
@@ -285,15 +325,16 @@ def test_limits_of_units(tmp_path):
 
 
 def test_files_near_their_limit(tmp_path):
-    for pid, limit in ((5, 10), (6, 100)):
+    # OpenSSH before the login may have one.
+    for pid, limit, count in ((5, 64, 60), (6, 100, 60), (7, 1, 4)):
         folder = tmp_path / str(pid) / "fd"
         folder.mkdir(parents=True)
-        for number in range(9):
+        for number in range(count):
             (folder / str(number)).touch()
         (tmp_path / str(pid) / "stat").write_text(stat_line(pid, "x"))
         (tmp_path / str(pid) / "limits").write_text(f"Limit Soft\nMax open files            {limit}      4096 files\n")
     found = host.files(Setting({"proc_path": str(tmp_path)}))
-    assert [(one["pid"], one["open"], one["limit"]) for one in found["near_limit"]] == [(5, 9, 10)]
+    assert [(one["pid"], one["open"], one["limit"]) for one in found["near_limit"]] == [(5, 60, 64)]
 
 
 # --- disks -------------------------------------------------------------------------------------------------------------
@@ -396,6 +437,38 @@ def test_the_end_of_a_long_log_begins_with_a_line(tmp_path):
     assert logs.tail(str(path), 10**6).startswith("line 0\n")
 
 
+def line_of(at, text="[ERROR] django.request: x"):
+    return time.strftime("%Y-%m-%d %H:%M:%S,000 ", time.localtime(at)) + text + "\n"
+
+
+def test_a_log_is_read_back_over_its_rotation(tmp_path):
+    now, path = time.time(), tmp_path / "error.log"
+    setting = Setting({"hours": 14, "logs": {"application": str(path), "gone": str(tmp_path / "gone.log")}})
+
+    def read():
+        found = logs.logs(setting)["files"]
+        return found["application"]["reached"], sum(one["count"] for one in found["application"]["problems"])
+
+    path.write_text(line_of(now - 60, "[INFO] fine"))
+    assert read() == (True, 0)
+    # Rotated at midnight, one packed; the oldest was written last before the night.
+    (tmp_path / "error.log-20260102").write_text(line_of(now - 5 * 3600))
+    with gzip.open(tmp_path / "error.log-20260101.gz", "wt") as stream:
+        stream.write(line_of(now - 20 * 3600, "[INFO] fine") + line_of(now - 10 * 3600))
+    os.utime(tmp_path / "error.log-20260101.gz", (now - 9 * 3600, now - 9 * 3600))
+    assert read() == (True, 2)
+    assert list(logs.logs(setting)["files"]) == ["application"]
+    # More than is read, and none of it from before the night; a file that nobody can read.
+    path.write_text(line_of(now - 60, "[INFO] fine") * (logs._MOST // 30))
+    assert read() == (False, 0)
+    path.unlink()
+    path.mkdir()
+    (tmp_path / "error.log-20260101.gz").write_bytes(b"no gzip")
+    setting.logs["application"] = str(tmp_path / "error.log-2026010*")
+    os.utime(tmp_path / "error.log-20260101.gz")
+    assert read() == (False, 0)
+
+
 def test_answers_of_the_web_server():
     now = 1800000000.0
     lines = [json.dumps({"time": "x", "msec": now - age, "status": status, "request_time": seconds})
@@ -490,6 +563,45 @@ def test_an_address_that_is_shut_out_counts_for_every_port():
     source = {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "10.0.0.1"}}
     found = network.refusals({"nftables": [chain(), rule(source, {"drop": None})]}, [5432])
     assert found[0]["ports"] == [5432] and found[0]["addresses"] == ["saddr 10.0.0.1"]
+
+
+def address(field, right, op="=="):
+    return {"match": {"op": op, "left": {"payload": {"protocol": "ip", "field": field}}, "right": right}}
+
+
+@pytest.mark.parametrize(
+    ("expressions", "sure"),
+    [
+        ([port(5432)], True),
+        ([port(5432), {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}}], True),
+        ([address("saddr", "192.0.2.7")], True),
+        ([address("saddr", {"prefix": {"addr": "192.0.2.0", "len": 24}})], True),
+        ([address("saddr", {"prefix": {"addr": "0.0.0.0", "len": 0}})], True),
+        ([address("saddr", {"set": ["203.0.113.9", {"range": ["192.0.2.1", "192.0.2.9"]}]})], True),
+        ([address("saddr", {"prefix": {"addr": "203.0.113.0", "len": 24}}, "!=")], True),
+        # A stranger; fail2ban's set; what is inside of Docker; something that nft does not understand.
+        ([address("saddr", "203.0.113.9")], False),
+        ([address("saddr", {"prefix": {"addr": "192.0.2.0", "len": 24}}, "!=")], False),
+        ([port(443), address("saddr", "@addr-set-nginx")], False),
+        ([address("daddr", "172.17.0.2"), {"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": "docker0"}}], False),
+        ([port(443), {"xt": {"type": "match", "name": "string"}}], False),
+    ],
+)  # fmt: skip
+def test_a_rule_is_surely_meant_for_the_hosts_of_this_inventory(expressions, sure):
+    found = network.refusals({"nftables": [chain(), rule(*expressions, {"drop": None})]}, [443, 5432], ["192.0.2.7"])
+    assert [one["sure"] for one in found] == [sure]
+
+
+def test_a_ban_for_every_port_and_a_match_of_iptables_alone_refuse_nothing():
+    for expressions in ([address("saddr", "@addr-set-sshd")], [{"xt": {"type": "match", "name": "string"}}]):
+        assert network.refusals({"nftables": [chain(), rule(*expressions, {"reject": None})]}, [443]) == []
+    stranger = network.refusals({"nftables": [chain(), rule(address("saddr", "203.0.113.9"), {"drop": None})]}, [443])
+    assert not stranger[0]["sure"]
+
+
+def test_addresses_of_names_without_a_name_server():
+    text = "127.0.0.1 localhost\n192.0.2.7 db1.example db1 # the database\n"
+    assert network.addresses_of(["db1", "192.0.2.9", "gone"], text) == ["192.0.2.7", "192.0.2.9"]
 
 
 def test_a_name_server_that_is_silent_and_one_that_answers(monkeypatch):
@@ -593,7 +705,7 @@ def table(name, rows, scans, read, index_scans=0):
 
 
 def test_slow_statements_that_read_whole_tables():
-    slow = {"query": "SELECT * FROM roster WHERE staff = $1", "mean_ms": 2000.0, "calls": 9}
+    slow = {"query": "SELECT * FROM roster WHERE staff = $1", "mean_ms": 2000.0, "calls": 10}
     large = table("roster", 90000, 100, 9000000)
     found = database.scanning({"tables": [large], "slowest_on_average": [slow],
                                "invalid_indexes": [{"table": "roster", "index": "roster_staff"}]})  # fmt: skip
@@ -606,6 +718,9 @@ def test_slow_statements_that_read_whole_tables():
     for tables, statement in (
         ([table("roster", 90000, 1, 90000)], slow),
         ([table("roster", 90000, 100, 900)], slow),
+        ([table("roster", 90000, 100, 9000000, 90000)], slow),
+        # A migration that ran once, long ago.
+        ([large], dict(slow, calls=1)),
         ([table("roster", 900, 100, 90000)], slow),
         ([table("rosters", 90000, 100, 9000000)], slow),
         ([large], dict(slow, query="CREATE INDEX ON roster (staff)")),
@@ -621,6 +736,12 @@ def test_summary_counts_connections_against_what_can_be_used():
                               "databases": [{"age": 5}, {"age": 9}]})  # fmt: skip
     assert found["use"] == {"connections": 97, "usable": 97, "percent": 100.0, "idle_in_transaction": 7, "active": 0}
     assert found["oldest_age"] == 9
+
+
+def test_what_a_question_did_not_answer_is_not_known():
+    found = database.summary({"server": [{"max_connections": 100, "reserved": 3}]})
+    assert found["oldest_age"] is None and found["worst_dead_percent"] is None
+    assert database.summary({"tables": []})["worst_dead_percent"] == 0.0
 
 
 def test_questions_are_one_line_and_one_select_each():
@@ -778,6 +899,16 @@ def test_the_unit_of_a_process():
 
 
 # --- what goes wrong slowly --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("collect", [upkeep.logins, upkeep.rights_changed, host.kills, host.kernel])
+def test_a_journal_that_cannot_be_read_is_not_empty(monkeypatch, collect):
+    for answer in ((1, "", "No journal files were opened due to insufficient permissions."), (3, "", "")):
+        monkeypatch.setattr(probe, "run", lambda *_arguments, answer=answer: answer)
+        with pytest.raises(probe.ProbeError):
+            collect(Setting({}))
+    monkeypatch.setattr(probe, "run", lambda *_arguments: (1, "", ""))
+    assert collect(Setting({}))
 
 
 def test_backups_are_what_their_manifests_say():
