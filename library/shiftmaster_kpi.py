@@ -27,9 +27,8 @@ options:
     description: The certification authority of its certificate.
     type: path
   month:
-    description: The month, C(2026-10).
+    description: The month, C(2026-10). Without it the month before the one that it is in O(timezone).
     type: str
-    required: true
   timezone:
     description: The zone in which the month begins and ends.
     type: str
@@ -86,15 +85,23 @@ def argument_spec() -> dict:
         "user": {"type": "str", "default": "prometheus"},
         "password_file": {"type": "path", "no_log": False},  # a path
         "ca_file": {"type": "path"},
-        "month": {"type": "str", "required": True},
+        "month": {"type": "str"},
         "timezone": {"type": "str", "default": "Asia/Tokyo"},
         "targets": {"type": "dict", "default": {}},
     }
 
 
+def month_before(now: float, zone: datetime.tzinfo) -> str:
+    """Return the month before the one of a moment in a zone."""
+    first = datetime.datetime.fromtimestamp(now, zone).replace(day=1)
+    return (first - datetime.timedelta(days=1)).strftime("%Y-%m")
+
+
 def compute(parameters: dict, server, now: float, step: float = 60.0) -> dict:
     """Return figures and series; of the month that is running what has passed."""
-    start, end = kpi.month_of(parameters["month"], zoneinfo.ZoneInfo(parameters["timezone"]))
+    zone = zoneinfo.ZoneInfo(parameters["timezone"])
+    month = parameters["month"] or month_before(now, zone)
+    start, end = kpi.month_of(month, zone)
     end = min(end, now - now % step)
     data = prometheus.month(server, start, end, step)
     targets = {name: float(value) for name, value in parameters["targets"].items()}
@@ -102,13 +109,16 @@ def compute(parameters: dict, server, now: float, step: float = 60.0) -> dict:
         "availability_percent": [(at, 100.0 * value) for at, value in checklist.daily(data["up"])],
         "requests": checklist.daily(data["requests"], mean=False),
     }
-    return {"figures": kpi.month(data, start, end, step, targets), "series": series}
+    figures = dict(kpi.month(data, start, end, step, targets), month=month)
+    for outage in figures["outages"]:
+        outage["began"] = datetime.datetime.fromtimestamp(outage["start"], zone).strftime("%m-%d %H:%M")
+    return {"figures": figures, "series": series}
 
 
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
     given = module.params
-    if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", given["month"]):
+    if given["month"] and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", given["month"]):
         module.fail_json(msg="month is a year and a month, 2026-10, not %s" % given["month"])
     try:
         password = ""

@@ -97,6 +97,19 @@ def test_a_month_is_asked_in_parts_and_computed(server):
     assert all(login and login.startswith("Basic ") for _path, _query, login in Server.asked)
 
 
+def test_without_a_month_it_is_the_one_before_in_the_sites_zone(server):
+    """AWX starts the monthly checklist at 08:30 in Tokyo, when it is still the day before in UTC."""
+    given = {"month": None, "timezone": "Asia/Tokyo", "targets": {}}
+    answer = shiftmaster_kpi.compute(given, prometheus.Prometheus(server), END + 8.5 * 3600, STEP)
+    assert answer["figures"]["month"] == "2026-11" and answer["figures"]["start"] == START
+    assert answer["figures"]["outages"][0]["began"] == "11-03 00:00"
+
+
+def test_a_gap_is_no_availability(server):
+    """An instant selector would look five minutes back."""
+    assert "min_over_time" in prometheus.QUERIES["up"] and "[1m]" in prometheus.QUERIES["up"]
+
+
 def test_the_running_month_ends_now(server):
     given = {"month": "2026-11", "timezone": "Asia/Tokyo", "targets": {}}
     answer = shiftmaster_kpi.compute(given, prometheus.Prometheus(server), START + 86400, STEP)
