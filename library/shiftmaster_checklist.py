@@ -54,7 +54,7 @@ options:
     type: dict
     default: {}
   figures_problem:
-    description: Why there are no figures of the month; it is said in their place.
+    description: Why there are no figures of the month; it is said in their place. Empty where nobody was asked.
     type: str
     default: ""
   folder:
@@ -144,9 +144,11 @@ def fill_in(parameters: dict, made: datetime.datetime) -> dict:
         hosts.append(dict(host, functions=sorted(set(host["functions"]) | set(one["functions"]))))
     language, figures = parameters["language"], parameters["figures"]
     data = checklist.judge(parameters["period"], parameters["lines"], hosts, findings.fleet_of(hosts), made)
+    if parameters["period"] == "monthly" and not figures:
+        said = parameters["figures_problem"]
+        why = dict.fromkeys(findings.LANGUAGES, said) if said else checklist.both(checklist.SAYS["no_prometheus"])
+        data["figures_problem"] = checklist.both(checklist.SAYS["no_figures"], why=why)
     text = checklist.text_lines(data, language, figures)
-    if parameters["figures_problem"]:
-        text += ["", parameters["figures_problem"]]
     return {
         "checklist": dict(data, figures=figures),
         "text": "\n".join(text),

@@ -5,8 +5,9 @@ Runs on the controller, with the expressions of findings.py. A line is data (che
     name, text {en, ja}
     needs      the parts of the evidence that it rests on: without one of them it is unknown, never ticked
     functions  the hosts that it is about; all where absent. Without such a host it is left out
-    good       an expression: true ticks it, false fails it
-    evidence   a template: what was seen
+    good       an expression: true ticks it, false fails it, none leaves it open
+    bad        an expression that fails it also without what it needs: a part's reason may be the very fault
+    evidence   a template, or {en, ja} where it has words: what was seen
     person     {en, ja} instead of `good`: what a person has to do
 A line is failed where one host fails it, unknown where one host says nothing, ticked where all hosts are good.
 """
@@ -53,11 +54,34 @@ SAYS = {
     "cause": ("Outages and what fired first", "停止と、最初に発生したアラート"),
     "no_outage": ("No outage was measured.", "停止は測定されていません。"),
     "not_known": ("not known", "不明"),
+    "no_figures": ("There are no figures of the month: {why}", "月次の KPI がありません: {why}"),
+    "no_prometheus": ("no host of this run has a Prometheus", "対象のホストに Prometheus がありません"),
+    "nothing_seen": ("not collected", "収集されていません"),
+    "no_evidence": ("no evidence", "根拠がありません"),
+    "names": {
+        "up": ("availability", "可用性"),
+        "requests": ("requests", "リクエスト数"),
+        "buckets": ("response times", "応答時間"),
+        "database_seconds": ("database answers", "データベース応答"),
+        "availability_percent": ("Availability, %", "可用性(%)"),
+    },
 }
 
 
 def say(language: str, value):
     return value[LANGUAGES.index(language)]
+
+
+def both(value, **names) -> dict:
+    """Return {en, ja} of a text in both languages, filled in."""
+    return {
+        language: value[number].format(**{name: text[language] for name, text in names.items()})
+        for number, language in enumerate(LANGUAGES)
+    }
+
+
+def name_of(language: str, key: str) -> str:
+    return say(language, SAYS["names"].get(key, (key,) * len(LANGUAGES)))
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -78,18 +102,25 @@ def judge_line(line: dict, hosts: list, fleet: dict) -> dict:
 
 
 def judge_host(line: dict, host: dict, fleet: dict) -> dict:
-    """Return mark and evidence of one line on one host."""
+    """Return mark and evidence, in both languages, of one line on one host."""
     parts = host.get("parts") or {}
+    engine, names = the_engine(), names_of(host, fleet)
     lacking = [part for part in line.get("needs", []) if parts.get(part, {}).get("status") != "ok"]
     if lacking:
-        why = parts.get(lacking[0], {}).get("error") or (host.get("reach") or {}).get("message") or "not collected"
-        return {"mark": UNKNOWN, "evidence": "%s: %s" % (lacking[0], why)}
-    engine, names = the_engine(), names_of(host, fleet)
+        why = parts.get(lacking[0], {}).get("error") or (host.get("reach") or {}).get("message")
+        why = dict.fromkeys(LANGUAGES, why) if why else both(SAYS["nothing_seen"])
+        evidence = {language: "%s: %s" % (lacking[0], why[language]) for language in LANGUAGES}
+        return {"mark": BAD if engine.value(line.get("bad", "false"), names) else UNKNOWN, "evidence": evidence}
     good = engine.value(line["good"], names)
-    evidence = engine.text(line["evidence"], names)
+    templates = line["evidence"]
+    templates = templates if isinstance(templates, dict) else dict.fromkeys(LANGUAGES, templates)
+    evidence = {language: engine.text(templates[language], names) for language in LANGUAGES}
     # Nothing is ticked without evidence.
-    if good is None or not evidence:
-        return {"mark": UNKNOWN, "evidence": evidence or "no evidence"}
+    if good is None or not all(evidence.values()):
+        return {
+            "mark": UNKNOWN,
+            "evidence": {language: text or both(SAYS["no_evidence"])[language] for language, text in evidence.items()},
+        }
     return {"mark": GOOD if good else BAD, "evidence": evidence}
 
 
@@ -127,7 +158,11 @@ def text_lines(data: dict, language: str, figures: dict = None) -> list:
         )
         if line["mark"] == PERSON:
             result.append("     %s" % line["person"][language])
-        result += ["     %s %s: %s" % (MARKS[one["mark"]], one["host"], one["evidence"]) for one in line["hosts"]]
+        result += [
+            "     %s %s: %s" % (MARKS[one["mark"]], one["host"], one["evidence"][language]) for one in line["hosts"]
+        ]
+    if data.get("figures_problem"):
+        result += ["", data["figures_problem"][language]]
     if figures:
         result += ["", "--- %s ---" % say(language, SAYS["kpi"])]
         result += ["%s: %s (%s) %s" % row for row in figure_rows(figures, language)]
@@ -165,13 +200,18 @@ def figure_notes(figures: dict, language: str) -> list:
     """Return what else has to be known of the figures: what was not measured, and each outage."""
     notes = []
     if figures["missing"]:
-        notes.append(say(language, SAYS["missing"]).format(names=", ".join(figures["missing"])))
+        notes.append(
+            say(language, SAYS["missing"]).format(
+                names=", ".join(name_of(language, name) for name in figures["missing"])
+            )
+        )
     if figures.get("unknown_seconds"):
         notes.append(say(language, SAYS["unknown_time"]).format(hours="%.1f" % (figures["unknown_seconds"] / 3600.0)))
     if "up" not in figures["missing"]:
         notes.append(say(language, SAYS["cause"]) + ":" if figures["outages"] else say(language, SAYS["no_outage"]))
     for outage in figures["outages"]:
-        began = datetime.datetime.fromtimestamp(outage["start"]).strftime("%m-%d %H:%M")
+        # Said by shiftmaster_kpi in the site's zone; this process may have another one (AWX).
+        began = outage.get("began") or datetime.datetime.fromtimestamp(outage["start"]).strftime("%m-%d %H:%M")
         notes.append(
             "  %s  %.0f min  %s"
             % (began, outage["seconds"] / 60.0, outage["cause"] or say(language, SAYS["not_known"]))
@@ -197,7 +237,7 @@ def page(data: dict, language: str, figures: dict = None, series: dict = None) -
     ]  # fmt: skip
     for line in data["lines"]:
         word = say(language, SAYS["words"][line["mark"]])
-        seen = [e("%s %s: %s" % (MARKS[one["mark"]], one["host"], one["evidence"])) for one in line["hosts"]]
+        seen = [e("%s %s: %s" % (MARKS[one["mark"]], one["host"], one["evidence"][language])) for one in line["hosts"]]
         if line["mark"] == PERSON:
             seen = [e(line["person"][language])]
         parts.append(
@@ -210,12 +250,14 @@ def page(data: dict, language: str, figures: dict = None, series: dict = None) -
                 "<br>".join(seen),
             )
         )
+    if data.get("figures_problem"):
+        parts.append("<p>%s</p>" % e(data["figures_problem"][language]))
     if figures:
         columns = list(say(language, SAYS["columns"]))
         rows = [dict(zip(columns, row)) for row in figure_rows(figures, language)]
         parts.append("<h2>%s</h2>%s" % (e(say(language, SAYS["kpi"])), table(columns, rows)))
         parts += ["<p>%s</p>" % e(note) for note in figure_notes(figures, language)]
-        charts = [line_chart(name, points) for name, points in (series or {}).items() if points]
+        charts = [line_chart(name_of(language, name), points) for name, points in (series or {}).items() if points]
         parts.append('<div class="charts">%s</div>' % "".join(charts) if charts else "")
     return "\n".join(part for part in parts if part) + "\n</body></html>\n"
 

@@ -369,7 +369,7 @@ def line_chart(title: str, points: list) -> str:
     )
 
     def clock(at):
-        return datetime.datetime.fromtimestamp(at).strftime("%H:%M")
+        return datetime.datetime.fromtimestamp(at).strftime("%m-%d" if last - first > 2 * 86400 else "%H:%M")
 
     return (
         '<figure><figcaption>%s</figcaption><svg viewBox="0 0 300 100" role="img" aria-label="%s: max %g">'

@@ -16,6 +16,7 @@ ASKED = (
     "nginx_upstream_servers", "nginx_upstream_tls", "nginx_local_tls_listen", "nginx_static_url", "firewall_rules",
     "shiftmaster_database_sslmode", "shiftmaster_edge_servers", "tls_internal_names", "shiftmaster_secret_environment",
     "postgresql_max_connections", "diagnosis_peers", "diagnosis_beat_hosts", "diagnosis_beat_expected",
+    "diagnosis_units",
 )  # fmt: skip
 
 
@@ -111,6 +112,13 @@ def test_only_hosts_with_an_address_are_looked_for(tmp_path):
     hosts = wiring(str(tmp_path / "hosts"))
     assert [(peer["host"], peer["address"]) for peer in hosts["a"]["diagnosis_peers"]] == [("d", "192.0.2.7")]
     assert hosts["w"]["diagnosis_peers"] == []
+
+
+def test_the_watchers_are_units_that_must_run(tmp_path):
+    (tmp_path / "hosts").write_text("[app]\na\n[web]\na\n[database]\na\n[cache]\na\n[monitoring]\nm\n")
+    hosts = wiring(str(tmp_path / "hosts"), grafana_apt_url="https://x")
+    assert hosts["m"]["diagnosis_units"] == ["prometheus", "prometheus-alertmanager", "grafana-server"]
+    assert "prometheus" not in hosts["a"]["diagnosis_units"]
 
 
 def test_a_scheduler_is_expected_where_all_hosts_are_asked_and_one_has_it(production):
