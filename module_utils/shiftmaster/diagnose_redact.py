@@ -20,7 +20,7 @@ SECRET_NAME = re.compile(r"(?i)(?:^|[^a-z])" + _NAME + r"(?:$|[^a-z])|(?:passwor
 # A long part with digits of an address that people open (a password's reset, an invitation), not of a folder here.
 _PATH = re.compile(
     r"(?<![\w./-])((?:https?://[^/\s\"']+)?)"
-    r"(/(?!(?:bin|boot|dev|etc|home|lib|mnt|opt|proc|root|run|s?bin|srv|sys|tmp|usr|var)/)[^\s\"'?<>]+)"
+    r"(/(?!(?:backups?|boot|data|dev|etc|export|home|lib|mnt|nas|nfs|opt|proc|root|run|s?bin|srv|storage|sys|tmp|usr|var)/)[^\s\"'?<>]+)"
 )
 _PATH_TOKEN = re.compile(r"(?<=/)(?=[A-Za-z_-]*\d)[\w-]{20,}(?=/|$|[,;)])")
 

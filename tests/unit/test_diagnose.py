@@ -161,6 +161,7 @@ def test_shapes_of_secrets_are_hidden(text, hidden, kept):
         "DJANGO_CSRF_TRUSTED_ORIGINS=https://shift.example.jp",
         "/var/www/shiftmaster/releases/20261126T153940Z-29df6cb232/venv/bin/python",
         'File "/var/www/shiftmaster/releases/20261126T153940Z-29df6cb232/code/roster/views.py", line 3, in get',
+        "/data/postgresql-17-main-cluster-01/base is 97 % full",
         "GET /static/app.0123456789abcdef0123.css and /staff/2026/11/ and unix:/run/shiftmaster-web-blue/web.sock",
         "nginx: [emerg] bind() to 0.0.0.0:443 failed (98: Address already in use)",
     ],

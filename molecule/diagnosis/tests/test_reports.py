@@ -75,5 +75,5 @@ def test_a_checklist_is_mailed_with_its_page(operations, mails):
     (mail,) = mails()
     # No backups are set up here, and the checklist says so.
     assert "朝のチェックリスト: 要対応の項目があります" in mail["headers"]["subject"]
-    assert "バックアップ" in mail["plain"] and "there is none" in mail["attached"]["morning.html"]
+    assert "バックアップ" in mail["plain"] and "バックアップなし" in mail["attached"]["morning.html"]
     assert operations.run("playbooks/checklist.yml").says("Which checklist?", "period=")
