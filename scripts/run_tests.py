@@ -45,7 +45,7 @@ CLOSING_LINE = re.compile(
 )
 
 # Where the tests of a step are that is no scenario.
-TESTS = {"rules": ["monitoring/cases", "monitoring/rule_tests"]}
+TESTS = {"rules": ["monitoring/cases", "monitoring/rule_tests"], "package": ["tests/unit"], "unit": ["tests/unit"]}
 NOT_RUN, RUNNING, PASSED, FAILED = "not run", "running", "passed", "failed"
 
 

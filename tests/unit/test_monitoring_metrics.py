@@ -79,7 +79,8 @@ def test_requests_are_counted_by_route_never_by_path(project):
     # From the start, so that the first increase is seen.
     assert value(metrics, "shiftmaster_slow_requests_total", level="warning") == 0
     assert value(metrics, "process_resident_memory_bytes") > 4 * 20e6
-    assert value(metrics, "process_cpu_seconds_total") > 0.5
+    # Of five processes, each of which has at least imported Django.
+    assert value(metrics, "process_cpu_seconds_total") > 0.2
     assert value(metrics, "shiftmaster_metrics_shared_up") == 1
 
 
