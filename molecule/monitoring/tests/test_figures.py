@@ -101,7 +101,7 @@ def used(hosts, watch):
             shows("node_systemd_unit_state{name='broken.service',state='failed'} == 1")
         with mishaps.deadlock(app):
             shows("ALERTS{alertstate='firing',severity='warning'}")
-        with mishaps.units_stopped(hosts.standby, "postgresql@17-main.service"):
+        with mishaps.units_stopped(app, "postgresql@17-main.service"):
             shows("ALERTS{alertstate='firing',severity='critical'}", "shiftmaster:outage:last5m")
         # Blocks of data that somebody has put there are found once a minute.
         shows("shiftmaster_backup_size_bytes offset 1d", seconds=180)
