@@ -36,7 +36,7 @@ FIELDS = {
     "service": "what it is about",
     "where": "the hosts on which its commands are typed: a key of WHERE",
     "dashboard": "uid of the dashboard to open",
-    "depends_on": "what it needs: application, cache, database, web; silent while that is down (inhibitions.yml)",
+    "depends_on": "what it needs: application, cache, database; silent while that is down (inhibitions.yml)",
     "summary": "{en, ja}: one line, a template of Prometheus",
     "description": "{en, ja}: a sentence or two, a template of Prometheus; the first look is added",
     "meaning": "{en, ja}: what is the matter, for whoever reads it by night",

@@ -450,7 +450,7 @@ def test_inhibition_names_alerts_and_labels_that_exist(rule):
 
 def test_what_an_alert_depends_on_is_declared_by_an_inhibition():
     named = {part for alert in CATALOGUE for part in alert.get("depends_on", [])}
-    assert named == {"application", "cache", "database", "web"}
+    assert named == {"application", "cache", "database"}
     for part in named:
         for declared in (part, f"a,{part}", f"{part},z", f"a,{part},z"):
             assert [
@@ -530,6 +530,26 @@ def test_one_application_host_of_two_silences_only_itself():
     assert sent(firing) == [("HighErrorRate", ""), ("HostDown", "app1"), ("WebsiteDown", "edge1")]
 
 
+def test_the_web_server_of_an_application_host_silences_nothing_of_the_site():
+    firing = [
+        fired("NginxDown", instance="app2"),
+        fired("AvailabilityBudgetBurnFast"),
+        fired("WebsiteDown", instance="edge1"),
+    ]
+    assert ("WebsiteDown", "edge1") in sent(firing)
+    firing.pop()
+    assert sent(firing) == [("AvailabilityBudgetBurnFast", ""), ("NginxDown", "app2")]
+
+
+def test_the_only_web_host_whose_web_server_is_down_is_one_message():
+    firing = [
+        fired("NginxDown", instance="edge1"),
+        fired("WebsiteDown", instance="edge1"),
+        fired("AvailabilityBudgetBurnFast"),
+    ]
+    assert sent(firing) == [("NginxDown", "edge1")]
+
+
 def test_an_application_that_is_down_is_one_message():
     host = "shift.example.jp"
     firing = [
@@ -577,7 +597,7 @@ def test_alerts_that_silence_others_do_not_come_later_than_those():
         return alerts_script.seconds(alert["for"]) + evaluation
 
     assert latest("HostDown") <= alerts_script.seconds(BY_NAME["ShiftMasterDown"]["for"])
-    for source, part in {"DatabasePrimaryLost": "database", "RedisDown": "cache", "NginxDown": "web"}.items():
+    for source, part in {"DatabasePrimaryLost": "database", "RedisDown": "cache"}.items():
         early = [
             alert["name"]
             for alert in CATALOGUE
