@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = (
@@ -18,11 +19,21 @@ ASKED = (
     "postgresql_max_connections", "diagnosis_peers", "diagnosis_beat_hosts", "diagnosis_beat_expected",
     "diagnosis_units",
 )  # fmt: skip
+WATCHED = (
+    "exporter_instances", "prometheus_jobs", "prometheus_listen_address", "prometheus_rule_files", "firewall_rules",
+    "alertmanager_listen_addresses", "exporter_listen_addresses",
+)  # fmt: skip
 
 
 def wiring(inventory: str, pattern: str = "all", **extra) -> dict:
     """{host: {variable: value}} of an inventory."""
     message = "{{ {" + ", ".join(f"'{name}': {name}" for name in ASKED) + "} }}"
+
+
+def wiring(inventory: str, asked=ASKED, facts="", **extra) -> dict:
+    """{host: {variable: value}} of an inventory; facts: the folder in which they are known already."""
+    message = "{{ {" + ", ".join(f"'{name}': {name}" for name in asked) + "} }}"
+    known = {"ANSIBLE_CACHE_PLUGIN_CONNECTION": str(facts)} if facts else {}
     done = subprocess.run(
         [
             Path(sys.executable).with_name("ansible"), pattern, "--inventory", ROOT / "inventory" / inventory,
@@ -30,7 +41,7 @@ def wiring(inventory: str, pattern: str = "all", **extra) -> dict:
             json.dumps({"msg": message}), "--extra-vars", json.dumps(extra),
         ],
         env=dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
-                 ANSIBLE_STDOUT_CALLBACK="ansible.posix.json"),
+                 ANSIBLE_STDOUT_CALLBACK="ansible.posix.json", **known),
         text=True, capture_output=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -93,6 +104,100 @@ def test_the_database_has_room_for_both_colours_of_every_application_host(tmp_pa
     (tmp_path / "hosts").write_text(f"[app]\n{apps}[database]\napp0\n[web]\napp0\n[cache]\napp0\n")
     values = wiring(str(tmp_path / "hosts"))
     assert {str(value["postgresql_max_connections"]) for value in values.values()} == {connections}
+
+
+# --- what watches them ------------------------------------------------------------------------------------------------
+
+HOSTS = """[{environment}]
+edge1 ansible_host=10.0.0.1
+app1 ansible_host=10.0.0.2
+db1 ansible_host=2001:db8::3
+mon1 ansible_host=10.0.0.4
+mon2 ansible_host=10.0.0.5
+[web]
+edge1
+[app]
+app1
+[database]
+db1
+[cache]
+db1
+[monitoring]
+mon1
+mon2
+"""
+
+
+def watched(folder, environment="production", hosts=HOSTS, **extra) -> dict:
+    """app1 is of Debian 12, of the others nobody knows."""
+    facts = folder / "facts"
+    facts.mkdir(exist_ok=True)
+    # As Ansible itself keeps them.
+    known = json.dumps({"distribution_major_version": "12"})
+    (facts / "s1_app1").write_text(json.dumps({"__payload__": known}))
+    (folder / "hosts").write_text(hosts.replace("{environment}", environment))
+    return wiring(str(folder / "hosts"), WATCHED, facts, **{"shiftmaster_domain": "shift.example.test", **extra})
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return watched(tmp_path_factory.mktemp("site"), grafana_apt_url="https://mirror.example.test/grafana")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Without a backup or a scheduler, and with two web hosts."""
+    hosts = HOSTS.replace("[web]\n", "[web]\napp1\n")
+    return watched(tmp_path_factory.mktemp("demo"), "demo", hosts, shiftmaster_celery_beat=False)
+
+
+def instances(values, job) -> list:
+    return [target["labels"]["instance"] for one in values["prometheus_jobs"] if one["name"] == job
+            for target in one["targets"]]  # fmt: skip
+
+
+def alerts(values) -> set:
+    return {
+        rule["alert"]
+        for text in values["prometheus_rule_files"].values()
+        for group in yaml.safe_load(text)["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+
+
+def test_exporters_that_know_no_password_are_left_out(site):
+    names = {host: {one["name"] for one in values["exporter_instances"]} for host, values in site.items()}
+    assert names["app1"] == {"node", "mtail"} and names["edge1"] == {"node", "nginx", "mtail"}
+    assert instances(site["mon1"], "nginx") == ["edge1"] and instances(site["mon1"], "mtail") == ["edge1", "app1"]
+    assert instances(site["mon1"], "redis") == ["db1"]
+
+
+def test_the_page_is_known_by_the_only_host_that_answers_it(site, demo):
+    assert instances(site["mon1"], "blackbox-http") == ["edge1"]
+    assert instances(demo["mon1"], "blackbox-http") == ["shift.example.test"]
+
+
+def test_grafana_is_asked_where_there_is_one(site, demo):
+    assert instances(site["mon1"], "grafana") == ["mon1", "mon2"] and instances(demo["mon1"], "grafana") == []
+
+
+def test_what_is_watched_listens_on_addresses_of_ipv6_as_well(site):
+    assert site["db1"]["exporter_listen_addresses"] == [""] and site["mon1"]["prometheus_listen_address"] == ""
+    assert site["mon1"]["alertmanager_listen_addresses"] == [":9093"]
+
+
+def test_several_alertmanagers_may_speak_with_one_another(site):
+    ports = {
+        host: {port for rule in values["firewall_rules"] if rule["name"] == "monitoring" for port in rule["ports"]}
+        for host, values in site.items()
+    }
+    assert {host for host, open_ports in ports.items() if 9094 in open_ports} == {"mon1", "mon2"}
+
+
+def test_what_is_not_wanted_is_not_told_as_a_lack(site, demo):
+    lacks = {"CeleryBeatMissing", "BackupMissing", "RestoreTestTooOld"}
+    assert lacks <= alerts(site["mon1"]) and alerts(site["mon1"]) - alerts(demo["mon1"]) == lacks
 
 
 @pytest.mark.parametrize(

@@ -383,7 +383,7 @@ METRICS = {
 def test_the_metrics_listener_is_off_by_default_and_asks_for_tls_and_a_password_everywhere():
     assert "auth_basic" not in render("site.conf.j2")
     block = servers(**METRICS)["9443"]
-    assert values(block, "listen") == [["9443", "ssl"], ["192.0.2.1:9444", "ssl"]]
+    assert values(block, "listen") == [["9443", "ssl"], ["[::]:9443", "ssl"], ["192.0.2.1:9444", "ssl"]]
     assert values(block, "ssl_certificate_key") == [["/etc/ssl/shiftmaster/host.key"]]
     assert values(block, "auth_basic") == [['"metrics"']]
     # Relative, so that a copy is tested with its own.

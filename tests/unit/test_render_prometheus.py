@@ -220,6 +220,11 @@ def test_an_address_of_version_6_is_in_brackets():
     assert value("__prometheus_own_url", prometheus_listen_address="::") == "https://127.0.0.1:9090"
 
 
+def test_without_an_address_it_listens_on_all():
+    assert "--web.listen-address=:9090" in command(prometheus_listen_address="")
+    assert value("__prometheus_own_url", prometheus_listen_address="") == "https://127.0.0.1:9090"
+
+
 def test_no_limit_of_size_is_no_flag():
     assert not [word for word in command(prometheus_retention_size_mb=0) if "retention.size" in word]
 
