@@ -1665,10 +1665,10 @@ POSTGRESQL = Dashboard(
         stat(
             13,
             "接続の使用率",
-            "上限に対する接続の割合。 / Connections against max_connections.",
+            "上限に対するクライアント接続の割合。 / Connections of clients against max_connections.",
             "percentunit",
             Query(
-                f"sum by (env, instance) (pg_stat_activity_count{{{HOST}}}) "
+                f'sum by (env, instance) (pg_stat_activity_count{{{HOST},backend_type="client backend"}}) '
                 f"/ on (env, instance) pg_settings_max_connections{{{HOST}}}",
                 "{{instance}}",
             ),

@@ -315,3 +315,6 @@ def test_a_page_that_strangers_can_read_is_a_failure(grafana, keep, monkeypatch)
 def test_nobody_there(keep):
     assert "Grafana does not answer" in keep(url="http://127.0.0.1:9")["msg"]
     assert keep(True, url="http://127.0.0.1:9")["changed"]
+    # On a host that is still empty there is no authority either.
+    empty = {"url": "https://127.0.0.1:9", "ca_file": "/nowhere/ca.crt"}
+    assert "/nowhere/ca.crt" in keep(**empty)["msg"] and keep(True, **empty)["changed"]

@@ -270,6 +270,15 @@ def test_the_query_of_locks_names_its_series():
     assert "AS longest_wait_seconds" in queries["pg_lock"]["query"] and "waitstart" in queries["pg_lock"]["query"]
 
 
+def test_on_debian_12_a_query_says_what_is_a_standby():
+    old = yaml.safe_load(render("queries.yml.j2", "postgres", ansible_facts={"distribution_major_version": "12"}))
+    columns = [name for metric in old["pg_replication"]["metrics"] for name in metric]
+    assert columns == ["is_replica", "lag_seconds"]
+    assert all(f"AS {name}" in old["pg_replication"]["query"] for name in columns)
+    # That of Debian 13 has a collector, whose series a query would double.
+    assert set(yaml.safe_load(render("queries.yml.j2", "postgres"))) == {"pg_lock"}
+
+
 def test_containers_are_read_in_less_time_than_lies_between():
     service = settings(render("container.service.j2"))
     assert words(render("container.service.j2")) == [

@@ -143,7 +143,11 @@ class NoAnswer(Failed):
 class Api:
     def __init__(self, url, ca_file=None, timeout=15):
         self.url, self.timeout = url.rstrip("/"), timeout
-        context = ssl.create_default_context(cafile=ca_file) if url.startswith("https:") else None
+        try:
+            context = ssl.create_default_context(cafile=ca_file) if url.startswith("https:") else None
+        except OSError as error:
+            # On a host that is still empty the authority is not there either.
+            raise NoAnswer("%s: %s" % (ca_file, error))
         handlers = [urllib.request.ProxyHandler({})]
         if context:
             handlers.append(urllib.request.HTTPSHandler(context=context))
@@ -385,8 +389,8 @@ def argument_spec():
 
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
-    instance = Instance(module)
     try:
+        instance = Instance(module)
         version = instance.run()
     except NoAnswer as error:
         if not module.check_mode:
