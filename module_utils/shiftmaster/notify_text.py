@@ -231,7 +231,8 @@ def pagerduty(event, status, environment, details, language, links, time):
     if status in ("succeeded", "warning") and event in CHANGES:
         payload = {"summary": summary, "source": "shiftmaster", "timestamp": time, "custom_details": custom}
         found.append(("change", {"payload": payload, "links": links}))
-    if status == "failed":
+    # A test that only resolved what nobody had opened would be dropped by PagerDuty and show nothing.
+    if status == "failed" or event == "test" and status != "started":
         advice = " / ".join(ADVICE[event][which] for which in languages(language))
         payload = {
             "summary": summary,
@@ -245,7 +246,7 @@ def pagerduty(event, status, environment, details, language, links, time):
         }
         trigger = {"event_action": "trigger", "dedup_key": dedup_key(event, environment), "payload": payload}
         found.append(("alert", dict(trigger, links=links, client="ShiftMaster")))
-    elif status in ("succeeded", "warning"):
+    if status in ("succeeded", "warning"):
         # Where nothing is open under this key, PagerDuty drops it.
         found.append(("alert", {"event_action": "resolve", "dedup_key": dedup_key(event, environment)}))
     return found

@@ -185,6 +185,13 @@ def test_a_failure_is_an_alert_and_its_success_resolves_it_under_the_same_key(te
     assert "event_action" not in change
 
 
+def test_a_test_is_seen_at_pagerduty_and_leaves_nothing_open(tell, receivers):
+    tell(event="test", status="succeeded")
+    trigger, resolve = (one["body"] for one in receivers.record.of("pagerduty"))
+    assert (trigger["event_action"], trigger["payload"]["severity"]) == ("trigger", "info")
+    assert resolve["event_action"] == "resolve" and trigger["dedup_key"] == resolve["dedup_key"]
+
+
 def test_a_beginning_is_nothing_for_pagerduty(tell, receivers):
     assert tell(status="started")["sent"] == ["email", "slack"] and not receivers.record.of("pagerduty")
 
