@@ -8,11 +8,16 @@ import threading
 import time
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import alertmanager_silence as module
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 
+ROOT = Path(__file__).resolve().parents[2]
+NOTIFY = ROOT / "roles" / "notify"
 PASSWORD = "not-a-real-password"
 SAFE = {"name": "alertname", "operator": "!~", "value": "ShiftMasterDown|HighResponseTime"}
 HOSTS = {"name": "instance", "operator": "=~", "value": "app1|app2"}
@@ -243,3 +248,58 @@ def test_documentation_and_argument_spec_agree():
 
     compare(documented, module.argument_spec())
     assert yaml.safe_load(module.EXAMPLES) and yaml.safe_load(module.RETURN)
+
+
+# --- what role notify asks it for -------------------------------------------------------------------------------------
+
+
+def wanted(name, **variables):
+    known = {}
+    for part in ("defaults", "vars"):
+        known.update(yaml.safe_load((NOTIFY / part / "main.yml").read_text(encoding="utf-8")))
+    return Templar(DataLoader(), variables=trusted({**known, "notify_silence_hosts": ["app1"], **variables})).template(
+        trust_as_template("{{ %s }}" % name)
+    )
+
+
+def trusted(value):
+    if isinstance(value, dict):
+        return {key: trusted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [trusted(item) for item in value]
+    return trust_as_template(value) if isinstance(value, str) else value
+
+
+def silent(labels, **variables) -> bool:
+    """Whether one of the role's silences matches."""
+    sets = [wanted(name, **variables) for name in ("__notify_matchers", "__notify_site_matchers")]
+    for one in sets:
+        protected = wanted("notify_protected_alerts", **variables)
+        assert module.matcher_problems(one, protected, variables.get("notify_silence_maintenance", False)) == []
+    return any(all(module.matches(one, labels.get(one["name"], "")) for one in matchers) for matchers in sets)
+
+
+def test_a_deploy_silences_what_it_causes_of_its_hosts_and_of_the_whole_site():
+    assert silent({"alertname": "NginxDown", "instance": "app1", "service": "web"})
+    assert silent({"alertname": "CeleryWorkersDown", "service": "celery"})
+    assert not silent({"alertname": "NginxDown", "instance": "app2", "service": "web"})
+    # A site's own alert about one queue host is not meant.
+    assert not silent({"alertname": "CeleryWorkersDown", "instance": "app2", "service": "celery"})
+    for alert in ("HighErrorRate", "ErrorBudgetBurnFast", "AvailabilityBudgetBurnFast", "NoApplicationServes",
+                  "HighResponseTime"):  # fmt: skip
+        assert not silent({"alertname": alert, "service": "application"})
+    assert not silent({"alertname": "WebsiteDown", "instance": "app1", "service": "web"})
+
+
+def test_maintenance_silences_what_nobody_can_reach_on_purpose():
+    maintenance = {"notify_silence_maintenance": True}
+    for alert in ("HighResponseTime", "NoApplicationServes", "CeleryQueueOld"):
+        assert silent({"alertname": alert, "service": "application"}, **maintenance)
+    assert silent({"alertname": "ShiftMasterDown", "instance": "app1", "service": "application"}, **maintenance)
+    assert not silent({"alertname": "ErrorBudgetBurnFast", "service": "application"}, **maintenance)
+
+
+def test_alerts_of_the_whole_site_that_a_run_silences_have_no_host():
+    cases = yaml.safe_load((ROOT / "monitoring/cases/celery.yml").read_text(encoding="utf-8"))
+    for alert in wanted("notify_silence_site_alerts"):
+        assert not [one for one in cases[alert]["fires"] if "instance" in one["labels"]], alert
