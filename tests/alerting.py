@@ -30,7 +30,7 @@ def iso(seconds: float) -> str:
 
 
 def alert(name: str, instance: str = "app1", severity: str = "critical", service: str = "application", **annotations):
-    """An alert as Prometheus sends it with this repository's labels and annotations; of the whole site without instance."""
+    """An alert as Prometheus sends it, with this repository's labels and annotations; without instance: of the site."""
     labels = {"alertname": name, "severity": severity, "service": service, "env": "test"}
     return {
         "labels": {**labels, **({"instance": instance} if instance else {})},
