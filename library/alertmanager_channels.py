@@ -49,8 +49,8 @@ options:
     default: 60
   watchdog_channel:
     description:
-      - The channel under which the messages of a watchdog are counted as well, for example V(slack). Then the test begins
-        just behind one of them, which takes up to O(watchdog_seconds), and those that are due in between are taken off.
+      - The channel under which messages of a watchdog are counted as well, for example V(slack). Then the test begins
+        just behind one of them, which takes up to O(watchdog_seconds), and those that are due meanwhile are taken off.
       - Without one, nothing is.
     type: str
     default: ""
