@@ -197,7 +197,7 @@ def certificate_near_its_end(host, days: int):
         host.shell(f"cat /root/before.crt >{CERTIFICATE} && systemctl reload nginx")
 
 
-# --- backups, until there are any (issue 5) ---------------------------------------------------------------------------
+# --- backups, which have scenarios of their own -----------------------------------------------------------------------
 
 KINDS = ("database", "files", "config")
 
@@ -208,12 +208,15 @@ def backups_as_if(host, age_seconds: float = 3600) -> None:
     lines = []
     for metric, value in (
         ("backup_last_success_timestamp_seconds", round(when)), ("backup_duration_seconds", 42),
-        ("backup_size_bytes", 10_000_000),
+        ("backup_size_bytes", 10_000_000), ("backup_failed", 0),
     ):  # fmt: skip
         lines.append(f"# TYPE shiftmaster_{metric} gauge")
         lines += [f'shiftmaster_{metric}{{kind="{kind}"}} {value}' for kind in KINDS]
-    lines.append("# TYPE shiftmaster_restore_test_last_success_timestamp_seconds gauge")
-    lines.append(f"shiftmaster_restore_test_last_success_timestamp_seconds {round(when)}")
+    for metric, value in (
+        ("restore_test_last_success_timestamp_seconds", round(when)), ("backup_wal_gaps", 0),
+        ("backup_offsite_last_success_timestamp_seconds", round(when)),
+    ):  # fmt: skip
+        lines += [f"# TYPE shiftmaster_{metric} gauge", f"shiftmaster_{metric} {value}"]
     host.shell(f"install -m 0644 /dev/stdin {BACKUPS}.new && mv {BACKUPS}.new {BACKUPS}", stdin="\n".join(lines) + "\n")
 
 

@@ -68,14 +68,16 @@ class Fault:
             self.stack.close()
 
     def is_resolved(self, capsys, seconds: float = 420) -> None:
-        """Everybody who was told is told its end; PagerDuty under the same key."""
+        """Everybody who was told is told its end; PagerDuty under the same key.
+
+        Also one that has ended by itself before it was mended, as a deadlock does when it has left the rule's window.
+        """
         ends = {
-            one: self.alerting.arrive(one, 1, self.mended, seconds, self.fits(its_end=True))[0]
-            for one in self.receivers
+            one: self.alerting.arrive(one, 1, self.began, seconds, self.fits(its_end=True))[0] for one in self.receivers
         }
         if self.keys:
             assert {ends["pagerduty"]["body"]["dedup_key"]} == self.keys
-        took = max(one["at"] for one in ends.values()) - self.mended
+        took = max(0, max(one["at"] for one in ends.values()) - self.mended)
         with capsys.disabled():
             print(f"\n  {self.alert}: {took:.0f} s from its mending to the last message")
 
