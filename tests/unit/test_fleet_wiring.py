@@ -25,12 +25,7 @@ WATCHED = (
 )  # fmt: skip
 
 
-def wiring(inventory: str, pattern: str = "all", **extra) -> dict:
-    """{host: {variable: value}} of an inventory."""
-    message = "{{ {" + ", ".join(f"'{name}': {name}" for name in ASKED) + "} }}"
-
-
-def wiring(inventory: str, asked=ASKED, facts="", **extra) -> dict:
+def wiring(inventory: str, pattern: str = "all", asked=ASKED, facts="", **extra) -> dict:
     """{host: {variable: value}} of an inventory; facts: the folder in which they are known already."""
     message = "{{ {" + ", ".join(f"'{name}': {name}" for name in asked) + "} }}"
     known = {"ANSIBLE_CACHE_PLUGIN_CONNECTION": str(facts)} if facts else {}

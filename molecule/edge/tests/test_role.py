@@ -147,6 +147,7 @@ def test_a_stopped_nginx_is_started(edge):
 def test_of_several_servers_a_post_is_given_to_one_only(edge):
     """Both take the request and die without an answer: was it carried out? A GET may be asked again, a POST never."""
     edge.ok("systemd-run --quiet --collect --unit=cutter python3 /root/cutter.py; sleep 1")
+    edge.ok("rm -f /etc/nginx/shiftmaster-servers.conf")
     done = edge.reconfigure(nginx_upstream_servers=["127.0.0.1:8991", "127.0.0.1:8992"])
     assert done.rc == 0, done.out
     asked = {}
