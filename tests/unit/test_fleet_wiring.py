@@ -131,7 +131,9 @@ def watched(folder, environment="production", hosts=HOSTS, **extra) -> dict:
     known = json.dumps({"distribution_major_version": "12"})
     (facts / "s1_app1").write_text(json.dumps({"__payload__": known}))
     (folder / "hosts").write_text(hosts.replace("{environment}", environment))
-    return wiring(str(folder / "hosts"), WATCHED, facts, **{"shiftmaster_domain": "shift.example.test", **extra})
+    return wiring(
+        str(folder / "hosts"), asked=WATCHED, facts=facts, **{"shiftmaster_domain": "shift.example.test", **extra}
+    )
 
 
 @pytest.fixture(scope="module")
