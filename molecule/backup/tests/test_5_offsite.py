@@ -16,7 +16,7 @@ def outside(operations, backups, first):
     """An account of SFTP alone, and the role's options that lead there; the host is set up with them."""
     backups.shell(
         "apt-get -qy install --no-install-recommends openssh-server >/dev/null; "
-        "useradd --create-home --shell /usr/sbin/nologin --password '*' copies; install -d -o copies -m 700 /home/copies/store; "
+        "useradd --create-home --shell /bin/sh --password '*' copies; install -d -o copies -m 700 /home/copies/store; "
         "printf 'Match User copies\\nForceCommand internal-sftp\\n' > /etc/ssh/sshd_config.d/copies.conf; "
         "ssh-keygen -q -t ed25519 -N '' -f /root/copies; install -d -o copies -m 700 /home/copies/.ssh; "
         "install -o copies -m 600 /root/copies.pub /home/copies/.ssh/authorized_keys; systemctl restart ssh",
