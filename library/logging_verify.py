@@ -71,15 +71,14 @@ checks:
   elements: dict
 """
 
-import grp
 import os
-import pwd
 import shutil
 import subprocess
 import tempfile
 
 from ansible.module_utils.shiftmaster.elastic import Api, Failed, said
 from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.service_user import process_of
 
 COMMANDS = {
     "logstash": [
@@ -111,25 +110,13 @@ def package(name):
     return "stand-in" if "stand-in" in done.stdout.splitlines()[0].lower() else "vendor's"
 
 
-def somebody(user, groups):
-    """Return what makes of a process one of this user, with groups that its unit adds."""
-    entry = pwd.getpwnam(user)
-    gids = set(os.getgrouplist(user, entry.pw_gid))
-    for name in groups:
-        try:
-            gids.add(grp.getgrnam(name).gr_gid)
-        except KeyError:
-            continue
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": sorted(gids)}
-
-
 def ran(command, limit, who=None):
     """Return (result, detail) of a program that has to end with 0; {work} is a folder of its own to write to."""
     if not os.access(command[0], os.X_OK):
         return "not run", "%s is not there" % command[0]
     work = tempfile.mkdtemp(prefix="logging-verify-")
     try:
-        more = somebody(*who) if who else {}
+        more = process_of(*who) if who else {}
         if more:
             os.chown(work, more["user"], more["group"])
         words = [word.replace("{work}", work) for word in command]

@@ -235,9 +235,9 @@ options:
       - As whom O(checks) run, for a program that refuses root or leaves files behind that the service then cannot
         write. The copy can be read by this user as far as the live files can, and not be written.
     type: dict
-    suboptions:
+    suboptions: &service_user
       user:
-        description: The user, the service's own.
+        description: The service's user.
         type: str
         required: true
       extra_groups:
@@ -255,16 +255,7 @@ options:
         must be readable for the service's user, in fact and not only by its mode. All but certificates must be closed
         to everybody else. The checking tools of Prometheus and Alertmanager pass without that.
     type: dict
-    suboptions:
-      user:
-        description: The service's user.
-        type: str
-        required: true
-      extra_groups:
-        description: Groups that the unit gives the service (C(SupplementaryGroups)).
-        type: list
-        elements: str
-        default: []
+    suboptions: *service_user
   apply:
     description:
       - What a changed file needs, where the file itself says nothing else. V(reload) is C(systemctl reload). Debian's
@@ -459,6 +450,7 @@ from calendar import timegm
 from ansible.module_utils.shiftmaster import figures, points, webconfig
 from ansible.module_utils.shiftmaster.filestate import place_all, read_state
 from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.service_user import groups_of, process_of
 
 # Lost by a reboot, as the processes are whose state it describes.
 NOTES = "/run/shiftmaster-services"
@@ -552,18 +544,6 @@ def ids_of(owner, group):
         except KeyError:
             found.append(None)
     return tuple(found)
-
-
-def groups_of(user, extra):
-    """The numbers of the groups that a service of this user has."""
-    entry = pwd.getpwnam(user)
-    found = set(os.getgrouplist(user, entry.pw_gid))
-    for name in extra:
-        try:
-            found.add(grp.getgrnam(name).gr_gid)
-        except KeyError:
-            continue
-    return found
 
 
 def may_read(path, uid, gids):
@@ -932,11 +912,10 @@ class Service:
         given = self.p["check_as"]
         if not given:
             return {}
-        entry = pwd.getpwnam(given["user"])
-        gids = groups_of(given["user"], given["extra_groups"])
-        self.open_to(copy, tree, entry.pw_uid, gids)
-        os.chown(work, entry.pw_uid, entry.pw_gid)
-        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": sorted(gids)}
+        process = process_of(given["user"], given["extra_groups"])
+        self.open_to(copy, tree, process["user"], process["extra_groups"])
+        os.chown(work, process["user"], process["group"])
+        return process
 
     def check(self):
         """Run the checks on a copy. Return (those that ran, what was refused)."""
@@ -1251,6 +1230,12 @@ class Service:
         return found
 
 
+SERVICE_USER = {
+    "user": {"type": "str", "required": True},
+    "extra_groups": {"type": "list", "elements": "str", "default": []},
+}
+
+
 def argument_spec():
     def file_options(mode, apply=True):
         options = {
@@ -1317,21 +1302,9 @@ def argument_spec():
         },
         "watch": {"type": "list", "elements": "path", "default": []},
         "checks": {"type": "list", "elements": "list", "default": []},
-        "check_as": {
-            "type": "dict",
-            "options": {
-                "user": {"type": "str", "required": True},
-                "extra_groups": {"type": "list", "elements": "str", "default": []},
-            },
-        },
+        "check_as": {"type": "dict", "options": SERVICE_USER},
         "check_timeout_seconds": {"type": "int", "default": 60},
-        "references": {
-            "type": "dict",
-            "options": {
-                "user": {"type": "str", "required": True},
-                "extra_groups": {"type": "list", "elements": "str", "default": []},
-            },
-        },
+        "references": {"type": "dict", "options": SERVICE_USER},
         "apply": {"type": "str", "choices": ["reload", "restart", "none"], "default": "reload"},
         "proof": {
             "type": "dict",

@@ -378,7 +378,7 @@ def files(host: Host, request: dict, part: str) -> dict:
         if of and not request.get("into"):
             # By numbers: this host may have other names for them.
             answer["archive"] = into + ".tar"
-            words = [
+            words = (
                 "tar",
                 "--create",
                 "--numeric-owner",
@@ -387,8 +387,8 @@ def files(host: Host, request: dict, part: str) -> dict:
                 "--directory",
                 into + below,
                 ".",
-            ]
-            host.run("packing files", *words, into + below, ".")
+            )
+            host.run("packing files", *words)
             shutil.rmtree(into)
     return answer
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import datetime
 import importlib.util
+import re
 from pathlib import Path
 
 _spec = importlib.util.spec_from_file_location("rendering", Path(__file__).with_name("test_render_postgresql_redis.py"))
@@ -56,3 +58,58 @@ def test_a_unit_for_each_run_tells_of_being_killed():
     text = render("backup", "backup.service.j2", __backup_instance=" %i", inventory_hostname="h")
     assert "ExecStart=/usr/local/sbin/shiftmaster-backup run %i" in text
     assert "OnFailure=shiftmaster-backup-killed@%n.service" in text
+
+
+def test_the_host_of_the_copy_outside_is_known_by_its_port(tmp_path):
+    template = tmp_path / "known_hosts.j2"
+    template.write_text("{{ __backup_offsite_known_hosts_text }}")
+    outside = {
+        "backup_offsite_repository": "sftp:copies@offsite.example.jp:/srv/x",
+        "backup_offsite_host_key": "ssh-ed25519 AAAA",
+    }
+    assert render("backup", template, **outside).strip() == "offsite.example.jp ssh-ed25519 AAAA"
+    text = render("backup", template, backup_offsite_ssh_port=2222, **outside)
+    assert text.strip() == "[offsite.example.jp]:2222 ssh-ed25519 AAAA"
+
+
+PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks" / "templates"
+
+
+def test_what_health_finds_becomes_figures():
+    checks = [{"name": name, "status": name} for name in ("healthy", "warning", "critical", "unknown")]
+    text = render(
+        "backup", PLAYBOOKS / "health.prom.j2", __health_host={"report": {"checks": checks}}, now=datetime.datetime.now
+    )
+    figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert figures.pop("shiftmaster_health_check_last_run_timestamp_seconds").isdigit()
+    assert figures == {
+        'shiftmaster_health_check_status{check="%s"}' % name: value
+        for name, value in {"healthy": "0", "warning": "1", "critical": "2", "unknown": "2"}.items()
+    }
+
+
+def test_environments_on_one_machine_do_not_lock_each_other_out():
+    common = {
+        "base_timezone": "Asia/Tokyo", "schedule_vault_file": "/etc/vault", "schedule_at": "02:05",
+        "schedule_playbook": "ansible-playbook -i hosts", "playbook_dir": "/srv/playbooks",
+        "schedule_report_host": "m1",
+        "schedule_reports": [
+            {"name": "health watch", "job": "health watch", "frequency": "minutes", "every": 5},
+            {"name": "weekly", "job": "checklist", "frequency": "weekly", "days": ["MO"], "at": "08:15",
+             "values": {"period": "weekly"}},
+        ],
+    }  # fmt: skip
+
+    def lines(template, environment):
+        text = render("backup", PLAYBOOKS / template, schedule_environment=environment, **common)
+        assert "ANSIBLE_VAULT_PASSWORD_FILE=/etc/vault\n" in text
+        return [line for line in text.splitlines() if " root cd " in line]
+
+    (backup,) = lines("backup.cron.j2", "production")
+    assert backup.startswith("5 2 * * * root cd /srv && flock --nonblock /run/lock/shiftmaster-backup-production ")
+    watch, weekly = lines("reports.cron.j2", "production")
+    assert watch.startswith("*/5 * * * * root ") and "playbooks/health.yml -e health_tell=true >" in watch
+    assert weekly.startswith("15 8 * * 1 root ") and "-e report_host=m1 -e period=weekly >" in weekly
+    found = [backup, watch, weekly, *lines("backup.cron.j2", "test"), *lines("reports.cron.j2", "test")]
+    for pattern in (r"--nonblock (\S+)", r">(\S+)"):
+        assert len({re.search(pattern, line)[1] for line in found}) == len(found)
