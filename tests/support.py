@@ -441,9 +441,10 @@ def all_ran_once(operations: Operations, prefix: str, count: int, seconds: float
     return found
 
 
-def wait_for(condition, seconds: float, what: str = "the condition") -> None:
-    """Wait until condition() is true; fails behind so many seconds."""
+def wait_for(condition, seconds: float, what: str = "the condition"):
+    """Wait until condition() is true, and return what it says; fails behind so many seconds."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
         time.sleep(0.5)
+    return found

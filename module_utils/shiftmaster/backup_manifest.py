@@ -370,7 +370,7 @@ HELP = {
     "shiftmaster_backup_last_success_timestamp_seconds": "When the last good backup of this kind ended",
     "shiftmaster_backup_size_bytes": "Size of the last good backup of this kind, as it would be restored",
     "shiftmaster_backup_duration_seconds": "How long the last good backup of this kind took",
-    "shiftmaster_backup_failed": "Whether the last run failed to save this kind",
+    "shiftmaster_backup_failed": "Whether the last run failed to save this kind; run: otherwise",
     "shiftmaster_restore_test_last_success_timestamp_seconds": "When the database was last restored as a test",
     "shiftmaster_backup_offsite_last_success_timestamp_seconds": "When a run was last brought outside and read there",
     "shiftmaster_backup_wal_gaps": "Segments that are missing in the archive after the oldest backup",
@@ -379,15 +379,19 @@ HELP = {
 }
 
 
-def metrics(manifests: Iterable, wal_gaps=None, wal_newest=None, next_run=None) -> str:
+def metrics(manifests: Iterable, wal_gaps=None, wal_newest=None, next_run=None, not_begun: float = 0) -> str:
     """Return the lines for node exporter's textfile collector, of all the manifests that there are.
 
-    A failed run does not take away the times of the last good one: its age is what the alerts go by.
+    not_begun is when a run last could not even begin, which leaves no manifest. A failed run does not take away the
+    times of the last good one: its age is what the alerts go by.
     """
-    values = {}
+    values = {("shiftmaster_backup_failed", "run"): 1} if not_begun else {}
     for manifest in sorted(manifests, key=lambda one: (one["started"], one["run_id"])):
         if not manifest["ended"]:
             continue
+        saved = all(part["result"] in (*GOOD, "skipped") for part in manifest["parts"].values())
+        otherwise = saved and manifest["result"] == "failed" or not_begun > seconds_of(manifest["started"])
+        values["shiftmaster_backup_failed", "run"] = int(otherwise)
         for name, part in manifest["parts"].items():
             kind = KINDS[name]
             if part["result"] == "skipped":

@@ -5,9 +5,11 @@ Only kinds that were saved in this run are looked at. Nothing is removed by age 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
+from typing import Iterable
 
 from . import backup_catalogue as catalogue
 from . import backup_manifest as manifests
@@ -34,8 +36,21 @@ def forget_received(host: Host, stanza) -> None:
             os.unlink(os.path.join(folder, name))
 
 
-def prune(host: Host, manifest: dict, found: list) -> tuple:
-    """Remove what may go; returns (names of what went, problems to be told)."""
+def used_bytes(folder: str) -> int:
+    """Bytes of all files below a folder; what goes meanwhile is not counted."""
+    used = 0
+    for place, _folders, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                used += os.lstat(os.path.join(place, name)).st_size
+    return used
+
+
+def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tuple:
+    """Remove what may go; returns (names of what went, problems to be told).
+
+    damaged are labels of backups and dumps that cannot be restored, as their verification has found.
+    """
     good = [name for name, part in manifest["parts"].items() if part["result"] in manifests.GOOD]
     found = [one for one in found if one["run_id"] != manifest["run_id"]] + [dict(manifest, ended=manifest["started"])]
     seen = [manifests.seconds_of(one["started"]) for one in found]
@@ -43,7 +58,7 @@ def prune(host: Host, manifest: dict, found: list) -> tuple:
     removed, problems = [], []
     if "database" in good:
         stanza = catalogue.stanza_of(host.info(), host.stanza)
-        made = retention.database_plan(stanza, manifests.proofs(found), time.time(), policy, seen=seen)
+        made = retention.database_plan(stanza, manifests.proofs(found), time.time(), policy, damaged=damaged, seen=seen)
         # The last call also makes good what a run that was killed between them has left.
         for arguments in retention.commands(host.stanza, made):
             host.as_postgres("pgbackrest expire", "pgbackrest", *arguments)
@@ -67,13 +82,14 @@ def prune(host: Host, manifest: dict, found: list) -> tuple:
     if "logical" in good:
         dumps = os.path.join(host.folder, "logical")
         items = [
-            retention.Item(part["label"], manifests.seconds_of(part["ended"]), size=part["size_bytes"])
+            retention.Item(part["label"], manifests.seconds_of(part["ended"]))
             for part in (one["parts"].get("logical", {}) for one in found)
             if part.get("result") in manifests.GOOD and os.path.isdir(os.path.join(dumps, part["label"]))
         ]
-        made = retention.plan(items, proofs(found, "logical"), time.time(), policy, seen=seen)
+        made = retention.plan(items, proofs(found, "logical"), time.time(), policy, damaged=damaged, seen=seen)
         for name in made.remove:
             shutil.rmtree(os.path.join(dumps, name))
         removed += made.remove
         problems += made.alerts
+    problems += retention.over_limit(used_bytes(host.folder), host.options["limit_bytes"])
     return removed, problems

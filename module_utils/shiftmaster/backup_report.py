@@ -13,7 +13,11 @@ from calendar import timegm
 
 from . import backup_archive, notify_send
 from . import backup_manifest as manifests
-from .backup_host import BackupError, Host
+from .backup_host import STATE, BackupError, Host
+from .state import write_json
+
+# When a run last could not begin.
+NOT_BEGUN = os.path.join(STATE, "not_begun.json")
 
 WORDS = {"succeeded": "SUCCESS", "warning": "SUCCESS", "skipped": "SKIPPED"}
 NAMES = {"database": "Database", "logical": "Logical dump", "files": "Files", "configuration": "Configuration"}
@@ -70,6 +74,10 @@ def reasons(manifest: dict) -> list:
 def not_begun(host: Host, run_id: str, request: dict, why: str) -> int:
     """A run that could not even begin is one that failed."""
     host.log("backup %s FAILED: %s" % (run_id, why))
+    try:
+        write_json(NOT_BEGUN, {"at": int(time.time())})
+    except OSError as error:
+        host.log("%s could not be written: %s" % (NOT_BEGUN, error))
     write_metrics(host)
     tell(host, "backup", "failed", {
         "started": manifests.moment(time.time()),
@@ -80,6 +88,14 @@ def not_begun(host: Host, run_id: str, request: dict, why: str) -> int:
     return 1
 
 
+def not_begun_at() -> float:
+    try:
+        with open(NOT_BEGUN, encoding="utf-8") as stream:
+            return float(json.load(stream)["at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def write_metrics(host: Host) -> None:
     """Replace the file that node exporter reads."""
     found = manifests.history(os.path.join(host.folder, "manifests"))
@@ -88,9 +104,10 @@ def write_metrics(host: Host) -> None:
         with open(path + ".new", "w", encoding="utf-8") as stream:
             os.fchmod(stream.fileno(), 0o644)
             archive = backup_archive.noted()
-            stream.write(
-                manifests.metrics(found.manifests, archive.get("gaps"), archive.get("newest"), next_run=next_run(host))
+            told = manifests.metrics(
+                found.manifests, archive.get("gaps"), archive.get("newest"), next_run(host), not_begun_at()
             )
+            stream.write(told)
         os.rename(path + ".new", path)
     except OSError as error:
         host.log("the metrics could not be written: %s" % error)

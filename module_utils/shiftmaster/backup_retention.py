@@ -5,7 +5,7 @@ restore that succeeded counts, and where anything is in doubt nothing goes and a
 person; a backup that is gone comes back for nobody.
 
 Nothing goes that is younger than the limit, whatever its state; that a newer proven full backup does not stand for;
-that a pin, the last proven full backup or the window of the restorable past needs. And nothing at all goes while
+that the last proven full backup or the window of the restorable past needs. And nothing at all goes while
 the newest backup is not proven, while none was proven lately, or while the clock is in doubt.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import bisect
 import json
-from typing import Iterable, Mapping, NamedTuple, Optional
+from typing import Iterable, Mapping, NamedTuple
 
 from .backup_catalogue import Stanza
 from .backup_verdicts import Problem
@@ -32,7 +32,6 @@ class Policy(NamedTuple):
     # Longer than this without any run is an outage or a moved clock, and no time that ages a backup.
     gap_days: float = 3
     window: bool = True  # The newest proven backup beyond the limit stays too: the days after it are restored from it.
-    limit_bytes: Optional[int] = None  # Beyond it an alert is given. Nothing goes for it.
 
 
 class Item(NamedTuple):
@@ -43,7 +42,6 @@ class Item(NamedTuple):
     needs: tuple = ()  # Names of those without which it cannot be restored.
     full: bool = True
     damaged: bool = False  # As its own tool says.
-    size: int = 0
 
 
 class Plan(NamedTuple):
@@ -58,16 +56,13 @@ def plan(
     proofs: Mapping,
     now: float,
     policy: Policy = Policy(),  # noqa: B008 - a tuple
-    pins: Iterable = (),
     damaged: Iterable = (),
     seen: Iterable = (),
-    other_bytes: int = 0,
 ) -> Plan:
     """Decide what goes.
 
-    proofs says for a name whether its restore test was good; damaged are names of which something else said so. pins
-    are what a retained release's rollback needs. seen are moments of runs, good or not: time passes where they are.
-    other_bytes is what the space limit counts beside the items.
+    proofs says for a name whether its restore test was good; damaged are names of which something else said that they
+    are. seen are moments of runs, good or not: time passes where they are.
     """
     items = sorted(items, key=lambda item: (item.ended, item.name))
     there = {item.name: item for item in items}
@@ -101,11 +96,6 @@ def plan(
         beyond = [item.name for item in items if item.name in proven and age(item.ended) >= policy.days * DAY]
         if beyond:
             keep.setdefault(beyond[-1], "the oldest of the %g days are restored from it" % policy.days)
-    for pin in pins:
-        if pin in there:
-            keep.setdefault(pin, "a retained release needs it")
-        else:
-            alerts.append(Problem("pin_missing", "%s, which a retained release needs, is gone" % pin, pin))
     for name in list(keep):
         for needed in needs[name] & set(there):
             keep.setdefault(needed, "%s needs it" % name)
@@ -114,18 +104,17 @@ def plan(
     if doubtful:
         keep.update(dict.fromkeys(going, "nothing goes while something is in doubt"))
         going = []
-    size = sum(there[name].size for name in keep) + other_bytes
-    if policy.limit_bytes is not None and size > policy.limit_bytes:
-        alerts.append(
-            Problem(
-                "over_limit",
-                "the backups take %d bytes, %d more than they may, and nothing of it may go"
-                % (size, size - policy.limit_bytes),
-            )
-        )
     # What needs another goes first, also where a clock was moved and the order of time is not that of the chain.
     going.sort(key=lambda name: len(needs[name]), reverse=True)
     return Plan(tuple(going), keep, tuple(alerts), doubtful)
+
+
+def over_limit(used: int, limit: int) -> tuple:
+    """Return the alert of backups that take more bytes than they may (0: as many as there are). Nothing goes for it."""
+    if not limit or used <= limit:
+        return ()
+    what = "the backups take %d bytes, %d more than they may, and nothing of it may go" % (used, used - limit)
+    return (Problem("over_limit", what),)
 
 
 def _closures(there: Mapping) -> dict:
@@ -216,7 +205,6 @@ def database_plan(
     now: float,
     policy: Policy = Policy(),  # noqa: B008 - a tuple
     repo: int = 1,
-    wal_bytes: int = 0,
     **more,
 ) -> DatabasePlan:
     """Decide for one of pgBackRest's repositories; more is what plan() takes."""
@@ -228,11 +216,10 @@ def database_plan(
             tuple(sorted({backup.prior, *backup.references} - {None})),
             backup.kind == "full",
             backup.error,
-            backup.repo_size,
         )
         for backup in backups
     ]
-    made = plan(items, proofs, now, policy, other_bytes=wal_bytes, **more)
+    made = plan(items, proofs, now, policy, **more)
     left = [backup for backup in backups if backup.label not in made.remove and backup.kind == "full"]
     wal_from = {}
     for archive in stanza.archives:
@@ -280,9 +267,8 @@ def snapshots(answer) -> dict:
             moment = moment_of(snapshot["time"])
             if not moment:
                 raise ValueError("%r is no time" % (snapshot["time"],))
-            size = (snapshot.get("summary") or {}).get("data_added_packed", 0)
             for tag in snapshot.get("tags") or [""]:
-                found.setdefault((snapshot["hostname"], tag), []).append(Item(snapshot["id"], moment, size=size))
+                found.setdefault((snapshot["hostname"], tag), []).append(Item(snapshot["id"], moment))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError("restic snapshots wrote something that is not understood: %s" % error) from error
     return found

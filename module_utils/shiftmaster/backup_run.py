@@ -58,6 +58,7 @@ class Run:
         self.path = os.path.join(self.folder, run_id + ".json")
         self.history = manifests.history(self.folder)
         self.damaged = False
+        self.damaged_labels = set()  # Of backups and dumps that no restore would bring back.
         self.restic = Restic(host)
         only = [name for name in request.get("only", "").split(",") if name]
         unknown = sorted(set(only) - set(manifests.PARTS))
@@ -111,6 +112,7 @@ class Run:
                 self.one(part)
             # Of another host it is known by now.
             self.manifest["release"].update(self.release())
+            self.check_dumps()
             self.prune()
             self.copy_outside()
         except BackupError as error:
@@ -163,10 +165,27 @@ class Run:
             self.host.log("%s failed: %s" % (part, text))
         self.save()
 
+    def check_dumps(self) -> None:
+        """Read every dump that is kept once more: a disk that loses a byte says nothing by itself.
+
+        One that is damaged fails the runs until it has expired, or somebody has removed it.
+        """
+        if self.request.get("within_deploy"):
+            return
+        for part in [one["parts"].get("logical", {}) for one in self.history.manifests]:
+            folder = os.path.join(self.host.folder, "logical", part.get("label", ""))
+            if part.get("result") in manifests.GOOD and os.path.isdir(folder):
+                damaged = [name for name, wanted in part["checksums"].items() if not holds(folder, name, wanted)]
+                if damaged:
+                    what = "dump %s is damaged: %s" % (part["label"], ", ".join(sorted(damaged)[:3]))
+                    manifests.note(self.manifest, [("dump_damaged", what, part["label"])])
+                    self.damaged_labels.add(part["label"])
+                    self.damaged = True
+
     def prune(self) -> None:
         """A backup that is good stays good where something old could not be removed: that is a warning."""
         try:
-            removed, problems = prune(self.host, self.manifest, self.history.manifests)
+            removed, problems = prune(self.host, self.manifest, self.history.manifests, self.damaged_labels)
         except (BackupError, catalogue.CatalogueError, OSError, ValueError, KeyError) as error:
             removed, problems = [], [("not_pruned", "what is old could not be removed: %s" % error, "")]
         manifests.note(self.manifest, problems)
@@ -251,7 +270,7 @@ class Run:
             wish="" if wish == "auto" else wish,
         )
         self.host.log("database: %s backup, %s" % ({"full": "full"}.get(kind, "incremental"), why))
-        self.require_room(stanza, kind, size)
+        self.require_room(backup_plan.database_bytes(stanza, kind, size), size, "the backup")
         self.back_up(kind)
         stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
         backup = stanza.of(1)[-1]
@@ -300,19 +319,19 @@ class Run:
         parts = [one["parts"].get("database", {}) for one in self.history.manifests]
         return [part["label"] for part in parts if part.get("label") and part["result"] == "failed"]
 
-    def require_room(self, stanza, kind: str, size: int) -> None:
-        """Refuse beforehand what would fill a disk: the backup, and its restore as a test."""
-        needs = {self.host.folder: backup_plan.database_bytes(stanza, kind, size)}
+    def require_room(self, needed: int, size: int, what: str) -> None:
+        """Refuse beforehand what would fill a disk: so many bytes, and a test restore of that size."""
+        needs = {self.host.folder: needed}
         scratch = self.host.options["scratch"]
         make_folder(scratch, 0o711)
         same = os.stat(scratch).st_dev == os.stat(self.host.folder).st_dev
         place = self.host.folder if same else scratch
         needs[place] = needs.get(place, 0) + backup_plan.restore_bytes(size)
-        for folder, needed in needs.items():
+        for folder, bytes_ in needs.items():
             disk = os.statvfs(folder)
             found = backup_plan.room(
-                needed, disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize, folder,
-                "the backup with its test restore" if folder == place else "the backup",
+                bytes_, disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize, folder,
+                what + " with its test restore" if folder == place else what,
             )  # fmt: skip
             if not found.good:
                 raise BackupError(str(found))
@@ -336,7 +355,7 @@ class Run:
         damaged = verdicts.damaged_wal(done.stdout)
         said = verdicts.verify_text(done.stdout + done.stderr, stanza)
         gaps = backup_archive.look(self.host, stanza, timeline, proven, damaged)
-        labels, others = [one.label for one in chain], {one.label for one in stanza.backups}
+        labels, others = {one.label for one in chain}, {one.label for one in stanza.backups}
         first = min(one.wal_start[8:] for one in chain)
         older = bool(damaged) and all(name[8:] < first for name in damaged)
         problems = [*said.problems, *gaps.problems, *backup_archive.manifests(self.host, stanza)]
@@ -345,10 +364,13 @@ class Run:
             for problem in problems
             if not problem.where or problem.where in labels or (problem.where not in others and not older)
         ]
+        # What is missing behind a backup takes later moments away, and not the backup.
+        behind = ("wal_missing", "history_missing")
+        self.damaged_labels |= {one.where for one in problems if one.code not in behind} & (labels | others)
         if ours:
             raise BackupError("; ".join(problem.what for problem in ours))
         # What was lost of the past is lost: the run says so each day until the damaged backup has been expired.
-        self.damaged = bool(problems)
+        self.damaged = self.damaged or bool(problems)
         manifests.note(self.manifest, problems)
         self.seen("database", "verify", "checksums of this backup and of what it needs, and its WAL without a gap")
 
@@ -366,7 +388,9 @@ class Run:
     # -- logical dumps -----------------------------------------------------------------------------------------------
 
     def save_logical(self) -> dict:
-        """Dump each database into a folder, read every byte of it back, and note the checksum of each file."""
+        """Dump each database into a folder, load it into a new server, and note the checksum of each file."""
+        size = int(self.host.ask(SIZE_SQL)[0][0])
+        self.require_room(self.last("logical").get("size_bytes", size), size, "the dump")
         place = os.path.join(self.host.folder, "logical", self.run_id)
         shutil.rmtree(place + ".part", ignore_errors=True)
         os.makedirs(place + ".part", mode=0o700)
@@ -374,6 +398,7 @@ class Run:
         compression = "zstd:3" if int(self.host.database["version"]) >= 16 else "6"
         jobs, checksums, size = "--jobs=%d" % self.host.options["process_max"], {}, 0
         try:
+            tables = proof.counted(self.host)
             for name in self.host.database["databases"]:
                 dump = os.path.join(place + ".part", name)
                 self.host.run(
@@ -382,19 +407,12 @@ class Run:
                     "--compress=%s" % compression, jobs, "--lock-wait-timeout=60s", "--file", dump, name,
                     env=self.host.environment(name),
                 )  # fmt: skip
-                restore = os.path.join(self.host.bin, "pg_restore")
-                listed = self.host.run("pg_restore --list", restore, "--list", dump).stdout
-                tables = len(re.findall(r"^\d+; .* TABLE DATA ", listed, re.M))
-                if not tables:
-                    raise BackupError("the dump of %s holds no table" % name)
-                # It stops where a file does not decompress; what it writes is not wanted.
-                self.host.run("reading the dump of %s" % name, restore, "--file=/dev/null", dump)
                 for folder, _folders, files in os.walk(dump):
                     for file in files:
                         path = os.path.join(folder, file)
                         checksums[os.path.relpath(path, place + ".part")] = sha256(path)
                         size += os.path.getsize(path)
-                self.seen("logical", "read", "%s: %d tables read back" % (name, tables))
+            self.seen("logical", manifests.RESTORED, proof.prove_dumps(self.host, place + ".part", tables))
             with open(os.path.join(place + ".part", "SHA256SUMS"), "w", encoding="utf-8") as stream:
                 stream.writelines("%s  %s\n" % (checksums[path], path) for path in sorted(checksums))
             os.rename(place + ".part", place)
@@ -426,6 +444,14 @@ class Run:
             "added_bytes": int(summary.get("data_added_packed", summary["data_added"])),
             "tools": {"restic": self.versions()["restic"]},
         }
+
+
+def holds(folder: str, name: str, wanted: str) -> bool:
+    """Whether a file is there with this SHA-256."""
+    try:
+        return sha256(os.path.join(folder, name)) == wanted
+    except OSError:
+        return False
 
 
 def run(host: Host, run_id: str) -> int:

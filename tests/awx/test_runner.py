@@ -190,6 +190,9 @@ def test_the_health_check_runs_and_says_which_host_is_away(job):
         ("rollback.yml", "to", "--help", "to=--help is not of the form"),
         ("deploy.yml", "shiftmaster_version", "2.10", "shiftmaster_version=2.1 was read as a number"),
         ("playbooks/health.yml", "health_fail_on", "rarely", "health_fail_on=rarely is none of"),
+        ("playbooks/backup.yml", "kind", "fulll", "kind=fulll is none of: auto, full, incr"),
+        ("playbooks/restore.yml", "parts", "everything", "parts=everything is none of"),
+        ("playbooks/restore.yml", "target", "; reboot", "target=; reboot is not of the form"),
     ],
 )
 def test_what_no_survey_offers_is_refused_before_a_host_is_asked(job, playbook, name, value, sentence):

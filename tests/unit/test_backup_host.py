@@ -55,9 +55,11 @@ def test_a_command_that_hangs_is_ended_with_its_children(host, tmp_path):
         host.run("the work", "sh", "-c", f"sleep 30 & echo $! > {tmp_path}/child; wait", timeout=1)
     assert time.monotonic() - began < 10
     child = (tmp_path / "child").read_text().strip()
-    time.sleep(0.2)
-    state = subprocess.run(["ps", "-o", "stat=", "-p", child], capture_output=True, text=True, check=False).stdout
-    assert state.strip() in ("", "Z")
+    ask = ["ps", "-o", "stat=", "-p", child]
+    deadline = time.monotonic() + 10
+    while (state := subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()) not in ("", "Z"):
+        assert time.monotonic() < deadline, state
+        time.sleep(0.1)
 
 
 def test_no_password_and_nothing_of_the_callers_is_in_the_environment(host, monkeypatch):

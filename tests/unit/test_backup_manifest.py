@@ -357,6 +357,7 @@ def test_the_metrics_of_a_good_run():
         'shiftmaster_backup_failed{kind="database"}': 0,
         'shiftmaster_backup_failed{kind="files"}': 0,
         'shiftmaster_backup_failed{kind="config"}': 0,
+        'shiftmaster_backup_failed{kind="run"}': 0,
         "shiftmaster_restore_test_last_success_timestamp_seconds": NOW + 100,
         "shiftmaster_backup_wal_gaps": 0,
         "shiftmaster_backup_wal_newest_timestamp_seconds": NOW - 30,
@@ -376,6 +377,28 @@ def test_a_failed_run_leaves_the_age_of_the_last_good_one():
     assert found['shiftmaster_backup_last_success_timestamp_seconds{kind="files"}'] == NOW + 86600
     assert found['shiftmaster_backup_size_bytes{kind="files"}'] == 7
     assert found['shiftmaster_backup_failed{kind="config"}'] == 1
+
+
+def test_a_run_that_failed_by_none_of_its_parts_is_seen():
+    outside = run(now=NOW + 86400, run_id="next")
+    for part in outside["parts"]:
+        save(outside, part, NOW + 86400)
+    manifests.note(outside, [("offsite_failed", "not brought outside", "")])
+    manifests.finish(outside, NOW + 86700, failed=True)
+    found = series(manifests.metrics([good_run(), outside]))
+    assert found['shiftmaster_backup_failed{kind="run"}'] == 1
+    assert found['shiftmaster_backup_failed{kind="database"}'] == 0
+    # A part that failed is told by itself.
+    failed = run(now=NOW + 2 * 86400, run_id="after")
+    save(failed, "database", NOW + 2 * 86400, good=False)
+    manifests.finish(failed, NOW + 2 * 86400 + 300)
+    assert series(manifests.metrics([outside, failed]))['shiftmaster_backup_failed{kind="run"}'] == 0
+
+
+def test_a_run_that_did_not_begin_is_seen_until_one_has():
+    assert series(manifests.metrics([], not_begun=NOW)) == {'shiftmaster_backup_failed{kind="run"}': 1}
+    assert series(manifests.metrics([good_run()], not_begun=NOW + 9))['shiftmaster_backup_failed{kind="run"}'] == 1
+    assert series(manifests.metrics([good_run()], not_begun=NOW - 9))['shiftmaster_backup_failed{kind="run"}'] == 0
 
 
 def test_a_run_that_has_not_ended_says_nothing_yet():

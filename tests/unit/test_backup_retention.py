@@ -150,21 +150,6 @@ def test_nothing_proven_removes_nothing():
     assert codes(decide([], {})) == ["no_proven"]
 
 
-def test_a_pin_stays_with_its_chain():
-    items = weeks(12)
-    made = decide(items, pins=["F10_3"])
-    assert {name for name in made.keep if name.startswith("F10")} == {"F10", "F10_5", "F10_4", "F10_3"}
-    assert made.keep["F10_3"] == "a retained release needs it" and made.keep["F10"] == "F10_3 needs it"
-    assert {"F10_2", "F9", "F11"} <= set(made.remove)
-
-
-def test_a_pin_that_is_gone_is_said():
-    made = decide(weeks(8), pins=["nothing"])
-    assert codes(made) == ["pin_missing"] and made.alerts[0].where == "nothing"
-    # It is too late for that one, and no reason to keep the others.
-    assert made.remove == decide(weeks(8)).remove
-
-
 def test_without_a_window_the_month_alone_stays():
     made = decide([item("S%d" % day, day) for day in range(60)], policy=Policy(window=False))
     assert set(made.keep) == {"S%d" % day for day in range(30)}
@@ -214,21 +199,10 @@ def test_failed_runs_let_time_pass():
     assert decide([item("older", 120), *items], seen=[]).remove == ()
 
 
-def test_beyond_the_limit_is_said_and_nothing_goes_for_it():
-    items = [one._replace(size=10) for one in weeks(4)]
-    assert decide(items, policy=Policy(limit_bytes=280)).alerts == ()
-    made = decide(items, policy=Policy(limit_bytes=279))
-    assert made.remove == () and codes(made) == ["over_limit"]
-    assert codes(decide(items, policy=Policy(limit_bytes=280), other_bytes=1)) == ["over_limit"]
-    assert "take 281 bytes, 1 more than they may" in str(
-        decide(items, policy=Policy(limit_bytes=280), other_bytes=1).alerts
-    )
-
-
-def test_what_goes_does_not_count_for_the_limit():
-    items = [one._replace(size=10) for one in weeks(8)]
-    left = 10 * len(decide(items).keep)
-    assert decide(items, policy=Policy(limit_bytes=left)).alerts == ()
+def test_beyond_the_limit_is_said():
+    assert retention.over_limit(280, 280) == retention.over_limit(280, 0) == ()
+    (alert,) = retention.over_limit(281, 280)
+    assert alert.code == "over_limit" and "take 281 bytes, 1 more than they may" in alert.what
 
 
 # ---------------------------------------------------------------------------------------------------------- pgBackRest
@@ -280,7 +254,8 @@ def test_the_commands_are_those_that_were_recorded():
 
 
 def test_the_wal_that_stays_begins_where_pgbackrest_says():
-    made = database_plan("three-fulls", pins=["20261126-154605F_20261126-154627I"])
+    # The oldest is what the first of the days is restored from.
+    made = database_plan("three-fulls", policy=Policy(window=True, days=20))
     assert made.fulls_left == 2
     assert sorted(set(made.keep)) == left_in("expire-2-archive.txt", "backups")
     assert made.wal_from == {"17-1": "00000001000000000000000D"}
@@ -313,13 +288,6 @@ def test_each_database_of_a_repository_has_its_own_beginning():
 def test_a_database_without_backups_keeps_no_wal():
     made = database_plan("history")
     assert made.fulls_left == 1 and made.wal_from == {"17-2": "000000010000000000000002"}
-
-
-def test_the_wal_counts_for_the_limit():
-    size = sum(one.repo_size for one in stanza("three-fulls").backups)
-    assert database_plan("three-fulls", policy=Policy(days=1000, limit_bytes=size)).alerts == ()
-    made = database_plan("three-fulls", policy=Policy(days=1000, limit_bytes=size), wal_bytes=1)
-    assert codes(made) == ["over_limit"]
 
 
 def test_each_repository_is_planned_for_itself():
@@ -365,7 +333,7 @@ def test_snapshots_are_read_by_host_and_tag():
     assert set(found) == {("app1", "files")}
     first = found["app1", "files"][0]
     assert first.name == "85dc1805ada58c2d77e70c2e6cab089eb9c0b03f1423aa5263131243ef0d95a0"
-    assert first.ended == pytest.approx(1795708386.83, abs=0.01) and first.size == 1201689 and first.needs == ()
+    assert first.ended == pytest.approx(1795708386.83, abs=0.01) and first.needs == ()
     assert len(found["app1", "files"]) == 3
 
 
@@ -450,12 +418,10 @@ class Year:
         self.repository = Repository()
         self.true_time = {}
         self.proofs, self.damaged, self.rotten, self.seen = {}, set(), set(), []
-        self.pins = []
         self.segment = 1
         self.outage = self.season = 0
         self.removed = 0
         self.alerted = set()
-        self.limit = 10_000
 
     def clock(self):
         return self.true + self.offset
@@ -501,8 +467,6 @@ class Year:
         saved = None if self.happens(0.08) else self.save()
         if self.chance.random() < 1 / 7:
             self.damaged |= self.rotten  # The weekly verify.
-        if self.happens(0.02) and self.repository.backups:
-            self.pins = [self.chance.choice(self.repository.backups).label for _ in range(2)]
         if saved or self.happens(0.5):  # The program need not call it after a failure; if it does, nothing bad comes.
             self.retain()
 
@@ -568,9 +532,7 @@ class Year:
             self.stanza(),
             self.proofs,
             self.clock(),
-            Policy(limit_bytes=self.limit),
-            wal_bytes=len(self.repository.wal),
-            pins=self.pins,
+            Policy(),
             damaged=self.damaged,
             seen=self.seen,
         )
@@ -594,9 +556,6 @@ class Year:
                 oldest = min(one.wal_start for one in self.repository.fulls())
                 assert min(self.repository.wal) >= oldest, "WAL before the oldest backup is left"
             self.check(before)
-        size = sum(one.repo_size for one in self.repository.backups) + len(self.repository.wal)
-        if killed_at is None and size > self.limit:
-            assert "over_limit" in {alert.code for alert in made.alerts}
         for one in self.repository.backups:
             if self.true - self.true_time[one.label] > 31 * DAY and one.label not in made.remove:
                 assert one.label in made.keep
@@ -614,8 +573,6 @@ class Year:
         for label in self.true_time:
             if self.true - self.true_time[label] < 30 * DAY and label not in self.by_hand:
                 assert label in there, "a backup of less than 30 days went"
-        for pin in self.pins:
-            assert pin in there or pin in self.by_hand or pin not in self.true_time
         oldest = min((one.wal_start for one in self.repository.fulls()), default=None)
         if oldest:
             kept = [one for one in self.repository.wal if one >= oldest]
@@ -644,7 +601,6 @@ class Year:
                 self.repository.expire(one.label)
                 self.by_hand |= {label for label in self.true_time if label not in self.labels()}
         self.seen = [moment for moment in self.seen if moment <= self.clock()]
-        self.pins = [pin for pin in self.pins if pin in self.labels()]
 
     def labels(self):
         return {one.label for one in self.repository.backups}
@@ -670,7 +626,7 @@ def test_the_faults_of_the_years_happen():
     """A simulation in which nothing goes wrong, or nothing ever goes, proves nothing."""
     years = [simulated(seed)[0] for seed in range(8)]
     alerted = set().union(*(year.alerted for year in years))
-    assert alerted >= {"clock", "gap", "no_proven", "newest_not_proven", "over_limit"}
+    assert alerted >= {"clock", "gap", "no_proven", "newest_not_proven"}
     assert sum(year.removed for year in years) > 500
     assert any(year.damaged for year in years) and any(year.by_hand for year in years)
 

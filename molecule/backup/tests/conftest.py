@@ -1,4 +1,5 @@
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ def operations():
     return operations
 
 
-RUNS = "/var/backups/shiftmaster/manifests"
+FOLDER = "/var/backups/shiftmaster"
+RUNS = f"{FOLDER}/manifests"
+OPTIONS = "/etc/shiftmaster-backup/options.json"
 
 
 class Backups:
@@ -39,8 +42,19 @@ class Backups:
 
     def why(self, manifest: dict) -> str:
         """The reasons of a failed run, as one text."""
-        parts = manifest["parts"].values()
-        return "; ".join(p["what"] for part in parts for p in part["problems"])
+        problems = [p for part in manifest["parts"].values() for p in part["problems"]] + manifest["problems"]
+        return "; ".join(problem["what"] for problem in problems)
+
+    def kept(self) -> set:
+        """What there is to be restored: backups, snapshots, dumps."""
+        return set(
+            self.shell(
+                f"cd {FOLDER}; ls pgbackrest/backup/shiftmaster | grep -E '[FDI]$'; ls restic/snapshots; ls logical"
+            ).split()
+        )
+
+    def wait_until_idle(self) -> None:
+        self.shell("while systemctl is-active shiftmaster-backup | grep -q activating; do sleep 1; done", timeout=1200)
 
     def manifests(self) -> list:
         return [
@@ -56,6 +70,17 @@ class Backups:
                 labels, value = line[len(name) :].split(" ")
                 found[labels.removeprefix('{kind="').removesuffix('"}')] = int(value)
         return found
+
+    @contextmanager
+    def options(self, **changed):
+        """Other options of the program while the block runs."""
+        self.shell(f"cp -p {OPTIONS} {OPTIONS}.kept")
+        try:
+            found = json.loads(self.shell(f"cat {OPTIONS}"))
+            self.shell(f"cat > {OPTIONS}", stdin=json.dumps({**found, **changed}))
+            yield
+        finally:
+            self.shell(f"mv {OPTIONS}.kept {OPTIONS}")
 
     def log(self) -> str:
         return self.shell("tail -n 30 /var/log/shiftmaster/backup.log", check=False)

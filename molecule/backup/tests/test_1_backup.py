@@ -6,6 +6,8 @@ import json
 import time
 
 import pytest
+from conftest import OPTIONS, RUNS
+from support import kill_here, wait_for
 
 
 def test_everything_is_saved_and_proven(backups, first):
@@ -13,6 +15,16 @@ def test_everything_is_saved_and_proven(backups, first):
     database = first["parts"]["database"]
     assert database["kind"] == "full" and database["rows"]["shiftmaster.public.django_migrations"] > 5
     assert {"verify", "restore_test"} <= {one["how"] for one in database["verified"]}
+    for kind, hows in {
+        "logical": {"restore_test"}, "files": {"compared", "read"}, "configuration": {"compared", "read"},
+    }.items():  # fmt: skip
+        assert hows <= {one["how"] for one in first["parts"][kind]["verified"]}
+    listed = json.loads(backups.pgbackrest("--output=json", "info"))[0]["backup"]
+    (own,) = [one for one in listed if one["label"] == database["label"]]
+    assert (database["size_bytes"], database["wal"]["start"]) == (own["info"]["size"], own["archive"]["start"])
+    assert database["rows"]["shiftmaster.public.django_migrations"] == int(
+        backups.sql("SELECT count(*) FROM django_migrations")
+    )
     assert first["release"]["version"] == "2.0.0" and first["release"]["migrations"] > 5
     for kind in ("database", "files", "config"):
         assert 0 < time.time() - backups.metric("shiftmaster_backup_last_success_timestamp_seconds")[kind] < 86400
@@ -61,16 +73,28 @@ def test_no_secret_is_where_others_read(backups, operations, first):
     assert backups.shell(f"{readable} -exec grep -laFf /root/secrets {{}} + ; true", timeout=600).strip() == ""
 
 
-def failed(backups, *words: str, only: str = "database", **request) -> dict:
-    """A run that must fail, say why, and leave the metrics' times of the last good one alone."""
-    before = backups.metric("shiftmaster_backup_last_success_timestamp_seconds")
+SUCCESS = "shiftmaster_backup_last_success_timestamp_seconds"
+KIND = {"database": "database", "logical": "logical", "files": "files", "configuration": "config"}
+
+
+def failed(backups, *words: str, only: str = "database", otherwise: bool = False, **request) -> dict:
+    """A run that must fail and say why: in its manifest, in the log and as a figure; nothing that there is goes.
+
+    otherwise: what was to be saved is good, and something else is not.
+    """
+    before, kept = backups.metric(SUCCESS), backups.kept()
     manifest = backups.run(check=False, only=only, **request)
-    text = (backups.why(manifest) if manifest else "") + backups.log()
     for word in words:
-        assert word in text, text
-    assert "FAILED" in backups.log()
-    after = backups.metric("shiftmaster_backup_last_success_timestamp_seconds")
-    assert after == before
+        assert word in backups.why(manifest), manifest
+    said = backups.shell(f"grep {manifest['run_id']} /var/log/shiftmaster/backup.log")
+    assert f"backup {manifest['run_id']}: FAILED" in said and all(word in said for word in words), said
+    figures = backups.metric("shiftmaster_backup_failed")
+    if otherwise:
+        assert manifest["parts"][only]["result"] == "succeeded"
+        assert (figures["run"], figures[KIND[only]]) == (1, 0)
+    else:
+        assert figures[KIND[only]] == 1 and backups.metric(SUCCESS) == before
+    assert kept <= backups.kept(), "something that was good is gone"
     return manifest
 
 
@@ -78,18 +102,14 @@ def test_a_wrong_password(backups, first):
     backups.shell("cd /etc/shiftmaster-backup && cp -p pgpass pgpass.kept && echo '*:*:*:*:wrong' > pgpass")
     try:
         failed(backups, "password authentication failed")
-        assert backups.metric("shiftmaster_backup_failed")["database"] == 1
     finally:
         backups.shell("cd /etc/shiftmaster-backup && mv pgpass.kept pgpass")
 
 
 def test_a_missing_database(backups, first):
-    options = "/etc/shiftmaster-backup/options.json"
-    backups.shell(f'cp -p {options} {options}.kept && sed -i \'s/"shiftmaster"$/"nowhere"/\' {options}')
-    try:
+    database = json.loads(backups.shell(f"cat {OPTIONS}"))["database"]
+    with backups.options(database=dict(database, databases=["nowhere"])):
         failed(backups, 'database "nowhere" does not exist')
-    finally:
-        backups.shell(f"mv {options}.kept {options}")
 
 
 def test_a_dump_that_is_killed(backups, first):
@@ -106,15 +126,43 @@ def test_a_dump_that_is_killed(backups, first):
         backups.shell("systemctl stop holder killer; true", check=False)
 
 
-def test_pgbackrest_is_killed(backups, first):
-    backups.shell(
-        "systemd-run --quiet --unit=killer sh -c 'until pkill -KILL -f \"pgbackrest.*backup$\"; do sleep 0.1; done'"
-    )
+@pytest.mark.parametrize("victims", ['-f "pgbackrest.*backup$"', "-x pgbackrest"], ids=["main", "all"])
+def test_pgbackrest_is_killed(backups, first, victims):
+    backups.shell(f"systemd-run --quiet --unit=killer sh -c 'until pkill -KILL {victims}; do sleep 0.1; done'")
     try:
         failed(backups, "was killed by signal 9", kind="full")
     finally:
         backups.shell("systemctl stop killer; true", check=False)
     assert backups.run(only="database")["parts"]["database"]["result"] == "succeeded"
+
+
+def test_the_controller_is_killed(operations, backups, first, tmp_path):
+    """The run is a unit of the host: it goes on."""
+    log = tmp_path / "log"
+    operations.hold("backup_proof")
+    process = operations.start("playbooks/backup.yml", log, only="database")
+    try:
+        operations.wait_at("backup_proof", process, log)
+        kill_here(process)
+    finally:
+        operations.let_go()
+    last = wait_for(lambda: backups.manifests()[-1]["ended"] and backups.manifests()[-1], 300, "the run's end")
+    assert last["result"] == "succeeded" and last["started_by"] != "schedule"
+
+
+def test_the_host_is_rebooted_in_the_middle(operations, backups, first):
+    operations.hold("backup_proof")
+    backups.shell("systemctl start --no-block shiftmaster-backup.service")
+    reached = "cat /run/shiftmaster/points/backup_proof.reached 2>/dev/null"
+    wait_for(lambda: backups.shell(reached, check=False), 600, "the proof")
+    kept = backups.kept()
+    operations.reboot()
+    last = wait_for(lambda: backups.manifests()[-1]["ended"] and backups.manifests()[-1], 120, "its report")
+    assert last["result"] == "failed" and "its host went down" in backups.why(last)
+    assert f"backup {last['run_id']}: FAILED" in backups.log()
+    assert backups.metric("shiftmaster_backup_failed")["database"] == 1 and kept <= backups.kept()
+    assert operations.serves(120)
+    backups.run(only="database")
 
 
 def test_the_whole_run_is_killed(backups, first):
@@ -148,20 +196,21 @@ def test_a_second_run_waits_and_then_says_who_holds_it(backups, first):
             assert time.monotonic() < deadline
             time.sleep(1)
         assert backups.run(check=False, only="files") == {}
+        assert backups.metric("shiftmaster_backup_failed")["run"] == 1
         assert "by schedule (process" in backups.log() and "holds the lock of the backups for longer" in backups.log()
     finally:
         backups.operations.let_go()
-    backups.shell("while systemctl is-active shiftmaster-backup | grep -q activating; do sleep 1; done", timeout=600)
+    backups.wait_until_idle()
     assert backups.manifests()[-1]["result"] == "succeeded"
+    backups.run(only="files")
+    assert backups.metric("shiftmaster_backup_failed")["run"] == 0
 
 
 def test_a_missing_source_path(backups, first):
-    options = "/etc/shiftmaster-backup/options.json"
-    backups.shell(f'cp -p {options} {options}.kept && sed -i \'s#"/var/www/shiftmaster"#"/var/www/gone"#\' {options}')
-    try:
+    parts = json.loads(backups.shell(f"cat {OPTIONS}"))["parts"]
+    gone = [dict(part, paths=["/var/www/gone"]) if part["name"] == "files" else part for part in parts]
+    with backups.options(parts=gone):
         failed(backups, "what shall be saved is not there: /var/www/gone", only="files")
-    finally:
-        backups.shell(f"mv {options}.kept {options}")
 
 
 FLIP = r"""
@@ -196,17 +245,85 @@ PGBACKREST = "/var/backups/shiftmaster/pgbackrest"
 
 
 @pytest.mark.parametrize(
-    "find",
+    ("find", "words"),
     [
-        f"ls -t {PGBACKREST}/backup/shiftmaster/*F/bundle/1",
-        f"ls -t {PGBACKREST}/backup/shiftmaster/*F/backup.manifest",
-        f"find {PGBACKREST}/archive -name '0000*-*.zst' | sort -r",
+        (f"ls -td {PGBACKREST}/backup/shiftmaster/*F/bundle/1", ["{label}", "are whole"]),
+        (f"ls -td {PGBACKREST}/backup/shiftmaster/*F/backup.manifest", ["the manifest of backup {label}"]),
+        (f"find {PGBACKREST}/archive -name '0000*-*.zst' | sort -r", ["{name}"]),
     ],
     ids=["bundle", "manifest", "wal"],
 )
-def test_a_flipped_bit_in_the_repository_of_the_database(backups, first, flip, find):
-    flip(find)
-    failed(backups, "database failed", kind="incr")
+def test_a_flipped_bit_in_the_repository_of_the_database(backups, first, flip, find, words):
+    label = backups.run(only="database", kind="full")["parts"]["database"]["label"]
+    name = flip(find).rsplit("/", 1)[1][:24]
+    failed(backups, *[word.format(label=label, name=name) for word in words], kind="incr")
+
+
+def test_a_flipped_byte_in_a_dump(backups, first, flip):
+    """Read again by each run: the disk says nothing."""
+    path = flip("find /var/backups/shiftmaster/logical -type f -path '*/shiftmaster/*' -size +0")
+    failed(backups, "is damaged", "/".join(path.split("/")[-2:]), only="files", otherwise=True)
+
+
+def test_a_page_that_is_damaged_on_the_primary(backups, first):
+    assert backups.sql("SHOW data_checksums") == "on"
+    backups.sql("CREATE TABLE torn AS SELECT g AS id FROM generate_series(1, 5000) AS g; CHECKPOINT")
+    place = backups.sql("SELECT current_setting('data_directory') || '/' || pg_relation_filepath('torn')")
+    backups.shell("systemctl stop postgresql")
+    backups.shell(f"python3 - '{place}'", stdin=FLIP)
+    backups.shell("systemctl start postgresql; until pg_isready -q; do sleep 0.5; done")
+    try:
+        failed(backups, "wrong checksums", kind="full")
+    finally:
+        backups.sql("DROP TABLE torn")
+    assert backups.operations.serves(60)
+    assert backups.run(only="database")["parts"]["database"]["kind"] == "full"
+
+
+def test_the_repository_is_full(backups, first):
+    """Half a backup is none; what there is stays."""
+    small = "/root/small"
+    backups.shell(
+        f"mkdir -p {small} && mount -t tmpfs -o size=$(( $(du -sm {PGBACKREST} | cut -f1) + 3 ))m tmpfs {small} && "
+        f"chmod 750 {small} && chown postgres: {small} && cp -a {PGBACKREST}/. {small} && "
+        f"mount --bind {small} {PGBACKREST}"
+    )
+    try:
+        failed(backups, "No space left on device", kind="full")
+        backups.shell(f"mount -o remount,size=4g {small}")
+        backups.run(only="database")
+    finally:
+        # What was archived meanwhile comes along.
+        backups.shell(f"umount {PGBACKREST} && cp -a {small}/. {PGBACKREST} && umount {small}")
+    backups.run(only="database")
+
+
+def test_wal_that_is_not_archived_fills_the_databases_disk(backups, first):
+    count = "SELECT count(*) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'"
+    backups.shell(f"chmod 0 {PGBACKREST}/archive/shiftmaster")
+    try:
+        before, attempts = int(backups.sql(count)), int(backups.sql("SELECT failed_count FROM pg_stat_archiver"))
+        for _number in range(6):
+            backups.sql("CREATE TABLE filling AS SELECT 1; DROP TABLE filling; SELECT pg_switch_wal()")
+        with backups.options(archive_timeout_seconds=20):
+            failed(backups, "WAL segment", "archived")
+        assert int(backups.sql(count)) > before
+        assert int(backups.sql("SELECT failed_count FROM pg_stat_archiver")) > attempts
+    finally:
+        backups.shell(f"chmod 750 {PGBACKREST}/archive/shiftmaster")
+    backups.run(only="database")
+
+
+def test_a_missing_segment_within_a_backup(backups, first):
+    """Without it the backup itself is worth nothing, and so is what is built upon it."""
+    made = backups.run(only="database", kind="full")["parts"]["database"]
+    path = backups.shell(f"find {PGBACKREST}/archive -name '{made['wal']['start']}-*.zst'").strip()
+    backups.shell(f"mv {path} /root/segment")
+    try:
+        failed(backups, made["label"], made["wal"]["start"], kind="incr")
+    finally:
+        backups.shell(f"mv /root/segment {path}")
+    backups.run(only="database")
 
 
 def test_a_missing_segment(backups, first):
@@ -227,8 +344,8 @@ def test_a_missing_segment(backups, first):
 
 
 def test_a_flipped_bit_in_a_pack(backups, first, flip):
-    flip("find /var/backups/shiftmaster/restic/data -type f -printf '%s %p\\n' | sort -rn | cut -d' ' -f2")
-    failed(backups, "restic", only="files")
+    path = flip("find /var/backups/shiftmaster/restic/data -type f -printf '%s %p\\n' | sort -rn | cut -d' ' -f2")
+    failed(backups, "restic check", path.rsplit("/", 1)[1][:8], only="files")
 
 
 def test_a_wrong_key(backups, first):
@@ -260,8 +377,36 @@ def test_a_deploy_is_waited_for(backups, first):
     try:
         failed(backups, "deploy by somebody runs for longer than 20 s", only="files")
         assert backups.run(only="files", within_deploy=True)["result"] == "succeeded"
+        backups.shell(f"systemd-run --quiet --on-active=6 rm {lock}")
+        assert backups.run(only="files")["result"] == "succeeded"
+        assert "waiting for deploy by somebody" in backups.log()
     finally:
-        backups.shell(f"rm {lock}")
+        backups.shell(f"rm -f {lock}")
+
+
+def test_a_clock_that_was_moved_removes_nothing(backups, first):
+    """Forty days ahead everything is old; whether so much time has passed, nobody knows."""
+    backups.shell("apt-get -qy install --no-install-recommends faketime >/dev/null", timeout=300)
+    kept = backups.kept()
+    backups.shell("install -d -m 700 /run/shiftmaster-backup/requests")
+    name = "20990101T000000Z-ahead0"
+    backups.shell(f"cat > /run/shiftmaster-backup/requests/{name}.json", stdin='{"only": "files"}')
+    backups.shell(f"faketime '+40 days' shiftmaster-backup run {name}", timeout=600)
+    manifest = json.loads(backups.shell(f"cat {RUNS}/{name}.json"))
+    assert "no run is known of the" in backups.why(manifest) and "removed" not in manifest
+    assert kept < backups.kept()
+    # Set right again, it is known that it was wrong; nothing goes until somebody has looked.
+    later = backups.shell("date -u +%Y%m%dT%H%M%SZ-later0").strip()
+    backups.shell(f"cat > /run/shiftmaster-backup/requests/{later}.json", stdin='{"only": "files"}')
+    backups.shell(f"shiftmaster-backup run {later}", timeout=600)
+    manifest = json.loads(backups.shell(f"cat {RUNS}/{later}.json"))
+    assert manifest["result"] == "warning" and "the clock is 40" in backups.why(manifest)
+    (ahead,) = backups.kept() - kept - {manifest["parts"]["files"]["label"]}
+    backups.shell(
+        "restic -r /var/backups/shiftmaster/restic -p /etc/shiftmaster-backup/restic.password forget "
+        f"{ahead} && rm {RUNS}/{name}.json"
+    )
+    backups.run(only="files")
 
 
 def test_all_is_well_again(backups, first):

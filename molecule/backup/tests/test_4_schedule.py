@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
+import re
+import subprocess
 import time
 from pathlib import Path
+
+from support import ROOT
 
 SCHEDULE = "playbooks/schedule.yml"
 
@@ -37,19 +44,78 @@ def test_a_start_that_was_missed_is_caught_up(operations, backups, first):
     assert len(backups.manifests()) == before + 1
 
 
-def test_cron_and_awx_take_the_timer_away(operations, backups):
-    zone = Path("/etc/localtime").resolve().as_posix().partition("zoneinfo/")[2]
-    run = operations.run(SCHEDULE, "--check", "--diff", by="cron", at="03:15", reports="cron", base_timezone=zone)
-    assert run.code == 0 and run.says("15 3 * * * root cd", "flock --nonblock", "playbooks/backup.yml"), run.output[
-        -3000:
-    ]
-    assert run.says("*/5 * * * * root cd", "health_tell=true", "15 8 * * 1 root", "-e period=weekly")
+def zone_of_this_machine() -> str:
+    return Path("/etc/localtime").resolve().as_posix().partition("zoneinfo/")[2]
+
+
+def as_cron_does(path: Path) -> int:
+    """Run the only line of one of cron's files as cron would; returns its exit code."""
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    variables = [line for line in lines if re.match(r"\w+=", line)]
+    (line,) = [line for line in lines if line not in variables]
+    assert line.split(" root ")[0].count(" ") == 4
+    clean = ["env", "-i", "HOME=/root", "LOGNAME=root", "SHELL=/bin/sh", "PATH=/usr/bin:/bin", *variables]
+    command = line.split(" root ", 1)[1]
+    return subprocess.run([*clean, "/bin/sh", "-c", command], cwd="/root", timeout=1200, check=False).returncode
+
+
+def test_cron_starts_the_real_work(operations, backups, first, tmp_path):
+    options = {"schedule_cron_dir": str(tmp_path), "base_timezone": zone_of_this_machine(), "at": "03:15"}
+    for changed in (True, False):
+        run = operations.run(SCHEDULE, by="cron", reports="cron", **options)
+        assert run.code == 0 and bool(run.changed) == changed, run.output[-3000:]
+    assert backups.shell("systemctl is-enabled shiftmaster-backup.timer", check=False).strip() == "disabled"
+    (path,) = tmp_path.glob("shiftmaster-backup-*")
+    assert "\n15 3 * * * root cd" in path.read_text()
+    before = len(backups.manifests())
+    assert as_cron_does(path) == 0
+    new = backups.manifests()[before:]
+    assert [one["result"] for one in new] == ["succeeded"] and new[0]["started_by"] != "schedule"
+    # One that is under way is not doubled.
+    with open(re.search(r"flock --nonblock (\S+)", path.read_text())[1], "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert as_cron_does(path) == 1
+    assert len(backups.manifests()) == before + 1
+    reports = next(tmp_path.glob("shiftmaster-reports-*")).read_text()
+    assert "*/5 * * * * root cd" in reports and "health_tell=true" in reports
+    assert "15 8 * * 1 root" in reports and "-e period=weekly" in reports
+    # Taken away by who takes it over.
+    assert operations.run(SCHEDULE, by="awx", reports="nobody", **options).code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+RUNNER = """
+import json, sys, ansible_runner
+print(ansible_runner.run(quiet=True, **json.loads(sys.argv[1])).status)
+"""
+
+
+def test_a_job_of_awx_does_the_real_work(operations, backups, first, tmp_path):
+    """Started by the ansible-runner by which AWX starts its jobs."""
+    subprocess.run([ROOT / "scripts/test_awx", "--collect-only"], cwd=ROOT, check=True, capture_output=True)
+    (tmp_path / "env").mkdir()
+    values = {"awx_job_id": 7, "awx_user_name": "tanaka", "awx_job_template_name": "backup", "kind": "incr"}
+    (tmp_path / "env/extravars").write_text(json.dumps(values))
+    known = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+    (tmp_path / "env/envvars").write_text(json.dumps(known))
+    job = {
+        "private_data_dir": str(tmp_path), "project_dir": str(ROOT), "playbook": "playbooks/backup.yml",
+        "inventory": operations.inventory,
+    }  # fmt: skip
+    before = len(backups.manifests())
+    command = [ROOT / ".cache/runner/bin/python", "-c", RUNNER, json.dumps(job)]
+    done = subprocess.run(command, env=known, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.stdout.splitlines()[-1:] == ["successful"], done
+    (new,) = backups.manifests()[before:]
+    assert new["result"] == "succeeded" and "tanaka" in new["started_by"]
+
+
+def test_what_cannot_be_meant_is_refused(operations, backups):
+    zone = zone_of_this_machine()
     other = "Asia/Tokyo" if zone != "Asia/Tokyo" else "Europe/Berlin"
     run = operations.run(SCHEDULE, "--check", by="cron", base_timezone=other)
     assert run.code != 0 and run.says("Nothing was changed.", "timedatectl set-timezone"), run.output[-3000:]
     run = operations.run(SCHEDULE, by="cron", base_timezone=zone, awx_job_id=7)
     assert run.code != 0 and run.says("has no machine with a cron of its own"), run.output[-3000:]
-    assert operations.run(SCHEDULE, by="awx").code == 0
-    assert backups.shell("systemctl is-enabled shiftmaster-backup.timer", check=False).strip() == "disabled"
     assert operations.run(SCHEDULE, by="nobody").code != 0
     assert operations.run(SCHEDULE, by="timer", at="25:00").code != 0

@@ -48,4 +48,4 @@ class Keeper(Host):
 def hosts():
     app, keeper = Host(INVENTORY, "recovery-trixie"), Keeper(INVENTORY, "recovery-keeper")
     assert app.serves(60), "the host does not serve"
-    return SimpleNamespace(app=app, keeper=keeper)
+    return SimpleNamespace(app=app, keeper=keeper, standby=Host(INVENTORY, "recovery-standby"))

@@ -1,0 +1,38 @@
+"""What is old goes, on a real repository; last, since the tests before build upon what goes."""
+
+from __future__ import annotations
+
+import json
+
+
+def test_the_newest_proven_chain_stays_and_what_is_before_it_goes(operations, backups, first):
+    with backups.options(keep_days=0):
+        backups.run(only="database,logical,files,configuration", kind="full")
+        kept = backups.kept()
+        manifest = backups.run(only="database,logical,files,configuration", kind="full")
+        assert set(manifest["removed"]) >= kept - backups.kept() and manifest["removed"]
+        info = json.loads(backups.pgbackrest("--output=json", "info"))[0]
+        newest = manifest["parts"]["database"]["label"]
+        assert [one["label"] for one in info["backup"] if one["type"] == "full"] == [newest]
+        # WAL from the oldest backup on, and none from before.
+        assert {one["min"] for one in info["archive"] if one["min"]} == {manifest["parts"]["database"]["wal"]["start"]}
+        run = operations.run("playbooks/restore.yml", into="scratch", timeout=1800)
+        assert run.code == 0 and run.says("pg_amcheck", "rows"), run.output[-3000:]
+        # A run that fails removes nothing, however old all of it is.
+        kept = backups.kept()
+        backups.shell("cd /etc/shiftmaster-backup && cp -p pgpass pgpass.kept && echo '*:*:*:*:wrong' > pgpass")
+        try:
+            manifest = backups.run(check=False, only="database,files,configuration")
+        finally:
+            backups.shell("cd /etc/shiftmaster-backup && mv pgpass.kept pgpass")
+        assert manifest["parts"]["database"]["result"] == "failed"
+        assert newest in backups.kept() and {one for one in kept if one[-1] in "FDI"} <= backups.kept()
+
+
+def test_too_much_is_said(backups, first):
+    with backups.options(limit_bytes=1000):
+        name = backups.shell("date -u +%Y%m%dT%H%M%SZ-limit0").strip()
+        backups.shell(f"cat > /run/shiftmaster-backup/requests/{name}.json", stdin='{"only": "files"}')
+        backups.shell(f"shiftmaster-backup run {name}", timeout=600)
+    (manifest,) = [one for one in backups.manifests() if one["run_id"] == name]
+    assert manifest["result"] == "warning" and "more than they may" in backups.why(manifest)

@@ -1,0 +1,30 @@
+"""Where a standby's primary is, as its own configuration says it."""
+
+from __future__ import annotations
+
+import postgresql_standby as standby
+import pytest
+
+
+def test_what_pg_basebackup_writes_is_read():
+    """-R writes every value in quotes; the password is one of them."""
+    text = (
+        r"user=replicator password='it\'s \\ so' channel_binding=prefer host='db1.example.jp' port=5432"
+        " sslmode='verify-full' sslrootcert=/etc/ssl/shiftmaster/ca.crt dbname=replication"
+    )
+    assert standby.environment(text) == {
+        "PGUSER": "replicator", "PGPASSWORD": r"it's \ so", "PGCHANNELBINDING": "prefer", "PGHOST": "db1.example.jp",
+        "PGPORT": "5432", "PGSSLMODE": "verify-full", "PGSSLROOTCERT": "/etc/ssl/shiftmaster/ca.crt",
+    }  # fmt: skip
+    assert standby.environment("") == {}
+
+
+@pytest.mark.parametrize("text", ["postgresql://replicator@db1/x", "host=db1 user='open", "host"])
+def test_another_form_is_refused(text):
+    with pytest.raises(ValueError, match="not of the form"):
+        standby.environment(text)
+
+
+def test_a_keyword_that_would_be_lost_is_refused():
+    with pytest.raises(ValueError, match="has service, which is not known here"):
+        standby.environment("service=primary user=replicator")
