@@ -92,9 +92,9 @@ class Host:
         except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
+            said = child.communicate()[1]
             if isinstance(error, subprocess.TimeoutExpired):
-                raise BackupError("%s did not end within %d s" % (what, seconds))
+                raise BackupError("%s did not end within %d s (%s)" % (what, seconds, tail(said)))
             raise
         if child.returncode not in fine:
             killed = "was killed by signal %d" % -child.returncode if child.returncode < 0 else ""

@@ -26,9 +26,8 @@ class Backups:
 
     def run(self, check: bool = True, timeout: int = 1200, **request) -> dict:
         """Start the unit as a schedule or a playbook does, and return its manifest; {} where it did not begin."""
-        self.shell("install -d -m 755 /run/shiftmaster-backup && install -d -m 700 /run/shiftmaster-backup/requests")
         name = self.shell("date -u +%Y%m%dT%H%M%SZ-").strip() + "%06x" % (abs(hash(json.dumps(request))) & 0xFFFFFF)
-        self.shell(f"cat > /run/shiftmaster-backup/requests/{name}.json", stdin=json.dumps(request))
+        self.ask(name, **request)
         code = self.shell(
             f"systemctl start shiftmaster-backup@{name}.service >/dev/null 2>&1; echo $?", timeout=timeout
         ).strip()
@@ -56,11 +55,16 @@ class Backups:
     def wait_until_idle(self) -> None:
         self.shell("while systemctl is-active shiftmaster-backup | grep -q activating; do sleep 1; done", timeout=1200)
 
+    def manifest(self, run_id: str) -> dict:
+        return json.loads(self.shell(f"cat {RUNS}/{run_id}.json"))
+
     def manifests(self) -> list:
-        return [
-            json.loads(self.shell(f"cat {RUNS}/{name}"))
-            for name in self.shell(f"ls {RUNS} 2>/dev/null || true").split()
-        ]
+        return [self.manifest(name[:-5]) for name in self.shell(f"ls {RUNS} 2>/dev/null || true").split()]
+
+    def ask(self, run_id: str, **request) -> None:
+        """Note what a run is asked for, as a playbook does."""
+        self.shell("install -d -m 755 /run/shiftmaster-backup && install -d -m 700 /run/shiftmaster-backup/requests")
+        self.shell(f"cat > /run/shiftmaster-backup/requests/{run_id}.json", stdin=json.dumps(request))
 
     def metric(self, name: str) -> dict:
         """{kind: value} of a metric, as node exporter would read it."""
@@ -71,13 +75,15 @@ class Backups:
                 found[labels.removeprefix('{kind="').removesuffix('"}')] = int(value)
         return found
 
+    def configured(self) -> dict:
+        return json.loads(self.shell(f"cat {OPTIONS}"))
+
     @contextmanager
     def options(self, **changed):
         """Other options of the program while the block runs."""
         self.shell(f"cp -p {OPTIONS} {OPTIONS}.kept")
         try:
-            found = json.loads(self.shell(f"cat {OPTIONS}"))
-            self.shell(f"cat > {OPTIONS}", stdin=json.dumps({**found, **changed}))
+            self.shell(f"cat > {OPTIONS}", stdin=json.dumps({**self.configured(), **changed}))
             yield
         finally:
             self.shell(f"mv {OPTIONS}.kept {OPTIONS}")

@@ -6,7 +6,6 @@ import json
 import time
 
 import pytest
-from conftest import OPTIONS, RUNS
 from support import kill_here, wait_for
 
 
@@ -107,7 +106,7 @@ def test_a_wrong_password(backups, first):
 
 
 def test_a_missing_database(backups, first):
-    database = json.loads(backups.shell(f"cat {OPTIONS}"))["database"]
+    database = backups.configured()["database"]
     with backups.options(database=dict(database, databases=["nowhere"])):
         failed(backups, 'database "nowhere" does not exist')
 
@@ -207,7 +206,7 @@ def test_a_second_run_waits_and_then_says_who_holds_it(backups, first):
 
 
 def test_a_missing_source_path(backups, first):
-    parts = json.loads(backups.shell(f"cat {OPTIONS}"))["parts"]
+    parts = backups.configured()["parts"]
     gone = [dict(part, paths=["/var/www/gone"]) if part["name"] == "files" else part for part in parts]
     with backups.options(parts=gone):
         failed(backups, "what shall be saved is not there: /var/www/gone", only="files")
@@ -388,23 +387,22 @@ def test_a_clock_that_was_moved_removes_nothing(backups, first):
     """Forty days ahead everything is old; whether so much time has passed, nobody knows."""
     backups.shell("apt-get -qy install --no-install-recommends faketime >/dev/null", timeout=300)
     kept = backups.kept()
-    backups.shell("install -d -m 700 /run/shiftmaster-backup/requests")
     name = "20990101T000000Z-ahead0"
-    backups.shell(f"cat > /run/shiftmaster-backup/requests/{name}.json", stdin='{"only": "files"}')
+    backups.ask(name, only="files")
     backups.shell(f"faketime '+40 days' shiftmaster-backup run {name}", timeout=600)
-    manifest = json.loads(backups.shell(f"cat {RUNS}/{name}.json"))
+    manifest = backups.manifest(name)
     assert "no run is known of the" in backups.why(manifest) and "removed" not in manifest
     assert kept < backups.kept()
     # Set right again, it is known that it was wrong; nothing goes until somebody has looked.
     later = backups.shell("date -u +%Y%m%dT%H%M%SZ-later0").strip()
-    backups.shell(f"cat > /run/shiftmaster-backup/requests/{later}.json", stdin='{"only": "files"}')
+    backups.ask(later, only="files")
     backups.shell(f"shiftmaster-backup run {later}", timeout=600)
-    manifest = json.loads(backups.shell(f"cat {RUNS}/{later}.json"))
+    manifest = backups.manifest(later)
     assert manifest["result"] == "warning" and "the clock is 40" in backups.why(manifest)
     (ahead,) = backups.kept() - kept - {manifest["parts"]["files"]["label"]}
     backups.shell(
         "restic -r /var/backups/shiftmaster/restic -p /etc/shiftmaster-backup/restic.password forget "
-        f"{ahead} && rm {RUNS}/{name}.json"
+        f"{ahead} && rm /var/backups/shiftmaster/manifests/{name}.json"
     )
     backups.run(only="files")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 FOLDER = "/var/backups/shiftmaster"
@@ -60,7 +58,8 @@ def test_a_store_that_is_away_fails_the_run_and_nothing_that_is_here(backups, ou
     finally:
         backups.shell("systemctl start ssh")
     assert manifest["parts"]["files"]["result"] == "succeeded" and manifest["result"] == "failed"
-    assert "not brought outside" in json.dumps(manifest["problems"]) and "FAILED" in backups.log()
+    assert "not brought outside" in backups.why(manifest) and "FAILED" in backups.log()
+    assert backups.metric("shiftmaster_backup_failed")["run"] == 1
     assert backups.metric("shiftmaster_backup_offsite_last_success_timestamp_seconds") == before
     backups.run(only="files")
 
@@ -82,12 +81,23 @@ def test_a_flipped_bit_outside_is_found(backups, outside):
         backups.shell(f"cp -p /root/kept {path}")
 
 
+def store(backups, *dates: str) -> None:
+    """Start a stand-in for a store of S3 (moto) with a certificate of these dates; it keeps what it has in memory."""
+    backups.shell(
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout /root/store.key -out /etc/ssl/store.crt -subj /CN=localhost "
+        f"-addext subjectAltName=DNS:localhost {' '.join(dates)} 2>/dev/null; systemctl stop store 2>/dev/null; "
+        "systemd-run --quiet --unit=store python3 -m moto.server -H 127.0.0.1 -p 5005 -c /etc/ssl/store.crt "
+        "-k /root/store.key; until curl -sk https://localhost:5005/ -o /dev/null; do sleep 1; done",
+        timeout=120,
+    )
+
+
 def test_a_store_of_s3(operations, backups, outside):
-    """On a stand-in for such a store (moto)."""
     backups.shell("apt-get -qy install --no-install-recommends python3-moto >/dev/null", timeout=900)
-    backups.shell("systemd-run --quiet --unit=store python3 -m moto.server -H 127.0.0.1 -p 5005; sleep 8")
+    store(backups, "-days 30")
     options = {
-        "backup_offsite_repository": "s3:http://localhost:5005/shiftmaster",
+        "backup_offsite_repository": "s3:https://localhost:5005/shiftmaster",
+        "backup_offsite_ca_file": "/etc/ssl/store.crt",
         "vault_backup_offsite_password": PASSWORD,
         "vault_backup_offsite_access_key": "key-of-the-store",
         "vault_backup_offsite_secret_key": "secret-of-the-store",
@@ -98,6 +108,13 @@ def test_a_store_of_s3(operations, backups, outside):
         manifest = backups.run(only="files")
         assert "restored and compared" in manifest["parts"]["files"]["offsite"]
         assert "secret-of-the-store" not in backups.log()
+        # Its certificate runs out: nothing is sent any more, and what is here is good.
+        store(backups, "-not_before 20250101000000Z -not_after 20250601000000Z")
+        kept = backups.kept()
+        manifest = backups.run(check=False, only="files")
+        assert manifest["parts"]["files"]["result"] == "succeeded" and kept < backups.kept()
+        assert "not brought outside" in backups.why(manifest) and "expired" in backups.why(manifest), manifest
+        assert backups.metric("shiftmaster_backup_failed")["run"] == 1
     finally:
         backups.shell("systemctl stop store")
         run = operations.run("deploy.yml", *ROLE, **outside)

@@ -32,7 +32,7 @@ def test_the_newest_proven_chain_stays_and_what_is_before_it_goes(operations, ba
 def test_too_much_is_said(backups, first):
     with backups.options(limit_bytes=1000):
         name = backups.shell("date -u +%Y%m%dT%H%M%SZ-limit0").strip()
-        backups.shell(f"cat > /run/shiftmaster-backup/requests/{name}.json", stdin='{"only": "files"}')
+        backups.ask(name, only="files")
         backups.shell(f"shiftmaster-backup run {name}", timeout=600)
-    (manifest,) = [one for one in backups.manifests() if one["run_id"] == name]
+    manifest = backups.manifest(name)
     assert manifest["result"] == "warning" and "more than they may" in backups.why(manifest)
