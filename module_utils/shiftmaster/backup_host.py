@@ -97,7 +97,9 @@ class Host:
                 raise BackupError("%s did not end within %d s (%s)" % (what, seconds, tail(said)))
             raise
         if child.returncode not in fine:
-            killed = "was killed by signal %d" % -child.returncode if child.returncode < 0 else ""
+            # As itself, and as runuser says it of its child.
+            number = -child.returncode if child.returncode < 0 else child.returncode - 128
+            killed = "was killed by signal %d" % number if number in (signal.SIGKILL, signal.SIGTERM) else ""
             raise BackupError("%s %s: %s" % (what, killed or "ended with %d" % child.returncode, tail(err or out)))
         return subprocess.CompletedProcess(command, child.returncode, out, err)
 

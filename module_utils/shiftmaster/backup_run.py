@@ -30,6 +30,8 @@ SELECT sum(pg_database_size(oid))::bigint, (SELECT system_identifier FROM pg_con
 """
 # A killed pgBackRest leaves a worker that holds the stanza's lock for about 25 s.
 LOCKED_SECONDS = 60
+# With so little a repository is full.
+FULL_BYTES = 16 * 1024 * 1024
 DAY = 86400
 
 
@@ -343,6 +345,9 @@ class Run:
                 self.host.pgbackrest("pgbackrest backup", "--type=%s" % kind, "backup")
                 return
             except BackupError as error:
+                free = self.host.free_bytes(os.path.join(self.host.folder, "pgbackrest"))
+                if free < FULL_BYTES:
+                    raise BackupError("%s; the repository has %s left" % (error, report.sized(free)))
                 # 050: another process of pgBackRest holds the stanza.
                 if "[050]" not in str(error) or time.monotonic() > deadline:
                     raise
@@ -351,8 +356,10 @@ class Run:
     def verify_repository(self, stanza, chain: list, timeline: int, proven: str) -> None:
         """Read the repository and look for gaps in its WAL. What is wrong with this chain, or with the WAL behind it,
         fails this run; the rest is told: what is older may be needed for a moment of the past."""
-        done = self.host.pgbackrest("pgbackrest verify", "--output=text", "--verbose", "verify", restore=True)
-        damaged = verdicts.damaged_wal(done.stdout)
+        # The log, which alone names each file, goes where the report does not.
+        words = ("--log-level-console=off", "--log-level-stderr=info", "--output=text", "--verbose", "verify")
+        done = self.host.pgbackrest("pgbackrest verify", *words, restore=True)
+        damaged = verdicts.damaged_wal(done.stderr)
         said = verdicts.verify_text(done.stdout + done.stderr, stanza)
         gaps = backup_archive.look(self.host, stanza, timeline, proven, damaged)
         labels, others = {one.label for one in chain}, {one.label for one in stanza.backups}

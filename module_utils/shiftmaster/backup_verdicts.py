@@ -52,7 +52,9 @@ _VERIFY_BACKUP = re.compile(
     r"^backup: (\S+), status: (\w[\w ]*), total files checked: (\d+), total valid files: (\d+)$"
 )
 _VERIFY_COUNTS = re.compile(r"^missing: (\d+), checksum invalid: (\d+), size invalid: (\d+), other: (\d+)$")
-_VERIFY_FILE = re.compile(r"^(file missing|invalid checksum|invalid size) '([^']+)'$")
+_VERIFY_FILE = re.compile(r"^(file missing|invalid checksum|invalid size|invalid result) '?([^': ]+)'?(?:: .*)?$")
+# The second line of an invalid result: one that could not even be decrypted.
+_VERIFY_RETRIES = re.compile(r"^\[\w+\] on \d+ retr")
 _SEGMENT_FILE = re.compile(r"^(?:[^/]+/)*([0-9A-F]{24})-[0-9a-f]{40}")
 
 
@@ -72,6 +74,8 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Verdict:
         backup, archive = _VERIFY_BACKUP.match(said), _VERIFY_ARCHIVE.match(said)
         counts, broken = _VERIFY_COUNTS.match(said), _VERIFY_FILE.match(said)
         if not said or said.startswith(("verify command begin", "verify command end: completed successfully")):
+            continue
+        if _VERIFY_RETRIES.match(said):
             continue
         if prefix and prefix.group(1) != "INFO":
             problems.append(Problem("verify_message", readable(said)))

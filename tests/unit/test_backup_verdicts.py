@@ -113,6 +113,13 @@ def test_a_flipped_segment():
     assert verdicts.damaged_wal(recorded("verify-flipped-bundle")[2]) == []
 
 
+def test_a_segment_that_cannot_be_decrypted():
+    _, stdout, stderr = recorded("verify-undecryptable-wal")
+    judged = verdicts.verify_text(stdout + stderr)
+    assert set(found(judged)) == {("wal_damaged", "17-1"), ("file_damaged", "17-1")}
+    assert verdicts.damaged_wal(stderr) == ["00000001000000000000005D"]
+
+
 def test_a_missing_segment_is_not_what_verify_looks_for():
     """Why backup_wal is there."""
     assert verify("missing-wal").good

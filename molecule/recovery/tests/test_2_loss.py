@@ -84,6 +84,12 @@ def test_what_was_acknowledged_comes_back(hosts, saved, way, capsys):
     options, receives, most = WAYS[way]
     run = hosts.app.run("deploy.yml", "--tags", "database,backup", timeout=1800, **options)
     assert run.code == 0, run.output[-4000:]
+    # What the application's own logins have by themselves, and these writers by PGOPTIONS.
+    waits = hosts.app.sql(
+        "SELECT count(*) > 0 FROM pg_db_role_setting JOIN pg_roles ON pg_roles.oid = setrole "
+        "WHERE rolname ~ '^shiftmaster' AND 'synchronous_commit=on' = ANY (setconfig)"
+    )
+    assert waits == ("t" if way == "synchronous" else "f")
     lost_rows, lost_seconds = [], []
     for _number in range(RUNS):
         if receives:
