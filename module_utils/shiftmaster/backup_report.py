@@ -42,7 +42,7 @@ def lines(manifest: dict, folder: str) -> list:
         for problem in part["problems"]:
             text += ": %s" % problem["what"]
         found.append(text)
-    found += [problem["what"] for problem in manifest["problems"]]
+    found += of_run(manifest)
     found.append("Total size: %s" % sized(sum(part.get("size_bytes", 0) for part in manifest["parts"].values())))
     found.append("Location: %s" % folder)
     return found
@@ -68,7 +68,24 @@ def conclude(host: Host, manifest: dict) -> int:
 
 def reasons(manifest: dict) -> list:
     found = [p["what"] for part in manifest["parts"].values() for p in part["problems"]]
-    return found + [problem["what"] for problem in manifest["problems"]]
+    return found + of_run(manifest)
+
+
+def of_run(manifest: dict) -> list:
+    """The problems of the run itself, a line each; what is said of many backups alike is one line."""
+    alike = {}
+    for problem in manifest["problems"]:
+        rest = problem["what"].removeprefix("backup %s " % problem["where"]) if problem["where"] else problem["what"]
+        alike.setdefault((rest, rest != problem["what"]), []).append(problem)
+    found = []
+    for (rest, of_backups), problems in alike.items():
+        if of_backups and len(problems) > 2:
+            found.append(
+                "%d backups, %s to %s, %s" % (len(problems), problems[0]["where"], problems[-1]["where"], rest)
+            )
+        else:
+            found += [problem["what"] for problem in problems]
+    return found
 
 
 def not_begun(host: Host, run_id: str, request: dict, why: str) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from ansible.module_utils.shiftmaster import backup_manifest as manifests
+from ansible.module_utils.shiftmaster import backup_report as report
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = 1795707779  # 2026-11-26T15:42:59Z
@@ -438,3 +439,13 @@ def test_the_names_are_those_that_monitoring_asks_for():
 
 def test_labels_are_escaped():
     assert manifests.escaped('a"b\\c\nd') == 'a\\"b\\\\c\\nd'
+
+
+def test_what_is_said_of_many_backups_alike_is_one_line():
+    manifest = good_run()
+    rest = "can be restored up to segment A only: 1 are missing or damaged: B"
+    problems = [("wal_missing", "backup %s %s" % (label, rest), label) for label in ("1F", "2I", "3I")]
+    manifests.note(manifest, [*problems, ("clock", "the clock is behind", "9F")])
+    told = ["3 backups, 1F to 3I, %s" % rest, "the clock is behind"]
+    assert report.of_run(manifest) == told and report.reasons(manifest) == told
+    assert set(told) <= set(report.lines(manifest, "/backups"))
