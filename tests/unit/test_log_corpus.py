@@ -92,6 +92,37 @@ def test_one_behind_the_other_none_is_lost_or_doubled(name):
     assert filebeat_model.events(INPUTS[corpus["input"]], data.replace(b"\n", b"\r\n")) == made
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_no_field_has_the_name_of_another_in_its_place(name):
+    """What Logstash writes where a field is not there."""
+    corpus = load(name)
+    for case in corpus["cases"]:
+        for text in filebeat_model.events(INPUTS[corpus["input"]], case["lines"].encode() + b"\n"):
+            left = re.findall(r"%\{[^}]*\}", str(list(fields(corpus["input"], text).values())))
+            assert not [name for name in left if name not in text], text
+
+
+def test_each_event_that_an_operation_records_is_in_the_corpus():
+    said = set()
+    for folder, pattern in (("library", "*.py"), ("module_utils", "*.py"), ("roles", "*.yml"), ("playbooks", "*.yml")):
+        for path in (ROOT / folder).rglob(pattern):
+            text = path.read_text(encoding="utf-8")
+            said |= set(re.findall(r'\baudit\(\s*self\.layout,\s*"(\w+)"|\b_audit\("(\w+)"', text))
+            if "state: audited" in text or "shiftmaster_audit_event" in text:
+                said |= {("", event) for event in re.findall(r"(?m)^ +(?:shiftmaster_audit_)?event: (\w+)$", text)}
+    said = {one or other for one, other in said}
+    assert len(said) >= 15 and "restored" in said
+    lines = [json.loads(case["lines"]) for case in load("audit.yml")["cases"]]
+    assert said == {line["event"] for line in lines if isinstance(line["event"], str)}
+    # Each is read as one of the operations' own, whose line nobody else's fields came from.
+    for line in lines:
+        if isinstance(line["event"], str):
+            made = fields("shiftmaster-operations", json.dumps(line))
+            assert "tags" not in made and made["event.action"].endswith(line["event"]), line
+    # Somebody who writes such a line elsewhere has written somebody else's JSON.
+    assert "json_of_others" in fields(APP, json.dumps(lines[-1]))["tags"]
+
+
 def test_there_are_enough_lines():
     assert sum(case["lines"].count("\n") + 1 for name in FILES for case in load(name)["cases"]) >= 250
     assert sum(len(case["gives"]) for name in FILES for case in load(name)["cases"]) >= 150
