@@ -10,7 +10,8 @@ DOCUMENTATION = r"""
 module: elasticsearch_objects
 short_description: Keep what an Elasticsearch holds beside documents
 description:
-  - Waits until the cluster has the wanted health, so that nodes that are changed one after the other never are two.
+  - Waits until the cluster is well, so that nodes that are changed one after the other never are two. Well is green; while
+    nodes are missing that are still to come (O(all_nodes)) it is yellow too, since copies have no place yet.
   - Lifecycle policies, index templates, component templates, snapshot repositories and cluster settings are compared
     with what is there, and written where something of them is missing or different. What is there besides stays.
   - Data streams are created where they are not there, since the user that writes may not create any.
@@ -32,15 +33,20 @@ options:
     description: The user's password.
     type: str
     required: true
-  health:
-    description: The health to wait for; a cluster of one node has no replicas, and is green without them.
-    type: str
-    choices: [green, yellow]
-    default: green
   nodes:
     description: How many nodes the cluster must have.
     type: int
     default: 1
+  all_nodes:
+    description: How many nodes it has once all are there. With fewer it may be yellow.
+    type: int
+    default: 1
+  before_restart:
+    description:
+      - Wait until the node may be restarted, and do nothing else. The cluster has to be green, whatever its number of nodes;
+        a node that is the only one may be yellow, since nobody has a copy. One that does not answer serves nobody.
+    type: bool
+    default: false
   settings:
     description: Persistent settings of the cluster, such as V({cluster.routing.allocation.disk.watermark.low 80%}).
     type: dict
@@ -186,6 +192,18 @@ def merged(has, has_not):
     return found
 
 
+def well(health, nodes, all_nodes):
+    """Whether a cluster is as it has to be behind a change of one of its nodes."""
+    missing = health["number_of_nodes"] < all_nodes
+    good = ("green", "yellow") if missing else ("green",)
+    return health["number_of_nodes"] >= nodes and health["status"] in good
+
+
+def restartable(health):
+    """Whether a node of the cluster may be away for a while."""
+    return health["status"] == "green" or (health["status"] == "yellow" and health["number_of_nodes"] == 1)
+
+
 class Instance:
     def __init__(self, module):
         self.module, self.p = module, module.params
@@ -193,7 +211,8 @@ class Instance:
         self.done = []
 
     def wait(self):
-        """Return the health once it is the wanted one."""
+        """Return the health once it is the wanted one; nothing where nobody answers before a restart."""
+        before_restart = self.p["before_restart"]
         began = time.monotonic()
         deadline = began + self.p["timeout_seconds"]
         while True:
@@ -201,19 +220,28 @@ class Instance:
                 status, answer = self.api.ask("/_cluster/health")
                 if status in (401, 403) and (self.module.check_mode or time.monotonic() >= began + REREAD_SECONDS):
                     raise Failed("%s cannot log in: %s" % (self.p["user"], said(answer)))
-                good = ("green",) if self.p["health"] == "green" else ("green", "yellow")
-                if status == 200 and answer["status"] in good and answer["number_of_nodes"] >= self.p["nodes"]:
+                if status == 200 and (
+                    restartable(answer) if before_restart else well(answer, self.p["nodes"], self.p["all_nodes"])
+                ):
                     return answer
-                what = said(answer)
+                what = (
+                    "it is %s with %d nodes" % (answer["status"], answer["number_of_nodes"])
+                    if status == 200
+                    else said(answer)
+                )
             except NoAnswer as error:
+                if before_restart:
+                    return {}
                 if self.module.check_mode:
                     raise
                 what = str(error)
             if time.monotonic() >= deadline or self.module.check_mode:
-                raise Failed(
-                    "the cluster is not %s with %d nodes (waited %d s): %s"
-                    % (self.p["health"], self.p["nodes"], self.p["timeout_seconds"], what)
+                wanted = (
+                    "green, so that no node may be restarted"
+                    if before_restart
+                    else "well with %d of %d nodes" % (self.p["nodes"], self.p["all_nodes"])
                 )
+                raise Failed("the cluster is not %s (waited %d s): %s" % (wanted, self.p["timeout_seconds"], what))
             time.sleep(2)
 
     def keep(self, kind):
@@ -276,6 +304,8 @@ class Instance:
 
     def run(self):
         health = self.wait()
+        if self.p["before_restart"]:
+            return None, health.get("status")
         version = self.api.call("/")["version"]["number"]
         self.keep_settings()
         for kind in KINDS:
@@ -292,8 +322,9 @@ def argument_spec():
         "ca_file": {"type": "path"},
         "user": {"type": "str", "required": True},
         "password": {"type": "str", "required": True, "no_log": True},
-        "health": {"type": "str", "choices": ["green", "yellow"], "default": "green"},
         "nodes": {"type": "int", "default": 1},
+        "all_nodes": {"type": "int", "default": 1},
+        "before_restart": {"type": "bool", "default": False},
         "settings": {"type": "dict", "default": {}},
         "policies": {"type": "dict", "default": {}},
         "component_templates": {"type": "dict", "default": {}},

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import elasticsearch_objects
@@ -293,13 +294,51 @@ def test_what_was_written_a_moment_ago_is_waited_for(server, run_module, monkeyp
 def test_a_cluster_that_is_not_well_is_waited_for(server, run_module):
     server.health = "red"
     answer = run_module(elasticsearch_objects, **given(server))
-    assert answer["failed"] and "the cluster is not green with 1 nodes (waited 1 s)" in answer["msg"]
+    assert (
+        answer["failed"] and "the cluster is not well with 1 of 1 nodes (waited 1 s): it is red with 1" in answer["msg"]
+    )
     server.health, server.nodes = "green", 1
-    assert run_module(elasticsearch_objects, **given(server, nodes=2))["failed"]
+    assert run_module(elasticsearch_objects, **given(server, nodes=2, all_nodes=2))["failed"]
     threading.Timer(0.5, lambda: setattr(server, "nodes", 2)).start()
-    assert not run_module(elasticsearch_objects, **given(server, nodes=2, timeout_seconds=20)).get("failed")
-    server.health = "yellow"
-    assert not run_module(elasticsearch_objects, **given(server, health="yellow")).get("failed")
+    late = given(server, nodes=2, all_nodes=2, timeout_seconds=20)
+    assert not run_module(elasticsearch_objects, **late).get("failed")
+
+
+@pytest.mark.parametrize(
+    ("health", "there", "nodes", "all_nodes", "fine"),
+    [
+        # The first of three, and the second: copies have no place yet, or have one.
+        ("yellow", 1, 1, 3, True), ("green", 2, 1, 3, True), ("yellow", 2, 1, 3, True), ("red", 1, 1, 3, False),
+        # All are there, so that a copy that is not is one that was lost or is still to come.
+        ("yellow", 3, 1, 3, False), ("yellow", 3, 3, 3, False), ("green", 3, 3, 3, True),
+        # The last one has come, or has not joined.
+        ("green", 2, 3, 3, False), ("yellow", 2, 3, 3, False), ("yellow", 1, 1, 1, False), ("green", 1, 1, 1, True),
+    ],
+)  # fmt: skip
+def test_how_well_a_cluster_has_to_be_while_nodes_come(server, run_module, health, there, nodes, all_nodes, fine):
+    server.health, server.nodes = health, there
+    answer = run_module(elasticsearch_objects, **given(server, nodes=nodes, all_nodes=all_nodes, timeout_seconds=0))
+    assert answer.get("failed", False) is not fine, answer
+
+
+@pytest.mark.parametrize(
+    ("health", "there", "fine"),
+    [("green", 3, True), ("green", 2, True), ("yellow", 3, False), ("yellow", 2, False), ("yellow", 1, True),
+     ("red", 1, False), ("green", 1, True)],
+)  # fmt: skip
+def test_a_node_is_restarted_where_the_cluster_can_do_without_it(server, run_module, health, there, fine):
+    server.health, server.nodes = health, there
+    answer = run_module(elasticsearch_objects, **given(server, before_restart=True, timeout_seconds=0))
+    assert answer.get("failed", False) is not fine, answer
+    # Nothing is written.
+    assert not server.held and not server.streams and not answer.get("changed")
+
+
+def test_a_node_that_does_not_run_is_not_waited_for(run_module):
+    nobody = {"url": "http://127.0.0.1:9", "user": "a", "password": "b", "timeout_seconds": 60}
+    began = time.monotonic()
+    answer = run_module(elasticsearch_objects, before_restart=True, **nobody)
+    assert not answer.get("failed") and not answer["changed"] and time.monotonic() - began < 10
 
 
 def test_one_that_does_not_run_yet_is_to_come(run_module):

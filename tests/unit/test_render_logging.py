@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import sys
@@ -141,13 +142,46 @@ def test_several_nodes_are_one_cluster_which_the_first_one_makes_once():
     assert "cluster.initial_master_nodes" not in later
     # Not the second one, not one that has been in a cluster, and not where another one answers.
     assert not asked("elasticsearch", "__elasticsearch_makes_cluster", **{**common, "inventory_hostname": "host2"})
-    there = {"stat": {"exists": True}}
-    assert not asked("elasticsearch", "__elasticsearch_makes_cluster", **{**common, "__elasticsearch_state": there})
+    common["__elasticsearch_state"] = {"stat": {"exists": True}}
+    own = "# Owner: role elasticsearch.\nnode.name: host1\n"
+    for text, makes in (
+        (own, False),
+        # A first start that did not come to its end: the package's file was put back, or the second set did not come.
+        ("# the package's\n", True), (own + "cluster.initial_master_nodes: [host1]\n", True),
+    ):  # fmt: skip
+        before = {"content": base64.b64encode(text.encode()).decode()}
+        assert asked("elasticsearch", "__elasticsearch_makes_cluster", **common, __elasticsearch_before=before) is makes
+    common["__elasticsearch_state"] = state
     for status in (200, 401, 503):
         others = {"results": [{"status": status}]}
         assert not asked("elasticsearch", "__elasticsearch_makes_cluster", **common, __elasticsearch_others=others)
     others = {"results": [{"status": -1}]}
     assert asked("elasticsearch", "__elasticsearch_makes_cluster", **common, __elasticsearch_others=others)
+
+
+def test_all_nodes_are_waited_for_with_the_last_one():
+    """One behind the other: the first ones cannot wait for those that come behind them."""
+    nodes = {"host1": "192.0.2.1", "host2": "192.0.2.2", "host3": "192.0.2.3"}
+    for given, host, now, whole in (
+        (nodes, "host1", 1, 3), (nodes, "host2", 1, 3), (nodes, "host3", 3, 3), ({}, "host1", 1, 1),
+        ({"host1": "192.0.2.1"}, "host1", 1, 1),
+    ):  # fmt: skip
+        found = asked(
+            "elasticsearch", "[__elasticsearch_nodes_by_now | int, __elasticsearch_nodes_in_all | int]",
+            elasticsearch_nodes=given, inventory_hostname=host,
+        )  # fmt: skip
+        assert found == [now, whole]
+    (kept,) = (task["elasticsearch_objects"] for task in tasks("elasticsearch", "run"))
+    assert (kept["nodes"], kept["all_nodes"]) == (
+        "{{ __elasticsearch_nodes_by_now }}", "{{ __elasticsearch_nodes_in_all }}",
+    )  # fmt: skip
+
+
+def test_the_cluster_is_asked_before_a_node_is_touched():
+    order = [task["ansible.builtin.include_tasks"] for task in tasks("elasticsearch", "main")]
+    assert order == ["preflight.yml", "wait.yml", "install.yml", "configure.yml", "run.yml"]
+    asking = tasks("elasticsearch", "wait")[-1]["elasticsearch_objects"]
+    assert asking["before_restart"] is True and "policies" not in asking
 
 
 @pytest.mark.parametrize(("memory", "heap"), [(1024, 512), (8192, 4096), (131072, 31744)])
@@ -435,3 +469,50 @@ def test_maps_of_memory_are_never_set_down():
     assert "vm.max_map_count = 1048576\n" in render("elasticsearch", "sysctl.conf.j2") + "\n"
     found = {task["name"]: task for task in tasks("elasticsearch", "install")}
     assert "1048576" in str(found["install | Allow as many maps of memory as it needs"]["when"])
+
+
+def refusal(role, installed, version, allow):
+    """Return whether the role's own preflight refuses, and what it says."""
+    (task,) = (one for one in tasks(role, "preflight") if one["name"].endswith("Refuse another major version"))
+    condition, given = task["ansible.builtin.assert"], task["vars"]
+    variables = {
+        "ansible_facts": {"packages": {role: [{"version": installed}]} if installed else {}},
+        f"{role}_version": version, f"{role}_allow_major_update": allow,
+    }  # fmt: skip
+    made = templar(role, **variables, **{name: trust_as_template(text) for name, text in given.items()})
+    fine = made.template(trust_as_template("{{ " + condition["that"] + " }}"))
+    return not fine, made.template(trust_as_template(condition["fail_msg"]))
+
+
+@pytest.mark.parametrize("role", SETTINGS)
+@pytest.mark.parametrize(
+    ("installed", "version", "allow", "refused"),
+    [
+        ("", "", False, False), ("", "9.2.1", False, False), ("", "8.19.2", False, True), ("", "10.0.0", True, True),
+        ("9.2.1", "", False, False), ("9.2.1", "9.3.0", False, False), ("9.2.1", "10.0.0", False, True),
+        ("9.2.1", "10.0.0", True, True), ("8.19.2", "9.2.1", False, True), ("8.19.2", "9.2.1", True, False),
+        ("8.19.2", "", False, True), ("8.19.2", "8.19.3", True, True), ("8.19.2", "8.19.3", False, True),
+        ("10.0.0", "", False, True), ("10.0.0", "9.2.1", False, True),
+    ],
+)  # fmt: skip
+def test_another_major_version_is_refused(role, installed, version, allow, refused):
+    form = "1:%s-1" if role == "logstash" else "%s"
+    found, said = refusal(role, form % installed if installed else "", form % version if version else "", allow)
+    assert found is refused, said
+    assert "Nothing was changed." in said
+
+
+def test_elasticsearch_is_updated_from_the_major_version_before_alone():
+    assert refusal("elasticsearch", "7.17.0", "9.2.1", True)[0] and refusal("elasticsearch", "10.0.0", "", True)[0]
+
+
+@pytest.mark.parametrize("role", SETTINGS)
+def test_the_newest_one_is_of_the_major_version_of_the_configuration(role):
+    """What a repository has besides, e.g. the next major version, is not taken."""
+    (install,) = (task for task in tasks(role, "install") if "ansible.builtin.apt" in task)
+    named = install["ansible.builtin.apt"]["name"]
+    named = named[0] if isinstance(named, list) else named
+    pattern = "1:9.*" if role == "logstash" else "9.*"
+    for version, wanted in (("", pattern), ("9.2.1", "9.2.1")):
+        made = templar(role, **{f"{role}_version": version}).template(trust_as_template(named))
+        assert made == f"{role}={wanted}"
