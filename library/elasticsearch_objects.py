@@ -10,8 +10,8 @@ DOCUMENTATION = r"""
 module: elasticsearch_objects
 short_description: Keep what an Elasticsearch holds beside documents
 description:
-  - Waits until the cluster is well, so that nodes that are changed one after the other never are two. Well is green; while
-    nodes are missing that are still to come (O(all_nodes)) it is yellow too, since copies have no place yet.
+  - Waits until the cluster is well, so that nodes that are changed one after the other never are two. Well is green;
+    while nodes are missing that are still to come (O(all_nodes)) it is yellow too, since copies have no place yet.
   - Lifecycle policies, index templates, component templates, snapshot repositories and cluster settings are compared
     with what is there, and written where something of them is missing or different. What is there besides stays.
   - Data streams are created where they are not there, since the user that writes may not create any.
@@ -43,8 +43,8 @@ options:
     default: 1
   before_restart:
     description:
-      - Wait until the node may be restarted, and do nothing else. The cluster has to be green, whatever its number of nodes;
-        a node that is the only one may be yellow, since nobody has a copy. One that does not answer serves nobody.
+      - Wait until the node may be restarted, and do nothing else. The cluster has to be green, whatever its number of
+        nodes; one that is the only node may be yellow, since nobody has a copy. What does not answer serves nobody.
     type: bool
     default: false
   settings:

@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 name: refused_major
 short_description: Why a version of a package may not be installed, by its major version
 description:
-  - A configuration is for one major version. A version of another one is never installed with it, also not as the first.
+  - A configuration is for one major version. A version of another one is never installed with it, nor as the first.
   - An update to another major version has to be allowed; from what is installed the epoch is left out.
 author: ShiftMaster operations (@shiftmaster-operations)
 positional: installed, version, allow_update, one_step

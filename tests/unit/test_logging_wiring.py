@@ -145,3 +145,59 @@ def test_the_preflight_looks_at_what_a_host_gets(fleet):
     assert not {"elastic_repository", "filebeat", "log_watch"} & here["mon1"]
     wanted = {one["name"] for one in fleet["log1"]["preflight_required"]}
     assert {"vault_elasticsearch_admin_password", "vault_shiftmaster_log_key"} <= wanted
+
+
+def plays():
+    """Return the plays of deploy.yml that set the parts up, in their order."""
+    found = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))
+    return [play for play in found if "logging" in play.get("tags", [])]
+
+
+def test_an_update_goes_from_what_is_asked_to_what_asks_and_stops_at_the_first_host():
+    order = [(play["tags"][-1], play.get("serial")) for play in plays()]
+    assert order == [
+        ("elasticsearch", 1), ("logstash", 1), ("kibana", 1), ("filebeat", [1, "100%"]), ("log_watch", None),
+    ]  # fmt: skip
+    assert all(play["any_errors_fatal"] is True for play in plays())
+
+
+def test_no_part_is_before_elasticsearch():
+    """Also with the tag of that part alone."""
+    for play in plays()[1:4]:
+        first = play["tasks"][0]
+        assert first["ansible.builtin.import_tasks"] == "tasks/logging_order.yml", play["name"]
+        assert "tags" not in first and "when" not in first
+
+
+@pytest.mark.parametrize(
+    ("there", "version", "refused"),
+    [
+        (["9.2.1", "9.2.1"], "9.2.1", False), (["9.2.1", "9.3.0"], "9.3.0", True), (["9.9.0"], "9.10.0", True),
+        (["9.10.0"], "9.9.0", False), ([], "9.3.0", False), (["9.2.1"], "", False),
+    ],
+)  # fmt: skip
+def test_what_is_newer_than_elasticsearch_is_refused(tmp_path, there, version, refused):
+    """The playbook's own tasks, with a dpkg-query of the test's own."""
+    answers = tmp_path / "bin"
+    answers.mkdir()
+    hosts = {f"log{number}": {"ansible_connection": "local"} for number in range(max(1, len(there)))}
+    program = answers / "dpkg-query"
+    program.write_text(
+        f"#!/bin/sh\nmkdir -p {tmp_path}/n; n=$(ls {tmp_path}/n | wc -l); touch {tmp_path}/n/$n\n"
+        f"set -- {' '.join(there)}\n[ $# -gt $n ] || exit 1\nshift $n; printf %s \"$1\"\n"
+    )
+    program.chmod(0o755)
+    playbook = [{
+        "hosts": "all", "gather_facts": False,
+        "vars": {"logging_version": version, "logging_hosts": list(hosts)},
+        "tasks": [{"ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks/logging_order.yml")}],
+    }]  # fmt: skip
+    (tmp_path / "play.yml").write_text(yaml.safe_dump(playbook))
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", tmp_path / "hosts.yml", tmp_path / "play.yml"],
+        cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PATH": f"{answers}:{os.environ['PATH']}", "ANSIBLE_LOCALHOST_WARNING": "false"},
+    )  # fmt: skip
+    assert (done.returncode != 0) is refused, done.stdout + done.stderr
+    assert ("it goes first" in done.stdout) is refused
