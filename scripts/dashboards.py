@@ -2858,6 +2858,11 @@ LOGS = Dashboard(
             "増え続けるなら確認が止まっている。 / Since a line was looked for.",
             "s",
             Query(f"time() - shiftmaster_log_canary_timestamp_seconds{{{HOST}}}", "{{instance}}", NO_PIPELINE),
+            Query(
+                f'time() - node_textfile_mtime_seconds{{{HOST},file=~"(.*/)?shiftmaster_logging[.]prom"}}',
+                "{{instance}} (指標)",
+                NO_PIPELINE,
+            ),
         ),
         row(30, "Elasticsearch"),
         stat(
@@ -3026,7 +3031,7 @@ WATCHED: dict[str, dict[int, str]] = {
         21: "FilebeatDown LogstashDown ElasticsearchDown",
         22: "LogQueueGrowing",
         24: "LogDeadLetters",
-        25: "LogWatchStale",
+        25: "LogWatchStale LogFiguresStale",
         31: "ElasticsearchNotGreen",
         32: "ElasticsearchDiskWatermark",
         33: "ElasticsearchShardsNearLimit",
