@@ -262,8 +262,28 @@ def of_celery(logger=None, **_more) -> None:
                 found.setFormatter(formatter())
 
 
+def of_own_setup(logfile=None, **_more) -> None:
+    """The same where the application has set the worker's log up itself, of which Celery then makes nothing."""
+    with trouble.contained("the worker's log keeps the application's own form"):
+        if logfile:
+            take_over(handler(str(logfile)))
+        else:
+            of_celery(logging.getLogger())
+
+
+def behind_own_setup(**_more) -> None:
+    """Come behind the application's own receiver. Where there is none, one would keep Celery from setting its log up."""
+    from celery import signals
+
+    if signals.setup_logging.receivers:
+        signals.setup_logging.connect(of_own_setup, weak=False, dispatch_uid="shiftmaster_monitoring.logs.own")
+
+
 def connect() -> None:
     from celery import signals
 
     for name in ("after_setup_logger", "after_setup_task_logger"):
         getattr(signals, name).connect(of_celery, weak=False, dispatch_uid="shiftmaster_monitoring.logs." + name)
+    behind_own_setup()
+    # One that was connected later, too.
+    signals.celeryd_init.connect(behind_own_setup, weak=False, dispatch_uid="shiftmaster_monitoring.logs.behind")

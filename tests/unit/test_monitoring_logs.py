@@ -351,10 +351,23 @@ def second():
 """
 
 
-def test_tasks_carry_the_request_id_on(tmp_path):
+# As Celery's documentation has it for Django, and the example application does.
+OWN_SETUP = """
+from celery.signals import setup_logging
+
+@setup_logging.connect
+def use_django_logging(**_):
+    import logging.config
+    from django.conf import settings
+    logging.config.dictConfig(settings.LOGGING)
+"""
+
+
+@pytest.mark.parametrize("own", ["", OWN_SETUP], ids=["celery's own log", "set up by the application"])
+def test_tasks_carry_the_request_id_on(tmp_path, own):
     pytest.importorskip("celery", reason="Celery is not installed; the step `package` runs these tests")
     (tmp_path / "queue").mkdir()
-    (tmp_path / "project_celery.py").write_text(CELERY.replace("FOLDER", repr(str(tmp_path / "queue"))))
+    (tmp_path / "project_celery.py").write_text(CELERY.replace("FOLDER", repr(str(tmp_path / "queue"))) + own)
     settings = SETTINGS.replace("HERE", f"__import__('pathlib').Path({str(tmp_path)!r})") + "\nimport project_celery\n"
     project = make(tmp_path, shiftmaster_celery_application="project_celery", shiftmaster_site_settings=settings)
     urls = tmp_path / "project_urls.py"
