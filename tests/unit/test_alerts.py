@@ -515,6 +515,24 @@ def test_a_database_that_is_down_silences_what_needs_it_and_nothing_else():
     ]
 
 
+@pytest.mark.parametrize("role", ["database", "backup", "database,backup"])
+def test_a_host_that_reads_a_slot_and_is_down_is_one_message(role):
+    firing = [
+        fired("HostDown", instance="db2", job="blackbox-icmp", role=role),
+        fired("DatabaseConnectionError", instance="db2"),
+        fired("ReplicationSlotInactive", instance="db1", slot_name="standby"),
+    ]
+    assert sent(firing) == [("HostDown", "db2")]
+
+
+def test_a_slot_without_a_reader_is_told_while_a_host_is_down_that_reads_none():
+    firing = [
+        fired("HostDown", instance="app1", job="blackbox-icmp", role="web,app"),
+        fired("ReplicationSlotInactive", instance="db1", slot_name="standby"),
+    ]
+    assert sent(firing) == [("HostDown", "app1"), ("ReplicationSlotInactive", "db1")]
+
+
 def test_a_standby_that_is_down_silences_nobody():
     firing = [fired("DatabaseConnectionError", instance="db2"), fired("WebsiteDown", instance="edge1")]
     assert sent(firing) == [("DatabaseConnectionError", "db2"), ("WebsiteDown", "edge1")]

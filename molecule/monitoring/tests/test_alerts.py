@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import html
+import json
 import re
 import subprocess
 import time
@@ -10,10 +12,18 @@ import time
 import alerting as proofs
 import mishaps
 import pytest
-from support import load, wait_for
+import yaml
+from support import ROOT, load, wait_for
 
 EVERYBODY = ("pagerduty", "slack", "smtp")
 TOLD = ("slack", "smtp")
+RULES = {
+    rule["alert"]: rule
+    for path in sorted((ROOT / "monitoring/rules").glob("*.yml"))
+    for group in yaml.safe_load(path.read_text())["groups"]
+    for rule in group["rules"]
+    if "alert" in rule
+}
 
 
 def title(message: dict) -> str:
@@ -34,6 +44,39 @@ def says_its_end(message: dict) -> bool:
     if message["receiver"] == "pagerduty":
         return message["body"]["event_action"] == "resolve"
     return "resolved" in title(message)
+
+
+def flat(text: str) -> str:
+    """Without the entities of HTML and of Slack, and with one space between words."""
+    return " ".join(html.unescape(text).split())
+
+
+def template(text: str) -> str:
+    """What a text of a rule looks like when it is filled in."""
+    return "".join(
+        ".*?" if part.startswith("{{") else re.escape(flat(part)).replace(r"\ ", r"\s*")
+        for part in re.split("({{.*?}})", text)
+    )
+
+
+def is_whole(message: dict, alert: str) -> None:
+    """What, since when, what to do first, in both languages, and where to read on."""
+    made = RULES[alert]["annotations"]
+    if message["receiver"] == "slack":
+        texts = {"slack": message["body"]["attachments"][0]["text"]}
+    elif message["receiver"] == "smtp":
+        texts = {"plain": message["plain"], "html": re.sub(r"<(?!a )[^>]*>", " ", message["html"])}
+    else:
+        payload = message["body"]["payload"]
+        texts = {"pagerduty": payload["summary"] + " " + json.dumps(payload["custom_details"], ensure_ascii=False)}
+    for where, text in texts.items():
+        said = flat(text.replace("\\n", " ").replace('\\"', '"'))
+        for part in ("summary", "summary_ja", "description", "description_ja"):
+            assert re.search(template(made[part]), said), (where, part, said)
+        assert "First, " in said and "まず、" in said, (where, said)
+        assert re.search(r"発生 / Since\W+20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \w+", said), (where, said)
+        assert made["runbook_url"] in said, (where, said)
+        assert f"https://monitoring-watch:3000/d/{made['dashboard']}" in said, (where, said)
 
 
 class Fault:
@@ -57,6 +100,8 @@ class Fault:
         self.keys = {came["pagerduty"]["body"]["dedup_key"]} if "pagerduty" in came else set()
         told = {one["receiver"] for one in self.alerting.messages("", self.began) if tells_of(one, self.alert)}
         assert told == set(self.receivers)
+        for message in came.values():
+            is_whole(message, self.alert)
         took = max(one["at"] for one in came.values()) - self.began
         with capsys.disabled():
             print(f"\n  {self.alert}: {took:.0f} s from the fault to its messages")
@@ -108,6 +153,43 @@ def test_a_database_is_down(hosts, alerting, capsys, host):
         alerting, capsys, "DatabaseConnectionError", mishaps.units_stopped(place, "postgresql@17-main.service"),
         EVERYBODY, place.host,
     )  # fmt: skip
+
+
+def one_message_to_each_receiver(alerting, watch, host, capsys, of_another_fault=lambda message: False) -> None:
+    """Of a host that is switched off, in ten minutes; whatever it is about, and whichever host it names."""
+    known, since = watch.firing(), alerting.now()
+    # One that is only paused still answers pings, which the kernel does.
+    subprocess.run(["docker", "stop", host.host], check=True, capture_output=True)
+    try:
+        for receiver in EVERYBODY:
+            alerting.arrive(receiver, 1, since, 180, lambda one: tells_of(one, "HostDown", host.host))
+        with capsys.disabled():
+            print(f"\n  HostDown: {alerting.now() - since:.0f} s from the fault to its messages")
+        time.sleep(max(0, since + 600 - alerting.now()))
+        told = [
+            one
+            for one in alerting.messages("", since)
+            if one["receiver"] != "deadman"
+            and not of_another_fault(one)
+            and not any(tells_of(one, alert) for alert in known)
+        ]
+        assert sorted(one["receiver"] for one in told) == sorted(EVERYBODY), [title(one) for one in told]
+        # It was no silence: there was much that could have been told.
+        others = {one["metric"]["alertname"] for one in watch.query("ALERTS{alertstate='firing'}", since)}
+        assert len(others - known - {"HostDown"}) >= 3, others
+    finally:
+        subprocess.run(["docker", "start", host.host], check=True, capture_output=True)
+    wait_for(lambda: not watch.query("up == 0"), 300, "all up again")
+
+
+@pytest.mark.whole
+def test_the_host_with_everything_is_one_message_to_each_receiver(hosts, alerting, watch, capsys):
+    wait_for(
+        lambda: not [one for one in alerting.messages("", alerting.now() - 60) if one["receiver"] != "deadman"],
+        600, "the end of all messages",
+    )  # fmt: skip
+    one_message_to_each_receiver(alerting, watch, hosts.app, capsys)
+    assert hosts.app.serves(120) == "2.0.0"
 
 
 # --- faults that last: all at the same time --------------------------------------------------------------------------
@@ -165,24 +247,18 @@ def test_a_fault_arrives(faults, capsys, alert):
 
 @pytest.mark.whole
 def test_a_host_that_is_down_is_one_message_to_each_receiver(hosts, alerting, watch, faults, capsys):
-    """In ten minutes, with everything on it that is asked for; the standby is a host on which much is."""
+    """The standby: a host on which much is, and which the primary's slot waits for."""
     for alert in QUICK:
         faults[alert].mend()
     wait_for(lambda: not watch.query("ALERTS{alertname='ReplicationStopped'}"), 180, "the standby is let in")
-    since = alerting.now()
-    # Switched off: one that is only paused still answers pings, which the kernel does.
-    subprocess.run(["docker", "stop", hosts.standby.host], check=True, capture_output=True)
-    try:
-        for receiver in EVERYBODY:
-            alerting.arrive(receiver, 1, since, 180, lambda one: tells_of(one, "HostDown", hosts.standby.host))
-        with capsys.disabled():
-            print(f"\n  HostDown: {alerting.now() - since:.0f} s from the fault to its messages")
-        time.sleep(max(0, since + 600 - alerting.now()))
-        told = [one for one in alerting.messages("", since) if hosts.standby.host in proofs.about(one)]
-        assert sorted(one["receiver"] for one in told) == sorted(EVERYBODY), [title(one) for one in told]
-    finally:
-        subprocess.run(["docker", "start", hosts.standby.host], check=True, capture_output=True)
-    wait_for(lambda: not watch.query("up == 0 unless up{job='redis'}"), 180, "all up again")
+
+    def of_another_fault(message: dict) -> bool:
+        """The end of what was mended, and what has been begun to be seen later."""
+        return any(tells_of(message, alert) and says_its_end(message) for alert in QUICK) or any(
+            tells_of(message, alert) for alert in LASTING
+        )
+
+    one_message_to_each_receiver(alerting, watch, hosts.standby, capsys, of_another_fault)
 
 
 @pytest.mark.whole
