@@ -21,7 +21,7 @@ ASKED = (
 )  # fmt: skip
 WATCHED = (
     "exporter_instances", "prometheus_jobs", "prometheus_listen_address", "prometheus_rule_files", "firewall_rules",
-    "alertmanager_listen_addresses", "exporter_listen_addresses",
+    "alertmanager_listen_addresses", "exporter_listen_addresses", "nginx_metrics_listen", "monitoring_clients",
 )  # fmt: skip
 
 
@@ -161,6 +161,26 @@ def alerts(values) -> set:
         for rule in group["rules"]
         if "alert" in rule
     }
+
+
+def test_one_host_that_watches_itself_listens_for_nobody_else(tmp_path):
+    (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database cache monitoring".split()))
+    one = wiring(str(tmp_path / "hosts"), asked=WATCHED, shiftmaster_domain="shift.example.test")["one"]
+    assert one["exporter_listen_addresses"] == ["127.0.0.1"] and one["prometheus_listen_address"] == "127.0.0.1"
+    assert one["alertmanager_listen_addresses"] == ["127.0.0.1:9093"]
+    assert one["nginx_metrics_listen"] == ["127.0.0.1:9443"] and one["monitoring_clients"] == []
+    addresses = {
+        target["address"]
+        for job in one["prometheus_jobs"]
+        if job["name"] != "blackbox-http"
+        for target in job["targets"]
+    }
+    assert {address.split(":")[0] for address in addresses} == {"localhost"} and len(addresses) > 8
+    assert {target["labels"]["role"] for job in one["prometheus_jobs"] for target in job["targets"]} >= {
+        "web,app,database,cache,monitoring"
+    }
+    opened = {port for rule in one["firewall_rules"] if rule.get("sources") != [] for port in rule["ports"]}
+    assert opened & {9090, 9093, 9094, 9100, 9113, 9115, 9121, 9187, 9443} == set(), one["firewall_rules"]
 
 
 def test_exporters_that_know_no_password_are_left_out(site):

@@ -1,10 +1,11 @@
 """Debian 12 with its own PostgreSQL 15 and Python 3.11: the same application, healthy and sandboxed."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-from support import Operations
+from support import SCENARIO_HOME, Operations, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +32,48 @@ def test_units_are_sandboxed(operations, kind):
 
 def test_no_unit_failed(operations):
     assert operations.shell("systemctl --failed --no-legend").strip() == ""
+
+
+# --- it watches itself ------------------------------------------------------------------------------------------------
+
+
+def ask(operations, path: str) -> dict:
+    # The password by the standard input: everybody may read a process's arguments.
+    password = (SCENARIO_HOME / "monitoring/admin").read_text().split()[0]
+    return json.loads(
+        operations.shell(
+            f"curl -sS -m 20 --cacert /etc/ssl/shiftmaster/ca.crt -K - 'https://localhost:9090/api/v1/{path}'",
+            stdin=f'user = "admin:{password}"\n',
+        )
+    )["data"]
+
+
+def up(operations) -> dict:
+    """{job: 1 or 0}"""
+    return {one["metric"]["job"]: int(one["value"][1]) for one in ask(operations, "query?query=up")["result"]}
+
+
+def test_every_target_is_up_on_the_loopback(operations):
+    # What Debian 12's exporters know no password for is left out.
+    jobs = {
+        "shiftmaster", "postgres", "node", "mtail", "blackbox-http", "blackbox-icmp", "blackbox", "prometheus",
+        "alertmanager",
+    }  # fmt: skip
+    wait_for(lambda: set(up(operations)) == jobs, 120, "all jobs")
+    wait_for(lambda: 0 not in up(operations).values(), 120, f"all targets up: {up(operations)}")
+    probes = ask(operations, "query?query=probe_success")["result"]
+    assert {one["metric"]["job"]: one["value"][1] for one in probes} == {"blackbox-http": "1", "blackbox-icmp": "1"}
+
+
+def test_rules_are_evaluated(operations):
+    groups = ask(operations, "rules")["groups"]
+    assert len(groups) > 10
+    assert {rule["name"] for group in groups for rule in group["rules"] if rule["health"] == "err"} == set()
+
+
+def test_nobody_else_can_ask_what_watches(operations):
+    lines = operations.shell("ss -Htln").splitlines()
+    listening = [line.split()[3].rsplit(":", 1) for line in lines]
+    watching = {"9090", "9093", "9100", "9115", "9187", "9443", "3903"}
+    assert {port for _address, port in listening} >= watching
+    assert {address for address, port in listening if port in watching} <= {"127.0.0.1", "[::1]"}

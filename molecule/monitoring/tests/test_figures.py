@@ -298,9 +298,14 @@ def test_a_second_run_changes_nothing(hosts, watch, capsys):
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
+# The most that each has had since it started: of its control group where that is counted, of its process elsewhere.
 RESIDENT = """
 systemctl list-units --plain --no-legend --state=active 'prometheus*.service' mtail.service | while read -r unit _; do
-  echo $unit $(awk '/^VmRSS/ { print $2 }' /proc/$(systemctl show --value --property=MainPID $unit)/status)
+  peak=$(systemctl show --value --property=MemoryPeak $unit)
+  case $peak in *[!0-9]* | '')
+    peak=$(awk '/^VmHWM/ { print $2 * 1024 }' /proc/$(systemctl show --value --property=MainPID $unit)/status) ;;
+  esac
+  echo $unit $peak
 done
 """
 # Of all processes of the container, in seconds.
@@ -316,8 +321,8 @@ def test_it_finds_room_beside_the_application(hosts, watch, capsys):
     found = {}
     for host in (hosts.app, watch):
         for line in host.shell(RESIDENT).splitlines():
-            unit, kilobytes = line.split()
-            found[unit] = max(found.get(unit, 0), int(kilobytes) / 1024)
+            unit, size = line.split()
+            found[unit] = max(found.get(unit, 0), int(size) / 2**20)
     with capsys.disabled():
         print("".join(f"\n  {unit:45}{size:7.1f} MiB" for unit, size in sorted(found.items())))
         print(f"  {'all':45}{sum(found.values()):7.1f} MiB")
