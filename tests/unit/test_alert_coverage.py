@@ -123,3 +123,25 @@ def test_what_cannot_be_decided_has_a_reason():
 
 def test_metrics_of_a_query_are_found():
     assert metrics('sum by (le) (rate(a_bucket{le_x="b_c"}[5m])) / up{job="x"}') == {"a_bucket", "up"}
+
+
+def test_each_figure_that_this_repository_writes_is_used_or_has_a_reason():
+    """What goes into node exporter's textfiles: an alert, a panel, or an entry of not_decided."""
+    written = set(
+        re.findall(
+            r"\bshiftmaster_(?:backup|restore_test|health_check|log_canary|logstash|filebeat|elasticsearch|container)_\w+",
+            " ".join(
+                (ROOT / path).read_text(encoding="utf-8")
+                for path in (
+                    "module_utils/shiftmaster/backup_manifest.py", "module_utils/shiftmaster/canary.py",
+                    "module_utils/shiftmaster/log_watch.py", "playbooks/templates/health.prom.j2",
+                    "roles/exporter/files/container_metrics.py",
+                )
+            ),
+        )
+    )  # fmt: skip
+    assert len(written) > 25
+    expressions = " ".join(rule["expr"] for rule in alerts().values())
+    expressions += " ".join(text for texts in panels().values() for text in texts)
+    reasons = " ".join(entry["what"] for entry in COVERAGE["not_decided"])
+    assert {name for name in written if not re.search(rf"\b{name}\b", expressions + reasons)} == set()
