@@ -29,6 +29,8 @@ def _name_what_lies_there(mounts: list, setting) -> None:
             name
             for name, path in setting.writers.items()
             if next((one for one in paths if (path + "/").startswith(one.rstrip("/") + "/")), None) == mount["path"]
+            # A cluster's folder, or its write-ahead log, may be a filesystem of its own.
+            or (name in ("postgresql", "redis") and mount["path"].startswith(path + "/"))
         )
 
 

@@ -235,41 +235,71 @@ _KILL = re.compile(
     r" \((?P<name>[^)]*)\)|(?P<unit>\S+\.service): (?:A process of this unit has been killed by the OOM killer"
     r"|Failed with result 'oom-kill')"
 )
+# The kernel names the control group in a line of its own before; systemd says this of a process that is a unit's main one.
+_VICTIM = re.compile(r"oom-kill:\S*task_memcg=(?P<place>[^,\s]+),\S*pid=(?P<pid>\d+)")
+_ENDED = re.compile(r"(?P<unit>\S+\.service): Main process exited, code=killed, status=9/KILL")
+_SAID_WITHIN_SECONDS = 10
 
 
 def parse_kills(text: str) -> list:
-    """Return the kills in lines of `journalctl --output=short-unix`: when, whom, by whose limit."""
-    found = []
+    """Return the kills in lines of `journalctl --output=short-unix`: when last, how often, whom, by whose limit."""
+    found, victims, ended = [], {}, []
     for line in text.splitlines():
-        match = _KILL.search(line)
-        if match:
-            moment = re.match(r"[\d.]+", line)
-            unit = re.search(r"task_memcg=\S*/([^/,\s]+\.service)|oom_memcg=\S*/([^/,\s]+\.service)", line)
+        moment = re.match(r"[\d.]+", line)
+        at = float(moment.group()) if moment else 0.0
+        if victim := _VICTIM.search(line):
+            victims[victim["pid"]] = victim["place"]
+        if end := _ENDED.search(line):
+            ended.append((at, end["unit"]))
+        if match := _KILL.search(line):
+            place = victims.pop(match["pid"], "") if match["pid"] else ""
             found.append(
                 {
-                    "at": float(moment.group()) if moment else 0.0,
+                    "at": at,
                     "name": match["name"] or "",
-                    "unit": match["unit"] or (next(filter(None, unit.groups())) if unit else ""),
+                    "unit": match["unit"] or "",
+                    "place": place,
                     "whole_host": bool(match["kernel"]) and match["kernel"].startswith("Out of memory"),
                 }
             )
-    return of_one_kill(found)[-20:]
+    for kill in found:
+        kill["unit"] = kill["unit"] or own_unit(kill.pop("place"), kill["at"], ended)
+        kill.pop("place", None)
+    return by_unit(of_one_kill(found))[-20:]
+
+
+def own_unit(place: str, at: float, ended: list) -> str:
+    """Return the unit of a control group, "" where it may be another container's: they all read one kernel's log."""
+    unit = next((word for word in reversed(place.split("/")) if word.endswith(".service")), "")
+    here = place.startswith(("/system.slice/", "/user.slice/"))
+    return (
+        unit if here or any(name == unit and 0 <= moment - at <= _SAID_WITHIN_SECONDS for moment, name in ended) else ""
+    )
 
 
 def of_one_kill(found: list) -> list:
-    """Return the kills without systemd's words about a process that the kernel killed for the whole host.
+    """Return the kills without systemd's words about a process of which the kernel has spoken before.
 
     systemd says the same of a unit's own limit and of the host's: what the kernel said last before it decides.
     """
     kept = []
     for kill in found:
-        before = [one for one in found if one["name"] and one["at"] <= kill["at"] + 0.5]
-        last = max(before, key=lambda one: one["at"], default=None)
-        if not kill["name"] and last and last["whole_host"] and kill["at"] - last["at"] <= 10:
-            last["unit"] = last["unit"] or kill["unit"]
-        else:
+        near = [one for one in found if -_SAID_WITHIN_SECONDS <= one["at"] - kill["at"] <= 0.5 and one is not kill]
+        of_kernel = max((one for one in near if one["name"]), key=lambda one: one["at"], default=None)
+        if not kill["name"] and of_kernel and of_kernel["whole_host"]:
+            of_kernel["unit"] = of_kernel["unit"] or kill["unit"]
+        elif kill["name"] or not any(one["unit"] == kill["unit"] for one in near if one["name"] or one in kept):
             kept.append(kill)
     return kept
+
+
+def by_unit(found: list) -> list:
+    """Return the last kill of each unit, with their number: one that is started and killed again is one fault."""
+    last = {}
+    for number, kill in enumerate(found):
+        key = (kill["unit"], kill["whole_host"]) if kill["unit"] else number
+        last[key] = dict(kill, count=last.pop(key, {"count": 0})["count"] + 1)
+    return list(last.values())
 
 
 def journal(options: list, seconds: float) -> str:
@@ -282,7 +312,7 @@ def journal(options: list, seconds: float) -> str:
 
 def kills(setting) -> dict:
     """What was ended for lack of memory, by the kernel's and systemd's words."""
-    words = "--grep=Killed process|OOM killer|oom-kill"
+    words = "--grep=Killed process|OOM killer|oom-kill|code=killed, status=9/KILL"
     return {"kills": parse_kills(journal(["--output=short-unix", "--since=-6h", "--lines=200", words], 4.0))}
 
 

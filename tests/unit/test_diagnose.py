@@ -284,15 +284,14 @@ def test_pressure_and_numbers():
 
 
 def test_kills_of_a_unit_and_of_the_host_are_told_apart():
-    text = (
-        "1800.5 h kernel: Memory cgroup out of memory: Killed process 71 (celery) total-vm:1kB, task_memcg=/system.slice/x.service,\n"
+    text = of_kernel(1800.5, "/system.slice/x.service", 71) + (
         "1801.5 h systemd[1]: shiftmaster-worker@blue.service: A process of this unit has been killed by the OOM killer.\n"
         "1802.5 h kernel: Out of memory: Killed process 72 (postgres) total-vm:1kB\n"
         "1803.5 h systemd[1]: Started something.\n"
     )
     found = host.parse_kills(text)
     assert [(kill["at"], kill["name"], kill["unit"], kill["whole_host"]) for kill in found] == [
-        (1800.5, "celery", "x.service", False),
+        (1800.5, "python3", "x.service", False),
         (1801.5, "", "shiftmaster-worker@blue.service", False),
         (1802.5, "postgres", "", True),
     ]
@@ -308,6 +307,55 @@ def test_what_systemd_says_of_a_kill_for_the_whole_host_is_no_limit_of_a_unit():
     assert [(kill["at"], kill["name"], kill["unit"], kill["whole_host"]) for kill in host.parse_kills(text)] == [
         (1800.5, "gunicorn", "shiftmaster-web@blue.service", True), (1900.0, "", "export.service", False),
     ]  # fmt: skip
+
+
+def of_kernel(at: float, place: str, pid: int) -> str:
+    """What the kernel logs of a kill by the limit of a control group."""
+    return (
+        f"{at} h kernel: oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg={place},"
+        f"task_memcg={place},task=python3,pid={pid},uid=0\n"
+        f"{at} h kernel: Memory cgroup out of memory: Killed process {pid} (python3) total-vm:80056kB, anon-rss:65280kB\n"
+    )
+
+
+def test_a_unit_that_is_killed_again_and_again_is_one_fault():
+    text = of_kernel(100, "/system.slice/export.service", 7)
+    for at in (100.2, 300.2):
+        text += (
+            f"{at} h systemd[1]: export.service: A process of this unit has been killed by the OOM killer.\n"
+            f"{at + 0.1:.1f} h systemd[1]: export.service: Main process exited, code=killed, status=9/KILL\n"
+            f"{at + 0.2:.1f} h systemd[1]: export.service: Failed with result 'oom-kill'.\n"
+        )
+    (kill,) = host.parse_kills(text)
+    assert (kill["at"], kill["unit"], kill["count"], kill["whole_host"]) == (300.2, "export.service", 2, False)
+
+
+@pytest.mark.parametrize(
+    "words, unit",
+    [
+        ("101.1 h systemd[1]: leaky.service: Main process exited, code=killed, status=9/KILL\n", "leaky.service"),
+        # Another container's: all read the log of one kernel.
+        ("101.1 h systemd[1]: other.service: Main process exited, code=killed, status=9/KILL\n", ""),
+        ("190.1 h systemd[1]: leaky.service: Main process exited, code=killed, status=9/KILL\n", ""),
+    ],
+)
+def test_a_unit_in_a_container_is_told_by_what_its_own_systemd_says(words, unit):
+    (kill,) = host.parse_kills(of_kernel(101, "/docker/40cd/system.slice/leaky.service", 8) + words)
+    assert (kill["name"], kill["unit"]) == ("python3", unit)
+
+
+def test_what_lies_on_a_filesystem(tmp_path):
+    """Also where a cluster's folder, or its write-ahead log, is a filesystem of its own."""
+    setting = Setting({"functions": ["database"]})
+    setting.writers = {"postgresql": "/var/lib/postgresql", "logs": "/var/log/shiftmaster", "system": "/var/log"}
+    mounts = [
+        {"path": path} for path in ("/", "/var/log", "/var/log/other", "/var/lib/postgresql/17/main/pg_wal", "/mnt")
+    ]
+    disk._name_what_lies_there(mounts, setting)
+    assert {mount["path"]: mount["holds"] for mount in mounts} == {
+        "/": ["postgresql"], "/var/log": ["logs", "system"], "/var/log/other": [],
+        "/var/lib/postgresql/17/main/pg_wal": ["postgresql"], "/mnt": [],
+    }  # fmt: skip
 
 
 def test_limits_of_units(tmp_path):
