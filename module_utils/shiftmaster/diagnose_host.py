@@ -235,7 +235,7 @@ _KILL = re.compile(
     r" \((?P<name>[^)]*)\)|(?P<unit>\S+\.service): (?:A process of this unit has been killed by the OOM killer"
     r"|Failed with result 'oom-kill')"
 )
-# The kernel names the control group in a line of its own before; systemd says this of a process that is a unit's main one.
+# The kernel names the control group in a line before; systemd says this of the main process of a unit.
 _VICTIM = re.compile(r"oom-kill:\S*task_memcg=(?P<place>[^,\s]+),\S*pid=(?P<pid>\d+)")
 _ENDED = re.compile(r"(?P<unit>\S+\.service): Main process exited, code=killed, status=9/KILL")
 _SAID_WITHIN_SECONDS = 10
@@ -313,7 +313,9 @@ def journal(options: list, seconds: float) -> str:
 def kills(setting) -> dict:
     """What was ended for lack of memory, by the kernel's and systemd's words."""
     words = "--grep=Killed process|OOM killer|oom-kill|code=killed, status=9/KILL"
-    return {"kills": parse_kills(journal(["--output=short-unix", "--since=-6h", "--lines=200", words], 4.0))}
+    text = journal(["--output=short-unix", "--since=-6h", "--lines=200", words], 4.0)
+    # With --grep and --lines it begins with the newest.
+    return {"kills": parse_kills("\n".join(reversed(text.splitlines())))}
 
 
 # --- open files ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import time
 
 from . import diagnose_logs, probe
 from .diagnose_engine import Absent
@@ -23,6 +24,7 @@ _PROPERTIES = (
     "ExecMainStatus",
     "ExecMainCode",
     "ActiveEnterTimestamp",
+    "ActiveEnterTimestampMonotonic",
     "InactiveEnterTimestamp",
     "LimitNOFILE",
     "ControlGroup",
@@ -49,6 +51,7 @@ def units(setting) -> dict:
             "restarts": int(block.get("NRestarts") or 0),
             "exit_status": int(block.get("ExecMainStatus") or 0),
             "since": block.get("ActiveEnterTimestamp") or block.get("InactiveEnterTimestamp") or "",
+            "active_seconds_ago": seconds_ago(block.get("ActiveEnterTimestampMonotonic")),
             "pid": int(block.get("MainPID") or 0),
             "open_files_limit": block.get("LimitNOFILE"),
         }
@@ -59,6 +62,12 @@ def units(setting) -> dict:
         if not unit["well"] or unit["restarts"]:
             unit["last_words"] = journal_of(unit["unit"])
     return {"units": list(found.values())}
+
+
+def seconds_ago(microseconds):
+    """Return how long ago a moment of the monotonic clock was, None where there was none."""
+    moment = int(microseconds or 0) / 1e6
+    return round(time.clock_gettime(time.CLOCK_MONOTONIC) - moment, 1) if moment else None
 
 
 def processes_by_group(proc: str) -> dict:

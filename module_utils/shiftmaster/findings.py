@@ -185,7 +185,8 @@ def host_of(name: str, functions: list, result: dict, heard_at: Optional[float] 
         host = dict(evidence, host=name, functions=evidence.get("functions") or functions)
         host["reach"] = {"unreachable": False, "failed": False, "message": ""}
         return host
-    message = str(result.get("msg") or result.get("module_stderr") or "")
+    # Where the module did not come to run (sudo wants a password), the message says only that it gave no answer.
+    message = " ".join(str(result[name]) for name in ("module_stderr", "msg") if result.get(name))
     return {
         "host": name,
         "functions": list(functions),

@@ -344,6 +344,15 @@ def test_a_unit_in_a_container_is_told_by_what_its_own_systemd_says(words, unit)
     assert (kill["name"], kill["unit"]) == ("python3", unit)
 
 
+def test_the_journal_shows_the_newest_kill_first(monkeypatch):
+    text = of_kernel(100, "/system.slice/export.service", 7) + of_kernel(900, "/system.slice/report.service", 8)
+    newest_first = "\n".join(reversed(text.splitlines())) + "\n"
+    monkeypatch.setattr(probe, "run", lambda *_arguments: (0, newest_first, ""))
+    assert [(kill["unit"], kill["at"]) for kill in host.kills(Setting({}))["kills"]] == [
+        ("export.service", 100.0), ("report.service", 900.0),
+    ]  # fmt: skip
+
+
 def test_what_lies_on_a_filesystem(tmp_path):
     """Also where a cluster's folder, or its write-ahead log, is a filesystem of its own."""
     setting = Setting({"functions": ["database"]})

@@ -566,3 +566,63 @@ def test_circles_of_explanations_end():
         host({"parts": {"names": {"servers": [{"address": "x", "answers": False}]}, "http": {"site": {"status": 502}}}})
     ]
     assert len(findings.find([first, second], hosts)) == 2
+
+
+def test_what_sudo_says_is_in_the_finding():
+    result = {"failed": True, "msg": "Module result deserialization failed: No start of json char found",
+              "module_stderr": "sudo: a password is required\n"}  # fmt: skip
+    (finding,) = found(findings.host_of("a", ["app"], result))
+    assert finding["rule"] == "HostNotDiagnosed" and "sudo wants a password" in finding["cause"]["en"]
+    assert finding["evidence"] == [
+        "sudo: a password is required Module result deserialization failed: No start of json char found"
+    ]
+
+
+@pytest.mark.parametrize("rule", ["DatabaseStopped", "DatabaseNotReady"])
+@pytest.mark.parametrize("holds, follows", [(["postgresql"], "DiskFull on app1"), (["logs"], "")])
+def test_a_database_without_room_follows_from_its_own_disk(rule, holds, follows):
+    reason = {"DatabaseStopped": "stopped", "DatabaseNotReady": "disk"}[rule]
+    mounts = [{"path": "/data", "space_percent": 100.0, "free_bytes": 0, "inodes_percent": 1.0, "holds": holds}]
+    one = host({"parts": {"disk": {"mounts": mounts}, "database": {"status": "failed", "reason": reason, "error": "x"}}},
+               host="app1")  # fmt: skip
+    (finding,) = [finding for finding in found(one) if finding["rule"] == rule]
+    assert finding["follows_from"] == follows
+
+
+STARTS = {"count": 4, "first": 1799999700.0, "last": 1799999940.0, "text": "x [ERROR] gunicorn.error: Exception in worker process",
+          "exception": "ModuleNotFoundError: No module named 'gone'", "where": ""}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "unit, first",
+    [
+        # It ends again and again: now and then it is active for a moment.
+        (
+            {"active": "activating", "sub": "auto-restart", "restarts": 5, "active_seconds_ago": 70.0},
+            "ApplicationStartFails",
+        ),
+        ({"active": "active", "restarts": 5, "active_seconds_ago": 2.0}, "ApplicationStartFails"),
+        ({"active": "active", "restarts": 0, "active_seconds_ago": 100.0}, "ApplicationStartFails"),
+        # It was mended a minute ago; what is wrong now is something else.
+        (
+            {"active": "active", "restarts": 0, "active_seconds_ago": 30.0, "stopped": 4, "processes": 4},
+            "WebProcessesFrozen",
+        ),
+        ({"active": "inactive", "restarts": 0, "active_seconds_ago": 30.0}, "WebUnitDown"),
+    ],
+)
+def test_a_start_that_failed_before_the_last_that_did_not_is_past(unit, first):
+    web = {
+        "unit": "shiftmaster-web@blue.service",
+        "required": True,
+        "result": "success",
+        "stopped": 0,
+        "last_words": ["x"],
+    }
+    parts = {
+        "http": {"socket": {"status": None, "error": "refused", "reason": "refused"}, "site": {"status": 502}},
+        "logs": {"files": {"application": {"path": "error.log", "problems": [STARTS]}}},
+        "units": {"units": [dict(web, **unit)]},
+    }
+    result = found(host({"parts": parts}))
+    assert result[0]["rule"] == first, names(result)

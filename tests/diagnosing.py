@@ -1,0 +1,145 @@
+"""What the tests of the diagnosis share: run its playbooks as an administrator does, and break things for a while."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jsonschema
+from support import APP, ROOT, SCENARIO_HOME
+
+PSQL = "runuser -u postgres -- psql -qAt"
+SCHEMA = jsonschema.Draft202012Validator(json.loads((ROOT / "docs/diagnosis.schema.json").read_text()))
+
+
+@dataclass
+class Seen:
+    """What playbooks/diagnose.yml said."""
+
+    code: int
+    output: str
+    report: dict
+    run_seconds: float
+    files: dict = field(default_factory=dict)
+
+    @property
+    def names(self) -> list:
+        return [finding["rule"] for finding in self.report["findings"]]
+
+    @property
+    def first(self) -> dict:
+        return self.report["findings"][0]
+
+    @property
+    def roots(self) -> set:
+        return {finding["rule"] for finding in self.report["findings"] if finding["root"]}
+
+    @property
+    def seconds(self) -> float:
+        """How long it took on the one host."""
+        return self.report["hosts"][0]["seconds"]
+
+    def of(self, host: str) -> dict:
+        return next(one for one in self.report["hosts"] if one["host"] == host)
+
+    def finding(self, rule: str) -> dict:
+        return next(one for one in self.report["findings"] if one["rule"] == rule)
+
+
+def diagnose(operations, *arguments: str, **extra) -> Seen:
+    """Run the playbook; its report holds what its schema says."""
+    with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as folder:
+        run = operations.run("playbooks/diagnose.yml", *arguments, report_dir=folder, **extra)
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    assert "diagnosis.json" in files, run.output[-5000:]
+    report = json.loads(files["diagnosis.json"])
+    SCHEMA.validate(report)
+    return Seen(run.code, run.output, report, run.seconds, files)
+
+
+def checklist(operations, period: str, **extra) -> tuple:
+    """Run the playbook; returns (the run, its data, {file: content})."""
+    with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as folder:
+        run = operations.run("playbooks/checklist.yml", period=period, report_dir=folder, **extra)
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    assert "checklist.json" in files, run.output[-5000:]
+    return run, json.loads(files["checklist.json"]), files
+
+
+def marks(data: dict) -> dict:
+    return {line["name"]: line["mark"] for line in data["lines"]}
+
+
+def second_inventory(name: str, host: str, **variables) -> str:
+    """One more host beside the scenario's; returns the inventory's folder."""
+    folder = SCENARIO_HOME / f"diagnosis-{name}"
+    folder.mkdir(exist_ok=True)
+    (folder / "hosts.yml").write_text(json.dumps({"all": {"children": {"demo": {"hosts": {host: variables}}}}}))
+    return str(folder)
+
+
+@contextmanager
+def background(operations, name: str, command: str, **properties):
+    """Run something in a unit of its own while the block runs."""
+    options = " ".join(f"--property={key}={value}" for key, value in properties.items())
+    operations.shell(f"systemd-run --quiet --unit={name} {options} {command}")
+    try:
+        yield
+    finally:
+        operations.shell(f"systemctl stop {name} 2>/dev/null; systemctl reset-failed {name} 2>/dev/null", check=False)
+
+
+@contextmanager
+def broken(operations, injure: str, mend: str):
+    """Break something while the block runs."""
+    operations.shell(injure, check=False)
+    try:
+        yield
+    finally:
+        mended(operations, mend)
+
+
+def mended(operations, command: str) -> None:
+    operations.shell(command)
+    operations.shell("systemctl reset-failed; true")
+
+
+def forget_the_journal(operations) -> None:
+    """What the journal holds is no evidence of the next test (kills, log-ins, accounts)."""
+    operations.shell("journalctl --rotate --quiet; journalctl --quiet --vacuum-time=1s; sleep 1")
+
+
+def carry_out(operations, command: str) -> None:
+    """Carry out a command of a finding: Ansible's here, others on the host."""
+    if command.startswith("ansible "):
+        environment = dict(operations.environment(), ANSIBLE_INVENTORY=operations.inventory)
+        done = subprocess.run(
+            command, shell=True, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=180, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    else:
+        operations.shell(command)
+
+
+def facts_of(operations) -> dict:
+    """What commands that break something need to know of the host."""
+    colour = operations.shell(f"readlink {APP}/active | xargs basename").strip()
+    log_dir = operations.shell("stat -c '%a %U:%G' /var/log/shiftmaster").split()
+    return {
+        "colour": colour,
+        # The release itself: faults may take the links away.
+        "release": operations.shell(f"readlink -f {APP}/active/release").strip(),
+        "hba": operations.shell(f"{PSQL} -c 'SHOW hba_file'").strip(),
+        "data": operations.shell(f"{PSQL} -c 'SHOW data_directory'").strip(),
+        "acl": operations.shell("ls /etc/redis/*.acl | head -n 1").strip(),
+        "restore_log_dir": f"chown {log_dir[1]} /var/log/shiftmaster; chmod {log_dir[0]} /var/log/shiftmaster",
+        "nothing": "0" * 64,
+    }
+
+
+def redis_admin_password() -> str:
+    return (SCENARIO_HOME / "secrets/redis_admin").read_text().split()[0]
