@@ -185,7 +185,7 @@ options:
     type: path
     default: /var/backups/shiftmaster
   prometheus:
-    description: The Prometheus of this host, for the checklists.
+    description: The Prometheus of this host, for the timeline's alerts, the charts and the checklists.
     type: dict
     suboptions:
       url:
@@ -251,6 +251,10 @@ evidence:
     skew:
       description: How far this host's clock is ahead of O(asked_at), which includes the way there; null without it.
       type: float
+      returned: always
+    zone:
+      description: This host's time zone, in which its logs are written, as C(name) and C(offset_seconds) east of UTC.
+      type: dict
       returned: always
     seconds:
       description: How long it took.
@@ -365,6 +369,7 @@ def diagnose(parameters: dict) -> dict:
         "host": parameters["host_name"] or socket.gethostname(),
         "at": at,
         "skew": None if parameters["asked_at"] is None else round(at - parameters["asked_at"], 1),
+        "zone": {"name": time.strftime("%Z", time.localtime(at)), "offset_seconds": time.localtime(at).tm_gmtoff},
         "seconds": round(time.monotonic() - began, 2),
         "area": parameters["area"],
         "functions": list(setting.functions),

@@ -106,8 +106,8 @@ def compute(parameters: dict, server, now: float, step: float = 60.0) -> dict:
     data = prometheus.month(server, start, end, step)
     targets = {name: float(value) for name, value in parameters["targets"].items()}
     series = {
-        "availability_percent": [(at, 100.0 * value) for at, value in checklist.daily(data["up"])],
-        "requests": checklist.daily(data["requests"], mean=False),
+        "availability_percent": [(at, 100.0 * value) for at, value in checklist.daily(data["up"], start)],
+        "requests": checklist.daily(data["requests"], start, mean=False),
     }
     figures = dict(kpi.month(data, start, end, step, targets), month=month)
     for outage in figures["outages"]:

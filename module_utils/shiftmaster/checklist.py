@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import datetime
 
-from .findings import LANGUAGES, names_of, the_engine
+from .findings import LANGUAGES, names_of, the_engine, timezone, zone_of, zone_text
 from .notify_text import CHECKLISTS
 
 GOOD, BAD, PERSON, UNKNOWN = "good", "bad", "person", "unknown"
@@ -132,9 +132,11 @@ def judge(period: str, lines: list, hosts: list, fleet: dict, made: datetime.dat
         for line in lines
         if "person" in line or not line.get("functions") or set(line["functions"]) & there
     ]
+    zone = zone_of(hosts)
     return {
         "period": period,
-        "made": made.astimezone().isoformat(timespec="seconds"),
+        "made": made.astimezone(timezone(zone)).isoformat(timespec="seconds"),
+        "zone": zone,
         "lines": filled,
         "count": {mark: sum(line["mark"] == mark for line in filled) for mark in (GOOD, BAD, UNKNOWN, PERSON)},
         "hosts": [host["host"] for host in hosts],
@@ -144,13 +146,15 @@ def judge(period: str, lines: list, hosts: list, fleet: dict, made: datetime.dat
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
+def when_made(data: dict) -> str:
+    """Return when it was made, and so in which zone all times are."""
+    made = datetime.datetime.fromisoformat(data["made"])
+    return "%s %s" % (made.strftime("%Y-%m-%d %H:%M"), zone_text(data["zone"]))
+
+
 def text_lines(data: dict, language: str, figures: dict = None) -> list:
     """Return the checklist in words."""
-    made = datetime.datetime.fromisoformat(data["made"])
-    result = [
-        "=== ShiftMaster: %s ===" % say(language, SAYS["title"][data["period"]]),
-        made.strftime("%Y-%m-%d %H:%M %Z"),
-    ]
+    result = ["=== ShiftMaster: %s ===" % say(language, SAYS["title"][data["period"]]), when_made(data)]
     result += [say(language, SAYS["sum"]).format(**data["count"]), ""]
     for line in data["lines"]:
         result.append(
@@ -210,11 +214,9 @@ def figure_notes(figures: dict, language: str) -> list:
     if "up" not in figures["missing"]:
         notes.append(say(language, SAYS["cause"]) + ":" if figures["outages"] else say(language, SAYS["no_outage"]))
     for outage in figures["outages"]:
-        # Said by shiftmaster_kpi in the site's zone; this process may have another one (AWX).
-        began = outage.get("began") or datetime.datetime.fromtimestamp(outage["start"]).strftime("%m-%d %H:%M")
         notes.append(
             "  %s  %.0f min  %s"
-            % (began, outage["seconds"] / 60.0, outage["cause"] or say(language, SAYS["not_known"]))
+            % (outage["began"], outage["seconds"] / 60.0, outage["cause"] or say(language, SAYS["not_known"]))
         )
     return notes
 
@@ -233,7 +235,7 @@ def page(data: dict, language: str, figures: dict = None, series: dict = None) -
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
         '<link rel="icon" href="data:,"><title>%s</title><style>%s</style></head><body>' % (e(title), STYLE),
         "<h1>ShiftMaster: %s</h1><p>%s · %s</p>" % (
-            e(title), e(data["made"]), e(say(language, SAYS["sum"]).format(**data["count"]))),
+            e(title), e(when_made(data)), e(say(language, SAYS["sum"]).format(**data["count"]))),
     ]  # fmt: skip
     for line in data["lines"]:
         word = say(language, SAYS["words"][line["mark"]])
@@ -257,14 +259,18 @@ def page(data: dict, language: str, figures: dict = None, series: dict = None) -
         rows = [dict(zip(columns, row)) for row in figure_rows(figures, language)]
         parts.append("<h2>%s</h2>%s" % (e(say(language, SAYS["kpi"])), table(columns, rows)))
         parts += ["<p>%s</p>" % e(note) for note in figure_notes(figures, language)]
-        charts = [line_chart(name_of(language, name), points) for name, points in (series or {}).items() if points]
+        charts = [
+            line_chart(name_of(language, name), points, data["zone"])
+            for name, points in (series or {}).items()
+            if points
+        ]
         parts.append('<div class="charts">%s</div>' % "".join(charts) if charts else "")
     return "\n".join(part for part in parts if part) + "\n</body></html>\n"
 
 
-def daily(samples: list, mean: bool = True) -> list:
-    """Return one point a day of a month's samples, for a small chart."""
+def daily(samples: list, start: float, mean: bool = True) -> list:
+    """Return one point a day, counted from a month's first moment, of its samples: for a small chart."""
     days = {}
     for at, value in samples:
-        days.setdefault(int(at // 86400), []).append(value)
-    return [(day * 86400, sum(values) / (len(values) if mean else 1)) for day, values in sorted(days.items())]
+        days.setdefault(int((at - start) // 86400), []).append(value)
+    return [(start + day * 86400, sum(values) / (len(values) if mean else 1)) for day, values in sorted(days.items())]

@@ -69,6 +69,7 @@ QUERIES = {
         SELECT schemaname AS schema, relname AS table, pg_total_relation_size(relid) AS bytes,
                pg_indexes_size(relid) AS index_bytes, n_live_tup AS rows, n_dead_tup AS dead_rows,
                seq_scan AS scans, seq_tup_read AS scanned_rows, coalesce(idx_scan, 0) AS index_scans,
+               coalesce(idx_tup_fetch, 0) AS index_rows,
                extract(epoch FROM now() - greatest(last_autovacuum, last_vacuum))::bigint AS vacuumed_seconds_ago,
                extract(epoch FROM now() - greatest(last_autoanalyze, last_analyze))::bigint AS analysed_seconds_ago
         FROM pg_stat_user_tables ORDER BY 3 DESC LIMIT 20""",
@@ -84,7 +85,7 @@ QUERIES = {
         ORDER BY 4 DESC LIMIT 10""",
     "rarely_used_indexes": """
         SELECT s.schemaname AS schema, s.relname AS table, s.indexrelname AS index, s.idx_scan AS scans,
-               pg_relation_size(s.indexrelid) AS bytes
+               s.idx_tup_read AS entries_read, s.idx_tup_fetch AS rows_fetched, pg_relation_size(s.indexrelid) AS bytes
         FROM pg_stat_user_indexes s JOIN pg_index i USING (indexrelid)
         WHERE s.idx_scan < 100 AND NOT i.indisunique AND NOT i.indisprimary ORDER BY 5 DESC LIMIT 20""",
     "duplicate_indexes": """

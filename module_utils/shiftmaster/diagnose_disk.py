@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
+import pwd
 import re
 import stat
 import time
@@ -143,11 +145,28 @@ def rotation(setting) -> dict:
         for entry in os.scandir(setting.log_dir):
             if entry.is_file(follow_symlinks=False):
                 status = entry.stat(follow_symlinks=False)
-                logs.append({"name": entry.name, "bytes": status.st_size, "changed": int(status.st_mtime)})
+                logs.append(
+                    {
+                        "name": entry.name,
+                        "bytes": status.st_size,
+                        "changed": int(status.st_mtime),
+                        "mode": stat.filemode(status.st_mode),
+                        "owner": _name(pwd.getpwuid, status.st_uid),
+                        "group": _name(grp.getgrgid, status.st_gid),
+                    }
+                )
     age = None
     with contextlib.suppress(OSError):
         age = round((time.time() - os.stat(setting.path("/var/lib/logrotate/status")).st_mtime) / 86400.0, 1)
     return {"logs": sorted(logs, key=lambda one: -one["bytes"])[:30], "rotated_days_ago": age}
+
+
+def _name(lookup, number: int) -> str:
+    """Return the name of a user or group; one that was removed has only its number."""
+    try:
+        return lookup(number)[0]
+    except KeyError:
+        return str(number)
 
 
 def parse_diskstats(text: str) -> dict:

@@ -200,13 +200,25 @@ def memory(setting) -> dict:
         probe.memory_usage(proc),
         meminfo_kib={name: values[name] for name in kept if name in values},
         pressure=pressure(read(proc, "pressure", "memory")),
-        swaps=[line.split()[0] for line in read(proc, "swaps").splitlines()[1:]],
+        swaps=parse_swaps(read(proc, "swaps")),
         swapped_in_pages=max(0, after.get("pswpin", 0) - before.get("pswpin", 0)),
         swapped_out_pages=max(0, after.get("pswpout", 0) - before.get("pswpout", 0)),
         kills_since_boot=after.get("oom_kill", 0),
         top=[describe(pid, found[pid], proc) for pid in top if found[pid]["memory"]],
         units=unit_memory(setting.cgroup),
     )
+
+
+def parse_swaps(text: str) -> list:
+    """Return [{path, kind, bytes, used_bytes}] of /proc/swaps."""
+    found = []
+    for line in text.splitlines()[1:]:
+        words = line.rsplit(None, 4)
+        if len(words) == 5 and words[2].isdigit() and words[3].isdigit():
+            found.append(
+                {"path": words[0], "kind": words[1], "bytes": int(words[2]) * 1024, "used_bytes": int(words[3]) * 1024}
+            )
+    return found
 
 
 def unit_memory(root: str) -> list:

@@ -326,7 +326,8 @@ def certificates(setting) -> dict:
 
 def _validity(certificate, now) -> dict:
     return {
-        "not_after": certificate.not_after.strftime("%Y-%m-%d %H:%M UTC"),
+        # In the zone of this host, as all that it says.
+        "not_after": certificate.not_after.astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "days_left": round((certificate.not_after - now).total_seconds() / 86400.0, 1),
         "too_early": certificate.not_before > now,
     }
@@ -352,6 +353,8 @@ def http(setting) -> dict:
             "status": result.status,
             "milliseconds": round(result.seconds * 1000, 1),
             "where": health_checks_context(setting).fill(target["url"]),
+            # What a visitor's session is named by is nobody else's.
+            "headers": {name: value for name, value in list(result.headers.items())[:30] if name != "set-cookie"},
         }
         if result.error:
             entry.update(error=result.error, reason=result.reason)

@@ -9,6 +9,7 @@ import re
 from . import diagnose_application as application
 from . import diagnose_database as database
 from . import diagnose_disk as disk
+from . import diagnose_history as history
 from . import diagnose_host as host
 from . import diagnose_logs as logs
 from . import diagnose_network as network
@@ -39,6 +40,8 @@ PARTS = {
     "units": Part(services.units, _ALL, 10),
     "journal": Part(services.journal, ("app", "db"), 6),
     "changes": Part(services.changes, _ALL, 5),
+    # For the charts and the timeline, whatever is asked.
+    "history": Part(history.history, _ALL, 6),
     "containers": Part(services.containers, ("app",), 5),
     "logs": Part(logs.logs, ("app", "db"), 6),
     "requests": Part(logs.requests, ("app", "cpu", "network"), 5, ("web", "app")),

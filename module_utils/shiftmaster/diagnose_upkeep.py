@@ -9,9 +9,9 @@ import time
 
 from . import backup_manifest, figures, probe
 from .diagnose_database import ask
-from .diagnose_engine import Absent
+from .diagnose_history import prometheus_of
 from .diagnose_host import journal
-from .prometheus import Prometheus, PrometheusError
+from .prometheus import PrometheusError
 
 
 def logins(setting) -> dict:
@@ -143,13 +143,7 @@ _DISKS = '{fstype!~"tmpfs|ramfs|squashfs|iso9660|erofs"}'
 
 def monitoring(setting) -> dict:
     """What Prometheus says of the night, of a week, and of itself."""
-    if not setting.prometheus:
-        raise Absent("this host has no Prometheus")
-    with open(setting.prometheus["password_file"], encoding="utf-8") as stream:
-        password = stream.read().strip()
-    server = Prometheus(
-        setting.prometheus["url"], setting.prometheus["user"], password, setting.prometheus.get("ca_file"), 8.0
-    )
+    server = prometheus_of(setting, 8.0)
     try:
         alerts = server.now(
             'max by (alertname, instance, severity) (max_over_time(ALERTS{alertstate="firing",severity!="none"}[14h]))'

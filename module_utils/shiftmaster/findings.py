@@ -21,12 +21,14 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     guide      {en, ja}, what it means, and
     commands   to look and to mend (scripts/alerts.py)
 
-Beside Jinja's own there are the filters size, duration and quote (for a shell), and the tests search and ours (a unit
-or program that no command may end).
+Beside Jinja's own there are the filters size, duration, quote (for a shell) and clock (a moment in a zone), and the
+tests search and ours (a unit or program that no command may end).
 """
 
 from __future__ import annotations
 
+import collections
+import datetime
 import functools
 import json
 import os
@@ -63,6 +65,54 @@ def duration(seconds) -> str:
     return "%d s" % seconds
 
 
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+def zone_of(hosts: list) -> dict:
+    """Return the zone of a report as {name, offset_seconds}: that of most hosts, whose logs are evidence.
+
+    Where no host has said it, that of this machine.
+    """
+    said = collections.Counter(
+        (host["zone"]["name"], host["zone"]["offset_seconds"]) for host in hosts if (host.get("zone") or {}).get("name")
+    )
+    if said:
+        name, offset = said.most_common(1)[0][0]
+    else:
+        here = datetime.datetime.now().astimezone()
+        name, offset = here.tzname(), int(here.utcoffset().total_seconds())
+    return {"name": name, "offset_seconds": offset}
+
+
+def timezone(zone: dict) -> datetime.tzinfo:
+    return datetime.timezone(datetime.timedelta(seconds=zone["offset_seconds"]), zone["name"])
+
+
+def zone_text(zone: dict) -> str:
+    """Return a zone as people read it: JST (UTC+09:00)."""
+    minutes = abs(zone["offset_seconds"]) // 60
+    offset = "UTC%s%02d:%02d" % ("-" if zone["offset_seconds"] < 0 else "+", minutes // 60, minutes % 60)
+    return "UTC" if zone["name"] == "UTC" and not minutes else "%s (%s)" % (zone["name"], offset)
+
+
+def moment(value) -> Optional[float]:
+    """Return the epoch of an epoch or of a time in ISO 8601; None where it is neither."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    try:
+        return datetime.datetime.fromisoformat(str(value).replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return None
+
+
+def clock(value, zone: dict) -> str:
+    """Return a moment as a zone's clock shows it; what is no moment stays as it is."""
+    at = moment(value)
+    return (
+        str(value) if at is None else datetime.datetime.fromtimestamp(at, timezone(zone)).strftime("%Y-%m-%d %H:%M %Z")
+    )
+
+
 # Units and programs that no command of a finding may end: what ShiftMaster needs, its watchers, and the host's own.
 _OURS = re.compile(
     r"shiftmaster|gunicorn|celery|postgres|redis|nginx|prometheus|alertmanager|grafana|node_exporter|\S+[-_]exporter|mtail"
@@ -84,7 +134,7 @@ class Engine:
                 self._fail_with_undefined_error()
 
         self.environment = ImmutableSandboxedEnvironment(undefined=Missing, autoescape=False)
-        self.environment.filters.update(size=size, duration=duration, tojson=json.dumps, quote=shlex.quote)
+        self.environment.filters.update(size=size, duration=duration, clock=clock, tojson=json.dumps, quote=shlex.quote)
         self.environment.tests["ours"] = lambda name: bool(_OURS.match(str(name or "")))
         self.environment.tests["search"] = lambda text, pattern: bool(re.search(pattern, str(text or "")))
         self._compiled = {}
@@ -175,6 +225,7 @@ def fleet_of(hosts: list, expectations: Optional[dict] = None) -> dict:
         and not any("app" in (host.get("functions") or []) for host in hosts if not host.get("parts")),
         apps=len(apps),
         beat_host=next(iter(of_beat + apps), None),
+        zone=zone_of(hosts),
     )
 
 

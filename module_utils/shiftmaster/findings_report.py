@@ -11,16 +11,19 @@ import html
 import io
 import json
 import tarfile
+import unicodedata
 from typing import Optional
 
 from . import findings
-from .findings import LANGUAGES, duration, size
+from .findings import LANGUAGES, duration, moment, size, timezone, zone_of, zone_text
 
 SCHEMA = 1
 SIGNS = {"critical": "❌", "warning": "⚠️", "info": "🛈", "healthy": "✅"}
 SAYS = {
     "title": ("ShiftMaster Diagnosis", "ShiftMaster 診断結果"),
     "made": ("Made", "作成日時"),
+    "times": ("All times", "時刻の表記"),
+    "other_zone": ("log lines of {host}: {zone}", "{host} のログ行は {zone}"),
     "area": ("Area", "範囲"),
     "hosts": ("Hosts", "ホスト"),
     "critical": ("critical", "重大"),
@@ -47,6 +50,8 @@ SAYS = {
     "errors": ("Answers 5xx", "5xx 応答数"),
     "p95": ("95th percentile, seconds", "95 パーセンタイル(秒)"),
     "usage": ("Use now", "現在の使用率"),
+    "cpu_percent": ("Processor, %", "CPU(%)"),
+    "memory_percent": ("Memory, %", "メモリ(%)"),
     "cpu": ("Processor", "CPU"),
     "memory": ("Memory", "メモリ"),
     "disk": ("Disk {path}", "ディスク {path}"),
@@ -58,6 +63,17 @@ SAYS = {
     "package": ("package", "パッケージ"),
     "error": ("error", "エラー"),
     "kill": ("memory", "メモリ"),
+    "alert": ("alert", "アラート"),
+    "began": ("{name} ({severity}) began", "{name}({severity})が発報"),
+    "fired_before": (
+        "{name} ({severity}) was firing already; when it began is not known",
+        "{name}({severity})はこれ以前から発報中(開始時刻は不明)",
+    ),
+    "ended": ("{name} ended after {time}", "{name} が解消({time} 継続)"),
+    "ended_only": ("{name} ended", "{name} が解消"),
+    "more": ("… and {count} more (in the page)", "ほか {count} 件(HTML を参照)"),
+    "yes": ("yes", "はい"),
+    "no": ("no", "いいえ"),
     "when": ("when", "日時"),
     "what": ("what", "種類"),
     "text": ("text", "内容"),
@@ -80,10 +96,82 @@ SAYS = {
     "databases": ("Databases: size and age of transaction ids", "データベースのサイズとトランザクション ID の経過"),
     "vacuum": ("Tables that wait longest to be frozen", "凍結待ちの長い表"),
 }
+# Headings of tables.
+COLUMNS = {
+    "host": ("host", "ホスト"),
+    "part": ("part", "項目"),
+    "status": ("status", "状態"),
+    "error": ("error", "エラー"),
+    "pid": ("process", "プロセス"),
+    "role": ("role", "ロール"),
+    "database": ("database", "データベース"),
+    "application": ("application", "アプリケーション"),
+    "client": ("client", "接続元"),
+    "state": ("state", "状態"),
+    "waits_for": ("waits for", "待機種別"),
+    "wait_event": ("wait event", "待機イベント"),
+    "blocked_by": ("blocked by", "ブロック元"),
+    "transaction_seconds": ("transaction", "トランザクション"),
+    "query_seconds": ("statement for", "文の経過"),
+    "state_seconds": ("in this state", "状態の継続"),
+    "query": ("statement", "文"),
+    "holds_up": ("holds up", "待たせている相手"),
+    "calls": ("calls", "実行回数"),
+    "mean_ms": ("mean, ms", "平均(ms)"),
+    "total_ms": ("total, ms", "合計(ms)"),
+    "rows": ("rows", "行数"),
+    "schema": ("schema", "スキーマ"),
+    "table": ("table", "表"),
+    "bytes": ("size", "サイズ"),
+    "index_bytes": ("indexes", "インデックス"),
+    "dead_rows": ("dead rows", "不要行"),
+    "scans": ("scans", "走査回数"),
+    "scanned_rows": ("rows by scans", "走査行数"),
+    "index_scans": ("index scans", "インデックス走査"),
+    "index_rows": ("rows by index", "インデックス取得行"),
+    "entries_read": ("entries read", "読取エントリ"),
+    "rows_fetched": ("rows fetched", "取得行"),
+    "vacuumed_seconds_ago": ("vacuumed ago", "VACUUM からの経過"),
+    "analysed_seconds_ago": ("analysed ago", "ANALYZE からの経過"),
+    "bloat_bytes": ("bloat", "肥大化"),
+    "index": ("index", "インデックス"),
+    "indexes": ("indexes", "インデックス"),
+    "constraint": ("constraint", "制約"),
+    "standby": ("standby", "スタンバイ"),
+    "sync_state": ("kind", "同期方式"),
+    "behind_bytes": ("behind", "遅延量"),
+    "behind_seconds": ("behind for", "遅延時間"),
+    "name": ("name", "名前"),
+    "age": ("age, transactions", "経過トランザクション"),
+    "allowed": ("takes connections", "接続可"),
+    "connection_limit": ("connection limit", "接続上限"),
+    "deadlocks": ("deadlocks", "デッドロック"),
+    "conflicts": ("conflicts", "競合"),
+    "temp_bytes": ("temporary files", "一時ファイル"),
+    "blks_hit": ("blocks from memory", "ヒットブロック"),
+    "blks_read": ("blocks from disk", "読込ブロック"),
+}
 DATABASE_TABLES = (
     "blockers", "activity", "slowest_on_average", "most_time_together", "tables", "bloat", "rarely_used_indexes",
     "duplicate_indexes", "invalid_indexes", "unindexed_keys", "databases", "vacuum", "replication",
 )  # fmt: skip
+# What of them has room in a terminal.
+TERMINAL_COLUMNS = {
+    "blockers": ("pid", "role", "state", "state_seconds", "holds_up", "query"),
+    "activity": ("pid", "role", "state", "waits_for", "transaction_seconds", "blocked_by", "query"),
+    "slowest_on_average": ("mean_ms", "calls", "total_ms", "query"),
+    "most_time_together": ("total_ms", "calls", "mean_ms", "query"),
+    "tables": ("table", "bytes", "index_bytes", "rows", "dead_rows", "scans", "index_scans", "vacuumed_seconds_ago"),
+    "rarely_used_indexes": ("table", "index", "scans", "rows_fetched", "bytes"),
+    "databases": ("name", "bytes", "age", "deadlocks", "temp_bytes"),
+}
+STATEMENT_TABLES = ("slowest_on_average", "most_time_together")
+TERMINAL_WIDTH = 118
+TERMINAL_ROWS = 10
+
+
+def column_name(column: str, language: str) -> str:
+    return COLUMNS[column][LANGUAGES.index(language)] if column in COLUMNS else column
 
 
 def say(language: str, key: str, **values) -> str:
@@ -95,9 +183,11 @@ def say(language: str, key: str, **values) -> str:
 
 def report(hosts: list, found: list, area: str, made: datetime.datetime) -> dict:
     """Return the whole as data; docs/diagnosis.schema.json describes it."""
+    zone = zone_of(hosts)
     return {
         "schema": SCHEMA,
-        "made": made.astimezone().isoformat(timespec="seconds"),
+        "made": made.astimezone(timezone(zone)).isoformat(timespec="seconds"),
+        "zone": zone,
         "area": area,
         "worst": findings.worst(found),
         "findings": found,
@@ -128,6 +218,16 @@ def first_sentence(found: list, language: str) -> str:
     return "%s: %s %s" % (first["host"], first["title"][language], first["cause"].get(language, ""))
 
 
+def times(data: dict, language: str) -> str:
+    """Return in which zone all times are; log lines are as their host wrote them."""
+    others = [
+        say(language, "other_zone", host=host["host"], zone=zone_text(host["zone"]))
+        for host in data["hosts"]
+        if host.get("zone") and host["zone"]["offset_seconds"] != data["zone"]["offset_seconds"]
+    ]
+    return "; ".join([zone_text(data["zone"]), *others])
+
+
 def where(command: str, host: str, language: str) -> str:
     return say(language, "controller") if command.startswith("ansible") else say(language, "on", host=host)
 
@@ -142,10 +242,11 @@ def lines(data: dict, language: str) -> list:
     result.append(
         "%s: %s   %s: %s   %s: %d"
         % (
-            say(language, "made"), made.strftime("%Y-%m-%d %H:%M:%S %Z"), say(language, "area"), data["area"],
+            say(language, "made"), made.strftime("%Y-%m-%d %H:%M:%S"), say(language, "area"), data["area"],
             say(language, "hosts"), len(data["hosts"]),
         )
     )  # fmt: skip
+    result.append("%s: %s" % (say(language, "times"), times(data, language)))
     roots = [one for one in data["findings"] if one["root"]]
     if not roots:
         result += ["", "%s %s" % (SIGNS["healthy"], say(language, "nothing"))]
@@ -182,7 +283,70 @@ def lines(data: dict, language: str) -> list:
     if data["unseen"]:
         result += ["", say(language, "unseen") + ":"]
         result += ["   %s: %s (%s)" % (one["host"], one["part"], one["error"][:160]) for one in data["unseen"]]
+    if data["area"] == "db":
+        for host in data["hosts"]:
+            result += database_lines(host, language)
     return result
+
+
+def wide(text: str) -> int:
+    """Return how many places a text takes in a terminal: Japanese letters take two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def fitted(text: str, places: int, right: bool = False) -> str:
+    """Return a text in so many places, cut or filled up."""
+    text = " ".join(text.split())
+    if wide(text) > places:
+        while text and wide(text) > places - 1:
+            text = text[:-1]
+        text += "…"
+    blank = " " * (places - wide(text))
+    return blank + text if right else text + blank
+
+
+def terminal_table(columns: list, rows: list, language: str) -> list:
+    """Return the first rows as lines of TERMINAL_WIDTH places at most."""
+    shown = [[cell(column, row.get(column), language) for column in columns] for row in rows[:TERMINAL_ROWS]]
+    heads = [column_name(column, language) for column in columns]
+    widths = [max([wide(head), *(wide(row[number]) for row in shown)]) for number, head in enumerate(heads)]
+    # The widest gives way first.
+    while sum(widths) + 2 * (len(widths) - 1) > TERMINAL_WIDTH - 3 and max(widths) > 6:
+        widths[widths.index(max(widths))] -= 1
+    numbers = [all(isinstance(row.get(column), (int, float, type(None))) for row in rows) for column in columns]
+
+    def line(cells):
+        parts = [fitted(text, width, right) for text, width, right in zip(cells, widths, numbers)]
+        return ("   " + "  ".join(parts)).rstrip()
+
+    left = len(rows) - TERMINAL_ROWS
+    return [line(heads), *map(line, shown)] + (["   " + say(language, "more", count=left)] if left > 0 else [])
+
+
+def database_lines(host: dict, language: str) -> list:
+    """Return the tables of a database host for a terminal."""
+    database = (host.get("parts") or {}).get("database") or {}
+    if database.get("status") != "ok":
+        return []
+    result = ["", "=== %s: %s ===" % (say(language, "database"), host["host"]), database_sums(database)]
+    for name in DATABASE_TABLES:
+        rows, title = database.get(name), say(language, name)
+        if rows:
+            columns = [column for column in TERMINAL_COLUMNS.get(name, rows[0]) if column in rows[0]]
+            result += ["", "%s:" % title, *terminal_table(columns, rows, language)]
+        elif rows is not None:
+            result.append("%s: %s" % (title, say(language, "none")))
+        elif name in STATEMENT_TABLES:
+            result.append("%s: %s (pg_stat_statements)" % (title, say(language, "unknown")))
+    return result
+
+
+def database_sums(database: dict) -> str:
+    """Return version, connections of those that can be used, and since when it runs."""
+    server, use = database.get("server") or {}, database.get("use") or {}
+    return "PostgreSQL %s · %s / %s · %s" % (
+        server.get("version", "?"), use.get("connections", "?"), use.get("usable", "?"), duration(server.get("uptime") or 0),
+    )  # fmt: skip
 
 
 def runbook(finding: dict, language: str) -> str:
@@ -230,9 +394,10 @@ def page(data: dict, language: str) -> str:
         "<h1>%s</h1>" % e(say(language, "title")),
         "<p>%s: <time datetime=\"%s\">%s</time> · %s: %s · %s: %s</p>"
         % (
-            e(say(language, "made")), e(data["made"]), e(made.strftime("%Y-%m-%d %H:%M:%S %Z")), e(say(language, "area")),
+            e(say(language, "made")), e(data["made"]), e(made.strftime("%Y-%m-%d %H:%M:%S")), e(say(language, "area")),
             e(data["area"]), e(say(language, "hosts")), e(", ".join(host["host"] for host in data["hosts"])),
         ),
+        "<p>%s: %s</p>" % (e(say(language, "times")), e(times(data, language))),
     ]  # fmt: skip
     parts.append("<h2>%s</h2>" % e(say(language, "findings")))
     if roots:
@@ -248,13 +413,14 @@ def page(data: dict, language: str) -> str:
         parts.append(card(root, data["findings"], language))
     if data["unseen"]:
         parts.append("<h2>%s</h2>" % e(say(language, "unseen")))
-        parts.append(table(["host", "part", "status", "error"], data["unseen"]))
-    parts.append("<h2>%s</h2>" % e(say(language, "charts")))
+        parts.append(table(["host", "part", "status", "error"], data["unseen"], language))
+    zone, usage = data["zone"], usage_of(data["hosts"])
+    parts.append("<h2>%s · %s</h2>" % (e(say(language, "charts")), e(zone_text(zone))))
     for host in data["hosts"]:
-        parts.append(charts(host, language))
-    events = timeline(data["hosts"])
-    parts.append("<h2>%s</h2>" % e(say(language, "timeline")))
-    parts.append(timeline_table(events, language))
+        parts.append(charts(host, language, usage.get(host["host"]), zone))
+    events = timeline(data["hosts"], language)
+    parts.append("<h2>%s · %s</h2>" % (e(say(language, "timeline")), e(zone_text(zone))))
+    parts.append(timeline_table(events, language, zone))
     for host in data["hosts"]:
         parts.append(database_report(host, language))
     for host in data["hosts"]:
@@ -292,29 +458,53 @@ def card(root: dict, found: list, language: str) -> str:
 
 
 def table(columns: list, rows: list, language: Optional[str] = None) -> str:
-    """Return rows of dictionaries as a table; wide ones scroll by themselves."""
+    """Return rows of dictionaries as a table; wide ones scroll by themselves. Without a language the columns are headings."""
     body = []
     for row in rows:
-        cells = []
-        for column in columns:
-            value = row.get(column)
-            shown = size(value) if column.endswith("bytes") and isinstance(value, (int, float)) else _shown(value)
-            cells.append("<td%s>%s</td>" % (' class="number"' if isinstance(value, (int, float)) else "", e(shown)))
+        cells = [
+            "<td%s>%s</td>"
+            % (' class="number"' if _is_number(row.get(column)) else "", e(cell(column, row.get(column), language)))
+            for column in columns
+        ]
         body.append("<tr>%s</tr>" % "".join(cells))
-    head = "".join("<th>%s</th>" % e(column) for column in columns)
+    head = "".join("<th>%s</th>" % e(column_name(column, language) if language else column) for column in columns)
     return '<div class="wide" tabindex="0"><table><tr>%s</tr>%s</table></div>' % (head, "".join(body))
 
 
-def _shown(value) -> str:
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def cell(column: str, value, language: Optional[str] = None) -> str:
+    """Return a value as people read it: sizes and times with their unit."""
     if value is None:
         return "–"
+    if isinstance(value, bool):
+        return say(language or "en", "yes" if value else "no")
+    if _is_number(value) and column.endswith("bytes"):
+        return size(value)
+    if _is_number(value) and "_seconds" in column:
+        return duration(value)
     return ", ".join(str(one) for one in value) if isinstance(value, list) else str(value)
 
 
 # --- charts ----------------------------------------------------------------------------------------------------------
 
 
-def charts(host: dict, language: str) -> str:
+def usage_of(hosts: list) -> dict:
+    """Return {host: {cpu, memory: [[at, percent]]}} of the last hours, of whoever kept them; Prometheus knows all hosts."""
+    found = {}
+    for host in sorted(hosts, key=lambda one: _history(one).get("source") == "prometheus"):
+        for name, usage in (_history(host).get("usage") or {}).items():
+            found[name or host["host"]] = usage
+    return found
+
+
+def _history(host: dict) -> dict:
+    return (host.get("parts") or {}).get("history") or {}
+
+
+def charts(host: dict, language: str, usage: Optional[dict], zone: dict) -> str:
     """Return what a host's figures look like: bars of now, lines of the last hours."""
     parts = host.get("parts") or {}
     bars = []
@@ -328,18 +518,25 @@ def charts(host: dict, language: str) -> str:
     if (parts.get("database", {}).get("use") or {}).get("percent") is not None:
         bars.append((say(language, "connections"), parts["database"]["use"]["percent"]))
     series = parts.get("requests", {}).get("series") or []
-    if not bars and not series:
+    drawn = [
+        line_chart(say(language, key + "_percent"), points, zone, 100.0)
+        for key, points in (usage or {}).items()
+        if len(points) > 1
+    ]
+    if series:
+        drawn += [
+            line_chart(say(language, key), [(slot["at"], slot[field]) for slot in series], zone)
+            for key, field in (("requests", "requests"), ("errors", "errors"), ("p95", "p95_seconds"))
+        ]
+    if not bars and not drawn:
         return ""
     lines_ = ["<h3>%s</h3>" % e(host["host"])]
     lines_ += [
         '<div class="bar"><span>%s</span>%s<span>%.0f %%</span></div>' % (e(name), bar(name, percent), percent)
         for name, percent in bars
     ]
-    if series:
-        lines_.append('<div class="charts">%s</div>' % "".join(
-            line_chart(say(language, key), [(slot["at"], slot[field]) for slot in series])
-            for key, field in (("requests", "requests"), ("errors", "errors"), ("p95", "p95_seconds"))
-        ))  # fmt: skip
+    if drawn:
+        lines_.append('<div class="charts">%s</div>' % "".join(drawn))
     return "\n".join(lines_)
 
 
@@ -358,9 +555,10 @@ def bar(name: str, percent: float) -> str:
     )  # fmt: skip
 
 
-def line_chart(title: str, points: list) -> str:
-    """Return a line with its largest value and its first and last time written beside it."""
-    top = max([value for _at, value in points] + [0])
+def line_chart(title: str, points: list, zone: dict, top: Optional[float] = None) -> str:
+    """Return a line with its top (its largest value, where none is given) and its first and last time written beside it."""
+    largest = max([value for _at, value in points] + [0])
+    top = largest if top is None else top
     scale = top or 1
     first, last = points[0][0], points[-1][0]
     coordinates = " ".join(
@@ -369,7 +567,9 @@ def line_chart(title: str, points: list) -> str:
     )
 
     def clock(at):
-        return datetime.datetime.fromtimestamp(at).strftime("%m-%d" if last - first > 2 * 86400 else "%H:%M")
+        return datetime.datetime.fromtimestamp(at, timezone(zone)).strftime(
+            "%m-%d" if last - first > 2 * 86400 else "%H:%M"
+        )
 
     return (
         '<figure><figcaption>%s</figcaption><svg viewBox="0 0 300 100" role="img" aria-label="%s: max %g">'
@@ -377,20 +577,20 @@ def line_chart(title: str, points: list) -> str:
         '<polyline points="%s" fill="none" stroke="currentColor" stroke-width="1.5"/>'
         '<text x="41" y="18" text-anchor="end">%s</text><text x="41" y="82" text-anchor="end">0</text>'
         '<text x="45" y="95">%s</text><text x="295" y="95" text-anchor="end">%s</text></svg></figure>'
-        % (e(title), e(title), top, coordinates, e("%.3g" % top), clock(first), clock(last))
+        % (e(title), e(title), largest, coordinates, e("%.3g" % top), clock(first), clock(last))
     )  # fmt: skip
 
 
 # --- timeline, database ----------------------------------------------------------------------------------------------
 
 
-def timeline(hosts: list) -> list:
+def timeline(hosts: list, language: str = "en") -> list:
     """Return what happened on all hosts, the latest first: {at, host, kind, text}."""
     events = []
     for host in hosts:
         parts = host.get("parts") or {}
         for deploy in parts.get("release", {}).get("deploys") or []:
-            at = _moment(deploy.get("time"))
+            at = moment(deploy.get("time"))
             text = " ".join(
                 str(deploy[key]) for key in ("kind", "event", "target", "version", "reason") if deploy.get(key)
             )
@@ -403,23 +603,50 @@ def timeline(hosts: list) -> list:
             for problem in log.get("problems") or []:
                 text = "%s: %s (%d x)" % (name, problem.get("exception") or problem["text"], problem["count"])
                 events.append((problem["first"], host["host"], "error", text))
+    events += alert_events(hosts, language)
     known = [event for event in events if event[0]]
     return [dict(zip(("at", "host", "kind", "text"), event)) for event in sorted(known, reverse=True)[:120]]
 
 
-def _moment(text) -> Optional[float]:
-    try:
-        return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
-    except ValueError:
-        return None
+def alert_events(hosts: list, language: str) -> list:
+    """Return [(at, host, "alert", text)]: when each alert began and ended. Two Prometheus tell of one alert once."""
+    events, told = [], []
+    for host in hosts:
+        news = []
+        for alert in _history(host).get("alerts") or []:
+            name, about, first, last = alert["name"], alert["instance"] or host["host"], alert["start"], alert["end"]
+            span = (first or 0.0, last or float("inf"))
+            if any(
+                (name, about) == who and span[0] <= end + 60 and begin - 60 <= span[1] for who, (begin, end) in told
+            ):
+                continue
+            news.append(((name, about), span))
+            values = {"name": name, "severity": severity_word(alert["severity"], language)}
+            if first:
+                events.append((first, about, "alert", say(language, "began", **values)))
+            if last and first:
+                text = say(language, "ended", time=duration(last - first), **values)
+                events.append((last, about, "alert", text))
+            elif last:
+                events.append((last, about, "alert", say(language, "ended_only", **values)))
+            elif not first and host.get("at"):
+                events.append((host["at"], about, "alert", say(language, "fired_before", **values)))
+        told += news
+    return events
 
 
-def timeline_table(events: list, language: str) -> str:
+def severity_word(severity: str, language: str) -> str:
+    return say(language, severity) if severity in findings.SEVERITIES else severity
+
+
+def timeline_table(events: list, language: str, zone: dict) -> str:
     if not events:
         return "<p>%s</p>" % e(say(language, "none"))
     rows = [
         {
-            say(language, "when"): datetime.datetime.fromtimestamp(event["at"]).strftime("%m-%d %H:%M:%S"),
+            say(language, "when"): datetime.datetime.fromtimestamp(event["at"], timezone(zone)).strftime(
+                "%m-%d %H:%M:%S"
+            ),
             say(language, "hosts"): event["host"],
             say(language, "what"): say(language, event["kind"]),
             say(language, "text"): event["text"][:300],
@@ -434,22 +661,18 @@ def database_report(host: dict, language: str) -> str:
     database = (host.get("parts") or {}).get("database") or {}
     if database.get("status") != "ok":
         return ""
-    server = database.get("server") or {}
     result = ["<h2>%s: %s</h2>" % (e(say(language, "database")), e(host["host"]))]
-    result.append("<p>PostgreSQL %s · %s / %s · %s</p>" % (
-        e(server.get("version", "?")), e((database.get("use") or {}).get("connections", "?")),
-        e((database.get("use") or {}).get("usable", "?")), e(duration(server.get("uptime") or 0)),
-    ))  # fmt: skip
+    result.append("<p>%s</p>" % e(database_sums(database)))
     for name in DATABASE_TABLES:
         if name not in database:
-            if name in ("slowest_on_average", "most_time_together"):
+            if name in STATEMENT_TABLES:
                 result.append(
                     "<h3>%s</h3><p>%s (pg_stat_statements)</p>" % (e(say(language, name)), e(say(language, "unknown")))
                 )
             continue
         rows = database[name]
         result.append("<h3>%s</h3>" % e(say(language, name)))
-        result.append(table(list(rows[0]), rows) if rows else "<p>%s</p>" % e(say(language, "none")))
+        result.append(table(list(rows[0]), rows, language) if rows else "<p>%s</p>" % e(say(language, "none")))
     return "\n".join(result)
 
 

@@ -11,7 +11,7 @@ import pytest
 import shiftmaster_checklist
 import shiftmaster_kpi
 import yaml
-from ansible.module_utils.shiftmaster import checklist, diagnose_upkeep, findings, kpi
+from ansible.module_utils.shiftmaster import checklist, diagnose_history, diagnose_upkeep, findings, kpi
 from ansible.module_utils.shiftmaster.diagnose_setting import PARTS, Setting
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -298,7 +298,7 @@ def test_the_trend_of_disks_is_that_of_every_filesystem(monkeypatch, tmp_path):
 
         value = now
 
-    monkeypatch.setattr(diagnose_upkeep, "Prometheus", Silent)
+    monkeypatch.setattr(diagnose_history, "Prometheus", Silent)
     (tmp_path / "password").write_text("x")
     place = {"url": "https://x", "user": "x", "password_file": str(tmp_path / "password")}
     diagnose_upkeep.monitoring(Setting({"prometheus": place}))
@@ -337,6 +337,7 @@ def test_lines_are_whole(period):
 
 FIGURES_UP = [(60.0 * number, 0.0 if 100 <= number < 110 else 1.0) for number in range(1000)]
 FIGURES = kpi.month({"up": FIGURES_UP}, 0.0, 120000.0, 60.0)
+FIGURES["outages"][0]["began"] = "01-01 10:40"
 
 
 @pytest.mark.parametrize("language", findings.LANGUAGES)
@@ -372,6 +373,27 @@ def test_the_page_is_in_its_readers_language(run_module):
     assert "11-03 09:15" in answer["text"] and "11-03 09:15" in answer["page"]
     assert "可用性(%)" in answer["page"] and "availability_percent" not in answer["page"]
     assert re.search(r">01-10<", answer["page"]), "the month's axis has days"
+
+
+def test_times_are_in_the_hosts_zone_and_it_is_said(run_module):
+    japan = dict(host(), zone={"name": "JST", "offset_seconds": 32400})
+    results = [{"host": "one", "functions": ["app"], "result": {"evidence": japan}}]
+    series = {"availability_percent": [[1793458800, 99.0], [1793458800 + 86400 * 9, 100.0]]}
+    answer = run_module(
+        shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", figures=FIGURES, series=series
+    )
+    assert answer["checklist"]["made"].endswith("+09:00") and answer["checklist"]["zone"]["name"] == "JST"
+    for text in (answer["text"], answer["page"]):
+        assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d JST \(UTC\+09:00\)", text)
+    # Midnight of 1 November in Japan, which is still October in UTC.
+    assert ">11-01<" in answer["page"] and ">11-10<" in answer["page"]
+
+
+def test_days_of_a_month_are_those_of_its_zone():
+    start = 1793458800.0
+    assert checklist.daily([(start, 1.0), (start + 86399, 0.0), (start + 86400, 1.0)], start) == [
+        (start, 0.5), (start + 86400, 1.0),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("problem", ["Prometheus is silent", ""])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import gzip
 import json
 import os
+import pwd
 import socket
 import threading
 import time
@@ -365,6 +367,38 @@ def test_what_lies_on_a_filesystem(tmp_path):
         "/": ["postgresql"], "/var/log": ["logs", "system"], "/var/log/other": [],
         "/var/lib/postgresql/17/main/pg_wal": ["postgresql"], "/mnt": [],
     }  # fmt: skip
+
+
+def test_swaps_with_their_sizes():
+    text = (
+        "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n/dev/sda2                               partition\t1048572\t\t2048\t\t-2\n"
+        "/var/swap\\040file\tfile\t1024\t0\t-3\n"
+    )
+    assert host.parse_swaps(text) == [
+        {"path": "/dev/sda2", "kind": "partition", "bytes": 1048572 * 1024, "used_bytes": 2048 * 1024},
+        {"path": "/var/swap\\040file", "kind": "file", "bytes": 1048576, "used_bytes": 0},
+    ]
+    assert host.parse_swaps("") == []
+
+
+def test_logs_with_owner_and_mode(tmp_path):
+    path = tmp_path / "error.log"
+    path.write_text("x" * 10)
+    path.chmod(0o640)
+    (tmp_path / "other.log").touch()
+    found = disk.rotation(Setting({"log_dir": str(tmp_path)}))["logs"][0]
+    assert (found["name"], found["bytes"], found["mode"]) == ("error.log", 10, "-rw-r-----")
+    assert found["owner"] == pwd.getpwuid(os.getuid()).pw_name and found["group"] == grp.getgrgid(os.getgid()).gr_name
+    assert disk._name(pwd.getpwuid, 4123456789) == "4123456789"
+
+
+def test_headers_of_an_answer_are_shown_but_for_cookies(monkeypatch):
+    headers = {"server": "nginx", "content-type": "application/json", "set-cookie": "sessionid=abc"}
+    answer = probe.HttpResult(200, 0.01, "{}", None, "", headers)
+    monkeypatch.setattr(probe, "http_get", lambda *_arguments: answer)
+    found = network.http(Setting({"http": {"site": {"url": "https://localhost"}}}))
+    assert found["site"]["headers"] == {"server": "nginx", "content-type": "application/json"}
+    assert found["site"]["status"] == 200
 
 
 def test_limits_of_units(tmp_path):

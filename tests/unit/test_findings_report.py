@@ -15,10 +15,11 @@ import jsonschema
 import pytest
 import shiftmaster_findings
 import yaml
-from ansible.module_utils.shiftmaster import findings, findings_report
+from ansible.module_utils.shiftmaster import diagnose_database, findings, findings_report
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent / "diagnosis"
+UTC = {"name": "UTC", "offset_seconds": 0}
 MADE = datetime.datetime(2026, 11, 26, 8, 0, tzinfo=datetime.timezone.utc)
 RULES = [
     rule
@@ -199,10 +200,175 @@ def test_bars_are_hatched_where_they_are_long():
 
 
 def test_line_chart_writes_its_largest_value():
-    chart = findings_report.line_chart("x", [(0, 1.0), (60, 5.0), (120, 0.0)])
+    chart = findings_report.line_chart("x", [(0, 1.0), (60, 5.0), (120, 0.0)], UTC)
     points = re.search(r'points="([^"]*)"', chart)[1].split()
     assert ">5<" in chart and len(points) == 3
     assert float(points[1].split(",")[1]) < float(points[0].split(",")[1]) < float(points[2].split(",")[1])
+
+
+def test_line_chart_of_percentages_reaches_to_a_hundred():
+    chart = findings_report.line_chart("x", [(0, 50.0), (60, 25.0)], UTC, 100.0)
+    heights = [float(point.split(",")[1]) for point in re.search(r'points="([^"]*)"', chart)[1].split()]
+    assert ">100<" in chart and 'max 50"' in chart and heights == [47.5, 63.8]
+
+
+# --- alerts and usage of the last hours -------------------------------------------------------------------------------
+
+
+def alert(name, start, end, instance="a"):
+    return {"name": name, "severity": "critical", "instance": instance, "start": start, "end": end}
+
+
+def with_history(name, *alerts, **more):
+    part = {"status": "ok", "source": "prometheus", "alerts": list(alerts), "usage": {}, **more}
+    return dict(changed(HEALTHY, {"parts": {"history": part, "release": {"deploys": []}}}), host=name, at=1000.0)
+
+
+def test_alerts_begin_and_end_in_the_timeline():
+    one = with_history("mon", alert("Ended", 100.0, 400.0), alert("Fires", 500.0, None), alert("Old", None, 300.0),
+                       alert("Always", None, None), alert("OfNobody", 600.0, None, ""))  # fmt: skip
+    shown = {
+        language: [(event["at"], event["host"], event["text"]) for event in findings_report.timeline([one], language)]
+        for language in findings.LANGUAGES
+    }
+    assert shown["en"] == [
+        (1000.0, "a", "Always (critical) was firing already; when it began is not known"),
+        (600.0, "mon", "OfNobody (critical) began"),
+        (500.0, "a", "Fires (critical) began"),
+        (400.0, "a", "Ended ended after 5 min"),
+        (300.0, "a", "Old ended"),
+        (100.0, "a", "Ended (critical) began"),
+    ]
+    assert [text for _at, _host, text in shown["ja"]][1:4] == [
+        "OfNobody(重大)が発報", "Fires(重大)が発報", "Ended が解消(5 min 継続)",
+    ]  # fmt: skip
+    assert {event["kind"] for event in findings_report.timeline([one])} == {"alert"}
+
+
+def test_two_prometheus_tell_of_an_alert_once():
+    hosts = [
+        with_history("mon1", alert("A", 100.0, 400.0), alert("A", 700.0, 760.0)),
+        with_history("mon2", alert("A", 130.0, 400.0)),
+    ]
+    events = findings_report.timeline(hosts)
+    assert [event["at"] for event in events] == [760.0, 700.0, 400.0, 100.0]
+
+
+@pytest.mark.parametrize("language", findings.LANGUAGES)
+def test_page_shows_alerts_and_charts_of_every_host_in_one_zone(language):
+    usage = {f"h{number}": {"cpu": [[1800000000, 10.0], [1800003600, 90.0 + number]], "memory": [[1800000000, 40.0], [1800003600, 41.0]]}
+             for number in (1, 2)}  # fmt: skip
+    history = {
+        "status": "ok",
+        "source": "prometheus",
+        "usage": usage,
+        "alerts": [alert("HighCPUUsage", 1800000000.0, None, "h2")],
+    }
+    patch = {"zone": {"name": "JST", "offset_seconds": 32400}, "parts": {"history": history}}
+    answer, files = shiftmaster_findings.judge(
+        parameters(patch, {"zone": {"name": "JST", "offset_seconds": 32400}}, folder="/x", language=language), MADE
+    )
+    page, text = files["diagnosis.html"], answer["report_text"]
+    for number in (1, 2):
+        assert (
+            f'CPU(%): max {90 + number}"' in page if language == "ja" else f'Processor, %: max {90 + number}"' in page
+        )
+    assert ("HighCPUUsage(重大)が発報" if language == "ja" else "HighCPUUsage (critical) began") in page
+    # 2027-01-15 08:00 UTC.
+    assert "<td>01-15 17:00:00</td>" in page and ">17:00<" in page and "08:00" not in re.sub("<details.*", "", page)
+    for shown in (page, text):
+        assert "JST (UTC+09:00)" in shown and "2026-11-26 17:00:00" in shown
+
+
+def test_a_host_that_writes_its_logs_in_another_zone_is_named():
+    here = {"zone": {"name": "JST", "offset_seconds": 32400}}
+    answer, files = shiftmaster_findings.judge(
+        parameters(here, here, {"zone": {"name": "UTC", "offset_seconds": 0}}, folder="/x"), MADE
+    )
+    for shown in (answer["report_text"], files["diagnosis.html"]):
+        assert "JST (UTC+09:00); log lines of h3: UTC" in shown
+
+
+def test_what_a_host_kept_itself_is_drawn_where_there_is_no_prometheus():
+    usage = {"": {"cpu": [[0, 1.0], [60, 2.0]], "memory": []}}
+    patch = {"parts": {"history": {"status": "ok", "source": "sysstat", "alerts": [], "usage": usage}}}
+    _answer, files = shiftmaster_findings.judge(parameters(patch, {}, folder="/x"), MADE)
+    assert files["diagnosis.html"].count("Processor, %") == 2 and "Memory, %" not in files["diagnosis.html"]
+
+
+# --- the database in a terminal ---------------------------------------------------------------------------------------
+
+
+def columns_of_queries():
+    """Every name that a query of a table of the report gives."""
+    for name, query in {**diagnose_database.QUERIES, **diagnose_database.STATEMENTS}.items():
+        if name in findings_report.DATABASE_TABLES:
+            selected = re.split(r"\bFROM pg_", query)[0]
+            yield from re.findall(r"\bAS (\w+)(?=\s*,|\s*$)", selected, re.M)
+            yield from re.findall(r"(?:^\s*SELECT|,)\s+(?:\w\.)?(\w+)(?=\s*,|\s*$)", selected, re.M)
+
+
+def test_every_column_has_a_heading_in_both_languages():
+    named = set(columns_of_queries()) - {"datname", "usename"}
+    assert len(named) > 30 and named - set(findings_report.COLUMNS) == set()
+    shown = {column for columns in findings_report.TERMINAL_COLUMNS.values() for column in columns}
+    assert shown - set(findings_report.COLUMNS) == set()
+
+
+ROWS = [{"schema": "public", "table": f"roster_{number}", "bytes": 2048 << number, "index_bytes": 0, "rows": number, "dead_rows": 1,
+         "scans": 5, "scanned_rows": 9, "index_scans": 1, "index_rows": 7, "vacuumed_seconds_ago": None, "analysed_seconds_ago": 7200}
+        for number in range(14)]  # fmt: skip
+DATABASE_TABLES = {"parts": {"database": {
+    "tables": ROWS,
+    "slowest_on_average": [{"query": "SELECT 職員名 " + "x" * 500, "calls": 9, "mean_ms": 210.5, "total_ms": 1900, "rows": 3}],
+    "duplicate_indexes": [], "databases": [{"name": "shiftmaster", "bytes": 50000000, "age": 4000000, "deadlocks": 0, "temp_bytes": 0}],
+}}}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", findings.LANGUAGES)
+def test_database_tables_are_in_the_terminal_for_its_area_alone(language):
+    text = {
+        area: shiftmaster_findings.judge(parameters(DATABASE_TABLES, area=area, language=language), MADE)[0][
+            "report_text"
+        ]
+        for area in ("db", "app", "all")
+    }
+    title = "Largest tables" if language == "en" else "大きな表"
+    assert title in text["db"] and title not in text["app"] + text["all"]
+    lines = text["db"].splitlines()[
+        next(number for number, line in enumerate(text["db"].splitlines()) if "PostgreSQL 17.6" in line) :
+    ]
+    assert max(findings_report.wide(line) for line in lines) <= findings_report.TERMINAL_WIDTH
+    assert "roster_9 " in text["db"] and "roster_10" not in text["db"]
+    assert ("… and 4 more" if language == "en" else "ほか 4 件") in text["db"]
+    assert ("Duplicate indexes: none" if language == "en" else "重複インデックス: なし") in text["db"]
+    # Where pg_stat_statements gave nothing, nothing is claimed.
+    assert (
+        "together: not known (pg_stat_statements)"
+        if language == "en"
+        else "合計実行時間の長い文: 不明 (pg_stat_statements)"
+    ) in text["db"]
+    for heading in ("dead rows", "vacuumed ago") if language == "en" else ("不要行", "VACUUM からの経過"):
+        assert heading in text["db"]
+    assert "SELECT 職員名 xx" in text["db"] and "x…" in text["db"]
+
+
+def test_columns_of_a_terminal_stand_below_each_other():
+    rows = [{"table": "職員", "bytes": 1024}, {"table": "roster", "bytes": 1 << 30}]
+    lines = findings_report.terminal_table(["table", "bytes"], rows, "ja")
+    assert lines == ["   表      サイズ", "   職員     1 KiB", "   roster   1 GiB"]
+
+
+@pytest.mark.parametrize("language", findings.LANGUAGES)
+def test_headings_of_the_pages_tables_are_in_its_language(language):
+    hung = {"parts": {"containers": {"status": "failed", "error": "permission denied"}}}
+    _answer, files = shiftmaster_findings.judge(
+        parameters(changed(DATABASE_TABLES, hung), folder="/x", language=language), MADE
+    )
+    heads = set(re.findall(r"<th>([^<]*)</th>", files["diagnosis.html"]))
+    wanted = {"dead rows", "part", "when"} if language == "en" else {"不要行", "項目", "日時"}
+    assert wanted <= heads and not [head for head in heads if "_" in head]
+    assert '<td class="number">2 h</td>' in files["diagnosis.html"], "a time without its unit"
 
 
 def test_bundle_is_listed_summed_and_bounded():
