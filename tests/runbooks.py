@@ -1,0 +1,147 @@
+"""Every command that a runbook, an alert or a finding tells somebody to type, and what kind it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from ansible.module_utils.shiftmaster import findings
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = ROOT / "tests/unit/diagnosis/cases.yml"
+HEALTHY = ROOT / "tests/unit/diagnosis/healthy.yml"
+
+
+class Command(NamedTuple):
+    text: str
+    said_by: str  # the alert, or the rule
+    where: str  # a key of scripts/alerts.py's WHERE; of a rule "rule"
+    service: str
+
+
+def load(path: Path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def of_alerts() -> list:
+    spec = importlib.util.spec_from_file_location("alerts", ROOT / "scripts/alerts.py")
+    script = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        spec.loader.exec_module(script)
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+    found = []
+    for alert in script.catalogue():
+        texts = alert["look"] + [cause[key] for cause in alert["causes"] for key in ("check", "fix") if key in cause]
+        found += [Command(text, alert["name"], alert["where"], alert["service"]) for text in texts]
+    return found
+
+
+def rules() -> list:
+    return [rule for path in sorted((ROOT / "diagnosis").glob("*.yml")) for rule in load(path)["rules"]]
+
+
+def of_rules() -> list:
+    """Those of their runbooks, and those that the findings of tests/unit/diagnosis/cases.yml show."""
+    every, healthy = rules(), load(HEALTHY)
+    found = [
+        Command(text, rule["name"], "rule", rule["component"]) for rule in every for text in rule.get("commands", [])
+    ]
+    component = {rule["name"]: rule["component"] for rule in every}
+    for case in load(CASES).values():
+        for patch in (case["fires"], *case.get("variants", [])):
+            host = changed(healthy, patch)
+            for finding in findings.find(every, [host], "all", case.get("fleet", {})):
+                name = finding["rule"]
+                found += [Command(text, name, "rule", component[name]) for text in finding["fix"]]
+    return found
+
+
+def changed(base, patch):
+    """A copy with a patch's values in it; None for `parts` takes all away."""
+    if not isinstance(patch, dict) or not isinstance(base, dict):
+        return patch
+    result = dict(base)
+    for key, value in patch.items():
+        result[key] = {} if key == "parts" and value is None else changed(result.get(key), value)
+    return result
+
+
+def every() -> list:
+    """Each text once."""
+    return list({command.text: command for command in of_alerts() + of_rules()}.values())
+
+
+# --- kinds -----------------------------------------------------------------------------------------------------------
+
+# They only read, whatever their options (as they are used here).
+READERS = frozenset(
+    """awk cat curl date df du find findmnt free getent grep head id ip last ls namei pg_lsclusters pgrep ps sort ss
+    systemd-cgtop tail timedatectl top uniq uptime""".split()
+)
+# What a program's own command has to be, for it to read only.
+VERBS = {
+    "ansible": r".* -m ansible\.builtin\.(ping$|(command|raw|shell) .*-a )",
+    "chronyc": r"(-n )?(sources|tracking)",
+    "docker": r"(info|inspect|logs|network ls|ps|stats --no-stream)\b",
+    "filebeat": r"test ",
+    "journalctl": r"(?!.*--(vacuum|rotate|flush))",
+    "nft": r"(--handle )?list ",
+    "nginx": r"-t$",
+    "openssl": r"(x509|s_client) ",
+    "pgbackrest": r"(\S+ )*info$",
+    "promtool": r"check ",
+    "psql": r"(?!.*pg_(terminate|cancel)_backend|.*pg_wal_replay_(resume|pause)).*(-c (SELECT|SHOW|\\)|-l$)",
+    "redis-cli": r".*(--bigkeys|INFO( \w+)?|(CLIENT|ACL) LIST)$",
+    "shiftmasterctl": r"status$",
+    "systemctl": r"(status|show|cat|list-\S+|is-\S+|--failed)\b",
+}
+# They change something, and are meant to.
+CHANGERS = re.compile(
+    r"ansible-playbook |apt-get clean$|certbot renew$|chronyc makestep$|docker (container prune|restart|start|stop)\b"
+    r"|gzip |journalctl --vacuum-size|kill \d|logrotate --force|mount --all"
+    r"|mv /var/www/shiftmaster/shared/state/state\.json |nft delete |psql .*pg_(terminate|cancel)_backend"
+    r"|psql .*pg_wal_replay_resume|renice |systemctl (kill|reload|restart|start|stop)\b|systemd-tmpfiles --clean$"
+    r"|vacuumdb |ansible .*-a '?(systemctl|kill) |ansible .* 'if systemctl is-enabled"
+)
+
+
+def simple_commands(text: str) -> list:
+    """Return the words of each simple command: parts of a pipe, `sudo -u` and `xargs` taken off."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars="|;&<>")
+    lexer.whitespace_split = True
+    found, words = [], []
+    for word in [*lexer, ";"]:
+        if word in ("|", ";", "&&", "||"):
+            found.append(words)
+            words = []
+        else:
+            words.append(word)
+    result = []
+    for words in found:
+        if words[:2] == ["sudo", "-u"]:
+            words = words[3:]
+        if words[:1] == ["xargs"]:
+            words = words[1:]
+            while words and words[0].startswith("-"):
+                words = words[2 if words[0] in ("-n", "-d") else 1 :]
+        # tail -n 30 $(ls -t ... | head -n 1) is cut at its pipe, which is harmless: all of it reads.
+        result.append(words)
+    return [words for words in result if words]
+
+
+def reads_only(text: str) -> bool:
+    """Tell whether a command changes nothing, so that anybody may run it at any time."""
+    if CHANGERS.search(text):
+        return False
+    for words in simple_commands(text):
+        program, rest = words[0], " ".join(words[1:])
+        if program not in READERS and not (program in VERBS and re.match(VERBS[program], rest)):
+            return False
+    return True
