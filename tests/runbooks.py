@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import ansible.module_utils
 import yaml
-from ansible.module_utils.shiftmaster import findings
 
 ROOT = Path(__file__).resolve().parent.parent
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+
+from ansible.module_utils.shiftmaster import findings  # noqa: E402 - it is found where the line above leads.
+
 CASES = ROOT / "tests/unit/diagnosis/cases.yml"
 HEALTHY = ROOT / "tests/unit/diagnosis/healthy.yml"
 
@@ -82,7 +86,7 @@ def every() -> list:
 
 # They only read, whatever their options (as they are used here).
 READERS = frozenset(
-    """awk cat curl date df du find findmnt free getent grep head id ip last ls namei pg_lsclusters pgrep ps sort ss
+    """awk cat curl date df du find findmnt free getent grep head id ip ls namei pg_lsclusters pgrep ps sort ss
     systemd-cgtop tail timedatectl top uniq uptime""".split()
 )
 # What a program's own command has to be, for it to read only.

@@ -256,7 +256,7 @@ def test_promtool_accepts_the_rules_and_passes_their_tests(capsys):
 # On every host, by Debian's base system, this repository's packages, or the service that the alert is about.
 KNOWN = set(
     """ansible ansible-playbook apt-get awk cat certbot chronyc curl date df docker du filebeat find findmnt free grep
-    head ip journalctl last ls mount nft nginx openssl pg_lsclusters pgrep promtool ps redis-cli shiftmasterctl
+    head ip journalctl ls mount nft nginx openssl pg_lsclusters pgrep promtool ps redis-cli shiftmasterctl
     sort ss sudo systemctl systemd-cgtop systemd-tmpfiles tail top uniq uptime xargs""".split()
 )
 UNITS = re.compile(
