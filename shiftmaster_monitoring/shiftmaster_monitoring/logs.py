@@ -272,7 +272,7 @@ def of_own_setup(logfile=None, **_more) -> None:
 
 
 def behind_own_setup(**_more) -> None:
-    """Come behind the application's own receiver. Where there is none, one would keep Celery from setting its log up."""
+    """Come behind the application's own receiver; with no other, Celery would set no log up."""
     from celery import signals
 
     if signals.setup_logging.receivers:
