@@ -32,6 +32,13 @@ options:
     default: 21600
 author:
   - ShiftMaster operations
+attributes:
+  check_mode:
+    description: The primary is asked whether it answers, nothing else happens.
+    support: full
+  diff_mode:
+    description: There is no text to compare.
+    support: none
 """
 
 EXAMPLES = r"""

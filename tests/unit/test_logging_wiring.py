@@ -184,7 +184,7 @@ def test_what_is_newer_than_elasticsearch_is_refused(tmp_path, there, version, r
     program = answers / "dpkg-query"
     program.write_text(
         f"#!/bin/sh\nmkdir -p {tmp_path}/n; n=$(ls {tmp_path}/n | wc -l); touch {tmp_path}/n/$n\n"
-        f"set -- {' '.join(there)}\n[ $# -gt $n ] || exit 1\nshift $n; printf %s \"$1\"\n"
+        f'set -- {" ".join(there)}\n[ $# -gt $n ] || exit 1\nshift $n; printf %s "$1"\n'
     )
     program.chmod(0o755)
     playbook = [{

@@ -43,6 +43,7 @@ def test_nothing_is_done_without_confirmation(operations, backups, data):
     assert (operations.fingerprint(), backups.sql("SELECT count(*) FROM precious")) == before
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("extra", "text"),
     [
@@ -58,6 +59,7 @@ def test_what_cannot_be_meant_is_refused(operations, data, extra, text):
     assert run.code != 0 and run.says(text), run.output[-2000:]
 
 
+@pytest.mark.whole
 def test_one_table(operations, backups, data):
     moment = now(backups)
     backups.sql("DROP TABLE precious")
@@ -69,12 +71,14 @@ def test_one_table(operations, backups, data):
     assert operations.serves(30) == "2.0.0"
 
 
+@pytest.mark.whole
 def test_scratch(operations, backups, data):
     run = operations.run(RESTORE, into="scratch", target=data["run_id"])
     assert run.code == 0 and run.says("pg_amcheck", "rows"), run.output[-3000:]
     assert backups.shell("ls /var/backups/shiftmaster/scratch").strip() == ""
 
 
+@pytest.mark.whole
 def test_files_and_configuration(operations, backups, data):
     before = backups.shell(f"sha256sum {MEDIA}/plan.pdf {KEY}; stat -c '%U:%G %a' {MEDIA}/plan.pdf {KEY}")
     backups.shell(f"rm {MEDIA}/plan.pdf {KEY}")
@@ -108,6 +112,7 @@ def test_the_moment_before_a_dropped_table(operations, backups, data):
     assert "restored" in backups.shell("tail -n 5 /var/www/shiftmaster/shared/state/audit.jsonl")
 
 
+@pytest.mark.whole
 def test_a_gap_in_the_archive_is_no_end(operations, backups, data):
     """What was there comes back, and no branch of the WAL is left that a later restore would follow."""
     backups.sql("INSERT INTO precious VALUES (10000, 'last'); SELECT pg_switch_wal()")
@@ -125,6 +130,7 @@ def test_a_gap_in_the_archive_is_no_end(operations, backups, data):
     assert operations.serves(60) == "2.0.0"
 
 
+@pytest.mark.whole
 def test_latest(operations, backups, data):
     backups.sql("INSERT INTO precious VALUES (10001, 'last')")
     run = operations.run(RESTORE, confirm=HOST, timeout=3000)
@@ -133,6 +139,7 @@ def test_latest(operations, backups, data):
     assert operations.serves(60) == "2.0.0"
 
 
+@pytest.mark.whole
 def test_a_backup_by_playbook_and_a_second_run_of_the_roles_changes_nothing(operations, backups, data):
     run = operations.run("playbooks/backup.yml", only="database")
     assert run.code == 0 and run.says("Database: SUCCESS"), run.output[-3000:]
@@ -148,6 +155,7 @@ def test_a_backup_by_playbook_and_a_second_run_of_the_roles_changes_nothing(oper
     assert (run.code, run.changed) == (0, 0), run.output[-5000:]
 
 
+@pytest.mark.whole
 def test_a_deploy_makes_a_proven_backup_before_it_migrates(operations, backups, data):
     before = len(backups.manifests())
     run = operations.deploy("2.1.0")
@@ -156,6 +164,7 @@ def test_a_deploy_makes_a_proven_backup_before_it_migrates(operations, backups, 
     assert [one["result"] for one in new] == ["succeeded"] and "before migrations" in new[0]["started_by"]
 
 
+@pytest.mark.whole
 def test_checksums_are_those_of_the_files(backups, data):
     """What the manifest says of the dump is what lies there."""
     part = next(one for one in backups.manifests() if one["parts"].get("logical", {}).get("result") == "succeeded")

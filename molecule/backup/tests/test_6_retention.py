@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 
+
+@pytest.mark.whole
 def test_the_newest_proven_chain_stays_and_what_is_before_it_goes(operations, backups, first):
     with backups.options(keep_days=0):
         backups.run(only="database,logical,files,configuration", kind="full")
