@@ -14,7 +14,7 @@ description:
     this one repository. What cannot be reached, or is signed by another key, is taken away again, since a source that
     cannot be read stops every later C(apt-get update) on the host; the task then fails and says what apt said.
   - The key's fingerprint is computed from the key itself and compared before anything is written.
-  - Nothing is asked of the network where both files and the index are there.
+  - Nothing is asked of the network where both files and the index are there, and the index knows O(packages).
 options:
   name:
     description: The name of the files.
@@ -41,6 +41,13 @@ options:
     description: The fingerprint that the key must have; blanks do not count. Empty accepts any.
     type: str
     default: ""
+  packages:
+    description:
+      - Packages with the versions that are wanted, such as V(elasticsearch=9.2.1). Where apt knows one of them not yet, the
+        index is read again, which is no change. What is not there then is for whoever installs it to say.
+    type: list
+    elements: str
+    default: []
   timeout_seconds:
     description: How long apt waits for an answer; it tries twice.
     type: int
@@ -239,6 +246,16 @@ def update(source, timeout):
     return None if done.returncode == 0 else " ".join(" ".join(lines or text.splitlines()[-3:]).split())
 
 
+def knows(package):
+    """Whether apt's indexes have this version of a package."""
+    command = ["apt-cache", "show", "--no-all-versions", package]
+    try:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    except FileNotFoundError:
+        return True
+    return done.returncode == 0
+
+
 class Source:
     def __init__(self, module):
         p = self.p = module.params
@@ -277,7 +294,8 @@ class Source:
                 for path in sorted(changed)
             ],
         }
-        if known or self.module.check_mode:
+        current = known and all(knows(package) for package in p["packages"])
+        if current or self.module.check_mode:
             self.module.exit_json(**result)
         for path in changed:
             write(path, self.wanted[path])
@@ -299,6 +317,7 @@ def main():
             # A public key.
             "signing_key": {"type": "str", "required": True, "no_log": False},
             "fingerprint": {"type": "str", "default": ""},
+            "packages": {"type": "list", "elements": "str", "default": []},
             "timeout_seconds": {"type": "int", "default": 15},
             "root": {"type": "path", "default": "/etc/apt"},
             "lists": {"type": "path", "default": "/var/lib/apt/lists"},

@@ -140,6 +140,17 @@ def test_an_index_that_is_gone_is_read_again(add):
     assert add()["changed"] and len(add.asked) == 2
 
 
+def test_a_version_that_the_index_does_not_have_is_looked_for(add, monkeypatch):
+    """A version that came since is an update by one variable, which waits for nobody's daily apt-get update."""
+    add()
+    monkeypatch.setattr(module, "knows", lambda package: package == "a=1")
+    assert not add(packages=["a=1"])["changed"] and len(add.asked) == 1
+    assert not add(packages=["a=1", "b=2"], check_mode=True)["changed"] and len(add.asked) == 1
+    # What it had stays what it had, so that a run that changes nothing says so.
+    assert not add(packages=["a=1", "b=2"])["changed"] and len(add.asked) == 2
+    assert add("Could not connect", packages=["b=2"])["failed"] and len(add.files()) == 2
+
+
 def test_another_fingerprint_is_refused_before_anything_is_written(add):
     result = add(fingerprint="0" * 40)
     assert result["failed"] and FINGERPRINT in result["msg"]
