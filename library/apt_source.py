@@ -43,8 +43,8 @@ options:
     default: ""
   packages:
     description:
-      - Packages with the versions that are wanted, such as V(elasticsearch=9.2.1). Where apt knows one of them not yet, the
-        index is read again, which is no change. What is not there then is for whoever installs it to say.
+      - Packages with the versions that are wanted, such as V(elasticsearch=9.2.1). Where apt knows one of them not yet,
+        the index is read again, which is no change. What is not there then is for whoever installs it to say.
     type: list
     elements: str
     default: []
@@ -250,10 +250,11 @@ def knows(package):
     """Whether apt's indexes have this version of a package."""
     command = ["apt-cache", "show", "--no-all-versions", package]
     try:
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
     except FileNotFoundError:
         return True
-    return done.returncode == 0
+    # It ends with 0 where it has the package in another version, and shows nothing.
+    return done.stdout.startswith(b"Package:")
 
 
 class Source:
