@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from support import APP, SCENARIO_HOME, Operations, wait_for
+from support import APP, PASSWORD, ROOT, SCENARIO_HOME, Operations, wait_for
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 LOGS = "/var/log/shiftmaster"
@@ -49,39 +49,59 @@ def test_the_application_writes_json_and_people_can_read_it(app):
     assert app.shell(f"stat -c '%U %G %a' {LOGS}/app.log").split() == ["shiftmaster", "adm", "640"]
 
 
+# As a browser does it: the form's token, the login, and the order of a draft, which a task works off.
+ORDER = """
+set -euo pipefail
+cd "$(mktemp -d)"
+ask() { curl -sS --cacert /etc/ssl/shiftmaster/ca.crt --cookie jar --cookie-jar jar -e https://localhost/ "$@"; }
+token() { awk '$6 == "csrftoken" { print $7 }' jar; }
+ask -o /dev/null https://localhost/login/
+ask -o /dev/null -D login --data-urlencode "csrfmiddlewaretoken=$(token)" --data-urlencode username=demo \\
+  --data-urlencode "password@-" https://localhost/login/
+grep -q '^HTTP/[0-9.]* 302' login
+draft=https://localhost/roster/east-3/2031-01/draft/
+ask -o /dev/null -D - --data-urlencode "csrfmiddlewaretoken=$(token)" $draft | tr -d '\\r'
+"""
+
+
 def test_a_request_is_followed_through_every_part(app):
-    """One request that sends a task: nginx makes the id, Django, Celery and PostgreSQL's log have it."""
-    answer = app.shell("curl -sk -o /dev/null -D - https://localhost/login/ | tr -d '\\r'")
+    """One request of somebody who is logged in, on real parts: nginx makes its id; Django, PostgreSQL, Celery have it."""
+    answer = app.shell(ORDER, stdin=PASSWORD)
+    assert re.match(r"HTTP/[0-9.]+ 302", answer), answer
     (number,) = re.findall(r"(?im)^x-request-id: ([0-9a-f]{32})$", answer)
-    nginx = app.shell(f"grep -c {number} /var/log/nginx/shiftmaster_access.log").strip()
-    assert nginx == "1"
-    # And one with an id of the test's own, in a process of the release: what nginx hands on is the same header.
-    own = "feedfacefeedfacefeedfacefeedface"
+    # nginx writes a batch of lines at a time.
+    access = "/var/log/nginx/shiftmaster_access.log"
+    wait_for(lambda: number in app.shell(f"cat {access}"), 30, "nginx' line")
+    (line,) = [json.loads(line) for line in app.shell(f"grep {number} {access}").splitlines()]
+    assert line["path"] == "/roster/east-3/2031-01/draft/" and line["status"] == 302
+
+    wait_for(lambda: "succeeded" in app.shell(f"grep {number} {LOGS}/celery.log || true"), 60, "the task's lines")
+    events = {
+        name: [json.loads(line) for line in app.shell(f"grep {number} {LOGS}/{name}.log").splitlines()]
+        for name in ("app", "celery")
+    }
+    for found in events.values():
+        assert {event["http"]["request"]["id"] for event in found} == {number}
+    (sent,) = [event for event in events["app"] if event["log"]["logger"] == "site"]
+    assert sent["message"] == "roster.tasks.build_draft is sent" and sent["labels"]["route"].endswith("/draft/")
+    assert sent["user"]["hash"]
+    own = [event for event in events["celery"] if event["log"]["logger"] == "roster.tasks.draft"]
+    assert [event["labels"]["task"] for event in own] == ["roster.tasks.build_draft"]
+    # The view's own statement, and the task's.
+    statements = app.shell(f"grep -h '/[*] request_id={number} [*]/ ' /var/log/postgresql/*.log")
+    assert "roster_monthplan" in statements and "roster_assignment" in statements
+
+
+def test_a_message_is_masked_at_its_source(app):
     python(
         app,
-        f"""
+        """
         import logging
-        from django.test import RequestFactory
-        from django.db import connection
-        from shiftmaster_monitoring import carry
-        from shiftmaster.celery import app
-
-        def view(request):
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT %s", ["followed"])
-            logging.getLogger("followed").error("mail to taro@example.jp")
-            app.send_task("celery.accumulate", args=["followed"])
-
-        carry.RequestContext(view)(RequestFactory().get("/", HTTP_X_REQUEST_ID="{own}"))
+        logging.getLogger("followed").error("mail to taro@example.jp, seen-by-the-test")
         """,
     )
-    (event,) = [json.loads(line) for line in app.shell(f"grep {own} {LOGS}/app.log").splitlines()]
-    assert event["message"] == "mail to [mail]" and event["http"]["request"]["id"] == own
-    statement = app.shell(f"grep -h {own} /var/log/postgresql/*.log")
-    assert f"/* request_id={own} */ SELECT" in statement
-    wait_for(lambda: own in app.shell(f"cat {LOGS}/celery.log"), 30, "the task's lines")
-    task = [json.loads(line) for line in app.shell(f"grep {own} {LOGS}/celery.log").splitlines()]
-    assert {event["labels"]["task"] for event in task} == {"celery.accumulate"}
+    event = json.loads(app.shell(f"grep seen-by-the-test {LOGS}/app.log | tail -n 1"))
+    assert event["message"] == "mail to [mail], seen-by-the-test"
 
 
 def test_logins_are_in_the_audit_log_without_a_name(app):
@@ -100,6 +120,27 @@ def test_all_five_roles_have_converged(app, log):
     assert app.shell("systemctl is-active filebeat").strip() == "active"
     assert app.shell("systemctl is-system-running").strip() == "running"
     assert log.shell("systemctl is-system-running").strip() == "running"
+
+
+def test_two_nodes_are_one_cluster(log):
+    second = Operations(INVENTORY, "logging-log2")
+    assert second.shell("systemctl is-active elasticsearch").strip() == "active"
+    for host in (log, second):
+        answer = host.shell(
+            "curl -sS -m 20 --cacert /etc/ssl/shiftmaster/ca.crt -K - https://localhost:9200/_cluster/health",
+            stdin=f'user = "shiftmaster_admin:{password("admin")}"\n',
+        )
+        assert {name: json.loads(answer)[name] for name in ("status", "number_of_nodes")} == {
+            "status": "green", "number_of_nodes": 2,
+        }  # fmt: skip
+        # What makes a cluster is left on no node.
+        assert "initial_master_nodes" not in host.shell("cat /etc/elasticsearch/elasticsearch.yml")
+
+
+def test_elasticsearch_may_lock_its_memory(log):
+    limits = log.shell("cat /proc/$(systemctl show -p MainPID --value elasticsearch)/limits")
+    assert re.search(r"Max locked memory +unlimited +unlimited", limits), limits
+    assert "bootstrap.memory_lock: true" in log.shell("cat /etc/elasticsearch/elasticsearch.yml")
 
 
 def test_no_secret_is_readable_for_everybody(app, log):
@@ -132,3 +173,32 @@ def test_the_writer_may_only_write(log):
             stdin=f'user = "shiftmaster_writer:{secret}"\n',
         )
         assert status.strip() == wanted, path
+
+
+def test_the_watch_writes_what_the_alerts_ask_for(app):
+    """Once, as with a Prometheus that reads it: each metric of the rules that is the pipeline's own is in a file."""
+    run = app.run("deploy.yml", "--tags", "log_watch", monitoring_hosts=["logging-log"])
+    assert run.code == 0, run.output
+    text = ""
+    for name in ("logging-trixie", "logging-log", "logging-log2"):
+        host = Operations(INVENTORY, name)
+        host.shell("systemctl stop shiftmaster-log-watch.timer; systemctl start --wait shiftmaster-log-watch.service")
+        text += host.shell("cat /var/lib/prometheus/node-exporter/shiftmaster_log*.prom")
+        assert not re.findall(r"(?m)^\S+_up 0$", text), text
+    rules = (ROOT / "monitoring/rules/logging.yml").read_text(encoding="utf-8")
+    expressions = " ".join(re.findall(r"(?m)^ +expr: (.*)$", rules))
+    # mtail's, of which there is none here; and a file's name.
+    others = {"shiftmaster_log_events_total", "shiftmaster_logging"}
+    wanted = set(re.findall(r"\bshiftmaster_\w+", expressions)) - others
+    found = set(re.findall(r"(?m)^(shiftmaster_\w+)(?: |\{)", text))
+    assert len(wanted) >= 10 and wanted - found == set()
+    assert "shiftmaster_log_canary_success 1\n" in text
+
+
+@pytest.mark.whole
+def test_a_second_run_of_the_tag_changes_nothing_and_is_short(app):
+    app.run("deploy.yml", "--tags", "logging")
+    run = app.run("deploy.yml", "--tags", "logging")
+    print(f"deploy.yml --tags logging: {run.seconds:.0f} s on {len(run.recap)} hosts")
+    assert run.code == 0 and run.changed == 0, run.output
+    assert run.seconds <= 25, f"{run.seconds:.1f} s"
