@@ -65,7 +65,7 @@ ask -o /dev/null -D - --data-urlencode "csrfmiddlewaretoken=$(token)" $draft | t
 
 
 def test_a_request_is_followed_through_every_part(app):
-    """One request of somebody who is logged in, on real parts: nginx makes its id; Django, PostgreSQL, Celery have it."""
+    """On real parts: nginx makes the id of a request, and Django, PostgreSQL and Celery have it."""
     answer = app.shell(ORDER, stdin=PASSWORD)
     assert re.match(r"HTTP/[0-9.]+ 302", answer), answer
     (number,) = re.findall(r"(?im)^x-request-id: ([0-9a-f]{32})$", answer)
