@@ -166,7 +166,5 @@ def test_a_field_of_another_type_is_a_dead_letter_and_an_alert(app, log):
     assert app.run("deploy.yml", "--tags", "log_watch", monitoring_hosts=["logging-log"]).code == 0
     log.shell("systemctl start --wait shiftmaster-log-watch.service")
     text = log.shell("cat /var/lib/prometheus/node-exporter/shiftmaster_logging.prom")
-    (figure,) = [
-        line.split()[1] for line in text.splitlines() if line.startswith("shiftmaster_logstash_dead_letter_bytes ")
-    ]
+    (figure,) = re.findall(r"(?m)^shiftmaster_logstash_dead_letter_bytes (\S+)$", text)
     assert float(figure) > before
