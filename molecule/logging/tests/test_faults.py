@@ -56,13 +56,14 @@ def ask(log, path, method="GET", body=None):
 
 
 WRITER = """
-import json, sys, time
+import json, os, sys, time
+os.umask(0o027)
 mark, count, pause, more = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), json.loads(sys.argv[4])
 for number in range(count):
     event = {
         "@timestamp": time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime()), "ecs": {"version": "8.11.0"},
         "log": {"level": "INFO", "logger": "faults"}, "message": "%s %d" % (mark, number),
-        "event": {"dataset": "shiftmaster.app"}, **more,
+        "event": {"dataset": "shiftmaster.app"}, "service": {"name": "shiftmaster", "environment": "demo"}, **more,
     }
     # Opened each time, as the application does after a rotation.
     with open("/var/log/shiftmaster/app.log", "a") as stream:
