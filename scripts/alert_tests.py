@@ -170,6 +170,8 @@ MATCHERS = re.compile(r'(=~|!~|!=|=)"((?:[^"\\]|\\.)*)"')
 COMPARISONS = {">": (">=", "<"), "<": ("<=", ">"), ">=": (">", "<"), "<=": ("<", ">"), "==": ("!=",), "!=": ("==",)}
 # Changes that change nothing: vector() fires with any number.
 EQUIVALENT = {("Watchdog", "1")}
+# The labels by which series are put together or find one another.
+GROUPING = re.compile(r"\b(by|without|on|ignoring) \(([^)]*)\)")
 # What is no number of the expression: strings, durations, names.
 TOKENS = re.compile(
     r'(?P<string>"(?:[^"\\]|\\.)*")|(?P<matcher>{[^}]*})|(?P<range>\[[^\]]*\])|(?P<offset>\boffset \w+)'
@@ -185,21 +187,39 @@ def changed_numbers(text: str) -> tuple[str, ...]:
     return (f"{value * 1.1:.10g}", f"{value * 0.9:.10g}")
 
 
-def mutants(alert: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(what was changed, the alert's rule with it)"""
-    original = catalogue_of.rule(alert)
-    expr, seen = original["expr"], set()
+def changed_duration(text: str) -> tuple[str, ...]:
+    seconds = span(text)
+    return (f"{seconds * 2}s", f"{seconds // 2}s")
+
+
+def changed_groupings(expr: str) -> Iterator[tuple[str, str]]:
+    """Each label taken away; where there is none, one that nothing has changes nothing."""
+    for match in GROUPING.finditer(expr):
+        labels = [label.strip() for label in match[2].split(",") if label.strip()]
+        for label in labels:
+            left = ", ".join(one for one in labels if one != label)
+            what = f"{match[1]} ({match[2]}) [{label} → nothing]"
+            yield what, expr[: match.start()] + f"{match[1]} ({left})" + expr[match.end() :]
+
+
+def changed_expressions(name: str, expr: str) -> Iterator[tuple[str, str]]:
+    """(what was changed, the expression with it)"""
+    seen = set()
+    yield from changed_groupings(expr)
     for match in TOKENS.finditer(expr):
         kind, text = match.lastgroup, match[0]
-        if (alert["name"], text) in EQUIVALENT:
+        if (name, text) in EQUIVALENT:
             continue
+        if kind in ("range", "offset"):
+            for other in changed_duration(text):
+                changed = f"[{other}]" if kind == "range" else f"offset {other}"
+                yield f"…{expr[max(0, match.start() - 40) : match.start()]}[{text} → {changed}]".replace("\n", " "), (
+                    expr[: match.start()] + changed + expr[match.end() :]
+                )
         others = changed_numbers(text) if kind == "number" else COMPARISONS[text] if kind == "comparison" else ()
         for other in others:
             where = expr[max(0, match.start() - 30) : match.start()].split("\n")[-1]
-            yield (
-                f"…{where}[{text} → {other}]",
-                {**original, "expr": expr[: match.start()] + other + expr[match.end() :]},
-            )
+            yield f"…{where}[{text} → {other}]", expr[: match.start()] + other + expr[match.end() :]
         for inner in MATCHERS.finditer(text) if kind == "matcher" else ():
             start, end = match.start() + inner.start(2), match.start() + inner.end(2)
             changed = expr[:start] + "other" + expr[end:]
@@ -208,7 +228,14 @@ def mutants(alert: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 changed = expr.replace(inner[0], f'{inner[1]}"other"')
             if changed not in seen:
                 seen.add(changed)
-                yield f"{text} [{inner[2]} → other]", {**original, "expr": changed}
+                yield f"{text} [{inner[2]} → other]", changed
+
+
+def mutants(alert: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(what was changed, the alert's rule with it)"""
+    original = catalogue_of.rule(alert)
+    for what, expr in changed_expressions(alert["name"], original["expr"]):
+        yield what, {**original, "expr": expr}
     step = catalogue_of.FAST_SECONDS if alert["group"] in catalogue_of.FAST else catalogue_of.SECONDS
     step = span(cases()[alert["name"]].get("evaluation", f"{step}s"))
     duration = catalogue_of.seconds(alert["for"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 
+import alerting as proofs
 import pytest
 from alerting import about
 from receivers import Receivers
-from support import wait_for
+from support import kill_run, load, wait_for
 
 ROUTE = "/requests/"
 # So long, since increase() takes the rise between the first and the last scrape in it for one of the whole time: with a
@@ -31,6 +33,12 @@ def told(alerting, since: float, known=frozenset()) -> list:
     """Messages to people, but of alerts that fire since before: of the budget of a whole day after other tests."""
     found = [one for one in alerting.messages("", since) if one["receiver"] != "deadman"]
     return [one for one in found if not any(alert in about(one) for alert in known)]
+
+
+def silences(watch) -> list:
+    """Those that hold."""
+    found = json.loads(watch.ask("https://localhost:9093/api/v2/silences"))
+    return [one for one in found if one["status"]["state"] == "active"]
 
 
 @pytest.fixture
@@ -71,28 +79,54 @@ def test_figures_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, 
     assert abs(increase - asked) <= 0.01 * asked and abs(counted - asked) <= 0.01 * asked, codes
     time.sleep(60)
     assert told(alerting, since, known) == []
-    assert watch.query("alertmanager_silences{state='active'} > 0") == [], "a silence is left"
+    assert silences(watch) == [], "a silence is left"
 
 
-def test_a_deploy_that_fails_is_told_once(hosts, watch, quiet, capsys):
+# With and without users who meet it: the first is noticed by its health check, the second when pages are asked for.
+@pytest.mark.parametrize(("version", "said"), [("broken-health", "failed"), ("broken-template", "broke under traffic")])
+def test_a_deploy_that_fails_is_told_once(hosts, watch, quiet, version, said):
     """By the run itself, from the controller; the version of before serves, so no alert has anything to say."""
     alerting, known = quiet
     since, receivers = alerting.now(), Receivers().start()
     try:
-        run = hosts.app.deploy(
-            "broken-health",
-            notify_slack_url=f"http://127.0.0.1:{receivers.ports['slack']}/services/T00000000/B00000000/abcdefghijkl",
-            notify_pagerduty_routing_key="0123456789abcdef0123456789abcdef",
-            notify_pagerduty_url=f"http://127.0.0.1:{receivers.ports['pagerduty']}/v2/enqueue",
-            notify_pagerduty_change_url=f"http://127.0.0.1:{receivers.ports['pagerduty']}/v2/change/enqueue",
-            notify_smtp_host="127.0.0.1", notify_smtp_port=receivers.ports["smtp"], notify_smtp_security="none",
-        )  # fmt: skip
+        with load(hosts.app, "--clients", "8", "--think-seconds", "0.3", seconds=900):
+            run = hosts.app.deploy(
+                version,
+                notify_slack_url=f"http://127.0.0.1:{receivers.ports['slack']}/services/T00000000/B00000000/abcdefghij",
+                notify_pagerduty_routing_key="0123456789abcdef0123456789abcdef",
+                notify_pagerduty_url=f"http://127.0.0.1:{receivers.ports['pagerduty']}/v2/enqueue",
+                notify_pagerduty_change_url=f"http://127.0.0.1:{receivers.ports['pagerduty']}/v2/change/enqueue",
+                notify_smtp_host="127.0.0.1", notify_smtp_port=receivers.ports["smtp"], notify_smtp_security="none",
+                shiftmaster_watch_seconds=20,
+            )  # fmt: skip
+            # As long as what happened is within the windows of the rules, people go on with their work.
+            time.sleep(360)
     finally:
         receivers.stop()
-    assert run.code == 2, run.output[-4000:]
+    assert run.code == 2 and run.says(said), run.output[-4000:]
     messages = receivers.record.of()
     assert sorted(one["receiver"] for one in messages) == ["pagerduty", "slack", "smtp"], messages
     assert all(one["ok"] for one in messages), messages
     assert hosts.app.serves() == "2.0.0"
-    time.sleep(60)
     assert told(alerting, since, known) == []
+    assert silences(watch) == [], "a silence is left"
+
+
+def test_the_silence_of_a_run_that_is_killed_ends_by_itself(hosts, watch, alerting, tmp_path):
+    app, seconds, log = hosts.app, 90, tmp_path / "log"
+    app.hold("watch")
+    process = app.start(
+        "deploy.yml", log, "--tags", "release", shiftmaster_version="2.1.0", notify_silence_seconds=seconds
+    )
+    try:
+        app.wait_at("watch", process, log)
+        kill_run(app, process)
+        active, now = silences(watch), watch.shell("date -u +%FT%TZ")
+        assert active, "the run has silenced nothing"
+        assert all(proofs.iso(time.time()) < one["endsAt"] <= proofs.iso(time.time() + seconds) for one in active), now
+        wait_for(lambda: not silences(watch), seconds + 10, "the end of the silence")
+    finally:
+        app.let_go()
+        run = app.deploy("2.0.0")
+    assert run.code == 0 and app.serves(60) == "2.0.0", run.output[-4000:]
+    assert silences(watch) == []

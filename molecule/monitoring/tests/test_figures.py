@@ -107,6 +107,8 @@ def used(hosts, watch):
             shows("ALERTS{alertstate='firing',severity='warning'}")
         with mishaps.units_stopped(app, "postgresql@17-main.service"):
             shows("ALERTS{alertstate='firing',severity='critical'}", "shiftmaster:outage:last5m")
+        # The standby asks for the primary again and again.
+        shows("pg_stat_replication_pg_wal_lsn_diff{state='streaming'}")
         # Blocks of data that somebody has put there are found once a minute.
         shows("shiftmaster_backup_size_bytes offset 1d", seconds=180)
         yield SimpleNamespace(watch=watch, began=began)
@@ -133,6 +135,16 @@ def test_every_target_is_up(watch):
     assert {one["metric"]["instance"] for one in watch.query("up{job='node'}")} == {
         "monitoring-trixie", "monitoring-watch", "monitoring-standby",
     }  # fmt: skip
+
+
+def test_the_standby_streams(watch):
+    """On both sides: the primary feeds it by its slot, and it says that it is one."""
+    (feeding,) = watch.query("pg_stat_replication_pg_wal_lsn_diff{state='streaming'}")
+    assert feeding["metric"]["instance"] == "monitoring-trixie" and float(feeding["value"][1]) < 16 * 2**20
+    (slot,) = watch.query("pg_replication_slots_active")
+    assert (slot["metric"]["slot_name"], slot["value"][1]) == ("standby", "1")
+    (replica,) = watch.query("pg_replication_is_replica == 1")
+    assert replica["metric"]["instance"] == "monitoring-standby"
 
 
 @pytest.mark.whole
