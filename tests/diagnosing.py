@@ -103,6 +103,17 @@ def broken(operations, injure: str, mend: str):
         mended(operations, mend)
 
 
+@contextmanager
+def processors_first(operations):
+    """The host has this machine's processors before what else is tested here at the same time."""
+    update = ["docker", "update", operations.host, "--cpu-shares"]
+    subprocess.run([*update, "16384"], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*update, "1024"], check=True, capture_output=True)
+
+
 def mended(operations, command: str) -> None:
     operations.shell(command)
     operations.shell("systemctl reset-failed; true")
@@ -111,6 +122,11 @@ def mended(operations, command: str) -> None:
 def forget_the_journal(operations) -> None:
     """What the journal holds is no evidence of the next test (kills, log-ins, accounts)."""
     operations.shell("journalctl --rotate --quiet; journalctl --quiet --vacuum-time=1s; sleep 1")
+
+
+def forget_the_requests(operations) -> None:
+    """Pages that were slow or failed count for five minutes: those of the fault before are none of the next test's."""
+    operations.shell(": > /var/log/nginx/shiftmaster_access.log; rm -f /var/log/nginx/shiftmaster_access.log[.-]*")
 
 
 def carry_out(operations, command: str) -> None:

@@ -401,6 +401,12 @@ def test_headers_of_an_answer_are_shown_but_for_cookies(monkeypatch):
     assert found["site"]["status"] == 200
 
 
+def test_how_long_ago_a_unit_became_active(monkeypatch):
+    monkeypatch.setattr(services.time, "clock_gettime", lambda _clock: 1000.0)
+    assert services.seconds_ago("940500000") == 59.5
+    assert services.seconds_ago("0") is services.seconds_ago(None) is None
+
+
 def test_limits_of_units(tmp_path):
     unit = tmp_path / "system.slice" / "system-shiftmaster\\x2dweb.slice" / "shiftmaster-web@blue.service"
     unit.mkdir(parents=True)
@@ -820,6 +826,9 @@ def test_slow_statements_that_read_whole_tables():
         assert database.scanning({"tables": tables, "slowest_on_average": [statement]}) == []
     running = dict(session(3, query_seconds=30), query="UPDATE roster SET x = '?'")
     assert database.scanning({"tables": [large], "activity": [running]})[0]["mean_ms"] == 30000.0
+    begun = dict(session(3, query_seconds=1), query=slow["query"])
+    found = database.scanning({"tables": [large], "activity": [begun], "slowest_on_average": [slow]})
+    assert [one["mean_ms"] for one in found] == [2000.0]
 
 
 def test_summary_counts_connections_against_what_can_be_used():

@@ -16,11 +16,13 @@ from diagnosing import (
     diagnose,
     facts_of,
     forget_the_journal,
+    forget_the_requests,
     marks,
     mended,
+    processors_first,
     second_inventory,
 )
-from support import APP, enqueue, load
+from support import APP, enqueue, load, wait_for
 
 RELEASE = f"{APP}/active/release"
 SITE = "/etc/nginx/sites-available/shiftmaster"
@@ -209,7 +211,9 @@ def well(operations):
 
 def assert_first(operations, rule: str, **extra):
     seen = diagnose(operations, **extra)
-    assert seen.names and seen.names[0] == rule, f"{seen.names}\n{seen.output[-6000:]}"
+    # What else is tested on this machine may use its processors up, which is true then and said as a warning.
+    found = [name for name in seen.names if name != "CpuShort"]
+    assert found and found[0] == rule, f"{seen.names}\n{seen.output[-6000:]}"
     if seen.report["worst"] == "critical":
         assert seen.code == 2
     return seen
@@ -217,8 +221,9 @@ def assert_first(operations, rule: str, **extra):
 
 def assert_fixed_as_said(operations, seen) -> None:
     """Carry out what mends of the first finding's commands; the host serves then, and the finding is gone."""
-    rule, commands = seen.first["rule"], [one for one in seen.first["fix"] if MENDS.match(one)]
-    assert commands, seen.first["fix"]
+    finding = next(one for one in seen.report["findings"] if one["rule"] != "CpuShort")
+    rule, commands = finding["rule"], [one for one in finding["fix"] if MENDS.match(one)]
+    assert commands, finding["fix"]
     for command in commands:
         carry_out(operations, command)
     assert operations.serves(60), f"{commands} did not mend it"
@@ -290,7 +295,10 @@ def test_slow_statement_without_its_index(operations):
         query = "SELECT count(*), pg_sleep(1.5) FROM big WHERE staff = 7"
         loop = f"bash -c 'for i in $(seq 40); do psql -d shiftmaster -c \"{query}\"; done'"
         with background(operations, "slow", loop, User="postgres"):
-            time.sleep(25)
+            ran = "SELECT count(*) FROM pg_stat_statements WHERE query LIKE '%FROM big%' AND calls >= 10"
+            wait_for(lambda: operations.shell(f'{PSQL} -d shiftmaster -c "{ran}"').strip() == "1", 60, "ten runs")
+            # Each session tells of its scans when it ends.
+            time.sleep(2)
             for area in ("db", "all"):
                 seen = assert_first(operations, "DatabaseSlowStatement", area=area)
                 assert "big" in seen.first["title"]["en"]
@@ -337,8 +345,9 @@ def test_processor_hog(operations):
     loops = "bash -c 'for i in $(seq $(nproc)); do while :; do :; done & done; wait'"
     with background(operations, "hog", loops):
         time.sleep(3)
-        seen = assert_first(operations, "CpuHog")
-        assert "hog.service" in json.dumps(seen.first)
+        with processors_first(operations):
+            seen = assert_first(operations, "CpuHog")
+        assert "hog.service" in json.dumps(seen.finding("CpuHog"))
         assert_fixed_as_said(operations, seen)
 
 
@@ -360,7 +369,7 @@ def test_memory_leak_in_a_unit_with_a_limit(operations):
         ):  # fmt: skip
             time.sleep(8)
             seen = assert_first(operations, "OomKill")
-        assert "leaking.service" in seen.first["title"]["en"] and seen.names.count("OomKill") == 1
+        assert "leaking.service" in seen.finding("OomKill")["title"]["en"] and seen.names.count("OomKill") == 1
     finally:
         # A kill is a finding for half an hour.
         forget_the_journal(operations)
@@ -379,42 +388,40 @@ def test_disk_full_by_a_deleted_open_file(operations):
 
 def test_disk_of_the_database_full(operations, facts):
     """Its data lies on a filesystem of its own; without room for its log PostgreSQL ends, which follows from the disk."""
-    data = facts["data"]
+    data, stop = facts["data"], "systemctl stop shiftmaster; systemctl stop postgresql 'postgresql@*.service'"
     size = int(operations.shell(f"du -sm {data}").split()[0]) + 80
+    # A session that is there already writes; nobody comes in any more.
+    fill = "SELECT pg_logical_emit_message(false, $$fill$$, repeat($$x$$, 4000000)); SELECT pg_switch_wal();"
     injure = (
-        f"systemctl stop shiftmaster postgresql; cp -a {data} /root/data; mount -t tmpfs -o size={size}m,mode=700 tmpfs {data};"
+        f"{stop}; cp -a {data} /root/data; mount -t tmpfs -o size={size}m,mode=700 tmpfs {data};"
         f" chown postgres:postgres {data}; cp -a /root/data/. {data}/; systemctl start postgresql shiftmaster; sleep 3;"
-        f" dd if=/dev/zero of={data}/filler bs=1M 2>/dev/null; for i in $(seq 30); do timeout 20 {PSQL} -c"
-        " 'SELECT pg_logical_emit_message(false, $$fill$$, repeat($$x$$, 4000000)); SELECT pg_switch_wal()' || break; done; sleep 5"
+        f" (sleep 5; for i in $(seq 30); do echo '{fill}'; done) | timeout 60 {PSQL} >/dev/null 2>&1 & sleep 2;"
+        f" dd if=/dev/zero of={data}/filler bs=1M 2>/dev/null; wait; sleep 5"
     )
-    mend = (
-        f"systemctl stop shiftmaster; systemctl stop postgresql; umount {data}; rm -r /root/data;"
-        " systemctl reset-failed; systemctl start postgresql shiftmaster; sleep 3"
-    )
+    mend = f"{stop}; umount {data}; rm -r /root/data; systemctl reset-failed; systemctl start postgresql shiftmaster; sleep 3"
     with broken(operations, injure, mend):
         seen = assert_first(operations, "DiskFull")
-        assert data in seen.first["title"]["en"], seen.first
-        assert seen.finding("DatabaseStopped")["follows_from"] == f"DiskFull on {operations.host}", seen.output[-5000:]
+        assert data in seen.finding("DiskFull")["title"]["en"], seen.output[-5000:]
+        # It has ended, or begins anew and lets nobody in.
+        (follows,) = [one for one in seen.report["findings"] if one["rule"] in ("DatabaseStopped", "DatabaseNotReady")]
+        assert follows["follows_from"] == f"DiskFull on {operations.host}", seen.output[-5000:]
 
 
 @pytest.mark.whole
 def test_transaction_ids_near_their_end(operations, facts):
     """A copy of the cluster whose next transaction is 1.6 billion ahead; what the finding says freezes its rows."""
-    data = facts["data"]
+    data, stop = facts["data"], "systemctl stop shiftmaster; systemctl stop postgresql 'postgresql@*.service'"
     program = operations.shell("ls -d /usr/lib/postgresql/*/bin | tail -n 1").strip()
     settings = f"{facts['hba'].rsplit('/', 1)[0]}/conf.d/99-test.conf"
     # Where it begins, 1536 x 1048576, so does a file of the transactions' states. Nothing freezes by itself before 2 billion.
     injure = (
-        f"systemctl stop shiftmaster postgresql; cp -a {data} /root/data;"
+        f"{stop}; cp -a {data} /root/data;"
         f" runuser -u postgres -- {program}/pg_resetwal -x 1610612736 {data};"
         f" runuser -u postgres -- dd if=/dev/zero of={data}/pg_xact/0600 bs=8192 count=32 2>/dev/null;"
         f" printf 'autovacuum = off\\nautovacuum_freeze_max_age = 2000000000\\n' > {settings}; chmod 644 {settings};"
         " systemctl start postgresql shiftmaster; sleep 3"
     )
-    mend = (
-        f"systemctl stop shiftmaster postgresql; rm -rf {data} {settings}; mv /root/data {data};"
-        " systemctl start postgresql shiftmaster; sleep 3"
-    )
+    mend = f"{stop}; rm -rf {data} {settings}; mv /root/data {data}; systemctl start postgresql shiftmaster; sleep 3"
     with broken(operations, injure, mend):
         assert operations.serves(60)
         seen = assert_first(operations, "DatabaseWraparoundNear")
@@ -482,7 +489,8 @@ def test_all_roots_come_before_what_follows(operations, facts, name):
     roots, injure, mend = COMBINED[name]
     with broken(operations, injure.format(**facts), mend.format(**facts)):
         seen = diagnose(operations)
-    assert set(seen.names[: len(roots)]) == roots == seen.roots, seen.output[-6000:]
+    found = [name for name in seen.names if name != "CpuShort"]
+    assert set(found[: len(roots)]) == roots == seen.roots - {"CpuShort"}, seen.output[-6000:]
     assert seen.code == 2
 
 
@@ -504,8 +512,9 @@ def test_three_parts_that_hang_keep_nobody_waiting(operations, facts):
 @pytest.mark.whole
 def test_nothing_is_found_on_a_healthy_host_under_load(operations):
     """20 runs; what is found is printed."""
+    forget_the_requests(operations)
     false, times, codes = [], [], set()
-    with load(operations, seconds=900):
+    with processors_first(operations), load(operations, seconds=900):
         for _number in range(20):
             seen = diagnose(operations)
             false += [(one["rule"], one["title"]["en"]) for one in seen.report["findings"]]
@@ -517,7 +526,9 @@ def test_nothing_is_found_on_a_healthy_host_under_load(operations):
 
 def test_healthy_within_five_seconds(operations):
     """Nothing is found, and it ends with 0, by the strictest measure too."""
-    every = [diagnose(operations, diagnose_fail_on="warning") for _number in range(3)]
+    forget_the_requests(operations)
+    with processors_first(operations):
+        every = [diagnose(operations, diagnose_fail_on="warning") for _number in range(3)]
     print(
         "on the host:",
         [seen.seconds for seen in every],
@@ -531,6 +542,7 @@ def test_healthy_within_five_seconds(operations):
 @pytest.mark.parametrize("fail_on, code", [("critical", 0), ("warning", 2), ("never", 0)])
 @pytest.mark.whole("warning")
 def test_the_exit_code_is_as_strict_as_was_asked(operations, fail_on, code):
+    forget_the_requests(operations)
     with broken(operations, "head -c 37500000 /dev/zero > /mnt/small/data", "rm /mnt/small/data"):
         seen = diagnose(operations, diagnose_fail_on=fail_on)
     assert (seen.names, seen.code) == (["DiskNearlyFull"], code), seen.output[-4000:]
