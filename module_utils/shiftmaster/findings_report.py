@@ -18,7 +18,7 @@ from . import findings
 from .findings import LANGUAGES, duration, moment, size, timezone, zone_of, zone_text
 
 SCHEMA = 1
-SIGNS = {"critical": "❌", "warning": "⚠️", "info": "🛈", "healthy": "✅"}
+SIGNS = {"critical": "❌", "warning": "⚠️", "info": "ℹ️", "healthy": "✅"}
 SAYS = {
     "title": ("ShiftMaster Diagnosis", "ShiftMaster 診断結果"),
     "made": ("Made", "作成日時"),
@@ -359,7 +359,7 @@ STYLE = """
 :root{color-scheme:light dark;--edge:#8888;--soft:#8882}
 body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:70rem;padding:1rem}
 h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2rem;border-bottom:1px solid var(--edge)}h3{font-size:1.05rem;margin:.2rem 0}
-.finding{border:1px solid var(--edge);border-left-width:.6rem;padding:.6rem 1rem;margin:.8rem 0;border-radius:.3rem}
+.finding{border:1px solid var(--edge);border-left-width:.6rem;padding:.6rem 1rem;margin:.8rem 0;border-radius:.3rem;overflow-wrap:anywhere}
 .critical{border-left-style:double;border-left-color:#c00}.warning{border-left-style:dashed;border-left-color:#b80}
 .word{border:1px solid;border-radius:.3rem;padding:0 .4rem;font-weight:bold}
 code,pre{font-family:ui-monospace,monospace;font-size:.9em;background:var(--soft);border-radius:.2rem;overflow-wrap:anywhere}
@@ -367,7 +367,7 @@ pre{padding:.5rem;white-space:pre-wrap}dl{display:grid;grid-template-columns:max
 dt{font-weight:bold}dd{margin:0;overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}td,th{border:1px solid var(--edge);padding:.2rem .5rem;text-align:left;vertical-align:top}
 td.number{text-align:right;font-variant-numeric:tabular-nums}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(16rem,1fr));gap:1rem}figure{margin:0}figcaption{font-size:.9rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(16rem,1fr));gap:1rem}figure{margin:0}figcaption{font-size:.9rem}
 svg{width:100%;height:auto;display:block}svg text{font-size:11px;fill:currentColor}
 .bar{display:grid;grid-template-columns:minmax(8rem,1fr) 2fr 4rem;gap:.5rem;align-items:center;font-size:.9rem}
 @media(max-width:40rem){dl{grid-template-columns:1fr}.bar{grid-template-columns:1fr 4rem}.bar svg{grid-column:1/-1;grid-row:2}body{padding:.5rem}}
@@ -555,6 +555,14 @@ def bar(name: str, percent: float) -> str:
     )  # fmt: skip
 
 
+def short(value: float) -> str:
+    """Return a number that has room beside an axis: 173k."""
+    for unit, size_ in (("M", 1e6), ("k", 1e3)):
+        if value >= 10 * size_ or value >= 1e6:
+            return "%.3g%s" % (value / size_, unit)
+    return "%.4g" % value if value >= 100 else "%.3g" % value
+
+
 def line_chart(title: str, points: list, zone: dict, top: Optional[float] = None) -> str:
     """Return a line with its top (its largest value, where none is given) and its first and last time written beside it."""
     largest = max([value for _at, value in points] + [0])
@@ -577,7 +585,7 @@ def line_chart(title: str, points: list, zone: dict, top: Optional[float] = None
         '<polyline points="%s" fill="none" stroke="currentColor" stroke-width="1.5"/>'
         '<text x="41" y="18" text-anchor="end">%s</text><text x="41" y="82" text-anchor="end">0</text>'
         '<text x="45" y="95">%s</text><text x="295" y="95" text-anchor="end">%s</text></svg></figure>'
-        % (e(title), e(title), largest, coordinates, e("%.3g" % top), clock(first), clock(last))
+        % (e(title), e(title), largest, coordinates, e(short(top)), clock(first), clock(last))
     )  # fmt: skip
 
 

@@ -96,6 +96,15 @@ FAULTS = {
     "alerts": {"monitoring": {"alerts": [{"name": "DiskFullSoon", "severity": "warning", "instance": "one"}]}},
     "monitoring": {"monitoring": {"targets_down": ["node one"]}},
 }  # fmt: skip
+
+
+def test_a_disk_without_inodes_is_seen_on_its_line():
+    lines, _data = filled("morning", host(FAULTS["disk"]))
+    assert lines["disk"]["mark"] == "bad" and "inodes 95.0 %" in lines["disk"]["hosts"][0]["evidence"]["ja"]
+    lines, _data = filled("morning", host())
+    assert "inodes" not in lines["disk"]["hosts"][0]["evidence"]["en"]
+
+
 MORE_FAULTS = [
     ("evening", "backup_room", {"disk": {"mounts": [{"path": "/", "space_percent": 81.0, "free_bytes": 5}]}}),
     (

@@ -206,6 +206,14 @@ def test_line_chart_writes_its_largest_value():
     assert float(points[1].split(",")[1]) < float(points[0].split(",")[1]) < float(points[2].split(",")[1])
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (0.12345, "0.123"), (5, "5"), (619, "619"), (1234, "1234"), (172800, "173k"), (5169600, "5.17M")],
+)
+def test_numbers_have_room_beside_their_axis(value, shown):
+    assert findings_report.short(value) == shown and len(shown) <= 5
+
+
 def test_line_chart_of_percentages_reaches_to_a_hundred():
     chart = findings_report.line_chart("x", [(0, 50.0), (60, 25.0)], UTC, 100.0)
     heights = [float(point.split(",")[1]) for point in re.search(r'points="([^"]*)"', chart)[1].split()]
