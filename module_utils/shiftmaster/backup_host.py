@@ -39,8 +39,8 @@ def utc(seconds: float) -> str:
 
 
 def tail(text: str, lines: int = 3) -> str:
-    """What a tool said last, as one line."""
-    found = [line.strip() for line in text.splitlines() if line.strip()]
+    """What a tool said last, as one line; pgBackRest's hints come behind what is wrong."""
+    found = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("HINT:")]
     return "; ".join(found[-lines:])[:600] or "no reason given"
 
 

@@ -42,6 +42,12 @@ def test_a_command_that_fails_says_its_last_words(host):
     assert host.run("the work", "sh", "-c", "exit 3", fine=(0, 3)).returncode == 3
 
 
+def test_hints_do_not_hide_what_is_wrong(host):
+    said = "ERROR: [082]: segment A was not archived\n  HINT: one\n  HINT: two\n  HINT: three"
+    with pytest.raises(BackupError, match="the work ended with 82: ERROR: .*segment A was not archived$"):
+        host.run("the work", "sh", "-c", "printf '%s' \"$0\" >&2; exit 82", said)
+
+
 def test_a_command_that_was_killed_or_is_not_there_is_said(host):
     with pytest.raises(BackupError, match="was killed by signal 9"):
         host.run("the work", "sh", "-c", "kill -9 $$")

@@ -359,7 +359,7 @@ def test_a_missing_segment(backups, first):
 
 def test_a_flipped_bit_in_a_pack(backups, first, flip):
     path = flip("find /var/backups/shiftmaster/restic/data -type f -printf '%s %p\\n' | sort -rn | cut -d' ' -f2")
-    failed(backups, "restic check", path.rsplit("/", 1)[1][:8], only="files")
+    failed(backups, path.rsplit("/", 1)[1][:8], only="files")
 
 
 @pytest.mark.whole
