@@ -277,6 +277,22 @@ def test_inventory_is_topology_with_its_environment(folder):
     assert not (folder / "host_vars").exists()
 
 
+def registers(tasks) -> list:
+    found = []
+    for task in tasks or []:
+        found += [task["register"]] if "register" in task else []
+        for part in ("block", "rescue", "always"):
+            found += registers(task.get(part))
+    return found
+
+
+@pytest.mark.parametrize("path", files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml", "playbooks/tasks/*.yml"), ids=str)
+def test_no_result_is_lost_under_another_of_the_same_name(path):
+    """A task that is skipped registers, too: that it was skipped."""
+    found = registers(load(path))
+    assert sorted(set(found)) == sorted(found)
+
+
 def test_every_scenario_has_its_step():
     steps = load(ROOT / "scripts/steps.yml")["steps"]
     scenarios = {path.parent.name for path in files("molecule/*/molecule.yml")}
