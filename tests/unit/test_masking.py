@@ -11,10 +11,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "shiftmaster_monitoring"))
+sys.path.insert(0, str(ROOT / "plugins/filter"))
 MASKS = yaml.safe_load((ROOT / "group_vars/all/masking.yml").read_text(encoding="utf-8"))["log_masks"]
 IDS = [mask["name"] for mask in MASKS]
 
-from ansible.module_utils.shiftmaster.mask_cost import MAX_STEPS, Endless, mask_problems, steps  # noqa: E402
+from mask_problems import MAX_STEPS, Endless, mask_problems, steps  # noqa: E402
 from masked import in_oniguruma, in_python, seeds  # noqa: E402
 
 

@@ -167,6 +167,72 @@ def test_an_exception_is_whole_and_masked(project):
     assert "abcdef" not in (project.folder / "app.log").read_text().replace("abcdef0", "")
 
 
+WALL = """
+import json, logging, sys
+import django; django.setup()
+from django.test import RequestFactory
+from shiftmaster_monitoring import carry, logs
+
+form = logs.formatter()
+
+def made(text, *args, exc=None, extra=None):
+    record = logging.getLogger("x").makeRecord("x", logging.ERROR, "f", 1, text, args, exc, "g", extra)
+    return form.format(record)
+
+def caught(raises):
+    try:
+        raises()
+    except BaseException:
+        return sys.exc_info()
+
+def chained(text):
+    try:
+        raise KeyError(text)
+    except KeyError as error:
+        raise ValueError("x") from error
+
+def group(text):
+    raise ExceptionGroup("x", [ValueError(text)])
+
+def plain(text):
+    raise ValueError(text)
+
+def in_request(text):
+    def view(request):
+        request.path = "/a/" + text
+        return made("x")
+    return carry.RequestContext(view)(RequestFactory().get("/"))
+
+for line in open(SEEDS, encoding="utf-8"):
+    text = json.loads(line)
+    print(json.dumps({
+        "message": made(text.replace("%", "%%"), *()) if "%" not in text else made("%s", text),
+        "argument": made("an event: %s", text),
+        "exception": made("x", exc=caught(lambda: plain(text))),
+        "cause": made("x", exc=caught(lambda: chained(text))),
+        "group": made("x", exc=caught(lambda: group(text))),
+        "extra": made("x", extra={"told": text}),
+        "path": in_request(text),
+    }))
+"""
+
+
+def test_no_seeded_value_passes_the_first_wall_by_any_way(project):
+    """Message, argument, exception, cause, group, extra and path, as the formatter of a release writes them."""
+    seeded = [(mask["name"], line) for mask in MASKS for line in mask["must"]]
+    texts = [line.replace("«", "").replace("»", "") for _name, line in seeded]
+    (project.folder / "seeds.json").write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
+    program = WALL.replace("SEEDS", repr(str(project.folder / "seeds.json")))
+    found = [json.loads(line) for line in project.python(program).splitlines() if line.startswith("{")]
+    assert len(found) == len(seeded)
+    left = []
+    for (name, line), ways in zip(seeded, found):
+        for way, event in ways.items():
+            said = json.dumps(json.loads(event), ensure_ascii=False).replace("\\\\", "\\")
+            left += [(name, way, value) for value in re.findall("«([^»]*)»", line) if value in said]
+    assert left == []
+
+
 def test_django_tells_of_failed_requests_in_the_same_log(project):
     with project.serve() as server:
         server.ask("/boom/", X_Request_ID=ID)

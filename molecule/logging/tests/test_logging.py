@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+import uuid
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,7 @@ def test_a_line_is_found_and_verify_says_on_what(app):
 def test_the_writer_may_only_write(log):
     secret = password("writer")
     for path, method, wanted in (
-        ("logs-shiftmaster.app-demo/_create/0f", "PUT", "201"), ("logs-shiftmaster.app-demo/_search", "POST", "403"),
+        (f"logs-shiftmaster.app-demo/_create/{uuid.uuid4().hex}", "PUT", "201"), ("logs-shiftmaster.app-demo/_search", "POST", "403"),
         ("logs-other-demo/_create/0f", "PUT", "403"), ("_cluster/settings", "GET", "403"),
     ):  # fmt: skip
         status = log.shell(
