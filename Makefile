@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-SHELL_SCRIPTS := .ci/run molecule/closed/files/prepare_folders scripts/apt_folder scripts/bootstrap scripts/docker scripts/images scripts/lock scripts/pack_example scripts/test_api_types scripts/test_awx scripts/test_example scripts/test_rules scripts/with_services
+SHELL_SCRIPTS := .ci/run molecule/closed/files/prepare_folders scripts/apt_folder scripts/bootstrap scripts/docker scripts/images scripts/lock scripts/pack_example scripts/test_api_types scripts/test_awx scripts/test_example scripts/test_mtail scripts/test_rules scripts/with_services
 RUN := .venv/bin/python scripts/run_tests.py
 DEMO := .venv/bin/python scripts/demo.py
 

@@ -165,7 +165,8 @@ def test_a_line_is_found_and_verify_says_on_what(app):
 def test_the_writer_may_only_write(log):
     secret = password("writer")
     for path, method, wanted in (
-        (f"logs-shiftmaster.app-demo/_create/{uuid.uuid4().hex}", "PUT", "201"), ("logs-shiftmaster.app-demo/_search", "POST", "403"),
+        (f"logs-shiftmaster.app-demo/_create/{uuid.uuid4().hex}", "PUT", "201"),
+        ("logs-shiftmaster.app-demo/_search", "POST", "403"),
         ("logs-other-demo/_create/0f", "PUT", "403"), ("_cluster/settings", "GET", "403"),
     ):  # fmt: skip
         status = log.shell(
