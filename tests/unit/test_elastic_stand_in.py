@@ -213,6 +213,31 @@ def test_elasticsearch_gets_its_users_and_objects_and_proves_their_rights(parts,
     assert not run(elasticsearch_objects, **elasticsearch_parameters(parts))["changed"]
 
 
+def test_a_snapshot_repository_is_kept_where_the_site_asks_for_one(parts, run):
+    wanted = {"logs": {"type": "fs", "settings": {"location": "/mnt/snapshots"}}}
+    (kept,) = (
+        task["elasticsearch_objects"]
+        for task in yaml.safe_load((ROOT / "roles/elasticsearch/tasks/run.yml").read_text(encoding="utf-8"))
+    )
+    given = templar("elasticsearch", elasticsearch_snapshot_repositories=wanted)
+    repositories = given.template(trust_as_template(kept["repositories"]))
+    # Without a folder that it may write to, Elasticsearch itself refuses the repository.
+    settings = render(
+        "elasticsearch", "elasticsearch.yml.j2", **parts.variables,
+        elasticsearch_settings={"path.repo": ["/mnt/snapshots"]},
+    )  # fmt: skip
+    assert yaml.safe_load(settings)["path.repo"] == ["/mnt/snapshots"]
+    first = run(elasticsearch_objects, **elasticsearch_parameters(parts), repositories=repositories)
+    assert first["done"] == ["snapshot repository logs: all of it"]
+    assert not run(elasticsearch_objects, **elasticsearch_parameters(parts), repositories=repositories)["changed"]
+    wanted["logs"]["settings"]["location"] = "/mnt/others"
+    moved = run(elasticsearch_objects, **elasticsearch_parameters(parts), repositories=wanted)
+    assert moved["done"] == ["snapshot repository logs: settings.location"]
+    assert given.template(trust_as_template("{{ elasticsearch_snapshot_repositories }}")) and not templar(
+        "elasticsearch"
+    ).template(trust_as_template(kept["repositories"]))
+
+
 @pytest.mark.parametrize(
     ("role", "change"),
     [("shiftmaster_writer", "read"), ("shiftmaster_writer", "manage"), ("shiftmaster_canary", "create_doc")],

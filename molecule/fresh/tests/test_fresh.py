@@ -23,6 +23,17 @@ def test_check_mode_on_an_empty_host(operations):
     assert operations.fingerprint() == before
 
 
+def test_check_mode_where_its_logs_are_collected():
+    collected = Operations(INVENTORY.with_name("collected"), "fresh-trixie")
+    before = collected.fingerprint()
+    run = collected.run("deploy.yml", "--check", "--diff")
+    assert run.code == 0, run.output[-6000:]
+    for part in ("elasticsearch", "logstash", "kibana", "filebeat"):
+        assert run.says(f"/etc/systemd/system/{part}.service.d/shiftmaster.conf"), part
+    assert run.says("mirror.example.net/elastic")
+    assert collected.fingerprint() == before
+
+
 BAD_INPUT = {
     "unknown revision": ({"shiftmaster_version": "no-such-version"}, "no-such-version"),
     "wrong repository": ({"shiftmaster_repository": "/nowhere/at-all.git"}, "/nowhere/at-all.git"),
