@@ -4,8 +4,9 @@
     scripts/alert_tests.py            writes monitoring/rule_tests/<Alert>.yml from monitoring/cases/*.yml
     scripts/alert_tests.py --check    says which are not up to date
     scripts/alert_tests.py run        promtool check rules, test rules
-    scripts/alert_tests.py mutate     changes each number, comparison, duration, label and matcher of each alert, one by
-                                      one, and names the changes that no test notices; with names, of these alerts
+    scripts/alert_tests.py mutate     changes each number, comparison, duration, range, label and matcher of each alert
+                                      and recording, one by one, and names the changes that no test notices; with names,
+                                      of these alerts (`recordings`: of the recording rules)
 
 promtool is taken from $PROMTOOL, or from PATH. The written tests need nothing else: promtool test rules
 monitoring/rule_tests/*.yml.
@@ -40,7 +41,7 @@ ROOT = catalogue_of.ROOT
 RULES = catalogue_of.MONITORING / "rules"
 TESTS = catalogue_of.MONITORING / "rule_tests"
 # Written by hand: they need no case of their own.
-BY_HAND = {"recordings.yml"}
+BY_HAND = {"recordings.yml", "recordings_days.yml"}
 
 
 def promtool() -> str | None:
@@ -251,37 +252,60 @@ def mutants(alert: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"label {label} [{value} → other]", {**original, "labels": {**original["labels"], label: "other"}}
 
 
+def recorded_mutants() -> Iterator[tuple[str, dict[str, Any]]]:
+    """(what was changed, all recording rules with it)"""
+    content = yaml.safe_load((RULES / "recordings.yml").read_text(encoding="utf-8"))
+    for place, group in enumerate(content["groups"]):
+        for number, rule in enumerate(group["rules"]):
+            changed = [(what, {**rule, "expr": expr}) for what, expr in changed_expressions(rule["record"], rule["expr"])]
+            for label in rule.get("labels", {}):
+                changed.append((f"label {label}", {**rule, "labels": {**rule["labels"], label: "other"}}))
+            for what, other in changed:
+                rules = [*group["rules"][:number], other, *group["rules"][number + 1 :]]
+                groups = [*content["groups"][:place], {**group, "rules": rules}, *content["groups"][place + 1 :]]
+                yield f"{rule['record']}: {what}", {"groups": groups}
+
+
 def survivors(names: list[str]) -> tuple[int, list[str]]:
-    """(number of mutants, those that no test noticed)"""
+    """(number of mutants, those that no test noticed) of these alerts; `recordings` are the recording rules"""
     chosen = [alert for alert in catalogue_of.catalogue() if not names or alert["name"] in names]
     described: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+
+        def lay(stem: str, what: str, rules: dict[str, Any], tests: list[dict[str, Any]]) -> None:
+            described[stem] = what
+            (folder / f"{stem}.rules").write_text(yaml.safe_dump(rules, allow_unicode=True), encoding="utf-8")
+            for number, test in enumerate(tests):
+                (folder / f"{stem}-{number}.yml").write_text(
+                    yaml.safe_dump({**test, "rule_files": [f"{stem}.rules"]}, allow_unicode=True), encoding="utf-8"
+                )
+
         for alert in chosen:
             test = yaml.safe_load((TESTS / f"{alert['name']}.yml").read_text(encoding="utf-8"))
             for number, (what, rule) in enumerate(mutants(alert)):
-                stem = f"{alert['name']}-{number:03}"
-                described[stem] = f"{alert['name']}: {what}"
                 rules = {"groups": [{"name": alert["group"], "rules": [rule]}]}
-                (folder / f"{stem}.rules").write_text(yaml.safe_dump(rules, allow_unicode=True), encoding="utf-8")
-                (folder / f"{stem}.yml").write_text(
-                    yaml.safe_dump({**test, "rule_files": [f"{stem}.rules"]}, allow_unicode=True), encoding="utf-8"
-                )
+                lay(f"{alert['name']}-{number:03}", f"{alert['name']}: {what}", rules, [test])
+        if not names or "recordings" in names:
+            own = [yaml.safe_load((TESTS / one).read_text(encoding="utf-8")) for one in sorted(BY_HAND)]
+            for number, (what, rules) in enumerate(recorded_mutants()):
+                lay(f"recordings-{number:03}", what, rules, own)
         stems = sorted(described)
         # What is no rule any more would be refused, not noticed.
         checked = call("check", "rules", *(folder / f"{stem}.rules" for stem in stems))
         if checked.returncode:
             raise RuntimeError(f"a mutant is no rule: {checked.stdout[-2000:]}{checked.stderr[-2000:]}")
-        passed = set()
+        noticed = set()
+        tests = sorted(folder.glob("*.yml"))
         # Many in one call: what takes time is the start. Failures are told on another channel.
-        for start in range(0, len(stems), 100):
-            part = stems[start : start + 100]
-            output = call("test", "rules", *(folder / f"{stem}.yml" for stem in part)).stdout
+        for start in range(0, len(tests), 100):
+            part = tests[start : start + 100]
+            output = call("test", "rules", *part).stdout
             results = re.findall(r"^Unit Testing: +(?:.*/)?([^/\s]+)\.yml$(\s+SUCCESS)?", output, re.M)
-            if [stem for stem, _ in results] != part:
+            if [stem for stem, _ in results] != [path.stem for path in part]:
                 raise RuntimeError(f"promtool did not run all of them: {output[-2000:]}")
-            passed |= {stem for stem, success in results if success}
-    return len(described), [described[stem] for stem in stems if stem in passed]
+            noticed |= {stem.rpartition("-")[0] for stem, success in results if not success}
+    return len(described), [described[stem] for stem in stems if stem not in noticed]
 
 
 def main() -> int:
