@@ -290,7 +290,8 @@ def a_run_silences_what_it_causes_and_nothing_else(alerting: Alerting, silence, 
     since, place = alerting.now(), "app-silent"
     # Two are of the whole site: what restarts cause, and what a bad release does.
     quiet = [alert(f"ProofQuiet{RUN}", place, service="celery"), alert("CeleryQueueGrowing", "", service="celery")]
-    heard = [alert("ShiftMasterDown", place), alert(f"ProofElsewhere{RUN}", "app-other", service="celery"),
+    heard = [alert("ShiftMasterDown", place), alert("WebsiteDown", place), alert("HighResponseTime", place),
+             alert(f"ProofElsewhere{RUN}", "app-other", service="celery"),
              alert(f"ProofHost{RUN}", place, service="host"), alert("HighErrorRate", "")]  # fmt: skip
     assert silence().changed == 2 and silence().changed == 0
     alerting.send(*quiet, *heard)

@@ -9,18 +9,23 @@
 Each message is written as one line of JSON with the time of its arrival: {"at", "receiver", "ok", "problems", …}. A
 message that the service would refuse is answered as the service answers it, and written with its problems.
 
-What is checked, and the page that says so (titles; read in November 2026):
-  Slack      "Sending messages using incoming webhooks": JSON by POST, one of text, blocks, attachments; plain answers.
-             "Truncating really long messages": text up to 40,000 characters; "keep messages under 4,000".
-             "Reference: Secondary message attachments": 100 attachments at most; color is good, warning, danger or hex;
-             fields hold title, value, short; five actions. Attachment texts above 8,000 characters are cut (observed).
-             "Reference: Layout blocks": 50 blocks, header 150, section 3,000 characters.
-             "Formatting text for app surfaces": & < > are written as entities, but for links and mentions.
-  PagerDuty  "Events API v2 Overview": an event holds up to 512 KB; 202, 400 with a list of errors, 429.
-             "Send an Alert Event": routing_key of 32 characters; event_action; dedup_key up to 255 characters, needed
-             to acknowledge and to resolve; summary up to 1,024 characters; source; severity; links with href; images
-             by https.
-             "Send a Change Event": routing_key, summary up to 1,024 characters.
+What is checked, and the page that says so (read in November 2026; Slack's are below https://api.slack.com, PagerDuty's
+below https://developer.pagerduty.com/docs/events-api-v2):
+  Slack      "Sending messages using incoming webhooks" (/messaging/webhooks): JSON by POST, one of text, blocks,
+             attachments; plain answers.
+             "Truncating really long messages" (/changelog/2018-04-truncating-really-long-messages): text up to 40,000
+             characters; "keep messages under 4,000".
+             "Reference: Secondary message attachments" (/reference/messaging/attachments): 100 attachments at most;
+             color is good, warning, danger or hex; fields hold title, value, short; five actions. Attachment texts
+             above 8,000 characters are cut (observed).
+             "Reference: Layout blocks" (/reference/block-kit/blocks): 50 blocks, header 150, section 3,000 characters.
+             "Formatting text for app surfaces" (/reference/surfaces/formatting): & < > are written as entities, but
+             for links and mentions.
+  PagerDuty  "Events API v2 Overview" (/overview/): an event holds up to 512 KB; 202, 400 with a list of errors, 429.
+             "Send an Alert Event" (/trigger-events/): routing_key of 32 characters; event_action; dedup_key up to 255
+             characters, needed to acknowledge and to resolve; summary up to 1,024 characters; source; severity; links
+             with href; images by https.
+             "Send a Change Event" (/send-change-events/): routing_key, summary up to 1,024 characters.
 
 Standard library only, one file: it runs with Debian's python3 (3.11 and later) beside Alertmanager.
 

@@ -85,6 +85,14 @@ def test_gunicorn_settings_are_python(monkeypatch):
     assert (found["bind"], found["workers"], found["threads"]) == ("unix:/run/shiftmaster-web-green/web.sock", 3, 7)
 
 
+def test_slow_requests_are_those_of_the_guide():
+    """One second is information, two are a warning."""
+    found = {}
+    exec(compile(render("site_settings.py.j2", shiftmaster_settings_module="string"), "settings", "exec"), found)
+    limits = (found["SHIFTMASTER_SLOW_REQUEST_INFO_SECONDS"], found["SHIFTMASTER_SLOW_REQUEST_WARNING_SECONDS"])
+    assert limits == (1, 2)
+
+
 def test_site_settings_come_behind_the_applications():
     text = render("site_settings.py.j2", shiftmaster_supply_health=True, shiftmaster_site_settings="ALLOWED_HOSTS = []")
     compile(text, "site_settings.py", "exec")

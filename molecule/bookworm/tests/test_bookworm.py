@@ -77,3 +77,25 @@ def test_nobody_else_can_ask_what_watches(operations):
     watching = {"9090", "9093", "9100", "9115", "9187", "9443", "3903"}
     assert {port for _address, port in listening} >= watching
     assert {address for address, port in listening if port in watching} <= {"127.0.0.1", "[::1]"}
+
+
+# The most that each has had since it started: of its control group where that is counted, of its process elsewhere.
+PEAKS = """
+systemctl list-units --plain --no-legend --state=active 'prometheus*.service' mtail.service | while read -r unit _; do
+  peak=$(systemctl show --value --property=MemoryPeak $unit)
+  case $peak in *[!0-9]* | '')
+    peak=$(awk '/^VmHWM/ { print $2 * 1024 }' /proc/$(systemctl show --value --property=MainPID $unit)/status) ;;
+  esac
+  echo $unit $peak
+done
+"""
+
+
+def test_it_finds_room_beside_the_application(operations, capsys):
+    """All of it on one host of 4 GB: Prometheus, Alertmanager and the exporters."""
+    found = {unit: int(size) / 2**20 for unit, size in (line.split() for line in operations.shell(PEAKS).splitlines())}
+    with capsys.disabled():
+        print("".join(f"\n  {unit:45}{size:7.1f} MiB" for unit, size in sorted(found.items())))
+        print(f"  {'all':45}{sum(found.values()):7.1f} MiB")
+    assert len(found) == 6 and sum(found.values()) <= 600
+    assert operations.serves() == "2.0.0"
