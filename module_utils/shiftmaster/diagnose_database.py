@@ -181,7 +181,8 @@ def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
 def refusal(message: str) -> str:
     """Return a short reason for what psql says when it cannot connect."""
     for words, reason in (
-        ("No such file or directory", "stopped"),
+        # Of the socket: a server that runs may lack a file, too.
+        ("failed: No such file or directory", "stopped"),
         ("Connection refused", "stopped"),
         ("pg_hba.conf", "hba"),
         ("Peer authentication failed", "hba"),

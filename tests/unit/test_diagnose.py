@@ -768,6 +768,7 @@ def test_answers_of_psql_lose_their_literals():
     ("message", "reason"),
     [
         ('connection to server on socket "x" failed: No such file or directory', "stopped"),
+        ('FATAL:  could not open shared memory segment "/PostgreSQL.5": No such file or directory', "refused"),
         ("FATAL:  sorry, too many clients already", "connections"),
         ("FATAL:  the database system is starting up", "starting"),
         ('FATAL:  no pg_hba.conf entry for host "[local]"', "hba"),
