@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from rendered import render
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = (
@@ -181,6 +183,43 @@ def test_one_host_that_watches_itself_listens_for_nobody_else(tmp_path):
     }
     opened = {port for rule in one["firewall_rules"] if rule.get("sources") != [] for port in rule["ports"]}
     assert opened & {9090, 9093, 9094, 9100, 9113, 9115, 9121, 9187, 9443} == set(), one["firewall_rules"]
+
+
+@pytest.fixture(scope="module")
+def two_hundred(tmp_path_factory):
+    """198 application hosts behind one with everything else, and one that watches: as its host sees them."""
+    folder = tmp_path_factory.mktemp("fleet")
+    apps = [f"app{number} ansible_host=10.1.{number // 200}.{number % 200 + 1}" for number in range(198)]
+    (folder / "hosts").write_text(
+        "[app]\n" + "\n".join(apps) + "\n[web]\nedge1 ansible_host=10.0.0.1\n[database]\nedge1\n[cache]\nedge1\n"
+        "[monitoring]\nmon1 ansible_host=10.0.0.2\n"
+    )  # fmt: skip
+    return wiring(str(folder / "hosts"), "mon1", asked=WATCHED, shiftmaster_domain="shift.example.test")["mon1"]
+
+
+def test_two_hundred_hosts_are_targets_of_their_own(two_hundred):
+    counts = {job["name"]: len(job["targets"]) for job in two_hundred["prometheus_jobs"]}
+    assert counts["node"] == counts["blackbox-icmp"] == 200
+    assert counts["shiftmaster"] == 198 and counts["mtail"] == counts["nginx"] == 199
+    assert counts["postgres"] == counts["redis"] == counts["prometheus"] == counts["blackbox-http"] == 1
+    for job in two_hundred["prometheus_jobs"]:
+        assert len({target["address"] for target in job["targets"]}) == len(job["targets"])
+        assert len({target["labels"]["instance"] for target in job["targets"]}) == len(job["targets"])
+
+
+def test_the_configuration_for_two_hundred_hosts_is_one(two_hundred, tmp_path):
+    text = render(
+        "prometheus", "prometheus.yml.j2", prometheus_jobs=two_hundred["prometheus_jobs"], ansible_managed="x",
+        prometheus_web_users=[{"name": "prometheus", "password": "x"}],
+    )  # fmt: skip
+    jobs = yaml.safe_load(text)["scrape_configs"]
+    assert [job["job_name"] for job in jobs] == [job["name"] for job in two_hundred["prometheus_jobs"]]
+    promtool = os.environ.get("PROMTOOL") or shutil.which("promtool")
+    if promtool:
+        (tmp_path / "prometheus.yml").write_text(text)
+        checked = [promtool, "check", "config", "--syntax-only", tmp_path / "prometheus.yml"]
+        done = subprocess.run(checked, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_exporters_that_know_no_password_are_left_out(site):
