@@ -214,8 +214,10 @@ def changed_expressions(name: str, expr: str) -> Iterator[tuple[str, str]]:
         if kind in ("range", "offset"):
             for other in changed_duration(text):
                 changed = f"[{other}]" if kind == "range" else f"offset {other}"
-                yield f"…{expr[max(0, match.start() - 40) : match.start()]}[{text} → {changed}]".replace("\n", " "), (
-                    expr[: match.start()] + changed + expr[match.end() :]
+                before = expr[max(0, match.start() - 40) : match.start()].replace("\n", " ")
+                yield (
+                    f"…{before}[{text.strip('[]')} → {changed.strip('[]')}]",
+                    expr[: match.start()] + changed + expr[match.end() :],
                 )
         others = changed_numbers(text) if kind == "number" else COMPARISONS[text] if kind == "comparison" else ()
         for other in others:
@@ -257,7 +259,9 @@ def recorded_mutants() -> Iterator[tuple[str, dict[str, Any]]]:
     content = yaml.safe_load((RULES / "recordings.yml").read_text(encoding="utf-8"))
     for place, group in enumerate(content["groups"]):
         for number, rule in enumerate(group["rules"]):
-            changed = [(what, {**rule, "expr": expr}) for what, expr in changed_expressions(rule["record"], rule["expr"])]
+            changed = [
+                (what, {**rule, "expr": expr}) for what, expr in changed_expressions(rule["record"], rule["expr"])
+            ]
             for label in rule.get("labels", {}):
                 changed.append((f"label {label}", {**rule, "labels": {**rule["labels"], label: "other"}}))
             for what, other in changed:

@@ -358,11 +358,39 @@ def test_mutants_change_each_number_comparison_duration_and_label():
     assert set(made) == {
         *("100 → 110", "100 → 90", "85 → 93.5", "85 → 76.5", "0.5 → 0.55", "0.5 → 0.45"),
         *("> → >=", "> → <", ">= → >", ">= → <", "5 → other", "e|f → other"),
-        *("for [2m → 135s]", "for [2m → 105s]"),
+        *("5m → 600s", "5m → 150s", "for [2m → 135s]", "for [2m → 105s]"),
         *("label severity [warning → other]", "label service [host → other]", "label depends_on [web → other]"),
     }
+    assert made["5m → 600s"]["expr"] == 'a{b="5",d!~"e|f"}[600s] / c5{d!~"e|f"} * 100 > 85 and d >= 0.5'
     assert made["85 → 93.5"]["expr"] == 'a{b="5",d!~"e|f"}[5m] / c5{d!~"e|f"} * 100 > 93.5 and d >= 0.5'
     assert made["e|f → other"]["expr"] == 'a{b="5",d!~"other"}[5m] / c5{d!~"other"} * 100 > 85 and d >= 0.5'
+
+
+def test_mutants_change_offsets_and_the_labels_by_which_series_meet():
+    made = [expr for _what, expr in tests_script.changed_expressions("x", "sum by (a, b) (x offset 1h) and on (c) y")]
+    assert made == [
+        "sum by (b) (x offset 1h) and on (c) y",
+        "sum by (a) (x offset 1h) and on (c) y",
+        "sum by (a, b) (x offset 1h) and on () y",
+        "sum by (a, b) (x offset 7200s) and on (c) y",
+        "sum by (a, b) (x offset 1800s) and on (c) y",
+    ]
+
+
+def test_mutants_of_recordings_change_one_rule_of_all():
+    whole = yaml.safe_load((tests_script.RULES / "recordings.yml").read_text(encoding="utf-8"))
+    made = list(tests_script.recorded_mutants())
+    assert len(made) > 200
+    told = " ".join(what for what, _rules in made)
+    for part in ("0.001 → 0.0011", "0.05 → 0.045", 'le="0.2"', "5m → 600s", "label slo", "by (env) [env → nothing]"):
+        assert part in told, part
+
+    def rules(content):
+        return [rule for group in content["groups"] for rule in group["rules"]]
+
+    for what, changed in made:
+        differ = [one for one, other in zip(rules(whole), rules(changed)) if one != other]
+        assert len(differ) == 1 and what.startswith(differ[0]["record"]), what
 
 
 @needs_promtool

@@ -20,6 +20,9 @@ def test_check_mode_on_an_empty_host(operations):
     assert run.code == 0, run.output[-6000:]
     assert run.says("would be a new release of version 2.0.0")
     assert run.says("/etc/nginx/sites-available/shiftmaster", "shiftmaster-web@.service")
+    # It watches itself.
+    assert run.says("/etc/prometheus/prometheus.yml", "/etc/prometheus/alertmanager.yml", "prometheus-node-exporter")
+    assert run.changed > 20
     assert operations.fingerprint() == before
 
 
