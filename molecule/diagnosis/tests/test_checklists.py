@@ -71,7 +71,7 @@ FAULTS = {
         " for i in $(seq 25); do logger -t sshd 'Failed password for root from 192.0.2.7 port 1 ssh2'; done;"
         f" cp -p {CERTIFICATE} /root/crt; openssl req -x509 -key /etc/ssl/private/shiftmaster.key -subj /CN=localhost -days 9"
         f" -out {CERTIFICATE} 2>/dev/null;"
-        " echo \"$(date '+%Y-%m-%d %H:%M:%S'),000 [ERROR] roster: checked\" >> /var/log/shiftmaster/error.log",
+        " echo \"$(date '+%Y-%m-%d %H:%M:%S'),000 [ERROR] roster: checked\" | runuser -u shiftmaster -- tee -a /var/log/shiftmaster/error.log",
         f"cp -p /root/crt {CERTIFICATE}; rm -f /mnt/small/data; systemctl start nginx; sed -i /checked/d /var/log/shiftmaster/error.log",
     ),
     "evening": (
