@@ -1,4 +1,4 @@
-"""The diagnosis' questions to a real PostgreSQL: all are answered, and the lock tree, duplicates and scans are seen."""
+"""The diagnosis' questions to a real PostgreSQL: all are answered, and what they answer is what was made there."""
 
 from __future__ import annotations
 
@@ -136,3 +136,144 @@ def test_nothing_of_use_is_counted(server):
         asked(server, database.QUERIES)
     time.sleep(1.5)
     assert psql(server, question).stdout == before
+
+
+# --- statements ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def statements(dsn):
+    """A database with pg_stat_statements (scripts/with_services), which has seen nothing yet."""
+    env = environment(dsn, "statements")
+    reset = psql(env, "--command=SELECT pg_stat_statements_reset()")
+    assert reset.returncode == 0, reset.stderr
+    yield env
+    psql(env, "--command=DROP ROLE IF EXISTS seeded")
+
+
+def test_slow_statements_are_those_that_ran_and_in_their_order(statements):
+    run = ["--command=SELECT pg_sleep(0.3)"]
+    run += 5 * ["--command=SELECT pg_sleep(0.12), now()"] + 40 * ["--command=SELECT 7"]
+    run += ["--command=CREATE ROLE seeded PASSWORD 'seeded-secret'"]
+    assert psql(statements, *run).returncode == 0
+    # What the diagnosis asks is no finding of it.
+    asked(statements, dict(database.QUERIES, **database.STATEMENTS))
+    found, errors = asked(statements, database.STATEMENTS)
+    assert errors == "" and found["statements_known"]
+    slowest = found["slowest_on_average"]
+    assert [(row["query"], row["calls"]) for row in slowest] == [
+        ("SELECT pg_sleep($1)", 1), ("SELECT pg_sleep($1), now()", 5),
+    ]  # fmt: skip
+    # No sleep is shorter than it was told to be; this machine may be busy.
+    assert 300 <= slowest[0]["mean_ms"] < 600 and 120 <= slowest[1]["mean_ms"] < 300
+    together = found["most_time_together"]
+    assert [row["query"] for row in together[:2]] == ["SELECT pg_sleep($1), now()", "SELECT pg_sleep($1)"]
+    assert 600 <= together[0]["total_ms"] < 1500 and together[0]["rows"] == 5
+    assert [row["calls"] for row in together if row["query"] == "SELECT $1"] == [40]
+    text = str(found)
+    assert "CREATE ROLE seeded PASSWORD '?'" in text and "seeded-secret" not in text and "row_to_json" not in text
+
+
+def test_without_the_extension_nothing_is_claimed_of_statements(server):
+    found, errors = asked(server, dict(database.QUERIES, **database.STATEMENTS))
+    assert "pg_stat_statements" in errors and not found["statements_known"]
+    assert "slowest_on_average" not in found and "tables" in found
+
+
+# --- vacuum, transaction ids, replication -----------------------------------------------------------------------------
+
+
+def settled(read, wanted, seconds=20):
+    """The figures of tables come a moment behind what made them."""
+    deadline = time.monotonic() + seconds
+    while (found := read()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.3)
+    return found
+
+
+def test_dead_rows_are_those_that_were_deleted_and_vacuum_takes_them_away(server):
+    table = "CREATE TABLE holes (id int) WITH (autovacuum_enabled = off)"
+    fill = "INSERT INTO holes SELECT generate_series(1, 20000)"
+    try:
+        for command in (table, fill, "ANALYZE holes", "DELETE FROM holes WHERE id <= 5000"):
+            assert psql(server, "--command=" + command).returncode == 0
+
+        def figures():
+            found, _errors = asked(server, {"tables": database.QUERIES["tables"]})
+            row = next(row for row in found["tables"] if row["table"] == "holes")
+            return row["rows"], row["dead_rows"], found["worst_dead_percent"], row["vacuumed_seconds_ago"] is None
+
+        # 5 000 of 20 000, a quarter.
+        assert settled(figures, (15000, 5000, 25.0, True)) == (15000, 5000, 25.0, True)
+        psql(server, "--command=VACUUM holes")
+        assert settled(figures, (15000, 0, 0.0, False)) == (15000, 0, 0.0, False)
+    finally:
+        psql(server, "--command=DROP TABLE holes")
+
+
+def test_the_age_of_transaction_ids_is_how_many_were_used(server):
+    def age():
+        found, _errors = asked(server, {"databases": database.QUERIES["databases"]})
+        ages = {row["name"]: row["age"] for row in found["databases"]}
+        assert found["oldest_age"] == max(ages.values())
+        return ages["diagnosed"]
+
+    def waiting():
+        # Nothing here is 100 million old.
+        query = database.QUERIES["vacuum"].replace("100000000", "3000")
+        return {row["table"]: row["age"] for row in asked(server, {"vacuum": query})[0]["vacuum"]}
+
+    psql(server, "--command=VACUUM (FREEZE) roster, wish")
+    before = age()
+    used = "DO $$BEGIN FOR i IN 1..5000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END$$"
+    assert psql(server, "--command=" + used).returncode == 0
+    # Others may have used a few.
+    assert 5000 <= age() - before < 5100
+    assert asked(server, {"vacuum": database.QUERIES["vacuum"]})[0]["vacuum"] == []
+    psql(server, "--command=CREATE TABLE young (id int)")
+    old = waiting()
+    assert 5000 <= max(old.values()) and "young" not in old
+    psql(server, "--command=DROP TABLE young")
+
+
+def test_what_a_replica_and_a_slot_keep_is_what_was_written(server):
+    slot, container = "diagnosed_slot", os.environ["SHIFTMASTER_TEST_CONTAINER"]
+    assert psql(server, f"--command=SELECT pg_create_physical_replication_slot('{slot}', true)").returncode == 0
+    replica = None
+    try:
+        kept = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint FROM pg_replication_slots"
+        psql(server, "--command=CREATE TABLE written AS SELECT repeat('x', 500) FROM generate_series(1, 20000)")
+        found, _errors = asked(server, database.QUERIES)
+        row = next(row for row in found["slots"] if row["name"] == slot)
+        assert (row["active"], row["wal_status"]) == (False, "reserved") and found["replication"] == []
+        assert row["kept_bytes"] >= 20000 * 500
+        now = int(psql(server, f"--command={kept} WHERE slot_name = '{slot}'").stdout)
+        assert row["kept_bytes"] <= now < row["kept_bytes"] + 1000000
+        receive = f"cd /tmp && mkdir wal && exec pg_receivewal --no-loop --directory wal --slot {slot} --synchronous"
+        # By the server's own programs: this machine's may be older.
+        replica = subprocess.Popen(
+            ["docker", "exec", "--user", "postgres", "--env", "PGAPPNAME=replica", container, "bash", "-c", receive],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+        def state():
+            found, _errors = asked(server, database.QUERIES)
+            slots = [one["active"] for one in found["slots"] if one["name"] == slot]
+            return [(one["standby"], one["state"], one["sync_state"]) for one in found["replication"]], slots
+
+        # It takes what was kept.
+        wanted = ([("replica", "streaming", "async")], [True])
+        assert settled(state, wanted) == wanted, replica.poll() and replica.stderr.read()
+
+        def held():
+            row = next(one for one in asked(server, database.QUERIES)[0]["slots"] if one["name"] == slot)
+            return row["kept_bytes"] < 100000
+
+        assert settled(held, True)
+    finally:
+        if replica:
+            subprocess.run(["docker", "exec", container, "pkill", "-x", "pg_receivewal"], check=False)
+            replica.wait(30)
+        psql(server, "--command=DROP TABLE IF EXISTS written")
+        time.sleep(0.5)
+        psql(server, f"--command=SELECT pg_drop_replication_slot('{slot}')")

@@ -4,8 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import ansible.module_utils
 import pytest
-from support import SCENARIO_HOME, Operations, wait_for
+from support import ROOT, SCENARIO_HOME, Operations, wait_for
+
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+
+from ansible.module_utils.shiftmaster import diagnose_database  # noqa: E402 - found where the line above leads.
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +104,18 @@ def test_it_finds_room_beside_the_application(operations, capsys):
         print(f"  {'all':45}{sum(found.values()):7.1f} MiB")
     assert len(found) == 6 and sum(found.values()) <= 600
     assert operations.serves() == "2.0.0"
+
+
+def test_the_diagnosis_asks_postgresql_15_everything(operations, tmp_path):
+    run = operations.run("playbooks/diagnose.yml", area="db", report_dir=str(tmp_path))
+    assert run.code == 0, run.output[-4000:]
+    report = json.loads((tmp_path / "diagnosis.json").read_text())
+    asked = report["hosts"][0]["parts"]["database"]
+    assert (asked["status"], asked["errors"]) == ("ok", [])
+    assert asked["server"]["version"].startswith("15.") and asked["server"]["number"] // 10000 == 15
+    assert set(diagnose_database.QUERIES) | set(diagnose_database.STATEMENTS) <= set(asked)
+    assert {row["name"] for row in asked["databases"]} >= {"shiftmaster", "postgres"}
+    assert {row["table"] for row in asked["tables"]} >= {"auth_user", "django_session"}
+    assert asked["most_time_together"] and asked["statements_known"]
+    # In the terminal, too.
+    assert run.says("PostgreSQL 15.", "Largest tables, dead rows, vacuum:", "django_session")
