@@ -1,0 +1,144 @@
+"""A real Prometheus with the synthetic month of tests/unit/test_kpi.py gives the figures that were computed by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import zoneinfo
+from pathlib import Path
+
+import ansible.module_utils
+import pytest
+from support import ROOT, Operations
+
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+
+from ansible.module_utils.shiftmaster import kpi, prometheus  # noqa: E402 - found where the line above leads.
+
+INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
+PORT, FOLDER = 9099, "/root/kpi"
+JAPAN = zoneinfo.ZoneInfo("Asia/Tokyo")
+# A month of 30 days that is over: a backfill of the future is none.
+START, END = kpi.month_of("2026-09", JAPAN)
+STEP = 60.0
+SITE = 'job="mtail",site="edge"'
+
+
+def by_hand():
+    """The unit test's month and its functions."""
+    spec = importlib.util.spec_from_file_location("kpi_by_hand", ROOT / "tests/unit/test_kpi.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert END - START == module.END - module.START
+    return module
+
+
+def month_in_openmetrics(hand):
+    """Yield the lines of the month as exporters would have shown it, scraped every 15 s between the module's steps.
+
+    What the hand's month has at a moment is what happened in the minute before it.
+    """
+    synthetic, shift = hand.synthetic(), hand.START - START
+    measured = [at - shift for at, _value in synthetic["up"]]
+    up = {at - shift: value for at, value in synthetic["up"]}
+    errors = {at - shift: value for at, value in synthetic["errors"]}
+    requests = {at - shift: value for at, value in synthetic["requests"]}
+
+    def gauge(name, labels, samples):
+        yield f"# TYPE {name} gauge"
+        for at, value in samples:
+            yield f"{name}{{{labels}}} {value:g} {at:.3f}"
+
+    yield from gauge("probe_success", 'job="blackbox-http"', ((at - 30, up[at]) for at in measured))
+    yield "# TYPE nginx_http_requests counter"
+    for status, of in (
+        ("200", lambda at: requests[at] - errors[at]), ("500", lambda at: errors[at]),
+    ):  # fmt: skip
+        total = 1e6
+        for at in measured:
+            for before in (52.5, 37.5, 22.5, 7.5):
+                value = total + of(at) * (60 - before) / 60
+                yield f'nginx_http_requests_total{{{SITE},status="{status}"}} {value:.6f} {at - before:.3f}'
+            total += of(at)
+    # These have grown evenly over the month.
+    share = {at: (at - START) / (END - START) for at in measured}
+    yield "# TYPE nginx_http_request_duration_seconds histogram"
+    for bound, count in synthetic["buckets"].items():
+        le = "+Inf" if bound == float("inf") else f"{bound:g}"
+        for at in measured:
+            value = 1000 + count * share[at]
+            yield f'nginx_http_request_duration_seconds_bucket{{{SITE},le="{le}"}} {value:.6f} {at - 30:.3f}'
+    for name, grown in (("seconds", synthetic["database_seconds"]), ("calls", synthetic["database_statements"])):
+        yield f"# TYPE pg_stat_statements_{name} counter"
+        for at in measured:
+            yield f'pg_stat_statements_{name}_total{{datname="shiftmaster"}} {5 + grown * share[at]:.6f} {at - 30:.3f}'
+    yield "# TYPE ALERTS gauge"
+    for alert in synthetic["alerts"]:
+        labels = f'alertname="{alert["name"]}",service="{alert["component"]}",alertstate="firing",severity="critical"'
+        at = alert["start"] - shift
+        while at <= alert["end"] - shift:
+            yield f"ALERTS{{{labels}}} 1 {at:.3f}"
+            at += 15
+    yield "# EOF"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A Prometheus beside the host's own, with nothing but that month."""
+    host = Operations(INVENTORY, "prometheus-trixie")
+    host.shell(
+        f"rm -rf {FOLDER} && mkdir {FOLDER} && cat > {FOLDER}/month.txt",
+        stdin="\n".join(month_in_openmetrics(by_hand())) + "\n",
+    )
+    host.shell(
+        f"cd {FOLDER} && promtool tsdb create-blocks-from openmetrics --quiet --max-block-duration=720h month.txt data"
+        f" && echo 'global: {{}}' > empty.yml", timeout=300,
+    )  # fmt: skip
+    host.shell(
+        f"systemd-run --quiet --unit=kpi prometheus --config.file={FOLDER}/empty.yml --storage.tsdb.path={FOLDER}/data"
+        f" --storage.tsdb.retention.time=10y --web.listen-address=0.0.0.0:{PORT}"
+    )
+    address = host.shell("hostname -I").split()[0]
+    try:
+        deadline = time.monotonic() + 60
+        while "ready" not in host.shell(f"curl -s http://127.0.0.1:{PORT}/-/ready", check=False).lower():
+            assert time.monotonic() < deadline, host.shell("journalctl --unit=kpi --no-pager | tail -n 20")
+            time.sleep(1)
+        yield prometheus.Prometheus(f"http://{address}:{PORT}", timeout=60.0)
+    finally:
+        host.shell(f"systemctl stop kpi; rm -rf {FOLDER}", check=False)
+
+
+@pytest.fixture(scope="module")
+def month(server):
+    return kpi.month(prometheus.month(server, START, END, STEP), START, END, STEP)
+
+
+def test_figures_are_those_computed_by_hand(month):
+    """tests/unit/test_kpi.py shows how each is computed."""
+    assert month["missing"] == []
+    assert (month["known_seconds"], month["unknown_seconds"], month["down_seconds"]) == (2584800, 7200, 2520)
+    assert month["availability_percent"] == 99.9025
+    assert (month["mttr_seconds"], month["mtbf_seconds"]) == (840, 860760)
+    assert (month["requests"], month["requests_per_second"]) == (43080 * 120, 2.0)
+    assert month["error_percent"] == 0.2484
+    assert (month["p95_seconds"], month["database_seconds"]) == (0.225, 0.003)
+    assert month["verdicts"] == {
+        "availability_percent": "met", "p95_seconds": "tolerated", "error_percent": "missed", "mttr_seconds": "met",
+        "database_seconds": "met",
+    }  # fmt: skip
+
+
+def test_outages_have_their_moments_and_causes(month):
+    hand = by_hand()
+    begun = [(begin - hand.START + START, 60.0 * minutes) for begin, minutes in hand.OUTAGES]
+    assert [(one["start"], one["seconds"]) for one in month["outages"]] == begun
+    assert [one["cause"] for one in month["outages"]] == ["DatabaseConnectionError", "DiskSpaceCritical", None]
+    assert month["downtime_by_cause"] == {"DatabaseConnectionError": 600, "DiskSpaceCritical": 1800, None: 120}
+
+
+def test_a_month_that_it_does_not_know_is_not_invented(server):
+    start, end = kpi.month_of("2026-08", JAPAN)
+    month = kpi.month(prometheus.month(server, start, end, STEP), start, end, STEP)
+    assert month["availability_percent"] is None and set(month["verdicts"].values()) == {"unknown"}
+    assert set(month["missing"]) == {"up", "requests", "buckets", "database_seconds"}
