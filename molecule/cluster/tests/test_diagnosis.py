@@ -1,0 +1,153 @@
+"""Two faults at once on two hosts: both roots come before what follows from them; a healthy fleet has none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from support import APP, SCENARIO_HOME, wait_for
+
+pytestmark = pytest.mark.whole
+CERTIFICATE = "/etc/ssl/certs/shiftmaster.crt"
+SMALL = "mkdir -p {0}; mountpoint -q {0} || mount -t tmpfs -o {1} tmpfs {0}; "
+HOLD = (
+    "runuser -u postgres -- psql -qAtd shiftmaster -c 'CREATE TABLE IF NOT EXISTS held (id int)';"
+    " systemd-run --quiet --unit=holder --property=User=postgres"
+    " bash -c '(echo \"BEGIN; LOCK TABLE held;\"; sleep 300) | psql -d shiftmaster'; sleep 2;"
+    " systemd-run --quiet --unit=waiter --property=User=postgres psql -d shiftmaster -c 'SELECT * FROM held'; sleep 3"
+)
+# What is wrong: (the rule that names it, what breaks it, what mends it). {colour} is the live colour.
+FAULTS = {
+    "database stopped": ("DatabaseStopped", "systemctl stop postgresql", "systemctl start postgresql; sleep 3"),
+    "locks": (
+        "DatabaseLockHeldByIdle", HOLD,
+        "systemctl stop holder waiter; runuser -u postgres -- psql -qAtd shiftmaster -c 'DROP TABLE held'",
+    ),
+    "database behind a rule": (
+        "FirewallRefuses",
+        "nft 'add table inet other; add chain inet other input { type filter hook input priority -10; };"
+        " add rule inet other input tcp dport 5432 counter drop'",
+        "nft delete table inet other",
+    ),
+    "cache stopped": ("RedisDown", "systemctl stop redis-server", "systemctl start redis-server"),
+    "cache frozen": (
+        "RedisHangs", "systemctl kill --signal=STOP redis-server", "systemctl kill --signal=CONT redis-server",
+    ),
+    "log full": (
+        "DiskFullByLog",
+        SMALL.format("/var/log/small", "size=40m") + "dd if=/dev/zero of=/var/log/small/x.log bs=1M 2>/dev/null; true",
+        "umount /var/log/small; rmdir /var/log/small",
+    ),
+    "disk full": (
+        "DiskFull",
+        SMALL.format("/mnt/small", "size=40m") + "dd if=/dev/zero of=/mnt/small/data bs=1M 2>/dev/null; true",
+        "umount /mnt/small",
+    ),
+    "inodes gone": (
+        "InodesGone",
+        SMALL.format("/mnt/inodes", "size=8m,nr_inodes=200")
+        + "cd /mnt/inodes; for i in $(seq 300); do touch $i 2>/dev/null; done; true",
+        "umount /mnt/inodes",
+    ),
+    "certificate expired": (
+        "CertificateExpired",
+        f"cp -p {CERTIFICATE} /root/crt; openssl req -x509 -key /etc/ssl/private/shiftmaster.key -subj /CN=localhost"
+        f" -not_before 20250101000000Z -not_after 20250601000000Z -out {CERTIFICATE} 2>/dev/null;"
+        " systemctl reload nginx; sleep 1",
+        f"cp -p /root/crt {CERTIFICATE}; systemctl reload nginx; sleep 1",
+    ),
+    "nginx stopped": ("NginxDown", "systemctl stop nginx", "systemctl start nginx"),
+    "web processes down": (
+        "WebUnitDown", "systemctl stop shiftmaster-web@{colour}", "systemctl start shiftmaster-web@{colour}",
+    ),
+    "worker dead": (
+        "WorkerDown", "systemctl stop shiftmaster-worker@{colour}", "systemctl start shiftmaster-worker@{colour}",
+    ),
+    "worker frozen": (
+        "WorkerFrozen", "systemctl kill --signal=STOP shiftmaster-worker@{colour}",
+        "systemctl kill --signal=CONT shiftmaster-worker@{colour}",
+    ),
+    "static missing": (
+        "StaticMissing", f"mv $(readlink -f {APP}/active/release)/static /root/static",
+        f"mv /root/static $(readlink -f {APP}/active/release)/static",
+    ),
+}  # fmt: skip
+PAIRS = [
+    (("db", "database stopped"), ("app1", "log full")),
+    (("cache", "cache stopped"), ("edge", "certificate expired")),
+    (("app2", "web processes down"), ("db", "locks")),
+    (("app1", "worker dead"), ("edge", "nginx stopped")),
+    (("db", "database behind a rule"), ("app2", "worker dead")),
+    (("cache", "cache frozen"), ("app1", "static missing")),
+    (("db", "database stopped"), ("cache", "disk full")),
+    (("app1", "worker frozen"), ("app2", "inodes gone")),
+    (("app1", "web processes down"), ("cache", "log full")),
+]
+
+
+def diagnose(fleet):
+    """Run it as an administrator does; returns (its exit code, the findings, the output)."""
+    with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as folder:
+        run = fleet.app1.run("playbooks/diagnose.yml", report_dir=folder)
+        path = Path(folder) / "diagnosis.json"
+        assert path.exists(), run.output[-5000:]
+        report = json.loads(path.read_text())
+    assert len(report["hosts"]) == 5
+    return run.code, report["findings"], run.output
+
+
+def well(fleet):
+    for host in fleet.apps:
+        assert host.serves(120), f"{host.host} does not serve"
+    asked = "curl -sk -o /dev/null -w '%{http_code}' https://localhost/login/"
+    wait_for(lambda: fleet.edge.shell(asked, check=False) == "200", 60, "the site")
+
+
+@contextlib.contextmanager
+def broken(fleet, name: str, fault: str):
+    host, (_rule, injure, mend) = getattr(fleet, name), FAULTS[fault]
+    colour = host.shell(f"basename $(readlink {APP}/active)", check=False).strip() if name.startswith("app") else ""
+    host.shell(injure.replace("{colour}", colour), check=False)
+    try:
+        yield
+    finally:
+        host.shell(mend.replace("{colour}", colour), check=False)
+        host.shell("systemctl reset-failed; true")
+
+
+@pytest.mark.parametrize("run", range(3))
+def test_a_healthy_fleet_has_no_finding(fleet, run):
+    well(fleet)
+    code, found, output = diagnose(fleet)
+    assert (code, [(one["rule"], one["host"]) for one in found]) == (0, []), output[-4000:]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda fault: f"{fault[1].replace(' ', '-')}-on-{fault[0]}")
+def test_both_roots_come_before_what_follows(fleet, first, second):
+    well(fleet)
+    with broken(fleet, *first), broken(fleet, *second):
+        _code, found, output = diagnose(fleet)
+    wanted = {(FAULTS[fault][0], getattr(fleet, name).host) for name, fault in (first, second)}
+    assert {(one["rule"], one["host"]) for one in found[:2]} == wanted, (
+        [(one["rule"], one["host"], one["root"]) for one in found], output[-4000:],
+    )  # fmt: skip
+    # What nobody caused beside them is claimed of nobody.
+    assert {(one["rule"], one["host"]) for one in found if one["root"]} == wanted
+
+
+def test_a_host_that_is_gone_and_a_disk_that_is_full(fleet):
+    well(fleet)
+    with broken(fleet, "app1", "inodes gone"):
+        subprocess.run(["docker", "pause", fleet.db.host], check=True, capture_output=True, timeout=60)
+        try:
+            code, found, output = diagnose(fleet)
+        finally:
+            subprocess.run(["docker", "unpause", fleet.db.host], check=True, capture_output=True, timeout=60)
+    wanted = {("HostUnreachable", fleet.db.host), ("InodesGone", fleet.app1.host)}
+    assert {(one["rule"], one["host"]) for one in found[:2]} == wanted, output[-4000:]
+    # ansible-playbook says of itself that a host could not be reached.
+    assert code == 4
