@@ -286,7 +286,9 @@ def registers(tasks) -> list:
     return found
 
 
-@pytest.mark.parametrize("path", files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml", "playbooks/tasks/*.yml"), ids=str)
+@pytest.mark.parametrize(
+    "path", files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml", "playbooks/tasks/*.yml"), ids=str
+)
 def test_no_result_is_lost_under_another_of_the_same_name(path):
     """A task that is skipped registers, too: that it was skipped."""
     found = registers(load(path))

@@ -38,7 +38,8 @@ def write_until_killed(hosts, way: str) -> dict:
         files.append(path)
         line = f"INSERT INTO told (writer) VALUES ({writer}) RETURNING id, extract(epoch FROM at);"
         options = "-c synchronous_commit=on" if way == "synchronous" else ""
-        command = f'yes "{line}" | PGOPTIONS="{options}" runuser -w PGOPTIONS -u postgres -- stdbuf -oL psql -XqAt -d shiftmaster'
+        psql = "runuser -w PGOPTIONS -u postgres -- stdbuf -oL psql -XqAt -d shiftmaster"
+        command = f'yes "{line}" | PGOPTIONS="{options}" {psql}'
         processes.append(
             subprocess.Popen(
                 ["docker", "exec", "--interactive", hosts.app.host, "sh", "-c", command],
