@@ -21,6 +21,11 @@ PAGERDUTY_CHANGE_URL = "https://localhost:9592/v2/change/enqueue"
 DEADMAN_URL = "https://localhost:9593/deadman/token-of-the-test"
 SMARTHOST = "localhost:9587"
 CRITICAL = ("pagerduty", "slack", "smtp")
+# Alerts of figures that containers share with the machine which runs them, and with whatever else runs on it.
+MACHINE = (
+    "ClockNotSynchronised", "ClockSkew", "OOMKill", "DiskFullPredicted", "DiskFullSoon", "DiskSaturated",
+    "InodesExhaustedPredicted",
+)  # fmt: skip
 # Names of one run of the tests: what an earlier one left behind fires for an hour and is not told again.
 RUN = f"{int(time.time()) % 1000000:06d}"
 

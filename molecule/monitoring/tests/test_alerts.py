@@ -155,10 +155,6 @@ def test_a_database_is_down(hosts, alerting, capsys, host):
     )  # fmt: skip
 
 
-# What containers share with the machine that runs them, and whatever else runs on it.
-MACHINE = re.compile(r"^(ClockNotSynchronised|OOMKill|Disk\w+|Inodes\w+|TCPRetransmits|NetworkDrops)$")
-
-
 def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> None:
     """Of a host that is switched off, in ten minutes; whatever it is about, and whichever host it names."""
     wait_for(
@@ -177,8 +173,7 @@ def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> 
         told = [
             one
             for one in alerting.messages("", since)
-            if one["receiver"] != "deadman"
-            and not any(tells_of(one, alert) for alert in {*known, *filter(MACHINE.match, RULES)})
+            if one["receiver"] != "deadman" and not any(tells_of(one, alert) for alert in {*known, *proofs.MACHINE})
         ]
         assert sorted(one["receiver"] for one in told) == sorted(EVERYBODY), [title(one) for one in told]
         # It was no silence: there was more that could have been told.
