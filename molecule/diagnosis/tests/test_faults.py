@@ -197,8 +197,9 @@ SAMPLE = (
 ids = [re.sub(r"\W", "-", name) for name in FAULTS]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def facts(operations):
+    """Anew for each test: what a finding says to do may bring the other colour up."""
     return facts_of(operations)
 
 
@@ -244,9 +245,8 @@ def test_the_true_cause_comes_first(operations, facts, name):
             assert_fixed_as_said(operations, seen)
             is_mended = True
     finally:
-        # What the finding has mended already may be missing here (a unit that was stopped for good).
-        operations.shell(mend.format(**facts), check=not is_mended)
-        mended(operations, "true")
+        # The colour that a mend by hand names may be another one by then.
+        mended(operations, "nft delete table inet other 2>/dev/null; true" if is_mended else mend.format(**facts))
 
 
 @pytest.mark.whole
