@@ -470,10 +470,10 @@ COMBINED = {
         f"{FAULTS['upstream wrong'][1]}; systemctl stop postgresql",
         f"{FAULTS['upstream wrong'][2]}; systemctl start postgresql; sleep 3",
     ),
-    "firewall rule and dead worker": (
-        {"FirewallRefuses", "WorkerDown"},
-        f"{FAULTS['firewall rule'][1]}; systemctl stop shiftmaster-worker@{{colour}}",
-        f"{FAULTS['firewall rule'][2]}; systemctl start shiftmaster-worker@{{colour}}",
+    "firewall rule and no name service": (
+        {"FirewallRefuses", "NameServerSilent"},
+        f"{FAULTS['firewall rule'][1]}; {FAULTS['name service broken'][1]}",
+        f"{FAULTS['firewall rule'][2]}; {FAULTS['name service broken'][2]}",
     ),
     "expired certificate, no scheduler and missing static files": (
         {"CertificateExpired", "BeatDown", "StaticMissing"},
