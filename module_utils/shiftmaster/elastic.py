@@ -25,10 +25,16 @@ class NoAnswer(Failed):
 class Api:
     def __init__(self, url, ca_file=None, login=None, timeout=30, headers=None):
         self.url, self.login, self.timeout, self.headers = url.rstrip("/"), login, timeout, headers or {}
-        handlers = [urllib.request.ProxyHandler({})]
-        if url.startswith("https:"):
-            handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file)))
-        self.opener = urllib.request.build_opener(*handlers)
+        self.ca_file, self.opener = ca_file, None
+
+    def open(self, request):
+        """OSError where nobody answers, or the authority is not there yet: a host that is not set up."""
+        if self.opener is None:
+            handlers = [urllib.request.ProxyHandler({})]
+            if self.url.startswith("https:"):
+                handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=self.ca_file)))
+            self.opener = urllib.request.build_opener(*handlers)
+        return self.opener.open(request, timeout=self.timeout)
 
     def ask(self, path, method="GET", body=None, data=None, kind="application/json", login=None):
         """Return (status, answer as JSON or text)."""
@@ -46,7 +52,7 @@ class Api:
             request.data = data
             request.add_header("Content-Type", kind)
         try:
-            with self.opener.open(request, timeout=self.timeout) as answer:
+            with self.open(request) as answer:
                 return answer.status, decoded(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, decoded(error.read())

@@ -345,6 +345,10 @@ def test_one_that_does_not_run_yet_is_to_come(run_module):
     nobody = {"url": "http://127.0.0.1:9", "user": "a", "password": "b", "timeout_seconds": 0}
     assert run_module(elasticsearch_objects, check_mode=True, **nobody)["changed"]
     assert run_module(elasticsearch_objects, **nobody)["failed"]
+    # Nor is its authority's certificate there.
+    empty = {**nobody, "url": "https://127.0.0.1:9", "ca_file": "/nowhere/ca.crt"}
+    assert run_module(elasticsearch_objects, check_mode=True, **empty)["changed"]
+    assert run_module(elasticsearch_objects, **empty)["failed"]
     assert run_module(kibana_objects, check_mode=True, objects=[{"type": "a", "id": "b", "attributes": {}}], **nobody)[
         "changed"
     ]
