@@ -22,8 +22,8 @@ description:
     whether it answers, stops the standby, copies everything by C(pg_basebackup) and waits until it streams again.
   - The slot went with the old database, so it is made anew.
   - The password goes by the environment, and into the file in which the standby had it before.
-  - A cluster without C(standby.signal) is none, and is refused; so is a primary that does not answer. Nothing is
-    changed then.
+  - A cluster without C(standby.signal) is none, and is refused; so are one with tablespaces or a C(pg_wal) elsewhere,
+    and a primary that does not answer. Nothing is changed then.
   - Runs as root, on a host with one cluster in Debian's layout.
 options:
   timeout_seconds:
@@ -131,6 +131,12 @@ class Cluster:
     def setting(self, name):
         return as_postgres(self.program("postgres"), "-C", name, "-D", self.configuration)
 
+    def apart(self):
+        """Return what of the data lies elsewhere: it would stay, and the copy be refused."""
+        spaces = os.path.join(self.data, "pg_tblspc")
+        linked = [path for path in [os.path.join(self.data, "pg_wal")] if os.path.islink(path)]
+        return linked + [os.path.join(spaces, name) for name in sorted(os.listdir(spaces))]
+
     def empty(self):
         """Remove what is in the folder of the data, and leave the folder, which may be a mount."""
         for entry in os.scandir(self.data):
@@ -150,6 +156,8 @@ def main():
     seconds, removed = module.params["timeout_seconds"], False
     try:
         cluster = Cluster()
+        if cluster.apart():
+            raise Failed("%s leads elsewhere: copy it by hand" % cluster.apart()[0])
         slot = cluster.setting("primary_slot_name")
         env = environment(cluster.setting("primary_conninfo"))
         env.setdefault("HOME", pwd.getpwnam("postgres").pw_dir)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import math
-import sys
 from pathlib import Path
 
 import runbooks
@@ -18,17 +16,7 @@ JAPAN = {"name": "JST", "offset_seconds": 32400}
 HOURS = 6
 
 
-def unit(name: str):
-    """A file of the unit tests, which hold what evidence looks like."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tests/unit" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    # The checklists' tests import modules of library/, which is on the path.
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-FINDINGS, CHECKLIST, KPI = unit("test_findings"), unit("test_checklist"), unit("test_kpi")
+FINDINGS, CHECKLIST, KPI = (runbooks.unit_tests(name) for name in ("test_findings", "test_checklist", "test_kpi"))
 
 
 def hours_ago(hours: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import shlex
@@ -30,6 +31,17 @@ class Command(NamedTuple):
 
 def load(path: Path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def unit_tests(name: str):
+    """A file of the unit tests, for what it holds: examples of evidence, programs that are known."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tests/unit" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    # The checklists' tests import modules of library/, which is on the path.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def of_alerts() -> list:

@@ -34,6 +34,17 @@ SECRETS = {
 # For a load during which nginx is reloaded: its idle connections end then, and who has just asked on one of them asks
 # anew, as browsers do (RFC 9112, 9.3.1; HTTP/2 is told beforehand). Of 60 reloads under load, 5 met such a request.
 BROWSER = "--repeat-unanswered"
+# The most memory that each unit of what watches has had: of its control group where that is counted, of its process
+# elsewhere.
+PEAKS = """
+systemctl list-units --plain --no-legend --state=active 'prometheus*.service' mtail.service | while read -r unit _; do
+  peak=$(systemctl show --value --property=MemoryPeak $unit)
+  case $peak in *[!0-9]* | '')
+    peak=$(awk '/^VmHWM/ { print $2 * 1024 }' /proc/$(systemctl show --value --property=MainPID $unit)/status) ;;
+  esac
+  echo $unit $peak
+done
+"""
 
 
 def pytest_collection_modifyitems(config, items):

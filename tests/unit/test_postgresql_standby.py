@@ -28,3 +28,15 @@ def test_another_form_is_refused(text):
 def test_a_keyword_that_would_be_lost_is_refused():
     with pytest.raises(ValueError, match="has service, which is not known here"):
         standby.environment("service=primary user=replicator")
+
+
+def test_what_lies_elsewhere_is_seen(tmp_path):
+    cluster = standby.Cluster.__new__(standby.Cluster)
+    cluster.data = str(tmp_path)
+    (tmp_path / "pg_tblspc").mkdir()
+    (tmp_path / "pg_wal").mkdir()
+    assert cluster.apart() == []
+    (tmp_path / "pg_tblspc/16400").symlink_to("/srv/fast")
+    (tmp_path / "pg_wal").rmdir()
+    (tmp_path / "pg_wal").symlink_to("/srv/wal")
+    assert cluster.apart() == [str(tmp_path / "pg_wal"), str(tmp_path / "pg_tblspc/16400")]

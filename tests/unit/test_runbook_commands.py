@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,16 +14,6 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = runbooks.every()
 each = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.said_by}: {command.text[:60]}")
-
-
-@functools.cache
-def other(name: str):
-    """Another file of these tests, for what it holds commands to."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tests/unit" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 # Hosts that findings of the cases name.
@@ -63,7 +50,7 @@ def test_command_is_shell(command):
 @each
 def test_programs_are_known(command):
     programs = {words[0] for words in runbooks.simple_commands(command.text)}
-    assert programs <= other("test_alerts").KNOWN | KNOWN, command.text
+    assert programs <= runbooks.unit_tests("test_alerts").KNOWN | KNOWN, command.text
 
 
 @each
@@ -76,7 +63,7 @@ def test_command_is_known_to_read_or_to_change(command):
 def test_calls_of_ansible_are_right(command):
     for words in runbooks.simple_commands(command.text):
         if words[0] == "ansible-playbook":
-            assert other("test_docs").playbook_faults(words) == []
+            assert runbooks.unit_tests("test_docs").playbook_faults(words) == []
         if words[0] == "ansible":
             groups = yaml.safe_load((ROOT / "inventory/production/hosts.yml").read_text())["all"]["children"]
             hosts = {"all", "monitoring", "standby", *groups, *OF_CASES}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ansible.module_utils
 import pytest
-from support import ROOT, SCENARIO_HOME, Operations, wait_for
+from support import PEAKS, ROOT, SCENARIO_HOME, Operations, wait_for
 
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
@@ -82,18 +82,6 @@ def test_nobody_else_can_ask_what_watches(operations):
     watching = {"9090", "9093", "9100", "9115", "9187", "9443", "3903"}
     assert {port for _address, port in listening} >= watching
     assert {address for address, port in listening if port in watching} <= {"127.0.0.1", "[::1]"}
-
-
-# The most that each has had since it started: of its control group where that is counted, of its process elsewhere.
-PEAKS = """
-systemctl list-units --plain --no-legend --state=active 'prometheus*.service' mtail.service | while read -r unit _; do
-  peak=$(systemctl show --value --property=MemoryPeak $unit)
-  case $peak in *[!0-9]* | '')
-    peak=$(awk '/^VmHWM/ { print $2 * 1024 }' /proc/$(systemctl show --value --property=MainPID $unit)/status) ;;
-  esac
-  echo $unit $peak
-done
-"""
 
 
 def test_it_finds_room_beside_the_application(operations, capsys):

@@ -22,19 +22,13 @@ from diagnosing import (
 )
 from support import APP
 
+pytestmark = pytest.mark.usefixtures("well")
 PARTS = {"disk", "units", "database", "redis", "http", "release", "memory", "cpu", "login", "celery"}
 
 
 @pytest.fixture(scope="module")
 def facts(operations):
     return facts_of(operations)
-
-
-@pytest.fixture(autouse=True)
-def well(operations):
-    """Every test begins with a host that serves."""
-    assert operations.serves(90), "the host does not serve"
-    yield
 
 
 # --- it still answers ------------------------------------------------------------------------------------------------

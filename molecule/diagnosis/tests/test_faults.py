@@ -24,6 +24,7 @@ from diagnosing import (
 )
 from support import APP, enqueue, load, wait_for
 
+pytestmark = pytest.mark.usefixtures("well")
 RELEASE = f"{APP}/active/release"
 SITE = "/etc/nginx/sites-available/shiftmaster"
 CERTIFICATE = "/etc/ssl/certs/shiftmaster.crt"
@@ -201,13 +202,6 @@ ids = [re.sub(r"\W", "-", name) for name in FAULTS]
 def facts(operations):
     """Anew for each test: what a finding says to do may bring the other colour up."""
     return facts_of(operations)
-
-
-@pytest.fixture(autouse=True)
-def well(operations):
-    """Every test begins with a host that serves."""
-    assert operations.serves(90), "the host does not serve"
-    yield
 
 
 def assert_first(operations, rule: str, **extra):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import mishaps
 import pytest
 import yaml
-from support import ROOT, load
+from support import PEAKS, ROOT, load
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import dashboards
@@ -394,16 +394,6 @@ def test_exporters_are_locked_in(hosts, watch):
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
-# The most that each has had since it started: of its control group where that is counted, of its process elsewhere.
-RESIDENT = """
-systemctl list-units --plain --no-legend --state=active 'prometheus*.service' mtail.service | while read -r unit _; do
-  peak=$(systemctl show --value --property=MemoryPeak $unit)
-  case $peak in *[!0-9]* | '')
-    peak=$(awk '/^VmHWM/ { print $2 * 1024 }' /proc/$(systemctl show --value --property=MainPID $unit)/status) ;;
-  esac
-  echo $unit $peak
-done
-"""
 # Of all processes of the container, in seconds.
 CPU_SECONDS = (
     "awk '/usage_usec/ { print $2 / 1e6 }' /sys/fs/cgroup/cpu.stat 2>/dev/null || "
@@ -416,7 +406,7 @@ def test_it_finds_room_beside_the_application(hosts, watch, capsys):
     """As if all of it were on one host, which Prometheus, Alertmanager and the exporters are on a small site."""
     found = {}
     for host in (hosts.app, watch):
-        for line in host.shell(RESIDENT).splitlines():
+        for line in host.shell(PEAKS).splitlines():
             unit, size = line.split()
             found[unit] = max(found.get(unit, 0), int(size) / 2**20)
     with capsys.disabled():
