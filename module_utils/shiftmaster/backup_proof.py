@@ -127,9 +127,9 @@ class Server:
         """Start it and wait until it has recovered."""
         for name, text in (
             ("postgresql.conf", ""),
-            # Nobody else comes to its socket: its folder is closed.
-            ("pg_hba.conf", "local all postgres trust\n"),
-            ("pg_ident.conf", ""),
+            # root too: it alone may read what it loads.
+            ("pg_hba.conf", "local all postgres peer map=own\n"),
+            ("pg_ident.conf", "own postgres postgres\nown root postgres\n"),
         ):
             path = os.path.join(self.data, name)
             with open(path, "w", encoding="utf-8") as stream:
@@ -204,6 +204,17 @@ class Server:
 
 
 @contextlib.contextmanager
+def running(host: Host, data: str):
+    """The server of a folder of data, started, recovered, and stopped at the end."""
+    server = Server(host, data, host.options["scratch_port"])
+    try:
+        server.start(host.options["recovery_timeout_seconds"])
+        yield server
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
 def restored(host: Host, name: str, *arguments: str, label: str = ""):
     """A backup in a scratch folder, recovered as the arguments say and running; all of it is removed at the end."""
     with scratch(host, name) as folder:
@@ -221,12 +232,8 @@ def restored(host: Host, name: str, *arguments: str, label: str = ""):
             "restore",
             restore=True,
         )
-        server = Server(host, data, host.options["scratch_port"])
-        try:
-            server.start(host.options["recovery_timeout_seconds"])
+        with running(host, data) as server:
             yield server
-        finally:
-            server.stop()
 
 
 @contextlib.contextmanager
@@ -236,12 +243,8 @@ def empty(host: Host, name: str):
         data = os.path.join(folder, "data")
         made = (os.path.join(host.bin, "initdb"), "--pgdata", data, "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync")
         host.as_postgres("making a scratch server", *made)
-        server = Server(host, data, host.options["scratch_port"])
-        try:
-            server.start(host.options["recovery_timeout_seconds"])
+        with running(host, data) as server:
             yield server
-        finally:
-            server.stop()
 
 
 def _owner(path: str) -> tuple:
