@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
@@ -20,7 +21,9 @@ description:
   - A primary that was restored goes on from another point than its standbys; none of them can follow.
   - Asks the cluster's own configuration (C(primary_conninfo), C(primary_slot_name)) where its primary is, looks
     whether it answers, stops the standby, copies everything by C(pg_basebackup) and waits until it streams again.
-  - The slot went with the old database, so it is made anew.
+  - The slot went with the old database, so it is made anew. What was set by C(ALTER SYSTEM) on the standby becomes what
+    it is on the primary.
+  - What a copy that failed needs to be made again is kept beside the data until one has succeeded.
   - The password goes by the environment, and into the file in which the standby had it before.
   - A cluster without C(standby.signal) is none, and is refused; so are one with tablespaces or a C(pg_wal) elsewhere,
     and a primary that does not answer. Nothing is changed then.
@@ -122,7 +125,14 @@ class Cluster:
         self.version, self.name, self.port, _status, _owner, self.data = lines[0].split()[:6]
         self.unit = "postgresql@%s-%s.service" % (self.version, self.name)
         self.configuration = "/etc/postgresql/%s/%s" % (self.version, self.name)
-        if not os.path.exists(os.path.join(self.data, "standby.signal")):
+        # Where a copy was begun, the data says nothing any more.
+        self.kept = self.data + ".following"
+        if os.path.exists(self.kept):
+            with open(self.kept, encoding="utf-8") as stream:
+                self.follows = json.load(stream)
+        elif os.path.exists(os.path.join(self.data, "standby.signal")):
+            self.follows = {name: self.setting(name) for name in ("primary_conninfo", "primary_slot_name")}
+        else:
             raise Failed("%s is no standby: it has no standby.signal" % self.data)
 
     def program(self, name):
@@ -135,7 +145,14 @@ class Cluster:
         """Return what of the data lies elsewhere: it would stay, and the copy be refused."""
         spaces = os.path.join(self.data, "pg_tblspc")
         linked = [path for path in [os.path.join(self.data, "pg_wal")] if os.path.islink(path)]
-        return linked + [os.path.join(spaces, name) for name in sorted(os.listdir(spaces))]
+        names = sorted(os.listdir(spaces)) if os.path.isdir(spaces) else []
+        return linked + [os.path.join(spaces, name) for name in names]
+
+    def keep(self):
+        """Note where the primary is; a password may be in it."""
+        descriptor = os.open(self.kept, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            json.dump(self.follows, stream)
 
     def empty(self):
         """Remove what is in the folder of the data, and leave the folder, which may be a mount."""
@@ -158,8 +175,8 @@ def main():
         cluster = Cluster()
         if cluster.apart():
             raise Failed("%s leads elsewhere: copy it by hand" % cluster.apart()[0])
-        slot = cluster.setting("primary_slot_name")
-        env = environment(cluster.setting("primary_conninfo"))
+        slot = cluster.follows["primary_slot_name"]
+        env = environment(cluster.follows["primary_conninfo"])
         env.setdefault("HOME", pwd.getpwnam("postgres").pw_dir)
         as_postgres(cluster.program("pg_isready"), "--timeout=10", env=env)
         if not module.check_mode:
@@ -168,6 +185,7 @@ def main():
                 make = ("--no-password", "--slot", slot, "--create-slot", "--if-not-exists")
                 as_postgres(cluster.program("pg_receivewal"), *make, env=env)
             run("systemctl", "stop", cluster.unit, timeout=seconds)
+            cluster.keep()
             removed = True
             cluster.empty()
             as_postgres(
@@ -177,8 +195,10 @@ def main():
             )  # fmt: skip
             run("systemctl", "start", cluster.unit, timeout=seconds)
             cluster.wait_until_it_streams(seconds)
+            os.unlink(cluster.kept)
     except (Failed, ValueError, OSError) as error:
-        stands = "Its data is gone; run this again when it is mended." if removed else "Nothing was changed."
+        again = "Its data is gone. When that is mended: ansible <host> --become --module-name postgresql_standby"
+        stands = again if removed else "Nothing was changed."
         module.fail_json(msg="the standby was not made anew: %s. %s" % (error, stands))
     primary = env.get("PGHOST", env.get("PGHOSTADDR", ""))
     module.exit_json(changed=True, primary=primary, slot=slot, msg="The standby follows %s again." % primary)

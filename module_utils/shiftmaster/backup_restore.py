@@ -26,6 +26,10 @@ from .backup_target import Plan, TargetError, choose, snapshot
 # before it, where one segment may take its time.
 STILL_SECONDS = 20
 SLOW_SECONDS = 300
+FORGOTTEN_SQL = """
+SELECT DISTINCT name FROM pg_file_settings
+WHERE sourcefile ~ 'postgresql.auto.conf$' AND name ~ '^(restore_command|recovery_target.*)$' ORDER BY 1
+"""
 
 
 def plan(host: Host, request: dict) -> dict:
@@ -146,6 +150,7 @@ def database_here(host: Host, request: dict) -> dict:
                     "promoting the database", os.path.join(host.bin, "pg_ctl"), "--pgdata", data, "--wait", "promote"
                 )
             _wait_for_end_of_recovery(host, data)
+            _forget_the_recovery(host, data)
             _archive_received(host, data, request.get("received_folder", ""))
         except BaseException:
             # What was there is worth more than half of what was to come; where it was not set aside, it is still there.
@@ -276,6 +281,22 @@ def _wait_for_end_of_recovery(host: Host, data: str) -> None:
         if time.monotonic() > deadline:
             raise BackupError("the restored database did not end its recovery within %d s" % _limit(host))
         time.sleep(0.5)
+
+
+def _ask_here(host: Host, *statements: str) -> str:
+    words = [word for statement in statements for word in ("-c", statement)]
+    program = os.path.join(host.bin, "psql")
+    done = host.as_postgres("asking the restored database", program, "-XqAt", "-w", "-d", "postgres", *words)
+    return done.stdout
+
+
+def _forget_the_recovery(host: Host, data: str) -> None:
+    """Take pgBackRest's settings of the recovery away: each copy of this database would follow them."""
+    names = _ask_here(host, FORGOTTEN_SQL).split()
+    if names:
+        _ask_here(host, *["ALTER SYSTEM RESET %s" % name for name in names])
+        host.run("restarting PostgreSQL", "systemctl", "restart", unit_of(host), timeout=600)
+        _wait_for_end_of_recovery(host, data)
 
 
 # --- beside it -------------------------------------------------------------------------------------------------------

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from support import wait_for
+import subprocess
+from pathlib import Path
 
+from support import ROOT, wait_for
+
+INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
+MODULE = "postgresql_standby"
 ROWS = "SELECT count(*), md5(string_agg(text, ',' ORDER BY id)) FROM plans"
 
 
@@ -20,17 +25,48 @@ def test_the_moment_before_a_dropped_table(hosts):
     run = app.run("playbooks/restore.yml", target=moment, confirm=app.host, timeout=3600)
     assert run.code == 0 and run.says("The standby follows 172.30.79.10 again."), run.output[-6000:]
     assert app.sql(ROWS) == rows and app.serves(60) == "2.0.0"
+    # Whoever copies it must not recover to that moment, too.
+    assert app.sql("SELECT name FROM pg_file_settings WHERE name ~ '^(restore_command|recovery_target)'") == ""
+
+
+def test_a_copy_that_failed_is_made_again(hosts):
+    """By the command that the failure names, from a folder without anything in it."""
+
+    def copy_anew():
+        command = ["ansible", hosts.standby.host, "--inventory", str(INVENTORY), "--become", "--module-name", MODULE]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    # It cannot be copied while the primary lets nobody in, and there is no data any more.
+    hosts.app.sql("ALTER ROLE replicator NOLOGIN")
+    code, said = copy_anew()
+    assert code != 0 and "Nothing was changed" in said, said
+    hosts.app.sql("ALTER ROLE replicator LOGIN")
+    hosts.standby.shell(
+        "install -d /root/real && cp /usr/lib/postgresql/17/bin/pg_basebackup /root/real/ && "
+        "printf '#!/bin/sh\\necho no space >&2; exit 1\\n' > /usr/lib/postgresql/17/bin/pg_basebackup"
+    )
+    try:
+        code, said = copy_anew()
+        assert code != 0 and "no space" in said and "--module-name postgresql_standby" in said, said
+    finally:
+        hosts.standby.shell("cp /root/real/pg_basebackup /usr/lib/postgresql/17/bin/")
+    code, said = copy_anew()
+    assert code == 0 and "follows 172.30.79.10 again" in said, said
+    assert hosts.standby.shell("ls /var/lib/postgresql/17").split() == ["main"]
 
 
 def test_what_hangs_on_it_goes_on(hosts):
     app, keeper = hosts.app, hosts.keeper
     # On the branch that the restore has begun.
-    assert app.sql("SELECT timeline_id FROM pg_control_checkpoint()") == "2"
+    timeline = int(app.sql("SELECT timeline_id FROM pg_control_checkpoint()"))
+    assert timeline > 1
+    branch = f"{timeline:08X}"
     assert app.sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'shiftmaster_backup'") == "t"
     app.sql("INSERT INTO plans (text) VALUES ('now')")
-    wait_for(lambda: "00000002" in keeper.shell("ls /var/backups/shiftmaster/wal | grep partial"), 30, "the segment")
+    wait_for(lambda: branch in keeper.shell("ls /var/backups/shiftmaster/wal | grep partial"), 30, "the segment")
     assert app.sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'standby'") == "t"
     wait_for(lambda: hosts.standby.sql(ROWS) == app.sql(ROWS), 30, "the standby")
     manifest = keeper.backup(only="database")
-    assert manifest["parts"]["database"]["wal"]["start"].startswith("00000002")
+    assert manifest["parts"]["database"]["wal"]["start"].startswith(branch)
     app.sql("DROP TABLE plans")
