@@ -36,6 +36,9 @@ def test_the_hosts_own_timer_starts_the_real_work(operations, backups, first):
 @pytest.mark.whole
 def test_a_start_that_was_missed_is_caught_up(operations, backups, first):
     """As after a night in which the host was off."""
+    assert operations.run(SCHEDULE, by="timer", backup_schedule_jitter_seconds=0).code == 0
+    time.sleep(5)
+    backups.wait_until_idle()
     before = len(backups.manifests())
     backups.shell(
         "systemctl stop shiftmaster-backup.timer; "

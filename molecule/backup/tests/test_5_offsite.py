@@ -90,6 +90,7 @@ def store(backups, *dates: str) -> None:
     backups.shell(
         "openssl req -x509 -newkey rsa:2048 -nodes -keyout /root/store.key -out /etc/ssl/store.crt -subj /CN=localhost "
         f"-addext subjectAltName=DNS:localhost {' '.join(dates)} 2>/dev/null; systemctl stop store 2>/dev/null; "
+        "systemctl reset-failed store 2>/dev/null; "
         "systemd-run --quiet --unit=store python3 -m moto.server -H 127.0.0.1 -p 5005 -c /etc/ssl/store.crt "
         "-k /root/store.key; until curl -sk https://localhost:5005/ -o /dev/null; do sleep 1; done",
         timeout=120,
@@ -98,7 +99,8 @@ def store(backups, *dates: str) -> None:
 
 @pytest.mark.whole
 def test_a_store_of_s3(operations, backups, outside):
-    backups.shell("apt-get -qy install --no-install-recommends python3-moto >/dev/null", timeout=900)
+    needed = "python3-moto python3-flask python3-flask-cors"
+    backups.shell(f"apt-get -qy install --no-install-recommends {needed} >/dev/null", timeout=900)
     store(backups, "-days 30")
     options = {
         "backup_offsite_repository": "s3:https://localhost:5005/shiftmaster",
@@ -135,9 +137,13 @@ def test_no_secret_of_the_store_is_where_others_read(backups, outside):
 
 @pytest.mark.whole
 def test_a_host_that_has_lost_its_backups_fetches_them(operations, backups, outside):
+    path = "/var/www/shiftmaster/shared/media/brought.txt"
+    backups.shell(f"echo outside > {path} && chown shiftmaster: {path}")
     last = backups.run()
     refused = backups.shell("shiftmaster-backup fetch 2>&1; echo $?").split("\n")
     assert "backups here already" in refused[0] and refused[1] == "1"
+    # What is archived from here on is lost.
+    backups.sql("CREATE TABLE meanwhile AS SELECT 1; DROP TABLE meanwhile; SELECT pg_switch_wal(); SELECT pg_sleep(5)")
     backups.shell(
         f"mkdir /root/lost && mv {FOLDER}/pgbackrest {FOLDER}/restic {FOLDER}/logical {FOLDER}/manifests /root/lost/"
     )
@@ -150,10 +156,9 @@ def test_a_host_that_has_lost_its_backups_fetches_them(operations, backups, outs
     run = operations.run("playbooks/restore.yml", into="scratch", target=last["run_id"], timeout=1800)
     assert run.code == 0 and run.says("pg_amcheck", "rows"), run.output[-3000:]
     # Files, too: a copied snapshot has another id than the manifest says.
-    path = "/var/www/shiftmaster/shared/media/brought.txt"
-    before = backups.shell("find /var/www/shiftmaster/shared/media -type f | sort")
+    backups.shell(f"rm {path}")
     run = operations.run("playbooks/restore.yml", parts="files", target=last["run_id"], confirm=operations.host)
-    assert run.code == 0 and path not in before, run.output[-3000:]
+    assert run.code == 0 and backups.shell(f"cat {path}") == "outside\n", run.output[-3000:]
     # A second time nothing is done.
     assert backups.shell("shiftmaster-backup fetch") == ""
     # What was archived between copy and loss is gone, and each run says so; the new backup is a full one.
