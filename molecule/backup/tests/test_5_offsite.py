@@ -102,6 +102,7 @@ def test_a_store_of_s3(operations, backups, outside):
     needed = "python3-moto python3-flask python3-flask-cors"
     backups.shell(f"apt-get -qy install --no-install-recommends {needed} >/dev/null", timeout=900)
     store(backups, "-days 30")
+    backups.shell("curl -sSk -X PUT https://localhost:5005/shiftmaster")
     options = {
         "backup_offsite_repository": "s3:https://localhost:5005/shiftmaster",
         "backup_offsite_ca_file": "/etc/ssl/store.crt",
