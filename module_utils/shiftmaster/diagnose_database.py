@@ -28,7 +28,7 @@ QUERIES = {
     "connections": """
         SELECT coalesce(usename, '') AS role, coalesce(datname, '') AS database, coalesce(state, '') AS state,
                coalesce(application_name, '') AS application, count(*) AS count
-        FROM pg_stat_activity WHERE backend_type = 'client backend' GROUP BY 1, 2, 3, 4 ORDER BY 5 DESC LIMIT 30""",
+        FROM pg_stat_activity WHERE backend_type = 'client backend' GROUP BY 1, 2, 3, 4 ORDER BY count DESC LIMIT 30""",
     "databases": """
         SELECT d.datname AS name, pg_database_size(d.oid) AS bytes, age(d.datfrozenxid) AS age, d.datallowconn AS allowed,
                d.datconnlimit AS connection_limit, s.deadlocks, s.conflicts, s.temp_bytes, s.blks_hit, s.blks_read
@@ -61,7 +61,7 @@ QUERIES = {
                                restart_lsn)::bigint AS kept_bytes
         FROM pg_replication_slots""",
     "archiver": "SELECT archived_count, failed_count, last_failed_wal, last_failed_time > coalesce(last_archived_time, '-infinity') AS failing FROM pg_stat_archiver",
-    "hba": "SELECT line_number AS line, type, database, user_name AS users, address, auth_method AS method, error FROM pg_hba_file_rules ORDER BY 1",
+    "hba": "SELECT line_number AS line, type, database, user_name AS users, address, auth_method AS method, error FROM pg_hba_file_rules ORDER BY line",
     "settings": "SELECT name, setting, error FROM pg_file_settings WHERE error IS NOT NULL",
     "prepared": "SELECT count(*) AS count, coalesce(max(extract(epoch FROM now() - prepared))::int, 0) AS oldest FROM pg_prepared_xacts",
     "extensions": "SELECT extname AS name, extversion AS version FROM pg_extension",
@@ -72,7 +72,7 @@ QUERIES = {
                coalesce(idx_tup_fetch, 0) AS index_rows,
                extract(epoch FROM now() - greatest(last_autovacuum, last_vacuum))::bigint AS vacuumed_seconds_ago,
                extract(epoch FROM now() - greatest(last_autoanalyze, last_analyze))::bigint AS analysed_seconds_ago
-        FROM pg_stat_user_tables ORDER BY 3 DESC LIMIT 20""",
+        FROM pg_stat_user_tables ORDER BY bytes DESC LIMIT 20""",
     # By the statistics, not by reading the tables: a row is its columns and some 32 bytes of header, pointer and padding.
     "bloat": """
         SELECT n.nspname AS schema, c.relname AS table, pg_relation_size(c.oid) AS bytes,
@@ -82,12 +82,12 @@ QUERIES = {
                             WHERE s.schemaname = n.nspname AND s.tablename = c.relname) w
         WHERE c.relkind IN ('r', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
           AND c.reltuples >= 0 AND w.width IS NOT NULL AND pg_relation_size(c.oid) > 1048576
-        ORDER BY 4 DESC LIMIT 10""",
+        ORDER BY bloat_bytes DESC LIMIT 10""",
     "rarely_used_indexes": """
         SELECT s.schemaname AS schema, s.relname AS table, s.indexrelname AS index, s.idx_scan AS scans,
                s.idx_tup_read AS entries_read, s.idx_tup_fetch AS rows_fetched, pg_relation_size(s.indexrelid) AS bytes
         FROM pg_stat_user_indexes s JOIN pg_index i USING (indexrelid)
-        WHERE s.idx_scan < 100 AND NOT i.indisunique AND NOT i.indisprimary ORDER BY 5 DESC LIMIT 20""",
+        WHERE s.idx_scan < 100 AND NOT i.indisunique AND NOT i.indisprimary ORDER BY bytes DESC LIMIT 20""",
     "duplicate_indexes": """
         SELECT indrelid::regclass::text AS table, array_agg(indexrelid::regclass::text) AS indexes,
                sum(pg_relation_size(indexrelid))::bigint AS bytes
@@ -104,10 +104,10 @@ QUERIES = {
         WHERE c.contype = 'f' AND NOT EXISTS (
           SELECT FROM pg_index i WHERE i.indrelid = c.conrelid AND i.indpred IS NULL
             AND (i.indkey::smallint[])[0:cardinality(c.conkey) - 1] @> c.conkey)
-        ORDER BY 3 DESC LIMIT 10""",
+        ORDER BY bytes DESC LIMIT 10""",
     "vacuum": """
         SELECT relname AS table, age(relfrozenxid) AS age, pg_table_size(oid) AS bytes FROM pg_class
-        WHERE relkind IN ('r', 'm', 't') AND age(relfrozenxid) > 100000000 ORDER BY 2 DESC LIMIT 10""",
+        WHERE relkind IN ('r', 'm', 't') AND age(relfrozenxid) > 100000000 ORDER BY age DESC LIMIT 10""",
 }
 # Only where pg_stat_statements is. These questions themselves are left out of the answer. A statement's text holds no literals of its own; utility statements do.
 STATEMENTS = {

@@ -63,6 +63,21 @@ def test_indexes_and_keys_are_judged(server):
     assert {row["index"] for row in found["rarely_used_indexes"]} == {"roster_note", "roster_note_again"}
 
 
+def test_large_indexes_come_first_however_many_small_ones_are_read(server):
+    psql(server, input="".join(
+        f"CREATE TABLE small{n} AS SELECT generate_series(1, 9) AS id; CREATE INDEX small{n}_id ON small{n} (id);"
+        f" SET enable_seqscan = off; SELECT count(id) FROM small{n} WHERE id > 0;" for n in range(25)
+    ))  # fmt: skip
+    try:
+        time.sleep(1.1)  # What was used is counted when a session is idle, or ends.
+        found, _errors = asked(server, database.QUERIES)
+        rarely = found["rarely_used_indexes"]
+        assert sum(row["scans"] > 0 for row in rarely) == 18 and len(rarely) == 20
+        assert {row["index"] for row in rarely[:2]} == {"roster_note", "roster_note_again"}
+    finally:
+        psql(server, input="".join(f"DROP TABLE small{n};" for n in range(25)))
+
+
 def test_empty_room_in_tables_is_estimated(server):
     fill = (
         "CREATE TABLE {} AS SELECT g AS id, repeat('x', g % 300) AS text, now() AS at FROM generate_series(1, 40000) g"
