@@ -473,7 +473,9 @@ def test_maps_of_memory_are_never_set_down():
 
 def refusal(role, installed, version, allow):
     """Return whether the role's own preflight refuses, and what it says."""
-    (task,) = (one for one in tasks(role, "preflight") if one["name"].endswith("Refuse another major version"))
+    (task,) = (
+        one for one in tasks(role, "preflight") if one["name"].endswith("Refuse another major or an older version")
+    )
     condition, given = task["ansible.builtin.assert"], task["vars"]
     variables = {
         "ansible_facts": {"packages": {role: [{"version": installed}]} if installed else {}},
@@ -492,10 +494,13 @@ def refusal(role, installed, version, allow):
         ("9.2.1", "", False, False), ("9.2.1", "9.3.0", False, False), ("9.2.1", "10.0.0", False, True),
         ("9.2.1", "10.0.0", True, True), ("8.19.2", "9.2.1", False, True), ("8.19.2", "9.2.1", True, False),
         ("8.19.2", "", False, True), ("8.19.2", "8.19.3", True, True), ("8.19.2", "8.19.3", False, True),
-        ("10.0.0", "", False, True), ("10.0.0", "9.2.1", False, True),
+        ("10.0.0", "", False, True), ("10.0.0", "9.2.1", False, True), ("10.0.0", "9.2.1", True, True),
+        ("10.0.0", "", True, True), ("9.10.1", "9.2.3", False, True), ("9.10.1", "9.2.3", True, True),
+        ("9.2.3", "9.10.1", False, False), ("9.2.3", "9.2.3", False, False), ("9.2.3", "9.2.*", False, False),
+        ("9.2.3", "9.1.*", False, True),
     ],
 )  # fmt: skip
-def test_another_major_version_is_refused(role, installed, version, allow, refused):
+def test_another_major_version_and_an_older_one_are_refused(role, installed, version, allow, refused):
     form = "1:%s-1" if role == "logstash" else "%s"
     found, said = refusal(role, form % installed if installed else "", form % version if version else "", allow)
     assert found is refused, said
@@ -503,7 +508,7 @@ def test_another_major_version_is_refused(role, installed, version, allow, refus
 
 
 def test_elasticsearch_is_updated_from_the_major_version_before_alone():
-    assert refusal("elasticsearch", "7.17.0", "9.2.1", True)[0] and refusal("elasticsearch", "10.0.0", "", True)[0]
+    assert refusal("elasticsearch", "7.17.0", "9.2.1", True)[0]
 
 
 @pytest.mark.parametrize("role", SETTINGS)

@@ -44,6 +44,7 @@ def password(name):
 
 
 def test_the_application_writes_json_and_people_can_read_it(app):
+    python(app, "import logging\nlogging.getLogger('roster').warning('there is a first line')")
     lines = app.shell(f"cat {LOGS}/app.log {LOGS}/celery.log").splitlines()
     events = [json.loads(line) for line in lines if line.startswith('{"@timestamp"')]
     assert events and {event["service"]["environment"] for event in events} == {"demo"}
