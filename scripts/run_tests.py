@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the steps of scripts/steps.yml, two at a time, and says how each ended.
+"""Runs the steps of scripts/steps.yml, two or three at a time, and says how each ended.
 
   scripts/run_tests.py test           the sample
   scripts/run_tests.py all            everything; what happened is kept in .cache/results.json
@@ -35,6 +35,10 @@ LOGS = CACHE / "logs"
 FAILURES = CACHE / "failures"
 RESULTS = verification.RESULTS
 AT_ONCE = 2
+# A third one while two leave a processor idle: they often wait for a service or a clock. As the load average has it,
+# which knows of what began a minute ago.
+MOST_AT_ONCE = 3
+SETTLED_SECONDS = 60
 LABEL = "shiftmaster-ops.scenario"
 TAIL_LINES = 60
 SHOW_RUNNING_EVERY_SECONDS = 60
@@ -227,7 +231,7 @@ class Runner:
         for step in self.steps:
             if step.result != NOT_RUN or step.note:
                 continue
-            if len(self.running) >= AT_ONCE or any(other.alone for other, _, _ in self.running.values()):
+            if not self.has_room() or any(other.alone for other, _, _ in self.running.values()):
                 return
             needed = by_name.get(step.needs)
             if needed and needed.result == FAILED or needed and needed.note and needed.result == NOT_RUN:
@@ -239,6 +243,12 @@ class Runner:
             if step.alone and self.running:
                 return
             self.start(step)
+
+    def has_room(self) -> bool:
+        if len(self.running) < AT_ONCE:
+            return True
+        settled = time.monotonic() - max(began for _, _, began in self.running.values()) > SETTLED_SECONDS
+        return len(self.running) < MOST_AT_ONCE and settled and os.getloadavg()[0] < (os.cpu_count() or 1)
 
     def start(self, step: Step) -> None:
         say(f"start    {step.name}")
