@@ -65,12 +65,12 @@ def test_wal_is_received_as_it_is_written(hosts, saved):
 def test_a_host_that_burned_comes_back_from_the_backups_and_the_keys(hosts, saved, capsys):
     every_file = f"cd {MEDIA} && find . -type f -exec sha256sum {{}} + | sort -k2"
     checksums = hosts.app.shell(every_file)
-    tables = hosts.app.sql(EVERY_TABLE)
     # Behind the backup, and much later than the last segment that was archived.
     hosts.app.sql("SELECT pg_switch_wal()")
     time.sleep(5)
     hosts.app.sql("INSERT INTO precious (text) SELECT 'late' FROM generate_series(1, 100)")
     rows = hosts.app.sql("SELECT count(*), md5(string_agg(text, ',' ORDER BY id)) FROM precious")
+    tables = hosts.app.sql(EVERY_TABLE)
     # Asynchronous: what was acknowledged in the last moment may be lost.
     time.sleep(2)
     hosts.app.destroy()
