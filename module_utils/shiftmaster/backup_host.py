@@ -11,6 +11,7 @@ import datetime
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,8 @@ OPTIONS = "/etc/shiftmaster-backup/options.json"
 STATE = "/var/lib/shiftmaster-backup"
 RUN = "/run/shiftmaster-backup"
 POSTGRES = "postgres"
+# restic's, of a store that it asks again and again.
+_ATTEMPT = re.compile(r"^.* returned error, retrying after \S+: ")
 
 
 class BackupError(Exception):
@@ -39,8 +42,10 @@ def utc(seconds: float) -> str:
 
 
 def tail(text: str, lines: int = 3) -> str:
-    """What a tool said last, as one line; pgBackRest's hints come behind what is wrong."""
+    """What a tool said last, as one line; pgBackRest's hints come behind what is wrong, restic's attempts count once."""
     found = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("HINT:")]
+    attempts = [line for line in found if _ATTEMPT.match(line)]
+    found = [_ATTEMPT.sub("", line) for line in found if line not in attempts[:-1]]
     return "; ".join(found[-lines:])[:600] or "no reason given"
 
 
