@@ -42,7 +42,7 @@ def utc(seconds: float) -> str:
 
 
 def tail(text: str, lines: int = 3) -> str:
-    """What a tool said last, as one line; pgBackRest's hints come behind what is wrong, restic's attempts count once."""
+    """What a tool said last, as one line: without pgBackRest's hints, and what restic tries again and again once."""
     found = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("HINT:")]
     attempts = [line for line in found if _ATTEMPT.match(line)]
     found = [_ATTEMPT.sub("", line) for line in found if line not in attempts[:-1]]
