@@ -246,6 +246,7 @@ def test_no_secret_is_in_any_report(operations, facts):
 # --- where reports are kept ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_reports_are_kept_on_a_host_for_its_administrators_alone(operations):
     kept = "/var/log/shiftmaster"
     operations.shell(f"rm -rf {kept}/diagnosis {kept}/checklists")
