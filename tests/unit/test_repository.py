@@ -295,6 +295,20 @@ def test_no_result_is_lost_under_another_of_the_same_name(path):
     assert sorted(set(found)) == sorted(found)
 
 
+@pytest.mark.parametrize(
+    "path",
+    files("roles/**/*.yml", "roles/**/*.j2", "group_vars/**/*.yml", "playbooks/**/*.yml", "playbooks/**/*.j2", "*.yml"),
+    ids=str,
+)
+def test_nothing_is_in_an_order_of_chance(path):
+    """These filters are of sets: what they give is in another order in each run, and a file of it changed each time."""
+    found = re.findall(
+        r"\| *(?:difference|intersect|symmetric_difference|union)\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)\s*\|? *\w*",
+        path.read_text(),
+    )
+    assert [use for use in found if not re.search(r"\)\s*\| *length$", use)] == [], "select('in', …) keeps the order"
+
+
 def test_every_scenario_has_its_step():
     steps = load(ROOT / "scripts/steps.yml")["steps"]
     scenarios = {path.parent.name for path in files("molecule/*/molecule.yml")}

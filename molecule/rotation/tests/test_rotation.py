@@ -217,7 +217,7 @@ KILLS = {
 }
 
 
-@pytest.mark.whole("switched to what accepts the new key")
+@pytest.mark.whole
 @pytest.mark.parametrize("kill", KILLS)
 def test_killed_and_run_again(operations, vault, kill):
     condition, point = KILLS[kill]
