@@ -37,6 +37,17 @@ _SHAPES = (
     # user:password@ of an address; a password may itself hold an @.
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/]*@"), r"\1:***@"),
     (re.compile(r"(?i)\b(bearer|basic|digest)\s+[a-z0-9+/_.=~-]{8,}"), r"\1 ***"),
+    # Whatever the scheme is called, and every cookie of a line.
+    (
+        re.compile(r"(?i)((?<![a-z])authorization[\\\"']*\s*(?:=>|[=:])\s*[\\\"']*[a-z][\w-]*\s+)[^\s\"'\\,;]+"),
+        r"\1***",
+    ),
+    (
+        re.compile(
+            r"(?i)((?<![a-z])cookie[\\\"']*\s*(?:=>|[=:])\s*[\\\"']*)[^\s\"'\\;]+(?:;\s*[^\s\"'\\;=]+=[^\s\"'\\;]*)*"
+        ),
+        r"\1***",
+    ),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"), HIDDEN),
     # PASSWORD 'x' of SQL, --password x of a command, "password": "x" of JSON, password=x of everything else.
     (re.compile(r"(?i)\b(password|encrypted password)(\s+)('(?:[^']|'')*'|\"[^\"]*\")"), r"\1\2***"),
@@ -44,8 +55,9 @@ _SHAPES = (
     (
         re.compile(
             # What follows the name is set off: AuthenticationError: is no name of a secret.
-            r"(?i)([\"']?\b[\w.-]*" + _NAME + r"(?:[_.-][\w.-]*)?[\"']?\s*(?:=>|[=:])\s*)"
-            r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^\s,;&)}\]]+)"
+            r"(?i)([\"']?\b[\w.-]*" + _NAME + r"(?:[_.-][\w.-]*)?\\*[\"']?\s*(?:=>|[=:])\s*)"
+            # The second is JSON inside of JSON.
+            r"(\"(?:[^\"\\]|\\.)*\"|\\+\"[^\"\\]*\\+\"|'(?:[^'\\]|\\.)*'|[^\s,;&)}\]]+)"
         ),
         r"\1***",
     ),
@@ -86,10 +98,23 @@ def secrets_of(environment: dict) -> list:
     return sorted((value for value in found if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)
 
 
+# What a terminal obeys: a program or a log line may clear the screen on which the report is read.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_KEY_BEGINS, _KEY_ENDS = (
+    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    re.compile(r"-----END [A-Z ]*PRIVATE KEY-----"),
+)
+
+
 def redact(text: str, secrets=()) -> str:
     """Return a text without its secrets."""
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
+        # Collectors cut what they read: most of a secret may be the end of what is left.
+        for length in range(min(len(secret) - 1, len(text)), _SHORTEST_SECRET - 1, -1):
+            if text.endswith(secret[:length]):
+                text = text[:-length] + HIDDEN
+                break
     for shape, instead in _SHAPES:
         text = shape.sub(instead, text)
     return text
@@ -104,6 +129,21 @@ def redact_sql(text: str) -> str:
     return " ".join(_SQL_LITERAL.sub(instead, text).split())
 
 
+def _without_keys(values) -> list:
+    """Return lines of a log without the key blocks among them, each line of which looks like nothing."""
+    kept, inside = [], False
+    for value in values:
+        if isinstance(value, str):
+            ends = _KEY_ENDS.search(value)
+            if inside:
+                inside = not ends
+                value = value[ends.end() :] if ends else HIDDEN
+            elif _KEY_BEGINS.search(value):
+                inside = not ends
+        kept.append(value)
+    return kept
+
+
 def redact_tree(value, secrets=(), limit: int = 2000):
     """Return data with every text in it redacted, and cut where it is too long for a report."""
     if isinstance(value, dict):
@@ -115,9 +155,9 @@ def redact_tree(value, secrets=(), limit: int = 2000):
             for key, inner in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [redact_tree(inner, secrets, limit) for inner in value]
+        return [redact_tree(inner, secrets, limit) for inner in _without_keys(value)]
     if isinstance(value, str):
         # Cut behind the redaction: half a secret is one too.
-        text = redact(value, secrets)
+        text = _CONTROL.sub("?", redact(value, secrets))
         return text if len(text) <= limit else text[:limit] + " …"
     return value

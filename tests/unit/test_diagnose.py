@@ -130,6 +130,10 @@ def test_secrets_of_an_environment_are_known_in_every_writing():
         ('{"api_key": "abcd efgh", "n": 1}', "abcd efgh", '"n": 1'),
         ("DJANGO_SECRET_KEY='xyz xyz' is set", "xyz xyz", "is set"),
         ("Authorization: Bearer abcdefgh12345678", "abcdefgh12345678", "Authorization"),
+        ("Authorization: Token 9f86d081884c7d65 refused", "9f86d081884c7d65", "refused"),
+        ("'HTTP_AUTHORIZATION': 'ApiKey abc123def456', 'n': 1", "abc123def456", "'n': 1"),
+        ("Cookie: theme=dark; sid=abc123def456; n=1", "abc123def456", "Cookie"),
+        (r"body: {\"password\": \"hunter2hunter2\", \"n\": 1}", "hunter2hunter2", r"\"n\": 1"),
         ("ALTER ROLE x ENCRYPTED PASSWORD 'md5abc'", "md5abc", "ALTER ROLE x"),
         ("mysqldump --password hunter2 --host db", "hunter2", "--host db"),
         ("token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc used", "eyJzdWIiOiIxIn0", "used"),
@@ -200,6 +204,32 @@ def test_a_tree_is_redacted_everywhere_and_cut():
     shown = json.dumps(redact_tree(tree, secrets_of(ENVIRONMENT)))
     assert SECRET not in shown and "short" not in shown and "password=abc" not in shown
     assert len(json.loads(shown)["long"]) < 2100 and json.loads(shown)["number"] == 3
+
+
+def test_half_a_secret_is_hidden_too():
+    """Collectors cut what they read before it is redacted."""
+    cut = ("x" * 290 + " correct horse battery")[:305]
+    assert redact(cut, secrets_of(ENVIRONMENT)) == "x" * 290 + " ***"
+    # So little of it is a word.
+    assert redact("what is corre", secrets_of(ENVIRONMENT)) == "what is corre"
+
+
+def test_a_key_that_was_printed_line_by_line_is_hidden():
+    words = [
+        "before",
+        "-----BEGIN PRIVATE KEY-----",
+        "MIIEvQIBADANBgkq",
+        "QzYxNzQ0",
+        "-----END PRIVATE KEY-----",
+        "after",
+    ]
+    shown = redact_tree({"last_words": words})["last_words"]
+    assert "MII" not in json.dumps(shown) and "QzY" not in json.dumps(shown)
+    assert (shown[0], shown[-1], len(shown)) == ("before", "after", len(words))
+
+
+def test_nothing_that_a_terminal_obeys_is_in_the_evidence():
+    assert redact_tree(["\x1b[2Jgone\x00\x9b31m", "two\nlines\there"]) == ["?[2Jgone??31m", "two\nlines\there"]
 
 
 def test_no_seeded_secret_leaves_a_host(tmp_path):
