@@ -257,7 +257,7 @@ def parse_kills(text: str) -> list:
     """Return the kills in lines of `journalctl --output=short-unix`: when last, how often, whom, by whose limit."""
     found, victims, ended = [], {}, []
     for line in text.splitlines():
-        moment = re.match(r"[\d.]+", line)
+        moment = re.match(r"\d+(\.\d+)?", line)
         at = float(moment.group()) if moment else 0.0
         if victim := _VICTIM.search(line):
             victims[victim["pid"]] = victim["place"]

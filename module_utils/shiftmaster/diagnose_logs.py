@@ -109,7 +109,8 @@ def is_bad(line: str) -> bool:
 
 def _pattern_of(line: str) -> str:
     """Return a line without what differs from one event to the next."""
-    line = re.sub(r"^[\[\d/:TZ.,+ -]+\]?\s*", "", line)
+    # A line of a megabyte would be looked at for minutes, in which no other part gets a word in.
+    line = re.sub(r"^[\[\d/:TZ.,+ -]+\]?\s*", "", line[:1000])
     return re.sub(r"\b(0x)?[0-9a-f]*\d[0-9a-f]*\b", "#", line)[:160]
 
 
@@ -208,10 +209,11 @@ def answers(lines, since: float) -> list:
         try:
             entry = json.loads(line)
             at = _access_time(entry)
-            if at is not None and at >= since:
+            if at is not None and since <= at < float("inf"):
                 seconds = entry.get("request_time")
                 found.append((at, int(entry["status"]), float(seconds) if seconds not in (None, "", "-") else 0.0))
-        except (ValueError, KeyError, TypeError):
+        # Binary garbage has lines that are JSON: a number, or too many brackets.
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue
     return found
 

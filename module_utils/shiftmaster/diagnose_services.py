@@ -136,9 +136,9 @@ def parse_journal(text: str) -> list:
     for line in text.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        message = entry.get("MESSAGE")
+        message = entry.get("MESSAGE") if isinstance(entry, dict) else None
         if not isinstance(message, str):
             continue
         unit = entry.get("UNIT") or entry.get("_SYSTEMD_UNIT") or entry.get("SYSLOG_IDENTIFIER") or ""

@@ -558,6 +558,14 @@ def test_what_is_a_complaint(line, bad):
     assert logs.is_bad(line) is bad
 
 
+def test_a_very_long_line_keeps_nobody_waiting():
+    """A dump in hexadecimal: while one expression looks at it no other part gets a word in."""
+    line = time.strftime("%Y-%m-%d %H:%M:%S [ERROR] payload ") + "0f" * 50000 + "_end\n"
+    began = time.monotonic()
+    (found,) = logs.problems(line, time.time() - 3600)
+    assert found["text"].startswith(line[:40]) and time.monotonic() - began < 5
+
+
 def test_the_end_of_a_long_log_begins_with_a_line(tmp_path):
     path = tmp_path / "log"
     path.write_text("".join(f"line {number}\n" for number in range(1000)))
@@ -601,7 +609,9 @@ def test_answers_of_the_web_server():
     now = 1800000000.0
     lines = [json.dumps({"time": "x", "msec": now - age, "status": status, "request_time": seconds})
              for age, status, seconds in ((20000, 200, 9), (100, 200, 0.1), (50, 500, 0.2), (40, 200, 3.0))]  # fmt: skip
-    found = logs.summary(logs.answers([*lines, "not json", "{}"], now - 3600), now, 1.0, 6)
+    # What binary garbage may hold.
+    garbage = ["7", "[]", '{"time": 1e999, "status": "200"}', '{"time": %r, "status": 1e999}' % now, "[" * 100000]
+    found = logs.summary(logs.answers([*lines, "not json", "{}", *garbage], now - 3600), now, 1.0, 6)
     assert found["requests"] == 3 and found["by_status"] == {"200": 2, "500": 1}
     assert found["recent"] == {"requests": 3, "errors": 1, "p95_seconds": 3.0, "by_status": {"200": 2, "500": 1}}
     assert [slot["requests"] for slot in found["series"]] == [0, 0, 0, 0, 0, 3]
@@ -991,7 +1001,7 @@ def test_errors_of_the_journal_are_grouped():
         json.dumps({"MESSAGE": f"failed {number}", "UNIT": "a.service", "__REALTIME_TIMESTAMP": str(number * 10**6)})
         for number in (1, 2)
     ]
-    found = services.parse_journal("\n".join([*lines, json.dumps({"MESSAGE": [1, 2]}), "broken"]))
+    found = services.parse_journal("\n".join([*lines, json.dumps({"MESSAGE": [1, 2]}), "broken", "7"]))
     assert found == [{"unit": "a.service", "count": 2, "text": "failed 2", "last": 2.0}]
 
 
