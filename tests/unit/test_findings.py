@@ -73,6 +73,57 @@ def test_rule_fires_on_its_fault_and_comes_first(name):
     assert result[0]["rule"] == case.get("first", name), names(result)
 
 
+# A unit that ends at its start, as systemd shows it between two looks.
+ENDS = {
+    "unit": "shiftmaster-worker@blue.service", "required": True, "active": "active", "result": "success", "restarts": 4,
+    "active_seconds_ago": 0.4, "stopped": 0,
+    "last_words": [
+        "Starting shiftmaster-worker@blue.service - ShiftMaster Celery worker (blue)...",
+        "ModuleNotFoundError: No module named 'celery'",
+        "shiftmaster-worker@blue.service: Main process exited, code=exited, status=1/FAILURE",
+        "shiftmaster-worker@blue.service: Failed with result 'exit-code'.",
+        "shiftmaster-worker@blue.service: Scheduled restart job, restart counter is at 4.",
+        "Starting shiftmaster-worker@blue.service - ShiftMaster Celery worker (blue)...",
+        "Started shiftmaster-worker@blue.service - ShiftMaster Celery worker (blue).",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "change"),
+    [
+        ("worker", "WorkerDown", {}),
+        ("worker", "WorkerDown", {"active": "activating", "result": "exit-code"}),
+        ("beat", "BeatDown", {}),
+    ],
+)
+def test_a_unit_that_ends_at_its_start_is_down_at_every_moment_and_said_by_its_own_words(kind, rule, change):
+    unit = {**ENDS, "unit": f"shiftmaster-{kind}@blue.service", **change}
+    first = found(host({"parts": {"units": {"units": [unit]}}}), beat_expected=True)[0]
+    assert first["rule"] == rule and "No module named 'celery'" in first["cause"]["en"]
+    assert "ends again and again" in first["cause"]["en"].lower() and "4" in first["cause"]["ja"]
+
+
+def test_a_worker_that_was_once_started_again_is_not_down():
+    unit = {**ENDS, "active_seconds_ago": 400.0}
+    assert "WorkerDown" not in names(found(host({"parts": {"units": {"units": [unit]}}})))
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "fix"),
+    [
+        ({"path": "/var/log/shiftmaster", "user": "shiftmaster", "need": "rwx"}, "ansible-playbook deploy.yml --tags app"),
+        ({"path": "/var/log/shiftmaster/error.log", "user": "shiftmaster", "need": "w"}, "chown shiftmaster: /var/log/shiftmaster/error.log"),
+        ({"path": "/var/www/shiftmaster/releases/x/static", "user": "www-data", "need": "rx"}, "chmod o+rx /var/www/shiftmaster/releases/x/static"),
+        ({"path": "/var/log", "user": "shiftmaster", "need": "x"}, "chmod o+rx /var/log"),
+    ],
+)  # fmt: skip
+def test_what_is_said_to_do_gives_the_rights(obstacle, fix):
+    obstacle = {"problem": "rights", "mode": "0700", "owner": "root:root", **obstacle}
+    first = found(host({"parts": {"rights": {"obstacles": [obstacle]}}}))[0]
+    assert (first["rule"], first["fix"][-1]) == ("RightsWrong", fix)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_rule_is_silent_near_its_fault(name):
     case = CASES[name]
