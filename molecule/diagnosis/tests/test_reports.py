@@ -71,6 +71,17 @@ def test_what_no_server_took_is_told_the_next_time(operations, mails):
         operations.shell("systemctl start redis-server")
 
 
+def test_people_see_and_are_told_what_cannot_be_written_to_a_file(operations, mails):
+    operations.shell("systemctl stop redis-server")
+    try:
+        run = operations.run("playbooks/health.yml", health_tell=True, health_report_file="/nowhere/x", **mails.options)
+        assert run.code == 2 and run.says("Overall health", "/nowhere"), run.output[-3000:]
+        assert len(mails()) == 1
+    finally:
+        operations.shell("systemctl start redis-server")
+    wait_for(lambda: operations.run("playbooks/health.yml").code == 0, 120, "a healthy host")
+
+
 def test_a_checklist_is_mailed_with_its_page(operations, mails):
     run = operations.run("playbooks/checklist.yml", period="morning", checklist_mail=True, **mails.options)
     assert run.code == 0, run.output[-3000:]
