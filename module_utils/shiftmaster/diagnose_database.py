@@ -17,6 +17,7 @@ from .diagnose_host import read
 from .diagnose_redact import redact_sql
 
 # Each is a SELECT whose rows become a list of objects. Times are in seconds.
+# (refuses_writes: this session reads only by itself; whether others do is written where their settings come from.)
 QUERIES = {
     "server": """
         SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,
@@ -24,7 +25,12 @@ QUERIES = {
                current_setting('max_connections')::int AS max_connections,
                current_setting('superuser_reserved_connections')::int AS reserved,
                current_setting('data_directory') AS data_directory,
-               current_setting('transaction_read_only') AS read_only""",
+               current_setting('transaction_read_only') AS read_only,
+               EXISTS (SELECT FROM pg_db_role_setting, unnest(setconfig) AS one WHERE setrole = 0 AND setdatabase IN
+                       (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+                       AND one ~* '^default_transaction_read_only=(on|true|yes|1)$')
+               OR EXISTS (SELECT FROM pg_file_settings WHERE name = 'default_transaction_read_only' AND applied
+                          AND setting ~* '^(on|true|yes|1)$') AS refuses_writes""",
     "connections": """
         SELECT coalesce(usename, '') AS role, coalesce(datname, '') AS database, coalesce(state, '') AS state,
                coalesce(application_name, '') AS application, count(*) AS count
@@ -221,13 +227,14 @@ def summary(answers: dict) -> dict:
     found = dict(answers)
     server = (answers.get("server") or [{}])[0]
     rows = answers.get("connections") or []
-    usable = max(1, server.get("max_connections", 0) - server.get("reserved", 0))
+    # Where that one question was not answered, 14 connections are not 1400 % of nothing.
+    usable = max(1, server["max_connections"] - server.get("reserved", 0)) if "max_connections" in server else None
     count = sum(row["count"] for row in rows)
     found["server"] = server
     found["use"] = {
         "connections": count,
         "usable": usable,
-        "percent": round(100.0 * count / usable, 1),
+        "percent": round(100.0 * count / usable, 1) if usable else None,
         "idle_in_transaction": sum(row["count"] for row in rows if row["state"].startswith("idle in transaction")),
         "active": sum(row["count"] for row in rows if row["state"] == "active"),
     }

@@ -884,6 +884,11 @@ def test_what_a_question_did_not_answer_is_not_known():
     found = database.summary({"server": [{"max_connections": 100, "reserved": 3}]})
     assert found["oldest_age"] is None and found["worst_dead_percent"] is None
     assert database.summary({"tables": []})["worst_dead_percent"] == 0.0
+    # How many there may be was not answered.
+    rows = [{"role": "a", "state": "idle", "count": 14}]
+    assert database.summary({"connections": rows})["use"]["percent"] is None
+    # A query is sent on one line.
+    assert not any("--" in query for query in database.QUERIES.values())
 
 
 def test_questions_are_one_line_and_one_select_each():

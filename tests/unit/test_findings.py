@@ -124,6 +124,25 @@ def test_what_is_said_to_do_gives_the_rights(obstacle, fix):
     assert (first["rule"], first["fix"][-1]) == ("RightsWrong", fix)
 
 
+@pytest.mark.parametrize(
+    ("reason", "message", "words"),
+    [
+        ("connections", 'FATAL: too many connections for role "shiftmaster_a"', "CONNECTION LIMIT"),
+        ("refusal", 'FATAL: role "shiftmaster_a" is not permitted to log in', "not permitted to log in"),
+    ],
+)
+def test_a_login_that_the_database_alone_refuses_is_said_as_it_says_it(reason, message, words):
+    login = {"works": False, "reason": reason, "message": message}
+    first = found(host({"parts": {"login": login, "http": {"socket": {"status": 503}}}}))[0]
+    assert first["rule"] == "DatabaseLoginFails" and words in first["cause"]["en"] and "pg_roles" in first["fix"][0]
+
+
+def test_a_database_that_was_set_to_reading_only_is_found():
+    first = found(host({"parts": {"database": {"server": {"refuses_writes": True}}}}))[0]
+    assert first["rule"] == "DatabaseReadOnly" and "default_transaction_read_only" in first["cause"]["en"]
+    assert "RESET default_transaction_read_only" in first["fix"][0] and "standby" not in str(first)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_rule_is_silent_near_its_fault(name):
     case = CASES[name]
