@@ -314,8 +314,10 @@ def _beside(host: Host, chosen: Plan) -> tuple:
 def _archive_until_now(host: Host) -> None:
     """Close the segment that is being written, where the database answers: a moment just past can be reached then."""
     with contextlib.suppress(BackupError):
-        host.ask("SELECT pg_switch_wal() FROM pg_logical_emit_message(true, 'shiftmaster-backup', '')", timeout=30)
-        segment = host.ask("SELECT pg_walfile_name(pg_current_wal_lsn() - 1)", timeout=30)[0][0]
+        # In a statement of its own: its commit, the moment that a restore can stop at, has to be in the segment that is
+        # closed. In one with the switch it began the next segment, which was waited for until archive_timeout.
+        host.ask("SELECT pg_logical_emit_message(true, 'shiftmaster-backup', '')", timeout=30)
+        segment = host.ask("SELECT pg_walfile_name(pg_switch_wal() - 1)", timeout=30)[0][0]
         proof.wait_for_segment(host, segment, host.options["archive_timeout_seconds"])
 
 

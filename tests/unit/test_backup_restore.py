@@ -65,3 +65,19 @@ def test_what_is_packed_for_another_host_is_its_files_once_and_where_they_lay(ke
     answer = backup_restore.files(keeper, dict(request, into=str(tmp_path / "beside")), "files")
     assert "archive" not in answer
     assert (tmp_path / "beside" / pulled(keeper, "files", "app1")[1:] / PATHS[0][1:] / "a.txt").read_text() == "a"
+
+
+def test_the_segment_that_is_waited_for_is_closed_and_holds_the_commit_of_its_message(keeper, monkeypatch):
+    """In one statement the commit comes behind the switch, and the next segment was waited for, a minute long."""
+    asked, waited = [], []
+
+    def ask(sql, timeout=0):
+        asked.append(sql)
+        return [["000000010000000000000007"]]
+
+    keeper.ask = ask
+    keeper.options["archive_timeout_seconds"] = 9
+    monkeypatch.setattr(backup_restore.proof, "wait_for_segment", lambda _host, *arguments: waited.append(arguments))
+    backup_restore._archive_until_now(keeper)
+    assert [("emit_message" in sql, "switch_wal" in sql) for sql in asked] == [(True, False), (False, True)]
+    assert waited == [("000000010000000000000007", 9)]
