@@ -309,8 +309,10 @@ class Cutover:
         unknown = set(releases.manifest(self.layout, source).get("tasks", [])) - known if source else set()
         if source_colour is not None:
             self._stop(source_colour, ("beat",))
-            if unknown and units.active_state(unit("worker", source_colour)) != "inactive":
-                # What it returns to the queue must be looked through before the target's worker may take it.
+            state = units.active_state(unit("worker", source_colour))
+            if state == "failed" or (unknown and state != "inactive"):
+                # What it returns to the queue must be looked through before the target's worker may take it. One that
+                # has failed has ended already; its failure is over, and health would go on to tell of it.
                 self._stop(source_colour, ("worker",))
             else:
                 systemctl("stop", "--no-block", unit("worker", source_colour))

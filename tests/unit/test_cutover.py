@@ -133,3 +133,19 @@ def test_the_canary_is_of_one_host_and_colour(monkeypatch):
         monkeypatch.setattr(cutover.os, "uname", lambda node=node: os.uname_result(("Linux", node, "", "", "")))
         names |= {cutover._canary_queue(colour) for colour in ("blue", "green")}
     assert len(names) == 4
+
+
+def test_a_worker_that_had_failed_is_forgotten_when_the_other_colour_takes_over(tmp_path, monkeypatch):
+    """`systemctl restart shiftmaster` mends it; its failed unit would make the health report tell of it for ever."""
+    done = []
+    monkeypatch.setattr(cutover, "systemctl", lambda *words, **_more: done.append(words))
+    monkeypatch.setattr(cutover.units, "active_state", lambda name: "failed" if "worker" in name else "inactive")
+    monkeypatch.setattr(cutover.releases, "manifest", lambda _layout, _release: {"tasks": ["mail"]})
+    layout = Layout(str(tmp_path))
+    (Path(layout.shared) / "parked").mkdir(parents=True)
+    engine = cutover.Cutover.__new__(cutover.Cutover)
+    engine.layout, engine.options = layout, {"celery_application": "x", "beat": False, "worker_stop_seconds": 1}
+    engine._queues, engine._free_worker = (lambda _release: []), (lambda *_arguments: None)
+    engine._pass_tasks("one", "blue", "one", "green")
+    assert ("reset-failed", "shiftmaster-worker@blue.service") in done
+    assert not any("--no-block" in words for words in done)
