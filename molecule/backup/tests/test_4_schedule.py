@@ -91,6 +91,18 @@ def test_cron_starts_the_real_work(operations, backups, first, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(
+    any(os.path.exists(path) for path in ("/usr/sbin/cron", "/usr/sbin/crond", "/usr/bin/crond")),
+    reason="this machine has a cron",
+)
+def test_a_machine_without_cron_is_not_given_the_backups(operations, backups):
+    """Its file would lie there, and nothing would read it; the timer was stopped all the same."""
+    assert operations.run(SCHEDULE, by="timer").code == 0
+    run = operations.run(SCHEDULE, by="cron", base_timezone=zone_of_this_machine())
+    assert run.code == 2 and "This machine has no cron" in run.output
+    assert backups.shell("systemctl is-enabled shiftmaster-backup.timer").strip() == "enabled"
+
+
 RUNNER = """
 import json, sys, ansible_runner
 print(ansible_runner.run(quiet=True, **json.loads(sys.argv[1])).status)
