@@ -32,7 +32,7 @@ SAYS = {
     },
     "sum": (
         "{good} good, {bad} not good, {unknown} not known, {person} for a person",
-        "良好 {good}、要対応 {bad}、確認不可 {unknown}、担当者 {person}",
+        "良好 {good}、要対応 {bad}、確認不可 {unknown}、担当者が確認 {person}",
     ),
     "kpi": ("Figures of the month against what was promised", "月次 KPI(サービスレベルとの比較)"),
     "columns": (("figure", "month", "promised", "verdict"), ("指標", "実績", "目標", "判定")),
