@@ -50,6 +50,16 @@ def test_every_problem_is_named_at_once_and_nothing_changes(edge, wrong, sentenc
     assert edge.get("/").status == 200
 
 
+def test_a_page_of_a_run_is_the_runs(edge):
+    page = "/var/www/shiftmaster/shared/maintenance/on"
+    edge.ok(f"mkdir -p $(dirname {page}) && echo begun by run 20261127T010203Z-abc > {page}")
+    done = edge.playbook(PLAYBOOK, state="off")
+    assert done.rc != 0 and done.changed == 0 and edge.get("/").status == 503
+    assert "begun by run 20261127T010203Z-abc" in done.flat and "type that command again" in done.flat
+    done = edge.playbook(PLAYBOOK, state="off", force=True)
+    assert done.rc == 0 and edge.get("/").status == 200, done.out
+
+
 def test_a_page_that_nginx_does_not_show_is_an_error(edge):
     """The switch is in a folder that nginx does not look at: written, but without effect."""
     done = edge.playbook(PLAYBOOK, state="on", nginx_maintenance_dir="/var/www/shiftmaster/shared/state", **PAGE)
