@@ -71,14 +71,17 @@ QUERIES = {
     "settings": "SELECT name, setting, error FROM pg_file_settings WHERE error IS NOT NULL",
     "prepared": "SELECT count(*) AS count, coalesce(max(extract(epoch FROM now() - prepared))::int, 0) AS oldest FROM pg_prepared_xacts",
     "extensions": "SELECT extname AS name, extversion AS version FROM pg_extension",
+    # Behind a restore or a crash nothing has been counted yet; what the last ANALYZE has found is still there.
     "tables": """
-        SELECT schemaname AS schema, relname AS table, pg_total_relation_size(relid) AS bytes,
-               pg_indexes_size(relid) AS index_bytes, n_live_tup AS rows, n_dead_tup AS dead_rows,
+        SELECT schemaname AS schema, s.relname AS table, pg_total_relation_size(relid) AS bytes,
+               pg_indexes_size(relid) AS index_bytes,
+               CASE WHEN n_live_tup + n_tup_ins + n_tup_del = 0 THEN greatest(c.reltuples, 0)::bigint ELSE n_live_tup END AS rows,
+               n_dead_tup AS dead_rows,
                seq_scan AS scans, seq_tup_read AS scanned_rows, coalesce(idx_scan, 0) AS index_scans,
                coalesce(idx_tup_fetch, 0) AS index_rows,
                extract(epoch FROM now() - greatest(last_autovacuum, last_vacuum))::bigint AS vacuumed_seconds_ago,
                extract(epoch FROM now() - greatest(last_autoanalyze, last_analyze))::bigint AS analysed_seconds_ago
-        FROM pg_stat_user_tables ORDER BY bytes DESC LIMIT 20""",
+        FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = relid ORDER BY bytes DESC LIMIT 20""",
     # By the statistics, not by reading the tables: a row is its columns and some 32 bytes of header, pointer and padding.
     "bloat": """
         SELECT n.nspname AS schema, c.relname AS table, pg_relation_size(c.oid) AS bytes,
