@@ -274,3 +274,12 @@ def test_reports_are_kept_on_a_host_for_its_administrators_alone(operations):
 def test_a_host_that_there_is_not_keeps_no_report(operations):
     run = operations.run("playbooks/diagnose.yml", report_host="elsewhere")
     assert run.code == 2 and run.says("Nothing was done", "There is no host elsewhere")
+
+
+@pytest.mark.whole
+def test_rows_are_known_where_nothing_has_been_counted_yet(operations):
+    """As behind a restore or a crash."""
+    operations.shell(f"{PSQL} -d shiftmaster -c ANALYZE -c 'SELECT pg_stat_reset()'")
+    (host,) = diagnose(operations, area="db").report["hosts"]
+    rows = {table["table"]: table["rows"] for table in host["facts"]["database"]["tables"]}
+    assert rows["auth_permission"] > 10
