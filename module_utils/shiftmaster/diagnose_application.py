@@ -7,6 +7,7 @@ import grp
 import json
 import os
 import pwd
+import re
 import stat
 import time
 
@@ -401,17 +402,27 @@ def celery(setting) -> dict:
         pids = {one["pid"] for one in found[kind]}
         found[kind] = sorted((one for one in found[kind] if one["parent"] not in pids), key=lambda one: one["pid"])
     found["colour"] = layout.active_colour()
-    found["log"] = worker_log(os.path.join(setting.log_dir, "celery.log"))
+    found["log"] = worker_log(
+        os.path.join(setting.log_dir, "celery.log"), "shiftmaster-worker@%s.service" % found["colour"]
+    )
     return found
 
 
-def worker_log(path: str) -> dict:
-    """Return when the worker last began and ended a task, and whether it has lost its broker."""
+def worker_log(path: str, unit: str = "") -> dict:
+    """Return when the worker last began and ended a task, and whether it has lost its broker.
+
+    Where the application sets up Celery's logging by itself, there is no such file: then by the unit's journal.
+    """
     try:
         lines = tail(path, 128 * 1024).splitlines()
         changed = os.stat(path).st_mtime
     except OSError as error:
-        return {"path": path, "problem": error.strerror}
+        command = ["journalctl", "--no-pager", "--quiet", "--output=short-unix", "--lines=400", "--unit=" + unit]
+        entries = probe.run(command, 3.0)[1].splitlines() if unit else []
+        if not entries or not re.match(r"[0-9.]+ ", entries[-1]):
+            return {"path": path, "problem": error.strerror}
+        path, changed = "journalctl -u " + unit, float(entries[-1].split()[0])
+        lines = [entry.partition("]: ")[2] for entry in entries]
     received = [line for line in lines if "received" in line and "Task " in line]
     ended = [line for line in lines if "succeeded in" in line or "raised " in line and "Task " in line]
     lost = [line for line in lines if "consumer: Cannot connect" in line or "Connection to broker lost" in line]

@@ -966,6 +966,20 @@ def test_what_the_worker_did_last(tmp_path):
     assert "problem" in application.worker_log(str(tmp_path / "gone"))
 
 
+def test_the_worker_s_lines_are_in_the_journal_where_the_application_logs_by_itself(tmp_path, monkeypatch):
+    journal = "".join(f"1769846403.5 app1 celery[77]: {line}\n" for line in CELERY_LOG.splitlines())
+    asked = []
+    monkeypatch.setattr(
+        application.probe, "run", lambda command, _seconds: (asked.append(command), (0, journal, ""))[1]
+    )
+    found = application.worker_log(str(tmp_path / "gone"), "shiftmaster-worker@blue.service")
+    assert (found["received"], found["ended"], found["broker_lost"]) == (1, 1, True)
+    assert found["path"] == "journalctl -u shiftmaster-worker@blue.service" and found["last"].endswith("Error 111")
+    assert "--unit=shiftmaster-worker@blue.service" in asked[0]
+    journal = ""
+    assert "problem" in application.worker_log(str(tmp_path / "gone"), "shiftmaster-worker@blue.service")
+
+
 def process(folder, pid, command, parent=1, unit="shiftmaster-beat@blue.service", state="S"):
     place = folder / str(pid)
     place.mkdir()

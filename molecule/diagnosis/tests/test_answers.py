@@ -281,5 +281,5 @@ def test_rows_are_known_where_nothing_has_been_counted_yet(operations):
     """As behind a restore or a crash."""
     operations.shell(f"{PSQL} -d shiftmaster -c ANALYZE -c 'SELECT pg_stat_reset()'")
     (host,) = diagnose(operations, area="db").report["hosts"]
-    rows = {table["table"]: table["rows"] for table in host["facts"]["database"]["tables"]}
+    rows = {table["table"]: table["rows"] for table in host["parts"]["database"]["tables"]}
     assert rows["auth_permission"] > 10
