@@ -110,11 +110,15 @@ class Restic:
         if not found.good:
             raise BackupError("restic check: %s" % found)
 
-    def files(self, snapshot: str) -> list:
-        """The regular files of a snapshot: (path, bytes)."""
+    def nodes(self, snapshot: str) -> list:
+        """What a snapshot holds, as restic says it: files, folders, links."""
         done = self.run("restic ls", "ls", "--json", snapshot)
         said = [json.loads(line) for line in done.stdout.splitlines()]
-        return [(one["path"], one["size"]) for one in said if one.get("type") == "file"]
+        return [one for one in said if "type" in one]
+
+    def files(self, snapshot: str) -> list:
+        """The regular files of a snapshot: (path, bytes)."""
+        return [(one["path"], one["size"]) for one in self.nodes(snapshot) if one["type"] == "file"]
 
     def compare(self, snapshot: str, folder: str) -> str:
         """Restore files into a folder and compare each with what is on the host; all of a small snapshot."""

@@ -26,19 +26,31 @@ from .backup_target import Plan, TargetError, choose, snapshot
 # before it, where one segment may take its time.
 STILL_SECONDS = 20
 SLOW_SECONDS = 300
+# Of a folder in a layer of a container, and of a mount.
+NOT_RENAMED = (errno.EXDEV, errno.EBUSY)
 FORGOTTEN_SQL = """
 SELECT DISTINCT name FROM pg_file_settings
 WHERE sourcefile ~ 'postgresql.auto.conf$' AND name ~ '^(restore_command|recovery_target.*)$' ORDER BY 1
+"""
+# A table by the name that was typed, or by that in quotes, and the tables that hold its rows: its partitions and heirs.
+TREE_SQL = """
+WITH RECURSIVE tree (oid, depth) AS (
+    SELECT coalesce(to_regclass(%s), to_regclass(%s))::oid, 0
+    UNION SELECT inhrelid, depth + 1 FROM pg_inherits JOIN tree ON inhparent = tree.oid
+)
+SELECT format('%%I.%%I', nspname, relname), relkind FROM tree JOIN pg_class USING (oid)
+JOIN pg_namespace ON pg_namespace.oid = relnamespace GROUP BY 1, 2 ORDER BY min(depth), 1
 """
 
 
 def plan(host: Host, request: dict) -> dict:
     """What a restore would do, from the manifests and the repository; changes nothing."""
-    found = manifests.history(os.path.join(host.folder, "manifests")).manifests
-    result, parts = {"parts": {}}, request["parts"]
+    found, damaged = manifests.history(os.path.join(host.folder, "manifests"))
+    result, parts, repository = {"parts": {}}, request["parts"], []
     try:
         if "database" in parts or request.get("table"):
             stanza = catalogue.stanza_of(host.info(), host.stanza)
+            repository = [one.what for one in catalogue.verdict_info(stanza).problems if not one.where]
             chosen = choose(request["target"], found, stanza, time.time())
             result["database"] = chosen._asdict()
             # Where a segment is missing or damaged, recovery to the end of the archive opens all the same, before it.
@@ -64,7 +76,8 @@ def plan(host: Host, request: dict) -> dict:
         run = next((result[part]["run"] for part in ("database", "files", "configuration") if part in result), "")
         result["release"] = next((one["release"] for one in found if one["run_id"] == run), {})
     except (TargetError, catalogue.CatalogueError) as error:
-        raise BackupError(str(error))
+        # It may be there, and only the repository or its manifest not be readable.
+        raise BackupError("; ".join([str(error), *repository, *damaged[:3]]))
     return result
 
 
@@ -121,7 +134,7 @@ def database_here(host: Host, request: dict) -> dict:
     aside = "%s.before-%s" % (data, request["id"])
     began = time.monotonic()
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
-        _undo_a_killed_one(data)
+        _settle(host, data)
         free = host.free_bytes(os.path.dirname(data))
         if free < chosen.size_bytes * 1.1:
             raise BackupError(
@@ -134,7 +147,8 @@ def database_here(host: Host, request: dict) -> dict:
         try:
             if os.path.exists(data):
                 _move(host, data, aside)
-            os.mkdir(data, 0o700)
+            # A mount stays where it is.
+            make_folder(data, 0o700)
             shutil.chown(data, "postgres", "postgres")
             points.reach("restore_database")
             log = "/var/log/postgresql/postgresql-%s-main.log" % host.database["version"]
@@ -155,7 +169,7 @@ def database_here(host: Host, request: dict) -> dict:
         except BaseException:
             # What was there is worth more than half of what was to come; where it was not set aside, it is still there.
             host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
-            _undo_a_killed_one(data)
+            _undo_a_killed_one(host, data)
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600, fine=range(256))
             raise
         os.unlink(data + ".restoring")
@@ -206,15 +220,24 @@ def _move(host: Host, data: str, aside: str) -> None:
     try:
         os.rename(data, aside)
     except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EBUSY):
+        if error.errno not in NOT_RENAMED:
             raise
         host.run("keeping the database of before", "cp", "--archive", data, aside + ".part")
         os.rename(aside + ".part", aside)
-        shutil.rmtree(data)
+        _empty(data)
 
 
-def _undo_a_killed_one(data: str) -> None:
-    """Bring back what a restore had set aside that did not come to its end."""
+def _empty(folder: str) -> None:
+    """Remove what is in a folder, and not the folder itself, which may be a mount."""
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+
+
+def _undo_a_killed_one(host: Host, data: str) -> None:
+    """Bring back what a restore had set aside that did not come to its end. PostgreSQL is stopped."""
     marker = data + ".restoring"
     if not os.path.exists(marker):
         return
@@ -222,9 +245,59 @@ def _undo_a_killed_one(data: str) -> None:
         aside = stream.read()
     if os.path.exists(aside) and not os.path.exists(aside + ".part"):
         shutil.rmtree(data, ignore_errors=True)
-        os.rename(aside, data)
+        try:
+            os.rename(aside, data)
+        except OSError as error:
+            if error.errno not in NOT_RENAMED:
+                raise
+            # It is whole until the copy is: a second attempt begins anew.
+            host.run("bringing back the database of before", "cp", "--archive", aside + "/.", data)
+            os.unlink(marker)
+            shutil.rmtree(aside)
+            return
     shutil.rmtree(aside + ".part", ignore_errors=True)
     os.unlink(marker)
+
+
+def _settle(host: Host, data: str) -> None:
+    """End what a restore has left that was killed, however long ago.
+
+    A database that had come up may have been worked with since: then it stays, and so does what it has replaced.
+    """
+    if not os.path.exists(data + ".restoring"):
+        return
+    host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
+    if _came_up(data):
+        host.log("a restore was killed after its database had come up: it is kept, as what was there before it is")
+        os.unlink(data + ".restoring")
+    else:
+        _undo_a_killed_one(host, data)
+
+
+def _came_up(data: str) -> bool:
+    """Whether recovery has ended: PostgreSQL then removes or renames each of these signs of it."""
+    signs = ("backup_label", "recovery.signal", "standby.signal")
+    return os.path.exists(os.path.join(data, "global", "pg_control")) and not any(
+        os.path.exists(os.path.join(data, name)) for name in signs
+    )
+
+
+def undo(host: Host, request_id: str) -> None:
+    """Behind a restore that was killed: what was there before is put back, and said to whoever waits for an answer."""
+    data = host.database["data"]
+    with alone(host, "what is left of restore %s" % request_id, host.options["lock_wait_seconds"]):
+        try:
+            with open(data + ".restoring", encoding="utf-8") as stream:
+                ours = stream.read().endswith(".before-%s" % request_id)
+        except FileNotFoundError:
+            return  # It has ended by itself.
+        if ours:
+            host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
+            _undo_a_killed_one(host, data)
+            host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600)
+            said = "the restore was killed; what was there before is in its place again, and PostgreSQL runs"
+            host.log("restore %s: %s" % (request_id, said))
+            print(json.dumps({"failed": said}), flush=True)
 
 
 def _from_received(host: Host, data: str, folder: str) -> list:
@@ -311,6 +384,17 @@ def _beside(host: Host, chosen: Plan) -> tuple:
     return (*_from_received(host, data, os.path.join(host.folder, "wal")), *chosen.arguments)
 
 
+def _require_room(host: Host, chosen: Plan) -> None:
+    """Refuse what would fill the scratch folder: pgBackRest says of a full disk that there is no such file."""
+    place = host.options["scratch"]
+    free, needed = host.free_bytes(place), chosen.size_bytes * 1.1
+    if free < needed:
+        raise BackupError(
+            "there is too little room in %s for the restored database: %s free, %s needed"
+            % (place, report.sized(free), report.sized(needed))
+        )
+
+
 def _archive_until_now(host: Host) -> None:
     """Close the segment that is being written, where the database answers: a moment just past can be reached then."""
     with contextlib.suppress(BackupError):
@@ -326,6 +410,7 @@ def database_scratch(host: Host, request: dict) -> dict:
     chosen = Plan(**request["database"])
     began = time.monotonic()
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
+        _require_room(host, chosen)
         with proof.restored(host, "restore", *_beside(host, chosen), label=chosen.label) as server:
             _require_the_end(request, server.log_text())
             done = [proof.check_pages(host, server)]
@@ -333,6 +418,10 @@ def database_scratch(host: Host, request: dict) -> dict:
                 rows = server.ask(proof.COUNTS_SQL, name)
                 done.append("%s: %d tables, %d rows" % (name, len(rows), sum(int(row[3]) for row in rows)))
     return {"restored": chosen.text, "found": done, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _text(name: str) -> str:
+    return "'%s'" % name.replace("'", "''")
 
 
 def table(host: Host, request: dict) -> dict:
@@ -346,15 +435,21 @@ def table(host: Host, request: dict) -> dict:
     shutil.chown(folder, "postgres", "postgres")
     path = os.path.join(folder, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
+        _require_room(host, chosen)
         with proof.restored(host, "restore", *_beside(host, chosen), label=chosen.label) as server:
-            found = server.ask("SELECT to_regclass('%s') IS NOT NULL" % name.replace("'", "''"), database)
-            if found != [["t"]]:
+            found = server.ask(
+                TREE_SQL % (_text(name), _text(".".join('"%s"' % one for one in name.split(".")))), database
+            )
+            if not found:
                 raise BackupError("database %s has no table %s: %s" % (database, name, chosen.text))
-            rows = server.ask("SELECT count(*) FROM %s" % name, database)[0][0]
+            if found[0][1] not in ("r", "p"):
+                raise BackupError("%s of database %s is no table, and has no rows of its own" % (name, database))
+            rows = server.ask("SELECT count(*) FROM %s" % found[0][0], database)[0][0]
             host.as_postgres(
                 "pg_dump of %s" % name,
                 os.path.join(host.bin, "pg_dump"), "--no-password", "--host", server.sockets,
-                "--port", str(server.port), "--format=custom", "--table", name, "--file", path, database,
+                "--port", str(server.port), "--format=custom", "--file", path,
+                *["--table=%s" % one[0] for one in found], database,
             )  # fmt: skip
     return {"restored": chosen.text, "file": path, "rows": int(rows), "database": database, "table": name}
 
@@ -374,20 +469,28 @@ def files(host: Host, request: dict, part: str) -> dict:
     below = pulled(host, part, of) if of else ""
     if of:
         options = next(one for source, one in sources(host, part) if source["name"] == of)
-    paths = request.get("paths") or options.get("restore_paths") or options["paths"]
+    asked = [os.path.normpath(path) for path in request.get("paths") or ()]
+    paths = asked or options.get("restore_paths") or options["paths"]
+    if request.get("into") and os.path.realpath(into) == "/":
+        raise BackupError("into=%s is where they belong: leave into out, and confirm it" % into)
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
         restic.unlock()
         kept = ""
         if into == "/":
             kept = restic.backup(options, request["id"], "before-restore")["snapshot_id"]
         label = restic.full_id(part, request[part]["run"]) or request[part]["label"]
-        there = [path for path, _size in restic.files(label)]
-        chosen = [
-            path for path in there
-            if not paths or any(path == below + one or path.startswith(below + one.rstrip("/") + "/") for one in paths)
-        ]  # fmt: skip
-        if not chosen:
-            raise BackupError("the backup holds nothing of %s" % ", ".join(paths))
+        there = restic.nodes(label)
+
+        def of_it(one: str) -> list:
+            """What the snapshot holds of a path: itself, and what is below it."""
+            place = below + one
+            return [node for node in there if node["path"] == place or node["path"].startswith(place.rstrip("/") + "/")]
+
+        lacking = [one for one in paths if not of_it(one)]
+        # What was typed has to be there; of several parts, each holds some of it.
+        if lacking and (asked and list(request.get("parts", ())) == [part] or len(lacking) == len(paths)):
+            raise BackupError("the backup holds nothing of %s" % ", ".join(lacking))
+        chosen = {node["path"] for one in paths for node in of_it(one) if node["type"] != "dir"}
         os.makedirs(into, mode=0o700, exist_ok=True)
         include = ["--include=" + re.sub(r"([\\*?\[\]])", r"\\\1", below + path) for path in paths]
         # What is of another host lies below its copy's folder, in the snapshot and where it is restored.

@@ -102,6 +102,9 @@ class Run:
     def execute(self) -> int:
         """Do all of it; returns the exit code."""
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        if os.path.lexists(self.path):
+            # Its manifest is what proves that backup.
+            raise BackupError("there has been a run %s: a new one needs another name, or none" % self.run_id)
         self.manifest = manifests.begin(
             self.run_id, self.host.options["host"], self.parts, time.time(), release=self.release(),
             started_by=self.request.get("by", "schedule"),

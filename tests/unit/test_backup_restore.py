@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import subprocess
 import tarfile
 
 import pytest
-from ansible.module_utils.shiftmaster import backup_restore
+from ansible.module_utils.shiftmaster import backup_restore, backup_run
 from ansible.module_utils.shiftmaster.backup_files import pulled
-from ansible.module_utils.shiftmaster.backup_host import Host
+from ansible.module_utils.shiftmaster.backup_host import BackupError, Host
 
 PATHS = ["/srv/shiftmaster/shared/media"]
 
@@ -40,8 +42,8 @@ def keeper(tmp_path, monkeypatch):
         def full_id(self, _part, _run):
             return "snapshot"
 
-        def files(self, _label):
-            return [(below + PATHS[0] + "/a.txt", 1)]
+        def nodes(self, _label):
+            return [{"type": "file", "path": below + PATHS[0] + "/a.txt", "size": 1}]
 
         def run(self, _what, _verb, _label, _option, into, *include):
             assert include == ("--include=" + below + PATHS[0],)
@@ -81,3 +83,120 @@ def test_the_segment_that_is_waited_for_is_closed_and_holds_the_commit_of_its_me
     backup_restore._archive_until_now(keeper)
     assert [("emit_message" in sql, "switch_wal" in sql) for sql in asked] == [(True, False), (False, True)]
     assert waited == [("000000010000000000000007", 9)]
+
+
+def test_what_is_asked_for_by_name_has_to_be_in_the_backup(keeper):
+    request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}, "parts": {"files": "as of today"}}
+    with pytest.raises(BackupError, match="the backup holds nothing of /srv/nonsense$"):
+        backup_restore.files(keeper, dict(request, paths=[PATHS[0], "/srv/nonsense"]), "files")
+
+
+@pytest.mark.parametrize("into", ["/", "//", "/etc/.."])
+def test_the_root_is_no_folder_beside_what_there_is(keeper, into):
+    request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}, "into": into}
+    with pytest.raises(BackupError, match="leave into out, and confirm it"):
+        backup_restore.files(keeper, request, "files")
+
+
+class Place:
+    """A folder of data, and what a killed restore has left beside it."""
+
+    def __init__(self, keeper, tmp_path):
+        self.data, self.aside = tmp_path / "main", tmp_path / "main.before-r1"
+        self.marker = tmp_path / "main.restoring"
+        for folder, text in ((self.data, "new"), (self.aside, "old")):
+            (folder / "global").mkdir(parents=True)
+            (folder / "global" / "pg_control").write_text(text)
+        self.marker.write_text(str(self.aside))
+        keeper.database["data"] = str(self.data)
+        keeper.options["log_file"] = str(tmp_path / "log")
+        self.words = []
+        run = keeper.run
+
+        def noted(what, *command, **more):
+            self.words.append(command)
+            return None if command[0] == "systemctl" else run(what, *command, **more)
+
+        keeper.run = noted
+
+    def says(self):
+        return (self.data / "global" / "pg_control").read_text()
+
+
+@pytest.fixture
+def place(keeper, tmp_path):
+    return Place(keeper, tmp_path)
+
+
+@pytest.mark.parametrize("sign", ["backup_label", "recovery.signal", "standby.signal"])
+def test_what_a_killed_restore_has_not_finished_gives_way_to_what_was_before(keeper, place, sign):
+    (place.data / sign).touch()
+    backup_restore._settle(keeper, str(place.data))
+    assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
+    assert place.words[0][:2] == ("systemctl", "stop")
+
+
+def test_a_database_that_came_up_behind_a_killed_restore_is_kept(keeper, place):
+    backup_restore._settle(keeper, str(place.data))
+    assert place.says() == "new" and place.aside.exists() and not place.marker.exists()
+
+
+def test_a_mount_is_emptied_and_filled_where_it_is(keeper, place, monkeypatch):
+    rename = os.rename
+
+    def busy(source, target):
+        if str(place.data) in (source, target):
+            raise OSError(errno.EBUSY, "busy")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", busy)
+    rmtree, inode = backup_restore.shutil.rmtree, place.data.stat().st_ino
+
+    def kept_where_it_is(path, ignore_errors=False):
+        if path != str(place.data):
+            rmtree(path, ignore_errors=ignore_errors)
+
+    backup_restore._move(keeper, str(place.data), str(place.data) + ".before-r2")
+    assert os.listdir(place.data) == [] and place.data.stat().st_ino == inode
+    # rmtree() cannot remove a mount either.
+    monkeypatch.setattr(backup_restore.shutil, "rmtree", kept_where_it_is)
+    backup_restore._undo_a_killed_one(keeper, str(place.data))
+    assert place.says() == "old" and not place.aside.exists() and not place.marker.exists()
+    assert place.data.stat().st_ino == inode
+
+
+def test_a_killed_restore_is_undone_and_told(keeper, place, capsys):
+    backup_restore.undo(keeper, "another")
+    assert place.says() == "new" and place.marker.exists()
+    backup_restore.undo(keeper, "r1")
+    assert place.says() == "old" and '"failed": "the restore was killed' in capsys.readouterr().out
+    assert [words[1] for words in place.words] == ["stop", "start"]
+    backup_restore.undo(keeper, "r1")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_repository_that_cannot_be_read_is_not_called_empty(keeper, monkeypatch):
+    there = (
+        '[{"name": "shiftmaster", "db": [], "backup": [], "archive": [], "status": {"code": 99, "message": "other"}, '
+    )
+    there += '"repo": [{"key": 1, "cipher": "none", "status": {"code": 99, "message": "[PathOpenError] denied"}}]}]'
+    monkeypatch.setattr(keeper, "info", lambda: there)
+    with pytest.raises(BackupError, match="no proven backup.*the repository cannot be read"):
+        backup_restore.plan(keeper, {"target": "latest", "parts": ["database"]})
+
+
+def test_a_manifest_that_cannot_be_read_is_named_where_no_backup_is_found(keeper, tmp_path):
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "20261127T000000Z-aaaaaa.json").write_text("{")
+    with pytest.raises(BackupError, match="no good backup of files.*20261127T000000Z-aaaaaa.json is damaged"):
+        backup_restore.plan(keeper, {"target": "latest", "parts": ["files"]})
+
+
+def test_a_run_does_not_take_the_name_of_one_that_has_been(keeper, tmp_path):
+    run = backup_run.Run.__new__(backup_run.Run)
+    run.host, run.run_id = keeper, "20261127T000000Z-aaaaaa"
+    run.folder, run.path = str(tmp_path), str(tmp_path / "one.json")
+    (tmp_path / "one.json").write_text("what proves it")
+    with pytest.raises(BackupError, match="there has been a run 20261127T000000Z-aaaaaa"):
+        run.execute()
+    assert (tmp_path / "one.json").read_text() == "what proves it"

@@ -72,6 +72,39 @@ def test_one_table(operations, backups, data):
 
 
 @pytest.mark.whole
+def test_a_restore_that_is_killed_leaves_what_was_there(operations, backups, data, tmp_path):
+    backups.sql("CREATE TABLE since AS SELECT 1 AS one")
+    log = tmp_path / "log"
+    operations.hold("restore_database")
+    process = operations.start(RESTORE, log, target=data["run_id"], confirm=HOST)
+    backups.shell(f"kill -KILL {operations.wait_at('restore_database', process, log)}")
+    operations.let_go()
+    assert process.wait(300) != 0
+    assert "what was there before is in its place again" in log.read_text()
+    assert operations.serves(60) == "2.0.0"
+    assert backups.sql("SELECT one FROM since; DROP TABLE since") == "1"
+    assert backups.shell("ls /var/lib/postgresql/17 | grep restoring || true") == ""
+
+
+@pytest.mark.whole
+def test_one_table_with_its_partitions_and_by_the_name_that_was_typed(operations, backups, data):
+    backups.sql('CREATE TABLE "Visits" (id int, day date) PARTITION BY RANGE (day)')
+    backups.sql("CREATE TABLE visits_2026 PARTITION OF \"Visits\" FOR VALUES FROM ('2026-01-01') TO ('2027-01-01')")
+    backups.sql("INSERT INTO \"Visits\" SELECT g, '2026-05-01' FROM generate_series(1, 300) AS g")
+    run = operations.run(RESTORE, table="Visits")
+    backups.sql('DROP TABLE "Visits"')
+    assert run.code == 0, run.output[-3000:]
+    path = backups.shell("ls /var/backups/shiftmaster/tables/*/Visits.dump | tail -n 1").strip()
+    assert backups.shell(f"pg_restore --data-only --file=- {path} | grep -c 2026-05-01").strip() == "300"
+
+
+@pytest.mark.whole
+def test_nothing_is_replaced_by_a_folder_that_is_the_root(operations, data):
+    run = operations.run(RESTORE, parts="files", into="//")
+    assert run.code != 0 and run.says("leave into out, and confirm it")
+
+
+@pytest.mark.whole
 def test_scratch(operations, backups, data):
     run = operations.run(RESTORE, into="scratch", target=data["run_id"])
     assert run.code == 0 and run.says("pg_amcheck", "rows"), run.output[-3000:]
