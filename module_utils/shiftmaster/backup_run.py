@@ -296,6 +296,7 @@ class Run:
             manifests.verified(self.manifest, "database", manifests.RESTORED, False, str(error), time.time())
             raise
         self.seen("database", manifests.RESTORED, ", ".join(proven["how"]) + " (%s s)" % proven["seconds"])
+        manifests.note(self.manifest, proof.elsewhere(self.host))
         rows = {
             "%s.%s" % (database, name): table.rows
             for database, tables in end.tables.items()

@@ -107,6 +107,38 @@ def test_a_wrong_password(backups, first):
 
 
 @pytest.mark.whole
+def test_what_is_seldom_in_a_database_is_saved_too(backups, first):
+    """Rows that row level security hides, large objects, an unlogged table, whose rows no backup can hold."""
+    backups.sql(
+        "CREATE TABLE hidden AS SELECT g AS id FROM generate_series(1, 20) g; ALTER TABLE hidden OWNER TO shiftmaster;"
+        "ALTER TABLE hidden ENABLE ROW LEVEL SECURITY; ALTER TABLE hidden FORCE ROW LEVEL SECURITY;"
+        "CREATE UNLOGGED TABLE fleeting AS SELECT g AS id FROM generate_series(1, 50) g;"
+        "SELECT lo_from_bytea(4711, 'large')"
+    )
+    try:
+        manifest = backups.run(only="database,logical")
+        assert manifest["parts"]["database"]["rows"]["shiftmaster.public.hidden"] == 20
+        assert "shiftmaster.public.fleeting" not in manifest["parts"]["database"]["rows"]
+    finally:
+        backups.sql("DROP TABLE hidden, fleeting; SELECT lo_unlink(4711)")
+
+
+@pytest.mark.whole
+def test_a_tablespace_is_told_of(backups, first):
+    """It is saved and proven, but a restore in place has no folder to set aside."""
+    backups.shell("install -d -o postgres -m 700 /srv/fast")
+    backups.sql("CREATE TABLESPACE fast LOCATION '/srv/fast'")
+    backups.sql("CREATE TABLE quick TABLESPACE fast AS SELECT g AS id FROM generate_series(1, 9) g")
+    try:
+        manifest = backups.run(check=None, only="database,logical")
+        assert manifest["result"] == "warning" and "fast in /srv/fast" in backups.why(manifest), manifest
+        assert {part["result"] for part in manifest["parts"].values()} == {"succeeded"}
+    finally:
+        backups.sql("DROP TABLE quick")
+        backups.sql("DROP TABLESPACE fast")
+
+
+@pytest.mark.whole
 def test_a_missing_database(backups, first):
     database = backups.configured()["database"]
     with backups.options(database=dict(database, databases=["nowhere"])):
