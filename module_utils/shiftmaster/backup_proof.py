@@ -352,6 +352,7 @@ def prove_dumps(host: Host, folder: str, tables: dict) -> str:
                 "loading the dump of %s" % database,
                 os.path.join(host.bin, "pg_restore"), "--no-owner", "--no-privileges", "--no-tablespaces",
                 "--exit-on-error", "--jobs=%d" % host.options["process_max"], "--host", server.sockets,
-                "--port", str(server.port), "--username=postgres", "--no-password", "--dbname", database, os.path.join(folder, database),
+                "--port", str(server.port), "--username=postgres", "--no-password", "--dbname", database,
+                os.path.join(folder, database),
             )  # fmt: skip
         return "loaded into a new server, rows of %d tables" % compare_rows(host, server, tables)
