@@ -159,7 +159,7 @@ def judge(parameters: dict, made: datetime.datetime) -> tuple:
     answer = {
         "worst": data["worst"],
         "failing": ["%s: %s" % (one["host"], one["rule"]) for one in findings.failing(found, parameters["fail_on"])],
-        "first": findings_report.first_sentence(found, parameters["language"]),
+        "first": findings_report.first_sentence(data, parameters["language"]),
         "report": data,
         "report_text": text,
         "files": [],

@@ -183,6 +183,13 @@ def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
         if code == 127:
             raise probe.ProbeError("error", "missing", "psql is not installed")
         message = " ".join(stderr.split())[:400]
+        if not message:
+            said = " ".join(stdout.split())[:100]
+            raise probe.ProbeError(
+                "error",
+                "garbage",
+                "psql ended with %d and gave no answer that can be read: %s" % (code, said or "nothing"),
+            )
         raise probe.ProbeError("down", refusal(message), re.sub(r"^psql: (error: )?", "", message))
     return answers, [line[:300] for line in stderr.splitlines() if "ERROR" in line][:10]
 

@@ -56,6 +56,9 @@ def ask(part: Part, setting) -> dict:
         answer = {"status": HUNG if error.reason == "timeout" else FAILED, "error": str(error), "reason": error.reason}
     except Exception as error:  # noqa: BLE001 - one part's fault must not hide the others.
         answer = {"status": FAILED, "error": "%s: %s" % (type(error).__name__, error)}
+    if answer["status"] != OK and not answer["error"].strip():
+        # Without a reason nobody can put it right.
+        answer["error"] = "it ended without saying why"
     answer["seconds"] = round(time.monotonic() - started, 3)
     return answer
 

@@ -213,12 +213,16 @@ def firewall(setting) -> dict:
         raise
     if code != 0:
         raise probe.ProbeError("error", "nft", error.strip()[:200])
-    ruleset = json.loads(text or '{"nftables": []}')
-    tables = [
-        "%s %s" % (entry["table"]["family"], entry["table"]["name"])
-        for entry in ruleset["nftables"]
-        if "table" in entry
-    ]
+    try:
+        ruleset = json.loads(text or '{"nftables": []}')
+        tables = [
+            "%s %s" % (entry["table"]["family"], entry["table"]["name"])
+            for entry in ruleset["nftables"]
+            if "table" in entry
+        ]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        said = " ".join(text.split())[:100]
+        raise probe.ProbeError("error", "garbage", "nft gave no answer that can be read: %s" % said)
     return {
         "tables": tables,
         "ours": "inet shiftmaster" in tables,

@@ -35,6 +35,11 @@ SAYS = {
         "結果: {worst}。原因 {roots} 件、そこから生じた事象 {rest} 件",
     ),
     "nothing": ("Nothing is wrong that this diagnosis can see.", "この診断で確認できる異常はありません。"),
+    "nothing_but": (
+        "Nothing is wrong in what was looked at, but not everything could be looked at: {parts}.",
+        "確認できた範囲に異常はありませんが、確認できなかった項目があります: {parts}。",
+    ),
+    "result_but": (". Not everything could be looked at: {parts}.", "。確認できなかった項目があります: {parts}。"),
     "cause": ("Cause", "原因"),
     "evidence": ("Evidence", "根拠"),
     "fix": ("Do", "対処"),
@@ -210,10 +215,34 @@ def unseen(hosts: list) -> list:
     ]
 
 
-def first_sentence(found: list, language: str) -> str:
+def unseen_parts(data: dict, count: int = 4) -> str:
+    """Return which parts could not be looked at, for a headline: of several hosts with the host."""
+    several = len(data["hosts"]) > 1
+    parts = ["%s: %s" % (one["host"], one["part"]) if several else one["part"] for one in data["unseen"]]
+    return ", ".join(parts[:count]) + (" …" if len(parts) > count else "")
+
+
+def headline(data: dict, language: str) -> str:
+    """Return the result in a sentence, with its sign. Who reads nothing else must not take what nobody saw for well."""
+    parts, roots = unseen_parts(data), [one for one in data["findings"] if one["root"]]
+    if not roots:
+        sign, key = ("warning", "nothing_but") if parts else ("healthy", "nothing")
+        return "%s %s" % (SIGNS[sign], say(language, key, parts=parts))
+    text = say(
+        language,
+        "result",
+        worst=say(language, data["worst"]),
+        roots=len(roots),
+        rest=len(data["findings"]) - len(roots),
+    )
+    return text + (say(language, "result_but", parts=parts) if parts else "")
+
+
+def first_sentence(data: dict, language: str) -> str:
     """Return what to put into a message: the first finding, or that there is none."""
+    found = data["findings"]
     if not found:
-        return say(language, "nothing")
+        return headline(data, language).partition(" ")[2]
     first = found[0]
     return "%s: %s %s" % (first["host"], first["title"][language], first["cause"].get(language, ""))
 
@@ -248,18 +277,7 @@ def lines(data: dict, language: str) -> list:
     )  # fmt: skip
     result.append("%s: %s" % (say(language, "times"), times(data, language)))
     roots = [one for one in data["findings"] if one["root"]]
-    if not roots:
-        result += ["", "%s %s" % (SIGNS["healthy"], say(language, "nothing"))]
-    else:
-        result.append(
-            say(
-                language,
-                "result",
-                worst=say(language, data["worst"]),
-                roots=len(roots),
-                rest=len(data["findings"]) - len(roots),
-            )
-        )
+    result += [headline(data, language)] if roots else ["", headline(data, language)]
     for number, root in enumerate(roots, 1):
         result += ["", "%s %d. [%s] %s: %s" % (
             SIGNS[root["severity_of_all"]], number, say(language, root["severity_of_all"]), root["host"], root["title"][language],
@@ -400,15 +418,8 @@ def page(data: dict, language: str) -> str:
         "<p>%s: %s</p>" % (e(say(language, "times")), e(times(data, language))),
     ]  # fmt: skip
     parts.append("<h2>%s</h2>" % e(say(language, "findings")))
-    if roots:
-        rest = len(data["findings"]) - len(roots)
-        worst = say(language, data["worst"])
-        parts.append(
-            "<p><strong>%s %s</strong></p>"
-            % (SIGNS[data["worst"]], e(say(language, "result", worst=worst, roots=len(roots), rest=rest)))
-        )
-    else:
-        parts.append("<p><strong>%s %s</strong></p>" % (SIGNS["healthy"], e(say(language, "nothing"))))
+    sign = SIGNS[data["worst"]] + " " if roots else ""
+    parts.append("<p><strong>%s%s</strong></p>" % (sign, e(headline(data, language))))
     for root in roots:
         parts.append(card(root, data["findings"], language))
     if data["unseen"]:

@@ -832,6 +832,23 @@ def test_a_server_that_is_stopped_is_told_from_a_missing_psql(monkeypatch):
         assert error.value.reason == reason
 
 
+def nothing_said(_setting):
+    raise probe.ProbeError("error", "strange", "")
+
+
+def test_what_cannot_be_read_has_a_reason(monkeypatch):
+    """Not an empty pair of brackets: psql and nft may be something else, and say what no program reads."""
+    monkeypatch.setattr(probe, "run", lambda *_arguments: (0, "\x00 not what was \n asked for", ""))
+    for function in (lambda setting: database.ask(setting, "x", database.QUERIES, 5), network.firewall):
+        answer = engine.ask(part(function), Setting({}))
+        assert (answer["status"], answer["reason"]) == ("failed", "garbage")
+        assert "no answer that can be read" in answer["error"] and "asked for" in answer["error"]
+    for strange in ("[]", "null", '{"nftables": 3}', "{}"):
+        monkeypatch.setattr(probe, "run", lambda *_arguments, strange=strange: (0, strange, ""))
+        assert engine.ask(part(network.firewall), Setting({}))["reason"] == "garbage"
+    assert engine.ask(part(nothing_said), Setting({}))["error"] == "it ended without saying why"
+
+
 def table(name, rows, scans, read, index_scans=0):
     return {
         "table": name,

@@ -84,9 +84,8 @@ def test_summary_says_cause_and_what_to_do(language):
 def test_a_healthy_report_says_what_was_not_seen():
     hung = {"parts": {"containers": {"status": "failed", "error": "permission denied"}}}
     answer, _files = shiftmaster_findings.judge(parameters(hung), MADE)
-    assert (
-        "✅ Nothing is wrong" in answer["report_text"] and "h1: containers (permission denied)" in answer["report_text"]
-    )
+    assert "⚠️ Nothing is wrong in what was looked at" in answer["report_text"]
+    assert "h1: containers (permission denied)" in answer["report_text"]
     assert answer["failing"] == []
 
 
@@ -97,6 +96,28 @@ def test_an_unreachable_host_is_in_the_report():
     )
     answer, _files = shiftmaster_findings.judge(given, MADE)
     assert "gone does not answer" in answer["report_text"] and answer["failing"] == ["gone: HostUnreachable"]
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [
+        ("en", r"ot everything could be looked at: (database, firewall|firewall, database)\."),
+        ("ja", r"確認できなかった項目があります: (database, firewall|firewall, database)。"),
+    ],
+)
+def test_what_could_not_be_looked_at_is_said_in_the_headline(language, words):
+    """Whoever reads no further must not take for well what nobody saw."""
+    blind = {name: {"status": "failed", "error": f"no answer of {name}"} for name in ("database", "firewall")}
+    given = parameters({"parts": blind}, folder="/x", language=language)
+    answer, files = shiftmaster_findings.judge(given, MADE)
+    assert answer["failing"] == [] and answer["worst"] == "healthy"
+    for said in (answer["report_text"], files["diagnosis.html"], answer["first"]):
+        assert re.search(words, said), said
+        assert findings_report.say(language, "nothing") not in said and "✅" not in said
+    assert "(no answer of firewall)" in answer["report_text"]
+    # Beside a fault, too.
+    both = {"parts": {**blind, **CASES["DiskFull"]["fires"]["parts"]}}
+    assert re.search(words, shiftmaster_findings.judge(parameters(both, language=language), MADE)[0]["report_text"])
 
 
 @pytest.mark.parametrize("patch", [{}, DATABASE, SERIES, {"parts": {}}], ids=["well", "ill", "charts", "nothing"])
