@@ -151,6 +151,9 @@ FAULTS = {
         "nft delete table inet other",
     ),
     "nginx stopped": ("NginxDown", "systemctl stop nginx", "systemctl start nginx"),
+    "nginx stopped by a signal": (
+        "NginxFrozen", "systemctl kill --signal=STOP nginx", "systemctl kill --signal=CONT nginx",
+    ),
     "nginx configuration broken": (
         "NginxDown",
         f"cp {SITE} /root/site; echo 'nonsense;' >> {SITE}; systemctl stop nginx; systemctl start nginx; true",
@@ -184,7 +187,7 @@ FAULTS = {
 FIXED_AS_SAID = (
     "worker dead", "worker stopped by a signal", "beat dead", "beat twice", "web processes down",
     "web processes stopped by a signal", "socket gone", "database stopped", "redis stopped", "redis stopped by a signal",
-    "firewall rule", "nginx stopped",
+    "firewall rule", "nginx stopped", "nginx stopped by a signal",
 )  # fmt: skip
 MENDS = re.compile(
     r"(systemctl (start|stop|restart|kill|reload) |nft delete |nginx -t|kill \d|sudo -u postgres |ansible \S+ --become )"
