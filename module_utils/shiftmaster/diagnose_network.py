@@ -8,6 +8,7 @@ import glob
 import ipaddress
 import json
 import os
+import pwd
 import re
 import socket
 import threading
@@ -422,8 +423,75 @@ def peers(setting) -> dict:
 _UPSTREAM = re.compile(r"^\s*upstream\s+(\S+)\s*\{(.*?)^\s*\}", re.M | re.S)
 
 
+# What nginx -t makes where it is not there: logs, its process's number, folders, and a socket to listen on.
+_NGINX_MAKES = re.compile(
+    r"^\s*(?:(?:access_log|error_log|pid|[a-z]+_(?:body_)?temp_path|[a-z]+_cache_path)\s+|listen\s+unix:)[\"']?(/[^\s;\"']+)",
+    re.M,
+)
+_NGINX_SECONDS = 2.0
+
+
+def nginx_text(folder: str) -> str:
+    """Return the configuration with what it includes, as far as that is there to be read."""
+    seen, todo, texts = set(), [os.path.join(folder, "nginx.conf")], []
+    while todo and len(seen) < 200:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            texts.append(read(path))
+            for pattern in re.findall(r"^\s*include\s+[\"']?([^;\"']+)", texts[-1], re.M):
+                todo += sorted(glob.glob(os.path.join(folder, pattern)))
+    return "\n".join(texts)
+
+
+def nginx_would_write(setting, text: str) -> str:
+    """Return what nginx -t would make or give to somebody else; empty where it only reads."""
+    # A path with a variable is opened when somebody asks for a page.
+    paths = [path for path in _NGINX_MAKES.findall(text) if "$" not in path]
+    for path in paths:
+        if not os.path.lexists(setting.path(path)):
+            return path
+    user = re.search(r"^\s*user\s+([\w-]+)", text, re.M)
+    if not user:
+        return "user"
+    # Its own folders are made, and given to its user.
+    for name in ("body", "fastcgi", "proxy", "scgi", "uwsgi"):
+        path = os.path.join("/var/lib/nginx", name)
+        try:
+            owner = pwd.getpwuid(os.stat(setting.path(path)).st_uid).pw_name
+        except (OSError, KeyError):
+            return path
+        if owner != user[1]:
+            return path
+    return ""
+
+
+def nginx_configuration(setting, folder: str) -> dict:
+    """Return whether the running nginx could read its configuration anew: {tested, error, why_not}."""
+    pid = read(setting.path("/run/nginx.pid")).strip()
+    if not pid.isdigit() or not os.path.isdir(os.path.join(setting.proc, pid)):
+        # At a start it says so itself.
+        return {"tested": False, "why_not": "nginx does not run"}
+    would = nginx_would_write(setting, nginx_text(folder))
+    if would:
+        return {"tested": False, "why_not": "nginx -t would make or change %s" % would}
+    try:
+        # It says nothing into its log either.
+        command = ["nginx", "-t", "-q", "-e", "stderr", "-c", os.path.join(folder, "nginx.conf")]
+        code, _stdout, said = probe.run(command, _NGINX_SECONDS)
+    except probe.ProbeError as error:
+        # It asks for the addresses of names, which may take long.
+        return {"tested": False, "why_not": str(error)}
+    error = " ".join(line for line in said.splitlines() if "[emerg]" in line or "[crit]" in line) or said
+    return {"tested": True, "error": "" if code == 0 else _NGINX_PREFIX.sub(r"\1", " ".join(error.split()))[:400]}
+
+
+# The time and the process's number say nothing here.
+_NGINX_PREFIX = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (\[\w+\]) \d+#\d+:(?= )|^nginx: ")
+
+
 def nginx(setting) -> dict:
-    """Where the web server leads, read from its files: asking it would write."""
+    """Where the web server leads, read from its files; and whether it could read them anew."""
     folder = setting.path("/etc/nginx")
     if not os.path.isdir(folder):
         raise Absent("nginx is not installed")
@@ -439,6 +507,7 @@ def nginx(setting) -> dict:
                 upstreams.append(entry)
     switch = os.path.join(setting.app_root, "shared", "maintenance", "on")
     found = {"site_enabled": os.path.exists(site), "upstreams": upstreams[:20], "maintenance": os.path.exists(switch)}
+    found["configuration"] = nginx_configuration(setting, folder)
     if found["maintenance"]:
         found["maintenance_since"] = os.path.getmtime(switch)
     return found

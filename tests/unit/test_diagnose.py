@@ -780,6 +780,74 @@ def test_upstreams_are_read_from_the_site(tmp_path):
     assert found["maintenance"] and found["maintenance_since"] == switch.stat().st_mtime
 
 
+@pytest.fixture
+def configured(tmp_path, monkeypatch):
+    """A host whose nginx runs, and whose files are all there; returns what was run."""
+    me, ran = pwd.getpwuid(os.getuid()).pw_name, []
+    for folder in ("etc/nginx/sites-enabled", "run", "proc/77", "var/log/nginx", "var/lib/nginx"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("body", "fastcgi", "proxy", "scgi", "uwsgi"):
+        (tmp_path / "var/lib/nginx" / name).mkdir()
+    (tmp_path / "run/nginx.pid").write_text("77\n")
+    (tmp_path / "var/log/nginx/error.log").touch()
+    (tmp_path / "etc/nginx/nginx.conf").write_text(
+        f"user {me};\npid /run/nginx.pid;\nerror_log /var/log/nginx/error.log warn;\nhttp {{\n  include sites-enabled/*;\n}}\n"
+    )
+    site = tmp_path / "etc/nginx/sites-enabled/shiftmaster"
+    site.write_text("server { listen 80; }\n")
+    said = '2026/11/27 15:01:25 [emerg] 1015#1015: unknown directive "nonsense" in /x:3\nnginx: configuration test failed\n'
+    monkeypatch.setattr(probe, "run", lambda argv, *_rest: ran.append(argv) or (1, "", said))
+    setting = Setting({"proc_path": str(tmp_path / "proc")}, root=str(tmp_path))
+    return SimpleNamespace(setting=setting, ran=ran, site=site, root=tmp_path)
+
+
+def test_a_broken_configuration_is_said_in_the_words_of_nginx(configured):
+    found = network.nginx(configured.setting)["configuration"]
+    assert found == {"tested": True, "error": '[emerg] unknown directive "nonsense" in /x:3'}
+    # Its errors go into no log.
+    assert configured.ran[0][:5] == ["nginx", "-t", "-q", "-e", "stderr"]
+
+
+@pytest.mark.parametrize(
+    ("line", "made"),
+    [
+        ("access_log /var/log/nginx/new.log main;", "/var/log/nginx/new.log"),
+        ("proxy_cache_path /var/cache/pages levels=1;", "/var/cache/pages"),
+        ("client_body_temp_path /srv/body;", "/srv/body"),
+        ("listen unix:/run/new.sock;", "/run/new.sock"),
+    ],
+)
+def test_nginx_is_not_asked_where_it_would_write(configured, line, made):
+    configured.site.write_text(f"server {{\n  {line}\n}}\n")
+    found = network.nginx(configured.setting)["configuration"]
+    assert (found["tested"], configured.ran) == (False, []) and made in found["why_not"]
+
+
+def test_nginx_is_not_asked_where_it_would_give_its_folders_away_or_does_not_run(configured):
+    main = configured.root / "etc/nginx/nginx.conf"
+    text = main.read_text()
+    main.write_text(text.replace("user ", "user other-"))
+    assert "/var/lib/nginx/body" in network.nginx(configured.setting)["configuration"]["why_not"]
+    main.write_text(text)
+    (configured.root / "proc/77").rmdir()
+    assert "does not run" in network.nginx(configured.setting)["configuration"]["why_not"]
+    assert configured.ran == []
+
+
+def test_a_path_that_is_known_only_when_a_page_is_asked_for_is_not_made(configured):
+    configured.site.write_text("access_log /var/log/nginx/$host.log;\n")
+    assert network.nginx(configured.setting)["configuration"]["tested"]
+
+
+def test_nginx_that_takes_long_keeps_nothing_else_from_the_report(configured, monkeypatch):
+    def slow(argv, seconds):
+        raise probe.ProbeError("down", "timeout", "nginx did not end within %g s" % seconds)
+
+    monkeypatch.setattr(probe, "run", slow)
+    found = network.nginx(configured.setting)
+    assert found["site_enabled"] and "did not end" in found["configuration"]["why_not"]
+
+
 # --- PostgreSQL ----------------------------------------------------------------------------------------------------------
 
 

@@ -159,6 +159,9 @@ FAULTS = {
         f"cp {SITE} /root/site; echo 'nonsense;' >> {SITE}; systemctl stop nginx; systemctl start nginx; true",
         f"cp /root/site {SITE}; systemctl start nginx",
     ),
+    "nginx configuration broken while it runs": (
+        "NginxConfigurationBroken", f"cp {SITE} /root/site; echo 'nonsense;' >> {SITE}", f"cp /root/site {SITE}",
+    ),
     "upstream wrong": (
         "UpstreamWrong",
         f"cp {SITE} /root/site; sed -i 's#unix:{APP}/active/socket#unix:/run/elsewhere.sock#' {SITE}; systemctl reload nginx; sleep 1",
