@@ -38,6 +38,7 @@ def release(setting) -> dict:
         "colour": colour,
         "release": name,
         "folder_exists": bool(name) and os.path.isdir(os.path.join(layout.releases, name)),
+        "source_exists": bool(name) and os.path.isdir(os.path.join(layout.releases, name, "source")),
         "releases": layout.names()[-6:],
         "maintenance": os.path.exists(os.path.join(layout.shared, "maintenance", "on")),
         "deploys": _deploys(layout),

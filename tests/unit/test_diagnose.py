@@ -232,6 +232,20 @@ def test_nothing_that_a_terminal_obeys_is_in_the_evidence():
     assert redact_tree(["\x1b[2Jgone\x00\x9b31m", "two\nlines\there"]) == ["?[2Jgone??31m", "two\nlines\there"]
 
 
+def test_the_code_of_the_release_is_looked_for(tmp_path):
+    root = tmp_path / "app"
+    release = root / "releases" / "20261101T000000Z-aaaaaaa"
+    for folder in (release / "source", root / "shared" / "state", root / "colours" / "blue"):
+        folder.mkdir(parents=True)
+    (root / "colours" / "blue" / "release").symlink_to(release)
+    (root / "active").symlink_to("colours/blue")
+    setting = Setting({"app_root": str(root)})
+    assert application.release(setting)["source_exists"]
+    (release / "source").rmdir()
+    found = application.release(setting)
+    assert found["folder_exists"] and not found["source_exists"]
+
+
 def test_no_seeded_secret_leaves_a_host(tmp_path):
     """Secrets stand in the environment file and in every log; none is in the evidence."""
     root, log_dir = tmp_path / "app", tmp_path / "log"

@@ -92,6 +92,7 @@ FAULTS = {
         "chmod 700 /var/log/shiftmaster; chown root:root /var/log/shiftmaster",
         "{restore_log_dir}",
     ),
+    "code gone": ("SourceGone", "mv {release}/source /root/source", "mv /root/source {release}/source"),
     "interpreter broken": (
         "InterpreterBroken",
         "mv {release}/venv/bin/python /root/python; systemctl restart --no-block shiftmaster-web@{colour}; sleep 3",
