@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -154,6 +155,7 @@ def facts_of(operations) -> dict:
         "acl": operations.shell("ls /etc/redis/*.acl | head -n 1").strip(),
         "restore_log_dir": f"chown {log_dir[1]} /var/log/shiftmaster; chmod {log_dir[0]} /var/log/shiftmaster",
         "nothing": "0" * 64,
+        "redis": f"REDISCLI_AUTH={shlex.quote(redis_admin_password())} redis-cli --user admin --no-auth-warning",
     }
 
 

@@ -144,6 +144,13 @@ FAULTS = {
         " systemctl restart redis-server; sleep 2",
         "cp -p /root/acl {acl}; systemctl restart redis-server; sleep 2",
     ),
+    # 192.0.2.1 is nobody's.
+    "redis made a replica": (
+        "RedisIsReplica", "{redis} REPLICAOF 192.0.2.1 6379; sleep 1", "systemctl restart redis-server; sleep 2",
+    ),
+    "redis without room for a client": (
+        "RedisClientsFull", "{redis} CONFIG SET maxclients 1; sleep 1", "systemctl restart redis-server; sleep 2",
+    ),
     # --- network and web
     "firewall rule": (
         "FirewallRefuses",
@@ -191,7 +198,7 @@ FAULTS = {
 FIXED_AS_SAID = (
     "worker dead", "worker stopped by a signal", "beat dead", "beat twice", "web processes down",
     "web processes stopped by a signal", "socket gone", "database stopped", "redis stopped", "redis stopped by a signal",
-    "firewall rule", "nginx stopped", "nginx stopped by a signal",
+    "firewall rule", "nginx stopped", "nginx stopped by a signal", "redis made a replica", "redis without room for a client",
 )  # fmt: skip
 MENDS = re.compile(
     r"(systemctl (start|stop|restart|kill|reload) |nft delete |nginx -t|kill \d|sudo -u postgres |ansible \S+ --become )"
