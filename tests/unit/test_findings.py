@@ -143,6 +143,24 @@ def test_a_database_that_was_set_to_reading_only_is_found():
     assert "RESET default_transaction_read_only" in first["fix"][0] and "standby" not in str(first)
 
 
+@pytest.mark.parametrize(("seconds_ago", "shown"), [(30, True), (3600, False)])
+def test_what_a_log_said_long_ago_is_no_evidence_of_what_is_wrong_now(seconds_ago, shown):
+    """Logs are read back for hours; a site that fails since minutes has another reason than the errors before."""
+    at = host()["at"]
+    old = {"count": 1, "first": 0.0, "last": at - seconds_ago, "text": "[error] upstream gone", "exception": "OldError: x", "where": ""}  # fmt: skip
+    new = dict(old, last=at - 1, text="[ERROR] new", exception="NewError: y")
+    files = {"nginx": {"problems": [old]}, "application": {"problems": [old]}}
+    ill = {"http": {"socket": {"status": 500, "body": "the body"}, "site": {"status": 500, "where": "x", "body": ""}}}
+    result = {one["rule"]: one for one in found(host({"parts": {**ill, "logs": {"files": files}}}))}
+    assert result["SiteErrors"]["evidence"] == (["[error] upstream gone"] if shown else [])
+    for language in findings.LANGUAGES:
+        assert result["ApplicationErrors"]["cause"][language] == ("OldError: x" if shown else "the body")
+    parts = copy.deepcopy(CASES["ErrorsSinceDeploy"]["fires"]["parts"])
+    parts["logs"] = {"files": {"application": {"problems": [new, old]}}}
+    result = {one["rule"]: one for one in found(host({"parts": parts}))}
+    assert ("OldError" in str(result["ErrorsSinceDeploy"]["evidence"])) == shown
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_rule_is_silent_near_its_fault(name):
     case = CASES[name]
