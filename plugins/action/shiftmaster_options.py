@@ -2,18 +2,23 @@
 
 Runs on the controller only, so a bad value is refused before a host is asked. Options:
 
-    options   {name: {choices, several, pattern, like}}, as in group_vars/all/options.yml
-    values    {name: value}; without it, the run's variables of these names
+    options   {name: {choices, several, pattern, like, needed, begun}}, as in group_vars/all/options.yml
+    values    {name: value}; without it, the run's variables of these names, and the names themselves are judged:
+              fail_on for diagnose_fail_on would be passed over without a word
 
-Fails with one sentence for each value that is refused; a value that is empty or absent is not judged.
+Fails with one sentence for each value that is refused. A value that is absent is not judged, an empty one only where
+the option is needed.
 """
 
 from __future__ import annotations
 
+import datetime
+import os
 import re
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.utils.vars import load_extra_vars
 
 
 def text_of(value):
@@ -36,14 +41,43 @@ def refusal(name, option, value):
         )
     if "pattern" in option and not re.fullmatch(option["pattern"], said):
         return "%s=%s is not of the form of %s" % (name, ascii(said)[1:-1], option["like"])
+    if option.get("begun") and said > latest_month():
+        return "%s=%s has not begun, so there is nothing of it" % (name, said)
     return ""
+
+
+def latest_month():
+    """The month that it is where a day begins first; the site's zone is known only where the figures are."""
+    east = datetime.timezone(datetime.timedelta(hours=14))
+    return datetime.datetime.now(east).strftime("%Y-%m")
 
 
 def refusals(options, values):
     """A sentence for each value that is refused."""
-    given = {name: value for name, value in values.items() if text_of(value).strip() != ""}
+    found = []
+    for name in options:
+        if name in values and text_of(values[name]).strip() == "":
+            if options[name].get("needed"):
+                found.append(
+                    "%s is empty: leave it out, or say one of: %s" % (name, ", ".join(options[name]["choices"]))
+                )
+        elif name in values:
+            found.append(refusal(name, options[name], values[name]))
+    return [sentence for sentence in found if sentence]
+
+
+def misnamed(options, names, playbook):
+    """A sentence for each name that no option has, but for the playbook's own word before it, or without it."""
+    meant = {}
+    for option in options:
+        first, _underline, rest = option.partition("_")
+        if rest and first in (playbook, "shiftmaster"):
+            meant[rest] = option
+        meant["%s_%s" % (playbook, option)] = option
     return [
-        sentence for name in options if name in given and (sentence := refusal(name, options[name], given[name])) != ""
+        "%s is no option of this playbook: %s is" % (name, meant[name])
+        for name in names
+        if name in meant and name not in options
     ]
 
 
@@ -56,7 +90,11 @@ class ActionModule(ActionBase):
         if values is None:
             # What is not asked for is not templated: a run's variables hold secrets.
             values = {name: self._templar.template(task_vars[name]) for name in options if name in task_vars}
-        problems = refusals(options, values)
+            playbook = os.path.basename(self._task.get_path() or "").partition(".")[0]
+            problems = misnamed(options, load_extra_vars(self._loader), playbook)
+        else:
+            problems = []
+        problems += refusals(options, values)
         if problems:
             raise AnsibleActionFail("Nothing was changed. What is wrong: %s" % "; ".join(problems))
         result.update(changed=False)

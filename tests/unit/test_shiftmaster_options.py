@@ -109,6 +109,40 @@ def test_an_empty_value_is_left_to_the_playbook():
     assert action.refusals(OPTIONS["rollback"], {"to": "", "schema": " "}) == []
 
 
+def test_an_empty_value_is_refused_where_the_playbook_has_none_of_its_own():
+    assert action.refusals(OPTIONS["diagnose"], {"area": "", "language": " "}) == [
+        "area is empty: leave it out, or say one of: all, app, db, cpu, memory, disk, network",
+        "language is empty: leave it out, or say one of: en, ja",
+    ]
+    assert action.refusals(OPTIONS["diagnose"], {"report_host": ""}) == []
+    assert all("choices" in option for options in OPTIONS.values() for option in options.values() if "needed" in option)
+
+
+def test_a_month_that_has_not_begun_is_refused():
+    assert action.refusals(OPTIONS["checklist"], {"month": "2099-01"}) == [
+        "month=2099-01 has not begun, so there is nothing of it"
+    ]
+    # Of the month that is running there is what has passed.
+    assert action.refusals(OPTIONS["checklist"], {"month": action.latest_month()}) == []
+    assert action.refusals(OPTIONS["checklist"], {"month": "2026-10"}) == []
+
+
+def test_a_name_near_that_of_an_option_is_refused():
+    assert action.misnamed(OPTIONS["diagnose"], ["fail_on", "hours", "diagnose_area", "area"], "diagnose") == [
+        "fail_on is no option of this playbook: diagnose_fail_on is",
+        "hours is no option of this playbook: diagnose_hours is",
+        "diagnose_area is no option of this playbook: area is",
+    ]
+    assert action.misnamed(OPTIONS["deploy"], ["version"], "deploy") == [
+        "version is no option of this playbook: shiftmaster_version is"
+    ]
+    # What roles and sites call theirs stays their business, as does what another playbook is told.
+    for name in ("nginx_state", "health_fail_on", "host", "app_language", "report_dir", "target"):
+        for playbook, options in OPTIONS.items():
+            if playbook != "health":
+                assert action.misnamed(options, [name], playbook) == [], playbook
+
+
 def test_every_option_is_bounded_and_shows_an_example():
     for playbook, options in OPTIONS.items():
         for name, option in options.items():
@@ -134,6 +168,10 @@ def play(playbook, folder, *arguments, **extra):
         ("deploy.yml", {"shiftmaster_version": "2.1.0; reboot"}, "version=2.1.0; reboot is not of the form"),
         ("rollback.yml", {"schema": "drop"}, "schema=drop is none of: keep, reverse, restore"),
         ("playbooks/health.yml", {"health_fail_on": "no"}, "health_fail_on=no is none of: critical, warning, never"),
+        ("playbooks/health.yml", {"health_language": ""}, "health_language is empty"),
+        ("playbooks/diagnose.yml", {"area": ""}, "area is empty: leave it out, or say one of: all, app"),
+        ("playbooks/diagnose.yml", {"fail_on": "maybe"}, "fail_on is no option of this playbook: diagnose_fail_on is"),
+        ("playbooks/checklist.yml", {"period": "monthly", "month": "2099-01"}, "month=2099-01 has not begun"),
         ("playbooks/patch.yml", {"reboot": "maybe"}, "reboot=maybe is none of: needed, never, always"),
         ("playbooks/rotate.yml", {"secrets": "django,x"}, "secrets=x is none of: database, redis, django, tls"),
     ],
