@@ -14,7 +14,7 @@ HIDDEN = "***"
 _SHORTEST_SECRET = 6
 _NAME = (
     r"(?:pass(?:word|wd|phrase|code)?|pwd|secret(?:[_-]?key)?|token|(?:api|access|private)[_-]?key|credential"
-    r"|auth(?:orization)?|cookie|session(?:id|_key)|csrf\w*token|dsn|signature)s?"
+    r"|(?<![a-z])pw(?![a-z])|auth(?:orization)?|cookie|session(?:id|_key)|csrf\w*token|dsn|signature)s?"
 )
 SECRET_NAME = re.compile(r"(?i)(?:^|[^a-z])" + _NAME + r"(?:$|[^a-z])|(?:password|secret|token|[^a-z]key)$")
 # A long part with digits of an address that people open (a password's reset, an invitation), not of a folder here.
@@ -29,13 +29,68 @@ def _without_tokens(match) -> str:
     return match[1] + _PATH_TOKEN.sub(HIDDEN, match[2])
 
 
+# What looks like no word: with a digit, a sign, or a capital behind a small letter.
+_STRANGE = r"(?!<)(?=[^\s\"']*(?:[^\sA-Za-z\"'.,:;]|(?-i:[a-z][A-Z])))"
+# A word, in quotes or not; and between a program and its option, in a command or in a list of its words.
+_WORD = r"(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"']+)"
+_OPTIONS = r"\b[^\n|;]{0,300}?[\s\"'](?:%s)[\s\"',=]{0,5}"
+# A word alone behind "password for admin:" that says how it is, not what it is.
+_STATES = (
+    r"(?:(?:not|was|is|has|were|been|must|may|cannot|un\w+|in\w+|mis\w+|\w+ed|no|none|null|true|false|yes|ok|wrong|empty|error"
+    r"|reset|set|expires|failure|denied|too|sent)(?![\w-]))"
+)
+# No part repeats without an end what begins at every letter: a log line of a megabyte is read once.
 _SHAPES = (
     (
-        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S),
+        re.compile(
+            r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)", re.S
+        ),
         "[private key]",
     ),
+    # What programs take as an option of one letter.
+    (re.compile(r"(\bcurl%s[^\s:\"',]+:)[^\s\"']+" % (_OPTIONS % "-u|--user|-U|--proxy-user")), r"\1***"),
+    (re.compile(r"(\b(?:redis|valkey)-cli%s)[^\s\"',]+" % (_OPTIONS % "-a")), r"\1***"),
+    (
+        re.compile(
+            r"(\b(?:mysql(?:dump|admin|import|check)?|mariadb(?:-dump|-admin)?|sshpass)\b[^\n|;]{0,300}?[\s\"']-p)(\"[^\"\n]+\"|'[^'\n]+'|[^\s\"',]+)"
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"(\bsshpass%s)[^\s\"',]+" % (_OPTIONS % "-p")), r"\1***"),
+    # Redis' own command. "AUTH PLAIN LOGIN" and "AUTH failed" are words.
+    (
+        re.compile(
+            r"(\bAUTH\\*[\"']?\s+(?:%s\s+)?)\\*(?:\"[^\"\n]+\"|'[^'\n]+'|%s[^\s\"',;)]{6,})" % (_WORD, _STRANGE)
+        ),
+        r"\1***",
+    ),
+    # As programs ask for it: "Password for admin: x"; and in Japanese.
+    (
+        re.compile(
+            r"(?i)(\bpass(?:word|phrase|code)\s+(?:for|of)\s[^\n:=]{1,60}[:=][ \t]*)(?!%s)"
+            r"(?:[^\s\"',;]+(?=[ \t]*(?:$|[\"'\n]))|%s[^\s\"',;]{6,})" % (_STATES, _STRANGE)
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"((?:パスワード|パスフレーズ|暗証番号)[^\S\n]*[:：=＝][^\S\n]*)[!-~]+"), r"\1***"),
+    (re.compile(r"((?:トークン|シークレット|秘密鍵|認証キー)[^\S\n]*[:：=＝][^\S\n]*)[!-~]{6,}"), r"\1***"),
+    # <password>x</password>
+    (
+        re.compile(
+            r"(?i)(<(?:[\w.-]{0,40}[:_.-])?" + _NAME + r"(?:[_.-][\w.-]{0,40})?(?:\s[^<>]{0,200})?>)[^<]+(?=</)"
+        ),
+        r"\1***",
+    ),
     # user:password@ of an address; a password may itself hold an @.
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/]*@"), r"\1:***@"),
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://[^\s:/@]{0,200}):[^\s/]{0,1000}@"), r"\1:***@"),
+    # The same without a scheme; 127.0.0.1:6379@16379 is a node, redis:7@sha256 an image, web@blue.service a unit.
+    (
+        re.compile(
+            r"(?<![\w.+-])(?=[\w.+-]{0,63}[A-Za-z])([\w.+-]{1,64}):(?!\d{1,10}@|//)[^\s/\"'<>,;]{4,100}"
+            r"@(?!\S{1,100}\.(?:service|socket|timer|slice|scope|target|mount|path)\b|sha\d+:)(?=[A-Za-z0-9\[])"
+        ),
+        r"\1:***@",
+    ),
     (re.compile(r"(?i)\b(bearer|basic|digest)\s+[a-z0-9+/_.=~-]{8,}"), r"\1 ***"),
     # Whatever the scheme is called, and every cookie of a line.
     (
@@ -48,26 +103,28 @@ _SHAPES = (
         ),
         r"\1***",
     ),
-    (re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"), HIDDEN),
+    (re.compile(r"\beyJ[A-Za-z0-9_-]{6,1000}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"), HIDDEN),
     # PASSWORD 'x' of SQL, --password x of a command, "password": "x" of JSON, password=x of everything else.
     (re.compile(r"(?i)\b(password|encrypted password)(\s+)('(?:[^']|'')*'|\"[^\"]*\")"), r"\1\2***"),
     (re.compile(r"(?i)(?<!\S)(--?(?:[\w-]*-)?" + _NAME + r")([ =]+)(?!-)(\"[^\"]*\"|'[^']*'|\S+)"), r"\1\2***"),
     (
         re.compile(
             # What follows the name is set off: AuthenticationError: is no name of a secret.
-            r"(?i)([\"']?\b[\w.-]*" + _NAME + r"(?:[_.-][\w.-]*)?\\*[\"']?\s*(?:=>|[=:])\s*)"
-            # The second is JSON inside of JSON.
-            r"(\"(?:[^\"\\]|\\.)*\"|\\+\"[^\"\\]*\\+\"|'(?:[^'\\]|\\.)*'|[^\s,;&)}\]]+)"
+            r"(?i)(" + _NAME + r"(?:[_.-][\w.-]{0,60})?\\*[\"']?\s*(?:=>|[=:])\s*)"
+            # The second is JSON inside of JSON. A comma ends a value where another name or a blank is behind it.
+            r"(\"(?:[^\"\\]|\\.)*\"|\\+\"[^\"\\]*\\+\"|'(?:[^'\\]|\\.)*'"
+            r"|[^\s,;&)}\]](?:[^\s,;&)}\]]|,(?=[^\s\"'{\[(\\])(?![\w.-]{1,40}[=:]))*)"
         ),
         r"\1***",
     ),
     (_PATH, _without_tokens),
     # What people type into forms that are sent by GET.
-    (re.compile(r"(/[^\s?\"']*\?)[^\s\"']+"), r"\1***"),
+    (re.compile(r"(/[^\s?/\"']*\?)[^\s\"']+"), r"\1***"),
     # Mail addresses; a unit of systemd looks like one.
     (
         re.compile(
-            r"\b[\w.+-]+@(?!\S+\.(?:service|socket|timer|slice|scope|target|mount|path)\b)((?:[\w-]+\.)+[a-z]{2,})\b"
+            r"\b[\w.+-]{1,64}@(?!\S{1,100}\.(?:service|socket|timer|slice|scope|target|mount|path)\b)"
+            r"((?:[\w-]{1,63}\.){1,10}[a-z]{2,})\b"
         ),
         r"***@\1",
     ),
@@ -101,8 +158,8 @@ def secrets_of(environment: dict) -> list:
 # What a terminal obeys: a program or a log line may clear the screen on which the report is read.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _KEY_BEGINS, _KEY_ENDS = (
-    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    re.compile(r"-----END [A-Z ]*PRIVATE KEY-----"),
+    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"),
+    re.compile(r"-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"),
 )
 
 
