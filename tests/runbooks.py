@@ -121,7 +121,7 @@ VERBS = {
 # They change something, and are meant to.
 CHANGERS = re.compile(
     r"ansible-playbook |apt-get clean$|certbot renew$|chronyc makestep$|docker (container prune|restart|start|stop)\b"
-    r"|gzip |journalctl --vacuum-size|kill \d|logrotate --force|mount --all"
+    r"|gzip |journalctl --vacuum-size|kill \d|logrotate --force|mount (--all|-o remount)"
     r"|mv /var/www/shiftmaster/shared/state/state\.json |nft delete |psql .*pg_(terminate|cancel)_backend"
     r"|psql .*pg_wal_replay_resume|renice |systemctl (kill|reload|restart|start|stop|thaw)\b|systemd-tmpfiles --clean$"
     r"|vacuumdb |ansible .*-a '?(systemctl|kill) |ansible .* 'if systemctl is-enabled"

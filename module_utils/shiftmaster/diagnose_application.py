@@ -220,7 +220,27 @@ def obstacle(path: str, user: str, need: int):
                 "owner": "%s:%s" % (_owner(status.st_uid), _group(status.st_gid)),
                 "need": "".join(letter for bit, letter in ((4, "r"), (2, "w"), (1, "x")) if wanted & bit),
             }
+    if need & 2 and read_only(real):
+        return {"path": real, "user": user, "problem": "read-only", "mount": mount_of(real)}
     return None
+
+
+def read_only(path: str) -> bool:
+    """Tell whether nobody can write there, whatever the mode: of a mount, too, whose filesystem others write to."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def mount_of(path: str) -> str:
+    """Return where what a path lies on is mounted."""
+    # Of a file that is mounted itself, ismount() says so only where its device is another one.
+    while path != "/" and not os.path.ismount(path):
+        if any(line.split()[4:5] == [path] for line in read("/proc/self/mountinfo").splitlines()):
+            break
+        path = os.path.dirname(path)
+    return path
 
 
 def rights(setting) -> dict:

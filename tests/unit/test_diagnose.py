@@ -296,6 +296,17 @@ def test_nothing_that_a_terminal_obeys_is_in_the_evidence():
     assert redact_tree(["\x1b[2Jgone\x00\x9b31m", "two\nlines\there"]) == ["?[2Jgone??31m", "two\nlines\there"]
 
 
+def test_a_mount_that_is_read_only_keeps_everybody_from_writing(tmp_path, monkeypatch):
+    """Its modes are right, and its filesystem is written to elsewhere."""
+    me = pwd.getpwuid(os.getuid()).pw_name
+    assert application.obstacle(str(tmp_path), me, 7) is None
+    monkeypatch.setattr(application.os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    found = application.obstacle(str(tmp_path), me, 7)
+    assert (found["path"], found["problem"]) == (str(tmp_path), "read-only") and os.path.isabs(found["mount"])
+    # Who only reads is kept from nothing.
+    assert application.obstacle(str(tmp_path), me, 5) is None
+
+
 def test_the_code_of_the_release_is_looked_for(tmp_path):
     root = tmp_path / "app"
     release = root / "releases" / "20261101T000000Z-aaaaaaa"

@@ -116,6 +116,8 @@ def test_a_worker_that_was_once_started_again_is_not_down():
         ({"path": "/var/log/shiftmaster/error.log", "user": "shiftmaster", "need": "w"}, "chown shiftmaster: /var/log/shiftmaster/error.log"),
         ({"path": "/var/www/shiftmaster/releases/x/static", "user": "www-data", "need": "rx"}, "chmod o+rx /var/www/shiftmaster/releases/x/static"),
         ({"path": "/var/log", "user": "shiftmaster", "need": "x"}, "chmod o+rx /var/log"),
+        ({"path": "/var/log/shiftmaster", "user": "shiftmaster", "problem": "read-only", "mount": "/var/log/shiftmaster"},
+         "mount -o remount,bind,rw /var/log/shiftmaster"),
     ],
 )  # fmt: skip
 def test_what_is_said_to_do_gives_the_rights(obstacle, fix):
@@ -141,6 +143,16 @@ def test_a_database_that_was_set_to_reading_only_is_found():
     first = found(host({"parts": {"database": {"server": {"refuses_writes": True}}}}))[0]
     assert first["rule"] == "DatabaseReadOnly" and "default_transaction_read_only" in first["cause"]["en"]
     assert "RESET default_transaction_read_only" in first["fix"][0] and "standby" not in str(first)
+
+
+def test_a_filesystem_that_an_error_made_read_only_explains_why_nobody_can_write_there():
+    obstacle = {"path": "/var/log/shiftmaster", "user": "shiftmaster", "problem": "read-only", "mount": "/"}
+    parts = copy.deepcopy(CASES["DiskReadOnly"]["fires"]["parts"])
+    result = found(host({"parts": {**parts, "rights": {"obstacles": [obstacle]}}}))
+    assert [one["rule"] for one in result if one["root"]] == ["DiskReadOnly"]
+    # What is closed by its mode is closed by somebody.
+    result = found(host({"parts": {**parts, "rights": {"obstacles": [dict(obstacle, problem="rights", need="w")]}}}))
+    assert {one["rule"] for one in result if one["root"]} == {"DiskReadOnly", "RightsWrong"}
 
 
 @pytest.mark.parametrize(("seconds_ago", "shown"), [(30, True), (3600, False)])

@@ -93,6 +93,11 @@ FAULTS = {
         "{restore_log_dir}",
     ),
     "code gone": ("SourceGone", "mv {release}/source /root/source", "mv /root/source {release}/source"),
+    "logs on a mount that is read-only": (
+        "RightsWrong",
+        "mount --bind /var/log/shiftmaster /var/log/shiftmaster; mount -o remount,bind,ro /var/log/shiftmaster",
+        "umount /var/log/shiftmaster",
+    ),
     "interpreter broken": (
         "InterpreterBroken",
         "mv {release}/venv/bin/python /root/python; systemctl restart --no-block shiftmaster-web@{colour}; sleep 3",
