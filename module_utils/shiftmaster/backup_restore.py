@@ -26,6 +26,8 @@ from .backup_target import Plan, TargetError, choose, snapshot
 # before it, where one segment may take its time.
 STILL_SECONDS = 20
 SLOW_SECONDS = 300
+# Behind the maintenance page nobody waits for a backup: who has the lock was asked before it went up.
+PAGE_SECONDS = 60
 # Of a folder in a layer of a container, and of a mount.
 NOT_RENAMED = (errno.EXDEV, errno.EBUSY)
 FORGOTTEN_SQL = """
@@ -81,6 +83,15 @@ def plan(host: Host, request: dict) -> dict:
     return result
 
 
+def free(host: Host, request: dict) -> dict:
+    """Wait for whoever works on the backups, while users still work: what comes behind the page must not wait."""
+    try:
+        with alone(host, "restore %s, about to begin" % request["id"], host.options["lock_wait_seconds"]):
+            return {"restored": "nothing yet: the lock of the backups is free"}
+    except BackupError as error:
+        raise BackupError("nothing was changed: %s; repeat the restore when that has ended" % error)
+
+
 def received(host: Host) -> list:
     """Segments that were received and that the archive lacks, the one that was being written among them."""
     folder = os.path.join(host.folder, "wal")
@@ -133,7 +144,7 @@ def database_here(host: Host, request: dict) -> dict:
     data = host.database["data"]
     aside = "%s.before-%s" % (data, request["id"])
     began = time.monotonic()
-    with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
+    with alone(host, "restore %s" % request["id"], min(PAGE_SECONDS, host.options["lock_wait_seconds"])):
         _settle(host, data)
         free = host.free_bytes(os.path.dirname(data))
         if free < chosen.size_bytes * 1.1:
@@ -521,6 +532,7 @@ def files(host: Host, request: dict, part: str) -> dict:
 
 COMMANDS = {
     "plan": plan,
+    "free": free,
     "here": database_here,
     "scratch": database_scratch,
     "table": table,
@@ -541,7 +553,7 @@ def main(host: Host, what: str, stream) -> int:
         answer = COMMANDS[what](host, request)
     except (BackupError, OSError, KeyError, StopIteration) as error:
         answer, code = {"failed": str(error) or type(error).__name__}, 1
-    if what != "plan":
+    if what != "plan" and (what != "free" or code):
         host.log("restore %s, %s: %s" % (request["id"], what, answer.get("failed") or answer.get("restored")))
     # Whoever has asked may be gone.
     with contextlib.suppress(BrokenPipeError):

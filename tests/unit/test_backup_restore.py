@@ -7,8 +7,10 @@ import errno
 import os
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
+import yaml
 from ansible.module_utils.shiftmaster import backup_restore, backup_run
 from ansible.module_utils.shiftmaster.backup_files import pulled
 from ansible.module_utils.shiftmaster.backup_host import BackupError, Host
@@ -200,3 +202,34 @@ def test_a_run_does_not_take_the_name_of_one_that_has_been(keeper, tmp_path):
     with pytest.raises(BackupError, match="there has been a run 20261127T000000Z-aaaaaa"):
         run.execute()
     assert (tmp_path / "one.json").read_text() == "what proves it"
+
+
+# --- the lock of the backups, and the maintenance page --------------------------------------------------------------
+
+
+def test_a_backup_that_is_under_way_is_waited_for_before_users_see_the_page():
+    tasks = yaml.safe_load((Path(__file__).parents[2] / "playbooks/tasks/restore_here.yml").read_text())
+    names = [task["name"] for task in tasks]
+    first = tasks[0]
+    assert first["vars"]["backup_restore_step"] == "free" and "backup_keeper_host" in first["when"]
+    assert names.index("Restore | Take the lock of deploys") == 1
+    assert "Put the maintenance page up" in tasks[2]["block"][0]["name"]
+
+
+def test_who_holds_the_lock_is_said_before_anything_is_changed(keeper, monkeypatch):
+    keeper.options["lock_wait_seconds"] = 1800
+    waits = []
+
+    def held(_host, _operation, seconds):
+        waits.append(seconds)
+        raise BackupError("backup X holds the lock of the backups for longer than %d s" % seconds)
+
+    monkeypatch.setattr(backup_restore, "alone", held)
+    with pytest.raises(BackupError, match="^nothing was changed: backup X holds the lock .* 1800 s; repeat"):
+        backup_restore.free(keeper, {"id": "r1"})
+    # Behind the page for a minute at most.
+    keeper.database["data"] = "/nowhere"
+    plan = backup_restore.Plan("run", "F1", [], "everything", None, False, 1, 1)._asdict()
+    with pytest.raises(BackupError, match="for longer than 60 s"):
+        backup_restore.database_here(keeper, {"id": "r1", "database": plan})
+    assert waits == [1800, 60]
