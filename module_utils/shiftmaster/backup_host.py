@@ -29,12 +29,21 @@ class BackupError(Exception):
     """It cannot be done; str() says why in a sentence."""
 
 
+class OptionsError(BackupError):
+    """Nothing is known of what is to be saved, nor of whom to tell."""
+
+
 def load_options(path: str = OPTIONS) -> dict:
     try:
         with open(path, encoding="utf-8") as stream:
-            return json.load(stream)
+            options = json.load(stream)
+        Host(options)
+        return options
     except (OSError, ValueError) as error:
-        raise BackupError("the options of the backup cannot be read: %s" % error)
+        what = "cannot be read: %s" % error
+    except (KeyError, TypeError, AttributeError):
+        what = "are not whole: %s" % path
+    raise OptionsError("the options of the backup %s. Nothing is saved until deploy.yml has written them anew" % what)
 
 
 def utc(seconds: float) -> str:

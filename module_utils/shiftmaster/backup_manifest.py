@@ -427,6 +427,16 @@ def metrics(manifests: Iterable, wal_gaps=None, wal_newest=None, next_run=None, 
     return "\n".join(lines) + "\n" if lines else ""
 
 
+def with_failed_run(text: str) -> str:
+    """These lines, and that the last run has failed otherwise: for one that knows no manifest."""
+    name = "shiftmaster_backup_failed"
+    head = ["# HELP %s %s" % (name, HELP[name]), "# TYPE %s gauge" % name]
+    lines = [line for line in text.splitlines() if line not in head]
+    others = [line for line in lines if line.startswith(name) and not line.startswith(name + '{kind="run"}')]
+    rest = [line for line in lines if not line.startswith(name)]
+    return "\n".join([*rest, *head, *others, name + '{kind="run"} 1']) + "\n"
+
+
 def escaped(value: str) -> str:
     """Return a label's value as the text format wants it."""
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import time
 from calendar import timegm
 
@@ -18,6 +19,16 @@ from .state import write_json
 
 # When a run last could not begin.
 NOT_BEGUN = os.path.join(STATE, "not_begun.json")
+METRICS = "shiftmaster_backup.prom"
+# What the options would say, where they cannot be read; the units know the folder, too.
+TEXTFILE_DIR = "/var/lib/prometheus/node-exporter"
+UNKNOWN = {
+    "folder": "",
+    "stanza": "",
+    "database": {"version": ""},
+    "log_file": "/var/log/shiftmaster/backup.log",
+    "notify_file": "/etc/shiftmaster-backup/notify.json",
+}
 
 WORDS = {"succeeded": "SUCCESS", "warning": "SUCCESS", "skipped": "SKIPPED"}
 NAMES = {"database": "Database", "logical": "Logical dump", "files": "Files", "configuration": "Configuration"}
@@ -105,6 +116,34 @@ def not_begun(host: Host, run_id: str, request: dict, why: str) -> int:
     return 1
 
 
+def without_options(run_id: str, why: str) -> int:
+    """A run that could not read its options has failed, too: a figure says it, and a message where that is possible."""
+    host = Host(dict(UNKNOWN, host=socket.gethostname()))
+    host.log("backup %s FAILED: %s" % (run_id, why))
+    path = os.path.join(os.environ.get("SHIFTMASTER_BACKUP_TEXTFILE_DIR") or TEXTFILE_DIR, METRICS)
+    try:
+        write_json(NOT_BEGUN, {"at": int(time.time())})
+    except OSError as error:
+        host.log("%s could not be written: %s" % (NOT_BEGUN, error))
+    try:
+        # What else it says stays: when a backup was last good is as true as before.
+        before = ""
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as stream:
+                before = stream.read()
+        replace_metrics(path, manifests.with_failed_run(before))
+    except (OSError, ValueError) as error:
+        host.log("the metrics could not be written: %s" % error)
+    try:
+        tell(host, "backup", "failed", {
+            "started": manifests.moment(time.time()), "hosts": [host.options["host"]], "reason": why,
+        })  # fmt: skip
+    # Its file may be as damaged as that of the options.
+    except (KeyError, TypeError, AttributeError) as error:
+        host.log("nobody was told: %s: %s" % (type(error).__name__, error))
+    return 1
+
+
 def not_begun_at() -> float:
     try:
         with open(NOT_BEGUN, encoding="utf-8") as stream:
@@ -116,18 +155,22 @@ def not_begun_at() -> float:
 def write_metrics(host: Host) -> None:
     """Replace the file that node exporter reads."""
     found = manifests.history(os.path.join(host.folder, "manifests"))
-    path = os.path.join(host.options["textfile_dir"], "shiftmaster_backup.prom")
+    path = os.path.join(host.options["textfile_dir"], METRICS)
     try:
-        with open(path + ".new", "w", encoding="utf-8") as stream:
-            os.fchmod(stream.fileno(), 0o644)
-            archive = backup_archive.noted()
-            told = manifests.metrics(
-                found.manifests, archive.get("gaps"), archive.get("newest"), next_run(host), not_begun_at()
-            )
-            stream.write(told)
-        os.rename(path + ".new", path)
+        archive = backup_archive.noted()
+        told = manifests.metrics(
+            found.manifests, archive.get("gaps"), archive.get("newest"), next_run(host), not_begun_at()
+        )
+        replace_metrics(path, told)
     except OSError as error:
         host.log("the metrics could not be written: %s" % error)
+
+
+def replace_metrics(path: str, text: str) -> None:
+    with open(path + ".new", "w", encoding="utf-8") as stream:
+        os.fchmod(stream.fileno(), 0o644)
+        stream.write(text)
+    os.rename(path + ".new", path)
 
 
 def next_run(host: Host):

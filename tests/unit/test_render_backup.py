@@ -60,6 +60,13 @@ def test_a_unit_for_each_run_tells_of_being_killed():
     assert "OnFailure=shiftmaster-backup-killed@%n.service" in text
 
 
+def test_units_of_runs_know_where_figures_go_and_do_not_pile_up():
+    for name in ("backup.service.j2", "killed@.service.j2"):
+        text = render("backup", name, __backup_instance=" %i", inventory_hostname="h", backup_textfile_dir="/figures")
+        assert "\nEnvironment=SHIFTMASTER_BACKUP_TEXTFILE_DIR=/figures\n" in text
+        assert "\nCollectMode=inactive-or-failed\n" in text
+
+
 def test_the_host_of_the_copy_outside_is_known_by_its_port(tmp_path):
     template = tmp_path / "known_hosts.j2"
     template.write_text("{{ __backup_offsite_known_hosts_text }}")

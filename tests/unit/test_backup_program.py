@@ -1,0 +1,85 @@
+"""The program `shiftmaster-backup`: what it says where it cannot do what it is asked for."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import ansible.module_utils.shiftmaster as engine
+import pytest
+from ansible.module_utils.shiftmaster import backup_host, backup_report
+
+PATH = Path(__file__).resolve().parents[2] / "roles/backup/files/shiftmaster-backup"
+GOOD = 'shiftmaster_backup_last_success_timestamp_seconds{kind="database"} 1795714200'
+BEFORE = f"""# TYPE shiftmaster_backup_last_success_timestamp_seconds gauge
+{GOOD}
+# HELP shiftmaster_backup_failed Whether the last run failed to save this kind; run: otherwise
+# TYPE shiftmaster_backup_failed gauge
+shiftmaster_backup_failed{{kind="database"}} 0
+shiftmaster_backup_failed{{kind="run"}} 0
+"""
+
+
+@pytest.fixture
+def program(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "engine", engine)
+    for name in ("init", "manifest", "offsite", "report", "restore", "run", "host"):
+        module = importlib.import_module(f"ansible.module_utils.shiftmaster.backup_{name}")
+        monkeypatch.setitem(sys.modules, f"engine.backup_{name}", module)
+        monkeypatch.setattr(engine, f"backup_{name}", module, raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    loader = importlib.machinery.SourceFileLoader("shiftmaster_backup", str(PATH))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    monkeypatch.setattr(module.signal, "signal", lambda *_arguments: None)
+    options = tmp_path / "options.json"
+    monkeypatch.setattr(module, "load_options", lambda: backup_host.load_options(str(options)))
+    monkeypatch.setattr(backup_report, "NOT_BEGUN", str(tmp_path / "not_begun.json"))
+    known = dict(backup_report.UNKNOWN, log_file=str(tmp_path / "log"), notify_file=str(tmp_path / "notify.json"))
+    monkeypatch.setattr(backup_report, "UNKNOWN", known)
+    monkeypatch.setenv("SHIFTMASTER_BACKUP_TEXTFILE_DIR", str(tmp_path))
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["shiftmaster-backup", *words])
+        return module.main()
+
+    call.folder, call.options = tmp_path, options
+    return call
+
+
+def figures(program):
+    return (program.folder / "shiftmaster_backup.prom").read_text().splitlines()
+
+
+@pytest.mark.parametrize("options", [None, '{"folder": "/var/ba', "[]", '{"folder": "/b", "stanza": "s"}'])
+def test_a_run_that_cannot_read_its_options_leaves_a_figure_and_a_sentence(program, options, capsys):
+    if options is not None:
+        program.options.write_text(options)
+    (program.folder / "shiftmaster_backup.prom").write_text(BEFORE)
+    (program.folder / "notify.json").write_text("{}")
+    assert program("run") == 1
+    found = figures(program)
+    assert 'shiftmaster_backup_failed{kind="run"} 1' in found and GOOD in found
+    assert [line for line in found if line.startswith("# TYPE shiftmaster_backup_failed")] == found[-3:-2]
+    assert 'shiftmaster_backup_failed{kind="run"} 0' not in found
+    # The figure stays with the next run that can tell: until one is good.
+    assert json.loads((program.folder / "not_begun.json").read_text())["at"] > 0
+    said = capsys.readouterr()
+    assert (
+        "shiftmaster-backup: the options of the backup" in said.err and "Nothing is saved until deploy.yml" in said.err
+    )
+    assert "Traceback" not in said.err and "nobody was told" in said.out
+
+
+def test_who_follows_a_killed_run_tells_of_it_without_options_and_of_one_that_has_told_nothing(program, monkeypatch):
+    monkeypatch.setenv("MONITOR_EXIT_CODE", "exited")
+    monkeypatch.setenv("MONITOR_EXIT_STATUS", "1")
+    assert program("killed", "shiftmaster-backup.service") == 1
+    assert not (program.folder / "shiftmaster_backup.prom").exists()
+    monkeypatch.setenv("MONITOR_EXIT_CODE", "killed")
+    assert program("killed", "shiftmaster-backup.service") == 1
+    assert figures(program)[-1] == 'shiftmaster_backup_failed{kind="run"} 1'
