@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import time
+import traceback
 import uuid
 
 from . import backup_archive, backup_plan, points
@@ -32,11 +33,21 @@ SELECT sum(pg_database_size(oid))::bigint, (SELECT system_identifier FROM pg_con
 LOCKED_SECONDS = 60
 # With so little a repository is full.
 FULL_BYTES = 16 * 1024 * 1024
+# From the death of a run to the start of the unit behind it.
+JUST_NOW_SECONDS = 60
 DAY = 86400
 
 
 def new_run_id() -> str:
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + uuid.uuid4().hex[:6]
+
+
+def said_of(error: Exception) -> str:
+    """Why something failed, for the report. An answer of a tool that nobody has foreseen is in the journal, too."""
+    if isinstance(error, (BackupError, catalogue.CatalogueError, OSError)):
+        return str(error)
+    traceback.print_exc()
+    return "an answer was not understood (%s: %s)" % (type(error).__name__, error)
 
 
 def request_of(run_id: str) -> dict:
@@ -120,8 +131,9 @@ class Run:
             self.check_dumps()
             self.prune()
             self.copy_outside()
-        except BackupError as error:
-            manifests.note(self.manifest, [("not_done", str(error), "")])
+        except Exception as error:
+            manifests.note(self.manifest, [("not_done", said_of(error), "")])
+            self.damaged = self.damaged or not isinstance(error, BackupError)
         for problem in self.history.problems:
             manifests.note(self.manifest, [("manifest_damaged", problem, "")])
         manifests.finish(self.manifest, time.time(), failed=self.damaged)
@@ -164,8 +176,8 @@ class Run:
                 result, found = "succeeded", self.save_files(part)
             manifests.end(self.manifest, part, result, time.time(), **found)
         # A part that cannot be saved is told; whatever went wrong, the others are saved.
-        except (BackupError, catalogue.CatalogueError, OSError, ValueError, KeyError) as error:
-            text = str(error) if isinstance(error, BackupError) else "%s: %s" % (type(error).__name__, error)
+        except Exception as error:
+            text = said_of(error)
             manifests.end(self.manifest, part, "failed", time.time(), [("failed", text, "")])
             self.host.log("%s failed: %s" % (part, text))
         self.save()
@@ -191,8 +203,8 @@ class Run:
         """A backup that is good stays good where something old could not be removed: that is a warning."""
         try:
             removed, problems = prune(self.host, self.manifest, self.history.manifests, self.damaged_labels)
-        except (BackupError, catalogue.CatalogueError, OSError, ValueError, KeyError) as error:
-            removed, problems = [], [("not_pruned", "what is old could not be removed: %s" % error, "")]
+        except Exception as error:
+            removed, problems = [], [("not_pruned", "what is old could not be removed: %s" % said_of(error), "")]
         manifests.note(self.manifest, problems)
         if removed:
             self.manifest["removed"] = list(removed)
@@ -214,8 +226,8 @@ class Run:
             self.host.log("outside: %s" % seen)
             if len(good) == len(self.parts):
                 outside.prune()
-        except (BackupError, OSError, ValueError, KeyError) as error:
-            manifests.note(self.manifest, [("offsite_failed", "not brought outside: %s" % error, "")])
+        except Exception as error:
+            manifests.note(self.manifest, [("offsite_failed", "not brought outside: %s" % said_of(error), "")])
             self.damaged = True
 
     def release(self) -> dict:
@@ -490,10 +502,24 @@ def report_killed(host: Host) -> int:
 
 
 def after_a_killed_one(host: Host, unit: str, told: bool) -> None:
-    """For the unit that follows a failed one: end and tell what it could not tell itself."""
+    """For the unit that follows a failed one: end and tell what it could not tell itself.
+
+    A restore that has the lock looks for nobody, so its end is waited for; not at boot, where all else would wait, too.
+    """
+    began = time.time()
     try:
-        with alone(host, "report of a killed backup", 0):
-            if not report_killed(host) and not told:
+        with alone(host, "report of a killed backup", float("inf") if unit else 0):
+            if not report_killed(host) and not told and not told_meanwhile(host, began):
                 report.not_begun(host, unit, {}, "it ended before it began: journalctl -u %s" % unit)
     except BackupError:
-        pass  # Another run has the lock by now; it has looked for killed ones before anything else.
+        pass  # The next run looks for killed ones before anything else.
+
+
+def told_meanwhile(host: Host, began: float) -> bool:
+    """Whether another run, which came by the lock before us, has ended a killed one since that was killed."""
+    since = manifests.moment(began - JUST_NOW_SECONDS)
+    return any(
+        manifest["ended"] and manifest["ended"] >= since and problem["code"] == "stopped"
+        for manifest in manifests.history(os.path.join(host.folder, "manifests")).manifests
+        for problem in manifest["problems"]
+    )

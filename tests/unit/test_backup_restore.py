@@ -7,10 +7,12 @@ import errno
 import os
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 import yaml
+from ansible.module_utils.shiftmaster import backup_manifest as manifests
 from ansible.module_utils.shiftmaster import backup_restore, backup_run
 from ansible.module_utils.shiftmaster.backup_files import pulled
 from ansible.module_utils.shiftmaster.backup_host import BackupError, Host
@@ -202,6 +204,70 @@ def test_a_run_does_not_take_the_name_of_one_that_has_been(keeper, tmp_path):
     with pytest.raises(BackupError, match="there has been a run 20261127T000000Z-aaaaaa"):
         run.execute()
     assert (tmp_path / "one.json").read_text() == "what proves it"
+
+
+@pytest.fixture
+def run_of_two(keeper, tmp_path, monkeypatch):
+    monkeypatch.setattr(backup_run.report, "conclude", lambda _host, manifest: manifests.exit_code(manifest))
+    keeper.options.update(application_root="", offsite={}, log_file=str(tmp_path / "log"), deploy_lock="")
+    keeper.options["sources"] = []
+    run = backup_run.Run.__new__(backup_run.Run)
+    run.host, run.run_id, run.request, run.parts = keeper, "r1", {}, ["files", "configuration"]
+    run.folder = str(tmp_path / "manifests")
+    run.path, run.history = run.folder + "/r1.json", manifests.history(run.folder)
+    run.damaged, run.damaged_labels = False, set()
+    return run
+
+
+@pytest.mark.parametrize("odd", [IndexError("list index out of range"), TypeError("x"), AttributeError("y")])
+def test_an_odd_answer_of_a_tool_fails_its_part_and_no_other(run_of_two, monkeypatch, odd):
+    def save(part):
+        if part == "files":
+            raise odd
+        run_of_two.seen(part, "compared", "all of it")
+        return {"label": "l", "location": "/b", "size_bytes": 1, "added_bytes": 1}
+
+    def odd_as_well(*_arguments):
+        raise odd
+
+    run_of_two.save_files = save
+    monkeypatch.setattr(backup_run, "prune", odd_as_well)
+    assert run_of_two.execute() == 1
+    found = manifests.read(run_of_two.path)
+    assert {name: part["result"] for name, part in found["parts"].items()} == {
+        "files": "failed",
+        "configuration": "succeeded",
+    }
+    said = f"an answer was not understood ({type(odd).__name__}: {odd})"
+    assert found["parts"]["files"]["problems"] == [{"code": "failed", "what": said, "where": ""}]
+    assert [one["code"] for one in found["problems"]] == ["not_pruned"]
+
+
+def test_who_follows_a_killed_run_waits_for_a_restore_and_tells_then(keeper, tmp_path, monkeypatch):
+    waits, told = [], []
+
+    @contextlib.contextmanager
+    def alone(_host, _operation, seconds):
+        waits.append(seconds)
+        yield
+
+    monkeypatch.setattr(backup_run, "alone", alone)
+    monkeypatch.setattr(backup_run.report, "conclude", lambda _host, manifest: told.append(manifest["run_id"]))
+    monkeypatch.setattr(backup_run.report, "not_begun", lambda _host, unit, *_more: told.append(unit))
+    (tmp_path / "manifests").mkdir()
+    manifests.write(
+        str(tmp_path / "manifests" / "r1.json"), manifests.begin("r1", "keeper", ["files"], time.time() - 60)
+    )
+    backup_run.after_a_killed_one(keeper, "shiftmaster-backup.service", False)
+    assert told == ["r1"] and waits == [float("inf")]
+    # Another run has ended it while the lock was waited for: it is no second one.
+    backup_run.after_a_killed_one(keeper, "shiftmaster-backup.service", False)
+    assert told == ["r1"]
+    monkeypatch.setattr(backup_run, "JUST_NOW_SECONDS", -5)
+    backup_run.after_a_killed_one(keeper, "shiftmaster-backup@x.service", False)
+    assert told == ["r1", "shiftmaster-backup@x.service"]
+    backup_run.after_a_killed_one(keeper, "", True)
+    assert waits[-1] == 0
 
 
 # --- the lock of the backups, and the maintenance page --------------------------------------------------------------
