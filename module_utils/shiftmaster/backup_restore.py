@@ -21,6 +21,7 @@ from . import points
 from .backup_files import Restic, part_of, pulled, sources
 from .backup_host import BackupError, Host, alone, make_folder, tail
 from .backup_target import Plan, TargetError, choose, snapshot
+from .layout import sync_folder
 
 # A standby that has restored no segment for so long is at the end of what there is: behind the archive's last one, and
 # before it, where one segment may take its time.
@@ -153,8 +154,7 @@ def database_here(host: Host, request: dict) -> dict:
                 "is kept until you remove it" % (data, report.sized(free), report.sized(chosen.size_bytes * 1.1))
             )
         host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
-        with open(data + ".restoring", "w", encoding="utf-8") as stream:
-            stream.write(aside)
+        _mark(data, aside)
         try:
             if os.path.exists(data):
                 _move(host, data, aside)
@@ -226,6 +226,15 @@ def _limit(host: Host) -> float:
     return host.options["recovery_timeout_seconds"]
 
 
+def _mark(data: str, aside: str) -> None:
+    """Note where what was there is set aside, before it is: on the disk, for a host that loses its power then."""
+    with open(data + ".restoring", "w", encoding="utf-8") as stream:
+        stream.write(aside)
+        stream.flush()
+        os.fsync(stream.fileno())
+    sync_folder(os.path.dirname(data))
+
+
 def _move(host: Host, data: str, aside: str) -> None:
     """Set a folder aside. Where it cannot be renamed (a layer of a container, a mount) it is copied, whole."""
     try:
@@ -263,6 +272,7 @@ def _undo_a_killed_one(host: Host, data: str) -> None:
                 raise
             # It is whole until the copy is: a second attempt begins anew.
             host.run("bringing back the database of before", "cp", "--archive", aside + "/.", data)
+            os.sync()
             os.unlink(marker)
             shutil.rmtree(aside)
             return
@@ -277,12 +287,22 @@ def _settle(host: Host, data: str) -> None:
     """
     if not os.path.exists(data + ".restoring"):
         return
-    host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
-    if _came_up(data):
-        host.log("a restore was killed after its database had come up: it is kept, as what was there before it is")
+    # Only where it runs: at boot its start waits for us, and would be called off.
+    if _state(host) not in ("inactive", "failed"):
+        host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
+    with open(data + ".restoring", encoding="utf-8") as stream:
+        aside = stream.read()
+    if aside and os.path.exists(aside) and _came_up(data):
         os.unlink(data + ".restoring")
+        said = "was ended after its database had come up: that is in its place, and what it has replaced is kept in %s"
+        host.log("a restore " + said % aside)
     else:
         _undo_a_killed_one(host, data)
+        host.log("a restore did not come to its end: the database that was there before is in its place")
+
+
+def _state(host: Host) -> str:
+    return host.run("systemctl", "systemctl", "is-active", unit_of(host), fine=range(256)).stdout.strip()
 
 
 def _came_up(data: str) -> bool:
@@ -291,6 +311,17 @@ def _came_up(data: str) -> bool:
     return os.path.exists(os.path.join(data, "global", "pg_control")) and not any(
         os.path.exists(os.path.join(data, name)) for name in signs
     )
+
+
+def undo_at_boot(host: Host) -> None:
+    """Behind a restore in whose middle the host went down, and before PostgreSQL comes up with half of it."""
+    data = host.database["data"]
+    if os.path.exists(data + ".restoring"):
+        with alone(host, "what is left of a restore", 0):
+            runs = _state(host) == "active"
+            _settle(host, data)
+            if runs:
+                host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600)
 
 
 def undo(host: Host, request_id: str) -> None:
@@ -354,8 +385,7 @@ def _wait_for_end_of_recovery(host: Host, data: str) -> None:
         )  # fmt: skip
         if done.stdout.strip() == "f":
             return
-        active = host.run("systemctl", "systemctl", "is-active", unit_of(host), fine=range(256)).stdout.strip()
-        if active not in ("active", "activating"):
+        if _state(host) not in ("active", "activating"):
             said = host.run(
                 "log", "tail", "-n", "30", "/var/log/postgresql/postgresql-%s-main.log" % host.database["version"],
                 fine=range(256),

@@ -114,12 +114,14 @@ class Place:
         self.marker.write_text(str(self.aside))
         keeper.database["data"] = str(self.data)
         keeper.options["log_file"] = str(tmp_path / "log")
-        self.words = []
+        self.words, self.state = [], "active\n"
         run = keeper.run
 
         def noted(what, *command, **more):
             self.words.append(command)
-            return None if command[0] == "systemctl" else run(what, *command, **more)
+            if command[0] == "systemctl":
+                return subprocess.CompletedProcess(command, 0, self.state if command[1] == "is-active" else "", "")
+            return run(what, *command, **more)
 
         keeper.run = noted
 
@@ -137,12 +139,41 @@ def test_what_a_killed_restore_has_not_finished_gives_way_to_what_was_before(kee
     (place.data / sign).touch()
     backup_restore._settle(keeper, str(place.data))
     assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
-    assert place.words[0][:2] == ("systemctl", "stop")
+    assert place.words[1][:2] == ("systemctl", "stop")
 
 
 def test_a_database_that_came_up_behind_a_killed_restore_is_kept(keeper, place):
     backup_restore._settle(keeper, str(place.data))
     assert place.says() == "new" and place.aside.exists() and not place.marker.exists()
+
+
+@pytest.mark.parametrize(("state", "verbs"), [("inactive", []), ("active", ["stop", "start"])])
+def test_at_boot_what_was_before_a_restore_is_there_again_before_postgresql_starts(keeper, place, state, verbs):
+    """A stop would call off the start that waits for it."""
+    place.state = state + "\n"
+    (place.data / "standby.signal").touch()
+    backup_restore.undo_at_boot(keeper)
+    assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
+    assert [words[1] for words in place.words if words[1] != "is-active"] == verbs
+    assert "the database that was there before is in its place" in (place.data.parent / "log").read_text()
+    place.words.clear()
+    backup_restore.undo_at_boot(keeper)
+    assert place.words == []
+
+
+def test_at_boot_a_database_that_was_never_set_aside_stays(keeper, place):
+    place.aside.rename(str(place.aside) + ".part")
+    place.state = "inactive"
+    backup_restore.undo_at_boot(keeper)
+    assert place.says() == "new" and not place.marker.exists() and os.listdir(place.data.parent).count("main") == 1
+    assert not Path(str(place.aside) + ".part").exists()
+
+
+def test_a_mark_that_lost_power_made_empty_names_nothing(keeper, place):
+    place.aside.rename(place.data.parent / "other")
+    place.marker.write_text("")
+    backup_restore._settle(keeper, str(place.data))
+    assert place.says() == "new" and not place.marker.exists()
 
 
 def test_a_mount_is_emptied_and_filled_where_it_is(keeper, place, monkeypatch):

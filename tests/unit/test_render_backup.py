@@ -60,6 +60,13 @@ def test_a_unit_for_each_run_tells_of_being_killed():
     assert "OnFailure=shiftmaster-backup-killed@%n.service" in text
 
 
+def test_the_unit_that_ends_a_restore_at_boot_comes_before_postgresql_and_is_not_pulled_in_by_it():
+    text = render("backup", "undo.service.j2", inventory_hostname="h", backup_postgresql_version=17)
+    assert "\nBefore=postgresql.service postgresql@17-main.service\n" in text
+    assert "\nWantedBy=multi-user.target\n" in text and "RequiredBy" not in text
+    assert text.count("shiftmaster-backup undo\n") == 1
+
+
 def test_units_of_runs_know_where_figures_go_and_do_not_pile_up():
     for name in ("backup.service.j2", "killed@.service.j2"):
         text = render("backup", name, __backup_instance=" %i", inventory_hostname="h", backup_textfile_dir="/figures")
