@@ -16,6 +16,9 @@ import shutil
 import signal
 import subprocess
 import time
+import traceback
+
+from .backup_catalogue import CatalogueError
 
 OPTIONS = "/etc/shiftmaster-backup/options.json"
 STATE = "/var/lib/shiftmaster-backup"
@@ -27,6 +30,14 @@ _ATTEMPT = re.compile(r"^.* returned error, retrying after \S+: ")
 
 class BackupError(Exception):
     """It cannot be done; str() says why in a sentence."""
+
+
+def said_of(error: Exception) -> str:
+    """Why something failed, for the report. An answer of a tool that nobody has foreseen is in the journal, too."""
+    if isinstance(error, (BackupError, CatalogueError, OSError)):
+        return str(error)
+    traceback.print_exc()
+    return "an answer was not understood (%s: %s)" % (type(error).__name__, error)
 
 
 class OptionsError(BackupError):

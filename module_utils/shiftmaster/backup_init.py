@@ -44,7 +44,7 @@ def init(host: Host) -> list:
 
 
 def listing(host: Host) -> list:
-    """Every run that can be restored from, newest last: its parts and what is proven."""
+    """Every run that can be restored from, newest last: its parts and what is proven. Then what cannot be read."""
     found = manifests.history("%s/manifests" % host.folder)
     return [
         {
@@ -65,4 +65,4 @@ def listing(host: Host) -> list:
         }
         for manifest in found.manifests
         if manifest["ended"]
-    ]
+    ] + [{"damaged": problem} for problem in found.problems]

@@ -335,17 +335,19 @@ class History(NamedTuple):
 
 
 def history(folder: str) -> History:
-    """Return all the manifests of a folder."""
-    manifests, problems = [], []
+    """Return all the manifests of a folder. A copy under another name is no second run."""
+    manifests, problems = {}, []
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
         if name.endswith(".json"):
             try:
-                manifests.append(read(os.path.join(folder, name)))
+                manifest = read(os.path.join(folder, name))
+                if manifest["run_id"] not in manifests or name == manifest["run_id"] + ".json":
+                    manifests[manifest["run_id"]] = manifest
             except ManifestError as error:
                 problems.append(str(error))
             except OSError as error:
                 problems.append("%s cannot be read: %s" % (os.path.join(folder, name), error.strerror))
-    return History(sorted(manifests, key=lambda one: (one["started"], one["run_id"])), problems)
+    return History(sorted(manifests.values(), key=lambda one: (one["started"], one["run_id"])), problems)
 
 
 def proofs(manifests: Iterable, part: str = "database") -> dict:

@@ -36,6 +36,21 @@ def forget_received(host: Host, stanza) -> None:
             os.unlink(os.path.join(folder, name))
 
 
+def forget_tables(host: Host) -> list:
+    """Remove what was taken out of backups for people, which nobody fetches any more: it is data of patients.
+
+    By age alone, for it is no backup. An empty folder is what a killed restore has left.
+    """
+    folder, removed = os.path.join(host.folder, "tables"), []
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        old = time.time() - os.lstat(path).st_mtime > host.options["keep_days"] * 86400
+        if old or os.path.isdir(path) and not os.listdir(path):
+            shutil.rmtree(path)
+            removed.append(os.path.join("tables", name))
+    return removed
+
+
 def used_bytes(folder: str) -> int:
     """Bytes of all files below a folder; what goes meanwhile is not counted."""
     used = 0
@@ -91,5 +106,6 @@ def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tu
             shutil.rmtree(os.path.join(dumps, name))
         removed += made.remove
         problems += made.alerts
+    removed += forget_tables(host)
     problems += retention.over_limit(used_bytes(host.folder), host.options["limit_bytes"])
     return removed, problems

@@ -19,7 +19,7 @@ from . import backup_proof as proof
 from . import backup_report as report
 from . import points
 from .backup_files import Restic, part_of, pulled, sources
-from .backup_host import BackupError, Host, alone, make_folder, tail
+from .backup_host import BackupError, Host, alone, make_folder, said_of, tail
 from .backup_target import Plan, TargetError, choose, snapshot
 from .layout import sync_folder
 
@@ -465,24 +465,39 @@ def _text(name: str) -> str:
     return "'%s'" % name.replace("'", "''")
 
 
+@contextlib.contextmanager
+def _folder_of_tables(host: Host, request_id: str):
+    """A folder of postgres for what is taken out; it is not left behind where nothing comes of it."""
+    folder = os.path.join(host.folder, "tables", request_id)
+    make_folder(os.path.dirname(folder), 0o711)
+    os.mkdir(folder, 0o700)
+    try:
+        shutil.chown(folder, "postgres", "postgres")
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def table(host: Host, request: dict) -> dict:
     """Take one table out of a backup, into a dump of its own; the database that runs is not touched."""
     chosen = Plan(**request["database"])
     database, _, name = request["table"].rpartition("/")
     database = database or host.database["databases"][0]
-    folder = os.path.join(host.folder, "tables", request["id"])
-    make_folder(os.path.dirname(folder), 0o711)
-    os.mkdir(folder, 0o700)
-    shutil.chown(folder, "postgres", "postgres")
-    path = os.path.join(folder, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))
-    with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
+    with (
+        alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]),
+        _folder_of_tables(host, request["id"]) as folder,
+    ):
+        path = os.path.join(folder, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))
         _require_room(host, chosen)
         with proof.restored(host, "restore", *_beside(host, chosen), label=chosen.label) as server:
             found = server.ask(
                 TREE_SQL % (_text(name), _text(".".join('"%s"' % one for one in name.split(".")))), database
             )
             if not found:
-                raise BackupError("database %s has no table %s: %s" % (database, name, chosen.text))
+                raise BackupError(
+                    "there is no table %s in database %s; it was looked for in this: %s" % (name, database, chosen.text)
+                )
             if found[0][1] not in ("r", "p"):
                 raise BackupError("%s of database %s is no table, and has no rows of its own" % (name, database))
             rows = server.ask("SELECT count(*) FROM %s" % found[0][0], database)[0][0]
@@ -577,12 +592,19 @@ def main(host: Host, what: str, stream) -> int:
     """One step of a restore: the request is read as JSON, and the answer printed as JSON."""
     if what not in COMMANDS:
         raise BackupError("there is no %s; there are: %s" % (what, ", ".join(COMMANDS)))
-    request = json.load(stream)
+    try:
+        request = json.load(stream)
+        request["id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackupError(
+            "what is asked for has to come on standard input, as JSON with an id (%s: %s), as restore.yml asks"
+            % (type(error).__name__, error)
+        )
     answer, code = {}, 0
     try:
         answer = COMMANDS[what](host, request)
-    except (BackupError, OSError, KeyError, StopIteration) as error:
-        answer, code = {"failed": str(error) or type(error).__name__}, 1
+    except Exception as error:
+        answer, code = {"failed": said_of(error)}, 1
     if what != "plan" and (what != "free" or code):
         host.log("restore %s, %s: %s" % (request["id"], what, answer.get("failed") or answer.get("restored")))
     # Whoever has asked may be gone.

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import time
-import traceback
 import uuid
 
 from . import backup_archive, backup_plan, points
@@ -21,7 +20,7 @@ from . import backup_proof as proof
 from . import backup_report as report
 from . import backup_verdicts as verdicts
 from .backup_files import Restic, ask_lock, names_of_parts, part_of, pulled, sha256, sources
-from .backup_host import RUN, BackupError, Host, alone, deploy_of, make_folder, read_lock
+from .backup_host import RUN, BackupError, Host, alone, deploy_of, make_folder, read_lock, said_of
 from .backup_offsite import Offsite, fetched_at
 from .backup_prune import prune
 
@@ -40,14 +39,6 @@ DAY = 86400
 
 def new_run_id() -> str:
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + uuid.uuid4().hex[:6]
-
-
-def said_of(error: Exception) -> str:
-    """Why something failed, for the report. An answer of a tool that nobody has foreseen is in the journal, too."""
-    if isinstance(error, (BackupError, catalogue.CatalogueError, OSError)):
-        return str(error)
-    traceback.print_exc()
-    return "an answer was not understood (%s: %s)" % (type(error).__name__, error)
 
 
 def request_of(run_id: str) -> dict:

@@ -16,6 +16,11 @@ from typing import NamedTuple, Optional
 
 from . import backup_manifest as manifests
 
+POSITION = re.compile(r"[0-9A-Fa-f]+/[0-9A-Fa-f]+$")
+TRANSACTION = re.compile(r"xid:\d+$")
+RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}$")
+LABEL = re.compile(r"\d{8}-\d{6}F")
+
 
 class TargetError(Exception):
     """Nothing can be restored for this target; str() says why."""
@@ -90,15 +95,15 @@ def choose(target: str, found: list, stanza, now: float) -> Plan:
             ["--type=name", "--target=%s" % part["restore_point"], "--target-timeline=%d" % _timeline(part)],
             "the proven end of the backup of %s" % named[-1]["started"], manifests.seconds_of(part["ended"]), True,
         )  # fmt: skip
-    if re.match(r"[0-9A-Fa-f]+/[0-9A-Fa-f]+$", target):
+    if POSITION.match(target):
         fitting = [run for run in runs if position(there[_label(run)].lsn_stop) <= position(target)]
         if not fitting:
             raise TargetError("every proven backup is younger than the position %s" % target)
         return plan(fitting[-1], ["--type=lsn", "--target=%s" % target], "the position %s" % target, None)
-    if re.match(r"xid:\d+$", target):
+    if TRANSACTION.match(target):
         arguments = ["--type=xid", "--target=%s" % target[4:], "--target-exclusive"]
         return plan(runs[-1], arguments, "just before transaction %s" % target[4:], None)
-    if re.match(r"\d{8}T\d{6}Z-[0-9a-f]{6}$|\d{8}-\d{6}F", target):
+    if RUN.match(target) or LABEL.match(target):
         raise TargetError("there is no proven backup %s" % target)
     moment = moment_of(target)
     if moment > now:
@@ -125,8 +130,13 @@ def snapshot(part: str, target: str, found: list) -> dict:
     """The run whose files are restored for a target: the last good one until then."""
     runs = [run for run in found if run["parts"].get(part, {}).get("result") in manifests.GOOD]
     if target != "latest":
-        named = [run for run in runs if target == run["run_id"]]
-        if not named and not re.match(r"\d{8}T\d{6}Z-[0-9a-f]{6}$", target):
+        if POSITION.match(target) or TRANSACTION.match(target):
+            raise TargetError(
+                "%s says how far the database goes, and nothing of %s: a target of these is latest, a time or a run"
+                % (target, part)
+            )
+        named = [run for run in runs if target in (run["run_id"], run["parts"].get("database", {}).get("label"))]
+        if not named and not RUN.match(target) and not LABEL.match(target):
             moment = moment_of(target)
             named = [run for run in runs if manifests.seconds_of(run["parts"][part]["started"]) <= moment]
         runs = named

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import io
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import ansible.module_utils.shiftmaster as engine
 import pytest
-from ansible.module_utils.shiftmaster import backup_host, backup_report
+from ansible.module_utils.shiftmaster import backup_host, backup_manifest, backup_prune, backup_report, backup_restore
+
+_spec = importlib.util.spec_from_file_location("rendering", Path(__file__).with_name("test_render_postgresql_redis.py"))
+rendering = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(rendering)
 
 PATH = Path(__file__).resolve().parents[2] / "roles/backup/files/shiftmaster-backup"
 GOOD = 'shiftmaster_backup_last_success_timestamp_seconds{kind="database"} 1795714200'
@@ -83,3 +90,64 @@ def test_who_follows_a_killed_run_tells_of_it_without_options_and_of_one_that_ha
     monkeypatch.setenv("MONITOR_EXIT_CODE", "killed")
     assert program("killed", "shiftmaster-backup.service") == 1
     assert figures(program)[-1] == 'shiftmaster_backup_failed{kind="run"} 1'
+
+
+def with_options(program):
+    options = dict(backup_report.UNKNOWN, folder=str(program.folder), log_file=str(program.folder / "log"))
+    program.options.write_text(json.dumps(dict(options, keep_days=30)))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense"])
+def test_a_step_of_a_restore_says_what_it_needs(program, capsys, monkeypatch, text):
+    with_options(program)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    assert program("restore", "plan") == 1
+    assert "has to come on standard input, as JSON with an id" in capsys.readouterr().err
+
+
+def test_a_run_that_nobody_knows_is_said_so(program, capsys):
+    with_options(program)
+    assert program("show", "yesterday") == 1
+    assert "there is no run yesterday; shiftmaster-backup list says" in capsys.readouterr().err
+
+
+def test_the_list_names_what_is_damaged_and_a_copy_once(program, capsys):
+    with_options(program)
+    folder = program.folder / "manifests"
+    folder.mkdir()
+    manifest = backup_manifest.begin("r1", "h", ["files"], 0)
+    backup_manifest.finish(manifest, 5)
+    for name in ("a-copy.json", "r1.json"):
+        backup_manifest.write(str(folder / name), manifest)
+    (folder / "r2.json").write_text("{")
+    assert program("list") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [one.get("run", "damaged") for one in listed] == ["r1", "damaged"]
+    assert "r2.json is damaged" in listed[1]["damaged"]
+    shown = Path(__file__).resolve().parents[2] / "playbooks/templates/backups.txt.j2"
+    lines = rendering.render("backup", shown, restore_runs=listed).splitlines()
+    assert lines[0].startswith("r1  1970") and lines[-1] == f"DAMAGED: {listed[1]['damaged']}"
+
+
+def test_what_was_taken_out_of_backups_goes_with_its_days_and_an_empty_folder_at_once(program):
+    with_options(program)
+    host = backup_host.Host(backup_host.load_options(str(program.options)))
+    assert backup_prune.forget_tables(host) == []
+    tables = program.folder / "tables"
+    for name in ("old", "young", "empty"):
+        (tables / name).mkdir(parents=True)
+    for name in ("old", "young"):
+        (tables / name / "t.dump").write_text("x")
+    os.utime(tables / "old", (time.time() - 31 * 86400,) * 2)
+    assert backup_prune.forget_tables(host) == ["tables/empty", "tables/old"]
+    assert os.listdir(tables) == ["young"]
+
+
+def test_a_table_that_could_not_be_taken_out_leaves_no_folder(program, monkeypatch):
+    with_options(program)
+    host = backup_host.Host(backup_host.load_options(str(program.options)))
+    monkeypatch.setattr(backup_restore.shutil, "chown", lambda *_arguments: None)
+    with pytest.raises(backup_host.BackupError), backup_restore._folder_of_tables(host, "r1") as folder:
+        assert os.path.isdir(folder)
+        raise backup_host.BackupError("no such table")
+    assert os.listdir(program.folder / "tables") == []

@@ -124,8 +124,20 @@ def test_files_are_those_of_the_last_run_until_then():
     assert target.snapshot("files", "latest", RUNS)["run_id"] == NEW
     assert target.snapshot("files", at(NOW - 5000), RUNS)["run_id"] == OLD
     assert target.snapshot("files", OLD, RUNS)["run_id"] == OLD
+    assert target.snapshot("files", "F1", RUNS)["run_id"] == OLD
     with pytest.raises(target.TargetError):
         target.snapshot("files", at(NOW - 90_000), RUNS)
+
+
+@pytest.mark.parametrize("wanted", ["0/5A001D8", "xid:1234"])
+def test_files_have_no_position_of_the_wal(wanted):
+    with pytest.raises(target.TargetError, match="nothing of files: a target of these is latest, a time or a run"):
+        target.snapshot("files", wanted, RUNS)
+
+
+def test_files_of_a_backup_that_is_not_there_are_not_taken_for_a_time():
+    with pytest.raises(target.TargetError, match="there is no good backup of files for 20260101-000000F$"):
+        target.snapshot("files", "20260101-000000F", RUNS)
 
 
 # --- the proof's own judgement --------------------------------------------------------------------------------------
