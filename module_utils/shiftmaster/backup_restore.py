@@ -29,6 +29,9 @@ STILL_SECONDS = 20
 SLOW_SECONDS = 300
 # Behind the maintenance page nobody waits for a backup: who has the lock was asked before it went up.
 PAGE_SECONDS = 60
+BOOT_SECONDS = 300
+# How far a restore has come: a database that came up was started.
+FETCHING, STARTED, UNDOING = "fetching", "started", "undoing"
 # Of a folder in a layer of a container, and of a mount.
 NOT_RENAMED = (errno.EXDEV, errno.EBUSY)
 FORGOTTEN_SQL = """
@@ -154,7 +157,7 @@ def database_here(host: Host, request: dict) -> dict:
                 "is kept until you remove it" % (data, report.sized(free), report.sized(chosen.size_bytes * 1.1))
             )
         host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
-        _mark(data, aside)
+        _mark(data, aside, FETCHING)
         try:
             if os.path.exists(data):
                 _move(host, data, aside)
@@ -168,6 +171,7 @@ def database_here(host: Host, request: dict) -> dict:
             # and lead the next restore astray (tried).
             to_the_end = [] if chosen.arguments else ["--type=standby"]
             _fetch(host, chosen, data, *to_the_end, *_from_received(host, data, request.get("received_folder", "")))
+            _mark(data, aside, STARTED)
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=_limit(host))
             if to_the_end:
                 _wait_for_end_of_archive(host, request, log, behind)
@@ -226,13 +230,25 @@ def _limit(host: Host) -> float:
     return host.options["recovery_timeout_seconds"]
 
 
-def _mark(data: str, aside: str) -> None:
-    """Note where what was there is set aside, before it is: on the disk, for a host that loses its power then."""
-    with open(data + ".restoring", "w", encoding="utf-8") as stream:
-        stream.write(aside)
+def _mark(data: str, aside: str, phase: str) -> None:
+    """Note where what was there is set aside, before it is, and how far that went.
+
+    A folder that is half removed, or half brought back, looks like a database that came up. It is on the disk at once:
+    a host may lose its power.
+    """
+    with open(data + ".restoring.new", "w", encoding="utf-8") as stream:
+        stream.write("%s\n%s" % (aside, phase))
         stream.flush()
         os.fsync(stream.fileno())
+    os.rename(data + ".restoring.new", data + ".restoring")
     sync_folder(os.path.dirname(data))
+
+
+def _marked(data: str) -> tuple:
+    """Where what was there is set aside, and the phase; "" where an older version has noted it."""
+    with open(data + ".restoring", encoding="utf-8") as stream:
+        aside, _, phase = stream.read().partition("\n")
+    return aside, phase
 
 
 def _move(host: Host, data: str, aside: str) -> None:
@@ -261,9 +277,9 @@ def _undo_a_killed_one(host: Host, data: str) -> None:
     marker = data + ".restoring"
     if not os.path.exists(marker):
         return
-    with open(marker, encoding="utf-8") as stream:
-        aside = stream.read()
+    aside, _phase = _marked(data)
     if os.path.exists(aside) and not os.path.exists(aside + ".part"):
+        _mark(data, aside, UNDOING)
         shutil.rmtree(data, ignore_errors=True)
         try:
             os.rename(aside, data)
@@ -290,9 +306,8 @@ def _settle(host: Host, data: str) -> None:
     # Only where it runs: at boot its start waits for us, and would be called off.
     if _state(host) not in ("inactive", "failed"):
         host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
-    with open(data + ".restoring", encoding="utf-8") as stream:
-        aside = stream.read()
-    if aside and os.path.exists(aside) and _came_up(data):
+    aside, phase = _marked(data)
+    if os.path.exists(aside) and phase in (STARTED, "") and _came_up(data):
         os.unlink(data + ".restoring")
         said = "was ended after its database had come up: that is in its place, and what it has replaced is kept in %s"
         host.log("a restore " + said % aside)
@@ -317,7 +332,8 @@ def undo_at_boot(host: Host) -> None:
     """Behind a restore in whose middle the host went down, and before PostgreSQL comes up with half of it."""
     data = host.database["data"]
     if os.path.exists(data + ".restoring"):
-        with alone(host, "what is left of a restore", 0):
+        # Whoever reports a killed backup at boot has the lock for a moment; a backup begins behind PostgreSQL.
+        with alone(host, "what is left of a restore", BOOT_SECONDS):
             runs = _state(host) == "active"
             _settle(host, data)
             if runs:
@@ -329,8 +345,7 @@ def undo(host: Host, request_id: str) -> None:
     data = host.database["data"]
     with alone(host, "what is left of restore %s" % request_id, host.options["lock_wait_seconds"]):
         try:
-            with open(data + ".restoring", encoding="utf-8") as stream:
-                ours = stream.read().endswith(".before-%s" % request_id)
+            ours = _marked(data)[0].endswith(".before-%s" % request_id)
         except FileNotFoundError:
             return  # It has ended by itself.
         if ours:

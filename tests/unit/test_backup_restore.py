@@ -148,17 +148,56 @@ def test_a_database_that_came_up_behind_a_killed_restore_is_kept(keeper, place):
 
 
 @pytest.mark.parametrize(("state", "verbs"), [("inactive", []), ("active", ["stop", "start"])])
-def test_at_boot_what_was_before_a_restore_is_there_again_before_postgresql_starts(keeper, place, state, verbs):
+def test_at_boot_what_was_before_a_restore_is_there_again_before_postgresql_starts(
+    keeper, place, monkeypatch, state, verbs
+):
     """A stop would call off the start that waits for it."""
     place.state = state + "\n"
     (place.data / "standby.signal").touch()
+    waits = []
+
+    def alone(*arguments):
+        waits.append(arguments[-1])
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(backup_restore, "alone", alone)
     backup_restore.undo_at_boot(keeper)
+    # The report of a killed backup has the lock at boot, too.
+    assert waits and waits[0] >= 60
     assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
     assert [words[1] for words in place.words if words[1] != "is-active"] == verbs
     assert "the database that was there before is in its place" in (place.data.parent / "log").read_text()
     place.words.clear()
     backup_restore.undo_at_boot(keeper)
     assert place.words == []
+
+
+def test_an_undoing_that_was_killed_goes_on(keeper, place, monkeypatch):
+    """Half removed, or half brought back, a folder has pg_control and no sign of a recovery."""
+    (place.data / "recovery.signal").touch()
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path, ignore_errors=False):
+        (place.data / "recovery.signal").unlink()
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backup_restore.shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            backup_restore.undo(keeper, "r1")
+    assert place.says() == "new" and os.listdir(place.data) == ["global"]
+    backup_restore.undo_at_boot(keeper)
+    assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
+
+
+@pytest.mark.parametrize(("phase", "there"), [("fetching", "old"), ("started", "new"), ("undoing", "old")])
+def test_only_a_database_that_was_started_has_come_up(keeper, place, phase, there):
+    """Where it cannot be renamed, the folder of before is half there when it is set aside by copying."""
+    backup_restore._mark(str(place.data), str(place.aside), phase)
+    backup_restore._settle(keeper, str(place.data))
+    assert place.says() == there and not place.marker.exists()
 
 
 def test_at_boot_a_database_that_was_never_set_aside_stays(keeper, place):
