@@ -119,7 +119,7 @@ def not_begun(host: Host, run_id: str, request: dict, why: str) -> int:
 def without_options(run_id: str, why: str) -> int:
     """A run that could not read its options has failed, too: a figure says it, and a message where that is possible."""
     host = Host(dict(UNKNOWN, host=socket.gethostname()))
-    host.log("backup %s FAILED: %s" % (run_id, why))
+    host.log("%s FAILED: %s" % (("backup %s" % run_id).strip(), why))
     path = os.path.join(os.environ.get("SHIFTMASTER_BACKUP_TEXTFILE_DIR") or TEXTFILE_DIR, METRICS)
     try:
         write_json(NOT_BEGUN, {"at": int(time.time())})

@@ -80,15 +80,16 @@ def test_a_run_that_cannot_read_its_options_leaves_a_figure_and_a_sentence(progr
         "shiftmaster-backup: the options of the backup" in said.err and "Nothing is saved until deploy.yml" in said.err
     )
     assert "Traceback" not in said.err and "nobody was told" in said.out
+    assert " backup FAILED: the options" in said.out
 
 
 def test_who_follows_a_killed_run_tells_of_it_without_options_and_of_one_that_has_told_nothing(program, monkeypatch):
     monkeypatch.setenv("MONITOR_EXIT_CODE", "exited")
     monkeypatch.setenv("MONITOR_EXIT_STATUS", "1")
-    assert program("killed", "shiftmaster-backup.service") == 1
+    assert program("killed", "shiftmaster-backup.service") == 0
     assert not (program.folder / "shiftmaster_backup.prom").exists()
     monkeypatch.setenv("MONITOR_EXIT_CODE", "killed")
-    assert program("killed", "shiftmaster-backup.service") == 1
+    assert program("killed", "shiftmaster-backup.service") == 0
     assert figures(program)[-1] == 'shiftmaster_backup_failed{kind="run"} 1'
 
 
