@@ -67,12 +67,13 @@ def test_a_value_set_elsewhere_is_reported(apply, sql):
         sql("SELECT pg_reload_conf()")
 
 
-def test_a_setting_of_a_role_that_is_not_asked_for_is_taken_back(apply, sql):
+@pytest.mark.whole
+def test_a_setting_of_a_role_that_is_not_asked_for_is_taken_back(converged, sql):
     sql("ALTER ROLE shiftmaster SET synchronous_commit = 'remote_apply'")
-    assert apply("postgresql").changed == 1
+    assert converged("postgresql").changed == 1
     settings = "SELECT setconfig FROM pg_db_role_setting WHERE setrole = 'shiftmaster'::regrole"
     assert sql(settings).stdout.strip() == "{statement_timeout=60s}"
-    assert apply("postgresql").changed == 0
+    assert converged("postgresql").changed == 0
 
 
 @pytest.mark.whole
