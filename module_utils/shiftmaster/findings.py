@@ -65,6 +65,16 @@ def duration(seconds) -> str:
     return "%d s" % seconds
 
 
+# What systemd says of a unit among what the unit says.
+_SYSTEMD_SAYS = re.compile(r"[^ ]+[.]service: |(Start|Stopp)(ed|ing) |Failed to start ")
+
+
+def own_word(lines) -> str:
+    """Return what a unit said last itself: behind that systemd says that it has ended, and begins it anew."""
+    lines = list(lines or ())
+    return ([line for line in lines if not _SYSTEMD_SAYS.match(line)] or lines or [""])[-1]
+
+
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +144,9 @@ class Engine:
                 self._fail_with_undefined_error()
 
         self.environment = ImmutableSandboxedEnvironment(undefined=Missing, autoescape=False)
-        self.environment.filters.update(size=size, duration=duration, clock=clock, tojson=json.dumps, quote=shlex.quote)
+        self.environment.filters.update(
+            size=size, duration=duration, clock=clock, own_word=own_word, tojson=json.dumps, quote=shlex.quote
+        )
         self.environment.tests["ours"] = lambda name: bool(_OURS.match(str(name or "")))
         self.environment.tests["search"] = lambda text, pattern: bool(re.search(pattern, str(text or "")))
         self._compiled = {}
