@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 
 import pytest
 
@@ -84,6 +85,27 @@ def test_a_restore_that_is_killed_leaves_what_was_there(operations, backups, dat
     assert operations.serves(60) == "2.0.0"
     assert backups.sql("SELECT one FROM since; DROP TABLE since") == "1"
     assert backups.shell("ls /var/lib/postgresql/17 | grep restoring || true") == ""
+
+
+@pytest.mark.whole
+def test_a_host_that_goes_down_in_mid_restore_comes_up_with_what_was_there(operations, backups, data, tmp_path):
+    backups.sql("CREATE TABLE since AS SELECT 1 AS one")
+    log = tmp_path / "log"
+    operations.hold("restore_database")
+    process = operations.start(RESTORE, log, target=data["run_id"], confirm=HOST)
+    operations.wait_at("restore_database", process, log)
+    subprocess.run(["docker", "kill", HOST], check=True, capture_output=True)
+    subprocess.run(["docker", "start", HOST], check=True, capture_output=True)
+    backups.shell("timeout 120 systemctl is-system-running --wait || true", timeout=130)
+    assert process.wait(300) != 0
+    assert backups.sql("INSERT INTO since VALUES (2); SELECT count(*) FROM since; DROP TABLE since") == "2"
+    assert "the database that was there before is in its place" in backups.shell(
+        "journalctl --boot --unit shiftmaster-backup-undo --output cat"
+    )
+    assert backups.shell("ls /var/lib/postgresql/17").split() == ["main"]
+    # Where that run could not take its page down.
+    backups.shell("rm -f /var/www/shiftmaster/shared/maintenance/on")
+    assert operations.serves(60) == "2.0.0"
 
 
 @pytest.mark.whole
