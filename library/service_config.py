@@ -113,6 +113,38 @@ options:
         description: What a change of it needs; O(apply) where absent.
         type: str
         choices: [reload, restart, none]
+  copies:
+    description:
+      - Files of the host that the service reads as its own copies, such as a certificate. Their content is never shown.
+        In check mode one that is not there yet is left out.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      src:
+        description: The file that is copied.
+        type: path
+        required: true
+      path:
+        description: The copy, absolute.
+        type: path
+        required: true
+      owner:
+        description: Its owner.
+        type: str
+        default: root
+      group:
+        description: Its group.
+        type: str
+        default: root
+      mode:
+        description: Its mode.
+        type: str
+        default: "0640"
+      apply:
+        description: What a change of it needs; O(apply) where absent. V(none) for what the service reads by itself.
+        type: str
+        choices: [reload, restart, none]
   unit_files:
     description: Drop-ins of O(unit), or the unit itself. A change restarts the service.
     type: list
@@ -655,6 +687,14 @@ class Service:
             self.add(item, item["apply"] or p["apply"])
         for item in p["secrets"]:
             self.add(item, item["apply"] or p["apply"])
+            self.secret.add(item["path"])
+        for item in p["copies"]:
+            try:
+                with open(item["src"], encoding="utf-8") as handle:
+                    self.add(dict(item, content=handle.read()), item["apply"] or p["apply"])
+            except (OSError, UnicodeDecodeError) as error:
+                if not (self.module.check_mode and isinstance(error, FileNotFoundError)):
+                    raise Refused("%s cannot be copied: %s" % (item["src"], error))
             self.secret.add(item["path"])
         for item in p["unit_files"]:
             self.add(item, "restart")
@@ -1275,6 +1315,7 @@ def argument_spec():
             "default": [],
             "no_log": False,
         },
+        "copies": dicts({"src": {"type": "path", "required": True}, **secret_options}),
         "unit_files": dicts(file_options("0644", apply=False)),
         "absent": {"type": "list", "elements": "path", "default": []},
         "managed": dicts(

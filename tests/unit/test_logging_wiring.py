@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = (
@@ -161,19 +163,113 @@ def test_an_update_goes_from_what_is_asked_to_what_asks_and_stops_at_the_first_h
     assert all(play["any_errors_fatal"] is True for play in plays())
 
 
-def test_no_part_is_before_elasticsearch():
-    """Also with the tag of that part alone."""
-    for play in plays()[1:4]:
-        first = play["tasks"][0]
-        assert first["ansible.builtin.import_tasks"] == "tasks/logging_order.yml", play["name"]
-        assert "tags" not in first and "when" not in first
+def test_repository_and_order_are_looked_at_before_the_first_part():
+    found = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))
+    names = [play["name"] for play in found]
+    before = found[names.index(plays()[0]["name"]) - 1]
+    order, repository = before["tasks"]
+    assert order["ansible.builtin.import_tasks"] == "tasks/logging_order.yml" and "when" not in order
+    assert repository["ansible.builtin.import_role"]["name"] == "elastic_repository"
+    # With a part's own tag, to skip that part would skip the others' repository.
+    assert before["tags"] == ["always"] and before["hosts"] == "elasticsearch:logstash:kibana:filebeat"
+
+
+ALL = "elasticsearch logstash kibana filebeat"
+
+
+@pytest.mark.parametrize(
+    ("given", "parts", "matters"),
+    [
+        # A whole run, and one of all parts, brings Elasticsearch first.
+        ({"ansible_run_tags": ["all"]}, ALL, False),
+        ({"ansible_run_tags": ["logging"]}, ALL, False),
+        ({"ansible_run_tags": ["tls", "elasticsearch", "kibana"]}, "elasticsearch kibana", False),
+        ({"ansible_run_tags": ["elasticsearch"]}, "elasticsearch", False),
+        # What leads past it.
+        ({"ansible_run_tags": ["filebeat"]}, "filebeat", True),
+        ({"ansible_run_tags": ["all"], "ansible_skip_tags": ["elasticsearch"]}, "logstash kibana filebeat", True),
+        ({"ansible_run_tags": ["all"], "ansible_play_hosts_all": ["log1", "app1"]}, ALL, True),
+        ({"ansible_run_tags": ["all"], "elasticsearch_version": "9.1.0"}, ALL, True),
+        # No version is asked for, or nothing of it.
+        ({"ansible_run_tags": ["filebeat"], "logging_version": ""}, "filebeat", False),
+        ({"ansible_run_tags": ["release"]}, "", False),
+        ({"ansible_run_tags": ["all"], "ansible_skip_tags": ["logging"]}, "", False),
+    ],
+)  # fmt: skip
+def test_which_parts_a_run_sets_up_and_whether_their_order_is_to_be_asked_for(given, parts, matters):
+    values = {
+        "ansible_skip_tags": [], "ansible_play_hosts_all": ["log1", "log2", "app1"], "logging_hosts": ["log1", "log2"],
+        "logging_version": "9.2.1", "elasticsearch_version": "{{ logging_version }}", **given,
+    }  # fmt: skip
+    wiring = yaml.safe_load((ROOT / "group_vars/all/logging.yml").read_text(encoding="utf-8"))
+    for name in ("logging_parts", "logging_run_parts", "logging_order_matters"):
+        values[name] = wiring[name]
+    values = {name: trust_as_template(value) if isinstance(value, str) else value for name, value in values.items()}
+    templar = Templar(loader=DataLoader(), variables=values)
+    assert templar.template(values["logging_run_parts"]) == parts.split()
+    assert templar.template(values["logging_order_matters"]) is matters
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "installed", "missing", "held"),
+    [
+        ("kibana hold installed 9.2.1\n", "9.2.1", "9.2.1", False, True),
+        ("kibana install installed 9.2.1\n", "9.*", "9.2.1", False, False),
+        ("kibana hold installed 9.2.1\n", "9.2.10", "9.2.1", True, True),
+        ("kibana hold installed 9.20.1\n", "9.2*1", "9.20.1", False, True),
+        ("kibana hold installed 8x2\n", "8.2", "8x2", True, True),
+        ("kibana hold half-configured 9.2.1\n", "9.2.1", "9.2.1", True, True),
+        ("kibana deinstall config-files 9.2.1\n", "9.2.1", "", True, False),
+        ("kibana unknown not-installed \n", "9.2.1", "", True, False),
+        ("", "9.2.1", "", True, False),
+    ],
+)  # fmt: skip
+def test_what_is_installed_and_what_is_missing(tmp_path, said, wanted, installed, missing, held):
+    found = played(tmp_path, said, {"name": "kibana", "version": wanted, "refused": "", "advice": ""})
+    assert found == {"installed": installed, "missing": missing, "held": held}
+
+
+def test_what_comes_along_is_missed_too(tmp_path):
+    part = {"name": "logstash", "version": "1:9.2.1-1", "with": ["python3-cryptography"], "refused": "", "advice": ""}
+    here = "logstash hold installed 1:9.2.1-1\n"
+    assert played(tmp_path, here, part)["missing"]
+    assert not played(tmp_path, "python3-cryptography install installed 43.0\n" + here, part)["missing"]
+
+
+def test_a_version_that_may_not_come_is_refused(tmp_path):
+    part = {"name": "kibana", "version": "9.2.1", "refused": "it may not", "advice": "ask."}
+    with pytest.raises(
+        AssertionError, match=r"kibana: it may not\. Another major version: ask\. Nothing was changed\."
+    ):
+        played(tmp_path, "kibana hold installed 10.0.0\n", part)
+
+
+def played(folder, said, part):
+    """Return what the role's own tasks say of a host whose dpkg-query says this."""
+    program = folder / "dpkg-query"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{said}END\nexit 1\n")
+    program.chmod(0o755)
+    found = ", ".join(f"'{name}': elastic_repository_{name}" for name in ("installed", "missing", "held"))
+    role = {"name": "elastic_repository", "tasks_from": "look", "rolespec_validate": False}
+    tasks = [
+        {"ansible.builtin.include_role": role, "vars": {"elastic_repository_part": part}},
+        {"ansible.builtin.copy": {"dest": str(folder / "left"), "content": "{{ {" + found + "} }}"}},
+    ]
+    (folder / "play.yml").write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", folder / "play.yml"],
+        cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "ANSIBLE_ROLES_PATH": str(ROOT / "roles")},
+    )  # fmt: skip
+    assert done.returncode == 0, " ".join(done.stdout.split()) + done.stderr
+    return json.loads((folder / "left").read_text())
 
 
 @pytest.mark.parametrize(
     ("there", "version", "refused"),
     [
         (["9.2.1", "9.2.1"], "9.2.1", False), (["9.2.1", "9.3.0"], "9.3.0", True), (["9.9.0"], "9.10.0", True),
-        (["9.10.0"], "9.9.0", False), ([], "9.3.0", False), (["9.2.1"], "", False),
+        (["9.10.0"], "9.9.0", False), ([], "9.3.0", False),
     ],
 )  # fmt: skip
 def test_what_is_newer_than_elasticsearch_is_refused(tmp_path, there, version, refused):
@@ -189,7 +285,7 @@ def test_what_is_newer_than_elasticsearch_is_refused(tmp_path, there, version, r
     program.chmod(0o755)
     playbook = [{
         "hosts": "all", "gather_facts": False,
-        "vars": {"logging_version": version, "logging_hosts": list(hosts)},
+        "vars": {"logging_version": version, "logging_hosts": list(hosts), "logging_order_matters": True},
         "tasks": [{"ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks/logging_order.yml")}],
     }]  # fmt: skip
     (tmp_path / "play.yml").write_text(yaml.safe_dump(playbook))

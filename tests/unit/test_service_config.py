@@ -344,6 +344,26 @@ def test_a_file_that_the_service_reads_by_itself_needs_no_reload(apply, host, tm
     assert not apply(OLD, secrets=more)["changed"]
 
 
+def test_a_copy_follows_its_file_and_is_never_shown(apply, host, tmp_path):
+    source, copy = tmp_path / "host.key", host.file.with_name("host.key")
+    wanted = {"src": str(source), "path": str(copy), "owner": ME, "group": MINE, "mode": "0600", "apply": "none"}
+    missing = apply(NEW, copies=[wanted])
+    assert (
+        missing["failed"] and "nothing was changed" in missing["msg"] and "host.key cannot be copied" in missing["msg"]
+    )
+    assert host.file.read_text() == OLD and not copy.exists()
+    # What makes it has made nothing in check mode.
+    assert apply(NEW, check_mode=True, copies=[wanted])["changed"]
+    apply(OLD)
+    host.did()
+    for text in ("first-of-all\n", "second-of-all\n"):
+        source.write_text(text)
+        result = apply(OLD, copies=[wanted])
+        assert result["changed"] and host.did() == [] and "of-all" not in json.dumps(result)
+        assert copy.read_text() == text and stat.S_IMODE(copy.stat().st_mode) == 0o600
+        assert not apply(OLD, copies=[wanted])["changed"]
+
+
 def test_unknown_files_of_a_managed_folder_go(apply, host):
     folder = host.file.parent
     (folder / "old.yml").write_text("")
