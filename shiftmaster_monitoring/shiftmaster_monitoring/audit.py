@@ -30,6 +30,7 @@ def connect() -> None:
     pre_save.connect(_before, sender=user, weak=False, dispatch_uid="shiftmaster_monitoring.audit")
     post_save.connect(_saved, sender=user, weak=False, dispatch_uid="shiftmaster_monitoring.audit")
     post_delete.connect(_deleted, sender=user, weak=False, dispatch_uid="shiftmaster_monitoring.audit")
+    post_delete.connect(_group_deleted, sender=Group, weak=False, dispatch_uid="shiftmaster_monitoring.audit")
     for model, name in ((user, "groups"), (user, "user_permissions"), (Group, "permissions")):
         field = getattr(model, name, None)
         if field is not None:
@@ -139,14 +140,25 @@ def _deleted(sender=None, instance=None, **_more) -> None:
     write("user-deleted", "iam", user=_who(), target=instance.pk)
 
 
+def _group_deleted(sender=None, instance=None, **_more) -> None:
+    """Its members lose what it gave them, of which Django tells nobody."""
+    write("rights-changed", "iam", user=_who(), what="group %s deleted" % instance)
+
+
 def _rights(sender=None, instance=None, action="", reverse=False, model=None, pk_set=None, **_more) -> None:
     with trouble.contained("changed rights cannot be written down"):
         if action not in ("post_add", "post_remove", "post_clear"):
             return
         verb = {"post_add": "added", "post_remove": "removed", "post_clear": "all removed"}[action]
         if reverse:  # A group is given members, or a permission groups: from the other side.
-            for key in sorted(pk_set or ()):
-                write("rights-changed", "iam", user=_who(), target=key, what="%s %s" % (verb, instance))
+            if hasattr(model, "permissions"):
+                for group in model._default_manager.filter(pk__in=pk_set or ()).order_by("pk"):
+                    write("rights-changed", "iam", user=_who(), what="group %s: %s %s" % (group, verb, instance))
+            else:
+                for key in sorted(pk_set or ()):
+                    write("rights-changed", "iam", user=_who(), target=key, what="%s %s" % (verb, instance))
+            if pk_set is None:  # Whom it was taken from Django does not say.
+                write("rights-changed", "iam", user=_who(), what="%s: %s" % (instance, verb))
             return
         names = sorted(str(found) for found in model._default_manager.filter(pk__in=pk_set or ()))
         is_user = not hasattr(instance, "permissions")

@@ -11,6 +11,7 @@ application calls `log` or `error` makes it fail, and every release would need o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -29,6 +30,9 @@ ECS_VERSION = "8.11.0"
 LEVELS = {"WARN": "WARNING", "FATAL": "CRITICAL"}
 # Beyond it a text is cut: a line must fit into what follows files, and one event must not fill a disk.
 MAX_MESSAGE, MAX_TRACE = 32768, 65536
+# What goes with it at the place of the cut, where half of a secret may stand that no pattern knows: a private key's
+# length. A space is no better place: Japanese and JSON have none, and a secret in quotes may have one.
+_EDGE = 4096
 _OWN = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName", "request"}
 # gunicorn's own log has its own file, which it opens anew by a signal.
 _LEFT_ALONE = ("gunicorn",)
@@ -109,14 +113,14 @@ class EcsFormatter(logging.Formatter):
         return "%s.%03dZ" % (self._seconds[1], int((created - seconds) * 1000))
 
     def _masked(self, text: str, limit: int) -> str:
-        # A traceback says at its end what has happened, a message at its beginning. Cut before it is masked (that is
-        # what bounds the cost), and at a space, so that no half of something is left that no pattern knows.
-        if len(text) > limit:
-            if limit == MAX_TRACE:
-                text = "[cut] " + text[-limit:].partition(" ")[2]
-            else:
-                text = text[:limit].rpartition(" ")[0] + " [cut]"
-        return self._masks(text)
+        # A traceback says at its end what has happened, a message at its beginning. Cut before it is masked: that is
+        # what bounds the cost.
+        if len(text) <= limit:
+            return self._masks(text)
+        edge = min(_EDGE, limit // 2)
+        if limit == MAX_TRACE:
+            return "[cut] " + self._masks(text[-limit:])[edge:]
+        return self._masks(text[:limit])[:-edge] + " [cut]"
 
     def _add_origin(self, found: dict, labels: dict, origin) -> None:
         http = found["http"] = {"request": {"id": origin.request_id}}
@@ -150,9 +154,9 @@ class EcsFormatter(logging.Formatter):
         A label for each would be a field for each name that somebody invents; and what a pattern knows may be the name.
         """
         told = [
-            "%s=%s" % (name, value)
+            "%s=%s" % (name, _text(value))
             for name, value in record.__dict__.items()
-            if name not in _OWN and name[:1] != "_" and isinstance(value, (str, int, float))
+            if isinstance(name, str) and name not in _OWN and name[:1] != "_" and isinstance(value, (str, int, float))
         ]
         return {"extra": self._masked(" ".join(told), MAX_MESSAGE)} if told else {}
 
@@ -162,7 +166,7 @@ def _message(record) -> str:
         return record.getMessage()
     except Exception as error:
         # Its arguments do not fit: the text itself is better than no line.
-        return "%s [%s: %s]" % (record.msg, type(error).__name__, error)
+        return "%s [%s: %s]" % (_text(record.msg), type(error).__name__, _text(error))
 
 
 def _text(value) -> str:
@@ -202,7 +206,9 @@ class Appender(logging.handlers.WatchedFileHandler):
             if self.stream.write(line) != len(line):
                 raise OSError("the disk is full")
         except Exception as error:
-            sys.stderr.write(line.decode("utf-8", "replace"))
+            # gunicorn's standard error is a file of the same disk: who logs must not fail for that.
+            with contextlib.suppress(Exception):
+                sys.stderr.write(line.decode("utf-8", "replace"))
             trouble.say("the log cannot be written", error)
 
 

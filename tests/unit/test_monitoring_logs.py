@@ -44,7 +44,7 @@ LOGGING = {
 URLS = """
 import logging
 from django.contrib.auth import authenticate
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import Group, Permission, User
 from django.db import connection
 
 log = logging.getLogger("project.views")
@@ -85,7 +85,38 @@ def rights(request):
     user.delete()
     return HttpResponse("")
 
+def groups(request):
+    user = User.objects.create_user("hanako")
+    group = Group.objects.create(name="head nurses")
+    permission = Permission.objects.get(codename="delete_user")
+    permission.group_set.add(group)
+    group.user_set.add(user)
+    group.user_set.clear()
+    group.delete()
+    return HttpResponse("")
+
+class Silent:
+    def __str__(self):
+        raise RuntimeError("it says nothing")
+
+class Text(str):
+    __str__ = Silent.__str__
+
+def odd(request):
+    log.info(Silent())
+    log.info("number", extra={1: "a key that is no text", "odd": Text("odd")})
+    for text in ("患者を更新" * 10000, "Update: " + "患者を更新" * 10000, '{"a":1,' * 10000):
+        log.info(text)
+    # Half of a secret stands at each end.
+    log.info("あ" * 32760 + "taro@example.jp")
+    try:
+        raise ValueError("taro@example.jp" + "あ" * 65520)
+    except ValueError:
+        log.exception("it failed")
+    return HttpResponse("")
+
 urlpatterns += [
+    path("groups/", groups), path("odd/", odd),
     path("say/<int:number>/", say), path("chain/", chain), path("long/", long), path("refuse/", refuse),
     path("rights/", rights),
 ]
@@ -263,6 +294,51 @@ def test_what_cannot_be_written_goes_to_standard_error(project):
         assert server.ask("/say/1/")[0] == 200
         said = server.said()
     assert "the log cannot be written" in said and "number 1" in said and "00123456" not in said
+
+
+def test_an_event_that_says_nothing_is_an_event_and_a_long_one_is_not_lost(project):
+    with project.serve() as server:
+        assert server.ask("/odd/")[0] == 200
+    silent, number, *long, failed = events(project.folder / "app.log", "project.views")
+    assert silent["message"] == "<Silent that cannot be printed: RuntimeError> [RuntimeError: it says nothing]"
+    assert number["labels"]["extra"] == "odd=<Text that cannot be printed: RuntimeError>"
+    for event, begin in zip(long, ("患者を更新", "Update: 患者", '{"a":1,', "あ"), strict=True):
+        assert event["message"].startswith(begin) and event["message"].endswith(" [cut]")
+        assert 28000 < len(event["message"]) < 33000 and "taro" not in event["message"]
+    assert failed["error"]["message"].startswith("[mail]あ") and failed["error"]["stack_trace"].endswith("あああ")
+    assert "taro" not in failed["error"]["stack_trace"] and "example" not in failed["error"]["stack_trace"]
+
+
+def test_a_full_disk_fails_no_request(project):
+    """gunicorn's standard error is a file of the same disk."""
+    program = """
+import logging, sys
+import django
+django.setup()
+from shiftmaster_monitoring import logs
+class Full:
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+sys.stderr = Full()
+log = logging.getLogger("project.full")
+log.addHandler(logs.handler("/dev/full"))
+log.propagate = False
+log.error("it fits nowhere")
+sys.stderr = sys.__stderr__
+print("gone on")
+"""
+    assert "gone on" in project.python(program)
+
+
+def test_audit_events_of_groups(project):
+    with project.serve() as server:
+        server.ask("/groups/")
+    found = events(project.folder / "audit.log")
+    told = [event["message"].partition(": ")[2] for event in found if event["event"]["action"] == "rights-changed"]
+    assert told[0].startswith("group head nurses: added ") and told[0].endswith(" | Can delete user")
+    assert told[1:] == ["added head nurses", "head nurses: all removed", "group head nurses deleted"]
+    # A group's number is nobody's.
+    assert ["target" in event.get("user", {}) for event in found] == [True, False, True, False, False]
 
 
 def test_audit_events(project):
