@@ -50,6 +50,9 @@ def mask_problems(masks):
         called = "mask %s" % mask.get("name", number)
         if set(mask) - KEYS:
             found.append("%s has %s, which no mask has" % (called, ", ".join(sorted(set(mask) - KEYS))))
+        only = mask.get("only_with", [])
+        if not isinstance(only, list) or not all(isinstance(text, str) and text for text in only):
+            found.append("%s: only_with is a list of texts" % called)
         found += ["%s: %s" % (called, problem) for problem in problems_of(mask["pattern"], mask["replace"])]
     return found
 
@@ -63,6 +66,17 @@ def problems_of(pattern, replace):
     except re.error as error:
         return ["%s is no regular expression: %s" % (pattern, error)]
     found = []
+    # Python refuses each line for what it does not know there, and the two engines disagree on the rest.
+    if "\\" in replace.replace("\\1", "") or re.search(r"\\1[0-9]", replace):
+        found.append("%s has another backslash than \\1 in what replaces it" % pattern)
+    if "${" in text:
+        found.append("%s or what replaces it has ${, which Logstash takes for a variable" % pattern)
+    # What stands outside of classes, and is not behind a backslash.
+    bare = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "", pattern)
+    if "^" in bare or "$" in bare or re.search(r"\\[ZN]|\[\[:|&&", pattern):
+        found.append("%s has ^, $ or another form that means one thing to Python and another to Logstash" % pattern)
+    if any(compiled.match(text) for text in "a0あ "):
+        found.append("%s finds a single letter, and so every line" % pattern)
     if re.search(r"\\[dwsbDWSBhHRXpP]", text):
         found.append(r"%s has a class that the two engines disagree on: [0-9] for \d, and the like" % pattern)
     if re.search(r"\(\?P|\(\?>|[+*?}][+]|\(\?[a-z]+\)", text):

@@ -102,6 +102,19 @@ def test_the_masks_of_this_repository_have_no_problem():
         ({"pattern": "(a)b", "replace": "x"}, "has one group where"),
         ({"pattern": "ab", "replace": r"\1"}, "has one group where"),
         ({"pattern": "a{0,3}", "replace": "x"}, "finds an empty text"),
+        ({"pattern": "ab", "replace": r"\2"}, "another backslash"),
+        ({"pattern": "ab", "replace": r"\q"}, "another backslash"),
+        ({"pattern": "ab", "replace": r"\g<0>"}, "another backslash"),
+        ({"pattern": "(a)b", "replace": r"\10"}, "another backslash"),
+        ({"pattern": "ab", "replace": "${HOME}"}, "Logstash takes for a variable"),
+        ({"pattern": "^ab", "replace": "x"}, "one thing to Python"),
+        ({"pattern": "ab$", "replace": "x"}, "one thing to Python"),
+        ({"pattern": "[[:alpha:]]b", "replace": "x"}, "one thing to Python"),
+        ({"pattern": ".", "replace": ""}, "so every line"),
+        ({"pattern": ".+", "replace": "x"}, "so every line"),
+        ({"pattern": "ab", "replace": "x", "only_with": None}, "only_with is a list"),
+        ({"pattern": "ab", "replace": "x", "only_with": "ab"}, "only_with is a list"),
+        ({"pattern": "ab", "replace": "x", "only_with": [5]}, "only_with is a list"),
         ({"pattern": "ab"}, "needs name, pattern and replace"),
         ({"pattern": "ab", "replace": "x", "only": ["a"]}, "has only, which no mask has"),
         ({"pattern": "(?:a|b)(?(1)c)", "replace": "x"}, "mask own: "),
@@ -114,4 +127,5 @@ def test_a_mask_of_a_site_is_judged_before_it_is_used(mask, said):
 
 def test_the_mask_that_the_file_shows_is_a_good_one():
     assert mask_problems([{"name": "own", "pattern": "P-[0-9]{8}(?![0-9])", "replace": "[patient]"}]) == []
+    assert mask_problems([{"name": "own", "pattern": r"[$^]P[0-9]{8}\$", "replace": "[patient]"}]) == []
     assert mask_problems("x") and mask_problems(["x"])
