@@ -95,6 +95,8 @@ COMMANDS = {
 }
 # Logstash refuses root, and what root wrote into its folders the service could not write.
 AS = {"logstash": ("logstash", ("ssl-cert",))}
+# Filebeat's own checks begin another one: they pass while the service is stopped.
+SERVICE = ["/usr/bin/systemctl", "is-active", "filebeat.service"]
 _FILEBEAT = ["--path.home", "/usr/share/filebeat", "--path.config", "/etc/filebeat", "--path.data", "/var/lib/filebeat"]
 
 
@@ -167,6 +169,8 @@ def checks_of(part, p):
     if part == "logstash":
         api = Api(p["logstash_api_url"])
         yield "its report", lambda: asked(api, "/_health_report", lambda found: found["status"], ("green",))
+    if part == "filebeat":
+        yield "its service", lambda: ran(SERVICE, p["timeout_seconds"])
     for check, command in COMMANDS.get(part, ()):
         command = command + (_FILEBEAT if part == "filebeat" else [])
         yield check, lambda command=command: ran(command, p["timeout_seconds"], AS.get(part))

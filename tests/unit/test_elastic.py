@@ -384,7 +384,7 @@ def test_kibanas_objects_are_imported_once(server, run_module):
 
 def test_what_is_not_there_has_not_run(run_module):
     answer = run_module(logging_verify, parts=["elasticsearch", "logstash", "kibana", "filebeat"])
-    assert len(answer["checks"]) == 8
+    assert len(answer["checks"]) == 9
     assert {check["result"] for check in answer["checks"]} == {"not run"}
     assert {check["package"] for check in answer["checks"]} == {"absent"}
 
@@ -402,6 +402,8 @@ def test_what_answers_is_judged(server, tmp_path, monkeypatch):
         "filebeat",
         [(what, [str(program), *command[1:]]) for what, command in logging_verify.COMMANDS["filebeat"]],
     )
+
+    monkeypatch.setattr(logging_verify, "SERVICE", ["/bin/sh", "-c", "echo inactive; exit 3"])
 
     def results(part):
         return {check: function() for check, function in logging_verify.checks_of(part, parameters)}
@@ -425,6 +427,7 @@ def test_what_answers_is_judged(server, tmp_path, monkeypatch):
     found = results("logstash")
     assert found["its report"][0] == "failed" and found["its configuration"][0] == "not run"
     assert results("filebeat") == {
+        "its service": ("failed", "inactive"),
         "its configuration": ("passed", ""), "its way to Logstash": ("failed", "dial tcp: refused"),
     }  # fmt: skip
 
