@@ -185,6 +185,8 @@ class Appender(logging.handlers.WatchedFileHandler):
 
     def __init__(self, path: str):
         super().__init__(path, delay=True)
+        # Whether the last line of the file is one of ours that the disk had no place for the end of.
+        self._torn = False
 
     def _open(self):
         def opener(path, flags):
@@ -203,7 +205,10 @@ class Appender(logging.handlers.WatchedFileHandler):
             if self.stream is None:
                 self.stream = self._open()
                 self._statstream()
-            if self.stream.write(line) != len(line):
+            begun = b"\n" + line if self._torn else line
+            written = self.stream.write(begun)
+            self._torn = written != len(begun)
+            if self._torn:
                 raise OSError("the disk is full")
         except Exception as error:
             # gunicorn's standard error is a file of the same disk: who logs must not fail for that.

@@ -330,6 +330,33 @@ print("gone on")
     assert "gone on" in project.python(program)
 
 
+def test_a_line_that_the_disk_had_no_place_for_spoils_no_other(project):
+    program = """
+import json, logging, os
+import django
+django.setup()
+from shiftmaster_monitoring import logs
+found = logs.handler(os.environ["TORN"])
+log = logging.getLogger("project.torn")
+log.addHandler(found)
+log.propagate = False
+log.error("one")
+write = found.stream.write
+class Full:
+    def write(self, line):
+        return write(line[:20])
+    def __getattr__(self, name):
+        return getattr(stream, name)
+stream, found.stream = found.stream, Full()
+log.error("two")
+found.stream = stream
+log.error("three")
+lines = open(os.environ["TORN"]).read().splitlines()
+print(len(lines), json.loads(lines[0])["message"], len(lines[1]), json.loads(lines[2])["message"])
+"""
+    assert "3 one 20 three" in project.python(program, TORN=str(project.folder / "torn.log"))
+
+
 def test_audit_events_of_groups(project):
     with project.serve() as server:
         server.ask("/groups/")
