@@ -65,6 +65,12 @@ def test_linked_directories_can_be_written_to():
     ]  # fmt: skip
 
 
+def test_who_counts_errors_can_read_gunicorns_log():
+    """gunicorn gives it to its own group at each start, in which mtail is not."""
+    parser, _text = unit("shiftmaster-web@.service.j2", shiftmaster_log_dir="/srv/log")
+    assert parser["Service"]["ExecStartPost"] == "-+/usr/bin/chgrp --reference=/srv/log /srv/log/error.log"
+
+
 @pytest.mark.parametrize("queues, option", [([], ""), (["a", "b"], "-Q a,b")])
 def test_queues_of_the_worker(queues, option):
     _parser, text = unit("shiftmaster-worker@.service.j2", shiftmaster_celery_queues=queues)
