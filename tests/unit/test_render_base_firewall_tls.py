@@ -298,3 +298,12 @@ def test_what_is_read_of_a_host_never_holds_a_key(tmp_path):
     assert found[str(key)]["public_key"].startswith("-----BEGIN PUBLIC KEY-----")
     for line in key.read_text().splitlines()[1:-1]:
         assert line not in done.stdout.decode()
+
+
+def test_who_reads_the_authorities_once_is_started_anew():
+    """A probe that does not know the site's new authority tells WebsiteDown until it is."""
+    tasks = yaml.safe_load((ROOT / "roles/base/tasks/certificates.yml").read_text(encoding="utf-8"))
+    told = next(one for one in tasks if one["name"].endswith("Make the host trust them"))["notify"]
+    handlers = yaml.safe_load((ROOT / "roles/base/handlers/main.yml").read_text(encoding="utf-8"))
+    argv = next(one for one in handlers if one["name"] == told)["ansible.builtin.command"]["argv"]
+    assert {"prometheus-blackbox-exporter.service*", "prometheus-alertmanager.service*"} <= set(argv)
