@@ -343,7 +343,7 @@ REFUSED = {
         },
         "--verify.receivers=critical-pagerduty,critical severity=critical service=application",
     ),
-    "a webhook that is none": ({"alertmanager_slack_api_url": "hooks"}, "are URLs"),
+    "a webhook that is none": ({"alertmanager_slack_api_url": "hooks"}, "alertmanager_slack_api_url is no URL"),
     # The tools find nothing wrong with it: only the running Alertmanager does.
     "an authority that is none": (
         {"alertmanager_http_ca_file": "/etc/hostname"},
