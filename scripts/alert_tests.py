@@ -169,8 +169,6 @@ def run() -> int:
 # Within braces and strings: the value of a label.
 MATCHERS = re.compile(r'(=~|!~|!=|=)"((?:[^"\\]|\\.)*)"')
 COMPARISONS = {">": (">=", "<"), "<": ("<=", ">"), ">=": (">", "<"), "<=": ("<", ">"), "==": ("!=",), "!=": ("==",)}
-# Changes that change nothing: vector() fires with any number.
-EQUIVALENT = {("Watchdog", "1")}
 # The labels by which series are put together or find one another.
 GROUPING = re.compile(r"\b(by|without|on|ignoring) \(([^)]*)\)")
 # What is no number of the expression: strings, durations, names.
@@ -209,8 +207,6 @@ def changed_expressions(name: str, expr: str) -> Iterator[tuple[str, str]]:
     yield from changed_groupings(expr)
     for match in TOKENS.finditer(expr):
         kind, text = match.lastgroup, match[0]
-        if (name, text) in EQUIVALENT:
-            continue
         if kind in ("range", "offset"):
             for other in changed_duration(text):
                 changed = f"[{other}]" if kind == "range" else f"offset {other}"
