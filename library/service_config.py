@@ -22,6 +22,7 @@ description:
     loaded. So a run that was killed between the swap and the reload is made good by the next one, and a reboot needs
     nothing.
   - The unit is enabled and started.
+  - Two runs at once on one host do this one after the other.
 options:
   unit:
     description: The systemd unit.
@@ -466,6 +467,8 @@ enabled:
   type: bool
 """
 
+import contextlib
+import fcntl
 import fnmatch
 import grp
 import hashlib
@@ -664,6 +667,21 @@ def journal_since(unit, since, lines=15):
 
 
 # -- the module ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def alone():
+    """Let one run at a time look and act on this host: two would check, and remove, one another's copies.
+
+    The kernel lets go of it for whoever dies.
+    """
+    os.makedirs(NOTES, mode=0o755, exist_ok=True)
+    descriptor = os.open(NOTES, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Service:
@@ -1376,7 +1394,8 @@ def argument_spec():
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
-        Service(module).run()
+        with alone():
+            Service(module).run()
     except Refused as error:
         module.fail_json(msg="%s: nothing was changed: %s" % (module.params["unit"], error))
 

@@ -9,6 +9,7 @@ import os
 import pwd
 import stat
 import sys
+import threading
 import time
 
 import pytest
@@ -699,3 +700,19 @@ def test_systemds_time():
 def test_sets_that_make_no_sense_are_refused(host, run_module, more):
     result = run_module(sc, unit="example.service", root="/x", **more)
     assert result["failed"] and "nothing was changed" in result["msg"]
+
+
+def test_two_runs_at_once_do_it_one_after_the_other(apply, host):
+    """The copies of both have one name: each would remove what the other one checks."""
+    held, seen = threading.Event(), []
+
+    def another():
+        with sc.alone():
+            held.set()
+            time.sleep(0.5)
+            seen.append(host.file.read_text())
+
+    threading.Thread(target=another, daemon=True).start()
+    assert held.wait(5)
+    result = apply()
+    assert seen == [OLD] and result["changed"] and host.file.read_text() == NEW
