@@ -515,3 +515,45 @@ def test_the_newest_one_is_of_the_major_version_of_the_configuration(role):
     pattern = "1:9.*" if role == "logstash" else "9.*"
     for version, wanted in (("", pattern), ("9.2.1", "9.2.1")):
         assert asked(role, f"__{role}_package.version", **{f"{role}_version": version}) == wanted
+
+
+PASSWORDS = {
+    f"{part}_password": f"{part}-123456"
+    for part in [f"elasticsearch_{user}" for user in ("admin", "writer", "kibana", "canary")]
+}
+KIBANA = {
+    "kibana_elasticsearch_password": "kibana-123456",
+    "kibana_admin_password": "admin-123456",
+    **{f"kibana_{key}_key": key * 5 for key in ("saved_objects", "session", "reporting")},
+}
+
+
+def variables_hold(role, **variables):
+    """Return whether the role's own preflight takes these variables."""
+    task = next(one for one in tasks(role, "preflight") if one["name"].endswith("Check the variables"))
+    found = templar(role, **variables)
+    return all(
+        found.template(trust_as_template("{{ " + str(one) + " }}")) for one in task["ansible.builtin.assert"]["that"]
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"elasticsearch_keep_days": 0},
+        {"elasticsearch_keep_audit_days": -5},
+        {"elasticsearch_rollover_days": 0},
+        {"elasticsearch_watermark_flood_percent": 101},
+        {"elasticsearch_datasets": ["Shift Master.App"]},
+        {"elasticsearch_environment": "Env 1"},
+    ],
+)
+def test_what_would_delete_logs_at_once_or_is_no_name_is_refused(wrong):
+    assert variables_hold("elasticsearch", **PASSWORDS)
+    assert not variables_hold("elasticsearch", **PASSWORDS, **wrong)
+
+
+@pytest.mark.parametrize("name", ["kibana_elasticsearch_password", "kibana_session_key"])
+def test_what_kibana_would_take_for_a_variable_is_refused(name):
+    assert variables_hold("kibana", **{**KIBANA, name: "$a{b}" + "c" * 32})
+    assert not variables_hold("kibana", **{**KIBANA, name: "a${HOME}" + "c" * 32})
