@@ -1,0 +1,87 @@
+"""playbooks/tasks/inputs.yml: what comes last in a run is judged before anything changes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRETS = {
+    "vault_monitoring_admin_password": "m" * 32,
+    "vault_monitoring_scrape_password": "s" * 32,
+    "vault_postgres_exporter_password": "p" * 32,
+    "vault_redis_exporter_password": "r" * 32,
+    "logging_version": "9.2.1",
+    **{f"vault_elasticsearch_{name}_password": name * 6 for name in ("admin", "writer", "kibana", "canary")},
+    **{f"vault_kibana_{name}_key": (name * 6)[:32] for name in ("saved_objects", "session", "reporting")},
+    "vault_shiftmaster_log_key": "k" * 32,
+}
+
+
+def found(folder: Path, **values) -> list:
+    """Return what is wrong on a host that is everything, with these values."""
+    (folder / "playbooks").mkdir()
+    (folder / "playbooks/group_vars").symlink_to(ROOT / "group_vars")
+    (folder / "monitoring").symlink_to(ROOT / "monitoring")
+    tasks = [
+        {"ansible.builtin.include_tasks": str(ROOT / "playbooks/tasks/inputs.yml")},
+        {"ansible.builtin.debug": {"msg": "FOUND {{ inputs_found | to_json }}"}},
+    ]
+    (folder / "playbooks/look.yml").write_text(
+        yaml.safe_dump([{"name": "Look", "hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8"
+    )
+    names = "web app database cache monitoring elasticsearch logstash kibana filebeat"
+    groups = {name: {"hosts": {"alone": {}}} for name in names.split()}
+    host = {"ansible_connection": "local", "ansible_facts": {"distribution_major_version": "13"}}
+    host |= {"shiftmaster_domain": "shift.example.test", "tls_site_mode": "selfsigned", **SECRETS, **values}
+    (folder / "hosts.yml").write_text(
+        yaml.safe_dump({"all": {"hosts": {"alone": host}, "children": groups}}), encoding="utf-8"
+    )
+    run = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.yml", "playbooks/look.yml"],
+        cwd=folder,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_CACHE_PLUGIN": "memory",
+             "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    report, _end = json.JSONDecoder().raw_decode(run.stdout[run.stdout.index("{") :])
+    return json.loads(report["plays"][0]["tasks"][-1]["hosts"]["alone"]["msg"][len("FOUND ") :])
+
+
+def test_good_values_are_not_complained_of(tmp_path):
+    assert found(tmp_path, vault_alertmanager_pagerduty_key="0" * 32) == []
+
+
+@pytest.mark.parametrize(
+    "name, value, sentence",
+    [
+        ("vault_alertmanager_slack_url", "hooks.slack.com", "(vault_alertmanager_slack_url) is no URL"),
+        (
+            "vault_alertmanager_pagerduty_key",
+            "short",
+            "(vault_alertmanager_pagerduty_key) has not 32 letters and digits",
+        ),
+        ("alertmanager_smtp_auth_username", "alone", "is set without a password (vault_alertmanager_smtp_password)"),
+        ("elasticsearch_keep_days", 0, "is less than 1"),
+        ("alertmanager_smtp_smarthost", "mail.example.jp", "is not host:port"),
+        ("vault_elasticsearch_canary_password", "short", "elasticsearch_canary_password has less than 12 characters"),
+        ("vault_elasticsearch_writer_password", "admin" * 6, "two users of Elasticsearch have the same password"),
+        ("vault_kibana_session_key", SECRETS["vault_kibana_reporting_key"], "are not three different ones"),
+        ("log_masks_site", [{"name": "x", "pattern": 'a"b', "replace": "y"}], "has a double quote"),
+    ],
+)
+def test_what_comes_last_is_judged_first(tmp_path, name, value, sentence):
+    problems = found(tmp_path, **{name: value})
+    assert [one for one in problems if sentence in one], problems
+
+
+def test_what_is_missing_is_not_called_too_short_as_well(tmp_path):
+    assert found(tmp_path, vault_kibana_session_key="", vault_elasticsearch_admin_password="") == []
