@@ -189,6 +189,13 @@ def test_warnings_are_loud_in_production_and_name_what_is_missing():
     assert "address of the example" in "\n".join(warnings(**SECRETS))
 
 
+@pytest.mark.parametrize("more, warned", [({}, True), ({"continue": False}, True), ({"continue": True}, False)])
+def test_a_route_that_takes_alerts_from_who_is_called_is_told_of(more, warned):
+    route = {"matchers": ['service="database"'], "receiver": "lab", **more}
+    said = "\n".join(warnings(alertmanager_email_to=["ops@example.com"], alertmanager_routes=[route], **SECRETS))
+    assert ("without `continue: true`" in said) is warned
+
+
 def test_a_cluster_has_a_port_and_tls_only_with_peers():
     alone = render("drop-in.conf.j2")
     assert "--cluster.listen-address=\n" in alone and "cluster.tls-config" not in alone
