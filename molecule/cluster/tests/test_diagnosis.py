@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from diagnosing import forget_the_requests, processors_first
 from support import APP, SCENARIO_HOME, wait_for
 
 pytestmark = pytest.mark.whole
@@ -89,6 +90,15 @@ PAIRS = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def processors_for_the_fleet(fleet):
+    """What else is tested here at the same time must not be the finding."""
+    with contextlib.ExitStack() as stack:
+        for host in fleet.all:
+            stack.enter_context(processors_first(host))
+        yield
+
+
 def diagnose(fleet):
     """Run it as an administrator does; returns (its exit code, the findings, the output)."""
     with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as folder:
@@ -103,6 +113,8 @@ def diagnose(fleet):
 def well(fleet):
     for host in fleet.apps:
         assert host.serves(120), f"{host.host} does not serve"
+    for host in (fleet.edge, *fleet.apps):
+        forget_the_requests(host)
     asked = "curl -sk -o /dev/null -w '%{http_code}' https://localhost/login/"
     wait_for(lambda: fleet.edge.shell(asked, check=False) == "200", 60, "the site")
 
