@@ -238,7 +238,7 @@ def test_good_inputs_have_no_problem(variables):
         ({"alertmanager_deadman_url": "dead.example.com/x"}, "alertmanager_deadman_url"),
         ({"alertmanager_pagerduty_routing_key": "short"}, "alertmanager_pagerduty_routing_key"),
         ({"alertmanager_smtp_smarthost": "mail.example.com"}, "alertmanager_smtp_smarthost"),
-        ({"alertmanager_smtp_auth_username": "mailer"}, "without alertmanager_smtp_auth_password"),
+        ({"alertmanager_smtp_auth_username": "mailer"}, "without a password (vault_alertmanager_smtp_password)"),
         (
             {
                 "alertmanager_smtp_auth_username": "mailer",
