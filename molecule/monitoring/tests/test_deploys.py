@@ -112,8 +112,9 @@ def test_a_deploy_that_fails_is_told_once(hosts, watch, quiet, version, said):
     assert silences(watch) == [], "a silence is left"
 
 
-def test_the_silence_of_a_run_that_is_killed_ends_by_itself(hosts, watch, alerting, tmp_path):
-    app, seconds, log = hosts.app, 90, tmp_path / "log"
+@pytest.mark.parametrize("ended_by", ["itself", "the next run"])
+def test_the_silence_of_a_run_that_is_killed_ends(hosts, watch, alerting, tmp_path, ended_by):
+    app, seconds, log = hosts.app, 90 if ended_by == "itself" else 1200, tmp_path / "log"
     app.hold("watch")
     process = app.start(
         "deploy.yml", log, "--tags", "release", shiftmaster_version="2.1.0", notify_silence_seconds=seconds
@@ -124,7 +125,8 @@ def test_the_silence_of_a_run_that_is_killed_ends_by_itself(hosts, watch, alerti
         active, now = silences(watch), watch.shell("date -u +%FT%TZ")
         assert active, "the run has silenced nothing"
         assert all(proofs.iso(time.time()) < one["endsAt"] <= proofs.iso(time.time() + seconds) for one in active), now
-        wait_for(lambda: not silences(watch), seconds + 10, "the end of the silence")
+        if ended_by == "itself":
+            wait_for(lambda: not silences(watch), seconds + 10, "the end of the silence")
     finally:
         app.let_go()
         run = app.deploy("2.0.0")
