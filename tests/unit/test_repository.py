@@ -286,6 +286,18 @@ def registers(tasks) -> list:
     return found
 
 
+CONSTANTS = {name for path in files("roles/*/vars/*.yml") for name in load(path) or {}}
+
+
+def facts(tasks) -> set:
+    found = set()
+    for task in tasks or []:
+        found |= set(task.get("ansible.builtin.set_fact", {})) - {"cacheable"}
+        for part in ("block", "rescue", "always"):
+            found |= facts(task.get(part))
+    return found
+
+
 @pytest.mark.parametrize(
     "path", files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml", "playbooks/tasks/*.yml"), ids=str
 )
@@ -293,6 +305,15 @@ def test_no_result_is_lost_under_another_of_the_same_name(path):
     """A task that is skipped registers, too: that it was skipped."""
     found = registers(load(path))
     assert sorted(set(found)) == sorted(found)
+
+
+@pytest.mark.parametrize(
+    "path", files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml", "playbooks/tasks/*.yml"), ids=str
+)
+def test_nothing_a_run_notes_hides_a_variable_of_a_role(path):
+    """A fact comes before a role's variables, in each later task: the role would read it in their place."""
+    tasks = load(path)
+    assert (facts(tasks) | set(registers(tasks))) & CONSTANTS == set()
 
 
 @pytest.mark.parametrize(
