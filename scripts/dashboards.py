@@ -664,7 +664,9 @@ RESPONSES = "django_http_responses_total_by_status_view_method_total"
 # What users get is what nginx answers: with the application down it counts the 502, the application nothing.
 EDGE = f'job="mtail",site="edge",{ENV}'
 QUEUE_LENGTH = f"max by (env, queue) (shiftmaster_celery_queue_length{{{ENV}}})"
-CERTIFICATE_DAYS = f"(min by (env, instance) (probe_ssl_earliest_cert_expiry{{{ENV}}}) - time()) / 86400"
+CERTIFICATE_DAYS = (
+    f'(min by (env, instance) (probe_ssl_earliest_cert_expiry{{job="blackbox-http",{ENV}}}) - time()) / 86400'
+)
 RESTORE_AGE = f"time() - max by (env) (shiftmaster_restore_test_last_success_timestamp_seconds{{{ENV}}})"
 # Nobody needs to know of a share of nothing: without a request it is 0, not "no data".
 NOT_ZERO = "clamp_min({}, 0.000001)"
@@ -1371,6 +1373,20 @@ HOST_BOARD = Dashboard(
             "short",
             Query(f"node_netstat_Tcp_CurrEstab{{{HOST}}}", "{{instance}} 確立"),
             Query(f"node_sockstat_TCP_tw{{{HOST}}}", "{{instance}} 終了待ち"),
+        ),
+        stat(
+            56,
+            "内部証明書の残り日数",
+            "ホスト間の通信に使う証明書。残り 30 日を切ると deploy.yml の実行で更新される。 / "
+            "Days until the certificate by which hosts speak with one another ends; runs renew it.",
+            "d",
+            Query(
+                f'(min by (instance) (probe_ssl_earliest_cert_expiry{{job="blackbox-tls",{HOST}}}) - time()) / 86400',
+                "{{instance}}",
+            ),
+            decimals=0,
+            steps=thresholds((7, ORANGE), (28, GREEN), base=RED),
+            width=12,
         ),
         row(60, "systemd"),
         table(
@@ -2959,6 +2975,7 @@ WATCHED: dict[str, dict[int, str]] = {
         52: "TCPRetransmits",
         53: "NetworkDrops",
         54: "PacketLoss HostDown",
+        56: "HostCertificateExpiresSoon HostCertificateNearlyExpired",
         61: "UnitFailed",
     },
     "application": {

@@ -199,7 +199,7 @@ def two_hundred(tmp_path_factory):
 
 def test_two_hundred_hosts_are_targets_of_their_own(two_hundred):
     counts = {job["name"]: len(job["targets"]) for job in two_hundred["prometheus_jobs"]}
-    assert counts["node"] == counts["blackbox-icmp"] == 200
+    assert counts["node"] == counts["blackbox-icmp"] == counts["blackbox-tls"] == 200
     assert counts["shiftmaster"] == 198 and counts["mtail"] == counts["nginx"] == 199
     assert counts["postgres"] == counts["redis"] == counts["prometheus"] == counts["blackbox-http"] == 1
     for job in two_hundred["prometheus_jobs"]:

@@ -253,7 +253,7 @@ def test_an_argument_reaches_the_program_as_it_is():
 
 def test_probes_follow_no_redirect_and_verify():
     modules = yaml.safe_load(render("blackbox.yml.j2", "blackbox", exporter_blackbox_ca_file="/ca.crt"))["modules"]
-    assert set(modules) == {"http", "tcp", "tls", "icmp"}
+    assert set(modules) == {"http", "tcp", "tls", "certificate", "icmp"}
     assert modules["http"]["http"]["follow_redirects"] is False
     assert modules["http"]["http"]["tls_config"] == {"ca_file": "/ca.crt"}
     assert "valid_status_codes" not in modules["http"]["http"], "2xx is what it takes without them"

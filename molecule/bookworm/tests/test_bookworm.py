@@ -61,13 +61,17 @@ def up(operations) -> dict:
 def test_every_target_is_up_on_the_loopback(operations):
     # What Debian 12's exporters know no password for is left out.
     jobs = {
-        "shiftmaster", "postgres", "node", "mtail", "blackbox-http", "blackbox-icmp", "blackbox", "prometheus",
-        "alertmanager",
+        "shiftmaster", "postgres", "node", "mtail", "blackbox-http", "blackbox-icmp", "blackbox-tls", "blackbox",
+        "prometheus", "alertmanager",
     }  # fmt: skip
     wait_for(lambda: set(up(operations)) == jobs, 120, "all jobs")
     wait_for(lambda: 0 not in up(operations).values(), 120, f"all targets up: {up(operations)}")
     probes = ask(operations, "query?query=probe_success")["result"]
-    assert {one["metric"]["job"]: one["value"][1] for one in probes} == {"blackbox-http": "1", "blackbox-icmp": "1"}
+    assert {one["metric"]["job"]: one["value"][1] for one in probes} == {
+        "blackbox-http": "1",
+        "blackbox-icmp": "1",
+        "blackbox-tls": "1",
+    }
 
 
 def test_rules_are_evaluated(operations):

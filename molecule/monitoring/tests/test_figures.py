@@ -128,8 +128,8 @@ def without_series(used, asked: dict) -> set:
 def test_every_target_is_up(watch):
     jobs = {one["metric"]["job"] for one in watch.query("up")}
     assert jobs >= {
-        "shiftmaster", "postgres", "node", "redis", "nginx", "mtail", "blackbox-http", "blackbox-icmp", "blackbox",
-        "prometheus", "alertmanager",
+        "shiftmaster", "postgres", "node", "redis", "nginx", "mtail", "blackbox-http", "blackbox-icmp",
+        "blackbox-tls", "blackbox", "prometheus", "alertmanager",
     }  # fmt: skip
     assert watch.query("up == 0") == [] and watch.query("probe_success == 0") == []
     assert {one["metric"]["instance"] for one in watch.query("up{job='node'}")} == {
