@@ -234,6 +234,20 @@ def test_the_page_is_known_by_the_only_host_that_answers_it(site, demo):
     assert instances(demo["mon1"], "blackbox-http") == ["shift.example.test"]
 
 
+def test_a_new_password_for_scrapes_is_valid_beside_the_old_one(tmp_path):
+    (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database monitoring".split()))
+    old, asked = {"name": "prometheus", "password": "old"}, ("exporter_users", "nginx_metrics_users")
+    found = wiring(
+        str(tmp_path / "hosts"), asked=(*asked, "prometheus_web_users", "prometheus_jobs"),
+        monitoring_scrape_user="prometheus-2", vault_monitoring_scrape_password="new",
+        monitoring_scrape_users_previous=[old], shiftmaster_domain="shift.example.test",
+    )  # fmt: skip
+    for values in found.values():
+        both = [{"name": "prometheus-2", "password": "new"}, old]
+        assert values["exporter_users"] == values["nginx_metrics_users"] == values["prometheus_web_users"][1:] == both
+        assert {job["user"] for job in values["prometheus_jobs"]} == {"prometheus-2"}
+
+
 def test_grafana_is_asked_where_there_is_one(site, demo):
     assert instances(site["mon1"], "grafana") == ["mon1", "mon2"] and instances(demo["mon1"], "grafana") == []
 

@@ -82,6 +82,31 @@ def test_figures_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, 
     assert silences(watch) == [], "a silence is left"
 
 
+def test_a_new_password_for_scrapes_tells_nobody(hosts, watch, quiet):
+    """What is asked takes both until Prometheus has the new one, at the end of a run; no scrape fails meanwhile."""
+    alerting, known = quiet
+    began, since = time.monotonic(), alerting.now()
+    old = {"name": "prometheus", "password": watch.secret("scrape")}
+    new = {"name": "prometheus-2", "password": "n" * 32}
+    for use, previous in ((new, [old]), (old, [new]), (old, [])):
+        run = hosts.app.run(
+            "deploy.yml", shiftmaster_version="2.0.0", monitoring_scrape_user=use["name"],
+            vault_monitoring_scrape_password=use["password"], monitoring_scrape_users_previous=previous,
+        )  # fmt: skip
+        assert run.code == 0, run.output[-4000:]
+        for one in (old, new):
+            said = watch.shell(
+                "curl -skS -m 10 -o /dev/null -w '%{http_code}' -K - https://172.30.78.10:9100/metrics",
+                stdin=f'user = "{one["name"]}:{one["password"]}"\n',
+            )
+            assert said == ("200" if one in [use, *previous] else "401"), (use, previous, one)
+    time.sleep(60)
+    seconds = time.monotonic() - began
+    # Exporters have no other reason to fail.
+    assert watch.query(f"min_over_time(up[{seconds:.0f}s]) == 0") == []
+    assert told(alerting, since, known) == []
+
+
 # With and without users who meet it: the first is noticed by its health check, the second when pages are asked for.
 @pytest.mark.parametrize(("version", "said"), [("broken-health", "failed"), ("broken-template", "broke under traffic")])
 def test_a_deploy_that_fails_is_told_once(hosts, watch, quiet, version, said):
