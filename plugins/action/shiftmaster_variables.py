@@ -4,7 +4,9 @@ Runs on the controller only. Options:
 
     roles       names of roles, whose meta/argument_specs.yml say what is expected and whose defaults fill in
     roles_here  those of them whose values are checked, too (all)
-    known       names that begin like a role's and are no role's option (the wiring's own)
+    known       names that begin like a role's and are no role's option; those of group_vars/all, beside the roles, are
+                known without it
+    wiring      how names begin that only group_vars/all has
     required    [{name, hint}]: variables that must be set and not empty
     choices     [{name, value, choices}]: what people type with a run
 
@@ -14,6 +16,7 @@ Returns problems, a list of sentences; never a value, since it may be a secret.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 import yaml
@@ -70,7 +73,10 @@ class ActionModule(ActionBase):
             defaults[role] = dict(
                 load(roles_path / role / "defaults/main.yml") or {}, **load(roles_path / role / "vars/main.yml") or {}
             )
-        prefixes = tuple("%s_" % role for role in arguments["roles"])
+        for path in (roles_path.parent / "group_vars/all").glob("*.yml"):
+            # Names alone: what they hold may be encrypted.
+            expected.update(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE))
+        prefixes = tuple("%s_" % begin for begin in arguments["roles"] + (arguments.get("wiring") or []))
         problems += unknown_names(task_vars, expected, prefixes)
 
         templar = self._templar.copy_with_new_env(available_variables=task_vars)

@@ -234,6 +234,20 @@ def test_the_page_is_known_by_the_only_host_that_answers_it(site, demo):
     assert instances(demo["mon1"], "blackbox-http") == ["shift.example.test"]
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"monitoring_container_hosts": ["one", "tow"]}, "monitoring_container_hosts: no host is called tow"),
+        ({"monitoring_alerts_left_out": ["BackupMissing", "BackupMisses"]}, "no alert is called BackupMisses"),
+        ({"monitoring_container_hosts": ["one"], "monitoring_alerts_left_out": ["BackupMissing"]}, None),
+    ],
+)
+def test_hosts_and_alerts_that_there_are_not(tmp_path, given, sentence):
+    (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database monitoring".split()))
+    (problems,) = wiring(str(tmp_path / "hosts"), asked=("fleet_problems",), **given).values()
+    assert [sentence in one for one in problems["fleet_problems"]] == ([True] if sentence else [])
+
+
 def test_a_new_password_for_scrapes_is_valid_beside_the_old_one(tmp_path):
     (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database monitoring".split()))
     old, asked = {"name": "prometheus", "password": "old"}, ("exporter_users", "nginx_metrics_users")

@@ -20,6 +20,7 @@ PLAY = """
         roles: [shiftmaster]
         roles_here: "{{ here | default(['shiftmaster']) }}"
         known: [shiftmaster_known]
+        wiring: [monitoring]
         required: "{{ needed | default([]) }}"
         choices: "{{ chosen | default([]) }}"
       register: found
@@ -73,6 +74,16 @@ def test_everything_wrong_is_said_at_once(problems):
     assert "variable vault_x is not set: openssl rand -hex 24" in text
     assert "schema=drop is none of: keep, reverse" in text
     assert len(found) == 5, found
+
+
+def test_names_of_the_wiring_are_those_of_group_vars_all(problems, tmp_path):
+    (tmp_path / "group_vars/all").mkdir(parents=True)
+    (tmp_path / "group_vars/all/monitoring.yml").write_text("---\nmonitoring_container_hosts: []\nshiftmaster_git: x\n")
+    given = {"monitoring_container_hosts": ["a"], "logging_own": 1, "shiftmaster_git": "y"}
+    assert problems(**given) == []
+    assert problems(**given, monitoring_container_host=["a"]) == [
+        "there is no variable monitoring_container_host (did you mean monitoring_container_hosts?)"
+    ]
 
 
 def test_an_empty_secret_is_not_set(problems):
