@@ -223,6 +223,10 @@ def problems(**variables):
         {"alertmanager_email_to": ["当直 <oncall@hospital.example>", "a.b+c@mail.example.jp"]},
         {"alertmanager_http_proxy": "http://user:word@proxy.example.com:3128/"},
         {"alertmanager_external_url": "https://mon1.example.com:9093", "alertmanager_grafana_url": "https://mon1:3000"},
+        {
+            "alertmanager_routes": [{"matchers": ['a="b"'], "receiver": "当直"}, {"receiver": "warning"}],
+            "alertmanager_receivers": [{"name": "当直", "webhook_configs": []}],
+        },
     ],
 )
 def test_good_inputs_have_no_problem(variables):
@@ -253,6 +257,9 @@ def test_good_inputs_have_no_problem(variables):
         ({"alertmanager_external_url": "mon1.example.com:9093"}, "alertmanager_external_url"),
         ({"alertmanager_runbook_url_base": "git.example.com"}, "alertmanager_runbook_url_base"),
         ({"alertmanager_grafana_url": "mon1:3000"}, "alertmanager_grafana_url"),
+        # In check mode amtool's word is a warning only.
+        ({"alertmanager_routes": [{"routes": [{"receiver": "lab"}], "receiver": "info"}]}, "there is no receiver lab"),
+        ({"alertmanager_routes": [{"receiver": "deadman"}]}, "there is no receiver deadman"),
     ],
 )
 def test_each_problem_is_named_alone_and_says_no_secret(variables, said):
