@@ -75,6 +75,8 @@ def test_good_values_are_not_complained_of(tmp_path):
         ("elasticsearch_keep_days", 0, "is less than 1"),
         ("elasticsearch_heap_mb", 100, "it needs 256 at least"),
         ("elasticsearch_settings", {"node.rolls": ["data"]}, "elasticsearch.yml: there is no option node.rolls"),
+        ("elasticsearch_datasets", ["shiftmaster.app"], "shiftmaster.redis is sent here, and is neither in"),
+        ("logging_version", "latest", 'logging_version is three numbers such as 9.2.1, not "latest"'),
         ("logstash_settings", {"pipeline.batchsize": 3}, "logstash.yml: there is no option pipeline.batchsize"),
         ("kibana_settings", {"server.pot": 3}, "kibana.yml: there is no option server.pot"),
         ("filebeat_settings", {"filebeat.prospectors": []}, "filebeat.inputs"),
