@@ -74,6 +74,35 @@ def render(template, **variables):
     return templar(**variables).template(trust_as_template(text))
 
 
+def problems(**variables):
+    return templar(**{**GIVEN, **variables}).template(trust_as_template("{{ __grafana_problems }}"))
+
+
+def test_good_inputs_have_no_problem():
+    assert problems(grafana_data_sources=[SOURCE], grafana_users=[{"login": "nurse", "password": "of-the-nurse"}]) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"grafana_apt_key": ""}, "Grafana is not part of Debian"),
+        ({"grafana_admin_password": "short"}, "(vault_grafana_admin_password)"),
+        ({"grafana_secret_key": "0123456789abcdef012"}, "(vault_grafana_secret_key)"),
+        ({"grafana_metrics_password": ""}, "grafana_metrics_password is empty"),
+        ({"grafana_users": [{"login": "admin", "password": "long-enough"}]}, "there is more than one admin"),
+        ({"grafana_users": [{"login": "nurse", "password": "seven77"}]}, "the password of nurse"),
+        ({"grafana_data_sources": [SOURCE, SOURCE]}, "uid prometheus is there twice"),
+        ({"grafana_data_sources": [{**SOURCE, "uid": "a b"}]}, "uid a b is there twice, or not of"),
+        ({"grafana_dashboards_folder": "/nowhere"}, "/nowhere holds no dashboards"),
+        ({"grafana_home_dashboard": "none"}, "no dashboard with the uid none"),
+    ],
+)
+def test_each_problem_is_named_alone_and_says_no_secret(variables, said):
+    found = problems(**variables)
+    assert len(found) == 1 and said in found[0], found
+    assert not any(secret in found[0] for secret in ("short", "0123456789", "long-enough", "seven77"))
+
+
 def ini(**variables):
     # As Grafana reads it: of two sections or names the later wins.
     parser = configparser.ConfigParser(interpolation=None, strict=False)

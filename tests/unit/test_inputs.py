@@ -72,6 +72,11 @@ def test_good_values_are_not_complained_of(tmp_path):
         ("alertmanager_smtp_auth_username", "alone", "is set without a password (vault_alertmanager_smtp_password)"),
         ("prometheus_retention_days", 0, "prometheus_retention_days"),
         ("monitoring_scrape_users_previous", [{"name": "prometheus", "password": "old"}], "names a user twice"),
+        (
+            "grafana_apt_url",
+            "https://mirror.example.net/grafana",
+            "(vault_grafana_secret_key) has less than 20 characters",
+        ),
         ("elasticsearch_keep_days", 0, "is less than 1"),
         ("elasticsearch_heap_mb", 100, "it needs 256 at least"),
         ("elasticsearch_settings", {"node.rolls": ["data"]}, "elasticsearch.yml: there is no option node.rolls"),
