@@ -3064,7 +3064,8 @@ def main() -> int:
         return 0
     check = "--check" in sys.argv[1:]
     wanted = {board.path: text_of(board) for board in DASHBOARDS}
-    found = {path: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
+    # Others are the site's.
+    found = {path: path.read_text(encoding="utf-8") for path in FOLDER.glob("shiftmaster-*.json")}
     outdated = sorted(path for path in {*wanted, *found} if wanted.get(path) != found.get(path))
     if not check:
         FOLDER.mkdir(parents=True, exist_ok=True)
