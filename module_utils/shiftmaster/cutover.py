@@ -25,6 +25,7 @@ import time
 from typing import Optional
 
 from . import celery_driver, points, probe, releases, units
+from .ecs import as_lines
 from .layout import COLOURS, Layout
 from .releasecode import Driver, ReleaseCode, ReleaseCodeError, tail
 from .state import State, audit
@@ -59,7 +60,7 @@ class Cutover:
     user, celery_application ("" without Celery), beat (whether this host runs beat), fleet (whether other hosts work
     on the same queues: then what fails here gives only its traffic back, and put_back() follows), health_path,
     health_host, gate_attempts, gate_delay_seconds, gate_timeout_seconds, worker_gate_seconds, drain_grace_seconds,
-    drain_limit_seconds, worker_stop_seconds, hooks, error_log, run_id, who.
+    drain_limit_seconds, worker_stop_seconds, hooks, logs (the application's), run_id, who.
     """
 
     def __init__(self, layout: Layout, state: State, options: dict):
@@ -641,8 +642,8 @@ class Cutover:
         self._close_driver()
 
     def note_log(self) -> None:
-        """Count the application's log from here on as evidence."""
-        self._log_offset = _size(self.options["error_log"])
+        """Count the application's logs from here on as evidence."""
+        self._log_offsets = {path: _size(path) for path in self.options["logs"]}
 
     def worker_problem(self) -> str:
         """Return the sentence of a worker that answers no ping during the watch, "" where all is well."""
@@ -656,15 +657,17 @@ class Cutover:
         return "" if alive else "the worker %s answers no ping" % worker
 
     def evidence(self, colour: str) -> str:
-        """Return what the application's log and its unit say about this run, the causes first."""
+        """Return what the application's logs and its unit say about this run, the causes first."""
         name = unit("web", colour)
-        written = _read_from(self.options["error_log"], getattr(self, "_log_offset", None))
+        offsets = getattr(self, "_log_offsets", {})
+        written = "".join(as_lines(_read_from(path, offsets.get(path))) for path in self.options["logs"])
         parts = ["cause: %s" % cause for cause in causes(written)]
         parts += [tail(written, 8), units.journal(name, 4), self._see(name)]
         return "\n".join(part for part in parts if part)
 
     def _see(self, name: str) -> str:
-        return "\nThe whole of it: %s and `journalctl -u %s`." % (self.options["error_log"], name)
+        logs = [path for path in self.options["logs"] if _size(path)] or self.options["logs"][:1]
+        return "\nThe whole of it: %s and `journalctl -u %s`." % (", ".join(logs), name)
 
 
 def causes(text: str, most: int = 3) -> list:

@@ -263,7 +263,7 @@ def rights(setting) -> dict:
     return {"obstacles": [one for one in found if one], "checked": len(wanted)}
 
 
-_OWN_LOGS = ("error.log", "celery.log", "celery-beat.log")
+_OWN_LOGS = ("error.log", "app.log", "celery.log", "celery-beat.log")
 
 
 def _existing(paths) -> list:

@@ -14,6 +14,7 @@ import time
 from typing import Optional
 
 from .diagnose_engine import Absent
+from .ecs import as_lines
 
 _TAIL = 256 * 1024
 # How much of a log is read where it was rotated since, and how much of a packed file.
@@ -177,25 +178,38 @@ def since_then(path: str, since: float) -> tuple:
     return text, (began is not None and began <= since) or (whole and not older)
 
 
+def complaints(path: str, since: float) -> dict:
+    """Return what one log complains about."""
+    try:
+        status = os.stat(path)
+        text, reached = since_then(path, since)
+    except (OSError, EOFError) as error:
+        return {"path": path, "error": str(error), "reached": False, "problems": []}
+    return {
+        "path": path,
+        "bytes": status.st_size,
+        "changed": status.st_mtime,
+        "reached": reached,
+        "problems": problems(as_lines(text), since),
+    }
+
+
+def together(found: list, limit: int = 8) -> dict:
+    """Return several logs of one part as one, called by that which complained last."""
+    ordered = sorted(found, key=lambda one: -max((problem["last"] for problem in one["problems"]), default=0))
+    merged = sorted((problem for one in found for problem in one["problems"]), key=lambda problem: -problem["last"])
+    joined = dict(ordered[0], reached=all(one["reached"] for one in found), problems=merged[:limit])
+    errors = [one["error"] for one in found if "error" in one]
+    return dict(joined, error=errors[0]) if errors else joined
+
+
 def logs(setting) -> dict:
     """What the logs of the last hours complain about."""
     since, found = time.time() - setting.hours * 3600, {}
-    for name, pattern in setting.logs.items():
-        path = newest(pattern)
-        if path is None:
-            continue
-        try:
-            status = os.stat(path)
-            text, reached = since_then(path, since)
-            found[name] = {
-                "path": path,
-                "bytes": status.st_size,
-                "changed": status.st_mtime,
-                "reached": reached,
-                "problems": problems(text, since),
-            }
-        except (OSError, EOFError) as error:
-            found[name] = {"path": path, "error": str(error), "reached": False, "problems": []}
+    for name, patterns in setting.logs.items():
+        paths = [newest(pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+        if any(paths):
+            found[name] = together([complaints(path, since) for path in paths if path])
     return {"files": found, "hours": setting.hours}
 
 

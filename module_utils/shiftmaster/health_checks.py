@@ -703,7 +703,8 @@ class Kind(NamedTuple):
     log: str = ""
 
 
-_APP_LOG = "/var/log/shiftmaster/error.log"
+# What the server says of itself, and, where the application writes JSON, its own lines.
+_APP_LOG = "/var/log/shiftmaster/*.log"
 KINDS = {
     "http": Kind(check_http, 10, None, None, "shiftmaster", _APP_LOG),
     "deep_health": Kind(check_deep_health, 10, None, None, "shiftmaster", _APP_LOG),

@@ -149,3 +149,22 @@ def test_a_worker_that_had_failed_is_forgotten_when_the_other_colour_takes_over(
     engine._pass_tasks("one", "blue", "one", "green")
     assert ("reset-failed", "shiftmaster-worker@blue.service") in done
     assert not any("--no-block" in words for words in done)
+
+
+def test_the_cause_is_found_where_the_application_writes_json(tmp_path, monkeypatch):
+    monkeypatch.setattr(cutover.units, "journal", lambda *_arguments: "")
+    error, own = tmp_path / "error.log", tmp_path / "app.log"
+    engine = cutover.Cutover.__new__(cutover.Cutover)
+    engine.options = {"logs": [str(error), str(own)]}
+    error.write_text("[INFO] before\n")
+    engine.note_log()
+    event = {
+        "@timestamp": "2026-01-01T12:00:00.000Z", "log": {"level": "ERROR", "logger": "django.request"},
+        "message": "Internal Server Error: /", "error": {"stack_trace": "Traceback:\nValueError: no such shift"},
+    }  # fmt: skip
+    own.write_text(json.dumps(event, separators=(",", ":")) + "\n")
+    said = engine.evidence("blue")
+    assert said.startswith("cause: ValueError: no such shift\n") and "before" not in said
+    assert f"{error}, {own} and `journalctl" in said
+    own.unlink()
+    assert "app.log" not in engine.evidence("blue")

@@ -1272,3 +1272,39 @@ def test_backups_are_what_their_manifests_say():
     ]
     assert found["proven_hours_ago"] == 21.3
     assert upkeep.parse_backups([], now) == {"parts": [], "proven_hours_ago": None}
+
+
+def ecs_line(at, level="ERROR", message="Internal Server Error: /shifts/", **more):
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(at))
+    event = {"@timestamp": stamp, "log": {"level": level, "logger": "django.request"}, "message": message, **more}
+    return json.dumps(event, separators=(",", ":")) + "\n"
+
+
+TRACE = (
+    'Traceback (most recent call last):\n  File "/x/views.py", line 9, in shifts\n    Shift.objects.get()\n'
+    "django.db.utils.ProgrammingError: relation does not exist"
+)
+
+
+def test_an_exception_is_found_in_lines_of_the_schema(tmp_path):
+    """Where logs are collected, error.log has what gunicorn says alone."""
+    now = time.time()
+    (tmp_path / "error.log").write_text(line_of(now - 300, "[INFO] Booting worker"))
+    (tmp_path / "app.log").write_text(
+        ecs_line(now - 200, "INFO", "said ERROR before") + '{"@timestamp":"torn\n{"@timestamp":1}\n'
+        + ecs_line(now - 100, error={"stack_trace": TRACE}) + ecs_line(now - 50, error={"stack_trace": TRACE})
+    )  # fmt: skip
+    setting = Setting({"hours": 14, "log_dir": str(tmp_path), "app_root": str(tmp_path)})
+    setting.logs = {"application": setting.logs["application"]}
+    found = logs.logs(setting)["files"]["application"]
+    (problem,) = found["problems"]
+    assert problem["exception"] == "django.db.utils.ProgrammingError: relation does not exist" and problem["count"] == 2
+    assert problem["where"] == 'File "/x/views.py", line 9, in shifts' and abs(problem["last"] - (now - 50)) < 1.1
+    assert problem["text"].endswith("[ERROR] django.request: Internal Server Error: /shifts/")
+    assert found["path"] == str(tmp_path / "app.log") and found["reached"]
+    (tmp_path / "error.log").write_text(line_of(now - 10))
+    found = logs.logs(setting)["files"]["application"]
+    assert found["path"] == str(tmp_path / "error.log") and [one["count"] for one in found["problems"]] == [1, 2]
+    (tmp_path / "app.log").unlink()
+    (tmp_path / "app.log").mkdir()
+    assert [one["count"] for one in logs.logs(setting)["files"]["application"]["problems"]] == [1]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible.module_utils.shiftmaster import diagnose_logs, ecs
 
 pytest.importorskip("django", reason="Django is not installed; the step `package` runs these tests")
 pytest.importorskip("gunicorn", reason="gunicorn is not installed; the step `package` runs these tests")
@@ -196,6 +197,9 @@ def test_an_exception_is_whole_and_masked(project):
     trace = event["error"]["stack_trace"]
     assert "The above exception was the direct cause" in trace and "KeyError: '[mail]'" in trace
     assert "abcdef" not in (project.folder / "app.log").read_text().replace("abcdef0", "")
+    # As the diagnosis and a deploy that fails read it.
+    (problem,) = diagnose_logs.problems(ecs.as_lines((project.folder / "app.log").read_text()), time.time() - 60)
+    assert problem["exception"] == "ValueError: token=[secret]" and "project.views" in problem["text"], problem
 
 
 WALL = """
