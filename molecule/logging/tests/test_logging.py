@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from support import APP, PASSWORD, ROOT, SCENARIO_HOME, Operations, wait_for
+from support import APP, PASSWORD, ROOT, SCENARIO_HOME, Operations, load, wait_for
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 LOGS = "/var/log/shiftmaster"
@@ -196,6 +196,16 @@ def test_the_watch_writes_what_the_alerts_ask_for(app):
     found = set(re.findall(r"(?m)^(shiftmaster_\w+)(?: |\{)", text))
     assert len(wanted) >= 10 and wanted - found == set()
     assert "shiftmaster_log_canary_success 1\n" in text
+
+
+@pytest.mark.whole
+def test_a_version_that_breaks_under_traffic_is_told_with_its_cause(app):
+    """By its lines of JSON: gunicorn's own log has none of it."""
+    with load(app, "--clients", "8", "--think-seconds", "0.3", seconds=400):
+        run = app.deploy("broken-template", shiftmaster_watch_seconds=20)
+    assert run.code == 2 and run.says("broke under traffic", f"{LOGS}/app.log"), run.output
+    assert run.says("cause: django.template.exceptions.TemplateDoesNotExist: roster/_calendar.html"), run.output
+    assert app.serves(60) == "2.0.0"
 
 
 @pytest.mark.whole
