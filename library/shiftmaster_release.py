@@ -493,7 +493,8 @@ class Operation:
                 "drain_limit_seconds": params["drain_limit_seconds"],
                 "worker_stop_seconds": params["worker_stop_seconds"],
                 "hooks": params["hooks"],
-                "logs": [os.path.join(params["log_folder"], name) for name in ("error.log", "app.log")],
+                "logs": [os.path.join(params["log_folder"], name) for name in ("error.log", "app.log")]
+                + [os.path.join(self.layout.shared, "logs", "*.log")],
                 "run_id": params["run_id"],
                 "who": params["who"],
             },

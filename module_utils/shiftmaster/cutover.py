@@ -17,6 +17,7 @@ a killed run or a reboot left:
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -60,7 +61,8 @@ class Cutover:
     user, celery_application ("" without Celery), beat (whether this host runs beat), fleet (whether other hosts work
     on the same queues: then what fails here gives only its traffic back, and put_back() follows), health_path,
     health_host, gate_attempts, gate_delay_seconds, gate_timeout_seconds, worker_gate_seconds, drain_grace_seconds,
-    drain_limit_seconds, worker_stop_seconds, hooks, logs (the application's), run_id, who.
+    drain_limit_seconds, worker_stop_seconds, hooks, logs (patterns of the
+    application's), run_id, who.
     """
 
     def __init__(self, layout: Layout, state: State, options: dict):
@@ -643,7 +645,12 @@ class Cutover:
 
     def note_log(self) -> None:
         """Count the application's logs from here on as evidence."""
-        self._log_offsets = {path: _size(path) for path in self.options["logs"]}
+        self._log_offsets = {path: _size(path) for path in self._logs()}
+
+    def _logs(self) -> list:
+        """Return the application's logs that have something to say."""
+        paths = [path for pattern in self.options["logs"] for path in sorted(glob.glob(pattern))]
+        return [path for path in paths if _size(path)]
 
     def worker_problem(self) -> str:
         """Return the sentence of a worker that answers no ping during the watch, "" where all is well."""
@@ -660,14 +667,16 @@ class Cutover:
         """Return what the application's logs and its unit say about this run, the causes first."""
         name = unit("web", colour)
         offsets = getattr(self, "_log_offsets", {})
-        written = "".join(as_lines(_read_from(path, offsets.get(path))) for path in self.options["logs"])
+        written = "".join(as_lines(_read_from(path, offsets.get(path))) for path in self._logs())
         parts = ["cause: %s" % cause for cause in causes(written)]
         parts += [tail(written, 8), units.journal(name, 4), self._see(name)]
         return "\n".join(part for part in parts if part)
 
     def _see(self, name: str) -> str:
-        logs = [path for path in self.options["logs"] if _size(path)] or self.options["logs"][:1]
-        return "\nThe whole of it: %s and `journalctl -u %s`." % (", ".join(logs), name)
+        return "\nThe whole of it: %s and `journalctl -u %s`." % (
+            ", ".join(self._logs() or self.options["logs"][:1]),
+            name,
+        )
 
 
 def causes(text: str, most: int = 3) -> list:

@@ -32,12 +32,9 @@ def tail(path: str, limit: int = _TAIL) -> str:
 
 
 # When a line was written. An epoch's zone is known; of the others it is the host's, where they do not say UTC.
-_TIMES = (
-    (
-        re.compile(r"^(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(?: ?(Z|UTC|[+-]\d\d:?\d\d))?"),
-        None,
-    ),
-    (re.compile(r"^\[(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(?: ?(Z|UTC|[+-]\d\d:?\d\d))?"), None),
+# In brackets as gunicorn and Celery write it, behind the level as the published application does.
+_TIME = re.compile(
+    r"^(?:\[|[A-Z]{4,8} )?(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(?: ?(Z|UTC|[+-]\d\d:?\d\d))?"
 )
 _REDIS_TIME = re.compile(r"^\d+:\w (\d\d) (\w{3}) (\d{4}) (\d\d):(\d\d):(\d\d)")
 _MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
@@ -45,11 +42,9 @@ _MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 def moment(line: str) -> Optional[float]:
     """Return when a line was written, as an epoch; None where it does not begin with a time."""
-    for pattern, _none in _TIMES:
-        match = pattern.match(line)
-        if match:
-            parts = tuple(int(word) for word in match.groups()[:6])
-            return _epoch(parts, match[7])
+    match = _TIME.match(line)
+    if match:
+        return _epoch(tuple(int(word) for word in match.groups()[:6]), match[7])
     match = _REDIS_TIME.match(line)
     if match and match[2] in _MONTHS:
         parts = (int(match[3]), _MONTHS.index(match[2]) + 1, int(match[1]), int(match[4]), int(match[5]), int(match[6]))
@@ -77,7 +72,8 @@ _BAD = re.compile(
 )
 # The level as gunicorn and Django, Celery, nginx and PostgreSQL write it; where there is one, it alone decides.
 _LEVEL = re.compile(
-    r"\[(debug|info|notice|warn|warning|error|crit|critical|alert|emerg)\]"
+    r"^(debug|info|warning|error|critical) \d{4}-\d\d-\d\d "
+    r"|\[(debug|info|notice|warn|warning|error|crit|critical|alert|emerg)\]"
     r"|: (debug|info|warning|error|critical)/"
     r"|\] +(?:\S+ )?(log|statement|detail|hint|context|notice|warning|error|fatal|panic):  ",
     re.I,

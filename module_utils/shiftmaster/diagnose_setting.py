@@ -121,8 +121,9 @@ class Setting:
         self.prometheus = options.get("prometheus") or None
         self.access_log = options.get("access_log") or "/var/log/nginx/shiftmaster_access.log"
         self.logs = options.get("logs") or {
-            # What its server says, and what it says itself where its logs are collected.
-            "application": [os.path.join(self.log_dir, name) for name in ("error.log", "app.log")],
+            # What its server says, and what it says itself: where its logs are collected, and by its own settings.
+            "application": [os.path.join(self.log_dir, name) for name in ("error.log", "app.log")]
+            + [os.path.join(self.app_root, "shared", "logs", "*.log")],
             "celery": os.path.join(self.log_dir, "celery.log"),
             "beat": os.path.join(self.log_dir, "celery-beat.log"),
             "nginx": "/var/log/nginx/error.log",

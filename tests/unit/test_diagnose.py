@@ -1308,3 +1308,20 @@ def test_an_exception_is_found_in_lines_of_the_schema(tmp_path):
     (tmp_path / "app.log").unlink()
     (tmp_path / "app.log").mkdir()
     assert [one["count"] for one in logs.logs(setting)["files"]["application"]["problems"]] == [1]
+
+
+def test_an_exception_is_found_in_the_published_application_s_own_log(tmp_path):
+    now = time.time()
+    own = tmp_path / "shared/logs/django.log"
+    own.parent.mkdir(parents=True)
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now - 100))
+    own.write_text(
+        f"INFO {stamp},123 views 71 140 no ERROR at all\nERROR {stamp},124 log 71 140 Internal Server Error: /\n{TRACE}\n"
+        f"WARNING {stamp},125 log 71 140 Not Found: /nothing/\n"
+    )
+    setting = Setting({"hours": 1, "log_dir": str(tmp_path / "log"), "app_root": str(tmp_path)})
+    found = logs.logs(setting)["files"]["application"]
+    assert found["path"] == str(own) and found["reached"]
+    (problem,) = found["problems"]
+    assert problem["exception"].startswith("django.db.utils.ProgrammingError") and problem["count"] == 1
+    assert abs(problem["last"] - (now - 100)) < 1.1

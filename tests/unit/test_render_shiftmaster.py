@@ -165,7 +165,9 @@ def test_options_of_shiftmasterctl_are_those_of_the_module():
         render("cutover.json.j2", shiftmaster_hooks=[{"name": "x", "phase": "after_build", "command": "true"}])
     )
     assert found["worker_stop_seconds"] == 300 and found["hooks"][0]["name"] == "x"
-    assert found["logs"] == ["/var/log/shiftmaster/error.log", "/var/log/shiftmaster/app.log"]
+    assert found["logs"] == [
+        "/var/log/shiftmaster/error.log", "/var/log/shiftmaster/app.log", "/var/www/shiftmaster/shared/logs/*.log",
+    ]  # fmt: skip
 
 
 def batches(hosts, sizes, operation="deploy", in_play=None):
