@@ -321,7 +321,7 @@ def a_run_silences_what_it_causes_and_nothing_else(alerting: Alerting, silence, 
 REFUSED = {
     "a receiver that is not there": (
         {"alertmanager_routes": [{"matchers": ['team="lab"'], "receiver": "nobody"}]},
-        'undefined receiver "nobody"',
+        "alertmanager_routes: there is no receiver nobody in alertmanager_receivers",
     ),
     "a secret that is not there": (
         {"alertmanager_receivers": [{"name": "lab", "slack_configs": [{"api_url_file": "/etc/prometheus/absent"}]}]},
@@ -343,7 +343,10 @@ REFUSED = {
         },
         "--verify.receivers=critical-pagerduty,critical severity=critical service=application",
     ),
-    "a webhook that is none": ({"alertmanager_slack_api_url": "hooks"}, "alertmanager_slack_api_url is no URL"),
+    "a webhook that is none": (
+        {"alertmanager_slack_api_url": "hooks"},
+        "alertmanager_slack_api_url (vault_alertmanager_slack_url) is no URL",
+    ),
     # The tools find nothing wrong with it: only the running Alertmanager does.
     "an authority that is none": (
         {"alertmanager_http_ca_file": "/etc/hostname"},
