@@ -7,7 +7,8 @@ import json
 
 def as_lines(text: str) -> str:
     """Return a log: a line of the schema as `time [LEVEL] logger: message`, its traceback below; others as they are."""
-    return "".join(_as_line(line) for line in text.splitlines(keepends=True))
+    # Not splitlines(): a text may hold what Unicode calls the end of a line.
+    return "\n".join(_as_line(line) for line in text.split("\n"))
 
 
 def _as_line(line: str) -> str:
@@ -15,14 +16,9 @@ def _as_line(line: str) -> str:
         return line
     try:
         event = json.loads(line)
-        head = "%s [%s] %s: %s" % (
-            event["@timestamp"],
-            event["log"]["level"],
-            event["log"]["logger"],
-            event["message"],
-        )
-        trace = event.get("error", {}).get("stack_trace", "")
+        log, trace = event["log"], event.get("error", {}).get("stack_trace", "")
+        head = "%s [%s] %s: %s" % (event["@timestamp"], log["level"], log["logger"], event["message"])
     # Binary garbage may look like it, and a line may be cut off.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return line
-    return "\n".join([head] + ([trace] if trace else [])) + "\n"
+    return head + "\n" + trace if trace else head

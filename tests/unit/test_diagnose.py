@@ -1277,7 +1277,7 @@ def test_backups_are_what_their_manifests_say():
 def ecs_line(at, level="ERROR", message="Internal Server Error: /shifts/", **more):
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(at))
     event = {"@timestamp": stamp, "log": {"level": level, "logger": "django.request"}, "message": message, **more}
-    return json.dumps(event, separators=(",", ":")) + "\n"
+    return json.dumps(event, separators=(",", ":"), ensure_ascii=False) + "\n"
 
 
 TRACE = (
@@ -1291,7 +1291,8 @@ def test_an_exception_is_found_in_lines_of_the_schema(tmp_path):
     now = time.time()
     (tmp_path / "error.log").write_text(line_of(now - 300, "[INFO] Booting worker"))
     (tmp_path / "app.log").write_text(
-        ecs_line(now - 200, "INFO", "said ERROR before") + '{"@timestamp":"torn\n{"@timestamp":1}\n'
+        ecs_line(now - 200, "INFO", "said ERROR before") + ecs_line(now - 150, "INFO", "two\u2028lines\x85ERROR")
+        + '{"@timestamp":"torn\n{"@timestamp":1}\n'
         + ecs_line(now - 100, error={"stack_trace": TRACE}) + ecs_line(now - 50, error={"stack_trace": TRACE})
     )  # fmt: skip
     setting = Setting({"hours": 14, "log_dir": str(tmp_path), "app_root": str(tmp_path)})
