@@ -57,6 +57,17 @@ class Watch(Operations):
         for expression in expressions:
             wait_for(lambda asked=expression: self.query(asked), seconds, expression)
 
+    def settled(self) -> bool:
+        """Whether what has ended was told: Alertmanager tells an end at its next interval, in five minutes at the latest."""
+        fires = "ALERTS{alertstate='firing'}"
+        lately, now = ([one["metric"] for one in self.query(fires, since)] for since in (time.time() - 360, 0))
+        return all(one in now for one in lately)
+
+    @staticmethod
+    def seen_once(app) -> None:
+        """Series begin with what is seen first, also behind a reboot: test_deploys.py counts from here."""
+        app.shell(f"curl -skS -o /dev/null https://shift.example.test{ASKED}")
+
     def firing(self) -> set:
         alerts = json.loads(self.ask("https://localhost:9090/api/v1/alerts"))["data"]["alerts"]
         return {one["labels"]["alertname"] for one in alerts if one["state"] == "firing"}
@@ -76,8 +87,7 @@ def watch(hosts):
     """Prometheus, behind its first minute: everything that it asks for answers."""
     assert hosts.app.serves(60), "the application does not serve"
     hosts.app.manage("seed_demo")
-    # Series begin with what is seen first: test_deploys.py counts from here.
-    hosts.app.shell(f"curl -skS -o /dev/null https://shift.example.test{ASKED}")
+    hosts.watch.seen_once(hosts.app)
     mishaps.backups_as_if(hosts.app)
     wait_for(lambda: not hosts.watch.query("up == 0"), 180, "all targets up")
     return hosts.watch

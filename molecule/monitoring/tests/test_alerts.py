@@ -158,8 +158,9 @@ def test_a_database_is_down(hosts, alerting, capsys, host):
 def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> None:
     """Of a host that is switched off, in ten minutes; whatever it is about, and whichever host it names."""
     wait_for(
-        lambda: not [one for one in alerting.messages("", alerting.now() - 60) if one["receiver"] != "deadman"],
-        600, "the end of all messages",
+        lambda: watch.settled()
+        and not [one for one in alerting.messages("", alerting.now() - 60) if one["receiver"] != "deadman"],
+        900, "the end of all messages",
     )  # fmt: skip
     known, since = watch.firing(), alerting.now()
     # One that is only paused still answers pings, which the kernel does.
@@ -188,6 +189,7 @@ def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> 
 def test_the_host_with_everything_is_one_message_to_each_receiver(hosts, alerting, watch, capsys):
     one_message_to_each_receiver(alerting, watch, hosts.app, {"ExporterDown", "ShiftMasterDown"}, capsys)
     assert hosts.app.serves(120) == "2.0.0"
+    watch.seen_once(hosts.app)
 
 
 # --- faults that last: all at the same time --------------------------------------------------------------------------

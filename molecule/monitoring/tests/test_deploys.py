@@ -44,7 +44,7 @@ def silences(watch) -> list:
 @pytest.fixture
 def quiet(watch, alerting):
     """(alerting, what fires all the same), behind a minute without a message."""
-    wait_for(lambda: not told(alerting, alerting.now() - 60), 900, "the end of all messages")
+    wait_for(lambda: watch.settled() and not told(alerting, alerting.now() - 60), 900, "the end of all messages")
     return alerting, watch.firing()
 
 
