@@ -58,7 +58,7 @@ class Watch(Operations):
             wait_for(lambda asked=expression: self.query(asked), seconds, expression)
 
     def settled(self) -> bool:
-        """Whether what has ended was told: Alertmanager tells an end at its next interval, in five minutes at the latest."""
+        """Whether what has ended was told: Alertmanager tells an end at its next interval, within five minutes."""
         fires = "ALERTS{alertstate='firing'}"
         lately, now = ([one["metric"] for one in self.query(fires, since)] for since in (time.time() - 360, 0))
         return all(one in now for one in lately)
