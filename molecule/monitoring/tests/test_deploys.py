@@ -102,7 +102,7 @@ def test_a_new_password_for_scrapes_tells_nobody(hosts, watch, quiet):
             assert said == ("200" if one in [use, *previous] else "401"), (use, previous, one)
     time.sleep(60)
     # One scrape may come between Prometheus' new password and its new name, but no second one.
-    assert watch.query("max_over_time(up[25s]) == 0", since) == []
+    assert watch.query("max_over_time(up[35s]) == 0", since) == []
     assert told(alerting, since, known) == []
 
 
