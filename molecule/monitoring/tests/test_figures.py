@@ -54,7 +54,7 @@ def selectors(expression: str) -> set:
 UNDER_A_FAULT = re.compile(r'^ALERTS|^shiftmaster:outage:|status=~"5|err=~"OOM|wait_event_type="Lock"')
 
 # What nothing here has a part in: no host collects logs. What writes these figures is proven in the scenario `logging`.
-ELSEWHERE = re.compile(r"\bshiftmaster_(log_canary|filebeat|logstash|elasticsearch)_")
+ELSEWHERE = re.compile(r"\bshiftmaster_(log_canary_|filebeat_|logstash_|elasticsearch_|logging)")
 
 
 def of_yesterday() -> str:
