@@ -277,6 +277,9 @@ def test_inventory_is_topology_with_its_environment(folder):
     assert not (folder / "host_vars").exists()
 
 
+TASKS = files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml", "playbooks/tasks/*.yml")
+
+
 def registers(tasks) -> list:
     found = []
     for task in tasks or []:
@@ -298,18 +301,14 @@ def facts(tasks) -> set:
     return found
 
 
-@pytest.mark.parametrize(
-    "path", files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml", "playbooks/tasks/*.yml"), ids=str
-)
+@pytest.mark.parametrize("path", TASKS, ids=str)
 def test_no_result_is_lost_under_another_of_the_same_name(path):
     """A task that is skipped registers, too: that it was skipped."""
     found = registers(load(path))
     assert sorted(set(found)) == sorted(found)
 
 
-@pytest.mark.parametrize(
-    "path", files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml", "playbooks/tasks/*.yml"), ids=str
-)
+@pytest.mark.parametrize("path", TASKS, ids=str)
 def test_nothing_a_run_notes_hides_a_variable_of_a_role(path):
     """A fact comes before a role's variables, in each later task: the role would read it in their place."""
     tasks = load(path)
