@@ -238,10 +238,11 @@ class Runner:
                 step.note = f"needs {step.needs}"
                 say(f"not run  {step.name}: it needs {step.needs}")
                 continue
-            if needed and needed.result != PASSED:
-                continue
+            # What has to be alone comes next: nothing long is begun that it would have to wait for.
             if step.alone and self.running:
                 return
+            if needed and needed.result != PASSED:
+                continue
             self.start(step)
 
     def has_room(self) -> bool:

@@ -156,3 +156,15 @@ def test_a_third_one_runs_where_two_leave_room(clone, monkeypatch, load, alone, 
     start = runner.start
     monkeypatch.setattr(runner, "start", lambda step: (start(step), running.append(len(runner.running))))
     assert runner.run() and max(running) == most
+
+
+def test_nothing_is_begun_that_a_step_which_has_to_be_alone_would_wait_for(clone):
+    folder, _ = clone
+    steps = [
+        run_tests.Step("first", run="sleep 1; touch first.ran"),
+        run_tests.Step(
+            "alone", needs="first", alone=True, run="test ! -e long.ran; result=$?; touch alone.ran; exit $result"
+        ),
+        run_tests.Step("long", run="test -e alone.ran && touch long.ran"),
+    ]
+    assert run_tests.Runner(steps).run()
