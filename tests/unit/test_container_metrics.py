@@ -95,7 +95,7 @@ def test_figures_of_recorded_containers(script, engine, tmp_path):
     assert script.main(["--socket", path, "--output", str(output)]) == 0
     found = figures(output)
     assert found["shiftmaster_container_engine_up"] == 1
-    assert before - 1 <= found["shiftmaster_containers_last_collected_timestamp_seconds"] <= time.time()
+    assert before - 1 <= found["shiftmaster_containers_last_collected_timestamp_seconds"] <= time.time() + 0.001
     assert found['shiftmaster_containers{state="running"}'] == 2
     assert found['shiftmaster_containers{state="exited"}'] == 1
     assert found['shiftmaster_container_info{image="shiftmaster-ops/base:trixie",name="web"}'] == 1
