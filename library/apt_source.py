@@ -246,15 +246,17 @@ def update(source, timeout):
     return None if done.returncode == 0 else " ".join(" ".join(lines or text.splitlines()[-3:]).split())
 
 
-def knows(package):
-    """Whether apt's indexes have this version of a package."""
-    command = ["apt-cache", "show", "--no-all-versions", package]
+def knows(packages):
+    """Whether apt's indexes have each of these versions of packages. Asked once: each call reads all indexes."""
+    if not packages:
+        return True
+    command = ["apt-cache", "show", "--no-all-versions"] + packages
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
     except FileNotFoundError:
         return True
-    # It ends with 0 where it has the package in another version, and shows nothing.
-    return done.stdout.startswith(b"Package:")
+    # It ends with 0 where it has a package in another version, and shows nothing of it.
+    return len(re.findall(rb"^Package:", done.stdout, re.M)) >= len(set(packages))
 
 
 class Source:
@@ -295,7 +297,7 @@ class Source:
                 for path in sorted(changed)
             ],
         }
-        current = known and all(knows(package) for package in p["packages"])
+        current = known and knows(p["packages"])
         if current or self.module.check_mode:
             self.module.exit_json(**result)
         for path in changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 
 import apt_source as module
 import pytest
@@ -143,12 +144,29 @@ def test_an_index_that_is_gone_is_read_again(add):
 def test_a_version_that_the_index_does_not_have_is_looked_for(add, monkeypatch):
     """A version that came since is an update by one variable, which waits for nobody's daily apt-get update."""
     add()
-    monkeypatch.setattr(module, "knows", lambda package: package == "a=1")
+    monkeypatch.setattr(module, "knows", lambda packages: set(packages) <= {"a=1"})
     assert not add(packages=["a=1"])["changed"] and len(add.asked) == 1
     assert not add(packages=["a=1", "b=2"], check_mode=True)["changed"] and len(add.asked) == 1
     # What it had stays what it had, so that a run that changes nothing says so.
     assert not add(packages=["a=1", "b=2"])["changed"] and len(add.asked) == 2
     assert add("Could not connect", packages=["b=2"])["failed"] and len(add.files()) == 2
+
+
+@pytest.mark.parametrize(
+    ("shown", "packages", "known"),
+    [
+        ("", [], True), ("Package: a\n\nPackage: b\n", ["a=1", "b=2"], True), ("Package: a\n", ["a=1", "b=2"], False),
+        ("", ["a=1"], False), ("Package: a\nDescription: b\n Package: b\n", ["a=1", "b=2"], False),
+    ],
+)  # fmt: skip
+def test_apt_is_asked_once_for_all_packages(tmp_path, monkeypatch, shown, packages, known):
+    program = tmp_path / "apt-cache"
+    program.write_text(f"#!/bin/sh\necho \"$*\" >>{tmp_path}/asked\ncat <<'END'\n{shown}END\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert module.knows(packages) is known
+    asked = [f"show --no-all-versions {' '.join(packages)}"] if packages else []
+    assert ((tmp_path / "asked").read_text().splitlines() if packages else []) == asked
 
 
 def test_another_fingerprint_is_refused_before_anything_is_written(add):
