@@ -19,6 +19,7 @@ import logging_verify
 import pytest
 from ansible.module_utils.shiftmaster import canary, elastic, webconfig
 from rendered import ROOT
+from verify_report import verify_report
 
 # --- pure functions --------------------------------------------------------------------------------------------------
 
@@ -433,11 +434,6 @@ def test_what_answers_is_judged(server, tmp_path, monkeypatch):
 
 
 def test_the_report_says_what_has_not_run():
-    import sys
-
-    sys.path.insert(0, str(ROOT / "plugins" / "filter"))
-    from verify_report import verify_report
-
     hosts = {
         "log1": {
             "verify_parts": {

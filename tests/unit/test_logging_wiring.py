@@ -12,6 +12,7 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from installed_package import installed_package
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = (
@@ -224,44 +225,34 @@ def test_which_parts_a_run_sets_up_and_whether_their_order_is_to_be_asked_for(gi
         ("", "9.2.1", "", True, False),
     ],
 )  # fmt: skip
-def test_what_is_installed_and_what_is_missing(tmp_path, said, wanted, installed, missing, held):
-    found = played(tmp_path, said, {"name": "kibana", "version": wanted})
+def test_what_is_installed_and_what_is_missing(said, wanted, installed, missing, held):
+    found = installed_package({"name": "kibana", "version": wanted}, said.splitlines())
     assert found == {"name": "kibana", "version": wanted, "installed": installed, "missing": missing, "held": held}
 
 
 def test_what_comes_along_is_missed_too(tmp_path):
-    part = {"name": "logstash", "version": "1:9.2.1-1", "with": ["python3-cryptography"]}
-    here = "logstash hold installed 1:9.2.1-1\n"
-    assert played(tmp_path, here, part)["missing"]
-    assert not played(tmp_path, "python3-cryptography install installed 43.0\n" + here, part)["missing"]
-
-
-LINES = "elastic_repository_found.stdout_lines"
-
-
-def played(folder, said, part):
-    """Return what the role's own task and the filter say of a host whose dpkg-query says this."""
-    program = folder / "dpkg-query"
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n{said}END\nexit 1\n")
+    """By the role's own task, with a dpkg-query of the test's own."""
+    logstash = {"name": "logstash", "version": "1:9.2.1-1", "with": ["python3-cryptography"]}
+    program = tmp_path / "dpkg-query"
+    program.write_text("#!/bin/sh\nprintf 'logstash hold installed 1:9.2.1-1\\n'; exit 1\n")
     program.chmod(0o755)
     role = {"name": "elastic_repository", "tasks_from": "look", "rolespec_validate": False}
+    content = "{{ elastic_repository_found.stdout_lines | to_json }}"
     tasks = [
         {"ansible.builtin.include_role": role},
-        {
-            "ansible.builtin.copy": {
-                "dest": str(folder / "left"),
-                "content": "{{ %r | installed_package(%s) }}" % (part, LINES),
-            }
-        },
+        {"ansible.builtin.copy": {"dest": str(tmp_path / "left"), "content": content}},
     ]
-    (folder / "play.yml").write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
     done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", folder / "play.yml"],
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", tmp_path / "play.yml"],
         cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "ANSIBLE_ROLES_PATH": str(ROOT / "roles")},
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "ANSIBLE_ROLES_PATH": str(ROOT / "roles")},
     )  # fmt: skip
     assert done.returncode == 0, " ".join(done.stdout.split()) + done.stderr
-    return json.loads((folder / "left").read_text())
+    lines = json.loads((tmp_path / "left").read_text())
+    assert lines == ["logstash hold installed 1:9.2.1-1"]
+    assert installed_package(logstash, lines)["missing"]
+    assert not installed_package(logstash, [*lines, "python3-cryptography install installed 43.0"])["missing"]
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from mask_problems import MAX_STEPS, Endless, mask_problems, steps
+from masked import in_oniguruma, in_python, seeds
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "shiftmaster_monitoring"))
-sys.path.insert(0, str(ROOT / "plugins/filter"))
 MASKS = yaml.safe_load((ROOT / "group_vars/all/masking.yml").read_text(encoding="utf-8"))["log_masks"]
 IDS = [mask["name"] for mask in MASKS]
-
-from mask_problems import MAX_STEPS, Endless, mask_problems, steps  # noqa: E402
-from masked import in_oniguruma, in_python, seeds  # noqa: E402
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=IDS)

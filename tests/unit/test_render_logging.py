@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,7 @@ import yaml
 from ansible.template import trust_as_template
 from logstash_model import read
 from rendered import ROOT, masks, render, templar
-
-sys.path.insert(0, str(ROOT / "plugins" / "filter"))
-from strange_options import names, strange_options  # noqa: E402
+from strange_options import names, strange_options
 
 SECRET = "a-secret-of-the-test"
 PASSWORDS = {f"elasticsearch_{name}_password": SECRET + name for name in ("admin", "writer", "kibana", "canary")}
@@ -131,8 +127,8 @@ def test_elasticsearch_is_closed_and_speaks_tls():
 
 def test_several_nodes_are_one_cluster_which_the_first_one_makes_once():
     nodes = {"host1": "192.0.2.1", "host2": "2001:db8::2"}
-    state = {"stat": {"exists": False}}
-    common = {"elasticsearch_nodes": nodes, "__elasticsearch_state": state}
+    new = {"stdout_lines": ["maps 65530"]}
+    common = {"elasticsearch_nodes": nodes, "__elasticsearch_found": new}
     first = asked("elasticsearch", "__elasticsearch_makes_cluster", **common)
     assert first is True
     settings = asked("elasticsearch", "__elasticsearch_settings", __elasticsearch_first=True, **common)
@@ -142,16 +138,14 @@ def test_several_nodes_are_one_cluster_which_the_first_one_makes_once():
     assert "cluster.initial_master_nodes" not in later
     # Not the second one, not one that has been in a cluster, and not where another one answers.
     assert not asked("elasticsearch", "__elasticsearch_makes_cluster", **{**common, "inventory_hostname": "host2"})
-    common["__elasticsearch_state"] = {"stat": {"exists": True}}
-    own = "# Owner: role elasticsearch.\nnode.name: host1\n"
-    for text, makes in (
-        (own, False),
+    for lines, makes in (
+        (["is configured"], False),
         # A first start that did not come to its end: the package's file was put back, or the second set did not come.
-        ("# the package's\n", True), (own + "cluster.initial_master_nodes: [host1]\n", True),
+        ([], True), (["is configured", "makes a cluster"], True),
     ):  # fmt: skip
-        before = {"content": base64.b64encode(text.encode()).decode()}
-        assert asked("elasticsearch", "__elasticsearch_makes_cluster", **common, __elasticsearch_before=before) is makes
-    common["__elasticsearch_state"] = state
+        common["__elasticsearch_found"] = {"stdout_lines": ["has held data", *lines, "maps 65530"]}
+        assert asked("elasticsearch", "__elasticsearch_makes_cluster", **common) is makes
+    common["__elasticsearch_found"] = new
     for status in (200, 401, 503):
         others = {"results": [{"status": status}]}
         assert not asked("elasticsearch", "__elasticsearch_makes_cluster", **common, __elasticsearch_others=others)

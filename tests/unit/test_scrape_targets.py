@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from ansible.errors import AnsibleFilterError
-
-PATH = Path(__file__).resolve().parents[2] / "plugins/filter/scrape_targets.py"
-SPEC = importlib.util.spec_from_file_location("scrape_targets", PATH)
-PLUGIN = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(PLUGIN)
+from scrape_targets import scrape_targets
 
 ADDRESSES = {"app1": "192.0.2.11", "db1": "2001:db8::21", "new1": ""}
 
 
 def test_each_host_is_a_target_with_its_functions_in_their_order():
-    found = PLUGIN.scrape_targets(
+    found = scrape_targets(
         ["db1", "app1"], ADDRESSES, 9100, env="test", functions={"web": ["app1"], "app": ["app1"], "database": ["db1"]}
     )
     assert found == [
@@ -27,10 +20,10 @@ def test_each_host_is_a_target_with_its_functions_in_their_order():
 
 
 def test_without_a_port_the_address_is_the_target():
-    assert [target["address"] for target in PLUGIN.scrape_targets(["db1"], ADDRESSES)] == ["2001:db8::21"]
+    assert [target["address"] for target in scrape_targets(["db1"], ADDRESSES)] == ["2001:db8::21"]
 
 
 @pytest.mark.parametrize("host", ["new1", "other"])
 def test_a_host_whose_address_nobody_knows_is_refused(host):
     with pytest.raises(AnsibleFilterError, match=host):
-        PLUGIN.scrape_targets([host], ADDRESSES, 9100)
+        scrape_targets([host], ADDRESSES, 9100)
