@@ -48,6 +48,9 @@ SAYS = {
     "runbook": ("Runbook", "ランブック"),
     "follows": ("Follows from it", "ここから生じている事象"),
     "unseen": ("Not looked at", "確認できなかった項目"),
+    "firing": ("Alerts that fire", "発報中のアラート"),
+    "since": ("since {time}", "{time} から"),
+    "since_before": ("since before these hours", "表示期間より前から"),
     "findings": ("Findings", "検出事項"),
     "timeline": ("Timeline", "時系列"),
     "charts": ("The last hours", "直近の推移"),
@@ -298,6 +301,9 @@ def lines(data: dict, language: str) -> list:
         result += [
             "   └ %s: %s: %s" % (say(language, "follows"), one["host"], one["title"][language]) for one in following
         ]
+    if firing_now := firing(data["hosts"]):
+        result += ["", say(language, "firing") + ":"]
+        result += ["   " + firing_line(one, language, data["zone"]) for one in firing_now]
     if data["unseen"]:
         result += ["", say(language, "unseen") + ":"]
         result += ["   %s: %s (%s)" % (one["host"], one["part"], one["error"][:160]) for one in data["unseen"]]
@@ -371,6 +377,41 @@ def runbook(finding: dict, language: str) -> str:
     return finding["runbook"] if language == "en" else finding["runbook"].replace(".md", ".ja.md")
 
 
+def firing(hosts: list) -> list:
+    """Return the alerts that Prometheus has not seen end, as in `history` and with their host, the worst first.
+
+    They are no findings: what an alert tells of has a cause, and it may fire for a while when that is mended. But who was
+    paged must not read that nothing is wrong.
+    """
+    found = {}
+    for host in hosts:
+        for alert in _history(host).get("alerts") or []:
+            if alert["end"] is None:
+                about = alert["instance"] or host["host"]
+                found.setdefault((about, alert["name"], alert["severity"]), dict(alert, host=about))
+    order = list(findings.SEVERITIES)
+    return sorted(
+        found.values(),
+        key=lambda one: (
+            (order + [one["severity"]]).index(one["severity"]),
+            one["start"] or 0.0,
+            one["name"],
+            one["host"],
+        ),
+    )
+
+
+def firing_line(alert: dict, language: str, zone: dict) -> str:
+    began = (
+        say(language, "since", time=findings.clock(alert["start"], zone))
+        if alert["start"]
+        else say(language, "since_before")
+    )
+    severity = severity_word(alert["severity"], language)
+    where_to = runbook({"runbook": "docs/runbooks/%s.md" % alert["name"]}, language)
+    return "%s: %s (%s), %s  %s" % (alert["host"], alert["name"], severity, began, where_to)
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 STYLE = """
@@ -422,6 +463,10 @@ def page(data: dict, language: str) -> str:
     parts.append("<p><strong>%s%s</strong></p>" % (sign, e(headline(data, language))))
     for root in roots:
         parts.append(card(root, data["findings"], language))
+    if firing_now := firing(data["hosts"]):
+        parts.append("<h2>%s</h2>" % e(say(language, "firing")))
+        items = "".join("<li>%s</li>" % e(firing_line(one, language, data["zone"])) for one in firing_now)
+        parts.append("<ul>%s</ul>" % items)
     if data["unseen"]:
         parts.append("<h2>%s</h2>" % e(say(language, "unseen")))
         parts.append(table(["host", "part", "status", "error"], data["unseen"], language))

@@ -274,6 +274,46 @@ def test_alerts_begin_and_end_in_the_timeline():
     assert {event["kind"] for event in findings_report.timeline([one])} == {"alert"}
 
 
+@pytest.mark.parametrize(
+    ("language", "heading", "shown"),
+    [
+        ("en", "Alerts that fire", [
+            "a: Always (critical), since before these hours  docs/runbooks/Always.md",
+            "a: Fires (critical), since 1970-01-01 00:08 UTC  docs/runbooks/Fires.md",
+            "mon: OfNobody (warning), since 1970-01-01 00:10 UTC  docs/runbooks/OfNobody.md",
+        ]),
+        ("ja", "発報中のアラート", [
+            "a: Always (重大), 表示期間より前から  docs/runbooks/Always.ja.md",
+            "a: Fires (重大), 1970-01-01 00:08 UTC から  docs/runbooks/Fires.ja.md",
+            "mon: OfNobody (警告), 1970-01-01 00:10 UTC から  docs/runbooks/OfNobody.ja.md",
+        ]),
+    ],
+)  # fmt: skip
+def test_who_was_paged_reads_which_alerts_fire(language, heading, shown):
+    nobody = dict(alert("OfNobody", 600.0, None, ""), severity="warning")
+    history = {"status": "ok", "source": "prometheus", "usage": {}, "alerts": [
+        alert("Ended", 100.0, 400.0), nobody, alert("Fires", 500.0, None), alert("Always", None, None),
+    ]}  # fmt: skip
+    second = dict(history, alerts=[alert("Fires", 530.0, None)])
+    answer, files = shiftmaster_findings.judge(
+        parameters({"parts": {"history": history}}, {"parts": {"history": second}}, folder="/x", language=language),
+        MADE,
+    )
+    text, page = answer["report_text"], files["diagnosis.html"]
+    first = shown[2].replace("mon:", "h1:")
+    assert heading + ":\n" + "".join("   %s\n" % line for line in [*shown[:2], first]) in text + "\n"
+    assert "".join("<li>%s</li>" % line for line in [*shown[:2], first]) in page
+    # They are no findings.
+    quiet, _files = shiftmaster_findings.judge(parameters({}, {}, folder="/x", language=language), MADE)
+    assert answer["report"]["findings"] == quiet["report"]["findings"]
+
+
+def test_where_no_alert_fires_nothing_is_said_of_them():
+    history = {"status": "ok", "source": "prometheus", "usage": {}, "alerts": [alert("Ended", 100.0, 400.0)]}
+    answer, files = shiftmaster_findings.judge(parameters({"parts": {"history": history}}, folder="/x"), MADE)
+    assert "Alerts that fire" not in answer["report_text"] + files["diagnosis.html"]
+
+
 def test_two_prometheus_tell_of_an_alert_once():
     hosts = [
         with_history("mon1", alert("A", 100.0, 400.0), alert("A", 700.0, 760.0)),
