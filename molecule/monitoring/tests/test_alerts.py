@@ -251,6 +251,18 @@ def test_a_fault_arrives_after_a_while(faults, capsys, alert):
     faults[alert].arrives(capsys)
 
 
+@pytest.mark.whole
+def test_the_diagnosis_lists_what_fires(faults, hosts):
+    run = hosts.watch.run("playbooks/diagnose.yml", language="en")
+    behind = run.output.rpartition("Alerts that fire:")[2]
+    listed = {
+        name
+        for name, there in re.findall(r": (\w+) \(\w+\), since .*  docs/runbooks/(\w+)\.md", behind)
+        if name == there
+    }
+    assert {"ExporterDown", "UnitFailed", "CeleryWorkersDown"} <= listed, run.output
+
+
 @pytest.mark.whole(*SAMPLE)
 @pytest.mark.parametrize("alert", FAULTS)
 def test_a_fault_is_resolved(faults, capsys, alert):
