@@ -212,6 +212,28 @@ def test_which_parts_a_run_sets_up_and_whether_their_order_is_to_be_asked_for(gi
 
 
 @pytest.mark.parametrize(
+    ("tags", "asks"),
+    [
+        (["all"], True), (["tagged"], True), (["release"], True), (["tls", "app"], True), (["monitoring"], False),
+        (["nginx", "logging"], False),
+    ],
+)  # fmt: skip
+def test_a_run_that_touches_no_release_asks_no_git_server(tags, asks):
+    wiring = yaml.safe_load((ROOT / "group_vars/all/preflight.yml").read_text(encoding="utf-8"))
+    wanted = trust_as_template(wiring["run_asks_for_a_release"])
+    templar = Templar(loader=DataLoader(), variables={"ansible_run_tags": tags, "run_asks_for_a_release": wanted})
+    assert templar.template(wanted) is asks
+    (look,) = (
+        task["vars"]["preflight_repository"]
+        for play in yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))
+        for task in play["tasks"]
+        if "preflight_repository" in task.get("vars", {})
+    )
+    templar.available_variables = {**templar.available_variables, "shiftmaster_git_url": "git@git.example.jp:rota.git"}
+    assert bool(templar.template(trust_as_template(look))) is asks
+
+
+@pytest.mark.parametrize(
     ("said", "wanted", "installed", "missing", "held"),
     [
         ("kibana hold installed 9.2.1\n", "9.2.1", "9.2.1", False, True),
