@@ -236,6 +236,14 @@ def test_what_cannot_be_asked_is_not_called_nothing(operations):
     assert operations.serves(10) == "2.0.0"
 
 
+def test_what_is_no_release_waits_for_no_git_server(operations):
+    away = {"shiftmaster_git_url": "file:///there/is/no/repository.git"}
+    run = operations.run("deploy.yml", "--tags", "nginx", **away)
+    assert run.code == 0 and run.changed == 0, run.output
+    run = operations.run("deploy.yml", "--tags", "release", **away)
+    assert run.code == 2 and run.says("repository.git"), run.output
+
+
 def test_a_tag_that_is_none_is_refused(operations):
     run = operations.run("deploy.yml", "--tags", "relase", shiftmaster_version="2.0.0")
     assert run.code == 2 and run.says("There is no tag relase; there are base,"), run.output[-3000:]
