@@ -26,6 +26,8 @@ MACHINE = (
     "ClockNotSynchronised", "ClockSkew", "OOMKill", "DiskFullPredicted", "DiskFullSoon", "DiskSaturated",
     "InodesExhaustedPredicted",
 )  # fmt: skip
+# Of budgets of days: on a system that is an hour old they tell of the tests before, and may end and begin again.
+BUDGETS = ("AvailabilityBudgetBurnSlow", "ErrorBudgetBurnSlow", "LatencyBudgetBurnSlow")
 # Names of one run of the tests: what an earlier one left behind fires for an hour and is not told again.
 RUN = f"{int(time.time()) % 1000000:06d}"
 

@@ -32,7 +32,9 @@ pytestmark = pytest.mark.whole
 def told(alerting, since: float, known=frozenset()) -> list:
     """Messages to people, but of alerts that fire since before (of the budget of a whole day after other tests)."""
     found = [one for one in alerting.messages("", since) if one["receiver"] != "deadman"]
-    return [one for one in found if not any(alert in about(one) for alert in {*known, *proofs.MACHINE})]
+    return [
+        one for one in found if not any(alert in about(one) for alert in {*known, *proofs.MACHINE, *proofs.BUDGETS})
+    ]
 
 
 def silences(watch) -> list:
