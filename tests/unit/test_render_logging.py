@@ -417,6 +417,14 @@ def test_another_version_restarts_the_service(role):
     assert swapped(role)["apply"] == "restart"
 
 
+@pytest.mark.parametrize("role", SETTINGS)
+def test_what_a_part_needs_is_looked_for(role):
+    """What nobody looks for would be missing, and installed, in every run."""
+    package = variables_of(role)[f"__{role}_package"]
+    looked_for = variables_of("elastic_repository")["__elastic_repository_names"]
+    assert {package["name"], *package.get("with", [])} <= set(looked_for)
+
+
 def test_only_what_is_installed_can_be_held_in_check_mode():
     (hold,) = (task for task in tasks("elastic_repository", "package") if "ansible.builtin.dpkg_selections" in task)
     assert "not ansible_check_mode or elastic_repository_part.installed | length > 0" in hold["when"]
