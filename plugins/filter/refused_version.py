@@ -12,7 +12,7 @@ description:
   - A configuration is for one major version. A version of another one is never installed with it, nor as the first.
   - An update to another major version has to be allowed. Nothing goes back to an older version. Epochs are left out.
 author: ShiftMaster operations (@shiftmaster-operations)
-positional: installed, version, allow_update, one_step
+positional: installed, version, allow_update, one_step, advice
 options:
   _input:
     description: The major version that the configuration is for.
@@ -34,6 +34,10 @@ options:
     description: Whether it may be changed from the one before alone.
     type: bool
     default: false
+  advice:
+    description: What to do for another major version.
+    type: str
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -44,8 +48,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: A sentence, empty where nothing is against it.
-  type: str
+  description: A sentence; none where nothing is against it.
+  type: list
+  elements: str
 """
 
 
@@ -54,19 +59,21 @@ def numbers(version):
     return [int(number) for number in re.match(r"[0-9.]*", str(version).rpartition(":")[2])[0].split(".") if number]
 
 
-def refused_version(major, installed, version, allow_update=False, one_step=False):
+def refused_version(major, installed, version, allow_update=False, one_step=False, advice=""):
     wanted, there = numbers(version) or [int(major)], numbers(installed)
     if wanted[0] != int(major):
-        return "version %s is asked for, and the configuration is for %s" % (version, major)
-    if wanted < there[: len(wanted)]:
-        return "version %s is installed, from which nothing goes back to %s" % (installed, version or major)
-    if not there or there[0] == wanted[0]:
-        return ""
-    if not allow_update:
-        return "version %s is installed and %s is asked for" % (installed, major)
-    if one_step and there[0] != wanted[0] - 1:
-        return "version %s is installed, from which no update leads to %s" % (installed, major)
-    return ""
+        problem = "version %s is asked for, and the configuration is for %s" % (version, major)
+    elif wanted < there[: len(wanted)]:
+        return ["version %s is installed, from which nothing goes back to %s" % (installed, version or major)]
+    elif not there or there[0] == wanted[0]:
+        return []
+    elif not allow_update:
+        problem = "version %s is installed and %s is asked for" % (installed, major)
+    elif one_step and there[0] != wanted[0] - 1:
+        problem = "version %s is installed, from which no update leads to %s" % (installed, major)
+    else:
+        return []
+    return [problem + (". Another major version: %s" % advice if advice else "")]
 
 
 class FilterModule:
