@@ -37,7 +37,7 @@ def asked(folder: Path, names, groups) -> dict:
         "logging_version": "9.2.1",
         "log_masks_site": [{"name": "own", "pattern": "P-[0-9]{8}", "replace": "[patient]"}],
         "vault_elasticsearch_canary_password": "of-the-canary",
-        "run_is_of_release_alone": False,
+        "ansible_run_tags": ["all"],
     }
     done = subprocess.run(
         [
