@@ -99,3 +99,18 @@ def test_what_comes_last_is_judged_first(tmp_path, name, value, sentence):
 
 def test_what_is_missing_is_not_called_too_short_as_well(tmp_path):
     assert found(tmp_path, vault_kibana_session_key="", vault_elasticsearch_admin_password="") == []
+
+
+def test_what_each_tag_runs_is_what_its_plays_have():
+    plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))
+    wanted: dict = {}
+    for play in plays:
+        for task in play["tasks"]:
+            role = (task.get("ansible.builtin.import_role") or task.get("ansible.builtin.include_role") or {}).get("name")
+            for tag in {*play.get("tags", []), *task.get("tags", [])} - {"always"} if role else ():
+                wanted.setdefault(tag, set()).add(role)
+    for roles in wanted.values():
+        # Of the play "What the logging parts come from", which goes by its conditions.
+        roles |= {"elastic_repository"} if roles & {"elasticsearch", "logstash", "kibana", "filebeat"} else set()
+    values = yaml.safe_load((ROOT / "group_vars/all/preflight.yml").read_text(encoding="utf-8"))
+    assert {tag: set(roles) for tag, roles in values["preflight_roles_of_tags"].items()} == wanted
