@@ -569,7 +569,7 @@ class Database:
         Returns whether it was pg_restore that failed.
         """
         timer = _Timer(self.left(), (reader, writer))
-        reader_failed = False
+        reader_failed = committing = False
         try:
             with contextlib.suppress(BrokenPipeError):  # psql ended at an error; its own words follow.
                 writer.stdin.write(
@@ -581,11 +581,12 @@ class Database:
                     if not foreign_setting(line):
                         writer.stdin.write(line)
                 shutil.copyfileobj(reader.stdout, writer.stdin, 1 << 18)
-                if reader.wait() == 0:
-                    writer.stdin.write(b"\nCOMMIT;\n")
-                else:
+                if reader.wait() != 0:
                     reader_failed = True
                     writer.kill()
+                elif not timer.fired:
+                    committing = True
+                    writer.stdin.write(b"\nCOMMIT;\n")
             reader.stdout.close()
             with contextlib.suppress(BrokenPipeError):
                 writer.stdin.close()
@@ -593,8 +594,11 @@ class Database:
             reader.wait()
         finally:
             timer.stop()
-        if timer.fired:
-            raise DumpError("the restore did not end in time, and the database is as it was; raise timeout_seconds")
+        if timer.fired and not (committing and writer.returncode == 0):
+            raise DumpError(
+                "the restore did not end in time, and the database is %s; raise timeout_seconds"
+                % ("as it was, or as the copy has it: restore it again" if committing else "as it was")
+            )
         return reader_failed
 
 

@@ -321,6 +321,13 @@ def test_a_restore_that_fails_commits_nothing(tools, options, copy, tool, text, 
     assert "COMMIT" not in sql(tools)
 
 
+def test_a_restore_that_hangs_as_it_commits_does_not_say_that_nothing_was_changed(tools, options, copy):
+    asked = "*server_version_num*) echo '170005 1000 17.5';; *rolsuper*) echo f;; *nspname*) ;;"
+    tools("psql", f'case "$*" in {asked} *) cat >/dev/null; exec sleep 60;; esac\n')
+    with pytest.raises(dump.DumpError, match="as it was, or as the copy has it"):
+        dump.restored(options, time.monotonic() + 1, False)
+
+
 def test_a_restore_that_hangs_commits_nothing(tools, options, copy):
     tools("pg_restore", "case \"$*\" in *--file=-*) echo 'CREATE TABLE a ();'; exec sleep 60;; esac\n")
     with pytest.raises(dump.DumpError, match="did not end in time"):
