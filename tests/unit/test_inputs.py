@@ -106,8 +106,11 @@ def test_what_each_tag_runs_is_what_its_plays_have():
     wanted: dict = {}
     for play in plays:
         for task in play["tasks"]:
-            role = (task.get("ansible.builtin.import_role") or task.get("ansible.builtin.include_role") or {}).get("name")
-            for tag in {*play.get("tags", []), *task.get("tags", [])} - {"always"} if role else ():
+            role = (task.get("ansible.builtin.import_role") or task.get("ansible.builtin.include_role") or {}).get(
+                "name"
+            )
+            tags = {*play.get("tags", []), *task.get("tags", [])} - {"always"}
+            for tag in tags if role else ():
                 wanted.setdefault(tag, set()).add(role)
     for roles in wanted.values():
         # Of the play "What the logging parts come from", which goes by its conditions.
