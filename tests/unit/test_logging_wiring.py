@@ -220,9 +220,17 @@ def test_which_parts_a_run_sets_up_and_whether_their_order_is_to_be_asked_for(gi
 )  # fmt: skip
 def test_a_run_that_touches_no_release_asks_no_git_server(tags, asks):
     wiring = yaml.safe_load((ROOT / "group_vars/all/preflight.yml").read_text(encoding="utf-8"))
-    wanted = trust_as_template(wiring["run_asks_for_a_release"])
-    templar = Templar(loader=DataLoader(), variables={"ansible_run_tags": tags, "run_asks_for_a_release": wanted})
+    wanted, run = (trust_as_template(wiring[name]) for name in ("run_asks_for_a_release", "__preflight_roles_run"))
+    known = {name: wiring[name] for name in ("preflight_roles", "preflight_roles_of_tags")}
+    known |= {"ansible_run_tags": tags, "run_asks_for_a_release": wanted, "__preflight_roles_run": run}
+    templar = Templar(loader=DataLoader(), variables=known)
     assert templar.template(wanted) is asks
+    # What such a run judges.
+    everything = {"all", "tagged"} & {*tags}
+    roles = (
+        wiring["preflight_roles"] if everything else [r for tag in tags for r in wiring["preflight_roles_of_tags"][tag]]
+    )
+    assert set(templar.template(run)) == {*roles, "preflight"}
     (look,) = (
         task["vars"]["preflight_repository"]
         for play in yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))

@@ -328,6 +328,26 @@ def test_a_restore_that_hangs_as_it_commits_does_not_say_that_nothing_was_change
         dump.restored(options, time.monotonic() + 1, False)
 
 
+@pytest.mark.parametrize(
+    "fired", [(True, True), (False, True)], ids=["before it would be committed", "when it was committed"]
+)
+def test_time_that_is_over_between_two_steps_of_a_restore(tools, options, copy, monkeypatch, fired):
+    class Timer:
+        def __init__(self, *_arguments):
+            self.fired = fired[0]
+
+        def stop(self):
+            self.fired = fired[1]
+
+    monkeypatch.setattr(dump, "_Timer", Timer)
+    if fired[0]:
+        with pytest.raises(dump.DumpError, match="the database is as it was; raise"):
+            put_back(options)
+    else:
+        put_back(options)
+    assert ("COMMIT" in sql(tools)) is not fired[0]
+
+
 def test_a_restore_that_hangs_commits_nothing(tools, options, copy):
     tools("pg_restore", "case \"$*\" in *--file=-*) echo 'CREATE TABLE a ();'; exec sleep 60;; esac\n")
     with pytest.raises(dump.DumpError, match="did not end in time"):
