@@ -56,8 +56,8 @@ test: images ## What .ci/run runs: lint, unit tests and a sample of the scenario
 test-all: images ## Every proof; writes docs/verification.md
 	@$(RUN) all; result=$$?; .venv/bin/python scripts/verification.py && exit $$result
 
-test-rest: images ## What a whole run has not passed, on the same code; docs/verification.md says what that was
-	@$(RUN) rest; result=$$?; .venv/bin/python scripts/verification.py && exit $$result
+test-rest: images ## What a whole run has not passed (AGAIN='step ...': what other code touches); docs/verification.md
+	@$(RUN) rest $(AGAIN); result=$$?; .venv/bin/python scripts/verification.py && exit $$result
 
 bench: images ## Measurements, side by side
 	@$(RUN) bench

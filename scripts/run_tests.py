@@ -3,8 +3,9 @@
 
   scripts/run_tests.py test           the sample
   scripts/run_tests.py all            everything; what happened is kept in .cache/results.json
-  scripts/run_tests.py rest           what did not pass in that run (it may have been ended), on the same code; of a run
-                                      on another machine docs/verification.md says it
+  scripts/run_tests.py rest [NAME...] what did not pass in that run (it may have been ended); of a run on another
+                                      machine docs/verification.md says it. Where the code has changed since, the
+                                      passed steps that this touches have to be named, and are run again
   scripts/run_tests.py bench          the measurements
   scripts/run_tests.py NAME...        these steps; a scenario that the file does not list is run too
 
@@ -42,6 +43,8 @@ SETTLED_SECONDS = 60
 LABEL = "shiftmaster-ops.scenario"
 TAIL_LINES = 60
 SHOW_RUNNING_EVERY_SECONDS = 60
+# Tests named below the table, of each step that failed.
+FAILED_SHOWN = 5
 # The closing lines of pytest, with or without its rule of equal signs, and of unittest.
 CLOSING_LINE = re.compile(
     r"^Ran \d+ tests? in [\d.]+s$"
@@ -50,6 +53,8 @@ CLOSING_LINE = re.compile(
 
 # Where the tests of a step are that is no scenario.
 TESTS = {"rules": ["monitoring/cases", "monitoring/rule_tests"], "package": ["tests/unit"], "unit": ["tests/unit"]}
+# What a changed line may break whatever it is in.
+ALWAYS_AGAIN = ("lint", "unit")
 NOT_RUN, RUNNING, PASSED, FAILED = "not run", "running", "passed", "failed"
 
 
@@ -69,6 +74,14 @@ class Step:
     seconds: float = 0.0
     note: str = ""
     closing: list[str] = field(default_factory=list)
+
+    @property
+    def broken(self) -> list[str]:
+        """What pytest says of the tests that failed, where some did."""
+        if self.result != FAILED or not self.log.exists():
+            return []
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [line[:300] for line in lines if line.startswith(("FAILED ", "ERROR "))]
 
     @property
     def is_scenario(self) -> bool:
@@ -311,6 +324,9 @@ class Runner:
         print(f"\n{'step':{width}}  {'label':28}  {'result':8}  seconds")
         for step in self.steps:
             print(f"{step.name:{width}}  {step.label:28}  {step.result:8}  {step.seconds:7.1f}  {step.note}".rstrip())
+        for step in self.steps:
+            for line in step.broken[:FAILED_SHOWN]:
+                print(f"{step.name}: {line}")
         count = {result: sum(step.result == result for step in self.steps) for result in (PASSED, FAILED, NOT_RUN)}
         print(
             f"\n{len(self.steps)} step{'s' * (len(self.steps) > 1)}: "
@@ -333,8 +349,8 @@ def main() -> int:
         "dirty": bool(git("status", "--porcelain", "--", ".", ":(exclude)docs/verification.md")),
         "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
-    if words == ["rest"]:
-        return rest(results)
+    if words[0] == "rest":
+        return rest(results, words[1:])
     steps = select(load_steps(), words)
     if not steps:
         sys.exit(f"ERROR: scripts/steps.yml has no steps for {' '.join(words)}.")
@@ -349,34 +365,45 @@ def main() -> int:
     return 0 if good else 1
 
 
-def same_code(commit: str, missing: dict) -> bool:
-    """Whether nothing has changed since a commit but the page of results, and tests of scenarios that have not passed.
+def changed_since(commit: str, missing: dict) -> list[str] | None:
+    """The files that have changed since a commit, but the page of results and tests of steps that have not passed.
 
-    A test that was wrong may be mended.
+    A test that was wrong may be mended. None where the commit is not here.
     """
     own = [f":(exclude){folder}" for name in missing for folder in TESTS.get(name, [f"molecule/{name}/tests"])]
-    compared = ["git", "diff", "--quiet", commit, "HEAD", "--", ".", ":(exclude)docs/verification.md", *own]
-    return subprocess.run(compared, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    compared = ["git", "diff", "--name-only", commit, "HEAD", "--", ".", ":(exclude)docs/verification.md", *own]
+    done = subprocess.run(compared, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines() if done.returncode == 0 else None
 
 
-def rest(now: dict) -> int:
-    """Run what did not pass in the last whole run; its results say that it was not the first attempt."""
+def rest(now: dict, again: list[str]) -> int:
+    """Run what did not pass in the last whole run, and what is named; the results say that it was not the first."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else verification.read(verification.PAGE.read_text())
-    missing = {entry["name"]: entry for entry in results["steps"] if entry["result"] != PASSED}
-    if results["dirty"] or now["dirty"] or not same_code(results["commit"], missing):
+    missing = [entry["name"] for entry in results["steps"] if entry["result"] != PASSED]
+    before = {entry["name"]: entry["result"] for entry in results["steps"]}
+    if unknown := set(again) - set(before):
+        sys.exit(f"ERROR: The last whole run had no {', '.join(sorted(unknown))}.")
+    changed = changed_since(results["commit"], dict.fromkeys(missing))
+    if results["dirty"] or now["dirty"] or changed is None:
         sys.exit("ERROR: The last whole run was of other code: run `make test-all`.")
-    if not missing:
+    if changed and not again:
+        sys.exit(
+            f"ERROR: The last whole run was of other code. Since {results['commit'][:12]} have changed:\n  "
+            + "\n  ".join(changed)
+            + "\nName the passed steps that this touches (`make test-rest AGAIN='...'`), or run `make test-all`."
+        )
+    wanted = {*missing, *again, *(ALWAYS_AGAIN if changed else ())}
+    steps = [step for step in load_steps() if step.name in wanted]
+    if not steps:
         say("all of the last whole run passed")
         return 0
-    steps = [step for step in load_steps() if step.name in missing]
 
     def keep() -> None:
-        again = {step.name: asdict(step) for step in steps if step.result in (PASSED, FAILED)}
-        for name, entry in again.items():
-            first = missing[name]["result"]
-            again_at = f"run again {now['started']} on {now['commit'][:12]}, before: {first}"
+        ran = {step.name: asdict(step) for step in steps if step.result in (PASSED, FAILED)}
+        for name, entry in ran.items():
+            again_at = f"run again {now['started']} on {now['commit'][:12]}, before: {before[name]}"
             entry["note"] = "; ".join(filter(None, [entry["note"], again_at]))
-        kept = dict(results, steps=[again.get(entry["name"], entry) for entry in results["steps"]])
+        kept = dict(results, changed=changed, steps=[ran.get(entry["name"], entry) for entry in results["steps"]])
         RESULTS.write_text(json.dumps(kept, indent=2))
 
     good = Runner(steps, keep).run()

@@ -11,11 +11,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / ".cache/results.json"
 PAGE = ROOT / "docs/verification.md"
+CHANGED = "It was gone on with on other code; what does not say so below passed before these changed: "
 MARKS = {"passed": "✅ passed", "failed": "❌ failed", "not run": "not run"}
 
 
 def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def changed(results: dict) -> list[str]:
+    """What a run that was gone on with on other code says of it."""
+    files = ", ".join(f"`{name}`" for name in results.get("changed") or [])
+    return [f"{CHANGED}{files}."] if files else []
 
 
 def render(results: dict) -> str:
@@ -28,6 +35,7 @@ def render(results: dict) -> str:
         "",
         f"Commit `{results['commit'][:12]}`{' with changes not committed' if results['dirty'] else ''},"
         f" begun {results['started']}.",
+        *changed(results),
         "",
         "| proof | what it shows | label | result | seconds | tests |",
         "|---|---|---|---|---:|---|",
@@ -46,6 +54,8 @@ def read(page: str) -> dict:
     """What render() was given, as far as the page says it: enough to go on with the run, on another machine too."""
     head = re.search(r"^Commit `(\w+)`( with changes not committed)?, begun (.*)\.$", page, re.M)
     results = {"commit": head[1], "dirty": bool(head[2]), "started": head[3], "steps": []}
+    if CHANGED in page:
+        results["changed"] = re.findall(r"`([^`]+)`", page.partition(CHANGED)[2].partition("\n")[0])
     for line in page.splitlines():
         cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if len(cells) != 6 or cells[0] == "proof" or set(line) <= set("|-:"):

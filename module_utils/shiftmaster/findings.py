@@ -14,6 +14,7 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     when       an expression; what it needs and is not there makes it false
     explains   what follows from it on the same host, and on hosts that need what it is about: names of rules,
                `@component` (its symptoms) or `*` (all symptoms); templates, where it depends
+    own_when   an expression; true makes it a root but for faults of the application itself, whatever says to explain it
     title, cause, advice   {en, ja}, templates
     evidence   templates, one line each; an empty line is left out
     fix        commands
@@ -303,6 +304,7 @@ def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
         "component": rule["component"],
         "severity": "critical" if engine.value(rule.get("critical_when", "false"), names) else rule["severity"],
         "symptom": bool(rule.get("symptom")),
+        "own": bool(engine.value(rule.get("own_when", "false"), names)),
         "title": both("title"),
         "cause": both("cause"),
         "advice": both("advice"),
@@ -344,6 +346,8 @@ def explanations(findings: list, rules: dict, hosts: dict) -> list:
             if other is finding or other["rule"] == finding["rule"] and other["host"] == finding["host"]:
                 continue
             rule = rules[other["rule"]]
+            if finding["own"] and rule["component"] != "application":
+                continue
             near = other["host"] == finding["host"] or needs(
                 hosts[finding["host"]], rule["component"], hosts[other["host"]]
             )
@@ -380,6 +384,7 @@ def rank(findings: list, rules: dict, hosts: dict) -> list:
     ranked = []
     for position in beginnings + rest:
         finding, root = dict(findings[position]), roots[position]
+        del finding["own"]
         finding["root"] = position == root
         finding["severity_of_all"] = SEVERITIES[weight[root]] if position == root else finding["severity"]
         finding["follows_from"] = (

@@ -193,7 +193,7 @@ def test_finding_is_whole_in_both_languages(name):
 
 
 FIELDS = {
-    "name", "component", "severity", "symptom", "areas", "functions", "each", "let", "when", "explains", "title",
+    "name", "component", "severity", "symptom", "areas", "functions", "each", "let", "when", "own_when", "explains", "title",
     "cause", "advice", "evidence", "fix", "alert", "depth", "guide", "commands", "critical_when",
 }  # fmt: skip
 
@@ -278,6 +278,29 @@ def test_the_database_explains_what_the_others_see():
     assert [one["rule"] for one in result if one["root"]] == ["DatabaseStopped"]
     assert {one["host"] for one in result[1:]} == {"app1", "app2", "edge1"}
     assert {one["follows_from"] for one in result[1:]} == {"DatabaseStopped on db1"}
+
+
+@pytest.mark.parametrize(
+    ("state", "roots"),
+    [
+        # One that ends without its database is started again and again.
+        ({"active": "activating", "result": "exit-code", "restarts": 5}, [("DatabaseStopped", "db1")]),
+        # One that somebody stopped does not come back with it.
+        ({"active": "inactive"}, [("DatabaseStopped", "db1"), ("WorkerDown", "app1")]),
+    ],
+)
+def test_a_worker_that_was_stopped_does_not_follow_from_its_database(state, roots):
+    stopped = {"units": {"units": [dict(ENDS, **{"restarts": 0, **state})]}}
+    result = found(*ill(db1=DATABASE_DOWN, app1=dict(NO_DATABASE, **stopped), app2=NO_DATABASE))
+    assert [(one["rule"], one["host"]) for one in result if one["root"]] == roots
+
+
+@pytest.mark.parametrize("kind", ["web", "worker", "beat"])
+def test_a_unit_that_did_not_start_without_its_release_follows_from_that(kind):
+    unit = dict(ENDS, unit=f"shiftmaster-{kind}@blue.service", active="inactive", restarts=0)
+    gone = changed(CASES["ReleaseGone"]["fires"]["parts"], {"units": {"units": [unit]}})
+    result = found(*ill(app1=gone))
+    assert [one["rule"] for one in result if one["root"]] == ["ReleaseGone"] and len(result) > 1
 
 
 def test_two_roots_come_before_the_symptoms_of_both():

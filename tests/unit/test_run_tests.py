@@ -34,6 +34,8 @@ def test_what_the_page_says_is_read_back():
         entry("three", "not run", seconds=0.0),
     )
     assert verification.read(verification.render(results)) == results
+    other = dict(results, changed=["scripts/new", "docs/a page.md"])
+    assert verification.read(verification.render(other)) == other
     dirty = dict(results, dirty=True)
     assert verification.read(verification.render(dirty)) == dirty
 
@@ -104,6 +106,32 @@ def test_other_code_is_refused(clone):
     with pytest.raises(SystemExit, match="other code"):
         run_tests.main()
     assert not list(folder.glob("*.ran"))
+
+
+def test_on_other_code_what_it_touches_is_named_and_run_again(clone, monkeypatch):
+    folder, git = clone
+    (folder / "scripts/new").write_text("x")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "another line")
+    monkeypatch.setattr(sys, "argv", ["run_tests.py", "rest", "gone"])
+    with pytest.raises(SystemExit, match="had no gone"):
+        run_tests.main()
+    monkeypatch.setattr(run_tests, "ALWAYS_AGAIN", ("good",))
+    monkeypatch.setattr(sys, "argv", ["run_tests.py", "rest", "late"])
+    (folder / "mended").touch()
+    assert run_tests.main() == 0
+    kept = json.loads((folder / ".cache/results.json").read_text())
+    assert kept["changed"] == ["scripts/new"] and (folder / "good.ran").exists()
+    assert "before: passed" in kept["steps"][0]["note"]
+    # The page says which.
+    assert "`scripts/new`" in verification.render(kept)
+
+
+def test_which_tests_failed_is_said_at_the_end(clone, capsys):
+    step = run_tests.Step("bad", run="echo 'FAILED tests/test_it.py::test_one - assert 1 == 2'; false")
+    assert not run_tests.Runner([step, run_tests.Step("good", run="echo 'ERROR x'")]).run()
+    end = capsys.readouterr().out.partition("\nstep ")[2]
+    assert "bad: FAILED tests/test_it.py::test_one - assert 1 == 2" in end and "ERROR x" not in end
 
 
 def test_the_tests_of_what_failed_may_be_mended_and_no_others(clone):

@@ -64,6 +64,7 @@ def start(fleet, version: str, **extra) -> subprocess.Popen:
     return STARTED[-1]
 
 
+@pytest.mark.whole
 def test_deploy_rollback_deploy_under_load(fleet, capsys):
     """No request fails, no write is lost; every task runs once, also those that only one of the two versions knows."""
     with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
@@ -137,7 +138,7 @@ def test_one_host_fails_after_its_switch(fleet):
 
 
 def test_one_host_is_lost_in_mid_cutover(fleet):
-    """It is out of the edge and named; the other one serves the old version; the next run takes it in again."""
+    """It is out of the edge and named; one serves the old version; the next run takes it in and deploys to both."""
     with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
         fleet.app2.hold("switched")
         process = start(fleet, "2.1.0")

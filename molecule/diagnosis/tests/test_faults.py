@@ -539,8 +539,15 @@ def test_nothing_is_found_on_a_healthy_host_under_load(operations):
     assert false == [] and codes == {0}
 
 
+def test_nothing_is_found_on_a_healthy_host_by_the_strictest_measure(operations):
+    forget_the_requests(operations)
+    with processors_first(operations):
+        seen = diagnose(operations, diagnose_fail_on="warning")
+    assert (seen.names, seen.code) == ([], 0), seen.output[-4000:]
+
+
+@pytest.mark.whole
 def test_healthy_within_five_seconds(operations):
-    """Nothing is found, and it ends with 0, by the strictest measure too."""
     forget_the_requests(operations)
     with processors_first(operations):
         every = [diagnose(operations, diagnose_fail_on="warning") for _number in range(3)]
