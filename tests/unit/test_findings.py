@@ -523,6 +523,14 @@ def test_a_command_ends_no_process_that_is_needed(parts, ends):
     assert [line for line in fix if re.search(r"\bkill\b|systemctl (re)?st", line)] == ends
 
 
+@pytest.mark.parametrize(("load", "there"), [(1.0, True), (0.95, True), (0.5, False)])
+def test_a_hog_is_no_burst(load, there):
+    """One loop for each processor brings the load of an idle host to 1, not above."""
+    parts = hog("report.service", "python3")
+    parts["cpu"]["load_per_processor"] = load
+    assert ("CpuHog" in names(found(host({"parts": parts})))) is there
+
+
 def test_a_storm_of_swapping_ends_no_server():
     parts = changed(CASES["SwapStorm"]["fires"]["parts"], largest_process("postgresql@17-main.service", "postgres"))
     finding = next(one for one in found(host({"parts": parts})) if one["rule"] == "SwapStorm")

@@ -354,9 +354,11 @@ def test_queue_stuck_by_a_worker_that_hangs(operations, facts):
 
 
 def test_processor_hog(operations):
-    loops = "bash -c 'for i in $(seq $(nproc)); do while :; do :; done & done; wait'"
+    loops = "bash -c 'for i in $(seq $((2 * $(nproc)))); do while :; do :; done & done; wait'"
     with background(operations, "hog", loops):
-        time.sleep(3)
+        # The load is the average of a minute: the first seconds of a program are a burst.
+        processors = int(operations.shell("nproc"))
+        wait_for(lambda: float(operations.shell("cat /proc/loadavg").split()[0]) > processors, 120, "the load")
         with processors_first(operations):
             seen = assert_first(operations, "CpuHog")
         assert "hog.service" in json.dumps(seen.finding("CpuHog"))
