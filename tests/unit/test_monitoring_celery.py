@@ -14,10 +14,10 @@ import time
 
 import pytest
 
-pytest.importorskip("django", reason="Django is not installed; the step `monitoring` runs these tests")
-pytest.importorskip("django_prometheus", reason="django-prometheus is not installed; see the step `monitoring`")
-pytest.importorskip("celery", reason="Celery is not installed; see the step `monitoring`")
-redis = pytest.importorskip("redis", reason="redis is not installed; see the step `monitoring`")
+pytest.importorskip("django", reason="Django is not installed; the step `package` runs these tests")
+pytest.importorskip("django_prometheus", reason="django-prometheus is not installed; see the step `package`")
+pytest.importorskip("celery", reason="Celery is not installed; see the step `package`")
+redis = pytest.importorskip("redis", reason="redis is not installed; see the step `package`")
 
 from monitored import Project, total, value  # noqa: E402
 

@@ -18,9 +18,9 @@ import time
 
 import pytest
 
-pytest.importorskip("django", reason="Django is not installed; the step `monitoring` runs these tests")
-pytest.importorskip("django_prometheus", reason="django-prometheus is not installed; see the step `monitoring`")
-pytest.importorskip("gunicorn", reason="gunicorn is not installed; see the step `monitoring`")
+pytest.importorskip("django", reason="Django is not installed; the step `package` runs these tests")
+pytest.importorskip("django_prometheus", reason="django-prometheus is not installed; see the step `package`")
+pytest.importorskip("gunicorn", reason="gunicorn is not installed; see the step `package`")
 
 from monitored import Project, count, parse, total, value  # noqa: E402
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-django = pytest.importorskip("django", reason="Django is not installed; the step `monitoring` runs these tests")
+django = pytest.importorskip("django", reason="Django is not installed; the step `package` runs these tests")
 
 PACKAGE = Path(__file__).resolve().parents[2] / "shiftmaster_monitoring"
 
