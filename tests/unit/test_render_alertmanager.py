@@ -141,6 +141,16 @@ def test_addresses_and_subject_are_those_of_the_guide():
     assert '{{ define "shiftmaster.subject" }}[ShiftMaster] ' in render("shiftmaster.tmpl.j2")
 
 
+def test_another_site_of_pagerduty_is_asked_by_alerts_and_runs_alike():
+    wiring = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
+    site = "https://events.eu.pagerduty.com"
+    templar = Templar(DataLoader(), variables={"monitoring_pagerduty_site": site})
+    names = ("alertmanager_pagerduty_url", "notify_pagerduty_url", "notify_pagerduty_change_url")
+    said = [templar.template(trust_as_template(wiring[name])) for name in names]
+    assert said == [f"{site}/v2/enqueue", f"{site}/v2/enqueue", f"{site}/v2/change/enqueue"]
+    assert config(**SECRETS, alertmanager_pagerduty_url=said[0])["global"]["pagerduty_url"] == said[0]
+
+
 def test_a_host_that_is_down_keeps_quiet_what_runs_on_it():
     first = config()["inhibit_rules"][0]
     assert first["equal"] == ["instance"] and first["source_matchers"] == ['alertname="HostDown"']
