@@ -50,6 +50,8 @@ CLOSING_LINE = re.compile(
     r"^Ran \d+ tests? in [\d.]+s$"
     r"|^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected|xfailed)\b.* in [\d.]+s.*$"
 )
+# What pytest says at the end of a test that failed; molecule has lines that begin so, too.
+BROKEN_LINE = re.compile(r"^(FAILED|ERROR) \S+\.py\b")
 
 # Where the tests of a step are that is no scenario.
 TESTS = {"rules": ["monitoring/cases", "monitoring/rule_tests"], "package": ["tests/unit"], "unit": ["tests/unit"]}
@@ -81,7 +83,7 @@ class Step:
         if self.result != FAILED or not self.log.exists():
             return []
         lines = self.log.read_text(errors="replace").splitlines()
-        return [line[:300] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        return [line[:300] for line in lines if BROKEN_LINE.match(line)]
 
     @property
     def is_scenario(self) -> bool:
