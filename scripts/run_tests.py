@@ -367,7 +367,7 @@ def main() -> int:
     return 0 if good else 1
 
 
-def changed_since(commit: str, missing: dict) -> list[str] | None:
+def changed_since(commit: str, missing: list[str]) -> list[str] | None:
     """The files that have changed since a commit, but the page of results and tests of steps that have not passed.
 
     A test that was wrong may be mended. None where the commit is not here.
@@ -385,16 +385,18 @@ def rest(now: dict, again: list[str]) -> int:
     before = {entry["name"]: entry["result"] for entry in results["steps"]}
     if unknown := set(again) - set(before):
         sys.exit(f"ERROR: The last whole run had no {', '.join(sorted(unknown))}.")
-    changed = changed_since(results["commit"], dict.fromkeys(missing))
-    if results["dirty"] or now["dirty"] or changed is None:
+    changed = changed_since(results["commit"], missing)
+    # What a rest before this one was told of is not asked for again.
+    new = changed_since(results.get("last") or results["commit"], missing)
+    if results["dirty"] or now["dirty"] or changed is None or new is None:
         sys.exit("ERROR: The last whole run was of other code: run `make test-all`.")
-    if changed and not again:
+    if new and not again:
         sys.exit(
-            f"ERROR: The last whole run was of other code. Since {results['commit'][:12]} have changed:\n  "
-            + "\n  ".join(changed)
+            "ERROR: The last whole run was of other code. Since then have changed:\n  "
+            + "\n  ".join(new)
             + "\nName the passed steps that this touches (`make test-rest AGAIN='...'`), or run `make test-all`."
         )
-    wanted = {*missing, *again, *(ALWAYS_AGAIN if changed else ())}
+    wanted = {*missing, *again, *(ALWAYS_AGAIN if new else ())}
     steps = [step for step in load_steps() if step.name in wanted]
     if not steps:
         say("all of the last whole run passed")
@@ -405,7 +407,12 @@ def rest(now: dict, again: list[str]) -> int:
         for name, entry in ran.items():
             again_at = f"run again {now['started']} on {now['commit'][:12]}, before: {before[name]}"
             entry["note"] = "; ".join(filter(None, [entry["note"], again_at]))
-        kept = dict(results, changed=changed, steps=[ran.get(entry["name"], entry) for entry in results["steps"]])
+        kept = dict(
+            results,
+            changed=changed,
+            last=now["commit"],
+            steps=[ran.get(entry["name"], entry) for entry in results["steps"]],
+        )
         RESULTS.write_text(json.dumps(kept, indent=2))
 
     good = Runner(steps, keep).run()

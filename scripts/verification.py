@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / ".cache/results.json"
 PAGE = ROOT / "docs/verification.md"
-CHANGED = "It was gone on with on other code; what does not say so below passed before these changed: "
+LAST = "It was gone on with on "
+CHANGED = "What does not say so below passed before these changed: "
 MARKS = {"passed": "✅ passed", "failed": "❌ failed", "not run": "not run"}
 
 
@@ -22,7 +23,7 @@ def cell(text: str) -> str:
 def changed(results: dict) -> list[str]:
     """What a run that was gone on with on other code says of it."""
     files = ", ".join(f"`{name}`" for name in results.get("changed") or [])
-    return [f"{CHANGED}{files}."] if files else []
+    return [f"{LAST}`{results['last'][:12]}`. {CHANGED}{files}."] if files else []
 
 
 def render(results: dict) -> str:
@@ -55,6 +56,7 @@ def read(page: str) -> dict:
     head = re.search(r"^Commit `(\w+)`( with changes not committed)?, begun (.*)\.$", page, re.M)
     results = {"commit": head[1], "dirty": bool(head[2]), "started": head[3], "steps": []}
     if CHANGED in page:
+        results["last"] = re.search(rf"^{LAST}`(\w+)`", page, re.M)[1]
         results["changed"] = re.findall(r"`([^`]+)`", page.partition(CHANGED)[2].partition("\n")[0])
     for line in page.splitlines():
         cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]

@@ -34,7 +34,7 @@ def test_what_the_page_says_is_read_back():
         entry("three", "not run", seconds=0.0),
     )
     assert verification.read(verification.render(results)) == results
-    other = dict(results, changed=["scripts/new", "docs/a page.md"])
+    other = dict(results, changed=["scripts/new", "docs/a page.md"], last="ba9876543210")
     assert verification.read(verification.render(other)) == other
     dirty = dict(results, dirty=True)
     assert verification.read(verification.render(dirty)) == dirty
@@ -125,6 +125,9 @@ def test_on_other_code_what_it_touches_is_named_and_run_again(clone, monkeypatch
     assert "before: passed" in kept["steps"][0]["note"]
     # The page says which.
     assert "`scripts/new`" in verification.render(kept)
+    # It is not asked again on the same code.
+    monkeypatch.setattr(sys, "argv", ["run_tests.py", "rest"])
+    assert run_tests.main() == 0
 
 
 def test_which_tests_failed_is_said_at_the_end(clone, capsys):
