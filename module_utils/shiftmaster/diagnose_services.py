@@ -40,6 +40,7 @@ def units(setting) -> dict:
     blocks = probe.parse_units(_systemctl(["show", "--property=" + ",".join(_PROPERTIES), "--", *dict.fromkeys(names)]))
     found, groups = {}, processes_by_group(setting.proc)
     for block in blocks:
+        ago = seconds_ago(block.get("ActiveEnterTimestampMonotonic"))
         found[block["Id"]] = unit = {
             "unit": block["Id"],
             "required": any(block["Id"] in (name, name + ".service") for name in wanted),
@@ -51,7 +52,8 @@ def units(setting) -> dict:
             "restarts": int(block.get("NRestarts") or 0),
             "exit_status": int(block.get("ExecMainStatus") or 0),
             "since": block.get("ActiveEnterTimestamp") or block.get("InactiveEnterTimestamp") or "",
-            "active_seconds_ago": seconds_ago(block.get("ActiveEnterTimestampMonotonic")),
+            "active_seconds_ago": ago,
+            "active_at": None if ago is None else round(time.time() - ago, 1),
             "pid": int(block.get("MainPID") or 0),
             "open_files_limit": block.get("LimitNOFILE"),
         }

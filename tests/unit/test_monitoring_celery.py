@@ -157,7 +157,7 @@ again.delay()
 sleep.apply_async((0.3,), queue="reports")
 """)  # fmt: skip
         metrics = until(project, lambda found: tasks(found, "add", "SUCCESS") >= 20 and tasks(found, "again", "SUCCESS")
-                        and tasks(found, "sleep", "SUCCESS"))  # fmt: skip
+                        and tasks(found, "sleep", "SUCCESS") and tasks(found, "fail", "FAILURE") >= 3)  # fmt: skip
         assert tasks(metrics, "add", "SUCCESS") == 20 and tasks(metrics, "fail", "FAILURE") == 3
         assert (tasks(metrics, "again", "RETRY"), tasks(metrics, "again", "SUCCESS")) == (2, 1)
         name = "shiftmaster_celery_task_duration_seconds"
@@ -176,7 +176,7 @@ sleep.apply_async((0.3,), queue="reports")
 def test_a_task_whose_process_dies_has_failed(project):
     with worker(project):
         call(project, "add.delay(1, 1); die.delay()")
-        metrics = until(project, lambda found: tasks(found, "die", "FAILURE"))
+        metrics = until(project, lambda found: tasks(found, "die", "FAILURE") and tasks(found, "add", "SUCCESS"))
         assert tasks(metrics, "die", "FAILURE") == 1 and tasks(metrics, "add", "SUCCESS") == 1
         call(project, "add.delay(1, 1)")
         assert tasks(until(project, lambda found: tasks(found, "add", "SUCCESS") > 1), "add", "SUCCESS") == 2

@@ -95,22 +95,30 @@ def test_a_killed_process_has_counted_what_it_had_counted(shared, folder):
 def test_forked_children_count_for_themselves_and_hold_no_parents_file(shared, folder):
     out = run("""
         c = counter(); c.inc(100)
+        counted, told = os.pipe()
         for _ in range(3):
             if os.fork() == 0:
                 c.inc(1); assert c.get() == 1.0, c.get()
                 if os.fork() == 0:
                     os.close(1); os.close(2)
                     c.inc(10)
-                    time.sleep(3)
+                    os.write(told, b".")
+                    for _ in range(600):
+                        if os.path.exists(sys.argv[1]): break
+                        time.sleep(0.1)
                 os._exit(0)
         for _ in range(3): os.wait()
+        for _ in range(3): os.read(counted, 1)
         print(c.get())
-    """)
+    """, str(folder / "end"))  # fmt: skip
     assert out.strip() == "100.0"
     # The grandchildren live; the parent and the children have ended, though what they opened was inherited.
     counted, _gauges, living = shared.read()
     assert counted == {KEY: 133.0} and living == 3
-    time.sleep(3.5)
+    (folder / "end").touch()
+    deadline = time.monotonic() + 60
+    while shared.read()[2] and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert shared.read()[::2] == ({KEY: 133.0}, 0)
 
 
