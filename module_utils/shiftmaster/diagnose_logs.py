@@ -34,7 +34,7 @@ def tail(path: str, limit: int = _TAIL) -> str:
 # When a line was written. An epoch's zone is known; of the others it is the host's, where they do not say UTC.
 # In brackets as gunicorn and Celery write it, behind the level as the published application does.
 _TIME = re.compile(
-    r"^(?:\[|[A-Z]{4,8} )?(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(?: ?(Z|UTC|[+-]\d\d:?\d\d))?"
+    r"^(?:\[|[A-Z]{4,8} )?(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?(?: ?(Z|UTC|[+-]\d\d:?\d\d))?"
 )
 _REDIS_TIME = re.compile(r"^\d+:\w (\d\d) (\w{3}) (\d{4}) (\d\d):(\d\d):(\d\d)")
 _MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
@@ -44,7 +44,8 @@ def moment(line: str) -> Optional[float]:
     """Return when a line was written, as an epoch; None where it does not begin with a time."""
     match = _TIME.match(line)
     if match:
-        return _epoch(tuple(int(word) for word in match.groups()[:6]), match[7])
+        at = _epoch(tuple(int(word) for word in match.groups()[:6]), match[8])
+        return at if at is None or not match[7] else at + float("0." + match[7])
     match = _REDIS_TIME.match(line)
     if match and match[2] in _MONTHS:
         parts = (int(match[3]), _MONTHS.index(match[2]) + 1, int(match[1]), int(match[4]), int(match[5]), int(match[6]))

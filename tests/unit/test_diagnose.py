@@ -594,12 +594,12 @@ def test_whole_disks_alone_are_counted():
 
 
 def test_moments_of_our_logs():
-    assert logs.moment("2026-01-31 08:00:00.123 UTC [7] FATAL:  x") == 1769846400.0
+    assert logs.moment("2026-01-31 08:00:00.123 UTC [7] FATAL:  x") == 1769846400.123
     assert logs.moment("2026-01-31T17:00:00+09:00 x") == 1769846400.0
     local = time.mktime((2026, 1, 31, 8, 0, 0, 0, 0, -1))
-    assert logs.moment("2026-01-31 08:00:00,123 [ERROR] a: b") == local
+    assert logs.moment("2026-01-31 08:00:00,123 [ERROR] a: b") == local + 0.123
     assert logs.moment("2026/01/31 08:00:00 [error] 7#7: x") == local
-    assert logs.moment("[2026-01-31 08:00:00,123: ERROR/MainProcess] x") == local
+    assert logs.moment("[2026-01-31 08:00:00,123: ERROR/MainProcess] x") == local + 0.123
     assert logs.moment("812:M 31 Jan 2026 08:00:00.123 # x") == local
     assert logs.moment("  File x") is None and logs.moment("2026-99-31 08:00:00 x") is None
 
