@@ -238,13 +238,13 @@ def test_a_worker_is_asked_for_through_the_broker(get):
 
 def test_checks_run_at_the_same_time_each_within_its_limit(get, check):
     check("cache", sleeper(20))
-    check("broker", sleeper(0.6))
-    check("worker", sleeper(0.6))
-    with changed(SHIFTMASTER_HEALTH_TIMEOUTS={"cache": 0.8}):
+    check("broker", sleeper(1.5))
+    check("worker", sleeper(1.5))
+    with changed(SHIFTMASTER_HEALTH_TIMEOUTS={"cache": 2.0}):
         started = time.monotonic()
         response = get("/health/deep/")
-    assert time.monotonic() - started < 2.0
-    assert response.data["checks"]["cache"]["error"] == "Timeout: no answer within 0.8 s"
+    assert time.monotonic() - started < 4.5  # One after the other they take 5.
+    assert response.data["checks"]["cache"]["error"] == "Timeout: no answer within 2.0 s"
     assert response.data["checks"]["worker"]["status"] == "healthy"
 
 

