@@ -8,24 +8,38 @@ from support import Operations
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 RUNS = "/var/backups/shiftmaster/manifests"
+ADDRESSES = {"recovery-trixie": "172.30.79.10", "recovery-keeper": "172.30.79.20"}
+# Name and content of each table that people write; in those of sessions and tasks the application itself does.
+EVERY_TABLE = """
+SELECT string_agg(relname || ' ' || (xpath('/row/c/text()', query_to_xml(format(
+         'SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) AS c FROM %I AS t', relname),
+       false, true, '')))[1]::text, ', ' ORDER BY relname)
+FROM pg_stat_user_tables WHERE relname !~ '^(django_session|django_celery_|monitoring_)'
+"""
+EVERY_FILE = "cd /var/www/shiftmaster/shared/media && find . -type f -exec sha256sum {} + | sort -k2"
 
 
 class Host(Operations):
     def sql(self, statement: str) -> str:
         return self.shell("runuser -u postgres -- psql -XqAt -d shiftmaster", stdin=statement).strip()
 
+    def everything(self) -> tuple[str, str]:
+        """Sums of every table and of every file that people have entered."""
+        return self.sql(EVERY_TABLE), self.shell(EVERY_FILE)
+
     def destroy(self) -> None:
         """As in a fire: at once, with all its data."""
         subprocess.run(["docker", "kill", self.host], check=True, capture_output=True)
         subprocess.run(["docker", "rm", "--volumes", self.host], check=True, capture_output=True)
 
-    def install_anew(self, address: str) -> None:
+    def install_anew(self) -> None:
         """An empty Debian under the same name and address."""
         subprocess.run(
             [
                 "docker", "run", "--detach", "--name", self.host, "--hostname", self.host, "--privileged",
                 "--cgroupns", "private", "--tmpfs", "/run", "--tmpfs", "/tmp", "--network", "shiftmaster-recovery",
-                "--ip", address, "--label", "shiftmaster-ops.scenario=recovery", "shiftmaster-ops/base:trixie",
+                "--ip", ADDRESSES[self.host], "--label", "shiftmaster-ops.scenario=recovery",
+                "shiftmaster-ops/base:trixie",
             ],
             check=True, capture_output=True,
         )  # fmt: skip

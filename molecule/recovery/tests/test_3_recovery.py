@@ -8,13 +8,8 @@ import pytest
 from support import ROOT, wait_for
 
 MEDIA = "/var/www/shiftmaster/shared/media"
-# Name and content of each table that people write.
-EVERY_TABLE = """
-SELECT string_agg(relname || ' ' || (xpath('/row/c/text()', query_to_xml(format(
-         'SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) AS c FROM %I AS t', relname),
-       false, true, '')))[1]::text, ', ' ORDER BY relname)
-FROM pg_stat_user_tables WHERE relname !~ '^(django_session|django_celery_|monitoring_)'
-"""
+# A new host asks for Python's packages by way of this machine's authorities.
+AUTHORITIES = ("--inventory", str(ROOT / "inventory/demo/controller.py"))
 
 
 @pytest.fixture(scope="module")
@@ -63,33 +58,72 @@ def test_wal_is_received_as_it_is_written(hosts, saved):
 
 
 def test_a_host_that_burned_comes_back_from_the_backups_and_the_keys(hosts, saved, capsys):
-    every_file = f"cd {MEDIA} && find . -type f -exec sha256sum {{}} + | sort -k2"
-    checksums = hosts.app.shell(every_file)
     # Behind the backup, and much later than the last segment that was archived.
     hosts.app.sql("SELECT pg_switch_wal()")
     time.sleep(5)
     hosts.app.sql("INSERT INTO precious (text) SELECT 'late' FROM generate_series(1, 100)")
     rows = hosts.app.sql("SELECT count(*), md5(string_agg(text, ',' ORDER BY id)) FROM precious")
-    tables = hosts.app.sql(EVERY_TABLE)
+    everything = hosts.app.everything()
     # Asynchronous: what was acknowledged in the last moment may be lost.
     time.sleep(2)
     hosts.app.destroy()
-    hosts.app.install_anew("172.30.79.10")
+    hosts.app.install_anew()
     began = time.monotonic()
     run = hosts.app.run("playbooks/recover.yml", timeout=3600)
     assert run.code != 0 and run.says("Nothing was changed", "-e confirm=recovery-trixie"), run.output[-3000:]
-    # The new host asks for Python's packages by way of this machine's authorities.
-    authorities = ("--inventory", str(ROOT / "inventory/demo/controller.py"))
-    run = hosts.app.run("playbooks/recover.yml", *authorities, timeout=5400, confirm="recovery-trixie")
+    run = hosts.app.run("playbooks/recover.yml", *AUTHORITIES, timeout=5400, confirm="recovery-trixie")
     assert run.code == 0, run.output[-8000:]
     with capsys.disabled():
         print(f"\n  recovered in {time.monotonic() - began:.0f} s")
     assert hosts.app.serves(60) == "2.0.0"
     assert hosts.app.sql("SELECT count(*), md5(string_agg(text, ',' ORDER BY id)) FROM precious") == rows
-    # The run itself, and the application since, write in the tables of sessions and tasks alone.
-    assert hosts.app.sql(EVERY_TABLE) == tables
-    assert hosts.app.shell(every_file) == checksums
+    assert hosts.app.everything() == everything
     assert hosts.app.shell(f"stat -c %U {MEDIA}/plan.pdf").strip() == "shiftmaster"
     assert hosts.app.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/health/") == "200"
     # Backups go on.
     assert hosts.keeper.backup()["result"] == "succeeded"
+
+
+@pytest.fixture(scope="module")
+def outside(hosts, saved):
+    """An account of SFTP alone on the host that burns in no test, and the options that lead there."""
+    third = hosts.standby
+    third.shell(
+        "useradd --create-home --shell /bin/sh --password '*' copies; install -d -o copies -m 700 /home/copies/store; "
+        "printf 'Match User copies\\nForceCommand internal-sftp\\n' > /etc/ssh/sshd_config.d/copies.conf; "
+        "ssh-keygen -q -t ed25519 -N '' -f /root/copies; install -d -o copies -m 700 /home/copies/.ssh; "
+        "install -o copies -m 600 /root/copies.pub /home/copies/.ssh/authorized_keys; systemctl restart ssh"
+    )
+    options = {
+        "backup_offsite_repository": "sftp:copies@172.30.79.30:/home/copies/store",
+        "vault_backup_offsite_password": "of-the-copy-outside-0123456789",
+        "vault_backup_offsite_ssh_key": third.shell("cat /root/copies"),
+        "backup_offsite_host_key": " ".join(third.shell("cat /etc/ssh/ssh_host_ed25519_key.pub").split()[:2]),
+    }
+    run = hosts.app.run("deploy.yml", "--tags", "backup", **options)
+    assert run.code == 0, run.output[-4000:]
+    return options
+
+
+def test_a_house_that_burned_comes_back_from_outside_and_the_keys(hosts, outside, capsys):
+    """The host that keeps the backups is lost with the other."""
+    manifest = hosts.keeper.backup()
+    assert all("restored and compared" in part["offsite"] for part in manifest["parts"].values())
+    everything = hosts.app.everything()
+    for host in (hosts.app, hosts.keeper):
+        host.destroy()
+    for host in (hosts.app, hosts.keeper):
+        host.install_anew()
+    began = time.monotonic()
+    run = hosts.app.run(
+        "playbooks/recover.yml", *AUTHORITIES, timeout=5400, backups="offsite", confirm="recovery-trixie", **outside
+    )
+    assert run.code == 0, run.output[-8000:]
+    with capsys.disabled():
+        print(f"\n  recovered from outside in {time.monotonic() - began:.0f} s")
+    assert hosts.app.serves(60) == "2.0.0" and hosts.app.everything() == everything
+    # Those from before are here again, and the new ones go outside, too.
+    listed = hosts.keeper.shell("ls /var/backups/shiftmaster/manifests")
+    assert manifest["run_id"] in listed
+    manifest = hosts.keeper.backup()
+    assert all("restored and compared" in part["offsite"] for part in manifest["parts"].values())
