@@ -116,7 +116,7 @@ def container(name: str) -> str:
 
 def let_in(operations: Operations, folder: Path) -> None:
     """Wait for the host's boot, and open the way by ssh."""
-    operations.shell("timeout 60 systemctl is-system-running --wait || true", timeout=70)
+    operations.wait_for_boot()
     operations.shell(
         "apt-get update -qq && apt-get install -qq -y --no-install-recommends openssh-server >/dev/null && "
         "install -d -m 0700 /root/.ssh && cat > /root/.ssh/authorized_keys",

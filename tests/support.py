@@ -185,7 +185,12 @@ class Operations:
     def reboot(self) -> None:
         """Reboot and wait until systemd has started everything."""
         subprocess.run(["docker", "restart", self.host], check=True, capture_output=True, timeout=120)
-        self.shell("timeout 120 systemctl is-system-running --wait || true", timeout=130)
+        self.wait_for_boot()
+
+    def wait_for_boot(self) -> None:
+        """Until systemd has started everything; in its first moment it does not answer, and does not wait."""
+        state = "systemctl is-system-running --wait 2>/dev/null | grep -Eq '^(running|degraded)'"
+        self.shell(f'timeout 120 bash -c "until {state}; do sleep 0.1; done"', timeout=130)
 
     def health(self) -> dict:
         """What /health/deep/ says through nginx's local listener; {} where it does not answer."""

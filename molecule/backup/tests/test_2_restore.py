@@ -96,7 +96,7 @@ def test_a_host_that_goes_down_in_mid_restore_comes_up_with_what_was_there(opera
     operations.wait_at("restore_database", process, log)
     subprocess.run(["docker", "kill", HOST], check=True, capture_output=True)
     subprocess.run(["docker", "start", HOST], check=True, capture_output=True)
-    backups.shell("timeout 120 systemctl is-system-running --wait || true", timeout=130)
+    operations.wait_for_boot()
     assert process.wait(300) != 0
     assert backups.sql("INSERT INTO since VALUES (2); SELECT count(*) FROM since; DROP TABLE since") == "2"
     assert "the database that was there before is in its place" in backups.shell(

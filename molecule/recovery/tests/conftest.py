@@ -43,8 +43,8 @@ class Host(Operations):
             ],
             check=True, capture_output=True,
         )  # fmt: skip
-        self.shell("timeout 90 systemctl is-system-running --wait; apt-get -q update && apt-get -qy install "
-                   "--no-install-recommends openssh-server", timeout=600)  # fmt: skip
+        self.wait_for_boot()
+        self.shell("apt-get -q update && apt-get -qy install --no-install-recommends openssh-server", timeout=600)
 
 
 class Keeper(Host):
