@@ -423,7 +423,7 @@ h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2rem;border-bottom:1px solid 
 .word{border:1px solid;border-radius:.3rem;padding:0 .4rem;font-weight:bold}
 code,pre{font-family:ui-monospace,monospace;font-size:.9em;background:var(--soft);border-radius:.2rem;overflow-wrap:anywhere}
 pre{padding:.5rem;white-space:pre-wrap}dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem .8rem;margin:.4rem 0}
-dt{font-weight:bold}dd{margin:0;overflow-wrap:anywhere}
+dt{font-weight:bold}dd{margin:0}dd,li{overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}td,th{border:1px solid var(--edge);padding:.2rem .5rem;text-align:left;vertical-align:top}
 td.number{text-align:right;font-variant-numeric:tabular-nums}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(16rem,1fr));gap:1rem}figure{margin:0}figcaption{font-size:.9rem}

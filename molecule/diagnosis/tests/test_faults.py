@@ -503,6 +503,7 @@ COMBINED = {
 @pytest.mark.parametrize("name", COMBINED, ids=lambda name: re.sub(r"\W+", "-", name))
 def test_all_roots_come_before_what_follows(operations, facts, name):
     roots, injure, mend = COMBINED[name]
+    forget_the_requests(operations)
     with broken(operations, injure.format(**facts), mend.format(**facts)):
         seen = diagnose(operations)
     found = [name for name in seen.names if name != "CpuShort"]
