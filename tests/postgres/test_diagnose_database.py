@@ -100,7 +100,8 @@ def test_the_root_of_a_lock_tree_is_found_and_literals_are_hidden(server):
     )
     holder.stdin.write("BEGIN; UPDATE roster SET note = 'Yamada' WHERE id = 1;\n")
     holder.stdin.flush()
-    time.sleep(1)
+    held = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'UPDATE roster%' AND state = 'idle in transaction'"
+    assert settled(lambda: psql(server, f"--command={held}").stdout.strip(), "1") == "1"
     waiting = [
         subprocess.Popen(["psql", "--command=UPDATE roster SET note = 'Suzuki' WHERE id = 1"], env=server, text=True)
         for _number in range(2)
@@ -180,10 +181,10 @@ def test_slow_statements_are_those_that_ran_and_in_their_order(statements):
         ("SELECT pg_sleep($1)", 1), ("SELECT pg_sleep($1), now()", 5),
     ]  # fmt: skip
     # No sleep is shorter than it was told to be; this machine may be busy.
-    assert 300 <= slowest[0]["mean_ms"] < 600 and 120 <= slowest[1]["mean_ms"] < 300
+    assert slowest[0]["mean_ms"] >= 300 and slowest[1]["mean_ms"] >= 120
     together = found["most_time_together"]
     assert [row["query"] for row in together[:2]] == ["SELECT pg_sleep($1), now()", "SELECT pg_sleep($1)"]
-    assert 600 <= together[0]["total_ms"] < 1500 and together[0]["rows"] == 5
+    assert together[0]["total_ms"] >= 600 and together[0]["rows"] == 5
     assert [row["calls"] for row in together if row["query"] == "SELECT $1"] == [40]
     text = str(found)
     assert "CREATE ROLE seeded PASSWORD '?'" in text and "seeded-secret" not in text and "row_to_json" not in text

@@ -212,10 +212,10 @@ def test_nobody_listening_is_refused(tmp_path):
 
 
 def test_a_silent_server_is_a_timeout(tmp_path, toy):
-    server = toy(lambda number, method, path: 3.0 if number == 3 else 200)
-    summary, lines = load(tmp_path, server.port, None, None, *QUICK[:-1], "0.5", "--max-requests", "20", expect_code=1)
+    server = toy(lambda number, method, path: 12.0 if number == 3 else 200)
+    summary, lines = load(tmp_path, server.port, None, None, *QUICK[:-1], "3", "--max-requests", "20", expect_code=1)
     assert summary["errors"] == {"timeout": 1}
-    assert next(line for line in lines if line["error"])["ms"] >= 500
+    assert next(line for line in lines if line["error"])["ms"] >= 3000
 
 
 def test_a_run_without_a_request_is_not_a_success(tmp_path, toy):

@@ -66,8 +66,8 @@ def test_a_refresh_of_a_lost_lock_takes_nothing(path):
 
 def test_waiting_until_it_is_free(path):
     take(path, "one")
-    threading.Timer(0.3, lock.release, (path, "one")).start()
     started = time.monotonic()
+    threading.Timer(0.3, lock.release, (path, "one")).start()
     assert take(path, "two", wait_seconds=20).acquired
     assert 0.2 < time.monotonic() - started < 10
 

@@ -250,22 +250,22 @@ def test_a_full_folder_fails_no_request(project):
 
 
 def test_slow_requests_are_lines_of_json(tmp_path):
-    project = Project(tmp_path, shiftmaster_slow_request_info_seconds=0.2, shiftmaster_slow_request_warning_seconds=0.6)
+    project = Project(tmp_path, shiftmaster_slow_request_info_seconds=0.5, shiftmaster_slow_request_warning_seconds=3)
     proxy = {"X-Real-IP": "203.0.113.9", "X-Forwarded-For": "203.0.113.9", "X-Request-ID": "abc123"}
     with project.serve() as server:
-        server.ask("/sleep/300/?token=secret", **proxy, User_Agent='Fire"fox\\ \u00fc')
-        server.ask("/sleep/700/", **proxy, User_Agent="x" * 5000)
+        server.ask("/sleep/600/?token=secret", **proxy, User_Agent='Fire"fox\\ \u00fc')
+        server.ask("/sleep/3200/", **proxy, User_Agent="x" * 5000)
         server.ask("/items/1/")
         project.log.rename(project.log.with_suffix(".1"))
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda _: server.ask("/sleep/250/"), range(24)))
+            list(pool.map(lambda _: server.ask("/sleep/550/"), range(24)))
         metrics = server.metrics()
     first, second = (json.loads(line) for line in project.log.with_suffix(".1").read_text().splitlines())
-    assert first.pop("duration_ms") > 300 and first.pop("memory_rss_bytes") > 10e6 and first.pop("pid") > 1
+    assert first.pop("duration_ms") > 600 and first.pop("memory_rss_bytes") > 10e6 and first.pop("pid") > 1
     assert re.match(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$", first.pop("time"))
     assert first == {
         "level": "INFO", "logger": "shiftmaster_monitoring.slow", "message": "slow request", "method": "GET",
-        "path": "/sleep/300/", "route": "/sleep/<int:ms>/", "status": 200, "user_agent": 'Fire"fox\\ \u00fc',
+        "path": "/sleep/600/", "route": "/sleep/<int:ms>/", "status": 200, "user_agent": 'Fire"fox\\ \u00fc',
         "remote_addr": "203.0.113.9", "request_id": "abc123",
     }  # fmt: skip
     assert second["level"] == "WARNING" and len(second["user_agent"]) == 512

@@ -442,18 +442,20 @@ def test_a_psql_that_hangs_is_killed_with_its_children(psql):
     folder = psql('sleep 60 & echo $! > "$(dirname "$0")/pid"; wait')
     started = time.monotonic()
     with pytest.raises(probe.ProbeError) as error:
-        probe.postgres_ping(probe.PostgresTarget(), timeout=0.5)
+        probe.postgres_ping(probe.PostgresTarget(), timeout=2)
     assert (error.value.state, error.value.reason) == ("down", "timeout")
-    assert time.monotonic() - started < 4
-    time.sleep(0.2)
-    assert not alive_process(int((folder / "pid").read_text()))
+    assert time.monotonic() - started < 10
+    deadline = time.monotonic() + 10
+    while alive_process(int((folder / "pid").read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def alive_process(pid):
     try:
         with open("/proc/%d/stat" % pid) as stream:
             return stream.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

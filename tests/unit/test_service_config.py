@@ -534,8 +534,7 @@ def test_a_target_is_up_only_when_it_was_asked_again(apply, host):
 
 def test_the_new_targets_are_waited_for(apply, host, monkeypatch):
     """Right after a reload the targets of before are still there, and up."""
-    host.targets = {"app1": lambda _text: "down" if time.monotonic() > later else "up"}
-    later = time.monotonic() + 0.5
+    host.targets = {"app1": lambda text: "down" if text == NEW and time.time() > host.loaded_at + 0.5 else "up"}
     monkeypatch.setattr(sc, "DISCOVERY_SECONDS", 1.0)
     assert "app1" in apply(proof={"targets_url": TARGETS})["msg"]
 

@@ -245,11 +245,14 @@ def test_children_die_with_the_module(tools, options, tmp_path):
         if part:
             break
         time.sleep(0.1)
-    time.sleep(0.3)
+    deadline = time.monotonic() + 20
+    while not sleeping(60, tools.mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert part and sleeping(60, tools.mark)
     child.kill()
     child.wait()
-    time.sleep(0.3)
+    while sleeping(60, tools.mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
     with dump.exclusive(options["folder"], wait_seconds=0):
         assert sleeping(60, tools.mark) == []
         assert dump.remove_unfinished(options["folder"]) == [os.path.join(options["folder"], part[0])]
@@ -325,7 +328,7 @@ def test_a_restore_that_hangs_as_it_commits_does_not_say_that_nothing_was_change
     asked = "*server_version_num*) echo '170005 1000 17.5';; *rolsuper*) echo f;; *nspname*) ;;"
     tools("psql", f'case "$*" in {asked} *) cat >/dev/null; exec sleep 60;; esac\n')
     with pytest.raises(dump.DumpError, match="as it was, or as the copy has it"):
-        dump.restored(options, time.monotonic() + 1, False)
+        dump.restored(options, time.monotonic() + 6, False)
 
 
 @pytest.mark.parametrize(

@@ -213,15 +213,15 @@ def test_a_service_that_is_busy_is_asked_again(tell, receivers):
 def test_a_service_that_hangs_costs_no_more_than_the_timeout(tell, receivers, receiver):
     receivers.record.set_down(receiver, "hang", 60)
     started = time.monotonic()
-    result = tell(timeout_seconds=1)
-    assert time.monotonic() - started < 4 and set(result["problems"]) == {receiver}
+    result = tell(timeout_seconds=4)
+    assert time.monotonic() - started < 15 and set(result["problems"]) == {receiver}
 
 
 def test_a_mail_server_that_says_nothing_costs_no_more_than_the_timeout(tell, arguments):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
-        result = tell(timeout_seconds=1, email={**arguments["email"], "port": silent.getsockname()[1]})
-        assert time.monotonic() - started < 4 and set(result["problems"]) == {"email"}
+        result = tell(timeout_seconds=4, email={**arguments["email"], "port": silent.getsockname()[1]})
+        assert time.monotonic() - started < 15 and set(result["problems"]) == {"email"}
 
 
 def test_a_certificate_of_nobody_is_not_trusted(tell, receivers):

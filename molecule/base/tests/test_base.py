@@ -86,7 +86,7 @@ def writer(host):
     host.check_output(
         "systemd-run --unit=shiftmaster-web@blue --uid=shiftmaster --gid=shiftmaster /usr/local/bin/writer"
     )
-    time.sleep(1)
+    host.check_output("timeout 30 sh -c 'until test -s /var/log/shiftmaster/error.log; do sleep 0.1; done'")
     yield
     host.run("systemctl stop shiftmaster-web@blue; rm -rf /var/log/shiftmaster /usr/local/bin/writer")
 

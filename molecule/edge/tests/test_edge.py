@@ -179,7 +179,10 @@ def test_uploaded_pages_cannot_run(edge):
 
 
 def test_logging_in_is_limited_by_address(edge):
-    statuses = [edge.get("/login/", "-d", "password=wrong", source="127.0.0.3") for _ in range(7)]
+    # Another one is let in every ten seconds.
+    statuses = []
+    while len(statuses) < 30 and (not statuses or statuses[-1].status != 429):
+        statuses.append(edge.get("/login/", "-d", "password=wrong", source="127.0.0.3"))
     assert [answer.status for answer in statuses][:5] == [200] * 5
     assert statuses[-1].status == 429
     assert statuses[-1].one("retry-after") == "60"
