@@ -26,6 +26,8 @@ RUN = "/run/shiftmaster-backup"
 POSTGRES = "postgres"
 # restic's, of a store that it asks again and again.
 _ATTEMPT = re.compile(r"^.* returned error, retrying after \S+: ")
+# restic says of a file that it could not write also that it has no owner and no times.
+_FOLLOWS = re.compile(r"^ignoring error for .*: no such file or directory$")
 
 
 class BackupError(Exception):
@@ -62,11 +64,11 @@ def utc(seconds: float) -> str:
 
 
 def tail(text: str, lines: int = 3) -> str:
-    """What a tool said last, as one line: without pgBackRest's hints, and what restic tries again and again once."""
+    """What a tool said last, as one line: without pgBackRest's hints, restic's attempts once, and causes alone."""
     found = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("HINT:")]
     attempts = [line for line in found if _ATTEMPT.match(line)]
-    found = [_ATTEMPT.sub("", line) for line in found if line not in attempts[:-1]]
-    return "; ".join(found[-lines:])[:600] or "no reason given"
+    told = [_ATTEMPT.sub("", line) for line in found if line not in attempts[:-1] and not _FOLLOWS.match(line)]
+    return "; ".join((told or found)[-lines:])[:600] or "no reason given"
 
 
 class Host:

@@ -54,6 +54,22 @@ def test_attempts_that_fail_alike_are_said_once(host):
         host.run("the work", "sh", "-c", "printf '%s' \"$0\" >&2; exit 1", f"opening\n{said}given up")
 
 
+def test_what_follows_from_a_damaged_pack_does_not_hide_it(host):
+    """Two files of the same content: restic says of each that it is damaged, and then that it is not there."""
+    said = "".join(
+        f"ignoring error for /x/{name}: decrypting blob <data/d1> from 51e94c3a failed: ciphertext verification failed\n"
+        f"ignoring error for /x/{name}: lchown /scratch/x/{name}: no such file or directory\n"
+        for name in ("a.js", "a.1.js")
+    ) + "Fatal: There were 4 errors\n"  # fmt: skip
+    with pytest.raises(BackupError, match="ended with 1: ignoring error for /x/a.js: .* from 51e94c3a failed") as error:
+        host.run("restic restore", "sh", "-c", "cat >&2; exit 1", stdin=said)
+    assert "lchown" not in str(error.value)
+    with pytest.raises(BackupError, match="lchown"):
+        host.run(
+            "restic restore", "sh", "-c", "echo ignoring error for /x: lchown /x: no such file or directory >&2; exit 1"
+        )
+
+
 def test_a_command_that_was_killed_or_is_not_there_is_said(host):
     with pytest.raises(BackupError, match="was killed by signal 9"):
         host.run("the work", "sh", "-c", "kill -9 $$")
