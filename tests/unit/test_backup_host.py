@@ -57,7 +57,7 @@ def test_attempts_that_fail_alike_are_said_once(host):
 def test_what_follows_from_a_damaged_pack_does_not_hide_it(host):
     """Two files of the same content: restic says of each that it is damaged, and then that it is not there."""
     said = "".join(
-        f"ignoring error for /x/{name}: decrypting blob <data/d1> from 51e94c3a failed: ciphertext verification failed\n"
+        f"ignoring error for /x/{name}: decrypting blob <data/d> from 51e94c3a failed: ciphertext verification failed\n"
         f"ignoring error for /x/{name}: lchown /scratch/x/{name}: no such file or directory\n"
         for name in ("a.js", "a.1.js")
     ) + "Fatal: There were 4 errors\n"  # fmt: skip
