@@ -64,7 +64,7 @@ def utc(seconds: float) -> str:
 
 
 def tail(text: str, lines: int = 3) -> str:
-    """What a tool said last, as one line: without pgBackRest's hints, restic's attempts once, and causes alone."""
+    """What a tool said last, as one line: restic's attempts once, without hints and what only follows."""
     found = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("HINT:")]
     attempts = [line for line in found if _ATTEMPT.match(line)]
     told = [_ATTEMPT.sub("", line) for line in found if line not in attempts[:-1] and not _FOLLOWS.match(line)]

@@ -181,10 +181,11 @@ def test_slow_statements_are_those_that_ran_and_in_their_order(statements):
         ("SELECT pg_sleep($1)", 1), ("SELECT pg_sleep($1), now()", 5),
     ]  # fmt: skip
     # No sleep is shorter than it was told to be; this machine may be busy.
-    assert slowest[0]["mean_ms"] >= 300 and slowest[1]["mean_ms"] >= 120
+    assert 300 <= slowest[0]["mean_ms"] < 10_000 and 120 <= slowest[1]["mean_ms"] < 10_000
     together = found["most_time_together"]
     assert [row["query"] for row in together[:2]] == ["SELECT pg_sleep($1), now()", "SELECT pg_sleep($1)"]
-    assert together[0]["total_ms"] >= 600 and together[0]["rows"] == 5
+    assert together[0]["total_ms"] == pytest.approx(5 * slowest[1]["mean_ms"], rel=0.02)
+    assert together[0]["rows"] == 5
     assert [row["calls"] for row in together if row["query"] == "SELECT $1"] == [40]
     text = str(found)
     assert "CREATE ROLE seeded PASSWORD '?'" in text and "seeded-secret" not in text and "row_to_json" not in text
