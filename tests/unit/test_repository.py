@@ -219,6 +219,7 @@ REFUSED = {
     r"^\s*ignore_errors:": "failures passed over",
     r"^\s*skip_list:|^\s*warn_list:": "a blanket skip of ansible-lint",
     r"^\s*vars_prompt:": "a question that AWX cannot answer",
+    r"^\s*(Startup)?CPU(Weight|Shares|Quota)=": "a nice value undone (docs/decisions/0006-priorities.md)",
 }
 
 
