@@ -68,7 +68,7 @@ options:
     type: dict
     default: {}
   required_names:
-    description: The names that O(environment_file) must have.
+    description: The names that O(environment_file) must have besides those that O(expected_values) gives a value.
     type: list
     elements: str
     default: []

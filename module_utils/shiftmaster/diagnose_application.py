@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import grp
 import json
@@ -137,11 +138,23 @@ def environment(setting) -> dict:
         "exists": True,
         "mode": "%04o" % stat.S_IMODE(status.st_mode),
         "readable_by_others": bool(status.st_mode & 0o004),
+        "edited": _edited(path, status),
         "names": sorted(values),
         "missing": [name for name in setting.required_names if name not in values],
         "empty": [name for name in setting.required_names if name in values and not values[name]],
         "other_than_expected": _differences(values, setting.expected_values),
     }
+
+
+def _edited(path: str, status: os.stat_result) -> bool:
+    """Whether a release's environment was written after its release was built, which no run does."""
+    try:
+        with open(os.path.join(os.path.dirname(path), "manifest.json"), encoding="utf-8") as stream:
+            built = calendar.timegm(time.strptime(json.load(stream)["created"], "%Y-%m-%dT%H:%M:%SZ"))
+    except (OSError, ValueError, TypeError, KeyError):
+        return True
+    # It is told in whole seconds.
+    return status.st_mtime >= built + 1
 
 
 def _differences(values: dict, expected: dict) -> list:

@@ -86,34 +86,43 @@ def devices(proc: str) -> dict:
 def largest(setting) -> dict:
     """The largest files and folders of logs and data; what is not seen within two seconds is said."""
     end, files, folders, complete = time.monotonic() + 2.0, [], {}, True
-    counted, seen, local = {}, set(), devices(setting.proc)
+    counted, seen, local, least = {}, set(), devices(setting.proc), 0
     for root in setting.large_folders:
         if not os.path.isdir(root):
             continue
         # What lies below is looked at wherever it is mounted from, if that is local.
         local.setdefault(os.stat(root).st_dev, root)
-        for folder, names, contents in os.walk(root):
+        # Each with the folder directly below the root that it is counted for, as `du -s /var/log/*` has it.
+        left = [(root, root)]
+        while left:
             if time.monotonic() > end:
                 complete = False
                 break
-            names[:] = [name for name in names if _device(os.path.join(folder, name)) in local]
-            # Of a folder what lies directly below the root, as `du -s /var/log/*` has it.
-            below = os.path.relpath(folder, root).split(os.sep)[0]
-            top = root if below == "." else os.path.join(root, below)
-            counted[folder] = len(contents) + len(names)
-            for name in contents:
-                path = os.path.join(folder, name)
-                with contextlib.suppress(OSError):
-                    status = os.lstat(path)
+            folder, top = left.pop()
+            entries = 0
+            for entry in _entries(folder):
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except OSError:
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    if status.st_dev in local:
+                        entries += 1
+                        left.append((entry.path, entry.path if folder == root else top))
+                    continue
+                entries += 1
+                if status.st_nlink > 1:
                     if (status.st_dev, status.st_ino) in seen:
                         continue
-                    if status.st_nlink > 1:
-                        seen.add((status.st_dev, status.st_ino))
-                    size = status.st_blocks * 512
-                    folders[top] = folders.get(top, 0) + size
-                    files.append((size, path, local.get(status.st_dev, "")))
+                    seen.add((status.st_dev, status.st_ino))
+                size = status.st_blocks * 512
+                folders[top] = folders.get(top, 0) + size
+                if size >= least:
+                    files.append((size, entry.path, local.get(status.st_dev, "")))
                     if len(files) > 4 * _TOP:
                         files = sorted(files, reverse=True)[:_TOP]
+                        least = files[-1][0]
+            counted[folder] = entries
     return {
         "complete": complete,
         "files": [
@@ -130,12 +139,12 @@ def largest(setting) -> dict:
     }
 
 
-def _device(path: str):
+def _entries(folder: str) -> list:
     try:
-        status = os.lstat(path)
+        with os.scandir(folder) as found:
+            return list(found)
     except OSError:
-        return None
-    return status.st_dev if stat.S_ISDIR(status.st_mode) else None
+        return []
 
 
 def rotation(setting) -> dict:

@@ -87,11 +87,13 @@ class Setting:
         self.log_dir = options.get("log_dir") or "/var/log/shiftmaster"
         self.environment_file = options.get("environment_file")
         self.environment_keys = options.get("environment_keys") or {}
-        self.required_names = tuple(options.get("required_names") or ())
+        expected = options.get("expected_values") or {}
+        self.required_names = tuple(
+            dict.fromkeys([*(name for name in expected if expected[name]), *(options.get("required_names") or ())])
+        )
+        # As role shiftmaster writes them.
         self.expected_values = {
-            # As role shiftmaster writes them.
-            name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in (options.get("expected_values") or {}).items()
+            name: value if isinstance(value, str) else json.dumps(value) for name, value in expected.items()
         }
         self.domain = options.get("domain") or "localhost"
         self.hours = float(options.get("hours") or 6)

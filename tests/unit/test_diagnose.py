@@ -330,6 +330,7 @@ def test_no_seeded_secret_leaves_a_host(tmp_path):
     (root / "colours" / "blue" / "release").symlink_to(release)
     (root / "active").symlink_to("colours/blue")
     (release / "env").write_text("".join(f'{name}="{value}"\n' for name, value in ENVIRONMENT.items()))
+    (release / "manifest.json").write_text(json.dumps({"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}))
     moment = time.strftime("%Y-%m-%d %H:%M:%S")
     said = f"{moment},123 [ERROR] django: login with {SECRET} and password=correct horse battery\n"
     (log_dir / "error.log").write_text(said + "Traceback\nValueError: bad key p@ss-word-9 in p%40ss-word-9\n")
@@ -338,7 +339,8 @@ def test_no_seeded_secret_leaves_a_host(tmp_path):
     (root / "shared" / "state" / "audit.jsonl").write_text(json.dumps(audit) + "\n")
     options = parameters(
         functions=["app"], app_root=str(root), log_dir=str(log_dir), environment_file=str(release / "env"),
-        required_names=["DJANGO_SECRET_KEY", "EMAIL_HOST"], expected_values={"DB_NAME": "other", "DB_PORT": 5432}, names=["localhost"],
+        required_names=["DJANGO_SECRET_KEY", "EMAIL_HOST"], names=["localhost"],
+        expected_values={"DB_NAME": "other", "DB_PORT": 5432, "DB_USER": "", "CACHE_PREFIX": "shift"},
     )  # fmt: skip
     setting = Setting(options)
     chosen = {name: PARTS[name] for name in ("release", "environment", "logs", "celery", "login", "redis", "rights")}
@@ -346,7 +348,10 @@ def test_no_seeded_secret_leaves_a_host(tmp_path):
     for secret in (SECRET, "correct horse", "p@ss-word-9", "p%40ss-word-9"):
         assert secret not in text
     evidence = json.loads(text)
-    assert evidence["environment"]["missing"] == ["EMAIL_HOST"]
+    assert evidence["environment"]["missing"] == ["CACHE_PREFIX", "EMAIL_HOST"]
+    assert not evidence["environment"]["edited"]
+    os.utime(release / "env", (time.time() + 5, time.time() + 5))
+    assert application.environment(setting)["edited"]
     assert evidence["environment"]["other_than_expected"] == [
         {"name": "DB_NAME", "is": "shiftmaster", "should": "other"}
     ]

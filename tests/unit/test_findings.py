@@ -139,6 +139,12 @@ def test_a_login_that_the_database_alone_refuses_is_said_as_it_says_it(reason, m
     assert first["rule"] == "DatabaseLoginFails" and words in first["cause"]["en"] and "pg_roles" in first["fix"][0]
 
 
+def test_an_inventory_that_is_ahead_of_the_release_is_no_secret_that_somebody_took_out():
+    first = found(host({"parts": {"environment": {"missing": ["PGSSLROOTCERT"], "edited": False}}}))[0]
+    assert (first["rule"], first["severity"]) == ("SettingWrong", "warning")
+    assert "PGSSLROOTCERT" in first["title"]["en"] and "missing: PGSSLROOTCERT" in first["evidence"][0]
+
+
 def test_a_database_that_was_set_to_reading_only_is_found():
     first = found(host({"parts": {"database": {"server": {"refuses_writes": True}}}}))[0]
     assert first["rule"] == "DatabaseReadOnly" and "default_transaction_read_only" in first["cause"]["en"]

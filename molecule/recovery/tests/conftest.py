@@ -4,7 +4,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import Operations
+import yaml
+from support import ROOT, Operations
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 RUNS = "/var/backups/shiftmaster/manifests"
@@ -63,3 +64,19 @@ def hosts():
     app, keeper = Host(INVENTORY, "recovery-trixie"), Keeper(INVENTORY, "recovery-keeper")
     assert app.serves(60), "the host does not serve"
     return SimpleNamespace(app=app, keeper=keeper, standby=Host(INVENTORY, "recovery-standby"))
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """The first host by an inventory in which it is everything."""
+    tree = yaml.safe_load((INVENTORY / "hosts.yml").read_text(encoding="utf-8"))
+    groups = tree["all"]["children"]
+    hosts = groups["demo"]["hosts"]
+    for name in set(hosts) - {"recovery-trixie"}:
+        del hosts[name]
+    hosts["recovery-trixie"]["demo_home"] = str(ROOT / ".cache/scenario")
+    for group in ("backup", "standby"):
+        del groups[group]
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    return Keeper(inventory, "recovery-trixie")

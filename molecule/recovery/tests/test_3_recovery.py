@@ -127,3 +127,39 @@ def test_a_house_that_burned_comes_back_from_outside_and_the_keys(hosts, outside
     assert manifest["run_id"] in listed
     manifest = hosts.keeper.backup()
     assert all("restored and compared" in part["offsite"] for part in manifest["parts"].values())
+
+
+def test_the_only_host_burns_and_comes_back_as_an_older_copy_outside_has_it(hosts, outside, alone, capsys):
+    """One host that is everything, its own backups too; the last copy already has what went wrong."""
+    hosts.app.destroy()
+    alone.install_anew()
+    options = outside | {"backup_offsite_repository": outside["backup_offsite_repository"] + "-alone"}
+    run = alone.run("deploy.yml", *AUTHORITIES, timeout=3600, **options)
+    assert run.code == 0, run.output[-8000:]
+    alone.manage("seed_demo")
+    alone.shell(f"head -c 300000 /dev/urandom > {MEDIA}/plan.pdf && chown shiftmaster: {MEDIA}/plan.pdf")
+    good = alone.backup()
+    assert all("restored and compared" in part["offsite"] for part in good["parts"].values())
+    everything = alone.everything()
+    alone.manage("flush", "--no-input")
+    alone.shell(f"rm {MEDIA}/plan.pdf")
+    bad = alone.backup()
+    assert alone.everything() != everything
+
+    alone.destroy()
+    alone.install_anew()
+    recover = ("playbooks/recover.yml", *AUTHORITIES)
+    run = alone.run(*recover, timeout=3600, confirm="recovery-trixie", **options)
+    assert run.code != 0 and run.says("Nothing was changed", "-e backups=offsite"), run.output[-3000:]
+    began = time.monotonic()
+    run = alone.run(
+        *recover, timeout=5400, backups="offsite", fetch=good["run_id"], confirm="recovery-trixie", **options
+    )
+    assert run.code == 0, run.output[-8000:]
+    with capsys.disabled():
+        print(f"\n  one host recovered from outside in {time.monotonic() - began:.0f} s")
+    assert alone.serves(60) == "2.0.0" and alone.everything() == everything
+    listed = alone.shell("ls /var/backups/shiftmaster/manifests")
+    assert good["run_id"] in listed and bad["run_id"] not in listed
+    manifest = alone.backup()
+    assert all("restored and compared" in part["offsite"] for part in manifest["parts"].values())
