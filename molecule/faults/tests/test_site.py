@@ -39,11 +39,14 @@ def test_hooks_run_in_their_phases(operations):
     assert notes.splitlines() == [f"{phase} shiftmaster shiftmaster" for phase in expected]
 
 
-# threads: another setting, so that a release is built
-@pytest.mark.parametrize(("phase", "threads"), [("after_build", 8), ("before_cutover", 4), ("after_cutover", 4)])
-def test_a_hook_that_fails_fails_its_phase(operations, phase, threads):
+# A setting that is new, so that a release is built; that the one that serves lacks it is no finding.
+@pytest.mark.parametrize(("phase", "new"), [("after_build", "a"), ("before_cutover", "b"), ("after_cutover", "b")])
+def test_a_hook_that_fails_fails_its_phase(operations, phase, new):
     run = operations.deploy(
-        "2.1.0", shiftmaster_watch_seconds=1, shiftmaster_web_threads=threads, **hook(phase, "echo not today; exit 3")
+        "2.1.0",
+        shiftmaster_watch_seconds=1,
+        shiftmaster_extra_environment={"NEW": new},
+        **hook(phase, "echo not today; exit 3"),
     )
     assert run.code == 2, run.output[-4000:]
     assert run.says(f"hook the site's {phase} ({phase}) ended with code 3", "not today"), run.output[-4000:]
