@@ -129,7 +129,8 @@ def environment(setting) -> dict:
         with open(path, encoding="utf-8") as stream:
             values = envfile.parse(stream.read())
     except FileNotFoundError:
-        return {"path": path, "exists": False, "names": [], "missing": list(setting.required_names), "empty": []}
+        return {"path": path, "exists": False, "edited": True, "names": [], "missing": list(setting.required_names),
+                "empty": []}  # fmt: skip
     except (OSError, ValueError) as error:
         return {"path": path, "exists": True, "problem": getattr(error, "strerror", None) or type(error).__name__,
                 "names": [], "missing": [], "empty": []}  # fmt: skip

@@ -352,6 +352,9 @@ def test_no_seeded_secret_leaves_a_host(tmp_path):
     assert not evidence["environment"]["edited"]
     os.utime(release / "env", (time.time() + 5, time.time() + 5))
     assert application.environment(setting)["edited"]
+    # Gone is another finding's, which has no inventory that is ahead beside it.
+    (release / "env").unlink()
+    assert application.environment(setting)["edited"]
     assert evidence["environment"]["other_than_expected"] == [
         {"name": "DB_NAME", "is": "shiftmaster", "should": "other"}
     ]
