@@ -1,0 +1,235 @@
+"""Open, write and remove files below directories that a less privileged user can write to.
+
+A path is resolved one component at a time, each relative to the descriptor of its parent and without following symbolic
+links, so nobody can redirect it between two calls. A link is followed only where its directory belongs to root (or to
+this process) and is writable by nobody else: an administrator's link is obeyed, a link of the application is not. Only
+regular files are opened; a FIFO or a device is rejected and never waited for.
+
+Source: openat(2), symlink(7), systemd's CHASE_SAFE.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from typing import Iterator, Optional
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_LINKS = 40
+
+
+class UnsafePathError(OSError):
+    """A path leads through a link of a less privileged user, or to something that is no regular file."""
+
+
+def _reject(path: str, why: str) -> UnsafePathError:
+    return UnsafePathError(errno.ELOOP, why, path)
+
+
+def is_trusted(status: os.stat_result) -> bool:
+    """Tell whether only root and this process can change the entries of a directory."""
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@contextlib.contextmanager
+def _parent(path: str, follow: bool, make_mode: Optional[int] = None) -> Iterator[tuple]:
+    """Yield (descriptor of the directory, name) of an absolute path.
+
+    follow: whether the last component may be a trusted link. make_mode: missing directories are made with this mode.
+    """
+    if not os.path.isabs(path) or ".." in path.split("/"):
+        raise ValueError("%r is not an absolute path without '..'" % (path,))
+    left = [part for part in path.split("/") if part not in ("", ".")]
+    current, links = os.open("/", _DIRECTORY), 0
+    try:
+        while left:
+            name = left.pop(0)
+            if not left and not follow:
+                break
+            try:
+                is_link = stat.S_ISLNK(os.stat(name, dir_fd=current, follow_symlinks=False).st_mode)
+            except FileNotFoundError:
+                if not left:
+                    break
+                if make_mode is None:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, make_mode, dir_fd=current)
+                is_link = False
+            if is_link:
+                links += 1
+                if not is_trusted(os.fstat(current)):
+                    raise _reject(path, "it leads through a symbolic link in a directory that others can write to")
+                if links > _MAX_LINKS:
+                    raise _reject(path, "too many symbolic links")
+                target = os.readlink(name, dir_fd=current)
+                left = [part for part in target.split("/") if part not in ("", ".")] + left
+                if target.startswith("/"):
+                    current = _replace(current, os.open("/", _DIRECTORY))
+                if not left:
+                    name = "."
+                continue
+            if not left:
+                break
+            try:
+                current = _replace(current, os.open(name, _DIRECTORY, dir_fd=current))
+            except OSError as error:
+                raise type(error)(error.errno, error.strerror, path) from None
+        else:
+            name = "."
+        yield current, name
+    finally:
+        os.close(current)
+
+
+def _replace(old: int, new: int) -> int:
+    os.close(old)
+    return new
+
+
+def open_directory(path: str, make_mode: Optional[int] = None) -> int:
+    """Return a descriptor of a directory; with make_mode it and its parents are made where they are missing."""
+    with _parent(path, True, make_mode) as (parent, name):
+        if make_mode is not None and name != ".":
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, make_mode, dir_fd=parent)
+        try:
+            return os.open(name, _DIRECTORY, dir_fd=parent)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise _reject(path, "it was replaced by a symbolic link") from None
+            raise type(error)(error.errno, error.strerror, path) from None
+
+
+def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
+    """Return a descriptor of a regular file, opened or made as flags say. Raises UnsafePathError for anything else.
+
+    Links in trusted directories are followed for reading only.
+    """
+    writes = flags & (os.O_WRONLY | os.O_RDWR) != 0
+    with _parent(path, follow=not writes) as (parent, name):
+        descriptor = open_in(parent, name, flags, mode, path)
+    return descriptor
+
+
+def open_in(parent: int, name: str, flags: int = os.O_RDONLY, mode: int = 0o600, path: str = "") -> int:
+    """Return a descriptor of a regular file directly below a directory's descriptor; no link is followed."""
+    path = path or name
+    # Truncated only once it is known to be a regular file of one name.
+    safe = (flags & ~os.O_TRUNC) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(name, safe, mode, dir_fd=parent)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _reject(path, "it is a symbolic link in a directory that others can write to") from None
+        if error.errno == errno.ENXIO:
+            raise _reject(path, "it is not a regular file") from None
+        raise type(error)(error.errno, error.strerror, path) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _reject(path, "it is not a regular file")
+        if status.st_nlink > 1 and not is_trusted(os.fstat(parent)):
+            raise _reject(path, "it has another name (a hard link), and others can write to its directory")
+        if flags & os.O_TRUNC:
+            os.ftruncate(descriptor, 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_bytes(path: str, limit: int = -1) -> bytes:
+    """Return the content of a regular file, at most its first `limit` bytes (-1: all of it)."""
+    with os.fdopen(open_file(path), "rb") as stream:
+        return stream.read(limit)
+
+
+def read_text(path: str, limit: int = -1) -> str:
+    """Return the content of a regular file as UTF-8; undecodable bytes are replaced."""
+    return read_bytes(path, limit).decode("utf-8", "replace")
+
+
+def read_tail(path: str, limit: int) -> bytes:
+    """Return the last `limit` bytes of a regular file."""
+    with os.fdopen(open_file(path), "rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - limit))
+        return stream.read(limit)
+
+
+def append(path: str, data: bytes, mode: int = 0o640) -> None:
+    """Append to a regular file by one write; it is made with this mode where it is missing."""
+    descriptor = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: str, data: bytes, mode: int, uid: int = -1, gid: int = -1) -> None:
+    """Replace a file as a unit: a new file next to it, fsync, rename. The mode is exact, whatever the umask is."""
+    with _parent(path, follow=False) as (parent, name):
+        fresh = ".%s.new" % name
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh, dir_fd=parent)
+        descriptor = os.open(
+            fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent
+        )
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fchown(stream.fileno(), uid, gid)
+                os.fchmod(stream.fileno(), mode)
+                os.fsync(stream.fileno())
+            os.rename(fresh, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(fresh, dir_fd=parent)
+            raise type(error)(error.errno, error.strerror, path) from None
+        os.fsync(parent)
+
+
+def walk(path: str) -> Iterator[tuple]:
+    """Yield (path relative to the top, directories, files, descriptor) of a tree like os.fwalk(), never through a link.
+
+    The descriptor is valid until the next step. "." is the top itself.
+    """
+    top = open_directory(path)
+    try:
+        yield from os.fwalk(".", dir_fd=top, follow_symlinks=False)
+    finally:
+        os.close(top)
+
+
+def change_owner(path: str, uid: int, gid: int) -> None:
+    """Give a tree to an owner; links themselves, not what they lead to, and no file that has another name."""
+    for relative, directories, files, descriptor in walk(path):
+        os.fchown(descriptor, uid, gid)
+        for name in directories + files:
+            # By its own descriptor: the name may be another file's a moment later.
+            entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+            try:
+                status = os.fstat(entry)
+                if stat.S_ISLNK(status.st_mode):
+                    os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)
+                elif stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                    raise _reject(os.path.join(path, relative, name), "it has another name (a hard link)")
+                else:
+                    os.chown("/proc/self/fd/%d" % entry, uid, gid)
+            finally:
+                os.close(entry)
+
+
+def remove_tree(path: str, missing_ok: bool = True) -> None:
+    """Remove a directory with all that it holds; a link is removed itself."""
+    with contextlib.suppress(*((FileNotFoundError,) if missing_ok else ())):
+        with _parent(path, follow=False) as (parent, name):
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                shutil.rmtree(name, dir_fd=parent)
+            else:
+                os.unlink(name, dir_fd=parent)

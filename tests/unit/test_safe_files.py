@@ -1,0 +1,162 @@
+"""Files below directories that others can write to: no link is followed, no FIFO blocks, nothing outside is changed."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from ansible.module_utils.shiftmaster import safe_files
+from ansible.module_utils.shiftmaster.safe_files import UnsafePathError
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """A directory that a less privileged user can write to, with a secret next to it."""
+    (tmp_path / "secret").write_text("root's")
+    path = tmp_path / "theirs"
+    path.mkdir()
+    path.chmod(0o777)
+    return path
+
+
+def secret(theirs):
+    return theirs.parent / "secret"
+
+
+READ_AND_WRITE = {
+    "read": safe_files.read_bytes,
+    "tail": lambda path: safe_files.read_tail(path, 100),
+    "append": lambda path: safe_files.append(path, b"x"),
+    "truncate": lambda path: os.close(safe_files.open_file(path, os.O_WRONLY | os.O_TRUNC)),
+}
+
+
+@pytest.mark.parametrize("use", READ_AND_WRITE.values(), ids=READ_AND_WRITE)
+def test_a_link_a_hard_link_and_a_fifo_are_rejected(theirs, use):
+    os.symlink(secret(theirs), theirs / "link")
+    os.link(secret(theirs), theirs / "hard")
+    os.mkfifo(theirs / "fifo")
+    (theirs / "folder").symlink_to(theirs.parent)
+    for name in ("link", "hard", "fifo", "folder/secret"):
+        with pytest.raises(UnsafePathError):
+            use(str(theirs / name))
+    assert secret(theirs).read_text() == "root's"
+
+
+def test_regular_files_are_read_appended_and_replaced(theirs):
+    path = str(theirs / "log")
+    safe_files.append(path, b"one\n")
+    safe_files.append(path, b"two\n")
+    assert safe_files.read_text(path) == "one\ntwo\n"
+    assert safe_files.read_tail(path, 4) == b"two\n"
+    safe_files.write(path, b"three", 0o604)
+    assert safe_files.read_text(path, 3) == "thr"
+    assert os.stat(path).st_mode & 0o777 == 0o604
+    assert os.listdir(theirs) == ["log"]
+
+
+def test_replacing_never_writes_through_a_link(theirs):
+    os.symlink(secret(theirs), theirs / "file")
+    os.symlink(secret(theirs), theirs / ".file.new")
+    safe_files.write(str(theirs / "file"), b"mine", 0o600)
+    assert secret(theirs).read_text() == "root's"
+    assert not (theirs / "file").is_symlink()
+
+
+def test_a_link_in_a_directory_of_our_own_is_followed(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").write_text("here")
+    (tmp_path / "alias").symlink_to("data")
+    (tmp_path / "absolute").symlink_to(tmp_path / "data" / "file")
+    assert safe_files.read_text(str(tmp_path / "alias" / "file")) == "here"
+    assert safe_files.read_text(str(tmp_path / "absolute")) == "here"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UnsafePathError):
+        safe_files.read_text(str(tmp_path / "loop"))
+
+
+@pytest.mark.parametrize("path", ["relative", "/a/../b", ""])
+def test_only_plain_absolute_paths_are_taken(path):
+    with pytest.raises(ValueError, match="absolute"):
+        safe_files.read_text(path)
+
+
+def test_missing_files_and_directories_are_named(tmp_path):
+    for path in (str(tmp_path / "no"), str(tmp_path / "no" / "file")):
+        with pytest.raises(FileNotFoundError) as raised:
+            safe_files.read_text(path)
+        assert raised.value.filename == path
+
+
+def test_directories_are_made_and_a_link_in_their_place_is_rejected(theirs):
+    os.close(safe_files.open_directory(str(theirs / "a" / "b"), 0o750))
+    assert (theirs / "a" / "b").stat().st_mode & 0o777 == 0o750 & ~current_umask()
+    (theirs / "c").symlink_to(theirs.parent)
+    with pytest.raises(UnsafePathError):
+        safe_files.open_directory(str(theirs / "c"), 0o750)
+
+
+def current_umask():
+    old = os.umask(0)
+    os.umask(old)
+    return old
+
+
+def test_removing_a_tree_stays_inside_it(theirs):
+    tree = theirs / "tree"
+    (tree / "below").mkdir(parents=True)
+    (tree / "link").symlink_to(theirs.parent)
+    safe_files.remove_tree(str(tree))
+    safe_files.remove_tree(str(tree))
+    assert not tree.exists() and secret(theirs).exists()
+    (theirs / "alias").symlink_to(theirs.parent)
+    safe_files.remove_tree(str(theirs / "alias"))
+    assert secret(theirs).exists() and os.listdir(theirs) == []
+    with pytest.raises(FileNotFoundError):
+        safe_files.remove_tree(str(tree), missing_ok=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_an_owner_is_changed_of_the_tree_alone(theirs):
+    tree = theirs / "tree"
+    (tree / "below").mkdir(parents=True)
+    (tree / "below" / "file").write_text("")
+    (tree / "link").symlink_to(secret(theirs))
+    (tree / "folder").symlink_to(theirs.parent)
+    safe_files.change_owner(str(tree), 65534, 65534)
+    assert {os.lstat(tree / one).st_uid for one in ("", "below", "below/file", "link", "folder")} == {65534}
+    assert os.stat(secret(theirs)).st_uid == 0 and os.stat(theirs.parent).st_uid == 0
+    os.link(secret(theirs), tree / "hard")
+    with pytest.raises(UnsafePathError):
+        safe_files.change_owner(str(tree), 65534, 65534)
+    assert os.stat(secret(theirs)).st_uid == 0
+
+
+def test_a_path_that_is_swapped_all_the_time_never_leads_outside(theirs):
+    (theirs / "real").mkdir()
+    (theirs / "real" / "secret").write_text("theirs")
+    (theirs / "link").symlink_to(theirs.parent)
+    os.rename(theirs / "real", theirs / "here")
+    done = threading.Event()
+
+    def swap():
+        while not done.is_set():
+            os.rename(theirs / "here", theirs / "real")
+            os.rename(theirs / "link", theirs / "here")
+            os.rename(theirs / "here", theirs / "link")
+            os.rename(theirs / "real", theirs / "here")
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    found = set()
+    try:
+        for _ in range(2000):
+            try:
+                found.add(safe_files.read_text(str(theirs / "here" / "secret")))
+            except OSError:
+                continue
+    finally:
+        done.set()
+        thread.join()
+    assert found == {"theirs"}
