@@ -1,9 +1,10 @@
 """Open, write and remove files below directories that a less privileged user can write to.
 
 A path is resolved one component at a time, each relative to the descriptor of its parent and without following symbolic
-links, so nobody can redirect it between two calls. A link is followed only where its directory belongs to root (or to
-this process) and is writable by nobody else: an administrator's link is obeyed, a link of the application is not. Only
-regular files are opened; a FIFO or a device is rejected and never waited for.
+links, so nobody can redirect it between two calls. A link is followed only where it and its directory belong to root (or
+to this process) and nobody else can write to the directory: an administrator's link is obeyed, a link of the application
+is not. Below `beneath` no link is followed at all: what a build left there is hostile also when it belongs to root by
+now. Only regular files are opened; a FIFO or a device is rejected and never waited for.
 
 Source: openat(2), symlink(7), systemd's CHASE_SAFE.
 """
@@ -35,14 +36,18 @@ def is_trusted(status: os.stat_result) -> bool:
 
 
 @contextlib.contextmanager
-def _parent(path: str, follow: bool, make_mode: Optional[int] = None) -> Iterator[tuple]:
+def _parent(path: str, follow: bool, make_mode: Optional[int] = None, beneath: str = "") -> Iterator[tuple]:
     """Yield (descriptor of the directory, name) of an absolute path.
 
     follow: whether the last component may be a trusted link. make_mode: missing directories are made with this mode.
+    beneath: a directory that leads to path; its own components may be trusted links, none after them.
     """
     if not os.path.isabs(path) or ".." in path.split("/"):
         raise ValueError("%r is not an absolute path without '..'" % (path,))
-    left = [part for part in path.split("/") if part not in ("", ".")]
+    left = _components(path)
+    if beneath and left[: len(_components(beneath))] != _components(beneath):
+        raise ValueError("%r is not below %r" % (path, beneath))
+    strict = len(left) - len(_components(beneath)) if beneath else 0
     current, links = os.open("/", _DIRECTORY), 0
     try:
         while left:
@@ -50,7 +55,8 @@ def _parent(path: str, follow: bool, make_mode: Optional[int] = None) -> Iterato
             if not left and not follow:
                 break
             try:
-                is_link = stat.S_ISLNK(os.stat(name, dir_fd=current, follow_symlinks=False).st_mode)
+                status = os.stat(name, dir_fd=current, follow_symlinks=False)
+                is_link = stat.S_ISLNK(status.st_mode)
             except FileNotFoundError:
                 if not left:
                     break
@@ -61,12 +67,13 @@ def _parent(path: str, follow: bool, make_mode: Optional[int] = None) -> Iterato
                 is_link = False
             if is_link:
                 links += 1
-                if not is_trusted(os.fstat(current)):
+                trusted = status.st_uid in (0, os.geteuid()) and is_trusted(os.fstat(current))
+                if not trusted or len(left) < strict:
                     raise _reject(path, "it leads through a symbolic link in a directory that others can write to")
                 if links > _MAX_LINKS:
                     raise _reject(path, "too many symbolic links")
                 target = os.readlink(name, dir_fd=current)
-                left = [part for part in target.split("/") if part not in ("", ".")] + left
+                left = _components(target) + left
                 if target.startswith("/"):
                     current = _replace(current, os.open("/", _DIRECTORY))
                 if not left:
@@ -85,14 +92,18 @@ def _parent(path: str, follow: bool, make_mode: Optional[int] = None) -> Iterato
         os.close(current)
 
 
+def _components(path: str) -> list:
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
 def _replace(old: int, new: int) -> int:
     os.close(old)
     return new
 
 
-def open_directory(path: str, make_mode: Optional[int] = None) -> int:
+def open_directory(path: str, make_mode: Optional[int] = None, beneath: str = "") -> int:
     """Return a descriptor of a directory; with make_mode it and its parents are made where they are missing."""
-    with _parent(path, True, make_mode) as (parent, name):
+    with _parent(path, True, make_mode, beneath) as (parent, name):
         if make_mode is not None and name != ".":
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, make_mode, dir_fd=parent)
@@ -104,13 +115,13 @@ def open_directory(path: str, make_mode: Optional[int] = None) -> int:
             raise type(error)(error.errno, error.strerror, path) from None
 
 
-def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
+def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600, beneath: str = "") -> int:
     """Return a descriptor of a regular file, opened or made as flags say. Raises UnsafePathError for anything else.
 
     Links in trusted directories are followed for reading only.
     """
     writes = flags & (os.O_WRONLY | os.O_RDWR) != 0
-    with _parent(path, follow=not writes) as (parent, name):
+    with _parent(path, not writes, None, beneath) as (parent, name):
         descriptor = open_in(parent, name, flags, mode, path)
     return descriptor
 
@@ -142,15 +153,15 @@ def open_in(parent: int, name: str, flags: int = os.O_RDONLY, mode: int = 0o600,
     return descriptor
 
 
-def read_bytes(path: str, limit: int = -1) -> bytes:
+def read_bytes(path: str, limit: int = -1, beneath: str = "") -> bytes:
     """Return the content of a regular file, at most its first `limit` bytes (-1: all of it)."""
-    with os.fdopen(open_file(path), "rb") as stream:
+    with os.fdopen(open_file(path, beneath=beneath), "rb") as stream:
         return stream.read(limit)
 
 
-def read_text(path: str, limit: int = -1) -> str:
+def read_text(path: str, limit: int = -1, beneath: str = "") -> str:
     """Return the content of a regular file as UTF-8; undecodable bytes are replaced."""
-    return read_bytes(path, limit).decode("utf-8", "replace")
+    return read_bytes(path, limit, beneath).decode("utf-8", "replace")
 
 
 def read_tail(path: str, limit: int) -> bytes:
@@ -161,18 +172,18 @@ def read_tail(path: str, limit: int) -> bytes:
         return stream.read(limit)
 
 
-def append(path: str, data: bytes, mode: int = 0o640) -> None:
+def append(path: str, data: bytes, mode: int = 0o640, beneath: str = "") -> None:
     """Append to a regular file by one write; it is made with this mode where it is missing."""
-    descriptor = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+    descriptor = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode, beneath)
     try:
         os.write(descriptor, data)
     finally:
         os.close(descriptor)
 
 
-def write(path: str, data: bytes, mode: int, uid: int = -1, gid: int = -1) -> None:
+def write(path: str, data: bytes, mode: int, uid: int = -1, gid: int = -1, beneath: str = "") -> None:
     """Replace a file as a unit: a new file next to it, fsync, rename. The mode is exact, whatever the umask is."""
-    with _parent(path, follow=False) as (parent, name):
+    with _parent(path, False, None, beneath) as (parent, name):
         fresh = ".%s.new" % name
         with contextlib.suppress(FileNotFoundError):
             os.unlink(fresh, dir_fd=parent)
@@ -194,21 +205,24 @@ def write(path: str, data: bytes, mode: int, uid: int = -1, gid: int = -1) -> No
         os.fsync(parent)
 
 
-def walk(path: str) -> Iterator[tuple]:
+def walk(path: str, beneath: str = "") -> Iterator[tuple]:
     """Yield (path relative to the top, directories, files, descriptor) of a tree like os.fwalk(), never through a link.
 
     The descriptor is valid until the next step. "." is the top itself.
     """
-    top = open_directory(path)
+    top = open_directory(path, beneath=beneath)
     try:
         yield from os.fwalk(".", dir_fd=top, follow_symlinks=False)
     finally:
         os.close(top)
 
 
-def change_owner(path: str, uid: int, gid: int) -> None:
-    """Give a tree to an owner; links themselves, not what they lead to, and no file that has another name."""
-    for relative, directories, files, descriptor in walk(path):
+def change_owner(path: str, uid: int, gid: int, of: Optional[int] = None, beneath: str = "") -> None:
+    """Give a tree to an owner; links themselves, not what they lead to.
+
+    A file that has another name (a hard link) is given away only where it belongs to the user `of`, else rejected.
+    """
+    for relative, directories, files, descriptor in walk(path, beneath):
         os.fchown(descriptor, uid, gid)
         for name in directories + files:
             # By its own descriptor: the name may be another file's a moment later.
@@ -217,7 +231,7 @@ def change_owner(path: str, uid: int, gid: int) -> None:
                 status = os.fstat(entry)
                 if stat.S_ISLNK(status.st_mode):
                     os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)
-                elif stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                elif stat.S_ISREG(status.st_mode) and status.st_nlink > 1 and status.st_uid not in (uid, of):
                     raise _reject(os.path.join(path, relative, name), "it has another name (a hard link)")
                 else:
                     os.chown("/proc/self/fd/%d" % entry, uid, gid)
@@ -225,10 +239,10 @@ def change_owner(path: str, uid: int, gid: int) -> None:
                 os.close(entry)
 
 
-def remove_tree(path: str, missing_ok: bool = True) -> None:
+def remove_tree(path: str, missing_ok: bool = True, beneath: str = "") -> None:
     """Remove a directory with all that it holds; a link is removed itself."""
     with contextlib.suppress(*((FileNotFoundError,) if missing_ok else ())):
-        with _parent(path, follow=False) as (parent, name):
+        with _parent(path, False, None, beneath) as (parent, name):
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 shutil.rmtree(name, dir_fd=parent)
             else:

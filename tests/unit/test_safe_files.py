@@ -26,21 +26,22 @@ def secret(theirs):
 
 READ_AND_WRITE = {
     "read": safe_files.read_bytes,
-    "tail": lambda path: safe_files.read_tail(path, 100),
-    "append": lambda path: safe_files.append(path, b"x"),
-    "truncate": lambda path: os.close(safe_files.open_file(path, os.O_WRONLY | os.O_TRUNC)),
+    "append": lambda path, **more: safe_files.append(path, b"x", **more),
+    "truncate": lambda path, **more: os.close(safe_files.open_file(path, os.O_WRONLY | os.O_TRUNC, **more)),
 }
 
 
 @pytest.mark.parametrize("use", READ_AND_WRITE.values(), ids=READ_AND_WRITE)
 def test_a_link_a_hard_link_and_a_fifo_are_rejected(theirs, use):
     os.symlink(secret(theirs), theirs / "link")
-    os.link(secret(theirs), theirs / "hard")
     os.mkfifo(theirs / "fifo")
-    (theirs / "folder").symlink_to(theirs.parent)
-    for name in ("link", "hard", "fifo", "folder/secret"):
+    (theirs / "directory").symlink_to(theirs.parent)
+    for name in ("link", "fifo", "directory/secret"):
         with pytest.raises(UnsafePathError):
             use(str(theirs / name))
+    os.link(secret(theirs), theirs / "hard")
+    with pytest.raises(UnsafePathError):
+        use(str(theirs / "hard"))
     assert secret(theirs).read_text() == "root's"
 
 
@@ -74,6 +75,36 @@ def test_a_link_in_a_directory_of_our_own_is_followed(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UnsafePathError):
         safe_files.read_text(str(tmp_path / "loop"))
+
+
+@pytest.mark.parametrize("use", READ_AND_WRITE.values(), ids=READ_AND_WRITE)
+def test_below_a_directory_of_hostile_content_no_link_is_followed(tmp_path, use):
+    """What a build left belongs to root once the release is complete; its links stay the build's."""
+    (tmp_path / "secret").write_text("root's")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "alias").symlink_to("real")
+    top = tmp_path / "alias"
+    (top / "file").write_text("")
+    (top / "link").symlink_to(tmp_path / "secret")
+    (top / "directory").symlink_to(tmp_path)
+    safe_files.append(str(top / "file"), b"x", beneath=str(top))
+    for name in ("link", "directory/secret"):
+        with pytest.raises(UnsafePathError):
+            use(str(top / name), beneath=str(top))
+    with pytest.raises(UnsafePathError):
+        safe_files.open_directory(str(top / "directory" / "new"), 0o755, beneath=str(top))
+    with pytest.raises(ValueError, match="not below"):
+        use(str(tmp_path / "secret"), beneath=str(top))
+    assert (tmp_path / "secret").read_text() == "root's" and not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_link_that_others_left_in_what_is_ours_by_now_is_rejected(tmp_path):
+    (tmp_path / "secret").write_text("root's")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    os.lchown(tmp_path / "link", 65534, 65534)
+    with pytest.raises(UnsafePathError):
+        safe_files.read_text(str(tmp_path / "link"))
 
 
 @pytest.mark.parametrize("path", ["relative", "/a/../b", ""])
@@ -131,6 +162,11 @@ def test_an_owner_is_changed_of_the_tree_alone(theirs):
     with pytest.raises(UnsafePathError):
         safe_files.change_owner(str(tree), 65534, 65534)
     assert os.stat(secret(theirs)).st_uid == 0
+    # One that belongs to the user whose tree it is, is theirs.
+    os.unlink(tree / "hard")
+    os.link(tree / "below" / "file", tree / "hard")
+    safe_files.change_owner(str(tree), 0, 0, of=65534)
+    assert os.stat(tree / "hard").st_uid == 0
 
 
 def test_a_path_that_is_swapped_all_the_time_never_leads_outside(theirs):
