@@ -2,24 +2,28 @@
 
 A release is immutable once built: the source at one revision, its own virtual environment at its final path, its own
 environment file, its own static root and a manifest. It belongs to root; the application may only read it.
+
+What a build leaves is hostile: the source, its dependencies and their build backends ran as the build's user, manage.py
+as the application's. Root writes only to directories of its own (the release itself, site/), changes source/, venv/ and
+static/ only by descriptors, and never follows a link in them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
-import filecmp
 import hashlib
 import json
 import os
 import pwd
 import re
-import shutil
+import stat
 import subprocess
 import time
 from typing import Optional
 
-from . import celery_driver, envfile, points
+from . import celery_driver, envfile, points, safe_files
 from .layout import Layout
 from .releasecode import ReleaseCode, ReleaseCodeError, run_as, tail
 from .state import State, audit, write_json
@@ -29,6 +33,17 @@ SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|KEY|URL|DSN|CREDENTIAL", re.I
 OWN_ENVIRONMENT = ("SHIFTMASTER_RELEASE", "SHIFTMASTER_VERSION", "PYTHONPATH", "STATIC_ROOT")
 _PIP_CACHE = "/var/cache/shiftmaster/pip"
 _KEPT_LOGS = 30
+# Run by the build's user in its own tree: links in it lead root nowhere.
+_LINK_DIRECTORIES = """
+import os, shutil, sys
+for inside, outside in zip(sys.argv[1::2], sys.argv[2::2]):
+    if os.path.islink(inside):
+        os.unlink(inside)
+    elif os.path.isdir(inside):
+        shutil.rmtree(inside)
+    os.makedirs(os.path.dirname(inside), exist_ok=True)
+    os.symlink(outside, inside)
+"""
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -182,6 +197,7 @@ class Build:
                 step()
                 self.timings[step.__name__] = round(time.monotonic() - started, 2)
         except BaseException as error:
+            self._end_processes()
             discard(self.layout, self.state, self.name)
             audit(self.layout, "build_failed", release=self.name, version=self.spec["version"], reason=str(error))
             raise
@@ -206,8 +222,8 @@ class Build:
         self._judge(what, done)
 
     def _judge(self, what: str, done) -> None:
-        with open(self.log, "a", encoding="utf-8") as stream:
-            stream.write("== %s\n%s%s\n" % (what, done.stdout, done.stderr))
+        text = "== %s\n%s%s\n" % (what, done.stdout, done.stderr)
+        safe_files.append(self.log, text.encode(), beneath=self.spec["log_folder"])
         if done.rc != 0:
             said = done.stderr or done.stdout
             hint = ""
@@ -224,16 +240,14 @@ class Build:
         self._judge(what, code.manage(arguments, timeout=self.spec["timeout_seconds"], nice=True))
 
     def unpack(self) -> None:
-        _log_file(self.log)
+        _log_file(self.log, self.spec["log_folder"])
         source = os.path.join(self.path, "source")
-        for folder in (
-            source,
-            os.path.join(self.path, "venv"),
-            os.path.join(self.path, "site"),
-            os.path.join(self.path, "static"),
-        ):
-            os.mkdir(folder, 0o755)
-            _own(folder, self.spec["user" if folder.endswith("/static") else "build_user"])
+        for name, owner in (("source", "build_user"), ("venv", "build_user"), ("site", ""), ("static", "user")):
+            path = os.path.join(self.path, name)
+            os.mkdir(path, 0o755)
+            if owner:
+                entry = pwd.getpwnam(self.spec[owner])
+                os.chown(path, entry.pw_uid, entry.pw_gid)
         # Opened here, since the archive is root's: the build user gets it as its standard input.
         with open(self.spec["archive"], "rb") as archive:
             done = subprocess.run(
@@ -296,11 +310,9 @@ class Build:
 
     def configuration(self) -> None:
         for relative, text in self.spec["files"].items():
-            path = os.path.join(self.path, relative)
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            with open(path, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            os.chmod(path, 0o644)
+            path, site = os.path.join(self.path, relative), os.path.join(self.path, "site")
+            os.close(safe_files.open_directory(os.path.dirname(path), 0o755, beneath=site))
+            safe_files.write(path, text.encode(), 0o644, beneath=site)
         environ = dict(self.spec["environment"])
         environ.update(
             {  # The names in OWN_ENVIRONMENT.
@@ -315,25 +327,19 @@ class Build:
             stream.write(envfile.render(environ))
 
     def links(self) -> None:
+        pairs = []
         for relative in self.spec["linked_directories"]:
-            inside = os.path.join(self.path, "source", relative)
-            outside = os.path.join(self.layout.shared, relative)
-            if os.path.islink(inside):
-                os.unlink(inside)
-            elif os.path.isdir(inside):
-                shutil.rmtree(inside)
-            os.makedirs(os.path.dirname(inside), exist_ok=True)
-            os.symlink(outside, inside)
+            pairs += [os.path.join(self.path, "source", relative), os.path.join(self.layout.shared, relative)]
+        if pairs:
+            self._command("link the directories", [self.spec["python"], "-I", "-c", _LINK_DIRECTORIES, *pairs])
 
     def bytecode(self) -> None:
         # Source that does not compile (a template, a file for another Python) is the application's business: the
         # gate decides whether it starts. So this command's exit code is no verdict.
-        interpreter = os.path.join(self.path, "venv", "bin", "python")
-        for folder in ("source", "site"):
-            _own(os.path.join(self.path, folder), self.spec["build_user"])
+        for name, user in (("source", self.spec["build_user"]), ("site", None)):
             run_as(
-                self.spec["build_user"],
-                [interpreter, "-m", "compileall", "-q", folder],
+                user,
+                [self.spec["python"], "-I", "-m", "compileall", "-q", name],
                 {"PATH": "/usr/bin:/bin"},
                 self.path,
                 None,
@@ -364,30 +370,29 @@ class Build:
                 ) from error
 
     def static_files(self) -> None:
-        if not self.spec["collectstatic"]:
-            return
-        self._code("collect the static files (manage.py collectstatic)", ["collectstatic", "--no-input", "-v", "0"])
-        merge_static(os.path.join(self.path, "static"), self.layout.union)
+        if self.spec["collectstatic"]:
+            self._code("collect the static files (manage.py collectstatic)", ["collectstatic", "--no-input", "-v", "0"])
+        static = os.path.join(self.path, "static")
+        _seal(static, self.spec["user"])
+        merge_static(static, self.layout.union)
 
     def hooks(self) -> None:
         run_hooks(self.path, self.spec["hooks"], "after_build", self.spec["build_user"])
 
+    def _end_processes(self) -> None:
+        """End what a build left running: it could go on writing to files of the release that it has open."""
+        entry = pwd.getpwnam(self.spec["build_user"])
+        if entry.pw_uid not in (0, pwd.getpwnam(self.spec["user"]).pw_uid):
+            # -1 is every process that this user may signal: none can fork its way out of that.
+            run_as(self.spec["build_user"], ["/bin/sh", "-c", "kill -KILL -1"], {}, "/")
+
     def finish(self) -> None:
-        source = os.path.join(self.path, "source")
-        requirements = os.path.join(source, self.spec["requirements_file"]) if self.spec["requirements_file"] else None
-        subprocess.run(("chown", "-R", "--no-dereference", "root:root", self.path), check=True, timeout=120)
-        subprocess.run(
-            (
-                "chmod",
-                "-R",
-                "go-w,a+rX",
-                os.path.join(self.path, "source"),
-                os.path.join(self.path, "site"),
-                os.path.join(self.path, "static"),
-            ),
-            check=True,
-            timeout=120,
-        )
+        self._end_processes()
+        for name in ("source", "venv"):
+            _seal(os.path.join(self.path, name), self.spec["build_user"])
+        source, requirements = os.path.join(self.path, "source"), b""
+        if self.spec["requirements_file"]:
+            requirements = safe_files.read_bytes(os.path.join(source, self.spec["requirements_file"]), beneath=source)
         os.sync()
         # The last step: with its manifest it is a release, also where this run is killed at once.
         write_json(
@@ -398,7 +403,7 @@ class Build:
                 "version": self.spec["version"],
                 "revision": self.spec["revision"],
                 "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "requirements_sha256": _sha256(requirements) if requirements else "",
+                "requirements_sha256": hashlib.sha256(requirements).hexdigest() if requirements else "",
                 "config_sha256": self.spec["config_sha256"],
                 "migrations": self.spec["classify"](source),
                 "celery_application": self.spec["celery_application"],
@@ -411,23 +416,23 @@ class Build:
         )
 
 
-def _log_file(path: str) -> None:
-    os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640))
-    for old in sorted(os.listdir(os.path.dirname(path)))[:-_KEPT_LOGS]:
-        os.unlink(os.path.join(os.path.dirname(path), old))
+def _log_file(path: str, top: str) -> None:
+    directory = safe_files.open_directory(os.path.dirname(path), 0o750, beneath=top)
+    try:
+        for old in [os.path.basename(path)] + sorted(os.listdir(directory))[: 1 - _KEPT_LOGS]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(old, dir_fd=directory)
+        os.close(safe_files.open_in(directory, os.path.basename(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
+    finally:
+        os.close(directory)
 
 
-def _own(path: str, user: str) -> None:
-    entry = pwd.getpwnam(user)
-    for folder, folders, files in os.walk(path):
-        for one in [folder] + [os.path.join(folder, item) for item in folders + files]:
-            os.chown(one, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.sha256(stream.read()).hexdigest()
+def _seal(path: str, owner: str) -> None:
+    """Take a tree of a release from the user who wrote it. Raises BuildError for what a release cannot hold."""
+    try:
+        safe_files.change_owner(path, 0, 0, of=pwd.getpwnam(owner).pw_uid, beneath=path, seal=True)
+    except safe_files.UnsafePathError as error:
+        raise BuildError("%s cannot be part of a release: %s" % (error.filename, error.strerror)) from error
 
 
 def merge_static(source: str, union: str) -> None:
@@ -435,20 +440,26 @@ def merge_static(source: str, union: str) -> None:
 
     A hashed name's content never changes; of an unhashed one the union keeps the newest, for nginx serves the
     current release's own file first. The manifest of hashed names (staticfiles.json) stays with its release.
+    Raises BuildError for a link: the web server would serve what it leads to.
     """
-    for folder, _folders, files in os.walk(source):
-        target = os.path.join(union, os.path.relpath(folder, source))
-        os.makedirs(target, mode=0o755, exist_ok=True)
+    for relative, directories, files, descriptor in safe_files.walk(source, beneath=source):
+        target = os.path.normpath(os.path.join(union, relative))
+        os.close(safe_files.open_directory(target, 0o755, beneath=union))
+        for name in directories + files:
+            if stat.S_ISLNK(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
+                raise BuildError("static file %s is a symbolic link" % os.path.normpath(os.path.join(relative, name)))
         for name in files:
             if name == "staticfiles.json":
                 continue
-            here, there = os.path.join(folder, name), os.path.join(target, name)
-            if os.path.exists(there) and filecmp.cmp(here, there, shallow=False):
-                continue
-            fresh = there + ".new"
-            shutil.copyfile(here, fresh)
-            os.chmod(fresh, 0o644)
-            os.rename(fresh, there)
+            with os.fdopen(safe_files.open_in(descriptor, name), "rb") as stream:
+                content = stream.read()
+            there = os.path.join(target, name)
+            try:
+                same = safe_files.read_bytes(there, beneath=union) == content
+            except OSError:
+                same = False
+            if not same:
+                safe_files.write(there, content, 0o644, beneath=union)
 
 
 def run_hooks(release_path: str, hooks, phase: str, user: str) -> list:
@@ -487,10 +498,9 @@ def discard(layout: Layout, state: State, name: str) -> None:
                 raise
             if os.path.exists(os.path.join(path, "manifest.json")):
                 os.unlink(os.path.join(path, "manifest.json"))
-            shutil.rmtree(path)
+            safe_files.remove_tree(path)
     points.reach("prune")
-    if os.path.lexists(aside):
-        shutil.rmtree(aside)
+    safe_files.remove_tree(aside)
     state.forget(name)
 
 
@@ -506,7 +516,7 @@ def remove_unfinished(layout: Layout, state: State) -> list:
     removed = []
     for entry in unfinished(layout, state):
         if entry.endswith(".removing"):
-            shutil.rmtree(os.path.join(layout.releases, entry))
+            safe_files.remove_tree(os.path.join(layout.releases, entry))
             state.forget(entry[: -len(".removing")])
         elif manifest(layout, entry):
             state.set_status(entry, "ready")  # Killed between its manifest and its status.

@@ -1,10 +1,10 @@
 """Open, write and remove files below directories that a less privileged user can write to.
 
 A path is resolved one component at a time, each relative to the descriptor of its parent and without following symbolic
-links, so nobody can redirect it between two calls. A link is followed only where it and its directory belong to root (or
-to this process) and nobody else can write to the directory: an administrator's link is obeyed, a link of the application
-is not. Below `beneath` no link is followed at all: what a build left there is hostile also when it belongs to root by
-now. Only regular files are opened; a FIFO or a device is rejected and never waited for.
+links, so nobody can redirect it between two calls. A link is followed only where it and its directory belong to root
+(or to this process) and nobody else can write to the directory: an administrator's link is obeyed, a link of the
+application is not. Below `beneath` no link is followed at all: what a build left there is hostile also when it belongs
+to root by now. Only regular files are opened; a FIFO or a device is rejected and never waited for.
 
 Source: openat(2), symlink(7), systemd's CHASE_SAFE.
 """
@@ -14,12 +14,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
+import subprocess
 from typing import Iterator, Optional
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LINKS = 40
+_MAX_DEPTH = 200
 
 
 class UnsafePathError(OSError):
@@ -217,33 +218,65 @@ def walk(path: str, beneath: str = "") -> Iterator[tuple]:
         os.close(top)
 
 
-def change_owner(path: str, uid: int, gid: int, of: Optional[int] = None, beneath: str = "") -> None:
+def change_owner(
+    path: str, uid: int, gid: int, of: Optional[int] = None, beneath: str = "", seal: bool = False
+) -> None:
     """Give a tree to an owner; links themselves, not what they lead to.
 
     A file that has another name (a hard link) is given away only where it belongs to the user `of`, else rejected.
+    seal: directories become 0755, files 0644 or 0755, so that the new owner alone can write and nothing is setuid; what
+    is no regular file, directory or link is rejected.
     """
-    for relative, directories, files, descriptor in walk(path, beneath):
-        os.fchown(descriptor, uid, gid)
-        for name in directories + files:
-            # By its own descriptor: the name may be another file's a moment later.
-            entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
-            try:
-                status = os.fstat(entry)
-                if stat.S_ISLNK(status.st_mode):
-                    os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)
-                elif stat.S_ISREG(status.st_mode) and status.st_nlink > 1 and status.st_uid not in (uid, of):
-                    raise _reject(os.path.join(path, relative, name), "it has another name (a hard link)")
-                else:
-                    os.chown("/proc/self/fd/%d" % entry, uid, gid)
-            finally:
-                os.close(entry)
+    top = open_directory(path, beneath=beneath)
+    try:
+        _change_owner(top, path, uid, gid, of, seal, 0)
+    finally:
+        os.close(top)
+
+
+def _change_owner(directory: int, path: str, uid: int, gid: int, of: Optional[int], seal: bool, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise _reject(path, "its directories are nested too deeply")
+    # Before its entries are read: from here on the former owner neither adds nor renames one.
+    os.fchown(directory, uid, gid)
+    if seal:
+        os.fchmod(directory, 0o755)
+    for name in os.listdir(directory):
+        # By its own descriptor: the name may be another file's a moment later.
+        entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            status, own_path, there = os.fstat(entry), "/proc/self/fd/%d" % entry, os.path.join(path, name)
+            if stat.S_ISDIR(status.st_mode):
+                below = os.open(own_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    _change_owner(below, there, uid, gid, of, seal, depth + 1)
+                finally:
+                    os.close(below)
+            elif stat.S_ISLNK(status.st_mode):
+                os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+            elif seal and not stat.S_ISREG(status.st_mode):
+                raise _reject(there, "it is not a regular file")
+            elif status.st_nlink > 1 and status.st_uid not in (uid, of):
+                raise _reject(there, "it has another name (a hard link)")
+            else:
+                os.chown(own_path, uid, gid)
+                if seal:
+                    os.chmod(own_path, 0o755 if status.st_mode & 0o111 else 0o644)
+        finally:
+            os.close(entry)
 
 
 def remove_tree(path: str, missing_ok: bool = True, beneath: str = "") -> None:
     """Remove a directory with all that it holds; a link is removed itself."""
     with contextlib.suppress(*((FileNotFoundError,) if missing_ok else ())):
         with _parent(path, False, None, beneath) as (parent, name):
-            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-                shutil.rmtree(name, dir_fd=parent)
-            else:
-                os.unlink(name, dir_fd=parent)
+            os.stat(name, dir_fd=parent, follow_symlinks=False)
+            # rm follows no link, and takes trees that are deeper than Python's stack or a process' descriptors.
+            done = subprocess.run(
+                ["rm", "-rf", "--one-file-system", "--", "./" + name],
+                cwd="/proc/self/fd/%d" % parent,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+            if done.returncode != 0:
+                raise OSError(errno.EIO, done.stderr.decode(errors="replace").strip()[-500:], path)

@@ -472,16 +472,15 @@ def test_with_a_folder_of_wheels_pip_asks_nobody_else(layout, state, spec, tmp_p
 def test_a_build_is_called_whole_last(layout, state, spec, monkeypatch):
     """A run that is killed while it takes the rights away must not leave what the next one takes for a release."""
     build, seen = releases.Build(layout, state, spec), []
-    run = subprocess.run
+    change_owner = releases.safe_files.change_owner
 
-    def watched(command, **options):
-        if command[0] in ("chown", "chmod"):
-            seen.append((command[0], os.path.exists(os.path.join(build.path, "manifest.json"))))
-        return run(command, **options)
+    def watched(path, *arguments, **options):
+        seen.append((os.path.basename(path), os.path.exists(os.path.join(build.path, "manifest.json"))))
+        return change_owner(path, *arguments, **options)
 
-    monkeypatch.setattr(subprocess, "run", watched)
+    monkeypatch.setattr(releases.safe_files, "change_owner", watched)
     build.run()
-    assert seen == [("chown", False), ("chmod", False)]
+    assert seen == [("static", False), ("source", False), ("venv", False)]
     assert os.stat(os.path.join(build.path, "manifest.json")).st_uid == 0
 
 
