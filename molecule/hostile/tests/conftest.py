@@ -1,0 +1,127 @@
+"""Hostile versions, built on 2.1.0 of the example."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import REPOSITORY, SCENARIO_HOME, operations_of
+
+operations = operations_of(__file__)
+ATTACK = Path(__file__).parent.parent / "files" / "attack.py"
+BACKEND = """
+import os, subprocess, sys
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)) + "/..")
+import attack
+attack.run("build")
+release = os.path.realpath("..") + "/.."
+for name in ("site/gunicorn.conf.py", "site/.gunicorn.conf.py.new", "env", "manifest.json", "manifest.json.new"):
+    try:
+        os.symlink("/root/canary/key", os.path.join(release, name))
+    except OSError:
+        pass
+# It outlives pip, and would go on changing files of the finished release.
+subprocess.Popen(["setsid", "sh", "-c", "exec 3>>../late; while sleep 0.1; do echo x >&3; done"],
+                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    import zipfile
+    name = "hostile-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(os.path.join(directory, name), "w") as wheel:
+        wheel.writestr("hostile.py", "")
+        wheel.writestr("hostile-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: hostile\\nVersion: 1.0\\n")
+        wheel.writestr("hostile-1.0.dist-info/WHEEL",
+                       "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("hostile-1.0.dist-info/RECORD", "")
+    return name
+"""
+COLLECTSTATIC = """
+import os
+from django.conf import settings
+from django.contrib.staticfiles.management.commands import collectstatic
+
+
+class Command(collectstatic.Command):
+    def handle(self, **options):
+        super().handle(**options)
+        os.symlink("{target}", os.path.join(settings.STATIC_ROOT, "{name}"))
+"""
+CALL = "\nimport attack\n\nattack.run({context})\n"
+LEAK = """
+import os
+for name in ("app.log", "zzz.log"):
+    os.symlink("/etc/shadow", os.path.join(BASE_DIR, "logs", name))
+os.mkfifo(os.path.join(BASE_DIR, "logs", "fifo.log"))
+"""
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def everything(root: Path) -> None:
+    shutil.copy(ATTACK, root / "attack.py")
+    (root / "dependency").mkdir()
+    (root / "dependency" / "backend.py").write_text(BACKEND)
+    (root / "dependency" / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    append(
+        root / "shiftmaster" / "settings.py",
+        CALL.format(context='"manage" if "SHIFTMASTER_COLOUR" not in __import__("os").environ else "unit"'),
+    )
+    append(root / "shiftmaster" / "wsgi.py", CALL.format(context='"web"'))
+    append(root / "shiftmaster" / "celery.py", CALL.format(context='"worker"'))
+
+
+def static_link(target: str, name: str):
+    def change(root: Path) -> None:
+        commands = root / "roster" / "management" / "commands"
+        (commands / "collectstatic.py").write_text(COLLECTSTATIC.format(target=target, name=name))
+
+    return change
+
+
+def outside_links(root: Path) -> None:
+    (root / "a").symlink_to("/etc")
+    (root / "static" / "shadow").symlink_to("/etc/shadow")
+
+
+def leaking_log(root: Path) -> None:
+    append(root / "shiftmaster" / "settings.py", LEAK)
+    append(root / "shiftmaster" / "wsgi.py", "\nimport that_does_not_exist\n")
+
+
+VERSIONS = {
+    "hostile-everything": everything,
+    "hostile-static-file": static_link("/etc/ssl/private/shiftmaster.key", "site.js"),
+    "hostile-static-directory": static_link("/etc/ssl/private", "keys"),
+    "hostile-links": outside_links,
+    "hostile-log": leaking_log,
+}
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    """The example's repository with the hostile versions as tags."""
+    work, bare = tmp_path_factory.mktemp("hostile") / "work", SCENARIO_HOME / "hostile.git"
+
+    def git(*words):
+        identity = ("-c", "user.name=Attacker", "-c", "user.email=attacker@shiftmaster.invalid")
+        subprocess.run(["git", *identity, *words], check=True, capture_output=True)
+
+    git("clone", "--quiet", str(REPOSITORY), str(work))
+    for tag, change in VERSIONS.items():
+        git("-C", str(work), "checkout", "--quiet", "--force", "2.1.0")
+        git("-C", str(work), "clean", "-dfxq")
+        change(work)
+        (work / "VERSION").write_text(f"{tag}\n")
+        git("-C", str(work), "add", "--all", "--force")
+        git("-C", str(work), "commit", "--quiet", "--message", tag)
+        git("-C", str(work), "tag", tag)
+    shutil.rmtree(bare, ignore_errors=True)
+    git("clone", "--quiet", "--mirror", str(work), str(bare))
+    return str(bare)

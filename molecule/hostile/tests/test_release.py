@@ -1,0 +1,135 @@
+"""A release whose dependency, settings, static files and processes attack the host: nothing is gained.
+
+The first test deploys it; those that follow let root come by what it has planted.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support import APP
+
+CANARY = "CANARY-of-root"
+# What no release may change: files, their owners and modes, and links. Left out is what an ordinary run writes.
+FINGERPRINT = r"""
+find /root /etc /usr/local /var/spool /boot /home -xdev \
+  \( -path /root/.ansible -o -path /root/load -o -path /root/.cache -o -path /etc/shiftmaster/cutover.json \) -prune -o \
+  \( -type l -printf '%p -> %l\n' -o -type d -printf '%p %m %u %g\n' \
+     -o -type f -printf '%p %m %u %g ' -exec sha256sum {} \; \) \
+  | grep -v -e /etc/.pwd.lock -e /etc/ld.so.cache -e ' /etc/systemd/system/shiftmaster' | LC_ALL=C sort
+"""
+
+
+@pytest.fixture(scope="module")
+def canary(operations):
+    """Files of root that attacks aim at; returns a function that checks that they are as they were."""
+    operations.shell(
+        f"install -d -m 0700 /root/canary /root/.ssh && umask 077 && echo {CANARY} >/root/canary/key && "
+        "echo '# none' >/root/.ssh/authorized_keys && for i in $(seq 40); do echo kept >/root/canary/2026$i.log; done"
+    )
+    before = operations.shell(FINGERPRINT, timeout=300)
+
+    def check(*outputs: str) -> None:
+        assert operations.shell(FINGERPRINT, timeout=300) == before
+        shadow = operations.shell("grep ^root: /etc/shadow").strip()
+        for output in outputs:
+            assert CANARY not in output and shadow not in output and "PRIVATE KEY" not in output
+
+    return check
+
+
+def gained(operations, *contexts: str) -> tuple:
+    """(number of attempts, those that gained something) of these contexts."""
+    tried, found = 0, {}
+    for context in contexts:
+        text = operations.shell(
+            f"cat {APP}/shared/media/attack-{context}.json {APP}/releases/*/source/attack-{context}.json "
+            "2>/dev/null || true"
+        )
+        assert text, f"the attack did not run in {context}"
+        results = json.loads(text.partition("}")[0] + "}")
+        tried += len(results)
+        found |= {f"{context}: {name}": what for name, what in results.items() if what}
+    return tried, found
+
+
+@pytest.fixture(scope="module")
+def attacked(operations, repository, canary):
+    operations.shell(f"rm -f {APP}/shared/media/attack-*")
+    return operations.deploy(
+        "hostile-everything", shiftmaster_repository=repository, shiftmaster_extra_requirements=["./dependency"]
+    )
+
+
+def test_code_of_a_release_gains_nothing_anywhere(operations, attacked, canary):
+    assert attacked.code == 0, attacked.output[-4000:]
+    tried, found = gained(operations, "build", "manage", "unit", "web", "worker")
+    assert tried >= 5 * 40
+    # Its own environment is what a release is given.
+    assert not found, json.dumps(found, indent=1)
+    canary(attacked.output)
+
+
+def test_what_the_build_left_running_has_ended_and_its_files_are_roots(operations, attacked):
+    assert operations.shell("pgrep -u shiftmaster-build || true") == ""
+    odd = operations.shell(f"find {APP}/current/ \\( ! -user root -o -perm /6022 \\) ! -type l -print | head")
+    assert odd == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "logrotate --force /etc/logrotate.d/shiftmaster",
+        "systemd-tmpfiles --create",
+        "shiftmasterctl restart",
+        "shiftmasterctl status",
+        "systemctl restart shiftmaster",
+    ],
+)
+def test_tools_of_root_are_led_nowhere_by_what_was_planted(operations, attacked, canary, command):
+    output = operations.shell(f"timeout 100 {command} 2>&1 || [ $? -ne 124 ]", timeout=150)
+    canary(output)
+    assert operations.serves(30) == "hostile-everything"
+
+
+@pytest.mark.parametrize("playbook", ["health.yml", "diagnose.yml", "checklist.yml"])
+def test_reports_are_led_nowhere_by_what_was_planted(operations, attacked, canary, playbook):
+    run = operations.run(f"playbooks/{playbook}", timeout=300)
+    assert run.code in (0, 1, 2), run.output[-3000:]
+    canary(run.output)
+
+
+def test_the_next_deploy_is_led_nowhere_by_what_was_planted(operations, attacked, canary):
+    run = operations.deploy("2.1.0", shiftmaster_keep_releases=1)
+    assert run.code == 0, run.output[-4000:]
+    canary(run.output)
+    assert operations.serves(30) == "2.1.0"
+
+
+@pytest.mark.parametrize("version", ["hostile-static-file", "hostile-static-directory"])
+def test_a_link_among_the_static_files_is_rejected(operations, repository, canary, version):
+    before = operations.serves(30)
+    run = operations.deploy(version, shiftmaster_repository=repository)
+    assert run.code == 2 and run.says("is a symbolic link"), run.output[-4000:]
+    canary(run.output)
+    assert operations.serves() == before
+    assert (
+        operations.shell(f"find -L {APP}/shared/static {APP}/releases/*/static -name '*.key' -o -type l | head") == ""
+    )
+
+
+def test_links_that_lead_out_of_the_source_gain_nothing(operations, repository, canary):
+    run = operations.deploy(
+        "hostile-links", shiftmaster_repository=repository, shiftmaster_linked_directories=["a/ssl", "a/nginx"]
+    )
+    assert run.code == 2, run.output[-4000:]
+    canary(run.output)
+
+
+def test_a_log_that_is_a_link_is_not_quoted(operations, repository, canary):
+    """The broken version's evidence comes from its logs; these lead to /etc/shadow, and one would block for ever."""
+    run = operations.deploy("hostile-log", shiftmaster_repository=repository, shiftmaster_linked_directories=["logs"])
+    assert run.code == 2, run.output[-4000:]
+    canary(run.output, operations.shell(f"cat {APP}/shared/state/audit.jsonl"))
+    assert operations.serves(30)
