@@ -16,6 +16,7 @@ from .diagnose_host import describe, processes, read
 _TOP = 10
 # Each level costs a descriptor; the application may nest directories without end.
 _DEEPEST = 60
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def disk(setting) -> dict:
@@ -93,7 +94,7 @@ def largest(setting) -> dict:
     def visit(descriptor, folder, top, depth):
         """Count one directory and what lies below it, by its descriptor: a name may be a link a moment later."""
         nonlocal files, complete, least
-        entries, below = 0, []
+        entries, below, used = 0, [], 0
         with os.scandir(descriptor) as found:
             for entry in found:
                 try:
@@ -109,29 +110,31 @@ def largest(setting) -> dict:
                 entries += 1
                 if not entries % 1000 and time.monotonic() > end:
                     complete = False
-                    return
+                    break
                 if status.st_nlink > 1:
                     if (status.st_dev, status.st_ino) in seen:
                         continue
                     seen.add((status.st_dev, status.st_ino))
                 size = status.st_blocks * 512
-                folders[top or folder] = folders.get(top or folder, 0) + size
+                used += size
                 if size >= least:
-                    files.append((size, os.path.join(folder, entry.name), local.get(status.st_dev, "")))
+                    files.append((size, "%s/%s" % (folder, entry.name), local.get(status.st_dev, "")))
                     if len(files) > 4 * _TOP:
                         files = sorted(files, reverse=True)[:_TOP]
                         least = files[-1][0]
         counted[folder] = entries
+        if used:
+            folders[top or folder] = folders.get(top or folder, 0) + used
         for name in below:
             if time.monotonic() > end or depth == _DEEPEST:
                 complete = False
                 return
             try:
-                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+                inner = os.open(name, _DIRECTORY, dir_fd=descriptor)
             except OSError:
                 continue
             try:
-                path = os.path.join(folder, name)
+                path = "%s/%s" % (folder, name)
                 # Counted for the directory directly below the root, as `du -s /var/log/*` has it.
                 visit(inner, path, top or path, depth + 1)
             finally:

@@ -103,6 +103,13 @@ def _replace(old: int, new: int) -> int:
     return new
 
 
+@contextlib.contextmanager
+def entry(path: str, make_mode: Optional[int] = None) -> Iterator[tuple]:
+    """Yield (descriptor of the directory, name) of a path whose last component is not followed."""
+    with _parent(path, False, make_mode) as found:
+        yield found
+
+
 def open_directory(path: str, make_mode: Optional[int] = None, beneath: str = "") -> int:
     """Return a descriptor of a directory; with make_mode it and its parents are made where they are missing."""
     with _parent(path, True, make_mode, beneath) as (parent, name):

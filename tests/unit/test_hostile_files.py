@@ -12,6 +12,7 @@ import tracemalloc
 import types
 
 import pytest
+import service_config
 from ansible.module_utils.shiftmaster import (
     canary,
     cutover,
@@ -21,6 +22,7 @@ from ansible.module_utils.shiftmaster import (
     diagnose_host,
     diagnose_logs,
     diagnose_network,
+    filestate,
     findings,
     health_checks,
     health_engine,
@@ -379,3 +381,47 @@ def test_the_audit_log_holds_no_control_characters(tmp_path):
     state.audit(layout, "gate_failed", reason=ESCAPE)
     text = (tmp_path / "shared/state/audit.jsonl").read_text()
     assert not set(text) & set("\x1b\x07\x9b\u202e") and json.loads(text)["event"] == "gate_failed"
+
+
+# ------------------------------------------------------------------------------------------- configuration of a service
+
+
+@pytest.fixture
+def cluster(place):
+    """/etc/postgresql belongs to postgres on Debian: here 17 was replaced by a link to a directory of root's."""
+    (place.root / "main").mkdir()
+    (place.root / "main" / "postgresql.conf").write_text("root's\n")
+    (place.theirs / "17").symlink_to(place.root)
+    return place.theirs / "17" / "main" / "postgresql.conf"
+
+
+def test_configuration_is_neither_read_nor_written_where_a_service_put_a_link(place, cluster):
+    with pytest.raises(OSError):
+        filestate.read_state(str(cluster))
+    for wanted in (("file", b"x", 0o640), ("link", "x"), ("none",)):
+        with pytest.raises(OSError):
+            filestate.place_all({str(cluster): wanted})
+    assert [path.name for path in (place.root / "main").iterdir()] == ["postgresql.conf"]
+    assert (place.root / "main" / "postgresql.conf").read_text() == "root's\n"
+
+
+def test_a_link_in_place_of_a_file_of_a_service_is_replaced(place):
+    path = symbolic_link(place, "redis.conf")
+    assert filestate.read_state(path) == ("link", str(place.root / "redis.conf"))
+    filestate.place_all({path: ("file", b"new", 0o640)})
+    assert filestate.read_state(path)[:3] == ("file", b"new", 0o640)
+    assert (place.root / "redis.conf").read_text() == CONTENT
+    filestate.place_all({path: ("none",), str(place.theirs / "gone" / "x"): ("none",)})
+    assert filestate.read_state(path) == ("none",)
+
+
+def test_a_fifo_in_place_of_a_file_of_a_service_is_not_waited_for(place):
+    assert in_time(lambda: filestate.read_state(fifo(place, "redis.conf"))) == ("other",)
+
+
+def test_no_directory_of_roots_is_given_to_a_service(place):
+    (place.theirs / "conf.d").symlink_to(place.root)
+    uid = os.stat(place.root).st_uid
+    with pytest.raises(OSError):
+        service_config.Service.make_folders([(str(place.theirs / "conf.d"), (0o777, 12345, 12345), None)])
+    assert os.stat(place.root).st_uid == uid and stat.S_IMODE(os.stat(place.root).st_mode) == 0o700
