@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import errno
 import grp
 import json
 import os
@@ -92,7 +93,9 @@ def _interpreter(path: str, user: str) -> dict:
     except KeyError:
         return {"path": path, "works": False, "error": "there is no user %s" % user}
     except probe.ProbeError as error:
-        return {"path": path, "works": False, "error": str(error)}
+        # Missing rights are a finding of their own (rights()).
+        works = None if str(error).endswith(os.strerror(errno.EACCES)) else False
+        return {"path": path, "works": works, "error": str(error)}
     if code != 0:
         return {"path": path, "works": False, "error": " ".join(stderr.split())[-300:] or "it ended with %d" % code}
     return {"path": path, "works": True, "version": (stdout.split() or ["?"])[0]}

@@ -327,10 +327,14 @@ def test_diagnosis_runs_the_interpreter_of_a_release_as_the_applications_user(pl
         parent.chmod(modes[parent] | 0o001)
     try:
         found = diagnose_application._interpreter(str(program), "nobody")
+        program.chmod(0o600)
+        unreadable = diagnose_application._interpreter(str(program), "nobody")
     finally:
         for parent in parents:
             parent.chmod(modes[parent])
     assert found["works"] and found["version"] == "3.13.5"
+    # rights() reports it.
+    assert unreadable["works"] is None
     assert (place.theirs / "whoami").read_text().strip() == "nobody"
 
 
