@@ -482,7 +482,7 @@ import subprocess
 import time
 from calendar import timegm
 
-from ansible.module_utils.shiftmaster import figures, points, webconfig
+from ansible.module_utils.shiftmaster import figures, points, safe_files, webconfig
 from ansible.module_utils.shiftmaster.filestate import place_all, read_state
 from ansible.module_utils.shiftmaster.quiet import QuietModule
 from ansible.module_utils.shiftmaster.service_user import groups_of, process_of
@@ -775,12 +775,16 @@ class Service:
                 raise Refused("%s: there is no %s:%s" % (item["path"], item["owner"], item["group"]))
             wanted = (int(item["mode"], 8), uid, gid)
             try:
-                info = os.stat(item["path"])
-            except (FileNotFoundError, NotADirectoryError):
+                descriptor = safe_files.open_directory(item["path"])
+            except FileNotFoundError:
                 found.append((item["path"], wanted, None))
                 continue
-            if not stat.S_ISDIR(info.st_mode):
+            except NotADirectoryError:
                 raise Refused("%s is not a folder" % item["path"])
+            except safe_files.UnsafePathError as error:
+                raise Refused("%s: %s" % (item["path"], error.strerror))
+            info = os.fstat(descriptor)
+            os.close(descriptor)
             now = (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
             if now != wanted:
                 found.append((item["path"], wanted, now))
@@ -789,7 +793,10 @@ class Service:
     def file_changes(self):
         changes = {}
         for path, wanted in self.wanted.items():
-            current = read_state(path)
+            try:
+                current = read_state(path)
+            except safe_files.UnsafePathError as error:
+                raise Refused("%s: %s" % (path, error.strerror))
             if current[0] == "other":
                 raise Refused("%s is neither a file nor a link" % path)
             if current != wanted:
@@ -938,8 +945,11 @@ class Service:
             if os.path.lexists(staged):
                 os.unlink(staged)
             if state[0] == "file":
-                os.makedirs(os.path.dirname(staged), exist_ok=True)
                 content = state[1] if path in self.secret else rewritten(state[1], self.root, tree)
+                # The service may have put a link among its files, which is copied as it is.
+                if not os.path.realpath(staged).startswith(os.path.realpath(tree) + "/"):
+                    raise Refused("%s leads out of %s" % (path, self.root))
+                os.makedirs(os.path.dirname(staged), exist_ok=True)
                 with open(staged, "wb") as handle:
                     handle.write(content)
         return tree
@@ -1267,9 +1277,12 @@ class Service:
     @staticmethod
     def make_folders(folders):
         for path, (mode, uid, gid), _before in folders:
-            os.makedirs(path, mode=0o755, exist_ok=True)
-            os.chown(path, uid, gid)
-            os.chmod(path, mode)
+            descriptor = safe_files.open_directory(path, 0o755)
+            try:
+                os.fchown(descriptor, uid, gid)
+                os.fchmod(descriptor, mode)
+            finally:
+                os.close(descriptor)
 
     def diff(self, changes, folders):
         found = [

@@ -74,7 +74,7 @@ import datetime
 import re
 import zoneinfo
 
-from ansible.module_utils.shiftmaster import checklist, kpi, prometheus
+from ansible.module_utils.shiftmaster import checklist, kpi, prometheus, safe_files
 from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 
@@ -123,8 +123,7 @@ def main():
     try:
         password = ""
         if given["password_file"]:
-            with open(given["password_file"], encoding="utf-8") as stream:
-                password = stream.read().strip()
+            password = safe_files.read_text(given["password_file"]).strip()
         server = prometheus.Prometheus(given["url"], given["user"], password, given["ca_file"])
         answer = compute(given, server, datetime.datetime.now(datetime.timezone.utc).timestamp())
     except (OSError, ValueError, KeyError, prometheus.PrometheusError) as error:

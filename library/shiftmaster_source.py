@@ -14,6 +14,8 @@ description:
     arguments, no file of the cache, no output and no log.
   - Two runs at once wait for each other. What a killed run left is removed by the next one, and a damaged mirror is
     made anew.
+  - A version is rejected whose tree holds a name of git's own, a path twice, or a symbolic link that leads out of the
+    tree. Git checks objects as they arrive, runs no hook, filter or remote helper, and fetches no submodule.
 version_added: "1.0.0"
 author: ShiftMaster operations (@shiftmaster-operations)
 options:
@@ -42,6 +44,10 @@ options:
     type: list
     elements: str
     default: []
+  requirements_file:
+    description: The application's requirements, for RV(hashed); empty for none.
+    type: str
+    default: requirements.txt
   timeout_seconds:
     description: How long all of it may take, waiting for another run included.
     type: int
@@ -107,6 +113,11 @@ migrations:
   type: list
   elements: dict
   returned: success
+hashed:
+  description:
+    - Whether the requirements have hashes, by which pip recognizes a package that was replaced; null without a file.
+  type: bool
+  returned: success
 fetched:
   description: Whether the repository held something new since the last run. Never asked for a whole commit id that the
     mirror has already.
@@ -129,6 +140,7 @@ import datetime
 import difflib
 import hashlib
 import os
+import posixpath
 import re
 import shutil
 import signal
@@ -138,6 +150,7 @@ import time
 import urllib.parse
 
 from ansible.module_utils.shiftmaster import migrations
+from ansible.module_utils.shiftmaster.printable import printable
 from ansible.module_utils.shiftmaster.quiet import QuietModule
 from ansible.module_utils.shiftmaster.state import held
 
@@ -146,6 +159,11 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # Every git knows it.
 KEEP_ARCHIVES = 10
 WHOLE_COMMIT = re.compile(r"^[0-9a-f]{40}\Z")
 SOME_COMMIT = re.compile(r"^[0-9a-f]{7,40}\Z")
+# A name that git takes for its own directory somewhere (".git " and "git~1" on Windows), or that leads elsewhere.
+GITS_OWN = re.compile(r"^(?:\.{1,2}|\.git[. ]*|git~1)\Z", re.IGNORECASE)
+# Left out of a name by some file systems: ".g\u200cit" is ".git" there.
+IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")
+MAX_LINKS = 40
 # Sentences of git that say nothing beside the line before them.
 FILLER = (
     "please make sure you have the correct access rights",
@@ -255,7 +273,7 @@ def reason(stderr):
     lines = [re.sub(r"^(fatal|error|remote|ssh): ", "", line).strip(" .") for line in stderr.splitlines()]
     lines = [line for line in lines if line]
     telling = [line for line in lines if not any(word in line.lower() for word in FILLER)]
-    text = "; ".join((telling or lines or ["no reason given"])[-3:])
+    text = printable("; ".join((telling or lines or ["no reason given"])[-3:]))
     hints = [hint for sign, hint in HINTS if sign in text.lower()]
     return text + (" (%s)" % hints[0] if hints else "")
 
@@ -275,9 +293,13 @@ def environment(address, base, protected=""):
         ("tar.umask", "0022"),
         ("core.autocrlf", "false"),
         ("i18n.logOutputEncoding", "UTF-8"),
-        ("filter.lfs.smudge", ""),
-        ("filter.lfs.process", ""),
-        ("filter.lfs.required", "false"),
+        ("log.showSignature", "false"),
+        # Damaged and malicious objects are rejected as they arrive, also out of a bundle.
+        ("fetch.fsckObjects", "true"),
+        ("transfer.fsckObjects", "true"),
+        ("fetch.recurseSubmodules", "false"),
+        ("core.hooksPath", os.devnull),
+        ("core.fsmonitor", "false"),
     ]
     if address.user or address.password:
         scope = address.scope()
@@ -294,7 +316,11 @@ def environment(address, base, protected=""):
         LANGUAGE="C",
         GIT_PAGER="cat",
         GIT_OPTIONAL_LOCKS="0",
+        # A repository on this machine cannot make git fetch from a place, or by a program, of its own choice.
+        GIT_NO_LAZY_FETCH="1",
     )
+    # Without ext:: and remote helpers, which are programs. An administrator's own list is obeyed.
+    env.setdefault("GIT_ALLOW_PROTOCOL", "file:git:http:https:ssh")
     if protected:
         env["GIT_CONFIG_GLOBAL"] = protected
     return env
@@ -478,6 +504,7 @@ class Mirror:
     def prepare(self):
         """Make the mirror where there is none, and remove what a killed git left in it."""
         if os.path.isfile(os.path.join(self.folder, "HEAD")):
+            self._ignore_filters(self.folder)
             for parent, _folders, names in os.walk(self.folder):
                 for name in names:
                     if name.endswith(".lock") or name.startswith(("tmp_", ".tmp-")):
@@ -486,7 +513,14 @@ class Mirror:
         self.remove()
         fresh = self.folder + ".new"
         Git(fresh, self.git.env, self.deadline, self.git.lock).run("init", "--quiet", "--bare", "--template=")
+        self._ignore_filters(fresh)
         os.rename(fresh, self.folder)
+
+    @staticmethod
+    def _ignore_filters(folder):
+        """Let no file of a repository choose a filter (a program) of this machine's configuration; LFS is one."""
+        os.makedirs(os.path.join(folder, "info"), exist_ok=True)
+        _write(os.path.join(folder, "info", "attributes"), b"* -filter\n")
 
     def remove(self):
         for path in (self.folder, self.folder + ".new"):
@@ -515,6 +549,12 @@ class Mirror:
         try:
             self.git.run("fetch", "--quiet", "--prune", "--force", "--no-tags", "--no-write-fetch-head", "origin")
         except Failed as error:
+            if "fsck error" in str(error):
+                raise SourceError(
+                    "the repository %s is rejected, it holds a damaged or malicious object (%s); where that is known to"
+                    " be harmless, `git config --global fetch.fsck.<name of the fault> ignore` accepts it"
+                    % (self.address.url, error)
+                )
             try:
                 self.git.run("ls-remote", "--quiet", "origin", "HEAD")
             except Failed as second:
@@ -568,15 +608,24 @@ class Mirror:
         return entries
 
     def texts(self, entries):
-        """Return {path: text} of these files, read by one git."""
-        entries = [entry for entry in entries if entry[0].startswith("100")]
+        """Return {path: text} of these files."""
+        contents = self.contents([entry for entry in entries if entry[0].startswith("100")])
+        return {path: migrations.decode(data) for path, data in contents.items()}
+
+    def targets(self, entries):
+        """Return {path: what it leads to} of the symbolic links."""
+        contents = self.contents([entry for entry in entries if entry[0] == "120000"])
+        return {path: data.decode("utf-8", "surrogateescape") for path, data in contents.items()}
+
+    def contents(self, entries):
+        """Return {path: bytes} of these objects, read by one git; without those that are too large."""
         data = self.git.run("cat-file", "--batch", stdin="".join(entry[1] + "\n" for entry in entries).encode())
         found, position = {}, 0
         for _mode, _object, path in entries:
             end = data.index(b"\n", position)
             size = int(data[position:end].split()[2])
             if size <= migrations.MAX_FILE_BYTES:
-                found[path] = migrations.decode(data[end + 1 : end + 1 + size])
+                found[path] = data[end + 1 : end + 1 + size]
             position = end + size + 2
         return found
 
@@ -607,6 +656,70 @@ class Mirror:
                 os.unlink(path)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path + ".sha256")
+
+
+def refuse_hostile_paths(version, entries, targets):
+    """Raise SourceError for what an archive must not hold. targets: {path of a symbolic link: what it leads to}."""
+    found, kinds = [], {}
+    for mode, _object, path in entries:
+        if any(GITS_OWN.match(IGNORED.sub("", part)) for part in path.split("/")):
+            found.append("%r has a part that is git's own or leads elsewhere" % path)
+        if path in kinds:
+            found.append("%r is there twice" % path)
+        kinds[path] = mode
+    for path in kinds:
+        parts = path.split("/")
+        for count in range(1, len(parts)):
+            if "/".join(parts[:count]) in kinds:
+                found.append("%r is a file and a directory" % "/".join(parts[:count]))
+                break
+    for path in (path for path, mode in kinds.items() if mode == "120000"):
+        if path not in targets or leaves(path, targets):
+            found.append("the symbolic link %r leads out of the tree" % path)
+    if found:
+        raise SourceError(
+            "version %s is rejected, its tree is damaged or malicious: %s%s"
+            % (version, printable("; ".join(found[:5])), "; and %d more" % (len(found) - 5) if len(found) > 5 else "")
+        )
+
+
+def leaves(path, targets):
+    """Tell whether a symbolic link leads out of the tree, by way of other links too; or nowhere, in a circle."""
+    here, left, links = path.split("/")[:-1], targets[path].split("/"), 0
+    if targets[path].startswith("/"):
+        return True
+    while left:
+        part = left.pop(0)
+        if part in ("", "."):
+            continue
+        if part == "..":
+            if not here:
+                return True
+            here.pop()
+            continue
+        target = targets.get("/".join(here + [part]))
+        if target is None:
+            here.append(part)
+            continue
+        links += 1
+        if target.startswith("/") or links > MAX_LINKS:
+            return True
+        left = target.split("/") + left
+    return False
+
+
+def hashed(mirror, entries, path, seen=()):
+    """Tell whether a requirements file, or one that it names, has hashes; pip then asks for one of each package."""
+    if path in seen:
+        return False
+    text = mirror.texts([entry for entry in entries if entry[2] == path]).get(path, "")
+    if re.search(r"(?m)^[^#\n]*--(?:hash\b|require-hashes\b)", text):
+        return True
+    named = re.findall(r"(?m)^\s*(?:-r|--requirement)[ =]*(\S+)", text)
+    folder = posixpath.dirname(path)
+    return any(
+        hashed(mirror, entries, posixpath.normpath(posixpath.join(folder, one)), seen + (path,)) for one in named
+    )
 
 
 def pathspec(exclude):
@@ -664,12 +777,13 @@ def check_git():
         raise SourceError("git on the controller is too old (%s); 2.31 is needed" % said.strip())
 
 
-def look(mirror, version, archive, exclude):
+def look(mirror, version, archive, exclude, requirements):
     """Return the module's result from a mirror that is ours alone."""
     mirror.prepare()
     kind, revision, notes, fetched = mirror.resolve(version)
     committed, _nul, subject = mirror.git.text("log", "-1", "--format=%ct%x00%s", revision).strip("\n").partition("\0")
     entries = mirror.files(revision, exclude)
+    refuse_hostile_paths(version, entries, mirror.targets(entries))
     texts = mirror.texts([entry for entry in entries if migrations.wanted(entry[2]) or entry[2] == ".gitattributes"])
     if any(mode == "160000" for mode, _object, _path in entries):
         notes.append("version %s has git submodules; they are not in the archive" % version)
@@ -679,7 +793,7 @@ def look(mirror, version, archive, exclude):
     return {
         "revision": revision,
         "kind": kind,
-        "subject": subject,
+        "subject": printable(subject),
         "version": revision[:10] if kind == "commit" else re.sub(r"^refs/(tags|heads)/", "", version),
         "committed": datetime.datetime.fromtimestamp(int(committed), datetime.timezone.utc).strftime(
             "%Y-%m-%dT%H:%M:%SZ"
@@ -687,6 +801,7 @@ def look(mirror, version, archive, exclude):
         "archive": path,
         "archive_sha256": digest,
         "migrations": migrations.classify_files(texts),
+        "hashed": hashed(mirror, entries, posixpath.normpath(requirements)) if requirements else None,
         "fetched": fetched,
         "notes": notes,
         "repository": mirror.address.url,
@@ -703,10 +818,10 @@ def run(address, params):
     with mirror.exclusive():
         try:
             try:
-                return look(mirror, version, params["archive"], params["exclude"])
+                return look(mirror, version, params["archive"], params["exclude"], params["requirements_file"])
             except (Damaged, Failed):
                 mirror.remove()
-                return look(mirror, version, params["archive"], params["exclude"])
+                return look(mirror, version, params["archive"], params["exclude"], params["requirements_file"])
         except (Damaged, Failed) as error:
             raise SourceError("git cannot work with the copy of the repository in %s: %s" % (mirror.root, error))
 
@@ -720,6 +835,7 @@ def main():
             "cache_dir": {"type": "path", "default": "~/.cache/shiftmaster-ops"},
             "archive": {"type": "bool", "default": False},
             "exclude": {"type": "list", "elements": "str", "default": []},
+            "requirements_file": {"type": "str", "default": "requirements.txt"},
             "timeout_seconds": {"type": "int", "default": 300},
         },
         supports_check_mode=True,

@@ -126,6 +126,19 @@ markers.default_environment = lambda: dict(found)
 from pip._internal.cli.main import main
 sys.exit(main())
 """
+# Lines of requirements that are no packages. -r and -c are read from the application's source alone.
+OPTIONS = (
+    "-i",
+    "--index-url",
+    "--extra-index-url",
+    "--no-index",
+    "--only-binary",
+    "--no-binary",
+    "--prefer-binary",
+    "--pre",
+    "--require-hashes",
+    "--trusted-host",
+)
 NO_PACKAGE = re.compile(r"^(-e\b|--editable\b|\.{0,2}/|\.\.?$|\w+\+\w+:|file:|https?:)|@\s*[\w+.-]+:")
 MISSING = re.compile(r"(?m)^ERROR: No matching distribution found for (.+?)(?: \(from [^()]*\))?$")
 UNREACHABLE = re.compile(r"(?m)(?:^WARNING: Retrying|connection broken by|Could not fetch URL).*$")
@@ -187,6 +200,21 @@ def refuse_what_is_no_package(lines):
         )
 
 
+def has_hashes(lines):
+    return any("--hash" in line or line == "--require-hashes" for line in lines)
+
+
+def refuse_hostile_options(lines, environment):
+    """Reject what would make pip read files of this machine, or send its environment elsewhere."""
+    for line in lines:
+        option = re.match(r"[^\s=]*", line)[0]
+        if line[0] in "\"'-" and option not in OPTIONS:
+            raise WheelsError("the requirements hold the option %s, which is not allowed on the controller" % option)
+        for name in re.findall(r"\$\{([A-Z0-9_]+)\}", line):
+            if name not in environment:
+                raise WheelsError("the requirements ask for the controller's variable %s" % name)
+
+
 def of_archive(archive, requirements_file):
     """Return (requirements, constraints) of the application's source."""
     if not requirements_file:
@@ -203,6 +231,19 @@ def of_archive(archive, requirements_file):
 
 
 # --------------------------------------------------------------------------------------------------------- the host's
+
+
+# A host says of its interpreter what pip is asked with.
+PLAUSIBLE = {"machine": r"[a-z0-9_]{1,20}", "glibc": r"(\d{1,2}\.\d{1,3})?", "abi": r"\w{1,30}"}
+
+
+def refuse_strange_interpreter(interpreter):
+    strange = [name for name, form in PLAUSIBLE.items() if not re.fullmatch(form, str(interpreter.get(name) or ""))]
+    version = str(interpreter.get("markers", {}).get("python_full_version"))
+    if not re.fullmatch(r"3\.\d{1,2}\.\d{1,2}[a-z0-9+]{0,10}", version):
+        strange.append("python_full_version")
+    if strange:
+        raise WheelsError("the host describes its interpreter as no interpreter is: %s" % ", ".join(strange))
 
 
 def platforms(interpreter):
@@ -291,6 +332,8 @@ class Pip:
         arguments += ["--abi", interpreter["abi"]]
         for one in platforms(interpreter):
             arguments += ["--platform", one]
+        if has_hashes(requirements):
+            arguments.append("--require-hashes")
         arguments += ["--requirement", self.lines("requirements.txt", requirements)]
         if constraints:
             arguments += ["--constraint", self.lines("constraints.txt", constraints)]
@@ -309,7 +352,7 @@ class Pip:
 
     def collect(self, requirements, constraints):
         """Collect the wheels of these lines. Raises WheelsError that names every package without one."""
-        hashed = any("--hash" in line for line in requirements) or "--require-hashes" in requirements
+        hashed = has_hashes(requirements)
         missing, tried = [], set()
         while len(missing) < MAX_MISSING:
             code, said = self.download(requirements, constraints)
@@ -414,6 +457,8 @@ def run(params):
     requirements, constraints = of_archive(params["archive"], params["requirements_file"])
     extra = params["extra_requirements"]
     refuse_what_is_no_package(requirements + extra)
+    refuse_strange_interpreter(params["interpreter"])
+    refuse_hostile_options(requirements + constraints, params["environment"])
     offline = params["source"] == "folder"
     if offline and not params["folder"]:
         raise WheelsError("shiftmaster_wheels is folder, and shiftmaster_wheels_dir names none")

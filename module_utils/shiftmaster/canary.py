@@ -5,14 +5,17 @@ Used by the module logging_canary, and by the program that role log_canary lays 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import time
 
 try:
+    from ansible.module_utils.shiftmaster import safe_files
     from ansible.module_utils.shiftmaster.elastic import Api, Failed, quoted
-except ImportError:  # On the host it lies beside this file.
+except ImportError:  # On the host they lie next to this file.
+    import safe_files
     from elastic import Api, Failed, quoted
 
 LOGGER = "shiftmaster.canary"
@@ -37,13 +40,10 @@ def line(number: str, now: float) -> str:
 
 def write(path: str, text: str) -> None:
     """Append by one write; a file that has grown large is put aside first, as by a rotation."""
-    if os.path.exists(path) and os.path.getsize(path) > MAX_BYTES:
-        os.rename(path, path + "-0")
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        os.write(descriptor, text.encode("ascii"))
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(FileNotFoundError):
+        if safe_files.status(path).st_size > MAX_BYTES:
+            safe_files.rename(path, os.path.basename(path) + "-0")
+    safe_files.append(path, text.encode("ascii"))
 
 
 def found(api, stream: str, number: str) -> int:

@@ -17,7 +17,6 @@ a killed run or a reboot left:
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import re
@@ -25,9 +24,10 @@ import subprocess
 import time
 from typing import Optional
 
-from . import celery_driver, points, probe, releases, units
+from . import celery_driver, points, probe, releases, safe_files, units
 from .ecs import as_lines
 from .layout import COLOURS, Layout
+from .printable import printable
 from .releasecode import Driver, ReleaseCode, ReleaseCodeError, tail
 from .state import State, audit
 from .units import UnitError, systemctl, unit
@@ -42,7 +42,8 @@ class CutoverError(Exception):
     """A cutover did not succeed. str() says why and where the log is; .put_back says whether traffic had moved."""
 
     def __init__(self, message: str, put_back: bool = False):
-        super().__init__(message)
+        # It quotes logs, health checks and hooks of a release.
+        super().__init__(printable(message))
         self.put_back = put_back
 
 
@@ -586,9 +587,9 @@ class Cutover:
 
     def _hold_worker(self, colour: str) -> None:
         """Let the worker that starts next take tasks from its private queue only (until a reboot at the longest)."""
-        os.makedirs(RUN, mode=0o755, exist_ok=True)
-        with open(self._queue_file(colour), "w", encoding="utf-8") as stream:
-            stream.write('SHIFTMASTER_QUEUES_OPTION="-Q %s"\n' % _canary_queue(colour))
+        os.close(safe_files.open_directory(RUN, 0o755))
+        queues = 'SHIFTMASTER_QUEUES_OPTION="-Q %s"\n' % _canary_queue(colour)
+        safe_files.write(self._queue_file(colour), queues.encode(), 0o644)
 
     def _free_file(self, colour: str) -> None:
         try:
@@ -648,9 +649,9 @@ class Cutover:
         self._log_offsets = {path: _size(path) for path in self._logs()}
 
     def _logs(self) -> list:
-        """Return the application's logs that have something to say."""
-        paths = [path for pattern in self.options["logs"] for path in sorted(glob.glob(pattern))]
-        return [path for path in paths if _size(path)]
+        """Return the application's logs that have something to say; the application owns their directories."""
+        found = [one for pattern in self.options["logs"] for one in safe_files.find(pattern)]
+        return [path for path, status in found if status.st_size]
 
     def worker_problem(self) -> str:
         """Return the sentence of a worker that answers no ping during the watch, "" where all is well."""
@@ -670,7 +671,7 @@ class Cutover:
         written = "".join(as_lines(_read_from(path, offsets.get(path))) for path in self._logs())
         parts = ["cause: %s" % cause for cause in causes(written)]
         parts += [tail(written, 8), units.journal(name, 4), self._see(name)]
-        return "\n".join(part for part in parts if part)
+        return printable("\n".join(part for part in parts if part))
 
     def _see(self, name: str) -> str:
         return "\nThe whole of it: %s and `journalctl -u %s`." % (
@@ -713,17 +714,17 @@ def wanted_units(options: dict, colour: str) -> list:
 
 def _size(path: str) -> int:
     try:
-        return os.path.getsize(path)
+        return safe_files.status(path).st_size
     except OSError:
         return 0
 
 
 def _read_from(path: str, offset: Optional[int]) -> str:
     try:
-        with open(path, "rb") as stream:
+        with os.fdopen(safe_files.open_file(path), "rb") as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(offset if offset is not None and offset <= size else 0, size - 65536))
-            return stream.read().decode(errors="replace")
+            return stream.read(65536).decode(errors="replace")
     except OSError:
         return ""
 

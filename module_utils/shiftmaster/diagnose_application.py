@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import errno
 import grp
 import json
 import os
@@ -12,7 +13,7 @@ import re
 import stat
 import time
 
-from . import envfile, health_checks, probe
+from . import envfile, health_checks, probe, safe_files, service_user
 from .diagnose_engine import Absent
 from .diagnose_host import processes, read, unit_of
 from .diagnose_logs import tail
@@ -58,7 +59,7 @@ def release(setting) -> dict:
         found["state_error"] = str(error)
     if found["maintenance"]:
         found["maintenance_since"] = os.path.getmtime(os.path.join(layout.shared, "maintenance", "on"))
-    found["python"] = _interpreter(os.path.join(layout.active, "release", "venv", "bin", "python"))
+    found["python"] = _interpreter(os.path.join(layout.active, "release", "venv", "bin", "python"), setting.user)
     return found
 
 
@@ -67,7 +68,7 @@ def _socket(layout, colour) -> dict:
         return {"socket": "", "socket_exists": False}
     path = layout.socket(colour)
     try:
-        status = os.stat(path)
+        status = os.stat(path, follow_symlinks=False)
     except OSError as error:
         return {"socket": path, "socket_exists": False, "socket_error": error.strerror}
     return {
@@ -78,17 +79,26 @@ def _socket(layout, colour) -> dict:
     }
 
 
-def _interpreter(path: str) -> dict:
-    """Return the version of the release's Python; it writes nothing, and reads none of the application."""
+def _interpreter(path: str, user: str) -> dict:
+    """Return the version of the release's Python; it writes nothing, and reads none of the application.
+
+    It runs as the application's user: a dependency of the release may have replaced the interpreter.
+    """
     if not os.path.lexists(path):
         return {"path": path, "works": False, "error": "there is no such file"}
     try:
-        code, stdout, stderr = probe.run([path, "-I", "-S", "-B", "-c", "import sys; print(sys.version)"], 4.0)
+        process = service_user.process_of(user, ()) if os.geteuid() == 0 else {}
+        command = [path, "-I", "-S", "-B", "-c", "import sys; print(sys.version)"]
+        code, stdout, stderr = probe.run(command, 4.0, **process)
+    except KeyError:
+        return {"path": path, "works": False, "error": "there is no user %s" % user}
     except probe.ProbeError as error:
-        return {"path": path, "works": False, "error": str(error)}
+        # Missing rights are a finding of their own (rights()).
+        works = None if str(error).endswith(os.strerror(errno.EACCES)) else False
+        return {"path": path, "works": works, "error": str(error)}
     if code != 0:
         return {"path": path, "works": False, "error": " ".join(stderr.split())[-300:] or "it ended with %d" % code}
-    return {"path": path, "works": True, "version": stdout.split()[0]}
+    return {"path": path, "works": True, "version": (stdout.split() or ["?"])[0]}
 
 
 def _deploys(layout, count: int = 12) -> list:
@@ -125,9 +135,8 @@ def environment(setting) -> dict:
     if not path:
         raise Absent("this host has no environment file")
     try:
-        status = os.stat(path)
-        with open(path, encoding="utf-8") as stream:
-            values = envfile.parse(stream.read())
+        status = safe_files.status(path)
+        values = envfile.parse(safe_files.read_bytes(path).decode("utf-8"))
     except FileNotFoundError:
         return {"path": path, "exists": False, "edited": True, "names": [], "missing": list(setting.required_names),
                 "empty": []}  # fmt: skip
@@ -150,8 +159,8 @@ def environment(setting) -> dict:
 def _edited(path: str, status: os.stat_result) -> bool:
     """Whether a release's environment was written after its release was built, which no run does."""
     try:
-        with open(os.path.join(os.path.dirname(path), "manifest.json"), encoding="utf-8") as stream:
-            built = calendar.timegm(time.strptime(json.load(stream)["created"], "%Y-%m-%dT%H:%M:%SZ"))
+        manifest = json.loads(safe_files.read_bytes(os.path.join(os.path.dirname(path), "manifest.json")))
+        built = calendar.timegm(time.strptime(manifest["created"], "%Y-%m-%dT%H:%M:%SZ"))
     except (OSError, ValueError, TypeError, KeyError):
         return True
     # It is told in whole seconds.
@@ -264,7 +273,8 @@ def rights(setting) -> dict:
     wanted = [
         (os.path.join(active, "source"), setting.user, 5),
         (os.path.join(active, "venv", "bin", "python"), setting.user, 1),
-        (setting.log_dir, setting.user, 7),
+        # Root's; the application's files in it are below.
+        (setting.log_dir, setting.user, 1),
         (os.path.join(layout.shared, "media"), setting.user, 7),
     ]
     wanted += [(path, setting.user, 2) for path in _existing(os.path.join(setting.log_dir, name) for name in _OWN_LOGS)]
@@ -281,7 +291,7 @@ _OWN_LOGS = ("error.log", "app.log", "celery.log", "celery-beat.log")
 
 
 def _existing(paths) -> list:
-    return [path for path in paths if os.path.exists(path)]
+    return [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
 
 
 def static(setting) -> dict:
@@ -450,7 +460,7 @@ def worker_log(path: str, unit: str = "") -> dict:
     """
     try:
         lines = tail(path, 128 * 1024).splitlines()
-        changed = os.stat(path).st_mtime
+        changed = safe_files.status(path).st_mtime
     except OSError as error:
         command = ["journalctl", "--no-pager", "--quiet", "--output=short-unix", "--lines=400", "--unit=" + unit]
         entries = probe.run(command, 3.0)[1].splitlines() if unit else []

@@ -13,7 +13,7 @@ import re
 
 from . import health_checks, probe
 from .diagnose_engine import Absent
-from .diagnose_host import read
+from .diagnose_host import read_file
 from .diagnose_redact import redact_sql
 from .sql import SAFE_SEARCH_PATH
 
@@ -355,13 +355,13 @@ def clusters(setting) -> dict:
     found = []
     for folder in sorted(glob.glob(setting.path("/etc/postgresql/*/*"))):
         version, name = folder.split("/")[-2:]
-        configuration = read(folder, "postgresql.conf") + "".join(
-            read(path) for path in sorted(glob.glob(os.path.join(folder, "conf.d", "*.conf")))
+        configuration = read_file(folder, "postgresql.conf") + "".join(
+            read_file(path) for path in sorted(glob.glob(os.path.join(folder, "conf.d", "*.conf")))
         )
         port = re.findall(r"^\s*port\s*=\s*'?(\d+)", configuration, re.M)
         data = re.findall(r"^\s*data_directory\s*=\s*'([^']+)'", configuration, re.M)
         place = data[-1] if data else "/var/lib/postgresql/%s/%s" % (version, name)
-        pid = (read(setting.path(place), "postmaster.pid").split() or [""])[0]
+        pid = (read_file(setting.path(place), "postmaster.pid").split() or [""])[0]
         found.append(
             {
                 "version": version,
@@ -371,7 +371,7 @@ def clusters(setting) -> dict:
                 "data_exists": os.path.isdir(setting.path(place)),
                 "standby": os.path.exists(os.path.join(setting.path(place), "standby.signal")),
                 "runs": bool(pid) and os.path.isdir(os.path.join(setting.proc, pid)),
-                "start": (read(folder, "start.conf").split("\n#")[-1].split() or ["auto"])[-1],
+                "start": (read_file(folder, "start.conf").split("\n#")[-1].split() or ["auto"])[-1],
             }
         )
     if not found:

@@ -10,10 +10,13 @@ import re
 import stat
 import time
 
-from . import probe
+from . import probe, safe_files
 from .diagnose_host import describe, processes, read
 
 _TOP = 10
+# Each level costs a descriptor; the application may nest directories without end.
+_DEEPEST = 60
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def disk(setting) -> dict:
@@ -87,42 +90,69 @@ def largest(setting) -> dict:
     """The largest files and folders of logs and data; what is not seen within two seconds is said."""
     end, files, folders, complete = time.monotonic() + 2.0, [], {}, True
     counted, seen, local, least = {}, set(), devices(setting.proc), 0
-    for root in setting.large_folders:
-        if not os.path.isdir(root):
-            continue
-        # What lies below is looked at wherever it is mounted from, if that is local.
-        local.setdefault(os.stat(root).st_dev, root)
-        # Each with the folder directly below the root that it is counted for, as `du -s /var/log/*` has it.
-        left = [(root, root)]
-        while left:
-            if time.monotonic() > end:
-                complete = False
-                break
-            folder, top = left.pop()
-            entries = 0
-            for entry in _entries(folder):
+
+    def visit(descriptor, folder, top, depth):
+        """Count one directory and what lies below it, by its descriptor: a name may be a link a moment later."""
+        nonlocal files, complete, least
+        entries, below, used = 0, [], 0
+        with os.scandir(descriptor) as found:
+            for entry in found:
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except OSError:
                     continue
                 if stat.S_ISDIR(status.st_mode):
+                    # What lies below is inspected wherever it is mounted from, if that is local.
                     if status.st_dev in local:
                         entries += 1
-                        left.append((entry.path, entry.path if folder == root else top))
+                        below.append(entry.name)
                     continue
                 entries += 1
+                if not entries % 1000 and time.monotonic() > end:
+                    complete = False
+                    break
                 if status.st_nlink > 1:
                     if (status.st_dev, status.st_ino) in seen:
                         continue
                     seen.add((status.st_dev, status.st_ino))
                 size = status.st_blocks * 512
-                folders[top] = folders.get(top, 0) + size
+                used += size
                 if size >= least:
-                    files.append((size, entry.path, local.get(status.st_dev, "")))
+                    files.append((size, "%s/%s" % (folder, entry.name), local.get(status.st_dev, "")))
                     if len(files) > 4 * _TOP:
                         files = sorted(files, reverse=True)[:_TOP]
                         least = files[-1][0]
-            counted[folder] = entries
+        counted[folder] = entries
+        if used:
+            folders[top or folder] = folders.get(top or folder, 0) + used
+        for name in below:
+            if time.monotonic() > end or depth == _DEEPEST:
+                complete = False
+                return
+            try:
+                inner = os.open(name, _DIRECTORY, dir_fd=descriptor)
+            except OSError:
+                continue
+            try:
+                path = "%s/%s" % (folder, name)
+                # Counted for the directory directly below the root, as `du -s /var/log/*` has it.
+                visit(inner, path, top or path, depth + 1)
+            finally:
+                os.close(inner)
+
+    for root in setting.large_folders:
+        try:
+            descriptor = safe_files.open_directory(root)
+        except OSError:
+            continue
+        try:
+            local.setdefault(os.fstat(descriptor).st_dev, root)
+            if time.monotonic() > end:
+                complete = False
+            else:
+                visit(descriptor, root, "", 0)
+        finally:
+            os.close(descriptor)
     return {
         "complete": complete,
         "files": [
@@ -137,14 +167,6 @@ def largest(setting) -> dict:
             if count > 1000
         ],
     }
-
-
-def _entries(folder: str) -> list:
-    try:
-        with os.scandir(folder) as found:
-            return list(found)
-    except OSError:
-        return []
 
 
 def rotation(setting) -> dict:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 
-from . import figures, kpi, probe
+from . import figures, kpi, probe, safe_files
 from .diagnose_engine import Absent
 from .prometheus import Prometheus, PrometheusError
 
@@ -31,8 +31,7 @@ def prometheus_of(setting, seconds: float) -> Prometheus:
     place = setting.prometheus
     if not place:
         raise Absent("this host has no Prometheus")
-    with open(place["password_file"], encoding="utf-8") as stream:
-        password = stream.read().strip()
+    password = safe_files.read_text(place["password_file"]).strip()
     return Prometheus(place["url"], place["user"], password, place.get("ca_file"), seconds)
 
 

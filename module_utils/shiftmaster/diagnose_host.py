@@ -9,7 +9,7 @@ import re
 import resource
 import time
 
-from . import probe
+from . import probe, safe_files
 
 _TICKS = os.sysconf("SC_CLK_TCK") or 100
 _PAGE = resource.getpagesize()
@@ -19,11 +19,19 @@ SAMPLE_SECONDS = 1.0
 
 
 def read(*path: str, limit: int = 1 << 20) -> str:
-    """Return a file's text, "" where there is none or it may not be read."""
+    """Return the text of a file of the kernel (/proc, /sys), "" where there is none or it may not be read."""
     try:
         with open(os.path.join(*path), encoding="utf-8", errors="replace") as stream:
             return stream.read(limit)
     except OSError:
+        return ""
+
+
+def read_file(*path: str, limit: int = 1 << 20) -> str:
+    """Return the text of a file on a disk, "" where there is none or a less privileged user may have redirected it."""
+    try:
+        return safe_files.read_text(os.path.join(*path), limit)
+    except (OSError, ValueError):
         return ""
 
 

@@ -7,14 +7,16 @@ import datetime
 import glob
 import gzip
 import json
-import math
 import os
 import re
 import time
+import zlib
 from typing import Optional
 
+from . import safe_files
 from .diagnose_engine import Absent
 from .ecs import as_lines
+from .percentile import percentile
 
 _TAIL = 256 * 1024
 # How much of a log is read where it was rotated since, and how much of a packed file.
@@ -24,11 +26,19 @@ _MOST_UNPACKED = 8 << 20
 
 def tail(path: str, limit: int = _TAIL) -> str:
     """Return the last bytes of a file, from the beginning of a line."""
-    with open(path, "rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - limit))
-        text = stream.read(limit).decode("utf-8", "replace")
-    return text.partition("\n")[2] if size > limit else text
+    content = safe_files.read_tail(path, limit + 1)
+    if len(content) > limit:
+        content = content.partition(b"\n")[2]
+    return content.decode("utf-8", "replace")
+
+
+def unpacked(path: str, limit: int) -> bytes:
+    """Return the first bytes of a file that gzip has packed."""
+    try:
+        with os.fdopen(safe_files.open_file(path), "rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
+            return stream.read(limit)
+    except (EOFError, zlib.error) as error:
+        raise OSError("%s is damaged: %s" % (path, error)) from error
 
 
 # When a line was written. An epoch's zone is known; of the others it is the host's, where they do not say UTC.
@@ -139,8 +149,7 @@ def problems(text: str, since: float, limit: int = 8) -> list:
 
 def newest(pattern: str) -> Optional[str]:
     """Return the file of a pattern that was written last."""
-    found = [(os.stat(path).st_mtime, path) for path in glob.glob(pattern) if os.path.isfile(path)]
-    return max(found)[1] if found else None
+    return max(((status.st_mtime, path) for path, status in safe_files.find(pattern)), default=(0, None))[1]
 
 
 def first_moment(text: str) -> Optional[float]:
@@ -151,11 +160,9 @@ def first_moment(text: str) -> Optional[float]:
 def end_of(path: str, limit: int) -> tuple:
     """Return the last bytes of a file, which may be packed, and whether that is all of it."""
     if not path.endswith(".gz"):
-        return tail(path, limit), os.stat(path).st_size <= limit
-    with gzip.open(path, "rb") as stream:
-        content = stream.read(_MOST_UNPACKED)
-        whole = not stream.read(1) and len(content) <= limit
-    return content[-limit:].decode("utf-8", "replace"), whole
+        return tail(path, limit), safe_files.status(path).st_size <= limit
+    content = unpacked(path, _MOST_UNPACKED + 1)
+    return content[-limit:].decode("utf-8", "replace"), len(content) <= min(limit, _MOST_UNPACKED)
 
 
 def since_then(path: str, since: float) -> tuple:
@@ -165,9 +172,9 @@ def since_then(path: str, since: float) -> tuple:
     if not whole and (began is None or began > since):
         text, whole = end_of(path, _MOST)
         began = first_moment(text)
-    older = [one for one in glob.glob(glob.escape(path) + "[.-]*") if os.path.isfile(one)]
+    rotated = os.path.join(os.path.dirname(path), glob.escape(os.path.basename(path)) + "[.-]*")
     # What was written last before the moment says nothing since.
-    older = sorted((os.stat(one).st_mtime, one) for one in older)
+    older = sorted((status.st_mtime, one) for one, status in safe_files.find(rotated))
     older = [one for at, one in older if at >= since]
     while whole and older and (began is None or began > since) and len(text) < _MOST:
         more, whole = end_of(older.pop(), _MOST - len(text))
@@ -179,9 +186,9 @@ def since_then(path: str, since: float) -> tuple:
 def complaints(path: str, since: float) -> dict:
     """Return what one log complains about."""
     try:
-        status = os.stat(path)
+        status = safe_files.status(path)
         text, reached = since_then(path, since)
-    except (OSError, EOFError) as error:
+    except OSError as error:
         return {"path": path, "error": str(error), "reached": False, "problems": []}
     return {
         "path": path,
@@ -245,12 +252,6 @@ def _access_time(entry: dict) -> Optional[float]:
     return None
 
 
-def percentile(values: list, share: float) -> float:
-    """Return the nearest-rank percentile; 0 of nothing."""
-    ordered = sorted(values)
-    return ordered[max(0, min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1))] if ordered else 0.0
-
-
 def summary(found: list, now: float, hours: float, slots: int = 48) -> dict:
     """Return counts by class, p95 and a series for a chart."""
     width = hours * 3600.0 / slots
@@ -295,6 +296,5 @@ def requests(setting) -> dict:
         # Rotated a moment ago.
         text = tail(path + ".1", 1 << 20) + text
     elif len(text) < 1 << 16 and os.path.exists(path + ".2.gz"):
-        with gzip.open(path + ".2.gz", "rt", errors="replace") as stream:
-            text = stream.read(1 << 20) + text
+        text = unpacked(path + ".2.gz", 1 << 20).decode("utf-8", "replace") + text
     return summary(answers(text.splitlines(), since), now, setting.hours)

@@ -16,7 +16,7 @@ import time
 
 from . import health_checks, probe
 from .diagnose_engine import Absent
-from .diagnose_host import read
+from .diagnose_host import read_file
 
 # --- listeners -------------------------------------------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ def firewall(setting) -> dict:
         "refusals": refusals(
             ruleset,
             [int(port) for port in setting.ports] + setting.remote_ports,
-            addresses_of([peer["address"] for peer in setting.peers], read(setting.path("/etc/hosts"))),
+            addresses_of([peer["address"] for peer in setting.peers], read_file(setting.path("/etc/hosts"))),
         )[:20],
     }
 
@@ -254,7 +254,7 @@ def name_server_answers(address: str, seconds: float = 2.0) -> bool:
 
 def names(setting) -> dict:
     """Whether the names that this host needs have an address, and how long that takes."""
-    servers = re.findall(r"^\s*nameserver\s+(\S+)", read(setting.path("/etc/resolv.conf")), re.M)
+    servers = re.findall(r"^\s*nameserver\s+(\S+)", read_file(setting.path("/etc/resolv.conf")), re.M)
     found = []
 
     def ask(name, own=False):
@@ -297,7 +297,7 @@ def names(setting) -> dict:
         ),
         "own": next((entry for entry in heard if entry["own"]), None),
         "hosts_has_localhost": bool(
-            re.search(r"^\s*127\.0\.0\.1\s.*\blocalhost\b", read(setting.path("/etc/hosts")), re.M)
+            re.search(r"^\s*127\.0\.0\.1\s.*\blocalhost\b", read_file(setting.path("/etc/hosts")), re.M)
         ),
     }
 
@@ -438,7 +438,7 @@ def nginx_text(folder: str) -> str:
         path = todo.pop()
         if path not in seen:
             seen.add(path)
-            texts.append(read(path))
+            texts.append(read_file(path))
             for pattern in re.findall(r"^\s*include\s+[\"']?([^;\"']+)", texts[-1], re.M):
                 todo += sorted(glob.glob(os.path.join(folder, pattern)))
     return "\n".join(texts)
@@ -468,7 +468,7 @@ def nginx_would_write(setting, text: str) -> str:
 
 def nginx_configuration(setting, folder: str) -> dict:
     """Return whether the running nginx could read its configuration anew: {tested, error, why_not}."""
-    pid = read(setting.path("/run/nginx.pid")).strip()
+    pid = read_file(setting.path("/run/nginx.pid")).strip()
     if not pid.isdigit() or not os.path.isdir(os.path.join(setting.proc, pid)):
         # At a start it says so itself.
         return {"tested": False, "why_not": "nginx does not run"}
@@ -498,7 +498,7 @@ def nginx(setting) -> dict:
     site = os.path.join(folder, "sites-enabled", "shiftmaster")
     upstreams = []
     for path in sorted(glob.glob(os.path.join(folder, "sites-enabled", "*"))):
-        for name, body in _UPSTREAM.findall(read(path)):
+        for name, body in _UPSTREAM.findall(read_file(path)):
             for server in re.findall(r"^\s*server\s+([^;\s]+)[^;]*;", body, re.M):
                 entry = {"upstream": name, "server": server, "file": path}
                 if server.startswith("unix:"):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import urllib.parse
 
+from .printable import printable
+
 HIDDEN = "***"
 # A shorter value would be found in ordinary words.
 _SHORTEST_SECRET = 6
@@ -155,8 +157,6 @@ def secrets_of(environment: dict) -> list:
     return sorted((value for value in found if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)
 
 
-# What a terminal obeys: a program or a log line may clear the screen on which the report is read.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _KEY_BEGINS, _KEY_ENDS = (
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"),
     re.compile(r"-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"),
@@ -215,6 +215,6 @@ def redact_tree(value, secrets=(), limit: int = 2000):
         return [redact_tree(inner, secrets, limit) for inner in _without_keys(value)]
     if isinstance(value, str):
         # Cut behind the redaction: half a secret is one too.
-        text = _CONTROL.sub("?", redact(value, secrets))
+        text = printable(redact(value, secrets))
         return text if len(text) <= limit else text[:limit] + " …"
     return value

@@ -15,7 +15,7 @@ from . import diagnose_logs as logs
 from . import diagnose_network as network
 from . import diagnose_services as services
 from . import diagnose_upkeep as upkeep
-from . import envfile
+from . import envfile, safe_files
 from .diagnose_engine import Part
 from .diagnose_redact import secrets_of
 from .layout import Layout
@@ -168,8 +168,7 @@ class Setting:
             self._secrets = []
             if self.environment_file:
                 try:
-                    with open(self.environment_file, encoding="utf-8") as stream:
-                        self._secrets = secrets_of(envfile.parse(stream.read()))
+                    self._secrets = secrets_of(envfile.parse(safe_files.read_text(self.environment_file)))
                 except (OSError, ValueError):
                     pass
         return self._secrets

@@ -37,6 +37,8 @@ import re
 import shlex
 from typing import Optional
 
+from .printable import printable_tree
+
 SEVERITIES = ("critical", "warning", "info")
 LANGUAGES = ("en", "ja")
 # What a component needs; a fault on a host with the function behind it is felt on all that need it.
@@ -244,6 +246,8 @@ def fleet_of(hosts: list, expectations: Optional[dict] = None) -> dict:
 
 def host_of(name: str, functions: list, result: dict, heard_at: Optional[float] = None) -> dict:
     """Return a host's evidence of what its task registered, or why there is none."""
+    # A host that somebody has taken over says what it likes to the terminal of whoever asks.
+    result = printable_tree(result)
     evidence = result.get("evidence")
     if isinstance(evidence, dict) and isinstance(evidence.get("parts"), dict):
         host = dict(evidence, host=name, functions=evidence.get("functions") or functions)

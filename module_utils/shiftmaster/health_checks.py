@@ -14,7 +14,7 @@ import time
 import urllib.parse
 from typing import NamedTuple, Optional
 
-from . import envfile, probe
+from . import envfile, probe, safe_files
 from .layout import Layout
 from .probe import ProbeError
 
@@ -72,8 +72,7 @@ class Context:
         if not self.environment_file:
             raise ProbeError(ERROR, "environment", "no environment file is given")
         try:
-            with open(self.environment_file, encoding="utf-8") as stream:
-                return envfile.parse(stream.read())
+            return envfile.parse(safe_files.read_bytes(self.environment_file).decode("utf-8"))
         except (OSError, ValueError) as error:
             raise ProbeError(
                 ERROR,

@@ -13,6 +13,7 @@ from collections import defaultdict
 
 from . import health_text, probe
 from .health_checks import DOWN, ERROR, HEALTHY, KINDS, SEVERITY, WARNING, Context, Outcome, said, worst
+from .printable import printable_tree
 
 ICONS = {"healthy": "✅", "warning": "⚠️", "critical": "❌", "unhealthy": "❌", "down": "❌"}
 UNKNOWN_ICON = "❓"
@@ -200,8 +201,10 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
 
 def report_of(host: str, result: dict) -> dict:
     """Return the report in a host's registered result, or one that says why there is none."""
+    # A host that somebody has taken over speaks for itself alone, and nothing that a terminal obeys.
+    result = printable_tree(result)
     if isinstance(result.get("report"), dict):
-        return result["report"]
+        return dict(result["report"], host=host)
     return {
         "host": host,
         "unreachable": bool(result.get("unreachable")),

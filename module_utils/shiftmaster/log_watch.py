@@ -13,10 +13,11 @@ import time
 import uuid
 
 try:
-    from ansible.module_utils.shiftmaster import canary
+    from ansible.module_utils.shiftmaster import canary, safe_files
     from ansible.module_utils.shiftmaster.elastic import Api, Failed
 except ImportError:  # On the host they lie beside this file.
     import canary
+    import safe_files
     from elastic import Api, Failed
 
 HELP = {
@@ -102,11 +103,7 @@ def watched_line(config: dict) -> str:
 
 
 def write(path: str, text: str) -> None:
-    new = path + ".%d.new" % os.getpid()
-    with open(new, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.chmod(new, 0o644)
-    os.rename(new, path)
+    safe_files.write(path, text.encode(), 0o644)
 
 
 def main(path: str) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import html
 import re
 
+from .printable import printable
+
 EVENTS = ("deploy", "rollback", "backup", "restore", "health", "checklist", "test")
 STATUSES = ("started", "succeeded", "warning", "failed")
 
@@ -136,7 +138,7 @@ def cut(text, limit):
 
 
 def one_line(text):
-    return re.sub(r"\s+", " ", str(text)).strip()
+    return printable(re.sub(r"\s+", " ", str(text))).strip()
 
 
 def languages(language):
@@ -158,7 +160,7 @@ def titles(event, status, details, language):
 def shown(value):
     if isinstance(value, (list, tuple)):
         return ", ".join(one_line(item) for item in value)
-    return str(value).strip()
+    return printable(str(value)).strip()
 
 
 def rows(event, status, environment, details, which):

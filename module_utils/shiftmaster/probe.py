@@ -99,8 +99,10 @@ _children = set()
 _children_lock = threading.Lock()
 
 
-def run(argv, timeout: float, env: Optional[dict] = None) -> tuple:
+def run(argv, timeout: float, env: Optional[dict] = None, **process) -> tuple:
     """Run a command in a process group of its own; return (rc, stdout, stderr).
+
+    process: user, group and extra_groups of subprocess.Popen, as service_user.process_of() returns them.
 
     Raises ProbeError: error/missing when there is no such command, down/timeout when it had to be killed.
     """
@@ -114,6 +116,7 @@ def run(argv, timeout: float, env: Optional[dict] = None) -> tuple:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            **process,
         )
     except FileNotFoundError:
         raise ProbeError("error", "missing", "the command %s is not installed" % argv[0])

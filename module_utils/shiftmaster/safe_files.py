@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import os
 import stat
 import subprocess
@@ -102,6 +103,13 @@ def _replace(old: int, new: int) -> int:
     return new
 
 
+@contextlib.contextmanager
+def entry(path: str, make_mode: Optional[int] = None) -> Iterator[tuple]:
+    """Yield (descriptor of the directory, name) of a path whose last component is not followed."""
+    with _parent(path, False, make_mode) as found:
+        yield found
+
+
 def open_directory(path: str, make_mode: Optional[int] = None, beneath: str = "") -> int:
     """Return a descriptor of a directory; with make_mode it and its parents are made where they are missing."""
     with _parent(path, True, make_mode, beneath) as (parent, name):
@@ -173,6 +181,37 @@ def read_tail(path: str, limit: int) -> bytes:
         return stream.read(limit)
 
 
+def status(path: str) -> os.stat_result:
+    """Return the status of a regular file."""
+    descriptor = open_file(path)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def find(pattern: str) -> list:
+    """Return [(path, status)] of the regular files that a pattern matches, by name; it has wildcards in the name only.
+
+    What open_file() would reject is left out.
+    """
+    directory, wanted = os.path.split(pattern)
+    try:
+        descriptor = open_directory(directory)
+    except OSError:
+        return []
+    try:
+        names = sorted(fnmatch.filter(os.listdir(descriptor), wanted))
+    finally:
+        os.close(descriptor)
+    found = []
+    for name in names:
+        if not name.startswith(".") or wanted.startswith("."):
+            with contextlib.suppress(OSError):
+                found.append((os.path.join(directory, name), status(os.path.join(directory, name))))
+    return found
+
+
 def append(path: str, data: bytes, mode: int = 0o640, beneath: str = "") -> None:
     """Append to a regular file by one write; it is made with this mode where it is missing."""
     descriptor = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode, beneath)
@@ -204,6 +243,12 @@ def write(path: str, data: bytes, mode: int, uid: int = -1, gid: int = -1, benea
                 os.unlink(fresh, dir_fd=parent)
             raise type(error)(error.errno, error.strerror, path) from None
         os.fsync(parent)
+
+
+def rename(path: str, name: str) -> None:
+    """Give a file another name in the same directory."""
+    with _parent(path, follow=False) as (parent, old):
+        os.rename(old, name, src_dir_fd=parent, dst_dir_fd=parent)
 
 
 def walk(path: str, beneath: str = "") -> Iterator[tuple]:

@@ -22,6 +22,7 @@ import time
 from typing import Optional
 
 from .layout import Layout, sync_folder
+from .printable import printable
 
 STATUSES = ("building", "ready", "live", "bad")
 
@@ -175,7 +176,7 @@ def from_audit(layout: Layout) -> dict:
 
 def audit(layout: Layout, event: str, **fields) -> None:
     """Append one line to the audit log; nothing of this repository ever rewrites it."""
-    line = json.dumps(dict(fields, time=now(), event=event), ensure_ascii=False, sort_keys=True) + "\n"
+    line = printable(json.dumps(dict(fields, time=now(), event=event), ensure_ascii=False, sort_keys=True)) + "\n"
     path = os.path.join(layout.state, "audit.jsonl")
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
     try:

@@ -8,6 +8,8 @@ import subprocess
 import threading
 import time
 
+from .printable import printable
+
 KINDS = ("web", "worker", "beat")
 
 
@@ -116,4 +118,4 @@ def journal(name: str, lines: int = 15) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.decode(errors="replace").strip()
+    return printable(done.stdout.decode(errors="replace")).strip()

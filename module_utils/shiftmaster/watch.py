@@ -7,7 +7,11 @@ import os
 import time
 from typing import NamedTuple
 
-from . import probe
+from . import probe, safe_files
+from .percentile import percentile
+
+# So much of the log is read at once.
+_PART = 1 << 20
 
 
 class Verdict(NamedTuple):
@@ -27,7 +31,7 @@ class AccessLog:
 
     def _open(self, at_end: bool) -> None:
         try:
-            self.stream = open(self.path, "rb")
+            self.stream = os.fdopen(safe_files.open_file(self.path), "rb")
         except OSError:
             self.stream = None
             return
@@ -42,7 +46,7 @@ class AccessLog:
                 return
         yield from self._read()
         try:
-            rotated = os.stat(self.path).st_ino != os.fstat(self.stream.fileno()).st_ino
+            rotated = safe_files.status(self.path).st_ino != os.fstat(self.stream.fileno()).st_ino
         except OSError:
             rotated = False
         if rotated:
@@ -52,21 +56,18 @@ class AccessLog:
                 yield from self._read()
 
     def _read(self):
-        self._rest += self.stream.read()
-        while b"\n" in self._rest:
-            line, self._rest = self._rest.split(b"\n", 1)
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
-
-
-def percentile(values, share: float) -> float:
-    """Return the value below which this share (0 to 1) of the values lies; 0 where there are none."""
-    if not values:
-        return 0.0
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        while True:
+            part = self.stream.read(_PART)
+            if not part:
+                return
+            *lines, rest = (self._rest + part).split(b"\n")
+            # A line without an end is no entry; it must not fill the memory.
+            self._rest = rest[:_PART]
+            for line in lines:
+                try:
+                    yield json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
 
 
 def judge(statuses, seconds, limits: dict) -> str:
@@ -109,7 +110,7 @@ def watch(options: dict) -> Verdict:
             try:
                 statuses.append(int(entry["status"]))
                 seconds.append(float(entry["request_time"]))
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 continue
             if statuses[-1] >= 500:
                 last_bad = "%s %s answered %d" % (

@@ -6,7 +6,11 @@ test_configure.py writes it once for each module, with its name and its options 
 collection's. As the real ones, for that is what idempotence hangs on:
 - options that the module does not have, or of another type, are refused; so is a name of something that is not there
 - secrets come back as $encrypted$, and count as changed each time, unless update_secrets is false or state is exists
+- a dictionary of an object (inputs) is replaced, not merged; in it $encrypted$ keeps the secret that is stored, and is
+  rejected where none is (seen on AWX 24.6.1)
 - in check mode nothing is written
+
+The file holds the secrets themselves, as AWX's database does; what is compared is what AWX shows.
 """
 
 import json
@@ -84,9 +88,20 @@ def missing(world, options):
         yield "type %s" % options["credential_type"]
 
 
+def stored(old, new):
+    """What AWX keeps of a new value."""
+    if isinstance(new, dict):
+        before = old if isinstance(old, dict) else {}
+        return {key: stored(before.get(key), inner) for key, inner in new.items()}
+    if new == ENCRYPTED and not old:
+        raise AnsibleActionFail("400: %s is a reserved keyword" % ENCRYPTED)
+    return old if new == ENCRYPTED else new
+
+
 def differs(there, options, params):
     if there is None:
         return True
+    there = hidden(there)
     if params.get("state") == "exists":
         return False
     strict = params.get("update_secrets") is not False
@@ -120,7 +135,8 @@ class ActionModule(ActionBase):
             call = {"kind": KIND, "options": options, "login": login, "changed": changed, "check": check}
             stream.write(json.dumps(call) + "\n")
         if changed and not check:
-            world[KIND].setdefault(key_of(options), {}).update(hidden(options))
+            before = world[KIND].setdefault(key_of(options), {})
+            before.update(stored(before, options))
             with open(path, "w", encoding="utf-8") as stream:
                 json.dump(world, stream)
         # As a module does: with -vvv its arguments are shown, but for the token, which it marks.

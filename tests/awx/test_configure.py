@@ -129,6 +129,40 @@ def test_a_secret_that_is_not_said_is_left_as_it_is(applied):
     assert len(vault) == 1 and "inputs" not in vault[0]["options"] and not vault[0]["changed"]
 
 
+def enter(awx, kind, name, option, **values):
+    """What somebody enters in AWX's own pages."""
+    path = awx.folder / "world.json"
+    world = json.loads(path.read_text())
+    world[kind]["ShiftMaster single: " + name][option].update(values)
+    path.write_text(json.dumps(world))
+    return lambda: json.loads(path.read_text())[kind]["ShiftMaster single: " + name][option]
+
+
+def test_secrets_that_were_entered_in_awx_stay(tmp_path):
+    """The documented way: the key of ssh and the token of Slack are not in the vault."""
+    awx, empty = Awx(tmp_path).install(), {"vault_awx_ssh_key": "", "vault_awx_slack_token": ""}
+    assert awx.run(**empty).returncode == 0
+    inputs = enter(awx, "credential", "ssh", "inputs", ssh_key_data="entered", ssh_key_unlock="entered too")
+    channel = enter(awx, "notification_template", "Slack", "notification_configuration", token="entered")
+    again = awx.run(**empty)
+    assert (again.returncode, again.changed) == (0, 0), again.stdout[-3000:]
+    written = awx.run(awx_update_secrets=True, **empty)
+    assert written.returncode == 0, written.stdout[-3000:]
+    assert inputs() == {"username": "root", "ssh_key_data": "entered", "ssh_key_unlock": "entered too"}
+    assert channel()["token"] == "entered"
+    # What is complete here was written.
+    changed = [call["options"]["name"].partition(": ")[2] for call in written.calls if call["changed"]]
+    assert sorted(changed) == ["PagerDuty", "Slack", "mail", "vault"], changed
+
+
+def test_a_mail_server_without_a_login_lacks_no_secret(tmp_path):
+    awx, values = Awx(tmp_path).install(), {"awx_mail_user": "", "vault_awx_mail_password": ""}
+    assert awx.run(**values).returncode == 0
+    assert awx.run(awx_update_secrets=True, awx_mail_to=["new@example.jp"], **values).returncode == 0
+    world = json.loads((awx.folder / "world.json").read_text())["notification_template"]
+    assert world["ShiftMaster single: mail"]["notification_configuration"]["recipients"] == ["new@example.jp"]
+
+
 def test_every_template_has_a_survey_or_nothing_to_ask(applied):
     """Of what a playbook lets people type, a template asks for it, gives it, or leaves the default."""
     run_options = yaml.safe_load((ROOT / "group_vars/all/options.yml").read_text(encoding="utf-8"))["run_options"]

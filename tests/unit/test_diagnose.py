@@ -714,11 +714,6 @@ def test_answers_of_the_web_server():
     assert [slot["requests"] for slot in found["series"]] == [0, 0, 0, 0, 0, 3]
 
 
-def test_percentile():
-    assert logs.percentile([], 0.95) == 0.0
-    assert logs.percentile([float(number) for number in range(1, 101)], 0.95) == 95.0
-
-
 # --- network -----------------------------------------------------------------------------------------------------------
 
 SS = """LISTEN 0      511          0.0.0.0:443       0.0.0.0:*    users:(("nginx",pid=71,fd=6),("nginx",pid=72,fd=6))

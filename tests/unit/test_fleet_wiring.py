@@ -282,6 +282,27 @@ def test_only_hosts_with_an_address_are_looked_for(tmp_path):
     assert hosts["w"]["diagnosis_peers"] == []
 
 
+@pytest.mark.parametrize(
+    "said, taken",
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("0.0.0.0/0", ""),
+        ("192.0.2.7/32 trust\nhost all all 0.0.0.0/0", ""),
+        ("192.0.2.7\n", ""),
+        ("192.0.2.7; drop", ""),
+        (["192.0.2.7"], ""),
+    ],
+)
+def test_what_a_host_says_of_its_address_cannot_change_the_files_of_others(tmp_path, said, taken):
+    (tmp_path / "hosts").write_text("[app]\na\n[database]\nd private_address=192.0.2.9\n")
+    facts = tmp_path / "facts"
+    facts.mkdir()
+    known = json.dumps({"default_ipv4": {"address": said}})
+    (facts / "s1_a").write_text(json.dumps({"__payload__": known}))
+    values = wiring(str(tmp_path / "hosts"), pattern="d", asked=["fleet_addresses"], facts=facts)
+    assert values["d"]["fleet_addresses"] == {"a": taken, "d": "192.0.2.9"}
+
+
 def test_the_watchers_are_units_that_must_run(tmp_path):
     (tmp_path / "hosts").write_text("[app]\na\n[web]\na\n[database]\na\n[cache]\na\n[monitoring]\nm\n")
     hosts = wiring(str(tmp_path / "hosts"), asked=("diagnosis_units",), grafana_apt_url="https://x")

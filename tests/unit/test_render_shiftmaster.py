@@ -68,7 +68,8 @@ def test_linked_directories_can_be_written_to():
 def test_who_counts_errors_can_read_gunicorns_log():
     """gunicorn gives it to its own group at each start, in which mtail is not."""
     parser, _text = unit("shiftmaster-web@.service.j2", shiftmaster_log_dir="/srv/log")
-    assert parser["Service"]["ExecStartPost"] == "-+/usr/bin/chgrp --reference=/srv/log /srv/log/error.log"
+    # systemd-tmpfiles follows no link of the application's; chgrp did.
+    assert parser["Service"]["ExecStartPost"] == "-+/usr/bin/systemd-tmpfiles --create /etc/tmpfiles.d/shiftmaster.conf"
 
 
 @pytest.mark.parametrize("queues, option", [([], ""), (["a", "b"], "-Q a,b")])

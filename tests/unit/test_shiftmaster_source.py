@@ -39,9 +39,9 @@ def git(folder, *arguments, stdin=None):
         GIT_AUTHOR_DATE="2026-01-02T03:04:05Z",
         GIT_COMMITTER_DATE="2026-01-02T03:04:05Z",
     )
-    return subprocess.run(
-        ("git", "-C", str(folder)) + arguments, env=env, check=True, capture_output=True, text=True, input=stdin
-    ).stdout.strip()
+    stdin = stdin.encode() if isinstance(stdin, str) else stdin
+    command = ("git", "-C", str(folder)) + arguments
+    return subprocess.run(command, env=env, check=True, capture_output=True, input=stdin).stdout.decode().strip()
 
 
 def write(folder, path, content):
@@ -83,6 +83,7 @@ def look(tmp_path, repository):
             "cache_dir": str(tmp_path / "cache"),
             "archive": False,
             "exclude": [],
+            "requirements_file": "requirements.txt",
             "timeout_seconds": 60,
         }
         params.update(more)
@@ -580,3 +581,141 @@ def test_the_users_own_configuration_is_still_read(tmp_path):
     assert out.stdout.strip() == "http://proxy.invalid"
     listed = subprocess.run(("git", "config", "--get-all", "safe.directory"), env=env, capture_output=True, text=True)
     assert io.StringIO(listed.stdout).readline().strip() == "/srv/x"
+
+
+# ------------------------------------------------------------------------------------------------- hostile repositories
+
+
+def tree_of(repository, *entries):
+    """Write a tree object as it is, whatever git thinks of it; returns its name. entries: (mode, name, object)."""
+    data = b"".join(b"%s %s\0%s" % (mode, name, bytes.fromhex(one)) for mode, name, one in entries)
+    return git(repository, "hash-object", "-t", "tree", "-w", "--stdin", "--literally", stdin=data).strip()
+
+
+def blob_of(repository, data):
+    return git(repository, "hash-object", "-w", "--stdin", stdin=data).strip()
+
+
+def hostile(repository, *entries):
+    """Let the branch `hostile` hold exactly these entries."""
+    commit = git(repository, "commit-tree", "-m", "x", tree_of(repository, *entries)).strip()
+    git(repository, "update-ref", "refs/heads/hostile", commit)
+
+
+FILE, LINK, TREE = b"100644", b"120000", b"40000"
+HOSTILE_TREES = {
+    "a file twice": lambda work, blob, tree: [(FILE, b"a.py", blob), (FILE, b"a.py", blob)],
+    "a link and a directory": lambda work, blob, tree: [(LINK, b"a", blob_of(work, b"/etc")), (TREE, b"a", tree)],
+    "git's own directory": lambda work, blob, tree: [(TREE, b".git", tree)],
+    "git's own directory, below": lambda work, blob, tree: [(TREE, b"x", tree_of(work, (TREE, b".GIT", tree)))],
+    "the directory above": lambda work, blob, tree: [(TREE, b"..", tree)],
+    "a path in a name": lambda work, blob, tree: [(FILE, b"../../etc/cron.d/x", blob)],
+    "a link to a file of the host": lambda work, blob, tree: [(LINK, b"a", blob_of(work, b"/etc/shadow"))],
+    "a link to the directory above": lambda work, blob, tree: [(LINK, b"a", blob_of(work, b"x/../../shared"))],
+    "links that lead out together": lambda work, blob, tree: [
+        (LINK, b"c", blob_of(work, b"d/e/up/../x")),
+        (TREE, b"d", tree_of(work, (TREE, b"e", tree_of(work, (LINK, b"up", blob_of(work, b"../..")))))),
+    ],
+    "links in a circle": lambda work, blob, tree: [
+        (LINK, b"a", blob_of(work, b"b")),
+        (LINK, b"b", blob_of(work, b"a")),
+    ],
+    "a link without an end": lambda work, blob, tree: [(LINK, b"a", blob_of(work, b"x" * 20_000_000))],
+}
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["as it arrives", "in an old copy"])
+@pytest.mark.parametrize("made", HOSTILE_TREES.values(), ids=HOSTILE_TREES)
+def test_a_hostile_tree_is_rejected(look, repository, monkeypatch, made, checked):
+    blob = blob_of(repository, b"x = 1\n")
+    hostile(repository, *made(repository, blob, tree_of(repository, (FILE, b"f", blob))))
+    if not checked:
+        environment = source.environment
+
+        def unchecked(*arguments):
+            return {
+                name: "false" if before in ("fetch.fsckObjects", "transfer.fsckObjects") else value
+                for (name, value), before in with_keys(environment(*arguments))
+            }
+
+        monkeypatch.setattr(source, "environment", unchecked)
+    with pytest.raises(source.SourceError, match="rejected"):
+        look("hostile", archive=True)
+
+
+def with_keys(env):
+    """Yield each variable with the name of the setting that it is the value of."""
+    for name, value in env.items():
+        yield (name, value), env.get(name.replace("_VALUE_", "_KEY_"), "") if "_VALUE_" in name else ""
+
+
+def test_links_within_the_tree_are_packed(look, repository):
+    (repository / "docs" / "up.txt").symlink_to("../病棟/シフト表.txt")
+    (repository / "wards" / "again").symlink_to("../docs")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "-m", "links")
+    assert look("main", archive=True)["archive"]
+
+
+def test_a_repository_runs_no_program_of_this_machine(look, repository, tmp_path, monkeypatch):
+    """Filters, hooks, remote helpers, a file monitor: of the user's configuration, of the repository's own."""
+    ran = tmp_path / "ran"
+    hook = tmp_path / "hooks" / "reference-transaction"
+    hook.parent.mkdir()
+    hook.write_text("#!/bin/sh\ntouch %s\n" % ran)
+    hook.chmod(0o755)
+    (tmp_path / "home").mkdir()
+    touch = "touch %s; cat" % ran
+    configuration = (
+        '[filter "evil"]\n\tsmudge = {0}\n\tclean = {0}\n\trequired = true\n'
+        "[core]\n\thooksPath = {1}\n\tfsmonitor = {0}\n"
+        "[log]\n\tshowSignature = true\n"
+    )
+    (tmp_path / "home" / ".gitconfig").write_text(configuration.format('"%s"' % touch, hook.parent))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write(repository, ".gitattributes", "*.evil filter=evil\n")
+    write(repository, "x.evil", "x\n")
+    write(repository, ".gitmodules", '[submodule "a"]\n\tpath = a\n\turl = ext::sh -c "touch %s"\n' % ran)
+    monkeypatch.delenv("HOME")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "-m", "x")
+    with (repository / ".git" / "config").open("a") as stream:
+        stream.write('[core]\n\tfsmonitor = "%s"\n\tsshCommand = "%s"\n' % (touch, touch))
+        stream.write('[uploadpack]\n\tpackObjectsHook = "%s"\n' % touch)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert members(look("main", archive=True)["archive"])["x.evil"] == b"x\n"
+    assert not ran.exists()
+
+
+def test_an_address_is_no_command(look, tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / ".gitconfig").write_text('[protocol "ext"]\n\tallow = always\n')
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(source.SourceError):
+        look("main", where="ext::sh -c touch%% %s" % (tmp_path / "ran"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_commits_message_and_the_servers_words_reach_no_terminal(look, repository):
+    git(repository, "commit", "--quiet", "--allow-empty", "-m", "x\x1b]0;owned\x07\x9b31m")
+    assert look("main")["subject"] == "x?]0;owned??31m"
+    assert source.reason("remote: \x1b[2Jgone\n") == "?[2Jgone"
+
+
+@pytest.mark.parametrize(
+    "files, wanted",
+    [
+        ({"requirements.txt": "django==5.2\n"}, False),
+        ({"requirements.txt": "# --hash=sha256:00\ndjango==5.2\n"}, False),
+        ({"requirements.txt": "django==5.2 \\\n    --hash=sha256:00\n"}, True),
+        ({"requirements.txt": "-r a/b.txt\n", "a/b.txt": "-r ../requirements.txt\na --hash=sha256:0\n"}, True),
+        ({"other.txt": "a --hash=sha256:0\n"}, False),
+    ],
+)  # fmt: skip
+def test_whether_the_requirements_have_hashes(look, repository, files, wanted):
+    for path, text in files.items():
+        write(repository, path, text)
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "-m", "x")
+    assert look("main")["hashed"] is wanted
+    assert look("main", requirements_file="")["hashed"] is None

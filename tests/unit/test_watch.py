@@ -43,12 +43,6 @@ def test_no_traffic_is_no_breach_whatever_the_limits():
     assert watch.judge([], [], dict(LIMITS, errors_min=0, requests_min=0, p95_ms=0)) == ""
 
 
-def test_percentiles():
-    values = list(range(100, 0, -1))
-    assert [watch.percentile(values, share) for share in (0, 0.5, 0.95, 1)] == [1, 51, 96, 100]
-    assert watch.percentile([], 0.95) == 0.0 and watch.percentile([7], 0.95) == 7
-
-
 # ------------------------------------------------------------------------------------------------------------- reading
 
 

@@ -1,0 +1,431 @@
+"""What runs as root reads no file of root's for a less privileged user, waits for no FIFO and fills no memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import stat
+import threading
+import tracemalloc
+import types
+
+import pytest
+import service_config
+from ansible.module_utils.shiftmaster import (
+    canary,
+    cutover,
+    diagnose_application,
+    diagnose_database,
+    diagnose_disk,
+    diagnose_host,
+    diagnose_logs,
+    diagnose_network,
+    filestate,
+    findings,
+    health_checks,
+    health_engine,
+    log_watch,
+    notify_text,
+    state,
+    watch,
+)
+from ansible.module_utils.shiftmaster.layout import Layout
+
+SECRET = "SECRET_KEY=only-for-root"
+# Each reader looks for something else: a traceback, a task of Celery, an assignment, a name server.
+CONTENT = (
+    "ValueError: %s\n" % SECRET
+    + "%s\n" % SECRET
+    + '{"status": 500, "secret": "%s"}\n' % SECRET
+    + "nameserver 192.0.2.66\nport = 6666\n"
+)
+TRACES = (SECRET, "only-for-root", "192.0.2.66", "6666")
+
+
+def in_time(work):
+    """Return what a function returns; it must not wait for somebody who opens a FIFO."""
+    answers = []
+
+    def run():
+        try:
+            answers.append(work())
+        except OSError as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert answers, "it waits"
+    return answers[0]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A directory that the application can write to, and files of root's that it may not read."""
+    root, theirs = tmp_path / "root", tmp_path / "theirs"
+    root.mkdir(mode=0o700)
+    theirs.mkdir()
+    theirs.chmod(0o777)
+    return types.SimpleNamespace(root=root, theirs=theirs, tmp=tmp_path)
+
+
+def symbolic_link(place, name):
+    (place.root / name).write_text(CONTENT)
+    (place.theirs / name).symlink_to(place.root / name)
+    return str(place.theirs / name)
+
+
+def hard_link(place, name):
+    (place.root / name).write_text(CONTENT)
+    os.link(place.root / name, place.theirs / name)
+    return str(place.theirs / name)
+
+
+def linked_directory(place, name):
+    (place.root / name).write_text(CONTENT)
+    (place.theirs / "logs").symlink_to(place.root)
+    return str(place.theirs / "logs" / name)
+
+
+def fifo(place, name):
+    os.mkfifo(place.theirs / name)
+    return str(place.theirs / name)
+
+
+ATTACKS = [symbolic_link, hard_link, linked_directory, fifo]
+
+
+def evidence(path, tmp, monkeypatch):
+    monkeypatch.setattr(cutover.units, "journal", lambda *_arguments: "")
+    made = cutover.Cutover(Layout(str(tmp / "app")), None, {"logs": [path, path[:-1] + "*"]})
+    # As it is: what was there before the start is evidence of nothing.
+    return made.evidence("blue")
+
+
+def setting(tmp, **more):
+    return types.SimpleNamespace(
+        app_root=str(tmp), path=str, required_names=(), expected_values={}, proc="/proc", **more
+    )
+
+
+READERS = {
+    "the deploy's evidence": lambda path, tmp, patch: evidence(path, tmp, patch),
+    "the watch": lambda path, tmp, patch: list(watch.AccessLog(path).lines()),
+    "the watch after a rotation": lambda path, tmp, patch: rotated(path),
+    "the end of a log": lambda path, tmp, patch: diagnose_logs.tail(path),
+    "complaints of a log": lambda path, tmp, patch: diagnose_logs.complaints(path, 0),
+    "the newest log": lambda path, tmp, patch: diagnose_logs.newest(os.path.dirname(path) + "/*"),
+    "the access log": lambda path, tmp, patch: diagnose_logs.requests(
+        types.SimpleNamespace(access_log=path, hours=1e6)
+    ),
+    "the worker's log": lambda path, tmp, patch: diagnose_application.worker_log(path),
+    "the environment": lambda path, tmp, patch: diagnose_application.environment(setting(tmp, environment_file=path)),
+    "health's environment": lambda path, tmp, patch: context_environment(path),
+    "any file": lambda path, tmp, patch: diagnose_host.read_file(path),
+    "nginx's configuration": lambda path, tmp, patch: diagnose_network.nginx_text(os.path.dirname(path)),
+}
+
+
+def rotated(path):
+    log = watch.AccessLog(path + ".missing")
+    log.path = path
+    return list(log.lines())
+
+
+def context_environment(path):
+    try:
+        return health_checks.Context(path).environment()
+    except health_checks.ProbeError as error:
+        return error
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_no_reader_follows_or_waits(place, monkeypatch, reader, attack):
+    path = attack(place, "nginx.conf")
+    answer = str(in_time(lambda: reader(path, place.tmp, monkeypatch)))
+    assert not [trace for trace in TRACES if trace in answer]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_configuration_of_a_cluster_is_not_followed(place, attack):
+    # PostgreSQL owns the directories of its configuration on Debian.
+    folder = place.theirs / "17" / "main"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    attack(types.SimpleNamespace(root=place.root, theirs=folder), "postgresql.conf")
+    found = in_time(lambda: diagnose_database.clusters(types.SimpleNamespace(path=redirect(place), proc="/proc")))
+    assert found["clusters"][0]["port"] == 5432
+
+
+def redirect(place):
+    return lambda path: path.replace("/etc/postgresql", str(place.theirs))
+
+
+def test_a_log_that_the_application_writes_is_still_evidence(place, monkeypatch):
+    (place.theirs / "error.log").write_text("ValueError: of the application\n")
+    assert "cause: ValueError: of the application" in evidence(str(place.theirs / "error.log"), place.tmp, monkeypatch)
+
+
+def test_a_log_that_an_administrator_links_elsewhere_is_still_read(place):
+    (place.root / "error.log").write_text("x\n")
+    trusted = place.tmp / "trusted"
+    trusted.mkdir(mode=0o755)
+    (trusted / "error.log").symlink_to(place.root / "error.log")
+    assert diagnose_logs.tail(str(trusted / "error.log")) == "x\n"
+
+
+# -------------------------------------------------------------------------------------------------------------- writers
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_canary_appends_to_nothing_of_roots(place, attack):
+    path = attack(place, "canary.log")
+    assert isinstance(in_time(lambda: canary.write(path, "line\n")), OSError)
+    assert attack is fifo or (place.root / "canary.log").read_text() == CONTENT
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_metrics_and_the_queue_of_a_cutover_overwrite_nothing_of_roots(place, monkeypatch, attack):
+    monkeypatch.setattr(cutover, "RUN", str(place.theirs))
+    made = cutover.Cutover(Layout(str(place.tmp / "app")), None, {"logs": []})
+    for name, write in (
+        ("worker-blue.env", lambda path: made._hold_worker("blue")),
+        ("shiftmaster.prom", lambda path: log_watch.write(path, "new")),
+    ):
+        path = attack(place, name)
+        in_time(lambda write=write, path=path: write(path))
+        assert attack is fifo or (place.root / name).read_text() == CONTENT
+        if attack is linked_directory:
+            os.unlink(place.theirs / "logs")
+
+
+def test_metrics_overwrite_nothing_through_the_name_of_their_temporary_file(place):
+    (place.root / "victim").write_text(CONTENT)
+    for name in (".x.prom.new", "x.prom.%d.new" % os.getpid()):
+        (place.theirs / name).symlink_to(place.root / "victim")
+    log_watch.write(str(place.theirs / "x.prom"), "new")
+    assert (place.root / "victim").read_text() == CONTENT
+    assert stat.S_IMODE(os.stat(place.theirs / "x.prom").st_mode) == 0o644
+
+
+# ----------------------------------------------------------------------------------------------------- size, and damage
+
+
+def test_a_log_of_ten_gigabytes_is_read_from_its_end(place):
+    path = place.theirs / "error.log"
+    with open(path, "wb") as stream:
+        stream.truncate(10 << 30)
+        stream.seek(0, os.SEEK_END)
+        stream.write(b"\nValueError: the last\n")
+    assert diagnose_logs.complaints(str(path), 0)["problems"][0]["exception"] == "ValueError: the last"
+
+
+def test_an_access_log_that_grows_without_a_line_fills_no_memory(place):
+    path = place.theirs / "access.log"
+    path.write_bytes(b"")
+    log = watch.AccessLog(str(path))
+    with open(path, "wb") as stream:
+        stream.truncate(256 << 20)
+        stream.seek(0, os.SEEK_END)
+        stream.write(b'\n{"status": 200}\n')
+    tracemalloc.start()
+    try:
+        assert list(log.lines()) == [{"status": 200}]
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_gzip_bomb_fills_no_memory_and_a_damaged_one_ends_nothing(place):
+    path = place.theirs / "error.log.2.gz"
+    with gzip.open(path, "wb", compresslevel=1) as stream:
+        for _count in range(64):
+            stream.write(bytes(1 << 20))
+    assert len(diagnose_logs.end_of(str(path), 1 << 20)[0]) == 1 << 20
+    content = bytearray(path.read_bytes())
+    content[20:200] = b"\xff" * 180
+    path.write_bytes(content)
+    assert "error" in diagnose_logs.complaints(str(path), 0)
+    path.write_bytes(bytes(content[:15]))
+    assert "error" in diagnose_logs.complaints(str(path), 0)
+
+
+# ---------------------------------------------------------------------------------------------------------- directories
+
+
+def large(place):
+    options = types.SimpleNamespace(large_folders=[str(place.theirs)], proc="/proc")
+    return diagnose_disk.largest(options)
+
+
+def test_the_largest_files_are_not_looked_for_where_a_directory_became_a_link(place, monkeypatch):
+    (place.root / "secret-name").write_bytes(b"x" * 100_000)
+    victim = place.theirs / "below"
+    victim.mkdir()
+    (victim / "own").write_bytes(b"x" * 5000)
+    scandir = os.scandir
+
+    def swap(where):
+        """The application replaces the directory after it was seen and before it is read."""
+        entries = list(scandir(where))
+        if any(entry.name == "below" for entry in entries) and not victim.is_symlink():
+            [entry.stat(follow_symlinks=False) for entry in entries]
+            shutil.rmtree(victim)
+            victim.symlink_to(place.root)
+        return Entries(entries)
+
+    monkeypatch.setattr(os, "scandir", swap)
+    assert "secret-name" not in str(large(place))
+
+
+class Entries(list):
+    def __enter__(self):
+        return iter(self)
+
+    def __exit__(self, *_exception):
+        pass
+
+
+def test_directories_below_each_other_without_end_are_left(place):
+    here = os.open(place.theirs, os.O_RDONLY)
+    for _level in range(1500):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    assert large(place)["complete"] is False
+    remove_deep(place.theirs)
+
+
+def remove_deep(top):
+    """Each level is moved to the top: pytest removes trees by recursion."""
+    count = 0
+    while (top / "d").is_dir():
+        os.rename(top / "d", top / ("level-%d" % count))
+        if (top / ("level-%d" % count) / "d").is_dir():
+            os.rename(top / ("level-%d" % count) / "d", top / "d")
+        count += 1
+
+
+# ------------------------------------------------------------------------------------- programs of a release, and texts
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_diagnosis_runs_the_interpreter_of_a_release_as_the_applications_user(place):
+    for path in (place.tmp, place.theirs):
+        path.chmod(0o777)
+    program = place.theirs / "python"
+    program.write_text("#!/bin/sh\nid -un >%s/whoami; echo 3.13.5\n" % place.theirs)
+    program.chmod(0o755)
+    parents = [parent for parent in program.parents if not os.stat(parent).st_mode & 0o001]
+    modes = {parent: os.stat(parent).st_mode for parent in parents}
+    for parent in parents:
+        parent.chmod(modes[parent] | 0o001)
+    try:
+        found = diagnose_application._interpreter(str(program), "nobody")
+        program.chmod(0o600)
+        unreadable = diagnose_application._interpreter(str(program), "nobody")
+    finally:
+        for parent in parents:
+            parent.chmod(modes[parent])
+    assert found["works"] and found["version"] == "3.13.5"
+    # rights() reports it.
+    assert unreadable["works"] is None
+    assert (place.theirs / "whoami").read_text().strip() == "nobody"
+
+
+def test_what_a_log_says_to_a_terminal_is_not_repeated(place, monkeypatch):
+    path = place.theirs / "error.log"
+    path.write_text("ValueError: \x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\n")
+    said = evidence(str(path), place.tmp, monkeypatch)
+    assert "ValueError: ?]0;owned??[2J?31m?gnp.exe" in said
+    assert str(cutover.CutoverError("line\n\ttab \x1b[2J\rover")) == "line\n\ttab ?[2J?over"
+
+
+ESCAPE = "x\x1b]52;c;b3duZWQ=\x07\x9b2J\u202ey"
+
+
+def test_a_host_that_was_taken_over_reaches_no_terminal_mail_or_chat():
+    found = [
+        findings.host_of("app1", [], {"evidence": {"parts": {"logs": {"files": {ESCAPE: [ESCAPE]}}}}}),
+        findings.host_of("app1", [], {"msg": ESCAPE}),
+        health_engine.report_of("app1", {"report": {"checks": [{"message": ESCAPE}], "host": "another"}}),
+        health_engine.report_of("app1", {"msg": ESCAPE}),
+        notify_text.email("deploy", "failed", "production", {"version": ESCAPE, "reason": ESCAPE}, "both", []),
+        notify_text.slack("deploy", "failed", "production", {"version": ESCAPE, "reason": ESCAPE}, "both", []),
+        notify_text.pagerduty(
+            "deploy", "failed", "production", {"version": ESCAPE, "hosts": [ESCAPE]}, "en", [], "now"
+        ),
+    ]
+    for one in found:
+        assert not set("".join(texts_of(one))) & set("\x1b\x07\x9b\u202e"), one
+    assert found[2]["host"] == "app1"
+
+
+def texts_of(value):
+    """Every text in a tree, keys too."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    return (
+        [value]
+        if isinstance(value, str)
+        else [text for one in value for text in texts_of(one)]
+        if isinstance(value, (list, tuple))
+        else []
+    )
+
+
+def test_the_audit_log_holds_no_control_characters(tmp_path):
+    layout = Layout(str(tmp_path))
+    os.makedirs(layout.state)
+    state.audit(layout, "gate_failed", reason=ESCAPE)
+    text = (tmp_path / "shared/state/audit.jsonl").read_text()
+    assert not set(text) & set("\x1b\x07\x9b\u202e") and json.loads(text)["event"] == "gate_failed"
+
+
+# ------------------------------------------------------------------------------------------- configuration of a service
+
+
+@pytest.fixture
+def cluster(place):
+    """/etc/postgresql belongs to postgres on Debian: here 17 was replaced by a link to a directory of root's."""
+    (place.root / "main").mkdir()
+    (place.root / "main" / "postgresql.conf").write_text("root's\n")
+    (place.theirs / "17").symlink_to(place.root)
+    return place.theirs / "17" / "main" / "postgresql.conf"
+
+
+def test_configuration_is_neither_read_nor_written_where_a_service_put_a_link(place, cluster):
+    with pytest.raises(OSError):
+        filestate.read_state(str(cluster))
+    for wanted in (("file", b"x", 0o640), ("link", "x"), ("none",)):
+        with pytest.raises(OSError):
+            filestate.place_all({str(cluster): wanted})
+    assert [path.name for path in (place.root / "main").iterdir()] == ["postgresql.conf"]
+    assert (place.root / "main" / "postgresql.conf").read_text() == "root's\n"
+
+
+def test_a_link_in_place_of_a_file_of_a_service_is_replaced(place):
+    path = symbolic_link(place, "redis.conf")
+    assert filestate.read_state(path) == ("link", str(place.root / "redis.conf"))
+    filestate.place_all({path: ("file", b"new", 0o640)})
+    assert filestate.read_state(path)[:3] == ("file", b"new", 0o640)
+    assert (place.root / "redis.conf").read_text() == CONTENT
+    filestate.place_all({path: ("none",), str(place.theirs / "gone" / "x"): ("none",)})
+    assert filestate.read_state(path) == ("none",)
+
+
+def test_a_fifo_in_place_of_a_file_of_a_service_is_not_waited_for(place):
+    assert in_time(lambda: filestate.read_state(fifo(place, "redis.conf"))) == ("other",)
+
+
+def test_no_directory_of_roots_is_given_to_a_service(place):
+    (place.theirs / "conf.d").symlink_to(place.root)
+    uid = os.stat(place.root).st_uid
+    with pytest.raises(OSError):
+        service_config.Service.make_folders([(str(place.theirs / "conf.d"), (0o777, 12345, 12345), None)])
+    assert os.stat(place.root).st_uid == uid and stat.S_IMODE(os.stat(place.root).st_mode) == 0o700
