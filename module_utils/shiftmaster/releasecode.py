@@ -16,6 +16,7 @@ import time
 from typing import NamedTuple, Optional
 
 from . import envfile
+from .printable import printable
 
 ANSWER = "@@shiftmaster-answer@@ "
 _BOOTSTRAP = (
@@ -26,6 +27,9 @@ _BOOTSTRAP = (
 
 class ReleaseCodeError(Exception):
     """The release's code could not be run, ran too long, or did not answer; str() says which and quotes its output."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class Completed(NamedTuple):

@@ -25,6 +25,7 @@ from typing import Optional
 
 from . import celery_driver, envfile, points, safe_files
 from .layout import Layout
+from .printable import printable
 from .releasecode import ReleaseCode, ReleaseCodeError, run_as, tail
 from .state import State, audit, write_json
 
@@ -49,6 +50,9 @@ _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 class BuildError(Exception):
     """A release could not be built; str() names the step, the cause and the log."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 def config_hash(settings: dict) -> str:

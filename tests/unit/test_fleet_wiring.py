@@ -295,10 +295,7 @@ def test_only_hosts_with_an_address_are_looked_for(tmp_path):
 )
 def test_what_a_host_says_of_its_address_cannot_change_the_files_of_others(tmp_path, said, taken):
     (tmp_path / "hosts").write_text("[app]\na\n[database]\nd private_address=192.0.2.9\n")
-    facts = tmp_path / "facts"
-    facts.mkdir()
-    known = json.dumps({"default_ipv4": {"address": said}})
-    (facts / "s1_a").write_text(json.dumps({"__payload__": known}))
+    facts = {"a": {"default_ipv4": {"address": said}}}
     values = wiring(str(tmp_path / "hosts"), pattern="d", asked=["fleet_addresses"], facts=facts)
     assert values["d"]["fleet_addresses"] == {"a": taken, "d": "192.0.2.9"}
 

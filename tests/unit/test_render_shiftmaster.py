@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -108,12 +109,25 @@ def test_site_settings_come_behind_the_applications():
     )
 
 
+def test_every_log_that_the_templates_name_is_created_by_root():
+    """The application can create none in a directory of root."""
+    named = set()
+    for path in sorted((ROLE / "templates").iterdir()):
+        named |= set(re.findall(r"shiftmaster_log_dir }}/([\w.-]+\.log)", path.read_text(encoding="utf-8")))
+    made = render("tmpfiles.conf.j2", shiftmaster_log_files=["import.log"]).splitlines()
+    files = {line.split()[1] for line in made if line.startswith("f ")}
+    assert files == {f"/var/log/shiftmaster/{name}" for name in named | {"import.log"}}
+    assert all(line.endswith(" 0640 shiftmaster adm") for line in made if line.startswith("f "))
+
+
 @pytest.mark.parametrize("kind", ["web", "worker"])
 def test_a_folder_of_metrics_that_cannot_be_made_keeps_no_unit_from_starting(kind):
     _parser, text = unit(f"shiftmaster-{kind}@.service.j2")
     [line] = [line for line in text.splitlines() if line.startswith("ExecStartPre=")]
-    assert line.startswith("ExecStartPre=-+/usr/bin/install ") and line.endswith(" /run/shiftmaster-metrics")
-    assert "--owner=shiftmaster --group=shiftmaster --mode=0750" in line
+    assert line == "ExecStartPre=-+/usr/bin/systemd-tmpfiles --create /etc/tmpfiles.d/shiftmaster.conf"
+    made = render("tmpfiles.conf.j2").splitlines()
+    assert "d /run/shiftmaster-metrics 0750 shiftmaster shiftmaster" in made
+    assert not any("metrics" in line for line in render("tmpfiles.conf.j2", shiftmaster_metrics=False).splitlines())
     _parser, text = unit(f"shiftmaster-{kind}@.service.j2", shiftmaster_metrics=False)
     assert "metrics" not in text and "METRICS" not in text and "PROMETHEUS" not in text
 
