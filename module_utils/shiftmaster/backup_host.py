@@ -19,6 +19,7 @@ import time
 import traceback
 
 from .backup_catalogue import CatalogueError
+from .sql import SAFE_SEARCH_PATH
 
 OPTIONS = "/etc/shiftmaster-backup/options.json"
 STATE = "/var/lib/shiftmaster-backup"
@@ -156,6 +157,7 @@ class Host:
             PGPASSFILE=self.database["passfile"],
             PGCONNECT_TIMEOUT="10",
             PGAPPNAME="shiftmaster-backup",
+            PGOPTIONS=SAFE_SEARCH_PATH,
             LC_ALL="C.UTF-8",
         )
         if self.database.get("sslrootcert"):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from . import backup_verdicts as verdicts
 from . import points
 from .backup_host import BackupError, Host, scratch, tail
+from .sql import SAFE_SEARCH_PATH, quoted
 
 # Recovery refuses to run with less of these than the primary had.
 SETTINGS = {
@@ -25,9 +26,9 @@ SETTINGS = {
     "max_locks_per_transaction": "max_locks_per_xact setting",
 }
 CANARY_SQL = """
-CREATE TABLE IF NOT EXISTS canary (run text PRIMARY KEY, written timestamptz NOT NULL DEFAULT now());
-DELETE FROM canary WHERE written < now() - interval '90 days';
-INSERT INTO canary (run) VALUES ('%s');
+CREATE TABLE IF NOT EXISTS public.canary (run text PRIMARY KEY, written timestamptz NOT NULL DEFAULT now());
+DELETE FROM public.canary WHERE written < now() - interval '90 days';
+INSERT INTO public.canary (run) VALUES ('%s');
 """
 # Rows of an unlogged table are in no backup: PostgreSQL itself empties it behind a crash.
 COUNTS_SQL = """
@@ -204,7 +205,7 @@ class Server:
             "asking the restored database",
             os.path.join(self.host.bin, "psql"), "-XqAt", "-w", "-v", "ON_ERROR_STOP=1", "-F", "\x1f",
             "-h", self.sockets, "-p", str(self.port), "-d", name,
-            stdin=sql, timeout=timeout,
+            stdin=sql, timeout=timeout, env=dict(os.environ, PGOPTIONS=SAFE_SEARCH_PATH),
         )  # fmt: skip
         return [line.split("\x1f") for line in done.stdout.splitlines()]
 
@@ -326,7 +327,7 @@ def prove(host: Host, label: str, end: Mark) -> dict:
         found = verdicts.recovery(server.log_text(), target=end.name)
         if not found.good:
             raise BackupError("the recovery of the restored database: %s" % found)
-        if server.ask("SELECT 1 FROM canary WHERE run = '%s'" % end.run, host.database["name"]) != [["1"]]:
+        if server.ask("SELECT 1 FROM public.canary WHERE run = '%s'" % end.run, host.database["name"]) != [["1"]]:
             raise BackupError("the row that was written before the restore point is not in the restored database")
         how = [check_pages(host, server)]
         points.reach("backup_proof")
@@ -345,14 +346,20 @@ def prove_dumps(host: Host, folder: str, tables: dict) -> str:
     Returns what was verified; raises BackupError.
     """
     with empty(host, "dump") as server:
+        server.ask("CREATE ROLE loader LOGIN")
         for database in tables:
-            server.ask('CREATE DATABASE "%s" TEMPLATE template0' % database.replace('"', '""'))
+            dump = os.path.join(folder, database)
+            listed = host.run("reading the dump", os.path.join(host.bin, "pg_restore"), "--list", dump).stdout
+            # What the application has written into its database (an index's function, a materialized view) runs while
+            # it is loaded: as a login without rights. Only a superuser makes some extensions, so they come first.
+            server.ask("CREATE DATABASE %s TEMPLATE template0 OWNER loader" % quoted(database))
+            for extension in re.findall(r"^\d+; \d+ \d+ EXTENSION - (\S+)", listed, re.M):
+                server.ask("CREATE EXTENSION IF NOT EXISTS %s SCHEMA public" % quoted(extension), database)
             # As root, who alone may read it.
             host.run(
                 "loading the dump of %s" % database,
                 os.path.join(host.bin, "pg_restore"), "--no-owner", "--no-privileges", "--no-tablespaces",
-                "--exit-on-error", "--jobs=%d" % host.options["process_max"], "--host", server.sockets,
-                "--port", str(server.port), "--username=postgres", "--no-password", "--dbname", database,
-                os.path.join(folder, database),
+                "--no-comments", "--exit-on-error", "--jobs=%d" % host.options["process_max"], "--host", server.sockets,
+                "--port", str(server.port), "--username=loader", "--no-password", "--dbname", database, dump,
             )  # fmt: skip
         return "loaded into a new server, rows of %d tables" % compare_rows(host, server, tables)

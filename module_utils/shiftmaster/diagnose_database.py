@@ -15,6 +15,7 @@ from . import health_checks, probe
 from .diagnose_engine import Absent
 from .diagnose_host import read
 from .diagnose_redact import redact_sql
+from .sql import SAFE_SEARCH_PATH
 
 # Each is a SELECT whose rows become a list of objects. Times are in seconds.
 # (refuses_writes: this session reads only by itself; whether others do is written where their settings come from.)
@@ -71,6 +72,12 @@ QUERIES = {
     "settings": "SELECT name, setting, error FROM pg_file_settings WHERE error IS NOT NULL",
     "prepared": "SELECT count(*) AS count, coalesce(max(extract(epoch FROM now() - prepared))::int, 0) AS oldest FROM pg_prepared_xacts",
     "extensions": "SELECT extname AS name, extversion AS version FROM pg_extension",
+    # The extension's own view: the application could give one of its own this name.
+    "statements": """
+        SELECT quote_ident(n.nspname) || '.pg_stat_statements' AS view
+        FROM pg_extension e JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+        JOIN pg_class c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE e.extname = 'pg_stat_statements' AND c.relname = 'pg_stat_statements'""",
     # Behind a restore or a crash nothing has been counted yet; what the last ANALYZE has found is still there.
     "tables": """
         SELECT schemaname AS schema, s.relname AS table, pg_total_relation_size(relid) AS bytes,
@@ -98,7 +105,8 @@ QUERIES = {
         FROM pg_stat_user_indexes s JOIN pg_index i USING (indexrelid)
         WHERE s.idx_scan < 100 AND NOT i.indisunique AND NOT i.indisprimary ORDER BY bytes DESC LIMIT 20""",
     "duplicate_indexes": """
-        SELECT indrelid::regclass::text AS table, array_agg(indexrelid::regclass::text) AS indexes,
+        SELECT regexp_replace(indrelid::regclass::text, '^public[.]', '') AS table,
+               array_agg(regexp_replace(indexrelid::regclass::text, '^public[.]', '')) AS indexes,
                sum(pg_relation_size(indexrelid))::bigint AS bytes
         FROM pg_index
         WHERE indrelid IN (SELECT relid FROM pg_stat_user_tables)
@@ -106,9 +114,10 @@ QUERIES = {
                  coalesce(pg_get_expr(indexprs, indrelid), ''), coalesce(pg_get_expr(indpred, indrelid), '')
         HAVING count(*) > 1""",
     "invalid_indexes": """
-        SELECT indexrelid::regclass::text AS index, indrelid::regclass::text AS table FROM pg_index WHERE NOT indisvalid""",
+        SELECT regexp_replace(indexrelid::regclass::text, '^public[.]', '') AS index,
+               regexp_replace(indrelid::regclass::text, '^public[.]', '') AS table FROM pg_index WHERE NOT indisvalid""",
     "unindexed_keys": """
-        SELECT c.conrelid::regclass::text AS table, c.conname AS constraint, pg_relation_size(c.conrelid) AS bytes
+        SELECT regexp_replace(c.conrelid::regclass::text, '^public[.]', '') AS table, c.conname AS constraint, pg_relation_size(c.conrelid) AS bytes
         FROM pg_constraint c
         WHERE c.contype = 'f' AND NOT EXISTS (
           SELECT FROM pg_index i WHERE i.indrelid = c.conrelid AND i.indpred IS NULL
@@ -131,6 +140,13 @@ STATEMENTS = {
         FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
         WHERE d.datname = current_database() AND query NOT LIKE '%row_to_json(t)%' ORDER BY total_exec_time DESC LIMIT 10""",
 }
+
+
+def statements_of(view: str) -> dict:
+    """Return STATEMENTS asked of the extension's view by its qualified name."""
+    return {name: query.replace("FROM pg_stat_statements s", "FROM %s s" % view) for name, query in STATEMENTS.items()}
+
+
 # No white space at which a text is taken apart into lines.
 _MARK = "\t@@\t"
 _SQL_FIELDS = ("query",)
@@ -165,7 +181,7 @@ def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
     """Ask everything in one connection; returns ({name: rows}, errors). Raises ProbeError where there is no server."""
     environment = {
         "PGOPTIONS": "-c statement_timeout=3s -c lock_timeout=500ms -c default_transaction_read_only=on"
-        " -c search_path=pg_catalog,public",
+        " " + SAFE_SEARCH_PATH,
         "PGAPPNAME": "shiftmaster-diagnose",
         "PGCONNECT_TIMEOUT": "3",
         "PGPASSFILE": "/nonexistent",
@@ -222,12 +238,18 @@ def database(setting) -> dict:
     if not glob.glob(setting.path("/etc/postgresql/*/*")) and not glob.glob(setting.path("/usr/lib/postgresql/*/bin")):
         raise Absent("PostgreSQL is not installed")
     try:
-        answers, errors = ask(setting, setting.database, dict(QUERIES, **STATEMENTS), 8.0)
+        answers, errors = ask(setting, setting.database, QUERIES, 8.0)
+        view = next((row["view"] for row in answers.pop("statements", [])), None)
+        if view:
+            slow, more = ask(setting, setting.database, statements_of(view), 4.0)
+            answers.update(slow)
+            errors += more
     except probe.ProbeError as error:
         if error.reason != "absent":
             raise
         # The server is there, the database is not.
         answers, errors = ask(setting, "postgres", QUERIES, 6.0)
+        answers.pop("statements", None)
         answers["missing_database"] = [{"name": setting.database}]
     return dict(summary(answers), errors=errors)
 

@@ -96,7 +96,9 @@ def test_no_password_and_nothing_of_the_callers_is_in_the_environment(host, monk
     monkeypatch.setenv("PGOPTIONS", "callers")
     environment = host.environment("app")
     assert (environment["PGDATABASE"], environment["PGPASSFILE"]) == ("app", "/secret")
-    assert "PGPASSWORD" not in environment and "PGOPTIONS" not in environment
+    assert "PGPASSWORD" not in environment and "callers" not in environment.values()
+    # No function of the application's runs with this login's rights.
+    assert environment["PGOPTIONS"] == "-c search_path=pg_catalog,pg_temp"
 
 
 def test_the_log_does_not_follow_a_link(host, tmp_path):

