@@ -36,7 +36,7 @@ NOT_APPLICABLE = {
             "kernel.unprivileged_bpf_disabled",
         )
     },
-    "KRNL-6000:net.ipv4.conf.all.forwarding": "Docker's, in whose networks the host runs",
+    "KRNL-6000:net.ipv4.conf.all.forwarding": "role base leaves it alone: containers on a host need it",
     "USB-3000": "a container and a virtual machine have no USB ports",
     "DBS-1884": "Redis has users with rules of their own (an ACL file), with which requirepass is not allowed",
     "DBS-1886": "the same rules take CONFIG from everyone but the administrator",
