@@ -30,8 +30,11 @@ def address(host):
 @pytest.fixture
 def over_ssh(host, address, tmp_path):
     """Runs a playbook over real ssh with other variables; gives its exit code and output."""
-    host.check_output("install -d -m 0700 /root/.ssh && cp /home/sato/.ssh/authorized_keys /root/.ssh/")
-    host.check_output("systemctl start ssh && cp -p /etc/nftables.conf /root/nftables.conf")
+    public = KEY.with_suffix(".pub").read_text()
+    host.check_output(f"install -d -m 0700 /root/.ssh && echo '{public}' >/root/.ssh/authorized_keys")
+    host.check_output(
+        "systemctl start ssh; [ ! -e /etc/nftables.conf ] || cp -p /etc/nftables.conf /root/nftables.conf"
+    )
     host_key = host.check_output("cat /etc/ssh/ssh_host_ed25519_key.pub").split()
     (tmp_path / "known_hosts").write_text(f"{address} {host_key[0]} {host_key[1]}\n")
     (tmp_path / "inventory.json").write_text(
@@ -83,4 +86,7 @@ def over_ssh(host, address, tmp_path):
         return done.returncode, done.stdout + done.stderr
 
     yield run
-    host.check_output("rm -rf /root/.ssh && cp -p /root/nftables.conf /etc/nftables.conf && nft -f /etc/nftables.conf")
+    host.check_output("rm -rf /root/.ssh")
+    host.check_output(
+        "[ ! -e /root/nftables.conf ] || { cp -p /root/nftables.conf /etc/nftables.conf && nft -f /etc/nftables.conf; }"
+    )

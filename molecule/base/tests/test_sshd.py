@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import KEY
 
 INVENTORY = Path(__file__).parents[1] / "inventory"
 DROP_IN = "/etc/ssh/sshd_config.d/00-shiftmaster.conf"
+KEY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "id"
 PASSWORD = "Correct-horse-7-battery"
 
 
