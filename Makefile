@@ -41,7 +41,7 @@ format: bootstrap ## Let ruff format the Python
 	ruff format .
 
 unit: bootstrap ## Unit tests
-	python -m pytest
+	python -m pytest --numprocesses auto --dist loadfile
 
 readme: bootstrap ## Write each role's README.md from its meta/argument_specs.yml
 	python scripts/role_readme.py

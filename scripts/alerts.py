@@ -8,6 +8,7 @@ diagnosis/*.yml. monitoring/recordings.yml is the source of the recording rules.
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -112,7 +113,7 @@ def seconds(duration: str) -> int:
 
 
 def load(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
 
 
 def joined(value: Any) -> Any:
@@ -236,6 +237,7 @@ def rule_file(name: str, content: list[dict[str, Any]]) -> str:
 # --- runbooks -------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def headings(path: Path) -> list[str]:
     text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
     return re.findall(r"^#+ (.*)$", text, re.M)

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import ansible.module_utils
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+
+
+class FastLoader(yaml.CSafeLoader):
+    """libyaml's parser, which takes a tenth of the time. It takes no subclass of str, such as Ansible's tagged text."""
+
+    def __init__(self, stream):
+        super().__init__(str(stream) if isinstance(stream, str) else stream)
+
+
+# For yaml.safe_load.
+yaml.SafeLoader = FastLoader
 
 
 @pytest.fixture
@@ -23,3 +38,12 @@ def run_module(capsys):
         return json.loads(capsys.readouterr().out)
 
     return run_module
+
+
+@pytest.fixture
+def public_dir():
+    """A directory that other users can reach; those above tmp_path are closed to them by each start of pytest."""
+    path = Path(tempfile.mkdtemp(dir="/tmp"))
+    os.chmod(path, 0o755)
+    yield path
+    shutil.rmtree(path)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
 
-import pytest
+import offenders
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,7 @@ CPU使用率: サーバー・コンテナリソース
 """.strip().splitlines()
 
 
+@functools.cache
 def alerts():
     found = {}
     for path in sorted((ROOT / "monitoring/rules").glob("*.yml")):
@@ -52,6 +54,7 @@ def metrics(expression):
     }
 
 
+@functools.cache
 def panels():
     """{(uid, title): [expressions]}"""
     found = {}
@@ -75,7 +78,7 @@ def test_every_metric_of_the_guide_is_covered_and_nothing_else_is_claimed():
     assert list(dict.fromkeys(row["guide"] for row in ROWS)) == GUIDE
 
 
-@pytest.mark.parametrize("row", ROWS, ids=named)
+@offenders.each(ROWS, named)
 def test_row_has_no_hole(row):
     assert {"guide", "metric", "query", "dashboard", "panel"} <= set(row)
     assert all(row[key].strip() for key in ("metric", "query", "dashboard", "panel"))
@@ -100,7 +103,7 @@ def test_row_has_no_hole(row):
         assert len(row["no_alert"].split()) > 10, "a reason"
 
 
-@pytest.mark.parametrize("row", ROWS, ids=named)
+@offenders.each(ROWS, named)
 def test_panel_shows_the_metric(row):
     shown = panels()
     assert (row["dashboard"], row["panel"]) in shown

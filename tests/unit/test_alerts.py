@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import offenders
 import pytest
 import yaml
 
@@ -44,8 +45,8 @@ needs_promtool = pytest.mark.skipif(
 )
 
 
-def each(alerts=CATALOGUE):
-    return pytest.mark.parametrize("alert", alerts, ids=lambda alert: alert["name"])
+def each_alert(alerts=CATALOGUE):
+    return offenders.each(alerts, lambda alert: alert["name"])
 
 
 # --- what is committed is what is made ------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def test_names_are_unique():
     assert len(BY_NAME) == len(CATALOGUE)
 
 
-@each()
+@each_alert()
 def test_entry_is_whole(alert):
     fields = set(alerts_script.FIELDS)
     assert fields - set(alert) - alerts_script.OPTIONAL == set()
@@ -104,7 +105,7 @@ def texts(alert):
     return found
 
 
-@each()
+@each_alert()
 def test_both_languages_say_the_same(alert):
     for where, text in texts(alert):
         assert set(text) == {"en", "ja"}, where
@@ -121,7 +122,7 @@ def test_both_languages_say_the_same(alert):
         assert "\n" not in alert["summary"][language] + alert["description"][language]
 
 
-@each()
+@each_alert()
 def test_description_shows_the_same_values_in_both_languages(alert):
     def shown(language):
         return set(re.findall(r"{{.*?}}", alert["summary"][language] + alert["description"][language]))
@@ -129,7 +130,7 @@ def test_description_shows_the_same_values_in_both_languages(alert):
     assert shown("en") == shown("ja")
 
 
-@each()
+@each_alert()
 def test_each_cause_has_a_check_and_what_to_do(alert):
     for cause in alert["causes"]:
         assert set(cause) <= {"cause", "check", "fix", "advice"}
@@ -195,7 +196,7 @@ def test_shiftmaster_down_can_arrive_within_60_seconds():
 # --- rules ----------------------------------------------------------------------------------------------------------
 
 
-@each()
+@each_alert()
 def test_rule_has_the_labels_and_annotations_that_notifications_need(alert):
     made = alerts_script.rule(alert)
     assert set(made["labels"]) <= {"severity", "service", "depends_on"}
@@ -293,11 +294,13 @@ def documents():
 
 
 @functools.cache
-def variables():
-    return documents().variables()
+def hosts():
+    groups = yaml.safe_load((ROOT / "inventory/production/hosts.yml").read_text())["all"]["children"]
+    # Group monitoring comes with its roles.
+    return {"all", "monitoring", *groups}
 
 
-@each()
+@each_alert()
 def test_commands_are_those_of_this_repository_or_of_a_host(alert):
     for command in commands(alert):
         assert set(programs(command)) <= KNOWN, command
@@ -305,9 +308,7 @@ def test_commands_are_those_of_this_repository_or_of_a_host(alert):
         if words[0] == "ansible-playbook":
             assert documents().playbook_faults(words) == [], command
         if words[0] == "ansible":
-            groups = yaml.safe_load((ROOT / "inventory/production/hosts.yml").read_text())["all"]["children"]
-            # Group monitoring comes with its roles.
-            assert words[1] in {"all", "monitoring", *groups}, command
+            assert words[1] in hosts(), command
         units = re.findall(r"(?:-u|--unit) (\S+)", command)
         if words[0] == "systemctl" and words[1] in ("status", "start", "stop", "restart", "reload", "cat"):
             units += [word for word in words[2:] if not word.startswith("-")]
@@ -321,16 +322,16 @@ def test_commands_are_shell():
     assert done.returncode == 0, done.stderr
 
 
-@each()
+@each_alert()
 def test_variables_that_are_named_exist(alert):
-    known = variables()
+    known = documents().variables()
     said = " ".join([*commands(alert), *(text["en"] for _, text in texts(alert))])
     # Logs are files, not variables.
     named = set(re.findall(r"\b(?:shiftmaster|postgresql|redis|base|nginx|firewall|tls)_[a-z_]+\b(?!\.log)", said))
     assert named - known == set()
 
 
-@each([alert for alert in CATALOGUE if alert["links"]])
+@each_alert([alert for alert in CATALOGUE if alert["links"]])
 def test_links_lead_to_chapters_in_both_languages(alert):
     for target in alert["links"]:
         for language in ("en", "ja"):
@@ -442,6 +443,7 @@ def fired(name, **labels):
     return {"alertname": name, **alerts_script.rule(BY_NAME[name])["labels"], **labels}
 
 
+@functools.cache
 def labels_of(name):
     """The labels that an alert has in its tests."""
     found = set(alerts_script.rule(BY_NAME[name])["labels"]) | {"alertname"}
@@ -451,7 +453,7 @@ def labels_of(name):
     return found
 
 
-@pytest.mark.parametrize("rule", INHIBITIONS, ids=lambda rule: " ".join(rule["source_matchers"]))
+@offenders.each(INHIBITIONS, lambda rule: " ".join(rule["source_matchers"]))
 def test_inhibition_names_alerts_and_labels_that_exist(rule):
     assert set(rule) <= {"source_matchers", "target_matchers", "equal"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 import subprocess
@@ -28,15 +29,18 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
 def load(path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+@functools.cache
 def blocks(path):
     """[(language, text)] of the fenced blocks."""
     return re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S)
 
 
+@functools.cache
 def prose(path):
     return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
 
@@ -69,6 +73,7 @@ def commands(path):
     return [line.split(" #")[0].strip() for line in lines + spans(path)]
 
 
+@functools.cache
 def defaults():
     """{variable: default as the wiring leaves it}, without the environments' own values."""
     found = {}
@@ -79,6 +84,7 @@ def defaults():
     return found
 
 
+@functools.cache
 def variables():
     """Every name that a site may set: options of roles, the wiring's, and the secrets."""
     found = set(defaults())
@@ -95,6 +101,7 @@ def targets():
     return set(re.findall(r"^([a-z][a-z-]*|[a-z]+-%):", (ROOT / "Makefile").read_text(), re.M))
 
 
+@functools.cache
 def playbook_text(path):
     """A playbook with what it imports."""
     text = path.read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import functools
 import re
 from pathlib import Path
 
+import offenders
 import pytest
 import yaml
 from ansible.module_utils.shiftmaster import findings
@@ -49,6 +50,11 @@ def found(*hosts, area="all", **expectations):
     return findings.find(rules(), list(hosts), area, expectations)
 
 
+@functools.cache
+def of_case(name):
+    return found(host(CASES[name]["fires"]), **CASES[name].get("fleet", {}))
+
+
 def names(result):
     return [finding["rule"] for finding in result]
 
@@ -65,10 +71,10 @@ def test_a_host_that_is_well_has_no_finding():
     assert found(host(), beat_expected=True) == []
 
 
-@pytest.mark.parametrize("name", CASES)
+@offenders.each(CASES)
 def test_rule_fires_on_its_fault_and_comes_first(name):
     case = CASES[name]
-    result = found(host(case["fires"]), **case.get("fleet", {}))
+    result = of_case(name)
     assert name in names(result)
     assert result[0]["rule"] == case.get("first", name), names(result)
 
@@ -179,16 +185,15 @@ def test_what_a_log_said_long_ago_is_no_evidence_of_what_is_wrong_now(seconds_ag
     assert ("OldError" in str(result["ErrorsSinceDeploy"]["evidence"])) == shown
 
 
-@pytest.mark.parametrize("name", CASES)
+@offenders.each(CASES)
 def test_rule_is_silent_near_its_fault(name):
     case = CASES[name]
     assert name not in names(found(host(case["silent"]), **case.get("fleet", {})))
 
 
-@pytest.mark.parametrize("name", CASES)
+@offenders.each(CASES)
 def test_finding_is_whole_in_both_languages(name):
-    case = CASES[name]
-    finding = next(one for one in found(host(case["fires"]), **case.get("fleet", {})) if one["rule"] == name)
+    finding = next(one for one in of_case(name) if one["rule"] == name)
     for field in ("title", "cause"):
         for language in ("en", "ja"):
             text = finding[field][language]
@@ -204,7 +209,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["name"])
+@offenders.each(rules(), lambda rule: rule["name"])
 def test_rule_is_whole(rule):
     assert set(rule) <= FIELDS and {"name", "component", "severity", "when", "title", "cause"} <= set(rule)
     assert rule["severity"] in findings.SEVERITIES and rule["component"] in findings.DEPTH

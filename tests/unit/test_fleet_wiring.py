@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import inventories
 import pytest
 import yaml
 from rendered import render
@@ -27,25 +26,9 @@ WATCHED = (
 )  # fmt: skip
 
 
-def wiring(inventory: str, pattern: str = "all", asked=ASKED, facts="", **extra) -> dict:
-    """{host: {variable: value}} of an inventory; facts: the folder in which they are known already."""
-    message = "{{ {" + ", ".join(f"'{name}': {name}" for name in asked) + "} }}"
-    known = {"ANSIBLE_CACHE_PLUGIN_CONNECTION": str(facts)} if facts else {}
-    done = subprocess.run(
-        [
-            Path(sys.executable).with_name("ansible"), pattern, "--inventory", ROOT / "inventory" / inventory,
-            "--playbook-dir", ROOT / "playbooks", "--connection", "local", "--module-name", "debug", "--args",
-            json.dumps({"msg": message}), "--extra-vars", json.dumps(extra),
-        ],
-        env=dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
-                 ANSIBLE_STDOUT_CALLBACK="ansible.posix.json", **known),
-        text=True, capture_output=True, check=False, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    # profile_tasks prints behind it.
-    report, _end = json.JSONDecoder().raw_decode(done.stdout[done.stdout.index("{") :])
-    hosts = report["plays"][0]["tasks"][0]["hosts"]
-    return {name: host["msg"] for name, host in hosts.items()}
+def wiring(inventory: str, pattern: str = "all", asked=ASKED, facts=None, **extra) -> dict:
+    """{host: {variable: value}} of an inventory; facts: {host: what is known of it already}."""
+    return inventories.variables(ROOT / "inventory" / inventory, asked, pattern, facts, **extra)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +102,7 @@ def test_one_host_needs_nobody_else():
 def test_the_database_has_room_for_both_colours_of_every_application_host(tmp_path, count, connections):
     apps = "".join(f"app{number} ansible_host=10.0.0.{number}\n" for number in range(count))
     (tmp_path / "hosts").write_text(f"[app]\n{apps}[database]\napp0\n[web]\napp0\n[cache]\napp0\n")
-    values = wiring(str(tmp_path / "hosts"))
+    values = wiring(str(tmp_path / "hosts"), asked=("postgresql_max_connections",))
     assert {str(value["postgresql_max_connections"]) for value in values.values()} == {connections}
 
 
@@ -147,11 +130,7 @@ mon2
 
 def watched(folder, environment="production", hosts=HOSTS, **extra) -> dict:
     """app1 is of Debian 12, of the others nobody knows."""
-    facts = folder / "facts"
-    facts.mkdir(exist_ok=True)
-    # As Ansible itself keeps them.
-    known = json.dumps({"distribution_major_version": "12"})
-    (facts / "s1_app1").write_text(json.dumps({"__payload__": known}))
+    facts = {"app1": {"distribution_major_version": "12"}}
     (folder / "hosts").write_text(hosts.replace("{environment}", environment))
     return wiring(
         str(folder / "hosts"), asked=WATCHED, facts=facts, **{"shiftmaster_domain": "shift.example.test", **extra}
@@ -312,29 +291,30 @@ def test_what_is_not_wanted_is_not_told_as_a_lack(site, demo):
     ],
 )
 def test_what_is_wrong_about_a_fleet_is_told(extra, said):
-    problems = wiring("production", **extra)["app1"]["fleet_problems"]
+    problems = wiring("production", asked=("fleet_problems",), **extra)["app1"]["fleet_problems"]
     assert len(problems) == 1 and said in problems[0]
 
 
 def test_only_hosts_with_an_address_are_looked_for(tmp_path):
     (tmp_path / "hosts").write_text("[app]\na\nb\n[web]\nw\n[database]\nd private_address=192.0.2.7\n[cache]\nc\n")
-    hosts = wiring(str(tmp_path / "hosts"))
+    hosts = wiring(str(tmp_path / "hosts"), asked=("diagnosis_peers",))
     assert [(peer["host"], peer["address"]) for peer in hosts["a"]["diagnosis_peers"]] == [("d", "192.0.2.7")]
     assert hosts["w"]["diagnosis_peers"] == []
 
 
 def test_the_watchers_are_units_that_must_run(tmp_path):
     (tmp_path / "hosts").write_text("[app]\na\n[web]\na\n[database]\na\n[cache]\na\n[monitoring]\nm\n")
-    hosts = wiring(str(tmp_path / "hosts"), grafana_apt_url="https://x")
+    hosts = wiring(str(tmp_path / "hosts"), asked=("diagnosis_units",), grafana_apt_url="https://x")
     assert hosts["m"]["diagnosis_units"] == ["prometheus", "prometheus-alertmanager", "grafana-server"]
     assert "prometheus" not in hosts["a"]["diagnosis_units"]
 
 
 def test_a_scheduler_is_expected_where_all_hosts_are_asked_and_one_has_it(production):
     assert production["app2"]["diagnosis_beat_hosts"] == ["app1"] and production["app2"]["diagnosis_beat_expected"]
-    some = wiring("production", shiftmaster_celery_beat=False)["app1"]
+    asked = ("diagnosis_beat_hosts", "diagnosis_beat_expected")
+    some = wiring("production", asked=asked, shiftmaster_celery_beat=False)["app1"]
     assert some["diagnosis_beat_hosts"] == [] and not some["diagnosis_beat_expected"]
-    assert not wiring("production", pattern="app2")["app2"]["diagnosis_beat_expected"]
+    assert not wiring("production", "app2", asked)["app2"]["diagnosis_beat_expected"]
 
 
 def test_both_examples_of_a_vault_have_the_same_secrets():

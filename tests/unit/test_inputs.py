@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import offenders
 import pytest
 import yaml
 
@@ -20,10 +21,44 @@ SECRETS = {
     **{f"vault_kibana_{name}_key": (name * 6)[:32] for name in ("saved_objects", "session", "reporting")},
     "vault_shiftmaster_log_key": "k" * 32,
 }
+GOOD = {"vault_alertmanager_pagerduty_key": "0" * 32}
+# A variable, its value, and what has to be in one of the problems that are found.
+WRONG = [
+    ("vault_alertmanager_slack_url", "hooks.slack.com", "(vault_alertmanager_slack_url) is no URL"),
+    (
+        "vault_alertmanager_pagerduty_key",
+        "short",
+        "(vault_alertmanager_pagerduty_key) has not 32 letters and digits",
+    ),
+    ("alertmanager_smtp_auth_username", "alone", "is set without a password (vault_alertmanager_smtp_password)"),
+    ("prometheus_retention_days", 0, "prometheus_retention_days"),
+    ("monitoring_scrape_users_previous", [{"name": "prometheus", "password": "old"}], "names a user twice"),
+    (
+        "grafana_apt_url",
+        "https://mirror.example.net/grafana",
+        "(vault_grafana_secret_key) has less than 20 characters",
+    ),
+    ("elasticsearch_keep_days", 0, "is less than 1"),
+    ("elasticsearch_heap_mb", 100, "it needs 256 at least"),
+    ("elasticsearch_settings", {"node.rolls": ["data"]}, "elasticsearch.yml: there is no option node.rolls"),
+    ("elasticsearch_datasets", ["shiftmaster.app"], "shiftmaster.redis is sent here, and is neither in"),
+    ("logging_version", "latest", 'logging_version is three numbers such as 9.2.1, not "latest"'),
+    ("logstash_settings", {"pipeline.batchsize": 3}, "logstash.yml: there is no option pipeline.batchsize"),
+    ("kibana_settings", {"server.pot": 3}, "kibana.yml: there is no option server.pot"),
+    ("filebeat_settings", {"filebeat.prospectors": []}, "filebeat.inputs"),
+    ("alertmanager_smtp_smarthost", "mail.example.jp", "is not host:port"),
+    ("vault_elasticsearch_canary_password", "short", "elasticsearch_canary_password has less than 12 characters"),
+    ("vault_elasticsearch_writer_password", "admin" * 6, "two users of Elasticsearch have the same password"),
+    ("vault_kibana_session_key", SECRETS["vault_kibana_reporting_key"], "are not three different ones"),
+    ("log_masks_site", [{"name": "x", "pattern": 'a"b', "replace": "y"}], "has a double quote"),
+]
+MISSING = {"vault_kibana_session_key": "", "vault_elasticsearch_admin_password": ""}
 
 
-def found(folder: Path, **values) -> list:
-    """Return what is wrong on a host that is everything, with these values."""
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What is found on a host that is everything: with good values, with something missing, with every mistake."""
+    folder = tmp_path_factory.mktemp("inputs")
     (folder / "playbooks").mkdir()
     (folder / "playbooks/group_vars").symlink_to(ROOT / "group_vars")
     (folder / "monitoring").symlink_to(ROOT / "monitoring")
@@ -31,13 +66,16 @@ def found(folder: Path, **values) -> list:
         {"ansible.builtin.include_tasks": str(ROOT / "playbooks/tasks/inputs.yml")},
         {"ansible.builtin.debug": {"msg": "FOUND {{ inputs_found | to_json }}"}},
     ]
-    (folder / "playbooks/look.yml").write_text(
-        yaml.safe_dump([{"name": "Look", "hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8"
-    )
+    plays = [
+        {"name": "Look", "hosts": "all", "gather_facts": False, "vars": values, "tasks": tasks}
+        # What roles note stays for the next play: the mistakes come last.
+        for values in (GOOD, MISSING, {name: value for name, value, _words in WRONG})
+    ]
+    (folder / "playbooks/look.yml").write_text(json.dumps(plays), encoding="utf-8")
     names = "web app database cache monitoring elasticsearch logstash kibana filebeat"
     groups = {name: {"hosts": {"alone": {}}} for name in names.split()}
     host = {"ansible_connection": "local", "ansible_facts": {"distribution_major_version": "13"}}
-    host |= {"shiftmaster_domain": "shift.example.test", "tls_site_mode": "selfsigned", **SECRETS, **values}
+    host |= {"shiftmaster_domain": "shift.example.test", "tls_site_mode": "selfsigned", **SECRETS}
     (folder / "hosts.yml").write_text(
         yaml.safe_dump({"all": {"hosts": {"alone": host}, "children": groups}}), encoding="utf-8"
     )
@@ -49,56 +87,28 @@ def found(folder: Path, **values) -> list:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     report, _end = json.JSONDecoder().raw_decode(run.stdout[run.stdout.index("{") :])
-    return json.loads(report["plays"][0]["tasks"][-1]["hosts"]["alone"]["msg"][len("FOUND ") :])
+    last = [play["tasks"][-1]["hosts"]["alone"]["msg"] for play in report["plays"]]
+    return dict(zip(("good", "missing", "wrong"), (json.loads(text[len("FOUND ") :]) for text in last)))
 
 
-def test_good_values_are_not_complained_of(tmp_path):
-    assert found(tmp_path, vault_alertmanager_pagerduty_key="0" * 32) == []
+def test_good_values_are_not_complained_of(found):
+    assert found["good"] == []
 
 
-@pytest.mark.parametrize(
-    "name, value, sentence",
-    [
-        ("vault_alertmanager_slack_url", "hooks.slack.com", "(vault_alertmanager_slack_url) is no URL"),
-        (
-            "vault_alertmanager_pagerduty_key",
-            "short",
-            "(vault_alertmanager_pagerduty_key) has not 32 letters and digits",
-        ),
-        ("alertmanager_smtp_auth_username", "alone", "is set without a password (vault_alertmanager_smtp_password)"),
-        ("prometheus_retention_days", 0, "prometheus_retention_days"),
-        ("monitoring_scrape_users_previous", [{"name": "prometheus", "password": "old"}], "names a user twice"),
-        (
-            "grafana_apt_url",
-            "https://mirror.example.net/grafana",
-            "(vault_grafana_secret_key) has less than 20 characters",
-        ),
-        ("elasticsearch_keep_days", 0, "is less than 1"),
-        ("elasticsearch_heap_mb", 100, "it needs 256 at least"),
-        ("elasticsearch_settings", {"node.rolls": ["data"]}, "elasticsearch.yml: there is no option node.rolls"),
-        ("elasticsearch_datasets", ["shiftmaster.app"], "shiftmaster.redis is sent here, and is neither in"),
-        ("logging_version", "latest", 'logging_version is three numbers such as 9.2.1, not "latest"'),
-        ("logstash_settings", {"pipeline.batchsize": 3}, "logstash.yml: there is no option pipeline.batchsize"),
-        ("kibana_settings", {"server.pot": 3}, "kibana.yml: there is no option server.pot"),
-        ("filebeat_settings", {"filebeat.prospectors": []}, "filebeat.inputs"),
-        ("alertmanager_smtp_smarthost", "mail.example.jp", "is not host:port"),
-        ("vault_elasticsearch_canary_password", "short", "elasticsearch_canary_password has less than 12 characters"),
-        ("vault_elasticsearch_writer_password", "admin" * 6, "two users of Elasticsearch have the same password"),
-        ("vault_kibana_session_key", SECRETS["vault_kibana_reporting_key"], "are not three different ones"),
-        ("log_masks_site", [{"name": "x", "pattern": 'a"b', "replace": "y"}], "has a double quote"),
-    ],
-)
-def test_what_comes_last_is_judged_first(tmp_path, name, value, sentence):
-    problems = found(tmp_path, **{name: value})
-    assert [one for one in problems if sentence in one], problems
+def test_what_comes_last_is_judged_first(found):
+    def check(mistake):
+        assert [one for one in found["wrong"] if mistake[2] in one]
+
+    assert len({name for name, _value, _words in WRONG}) == len(WRONG), "a host has one value of each"
+    offenders.check_each(WRONG, check, lambda mistake: f"{mistake[0]}={mistake[1]}")
 
 
-def test_what_is_missing_is_not_called_too_short_as_well(tmp_path):
-    assert found(tmp_path, vault_kibana_session_key="", vault_elasticsearch_admin_password="") == []
+def test_what_is_missing_is_not_called_too_short_as_well(found):
+    assert found["missing"] == []
 
 
 def test_what_each_tag_runs_is_what_its_plays_have():

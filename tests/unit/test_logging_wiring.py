@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import inventories
+import offenders
 import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
@@ -31,7 +34,6 @@ def asked(folder: Path, names, groups) -> dict:
     hosts = {name: {"private_address": f"192.0.2.{HOSTS[name]}"} for name in names}
     everybody = {"hosts": hosts, "vars": {"ansible_group_priority": 10}}
     (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": {"production": everybody, **children}}}))
-    message = "{{ {" + ", ".join(f"'{name}': {name}" for name in ASKED) + "} }}"
     extra = {
         "shiftmaster_domain": "shift.example.jp",
         "logging_version": "9.2.1",
@@ -39,19 +41,7 @@ def asked(folder: Path, names, groups) -> dict:
         "vault_elasticsearch_canary_password": "of-the-canary",
         "ansible_run_tags": ["all"],
     }
-    done = subprocess.run(
-        [
-            Path(sys.executable).with_name("ansible"), "all", "--inventory", folder / "hosts.yml",
-            "--playbook-dir", ROOT / "playbooks", "--connection", "local", "--module-name", "debug", "--args",
-            json.dumps({"msg": message}), "--extra-vars", json.dumps(extra),
-        ],
-        env=dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
-                 ANSIBLE_STDOUT_CALLBACK="ansible.posix.json"),
-        text=True, capture_output=True, check=False, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    report, _end = json.JSONDecoder().raw_decode(done.stdout[done.stdout.index("{") :])
-    return {name: host["msg"] for name, host in report["plays"][0]["tasks"][0]["hosts"].items()}
+    return inventories.variables(folder / "hosts.yml", ASKED, **extra)
 
 
 APP = {name: ["app1"] for name in ("web", "app", "database", "cache")}
@@ -285,35 +275,52 @@ def test_what_comes_along_is_missed_too(tmp_path):
     assert not installed_package(logstash, [*lines, "python3-cryptography install installed 43.0"])["missing"]
 
 
-@pytest.mark.parametrize(
-    ("there", "version", "refused"),
-    [
-        (["9.2.1", "9.2.1"], "9.2.1", False), (["9.2.1", "9.3.0"], "9.3.0", True), (["9.9.0"], "9.10.0", True),
-        (["9.10.0"], "9.9.0", False), ([], "9.3.0", False),
-    ],
-)  # fmt: skip
-def test_what_is_newer_than_elasticsearch_is_refused(tmp_path, there, version, refused):
-    """The playbook's own tasks, with a dpkg-query of the test's own."""
-    answers = tmp_path / "bin"
-    answers.mkdir()
-    hosts = {f"log{number}": {"ansible_connection": "local"} for number in range(max(1, len(there)))}
-    program = answers / "dpkg-query"
-    program.write_text(
-        f"#!/bin/sh\nmkdir -p {tmp_path}/n; n=$(ls {tmp_path}/n | wc -l); touch {tmp_path}/n/$n\n"
-        f'set -- {" ".join(there)}\n[ $# -gt $n ] || exit 1\nshift $n; printf %s "$1"\n'
-    )
-    program.chmod(0o755)
-    playbook = [{
-        "hosts": "all", "gather_facts": False,
-        "vars": {"logging_version": version, "logging_hosts": list(hosts), "logging_order_matters": True},
-        "tasks": [{"ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks/logging_order.yml")}],
-    }]  # fmt: skip
-    (tmp_path / "play.yml").write_text(yaml.safe_dump(playbook))
-    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+ORDERS = [
+    # What is installed on the nodes of Elasticsearch, what is to be installed, whether that is refused.
+    (["9.2.1", "9.2.1"], "9.2.1", False), (["9.2.1", "9.3.0"], "9.3.0", True), (["9.9.0"], "9.10.0", True),
+    (["9.10.0"], "9.9.0", False), ([], "9.3.0", False),
+]  # fmt: skip
+
+
+def test_what_is_newer_than_elasticsearch_is_refused(tmp_path):
+    """The playbook's own tasks, with a dpkg-query of the test's own: a play for each case, in one run."""
+    inventory, plays = {}, []
+    for case, (there, version, _refused) in enumerate(ORDERS):
+        names = [f"case{case}-{number}" for number in range(max(1, len(there)))]
+        for number, name in enumerate(names):
+            folder = tmp_path / name
+            folder.mkdir()
+            program = folder / "dpkg-query"
+            program.write_text(f"#!/bin/sh\nprintf %s '{there[number]}'\n" if there else "#!/bin/sh\nexit 1\n")
+            program.chmod(0o755)
+            inventory[name] = {
+                "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "stub": str(folder),
+            }  # fmt: skip
+        answer = {
+            "dest": "{{ stub }}/refused",
+            "content": "{{ (ansible_failed_result | default({})).msg | default('') }}",
+        }
+        plays.append({
+            "hosts": names, "gather_facts": False,
+            "environment": {"PATH": "{{ stub }}:{{ lookup('ansible.builtin.env', 'PATH') }}"},
+            "vars": {"logging_version": version, "logging_hosts": names, "logging_order_matters": True},
+            "tasks": [{
+                "block": [{"ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks/logging_order.yml")}],
+                "rescue": [{"ansible.builtin.copy": answer}],
+            }],
+        })  # fmt: skip
+    (tmp_path / "play.yml").write_text(json.dumps(plays))
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": inventory}}))
     done = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-i", tmp_path / "hosts.yml", tmp_path / "play.yml"],
         cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PATH": f"{answers}:{os.environ['PATH']}", "ANSIBLE_LOCALHOST_WARNING": "false"},
+        env={**os.environ, "ANSIBLE_LOCALHOST_WARNING": "false"},
     )  # fmt: skip
-    assert (done.returncode != 0) is refused, done.stdout + done.stderr
-    assert ("it goes first" in done.stdout) is refused
+
+    def check(case):
+        assert re.search(rf"^case{case}-0 .* unreachable=0 +failed=0 ", done.stdout, re.M), done.stdout + done.stderr
+        answers = [path.read_text() for path in tmp_path.glob(f"case{case}-*/refused")]
+        assert bool(answers) is ORDERS[case][2]
+        assert any("it goes first" in text for text in answers) is ORDERS[case][2]
+
+    offenders.check_each(range(len(ORDERS)), check, lambda case: str(ORDERS[case]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import offenders
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster.quiet import QuietModule
@@ -41,7 +42,7 @@ def test_why_that_is_needed(monkeypatch):
     assert found == SECRETS[1:]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@offenders.each(MODULES, lambda path: path.stem)
 def test_a_module_with_secrets_is_quiet(path):
     text = path.read_text()
     assert ("no_log" in text) <= ("QuietModule(" in text and " AnsibleModule(" not in text)

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import offenders
 import pytest
 import shiftmaster_health
 import yaml
@@ -726,14 +727,14 @@ def fields(text):
     return sorted(name for _literal, name, _spec, _conversion in string.Formatter().parse(text) if name)
 
 
-@pytest.mark.parametrize("key", health_text.CATALOG)
+@offenders.each(health_text.CATALOG)
 def test_both_languages_say_the_same(key):
     texts = health_text.CATALOG[key]
     assert len(texts) == len(health_text.LANGUAGES)
     assert fields(texts[0]) == fields(texts[1])
 
 
-@pytest.mark.parametrize("kind", health_checks.KINDS)
+@offenders.each(health_checks.KINDS)
 def test_every_kind_has_a_hint_of_its_own(kind):
     assert health_text.hint_key(kind, "anything") in ("hint." + kind, "hint.deep_health")
 
@@ -749,9 +750,7 @@ def test_the_play_checks_the_guides_seven():
     assert len(names) == len(set(names)), "one host may be in all groups"
 
 
-@pytest.mark.parametrize(
-    "check", [check for checks in WIRED.values() for check in checks], ids=lambda check: check["name"]
-)
+@offenders.each([check for checks in WIRED.values() for check in checks], lambda check: check["name"])
 def test_wired_checks_use_options_that_exist(check):
     assert set(check) <= set(shiftmaster_health.CHECK_OPTIONS)
     assert check["kind"] in health_checks.KINDS

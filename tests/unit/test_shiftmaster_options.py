@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import offenders
 import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
@@ -162,17 +163,24 @@ def play(playbook, folder, *arguments, **extra):
     )  # fmt: skip
 
 
+@offenders.each(lambda: [name for name in OPTIONS if name != "maintenance"])
+def test_playbooks_begin_with_the_check_of_their_options(name):
+    """Before facts, roles and other tasks, of all hosts at once, whatever tags are asked for."""
+    plays = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text(encoding="utf-8"))
+    first, task = plays[0], plays[0]["tasks"][0]
+    assert first["hosts"] == "all" and first["gather_facts"] is False
+    assert not {"pre_tasks", "roles", "serial", "strategy"} & set(first)
+    assert task["shiftmaster_options"] == {"options": "{{ run_options.%s }}" % name} and task["run_once"] is True
+    assert set(task) == {"name", "shiftmaster_options", "run_once"}
+    tagged = [play for play in plays if "tags" in play or any("tags" in task for task in play.get("tasks", []))]
+    assert "always" in first.get("tags", []) if tagged else "tags" not in first
+
+
 @pytest.mark.parametrize(
     "playbook, extra, sentence",
     [
-        ("deploy.yml", {"shiftmaster_version": "2.1.0; reboot"}, "version=2.1.0; reboot is not of the form"),
-        ("rollback.yml", {"schema": "drop"}, "schema=drop is none of: keep, reverse, restore"),
-        ("playbooks/health.yml", {"health_fail_on": "no"}, "health_fail_on=no is none of: critical, warning, never"),
-        ("playbooks/health.yml", {"health_language": ""}, "health_language is empty"),
-        ("playbooks/diagnose.yml", {"area": ""}, "area is empty: leave it out, or say one of: all, app"),
         ("playbooks/diagnose.yml", {"fail_on": "maybe"}, "fail_on is no option of this playbook: diagnose_fail_on is"),
-        ("playbooks/checklist.yml", {"period": "monthly", "month": "2099-01"}, "month=2099-01 has not begun"),
-        ("playbooks/patch.yml", {"reboot": "maybe"}, "reboot=maybe is none of: needed, never, always"),
+        ("playbooks/health.yml", {"health_language": ""}, "health_language is empty"),
         ("playbooks/rotate.yml", {"secrets": "django,x"}, "secrets=x is none of: database, redis, django, tls"),
     ],
 )  # fmt: skip
@@ -182,6 +190,21 @@ def test_playbooks_refuse_before_they_ask_a_host(playbook, extra, sentence, tmp_
     assert done.returncode == 2, done.stdout + done.stderr
     assert sentence in said and "Nothing was changed" in said
     assert "UNREACHABLE" not in said
+
+
+@offenders.each(
+    [
+        ("deploy", {"shiftmaster_version": "2.1.0; reboot"}, "version=2.1.0; reboot is not of the form"),
+        ("rollback", {"schema": "drop"}, "schema=drop is none of: keep, reverse, restore"),
+        ("health", {"health_fail_on": "no"}, "health_fail_on=no is none of: critical, warning, never"),
+        ("diagnose", {"area": ""}, "area is empty: leave it out, or say one of: all, app"),
+        ("checklist", {"period": "monthly", "month": "2099-01"}, "month=2099-01 has not begun"),
+        ("patch", {"reboot": "maybe"}, "reboot=maybe is none of: needed, never, always"),
+    ]
+)
+def test_what_each_playbook_refuses(case):
+    playbook, values, sentence = case
+    assert [sentence in found for found in action.refusals(OPTIONS[playbook], values)] == [True]
 
 
 def test_tags_and_limits_do_not_lead_past_it(tmp_path):

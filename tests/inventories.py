@@ -1,0 +1,55 @@
+"""What group_vars/all makes of an inventory: Ansible's own inventory, variables and templates, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
+from ansible.playbook.play import Play
+from ansible.plugins.loader import cache_loader, filter_loader, init_plugin_loader, lookup_loader
+from ansible.release import __version__
+from ansible.template import Templar, trust_as_template
+from ansible.utils.collection_loader import AnsibleCollectionConfig
+from ansible.vars.hostvars import HostVars
+from ansible.vars.manager import VariableManager
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parsed(source) -> InventoryManager:
+    """Return an inventory; a broken one raises AnsibleError."""
+    loader = DataLoader()
+    loader.set_basedir(str(ROOT / "playbooks"))
+    return InventoryManager(loader=loader, sources=[str(source)])
+
+
+def variables(source, names, pattern: str = "all", facts: dict | None = None, **extra) -> dict:
+    """Return {host: {name: value}} as `ansible <pattern> -m debug` shows them; facts: {host: known facts}."""
+    if AnsibleCollectionConfig.collection_finder is None:
+        init_plugin_loader()
+    filter_loader.add_directory(str(ROOT / "plugins/filter"))
+    lookup_loader.add_directory(str(ROOT / "plugins/lookup"))
+    inventory = parsed(source)
+    loader = inventory._loader
+    manager = VariableManager(loader=loader, inventory=inventory)
+    manager._extra_vars = extra
+    manager._options_vars = {"ansible_version": {"full": __version__}, "ansible_check_mode": False}
+    # Not the facts that playbooks have left in .cache/.
+    manager._fact_cache = cache_loader.get("ansible.builtin.memory")
+    for host, known in (facts or {}).items():
+        manager._fact_cache.set(host, known)
+    hostvars = HostVars(inventory=inventory, variable_manager=manager, loader=loader)
+    hosts = inventory.get_hosts(pattern)
+    play = Play().load(
+        {"name": "Show", "hosts": pattern, "gather_facts": False, "tasks": []}, variable_manager=manager, loader=loader
+    )
+    wanted, found = trust_as_template("{{ {" + ", ".join(f"'{name}': {name}" for name in names) + "} }}"), {}
+    for host in hosts:
+        known = manager.get_vars(play=play, host=host, _hosts=[one.name for one in hosts])
+        known["hostvars"] = hostvars
+        # As JSON, since that is what a report of Ansible holds.
+        found[host.name] = json.loads(json.dumps(Templar(loader, variables=known).template(wanted)))
+    assert found, f"{source} has no host {pattern}"
+    return found
