@@ -50,6 +50,22 @@ options:
         description: How many files there must be room for.
         type: int
         default: 0
+  directories:
+    description:
+      - Directories that root will create, change the owner of, or remove from. In none of those above them may another
+        user exchange an entry.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The variable that names it.
+        type: str
+        required: true
+      path:
+        description: The directory.
+        type: path
+        required: true
   memory_minimum_mb:
     description: The memory that the host must have, in MiB. A host of 4 GB shows about 3900.
     type: int
@@ -193,6 +209,7 @@ import threading
 import time
 
 from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.safe_files import untrusted_parent
 
 PACKAGE_LOCKS = (
     "/var/lib/dpkg/lock-frontend",
@@ -382,6 +399,19 @@ def check_memory(report, minimum, override, meminfo):
             "the host has %d MiB of memory, and %d are needed" % (have, minimum),
             "give it more, or move a function to another host",
         )
+
+
+def check_directories(report, directories):
+    """Find directories of root that another user could exchange for a link."""
+    for entry in directories:
+        parent = untrusted_parent(entry["path"])
+        if parent:
+            report.problem(
+                "directories",
+                "%s=%s: a user other than root can exchange it, since that user can write to %s"
+                % (entry["name"], entry["path"], parent),
+                "give %s to root with mode 0755, or name another directory" % parent,
+            )
 
 
 # -------------------------------------------------------------------------------------------------------- certificates
@@ -665,6 +695,7 @@ def run(params):
     check_systemd(report, params["systemd"], read("/proc/1/comm").strip(), os.path.isdir("/run/systemd/system"))
     check_memory(report, params["memory_minimum_mb"], params["memory_mb"], read("/proc/meminfo"))
     check_disk(report, params["disk"])
+    check_directories(report, params["directories"])
     for entry in params["certificates"]:
         check_certificate(report, entry, at)
     check_ports(report, params["ports"])
@@ -692,6 +723,12 @@ def argument_spec():
                 "minimum_mb": option("int", 0),
                 "minimum_inodes": option("int", 0),
             },
+        ),
+        "directories": option(
+            "list",
+            [],
+            elements="dict",
+            options={"name": {"type": "str", "required": True}, "path": {"type": "path", "required": True}},
         ),
         "memory_minimum_mb": option("int", 0),
         "memory_mb": option("int", 0),

@@ -325,3 +325,34 @@ def remove_tree(path: str, missing_ok: bool = True, beneath: str = "") -> None:
             )
             if done.returncode != 0:
                 raise OSError(errno.EIO, done.stderr.decode(errors="replace").strip()[-500:], path)
+
+
+def untrusted_parent(path: str) -> str:
+    """Return the first directory above path in which a user other than root could exchange an entry, or an empty text.
+
+    A link is followed: it stands in a directory that only root can change. What is not there yet ends the search.
+    """
+    current, left, links = "/", [part for part in path.split("/") if part], 0
+    while left:
+        status = os.lstat(current)
+        if not stat.S_ISDIR(status.st_mode) or not is_trusted(status):
+            return current
+        entry = os.path.join(current, left.pop(0))
+        try:
+            is_link = stat.S_ISLNK(os.lstat(entry).st_mode)
+        except FileNotFoundError:
+            return ""
+        if not is_link:
+            current = entry
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            return entry
+        target = os.readlink(entry)
+        if target.startswith("/"):
+            current = "/"
+        left = [part for part in target.split("/") if part not in ("", ".")] + left
+        while left and left[0] == "..":
+            left.pop(0)
+            current = os.path.dirname(current)
+    return ""

@@ -2,7 +2,7 @@
 
 Runs on the controller only, so a bad value is refused before a host is asked. Options:
 
-    options   {name: {choices, several, pattern, like, needed, begun}}, as in group_vars/all/options.yml
+    options   {name: {choices, several, pattern, like, needed, begun, directory}}, as in group_vars/all/options.yml
     values    {name: value}; without it, the run's variables of these names, and the names themselves are judged:
               fail_on for diagnose_fail_on would be passed over without a word
 
@@ -13,12 +13,21 @@ the option is needed.
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import os
 import re
+from pathlib import Path
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
+
+# Ansible finds module_utils for modules alone.
+_spec = importlib.util.spec_from_file_location(
+    "shiftmaster_system_paths", Path(__file__).resolve().parents[2] / "module_utils/shiftmaster/system_paths.py"
+)
+_system_paths = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_system_paths)
 
 
 def text_of(value):
@@ -41,6 +50,8 @@ def refusal(name, option, value):
         )
     if "pattern" in option and not re.fullmatch(option["pattern"], said):
         return "%s=%s is not of the form of %s" % (name, ascii(said)[1:-1], option["like"])
+    if option.get("directory") and said.startswith("/") and _system_paths.refusal(said):
+        return "%s=%s %s" % (name, said, _system_paths.refusal(said))
     if option.get("begun") and said > latest_month():
         return "%s=%s has not begun, so there is nothing of it" % (name, said)
     return ""

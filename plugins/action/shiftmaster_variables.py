@@ -10,12 +10,16 @@ Runs on the controller only. Options:
     required    [{name, hint}]: variables that must be set and not empty
     choices     [{name, value, choices}]: what people type with a run
 
-Returns problems, a list of sentences; never a value, since it may be a secret.
+    elsewhere   names that end like those of a host's directories (_dir, _root, _folder) and are none
+
+Returns problems, a list of sentences; of values only those that name a directory, since others may be secrets. And
+directories, [{name, path}]: those that the site chose, for a check on the host.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -23,6 +27,16 @@ import yaml
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
+
+# Ansible finds module_utils for modules alone.
+_spec = importlib.util.spec_from_file_location(
+    "shiftmaster_system_paths", Path(__file__).resolve().parents[2] / "module_utils/shiftmaster/system_paths.py"
+)
+_system_paths = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_system_paths)
+
+# How the variables end that name a directory which root creates, gives away or cleans up.
+DIRECTORY_ENDINGS = ("_dir", "_root", "_folder")
 
 
 def load(path):
@@ -48,6 +62,19 @@ def type_problems(role, options, values):
     return ["role %s: %s" % (role, message) for message in result.error_messages]
 
 
+def directories_of(options, values, defaults, elsewhere):
+    """Return {name: path} of a role's directories on the host that are not those of its defaults."""
+    return {
+        name: value
+        for name, value in values.items()
+        if name.endswith(DIRECTORY_ENDINGS)
+        and name not in elsewhere
+        and options[name].get("type") in ("path", "str")
+        and value
+        and value != defaults.get(name)
+    }
+
+
 class ActionModule(ActionBase):
     TRANSFERS_FILES = False
 
@@ -61,6 +88,7 @@ class ActionModule(ActionBase):
                 break
         else:
             raise AnsibleError("shiftmaster_variables: no folder roles/ beside the playbook")
+        directories = {}
         problems, expected, specs, defaults = [], set(arguments.get("known") or []), {}, {}
         for role in arguments["roles"]:
             specs[role] = (
@@ -114,5 +142,12 @@ class ActionModule(ActionBase):
                 if name in values or option.get("required")
             }
             problems += type_problems(role, wanted, values)
-        result.update(changed=False, problems=problems)
+            directories.update(directories_of(options, values, defaults[role], arguments.get("elsewhere") or []))
+        refused = {name: _system_paths.refusal(str(path)) for name, path in directories.items()}
+        problems += ["%s=%s %s" % (name, directories[name], why) for name, why in refused.items() if why]
+        result.update(
+            changed=False,
+            problems=problems,
+            directories=[{"name": name, "path": str(path)} for name, path in directories.items() if not refused[name]],
+        )
         return result

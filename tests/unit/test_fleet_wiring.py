@@ -40,6 +40,26 @@ def test_a_fleet_has_no_problem_of_its_own(production):
     assert {host: values["fleet_problems"] for host, values in production.items() if values["fleet_problems"]} == {}
 
 
+@pytest.mark.parametrize("group", ["database", "cache"])
+def test_a_second_primary_is_a_problem_and_a_standby_is_none(tmp_path, group):
+    inventory = yaml.safe_load((ROOT / "inventory/production/hosts.yml").read_text(encoding="utf-8"))
+    children = inventory["all"]["children"]
+    children["production"]["hosts"]["second"] = {"ansible_host": "192.0.2.40", "private_address": "10.20.0.40"}
+    children["standby"] = {"hosts": {"second": None}}
+
+    def problems(name):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "hosts.yml").write_text(yaml.safe_dump(inventory))
+        found = wiring(tmp_path / name, "db1", ("fleet_problems",), fleet_media_shared=True)
+        return found["db1"]["fleet_problems"]
+
+    assert problems("standby") == []
+    del children["standby"]
+    children[group]["hosts"]["second"] = None
+    (found,) = problems("second")
+    assert found.startswith(f"group {group} holds ") and "second" in found and "primary" in found
+
+
 def test_the_database_answers_the_application_hosts_alone(production):
     assert production["db1"]["postgresql_listen_addresses"] == ["*"]
     addresses = [rule.get("address") for rule in production["db1"]["postgresql_hba_rules"]]

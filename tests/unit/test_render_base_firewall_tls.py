@@ -58,6 +58,63 @@ def value(role, name, **variables):
 # base
 
 
+@pytest.mark.parametrize("name", ["ansible_password", "ansible_ssh_password", "ansible_ssh_pass"])
+def test_a_login_by_password_is_a_problem_where_sshd_would_end_it(name):
+    def problems(**variables):
+        return value("base", "__base_problems", **{name: "secret", **variables})
+
+    (found,) = problems()
+    assert "is reached with a password" in found and "secret" not in found
+    assert "PermitRootLogin" in found and "PermitRootLogin" not in problems(ansible_user="sato")[0]
+    kept = {"PasswordAuthentication": "yes"}
+    assert problems(ansible_user="sato", base_hardening_sshd_settings=kept) == []
+    assert len(problems(base_hardening_sshd_settings=kept)) == 1, "root's password would end all the same"
+    assert problems(base_hardening_sshd_settings={**kept, "PermitRootLogin": "yes"}) == []
+    assert problems(base_hardening_sshd=False) == [] == problems(ansible_connection="community.docker.docker")
+    assert value("base", "__base_problems") == []
+
+
+CONTAINER = {**FACTS, "virtualization_type": "docker"}
+
+
+def test_a_container_changes_no_setting_of_its_machine():
+    def names(facts):
+        return set(re.findall(r"^(\S+) =", render("base", "sysctl.conf.j2", ansible_facts=facts), re.M))
+
+    inside, outside = names(CONTAINER), names(FACTS)
+    assert inside < outside
+    assert not [name for name in inside if name.startswith(("kernel.", "fs.", "vm.", "dev.", "net.core.bpf"))]
+    assert "net.ipv4.conf.all.rp_filter" in inside and "kernel.kptr_restrict" in outside
+
+
+def test_the_sites_own_kernel_settings_win_and_the_others_can_be_left_out():
+    own = [{"name": "net.ipv4.conf.all.rp_filter", "value": 2, "why": "two ways"}]
+    text = render("base", "sysctl.conf.j2", base_sysctl=own)
+    assert re.findall(r"^net.ipv4.conf.all.rp_filter = (.*)$", text, re.M) == ["2"]
+    text = render("base", "sysctl.conf.j2", base_sysctl=own, base_hardening_sysctl=False)
+    assert re.findall(r"^(\S+) =", text, re.M) == ["net.ipv4.conf.all.rp_filter"]
+
+
+def test_auditd_and_its_rules_are_for_machines_with_a_kernel_of_their_own():
+    assert "auditd" in value("base", "__base_packages") and "auditd" in value("base", "__base_services")
+    assert "auditd" not in value("base", "__base_packages", ansible_facts=CONTAINER)
+    assert "auditd" not in value("base", "__base_packages", base_hardening_audit=False)
+    rules = [line for line in render("base", "audit.rules.j2").splitlines() if line and not line.startswith("#")]
+    assert all(
+        re.fullmatch(r"-a always,exit -F arch=b64 -F (path|dir)=/\S+ -F perm=wa -F key=accounts", rule)
+        for rule in rules
+    )
+    assert any("=/etc/shadow " in rule for rule in rules)
+
+
+def test_what_is_optional_is_off():
+    packages = set(value("base", "__base_packages"))
+    assert not packages & {"fail2ban", "aide", "rsyslog"}
+    on = {"base_fail2ban_enabled": True, "base_aide_enabled": True, "base_remote_syslog": {"host": "syslog.example.jp"}}
+    assert {"fail2ban", "aide", "rsyslog"} <= set(value("base", "__base_packages", **on))
+    assert 'target="syslog.example.jp" port="514"' in render("base", "rsyslog.conf.j2", **on)
+
+
 def test_a_container_does_not_move_its_machines_clock_and_a_virtual_machine_keeps_its_own():
     assert value("base", "base_chrony_adjusts_clock") is True
     container = {**FACTS, "virtualization_type": "docker"}

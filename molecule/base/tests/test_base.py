@@ -48,6 +48,36 @@ def test_the_night_brings_security_upgrades_only_and_no_reboot(host):
     assert value == "false"
 
 
+def test_hardening_is_in_force(host):
+    assert host.check_output("bash -lic umask 2>/dev/null") == "0027"
+    # Programs that log in keep their umask: Ansible, backups and cron make files for other users.
+    assert host.check_output("bash -lc umask") == "0022"
+    assert host.check_output("bash -lc 'ulimit -Hc'") == "0"
+    assert "DefaultLimitCORE=0" in host.check_output("systemctl show --property=DefaultLimitCORE")
+    assert host.check_output("sysctl -n net.ipv4.conf.all.rp_filter net.ipv4.conf.all.log_martians").split() == [
+        "1",
+        "1",
+    ]
+    # A container has no modprobe.
+    assert "install usb-storage /bin/false" in host.file("/etc/modprobe.d/50-shiftmaster.conf").content_string
+    assert host.check_output("stat -c %a /etc/cron.daily /etc/sudoers.d /etc/ssh/sshd_config").split() == [
+        "700",
+        "750",
+        "600",
+    ]
+    assert "prohibited" in host.check_output("cat /etc/issue")
+    # A container has no audit; elsewhere its package comes.
+    assert not host.package("auditd").is_installed
+    refused = host.run("printf 'new-person:password1\\n' | { useradd -M new-person; chpasswd; }")
+    assert refused.rc != 0, "a password of the dictionary was accepted"
+    host.run("userdel new-person")
+
+
+def test_needrestart_lists_and_restarts_nothing(host):
+    assert host.check_output("perl -e 'our %nrconf; require \"/etc/needrestart/conf.d/50-shiftmaster.conf\"; "
+                             "print \"$nrconf{restart} $nrconf{interpscan}\"'") == "l 0"  # fmt: skip
+
+
 def test_an_administrator_logs_in_by_key_and_becomes_root(host):
     assert host.check_output("su - sato -c 'sudo -n id -un'") == "root"
     assert host.check_output("stat -c %U:%a /home/sato/.ssh/authorized_keys") == "sato:600"
@@ -80,7 +110,8 @@ while True:
 def writer(host):
     """A service under the application's name that writes a log and opens it anew at USR1, as gunicorn does."""
     host.check_output("id shiftmaster 2>/dev/null || useradd --system --no-create-home shiftmaster")
-    host.check_output("install -d -o shiftmaster -g adm -m 0750 /var/log/shiftmaster")
+    host.check_output("install -d -g adm -m 2751 /var/log/shiftmaster")
+    host.check_output("install -o shiftmaster -g adm -m 0640 /dev/null /var/log/shiftmaster/error.log")
     host.check_output(f"cat >/usr/local/bin/writer <<'END'\n{WRITER}\nEND")
     host.check_output("chmod 755 /usr/local/bin/writer")
     host.check_output(
@@ -102,6 +133,22 @@ def test_logs_are_rotated_and_the_service_goes_on_in_the_new_one(host, writer):
     kept = host.check_output("ls /var/log/shiftmaster").split()
     assert len([name for name in kept if name.endswith(".gz")]) == 1, kept
     assert len(kept) == 3, kept
+
+
+def test_rotation_follows_no_link_and_its_user_can_plant_none(host, writer):
+    host.check_output("echo secret >/root/canary && chmod 0600 /root/canary")
+    tried = "mv error.log x.log; ln -s /root/canary a.log; ln error.log hard.log; rm -f error.log; : >new.log"
+    host.run(
+        f"cd /var/log/shiftmaster && setpriv --reuid=shiftmaster --regid=shiftmaster --clear-groups sh -c '{tried}'"
+    )
+    assert host.check_output("ls /var/log/shiftmaster") == "error.log"
+    # Were they there nevertheless:
+    host.check_output("cd /var/log/shiftmaster && ln -s /root/canary a.log && ln /root/canary b.log")
+    host.run("logrotate --force /etc/logrotate.d/shiftmaster")
+    found = host.check_output("cd /var/log/shiftmaster && ls")
+    assert [name for name in found.split() if name.startswith(("a.", "b."))] == ["a.log", "b.log"]
+    assert host.check_output("stat -c '%U %a' /root/canary; cat /root/canary").split() == ["root", "600", "secret"]
+    host.check_output("rm /root/canary")
 
 
 def test_logrotate_runs_as_a_whole(host, writer):

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-PROJECT = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def address(host):
-    name = host.backend.get_hostname()
-    done = subprocess.run(
-        ["docker", "inspect", "--format", "{{ .NetworkSettings.IPAddress }}", name],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    return done.stdout.strip()
 
 
 def connects(address, port, timeout=2.0):
@@ -83,62 +64,6 @@ def test_other_tables_survive_a_reload_and_a_stop(host):
         assert host.check_output("nft list tables").splitlines() == ["table ip docker-of-somebody"]
     finally:
         host.check_output("nft delete table ip docker-of-somebody; systemctl start nftables")
-
-
-@pytest.fixture
-def over_ssh(host, address, tmp_path):
-    """Runs the role over real ssh with other variables; gives its exit code and output."""
-    key = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "id"
-    host.check_output("install -d -m 0700 /root/.ssh && cp /home/sato/.ssh/authorized_keys /root/.ssh/")
-    host.check_output("systemctl start ssh && cp -p /etc/nftables.conf /root/nftables.conf")
-    host_key = host.check_output("cat /etc/ssh/ssh_host_ed25519_key.pub").split()
-    (tmp_path / "known_hosts").write_text(f"{address} {host_key[0]} {host_key[1]}\n")
-    (tmp_path / "inventory.json").write_text(
-        json.dumps(
-            {
-                "all": {
-                    "hosts": {
-                        host.backend.get_hostname(): {
-                            "ansible_host": address,
-                            "ansible_user": "root",
-                            "ansible_ssh_private_key_file": str(key),
-                            "ansible_python_interpreter": "/usr/bin/python3",
-                            "ansible_ssh_common_args": f"-o UserKnownHostsFile={tmp_path}/known_hosts"
-                            " -o HostKeyAlgorithms=ssh-ed25519",
-                        }
-                    }
-                }
-            }
-        )
-    )
-
-    def run(**variables):
-        environment = {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
-            "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
-            "ANSIBLE_FORCE_COLOR": "0",
-            "ANSIBLE_NOCOLOR": "1",
-        }
-        done = subprocess.run(
-            [
-                str(Path(sys.executable).parent / "ansible-playbook"),
-                "-i",
-                str(tmp_path / "inventory.json"),
-                "-e",
-                json.dumps(variables),
-                "molecule/base/files/lockout.yml",
-            ],
-            cwd=PROJECT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        return done.returncode, done.stdout + done.stderr
-
-    yield run
-    host.check_output("rm -rf /root/.ssh && cp -p /root/nftables.conf /etc/nftables.conf && nft -f /etc/nftables.conf")
 
 
 def test_rules_that_would_lock_out_ssh_are_put_back_by_the_host(host, address, over_ssh):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 testinfra_hosts = ["ansible://converged"]
@@ -48,6 +50,28 @@ def test_memory_is_that_of_the_variable_and_not_of_the_machine(sql):
     names = ("shared_buffers", "effective_cache_size", "maintenance_work_mem", "work_mem")
     values = [sql(f"SHOW {name}").stdout.strip() for name in names]
     assert values == ["512MB", "1536MB", "128MB", "7MB"]
+
+
+def test_the_server_is_closed_and_keeps_what_it_needs(host, sql, unit):
+    host.check_output(f"systemctl restart {unit}")
+    report = host.check_output(f"systemd-analyze security --no-pager {unit}")
+    assert float(re.search(r"exposure level for \S+: ([\d.]+)", report)[1]) <= 2.5, report
+    status = host.check_output(f"cat /proc/$(systemctl show --property=MainPID --value {unit})/status")
+    found = dict(re.findall(r"^(\w+):\s+(.*)$", status, re.M))
+    assert (found["NoNewPrivs"], found["Seccomp"], int(found["CapBnd"], 16)) == ("1", "2", 0)
+    # Peer logins, and what the server executes: compiled queries, data elsewhere, programs (archive_command).
+    assert sql("SELECT current_user", database="postgres").stdout.strip() == "postgres"
+    assert host.run("psql -XAtqw -d postgres -c 'SELECT 1'").rc != 0, "root became postgres by peer"
+    compiled = sql("SET jit_above_cost = 0; SELECT pg_jit_available(), sum(g) FROM generate_series(1, 1000) g")
+    assert compiled.stdout.strip() == "t|500500", compiled.stderr
+    host.check_output("install -d -o postgres -m 0700 /srv/elsewhere")
+    moved = "CREATE TABLESPACE elsewhere LOCATION '/srv/elsewhere'"
+    assert sql(moved).rc == 0 and sql("CREATE TABLE moved () TABLESPACE elsewhere").rc == 0
+    assert sql("DROP TABLE moved").rc == 0 and sql("DROP TABLESPACE elsewhere").rc == 0
+    assert sql("COPY (SELECT 1) TO PROGRAM 'cat >/var/lib/postgresql/program'").rc == 0
+    # And what it does not need.
+    assert sql("COPY (SELECT 1) TO PROGRAM 'cat >/home/x'").rc != 0
+    host.check_output("rm -rf /srv/elsewhere /var/lib/postgresql/program")
 
 
 def test_roles_have_least_rights(sql):

@@ -1,0 +1,121 @@
+"""What role base makes of sshd, tried by real logins, and what becomes of settings that lock this machine out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+INVENTORY = Path(__file__).parents[1] / "inventory"
+DROP_IN = "/etc/ssh/sshd_config.d/00-shiftmaster.conf"
+KEY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "id"
+PASSWORD = "Correct-horse-7-battery"
+
+
+@pytest.fixture
+def harden(host, over_ssh):
+    """Runs role base over ssh; afterwards sshd is as before."""
+
+    def run(*arguments, **variables):
+        # Longer than by default: what is slow here is the machine that runs the tests.
+        return over_ssh("sshd.yml", INVENTORY, *arguments, **{"base_hardening_sshd_confirm_seconds": 300, **variables})
+
+    yield run
+    host.run(f"rm -f {DROP_IN} /etc/ssh/sshd_config.d/00-a.conf; systemctl reload ssh")
+
+
+@pytest.fixture
+def login(host, address, tmp_path):
+    """Tries to log in as root, by the key or by a password; tells whether it worked."""
+    host.check_output(f"echo 'root:{PASSWORD}' | chpasswd")
+    asked = tmp_path / "askpass"
+    asked.write_text(f"#!/bin/sh\necho '{PASSWORD}'\n")
+    asked.chmod(0o700)
+
+    def by(method):
+        options = (
+            *("UserKnownHostsFile=/dev/null", "StrictHostKeyChecking=no", "ControlPath=none", "IdentitiesOnly=yes"),
+            *(f"PreferredAuthentications={method}", "NumberOfPasswordPrompts=1"),
+        )
+        done = subprocess.run(
+            [
+                *["ssh", "-F", "none", "-i", str(KEY), *(word for option in options for word in ("-o", option))],
+                *[f"root@{address}", "true"],
+            ],
+            env={**os.environ, "SSH_ASKPASS": str(asked), "SSH_ASKPASS_REQUIRE": "force"},
+            capture_output=True,
+            timeout=60,
+        )
+        return done.returncode == 0
+
+    yield by
+    host.run("passwd --lock root")
+
+
+def effective(host):
+    return dict(line.split(" ", 1) for line in host.check_output("sshd -T").splitlines() if " " in line)
+
+
+def test_keys_log_in_and_passwords_do_not(host, harden, login):
+    host.check_output("echo 'PermitRootLogin yes' >/etc/ssh/sshd_config.d/50-cloud-init.conf && systemctl reload ssh")
+    assert login("publickey") and login("password"), "the test itself cannot tell"
+    try:
+        code, output = harden()
+        assert code == 0, output
+        assert login("publickey") and not login("password")
+        found = effective(host)
+        wanted = {
+            "permitrootlogin": "without-password", "passwordauthentication": "no", "kbdinteractiveauthentication": "no",
+            "x11forwarding": "no", "allowagentforwarding": "no", "allowtcpforwarding": "local", "maxauthtries": "3",
+            "loglevel": "VERBOSE",
+        }  # fmt: skip
+        assert {name: found[name] for name in wanted} == wanted
+        offered = found["kexalgorithms"] + found["ciphers"] + found["macs"]
+        assert not [weak for weak in ("sha1", "cbc", "group14", "ecdh-sha2", "umac-64") if weak in offered]
+        assert "curve25519-sha256" in found["kexalgorithms"] and "aes256-gcm@openssh.com" in found["ciphers"]
+        assert host.run("systemctl is-active shiftmaster-sshd-rollback.timer").rc != 0
+        again = harden()
+        assert again[0] == 0 and "changed=0" in again[1], again[1][-3000:]
+    finally:
+        host.run("rm -f /etc/ssh/sshd_config.d/50-cloud-init.conf")
+
+
+def test_settings_that_lock_this_run_out_are_reverted_and_the_run_fails(host, harden, login):
+    code, output = harden(base_hardening_sshd_settings={"AllowUsers": "sato"}, base_hardening_sshd_confirm_seconds=20)
+    assert code != 0
+    assert "Reject settings that lock this run out" in output and "The old settings are restored" in output, output
+    assert not host.file(DROP_IN).exists
+    assert login("publickey")
+    assert "allowusers" not in effective(host)
+    assert host.run("systemctl is-active shiftmaster-sshd-rollback.timer").rc != 0
+
+
+def test_the_host_reverts_them_without_a_controller(host, over_ssh, login):
+    """The controller died between the new settings and the second login. Until then they do lock out."""
+    assert login("publickey")
+    host.check_output("printf 'AllowUsers sato\\n' | shiftmaster-sshd try 6")
+    time.sleep(1)
+    assert not login("publickey")
+    time.sleep(7)
+    assert login("publickey")
+    assert not host.file(DROP_IN).exists
+    assert host.run("shiftmaster-sshd confirm").rc == 1
+
+
+def test_settings_that_sshd_rejects_change_nothing(host, harden, login):
+    before = effective(host)
+    code, output = harden(base_hardening_sshd_settings={"Ciphers": "rot13"})
+    assert code != 0 and "sshd rejects the new settings" in output, output
+    assert effective(host) == before and not host.file(DROP_IN).exists
+    assert login("publickey")
+
+
+def test_a_file_that_wins_over_the_role_is_reported(host, harden, login):
+    host.check_output("echo 'PasswordAuthentication yes' >/etc/ssh/sshd_config.d/00-a.conf && systemctl reload ssh")
+    code, output = harden()
+    assert code != 0 and "passwordauthentication yes" in output, output
+    assert not host.file(DROP_IN).exists
+    assert login("publickey")
