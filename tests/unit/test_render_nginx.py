@@ -325,6 +325,36 @@ def test_the_content_security_policy_is_reported_first(enforced):
     assert set(re.findall(r"add_header (\S+) \$edge_content_security_policy always", text)) == {name}
 
 
+# What pages load: of the published application (its last commit), and of the examples here.
+LOADED = [
+    ("script-src", "https://cdn.jsdelivr.net/npm/bootstrap@5.3.3/dist/js/bootstrap.bundle.min.js"),
+    ("script-src", "https://code.jquery.com/jquery-3.5.1.slim.min.js"),
+    ("script-src", "https://stackpath.bootstrapcdn.com/bootstrap/4.5.2/js/bootstrap.min.js"),
+    ("script-src", "https://cdn.datatables.net/1.11.5/js/jquery.dataTables.min.js"),
+    ("style-src", "https://cdn.jsdelivr.net/npm/bootstrap@5.3.3/dist/css/bootstrap.min.css"),
+    ("style-src", "https://stackpath.bootstrapcdn.com/bootstrap/4.5.2/css/bootstrap.min.css"),
+    ("style-src", "https://cdn.datatables.net/1.11.5/css/jquery.dataTables.min.css"),
+    ("font-src", "https://cdn.jsdelivr.net/npm/bootstrap-icons@1.10.5/font/fonts/bootstrap-icons.woff2"),
+    ("connect-src", "https://cdn.datatables.net/plug-ins/1.11.5/i18n/ja.json"),
+]
+
+
+def test_the_policy_lets_the_applications_pages_work_and_nothing_else():
+    text = render("site.conf.j2")
+    policy = re.search(r'\$edge_content_security_policy \{\s+default "";\s+"" "([^"]+)"', text)[1]
+    allowed = {words[0]: words[1:] for words in (part.split() for part in policy.split(";"))}
+    for kind, url in LOADED:
+        assert "/".join(url.split("/")[:3]) in allowed[kind], url
+    # Inline scripts and handlers (onclick) of the published application, styles of both and of the error pages.
+    assert "'unsafe-inline'" in allowed["script-src"] and "'unsafe-inline'" in allowed["style-src"]
+    used = {"/".join(url.split("/")[:3]) for _, url in LOADED} | {"'self'", "'none'", "'unsafe-inline'", "data:"}
+    assert {source for sources in allowed.values() for source in sources} == used
+    for templates in ("examples/shiftmaster/templates", "examples/rough", "examples/tiny"):
+        for page in (ROOT / templates).rglob("*.html"):
+            loaded = re.findall(r"""(?:src|href)=["'](https?:)?//([^/"']+)""", page.read_text(encoding="utf-8"))
+            assert loaded == [], page
+
+
 def test_unknown_names_can_be_refused():
     text = render("site.conf.j2", nginx_server_names=["shift.test"], nginx_refuse_unknown_hosts=True)
     parse(text)

@@ -32,33 +32,20 @@ def test_plain_http_on_the_tls_port_leads_to_a_name_of_the_site(edge, name):
 
 def test_no_response_holds_a_name_that_the_client_made_up(edge):
     """In every form in which a request can name a host, on each listener, of each kind of response."""
-    for url in ("http://shift.test", "https://shift.test", "http://shift.test:443", "http://127.0.0.1:8000"):
-        for path in (
-            "/",
-            "/static/css/site.css",
-            "/static/none.css",
-            "/media/",
-            "/media",
-            "/static",
-            "/_edge",
-            "/login/",
-        ):
-            for option in (
-                "Host: evil.test",
-                "X-Forwarded-Host: evil.test",
-                "Forwarded: host=evil.test",
-                "X-Host: evil.test",
-            ):
-                answer = edge.get(path, "-H", option, url=url)
-                assert "evil.test" not in str(answer.headers), (url, path, option)
+    found = edge.ok(
+        "for url in http://shift.test https://shift.test http://shift.test:443 http://127.0.0.1:8000; do"
+        " for path in / /static/css/site.css /static/none.css /media/ /media /static /_edge /login/; do"
+        " for name in 'Host: ' 'X-Forwarded-Host: ' 'Forwarded: host=' 'X-Host: '; do"
+        " curl -sk -m 5 -o /dev/null -D - --resolve shift.test:80:127.0.0.1 --resolve shift.test:443:127.0.0.1"
+        ' -H "${name}evil.test" $url$path; done; done; done'
+    )
+    assert found.count("HTTP/") == 4 * 8 * 4 and "evil.test" not in found
 
 
 def test_the_application_sees_the_name_by_which_the_site_was_chosen(edge):
     """A request line with a name of its own is what chooses the server; the Host header may say something else."""
-    seen, _ = edge.echo("--request-target", "https://shift.test/echo", "-H", "Host: evil.test")
+    seen, _ = edge.echo("--http1.1", "--request-target", "https://shift.test/echo", "-H", "Host: evil.test")
     assert seen["host"] == "shift.test"
-    seen, _ = edge.echo("--http1.0", "-H", "Host;")
-    assert seen["host"] in ("shift.test", "")
 
 
 def test_from_outside_only_names_of_the_site_are_served(edge):
