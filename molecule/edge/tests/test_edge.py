@@ -231,6 +231,30 @@ def test_logging_in_is_limited_by_address(edge):
     assert edge.get("/login/", "-d", "password=wrong", source="127.0.0.4").status == 200, "somebody else"
 
 
+def test_one_client_has_all_addresses_of_its_network(edge):
+    """Each attempt comes from another address of one network of 64 bits; then one from another network."""
+    networks = {"2001:db8:7:8": 24, "2001:db8:7:9": 1, "2001:db8::": 24}
+    if edge.run("ip -6 address add 2001:db8::99/128 dev lo").rc != 0:
+        pytest.skip("not run: no IPv6 on this machine")
+    seen = {}
+    try:
+        for network, count in networks.items():
+            addresses = [f"{network}:a:b:c:{n:x}".replace(":::", "::") for n in range(1, count + 1)]
+            edge.ok("; ".join(f"ip -6 address add {address}/128 dev lo" for address in addresses))
+            seen[network] = edge.ok(
+                "; ".join(
+                    f"curl -sk -m 5 -o /dev/null -w '%{{http_code}}\\n' --interface {address} -d password=wrong"
+                    f" --resolve 'shift.test:443:[2001:db8::99]' https://shift.test/login/"
+                    for address in addresses
+                )
+            ).split()
+    finally:
+        shown = "ip -6 address show dev lo scope global | awk '/inet6/ { print $2 }'"
+        edge.run(f"{shown} | xargs -n 1 -I {{}} ip -6 address del {{}} dev lo")
+    assert "429" in seen["2001:db8:7:8"] and "429" in seen["2001:db8::"], seen
+    assert seen["2001:db8:7:9"] == ["200"]
+
+
 def test_bodies_have_a_limit(edge):
     edge.ok("head -c 3000000 /dev/zero >/tmp/large")
     answer = edge.get("/echo", "--data-binary", "@/tmp/large")
