@@ -145,7 +145,7 @@ def test_mtail_has_no_port_and_its_socket_is_for_the_web_server_alone():
     )
     assert not [word for word in words(text) if re.match("--(address|port)=", word)] and "192.0.2.1" not in text
     unit = settings(text)
-    assert unit["RuntimeDirectoryMode"] == ["2750"] and unit["UMask"] == ["0007"] and unit["PrivateNetwork"] == ["true"]
+    assert unit["RuntimeDirectoryMode"] == ["0750"] and unit["PrivateNetwork"] == ["true"]
     assert unit["RestrictAddressFamilies"] == ["AF_UNIX"]
     assert value("__exporter_url", "mtail") == "http://unix:/run/shiftmaster-mtail/mtail.sock:/metrics"
     assert [word for word in words(text) if "logs=" in word] == ["--logs=/a", "--logs=/b"]
