@@ -334,7 +334,7 @@ import subprocess
 import tempfile
 import time
 
-from ansible.module_utils.shiftmaster import filestate, webconfig
+from ansible.module_utils.shiftmaster import filestate, safe_files, webconfig
 from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 # As in Debian's logrotate rule for /var/log/nginx.
@@ -724,12 +724,16 @@ class Tree:
         for item in self.p["directories"]:
             mode = int(item["mode"], 8)
             try:
-                info = os.stat(item["path"])
+                descriptor = safe_files.open_directory(item["path"])
             except FileNotFoundError:
                 found.append((item["path"], mode, None))
                 continue
-            if not stat.S_ISDIR(info.st_mode):
-                self.module.fail_json(msg="%s is not a folder" % item["path"])
+            except OSError as error:
+                self.module.fail_json(
+                    msg="%s cannot be used: %s. Nothing was changed." % (item["path"], error.strerror)
+                )
+            info = os.fstat(descriptor)
+            os.close(descriptor)
             if stat.S_IMODE(info.st_mode) != mode:
                 found.append((item["path"], mode, stat.S_IMODE(info.st_mode)))
         return found
@@ -748,6 +752,10 @@ class Tree:
         """[(path, what it is now)] of the logs that nginx' own readers could not read."""
         found = []
         for path in self.p["log_files"]:
+            # nginx opens its logs by name, as root.
+            folder = os.path.dirname(path)
+            if os.path.isdir(folder) and not safe_files.is_trusted(os.stat(folder)):
+                self.module.fail_json(msg="others than root can change %s, the directory of a log of nginx's" % folder)
             try:
                 info = os.stat(path)
             except FileNotFoundError:
@@ -769,7 +777,7 @@ class Tree:
     def make_logs(self, logs):
         for path, _before in logs:
             # nginx writes into the same file as before: only whose it is changes.
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, LOG_MODE)
+            descriptor = safe_files.open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, LOG_MODE)
             try:
                 os.fchown(descriptor, *self.log_owner())
                 os.fchmod(descriptor, LOG_MODE)
@@ -884,7 +892,7 @@ class Tree:
 
     def log_since(self, offset):
         try:
-            with open(self.p["error_log"], "rb") as handle:
+            with os.fdopen(safe_files.open_file(self.p["error_log"]), "rb") as handle:
                 handle.seek(offset)
                 text = handle.read(20000).decode("utf-8", "replace")
         except OSError:
@@ -1001,8 +1009,11 @@ class Tree:
             if said:
                 module.fail_json(msg="nginx refuses the configuration, nothing was changed: %s" % said)
         for path, mode, _before in folders:
-            os.makedirs(path, mode=0o755, exist_ok=True)
-            os.chmod(path, mode)
+            descriptor = safe_files.open_directory(path, make_mode=0o755)
+            try:
+                os.fchmod(descriptor, mode)
+            finally:
+                os.close(descriptor)
         self.make_logs(logs)
         filestate.place_all({path: self.wanted[path] for path in changes})
         error = self.bring_up(action) if action != "none" else None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import functools
+import http.client
 import json
 import re
+import socket
 import ssl
 import time
 import urllib.error
@@ -32,9 +35,38 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path, _host, **more):
+        super().__init__("localhost", **more)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class UnixHandler(urllib.request.HTTPHandler):
+    """Requests to one socket of this host."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def http_open(self, request):
+        return self.do_open(functools.partial(UnixConnection, self.path), request)
+
+
 def get(url, ca_file=None, user=None, password=None, timeout=5.0):
-    """Return (status, text). OSError where nobody answers. No proxy is asked: the service is on this host."""
+    """Return (status, text). OSError where nobody answers. No proxy is asked: the service is on this host.
+
+    A socket is written as nginx does: http://unix:/run/service.sock:/metrics.
+    """
     handlers = [urllib.request.ProxyHandler({}), NoRedirect()]
+    if url.startswith("http://unix:"):
+        path, _colon, rest = url[len("http://unix:") :].partition(":")
+        handlers.append(UnixHandler(path))
+        url = "http://localhost" + rest
     if url.startswith("https:"):
         handlers.append(urllib.request.HTTPSHandler(context=context_of(ca_file)))
     request = urllib.request.Request(url)

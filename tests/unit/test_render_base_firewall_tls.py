@@ -213,7 +213,7 @@ def rules_of(*rules, **variables):
     variables = {"__firewall_ssh_ports": [22], "firewall_rules": list(rules), **variables}
     rendered = json.loads(json.dumps(yaml.safe_load(str(render("firewall", "rules.json.j2", **variables)))))
     text = render("firewall", "nftables.conf.j2", __firewall_rules=rendered, **variables)
-    return [line.strip() for line in text.splitlines() if re.search(r"dport \{", line)], text
+    return [line.strip() for line in text.splitlines() if re.search(r"dport \{.* accept", line)], text
 
 
 def test_without_sources_80_and_443_are_for_everybody_and_other_ports_for_nobody():
@@ -242,6 +242,20 @@ def test_ssh_has_a_rule_whatever_the_rules_say_and_only_its_sources_narrow_it():
     assert accepted == ['tcp dport { 22, 2222 } ct state new counter accept comment "ssh"']
     accepted, _ = rules_of(firewall_ssh_sources=["10.0.0.0/8"])
     assert accepted == ['ip saddr { 10.0.0.0/8 } tcp dport { 22 } ct state new counter accept comment "ssh"']
+
+
+def test_connections_of_one_address_are_limited_on_public_ports_except_a_load_balancers():
+    web = {"name": "web", "ports": [80, 443]}
+    known = {"name": "postgresql", "ports": [5432], "sources": ["10.0.0.5"]}
+    _, text = rules_of(web, known, firewall_connections_unlimited_sources=["10.0.0.9", "fd00::9"])
+    assert "tcp dport { 80, 443 } ct state new jump connections" in text
+    assert "ip saddr { 10.0.0.9 } return" in text and "ip6 saddr { fd00::9 } return" in text
+    assert len(re.findall(r"ct count over 2000 \} counter reject", text)) == 2
+    # The limit comes before what lets in, and after what is established and the loopback.
+    assert text.index('iifname "lo" accept') < text.index("jump connections") < text.index('accept comment "ssh"')
+    for rules, variables in (([web, known], {"firewall_connections_per_address": 0}), ([known], {})):
+        _, text = rules_of(*rules, **variables)
+        assert "ct count" not in text and "jump" not in text
 
 
 def test_no_other_table_is_touched():

@@ -139,11 +139,15 @@ def test_the_exporter_of_redis_listens_on_the_first_address_by_tls():
     assert settings(text)["EnvironmentFile"] == ["", "/etc/prometheus-exporters/redis/environment"]
 
 
-def test_mtail_is_on_the_loopback_whatever_is_said():
+def test_mtail_has_no_port_and_its_socket_is_for_the_web_server_alone():
     text = render(
         "drop-in.conf.j2", "mtail", exporter_listen_addresses=["192.0.2.1"], exporter_mtail_log_files=["/a", "/b"]
     )
-    assert "--address=127.0.0.1" in words(text) and "192.0.2.1" not in text
+    assert not [word for word in words(text) if re.match("--(address|port)=", word)] and "192.0.2.1" not in text
+    unit = settings(text)
+    assert unit["RuntimeDirectoryMode"] == ["0750"] and unit["PrivateNetwork"] == ["true"]
+    assert unit["RestrictAddressFamilies"] == ["AF_UNIX"]
+    assert value("__exporter_url", "mtail") == "http://unix:/run/shiftmaster-mtail/mtail.sock:/metrics"
     assert [word for word in words(text) if "logs=" in word] == ["--logs=/a", "--logs=/b"]
     assert settings(text)["ExecCondition"] == [""], "Debian's asks for a variable that is gone"
 

@@ -284,6 +284,77 @@ def test_static_media_and_names_can_be_left_out():
     assert "/static/" not in text and "media" not in text
 
 
+def redirects(**variables):
+    text = render("site.conf.j2", **variables)
+    return re.findall(r"(?:return 301|error_page 497 =301) (\S+);", text), text
+
+
+def test_redirects_lead_to_names_of_the_site_only():
+    targets, text = redirects(nginx_server_names=["shift.test", "*.shift.test", "~^x"], nginx_https_redirect_port=8443)
+    assert targets == ["https://$edge_redirect_host:8443$request_uri"] * 2
+    assert re.search(r"map \$host \$edge_redirect_host \{\s+default shift\.test;\s+shift\.test shift\.test;\s+\}", text)
+    for names in ([], ["*.shift.test"]):
+        targets, text = redirects(nginx_server_names=names)
+        assert targets == [] and "return 400;" in text
+
+
+def test_through_the_loopback_every_name_is_served_and_from_outside_those_of_the_site():
+    text = render("site.conf.j2", nginx_server_names=["shift.test"])
+    tree = [(words, block) for words, block in parse(text) if words == ["server"]]
+    reject = next(block for _, block in tree if values(block, "ssl_reject_handshake"))
+    site = next(block for _, block in tree if ["shift.test"] in values(block, "server_name"))
+    assert ["443", "ssl", "default_server"] in values(reject, "listen")
+    assert ["127.0.0.1:443", "ssl", "default_server"] in values(site, "listen")
+    assert ["443", "ssl"] in values(site, "listen")
+    for variables in ({"nginx_server_names": []}, {"nginx_refuse_unknown_hosts": False}):
+        assert "ssl_reject_handshake" not in render(
+            "site.conf.j2", **{"nginx_server_names": ["shift.test"], **variables}
+        )
+
+
+def test_requests_of_an_address_are_limited_on_the_public_site_alone():
+    found = {name: values(block, "limit_conn") for name, block in servers().items()}
+    assert {name for name, limits in found.items() if limits} == {"443"}
+    assert "limit_conn" not in render("site.conf.j2", nginx_requests_per_address=0)
+
+
+@pytest.mark.parametrize("enforced", [True, False])
+def test_the_content_security_policy_is_reported_first(enforced):
+    text = render("site.conf.j2", nginx_header_content_security_policy_enforced=enforced)
+    name = "Content-Security-Policy" + ("" if enforced else "-Report-Only")
+    assert set(re.findall(r"add_header (\S+) \$edge_content_security_policy always", text)) == {name}
+
+
+# What pages load: of the published application (its last commit), and of the examples here.
+LOADED = [
+    ("script-src", "https://cdn.jsdelivr.net/npm/bootstrap@5.3.3/dist/js/bootstrap.bundle.min.js"),
+    ("script-src", "https://code.jquery.com/jquery-3.5.1.slim.min.js"),
+    ("script-src", "https://stackpath.bootstrapcdn.com/bootstrap/4.5.2/js/bootstrap.min.js"),
+    ("script-src", "https://cdn.datatables.net/1.11.5/js/jquery.dataTables.min.js"),
+    ("style-src", "https://cdn.jsdelivr.net/npm/bootstrap@5.3.3/dist/css/bootstrap.min.css"),
+    ("style-src", "https://stackpath.bootstrapcdn.com/bootstrap/4.5.2/css/bootstrap.min.css"),
+    ("style-src", "https://cdn.datatables.net/1.11.5/css/jquery.dataTables.min.css"),
+    ("font-src", "https://cdn.jsdelivr.net/npm/bootstrap-icons@1.10.5/font/fonts/bootstrap-icons.woff2"),
+    ("connect-src", "https://cdn.datatables.net/plug-ins/1.11.5/i18n/ja.json"),
+]
+
+
+def test_the_policy_lets_the_applications_pages_work_and_nothing_else():
+    text = render("site.conf.j2")
+    policy = re.search(r'\$edge_content_security_policy \{\s+default "";\s+"" "([^"]+)"', text)[1]
+    allowed = {words[0]: words[1:] for words in (part.split() for part in policy.split(";"))}
+    for kind, url in LOADED:
+        assert "/".join(url.split("/")[:3]) in allowed[kind], url
+    # Inline scripts and handlers (onclick) of the published application, styles of both and of the error pages.
+    assert "'unsafe-inline'" in allowed["script-src"] and "'unsafe-inline'" in allowed["style-src"]
+    used = {"/".join(url.split("/")[:3]) for _, url in LOADED} | {"'self'", "'none'", "'unsafe-inline'", "data:"}
+    assert {source for sources in allowed.values() for source in sources} == used
+    for templates in ("examples/shiftmaster/templates", "examples/rough", "examples/tiny"):
+        for page in (ROOT / templates).rglob("*.html"):
+            loaded = re.findall(r"""(?:src|href)=["'](https?:)?//([^/"']+)""", page.read_text(encoding="utf-8"))
+            assert loaded == [], page
+
+
 def test_unknown_names_can_be_refused():
     text = render("site.conf.j2", nginx_server_names=["shift.test"], nginx_refuse_unknown_hosts=True)
     parse(text)
@@ -375,7 +446,7 @@ METRICS = {
     "nginx_metrics_users": [{"name": "prometheus", "password": "pw"}],
     "nginx_metrics_locations": [
         {"path": "/shiftmaster/metrics", "upstream": SOCKET, "upstream_path": "/metrics"},
-        {"path": "/mtail/metrics", "upstream": "127.0.0.1:3903", "upstream_path": "/metrics"},
+        {"path": "/mtail/metrics", "upstream": "unix:/run/shiftmaster-mtail/mtail.sock", "upstream_path": "/metrics"},
     ],
 }
 
@@ -399,7 +470,7 @@ def test_what_the_metrics_listener_asks_takes_it_for_its_own_host():
     found = locations(servers(nginx_server_names=["shift.test"], **METRICS)["9443"])
     app, mtail = found["= /shiftmaster/metrics"], found["= /mtail/metrics"]
     assert values(app, "proxy_pass") == [["http://unix:/var/www/shiftmaster/active/socket:/metrics"]]
-    assert values(mtail, "proxy_pass") == [["http://127.0.0.1:3903/metrics"]]
+    assert values(mtail, "proxy_pass") == [["http://unix:/run/shiftmaster-mtail/mtail.sock:/metrics"]]
     sent = {words[0]: words[1] for words in values(app, "proxy_set_header")}
     # The application believes a caller without any of these, whose address is its socket.
     for name in ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Authorization"):

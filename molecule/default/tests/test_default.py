@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import private_keys
 import pytest
 from support import APP, PASSWORD, Operations
 
@@ -50,6 +51,13 @@ def test_units_are_enabled_and_none_failed(operations, colour):
     assert running.split() == ["active"] * 3
     enabled = operations.shell("systemctl list-unit-files --state=enabled --no-legend 'shiftmaster-*'", check=False)
     assert enabled.strip() == "", "a colour is enabled beside the link `active`: two facts"
+
+
+def test_private_keys_are_read_by_the_process_that_serves_them(operations):
+    readers = json.loads(operations.shell("python3 -", stdin=Path(private_keys.__file__).read_text(encoding="utf-8")))
+    readers = {path: names for path, names in readers.items() if not path.startswith("/etc/ssh/")}
+    # nginx reads the site's as root, before its workers start.
+    assert readers == {"/etc/ssl/private/shiftmaster.key": [], "/etc/ssl/shiftmaster/host.key": ["postgres"]}
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -20,8 +20,45 @@ def test_plain_http_is_sent_to_tls_under_the_sites_own_name(edge):
     assert answer.one("location") == "https://shift.test/a", "a redirect to a name that the client made up"
 
 
-def test_plain_http_on_the_tls_port_is_redirected(edge):
-    assert edge.get("/", url="http://shift.test:443").status == 301
+@pytest.mark.parametrize("name", ["shift.test:443", "www.shift.test", "evil.test", "evil.test:443", ""])
+def test_plain_http_on_the_tls_port_leads_to_a_name_of_the_site(edge, name):
+    answer = edge.get("/a?b=c", "-H", f"Host: {name}" if name else "Host;", url="http://shift.test:443")
+    if name == "":
+        assert answer.status == 400
+    else:
+        host = "www.shift.test" if name.startswith("www") else "shift.test"
+        assert (answer.status, answer.one("location")) == (301, f"https://{host}/a?b=c")
+
+
+def test_no_response_holds_a_name_that_the_client_made_up(edge):
+    """In every form in which a request can name a host, on each listener, of each kind of response."""
+    found = edge.ok(
+        "for url in http://shift.test https://shift.test http://shift.test:443 http://127.0.0.1:8000; do"
+        " for path in / /static/css/site.css /static/none.css /media/ /media /static /_edge /login/; do"
+        " for name in 'Host: ' 'X-Forwarded-Host: ' 'Forwarded: host=' 'X-Host: '; do"
+        " curl -sk -m 5 -o /dev/null -D - --resolve shift.test:80:127.0.0.1 --resolve shift.test:443:127.0.0.1"
+        ' -H "${name}evil.test" $url$path; done; done; done'
+    )
+    assert found.count("HTTP/") == 4 * 8 * 4 and "evil.test" not in found
+
+
+def test_the_application_sees_the_name_by_which_the_site_was_chosen(edge):
+    """A request line with a name of its own is what chooses the server; the Host header may say something else."""
+    seen, _ = edge.echo("--http1.1", "--request-target", "https://shift.test/echo", "-H", "Host: evil.test")
+    assert seen["host"] == "shift.test"
+
+
+def test_from_outside_only_names_of_the_site_are_served(edge):
+    address = edge.ok("hostname -I").split()[0]
+    ask = "curl -sk -m 5 -o /dev/null -w '%{http_code}' --resolve"
+    assert edge.ok(f"{ask} shift.test:443:{address} https://shift.test/") == "200"
+    # Before a certificate is shown, which names the site.
+    for name in (f"-k https://{address}/", f"{ask} other.test:443:{address} https://other.test/"):
+        done = edge.run(name if name.startswith("curl") else f"curl -s -m 5 {name}")
+        assert done.rc == 35, name
+    # This host itself: its checks, and people who come by a tunnel of ssh.
+    assert edge.ok("curl -sk -m 5 -o /dev/null -w '%{http_code}' https://127.0.0.1/") == "200"
+    assert edge.ok("curl -sk -m 5 -o /dev/null -w '%{http_code}' https://localhost/") == "200"
 
 
 def test_acme_challenges_pass_on_both_ports_and_in_maintenance(edge):
@@ -101,6 +138,7 @@ EXPECTED = {
     "strict-transport-security": "max-age=31536000",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
+POLICY = "content-security-policy"
 
 
 @pytest.mark.parametrize("path", ["/", "/static/css/site.css", "/static/none.css", "/echo?status=500"])
@@ -108,6 +146,8 @@ def test_security_headers_are_on_every_answer_once(edge, path):
     answer = edge.get(path)
     assert {name: answer.all(name) for name in EXPECTED} == {name: [value] for name, value in EXPECTED.items()}
     assert answer.one("server") == "nginx"
+    assert answer.all(POLICY) == [] and len(answer.all(f"{POLICY}-report-only")) == 1
+    assert {"default-src 'self'", "object-src 'none'"} <= set(answer.one(f"{POLICY}-report-only").split("; "))
 
 
 def test_the_applications_own_headers_win_but_not_about_tls(edge):
@@ -118,7 +158,7 @@ def test_the_applications_own_headers_win_but_not_about_tls(edge):
     }
     _, answer = edge.echo(query="&".join(f"set-{name}={value}" for name, value in own.items()))
     assert answer.all("x-frame-options") == ["SAMEORIGIN"]
-    assert answer.all("content-security-policy") == ["default-src"]
+    assert answer.all(POLICY) == ["default-src"] and answer.all(f"{POLICY}-report-only") == []
     assert answer.all("strict-transport-security") == [EXPECTED["strict-transport-security"]]
 
 
@@ -186,9 +226,33 @@ def test_logging_in_is_limited_by_address(edge):
     assert [answer.status for answer in statuses][:5] == [200] * 5
     assert statuses[-1].status == 429
     assert statuses[-1].one("retry-after") == "60"
-    assert "ログインの試行回数が多すぎます" in statuses[-1].body and "Too many attempts" in statuses[-1].body
+    assert "ログインの試行" in statuses[-1].body and "Too many requests" in statuses[-1].body
     assert edge.get("/login/", source="127.0.0.3").status == 200, "looking at the form is not an attempt"
     assert edge.get("/login/", "-d", "password=wrong", source="127.0.0.4").status == 200, "somebody else"
+
+
+def test_one_client_has_all_addresses_of_its_network(edge):
+    """Each attempt comes from another address of one network of 64 bits; then one from another network."""
+    networks = {"2001:db8:7:8": 24, "2001:db8:7:9": 1, "2001:db8::": 24}
+    if edge.run("ip -6 address add 2001:db8::99/128 dev lo").rc != 0:
+        pytest.skip("not run: no IPv6 on this machine")
+    seen = {}
+    try:
+        for network, count in networks.items():
+            addresses = [f"{network}:a:b:c:{n:x}".replace(":::", "::") for n in range(1, count + 1)]
+            edge.ok("; ".join(f"ip -6 address add {address}/128 dev lo" for address in addresses))
+            seen[network] = edge.ok(
+                "; ".join(
+                    f"curl -sk -m 5 -o /dev/null -w '%{{http_code}}\\n' --interface {address} -d password=wrong"
+                    f" --resolve 'shift.test:443:[2001:db8::99]' https://shift.test/login/"
+                    for address in addresses
+                )
+            ).split()
+    finally:
+        shown = "ip -6 address show dev lo scope global | awk '/inet6/ { print $2 }'"
+        edge.run(f"{shown} | xargs -n 1 -I {{}} ip -6 address del {{}} dev lo")
+    assert "429" in seen["2001:db8:7:8"] and "429" in seen["2001:db8::"], seen
+    assert seen["2001:db8:7:9"] == ["200"]
 
 
 def test_bodies_have_a_limit(edge):

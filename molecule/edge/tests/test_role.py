@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -169,10 +170,65 @@ def test_of_several_servers_a_post_is_given_to_one_only(edge):
 
 
 @pytest.mark.whole
-def test_unknown_names_are_refused_before_a_certificate_is_shown(edge):
-    done = edge.reconfigure(nginx_refuse_unknown_hosts=True)
-    assert done.rc == 0, done.out
-    other = edge.run("curl -sk --resolve other.test:443:127.0.0.1 https://other.test/")
-    known = edge.get("/", url="https://www.shift.test").status
+def test_unknown_names_can_be_served_and_the_policy_enforced(edge):
+    address = edge.ok("hostname -I").split()[0]
+    done = edge.reconfigure(
+        nginx_refuse_unknown_hosts=False, nginx_header_content_security_policy_enforced=True, nginx_server_names=[]
+    )
+    other = edge.run(f"curl -skI --resolve other.test:443:{address} https://other.test/")
+    plain = [edge.get("/", url=url).status for url in ("http://shift.test", "http://shift.test:443")]
     assert edge.reconfigure().rc == 0
-    assert other.rc == 35 and known == 200
+    assert done.rc == 0, done.out
+    assert other.rc == 0 and re.search(r"(?mi)^content-security-policy: default-src 'self';", other.stdout), (
+        other.stdout
+    )
+    assert plain == [400, 400], "without a name of the site there is nothing to redirect to"
+
+
+def test_a_directory_of_somebody_else_leads_root_nowhere(edge, unchanged):
+    """Whoever can write next to what root makes there puts a link in its place."""
+    edge.ok(
+        "install -d -o www-data /srv/theirs && install -d -m 0700 /root/victim && rm -rf /srv/theirs/*"
+        " && ln -s /root/victim /srv/theirs/maintenance && ln -s /root/victim/log /srv/theirs/access.log"
+    )
+    for wrong in (
+        {"nginx_maintenance_dir": "/srv/theirs/maintenance"},
+        {"nginx_maintenance_dir": "/srv/theirs/maintenance/below"},
+        {"nginx_access_log_path": "/srv/theirs/access.log"},
+        {"nginx_access_log_path": "/srv/theirs/other.log"},
+    ):
+        done = edge.reconfigure(**wrong)
+        assert done.rc != 0 and done.changed == 0, (wrong, done.out)
+        assert "/srv/theirs" in done.flat
+    assert edge.ok("stat -c %a /root/victim; ls /root/victim; ls /srv/theirs").split() == [
+        "700",
+        "access.log",
+        "maintenance",
+    ]
+
+
+@pytest.mark.whole
+def test_a_limit_that_leaves_no_room_is_rejected(edge, unchanged):
+    done = edge.reconfigure(nginx_requests_per_address=9000)
+    assert done.rc != 0 and done.changed == 0 and "nginx_requests_per_address" in done.flat
+
+
+@pytest.mark.whole
+def test_clients_of_a_trusted_proxy_are_told_apart(edge):
+    """One proxy in front, from which everything comes: the address that it names is the one that is counted."""
+    try:
+        done = edge.reconfigure(nginx_trusted_proxies=["127.0.0.3/32"], nginx_requests_per_address=1)
+        assert done.rc == 0, done.out
+        edge.ok(
+            "systemd-run --quiet --collect --unit=held curl -sk --max-time 30 --interface 127.0.0.3"
+            " -H 'X-Forwarded-For: 192.0.2.7' --resolve shift.test:443:127.0.0.1 'https://shift.test/slow?seconds=8'"
+        )
+        time.sleep(1)
+        seen = [
+            edge.get("/", "-H", f"X-Forwarded-For: {client}", source="127.0.0.3").status
+            for client in ("192.0.2.7", "192.0.2.8")
+        ]
+    finally:
+        edge.run("systemctl stop held")
+        assert edge.reconfigure().rc == 0
+    assert seen == [429, 200]

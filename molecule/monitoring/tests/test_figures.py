@@ -6,9 +6,11 @@ import json
 import re
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import mishaps
+import private_keys
 import pytest
 import yaml
 from support import PEAKS, ROOT, load
@@ -390,6 +392,34 @@ def test_exporters_are_locked_in(hosts, watch):
             assert "Uid:\t0" not in status, unit
             tried = host.shell(f"nsenter -t {pid} -m touch /etc/mishap /usr/mishap 2>&1", check=False)
             assert tried.count("Read-only") == 2, (unit, tried)
+
+
+def test_units_are_sandboxed(hosts, watch):
+    for host in (hosts.app, watch):
+        units = host.shell(
+            "systemctl list-units --plain --no-legend --all 'prometheus*.service' mtail.service nginx.service"
+            " grafana-server.service 'shiftmaster-container-metrics.service' | cut -d' ' -f1"
+        ).split()
+        assert units
+        report = host.shell(f"systemd-analyze security --no-pager {' '.join(units)}")
+        exposures = {unit: float(level) for unit, level in re.findall(r"level for (\S+): ([\d.]+)", report)}
+        assert set(exposures) == set(units) and {u: e for u, e in exposures.items() if e > 2.5} == {}
+
+
+def test_mtail_is_read_by_the_web_server_alone(hosts):
+    ask = (
+        "curl -sS -m 5 -o /dev/null -w '%{http_code}' --unix-socket /run/shiftmaster-mtail/mtail.sock http://x/metrics"
+    )
+    for user, status in {"www-data": "200", "nobody": "000", "shiftmaster": "000", "exporter-node": "000"}.items():
+        assert hosts.app.shell(f"runuser -u {user} -- {ask} 2>/dev/null", check=False) == status, user
+    assert ":3903 " not in hosts.app.shell("ss -Htln")
+
+
+def test_private_keys_are_read_by_the_processes_that_serve_them(hosts):
+    readers = json.loads(hosts.app.shell("python3 -", stdin=Path(private_keys.__file__).read_text(encoding="utf-8")))
+    serving = {"postgres", *(f"prometheus-{name}-exporter.service" for name in ("node", "postgres", "redis", "nginx"))}
+    assert set(readers.pop("/etc/ssl/shiftmaster/host.key")) == serving
+    assert {path: names for path, names in readers.items() if names} == {}
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

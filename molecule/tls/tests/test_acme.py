@@ -23,7 +23,7 @@ def test_nginx_serves_what_the_acme_server_issued(host, site):
     assert site.served() == site.file()
     # with the chain, or browsers would not trust it
     assert int(host.check_output("grep -c BEGIN /etc/ssl/certs/shiftmaster.crt")) >= 2
-    assert host.check_output("stat -c %a:%U:%G /etc/ssl/private/shiftmaster.key") == "640:root:ssl-cert"
+    assert host.check_output("stat -c %a:%U:%G /etc/ssl/private/shiftmaster.key") == "600:root:root"
 
 
 def test_debians_timer_renews_and_nginx_serves_the_new_one_without_a_restart(host, site, due):

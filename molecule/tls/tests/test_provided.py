@@ -13,7 +13,7 @@ def test_nginx_serves_the_provided_one_with_its_chain(host, site, folder):
     good = (folder / "provided/good.crt").read_text()
     assert host.file("/etc/ssl/certs/shiftmaster.crt").content_string.strip() == good.strip()
     assert site.served() == site.file()
-    assert host.check_output("stat -c %a:%U:%G /etc/ssl/private/shiftmaster.key") == "640:root:ssl-cert"
+    assert host.check_output("stat -c %a:%U:%G /etc/ssl/private/shiftmaster.key") == "600:root:root"
 
 
 def test_the_report_names_the_end_of_each_certificate(host, site):

@@ -1,0 +1,39 @@
+"""Metrics of a service that listens on a socket of the host only."""
+
+from __future__ import annotations
+
+import http.server
+import socketserver
+import threading
+
+import pytest
+from ansible.module_utils.shiftmaster import figures
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+
+class Metrics(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/metrics" else 404)
+        self.end_headers()
+        self.wfile.write(b"build_info 1\n")
+
+    def address_string(self):
+        return "socket"
+
+    def log_message(self, *_arguments):
+        pass
+
+
+def test_a_socket_is_asked_as_nginx_writes_it(tmp_path):
+    path = tmp_path / "service.sock"
+    with Server(str(path), Metrics) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        status, text = figures.get(f"http://unix:{path}:/metrics")
+        assert status == 200 and figures.value_of(text, "build_info") == 1
+        assert figures.get(f"http://unix:{path}:/other")[0] == 404
+        server.shutdown()
+    with pytest.raises(OSError):
+        figures.get(f"http://unix:{path}:/metrics", timeout=1)
