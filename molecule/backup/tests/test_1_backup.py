@@ -9,6 +9,7 @@ import pytest
 from support import kill_here, wait_for
 
 
+@pytest.mark.sample
 def test_everything_is_saved_and_proven(backups, first):
     assert set(first["parts"]) == {"database", "logical", "files", "configuration"}
     database = first["parts"]["database"]

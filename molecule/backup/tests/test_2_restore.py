@@ -144,6 +144,7 @@ def test_files_and_configuration(operations, backups, data):
     assert backups.shell(f"sha256sum {MEDIA}/plan.pdf {KEY}; stat -c '%U:%G %a' {MEDIA}/plan.pdf {KEY}") == before
 
 
+@pytest.mark.sample
 def test_the_moment_before_a_dropped_table(operations, backups, data):
     """Exact to the transaction: the last row before it is there, what came later is not."""
     for number in range(20):
@@ -153,7 +154,7 @@ def test_the_moment_before_a_dropped_table(operations, backups, data):
     # A task that would come to data that is not there any more.
     operations.shell("systemctl stop 'shiftmaster-worker@*'")
     operations.python("from roster import tasks\ntasks.record_run.delay('of-the-future', 0)")
-    run = operations.run(RESTORE, target=moment, confirm=HOST, timeout=3000)
+    run = operations.run(RESTORE, target=moment, confirm=operations.host, timeout=3000)
     assert run.code == 0, run.output[-6000:]
     assert backups.sql("SELECT count(*), max(id) FROM precious") == "5020|9019"
     assert operations.serves(60) == "2.0.0"

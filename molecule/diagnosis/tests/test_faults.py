@@ -209,11 +209,6 @@ FIXED_AS_SAID = (
 MENDS = re.compile(
     r"(systemctl (start|stop|restart|kill|reload) |nft delete |nginx -t|kill \d|sudo -u postgres |ansible \S+ --become )"
 )
-# What `make test` runs of them.
-SAMPLE = (
-    "secret missing", "socket gone", "static missing", "permission wrong", "refused by hba", "wrong password", "inodes gone",
-    "disk full by log", "firewall rule", "nginx stopped", "upstream wrong", "certificate expired",
-)  # fmt: skip
 ids = [re.sub(r"\W", "-", name) for name in FAULTS]
 
 
@@ -245,7 +240,7 @@ def assert_fixed_as_said(operations, seen) -> None:
     assert rule not in again.names, f"{commands}: {again.output[-4000:]}"
 
 
-@pytest.mark.whole(*(re.sub(r"\W", "-", name) for name in SAMPLE))
+@pytest.mark.sample("firewall-rule")
 @pytest.mark.parametrize("name", FAULTS, ids=ids)
 def test_the_true_cause_comes_first(operations, facts, name):
     rule, injure, mend = FAULTS[name]

@@ -159,7 +159,7 @@ def schema_is_ahead(operations) -> bool:
     return "0003_" in operations.shell(f'runuser -u postgres -- psql -qtAd shiftmaster -c "{migrations}"')
 
 
-@pytest.mark.whole("handover")
+@pytest.mark.sample("handover")
 @pytest.mark.parametrize("point", POINTS)
 def test_kill_at_point(operations, point):
     settings = NEEDS.get(point, {})
@@ -243,7 +243,6 @@ def test_the_module_outlives_its_run(operations):
     assert_converged(operations)
 
 
-@pytest.mark.whole("watch")
 @pytest.mark.parametrize("point", REBOOTS)
 def test_reboot_at_point(operations, point):
     process = start_and_reach(operations, point)

@@ -137,6 +137,7 @@ def comes_and_goes(alerting, capsys, *fault, **more) -> float:
     return took
 
 
+@pytest.mark.sample
 def test_the_application_is_down(hosts, alerting, capsys):
     took = comes_and_goes(
         alerting, capsys, "ShiftMasterDown", mishaps.units_stopped(hosts.app, "shiftmaster.service"), EVERYBODY,
@@ -221,7 +222,6 @@ LASTING = {
     "BackupMissing": lambda hosts: (mishaps.backups_missing(hosts.app), TOLD, "", 1200),
 }
 FAULTS = {**QUICK, **LASTING}
-SAMPLE = ("DatabaseLockWait",)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,6 @@ def faults(request, hosts, alerting):
             fault.mend()
 
 
-@pytest.mark.whole(*SAMPLE)
 @pytest.mark.parametrize("alert", QUICK)
 def test_a_fault_arrives(faults, capsys, alert):
     faults[alert].arrives(capsys)
@@ -263,7 +262,6 @@ def test_the_diagnosis_lists_what_fires(faults, hosts):
     assert {"ExporterDown", "UnitFailed", "CeleryWorkersDown"} <= set(listed), run.output
 
 
-@pytest.mark.whole(*SAMPLE)
 @pytest.mark.parametrize("alert", FAULTS)
 def test_a_fault_is_resolved(faults, capsys, alert):
     for fault in faults.values():
