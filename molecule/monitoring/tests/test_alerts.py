@@ -146,7 +146,6 @@ def test_the_application_is_down(hosts, alerting, capsys):
     assert took <= 60
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("host", ["app", "standby"])
 def test_a_database_is_down(hosts, alerting, capsys, host):
     place = vars(hosts)[host]
@@ -189,7 +188,6 @@ def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> 
     wait_for(lambda: not watch.query("up == 0"), 300, "all up again")
 
 
-@pytest.mark.whole
 def test_the_host_with_everything_is_one_message_to_each_receiver(hosts, alerting, watch, capsys):
     one_message_to_each_receiver(alerting, watch, hosts.app, {"ExporterDown", "ShiftMasterDown"}, capsys)
     assert hosts.app.serves(120) == "2.0.0"
@@ -247,13 +245,11 @@ def test_a_fault_arrives(faults, capsys, alert):
     faults[alert].arrives(capsys)
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("alert", LASTING)
 def test_a_fault_arrives_after_a_while(faults, capsys, alert):
     faults[alert].arrives(capsys)
 
 
-@pytest.mark.whole
 def test_the_diagnosis_lists_what_fires(faults, hosts):
     run = hosts.watch.run("playbooks/diagnose.yml", language="en")
     # Ansible breaks long lines.
@@ -271,7 +267,6 @@ def test_a_fault_is_resolved(faults, capsys, alert):
 
 # The last: for a quarter of an hour Prometheus repeats that the other host is back, and Alertmanager tells it again
 # with what is new of the same name.
-@pytest.mark.whole
 def test_the_standby_s_host_is_one_message_to_each_receiver(hosts, alerting, watch, capsys):
     """On which much is, and which the primary's slot waits for."""
     one_message_to_each_receiver(alerting, watch, hosts.standby, {"ExporterDown", "ReplicationSlotInactive"}, capsys)

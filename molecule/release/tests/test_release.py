@@ -58,7 +58,6 @@ def test_a_second_run_changes_nothing(operations):
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
 
 
-@pytest.mark.whole
 def test_restart_by_hand_fails_no_request(operations):
     """`systemctl restart shiftmaster`, as operators type it, goes through the other colour."""
     colour = operations.shell("readlink /var/www/shiftmaster/active")
@@ -99,7 +98,6 @@ def test_rollback_behind_a_contract_migration(operations):
     assert operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
 
 
-@pytest.mark.whole
 def test_rollback_by_restoring_the_safety_copy(operations):
     """schema=restore brings the data from before the migration back and states what is lost."""
     assert operations.deploy("2.2.0", shiftmaster_allow_contract=True, **FAST).code == 0
@@ -111,7 +109,6 @@ def test_rollback_by_restoring_the_safety_copy(operations):
     assert late.strip() == "0"
 
 
-@pytest.mark.whole
 def test_rollbacks_twice_forward_and_to_a_name(operations):
     assert operations.rollback().code == 0
     assert operations.serves() == "2.0.0"
