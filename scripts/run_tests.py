@@ -155,7 +155,8 @@ def affected(steps: list[Step], since: str) -> list[Step]:
         sys.exit(f"ERROR: There is no commit {since!r} here.")
     record, found = verification.load(), [step for step in steps if verification.has_changed(step, since)]
     passed = [step.name for step in found if verification.is_verified(step, record)]
-    say(f"{len(verification.changed_since(since))} files differ from {since[:12]}; they touch {len(found)} steps")
+    names = ", ".join(step.name for step in found)
+    say(f"{len(verification.changed_since(since))} files differ from {since[:12]}; they touch {names}")
     if passed:
         say(f"passed already on what is here: {', '.join(passed)}")
     return [step for step in found if step.name not in passed]
