@@ -285,7 +285,7 @@ class Runner:
         signal.signal(signal.SIGINT, self.interrupt)
         LOGS.mkdir(parents=True, exist_ok=True)
         last_shown = time.monotonic()
-        say(f"{len(self.steps)} steps; {self.left()}")
+        say(f"{len(self.steps)} step{'s' * (len(self.steps) > 1)}; {self.left()}")
         try:
             while not self.interrupted:
                 self.start_what_can_start()
