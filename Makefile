@@ -6,7 +6,7 @@ SHELL_SCRIPTS := .ci/run molecule/closed/files/prepare_folders scripts/apt_folde
 RUN := .venv/bin/python scripts/run_tests.py
 DEMO := .venv/bin/python scripts/demo.py
 
-.PHONY: help bootstrap docker images lint format unit readme alerts test test-all test-rest bench lock clean \
+.PHONY: help bootstrap docker images lint format unit readme alerts test test-affected test-all test-rest bench lock clean \
 	demo demo-deploy demo-rollback demo-health demo-clean
 
 help: ## Show this list
@@ -50,19 +50,23 @@ alerts: bootstrap ## Write the alert rules, their tests and the runbooks from mo
 	python scripts/alerts.py
 	python scripts/alert_tests.py
 
-test: images ## What .ci/run runs: lint, unit tests and a sample of the scenarios
+test: docker ## What .ci/run runs: lint, unit tests, and scenarios chosen by what a regression would cost
+	@scripts/images base trixie
 	@$(RUN) test
 
-test-all: images ## Every proof; writes docs/verification.md
-	@$(RUN) all; result=$$?; .venv/bin/python scripts/verification.py && exit $$result
+test-affected: images ## The steps that the changes since a commit touch, completely (SINCE=commit; else since the branch began)
+	@$(RUN) affected $(SINCE)
 
-test-rest: images ## What a whole run has not passed (AGAIN='step ...': what other code touches); docs/verification.md
-	@$(RUN) rest $(AGAIN); result=$$?; .venv/bin/python scripts/verification.py && exit $$result
+test-all: images ## Every step
+	@$(RUN) all
+
+test-rest: images ## The steps that have not passed on what is here: goes on with an interrupted test-all
+	@$(RUN) rest
 
 bench: images ## Measurements, side by side
 	@$(RUN) bench
 
-scenario-%: images ## (make scenario-base) One scenario of molecule/
+scenario-%: images ## (make scenario-base) One scenario of molecule/, or another step of scripts/steps.yml
 	@$(RUN) $*
 
 demo: docker ## ShiftMaster on a container that plays the host (VERSION=2.0.0)

@@ -1,21 +1,24 @@
 #!/usr/bin/env python3
-"""Runs the steps of scripts/steps.yml, two or three at a time, and says how each ended.
+"""Runs the steps of scripts/steps.yml, two or three at a time, and reports how each ended.
 
-  scripts/run_tests.py test           the sample
-  scripts/run_tests.py all            everything; what happened is kept in .cache/results.json
-  scripts/run_tests.py rest [NAME...] what did not pass in that run (it may have been ended); of a run on another
-                                      machine docs/verification.md says it. Where the code has changed since, the
-                                      passed steps that this touches have to be named, and are run again
-  scripts/run_tests.py bench          the measurements
-  scripts/run_tests.py NAME...        these steps; a scenario that the file does not list is run too
+  scripts/run_tests.py test               what `make test` runs
+  scripts/run_tests.py affected [COMMIT]  the steps that cover what has changed since a commit, uncommitted changes
+                                          included; without one since the branch left its upstream, origin/main or main
+                                          (the first that differs from HEAD), else since HEAD~1
+  scripts/run_tests.py rest               the steps that have not passed on what they cover now
+  scripts/run_tests.py all                all of these steps
+  scripts/run_tests.py bench              the measurements
+  scripts/run_tests.py NAME...            these steps; a scenario that the file does not list is run too
+  scripts/run_tests.py page               write docs/verification.md again
 
+`affected` leaves out what has passed already on what it covers now: the same command continues an interrupted run.
+Every step that ran completely is noted in docs/verification.json (scripts/verification.py), with how long it took.
 Each step's output is in .cache/logs/<name>.log. Where a scenario fails, the journal, the failed units and the logs
 of its hosts are kept in .cache/failures/<name>/. Hosts are removed in every case; KEEP=1 leaves those of a failed one.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -24,7 +27,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import verification
@@ -34,12 +37,12 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
 LOGS = CACHE / "logs"
 FAILURES = CACHE / "failures"
-RESULTS = verification.RESULTS
 AT_ONCE = 2
 # A third one while two leave a processor idle: they often wait for a service or a clock. As the load average has it,
 # which knows of what began a minute ago.
 MOST_AT_ONCE = 3
 SETTLED_SECONDS = 60
+POLL_SECONDS = 0.3
 LABEL = "shiftmaster-ops.scenario"
 TAIL_LINES = 60
 SHOW_RUNNING_EVERY_SECONDS = 60
@@ -53,10 +56,6 @@ CLOSING_LINE = re.compile(
 # What pytest says at the end of a test that failed; molecule has lines that begin so, too.
 BROKEN_LINE = re.compile(r"^(FAILED|ERROR) \S+\.py\b")
 
-# Where the tests of a step are that is no scenario.
-TESTS = {"rules": ["monitoring/cases", "monitoring/rule_tests"], "package": ["tests/unit"], "unit": ["tests/unit"]}
-# What a changed line may break whatever it is in.
-ALWAYS_AGAIN = ("lint", "unit")
 NOT_RUN, RUNNING, PASSED, FAILED = "not run", "running", "passed", "failed"
 
 
@@ -66,16 +65,21 @@ class Step:
     proves: str = ""
     label: str = "executed on the real package"
     run: str = ""
-    sample: bool = False
-    bench: bool = False
+    suites: list[str] = field(default_factory=lambda: ["all"])
+    covers: list[str] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
     needs: str = ""
     alone: bool = False
     commit: bool = False
     minutes: float = 20
+    # How long it takes, as far as that is known.
+    expected: float | None = None
     result: str = NOT_RUN
     seconds: float = 0.0
     note: str = ""
     closing: list[str] = field(default_factory=list)
+    # The commit and the changes that it began with.
+    state: tuple = ()
 
     @property
     def broken(self) -> list[str]:
@@ -113,8 +117,19 @@ class Step:
         )
 
 
+def flat(patterns: list) -> list[str]:
+    """Patterns, of which some are lists of an area."""
+    return [one for item in patterns for one in (flat(item) if isinstance(item, list) else [item])]
+
+
 def load_steps() -> list[Step]:
-    return [Step(**item) for item in yaml.safe_load((ROOT / "scripts/steps.yml").read_text())["steps"]]
+    steps = []
+    for item in yaml.safe_load((ROOT / "scripts/steps.yml").read_text())["steps"]:
+        step = Step(**{**item, "covers": flat(item.get("covers", []))})
+        if step.is_scenario:
+            step.covers.append(f"molecule/{step.name}/*")
+        steps.append(step)
+    return steps
 
 
 def unlisted(name: str) -> Step:
@@ -122,17 +137,45 @@ def unlisted(name: str) -> Step:
     hosts = "".join(
         path.read_text(encoding="utf-8") for path in (ROOT / "molecule" / name / "inventory").rglob("*.yml")
     )
-    return Step(name, needs="default" if "deployed:trixie" in hosts else "", minutes=150)
+    return Step(name, suites=[], needs="default" if "deployed:trixie" in hosts else "", minutes=150)
+
+
+def default_since() -> str:
+    head = (verification.git("rev-parse", "HEAD") or "").strip()
+    for name in ("@{upstream}", "origin/main", "main"):
+        base = (verification.git("merge-base", "HEAD", name) or "").strip()
+        if base and base != head:
+            return base
+    return "HEAD~1"
+
+
+def affected(steps: list[Step], since: str) -> list[Step]:
+    """The steps that cover what has changed; those of them that have passed on it already are named and left out."""
+    if verification.changed_since(since) is None:
+        sys.exit(f"ERROR: There is no commit {since!r} here.")
+    record, found = verification.load(), [step for step in steps if verification.has_changed(step, since)]
+    passed = [step.name for step in found if verification.is_verified(step, record)]
+    names = ", ".join(step.name for step in found)
+    say(f"{len(verification.changed_since(since))} files differ from {since[:12]}; they touch {names}")
+    if passed:
+        say(f"passed already on what is here: {', '.join(passed)}")
+    return [step for step in found if step.name not in passed]
 
 
 def select(steps: list[Step], words: list[str]) -> list[Step]:
+    every = [step for step in steps if "all" in step.suites]
     if words == ["all"]:
-        return [step for step in steps if not step.bench]
+        return every
+    if words == ["rest"]:
+        record = verification.load()
+        return [step for step in every if not verification.is_verified(step, record)]
+    if words[0] == "affected":
+        return affected(every, words[1] if words[1:] else default_since())
     if words == ["test"]:
-        # The sample measures nothing; what has to be alone elsewhere runs beside another here, with less load.
-        return [replace(step, alone=False) for step in steps if step.sample and not step.bench]
+        # It measures nothing; what has to be alone elsewhere runs next to another one here, with less load.
+        return [replace(step, alone=False) for step in steps if "test" in step.suites]
     if words == ["bench"]:
-        return [step for step in steps if step.bench]
+        return [step for step in steps if "bench" in step.suites]
     known = {step.name: step for step in steps}
     chosen = []
     for word in words:
@@ -143,6 +186,30 @@ def select(steps: list[Step], words: list[str]) -> list[Step]:
         else:
             sys.exit(f"ERROR: There is no step or scenario {word!r}: {', '.join(known)}.")
     return chosen
+
+
+def time_left(steps: list[Step], running: dict) -> tuple[float, list[str]]:
+    """Seconds until the last step ends, at the pace of those that have ended, and the steps of unknown duration.
+
+    As two run at a time. running: {name: seconds since its start}.
+    """
+    ended = [step for step in steps if step.result == PASSED and step.expected]
+    expected = sum(step.expected for step in ended)
+    pace = sum(step.seconds for step in ended) / expected if expected > SETTLED_SECONDS else 1
+    unknown = [step.name for step in steps if step.result in (NOT_RUN, RUNNING) and not step.note and not step.expected]
+    free, end = [0.0] * AT_ONCE, {}
+    # Those that run first: they have their places already.
+    for step in sorted(steps, key=lambda step: step.name not in running):
+        if step.name in running:
+            begin = 0.0
+        elif step.result == NOT_RUN and not step.note:
+            begin = max(max(free) if step.alone else min(free), end.get(step.needs, 0.0))
+        else:
+            continue
+        free.sort()
+        end[step.name] = begin + max(0.0, (step.expected or 0) * pace - running.get(step.name, 0))
+        free = [end[step.name]] * AT_ONCE if step.alone else [*free[1:], end[step.name]]
+    return max(free), unknown
 
 
 def say(text: str) -> None:
@@ -207,8 +274,8 @@ def remove_hosts(scenario: str) -> None:
 
 
 class Runner:
-    def __init__(self, steps: list[Step], keep=lambda: None) -> None:
-        """keep is called behind each step, so that a run that dies leaves what it had."""
+    def __init__(self, steps: list[Step], keep=lambda step: None) -> None:
+        """keep is called with each step that has ended, so that a run that dies leaves what it had."""
         self.steps, self.keep = steps, keep
         self.running: dict[str, tuple[Step, subprocess.Popen, float]] = {}
         self.interrupted = False
@@ -218,18 +285,18 @@ class Runner:
         signal.signal(signal.SIGINT, self.interrupt)
         LOGS.mkdir(parents=True, exist_ok=True)
         last_shown = time.monotonic()
+        say(f"{len(self.steps)} step{'s' * (len(self.steps) > 1)}; {self.left()}")
         try:
             while not self.interrupted:
                 self.start_what_can_start()
                 if not self.running:
                     break
-                time.sleep(0.3)
+                time.sleep(POLL_SECONDS)
                 self.collect()
                 if time.monotonic() - last_shown > SHOW_RUNNING_EVERY_SECONDS:
                     last_shown = time.monotonic()
-                    say(
-                        "...      " + ", ".join(f"{s.name} {last_shown - t:.0f} s" for s, _, t in self.running.values())
-                    )
+                    running = ", ".join(f"{s.name} {last_shown - t:.0f} s" for s, _, t in self.running.values())
+                    say(f"...      {running}; {self.left()}")
         finally:
             for step, process, began in list(self.running.values()):
                 self.end(process)
@@ -237,6 +304,12 @@ class Runner:
                 remove_hosts(step.name)
             self.summary()
         return all(step.result == PASSED for step in self.steps)
+
+    def left(self) -> str:
+        now = time.monotonic()
+        seconds, unknown = time_left(self.steps, {name: now - began for name, (_, _, began) in self.running.items()})
+        without = f", without {', '.join(unknown)}: not known" if unknown else ""
+        return f"about {seconds / 60:.0f} minutes left{without}"
 
     def interrupt(self, number, frame) -> None:
         self.interrupted = True
@@ -270,7 +343,7 @@ class Runner:
         say(f"start    {step.name}")
         shutil.rmtree(FAILURES / step.name, ignore_errors=True)
         remove_hosts(step.name)
-        step.result = RUNNING
+        step.result, step.state = RUNNING, verification.present()
         with step.log.open("wb") as log:
             process = subprocess.Popen(
                 ["bash", "-o", "pipefail", "-c", step.script(alone=step.needs not in {s.name for s in self.steps})],
@@ -307,7 +380,7 @@ class Runner:
                     kept = bool(os.environ.get("KEEP"))
             if not kept:
                 remove_hosts(step.name)
-            self.keep()
+            self.keep(step)
 
     @staticmethod
     def end(process: subprocess.Popen) -> None:
@@ -337,8 +410,15 @@ class Runner:
         )
 
 
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+def not_covered(steps: list[Step], chosen: list[Step]) -> str:
+    """What `make test` leaves to the complete runs."""
+    part = {name for step in chosen for name in step.samples}
+    rest = [step.name for step in steps if "all" in step.suites and (step.name in part or "test" not in step.suites)]
+    return (
+        "\nNot covered (`make test-affected` runs what a change touches completely, `make test-all` everything):\n"
+        f"  of these one or a few tests ran: {', '.join(name for name in rest if name in part)}\n"
+        f"  of these none ran: {', '.join(name for name in rest if name not in part)}"
+    )
 
 
 def main() -> int:
@@ -346,77 +426,34 @@ def main() -> int:
     if not words or words[0].startswith("-"):
         print(__doc__)
         return 0 if words else 2
-    results = {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", ".", ":(exclude)docs/verification.md")),
-        "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-    }
-    if words[0] == "rest":
-        return rest(results, words[1:])
-    steps = select(load_steps(), words)
-    if not steps:
-        sys.exit(f"ERROR: scripts/steps.yml has no steps for {' '.join(words)}.")
-
-    def keep() -> None:
-        if words == ["all"]:
-            entries = [dict(asdict(step), result=step.result.replace(RUNNING, NOT_RUN)) for step in steps]
-            RESULTS.write_text(json.dumps(dict(results, steps=entries), indent=2))
-
-    good = Runner(steps, keep).run()
-    keep()
-    return 0 if good else 1
-
-
-def changed_since(commit: str, missing: list[str]) -> list[str] | None:
-    """The files that have changed since a commit, but the page of results and tests of steps that have not passed.
-
-    A test that was wrong may be mended. None where the commit is not here.
-    """
-    own = [f":(exclude){folder}" for name in missing for folder in TESTS.get(name, [f"molecule/{name}/tests"])]
-    compared = ["git", "diff", "--name-only", commit, "HEAD", "--", ".", ":(exclude)docs/verification.md", *own]
-    done = subprocess.run(compared, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.splitlines() if done.returncode == 0 else None
-
-
-def rest(now: dict, again: list[str]) -> int:
-    """Run what did not pass in the last whole run, and what is named; the results say that it was not the first."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else verification.read(verification.PAGE.read_text())
-    missing = [entry["name"] for entry in results["steps"] if entry["result"] != PASSED]
-    before = {entry["name"]: entry["result"] for entry in results["steps"]}
-    if unknown := set(again) - set(before):
-        sys.exit(f"ERROR: The last whole run had no {', '.join(sorted(unknown))}.")
-    changed = changed_since(results["commit"], missing)
-    # What a rest before this one was told of is not asked for again.
-    new = changed_since(results.get("last") or results["commit"], missing)
-    if results["dirty"] or now["dirty"] or changed is None or new is None:
-        sys.exit("ERROR: The last whole run was of other code: run `make test-all`.")
-    if new and not again:
-        sys.exit(
-            "ERROR: The last whole run was of other code. Since then have changed:\n  "
-            + "\n  ".join(new)
-            + "\nName the passed steps that this touches (`make test-rest AGAIN='...'`), or run `make test-all`."
-        )
-    wanted = {*missing, *again, *(ALWAYS_AGAIN if new else ())}
-    steps = [step for step in load_steps() if step.name in wanted]
-    if not steps:
-        say("all of the last whole run passed")
+    every = load_steps()
+    complete = [step for step in every if "all" in step.suites]
+    if words == ["page"]:
+        verification.save(complete, verification.load())
         return 0
+    steps = select(every, words)
+    if not steps:
+        say("there is nothing to run")
+        return 0
+    record = verification.load()
+    for step in steps:
+        # `make test` has no durations but those of steps.yml: there a step may be a part of itself.
+        if words != ["test"]:
+            step.expected = record.get(step.name, {}).get("seconds", step.expected)
 
-    def keep() -> None:
-        ran = {step.name: asdict(step) for step in steps if step.result in (PASSED, FAILED)}
-        for name, entry in ran.items():
-            again_at = f"run again {now['started']} on {now['commit'][:12]}, before: {before[name]}"
-            entry["note"] = "; ".join(filter(None, [entry["note"], again_at]))
-        kept = dict(
-            results,
-            changed=changed,
-            last=now["commit"],
-            steps=[ran.get(entry["name"], entry) for entry in results["steps"]],
-        )
-        RESULTS.write_text(json.dumps(kept, indent=2))
+    def keep(step: Step) -> None:
+        if words == ["test"] or "all" not in step.suites:
+            return
+        # Read again: another run may have noted something.
+        record = verification.load()
+        if verification.note(record, step, step.result == PASSED, step.state):
+            verification.save(complete, record)
+        else:
+            say(f"         {step.name}: not noted in {verification.RECORD}: it covers uncommitted changes")
 
     good = Runner(steps, keep).run()
-    keep()
+    if words == ["test"]:
+        print(not_covered(every, steps), flush=True)
     return 0 if good else 1
 
 

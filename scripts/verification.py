@@ -1,91 +1,116 @@
-#!/usr/bin/env python3
-"""Writes docs/verification.md from what `scripts/run_tests.py all` did (.cache/results.json), and reads it back."""
+"""The record of complete runs (docs/verification.json), and the page that shows it (docs/verification.md).
+
+A step is verified where it passed on a commit and nothing that it covers (scripts/steps.yml) has changed since.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-import sys
+import subprocess
+import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / ".cache/results.json"
-PAGE = ROOT / "docs/verification.md"
-LAST = "It was gone on with on "
-CHANGED = "What does not say so below passed before these changed: "
-MARKS = {"passed": "✅ passed", "failed": "❌ failed", "not run": "not run"}
+RECORD, PAGE = Path("docs/verification.json"), Path("docs/verification.md")
+HEAD = """# Verification
+
+Written by `make test-all`, `make test-affected` and each other complete run of a step: the last commit on which the
+step passed, and whether anything that it covers (`scripts/steps.yml`) differs from it. *Executed on the real package*:
+the service itself ran in a Debian container with systemd. *Executed on a stand-in*: a minimal package of the same name,
+users, paths and unit took its place. *Schema-checked*: nothing was started.
+"""
 
 
-def cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else None
 
 
-def changed(results: dict) -> list[str]:
-    """What a run that was gone on with on other code says of it."""
-    files = ", ".join(f"`{name}`" for name in results.get("changed") or [])
-    return [f"{LAST}`{results['last'][:12]}`. {CHANGED}{files}."] if files else []
+@functools.cache
+def changed_since(commit: str) -> frozenset | None:
+    """The files that differ from a commit, uncommitted ones included; None where there is no such commit."""
+    changed = git("diff", "--name-only", "--no-renames", "-z", commit, "--")
+    if changed is None:
+        return None
+    new = git("ls-files", "--others", "--exclude-standard", "-z") or ""
+    return frozenset(name for name in (changed + new).split("\0") if name) - {str(RECORD), str(PAGE)}
 
 
-def render(results: dict) -> str:
+def present() -> tuple:
+    """The commit, and the files that differ from it."""
+    changed_since.cache_clear()
+    commit = (git("rev-parse", "HEAD") or "").strip()
+    return commit, changed_since(commit) or frozenset()
+
+
+def covered(step, files) -> bool:
+    return any(fnmatchcase(name, pattern) for name in files for pattern in step.covers)
+
+
+def load() -> dict:
+    path = ROOT / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def has_changed(step, commit: str) -> bool | None:
+    """Whether anything that the step covers differs from a commit; None where there is no such commit."""
+    changed = changed_since(commit)
+    return None if changed is None else covered(step, changed)
+
+
+def is_verified(step, record: dict) -> bool:
+    entry = record.get(step.name, {})
+    return "commit" in entry and "failed" not in entry and has_changed(step, entry["commit"]) is False
+
+
+def note(record: dict, step, passed: bool, state: tuple) -> bool:
+    """Note how a complete run of a step ended that began in this state; not where it covers uncommitted changes."""
+    commit, changed = state[0][:12], state[1]
+    if not commit or covered(step, changed):
+        return False
+    before = record.get(step.name, {})
+    if not passed:
+        record[step.name] = {**before, "failed": commit}
+        return True
+    retries = [found[0] for line in step.closing if (found := re.search(r"\d+ reruns?", line))]
+    if "failed" in before and has_changed(step, before["failed"]) is False:
+        retries.append(f"failed on `{before['failed']}`")
+    record[step.name] = {
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "seconds": round(step.seconds),
+        "tests": "; ".join(step.closing),
+        **({"retry": ", ".join(retries)} if retries else {}),
+    }
+    return True
+
+
+def render(steps: list, record: dict) -> str:
     lines = [
-        "# Verification",
+        HEAD,
+        f"As of commit `{present()[0][:12]}`.",
         "",
-        "Written by `make test-all`: what was proven, on which commit, and how. *Executed on the real package*: the",
-        "service itself ran in a Debian container with systemd. *Executed on a stand-in*: a minimal package of",
-        "the same name, users, paths and unit took its place. *Schema-checked*: nothing was started.",
-        "",
-        f"Commit `{results['commit'][:12]}`{' with changes not committed' if results['dirty'] else ''},"
-        f" begun {results['started']}.",
-        *changed(results),
-        "",
-        "| proof | what it shows | label | result | seconds | tests |",
-        "|---|---|---|---|---:|---|",
+        "| step | what it shows | label | passed on | date | changed since | retry |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for step in results["steps"]:
-        tests = "; ".join(step["closing"])
-        note = f" ({step['note']})" if step["note"] else ""
-        lines.append(
-            f"| {step['name']} | {cell(step['proves'])} | {step['label']} | {MARKS[step['result']]}{cell(note)} "
-            f"| {step['seconds']:.0f} | {cell(tests)} |"
-        )
+    for step in steps:
+        entry = record.get(step.name, {})
+        if "commit" in entry:
+            since = {True: "yes", False: "no", None: "unknown"}[has_changed(step, entry["commit"])]
+            cells = [f"`{entry['commit']}`", entry["date"], since]
+        else:
+            cells = ["never", "", ""]
+        retry = f"❌ failed on `{entry['failed']}`" if "failed" in entry else entry.get("retry", "")
+        cells = [step.name, step.proves, step.label, *cells, retry]
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|").strip() for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def read(page: str) -> dict:
-    """What render() was given, as far as the page says it: enough to go on with the run, on another machine too."""
-    head = re.search(r"^Commit `(\w+)`( with changes not committed)?, begun (.*)\.$", page, re.M)
-    results = {"commit": head[1], "dirty": bool(head[2]), "started": head[3], "steps": []}
-    if CHANGED in page:
-        results["last"] = re.search(rf"^{LAST}`(\w+)`", page, re.M)[1]
-        results["changed"] = re.findall(r"`([^`]+)`", page.partition(CHANGED)[2].partition("\n")[0])
-    for line in page.splitlines():
-        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        if len(cells) != 6 or cells[0] == "proof" or set(line) <= set("|-:"):
-            continue
-        name, proves, label, said, seconds, closing = cells
-        result, mark = next((result, mark) for result, mark in MARKS.items() if said.startswith(mark))
-        results["steps"].append(
-            {
-                "name": name,
-                "proves": proves,
-                "label": label,
-                "result": result,
-                "note": said[len(mark) :].strip(" ()"),
-                "seconds": float(seconds),
-                "closing": closing.split("; ") if closing else [],
-            }
-        )
-    return results
-
-
-def main() -> int:
-    if not RESULTS.exists():
-        sys.exit("ERROR: .cache/results.json is missing: run `make test-all`.")
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(render(json.loads(RESULTS.read_text())), encoding="utf-8")
-    print(f"==> {PAGE.relative_to(ROOT)} written.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def save(steps: list, record: dict) -> None:
+    """Write the record, a line for each step, and the page."""
+    lines = [f'"{step.name}": {json.dumps(record[step.name])}' for step in steps if step.name in record]
+    (ROOT / RECORD).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    (ROOT / PAGE).write_text(render(steps, record), encoding="utf-8")

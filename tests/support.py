@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-# `make test` runs a fixed sample, `make test-all` everything (scripts/run_tests.py says which).
-WHOLE = os.environ.get("SHIFTMASTER_PROOFS", "all") == "all"
+# `make test` and the scenarios sample-* run the tests marked `sample`, everything else runs all tests.
+SAMPLE_SCENARIO = Path(os.environ.get("MOLECULE_SCENARIO_DIRECTORY", "")).name.startswith("sample-")
+SAMPLE = SAMPLE_SCENARIO or os.environ.get("SHIFTMASTER_PROOFS") == "sample"
 ROOT = Path(__file__).resolve().parent.parent
 # Secrets, authorities and the packed application of all scenarios: images made by one are used by the others.
 SCENARIO_HOME = ROOT / ".cache" / "scenario"
@@ -47,30 +48,37 @@ done
 """
 
 
-def pytest_collection_modifyitems(config, items):
-    """For molecule/conftest.py: leave what is marked `whole` out of the sample, as `deselected`, not as passed.
+def sampled(item) -> bool:
+    """Whether a test is marked `sample`; sample("id", ...) marks these parameters alone."""
+    mark = item.get_closest_marker("sample")
+    return bool(mark) and (
+        not mark.args or any(re.search(rf"[\[-]{re.escape(name)}[\]-]", item.name) for name in mark.args)
+    )
 
-    whole("id", ...) leaves these parameters in.
+
+def pytest_collection_modifyitems(config, items):
+    """For molecule/conftest.py: report tests outside the sample as `deselected`. A scenario without marks runs all."""
+    chosen = [item for item in items if sampled(item)]
+    if SAMPLE and chosen:
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+def inventory_and_host(conftest: str) -> tuple:
+    """The inventory and the host <scenario>-trixie of the scenario to test.
+
+    That is the conftest's own scenario, except where sample-* runs tests of several scenarios on its host.
     """
-    if WHOLE:
-        return
-    left_out = [
-        item
-        for item in items
-        if (mark := item.get_closest_marker("whole"))
-        and not any(re.search(rf"[\[-]{re.escape(name)}[\]-]", item.name) for name in mark.args)
-    ]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    scenario = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"] if SAMPLE_SCENARIO else Path(conftest).parents[1])
+    return scenario.resolve() / "inventory", f"{scenario.name}-trixie"
 
 
 def operations_of(conftest: str):
     """For a scenario's conftest: its fixture `operations`, for the one host <scenario>-trixie, which comes deployed."""
-    scenario = Path(conftest).resolve().parents[1]
 
     @pytest.fixture(scope="session")
     def operations():
-        operations = Operations(scenario / "inventory", f"{scenario.name}-trixie")
+        operations = Operations(*inventory_and_host(conftest))
         assert operations.serves(60), "the host does not serve"
         operations.manage("seed_demo")
         return operations

@@ -201,7 +201,8 @@ def test_quick_start_is_two_commands_and_the_second_is_what_ci_calls(path):
     first = blocks(path)[0][1].split("\n")[:-1]
     assert len(first) == 2
     assert first[0] == "make demo"
-    called = [line for line in (ROOT / ".ci/run").read_text().splitlines() if re.match(r"make\b", line)]
+    script = (ROOT / ".ci/run").read_text().replace('"${@:-test}"', "test")
+    called = [line for line in script.splitlines() if re.match(r"make\b", line)]
     assert [" ".join(word for word in line.split() if not word.startswith("--")) for line in called] == [first[1]]
 
 

@@ -1,17 +1,10 @@
 import json
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from support import Operations
+from support import Operations, operations_of
 
-
-@pytest.fixture(scope="session")
-def operations():
-    operations = Operations(Path(__file__).resolve().parents[1] / "inventory", "backup-trixie")
-    assert operations.serves(60), "the host does not serve"
-    return operations
-
+operations = operations_of(__file__)
 
 FOLDER = "/var/backups/shiftmaster"
 RUNS = f"{FOLDER}/manifests"

@@ -9,6 +9,7 @@ import pytest
 from support import kill_here, wait_for
 
 
+@pytest.mark.sample
 def test_everything_is_saved_and_proven(backups, first):
     assert set(first["parts"]) == {"database", "logical", "files", "configuration"}
     database = first["parts"]["database"]
@@ -50,7 +51,6 @@ def test_the_configuration_holds_the_key_of_the_certificate(backups, first):
         assert path in listed
 
 
-@pytest.mark.whole
 def test_no_secret_is_where_others_read(backups, operations, first):
     backups.shell("systemctl start --no-block shiftmaster-backup.service")
     # With and without the backslashes that pgpass wants.
@@ -106,7 +106,6 @@ def test_a_wrong_password(backups, first):
         backups.shell("cd /etc/shiftmaster-backup && mv pgpass.kept pgpass")
 
 
-@pytest.mark.whole
 def test_what_is_seldom_in_a_database_is_saved_too(backups, first):
     """Rows that row level security hides, large objects, an unlogged table, whose rows no backup can hold."""
     backups.sql(
@@ -123,7 +122,6 @@ def test_what_is_seldom_in_a_database_is_saved_too(backups, first):
         backups.sql("DROP TABLE hidden, fleeting; SELECT lo_unlink(4711)")
 
 
-@pytest.mark.whole
 def test_a_tablespace_is_told_of(backups, first):
     """It is saved and proven, but a restore in place has no folder to set aside."""
     backups.shell("install -d -o postgres -m 700 /srv/fast")
@@ -138,7 +136,6 @@ def test_a_tablespace_is_told_of(backups, first):
         backups.sql("DROP TABLESPACE fast")
 
 
-@pytest.mark.whole
 def test_a_missing_database(backups, first):
     database = backups.configured()["database"]
     with backups.options(database=dict(database, databases=["nowhere"])):
@@ -155,7 +152,6 @@ def test_a_dump_that_is_killed(backups, first):
         backups.shell("systemctl stop killer; true", check=False)
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("victims", ['-f "pgbackrest.*backup$"', "-x pgbackrest"], ids=["main", "all"])
 def test_pgbackrest_is_killed(backups, first, victims):
     backups.shell(f"systemd-run --quiet --unit=killer sh -c 'until pkill -KILL {victims}; do sleep 0.1; done'")
@@ -166,7 +162,6 @@ def test_pgbackrest_is_killed(backups, first, victims):
     assert backups.run(only="database")["parts"]["database"]["result"] == "succeeded"
 
 
-@pytest.mark.whole
 def test_the_controller_is_killed(operations, backups, first, tmp_path):
     """The run is a unit of the host: it goes on."""
     log = tmp_path / "log"
@@ -181,7 +176,6 @@ def test_the_controller_is_killed(operations, backups, first, tmp_path):
     assert last["result"] == "succeeded" and last["started_by"] != "schedule"
 
 
-@pytest.mark.whole
 def test_the_host_is_rebooted_in_the_middle(operations, backups, first):
     operations.hold("backup_proof")
     backups.shell("systemctl start --no-block shiftmaster-backup.service")
@@ -197,7 +191,6 @@ def test_the_host_is_rebooted_in_the_middle(operations, backups, first):
     backups.run(only="database")
 
 
-@pytest.mark.whole
 def test_the_whole_run_is_killed(backups, first):
     """By a signal that it cannot see: the unit behind it tells, and the next run works."""
     backups.operations.hold("backup_proof")
@@ -220,7 +213,6 @@ def test_the_whole_run_is_killed(backups, first):
     backups.run(only="database")
 
 
-@pytest.mark.whole
 def test_a_second_run_waits_and_then_says_who_holds_it(backups, first):
     backups.operations.hold("backup_proof")
     backups.shell("systemctl start --no-block shiftmaster-backup.service")
@@ -240,7 +232,6 @@ def test_a_second_run_waits_and_then_says_who_holds_it(backups, first):
     assert backups.metric("shiftmaster_backup_failed")["run"] == 0
 
 
-@pytest.mark.whole
 def test_a_missing_source_path(backups, first):
     parts = backups.configured()["parts"]
     gone = [dict(part, paths=["/var/www/gone"]) if part["name"] == "files" else part for part in parts]
@@ -294,14 +285,12 @@ def test_a_flipped_bit_in_the_repository_of_the_database(backups, first, flip, f
     failed(backups, *[word.format(label=label, name=name) for word in words], kind="incr")
 
 
-@pytest.mark.whole
 def test_a_flipped_byte_in_a_dump(backups, first, flip):
     """Read again by each run: the disk says nothing."""
     path = flip("find /var/backups/shiftmaster/logical -type f -path '*/shiftmaster/*' -size +0")
     failed(backups, "is damaged", "/".join(path.split("/")[-2:]), only="files", otherwise=True)
 
 
-@pytest.mark.whole
 def test_a_page_that_is_damaged_on_the_primary(backups, first):
     assert backups.sql("SHOW data_checksums") == "on"
     backups.sql("CREATE TABLE torn AS SELECT g AS id FROM generate_series(1, 5000) AS g; CHECKPOINT")
@@ -317,7 +306,6 @@ def test_a_page_that_is_damaged_on_the_primary(backups, first):
     assert backups.run(only="database")["parts"]["database"]["kind"] == "full"
 
 
-@pytest.mark.whole
 def test_the_repository_is_full(backups, first):
     """Half a backup is none; what there is stays."""
     small = "/root/small"
@@ -336,7 +324,6 @@ def test_the_repository_is_full(backups, first):
     backups.run(only="database")
 
 
-@pytest.mark.whole
 def test_wal_that_is_not_archived_fills_the_databases_disk(backups, first):
     count = "SELECT count(*) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'"
     folder = backups.shell(f"ls -d {PGBACKREST}/archive/shiftmaster/*/* | tail -n 1").strip()
@@ -354,7 +341,6 @@ def test_wal_that_is_not_archived_fills_the_databases_disk(backups, first):
     backups.run(only="database")
 
 
-@pytest.mark.whole
 def test_a_missing_segment_within_a_backup(backups, first):
     """Without it the backup itself is worth nothing, and so is what is built upon it."""
     made = backups.run(only="database", kind="full")["parts"]["database"]
@@ -367,7 +353,6 @@ def test_a_missing_segment_within_a_backup(backups, first):
     backups.run(only="database")
 
 
-@pytest.mark.whole
 def test_a_missing_segment(backups, first):
     """Behind an older backup: today's is good, and the run says each day what can no more be restored."""
     path = backups.shell(f"find {PGBACKREST}/archive -name '0000*-*.zst' | sort -r | sed -n 2p").strip()
@@ -390,7 +375,6 @@ def test_a_flipped_bit_in_a_pack(backups, first, flip):
     failed(backups, path.rsplit("/", 1)[1][:8], only="files")
 
 
-@pytest.mark.whole
 def test_a_wrong_key(backups, first):
     backups.shell(
         "cp -p /etc/pgbackrest.conf /root/conf; cp -p /etc/shiftmaster-backup/restore.conf /root/restore.conf"
@@ -405,7 +389,6 @@ def test_a_wrong_key(backups, first):
         )
 
 
-@pytest.mark.whole
 def test_no_room(backups, first):
     backups.shell("mount -t tmpfs -o size=20m tmpfs /var/backups/shiftmaster/scratch")
     try:
@@ -414,7 +397,6 @@ def test_no_room(backups, first):
         backups.shell("umount /var/backups/shiftmaster/scratch")
 
 
-@pytest.mark.whole
 def test_a_deploy_is_waited_for(backups, first):
     lock = "/var/www/shiftmaster/shared/state/lock.json"
     holder = {"owner": "somebody", "operation": "deploy", "run_id": "x", "expires": time.time() + 600}
@@ -429,7 +411,6 @@ def test_a_deploy_is_waited_for(backups, first):
         backups.shell(f"rm -f {lock}")
 
 
-@pytest.mark.whole
 def test_a_clock_that_was_moved_removes_nothing(backups, first):
     """Forty days ahead everything is old; whether so much time has passed, nobody knows."""
     backups.shell("apt-get -qy install --no-install-recommends faketime >/dev/null", timeout=300)

@@ -44,7 +44,6 @@ def test_nothing_is_done_without_confirmation(operations, backups, data):
     assert (operations.fingerprint(), backups.sql("SELECT count(*) FROM precious")) == before
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize(
     ("extra", "text"),
     [
@@ -60,7 +59,6 @@ def test_what_cannot_be_meant_is_refused(operations, data, extra, text):
     assert run.code != 0 and run.says(text), run.output[-2000:]
 
 
-@pytest.mark.whole
 def test_one_table(operations, backups, data):
     moment = now(backups)
     backups.sql("DROP TABLE precious")
@@ -72,7 +70,6 @@ def test_one_table(operations, backups, data):
     assert operations.serves(30) == "2.0.0"
 
 
-@pytest.mark.whole
 def test_a_restore_that_is_killed_leaves_what_was_there(operations, backups, data, tmp_path):
     backups.sql("CREATE TABLE since AS SELECT 1 AS one")
     log = tmp_path / "log"
@@ -87,7 +84,6 @@ def test_a_restore_that_is_killed_leaves_what_was_there(operations, backups, dat
     assert backups.shell("ls /var/lib/postgresql/17 | grep restoring || true") == ""
 
 
-@pytest.mark.whole
 def test_a_host_that_goes_down_in_mid_restore_comes_up_with_what_was_there(operations, backups, data, tmp_path):
     backups.sql("CREATE TABLE since AS SELECT 1 AS one")
     log = tmp_path / "log"
@@ -108,7 +104,6 @@ def test_a_host_that_goes_down_in_mid_restore_comes_up_with_what_was_there(opera
     assert operations.serves(60) == "2.0.0"
 
 
-@pytest.mark.whole
 def test_one_table_with_its_partitions_and_by_the_name_that_was_typed(operations, backups, data):
     backups.sql('CREATE TABLE "Visits" (id int, day date) PARTITION BY RANGE (day)')
     backups.sql("CREATE TABLE visits_2026 PARTITION OF \"Visits\" FOR VALUES FROM ('2026-01-01') TO ('2027-01-01')")
@@ -120,20 +115,17 @@ def test_one_table_with_its_partitions_and_by_the_name_that_was_typed(operations
     assert backups.shell(f"pg_restore --data-only --file=- {path} | grep -c 2026-05-01").strip() == "300"
 
 
-@pytest.mark.whole
 def test_nothing_is_replaced_by_a_folder_that_is_the_root(operations, data):
     run = operations.run(RESTORE, parts="files", into="//")
     assert run.code != 0 and run.says("leave into out, and confirm it")
 
 
-@pytest.mark.whole
 def test_scratch(operations, backups, data):
     run = operations.run(RESTORE, into="scratch", target=data["run_id"])
     assert run.code == 0 and run.says("pg_amcheck", "rows"), run.output[-3000:]
     assert backups.shell("ls /var/backups/shiftmaster/scratch").strip() == ""
 
 
-@pytest.mark.whole
 def test_files_and_configuration(operations, backups, data):
     before = backups.shell(f"sha256sum {MEDIA}/plan.pdf {KEY}; stat -c '%U:%G %a' {MEDIA}/plan.pdf {KEY}")
     backups.shell(f"rm {MEDIA}/plan.pdf {KEY}")
@@ -144,6 +136,7 @@ def test_files_and_configuration(operations, backups, data):
     assert backups.shell(f"sha256sum {MEDIA}/plan.pdf {KEY}; stat -c '%U:%G %a' {MEDIA}/plan.pdf {KEY}") == before
 
 
+@pytest.mark.sample
 def test_the_moment_before_a_dropped_table(operations, backups, data):
     """Exact to the transaction: the last row before it is there, what came later is not."""
     for number in range(20):
@@ -153,7 +146,7 @@ def test_the_moment_before_a_dropped_table(operations, backups, data):
     # A task that would come to data that is not there any more.
     operations.shell("systemctl stop 'shiftmaster-worker@*'")
     operations.python("from roster import tasks\ntasks.record_run.delay('of-the-future', 0)")
-    run = operations.run(RESTORE, target=moment, confirm=HOST, timeout=3000)
+    run = operations.run(RESTORE, target=moment, confirm=operations.host, timeout=3000)
     assert run.code == 0, run.output[-6000:]
     assert backups.sql("SELECT count(*), max(id) FROM precious") == "5020|9019"
     assert operations.serves(60) == "2.0.0"
@@ -167,7 +160,6 @@ def test_the_moment_before_a_dropped_table(operations, backups, data):
     assert "restored" in backups.shell("tail -n 5 /var/www/shiftmaster/shared/state/audit.jsonl")
 
 
-@pytest.mark.whole
 def test_a_gap_in_the_archive_is_no_end(operations, backups, data):
     """What was there comes back, and no branch of the WAL is left that a later restore would follow."""
     backups.sql("INSERT INTO precious VALUES (10000, 'last'); SELECT pg_switch_wal()")
@@ -185,7 +177,6 @@ def test_a_gap_in_the_archive_is_no_end(operations, backups, data):
     assert operations.serves(60) == "2.0.0"
 
 
-@pytest.mark.whole
 def test_latest(operations, backups, data):
     backups.sql("INSERT INTO precious VALUES (10001, 'last')")
     run = operations.run(RESTORE, confirm=HOST, timeout=3000)
@@ -194,7 +185,6 @@ def test_latest(operations, backups, data):
     assert operations.serves(60) == "2.0.0"
 
 
-@pytest.mark.whole
 def test_a_backup_by_playbook_and_a_second_run_of_the_roles_changes_nothing(operations, backups, data):
     run = operations.run("playbooks/backup.yml", only="database")
     assert run.code == 0 and run.says("Database: SUCCESS"), run.output[-3000:]
@@ -210,7 +200,6 @@ def test_a_backup_by_playbook_and_a_second_run_of_the_roles_changes_nothing(oper
     assert (run.code, run.changed) == (0, 0), run.output[-5000:]
 
 
-@pytest.mark.whole
 def test_a_deploy_makes_a_proven_backup_before_it_migrates(operations, backups, data):
     before = len(backups.manifests())
     run = operations.deploy("2.1.0")
@@ -219,7 +208,6 @@ def test_a_deploy_makes_a_proven_backup_before_it_migrates(operations, backups, 
     assert [one["result"] for one in new] == ["succeeded"] and "before migrations" in new[0]["started_by"]
 
 
-@pytest.mark.whole
 def test_checksums_are_those_of_the_files(backups, data):
     """What the manifest says of the dump is what lies there."""
     part = next(one for one in backups.manifests() if one["parts"].get("logical", {}).get("result") == "succeeded")

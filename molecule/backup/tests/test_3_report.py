@@ -82,7 +82,6 @@ def test_a_good_one_is_reported_as_in_the_guide(backups, first, received):
     assert "Content-Transfer-Encoding" in told["mail"] and "admin@example.test" in told["mail"]
 
 
-@pytest.mark.whole
 def test_a_failed_one_wakes_somebody_and_the_next_good_one_resolves_it(backups, first, received):
     received()
     backups.shell("cd /etc/shiftmaster-backup && cp -p pgpass pgpass.kept && echo '*:*:*:*:wrong' > pgpass")
@@ -100,7 +99,6 @@ def test_a_failed_one_wakes_somebody_and_the_next_good_one_resolves_it(backups, 
     assert "secret-of-the-test" not in backups.log()
 
 
-@pytest.mark.whole
 def test_one_that_was_killed_is_told_by_the_unit_behind_it(backups, first, received):
     received()
     backups.operations.hold("backup_configuration")

@@ -16,7 +16,6 @@ from support import ROOT
 SCHEDULE = "playbooks/schedule.yml"
 
 
-@pytest.mark.whole
 def test_the_hosts_own_timer_starts_the_real_work(operations, backups, first):
     at = backups.shell("TZ=Asia/Tokyo date -d '+4 minutes' +%H:%M").strip()
     run = operations.run(SCHEDULE, by="timer", at=at, backup_schedule_jitter_seconds=0)
@@ -33,7 +32,6 @@ def test_the_hosts_own_timer_starts_the_real_work(operations, backups, first):
     assert due != backups.metric("shiftmaster_backup_next_run_timestamp_seconds")
 
 
-@pytest.mark.whole
 def test_a_start_that_was_missed_is_caught_up(operations, backups, first):
     """As after a night in which the host was off."""
     assert operations.run(SCHEDULE, by="timer", backup_schedule_jitter_seconds=0).code == 0
@@ -65,7 +63,6 @@ def as_cron_does(path: Path) -> int:
     return subprocess.run([*clean, "/bin/sh", "-c", command], cwd="/root", timeout=1200, check=False).returncode
 
 
-@pytest.mark.whole
 def test_cron_starts_the_real_work(operations, backups, first, tmp_path):
     options = {"schedule_cron_dir": str(tmp_path), "base_timezone": zone_of_this_machine(), "at": "03:15"}
     for changed in (True, False):
@@ -109,7 +106,6 @@ print(ansible_runner.run(quiet=True, **json.loads(sys.argv[1])).status)
 """
 
 
-@pytest.mark.whole
 def test_a_job_of_awx_does_the_real_work(operations, backups, first, tmp_path):
     """Started by the ansible-runner by which AWX starts its jobs."""
     subprocess.run([ROOT / "scripts/test_awx", "--collect-only"], cwd=ROOT, check=True, capture_output=True)

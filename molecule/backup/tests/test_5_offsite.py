@@ -34,7 +34,6 @@ def outside(operations, backups, first):
     assert operations.run("deploy.yml", *ROLE).code == 0
 
 
-@pytest.mark.whole
 def test_what_cannot_be_a_store_is_refused(operations, first):
     for options in (
         {"backup_offsite_repository": "/srv/usb"},
@@ -44,7 +43,6 @@ def test_what_cannot_be_a_store_is_refused(operations, first):
         assert run.code != 0 and run.says("backup_offsite_repository is sftp:user@host:/folder"), run.output[-3000:]
 
 
-@pytest.mark.whole
 def test_a_run_is_brought_outside_and_read_there(backups, outside):
     manifest = backups.run()
     assert all("restored and compared" in part["offsite"] for part in manifest["parts"].values())
@@ -52,7 +50,6 @@ def test_a_run_is_brought_outside_and_read_there(backups, outside):
     assert backups.shell("ls /home/copies/store").split() == ["config", "data", "index", "keys", "locks", "snapshots"]
 
 
-@pytest.mark.whole
 def test_a_store_that_is_away_fails_the_run_and_nothing_that_is_here(backups, outside):
     before = backups.metric("shiftmaster_backup_offsite_last_success_timestamp_seconds")
     backups.shell("systemctl stop ssh.socket ssh; true")
@@ -67,7 +64,6 @@ def test_a_store_that_is_away_fails_the_run_and_nothing_that_is_here(backups, ou
     backups.run(only="files")
 
 
-@pytest.mark.whole
 def test_a_flipped_bit_outside_is_found(backups, outside):
     path = backups.shell("find /home/copies/store/data -type f -size +100k | head -n 1").strip()
     backups.shell(f"cp -p {path} /root/kept")
@@ -97,7 +93,6 @@ def store(backups, *dates: str) -> None:
     )
 
 
-@pytest.mark.whole
 def test_a_store_of_s3(operations, backups, outside):
     needed = "python3-moto python3-flask python3-flask-cors"
     backups.shell(f"apt-get -qy install --no-install-recommends {needed} >/dev/null", timeout=900)
@@ -129,14 +124,12 @@ def test_a_store_of_s3(operations, backups, outside):
     assert run.code == 0, run.output[-4000:]
 
 
-@pytest.mark.whole
 def test_no_secret_of_the_store_is_where_others_read(backups, outside):
     for name in ("offsite.password", "offsite.key", "offsite.json"):
         assert backups.shell(f"stat -c '%a %U' /etc/shiftmaster-backup/{name}").strip() == "600 root"
     assert PASSWORD not in backups.log()
 
 
-@pytest.mark.whole
 def test_a_host_that_has_lost_its_backups_fetches_them(operations, backups, outside):
     path = "/var/www/shiftmaster/shared/media/brought.txt"
     backups.shell(f"echo outside > {path} && chown shiftmaster: {path}")

@@ -51,7 +51,6 @@ def test_a_missing_wheel_is_named_before_anything_changes(operations):
     assert operations.fingerprint() == before
 
 
-@pytest.mark.whole
 def test_every_missing_wheel_is_named_at_once(operations, tmp_path):
     shutil.copytree(HOME / "wheels", tmp_path / "some")
     for path in [*(tmp_path / "some").glob("celery-*"), *(tmp_path / "some").glob("psycopg_binary-*")]:
@@ -61,7 +60,6 @@ def test_every_missing_wheel_is_named_at_once(operations, tmp_path):
     assert run.says("Nothing was changed.", "celery==5.7.0", "psycopg-binary==")
 
 
-@pytest.mark.whole
 def test_where_the_wheels_come_from_makes_no_new_release(operations):
     before = wheels_of(operations)
     run = operations.deploy("2.0.0", shiftmaster_wheels="controller")
@@ -89,7 +87,6 @@ def test_rollback_and_the_way_forward_need_nothing(operations):
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
 
 
-@pytest.mark.whole
 def test_a_wheel_that_was_exchanged_is_refused_by_its_hash(operations, tmp_path):
     shutil.copytree(HOME / "wheels", tmp_path / "some")
     exchanged = next((tmp_path / "some").glob("sqlparse-*"))
@@ -99,7 +96,6 @@ def test_a_wheel_that_was_exchanged_is_refused_by_its_hash(operations, tmp_path)
     assert run.says("Nothing was changed.", "sqlparse", "Expected sha256")
 
 
-@pytest.mark.whole
 def test_packages_that_nothing_vouches_for_are_refused(operations):
     run = operations.run("deploy.yml", "--tags", "base", base_apt_folder_key="")
     assert run.code == 2 and run.changed == 0, run.output[-4000:]
@@ -109,7 +105,6 @@ def test_packages_that_nothing_vouches_for_are_refused(operations):
     assert run.says("Nothing was changed.", "holds no file Packages")
 
 
-@pytest.mark.whole
 def test_a_missing_package_is_named_and_comes_with_the_next_folder(operations):
     run = operations.run("deploy.yml", "--tags", "base", base_extra_packages=["tree"])
     assert run.code == 2 and run.says("No package matching 'tree' is available"), run.output[-4000:]
@@ -125,7 +120,6 @@ def test_a_missing_package_is_named_and_comes_with_the_next_folder(operations):
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
 
 
-@pytest.mark.whole
 def test_a_package_that_was_exchanged_is_refused_by_its_hash(operations):
     """The signature vouches for the index, the index for each package."""
     operations.shell("apt-get remove --yes tree && echo >>$(ls /srv/shiftmaster-apt/tree_*.deb)")
@@ -142,7 +136,6 @@ def test_a_check_works_where_nothing_gets_out(operations):
     assert operations.fingerprint() == before
 
 
-@pytest.mark.whole
 def test_a_check_that_only_the_outside_could_answer_is_refused(operations):
     """As on an empty host: apt has no index and does not know the folder. The next deploy brings both."""
     operations.shell("rm -rf /var/lib/apt/lists/* /etc/apt/sources.list.d/debian.sources")

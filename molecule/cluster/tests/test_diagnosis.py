@@ -12,7 +12,6 @@ import pytest
 from diagnosing import forget_the_requests, processors_first
 from support import APP, SCENARIO_HOME, wait_for
 
-pytestmark = pytest.mark.whole
 CERTIFICATE = "/etc/ssl/certs/shiftmaster.crt"
 SMALL = "mkdir -p {0}; mountpoint -q {0} || mount -t tmpfs -o {1} tmpfs {0}; "
 HOLD = (

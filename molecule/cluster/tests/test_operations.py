@@ -5,7 +5,6 @@ import re
 import subprocess
 import time
 
-import pytest
 from patches import offered, outdated, publish, version
 from support import BROWSER, SCENARIO_HOME, Operations, load
 
@@ -55,7 +54,6 @@ def report(capsys, what: str, traffic) -> None:
         print(f"\n  {what}: {traffic.summary['requests']} requests, {traffic.summary['failed']} failed")
 
 
-@pytest.mark.whole
 def test_every_secret_is_rotated(fleet, capsys):
     old, before = certificates(fleet), time.strftime("%Y%m%d%H%M%SZ", time.gmtime())
     fleet.vault.renew()
@@ -81,7 +79,6 @@ def still_outdated(fleet) -> list:
     return [outdated(host) - {"sshd-session"} for host in fleet.all]
 
 
-@pytest.mark.whole
 def test_patched_without_an_interruption(fleet, capsys):
     for host in fleet.all:
         publish(host)
@@ -104,7 +101,6 @@ def restarting(fleet, policy: str) -> None:
     subprocess.run(["docker", "update", f"--restart={policy}", *names], check=True, capture_output=True)
 
 
-@pytest.mark.whole
 def test_a_host_that_an_operator_has_taken_out_stays_out(fleet):
     run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
     assert run.code == 0, run.output[-3000:]
@@ -124,7 +120,6 @@ def started(host: Operations) -> str:
     return host.shell("cut -d ' ' -f 22 /proc/1/stat")
 
 
-@pytest.mark.whole
 def test_application_hosts_reboot_one_after_the_other(fleet, capsys):
     """Each is out of the edge meanwhile, and nobody notices."""
     before, seen = [started(host) for host in fleet.apps], []
@@ -146,7 +141,6 @@ def test_application_hosts_reboot_one_after_the_other(fleet, capsys):
     assert not [one for one, other in zip(before, [started(host) for host in fleet.apps], strict=True) if one == other]
 
 
-@pytest.mark.whole
 def test_what_needs_an_interruption_gets_it_behind_the_page(fleet):
     run = fleet.app1.run("playbooks/patch.yml", timeout=1800)
     assert run.code == 0, run.output[-6000:]

@@ -64,7 +64,6 @@ def start(fleet, version: str, **extra) -> subprocess.Popen:
     return STARTED[-1]
 
 
-@pytest.mark.whole
 def test_deploy_rollback_deploy_under_load(fleet, capsys):
     """No request fails, no write is lost; every task runs once, also those that only one of the two versions knows."""
     with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
@@ -89,13 +88,11 @@ def test_deploy_rollback_deploy_under_load(fleet, capsys):
         print(f"\n  {traffic.summary['requests']} requests, {traffic.summary['failed']} failed")
 
 
-@pytest.mark.whole
 def test_a_second_run_changes_nothing(fleet):
     run = fleet.app1.deploy("2.0.0")
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
 
 
-@pytest.mark.whole
 def test_one_host_fails_at_its_gate(fleet):
     """Nothing has moved anywhere; what the other one had started ends."""
     broken = {
@@ -118,7 +115,6 @@ def test_one_host_fails_at_its_gate(fleet):
     assert served(fleet) == ["2.1.0", "2.1.0"]
 
 
-@pytest.mark.whole
 def test_one_host_fails_after_its_switch(fleet):
     """The host that had switched before goes back, too."""
     hook = {"name": "fails", "phase": "after_cutover", "command": "test $(uname -n) != cluster-app2"}
@@ -158,7 +154,6 @@ def test_one_host_is_lost_in_mid_cutover(fleet):
     traffic.assert_flawless()
 
 
-@pytest.mark.whole
 def test_one_host_is_lost_while_all_let_go_of_the_old_version(fleet):
     """All had switched and one has finished: that one does not go back."""
     with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
@@ -179,7 +174,6 @@ def test_one_host_is_lost_while_all_let_go_of_the_old_version(fleet):
     traffic.assert_flawless()
 
 
-@pytest.mark.whole
 def test_the_edge_cannot_be_reached(fleet):
     ssh(fleet.edge, False)
     run = fleet.app1.deploy("2.1.0", **FAST)
@@ -187,7 +181,6 @@ def test_the_edge_cannot_be_reached(fleet):
     assert served(fleet) == ["2.0.0", "2.0.0"]
 
 
-@pytest.mark.whole
 def test_the_edge_is_lost_before_the_cutover(fleet):
     fleet.app1.hold("built")
     process = start(fleet, "2.1.0", shiftmaster_extra_environment={"X": str(time.time())})
@@ -202,7 +195,6 @@ def test_the_edge_is_lost_before_the_cutover(fleet):
     assert run.code == 0, run.output[-4000:]
 
 
-@pytest.mark.whole
 def test_the_database_restarts_during_migrations(fleet):
     """Half of a migration that is no transaction stays in the database; the next run finishes it."""
     fleet.app1.hold("migrate")
@@ -218,7 +210,6 @@ def test_the_database_restarts_during_migrations(fleet):
     assert fleet.app1.rollback(to="2.0.0", schema="reverse").code == 0
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("host, point", [("app2", "switch"), ("app1", "live")])
 def test_killed_between_two_hosts(fleet, host, point):
     """The next run brings one version everywhere: back where one had not switched, on where all had."""
@@ -237,7 +228,6 @@ def test_killed_between_two_hosts(fleet, host, point):
     traffic.assert_flawless()
 
 
-@pytest.mark.whole
 def test_hosts_that_serve_different_versions_are_not_rolled_back_by_guess(fleet):
     run = fleet.app1.deploy("2.1.0", "--limit", "cluster-app1,cluster-edge,cluster-db,cluster-cache", **FAST)
     assert run.code == 0, run.output[-5000:]
@@ -250,14 +240,12 @@ def test_hosts_that_serve_different_versions_are_not_rolled_back_by_guess(fleet)
     assert served(fleet) == ["2.1.0", "2.1.0"] and out_of_the_edge(fleet) == []
 
 
-@pytest.mark.whole
 def test_the_host_that_does_for_all_cannot_be_left_out(fleet):
     run = fleet.app1.deploy("2.1.0", "--limit", "cluster-app2,cluster-edge,cluster-db,cluster-cache", **FAST)
     assert run.code == 2 and run.says("--limit leaves out cluster-app1", "No release was touched"), run.output[-3000:]
     assert served(fleet) == ["2.0.0", "2.0.0"] and out_of_the_edge(fleet) == []
 
 
-@pytest.mark.whole
 def test_contract_migrations_stop_background_work_on_every_host(fleet):
     """The page is up at the edge meanwhile, and no old worker runs on any host."""
     fleet.app1.hold("migrated")
@@ -278,7 +266,6 @@ def test_contract_migrations_stop_background_work_on_every_host(fleet):
     assert fleet.app1.rollback(to="2.0.0", schema="reverse").code == 0
 
 
-@pytest.mark.whole
 def test_an_operator_takes_a_host_out_and_in(fleet):
     with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
         run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
@@ -292,7 +279,6 @@ def test_an_operator_takes_a_host_out_and_in(fleet):
     assert wrong.code != 0 and wrong.says("cluster-app9"), wrong.output[-3000:]
 
 
-@pytest.mark.whole
 def test_a_host_whose_application_is_stopped_by_hand(fleet):
     """What is safe to repeat is asked of the other one."""
     fleet.app2.shell("systemctl stop shiftmaster")
@@ -304,7 +290,6 @@ def test_a_host_whose_application_is_stopped_by_hand(fleet):
     wait_for(lambda: fleet.app2.serves(5) == "2.0.0", 120, "app2")
 
 
-@pytest.mark.whole
 def test_a_host_that_the_edge_has_no_line_for(fleet):
     kept = fleet.edge.shell(f"cat {SERVERS}")
     fleet.edge.shell(f"sed -i /172.30.77.12/d {SERVERS}")
@@ -317,7 +302,6 @@ def test_a_host_that_the_edge_has_no_line_for(fleet):
     )
 
 
-@pytest.mark.whole
 def test_killed_between_two_hosts_of_a_change_of_the_configuration(fleet):
     """Both releases are of one revision: the host that had switched goes back before any goes on."""
     fleet.app2.hold("switch")
@@ -333,7 +317,6 @@ def test_killed_between_two_hosts_of_a_change_of_the_configuration(fleet):
     assert [host.shell(holding).strip() for host in fleet.apps] == ["0", "0"]
 
 
-@pytest.mark.whole
 def test_a_run_without_application_hosts_says_so(fleet):
     run = fleet.app1.run("deploy.yml", "--limit", "cluster-edge", shiftmaster_version="2.0.0")
     assert run.code == 0 and run.says("leaves out every application host"), run.output[-3000:]
@@ -344,7 +327,6 @@ def forget_facts() -> None:
         path.unlink()
 
 
-@pytest.mark.whole
 def test_addresses_that_the_inventory_does_not_say(fleet, tmp_path):
     """host.yml and rollback.yml ask the hosts for them."""
     text = Path(fleet.app1.inventory, "hosts.yml").read_text()
@@ -368,7 +350,6 @@ def test_addresses_that_the_inventory_does_not_say(fleet, tmp_path):
     assert served(fleet) == ["2.0.0", "2.0.0"] and out_of_the_edge(fleet) == []
 
 
-@pytest.mark.whole
 def test_the_first_host_is_installed_anew(fleet):
     """The edge has never heard of it: it gets no request before it serves, and the database is nobody's first."""
     with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:

@@ -32,7 +32,6 @@ def older_redis(host):
     host.check_output("DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet redis-server >/dev/null")
 
 
-@pytest.mark.whole
 @pytest.mark.usefixtures("older_redis")
 def test_an_older_redis_keeps_its_data(host, converged, redis):
     assert redis("LPUSH", "waiting", "from before", user=None, password=None) == "1"

@@ -27,20 +27,17 @@ def test_a_missing_key_is_refused(converge):
     assert done.rc != 0 and "postgresql_pgdg_key must hold the key" in done.line
 
 
-@pytest.mark.whole
 def test_a_check_before_it_is_known_goes_on(host, converged, keys):
     converged("postgresql", "--check", "--diff", **{**variables(keys["right"]), "postgresql_version": 16})
     assert not host.file("/etc/apt/sources.list.d/pgdg.sources").exists
 
 
-@pytest.mark.whole
 def test_a_repository_that_another_key_signed_is_refused(host, converge, keys):
     done = converge("postgresql", **variables(keys["wrong"]))
     assert done.rc != 0
     assert not host.package("postgresql-17").is_installed
 
 
-@pytest.mark.whole
 def test_its_package_is_installed_with_its_key(host, converged, keys):
     converged("postgresql", **variables(keys["right"]))
     assert host.package("postgresql-17").version == "17.99-1.pgdg13+1"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 testinfra_hosts = ["ansible://converged"]
 
 DATABASE_PASSWORD = "database-Hx5Mb1"
@@ -110,7 +108,6 @@ def test_a_forgotten_transaction_is_ended(sql):
     assert sql("SHOW idle_in_transaction_session_timeout").stdout.strip() == "5min"
 
 
-@pytest.mark.whole
 def test_a_change_that_a_reload_serves_does_not_restart(apply, sql, started, unit):
     before = started(unit)
     done = apply("postgresql", postgresql_log_min_duration_milliseconds=700)
@@ -121,7 +118,6 @@ def test_a_change_that_a_reload_serves_does_not_restart(apply, sql, started, uni
     assert sql("SHOW log_min_duration_statement").stdout.strip() == "1s"
 
 
-@pytest.mark.whole
 def test_a_change_that_needs_a_restart_restarts_once_and_can_wait(apply, sql, started, unit):
     before = started(unit)
     waits = apply("postgresql", postgresql_max_connections=110, postgresql_restart=False)

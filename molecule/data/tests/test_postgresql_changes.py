@@ -20,7 +20,6 @@ def test_a_check_before_a_change_shows_it_and_changes_nothing(apply, config, sta
     assert (config(), started(unit)) == before
 
 
-@pytest.mark.whole("hba")
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
@@ -56,7 +55,6 @@ def test_a_value_with_which_it_does_not_start_is_put_back(attempt, apply, config
     assert apply("postgresql").changed == 0
 
 
-@pytest.mark.whole
 def test_a_value_set_elsewhere_is_reported(apply, sql):
     sql("ALTER SYSTEM SET work_mem = '5MB'")
     sql("SELECT pg_reload_conf()")
@@ -67,7 +65,6 @@ def test_a_value_set_elsewhere_is_reported(apply, sql):
         sql("SELECT pg_reload_conf()")
 
 
-@pytest.mark.whole
 def test_a_setting_of_a_role_that_is_not_asked_for_is_taken_back(converged, sql):
     sql("ALTER ROLE shiftmaster SET synchronous_commit = 'remote_apply'")
     assert converged("postgresql").changed == 1
@@ -76,7 +73,6 @@ def test_a_setting_of_a_role_that_is_not_asked_for_is_taken_back(converged, sql)
     assert converged("postgresql").changed == 0
 
 
-@pytest.mark.whole
 def test_a_renewed_certificate_is_served_without_a_restart(host, apply, started, unit):
     served = (
         "echo | openssl s_client -starttls postgres -connect localhost:5432 2>/dev/null | openssl x509 -noout -serial"
@@ -91,7 +87,6 @@ def test_a_renewed_certificate_is_served_without_a_restart(host, apply, started,
     assert apply("postgresql").changed == 0
 
 
-@pytest.mark.whole
 def test_an_empty_password_is_refused_before_anything_changes(converge, config):
     before = config()
     done = converge("postgresql", database_password="")
@@ -99,13 +94,11 @@ def test_an_empty_password_is_refused_before_anything_changes(converge, config):
     assert config() == before
 
 
-@pytest.mark.whole
 def test_another_version_than_debians_is_refused(converge):
     done = converge("postgresql", postgresql_version=16)
     assert done.rc != 0 and "set postgresql_repository to pgdg" in done.line
 
 
-@pytest.mark.whole
 def test_a_cluster_without_checksums_is_reported_and_can_get_them(host, apply, sql, unit, version):
     binary = f"/usr/lib/postgresql/{version}/bin/pg_checksums"
     host.check_output(f"systemctl stop {unit}")
@@ -119,7 +112,6 @@ def test_a_cluster_without_checksums_is_reported_and_can_get_them(host, apply, s
     assert apply("postgresql", postgresql_enable_checksums=True).changed == 0
 
 
-@pytest.mark.whole
 def test_a_check_before_the_certificate_is_made_says_so(apply, config):
     before = config()
     done = apply("postgresql", "--check", postgresql_tls_key_file="/etc/ssl/private/later.key")

@@ -141,7 +141,6 @@ def test_limits_and_kernel(host):
     assert host.check_output("cat /proc/sys/vm/overcommit_memory") == "1"
 
 
-@pytest.mark.whole
 def test_what_a_running_instance_can_change_needs_no_restart(apply, redis, started):
     before = started(MAIN)
     instances = [{"name": "main", "tls_port": 6390, "maxmemory_mb": 300}]
@@ -152,7 +151,6 @@ def test_what_a_running_instance_can_change_needs_no_restart(apply, redis, start
     assert redis("CONFIG", "GET", "maxmemory").splitlines()[1] == str(256 << 20)
 
 
-@pytest.mark.whole
 def test_what_was_changed_by_hand_is_put_right(apply, redis, started):
     before = started(MAIN)
     redis("CONFIG", "SET", "maxmemory", "1gb")

@@ -15,7 +15,6 @@ def as_application(redis, *words, **more):
     return redis(*words, user="shiftmaster", **{"password": PASSWORD, **more})
 
 
-@pytest.mark.whole
 def test_what_it_cannot_change_restarts_it_with_its_data(apply, redis, started):
     before = started(MAIN)
     as_application(redis, "LPUSH", "waiting", "task")
@@ -31,7 +30,6 @@ def test_what_it_cannot_change_restarts_it_with_its_data(apply, redis, started):
     apply("redis")
 
 
-@pytest.mark.whole("rules")
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
@@ -51,7 +49,6 @@ def test_what_redis_refuses_is_named_and_the_old_stays(attempt, files, started, 
     assert as_application(redis, "PING") == "PONG"
 
 
-@pytest.mark.whole
 def test_an_address_that_the_host_lacks_is_put_back(attempt, apply, files, redis):
     before = files()
     instances = [{"name": "main", "tls_port": 6390, "bind": ["192.0.2.77"]}]
@@ -70,7 +67,6 @@ def test_a_check_before_a_change_shows_it_without_hashes_and_changes_nothing(app
     assert (files(), started(MAIN)) == before
 
 
-@pytest.mark.whole
 def test_a_new_password_of_the_administrator(apply, redis, started):
     before = started(MAIN)
     known = apply("redis", redis_admin_password="admin-second", redis_admin_previous_passwords=[ADMIN])
@@ -83,7 +79,6 @@ def test_a_new_password_of_the_administrator(apply, redis, started):
     assert started(MAIN) != before
 
 
-@pytest.mark.whole
 def test_a_renewed_certificate_is_served_without_a_restart(host, apply, started):
     served = "echo | openssl s_client -connect localhost:6390 2>/dev/null | openssl x509 -noout -serial"
     old, before = host.check_output(served), started(MAIN)
@@ -96,7 +91,6 @@ def test_a_renewed_certificate_is_served_without_a_restart(host, apply, started)
     assert apply("redis").changed == 0
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize(
     "variables",
     [
@@ -114,7 +108,6 @@ def test_bad_input_is_refused_in_a_sentence(converge, files, variables):
     assert files() == before
 
 
-@pytest.mark.whole
 def test_a_check_before_the_certificate_is_made_says_so(apply, files):
     before = files()
     done = apply("redis", "--check", redis_tls_key_file="/etc/ssl/private/later.key")

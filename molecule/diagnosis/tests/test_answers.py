@@ -43,7 +43,6 @@ def limit_memory(operations, megabytes: int) -> None:
     )
 
 
-@pytest.mark.whole
 def test_it_answers_without_memory(operations):
     """The host may use 300 MiB more than it does, and a program takes all of that again and again."""
     script = (
@@ -69,7 +68,6 @@ def test_it_answers_without_memory(operations):
     assert seen.names[0] == "OomKill" and "filler.service" in seen.first["title"]["en"], seen.output[-4000:]
 
 
-@pytest.mark.whole
 def test_it_answers_without_room_for_a_file(operations):
     """Where the run, its modules and Ansible itself would write there is no room; nothing is left behind either."""
     places = ["/tmp", "/var/tmp", "/root/.ansible"]
@@ -129,7 +127,6 @@ def state(operations) -> dict:
     }
 
 
-@pytest.mark.whole
 def test_it_changes_nothing(operations):
     """Files, units and their starts, rules of the firewall, Redis, and the database's statistics of use are as before."""
     use = (
@@ -246,7 +243,6 @@ def test_no_secret_is_in_any_report(operations, facts):
 # --- where reports are kept ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.whole
 def test_reports_are_kept_on_a_host_for_its_administrators_alone(operations):
     kept = "/var/log/shiftmaster"
     operations.shell(f"rm -rf {kept}/diagnosis {kept}/checklists")
@@ -276,7 +272,6 @@ def test_a_host_that_there_is_not_keeps_no_report(operations):
     assert run.code == 2 and run.says("Nothing was done", "There is no host elsewhere")
 
 
-@pytest.mark.whole
 def test_rows_are_known_where_nothing_has_been_counted_yet(operations):
     """As behind a restore or a crash."""
     operations.shell(f"{PSQL} -d shiftmaster -c ANALYZE -c 'SELECT pg_stat_reset()'")

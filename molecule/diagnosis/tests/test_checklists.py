@@ -34,7 +34,6 @@ def quiet_night(operations):
     operations.shell(f"{PSQL} -d shiftmaster -c 'SELECT pg_stat_statements_reset()'")
 
 
-@pytest.mark.whole("morning")
 @pytest.mark.parametrize("period", PERIODS)
 def test_every_line_is_good_on_a_healthy_host(operations, period):
     run, data, files = checklist(operations, period)
@@ -96,7 +95,6 @@ FAULTS = {
 }
 
 
-@pytest.mark.whole("morning")
 @pytest.mark.parametrize("period", PERIODS)
 def test_each_fault_is_on_its_line(operations, period):
     lines, injure, mend = FAULTS[period]
@@ -115,7 +113,6 @@ def test_each_fault_is_on_its_line(operations, period):
             assert words in by_name[name], (name, by_name[name])
 
 
-@pytest.mark.whole
 def test_a_database_that_is_stopped_is_on_its_line(operations):
     with broken(operations, "systemctl stop postgresql", "systemctl start postgresql"):
         _run, data, _files = checklist(operations, "evening")

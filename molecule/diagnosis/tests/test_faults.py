@@ -209,11 +209,6 @@ FIXED_AS_SAID = (
 MENDS = re.compile(
     r"(systemctl (start|stop|restart|kill|reload) |nft delete |nginx -t|kill \d|sudo -u postgres |ansible \S+ --become )"
 )
-# What `make test` runs of them.
-SAMPLE = (
-    "secret missing", "socket gone", "static missing", "permission wrong", "refused by hba", "wrong password", "inodes gone",
-    "disk full by log", "firewall rule", "nginx stopped", "upstream wrong", "certificate expired",
-)  # fmt: skip
 ids = [re.sub(r"\W", "-", name) for name in FAULTS]
 
 
@@ -245,7 +240,7 @@ def assert_fixed_as_said(operations, seen) -> None:
     assert rule not in again.names, f"{commands}: {again.output[-4000:]}"
 
 
-@pytest.mark.whole(*(re.sub(r"\W", "-", name) for name in SAMPLE))
+@pytest.mark.sample("firewall-rule")
 @pytest.mark.parametrize("name", FAULTS, ids=ids)
 def test_the_true_cause_comes_first(operations, facts, name):
     rule, injure, mend = FAULTS[name]
@@ -262,7 +257,6 @@ def test_the_true_cause_comes_first(operations, facts, name):
         mended(operations, "nft delete table inet other 2>/dev/null; true" if is_mended else mend.format(**facts))
 
 
-@pytest.mark.whole
 def test_connections_used_up(operations):
     operations.shell("echo 'SELECT pg_sleep(300);' > /tmp/sleep.sql; chmod 644 /tmp/sleep.sql")
     program = operations.shell("ls /usr/lib/postgresql/*/bin/pgbench | tail -n 1").strip()
@@ -280,7 +274,6 @@ def test_connections_used_up(operations):
     )
 
 
-@pytest.mark.whole("all")
 @pytest.mark.parametrize("area", ["db", "all"])
 def test_lock_held_by_an_idle_transaction(operations, area):
     operations.shell(
@@ -298,7 +291,6 @@ def test_lock_held_by_an_idle_transaction(operations, area):
     operations.shell(f"{PSQL} -d shiftmaster -c 'DROP TABLE held'")
 
 
-@pytest.mark.whole
 def test_slow_statement_without_its_index(operations):
     """One that runs now, and is known by its average: in the database's report, and among everything."""
     operations.shell(
@@ -319,7 +311,6 @@ def test_slow_statement_without_its_index(operations):
         operations.shell(f"{PSQL} -d shiftmaster -c 'DROP TABLE big; SELECT pg_stat_statements_reset()'")
 
 
-@pytest.mark.whole
 def test_queue_stuck_while_the_worker_is_stopped(operations, facts):
     """Tasks wait behind a worker that is there and does nothing."""
     operations.shell(f"systemctl kill --signal=STOP shiftmaster-worker@{facts['colour']}")
@@ -332,7 +323,6 @@ def test_queue_stuck_while_the_worker_is_stopped(operations, facts):
         operations.shell(f"systemctl kill --signal=CONT shiftmaster-worker@{facts['colour']}")
 
 
-@pytest.mark.whole
 def test_queue_stuck_by_a_worker_that_hangs(operations, facts):
     """A worker that runs, is not stopped, and answers nobody: its one thread is in a task that does not end."""
     unit = f"shiftmaster-worker@{facts['colour']}"
@@ -376,7 +366,6 @@ while True:
 '"""
 
 
-@pytest.mark.whole
 def test_memory_leak_in_a_unit_with_a_limit(operations):
     """It is started again by systemd and killed again: one finding, that names the unit."""
     try:
@@ -393,7 +382,6 @@ def test_memory_leak_in_a_unit_with_a_limit(operations):
     assert "OomKill" not in diagnose(operations, area="memory").names
 
 
-@pytest.mark.whole
 def test_disk_full_by_a_deleted_open_file(operations):
     program = 'python3 -c \'import os, time; f = open("/mnt/small/export", "wb"); f.write(bytes(41900000)); f.flush(); os.unlink(f.name); time.sleep(600)\''
     with background(operations, "exporting", program):
@@ -403,7 +391,6 @@ def test_disk_full_by_a_deleted_open_file(operations):
     assert seen.first["fix"] == ["systemctl restart exporting.service"]
 
 
-@pytest.mark.whole
 def test_disk_of_the_database_full(operations, facts):
     """Its data lies on a filesystem of its own; without room for its log PostgreSQL ends, which follows from the disk."""
     data, stop = facts["data"], "systemctl stop shiftmaster; systemctl stop postgresql 'postgresql@*.service'"
@@ -425,7 +412,6 @@ def test_disk_of_the_database_full(operations, facts):
         assert follows["follows_from"] == f"DiskFull on {operations.host}", seen.output[-5000:]
 
 
-@pytest.mark.whole
 def test_transaction_ids_near_their_end(operations, facts):
     """A copy of the cluster whose next transaction is 1.6 billion ahead; what the finding says freezes its rows."""
     data, stop = facts["data"], "systemctl stop shiftmaster; systemctl stop postgresql 'postgresql@*.service'"
@@ -449,7 +435,6 @@ def test_transaction_ids_near_their_end(operations, facts):
         assert_fixed_as_said(operations, seen)
 
 
-@pytest.mark.whole
 def test_file_limit(operations):
     program = "python3 -c 'import time; f = [open(\"/dev/null\") for i in range(61)]; time.sleep(600)'"
     with background(operations, "leaky", program, LimitNOFILE=64):
@@ -458,7 +443,6 @@ def test_file_limit(operations):
     assert "leaky.service" in json.dumps(seen.first)
 
 
-@pytest.mark.whole
 def test_port_taken_by_another_program(operations):
     operations.shell("systemctl stop nginx")
     try:
@@ -501,7 +485,6 @@ COMBINED = {
 }  # fmt: skip
 
 
-@pytest.mark.whole("stopped-database-and-wrong-upstream")
 @pytest.mark.parametrize("name", COMBINED, ids=lambda name: re.sub(r"\W+", "-", name))
 def test_all_roots_come_before_what_follows(operations, facts, name):
     roots, injure, mend = COMBINED[name]
@@ -513,7 +496,6 @@ def test_all_roots_come_before_what_follows(operations, facts, name):
     assert seen.code == 2
 
 
-@pytest.mark.whole
 def test_three_parts_that_hang_keep_nobody_waiting(operations, facts):
     """Database, Redis and the worker answer nothing; all three are named, within the time that one may take."""
     units = ["'postgresql@*'", "redis-server", f"shiftmaster-worker@{facts['colour']}"]
@@ -529,7 +511,6 @@ def test_three_parts_that_hang_keep_nobody_waiting(operations, facts):
     assert seen.seconds <= 15.5
 
 
-@pytest.mark.whole
 def test_nothing_is_found_on_a_healthy_host_under_load(operations):
     """20 runs; what is found is printed."""
     forget_the_requests(operations)
@@ -551,7 +532,6 @@ def test_nothing_is_found_on_a_healthy_host_by_the_strictest_measure(operations)
     assert (seen.names, seen.code) == ([], 0), seen.output[-4000:]
 
 
-@pytest.mark.whole
 def test_healthy_within_five_seconds(operations):
     forget_the_requests(operations)
     with processors_first(operations):
@@ -567,7 +547,6 @@ def test_healthy_within_five_seconds(operations):
 
 
 @pytest.mark.parametrize("fail_on, code", [("critical", 0), ("warning", 2), ("never", 0)])
-@pytest.mark.whole("warning")
 def test_the_exit_code_is_as_strict_as_was_asked(operations, fail_on, code):
     forget_the_requests(operations)
     with broken(operations, "head -c 37500000 /dev/zero > /mnt/small/data", "rm /mnt/small/data"):

@@ -35,7 +35,6 @@ def mails(monkeypatch, tmp_path):
     receivers.stop()
 
 
-@pytest.mark.whole
 def test_health_tells_of_news_alone(operations, mails):
     def health():
         return operations.run("playbooks/health.yml", health_tell=True, health_language="ja", **mails.options)
@@ -58,7 +57,6 @@ def test_health_tells_of_news_alone(operations, mails):
     assert health().code == 0 and mails() == []
 
 
-@pytest.mark.whole
 def test_what_no_server_took_is_told_the_next_time(operations, mails):
     nobody = {**mails.options, "notify_smtp_port": 1}
     operations.shell("systemctl stop redis-server")

@@ -39,7 +39,6 @@ def test_everything_in_the_way_is_said_at_once_before_anything_changes(edge, unc
     assert "port 8099 is taken by python3" in done.flat
 
 
-@pytest.mark.whole
 def test_a_key_of_another_certificate_is_said(edge, unchanged):
     edge.ok("openssl genrsa -out /etc/ssl/private/other.key 2048")
     done = edge.reconfigure(nginx_tls_key_path="/etc/ssl/private/other.key")
@@ -53,7 +52,6 @@ def test_what_nginx_refuses_never_reaches_the_live_files(edge, unchanged):
     assert "nginx refuses the configuration, nothing was changed" in done.flat and "NONSENSE" in done.flat
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_configuration_without_effect_is_noticed_and_put_back(edge, unchanged, restart):
     """nginx -t accepts a port that is taken; only the reload fails, and only in the error log."""
@@ -98,7 +96,6 @@ def test_a_change_reloads_without_cutting_a_request_off(edge):
     assert master(edge) == before, "reloaded, not restarted"
 
 
-@pytest.mark.whole
 def test_drift_and_a_run_that_was_cut_off_are_made_good(edge):
     # Somebody's own edit.
     edge.ok("echo '# mine' >>/etc/nginx/nginx.conf && ln -s /dev/null /etc/nginx/sites-enabled/default")
@@ -114,7 +111,6 @@ def test_drift_and_a_run_that_was_cut_off_are_made_good(edge):
     assert edge.reconfigure().changed == 1
 
 
-@pytest.mark.whole
 def test_a_renewed_certificate_is_taken_up(edge):
     edge.ok(
         "openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=shift.test -addext"
@@ -129,7 +125,6 @@ def test_a_renewed_certificate_is_taken_up(edge):
     assert edge.reconfigure().changed == 0
 
 
-@pytest.mark.whole
 def test_workers_join_a_new_group(edge):
     edge.ok("getent group extra || groupadd extra")
     done = edge.converge(nginx_extra_groups=["shiftmaster", "extra", "not-there"])
@@ -137,14 +132,12 @@ def test_workers_join_a_new_group(edge):
     assert "extra" in edge.ok("ps -o supgrp= -p $(pgrep -u www-data nginx | tail -n 1)")
 
 
-@pytest.mark.whole
 def test_a_stopped_nginx_is_started(edge):
     edge.ok("systemctl stop nginx")
     assert edge.reconfigure().rc == 0
     assert edge.get("/").status == 200
 
 
-@pytest.mark.whole
 def test_of_several_servers_a_post_is_given_to_one_only(edge):
     """Both take the request and die without an answer: was it carried out? A GET may be asked again, a POST never."""
     edge.ok("systemd-run --quiet --collect --unit=cutter python3 /root/cutter.py; sleep 1")
@@ -169,7 +162,6 @@ def test_of_several_servers_a_post_is_given_to_one_only(edge):
     assert answers == [302] * 4
 
 
-@pytest.mark.whole
 def test_unknown_names_can_be_served_and_the_policy_enforced(edge):
     address = edge.ok("hostname -I").split()[0]
     done = edge.reconfigure(
@@ -207,13 +199,11 @@ def test_a_directory_of_somebody_else_leads_root_nowhere(edge, unchanged):
     ]
 
 
-@pytest.mark.whole
 def test_a_limit_that_leaves_no_room_is_rejected(edge, unchanged):
     done = edge.reconfigure(nginx_requests_per_address=9000)
     assert done.rc != 0 and done.changed == 0 and "nginx_requests_per_address" in done.flat
 
 
-@pytest.mark.whole
 def test_clients_of_a_trusted_proxy_are_told_apart(edge):
     """One proxy in front, from which everything comes: the address that it names is the one that is counted."""
     try:

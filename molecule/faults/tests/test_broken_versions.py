@@ -16,7 +16,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.whole("broken-worker", "broken-template")
+@pytest.mark.sample("broken-template")
 @pytest.mark.parametrize("version", BROKEN)
 def test_broken_version(operations, version):
     sentences, seen = BROKEN[version]

@@ -1,12 +1,9 @@
 """What other people do to the host: links, folders and files that are gone, a page, a unit, a disk."""
 
-import pytest
 from support import APP
 
 PAGE = f"{APP}/shared/maintenance/on"
 FAST = {"shiftmaster_watch_seconds": 2}
-
-pytestmark = pytest.mark.whole
 
 
 def units(operations) -> list:

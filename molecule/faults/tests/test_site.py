@@ -10,8 +10,6 @@ PAGE = f"{APP}/shared/maintenance/on"
 LOG = SCENARIO_HOME / "faults.log"
 NOTES = "/var/log/shiftmaster/hooks.log"
 
-pytestmark = pytest.mark.whole
-
 
 def hook(phase: str, command: str, **more) -> dict:
     return {"shiftmaster_hooks": [{"name": f"the site's {phase}", "phase": phase, "command": command, **more}]}

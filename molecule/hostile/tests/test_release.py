@@ -107,6 +107,7 @@ def test_the_next_deploy_is_led_nowhere_by_what_was_planted(operations, attacked
     assert operations.serves(30) == "2.1.0"
 
 
+@pytest.mark.sample("hostile-static-file")
 @pytest.mark.parametrize("version", ["hostile-static-file", "hostile-static-directory"])
 def test_a_link_among_the_static_files_is_rejected(operations, repository, canary, version):
     before = operations.serves(30)

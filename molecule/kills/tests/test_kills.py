@@ -159,7 +159,7 @@ def schema_is_ahead(operations) -> bool:
     return "0003_" in operations.shell(f'runuser -u postgres -- psql -qtAd shiftmaster -c "{migrations}"')
 
 
-@pytest.mark.whole("handover")
+@pytest.mark.sample("handover")
 @pytest.mark.parametrize("point", POINTS)
 def test_kill_at_point(operations, point):
     settings = NEEDS.get(point, {})
@@ -189,7 +189,6 @@ def test_kill_at_point(operations, point):
     assert_converged(operations, schema, **settings_again)
 
 
-@pytest.mark.whole
 def test_kill_in_the_rename_of_the_way_back(operations):
     """The link leads to the new version, which is being left; the next run goes the whole way back first."""
     with under_load(operations):
@@ -208,7 +207,6 @@ def test_kill_in_the_rename_of_the_way_back(operations):
     assert_converged(operations)
 
 
-@pytest.mark.whole
 def test_kill_while_recovering(operations):
     """The run that finishes what a dead one left dies, too; the third one finishes it."""
     with under_load(operations):
@@ -222,7 +220,6 @@ def test_kill_while_recovering(operations):
     assert_converged(operations)
 
 
-@pytest.mark.whole
 def test_the_module_outlives_its_run(operations):
     """The administrator's machine alone dies: the next run takes the lock over, and waits for what is still at work."""
     with under_load(operations):
@@ -243,7 +240,6 @@ def test_the_module_outlives_its_run(operations):
     assert_converged(operations)
 
 
-@pytest.mark.whole("watch")
 @pytest.mark.parametrize("point", REBOOTS)
 def test_reboot_at_point(operations, point):
     process = start_and_reach(operations, point)
@@ -274,7 +270,6 @@ def test_two_at_once(operations):
     assert [one["kind"] for one in events(operations) if one["event"] == "live"][-2:] == ["deploy", "rollback"]
 
 
-@pytest.mark.whole
 def test_restart_by_hand_during_the_watch(operations):
     """Refused; behind the deploy the unit is well, and its stop stops everything."""
     process = start_and_reach(operations, "watch")
@@ -290,7 +285,6 @@ def test_restart_by_hand_during_the_watch(operations):
     assert operations.rollback(to="2.0.0").code == 0
 
 
-@pytest.mark.whole
 def test_stop_by_hand_during_the_watch(operations):
     """It stays stopped, and the release is not blamed."""
     process = start_and_reach(operations, "watch", watch=40)

@@ -20,12 +20,9 @@ INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 STREAM = "logs-shiftmaster.app-demo"
 LINES = 2000
 
-pytestmark = [
-    pytest.mark.whole,
-    pytest.mark.skipif(
-        not os.environ.get("SHIFTMASTER_ELASTIC_URL"), reason="not run: Elastic's packages are not here"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("SHIFTMASTER_ELASTIC_URL"), reason="not run: Elastic's packages are not here"
+)
 
 
 @pytest.fixture(scope="module")

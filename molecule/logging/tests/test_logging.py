@@ -198,7 +198,6 @@ def test_the_watch_writes_what_the_alerts_ask_for(app):
     assert "shiftmaster_log_canary_success 1\n" in text
 
 
-@pytest.mark.whole
 def test_a_version_that_breaks_under_traffic_is_told_with_its_cause(app):
     """By its lines of JSON: gunicorn's own log has none of it."""
     with load(app, "--clients", "8", "--think-seconds", "0.3", seconds=400):
@@ -208,7 +207,6 @@ def test_a_version_that_breaks_under_traffic_is_told_with_its_cause(app):
     assert app.serves(60) == "2.0.0"
 
 
-@pytest.mark.whole
 def test_a_second_run_of_the_tag_changes_nothing_and_is_short(app, capsys):
     """The shortest of three: at first the parts still have lines of the load before to send."""
     app.run("deploy.yml", "--tags", "logging")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 from support import Operations
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
@@ -28,7 +27,6 @@ def started(host, unit):
     return int(text)
 
 
-@pytest.mark.whole
 def test_a_newer_minor_version_comes_by_one_variable():
     app = Operations(INVENTORY, "logging-trixie")
     assert set(versions().values()) == {"9.99.0"}

@@ -1,16 +1,15 @@
 import json
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import alerting as proofs
 import mishaps
 import pytest
-from support import SCENARIO_HOME, Operations, wait_for
+from support import SAMPLE_SCENARIO, SCENARIO_HOME, Operations, inventory_and_host, wait_for
 
 # A page that tests alone ask for.
 ASKED = "/requests/"
-INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
+INVENTORY, APP = inventory_and_host(__file__)
 
 
 class Watch(Operations):
@@ -78,11 +77,14 @@ class Watch(Operations):
 
 @pytest.fixture(scope="session")
 def hosts():
-    """app (deployed, with the primary), standby and watch."""
-    made = {
-        name: Operations(INVENTORY, f"monitoring-{host}") for name, host in (("app", "trixie"), ("standby", "standby"))
-    }
-    return SimpleNamespace(**made, watch=Watch(INVENTORY, "monitoring-watch"))
+    """app (deployed, with the primary), standby and watch; in the sample one host that watches itself."""
+    if SAMPLE_SCENARIO:
+        return SimpleNamespace(app=Operations(INVENTORY, APP), watch=Watch(INVENTORY, APP))
+    return SimpleNamespace(
+        app=Operations(INVENTORY, APP),
+        standby=Operations(INVENTORY, "monitoring-standby"),
+        watch=Watch(INVENTORY, "monitoring-watch"),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +93,8 @@ def watch(hosts):
     assert hosts.app.serves(60), "the application does not serve"
     hosts.app.manage("seed_demo")
     hosts.watch.seen_once(hosts.app)
-    mishaps.backups_as_if(hosts.app)
+    if not SAMPLE_SCENARIO:  # That host has backups.
+        mishaps.backups_as_if(hosts.app)
     wait_for(lambda: not hosts.watch.query("up == 0"), 180, "all targets up")
     return hosts.watch
 

@@ -41,40 +41,33 @@ def test_a_critical_alert_reaches_everybody_and_is_resolved(alerting, capsys):
         print(f"\n  from Prometheus to a message: {took}")
 
 
-@pytest.mark.whole
 def test_a_warning_wakes_nobody(alerting):
     proofs.a_warning_wakes_nobody(alerting)
 
 
-@pytest.mark.whole
 def test_information_goes_to_one_channel(alerting):
     proofs.information_goes_to_one_channel(alerting, 60)
 
 
-@pytest.mark.whole
 def test_the_watchdog_is_asked_for_regularly(alerting):
     # Prometheus sends it itself, too.
     proofs.the_watchdog_is_asked_for_regularly(alerting, 20)
 
 
-@pytest.mark.whole
 def test_a_host_that_is_down_is_one_message_for_each_receiver(alerting):
     proofs.a_host_that_is_down_is_one_message_for_each_receiver(alerting)
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize(("receiver", "how"), [("slack", "500"), ("pagerduty", "refuse"), ("smtp", "hang")])
 def test_a_receiver_that_is_down_gets_it_afterwards(alerting, receiver, how):
     proofs.a_receiver_that_is_down_gets_it_afterwards(alerting, receiver, how)
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("signal", ["", "KILL"])
 def test_a_restart_loses_nothing(alerting, signal):
     proofs.a_restart_loses_nothing(alerting, signal)
 
 
-@pytest.mark.whole
 def test_a_run_silences_what_it_causes_and_nothing_else(watch, alerting):
     def run(tasks):
         done = watch.run(SILENCE, silence_tasks=tasks, notify_alertmanager_password=watch.secret("admin"))
@@ -84,7 +77,6 @@ def test_a_run_silences_what_it_causes_and_nothing_else(watch, alerting):
     proofs.a_run_silences_what_it_causes_and_nothing_else(alerting, lambda: run("silence"), lambda: run("unsilence"))
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("case", proofs.REFUSED)
 def test_what_is_refused_leaves_the_old_one_running_and_says_why(alerting, apply, case):
     proofs.it_is_refused_and_the_old_one_stays(alerting, apply, case)

@@ -26,8 +26,6 @@ WORKERS = (
     "$(systemctl list-units --plain --no-legend --state=active 'shiftmaster-web@*' | cut -d' ' -f1))"
 )
 
-pytestmark = pytest.mark.whole
-
 
 def told(alerting, since: float, known=frozenset()) -> list:
     """Messages to people, but of alerts that fire since before (of the budget of a whole day after other tests)."""

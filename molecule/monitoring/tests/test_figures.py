@@ -149,7 +149,6 @@ def test_the_standby_streams(watch):
     assert replica["metric"]["instance"] == "monitoring-standby"
 
 
-@pytest.mark.whole
 def test_every_series_of_every_rule_is_there(used):
     rules = {
         rule.get("alert") or rule["record"]: selectors(rule["expr"])
@@ -162,7 +161,6 @@ def test_every_series_of_every_rule_is_there(used):
     assert {name: found & missing for name, found in rules.items() if found & missing} == {}
 
 
-@pytest.mark.whole
 def test_every_query_of_every_panel_has_series(used):
     """And so have all series in it: a sum and `or vector(0)` would hide that one is gone."""
     panels = dashboards.queries(__rate_interval="2m")
@@ -185,7 +183,6 @@ NOT_HERE = {
 }
 
 
-@pytest.mark.whole
 def test_every_rule_would_fire(used):
     """Each branch of each alert, as a whole and without thresholds, has series with the labels that its texts name."""
     asked = {
@@ -307,7 +304,6 @@ LAID_DOWN = (
 )
 
 
-@pytest.mark.whole
 def test_a_second_run_changes_nothing(hosts, watch, capsys):
     """Nor does it take long: the shortest of three, since other steps of the tests run beside it."""
     took = []
@@ -322,7 +318,6 @@ def test_a_second_run_changes_nothing(hosts, watch, capsys):
     assert min(took) <= 25
 
 
-@pytest.mark.whole
 def test_check_mode_tells_what_would_change_and_changes_nothing(hosts, watch):
     machines = (hosts.app, hosts.standby, watch)
     before = [machine.shell(LAID_DOWN) for machine in machines]
@@ -431,7 +426,6 @@ CPU_SECONDS = (
 )
 
 
-@pytest.mark.whole
 def test_it_finds_room_beside_the_application(hosts, watch, capsys):
     """As if all of it were on one host, which Prometheus, Alertmanager and the exporters are on a small site."""
     found = {}
@@ -446,7 +440,6 @@ def test_it_finds_room_beside_the_application(hosts, watch, capsys):
 
 
 # The last: for a while nobody watches.
-@pytest.mark.whole
 def test_scrapes_cost_little(hosts, watch, capsys):
     """On the host with all of the application: with Prometheus and without, while nobody works."""
     seconds, used = 120, []

@@ -20,8 +20,6 @@ WAYS = {
     "archive alone": ({"backup_wal_receive": False}, False, 60.0),
 }
 
-pytestmark = pytest.mark.whole
-
 
 @pytest.fixture(scope="module")
 def saved(hosts):

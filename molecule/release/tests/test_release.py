@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from support import WHOLE, all_ran_once, enqueue, load
+from support import SAMPLE, all_ran_once, enqueue, load
 
-RUNS, CLIENTS = (5, 64) if WHOLE else (1, 16)
+RUNS, CLIENTS = (1, 16) if SAMPLE else (5, 64)
 FAST = {"shiftmaster_watch_seconds": 5}
 
 
@@ -15,6 +15,7 @@ def steps(operations):
     yield "again", lambda: operations.deploy("2.1.0", **FAST), "2.1.0"
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("number", range(RUNS))
 def test_deploy_rollback_deploy_under_load(operations, number, capsys):
     """2.0.0, 2.1.0, back, 2.1.0 under clients that read and write through TLS, with tasks of all kinds under way."""
@@ -57,7 +58,6 @@ def test_a_second_run_changes_nothing(operations):
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
 
 
-@pytest.mark.whole
 def test_restart_by_hand_fails_no_request(operations):
     """`systemctl restart shiftmaster`, as operators type it, goes through the other colour."""
     colour = operations.shell("readlink /var/www/shiftmaster/active")
@@ -98,7 +98,6 @@ def test_rollback_behind_a_contract_migration(operations):
     assert operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
 
 
-@pytest.mark.whole
 def test_rollback_by_restoring_the_safety_copy(operations):
     """schema=restore brings the data from before the migration back and states what is lost."""
     assert operations.deploy("2.2.0", shiftmaster_allow_contract=True, **FAST).code == 0
@@ -110,7 +109,6 @@ def test_rollback_by_restoring_the_safety_copy(operations):
     assert late.strip() == "0"
 
 
-@pytest.mark.whole
 def test_rollbacks_twice_forward_and_to_a_name(operations):
     assert operations.rollback().code == 0
     assert operations.serves() == "2.0.0"

@@ -2,7 +2,6 @@
 
 import subprocess
 
-import pytest
 from patches import offered, outdated, publish, version
 from support import APP, BROWSER, SCENARIO_HOME, kill_run, load, wait_for
 
@@ -38,7 +37,6 @@ def test_patched_under_load_without_an_interruption(operations, vault, capsys):
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
 
 
-@pytest.mark.whole
 def test_what_needs_an_interruption_gets_it_behind_the_page(operations, vault):
     run = patch(operations, vault)
     assert run.code == 0, run.output[-6000:]
@@ -49,7 +47,6 @@ def test_what_needs_an_interruption_gets_it_behind_the_page(operations, vault):
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
 
 
-@pytest.mark.whole
 def test_a_host_that_is_not_well_is_not_touched(operations, vault):
     before = version(operations)
     publish(operations)
@@ -67,7 +64,6 @@ def test_a_host_that_is_not_well_is_not_touched(operations, vault):
     assert operations.serves(60)
 
 
-@pytest.mark.whole
 def test_killed_while_the_application_is_stopped_and_run_again(operations, vault):
     """The package of the test before is still to come."""
     process = operations.start("playbooks/patch.yml", LOG, **vault.variables)
@@ -86,7 +82,6 @@ def test_killed_while_the_application_is_stopped_and_run_again(operations, vault
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
 
 
-@pytest.mark.whole
 def test_a_reboot(operations, vault):
     began = operations.shell("cut -d ' ' -f 22 /proc/1/stat")
     subprocess.run(["docker", "update", "--restart=always", operations.host], check=True, capture_output=True)

@@ -147,7 +147,6 @@ def test_everything_under_load(operations, vault, capsys):
     assert_only_the_new_ones(operations, vault)
 
 
-@pytest.mark.whole
 def test_rollback_over_a_rotation_is_refused(operations, vault):
     """It would bring the secrets of before back; the sentence says what to do instead."""
     run = operations.rollback(**vault.variables)
@@ -162,7 +161,6 @@ def test_rollback_over_a_rotation_is_refused(operations, vault):
     assert "bad" not in [entry["status"] for entry in operations.state()["releases"].values()]
 
 
-@pytest.mark.whole
 def test_a_deploy_behind_it_and_its_rollback(operations, vault):
     run = operations.deploy("2.1.0", **FAST, **vault.variables)
     assert run.code == 0, run.output[-4000:]
@@ -176,7 +174,6 @@ def test_a_deploy_behind_it_and_its_rollback(operations, vault):
     ).split() == ["shiftmaster"]
 
 
-@pytest.mark.whole
 def test_the_old_key_ends_when_the_list_is_emptied(operations, vault):
     old = vault.previous[KEY][0]
     session = Session(operations)
@@ -217,7 +214,6 @@ KILLS = {
 }
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize("kill", KILLS)
 def test_killed_and_run_again(operations, vault, kill):
     condition, point = KILLS[kill]

@@ -54,7 +54,6 @@ def test_a_challenge_that_nginx_does_not_serve_leaves_the_old_certificate(host, 
         host.check_output("systemctl reload nginx; systemctl reset-failed; sleep 1")
 
 
-@pytest.mark.whole
 def test_a_reload_that_does_not_take_effect_is_an_error(host, site):
     done = host.run(
         "cp /etc/ssl/certs/shiftmaster.crt /root/other.crt && openssl req -x509 -newkey ec -pkeyopt"
@@ -67,7 +66,6 @@ def test_a_reload_that_does_not_take_effect_is_an_error(host, site):
     assert "still serves another certificate for shift.test" in done.stderr
 
 
-@pytest.mark.whole
 def test_other_names_bring_another_certificate_at_once(host, site):
     code, output = site.run(tls_names=["shift.test"])
     assert code == 0, output
@@ -77,7 +75,6 @@ def test_other_names_bring_another_certificate_at_once(host, site):
     assert code == 0 and "changed=0" in output, output
 
 
-@pytest.mark.whole
 def test_a_later_change_of_mode_is_not_undone_by_a_renewal(host, site, folder, due):
     provided = folder / "provided"
     code, output = site.run(

@@ -80,7 +80,6 @@ def test_what_is_near_its_end_is_issued_anew_and_served(host, site):
     ],
 )
 @ON_BOOKWORM
-@pytest.mark.whole
 def test_what_does_not_fit_is_found_and_mended(host, site, damage, reason):
     host.check_output(damage)
     code, output = site.run()
@@ -91,7 +90,6 @@ def test_what_does_not_fit_is_found_and_mended(host, site, damage, reason):
 
 
 @ON_BOOKWORM
-@pytest.mark.whole
 def test_a_host_may_keep_the_authority(host, site):
     """Under AWX the controller is thrown away after each run."""
     kept = {"tls_ca_host": "tls-provided", "tls_internal_ca_dir": "/root/internal-ca", "tls_mode": "none"}

@@ -52,7 +52,6 @@ def test_a_wrong_one_is_refused_and_the_old_one_stays(site, folder, certificate,
     assert site.files() == before
 
 
-@pytest.mark.whole
 def test_an_authority_that_nobody_trusts_is_refused(site, folder):
     code, output = site.run(tls_provided_trusted_content=(folder / "provided/other.crt").read_text())
     assert code != 0
