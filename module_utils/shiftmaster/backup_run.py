@@ -282,6 +282,7 @@ class Run:
             timeline,
             damaged=self.failed_backups(),
             wish="" if wish == "auto" else wish,
+            gapped=backup_archive.gapped(self.host, stanza, timeline),
         )
         self.host.log("database: %s backup, %s" % ({"full": "full"}.get(kind, "incremental"), why))
         self.require_room(backup_plan.database_bytes(stanza, kind, size), size, "the backup")
