@@ -36,6 +36,7 @@ _raw:
 
 import hashlib
 import hmac
+import re
 from pathlib import Path
 
 from ansible.parsing.vault import VaultLib, is_encrypted, match_encrypt_secret
@@ -43,6 +44,8 @@ from ansible.plugins.lookup import LookupBase
 from ansible.utils.display import Display
 
 display = Display()
+# A key, in a file of its own or in a value; not a pattern or a sentence about one.
+PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(\s|\\r|\\n)+(Proc-Type:|[A-Za-z0-9+/=]{16})")
 
 
 def is_secret(content):
@@ -53,7 +56,7 @@ def is_secret(content):
         content.decode("utf-8")
     except UnicodeDecodeError:
         return True
-    return b"PRIVATE KEY-----" in content
+    return PRIVATE_KEY.search(content) is not None
 
 
 def encrypted(content, secret):

@@ -19,6 +19,7 @@ def directory(tmp_path):
     (tmp_path / "site/ca.key").write_text(KEY)
     (tmp_path / "site/ca.crt").write_text("-----BEGIN CERTIFICATE-----\n")
     (tmp_path / "store.p12").write_bytes(b"\x30\x82\xff\xfe")
+    (tmp_path / "masking.yml").write_text("pattern: '-----BEGIN [A-Z ]*PRIVATE KEY-----.*'\n")
     (tmp_path / "vault.yml").write_text("$ANSIBLE_VAULT;1.1;AES256\n6162\n")
     return tmp_path
 
@@ -31,8 +32,10 @@ def look(directory, password=""):
 
 def test_private_keys_are_encrypted_with_the_vault_password(directory):
     found = look(directory, "password")
-    assert set(found) == {"/c/site/ca.key", "/c/site/ca.crt", "/c/store.p12", "/c/vault.yml"}
-    assert not [text for text in found.values() if "PRIVATE KEY" in text]
+    assert set(found) == {
+        "/c/site/ca.key", "/c/site/ca.crt", "/c/store.p12", "/c/vault.yml", "/c/masking.yml",
+    }  # fmt: skip
+    assert [name for name, text in found.items() if "PRIVATE KEY" in text] == ["/c/masking.yml"]
     vault = VaultLib([("default", VaultSecret(b"password"))])
     assert vault.decrypt(found["/c/site/ca.key"]) == KEY.encode()
     assert vault.decrypt(found["/c/store.p12"]) == b"\x30\x82\xff\xfe"
@@ -48,8 +51,22 @@ def test_a_second_run_returns_the_same_and_another_password_or_key_something_els
     assert look(directory, "password")["/c/site/ca.key"].splitlines()[1] != salt
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        KEY.replace("PRIVATE", "RSA PRIVATE"),
+        "key: |\n  " + KEY.replace("\n", "\n  "),
+        '{"key": "%s"}' % KEY.replace("\n", "\\n"),
+        KEY.replace("MC4C", "Proc-Type: 4,ENCRYPTED\n\nMC4C"),
+    ],
+)
+def test_a_key_is_found_in_every_form(directory, text):
+    (directory / "key").write_text(text)
+    assert "/c/key" not in look(directory)
+
+
 def test_without_a_vault_password_they_are_left_out(directory):
-    assert set(look(directory)) == {"/c/site/ca.crt", "/c/vault.yml"}
+    assert set(look(directory)) == {"/c/site/ca.crt", "/c/vault.yml", "/c/masking.yml"}
 
 
 def test_a_directory_that_does_not_exist_holds_nothing(tmp_path):

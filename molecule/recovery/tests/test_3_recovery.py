@@ -44,7 +44,7 @@ def authorities(hosts, saved, tmp_path_factory):
     run = hosts.app.run("deploy.yml", "--tags", "backup", "--vault-password-file", str(password), timeout=1800)
     assert run.code == 0, run.output[-4000:]
     kept = "/etc/shiftmaster-backup/controller"
-    assert hosts.keeper.shell(f"grep -rl 'PRIVATE KEY' {kept} || true") == ""
+    assert hosts.keeper.shell(f"grep -rl '^-----BEGIN.*PRIVATE KEY' {kept} || true") == ""
     subprocess.run(["docker", "cp", f"{hosts.keeper.host}:{kept}/authorities", str(folder)], check=True)
     # As the guide says.
     decrypt = f"grep -rl ANSIBLE_VAULT . | xargs ansible-vault decrypt --vault-password-file {password}"
