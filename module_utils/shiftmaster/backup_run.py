@@ -232,7 +232,7 @@ class Run:
             try:
                 # Not by the links themselves: in a copy they lead elsewhere, and an attacker may have sent them.
                 root = os.path.realpath(root)
-                slot = os.path.basename(os.readlink(os.path.join(root, "active")))
+                slot = os.readlink(os.path.join(root, "active"))
                 name = os.path.basename(os.readlink(os.path.join(root, slot, "release")))
                 path = os.path.join(root, "releases", name, "manifest.json")
                 if os.path.realpath(path) != path:

@@ -312,9 +312,9 @@ def run_of_two(keeper, tmp_path, monkeypatch):
 def test_the_release_of_another_host_is_read_as_what_an_attacker_may_have_sent(run_of_two, tmp_path):
     root = tmp_path / "sent"
     (root / "releases/r1").mkdir(parents=True)
-    (root / "blue").mkdir()
-    (root / "active").symlink_to("blue")
-    (root / "blue/release").symlink_to("/elsewhere/releases/r1")
+    (root / "colours/blue").mkdir(parents=True)
+    (root / "active").symlink_to("colours/blue")
+    (root / "colours/blue/release").symlink_to("/elsewhere/releases/r1")
     manifest = root / "releases/r1/manifest.json"
     run_of_two.host.options["application_root"] = str(root)
     run_of_two.migrations = lambda: 5
