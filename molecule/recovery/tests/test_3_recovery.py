@@ -56,6 +56,10 @@ def authorities(hosts, saved, tmp_path_factory):
     return folder / "authorities"
 
 
+def test_the_keys_of_the_authorities_come_back_by_the_vault_password_alone(authorities):
+    assert b"PRIVATE KEY" in (authorities / "site/ca.key").read_bytes()
+
+
 def test_wal_is_received_as_it_is_written(hosts, saved):
     assert hosts.app.sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'shiftmaster_backup'") == "t"
     hosts.app.sql("INSERT INTO precious (text) VALUES ('now')")
