@@ -2996,6 +2996,7 @@ WATCHED: dict[str, dict[int, str]] = {
         31: "DatabaseSlowQueries",
         42: "DatabaseLockQueue",
         52: "ReplicationStopped",
+        54: "WalLimitNear",
         56: "WalArchivingFailing",
         57: "ReplicationSlotInactive ReplicationSlotRetainsWal",
         58: "PostgresExporterErrors",

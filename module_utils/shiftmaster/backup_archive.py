@@ -14,6 +14,19 @@ from .state import write_json
 
 def look(host: Host, stanza, timeline: int, proven: str, damaged: list) -> Verdict:
     """Say where WAL is missing behind the backups of the database of today; notes it for the metrics, too."""
+    found, gaps, newest = _found(host, stanza, timeline, proven, damaged)
+    write_json(os.path.join(STATE, "archive.json"), {"gaps": gaps, "newest": newest})
+    return verdict(found)
+
+
+def gapped(host: Host, stanza, timeline: int) -> list:
+    """Labels of backups behind which WAL is missing, as where the archive could not be reached for too long."""
+    found = _found(host, stanza, timeline, "", [])[0] if stanza.of(1) else []
+    return [problem.where for problem in found if problem.code in ("wal_missing", "wal_own_missing")]
+
+
+def _found(host: Host, stanza, timeline: int, proven: str, damaged: list) -> tuple:
+    """Return (problems, number of missing segments, when the newest one came)."""
     database = stanza.current_database(1)
     found, gaps, newest = [], 0, None
 
@@ -34,8 +47,7 @@ def look(host: Host, stanza, timeline: int, proven: str, damaged: list) -> Verdi
         found += wal.judge(held, reaches, folder, proven).problems
         gaps += wal.gap_count(reaches)
         newest = max(filter(None, [newest, wal.newest_time(held)]), default=None)
-    write_json(os.path.join(STATE, "archive.json"), {"gaps": gaps, "newest": newest})
-    return verdict(found)
+    return found, gaps, newest
 
 
 def manifests(host: Host, stanza) -> list:

@@ -15,6 +15,7 @@ import shutil
 import stat
 
 from . import backup_verdicts as verdicts
+from . import safe_files
 from .backup_host import BackupError, Host
 
 # So much of a snapshot is restored as a test when it is larger: a share of its files, chosen anew each time.
@@ -22,11 +23,41 @@ SAMPLE_FILES = 200
 SAMPLE_BYTES = 256 << 20
 # A repository up to this size is read whole each day.
 READ_ALL_BYTES = 1 << 30
+# What reads from another host has a file system of its own; its root is empty.
+RECEIVER_ROOT = "/run/shiftmaster-backup-pull"
+RECEIVER = [
+    "RootDirectory=" + RECEIVER_ROOT,
+    "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID",
+    "ProtectSystem=strict",
+    "ProtectHome=yes",
+    "PrivateTmp=yes",
+    "PrivateDevices=yes",
+    "PrivateIPC=yes",
+    "LockPersonality=yes",
+    "MemoryDenyWriteExecute=yes",
+    "NoNewPrivileges=yes",
+    "ProcSubset=pid",
+    "ProtectClock=yes",
+    "ProtectControlGroups=yes",
+    "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "ProtectProc=invisible",
+    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6",
+    "RestrictNamespaces=yes",
+    "RestrictRealtime=yes",
+    "SystemCallArchitectures=native",
+    "SystemCallFilter=@system-service",
+    "SystemCallFilter=~@resources",
+    "UMask=0077",
+]
 
 
 def sha256(path: str) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    # The application can replace what is saved of it while it is read.
+    with os.fdopen(safe_files.open_file(path), "rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
@@ -144,8 +175,9 @@ class Restic:
                 copy = target + path
                 if not os.path.isfile(copy):
                     raise BackupError("%s is in the snapshot, but was not restored" % path)
-                if unchanged(path, copy):
-                    if sha256(path) != sha256(copy):
+                now = live_sha256(path) if unchanged(path, copy) else ""
+                if now:
+                    if now != sha256(copy):
                         raise BackupError("%s was restored with another content than it has" % path)
                     same += 1
                 else:
@@ -197,32 +229,78 @@ def ssh_words(host: Host) -> list:
     ]  # fmt: skip
 
 
+def request_words(host: Host, source: dict, request: str) -> tuple:
+    return (*ssh_words(host), "shiftmaster-backup@%s" % source["address"], request)
+
+
 def ask_lock(host: Host, source: dict) -> str:
     """The lock of deploys of another host; "" where there is none, or the host cannot be asked."""
     try:
-        words = (*ssh_words(host), "shiftmaster-backup@%s" % source["address"], "lock")
+        words = request_words(host, source, "lock")
         return host.run("asking %s for a deploy" % source["name"], *words, timeout=60).stdout
     except BackupError:
         return ""
 
 
+def receiver_words(host: Host, unit: str, directory: str) -> list:
+    """How a command runs that reads what another host sends: it can write below one directory only.
+
+    That host may be an attacker's, and rsync receives as root, since owners are kept.
+    """
+    readable = [host.options["pull_key"], host.options["known_hosts"], "/etc/passwd"]
+    optional = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/ssh", "/usr/lib64:/lib64"]
+    lines = [
+        *RECEIVER,
+        "RuntimeMaxSec=%d" % host.options["timeout_seconds"],
+        "BindReadOnlyPaths=/usr /usr/lib:/lib",
+        *["BindReadOnlyPaths=" + path for path in readable],
+        *["BindReadOnlyPaths=-" + path for path in optional],
+        "BindPaths=" + directory,
+    ]
+    words = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--service-type=exec", "--unit=" + unit]
+    return words + ["--property=" + line for line in lines] + ["--"]
+
+
 def pull(host: Host, source: dict, part: dict) -> str:
-    """Copy a part of another host here; returns the folder."""
-    ssh = ssh_words(host)
-    who = "shiftmaster-backup@%s" % source["address"]
+    """Copy a part of another host here; returns the folder.
+
+    That host says itself what it sends and leaves out (shiftmaster-backup-read). rsync takes no name from it that was
+    not asked for, and no device, FIFO or socket.
+    """
     what = "reading %s of %s" % (part["name"], source["name"])
-    there = required(part, json.loads(host.run(what, *ssh, who, "paths", timeout=120).stdout))
+    said = host.run(what, *request_words(host, source, "paths " + part["name"]), timeout=120).stdout
+    try:
+        there = required(part, [path for path in json.loads(said) if isinstance(path, str)])
+    except (ValueError, TypeError):
+        raise BackupError("%s: it sent no list of paths" % what)
+    if not there:
+        raise BackupError("%s: nothing of it exists there" % what)
     folder = pulled(host, part["name"], source["name"])
     os.makedirs(folder, mode=0o700, exist_ok=True)
+    os.makedirs(RECEIVER_ROOT, mode=0o755, exist_ok=True)
+    unit = "shiftmaster-backup-pull-%s-%s" % (part["name"], source["name"])
     place = source["address"] if ":" not in source["address"] else "[%s]" % source["address"]
-    host.run(
-        what,
-        "rsync", "--archive", "--relative", "--numeric-ids", "--delete", "--delete-excluded",
-        *["--exclude=%s" % pattern for pattern in part["exclude"]],
-        "--rsh", " ".join(ssh), "shiftmaster-backup@%s:%s" % (place, there[0]), *[":" + path for path in there[1:]],
-        folder + "/",
-    )  # fmt: skip
+    try:
+        host.run(
+            what, *receiver_words(host, unit, folder),
+            "rsync", "--archive", "--no-devices", "--no-specials", "--relative", "--numeric-ids", "--delete",
+            "--rsync-path", "send " + part["name"], "--rsh", " ".join(ssh_words(host)),
+            "shiftmaster-backup@%s:%s" % (place, there[0]), *[":" + path for path in there[1:]],
+            folder + "/",
+        )  # fmt: skip
+    except BaseException:
+        # It would go on without the one who waits for it.
+        host.run("ending %s" % unit, "systemctl", "stop", unit, timeout=60, fine=range(256))
+        raise
     return folder
+
+
+def live_sha256(path: str) -> str:
+    """The checksum of a file of the host; "" where the application has put something else in its place."""
+    try:
+        return sha256(path)
+    except OSError:
+        return ""
 
 
 def unchanged(path: str, copy: str) -> bool:

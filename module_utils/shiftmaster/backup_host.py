@@ -18,6 +18,7 @@ import subprocess
 import time
 import traceback
 
+from . import safe_files
 from .backup_catalogue import CatalogueError
 from .sql import SAFE_SEARCH_PATH
 
@@ -90,11 +91,9 @@ class Host:
         print(line, flush=True)
         path = self.options["log_file"]
         with contextlib.suppress(OSError):
+            # Its directory may be the application's.
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            # Its folder may be the application's, who must not lead root elsewhere by a link.
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o640)
-            with os.fdopen(descriptor, "a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
+            safe_files.append(path, (line + "\n").encode(), 0o640)
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
@@ -125,14 +124,16 @@ class Host:
                 raise BackupError("%s did not end within %d s (%s)" % (what, seconds, tail(said)))
             raise
         if child.returncode not in fine:
-            # As itself, and as runuser says it of its child.
+            # As itself, and as a shell reports it of its child.
             number = -child.returncode if child.returncode < 0 else child.returncode - 128
             killed = "was killed by signal %d" % number if number in (signal.SIGKILL, signal.SIGTERM) else ""
             raise BackupError("%s %s: %s" % (what, killed or "ended with %d" % child.returncode, tail(err or out)))
         return subprocess.CompletedProcess(command, child.returncode, out, err)
 
     def as_postgres(self, what: str, *command: str, **more):
-        return self.run(what, "runuser", "-u", POSTGRES, "--", *command, **more)
+        # Not runuser, whose PAM session raises the priority that the unit has lowered, and fails where it may not.
+        become = ("setpriv", "--reuid", POSTGRES, "--regid", POSTGRES, "--init-groups")
+        return self.run(what, *become, *command, **more)
 
     def pgbackrest(self, what: str, *arguments: str, restore: bool = False, **more):
         """pgBackRest as postgres. restore: with the configuration that knows the repository alone."""
@@ -223,10 +224,14 @@ def alone(host: Host, operation: str, wait_seconds: float):
 def read_lock(path: str) -> str:
     """The lock of deploys as role shiftmaster keeps it; "" where there is none."""
     try:
-        with open(path, encoding="utf-8") as stream:
-            return stream.read()
-    except (OSError, ValueError):
+        return safe_files.read_text(path)
+    except OSError:
         return ""
+
+
+def plain(text: str) -> str:
+    """What another host says of itself, fit for one line of a log or a message."""
+    return re.sub(r"[^\w .,:;@/+=-]", "?", text)[:200]
 
 
 def deploy_of(text: str) -> str:
@@ -234,7 +239,7 @@ def deploy_of(text: str) -> str:
     try:
         holder = json.loads(text)
         if float(holder.get("expires", 0)) > time.time():
-            return "%s by %s" % (holder.get("operation", "a deploy"), holder.get("owner", "somebody"))
+            return plain("%s by %s" % (holder.get("operation", "a deploy"), holder.get("owner", "somebody")))
     except (ValueError, AttributeError, TypeError):
         pass
     return ""

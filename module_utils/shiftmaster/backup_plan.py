@@ -35,14 +35,16 @@ def kind_today(
     damaged: Iterable = (),
     repo: int = 1,
     wish: str = "",
+    gapped: Iterable = (),
 ) -> Decision:
     """Decide for one repository. An incremental backup is worth no more than what it is built upon.
 
     proofs says for a label whether its restore test was good; damaged are labels that verify or the continuity of the
-    WAL called bad. system_id and timeline are those of the database that runs, where they are known. wish is what
-    somebody asked for: a full one is always right, an incremental one only where it can be trusted.
+    WAL called bad, gapped those behind which segments are missing: there a new chain begins. system_id and timeline are
+    those of the database that runs, where they are known. wish is what somebody asked for: a full one is always right,
+    an incremental one only where it can be trusted.
     """
-    damaged = set(damaged)
+    damaged, gapped = set(damaged), set(gapped)
     if wish == "full":
         return Decision("full", "a full backup was asked for")
     database = stanza.current_database(repo)
@@ -70,6 +72,8 @@ def kind_today(
         return Decision("full", "the last full backup, %s, was never proven by a restore" % chain[0].label)
     if timeline is not None and int(last.wal_stop[:8], 16) != timeline:
         return Decision("full", "the database is on timeline %d since the last backup" % timeline)
+    if last.label in gapped:
+        return Decision("full", "WAL is missing behind backup %s, so a new chain begins" % last.label)
     age = now - chain[0].started
     if age < 0 or now < last.stopped:
         return Decision("full", "the clock is before the last backup, so its age is not known")

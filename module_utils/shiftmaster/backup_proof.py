@@ -159,6 +159,8 @@ class Server:
             hba_file=os.path.join(self.data, "pg_hba.conf"),
             ident_file=os.path.join(self.data, "pg_ident.conf"),
             shared_preload_libraries="",
+            # The unit of a run allows no memory that is written and executed.
+            jit="off",
             shared_buffers="64MB",
             ssl="off",
             fsync="off",

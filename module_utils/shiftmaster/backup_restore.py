@@ -9,19 +9,20 @@ import contextlib
 import errno
 import json
 import os
+import pwd
 import re
 import shutil
+import stat
 import time
 
 from . import backup_catalogue as catalogue
 from . import backup_manifest as manifests
+from . import backup_place, points, safe_files
 from . import backup_proof as proof
 from . import backup_report as report
-from . import points
 from .backup_files import Restic, part_of, pulled, sources
-from .backup_host import BackupError, Host, alone, make_folder, said_of, tail
+from .backup_host import STATE, BackupError, Host, alone, make_folder, said_of, tail
 from .backup_target import Plan, TargetError, choose, snapshot
-from .layout import sync_folder
 
 # A standby that has restored no segment for so long is at the end of what there is: behind the archive's last one, and
 # before it, where one segment may take its time.
@@ -32,8 +33,14 @@ PAGE_SECONDS = 60
 BOOT_SECONDS = 300
 # How far a restore has come: a database that came up was started.
 FETCHING, STARTED, UNDOING = "fetching", "started", "undoing"
+# Where a restore notes what it has set aside: not next to the data, where postgres could name another directory.
+MARKER = os.path.join(STATE, "restoring")
 # Of a folder in a layer of a container, and of a mount.
 NOT_RENAMED = (errno.EXDEV, errno.EBUSY)
+# Where a new file may be obeyed by the system.
+SYSTEM_DIRECTORIES = tuple(
+    "/" + name for name in "bin boot dev etc lib lib32 lib64 libx32 proc run sbin sys usr var/spool var/log".split()
+)
 FORGOTTEN_SQL = """
 SELECT DISTINCT name FROM pg_file_settings
 WHERE sourcefile ~ 'postgresql.auto.conf$' AND name ~ '^(restore_command|recovery_target.*)$' ORDER BY 1
@@ -187,7 +194,7 @@ def database_here(host: Host, request: dict) -> dict:
             _undo_a_killed_one(host, data)
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600, fine=range(256))
             raise
-        os.unlink(data + ".restoring")
+        os.unlink(MARKER)
     return {
         "restored": chosen.text,
         "seconds": round(time.monotonic() - began, 1),
@@ -202,7 +209,7 @@ def _wait_for_end_of_archive(host: Host, request: dict, log: str, behind: int) -
     while time.monotonic() - since < (STILL_SECONDS if not last or last in (seen or ()) else SLOW_SECONDS):
         if time.monotonic() > deadline:
             raise BackupError("the restored database did not end its recovery within %d s" % _limit(host))
-        with open(log, encoding="utf-8", errors="replace") as stream:
+        with os.fdopen(safe_files.open_file(log), encoding="utf-8", errors="replace") as stream:
             stream.seek(behind)
             text = stream.read()
         now = set(re.findall(r'restored log file "(\w+)"', text))
@@ -236,18 +243,12 @@ def _mark(data: str, aside: str, phase: str) -> None:
     A folder that is half removed, or half brought back, looks like a database that came up. It is on the disk at once:
     a host may lose its power.
     """
-    with open(data + ".restoring.new", "w", encoding="utf-8") as stream:
-        stream.write("%s\n%s" % (aside, phase))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(data + ".restoring.new", data + ".restoring")
-    sync_folder(os.path.dirname(data))
+    safe_files.write(MARKER, ("%s\n%s" % (aside, phase)).encode(), 0o600)
 
 
 def _marked(data: str) -> tuple:
     """Where what was there is set aside, and the phase; "" where an older version has noted it."""
-    with open(data + ".restoring", encoding="utf-8") as stream:
-        aside, _, phase = stream.read().partition("\n")
+    aside, _, phase = safe_files.read_text(MARKER).partition("\n")
     return aside, phase
 
 
@@ -274,8 +275,7 @@ def _empty(folder: str) -> None:
 
 def _undo_a_killed_one(host: Host, data: str) -> None:
     """Bring back what a restore had set aside that did not come to its end. PostgreSQL is stopped."""
-    marker = data + ".restoring"
-    if not os.path.exists(marker):
+    if not os.path.exists(MARKER):
         return
     aside, _phase = _marked(data)
     if os.path.exists(aside) and not os.path.exists(aside + ".part"):
@@ -289,11 +289,11 @@ def _undo_a_killed_one(host: Host, data: str) -> None:
             # It is whole until the copy is: a second attempt begins anew.
             host.run("bringing back the database of before", "cp", "--archive", aside + "/.", data)
             os.sync()
-            os.unlink(marker)
+            os.unlink(MARKER)
             shutil.rmtree(aside)
             return
     shutil.rmtree(aside + ".part", ignore_errors=True)
-    os.unlink(marker)
+    os.unlink(MARKER)
 
 
 def _settle(host: Host, data: str) -> None:
@@ -301,14 +301,14 @@ def _settle(host: Host, data: str) -> None:
 
     A database that had come up may have been worked with since: then it stays, and so does what it has replaced.
     """
-    if not os.path.exists(data + ".restoring"):
+    if not os.path.exists(MARKER):
         return
     # Only where it runs: at boot its start waits for us, and would be called off.
     if _state(host) not in ("inactive", "failed"):
         host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
     aside, phase = _marked(data)
     if os.path.exists(aside) and phase in (STARTED, "") and _came_up(data):
-        os.unlink(data + ".restoring")
+        os.unlink(MARKER)
         said = "was ended after its database had come up: that is in its place, and what it has replaced is kept in %s"
         host.log("a restore " + said % aside)
     else:
@@ -331,7 +331,7 @@ def _came_up(data: str) -> bool:
 def undo_at_boot(host: Host) -> None:
     """Behind a restore in whose middle the host went down, and before PostgreSQL comes up with half of it."""
     data = host.database["data"]
-    if os.path.exists(data + ".restoring"):
+    if os.path.exists(MARKER):
         # Whoever reports a killed backup at boot has the lock for a moment; a backup begins behind PostgreSQL.
         with alone(host, "what is left of a restore", BOOT_SECONDS):
             runs = _state(host) == "active"
@@ -528,27 +528,79 @@ def table(host: Host, request: dict) -> dict:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
+def _require_target(host: Host, into: str) -> str:
+    """Have the directory that a restore goes into: a new or empty one that belongs to root alone. Returns its path."""
+    path = os.path.normpath(into)
+    ours = [host.folder, host.options["state"], *[one for part in host.options["parts"] for one in part["paths"]]]
+    if not os.path.isabs(path) or ".." in into.split("/") or path == "/":
+        raise BackupError("into=%s is no directory to restore into" % into)
+    # By its own name, and by the one that links make of it.
+    for name in (path, os.path.realpath(path)):
+        if backup_place.is_below(name, SYSTEM_DIRECTORIES) or backup_place.is_below(name, ours):
+            raise BackupError(
+                "into=%s belongs to the system or to what is saved: name a new directory elsewhere" % into
+            )
+    above = os.path.realpath(path)
+    while above != "/":
+        above = os.path.dirname(above)
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(above)
+            # In /tmp nobody removes or renames what is root's.
+            if not safe_files.is_trusted(status) and not (status.st_uid == 0 and status.st_mode & stat.S_ISVTX):
+                raise BackupError("into=%s lies in a directory of another user, %s" % (into, above))
+    try:
+        descriptor = safe_files.open_directory(path, make_mode=0o700)
+    except OSError as error:
+        raise BackupError("into=%s cannot be used: %s" % (into, error))
+    try:
+        if os.listdir(descriptor):
+            raise BackupError("into=%s is not empty: name a new or an empty directory" % into)
+        if not safe_files.is_trusted(os.fstat(descriptor)):
+            raise BackupError("into=%s belongs to another user, or others can write to it" % into)
+    finally:
+        os.close(descriptor)
+    return path
+
+
+def _owners(request: dict) -> dict:
+    """{directory: (uid, gid)} of what belongs to a user whatever the backup says."""
+    try:
+        return {path: tuple(pwd.getpwnam(user)[2:4]) for path, user in request.get("owners", {}).items()}
+    except KeyError as error:
+        raise BackupError("this host has no such user: %s" % error)
+
+
+def _put_in_place(staged: str, paths: list, owners: dict) -> None:
+    try:
+        backup_place.check(backup_place.of_directory(staged), paths)
+        backup_place.place(backup_place.of_directory(staged), owners)
+    except (backup_place.PlaceError, OSError) as error:
+        raise BackupError("the files were not restored: %s" % error)
+
+
 def files(host: Host, request: dict, part: str) -> dict:
     """Put files back in their place, or into a folder; what they replace is saved before.
 
-    What was read of another host (`of`) is packed for it instead: this host may only read there.
+    restic writes by name, so it restores into a directory of root, and from there they are put in their place. What was
+    read of another host (`of`) is packed for it instead: this host may only read there.
     """
     restic = Restic(host)
     of = request.get("of", "")
     options = part_of(host, part)
-    into = request.get("into") or ("/" if not of else os.path.join(host.folder, "outgoing", request["id"]))
     below = pulled(host, part, of) if of else ""
     if of:
         options = next(one for source, one in sources(host, part) if source["name"] == of)
     asked = [os.path.normpath(path) for path in request.get("paths") or ()]
+    foreign = [path for path in asked if not backup_place.is_below(path, options["paths"])]
+    # Of several parts, each holds some of it.
+    asked = [path for path in asked if path not in foreign]
+    if foreign and (not asked or list(request.get("parts", ())) == [part]):
+        raise BackupError("the backup holds nothing of %s" % ", ".join(foreign))
     paths = asked or options.get("restore_paths") or options["paths"]
-    if request.get("into") and os.path.realpath(into) == "/":
-        raise BackupError("into=%s is where they belong: leave into out, and confirm it" % into)
+    owners = {} if of or request.get("into") else _owners(request)
+    target = _require_target(host, request["into"]) if request.get("into") else ""
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
         restic.unlock()
-        kept = ""
-        if into == "/":
-            kept = restic.backup(options, request["id"], "before-restore")["snapshot_id"]
         label = restic.full_id(part, request[part]["run"]) or request[part]["label"]
         there = restic.nodes(label)
 
@@ -561,32 +613,42 @@ def files(host: Host, request: dict, part: str) -> dict:
         # What was typed has to be there; of several parts, each holds some of it.
         if lacking and (asked and list(request.get("parts", ())) == [part] or len(lacking) == len(paths)):
             raise BackupError("the backup holds nothing of %s" % ", ".join(lacking))
-        chosen = {node["path"] for one in paths for node in of_it(one) if node["type"] != "dir"}
-        os.makedirs(into, mode=0o700, exist_ok=True)
+        chosen = {node["path"]: node.get("size", 0) for one in paths for node in of_it(one) if node["type"] != "dir"}
+        kept, staged = "", os.path.join(host.folder, "outgoing", request["id"])
+        into = target or staged
+        if not target:
+            # Packed for another host, it is there twice.
+            needed, free = sum(chosen.values()) * (2 if of else 1), host.free_bytes()
+            if free < needed:
+                sizes = (host.folder, report.sized(free), report.sized(needed))
+                raise BackupError("there is too little room in %s for the restored files: %s free, %s needed" % sizes)
+            if not of:
+                kept = restic.backup(options, request["id"], "before-restore")["snapshot_id"]
+            make_folder(os.path.dirname(staged), 0o711)
+            shutil.rmtree(staged, ignore_errors=True)
+            os.mkdir(staged, 0o700)
         include = ["--include=" + re.sub(r"([\\*?\[\]])", r"\\\1", below + path) for path in paths]
-        # What is of another host lies below its copy's folder, in the snapshot and where it is restored.
-        restic.run("restic restore", "restore", label, "--target", into, *include)
         answer = {
             "restored": "%d files" % len(chosen),
-            "into": into + below if of else into,
+            "into": target + below if target else "" if of else "/",
             "kept": kept,
             "paths": paths,
         }
-        if of and not request.get("into"):
-            # By numbers: this host may have other names for them.
-            answer["archive"] = into + ".tar"
-            words = (
-                "tar",
-                "--create",
-                "--numeric-owner",
-                "--file",
-                answer["archive"],
-                "--directory",
-                into + below,
-                ".",
-            )
-            host.run("packing files", *words)
-            shutil.rmtree(into)
+        try:
+            # What is of another host lies below its copy's folder, in the snapshot and where it is restored.
+            restic.run("restic restore", "restore", label, "--target", into, *include)
+            if of and not target:
+                # By numbers: this host may have other names for them.
+                answer["archive"] = staged + ".tar"
+                host.run(
+                    "packing files", "tar", "--create", "--numeric-owner", "--file", answer["archive"],
+                    "--directory", staged + below, ".",
+                )  # fmt: skip
+            elif not target:
+                _put_in_place(staged, paths, owners)
+        finally:
+            if not target:
+                shutil.rmtree(staged, ignore_errors=True)
     return answer
 
 

@@ -13,14 +13,14 @@ import shutil
 import time
 import uuid
 
-from . import backup_archive, backup_plan, points
+from . import backup_archive, backup_plan, points, safe_files
 from . import backup_catalogue as catalogue
 from . import backup_manifest as manifests
 from . import backup_proof as proof
 from . import backup_report as report
 from . import backup_verdicts as verdicts
 from .backup_files import Restic, ask_lock, names_of_parts, part_of, pulled, sha256, sources
-from .backup_host import RUN, BackupError, Host, alone, deploy_of, make_folder, read_lock, said_of
+from .backup_host import RUN, BackupError, Host, alone, deploy_of, make_folder, plain, read_lock, said_of
 from .backup_offsite import Offsite, fetched_at
 from .backup_prune import prune
 
@@ -35,6 +35,8 @@ FULL_BYTES = 16 * 1024 * 1024
 # From the death of a run to the start of the unit behind it.
 JUST_NOW_SECONDS = 60
 DAY = 86400
+# Of a release's manifest.
+MANIFEST_BYTES = 1 << 20
 
 
 def new_run_id() -> str:
@@ -228,17 +230,21 @@ class Run:
             roots += [pulled(self.host, "files", source["name"]) + path for path in part["paths"]]
         for root in filter(None, roots):
             try:
-                # Not by the links themselves: in a copy they lead elsewhere.
-                colour = os.readlink(os.path.join(root, "active"))
-                name = os.path.basename(os.readlink(os.path.join(root, colour, "release")))
-                with open(os.path.join(root, "releases", name, "manifest.json"), encoding="utf-8") as stream:
-                    found = json.load(stream)
-            except (OSError, ValueError):
+                # Not by the links themselves: in a copy they lead elsewhere, and an attacker may have sent them.
+                root = os.path.realpath(root)
+                slot = os.readlink(os.path.join(root, "active"))
+                name = os.path.basename(os.readlink(os.path.join(root, slot, "release")))
+                path = os.path.join(root, "releases", name, "manifest.json")
+                if os.path.realpath(path) != path:
+                    continue
+                found = json.loads(safe_files.read_bytes(path, MANIFEST_BYTES))
+                version, revision = (str(found.get(key, "")) for key in ("version", "revision"))
+            except (OSError, ValueError, AttributeError):
                 continue
             return {
-                "name": name,
-                "version": str(found.get("version", "")),
-                "revision": str(found.get("revision", "")),
+                "name": plain(name),
+                "version": plain(version),
+                "revision": plain(revision),
                 "migrations": self.migrations(),
             }
         return {}
@@ -276,6 +282,7 @@ class Run:
             timeline,
             damaged=self.failed_backups(),
             wish="" if wish == "auto" else wish,
+            gapped=backup_archive.gapped(self.host, stanza, timeline),
         )
         self.host.log("database: %s backup, %s" % ({"full": "full"}.get(kind, "incremental"), why))
         self.require_room(backup_plan.database_bytes(stanza, kind, size), size, "the backup")

@@ -221,8 +221,14 @@ def append(path: str, data: bytes, mode: int = 0o640, beneath: str = "") -> None
         os.close(descriptor)
 
 
-def write(path: str, data: bytes, mode: int, uid: int = -1, gid: int = -1, beneath: str = "") -> None:
-    """Replace a file as a unit: a new file next to it, fsync, rename. The mode is exact, whatever the umask is."""
+@contextlib.contextmanager
+def replacing(
+    path: str, mode: int, uid: int = -1, gid: int = -1, mtime_ns: Optional[int] = None, beneath: str = ""
+) -> Iterator:
+    """Replace a file as a unit by what is written to the stream: a new file next to it, fsync, rename.
+
+    The mode is exact, whatever the umask is. A link under that name is replaced itself.
+    """
     with _parent(path, False, None, beneath) as (parent, name):
         fresh = ".%s.new" % name
         with contextlib.suppress(FileNotFoundError):
@@ -232,17 +238,64 @@ def write(path: str, data: bytes, mode: int, uid: int = -1, gid: int = -1, benea
         )
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                stream.write(data)
+                yield stream
                 stream.flush()
                 os.fchown(stream.fileno(), uid, gid)
                 os.fchmod(stream.fileno(), mode)
+                if mtime_ns is not None:
+                    os.utime(stream.fileno(), ns=(mtime_ns, mtime_ns))
                 os.fsync(stream.fileno())
             os.rename(fresh, name, src_dir_fd=parent, dst_dir_fd=parent)
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(fresh, dir_fd=parent)
-            raise type(error)(error.errno, error.strerror, path) from None
+            if isinstance(error, OSError):
+                raise type(error)(error.errno, error.strerror, path) from None
+            raise
         os.fsync(parent)
+
+
+def write(path: str, data: bytes, mode: int, uid: int = -1, gid: int = -1, beneath: str = "") -> None:
+    """Replace a file as a unit, as replacing() does."""
+    with replacing(path, mode, uid, gid, beneath=beneath) as stream:
+        stream.write(data)
+
+
+def replace_link(path: str, target: str, uid: int = -1, gid: int = -1) -> None:
+    """Put a symbolic link in the place of a file or a link."""
+    with _parent(path, follow=False) as (parent, name):
+        fresh = ".%s.new" % name
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh, dir_fd=parent)
+        os.symlink(target, fresh, dir_fd=parent)
+        try:
+            os.chown(fresh, uid, gid, dir_fd=parent, follow_symlinks=False)
+            os.rename(fresh, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except OSError as error:
+            os.unlink(fresh, dir_fd=parent)
+            raise type(error)(error.errno, error.strerror, path) from None
+
+
+def make_directory(path: str, mode: int, uid: int = -1, gid: int = -1) -> bool:
+    """Have a directory; an existing one is left as it is. Returns whether it was made.
+
+    A link is accepted in a trusted directory only; elsewhere a directory takes its place.
+    """
+    with _parent(path, follow=False) as (parent, name):
+        with contextlib.suppress(FileNotFoundError):
+            kind = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+            if stat.S_ISDIR(kind) or stat.S_ISLNK(kind) and is_trusted(os.fstat(parent)):
+                return False
+            if stat.S_ISLNK(kind):
+                os.unlink(name, dir_fd=parent)
+        os.mkdir(name, 0o700, dir_fd=parent)
+        descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+        try:
+            os.fchown(descriptor, uid, gid)
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
+        return True
 
 
 def rename(path: str, name: str) -> None:

@@ -76,6 +76,14 @@ def test_what_is_damaged_is_no_ground(label):
     assert kind(with_backup(label, error=True)) == ("full", "backup %s holds pages with wrong checksums" % label)
 
 
+def test_a_new_chain_begins_behind_a_gap_in_the_archive():
+    """Where the archive could not be reached for longer than the limit of the WAL allows, segments were dropped."""
+    assert kind(gapped=[FULL, LAST]) == ("full", "WAL is missing behind backup %s, so a new chain begins" % LAST)
+    assert kind(gapped=[FULL, LAST], wish="incr").kind == "full"
+    # It has begun already.
+    assert kind(gapped=[FULL]).kind == "incr"
+
+
 def test_what_is_damaged_beside_the_last_chain_does_not_matter():
     assert kind(proofs={FULL: True, INCR: False}, damaged=[INCR]).kind == "incr"
     assert kind(with_backup(INCR, error=True)).kind == "incr"

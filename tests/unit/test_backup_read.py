@@ -1,62 +1,139 @@
-"""What the keeper's key may do on another host: read what is listed, and nothing else."""
+"""What the backup server's key may do on another host: name a set that the host itself defines, and nothing else."""
 
 from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
 import json
-import shlex
+import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).resolve().parents[2] / "roles/backup/files/shiftmaster-backup-read"
-LISTED = ["/etc/nginx", "/var/www/shiftmaster"]
+ROOT = Path(__file__).resolve().parents[2]
+PATH = ROOT / "roles/backup/files/shiftmaster-backup-read"
 
 
-@pytest.fixture(scope="module")
-def read():
+@pytest.fixture
+def read(monkeypatch, tmp_path):
+    from ansible.module_utils.shiftmaster import safe_files
+
+    monkeypatch.setitem(sys.modules, "engine", types.SimpleNamespace(safe_files=safe_files))
     loader = importlib.machinery.SourceFileLoader("shiftmaster_backup_read", str(PATH))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
+    config = tmp_path / "read.json"
+    config.write_text(
+        json.dumps(
+            {
+                "lock": "/var/www/shiftmaster/shared/state/lock.json",
+                "sets": {"files": {"paths": ["/usr/share", "/usr/absent"], "exclude": ["*.pyc"]}},
+            }
+        )
+    )
+    monkeypatch.setattr(module, "CONFIG", str(config))
+    monkeypatch.setattr(module, "ROOT", str(tmp_path / "root"))
     return module
 
 
-# As rsync 3.2 and 3.4 ask for it.
-GOOD = "rsync --server --sender -logDtpRre.iLsfxCIvu --numeric-ids . /etc/nginx /var/www/shiftmaster"
+@pytest.fixture
+def run(read, monkeypatch):
+    """Carry out a caller's command; returns the words that would be executed, None where there are none."""
+
+    def carry_out(command):
+        started = []
+        monkeypatch.setattr(sys, "argv", ["shiftmaster-backup-read", command])
+        monkeypatch.setattr(os, "execve", lambda _path, words, _environment: started.append(words))
+        read.main()
+        return started[0] if started else None
+
+    return carry_out
 
 
-def test_what_rsync_asks_for_is_done(read):
-    assert read.refusal(shlex.split(GOOD), LISTED) == ""
+# What rsync of 3.2 and 3.4 sends behind `--rsync-path "send files"`, and what a caller may make of it.
+@pytest.mark.parametrize(
+    "command",
+    [
+        "send files",
+        "send files --server --sender -logtprRe.iLsfxCIvu --numeric-ids . /usr/share",
+        "send files --server --sender -slogtprRe.iLsfxCIvu",
+        "send files --server --sender -logtpr --log-file=/etc/cron.d/x --remove-source-files . /etc/shadow",
+        "send files --server --daemon --config=/tmp/x .",
+    ],
+)
+def test_the_name_of_a_set_alone_decides_what_is_sent(run, read, command):
+    words = run(command)
+    assert words == run("send files")
+    assert words[-8:] == [
+        "/usr/bin/rsync", "--server", "--sender", "-logtpRre.iLsfxCIvu", "--numeric-ids", "--exclude=*.pyc", ".",
+        "/usr/share",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        "",
-        "sh",
-        "rsync --server -logDtpRre.iLsfxCIvu . /etc/nginx",
-        GOOD + " /etc/shadow",
-        GOOD.replace("/etc/nginx", "/etc/nginx/../shadow"),
-        GOOD.replace("/etc/nginx", "/etc/nginx/"),
-        GOOD.replace("--numeric-ids", "--remove-source-files"),
-        GOOD.replace("--numeric-ids", "--log-file=/etc/cron.d/x"),
-        GOOD.replace("--numeric-ids", "--config=/tmp/x --daemon"),
-        "rsync --server --sender -logDtpRre.iLsfxCIvu .",
-        "rsync --server --sender -logDtpRre.iLsfxCIvu",
+        "", "sh", "id", "send", "send /etc/shadow", "send configuration", "paths", "paths /etc", "lock /etc/shadow",
+        "rsync --server --sender -s", "rsync --server --sender -logDtpRre.iLsfxCIvu . /usr/share", "send files; id",
+        "sets files", "send ../files",
     ],
-)
-def test_nothing_else_is(read, command):
-    assert read.refusal(shlex.split(command), LISTED)
+)  # fmt: skip
+def test_nothing_else_is_carried_out(run, read, command):
+    with pytest.raises(read.Rejected):
+        run(command)
 
 
-def test_the_lock_of_deploys_may_be_read(read, monkeypatch, tmp_path, capsys):
-    lock = tmp_path / "shiftmaster/shared/state/lock.json"
-    lock.parent.mkdir(parents=True)
-    listed = tmp_path / "read.json"
-    listed.write_text(json.dumps(["/etc/nginx", str(tmp_path / "shiftmaster")]))
-    monkeypatch.setattr(read, "LIST", str(listed))
-    monkeypatch.setattr(read.sys, "argv", ["read", "lock"])
-    assert read.main() == 0 and capsys.readouterr().out == ""
-    lock.write_text('{"operation": "deploy"}')
-    assert read.main() == 0 and json.loads(capsys.readouterr().out) == {"operation": "deploy"}
+def test_the_sender_runs_without_root_and_sees_nothing_but_its_set(run, read):
+    words = run("send files")
+    given = [word.removeprefix("--property=") for word in words if word.startswith("--property=")]
+    assert "DynamicUser=yes" in given and "CapabilityBoundingSet=CAP_DAC_READ_SEARCH" in given
+    assert any(line.startswith("RootDirectory=/run/") for line in given)
+    shown = {path for line in given if line.startswith("BindReadOnlyPaths=") for path in line.split("=", 1)[1].split()}
+    assert shown == {"/usr", "/usr/lib:/lib", "-/usr/lib64:/lib64", "/usr/share"}
+    assert not [line for line in given if line.startswith(("BindPaths", "ReadWritePaths"))]
+
+
+def test_the_paths_of_a_set_that_exist_are_listed(run, capsys):
+    assert run("paths files") is None
+    assert json.loads(capsys.readouterr().out) == ["/usr/share"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+def test_a_path_that_another_user_can_replace_is_rejected(read, tmp_path):
+    os.chmod(tmp_path, 0o755)
+    (tmp_path / "application").mkdir()
+    (tmp_path / "application/media").symlink_to("/etc")
+    os.chown(tmp_path / "application", 1234, 1234)
+    with pytest.raises(read.Rejected):
+        read.existing(str(tmp_path / "application/media"))
+    # Also where root's own link leads there.
+    (tmp_path / "link").symlink_to(tmp_path / "application/media")
+    with pytest.raises(read.Rejected):
+        read.existing(str(tmp_path / "link"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_the_lock_of_another_user_is_not_followed(read, tmp_path, kind):
+    """The application user cannot have root send a file to the backup server, nor wait for ever."""
+    secret = tmp_path / "secret"
+    secret.write_text(json.dumps({"owner": "root's own"}))
+    state = tmp_path / "state"
+    state.mkdir()
+    os.chown(state, 1234, 1234)
+    if kind == "link":
+        (state / "lock.json").symlink_to(secret)
+    else:
+        os.mkfifo(state / "lock.json")
+    assert read.read_lock(str(state / "lock.json")) == {}
+
+
+def test_of_the_lock_only_what_a_backup_needs_is_sent(read, tmp_path):
+    lock = tmp_path / "lock.json"
+    assert read.read_lock(str(lock)) == {}
+    lock.write_text('{"operation": "deploy", "owner": "me", "expires": 5, "token": "secret"}')
+    assert read.read_lock(str(lock)) == {"operation": "deploy", "owner": "me", "expires": 5}
+    lock.write_text("root:x:0:0")
+    assert read.read_lock(str(lock)) == {}

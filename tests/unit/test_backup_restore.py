@@ -25,7 +25,8 @@ def keeper(tmp_path, monkeypatch):
     part = {"name": "files", "paths": PATHS, "exclude": []}
     host = Host(
         {
-            "folder": str(tmp_path), "state": str(tmp_path), "stanza": "shiftmaster", "host": "keeper",
+            "folder": str(tmp_path / "backups"), "state": str(tmp_path / "state"),
+            "stanza": "shiftmaster", "host": "keeper",
             "lock_wait_seconds": 0, "timeout_seconds": 60, "parts": [],
             "sources": [{"name": "app1", "address": "192.0.2.1", "parts": [part]}],
             "database": {"version": "17", "databases": []},
@@ -57,6 +58,9 @@ def keeper(tmp_path, monkeypatch):
 
     host.run = run
     monkeypatch.setattr(backup_restore, "Restic", Restic)
+    for name in ("state", "backups"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(backup_restore, "MARKER", str(tmp_path / "state/restoring"))
     monkeypatch.setattr(backup_restore, "alone", lambda *_arguments: contextlib.nullcontext())
     return host
 
@@ -67,7 +71,7 @@ def test_what_is_packed_for_another_host_is_its_files_once_and_where_they_lay(ke
     with tarfile.open(answer["archive"]) as packed:
         names = [member.name for member in packed if not member.isdir()]
     assert names == ["./srv/shiftmaster/shared/media/a.txt"]
-    assert not (tmp_path / "outgoing" / "r1").exists()
+    assert not (tmp_path / "backups/outgoing/r1").exists()
     answer = backup_restore.files(keeper, dict(request, into=str(tmp_path / "beside")), "files")
     assert "archive" not in answer
     assert (tmp_path / "beside" / pulled(keeper, "files", "app1")[1:] / PATHS[0][1:] / "a.txt").read_text() == "a"
@@ -95,11 +99,27 @@ def test_what_is_asked_for_by_name_has_to_be_in_the_backup(keeper):
         backup_restore.files(keeper, dict(request, paths=[PATHS[0], "/srv/nonsense"]), "files")
 
 
-@pytest.mark.parametrize("into", ["/", "//", "/etc/.."])
-def test_the_root_is_no_folder_beside_what_there_is(keeper, into):
-    request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}, "into": into}
-    with pytest.raises(BackupError, match="leave into out, and confirm it"):
-        backup_restore.files(keeper, request, "files")
+@pytest.mark.parametrize(
+    "into",
+    [
+        "/", "//", "/etc/..", "/etc", "/etc/cron.d", "/etc/systemd/system/x.service.d", "/usr/local/new", "//etc/new",
+        "/tmp/../etc/new", "relative", "{tmp}", "{tmp}/backups/x", "{tmp}/link/new", "{tmp}/full", "{tmp}/theirs",
+        "{tmp}/theirs/new", "{tmp}/theirs/link/new",
+    ],
+)  # fmt: skip
+def test_a_restore_goes_into_no_directory_of_the_system_nor_of_another_user(keeper, tmp_path, into):
+    os.chmod(tmp_path, 0o755)
+    for name in ("full/x", "theirs", "real"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("/etc")
+    (tmp_path / "theirs/link").symlink_to(tmp_path / "real")
+    os.chown(tmp_path / "theirs", 1234, 1234)
+    request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}}
+    before = sorted(os.listdir("/etc"))
+    with pytest.raises(BackupError, match="into="):
+        backup_restore.files(keeper, dict(request, into=into.format(tmp=tmp_path)), "files")
+    assert sorted(os.listdir("/etc")) == before and os.listdir(tmp_path / "theirs") == ["link"]
+    assert os.listdir(tmp_path / "real") == []
 
 
 class Place:
@@ -107,7 +127,7 @@ class Place:
 
     def __init__(self, keeper, tmp_path):
         self.data, self.aside = tmp_path / "main", tmp_path / "main.before-r1"
-        self.marker = tmp_path / "main.restoring"
+        self.marker = Path(backup_restore.MARKER)
         for folder, text in ((self.data, "new"), (self.aside, "old")):
             (folder / "global").mkdir(parents=True)
             (folder / "global" / "pg_control").write_text(text)
@@ -218,10 +238,10 @@ def test_a_mark_that_lost_power_made_empty_names_nothing(keeper, place):
 def test_a_mount_is_emptied_and_filled_where_it_is(keeper, place, monkeypatch):
     rename = os.rename
 
-    def busy(source, target):
+    def busy(source, target, **directories):
         if str(place.data) in (source, target):
             raise OSError(errno.EBUSY, "busy")
-        rename(source, target)
+        rename(source, target, **directories)
 
     monkeypatch.setattr(os, "rename", busy)
     rmtree, inode = backup_restore.shutil.rmtree, place.data.stat().st_ino
@@ -260,8 +280,8 @@ def test_a_repository_that_cannot_be_read_is_not_called_empty(keeper, monkeypatc
 
 
 def test_a_manifest_that_cannot_be_read_is_named_where_no_backup_is_found(keeper, tmp_path):
-    (tmp_path / "manifests").mkdir()
-    (tmp_path / "manifests" / "20261127T000000Z-aaaaaa.json").write_text("{")
+    (tmp_path / "backups/manifests").mkdir()
+    (tmp_path / "backups/manifests" / "20261127T000000Z-aaaaaa.json").write_text("{")
     with pytest.raises(BackupError, match="no good backup of files.*20261127T000000Z-aaaaaa.json is damaged"):
         backup_restore.plan(keeper, {"target": "latest", "parts": ["files"]})
 
@@ -283,10 +303,40 @@ def run_of_two(keeper, tmp_path, monkeypatch):
     keeper.options["sources"] = []
     run = backup_run.Run.__new__(backup_run.Run)
     run.host, run.run_id, run.request, run.parts = keeper, "r1", {}, ["files", "configuration"]
-    run.folder = str(tmp_path / "manifests")
+    run.folder = str(tmp_path / "backups/manifests")
     run.path, run.history = run.folder + "/r1.json", manifests.history(run.folder)
     run.damaged, run.damaged_labels = False, set()
     return run
+
+
+def test_the_release_of_another_host_is_read_as_what_an_attacker_may_have_sent(run_of_two, tmp_path):
+    root = tmp_path / "sent"
+    (root / "releases/r1").mkdir(parents=True)
+    (root / "colours/blue").mkdir(parents=True)
+    (root / "active").symlink_to("colours/blue")
+    (root / "colours/blue/release").symlink_to("/elsewhere/releases/r1")
+    manifest = root / "releases/r1/manifest.json"
+    run_of_two.host.options["application_root"] = str(root)
+    run_of_two.migrations = lambda: 5
+    manifest.write_text('{"version": "2.0.0\\n2026-01-01 FAILED", "revision": "abc"}')
+    assert run_of_two.release() == {
+        "name": "r1", "version": "2.0.0?2026-01-01 FAILED", "revision": "abc", "migrations": 5,
+    }  # fmt: skip
+    for text in ("[]", "5", "null", "{"):
+        manifest.write_text(text)
+        assert run_of_two.release() == {}
+    (tmp_path / "secret").write_text('{"version": "of another file"}')
+    for make in (lambda: manifest.symlink_to(tmp_path / "secret"), lambda: os.mkfifo(manifest)):
+        manifest.unlink()
+        make()
+        assert run_of_two.release() == {}
+    manifest.unlink()
+    # Its directory leads elsewhere.
+    (root / "releases/r1").rmdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/manifest.json").write_text('{"version": "of another directory"}')
+    (root / "releases/r1").symlink_to(tmp_path / "other")
+    assert run_of_two.release() == {}
 
 
 @pytest.mark.parametrize("odd", [IndexError("list index out of range"), TypeError("x"), AttributeError("y")])
@@ -324,9 +374,9 @@ def test_who_follows_a_killed_run_waits_for_a_restore_and_tells_then(keeper, tmp
     monkeypatch.setattr(backup_run, "alone", alone)
     monkeypatch.setattr(backup_run.report, "conclude", lambda _host, manifest: told.append(manifest["run_id"]))
     monkeypatch.setattr(backup_run.report, "not_begun", lambda _host, unit, *_more: told.append(unit))
-    (tmp_path / "manifests").mkdir()
+    (tmp_path / "backups/manifests").mkdir()
     manifests.write(
-        str(tmp_path / "manifests" / "r1.json"), manifests.begin("r1", "keeper", ["files"], time.time() - 60)
+        str(tmp_path / "backups/manifests" / "r1.json"), manifests.begin("r1", "keeper", ["files"], time.time() - 60)
     )
     backup_run.after_a_killed_one(keeper, "shiftmaster-backup.service", False)
     assert told == ["r1"] and waits == [float("inf")]

@@ -115,9 +115,49 @@ def test_one_table_with_its_partitions_and_by_the_name_that_was_typed(operations
     assert backups.shell(f"pg_restore --data-only --file=- {path} | grep -c 2026-05-01").strip() == "300"
 
 
-def test_nothing_is_replaced_by_a_folder_that_is_the_root(operations, data):
-    run = operations.run(RESTORE, parts="files", into="//")
-    assert run.code != 0 and run.says("leave into out, and confirm it")
+@pytest.mark.parametrize("into", ["/etc", "/usr/local/new", "/etc/systemd/system/x.d", "/root/../etc", "/", "//"])
+def test_no_directory_of_the_system_is_restored_into(operations, data, into):
+    run = operations.run(RESTORE, parts="files", into=into)
+    assert run.code != 0 and run.changed == 0 and run.says(f"into={into}"), run.output[-2000:]
+
+
+def test_files_are_restored_into_a_new_directory_of_root(operations, backups, data):
+    run = operations.run(RESTORE, parts="files", into="/root/restored")
+    assert run.code == 0, run.output[-3000:]
+    assert (
+        backups.shell(f"cmp /root/restored{MEDIA}/plan.pdf {MEDIA}/plan.pdf && stat -c '%U %a' /root/restored").strip()
+        == "root 700"
+    )
+    # What is there is not mixed with what comes.
+    run = operations.run(RESTORE, parts="files", into="/root/restored")
+    assert run.code != 0 and run.says("is not empty"), run.output[-2000:]
+    backups.shell("rm -r /root/restored; install -d -o shiftmaster /srv/theirs")
+    run = operations.run(RESTORE, parts="files", into="/srv/theirs/new")
+    assert run.code != 0 and run.says("another user"), run.output[-2000:]
+    backups.shell("rm -r /srv/theirs")
+
+
+def test_a_restore_of_files_follows_no_link_of_the_application(operations, backups, data):
+    backups.shell(
+        f"install -d -o shiftmaster {MEDIA}/plans && echo plan > {MEDIA}/plans/plan.pdf && "
+        f"chown shiftmaster: {MEDIA}/plans/plan.pdf"
+    )
+    backups.run(only="files")
+    backups.shell("mkdir -m 777 /srv/victim && echo secret > /srv/victim/secret && chmod 600 /srv/victim/secret")
+    backups.shell(
+        f"cd {MEDIA} && runuser -u shiftmaster -- sh -c "
+        "'rm -r plans && ln -s /srv/victim plans && ln -s /srv/victim/secret file'"
+    )
+    run = operations.run(RESTORE, parts="files", confirm=HOST)
+    assert run.code == 0, run.output[-4000:]
+    assert backups.shell("find /srv/victim -printf '%u %m %P\\n' | sort").splitlines() == [
+        "root 600 secret",
+        "root 777 ",
+    ]
+    assert backups.shell(f"stat -c '%F %U' {MEDIA}/plans {MEDIA}/plans/plan.pdf").splitlines() == [
+        "directory shiftmaster", "regular file shiftmaster",
+    ]  # fmt: skip
+    backups.shell(f"rm -r {MEDIA}/plans {MEDIA}/file /srv/victim")
 
 
 def test_scratch(operations, backups, data):

@@ -1,0 +1,86 @@
+#!/usr/bin/python
+"""Module `shiftmaster_restored_files`."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: shiftmaster_restored_files
+short_description: Put restored files in their place, from an archive of the backup server
+description:
+  - Unpacks a tar archive at C(/). M(ansible.builtin.unarchive) writes by name, so a symbolic link that the application
+    puts in the way leads root out of its directory.
+  - Nothing is written where the archive holds a path that was not asked for, or a device, FIFO or socket.
+author: ShiftMaster operations (@shiftmaster-operations)
+options:
+  src:
+    description: The archive, a file of the host. Its names are relative to C(/).
+    type: path
+    required: true
+  paths:
+    description: What was asked for. Everything in the archive is one of these paths, or below one.
+    type: list
+    elements: str
+    required: true
+  owners:
+    description: >-
+      Directories with the user to whom everything below belongs, and its primary group. Everything else gets the
+      numbers that the archive names.
+    type: dict
+    default: {}
+attributes:
+  check_mode:
+    description: Reads the archive and changes nothing.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Put uploaded files in their place
+  shiftmaster_restored_files:
+    src: /var/lib/shiftmaster-backup/restore.tar
+    paths: [/var/www/shiftmaster/shared/media]
+    owners: {/var/www/shiftmaster/shared/media: shiftmaster}
+"""
+
+RETURN = r"""
+files:
+  description: How many files and links were written.
+  type: int
+  returned: always
+"""
+
+import pwd
+import tarfile
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.shiftmaster import backup_place
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "src": {"type": "path", "required": True},
+            "paths": {"type": "list", "elements": "str", "required": True},
+            "owners": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=True,
+    )
+    source, paths = module.params["src"], module.params["paths"]
+    try:
+        owners = {path: pwd.getpwnam(user)[2:4] for path, user in module.params["owners"].items()}
+        with tarfile.open(source) as archive:
+            backup_place.check(backup_place.of_archive(archive), paths)
+        count = 0
+        if not module.check_mode:
+            with tarfile.open(source) as archive:
+                count = backup_place.place(backup_place.of_archive(archive), owners)
+    except (backup_place.PlaceError, KeyError, OSError, tarfile.TarError) as error:
+        module.fail_json(msg="The files were not restored: %s" % error)
+    module.exit_json(changed=True, files=count)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""A compromised backup server, and a compromised source host, attack each other by what a backup needs of both."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from support import wait_for
+
+KEEPER_SSH = (
+    "ssh -i /etc/shiftmaster-backup/pull.key -o BatchMode=yes -o StrictHostKeyChecking=yes "
+    "-o UserKnownHostsFile=/etc/shiftmaster-backup/known_hosts"
+)
+USER = "shiftmaster-backup@172.30.79.10"
+MEDIA = "/var/www/shiftmaster/shared/media"
+# --rsh of an rsync that asks for what it likes, and hands in its arguments as -s does: before anything else.
+SECLUDED = f"""#!/bin/sh
+{{ printf 'rsync\\0--server\\0--sender\\0'; for word in $SECRET; do printf '%s\\0' "$word"; done; printf '\\0'
+cat; }} |
+{{ {KEEPER_SSH} {USER} "$ASKED"; kill $$; }}
+"""
+
+
+@pytest.fixture(scope="module")
+def attack(hosts):
+    """Run rsync on the backup server as an attacker does, by a remote command of his own; returns what was said."""
+    hosts.keeper.shell("cat > /root/rsh; chmod 700 /root/rsh", stdin=SECLUDED)
+
+    def run(asked: str, secret: str, path: str = "/etc/shadow") -> str:
+        hosts.keeper.shell("rm -rf /root/loot; mkdir /root/loot")
+        return hosts.keeper.shell(
+            f"ASKED='{asked}' SECRET='{secret}' timeout 30 rsync -rlt --rsh /root/rsh x@host:{path} /root/loot/ 2>&1; "
+            "echo code $?",
+            check=False,
+        )
+
+    yield run
+    hosts.keeper.shell("rm -rf /root/loot /root/rsh")
+
+
+FLAGS = "-ltre.iLsfxCIvu"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        # The attack of old: -s lets rsync read its arguments from the connection.
+        "rsync --server --sender -s . /etc/nginx",
+        "send configuration --server --sender -s . /etc/nginx",
+        "send configuration -s",
+        "send files --server --sender -slogDtpr . /var/www/shiftmaster",
+    ],
+)
+def test_no_file_but_those_of_a_set_is_read_removed_or_written(hosts, attack, asked):
+    hosts.app.shell("echo precious > /root/precious; rm -f /root/written")
+    said = attack(asked, f"{FLAGS} . /etc/shadow")
+    assert "root:" not in hosts.keeper.shell("cat /root/loot/shadow 2>/dev/null", check=False), said
+    said = attack(asked, f"{FLAGS} --remove-source-files . /root/precious", "/root/precious")
+    assert hosts.app.shell("cat /root/precious").strip() == "precious", said
+    assert "precious" not in hosts.keeper.shell("find /root/loot", check=False)
+    said = attack(asked, f"{FLAGS} --log-file=/root/written --log-file-format=x . /etc/nginx", "/etc/nginx")
+    assert hosts.app.shell("ls /root/written 2>/dev/null", check=False) == "", said
+
+
+def test_a_filter_rule_opens_no_file_outside_of_the_set(hosts):
+    """rsync takes rules from the receiver, and a rule can name a file of rules."""
+    said = hosts.keeper.shell(
+        "rm -rf /root/loot; mkdir /root/loot; rsync -aR --no-D --numeric-ids --trust-sender --filter=': /etc/shadow' "
+        f"--rsync-path 'send configuration' --rsh '{KEEPER_SSH}' {USER}:/etc/nginx /root/loot/ 2>&1; echo code $?",
+        check=False,
+    )
+    # Of a file that it could read, rsync says that a line is no rule.
+    assert "shadow" not in said and "code 0" in said, said
+    assert "nginx.conf" in hosts.keeper.shell("find /root/loot -name nginx.conf")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "id", "cat /etc/shadow", "rsync --server --sender -logDtpr . /etc/shadow",
+        "rsync --server -logDtpr . /etc/nginx", "send /etc/shadow", "send", "paths /etc", "lock /etc/shadow",
+        "send files;id",
+    ],
+)  # fmt: skip
+def test_nothing_but_the_name_of_a_set_is_accepted(hosts, command):
+    done = hosts.keeper.shell(f"{KEEPER_SSH} {USER} '{command}' 2>&1; echo code $?", check=False)
+    assert "allowed" in done and "code 0" not in done and "uid=" not in done, done
+
+
+def test_there_is_no_shell_no_forwarding_and_no_terminal(hosts):
+    assert "uid=" not in hosts.keeper.shell(f"echo id | {KEEPER_SSH} {USER} 2>&1", check=False)
+    said = hosts.keeper.shell(
+        f"timeout 20 {KEEPER_SSH} -N -o ExitOnForwardFailure=yes -R 12345:localhost:22 {USER} 2>&1; echo code $?",
+        check=False,
+    )
+    assert "code 0" not in said and "code 124" not in said, said
+    # To a service of the host that listens on loopback alone.
+    said = hosts.keeper.shell(
+        f"timeout 20 {KEEPER_SSH} -W localhost:5432 {USER} 2>&1 < /dev/null; echo code $?", check=False
+    )
+    assert "code 0" not in said, said
+
+
+def test_the_sender_is_not_root_and_has_no_other_file_nor_network(hosts):
+    """As of the code that runs in it, should rsync have a hole."""
+    program = """
+import importlib.machinery, importlib.util, json, os, subprocess
+loader = importlib.machinery.SourceFileLoader("read", "/usr/local/sbin/shiftmaster-backup-read")
+read = importlib.util.module_from_spec(importlib.util.spec_from_loader("read", loader))
+loader.exec_module(read)
+part = json.load(open(read.CONFIG))["sets"]["configuration"]
+paths = [path for path in part["paths"] if read.existing(path)]
+os.makedirs(read.ROOT, exist_ok=True)
+script = '''
+id -u; ls /etc; cat /etc/shadow /proc/1/environ; ls -A /home /proc/1/root/; touch /etc/nginx/x /usr/x;
+cat /etc/ssl/private/shiftmaster.key > /dev/null && echo read; cat < /dev/tcp/127.0.0.1/22
+'''
+print(subprocess.run(read.sandbox(paths, ["/usr/bin/bash", "-c", script]), capture_output=True, text=True).stdout)
+"""
+    said = hosts.app.shell("python3 -", stdin=program)
+    lines = said.split()
+    # Another user than root, that reads what root alone may read of the set.
+    assert lines[0] != "0" and "nginx" in lines and "read" in lines, said
+    assert not {"shadow", "passwd"} & set(lines) and "root:" not in said, said
+    assert "PATH=" not in said and "SSH-2" not in said, said
+    assert hosts.app.shell("ls /etc/nginx/x /usr/x 2>/dev/null", check=False) == ""
+
+
+def test_a_link_in_place_of_the_lock_sends_no_file(hosts):
+    """The application user and the backup server together."""
+    state = "/var/www/shiftmaster/shared/state"
+    hosts.app.shell(f"test ! -e {state}/lock.json && ln -s /etc/shadow {state}/lock.json")
+    try:
+        said = hosts.keeper.shell(f"{KEEPER_SSH} {USER} lock 2>&1", check=False)
+        assert "root:" not in said, said
+    finally:
+        hosts.app.shell(f"rm -f {state}/lock.json")
+
+
+# ------------------------------------------------------------------------------------------------ a hostile source host
+
+
+@pytest.fixture
+def hostile(hosts):
+    """Let the source host send what it likes, while the block runs."""
+    program = "/usr/local/sbin/shiftmaster-backup-read"
+    hosts.app.shell(f"cp -p {program} /root/read")
+
+    def send(script: str) -> None:
+        hosts.app.shell(f"cat > {program}", stdin="#!/bin/sh\n" + script)
+
+    yield send
+    hosts.app.shell(f"cp -p /root/read {program}")
+
+
+def pulled(hosts) -> dict:
+    """Let the backup server read the configuration of the host; {"failed": why} or {"folder": where}."""
+    program = """
+import json, sys
+sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
+from engine import backup_files
+from engine.backup_host import BackupError, Host, load_options
+host = Host(load_options())
+source, part = next((s, p) for s, p in backup_files.sources(host, "configuration") if s["name"] == "recovery-trixie")
+try:
+    print(json.dumps({"folder": backup_files.pull(host, source, part)}))
+except BackupError as error:
+    print(json.dumps({"failed": str(error)}))
+"""
+    return json.loads(hosts.keeper.shell("python3 -", stdin=program, timeout=300).splitlines()[-1])
+
+
+def test_a_host_sends_nothing_that_was_not_asked_for(hosts, hostile):
+    hostile(
+        'case "$1" in paths*) echo \'["/etc/nginx", "/etc/passwd", "/../x", 5]\';; '
+        "*) exec rsync --server --sender -logDtpRre.iLsfxCIvu --numeric-ids . /etc/nginx /etc/shadow /root;; esac\n"
+    )
+    found = pulled(hosts)
+    assert "failed" in found, found
+    folder = "/var/backups/shiftmaster/pulled/configuration/recovery-trixie"
+    assert "shadow" not in hosts.keeper.shell(f"find {folder}")
+
+
+@pytest.mark.parametrize("answer", ["", "null", "{}", "not json", '["/etc/shadow"]'])
+def test_an_answer_that_is_none_fails_the_part(hosts, hostile, answer):
+    hostile(f"echo '{answer}'\n")
+    assert "failed" in pulled(hosts)
+
+
+def test_devices_and_fifos_are_not_received_and_links_not_followed(hosts):
+    hosts.app.shell("mkfifo /etc/nginx/fifo; mknod /etc/nginx/null c 1 3; ln -s /etc/shadow /etc/nginx/link")
+    try:
+        folder = pulled(hosts)["folder"]
+        kinds = hosts.keeper.shell(f"find {folder}/etc/nginx -printf '%y '").split()
+        assert set(kinds) <= {"d", "f", "l"}
+        assert hosts.keeper.shell(f"readlink {folder}/etc/nginx/link").strip() == "/etc/shadow"
+    finally:
+        hosts.app.shell("rm /etc/nginx/fifo /etc/nginx/null /etc/nginx/link")
+
+
+def test_the_receiver_writes_below_its_directory_only(hosts):
+    """As of the code that runs in it, should rsync have a hole."""
+    program = """
+import os, subprocess, sys
+sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
+from engine import backup_files
+from engine.backup_host import Host, load_options
+host = Host(load_options())
+folder = backup_files.pulled(host, "configuration", "recovery-trixie")
+os.makedirs(backup_files.RECEIVER_ROOT, exist_ok=True)
+script = "touch %s/mine /etc/x /usr/x /root/x %s/x %s/../x; cat /etc/shadow %s" % (
+    folder, host.folder, folder, host.options["restic_password_file"])
+words = backup_files.receiver_words(host, "shiftmaster-backup-pull-test", folder) + ["/usr/bin/sh", "-c", script]
+print(subprocess.run(words, capture_output=True, text=True).stdout)
+print(os.path.exists(folder + "/mine"))
+os.unlink(folder + "/mine")
+"""
+    said = hosts.keeper.shell("python3 -", stdin=program)
+    assert said.split() == ["True"], said
+    there = "/etc/x /usr/x /root/x /var/backups/shiftmaster/x /var/backups/shiftmaster/pulled/configuration/x"
+    assert hosts.keeper.shell(f"ls {there} 2>/dev/null", check=False) == ""
+
+
+# ------------------------------------------------------------------------------------------------- restoring of files
+
+
+def test_a_restore_of_files_follows_no_link_of_the_application(hosts):
+    """The directory that was saved is a link meanwhile, and another one leads to files of root."""
+    app = hosts.app
+    app.shell(
+        f"install -d -o shiftmaster {MEDIA}/plans && echo plan > {MEDIA}/plans/plan.pdf && "
+        f"chown shiftmaster: {MEDIA}/plans/plan.pdf"
+    )
+    hosts.keeper.backup(only="files")
+    app.shell("mkdir -m 755 /root/victim && cd /root/victim && echo secret > secret && chmod 600 secret")
+    app.shell(
+        f"cd {MEDIA} && runuser -u shiftmaster -- sh -c 'rm -r plans && ln -s /root/victim plans && "
+        "ln -s /root/victim out && ln -s /root/victim/secret file'"
+    )
+    try:
+        run = app.run("playbooks/restore.yml", parts="files", confirm=app.host, timeout=1200)
+        assert run.code == 0, run.output[-4000:]
+        assert app.shell("find /root/victim -printf '%u %m %P\\n' | sort").splitlines() == [
+            "root 600 secret",
+            "root 755 ",
+        ]
+        assert app.shell(f"stat -c '%F %U' {MEDIA}/plans {MEDIA}/plans/plan.pdf").splitlines() == [
+            "directory shiftmaster", "regular file shiftmaster",
+        ]  # fmt: skip
+    finally:
+        app.shell(f"rm -rf {MEDIA}/plans {MEDIA}/out {MEDIA}/file /root/victim")
+
+
+# ---------------------------------------------------------------------------------------------------- the units
+
+
+def test_units_are_confined(hosts):
+    """By what systemd says of each. The backup itself is root and may make setgid files; its unit says why."""
+    allowed = {"shiftmaster-backup.service": 2.7, "shiftmaster-backup@x.service": 2.7}
+    for host in (hosts.keeper, hosts.app):
+        listed = host.shell("systemctl list-unit-files --no-legend 'shiftmaster-backup*.service'").splitlines()
+        units = [line.split()[0].replace("@.", "@x.") for line in listed]
+        assert units
+        for unit in units:
+            said = host.shell(f"systemd-analyze security --no-pager {unit} | tail -n 1")
+            assert float(said.split(": ")[1].split()[0]) <= allowed.get(unit, 2.5), said
+
+
+def test_what_reads_for_the_backup_server_is_confined(hosts):
+    hosts.keeper.shell(f"(sleep 20 | {KEEPER_SSH} {USER} send files > /dev/null 2>&1 &) ")
+    find = "systemctl list-units --no-legend --plain 'shiftmaster-backup-send-*.service' | cut -d' ' -f1"
+    wait_for(lambda: hosts.app.shell(find).strip() != "", 15, "the sender")
+    unit = hosts.app.shell(find).split()[0]
+    said = hosts.app.shell(f"systemd-analyze security --no-pager {unit} | tail -n 1")
+    assert float(said.split(": ")[1].split()[0]) <= 2.5, said
+
+
+def test_the_receiver_of_wal_works_confined(hosts):
+    active = "SELECT active FROM pg_replication_slots WHERE slot_name = 'shiftmaster_backup'"
+    hosts.keeper.shell("systemctl restart shiftmaster-backup-wal")
+    time.sleep(1)
+    wait_for(lambda: hosts.app.sql(active) == "t", 60, "the receiver")

@@ -1,0 +1,132 @@
+"""Restored files are written where they belong, whatever stands in the way and whatever the archive says."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+
+import pytest
+from ansible.module_utils.shiftmaster import backup_place
+from ansible.module_utils.shiftmaster.backup_place import PlaceError, check, of_archive, of_directory, place
+from ansible.module_utils.shiftmaster.safe_files import UnsafePathError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+THEIRS = 1234
+
+
+@pytest.fixture
+def site(tmp_path):
+    """The application's directory, where it can put what it likes, and a file of root outside."""
+    os.chmod(tmp_path, 0o755)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/file").write_text("root's")
+    (tmp_path / "media").mkdir()
+    os.chown(tmp_path / "media", THEIRS, THEIRS)
+    return tmp_path
+
+
+def packed(path, *members):
+    """An archive of (name, content or link target, type, mode)."""
+    with tarfile.open(path, "w") as archive:
+        for name, content, kind, mode in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.mode, member.uid, member.gid = kind, mode, 0, 0
+            if kind == tarfile.REGTYPE:
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+            else:
+                member.linkname = content or ""
+                archive.addfile(member)
+    return path
+
+
+def unpack(path, paths, owners):
+    with tarfile.open(path) as archive:
+        check(of_archive(archive), paths)
+    with tarfile.open(path) as archive:
+        return place(of_archive(archive), owners)
+
+
+def test_what_is_below_a_directory_of_the_application_is_its_own(site):
+    media = str(site / "media")
+    archive = packed(
+        site / "x.tar",
+        (f".{site}", None, tarfile.DIRTYPE, 0o755),
+        (f".{media}/a", None, tarfile.DIRTYPE, 0o2750),
+        (f".{media}/a/plan.pdf", b"plan", tarfile.REGTYPE, 0o4640),
+        (f".{media}/a/link", "plan.pdf", tarfile.SYMTYPE, 0o777),
+        (f".{media}/a/again", f".{media}/a/plan.pdf", tarfile.LNKTYPE, 0o640),
+    )
+    assert unpack(archive, [media], {media: (THEIRS, THEIRS)}) == 3
+    found = os.stat(site / "media/a/plan.pdf")
+    assert (site / "media/a/plan.pdf").read_bytes() == (site / "media/a/again").read_bytes() == b"plan"
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), found.st_mtime) == (THEIRS, THEIRS, 0o640, 0)
+    assert stat.S_IMODE(os.stat(site / "media/a").st_mode) == 0o750
+    assert os.readlink(site / "media/a/link") == "plan.pdf"
+    assert os.lstat(site / "media/a/link").st_uid == THEIRS
+    assert os.stat(site).st_uid == 0
+
+
+def test_no_link_in_the_way_leads_out(site):
+    media = str(site / "media")
+    (site / "media/directory").symlink_to(site / "outside")
+    (site / "media/plan.pdf").symlink_to(site / "outside/file")
+    archive = packed(
+        site / "x.tar",
+        (f".{media}/directory", None, tarfile.DIRTYPE, 0o755),
+        (f".{media}/directory/file", b"new", tarfile.REGTYPE, 0o644),
+        (f".{media}/plan.pdf", b"plan", tarfile.REGTYPE, 0o644),
+    )
+    unpack(archive, [media], {media: (THEIRS, THEIRS)})
+    assert (site / "outside/file").read_text() == "root's" and os.listdir(site / "outside") == ["file"]
+    assert os.stat(site / "outside").st_uid == os.stat(site / "outside/file").st_uid == 0
+    assert (site / "media/directory/file").read_text() == "new"
+
+
+def test_a_link_that_appears_meanwhile_is_rejected(site):
+    media = str(site / "media")
+    (site / "media/directory").symlink_to(site / "outside")
+    archive = packed(site / "x.tar", (f".{media}/directory/file", b"new", tarfile.REGTYPE, 0o644))
+    with pytest.raises(UnsafePathError):
+        unpack(archive, [media], {})
+    assert (site / "outside/file").read_text() == "root's"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("./etc/cron.d/x", tarfile.REGTYPE),
+        ("{media}x", tarfile.REGTYPE),
+        ("{media}/../outside/file", tarfile.REGTYPE),
+        ("{media}/tty", tarfile.CHRTYPE),
+        ("{media}/fifo", tarfile.FIFOTYPE),
+        ("./etc", tarfile.SYMTYPE),
+    ],
+)
+def test_an_archive_of_an_attacker_is_rejected_before_anything_is_written(site, name, kind):
+    media = str(site / "media")
+    archive = packed(
+        site / "x.tar",
+        (f".{media}/good", b"x", tarfile.REGTYPE, 0o644),
+        (name.format(media="." + media), b"", kind, 0o644),
+    )
+    with pytest.raises(PlaceError):
+        unpack(archive, [media], {})
+    assert os.listdir(site / "media") == []
+
+
+def test_a_tree_that_restic_restored_is_placed_in_the_same_way(site):
+    staged = site / "staged"
+    place_of = str(site / "media")
+    (staged / place_of[1:] / "a").mkdir(parents=True)
+    (staged / place_of[1:] / "a/plan.pdf").write_text("plan")
+    (staged / place_of[1:] / "a/link").symlink_to("/nowhere")
+    check(of_directory(str(staged)), [place_of])
+    assert place(of_directory(str(staged)), {place_of: (THEIRS, THEIRS)}) == 2
+    assert (site / "media/a/plan.pdf").read_text() == "plan" and os.readlink(site / "media/a/link") == "/nowhere"
+    os.mkfifo(staged / place_of[1:] / "fifo")
+    with pytest.raises(PlaceError):
+        check(of_directory(str(staged)), [place_of])
+    assert backup_place.is_below("/a/b", ["/a"]) and not backup_place.is_below("/ab", ["/a"])
