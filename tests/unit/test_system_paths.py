@@ -28,7 +28,7 @@ variables = load("shiftmaster_variables")
     "path",
     (
         "/ // /etc /etc/ //etc /etc/nginx /usr /usr/lib/python3 /var /var/lib /var/log /var/www /var/backups /srv /opt"
-        " /home /home/sato/app /root/x /tmp/x /var/tmp/x /dev/shm/x /proc/1 /run /run/systemd/x /boot/x /var/lib/dpkg"
+        " /home /home/sato/app /root /tmp/x /var/tmp/x /dev/shm/x /proc/1 /run /run/systemd/x /boot/x /var/lib/dpkg"
         " /var/lib/postgresql/17/main /etc/ssl /etc/ssl/private /etc/ssl/certs/x /usr/local/share /var/www/../../etc"
         " /var/www/./x var/www/x"
     ).split()
