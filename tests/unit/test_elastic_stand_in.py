@@ -395,8 +395,8 @@ def test_what_prometheus_is_told(parts):
 
 
 def test_the_program_of_the_timer_writes_what_node_exporter_reads(parts, tmp_path):
-    """As it lies on a host: three files in a folder, without Ansible."""
-    for name in ("elastic.py", "canary.py", "log_watch.py"):
+    """As it lies on a host: files of one directory, without Ansible."""
+    for name in ("elastic.py", "canary.py", "log_watch.py", "safe_files.py"):
         shutil.copy(ROOT / "module_utils/shiftmaster" / name, tmp_path / name)
     (tmp_path / "textfiles").mkdir()
     config = {

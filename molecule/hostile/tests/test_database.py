@@ -25,10 +25,10 @@ with connection.cursor() as cursor:
     cursor.execute("CREATE SCHEMA IF NOT EXISTS evil")
     for schema in ("evil", "public"):
         cursor.execute(function(schema, "format", "a text, b name, c name", "text"))
-        cursor.execute(function(schema, "statements", "", "text"))
-        cursor.execute(f"CREATE OR REPLACE VIEW {schema}.pg_stat_statements AS SELECT {schema}.statements() AS query,"
-                       " 1::bigint AS calls, 1e9::float8 AS mean_exec_time, 1e9::float8 AS total_exec_time,"
-                       " 1::bigint AS rows, (SELECT oid FROM pg_database WHERE datname = current_database()) AS dbid")
+    cursor.execute(function("evil", "statements", "", "text"))
+    cursor.execute("CREATE OR REPLACE VIEW evil.pg_stat_statements AS SELECT evil.statements() AS query,"
+                   " 1::bigint AS calls, 1e9::float8 AS mean_exec_time, 1e9::float8 AS total_exec_time,"
+                   " 1::bigint AS rows, (SELECT oid FROM pg_database WHERE datname = current_database()) AS dbid")
     for table, columns in {
         "pg_roles": "evil.statements()::name AS rolname, false AS rolsuper, 0::oid AS oid",
         "pg_extension": "evil.statements()::name AS extname, '1'::text AS extversion, 0::oid AS oid",
@@ -45,8 +45,7 @@ from django.db import connection
 with connection.cursor() as cursor:
     cursor.execute(f"ALTER DATABASE {connection.settings_dict['NAME']} RESET search_path")
     cursor.execute("DROP SCHEMA evil CASCADE")
-    cursor.execute("DROP VIEW public.pg_stat_statements")
-    cursor.execute("DROP FUNCTION public.statements(); DROP FUNCTION public.format(text, name, name)")
+    cursor.execute("DROP FUNCTION public.format(text, name, name)")
 """
 
 
