@@ -81,6 +81,8 @@ def static_link(target: str, name: str):
     def change(root: Path) -> None:
         commands = root / "roster" / "management" / "commands"
         (commands / "collectstatic.py").write_text(COLLECTSTATIC.format(target=target, name=name))
+        # Of two commands of one name Django takes that of the first application.
+        append(root / "shiftmaster" / "settings.py", 'INSTALLED_APPS.sort(key=lambda name: name != "roster")\n')
 
     return change
 
