@@ -139,7 +139,13 @@ OPTIONS = (
     "--require-hashes",
     "--trusted-host",
 )
-NO_PACKAGE = re.compile(r"^(-e\b|--editable\b|\.{0,2}/|\.\.?$|\w+\+\w+:|file:|https?:)|@\s*[\w+.-]+:")
+# A name with extras, versions, a marker and hashes. An address or a path makes pip run a build backend here.
+PACKAGE = re.compile(
+    r"^[a-z0-9]([\w.-]*[a-z0-9])? ?(\[[\w ,.-]*\])? ?\(?( ?(===?|~=|!=|<=?|>=?) ?[\w.*+!-]+ ?,?)*\)?"
+    r"( ?;[^@]*?)?( --hash[= ]\w+:[0-9a-f]+)*$",
+    re.IGNORECASE | re.ASCII,
+)
+ARCHIVE = re.compile(r"\.(whl|zip|tar|t?gz|tgz|t?bz2?|t?xz|tlz|lzma)$", re.IGNORECASE)
 MISSING = re.compile(r"(?m)^ERROR: No matching distribution found for (.+?)(?: \(from [^()]*\))?$")
 UNREACHABLE = re.compile(r"(?m)(?:^WARNING: Retrying|connection broken by|Could not fetch URL).*$")
 
@@ -193,7 +199,9 @@ def canonical(line):
 
 
 def refuse_what_is_no_package(lines):
-    wrong = [line.split(" --hash")[0] for line in lines if NO_PACKAGE.search(line)]
+    names = [line.split(" --hash")[0] for line in lines if not line.startswith("-")]
+    wrong = [line for line in names if not PACKAGE.match(line) or ARCHIVE.search(line)]
+    wrong += [line for line in lines if re.match(r"-e|--e", line)]
     if wrong:
         raise WheelsError(
             "no wheel can stand for the requirement %s: name a package and its version" % " and ".join(wrong)
@@ -456,7 +464,7 @@ def run(params):
     deadline = time.monotonic() + params["timeout_seconds"]
     requirements, constraints = of_archive(params["archive"], params["requirements_file"])
     extra = params["extra_requirements"]
-    refuse_what_is_no_package(requirements + extra)
+    refuse_what_is_no_package(requirements + constraints + extra)
     refuse_strange_interpreter(params["interpreter"])
     refuse_hostile_options(requirements + constraints, params["environment"])
     offline = params["source"] == "folder"

@@ -156,6 +156,8 @@ class Restic:
         there = self.files(snapshot)
         if not there:
             raise BackupError("the snapshot holds no file")
+        # restic's JSON names those whose bytes are not UTF-8 by another name.
+        there = [one for one in there if "\N{REPLACEMENT CHARACTER}" not in one[0]] or there
         random.shuffle(there)
         chosen, size = [], 0
         for path, length in there:

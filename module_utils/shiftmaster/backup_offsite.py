@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pwd
 import re
 import shutil
 
 from . import backup_catalogue as catalogue
 from . import backup_manifest as manifests
+from . import safe_files
 from .backup_files import Restic
 from .backup_host import POSTGRES, BackupError, Host, tail
 
@@ -165,9 +167,8 @@ class Offsite(Restic):
             os.rename(staging + path, target)
             if name == "pgbackrest":
                 # By name: numbers are those of the host that is gone.
-                for place, _folders, files in os.walk(target):
-                    for one in [place, *(os.path.join(place, file) for file in files)]:
-                        shutil.chown(one, POSTGRES, POSTGRES)
+                entry = pwd.getpwnam(POSTGRES)
+                safe_files.change_owner(target, entry.pw_uid, entry.pw_gid, beneath=target)
             brought.append(name)
         return brought
 

@@ -168,9 +168,15 @@ def database_here(host: Host, request: dict) -> dict:
         try:
             if os.path.exists(data):
                 _move(host, data, aside)
-            # A mount stays where it is.
-            make_folder(data, 0o700)
-            shutil.chown(data, "postgres", "postgres")
+            # A mount stays where it is. The directory above belongs to postgres, who could put a link in its place.
+            entry = pwd.getpwnam("postgres")
+            safe_files.make_directory(data, 0o700, entry.pw_uid, entry.pw_gid)
+            descriptor = safe_files.open_directory(data)
+            try:
+                os.fchown(descriptor, entry.pw_uid, entry.pw_gid)
+                os.fchmod(descriptor, 0o700)
+            finally:
+                os.close(descriptor)
             points.reach("restore_database")
             log = "/var/log/postgresql/postgresql-%s-main.log" % host.database["version"]
             behind = os.path.getsize(log) if os.path.exists(log) else 0

@@ -72,12 +72,6 @@ QUERIES = {
     "settings": "SELECT name, setting, error FROM pg_file_settings WHERE error IS NOT NULL",
     "prepared": "SELECT count(*) AS count, coalesce(max(extract(epoch FROM now() - prepared))::int, 0) AS oldest FROM pg_prepared_xacts",
     "extensions": "SELECT extname AS name, extversion AS version FROM pg_extension",
-    # The extension's own view: the application could give one of its own this name.
-    "statements": """
-        SELECT quote_ident(n.nspname) || '.pg_stat_statements' AS view
-        FROM pg_extension e JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
-        JOIN pg_class c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE e.extname = 'pg_stat_statements' AND c.relname = 'pg_stat_statements'""",
     # Behind a restore or a crash nothing has been counted yet; what the last ANALYZE has found is still there.
     "tables": """
         SELECT schemaname AS schema, s.relname AS table, pg_total_relation_size(relid) AS bytes,
@@ -127,7 +121,8 @@ QUERIES = {
         SELECT relname AS table, age(relfrozenxid) AS age, pg_table_size(oid) AS bytes FROM pg_class
         WHERE relkind IN ('r', 'm', 't') AND age(relfrozenxid) > 100000000 ORDER BY age DESC LIMIT 10""",
 }
-# Only where pg_stat_statements is. These questions themselves are left out of the answer. A statement's text holds no literals of its own; utility statements do.
+# Asked in the database postgres, which knows the statements of all: in the application's, whose schemas are its own, the
+# extension's name could lead to a view of the application at any time. These questions themselves are left out of the answer. A statement's text holds no literals of its own; utility statements do.
 STATEMENTS = {
     "slowest_on_average": """
         SELECT left(query, 600) AS query, calls, round(mean_exec_time::numeric, 1) AS mean_ms,
@@ -142,9 +137,15 @@ STATEMENTS = {
 }
 
 
-def statements_of(view: str) -> dict:
-    """Return STATEMENTS asked of the extension's view by its qualified name."""
-    return {name: query.replace("FROM pg_stat_statements s", "FROM %s s" % view) for name, query in STATEMENTS.items()}
+def statements_of(database: str) -> dict:
+    """Return STATEMENTS as they are asked in another database."""
+    literal = "'%s'" % database.replace("'", "''")
+    return {
+        name: query.replace("FROM pg_stat_statements s", "FROM public.pg_stat_statements s").replace(
+            "current_database()", literal
+        )
+        for name, query in STATEMENTS.items()
+    }
 
 
 # No white space at which a text is taken apart into lines.
@@ -239,17 +240,14 @@ def database(setting) -> dict:
         raise Absent("PostgreSQL is not installed")
     try:
         answers, errors = ask(setting, setting.database, QUERIES, 8.0)
-        view = next((row["view"] for row in answers.pop("statements", [])), None)
-        if view:
-            slow, more = ask(setting, setting.database, statements_of(view), 4.0)
-            answers.update(slow)
-            errors += more
+        slow, more = ask(setting, "postgres", statements_of(setting.database), 4.0)
+        answers.update(slow)
+        errors += more
     except probe.ProbeError as error:
         if error.reason != "absent":
             raise
         # The server is there, the database is not.
         answers, errors = ask(setting, "postgres", QUERIES, 6.0)
-        answers.pop("statements", None)
         answers["missing_database"] = [{"name": setting.database}]
     return dict(summary(answers), errors=errors)
 

@@ -85,7 +85,13 @@ def run_as(user, argv, env, cwd=None, stdin=None, timeout=60, nice=False, pass_f
         stdout, stderr = child.communicate(None if stdin is None else stdin.encode(), timeout=timeout)
     except subprocess.TimeoutExpired as error:
         os.killpg(child.pid, signal.SIGKILL)
-        stdout, stderr = child.communicate()
+        try:
+            stdout, stderr = child.communicate(timeout=5)
+        except subprocess.TimeoutExpired as left:
+            # A process that has left the group holds the pipes open.
+            stdout, stderr = left.stdout or b"", left.stderr or b""
+            for stream in (child.stdout, child.stderr):
+                stream.close()
         raise ReleaseCodeError(
             "%s did not end within %d seconds; its last output: %s"
             % (" ".join(argv[:3]), timeout, tail((stdout + stderr).decode(errors="replace")) or "none")

@@ -372,6 +372,12 @@ class Build:
                     "the Celery application %s of version %s cannot be loaded: %s"
                     % (self.spec["celery_application"], self.spec["version"], error)
                 ) from error
+            # The release's own code says so: anything may come.
+            found = {name: self.celery.get(name) for name in ("tasks", "queues")}
+            for name, values in found.items():
+                if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
+                    raise BuildError("version %s does not list the %s of Celery" % (self.spec["version"], name))
+            self.celery = found
 
     def static_files(self) -> None:
         if self.spec["collectstatic"]:
@@ -476,8 +482,12 @@ def run_hooks(release_path: str, hooks, phase: str, user: str) -> list:
         if hook["phase"] != phase:
             continue
         code = ReleaseCode(release_path, hook.get("user") or user)
+        # Another user's hook, root's for example, runs no program of the release by its bare name.
+        own = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} if hook.get("user") else {}
         try:
-            done = code.run(["/bin/sh", "-c", hook["command"]], timeout=hook.get("timeout_seconds") or 300)
+            done = code.run(
+                ["/bin/sh", "-c", hook["command"]], timeout=hook.get("timeout_seconds") or 300, extra_env=own
+            )
         except ReleaseCodeError as error:
             raise BuildError("hook %s (%s): %s" % (hook["name"], phase, error)) from error
         if done.rc != 0:

@@ -559,6 +559,15 @@ def test_a_command_that_hangs_is_killed_with_its_children(code, tmp_path):
     raise AssertionError("the child lives")
 
 
+def test_a_process_that_left_the_group_does_not_keep_a_command_from_ending(code):
+    """It holds the pipes open for longer than the command may take."""
+    daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(30)\nelse:\n    time.sleep(30)"
+    began = time.monotonic()
+    with pytest.raises(releasecode.ReleaseCodeError, match="did not end within 1 seconds"):
+        code.run([sys.executable, "-c", daemon], timeout=1)
+    assert time.monotonic() - began < 25
+
+
 def test_a_command_that_is_not_there_and_an_environment_that_is_not_there(code):
     with pytest.raises(releasecode.ReleaseCodeError, match="could not be started"):
         code.run(["absent"])

@@ -132,7 +132,31 @@ def test_what_is_no_package_is_refused(collect, folder, line):
 
 
 def test_a_package_with_extras_or_markers_is_one():
-    wheels.refuse_what_is_no_package(["celery[redis]~=5.7", "x>=1,<2; python_version < '3.12'", "--pre"])
+    wheels.refuse_what_is_no_package(
+        [
+            "celery[redis]~=5.7",
+            "x>=1,<2; python_version < '3.12'",
+            "--pre",
+            "a.b-c_d (>=1.0, <2)",
+            "x == 1.0.*",
+            "y===1+local",
+        ]
+        + ["z==1.0 --hash=sha256:" + 64 * "a", "psycopg[binary, pool] ~= 3.3 ; sys_platform != 'win32'"]
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["evil @ http://127.0.0.1/evil-1.0.tar.gz", "evil @file:///tmp/evil", "wheels/../../x/archives/a.tar",
+     "evil.tar.gz", "evil-1.0-py3-none-any.whl", "./evil", "https://127.0.0.1/evil", "git+https://127.0.0.1/evil",
+     "a; x @ http://b"],
+)  # fmt: skip
+@pytest.mark.parametrize("constraint", [False, True])
+def test_no_address_and_no_path_reaches_the_controllers_pip(collect, folder, line, constraint):
+    """pip would run its build backend as the administrator, of a constraint too."""
+    files = {"requirements.txt": "evil\n-c constraints.txt\n", "constraints.txt": line + "\n"}
+    with pytest.raises(wheels.WheelsError, match="no wheel can stand for"):
+        collect(files if constraint else {"requirements.txt": line + "\n"})
 
 
 def test_a_source_without_the_file_is_said(collect, folder):
