@@ -8,9 +8,11 @@ import os
 import pwd
 import re
 import shutil
+import stat
 import subprocess
 import time
 
+from ansible.module_utils.shiftmaster import safe_files
 from ansible.module_utils.shiftmaster.quiet import QuietModule
 
 DOCUMENTATION = r"""
@@ -128,8 +130,7 @@ class Cluster:
         # Where a copy was begun, the data says nothing any more.
         self.kept = self.data + ".following"
         if os.path.exists(self.kept):
-            with open(self.kept, encoding="utf-8") as stream:
-                self.follows = json.load(stream)
+            self.follows = json.loads(safe_files.read_text(self.kept))
         elif os.path.exists(os.path.join(self.data, "standby.signal")):
             self.follows = {name: self.setting(name) for name in ("primary_conninfo", "primary_slot_name")}
         else:
@@ -150,14 +151,20 @@ class Cluster:
 
     def keep(self):
         """Note where the primary is; a password may be in it."""
-        descriptor = os.open(self.kept, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(self.follows, stream)
+        safe_files.write(self.kept, json.dumps(self.follows).encode(), 0o600)
 
     def empty(self):
         """Remove what is in the folder of the data, and leave the folder, which may be a mount."""
-        for entry in os.scandir(self.data):
-            shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+        # By its descriptor: the directory above belongs to postgres, who could put a link to another one in its place.
+        directory = safe_files.open_directory(self.data)
+        try:
+            for name in os.listdir(directory):
+                if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                    shutil.rmtree(name, dir_fd=directory)
+                else:
+                    os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(directory)
 
     def wait_until_it_streams(self, seconds):
         question = ("psql", "-XqAt", "-p", self.port, "-d", "postgres", "-c", "SELECT status FROM pg_stat_wal_receiver")

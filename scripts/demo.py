@@ -182,8 +182,9 @@ def wait_for_answer() -> None:
     last = ""
     for _ in range(ANSWER_SECONDS):
         try:
-            connection = http.client.HTTPSConnection(*address, timeout=5, context=trusting)
-            connection.request("GET", "/health/", headers={"Host": "localhost"})
+            # By its name: the site is served under no other.
+            connection = http.client.HTTPSConnection("localhost", address[1], timeout=5, context=trusting)
+            connection.request("GET", "/health/")
             last = f"status {connection.getresponse().status}"
             if last == "status 200":
                 return

@@ -191,10 +191,11 @@ class Build:
                 self.configuration,
                 self.links,
                 self.bytecode,
+                self.hooks,
+                self.take,
                 self.check,
                 self.static_files,
                 self.background,
-                self.hooks,
                 self.finish,
             ):
                 started = time.monotonic()
@@ -396,10 +397,13 @@ class Build:
             # -1 is every process that this user may signal: none can fork its way out of that.
             run_as(self.spec["build_user"], ["/bin/sh", "-c", "kill -KILL -1"], {}, "/")
 
-    def finish(self) -> None:
+    def take(self) -> None:
+        """Take source and environment from the build before the release's own code runs: it could keep files open."""
         self._end_processes()
         for name in ("source", "venv"):
             _seal(os.path.join(self.path, name), self.spec["build_user"])
+
+    def finish(self) -> None:
         source, requirements = os.path.join(self.path, "source"), b""
         if self.spec["requirements_file"]:
             requirements = safe_files.read_bytes(os.path.join(source, self.spec["requirements_file"]), beneath=source)
@@ -459,10 +463,12 @@ def merge_static(source: str, union: str) -> None:
             if stat.S_ISLNK(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
                 raise BuildError("static file %s is a symbolic link" % os.path.normpath(os.path.join(relative, name)))
         for name in files:
-            if name == "staticfiles.json":
-                continue
             with os.fdopen(safe_files.open_in(descriptor, name), "rb") as stream:
                 content = stream.read()
+            # A new file: the application may have the one that it wrote still open.
+            safe_files.write(os.path.normpath(os.path.join(source, relative, name)), content, 0o644, beneath=source)
+            if name == "staticfiles.json":
+                continue
             there = os.path.join(target, name)
             try:
                 same = safe_files.read_bytes(there, beneath=union) == content

@@ -204,6 +204,17 @@ def test_a_link_among_the_static_files_is_not_published(build, secret, where, pl
     assert all("PRIVATE" not in one.read_text() for one in published) and untouched(secret)
 
 
+def test_a_static_file_that_the_application_keeps_open_is_another_one(build, place):
+    static = place / "collected"
+    static.mkdir()
+    with open(static / "site.js", "w", buffering=1) as kept:
+        kept.write("good\n")
+        releases.merge_static(str(static), build.layout.union)
+        kept.write("bad\n")
+    assert (static / "site.js").read_text() == "good\n"
+    assert Path(build.layout.union, "site.js").read_text() == "good\n"
+
+
 def test_a_fifo_among_the_static_files_does_not_block(build, place):
     (place / "collected").mkdir()
     os.mkfifo(place / "collected" / "pipe")

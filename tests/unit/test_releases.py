@@ -480,7 +480,7 @@ def test_a_build_is_called_whole_last(layout, state, spec, monkeypatch):
 
     monkeypatch.setattr(releases.safe_files, "change_owner", watched)
     build.run()
-    assert seen == [("static", False), ("source", False), ("venv", False)]
+    assert seen == [("source", False), ("venv", False), ("static", False)]
     assert os.stat(os.path.join(build.path, "manifest.json")).st_uid == 0
 
 

@@ -205,7 +205,8 @@ def test_how_postgresql_is_asked(variables, uri):
     assert environment == {
         "DATA_SOURCE_NAME": uri
         # The application can set another search_path for its database.
-        + "&options=-csearch_path%3Dpg_catalog%2Cpublic&user=exporter&connect_timeout=3&application_name=postgres_exporter&statement_timeout=3000&lock_timeout=500",
+        + "&options=-csearch_path%3Dpg_catalog%2Cpublic"
+        + "&user=exporter&connect_timeout=3&application_name=postgres_exporter&statement_timeout=3000&lock_timeout=500",
         "PGPASSFILE": "/etc/prometheus-exporters/postgres/pgpass",
     }
 
