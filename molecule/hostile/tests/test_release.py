@@ -91,6 +91,20 @@ def test_tools_of_root_are_led_nowhere_by_what_was_planted(operations, attacked,
     assert operations.serves(30) == "hostile-everything"
 
 
+def test_a_link_in_media_publishes_no_file_of_another_owner(operations, attacked):
+    """The web server may read what the application may not: its access log, for example."""
+    media = f"{APP}/shared/media"
+    operations.shell(
+        f"runuser -u shiftmaster -- sh -c 'cd {media} && echo mine >own.txt && ln -sf own.txt own-link.txt && "
+        "ln -sf /var/log/nginx/shiftmaster_access.log log.txt && ln -sfn / root && ln -sfn /etc etc'"
+    )
+    get = "curl -sk -o /dev/null -w '%{http_code} ' --resolve localhost:443:127.0.0.1 https://localhost/media/"
+    paths = ("own.txt", "own-link.txt", "log.txt", "root/etc/hostname", "etc/hostname")
+    codes = operations.shell("; ".join(get + path for path in paths)).split()
+    operations.shell(f"cd {media} && rm -f own.txt own-link.txt log.txt root etc")
+    assert codes == ["200", "200", "403", "403", "403"]
+
+
 @pytest.mark.parametrize("playbook", ["health.yml", "diagnose.yml", "checklist.yml"])
 def test_reports_are_led_nowhere_by_what_was_planted(operations, attacked, canary, playbook):
     run = operations.run(f"playbooks/{playbook}", timeout=300)
