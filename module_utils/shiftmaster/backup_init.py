@@ -11,8 +11,8 @@ from .backup_host import BackupError, Host
 
 # A quiet database writes nothing that a time could be found by.
 HEARTBEAT_SQL = """
-CREATE TABLE IF NOT EXISTS heartbeat (one boolean PRIMARY KEY DEFAULT true CHECK (one), at timestamptz NOT NULL);
-INSERT INTO heartbeat (at) VALUES (now()) ON CONFLICT (one) DO UPDATE SET at = now();
+CREATE TABLE IF NOT EXISTS public.heartbeat (one boolean PRIMARY KEY DEFAULT true CHECK (one), at timestamptz NOT NULL);
+INSERT INTO public.heartbeat (at) VALUES (now()) ON CONFLICT (one) DO UPDATE SET at = now();
 """
 FORGET_SLOT_SQL = """
 WITH unused AS (SELECT slot_name FROM pg_replication_slots WHERE slot_name = 'shiftmaster_backup' AND NOT active)

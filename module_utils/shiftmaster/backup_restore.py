@@ -512,9 +512,10 @@ def table(host: Host, request: dict) -> dict:
         path = os.path.join(folder, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))
         _require_room(host, chosen)
         with proof.restored(host, "restore", *_beside(host, chosen), label=chosen.label) as server:
-            found = server.ask(
-                TREE_SQL % (_text(name), _text(".".join('"%s"' % one for one in name.split(".")))), database
-            )
+            # Without a schema it is of public, which search_path does not name (sql.SAFE_SEARCH_PATH).
+            whole = name if "." in name else "public.%s" % name
+            as_written = ".".join('"%s"' % one for one in whole.split("."))
+            found = server.ask(TREE_SQL % (_text(whole), _text(as_written)), database)
             if not found:
                 raise BackupError(
                     "there is no table %s in database %s; it was looked for in this: %s" % (name, database, chosen.text)

@@ -252,7 +252,7 @@ class Run:
     def migrations(self):
         try:
             return int(
-                self.host.ask("SELECT count(*) FROM django_migrations", self.host.database["databases"][0])[0][0]
+                self.host.ask("SELECT count(*) FROM public.django_migrations", self.host.database["databases"][0])[0][0]
             )
         except (BackupError, IndexError, ValueError):
             return None
