@@ -175,7 +175,7 @@ def seed() -> None:
 
 def wait_for_answer() -> None:
     say("Waiting until the page answers on TLS")
-    address = ("127.0.0.1", settings()["demo_https_port"])
+    port = settings()["demo_https_port"]
     # The demo's certificate signs itself; nothing secret is sent.
     trusting = ssl.create_default_context()
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
@@ -183,7 +183,7 @@ def wait_for_answer() -> None:
     for _ in range(ANSWER_SECONDS):
         try:
             # By its name: the site is served under no other.
-            connection = http.client.HTTPSConnection("localhost", address[1], timeout=5, context=trusting)
+            connection = http.client.HTTPSConnection("localhost", port, timeout=5, context=trusting)
             connection.request("GET", "/health/")
             last = f"status {connection.getresponse().status}"
             if last == "status 200":
@@ -191,7 +191,7 @@ def wait_for_answer() -> None:
         except OSError as error:
             last = str(error)
         time.sleep(1)
-    fail(f"https://localhost:{address[1]}/health/ does not answer ({last}): look with `make demo-health`.")
+    fail(f"https://localhost:{port}/health/ does not answer ({last}): look with `make demo-health`.")
 
 
 def up() -> int:
