@@ -169,6 +169,11 @@ class Offsite(Restic):
                 # By name: numbers are those of the host that is gone.
                 entry = pwd.getpwnam(POSTGRES)
                 safe_files.change_owner(target, entry.pw_uid, entry.pw_gid, beneath=target)
+                # As role backup has it: the server's unit mounts directories below it.
+                os.chown(target, 0, entry.pw_gid)
+                self.host.run(
+                    "restarting pgBackRest's server", "systemctl", "try-restart", "pgbackrest.service", fine=(0, 5)
+                )
             brought.append(name)
         return brought
 

@@ -22,7 +22,7 @@ from . import backup_proof as proof
 from . import backup_report as report
 from .backup_files import Restic, part_of, pulled, sources
 from .backup_host import STATE, BackupError, Host, alone, make_folder, said_of, tail
-from .backup_target import Plan, TargetError, choose, snapshot
+from .backup_target import Plan, TargetError, choose, plan_of, snapshot
 
 # A standby that has restored no segment for so long is at the end of what there is: behind the archive's last one, and
 # before it, where one segment may take its time.
@@ -94,6 +94,16 @@ def plan(host: Host, request: dict) -> dict:
     return result
 
 
+def _planned(request: dict) -> Plan:
+    """What the backup server has planned. It may be another host, so nothing but a plan is taken from it."""
+    try:
+        if not re.fullmatch(r"([0-9A-F]{24})?", request.get("last_segment", "")):
+            raise TargetError("the last segment of the archive is not the name of one")
+        return plan_of(request["database"])
+    except (TargetError, TypeError, KeyError) as error:
+        raise BackupError("nothing was restored: %s" % error)
+
+
 def free(host: Host, request: dict) -> dict:
     """Wait for whoever works on the backups, while users still work: what comes behind the page must not wait."""
     try:
@@ -151,7 +161,7 @@ def unit_of(host: Host) -> str:
 
 def database_here(host: Host, request: dict) -> dict:
     """Put the database back in its own place; what was there stays beside it until somebody removes it."""
-    chosen = Plan(**request["database"])
+    chosen = _planned(request)
     data = host.database["data"]
     aside = "%s.before-%s" % (data, request["id"])
     began = time.monotonic()
@@ -469,7 +479,7 @@ def _archive_until_now(host: Host) -> None:
 
 def database_scratch(host: Host, request: dict) -> dict:
     """Restore it into a scratch folder, read all of it, and throw it away."""
-    chosen = Plan(**request["database"])
+    chosen = _planned(request)
     began = time.monotonic()
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
         _require_room(host, chosen)
@@ -502,7 +512,7 @@ def _folder_of_tables(host: Host, request_id: str):
 
 def table(host: Host, request: dict) -> dict:
     """Take one table out of a backup, into a dump of its own; the database that runs is not touched."""
-    chosen = Plan(**request["database"])
+    chosen = _planned(request)
     database, _, name = request["table"].rpartition("/")
     database = database or host.database["databases"][0]
     with (

@@ -20,6 +20,12 @@ POSITION = re.compile(r"[0-9A-Fa-f]+/[0-9A-Fa-f]+$")
 TRANSACTION = re.compile(r"xid:\d+$")
 RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}$")
 LABEL = re.compile(r"\d{8}-\d{6}F")
+WHOLE_LABEL = re.compile(r"\d{8}-\d{6}F(_\d{8}-\d{6}[DI])?")
+# What choose() makes. pgBackRest would take any other option, and writes the target between quotes into a file.
+ARGUMENT = re.compile(
+    r"--type=(name|lsn|xid|time)|--target=[A-Za-z0-9 :.+/_-]+|--target-timeline=\d+|--target-exclusive|"
+    r"--target-action=promote"
+)
 
 
 class TargetError(Exception):
@@ -35,6 +41,25 @@ class Plan(NamedTuple):
     proven: bool  # Whether exactly this end has been restored before.
     size_bytes: int
     seconds: int  # How long its test restore took, 0 where it is not known.
+
+
+def plan_of(answer) -> Plan:
+    """Return a plan that the backup server has answered. Raises TargetError where choose() does not make such a one."""
+    try:
+        plan = Plan(**answer)
+        texts = (plan.run, plan.label, plan.text, *plan.arguments)
+        valid = (
+            all(isinstance(one, str) for one in texts)
+            and isinstance(plan.arguments, list)
+            and WHOLE_LABEL.fullmatch(plan.label)
+            and all(ARGUMENT.fullmatch(one) for one in plan.arguments)
+            and all(isinstance(one, (int, float)) and one >= 0 for one in (plan.size_bytes, plan.seconds))
+        )
+    except TypeError:
+        valid = False
+    if not valid:
+        raise TargetError("the plan of the restore is not one that this program makes")
+    return plan
 
 
 def database_runs(found: list) -> list:

@@ -415,7 +415,7 @@ def test_who_holds_the_lock_is_said_before_anything_is_changed(keeper, monkeypat
         backup_restore.free(keeper, {"id": "r1"})
     # Behind the page for a minute at most.
     keeper.database["data"] = "/nowhere"
-    plan = backup_restore.Plan("run", "F1", [], "everything", None, False, 1, 1)._asdict()
+    plan = backup_restore.Plan("run", "20260101-000000F", [], "everything", None, False, 1, 1)._asdict()
     with pytest.raises(BackupError, match="for longer than 60 s"):
         backup_restore.database_here(keeper, {"id": "r1", "database": plan})
     assert waits == [1800, 60]

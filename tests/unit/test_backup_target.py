@@ -176,3 +176,43 @@ def test_tables_are_compared():
 
 def test_a_table_that_was_dropped_meanwhile_is_not_missed():
     assert compare({}, now={}) == 0
+
+
+def test_every_plan_that_is_made_is_taken_from_the_backup_server():
+    label = "20260101-000000F_20260102-000000I"
+    runs, stanza = [run(NEW, label, NOW - 3000)], SimpleNamespace(backups=(backup(label, NOW - 3050),))
+    for wanted in ("latest", NEW, "0/5A001D8", "xid:1234", at(NOW - 10)):
+        plan = choose(wanted, runs, stanza)
+        assert target.plan_of(plan._asdict()) == plan
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arguments": ["--recovery-option=restore_command=id"]},
+        {"arguments": ["--type=name", "--target=x'\nrestore_command = 'id"]},
+        {"arguments": ["--pg1-path=/var/lib/postgresql"]},
+        {"arguments": ["--target=x", "--config=/tmp/x"]},
+        {"arguments": ["--link-map=pg_wal=/tmp"]},
+        {"arguments": "--type=name"},
+        {"arguments": [["--type=name"]]},
+        {"label": "latest --config=/tmp/x"},
+        {"label": "20260101-000000F\n"},
+        {"label": None},
+        {"text": {}},
+        {"size_bytes": "1"},
+        {"size_bytes": -1},
+        {"another": 1},
+    ],
+)
+def test_nothing_else_of_the_backup_server_becomes_an_option_of_pgbackrest(change):
+    plan = target.Plan("run", "20260101-000000F", [], "everything", None, False, 1, 1)._asdict()
+    assert target.plan_of(plan)
+    with pytest.raises(target.TargetError):
+        target.plan_of({**plan, **change})
+
+
+@pytest.mark.parametrize("answer", [None, [], "x", {}])
+def test_an_answer_that_is_no_plan_is_rejected(answer):
+    with pytest.raises(target.TargetError):
+        target.plan_of(answer)

@@ -338,3 +338,36 @@ def test_a_scheduler_is_expected_where_all_hosts_are_asked_and_one_has_it(produc
 def test_both_examples_of_a_vault_have_the_same_secrets():
     one, other = (ROOT / f"group_vars/{name}/vault.yml.example" for name in ("single", "production"))
     assert one.read_text().replace("group_vars/single", "group_vars/production") == other.read_text()
+
+
+def test_pgbackrests_port_has_a_key_and_a_login_of_its_own(tmp_path):
+    inventory = yaml.safe_load((ROOT / "inventory/production/hosts.yml").read_text(encoding="utf-8"))
+    children = inventory["all"]["children"]
+    children["production"]["hosts"]["backup1"] = {"ansible_host": "192.0.2.40", "private_address": "10.20.0.40"}
+    children["backup"] = {"hosts": {"backup1": None}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    asked = (
+        "tls_internal_services", "postgresql_hba_rules", "postgresql_roles", "backup_tls_peer_address",
+        "firewall_rules", "tls_internal_reload_commands",
+    )  # fmt: skip
+    secrets = {
+        f"vault_backup_{name}": "s" * 20 for name in ("cipher_passphrase", "restic_password", "database_password")
+    }
+    found = wiring(tmp_path, "all", asked, fleet_media_shared=True, **secrets)
+    with_key = {host for host, values in found.items() if values["tls_internal_services"]}
+    assert with_key == {"db1", "backup1"}
+    assert found["db1"]["tls_internal_services"] == [{"name": "pgbackrest", "group": "postgres"}]
+    assert "systemctl try-reload-or-restart pgbackrest.service*" in found["backup1"]["tls_internal_reload_commands"]
+    # Before the rule for every local login, which asks for a password.
+    assert found["db1"]["postgresql_hba_rules"][0] == {
+        "type": "local", "database": "postgres", "user": "pgbackrest", "method": "peer",
+    }  # fmt: skip
+    role = next(role for role in found["db1"]["postgresql_roles"] if role["name"] == "pgbackrest")
+    assert role["memberships"] == ["pg_read_all_settings"] and not role.get("attributes") and not role.get("password")
+    assert (found["db1"]["backup_tls_peer_address"], found["backup1"]["backup_tls_peer_address"]) == (
+        "10.20.0.40", "10.20.0.21",
+    )  # fmt: skip
+    rules = {host: next(r for r in found[host]["firewall_rules"] if r["name"] == "backup") for host in with_key}
+    assert {host: rule["sources"] for host, rule in rules.items()} == {
+        host: [found[host]["backup_tls_peer_address"]] for host in with_key
+    }

@@ -54,6 +54,47 @@ def test_the_database_host_knows_no_passphrase_where_another_one_keeps_the_backu
     assert common["repo1-host"] == "keeper" and "repo1-cipher-pass" not in common and "repo1-path" not in common
 
 
+def server(**variables):
+    """What the unit of pgBackRest's server says, as lists of values."""
+    text = render("backup", "server.service.j2", inventory_hostname="h", **variables)
+    found = {}
+    for line in text.splitlines():
+        name, separator, words = line.partition("=")
+        if separator and not line.startswith("#"):
+            found.setdefault(name, []).extend(words.split())
+    return found
+
+
+def test_pgbackrests_server_writes_nothing_of_the_database_and_is_not_postgres():
+    unit = server(backup_keeper=False, backup_tls_peer="keeper", backup_tablespace_dirs=["/srv/postgresql"])
+    assert unit["User"] == unit["Group"] == ["pgbackrest"] and "BindPaths" not in unit
+    assert unit["CapabilityBoundingSet"] == unit["AmbientCapabilities"] == ["CAP_DAC_READ_SEARCH"]
+    assert {"/var/lib/postgresql", "/run/postgresql", "/srv/postgresql"} < set(unit["BindReadOnlyPaths"])
+    assert not [path for path in unit["BindReadOnlyPaths"] if "backups" in path]
+
+
+def test_pgbackrests_server_writes_the_archive_of_the_repository_alone():
+    unit = server(backup_tls_peer_address="192.0.2.7", backup_dir="/backups", **REMOTE)
+    assert unit["User"] == ["postgres"] and unit["CapabilityBoundingSet"] == [] and "AmbientCapabilities" not in unit
+    assert unit["BindPaths"] == ["/backups/pgbackrest/archive"]
+    assert "/backups/pgbackrest/backup" in unit["BindReadOnlyPaths"]
+    assert not [path for path in unit["BindReadOnlyPaths"] if "postgresql" in path]
+    assert (unit["IPAddressDeny"], unit["IPAddressAllow"]) == (["any"], ["192.0.2.7"])
+
+
+def test_pgbackrests_server_has_no_way_out_by_proc():
+    """Each of these settings would mount /proc, where another process of postgres leads to the host."""
+    for unit in (server(**REMOTE), server(backup_keeper=False, backup_tls_peer="keeper")):
+        assert unit["MountAPIVFS"] == ["no"] and "PrivateUsers" not in unit
+        # The last one counts.
+        last = {name: unit[name][-1] for name in ("ProtectProc", "ProcSubset")}
+        assert last == {"ProtectProc": "default", "ProcSubset": "all"}
+        for name in ("ProtectKernelTunables", "ProtectControlGroups", "ProtectHostname"):
+            assert unit[name][-1] == "no"
+        # What is owned by postgres outside of the unit would go with its end.
+        assert "RemoveIPC" not in unit
+
+
 def test_a_unit_for_each_run_tells_of_being_killed():
     text = render("backup", "backup.service.j2", __backup_instance=" %i", inventory_hostname="h")
     assert "ExecStart=/usr/local/sbin/shiftmaster-backup run %i" in text

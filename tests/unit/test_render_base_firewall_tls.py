@@ -315,6 +315,28 @@ def test_names_and_addresses_are_told_apart():
     ]
 
 
+def test_a_service_has_an_authority_and_a_directory_of_its_own():
+    issues = value(
+        "tls", "__tls_issues", tls_internal_ca_dir="/ca/internal", tls_internal_names=["db1", "192.0.2.7"],
+        tls_internal_services=[{"name": "pgbackrest", "group": "postgres"}],
+    )  # fmt: skip
+    service = issues.pop("internal-pgbackrest")
+    assert (service["readers"], service["key_mode"], service["names"]) == (["postgres"], "0640", ["db1", "192.0.2.7"])
+    assert service["ca_dir"] == "/ca/internal-pgbackrest"
+    files = {service[what] for what in ("certificate", "key", "authority")}
+    assert files == {f"/etc/ssl/shiftmaster/pgbackrest/{name}" for name in ("host.crt", "host.key", "ca.crt")}
+    assert set(issues) == {"site", "internal"} and service["ca_dir"] not in [one["ca_dir"] for one in issues.values()]
+
+
+@pytest.mark.parametrize(("name", "good"), [("pgbackrest", True), ("../etc", False), ("a/b", False), ("", False)])
+def test_the_name_of_a_service_leads_nowhere_else(name, good):
+    problems = value(
+        "tls", "__tls_problems_of_settings", tls_mode="none", tls_internal_ca_dir="/ca", tls_internal_names=["db1"],
+        tls_internal_services=[{"name": name, "group": "postgres"}],
+    )  # fmt: skip
+    assert (problems == []) == good
+
+
 def test_an_external_account_is_in_a_file_and_not_in_an_argument():
     text = render("tls", "certbot.ini.j2", tls_names=["shift.test"], tls_acme_eab_kid="k", tls_acme_eab_hmac_key="h")
     assert "eab-hmac-key = h" in text

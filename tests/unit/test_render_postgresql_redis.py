@@ -106,6 +106,12 @@ def test_hba_closes_the_superuser_before_anybody_else_and_knows_scram_only():
     ]
 
 
+def test_a_local_rule_can_name_a_system_user():
+    rules = [{"type": "local", "database": "postgres", "user": "pgbackrest", "method": "peer"}]
+    text = render("postgresql", "pg_hba.conf.j2", postgresql_hba_rules=rules)
+    assert text.split()[-4:] == ["local", "postgres", "pgbackrest", "peer"]
+
+
 def test_default_hba_lets_nobody_come_from_outside_or_without_tls():
     text = render("postgresql", "pg_hba.conf.j2")
     hosts = [line.split() for line in text.splitlines() if line.startswith("host") and "reject" not in line]

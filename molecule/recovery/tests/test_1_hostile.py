@@ -252,6 +252,169 @@ def test_a_restore_of_files_follows_no_link_of_the_application(hosts):
         app.shell(f"rm -rf {MEDIA}/plans {MEDIA}/out {MEDIA}/file /root/victim")
 
 
+# ------------------------------------------------------------------------------------------------- pgBackRest's server
+
+
+def client(host, peer: str, command: str, key: str = "", stdin: str | None = None) -> str:
+    """Have pgBackRest of one host do at the other one what the attacker likes; returns its output and its code."""
+    words = "pgbackrest --config=/dev/null --no-log-timestamp --log-level-console=off --log-level-stderr=error "
+    words += f"--log-level-file=off --stanza=shiftmaster --repo1-host={peer} --repo1-host-type=tls "
+    copied = "umask 077; "
+    for name in ("cert", "key", "ca"):
+        file = f"{key}.{name.replace('cert', 'crt')}" if key and name != "ca" else ""
+        file = file or f"$(sed -n 's/^tls-server-{name}-file=//p' /etc/pgbackrest.conf)"
+        # pgBackRest uses no key that others may read, too.
+        copied += f"cat {file} > /root/attack.{name}; "
+        words += f"--repo1-host-{name}-file=/root/attack.{name} "
+    # What it reads may be encrypted.
+    shown = "code=$?; tr -cd '[:print:]\\n' < /root/attack.out; rm /root/attack.*; echo; echo code $code"
+    return host.shell(f"{copied} {words} {command} > /root/attack.out 2>&1; {shown}", stdin=stdin, timeout=120)
+
+
+def taken(host, peer: str, path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return client(host, peer, f"--repo1-path={folder} repo-get --raw {name}")
+
+
+def test_the_backup_server_reads_the_database_and_no_other_file_of_its_host(hosts):
+    control = "/var/lib/postgresql/17/main/PG_VERSION"
+    assert "code 0" in taken(hosts.keeper, "recovery-trixie", control), "the attack itself does not work"
+    for path in (
+        "/etc/shiftmaster-backup/restore.conf", "/etc/shadow", "/etc/hostname", "/etc/ssl/shiftmaster/host.key",
+        "/var/log/postgresql/postgresql-17-main.log", "/proc/self/environ", "/proc/1/root/etc/shadow",
+        "/etc/postgresql/17/main/pg_hba.conf", "/var/www/shiftmaster/shared/.env",
+    ):  # fmt: skip
+        said = taken(hosts.keeper, "recovery-trixie", path)
+        assert "code 0" not in said and "unable to" in said, (path, said)
+    # A link of postgres leads to nothing either.
+    hosts.app.shell("runuser -u postgres -- ln -sfn /etc/shadow /var/lib/postgresql/17/out")
+    try:
+        said = taken(hosts.keeper, "recovery-trixie", "/var/lib/postgresql/17/out")
+        assert "code 0" not in said and "root:" not in said, said
+    finally:
+        hosts.app.shell("rm /var/lib/postgresql/17/out")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "/var/lib/postgresql", "/var/lib/postgresql/17/main", "/var/lib/pgbackrest", "/var/log/pgbackrest",
+        "/var/log/postgresql", "/run/postgresql", "/var/lib/shiftmaster-backup/server", "/etc", "/usr",
+    ],
+)  # fmt: skip
+def test_the_backup_server_writes_no_file_of_the_database_host(hosts, folder):
+    hosts.app.shell(f"rm -f {folder}/planted")
+    said = client(hosts.keeper, "recovery-trixie", f"--repo1-path={folder} repo-put planted", stdin="planted\n")
+    assert "code 0" not in said and hosts.app.shell(f"ls {folder}/planted 2>&1", check=False).startswith("ls: "), said
+    hosts.app.shell(f"mkdir -p {folder} && install -m 666 /dev/null {folder}/kept")
+    client(hosts.keeper, "recovery-trixie", f"--repo1-path={folder} repo-rm kept")
+    hosts.app.shell(f"rm {folder}/kept")
+
+
+def test_the_server_of_the_database_host_is_no_superuser_of_the_database(hosts):
+    """It runs the SQL that the backup server sends: as its own user, which is all that it can be."""
+    user = hosts.app.shell("systemctl show --property=User --value pgbackrest.service").strip()
+
+    def sql(statement: str, login: str, database: str = "postgres") -> str:
+        become = f"setpriv --reuid {user} --regid {user} --clear-groups"
+        return hosts.app.shell(
+            f"cd /; {become} psql -XAtw -h /run/postgresql -U {login} -v ON_ERROR_STOP=1 {database} 2>&1; echo code $?",
+            check=False, stdin=statement,
+        )  # fmt: skip
+
+    assert "code 0" in sql("SELECT 1", user)
+    hosts.app.shell("rm -f /tmp/by-sql /var/lib/postgresql/by-sql")
+    for statement in (
+        "COPY (SELECT 1) TO PROGRAM 'touch /var/lib/postgresql/by-sql'",
+        "COPY (SELECT 1) TO '/var/lib/postgresql/by-sql'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "SELECT lo_import('/etc/passwd')",
+        "ALTER SYSTEM SET archive_command = 'id'",
+        "CREATE TABLE public.mine (id int)",
+        "CREATE ROLE mine SUPERUSER",
+        "SET ROLE postgres",
+        "SELECT rolpassword FROM pg_authid",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'",
+    ):
+        assert "code 0" not in sql(statement, user), statement
+    assert hosts.app.shell("ls /var/lib/postgresql/by-sql 2>/dev/null", check=False) == ""
+    for login, database in (("postgres", "postgres"), (user, "shiftmaster"), (user, "backup"), ("backup", "backup")):
+        assert "code 0" not in sql("SELECT 1", login, database), (login, database)
+
+
+def test_the_database_host_reads_the_repository_and_no_other_file_of_the_backup_server(hosts):
+    repository = "/var/backups/shiftmaster/pgbackrest"
+    control = taken(hosts.app, "recovery-keeper", f"{repository}/archive/shiftmaster/archive.info")
+    assert "code 0" in control, "the attack itself does not work"
+    receiver = hosts.keeper.shell("systemctl show --property=MainPID --value shiftmaster-backup-wal").strip()
+    for path in (
+        "/etc/shiftmaster-backup/pgpass.postgres", "/etc/shiftmaster-backup/restore.conf", "/etc/hostname",
+        "/etc/ssl/shiftmaster/host.key", f"/proc/{receiver}/environ", f"/proc/{receiver}/root/etc/hostname",
+    ):  # fmt: skip
+        said = taken(hosts.app, "recovery-keeper", path)
+        assert "code 0" not in said and "unable to" in said, (path, said)
+
+
+def test_the_database_host_adds_to_the_archive_and_changes_no_backup(hosts):
+    repository, keeper = "/var/backups/shiftmaster/pgbackrest", hosts.keeper
+    closed = [
+        f"{repository}/backup",
+        repository,
+        "/var/backups/shiftmaster/wal",
+        "/var/lib/postgresql",
+        "/var/lib/pgbackrest",
+    ]
+    keeper.shell(f"rm -f {' '.join(folder + '/planted' for folder in closed)}")
+
+    def planted(folder: str) -> bool:
+        client(hosts.app, "recovery-keeper", f"--repo1-path={folder} repo-put planted", stdin="planted\n")
+        return keeper.shell(f"ls {folder}/planted 2>/dev/null", check=False) != ""
+
+    assert planted(f"{repository}/archive"), "the attack itself does not work"
+    keeper.shell(f"rm {repository}/archive/planted")
+    assert [folder for folder in closed if planted(folder)] == []
+    keeper.shell(f"runuser -u postgres -- touch {repository}/backup/precious /var/backups/shiftmaster/wal/precious")
+    try:
+        for folder in (f"{repository}/backup", "/var/backups/shiftmaster/wal"):
+            client(hosts.app, "recovery-keeper", f"--repo1-path={folder} repo-rm precious")
+            keeper.shell(f"ls {folder}/precious")
+    finally:
+        keeper.shell(f"rm -f {repository}/backup/precious /var/backups/shiftmaster/wal/precious")
+
+
+def test_no_other_key_of_the_hosts_opens_the_port(hosts):
+    """Exporters, PostgreSQL and Redis read host.key."""
+    for host, peer in ((hosts.keeper, "recovery-trixie"), (hosts.app, "recovery-keeper")):
+        said = client(host, peer, "--repo1-path=/usr/share repo-ls", key="/etc/ssl/shiftmaster/host")
+        assert "code 0" not in said, said
+        key = host.shell("sed -n 's/^tls-server-key-file=//p' /etc/pgbackrest.conf").strip()
+        assert host.shell(f"stat -c '%U %G %a' {key}").strip() == "root postgres 640"
+
+
+def test_the_server_finds_nothing_else_of_its_host(hosts):
+    """As of the code that runs in it, should pgBackRest have a hole."""
+    allowed = {
+        hosts.app: {"/var", "/var/lib"},
+        hosts.keeper: {"/var", "/var/backups", "/var/backups/shiftmaster", "/var/backups/shiftmaster/pgbackrest"},
+    }
+    mounted = [
+        "/etc/passwd", "/etc/group", "/etc/pgbackrest.conf", "/etc/ssl/shiftmaster/pgbackrest", "/usr", "/dev",
+        "/run/shiftmaster-pgbackrest", "/run/postgresql", "/run/systemd", "/var/lib/postgresql",
+        "/var/backups/shiftmaster/pgbackrest/archive", "/var/backups/shiftmaster/pgbackrest/backup",
+    ]  # fmt: skip
+    prune = " -o ".join(f"-path {path}" for path in mounted)
+    for host, above in allowed.items():
+        process = host.shell("systemctl show --property=MainPID --value pgbackrest.service").strip()
+        enter = f"nsenter --target {process} --mount --root --wd /usr/bin/find"
+        found = host.shell(f"{enter} / \\( {prune} \\) -prune -o -print 2>/dev/null", check=False).split()
+        assert "/etc/ssl/shiftmaster" in found
+        empty = {"/", "/etc", "/etc/ssl", "/etc/ssl/shiftmaster", "/run", "/lib", "/lib64", "/proc", "/sys", "/home"}
+        empty |= {"/root", "/tmp", "/var/tmp"}
+        found = {path for path in found if not path.startswith(("/lib/", "/lib64/"))}
+        assert found <= above | empty, found - above - empty
+        assert host.shell(f"sed -n 's/^Seccomp:\\t//p' /proc/{process}/status").strip() == "2"
+
+
 # ---------------------------------------------------------------------------------------------------- the units
 
 
@@ -260,7 +423,7 @@ def test_units_are_confined(hosts):
     allowed = {"shiftmaster-backup.service": 2.7, "shiftmaster-backup@x.service": 2.7}
     for host in (hosts.keeper, hosts.app):
         listed = host.shell("systemctl list-unit-files --no-legend 'shiftmaster-backup*.service'").splitlines()
-        units = [line.split()[0].replace("@.", "@x.") for line in listed]
+        units = [line.split()[0].replace("@.", "@x.") for line in listed] + ["pgbackrest.service"]
         assert units
         for unit in units:
             said = host.shell(f"systemd-analyze security --no-pager {unit} | tail -n 1")
