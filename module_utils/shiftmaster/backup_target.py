@@ -19,7 +19,7 @@ from . import backup_manifest as manifests
 POSITION = re.compile(r"[0-9A-Fa-f]+/[0-9A-Fa-f]+$")
 TRANSACTION = re.compile(r"xid:\d+$")
 RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}$")
-LABEL = re.compile(r"\d{8}-\d{6}F")
+LABEL = re.compile(r"\d{8}-\d{6}F(_\d{8}-\d{6}[DI])?")
 
 
 class TargetError(Exception):
