@@ -10,7 +10,8 @@ short_description: Put restored files in their place, from an archive of the bac
 description:
   - Unpacks a tar archive at C(/). M(ansible.builtin.unarchive) writes by name, so a symbolic link that the application
     puts in the way leads root out of its directory.
-  - Nothing is written where the archive holds a path that was not asked for, or a device, FIFO or socket.
+  - Nothing is written where the archive holds a path that was not asked for, a device, FIFO, socket or sparse file, or
+    more than there is room for. A compressed archive is not read.
 author: ShiftMaster operations (@shiftmaster-operations)
 options:
   src:
@@ -52,11 +53,25 @@ files:
   returned: always
 """
 
+import os
 import pwd
 import tarfile
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster import backup_place
+from ansible.module_utils.shiftmaster.printable import printable
+
+
+def room(paths):
+    """Return how many bytes are free where there is the least, for paths that need not exist yet."""
+    free = []
+    for path in paths:
+        path = os.path.join("/", path)
+        while not os.path.isdir(path):
+            path = os.path.dirname(path)
+        disk = os.statvfs(path)
+        free.append(disk.f_bavail * disk.f_frsize)
+    return min(free, default=0)
 
 
 def main():
@@ -71,14 +86,15 @@ def main():
     source, paths = module.params["src"], module.params["paths"]
     try:
         owners = {path: pwd.getpwnam(user)[2:4] for path, user in module.params["owners"].items()}
-        with tarfile.open(source) as archive:
-            backup_place.check(backup_place.of_archive(archive), paths)
+        # Not compressed: a small archive would become a large one.
+        with tarfile.open(source, "r:") as archive:
+            backup_place.check(backup_place.of_archive(archive), paths, room(paths))
         count = 0
         if not module.check_mode:
-            with tarfile.open(source) as archive:
+            with tarfile.open(source, "r:") as archive:
                 count = backup_place.place(backup_place.of_archive(archive), owners)
-    except (backup_place.PlaceError, KeyError, OSError, tarfile.TarError) as error:
-        module.fail_json(msg="The files were not restored: %s" % error)
+    except (backup_place.PlaceError, KeyError, OSError, ValueError, OverflowError, tarfile.TarError) as error:
+        module.fail_json(msg="The files were not restored: %s" % printable(str(error)))
     module.exit_json(changed=True, files=count)
 
 

@@ -6,51 +6,33 @@ its answers are read, and what was saved is restored and compared with what is o
 
 from __future__ import annotations
 
+import collections
 import datetime
 import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import stat
 
+from . import backup_sandbox, safe_files
 from . import backup_verdicts as verdicts
-from . import safe_files
-from .backup_host import BackupError, Host
+from .backup_host import RUN, BackupError, Host, make_folder, parsed
+from .printable import printable
 
 # So much of a snapshot is restored as a test when it is larger: a share of its files, chosen anew each time.
 SAMPLE_FILES = 200
 SAMPLE_BYTES = 256 << 20
 # A repository up to this size is read whole each day.
 READ_ALL_BYTES = 1 << 30
-# What reads from another host has a file system of its own; its root is empty.
-RECEIVER_ROOT = "/run/shiftmaster-backup-pull"
+# Of what another host sends at a request for paths or for its lock.
+ANSWER_BYTES = 1 << 20
+# What receives from another host keeps the owners of files.
 RECEIVER = [
-    "RootDirectory=" + RECEIVER_ROOT,
     "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID",
-    "ProtectSystem=strict",
-    "ProtectHome=yes",
-    "PrivateTmp=yes",
-    "PrivateDevices=yes",
-    "PrivateIPC=yes",
-    "LockPersonality=yes",
-    "MemoryDenyWriteExecute=yes",
-    "NoNewPrivileges=yes",
-    "ProcSubset=pid",
-    "ProtectClock=yes",
-    "ProtectControlGroups=yes",
-    "ProtectHostname=yes",
-    "ProtectKernelLogs=yes",
-    "ProtectKernelModules=yes",
-    "ProtectKernelTunables=yes",
-    "ProtectProc=invisible",
-    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6",
-    "RestrictNamespaces=yes",
-    "RestrictRealtime=yes",
-    "SystemCallArchitectures=native",
-    "SystemCallFilter=@system-service",
-    "SystemCallFilter=~@resources",
-    "UMask=0077",
+    "MemoryMax=50%",
+    *backup_sandbox.NETWORK,
 ]
 
 
@@ -69,13 +51,19 @@ class Restic:
         self.repository = os.path.join(host.folder, "restic")
         # Options of restic itself, before its command.
         self.words = []
-        self.env = dict(
-            os.environ,
-            RESTIC_REPOSITORY=self.repository,
-            RESTIC_PASSWORD_FILE=host.options["restic_password_file"],
-            RESTIC_CACHE_DIR=os.path.join(host.options["state"], "restic-cache"),
-            RESTIC_PROGRESS_FPS="0.01",
-        )
+        self.settings = {
+            "RESTIC_REPOSITORY": self.repository,
+            "RESTIC_PASSWORD_FILE": host.options["restic_password_file"],
+            "RESTIC_CACHE_DIR": os.path.join(host.options["state"], "restic-cache"),
+            "RESTIC_PROGRESS_FPS": "0.01",
+        }
+        # What it can open while it saves, beyond what is saved: names of owners, and the time zone of its snapshots.
+        self.needed, self.written = ["/etc/passwd", "/etc/group", "-/etc/localtime"], [self.repository]
+        self.network = backup_sandbox.NO_NETWORK
+
+    @property
+    def env(self) -> dict:
+        return dict(os.environ, **self.settings)
 
     def run(self, what: str, *arguments: str, **more):
         return self.host.run(what, "restic", "--quiet", *self.words, *arguments, env=self.env, **more)
@@ -106,21 +94,52 @@ class Restic:
         found = self.snapshots("%s,run=%s" % (part, run_id))
         return found[-1]["id"] if found else ""
 
-    def backup(self, part: dict, run_id: str, tag: str = "") -> dict:
-        """Save a part's paths; returns restic's summary. Raises BackupError where one of them is missing."""
-        paths = required(part, [path for path in part["paths"] if os.path.lexists(path)])
-        paths += [pull(self.host, source, one) for source, one in sources(self.host, part["name"])]
-        done = self.host.run(
-            "restic backup of %s" % part["name"],
+    def backup(self, part: dict, run_id: str, tag: str = "") -> tuple:
+        """Save a part's paths; returns (restic's summary, problems of other hosts).
+
+        Raises BackupError where a path of this host is missing.
+        """
+        there = required(part, [path for path in part["paths"] if backup_sandbox.existing(path)])
+        paths, problems = list(there), []
+        for source, one in sources(self.host, part["name"]):
+            try:
+                paths.append(pull(self.host, source, one))
+            except BackupError as error:
+                problems.append(("source_failed", str(error), source["name"]))
+                # Its copy of the last run; what other hosts have is saved in any case.
+                copy = pulled(self.host, part["name"], source["name"])
+                paths += [copy] if os.path.isdir(copy) else []
+        if problems and not paths:
+            raise BackupError("; ".join(what for _code, what, _where in problems))
+        command = (
             "restic", *self.words, "backup", "--json", "--host", self.host.options["host"],
             "--tag", tag or part["name"], "--tag", "run=%s" % run_id,
             *["--exclude=%s" % pattern for pattern in part["exclude"]], "--", *paths,
-            env=self.env, fine=range(256),
         )  # fmt: skip
+        done = self.confined("restic backup of %s" % part["name"], paths, command)
         summary, found = verdicts.restic_backup(done.returncode, done.stdout, done.stderr)
         if not found.good:
             raise BackupError("restic backup of %s: %s" % (part["name"], found))
-        return summary
+        return summary, problems
+
+    def confined(self, what: str, paths: list, command: tuple):
+        """Run restic where it can open these paths and its repository, and no other file."""
+        unit = "shiftmaster-backup-restic-%d" % os.getpid()
+        os.makedirs(self.settings["RESTIC_CACHE_DIR"], mode=0o700, exist_ok=True)
+        with open(self.settings["RESTIC_PASSWORD_FILE"], encoding="utf-8") as stream:
+            secret = {"RESTIC_PASSWORD": stream.read().strip()}
+        values = {name: value for name, value in self.settings.items() if not name.endswith("PASSWORD_FILE")}
+        # Not in the file system of restic, and not in its arguments.
+        path = os.path.join(RUN, "restic.env")
+        make_folder(RUN, 0o755)
+        safe_files.write(path, backup_sandbox.environment_file({**values, **secret}), 0o600)
+        try:
+            more = [*backup_sandbox.READER, *self.network, "EnvironmentFile=" + path]
+            read, write = [*paths, *self.needed], [self.settings["RESTIC_CACHE_DIR"], *self.written]
+            words = backup_sandbox.words(unit, more, read, write)
+            return self.host.run_unit(what, unit, *words, *command, fine=range(256))
+        finally:
+            os.unlink(path)
 
     def check(self) -> str:
         """Read the repository; of a large one a tenth each day, and all of it on Sundays."""
@@ -156,8 +175,6 @@ class Restic:
         there = self.files(snapshot)
         if not there:
             raise BackupError("the snapshot holds no file")
-        # restic's JSON names those whose bytes are not UTF-8 by another name.
-        there = [one for one in there if "\N{REPLACEMENT CHARACTER}" not in one[0]] or there
         random.shuffle(there)
         chosen, size = [], 0
         for path, length in there:
@@ -168,27 +185,50 @@ class Restic:
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder, mode=0o700)
         try:
-            # Patterns, in which these mean something. Restic 0.14 reads no file of them.
-            wanted = ["--include=" + "".join("\\" + c if c in "\\*?[]" else c for c in path) for path in chosen]
             target = os.path.join(folder, "files")
+            # Restic 0.14 reads no file of patterns.
+            wanted = ["--include=" + pattern_of(path) for path in chosen]
             self.run("restic restore", "restore", snapshot, "--target", target, *wanted)
+            restored = by_written_name(target)
             same = changed = 0
-            for path in chosen:
-                copy = target + path
-                if not os.path.isfile(copy):
-                    raise BackupError("%s is in the snapshot, but was not restored" % path)
-                now = live_sha256(path) if unchanged(path, copy) else ""
-                if now:
-                    if now != sha256(copy):
-                        raise BackupError("%s was restored with another content than it has" % path)
-                    same += 1
-                else:
-                    changed += 1
+            for written, count in collections.Counter(chosen).items():
+                paths = restored.get(written, [])
+                if len(paths) < count:
+                    raise BackupError("%s is in the snapshot, but was not restored" % printable(written))
+                for path in paths[:count]:
+                    now = live_sha256(path) if unchanged(path, target + path) else ""
+                    if now and now != sha256(target + path):
+                        raise BackupError("%s was restored with another content than it has" % printable(written))
+                    same += bool(now)
+                    changed += not now
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return "%d of %d files restored and compared%s" % (
             same, len(there), ", %d have changed since" % changed if changed else "",
         )  # fmt: skip
+
+
+def written_name(path: str) -> str:
+    """A path as restic's JSON has it: one replacement character for each byte that is not UTF-8."""
+    return re.sub("[\udc80-\udcff]", "\N{REPLACEMENT CHARACTER}", path)
+
+
+def pattern_of(written: str) -> str:
+    """The pattern of restic that matches a path by its written name."""
+    escaped = "".join("\\" + sign if sign in "\\*?[]" else sign for sign in written)
+    return escaped.replace("\N{REPLACEMENT CHARACTER}", "?")
+
+
+def by_written_name(target: str) -> dict:
+    """{written name: [path, ...]} of the regular files below a directory, each path as if that were /."""
+    found: dict = {}
+    for directory, _directories, names in os.walk(target):
+        for name in sorted(names):
+            full = os.path.join(directory, name)
+            if stat.S_ISREG(os.lstat(full).st_mode):
+                path = full[len(target) :]
+                found.setdefault(written_name(path), []).append(path)
+    return found
 
 
 def required(part: dict, there: list) -> list:
@@ -239,7 +279,7 @@ def ask_lock(host: Host, source: dict) -> str:
     """The lock of deploys of another host; "" where there is none, or the host cannot be asked."""
     try:
         words = request_words(host, source, "lock")
-        return host.run("asking %s for a deploy" % source["name"], *words, timeout=60).stdout
+        return host.run("asking %s for a deploy" % source["name"], *words, timeout=60, limit=ANSWER_BYTES).stdout
     except BackupError:
         return ""
 
@@ -249,50 +289,62 @@ def receiver_words(host: Host, unit: str, directory: str) -> list:
 
     That host may be an attacker's, and rsync receives as root, since owners are kept.
     """
-    readable = [host.options["pull_key"], host.options["known_hosts"], "/etc/passwd"]
-    optional = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/ssh", "/usr/lib64:/lib64"]
-    lines = [
-        *RECEIVER,
-        "RuntimeMaxSec=%d" % host.options["timeout_seconds"],
-        "BindReadOnlyPaths=/usr /usr/lib:/lib",
-        *["BindReadOnlyPaths=" + path for path in readable],
-        *["BindReadOnlyPaths=-" + path for path in optional],
-        "BindPaths=" + directory,
-    ]
-    words = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--service-type=exec", "--unit=" + unit]
-    return words + ["--property=" + line for line in lines] + ["--"]
+    more = [*RECEIVER, "RuntimeMaxSec=%d" % host.options["timeout_seconds"]]
+    readable = [host.options["pull_key"], host.options["known_hosts"], "/etc/passwd", *backup_sandbox.NETWORK_FILES]
+    return backup_sandbox.words(unit, more, readable, [directory])
+
+
+def room_for_others(directory: str):
+    """Return a function that says why another host sends too much: more than half of what is free now; else ""."""
+
+    def free() -> tuple:
+        disk = os.statvfs(directory)
+        return disk.f_bavail * disk.f_frsize, disk.f_favail
+
+    at_first = free()
+
+    def too_much() -> str:
+        for now, before, what in zip(free(), at_first, ("room", "number of files")):
+            if now < before // 2:
+                return "it sends more than half of the %s that was free in %s" % (what, directory)
+        return ""
+
+    return too_much
 
 
 def pull(host: Host, source: dict, part: dict) -> str:
-    """Copy a part of another host here; returns the folder.
+    """Copy a part of another host here; returns the directory.
 
     That host says itself what it sends and leaves out (shiftmaster-backup-read). rsync takes no name from it that was
     not asked for, and no device, FIFO or socket.
     """
     what = "reading %s of %s" % (part["name"], source["name"])
-    said = host.run(what, *request_words(host, source, "paths " + part["name"]), timeout=120).stdout
+    request = request_words(host, source, "paths " + part["name"])
+    output = host.run(what, *request, timeout=120, limit=ANSWER_BYTES).stdout
     try:
-        there = required(part, [path for path in json.loads(said) if isinstance(path, str)])
+        there = required(part, [path for path in parsed(output) if isinstance(path, str)])
     except (ValueError, TypeError):
         raise BackupError("%s: it sent no list of paths" % what)
     if not there:
         raise BackupError("%s: nothing of it exists there" % what)
     folder = pulled(host, part["name"], source["name"])
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    os.makedirs(RECEIVER_ROOT, mode=0o755, exist_ok=True)
     unit = "shiftmaster-backup-pull-%s-%s" % (part["name"], source["name"])
     place = source["address"] if ":" not in source["address"] else "[%s]" % source["address"]
+    too_much = room_for_others(folder)
     try:
-        host.run(
-            what, *receiver_words(host, unit, folder),
+        host.run_unit(
+            what, unit, *receiver_words(host, unit, folder),
             "rsync", "--archive", "--no-devices", "--no-specials", "--relative", "--numeric-ids", "--delete",
             "--rsync-path", "send " + part["name"], "--rsh", " ".join(ssh_words(host)),
             "shiftmaster-backup@%s:%s" % (place, there[0]), *[":" + path for path in there[1:]],
-            folder + "/",
+            folder + "/", watch=too_much, limit=ANSWER_BYTES,
         )  # fmt: skip
-    except BaseException:
-        # It would go on without the one who waits for it.
-        host.run("ending %s" % unit, "systemctl", "stop", unit, timeout=60, fine=range(256))
+    except BackupError:
+        # rsync has removed the file that it was receiving. Where many files take the room, other hosts need it; what
+        # was saved before is in the repository.
+        if too_much():
+            safe_files.remove_tree(folder)
         raise
     return folder
 

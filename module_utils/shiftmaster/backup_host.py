@@ -20,6 +20,7 @@ import traceback
 
 from . import safe_files
 from .backup_catalogue import CatalogueError
+from .printable import printable
 from .sql import SAFE_SEARCH_PATH
 
 OPTIONS = "/etc/shiftmaster-backup/options.json"
@@ -70,7 +71,32 @@ def tail(text: str, lines: int = 3) -> str:
     found = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("HINT:")]
     attempts = [line for line in found if _ATTEMPT.match(line)]
     told = [_ATTEMPT.sub("", line) for line in found if line not in attempts[:-1] and not _FOLLOWS.match(line)]
-    return "; ".join((told or found)[-lines:])[:600] or "no reason given"
+    return printable("; ".join((told or found)[-lines:]))[:600] or "no reason given"
+
+
+class _EndedError(Exception):
+    """A command is not waited for any longer; str() says why."""
+
+
+def _communicate(child, stdin: str, seconds: float, limit: int, watch) -> tuple:
+    """As communicate(), with a limit of bytes and somebody who watches."""
+    deadline = time.monotonic() + seconds
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            out, err = child.communicate(stdin, timeout=min(left, 0.2 if limit else 1) if limit or watch else left)
+            size, why = len(out) + len(err), ""
+        except subprocess.TimeoutExpired as late:
+            if time.monotonic() >= deadline:
+                raise
+            out, err, stdin = None, None, None
+            size, why = len(late.output or b"") + len(late.stderr or b""), watch() if watch else ""
+        if limit and size > limit:
+            why = "it wrote more than %d bytes" % limit
+        if why:
+            raise _EndedError(why)
+        if out is not None:
+            return out, err
 
 
 class Host:
@@ -87,7 +113,7 @@ class Host:
 
     def log(self, text: str) -> None:
         """One line for people: the unit's journal, and the log file that the guide names."""
-        line = "%s %s" % (utc(time.time()), text)
+        line = "%s %s" % (utc(time.time()), printable(text))
         print(line, flush=True)
         path = self.options["log_file"]
         with contextlib.suppress(OSError):
@@ -97,8 +123,29 @@ class Host:
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
-    def run(self, what: str, *command: str, env=None, timeout: float = 0, stdin: str = "", fine=(0,)):
-        """Run a command to its end; returns what subprocess.run does. Raises BackupError where its code is not fine."""
+    def run_unit(self, what: str, unit: str, *command: str, **more):
+        """Run a command of systemd-run; where it is not waited for to its end, its unit is stopped."""
+        try:
+            return self.run(what, *command, **more)
+        except BaseException:
+            self.run("ending %s" % unit, "systemctl", "stop", unit, timeout=60, fine=range(256))
+            raise
+
+    def run(
+        self,
+        what: str,
+        *command: str,
+        env=None,
+        timeout: float = 0,
+        stdin: str = "",
+        fine=(0,),
+        limit: int = 0,
+        watch=None,
+    ):
+        """Run a command to its end; returns what subprocess.run does. Raises BackupError where its code is not fine.
+
+        limit: how many bytes it may write. watch: called each second; what it returns is why the command is ended.
+        """
         seconds = timeout or self.options["timeout_seconds"]
         try:
             child = subprocess.Popen(
@@ -115,13 +162,15 @@ class Host:
         except OSError as error:
             raise BackupError("%s: %s" % (what, error))
         try:
-            out, err = child.communicate(stdin, timeout=seconds)
+            out, err = _communicate(child, stdin, seconds, limit, watch)
         except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             said = child.communicate()[1]
             if isinstance(error, subprocess.TimeoutExpired):
                 raise BackupError("%s did not end within %d s (%s)" % (what, seconds, tail(said)))
+            if isinstance(error, _EndedError):
+                raise BackupError("%s was ended: %s" % (what, error))
             raise
         if child.returncode not in fine:
             # As itself, and as a shell reports it of its child.
@@ -234,13 +283,21 @@ def plain(text: str) -> str:
     return re.sub(r"[^\w .,:;@/+=-]", "?", text)[:200]
 
 
+def parsed(text):
+    """Return JSON of another host. Raises ValueError also where it is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply")
+
+
 def deploy_of(text: str) -> str:
     """Who holds a lock of deploys, by its content; "" where nobody does."""
     try:
-        holder = json.loads(text)
+        holder = parsed(text)
         if float(holder.get("expires", 0)) > time.time():
             return plain("%s by %s" % (holder.get("operation", "a deploy"), holder.get("owner", "somebody")))
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, ArithmeticError, RecursionError):
         pass
     return ""
 

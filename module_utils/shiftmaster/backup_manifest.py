@@ -19,6 +19,7 @@ from typing import Iterable, NamedTuple, Optional
 from .state import write_json
 
 FORMAT = 1
+LIMIT_BYTES = 32 << 20
 PARTS = ("database", "logical", "files", "configuration")
 # From the best to the worst. What runs or waits in a manifest whose run has ended was killed.
 RESULTS = ("skipped", "succeeded", "warning", "waiting", "running", "failed")
@@ -30,6 +31,12 @@ RESTORED = "restore_test"
 _TIME = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"}
 _TIME_OR_NOT_YET = {"type": ["string", "null"], "pattern": _TIME["pattern"]}
 _TEXT = {"type": "string"}
+# No character that a terminal obeys, as a line of a report has it.
+_LINE = {"type": "string", "pattern": r"^[^\x00-\x1f\x7f-\x9f]{0,300}$"}
+# Part of a path: it leads to no other directory.
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+# Relative, without `..`.
+_RELATIVE = r"^(?!/)(?!(.*/)?\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,4000}$"
 _BYTES = {"type": "integer", "minimum": 0}
 _PROBLEMS = {
     "type": "array",
@@ -51,12 +58,16 @@ _PART = {
         "ended": _TIME_OR_NOT_YET,
         "kind": {"enum": ["full", "diff", "incr"]},
         # The backup's name in its own tool: a label, a snapshot, a folder.
-        "label": {"type": "string", "minLength": 1},
+        "label": {"type": "string", "pattern": _NAME},
         "location": {"type": "string", "minLength": 1},
         "offsite": _TEXT,
         "size_bytes": _BYTES,  # Of what a restore would bring back.
         "added_bytes": _BYTES,  # By how much the repository grew.
-        "checksums": {"type": "object", "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
+        "checksums": {
+            "type": "object",
+            "propertyNames": {"type": "string", "pattern": _RELATIVE},
+            "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        },
         "tools": {"type": "object", "additionalProperties": _TEXT},
         "problems": _PROBLEMS,
         "verified": {
@@ -91,7 +102,7 @@ SCHEMA = {
     "additionalProperties": False,
     "properties": {
         "format": {"enum": [FORMAT]},
-        "run_id": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$"},
+        "run_id": {"type": "string", "pattern": _NAME},
         "host": {"type": "string", "minLength": 1},
         "started_by": _TEXT,
         "started": _TIME,
@@ -102,9 +113,9 @@ SCHEMA = {
             "required": ["name", "migrations"],
             "additionalProperties": False,
             "properties": {
-                "name": _TEXT,
-                "version": _TEXT,
-                "revision": _TEXT,
+                "name": _LINE,
+                "version": _LINE,
+                "revision": _LINE,
                 "migrations": {"type": ["integer", "null"], "minimum": 0},
             },
         },
@@ -245,8 +256,13 @@ def differences(value, schema: dict, place: str = "manifest") -> list:
         return ["%s is %r, not %s" % (place, value, " or ".join(types))]
     found = []
     if isinstance(value, str):
-        if len(value) < schema.get("minLength", 0) or not re.search(schema.get("pattern", ""), value):
-            found.append("%s is %r, which has not its form" % (place, value))
+        # Not search(): `$` also matches before a line feed at the end.
+        if (
+            len(value) < schema.get("minLength", 0)
+            or "pattern" in schema
+            and not re.fullmatch(schema["pattern"], value)
+        ):
+            found.append("%s is %.200r, which has not its form" % (place, value))
     elif isinstance(value, int) and not isinstance(value, bool):
         if value < schema.get("minimum", value):
             found.append("%s is %d" % (place, value))
@@ -258,6 +274,7 @@ def differences(value, schema: dict, place: str = "manifest") -> list:
         if len(value) < schema.get("minProperties", 0):
             found.append("%s is empty" % place)
         for name, item in value.items():
+            found += differences(name, schema.get("propertyNames", _TEXT), "a name in " + place)
             inner = schema.get("properties", {}).get(name, schema.get("additionalProperties", False))
             if inner is False:
                 found.append("%s has %s, which is not known" % (place, name))
@@ -316,10 +333,12 @@ def write(path: str, manifest: dict) -> None:
 def read(path: str) -> dict:
     """Return a manifest that is whole. OSError where the file is not there."""
     with open(path, "rb") as stream:
-        raw = stream.read()
+        raw = stream.read(LIMIT_BYTES + 1)
+    if len(raw) > LIMIT_BYTES:
+        raise ManifestError("%s is damaged: it is larger than %d bytes" % (path, LIMIT_BYTES))
     try:
         manifest = json.loads(raw.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError("%s is damaged: it is not JSON (%s)" % (path, error)) from error
     if not isinstance(manifest, dict) or manifest.get("sha256") != checksum(manifest):
         raise ManifestError("%s is damaged: its checksum is not that of its content" % path)

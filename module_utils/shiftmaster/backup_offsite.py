@@ -16,7 +16,7 @@ import shutil
 
 from . import backup_catalogue as catalogue
 from . import backup_manifest as manifests
-from . import safe_files
+from . import backup_sandbox, safe_files
 from .backup_files import Restic
 from .backup_host import POSTGRES, BackupError, Host, tail
 
@@ -63,14 +63,17 @@ class Offsite(Restic):
             self.words += ["-o", "sftp.command=" + ssh_command(offsite)]
         if offsite["ca_file"]:
             self.words += ["--cacert", offsite["ca_file"]]
-        self.env.update(
+        self.settings.update(
             RESTIC_REPOSITORY=self.repository,
             RESTIC_PASSWORD_FILE=offsite["password_file"],
             RESTIC_FROM_REPOSITORY=self.here,
             RESTIC_FROM_PASSWORD_FILE=host.options["restic_password_file"],
         )
         with open(offsite["environment_file"], encoding="utf-8") as stream:
-            self.env.update(json.load(stream))
+            self.settings.update(json.load(stream))
+        self.written, self.network = [], backup_sandbox.NETWORK
+        self.needed += [*backup_sandbox.NETWORK_FILES, "-/etc/ssl/certs", "-" + offsite["ssh_key_file"]]
+        self.needed += ["-" + offsite["known_hosts_file"], *([offsite["ca_file"]] if offsite["ca_file"] else [])]
 
     def init(self) -> bool:
         """Make it where there is none. What cannot be reached, or has another password, is never made anew."""
@@ -98,7 +101,7 @@ class Offsite(Restic):
             "paths": [*trees, staged],
             "exclude": ["*.part", "*.lock", "*.tmp"],
         }
-        summary = self.backup(part, manifest["run_id"], "database")
+        summary, _problems = self.backup(part, manifest["run_id"], "database")
         seen = self.compare(summary["snapshot_id"], os.path.join(self.host.options["scratch"], "offsite"))
         slice_ = manifests.seconds_of(manifest["started"]) // 86400 % SLICES + 1
         self.judged_check("--read-data-subset=%d/%d" % (slice_, SLICES))
@@ -162,6 +165,8 @@ class Offsite(Restic):
         for name, path in {**places, "manifests": staged}.items():
             if not os.path.isdir(staging + path):
                 continue
+            if os.path.realpath(staging + path) != staging + path:
+                raise BackupError("what was fetched has a link in place of %s" % path)
             target = os.path.join(self.host.folder, name)
             shutil.rmtree(target, ignore_errors=True)
             os.rename(staging + path, target)

@@ -28,6 +28,7 @@ class Entry(NamedTuple):
     mtime_ns: int
     target: str  # Of a link.
     open: Optional[Callable]  # Returns the content as a stream.
+    size: int = 0
 
 
 def of_directory(top: str) -> Iterator[Entry]:
@@ -41,7 +42,7 @@ def of_directory(top: str) -> Iterator[Entry]:
                 os.path.normpath("/" + os.path.relpath(source, top)),
                 status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns,
                 os.readlink(source) if stat.S_ISLNK(status.st_mode) else "",
-                lambda source=source: open(source, "rb"),
+                lambda source=source: open(source, "rb"), status.st_size,
             )  # fmt: skip
 
 
@@ -49,8 +50,13 @@ def of_archive(archive: tarfile.TarFile) -> Iterator[Entry]:
     """Yield what an archive holds, with each path from /."""
     kinds = {tarfile.DIRTYPE: stat.S_IFDIR, tarfile.SYMTYPE: stat.S_IFLNK}
     for member in archive:
-        if ".." in member.name.split("/"):
+        if ".." in member.name.split("/") or "\0" in member.name:
             raise PlaceError("the archive names %r" % member.name)
+        # A few bytes that say of themselves that they are terabytes.
+        if member.issparse():
+            raise PlaceError("the archive holds a sparse file, %r" % member.name)
+        if not (0 <= member.uid < 2**32 - 1 and 0 <= member.gid < 2**32 - 1 and 0 <= member.mtime < 2**33):
+            raise PlaceError("the archive gives %r an owner or a time that cannot be" % member.name)
         if member.islnk():
             kind = stat.S_IFREG  # A further name of a file, with the content of the first one.
         else:
@@ -58,6 +64,7 @@ def of_archive(archive: tarfile.TarFile) -> Iterator[Entry]:
         yield Entry(
             os.path.normpath("/" + member.name), kind | stat.S_IMODE(member.mode), member.uid, member.gid,
             int(member.mtime * 10**9), member.linkname, lambda member=member: archive.extractfile(member),
+            member.size,
         )  # fmt: skip
 
 
@@ -69,9 +76,15 @@ def _is_above(path: str, tops: Iterable[str]) -> bool:
     return any(is_below(top, [path]) for top in tops)
 
 
-def check(entries: Iterable[Entry], paths: Iterable[str]) -> None:
-    """Reject all of it where something of it was not asked for, or is neither file, directory nor link."""
+def check(entries: Iterable[Entry], paths: Iterable[str], free: float = float("inf")) -> None:
+    """Reject all of it where something of it was not asked for, or is neither file, directory nor link.
+
+    free: how many bytes there is room for.
+    """
     for entry in entries:
+        free -= entry.size
+        if free < 0:
+            raise PlaceError("there is too little room for the restored files")
         if not is_below(entry.path, paths) and not (stat.S_ISDIR(entry.mode) and _is_above(entry.path, paths)):
             raise PlaceError("%s was not asked for" % entry.path)
         if not (stat.S_ISREG(entry.mode) or stat.S_ISDIR(entry.mode) or stat.S_ISLNK(entry.mode)):

@@ -13,6 +13,7 @@ import pwd
 import re
 import shutil
 import stat
+import tarfile
 import time
 
 from . import backup_catalogue as catalogue
@@ -23,6 +24,7 @@ from . import backup_report as report
 from .backup_files import Restic, part_of, pulled, sources
 from .backup_host import STATE, BackupError, Host, alone, make_folder, said_of, tail
 from .backup_target import Plan, TargetError, choose, plan_of, snapshot
+from .backup_wal import SEGMENT_BYTES
 
 # A standby that has restored no segment for so long is at the end of what there is: behind the archive's last one, and
 # before it, where one segment may take its time.
@@ -35,6 +37,9 @@ BOOT_SECONDS = 300
 FETCHING, STARTED, UNDOING = "fetching", "started", "undoing"
 # Where a restore notes what it has set aside: not next to the data, where postgres could name another directory.
 MARKER = os.path.join(STATE, "restoring")
+# What was received of the WAL, on the host of the database.
+RECEIVED = os.path.join(STATE, "received")
+SEGMENT = re.compile(r"[0-9A-F]{24}(\.partial)?")
 # Of a folder in a layer of a container, and of a mount.
 NOT_RENAMED = (errno.EXDEV, errno.EBUSY)
 # Where a new file may be obeyed by the system.
@@ -119,7 +124,7 @@ def received(host: Host) -> list:
     stanza = catalogue.stanza_of(host.info(), host.stanza)
     newest = max((archive.last or "" for archive in stanza.archives), default="")
     there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return [name for name in there if re.match(r"[0-9A-F]{24}(\.partial)?$", name) and name[:24] > newest]
+    return [name for name in there if SEGMENT.fullmatch(name) and name[:24] > newest]
 
 
 def pack_received(host: Host, request: dict) -> dict:
@@ -128,6 +133,57 @@ def pack_received(host: Host, request: dict) -> dict:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     host.run("packing WAL", "tar", "--create", "--file", path, "--directory", os.path.join(host.folder, "wal"), *names)
     return {"restored": "%d segments" % len(names), "archive": path}
+
+
+def unpack_received(host: Host, path: str) -> str:
+    """Unpack the WAL that the backup server has sent, for PostgreSQL to read; returns the directory. The archive goes.
+
+    That server may be an attacker's. Of the archive only names and contents of segments are used, and the first header
+    that is none of a segment ends it: no owner, mode, link, sparse file or extended header is obeyed.
+    """
+    names, group = set(), pwd.getpwnam("postgres").pw_gid
+    safe_files.remove_tree(RECEIVED)
+    # Not postgres' own: root writes here.
+    safe_files.make_directory(RECEIVED, 0o750, 0, group)
+    try:
+        with contextlib.ExitStack() as stack:
+            directory = safe_files.open_directory(RECEIVED)
+            stack.callback(os.close, directory)
+            stream = stack.enter_context(os.fdopen(safe_files.open_file(path), "rb"))
+            size, free = os.fstat(stream.fileno()).st_size, host.free_bytes(RECEIVED)
+            if size > free:
+                sizes = (STATE, report.sized(free), report.sized(size))
+                raise BackupError("there is too little room in %s for the received WAL: %s free, %s needed" % sizes)
+            for header in iter(lambda: stream.read(tarfile.BLOCKSIZE), b""):
+                try:
+                    member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+                except tarfile.EOFHeaderError:
+                    break
+                # A header that is cut off, is damaged or is of another encoding.
+                except (tarfile.HeaderError, ValueError):
+                    raise BackupError("the received WAL is no archive of segments: a header is damaged")
+                regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+                if not regular or not SEGMENT.fullmatch(member.name) or member.name in names:
+                    raise BackupError("the received WAL holds %.100r, which is not a segment" % member.name)
+                if not 0 <= member.size <= SEGMENT_BYTES:
+                    raise BackupError("the received segment %s has %d bytes" % (member.name, member.size))
+                content = stream.read(member.size)
+                if len(content) != member.size:
+                    raise BackupError("the received WAL ends within segment %s" % member.name)
+                stream.read(-member.size % tarfile.BLOCKSIZE)
+                names.add(member.name)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                with os.fdopen(os.open(member.name, flags, 0o600, dir_fd=directory), "wb") as segment:
+                    segment.write(content)
+                    os.fchown(segment.fileno(), 0, group)
+                    os.fchmod(segment.fileno(), 0o640)
+    except BaseException:
+        safe_files.remove_tree(RECEIVED)
+        raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    return RECEIVED
 
 
 def wal_anew(host: Host, request: dict) -> dict:
@@ -159,6 +215,10 @@ def unit_of(host: Host) -> str:
     return "postgresql@%s-main.service" % host.database["version"]
 
 
+def _log_of(host: Host) -> str:
+    return "/var/log/postgresql/postgresql-%s-main.log" % host.database["version"]
+
+
 def database_here(host: Host, request: dict) -> dict:
     """Put the database back in its own place; what was there stays beside it until somebody removes it."""
     chosen = _planned(request)
@@ -173,6 +233,7 @@ def database_here(host: Host, request: dict) -> dict:
                 "there is too little room beside %s for the restored database: %s free, %s needed; what is there now "
                 "is kept until you remove it" % (data, report.sized(free), report.sized(chosen.size_bytes * 1.1))
             )
+        received_dir = unpack_received(host, request["received_archive"]) if request.get("received_archive") else ""
         host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
         _mark(data, aside, FETCHING)
         try:
@@ -188,12 +249,12 @@ def database_here(host: Host, request: dict) -> dict:
             finally:
                 os.close(descriptor)
             points.reach("restore_database")
-            log = "/var/log/postgresql/postgresql-%s-main.log" % host.database["version"]
+            log = _log_of(host)
             behind = os.path.getsize(log) if os.path.exists(log) else 0
             # As a standby it does not begin a branch of its own where the WAL ends too early: that would be archived,
             # and lead the next restore astray (tried).
             to_the_end = [] if chosen.arguments else ["--type=standby"]
-            _fetch(host, chosen, data, *to_the_end, *_from_received(host, data, request.get("received_folder", "")))
+            _fetch(host, chosen, data, *to_the_end, *_from_received(host, data, received_dir))
             _mark(data, aside, STARTED)
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=_limit(host))
             if to_the_end:
@@ -203,7 +264,7 @@ def database_here(host: Host, request: dict) -> dict:
                 )
             _wait_for_end_of_recovery(host, data)
             _forget_the_recovery(host, data)
-            _archive_received(host, data, request.get("received_folder", ""))
+            _archive_received(host, data, received_dir)
         except BaseException:
             # What was there is worth more than half of what was to come; where it was not set aside, it is still there.
             host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
@@ -271,22 +332,21 @@ def _marked(data: str) -> tuple:
 def _move(host: Host, data: str, aside: str) -> None:
     """Set a folder aside. Where it cannot be renamed (a layer of a container, a mount) it is copied, whole."""
     try:
-        os.rename(data, aside)
+        safe_files.rename(data, os.path.basename(aside))
     except OSError as error:
         if error.errno not in NOT_RENAMED:
             raise
-        host.run("keeping the database of before", "cp", "--archive", data, aside + ".part")
-        os.rename(aside + ".part", aside)
-        _empty(data)
+        # As postgres, who could put links in the way of root.
+        host.as_postgres(
+            "keeping the database of before", "cp", "--archive", "--no-target-directory", data, aside + ".part"
+        )
+        safe_files.rename(aside + ".part", os.path.basename(aside))
+        _empty(host, data)
 
 
-def _empty(folder: str) -> None:
-    """Remove what is in a folder, and not the folder itself, which may be a mount."""
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        else:
-            os.unlink(entry.path)
+def _empty(host: Host, directory: str) -> None:
+    """Remove what is in a directory of postgres, and not the directory itself, which may be a mount."""
+    host.as_postgres("emptying %s" % directory, "find", directory, "-xdev", "-mindepth", "1", "-delete")
 
 
 def _undo_a_killed_one(host: Host, data: str) -> None:
@@ -296,19 +356,22 @@ def _undo_a_killed_one(host: Host, data: str) -> None:
     aside, _phase = _marked(data)
     if os.path.exists(aside) and not os.path.exists(aside + ".part"):
         _mark(data, aside, UNDOING)
-        shutil.rmtree(data, ignore_errors=True)
+        if os.path.lexists(data):
+            _empty(host, data)
         try:
-            os.rename(aside, data)
+            # Onto the empty directory.
+            safe_files.rename(aside, os.path.basename(data))
         except OSError as error:
             if error.errno not in NOT_RENAMED:
                 raise
             # It is whole until the copy is: a second attempt begins anew.
-            host.run("bringing back the database of before", "cp", "--archive", aside + "/.", data)
+            host.as_postgres("bringing back the database of before", "cp", "--archive", aside + "/.", data)
             os.sync()
             os.unlink(MARKER)
-            shutil.rmtree(aside)
+            safe_files.remove_tree(aside)
             return
-    shutil.rmtree(aside + ".part", ignore_errors=True)
+    if aside:
+        safe_files.remove_tree(aside + ".part")
     os.unlink(MARKER)
 
 
@@ -417,12 +480,13 @@ def _wait_for_end_of_recovery(host: Host, data: str) -> None:
         if done.stdout.strip() == "f":
             return
         if _state(host) not in ("active", "activating"):
-            said = host.run(
-                "log", "tail", "-n", "30", "/var/log/postgresql/postgresql-%s-main.log" % host.database["version"],
-                fine=range(256),
-            ).stdout  # fmt: skip
-            fatal = [line for line in said.splitlines() if re.search("FATAL|PANIC", line)]
-            raise BackupError("the restored database does not come up: %s" % (fatal[-1] if fatal else "see its log"))
+            fatal = []
+            with contextlib.suppress(OSError):
+                text = safe_files.read_tail(_log_of(host), 8192).decode("utf-8", "replace")
+                fatal = [line for line in text.splitlines() if re.search("FATAL|PANIC", line)]
+            raise BackupError(
+                "the restored database does not come up: %s" % (tail(fatal[-1]) if fatal else "see its log")
+            )
         if time.monotonic() > deadline:
             raise BackupError("the restored database did not end its recovery within %d s" % _limit(host))
         time.sleep(0.5)
@@ -640,7 +704,7 @@ def files(host: Host, request: dict, part: str) -> dict:
                 sizes = (host.folder, report.sized(free), report.sized(needed))
                 raise BackupError("there is too little room in %s for the restored files: %s free, %s needed" % sizes)
             if not of:
-                kept = restic.backup(options, request["id"], "before-restore")["snapshot_id"]
+                kept = restic.backup(options, request["id"], "before-restore")[0]["snapshot_id"]
             make_folder(os.path.dirname(staged), 0o711)
             shutil.rmtree(staged, ignore_errors=True)
             os.mkdir(staged, 0o700)

@@ -20,7 +20,7 @@ from . import backup_proof as proof
 from . import backup_report as report
 from . import backup_verdicts as verdicts
 from .backup_files import Restic, ask_lock, names_of_parts, part_of, pulled, sha256, sources
-from .backup_host import RUN, BackupError, Host, alone, deploy_of, make_folder, plain, read_lock, said_of
+from .backup_host import RUN, BackupError, Host, alone, deploy_of, make_folder, parsed, plain, read_lock, said_of
 from .backup_offsite import Offsite, fetched_at
 from .backup_prune import prune
 
@@ -139,22 +139,30 @@ class Run:
             return
         deadline, told = time.monotonic() + self.host.options["lock_wait_seconds"], ""
         while True:
-            holder = self.deploy_that_runs()
+            own, holder = self.deploy_that_runs()
             if not holder:
                 return
             if time.monotonic() >= deadline:
-                raise BackupError("%s runs for longer than %d s" % (holder, self.host.options["lock_wait_seconds"]))
+                why = "%s runs for longer than %d s" % (holder, self.host.options["lock_wait_seconds"])
+                if own:
+                    raise BackupError(why)
+                # Another host may be an attacker's: with its lock alone it would keep everything from being saved.
+                manifests.note(self.manifest, [("deploy_runs", why + "; what was saved may be of two releases", "")])
+                self.damaged = True
+                return
             if not told:
                 told = holder
                 self.host.log("waiting for %s" % holder)
             time.sleep(1)
 
-    def deploy_that_runs(self) -> str:
-        """Who deploys, on this host or on one that is read; "" where nobody does."""
+    def deploy_that_runs(self) -> tuple:
+        """(whether it runs on this host, who deploys, on this host or on one that is read; "" where nobody does)."""
         path = self.host.options["deploy_lock"]
-        texts = [read_lock(path)] if path else []
-        texts += [ask_lock(self.host, source) for source, _part in sources(self.host, "files")]
-        return next(filter(None, map(deploy_of, texts)), "")
+        holder = deploy_of(read_lock(path)) if path else ""
+        if holder:
+            return True, holder
+        texts = [ask_lock(self.host, source) for source, _part in sources(self.host, "files")]
+        return False, next(filter(None, map(deploy_of, texts)), "")
 
     def one(self, part: str) -> None:
         manifests.start(self.manifest, part, time.time())
@@ -162,11 +170,12 @@ class Run:
         points.reach("backup_%s" % part)
         try:
             if part == "database":
-                result, found = "succeeded", self.save_database()
+                found = self.save_database()
             elif part == "logical":
-                result, found = "succeeded", self.save_logical()
+                found = self.save_logical()
             else:
-                result, found = "succeeded", self.save_files(part)
+                found = self.save_files(part)
+            result = "warning" if found.get("problems") else "succeeded"
             manifests.end(self.manifest, part, result, time.time(), **found)
         # A part that cannot be saved is told; whatever went wrong, the others are saved.
         except Exception as error:
@@ -237,7 +246,7 @@ class Run:
                 path = os.path.join(root, "releases", name, "manifest.json")
                 if os.path.realpath(path) != path:
                     continue
-                found = json.loads(safe_files.read_bytes(path, MANIFEST_BYTES))
+                found = parsed(safe_files.read_bytes(path, MANIFEST_BYTES))
                 version, revision = (str(found.get(key, "")) for key in ("version", "revision"))
             except (OSError, ValueError, AttributeError):
                 continue
@@ -454,11 +463,14 @@ class Run:
     def save_files(self, name: str) -> dict:
         part = part_of(self.host, name)
         self.restic.unlock()
-        summary = self.restic.backup(part, self.run_id)
+        summary, problems = self.restic.backup(part, self.run_id)
+        # What the other hosts have sent is good; the run has failed, and names the one that sent nothing.
+        self.damaged = self.damaged or bool(problems)
         snapshot = self.restic.full_id(name, self.run_id) or summary["snapshot_id"]
         self.seen(name, "compared", self.restic.compare(snapshot, os.path.join(self.host.options["scratch"], name)))
         self.seen(name, "read", self.restic.check())
         return {
+            "problems": problems,
             "label": snapshot,
             "location": self.restic.repository,
             "size_bytes": int(summary["total_bytes_processed"]),

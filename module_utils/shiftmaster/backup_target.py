@@ -19,8 +19,7 @@ from . import backup_manifest as manifests
 POSITION = re.compile(r"[0-9A-Fa-f]+/[0-9A-Fa-f]+$")
 TRANSACTION = re.compile(r"xid:\d+$")
 RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}$")
-LABEL = re.compile(r"\d{8}-\d{6}F")
-WHOLE_LABEL = re.compile(r"\d{8}-\d{6}F(_\d{8}-\d{6}[DI])?")
+LABEL = re.compile(r"\d{8}-\d{6}F(_\d{8}-\d{6}[DI])?")
 # What choose() makes. pgBackRest would take any other option, and writes the target between quotes into a file.
 ARGUMENT = re.compile(
     r"--type=(name|lsn|xid|time)|--target=[A-Za-z0-9 :.+/_-]+|--target-timeline=\d+|--target-exclusive|"
@@ -51,7 +50,7 @@ def plan_of(answer) -> Plan:
         valid = (
             all(isinstance(one, str) for one in texts)
             and isinstance(plan.arguments, list)
-            and WHOLE_LABEL.fullmatch(plan.label)
+            and LABEL.fullmatch(plan.label)
             and all(ARGUMENT.fullmatch(one) for one in plan.arguments)
             and all(isinstance(one, (int, float)) and one >= 0 for one in (plan.size_bytes, plan.seconds))
         )

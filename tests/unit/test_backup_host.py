@@ -111,6 +111,50 @@ def test_the_log_does_not_follow_a_link(host, tmp_path):
     assert "a line" in (tmp_path / "log/backup.log").read_text()
 
 
+def test_a_command_that_writes_too_much_is_ended(host):
+    began = time.monotonic()
+    with pytest.raises(BackupError, match="the work was ended: it wrote more than 1000 bytes"):
+        host.run("the work", "sh", "-c", "exec yes", limit=1000)
+    with pytest.raises(BackupError, match="more than 1000 bytes"):
+        host.run("the work", "sh", "-c", "exec yes >&2", limit=1000)
+    # Also one that has ended before anybody looked.
+    with pytest.raises(BackupError, match="more than 1000 bytes"):
+        host.run("the work", "sh", "-c", "head -c 1001 /dev/zero", limit=1000)
+    assert time.monotonic() - began < 15
+    assert host.run("the work", "sh", "-c", "cat; head -c 900 /dev/zero", limit=1000, stdin="in").stdout[:2] == "in"
+
+
+def test_a_command_is_ended_for_the_reason_of_whoever_watches(host):
+    reasons = iter(["", "the disk is full"])
+    with pytest.raises(BackupError, match="the work was ended: the disk is full"):
+        host.run("the work", "sleep", "60", watch=lambda: next(reasons))
+
+
+def test_the_unit_of_a_command_that_is_not_waited_for_is_stopped(host, monkeypatch):
+    ended = []
+    run = host.run
+
+    def noted(what, *command, **more):
+        if command[0] == "systemctl":
+            ended.append(command)
+            return subprocess.CompletedProcess(command, 0, "", "")
+        return run(what, *command, **more)
+
+    monkeypatch.setattr(host, "run", noted)
+    with pytest.raises(BackupError):
+        host.run_unit("the work", "the-unit", "sleep", "60", timeout=1)
+    assert ended == [("systemctl", "stop", "the-unit")]
+
+
+def test_what_a_tool_or_another_host_writes_moves_no_terminal(host, tmp_path, capsys):
+    with pytest.raises(BackupError) as error:
+        host.run("the work", "sh", "-c", r"printf '\033[2Ja\tb\n' >&2; exit 1")
+    assert str(error.value) == "the work ended with 1: ?[2Ja\tb"
+    host.log("gone \x1b]0;x\x07 \udce9")
+    for text in ((tmp_path / "log/backup.log").read_text(), capsys.readouterr().out):
+        assert "gone ?]0;x? ?\n" in text
+
+
 # --- the lock -------------------------------------------------------------------------------------------------------
 
 HOLDER = """
@@ -157,6 +201,26 @@ def test_a_deploy_is_seen_until_its_lock_expires(tmp_path):
     path.write_text(json.dumps({"operation": "deploy", "owner": "sato", "expires": time.time() - 1}))
     assert host_module.deploy_of(host_module.read_lock(str(path))) == ""
     assert host_module.deploy_of(host_module.read_lock(str(tmp_path / "none"))) == ""
+
+
+DEEP = "[" * 200000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEEP,
+        '{"expires": ' + DEEP,
+        '{"expires": 1' + "0" * 400 + "}",
+        '{"expires": []}',
+        "[]",
+        "5",
+        "null",
+        '{"a": 1e999}',
+    ],
+)
+def test_a_lock_that_is_none_is_no_deploy(text):
+    assert host_module.deploy_of(text) == ""
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
@@ -252,6 +316,147 @@ def test_received_segments_come_into_the_archive_and_fail_no_restore(asked, tmp_
     restore._archive_received(asked, "/data", str(folder))
     assert (tmp_path / "log/backup.log").read_text().count("was not archived") == 2
     restore._archive_received(asked, "/data", "")
+
+
+# --- what other hosts send ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sandboxed(asked, monkeypatch, tmp_path):
+    """A host whose restic saves; what it is given is in `calls`."""
+    monkeypatch.setattr(files.backup_sandbox, "ROOT", str(tmp_path / "root"))
+    monkeypatch.setattr(files, "RUN", str(tmp_path / "run"))
+    password = tmp_path / "password"
+    password.write_text("of the repository\n")
+    asked.options.update(restic_password_file=str(password), state=str(tmp_path / "state"), host="keeper", parts=[])
+    summary = {"message_type": "summary", "snapshot_id": "5" * 64, "total_files_processed": 3}
+    asked.answers["restic"] = (0, json.dumps(summary))
+    return asked
+
+
+def test_restic_reads_in_a_file_system_of_its_own(sandboxed, tmp_path, monkeypatch):
+    seen, run = {}, sandboxed.run
+
+    def noted(what, *command, **more):
+        (path,) = [word.rpartition("=")[2] for word in command if "EnvironmentFile" in word]
+        with open(path, encoding="utf-8") as stream:
+            seen[path] = (stream.read(), os.fstat(stream.fileno()).st_mode & 0o777)
+        return run(what, *command, **more)
+
+    monkeypatch.setattr(sandboxed, "run", noted)
+    part = {"name": "files", "paths": ["/usr/share", "/usr/absent"], "exclude": [], "optional": ["/usr/absent"]}
+    sandboxed.options["sources"] = []
+    files.Restic(sandboxed).backup(part, "run1")
+    (words,) = sandboxed.calls
+    given = [word.removeprefix("--property=") for word in words if word.startswith("--property=")]
+    assert f"RootDirectory={tmp_path}/root" in given and "MountAPIVFS=no" in given
+    assert "CapabilityBoundingSet=CAP_DAC_READ_SEARCH" in given and "PrivateNetwork=yes" in given
+    shown = [
+        line.split("=", 1)[1].replace(chr(34), "")
+        for line in given
+        if line.startswith(("BindReadOnlyPaths", "BindPaths"))
+    ]
+    assert sorted(shown) == sorted(
+        ["/usr", "/usr/lib:/lib", "-/usr/lib64:/lib64", "/usr/share", "/etc/passwd", "/etc/group", "-/etc/localtime",
+         f"{tmp_path}/state/restic-cache", f"{tmp_path}/restic"]
+    )  # fmt: skip
+    # The snapshot's paths are those of the host.
+    assert words[-2:] == ("--", "/usr/share")
+    # The password is in no argument, and in no file that restic could be led to.
+    ((path, (text, mode)),) = seen.items()
+    assert 'RESTIC_PASSWORD="of the repository"\n' in text and mode == 0o600 and not os.path.exists(path)
+    assert not [word for word in words if "of the repository" in word] and "PASSWORD_FILE" not in text
+
+
+@pytest.mark.parametrize(
+    "answer", [DEEP, "5", "{}", '["/srv"' + ', "x"' * 400000 + "]", '["/etc/shadow"]', "\x1b[2J"], ids=range(6)
+)
+def test_a_host_that_sends_no_list_of_paths_keeps_no_other_host_from_being_saved(sandboxed, answer, monkeypatch):
+    sources = [{"name": name, "address": "192.0.2.%d" % number,
+                "parts": [{"name": "files", "paths": ["/srv"], "exclude": []}]}
+               for number, name in enumerate(("app1", "app2"), 1)]  # fmt: skip
+    sandboxed.options["sources"] = sources
+    run = sandboxed.run
+
+    def ask(what, *command, limit=0, **more):
+        if command[-1] == "paths files":
+            text = answer if "@192.0.2.1" in command[-2] else '["/srv"]'
+            assert 0 < limit <= 1 << 20
+            if len(text) > limit:
+                raise BackupError("%s was ended" % what)
+            return subprocess.CompletedProcess(command, 0, text, "")
+        return run(what, *command, **more)
+
+    monkeypatch.setattr(sandboxed, "run", ask)
+    part = {"name": "files", "paths": [], "exclude": []}
+    summary, problems = files.Restic(sandboxed).backup(part, "run1")
+    assert summary["snapshot_id"] and [(code, where) for code, _what, where in problems] == [("source_failed", "app1")]
+    saved = sandboxed.calls[-1]
+    assert saved[saved.index("backup") :][-1] == files.pulled(sandboxed, "files", "app2")
+    # Where there is a copy of the last run, it is saved once more.
+    os.makedirs(files.pulled(sandboxed, "files", "app1"))
+    files.Restic(sandboxed).backup(part, "run2")
+    assert files.pulled(sandboxed, "files", "app1") in sandboxed.calls[-1]
+
+
+def test_a_host_that_fills_the_disk_is_ended_and_what_it_has_sent_is_removed(sandboxed, monkeypatch):
+    source = {"name": "app1", "address": "192.0.2.1", "parts": []}
+    free, disk, run = iter([1000, 1000, 499, 499]), os.statvfs("/"), sandboxed.run
+    folder = files.pulled(sandboxed, "files", "app1")
+
+    def statvfs(_path):
+        return type("Disk", (), {"f_bavail": next(free), "f_frsize": 1, "f_favail": disk.f_favail})
+
+    def ask(what, *command, watch=None, **more):
+        if command[-1] == "paths files":
+            return subprocess.CompletedProcess(command, 0, '["/srv"]', "")
+        if "rsync" in command:
+            open(folder + "/large", "w").close()
+            assert watch() == ""
+            raise BackupError("%s was ended: %s" % (what, watch()))
+        return run(what, *command, **more)
+
+    monkeypatch.setattr(files.os, "statvfs", statvfs)
+    monkeypatch.setattr(sandboxed, "run", ask)
+    with pytest.raises(BackupError, match="reading files of app1 was ended: it sends more than half of the room"):
+        files.pull(sandboxed, source, {"name": "files", "paths": ["/srv"]})
+    assert not os.path.exists(folder)
+    assert any(call[:2] == ("systemctl", "stop") for call in sandboxed.calls)
+
+
+def compared(asked, monkeypatch, tmp_path, here: bytes, there: bytes):
+    """Let a file whose name is not UTF-8 be compared: what the host has, and what restic restores of it."""
+    path = os.fsencode(tmp_path) + b"/h\xe9\xff.txt"
+    with open(path, "wb") as stream:
+        stream.write(here)
+    written = str(tmp_path) + "/h\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}.txt"
+    node = {"type": "file", "path": written, "size": len(here)}
+    asked.answers["ls"] = (0, json.dumps(node))
+    run, patterns = asked.run, []
+
+    def restore(what, *command, **more):
+        if "restore" in command:
+            target = command[command.index("--target") + 1]
+            patterns.extend(word for word in command if word.startswith("--include"))
+            os.makedirs(target + str(tmp_path))
+            with open(os.fsencode(target) + path, "wb") as stream:
+                stream.write(there)
+            os.utime(os.fsencode(target) + path, ns=(0, os.lstat(path).st_mtime_ns))
+        return run(what, *command, **more)
+
+    monkeypatch.setattr(asked, "run", restore)
+    result = files.Restic(asked).compare("snapshot", str(tmp_path / "scratch"))
+    assert patterns == [f"--include={tmp_path}/h??.txt"]
+    return result
+
+
+def test_a_name_that_is_not_utf8_is_compared_too(asked, monkeypatch, tmp_path):
+    assert compared(asked, monkeypatch, tmp_path, b"plan", b"plan") == "1 of 1 files restored and compared"
+
+
+def test_a_damaged_file_whose_name_is_not_utf8_is_found(asked, monkeypatch, tmp_path):
+    with pytest.raises(BackupError, match=r"h\?\?.txt|h\ufffd\ufffd.txt was restored with another content"):
+        compared(asked, monkeypatch, tmp_path, b"plan", b"flan")
 
 
 SHOWN = "TimersCalendar={ OnCalendar=*-*-* 02:30:00 Asia/Tokyo ; next_elapse=n/a }\n"

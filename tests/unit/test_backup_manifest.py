@@ -449,3 +449,29 @@ def test_what_is_said_of_many_backups_alike_is_one_line():
     told = ["3 backups, 1F to 3I, %s" % rest, "the clock is behind"]
     assert report.of_run(manifest) == told and report.reasons(manifest) == told
     assert set(told) <= set(report.lines(manifest, "/backups"))
+
+
+HOSTILE_NAMES = ["../../../etc", "..", "/etc/shadow", "a/../../b", "a\nb", "a\x1b[2J", ""]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_a_name_in_a_manifest_leads_to_no_other_directory(name):
+    part = manifests.SCHEMA["properties"]["parts"]["properties"]["logical"]["properties"]
+    assert manifests.differences(name, part["label"])
+    assert manifests.differences({name: "a" * 64}, part["checksums"])
+    assert manifests.differences(name + "\n", manifests.SCHEMA["properties"]["run_id"])
+    assert manifests.differences("20261127T000000Z-aaaaaa\n", manifests.SCHEMA["properties"]["run_id"])
+
+
+def test_names_of_today_are_names():
+    part = manifests.SCHEMA["properties"]["parts"]["properties"]["logical"]["properties"]
+    for label in ("20261128-023000F_20261129-023000I", "5" * 64, "20261127T000000Z-aaaaaa"):
+        assert manifests.differences(label, part["label"]) == []
+    assert manifests.differences({"shiftmaster/toc.dat": "a" * 64, "a b/..x/c..": "b" * 64}, part["checksums"]) == []
+
+
+@pytest.mark.parametrize("text", ["[" * 200000, "{" + " " * (33 << 20)], ids=["deep", "large"])
+def test_a_manifest_that_is_too_deep_or_too_large_is_damaged(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    found = manifests.history(str(tmp_path))
+    assert found.manifests == [] and len(found.problems) == 1

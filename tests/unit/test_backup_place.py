@@ -130,3 +130,30 @@ def test_a_tree_that_restic_restored_is_placed_in_the_same_way(site):
     with pytest.raises(PlaceError):
         check(of_directory(str(staged)), [place_of])
     assert backup_place.is_below("/a/b", ["/a"]) and not backup_place.is_below("/ab", ["/a"])
+
+
+@pytest.mark.parametrize("kind", ["sparse", "owner", "time"])
+def test_what_no_file_of_a_backup_has_is_rejected(site, kind):
+    media = str(site / "media")
+    member = tarfile.TarInfo(f".{media}/x")
+    if kind == "sparse":
+        # A terabyte in no byte.
+        member.pax_headers = {"GNU.sparse.size": str(1 << 40), "GNU.sparse.map": f"{1 << 40},0"}
+    elif kind == "owner":
+        member.pax_headers = {"uid": "-5"}
+    else:
+        member.pax_headers = {"mtime": "1e300"}
+    with tarfile.open(site / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member, io.BytesIO())
+    with pytest.raises(PlaceError):
+        unpack(site / "x.tar", [media], {})
+    assert os.listdir(site / "media") == []
+
+
+def test_more_than_there_is_room_for_is_rejected(site):
+    media = str(site / "media")
+    archive = packed(site / "x.tar", *((f".{media}/{n}", b"x" * 600, tarfile.REGTYPE, 0o644) for n in range(2)))
+    with tarfile.open(archive) as opened:
+        check(of_archive(opened), [media], free=1200)
+    with tarfile.open(archive) as opened, pytest.raises(PlaceError, match="room"):
+        check(of_archive(opened), [media], free=1199)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import subprocess
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -16,7 +18,9 @@ from ansible.module_utils.shiftmaster import backup_manifest as manifests
 from ansible.module_utils.shiftmaster import backup_restore, backup_run
 from ansible.module_utils.shiftmaster.backup_files import pulled
 from ansible.module_utils.shiftmaster.backup_host import BackupError, Host
+from ansible.module_utils.shiftmaster.safe_files import UnsafePathError
 
+THEIRS = 1234
 PATHS = ["/srv/shiftmaster/shared/media"]
 
 
@@ -144,6 +148,7 @@ class Place:
             return run(what, *command, **more)
 
         keeper.run = noted
+        keeper.as_postgres = noted
 
     def says(self):
         return (self.data / "global" / "pg_control").read_text()
@@ -185,7 +190,7 @@ def test_at_boot_what_was_before_a_restore_is_there_again_before_postgresql_star
     # The report of a killed backup has the lock at boot, too.
     assert waits and waits[0] >= 60
     assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
-    assert [words[1] for words in place.words if words[1] != "is-active"] == verbs
+    assert [words[1] for words in place.words if words[0] == "systemctl" and words[1] != "is-active"] == verbs
     assert "the database that was there before is in its place" in (place.data.parent / "log").read_text()
     place.words.clear()
     backup_restore.undo_at_boot(keeper)
@@ -199,12 +204,12 @@ def test_an_undoing_that_was_killed_goes_on(keeper, place, monkeypatch):
     class Killed(BaseException):
         pass
 
-    def killed(path, ignore_errors=False):
+    def killed(_host, _path):
         (place.data / "recovery.signal").unlink()
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(backup_restore.shutil, "rmtree", killed)
+        patched.setattr(backup_restore, "_empty", killed)
         with pytest.raises(Killed):
             backup_restore.undo(keeper, "r1")
     assert place.says() == "new" and os.listdir(place.data) == ["global"]
@@ -236,27 +241,172 @@ def test_a_mark_that_lost_power_made_empty_names_nothing(keeper, place):
 
 
 def test_a_mount_is_emptied_and_filled_where_it_is(keeper, place, monkeypatch):
+    not_renamed(monkeypatch, place.data)
+    inode = place.data.stat().st_ino
+    backup_restore._move(keeper, str(place.data), str(place.data) + ".before-r2")
+    assert os.listdir(place.data) == [] and place.data.stat().st_ino == inode
+    backup_restore._undo_a_killed_one(keeper, str(place.data))
+    assert place.says() == "old" and not place.aside.exists() and not place.marker.exists()
+    assert place.data.stat().st_ino == inode
+
+
+def not_renamed(monkeypatch, path):
+    """As of a mount: it is in the way of each renaming."""
     rename = os.rename
 
     def busy(source, target, **directories):
-        if str(place.data) in (source, target):
+        if path.name in (os.path.basename(source), os.path.basename(target)):
             raise OSError(errno.EBUSY, "busy")
         rename(source, target, **directories)
 
     monkeypatch.setattr(os, "rename", busy)
-    rmtree, inode = backup_restore.shutil.rmtree, place.data.stat().st_ino
 
-    def kept_where_it_is(path, ignore_errors=False):
-        if path != str(place.data):
-            rmtree(path, ignore_errors=ignore_errors)
 
-    backup_restore._move(keeper, str(place.data), str(place.data) + ".before-r2")
-    assert os.listdir(place.data) == [] and place.data.stat().st_ino == inode
-    # rmtree() cannot remove a mount either.
-    monkeypatch.setattr(backup_restore.shutil, "rmtree", kept_where_it_is)
-    backup_restore._undo_a_killed_one(keeper, str(place.data))
-    assert place.says() == "old" and not place.aside.exists() and not place.marker.exists()
-    assert place.data.stat().st_ino == inode
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_root_empties_and_copies_no_directory_that_postgres_names(keeper, place, monkeypatch):
+    """postgres has put a link to a directory of root in the place of its own."""
+    victim = place.data.parent / "victim"
+    victim.mkdir(mode=0o700)
+    (victim / "precious").write_text("root's")
+    os.chown(place.data.parent, THEIRS, THEIRS)
+    place.data.rename(place.data.parent / "moved")
+    place.data.symlink_to(victim)
+    not_renamed(monkeypatch, place.data)
+
+    def as_postgres(what, *command, **_more):
+        become = ["setpriv", "--reuid", str(THEIRS), "--regid", str(THEIRS), "--clear-groups"]
+        done = subprocess.run([*become, *command], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BackupError(what)
+
+    keeper.as_postgres = as_postgres
+    with contextlib.suppress(BackupError):
+        backup_restore._move(keeper, str(place.data), str(place.data) + ".before-r2")
+    assert (victim / "precious").read_text() == "root's"
+    assert not (place.data.parent / "main.before-r2" / "precious").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
+def test_root_renames_nothing_by_way_of_a_link_of_postgres(keeper, place, tmp_path):
+    (tmp_path / "victim/main").mkdir(parents=True)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/17").symlink_to(tmp_path / "victim")
+    os.chown(tmp_path / "theirs", THEIRS, THEIRS)
+    data = str(tmp_path / "theirs/17/main")
+    with pytest.raises(UnsafePathError):
+        backup_restore._move(keeper, data, data + ".before-r2")
+    assert os.listdir(tmp_path / "victim") == ["main"]
+
+
+# --- WAL of the backup server -----------------------------------------------------------------------------------------
+
+SEGMENT = "00000001000000000000000A"
+
+
+def packed(path, *members) -> str:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for member in members:
+            archive.addfile(*member)
+    return str(path)
+
+
+def member(name, content=b"wal", kind=tarfile.REGTYPE, **more):
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content)
+    for key, value in more.items():
+        setattr(info, key, value)
+    return info, io.BytesIO(content)
+
+
+@pytest.fixture
+def received(keeper, tmp_path, monkeypatch):
+    """Where it is unpacked; postgres is the user of this process."""
+    monkeypatch.setattr(backup_restore, "RECEIVED", str(tmp_path / "state/received"))
+    monkeypatch.setattr(backup_restore.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_gid=os.getegid()))
+    return tmp_path / "state/received"
+
+
+def test_segments_that_were_received_are_unpacked_for_postgres(keeper, received, tmp_path):
+    path = packed(
+        tmp_path / "wal.tar", member(SEGMENT, b"a" * 1000, mode=0o777, uid=THEIRS), member(SEGMENT + ".partial")
+    )
+    assert backup_restore.unpack_received(keeper, path) == str(received)
+    assert (received / SEGMENT).read_bytes() == b"a" * 1000 and (
+        received / (SEGMENT + ".partial")
+    ).read_bytes() == b"wal"
+    assert {(one.stat().st_mode & 0o7777, one.stat().st_uid) for one in received.iterdir()} == {(0o640, os.geteuid())}
+    assert not os.path.exists(path)
+
+
+def test_what_the_product_packs_is_what_it_unpacks(keeper, received, tmp_path):
+    (tmp_path / "wal").mkdir()
+    (tmp_path / "wal" / SEGMENT).write_bytes(b"b" * 70000)
+    words = ["tar", "--create", "--file", tmp_path / "wal.tar", "--directory", tmp_path / "wal", SEGMENT]
+    subprocess.run(words, check=True)
+    backup_restore.unpack_received(keeper, str(tmp_path / "wal.tar"))
+    assert (received / SEGMENT).read_bytes() == b"b" * 70000
+
+
+HOSTILE = {
+    "absolute": member("/etc/cron.d/x"),
+    "above": member("../../" + SEGMENT),
+    "other": member("authorized_keys"),
+    "newline": member(SEGMENT + "\n"),
+    "small": member(SEGMENT.lower()),
+    "label": member("/etc/shadow", b"", b"V", mode=0o666, uid=THEIRS),
+    "directory": member(SEGMENT, b"", tarfile.DIRTYPE, mode=0o777),
+    "link": member(SEGMENT, b"", tarfile.SYMTYPE, linkname="/etc/shadow"),
+    "hard link": member(SEGMENT, b"", tarfile.LNKTYPE, linkname="/etc/shadow"),
+    "device": member(SEGMENT, b"", tarfile.CHRTYPE),
+    "fifo": member(SEGMENT, b"", tarfile.FIFOTYPE),
+    "sparse": member(SEGMENT, b"", tarfile.GNUTYPE_SPARSE),
+    "long name": member(SEGMENT * 20),
+    "extended header": member(SEGMENT, b"19 path=/etc/passwd\n", tarfile.XHDTYPE),
+    "large": member(SEGMENT, bytes((16 << 20) + 1)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_nothing_but_segments_is_unpacked(keeper, received, tmp_path, kind):
+    info, content = HOSTILE[kind]
+    content.seek(0)
+    path = packed(tmp_path / "wal.tar", member(SEGMENT.replace("A", "9")), (info, content))
+    with pytest.raises(BackupError):
+        backup_restore.unpack_received(keeper, path)
+    assert not received.exists()
+
+
+def test_an_archive_that_is_cut_off_or_names_a_segment_twice_is_not_used(keeper, received, tmp_path):
+    path = packed(tmp_path / "wal.tar", member(SEGMENT, b"c" * 5000))
+    with open(path, "r+b") as stream:
+        stream.truncate(3000)
+    with pytest.raises(BackupError, match=SEGMENT):
+        backup_restore.unpack_received(keeper, path)
+    with pytest.raises(BackupError, match=SEGMENT):
+        backup_restore.unpack_received(keeper, packed(tmp_path / "wal.tar", member(SEGMENT), member(SEGMENT)))
+    (tmp_path / "wal.tar").write_bytes(b"x" * 512)
+    with pytest.raises(BackupError):
+        backup_restore.unpack_received(keeper, str(tmp_path / "wal.tar"))
+    assert not received.exists()
+
+
+def test_wal_that_cannot_be_used_stops_no_database(keeper, received, tmp_path, place):
+    plan = backup_restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
+    path = packed(tmp_path / "wal.tar", member("authorized_keys"))
+    request = {"id": "r1", "database": plan, "received_archive": path}
+    place.marker.unlink()
+    keeper.options["lock_wait_seconds"] = 60
+    with pytest.raises(BackupError, match="authorized_keys"):
+        backup_restore.database_here(keeper, request)
+    assert place.words == [] and not place.marker.exists()
+
+
+@pytest.mark.parametrize("change", [{"label": "--repo1-path=/x"}, {"label": ["F1"]}, {"size_bytes": "1"}])
+def test_a_plan_that_names_no_backup_is_not_carried_out(keeper, place, change):
+    plan = backup_restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
+    with pytest.raises(BackupError, match="names no backup"):
+        backup_restore.database_here(keeper, {"id": "r1", "database": {**plan, **change}})
+    assert place.words == []
 
 
 def test_a_killed_restore_is_undone_and_told(keeper, place, capsys):
@@ -264,7 +414,7 @@ def test_a_killed_restore_is_undone_and_told(keeper, place, capsys):
     assert place.says() == "new" and place.marker.exists()
     backup_restore.undo(keeper, "r1")
     assert place.says() == "old" and '"failed": "the restore was killed' in capsys.readouterr().out
-    assert [words[1] for words in place.words] == ["stop", "start"]
+    assert [words[1] for words in place.words if words[0] == "systemctl"] == ["stop", "start"]
     backup_restore.undo(keeper, "r1")
     assert capsys.readouterr().out == ""
 
@@ -322,7 +472,7 @@ def test_the_release_of_another_host_is_read_as_what_an_attacker_may_have_sent(r
     assert run_of_two.release() == {
         "name": "r1", "version": "2.0.0?2026-01-01 FAILED", "revision": "abc", "migrations": 5,
     }  # fmt: skip
-    for text in ("[]", "5", "null", "{"):
+    for text in ("[]", "5", "null", "{", "[" * 200000):
         manifest.write_text(text)
         assert run_of_two.release() == {}
     (tmp_path / "secret").write_text('{"version": "of another file"}')
@@ -361,6 +511,41 @@ def test_an_odd_answer_of_a_tool_fails_its_part_and_no_other(run_of_two, monkeyp
     said = f"an answer was not understood ({type(odd).__name__}: {odd})"
     assert found["parts"]["files"]["problems"] == [{"code": "failed", "what": said, "where": ""}]
     assert [one["code"] for one in found["problems"]] == ["not_pruned"]
+
+
+def test_a_host_that_sends_nothing_fails_the_run_and_not_what_others_have_sent(run_of_two, monkeypatch):
+    def save(part):
+        run_of_two.seen(part, "compared", "all of it")
+        problems = [("source_failed", "reading files of app1: it sent no list of paths", "app1")] * (part == "files")
+        run_of_two.damaged = run_of_two.damaged or bool(problems)
+        return {"problems": problems, "label": "l", "location": "/b", "size_bytes": 1, "added_bytes": 1}
+
+    run_of_two.save_files = save
+    monkeypatch.setattr(backup_run, "prune", lambda *_arguments: ([], []))
+    assert run_of_two.execute() == 1
+    found = manifests.read(run_of_two.path)
+    assert {name: part["result"] for name, part in found["parts"].items()} == {
+        "files": "warning",
+        "configuration": "succeeded",
+    }
+    assert found["result"] == "failed" and found["parts"]["files"]["problems"][0]["where"] == "app1"
+
+
+LOCK = '{"operation": "deploy", "owner": "x", "expires": 1e12}'
+
+
+def test_a_lock_of_another_host_keeps_nothing_from_being_saved_for_ever(run_of_two, monkeypatch, tmp_path):
+    run = run_of_two
+    run.manifest = manifests.begin("r1", "keeper", ["files"], time.time())
+    run.host.options["sources"] = [{"name": "app1", "parts": [{"name": "files", "paths": []}]}]
+    monkeypatch.setattr(backup_run, "ask_lock", lambda _host, _source: LOCK)
+    run.wait_for_deploy()
+    assert run.damaged and [one["code"] for one in run.manifest["problems"]] == ["deploy_runs"]
+    # Of this host itself it is waited for.
+    (tmp_path / "lock.json").write_text(LOCK)
+    run.host.options["deploy_lock"] = str(tmp_path / "lock.json")
+    with pytest.raises(BackupError, match="deploy by x runs for longer than 0 s"):
+        run.wait_for_deploy()
 
 
 def test_who_follows_a_killed_run_waits_for_a_restore_and_tells_then(keeper, tmp_path, monkeypatch):
@@ -415,7 +600,22 @@ def test_who_holds_the_lock_is_said_before_anything_is_changed(keeper, monkeypat
         backup_restore.free(keeper, {"id": "r1"})
     # Behind the page for a minute at most.
     keeper.database["data"] = "/nowhere"
-    plan = backup_restore.Plan("run", "20260101-000000F", [], "everything", None, False, 1, 1)._asdict()
+    plan = backup_restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
     with pytest.raises(BackupError, match="for longer than 60 s"):
         backup_restore.database_here(keeper, {"id": "r1", "database": plan})
     assert waits == [1800, 60]
+
+
+# --- logs in directories of postgres --------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
+def test_the_log_of_a_scratch_server_is_no_file_of_root(keeper, tmp_path):
+    (tmp_path / "secret").write_text("FATAL: root's own")
+    (tmp_path / "proof").mkdir()
+    (tmp_path / "proof/server.log").symlink_to(tmp_path / "secret")
+    os.chown(tmp_path / "proof", THEIRS, THEIRS)
+    server = backup_restore.proof.Server(keeper, str(tmp_path / "proof/data"), 1)
+    with pytest.raises(UnsafePathError):
+        server.log_text()
+    assert server.said(str(tmp_path / "proof/server.log")) == "it has no log"

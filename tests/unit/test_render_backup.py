@@ -8,6 +8,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
 _spec = importlib.util.spec_from_file_location("rendering", Path(__file__).with_name("test_render_postgresql_redis.py"))
 _rendering = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_rendering)
@@ -106,6 +108,21 @@ def test_the_unit_that_ends_a_restore_at_boot_comes_before_postgresql_and_is_not
     assert "\nBefore=postgresql.service postgresql@17-main.service\n" in text
     assert "\nWantedBy=multi-user.target\n" in text and "RequiredBy" not in text
     assert text.count("shiftmaster-backup undo\n") == 1
+
+
+@pytest.mark.parametrize("step", ["plan", "here", "scratch", "table", "received", "wal_anew", "files", "configuration"])
+def test_the_unit_of_each_step_of_a_restore_is_confined(tmp_path, step):
+    template = tmp_path / "properties.j2"
+    template.write_text("{{ __backup_restore_properties | join('|') }}")
+    lines = render("backup", template, backup_restore_step=step, backup_dir="/backups").strip().split("|")
+    for line in ("NoNewPrivileges=yes", "SystemCallFilter=@system-service", "RestrictNamespaces=yes", "UMask=0077"):
+        assert line in lines
+    (bound,) = [line for line in lines if line.startswith("CapabilityBoundingSet=")]
+    assert not {"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"} & set(bound.split("=")[1].split())
+    # Files are put back wherever they belong.
+    anywhere = step in ("files", "configuration")
+    assert ("ProtectSystem=strict" in lines, "PrivateTmp=yes" in lines) == (not anywhere, not anywhere)
+    assert "ReadWritePaths=-/backups" in lines
 
 
 def test_units_of_runs_know_where_figures_go_and_do_not_pile_up():

@@ -75,7 +75,13 @@ def test_a_restore_that_is_killed_leaves_what_was_there(operations, backups, dat
     log = tmp_path / "log"
     operations.hold("restore_database")
     process = operations.start(RESTORE, log, target=data["run_id"], confirm=HOST)
-    backups.shell(f"kill -KILL {operations.wait_at('restore_database', process, log)}")
+    victim = operations.wait_at("restore_database", process, log)
+    confined = backups.shell(
+        "systemd-analyze security --no-pager $(systemctl list-units --plain --no-legend 'shiftmaster-restore-here-*' "
+        "| cut -d' ' -f1) | tail -n 1"
+    )
+    assert float(confined.split(": ")[1].split()[0]) <= 2.7, confined
+    backups.shell(f"kill -KILL {victim}")
     operations.let_go()
     assert process.wait(300) != 0
     assert "what was there before is in its place again" in log.read_text()

@@ -110,8 +110,7 @@ loader = importlib.machinery.SourceFileLoader("read", "/usr/local/sbin/shiftmast
 read = importlib.util.module_from_spec(importlib.util.spec_from_loader("read", loader))
 loader.exec_module(read)
 part = json.load(open(read.CONFIG))["sets"]["configuration"]
-paths = [path for path in part["paths"] if read.existing(path)]
-os.makedirs(read.ROOT, exist_ok=True)
+paths = [path for path in part["paths"] if read.backup_sandbox.existing(path)]
 script = '''
 id -u; ls /etc; cat /etc/shadow /proc/1/environ; ls -A /home /proc/1/root/; touch /etc/nginx/x /usr/x;
 cat /etc/ssl/private/shiftmaster.key > /dev/null && echo read; cat < /dev/tcp/127.0.0.1/22
@@ -188,6 +187,27 @@ def test_an_answer_that_is_none_fails_the_part(hosts, hostile, answer):
     assert "failed" in pulled(hosts)
 
 
+@pytest.mark.parametrize("script", ["head -c 300000 /dev/zero | tr '\\0' '['", "exec yes", "exec yes >&2"])
+def test_an_answer_without_end_or_depth_fails_the_part(hosts, hostile, script):
+    hostile(script + "\n")
+    assert "failed" in pulled(hosts)
+
+
+def test_a_host_cannot_fill_the_disk_of_the_backup_server(hosts):
+    """A file of a terabyte that is empty on the host that sends it."""
+    place = "/var/backups/shiftmaster/pulled"
+    hosts.app.shell("truncate -s 1T /etc/nginx/sparse")
+    hosts.keeper.shell(f"mkdir -p {place} && mount -t tmpfs -o size=400m tmpfs {place}")
+    try:
+        found = pulled(hosts)
+        assert "failed" in found and "more than half of the room" in found["failed"], found
+        assert int(hosts.keeper.shell(f"du -sm {place} | cut -f1")) < 200
+        assert "sparse" not in hosts.keeper.shell(f"find {place} -type f")
+    finally:
+        hosts.app.shell("rm /etc/nginx/sparse")
+        hosts.keeper.shell(f"umount {place}")
+
+
 def test_devices_and_fifos_are_not_received_and_links_not_followed(hosts):
     hosts.app.shell("mkfifo /etc/nginx/fifo; mknod /etc/nginx/null c 1 3; ln -s /etc/shadow /etc/nginx/link")
     try:
@@ -208,7 +228,6 @@ from engine import backup_files
 from engine.backup_host import Host, load_options
 host = Host(load_options())
 folder = backup_files.pulled(host, "configuration", "recovery-trixie")
-os.makedirs(backup_files.RECEIVER_ROOT, exist_ok=True)
 script = "touch %s/mine /etc/x /usr/x /root/x %s/x %s/../x; cat /etc/shadow %s" % (
     folder, host.folder, folder, host.options["restic_password_file"])
 words = backup_files.receiver_words(host, "shiftmaster-backup-pull-test", folder) + ["/usr/bin/sh", "-c", script]
@@ -220,6 +239,74 @@ os.unlink(folder + "/mine")
     assert said.split() == ["True"], said
     there = "/etc/x /usr/x /root/x /var/backups/shiftmaster/x /var/backups/shiftmaster/pulled/configuration/x"
     assert hosts.keeper.shell(f"ls {there} 2>/dev/null", check=False) == ""
+
+
+# ------------------------------------------------------------------------------------------- a hostile backup server
+
+PROGRAM = "/usr/local/sbin/shiftmaster-backup"
+
+
+@pytest.fixture
+def impostor(hosts):
+    """Let the backup server respond to steps of a restore as it likes: {step: lines of a shell}."""
+    hosts.keeper.shell(f"cp -p {PROGRAM} /root/shiftmaster-backup")
+
+    def respond(**steps: str) -> None:
+        cases = "".join(f'"restore {step}")\n{script}\n;;\n' for step, script in steps.items())
+        text = f'#!/bin/sh\ncase "$1 $2" in\n{cases}*) exec /root/shiftmaster-backup "$@";;\nesac\n'
+        hosts.keeper.shell(f"cat > {PROGRAM}", stdin=text)
+
+    yield respond
+    hosts.keeper.shell(f"cp -p /root/shiftmaster-backup {PROGRAM}; rm -f /root/wal.py")
+
+
+# A label of a volume (type V) has no content; tar changes the mode of what has its name.
+HOSTILE_WAL = """
+import tarfile
+with tarfile.open("/var/backups/shiftmaster/outgoing/wal.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+    for name, kind in (("00000001000000000000000A", tarfile.REGTYPE), ("../../../../etc/shadow", b"V")):
+        member = tarfile.TarInfo(name)
+        member.type, member.mode, member.uid = kind, 0o666, 33
+        archive.addfile(member)
+"""
+WATCHED = "stat -c '%n %U %G %a' /etc/shadow /etc/nginx /etc /"
+
+
+def test_an_archive_of_wal_changes_nothing_outside_of_its_directory(hosts, impostor):
+    hosts.keeper.shell("cat > /root/wal.py", stdin=HOSTILE_WAL)
+    hosts.keeper.backup()
+    # One segment is said to be there that the archive lacks.
+    impostor(
+        plan="""/root/shiftmaster-backup "$@" | sed 's/"received": [0-9]*/"received": 1/'""",
+        received="mkdir -p /var/backups/shiftmaster/outgoing; cat > /dev/null; python3 /root/wal.py; "
+        """echo '{"restored": "1", "archive": "/var/backups/shiftmaster/outgoing/wal.tar"}'""",
+    )
+    app = hosts.app
+    before, rows = app.shell(WATCHED), app.everything()
+    run = app.run("playbooks/restore.yml", confirm=app.host, timeout=1800)
+    assert app.shell(WATCHED) == before
+    assert run.code != 0 and run.says("'../../../../etc/shadow', which is not a segment"), run.output[-4000:]
+    assert app.shell("ls /var/lib/shiftmaster-backup/received 2>/dev/null; true") == ""
+    assert app.serves(120) and app.everything() == rows
+
+
+def test_a_release_is_named_by_a_commit_id_and_no_text_moves_the_terminal(hosts, impostor):
+    impostor(
+        plan=r"""/root/shiftmaster-backup "$@" | python3 -c '
+import json, sys
+plan = json.load(sys.stdin)
+plan["release"].update(version="2.0.0\x1b[2J", revision="main")
+print(json.dumps(plan))'"""
+    )
+    run = hosts.app.run("playbooks/recover.yml", timeout=600)
+    assert run.code != 0 and run.says("main as the revision of the release, which is no commit id"), run.output[-3000:]
+    assert "\x1b[2J" not in run.output
+
+
+def test_a_reason_of_the_backup_server_moves_no_terminal(hosts, impostor):
+    impostor(plan=r"""printf '{"failed": "gone \\u001b[2J\\u009b2J"}\n'; exit 1""")
+    run = hosts.app.run("playbooks/restore.yml", timeout=600)
+    assert run.code != 0 and run.says("gone ?[2J?2J"), run.output[-3000:]
 
 
 # ------------------------------------------------------------------------------------------------- restoring of files
