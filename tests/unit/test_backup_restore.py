@@ -404,7 +404,7 @@ def test_wal_that_cannot_be_used_stops_no_database(keeper, received, tmp_path, p
 @pytest.mark.parametrize("change", [{"label": "--repo1-path=/x"}, {"label": ["F1"]}, {"size_bytes": "1"}])
 def test_a_plan_that_names_no_backup_is_not_carried_out(keeper, place, change):
     plan = backup_restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
-    with pytest.raises(BackupError, match="names no backup"):
+    with pytest.raises(BackupError, match="nothing was restored"):
         backup_restore.database_here(keeper, {"id": "r1", "database": {**plan, **change}})
     assert place.words == []
 
