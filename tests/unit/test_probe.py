@@ -100,6 +100,15 @@ def test_http_get_over_a_unix_socket(tmp_path):
         assert probe.http_get("unix:" + path, "/health/").status == 200
 
 
+def test_a_link_in_the_place_of_a_unix_socket_leads_nowhere(tmp_path):
+    """The service owns the directory: root would send its request to another service's socket."""
+    with server(answer(HELLO), path=str(tmp_path / "other.sock")) as path:
+        os.symlink(path, tmp_path / "web.sock")
+        assert probe.http_get("unix:%s" % (tmp_path / "web.sock"), "/health/").status is None
+        (tmp_path / "file").touch()
+        assert probe.http_get("unix:%s" % (tmp_path / "file"), "/health/").status is None
+
+
 def test_http_get_keeps_64_kib_of_a_large_body():
     body = b"x" * 300000
     with server(answer(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + body)) as address:

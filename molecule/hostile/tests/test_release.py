@@ -75,6 +75,35 @@ def test_what_the_build_left_running_has_ended_and_its_files_are_roots(operation
     assert odd == ""
 
 
+def test_no_process_that_a_deploy_started_outlives_it(operations, attacked):
+    """The release's settings start one wherever manage.py or a driver loads them."""
+    assert operations.shell("pgrep -f left-by-manage || true") == ""
+    # What still runs as the application's user does so in the sandbox of its units.
+    groups = operations.shell("for pid in $(pgrep -u shiftmaster); do cat /proc/$pid/cgroup; done 2>/dev/null; true")
+    assert groups and all("/shiftmaster-" in line for line in groups.splitlines()), groups
+
+
+def test_a_build_leaves_no_file_for_the_next_one(operations, attacked):
+    assert operations.shell("find / -xdev -user shiftmaster-build ! -path '/proc/*' -print | head") == ""
+    assert operations.shell("find / -xdev -name 'django-99-*' -print 2>/dev/null | head") == ""
+
+
+def test_the_web_process_cannot_replace_its_socket(operations, attacked):
+    media = f"{APP}/shared/media"
+    operations.shell(f"rm -f {media}/replaced-socket; runuser -u shiftmaster -- touch {media}/replace-socket")
+    found = operations.shell(f"timeout 30 sh -c 'until cat {media}/replaced-socket 2>/dev/null; do sleep 0.2; done'")
+    assert found == "PermissionError"
+    assert operations.serves(30) == "hostile-everything"
+
+
+def test_a_slot_ends_without_an_error_and_serves_again(operations, attacked):
+    """gunicorn removes its socket at its end."""
+    operations.shell(": >/var/log/shiftmaster/error.log; systemctl stop shiftmaster && systemctl start shiftmaster")
+    assert operations.shell("systemctl list-units --failed --plain --no-legend 'shiftmaster*'") == ""
+    assert "Error" not in operations.shell("cat /var/log/shiftmaster/error.log")
+    assert operations.serves(60) == "hostile-everything"
+
+
 @pytest.mark.parametrize(
     "command",
     [
