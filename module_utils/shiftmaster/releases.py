@@ -474,7 +474,7 @@ def run_hooks(release_path: str, hooks, phase: str, user: str, kind: str = "code
         code = ReleaseCode(release_path, hook.get("user") or user)
         # Another user's hook, root's for example, runs no program of the release by its bare name.
         own = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} if hook.get("user") else {}
-        place = ("hook", ()) if hook.get("user") else (kind, writable)
+        place = (kind, writable) if code.user == user else ("hook", ())
         try:
             done = code.run(
                 ["/bin/sh", "-c", hook["command"]],

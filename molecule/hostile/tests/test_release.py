@@ -134,6 +134,15 @@ def test_a_link_in_media_publishes_no_file_of_another_owner(operations, attacked
     assert codes == ["200", "200", "403", "403", "403"]
 
 
+def test_a_log_with_a_second_name_is_rotated(operations, attacked):
+    """logrotate would skip it, and it would grow until the disk is full."""
+    media, log = f"{APP}/shared/media/second-name", "/var/log/shiftmaster/slow.log"
+    operations.shell(f"echo x >>{log}; rm -f {media}; runuser -u shiftmaster -- ln {log} {media}")
+    operations.shell("logrotate --force /etc/logrotate.d/shiftmaster")
+    links = operations.shell(f"stat -c %h {log}; stat -c %h {media}; rm -f {media}").split()
+    assert links == ["1", "2"]
+
+
 @pytest.mark.parametrize("playbook", ["health.yml", "diagnose.yml", "checklist.yml"])
 def test_reports_are_led_nowhere_by_what_was_planted(operations, attacked, canary, playbook):
     run = operations.run(f"playbooks/{playbook}", timeout=300)
