@@ -16,6 +16,7 @@ import fcntl
 import itertools
 import json
 import os
+import pwd
 import select
 import signal
 import subprocess
@@ -106,6 +107,8 @@ class Process:
         self.unit, descriptor = "", None
         try:
             if user is not None and os.geteuid() == 0:
+                pwd.getpwnam(user)  # Raises KeyError where there is no such user.
+                os.stat(argv[0] if os.path.isabs(argv[0]) else "/")  # systemd would report it as any other end.
                 self.unit = "shiftmaster-%s-%d-%d.service" % (kind, os.getpid(), next(_counter))
                 descriptor = os.memfd_create("environment", os.MFD_CLOEXEC)
                 os.write(descriptor, envfile.render(env).encode())
@@ -267,7 +270,7 @@ class ReleaseCode:
 
     def driver(self, module, request: dict, timeout=60, extra_env=None) -> dict:
         """Ask a driver one thing; see Driver."""
-        with Driver(self, module, extra_env) as driver:
+        with Driver(self, module, extra_env, timeout) as driver:
             return driver.ask(request, timeout)
 
 

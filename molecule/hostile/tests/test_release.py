@@ -6,6 +6,7 @@ The first test deploys it; those that follow let root come by what it has plante
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from support import APP
@@ -79,8 +80,8 @@ def test_no_process_that_a_deploy_started_outlives_it(operations, attacked):
     """The release's settings start one wherever manage.py or a driver loads them."""
     assert operations.shell("pgrep -f left-by-manage || true") == ""
     # What still runs as the application's user does so in the sandbox of its units.
-    groups = operations.shell("for pid in $(pgrep -u shiftmaster); do cat /proc/$pid/cgroup; done 2>/dev/null; true")
-    assert groups and all("/shiftmaster-" in line for line in groups.splitlines()), groups
+    units = operations.shell("ps -u shiftmaster -o unit=").split()
+    assert units and all(re.fullmatch(r"shiftmaster-(web|worker|beat)@\w+\.service", unit) for unit in units), units
 
 
 def test_a_build_leaves_no_file_for_the_next_one(operations, attacked):
