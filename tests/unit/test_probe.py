@@ -639,3 +639,25 @@ def test_in_thread_gives_up_and_passes_errors_on():
         probe.in_thread(lambda: time.sleep(5), 0.2, "it")
     with pytest.raises(KeyError):
         probe.in_thread(lambda: {}["x"], 5, "it")
+
+
+def test_the_question_to_postgresql_runs_no_function_of_the_applications(monkeypatch):
+    """The application owns its database and can set a search_path for it; the probe may ask as a superuser."""
+    seen = {}
+
+    class Driver:
+        Error = RuntimeError
+
+        @staticmethod
+        def connect(**options):
+            seen.update(options)
+            raise RuntimeError("enough")
+
+    target = probe.PostgresTarget(host="localhost")
+    with pytest.raises(probe.ProbeError):
+        probe._postgres_by_driver(Driver, target, 5)
+    monkeypatch.setattr(probe, "run", lambda _argv, _timeout, env: seen.update(env) or (2, "", "enough"))
+    with pytest.raises(probe.ProbeError):
+        probe._postgres_by_psql(target, 5)
+    for given in (seen["options"], seen["PGOPTIONS"]):
+        assert given.startswith("-c search_path=pg_catalog,pg_temp ")
