@@ -78,7 +78,7 @@ def test_what_the_build_left_running_has_ended_and_its_files_are_roots(operation
 
 def test_no_process_that_a_deploy_started_outlives_it(operations, attacked):
     """The release's settings start one wherever manage.py or a driver loads them."""
-    assert operations.shell("pgrep -f left-by-manage || true") == ""
+    assert operations.shell("pgrep -u shiftmaster -f left-by-manage || true") == ""
     # What still runs as the application's user does so in the sandbox of its units.
     units = operations.shell("ps -u shiftmaster -o unit=").split()
     assert units and all(re.fullmatch(r"shiftmaster-(web|worker|beat)@\w+\.service", unit) for unit in units), units
