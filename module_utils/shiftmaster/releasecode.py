@@ -137,13 +137,10 @@ class Process:
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if descriptor is not None:
                 os.close(descriptor)
             raise ReleaseCodeError("%s could not be started: %s" % (argv[0], error)) from error
-        except ValueError as error:
-            os.close(descriptor)
-            raise ReleaseCodeError(str(error)) from error
         self._environment = descriptor
         self.stderr = Output(self.child.stderr)
 
