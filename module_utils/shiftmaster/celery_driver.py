@@ -17,6 +17,17 @@ import sys
 import time
 
 ANSWER = "@@shiftmaster-answer@@ "
+# The form of each answer (releasecode.matches).
+_TASK = {"task": (str, None), "id": (str, None), "queue": str}
+ANSWERS = {
+    "tasks": {"tasks": [str], "queues": [str]},
+    "ping": {"alive": bool},
+    "canary": {"ran": bool},
+    "consume": {"confirmed": bool},
+    "cancel": {"confirmed": bool},
+    "park": {"parked": [_TASK], "unsupported?": str},
+    "replay": {"replayed": [_TASK]},
+}
 
 
 def application(name):

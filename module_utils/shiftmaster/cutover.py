@@ -146,7 +146,7 @@ class Cutover:
                     self.withdraw(str(error), bad)
                 else:
                     self.put_back(str(error), bad)
-            except (UnitError, ReleaseCodeError, OSError) as second:
+            except Exception as second:  # The release's own code may answer anything.
                 raise CutoverError(
                     "%s\nGoing back is not finished: %s. %s answers people, background tasks wait. When that is"
                     " mended, the next deploy.yml or rollback.yml finishes it"
@@ -372,27 +372,28 @@ class Cutover:
         started = time.monotonic()
         if not self._traffic_back(reason, bad):
             return
-        if self.options["celery_application"]:
-            self._close_driver()
-            self._driver_of(source)
-            if units.active_state(unit("worker", self._t("from_colour"))) != "active":
-                self._stop(self._t("from_colour"), ("worker",))
-                self._hold_worker(self._t("from_colour"))
-                systemctl("start", unit("worker", self._t("from_colour")))
-                self._ask(
-                    {
-                        "op": "ping",
-                        "worker": _worker(self._t("from_colour")),
-                        "seconds": self.options["worker_gate_seconds"],
-                    }
-                )
-            self._pass_tasks(target, self._t("to_colour"), source, self._t("from_colour"))
-        self._stop(self._t("to_colour"), ("beat", "worker", "web"))
+        try:
+            if self.options["celery_application"]:
+                self._tasks_back(source, target)
+        finally:
+            # Also where the tasks are not back: what failed does not go on beside what serves.
+            self._stop(self._t("to_colour"), ("beat", "worker", "web"))
         self._hooks("after_rollback", source)
         self.timings["put_back"] = round(time.monotonic() - started, 2)
         self._audit("put_back", reason=reason)
         self.state.end()
         self.close()
+
+    def _tasks_back(self, source: str, target: str) -> None:
+        colour = self._t("from_colour")
+        self._close_driver()
+        self._driver_of(source)
+        if units.active_state(unit("worker", colour)) != "active":
+            self._stop(colour, ("worker",))
+            self._hold_worker(colour)
+            systemctl("start", unit("worker", colour))
+            self._ask({"op": "ping", "worker": _worker(colour), "seconds": self.options["worker_gate_seconds"]})
+        self._pass_tasks(target, self._t("to_colour"), source, colour)
 
     def withdraw(self, reason: str, bad: bool = False) -> None:
         """Give the traffic back and end the new release's background work; the old one's waits for put_back().
@@ -446,7 +447,7 @@ class Cutover:
                     phase,
                     target,
                 )
-            except (CutoverError, UnitError, ReleaseCodeError) as error:
+            except Exception as error:
                 self.put_back(str(error))
                 said = "a run that died in its phase %s had switched to %s, which is not healthy: put back to %s" % (
                     phase,

@@ -25,6 +25,27 @@ import traceback
 
 ANSWER = "@@shiftmaster-answer@@ "
 ALIAS = "default"
+# The form of each answer (releasecode.matches). A failure has what was done before it, too.
+_NAME = {"app": str, "name": str}
+_OPERATION = {"operation": str, "describe": str, "reversible": bool}
+_MIGRATION = dict(_NAME, atomic=bool, replaces=[[str]], operations=[_OPERATION])
+_DONE = {"done": [_NAME], "repaired": [str], "applied?": [_NAME], "vendor": str}
+_FAILURE = dict(_DONE, failure={"kind": str, "message": str, "hint?": (str, None), "half_applied?": bool})
+ANSWERS = {
+    "plan": (
+        _FAILURE,
+        {
+            "vendor": str,
+            "pending": [_MIGRATION],
+            "applied": [_NAME],
+            "half?": [_NAME],
+            "known": [dict(_NAME, replaces=[[str]])],
+            "sources?": {str: {str: str}},
+        },
+    ),
+    "apply": (_FAILURE, dict(_DONE, applied=[_NAME])),
+    "reverse": (_FAILURE, dict(_DONE, **{"applied": [_NAME], "pending?": [_MIGRATION], "warning?": str})),
+}
 # Advisory locks count per database; this number is ours: "shiftmig" in ASCII.
 LOCK_KEY = int.from_bytes(b"shiftmig", "big")
 NAME = "shiftmaster-migrate"

@@ -17,13 +17,16 @@ Nothing here imports Django or the application: files are parsed, never executed
 from __future__ import annotations
 
 import ast
-import glob
+import contextlib
+import fnmatch
 import io
 import json
 import os
 import re
 import tokenize
 from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
+
+from . import safe_files
 
 EXPAND, CONTRACT, IRREVERSIBLE = "expand", "contract", "irreversible"
 CLASSES = (EXPAND, CONTRACT, IRREVERSIBLE)
@@ -953,20 +956,22 @@ def wanted(path: str) -> bool:
 
 
 def read_tree(source_dir: str, skip=SKIPPED_FOLDERS) -> Dict[str, str]:
-    """Read the migration files and apps.py files below a folder; links are not followed."""
+    """Read the migration files and apps.py files below a folder; links are not followed, not to the folder either."""
     files = {}
-    root = str(source_dir)
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in skip)
-        inside = os.path.basename(folder) == "migrations"
-        for name in names:
-            if not (name == "apps.py" or (inside and name.endswith(".py"))):
-                continue
-            full = os.path.join(folder, name)
-            if os.path.islink(full) or not os.path.isfile(full) or os.path.getsize(full) > MAX_FILE_BYTES:
-                continue
-            with open(full, "rb") as stream:
-                files[os.path.relpath(full, root)] = decode(stream.read())
+    root = os.path.abspath(str(source_dir))
+    try:
+        for folder, folders, names, descriptor in safe_files.walk(root, beneath=os.path.dirname(root)):
+            folders[:] = sorted(name for name in folders if name not in skip)
+            inside = os.path.basename(folder) == "migrations"
+            for name in names:
+                if name == "apps.py" or (inside and name.endswith(".py")):
+                    with contextlib.suppress(OSError):
+                        with os.fdopen(safe_files.open_in(descriptor, name), "rb") as stream:
+                            text = stream.read(MAX_FILE_BYTES + 1)
+                        if len(text) <= MAX_FILE_BYTES:
+                            files[os.path.normpath(os.path.join(folder, name))] = decode(text)
+    except OSError:
+        return {}  # It is not there, or a link.
     return files
 
 
@@ -1041,6 +1046,27 @@ def _usable(record) -> bool:
     )
 
 
+def _site_packages(release: str) -> List[str]:
+    """Return the directories of a release's packages; a link of its build leads nowhere."""
+    found = [os.path.join(release, "venv")]
+    for pattern in ("lib*", "python*", "site-packages"):
+        found = [
+            os.path.join(parent, name) for parent in found for name in fnmatch.filter(_names(parent, release), pattern)
+        ]
+    return found
+
+
+def _names(directory: str, beneath: str) -> List[str]:
+    try:
+        descriptor = safe_files.open_directory(directory, beneath=beneath)
+    except OSError:
+        return []
+    try:
+        return sorted(os.listdir(descriptor))
+    finally:
+        os.close(descriptor)
+
+
 class Releases:
     """The migrations that the retained releases hold, read when first asked for; the newest release is asked first."""
 
@@ -1061,12 +1087,7 @@ class Releases:
         yield "source", lambda: classify_tree(os.path.join(release, "source"))
         yield (
             "venv",
-            lambda: [
-                record
-                for folder in glob.glob(os.path.join(glob.escape(release), "venv", "lib*", "python*", "site-packages"))
-                if not os.path.islink(os.path.dirname(os.path.dirname(folder)))
-                for record in classify_files(read_tree(folder))
-            ],
+            lambda: [record for folder in _site_packages(release) for record in classify_files(read_tree(folder))],
         )
 
     def records(self, release: str, kind: str, read) -> Dict[str, dict]:

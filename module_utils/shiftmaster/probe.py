@@ -5,13 +5,14 @@ A probe returns figures, or raises ProbeError, whose `state` says what that mean
     unhealthy  it answers, but not as it must
     error      it could not be judged (a tool or a file is missing)
 and whose `reason` is a short code from which the health checks choose their hint. Messages hold no secrets.
-Nothing here imports more than the standard library.
+Nothing here needs more than the standard library.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fnmatch
 import hashlib
 import http.client
@@ -24,11 +25,14 @@ import re
 import signal
 import socket
 import ssl
+import stat
 import subprocess
 import threading
 import time
 import urllib.parse
 from typing import NamedTuple, Optional
+
+from .sql import SAFE_SEARCH_PATH
 
 BODY_LIMIT_BYTES = 64 * 1024
 _USER_AGENT = "shiftmaster-health"
@@ -167,18 +171,24 @@ def _resolve(host: str, port: int, deadline: Deadline) -> list:
 
 
 def _connect_unix(path: str, deadline: Deadline) -> socket.socket:
+    # A service owns the directory of its socket and could put a link there: root would speak to another service.
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOTSOCK, "it is not a socket", path)
         while True:
             connection.settimeout(deadline.left())
             try:
-                connection.connect(path)
+                connection.connect("/proc/self/fd/%d" % descriptor)
                 return connection
             except BlockingIOError:  # Its accept queue is full: a unix socket never waits by itself.
                 time.sleep(min(0.02, deadline.left()))
     except BaseException:
         connection.close()
         raise
+    finally:
+        os.close(descriptor)
 
 
 def _connect_tcp(host: str, port: int, deadline: Deadline) -> socket.socket:
@@ -600,7 +610,7 @@ def _postgres_by_driver(driver, target: PostgresTarget, timeout: float):
         "application_name": _USER_AGENT,
         # libpq takes 1 for 2; the caller's own limit is the hard one.
         "connect_timeout": max(1, int(timeout)),
-        "options": "-c statement_timeout=%d" % (timeout * 1000),
+        "options": "%s -c statement_timeout=%d" % (SAFE_SEARCH_PATH, timeout * 1000),
         "tcp_user_timeout": int(timeout * 1000),
     }
 
@@ -631,7 +641,7 @@ def _postgres_by_psql(target: PostgresTarget, timeout: float):
         "PGAPPNAME": _USER_AGENT,
         "PGCONNECT_TIMEOUT": str(max(1, int(timeout))),
         "PGPASSFILE": "/dev/null",
-        "PGOPTIONS": "-c statement_timeout=%d" % (timeout * 1000),
+        "PGOPTIONS": "%s -c statement_timeout=%d" % (SAFE_SEARCH_PATH, timeout * 1000),
     }
     argv = [
         "psql",

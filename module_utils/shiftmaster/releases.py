@@ -32,8 +32,9 @@ from .state import State, audit, write_json
 SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|KEY|URL|DSN|CREDENTIAL", re.IGNORECASE)
 # What a build adds to the environment that it was given.
 OWN_ENVIRONMENT = ("SHIFTMASTER_RELEASE", "SHIFTMASTER_VERSION", "PYTHONPATH", "STATIC_ROOT")
-_PIP_CACHE = "/var/cache/shiftmaster/pip"
 _KEPT_LOGS = 30
+# A cache that all builds could write to, of hosts that were set up before 2026-12.
+_OLD_PIP_CACHE = "/var/cache/shiftmaster/pip"
 # Run by the build's user in its own tree: links in it lead root nowhere.
 _LINK_DIRECTORIES = """
 import os, shutil, sys
@@ -177,6 +178,7 @@ class Build:
         self.name = "%s-%s" % (stamp, spec["revision"][:10])
         self.path = layout.release(self.name)
         self.log = os.path.join(spec["log_folder"], "builds", "%s.log" % self.name)
+        self._built = [os.path.join(self.path, name) for name in ("source", "venv")]
         self.timings = {}
 
     def run(self) -> str:
@@ -202,7 +204,6 @@ class Build:
                 step()
                 self.timings[step.__name__] = round(time.monotonic() - started, 2)
         except BaseException as error:
-            self._end_processes()
             discard(self.layout, self.state, self.name)
             audit(self.layout, "build_failed", release=self.name, version=self.spec["version"], reason=str(error))
             raise
@@ -219,12 +220,24 @@ class Build:
         )
         return self.name
 
-    def _command(self, what: str, argv, env=None, cwd=None, user=None):
-        """Run one command of the build niced, as the build user, its output in the build's log."""
-        base = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/var/cache/shiftmaster"}
-        base.update(env or {})
-        done = run_as(user or self.spec["build_user"], argv, base, cwd, None, self.spec["timeout_seconds"], nice=True)
-        self._judge(what, done)
+    def _build(self, argv, env=None, cwd=None, stdin=subprocess.DEVNULL):
+        """Run one command of the build, niced, as the build user, which can write to what it builds alone."""
+        base = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent"}
+        return run_as(
+            self.spec["build_user"],
+            argv,
+            dict(base, **env or {}),
+            cwd,
+            stdin,
+            self.spec["timeout_seconds"],
+            nice=True,
+            kind="build",
+            writable=self._built,
+        )
+
+    def _command(self, what: str, argv, env=None, cwd=None):
+        """Run one command of the build, its output in the build's log."""
+        self._judge(what, self._build(argv, env, cwd))
 
     def _judge(self, what: str, done) -> None:
         text = "== %s\n%s%s\n" % (what, done.stdout, done.stderr)
@@ -242,10 +255,19 @@ class Build:
     def _code(self, what: str, arguments) -> None:
         # The application's code runs as the application's user here too: it may open logs in linked directories.
         code = ReleaseCode(self.path, self.spec["user"])
-        self._judge(what, code.manage(arguments, timeout=self.spec["timeout_seconds"], nice=True))
+        self._judge(
+            what,
+            code.manage(
+                arguments,
+                timeout=self.spec["timeout_seconds"],
+                nice=True,
+                writable=(os.path.join(self.path, "static"),),
+            ),
+        )
 
     def unpack(self) -> None:
         _log_file(self.log, self.spec["log_folder"])
+        safe_files.remove_tree(_OLD_PIP_CACHE)
         source = os.path.join(self.path, "source")
         for name, owner in (("source", "build_user"), ("venv", "build_user"), ("site", ""), ("static", "user")):
             path = os.path.join(self.path, name)
@@ -255,29 +277,11 @@ class Build:
                 os.chown(path, entry.pw_uid, entry.pw_gid)
         # Opened here, since the archive is root's: the build user gets it as its standard input.
         with open(self.spec["archive"], "rb") as archive:
-            done = subprocess.run(
-                (
-                    "runuser",
-                    "-u",
-                    self.spec["build_user"],
-                    "--",
-                    "tar",
-                    "-x",
-                    "-f",
-                    "-",
-                    "-C",
-                    source,
-                    "--no-same-owner",
-                    "--no-same-permissions",
-                ),
-                stdin=archive,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                check=False,
-                timeout=self.spec["timeout_seconds"],
+            done = self._build(
+                ["tar", "-x", "-f", "-", "-C", source, "--no-same-owner", "--no-same-permissions"], stdin=archive
             )
-        if done.returncode != 0:
-            raise BuildError("the source archive cannot be unpacked: %s" % done.stderr.decode(errors="replace").strip())
+        if done.rc != 0:
+            raise BuildError("the source archive cannot be unpacked: %s" % tail(done.stderr))
 
     def virtual_environment(self) -> None:
         self._command(
@@ -287,7 +291,8 @@ class Build:
 
     def requirements(self) -> None:
         env = {
-            "PIP_CACHE_DIR": _PIP_CACHE,
+            # What one release's build could write to, another one would install.
+            "PIP_NO_CACHE_DIR": "1",
             "PIP_CERT": _CA_BUNDLE,
             "PIP_NO_INPUT": "1",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -341,16 +346,9 @@ class Build:
     def bytecode(self) -> None:
         # Source that does not compile (a template, a file for another Python) is the application's business: the
         # gate decides whether it starts. So this command's exit code is no verdict.
-        for name, user in (("source", self.spec["build_user"]), ("site", None)):
-            run_as(
-                user,
-                [self.spec["python"], "-I", "-m", "compileall", "-q", name],
-                {"PATH": "/usr/bin:/bin"},
-                self.path,
-                None,
-                self.spec["timeout_seconds"],
-                nice=True,
-            )
+        words = [self.spec["python"], "-I", "-m", "compileall", "-q"]
+        self._build([*words, "source"], cwd=self.path)
+        run_as(None, [*words, "site"], {"PATH": "/usr/bin:/bin"}, self.path, timeout=self.spec["timeout_seconds"])
 
     def check(self) -> None:
         if self.spec["check"]:
@@ -373,12 +371,6 @@ class Build:
                     "the Celery application %s of version %s cannot be loaded: %s"
                     % (self.spec["celery_application"], self.spec["version"], error)
                 ) from error
-            # The release's own code says so: anything may come.
-            found = {name: self.celery.get(name) for name in ("tasks", "queues")}
-            for name, values in found.items():
-                if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
-                    raise BuildError("version %s does not list the %s of Celery" % (self.spec["version"], name))
-            self.celery = found
 
     def static_files(self) -> None:
         if self.spec["collectstatic"]:
@@ -388,18 +380,10 @@ class Build:
         merge_static(static, self.layout.union)
 
     def hooks(self) -> None:
-        run_hooks(self.path, self.spec["hooks"], "after_build", self.spec["build_user"])
-
-    def _end_processes(self) -> None:
-        """End what a build left running: it could go on writing to files of the release that it has open."""
-        entry = pwd.getpwnam(self.spec["build_user"])
-        if entry.pw_uid not in (0, pwd.getpwnam(self.spec["user"]).pw_uid):
-            # -1 is every process that this user may signal: none can fork its way out of that.
-            run_as(self.spec["build_user"], ["/bin/sh", "-c", "kill -KILL -1"], {}, "/")
+        run_hooks(self.path, self.spec["hooks"], "after_build", self.spec["build_user"], "build", self._built)
 
     def take(self) -> None:
-        """Take source and environment from the build before the release's own code runs: it could keep files open."""
-        self._end_processes()
+        """Take source and environment from the build before the release's own code runs: its processes have ended."""
         for name in ("source", "venv"):
             _seal(os.path.join(self.path, name), self.spec["build_user"])
 
@@ -478,7 +462,7 @@ def merge_static(source: str, union: str) -> None:
                 safe_files.write(there, content, 0o644, beneath=union)
 
 
-def run_hooks(release_path: str, hooks, phase: str, user: str) -> list:
+def run_hooks(release_path: str, hooks, phase: str, user: str, kind: str = "code", writable=()) -> list:
     """Run the hooks of a phase in order, in the release, with its environment; returns [{name, output}].
 
     A hook that fails or takes too long raises BuildError with its output; the phase fails as if it had itself.
@@ -490,9 +474,14 @@ def run_hooks(release_path: str, hooks, phase: str, user: str) -> list:
         code = ReleaseCode(release_path, hook.get("user") or user)
         # Another user's hook, root's for example, runs no program of the release by its bare name.
         own = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} if hook.get("user") else {}
+        place = (kind, writable) if code.user == user else ("hook", ())
         try:
             done = code.run(
-                ["/bin/sh", "-c", hook["command"]], timeout=hook.get("timeout_seconds") or 300, extra_env=own
+                ["/bin/sh", "-c", hook["command"]],
+                timeout=hook.get("timeout_seconds") or 300,
+                extra_env=own,
+                kind=place[0],
+                writable=place[1],
             )
         except ReleaseCodeError as error:
             raise BuildError("hook %s (%s): %s" % (hook["name"], phase, error)) from error

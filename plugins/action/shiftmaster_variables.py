@@ -10,9 +10,10 @@ Runs on the controller only. Options:
     required    [{name, hint}]: variables that must be set and not empty
     choices     [{name, value, choices}]: what people type with a run
 
+    ranges      {name or end of a name: [least, most, further values]} of numbers; see group_vars/all/ranges.yml
     elsewhere   names that end like those of a host's directories (_dir, _root, _folder) and are none
 
-Returns problems, a list of sentences; of values only those that name a directory, since others may be secrets. And
+Returns problems, a list of sentences; of values only directories and numbers, since others may be secrets. And
 directories, [{name, path}]: those that the site chose, for a check on the host.
 """
 
@@ -60,6 +61,36 @@ def type_problems(role, options, values):
     """Return the sentences of Ansible's own validation of one role's options."""
     result = ArgumentSpecValidator(options).validate(values)
     return ["role %s: %s" % (role, message) for message in result.error_messages]
+
+
+def range_of(name, ranges):
+    """Return the range of a number: that of its name, else of the longest end of it; None where there is none."""
+    words = re.split(r"(?<=[_.])", name)
+    ends = ("".join(words[number:]) for number in range(len(words)))
+    return next((ranges[end] for end in ends if end in ranges), None)
+
+
+def range_problems(name, option, value, ranges):
+    """Return a sentence for each number in an option's value that is out of its range."""
+    if isinstance(value, list):
+        elements = dict(option, type=option.get("elements"))
+        return [text for one in value for text in range_problems(name, elements, one, ranges)]
+    if isinstance(value, dict):
+        return [
+            text
+            for key, below in (option.get("options") or {}).items()
+            if key in value
+            for text in range_problems("%s.%s" % (name, key), below, value[key], ranges)
+        ]
+    allowed = range_of(name, ranges) if option.get("type") in ("int", "float") else None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return []  # Its type is judged elsewhere.
+    if not allowed or allowed[0] <= number <= allowed[1] or number in allowed[2:]:
+        return []
+    more = "".join(", or %s" % one for one in allowed[2:])
+    return ["%s=%s is out of its range: %s to %s%s" % (name, value, allowed[0], allowed[1], more)]
 
 
 def directories_of(options, values, defaults, elsewhere):
@@ -142,6 +173,8 @@ class ActionModule(ActionBase):
                 if name in values or option.get("required")
             }
             problems += type_problems(role, wanted, values)
+            for name, value in values.items():
+                problems += range_problems(name, options[name], value, arguments.get("ranges") or {})
             directories.update(directories_of(options, values, defaults[role], arguments.get("elsewhere") or []))
         refused = {name: _system_paths.refusal(str(path)) for name, path in directories.items()}
         problems += ["%s=%s %s" % (name, directories[name], why) for name, why in refused.items() if why]

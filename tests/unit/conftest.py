@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,15 @@ class FastLoader(yaml.CSafeLoader):
 
 # For yaml.safe_load.
 yaml.SafeLoader = FastLoader
+
+
+@pytest.fixture(autouse=True)
+def without_systemd(monkeypatch):
+    """Root runs a release's code in transient units; the machine of the tests may have no systemd."""
+    from ansible.module_utils.shiftmaster import releasecode
+
+    program = (sys.executable, "-I", "-S", str(ROOT / "tests/fake_systemd_run.py"))
+    monkeypatch.setattr(releasecode, "SYSTEMD_RUN", program)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -168,3 +169,71 @@ def test_the_cause_is_found_where_the_application_writes_json(tmp_path, monkeypa
     assert f"{error}, {own} and `journalctl" in said
     own.unlink()
     assert "app.log" not in engine.evidence("blue")
+
+
+ONE, TWO = "20260101T000000Z-0a1b2c3d01", "20260102T000000Z-0a1b2c3d02"
+
+
+@pytest.fixture
+def switched(tmp_path, monkeypatch):
+    """An engine whose traffic has moved from one (blue) to two (green), with systemd as a dictionary of states."""
+    layout = Layout(str(tmp_path))
+    for path in (layout.state, Path(layout.shared) / "parked", layout.release(ONE), layout.release(TWO)):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    for colour, release in (("blue", ONE), ("green", TWO)):
+        layout.point_colour(colour, release)
+    layout.activate("green")
+    engine = cutover.Cutover(
+        layout,
+        cutover.State(layout),
+        {"celery_application": "x", "beat": False, "fleet": False, "worker_stop_seconds": 1, "worker_gate_seconds": 1}
+        | {"drain_grace_seconds": 0, "drain_limit_seconds": 0, "hooks": [], "run_id": "r", "who": "w", "user": "u"},
+    )
+    transition = {"kind": "deploy", "from": ONE, "to": TWO, "from_colour": "blue", "to_colour": "green"}
+    engine.state.begin(**transition, phase="handover", run_id="r")
+    engine.units = {
+        f"shiftmaster-{kind}@{colour}.service": "active" for kind in units.KINDS for colour in cutover.COLOURS
+    }
+
+    def systemctl(verb, *words, **_more):
+        for name in words:
+            if name in engine.units:
+                engine.units[name] = {"start": "active", "restart": "active"}.get(verb, "inactive")
+
+    monkeypatch.setattr(cutover, "systemctl", systemctl)
+    monkeypatch.setattr(cutover.units, "active_state", lambda name: engine.units.get(name, "inactive"))
+    monkeypatch.setattr(cutover.units, "yielding", lambda *_arguments: contextlib.nullcontext())
+    monkeypatch.setattr(cutover, "accept_queue", lambda _path: 0)
+    engine._driver_of = lambda _release: None
+    return engine
+
+
+@pytest.mark.parametrize("error", [KeyError("alive"), TypeError("no list"), RecursionError(), ValueError("x")])
+def test_whatever_a_release_answers_the_traffic_goes_back_and_what_failed_ends(switched, error):
+    def ask(_request):
+        raise error
+
+    def fail():
+        raise error
+
+    switched._ask = ask
+    with pytest.raises(cutover.CutoverError):
+        switched._or_back(fail)
+    assert switched.layout.current() == ONE
+    assert switched.units["shiftmaster-web@blue.service"] == "active"
+    assert {switched.units[f"shiftmaster-{kind}@green.service"] for kind in units.KINDS} == {"inactive"}
+    # The next run finishes it.
+    assert switched.state.transition["phase"] == "put_back"
+    switched._ask = lambda request: {"alive": True, "confirmed": True, "parked": [], "replayed": []}
+    switched.recover()
+    assert switched.state.transition is None and switched.layout.current() == ONE
+
+
+def test_an_answer_that_breaks_the_recovery_leads_back(switched, monkeypatch):
+    def gate(_colour, _target):
+        raise KeyError("release")
+
+    switched._gate_web = gate
+    switched._ask = lambda request: {"alive": True, "confirmed": True, "parked": [], "replayed": []}
+    switched.recover()
+    assert switched.state.transition is None and switched.layout.current() == ONE

@@ -432,14 +432,17 @@ def test_both_languages_link_to_the_same_places(english, japanese):
 # --- changelog ------------------------------------------------------------------------------------------------------
 
 
-def test_changelog_says_whom_it_concerns_and_what_to_do():
+def test_changelog_begins_with_what_an_upgrade_needs_and_names_the_subject_of_each_entry():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^## \[Unreleased\]$", text, re.M)
-    kinds = set(re.findall(r"^### (.*)$", text, re.M))
-    assert kinds and kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    first, *kinds = re.findall(r"^### (.*)$", text, re.M)
+    assert first == "Before you upgrade"
+    steps = re.findall(r"^(\d+)\. ", text.partition("### Before you upgrade")[2].partition("\n### ")[0], re.M)
+    assert steps == [str(number) for number in range(1, len(steps) + 1)] and 0 < len(steps) <= 12
+    assert kinds and set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     entries = [" ".join(entry.split()) for entry in re.findall(r"^- (.*?)(?=^- |^#|\Z)", text, re.M | re.S)]
     assert entries
-    assert [entry for entry in entries if not re.match(r"\*\*[^*]+\*\*: ", entry) or "What to do:" not in entry] == []
+    assert [entry for entry in entries if not re.match(r"\*\*[^*]+\*\*: ", entry)] == []
 
 
 def test_shell_in_the_documents_is_shell():

@@ -139,7 +139,10 @@ def test_a_tree_that_cannot_be_sealed_fails_the_build_and_is_removed(build, secr
 
 
 def test_a_process_that_the_build_left_running_is_ended(build, place):
-    path = build(hook="setsid sh -c 'exec 3>>late; while :; do echo x >&3; sleep 0.01; done' >/dev/null 2>&1 &")
+    path = build(
+        hook="setsid sh -c 'exec 3>>late; while :; do echo x >&3; sleep 0.01; done' >/dev/null 2>&1 &"
+        " until [ -s late ]; do sleep 0.01; done"
+    )
     size = (path / "source" / "late").stat().st_size
     time.sleep(0.2)
     assert (path / "source" / "late").stat().st_size == size

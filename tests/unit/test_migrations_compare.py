@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import pytest
 from ansible.module_utils.shiftmaster import migrations
 
 EXPANDS = (
@@ -126,3 +128,21 @@ def test_django_knows_better_whether_an_operation_can_be_reversed():
 
 def test_a_pending_migration_without_a_text_is_a_contract():
     assert migrations.plan(answer_for([], ""))[0]["class"] == "contract"
+
+
+@pytest.mark.parametrize("linked", ["source", "venv", "venv/lib", "venv/lib/python3", "venv/lib/python3/site-packages"])
+def test_a_link_that_a_build_left_leads_root_to_no_other_tree(tmp_path, linked):
+    """Each directory on the way to a release's files, in the place of a link to what the application may not read."""
+    secret = tmp_path / "secret"
+    for tail in ("", "lib/python3/site-packages", "python3/site-packages", "site-packages"):
+        (secret / tail / "app/migrations").mkdir(parents=True, exist_ok=True)
+        (secret / tail / "app/migrations/0001_secret.py").write_text(
+            "from django.db import migrations\nclass Migration(migrations.Migration):\n    operations = []\n"
+        )
+    link = tmp_path / "releases/one" / linked
+    link.parent.mkdir(parents=True)
+    link.symlink_to(secret)
+    assert migrations.known_statically(str(tmp_path / "releases/one")) == []
+    link.unlink()
+    shutil.copytree(secret, link)
+    assert [one["name"] for one in migrations.known_statically(str(tmp_path / "releases/one"))] == ["0001_secret"]

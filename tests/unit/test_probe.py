@@ -100,6 +100,15 @@ def test_http_get_over_a_unix_socket(tmp_path):
         assert probe.http_get("unix:" + path, "/health/").status == 200
 
 
+def test_a_link_in_the_place_of_a_unix_socket_leads_nowhere(tmp_path):
+    """The service owns the directory: root would send its request to another service's socket."""
+    with server(answer(HELLO), path=str(tmp_path / "other.sock")) as path:
+        os.symlink(path, tmp_path / "web.sock")
+        assert probe.http_get("unix:%s" % (tmp_path / "web.sock"), "/health/").status is None
+        (tmp_path / "file").touch()
+        assert probe.http_get("unix:%s" % (tmp_path / "file"), "/health/").status is None
+
+
 def test_http_get_keeps_64_kib_of_a_large_body():
     body = b"x" * 300000
     with server(answer(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + body)) as address:
@@ -630,3 +639,25 @@ def test_in_thread_gives_up_and_passes_errors_on():
         probe.in_thread(lambda: time.sleep(5), 0.2, "it")
     with pytest.raises(KeyError):
         probe.in_thread(lambda: {}["x"], 5, "it")
+
+
+def test_the_question_to_postgresql_runs_no_function_of_the_applications(monkeypatch):
+    """The application owns its database and can set a search_path for it; the probe may ask as a superuser."""
+    seen = {}
+
+    class Driver:
+        Error = RuntimeError
+
+        @staticmethod
+        def connect(**options):
+            seen.update(options)
+            raise RuntimeError("enough")
+
+    target = probe.PostgresTarget(host="localhost")
+    with pytest.raises(probe.ProbeError):
+        probe._postgres_by_driver(Driver, target, 5)
+    monkeypatch.setattr(probe, "run", lambda _argv, _timeout, env: seen.update(env) or (2, "", "enough"))
+    with pytest.raises(probe.ProbeError):
+        probe._postgres_by_psql(target, 5)
+    for given in (seen["options"], seen["PGOPTIONS"]):
+        assert given.startswith("-c search_path=pg_catalog,pg_temp ")

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import shiftmaster_release
-from ansible.module_utils.shiftmaster import probe, releasecode, releases, units
+from ansible.module_utils.shiftmaster import celery_driver, django_driver, probe, releasecode, releases, units
 from ansible.module_utils.shiftmaster import state as state_of
 from ansible.module_utils.shiftmaster.layout import Layout
 from ansible.module_utils.shiftmaster.state import State
@@ -449,12 +450,11 @@ def small_wheel(folder, name, version):
 
 
 @needs_root
-def test_with_a_folder_of_wheels_pip_asks_nobody_else(layout, state, spec, tmp_path, monkeypatch):
+def test_with_a_folder_of_wheels_pip_asks_nobody_else(layout, state, spec, tmp_path):
     """Neither the site's environment of pip nor the host's own configuration adds a place."""
     small_wheel(tmp_path / "wheels", "mine", "1.0")
     small_wheel(tmp_path / "elsewhere", "mine", "2.0")
     (tmp_path / "pip.conf").write_text(f"[global]\nfind-links = {tmp_path / 'elsewhere'}\n")
-    monkeypatch.setattr(releases, "_PIP_CACHE", str(tmp_path / "cache"))
     places = {"PIP_FIND_LINKS": str(tmp_path / "elsewhere"), "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
     spec.update(extra_requirements=["mine"], wheels_dir=str(tmp_path / "wheels"), pip_environment=places)
     name = releases.Build(layout, state, spec).run()
@@ -538,8 +538,68 @@ def test_code_has_the_releases_environment_and_nothing_of_ours(code, monkeypatch
 
 
 def test_code_and_output_of_a_command(code):
-    done = code.run(["/bin/sh", "-c", "cat; echo err >&2; exit 7"], stdin="in", nice=True)
-    assert done == (7, "in", "err\n")
+    with open(os.path.join(code.path, "env")) as stream:
+        done = code.run(["/bin/sh", "-c", "head -c 3; echo err >&2; exit 7"], stdin=stream, nice=True)
+    assert done == (7, "DB_", "err\n")
+
+
+def test_of_a_gigabyte_of_output_the_beginning_and_the_end_are_kept(code):
+    """It would otherwise be in root's memory, twice."""
+    script = "echo first; head -c 1073741824 /dev/zero; echo last; echo last >&2"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    done = code.run(["/bin/sh", "-c", script], timeout=300)
+    assert done.stdout.startswith("first\n") and done.stdout.endswith("last\n") and done.stderr == "last\n"
+    assert len(done.stdout) < 2 * releasecode.KEPT_BYTES
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'{'",
+        "'[1]'",
+        "'null'",
+        "'{}'",
+        "'{\"alive\": 1}'",
+        "'{\"alive\": null}'",
+        "'{\"error\": 5}'",
+        "'[' * 200000",
+        "'{\"alive\": true, \"x\": \"' + 'x' * 9000000 + '\"}'",
+    ],
+)
+def test_an_answer_of_another_form_or_size_is_an_error(code, driver, text):
+    with pytest.raises(releasecode.ReleaseCodeError):
+        code.driver(driver, {"op": "raw", "text": text})
+
+
+def test_noise_without_end_does_not_hold_a_driver(code, driver):
+    noise = "exec('while True: print(1)')"
+    with pytest.raises(releasecode.ReleaseCodeError, match="did not answer within 1 seconds"):
+        code.driver(driver, {"op": "raw", "text": noise}, timeout=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "fits"),
+    [
+        ({"a": "x", "more": 1}, {"a": str}, True),
+        ({"a": None}, {"a": (str, None)}, True),
+        ({"a": [["x"], []]}, {"a": [[str]], "b?": int}, True),
+        ({"a": [], "b": True}, {"a": [str], "b?": int}, False),
+        ({"k": {"x": "y"}}, {str: {str: str}}, True),
+        ({"k": {"x": 1}}, {str: {str: str}}, False),
+        ("a", [str], False),
+    ],
+)
+def test_forms_of_answers(value, shape, fits):
+    assert releasecode.matches(value, shape) is fits
+
+
+@pytest.mark.parametrize("driver", [celery_driver, django_driver], ids=["celery", "django"])
+def test_every_operation_of_a_driver_has_a_form(driver):
+    operations = getattr(driver, "OPERATIONS", None) or [
+        name for name in vars(driver.Operations) if not name.startswith("_")
+    ]
+    assert set(operations) == set(driver.ANSWERS)
 
 
 def test_a_command_that_hangs_is_killed_with_its_children(code, tmp_path):
@@ -595,6 +655,9 @@ for line in sys.stdin:
     if request["op"] == "hang":
         import time
         time.sleep(60)
+    if request["op"] == "raw":
+        print("@@shiftmaster-answer@@ " + eval(request["text"]), flush=True)
+        continue
     answer = {"error": "no such thing"} if request["op"] == "error" else {
         "echo": request, "words": open("/proc/self/cmdline").read(), "name": __name__}
     print("@@shiftmaster-answer@@ " + json.dumps(answer), flush=True)
@@ -605,7 +668,10 @@ for line in sys.stdin:
 def driver(tmp_path):
     (tmp_path / "toy_driver.py").write_text(DRIVER)
     specification = importlib.util.spec_from_file_location("toy_driver", tmp_path / "toy_driver.py")
-    return importlib.util.module_from_spec(specification)
+    module = importlib.util.module_from_spec(specification)
+    shape = {"echo": {"number?": int}, "words": str, "name": str}
+    module.ANSWERS = dict.fromkeys(("echo", "die", "hang", "error"), shape) | {"raw": {"alive": bool}}
+    return module
 
 
 def test_a_driver_answers_several_requests_over_its_noise(code, driver):

@@ -178,7 +178,7 @@ def test_environments_on_one_machine_do_not_lock_each_other_out():
         return [line for line in text.splitlines() if " root cd " in line]
 
     (backup,) = lines("backup.cron.j2", "production")
-    assert backup.startswith("5 2 * * * root cd /srv && flock --nonblock /run/lock/shiftmaster-backup-production ")
+    assert backup.startswith("5 2 * * * root cd /srv && flock --nonblock /run/shiftmaster-backup-production.lock ")
     watch, weekly = lines("reports.cron.j2", "production")
     assert watch.startswith("*/5 * * * * root ") and "playbooks/health.yml -e health_tell=true >" in watch
     assert weekly.startswith("15 8 * * 1 root ") and "-e report_host=m1 -e period=weekly >" in weekly

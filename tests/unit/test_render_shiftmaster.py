@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible.module_utils.shiftmaster import releasecode
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
@@ -68,9 +69,23 @@ def test_linked_directories_can_be_written_to():
 
 def test_who_counts_errors_can_read_gunicorns_log():
     """gunicorn gives it to its own group at each start, in which mtail is not."""
-    parser, _text = unit("shiftmaster-web@.service.j2", shiftmaster_log_dir="/srv/log")
+    _parser, text = unit("shiftmaster-web@.service.j2", shiftmaster_log_dir="/srv/log")
     # systemd-tmpfiles follows no link of the application's; chgrp did.
-    assert parser["Service"]["ExecStartPost"] == "-+/usr/bin/systemd-tmpfiles --create /etc/tmpfiles.d/shiftmaster.conf"
+    assert "\nExecStartPost=-+/usr/bin/systemd-tmpfiles --create /etc/tmpfiles.d/shiftmaster.conf\n" in text
+
+
+@pytest.mark.parametrize("kind", ["code", "build"])
+def test_what_a_release_brings_runs_in_the_sandbox_of_its_units(kind):
+    """The drop-in is found by the beginning of a transient unit's name, which releasecode.py gives it."""
+    service = unit("shiftmaster-web@.service.j2")[0]["Service"]
+    transient = unit("transient.conf.j2", kind=kind)[0]["Service"]
+    lines = [line.partition("=")[0] for line in render("sandbox.j2").splitlines() if "=" in line]
+    assert len(lines) > 20
+    weaker = {"MemoryDenyWriteExecute"} if kind == "build" else {"ReadWritePaths"}
+    for name in set(lines) - weaker - {"SystemCallFilter"}:
+        assert transient[name] == service[name], name
+    assert f"/etc/systemd/system/shiftmaster-{kind}-.service.d/sandbox.conf" in (ROLE / "vars/main.yml").read_text()
+    assert '"shiftmaster-%s-%d-%d.service"' in Path(releasecode.__file__).read_text()
 
 
 @pytest.mark.parametrize("queues, option", [([], ""), (["a", "b"], "-Q a,b")])

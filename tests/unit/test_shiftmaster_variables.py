@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAY = """
@@ -17,12 +20,13 @@ PLAY = """
   gather_facts: false
   tasks:
     - shiftmaster_variables:
-        roles: [shiftmaster]
+        roles: [shiftmaster, base, firewall, backup, nginx, redis]
         roles_here: "{{ here | default(['shiftmaster']) }}"
         known: [shiftmaster_known]
         wiring: [monitoring]
         required: "{{ needed | default([]) }}"
         choices: "{{ chosen | default([]) }}"
+        ranges: "{{ ranges | default({}) }}"
       register: found
     - ansible.builtin.copy:
         dest: "{{ answer }}"
@@ -30,7 +34,13 @@ PLAY = """
         content: "{{ found.problems | to_json }}"
 """
 # What the role cannot do without, and its defaults refer to.
-GIVEN = {"shiftmaster_database_password": "x", "shiftmaster_lock_host": "a", "shiftmaster_edge_hosts": ["a"]}
+RANGES = yaml.safe_load((ROOT / "group_vars/all/ranges.yml").read_text())["preflight_ranges"]
+GIVEN = {
+    "ranges": RANGES,
+    "shiftmaster_database_password": "x",
+    "shiftmaster_lock_host": "a",
+    "shiftmaster_edge_hosts": ["a"],
+}
 
 
 @pytest.fixture
@@ -97,3 +107,67 @@ def test_a_required_option_is_missed(problems):
 def test_values_count_only_where_the_role_runs_and_names_everywhere(problems):
     found = problems(here=[], shiftmaster_web_threads="many", shiftmaster_web_worker=3)
     assert len(found) == 1 and "shiftmaster_web_worker " in found[0], found
+
+
+BAD_NUMBERS = {
+    "firewall_connections_per_address": -1,
+    "base_hardening_shell_timeout_seconds": 1,
+    "backup_wal_limit_mb": 0,
+    "nginx_requests_per_address": "-5",
+    "nginx_https_port": 70000,
+    "shiftmaster_web_threads": 0,
+    "firewall_public_ports": [80, 0],
+    "redis_instances": [{"name": "main", "port": -1}],
+    "base_remote_syslog": {"host": "syslog.example.jp", "port": 99999},
+}
+
+
+def test_numbers_out_of_their_range_are_named_in_the_one_list(problems):
+    here = ["shiftmaster", "base", "firewall", "backup", "nginx", "redis"]
+    found = [one for one in problems(here=here, **BAD_NUMBERS) if "out of its range" in one]
+    assert {re.split("[=.]", one)[0] for one in found} == set(BAD_NUMBERS)
+    assert len(found) == len(BAD_NUMBERS), found
+
+
+@pytest.mark.parametrize(
+    "syslog",
+    [{"port": 514}, {"server": "syslog.example.jp"}, {"host": "a", "port": "many"}, "syslog.example.jp", ["a"]],
+)
+def test_the_form_of_the_syslog_server_is_judged(problems, syslog):
+    assert any("base_remote_syslog" in one for one in problems(here=["base"], base_remote_syslog=syslog))
+
+
+def test_a_right_syslog_server_is_none_of_the_problems(problems):
+    for syslog in ({}, {"host": "syslog.example.jp"}, {"host": "syslog.example.jp", "port": 6514}):
+        assert problems(here=["base"], base_remote_syslog=syslog) == []
+
+
+def numbers(options, prefix=""):
+    """(name, option) of each option that holds numbers."""
+    for name, option in options.items():
+        if {option.get("type"), option.get("elements")} & {"int", "float"}:
+            yield prefix + name, option
+        yield from numbers(option.get("options") or {}, f"{prefix}{name}.")
+
+
+def test_every_number_of_every_role_has_a_range_and_its_default_is_in_it():
+    specification = importlib.util.spec_from_file_location(
+        "variables", ROOT / "plugins/action/shiftmaster_variables.py"
+    )
+    plugin = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(plugin)
+    without, outside, names = [], [], set()
+    for path in sorted((ROOT / "roles").glob("*/meta/argument_specs.yml")):
+        for spec in yaml.safe_load(path.read_text())["argument_specs"].values():
+            for name, option in numbers(spec.get("options") or {}):
+                names.add(name)
+                if plugin.range_of(name, RANGES) is None:
+                    without.append(name)
+                default = option.get("default")
+                if isinstance(default, (int, float, list)):
+                    outside += plugin.range_problems(name, option, default, RANGES)
+    assert (without, outside) == ([], [])
+    # A range of a name that is gone would be no range of anything.
+    ends = {name[found:] for name in names for found in [0, *(m.end() for m in re.finditer("[_.]", name))]}
+    assert set(RANGES) <= ends
+    assert all(low < high for low, high, *_more in RANGES.values())

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import subprocess
+import time
 
 APP, LOG = "/var/www/shiftmaster", "/var/log/shiftmaster"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI-hostile attacker\n"
@@ -144,6 +145,33 @@ def attempts():
     yield "environments", environments
     yield "kill", kill
     yield from planted()
+
+
+def replace_socket():
+    """Put a link in the place of the socket on which the web server finds this process, once the test asks for it."""
+    request, result = f"{APP}/shared/media/replace-socket", f"{APP}/shared/media/replaced-socket"
+    while True:
+        time.sleep(0.2)
+        try:
+            os.unlink(request)  # One of the processes has it.
+        except OSError:
+            continue
+        try:
+            place = f"/run/shiftmaster-web-{os.environ['SHIFTMASTER_COLOUR']}/web.sock"
+            os.rename(place, place + ".aside")
+            os.symlink("/run/dbus/system_bus_socket", place)
+            found = "replaced"
+        except OSError as error:
+            found = type(error).__name__
+        with open(result + ".new", "w") as stream:
+            stream.write(found)
+        os.rename(result + ".new", result)
+
+
+def leave(mark):
+    """Leave a process that outlives this one and all that started it."""
+    command = ["setsid", "sh", "-c", f"while sleep 1; do :; done # {mark}"]
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def run(context):

