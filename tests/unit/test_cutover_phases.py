@@ -771,7 +771,7 @@ def test_withdrawing_a_first_release_stops_nothing(empty):
     assert State(empty.layout).status(TWO) is None
 
 
-# --- what a killed run leaves -------------------------------------------------------------------------------------------
+# --- what a killed run leaves -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase", ["start", "gate"])
