@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
 import json
 import os
 import random
@@ -204,17 +205,21 @@ def equivalents() -> list[dict]:
     return yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8"))
 
 
+@functools.cache
+def imports_of_tests(root: Path) -> dict:
+    """Return {unit test: names that it imports}."""
+    found = {}
+    for path in sorted((root / "tests/unit").glob("test_*.py")):
+        text = path.read_text(encoding="utf-8")
+        imported = re.findall(r"^\s*(?:from|import) (.*(?:\(\n(?:.*\n)*?\))?)", text, re.M)
+        imported += re.findall(r"spec_from_file_location\(\"(\w+)\"", text)
+        found[str(path.relative_to(root))] = set(re.findall(r"\w+", " ".join(imported)))
+    return found
+
+
 def tests_of(module: str, root: Path = ROOT) -> list[str]:
     """Return the unit tests that import a module, those that have its name first."""
-    found = []
-    for path in sorted((root / "tests/unit").glob("test_*.py")):
-        names = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                names |= set((getattr(node, "module", None) or "").split("."))
-                names |= {part for alias in node.names for part in alias.name.split(".")}
-        if module in names:
-            found.append(str(path.relative_to(root)))
+    found = [name for name, imported in imports_of_tests(root).items() if module in imported]
     return sorted(found, key=lambda one: (module not in one, one))
 
 

@@ -122,16 +122,10 @@ def test_missing_files_and_directories_are_named(tmp_path):
 
 def test_directories_are_made_and_a_link_in_their_place_is_rejected(theirs):
     os.close(safe_files.open_directory(str(theirs / "a" / "b"), 0o750))
-    assert (theirs / "a" / "b").stat().st_mode & 0o777 == 0o750 & ~current_umask()
+    assert (theirs / "a" / "b").stat().st_mode & 0o777 == 0o750
     (theirs / "c").symlink_to(theirs.parent)
     with pytest.raises(UnsafePathError):
         safe_files.open_directory(str(theirs / "c"), 0o750)
-
-
-def current_umask():
-    old = os.umask(0)
-    os.umask(old)
-    return old
 
 
 def test_removing_a_tree_stays_inside_it(theirs):
@@ -196,3 +190,15 @@ def test_a_path_that_is_swapped_all_the_time_never_leads_outside(theirs):
         done.set()
         thread.join()
     assert found == {"theirs"}
+
+
+def test_directories_are_made_with_their_mode_whatever_the_umask_is(tmp_path):
+    (tmp_path / "there").mkdir(mode=0o700)
+    before = os.umask(0o027)
+    try:
+        os.close(safe_files.open_directory(str(tmp_path / "a/b"), 0o755))
+        os.close(safe_files.open_directory(str(tmp_path / "there"), 0o755))
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b", "there")] == [0o755, 0o755, 0o700]

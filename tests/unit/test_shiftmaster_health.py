@@ -754,3 +754,23 @@ def test_the_play_checks_the_guides_seven():
 def test_wired_checks_use_options_that_exist(check):
     assert set(check) <= set(shiftmaster_health.CHECK_OPTIONS)
     assert check["kind"] in health_checks.KINDS
+
+
+@pytest.mark.parametrize(
+    "text,token",
+    [
+        ("SHIFTMASTER_HEALTH_TOKEN=secret\n", "secret"),
+        ("SHIFTMASTER_HEALTH_TOKEN=\n", None),
+        ("OTHER=secret\n", None),
+        (None, None),
+    ],
+)
+def test_deep_health_is_asked_with_the_token_of_the_environment(environment, monkeypatch, tmp_path, text, token):
+    """Without it the application hides its parts from everybody but the private socket."""
+    asked = http(monkeypatch, 200, '{"status": "healthy", "checks": {}}')
+    context = environment(text) if text else Context(str(tmp_path / "none"), app_root=str(tmp_path))
+    wanted = options("deep_health", url="https://shift.example", headers={"X-Other": "1"})
+    assert health_checks.check_deep_health(wanted, context).status == "healthy"
+    assert asked[0][4] == ({"X-Other": "1", "X-Health-Token": token} if token else {"X-Other": "1"})
+    # The options of the check stay as they are.
+    assert wanted["headers"] == {"X-Other": "1"}
