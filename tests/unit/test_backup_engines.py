@@ -47,7 +47,8 @@ class FakeHost(Host):
                 },
             }
         )  # fmt: skip
-        self.words, self.fails, self.backups, self.last_wal = [], [], [], wal(9)
+        self.words, self.fails, self.backups = [], [], []
+        self.last_wal, self.earlier_wal = wal(9), wal(7)
         self.snapshots, self.stay, self.state, self.free, self.in_recovery = [], set(), "active", 1 << 40, ["f"]
         self.settings, self.options_of, self.log_lines = "", [], []
         self.react = lambda words: None
@@ -118,7 +119,8 @@ class FakeHost(Host):
                     "status": {"code": 0, "message": "ok"},
                     "repo": [{"key": 1, "cipher": "aes", "status": {"code": 0, "message": "ok"}}],
                     "archive": [
-                        {"id": "17-1", "database": {"id": 1, "repo-key": 1}, "min": wal(1), "max": self.last_wal}
+                        {"id": name, "database": {"id": 1, "repo-key": 1}, "min": last and wal(1), "max": last}
+                        for name, last in (("16-1", self.earlier_wal), ("17-1", self.last_wal), ("18-2", None))
                     ],
                     "backup": [
                         {
@@ -323,7 +325,7 @@ def test_without_an_archive_all_received_wal_stays(host, past):
     folder.mkdir()
     for name in (wal(7), wal(8)):
         (folder / name).touch()
-    host.last_wal = None
+    host.last_wal = host.earlier_wal = None
     past.prune(host)
     assert len(os.listdir(folder)) == 2
 
@@ -473,7 +475,7 @@ def test_a_plan_of_a_table_needs_the_database_and_one_of_files_does_not(saved, c
 
 
 def test_a_plan_without_an_archive_knows_no_last_segment(saved, clock):
-    saved.last_wal = None
+    saved.last_wal = saved.earlier_wal = None
     assert backup_restore.plan(saved, {"target": "latest", "parts": ["database"]})["last_segment"] == ""
 
 
@@ -511,7 +513,7 @@ def received(host):
 
 def test_received_is_what_the_archive_lacks(host, received):
     assert backup_restore.received(host) == [wal(10), wal(11), wal(12) + ".partial"]
-    host.last_wal = None
+    host.last_wal = host.earlier_wal = None
     assert backup_restore.received(host)[0] == wal(8)
 
 

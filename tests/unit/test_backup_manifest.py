@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import random
@@ -449,3 +450,19 @@ def test_what_is_said_of_many_backups_alike_is_one_line():
     told = ["3 backups, 1F to 3I, %s" % rest, "the clock is behind"]
     assert report.of_run(manifest) == told and report.reasons(manifest) == told
     assert set(told) <= set(report.lines(manifest, "/backups"))
+
+
+def test_the_checksum_of_a_manifest_is_the_same_for_every_version_of_the_program():
+    """Those that are on disks were written by earlier ones, with names in Japanese."""
+    content = {"b": ["シフト", 1], "a": None, "sha256": "left out"}
+    text = rb'{"a":null,"b":["\u30b7\u30d5\u30c8",1]}'
+    assert manifests.checksum(content) == hashlib.sha256(text).hexdigest()
+
+
+def test_the_metrics_say_when_a_run_was_last_brought_off_site():
+    name = "shiftmaster_backup_offsite_last_success_timestamp_seconds"
+    first, second = good_run(), good_run(now=NOW + 86400, run_id="20261127T154259Z")
+    assert name not in manifests.metrics([first, second])
+    first["parts"]["files"]["offsite"] = "read there"
+    at = manifests.seconds_of(first["ended"])
+    assert "%s %d\n" % (name, at) in manifests.metrics([second, first])

@@ -264,6 +264,7 @@ def test_a_killed_restore_is_undone_and_told(keeper, place, capsys):
     assert place.says() == "new" and place.marker.exists()
     backup_restore.undo(keeper, "r1")
     assert place.says() == "old" and '"failed": "the restore was killed' in capsys.readouterr().out
+    assert "restore r1: the restore was killed" in (place.data.parent / "log").read_text()
     assert [words[1] for words in place.words] == ["stop", "start"]
     backup_restore.undo(keeper, "r1")
     assert capsys.readouterr().out == ""

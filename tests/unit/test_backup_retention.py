@@ -49,6 +49,10 @@ def codes(made):
     return [alert.code for alert in made.alerts]
 
 
+def places(made):
+    return [(alert.code, alert.where) for alert in made.alerts]
+
+
 # --------------------------------------------------------------------------------------------------------------- rules
 
 
@@ -116,7 +120,7 @@ def test_two_damaged_ones_do_not_expire_the_last_clean_one():
     """What pgBackRest's own retention did."""
     items = [item("clean", 50), item("damaged1", 40, damaged=True), item("damaged2", 0, damaged=True)]
     made = decide(items, {"clean": True})
-    assert made.remove == () and codes(made) == ["newest_not_proven"]
+    assert made.remove == () and places(made) == [("newest_not_proven", "damaged2")]
     healed = decide([*items, item("good", 0)], {"clean": True, "good": True})
     assert healed.remove == ("damaged1",)
 
@@ -139,7 +143,7 @@ def test_a_proof_is_true_and_nothing_else():
 def test_a_run_of_failures_removes_nothing():
     items = weeks(8, first=3)
     made = decide(items)
-    assert made.remove == () and codes(made) == ["not_fresh"]
+    assert made.remove == () and places(made) == [("not_fresh", items[-1].name)]
     assert len(made.keep) == len(items)
     assert decide(items, policy=Policy(fresh_days=4)).remove
 
@@ -161,7 +165,7 @@ def test_a_clock_that_is_behind_removes_nothing(days):
     made = decide(items, now=NOW - days * DAY)
     assert made.remove == () and "clock" in codes(made)
     assert len(made.keep) == len(items)
-    assert "F0_0" in made.alerts[0].what
+    assert "F0_0" in made.alerts[0].what and made.alerts[0].where == max(items, key=lambda one: one.ended).name
 
 
 def test_two_hosts_clocks_may_differ_a_little():
@@ -170,7 +174,7 @@ def test_two_hosts_clocks_may_differ_a_little():
 
 def test_a_run_of_the_future_tells_of_the_clock_too():
     made = decide(weeks(8), seen=[NOW - day * DAY for day in range(-2, 60)])
-    assert codes(made) == ["clock"] and made.remove == ()
+    assert places(made) == [("clock", "")] and made.remove == ()
 
 
 @pytest.mark.parametrize("jump", [10, 40, 4000])
