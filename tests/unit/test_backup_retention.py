@@ -640,3 +640,25 @@ def test_a_year_without_faults():
     assert year.alerted == set() and year.removed > 320
     assert max(sizes[60:]) <= 38 and min(sizes[60:]) >= 31
     assert len(year.repository.wal) <= 38 * (Year.SEGMENTS_A_DAY + 1)
+
+
+def test_a_gap_is_longer_than_its_limit_and_not_as_long():
+    items = [item("old", 40), item("F", 0)]
+    before = [NOW - 4 * DAY - day * DAY for day in range(37)]
+    assert codes(decide(items, seen=[NOW - DAY, *before])) == []
+    assert codes(decide(items, seen=[NOW - DAY + 1, *before])) == ["gap"]
+
+
+def test_the_oldest_segment_that_stays_is_told_by_all_of_its_number():
+    read = stanza("three-fulls")
+    fulls = [one for one in read.backups if one.kind == "full"]
+    starts = dict(zip((one.label for one in fulls), ("0000000110000000000000FE", "000000020F00000000000001")))
+    backups = tuple(
+        one.__class__(**dict(one.__dict__, wal_start=starts.get(one.label, "00000001F000000000000001")))
+        for one in read.backups
+    )
+    read = read.__class__(**dict(read.__dict__, backups=backups))
+    newest = max(one.stopped for one in backups)
+    made = retention.database_plan(read, {one.label: True for one in backups}, newest + 60.0, Policy(days=1000))
+    # As pgBackRest compares them: without the timeline.
+    assert made.wal_from == {"17-1": "000000020F00000000000001"}
