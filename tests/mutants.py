@@ -162,14 +162,18 @@ def _code(node) -> Iterator:
             r"^(DOCUMENTATION|EXAMPLES|RETURN|__\w+__|[A-Z_]*SECONDS)$", ast.unparse(child.targets[0])
         ):
             continue
-        if isinstance(child, ast.keyword) and child.arg == "timeout":
+        if isinstance(child, ast.keyword) and re.search("(timeout|_seconds)$", child.arg or ""):
             continue
         if isinstance(child, ast.If) and ast.unparse(child.test) == "__name__ == '__main__'":
             continue
         if isinstance(child, (ast.JoinedStr, ast.arg)):
             continue
         yield child
-        if isinstance(child, ast.AnnAssign):
+        if isinstance(child, ast.Dict):
+            for key, value in zip(child.keys, child.values):
+                parts = [key] if isinstance(key, ast.Constant) and str(key.value).endswith("_seconds") else [key, value]
+                yield from _code(ast.List(list(filter(None, parts)), ast.Load()))
+        elif isinstance(child, ast.AnnAssign):
             # Not its annotation.
             if child.value is not None:
                 yield child.value
