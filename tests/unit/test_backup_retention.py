@@ -662,3 +662,10 @@ def test_the_oldest_segment_that_stays_is_told_by_all_of_its_number():
     made = retention.database_plan(read, {one.label: True for one in backups}, newest + 60.0, Policy(days=1000))
     # As pgBackRest compares them: without the timeline.
     assert made.wal_from == {"17-1": "000000020F00000000000001"}
+
+
+def test_the_time_since_the_last_run_counts_too():
+    items = [item("old", 30.5), item("F", 1)]
+    runs = [NOW - day * DAY for day in range(1, 31)]
+    assert decide(items, policy=Policy(window=False), seen=runs).remove == ("old",)
+    assert decide(items, policy=Policy(window=False, days=31), seen=runs).remove == ()

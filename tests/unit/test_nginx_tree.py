@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import nginx_tree
 import pytest
+import yaml
 
 MINE = grp.getgrgid(os.getegid()).gr_name
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -506,3 +507,65 @@ def test_only_a_process_of_nginx_is_its_master(tmp_path):
     path.write_text("nonsense")
     assert nginx_tree.master_pid(str(path)) is None
     assert nginx_tree.workers(os.getpid()) == {}
+
+
+def agree(documented, spec, place=""):
+    """The documentation and the argument spec of a module say the same."""
+    assert set(documented) == set(spec), place
+    for name, option in spec.items():
+        said, where = documented[name], "%s.%s" % (place, name)
+        assert set(option) <= {"type", "default", "choices", "elements", "required", "no_log", "options"}, where
+        for key in ("type", "default", "choices", "elements", "options"):
+            if key in option or key in said and key != "options":
+                if key == "options":
+                    agree(said["suboptions"], option["options"], where)
+                else:
+                    assert said.get(key) == option.get(key), (where, key)
+        assert said.get("required", False) == option.get("required", False), where
+
+
+def test_documentation_and_argument_spec_agree(monkeypatch):
+    class Captured(Exception):
+        pass
+
+    def capture(**given):
+        agree(yaml.safe_load(nginx_tree.DOCUMENTATION)["options"], given["argument_spec"])
+        assert given["supports_check_mode"]
+        raise Captured
+
+    monkeypatch.setattr(nginx_tree, "QuietModule", capture)
+    with pytest.raises(Captured):
+        nginx_tree.main()
+
+
+def test_the_certificate_that_is_served_is_asked_for_by_its_name(monkeypatch):
+    asked = []
+
+    class Wrapped:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_error):
+            pass
+
+        def getpeercert(self, binary):
+            return b"DER" if binary else {}
+
+    class Context:
+        def __init__(self, _protocol):
+            self.check_hostname = True
+
+        def wrap_socket(self, plain, server_hostname):
+            # Whatever it is: it is compared, not trusted.
+            assert self.verify_mode == nginx_tree.ssl.CERT_NONE and not self.check_hostname
+            asked.append(server_hostname)
+            return Wrapped()
+
+    monkeypatch.setattr(nginx_tree.ssl, "SSLContext", Context)
+    monkeypatch.setattr(
+        nginx_tree.socket, "create_connection", lambda address, _timeout: asked.append(address) or Wrapped()
+    )
+    assert nginx_tree.served_certificate("127.0.0.1:443", "shift.example") == b"DER"
+    assert nginx_tree.served_certificate("127.0.0.1:443", "") == b"DER"
+    assert asked == [("127.0.0.1", 443), "shift.example", ("127.0.0.1", 443), None]
+    assert nginx_tree.served_certificate("nonsense", "x") is None
