@@ -49,6 +49,7 @@ EXPAND = [
     "migrations.RunSQL(migrations.RunSQL.noop, migrations.RunSQL.noop)",
     "migrations.RunPython(migrations.RunPython.noop, migrations.RunPython.noop)",
     'migrations.SeparateDatabaseAndState(state_operations=[migrations.RemoveField("roster", "month")])',
+    'migrations.AlterIndexTogether("roster", {("month", "title")})',
     # AlterField where what was before is known.
     'migrations.AlterField("roster", "month", models.CharField("month", max_length=9))',
     'migrations.AlterField("roster", "month", models.CharField("the month", max_length=7, help_text="x"))',
@@ -81,6 +82,16 @@ CONTRACT = [
     ('migrations.AddConstraint("roster", models.UniqueConstraint(fields=["month"], name="u"))', "may break"),
     ('migrations.AlterUniqueTogether("roster", {("month", "title")})', "uniqueness"),
     ('migrations.AlterOrderWithRespectTo("roster", "ward")', "_order"),
+    ('migrations.AlterOrderWithRespectTo("roster", None)', "still uses the column _order"),
+    ('pg.RemoveCollation("c", "de")', "may still use the collation"),
+    ('migrations.AlterField("roster", "month", models.CharField(max_length=7, null=N))', "may be NULL cannot be read"),
+    ('migrations.AlterField("roster", "month", models.CharField(max_length=7, unique=U))', "is unique cannot be read"),
+    ('migrations.AlterField("roster", "month", models.CharField(**WHAT))', "is not written out"),
+    (
+        'migrations.AddField("roster", "w", models.ForeignKey("staff.Ward", models.CASCADE, db_constraint=False, '
+        'null=True)), migrations.AlterField("roster", "w", models.ForeignKey("staff.Ward", models.CASCADE, null=True))',
+        "gets a foreign key constraint",
+    ),
     ('migrations.RunSQL("SELECT 1", "SELECT 2")', "without an annotation"),
     ("migrations.RunPython(forwards, backwards)", "without an annotation"),
     ('migrations.AlterField("roster", "month", models.CharField(max_length=6))', "gets shorter"),
@@ -248,6 +259,12 @@ def test_facts_of_a_migration():
         ('migrations.AlterField("roster", "count", models.BigIntegerField(default=0))', "rewrites"),
         ('migrations.AddConstraint("roster", models.CheckConstraint(condition=models.Q(), name="c"))', "whole table"),
         ('migrations.AddField("roster", "w", models.UUIDField(db_default=RandomUUID()))', "volatile"),
+        ('migrations.RemoveIndex("roster", "m")', "exclusive lock"),
+        ('migrations.AlterUniqueTogether("roster", {("month", "title")})', "unique index"),
+        ('migrations.AlterIndexTogether("roster", {("month", "title")})', "blocks writes"),
+        ('migrations.AlterField("roster", "title", models.CharField(max_length=50))', "whole table"),
+        ('migrations.AlterField("roster", "month", models.CharField(max_length=7, unique=True))', "unique index"),
+        ('migrations.AlterField("roster", "month", models.CharField(max_length=7, db_index=True))', "blocks writes"),
     ],
 )
 def test_what_locks_a_table_is_told(operations, warning):
