@@ -64,8 +64,7 @@ def _parent(path: str, follow: bool, make_mode: Optional[int] = None, beneath: s
                     break
                 if make_mode is None:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, make_mode, dir_fd=current)
+                _make(name, make_mode, current)
                 is_link = False
             if is_link:
                 links += 1
@@ -94,6 +93,17 @@ def _parent(path: str, follow: bool, make_mode: Optional[int] = None, beneath: s
         os.close(current)
 
 
+def _make(name: str, mode: int, parent: int) -> None:
+    """Make a directory with exactly this mode, whatever the umask is, where there is none."""
+    # A chmod() afterwards could meet another directory that was given its name meanwhile.
+    umask = os.umask(0)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, mode, dir_fd=parent)
+    finally:
+        os.umask(umask)
+
+
 def _components(path: str) -> list:
     return [part for part in path.split("/") if part not in ("", ".")]
 
@@ -114,8 +124,7 @@ def open_directory(path: str, make_mode: Optional[int] = None, beneath: str = ""
     """Return a descriptor of a directory; with make_mode it and its parents are made where they are missing."""
     with _parent(path, True, make_mode, beneath) as (parent, name):
         if make_mode is not None and name != ".":
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, make_mode, dir_fd=parent)
+            _make(name, make_mode, parent)
         try:
             return os.open(name, _DIRECTORY, dir_fd=parent)
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import random
@@ -475,3 +476,19 @@ def test_a_manifest_that_is_too_deep_or_too_large_is_damaged(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     found = manifests.history(str(tmp_path))
     assert found.manifests == [] and len(found.problems) == 1
+
+
+def test_the_checksum_of_a_manifest_is_the_same_for_every_version_of_the_program():
+    """Those that are on disks were written by earlier ones, with names in Japanese."""
+    content = {"b": ["シフト", 1], "a": None, "sha256": "left out"}
+    text = rb'{"a":null,"b":["\u30b7\u30d5\u30c8",1]}'
+    assert manifests.checksum(content) == hashlib.sha256(text).hexdigest()
+
+
+def test_the_metrics_say_when_a_run_was_last_brought_off_site():
+    name = "shiftmaster_backup_offsite_last_success_timestamp_seconds"
+    first, second = good_run(), good_run(now=NOW + 86400, run_id="20261127T154259Z")
+    assert name not in manifests.metrics([first, second])
+    first["parts"]["files"]["offsite"] = "read there"
+    at = manifests.seconds_of(first["ended"])
+    assert "%s %d\n" % (name, at) in manifests.metrics([second, first])

@@ -415,6 +415,7 @@ def test_a_killed_restore_is_undone_and_told(keeper, place, capsys):
     backup_restore.undo(keeper, "r1")
     assert place.says() == "old" and '"failed": "the restore was killed' in capsys.readouterr().out
     assert [words[1] for words in place.words if words[0] == "systemctl"] == ["stop", "start"]
+    assert "restore r1: the restore was killed" in (place.data.parent / "log").read_text()
     backup_restore.undo(keeper, "r1")
     assert capsys.readouterr().out == ""
 

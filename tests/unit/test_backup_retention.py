@@ -49,6 +49,10 @@ def codes(made):
     return [alert.code for alert in made.alerts]
 
 
+def places(made):
+    return [(alert.code, alert.where) for alert in made.alerts]
+
+
 # --------------------------------------------------------------------------------------------------------------- rules
 
 
@@ -116,7 +120,7 @@ def test_two_damaged_ones_do_not_expire_the_last_clean_one():
     """What pgBackRest's own retention did."""
     items = [item("clean", 50), item("damaged1", 40, damaged=True), item("damaged2", 0, damaged=True)]
     made = decide(items, {"clean": True})
-    assert made.remove == () and codes(made) == ["newest_not_proven"]
+    assert made.remove == () and places(made) == [("newest_not_proven", "damaged2")]
     healed = decide([*items, item("good", 0)], {"clean": True, "good": True})
     assert healed.remove == ("damaged1",)
 
@@ -139,7 +143,7 @@ def test_a_proof_is_true_and_nothing_else():
 def test_a_run_of_failures_removes_nothing():
     items = weeks(8, first=3)
     made = decide(items)
-    assert made.remove == () and codes(made) == ["not_fresh"]
+    assert made.remove == () and places(made) == [("not_fresh", items[-1].name)]
     assert len(made.keep) == len(items)
     assert decide(items, policy=Policy(fresh_days=4)).remove
 
@@ -161,7 +165,7 @@ def test_a_clock_that_is_behind_removes_nothing(days):
     made = decide(items, now=NOW - days * DAY)
     assert made.remove == () and "clock" in codes(made)
     assert len(made.keep) == len(items)
-    assert "F0_0" in made.alerts[0].what
+    assert "F0_0" in made.alerts[0].what and made.alerts[0].where == max(items, key=lambda one: one.ended).name
 
 
 def test_two_hosts_clocks_may_differ_a_little():
@@ -170,7 +174,7 @@ def test_two_hosts_clocks_may_differ_a_little():
 
 def test_a_run_of_the_future_tells_of_the_clock_too():
     made = decide(weeks(8), seen=[NOW - day * DAY for day in range(-2, 60)])
-    assert codes(made) == ["clock"] and made.remove == ()
+    assert places(made) == [("clock", "")] and made.remove == ()
 
 
 @pytest.mark.parametrize("jump", [10, 40, 4000])
@@ -636,3 +640,32 @@ def test_a_year_without_faults():
     assert year.alerted == set() and year.removed > 320
     assert max(sizes[60:]) <= 38 and min(sizes[60:]) >= 31
     assert len(year.repository.wal) <= 38 * (Year.SEGMENTS_A_DAY + 1)
+
+
+def test_a_gap_is_longer_than_its_limit_and_not_as_long():
+    items = [item("old", 40), item("F", 0)]
+    before = [NOW - 4 * DAY - day * DAY for day in range(37)]
+    assert codes(decide(items, seen=[NOW - DAY, *before])) == []
+    assert codes(decide(items, seen=[NOW - DAY + 1, *before])) == ["gap"]
+
+
+def test_the_oldest_segment_that_stays_is_told_by_all_of_its_number():
+    read = stanza("three-fulls")
+    fulls = [one for one in read.backups if one.kind == "full"]
+    starts = dict(zip((one.label for one in fulls), ("0000000110000000000000FE", "000000020F00000000000001")))
+    backups = tuple(
+        one.__class__(**dict(one.__dict__, wal_start=starts.get(one.label, "00000001F000000000000001")))
+        for one in read.backups
+    )
+    read = read.__class__(**dict(read.__dict__, backups=backups))
+    newest = max(one.stopped for one in backups)
+    made = retention.database_plan(read, {one.label: True for one in backups}, newest + 60.0, Policy(days=1000))
+    # As pgBackRest compares them: without the timeline.
+    assert made.wal_from == {"17-1": "000000020F00000000000001"}
+
+
+def test_the_time_since_the_last_run_counts_too():
+    items = [item("old", 30.5), item("F", 1)]
+    runs = [NOW - day * DAY for day in range(1, 31)]
+    assert decide(items, policy=Policy(window=False), seen=runs).remove == ("old",)
+    assert decide(items, policy=Policy(window=False, days=31), seen=runs).remove == ()

@@ -413,3 +413,10 @@ def test_gaps_are_counted_once():
     found = wal.reaches(held(names), [backup(2), backup(4), backup(7), backup(9)])
     assert wal.gap_count(found) == 3
     assert wal.gap_count([]) == 0
+
+
+def test_the_order_in_which_segments_are_listed_does_not_count():
+    names = [seg(number) for number in (7, 3, 9, 2, 4, 10)]
+    found = reach(names, backup(2))
+    assert [(gap.first, gap.last) for gap in found.gaps] == [(seg(5), seg(6)), (seg(8), seg(8))]
+    assert found.last == seg(4)

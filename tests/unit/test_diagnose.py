@@ -1329,3 +1329,70 @@ def test_an_exception_is_found_in_the_published_application_s_own_log(tmp_path):
     (problem,) = found["problems"]
     assert problem["exception"].startswith("django.db.utils.ProgrammingError") and problem["count"] == 1
     assert abs(problem["last"] - (now - 100)) < 1.1
+
+
+# --- the logs' own edges ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["error", "crit", "alert", "emerg"])
+def test_each_bad_level_of_nginx_is_bad_and_no_other(level):
+    assert logs.is_bad("2026/01/01 00:00:00 [%s] 1#1: x" % level)
+    assert not any(logs.is_bad("2026/01/01 00:00:00 [%s] 1#1: error" % fine) for fine in ("notice", "info", "warn"))
+
+
+def test_an_access_log_is_summed_up_by_slot_and_status():
+    now = 100000.0
+    found = [
+        (now - 10, 500, 0.5),
+        (now - 10, 499, 0.1),
+        (now - 299, 200, 0.1),
+        (now - 301, 503, 9.0),
+        (now - 7300, 200, 1),
+    ]
+    made = logs.summary(found, now, 2.0, slots=4)
+    assert made["requests"] == 5 and made["by_status"] == {"200": 2, "499": 1, "500": 1, "503": 1}
+    assert made["recent"] == {
+        "requests": 3, "errors": 1, "p95_seconds": 0.5, "by_status": {"200": 1, "499": 1, "500": 1},
+    }  # fmt: skip
+    # What is older than the first slot is counted there.
+    assert [(one["requests"], one["errors"], one["at"]) for one in made["series"]] == [
+        (1, 0, 94600), (0, 0, 96400), (0, 0, 98200), (4, 2, 100000),
+    ]  # fmt: skip
+
+
+def access(at, status=200, **more):
+    return json.dumps(dict({"msec": at, "status": status, "request_time": "0.1"}, **more)) + "\n"
+
+
+def test_requests_are_read_out_of_the_rotated_access_log_too(tmp_path, monkeypatch):
+    now = time.time()
+    log = tmp_path / "access.log"
+    setting = SimpleNamespace(access_log=str(log), hours=1)
+    with pytest.raises(logs.Absent):
+        logs.requests(setting)
+    log.write_text(access(now - 10) + access(now - 4000))
+    assert logs.requests(setting)["requests"] == 1
+    with gzip.open(str(log) + ".2.gz", "wb") as stream:
+        stream.write(access(now - 30, 502).encode())
+    assert logs.requests(setting)["by_status"] == {"200": 1, "502": 1}
+    (tmp_path / "access.log.1").write_text(access(now - 20, 404))
+    assert logs.requests(setting)["by_status"] == {"200": 1, "404": 1}
+
+
+def test_times_of_an_access_log_in_every_form_it_has():
+    lines = [
+        access(100.5), access("100.5"), json.dumps({"time_iso8601": "1970-01-01T00:01:40+00:00", "status": "200"}),
+        json.dumps({"@timestamp": "1970-01-01T00:01:40Z", "status": 200, "request_time": "-"}),
+        json.dumps({"time": "nonsense", "msec": 100.0, "status": 200}), json.dumps({"status": 200}), "5", "{", access(99),
+        access(float("inf")),
+    ]  # fmt: skip
+    assert logs.answers(lines, 100.0) == [
+        (100.5, 200, 0.1), (100.5, 200, 0.1), (100.0, 200, 0.0), (100.0, 200, 0.0), (100.0, 200, 0.0),
+    ]  # fmt: skip
+
+
+def test_a_packed_log_that_is_damaged_is_an_error(tmp_path):
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(b"x" * 100000)[:60])
+    with pytest.raises(OSError, match="is damaged"):
+        logs.unpacked(str(path), 1 << 20)

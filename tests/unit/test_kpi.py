@@ -153,3 +153,28 @@ def test_alerts_from_their_series():
     assert [(one["name"], one["start"], one["end"]) for one in kpi.alerts_of(series, STEP)] == [
         ("A", 0.0, 60.0), ("B", 30.0, 30.0), ("A", 600.0, 600.0),
     ]  # fmt: skip
+
+
+def test_the_cause_is_the_alert_that_fired_first_whatever_their_order():
+    outage = {"start": 1000.0, "end": 1600.0, "seconds": 600.0}
+
+    def alert(name, start, end):
+        return {"name": name, "component": "host", "start": start, "end": end}
+
+    late, early, symptom = alert("Late", 1200.0, 1300.0), alert("Early", 900.0, 2000.0), alert("WebsiteDown", 1.0, 9e9)
+    edges = [alert("Before", 0.0, 700.0), alert("AtTheEnd", 1600.0, 1700.0)]
+    outside = [alert("TooEarly", 0.0, 699.0), alert("TooLate", 1601.0, 1700.0)]
+    (found,) = kpi.causes([outage], [late, edges[1], symptom, *outside, early, edges[0]])
+    assert found["alerts"] == ["Before", "Early", "Late", "AtTheEnd"] and found["cause"] == "Before"
+    assert kpi.causes([outage], outside)[0] == dict(outage, cause=None, alerts=[])
+
+
+def test_alerts_from_series_and_samples_in_any_order():
+    series = [
+        ({"alertname": "B"}, [(600.0, 1.0), (660.0, 1.0)]),
+        ({"alertname": "A"}, [(180.0, 1.0), (0.0, 1.0), (120.0, 0.0), (60.0, 1.0), (240.0, 0.4)]),
+    ]
+    # A step that is missing is no end; two are.
+    assert [(one["name"], one["start"], one["end"]) for one in kpi.alerts_of(series, STEP)] == [
+        ("A", 0.0, 180.0), ("B", 600.0, 660.0),
+    ]  # fmt: skip

@@ -157,3 +157,26 @@ def test_the_outermost_ansible_process_is_the_controller(tmp_path):
         check=True,
     ).stdout.splitlines()
     assert json.loads(lines[2])["pid"] == int(lines[0]) != int(lines[1])
+
+
+def test_the_controller_is_the_outermost_of_nested_runs_and_may_have_gone(monkeypatch):
+    me = os.getpid()
+    ansible = ["/usr/bin/python3", "/usr/bin/ansible-playbook"]
+    processes = {
+        me: {"parent": 40, "start": 5, "words": ["python3", "module", "ansible-playbook"]},
+        40: {"parent": 30, "start": 4, "words": ansible},
+        30: {"parent": 20, "start": 3, "words": ansible},
+        20: {"parent": 1, "start": 2, "words": ["bash"]},
+    }
+    monkeypatch.setattr(lock, "_process", processes.get)
+    found = lock.controller_identity()
+    assert (found["pid"], found["start"], found["machine"]) == (30, 3, lock._machine())
+    assert lock.controller_alive(found) is True
+    processes[30] = dict(processes[30], start=99)
+    # Another process has its number since.
+    assert lock.controller_alive(found) is False
+    del processes[30]
+    assert lock.controller_alive(found) is False and lock.controller_identity()["pid"] == 40
+    processes.clear()
+    assert lock.controller_identity() == {"machine": lock._machine(), "pid": me, "start": 0}
+    assert lock.controller_alive(dict(found, machine="another")) is lock.controller_alive({"pid": 0}) is None

@@ -345,6 +345,19 @@ def test_a_file_that_is_the_same_is_not_written_again(layout, tmp_path):
     assert os.stat(os.path.join(layout.union, "a.css")).st_ino == node
 
 
+def test_static_files_can_be_read_by_the_web_server_whatever_the_umask_is(layout, tmp_path):
+    write(str(tmp_path / "one"), "css/a.css", "1")
+    os.chmod(tmp_path / "one/css/a.css", 0o600)
+    before = os.umask(0o027)
+    try:
+        releases.merge_static(str(tmp_path / "one"), layout.union)
+    finally:
+        os.umask(before)
+    for top in (layout.union, str(tmp_path / "one")):
+        assert os.stat(os.path.join(top, "css/a.css")).st_mode & 0o777 == 0o644
+    assert os.stat(os.path.join(layout.union, "css")).st_mode & 0o777 == 0o755
+
+
 def test_static_files_of_no_retained_release_leave_the_union(layout, add):
     add(ONE)
     write(os.path.join(layout.release(ONE), "static"), "css/a.css", "1")

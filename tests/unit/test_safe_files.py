@@ -122,16 +122,10 @@ def test_missing_files_and_directories_are_named(tmp_path):
 
 def test_directories_are_made_and_a_link_in_their_place_is_rejected(theirs):
     os.close(safe_files.open_directory(str(theirs / "a" / "b"), 0o750))
-    assert (theirs / "a" / "b").stat().st_mode & 0o777 == 0o750 & ~current_umask()
+    assert (theirs / "a" / "b").stat().st_mode & 0o777 == 0o750
     (theirs / "c").symlink_to(theirs.parent)
     with pytest.raises(UnsafePathError):
         safe_files.open_directory(str(theirs / "c"), 0o750)
-
-
-def current_umask():
-    old = os.umask(0)
-    os.umask(old)
-    return old
 
 
 def test_removing_a_tree_stays_inside_it(theirs):
@@ -196,3 +190,130 @@ def test_a_path_that_is_swapped_all_the_time_never_leads_outside(theirs):
         done.set()
         thread.join()
     assert found == {"theirs"}
+
+
+def test_directories_are_made_with_their_mode_whatever_the_umask_is(tmp_path):
+    (tmp_path / "there").mkdir(mode=0o700)
+    before = os.umask(0o027)
+    try:
+        os.close(safe_files.open_directory(str(tmp_path / "a/b"), 0o755))
+        os.close(safe_files.open_directory(str(tmp_path / "there"), 0o755))
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b", "there")] == [0o755, 0o755, 0o700]
+
+
+def test_files_of_a_pattern_are_found_by_name_without_what_is_rejected(theirs):
+    for name in ("b.log", "a.log", ".hidden.log", "c.txt"):
+        (theirs / name).write_text(name)
+    (theirs / "link.log").symlink_to(secret(theirs))
+    os.mkfifo(theirs / "fifo.log")
+    (theirs / "directory.log").mkdir()
+    found = safe_files.find(str(theirs / "*.log"))
+    assert [(path, status.st_size) for path, status in found] == [
+        (str(theirs / name), 5) for name in ("a.log", "b.log")
+    ]
+    assert [path for path, _status in safe_files.find(str(theirs / ".*.log"))] == [str(theirs / ".hidden.log")]
+    assert safe_files.find(str(theirs / "none/*.log")) == []
+    assert safe_files.status(str(theirs / "a.log")).st_size == 5
+
+
+def test_a_replacement_that_fails_leaves_the_file_and_nothing_next_to_it(theirs):
+    path = theirs / "file"
+    path.write_text("before")
+
+    class Broken(Exception):
+        pass
+
+    for error in (Broken("x"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), safe_files.replacing(str(path), 0o600) as stream:
+            stream.write(b"half")
+            raise error
+    with pytest.raises(OSError) as caught, safe_files.replacing(str(path), 0o600):
+        raise OSError(28, "No space left on device")
+    assert (caught.value.errno, caught.value.filename) == (28, str(path))
+    assert path.read_text() == "before" and os.listdir(theirs) == ["file"]
+    (theirs / "full").mkdir()
+    (theirs / "full/x").touch()
+    with pytest.raises(OSError):
+        safe_files.replace_link(str(theirs / "full"), "target")
+    assert sorted(os.listdir(theirs)) == ["file", "full"]
+
+
+def test_a_replacement_has_its_mode_owner_and_time(theirs):
+    path = theirs / "file"
+    (theirs / ".file.new").write_text("of a killed run")
+    before = os.umask(0o077)
+    try:
+        with safe_files.replacing(str(path), 0o644, 1234, 1235, mtime_ns=5_000_000_007) as stream:
+            stream.write(b"text")
+    finally:
+        os.umask(before)
+    status = path.stat()
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns) == (
+        0o644,
+        1234,
+        1235,
+        5_000_000_007,
+    )
+    assert path.read_text() == "text" and os.listdir(theirs) == ["file"]
+
+
+def test_parts_of_a_file_are_its_first_and_its_last_bytes(theirs):
+    path = theirs / "file"
+    path.write_bytes(b"0123456789")
+    assert safe_files.read_bytes(str(path), 3) == b"012" and safe_files.read_bytes(str(path)) == b"0123456789"
+    assert safe_files.read_tail(str(path), 3) == b"789" and safe_files.read_tail(str(path), 30) == b"0123456789"
+    os.close(safe_files.open_file(str(path), os.O_WRONLY | os.O_TRUNC))
+    assert path.read_bytes() == b""
+
+
+def test_a_file_gets_another_name_in_its_own_directory(theirs):
+    (theirs / "a").write_text("a")
+    safe_files.rename(str(theirs / "a"), "b")
+    assert os.listdir(theirs) == ["b"]
+    (theirs / "link").symlink_to(secret(theirs))
+    safe_files.rename(str(theirs / "link"), "c")
+    assert (theirs / "c").is_symlink() and secret(theirs).exists()
+
+
+def test_a_walk_goes_through_no_link(theirs):
+    (theirs / "below").mkdir()
+    (theirs / "below/file").write_text("x")
+    (theirs / "below/link").symlink_to(theirs.parent)
+    seen = {}
+    for relative, directories, files, descriptor in safe_files.walk(str(theirs)):
+        seen[relative] = (sorted(directories), sorted(files), os.path.samestat(os.fstat(descriptor), os.stat(theirs)))
+    assert seen == {".": (["below"], [], True), "./below": (["link"], ["file"], False)}
+
+
+def test_a_sealed_tree_has_plain_modes_and_holds_regular_files_alone(theirs):
+    tree = theirs / "tree"
+    (tree / "below").mkdir(parents=True, mode=0o777)
+    for name, mode in (("setuid", 0o4755), ("plain", 0o666), ("program", 0o701)):
+        (tree / name).touch()
+        os.chmod(tree / name, mode)
+    safe_files.change_owner(str(tree), 0, 0, seal=True)
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in tree.rglob("*")}
+    assert modes == {"below": 0o755, "setuid": 0o755, "plain": 0o644, "program": 0o755}
+    os.mkfifo(tree / "below/fifo")
+    with pytest.raises(UnsafePathError):
+        safe_files.change_owner(str(tree), 0, 0, seal=True)
+
+
+def test_the_first_directory_that_others_can_change_is_named(tmp_path, public_dir):
+    ours = public_dir / "ours"
+    ours.mkdir(mode=0o755)
+    (public_dir / "theirs").mkdir()
+    os.chmod(public_dir / "theirs", 0o777)
+    assert safe_files.untrusted_parent(str(public_dir / "theirs/file")) in ("/tmp", str(public_dir / "theirs"))
+    root = str(public_dir)
+    if safe_files.untrusted_parent(root + "/x") == "":
+        (ours / "relative").symlink_to("../theirs")
+        (ours / "absolute").symlink_to(root + "/theirs")
+        (ours / "loop").symlink_to("loop")
+        assert safe_files.untrusted_parent(root + "/ours/relative/x") == root + "/theirs"
+        assert safe_files.untrusted_parent(root + "/ours/absolute/x") == root + "/theirs"
+        assert safe_files.untrusted_parent(root + "/ours/loop/x") == root + "/ours/loop"
+        assert safe_files.untrusted_parent(root + "/ours/none/x") == ""

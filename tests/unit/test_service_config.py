@@ -713,3 +713,21 @@ def test_two_runs_at_once_do_it_one_after_the_other(apply, host):
     assert held.wait(5)
     result = apply()
     assert seen == [OLD] and result["changed"] and host.file.read_text() == NEW
+
+
+@pytest.mark.parametrize("who", [{"owner": "nobody-here"}, {"group": "nobody-here"}])
+def test_a_directory_of_an_unknown_owner_is_refused_before_anything_changes(apply, host, tmp_path, who):
+    directory = dict({"path": str(tmp_path / "new"), "owner": ME, "group": MINE, "mode": "0750"}, **who)
+    result = apply(directories=[directory])
+    assert result["failed"] and "nobody-here" in result["msg"]
+    assert host.file.read_text() == OLD and host.did() == [] and not (tmp_path / "new").exists()
+    # Check mode runs where the package that makes the user is not installed yet.
+    assert not apply(check_mode=True, directories=[directory]).get("failed")
+
+
+def test_the_hash_of_what_a_process_has_loaded_is_of_path_content_and_mode():
+    """With the owner in it, a user that got another number would restart every service."""
+    base = sc.set_hash([("/a", ("file", b"1", 0o640, 0, 5)), ("/b", ("file", b"2", 0o640, 0, 5))])
+    assert sc.set_hash([("/b", ("file", b"2", 0o640, 7, 8)), ("/a", ("file", b"1", 0o640, 7, 8))]) == base
+    for path, content, mode in (("/c", b"1", 0o640), ("/a", b"3", 0o640), ("/a", b"1", 0o600)):
+        assert sc.set_hash([(path, ("file", content, mode, 0, 5)), ("/b", ("file", b"2", 0o640, 0, 5))]) != base

@@ -754,3 +754,220 @@ def test_the_play_checks_the_guides_seven():
 def test_wired_checks_use_options_that_exist(check):
     assert set(check) <= set(shiftmaster_health.CHECK_OPTIONS)
     assert check["kind"] in health_checks.KINDS
+
+
+@pytest.mark.parametrize(
+    "text,token",
+    [
+        ("SHIFTMASTER_HEALTH_TOKEN=secret\n", "secret"),
+        ("SHIFTMASTER_HEALTH_TOKEN=\n", None),
+        ("OTHER=secret\n", None),
+        (None, None),
+    ],
+)
+def test_deep_health_is_asked_with_the_token_of_the_environment(environment, monkeypatch, tmp_path, text, token):
+    """Without it the application hides its parts from everybody but the private socket."""
+    asked = http(monkeypatch, 200, '{"status": "healthy", "checks": {}}')
+    context = environment(text) if text else Context(str(tmp_path / "none"), app_root=str(tmp_path))
+    wanted = options("deep_health", url="https://shift.example", headers={"X-Other": "1"})
+    assert health_checks.check_deep_health(wanted, context).status == "healthy"
+    assert asked[0][4] == ({"X-Other": "1", "X-Health-Token": token} if token else {"X-Other": "1"})
+    # The options of the check stay as they are.
+    assert wanted["headers"] == {"X-Other": "1"}
+
+
+# --- what is asked, and the codes of what is found -------------------------------------------------------------------
+
+
+def test_every_option_of_an_http_check_reaches_the_request(monkeypatch):
+    asked = http(monkeypatch, 200, '{"status": "healthy", "checks": {}}')
+    more = {"host_header": "h", "timeout_seconds": 3, "headers": {"A": "1"}, "ca_file": "/ca"}
+    health_checks.check_http(options("http", url="http://x", path="/p", validate_certs=False, **more), Context())
+    health_checks.check_http(options("http", url="http://x", timeout_seconds=3), Context())
+    health_checks.check_deep_health(options("deep_health", url="http://x", validate_certs=False, **more), Context())
+    health_checks.check_deep_health(options("deep_health", timeout_seconds=3), Context(app_root="/app"))
+    health_checks.check_deep_health(
+        options("deep_health", path="/d?checks=a", parts=["b"], timeout_seconds=3), Context()
+    )
+    assert asked[:4] == [
+        ("http://x", "/p", "h", 3, {"A": "1"}, False, "/ca"), ("http://x", "/", None, 3, None, True, None),
+        ("http://x", "/health/deep/", "h", 3, {"A": "1"}, False, "/ca"),
+        ("unix:/app/active/socket", "/health/deep/", None, 3, {}, True, None),
+    ]  # fmt: skip
+    assert asked[4][1] == "/d?checks=a"
+
+
+@pytest.mark.parametrize(
+    "reason,status",
+    [("tls", "unhealthy"), ("certificate", "unhealthy"), ("protocol", "unhealthy"), ("refused", "down")],
+)
+def test_what_gives_no_answer_has_its_status(monkeypatch, reason, status):
+    http(monkeypatch, None, "", 0.2, "it failed", reason)
+    outcome = health_checks.check_http(options("http", url="http://x:81/"), Context())
+    assert (outcome.status, outcome.reason, outcome.error) == (
+        status, "tls" if reason == "certificate" else reason, "it failed",
+    )  # fmt: skip
+    assert outcome.hint_values["where"] == "x:81" and outcome.hint_values["server_name"] == "x"
+    assert outcome.data == {"latency_ms": None, "http_status": None}
+    outcome = health_checks.check_deep_health(options("deep_health", url="unix:/s"), Context())
+    assert (outcome.status, outcome.reason, outcome.error) == (status, "http", "it failed")
+    assert outcome.hint_values["socket"] == "/s" and outcome.data["latency_ms"] is None
+
+
+def test_reasons_of_http_answers(monkeypatch):
+    http(monkeypatch, 500, "x", 0.2)
+    outcome = health_checks.check_http(options("http", url="http://x"), Context())
+    assert (outcome.reason, outcome.error, outcome.data) == (
+        "status",
+        "HTTP 500",
+        {"latency_ms": 200, "http_status": 500},
+    )
+    http(monkeypatch, 200, "x", 0.2)
+    assert health_checks.check_http(options("http", url="http://x", body_contains="y"), Context()).reason == "status"
+    # A limit is exceeded, not reached.
+    assert health_checks.check_http(options("http", url="http://x", warning=200), Context()).status == "healthy"
+    outcome = health_checks.check_http(options("http", url="http://x", warning=100, critical=199), Context())
+    assert (outcome.status, outcome.reason) == ("critical", "slow")
+    for body, reason in (("<html>", "absent"), ("[]", "absent"), ("{}", "closed")):
+        http(monkeypatch, 200, body)
+        assert health_checks.check_deep_health(options("deep_health", url="unix:/x"), Context()).reason == reason
+
+
+def test_parts_of_deep_health_have_their_codes(monkeypatch):
+    parts = {"a": {"status": "healthy"}, "b": {"status": "unhealthy", "pending": ["x"]}, "c": {"status": "skipped"}}
+    outcome, _path, _hint = deep(monkeypatch, 200, parts, ["a", "missing"])
+    assert (outcome.status, outcome.reason) == ("error", "absent") and "missing" in str(outcome.detail)
+    outcome, _path, _hint = deep(monkeypatch, 503, parts, version="2", release="r")
+    assert (outcome.status, outcome.reason, outcome.error) == ("unhealthy", "parts", "b: unhealthy")
+    assert (outcome.data["version"], outcome.data["release"], set(outcome.data["parts"])) == ("2", "r", {"a", "b", "c"})
+    parts["d"] = {"status": "down", "error": "refused"}
+    assert deep(monkeypatch, 503, parts)[0].reason == "http"
+    outcome = deep(monkeypatch, 200, parts, ["c", "a"])[0]
+    assert outcome.status == "healthy" and set(outcome.data["parts"]) == {"a", "c"}
+    assert "a healthy, c skipped" in str(outcome.detail)
+
+
+def test_a_tcp_check_asks_what_it_is_given(monkeypatch):
+    asked = []
+    monkeypatch.setattr(probe, "tcp_connect", lambda *words: asked.append(words) or {"latency_ms": 1})
+    outcome = health_checks.check_tcp(options("tcp", port=25, timeout_seconds=3), Context())
+    assert (outcome.status, outcome.data) == ("healthy", {"latency_ms": 1})
+    health_checks.check_tcp(options("tcp", host="h", socket="/s", timeout_seconds=3), Context())
+    assert asked == [("localhost", 25, None, 3), ("h", None, "/s", 3)]
+
+
+@pytest.mark.parametrize("percent,status", [(80, "healthy"), (85, "warning"), (95, "critical")])
+@pytest.mark.parametrize("standby", [True, False])
+def test_connections_of_postgresql(monkeypatch, percent, status, standby):
+    figures = {"version": "17", "connections": 9, "connections_percent": percent, "recovery": standby}
+    monkeypatch.setattr(probe, "postgres_ping", lambda target, seconds: dict(figures, host=target.host))
+    outcome = health_checks.check_postgres(options("postgres", host="db", warning=80, critical=90), Context())
+    assert (outcome.status, outcome.reason, outcome.data["host"]) == (status, "connections", "db")
+    assert outcome.detail[0].key == ("postgres.standby" if standby else "postgres")
+
+
+def test_a_redis_check_asks_what_it_is_given(monkeypatch, environment):
+    asked = []
+    monkeypatch.setattr(probe, "redis_ping", lambda target, seconds: asked.append((target, seconds)) or {})
+    health_checks.check_redis(options("redis", timeout_seconds=3), Context())
+    more = {"host": "h", "port": 1, "socket": "/s", "tls": True, "validate_certs": False, "ca_file": "/ca"}
+    health_checks.check_redis(options("redis", timeout_seconds=3, **more), Context())
+    health_checks.check_redis(
+        options("redis", timeout_seconds=3, environment_key="U"), environment("U=redis://:pw@cache:6390/1\n")
+    )
+    assert asked[0] == (probe.RedisTarget("localhost", 6379, None, tls=False, verify=True, ca_file=None), 3)
+    assert asked[1] == (probe.RedisTarget("h", 1, "/s", tls=True, verify=False, ca_file="/ca"), 3)
+    assert (asked[2][0].host, asked[2][0].port) == ("cache", 6390)
+
+
+def test_reasons_of_redis(monkeypatch):
+    for figures, reason in (
+        ({"version": "8", "used_memory_percent": 85}, "memory"), ({"version": "8", "persistence_error": "x"}, "disk"),
+        ({"version": "8", "replication_error": "x"}, "replication"),
+    ):  # fmt: skip
+        redis(monkeypatch, figures)
+        outcome = health_checks.check_redis(options("redis"), Context())
+        assert (outcome.reason, outcome.data) == (reason, figures)
+
+
+def test_reasons_of_a_release(release, tmp_path_factory):
+    tmp_path, _celery, name = release
+    assert release_check(tmp_path_factory.mktemp("empty")).reason == "none"
+    found = release_check(tmp_path)
+    assert (found.data["release"], found.data["colour"]) == (name, "blue")
+    state = tmp_path / "shared" / "state" / "state.json"
+    state.write_text(json.dumps({"releases": {name: {"status": "bad", "reason": "5xx"}}, "transition": None}))
+    found = release_check(tmp_path)
+    assert (found.reason, found.data["status"]) == ("bad", "bad") and "5xx" in str(found.detail)
+    step = {key: key for key in ("kind", "from", "to", "from_colour", "to_colour", "phase", "run_id", "since")}
+    state.write_text(json.dumps({"releases": {}, "transition": step}))
+    found = release_check(tmp_path)
+    assert found.data["transition"] == {key: key for key in ("kind", "from", "to", "phase", "since")}
+    state.write_text(json.dumps({"releases": {}, "transition": None}))
+    (tmp_path / "shared/maintenance").mkdir()
+    (tmp_path / "shared/maintenance/on").touch()
+    found = release_check(tmp_path)
+    assert (found.status, found.reason, found.data["maintenance"]) == ("warning", "maintenance", True)
+    (tmp_path / "releases" / name).rename(tmp_path / "releases/gone")
+    assert (release_check(tmp_path).status, release_check(tmp_path).reason) == ("critical", "gone")
+
+
+def test_a_certificate_counts_from_its_first_second_and_what_is_served_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(probe, "certificate_file", lambda _path: [certificate(300, start=0)])
+    monkeypatch.setattr(probe, "certificate_served", lambda *words: asked.append(words) or certificate(300, start=0))
+    wanted = options("certificate", file="/c", url="shift.example", timeout_seconds=3)
+    outcome = health_checks.check_certificate(wanted, Context(), NOW)
+    assert (outcome.status, outcome.reason) == ("healthy", "expiry") and outcome.data["days_left"] == 300
+    assert 0 <= outcome.data["latency_ms"] < 60000 and not outcome.data["served_differs"]
+    assert outcome.data["not_after"] == "2026-11-27T08:00:00Z"
+    more = {"server_name": "n", "verify_chain": True, "ca_file": "/ca"}
+    health_checks.check_certificate(
+        options("certificate", url="https://h:8443", timeout_seconds=3, **more), Context(), NOW
+    )
+    assert asked == [("shift.example", 443, None, 3, False, None), ("h", 8443, "n", 3, True, "/ca")]
+    only_file = health_checks.check_certificate(options("certificate", file="/c"), Context(), NOW)
+    assert "latency_ms" not in only_file.data
+
+
+def test_reasons_of_the_clock_and_of_units(monkeypatch):
+    def judged_clock(**state):
+        state = dict({"synchronised": True, "offset_seconds": 0.0, "source": "s", "container": False}, **state)
+        return health_checks.judge_clock(state, 0.1, 1)
+
+    assert judged_clock(offset_seconds=0.5).reason == "offset" and judged_clock(synchronised=None).reason == "unknown"
+    assert judged_clock(synchronised=False).reason == "not"
+    assert judged_clock(offset_seconds=None).detail[0].key == "clock"
+    units(
+        monkeypatch,
+        {"Id": "nginx.service", "ActiveState": "active", "NRestarts": "3"},
+        {"Id": "gone.service", "LoadState": "not-found", "ActiveState": "inactive"},
+        {"Id": "x@1.service", "ActiveState": "inactive"},
+    )
+    outcome = health_checks.check_systemd(options("systemd", units=["nginx", "gone.service", "x@*"]), Context())
+    assert outcome.reason == "absent" and outcome.hint_values == {"units": "gone.service", "first": "gone.service"}
+    assert outcome.error == "gone.service not-found"
+    assert [(one["name"], one["restarts"]) for one in outcome.data["units"]] == [
+        ("nginx.service", 3),
+        ("gone.service", 0),
+    ]
+    assert health_checks.check_systemd(options("systemd"), Context()).status == "healthy"
+
+
+def test_sizes_in_a_persons_unit_and_names_in_a_pattern():
+    sizes = [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1 << 20, "1 MiB"), (3 << 30, "3 GiB"), (1 << 41, "2 TiB")]
+    assert [health_checks.size(count) for count, _text in sizes] == [text for _count, text in sizes]
+    assert Context(app_root="/a").fill("{app_root}/{node}") == "/a/" + os.uname().nodename
+
+
+def test_disks_without_one_that_answers_are_an_error_and_full_inodes_are_named():
+    with pytest.raises(probe.ProbeError):
+        health_checks.judge_disks([], 80, 90)
+    assert health_checks.judge_disks([disk(space=10, inodes=20)], 80, 90).detail[0].key == "disk.inodes"
+    assert health_checks.judge_disks([disk(space=20, inodes=10)], 80, 90).detail[0].key == "disk"
+    outcome = health_checks.judge_disks([disk("/a", 85), disk("/b", 10, 95)], 80, 90)
+    assert (outcome.reason, outcome.hint_values, outcome.data["usage_percent"]) == ("inodes", {"path": "/b"}, 95)
+    assert health_checks.judge_disks([disk("/a", 85)], 80, 90).reason == "space"
+    missing = {"path": "/n", "kind": "", "error": "gone", "reason": "missing"}
+    assert health_checks.judge_disks([missing], 80, 90).status == "down"
+    assert health_checks.judge_disks([dict(missing, reason="other")], 80, 90).status == "error"

@@ -1,0 +1,1112 @@
+"""Pruning and restores, phase by phase, on a fake host: its commands (Host.run), its clock, files in a directory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ansible.module_utils.shiftmaster import backup_manifest as manifests
+from ansible.module_utils.shiftmaster import backup_prune, backup_restore
+from ansible.module_utils.shiftmaster.backup_host import BackupError, Host
+
+DAY = 86400
+NOW = 1795700000.0
+UNIT = "postgresql@17-main.service"
+BECOME = ("setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups")
+
+
+def wal(number):
+    return "00000001%016X" % number
+
+
+class FakeHost(Host):
+    """A host whose commands answer from attributes; each command is noted as (program, words...).
+
+    fails: the beginnings of commands that end with an error.
+    """
+
+    def __init__(self, folder):
+        super().__init__(
+            {
+                "folder": str(folder / "backups"), "state": str(folder / "state"), "scratch": str(folder / "scratch"),
+                "stanza": "shiftmaster", "host": "db1", "keep_days": 30, "limit_bytes": 0, "lock_wait_seconds": 1800,
+                "recovery_timeout_seconds": 100, "archive_timeout_seconds": 9, "process_max": 2,
+                "restic_password_file": "/key", "restore_config": "/restore.conf", "log_file": str(folder / "log/log"),
+                "parts": [{"name": "files", "paths": [str(folder / "media")], "exclude": []}], "sources": [],
+                "database": {
+                    "version": "17", "databases": ["shiftmaster"], "data": str(folder / "data/main"),
+                    "name": "shiftmaster", "host": "", "port": 5432, "user": "backup",
+                    "sslmode": "disable", "passfile": "/passfile",
+                },
+            }
+        )  # fmt: skip
+        self.words, self.fails, self.backups = [], [], []
+        self.last_wal, self.earlier_wal = wal(9), wal(7)
+        self.snapshots, self.stay, self.state, self.free, self.in_recovery = [], set(), "active", 1 << 40, ["f"]
+        self.settings, self.options_of, self.log_lines = "", [], []
+        self.react = lambda words: None
+        for name in ("backups", "state", "data/main/global"):
+            (folder / name).mkdir(parents=True)
+
+    def free_bytes(self, folder=""):
+        self.asked_for_room = folder or self.folder
+        return self.free
+
+    def log(self, text):
+        self.log_lines.append(text)
+
+    def run(self, what, *command, fine=(0,), **more):
+        self.options_of.append(more)
+        if command[: len(BECOME)] == BECOME:
+            command = command[len(BECOME) :]
+            who = "postgres"
+        else:
+            who = "root"
+        self.words.append((os.path.basename(command[0]), *command[1:]))
+        failed = any(self.words[-1][: len(one)] == one for one in self.fails)
+        if failed and 1 not in fine:
+            raise BackupError("%s ended with 1: broken" % what)
+        self.react(self.words[-1])
+        out = getattr(self, "_" + self.words[-1][0].replace("-", "_"), lambda _who, *_words: "")(who, *command[1:])
+        return subprocess.CompletedProcess(command, int(failed), out or "", "")
+
+    def called(self, program):
+        return [words[1:] for words in self.words if words[0] == program]
+
+    def _systemctl(self, who, verb, *_words):
+        assert who == "root"
+        return self.state + "\n" if verb == "is-active" else ""
+
+    def _pgbackrest(self, who, *words):
+        assert who == "postgres" and "--stanza=shiftmaster" in words
+        return self.catalogue() if words[-1] == "info" else ""
+
+    def _restic(self, who, *words):
+        assert who == "root" and words[0] == "--quiet"
+        if words[1] == "snapshots":
+            return json.dumps(self.snapshots)
+        if words[1] == "forget":
+            self.snapshots = [one for one in self.snapshots if one["id"] not in words or one["id"] in self.stay]
+        return ""
+
+    def _psql(self, who, *words):
+        if who == "root":
+            return wal(10)  # Of the login `backup`.
+        if "pg_is_in_recovery" in words[-1]:
+            return (self.in_recovery.pop(0) if len(self.in_recovery) > 1 else self.in_recovery[0]) + "\n"
+        return self.settings if "pg_file_settings" in words[-1] else ""
+
+    def _tail(self, _who, *_words):
+        return "LOG:  starting\nFATAL:  could not locate a valid checkpoint\nLOG:  shut down\n"
+
+    def _cp(self, _who, *words):
+        subprocess.run(["cp", *words], check=True)
+
+    def catalogue(self):
+        """`pgbackrest info` of full backups: [(label, seconds when it ended)]."""
+        return json.dumps(
+            [
+                {
+                    "name": "shiftmaster",
+                    "db": [{"id": 1, "repo-key": 1, "system-id": 7, "version": "17"}],
+                    "status": {"code": 0, "message": "ok"},
+                    "repo": [{"key": 1, "cipher": "aes", "status": {"code": 0, "message": "ok"}}],
+                    "archive": [
+                        {"id": name, "database": {"id": 1, "repo-key": 1}, "min": last and wal(1), "max": last}
+                        for name, last in (("16-1", self.earlier_wal), ("17-1", self.last_wal), ("18-2", None))
+                    ],
+                    "backup": [
+                        {
+                            "label": label, "type": "full", "prior": None, "reference": None, "error": False,
+                            "database": {"id": 1, "repo-key": 1}, "timestamp": {"start": int(at) - 9, "stop": int(at)},
+                            "archive": {"start": wal(2), "stop": wal(2)}, "lsn": {"start": "0/2", "stop": "0/3"},
+                            "info": {"size": 1000, "repository": {"delta": 100}},
+                        }
+                        for label, at in self.backups
+                    ],
+                }
+            ]
+        )  # fmt: skip
+
+
+DATABASE = {
+    "kind": "full", "wal": {"start": wal(2), "stop": wal(2), "proven": wal(3)}, "restore_point": "p", "system_id": 7,
+}  # fmt: skip
+
+
+def run_of(run_id, days, result="succeeded", labels=None, **parts):
+    """A manifest of a run that ended so many days ago, with a label of each part that was saved."""
+    at = NOW - days * DAY
+    manifest = manifests.begin(run_id, "db1", parts or labels, at - 60)
+    for part, label in (labels or parts).items():
+        manifests.start(manifest, part, at - 50)
+        manifests.verified(manifest, part, manifests.RESTORED, result != "failed", "x", at - 20)
+        more = DATABASE if part == "database" else {}
+        manifests.end(manifest, part, result, at, label=label, size_bytes=1000, added_bytes=1, location="/b", **more)
+    manifests.finish(manifest, at)
+    return manifest
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: NOW)
+    return FakeHost(tmp_path)
+
+
+# --- pruning ---------------------------------------------------------------------------------------------------------
+
+
+class Past:
+    """Daily runs of 40 days that saved all parts."""
+
+    DAYS = range(40, -1, -1)
+
+    def __init__(self, host):
+        self.runs = []
+        for day in self.DAYS:
+            labels = {
+                "database": "F%02d" % day, "logical": "r%02d" % day, "files": "f%02d" % day,
+                "configuration": "c%02d" % day,
+            }  # fmt: skip
+            self.runs.append(run_of("r%02d" % day, day, labels=labels))
+            host.backups.append((labels["database"], NOW - day * DAY))
+            (Path(host.folder) / "logical" / labels["logical"]).mkdir(parents=True)
+            for part in ("files", "configuration"):
+                host.snapshots.append(snapshot(labels[part], day, tags=[part, "run=x"]))
+
+    def prune(self, host, **more):
+        return backup_prune.prune(host, self.runs[-1], self.runs[:-1], **more)
+
+
+def snapshot(name, days, host="db1", tags=("files",)):
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(NOW - days * DAY))
+    return {"id": name, "time": at, "hostname": host, "tags": list(tags)}
+
+
+@pytest.fixture
+def past(host):
+    return Past(host)
+
+
+OLD = ["%02d" % day for day in range(40, 30, -1)]  # The 30 days are restored from the day before them, r30.
+
+
+def test_what_is_older_than_its_days_goes_of_each_part(host, past):
+    removed, problems = past.prune(host)
+    assert problems == []
+    expired = [word[len("--set=") :] for words in host.called("pgbackrest") for word in words if "--set=" in word]
+    assert sorted(expired) == sorted("F" + day for day in OLD)
+    # The last call removes the WAL that no full backup needs any more.
+    assert host.called("pgbackrest")[-1] == (
+        "--stanza=shiftmaster", "--repo=1", "--repo1-retention-archive-type=full", "--repo1-retention-archive=31",
+        "expire",
+    )  # fmt: skip
+    (forget,) = [words for words in host.called("restic") if "forget" in words]
+    assert forget[:3] == ("--quiet", "forget", "--prune")
+    assert sorted(forget[3:]) == sorted(part + day for part in "cf" for day in OLD)
+    assert sorted(os.listdir(Path(host.folder) / "logical")) == ["r%02d" % day for day in range(31)]
+    assert sorted(removed) == sorted(part + day for part in "Fcfr" for day in OLD)
+
+
+def test_a_snapshot_that_another_host_or_another_kind_has_saved_stays(host, past):
+    host.snapshots += [snapshot("theirs", 90, host="app1"), snapshot("kept", 90, tags=("before-restore",))]
+    removed, problems = past.prune(host)
+    assert {"theirs", "kept"} <= {one["id"] for one in host.snapshots} and not {"theirs", "kept"} & set(removed)
+    # They are not planned either: without proofs of this host's runs each would be a problem.
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("failed", "stay", "program"),
+    [("database", "F", "pgbackrest"), ("files", "f", ""), ("configuration", "c", ""), ("logical", "r", "")],
+)
+def test_a_part_that_this_run_has_not_saved_is_left_alone(host, past, failed, stay, program):
+    past.runs[-1]["parts"][failed]["result"] = "failed"
+    removed, problems = past.prune(host)
+    assert sorted(removed) == sorted(part + day for part in "Fcfr" if part != stay for day in OLD)
+    assert problems == [] and (not program or host.called(program) == [])
+
+
+def test_without_files_restic_is_not_asked(host, past):
+    for part in ("files", "configuration"):
+        past.runs[-1]["parts"][part]["result"] = "failed"
+    past.prune(host)
+    assert host.called("restic") == []
+
+
+def test_the_run_that_prunes_counts_as_one_that_has_ended(host, past):
+    """Its manifest has no end yet, and may be among those that are read."""
+    past.runs[-1]["ended"] = None
+    removed, problems = backup_prune.prune(host, past.runs[-1], past.runs)
+    assert problems == [] and "F40" in removed and "F00" not in removed
+
+
+def test_damaged_backups_are_no_ground_to_remove_others(host, past):
+    labels = {"F%02d" % day for day in past.DAYS} | {"r%02d" % day for day in past.DAYS}
+    removed, problems = past.prune(host, damaged=labels)
+    assert sorted({one.code for one in problems}) == ["no_proven"] and len(problems) == 2
+    assert not [one for one in removed if one[0] in "Fr"]
+
+
+def test_a_clock_that_jumped_removes_nothing(host, past, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: NOW + 400 * DAY)
+    removed, problems = past.prune(host)
+    assert removed == [] and {one.code for one in problems} >= {"gap"} and len(problems) >= 4
+    assert [words for words in host.called("pgbackrest") if words[-1] == "expire"] == []
+
+
+def test_a_snapshot_that_did_not_go_is_a_problem_and_is_not_said_to_be_removed(host, past):
+    host.stay = {"f40"}
+    removed, problems = past.prune(host)
+    assert [(one[0], one[2]) for one in problems] == [("not_removed", "f40")]
+    assert "f40" not in removed and "f39" in removed
+
+
+def test_a_dump_without_its_directory_is_no_dump(host, past):
+    for day in range(31):
+        (Path(host.folder) / "logical" / ("r%02d" % day)).rmdir()
+    removed, problems = past.prune(host)
+    assert not [one for one in removed if one[0] == "r"] and problems
+    assert len(os.listdir(Path(host.folder) / "logical")) == 10
+
+
+def test_a_dump_that_failed_is_not_counted(host, past):
+    past.runs[-2]["parts"]["logical"]["result"] = "failed"
+    removed, problems = past.prune(host)
+    # Its directory is not this program's to remove either.
+    assert problems == [] and "r40" in removed and (Path(host.folder) / "logical/r01").exists()
+
+
+def test_what_takes_more_than_it_may_is_told_and_stays(host, past):
+    (Path(host.folder) / "logical/r00/dump").write_bytes(b"x" * 1000)
+    (Path(host.folder) / "logical/r01/dump").write_bytes(b"x" * 500)
+    host.options["limit_bytes"] = 1500
+    assert past.prune(host)[1] == []
+    host.options["limit_bytes"] = 1499
+    removed, problems = past.prune(host)
+    assert [one.code for one in problems] == ["over_limit"] and "r00" not in removed
+
+
+def test_bytes_of_what_goes_meanwhile_are_not_counted(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"12345")
+    monkeypatch.setattr(os, "walk", lambda folder: [(folder, [], ["gone", "a"])])
+    assert backup_prune.used_bytes(str(tmp_path)) == 5
+
+
+def test_received_wal_goes_once_the_archive_has_it(host, past):
+    """Not what the archive lacks, not the newest, by which the receiver goes on, and nothing that is no segment."""
+    folder = Path(host.folder) / "wal"
+    folder.mkdir()
+    names = [wal(7), wal(8), wal(9), wal(10), wal(8) + ".partial", "00000002.history", wal(11)]
+    for name in names:
+        (folder / name).touch()
+    past.prune(host)
+    assert sorted(os.listdir(folder)) == sorted(set(names) - {wal(7), wal(8), wal(9)})
+
+
+def test_the_newest_received_segment_stays_though_the_archive_has_it(host, past):
+    folder = Path(host.folder) / "wal"
+    folder.mkdir()
+    for name in (wal(7), wal(8)):
+        (folder / name).touch()
+    past.prune(host)
+    assert os.listdir(folder) == [wal(8)]
+
+
+def test_without_an_archive_all_received_wal_stays(host, past):
+    folder = Path(host.folder) / "wal"
+    folder.mkdir()
+    for name in (wal(7), wal(8)):
+        (folder / name).touch()
+    host.last_wal = host.earlier_wal = None
+    past.prune(host)
+    assert len(os.listdir(folder)) == 2
+
+
+def test_verified_labels_are_those_of_runs_that_have_ended():
+    good, bad, warned, begun = (
+        run_of("r%d" % number, number, result, files="f%d" % number)
+        for number, result in enumerate(("succeeded", "failed", "warning", "succeeded"))
+    )
+    begun["ended"] = None
+    nothing = run_of("r9", 9, files="")
+    assert backup_prune.proofs([good, bad, warned, begun, nothing], "files") == {"f0": True, "f1": False, "f2": True}
+    assert backup_prune.proofs([good], "database") == {}
+
+
+def test_tables_that_were_taken_out_stay_for_their_days(host):
+    tables = Path(host.folder) / "tables"
+    for name, days in (("old", 30.1), ("young", 29.9)):
+        (tables / name).mkdir(parents=True)
+        (tables / name / "t.dump").touch()
+        os.utime(tables / name, (NOW - days * DAY,) * 2)
+    assert backup_prune.forget_tables(host) == ["tables/old"] and os.listdir(tables) == ["young"]
+
+
+# --- restores: the plan ----------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """The module `time` of an engine: a sleep only moves it, and calls what is to happen meanwhile."""
+
+    def __init__(self):
+        self.passed, self.meanwhile = 0.0, lambda: None
+
+    def time(self):
+        return NOW
+
+    def monotonic(self):
+        return self.passed
+
+    def sleep(self, seconds):
+        assert seconds > 0 and self.passed < 10000
+        self.passed += seconds
+        self.meanwhile()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(backup_restore, "time", clock)
+    return clock
+
+
+class Site:
+    """A database host with data, whose lock is noted instead of taken."""
+
+    def __init__(self, host, tmp_path, monkeypatch):
+        self.host, self.data = host, tmp_path / "data/main"
+        self.aside, self.marker = tmp_path / "data/main.before-r1", tmp_path / "state/restoring"
+        (self.data / "global/pg_control").write_text("old")
+        self.waits, owner = [], SimpleNamespace(pw_uid=os.getuid(), pw_gid=os.getgid())
+        monkeypatch.setattr(backup_restore.pwd, "getpwnam", {"postgres": owner}.__getitem__)
+        monkeypatch.setattr(backup_restore, "MARKER", str(self.marker))
+        monkeypatch.setattr(backup_restore, "alone", self.alone)
+        monkeypatch.setattr(backup_restore.shutil, "chown", lambda *_arguments: None)
+        host.react = self.react
+        self.phases, self.modes = [], []
+
+    @contextlib.contextmanager
+    def alone(self, _host, operation, seconds):
+        self.waits.append((operation, seconds))
+        yield
+
+    def react(self, words):
+        if words[0] == "pgbackrest" and words[-1] == "restore":
+            self.modes.append(self.data.stat().st_mode & 0o7777)
+            (self.data / "global").mkdir(parents=True, exist_ok=True)
+            (self.data / "global/pg_control").write_text("new")
+        if self.marker.exists():
+            self.phases.append((words[0], words[1], self.marker.read_text().splitlines()[-1]))
+
+    def restore(self, arguments=(), size=1000, **request):
+        plan = backup_restore.Plan("run", "F01", list(arguments), "so far", None, False, size, 1)._asdict()
+        return backup_restore.database_here(self.host, dict(request, id="r1", database=plan))
+
+    def holds(self):
+        return (self.data / "global/pg_control").read_text()
+
+
+@pytest.fixture
+def site(host, tmp_path, monkeypatch, clock):
+    return Site(host, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def saved(host):
+    """Three runs with all parts, of 3, 2 and 1 days ago."""
+    folder = Path(host.folder) / "manifests"
+    folder.mkdir()
+    for day in (3, 2, 1):
+        labels = {"database": "F%d" % day, "files": "f%d" % day, "configuration": "c%d" % day}
+        run = run_of("r%d" % day, day, labels=labels)
+        run["release"].update(name="release-%d" % day)
+        manifests.verified(run, "database", manifests.RESTORED, True, "x", NOW - day * DAY + 70)
+        manifests.write(str(folder / ("r%d.json" % day)), run)
+        host.backups.append(("F%d" % day, NOW - day * DAY - 30))
+    return host
+
+
+def ago(days):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(NOW - days * DAY))
+
+
+def test_a_plan_of_the_latest_goes_to_the_archives_last_segment_and_beyond(saved, clock):
+    wal_folder = Path(saved.folder) / "wal"
+    wal_folder.mkdir()
+    for name in (wal(9), wal(10), wal(11) + ".partial"):
+        (wal_folder / name).touch()
+    made = backup_restore.plan(saved, {"target": "latest", "parts": ["database", "files", "configuration"]})
+    assert made["database"]["label"] == "F1" and made["database"]["arguments"] == [] and made["database"]["run"] == "r1"
+    assert made["last_segment"] == wal(9) and made["received"] == 2
+    assert made["files"] == {"run": "r1", "label": "f1"} and made["configuration"] == {"run": "r1", "label": "c1"}
+    assert sorted(made["parts"]) == ["configuration", "database", "files"]
+    assert "F1" in made["parts"]["database"] and "took 90 s" in made["parts"]["database"]
+    assert made["parts"]["files"].startswith("as of %s" % time.strftime("%Y-%m-%dT%H:%M", time.gmtime(NOW - DAY - 50)))
+    assert made["release"]["name"] == "release-1" and "not reached the archive" in made["lost"]
+
+
+def test_a_plan_of_a_time_says_what_is_lost(saved, clock):
+    made = backup_restore.plan(saved, {"target": ago(1.5), "parts": ["database", "files"]})
+    assert made["database"]["label"] == "F2" and made["files"]["label"] == "f2" and "last_segment" not in made
+    assert made["lost"].endswith("the last 1 day 12 hours") and made["release"]["name"] == "release-2"
+    assert "configuration" not in made and made["received"] == 0
+
+
+def test_a_plan_of_a_position_loses_what_came_later(saved, clock):
+    made = backup_restore.plan(saved, {"target": "0/9", "parts": ["database"]})
+    assert made["lost"] == "what came later" and made["database"]["arguments"] and "last_segment" not in made
+
+
+def test_a_plan_of_a_table_needs_the_database_and_one_of_files_does_not(saved, clock):
+    made = backup_restore.plan(saved, {"target": "latest", "parts": [], "table": "roster"})
+    assert made["database"]["label"] == "F1" and made["release"]["name"] == "release-1"
+    saved.words.clear()
+    made = backup_restore.plan(saved, {"target": "latest", "parts": ["files"]})
+    assert saved.words == [] and "database" not in made and made["release"]["name"] == "release-1"
+    assert backup_restore.plan(saved, {"target": "latest", "parts": []}) == {"parts": {}, "release": {}}
+
+
+def test_a_plan_without_an_archive_knows_no_last_segment(saved, clock):
+    saved.last_wal = saved.earlier_wal = None
+    assert backup_restore.plan(saved, {"target": "latest", "parts": ["database"]})["last_segment"] == ""
+
+
+def test_problems_of_one_backup_are_not_said_to_be_the_repositorys(saved, clock):
+    saved.backups = []
+    with pytest.raises(BackupError, match="no proven backup.*; repository 1 holds no backup"):
+        backup_restore.plan(saved, {"target": "latest", "parts": ["database"]})
+    with pytest.raises(BackupError) as caught:
+        backup_restore.plan(saved, {"target": "nonsense", "parts": ["files"]})
+    assert ";" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.5, "second"), (1, "1 second"), (61, "1 minute 1 second"), (7200, "2 hours"), (90061, "1 day 1 hour"),
+        (86400 * 2 + 5, "2 days 5 seconds"),
+    ],
+)  # fmt: skip
+def test_a_length_of_time_has_two_parts_at_most(seconds, words):
+    assert backup_restore.lasting(seconds) == words
+
+
+# --- what was received -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def received(host):
+    folder = Path(host.folder) / "wal"
+    folder.mkdir()
+    for name in (wal(8), wal(9), wal(11), wal(10), wal(12) + ".partial", wal(13) + ".tmp", "00000002.history", "x"):
+        (folder / name).touch()
+    return folder
+
+
+def test_received_is_what_the_archive_lacks(host, received):
+    assert backup_restore.received(host) == [wal(10), wal(11), wal(12) + ".partial"]
+    host.last_wal = host.earlier_wal = None
+    assert backup_restore.received(host)[0] == wal(8)
+
+
+def test_where_nothing_was_received_there_is_nothing(host):
+    assert backup_restore.received(host) == []
+
+
+def test_received_segments_are_packed_in_a_closed_directory(host, received):
+    answer = backup_restore.pack_received(host, {"id": "r1"})
+    (words,) = host.called("tar")
+    assert words == (
+        "--create", "--file", answer["archive"], "--directory", str(received), wal(10), wal(11), wal(12) + ".partial",
+    )  # fmt: skip
+    assert answer["archive"] == host.folder + "/outgoing/r1-wal.tar" and answer["restored"] == "3 segments"
+    assert os.stat(host.folder + "/outgoing").st_mode & 0o777 == 0o700
+    backup_restore.pack_received(host, {"id": "r2"})
+
+
+def test_receiving_begins_again_and_what_was_received_is_kept(host, received, site):
+    there = []
+    host.react = lambda words: there.append((*words[1:], len(os.listdir(received))))
+    answer = backup_restore.wal_anew(host, {"id": "r1"})
+    unit = "shiftmaster-backup-wal.service"
+    assert there == [("stop", unit, 8), ("start", unit, 0)]
+    kept = Path(host.folder) / "wal.before-r1"
+    assert len(os.listdir(kept)) == 8 and str(kept) in answer["restored"]
+
+
+def test_a_lock_that_is_free_is_let_go(host, site):
+    assert backup_restore.free(host, {"id": "r1"})["restored"]
+    assert [seconds for _operation, seconds in site.waits] == [1800]
+
+
+# --- the database in its place ---------------------------------------------------------------------------------------
+
+
+def words_of(host):
+    """The commands of a restore, shortened."""
+    return [words[:2] if words[0] == "systemctl" else (words[0], words[-1]) for words in host.words]
+
+
+FETCH = ("--stanza=shiftmaster", "--config=/restore.conf", "--pg1-path={data}", "--set=F01", "--process-max=2")
+
+
+def fetched(host, site):
+    (words,) = [words for words in host.called("pgbackrest") if words[-1] == "restore"]
+    head = tuple(one.format(data=site.data) for one in FETCH)
+    assert words[: len(head)] == head
+    return words[len(head) : -1]
+
+
+def test_everything_in_the_archive_is_restored_by_a_standby_that_is_promoted(host, site, monkeypatch):
+    waited = []
+    monkeypatch.setattr(backup_restore, "_wait_for_end_of_archive", lambda _host, *more: waited.append(more))
+    answer = site.restore()
+    assert words_of(host) == [
+        ("systemctl", "stop"), ("pgbackrest", "restore"), ("systemctl", "start"), ("pg_ctl", "promote"),
+        ("psql", "SELECT pg_is_in_recovery()"), ("psql", backup_restore.FORGOTTEN_SQL),
+    ]  # fmt: skip
+    assert [words[1] for words in host.called("systemctl")] == [UNIT] * 2
+    assert fetched(host, site) == ("--type=standby",)
+    assert host.called("pg_ctl") == [("--pgdata", str(site.data), "--wait", "promote")]
+    assert waited[0][1:] == ("/var/log/postgresql/postgresql-17-main.log", 0)
+    assert site.holds() == "new" and (site.aside / "global/pg_control").read_text() == "old"
+    assert answer == {"restored": "so far", "seconds": 0.0, "kept": str(site.aside)} and not site.marker.exists()
+    assert site.modes == [0o700] and host.asked_for_room == str(site.data.parent)
+    # Users wait behind the maintenance page: not half an hour for another run.
+    assert site.waits == [("restore r1", 60)]
+    # A host that loses its power knows how far it came.
+    assert site.phases[0] == ("pgbackrest", site.phases[0][1], "fetching")
+    assert {phase for program, verb, phase in site.phases[1:]} == {"started"}
+
+
+def test_a_shorter_wait_for_the_lock_is_kept(host, site):
+    host.options["lock_wait_seconds"] = 5
+    site.restore(["--type=time"])
+    assert site.waits == [("restore r1", 5)]
+
+
+def test_a_restore_to_a_time_is_no_standby_and_is_not_promoted(host, site):
+    site.restore(["--type=time", "--target=x"])
+    assert fetched(host, site) == ("--type=time", "--target=x") and host.called("pg_ctl") == []
+
+
+def test_a_host_without_a_database_keeps_nothing(host, site):
+    backup_restore.shutil.rmtree(site.data)
+    assert site.restore(["--type=time"])["kept"] == "" and site.holds() == "new"
+
+
+def test_recovery_goes_on_with_what_was_received_and_that_is_archived(host, site, received):
+    host.fails = [
+        ("pgbackrest", "--stanza=shiftmaster", "--pg1-path=%s" % site.data, "archive-push", str(received / wal(9)))
+    ]
+    site.restore(["--type=time"], received_folder=str(received))
+    option, *others = fetched(host, site)
+    assert others == ["--type=time"] and option == (
+        f"--recovery-option=restore_command=pgbackrest --config=/restore.conf --pg1-path={site.data} "
+        f'--stanza=shiftmaster archive-get %f "%p" || cp {received}/%f "%p" || cp {received}/%f.partial "%p"'
+    )
+    pushed = [words for words in host.called("pgbackrest") if "archive-push" in words]
+    # One that fails is told and costs neither the restore nor the others.
+    assert [words[-1] for words in pushed] == [str(received / wal(number)) for number in (8, 9, 10, 11)]
+    assert len(host.log_lines) == 1 and wal(9) in host.log_lines[0]
+
+
+def test_settings_of_the_recovery_are_taken_away_and_the_server_is_started_again(host, site):
+    host.settings, host.in_recovery = "recovery_target_time\nrestore_command\n", ["t", "f", "t", "f"]
+    site.restore(["--type=time"])
+    resets = [words for words in host.called("psql") if "RESET" in words[-1]]
+    assert resets == [
+        ("-XqAt", "-w", "-d", "postgres", "-c", "ALTER SYSTEM RESET recovery_target_time", "-c",
+         "ALTER SYSTEM RESET restore_command")
+    ]  # fmt: skip
+    assert host.called("systemctl")[-2] == ("restart", UNIT)
+    # It is waited for once more.
+    assert host.in_recovery == ["f"]
+
+
+@pytest.mark.parametrize(("free", "refused"), [(1099, True), (1100, False)])
+def test_without_room_next_to_it_the_database_is_not_stopped(host, site, free, refused):
+    host.free = free
+    with pytest.raises(BackupError, match="too little room") if refused else contextlib.nullcontext():
+        site.restore(["--type=time"])
+    assert (host.words == []) == refused and site.holds() == ("old" if refused else "new")
+
+
+STEPS = {
+    "stop": ("systemctl", "stop"),
+    "fetch": ("pgbackrest",),
+    "start": ("systemctl", "start"),
+    "promote": ("pg_ctl",),
+    "query": ("psql",),
+    "restart": ("systemctl", "restart"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_fails_brings_back_what_was_there(host, site, monkeypatch, step):
+    monkeypatch.setattr(backup_restore, "_wait_for_end_of_archive", lambda *_arguments: None)
+    host.settings = "restore_command\n"
+    host.fails = [STEPS[step]]
+    if step == "query":
+        monkeypatch.setattr(backup_restore, "_wait_for_end_of_recovery", lambda *_arguments: None)
+    with pytest.raises(BackupError, match="broken"):
+        site.restore()
+    assert site.holds() == "old" and not site.aside.exists() and not site.marker.exists()
+    if step != "stop":
+        # Stopped with the new data, started with the old.
+        assert words_of(host)[-2:] == [("systemctl", "stop"), ("systemctl", "start")]
+
+
+def test_an_end_of_the_archive_that_comes_too_early_brings_back_what_was_there(host, site, monkeypatch):
+    def refuse(*_arguments):
+        raise BackupError("too early")
+
+    monkeypatch.setattr(backup_restore, "_wait_for_end_of_archive", refuse)
+    with pytest.raises(BackupError, match="too early"):
+        site.restore()
+    assert site.holds() == "old" and host.called("pg_ctl") == []
+
+
+def test_a_restore_that_is_ended_by_a_signal_brings_back_what_was_there(host, site):
+    def interrupted(words):
+        if words[0] == "pgbackrest":
+            raise KeyboardInterrupt
+
+    host.react = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        site.restore()
+    assert site.holds() == "old" and words_of(host)[-1] == ("systemctl", "start")
+
+
+def test_what_a_killed_restore_has_left_is_ended_before_another_begins(host, site):
+    """What was there before the first one is what is kept."""
+    first = site.data.parent / "main.before-r0"
+    site.data.rename(first)
+    (site.data / "global").mkdir(parents=True)
+    (site.data / "global/pg_control").write_text("half")
+    site.marker.write_text("%s\nfetching" % first)
+    site.restore(["--type=time"])
+    assert (site.aside / "global/pg_control").read_text() == "old" and not first.exists()
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+class Log:
+    """PostgreSQL's log of a recovery that restores a segment at each of these seconds."""
+
+    def __init__(self, path, clock, at, lines=()):
+        self.path, self.clock, self.at, self.lines = path, clock, dict(at), dict(lines)
+        path.write_text('LOG:  restored log file "%s" from archive\nFATAL:  of the run before\n' % wal(99))
+        self.behind = path.stat().st_size
+        clock.meanwhile = self.write
+
+    def write(self):
+        with self.path.open("a") as stream:
+            for second in [one for one in self.at if one <= self.clock.passed]:
+                stream.write('LOG:  restored log file "%s" from archive\n' % wal(self.at.pop(second)))
+            for second in [one for one in self.lines if one <= self.clock.passed]:
+                stream.write(self.lines.pop(second) + "\n")
+
+    def wait(self, host, **request):
+        backup_restore._wait_for_end_of_archive(host, request, str(self.path), self.behind)
+        return self.clock.passed
+
+
+@pytest.fixture
+def make_log(tmp_path, clock, host):
+    host.options["recovery_timeout_seconds"] = 1000
+    return lambda *arguments: Log(tmp_path / "postgresql.log", clock, *arguments)
+
+
+def test_the_end_of_the_archive_is_silence_after_its_last_segment(host, make_log):
+    log = make_log({2: 8, 15: 9, 30: 10})
+    assert 49 <= log.wait(host, last_segment=wal(9)) <= 52
+
+
+def test_one_segment_may_take_its_time_before_the_last(host, make_log):
+    assert 317 <= make_log({2: 8, 298: 9}).wait(host, last_segment=wal(9)) <= 322
+
+
+def test_without_a_last_segment_silence_is_the_end(host, make_log):
+    assert 24 <= make_log({2: 8, 5: 9}).wait(host) <= 27
+
+
+def test_a_recovery_that_ends_before_the_last_segment_is_refused(host, make_log, clock):
+    with pytest.raises(BackupError, match="did not come to the end of the archive .%s." % wal(9)):
+        make_log({2: 8}).wait(host, last_segment=wal(9))
+    assert 300 <= clock.passed < 310
+
+
+def test_a_gap_that_is_allowed_is_no_failure(host, make_log):
+    assert make_log({2: 8}).wait(host, last_segment=wal(9), allow_gap=True) >= 300
+
+
+def test_a_segment_of_an_earlier_run_is_not_seen(host, make_log):
+    with pytest.raises(BackupError, match="end of the archive"):
+        make_log({}).wait(host, last_segment=wal(99))
+
+
+@pytest.mark.parametrize("line", ["FATAL:  requested timeline 2 is not a child", "2026 [1] PANIC:  could not read"])
+def test_a_server_that_dies_is_said_at_once(host, make_log, clock, line):
+    with pytest.raises(BackupError, match="does not come up.*(timeline 2|could not read)"):
+        make_log({}, {3: line}).wait(host, last_segment=wal(9))
+    assert clock.passed < 5
+
+
+@pytest.mark.parametrize(
+    "line", ["FATAL:  the database system is starting up", "[user=x] FATAL:  no pg_hba.conf entry"]
+)
+def test_what_concerns_a_session_is_no_failure(host, make_log, line):
+    assert make_log({5: 9}, {3: line}).wait(host, last_segment=wal(9)) < 30
+
+
+def test_a_recovery_that_does_not_end_is_given_up(host, make_log, clock):
+    host.options["recovery_timeout_seconds"] = 60
+    with pytest.raises(BackupError, match="within 60 s"):
+        make_log({number: number for number in range(1, 200)}).wait(host, last_segment=wal(500))
+    assert 60 <= clock.passed < 63
+
+
+def test_a_database_that_takes_writes_is_waited_for(host, clock):
+    host.in_recovery = ["t", "", "f"]
+    backup_restore._wait_for_end_of_recovery(host, "/data")
+    assert len(host.called("psql")) == 3 and host.called("systemctl") == [("is-active", UNIT)] * 2
+
+
+@pytest.mark.parametrize("state", ["failed", "inactive"])
+def test_a_database_that_does_not_come_up_is_said_with_its_last_error(host, clock, state):
+    host.in_recovery, host.state = ["t"], state
+    with pytest.raises(BackupError, match="does not come up: FATAL:  could not locate"):
+        backup_restore._wait_for_end_of_recovery(host, "/data")
+    assert host.called("tail")[0][-1] == "/var/log/postgresql/postgresql-17-main.log"
+
+
+def test_a_recovery_without_an_end_is_given_up(host, clock):
+    host.in_recovery, host.state = ["t"], "activating"
+    with pytest.raises(BackupError, match="within 100 s"):
+        backup_restore._wait_for_end_of_recovery(host, "/data")
+    assert 100 < clock.passed < 102
+
+
+# --- next to the database --------------------------------------------------------------------------------------------
+
+
+class Scratch:
+    """proof.restored() and its server."""
+
+    sockets, port = "/sockets", 6543
+
+    def __init__(self):
+        self.log, self.tables = 'restored log file "%s" from archive' % wal(9), [("public.roster", "r")]
+        self.asked, self.arguments, self.waited = [], None, []
+
+    @contextlib.contextmanager
+    def restored(self, _host, name, *arguments, label):
+        assert name == "restore" and label == "F01"
+        self.arguments = arguments
+        yield self
+
+    def log_text(self):
+        return self.log
+
+    def ask(self, sql, database):
+        self.asked.append((sql, database))
+        if "pg_inherits" in sql:
+            return self.tables
+        return [["3"]] if sql.startswith("SELECT count") else [["s", "t", "x", "2"], ["s", "u", "x", "5"]]
+
+
+@pytest.fixture
+def scratch(monkeypatch, site):
+    scratch = Scratch()
+    monkeypatch.setattr(backup_restore.proof, "restored", lambda *words, **more: scratch.restored(*words, **more))
+    monkeypatch.setattr(backup_restore.proof, "wait_for_segment", lambda *words: scratch.waited.append(words[1:]))
+    monkeypatch.setattr(backup_restore.proof, "check_pages", lambda _host, server: "pages of %d" % server.port)
+    return scratch
+
+
+def plan_of(arguments=(), size=1000):
+    return backup_restore.Plan("run", "F01", list(arguments), "so far", None, False, size, 1)._asdict()
+
+
+def test_a_restore_next_to_the_database_is_read_and_counted(host, site, scratch):
+    answer = backup_restore.database_scratch(host, {"id": "r1", "database": plan_of(["--type=time"])})
+    assert answer == {"restored": "so far", "found": ["pages of 6543", "shiftmaster: 2 tables, 7 rows"], "seconds": 0.0}
+    assert scratch.arguments == ("--type=time",) and site.waits == [("restore r1", 1800)]
+    assert scratch.asked[-1][1] == "shiftmaster" and site.holds() == "old"
+    # What was entered a moment ago can be reached, too.
+    assert scratch.waited == [(wal(10), 9)]
+
+
+def test_a_restore_next_to_the_database_goes_on_with_what_was_received(host, site, scratch, received):
+    backup_restore.database_scratch(host, {"id": "r1", "database": plan_of(["--type=time"])})
+    option, last = scratch.arguments
+    assert last == "--type=time" and f"cp {received}/%f " in option
+    assert "--pg1-path=%s/restore/data " % host.options["scratch"] in option
+
+
+def test_a_restore_next_to_the_database_that_ends_too_early_is_refused(host, site, scratch):
+    scratch.log = ""
+    request = {"id": "r1", "database": plan_of(), "last_segment": wal(9)}
+    with pytest.raises(BackupError, match="end of the archive"):
+        backup_restore.database_scratch(host, request)
+    backup_restore.database_scratch(host, dict(request, allow_gap=True))
+
+
+@pytest.mark.parametrize("work", ["database_scratch", "table"])
+def test_a_scratch_directory_without_room_is_not_filled(host, site, scratch, work):
+    request = {"id": "r1", "database": plan_of(size=1000), "table": "roster"}
+    host.free = 1099
+    with pytest.raises(BackupError, match="too little room in %s" % host.options["scratch"]):
+        getattr(backup_restore, work)(host, request)
+    assert scratch.arguments is None and host.asked_for_room == host.options["scratch"]
+    host.free = 1100
+    getattr(backup_restore, work)(host, request)
+
+
+@pytest.mark.parametrize(
+    ("asked", "database", "whole"),
+    [
+        ("roster", "shiftmaster", ("public.roster", 'public"."roster')),
+        ("other/hr.staff", "other", ("hr.staff", 'hr"."staff')),
+        ("it's", "shiftmaster", ("public.it''s", "public\".\"it''s")),
+    ],
+)
+def test_a_table_is_taken_out_with_its_partitions(host, site, scratch, asked, database, whole):
+    scratch.tables = [("public.roster", "p"), ("public.roster_2026", "r")]
+    answer = backup_restore.table(host, {"id": "r1", "database": plan_of(), "table": asked})
+    name = asked.rpartition("/")[2]
+    assert (answer["rows"], answer["database"], answer["table"]) == (3, database, name)
+    sql, of = scratch.asked[0]
+    assert of == database and "to_regclass('%s')" % whole[0] in sql and "to_regclass('\"%s\"')" % whole[1] in sql
+    assert scratch.asked[1] == ("SELECT count(*) FROM public.roster", database)
+    (dump,) = host.called("pg_dump")
+    path = host.folder + "/tables/r1/%s.dump" % name.replace("'", "_")
+    assert answer["file"] == path and os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o700
+    assert dump == (
+        "--no-password", "--host", "/sockets", "--port", "6543", "--format=custom", "--file", path,
+        "--table=public.roster", "--table=public.roster_2026", database,
+    )  # fmt: skip
+    assert os.stat(host.folder + "/tables").st_mode & 0o777 == 0o711
+
+
+@pytest.mark.parametrize(("tables", "message"), [([], "no table roster in"), ([("public.roster", "v")], "is no table")])
+def test_what_is_no_table_is_not_taken_out(host, site, scratch, tables, message):
+    scratch.tables = tables
+    with pytest.raises(BackupError, match=message):
+        backup_restore.table(host, {"id": "r1", "database": plan_of(), "table": "roster"})
+    assert os.listdir(host.folder + "/tables") == [] and host.called("pg_dump") == []
+
+
+def test_a_database_that_does_not_answer_closes_no_segment(host, monkeypatch):
+    waited = []
+    monkeypatch.setattr(backup_restore.proof, "wait_for_segment", lambda *arguments: waited.append(arguments))
+    host.fails = [("psql",)]
+    backup_restore._archive_until_now(host)
+    assert waited == []
+
+
+# --- files in their place --------------------------------------------------------------------------------------------
+
+
+class Files:
+    """A directory of media on the host, and a snapshot that holds other content of it."""
+
+    def __init__(self, host, tmp_path):
+        self.host, self.media = host, tmp_path / "media"
+        self.media.mkdir(mode=0o755)
+        (self.media / "a.txt").write_text("today")
+        self.staged, self.within = Path(host.folder) / "outgoing/r1", []
+        self.nodes = [
+            {"type": "dir", "path": str(self.media)},
+            {"type": "file", "path": str(self.media / "a.txt"), "size": 600},
+            {"type": "file", "path": str(self.media / "b[1].txt"), "size": 400},
+            {"type": "file", "path": str(self.media) + "-else/c.txt", "size": 5000},
+        ]
+        host.snapshots = [dict(snapshot("whole-id", 1), tags=["files"])]
+        host._restic = self.restic
+
+    def restic(self, _who, *words):
+        verb = words[1]
+        if verb == "snapshots":
+            return json.dumps(self.host.snapshots)
+        if verb == "ls":
+            assert words[-1] == "whole-id"
+            return "\n".join(json.dumps(one) for one in [{"struct_type": "snapshot"}, *self.nodes])
+        if verb == "restore":
+            target = Path(words[words.index("--target") + 1])
+            self.within.append((words[2], target.stat().st_mode & 0o777, *words[words.index("--target") + 2 :]))
+            place = target / str(self.media)[1:]
+            place.mkdir(parents=True)
+            for node in self.nodes:
+                if node["path"].startswith(str(self.media) + "/"):
+                    (target / node["path"][1:]).write_text("yesterday")
+        return ""
+
+    def restore(self, **request):
+        files = {"run": "r0", "label": "short"}
+        return backup_restore.files(
+            self.host, dict(request, id="r1", files=files, parts=request.get("parts", ["files"])), "files"
+        )
+
+    def content(self):
+        return {path.name: path.read_text() for path in self.media.iterdir()}
+
+
+@pytest.fixture
+def media(site, host, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        backup_restore.Restic, "backup",
+        lambda _restic, part, run_id, tag: saved.append((part["name"], run_id, tag)) or {"snapshot_id": "kept-id"},
+    )  # fmt: skip
+    media = Files(host, tmp_path)
+    media.saved = saved
+    return media
+
+
+def test_files_come_back_and_what_they_replace_is_saved_before(media, site):
+    answer = media.restore()
+    assert media.content() == {"a.txt": "yesterday", "b[1].txt": "yesterday"}
+    assert answer["restored"] == "2 files" and answer["into"] == "/" and answer["kept"] == "kept-id"
+    assert answer["paths"] == [str(media.media)] and "archive" not in answer
+    assert media.saved == [("files", "r1", "before-restore")] and site.waits == [("restore r1", 1800)]
+    assert media.within == [("whole-id", 0o700, "--include=%s" % media.media)]
+    assert not media.staged.exists() and os.stat(media.staged.parent).st_mode & 0o777 == 0o711
+
+
+def test_one_path_is_restored_and_no_other(media):
+    path = str(media.media / "b[1].txt")
+    media.nodes = [one for one in media.nodes if one["path"] != str(media.media / "a.txt")]
+    assert media.restore(paths=[path + "/"])["paths"] == [path]
+    assert media.within[0][2:] == ("--include=%s/b\\[1\\].txt" % media.media,)
+
+
+def test_a_snapshot_without_the_runs_tag_is_taken_by_its_label(media, host):
+    host.snapshots = []
+    with pytest.raises(AssertionError):
+        media.restore()
+    assert host.called("restic")[-1][-1] == "short"
+
+
+@pytest.mark.parametrize(("free", "refused"), [(999, True), (1000, False)])
+def test_without_room_no_file_is_touched(media, host, free, refused):
+    host.free = free
+    with pytest.raises(BackupError, match="too little room") if refused else contextlib.nullcontext():
+        media.restore()
+    assert media.saved == ([] if refused else media.saved) and (media.content()["a.txt"] == "today") == refused
+
+
+def test_files_that_cannot_be_read_from_the_backup_leave_what_is_there(media, host):
+    host.fails = [("restic", "--quiet", "restore")]
+    with pytest.raises(BackupError, match="broken"):
+        media.restore()
+    assert media.content() == {"a.txt": "today"} and not media.staged.exists()
+
+
+def test_into_a_directory_nothing_is_replaced_and_nothing_saved_before(media, tmp_path):
+    os.chmod(tmp_path, 0o755)
+    target = tmp_path / "target"
+    answer = media.restore(into=str(target))
+    assert answer["into"] == str(target) and answer["kept"] == "" and media.saved == []
+    assert (target / str(media.media)[1:] / "a.txt").read_text() == "yesterday"
+    assert media.content() == {"a.txt": "today"}
+
+
+def test_a_path_that_the_part_does_not_hold_is_refused_before_anything(media, host):
+    for request in ({"paths": ["/etc/passwd"]}, {"paths": [str(media.media), "/etc/passwd"]}):
+        with pytest.raises(BackupError, match="holds nothing of /etc/passwd"):
+            media.restore(**request)
+    assert host.words == []
+    # Of several parts, another one holds it.
+    answer = media.restore(paths=[str(media.media), "/etc/passwd"], parts=["files", "configuration"])
+    assert answer["paths"] == [str(media.media)]
+
+
+def test_a_path_that_the_snapshot_lacks_is_refused(media, host):
+    lost = str(media.media / "lost")
+    with pytest.raises(BackupError, match="holds nothing of %s$" % lost):
+        media.restore(paths=[str(media.media), lost])
+    with pytest.raises(BackupError, match="holds nothing of %s$" % lost):
+        media.restore(paths=[lost], parts=["files", "configuration"])
+    assert media.restore(paths=[str(media.media), lost], parts=["files", "configuration"])["restored"] == "2 files"
+
+
+def test_an_owner_that_does_not_exist_is_said_before_anything(media, host):
+    with pytest.raises(BackupError, match="no such user.*nobody-here"):
+        media.restore(owners={str(media.media): "nobody-here"})
+    assert host.words == [] and media.content() == {"a.txt": "today"}
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+def step(host, what, request):
+    return backup_restore.main(host, what, io.StringIO(json.dumps(request)))
+
+
+def test_an_answer_of_a_step_is_json_and_noted(host, received, capsys):
+    assert step(host, "received", {"id": "r1"}) == 0
+    assert json.loads(capsys.readouterr().out)["restored"] == "3 segments"
+    assert host.log_lines == ["restore r1, received: 3 segments"]
+
+
+@pytest.mark.parametrize("what", ["received", "plan", "free"])
+def test_a_step_that_fails_says_so_in_its_answer_and_code(host, saved, site, monkeypatch, capsys, what):
+    host.fails = [("tar",), ("pgbackrest",)]
+
+    def held(*_arguments):
+        raise BackupError("held")
+
+    monkeypatch.setattr(backup_restore, "alone", held)
+    assert step(host, what, {"id": "r1", "target": "latest", "parts": ["database"]}) == 1
+    assert json.loads(capsys.readouterr().out)["failed"] and len(host.log_lines) == (what != "plan")
+
+
+def test_questions_are_not_noted(host, saved, site, capsys):
+    assert step(host, "plan", {"id": "r1", "target": "latest", "parts": ["files"]}) == 0
+    assert step(host, "free", {"id": "r1"}) == 0
+    assert host.log_lines == []
+
+
+def test_an_asker_that_is_gone_fails_no_step(host, received, monkeypatch):
+    def gone(*_arguments, **_more):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    assert step(host, "received", {"id": "r1"}) == 0
+
+
+@pytest.mark.parametrize("request_", [[], {}, "x", 5])
+def test_a_request_without_an_id_is_refused(host, request_):
+    with pytest.raises(BackupError, match="JSON with an id"):
+        step(host, "received", request_)
+    with pytest.raises(BackupError, match="there is no nonsense"):
+        step(host, "nonsense", {"id": "r1"})
+    assert host.words == []
+
+
+@pytest.mark.parametrize(
+    ("what", "function"),
+    [
+        ("plan", "plan"), ("free", "free"), ("here", "database_here"), ("scratch", "database_scratch"),
+        ("table", "table"), ("received", "pack_received"), ("wal_anew", "wal_anew"),
+    ],
+)  # fmt: skip
+def test_each_step_has_its_name(what, function):
+    assert backup_restore.COMMANDS[what] is getattr(backup_restore, function)
+
+
+def test_files_and_configuration_are_steps_of_their_own(host, monkeypatch):
+    monkeypatch.setattr(backup_restore, "files", lambda _host, _request, part: {"restored": part})
+    for part in ("files", "configuration"):
+        assert backup_restore.COMMANDS[part](host, {}) == {"restored": part}

@@ -1,0 +1,82 @@
+"""tests/mutants.py makes wrong edits of code, and what it leaves out is still there."""
+
+from __future__ import annotations
+
+import random
+
+import mutants
+import pytest
+
+SOURCE = b'''"""A word."""
+LIMIT_SECONDS = 5
+
+
+@decorated("word")
+def function(first: "annotation", mode=0o640):
+    """Another one."""
+    points.reach("here")
+    run("stop", timeout=9)
+    if first is not None and not mode:
+        return sorted(first)
+    for one in first:
+        if (
+            one
+            == "two words"
+        ):
+            continue
+    return "word" if first[1] <= 30 else None
+'''
+
+
+def edits():
+    return {(one.line, one.edit) for one in mutants.mutants("x", SOURCE)}
+
+
+def test_each_kind_of_wrong_edit_is_made_and_nothing_that_no_test_should_pin():
+    assert edits() == {
+        (5, '"word" -> "Xword"'), (6, "0o640 -> 0o644"), (9, 'run("stop", timeout=9) -> pass'),
+        (9, '"stop" -> "Xstop"'),
+        (10, "is not -> is"), (10, "and -> or"), (10, "not  -> nothing"),
+        (10, "first is not None and not mode -> True"),
+        (10, "first is not None and not mode -> False"), (11, "return sorted(first) -> return None"),
+        (11, "sorted -> list"), (15, "== -> !="), (14, 'one\n            == "two words" -> True'),
+        (14, 'one\n            == "two words" -> False'), (17, "continue -> pass"),
+        (18, 'return "word" if first[1] <= 30 else None -> return None'), (18, "first[1] <= 30 -> True"),
+        (18, "first[1] <= 30 -> False"), (18, '"word" -> "Xword"'), (18, "<= -> <"), (18, "1 -> 2"), (18, "30 -> 60"),
+    }  # fmt: skip
+
+
+def test_a_mutant_is_the_source_with_its_edit_alone():
+    for one in mutants.mutants("x", SOURCE):
+        assert SOURCE[: one.start] + one.old.encode() + SOURCE[one.end :] == SOURCE
+        assert mutants.mutated(SOURCE, one) == SOURCE[: one.start] + one.new.encode() + SOURCE[one.end :]
+
+
+def test_a_sample_is_the_same_for_a_seed_and_leaves_out_what_is_equivalent():
+    made = mutants.sample("kpi", 10, random.Random(5), set())
+    assert (
+        made == mutants.sample("kpi", 10, random.Random(5), set()) != mutants.sample("kpi", 10, random.Random(6), set())
+    )
+    assert {one.group for one in made} == {"condition", "constant", "logic", "statement", "word"}
+    equivalent = {("kpi", one.text, one.edit) for one in made}
+    assert not set(made) & set(mutants.sample("kpi", 50, random.Random(5), equivalent))
+
+
+def test_tests_of_a_line_are_those_that_call_its_function():
+    called = {"5": ["a.py::one"]}
+    assert mutants.tests_of_line(SOURCE, 9, called) == {"a.py::one"}
+    # At the level of the module, in a function that another process calls, or that a test's import calls: all of them.
+    assert mutants.tests_of_line(SOURCE, 2, called) is mutants.tests_of_line(SOURCE, 6, called) is None
+    assert mutants.tests_of_line(SOURCE, 9, {}) is mutants.tests_of_line(SOURCE, 9, {"5": ["", "a.py::one"]}) is None
+
+
+@pytest.mark.parametrize("module", mutants.MODULES)
+def test_each_module_has_tests(module):
+    assert mutants.path_of(module).exists() and mutants.tests_of(module)
+
+
+def test_each_equivalent_edit_is_still_one_of_the_code_and_has_a_reason():
+    for one in mutants.equivalents():
+        made = mutants.mutants(one["module"], mutants.path_of(one["module"]).read_bytes())
+        assert (one["line"], one["edit"]) in {(mutant.text, mutant.edit) for mutant in made}, one
+        assert len(one["reason"]) > 20

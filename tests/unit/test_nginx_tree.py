@@ -1,0 +1,571 @@
+"""nginx_tree: checked in a copy, placed, loaded, verified or rolled back, on a fake nginx."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import nginx_tree
+import pytest
+import yaml
+
+MINE = grp.getgrgid(os.getegid()).gr_name
+ME = pwd.getpwuid(os.geteuid()).pw_name
+
+
+class Nginx:
+    """A master with workers that has loaded the markers of its directory; time passes by sleeping."""
+
+    def __init__(self, folder):
+        self.root, self.log = folder / "nginx", folder / "log/error.log"
+        self.root.mkdir()
+        (self.root / "nginx.conf").write_text("old")
+        self.log.parent.mkdir()
+        self.binary = folder / "sbin-nginx"
+        self.binary.touch(mode=0o755)
+        self.master, self.number, self.groups, self.old = 100, 1, {os.getegid()}, set()
+        self.loaded, self.served, self.passed, self.commands = {}, b"", 0.0, []
+        self.refuses, self.stuck, self.lingers, self.stale, self.replaced = "", False, False, False, False
+        self.tested, self.fails, self.enabled = None, set(), "enabled"
+
+    # What the module asks of a host.
+    def master_pid(self, _path):
+        return self.master
+
+    def workers(self, master):
+        assert master == self.master
+        return dict.fromkeys({self.number} | self.old, self.groups)
+
+    def running_hash(self, address, location):
+        assert address == "127.0.0.1:8081"
+        return self.loaded.get(location, "")
+
+    def kill(self, pid, number):
+        assert pid == self.master and number == nginx_tree.signal.SIGHUP
+        self.commands.append("HUP")
+        self.load()
+
+    def load(self):
+        if self.replaced:
+            self.master += 1
+        if self.stuck:
+            with self.log.open("a") as stream:
+                stream.write("2026 [notice] x\n2026 [emerg] cannot load\n")
+            return
+        self.old = {self.number} if self.lingers else set()
+        self.number += 1
+        self.groups = {os.getegid()}
+        for location, name in (("/config", "marker.conf"), ("/servers", "servers.conf.marker")):
+            path = self.root / name
+            if path.exists():
+                self.loaded[location] = path.read_text().split('"')[1].removesuffix("\\n")
+        certificate = self.root / "chain.pem"
+        self.served = nginx_tree.first_certificate(str(certificate))
+
+    def run(self, command, **more):
+        program, *words = command
+        out, code = b"", 0
+        if program == str(self.binary) and words == ["-v"]:
+            out = b"nginx version: nginx/1.26.3\n"
+        elif program == str(self.binary):
+            main = Path(words[-1])
+            assert words[:3] == ["-t", "-q", "-c"] and main.name == "nginx.conf" and main.parent != self.root
+            self.tested = {
+                path.name: os.readlink(path) if path.is_symlink() else path.read_text()
+                for path in main.parent.iterdir()
+            }  # fmt: skip
+            self.copy = str(main.parent)
+            out, code = (self.refuses.replace("ROOT", self.copy).encode(), 1) if self.refuses else (b"", 0)
+        elif program == "systemctl":
+            verb = words[0]
+            assert words[-1] in ("nginx.service", "daemon-reload")
+            if verb == "show":
+                out = b"NeedDaemonReload=" + (b"yes" if self.stale else b"no")
+            elif verb == "is-enabled":
+                out = self.enabled.encode()
+            else:
+                self.commands.append(verb)
+                code = int(verb in self.fails)
+                if verb in ("start", "restart") and not code:
+                    self.master = 200
+                    self.load()
+                self.stale = self.stale and verb != "daemon-reload"
+        return subprocess.CompletedProcess(command, code, out, b"")
+
+    def sleep(self, seconds):
+        self.passed += seconds
+
+
+@pytest.fixture
+def nginx(tmp_path, monkeypatch):
+    os.chmod(tmp_path, 0o755)
+    nginx = Nginx(tmp_path)
+    for name in ("master_pid", "workers", "running_hash"):
+        monkeypatch.setattr(nginx_tree, name, getattr(nginx, name))
+    monkeypatch.setattr(nginx_tree, "served_certificate", lambda address, name: (address, name) and nginx.served)
+    monkeypatch.setattr(nginx_tree.os, "kill", nginx.kill)
+    names = {name: getattr(subprocess, name) for name in ("PIPE", "STDOUT", "DEVNULL", "TimeoutExpired")}
+    monkeypatch.setattr(nginx_tree, "subprocess", SimpleNamespace(run=nginx.run, **names))
+    clock = SimpleNamespace(
+        monotonic=lambda: nginx.passed, sleep=nginx.sleep, strftime=nginx_tree.time.strftime, gmtime=lambda: (0,) * 9
+    )
+    monkeypatch.setattr(nginx_tree, "time", clock)
+    monkeypatch.setattr(nginx_tree, "LOG_GROUP", MINE)
+    return nginx
+
+
+@pytest.fixture
+def apply(nginx, run_module):
+    def apply(content="new", check_mode=False, **parameters):
+        root = nginx.root
+        given = {
+            "config_root": str(root), "main_file": str(root / "nginx.conf"), "binary": str(nginx.binary), "user": ME,
+            "files": [{"path": str(root / "nginx.conf"), "content": content}], "marker_file": str(root / "marker.conf"),
+            "error_log": str(nginx.log), "servers_file": str(root / "servers.conf"),
+            "pid_file": str(root.parent / "nginx.pid"),
+        }  # fmt: skip
+        if content is None:
+            del given["files"]
+        return run_module(nginx_tree, check_mode=check_mode, **dict(given, **parameters))
+
+    return apply
+
+
+def content(nginx, name="nginx.conf"):
+    path = nginx.root / name
+    return path.read_text() if path.exists() else None
+
+
+def test_a_new_configuration_is_tested_in_a_copy_placed_and_loaded_once(apply, nginx):
+    result = apply()
+    assert result["changed"] and result["action"] == "reload" and nginx.commands == ["HUP"]
+    assert content(nginx) == "new" and nginx.tested["nginx.conf"] == "new" and "marker.conf" in nginx.tested
+    assert nginx.loaded["/config"] == result["config_hash"] and not os.path.exists(os.path.dirname(nginx.copy))
+    again = apply()
+    assert not again["changed"] and again["action"] == "none" and again["reasons"] == [] and nginx.commands == ["HUP"]
+    # The marker is no news for anybody.
+    assert [one["before_header"] for one in result["diff"]] == [str(nginx.root / "nginx.conf")]
+    assert (nginx.root / "marker.conf").read_text() == 'return 200 "%s\\n";\n' % result["config_hash"]
+
+
+def test_check_mode_says_the_same_and_changes_nothing(apply, nginx, monkeypatch):
+    warned = []
+    monkeypatch.setattr(nginx_tree.QuietModule, "warn", lambda _module, text: warned.append(text))
+    result = apply(check_mode=True)
+    assert result["changed"] and result["action"] == "reload" and nginx.commands == []
+    assert result["diff"][0]["before"] == "old" and result["diff"][0]["after"] == "new"
+    assert content(nginx) == "old" and nginx.tested["nginx.conf"] == "new" and warned == []
+    nginx.refuses = "unknown directive in ROOT/nginx.conf"
+    apply(check_mode=True)
+    assert len(warned) == 1 and "unknown directive in %s/nginx.conf" % nginx.root in warned[0]
+
+
+def test_a_configuration_that_nginx_refuses_changes_nothing(apply, nginx):
+    nginx.refuses = "unknown directive in ROOT/nginx.conf:1"
+    result = apply(directories=[{"path": str(nginx.root.parent / "cache")}], log_files=[str(nginx.log)])
+    assert result["failed"] and "unknown directive in %s/nginx.conf:1" % nginx.root in result["msg"]
+    assert content(nginx) == "old" and nginx.commands == [] and not (nginx.root.parent / "cache").exists()
+
+
+def test_links_of_the_copy_lead_into_the_copy(apply, nginx):
+    (nginx.root / "available").write_text("x")
+    (nginx.root / "inside").symlink_to(nginx.root / "available")
+    (nginx.root / "outside").symlink_to("/usr/share/nginx")
+    links = [{"path": str(nginx.root / "new-link"), "target": "available"}]
+    apply(links=links, absent=[str(nginx.root / "gone")])
+    assert nginx.tested["inside"] == nginx.copy + "/available" and nginx.tested["outside"] == "/usr/share/nginx"
+    assert nginx.tested["new-link"] == "available" and os.readlink(nginx.root / "new-link") == "available"
+
+
+def test_what_shall_be_absent_is_removed(apply, nginx):
+    (nginx.root / "default").write_text("x")
+    result = apply(absent=[str(nginx.root / "default")])
+    assert content(nginx, "default") is None and "default" not in nginx.tested
+    (entry,) = [one for one in result["diff"] if one["before"] == "x"]
+    assert entry["after_header"].endswith("(absent)") and entry["after"] == ""
+
+
+def test_a_reload_that_does_not_take_effect_is_rolled_back(apply, nginx):
+    apply("first")
+    nginx.stuck, before = True, nginx.passed
+    result = apply("second")
+    assert result["failed"] and "another configuration" in result["msg"] and "are back in place." in result["msg"]
+    assert "cannot load" in result["msg"] and "[notice]" not in result["msg"]
+    assert content(nginx) == "first" and nginx.commands == ["HUP"] * 3
+    assert 20 <= nginx.passed - before < 21
+    # Only what is logged from then on.
+    assert result["msg"].count("cannot load") == 1
+    assert apply("second")["msg"].count("cannot load") == 1
+
+
+def test_old_workers_that_stay_are_no_reload(apply, nginx):
+    nginx.lingers = True
+    result = apply(proof_timeout_seconds=3)
+    assert result["failed"] and "old workers still take connections: [1]" in result["msg"] and content(nginx) == "old"
+    assert 3 <= nginx.passed < 4
+
+
+def test_a_master_that_was_replaced_is_no_reload(apply, nginx):
+    nginx.replaced = True
+    result = apply()
+    assert result["failed"] and "the master process was replaced (101, before 100)" in result["msg"]
+    assert nginx.passed < 1
+
+
+def test_a_reload_has_to_be_seen_three_times(apply, nginx):
+    apply()
+    assert nginx.passed == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("how", ["gone", "no workers"])
+def test_a_master_that_is_gone_or_has_no_workers_is_no_reload(apply, nginx, monkeypatch, how):
+    load = nginx.load
+
+    def broken():
+        load()
+        if how == "gone":
+            nginx.master = None
+        else:
+            monkeypatch.setattr(nginx_tree, "workers", lambda _master: {})
+
+    nginx.load = broken
+    if how == "gone":
+        # The way back meets no master either.
+        nginx.kill = None
+    result = apply(proof_timeout_seconds=2)
+    assert result["failed"]
+    assert how == "gone" or "there are no workers" in result["msg"]
+
+
+def test_nginx_that_does_not_run_is_started(apply, nginx):
+    nginx.master = None
+    result = apply()
+    assert result["action"] == "start" and nginx.commands == ["reset-failed", "start"] and "does not run" in str(result)
+
+
+def test_a_start_that_fails_is_rolled_back_by_a_restart(apply, nginx):
+    nginx.master, nginx.fails = None, {"start"}
+    result = apply()
+    assert result["failed"] and "systemctl start failed" in result["msg"] and content(nginx) == "old"
+    assert nginx.commands == ["reset-failed", "start", "reset-failed", "restart"]
+    nginx.master, nginx.fails = None, {"start", "restart"}
+    assert "but: systemctl restart failed" in apply()["msg"]
+
+
+def test_a_new_drop_in_restarts(apply, nginx, tmp_path):
+    drop_in = tmp_path / "unit.d/own.conf"
+    files = [{"path": str(drop_in), "content": "[Service]\n"}]
+    result = apply(files=files, unit_drop_in=str(drop_in))
+    assert result["action"] == "restart" and nginx.commands == ["daemon-reload", "reset-failed", "restart"]
+    assert not apply(files=files, unit_drop_in=str(drop_in))["changed"]
+    nginx.stale = True
+    assert apply(files=files, unit_drop_in=str(drop_in))["action"] == "restart"
+    nginx.stale = True
+    assert not apply(files=files)["changed"]
+
+
+def test_a_file_elsewhere_needs_no_reload(apply, nginx, tmp_path):
+    apply()
+    files = [
+        {"path": str(nginx.root / "nginx.conf"), "content": "new"},
+        {"path": str(tmp_path / "page.html"), "content": "x", "mode": "0640"},
+    ]
+    result = apply(files=files)
+    assert result["changed"] and result["action"] == "none" and (tmp_path / "page.html").stat().st_mode & 0o777 == 0o640
+    result = apply(files=[files[0], dict(files[1], mode="0644")])
+    assert "(mode 0640 -> 0644)" in result["diff"][0]["after_header"]
+
+
+PEM = "-----BEGIN CERTIFICATE-----\n%s\n-----END CERTIFICATE-----\n"
+
+
+def test_a_certificate_that_is_not_the_served_one_reloads(apply, nginx):
+    apply()
+    (nginx.root / "chain.pem").write_text(PEM % "AAEC")
+    more = {"certificate": str(nginx.root / "chain.pem"), "tls_address": "127.0.0.1:443"}
+    result = apply(**more)
+    assert result["action"] == "reload" and "another certificate" in str(result["reasons"])
+    assert not apply(**more)["changed"]
+    assert not apply(certificate=more["certificate"])["changed"]
+
+
+def test_workers_that_lack_a_group_reload(apply, nginx):
+    apply(groups=[MINE])
+    nginx.groups = {99999}
+    result = apply(groups=[MINE, "no-such-group"])
+    assert result["action"] == "reload" and "not in the group %s" % MINE in str(result["reasons"])
+
+
+def test_directories_and_logs_have_their_modes(apply, nginx, tmp_path):
+    new, there = tmp_path / "cache", tmp_path / "there"
+    there.mkdir(mode=0o700)
+    directories = [{"path": str(new), "mode": "0750"}, {"path": str(there)}]
+    logs = [str(tmp_path / "log/access.log"), str(tmp_path / "none/access.log")]
+    expected = apply(directories=directories, log_files=logs, check_mode=True)
+    assert not new.exists() and not os.path.exists(logs[0])
+    result = apply(directories=directories, log_files=logs)
+    assert result["diff"] == expected["diff"] and result["changed"]
+    assert (new.stat().st_mode & 0o777, there.stat().st_mode & 0o777) == (0o750, 0o755)
+    status = os.stat(logs[0])
+    assert (status.st_mode & 0o777, status.st_uid, status.st_gid) == (0o640, os.geteuid(), os.getegid())
+    assert not os.path.exists(logs[1])
+    again = apply(directories=directories, log_files=logs)
+    assert not again["changed"] and again["diff"] == []
+    os.chmod(logs[0], 0o644)
+    os.chmod(new, 0o777)
+    result = apply(directories=directories, log_files=logs)
+    assert result["changed"] and result["action"] == "none" and len(result["diff"]) == 2
+    assert os.stat(logs[0]).st_mode & 0o777 == 0o640 and new.stat().st_mode & 0o777 == 0o750
+
+
+def test_a_log_in_a_directory_of_another_user_is_refused(apply, nginx, tmp_path):
+    os.chmod(tmp_path / "log", 0o777)
+    result = apply(log_files=[str(tmp_path / "log/access.log")])
+    assert result["failed"] and "others than root can change" in result["msg"] and content(nginx) == "old"
+
+
+def test_what_is_neither_file_nor_link_is_refused(apply, nginx):
+    (nginx.root / "odd").mkdir()
+    result = apply(files=[{"path": str(nginx.root / "odd"), "content": "x"}])
+    assert result["failed"] and "neither a file nor a link" in result["msg"]
+
+
+def test_a_directory_that_is_a_file_is_refused(apply, nginx, tmp_path):
+    (tmp_path / "file").touch()
+    result = apply(directories=[{"path": str(tmp_path / "file")}])
+    assert result["failed"] and "cannot be used" in result["msg"] and content(nginx) == "old"
+
+
+def test_passwords_become_hashes_that_are_kept(apply, nginx):
+    path = nginx.root / "users"
+    users = [{"name": "ops", "password": "one"}]
+    result = apply(password_files=[{"path": str(path), "users": users, "group": MINE}])
+    first = path.read_text()
+    assert first.startswith("ops:$6$") and path.stat().st_mode & 0o777 == 0o640
+    assert [one["after"] for one in result["diff"] if one["before_header"].startswith(str(path))] == ["ops:(a hash)\n"]
+    assert not apply(password_files=[{"path": str(path), "users": users, "group": MINE}])["changed"]
+    users[0]["password"] = "two"
+    result = apply(password_files=[{"path": str(path), "users": users, "group": MINE}])
+    assert result["action"] == "reload" and "ops:(another hash)" in str(result["diff"])
+    assert path.read_text() != first
+    users[0]["name"] = "a:b"
+    result = apply(password_files=[{"path": str(path), "users": users, "group": MINE}])
+    assert result["failed"] and "Nothing was changed" in result["msg"]
+
+
+def test_nginx_has_to_be_installed(apply, nginx):
+    nginx.binary.unlink()
+    nginx.master = None
+    expected = apply(check_mode=True)
+    assert expected["action"] == "start" and "not installed" in str(expected["reasons"]) and nginx.tested is None
+    result = apply()
+    assert result["failed"] and "install nginx first" in result["msg"] and content(nginx) == "old"
+
+
+# --- servers --------------------------------------------------------------------------------------------------------
+
+SERVERS = "server 10.0.0.1:8443 max_fails=1;\nserver 10.0.0.2:8443 max_fails=1;\n"
+
+
+@pytest.fixture
+def servers(apply, nginx):
+    files = [
+        {"path": str(nginx.root / "nginx.conf"), "content": "new"},
+        {"path": str(nginx.root / "servers.conf"), "content": SERVERS},
+    ]
+    apply(files=files)
+    nginx.commands.clear()
+
+    def change(state, server="10.0.0.1:8443", **more):
+        return apply(None, state=state, server=server, marker_file=None, **more)
+
+    return change
+
+
+def test_a_server_goes_out_and_comes_back(servers, nginx, apply):
+    marker = nginx.loaded["/config"]
+    result = servers("server_out", reason="patched  by\nme")
+    assert result["changed"] and nginx.commands == ["HUP"]
+    first, second = content(nginx, "servers.conf").splitlines()
+    assert first.startswith("server 10.0.0.1:8443 max_fails=1 down; # ") and first.endswith(": patched by me")
+    assert second == "server 10.0.0.2:8443 max_fails=1;"
+    assert nginx.loaded["/config"] == marker and len(nginx.loaded["/servers"]) == 32
+    assert not servers("server_out")["changed"]
+    assert not servers("server_in", reason="other")["changed"]
+    found = apply(None, state="query")
+    assert list(found["servers_down"]) == ["10.0.0.1:8443"] and "patched by me" in str(found["servers_down"])
+    assert servers("server_in", reason="patched by me")["changed"] and content(nginx, "servers.conf") == SERVERS
+
+
+def test_a_server_that_goes_out_without_a_reason_has_one(servers, nginx):
+    servers("server_out")
+    assert content(nginx, "servers.conf").splitlines()[0].endswith(": taken out")
+
+
+def test_the_last_server_stays_in(servers, nginx):
+    servers("server_out")
+    result = servers("server_out", "10.0.0.2:8443")
+    assert result["failed"] and "last server" in result["msg"]
+    assert "no server 10.0.0.9:1" in servers("server_out", "10.0.0.9:1")["msg"]
+
+
+def test_without_servers_there_is_none_to_take_out(apply, nginx):
+    result = apply(None, state="server_out", server="10.0.0.1:8443", marker_file=None)
+    assert result["failed"] and "balances over no servers" in result["msg"]
+
+
+# --- queries ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_query_says_what_is_there(servers, apply, nginx, monkeypatch):
+    monkeypatch.setattr(nginx_tree, "can_bind", lambda family, address: address == "::1")
+    found = apply(None, state="query", groups=[MINE, "no-such-group"])
+    assert not found["changed"] and found["installed"] and found["version"] == "1.26.3" and found["running"]
+    assert found["enabled"] and found["servers"] == ["10.0.0.1:8443", "10.0.0.2:8443"] and found["servers_down"] == {}
+    assert (found["ipv6"], found["ipv6_loopback"]) == (False, True) and found["problems"] == []
+    assert found["groups_present"] == [MINE]
+    assert found["groups_lacking"] == ([] if ME in grp.getgrnam(MINE).gr_mem else [MINE])
+    nginx.enabled, nginx.master = "disabled", None
+    found = apply(None, state="query")
+    assert not found["enabled"] and not found["running"]
+    nginx.binary.unlink()
+    found = apply(None, state="query")
+    assert (found["installed"], found["version"], found["enabled"]) == (False, "", False)
+
+
+def test_a_port_of_another_program_is_a_problem(apply, nginx, monkeypatch):
+    monkeypatch.setattr(nginx_tree, "parse_listeners", lambda _text, ports: {port: {"42"} for port in ports})
+    monkeypatch.setattr(nginx_tree, "socket_owners", lambda inodes: {"nginx", "apache2"} if inodes == {"42"} else set())
+    assert apply(None, state="query", ports=[80])["problems"] == ["port 80 is taken by apache2"]
+    monkeypatch.setattr(nginx_tree, "socket_owners", lambda _inodes: {"nginx"})
+    assert apply(None, state="query", ports=[80])["problems"] == []
+
+
+def test_a_certificate_and_a_key_that_cannot_be_used_are_problems(apply, nginx, tmp_path):
+    certificate, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+
+    def problems(**more):
+        found = apply(None, state="query", certificate=str(certificate), **more)
+        assert found["problems"] == found["certificate_problems"]
+        return found["problems"]
+
+    assert problems(certificate_key=str(key)) == [
+        "the certificate %s is missing" % certificate, "the key %s is missing" % key,
+    ]  # fmt: skip
+    certificate.write_text("nothing")
+    key.write_text("nothing")
+    assert problems() == ["%s holds no certificate in PEM form" % certificate]
+    certificate.write_text(PEM % "AAEC")
+    assert "cannot be used together" in problems(certificate_key=str(key))[0] and problems() == []
+
+
+def test_what_a_running_nginx_answers_is_read_of_its_address(monkeypatch):
+    sent, answers = [], [b"HTTP/1.1 200 OK\r\n", b"Server: x\r\n\r\nabc", b"def\n", b""]
+
+    class Socket:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_error):
+            pass
+
+        def settimeout(self, seconds):
+            assert seconds > 0
+
+        def sendall(self, data):
+            sent.append(data)
+
+        def recv(self, _size):
+            return answers.pop(0)
+
+    def connect(address, timeout):
+        sent.append(address)
+        return Socket()
+
+    monkeypatch.setattr(nginx_tree.socket, "create_connection", connect)
+    assert nginx_tree.running_hash("[::1]:8081", "/config") == "abcdef"
+    assert sent == [("::1", 8081), b"GET /config HTTP/1.0\r\nHost: localhost\r\n\r\n"]
+    answers[:] = [b"HTTP/1.1 404 Not Found\r\n\r\nabc", b""]
+    assert nginx_tree.running_hash("127.0.0.1:8081", "/config") == ""
+
+    def refused(_address, _timeout):
+        raise OSError
+
+    monkeypatch.setattr(nginx_tree.socket, "create_connection", refused)
+    assert nginx_tree.running_hash("127.0.0.1:8081", "/config") == ""
+
+
+def test_only_a_process_of_nginx_is_its_master(tmp_path):
+    path = tmp_path / "nginx.pid"
+    assert nginx_tree.master_pid(str(path)) is None
+    path.write_text("%d\n" % os.getpid())
+    assert nginx_tree.master_pid(str(path)) is None
+    path.write_text("nonsense")
+    assert nginx_tree.master_pid(str(path)) is None
+    assert nginx_tree.workers(os.getpid()) == {}
+
+
+def agree(documented, spec, place=""):
+    """The documentation and the argument spec of a module say the same."""
+    assert set(documented) == set(spec), place
+    for name, option in spec.items():
+        said, where = documented[name], "%s.%s" % (place, name)
+        assert set(option) <= {"type", "default", "choices", "elements", "required", "no_log", "options"}, where
+        for key in ("type", "default", "choices", "elements", "options"):
+            if key in option or key in said and key != "options":
+                if key == "options":
+                    agree(said["suboptions"], option["options"], where)
+                else:
+                    assert said.get(key) == option.get(key), (where, key)
+        assert said.get("required", False) == option.get("required", False), where
+
+
+def test_documentation_and_argument_spec_agree(monkeypatch):
+    class Captured(Exception):
+        pass
+
+    def capture(**given):
+        agree(yaml.safe_load(nginx_tree.DOCUMENTATION)["options"], given["argument_spec"])
+        assert given["supports_check_mode"]
+        raise Captured
+
+    monkeypatch.setattr(nginx_tree, "QuietModule", capture)
+    with pytest.raises(Captured):
+        nginx_tree.main()
+
+
+def test_the_certificate_that_is_served_is_asked_for_by_its_name(monkeypatch):
+    asked = []
+
+    class Wrapped:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_error):
+            pass
+
+        def getpeercert(self, binary):
+            return b"DER" if binary else {}
+
+    class Context:
+        def __init__(self, _protocol):
+            self.check_hostname = True
+
+        def wrap_socket(self, plain, server_hostname):
+            # Whatever it is: it is compared, not trusted.
+            assert self.verify_mode == nginx_tree.ssl.CERT_NONE and not self.check_hostname
+            asked.append(server_hostname)
+            return Wrapped()
+
+    monkeypatch.setattr(nginx_tree.ssl, "SSLContext", Context)
+    monkeypatch.setattr(
+        nginx_tree.socket, "create_connection", lambda address, _timeout: asked.append(address) or Wrapped()
+    )
+    assert nginx_tree.served_certificate("127.0.0.1:443", "shift.example") == b"DER"
+    assert nginx_tree.served_certificate("127.0.0.1:443", "") == b"DER"
+    assert asked == [("127.0.0.1", 443), "shift.example", ("127.0.0.1", 443), None]
+    assert nginx_tree.served_certificate("nonsense", "x") is None

@@ -1,0 +1,523 @@
+"""shiftmaster_release: what each state asks of a cutover, refuses and answers; the cutover itself is a fake."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import shiftmaster_release as module
+from ansible.module_utils.shiftmaster.cutover import CutoverError
+from ansible.module_utils.shiftmaster.layout import Layout
+from ansible.module_utils.shiftmaster.probe import HttpResult
+from ansible.module_utils.shiftmaster.state import State
+
+ONE, TWO, OLD = "20260101T000000Z-aaaaaaa", "20260202T000000Z-bbbbbbb", "20250101T000000Z-0000000"
+Verdict = namedtuple("Verdict", "breach requests errors p95_ms")
+STEP = {"kind": "deploy", "from": ONE, "to": TWO, "from_colour": "blue", "to_colour": "green", "phase": "watch"}
+
+
+class FakeCutover:
+    """Notes each call; fails where it shall."""
+
+    timings, notes = {"gate": 1.5}, ["a note"]
+
+    def __init__(self, site):
+        self.site = site
+
+    def __call__(self, layout, state, options):
+        self.site.options, self.state = options, state
+        return self
+
+    def __getattr__(self, name):
+        def call(*words, **more):
+            self.site.calls.append((name, *words, *sorted(more.items())))
+            if name in self.site.fails:
+                raise CutoverError("%s failed" % name, put_back=True)
+            if name in ("finish", "put_back"):
+                self.state.end()
+            return self.site.answers.get(name)
+
+        return call
+
+    def called(self, release):
+        return "version of %s" % release
+
+
+class Site:
+    def __init__(self, tmp_path, monkeypatch, run_module):
+        self.layout = Layout(str(tmp_path / "root"))
+        os.makedirs(self.layout.state)
+        for name, version in ((OLD, "0.9"), (ONE, "1.0"), (TWO, "2.0")):
+            folder = Path(self.layout.release(name))
+            folder.mkdir(parents=True)
+            manifest = {"version": version, "revision": name[-7:] * 6, "config_sha256": "c" * 64}
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+        self.layout.point_colour("blue", ONE)
+        self.layout.activate("blue")
+        state = State(self.layout)
+        state.set_status(OLD, "live")
+        state.set_status(ONE, "live", previous=OLD)
+        state.set_status(TWO, "ready")
+        self.calls, self.fails, self.options, self.verdict = [], set(), None, Verdict("", 100, 0, 50.0)
+        self.answers = {
+            "old_tasks": ["b"], "stop_others": [], "ensure_running": [], "recover": None, "worker_problem": "",
+            "evidence": "evidence", "missing": [], "others": [],
+        }  # fmt: skip
+        self.status, self.umbrella, self.watched = 200, "active", []
+        monkeypatch.setattr(module, "Cutover", FakeCutover(self))
+        monkeypatch.setattr(module, "http_get", lambda *_w, **_m: HttpResult(self.status, 0.1, "{}", None))
+        monkeypatch.setattr(module, "active_state", lambda _name: self.umbrella)
+        monkeypatch.setattr(module, "watch", lambda options: self.watched.append(options) or self.verdict)
+        self.run_module = run_module
+
+    def run(self, state, check_mode=False, **more):
+        given = {"root": self.layout.root, "run_id": "run-1", "who": "me", "state": state}
+        return self.run_module(module, check_mode=check_mode, **dict(given, **more))
+
+    def begin(self, **more):
+        State(self.layout).begin(**dict(STEP, run_id="run-1", **more))
+        return self
+
+    def status_of(self, name):
+        return State(self.layout).status(name)
+
+    def names(self):
+        return [call[0] for call in self.calls]
+
+    def events(self, name):
+        path = Path(self.layout.state, "audit.jsonl")
+        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [one for one in found if one["event"] == name]
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch, run_module):
+    return Site(tmp_path, monkeypatch, run_module)
+
+
+def test_a_query_names_what_serves_and_what_a_rollback_leads_to(site):
+    found = site.run("query", release="1.0")
+    assert (found["current"], found["current_version"], found["previous"]) == (ONE, "1.0", OLD)
+    assert found["current_is_whole"] and found["active_colour"] == "blue" and found["transition"] == {}
+    assert found["release"] == ONE and found["running"] and not found["switched"] and len(found["releases"]) == 3
+    site.umbrella = "failed"
+    assert not site.run("query")["running"]
+    site.begin(to_colour="blue")
+    assert site.run("query")["switched"] and site.run("query")["transition"]["to"] == TWO
+    os.unlink(site.layout.active)
+    found = site.run("query")
+    assert found["current"] == "" and not found["running"] and not found["current_is_whole"] and site.calls == []
+
+
+def test_a_release_that_is_not_there_is_refused_with_those_that_are(site):
+    result = site.run("active", release="9.9")
+    assert result["failed"] and "no release 9.9" in result["msg"] and "%s (1.0, live)" % ONE in result["msg"]
+
+
+# --- rollback's target -----------------------------------------------------------------------------------------------
+
+
+def test_a_rollback_leads_to_what_served_before_or_to_the_named_one(site):
+    found = site.run("target")
+    assert not found["changed"] and (found["release"], found["version"], found["revision"]) == (
+        OLD,
+        "0.9",
+        "0000000" * 6,
+    )
+    assert site.run("target", release="0.9")["release"] == OLD
+
+
+def test_a_rollback_to_what_is_bad_or_was_never_live_is_refused(site):
+    assert "never live" in site.run("target", release="2.0")["msg"]
+    State(site.layout).set_status(OLD, "bad", "5xx")
+    assert "marked bad: 5xx" in site.run("target", release="0.9")["msg"]
+    assert "no older release to go back to" in site.run("target")["msg"]
+    os.unlink(site.layout.active)
+    assert "no release serves" in site.run("target")["msg"]
+
+
+# --- active ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "calls", "switched"),
+    [
+        ("whole", [("prepare", TWO, "deploy"), ("old_tasks",), ("move", ("with_tasks", True))], True),
+        ("prepare", [("prepare", TWO, "deploy"), ("old_tasks",)], False),
+        ("move", [("old_tasks",), ("move", ("with_tasks", True))], True),
+        ("traffic", [("old_tasks",), ("move", ("with_tasks", False))], True),
+        ("end_tasks", [("old_tasks",), ("end_tasks",)], False),
+        ("tasks", [("old_tasks",), ("take_tasks",)], True),
+    ],
+)
+def test_each_part_of_a_cutover_asks_for_its_own_steps(site, part, calls, switched):
+    if part not in ("whole", "prepare"):
+        site.begin()
+    result = site.run("active", release="2.0", part=part)
+    assert site.calls == calls and result["changed"] and result["switched"] == switched
+    assert result["release"] == TWO and result["old_tasks"] == ["b"] and result["timings"] == {"gate": 1.5}
+    assert result["notes"] == ["a note"] and result["diff"]["after"] == "%s 2.0\n" % TWO
+
+
+def test_options_of_the_module_reach_the_cutover(site):
+    site.run(
+        "active", release="2.0", celery_application="app", celery_queues=["q"], beat=False, fleet=True, user="u",
+        health={"path": "/h", "host": "h", "attempts": 2, "delay_seconds": 3, "timeout_seconds": 4,
+        "worker_seconds": 5},
+        drain_grace_seconds=6, drain_limit_seconds=7, worker_stop_seconds=8, log_folder="/logs",
+    )  # fmt: skip
+    assert site.options == {
+        "user": "u", "celery_application": "app", "celery_queues": ["q"], "beat": False, "fleet": True,
+        "health_path": "/h", "health_host": "h", "gate_attempts": 2, "gate_delay_seconds": 3.0,
+        "gate_timeout_seconds": 4.0, "worker_gate_seconds": 5, "drain_grace_seconds": 6.0, "drain_limit_seconds": 7.0,
+        "worker_stop_seconds": 8, "hooks": [], "run_id": "run-1", "who": "me",
+        "logs": ["/logs/error.log", "/logs/app.log", site.layout.shared + "/logs/*.log"],
+    }  # fmt: skip
+
+
+def test_what_serves_and_is_healthy_is_left_alone_unless_a_restart_is_asked_for(site):
+    assert not site.run("active", release="1.0")["changed"] and site.calls == []
+    assert site.run("active", release="1.0", kind="restart")["changed"] and site.calls[0] == ("prepare", ONE, "restart")
+    site.calls.clear()
+    site.status = 503
+    assert site.run("active", release="1.0")["changed"] and site.calls
+
+
+def test_check_mode_of_a_cutover_touches_nothing(site):
+    assert site.run("active", check_mode=True, release="2.0")["changed"]
+    site.begin()
+    assert not site.run("active", check_mode=True, release="2.0", part="move")["changed"]
+    assert site.calls == []
+
+
+def test_a_part_of_a_cutover_belongs_to_the_run_that_prepared_it(site):
+    assert not site.run("active", release="2.0", part="move")["changed"]
+    State(site.layout).begin(**dict(STEP, run_id="other"))
+    assert "of run other is under way" in site.run("active", release="2.0", part="move")["msg"]
+    State(site.layout).begin(**dict(STEP, run_id="run-1", to=OLD))
+    assert "is under way" in site.run("active", release="2.0", part="move")["msg"] and site.calls == []
+
+
+def test_a_bad_release_is_not_switched_to(site):
+    State(site.layout).set_status(TWO, "bad", "broke")
+    assert "marked bad: broke" in site.run("active", release="2.0")["msg"] and site.calls == []
+
+
+def test_a_cutover_that_fails_says_whether_the_old_release_is_back(site):
+    site.fails = {"move"}
+    result = site.run("active", release="2.0")
+    assert result["failed"] and result["put_back"] and result["release"] == TWO and result["notes"] == ["a note"]
+
+
+# --- recovered -------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_run_left_is_recovered_and_said(site):
+    assert site.run("recovered") == dict(site.run("recovered"), changed=False, notes=[])
+    site.answers.update(recover="said", stop_others=["web@green"], ensure_running=["web@blue"])
+    result = site.run("recovered", background=False)
+    assert result["changed"] and [note.split()[0] for note in result["notes"]] == ["said", "stopped", "started"]
+    assert ("ensure_running", False) in site.calls
+    site.calls.clear()
+    assert not site.run("recovered", check_mode=True)["changed"]
+    site.begin()
+    assert site.run("recovered", check_mode=True)["changed"] and site.calls == []
+
+
+# --- watched ---------------------------------------------------------------------------------------------------------
+
+
+def test_traffic_that_is_well_is_reported(site):
+    site.begin()
+    result = site.run("watched", health={"host": "h"})
+    assert not result.get("failed") and (result["requests"], result["errors"], result["p95_ms"]) == (100, 0, 50.0)
+    assert site.watched[0]["host"] == "h" and site.names() == ["note_log", "worker_problem"]
+    assert result["release"] == TWO
+
+
+def test_traffic_that_breaks_goes_back(site):
+    site.begin()
+    site.verdict = Verdict("5 errors", 100, 5, 50.0)
+    result = site.run("watched")
+    assert result["failed"] and result["put_back"] and result["errors"] == 5 and "evidence" in result["msg"]
+    assert "version of %s serves again" % ONE in result["msg"]
+    assert site.names() == ["note_log", "evidence", "put_back"] and site.calls[-1][1] == "after the switch 5 errors"
+
+
+def test_in_a_fleet_traffic_that_breaks_is_withdrawn(site):
+    site.begin()
+    site.verdict = Verdict("5 errors", 100, 5, 50.0)
+    assert site.run("watched", fleet=True)["failed"]
+    assert site.calls[-1] == ("withdraw", "after the switch 5 errors", ("bad", True))
+
+
+def test_a_first_release_that_breaks_has_nothing_to_go_back_to(site):
+    State(site.layout).begin(**dict(STEP, run_id="run-1", **{"from": None}))
+    site.verdict = Verdict("5 errors", 100, 5, 50.0)
+    assert "no earlier release" in site.run("watched")["msg"]
+
+
+def test_a_worker_that_is_gone_breaks_the_release(site):
+    site.begin()
+    site.answers["worker_problem"] = "no ping"
+    result = site.run("watched")
+    assert result["failed"] and "no ping" in result["msg"] and "put_back" in site.names()
+
+
+def test_somebody_who_stops_the_application_does_not_break_the_release(site):
+    site.begin()
+    site.verdict, site.umbrella = Verdict("5 errors", 100, 5, 50.0), "inactive"
+    result = site.run("watched")
+    assert result["failed"] and "somebody has stopped" in result["msg"] and site.names()[-1] == "finish"
+    assert "put_back" not in site.names()
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_behind_the_maintenance_page_traffic_is_not_judged(site, monkeypatch, when):
+    site.begin()
+    page = Path(site.layout.shared, "maintenance/on")
+    page.parent.mkdir()
+    site.verdict = Verdict("5 errors", 100, 5, 50.0)
+    if when == "before":
+        page.touch()
+    else:
+        monkeypatch.setattr(module, "watch", lambda _options: page.touch() or site.verdict)
+    result = site.run("watched")
+    assert not result.get("failed") and len(result["notes"]) == 1 and result["requests"] == 0
+    assert "put_back" not in site.names() and "withdraw" not in site.names()
+
+
+def test_without_a_cutover_there_is_nothing_to_watch(site):
+    assert site.run("watched")["release"] == ONE
+    site.begin()
+    assert site.run("watched", check_mode=True)["requests"] == 0
+    assert site.calls == [] and site.watched == []
+
+
+# --- finished, withdrawn, restored -----------------------------------------------------------------------------------
+
+
+def test_a_finished_cutover_notes_its_migrations_once(site):
+    site.begin()
+    result = site.run("finished", applied_migrations=["a.0001"])
+    assert result["changed"] and result["release"] == TWO and site.names() == ["finish"]
+    manifest = Path(site.layout.release(TWO), "manifest.json")
+    assert json.loads(manifest.read_text())["applied_when_live"] == ["a.0001"]
+    site.begin()
+    site.run("finished", applied_migrations=["a.0002"])
+    assert json.loads(manifest.read_text())["applied_when_live"] == ["a.0001"]
+
+
+def test_without_known_migrations_a_finished_cutover_notes_none(site):
+    site.begin()
+    site.run("finished")
+    assert "applied_when_live" not in json.loads(Path(site.layout.release(TWO), "manifest.json").read_text())
+    site.begin()
+    site.calls.clear()
+    assert site.run("finished", check_mode=True)["changed"] and site.calls == []
+
+
+def test_what_serves_without_being_live_is_settled(site):
+    assert not site.run("finished")["changed"]
+    State(site.layout).set_status(ONE, "ready")
+    assert not site.run("finished", check_mode=True)["changed"] and site.status_of(ONE) == "ready"
+    assert site.run("finished")["changed"] and site.status_of(ONE) == "live"
+    site.answers["ensure_running"] = ["web"]
+    assert site.run("finished")["changed"]
+
+
+@pytest.mark.parametrize("state", ["withdrawn", "restored"])
+def test_a_cutover_of_another_run_is_not_taken_back(site, state):
+    State(site.layout).begin(**dict(STEP, run_id="other"))
+    result = site.run(state, reason="x")
+    assert not result["changed"] and result["release"] == ONE
+    assert not {"withdraw", "put_back", "finish"} & set(site.names())
+
+
+@pytest.mark.parametrize("state", ["withdrawn", "restored"])
+def test_a_cutover_that_had_begun_to_finish_is_finished(site, state):
+    site.begin()
+    State(site.layout).phase("finish")
+    result = site.run(state)
+    assert result["changed"] and result["release"] == TWO and site.names() == ["finish"]
+
+
+def test_a_cutover_is_withdrawn_with_its_reason(site):
+    site.begin()
+    assert site.run("withdrawn", check_mode=True)["changed"] and site.calls == []
+    result = site.run("withdrawn", reason="another host failed")
+    assert result["changed"] and result["release"] == ONE and site.calls == [("withdraw", "another host failed")]
+    site.calls.clear()
+    site.run("withdrawn")
+    assert site.calls == [("withdraw", "asked for")]
+
+
+def test_a_cutover_is_restored_and_its_release_is_not_bad(site):
+    site.begin()
+    assert site.run("restored", check_mode=True)["changed"] and site.calls == []
+    result = site.run("restored", reason="why")
+    assert result["changed"] and result["release"] == ONE and result["timings"] == {"gate": 1.5}
+    assert site.calls == [("put_back", "why", ("bad", False))]
+    site.calls.clear()
+    site.begin()
+    site.run("restored", background=False)
+    assert site.calls == [("put_back", "asked for", ("bad", False)), ("hold_background",)]
+
+
+def test_without_a_cutover_what_is_stopped_is_started_again(site):
+    assert not site.run("restored")["changed"]
+    assert not site.run("restored", check_mode=True)["changed"]
+    site.answers["ensure_running"] = ["web"]
+    result = site.run("restored")
+    assert result["changed"] and result["notes"] == ["started web again"]
+
+
+# --- marks, hooks and what goes --------------------------------------------------------------------------------------
+
+
+def test_a_live_release_that_is_not_healthy_is_suspect(site):
+    assert not site.run("doubted", release="1.0")["changed"]
+    assert site.run("doubted", release="0.9", check_mode=True)["changed"]
+    assert not State(site.layout).is_doubtful(OLD)
+    assert site.run("doubted", release="0.9")["changed"] and State(site.layout).is_doubtful(OLD)
+    assert not site.run("doubted", release="0.9")["changed"] and not site.run("doubted", release="2.0")["changed"]
+    site.status = 503
+    assert site.run("doubted", release="1.0")["changed"] and State(site.layout).is_doubtful(ONE)
+
+
+def test_a_bad_release_is_marked_once_with_its_reason(site):
+    assert site.run("bad", release="2.0", check_mode=True)["changed"] and site.status_of(TWO) == "ready"
+    assert site.run("bad", release="2.0", reason="5xx")["changed"]
+    assert State(site.layout).releases[TWO]["reason"] == "5xx"
+    (event,) = site.events("marked_bad")
+    assert (event["release"], event["reason"], event["run_id"], event["who"]) == (TWO, "5xx", "run-1", "me")
+    assert not site.run("bad", release="2.0")["changed"]
+
+
+def test_hooks_of_a_phase_run_in_their_release(site, monkeypatch):
+    ran = []
+    monkeypatch.setattr(
+        module.releases, "run_hooks",
+        lambda path, hooks, phase, user: ran.append((path, [one["name"] for one in hooks], phase, user))
+        or [{"name": "one", "output": "x"}, {"name": "two", "output": ""}],
+    )  # fmt: skip
+    hooks = [
+        {"name": "one", "phase": "before_migrate", "command": "true"},
+        {"name": "other", "phase": "after_migrate", "command": "true"},
+    ]
+    more = {"release": "2.0", "hooks": hooks, "user": "u"}
+    assert site.run("hook", check_mode=True, phase="before_migrate", **more)["notes"] == ["hook one would run"]
+    assert ran == [] and not site.run("hook", phase="after_build", **more)["changed"]
+    result = site.run("hook", phase="before_migrate", **more)
+    assert result["changed"] and result["notes"] == ["hook one: x", "hook two: done"]
+    assert ran == [(site.layout.release(TWO), ["one"], "before_migrate", "u")]
+
+
+def test_a_release_that_serves_or_is_linked_is_not_removed(site):
+    site.layout.point_colour("green", TWO)
+    for version in ("1.0", "2.0"):
+        assert "serves" in site.run("absent", release=version)["msg"]
+    assert site.run("absent", release="0.9", check_mode=True)["changed"] and os.path.isdir(site.layout.release(OLD))
+    assert site.run("absent", release="0.9")["changed"] and not os.path.exists(site.layout.release(OLD))
+    assert site.events("removed")[0]["release"] == OLD
+    assert not site.run("absent", release="0.9")["changed"]
+
+
+def test_a_version_of_several_releases_is_not_removed(site):
+    Path(site.layout.release(TWO), "manifest.json").write_text('{"version": "0.9", "revision": "x"}')
+    assert "several releases" in site.run("absent", release="0.9")["msg"] and os.path.isdir(site.layout.release(OLD))
+
+
+def test_pruning_removes_what_the_plan_says_and_the_union_behind_it(site, monkeypatch):
+    plans, unions = [], []
+    monkeypatch.setattr(
+        module.releases, "prune_plan", lambda _layout, _state, keep, applied: plans.append((keep, applied)) or [OLD]
+    )
+    monkeypatch.setattr(module.releases, "prune_union", unions.append)
+    assert site.run("pruned", check_mode=True, keep=2)["removed"] == [OLD] and os.path.isdir(site.layout.release(OLD))
+    result = site.run("pruned", keep=2, applied_migrations=["a.0001"])
+    assert result["changed"] and plans[-1] == (2, ["a.0001"]) and not os.path.exists(site.layout.release(OLD))
+    assert len(unions) == 1 and site.events("pruned")[0]["release"] == OLD
+    monkeypatch.setattr(module.releases, "prune_plan", lambda *_words: [])
+    assert not site.run("pruned")["changed"] and len(unions) == 1
+
+
+def test_an_event_is_audited_also_while_another_run_holds_the_host(site):
+    with module.exclusive(site.layout):
+        site.run("audited", event="migrated", reason="r", release="2.0")
+    (event,) = site.events("migrated")
+    assert (event["reason"], event["release"], event["run_id"], event["who"]) == ("r", "2.0", "run-1", "me")
+    site.run("audited", check_mode=True, event="other")
+    assert site.events("other") == []
+
+
+@pytest.mark.parametrize(("number", "advised"), [(28, True), (122, True), (13, False)])
+def test_a_full_disk_comes_with_advice(site, monkeypatch, number, advised):
+    def full(*_words):
+        raise OSError(number, "x")
+
+    monkeypatch.setattr(module.releases, "run_hooks", full)
+    hooks = [{"name": "one", "phase": "after_build", "command": "true"}]
+    result = site.run("hook", release="2.0", phase="after_build", hooks=hooks)
+    assert result["failed"] and ("Make room" in result["msg"]) == advised and result["put_back"] is False
+
+
+# --- present ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def builds(site, monkeypatch):
+    made = []
+
+    class Build:
+        timings = {"pip": 3.0}
+
+        def __init__(self, layout, state, options):
+            made.append(options)
+
+        def run(self):
+            return TWO
+
+    monkeypatch.setattr(module.releases, "Build", Build)
+    return made
+
+
+def test_a_release_that_is_there_is_not_built_again(site, builds, monkeypatch):
+    monkeypatch.setattr(module.releases, "find", lambda *_words: TWO)
+    result = site.run("present", revision="b" * 40, archive="/a.tar")
+    assert not result["changed"] and result["release"] == TWO and builds == []
+
+
+def test_a_new_release_is_built_from_its_archive(site, builds, monkeypatch):
+    monkeypatch.setattr(module.releases, "find", lambda *_words: None)
+    assert site.run("present", check_mode=True, revision="b" * 40, archive="/a.tar")["changed"] and builds == []
+    result = site.run("present", revision="b" * 40)
+    assert not result["changed"] and result["release"] == "" and builds == []
+    result = site.run(
+        "present", revision="b" * 40, archive="/a.tar", build={"environment": {"A": "1", "N": 2}}, user="u",
+        build_user="v", log_folder="/logs", build_timeout_seconds=7, celery_application="app", wheels_dir="/w",
+    )  # fmt: skip
+    assert result["changed"] and result["release"] == TWO and result["timings"] == {"pip": 3.0}
+    (options,) = builds
+    assert options["environment"] == {"A": "1", "N": "2"} and options["archive"] == "/a.tar"
+    assert options["version"] == "b" * 10 and options["revision"] == "b" * 40 and len(options["config_sha256"]) == 64
+    wanted = {
+        "user": "u", "build_user": "v", "log_folder": "/logs", "timeout_seconds": 7, "celery_application": "app",
+        "wheels_dir": "/w", "run_id": "run-1", "who": "me", "classify": module.classify_tree,
+    }  # fmt: skip
+    assert {key: options[key] for key in wanted} == wanted
+    assert "A=1" in result["diff"]["after"] and "version: 1.0" not in result["diff"]["after"]
+    site.run("present", revision="b" * 40, archive="/a.tar", version="2.1")
+    assert builds[-1]["version"] == "2.1"
+
+
+def test_a_suspect_release_that_is_healthy_again_is_suspect_no_longer(site, builds, monkeypatch):
+    monkeypatch.setattr(module.releases, "find", lambda *_words: ONE)
+    for check_mode, status, doubtful in ((True, 200, True), (False, 503, True), (False, 200, False)):
+        State(site.layout).set_doubtful(ONE, True)
+        site.status = status
+        site.run("present", check_mode=check_mode, revision="a" * 40)
+        assert State(site.layout).is_doubtful(ONE) == doubtful
