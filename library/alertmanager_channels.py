@@ -106,8 +106,8 @@ import re
 import time
 import urllib.error
 
-from ansible.module_utils.shiftmaster.alertmanager import ARGUMENTS, Api, Unreachable, format_time
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.monitoring.alertmanager import ARGUMENTS, Api, Unreachable, format_time
 
 SAMPLE = re.compile(r'alertmanager_notification_requests(_failed)?_total\{[^}]*\bintegration="(\w+)"[^}]*\} (\S+)')
 

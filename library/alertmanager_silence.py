@@ -163,8 +163,14 @@ problem:
 
 import re
 
-from ansible.module_utils.shiftmaster.alertmanager import ARGUMENTS, Api, Unreachable, format_time, parse_time
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.monitoring.alertmanager import (
+    ARGUMENTS,
+    Api,
+    Unreachable,
+    format_time,
+    parse_time,
+)
 
 # What both Go and Python read alike. Something like [[:alpha:]] or \pL means another thing in Python, so that the
 # judgement below would be wrong about it.

@@ -98,7 +98,7 @@ import os
 import re
 import subprocess
 
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 
 class Refused(Exception):

@@ -129,7 +129,7 @@ import os
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.shiftmaster import rrules
+from ansible.module_utils.shiftmaster.awx import rrules
 
 # In the order in which they are made: each finds what it names.
 KINDS = (

@@ -75,8 +75,8 @@ import os
 import re
 import tempfile
 
-from ansible.module_utils.shiftmaster import webconfig
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host import webconfig
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,506}\Z")
 # Elasticsearch knows bcrypt by this beginning alone. libcrypt's $2b$ is the same for passwords of this length.

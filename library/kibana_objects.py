@@ -74,8 +74,8 @@ import json
 import time
 import uuid
 
-from ansible.module_utils.shiftmaster.elastic import REREAD_SECONDS, Api, Failed, NoAnswer, lacks, said
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, Api, Failed, NoAnswer, lacks, said
 
 
 def loaded(value):

@@ -70,8 +70,8 @@ checks:
 
 import uuid
 
-from ansible.module_utils.shiftmaster import canary
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.logging import canary
 
 
 def main():

@@ -334,8 +334,8 @@ import subprocess
 import tempfile
 import time
 
-from ansible.module_utils.shiftmaster import filestate, safe_files, webconfig
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host import filestate, safe_files, webconfig
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 # As in Debian's logrotate rule for /var/log/nginx.
 LOG_GROUP, LOG_MODE = "adm", 0o640

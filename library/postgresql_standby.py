@@ -12,8 +12,8 @@ import stat
 import subprocess
 import time
 
-from ansible.module_utils.shiftmaster import safe_files
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host import safe_files
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 DOCUMENTATION = r"""
 ---

@@ -482,14 +482,15 @@ import subprocess
 import time
 from calendar import timegm
 
-from ansible.module_utils.shiftmaster import figures, points, safe_files, webconfig
-from ansible.module_utils.shiftmaster.filestate import place_all, read_state
-from ansible.module_utils.shiftmaster.quiet import QuietModule
-from ansible.module_utils.shiftmaster.service_user import groups_of, process_of
+from ansible.module_utils.shiftmaster.host import points, safe_files, webconfig
+from ansible.module_utils.shiftmaster.host.filestate import place_all, read_state
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.service_user import groups_of, process_of
+from ansible.module_utils.shiftmaster.monitoring import figures
 
 # Lost by a reboot, as the processes are whose state it describes.
 NOTES = "/run/shiftmaster-services"
-# Where a test holds a run (module_utils/shiftmaster/points.py); no point of a deploy.
+# Where a test holds a run (module_utils/shiftmaster/host/points.py); no point of a deploy.
 SWAPPED = "service_swapped"
 NAMED_FILE = re.compile(r"(?<!\w)(?P<key>\w+_file)\s*:\s*(?P<value>'[^'\n]*'|\"[^\"\n]*\"|[^\s'\",}\]#]+)")
 # What the whole world may read.

@@ -117,8 +117,8 @@ files:
 import datetime
 import json
 
-from ansible.module_utils.shiftmaster import checklist, findings
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.reports import checklist, findings
 
 
 def argument_spec() -> dict:

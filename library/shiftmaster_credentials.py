@@ -157,8 +157,9 @@ accepted:
 import json
 import urllib.parse
 
-from ansible.module_utils.shiftmaster import envfile, health_checks, probe
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.health import checks
+from ansible.module_utils.shiftmaster.host import envfile, probe
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 FALLBACKS = "SHIFTMASTER_SECRET_KEY_FALLBACKS"
 
@@ -260,7 +261,7 @@ def refused(environment, context, timeout):
     with_database = any(context.keys[key] in environment for key in ("database_url", "database_user"))
     calls = []
     if with_database:
-        target = health_checks.postgres_target({}, context)
+        target = checks.postgres_target({}, context)
         calls.append(("the database refuses its password", lambda: probe.postgres_ping(target, timeout)))
     urls = {name: text for name, text in environment.items() if text.startswith(("redis://", "rediss://"))}
     for name, url in sorted(urls.items()):
@@ -302,7 +303,7 @@ def run(params):
     environment = read(params["environment_file"]) if params["environment_file"] else None
     other = read(params["compare_file"]) if params["compare_file"] else None
     values = params["values"]
-    context = health_checks.Context(params["environment_file"], params["environment_keys"])
+    context = checks.Context(params["environment_file"], params["environment_keys"])
     result = {
         "changed": False,
         "problems": [text for value in values for text in problems(environment, value, params["selected"])],

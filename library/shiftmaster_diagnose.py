@@ -281,9 +281,9 @@ import os
 import socket
 import time
 
-from ansible.module_utils.shiftmaster import diagnose_engine
-from ansible.module_utils.shiftmaster.diagnose_setting import AREAS, PARTS, SUSPICION, Setting, suspicions
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.diagnosis import engine
+from ansible.module_utils.shiftmaster.diagnosis.setting import AREAS, PARTS, SUSPICION, Setting, suspicions
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 _TEXTS = {"type": "list", "elements": "str", "default": []}
 
@@ -360,11 +360,11 @@ def diagnose(parameters: dict) -> dict:
     """Return the evidence of this host."""
     began, at = time.monotonic(), time.time()
     setting = Setting(parameters)
-    parts = diagnose_engine.chosen(PARTS, parameters["area"], setting.functions)
-    evidence = diagnose_engine.collect(parts, setting, parameters["limit_seconds"])
+    parts = engine.chosen(PARTS, parameters["area"], setting.functions)
+    evidence = engine.collect(parts, setting, parameters["limit_seconds"])
     left = parameters["limit_seconds"] - (time.monotonic() - began)
     if suspicions(evidence) and setting.celery_application and left > 2:
-        evidence.update(diagnose_engine.collect(SUSPICION, setting, left))
+        evidence.update(engine.collect(SUSPICION, setting, left))
     return {
         "host": parameters["host_name"] or socket.gethostname(),
         "at": at,

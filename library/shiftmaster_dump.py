@@ -181,9 +181,9 @@ import subprocess
 import tempfile
 import time
 
-from ansible.module_utils.shiftmaster import points
-from ansible.module_utils.shiftmaster.quiet import QuietModule
-from ansible.module_utils.shiftmaster.state import held, write_json
+from ansible.module_utils.shiftmaster.host import points
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.release.state import held, write_json
 
 COPY_NAME = re.compile(r"^\d{8}T\d{6}Z-[A-Za-z0-9._-]+\.dump\Z")
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")

@@ -131,9 +131,9 @@ bundle_list:
 import datetime
 import json
 
-from ansible.module_utils.shiftmaster import findings, findings_report
-from ansible.module_utils.shiftmaster.diagnose_setting import AREAS
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.diagnosis.setting import AREAS
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.reports import findings, findings_report
 
 
 def argument_spec() -> dict:

@@ -486,10 +486,10 @@ import datetime
 import socket
 import time
 
-from ansible.module_utils.shiftmaster import health_engine
-from ansible.module_utils.shiftmaster.health_checks import ENVIRONMENT_KEYS, KINDS, Context
-from ansible.module_utils.shiftmaster.health_text import LANGUAGES
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.health import engine
+from ansible.module_utils.shiftmaster.health.checks import ENVIRONMENT_KEYS, KINDS, Context
+from ansible.module_utils.shiftmaster.health.text import LANGUAGES
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 # Options of one check, but for name and kind: type, default.
 _TEXT = {"type": "str"}
@@ -612,30 +612,30 @@ def check_host(parameters: dict, now: datetime.datetime) -> dict:
     )
     began = time.monotonic()
     results = [
-        health_engine.describe(options, outcome, attempts, language, context)
-        for options, outcome, attempts in health_engine.run_checks(
+        engine.describe(options, outcome, attempts, language, context)
+        for options, outcome, attempts in engine.run_checks(
             [check for check in parameters["checks"] if check["enabled"]], context
         )
     ]
-    report = health_engine.make_report(results, parameters["host_name"] or socket.gethostname(), now)
+    report = engine.make_report(results, parameters["host_name"] or socket.gethostname(), now)
     report["seconds"] = round(time.monotonic() - began, 2)
-    failing = [result["name"] for result in health_engine.failing(results, parameters["fail_on"])]
-    return answer(report, health_engine.report_lines(report, language), failing)
+    failing = [result["name"] for result in engine.failing(results, parameters["fail_on"])]
+    return answer(report, engine.report_lines(report, language), failing)
 
 
 def merge(parameters: dict, now: datetime.datetime) -> dict:
     """Make one report of several and return what the module returns."""
-    reports = [health_engine.report_of(entry["host"], entry["result"]) for entry in parameters["results"]]
-    merged = health_engine.merge_reports(reports, now)
+    reports = [engine.report_of(entry["host"], entry["result"]) for entry in parameters["results"]]
+    merged = engine.merge_reports(reports, now)
     failing = [
         "%s: %s" % (report["host"], result["name"])
         for report in reports
-        for result in health_engine.failing(report["checks"], parameters["fail_on"])
+        for result in engine.failing(report["checks"], parameters["fail_on"])
     ]
-    unwell = health_engine.unwell(reports, parameters["fail_on"], parameters["language"])
-    telling = health_engine.telling(unwell, parameters["told"], now, parameters["tell_again_seconds"])
+    unwell = engine.unwell(reports, parameters["fail_on"], parameters["language"])
+    telling = engine.telling(unwell, parameters["told"], now, parameters["tell_again_seconds"])
     telling.update(lines=list(unwell.values()), hosts=sorted({name.split(": ")[0] for name in unwell}))
-    return dict(answer(merged, health_engine.merged_lines(merged, parameters["language"]), failing), telling=telling)
+    return dict(answer(merged, engine.merged_lines(merged, parameters["language"]), failing), telling=telling)
 
 
 def answer(report: dict, lines: list, failing: list) -> dict:

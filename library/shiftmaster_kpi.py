@@ -74,8 +74,10 @@ import datetime
 import re
 import zoneinfo
 
-from ansible.module_utils.shiftmaster import checklist, kpi, prometheus, safe_files
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host import safe_files
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.monitoring import kpi, prometheus
+from ansible.module_utils.shiftmaster.reports import checklist
 
 
 def argument_spec() -> dict:

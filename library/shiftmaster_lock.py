@@ -1,5 +1,5 @@
 #!/usr/bin/python
-# The deploy lock; the mechanism is in module_utils/shiftmaster/lock.py.
+# The deploy lock; the mechanism is in module_utils/shiftmaster/release/lock.py.
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -114,7 +114,8 @@ alive:
 import datetime
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.shiftmaster import lock, points
+from ansible.module_utils.shiftmaster.host import points
+from ansible.module_utils.shiftmaster.release import lock
 
 
 def sentence(holder):

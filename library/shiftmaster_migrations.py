@@ -234,8 +234,8 @@ failure:
 import os  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-from ansible.module_utils.shiftmaster import django_driver, migrations  # noqa: E402
-from ansible.module_utils.shiftmaster.releasecode import ReleaseCode, ReleaseCodeError  # noqa: E402
+from ansible.module_utils.shiftmaster.release import django_driver, migrations  # noqa: E402
+from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCode, ReleaseCodeError  # noqa: E402
 
 PLAN_SECONDS = 120
 GRACE_SECONDS = 5  # How much later than this module's own limit the driver ends by itself.

@@ -187,15 +187,15 @@ messages:
 import datetime
 import time
 
-from ansible.module_utils.shiftmaster import notify_text
-from ansible.module_utils.shiftmaster.notify_send import compose, deliver, wrong_channels
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.notify import text
+from ansible.module_utils.shiftmaster.notify.send import compose, deliver, wrong_channels
 
 
 def argument_spec():
     return {
-        "event": {"type": "str", "choices": list(notify_text.EVENTS), "required": True},
-        "status": {"type": "str", "choices": list(notify_text.STATUSES), "required": True},
+        "event": {"type": "str", "choices": list(text.EVENTS), "required": True},
+        "status": {"type": "str", "choices": list(text.STATUSES), "required": True},
         "environment": {"type": "str", "required": True},
         "details": {"type": "dict", "default": {}},
         "links": {

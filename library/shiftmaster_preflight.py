@@ -208,8 +208,8 @@ import subprocess
 import threading
 import time
 
-from ansible.module_utils.shiftmaster.quiet import QuietModule
-from ansible.module_utils.shiftmaster.safe_files import untrusted_parent
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.safe_files import untrusted_parent
 
 PACKAGE_LOCKS = (
     "/var/lib/dpkg/lock-frontend",

@@ -416,16 +416,16 @@ import json
 import os
 import time
 
-from ansible.module_utils.shiftmaster import releases
-from ansible.module_utils.shiftmaster.cutover import Cutover, CutoverError
-from ansible.module_utils.shiftmaster.layout import Layout
-from ansible.module_utils.shiftmaster.migrations import classify_tree
-from ansible.module_utils.shiftmaster.probe import http_get
-from ansible.module_utils.shiftmaster.quiet import QuietModule
-from ansible.module_utils.shiftmaster.releasecode import ReleaseCodeError
-from ansible.module_utils.shiftmaster.state import State, StateError, audit, exclusive
-from ansible.module_utils.shiftmaster.units import UnitError, active_state, properties, unit
-from ansible.module_utils.shiftmaster.watch import watch
+from ansible.module_utils.shiftmaster.host.probe import http_get
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.units import UnitError, active_state, properties, unit
+from ansible.module_utils.shiftmaster.release import releases
+from ansible.module_utils.shiftmaster.release.cutover import Cutover, CutoverError
+from ansible.module_utils.shiftmaster.release.layout import Layout
+from ansible.module_utils.shiftmaster.release.migrations import classify_tree
+from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCodeError
+from ansible.module_utils.shiftmaster.release.state import State, StateError, audit, exclusive
+from ansible.module_utils.shiftmaster.release.watch import watch
 
 
 class Refused(Exception):

@@ -58,8 +58,8 @@ import pwd
 import tarfile
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.shiftmaster import backup_place
-from ansible.module_utils.shiftmaster.printable import printable
+from ansible.module_utils.shiftmaster.backup import place
+from ansible.module_utils.shiftmaster.host.printable import printable
 
 
 def room(paths):
@@ -88,12 +88,12 @@ def main():
         owners = {path: pwd.getpwnam(user)[2:4] for path, user in module.params["owners"].items()}
         # Not compressed: a small archive would become a large one.
         with tarfile.open(source, "r:") as archive:
-            backup_place.check(backup_place.of_archive(archive), paths, room(paths))
+            place.check(place.of_archive(archive), paths, room(paths))
         count = 0
         if not module.check_mode:
             with tarfile.open(source, "r:") as archive:
-                count = backup_place.place(backup_place.of_archive(archive), owners)
-    except (backup_place.PlaceError, KeyError, OSError, ValueError, OverflowError, tarfile.TarError) as error:
+                count = place.place(place.of_archive(archive), owners)
+    except (place.PlaceError, KeyError, OSError, ValueError, OverflowError, tarfile.TarError) as error:
         module.fail_json(msg="The files were not restored: %s" % printable(str(error)))
     module.exit_json(changed=True, files=count)
 

@@ -149,10 +149,10 @@ import tempfile
 import time
 import urllib.parse
 
-from ansible.module_utils.shiftmaster import migrations
-from ansible.module_utils.shiftmaster.printable import printable
-from ansible.module_utils.shiftmaster.quiet import QuietModule
-from ansible.module_utils.shiftmaster.state import held
+from ansible.module_utils.shiftmaster.host.printable import printable
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.release import migrations
+from ansible.module_utils.shiftmaster.release.state import held
 
 OLDEST_GIT = (2, 31)  # The first that reads GIT_CONFIG_COUNT.
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # Every git knows it.

@@ -144,7 +144,7 @@ import stat
 import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.shiftmaster import safe_files
+from ansible.module_utils.shiftmaster.host import safe_files
 
 
 def identity(entry, missing_ok):

@@ -111,8 +111,8 @@ import tempfile
 import time
 import urllib.parse
 
-from ansible.module_utils.shiftmaster.quiet import QuietModule
-from ansible.module_utils.shiftmaster.state import held
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.release.state import held
 
 KEEP = 10
 MAX_MISSING = 40

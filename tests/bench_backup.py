@@ -54,10 +54,10 @@ REMOVE = (
 RECOVER = """
 import sys, time
 sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine import backup_host, backup_proof
-host = backup_host.Host(backup_host.load_options())
+from engine.backup import host, proof
+host = host.Host(host.load_options())
 began = time.monotonic()
-with backup_proof.restored(host, "bench", "--type=immediate", "--target-action=promote") as server:
+with proof.restored(host, "bench", "--type=immediate", "--target-action=promote") as server:
     server.ask("CREATE TABLE written (at timestamptz)")
     print(round(time.monotonic() - began, 1))
 """

@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 
 import runbooks
-from ansible.module_utils.shiftmaster import checklist, findings, findings_report, kpi
+from ansible.module_utils.shiftmaster.monitoring import kpi
+from ansible.module_utils.shiftmaster.reports import checklist, findings, findings_report
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = datetime.datetime(2026, 11, 26, 3, 10, tzinfo=datetime.timezone.utc)

@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
-from ansible.module_utils.shiftmaster import findings  # noqa: E402 - it is found where the line above leads.
+from ansible.module_utils.shiftmaster.reports import findings  # noqa: E402 - it is found where the line above leads.
 
 CASES = ROOT / "tests/unit/diagnosis/cases.yml"
 HEALTHY = ROOT / "tests/unit/diagnosis/healthy.yml"

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCENARIO_HOME = ROOT / ".cache" / "scenario"
 REPOSITORY = SCENARIO_HOME / "shiftmaster.git"
 APP = "/var/www/shiftmaster"
-# Where a run is held on a host (module_utils/shiftmaster/points.py).
+# Where a run is held on a host (module_utils/shiftmaster/host/points.py).
 POINTS = "/run/shiftmaster/points"
 PASSWORD = "load-test-only"
 SECRETS = {

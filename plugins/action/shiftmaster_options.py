@@ -24,7 +24,7 @@ from ansible.utils.vars import load_extra_vars
 
 # Ansible finds module_utils for modules alone.
 _spec = importlib.util.spec_from_file_location(
-    "shiftmaster_system_paths", Path(__file__).resolve().parents[2] / "module_utils/shiftmaster/system_paths.py"
+    "shiftmaster_system_paths", Path(__file__).resolve().parents[2] / "module_utils/shiftmaster/host/system_paths.py"
 )
 _system_paths = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_system_paths)

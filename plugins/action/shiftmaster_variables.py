@@ -31,7 +31,7 @@ from ansible.plugins.action import ActionBase
 
 # Ansible finds module_utils for modules alone.
 _spec = importlib.util.spec_from_file_location(
-    "shiftmaster_system_paths", Path(__file__).resolve().parents[2] / "module_utils/shiftmaster/system_paths.py"
+    "shiftmaster_system_paths", Path(__file__).resolve().parents[2] / "module_utils/shiftmaster/host/system_paths.py"
 )
 _system_paths = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_system_paths)

@@ -35,7 +35,7 @@ _value:
 
 # Ansible finds module_utils for modules alone.
 _spec = importlib.util.spec_from_file_location(
-    "shiftmaster_printable", Path(__file__).resolve().parents[2] / "module_utils/shiftmaster/printable.py"
+    "shiftmaster_printable", Path(__file__).resolve().parents[2] / "module_utils/shiftmaster/host/printable.py"
 )
 _printable = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_printable)

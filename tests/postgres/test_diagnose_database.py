@@ -8,7 +8,7 @@ import time
 import urllib.parse
 
 import pytest
-from ansible.module_utils.shiftmaster import diagnose_database as database
+from ansible.module_utils.shiftmaster.diagnosis import database
 
 SETUP = """
 CREATE TABLE roster (id int PRIMARY KEY, staff int, note text);

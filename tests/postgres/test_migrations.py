@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import shiftmaster_migrations
-from ansible.module_utils.shiftmaster import django_driver, envfile, migrations
-from ansible.module_utils.shiftmaster.releasecode import ReleaseCode, ReleaseCodeError
+from ansible.module_utils.shiftmaster.host import envfile
+from ansible.module_utils.shiftmaster.release import django_driver, migrations
+from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCode, ReleaseCodeError
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = """

@@ -31,7 +31,7 @@ yaml.SafeLoader = FastLoader
 @pytest.fixture(autouse=True)
 def without_systemd(monkeypatch):
     """Root runs a release's code in transient units; the machine of the tests may have no systemd."""
-    from ansible.module_utils.shiftmaster import releasecode
+    from ansible.module_utils.shiftmaster.release import releasecode
 
     program = (sys.executable, "-I", "-S", str(ROOT / "tests/fake_systemd_run.py"))
     monkeypatch.setattr(releasecode, "SYSTEMD_RUN", program)

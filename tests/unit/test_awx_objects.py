@@ -8,7 +8,7 @@ import json
 
 import awx_objects
 import pytest
-from ansible.module_utils.shiftmaster import rrules
+from ansible.module_utils.shiftmaster.awx import rrules
 from awx.table import table_faults
 
 RUN_OPTIONS = {

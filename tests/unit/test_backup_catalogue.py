@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster import backup_catalogue as catalogue
+from ansible.module_utils.shiftmaster.backup import catalogue
 
 RECORDED = Path(__file__).parent / "recorded/backup"
 FULL = "20261126-154259F"

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils.shiftmaster import backup_manifest as manifests
-from ansible.module_utils.shiftmaster import backup_prune, backup_restore
-from ansible.module_utils.shiftmaster.backup_host import BackupError, Host
+from ansible.module_utils.shiftmaster.backup import manifest as manifests
+from ansible.module_utils.shiftmaster.backup import prune as backup_prune
+from ansible.module_utils.shiftmaster.backup import restore as backup_restore
+from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
 
 DAY = 86400
 NOW = 1795700000.0

@@ -9,12 +9,10 @@ import sys
 import time
 
 import pytest
-from ansible.module_utils.shiftmaster import backup_files as files
-from ansible.module_utils.shiftmaster import backup_host as host_module
-from ansible.module_utils.shiftmaster import backup_manifest as manifests
-from ansible.module_utils.shiftmaster import backup_report as report
-from ansible.module_utils.shiftmaster import backup_restore as restore
-from ansible.module_utils.shiftmaster.backup_host import BackupError, Host, alone
+from ansible.module_utils.shiftmaster.backup import files, report, restore
+from ansible.module_utils.shiftmaster.backup import host as host_module
+from ansible.module_utils.shiftmaster.backup import manifest as manifests
+from ansible.module_utils.shiftmaster.backup.host import BackupError, Host, alone
 
 
 @pytest.fixture

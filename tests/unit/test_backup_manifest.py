@@ -12,8 +12,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from ansible.module_utils.shiftmaster import backup_manifest as manifests
-from ansible.module_utils.shiftmaster import backup_report as report
+from ansible.module_utils.shiftmaster.backup import manifest as manifests
+from ansible.module_utils.shiftmaster.backup import report
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = 1795707779  # 2026-11-26T15:42:59Z

@@ -6,9 +6,9 @@ import json
 import subprocess
 
 import pytest
-from ansible.module_utils.shiftmaster import backup_manifest as manifests
-from ansible.module_utils.shiftmaster import backup_offsite
-from ansible.module_utils.shiftmaster.backup_host import BackupError, Host
+from ansible.module_utils.shiftmaster.backup import manifest as manifests
+from ansible.module_utils.shiftmaster.backup import offsite
+from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
 
 SFTP = "sftp:copies@offsite.example.jp:/srv/shiftmaster"
 NOW = 1795737600
@@ -45,16 +45,16 @@ def host(tmp_path):
 
 
 def test_nothing_is_asked_and_no_unknown_host_is_believed(host):
-    command = backup_offsite.ssh_command(host.options["offsite"])
+    command = offsite.ssh_command(host.options["offsite"])
     assert command.endswith(" copies@offsite.example.jp -s sftp") and " -p 2222 " in command
     for word in ("BatchMode=yes", "StrictHostKeyChecking=yes", "UserKnownHostsFile=/etc/known", "-i /etc/offsite.key"):
         assert word in command
     with pytest.raises(BackupError, match="not of the form"):
-        backup_offsite.ssh_command({**host.options["offsite"], "repository": "sftp:offsite.example.jp"})
+        offsite.ssh_command({**host.options["offsite"], "repository": "sftp:offsite.example.jp"})
 
 
 def test_no_secret_is_in_a_command(host):
-    outside = backup_offsite.Offsite(host)
+    outside = offsite.Offsite(host)
     outside.prune()
     ((command, env),) = host.calls
     assert env["RESTIC_REPOSITORY"] == SFTP and env["RESTIC_PASSWORD_FILE"] == "/etc/offsite.password"
@@ -83,7 +83,7 @@ def test_no_secret_is_in_a_command(host):
 )
 def test_what_cannot_be_read_is_not_made_anew(host, code, said, made):
     host.answers["cat"] = (code, "", said)
-    outside = backup_offsite.Offsite(host)
+    outside = offsite.Offsite(host)
     if made is None:
         with pytest.raises(BackupError, match="cannot be read"):
             outside.init()
@@ -107,7 +107,7 @@ def test_outside_the_run_has_ended(host, tmp_path):
     folder.mkdir()
     manifest = run_of()
     manifests.write(str(folder / "20261126T000000Z.json"), manifest)
-    staged = backup_offsite.Offsite(host).stage(manifest)
+    staged = offsite.Offsite(host).stage(manifest)
     found = manifests.history(staged)
     assert [one["result"] for one in found.manifests] == ["succeeded"] and found.problems == []
     assert manifest["ended"] is None
@@ -118,19 +118,19 @@ def test_nothing_that_is_here_is_replaced(host, tmp_path):
     folder.mkdir()
     manifests.write(str(folder / "20261126T000000Z.json"), run_of())
     with pytest.raises(BackupError, match="backups here already"):
-        backup_offsite.Offsite(host).fetch("latest")
+        offsite.Offsite(host).fetch("latest")
     assert host.calls == [] and len(list(folder.iterdir())) == 1
 
 
 def test_what_is_not_there_is_said(host):
     host.answers["snapshots"] = (0, "[]", "")
     with pytest.raises(BackupError, match="no backup of run x"):
-        backup_offsite.Offsite(host).fetch("x")
+        offsite.Offsite(host).fetch("x")
 
 
 def test_what_was_fetched_lies_where_it_lay(host, tmp_path):
     """Also where an earlier attempt was killed behind the first of them."""
-    outside, folder, state = backup_offsite.Offsite(host), tmp_path / "backups", tmp_path / "state" / "offsite"
+    outside, folder, state = offsite.Offsite(host), tmp_path / "backups", tmp_path / "state" / "offsite"
     host.answers["snapshots"] = (
         0,
         json.dumps([{"id": "b", "time": "2026-11-26"}, {"id": "a", "time": "2026-11-25"}]),

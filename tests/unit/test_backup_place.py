@@ -8,9 +8,9 @@ import stat
 import tarfile
 
 import pytest
-from ansible.module_utils.shiftmaster import backup_place
-from ansible.module_utils.shiftmaster.backup_place import PlaceError, check, of_archive, of_directory, place
-from ansible.module_utils.shiftmaster.safe_files import UnsafePathError
+from ansible.module_utils.shiftmaster.backup import place as backup_place
+from ansible.module_utils.shiftmaster.backup.place import PlaceError, check, of_archive, of_directory, place
+from ansible.module_utils.shiftmaster.host.safe_files import UnsafePathError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
 THEIRS = 1234

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster import backup_catalogue as catalogue
-from ansible.module_utils.shiftmaster import backup_plan as plan
+from ansible.module_utils.shiftmaster.backup import catalogue, plan
 
 RECORDED = Path(__file__).parent / "recorded/backup"
 FULL = "20261126-154259F"

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import ansible.module_utils.shiftmaster as engine
 import pytest
-from ansible.module_utils.shiftmaster import backup_host, backup_manifest, backup_prune, backup_report, backup_restore
+from ansible.module_utils.shiftmaster.backup import host as backup_host
+from ansible.module_utils.shiftmaster.backup import manifest as backup_manifest
+from ansible.module_utils.shiftmaster.backup import prune, report, restore
 
 _spec = importlib.util.spec_from_file_location("rendering", Path(__file__).with_name("test_render_postgresql_redis.py"))
 rendering = importlib.util.module_from_spec(_spec)
@@ -45,9 +47,9 @@ def program(monkeypatch, tmp_path):
     monkeypatch.setattr(module.signal, "signal", lambda *_arguments: None)
     options = tmp_path / "options.json"
     monkeypatch.setattr(module, "load_options", lambda: backup_host.load_options(str(options)))
-    monkeypatch.setattr(backup_report, "NOT_BEGUN", str(tmp_path / "not_begun.json"))
-    known = dict(backup_report.UNKNOWN, log_file=str(tmp_path / "log"), notify_file=str(tmp_path / "notify.json"))
-    monkeypatch.setattr(backup_report, "UNKNOWN", known)
+    monkeypatch.setattr(report, "NOT_BEGUN", str(tmp_path / "not_begun.json"))
+    known = dict(report.UNKNOWN, log_file=str(tmp_path / "log"), notify_file=str(tmp_path / "notify.json"))
+    monkeypatch.setattr(report, "UNKNOWN", known)
     monkeypatch.setenv("SHIFTMASTER_BACKUP_TEXTFILE_DIR", str(tmp_path))
 
     def call(*words):
@@ -94,7 +96,7 @@ def test_who_follows_a_killed_run_tells_of_it_without_options_and_of_one_that_ha
 
 
 def with_options(program):
-    options = dict(backup_report.UNKNOWN, folder=str(program.folder), log_file=str(program.folder / "log"))
+    options = dict(report.UNKNOWN, folder=str(program.folder), log_file=str(program.folder / "log"))
     program.options.write_text(json.dumps(dict(options, keep_days=30)))
 
 
@@ -133,7 +135,7 @@ def test_the_list_names_what_is_damaged_and_a_copy_once(program, capsys):
 def test_what_was_taken_out_of_backups_goes_with_its_days_and_an_empty_folder_at_once(program, monkeypatch):
     with_options(program)
     host = backup_host.Host(backup_host.load_options(str(program.options)))
-    assert backup_prune.forget_tables(host) == []
+    assert prune.forget_tables(host) == []
     tables = program.folder / "tables"
     for name in ("old", "young", "empty"):
         (tables / name).mkdir(parents=True)
@@ -141,18 +143,18 @@ def test_what_was_taken_out_of_backups_goes_with_its_days_and_an_empty_folder_at
         (tables / name / "t.dump").write_text("x")
     os.utime(tables / "old", (time.time() - 31 * 86400,) * 2)
     # With every run, whatever it saved.
-    monkeypatch.setattr(backup_prune, "Restic", lambda _host: None)
+    monkeypatch.setattr(prune, "Restic", lambda _host: None)
     host.options["limit_bytes"] = 0
     run = {"run_id": "r1", "started": "2026-11-27T00:00:00Z", "parts": {}}
-    assert backup_prune.prune(host, run, []) == (["tables/empty", "tables/old"], [])
+    assert prune.prune(host, run, []) == (["tables/empty", "tables/old"], [])
     assert os.listdir(tables) == ["young"]
 
 
 def test_a_table_that_could_not_be_taken_out_leaves_no_folder(program, monkeypatch):
     with_options(program)
     host = backup_host.Host(backup_host.load_options(str(program.options)))
-    monkeypatch.setattr(backup_restore.shutil, "chown", lambda *_arguments: None)
-    with pytest.raises(backup_host.BackupError), backup_restore._folder_of_tables(host, "r1") as folder:
+    monkeypatch.setattr(restore.shutil, "chown", lambda *_arguments: None)
+    with pytest.raises(backup_host.BackupError), restore._folder_of_tables(host, "r1") as folder:
         assert os.path.isdir(folder)
         raise backup_host.BackupError("no such table")
     assert os.listdir(program.folder / "tables") == []

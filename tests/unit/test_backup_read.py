@@ -12,7 +12,8 @@ import types
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster import backup_sandbox, safe_files
+from ansible.module_utils.shiftmaster.backup import sandbox
+from ansible.module_utils.shiftmaster.host import safe_files
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = ROOT / "roles/backup/files/shiftmaster-backup-read"
@@ -20,7 +21,7 @@ PATH = ROOT / "roles/backup/files/shiftmaster-backup-read"
 
 @pytest.fixture
 def read(monkeypatch, tmp_path):
-    engine = types.SimpleNamespace(safe_files=safe_files, backup_sandbox=backup_sandbox)
+    engine = types.SimpleNamespace(safe_files=safe_files, backup_sandbox=sandbox)
     monkeypatch.setitem(sys.modules, "engine", engine)
     loader = importlib.machinery.SourceFileLoader("shiftmaster_backup_read", str(PATH))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
@@ -35,7 +36,7 @@ def read(monkeypatch, tmp_path):
         )
     )
     monkeypatch.setattr(module, "CONFIG", str(config))
-    monkeypatch.setattr(backup_sandbox, "ROOT", str(tmp_path / "root"))
+    monkeypatch.setattr(sandbox, "ROOT", str(tmp_path / "root"))
     return module
 
 
@@ -90,7 +91,7 @@ def test_the_sender_runs_without_root_and_sees_nothing_but_its_set(run, read):
     words = run("send files")
     given = [word.removeprefix("--property=") for word in words if word.startswith("--property=")]
     assert "DynamicUser=yes" in given and "CapabilityBoundingSet=CAP_DAC_READ_SEARCH" in given
-    assert "RootDirectory=" + backup_sandbox.ROOT in given
+    assert "RootDirectory=" + sandbox.ROOT in given
     shown = {path for line in given if line.startswith("BindReadOnlyPaths=") for path in line.split("=", 1)[1].split()}
     assert shown == {"/usr", "/usr/lib:/lib", "-/usr/lib64:/lib64", '"/usr/share"'}
     # By way of /proc a process reaches the file systems of others.
@@ -113,16 +114,16 @@ def test_a_path_that_another_user_can_replace_is_rejected(read, tmp_path):
     (tmp_path / "application/media").symlink_to("/etc")
     os.chown(tmp_path / "application", 1234, 1234)
     with pytest.raises(safe_files.UnsafePathError):
-        backup_sandbox.existing(str(tmp_path / "application/media"))
+        sandbox.existing(str(tmp_path / "application/media"))
     # Also where root's own link leads there.
     (tmp_path / "link").symlink_to(tmp_path / "application/media")
     with pytest.raises(safe_files.UnsafePathError):
-        backup_sandbox.existing(str(tmp_path / "link"))
+        sandbox.existing(str(tmp_path / "link"))
 
 
 def test_a_path_is_one_path_whatever_it_is_called(monkeypatch, tmp_path):
-    monkeypatch.setattr(backup_sandbox, "ROOT", str(tmp_path / "root"))
-    words = backup_sandbox.words("x", [], ['/srv/a b:c"d\\e', "-/srv/none"])
+    monkeypatch.setattr(sandbox, "ROOT", str(tmp_path / "root"))
+    words = sandbox.words("x", [], ['/srv/a b:c"d\\e', "-/srv/none"])
     assert '--property=BindReadOnlyPaths="/srv/a b:c\\"d\\\\e"' in words
     assert '--property=BindReadOnlyPaths=-"/srv/none"' in words
 
@@ -153,7 +154,7 @@ def test_of_the_lock_only_what_a_backup_needs_is_sent(read, tmp_path):
 
 
 def test_a_secret_in_the_environment_is_one_value_and_no_line_more():
-    text = backup_sandbox.environment_file({"RESTIC_PASSWORD": 'a"b\\c$d`e f', "A": "1"}).decode()
+    text = sandbox.environment_file({"RESTIC_PASSWORD": 'a"b\\c$d`e f', "A": "1"}).decode()
     assert text == 'A="1"\nRESTIC_PASSWORD="a\\"b\\\\c\\$d\\`e f"\n'
     with pytest.raises(ValueError, match="RESTIC_PASSWORD"):
-        backup_sandbox.environment_file({"RESTIC_PASSWORD": 'x"\nLD_PRELOAD="/tmp/x'})
+        sandbox.environment_file({"RESTIC_PASSWORD": 'x"\nLD_PRELOAD="/tmp/x'})

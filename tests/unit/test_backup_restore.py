@@ -14,11 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from ansible.module_utils.shiftmaster import backup_manifest as manifests
-from ansible.module_utils.shiftmaster import backup_restore, backup_run
-from ansible.module_utils.shiftmaster.backup_files import pulled
-from ansible.module_utils.shiftmaster.backup_host import BackupError, Host
-from ansible.module_utils.shiftmaster.safe_files import UnsafePathError
+from ansible.module_utils.shiftmaster.backup import manifest as manifests
+from ansible.module_utils.shiftmaster.backup import restore
+from ansible.module_utils.shiftmaster.backup import run as backup_run
+from ansible.module_utils.shiftmaster.backup.files import pulled
+from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
+from ansible.module_utils.shiftmaster.host.safe_files import UnsafePathError
 
 THEIRS = 1234
 PATHS = ["/srv/shiftmaster/shared/media"]
@@ -61,22 +62,22 @@ def keeper(tmp_path, monkeypatch):
             (folder / "a.txt").write_text("a")
 
     host.run = run
-    monkeypatch.setattr(backup_restore, "Restic", Restic)
+    monkeypatch.setattr(restore, "Restic", Restic)
     for name in ("state", "backups"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(backup_restore, "MARKER", str(tmp_path / "state/restoring"))
-    monkeypatch.setattr(backup_restore, "alone", lambda *_arguments: contextlib.nullcontext())
+    monkeypatch.setattr(restore, "MARKER", str(tmp_path / "state/restoring"))
+    monkeypatch.setattr(restore, "alone", lambda *_arguments: contextlib.nullcontext())
     return host
 
 
 def test_what_is_packed_for_another_host_is_its_files_once_and_where_they_lay(keeper, tmp_path):
     request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}}
-    answer = backup_restore.files(keeper, request, "files")
+    answer = restore.files(keeper, request, "files")
     with tarfile.open(answer["archive"]) as packed:
         names = [member.name for member in packed if not member.isdir()]
     assert names == ["./srv/shiftmaster/shared/media/a.txt"]
     assert not (tmp_path / "backups/outgoing/r1").exists()
-    answer = backup_restore.files(keeper, dict(request, into=str(tmp_path / "beside")), "files")
+    answer = restore.files(keeper, dict(request, into=str(tmp_path / "beside")), "files")
     assert "archive" not in answer
     assert (tmp_path / "beside" / pulled(keeper, "files", "app1")[1:] / PATHS[0][1:] / "a.txt").read_text() == "a"
 
@@ -91,8 +92,8 @@ def test_the_segment_that_is_waited_for_is_closed_and_holds_the_commit_of_its_me
 
     keeper.ask = ask
     keeper.options["archive_timeout_seconds"] = 9
-    monkeypatch.setattr(backup_restore.proof, "wait_for_segment", lambda _host, *arguments: waited.append(arguments))
-    backup_restore._archive_until_now(keeper)
+    monkeypatch.setattr(restore.proof, "wait_for_segment", lambda _host, *arguments: waited.append(arguments))
+    restore._archive_until_now(keeper)
     assert [("emit_message" in sql, "switch_wal" in sql) for sql in asked] == [(True, False), (False, True)]
     assert waited == [("000000010000000000000007", 9)]
 
@@ -100,7 +101,7 @@ def test_the_segment_that_is_waited_for_is_closed_and_holds_the_commit_of_its_me
 def test_what_is_asked_for_by_name_has_to_be_in_the_backup(keeper):
     request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}, "parts": {"files": "as of today"}}
     with pytest.raises(BackupError, match="the backup holds nothing of /srv/nonsense$"):
-        backup_restore.files(keeper, dict(request, paths=[PATHS[0], "/srv/nonsense"]), "files")
+        restore.files(keeper, dict(request, paths=[PATHS[0], "/srv/nonsense"]), "files")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_a_restore_goes_into_no_directory_of_the_system_nor_of_another_user(keep
     request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}}
     before = sorted(os.listdir("/etc"))
     with pytest.raises(BackupError, match="into="):
-        backup_restore.files(keeper, dict(request, into=into.format(tmp=tmp_path)), "files")
+        restore.files(keeper, dict(request, into=into.format(tmp=tmp_path)), "files")
     assert sorted(os.listdir("/etc")) == before and os.listdir(tmp_path / "theirs") == ["link"]
     assert os.listdir(tmp_path / "real") == []
 
@@ -131,7 +132,7 @@ class Place:
 
     def __init__(self, keeper, tmp_path):
         self.data, self.aside = tmp_path / "main", tmp_path / "main.before-r1"
-        self.marker = Path(backup_restore.MARKER)
+        self.marker = Path(restore.MARKER)
         for folder, text in ((self.data, "new"), (self.aside, "old")):
             (folder / "global").mkdir(parents=True)
             (folder / "global" / "pg_control").write_text(text)
@@ -162,13 +163,13 @@ def place(keeper, tmp_path):
 @pytest.mark.parametrize("sign", ["backup_label", "recovery.signal", "standby.signal"])
 def test_what_a_killed_restore_has_not_finished_gives_way_to_what_was_before(keeper, place, sign):
     (place.data / sign).touch()
-    backup_restore._settle(keeper, str(place.data))
+    restore._settle(keeper, str(place.data))
     assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
     assert place.words[1][:2] == ("systemctl", "stop")
 
 
 def test_a_database_that_came_up_behind_a_killed_restore_is_kept(keeper, place):
-    backup_restore._settle(keeper, str(place.data))
+    restore._settle(keeper, str(place.data))
     assert place.says() == "new" and place.aside.exists() and not place.marker.exists()
 
 
@@ -185,15 +186,15 @@ def test_at_boot_what_was_before_a_restore_is_there_again_before_postgresql_star
         waits.append(arguments[-1])
         return contextlib.nullcontext()
 
-    monkeypatch.setattr(backup_restore, "alone", alone)
-    backup_restore.undo_at_boot(keeper)
+    monkeypatch.setattr(restore, "alone", alone)
+    restore.undo_at_boot(keeper)
     # The report of a killed backup has the lock at boot, too.
     assert waits and waits[0] >= 60
     assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
     assert [words[1] for words in place.words if words[0] == "systemctl" and words[1] != "is-active"] == verbs
     assert "the database that was there before is in its place" in (place.data.parent / "log").read_text()
     place.words.clear()
-    backup_restore.undo_at_boot(keeper)
+    restore.undo_at_boot(keeper)
     assert place.words == []
 
 
@@ -209,26 +210,26 @@ def test_an_undoing_that_was_killed_goes_on(keeper, place, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(backup_restore, "_empty", killed)
+        patched.setattr(restore, "_empty", killed)
         with pytest.raises(Killed):
-            backup_restore.undo(keeper, "r1")
+            restore.undo(keeper, "r1")
     assert place.says() == "new" and os.listdir(place.data) == ["global"]
-    backup_restore.undo_at_boot(keeper)
+    restore.undo_at_boot(keeper)
     assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
 
 
 @pytest.mark.parametrize(("phase", "there"), [("fetching", "old"), ("started", "new"), ("undoing", "old")])
 def test_only_a_database_that_was_started_has_come_up(keeper, place, phase, there):
     """Where it cannot be renamed, the folder of before is half there when it is set aside by copying."""
-    backup_restore._mark(str(place.data), str(place.aside), phase)
-    backup_restore._settle(keeper, str(place.data))
+    restore._mark(str(place.data), str(place.aside), phase)
+    restore._settle(keeper, str(place.data))
     assert place.says() == there and not place.marker.exists()
 
 
 def test_at_boot_a_database_that_was_never_set_aside_stays(keeper, place):
     place.aside.rename(str(place.aside) + ".part")
     place.state = "inactive"
-    backup_restore.undo_at_boot(keeper)
+    restore.undo_at_boot(keeper)
     assert place.says() == "new" and not place.marker.exists() and os.listdir(place.data.parent).count("main") == 1
     assert not Path(str(place.aside) + ".part").exists()
 
@@ -236,16 +237,16 @@ def test_at_boot_a_database_that_was_never_set_aside_stays(keeper, place):
 def test_a_mark_that_lost_power_made_empty_names_nothing(keeper, place):
     place.aside.rename(place.data.parent / "other")
     place.marker.write_text("")
-    backup_restore._settle(keeper, str(place.data))
+    restore._settle(keeper, str(place.data))
     assert place.says() == "new" and not place.marker.exists()
 
 
 def test_a_mount_is_emptied_and_filled_where_it_is(keeper, place, monkeypatch):
     not_renamed(monkeypatch, place.data)
     inode = place.data.stat().st_ino
-    backup_restore._move(keeper, str(place.data), str(place.data) + ".before-r2")
+    restore._move(keeper, str(place.data), str(place.data) + ".before-r2")
     assert os.listdir(place.data) == [] and place.data.stat().st_ino == inode
-    backup_restore._undo_a_killed_one(keeper, str(place.data))
+    restore._undo_a_killed_one(keeper, str(place.data))
     assert place.says() == "old" and not place.aside.exists() and not place.marker.exists()
     assert place.data.stat().st_ino == inode
 
@@ -281,7 +282,7 @@ def test_root_empties_and_copies_no_directory_that_postgres_names(keeper, place,
 
     keeper.as_postgres = as_postgres
     with contextlib.suppress(BackupError):
-        backup_restore._move(keeper, str(place.data), str(place.data) + ".before-r2")
+        restore._move(keeper, str(place.data), str(place.data) + ".before-r2")
     assert (victim / "precious").read_text() == "root's"
     assert not (place.data.parent / "main.before-r2" / "precious").exists()
 
@@ -294,7 +295,7 @@ def test_root_renames_nothing_by_way_of_a_link_of_postgres(keeper, place, tmp_pa
     os.chown(tmp_path / "theirs", THEIRS, THEIRS)
     data = str(tmp_path / "theirs/17/main")
     with pytest.raises(UnsafePathError):
-        backup_restore._move(keeper, data, data + ".before-r2")
+        restore._move(keeper, data, data + ".before-r2")
     assert os.listdir(tmp_path / "victim") == ["main"]
 
 
@@ -321,8 +322,8 @@ def member(name, content=b"wal", kind=tarfile.REGTYPE, **more):
 @pytest.fixture
 def received(keeper, tmp_path, monkeypatch):
     """Where it is unpacked; postgres is the user of this process."""
-    monkeypatch.setattr(backup_restore, "RECEIVED", str(tmp_path / "state/received"))
-    monkeypatch.setattr(backup_restore.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_gid=os.getegid()))
+    monkeypatch.setattr(restore, "RECEIVED", str(tmp_path / "state/received"))
+    monkeypatch.setattr(restore.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_gid=os.getegid()))
     return tmp_path / "state/received"
 
 
@@ -330,7 +331,7 @@ def test_segments_that_were_received_are_unpacked_for_postgres(keeper, received,
     path = packed(
         tmp_path / "wal.tar", member(SEGMENT, b"a" * 1000, mode=0o777, uid=THEIRS), member(SEGMENT + ".partial")
     )
-    assert backup_restore.unpack_received(keeper, path) == str(received)
+    assert restore.unpack_received(keeper, path) == str(received)
     assert (received / SEGMENT).read_bytes() == b"a" * 1000 and (
         received / (SEGMENT + ".partial")
     ).read_bytes() == b"wal"
@@ -343,7 +344,7 @@ def test_what_the_product_packs_is_what_it_unpacks(keeper, received, tmp_path):
     (tmp_path / "wal" / SEGMENT).write_bytes(b"b" * 70000)
     words = ["tar", "--create", "--file", tmp_path / "wal.tar", "--directory", tmp_path / "wal", SEGMENT]
     subprocess.run(words, check=True)
-    backup_restore.unpack_received(keeper, str(tmp_path / "wal.tar"))
+    restore.unpack_received(keeper, str(tmp_path / "wal.tar"))
     assert (received / SEGMENT).read_bytes() == b"b" * 70000
 
 
@@ -372,7 +373,7 @@ def test_nothing_but_segments_is_unpacked(keeper, received, tmp_path, kind):
     content.seek(0)
     path = packed(tmp_path / "wal.tar", member(SEGMENT.replace("A", "9")), (info, content))
     with pytest.raises(BackupError):
-        backup_restore.unpack_received(keeper, path)
+        restore.unpack_received(keeper, path)
     assert not received.exists()
 
 
@@ -381,42 +382,42 @@ def test_an_archive_that_is_cut_off_or_names_a_segment_twice_is_not_used(keeper,
     with open(path, "r+b") as stream:
         stream.truncate(3000)
     with pytest.raises(BackupError, match=SEGMENT):
-        backup_restore.unpack_received(keeper, path)
+        restore.unpack_received(keeper, path)
     with pytest.raises(BackupError, match=SEGMENT):
-        backup_restore.unpack_received(keeper, packed(tmp_path / "wal.tar", member(SEGMENT), member(SEGMENT)))
+        restore.unpack_received(keeper, packed(tmp_path / "wal.tar", member(SEGMENT), member(SEGMENT)))
     (tmp_path / "wal.tar").write_bytes(b"x" * 512)
     with pytest.raises(BackupError):
-        backup_restore.unpack_received(keeper, str(tmp_path / "wal.tar"))
+        restore.unpack_received(keeper, str(tmp_path / "wal.tar"))
     assert not received.exists()
 
 
 def test_wal_that_cannot_be_used_stops_no_database(keeper, received, tmp_path, place):
-    plan = backup_restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
+    plan = restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
     path = packed(tmp_path / "wal.tar", member("authorized_keys"))
     request = {"id": "r1", "database": plan, "received_archive": path}
     place.marker.unlink()
     keeper.options["lock_wait_seconds"] = 60
     with pytest.raises(BackupError, match="authorized_keys"):
-        backup_restore.database_here(keeper, request)
+        restore.database_here(keeper, request)
     assert place.words == [] and not place.marker.exists()
 
 
 @pytest.mark.parametrize("change", [{"label": "--repo1-path=/x"}, {"label": ["F1"]}, {"size_bytes": "1"}])
 def test_a_plan_that_names_no_backup_is_not_carried_out(keeper, place, change):
-    plan = backup_restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
+    plan = restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
     with pytest.raises(BackupError, match="nothing was restored"):
-        backup_restore.database_here(keeper, {"id": "r1", "database": {**plan, **change}})
+        restore.database_here(keeper, {"id": "r1", "database": {**plan, **change}})
     assert place.words == []
 
 
 def test_a_killed_restore_is_undone_and_told(keeper, place, capsys):
-    backup_restore.undo(keeper, "another")
+    restore.undo(keeper, "another")
     assert place.says() == "new" and place.marker.exists()
-    backup_restore.undo(keeper, "r1")
+    restore.undo(keeper, "r1")
     assert place.says() == "old" and '"failed": "the restore was killed' in capsys.readouterr().out
     assert [words[1] for words in place.words if words[0] == "systemctl"] == ["stop", "start"]
     assert "restore r1: the restore was killed" in (place.data.parent / "log").read_text()
-    backup_restore.undo(keeper, "r1")
+    restore.undo(keeper, "r1")
     assert capsys.readouterr().out == ""
 
 
@@ -427,14 +428,14 @@ def test_a_repository_that_cannot_be_read_is_not_called_empty(keeper, monkeypatc
     there += '"repo": [{"key": 1, "cipher": "none", "status": {"code": 99, "message": "[PathOpenError] denied"}}]}]'
     monkeypatch.setattr(keeper, "info", lambda: there)
     with pytest.raises(BackupError, match="no proven backup.*the repository cannot be read"):
-        backup_restore.plan(keeper, {"target": "latest", "parts": ["database"]})
+        restore.plan(keeper, {"target": "latest", "parts": ["database"]})
 
 
 def test_a_manifest_that_cannot_be_read_is_named_where_no_backup_is_found(keeper, tmp_path):
     (tmp_path / "backups/manifests").mkdir()
     (tmp_path / "backups/manifests" / "20261127T000000Z-aaaaaa.json").write_text("{")
     with pytest.raises(BackupError, match="no good backup of files.*20261127T000000Z-aaaaaa.json is damaged"):
-        backup_restore.plan(keeper, {"target": "latest", "parts": ["files"]})
+        restore.plan(keeper, {"target": "latest", "parts": ["files"]})
 
 
 def test_a_run_does_not_take_the_name_of_one_that_has_been(keeper, tmp_path):
@@ -596,14 +597,14 @@ def test_who_holds_the_lock_is_said_before_anything_is_changed(keeper, monkeypat
         waits.append(seconds)
         raise BackupError("backup X holds the lock of the backups for longer than %d s" % seconds)
 
-    monkeypatch.setattr(backup_restore, "alone", held)
+    monkeypatch.setattr(restore, "alone", held)
     with pytest.raises(BackupError, match="^nothing was changed: backup X holds the lock .* 1800 s; repeat"):
-        backup_restore.free(keeper, {"id": "r1"})
+        restore.free(keeper, {"id": "r1"})
     # Behind the page for a minute at most.
     keeper.database["data"] = "/nowhere"
-    plan = backup_restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
+    plan = restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
     with pytest.raises(BackupError, match="for longer than 60 s"):
-        backup_restore.database_here(keeper, {"id": "r1", "database": plan})
+        restore.database_here(keeper, {"id": "r1", "database": plan})
     assert waits == [1800, 60]
 
 
@@ -616,7 +617,7 @@ def test_the_log_of_a_scratch_server_is_no_file_of_root(keeper, tmp_path):
     (tmp_path / "proof").mkdir()
     (tmp_path / "proof/server.log").symlink_to(tmp_path / "secret")
     os.chown(tmp_path / "proof", THEIRS, THEIRS)
-    server = backup_restore.proof.Server(keeper, str(tmp_path / "proof/data"), 1)
+    server = restore.proof.Server(keeper, str(tmp_path / "proof/data"), 1)
     with pytest.raises(UnsafePathError):
         server.log_text()
     assert server.said(str(tmp_path / "proof/server.log")) == "it has no log"

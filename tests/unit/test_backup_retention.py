@@ -8,10 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster import backup_catalogue as catalogue
-from ansible.module_utils.shiftmaster import backup_plan
-from ansible.module_utils.shiftmaster import backup_retention as retention
-from ansible.module_utils.shiftmaster.backup_retention import DAY, Item, Policy
+from ansible.module_utils.shiftmaster.backup import catalogue, plan, retention
+from ansible.module_utils.shiftmaster.backup.retention import DAY, Item, Policy
 
 RECORDED = Path(__file__).parent / "recorded/backup"
 NOW = 1795707779.0
@@ -483,7 +481,7 @@ class Year:
         stopped = int(self.clock()) + 60
         if labels and stopped <= max(one.stopped for one in self.repository.backups):
             return None  # pgBackRest refuses a label that is not later than the last.
-        kind = backup_plan.kind_today(self.stanza(), self.proofs, self.clock(), damaged=self.damaged).kind
+        kind = plan.kind_today(self.stanza(), self.proofs, self.clock(), damaged=self.damaged).kind
         chain = self.stanza().chain(labels[-1]) if kind == "incr" else ()
         full = chain[0].label if chain else ""
         label = "%d%s" % (stopped, "F" if kind == "full" else "I")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils.shiftmaster import backup_proof as proof
-from ansible.module_utils.shiftmaster import backup_target as target
+from ansible.module_utils.shiftmaster.backup import proof, target
 
 NOW = 1_000_000.0
 

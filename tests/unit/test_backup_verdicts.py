@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster import backup_catalogue as catalogue
-from ansible.module_utils.shiftmaster import backup_verdicts as verdicts
+from ansible.module_utils.shiftmaster.backup import catalogue, verdicts
 
 RECORDED = Path(__file__).parent / "recorded/backup"
 FULL = "20261126-154259F"

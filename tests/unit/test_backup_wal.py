@@ -9,10 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster import backup_catalogue as catalogue
-from ansible.module_utils.shiftmaster import backup_verdicts as verdicts
-from ansible.module_utils.shiftmaster import backup_wal as wal
-from ansible.module_utils.shiftmaster.backup_wal import Gap
+from ansible.module_utils.shiftmaster.backup import catalogue, verdicts, wal
+from ansible.module_utils.shiftmaster.backup.wal import Gap
 
 RECORDED = Path(__file__).parent / "recorded/backup"
 HISTORY = {2: (RECORDED / "00000002.history").read_text()}

@@ -11,8 +11,10 @@ import pytest
 import shiftmaster_checklist
 import shiftmaster_kpi
 import yaml
-from ansible.module_utils.shiftmaster import checklist, diagnose_history, diagnose_upkeep, findings, kpi
-from ansible.module_utils.shiftmaster.diagnose_setting import PARTS, Setting
+from ansible.module_utils.shiftmaster.diagnosis import history, upkeep
+from ansible.module_utils.shiftmaster.diagnosis.setting import PARTS, Setting
+from ansible.module_utils.shiftmaster.monitoring import kpi
+from ansible.module_utils.shiftmaster.reports import checklist, findings
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE = datetime.datetime(2026, 11, 26, 8, 0, tzinfo=datetime.timezone.utc)
@@ -307,10 +309,10 @@ def test_the_trend_of_disks_is_that_of_every_filesystem(monkeypatch, tmp_path):
 
         value = now
 
-    monkeypatch.setattr(diagnose_history, "Prometheus", Silent)
+    monkeypatch.setattr(history, "Prometheus", Silent)
     (tmp_path / "password").write_text("x")
     place = {"url": "https://x", "user": "x", "password_file": str(tmp_path / "password")}
-    diagnose_upkeep.monitoring(Setting({"prometheus": place}))
+    upkeep.monitoring(Setting({"prometheus": place}))
     of_disks = [query for query in asked if "node_filesystem" in query]
     assert len(of_disks) == 2
     for query in of_disks:
@@ -441,7 +443,7 @@ def test_failed_logins_are_counted_by_source():
         "pam_unix(sudo:auth): authentication failure; logname= uid=1000 rhost=  user=x\n"
         "x : 3 incorrect password attempts ; TTY=pts/0\n\n"
     )
-    found = diagnose_upkeep.parse_logins(text)
+    found = upkeep.parse_logins(text)
     assert found == {"failed": 3, "sources": [{"address": "192.0.2.9", "count": 2}]}
 
 
@@ -450,7 +452,7 @@ def test_security_updates_are_told_from_others():
         "Inst openssl [3.5.1-1] (3.5.1-1+deb13u2 Debian-Security:13/stable-security [amd64])\n"
         "Inst vim [2:9.1] (2:9.2 Debian:13.2/stable [amd64])\nConf openssl (3.5.1 Debian-Security:13 [amd64])\n"
     )
-    assert diagnose_upkeep.parse_updates(text) == {"waiting": 2, "security": 1, "security_packages": ["openssl"]}
+    assert upkeep.parse_updates(text) == {"waiting": 2, "security": 1, "security_packages": ["openssl"]}
 
 
 # --- modules -------------------------------------------------------------------------------------------------------------

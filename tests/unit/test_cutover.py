@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster import cutover, units
-from ansible.module_utils.shiftmaster.layout import Layout
-from ansible.module_utils.shiftmaster.state import State
+from ansible.module_utils.shiftmaster.host import units
+from ansible.module_utils.shiftmaster.release import cutover
+from ansible.module_utils.shiftmaster.release.layout import Layout
+from ansible.module_utils.shiftmaster.release.state import State
 
 LOG = """\
 2026-01-01 12:00:00,123 [ERROR] gunicorn.error: Exception in worker process

@@ -8,12 +8,12 @@ import os
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster import cutover
-from ansible.module_utils.shiftmaster.layout import Layout
-from ansible.module_utils.shiftmaster.probe import HttpResult
-from ansible.module_utils.shiftmaster.releasecode import ReleaseCodeError
-from ansible.module_utils.shiftmaster.state import State
-from ansible.module_utils.shiftmaster.units import UnitError
+from ansible.module_utils.shiftmaster.host.probe import HttpResult
+from ansible.module_utils.shiftmaster.host.units import UnitError
+from ansible.module_utils.shiftmaster.release import cutover
+from ansible.module_utils.shiftmaster.release.layout import Layout
+from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCodeError
+from ansible.module_utils.shiftmaster.release.state import State
 
 ONE, TWO = "20260101T000000Z-aaaaaaa", "20260202T000000Z-bbbbbbb"
 NODE = os.uname().nodename

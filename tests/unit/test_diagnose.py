@@ -15,18 +15,20 @@ from types import SimpleNamespace
 import pytest
 import shiftmaster_diagnose
 import yaml
-from ansible.module_utils.shiftmaster import diagnose_application as application
-from ansible.module_utils.shiftmaster import diagnose_database as database
-from ansible.module_utils.shiftmaster import diagnose_disk as disk
-from ansible.module_utils.shiftmaster import diagnose_engine as engine
-from ansible.module_utils.shiftmaster import diagnose_host as host
-from ansible.module_utils.shiftmaster import diagnose_logs as logs
-from ansible.module_utils.shiftmaster import diagnose_network as network
-from ansible.module_utils.shiftmaster import diagnose_services as services
-from ansible.module_utils.shiftmaster import diagnose_upkeep as upkeep
-from ansible.module_utils.shiftmaster import probe
-from ansible.module_utils.shiftmaster.diagnose_redact import redact, redact_sql, redact_tree, secrets_of
-from ansible.module_utils.shiftmaster.diagnose_setting import PARTS, Setting, suspicions
+from ansible.module_utils.shiftmaster.diagnosis import (
+    application,
+    database,
+    disk,
+    engine,
+    host,
+    logs,
+    network,
+    services,
+    upkeep,
+)
+from ansible.module_utils.shiftmaster.diagnosis.redact import redact, redact_sql, redact_tree, secrets_of
+from ansible.module_utils.shiftmaster.diagnosis.setting import PARTS, Setting, suspicions
+from ansible.module_utils.shiftmaster.host import probe
 
 # --- the module --------------------------------------------------------------------------------------------------------
 

@@ -6,11 +6,11 @@ import json
 import os
 
 import pytest
-from ansible.module_utils.shiftmaster import diagnose_history as history
-from ansible.module_utils.shiftmaster import probe
-from ansible.module_utils.shiftmaster.diagnose_engine import Absent
-from ansible.module_utils.shiftmaster.diagnose_setting import Setting
-from ansible.module_utils.shiftmaster.prometheus import PrometheusError
+from ansible.module_utils.shiftmaster.diagnosis import history
+from ansible.module_utils.shiftmaster.diagnosis.engine import Absent
+from ansible.module_utils.shiftmaster.diagnosis.setting import Setting
+from ansible.module_utils.shiftmaster.host import probe
+from ansible.module_utils.shiftmaster.monitoring.prometheus import PrometheusError
 
 NOW = 1800000030.0
 END, START = 1800000000.0, 1800000000.0 - 6 * 3600

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster import diagnose_database, probe
-from ansible.module_utils.shiftmaster.diagnose_setting import PARTS, Setting
+from ansible.module_utils.shiftmaster.diagnosis import database
+from ansible.module_utils.shiftmaster.diagnosis.setting import PARTS, Setting
+from ansible.module_utils.shiftmaster.host import probe
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = [ROOT / "docs/diagnosis.md", ROOT / "docs/diagnosis.ja.md"]
@@ -90,5 +91,5 @@ def test_both_languages_name_the_same():
 
 
 def test_the_guides_columns_of_indexes_are_asked_for():
-    query = diagnose_database.QUERIES["rarely_used_indexes"]
+    query = database.QUERIES["rarely_used_indexes"]
     assert "idx_tup_read AS entries_read" in query and "idx_tup_fetch AS rows_fetched" in query

@@ -313,7 +313,7 @@ def test_checks_are_those_of_the_wiring(path):
 
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
 def test_statuses_and_icons_are_the_engines(path):
-    source = (ROOT / "module_utils/shiftmaster/health_engine.py").read_text(encoding="utf-8")
+    source = (ROOT / "module_utils/shiftmaster/health/engine.py").read_text(encoding="utf-8")
     icons = ast.literal_eval(re.search(r"^ICONS = ({.*})$", source, re.M)[1])
     icons["error"] = ast.literal_eval(re.search(r"^UNKNOWN_ICON = (.*)$", source, re.M)[1])
     said = {cells[0].split("(")[0]: cells[1] for heading, cells in rows(path) if heading[1] in ("icon", "アイコン")}
@@ -322,7 +322,7 @@ def test_statuses_and_icons_are_the_engines(path):
 
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
 def test_phases_of_the_cutover_are_the_engines(path):
-    source = (ROOT / "module_utils/shiftmaster/cutover.py").read_text(encoding="utf-8")
+    source = (ROOT / "module_utils/shiftmaster/release/cutover.py").read_text(encoding="utf-8")
     phases = list(ast.literal_eval(re.search(r"^PHASES = (\(.*\))$", source, re.M)[1]))
     tables = [cells[0] for heading, cells in rows(path) if heading[-1] in ("when it fails", "失敗すると")]
     assert [name for cell in tables for name in re.findall(r"`([^`]+)`", cell)] == phases[:-1]
@@ -342,7 +342,7 @@ def test_hook_phases_are_the_modules(path):
 
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
 def test_states_of_a_release_are_the_codes(path):
-    source = (ROOT / "module_utils/shiftmaster/state.py").read_text(encoding="utf-8")
+    source = (ROOT / "module_utils/shiftmaster/release/state.py").read_text(encoding="utf-8")
     statuses = ast.literal_eval(re.search(r"^STATUSES = (\(.*\))$", source, re.M)[1])
     assert first_column(path, "state of a release", "リリースの状態") == list(statuses)
 

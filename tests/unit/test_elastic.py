@@ -17,7 +17,8 @@ import kibana_objects
 import logging_canary
 import logging_verify
 import pytest
-from ansible.module_utils.shiftmaster import canary, elastic, webconfig
+from ansible.module_utils.shiftmaster.host import webconfig
+from ansible.module_utils.shiftmaster.logging import canary, elastic
 from rendered import ROOT
 from verify_report import verify_report
 

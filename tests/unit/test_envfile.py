@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils.shiftmaster import envfile
+from ansible.module_utils.shiftmaster.host import envfile
 
 AWKWARD = {
     "PLAIN": "plain",

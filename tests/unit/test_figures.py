@@ -7,7 +7,7 @@ import socketserver
 import threading
 
 import pytest
-from ansible.module_utils.shiftmaster import figures
+from ansible.module_utils.shiftmaster.monitoring import figures
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):

@@ -10,8 +10,8 @@ from pathlib import Path
 import offenders
 import pytest
 import yaml
-from ansible.module_utils.shiftmaster import findings
-from ansible.module_utils.shiftmaster.diagnose_setting import PARTS
+from ansible.module_utils.shiftmaster.diagnosis.setting import PARTS
+from ansible.module_utils.shiftmaster.reports import findings
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent / "diagnosis"

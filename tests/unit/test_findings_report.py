@@ -15,7 +15,8 @@ import jsonschema
 import pytest
 import shiftmaster_findings
 import yaml
-from ansible.module_utils.shiftmaster import diagnose_database, findings, findings_report
+from ansible.module_utils.shiftmaster.diagnosis import database
+from ansible.module_utils.shiftmaster.reports import findings, findings_report
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent / "diagnosis"
@@ -370,7 +371,7 @@ def test_what_a_host_kept_itself_is_drawn_where_there_is_no_prometheus():
 
 def columns_of_queries():
     """Every name that a query of a table of the report gives."""
-    for name, query in {**diagnose_database.QUERIES, **diagnose_database.STATEMENTS}.items():
+    for name, query in {**database.QUERIES, **database.STATEMENTS}.items():
         if name in findings_report.DATABASE_TABLES:
             selected = re.split(r"\bFROM pg_", query)[0]
             yield from re.findall(r"\bAS (\w+)(?=\s*,|\s*$)", selected, re.M)

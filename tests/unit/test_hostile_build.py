@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster import releases
-from ansible.module_utils.shiftmaster.layout import Layout
-from ansible.module_utils.shiftmaster.state import State
+from ansible.module_utils.shiftmaster.release import releases
+from ansible.module_utils.shiftmaster.release.layout import Layout
+from ansible.module_utils.shiftmaster.release.state import State
 
 BUILD_USER, USER = "games", "nobody"
 pytestmark = pytest.mark.skipif(

@@ -13,25 +13,14 @@ import types
 
 import pytest
 import service_config
-from ansible.module_utils.shiftmaster import (
-    canary,
-    cutover,
-    diagnose_application,
-    diagnose_database,
-    diagnose_disk,
-    diagnose_host,
-    diagnose_logs,
-    diagnose_network,
-    filestate,
-    findings,
-    health_checks,
-    health_engine,
-    log_watch,
-    notify_text,
-    state,
-    watch,
-)
-from ansible.module_utils.shiftmaster.layout import Layout
+from ansible.module_utils.shiftmaster.diagnosis import application, database, disk, host, logs, network
+from ansible.module_utils.shiftmaster.health import checks, engine
+from ansible.module_utils.shiftmaster.host import filestate
+from ansible.module_utils.shiftmaster.logging import canary, log_watch
+from ansible.module_utils.shiftmaster.notify import text as notify_text
+from ansible.module_utils.shiftmaster.release import cutover, state, watch
+from ansible.module_utils.shiftmaster.release.layout import Layout
+from ansible.module_utils.shiftmaster.reports import findings
 
 SECRET = "SECRET_KEY=only-for-root"
 # Each reader looks for something else: a traceback, a task of Celery, an assignment, a name server.
@@ -114,17 +103,15 @@ READERS = {
     "the deploy's evidence": lambda path, tmp, patch: evidence(path, tmp, patch),
     "the watch": lambda path, tmp, patch: list(watch.AccessLog(path).lines()),
     "the watch after a rotation": lambda path, tmp, patch: rotated(path),
-    "the end of a log": lambda path, tmp, patch: diagnose_logs.tail(path),
-    "complaints of a log": lambda path, tmp, patch: diagnose_logs.complaints(path, 0),
-    "the newest log": lambda path, tmp, patch: diagnose_logs.newest(os.path.dirname(path) + "/*"),
-    "the access log": lambda path, tmp, patch: diagnose_logs.requests(
-        types.SimpleNamespace(access_log=path, hours=1e6)
-    ),
-    "the worker's log": lambda path, tmp, patch: diagnose_application.worker_log(path),
-    "the environment": lambda path, tmp, patch: diagnose_application.environment(setting(tmp, environment_file=path)),
+    "the end of a log": lambda path, tmp, patch: logs.tail(path),
+    "complaints of a log": lambda path, tmp, patch: logs.complaints(path, 0),
+    "the newest log": lambda path, tmp, patch: logs.newest(os.path.dirname(path) + "/*"),
+    "the access log": lambda path, tmp, patch: logs.requests(types.SimpleNamespace(access_log=path, hours=1e6)),
+    "the worker's log": lambda path, tmp, patch: application.worker_log(path),
+    "the environment": lambda path, tmp, patch: application.environment(setting(tmp, environment_file=path)),
     "health's environment": lambda path, tmp, patch: context_environment(path),
-    "any file": lambda path, tmp, patch: diagnose_host.read_file(path),
-    "nginx's configuration": lambda path, tmp, patch: diagnose_network.nginx_text(os.path.dirname(path)),
+    "any file": lambda path, tmp, patch: host.read_file(path),
+    "nginx's configuration": lambda path, tmp, patch: network.nginx_text(os.path.dirname(path)),
 }
 
 
@@ -136,8 +123,8 @@ def rotated(path):
 
 def context_environment(path):
     try:
-        return health_checks.Context(path).environment()
-    except health_checks.ProbeError as error:
+        return checks.Context(path).environment()
+    except checks.ProbeError as error:
         return error
 
 
@@ -156,7 +143,7 @@ def test_the_configuration_of_a_cluster_is_not_followed(place, attack):
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     attack(types.SimpleNamespace(root=place.root, theirs=folder), "postgresql.conf")
-    found = in_time(lambda: diagnose_database.clusters(types.SimpleNamespace(path=redirect(place), proc="/proc")))
+    found = in_time(lambda: database.clusters(types.SimpleNamespace(path=redirect(place), proc="/proc")))
     assert found["clusters"][0]["port"] == 5432
 
 
@@ -174,7 +161,7 @@ def test_a_log_that_an_administrator_links_elsewhere_is_still_read(place):
     trusted = place.tmp / "trusted"
     trusted.mkdir(mode=0o755)
     (trusted / "error.log").symlink_to(place.root / "error.log")
-    assert diagnose_logs.tail(str(trusted / "error.log")) == "x\n"
+    assert logs.tail(str(trusted / "error.log")) == "x\n"
 
 
 # -------------------------------------------------------------------------------------------------------------- writers
@@ -220,7 +207,7 @@ def test_a_log_of_ten_gigabytes_is_read_from_its_end(place):
         stream.truncate(10 << 30)
         stream.seek(0, os.SEEK_END)
         stream.write(b"\nValueError: the last\n")
-    assert diagnose_logs.complaints(str(path), 0)["problems"][0]["exception"] == "ValueError: the last"
+    assert logs.complaints(str(path), 0)["problems"][0]["exception"] == "ValueError: the last"
 
 
 def test_an_access_log_that_grows_without_a_line_fills_no_memory(place):
@@ -244,13 +231,13 @@ def test_a_gzip_bomb_fills_no_memory_and_a_damaged_one_ends_nothing(place):
     with gzip.open(path, "wb", compresslevel=1) as stream:
         for _count in range(64):
             stream.write(bytes(1 << 20))
-    assert len(diagnose_logs.end_of(str(path), 1 << 20)[0]) == 1 << 20
+    assert len(logs.end_of(str(path), 1 << 20)[0]) == 1 << 20
     content = bytearray(path.read_bytes())
     content[20:200] = b"\xff" * 180
     path.write_bytes(content)
-    assert "error" in diagnose_logs.complaints(str(path), 0)
+    assert "error" in logs.complaints(str(path), 0)
     path.write_bytes(bytes(content[:15]))
-    assert "error" in diagnose_logs.complaints(str(path), 0)
+    assert "error" in logs.complaints(str(path), 0)
 
 
 # ---------------------------------------------------------------------------------------------------------- directories
@@ -258,7 +245,7 @@ def test_a_gzip_bomb_fills_no_memory_and_a_damaged_one_ends_nothing(place):
 
 def large(place):
     options = types.SimpleNamespace(large_folders=[str(place.theirs)], proc="/proc")
-    return diagnose_disk.largest(options)
+    return disk.largest(options)
 
 
 def test_the_largest_files_are_not_looked_for_where_a_directory_became_a_link(place, monkeypatch):
@@ -326,9 +313,9 @@ def test_diagnosis_runs_the_interpreter_of_a_release_as_the_applications_user(pl
     for parent in parents:
         parent.chmod(modes[parent] | 0o001)
     try:
-        found = diagnose_application._interpreter(str(program), "nobody")
+        found = application._interpreter(str(program), "nobody")
         program.chmod(0o600)
-        unreadable = diagnose_application._interpreter(str(program), "nobody")
+        unreadable = application._interpreter(str(program), "nobody")
     finally:
         for parent in parents:
             parent.chmod(modes[parent])
@@ -353,8 +340,8 @@ def test_a_host_that_was_taken_over_reaches_no_terminal_mail_or_chat():
     found = [
         findings.host_of("app1", [], {"evidence": {"parts": {"logs": {"files": {ESCAPE: [ESCAPE]}}}}}),
         findings.host_of("app1", [], {"msg": ESCAPE}),
-        health_engine.report_of("app1", {"report": {"checks": [{"message": ESCAPE}], "host": "another"}}),
-        health_engine.report_of("app1", {"msg": ESCAPE}),
+        engine.report_of("app1", {"report": {"checks": [{"message": ESCAPE}], "host": "another"}}),
+        engine.report_of("app1", {"msg": ESCAPE}),
         notify_text.email("deploy", "failed", "production", {"version": ESCAPE, "reason": ESCAPE}, "both", []),
         notify_text.slack("deploy", "failed", "production", {"version": ESCAPE, "reason": ESCAPE}, "both", []),
         notify_text.pagerduty(

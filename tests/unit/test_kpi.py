@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 
 import pytest
-from ansible.module_utils.shiftmaster import kpi
+from ansible.module_utils.shiftmaster.monitoring import kpi
 
 JST = datetime.timezone(datetime.timedelta(hours=9))
 START, END = kpi.month_of("2026-11", JST)

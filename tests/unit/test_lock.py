@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from ansible.module_utils.shiftmaster import lock
+from ansible.module_utils.shiftmaster.release import lock
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils.shiftmaster import migrations
+from ansible.module_utils.shiftmaster.release import migrations
 
 HEAD = "from django.db import migrations, models\nimport django.contrib.postgres.operations as pg\n%s\n"
 CLASS = "class Migration(migrations.Migration):\n    dependencies = [%s]\n%s    operations = [%s]\n"

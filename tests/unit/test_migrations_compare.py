@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from ansible.module_utils.shiftmaster import migrations
+from ansible.module_utils.shiftmaster.release import migrations
 
 EXPANDS = (
     "from django.db import migrations, models\n"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils.shiftmaster import diagnose_logs, ecs
+from ansible.module_utils.shiftmaster.diagnosis import logs
+from ansible.module_utils.shiftmaster.logging import ecs
 
 pytest.importorskip("django", reason="Django is not installed; the step `package` runs these tests")
 pytest.importorskip("gunicorn", reason="gunicorn is not installed; the step `package` runs these tests")
@@ -198,7 +199,7 @@ def test_an_exception_is_whole_and_masked(project):
     assert "The above exception was the direct cause" in trace and "KeyError: '[mail]'" in trace
     assert "abcdef" not in (project.folder / "app.log").read_text().replace("abcdef0", "")
     # As the diagnosis and a deploy that fails read it.
-    (problem,) = diagnose_logs.problems(ecs.as_lines((project.folder / "app.log").read_text()), time.time() - 60)
+    (problem,) = logs.problems(ecs.as_lines((project.folder / "app.log").read_text()), time.time() - 60)
     assert problem["exception"] == "ValueError: token=[secret]" and "project.views" in problem["text"], problem
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils.shiftmaster import diagnose_logs, percentile, watch
+from ansible.module_utils.shiftmaster.diagnosis import logs
+from ansible.module_utils.shiftmaster.host import percentile
+from ansible.module_utils.shiftmaster.release import watch
 
 
 def test_the_nearest_rank():
@@ -24,4 +26,4 @@ def test_of_none_and_of_one():
 
 
 def test_the_watch_and_the_diagnosis_use_the_same():
-    assert watch.percentile is diagnose_logs.percentile is percentile.percentile
+    assert watch.percentile is logs.percentile is percentile.percentile

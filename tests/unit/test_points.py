@@ -9,7 +9,8 @@ import threading
 import time
 from pathlib import Path
 
-from ansible.module_utils.shiftmaster import cutover, django_driver, points
+from ansible.module_utils.shiftmaster.host import points
+from ansible.module_utils.shiftmaster.release import cutover, django_driver
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = [*(ROOT / "module_utils/shiftmaster").glob("*.py"), *(ROOT / "library").glob("*.py")]

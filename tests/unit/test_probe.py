@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from ansible.module_utils.shiftmaster import probe
+from ansible.module_utils.shiftmaster.host import probe
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nX-Thing: yes\r\nContent-Length: 5\r\n\r\nhello"
 

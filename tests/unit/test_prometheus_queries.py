@@ -9,7 +9,7 @@ import urllib.parse
 
 import pytest
 import shiftmaster_kpi
-from ansible.module_utils.shiftmaster import kpi, prometheus
+from ansible.module_utils.shiftmaster.monitoring import kpi, prometheus
 
 STEP = 60.0
 START, END = kpi.month_of("2026-11", __import__("zoneinfo").ZoneInfo("Asia/Tokyo"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import offenders
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.testing import patch_module_args
 
 SPEC = {

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 import shiftmaster_release
-from ansible.module_utils.shiftmaster import celery_driver, django_driver, probe, releasecode, releases, units
-from ansible.module_utils.shiftmaster import state as state_of
-from ansible.module_utils.shiftmaster.layout import Layout
-from ansible.module_utils.shiftmaster.state import State
+from ansible.module_utils.shiftmaster.host import probe, units
+from ansible.module_utils.shiftmaster.release import celery_driver, django_driver, releasecode, releases
+from ansible.module_utils.shiftmaster.release import state as state_of
+from ansible.module_utils.shiftmaster.release.layout import Layout
+from ansible.module_utils.shiftmaster.release.state import State
 
 ONE, TWO, THREE, FOUR, FIVE = ("2026010%dT000000Z-%s" % (day, str(day) * 10) for day in (1, 2, 3, 4, 5))
 needs_root = pytest.mark.skipif(

@@ -171,7 +171,7 @@ def test_a_password_of_postgresql_is_as_the_library_reads_it_back(password, line
 
 
 def test_the_environment_holds_what_systemd_reads_back():
-    from ansible.module_utils.shiftmaster import envfile
+    from ansible.module_utils.shiftmaster.host import envfile
 
     assert envfile.parse(render("environment.j2", "redis")) == {
         "REDIS_EXPORTER_BASIC_AUTH_USERNAME": "prometheus",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils.shiftmaster import releasecode
+from ansible.module_utils.shiftmaster.release import releasecode
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 

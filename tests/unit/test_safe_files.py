@@ -6,8 +6,8 @@ import os
 import threading
 
 import pytest
-from ansible.module_utils.shiftmaster import safe_files
-from ansible.module_utils.shiftmaster.safe_files import UnsafePathError
+from ansible.module_utils.shiftmaster.host import safe_files
+from ansible.module_utils.shiftmaster.host.safe_files import UnsafePathError
 
 
 @pytest.fixture

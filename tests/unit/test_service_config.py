@@ -13,7 +13,8 @@ import time
 
 import pytest
 import service_config as sc
-from ansible.module_utils.shiftmaster import figures, points, webconfig
+from ansible.module_utils.shiftmaster.host import points, webconfig
+from ansible.module_utils.shiftmaster.monitoring import figures
 
 ME, MINE = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
 OLD, NEW = "value: 1\n", "value: 2\n"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import shiftmaster_credentials as credentials
-from ansible.module_utils.shiftmaster import probe
+from ansible.module_utils.shiftmaster.host import probe
 
 ENVIRONMENT = {
     "DJANGO_SECRET_KEY": "key-2",

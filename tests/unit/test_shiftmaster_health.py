@@ -14,15 +14,18 @@ import offenders
 import pytest
 import shiftmaster_health
 import yaml
-from ansible.module_utils.shiftmaster import health_checks, health_engine, health_text, probe
-from ansible.module_utils.shiftmaster.health_checks import Context, Outcome, said
+from ansible.module_utils.shiftmaster.health import checks as health_checks
+from ansible.module_utils.shiftmaster.health import engine
+from ansible.module_utils.shiftmaster.health import text as health_text
+from ansible.module_utils.shiftmaster.health.checks import Context, Outcome, said
+from ansible.module_utils.shiftmaster.host import probe
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime.datetime(2026, 1, 31, 8, 0, 0, tzinfo=datetime.timezone.utc)
 
 
 def options(kind, **more):
-    return health_engine.complete(dict({"name": kind, "kind": kind}, **more))
+    return engine.complete(dict({"name": kind, "kind": kind}, **more))
 
 
 # --- documentation and argument spec ---------------------------------------------------------------------------------
@@ -107,7 +110,7 @@ def test_checks_run_at_the_same_time(kinds):
         return Outcome("healthy")
 
     kinds("meet", meet)
-    results = health_engine.run_checks([{"name": "m%d" % n, "kind": "meet"} for n in range(5)], Context())
+    results = engine.run_checks([{"name": "m%d" % n, "kind": "meet"} for n in range(5)], Context())
     assert [outcome.status for _options, outcome, _attempts in results] == ["healthy"] * 5
 
 
@@ -115,12 +118,12 @@ def test_a_check_that_hangs_holds_nobody_up(kinds):
     kinds("tcp", lambda _options, _context: time.sleep(30))
     kinds("fine", lambda _options, _context: Outcome("healthy"))
     started = time.monotonic()
-    results = health_engine.run_checks(
+    results = engine.run_checks(
         [{"name": "hung", "kind": "tcp", "timeout_seconds": 0.5}, {"name": "ok", "kind": "fine"}], Context()
     )
     assert time.monotonic() - started < 4
     assert [outcome.status for _options, outcome, _attempts in results] == ["down", "healthy"]
-    described = health_engine.describe(*results[0], "en", Context())
+    described = engine.describe(*results[0], "en", Context())
     assert described["detail"] == "no answer within 0.5 s"
 
 
@@ -130,9 +133,9 @@ def test_a_check_that_breaks_is_an_error_and_hides_no_other(kinds):
 
     kinds("broken", broken)
     kinds("fine", lambda _options, _context: Outcome("healthy"))
-    results = health_engine.run_checks([{"name": "b", "kind": "broken"}, {"name": "ok", "kind": "fine"}], Context())
+    results = engine.run_checks([{"name": "b", "kind": "broken"}, {"name": "ok", "kind": "fine"}], Context())
     assert [outcome.status for _options, outcome, _attempts in results] == ["error", "healthy"]
-    assert "KeyError" in health_engine.describe(*results[0], "en", Context())["detail"]
+    assert "KeyError" in engine.describe(*results[0], "en", Context())["detail"]
 
 
 def sequence(kinds, *statuses):
@@ -156,15 +159,15 @@ def sequence(kinds, *statuses):
 def test_retries_and_consecutive_successes(kinds, statuses, retries, successes, status, attempts):
     left = sequence(kinds, *statuses)
     wanted = options("turns", retries=retries, consecutive_successes=successes, delay_seconds=0.01)
-    outcome, made = health_engine.run_check(wanted, Context())
+    outcome, made = engine.run_check(wanted, Context())
     assert (outcome.status, made, left) == (status, attempts, [])
-    assert health_engine.budget(wanted) >= made * 0.01
+    assert engine.budget(wanted) >= made * 0.01
 
 
 def test_delay_between_attempts(kinds):
     sequence(kinds, "down", "healthy")
     started = time.monotonic()
-    health_engine.run_check(options("turns", retries=1, delay_seconds=0.3), Context())
+    engine.run_check(options("turns", retries=1, delay_seconds=0.3), Context())
     assert time.monotonic() - started >= 0.3
 
 
@@ -200,7 +203,7 @@ def disk(path="/", space=10.0, inodes=10.0, **more):
 
 def judged(mounts):
     outcome = health_checks.judge_disks(mounts, 80, 90)
-    return health_engine.describe(options("disk"), outcome, 1, "en", Context())
+    return engine.describe(options("disk"), outcome, 1, "en", Context())
 
 
 def test_disks_by_space_and_by_inodes():
@@ -273,7 +276,7 @@ def test_a_failed_unit_of_a_pattern_and_a_stopped_named_one(monkeypatch):
     outcome = health_checks.check_systemd(options("systemd", units=["nginx", "shiftmaster-*"]), Context())
     assert outcome.status == "down"
     assert outcome.error == "nginx.service inactive (x); shiftmaster-web@green.service failed (x, exit-code)"
-    described = health_engine.describe(options("systemd"), outcome, 1, "en", Context())
+    described = engine.describe(options("systemd"), outcome, 1, "en", Context())
     assert described["hint"].startswith("systemctl status nginx.service shiftmaster-web@green.service; journalctl -u")
 
 
@@ -304,7 +307,7 @@ def test_a_renewed_certificate_that_the_server_has_not_read(monkeypatch, served,
     monkeypatch.setattr(probe, "certificate_served", lambda *_args: certificate(served))
     wanted = options("certificate", file="/c.crt", url="localhost:443")
     outcome = health_checks.check_certificate(wanted, Context(), NOW)
-    result = health_engine.describe(wanted, outcome, 1, "en", Context())
+    result = engine.describe(wanted, outcome, 1, "en", Context())
     assert result["status"] == status
     assert "the server still shows another certificate than /c.crt" in result["detail"]
     assert "systemctl reload nginx" in result["hint"]
@@ -359,7 +362,7 @@ def deep(monkeypatch, status, checks, parts=(), kind="deep_health", **more):
     asked = http(monkeypatch, status, json.dumps(dict({"status": "x", "checks": checks}, **more)))
     wanted = options(kind, url="unix:/x.sock", parts=list(parts))
     outcome = health_checks.KINDS[kind].function(wanted, Context())
-    return outcome, asked[0][1], health_engine.describe(wanted, outcome, 1, "en", Context())["hint"]
+    return outcome, asked[0][1], engine.describe(wanted, outcome, 1, "en", Context())["hint"]
 
 
 def test_deep_health_judges_the_parts_that_it_is_asked_for(monkeypatch):
@@ -438,8 +441,8 @@ def test_other_names_of_variables(environment):
 def test_an_environment_that_does_not_help_is_an_error_with_its_hint(environment, tmp_path, kind, text, hint):
     context = environment(text) if text else Context(str(tmp_path / "none"))
     wanted = options(kind, environment_key="CACHE_URL")
-    outcome = health_engine.attempt(wanted, context)
-    described = health_engine.describe(wanted, outcome, 1, "en", context)
+    outcome = engine.attempt(wanted, context)
+    described = engine.describe(wanted, outcome, 1, "en", context)
     assert described["status"] == "error" and hint in described["hint"]
     assert "hunter2" not in json.dumps(described)
 
@@ -471,7 +474,7 @@ def test_redis(monkeypatch, figures, status):
 def test_a_redis_that_asks_for_a_password_is_alive(monkeypatch):
     redis(monkeypatch, probe.ProbeError("unhealthy", "noauth", "NOAUTH"))
     assert health_checks.check_redis(options("redis", allow_noauth=True), Context()).status == "healthy"
-    assert health_engine.attempt(options("redis"), Context()).status == "unhealthy"
+    assert engine.attempt(options("redis"), Context()).status == "unhealthy"
 
 
 # --- Celery and the release ------------------------------------------------------------------------------------------
@@ -500,7 +503,7 @@ def release(tmp_path):
 
 def celery_check(tmp_path, **more):
     context = Context(app_root=str(tmp_path), user=None)
-    return health_engine.attempt(options("celery", **more), context)
+    return engine.attempt(options("celery", **more), context)
 
 
 def test_celery_pings_by_the_releases_own_command(release):
@@ -538,7 +541,7 @@ def test_the_maintenance_page_is_seen_where_no_release_is(tmp_path):
     (tmp_path / "shared" / "maintenance" / "on").touch()
     outcome = health_checks.check_maintenance(wanted, context)
     assert (outcome.status, outcome.reason) == ("warning", "maintenance")
-    assert "state=off" in health_engine.describe(wanted, outcome, 1, "en", context)["hint"]
+    assert "state=off" in engine.describe(wanted, outcome, 1, "en", context)["hint"]
 
 
 def release_check(tmp_path):
@@ -556,7 +559,7 @@ def test_release(release, tmp_path_factory):
     state.write_text(json.dumps({"releases": {}, "transition": step}))
     assert (release_check(tmp_path).status, release_check(tmp_path).reason) == ("warning", "transition")
     state.write_text("{")
-    assert health_engine.attempt(options("release"), Context(app_root=str(tmp_path))).status == "error"
+    assert engine.attempt(options("release"), Context(app_root=str(tmp_path))).status == "error"
     state.unlink()
     (tmp_path / "shared" / "maintenance").mkdir()
     (tmp_path / "shared" / "maintenance" / "on").touch()
@@ -583,17 +586,16 @@ def results():
         ("clock", "clock", Outcome("error", said("clock.unknown"), "unknown")),
     ]
     return lambda language: [
-        health_engine.describe(options(kind, name=name), outcome, 1, language, Context())
-        for name, kind, outcome in outcomes
+        engine.describe(options(kind, name=name), outcome, 1, language, Context()) for name, kind, outcome in outcomes
     ]
 
 
 def report(language="en", host="app1"):
-    return health_engine.make_report(results()(language), host, NOW)
+    return engine.make_report(results()(language), host, NOW)
 
 
 def test_the_report_has_the_guides_form():
-    lines = health_engine.report_lines(report(), "en")
+    lines = engine.report_lines(report(), "en")
     when = datetime.datetime.fromisoformat(NOW.astimezone().isoformat()).strftime("%Y-%m-%d %H:%M:%S %Z")
     assert lines == [
         "=== ShiftMaster System Health Report ===",
@@ -620,7 +622,7 @@ def test_the_report_has_the_guides_form():
 
 
 def test_the_report_in_japanese():
-    text = "\n".join(health_engine.report_lines(report("ja"), "ja"))
+    text = "\n".join(engine.report_lines(report("ja"), "ja"))
     assert "✅ WEB: 正常" in text and "❌ DATABASE: 停止" in text and "全体の健全性: 1/4 サービスが正常" in text
     assert "systemctl start postgresql" in text
 
@@ -640,16 +642,16 @@ def test_report_as_data_is_json():
     ],
 )
 def test_what_fails(fail_on, names):
-    assert [result["name"] for result in health_engine.failing(results()("en"), fail_on)] == names
+    assert [result["name"] for result in engine.failing(results()("en"), fail_on)] == names
 
 
 def test_a_hint_of_the_site_replaces_ours():
     wanted = options("http", url="http://x", hint="call 4711")
-    assert health_engine.describe(wanted, Outcome("down", (), "refused"), 1, "en", Context())["hint"] == "call 4711"
+    assert engine.describe(wanted, Outcome("down", (), "refused"), 1, "en", Context())["hint"] == "call 4711"
 
 
 def test_several_hosts_in_one_report(run_module):
-    healthy = health_engine.make_report([results()("en")[0]], "web1", NOW)
+    healthy = engine.make_report([results()("en")[0]], "web1", NOW)
     answer = run_module(
         shiftmaster_health,
         check_mode=True,
@@ -674,20 +676,20 @@ def test_several_hosts_in_one_report(run_module):
 
 
 def test_what_is_unwell_is_a_line_each():
-    reports = [report(), health_engine.report_of("gone", {"unreachable": True, "msg": "no route"})]
-    assert health_engine.unwell(reports, "critical", "en") == {
+    reports = [report(), engine.report_of("gone", {"unreachable": True, "msg": "no route"})]
+    assert engine.unwell(reports, "critical", "en") == {
         "app1: database": "❌ app1: DATABASE: down, localhost:5432: connection refused",
         "app1: clock": "❓ app1: CLOCK: error, neither chrony nor timedatectl can tell",
         "gone: unreachable": "❌ gone: unreachable",
     }
-    assert set(health_engine.unwell(reports, "never", "en")) == {"gone: unreachable"}
+    assert set(engine.unwell(reports, "never", "en")) == {"gone: unreachable"}
 
 
 def test_people_are_told_once_again_after_hours_of_more_and_of_the_end():
     def at(minutes, *names):
         nonlocal told
         moment = NOW + datetime.timedelta(minutes=minutes)
-        answer = health_engine.telling(dict.fromkeys(names, ""), told, moment, 4 * 3600)
+        answer = engine.telling(dict.fromkeys(names, ""), told, moment, 4 * 3600)
         told = json.loads(json.dumps(answer["told"]))
         return answer["status"]
 
@@ -712,7 +714,7 @@ def test_the_module_says_whom_to_tell(run_module):
     assert (first["status"], first["hosts"]) == ("failed", ["app1"]) and len(first["lines"]) == 2
     again = run_module(shiftmaster_health, check_mode=True, results=given, told=first["told"])["telling"]
     assert (again["status"], again["told"]) == ("", first["told"])
-    healthy = health_engine.make_report([results()("en")[0]], "app1", NOW)
+    healthy = engine.make_report([results()("en")[0]], "app1", NOW)
     given = [{"host": "app1", "result": {"report": healthy}}]
     assert (
         run_module(shiftmaster_health, check_mode=True, results=given, told=first["told"])["telling"]["status"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import shiftmaster_migrations
 import yaml
-from ansible.module_utils.shiftmaster.releasecode import ReleaseCodeError
+from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCodeError
 
 EXPANDS = (
     "from django.db import migrations, models\n"

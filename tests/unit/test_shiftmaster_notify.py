@@ -20,7 +20,7 @@ import pytest
 import receivers as local
 import shiftmaster_notify as module
 import yaml
-from ansible.module_utils.shiftmaster import notify_text
+from ansible.module_utils.shiftmaster.notify import text as notify_text
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "0123456789abcdef0123456789abcdef"

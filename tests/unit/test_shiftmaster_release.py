@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import shiftmaster_release as module
-from ansible.module_utils.shiftmaster.cutover import CutoverError
-from ansible.module_utils.shiftmaster.layout import Layout
-from ansible.module_utils.shiftmaster.probe import HttpResult
-from ansible.module_utils.shiftmaster.state import State
+from ansible.module_utils.shiftmaster.host.probe import HttpResult
+from ansible.module_utils.shiftmaster.release.cutover import CutoverError
+from ansible.module_utils.shiftmaster.release.layout import Layout
+from ansible.module_utils.shiftmaster.release.state import State
 
 ONE, TWO, OLD = "20260101T000000Z-aaaaaaa", "20260202T000000Z-bbbbbbb", "20250101T000000Z-0000000"
 Verdict = namedtuple("Verdict", "breach requests errors p95_ms")

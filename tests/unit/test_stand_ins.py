@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from ansible.module_utils.shiftmaster import backup_manifest as manifests
+from ansible.module_utils.shiftmaster.backup import manifest as manifests
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mishaps

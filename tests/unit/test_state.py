@@ -9,8 +9,8 @@ import sys
 import threading
 
 import pytest
-from ansible.module_utils.shiftmaster import layout as layouts
-from ansible.module_utils.shiftmaster import state as states
+from ansible.module_utils.shiftmaster.release import layout as layouts
+from ansible.module_utils.shiftmaster.release import state as states
 
 TRANSITION = dict.fromkeys(("from", "from_colour"), None) | {
     key: key for key in ("kind", "to", "to_colour", "phase", "run_id")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils.shiftmaster import safe_files, system_paths
+from ansible.module_utils.shiftmaster.host import safe_files, system_paths
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = [path.parent.parent.name for path in sorted((ROOT / "roles").glob("*/meta/argument_specs.yml"))]

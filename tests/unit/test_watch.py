@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from ansible.module_utils.shiftmaster import watch
+from ansible.module_utils.shiftmaster.release import watch
 
 LIMITS = {"errors_min": 3, "error_percent": 1, "p95_ms": 2000, "requests_min": 20}
 

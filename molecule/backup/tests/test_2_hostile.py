@@ -51,9 +51,9 @@ def test_what_reads_has_the_set_and_its_repository_and_no_other_file(backups, fi
     program = """
 import subprocess, sys
 sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine import backup_files
-from engine.backup_host import Host, load_options
-restic = backup_files.Restic(Host(load_options()))
+from engine.backup import files
+from engine.backup.host import Host, load_options
+restic = files.Restic(Host(load_options()))
 script = '''
 id -u; cat /etc/shadow /etc/nginx/nginx.conf /etc/shiftmaster-backup/restic.password /proc/1/environ;
 find /proc /run /home /root -type f -size +0; touch /usr/x /var/www/shiftmaster/x %s/x; cat < /dev/tcp/127.0.0.1/5432
@@ -72,9 +72,9 @@ def test_a_view_in_the_place_of_a_table_runs_nothing_with_the_rights_of_the_back
     program = """
 import re, sys
 sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine import backup_proof
-from engine.backup_host import BackupError, Host, load_options
-statement = re.search(r"format\\('(SELECT count.*?)',", backup_proof.COUNTS_SQL, re.S)[1]
+from engine.backup import proof
+from engine.backup.host import BackupError, Host, load_options
+statement = re.search(r"format\\('(SELECT count.*?)',", proof.COUNTS_SQL, re.S)[1]
 for name in ("django_migrations", "impostor"):
     try:
         print(name, Host(load_options()).ask(statement.replace("%I.%I", "public." + name), "shiftmaster")[0][0])

@@ -10,7 +10,7 @@ from support import PEAKS, ROOT, SCENARIO_HOME, Operations, wait_for
 
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
-from ansible.module_utils.shiftmaster import diagnose_database  # noqa: E402 - found where the line above leads.
+from ansible.module_utils.shiftmaster.diagnosis import database  # noqa: E402 - found where the line above leads.
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_the_diagnosis_asks_postgresql_15_everything(operations, tmp_path):
     asked = report["hosts"][0]["parts"]["database"]
     assert (asked["status"], asked["errors"]) == ("ok", [])
     assert asked["server"]["version"].startswith("15.") and asked["server"]["number"] // 10000 == 15
-    assert set(diagnose_database.QUERIES) | set(diagnose_database.STATEMENTS) <= set(asked)
+    assert set(database.QUERIES) | set(database.STATEMENTS) <= set(asked)
     assert {row["name"] for row in asked["databases"]} >= {"shiftmaster", "postgres"}
     assert {row["table"] for row in asked["tables"]} >= {"auth_user", "django_session"}
     assert asked["most_time_together"] and asked["statements_known"]

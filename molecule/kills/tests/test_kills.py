@@ -30,8 +30,8 @@ def kill_tree(operations, process: subprocess.Popen, point: str) -> None:
 
 
 def points():
-    """module_utils/shiftmaster/points.py, where the points of a run have their names."""
-    spec = importlib.util.spec_from_file_location("points", ROOT / "module_utils/shiftmaster/points.py")
+    """module_utils/shiftmaster/host/points.py, where the points of a run have their names."""
+    spec = importlib.util.spec_from_file_location("points", ROOT / "module_utils/shiftmaster/host/points.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -13,7 +13,7 @@ from support import ROOT, Operations
 
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
-from ansible.module_utils.shiftmaster import kpi, prometheus  # noqa: E402 - found where the line above leads.
+from ansible.module_utils.shiftmaster.monitoring import kpi, prometheus  # noqa: E402 - found where the line above leads.
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 PORT, FOLDER = 9099, "/root/kpi"

@@ -158,12 +158,12 @@ def pulled(hosts) -> dict:
     program = """
 import json, sys
 sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine import backup_files
-from engine.backup_host import BackupError, Host, load_options
+from engine.backup import files
+from engine.backup.host import BackupError, Host, load_options
 host = Host(load_options())
-source, part = next((s, p) for s, p in backup_files.sources(host, "configuration") if s["name"] == "recovery-trixie")
+source, part = next((s, p) for s, p in files.sources(host, "configuration") if s["name"] == "recovery-trixie")
 try:
-    print(json.dumps({"folder": backup_files.pull(host, source, part)}))
+    print(json.dumps({"folder": files.pull(host, source, part)}))
 except BackupError as error:
     print(json.dumps({"failed": str(error)}))
 """
@@ -224,13 +224,13 @@ def test_the_receiver_writes_below_its_directory_only(hosts):
     program = """
 import os, subprocess, sys
 sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine import backup_files
-from engine.backup_host import Host, load_options
+from engine.backup import files
+from engine.backup.host import Host, load_options
 host = Host(load_options())
-folder = backup_files.pulled(host, "configuration", "recovery-trixie")
+folder = files.pulled(host, "configuration", "recovery-trixie")
 script = "touch %s/mine /etc/x /usr/x /root/x %s/x %s/../x; cat /etc/shadow %s" % (
     folder, host.folder, folder, host.options["restic_password_file"])
-words = backup_files.receiver_words(host, "shiftmaster-backup-pull-test", folder) + ["/usr/bin/sh", "-c", script]
+words = files.receiver_words(host, "shiftmaster-backup-pull-test", folder) + ["/usr/bin/sh", "-c", script]
 print(subprocess.run(words, capture_output=True, text=True).stdout)
 print(os.path.exists(folder + "/mine"))
 os.unlink(folder + "/mine")

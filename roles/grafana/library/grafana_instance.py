@@ -129,7 +129,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 
 class Failed(Exception):

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 DOCUMENTATION = r"""
 ---

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 
-from ansible.module_utils.shiftmaster.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 DOCUMENTATION = r"""
 ---

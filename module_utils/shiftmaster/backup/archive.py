@@ -1,0 +1,77 @@
+"""The archive of the WAL as it is: read with pgBackRest, judged by backup_wal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+from ..release.state import write_json
+from . import wal
+from .host import STATE, BackupError, Host
+from .verdicts import Problem, Verdict, verdict
+
+
+def look(host: Host, stanza, timeline: int, proven: str, damaged: list) -> Verdict:
+    """Say where WAL is missing behind the backups of the database of today; notes it for the metrics, too."""
+    found, gaps, newest = _found(host, stanza, timeline, proven, damaged)
+    write_json(os.path.join(STATE, "archive.json"), {"gaps": gaps, "newest": newest})
+    return verdict(found)
+
+
+def gapped(host: Host, stanza, timeline: int) -> list:
+    """Labels of backups behind which WAL is missing, as where the archive could not be reached for too long."""
+    found = _found(host, stanza, timeline, "", [])[0] if stanza.of(1) else []
+    return [problem.where for problem in found if problem.code in ("wal_missing", "wal_own_missing")]
+
+
+def _found(host: Host, stanza, timeline: int, proven: str, damaged: list) -> tuple:
+    """Return (problems, number of missing segments, when the newest one came)."""
+    database = stanza.current_database(1)
+    found, gaps, newest = [], 0, None
+
+    def ask(*words: str) -> str:
+        return host.pgbackrest("pgbackrest %s" % words[0], *words, restore=True).stdout
+
+    for folder in [one.id for one in stanza.archives if one.repo == 1 and one.database_id == database.id]:
+        place = "archive/%s/%s" % (host.stanza, folder)
+        listed = ask("repo-ls", place, "--recurse", "--output=json")
+        histories = {
+            int(name[:8], 16): ask("repo-get", "%s/%s" % (place, name))
+            for name in json.loads(listed)
+            if re.match(r"[0-9A-F]{8}\.history$", name)
+        }
+        held = wal.archive(listed, histories)
+        backups = [one for one in stanza.of(1) if one.database_id == database.id]
+        reaches = wal.reaches(held, backups, timeline, proven, damaged)
+        found += wal.judge(held, reaches, folder, proven).problems
+        gaps += wal.gap_count(reaches)
+        newest = max(filter(None, [newest, wal.newest_time(held)]), default=None)
+    return found, gaps, newest
+
+
+def manifests(host: Host, stanza) -> list:
+    """Compare the manifest of each backup with its copy: pgBackRest takes the other one where one is damaged, and says
+    nothing. Returns problems."""
+    problems = []
+    for backup in stanza.of(1):
+        contents = set()
+        for name in ("backup.manifest", "backup.manifest.copy"):
+            path = "backup/%s/%s/%s" % (host.stanza, backup.label, name)
+            try:
+                contents.add(host.pgbackrest("pgbackrest repo-get", "repo-get", path, restore=True).stdout)
+            except BackupError as error:
+                contents.add(str(error))
+        if len(contents) != 1:
+            what = "the manifest of backup %s or its copy is damaged; the other one may still be whole" % backup.label
+            problems.append(Problem("manifest_damaged", what, backup.label))
+    return problems
+
+
+def noted() -> dict:
+    """What the last look has found, for the metrics; {} where there was none."""
+    try:
+        with open(os.path.join(STATE, "archive.json"), encoding="utf-8") as stream:
+            return json.load(stream)
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,366 @@
+"""Files, media and configuration: saved with restic, read back and compared.
+
+restic answers 0 where one of its paths is missing and where a pack has a flipped byte. So paths are looked at before,
+its answers are read, and what was saved is restored and compared with what is on the host.
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import stat
+
+from ..host import safe_files
+from ..host.printable import printable
+from . import sandbox, verdicts
+from .host import RUN, BackupError, Host, make_folder, parsed
+
+# So much of a snapshot is restored as a test when it is larger: a share of its files, chosen anew each time.
+SAMPLE_FILES = 200
+SAMPLE_BYTES = 256 << 20
+# A repository up to this size is read whole each day.
+READ_ALL_BYTES = 1 << 30
+# Of what another host sends at a request for paths or for its lock.
+ANSWER_BYTES = 1 << 20
+# What receives from another host keeps the owners of files.
+RECEIVER = [
+    "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID",
+    "MemoryMax=50%",
+    *sandbox.NETWORK,
+]
+
+
+def sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    # The application can replace what is saved of it while it is read.
+    with os.fdopen(safe_files.open_file(path), "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Restic:
+    def __init__(self, host: Host):
+        self.host = host
+        self.repository = os.path.join(host.folder, "restic")
+        # Options of restic itself, before its command.
+        self.words = []
+        self.settings = {
+            "RESTIC_REPOSITORY": self.repository,
+            "RESTIC_PASSWORD_FILE": host.options["restic_password_file"],
+            "RESTIC_CACHE_DIR": os.path.join(host.options["state"], "restic-cache"),
+            "RESTIC_PROGRESS_FPS": "0.01",
+        }
+        # What it can open while it saves, beyond what is saved: names of owners, and the time zone of its snapshots.
+        self.needed, self.written = ["/etc/passwd", "/etc/group", "-/etc/localtime"], [self.repository]
+        self.network = sandbox.NO_NETWORK
+
+    @property
+    def env(self) -> dict:
+        return dict(os.environ, **self.settings)
+
+    def run(self, what: str, *arguments: str, **more):
+        return self.host.run(what, "restic", "--quiet", *self.words, *arguments, env=self.env, **more)
+
+    def init(self) -> bool:
+        """Make the repository where there is none; never beside one that cannot be read."""
+        if os.path.exists(os.path.join(self.repository, "config")):
+            return False
+        os.makedirs(self.repository, mode=0o700, exist_ok=True)
+        if os.listdir(self.repository):
+            raise BackupError("%s is no repository of restic, but not empty either" % self.repository)
+        self.run("restic init", "init")
+        return True
+
+    def unlock(self) -> None:
+        """Remove locks whose process is gone; restic itself judges that, on this host alone."""
+        self.run("restic unlock", "unlock")
+
+    def snapshots(self, *tags: str) -> list:
+        done = self.run("restic snapshots", "snapshots", "--json", *["--tag=%s" % tag for tag in tags])
+        return json.loads(done.stdout or "[]")
+
+    def full_id(self, part: str, run_id: str) -> str:
+        """The whole id of what a run has saved of a part, "" where it is not there.
+
+        A snapshot that was copied has another id than the manifest says, and restic 0.14 says the short one.
+        """
+        found = self.snapshots("%s,run=%s" % (part, run_id))
+        return found[-1]["id"] if found else ""
+
+    def backup(self, part: dict, run_id: str, tag: str = "") -> tuple:
+        """Save a part's paths; returns (restic's summary, problems of other hosts).
+
+        Raises BackupError where a path of this host is missing.
+        """
+        there = required(part, [path for path in part["paths"] if sandbox.existing(path)])
+        paths, problems = list(there), []
+        for source, one in sources(self.host, part["name"]):
+            try:
+                paths.append(pull(self.host, source, one))
+            except BackupError as error:
+                problems.append(("source_failed", str(error), source["name"]))
+                # Its copy of the last run; what other hosts have is saved in any case.
+                copy = pulled(self.host, part["name"], source["name"])
+                paths += [copy] if os.path.isdir(copy) else []
+        if problems and not paths:
+            raise BackupError("; ".join(what for _code, what, _where in problems))
+        command = (
+            "restic", *self.words, "backup", "--json", "--host", self.host.options["host"],
+            "--tag", tag or part["name"], "--tag", "run=%s" % run_id,
+            *["--exclude=%s" % pattern for pattern in part["exclude"]], "--", *paths,
+        )  # fmt: skip
+        done = self.confined("restic backup of %s" % part["name"], paths, command)
+        summary, found = verdicts.restic_backup(done.returncode, done.stdout, done.stderr)
+        if not found.good:
+            raise BackupError("restic backup of %s: %s" % (part["name"], found))
+        return summary, problems
+
+    def confined(self, what: str, paths: list, command: tuple):
+        """Run restic where it can open these paths and its repository, and no other file."""
+        unit = "shiftmaster-backup-restic-%d" % os.getpid()
+        os.makedirs(self.settings["RESTIC_CACHE_DIR"], mode=0o700, exist_ok=True)
+        with open(self.settings["RESTIC_PASSWORD_FILE"], encoding="utf-8") as stream:
+            secret = {"RESTIC_PASSWORD": stream.read().strip()}
+        values = {name: value for name, value in self.settings.items() if not name.endswith("PASSWORD_FILE")}
+        # Not in the file system of restic, and not in its arguments.
+        path = os.path.join(RUN, "restic.env")
+        make_folder(RUN, 0o755)
+        safe_files.write(path, sandbox.environment_file({**values, **secret}), 0o600)
+        try:
+            more = [*sandbox.READER, *self.network, "EnvironmentFile=" + path]
+            read, write = [*paths, *self.needed], [self.settings["RESTIC_CACHE_DIR"], *self.written]
+            words = sandbox.words(unit, more, read, write)
+            return self.host.run_unit(what, unit, *words, *command, fine=range(256))
+        finally:
+            os.unlink(path)
+
+    def check(self) -> str:
+        """Read the repository; of a large one a tenth each day, and all of it on Sundays."""
+        size = sum(
+            os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(self.repository) for name in names
+        )
+        today = datetime.datetime.now(datetime.timezone.utc).timetuple()
+        if size <= READ_ALL_BYTES or today.tm_wday == 6:
+            self.judged_check("--read-data")
+            return "all of the repository read"
+        tenth = today.tm_yday % 10 + 1
+        self.judged_check("--read-data-subset=%d/10" % tenth)
+        return "tenth %d of the repository read" % tenth
+
+    def judged_check(self, how: str) -> None:
+        done = self.host.run("restic check", "restic", *self.words, "check", how, env=self.env, fine=range(256))
+        found = verdicts.restic_check(done.returncode, done.stdout, done.stderr)
+        if not found.good:
+            raise BackupError("restic check: %s" % found)
+
+    def nodes(self, snapshot: str) -> list:
+        """What a snapshot holds, as restic says it: files, folders, links."""
+        done = self.run("restic ls", "ls", "--json", snapshot)
+        said = [json.loads(line) for line in done.stdout.splitlines()]
+        return [one for one in said if "type" in one]
+
+    def files(self, snapshot: str) -> list:
+        """The regular files of a snapshot: (path, bytes)."""
+        return [(one["path"], one["size"]) for one in self.nodes(snapshot) if one["type"] == "file"]
+
+    def compare(self, snapshot: str, folder: str) -> str:
+        """Restore files into a folder and compare each with what is on the host; all of a small snapshot."""
+        there = self.files(snapshot)
+        if not there:
+            raise BackupError("the snapshot holds no file")
+        random.shuffle(there)
+        chosen, size = [], 0
+        for path, length in there:
+            if len(chosen) < SAMPLE_FILES and size + length <= SAMPLE_BYTES:
+                chosen.append(path)
+                size += length
+        # What a killed run has left.
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder, mode=0o700)
+        try:
+            target = os.path.join(folder, "files")
+            # Restic 0.14 reads no file of patterns.
+            wanted = ["--include=" + pattern_of(path) for path in chosen]
+            self.run("restic restore", "restore", snapshot, "--target", target, *wanted)
+            restored = by_written_name(target)
+            same = changed = 0
+            for written, count in collections.Counter(chosen).items():
+                paths = restored.get(written, [])
+                if len(paths) < count:
+                    raise BackupError("%s is in the snapshot, but was not restored" % printable(written))
+                for path in paths[:count]:
+                    now = live_sha256(path) if unchanged(path, target + path) else ""
+                    if now and now != sha256(target + path):
+                        raise BackupError("%s was restored with another content than it has" % printable(written))
+                    same += bool(now)
+                    changed += not now
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return "%d of %d files restored and compared%s" % (
+            same, len(there), ", %d have changed since" % changed if changed else "",
+        )  # fmt: skip
+
+
+def written_name(path: str) -> str:
+    """A path as restic's JSON has it: one replacement character for each byte that is not UTF-8."""
+    return re.sub("[\udc80-\udcff]", "\N{REPLACEMENT CHARACTER}", path)
+
+
+def pattern_of(written: str) -> str:
+    """The pattern of restic that matches a path by its written name."""
+    escaped = "".join("\\" + sign if sign in "\\*?[]" else sign for sign in written)
+    return escaped.replace("\N{REPLACEMENT CHARACTER}", "?")
+
+
+def by_written_name(target: str) -> dict:
+    """{written name: [path, ...]} of the regular files below a directory, each path as if that were /."""
+    found: dict = {}
+    for directory, _directories, names in os.walk(target):
+        for name in sorted(names):
+            full = os.path.join(directory, name)
+            if stat.S_ISREG(os.lstat(full).st_mode):
+                path = full[len(target) :]
+                found.setdefault(written_name(path), []).append(path)
+    return found
+
+
+def required(part: dict, there: list) -> list:
+    """The paths of a part that are there. Raises BackupError where one is missing that has to be."""
+    missing = sorted(set(part["paths"]) - set(there) - set(part.get("optional", [])))
+    if missing:
+        raise BackupError("what shall be saved is not there: %s" % ", ".join(missing))
+    return [path for path in part["paths"] if path in there]
+
+
+def names_of_parts(host: Host) -> list:
+    """The parts that are saved, of this host and of others."""
+    return sorted({part["name"] for one in [host.options, *host.options["sources"]] for part in one["parts"]})
+
+
+def part_of(host: Host, name: str) -> dict:
+    """What of this host itself belongs to a part."""
+    for part in host.options["parts"]:
+        if part["name"] == name:
+            return part
+    return {"name": name, "paths": [], "exclude": []}
+
+
+def sources(host: Host, name: str) -> list:
+    """The other hosts with something of this part: (source, its part)."""
+    return [(source, part) for source in host.options["sources"] for part in source["parts"] if part["name"] == name]
+
+
+def pulled(host: Host, name: str, source: str) -> str:
+    """Where the copy of another host's files lies; nothing is read from it but what restic saves."""
+    return os.path.join(host.folder, "pulled", name, source)
+
+
+def ssh_words(host: Host) -> list:
+    """How other hosts are reached: never a question, never an unknown host."""
+    return [
+        "ssh", "-i", host.options["pull_key"], "-o", "BatchMode=yes", "-o", "ConnectTimeout=20",
+        "-o", "ServerAliveInterval=15", "-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR",
+        "-o", "UserKnownHostsFile=%s" % host.options["known_hosts"],
+    ]  # fmt: skip
+
+
+def request_words(host: Host, source: dict, request: str) -> tuple:
+    return (*ssh_words(host), "shiftmaster-backup@%s" % source["address"], request)
+
+
+def ask_lock(host: Host, source: dict) -> str:
+    """The lock of deploys of another host; "" where there is none, or the host cannot be asked."""
+    try:
+        words = request_words(host, source, "lock")
+        return host.run("asking %s for a deploy" % source["name"], *words, timeout=60, limit=ANSWER_BYTES).stdout
+    except BackupError:
+        return ""
+
+
+def receiver_words(host: Host, unit: str, directory: str) -> list:
+    """How a command runs that reads what another host sends: it can write below one directory only.
+
+    That host may be an attacker's, and rsync receives as root, since owners are kept.
+    """
+    more = [*RECEIVER, "RuntimeMaxSec=%d" % host.options["timeout_seconds"]]
+    readable = [host.options["pull_key"], host.options["known_hosts"], "/etc/passwd", *sandbox.NETWORK_FILES]
+    return sandbox.words(unit, more, readable, [directory])
+
+
+def room_for_others(directory: str):
+    """Return a function that says why another host sends too much: more than half of what is free now; else ""."""
+
+    def free() -> tuple:
+        disk = os.statvfs(directory)
+        return disk.f_bavail * disk.f_frsize, disk.f_favail
+
+    at_first = free()
+
+    def too_much() -> str:
+        for now, before, what in zip(free(), at_first, ("room", "number of files")):
+            if now < before // 2:
+                return "it sends more than half of the %s that was free in %s" % (what, directory)
+        return ""
+
+    return too_much
+
+
+def pull(host: Host, source: dict, part: dict) -> str:
+    """Copy a part of another host here; returns the directory.
+
+    That host says itself what it sends and leaves out (shiftmaster-backup-read). rsync takes no name from it that was
+    not asked for, and no device, FIFO or socket.
+    """
+    what = "reading %s of %s" % (part["name"], source["name"])
+    request = request_words(host, source, "paths " + part["name"])
+    output = host.run(what, *request, timeout=120, limit=ANSWER_BYTES).stdout
+    try:
+        there = required(part, [path for path in parsed(output) if isinstance(path, str)])
+    except (ValueError, TypeError):
+        raise BackupError("%s: it sent no list of paths" % what)
+    if not there:
+        raise BackupError("%s: nothing of it exists there" % what)
+    folder = pulled(host, part["name"], source["name"])
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    unit = "shiftmaster-backup-pull-%s-%s" % (part["name"], source["name"])
+    place = source["address"] if ":" not in source["address"] else "[%s]" % source["address"]
+    too_much = room_for_others(folder)
+    try:
+        host.run_unit(
+            what, unit, *receiver_words(host, unit, folder),
+            "rsync", "--archive", "--no-devices", "--no-specials", "--relative", "--numeric-ids", "--delete",
+            "--rsync-path", "send " + part["name"], "--rsh", " ".join(ssh_words(host)),
+            "shiftmaster-backup@%s:%s" % (place, there[0]), *[":" + path for path in there[1:]],
+            folder + "/", watch=too_much, limit=ANSWER_BYTES,
+        )  # fmt: skip
+    except BackupError:
+        # rsync has removed the file that it was receiving. Where many files take the room, other hosts need it; what
+        # was saved before is in the repository.
+        if too_much():
+            safe_files.remove_tree(folder)
+        raise
+    return folder
+
+
+def live_sha256(path: str) -> str:
+    """The checksum of a file of the host; "" where the application has put something else in its place."""
+    try:
+        return sha256(path)
+    except OSError:
+        return ""
+
+
+def unchanged(path: str, copy: str) -> bool:
+    """Whether a file of the host still is what was saved, by its time and size."""
+    try:
+        now, then = os.lstat(path), os.lstat(copy)
+    except OSError:
+        return False
+    return stat.S_ISREG(now.st_mode) and (now.st_mtime_ns, now.st_size) == (then.st_mtime_ns, then.st_size)

@@ -1,0 +1,68 @@
+"""What must be there before the first backup, and the row that marks each minute."""
+
+from __future__ import annotations
+
+import contextlib
+
+from . import catalogue
+from . import manifest as manifests
+from .files import Restic, names_of_parts
+from .host import BackupError, Host
+
+# A quiet database writes nothing that a time could be found by.
+HEARTBEAT_SQL = """
+CREATE TABLE IF NOT EXISTS public.heartbeat (one boolean PRIMARY KEY DEFAULT true CHECK (one), at timestamptz NOT NULL);
+INSERT INTO public.heartbeat (at) VALUES (now()) ON CONFLICT (one) DO UPDATE SET at = now();
+"""
+FORGET_SLOT_SQL = """
+WITH unused AS (SELECT slot_name FROM pg_replication_slots WHERE slot_name = 'shiftmaster_backup' AND NOT active)
+SELECT slot_name, pg_drop_replication_slot(slot_name) FROM unused
+"""
+
+
+def heartbeat(host: Host) -> None:
+    host.ask(HEARTBEAT_SQL, timeout=30)
+
+
+def init(host: Host) -> list:
+    """Make the stanza and the repository of files where they are missing; returns what was made."""
+    made = []
+    if host.database["databases"]:
+        stanza = catalogue.stanza_of(host.info(), host.stanza)
+        if stanza.code == catalogue.MISSING_STANZA:
+            host.pgbackrest("pgbackrest stanza-create", "stanza-create")
+            made.append("stanza %s" % host.stanza)
+        elif stanza.code not in (catalogue.OK, catalogue.NO_BACKUP):
+            raise BackupError("the repository of the database is not well: %s" % catalogue.verdict_info(stanza))
+    if host.database["databases"] and not host.options["wal_receive"]:
+        # What nobody receives is kept by the database until its limit.
+        with contextlib.suppress(BackupError):
+            made += ["slot %s removed" % row[0] for row in host.ask(FORGET_SLOT_SQL, timeout=60)]
+    if names_of_parts(host) and Restic(host).init():
+        made.append("repository of files")
+    return made
+
+
+def listing(host: Host) -> list:
+    """Every run that can be restored from, newest last: its parts and what is proven. Then what cannot be read."""
+    found = manifests.history("%s/manifests" % host.folder)
+    return [
+        {
+            "run": manifest["run_id"],
+            "started": manifest["started"],
+            "release": manifest["release"],
+            "result": manifest["result"],
+            "parts": {
+                name: {
+                    "result": part["result"],
+                    "kind": part.get("kind", ""),
+                    "label": part.get("label", ""),
+                    "size_bytes": part.get("size_bytes", 0),
+                    "proven": any(item["how"] == manifests.RESTORED and item["good"] for item in part["verified"]),
+                }
+                for name, part in manifest["parts"].items()
+            },
+        }
+        for manifest in found.manifests
+        if manifest["ended"]
+    ] + [{"damaged": problem} for problem in found.problems]

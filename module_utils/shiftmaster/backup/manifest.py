@@ -1,0 +1,463 @@
+"""The manifest of one run of the backup: what was saved, how large, where it lies, and what was verified of it.
+
+    begin() -> start() and end() of each part -> finish(); stopped() where the run was killed in the middle
+
+A part is said to have succeeded only with something that was verified of it: the tools' exit codes prove nothing. The
+file carries the checksum of its own content, so that a damaged one is not believed; it is no signature.
+"""
+
+from __future__ import annotations
+
+import calendar
+import hashlib
+import json
+import os
+import re
+import time
+from typing import Iterable, NamedTuple, Optional
+
+from ..release.state import write_json
+
+FORMAT = 1
+LIMIT_BYTES = 32 << 20
+PARTS = ("database", "logical", "files", "configuration")
+# From the best to the worst. What runs or waits in a manifest whose run has ended was killed.
+RESULTS = ("skipped", "succeeded", "warning", "waiting", "running", "failed")
+GOOD = ("succeeded", "warning")
+EXIT_CODES = {"skipped": 0, "succeeded": 0, "warning": 0, "waiting": 1, "running": 1, "failed": 1}
+# How a backup was verified; only a restore proves it.
+RESTORED = "restore_test"
+
+_TIME = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"}
+_TIME_OR_NOT_YET = {"type": ["string", "null"], "pattern": _TIME["pattern"]}
+_TEXT = {"type": "string"}
+# No character that a terminal obeys, as a line of a report has it.
+_LINE = {"type": "string", "pattern": r"^[^\x00-\x1f\x7f-\x9f]{0,300}$"}
+# Part of a path: it leads to no other directory.
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+# Relative, without `..`.
+_RELATIVE = r"^(?!/)(?!(.*/)?\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,4000}$"
+_BYTES = {"type": "integer", "minimum": 0}
+_PROBLEMS = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["code", "what", "where"],
+        "additionalProperties": False,
+        "properties": {"code": {"type": "string", "pattern": "^[a-z0-9_]+$"}, "what": _TEXT, "where": _TEXT},
+    },
+}
+_SEGMENT = {"type": "string", "pattern": "^[0-9A-F]{24}$"}
+_PART = {
+    "type": "object",
+    "required": ["result", "started", "ended", "problems", "verified"],
+    "additionalProperties": False,
+    "properties": {
+        "result": {"enum": list(RESULTS)},
+        "started": _TIME_OR_NOT_YET,
+        "ended": _TIME_OR_NOT_YET,
+        "kind": {"enum": ["full", "diff", "incr"]},
+        # The backup's name in its own tool: a label, a snapshot, a folder.
+        "label": {"type": "string", "pattern": _NAME},
+        "location": {"type": "string", "minLength": 1},
+        "offsite": _TEXT,
+        "size_bytes": _BYTES,  # Of what a restore would bring back.
+        "added_bytes": _BYTES,  # By how much the repository grew.
+        "checksums": {
+            "type": "object",
+            "propertyNames": {"type": "string", "pattern": _RELATIVE},
+            "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        },
+        "tools": {"type": "object", "additionalProperties": _TEXT},
+        "problems": _PROBLEMS,
+        "verified": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["how", "at", "good", "what"],
+                "additionalProperties": False,
+                "properties": {
+                    "how": {"type": "string", "pattern": "^[a-z0-9_]+$"},
+                    "at": _TIME,
+                    "good": {"type": "boolean"},
+                    "what": _TEXT,
+                    "label": _TEXT,  # Of the backup that was restored, where it is not this run's own.
+                },
+            },
+        },
+        "wal": {
+            "type": "object",
+            "required": ["start", "stop"],
+            "additionalProperties": False,
+            "properties": {"start": _SEGMENT, "stop": _SEGMENT, "proven": _SEGMENT},
+        },
+        "restore_point": {"type": "string", "minLength": 1},
+        "system_id": {"type": "integer", "minimum": 1},
+        "rows": {"type": "object", "additionalProperties": _BYTES},  # Of each table, when it was saved.
+    },
+}
+SCHEMA = {
+    "type": "object",
+    "required": ["format", "run_id", "host", "started", "ended", "result", "release", "parts", "problems"],
+    "additionalProperties": False,
+    "properties": {
+        "format": {"enum": [FORMAT]},
+        "run_id": {"type": "string", "pattern": _NAME},
+        "host": {"type": "string", "minLength": 1},
+        "started_by": _TEXT,
+        "started": _TIME,
+        "ended": _TIME_OR_NOT_YET,
+        "result": {"enum": list(RESULTS)},
+        "release": {
+            "type": "object",
+            "required": ["name", "migrations"],
+            "additionalProperties": False,
+            "properties": {
+                "name": _LINE,
+                "version": _LINE,
+                "revision": _LINE,
+                "migrations": {"type": ["integer", "null"], "minimum": 0},
+            },
+        },
+        "parts": {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": False,
+            "properties": dict.fromkeys(PARTS, _PART),
+        },
+        "removed": {"type": "array", "items": _TEXT},  # What the retention let go.
+        "problems": _PROBLEMS,
+        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    },
+}
+
+
+class ManifestError(Exception):
+    """A manifest is damaged or not whole; str() says what is wrong with it."""
+
+
+# --------------------------------------------------------------------------------------------------------------- time
+
+
+def moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def seconds_of(text: str) -> int:
+    return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))
+
+
+# --------------------------------------------------------------------------------------------------------- a run's way
+
+
+def begin(run_id: str, host: str, parts: Iterable, now: float, release: Optional[dict] = None, **more) -> dict:
+    """Return the manifest of a run that is about to save these parts."""
+    return dict(
+        more,
+        format=FORMAT,
+        run_id=run_id,
+        host=host,
+        started=moment(now),
+        ended=None,
+        result="running",
+        release=dict({"name": "", "migrations": None}, **(release or {})),
+        parts={
+            name: {"result": "waiting", "started": None, "ended": None, "problems": [], "verified": []}
+            for name in PARTS
+            if name in set(parts)
+        },
+        problems=[],
+    )
+
+
+def start(manifest: dict, part: str, now: float) -> None:
+    manifest["parts"][part].update(result="running", started=moment(now))
+
+
+def end(manifest: dict, part: str, result: str, now: float, problems: Iterable = (), **more) -> None:
+    """Note a part's end. problems are those of a Verdict; more is what else the schema knows of a part."""
+    entry = manifest["parts"][part]
+    if not all(item["good"] for item in entry["verified"]):
+        result = "failed"
+    entry.update(more, result=result, started=entry["started"] or moment(now), ended=moment(now))
+    entry["problems"] = entry["problems"] + [_problem(problem) for problem in problems]
+
+
+def verified(manifest: dict, part: str, how: str, good: bool, what: str, now: float, **more) -> None:
+    """Note that a part was looked at, and what came of it. What was found wrong makes the part failed."""
+    entry = manifest["parts"][part]
+    entry["verified"] = entry["verified"] + [dict(more, how=how, at=moment(now), good=bool(good), what=what)]
+    if not good:
+        entry["result"] = "failed"
+        entry["problems"] = entry["problems"] + [{"code": "%s_failed" % how, "what": what, "where": ""}]
+
+
+def note(manifest: dict, problems: Iterable) -> None:
+    """Note problems of the run itself, which belong to none of its parts."""
+    manifest["problems"] = manifest["problems"] + [_problem(problem) for problem in problems]
+
+
+def finish(manifest: dict, now: float, failed: bool = False) -> None:
+    """End the run. A part that has not ended has failed; so has one of which nothing was verified.
+
+    Problems of the run itself are warnings, unless failed says that they are more.
+    """
+    for name, entry in manifest["parts"].items():
+        if entry["result"] in ("waiting", "running"):
+            end(manifest, name, "failed", now, [("not_ended", "the run ended before this part did", "")])
+        elif entry["result"] in GOOD and not any(item["good"] for item in entry["verified"]):
+            end(manifest, name, "failed", now, [("not_verified", "nothing was verified of it", "")])
+    results = [entry["result"] for entry in manifest["parts"].values()]
+    if failed:
+        results.append("failed")
+    elif manifest["problems"]:
+        results.append("warning")
+    manifest.update(ended=moment(now), result=worst(results))
+
+
+def stopped(manifest: dict, now: float, why: str) -> None:
+    """End a run that was killed, or whose host went down: what was not done has failed, what was done stays."""
+    note(manifest, [("stopped", why, "")])
+    finish(manifest, now, failed=True)
+
+
+def worst(results: Iterable) -> str:
+    return max(results, key=RESULTS.index, default="failed")
+
+
+def exit_code(manifest: dict) -> int:
+    """Return 0 where every part is good, 1 where one is not or has not ended."""
+    return EXIT_CODES[manifest["result"]]
+
+
+def _problem(problem) -> dict:
+    code, what, where = problem
+    return {"code": code, "what": what, "where": where}
+
+
+# ----------------------------------------------------------------------------------------------------------- validation
+
+_TYPES = {
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+    "string": lambda value: isinstance(value, str),
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "boolean": lambda value: isinstance(value, bool),
+    "null": lambda value: value is None,
+}
+
+
+def differences(value, schema: dict, place: str = "manifest") -> list:
+    """Say where a value differs from a schema: JSON Schema, as much of it as SCHEMA uses."""
+    if "enum" in schema:
+        return [] if value in schema["enum"] else ["%s is %r, not one of %s" % (place, value, schema["enum"])]
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    if not any(_TYPES[name](value) for name in types):
+        return ["%s is %r, not %s" % (place, value, " or ".join(types))]
+    found = []
+    if isinstance(value, str):
+        # Not search(): `$` also matches before a line feed at the end.
+        if (
+            len(value) < schema.get("minLength", 0)
+            or "pattern" in schema
+            and not re.fullmatch(schema["pattern"], value)
+        ):
+            found.append("%s is %.200r, which has not its form" % (place, value))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        if value < schema.get("minimum", value):
+            found.append("%s is %d" % (place, value))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            found += differences(item, schema["items"], "%s[%d]" % (place, number))
+    elif isinstance(value, dict):
+        found += ["%s has no %s" % (place, name) for name in schema.get("required", ()) if name not in value]
+        if len(value) < schema.get("minProperties", 0):
+            found.append("%s is empty" % place)
+        for name, item in value.items():
+            found += differences(name, schema.get("propertyNames", _TEXT), "a name in " + place)
+            inner = schema.get("properties", {}).get(name, schema.get("additionalProperties", False))
+            if inner is False:
+                found.append("%s has %s, which is not known" % (place, name))
+            else:
+                found += differences(item, inner, "%s.%s" % (place, name))
+    return found
+
+
+def validate(manifest) -> list:
+    """Return what is wrong with a manifest, as sentences: its form, then what no form can say."""
+    found = differences(manifest, SCHEMA)
+    if found:
+        return found
+    if manifest["ended"] and manifest["ended"] < manifest["started"]:
+        found.append("the run ended before it began")
+    for name, part in manifest["parts"].items():
+        if part["ended"] and part["started"] and part["ended"] < part["started"]:
+            found.append("%s ended before it began" % name)
+        if manifest["ended"] and part["result"] in ("waiting", "running"):
+            found.append("%s has not ended, but the run has" % name)
+        if part["result"] == "failed" and not part["problems"]:
+            found.append("%s failed without a reason" % name)
+        if part["result"] in GOOD:
+            needed = ["started", "ended", "size_bytes", "location", "label"]
+            needed += ["kind", "wal", "restore_point", "system_id"] if name == "database" else []
+            found += ["%s succeeded without %s" % (name, key) for key in needed if part.get(key) is None]
+            if manifest["ended"] and not any(item["good"] for item in part["verified"]):
+                found.append("%s succeeded, but nothing was verified of it" % name)
+            if not all(item["good"] for item in part["verified"]):
+                found.append("%s succeeded, but a verification failed" % name)
+    if manifest["ended"]:
+        least = worst(part["result"] for part in manifest["parts"].values())
+        if RESULTS.index(manifest["result"]) < RESULTS.index(least):
+            found.append("the run is said to be %s, but a part is %s" % (manifest["result"], least))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ the file
+
+
+def checksum(manifest: dict) -> str:
+    """Return the SHA-256 of a manifest without its checksum, in the one form that two writers agree on."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def write(path: str, manifest: dict) -> None:
+    """Replace the file as a whole, mode 0600. A manifest that is not valid is not written."""
+    found = validate(manifest)
+    if found:
+        raise ManifestError("the manifest is not valid: %s" % "; ".join(found))
+    write_json(path, dict(manifest, sha256=checksum(manifest)))
+
+
+def read(path: str) -> dict:
+    """Return a manifest that is whole. OSError where the file is not there."""
+    with open(path, "rb") as stream:
+        raw = stream.read(LIMIT_BYTES + 1)
+    if len(raw) > LIMIT_BYTES:
+        raise ManifestError("%s is damaged: it is larger than %d bytes" % (path, LIMIT_BYTES))
+    try:
+        manifest = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ManifestError("%s is damaged: it is not JSON (%s)" % (path, error)) from error
+    if not isinstance(manifest, dict) or manifest.get("sha256") != checksum(manifest):
+        raise ManifestError("%s is damaged: its checksum is not that of its content" % path)
+    found = validate(manifest)
+    if found:
+        raise ManifestError("%s is not a manifest of this version: %s" % (path, "; ".join(found)))
+    return manifest
+
+
+class History(NamedTuple):
+    manifests: list  # Oldest first.
+    problems: list  # A sentence for each file that cannot be used.
+
+
+def history(folder: str) -> History:
+    """Return all the manifests of a folder. A copy under another name is no second run."""
+    manifests, problems = {}, []
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        if name.endswith(".json"):
+            try:
+                manifest = read(os.path.join(folder, name))
+                if manifest["run_id"] not in manifests or name == manifest["run_id"] + ".json":
+                    manifests[manifest["run_id"]] = manifest
+            except ManifestError as error:
+                problems.append(str(error))
+            except OSError as error:
+                problems.append("%s cannot be read: %s" % (os.path.join(folder, name), error.strerror))
+    return History(sorted(manifests.values(), key=lambda one: (one["started"], one["run_id"])), problems)
+
+
+def proofs(manifests: Iterable, part: str = "database") -> dict:
+    """Return for each label whether its last restore test was good, as the retention and the plan ask for it."""
+    found = {}
+    for manifest in sorted(manifests, key=lambda one: (one["started"], one["run_id"])):
+        entry = manifest["parts"].get(part, {"verified": []})
+        for item in entry["verified"]:
+            label = item.get("label") or entry.get("label")
+            if item["how"] == RESTORED and label:
+                found[label] = item["good"]
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- metrics
+
+# What the label kind is for a part. The alert BackupTooOld asks for a success of every kind each day, so the weekly
+# logical dump has no time of its last success: its age is in the report.
+KINDS = {"database": "database", "files": "files", "configuration": "config", "logical": "logical"}
+WITHOUT_AGE = ("logical",)
+HELP = {
+    "shiftmaster_backup_last_success_timestamp_seconds": "When the last good backup of this kind ended",
+    "shiftmaster_backup_size_bytes": "Size of the last good backup of this kind, as it would be restored",
+    "shiftmaster_backup_duration_seconds": "How long the last good backup of this kind took",
+    "shiftmaster_backup_failed": "Whether the last run failed to save this kind; run: otherwise",
+    "shiftmaster_restore_test_last_success_timestamp_seconds": "When the database was last restored as a test",
+    "shiftmaster_backup_offsite_last_success_timestamp_seconds": "When a run was last brought outside and read there",
+    "shiftmaster_backup_wal_gaps": "Segments that are missing in the archive after the oldest backup",
+    "shiftmaster_backup_wal_newest_timestamp_seconds": "When the newest segment came into the archive",
+    "shiftmaster_backup_next_run_timestamp_seconds": "When the next run is due",
+}
+
+
+def metrics(manifests: Iterable, wal_gaps=None, wal_newest=None, next_run=None, not_begun: float = 0) -> str:
+    """Return the lines for node exporter's textfile collector, of all the manifests that there are.
+
+    not_begun is when a run last could not even begin, which leaves no manifest. A failed run does not take away the
+    times of the last good one: its age is what the alerts go by.
+    """
+    values = {("shiftmaster_backup_failed", "run"): 1} if not_begun else {}
+    for manifest in sorted(manifests, key=lambda one: (one["started"], one["run_id"])):
+        if not manifest["ended"]:
+            continue
+        saved = all(part["result"] in (*GOOD, "skipped") for part in manifest["parts"].values())
+        otherwise = saved and manifest["result"] == "failed" or not_begun > seconds_of(manifest["started"])
+        values["shiftmaster_backup_failed", "run"] = int(otherwise)
+        for name, part in manifest["parts"].items():
+            kind = KINDS[name]
+            if part["result"] == "skipped":
+                continue
+            if part.get("offsite"):
+                ended = seconds_of(manifest["ended"])
+                values["shiftmaster_backup_offsite_last_success_timestamp_seconds", ""] = ended
+            values["shiftmaster_backup_failed", kind] = int(part["result"] not in GOOD)
+            for item in part["verified"]:
+                if name == "database" and item["how"] == RESTORED and item["good"]:
+                    values["shiftmaster_restore_test_last_success_timestamp_seconds", ""] = seconds_of(item["at"])
+            if part["result"] not in GOOD:
+                continue
+            started, ended = seconds_of(part["started"]), seconds_of(part["ended"])
+            if kind not in WITHOUT_AGE:
+                values["shiftmaster_backup_last_success_timestamp_seconds", kind] = ended
+            values["shiftmaster_backup_size_bytes", kind] = part["size_bytes"]
+            values["shiftmaster_backup_duration_seconds", kind] = ended - started
+    for name, value in (
+        ("shiftmaster_backup_wal_gaps", wal_gaps),
+        ("shiftmaster_backup_wal_newest_timestamp_seconds", wal_newest),
+        ("shiftmaster_backup_next_run_timestamp_seconds", next_run),
+    ):
+        if value is not None:
+            values[name, ""] = value
+    lines = []
+    for metric, text in HELP.items():
+        series = sorted((kind, value) for (name, kind), value in values.items() if name == metric)
+        if series:
+            lines += ["# HELP %s %s" % (metric, text), "# TYPE %s gauge" % metric]
+            for kind, value in series:
+                lines.append("%s%s %d" % (metric, '{kind="%s"}' % escaped(kind) if kind else "", value))
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def with_failed_run(text: str) -> str:
+    """These lines, and that the last run has failed otherwise: for one that knows no manifest."""
+    name = "shiftmaster_backup_failed"
+    head = ["# HELP %s %s" % (name, HELP[name]), "# TYPE %s gauge" % name]
+    lines = [line for line in text.splitlines() if line not in head]
+    others = [line for line in lines if line.startswith(name) and not line.startswith(name + '{kind="run"}')]
+    rest = [line for line in lines if not line.startswith(name)]
+    return "\n".join([*rest, *head, *others, name + '{kind="run"} 1']) + "\n"
+
+
+def escaped(value: str) -> str:
+    """Return a label's value as the text format wants it."""
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

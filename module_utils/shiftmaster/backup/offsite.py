@@ -1,0 +1,200 @@
+"""A copy outside of the house: one repository of restic, by SFTP or in an S3-compatible store.
+
+Behind each good run it gets the snapshots of files and configuration, and beside them pgBackRest's repository, the
+logical dumps and the manifests as they lie here. Then it is read back. docs/decisions/0014-offsite.md says why it is no
+second repository of pgBackRest. fetch() is the way back to an empty host.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pwd
+import re
+import shutil
+
+from ..host import safe_files
+from . import catalogue, sandbox
+from . import manifest as manifests
+from .files import Restic
+from .host import POSTGRES, BackupError, Host, tail
+
+# What lies in the folder of the backups and is saved as it is. Its parts are encrypted already, but for the dumps.
+TREES = ("pgbackrest", "logical")
+SFTP = re.compile(r"sftp:(?P<who>[^:/@]+@[^:/]+):(?P<path>/.*)")
+NONE_THERE = re.compile(r"unable to open config file: .*(does not exist|no such file)")
+# Each day so much of it is read; all of it within a month.
+SLICES = 30
+# A slow line has its time.
+FETCH_SECONDS = 7 * 86400
+
+
+def ssh_command(offsite: dict) -> str:
+    """The command by which restic reaches SFTP: never a question, never an unknown host. Raises BackupError."""
+    found = SFTP.fullmatch(offsite["repository"])
+    if not found:
+        raise BackupError("%s is not of the form sftp:user@host:/folder" % offsite["repository"])
+    return " ".join(
+        [
+            "ssh", "-i", offsite["ssh_key_file"], "-p", str(offsite["ssh_port"]), "-o BatchMode=yes",
+            "-o ConnectTimeout=20 -o ServerAliveInterval=15 -o IdentitiesOnly=yes -o StrictHostKeyChecking=yes",
+            # Restic passes on whatever it says, a banner too.
+            "-o LogLevel=ERROR",
+            "-o UserKnownHostsFile=%s" % offsite["known_hosts_file"], found["who"], "-s sftp",
+        ]
+    )  # fmt: skip
+
+
+def fetched_at(host: Host) -> float:
+    """When the backups of this host were fetched from outside, 0 where they were not."""
+    try:
+        return os.path.getmtime(os.path.join(host.options["state"], "offsite", "fetched"))
+    except OSError:
+        return 0.0
+
+
+class Offsite(Restic):
+    def __init__(self, host: Host):
+        super().__init__(host)
+        self.here, offsite = self.repository, host.options["offsite"]
+        self.repository = offsite["repository"]
+        if self.repository.startswith("sftp:"):
+            self.words += ["-o", "sftp.command=" + ssh_command(offsite)]
+        if offsite["ca_file"]:
+            self.words += ["--cacert", offsite["ca_file"]]
+        self.settings.update(
+            RESTIC_REPOSITORY=self.repository,
+            RESTIC_PASSWORD_FILE=offsite["password_file"],
+            RESTIC_FROM_REPOSITORY=self.here,
+            RESTIC_FROM_PASSWORD_FILE=host.options["restic_password_file"],
+        )
+        with open(offsite["environment_file"], encoding="utf-8") as stream:
+            self.settings.update(json.load(stream))
+        self.written, self.network = [], sandbox.NETWORK
+        self.needed += [*sandbox.NETWORK_FILES, "-/etc/ssl/certs", "-" + offsite["ssh_key_file"]]
+        self.needed += ["-" + offsite["known_hosts_file"], *([offsite["ca_file"]] if offsite["ca_file"] else [])]
+
+    def init(self) -> bool:
+        """Make it where there is none. What cannot be reached, or has another password, is never made anew."""
+        done = self.run("looking for the repository outside", "cat", "config", fine=range(256), timeout=300)
+        if done.returncode == 0:
+            return False
+        # 0.17 and later say with 10 that there is none; older ones say it in words.
+        if done.returncode != 10 and not NONE_THERE.search(done.stderr):
+            raise BackupError("the repository outside cannot be read: %s" % tail(done.stderr))
+        # With its way of cutting files, so that what is copied is found again.
+        how = ["--copy-chunker-params", "--from-repo", self.here] if os.path.exists(self.here + "/config") else []
+        self.run("making the repository outside", "init", *how)
+        return True
+
+    def save(self, manifest: dict) -> str:
+        """Bring what is here there and read it back; returns what was seen. Raises BackupError."""
+        self.run("unlocking the repository outside", "unlock")
+        if os.path.exists(self.here + "/config"):
+            # All that is not there yet: also of the runs that did not come as far.
+            self.run("copying snapshots outside", "copy")
+        staged = self.stage(manifest)
+        trees = [path for path in (os.path.join(self.host.folder, name) for name in TREES) if os.path.isdir(path)]
+        part = {
+            "name": "the repository of the database",
+            "paths": [*trees, staged],
+            "exclude": ["*.part", "*.lock", "*.tmp"],
+        }
+        summary, _problems = self.backup(part, manifest["run_id"], "database")
+        seen = self.compare(summary["snapshot_id"], os.path.join(self.host.options["scratch"], "offsite"))
+        slice_ = manifests.seconds_of(manifest["started"]) // 86400 % SLICES + 1
+        self.judged_check("--read-data-subset=%d/%d" % (slice_, SLICES))
+        return "snapshot %s: %s, slice %d of %d read" % (summary["snapshot_id"][:8], seen, slice_, SLICES)
+
+    def stage(self, manifest: dict) -> str:
+        """Lay the manifests down as they will be: this run has not ended yet, and there it would count as killed."""
+        folder = os.path.join(self.host.options["state"], "offsite", "manifests")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(os.path.join(self.host.folder, "manifests"), folder)
+        ended = copy.deepcopy(manifest)
+        manifests.finish(ended, max(manifests.seconds_of(p["ended"]) for p in ended["parts"].values() if p["ended"]))
+        manifests.write(os.path.join(folder, manifest["run_id"] + ".json"), ended)
+        return folder
+
+    def prune(self) -> None:
+        """Let go what is older than the days that are kept, by the newest's date: nothing goes while nothing comes."""
+        days = "%dd" % self.host.options["keep_days"]
+        self.run("pruning outside", "forget", "--group-by", "host,paths", "--keep-within", days, "--prune")
+
+    def fetch(self, run_id: str) -> list:
+        """Bring everything back to a host that has no backups; returns what was brought. Raises BackupError."""
+        state = os.path.join(self.host.options["state"], "offsite")
+        begun, ended = os.path.join(state, "fetching"), os.path.join(state, "fetched")
+        if os.path.exists(ended):
+            return []
+        if not os.path.exists(begun):
+            self.require_nothing()
+        tags = "database" if run_id == "latest" else "database,run=%s" % run_id
+        listed = json.loads(self.run("listing what is outside", "snapshots", "--json", "--tag", tags).stdout or "[]")
+        if not listed:
+            raise BackupError("outside there is no backup%s" % ("" if run_id == "latest" else " of run %s" % run_id))
+        newest = max(listed, key=lambda one: one["time"])
+        staging = os.path.join(self.host.folder, "fetched")
+        shutil.rmtree(staging, ignore_errors=True)
+        os.mkdir(staging, mode=0o700)
+        os.makedirs(state, mode=0o700, exist_ok=True)
+        with open(begun, "w", encoding="utf-8") as stream:
+            stream.write(newest["id"])
+        try:
+            self.run("fetching", "restore", newest["id"], "--target", staging, timeout=FETCH_SECONDS)
+            brought = self.put_in_place(staging, os.path.join(state, "manifests"))
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.bring_snapshots()
+        os.rename(begun, ended)
+        return brought + ["files and configuration"]
+
+    def require_nothing(self) -> None:
+        """What is here already is not replaced. Raises BackupError."""
+        there = bool(manifests.history(os.path.join(self.host.folder, "manifests")).manifests)
+        if self.host.database["databases"]:
+            there = there or bool(catalogue.stanza_of(self.host.info(), self.host.stanza).backups)
+        if there:
+            raise BackupError("there are backups here already; nothing was fetched")
+
+    def put_in_place(self, staging: str, staged: str) -> list:
+        """Move what was fetched to where it lay; returns the names."""
+        places = {name: os.path.join(self.host.folder, name) for name in TREES}
+        brought = []
+        for name, path in {**places, "manifests": staged}.items():
+            if not os.path.isdir(staging + path):
+                continue
+            if os.path.realpath(staging + path) != staging + path:
+                raise BackupError("what was fetched has a link in place of %s" % path)
+            target = os.path.join(self.host.folder, name)
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(staging + path, target)
+            if name == "pgbackrest":
+                # By name: numbers are those of the host that is gone.
+                entry = pwd.getpwnam(POSTGRES)
+                safe_files.change_owner(target, entry.pw_uid, entry.pw_gid, beneath=target)
+                # As role backup has it: the server's unit mounts directories below it.
+                os.chown(target, 0, entry.pw_gid)
+                self.host.run(
+                    "restarting pgBackRest's server", "systemctl", "try-restart", "pgbackrest.service", fine=(0, 5)
+                )
+            brought.append(name)
+        return brought
+
+    def bring_snapshots(self) -> None:
+        """Copy the snapshots of files back into the repository of this host."""
+        own = Restic(self.host)
+        own.init()
+        wanted = json.loads(self.run("listing what is outside", "snapshots", "--json").stdout or "[]")
+        ids = [one["id"] for one in wanted if {"files", "configuration"} & set(one.get("tags") or [])]
+        env = dict(
+            self.env,
+            RESTIC_REPOSITORY=self.here,
+            RESTIC_PASSWORD_FILE=self.env["RESTIC_FROM_PASSWORD_FILE"],
+            RESTIC_FROM_REPOSITORY=self.repository,
+            RESTIC_FROM_PASSWORD_FILE=self.env["RESTIC_PASSWORD_FILE"],
+        )
+        if ids:
+            words = ("restic", "--quiet", *self.words, "copy", *ids)
+            self.host.run("copying snapshots back", *words, env=env, timeout=FETCH_SECONDS)

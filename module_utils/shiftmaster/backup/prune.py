@@ -1,0 +1,110 @@
+"""What goes behind a good run: the plans of backup_retention, carried out with each tool.
+
+Only kinds that were saved in this run are looked at. Nothing is removed by age alone: see backup_retention.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from typing import Iterable
+
+from . import catalogue, retention
+from . import manifest as manifests
+from .files import Restic
+from .host import Host
+
+
+def proofs(found: list, part: str) -> dict:
+    """Of each label of a part whether it was proven, as the manifests say it."""
+    return {
+        manifest["parts"][part]["label"]: manifest["parts"][part]["result"] in manifests.GOOD
+        for manifest in found
+        if manifest["parts"].get(part, {}).get("label") and manifest["ended"]
+    }
+
+
+def forget_received(host: Host, stanza) -> None:
+    """Remove received segments that the archive has; the receiver goes by its newest, which is never one of them."""
+    folder = os.path.join(host.folder, "wal")
+    newest = max((archive.last or "" for archive in stanza.archives), default="")
+    for name in sorted(os.listdir(folder))[:-1] if os.path.isdir(folder) else ():
+        if len(name) == 24 and name <= newest:
+            os.unlink(os.path.join(folder, name))
+
+
+def forget_tables(host: Host) -> list:
+    """Remove what was taken out of backups for people, which nobody fetches any more: it is data of patients.
+
+    By age alone, for it is no backup. An empty folder is what a killed restore has left.
+    """
+    folder, removed = os.path.join(host.folder, "tables"), []
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        old = time.time() - os.lstat(path).st_mtime > host.options["keep_days"] * 86400
+        if old or os.path.isdir(path) and not os.listdir(path):
+            shutil.rmtree(path)
+            removed.append(os.path.join("tables", name))
+    return removed
+
+
+def used_bytes(folder: str) -> int:
+    """Bytes of all files below a folder; what goes meanwhile is not counted."""
+    used = 0
+    for place, _folders, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                used += os.lstat(os.path.join(place, name)).st_size
+    return used
+
+
+def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tuple:
+    """Remove what may go; returns (names of what went, problems to be told).
+
+    damaged are labels of backups and dumps that cannot be restored, as their verification has found.
+    """
+    good = [name for name, part in manifest["parts"].items() if part["result"] in manifests.GOOD]
+    found = [one for one in found if one["run_id"] != manifest["run_id"]] + [dict(manifest, ended=manifest["started"])]
+    seen = [manifests.seconds_of(one["started"]) for one in found]
+    policy = retention.Policy(days=host.options["keep_days"])
+    removed, problems = [], []
+    if "database" in good:
+        stanza = catalogue.stanza_of(host.info(), host.stanza)
+        made = retention.database_plan(stanza, manifests.proofs(found), time.time(), policy, damaged=damaged, seen=seen)
+        # The last call also makes good what a run that was killed between them has left.
+        for arguments in retention.commands(host.stanza, made):
+            host.as_postgres("pgbackrest expire", "pgbackrest", *arguments)
+        removed += made.remove
+        problems += made.alerts
+        forget_received(host, stanza)
+    restic = Restic(host)
+    going = []
+    if {"files", "configuration"} & set(good):
+        listed = retention.snapshots(restic.run("restic snapshots", "snapshots", "--json").stdout)
+        for (name, tag), items in listed.items():
+            if tag in good and name == host.options["host"]:
+                made = retention.plan(items, proofs(found, tag), time.time(), policy, seen=seen)
+                going += made.remove
+                problems += made.alerts
+    if going:
+        restic.run("restic forget", "forget", "--prune", *going)
+        left = {one["id"] for one in restic.snapshots()}
+        problems += [("not_removed", "snapshot %s did not go" % one, one) for one in going if one in left]
+        removed += [one for one in going if one not in left]
+    if "logical" in good:
+        dumps = os.path.join(host.folder, "logical")
+        items = [
+            retention.Item(part["label"], manifests.seconds_of(part["ended"]))
+            for part in (one["parts"].get("logical", {}) for one in found)
+            if part.get("result") in manifests.GOOD and os.path.isdir(os.path.join(dumps, part["label"]))
+        ]
+        made = retention.plan(items, proofs(found, "logical"), time.time(), policy, damaged=damaged, seen=seen)
+        for name in made.remove:
+            shutil.rmtree(os.path.join(dumps, name))
+        removed += made.remove
+        problems += made.alerts
+    removed += forget_tables(host)
+    problems += retention.over_limit(used_bytes(host.folder), host.options["limit_bytes"])
+    return removed, problems

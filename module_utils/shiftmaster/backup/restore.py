@@ -1,0 +1,770 @@
+"""Restores: of the database in its place or beside it, of one table, of files. What they replace is kept.
+
+What a restore is given is a dict (`request`): id, target, parts, paths, table. Each function returns a dict for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pwd
+import re
+import shutil
+import stat
+import tarfile
+import time
+
+from ..host import points, safe_files
+from . import catalogue, proof, report
+from . import manifest as manifests
+from . import place as backup_place
+from .files import Restic, part_of, pulled, sources
+from .host import STATE, BackupError, Host, alone, make_folder, said_of, tail
+from .target import Plan, TargetError, choose, plan_of, snapshot
+from .wal import SEGMENT_BYTES
+
+# A standby that has restored no segment for so long is at the end of what there is: behind the archive's last one, and
+# before it, where one segment may take its time.
+STILL_SECONDS = 20
+SLOW_SECONDS = 300
+# Behind the maintenance page nobody waits for a backup: who has the lock was asked before it went up.
+PAGE_SECONDS = 60
+BOOT_SECONDS = 300
+# How far a restore has come: a database that came up was started.
+FETCHING, STARTED, UNDOING = "fetching", "started", "undoing"
+# Where a restore notes what it has set aside: not next to the data, where postgres could name another directory.
+MARKER = os.path.join(STATE, "restoring")
+# What was received of the WAL, on the host of the database.
+RECEIVED = os.path.join(STATE, "received")
+SEGMENT = re.compile(r"[0-9A-F]{24}(\.partial)?")
+# Of a folder in a layer of a container, and of a mount.
+NOT_RENAMED = (errno.EXDEV, errno.EBUSY)
+# Where a new file may be obeyed by the system.
+SYSTEM_DIRECTORIES = tuple(
+    "/" + name for name in "bin boot dev etc lib lib32 lib64 libx32 proc run sbin sys usr var/spool var/log".split()
+)
+FORGOTTEN_SQL = """
+SELECT DISTINCT name FROM pg_file_settings
+WHERE sourcefile ~ 'postgresql.auto.conf$' AND name ~ '^(restore_command|recovery_target.*)$' ORDER BY 1
+"""
+# A table by the name that was typed, or by that in quotes, and the tables that hold its rows: its partitions and heirs.
+TREE_SQL = """
+WITH RECURSIVE tree (oid, depth) AS (
+    SELECT coalesce(to_regclass(%s), to_regclass(%s))::oid, 0
+    UNION SELECT inhrelid, depth + 1 FROM pg_inherits JOIN tree ON inhparent = tree.oid
+)
+SELECT format('%%I.%%I', nspname, relname), relkind FROM tree JOIN pg_class USING (oid)
+JOIN pg_namespace ON pg_namespace.oid = relnamespace GROUP BY 1, 2 ORDER BY min(depth), 1
+"""
+
+
+def plan(host: Host, request: dict) -> dict:
+    """What a restore would do, from the manifests and the repository; changes nothing."""
+    found, damaged = manifests.history(os.path.join(host.folder, "manifests"))
+    result, parts, repository = {"parts": {}}, request["parts"], []
+    try:
+        if "database" in parts or request.get("table"):
+            stanza = catalogue.stanza_of(host.info(), host.stanza)
+            repository = [one.what for one in catalogue.verdict_info(stanza).problems if not one.where]
+            chosen = choose(request["target"], found, stanza, time.time())
+            result["database"] = chosen._asdict()
+            # Where a segment is missing or damaged, recovery to the end of the archive opens all the same, before it.
+            if not chosen.arguments:
+                result["last_segment"] = max((archive.last or "" for archive in stanza.archives), default="")
+            result["parts"]["database"] = "%s, from backup %s (%s%s)" % (
+                chosen.text, chosen.label, report.sized(chosen.size_bytes),
+                ", its test restore took %d s" % chosen.seconds if chosen.seconds else "",
+            )  # fmt: skip
+            # Beyond the archive there is what was received of the WAL, of a host that is lost.
+            result["received"] = len(received(host))
+            if chosen.until is not None:
+                result["lost"] = "what was entered in the last %s" % lasting(time.time() - chosen.until)
+            else:
+                result["lost"] = "what has not reached the archive" if not chosen.arguments else "what came later"
+        for part in ("files", "configuration"):
+            if part in parts:
+                run = snapshot(part, request["target"], found)
+                result[part] = {"run": run["run_id"], "label": run["parts"][part]["label"]}
+                result["parts"][part] = "as of %s (%s)" % (
+                    run["parts"][part]["started"], report.sized(run["parts"][part]["size_bytes"]),
+                )  # fmt: skip
+        run = next((result[part]["run"] for part in ("database", "files", "configuration") if part in result), "")
+        result["release"] = next((one["release"] for one in found if one["run_id"] == run), {})
+    except (TargetError, catalogue.CatalogueError) as error:
+        # It may be there, and only the repository or its manifest not be readable.
+        raise BackupError("; ".join([str(error), *repository, *damaged[:3]]))
+    return result
+
+
+def _planned(request: dict) -> Plan:
+    """What the backup server has planned. It may be another host, so nothing but a plan is taken from it."""
+    try:
+        if not re.fullmatch(r"([0-9A-F]{24})?", request.get("last_segment", "")):
+            raise TargetError("the last segment of the archive is not the name of one")
+        return plan_of(request["database"])
+    except (TargetError, TypeError, KeyError) as error:
+        raise BackupError("nothing was restored: %s" % error)
+
+
+def free(host: Host, request: dict) -> dict:
+    """Wait for whoever works on the backups, while users still work: what comes behind the page must not wait."""
+    try:
+        with alone(host, "restore %s, about to begin" % request["id"], host.options["lock_wait_seconds"]):
+            return {"restored": "nothing yet: the lock of the backups is free"}
+    except BackupError as error:
+        raise BackupError("nothing was changed: %s; repeat the restore when that has ended" % error)
+
+
+def received(host: Host) -> list:
+    """Segments that were received and that the archive lacks, the one that was being written among them."""
+    folder = os.path.join(host.folder, "wal")
+    stanza = catalogue.stanza_of(host.info(), host.stanza)
+    newest = max((archive.last or "" for archive in stanza.archives), default="")
+    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [name for name in there if SEGMENT.fullmatch(name) and name[:24] > newest]
+
+
+def pack_received(host: Host, request: dict) -> dict:
+    """Pack these segments for the host on which the database is restored."""
+    names, path = received(host), os.path.join(host.folder, "outgoing", request["id"] + "-wal.tar")
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    host.run("packing WAL", "tar", "--create", "--file", path, "--directory", os.path.join(host.folder, "wal"), *names)
+    return {"restored": "%d segments" % len(names), "archive": path}
+
+
+def unpack_received(host: Host, path: str) -> str:
+    """Unpack the WAL that the backup server has sent, for PostgreSQL to read; returns the directory. The archive goes.
+
+    That server may be an attacker's. Of the archive only names and contents of segments are used, and the first header
+    that is none of a segment ends it: no owner, mode, link, sparse file or extended header is obeyed.
+    """
+    names, group = set(), pwd.getpwnam("postgres").pw_gid
+    safe_files.remove_tree(RECEIVED)
+    # Not postgres' own: root writes here.
+    safe_files.make_directory(RECEIVED, 0o750, 0, group)
+    try:
+        with contextlib.ExitStack() as stack:
+            directory = safe_files.open_directory(RECEIVED)
+            stack.callback(os.close, directory)
+            stream = stack.enter_context(os.fdopen(safe_files.open_file(path), "rb"))
+            size, free = os.fstat(stream.fileno()).st_size, host.free_bytes(RECEIVED)
+            if size > free:
+                sizes = (STATE, report.sized(free), report.sized(size))
+                raise BackupError("there is too little room in %s for the received WAL: %s free, %s needed" % sizes)
+            for header in iter(lambda: stream.read(tarfile.BLOCKSIZE), b""):
+                try:
+                    member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+                except tarfile.EOFHeaderError:
+                    break
+                # A header that is cut off, is damaged or is of another encoding.
+                except (tarfile.HeaderError, ValueError):
+                    raise BackupError("the received WAL is no archive of segments: a header is damaged")
+                regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+                if not regular or not SEGMENT.fullmatch(member.name) or member.name in names:
+                    raise BackupError("the received WAL holds %.100r, which is not a segment" % member.name)
+                if not 0 <= member.size <= SEGMENT_BYTES:
+                    raise BackupError("the received segment %s has %d bytes" % (member.name, member.size))
+                content = stream.read(member.size)
+                if len(content) != member.size:
+                    raise BackupError("the received WAL ends within segment %s" % member.name)
+                stream.read(-member.size % tarfile.BLOCKSIZE)
+                names.add(member.name)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                with os.fdopen(os.open(member.name, flags, 0o600, dir_fd=directory), "wb") as segment:
+                    segment.write(content)
+                    os.fchown(segment.fileno(), 0, group)
+                    os.fchmod(segment.fileno(), 0o640)
+    except BaseException:
+        safe_files.remove_tree(RECEIVED)
+        raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    return RECEIVED
+
+
+def wal_anew(host: Host, request: dict) -> dict:
+    """Set aside what was received before a restore, and receive from the beginning."""
+    folder, unit = os.path.join(host.folder, "wal"), "shiftmaster-backup-wal.service"
+    aside = os.path.join(host.folder, "wal.before-%s" % request["id"])
+    host.run("stopping the receiver", "systemctl", "stop", unit, timeout=120)
+    os.rename(folder, aside)
+    os.mkdir(folder, 0o750)
+    shutil.chown(folder, "postgres", "postgres")
+    host.run("starting the receiver", "systemctl", "start", unit, timeout=120)
+    return {"restored": "receiving anew; what was received is kept in %s" % aside}
+
+
+def lasting(seconds: float) -> str:
+    """A length of time as a person says it."""
+    parts, seconds = [], int(seconds)
+    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append("%d %s%s" % (count, word, "" if count == 1 else "s"))
+    return " ".join(parts[:2]) or "second"
+
+
+# --- the database in its place ---------------------------------------------------------------------------------------
+
+
+def unit_of(host: Host) -> str:
+    return "postgresql@%s-main.service" % host.database["version"]
+
+
+def _log_of(host: Host) -> str:
+    return "/var/log/postgresql/postgresql-%s-main.log" % host.database["version"]
+
+
+def database_here(host: Host, request: dict) -> dict:
+    """Put the database back in its own place; what was there stays beside it until somebody removes it."""
+    chosen = _planned(request)
+    data = host.database["data"]
+    aside = "%s.before-%s" % (data, request["id"])
+    began = time.monotonic()
+    with alone(host, "restore %s" % request["id"], min(PAGE_SECONDS, host.options["lock_wait_seconds"])):
+        _settle(host, data)
+        free = host.free_bytes(os.path.dirname(data))
+        if free < chosen.size_bytes * 1.1:
+            raise BackupError(
+                "there is too little room beside %s for the restored database: %s free, %s needed; what is there now "
+                "is kept until you remove it" % (data, report.sized(free), report.sized(chosen.size_bytes * 1.1))
+            )
+        received_dir = unpack_received(host, request["received_archive"]) if request.get("received_archive") else ""
+        host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
+        _mark(data, aside, FETCHING)
+        try:
+            if os.path.exists(data):
+                _move(host, data, aside)
+            # A mount stays where it is. The directory above belongs to postgres, who could put a link in its place.
+            entry = pwd.getpwnam("postgres")
+            safe_files.make_directory(data, 0o700, entry.pw_uid, entry.pw_gid)
+            descriptor = safe_files.open_directory(data)
+            try:
+                os.fchown(descriptor, entry.pw_uid, entry.pw_gid)
+                os.fchmod(descriptor, 0o700)
+            finally:
+                os.close(descriptor)
+            points.reach("restore_database")
+            log = _log_of(host)
+            behind = os.path.getsize(log) if os.path.exists(log) else 0
+            # As a standby it does not begin a branch of its own where the WAL ends too early: that would be archived,
+            # and lead the next restore astray (tried).
+            to_the_end = [] if chosen.arguments else ["--type=standby"]
+            _fetch(host, chosen, data, *to_the_end, *_from_received(host, data, received_dir))
+            _mark(data, aside, STARTED)
+            host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=_limit(host))
+            if to_the_end:
+                _wait_for_end_of_archive(host, request, log, behind)
+                host.as_postgres(
+                    "promoting the database", os.path.join(host.bin, "pg_ctl"), "--pgdata", data, "--wait", "promote"
+                )
+            _wait_for_end_of_recovery(host, data)
+            _forget_the_recovery(host, data)
+            _archive_received(host, data, received_dir)
+        except BaseException:
+            # What was there is worth more than half of what was to come; where it was not set aside, it is still there.
+            host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
+            _undo_a_killed_one(host, data)
+            host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600, fine=range(256))
+            raise
+        os.unlink(MARKER)
+    return {
+        "restored": chosen.text,
+        "seconds": round(time.monotonic() - began, 1),
+        "kept": aside if os.path.exists(aside) else "",
+    }
+
+
+def _wait_for_end_of_archive(host: Host, request: dict, log: str, behind: int) -> None:
+    """Wait until a standby has read all that there is; refuse an end that comes too early."""
+    seen, since, deadline = None, time.monotonic(), time.monotonic() + _limit(host)
+    last = request.get("last_segment", "")
+    while time.monotonic() - since < (STILL_SECONDS if not last or last in (seen or ()) else SLOW_SECONDS):
+        if time.monotonic() > deadline:
+            raise BackupError("the restored database did not end its recovery within %d s" % _limit(host))
+        with os.fdopen(safe_files.open_file(log), encoding="utf-8", errors="replace") as stream:
+            stream.seek(behind)
+            text = stream.read()
+        now = set(re.findall(r'restored log file "(\w+)"', text))
+        # Those of sessions have their user before them, and are their own.
+        own = [line for line in text.splitlines() if "[user=" not in line]
+        if any(re.search(r"\b(FATAL|PANIC):  (?!the database system is)", line) for line in own):
+            raise BackupError("the restored database does not come up: %s" % tail(text))
+        if now != seen:
+            seen, since = now, time.monotonic()
+        time.sleep(1)
+    _require_the_end(request, text)
+
+
+def _require_the_end(request: dict, log: str) -> None:
+    """Refuse a database that came up before the end of the archive, unless that was asked for."""
+    last = request.get("last_segment", "")
+    if last and not request.get("allow_gap") and 'restored log file "%s" from archive' % last not in log:
+        raise BackupError(
+            "the recovery did not come to the end of the archive (%s): a segment before it is missing or damaged. "
+            "Restore to a moment before that, or take what there is with -e allow_gap=true" % last
+        )
+
+
+def _limit(host: Host) -> float:
+    return host.options["recovery_timeout_seconds"]
+
+
+def _mark(data: str, aside: str, phase: str) -> None:
+    """Note where what was there is set aside, before it is, and how far that went.
+
+    A folder that is half removed, or half brought back, looks like a database that came up. It is on the disk at once:
+    a host may lose its power.
+    """
+    safe_files.write(MARKER, ("%s\n%s" % (aside, phase)).encode(), 0o600)
+
+
+def _marked(data: str) -> tuple:
+    """Where what was there is set aside, and the phase; "" where an older version has noted it."""
+    aside, _, phase = safe_files.read_text(MARKER).partition("\n")
+    return aside, phase
+
+
+def _move(host: Host, data: str, aside: str) -> None:
+    """Set a folder aside. Where it cannot be renamed (a layer of a container, a mount) it is copied, whole."""
+    try:
+        safe_files.rename(data, os.path.basename(aside))
+    except OSError as error:
+        if error.errno not in NOT_RENAMED:
+            raise
+        # As postgres, who could put links in the way of root.
+        host.as_postgres(
+            "keeping the database of before", "cp", "--archive", "--no-target-directory", data, aside + ".part"
+        )
+        safe_files.rename(aside + ".part", os.path.basename(aside))
+        _empty(host, data)
+
+
+def _empty(host: Host, directory: str) -> None:
+    """Remove what is in a directory of postgres, and not the directory itself, which may be a mount."""
+    host.as_postgres("emptying %s" % directory, "find", directory, "-xdev", "-mindepth", "1", "-delete")
+
+
+def _undo_a_killed_one(host: Host, data: str) -> None:
+    """Bring back what a restore had set aside that did not come to its end. PostgreSQL is stopped."""
+    if not os.path.exists(MARKER):
+        return
+    aside, _phase = _marked(data)
+    if os.path.exists(aside) and not os.path.exists(aside + ".part"):
+        _mark(data, aside, UNDOING)
+        if os.path.lexists(data):
+            _empty(host, data)
+        try:
+            # Onto the empty directory.
+            safe_files.rename(aside, os.path.basename(data))
+        except OSError as error:
+            if error.errno not in NOT_RENAMED:
+                raise
+            # It is whole until the copy is: a second attempt begins anew.
+            host.as_postgres("bringing back the database of before", "cp", "--archive", aside + "/.", data)
+            os.sync()
+            os.unlink(MARKER)
+            safe_files.remove_tree(aside)
+            return
+    if aside:
+        safe_files.remove_tree(aside + ".part")
+    os.unlink(MARKER)
+
+
+def _settle(host: Host, data: str) -> None:
+    """End what a restore has left that was killed, however long ago.
+
+    A database that had come up may have been worked with since: then it stays, and so does what it has replaced.
+    """
+    if not os.path.exists(MARKER):
+        return
+    # Only where it runs: at boot its start waits for us, and would be called off.
+    if _state(host) not in ("inactive", "failed"):
+        host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
+    aside, phase = _marked(data)
+    if os.path.exists(aside) and phase in (STARTED, "") and _came_up(data):
+        os.unlink(MARKER)
+        said = "was ended after its database had come up: that is in its place, and what it has replaced is kept in %s"
+        host.log("a restore " + said % aside)
+    else:
+        _undo_a_killed_one(host, data)
+        host.log("a restore did not come to its end: the database that was there before is in its place")
+
+
+def _state(host: Host) -> str:
+    return host.run("systemctl", "systemctl", "is-active", unit_of(host), fine=range(256)).stdout.strip()
+
+
+def _came_up(data: str) -> bool:
+    """Whether recovery has ended: PostgreSQL then removes or renames each of these signs of it."""
+    signs = ("backup_label", "recovery.signal", "standby.signal")
+    return os.path.exists(os.path.join(data, "global", "pg_control")) and not any(
+        os.path.exists(os.path.join(data, name)) for name in signs
+    )
+
+
+def undo_at_boot(host: Host) -> None:
+    """Behind a restore in whose middle the host went down, and before PostgreSQL comes up with half of it."""
+    data = host.database["data"]
+    if os.path.exists(MARKER):
+        # Whoever reports a killed backup at boot has the lock for a moment; a backup begins behind PostgreSQL.
+        with alone(host, "what is left of a restore", BOOT_SECONDS):
+            runs = _state(host) == "active"
+            _settle(host, data)
+            if runs:
+                host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600)
+
+
+def undo(host: Host, request_id: str) -> None:
+    """Behind a restore that was killed: what was there before is put back, and said to whoever waits for an answer."""
+    data = host.database["data"]
+    with alone(host, "what is left of restore %s" % request_id, host.options["lock_wait_seconds"]):
+        try:
+            ours = _marked(data)[0].endswith(".before-%s" % request_id)
+        except FileNotFoundError:
+            return  # It has ended by itself.
+        if ours:
+            host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
+            _undo_a_killed_one(host, data)
+            host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600)
+            said = "the restore was killed; what was there before is in its place again, and PostgreSQL runs"
+            host.log("restore %s: %s" % (request_id, said))
+            print(json.dumps({"failed": said}), flush=True)
+
+
+def _from_received(host: Host, data: str, folder: str) -> list:
+    """Let recovery go on with what was received, where the archive ends."""
+    if not folder:
+        return []
+    archive = "pgbackrest --config=%s --pg1-path=%s --stanza=%s archive-get %%f \"%%p\"" % (
+        host.options["restore_config"], data, host.stanza,
+    )  # fmt: skip
+    copies = ['cp %s/%%f%s "%%p"' % (folder, suffix) for suffix in ("", ".partial")]
+    return ["--recovery-option=restore_command=%s" % " || ".join([archive, *copies])]
+
+
+def _archive_received(host: Host, data: str, folder: str) -> None:
+    """Bring received segments into the archive. Raises nothing: the data are there, the next run says what is missing.
+
+    PostgreSQL takes what it has restored for archived, and the archive would keep a gap.
+    """
+    for name in sorted(os.listdir(folder)) if folder else ():
+        if re.fullmatch(r"[0-9A-F]{24}", name):
+            path = os.path.join(folder, name)
+            try:
+                host.pgbackrest("archiving %s" % name, "--pg1-path=%s" % data, "archive-push", path)
+            except BackupError as error:
+                host.log("received WAL was not archived: %s" % error)
+
+
+def _fetch(host: Host, chosen: Plan, data: str, *more: str) -> None:
+    host.pgbackrest(
+        "pgbackrest restore",
+        "--pg1-path=%s" % data, "--set=%s" % chosen.label, "--process-max=%d" % host.options["process_max"],
+        *more, *chosen.arguments, "restore", restore=True,
+    )  # fmt: skip
+
+
+def _wait_for_end_of_recovery(host: Host, data: str) -> None:
+    """Ask the local server as postgres until it takes writes."""
+    deadline = time.monotonic() + _limit(host)
+    while True:
+        done = host.as_postgres(
+            "asking the restored database", os.path.join(host.bin, "psql"), "-XqAt", "-w", "-d", "postgres", "-c",
+            "SELECT pg_is_in_recovery()", fine=(0, 1, 2), timeout=60,
+        )  # fmt: skip
+        if done.stdout.strip() == "f":
+            return
+        if _state(host) not in ("active", "activating"):
+            fatal = []
+            with contextlib.suppress(OSError):
+                text = safe_files.read_tail(_log_of(host), 8192).decode("utf-8", "replace")
+                fatal = [line for line in text.splitlines() if re.search("FATAL|PANIC", line)]
+            raise BackupError(
+                "the restored database does not come up: %s" % (tail(fatal[-1]) if fatal else "see its log")
+            )
+        if time.monotonic() > deadline:
+            raise BackupError("the restored database did not end its recovery within %d s" % _limit(host))
+        time.sleep(0.5)
+
+
+def _ask_here(host: Host, *statements: str) -> str:
+    words = [word for statement in statements for word in ("-c", statement)]
+    program = os.path.join(host.bin, "psql")
+    done = host.as_postgres("asking the restored database", program, "-XqAt", "-w", "-d", "postgres", *words)
+    return done.stdout
+
+
+def _forget_the_recovery(host: Host, data: str) -> None:
+    """Take pgBackRest's settings of the recovery away: each copy of this database would follow them."""
+    names = _ask_here(host, FORGOTTEN_SQL).split()
+    if names:
+        _ask_here(host, *["ALTER SYSTEM RESET %s" % name for name in names])
+        host.run("restarting PostgreSQL", "systemctl", "restart", unit_of(host), timeout=600)
+        _wait_for_end_of_recovery(host, data)
+
+
+# --- beside it -------------------------------------------------------------------------------------------------------
+
+
+def _beside(host: Host, chosen: Plan) -> tuple:
+    """How far a restore beside the database goes: also through what is not in the archive yet."""
+    _archive_until_now(host)
+    if not received(host):
+        return tuple(chosen.arguments)
+    data = os.path.join(host.options["scratch"], "restore", "data")
+    return (*_from_received(host, data, os.path.join(host.folder, "wal")), *chosen.arguments)
+
+
+def _require_room(host: Host, chosen: Plan) -> None:
+    """Refuse what would fill the scratch folder: pgBackRest says of a full disk that there is no such file."""
+    place = host.options["scratch"]
+    free, needed = host.free_bytes(place), chosen.size_bytes * 1.1
+    if free < needed:
+        raise BackupError(
+            "there is too little room in %s for the restored database: %s free, %s needed"
+            % (place, report.sized(free), report.sized(needed))
+        )
+
+
+def _archive_until_now(host: Host) -> None:
+    """Close the segment that is being written, where the database answers: a moment just past can be reached then."""
+    with contextlib.suppress(BackupError):
+        # In a statement of its own: its commit, the moment that a restore can stop at, has to be in the segment that is
+        # closed. In one with the switch it began the next segment, which was waited for until archive_timeout.
+        host.ask("SELECT pg_logical_emit_message(true, 'shiftmaster-backup', '')", timeout=30)
+        segment = host.ask("SELECT pg_walfile_name(pg_switch_wal() - 1)", timeout=30)[0][0]
+        proof.wait_for_segment(host, segment, host.options["archive_timeout_seconds"])
+
+
+def database_scratch(host: Host, request: dict) -> dict:
+    """Restore it into a scratch folder, read all of it, and throw it away."""
+    chosen = _planned(request)
+    began = time.monotonic()
+    with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
+        _require_room(host, chosen)
+        with proof.restored(host, "restore", *_beside(host, chosen), label=chosen.label) as server:
+            _require_the_end(request, server.log_text())
+            done = [proof.check_pages(host, server)]
+            for name in host.database["databases"]:
+                rows = server.ask(proof.COUNTS_SQL, name)
+                done.append("%s: %d tables, %d rows" % (name, len(rows), sum(int(row[3]) for row in rows)))
+    return {"restored": chosen.text, "found": done, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _text(name: str) -> str:
+    return "'%s'" % name.replace("'", "''")
+
+
+@contextlib.contextmanager
+def _folder_of_tables(host: Host, request_id: str):
+    """A folder of postgres for what is taken out; it is not left behind where nothing comes of it."""
+    folder = os.path.join(host.folder, "tables", request_id)
+    make_folder(os.path.dirname(folder), 0o711)
+    os.mkdir(folder, 0o700)
+    try:
+        shutil.chown(folder, "postgres", "postgres")
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def table(host: Host, request: dict) -> dict:
+    """Take one table out of a backup, into a dump of its own; the database that runs is not touched."""
+    chosen = _planned(request)
+    database, _, name = request["table"].rpartition("/")
+    database = database or host.database["databases"][0]
+    with (
+        alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]),
+        _folder_of_tables(host, request["id"]) as folder,
+    ):
+        path = os.path.join(folder, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))
+        _require_room(host, chosen)
+        with proof.restored(host, "restore", *_beside(host, chosen), label=chosen.label) as server:
+            # Without a schema it is of public, which search_path does not name (sql.SAFE_SEARCH_PATH).
+            whole = name if "." in name else "public.%s" % name
+            as_written = ".".join('"%s"' % one for one in whole.split("."))
+            found = server.ask(TREE_SQL % (_text(whole), _text(as_written)), database)
+            if not found:
+                raise BackupError(
+                    "there is no table %s in database %s; it was looked for in this: %s" % (name, database, chosen.text)
+                )
+            if found[0][1] not in ("r", "p"):
+                raise BackupError("%s of database %s is no table, and has no rows of its own" % (name, database))
+            rows = server.ask("SELECT count(*) FROM %s" % found[0][0], database)[0][0]
+            host.as_postgres(
+                "pg_dump of %s" % name,
+                os.path.join(host.bin, "pg_dump"), "--no-password", "--host", server.sockets,
+                "--port", str(server.port), "--format=custom", "--file", path,
+                *["--table=%s" % one[0] for one in found], database,
+            )  # fmt: skip
+    return {"restored": chosen.text, "file": path, "rows": int(rows), "database": database, "table": name}
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _require_target(host: Host, into: str) -> str:
+    """Have the directory that a restore goes into: a new or empty one that belongs to root alone. Returns its path."""
+    path = os.path.normpath(into)
+    ours = [host.folder, host.options["state"], *[one for part in host.options["parts"] for one in part["paths"]]]
+    if not os.path.isabs(path) or ".." in into.split("/") or path == "/":
+        raise BackupError("into=%s is no directory to restore into" % into)
+    # By its own name, and by the one that links make of it.
+    for name in (path, os.path.realpath(path)):
+        if backup_place.is_below(name, SYSTEM_DIRECTORIES) or backup_place.is_below(name, ours):
+            raise BackupError(
+                "into=%s belongs to the system or to what is saved: name a new directory elsewhere" % into
+            )
+    above = os.path.realpath(path)
+    while above != "/":
+        above = os.path.dirname(above)
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(above)
+            # In /tmp nobody removes or renames what is root's.
+            if not safe_files.is_trusted(status) and not (status.st_uid == 0 and status.st_mode & stat.S_ISVTX):
+                raise BackupError("into=%s lies in a directory of another user, %s" % (into, above))
+    try:
+        descriptor = safe_files.open_directory(path, make_mode=0o700)
+    except OSError as error:
+        raise BackupError("into=%s cannot be used: %s" % (into, error))
+    try:
+        if os.listdir(descriptor):
+            raise BackupError("into=%s is not empty: name a new or an empty directory" % into)
+        if not safe_files.is_trusted(os.fstat(descriptor)):
+            raise BackupError("into=%s belongs to another user, or others can write to it" % into)
+    finally:
+        os.close(descriptor)
+    return path
+
+
+def _owners(request: dict) -> dict:
+    """{directory: (uid, gid)} of what belongs to a user whatever the backup says."""
+    try:
+        return {path: tuple(pwd.getpwnam(user)[2:4]) for path, user in request.get("owners", {}).items()}
+    except KeyError as error:
+        raise BackupError("this host has no such user: %s" % error)
+
+
+def _put_in_place(staged: str, paths: list, owners: dict) -> None:
+    try:
+        backup_place.check(backup_place.of_directory(staged), paths)
+        backup_place.place(backup_place.of_directory(staged), owners)
+    except (backup_place.PlaceError, OSError) as error:
+        raise BackupError("the files were not restored: %s" % error)
+
+
+def files(host: Host, request: dict, part: str) -> dict:
+    """Put files back in their place, or into a folder; what they replace is saved before.
+
+    restic writes by name, so it restores into a directory of root, and from there they are put in their place. What was
+    read of another host (`of`) is packed for it instead: this host may only read there.
+    """
+    restic = Restic(host)
+    of = request.get("of", "")
+    options = part_of(host, part)
+    below = pulled(host, part, of) if of else ""
+    if of:
+        options = next(one for source, one in sources(host, part) if source["name"] == of)
+    asked = [os.path.normpath(path) for path in request.get("paths") or ()]
+    foreign = [path for path in asked if not backup_place.is_below(path, options["paths"])]
+    # Of several parts, each holds some of it.
+    asked = [path for path in asked if path not in foreign]
+    if foreign and (not asked or list(request.get("parts", ())) == [part]):
+        raise BackupError("the backup holds nothing of %s" % ", ".join(foreign))
+    paths = asked or options.get("restore_paths") or options["paths"]
+    owners = {} if of or request.get("into") else _owners(request)
+    target = _require_target(host, request["into"]) if request.get("into") else ""
+    with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
+        restic.unlock()
+        label = restic.full_id(part, request[part]["run"]) or request[part]["label"]
+        there = restic.nodes(label)
+
+        def of_it(one: str) -> list:
+            """What the snapshot holds of a path: itself, and what is below it."""
+            place = below + one
+            return [node for node in there if node["path"] == place or node["path"].startswith(place.rstrip("/") + "/")]
+
+        lacking = [one for one in paths if not of_it(one)]
+        # What was typed has to be there; of several parts, each holds some of it.
+        if lacking and (asked and list(request.get("parts", ())) == [part] or len(lacking) == len(paths)):
+            raise BackupError("the backup holds nothing of %s" % ", ".join(lacking))
+        chosen = {node["path"]: node.get("size", 0) for one in paths for node in of_it(one) if node["type"] != "dir"}
+        kept, staged = "", os.path.join(host.folder, "outgoing", request["id"])
+        into = target or staged
+        if not target:
+            # Packed for another host, it is there twice.
+            needed, free = sum(chosen.values()) * (2 if of else 1), host.free_bytes()
+            if free < needed:
+                sizes = (host.folder, report.sized(free), report.sized(needed))
+                raise BackupError("there is too little room in %s for the restored files: %s free, %s needed" % sizes)
+            if not of:
+                kept = restic.backup(options, request["id"], "before-restore")[0]["snapshot_id"]
+            make_folder(os.path.dirname(staged), 0o711)
+            shutil.rmtree(staged, ignore_errors=True)
+            os.mkdir(staged, 0o700)
+        include = ["--include=" + re.sub(r"([\\*?\[\]])", r"\\\1", below + path) for path in paths]
+        answer = {
+            "restored": "%d files" % len(chosen),
+            "into": target + below if target else "" if of else "/",
+            "kept": kept,
+            "paths": paths,
+        }
+        try:
+            # What is of another host lies below its copy's folder, in the snapshot and where it is restored.
+            restic.run("restic restore", "restore", label, "--target", into, *include)
+            if of and not target:
+                # By numbers: this host may have other names for them.
+                answer["archive"] = staged + ".tar"
+                host.run(
+                    "packing files", "tar", "--create", "--numeric-owner", "--file", answer["archive"],
+                    "--directory", staged + below, ".",
+                )  # fmt: skip
+            elif not target:
+                _put_in_place(staged, paths, owners)
+        finally:
+            if not target:
+                shutil.rmtree(staged, ignore_errors=True)
+    return answer
+
+
+COMMANDS = {
+    "plan": plan,
+    "free": free,
+    "here": database_here,
+    "scratch": database_scratch,
+    "table": table,
+    "received": pack_received,
+    "wal_anew": wal_anew,
+    "files": lambda host, request: files(host, request, "files"),
+    "configuration": lambda host, request: files(host, request, "configuration"),
+}
+
+
+def main(host: Host, what: str, stream) -> int:
+    """One step of a restore: the request is read as JSON, and the answer printed as JSON."""
+    if what not in COMMANDS:
+        raise BackupError("there is no %s; there are: %s" % (what, ", ".join(COMMANDS)))
+    try:
+        request = json.load(stream)
+        request["id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackupError(
+            "what is asked for has to come on standard input, as JSON with an id (%s: %s), as restore.yml asks"
+            % (type(error).__name__, error)
+        )
+    answer, code = {}, 0
+    try:
+        answer = COMMANDS[what](host, request)
+    except Exception as error:
+        answer, code = {"failed": said_of(error)}, 1
+    if what != "plan" and (what != "free" or code):
+        host.log("restore %s, %s: %s" % (request["id"], what, answer.get("failed") or answer.get("restored")))
+    # Whoever has asked may be gone.
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(answer), flush=True)
+    return code

@@ -1,0 +1,274 @@
+"""What of the backups may go: one planner for pgBackRest's backups, restic's snapshots and logical dumps.
+
+The tools' own retention counts what it has, good or not: two damaged backups expired the last clean one. Here only a
+restore that succeeded counts, and where anything is in doubt nothing goes and an alert says so. A full disk is met by a
+person; a backup that is gone comes back for nobody.
+
+Nothing goes that is younger than the limit, whatever its state; that a newer proven full backup does not stand for;
+that the last proven full backup or the window of the restorable past needs. And nothing at all goes while
+the newest backup is not proven, while none was proven lately, or while the clock is in doubt.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from typing import Iterable, Mapping, NamedTuple
+
+from ..monitoring.figures import moment_of
+from .catalogue import Stanza
+from .verdicts import Problem
+
+DAY = 86400
+# The clocks of two hosts may differ by that much.
+SKEW_SECONDS = 300
+
+
+class Policy(NamedTuple):
+    days: float = 30
+    fulls: int = 1  # So many proven full backups stay, however old.
+    # The newest proven backup must be younger, or nothing goes. A kind that is saved weekly needs 8.
+    fresh_days: float = 2
+    # Longer than this without any run is an outage or a moved clock, and no time that ages a backup.
+    gap_days: float = 3
+    window: bool = True  # The newest proven backup beyond the limit stays too: the days after it are restored from it.
+
+
+class Item(NamedTuple):
+    """One backup, snapshot or dump."""
+
+    name: str
+    ended: float
+    needs: tuple = ()  # Names of those without which it cannot be restored.
+    full: bool = True
+    damaged: bool = False  # As its own tool says.
+
+
+class Plan(NamedTuple):
+    remove: tuple  # In this order: what needs others goes before them, so that a killed run breaks no chain.
+    keep: dict  # Name to the reason.
+    alerts: tuple
+    doubt: bool  # Nothing may go, whatever it is.
+
+
+def plan(
+    items: Iterable,
+    proofs: Mapping,
+    now: float,
+    policy: Policy = Policy(),  # noqa: B008 - a tuple
+    damaged: Iterable = (),
+    seen: Iterable = (),
+) -> Plan:
+    """Decide what goes.
+
+    proofs says for a name whether its restore test was good; damaged are names of which something else said that they
+    are. seen are moments of runs, good or not: time passes where they are.
+    """
+    items = sorted(items, key=lambda item: (item.ended, item.name))
+    there = {item.name: item for item in items}
+    needs = _closures(there)
+    bad = {item.name for item in items if item.damaged} | set(damaged)
+    proven = {
+        item.name
+        for item in items
+        if proofs.get(item.name) is True
+        and needs[item.name] <= set(there)
+        and not bad & (needs[item.name] | {item.name})
+    }
+    fulls = [item for item in items if item.full and item.name in proven]
+    moments = sorted({item.ended for item in items} | set(seen))
+    alerts = _doubts(items, proven, fulls, moments, now, policy)
+    doubtful = bool(alerts)
+
+    age = _ages(moments, now, policy)
+    last = {item.name for item in fulls[-policy.fulls :]} if policy.fulls else set()
+    keep = {}
+    for item in items:
+        if age(item.ended) < policy.days * DAY:
+            keep[item.name] = "younger than %g days" % policy.days
+        elif item.name in last:
+            keep[item.name] = "one of the last %d proven full backups" % policy.fulls
+        elif needs[item.name] & last:
+            keep[item.name] = "depends on the last proven full backup"
+        elif not fulls or fulls[-1].ended <= item.ended:
+            keep[item.name] = "no newer full backup is proven"
+    if policy.window:
+        beyond = [item.name for item in items if item.name in proven and age(item.ended) >= policy.days * DAY]
+        if beyond:
+            keep.setdefault(beyond[-1], "the oldest of the %g days are restored from it" % policy.days)
+    for name in list(keep):
+        for needed in needs[name] & set(there):
+            keep.setdefault(needed, "%s needs it" % name)
+
+    going = [item.name for item in reversed(items) if item.name not in keep]
+    if doubtful:
+        keep.update(dict.fromkeys(going, "nothing goes while something is in doubt"))
+        going = []
+    # What needs another goes first, also where a clock was moved and the order of time is not that of the chain.
+    going.sort(key=lambda name: len(needs[name]), reverse=True)
+    return Plan(tuple(going), keep, tuple(alerts), doubtful)
+
+
+def over_limit(used: int, limit: int) -> tuple:
+    """Return the alert of backups that take more bytes than they may (0: as many as there are). Nothing goes for it."""
+    if not limit or used <= limit:
+        return ()
+    what = "the backups take %d bytes, %d more than they may, and nothing of it may go" % (used, used - limit)
+    return (Problem("over_limit", what),)
+
+
+def _closures(there: Mapping) -> dict:
+    """Return for each name all that it needs, directly or not."""
+    found = {}
+    for name, item in there.items():
+        needed, open_ends = set(), list(item.needs)
+        while open_ends:
+            one = open_ends.pop()
+            if one not in needed:
+                needed.add(one)
+                open_ends += there[one].needs if one in there else ()
+        found[name] = needed
+    return found
+
+
+def _doubts(items: list, proven: set, fulls: list, moments: list, now: float, policy: Policy) -> list:
+    """Return why nothing may go; nothing where all is clear."""
+    found = []
+    late = [moment for moment in moments if moment > now + SKEW_SECONDS]
+    if late:
+        future = [item.name for item in items if item.ended > now + SKEW_SECONDS]
+        found.append(
+            Problem(
+                "clock",
+                "the clock is %.1f days before the last run: set it right, and expire %s by hand if they are of no use"
+                % ((late[-1] - now) / DAY, ", ".join(future) or "nothing"),
+                future[-1] if future else "",
+            )
+        )
+    recent = [moment for moment in moments if now - moment <= policy.gap_days * DAY]
+    before = [moment for moment in moments if now - moment > policy.gap_days * DAY]
+    if before and (recent[0] if recent else now) - before[-1] > policy.gap_days * DAY:
+        found.append(
+            Problem(
+                "gap",
+                "no run is known of the %.1f days before: after an outage or a moved clock nothing goes at first"
+                % (((recent[0] if recent else now) - before[-1]) / DAY),
+            )
+        )
+    if not fulls:
+        found.append(Problem("no_proven", "no full backup is proven by a restore"))
+    elif items[-1].name not in proven:
+        found.append(
+            Problem("newest_not_proven", "the newest backup, %s, is not proven" % items[-1].name, items[-1].name)
+        )
+    elif now - items[-1].ended > policy.fresh_days * DAY:
+        found.append(
+            Problem(
+                "not_fresh",
+                "the newest proven backup, %s, is %.1f days old" % (items[-1].name, (now - items[-1].ended) / DAY),
+                items[-1].name,
+            )
+        )
+    return found
+
+
+def _ages(moments: list, now: float, policy: Policy):
+    """Return a function that says how old a moment is, in seconds, of which some run bears witness.
+
+    The time of a gap is left out: whether it was an outage, or the clock jumped, nobody knows. A clock that is put on
+    by less than a gap is believed.
+    """
+    past = [moment for moment in moments if moment <= now] + [now]
+    ages = [0.0] * len(past)
+    for number in range(len(past) - 2, -1, -1):
+        step = past[number + 1] - past[number]
+        ages[number] = ages[number + 1] + (step if step <= policy.gap_days * DAY else 0)
+    return lambda moment: ages[min(bisect.bisect_left(past, moment), len(past) - 1)]
+
+
+# ---------------------------------------------------------------------------------------------------------- pgBackRest
+
+
+class DatabasePlan(NamedTuple):
+    remove: tuple
+    keep: dict
+    alerts: tuple
+    doubt: bool
+    fulls_left: int
+    # By the folder of an archive (17-1): the first segment that stays. What is before it goes.
+    wal_from: dict
+
+
+def database_plan(
+    stanza: Stanza,
+    proofs: Mapping,
+    now: float,
+    policy: Policy = Policy(),  # noqa: B008 - a tuple
+    repo: int = 1,
+    **more,
+) -> DatabasePlan:
+    """Decide for one of pgBackRest's repositories; more is what plan() takes."""
+    backups = stanza.of(repo)
+    items = [
+        Item(
+            backup.label,
+            backup.stopped,
+            tuple(sorted({backup.prior, *backup.references} - {None})),
+            backup.kind == "full",
+            backup.error,
+        )
+        for backup in backups
+    ]
+    made = plan(items, proofs, now, policy, **more)
+    left = [backup for backup in backups if backup.label not in made.remove and backup.kind == "full"]
+    wal_from = {}
+    for archive in stanza.archives:
+        starts = [backup.wal_start for backup in left if backup.database_id == archive.database_id]
+        if archive.repo == repo and starts:
+            # As pgBackRest compares them: without the timeline.
+            wal_from[archive.id] = min(starts, key=lambda name: name[8:])
+    return DatabasePlan(*made, len(left), wal_from)
+
+
+def commands(stanza: str, made: DatabasePlan, repo: int = 1) -> list:
+    """Return the arguments of each call of pgbackrest, in order, to be made while no backup can start.
+
+    `--set` frees no WAL. The last call does, and its number must be that of all the full backups that are left, proven
+    or not: with a smaller one the WAL between older backups is gone, with a larger one nothing is. In doubt there is
+    no call at all.
+    """
+    if made.doubt:
+        return []
+    called = [["--stanza=%s" % stanza, "--repo=%d" % repo, "--set=%s" % label, "expire"] for label in made.remove]
+    if made.fulls_left:
+        called.append(
+            [
+                "--stanza=%s" % stanza,
+                "--repo=%d" % repo,
+                "--repo%d-retention-archive-type=full" % repo,
+                "--repo%d-retention-archive=%d" % (repo, made.fulls_left),
+                "expire",
+            ]
+        )
+    return called
+
+
+# -------------------------------------------------------------------------------------------------------------- restic
+
+
+def snapshots(answer) -> dict:
+    """Return {(host, tag): [Item]} of an answer of `restic snapshots --json`; each group is planned for itself.
+
+    A snapshot needs no other one. ValueError where the answer is none of restic's.
+    """
+    found = {}
+    try:
+        for snapshot in json.loads(answer):
+            moment = moment_of(snapshot["time"])
+            if not moment:
+                raise ValueError("%r is no time" % (snapshot["time"],))
+            for tag in snapshot.get("tags") or [""]:
+                found.setdefault((snapshot["hostname"], tag), []).append(Item(snapshot["id"], moment))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError("restic snapshots wrote something that is not understood: %s" % error) from error
+    return found

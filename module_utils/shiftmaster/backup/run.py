@@ -1,0 +1,532 @@
+"""One run of the backup: every part saved, verified and proven by a restore, then one manifest and one report.
+
+A part that fails does not keep the others from being saved. What a killed run leaves is a manifest that has not ended:
+report_killed() ends it as failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+
+from ..host import points, safe_files
+from . import archive, catalogue, plan, proof, report, verdicts
+from . import manifest as manifests
+from .files import Restic, ask_lock, names_of_parts, part_of, pulled, sha256, sources
+from .host import RUN, BackupError, Host, alone, deploy_of, make_folder, parsed, plain, read_lock, said_of
+from .offsite import Offsite, fetched_at
+from .prune import prune
+
+SIZE_SQL = """
+SELECT sum(pg_database_size(oid))::bigint, (SELECT system_identifier FROM pg_control_system()),
+       (SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int) FROM pg_database
+"""
+# A killed pgBackRest leaves a worker that holds the stanza's lock for about 25 s.
+LOCKED_SECONDS = 60
+# With so little a repository is full.
+FULL_BYTES = 16 * 1024 * 1024
+# From the death of a run to the start of the unit behind it.
+JUST_NOW_SECONDS = 60
+DAY = 86400
+# Of a release's manifest.
+MANIFEST_BYTES = 1 << 20
+
+
+def new_run_id() -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + uuid.uuid4().hex[:6]
+
+
+def request_of(run_id: str) -> dict:
+    """What a person or a playbook has asked this run for; a schedule asks for nothing."""
+    path = os.path.join(RUN, "requests", run_id + ".json")
+    try:
+        with open(path, encoding="utf-8") as stream:
+            request = json.load(stream)
+        os.unlink(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BackupError("the request %s cannot be read: %s" % (path, error))
+    return request
+
+
+class Run:
+    def __init__(self, host: Host, run_id: str, request: dict):
+        self.host, self.request, self.run_id = host, request, run_id
+        self.folder = os.path.join(host.folder, "manifests")
+        self.path = os.path.join(self.folder, run_id + ".json")
+        self.history = manifests.history(self.folder)
+        self.damaged = False
+        self.damaged_labels = set()  # Of backups and dumps that no restore would bring back.
+        self.restic = Restic(host)
+        only = [name for name in request.get("only", "").split(",") if name]
+        unknown = sorted(set(only) - set(manifests.PARTS))
+        if unknown:
+            raise BackupError("there is no part %s; there are: %s" % (", ".join(unknown), ", ".join(manifests.PARTS)))
+        wanted = names_of_parts(host)
+        wanted += ["database"] if host.database["databases"] else []
+        wanted += ["logical"] if host.database["databases"] and ("logical" in only or self.logical_due()) else []
+        self.parts = [name for name in manifests.PARTS if name in wanted and (not only or name in only)]
+        if not self.parts:
+            raise BackupError("nothing of what was asked for is set up to be saved on this host")
+
+    # -- the past ----------------------------------------------------------------------------------------------------
+
+    def last(self, part: str, **wanted) -> dict:
+        """The newest good result of a part, {} where there is none."""
+        for manifest in reversed(self.history.manifests):
+            found = manifest["parts"].get(part, {})
+            if found.get("result") in manifests.GOOD and all(found.get(key) == value for key, value in wanted.items()):
+                return found
+        return {}
+
+    def older_than(self, part: dict, days: float) -> bool:
+        """Half a day earlier: a schedule with jitter must not wait for a day more."""
+        return not part or time.time() - manifests.seconds_of(part["ended"]) > (days - 0.5) * DAY
+
+    def logical_due(self) -> bool:
+        """Also where the last attempt failed: it is not left so for a week."""
+        days = self.host.options["logical_interval_days"]
+        tried = [one["parts"]["logical"] for one in self.history.manifests if "logical" in one["parts"]]
+        failed = bool(tried) and tried[-1]["result"] not in manifests.GOOD
+        return days > 0 and (failed or self.older_than(self.last("logical"), days))
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        manifests.write(self.path, self.manifest)
+
+    def execute(self) -> int:
+        """Do all of it; returns the exit code."""
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        if os.path.lexists(self.path):
+            # Its manifest is what proves that backup.
+            raise BackupError("there has been a run %s: a new one needs another name, or none" % self.run_id)
+        self.manifest = manifests.begin(
+            self.run_id, self.host.options["host"], self.parts, time.time(), release=self.release(),
+            started_by=self.request.get("by", "schedule"),
+        )  # fmt: skip
+        self.save()
+        self.host.log("backup %s of %s begins" % (self.run_id, ", ".join(self.parts)))
+        try:
+            self.wait_for_deploy()
+            for part in self.parts:
+                self.one(part)
+            # Of another host it is known by now.
+            self.manifest["release"].update(self.release())
+            self.check_dumps()
+            self.prune()
+            self.copy_outside()
+        except Exception as error:
+            manifests.note(self.manifest, [("not_done", said_of(error), "")])
+            self.damaged = self.damaged or not isinstance(error, BackupError)
+        for problem in self.history.problems:
+            manifests.note(self.manifest, [("manifest_damaged", problem, "")])
+        manifests.finish(self.manifest, time.time(), failed=self.damaged)
+        self.save()
+        return report.conclude(self.host, self.manifest)
+
+    def wait_for_deploy(self) -> None:
+        """A deploy changes code and schema: what is saved shall be one of the two, not both."""
+        if self.request.get("within_deploy"):
+            return
+        deadline, told = time.monotonic() + self.host.options["lock_wait_seconds"], ""
+        while True:
+            own, holder = self.deploy_that_runs()
+            if not holder:
+                return
+            if time.monotonic() >= deadline:
+                why = "%s runs for longer than %d s" % (holder, self.host.options["lock_wait_seconds"])
+                if own:
+                    raise BackupError(why)
+                # Another host may be an attacker's: with its lock alone it would keep everything from being saved.
+                manifests.note(self.manifest, [("deploy_runs", why + "; what was saved may be of two releases", "")])
+                self.damaged = True
+                return
+            if not told:
+                told = holder
+                self.host.log("waiting for %s" % holder)
+            time.sleep(1)
+
+    def deploy_that_runs(self) -> tuple:
+        """(whether it runs on this host, who deploys, on this host or on one that is read; "" where nobody does)."""
+        path = self.host.options["deploy_lock"]
+        holder = deploy_of(read_lock(path)) if path else ""
+        if holder:
+            return True, holder
+        texts = [ask_lock(self.host, source) for source, _part in sources(self.host, "files")]
+        return False, next(filter(None, map(deploy_of, texts)), "")
+
+    def one(self, part: str) -> None:
+        manifests.start(self.manifest, part, time.time())
+        self.save()
+        points.reach("backup_%s" % part)
+        try:
+            if part == "database":
+                found = self.save_database()
+            elif part == "logical":
+                found = self.save_logical()
+            else:
+                found = self.save_files(part)
+            result = "warning" if found.get("problems") else "succeeded"
+            manifests.end(self.manifest, part, result, time.time(), **found)
+        # A part that cannot be saved is told; whatever went wrong, the others are saved.
+        except Exception as error:
+            text = said_of(error)
+            manifests.end(self.manifest, part, "failed", time.time(), [("failed", text, "")])
+            self.host.log("%s failed: %s" % (part, text))
+        self.save()
+
+    def check_dumps(self) -> None:
+        """Read every dump that is kept once more: a disk that loses a byte says nothing by itself.
+
+        One that is damaged fails the runs until it has expired, or somebody has removed it.
+        """
+        if self.request.get("within_deploy"):
+            return
+        for part in [one["parts"].get("logical", {}) for one in self.history.manifests]:
+            folder = os.path.join(self.host.folder, "logical", part.get("label", ""))
+            if part.get("result") in manifests.GOOD and os.path.isdir(folder):
+                damaged = [name for name, wanted in part["checksums"].items() if not holds(folder, name, wanted)]
+                if damaged:
+                    what = "dump %s is damaged: %s" % (part["label"], ", ".join(sorted(damaged)[:3]))
+                    manifests.note(self.manifest, [("dump_damaged", what, part["label"])])
+                    self.damaged_labels.add(part["label"])
+                    self.damaged = True
+
+    def prune(self) -> None:
+        """A backup that is good stays good where something old could not be removed: that is a warning."""
+        try:
+            removed, problems = prune(self.host, self.manifest, self.history.manifests, self.damaged_labels)
+        except Exception as error:
+            removed, problems = [], [("not_pruned", "what is old could not be removed: %s" % said_of(error), "")]
+        manifests.note(self.manifest, problems)
+        if removed:
+            self.manifest["removed"] = list(removed)
+            self.host.log("removed: %s" % ", ".join(removed))
+
+    def copy_outside(self) -> None:
+        """What could not be brought outside is good here, and the run has failed. A deploy does not wait for it."""
+        good = [part for part in self.manifest["parts"].values() if part["result"] in manifests.GOOD]
+        if not self.host.options["offsite"] or not good or self.request.get("within_deploy"):
+            return
+        points.reach("backup_offsite")
+        try:
+            outside = Offsite(self.host)
+            if outside.init():
+                self.host.log("made the repository outside")
+            seen = outside.save(self.manifest)
+            for part in good:
+                part["offsite"] = seen
+            self.host.log("outside: %s" % seen)
+            if len(good) == len(self.parts):
+                outside.prune()
+        except Exception as error:
+            manifests.note(self.manifest, [("offsite_failed", "not brought outside: %s" % said_of(error), "")])
+            self.damaged = True
+
+    def release(self) -> dict:
+        """Which release serves: as role shiftmaster's own files say it, here or in the copy of another host's."""
+        roots = [self.host.options["application_root"]]
+        for source, part in sources(self.host, "files"):
+            roots += [pulled(self.host, "files", source["name"]) + path for path in part["paths"]]
+        for root in filter(None, roots):
+            try:
+                # Not by the links themselves: in a copy they lead elsewhere, and an attacker may have sent them.
+                root = os.path.realpath(root)
+                slot = os.readlink(os.path.join(root, "active"))
+                name = os.path.basename(os.readlink(os.path.join(root, slot, "release")))
+                path = os.path.join(root, "releases", name, "manifest.json")
+                if os.path.realpath(path) != path:
+                    continue
+                found = parsed(safe_files.read_bytes(path, MANIFEST_BYTES))
+                version, revision = (str(found.get(key, "")) for key in ("version", "revision"))
+            except (OSError, ValueError, AttributeError):
+                continue
+            return {
+                "name": plain(name),
+                "version": plain(version),
+                "revision": plain(revision),
+                "migrations": self.migrations(),
+            }
+        return {}
+
+    def migrations(self):
+        try:
+            return int(
+                self.host.ask("SELECT count(*) FROM public.django_migrations", self.host.database["databases"][0])[0][0]
+            )
+        except (BackupError, IndexError, ValueError):
+            return None
+
+    def seen(self, part: str, how: str, what: str) -> None:
+        manifests.verified(self.manifest, part, how, True, what, time.time())
+
+    # -- the database ------------------------------------------------------------------------------------------------
+
+    def save_database(self) -> dict:
+        size, system_id, timeline = (int(value) for value in self.host.ask(SIZE_SQL)[0])
+        for name in self.host.database["databases"]:
+            self.host.ask("SELECT 1", name)  # One that is missing, or closed to us, is told before anything begins.
+        stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
+        # One that holds no backup yet is well. One that cannot be read, or is of another database, is left alone.
+        said = catalogue.verdict_info(stanza, system_id)
+        blocking = [one.what for one in said.problems if not one.where and one.code != "no_backup"]
+        if blocking:
+            raise BackupError("; ".join(blocking))
+        wish = "full" if self.fetched_since() else self.request.get("kind", "auto")
+        kind, why = plan.kind_today(
+            stanza,
+            manifests.proofs(self.history.manifests),
+            time.time(),
+            self.host.options["full_interval_days"],
+            system_id,
+            timeline,
+            damaged=self.failed_backups(),
+            wish="" if wish == "auto" else wish,
+            gapped=archive.gapped(self.host, stanza, timeline),
+        )
+        self.host.log("database: %s backup, %s" % ({"full": "full"}.get(kind, "incremental"), why))
+        self.require_room(plan.database_bytes(stanza, kind, size), size, "the backup")
+        self.back_up(kind)
+        stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
+        backup = stanza.of(1)[-1]
+        if backup.stopped < manifests.seconds_of(self.manifest["parts"]["database"]["started"]):
+            raise BackupError("pgBackRest says that it is done, but the repository has no new backup")
+        # Known even where it is not proven in the end: nothing is built upon such a one.
+        self.manifest["parts"]["database"].update(kind=backup.kind, label=backup.label)
+        chain = stanza.chain(backup.label, 1)
+        said = catalogue.verdict_info(stanza, system_id).concerning([one.label for one in chain])
+        if not said.good:
+            raise BackupError(str(said))
+        end = proof.mark(self.host, self.run_id)
+        proof.wait_until_archived(self.host, end, self.host.options["archive_timeout_seconds"])
+        self.verify_repository(stanza, chain, timeline, end.segment)
+        try:
+            proven = proof.prove(self.host, backup.label, end)
+        except BackupError as error:
+            manifests.verified(self.manifest, "database", manifests.RESTORED, False, str(error), time.time())
+            raise
+        self.seen("database", manifests.RESTORED, ", ".join(proven["how"]) + " (%s s)" % proven["seconds"])
+        manifests.note(self.manifest, proof.elsewhere(self.host))
+        rows = {
+            "%s.%s" % (database, name): table.rows
+            for database, tables in end.tables.items()
+            for name, table in tables.items()
+        }
+        return {
+            "kind": backup.kind,
+            "label": backup.label,
+            "location": os.path.join(self.host.folder, "pgbackrest"),
+            "size_bytes": backup.size,
+            "added_bytes": backup.repo_size,
+            "wal": {"start": backup.wal_start, "stop": backup.wal_stop, "proven": end.segment},
+            "restore_point": end.name,
+            "system_id": system_id,
+            "rows": rows,
+            "tools": self.versions(),
+        }
+
+    def fetched_since(self) -> bool:
+        """Whether the backups came from outside since the last good one: then WAL of between is missing."""
+        last = self.last("database")
+        return fetched_at(self.host) > (manifests.seconds_of(last["ended"]) if last else 0)
+
+    def failed_backups(self) -> list:
+        """Labels of runs that failed behind their backup: nothing is built upon one that nobody has proven."""
+        parts = [one["parts"].get("database", {}) for one in self.history.manifests]
+        return [part["label"] for part in parts if part.get("label") and part["result"] == "failed"]
+
+    def require_room(self, needed: int, size: int, what: str) -> None:
+        """Refuse beforehand what would fill a disk: so many bytes, and a test restore of that size."""
+        needs = {self.host.folder: needed}
+        scratch = self.host.options["scratch"]
+        make_folder(scratch, 0o711)
+        same = os.stat(scratch).st_dev == os.stat(self.host.folder).st_dev
+        place = self.host.folder if same else scratch
+        needs[place] = needs.get(place, 0) + plan.restore_bytes(size)
+        for folder, bytes_ in needs.items():
+            disk = os.statvfs(folder)
+            found = plan.room(
+                bytes_, disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize, folder,
+                what + " with its test restore" if folder == place else what,
+            )  # fmt: skip
+            if not found.good:
+                raise BackupError(str(found))
+
+    def back_up(self, kind: str) -> None:
+        deadline = time.monotonic() + LOCKED_SECONDS
+        while True:
+            try:
+                self.host.pgbackrest("pgbackrest backup", "--type=%s" % kind, "backup")
+                return
+            except BackupError as error:
+                free = self.host.free_bytes(os.path.join(self.host.folder, "pgbackrest"))
+                if free < FULL_BYTES:
+                    raise BackupError("%s; the repository has %s left" % (error, report.sized(free)))
+                # 050: another process of pgBackRest holds the stanza.
+                if "[050]" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(3)
+
+    def verify_repository(self, stanza, chain: list, timeline: int, proven: str) -> None:
+        """Read the repository and look for gaps in its WAL. What is wrong with this chain, or with the WAL behind it,
+        fails this run; the rest is told: what is older may be needed for a moment of the past."""
+        # The log, which alone names each file, goes where the report does not.
+        words = ("--log-level-console=off", "--log-level-stderr=info", "--output=text", "--verbose", "verify")
+        done = self.host.pgbackrest("pgbackrest verify", *words, restore=True)
+        damaged = verdicts.damaged_wal(done.stderr)
+        said = verdicts.verify_text(done.stdout + done.stderr, stanza)
+        gaps = archive.look(self.host, stanza, timeline, proven, damaged)
+        labels, others = {one.label for one in chain}, {one.label for one in stanza.backups}
+        first = min(one.wal_start[8:] for one in chain)
+        older = bool(damaged) and all(name[8:] < first for name in damaged)
+        problems = [*said.problems, *gaps.problems, *archive.manifests(self.host, stanza)]
+        ours = [
+            problem
+            for problem in problems
+            if not problem.where or problem.where in labels or (problem.where not in others and not older)
+        ]
+        # What is missing behind a backup takes later moments away, and not the backup.
+        behind = ("wal_missing", "history_missing")
+        self.damaged_labels |= {one.where for one in problems if one.code not in behind} & (labels | others)
+        if ours:
+            raise BackupError("; ".join(problem.what for problem in ours))
+        # What was lost of the past is lost: the run says so each day until the damaged backup has been expired.
+        self.damaged = self.damaged or bool(problems)
+        manifests.note(self.manifest, problems)
+        self.seen("database", "verify", "checksums of this backup and of what it needs, and its WAL without a gap")
+
+    def versions(self) -> dict:
+        found = {}
+        for name, command in (
+            ("pgbackrest", ("pgbackrest", "version")),
+            ("restic", ("restic", "version")),
+            ("postgresql", (os.path.join(self.host.bin, "postgres"), "--version")),
+        ):
+            said = self.host.run(name, *command).stdout
+            found[name] = re.search(r"\d+(\.\d+)+", said).group()
+        return found
+
+    # -- logical dumps -----------------------------------------------------------------------------------------------
+
+    def save_logical(self) -> dict:
+        """Dump each database into a folder, load it into a new server, and note the checksum of each file."""
+        size = int(self.host.ask(SIZE_SQL)[0][0])
+        self.require_room(self.last("logical").get("size_bytes", size), size, "the dump")
+        place = os.path.join(self.host.folder, "logical", self.run_id)
+        shutil.rmtree(place + ".part", ignore_errors=True)
+        os.makedirs(place + ".part", mode=0o700)
+        # Before 16 there is gzip alone.
+        compression = "zstd:3" if int(self.host.database["version"]) >= 16 else "6"
+        jobs, checksums, size = "--jobs=%d" % self.host.options["process_max"], {}, 0
+        try:
+            tables = proof.counted(self.host)
+            for name in self.host.database["databases"]:
+                dump = os.path.join(place + ".part", name)
+                self.host.run(
+                    "pg_dump of %s" % name,
+                    os.path.join(self.host.bin, "pg_dump"), "--no-password", "--format=directory",
+                    "--compress=%s" % compression, jobs, "--lock-wait-timeout=60s", "--file", dump, name,
+                    env=self.host.environment(name),
+                )  # fmt: skip
+                for folder, _folders, files in os.walk(dump):
+                    for file in files:
+                        path = os.path.join(folder, file)
+                        checksums[os.path.relpath(path, place + ".part")] = sha256(path)
+                        size += os.path.getsize(path)
+            self.seen("logical", manifests.RESTORED, proof.prove_dumps(self.host, place + ".part", tables))
+            with open(os.path.join(place + ".part", "SHA256SUMS"), "w", encoding="utf-8") as stream:
+                stream.writelines("%s  %s\n" % (checksums[path], path) for path in sorted(checksums))
+            os.rename(place + ".part", place)
+        except BaseException:
+            shutil.rmtree(place + ".part", ignore_errors=True)
+            raise
+        return {
+            "label": self.run_id,
+            "location": place,
+            "size_bytes": size,
+            "added_bytes": size,
+            "checksums": checksums,
+            "tools": {"pg_dump": self.versions()["postgresql"]},
+        }
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def save_files(self, name: str) -> dict:
+        part = part_of(self.host, name)
+        self.restic.unlock()
+        summary, problems = self.restic.backup(part, self.run_id)
+        # What the other hosts have sent is good; the run has failed, and names the one that sent nothing.
+        self.damaged = self.damaged or bool(problems)
+        snapshot = self.restic.full_id(name, self.run_id) or summary["snapshot_id"]
+        self.seen(name, "compared", self.restic.compare(snapshot, os.path.join(self.host.options["scratch"], name)))
+        self.seen(name, "read", self.restic.check())
+        return {
+            "problems": problems,
+            "label": snapshot,
+            "location": self.restic.repository,
+            "size_bytes": int(summary["total_bytes_processed"]),
+            "added_bytes": int(summary.get("data_added_packed", summary["data_added"])),
+            "tools": {"restic": self.versions()["restic"]},
+        }
+
+
+def holds(folder: str, name: str, wanted: str) -> bool:
+    """Whether a file is there with this SHA-256."""
+    try:
+        return sha256(os.path.join(folder, name)) == wanted
+    except OSError:
+        return False
+
+
+def run(host: Host, run_id: str) -> int:
+    """The unit's whole work; returns its exit code."""
+    request, waits = {}, host.options["lock_wait_seconds"]
+    try:
+        request = request_of(run_id)
+        with alone(host, "backup %s by %s" % (run_id, request.get("by", "schedule")), waits):
+            report_killed(host)
+            return Run(host, run_id, request).execute()
+    except (BackupError, OSError) as error:
+        return report.not_begun(host, run_id, request, str(error))
+
+
+def report_killed(host: Host) -> int:
+    """End what killed runs have left, as failed, and tell of it; returns how many there were."""
+    folder, count = os.path.join(host.folder, "manifests"), 0
+    for manifest in manifests.history(folder).manifests:
+        if manifest["ended"] is None:
+            manifests.stopped(manifest, time.time(), "the run was killed, or its host went down")
+            manifests.write(os.path.join(folder, manifest["run_id"] + ".json"), manifest)
+            report.conclude(host, manifest)
+            count += 1
+    return count
+
+
+def after_a_killed_one(host: Host, unit: str, told: bool) -> None:
+    """For the unit that follows a failed one: end and tell what it could not tell itself.
+
+    A restore that has the lock looks for nobody, so its end is waited for; not at boot, where all else would wait, too.
+    """
+    began = time.time()
+    try:
+        with alone(host, "report of a killed backup", float("inf") if unit else 0):
+            if not report_killed(host) and not told and not told_meanwhile(host, began):
+                report.not_begun(host, unit, {}, "it ended before it began: journalctl -u %s" % unit)
+    except BackupError:
+        pass  # The next run looks for killed ones before anything else.
+
+
+def told_meanwhile(host: Host, began: float) -> bool:
+    """Whether another run, which came by the lock before us, has ended a killed one since that was killed."""
+    since = manifests.moment(began - JUST_NOW_SECONDS)
+    return any(
+        manifest["ended"] and manifest["ended"] >= since and problem["code"] == "stopped"
+        for manifest in manifests.history(os.path.join(host.folder, "manifests")).manifests
+        for problem in manifest["problems"]
+    )

@@ -1,0 +1,334 @@
+"""Whether the archive holds every WAL segment that a backup needs: to be consistent, up to a proven point, up to now.
+
+Nothing else says so. `pgbackrest verify` checks the segments that are there, and a recovery that meets a missing or
+damaged one opens the database with what it has, calls that complete, and answers 0.
+
+A segment's name is its timeline, then its number in two halves of which the second counts to 4 GiB: with 16 MiB each,
+000000010000000A000000FF is followed by 000000010000000B00000000. A timeline's history says at which place it left
+which other one; the segment of that place is on the new timeline too, and is read from there.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import re
+from typing import Iterable, Mapping, NamedTuple, Optional
+
+from .catalogue import Backup
+from .verdicts import Problem, Verdict, verdict
+
+SEGMENT_BYTES = 16 * 1024 * 1024
+_SEGMENT = re.compile(r"^[0-9A-F]{24}$")
+_FILE = re.compile(r"^([0-9A-F]{24})(\.partial)?-[0-9a-f]{40}(?:\.\w+)?$")
+_HISTORY = re.compile(r"^([0-9A-F]{8})\.history(?:\.\w+)?$")
+# What else lies there: the backup's own marks, and pgBackRest's list of the archive.
+_ELSE = re.compile(r"^[0-9A-F]{24}\.[0-9A-F]{8}\.backup(?:-[0-9a-f]{40})?(?:\.\w+)?$|^archive\.info(?:\.copy)?$")
+
+
+class WalError(Exception):
+    """A name or a list is not one of the archive's; str() says which."""
+
+
+class Place(NamedTuple):
+    timeline: int
+    number: int
+
+
+class Gap(NamedTuple):
+    first: str
+    last: str
+    count: int
+
+
+class Archive(NamedTuple):
+    """The segments of one database: an archive's folder as 17-1."""
+
+    segments: dict  # Place to the time at which it came, in seconds since 1970.
+    histories: dict  # Timeline to what it descends from: ((timeline, LSN), ...), oldest first.
+    partial: tuple  # Names of segments that were not full when their timeline was left. Nothing needs them.
+    known: set  # Timelines of which a history lies in the archive.
+    twice: tuple  # Names of which there are two contents.
+    odd: tuple  # Names that are not understood.
+    segment_bytes: int
+
+
+class Reach(NamedTuple):
+    """How far a restore of a backup can come."""
+
+    label: str
+    consistent: bool  # What it needs to be opened at all is there.
+    gaps: tuple  # From its beginning to the end of its way.
+    last: Optional[str]  # The last segment before the first gap.
+    until: Optional[float]  # When that came into the archive; what was committed before it can be restored.
+    current: bool  # Its way leads to the timeline of today.
+    problem: str  # Why its way is not known; "" where it is.
+
+
+# --------------------------------------------------------------------------------------------------------------- names
+
+
+def place_of(name: str, segment_bytes: int = SEGMENT_BYTES) -> Place:
+    if not _SEGMENT.match(name):
+        raise WalError("%r is not the name of a segment" % (name,))
+    per_file = 0x100000000 // segment_bytes
+    low = int(name[16:], 16)
+    if low >= per_file:
+        raise WalError("%s is not the name of a segment of %d bytes" % (name, segment_bytes))
+    return Place(int(name[:8], 16), int(name[8:16], 16) * per_file + low)
+
+
+def name_of(place: Place, segment_bytes: int = SEGMENT_BYTES) -> str:
+    per_file = 0x100000000 // segment_bytes
+    return "%08X%08X%08X" % (place.timeline, place.number // per_file, place.number % per_file)
+
+
+def number_of_lsn(lsn: str, segment_bytes: int = SEGMENT_BYTES) -> int:
+    """Return the number of the segment that holds a place such as 0/21003C30."""
+    if not re.match(r"^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$", lsn):
+        raise WalError("%r is no place in the WAL" % (lsn,))
+    high, low = lsn.split("/")
+    return (int(high, 16) * 0x100000000 + int(low, 16)) // segment_bytes
+
+
+def history_of(text: str) -> tuple:
+    """Return ((timeline, LSN), ...) of the content of a .history file."""
+    found = []
+    for line in text.splitlines():
+        line = line.split("#", 1)[0].strip()
+        if line:
+            match = re.match(r"^(\d+)\s+([0-9A-Fa-f]+/[0-9A-Fa-f]+)(?:\s|$)", line)
+            if not match:
+                raise WalError("%r is no line of a history" % line)
+            found.append((int(match.group(1)), match.group(2)))
+    if not found or [one for one, _ in found] != sorted({one for one, _ in found}):
+        raise WalError("a history names no timelines, or not in their order")
+    return tuple(found)
+
+
+def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, folder: str = "") -> Archive:
+    """Read `pgbackrest repo-ls --recurse --output=json` of an archive's folder, or of the stanza's with folder (17-1).
+
+    histories are the contents of the .history files by their timelines, as `repo-get` writes them.
+    """
+    try:
+        entries = json.loads(answer)
+        files = {name: entry.get("time", 0) for name, entry in entries.items() if entry["type"] == "file"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WalError("pgbackrest repo-ls wrote no list of files: %s" % error) from error
+    segments, known, partial, twice, odd = {}, set(), [], [], []
+    for path, time in sorted(files.items()):
+        if folder and "/" in path and not path.startswith(folder + "/"):
+            continue
+        name = path.rsplit("/", 1)[-1]
+        segment, history = _FILE.match(name), _HISTORY.match(name)
+        if segment and segment.group(2):
+            partial.append(segment.group(1))
+        elif segment:
+            place = place_of(segment.group(1), segment_bytes)
+            if place in segments:
+                twice.append(segment.group(1))
+            segments[place] = time
+        elif history:
+            known.add(int(history.group(1), 16))
+        # What is being written, or was when a host died.
+        elif not _ELSE.match(name) and not name.endswith(".pgbackrest.tmp"):
+            odd.append(path)
+    return Archive(
+        segments,
+        {timeline: history_of(text) for timeline, text in histories.items()},
+        tuple(partial),
+        known,
+        tuple(twice),
+        tuple(odd),
+        segment_bytes,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- continuity
+
+
+class _Way(NamedTuple):
+    parts: list  # (timeline, first number, last number or None), in the order of recovery.
+    current: bool
+    problem: str
+
+
+def _way(held: Archive, begin: Place, stop: Place, timeline: int) -> _Way:
+    """Return the way from a backup to the timeline of today, or to the end of its own where that was given up."""
+    own = [(begin.timeline, begin.number, None)]
+    if timeline == begin.timeline:
+        return _Way(own, True, "")
+    if timeline not in held.histories:
+        return _Way(own, False, "the history of timeline %d is not in the archive" % timeline)
+    ancestors = list(held.histories[timeline])
+    names = [one for one, _ in ancestors]
+    if begin.timeline not in names:
+        return _Way(own, False, "")
+    parts, first = [], begin.number
+    descent = ancestors[names.index(begin.timeline) :]
+    for number, (one, lsn) in enumerate(descent):
+        left = number_of_lsn(lsn, held.segment_bytes)
+        if number == 0 and stop.number > left:
+            # It ended after the place at which its timeline was left, so it belongs to what was given up.
+            return _Way(own, False, "")
+        parts.append((one, first, left - 1))
+        first = max(first, left)
+    return _Way([*parts, (timeline, first, None)], True, "")
+
+
+def _missing(numbers: list, first: int, last: int) -> list:
+    """Return the ranges that are not in a sorted list of numbers."""
+    found, expected = [], first
+    for number in numbers[bisect.bisect_left(numbers, first) : bisect.bisect_right(numbers, last)]:
+        if number > expected:
+            found.append((expected, number - 1))
+        expected = number + 1
+    if expected <= last:
+        found.append((expected, last))
+    return found
+
+
+def reaches(
+    held: Archive,
+    backups: Iterable,
+    timeline: Optional[int] = None,
+    newest: str = "",
+    damaged: Iterable = (),
+) -> list:
+    """Return the Reach of each backup, in their order.
+
+    timeline is that of the database today, else the highest in the archive. newest is the last segment that the
+    database says it has archived (pg_stat_archiver.last_archived_wal): without it, one that is missing at the end is
+    not seen. damaged are segments that are there and cannot be read (backup_verdicts.damaged_wal).
+    """
+    size = held.segment_bytes
+    there = dict(held.segments)
+    for name in damaged:
+        there.pop(place_of(name, size), None)
+    by_timeline: dict = {}
+    for place in sorted(there):
+        by_timeline.setdefault(place.timeline, []).append(place.number)
+    ends = {one: max(number for line, number in held.segments if line == one) for one in {p[0] for p in held.segments}}
+    if _SEGMENT.match(newest or ""):
+        last = place_of(newest, size)
+        ends[last.timeline] = max(last.number, ends.get(last.timeline, 0))
+    if timeline is None:
+        timeline = max(ends, default=0)
+    found = []
+    for backup in backups:
+        begin, stop = place_of(backup.wal_start, size), place_of(backup.wal_stop, size)
+        way = _way(held, begin, stop, timeline)
+        gaps = []
+        for one, first, end in way.parts:
+            numbers = by_timeline.get(one, [])
+            if end is None:
+                end = max(ends.get(one, first - 1), stop.number if one == begin.timeline else 0)
+            gaps += [(one, *gap) for gap in _missing(numbers, first, end)]
+        reached = _reached(way.parts, gaps, by_timeline)
+        consistent = not [gap for gap in gaps if gap[1] <= stop.number]
+        found.append(
+            Reach(
+                backup.label,
+                consistent,
+                tuple(
+                    Gap(name_of(Place(one, first), size), name_of(Place(one, last), size), last - first + 1)
+                    for one, first, last in gaps
+                ),
+                name_of(reached, size) if reached else None,
+                there[reached] if reached else None,
+                way.current,
+                way.problem,
+            )
+        )
+    return found
+
+
+def _reached(parts: list, gaps: list, by_timeline: Mapping) -> Optional[Place]:
+    """Return the last segment on a way before its first gap."""
+    reached = None
+    for one, first, end in parts:
+        stops = [gap[1] for gap in gaps if gap[0] == one and gap[1] >= first]
+        numbers = by_timeline.get(one, [])
+        limit = stops[0] - 1 if stops else numbers[-1] if numbers else first - 1
+        limit = limit if end is None else min(limit, end)
+        if limit >= first:
+            reached = Place(one, limit)
+        if stops:
+            break
+    return reached
+
+
+def judge(held: Archive, found: Iterable, folder: str, proven: str = "") -> Verdict:
+    """Say what is missing. The place of a problem is a backup's label, or the archive's folder.
+
+    proven is the segment of the restore point that the newest backup was proven up to: it must be reached by it.
+    """
+    found = list(found)
+    problems = [Problem("wal_twice", "there are two segments %s" % name, folder) for name in held.twice]
+    problems += [Problem("wal_odd", "%s is not a name of the archive" % name, folder) for name in held.odd]
+    for timeline in sorted(held.known - set(held.histories)):
+        problems.append(Problem("history_unread", "the history of timeline %d was not read" % timeline, folder))
+    for reach in found:
+        if reach.problem:
+            problems.append(Problem("history_missing", reach.problem, reach.label))
+        if not reach.gaps:
+            continue
+        count = sum(gap.count for gap in reach.gaps)
+        which = ", ".join(gap.first if gap.count == 1 else "%s to %s" % gap[:2] for gap in reach.gaps[:3])
+        if len(reach.gaps) > 3:
+            which += " and others"
+        if not reach.consistent:
+            what = "backup %s cannot be restored: %d segments are missing or damaged: %s"
+            problems.append(Problem("wal_own_missing", what % (reach.label, count, which), reach.label))
+        else:
+            what = "backup %s can be restored up to segment %s only: %d are missing or damaged: %s"
+            problems.append(Problem("wal_missing", what % (reach.label, reach.last, count, which), reach.label))
+    if proven and found:
+        newest = found[-1]
+        place = place_of(proven, held.segment_bytes)
+        last = place_of(newest.last, held.segment_bytes) if newest.last else Place(0, -1)
+        if place.number > last.number or place.timeline > last.timeline:
+            problems.append(
+                Problem(
+                    "proof_not_reached",
+                    "backup %s does not reach segment %s of its restore point" % (newest.label, proven),
+                    newest.label,
+                )
+            )
+    return verdict(problems)
+
+
+def windows(backups: Iterable[Backup], found: Iterable, good: Iterable) -> list:
+    """Return the spans of time, ((from, to), ...), of which any moment can be restored, oldest first.
+
+    good are the labels of the backups that count. A span begins when a backup ended; one that has a gap after it ends
+    with the last segment that came before.
+    """
+    until = {reach.label: reach.until for reach in found if reach.consistent and reach.until is not None}
+    spans = sorted(
+        (backup.stopped, max(until[backup.label], backup.stopped))
+        for backup in backups
+        if backup.label in until and backup.label in set(good)
+    )
+    joined: list = []
+    for begin, end in spans:
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def newest_time(held: Archive) -> Optional[float]:
+    """Return when the newest segment came into the archive."""
+    return max(held.segments.values(), default=None)
+
+
+def gap_count(found: Iterable) -> int:
+    """Return how many segments are missing after the oldest backup, each counted once."""
+    counts: dict = {}
+    for reach in found:
+        for gap in reach.gaps:
+            counts[gap.last] = max(gap.count, counts.get(gap.last, 0))
+    return sum(counts.values())

@@ -1,0 +1,507 @@
+"""Evidence of the application: its release, environment, files and rights, its interpreter, Redis, Celery."""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import errno
+import grp
+import json
+import os
+import pwd
+import re
+import stat
+import time
+
+from ..health import checks
+from ..host import envfile, probe, safe_files, service_user
+from ..release.layout import Layout
+from ..release.state import State, StateError
+from .engine import Absent
+from .host import processes, read, unit_of
+from .logs import tail
+from .redact import HIDDEN, SECRET_NAME
+
+
+def _layout(setting) -> Layout:
+    layout = Layout(setting.app_root)
+    if not os.path.isdir(layout.root):
+        raise Absent("there is no %s" % layout.root)
+    return layout
+
+
+# --- the release -----------------------------------------------------------------------------------------------------
+
+
+def release(setting) -> dict:
+    """What serves, what stands in its way, and what was deployed lately."""
+    layout = _layout(setting)
+    colour, name = layout.active_colour(), layout.current()
+    found = {
+        "colour": colour,
+        "release": name,
+        "folder_exists": bool(name) and os.path.isdir(os.path.join(layout.releases, name)),
+        "source_exists": bool(name) and os.path.isdir(os.path.join(layout.releases, name, "source")),
+        "releases": layout.names()[-6:],
+        "maintenance": os.path.exists(os.path.join(layout.shared, "maintenance", "on")),
+        "deploys": _deploys(layout),
+    }
+    found.update(_socket(layout, colour))
+    try:
+        state = State(layout)
+        found.update(
+            state=state.status(name) if name else None,
+            bad_reason=str(state.releases.get(name, {}).get("reason") or "") if name else "",
+            live_at=str(state.releases.get(name, {}).get("live_at") or "") if name else "",
+            way_back=state.rollback_target(name),
+            transition=dict(state.transition) if state.transition else None,
+        )
+    except (StateError, OSError) as error:
+        found["state_error"] = str(error)
+    if found["maintenance"]:
+        found["maintenance_since"] = os.path.getmtime(os.path.join(layout.shared, "maintenance", "on"))
+    found["python"] = _interpreter(os.path.join(layout.active, "release", "venv", "bin", "python"), setting.user)
+    return found
+
+
+def _socket(layout, colour) -> dict:
+    if colour is None:
+        return {"socket": "", "socket_exists": False}
+    path = layout.socket(colour)
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except OSError as error:
+        return {"socket": path, "socket_exists": False, "socket_error": error.strerror}
+    return {
+        "socket": path,
+        "socket_exists": stat.S_ISSOCK(status.st_mode),
+        "socket_mode": "%04o" % stat.S_IMODE(status.st_mode),
+        "socket_group": _group(status.st_gid),
+    }
+
+
+def _interpreter(path: str, user: str) -> dict:
+    """Return the version of the release's Python; it writes nothing, and reads none of the application.
+
+    It runs as the application's user: a dependency of the release may have replaced the interpreter.
+    """
+    if not os.path.lexists(path):
+        return {"path": path, "works": False, "error": "there is no such file"}
+    try:
+        process = service_user.process_of(user, ()) if os.geteuid() == 0 else {}
+        command = [path, "-I", "-S", "-B", "-c", "import sys; print(sys.version)"]
+        code, stdout, stderr = probe.run(command, 4.0, **process)
+    except KeyError:
+        return {"path": path, "works": False, "error": "there is no user %s" % user}
+    except probe.ProbeError as error:
+        # Missing rights are a finding of their own (rights()).
+        works = None if str(error).endswith(os.strerror(errno.EACCES)) else False
+        return {"path": path, "works": works, "error": str(error)}
+    if code != 0:
+        return {"path": path, "works": False, "error": " ".join(stderr.split())[-300:] or "it ended with %d" % code}
+    return {"path": path, "works": True, "version": (stdout.split() or ["?"])[0]}
+
+
+def _deploys(layout, count: int = 12) -> list:
+    """Return the last events of the audit log that say what was deployed or taken back."""
+    try:
+        text = tail(os.path.join(layout.state, "audit.jsonl"), 128 * 1024)
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if event.get("event") in (
+                "live",
+                "gate_failed",
+                "put_back",
+                "not_put_back",
+                "marked_bad",
+                "cutover_started",
+            ):
+                found.append({key: str(event[key])[:200] for key in _AUDITED if event.get(key)})
+    return found[-count:]
+
+
+_AUDITED = ("time", "event", "kind", "target", "release", "version", "previous", "who", "reason")
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+
+def environment(setting) -> dict:
+    """Which names the release's environment has, never a value."""
+    _layout(setting)
+    path = setting.environment_file
+    if not path:
+        raise Absent("this host has no environment file")
+    try:
+        status = safe_files.status(path)
+        values = envfile.parse(safe_files.read_bytes(path).decode("utf-8"))
+    except FileNotFoundError:
+        return {"path": path, "exists": False, "edited": True, "names": [], "missing": list(setting.required_names),
+                "empty": []}  # fmt: skip
+    except (OSError, ValueError) as error:
+        return {"path": path, "exists": True, "problem": getattr(error, "strerror", None) or type(error).__name__,
+                "names": [], "missing": [], "empty": []}  # fmt: skip
+    return {
+        "path": path,
+        "exists": True,
+        "mode": "%04o" % stat.S_IMODE(status.st_mode),
+        "readable_by_others": bool(status.st_mode & 0o004),
+        "edited": _edited(path, status),
+        "names": sorted(values),
+        "missing": [name for name in setting.required_names if name not in values],
+        "empty": [name for name in setting.required_names if name in values and not values[name]],
+        "other_than_expected": _differences(values, setting.expected_values),
+    }
+
+
+def _edited(path: str, status: os.stat_result) -> bool:
+    """Whether a release's environment was written after its release was built, which no run does."""
+    try:
+        manifest = json.loads(safe_files.read_bytes(os.path.join(os.path.dirname(path), "manifest.json")))
+        built = calendar.timegm(time.strptime(manifest["created"], "%Y-%m-%dT%H:%M:%SZ"))
+    except (OSError, ValueError, TypeError, KeyError):
+        return True
+    # It is told in whole seconds.
+    return status.st_mtime >= built + 1
+
+
+def _differences(values: dict, expected: dict) -> list:
+    """Return the names that do not hold what the inventory says; of one that says secret no value is shown."""
+
+    def shown(name, value):
+        return HIDDEN if SECRET_NAME.search(name) else value[:200]
+
+    return [
+        {"name": name, "is": shown(name, values[name]), "should": shown(name, should)}
+        for name, should in sorted(expected.items())
+        if name in values and values[name] != should
+    ]
+
+
+# --- files and rights ------------------------------------------------------------------------------------------------
+
+
+def _group(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
+
+
+def _owner(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def groups_of(user: str) -> tuple:
+    """Return (uid, gids) of a user; raises KeyError where there is none."""
+    entry = pwd.getpwnam(user)
+    return entry.pw_uid, {entry.pw_gid} | {group.gr_gid for group in grp.getgrall() if user in group.gr_mem}
+
+
+def may(status, uid: int, gids, need: int) -> bool:
+    """Tell whether somebody has rights (4 read, 2 write, 1 enter) by a file's mode; ACLs are not looked at."""
+    if uid == 0:
+        return True
+    if status.st_uid == uid:
+        granted = status.st_mode >> 6
+    elif status.st_gid in gids:
+        granted = status.st_mode >> 3
+    else:
+        granted = status.st_mode
+    return granted & need == need
+
+
+def obstacle(path: str, user: str, need: int):
+    """Return what keeps a user from a path: the first folder that he may not enter, or the path itself."""
+    try:
+        uid, gids = groups_of(user)
+    except KeyError:
+        return {"path": path, "user": user, "problem": "no such user"}
+    real = os.path.realpath(path)
+    parts = real.strip("/").split("/")
+    for count in range(1, len(parts) + 1):
+        place = "/" + "/".join(parts[:count])
+        last = count == len(parts)
+        try:
+            status = os.stat(place)
+        except FileNotFoundError:
+            return {"path": place, "user": user, "problem": "missing"}
+        except OSError as error:
+            return {"path": place, "user": user, "problem": error.strerror}
+        wanted = need if last else 1
+        if not may(status, uid, gids, wanted):
+            return {
+                "path": place,
+                "user": user,
+                "problem": "rights",
+                "mode": "%04o" % stat.S_IMODE(status.st_mode),
+                "owner": "%s:%s" % (_owner(status.st_uid), _group(status.st_gid)),
+                "need": "".join(letter for bit, letter in ((4, "r"), (2, "w"), (1, "x")) if wanted & bit),
+            }
+    if need & 2 and read_only(real):
+        return {"path": real, "user": user, "problem": "read-only", "mount": mount_of(real)}
+    return None
+
+
+def read_only(path: str) -> bool:
+    """Tell whether nobody can write there, whatever the mode: of a mount, too, whose filesystem others write to."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def mount_of(path: str) -> str:
+    """Return where what a path lies on is mounted."""
+    # Of a file that is mounted itself, ismount() says so only where its device is another one.
+    while path != "/" and not os.path.ismount(path):
+        if any(line.split()[4:5] == [path] for line in read("/proc/self/mountinfo").splitlines()):
+            break
+        path = os.path.dirname(path)
+    return path
+
+
+def rights(setting) -> dict:
+    """Whether the application and the web server may enter, read and write what they must."""
+    layout = _layout(setting)
+    active = os.path.join(layout.active, "release")
+    wanted = [
+        (os.path.join(active, "source"), setting.user, 5),
+        (os.path.join(active, "venv", "bin", "python"), setting.user, 1),
+        # Root's; the application's files in it are below.
+        (setting.log_dir, setting.user, 1),
+        (os.path.join(layout.shared, "media"), setting.user, 7),
+    ]
+    wanted += [(path, setting.user, 2) for path in _existing(os.path.join(setting.log_dir, name) for name in _OWN_LOGS)]
+    if setting.web_user:
+        wanted.append((os.path.join(active, "static"), setting.web_user, 5))
+        colour = layout.active_colour()
+        if colour and os.path.exists(layout.socket(colour)):
+            wanted.append((layout.socket(colour), setting.web_user, 2))
+    found = [obstacle(*one) for one in wanted if os.path.lexists(one[0])]
+    return {"obstacles": [one for one in found if one], "checked": len(wanted)}
+
+
+_OWN_LOGS = ("error.log", "app.log", "celery.log", "celery-beat.log")
+
+
+def _existing(paths) -> list:
+    return [path for path in paths if os.path.isfile(path) and not os.path.islink(path)]
+
+
+def static(setting) -> dict:
+    """Whether the release's static files are there, and whether the web server hands one out."""
+    layout = _layout(setting)
+    folder = os.path.join(layout.active, "release", "static")
+    count, example = _count(folder)
+    union_count, other = _count(layout.union)
+    found = {"folder": folder, "exists": os.path.isdir(folder), "files": count, "kept_files": union_count}
+    name = example or other
+    if name and setting.static_url:
+        result = probe.http_get(setting.static_url, "/static/" + name, setting.domain, 4.0, None, False)
+        found.update(asked="/static/" + name, http_status=result.status, http_error=result.error or "")
+    return found
+
+
+def _count(folder: str, limit: int = 20000) -> tuple:
+    """Return (number of files, the name of the first)."""
+    count, first, end = 0, "", time.monotonic() + 1.0
+    for place, names, files in os.walk(folder):
+        names.sort()
+        for name in sorted(files):
+            count += 1
+            # Compressed copies are handed out under another name.
+            first = first or (
+                "" if name.endswith((".gz", ".br")) else os.path.relpath(os.path.join(place, name), folder)
+            )
+        if count > limit or time.monotonic() > end:
+            break
+    return count, first
+
+
+# --- Redis and Celery ------------------------------------------------------------------------------------------------
+
+_INFO = (
+    "redis_version role uptime_in_seconds connected_clients maxclients blocked_clients used_memory maxmemory "
+    "maxmemory_policy evicted_keys rejected_connections rdb_last_bgsave_status aof_last_write_status "
+    "aof_last_bgrewrite_status loading connected_slaves master_link_status instantaneous_ops_per_sec"
+).split()
+
+
+def redis(setting) -> dict:
+    """Redis as the application reaches it: broker and cache, with its figures and the length of the queues."""
+    _layout(setting)
+    context = checks.Context(setting.environment_file, setting.environment_keys, setting.app_root, setting.user)
+    found = {}
+    for name, key in (("broker", setting.broker_key), ("cache", setting.cache_key)):
+        url = context.environment().get(key)
+        if not url:
+            found[name] = {"works": False, "reason": "address", "message": "%s is not set" % key}
+            continue
+        try:
+            target = probe.parse_redis_url(url)
+        except ValueError as error:
+            found[name] = {"works": False, "reason": "address", "message": "%s: %s" % (key, error)}
+            continue
+        where = {"where": target.path or "%s:%s" % (target.host, target.port)}
+        try:
+            queues = setting.queues if name == "broker" else ()
+            found[name] = dict(where, works=True, **ask_redis(target, queues, 4.0))
+        except probe.ProbeError as error:
+            found[name] = dict(where, works=False, reason=error.reason, message=str(error))
+    return found
+
+
+def ask_redis(target, queues, timeout: float) -> dict:
+    """Return INFO's figures and {queue: length}, and the queues again a second later where one is not empty."""
+    figures = probe.redis_ping(target, timeout)
+    deadline = probe.Deadline(timeout)
+    tls = probe.tls_context(target.verify, target.ca_file) if target.tls else None
+    with probe.connected(target.host, target.port, target.path, deadline, tls) as connection:
+        talk = Conversation(connection, deadline, target)
+        values = dict(line.split(":", 1) for line in (talk.say("INFO") or "").splitlines() if ":" in line)
+        figures["info"] = {name: values[name] for name in _INFO if name in values}
+        # Celery keeps a queue of lower priority under its name with a number behind it.
+        lengths = {queue: talk.number("LLEN", queue) for queue in queues}
+        figures["queues"] = lengths
+        if any(lengths.values()):
+            time.sleep(1.0)
+            figures["queues_later"] = {queue: talk.number("LLEN", queue) for queue in queues}
+        figures["unacknowledged"] = talk.number("HLEN", "unacked") if queues else 0
+    return figures
+
+
+class Conversation:
+    """Commands and answers of one logged-in connection; what the user may not do is None."""
+
+    def __init__(self, connection, deadline, target):
+        self._wire = probe._Wire(connection, deadline)
+        self._stream = self._wire.makefile()
+        if target.password is not None:
+            self.say("AUTH", *([target.username, target.password] if target.username else [target.password]))
+        if target.database:
+            self.say("SELECT", str(target.database))
+
+    def say(self, *words):
+        try:
+            return probe._redis_command(self._wire, self._stream, *words)
+        except probe._RedisRefusal:
+            return None
+
+    def number(self, *words) -> int:
+        answer = self.say(*words)
+        return int(answer) if answer and str(answer).lstrip("-").isdigit() else 0
+
+
+def cache_server(setting) -> dict:
+    """Redis on its own host: whether it answers there, password or not."""
+    for port, tls in setting.redis_ports:
+        target = probe.RedisTarget("localhost", port, tls=tls, verify=False)
+        try:
+            return dict(probe.redis_ping(target, 3.0), works=True, port=port)
+        except probe.ProbeError as error:
+            if error.reason == "noauth":
+                return {"works": True, "port": port, "asks_for_password": True}
+            return {"works": False, "port": port, "reason": error.reason, "message": str(error)}
+    raise Absent("this host has no Redis")
+
+
+def role_of(command: str) -> str:
+    """Return beats or workers for a process of Celery (its arguments, as /proc has them), else ""."""
+    words = command.split("\0")
+    # celery itself, or an interpreter that runs it; who only looks at its log has it elsewhere.
+    if not any(os.path.basename(word) == "celery" for word in words[:3]):
+        return ""
+    command = next((word for word in words if word in _COMMANDS), "")
+    return {"beat": "beats", "worker": "workers"}.get(command, "")
+
+
+_COMMANDS = ("beat", "worker", "inspect", "control", "status", "call", "report", "purge", "shell", "multi", "events")
+
+
+def celery(setting) -> dict:
+    """The processes of Celery, who started them, and what the worker did last."""
+    layout = _layout(setting)
+    found = {"beats": [], "workers": []}
+    for pid, process in processes(setting.proc).items():
+        command = read(setting.proc, str(pid), "cmdline", limit=1000)
+        kind = role_of(command)
+        if not kind:
+            continue
+        found[kind].append(
+            {
+                "pid": pid,
+                "parent": process["parent"],
+                "state": process["state"],
+                "unit": unit_of(read(setting.proc, str(pid), "cgroup")),
+                "command": command.replace("\0", " ")[:160],
+            }
+        )
+    for kind in ("beats", "workers"):
+        # A forked child is the same worker.
+        pids = {one["pid"] for one in found[kind]}
+        found[kind] = sorted((one for one in found[kind] if one["parent"] not in pids), key=lambda one: one["pid"])
+    found["colour"] = layout.active_colour()
+    found["log"] = worker_log(
+        os.path.join(setting.log_dir, "celery.log"), "shiftmaster-worker@%s.service" % found["colour"]
+    )
+    return found
+
+
+def worker_log(path: str, unit: str = "") -> dict:
+    """Return when the worker last began and ended a task, and whether it has lost its broker.
+
+    Where the application sets up Celery's logging by itself, there is no such file: then by the unit's journal.
+    """
+    try:
+        lines = tail(path, 128 * 1024).splitlines()
+        changed = safe_files.status(path).st_mtime
+    except OSError as error:
+        command = ["journalctl", "--no-pager", "--quiet", "--output=short-unix", "--lines=400", "--unit=" + unit]
+        entries = probe.run(command, 3.0)[1].splitlines() if unit else []
+        if not entries or not re.match(r"[0-9.]+ ", entries[-1]):
+            return {"path": path, "problem": error.strerror}
+        path, changed = "journalctl -u " + unit, float(entries[-1].split()[0])
+        lines = [entry.partition("]: ")[2] for entry in entries]
+    received = [line for line in lines if "received" in line and "Task " in line]
+    ended = [line for line in lines if "succeeded in" in line or "raised " in line and "Task " in line]
+    lost = [line for line in lines if "consumer: Cannot connect" in line or "Connection to broker lost" in line]
+    connected = [number for number, line in enumerate(lines) if "Connected to redis" in line or " ready." in line]
+    return {
+        "path": path,
+        "silent_seconds": int(time.time() - changed),
+        "received": len(received),
+        "ended": len(ended),
+        "failed": sum("raised " in line for line in ended),
+        "broker_lost": bool(lost) and (not connected or lines.index(lost[-1]) > connected[-1]),
+        "last": lines[-1][:300] if lines else "",
+    }
+
+
+def workers_answer(setting) -> dict:
+    """Whether the live worker answers a ping. It costs a start of the application, so it is asked only on suspicion."""
+    if not setting.celery_application:
+        raise Absent("the application has no Celery")
+    context = checks.Context(setting.environment_file, setting.environment_keys, setting.app_root, setting.user)
+    options = {
+        "application": setting.celery_application,
+        "worker_pattern": "worker-{colour}@{node}",
+        "timeout_seconds": 12.0,
+        "min_workers": 1,
+    }
+    try:
+        outcome = checks.KINDS["celery"].function(options, context)
+    except probe.ProbeError as error:
+        return {"asked": True, "answers": False, "message": str(error)}
+    return {
+        "asked": True,
+        "answers": outcome.status == checks.HEALTHY,
+        "message": outcome.error,
+        "workers": outcome.data.get("workers", []),
+    }

@@ -1,0 +1,89 @@
+"""Collect evidence: all parts at the same time, each within its own limit, the whole within another.
+
+A part is a function (Setting) -> data that reads one thing. What fails or hangs is evidence itself:
+    {"status": "ok|failed|hung|absent", "seconds": 0.1, "error": "...", ...data}
+absent: the host does not have what the part looks at (no PostgreSQL, no container engine).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import NamedTuple
+
+from ..host import probe
+from .redact import redact_tree
+
+OK, FAILED, HUNG, ABSENT = "ok", "failed", "hung", "absent"
+# What the engine itself says about a part; a part's own data may not use these names.
+RESERVED = ("status", "seconds", "error")
+
+
+class Part(NamedTuple):
+    """What is collected, for whom and how long it may take."""
+
+    function: object
+    areas: tuple
+    seconds: float = 5.0
+    functions: tuple = ()  # only on hosts with one of these; empty: on all
+
+
+class Absent(Exception):
+    """The host does not have this; str() says what."""
+
+
+def chosen(parts: dict, area: str, functions) -> dict:
+    """Return the parts of an area that a host with these functions has; `all` is all of the diagnosis.
+
+    The checklists want more, which is no part of it: it takes long, or is about what goes wrong slowly.
+    """
+    return {
+        name: part
+        for name, part in parts.items()
+        if (area in part.areas or area == "checklist" or area == "all" and part.areas != ("checklist",))
+        and (not part.functions or set(part.functions) & set(functions))
+    }
+
+
+def ask(part: Part, setting) -> dict:
+    """Run one part; whatever happens becomes data."""
+    started = time.monotonic()
+    try:
+        answer = dict(part.function(setting), status=OK)
+    except Absent as nothing:
+        answer = {"status": ABSENT, "error": str(nothing)}
+    except probe.ProbeError as error:
+        answer = {"status": HUNG if error.reason == "timeout" else FAILED, "error": str(error), "reason": error.reason}
+    except Exception as error:  # noqa: BLE001 - one part's fault must not hide the others.
+        answer = {"status": FAILED, "error": "%s: %s" % (type(error).__name__, error)}
+    if answer["status"] != OK and not answer["error"].strip():
+        # Without a reason nobody can put it right.
+        answer["error"] = "it ended without saying why"
+    answer["seconds"] = round(time.monotonic() - started, 3)
+    return answer
+
+
+def collect(parts: dict, setting, limit: float = 15.0) -> dict:
+    """Return {name: data} of all parts, redacted, after `limit` seconds at the latest."""
+    answers = {}
+
+    def work(name, part):
+        answers[name] = ask(part, setting)
+
+    began = time.monotonic()
+    threads = {
+        name: threading.Thread(target=work, args=(name, part), daemon=True, name=name) for name, part in parts.items()
+    }
+    for thread in threads.values():
+        thread.start()
+    for name, thread in threads.items():
+        allowed = min(parts[name].seconds, limit)
+        thread.join(max(0.0, began + allowed - time.monotonic()))
+    # The late ones go on by themselves; what they say now is not heard any more.
+    heard = dict(answers)
+    for name, part in parts.items():
+        if name not in heard:
+            seconds = min(part.seconds, limit)
+            heard[name] = {"status": HUNG, "seconds": seconds, "error": "no answer within %g s" % seconds}
+    probe.kill_children()
+    return redact_tree({name: heard[name] for name in parts}, setting.secrets())

@@ -1,0 +1,300 @@
+"""Read the ends of logs: what went wrong, how often, when last; and how the web server answered."""
+
+from __future__ import annotations
+
+import calendar
+import datetime
+import glob
+import gzip
+import json
+import os
+import re
+import time
+import zlib
+from typing import Optional
+
+from ..host import safe_files
+from ..host.percentile import percentile
+from ..logging.ecs import as_lines
+from .engine import Absent
+
+_TAIL = 256 * 1024
+# How much of a log is read where it was rotated since, and how much of a packed file.
+_MOST = 1 << 20
+_MOST_UNPACKED = 8 << 20
+
+
+def tail(path: str, limit: int = _TAIL) -> str:
+    """Return the last bytes of a file, from the beginning of a line."""
+    content = safe_files.read_tail(path, limit + 1)
+    if len(content) > limit:
+        content = content.partition(b"\n")[2]
+    return content.decode("utf-8", "replace")
+
+
+def unpacked(path: str, limit: int) -> bytes:
+    """Return the first bytes of a file that gzip has packed."""
+    try:
+        with os.fdopen(safe_files.open_file(path), "rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
+            return stream.read(limit)
+    except (EOFError, zlib.error) as error:
+        raise OSError("%s is damaged: %s" % (path, error)) from error
+
+
+# When a line was written. An epoch's zone is known; of the others it is the host's, where they do not say UTC.
+# In brackets as gunicorn and Celery write it, behind the level as the published application does.
+_TIME = re.compile(
+    r"^(?:\[|[A-Z]{4,8} )?(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)"
+    r"(?:[.,](\d{1,9}))?(?: ?(Z|UTC|[+-]\d\d:?\d\d))?"
+)
+_REDIS_TIME = re.compile(r"^\d+:\w (\d\d) (\w{3}) (\d{4}) (\d\d):(\d\d):(\d\d)")
+_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+
+
+def moment(line: str) -> Optional[float]:
+    """Return when a line was written, as an epoch; None where it does not begin with a time."""
+    match = _TIME.match(line)
+    if match:
+        at = _epoch(tuple(int(word) for word in match.groups()[:6]), match[8])
+        return at if at is None or not match[7] else at + float("0." + match[7])
+    match = _REDIS_TIME.match(line)
+    if match and match[2] in _MONTHS:
+        parts = (int(match[3]), _MONTHS.index(match[2]) + 1, int(match[1]), int(match[4]), int(match[5]), int(match[6]))
+        return _epoch(parts, None)
+    return None
+
+
+def _epoch(parts: tuple, zone: Optional[str]) -> Optional[float]:
+    try:
+        if zone in ("Z", "UTC"):
+            return float(calendar.timegm(parts + (0, 0, 0)))
+        if zone:
+            hours, minutes = int(zone[1:3]), int(zone[-2:])
+            offset = (hours * 3600 + minutes * 60) * (-1 if zone[0] == "-" else 1)
+            return float(calendar.timegm(parts + (0, 0, 0)) - offset)
+        # mktime() takes a 99th month for a later year.
+        return time.mktime(datetime.datetime(*parts).timetuple()[:8] + (-1,))
+    except (ValueError, OverflowError):
+        return None
+
+
+_BAD = re.compile(
+    r"\b(ERROR|CRITICAL|FATAL|PANIC|emerg|alert|crit|error)\b|^[\w.]+(?:Error|Exception|Warning)?: |Traceback|\[error\]"
+    r"|# (?:MISCONF|Failed|Can't|Error|Background saving error)|Too many open files|No space left|Permission denied"
+)
+# The level as gunicorn and Django, Celery, nginx and PostgreSQL write it; where there is one, it alone decides.
+_LEVEL = re.compile(
+    r"^(debug|info|warning|error|critical) \d{4}-\d\d-\d\d "
+    r"|\[(debug|info|notice|warn|warning|error|crit|critical|alert|emerg)\]"
+    r"|: (debug|info|warning|error|critical)/"
+    r"|\] +(?:\S+ )?(log|statement|detail|hint|context|notice|warning|error|fatal|panic):  ",
+    re.I,
+)
+_BAD_LEVELS = frozenset(("error", "crit", "critical", "alert", "emerg", "fatal", "panic"))
+_EXCEPTION = re.compile(
+    r"^((?:[A-Za-z_][\w]*\.)*[A-Z]\w*(?:Error|Exception|Configured|Exist|Refused|Timeout|Warning|Denied|NotFound|Interrupt|Exit|Full))(?::\s*(.*))?$"
+)
+
+
+def entries(text: str, zone_offset: float = 0.0) -> list:
+    """Return [(moment, lines)]: a line that begins with a time, with those below it that do not (a traceback)."""
+    found = []
+    for line in text.splitlines():
+        at = moment(line)
+        if at is not None or not found:
+            found.append((at, [line]))
+        elif len(found[-1][1]) < 400:
+            found[-1][1].append(line)
+    return found
+
+
+def is_bad(line: str) -> bool:
+    """Tell whether a line complains: a logger that is called error may have nothing to say but that it started."""
+    level = _LEVEL.search(line)
+    if level:
+        return next(filter(None, level.groups())).lower() in _BAD_LEVELS
+    return bool(_BAD.search(line))
+
+
+def _pattern_of(line: str) -> str:
+    """Return a line without what differs from one event to the next."""
+    # A line of a megabyte would be looked at for minutes, in which no other part gets a word in.
+    line = re.sub(r"^[\[\d/:TZ.,+ -]+\]?\s*", "", line[:1000])
+    return re.sub(r"\b(0x)?[0-9a-f]*\d[0-9a-f]*\b", "#", line)[:160]
+
+
+def problems(text: str, since: float, limit: int = 8) -> list:
+    """Return what went wrong since a moment, the most recent first: {text, exception, count, first, last}."""
+    groups = {}
+    latest = since
+    for at, lines in entries(text):
+        # A log whose lines bear no time is judged as a whole: its end is the newest.
+        latest = at if at is not None else latest
+        if latest < since:
+            continue
+        raised = [line for line in lines if _EXCEPTION.match(line.strip())]
+        if not raised and not is_bad(lines[0]):
+            continue
+        # The last exception is the one that ended it; the first line says where.
+        exception = raised[-1].strip() if raised else ""
+        key = _pattern_of(exception or lines[0])
+        group = groups.setdefault(key, {"count": 0, "first": latest, "exception": "", "text": ""})
+        where = [line.strip() for line in lines if line.strip().startswith('File "')]
+        group.update(
+            count=group["count"] + 1, last=latest, exception=exception[:300], text=lines[0].strip()[:300],
+            where=where[-1][:200] if where else "",
+        )  # fmt: skip
+    return sorted(groups.values(), key=lambda group: -group["last"])[:limit]
+
+
+def newest(pattern: str) -> Optional[str]:
+    """Return the file of a pattern that was written last."""
+    return max(((status.st_mtime, path) for path, status in safe_files.find(pattern)), default=(0, None))[1]
+
+
+def first_moment(text: str) -> Optional[float]:
+    """Return when the first line with a time was written."""
+    return next(filter(None, map(moment, text.splitlines())), None)
+
+
+def end_of(path: str, limit: int) -> tuple:
+    """Return the last bytes of a file, which may be packed, and whether that is all of it."""
+    if not path.endswith(".gz"):
+        return tail(path, limit), safe_files.status(path).st_size <= limit
+    content = unpacked(path, _MOST_UNPACKED + 1)
+    return content[-limit:].decode("utf-8", "replace"), len(content) <= min(limit, _MOST_UNPACKED)
+
+
+def since_then(path: str, since: float) -> tuple:
+    """Return what a log says since a moment, out of the rotated files too, and whether it was read back to it."""
+    text, whole = end_of(path, _TAIL)
+    began = first_moment(text)
+    if not whole and (began is None or began > since):
+        text, whole = end_of(path, _MOST)
+        began = first_moment(text)
+    rotated = os.path.join(os.path.dirname(path), glob.escape(os.path.basename(path)) + "[.-]*")
+    # What was written last before the moment says nothing since.
+    older = sorted((status.st_mtime, one) for one, status in safe_files.find(rotated))
+    older = [one for at, one in older if at >= since]
+    while whole and older and (began is None or began > since) and len(text) < _MOST:
+        more, whole = end_of(older.pop(), _MOST - len(text))
+        text = more + text
+        began = first_moment(text)
+    return text, (began is not None and began <= since) or (whole and not older)
+
+
+def complaints(path: str, since: float) -> dict:
+    """Return what one log complains about."""
+    try:
+        status = safe_files.status(path)
+        text, reached = since_then(path, since)
+    except OSError as error:
+        return {"path": path, "error": str(error), "reached": False, "problems": []}
+    return {
+        "path": path,
+        "bytes": status.st_size,
+        "changed": status.st_mtime,
+        "reached": reached,
+        "problems": problems(as_lines(text), since),
+    }
+
+
+def together(found: list, limit: int = 8) -> dict:
+    """Return several logs of one part as one, called by that which complained last."""
+    ordered = sorted(found, key=lambda one: -max((problem["last"] for problem in one["problems"]), default=0))
+    merged = sorted((problem for one in found for problem in one["problems"]), key=lambda problem: -problem["last"])
+    joined = dict(ordered[0], reached=all(one["reached"] for one in found), problems=merged[:limit])
+    errors = [one["error"] for one in found if "error" in one]
+    return dict(joined, error=errors[0]) if errors else joined
+
+
+def logs(setting) -> dict:
+    """What the logs of the last hours complain about."""
+    since, found = time.time() - setting.hours * 3600, {}
+    for name, patterns in setting.logs.items():
+        paths = [newest(pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+        if any(paths):
+            found[name] = together([complaints(path, since) for path in paths if path])
+    return {"files": found, "hours": setting.hours}
+
+
+# --- the web server's access log -------------------------------------------------------------------------------------
+
+
+def answers(lines, since: float) -> list:
+    """Return [(epoch, status, seconds, upstream status)] of lines of JSON as role nginx writes them."""
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            at = _access_time(entry)
+            if at is not None and since <= at < float("inf"):
+                seconds = entry.get("request_time")
+                found.append((at, int(entry["status"]), float(seconds) if seconds not in (None, "", "-") else 0.0))
+        # Binary garbage has lines that are JSON: a number, or too many brackets.
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            continue
+    return found
+
+
+def _access_time(entry: dict) -> Optional[float]:
+    for name in ("time", "@timestamp", "time_iso8601", "msec", "time_local"):
+        value = entry.get(name)
+        if isinstance(value, (int, float)):
+            return float(value)
+        if isinstance(value, str) and value:
+            if re.fullmatch(r"\d+(\.\d+)?", value):
+                return float(value)
+            try:
+                return datetime.datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
+            except ValueError:
+                continue
+    return None
+
+
+def summary(found: list, now: float, hours: float, slots: int = 48) -> dict:
+    """Return counts by class, p95 and a series for a chart."""
+    width = hours * 3600.0 / slots
+    series = [{"requests": 0, "errors": 0, "seconds": []} for _slot in range(slots)]
+    for at, status, seconds in found:
+        slot = series[max(0, min(slots - 1, int((at - (now - hours * 3600.0)) / width)))]
+        slot["requests"] += 1
+        slot["errors"] += status >= 500
+        slot["seconds"].append(seconds)
+    recent = [one for one in found if one[0] >= now - 300]
+    return {
+        "requests": len(found),
+        "by_status": {str(code): sum(one[1] == code for one in found) for code in sorted({one[1] for one in found})},
+        "recent": {
+            "requests": len(recent),
+            "errors": sum(one[1] >= 500 for one in recent),
+            "p95_seconds": round(percentile([one[2] for one in recent], 0.95), 3),
+            "by_status": {
+                str(code): sum(one[1] == code for one in recent) for code in sorted({one[1] for one in recent})
+            },
+        },
+        "series": [
+            {
+                "at": int(now - hours * 3600.0 + (number + 1) * width),
+                "requests": slot["requests"],
+                "errors": slot["errors"],
+                "p95_seconds": round(percentile(slot["seconds"], 0.95), 3),
+            }
+            for number, slot in enumerate(series)
+        ],
+    }
+
+
+def requests(setting) -> dict:
+    """How the web server has answered in the last hours."""
+    now, path = time.time(), setting.access_log
+    since = now - setting.hours * 3600
+    if not os.path.exists(path):
+        raise Absent("there is no %s" % path)
+    text = tail(path, 4 << 20)
+    if len(text) < 1 << 20 and os.path.exists(path + ".1"):
+        # Rotated a moment ago.
+        text = tail(path + ".1", 1 << 20) + text
+    elif len(text) < 1 << 16 and os.path.exists(path + ".2.gz"):
+        text = unpacked(path + ".2.gz", 1 << 20).decode("utf-8", "replace") + text
+    return summary(answers(text.splitlines(), since), now, setting.hours)

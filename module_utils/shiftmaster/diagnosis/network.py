@@ -1,0 +1,514 @@
+"""Evidence of the network: who listens, what the firewall refuses, names, certificates, what answers."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import glob
+import ipaddress
+import json
+import os
+import pwd
+import re
+import socket
+import threading
+import time
+
+from ..health import checks
+from ..host import probe
+from .engine import Absent
+from .host import read_file
+
+# --- listeners -------------------------------------------------------------------------------------------------------
+
+
+def parse_ss(text: str) -> list:
+    """Return the rows of `ss -Hltnp`: address, port, and who listens."""
+    found = []
+    for line in text.splitlines():
+        words = line.split(None, 5)
+        if len(words) < 5:
+            continue
+        address, _colon, port = words[3].rpartition(":")
+        programs = re.findall(r'\("([^"]+)",pid=(\d+)', words[5] if len(words) > 5 else "")
+        if port.isdigit():
+            found.append(
+                {
+                    "address": address.strip("[]").partition("%")[0],
+                    "port": int(port),
+                    "programs": sorted({name for name, _pid in programs}),
+                    "pids": sorted({int(pid) for _name, pid in programs}),
+                    "waiting": int(words[1]) if words[1].isdigit() else 0,
+                    "queue": int(words[2]) if words[2].isdigit() else 0,
+                }
+            )
+    return found
+
+
+_EVERYWHERE = ("0.0.0.0", "*", "::", "127.0.0.1", "::1")
+
+
+def ports(setting) -> dict:
+    """Who listens on TCP; and of the ports that must be served, by whom they are."""
+    code, text, error = probe.run(["ss", "-Hltnp"], 3.0)
+    if code != 0:
+        raise probe.ProbeError("error", "ss", error.strip()[:200])
+    listeners = parse_ss(text)
+    expected = []
+    for port, program in setting.ports.items():
+        holders = [one for one in listeners if one["port"] == int(port)]
+        # Names of programs are cut to 15 letters, and PostgreSQL's is "postgres". The rightful one may hold the port of
+        # one address while it tries for the other.
+        strange = [
+            one
+            for one in holders
+            if one["address"] in _EVERYWHERE
+            and one["programs"]
+            and not any(name.startswith(program[:8]) for name in one["programs"])
+        ]
+        expected.append(
+            {
+                "port": int(port),
+                "program": program,
+                "listens": bool(holders),
+                "by": sorted({name for one in strange or holders for name in one["programs"]}),
+                "foreign": bool(strange),
+            }
+        )
+    return {"listeners": listeners[:80], "expected": expected}
+
+
+# --- firewall --------------------------------------------------------------------------------------------------------
+
+
+def refusals(ruleset: dict, interesting, known=()) -> list:
+    """Return the rules that drop or reject what ShiftMaster needs: {table, chain, ports, addresses, sure, packets}.
+
+    Our own table is not looked at: its policy is to drop, and what it lets in is tested by what answers. `sure` is a
+    rule for everybody, or for one of the known addresses; another may be meant for a stranger (fail2ban, a list of
+    blocked addresses) or for what is inside of a container engine.
+    """
+    chains = {}
+    found = []
+    for entry in ruleset.get("nftables", []):
+        if "chain" in entry:
+            chain = entry["chain"]
+            chains[(chain["family"], chain["table"], chain["name"])] = chain
+        rule = entry.get("rule")
+        if not rule or rule.get("table") == "shiftmaster":
+            continue
+        expressions = rule.get("expr", [])
+        verdict = next((name for one in expressions for name in ("drop", "reject") if name in one), None)
+        if verdict is None or any("limit" in one for one in expressions):
+            continue
+        ports, addresses, packets, narrow, ours = set(), [], 0, False, True
+        for one in expressions:
+            if "xt" in one:
+                # Something of iptables that nft does not understand.
+                narrow = narrow or not isinstance(one["xt"], dict) or one["xt"].get("name") != "comment"
+            elif "match" in one:
+                left, right = one["match"].get("left"), one["match"].get("right")
+                field = left.get("payload", {}).get("field") if isinstance(left, dict) else None
+                other = one["match"].get("op", "==") == "!="
+                if isinstance(right, str) and right.startswith("@"):
+                    # A set with a name is filled and emptied by a program.
+                    narrow = True
+                    if field in ("saddr", "daddr"):
+                        addresses.append("%s %s" % (field, right))
+                elif field == "dport" and not other:
+                    ports |= _ports_of(right)
+                elif field in ("saddr", "daddr"):
+                    addresses.append("%s %s%s" % (field, "!= " if other else "", _words(right)))
+                    # Where none is known, only a rule for everybody is surely for the others.
+                    hit = any(_covers(right, its) != other for its in known) if known else not other
+                    ours = ours and hit and (bool(known) or _covers(right, _NOBODY))
+                elif left == {"ct": {"key": "state"}} and "new" in (right if isinstance(right, list) else [right]):
+                    pass  # Every connection begins so.
+                elif field not in ("protocol", "nexthdr") and not (
+                    isinstance(left, dict)
+                    and left.get("meta", {}).get("key") in ("l4proto", "nfproto", "iifname", "oifname")
+                ):
+                    narrow = True
+            packets += one.get("counter", {}).get("packets", 0) if isinstance(one.get("counter"), dict) else 0
+        chain = chains.get((rule["family"], rule["table"], rule["chain"]), {})
+        hit = sorted(ports & set(interesting)) or (
+            sorted(interesting) if not ports and addresses and not narrow else []
+        )
+        if hit or (not ports and not addresses and not narrow and chain.get("hook") in ("input", "output")):
+            found.append(
+                {
+                    "table": "%s %s" % (rule["family"], rule["table"]),
+                    "chain": rule["chain"],
+                    "handle": rule.get("handle"),
+                    "hook": chain.get("hook") or "",
+                    "verdict": verdict,
+                    "ports": hit,
+                    "addresses": addresses,
+                    "sure": ours and not narrow,
+                    "packets": packets,
+                }
+            )
+    for (family, table, name), chain in chains.items():
+        if chain.get("hook") in ("input", "output") and chain.get("policy") == "drop" and table != "shiftmaster":
+            found.append(
+                {
+                    "table": "%s %s" % (family, table), "chain": name, "handle": None, "hook": chain["hook"],
+                    "verdict": "policy drop", "ports": [], "addresses": [], "sure": True, "packets": 0,
+                }
+            )  # fmt: skip
+    return found
+
+
+def _ports_of(right) -> set:
+    if isinstance(right, int):
+        return {right}
+    if isinstance(right, dict) and "set" in right:
+        return set().union(*(_ports_of(one) for one in right["set"]))
+    if isinstance(right, dict) and "range" in right:
+        low, high = right["range"]
+        return set(range(low, high + 1))
+    return set()
+
+
+# Nobody's: only a rule for everybody covers it.
+_NOBODY = "192.0.2.255"
+
+
+def _covers(right, address: str) -> bool:
+    """Tell whether addresses of a rule hold an address."""
+    if isinstance(right, dict) and "set" in right:
+        return any(_covers(one, address) for one in right["set"])
+    with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
+        its = ipaddress.ip_address(address)
+        if isinstance(right, dict) and "range" in right:
+            low, high = (ipaddress.ip_address(one) for one in right["range"])
+            return low <= its <= high
+        return its in ipaddress.ip_network(_words(right), strict=False)
+    return False
+
+
+def _words(right) -> str:
+    if isinstance(right, dict) and "prefix" in right:
+        return "%s/%s" % (right["prefix"].get("addr"), right["prefix"].get("len"))
+    return right if isinstance(right, str) else json.dumps(right)
+
+
+def addresses_of(names: list, hosts_file: str) -> list:
+    """Return the addresses of names by themselves or by /etc/hosts; a name server may be what is shut out."""
+    found = []
+    for name in names:
+        with contextlib.suppress(ValueError):
+            found.append(str(ipaddress.ip_address(name)))
+            continue
+        rows = (line.partition("#")[0].split() for line in hosts_file.splitlines())
+        found += [row[0] for row in rows if name in row[1:]]
+    return found
+
+
+def firewall(setting) -> dict:
+    """Whether our table is loaded, and which rules beside it refuse what ShiftMaster needs."""
+    try:
+        code, text, error = probe.run(["nft", "--json", "list", "ruleset"], 4.0)
+    except probe.ProbeError as problem:
+        if problem.reason == "missing":
+            raise Absent("nft is not installed")
+        raise
+    if code != 0:
+        raise probe.ProbeError("error", "nft", error.strip()[:200])
+    try:
+        ruleset = json.loads(text or '{"nftables": []}')
+        tables = [
+            "%s %s" % (entry["table"]["family"], entry["table"]["name"])
+            for entry in ruleset["nftables"]
+            if "table" in entry
+        ]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        said = " ".join(text.split())[:100]
+        raise probe.ProbeError("error", "garbage", "nft gave no answer that can be read: %s" % said)
+    return {
+        "tables": tables,
+        "ours": "inet shiftmaster" in tables,
+        "refusals": refusals(
+            ruleset,
+            [int(port) for port in setting.ports] + setting.remote_ports,
+            addresses_of([peer["address"] for peer in setting.peers], read_file(setting.path("/etc/hosts"))),
+        )[:20],
+    }
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+_QUERY = b"\x53\x4d\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01"
+
+
+def name_server_answers(address: str, seconds: float = 2.0) -> bool:
+    """Tell whether a name server answers at all; that it knows no such name is an answer, too."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as connection:
+        connection.settimeout(seconds)
+        connection.connect((address.partition("%")[0], 53))
+        connection.send(_QUERY)
+        return connection.recv(512)[:2] == _QUERY[:2]
+    return False
+
+
+def names(setting) -> dict:
+    """Whether the names that this host needs have an address, and how long that takes."""
+    servers = re.findall(r"^\s*nameserver\s+(\S+)", read_file(setting.path("/etc/resolv.conf")), re.M)
+    found = []
+
+    def ask(name, own=False):
+        began = time.monotonic()
+        entry = {"name": name, "own": own}
+        try:
+            addresses = {row[4][0] for row in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+            entry["addresses"] = sorted(addresses)[:4]
+        except OSError as error:
+            entry["error"] = error.strerror or str(error)
+        entry["seconds"] = round(time.monotonic() - began, 2)
+        found.append(entry)
+
+    answering = {}
+
+    def ask_server(address):
+        answering[address] = name_server_answers(address)
+
+    hostname = socket.gethostname()
+    threads = [threading.Thread(target=ask, args=(name,), daemon=True) for name in setting.names]
+    # Its own name is shown; nothing of ShiftMaster needs it.
+    threads.append(threading.Thread(target=ask, args=(hostname, True), daemon=True))
+    threads += [threading.Thread(target=ask_server, args=(address,), daemon=True) for address in servers[:3]]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 4.0
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    heard = list(found)
+    heard += [
+        {"name": name, "own": False, "error": "no answer within 4 s", "seconds": 4.0}
+        for name in setting.names
+        if name not in {entry["name"] for entry in heard if not entry["own"]}
+    ]
+    return {
+        "servers": [{"address": address, "answers": answering.get(address, False)} for address in servers[:3]],
+        "hostname": hostname,
+        "names": sorted(
+            (entry for entry in heard if not entry["own"]), key=lambda entry: setting.names.index(entry["name"])
+        ),
+        "own": next((entry for entry in heard if entry["own"]), None),
+        "hosts_has_localhost": bool(
+            re.search(r"^\s*127\.0\.0\.1\s.*\blocalhost\b", read_file(setting.path("/etc/hosts")), re.M)
+        ),
+    }
+
+
+# --- certificates ----------------------------------------------------------------------------------------------------
+
+
+def certificates(setting) -> dict:
+    """Until when each certificate is valid, in its file and as it is shown."""
+    found, now = [], datetime.datetime.now(datetime.timezone.utc)
+    for one in setting.certificates:
+        entry = {"name": one["name"], "file": one.get("file") or ""}
+        try:
+            on_disk = probe.certificate_file(one["file"]) if one.get("file") else []
+            if on_disk:
+                # Of a chain the part that ends first counts.
+                entry.update(_validity(min(on_disk, key=lambda certificate: certificate.not_after), now))
+        except probe.ProbeError as error:
+            entry.update(error=str(error), reason=error.reason)
+            on_disk = []
+        if one.get("port"):
+            try:
+                shown = probe.certificate_served("localhost", int(one["port"]), one.get("server_name"), 3.0)
+                entry["shown"] = _validity(shown, now)
+                entry["differs"] = bool(on_disk) and shown.fingerprint != on_disk[0].fingerprint
+            except probe.ProbeError as error:
+                entry["shown"] = {"error": str(error), "reason": error.reason}
+        found.append(entry)
+    return {"certificates": found}
+
+
+def _validity(certificate, now) -> dict:
+    return {
+        # In the zone of this host, as all that it says.
+        "not_after": certificate.not_after.astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "days_left": round((certificate.not_after - now).total_seconds() / 86400.0, 1),
+        "too_early": certificate.not_before > now,
+    }
+
+
+# --- HTTP and connections --------------------------------------------------------------------------------------------
+
+
+def http(setting) -> dict:
+    """How the application answers, from the inside to the outside: its socket, the local listener, the public site."""
+    found = {}
+
+    def ask(name, target):
+        try:
+            result = probe.http_get(
+                health_checks_context(setting).fill(target["url"]), target.get("path", "/"), target.get("host"), 4.0,
+                {"X-Forwarded-Proto": "https"}, False,
+            )  # fmt: skip
+        except probe.ProbeError as error:
+            found[name] = {"error": str(error), "reason": error.reason, "status": None}
+            return
+        entry = {
+            "status": result.status,
+            "milliseconds": round(result.seconds * 1000, 1),
+            "where": health_checks_context(setting).fill(target["url"]),
+            # What a visitor's session is named by is nobody else's.
+            "headers": {name: value for name, value in list(result.headers.items())[:30] if name != "set-cookie"},
+        }
+        if result.error:
+            entry.update(error=result.error, reason=result.reason)
+        elif result.status >= 400:
+            entry.update(body=re.sub(r"<[^>]*>|\s+", " ", result.body)[:400], server=result.headers.get("server", ""))
+            entry["maintenance"] = "x-maintenance" in result.headers
+        if target.get("deep") and result.body:
+            try:
+                entry["parts"] = {
+                    part: {"status": check.get("status"), "error": str(check.get("error") or "")[:300]}
+                    for part, check in (json.loads(result.body).get("checks") or {}).items()
+                }
+            except (ValueError, AttributeError):
+                pass
+        found[name] = entry
+
+    threads = [
+        threading.Thread(target=ask, args=(name, target), daemon=True) for name, target in setting.http_targets.items()
+    ]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 4.6
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    heard = dict(found)
+    return {
+        name: heard.get(name) or {"error": "no answer within 4 s", "reason": "timeout", "status": None}
+        for name in setting.http_targets
+    }
+
+
+def health_checks_context(setting):
+    return checks.Context(setting.environment_file, setting.environment_keys, setting.app_root, setting.user)
+
+
+def peers(setting) -> dict:
+    """Whether the other hosts' parts can be reached from here: address, port, and the reason where not."""
+    found = []
+
+    def ask(peer):
+        entry = dict(peer)
+        try:
+            entry["milliseconds"] = probe.tcp_connect(peer["address"], int(peer["port"]), timeout=3.0)["latency_ms"]
+        except probe.ProbeError as error:
+            entry.update(error=str(error), reason=error.reason)
+        found.append(entry)
+
+    threads = [threading.Thread(target=ask, args=(peer,), daemon=True) for peer in setting.peers]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 3.5
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    if not setting.peers:
+        raise Absent("this host needs no other")
+    return {"peers": sorted(found, key=lambda one: (one["host"], one["port"]))}
+
+
+# --- the web server's configuration ----------------------------------------------------------------------------------
+
+_UPSTREAM = re.compile(r"^\s*upstream\s+(\S+)\s*\{(.*?)^\s*\}", re.M | re.S)
+
+
+# What nginx -t makes where it is not there: logs, its process's number, folders, and a socket to listen on.
+_NGINX_MAKES = re.compile(
+    r"^\s*(?:(?:access_log|error_log|pid|[a-z]+_(?:body_)?temp_path|[a-z]+_cache_path)\s+|listen\s+unix:)[\"']?(/[^\s;\"']+)",
+    re.M,
+)
+_NGINX_SECONDS = 2.0
+
+
+def nginx_text(folder: str) -> str:
+    """Return the configuration with what it includes, as far as that is there to be read."""
+    seen, todo, texts = set(), [os.path.join(folder, "nginx.conf")], []
+    while todo and len(seen) < 200:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            texts.append(read_file(path))
+            for pattern in re.findall(r"^\s*include\s+[\"']?([^;\"']+)", texts[-1], re.M):
+                todo += sorted(glob.glob(os.path.join(folder, pattern)))
+    return "\n".join(texts)
+
+
+def nginx_would_write(setting, text: str) -> str:
+    """Return what nginx -t would make or give to somebody else; empty where it only reads."""
+    # A path with a variable is opened when somebody asks for a page.
+    paths = [path for path in _NGINX_MAKES.findall(text) if "$" not in path]
+    for path in paths:
+        if not os.path.lexists(setting.path(path)):
+            return path
+    user = re.search(r"^\s*user\s+([\w-]+)", text, re.M)
+    if not user:
+        return "user"
+    # Its own folders are made, and given to its user.
+    for name in ("body", "fastcgi", "proxy", "scgi", "uwsgi"):
+        path = os.path.join("/var/lib/nginx", name)
+        try:
+            owner = pwd.getpwuid(os.stat(setting.path(path)).st_uid).pw_name
+        except (OSError, KeyError):
+            return path
+        if owner != user[1]:
+            return path
+    return ""
+
+
+def nginx_configuration(setting, folder: str) -> dict:
+    """Return whether the running nginx could read its configuration anew: {tested, error, why_not}."""
+    pid = read_file(setting.path("/run/nginx.pid")).strip()
+    if not pid.isdigit() or not os.path.isdir(os.path.join(setting.proc, pid)):
+        # At a start it says so itself.
+        return {"tested": False, "why_not": "nginx does not run"}
+    would = nginx_would_write(setting, nginx_text(folder))
+    if would:
+        return {"tested": False, "why_not": "nginx -t would make or change %s" % would}
+    try:
+        # It says nothing into its log either.
+        command = ["nginx", "-t", "-q", "-e", "stderr", "-c", os.path.join(folder, "nginx.conf")]
+        code, _stdout, said = probe.run(command, _NGINX_SECONDS)
+    except probe.ProbeError as error:
+        # It asks for the addresses of names, which may take long.
+        return {"tested": False, "why_not": str(error)}
+    error = " ".join(line for line in said.splitlines() if "[emerg]" in line or "[crit]" in line) or said
+    return {"tested": True, "error": "" if code == 0 else _NGINX_PREFIX.sub(r"\1", " ".join(error.split()))[:400]}
+
+
+# The time and the process's number say nothing here.
+_NGINX_PREFIX = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (\[\w+\]) \d+#\d+:(?= )|^nginx: ")
+
+
+def nginx(setting) -> dict:
+    """Where the web server leads, read from its files; and whether it could read them anew."""
+    folder = setting.path("/etc/nginx")
+    if not os.path.isdir(folder):
+        raise Absent("nginx is not installed")
+    site = os.path.join(folder, "sites-enabled", "shiftmaster")
+    upstreams = []
+    for path in sorted(glob.glob(os.path.join(folder, "sites-enabled", "*"))):
+        for name, body in _UPSTREAM.findall(read_file(path)):
+            for server in re.findall(r"^\s*server\s+([^;\s]+)[^;]*;", body, re.M):
+                entry = {"upstream": name, "server": server, "file": path}
+                if server.startswith("unix:"):
+                    entry["exists"] = os.path.exists(server[len("unix:") :])
+                    entry["expected"] = server == "unix:%s/active/socket" % setting.app_root
+                upstreams.append(entry)
+    switch = os.path.join(setting.app_root, "shared", "maintenance", "on")
+    found = {"site_enabled": os.path.exists(site), "upstreams": upstreams[:20], "maintenance": os.path.exists(switch)}
+    found["configuration"] = nginx_configuration(setting, folder)
+    if found["maintenance"]:
+        found["maintenance_since"] = os.path.getmtime(switch)
+    return found

@@ -1,0 +1,233 @@
+"""Evidence of systemd's units, the journal, what changed lately, and containers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+
+from ..host import probe
+from . import logs
+from .engine import Absent
+from .host import numbers, read
+
+_PROPERTIES = (
+    "Id",
+    "LoadState",
+    "ActiveState",
+    "SubState",
+    "Result",
+    "UnitFileState",
+    "NRestarts",
+    "MainPID",
+    "ExecMainStatus",
+    "ExecMainCode",
+    "ActiveEnterTimestamp",
+    "ActiveEnterTimestampMonotonic",
+    "InactiveEnterTimestamp",
+    "LimitNOFILE",
+    "ControlGroup",
+)
+_LINES = 12
+
+
+def units(setting) -> dict:
+    """The units that matter here, each with its last words where it is not well; and every other one that failed."""
+    wanted = list(setting.units)
+    rows = probe.parse_unit_list(_systemctl(["list-units", "--all", "--plain", "--no-legend", "--full"]))
+    names = wanted + [row["Id"] for row in rows if setting.is_ours(row["Id"]) or row.get("ActiveState") == "failed"]
+    blocks = probe.parse_units(_systemctl(["show", "--property=" + ",".join(_PROPERTIES), "--", *dict.fromkeys(names)]))
+    found, groups = {}, processes_by_group(setting.proc)
+    for block in blocks:
+        ago = seconds_ago(block.get("ActiveEnterTimestampMonotonic"))
+        found[block["Id"]] = unit = {
+            "unit": block["Id"],
+            "required": any(block["Id"] in (name, name + ".service") for name in wanted),
+            "load": block.get("LoadState"),
+            "active": block.get("ActiveState"),
+            "sub": block.get("SubState"),
+            "result": block.get("Result"),
+            "enabled": block.get("UnitFileState"),
+            "restarts": int(block.get("NRestarts") or 0),
+            "exit_status": int(block.get("ExecMainStatus") or 0),
+            "since": block.get("ActiveEnterTimestamp") or block.get("InactiveEnterTimestamp") or "",
+            "active_seconds_ago": ago,
+            "active_at": None if ago is None else round(time.time() - ago, 1),
+            "pid": int(block.get("MainPID") or 0),
+            "open_files_limit": block.get("LimitNOFILE"),
+        }
+        unit["well"] = unit["active"] in ("active", "reloading") or (
+            not unit["required"] and unit["active"] != "failed" and unit["sub"] != "auto-restart"
+        )
+        unit.update(unit_processes(setting, block.get("ControlGroup") or "", groups))
+        if not unit["well"] or unit["restarts"]:
+            unit["last_words"] = journal_of(unit["unit"])
+    return {"units": list(found.values())}
+
+
+def seconds_ago(microseconds):
+    """Return how long ago a moment of the monotonic clock was, None where there was none."""
+    moment = int(microseconds or 0) / 1e6
+    return round(time.clock_gettime(time.CLOCK_MONOTONIC) - moment, 1) if moment else None
+
+
+def processes_by_group(proc: str) -> dict:
+    """Return {control group: [process]} by what the kernel says of each process."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for pid in os.listdir(proc):
+            if pid.isdigit():
+                for path in {line.rsplit(":", 1)[-1] for line in read(proc, pid, "cgroup").splitlines()}:
+                    found.setdefault(path, []).append(pid)
+    return found
+
+
+def unit_processes(setting, group: str, groups: dict) -> dict:
+    """Return how many processes a unit has, and which of them are stopped or wait for a disk."""
+    pids = [pid for path, inside in groups.items() if group and (path + "/").startswith(group + "/") for pid in inside]
+    states = {}
+    for pid in pids[:200]:
+        match = re.search(r"^State:\s+(\w)", read(setting.proc, pid, "status"), re.M)
+        if match:
+            states[match.group(1)] = states.get(match.group(1), 0) + 1
+    frozen = numbers(read(setting.cgroup, group.lstrip("/"), "cgroup.events")).get("frozen", 0) if group else 0
+    return {
+        "processes": len(pids),
+        "stopped": states.get("T", 0),
+        "waiting_for_disk": states.get("D", 0),
+        "frozen": frozen,
+    }
+
+
+def journal_of(unit: str, lines: int = _LINES) -> list:
+    """Return the last lines of a unit, with what systemd says of it."""
+    try:
+        code, text, _error = probe.run(
+            ["journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=%d" % lines, "--unit=" + unit], 3.0
+        )
+    except probe.ProbeError:
+        return []
+    return [line[:300] for line in text.splitlines()] if code == 0 else []
+
+
+def _systemctl(arguments) -> str:
+    code, stdout, stderr = probe.run(["systemctl", "--no-pager", *arguments], 6.0)
+    if code != 0:
+        raise probe.ProbeError("error", "systemd", "systemctl: %s" % stderr.strip()[:200])
+    return stdout
+
+
+def journal(setting) -> dict:
+    """What was written to the journal as an error in the last hours, the most frequent first; and restarts."""
+    code, text, error = probe.run(
+        [
+            "journalctl", "--no-pager", "--quiet", "--output=json", "--priority=3", "--lines=400",
+            "--since=-%dmin" % int(setting.hours * 60), "--output-fields=MESSAGE,_SYSTEMD_UNIT,UNIT,SYSLOG_IDENTIFIER",
+        ],
+        4.0,
+    )  # fmt: skip
+    if code not in (0, 1):
+        raise probe.ProbeError("error", "journal", error.strip()[:200] or "journalctl ended with %d" % code)
+    return {"problems": parse_journal(text)}
+
+
+def parse_journal(text: str) -> list:
+    """Return [{unit, text, count, last}] of `journalctl --output=json`."""
+    groups = {}
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        message = entry.get("MESSAGE") if isinstance(entry, dict) else None
+        if not isinstance(message, str):
+            continue
+        unit = entry.get("UNIT") or entry.get("_SYSTEMD_UNIT") or entry.get("SYSLOG_IDENTIFIER") or ""
+        key = (unit, re.sub(r"\d+", "#", message)[:120])
+        group = groups.setdefault(key, {"unit": unit, "count": 0})
+        group.update(
+            count=group["count"] + 1, text=message[:300], last=int(entry.get("__REALTIME_TIMESTAMP") or 0) / 1e6
+        )
+    return sorted(groups.values(), key=lambda group: -group["last"])[:15]
+
+
+_STARTS = re.compile(
+    r"^(?P<at>\d+\.\d+) \S+ systemd\[1\]: (?P<what>Started|Stopped|Starting|Failed) ?(?:to start )?(?P<text>.*)$"
+)
+
+
+def changes(setting) -> dict:
+    """What was done to the host lately: packages, restarts of units, reboots."""
+    events = []
+    for line in _last_lines(setting.path("/var/log/dpkg.log"), 64 * 1024):
+        match = re.match(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (install|upgrade|remove|purge) (\S+) (\S+) (\S+)", line)
+        if match:
+            at = logs.moment(line)
+            events.append({"at": at, "kind": "package", "text": "%s %s %s" % (match[2], match[3], match[5])})
+    since = "--since=-%dmin" % int(setting.hours * 60)
+    try:
+        code, text, _error = probe.run(
+            [
+                "journalctl", "--no-pager", "--quiet", "--output=short-unix", since,
+                "--lines=600", "_PID=1", "--grep=^(Started|Stopped|Failed to start) ",
+            ],
+            3.0,
+        )  # fmt: skip
+    except probe.ProbeError:
+        text = ""
+    for line in text.splitlines():
+        match = _STARTS.match(line)
+        if match and setting.mentions_ours(match["text"]):
+            events.append(
+                {"at": float(match["at"]), "kind": "unit", "text": "%s %s" % (match["what"], match["text"][:120])}
+            )
+    return {
+        "events": sorted((event for event in events if event["at"]), key=lambda event: event["at"])[-60:],
+        "reboot_required": os.path.exists(setting.path("/run/reboot-required")),
+    }
+
+
+def _last_lines(path: str, limit: int) -> list:
+    try:
+        return logs.tail(path, limit).splitlines()
+    except OSError:
+        return []
+
+
+def containers(setting) -> dict:
+    """Containers, where there is an engine."""
+    for engine in ("docker", "podman"):
+        try:
+            code, text, error = probe.run([engine, "ps", "--all", "--no-trunc", "--format", "{{json .}}"], 3.0)
+        except probe.ProbeError as problem:
+            if problem.reason == "missing":
+                continue
+            raise
+        if code == 0:
+            return {"engine": engine, "containers": parse_containers(text)}
+        if "Cannot connect" in error or "no such file" in error.lower():
+            continue
+        raise probe.ProbeError("error", "engine", error.strip()[:200])
+    raise Absent("no container engine runs")
+
+
+def parse_containers(text: str) -> list:
+    """Return the rows of `docker ps --format '{{json .}}'`."""
+    found = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        names = row.get("Names")
+        found.append(
+            {
+                "name": names if isinstance(names, str) else ",".join(names or []),
+                "image": row.get("Image", ""),
+                "state": row.get("State", ""),
+                "status": row.get("Status", ""),
+            }
+        )
+    return found[:50]

@@ -1,0 +1,188 @@
+"""Evidence for the checklists: what goes wrong slowly, or is only looked at now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+
+from ..backup import manifest as backup_manifest
+from ..host import probe
+from ..monitoring import figures
+from ..monitoring.prometheus import PrometheusError
+from .database import ask
+from .history import prometheus_of
+from .host import journal
+
+
+def logins(setting) -> dict:
+    """Log-ins that failed at ssh in a day, and at the application by the web server's log."""
+    text = journal(
+        [
+            "--output=cat", "--since=-24h", "--lines=5000", "--identifier=sshd", "--identifier=sshd-session",
+            "--identifier=sudo", "--identifier=su", "--grep=" + _FAILED_LOGIN,
+        ],
+        6.0,
+    )  # fmt: skip
+    return parse_logins(text)
+
+
+# One line for each attempt: at ssh the name, PAM's complaint and the password are three of the same.
+_FAILED_LOGIN = r"Failed (password|keyboard-interactive)|pam_unix\((sudo|su|su-l):auth\): authentication failure"
+
+
+def parse_logins(text: str) -> dict:
+    """Return how many failed, and from where most came."""
+    sources = {}
+    lines = [line for line in text.splitlines() if re.search(_FAILED_LOGIN, line)]
+    for line in lines:
+        match = re.search(r"(?:from|rhost=)\s*([0-9a-fA-F.:]{3,})", line)
+        if match:
+            sources[match.group(1)] = sources.get(match.group(1), 0) + 1
+    top = sorted(sources.items(), key=lambda one: -one[1])[:5]
+    return {"failed": len(lines), "sources": [{"address": address, "count": count} for address, count in top]}
+
+
+def updates(setting) -> dict:
+    """Upgrades that wait, by what this host last heard of its repositories."""
+    # Without its caches it writes nothing.
+    command = ["apt-get", "--simulate", "--quiet"]
+    for option in ("Debug::NoLocking=true", "Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache=", "Dir::Log=/dev/null"):
+        command += ["-o", option]
+    code, text, error = probe.run([*command, "dist-upgrade"], 12.0)
+    if code != 0:
+        raise probe.ProbeError("error", "apt", error.strip()[:200])
+    age = None
+    for path in ("/var/lib/apt/periodic/update-success-stamp", "/var/lib/apt/lists"):
+        with contextlib.suppress(OSError):
+            age = round((time.time() - os.stat(setting.path(path)).st_mtime) / 3600.0, 1)
+            break
+    return dict(
+        parse_updates(text), heard_hours_ago=age, reboot_required=os.path.exists(setting.path("/run/reboot-required"))
+    )
+
+
+def parse_updates(text: str) -> dict:
+    """Return what `apt-get --simulate` would install."""
+    rows = re.findall(r"^Inst (\S+) (?:\[[^\]]*\] )?\(\S+ ([^)]*)\)", text, re.M)
+    security = [name for name, source in rows if "security" in source.lower()]
+    return {"waiting": len(rows), "security": len(security), "security_packages": security[:20]}
+
+
+def accounts(setting) -> dict:
+    """Users of the application that nobody has used for 90 days, and rights that were changed in a day."""
+    queries = {
+        "inactive": (
+            "SELECT count(*) FILTER (WHERE is_active) AS active, count(*) FILTER (WHERE is_active AND "
+            "coalesce(last_login, date_joined) < now() - interval '90 days') AS unused FROM public.auth_user"
+        ),
+        "changed": (
+            "SELECT count(*) AS count FROM public.django_admin_log l JOIN public.django_content_type c ON c.id = l.content_type_id "
+            "WHERE c.app_label = 'auth' AND l.action_time > now() - interval '1 day'"
+        ),
+    }
+    answers, errors = ask(setting, setting.database, queries, 6.0)
+    return {
+        "users": (answers.get("inactive") or [None])[0],
+        "rights_changed": answers["changed"][0]["count"] if answers.get("changed") else None,
+        "errors": errors,
+    }
+
+
+_RIGHTS = re.compile(r"\b(useradd|usermod|userdel|groupmod|gpasswd|passwd|chpasswd|visudo)\b")
+
+
+def rights_changed(setting) -> dict:
+    """Accounts and groups of the host that were changed in a day."""
+    text = journal(
+        [
+            "--output=short-iso", "--since=-24h", "--lines=200", "--identifier=useradd", "--identifier=usermod", "--identifier=userdel", "--identifier=groupmod",
+            "--identifier=gpasswd", "--identifier=passwd", "--identifier=chpasswd",
+        ],
+        5.0,
+    )  # fmt: skip
+    recent = []
+    for path in ("/etc/passwd", "/etc/group", "/etc/sudoers"):
+        with contextlib.suppress(OSError):
+            if time.time() - os.stat(setting.path(path)).st_mtime < 86400:
+                recent.append(path)
+    return {"events": [line[:200] for line in text.splitlines() if _RIGHTS.search(line)][-10:], "files": recent}
+
+
+def backups(setting) -> dict:
+    """What role backup's manifests say: each part's last good backup, and when the database was last restored as a proof."""
+    history = backup_manifest.history(os.path.join(setting.path(setting.backup_dir), "manifests"))
+    return dict(parse_backups(history.manifests, time.time()), unreadable=history.problems)
+
+
+def parse_backups(manifests: list, now: float) -> dict:
+    """Return of each part {name, daily, hours_ago, bytes, failed} (None where it was never good), and the last proof's age."""
+
+    def hours_ago(moment):
+        return round((now - backup_manifest.seconds_of(moment)) / 3600.0, 1)
+
+    parts, proven = {}, None
+    for manifest in manifests:
+        for name, part in manifest["parts"].items() if manifest["ended"] else ():
+            if part["result"] == "skipped":
+                continue
+            found = parts.setdefault(
+                name, {"name": name, "daily": name not in backup_manifest.WITHOUT_AGE, "hours_ago": None, "bytes": None}
+            )
+            found["failed"] = part["result"] not in backup_manifest.GOOD
+            if not found["failed"]:
+                found.update(hours_ago=hours_ago(part["ended"]), bytes=part["size_bytes"])
+            for item in part["verified"]:
+                if name == "database" and item["how"] == backup_manifest.RESTORED and item["good"]:
+                    proven = hours_ago(item["at"])
+    return {"parts": list(parts.values()), "proven_hours_ago": proven}
+
+
+# The filesystems that the alerts watch (monitoring/alerts/host.yml).
+_DISKS = '{fstype!~"tmpfs|ramfs|squashfs|iso9660|erofs"}'
+
+
+def monitoring(setting) -> dict:
+    """What Prometheus says of the night, of a week, and of itself."""
+    server = prometheus_of(setting, 8.0)
+    try:
+        alerts = server.now(
+            'max by (alertname, instance, severity) (max_over_time(ALERTS{alertstate="firing",severity!="none"}[14h]))'
+        )
+        down = server.now("up == 0")
+        return {
+            "alerts": sorted(
+                (
+                    {
+                        "name": labels.get("alertname"),
+                        "instance": labels.get("instance"),
+                        "severity": labels.get("severity"),
+                    }
+                    for labels, _value in alerts
+                ),
+                key=lambda one: (one["severity"] or "", one["name"] or ""),
+            )[:40],
+            "watchdog": bool(server.now('ALERTS{alertname="Watchdog",alertstate="firing"}')),
+            "targets": len(server.now("up")),
+            "targets_down": ["%s %s" % (labels.get("job"), labels.get("instance")) for labels, _value in down][:20],
+            "week": {
+                "p95_seconds": server.value(
+                    'histogram_quantile(0.95, sum by (le) (increase(nginx_http_request_duration_seconds_bucket{job="mtail",site="edge"}[7d])))'
+                ),
+                "disk_growth_percent": server.value(
+                    "100 * max(node_filesystem_avail_bytes%s offset 7d / node_filesystem_size_bytes%s offset 7d "
+                    "- node_filesystem_avail_bytes%s / node_filesystem_size_bytes%s)" % (4 * (_DISKS,))
+                ),
+                "full_in_days": server.value(
+                    "min((node_filesystem_avail_bytes%s / -deriv(node_filesystem_avail_bytes%s[7d])) > 0) / 86400"
+                    % (_DISKS, _DISKS)
+                ),
+                "requests": server.value('sum(increase(nginx_http_requests_total{job="mtail",site="edge"}[7d]))'),
+                "requests_before": server.value(
+                    'sum(increase(nginx_http_requests_total{job="mtail",site="edge"}[7d] offset 7d))'
+                ),
+            },
+        }
+    except (PrometheusError, figures.Untrusted) as error:
+        raise probe.ProbeError("down", "prometheus", str(error))

@@ -1,0 +1,722 @@
+"""The kinds of checks: each asks a probe and judges what it says.
+
+A check is a function (options, context) -> Outcome. Thresholds are exceeded, not reached: 80 warns above 80.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fnmatch
+import json
+import os
+import re
+import time
+import urllib.parse
+from typing import NamedTuple, Optional
+
+from ..host import envfile, probe, safe_files
+from ..host.probe import ProbeError
+from ..release.layout import Layout
+
+HEALTHY, WARNING, CRITICAL, UNHEALTHY, DOWN, ERROR = STATUSES = (
+    "healthy",
+    "warning",
+    "critical",
+    "unhealthy",
+    "down",
+    "error",
+)
+# From good to bad. A check that could not be made is worse than a warning: nothing is known.
+SEVERITY = (HEALTHY, WARNING, ERROR, UNHEALTHY, CRITICAL, DOWN)
+
+
+class Said(NamedTuple):
+    """A key of health_text.CATALOG and its values."""
+
+    key: str
+    values: dict
+
+
+class Outcome(NamedTuple):
+    status: str
+    detail: tuple = ()  # of Said
+    reason: str = ""  # chooses the hint
+    hint_values: dict = {}  # noqa: RUF012 - never written to
+    error: str = ""
+    data: dict = {}  # noqa: RUF012 - never written to
+
+
+def said(key: str, **values) -> tuple:
+    return (Said(key, values),)
+
+
+class Context:
+    """What all checks of one run share."""
+
+    def __init__(
+        self,
+        environment_file: Optional[str] = None,
+        environment_keys: Optional[dict] = None,
+        app_root: str = "/var/www/shiftmaster",
+        user: str = "shiftmaster",
+        proc: str = "/proc",
+    ):
+        self.environment_file = environment_file
+        self.keys = dict(ENVIRONMENT_KEYS, **(environment_keys or {}))
+        self.layout = Layout(app_root)
+        self.user = user
+        self.proc = proc
+
+    def environment(self) -> dict:
+        """Return the release's environment; read for each check, since it is small and a deploy may move it."""
+        if not self.environment_file:
+            raise ProbeError(ERROR, "environment", "no environment file is given")
+        try:
+            return envfile.parse(safe_files.read_bytes(self.environment_file).decode("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ProbeError(
+                ERROR,
+                "environment",
+                "%s cannot be read: %s"
+                % (self.environment_file, getattr(error, "strerror", None) or type(error).__name__),
+            )
+
+    def colour(self) -> Optional[str]:
+        return self.layout.active_colour()
+
+    def fill(self, text: str) -> str:
+        """Put the live colour and the application's folder into a text of the options."""
+        if "{colour}" in text:
+            colour = self.colour()
+            if colour is None:
+                raise ProbeError(DOWN, "live", "no release is live, so there is no colour")
+            text = text.replace("{colour}", colour)
+        text = text.replace("{node}", os.uname().nodename)
+        return text.replace("{app_root}", self.layout.root)
+
+
+ENVIRONMENT_KEYS = {
+    "database_url": "DATABASE_URL",
+    "database_name": "DB_NAME",
+    "database_user": "DB_USER",
+    "database_password": "DB_PASSWORD",
+    "database_host": "DB_HOST",
+    "database_port": "DB_PORT",
+    "database_sslmode": "DB_SSLMODE",
+    "database_sslrootcert": "PGSSLROOTCERT",
+    "health_token": "SHIFTMASTER_HEALTH_TOKEN",
+}
+
+
+def above(value: Optional[float], warning: Optional[float], critical: Optional[float]) -> str:
+    """Judge a value of which more is worse."""
+    if value is None:
+        return HEALTHY
+    if critical is not None and value > critical:
+        return CRITICAL
+    if warning is not None and value > warning:
+        return WARNING
+    return HEALTHY
+
+
+def below(value: float, warning: Optional[float], critical: Optional[float]) -> str:
+    """Judge a value of which less is worse."""
+    if critical is not None and value < critical:
+        return CRITICAL
+    if warning is not None and value < warning:
+        return WARNING
+    return HEALTHY
+
+
+def worst(statuses) -> str:
+    return max(statuses, key=SEVERITY.index, default=HEALTHY)
+
+
+def size(count: float) -> str:
+    """Return bytes in a person's unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return "%.4g %s" % (count, unit)
+        count /= 1024.0
+    return "%.4g TiB" % count
+
+
+# --- HTTP ------------------------------------------------------------------------------------------------------------
+
+
+def check_http(options: dict, context: Context) -> Outcome:
+    result = probe.http_get(
+        context.fill(options["url"]),
+        options.get("path") or "/",
+        options.get("host_header"),
+        options["timeout_seconds"],
+        options.get("headers"),
+        options.get("validate_certs", True),
+        options.get("ca_file"),
+    )
+    expected = options.get("expected_status") or [200]
+    milliseconds = round(result.seconds * 1000, 1)
+    data = {"latency_ms": None if result.error else milliseconds, "http_status": result.status}
+    if result.error:
+        state = UNHEALTHY if result.reason in ("tls", "certificate", "protocol") else DOWN
+        reason = "tls" if result.reason == "certificate" else result.reason
+        return Outcome(state, (), reason, _where(options["url"]), result.error, data)
+    if result.status not in expected:
+        return Outcome(UNHEALTHY, (), "status", {}, "HTTP %d" % result.status, data)
+    wanted = options.get("body_contains")
+    if wanted and wanted not in result.body:
+        return Outcome(UNHEALTHY, said("http.body", status=result.status, text=wanted), "status", {}, "", data)
+    for limit, status in ((options.get("critical"), CRITICAL), (options.get("warning"), WARNING)):
+        if limit is not None and milliseconds > limit:
+            return Outcome(status, said("http.slow", milliseconds=milliseconds, limit=limit), "slow", {}, "", data)
+    return Outcome(HEALTHY, said("http", status=result.status), data=data)
+
+
+def _where(url: str) -> dict:
+    host, port, path, _tls, _path = probe.split_target(url)
+    return {"where": path or "%s:%s" % (host, port), "server_name": host or "localhost"}
+
+
+def check_deep_health(options: dict, context: Context) -> Outcome:
+    return _deep(options, context, options.get("parts") or [])
+
+
+def check_migrations(options: dict, context: Context) -> Outcome:
+    return _deep(options, context, ["migrations"])
+
+
+def _deep(options: dict, context: Context, parts: list) -> Outcome:
+    """Ask the application itself; what it says about its parts is its own judgement."""
+    url = context.fill(options.get("url") or "unix:{app_root}/active/socket")
+    path = options.get("path") or "/health/deep/"
+    headers = dict(options.get("headers") or {})
+    token = _token(context)
+    if token:
+        headers["X-Health-Token"] = token
+    asked = path + ("?checks=" + ",".join(parts) if parts and "?" not in path else "")
+    result = probe.http_get(
+        url,
+        asked,
+        options.get("host_header"),
+        options["timeout_seconds"],
+        headers,
+        options.get("validate_certs", True),
+        options.get("ca_file"),
+    )
+    data = {"latency_ms": None if result.error else round(result.seconds * 1000, 1), "http_status": result.status}
+    hint = {"socket": url.replace("unix:", ""), "path": asked, "release": context.layout.active + "/release"}
+    if result.error:
+        state = UNHEALTHY if result.reason in ("tls", "certificate", "protocol") else DOWN
+        return Outcome(state, (), "http", hint, result.error, data)
+    if result.status not in (200, 503):
+        return Outcome(UNHEALTHY, said("deep.absent", status=result.status), "absent", hint, "", data)
+    try:
+        answer = json.loads(result.body)
+        checks = answer.get("checks")
+    except (ValueError, AttributeError):
+        return Outcome(UNHEALTHY, said("deep.not_json", status=result.status), "absent", hint, "", data)
+    if not isinstance(checks, dict):
+        return Outcome(ERROR, said("deep.closed"), "closed", hint, "", data)
+    missing = [part for part in parts if part not in checks]
+    if missing:
+        return Outcome(ERROR, said("deep.part_absent", parts=", ".join(missing)), "absent", hint, "", data)
+    judged = {part: check for part, check in checks.items() if not parts or part in parts}
+    data.update(version=answer.get("version"), release=answer.get("release"), parts=judged)
+    failed = [
+        "%s: %s" % (part, check.get("error") or check.get("status"))
+        for part, check in sorted(judged.items())
+        if check.get("status") not in (HEALTHY, "skipped")
+    ]
+    if failed:
+        broken = [check for check in judged.values() if check.get("status") not in (HEALTHY, "skipped")]
+        # Migrations that cannot be read are not migrations that wait.
+        pending = all("pending" in check or "pending" in str(check.get("error")) for check in broken)
+        return Outcome(UNHEALTHY, (), "parts" if pending else "http", hint, "; ".join(failed), data)
+    return Outcome(
+        HEALTHY,
+        said(
+            "deep",
+            version=answer.get("version") or "?",
+            parts=", ".join("%s %s" % (part, check.get("status")) for part, check in sorted(judged.items())),
+        ),
+        data=data,
+    )
+
+
+def _token(context: Context) -> Optional[str]:
+    """Return the token for the details, where the environment has one; the private socket needs none."""
+    try:
+        return context.environment().get(context.keys["health_token"]) or None
+    except ProbeError:
+        return None
+
+
+def check_tcp(options: dict, context: Context) -> Outcome:
+    figures = probe.tcp_connect(
+        options.get("host") or "localhost", options.get("port"), options.get("socket"), options["timeout_seconds"]
+    )
+    return Outcome(HEALTHY, said("tcp"), data=figures)
+
+
+# --- database and Redis ----------------------------------------------------------------------------------------------
+
+
+def postgres_target(options: dict, context: Context) -> probe.PostgresTarget:
+    """Take the options that are given, and of the release's environment what is not."""
+    found = {}
+    if context.environment_file and not options.get("run_as"):
+        environment, keys = context.environment(), context.keys
+        url = environment.get(keys["database_url"])
+        if url:
+            try:
+                found = probe.parse_postgres_url(url)._asdict()
+            except ValueError as error:
+                raise ProbeError(ERROR, "address", str(error))
+        else:
+            for field, key in (
+                ("host", "database_host"),
+                ("port", "database_port"),
+                ("database", "database_name"),
+                ("user", "database_user"),
+                ("password", "database_password"),
+                ("sslmode", "database_sslmode"),
+                ("sslrootcert", "database_sslrootcert"),
+            ):
+                if environment.get(keys[key]):
+                    found[field] = environment[keys[key]]
+    for field in ("host", "port", "database", "user", "sslmode", "run_as"):
+        if options.get(field) is not None:
+            found[field] = str(options[field])
+    target = probe.PostgresTarget(**found)
+    try:
+        probe.postgres_addresses(target)
+    except ValueError:
+        raise ProbeError(ERROR, "address", "the database's port is not a number")
+    return target
+
+
+def check_postgres(options: dict, context: Context) -> Outcome:
+    figures = probe.postgres_ping(postgres_target(options, context), options["timeout_seconds"])
+    status = above(figures["connections_percent"], options.get("warning"), options.get("critical"))
+    key = "postgres.standby" if figures["recovery"] else "postgres"
+    return Outcome(
+        status,
+        said(
+            key, version=figures["version"], connections=figures["connections"], percent=figures["connections_percent"]
+        ),
+        "connections",
+        {},
+        "",
+        figures,
+    )
+
+
+def check_redis(options: dict, context: Context) -> Outcome:
+    key = options.get("environment_key")
+    if key:
+        url = context.environment().get(key)
+        if not url:
+            raise ProbeError(ERROR, "address", "%s has no %s" % (context.environment_file, key))
+        try:
+            target = probe.parse_redis_url(url)
+        except ValueError as error:
+            raise ProbeError(ERROR, "address", "%s: %s" % (key, error))
+    else:
+        target = probe.RedisTarget(
+            options.get("host") or "localhost",
+            options.get("port") or 6379,
+            options.get("socket"),
+            tls=bool(options.get("tls")),
+            verify=options.get("validate_certs", True),
+            ca_file=options.get("ca_file"),
+        )
+    try:
+        figures = probe.redis_ping(target, options["timeout_seconds"])
+    except ProbeError as error:
+        if error.reason == "noauth" and options.get("allow_noauth"):
+            return Outcome(HEALTHY, said("redis.noauth"))
+        raise
+    detail = (
+        said("redis", version=figures["version"], role=figures.get("role", "?"))
+        if "version" in figures
+        else said("redis.plain")
+    )
+    if "persistence_error" in figures:
+        return Outcome(
+            CRITICAL, detail + said("redis.persistence", fields=figures["persistence_error"]), "disk", {}, "", figures
+        )
+    if "replication_error" in figures:
+        return Outcome(
+            WARNING,
+            detail + said("redis.replication", fields=figures["replication_error"]),
+            "replication",
+            {},
+            "",
+            figures,
+        )
+    # A cache that evicts is full by design.
+    percent = None if figures.get("evicts") else figures.get("used_memory_percent")
+    status = above(percent, options.get("warning"), options.get("critical"))
+    if status != HEALTHY:
+        return Outcome(status, detail + said("redis.memory", percent=percent), "memory", {}, "", figures)
+    return Outcome(HEALTHY, detail, data=figures)
+
+
+# --- Celery ----------------------------------------------------------------------------------------------------------
+
+
+def check_celery(options: dict, context: Context) -> Outcome:
+    from ..release.releasecode import ReleaseCode, ReleaseCodeError  # It needs pwd; the other kinds do without.
+
+    release = context.fill(options.get("release_dir") or "{app_root}/active/release")
+    application = options.get("application") or "shiftmaster"
+    pattern = context.fill(options.get("worker_pattern") or "*")
+    wanted = options.get("min_workers") or 1
+    timeout = options["timeout_seconds"]
+    if not os.path.isdir(release):
+        raise ProbeError(DOWN, "live", "there is no release at %s" % release)
+    started = time.monotonic()
+    # The wait for answers is part of the whole; the rest is for the application's import.
+    wait = max(1.0, min(3.0, timeout / 5.0))
+    argv = ["celery", "-A", application, "inspect", "ping", "--json", "--timeout", "%g" % wait]
+    if not probe.is_pattern(pattern):
+        argv += ["--destination", pattern]  # Then its answer is enough; otherwise the whole wait passes.
+    try:
+        done = ReleaseCode(release, user=context.user).run(argv, timeout=timeout)
+    except KeyError:
+        raise ProbeError(ERROR, "missing", "there is no user %s" % context.user)
+    except ReleaseCodeError as error:
+        text = str(error)
+        if "did not end" in text:
+            raise ProbeError(DOWN, "timeout", "celery inspect ping did not end within %g s" % timeout)
+        raise ProbeError(ERROR, "missing", text[:300])
+    data = {"latency_ms": round((time.monotonic() - started) * 1000, 1)}
+    names = [name for name in probe.parse_celery_ping(done.stdout) if fnmatch.fnmatchcase(name, pattern)]
+    data["workers"] = names
+    if len(names) >= wanted:
+        return Outcome(HEALTHY, said("celery", count=len(names), names=", ".join(names)), data=data)
+    if not names:
+        return Outcome(DOWN, (), "workers", {}, celery_failure(done.stderr + "\n" + done.stdout), data)
+    return Outcome(
+        UNHEALTHY,
+        said("celery.few", count=len(names), wanted=wanted, names=": " + ", ".join(names)),
+        "workers",
+        {},
+        "",
+        data,
+    )
+
+
+def celery_failure(text: str) -> str:
+    """Return the line that says what went wrong, without an address that may hold a password."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [
+        line
+        for line in lines
+        if line.startswith(
+            ("Error:", "kombu.", "redis.", "ModuleNotFoundError", "ImportError", "AttributeError", "Unable to load")
+        )
+    ]
+    line = (telling or lines or ["no worker answered"])[-1]
+    return re.sub(r"://[^@/\s]*@", "://***@", line)[:300]
+
+
+# --- systemd ---------------------------------------------------------------------------------------------------------
+
+
+def judge_unit(unit: dict) -> str:
+    """Return what the state of a unit that should run means."""
+    if unit.get("LoadState") not in ("loaded", None):
+        return DOWN
+    state = unit.get("ActiveState")
+    if state == "active":
+        # A oneshot or an umbrella may be "exited" and well.
+        return HEALTHY
+    if state == "reloading":
+        return HEALTHY
+    if state == "activating":
+        return UNHEALTHY if unit.get("SubState") == "auto-restart" else WARNING
+    return DOWN
+
+
+def check_systemd(options: dict, context: Context) -> Outcome:
+    names = [context.fill(name) for name in options.get("units") or []]
+    plain = [name for name in names if not probe.is_pattern(name)]
+    units = probe.unit_states(names, options["timeout_seconds"]) if names else []
+    states, problems, reason = [], [], "state"
+    for unit in units:
+        # Of a pattern's units only those that failed are wrong: an idle colour is stopped on purpose.
+        required = any(_same_unit(unit["Id"], name) for name in plain)
+        status = judge_unit(unit) if required else (DOWN if unit.get("ActiveState") == "failed" else HEALTHY)
+        states.append(status)
+        if status != HEALTHY:
+            problems.append(unit["Id"])
+            if unit.get("LoadState") == "not-found":
+                reason = "absent"
+    data = {
+        "units": [
+            {
+                "name": unit["Id"],
+                "active": unit.get("ActiveState"),
+                "sub": unit.get("SubState"),
+                "result": unit.get("Result"),
+                "restarts": int(unit.get("NRestarts") or 0),
+            }
+            for unit, status in zip(units, states)
+            if status != HEALTHY or any(_same_unit(unit["Id"], name) for name in plain)
+        ]
+    }
+    if problems:
+        told = "; ".join("%s %s" % (unit["Id"], _unit_words(unit)) for unit in units if unit["Id"] in problems)
+        return Outcome(worst(states), (), reason, {"units": " ".join(problems), "first": problems[0]}, told, data)
+    return Outcome(HEALTHY, said("units", count=sum(unit.get("ActiveState") == "active" for unit in units)), data=data)
+
+
+def _same_unit(identifier: str, name: str) -> bool:
+    return identifier == name or identifier == name + ".service"
+
+
+def _unit_words(unit: dict) -> str:
+    if unit.get("LoadState") not in ("loaded", None):
+        return unit.get("LoadState", "")
+    result = unit.get("Result", "success")
+    return "%s (%s%s)" % (unit.get("ActiveState"), unit.get("SubState"), "" if result == "success" else ", " + result)
+
+
+# --- the host --------------------------------------------------------------------------------------------------------
+
+
+def check_disk(options: dict, context: Context) -> Outcome:
+    mounts = probe.disk_usage(
+        context.proc, options.get("paths") or (), options.get("exclude") or (), options["timeout_seconds"]
+    )
+    return judge_disks(mounts, options.get("warning"), options.get("critical"))
+
+
+def judge_disks(mounts: list, warning: Optional[float], critical: Optional[float]) -> Outcome:
+    """Judge space and inodes of all mounts; the worst one gives the hint."""
+    findings = []  # (status, Said, reason, path)
+    for mount in mounts:
+        path = mount["path"]
+        if "error" in mount:
+            if mount["reason"] == "readonly":
+                findings.append((CRITICAL, Said("disk.readonly", {"path": path}), "readonly", path))
+            else:
+                status = {"timeout": DOWN, "missing": DOWN}.get(mount["reason"], ERROR)
+                findings.append(
+                    (status, Said("disk.problem", {"path": path, "error": mount["error"]}), "problem", path)
+                )
+            continue
+        space = above(mount["space_percent"], warning, critical)
+        if space != HEALTHY:
+            findings.append(
+                (
+                    space,
+                    Said(
+                        "disk.space_high",
+                        {"path": path, "percent": mount["space_percent"], "free": size(mount["free_bytes"])},
+                    ),
+                    "space",
+                    path,
+                )
+            )
+        inodes = above(mount["inodes_percent"], warning, critical)
+        if inodes != HEALTHY:
+            findings.append(
+                (
+                    inodes,
+                    Said(
+                        "disk.inodes_high",
+                        {"path": path, "percent": mount["inodes_percent"], "free": mount["free_inodes"]},
+                    ),
+                    "inodes",
+                    path,
+                )
+            )
+    data = {"mounts": mounts}
+    asked = [mount for mount in mounts if "error" not in mount]
+    fullest = max(asked, key=_fullness, default=None)
+    if fullest is not None:
+        data["usage_percent"] = _fullness(fullest)
+    if findings:
+        findings.sort(key=lambda finding: SEVERITY.index(finding[0]), reverse=True)
+        status, _said, reason, path = findings[0]
+        return Outcome(status, tuple(finding[1] for finding in findings), reason, {"path": path}, "", data)
+    if fullest is None:
+        raise ProbeError(ERROR, "missing", "no filesystem was found")
+    values = {"path": fullest["path"], "percent": _fullness(fullest), "count": len(mounts)}
+    if fullest["inodes_percent"] is not None and fullest["inodes_percent"] > fullest["space_percent"]:
+        return Outcome(HEALTHY, said("disk.inodes", **values), data=data)
+    return Outcome(HEALTHY, said("disk", free=size(fullest["free_bytes"]), **values), data=data)
+
+
+def _fullness(mount: dict) -> float:
+    return max(mount["space_percent"], mount["inodes_percent"] or 0.0)
+
+
+def check_memory(options: dict, context: Context) -> Outcome:
+    figures = probe.memory_usage(context.proc)
+    status = above(figures["usage_percent"], options.get("warning"), options.get("critical"))
+    return Outcome(
+        status,
+        said("memory", available=size(figures["available_bytes"]), total=size(figures["total_bytes"])),
+        "use",
+        {},
+        "",
+        figures,
+    )
+
+
+def check_certificate(options: dict, context: Context, now: Optional[datetime.datetime] = None) -> Outcome:
+    """Judge the file, what the server shows, or both."""
+    now = now or datetime.datetime.now(datetime.timezone.utc)
+    path, url = options.get("file"), options.get("url")
+    on_disk = probe.certificate_file(path) if path else []
+    certificates, differs, hint, latency = list(on_disk), False, {}, None
+    if url:
+        parts = urllib.parse.urlsplit(url if "://" in url else "https://" + url)
+        host, port = parts.hostname or "localhost", parts.port or 443
+        name = options.get("server_name")
+        hint = {"where": "%s:%d" % (host, port), "server_name": name or host}
+        started = time.monotonic()
+        served = probe.certificate_served(
+            host, port, name, options["timeout_seconds"], bool(options.get("verify_chain")), options.get("ca_file")
+        )
+        latency = round((time.monotonic() - started) * 1000, 1)
+        differs = bool(on_disk) and served.fingerprint != on_disk[0].fingerprint
+        certificates.append(served)
+    # Of a chain the part that ends first counts.
+    first = min(certificates, key=lambda certificate: certificate.not_after)
+    days = (first.not_after - now).total_seconds() / 86400.0
+    date = first.not_after.strftime("%Y-%m-%d")
+    data = {
+        "days_left": round(days, 1),
+        "not_after": first.not_after.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "served_differs": differs,
+    }
+    if latency is not None:
+        data["latency_ms"] = latency
+    late = max(certificate.not_before for certificate in certificates)
+    if days < 0:
+        status, detail = CRITICAL, said("certificate.expired", date=date, days=int(-days))
+    elif late > now:
+        status, detail = CRITICAL, said("certificate.early", date=late.strftime("%Y-%m-%d %H:%M UTC"))
+    else:
+        status = below(days, options.get("warning"), options.get("critical"))
+        detail = said("certificate", date=date, days=int(days))
+    reason = "expiry"
+    if differs:
+        detail += said("certificate.differs", file=path)
+        status = worst((status, WARNING))
+        if first is certificates[-1]:
+            reason = "differs"  # The new one is there already, and only needs to be read.
+    return Outcome(status, detail, reason, hint, "", data)
+
+
+def check_clock(options: dict, context: Context) -> Outcome:
+    return judge_clock(probe.clock_state(options["timeout_seconds"]), options.get("warning"), options.get("critical"))
+
+
+def judge_clock(state: dict, warning: Optional[float], critical: Optional[float]) -> Outcome:
+    offset = state["offset_seconds"]
+    if state["synchronised"]:
+        status = above(offset, warning, critical)
+        if offset is None:
+            return Outcome(status, said("clock", source=state["source"]), data=state)
+        return Outcome(
+            status, said("clock.offset", source=state["source"], milliseconds=offset * 1000), "offset", {}, "", state
+        )
+    if state["synchronised"] is None:
+        # Not a failure: a container cannot set its clock, and has its machine's.
+        if state["container"]:
+            return Outcome(HEALTHY, said("clock.container"), data=state)
+        return Outcome(ERROR, said("clock.unknown"), "unknown", {}, "", state)
+    return Outcome(WARNING, said("clock.not", source=state["source"]), "not", {}, "", state)
+
+
+# --- the release -----------------------------------------------------------------------------------------------------
+
+
+def check_release(options: dict, context: Context) -> Outcome:
+    from ..release.state import State, StateError
+
+    layout = context.layout
+    colour, release = layout.active_colour(), layout.current()
+    if colour is None or release is None:
+        return Outcome(DOWN, said("release.none"), "none")
+    data = {"release": release, "colour": colour}
+    if not os.path.isdir(os.path.join(layout.releases, release)):
+        return Outcome(CRITICAL, said("release.gone", colour=colour, release=release), "gone", {}, "", data)
+    try:
+        state = State(layout)
+    except (StateError, OSError) as error:
+        raise ProbeError(ERROR, "state", str(error))
+    data["status"] = state.status(release)
+    if data["status"] == "bad":
+        return Outcome(
+            CRITICAL,
+            said("release.bad", release=release, reason=state.releases[release].get("reason") or "?"),
+            "bad",
+            {},
+            "",
+            data,
+        )
+    if state.transition:
+        step = state.transition
+        data["transition"] = {key: step.get(key) for key in ("kind", "from", "to", "phase", "since")}
+        return Outcome(
+            WARNING,
+            said(
+                "release.transition",
+                kind=step.get("kind", "?"),
+                to=step.get("to", "?"),
+                phase=step.get("phase", "?"),
+                since=step.get("since", "?"),
+            ),
+            "transition",
+            {},
+            "",
+            data,
+        )
+    shown = check_maintenance(options, context)
+    if shown.status != HEALTHY:
+        return shown._replace(data=dict(data, maintenance=True))
+    return Outcome(HEALTHY, said("release", release=release, colour=colour), data=data)
+
+
+def check_maintenance(options: dict, context: Context) -> Outcome:
+    """The switch of the maintenance page: in a fleet it lies on the web hosts, where no release is."""
+    switch = os.path.join(context.layout.shared, "maintenance", "on")
+    if not os.path.exists(switch):
+        return Outcome(HEALTHY, said("maintenance"))
+    since = datetime.datetime.fromtimestamp(os.path.getmtime(switch)).astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    return Outcome(WARNING, said("release.maintenance", since=since), "maintenance", {}, "", {"maintenance": True})
+
+
+class Kind(NamedTuple):
+    function: object
+    timeout_seconds: float
+    warning: Optional[float] = None
+    critical: Optional[float] = None
+    unit: str = ""  # for hints
+    log: str = ""
+
+
+# What the server says of itself, and, where the application writes JSON, its own lines.
+_APP_LOG = "/var/log/shiftmaster/*.log"
+KINDS = {
+    "http": Kind(check_http, 10, None, None, "shiftmaster", _APP_LOG),
+    "deep_health": Kind(check_deep_health, 10, None, None, "shiftmaster", _APP_LOG),
+    "migrations": Kind(check_migrations, 10, None, None, "shiftmaster", _APP_LOG),
+    "tcp": Kind(check_tcp, 10),
+    "postgres": Kind(check_postgres, 10, 80, 90, "postgresql", "/var/log/postgresql/*.log"),
+    "redis": Kind(check_redis, 10, 80, 90, "redis-server", "/var/log/redis/redis-server.log"),
+    "celery": Kind(check_celery, 30, None, None, "'shiftmaster-worker@*'", _APP_LOG),
+    "systemd": Kind(check_systemd, 10),
+    "disk": Kind(check_disk, 10, 80, 90),
+    "memory": Kind(check_memory, 10, 80, 90),
+    "certificate": Kind(check_certificate, 10, 30, 7, "nginx", "/var/log/nginx/error.log"),
+    "clock": Kind(check_clock, 10, 0.1, 1),
+    "release": Kind(check_release, 10),
+    "maintenance": Kind(check_maintenance, 10),
+}

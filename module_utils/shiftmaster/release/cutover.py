@@ -1,0 +1,759 @@
+"""Move an installation from one release to another on one host, without a failed request, and back.
+
+The phases, in order; each is written to state.json before it begins, so that recover() can finish or revert whatever
+a killed run or a reboot left:
+
+    start     the idle colour's web and worker start; its worker takes tasks from a private queue only
+    gate      deep health on the private socket, worker ping, one canary task; failing here touches no traffic
+    quiesce   beat stops and the old workers cancel their consumers, before new code may send tasks they do not know
+    switch    one rename() of the `active` link
+    drain     requests that wait on the old socket are served
+    handover  the old workers end warm, tasks unknown to the target are set aside, the new workers and beat take over
+    watch     real traffic through nginx is judged; the old colour still runs
+    finish    the old colour stops; the release is live
+    put_back  the way back from any phase behind the gate
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import time
+from typing import Optional
+
+from ..host import points, probe, safe_files, units
+from ..host.printable import printable
+from ..host.units import UnitError, systemctl, unit
+from ..logging.ecs import as_lines
+from . import celery_driver, releases
+from .layout import COLOURS, Layout
+from .releasecode import Driver, ReleaseCode, ReleaseCodeError, tail
+from .state import State, audit
+
+PHASES = ("start", "gate", "quiesce", "switch", "drain", "handover", "watch", "finish", "put_back")
+RUN = "/run/shiftmaster"
+# So long a release that is being proven lets everybody else go first; on a host without a moment to spare no longer.
+YIELD_SECONDS = 15
+
+
+class CutoverError(Exception):
+    """A cutover did not succeed. str() says why and where the log is; .put_back says whether traffic had moved."""
+
+    def __init__(self, message: str, put_back: bool = False):
+        # It quotes logs, health checks and hooks of a release.
+        super().__init__(printable(message))
+        self.put_back = put_back
+
+
+def _canary_queue(colour: str) -> str:
+    # Of this host alone: another one's worker would take the canary, too, and prove nothing here.
+    return "shiftmaster.canary.%s.%s" % (os.uname().nodename, colour)
+
+
+def _worker(colour: str) -> str:
+    return "worker-%s@%s" % (colour, os.uname().nodename)
+
+
+class Cutover:
+    """One host's cutover. options:
+
+    user, celery_application ("" without Celery), beat (whether this host runs beat), fleet (whether other hosts work
+    on the same queues: then what fails here gives only its traffic back, and put_back() follows), health_path,
+    health_host, gate_attempts, gate_delay_seconds, gate_timeout_seconds, worker_gate_seconds, drain_grace_seconds,
+    drain_limit_seconds, worker_stop_seconds, hooks, logs (patterns of the
+    application's), run_id, who.
+    """
+
+    def __init__(self, layout: Layout, state: State, options: dict):
+        self.layout, self.state, self.options = layout, state, options
+        self.timings, self.notes, self._driver, self._clock = {}, [], None, time.monotonic()
+        self._yields_until = None
+
+    # -- the way forward ---------------------------------------------------------------------------------------------
+
+    def switch(self, target: str, kind: str) -> None:
+        """Bring target to serve, up to the phase watch. Raises CutoverError; then the old release serves as before."""
+        self.prepare(target, kind)
+        self.move()
+
+    def prepare(self, target: str, kind: str) -> None:
+        """Start target beside what serves, prove it, and let the old workers take no more tasks. Traffic stays."""
+        source = self.layout.current()
+        self.state.begin(
+            **{
+                "kind": kind,
+                "from": source,
+                "to": target,
+                "from_colour": self.layout.active_colour(),
+                "to_colour": self.layout.idle_colour(),
+                "phase": "start",
+                "run_id": self.options["run_id"],
+            }
+        )
+        self._audit("cutover_started")
+        try:
+            self._phase("start", self._start)
+            self._phase("gate", self._gate)
+        except Exception as error:
+            self._abandon(error)
+            raise CutoverError(str(error)) from error
+        finally:
+            self._close_driver_if_failed()
+        self._or_back(lambda: self._phase("quiesce", self._quiesce))
+
+    def move(self, with_tasks: bool = True) -> None:
+        """Move the traffic to what was prepared; without its tasks where another host may still send old ones."""
+
+        def work():
+            self._phase("switch", self._switch)
+            self._phase("drain", lambda: self._drain(self._t("from_colour")))
+            if with_tasks:
+                self._take_tasks()
+
+        self._or_back(work)
+
+    def end_tasks(self) -> None:
+        """End the old release's background work, once no host serves old code any more."""
+        if self._t("from_colour") is not None:
+            self._or_back(lambda: self._stop(self._t("from_colour"), ("beat", "worker")))
+
+    def take_tasks(self) -> None:
+        """Hand the background work over, once no host does old work any more."""
+        self._or_back(self._take_tasks)
+
+    def old_tasks(self) -> list:
+        """Return the tasks of what serves that the target does not know."""
+        source, target = self._t("from"), self._t("to")
+        known = set(releases.manifest(self.layout, target).get("tasks", []))
+        return sorted(set(releases.manifest(self.layout, source).get("tasks", [])) - known) if source else []
+
+    def _take_tasks(self) -> None:
+        self._phase("handover", self._handover)
+        self._hooks("after_rollback" if self._t("kind") == "rollback" else "after_cutover")
+        self._phase("watch", lambda: None)
+
+    def _or_back(self, work) -> None:
+        """Do a part of the way forward; where it fails, go back."""
+        target = self._t("to")
+        try:
+            work()
+        except Exception as error:
+            bad = not self.state.was_live(target)
+            try:
+                if self.options.get("fleet"):
+                    self.withdraw(str(error), bad)
+                else:
+                    self.put_back(str(error), bad)
+            except Exception as second:  # The release's own code may answer anything.
+                raise CutoverError(
+                    "%s\nGoing back is not finished: %s. %s answers people, background tasks wait. When that is"
+                    " mended, the next deploy.yml or rollback.yml finishes it"
+                    % (error, second, self.called(self.layout.current()))
+                ) from second
+            raise CutoverError(str(error), put_back=True) from error
+        finally:
+            self.close()
+
+    def finish(self) -> None:
+        """Let go of the old colour; from here on the target is live."""
+        self._phase("finish", self._finish)
+        self.close()
+
+    # -- the phases --------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        colour, target = self._t("to_colour"), self._t("to")
+        self._stop(colour, ("beat", "worker", "web"))
+        self._hooks("before_cutover", target)
+        self.layout.point_colour(colour, target)
+        self.note_log()
+        if self.options["celery_application"]:
+            self._hold_worker(colour)
+            systemctl("start", unit("worker", colour))
+            units.yield_to_others(unit("worker", colour), True)
+            self._driver_of(target)
+        try:
+            # It loads the application beside the traffic of the old one: that goes first.
+            with units.yielding(unit("web", colour), YIELD_SECONDS):
+                systemctl("start", unit("web", colour), timeout=self.options["gate_timeout_seconds"] + 90)
+        except UnitError as error:
+            raise CutoverError(
+                "%s does not start: %s\n%s" % (self.called(target), error, self.evidence(colour))
+            ) from error
+
+    def _gate(self) -> None:
+        colour, target = self._t("to_colour"), self._t("to")
+        self._yields_until = time.monotonic() + YIELD_SECONDS
+        # The worker first: deep health asks for one, and a failed attempt costs the whole pause between two.
+        if self.options["celery_application"]:
+            self._gate_worker(colour)
+        self._gate_web(colour, target)
+        self._yield_no_longer(colour)
+
+    def _yield_no_longer(self, colour: str) -> None:
+        self._yields_until = None
+        for kind in ("web", "worker"):
+            units.yield_to_others(unit(kind, colour), False)
+
+    def _gate_web(self, colour: str, target: str) -> None:
+        problem = "no attempt was made"
+        for attempt in range(self.options["gate_attempts"]):
+            if attempt:
+                self._wait_watching(colour, self.options["gate_delay_seconds"])
+            result = probe.http_get(
+                "unix:" + self.layout.socket(colour),
+                path=self.options["health_path"],
+                host=self.options["health_host"],
+                timeout=self.options["gate_timeout_seconds"],
+                headers={"X-Forwarded-Proto": "https"},
+            )
+            if result.status == 200:
+                found = _release_in(result.body)
+                if found in (None, "", target):
+                    return
+                problem = "release %s answers on the socket of %s" % (found, target)
+            elif result.status is None:
+                problem = result.error or "no answer"
+            else:
+                problem = "HTTP %d %s" % (result.status, _failed_checks(result.body))
+            self._wait_watching(colour, 0)
+        raise CutoverError(
+            "the health check %s of %s failed %d times: %s\n%s"
+            % (
+                self.options["health_path"],
+                self.called(target),
+                self.options["gate_attempts"],
+                problem.strip(),
+                self.evidence(colour),
+            )
+        )
+
+    def _wait_watching(self, colour: str, seconds: float) -> None:
+        """Wait, but not for a unit that has died: its end is the answer."""
+        deadline = time.monotonic() + seconds
+        while True:
+            if self._yields_until is not None and time.monotonic() > self._yields_until:
+                self._yield_no_longer(colour)
+            found = units.properties(unit("web", colour), "ActiveState", "NRestarts", "Result")
+            if found["ActiveState"] not in ("active", "reloading") or found.get("NRestarts", "0") != "0":
+                raise CutoverError(
+                    "%s does not start: %s ended (%s)\n%s"
+                    % (self.called(self._t("to")), unit("web", colour), found.get("Result"), self.evidence(colour))
+                )
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(0.5, left))
+
+    def _gate_worker(self, colour: str) -> None:
+        worker, deadline = _worker(colour), time.monotonic() + self.options["worker_gate_seconds"]
+        while not self._ask({"op": "ping", "worker": worker, "seconds": 1})["alive"]:
+            self._wait_watching(colour, 0)
+            found = units.properties(unit("worker", colour), "ActiveState", "NRestarts", "Result")
+            died = found["ActiveState"] not in ("active", "activating") or found.get("NRestarts", "0") != "0"
+            if died or time.monotonic() > deadline:
+                name = unit("worker", colour)
+                written = units.journal(name, 60)
+                raise CutoverError(
+                    "\n".join(
+                        [
+                            "the Celery worker of %s does not %s"
+                            % (self.called(self._t("to")), "start" if died else "answer")
+                        ]
+                        + ["cause: %s" % cause for cause in causes(written)]
+                        + [tail(written, 8), self._see(name)]
+                    )
+                )
+        left = max(5, int(deadline - time.monotonic()))
+        if not self._ask({"op": "canary", "worker": worker, "queue": _canary_queue(colour), "seconds": left})["ran"]:
+            raise CutoverError(
+                "the Celery worker of %s answers, but runs no task: the canary did not run in"
+                " %d s\n%s" % (self.called(self._t("to")), left, units.journal(unit("worker", colour)))
+            )
+
+    def _quiesce(self) -> None:
+        colour = self._t("from_colour")
+        if colour is None or not self.options["celery_application"]:
+            return
+        if self.options["beat"]:
+            self._stop(colour, ("beat",))
+        if units.active_state(unit("worker", colour)) != "active":
+            return
+        answer = self._ask({"op": "cancel", "worker": _worker(colour), "queues": self._queues(self._t("from"))})
+        if not answer["confirmed"]:
+            # It would discard tasks of the new code that it does not know: then rather no worker for a moment.
+            self.notes.append("the old worker did not confirm that it takes no more tasks, so it was stopped first")
+            self._stop(colour, ("worker",))
+
+    def _switch(self) -> None:
+        self.layout.activate(self._t("to_colour"))
+        points.reach("switched")
+        self._audit("switched")
+
+    def _drain(self, colour: Optional[str]) -> None:
+        """Wait until what was sent to a colour's socket before the rename has been taken from its accept queue."""
+        if colour is None:
+            return
+        time.sleep(self.options["drain_grace_seconds"])
+        deadline = time.monotonic() + self.options["drain_limit_seconds"]
+        while accept_queue(self.layout.socket(colour)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(self.options["drain_grace_seconds"])
+
+    def _handover(self) -> None:
+        self._pass_tasks(self._t("from"), self._t("from_colour"), self._t("to"), self._t("to_colour"))
+
+    def _pass_tasks(self, source, source_colour, target, target_colour) -> None:
+        """End one colour's background work and begin the other's."""
+        if not self.options["celery_application"]:
+            return
+        known = set(releases.manifest(self.layout, target).get("tasks", []))
+        unknown = set(releases.manifest(self.layout, source).get("tasks", [])) - known if source else set()
+        if source_colour is not None:
+            self._stop(source_colour, ("beat",))
+            state = units.active_state(unit("worker", source_colour))
+            if state == "failed" or (unknown and state != "inactive"):
+                # What it returns to the queue must be looked through before the target's worker may take it. One that
+                # has failed has ended already; its failure is over, and health would go on to tell of it.
+                self._stop(source_colour, ("worker",))
+            else:
+                systemctl("stop", "--no-block", unit("worker", source_colour))
+        queues = self._queues(target)
+        folder = os.path.join(self.layout.shared, "parked")
+        if unknown:
+            parked = self._ask(
+                {"op": "park", "queues": sorted(set(queues) | set(self._queues(source))), "folder": folder}
+            )
+            for task in parked["parked"]:
+                audit(self.layout, "task_parked", task=task["task"], id=task["id"], queue=task["queue"])
+            if parked["parked"]:
+                self.notes.append(
+                    "%d task(s) that %s does not know were set aside in %s; the next release that knows"
+                    " them runs them" % (len(parked["parked"]), target, folder)
+                )
+        if os.listdir(folder):
+            for task in self._ask({"op": "replay", "folder": folder})["replayed"]:
+                audit(self.layout, "task_replayed", task=task["task"], id=task["id"], queue=task["queue"])
+        self._free_worker(target_colour, queues)
+        if self.options["beat"]:
+            systemctl("start", unit("beat", target_colour))
+
+    def _finish(self) -> None:
+        old, target = self._t("from_colour"), self._t("to")
+        if old is not None:
+            self._stop(old, ("beat", "web"))
+        # The way back from a deploy leads to what it replaced; a rollback and a restart leave it as it is.
+        way_back = {"previous": self._t("from")} if self._t("kind") == "deploy" and self._t("from") != target else {}
+        self.state.set_status(target, "live", **way_back)
+        points.reach("live")
+        self._audit("live", previous=self._t("from"))
+        self.state.end()
+        if units.active_state("shiftmaster.service") == "failed":
+            # Somebody's `systemctl restart shiftmaster` was refused meanwhile; left so, its stop would stop nothing.
+            systemctl("start", "shiftmaster.service", timeout=180)
+
+    # -- the way back ------------------------------------------------------------------------------------------------
+
+    def _abandon(self, error: Exception) -> None:
+        """Leave a target that did not pass its gate; nothing else had been touched."""
+        target = self._t("to")
+        self._stop(self._t("to_colour"), ("beat", "worker", "web"))
+        self._free_file(self._t("to_colour"))
+        if not self.state.was_live(target):
+            self.state.set_status(target, "bad", _first_line(error))
+        self._audit("gate_failed", reason=str(error))
+        self.state.end()
+
+    def put_back(self, reason: str, bad: bool = True) -> None:
+        """Give traffic and tasks back to the release that served before; the schema is never touched."""
+        source, target = self._t("from"), self._t("to")
+        started = time.monotonic()
+        if not self._traffic_back(reason, bad):
+            return
+        try:
+            if self.options["celery_application"]:
+                self._tasks_back(source, target)
+        finally:
+            # Also where the tasks are not back: what failed does not go on beside what serves.
+            self._stop(self._t("to_colour"), ("beat", "worker", "web"))
+        self._hooks("after_rollback", source)
+        self.timings["put_back"] = round(time.monotonic() - started, 2)
+        self._audit("put_back", reason=reason)
+        self.state.end()
+        self.close()
+
+    def _tasks_back(self, source: str, target: str) -> None:
+        colour = self._t("from_colour")
+        self._close_driver()
+        self._driver_of(source)
+        if units.active_state(unit("worker", colour)) != "active":
+            self._stop(colour, ("worker",))
+            self._hold_worker(colour)
+            systemctl("start", unit("worker", colour))
+            self._ask({"op": "ping", "worker": _worker(colour), "seconds": self.options["worker_gate_seconds"]})
+        self._pass_tasks(target, self._t("to_colour"), source, colour)
+
+    def withdraw(self, reason: str, bad: bool = False) -> None:
+        """Give the traffic back and end the new release's background work; the old one's waits for put_back().
+
+        In a fleet it waits until no host serves new code: the old workers would discard tasks that they do not know.
+        """
+        if self._traffic_back(reason, bad):
+            self._stop(self._t("to_colour"), ("beat", "worker"))
+
+    def _traffic_back(self, reason: str, bad: bool) -> bool:
+        """Whether there is a release to go back to, to which the traffic goes now."""
+        target = self._t("to")
+        self.state.phase("put_back")
+        points.reach("put_back")
+        if bad and self._t("from") != target:
+            self.state.set_status(target, "bad", reason.splitlines()[0] if reason else "")
+        if self._t("from_colour") is None:
+            self.notes.append("there is no earlier release to go back to: %s keeps running" % target)
+            self._audit("not_put_back", reason=reason)
+            self.state.end()
+            return False
+        systemctl("start", unit("web", self._t("from_colour")))
+        if self.layout.active_colour() != self._t("from_colour"):
+            self.layout.activate(self._t("from_colour"))
+            self._drain(self._t("to_colour"))
+        return True
+
+    def recover(self) -> Optional[str]:
+        """Finish or revert what a killed run or a reboot left; returns a sentence about it, None where nothing was."""
+        if self.state.transition is None:
+            return self._find_active()
+        phase, source, target = self._t("phase"), self._t("from"), self._t("to")
+        if phase != "put_back" and self.layout.active_colour() == self._t("to_colour"):
+            try:
+                if units.active_state(unit("web", self._t("to_colour"))) != "active":
+                    systemctl("start", unit("web", self._t("to_colour")))
+                self._gate_web(self._t("to_colour"), target)
+                if phase in ("switch", "drain", "handover", "quiesce"):
+                    if self.options["celery_application"]:
+                        systemctl("start", unit("worker", self._t("to_colour")))
+                        self._ask(
+                            {
+                                "op": "ping",
+                                "worker": _worker(self._t("to_colour")),
+                                "seconds": self.options["worker_gate_seconds"],
+                            }
+                        )
+                    self._handover()
+                self._finish()
+                said = "a run that died in its phase %s had already switched to %s, which is healthy: finished" % (
+                    phase,
+                    target,
+                )
+            except Exception as error:
+                self.put_back(str(error))
+                said = "a run that died in its phase %s had switched to %s, which is not healthy: put back to %s" % (
+                    phase,
+                    target,
+                    source,
+                )
+        elif phase in ("start", "gate"):
+            self._stop(self._t("to_colour"), ("beat", "worker", "web"))
+            self._free_file(self._t("to_colour"))
+            self.state.end()
+            said = "a run that died in its phase %s left %s started beside the traffic: stopped" % (phase, target)
+        else:
+            self.put_back(
+                "the run died in its phase %s" % phase, bad=phase == "put_back" and self.state.status(target) == "bad"
+            )
+            said = "a run that died in its phase %s was reverted: %s serves" % (phase, source)
+        audit(self.layout, "recovered", what=said, run_id=self.options["run_id"], who=self.options["who"])
+        self.close()
+        return said
+
+    def _find_active(self) -> Optional[str]:
+        """Point the link `active` anew where somebody has removed it; returns a sentence, None where nothing was.
+
+        A host that has served before is never taken for a new one: a first deploy may run any migration.
+        """
+        if self.layout.current() is not None:
+            return None
+        live = {
+            name: entry["live_at"]
+            for name, entry in self.state.releases.items()
+            if entry.get("live_at") and entry["status"] == "live" and os.path.isdir(self.layout.release(name))
+        }
+        if not live:
+            return None
+        linked = [colour for colour in COLOURS if self.layout.release_of(colour) in live]
+        running = [colour for colour in linked if units.active_state(unit("web", colour)) == "active"]
+        if linked:
+            colour = max(running or linked, key=lambda one: live[self.layout.release_of(one)])
+        else:
+            colour = COLOURS[0]
+            self._stop(colour, ("beat", "worker", "web"))
+            self.layout.point_colour(colour, max(live, key=live.get))
+        self.layout.activate(colour)
+        said = "the link %s was gone; it leads to %s again, which served" % (self.layout.active, self.layout.current())
+        audit(self.layout, "recovered", what=said, run_id=self.options["run_id"], who=self.options["who"])
+        return said
+
+    def stop_others(self) -> list:
+        """Stop what runs in the colour that does not serve; returns the units. A worker that is ending may end."""
+        if self.state.transition is not None:
+            return []
+        running = self.others()
+        if running:
+            systemctl("stop", *running, timeout=self.options["worker_stop_seconds"] + 90)
+        return running
+
+    def others(self) -> list:
+        """Return the units that run in the colour that does not serve, where one serves."""
+        if self.layout.active_colour() is None:
+            return []
+        states = units.active_states([unit(kind, self.layout.idle_colour()) for kind in ("beat", "worker", "web")])
+        return [name for name, state in states.items() if state in ("active", "activating")]
+
+    def hold_background(self) -> None:
+        """Stop worker and beat of the release that serves: its tasks would meet a schema that is not its own."""
+        colour = self.layout.active_colour()
+        if colour is not None:
+            self._stop(colour, ("beat", "worker"))
+
+    def ensure_running(self, background: bool = True) -> list:
+        """Start what should run beside the release that serves and does not; returns the units.
+
+        A run that died in maintenance mode leaves its worker and beat stopped; without background they stay so. An
+        application that an operator has stopped as a whole stays stopped.
+        """
+        colour = self.layout.active_colour()
+        if colour is None or units.active_state("shiftmaster.service") != "active":
+            return []
+        missing = self.missing() if background else [name for name in self.missing() if name == unit("web", colour)]
+        if missing:
+            systemctl("start", *missing, timeout=180)
+        return missing
+
+    def missing(self) -> list:
+        """Return the units of the release that serves which do not run."""
+        states = units.active_states(wanted_units(self.options, self.layout.active_colour()))
+        return [name for name, state in states.items() if state != "active"]
+
+    def called(self, release: Optional[str]) -> str:
+        """Name a release as people know it."""
+        version = releases.manifest(self.layout, release).get("version", "") if release else ""
+        return "version %s (release %s)" % (version, release) if version else "release %s" % release
+
+    # -- tools -------------------------------------------------------------------------------------------------------
+
+    def _t(self, key: str):
+        return self.state.transition[key]
+
+    def _phase(self, name: str, work) -> None:
+        self.state.phase(name)
+        points.reach(name)
+        started = time.monotonic()
+        work()
+        self.timings[name] = round(time.monotonic() - started, 2)
+        if name == "switch":
+            self.timings["until_switched"] = round(time.monotonic() - self._clock, 2)
+
+    def _audit(self, event: str, **fields) -> None:
+        transition = self.state.transition
+        audit(
+            self.layout,
+            event,
+            kind=transition["kind"],
+            source=transition["from"],
+            target=transition["to"],
+            run_id=self.options["run_id"],
+            who=self.options["who"],
+            **fields,
+        )
+
+    def _hooks(self, phase: str, release: Optional[str] = None) -> None:
+        path = self.layout.release(release or self._t("to"))
+        for done in releases.run_hooks(path, self.options["hooks"], phase, self.options["user"]):
+            self.notes.append("hook %s (%s): %s" % (done["name"], phase, done["output"] or "done"))
+
+    def _stop(self, colour: str, kinds) -> None:
+        """Stop units of a colour and wait; a worker ends warm, within its unit's own time limit."""
+        for kind in kinds:
+            name = unit(kind, colour)
+            if units.active_state(name) not in ("inactive", "failed"):
+                # Web processes that are stopped have no traffic any more, but much to clean up.
+                with units.yielding(name, YIELD_SECONDS) if kind == "web" else contextlib.nullcontext():
+                    systemctl("stop", name, timeout=self.options["worker_stop_seconds"] + 90)
+            systemctl("reset-failed", name) if units.active_state(name) == "failed" else None
+
+    def _queue_file(self, colour: str) -> str:
+        return os.path.join(RUN, "worker-%s.env" % colour)
+
+    def _hold_worker(self, colour: str) -> None:
+        """Let the worker that starts next take tasks from its private queue only (until a reboot at the longest)."""
+        os.close(safe_files.open_directory(RUN, 0o755))
+        queues = 'SHIFTMASTER_QUEUES_OPTION="-Q %s"\n' % _canary_queue(colour)
+        safe_files.write(self._queue_file(colour), queues.encode(), 0o644)
+
+    def _free_file(self, colour: str) -> None:
+        try:
+            os.unlink(self._queue_file(colour))
+        except FileNotFoundError:
+            pass
+
+    def _free_worker(self, colour: str, queues) -> None:
+        """Let a worker take the application's tasks, now and after its next start."""
+        self._free_file(colour)
+        answer = self._ask({"op": "consume", "worker": _worker(colour), "queues": queues})
+        if not answer["confirmed"]:
+            self.notes.append("worker %s did not confirm its queues and was restarted" % _worker(colour))
+            systemctl("restart", unit("worker", colour), timeout=self.options["worker_stop_seconds"] + 90)
+        self._ask({"op": "cancel", "worker": _worker(colour), "queues": [_canary_queue(colour)]})
+
+    def _queues(self, release: Optional[str]) -> list:
+        if self.options.get("celery_queues"):
+            return list(self.options["celery_queues"])
+        return releases.manifest(self.layout, release).get("queues", []) if release else []
+
+    def _driver_of(self, release: str) -> Driver:
+        if self._driver is None:
+            self._driver = Driver(
+                ReleaseCode(self.layout.release(release), self.options["user"]),
+                celery_driver,
+                {"SHIFTMASTER_CELERY_APPLICATION": self.options["celery_application"]},
+            )
+        return self._driver
+
+    def _ask(self, request: dict) -> dict:
+        driver = self._driver_of(self._t("to"))
+        # The first answer comes once the release's code is loaded, which takes the worker about as long.
+        loading = max(60, self.options["worker_gate_seconds"])
+        try:
+            return driver.ask(request, timeout=request.get("seconds", 0) + loading)
+        except ReleaseCodeError as error:
+            raise ReleaseCodeError(
+                "asking the Celery application %s of %s (%s) failed: %s"
+                % (self.options["celery_application"], self.called(self._t("to")), request["op"], error)
+            ) from error
+
+    def _close_driver(self) -> None:
+        if self._driver is not None:
+            self._driver.close()
+            self._driver = None
+
+    def _close_driver_if_failed(self) -> None:
+        if self.state.transition is None:
+            self._close_driver()
+
+    def close(self) -> None:
+        self._close_driver()
+
+    def note_log(self) -> None:
+        """Count the application's logs from here on as evidence."""
+        self._log_offsets = {path: _size(path) for path in self._logs()}
+
+    def _logs(self) -> list:
+        """Return the application's logs that have something to say; the application owns their directories."""
+        found = [one for pattern in self.options["logs"] for one in safe_files.find(pattern)]
+        return [path for path, status in found if status.st_size]
+
+    def worker_problem(self) -> str:
+        """Return the sentence of a worker that answers no ping during the watch, "" where all is well."""
+        if not self.options["celery_application"]:
+            return ""
+        worker = _worker(self._t("to_colour"))
+        try:
+            alive = self._ask({"op": "ping", "worker": worker, "seconds": self.options["worker_gate_seconds"]})["alive"]
+        finally:
+            self.close()
+        return "" if alive else "the worker %s answers no ping" % worker
+
+    def evidence(self, colour: str) -> str:
+        """Return what the application's logs and its unit say about this run, the causes first."""
+        name = unit("web", colour)
+        offsets = getattr(self, "_log_offsets", {})
+        written = "".join(as_lines(_read_from(path, offsets.get(path))) for path in self._logs())
+        parts = ["cause: %s" % cause for cause in causes(written)]
+        parts += [tail(written, 8), units.journal(name, 4), self._see(name)]
+        return printable("\n".join(part for part in parts if part))
+
+    def _see(self, name: str) -> str:
+        return "\nThe whole of it: %s and `journalctl -u %s`." % (
+            ", ".join(self._logs() or self.options["logs"][:1]),
+            name,
+        )
+
+
+def causes(text: str, most: int = 3) -> list:
+    """Return the last lines of the tracebacks in a log (class and message), each once, the newest last."""
+    found = []
+    for line in text.splitlines():
+        if re.match(r"^[A-Za-z_][\w.]*(Error|Exception|Improperly\w+|DoesNotExist)(: |$)", line) and line not in found:
+            found.append(line)
+    return found[-most:]
+
+
+def accept_queue(path: str) -> int:
+    """Return how many connections wait on a unix socket to be accepted; 0 where nobody listens."""
+    done = subprocess.run(
+        ("ss", "-xlHn", "src", path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10, check=False
+    )
+    waiting = 0
+    for line in done.stdout.decode(errors="replace").splitlines():
+        fields = line.split()
+        if len(fields) > 2 and fields[2].isdigit():
+            waiting += int(fields[2])
+    return waiting
+
+
+def wanted_units(options: dict, colour: str) -> list:
+    """Return the units of a colour that run while it serves."""
+    kinds = ["web"]
+    if options["celery_application"]:
+        kinds.append("worker")
+        if options["beat"]:
+            kinds.append("beat")
+    return [unit(kind, colour) for kind in kinds]
+
+
+def _size(path: str) -> int:
+    try:
+        return safe_files.status(path).st_size
+    except OSError:
+        return 0
+
+
+def _read_from(path: str, offset: Optional[int]) -> str:
+    try:
+        with os.fdopen(safe_files.open_file(path), "rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(offset if offset is not None and offset <= size else 0, size - 65536))
+            return stream.read(65536).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _json(body) -> dict:
+    try:
+        data = json.loads(body)
+    except (ValueError, TypeError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _release_in(body) -> Optional[str]:
+    return _json(body).get("release")
+
+
+def _failed_checks(body) -> str:
+    checks = _json(body).get("checks")
+    if not isinstance(checks, dict):
+        return ""
+    return "; ".join(
+        "%s: %s" % (name, check.get("error") or check.get("status"))
+        for name, check in sorted(checks.items())
+        if isinstance(check, dict) and check.get("status") != "healthy"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,379 @@
+"""Run something with a release's own interpreter, environment and user.
+
+The code of a release, of its dependencies and of their build backends is hostile. Root starts it in a transient unit of
+systemd, by user and purpose: shiftmaster-code-*, shiftmaster-build-*, shiftmaster-hook-*. The units' sandbox is in
+drop-ins of these names (role shiftmaster). Whatever a unit's main process leaves running ends with it; of its output
+only the beginning and the end are kept; what a driver answers has the form and the size that is expected.
+
+Secrets reach a process through its environment only, which is a file in memory: neither its arguments nor the unit's
+properties, which everybody may read, hold one.
+"""
+
+from __future__ import annotations
+
+import collections
+import fcntl
+import itertools
+import json
+import os
+import pwd
+import select
+import signal
+import subprocess
+import threading
+import time
+from typing import NamedTuple, Optional
+
+from ..host import envfile
+from ..host.printable import printable
+
+ANSWER = "@@shiftmaster-answer@@ "
+ANSWER_BYTES = 8 * 1024 * 1024  # The texts of all migrations are the largest answer.
+KEPT_BYTES = 1024 * 1024  # Of each stream, half of it from the beginning and half from the end.
+SYSTEMD_RUN = ("systemd-run",)
+# How much longer than its caller waits a unit may run: the caller may have been killed.
+_GRACE_SECONDS = 30
+_NICE = ("Nice=19", "CPUSchedulingPolicy=idle")
+# The driver's source is the first line, as JSON.
+_BOOTSTRAP = (
+    "import json, sys;"
+    " exec(compile(json.loads(sys.stdin.readline()), 'shiftmaster-driver', 'exec'), {'__name__': '__main__'})"
+)
+_counter = itertools.count(1)
+
+
+class ReleaseCodeError(Exception):
+    """The release's code could not be run, ran too long, or did not answer; str() says which and quotes its output."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+class Completed(NamedTuple):
+    rc: int
+    stdout: str
+    stderr: str
+
+
+def tail(text: str, lines: int = 20) -> str:
+    """Return the last lines of a child's output, for a message."""
+    return "\n".join(text.strip().splitlines()[-lines:])
+
+
+class Output(threading.Thread):
+    """Reads a stream to its end and keeps its beginning and its end."""
+
+    def __init__(self, stream, most: int = KEPT_BYTES):
+        super().__init__(daemon=True)
+        self._stream, self._half = stream, most // 2
+        self._head, self._tail, self._held, self._dropped = b"", collections.deque(), 0, 0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            try:
+                chunk = os.read(self._stream.fileno(), 65536)
+            except (OSError, ValueError):
+                return
+            if not chunk:
+                return
+            self.add(chunk)
+
+    def add(self, chunk: bytes) -> None:
+        missing = self._half - len(self._head)
+        if missing > 0:
+            self._head += chunk[:missing]
+            chunk = chunk[missing:]
+        self._tail.append(chunk)
+        self._held += len(chunk)
+        while self._held - len(self._tail[0]) >= self._half:
+            self._held -= len(self._tail[0])
+            self._dropped += len(self._tail.popleft())
+
+    def text(self) -> str:
+        gap = b"\n[%d bytes left out]\n" % self._dropped if self._dropped else b""
+        return (self._head + gap + b"".join(self._tail)).decode(errors="replace")
+
+
+class Process:
+    """A command at work as a user (None: as this process), with exactly this environment.
+
+    kind: "code" for what a release runs as the application's user, "build" for what makes it, "hook" for a command of
+    the site under another user's name; it selects the sandbox. writable: directories that the command may write to
+    beyond those of its sandbox. seconds: when systemd ends it in any case.
+    """
+
+    def __init__(self, user, argv, env, cwd, kind, seconds, stdin, nice=False, writable=()):
+        self.unit, descriptor = "", None
+        try:
+            if user is not None and os.geteuid() == 0:
+                pwd.getpwnam(user)  # Raises KeyError where there is no such user.
+                os.stat(argv[0] if os.path.isabs(argv[0]) else "/")  # systemd would report it as any other end.
+                self.unit = "shiftmaster-%s-%d-%d.service" % (kind, os.getpid(), next(_counter))
+                descriptor = os.memfd_create("environment", os.MFD_CLOEXEC)
+                os.write(descriptor, envfile.render(env).encode())
+                properties = [
+                    "User=" + user,
+                    # systemd's manager reads it before it starts the command.
+                    "EnvironmentFile=/proc/%d/fd/%d" % (os.getpid(), descriptor),
+                    "WorkingDirectory=" + (cwd or "/"),
+                    # With the main process everything else of the unit ends, at once.
+                    "KillSignal=SIGKILL",
+                    "RuntimeMaxSec=%d" % (seconds + _GRACE_SECONDS),
+                    *(_NICE if nice else ()),
+                    *("ReadWritePaths=" + path for path in writable),
+                ]
+                words = [*SYSTEMD_RUN, "--quiet", "--pipe", "--wait", "--collect", "--service-type=exec"]
+                words += ["--unit=" + self.unit, *("--property=" + line for line in properties), "--"]
+                # systemd would fill in variables.
+                argv = words + [word.replace("$", "$$") for word in argv]
+                env, cwd = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}, "/"
+            self.child = subprocess.Popen(
+                argv,
+                env=env,
+                cwd=cwd,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            if descriptor is not None:
+                os.close(descriptor)
+            raise ReleaseCodeError("%s could not be started: %s" % (argv[0], error)) from error
+        self._environment = descriptor
+        self.stderr = Output(self.child.stderr)
+
+    def kill(self) -> None:
+        """End it with everything that it has started."""
+        if self.unit:
+            subprocess.run(
+                ("systemctl", "kill", "--signal=KILL", self.unit),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=False,
+                timeout=30,
+            )
+            try:
+                self.child.wait(10)
+            except subprocess.TimeoutExpired:
+                pass  # systemd does not respond.
+        if self.child.poll() is None:
+            os.killpg(self.child.pid, signal.SIGKILL)
+            self.child.wait()
+
+    def close(self) -> None:
+        if self._environment is not None:
+            os.close(self._environment)
+            self._environment = None
+
+
+def run_as(
+    user, argv, env, cwd=None, stdin=subprocess.DEVNULL, timeout=60, nice=False, kind="code", writable=()
+) -> Completed:
+    """Run a command to its end; see Process. stdin: an open file.
+
+    Raises ReleaseCodeError when the command cannot be started or takes longer than timeout, in seconds.
+    """
+    process = Process(user, argv, env, cwd, kind, timeout, stdin, nice, writable)
+    deadline, stdout = time.monotonic() + timeout, Output(process.child.stdout)
+    try:
+        process.child.wait(timeout)
+        for output in (stdout, process.stderr):
+            output.join(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        for output in (stdout, process.stderr):
+            # Without a unit, a process that has left the group may hold the pipes open.
+            output.join(5)
+        raise ReleaseCodeError(
+            "%s did not end within %d seconds; its last output: %s"
+            % (" ".join(argv[:3]), timeout, tail(stdout.text() + process.stderr.text()) or "none")
+        ) from error
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        process.close()
+    return Completed(process.child.returncode, stdout.text(), process.stderr.text())
+
+
+def matches(value, shape) -> bool:
+    """Whether a value has a form: a type, [form of each], {key: form}, {str: form} for any keys, or a tuple of forms.
+
+    A key that ends with "?" may be absent.
+    """
+    if isinstance(shape, tuple):
+        return any(matches(value, one) for one in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(matches(one, shape[0]) for one in value)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return False
+        if str in shape:
+            return all(matches(one, shape[str]) for one in value.values())
+        needed = {key for key in shape if not key.endswith("?")}
+        return needed <= set(value) and all(
+            matches(one, shape.get(key, shape.get(key + "?", object))) for key, one in value.items()
+        )
+    if shape is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return value is None if shape is None else isinstance(value, shape)
+
+
+class ReleaseCode:
+    """The code of one release folder, run as the application's user."""
+
+    def __init__(self, release_dir, user: Optional[str] = "shiftmaster"):
+        self.path = os.path.realpath(str(release_dir))
+        self.user = user
+
+    @property
+    def python(self) -> str:
+        return os.path.join(self.path, "venv", "bin", "python")
+
+    def environ(self, extra_env=None) -> dict:
+        """Return the environment that the release's units have, and extra_env on top."""
+        try:
+            with open(os.path.join(self.path, "env"), encoding="utf-8") as stream:
+                environment = envfile.parse(stream.read())
+        except OSError as error:
+            raise ReleaseCodeError("the environment of release %s cannot be read: %s" % (self.path, error)) from error
+        base = {
+            "PATH": os.path.join(self.path, "venv", "bin") + ":/usr/local/bin:/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "HOME": "/nonexistent",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        base.update(environment)
+        base.update(extra_env or {})
+        return base
+
+    def run(self, argv, timeout=60, extra_env=None, **process) -> Completed:
+        """Run argv in the release's source folder; a relative argv[0] is looked up in its virtual environment.
+
+        process: options of run_as().
+        """
+        argv = list(argv)
+        if "/" not in argv[0]:
+            argv[0] = os.path.join(self.path, "venv", "bin", argv[0])
+        source = os.path.join(self.path, "source")
+        return run_as(self.user, argv, self.environ(extra_env), source, timeout=timeout, **process)
+
+    def manage(self, arguments, **options) -> Completed:
+        """Run Django's command line; works also where the source has no manage.py."""
+        return self.run(["python", "-m", "django"] + list(arguments), **options)
+
+    def driver(self, module, request: dict, timeout=60, extra_env=None) -> dict:
+        """Ask a driver one thing; see Driver."""
+        with Driver(self, module, extra_env, timeout) as driver:
+            return driver.ask(request, timeout)
+
+
+class Driver:
+    """The source of a driver module (a module of this package) at work inside a release.
+
+    The driver reads each request as one line of JSON from standard input and writes its answer as one line that starts
+    with ANSWER; whatever else the application prints is left alone. An answer {"error": text}, one that has not the
+    form that the module's ANSWERS names for the request's op, and one that does not come raise ReleaseCodeError.
+    """
+
+    def __init__(self, code: ReleaseCode, module, extra_env=None, seconds=24 * 3600):
+        source, self._shapes = module.__loader__.get_source(module.__name__), module.ANSWERS
+        self._process = Process(
+            code.user,
+            [code.python, "-c", _BOOTSTRAP],
+            code.environ(extra_env),
+            os.path.join(code.path, "source"),
+            "code",
+            seconds,
+            subprocess.PIPE,
+        )
+        self._child = self._process.child
+        self._buffer, self._noise = bytearray(), collections.deque(maxlen=20)
+        # The source and a request have room in it also where nobody reads: a write never waits.
+        fcntl.fcntl(self._child.stdin, fcntl.F_SETPIPE_SZ, 1024 * 1024)
+        self._send(source)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        self.close()
+
+    def _send(self, value) -> None:
+        try:
+            self._child.stdin.write((json.dumps(value) + "\n").encode())
+            self._child.stdin.flush()
+        except OSError:
+            pass  # It ended: its output says why.
+
+    def ask(self, request: dict, timeout=60) -> dict:
+        """Send one request and return its answer; timeout is in seconds."""
+        deadline = time.monotonic() + timeout
+        self._send(request)
+        for line in self._lines(deadline):
+            if line.startswith(ANSWER):
+                return self._checked(line[len(ANSWER) :], request["op"])
+            self._noise.append(line[:1000])
+        raise ReleaseCodeError(
+            "the release's code %s; its last output: %s"
+            % (
+                "did not answer within %d seconds" % timeout
+                if self._child.poll() is None
+                else "ended with code %d and without an answer" % self._child.wait(),
+                self._output() or "none",
+            )
+        )
+
+    def _checked(self, text: str, operation: str) -> dict:
+        try:
+            answer = json.loads(text)
+        except (ValueError, RecursionError):
+            answer = None
+        if matches(answer, {"error": str}):
+            raise ReleaseCodeError(answer["error"][:10000])
+        if not matches(answer, self._shapes[operation]):
+            raise ReleaseCodeError("the release's code answered %s in a form that is not the driver's" % operation)
+        return answer
+
+    def _lines(self, deadline):
+        stream = self._child.stdout
+        searched = 0
+        while True:
+            while (end := self._buffer.find(b"\n", searched)) >= 0:
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                searched = 0
+                yield line.decode(errors="replace")
+            searched = len(self._buffer)
+            if searched > ANSWER_BYTES:
+                raise ReleaseCodeError("the release's code wrote a line of more than %d bytes" % ANSWER_BYTES)
+            left = deadline - time.monotonic()
+            ready, _write, _error = select.select([stream], [], [], max(0, left))
+            if not ready or left <= 0:
+                return
+            chunk = os.read(stream.fileno(), 65536)
+            if not chunk:
+                self._child.wait()
+                return
+            self._buffer += chunk
+
+    def _output(self) -> str:
+        if self._child.poll() is not None:
+            self._process.stderr.join(1)
+        return tail("\n".join(self._noise) + "\n" + self._process.stderr.text())
+
+    def close(self) -> None:
+        """End the driver; it gets a moment to end by itself."""
+        try:
+            self._child.stdin.close()
+        except OSError:
+            pass
+        try:
+            self._child.wait(2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._child.stdout.close()
+        self._process.close()

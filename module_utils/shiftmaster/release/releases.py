@@ -1,0 +1,581 @@
+"""Build, list and prune releases.
+
+A release is immutable once built: the source at one revision, its own virtual environment at its final path, its own
+environment file, its own static root and a manifest. It belongs to root; the application may only read it.
+
+What a build leaves is hostile: the source, its dependencies and their build backends ran as the build's user, manage.py
+as the application's. Root writes only to directories of its own (the release itself, site/), changes source/, venv/ and
+static/ only by descriptors, and never follows a link in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import hashlib
+import json
+import os
+import pwd
+import re
+import stat
+import subprocess
+import time
+from typing import Optional
+
+from ..host import envfile, points, safe_files
+from ..host.printable import printable
+from . import celery_driver
+from .layout import Layout
+from .releasecode import ReleaseCode, ReleaseCodeError, run_as, tail
+from .state import State, audit, write_json
+
+SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|KEY|URL|DSN|CREDENTIAL", re.IGNORECASE)
+# What a build adds to the environment that it was given.
+OWN_ENVIRONMENT = ("SHIFTMASTER_RELEASE", "SHIFTMASTER_VERSION", "PYTHONPATH", "STATIC_ROOT")
+_KEPT_LOGS = 30
+# A cache that all builds could write to, of hosts that were set up before 2026-12.
+_OLD_PIP_CACHE = "/var/cache/shiftmaster/pip"
+# Run by the build's user in its own tree: links in it lead root nowhere.
+_LINK_DIRECTORIES = """
+import os, shutil, sys
+for inside, outside in zip(sys.argv[1::2], sys.argv[2::2]):
+    if os.path.islink(inside):
+        os.unlink(inside)
+    elif os.path.isdir(inside):
+        shutil.rmtree(inside)
+    os.makedirs(os.path.dirname(inside), exist_ok=True)
+    os.symlink(outside, inside)
+"""
+_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+
+
+class BuildError(Exception):
+    """A release could not be built; str() names the step, the cause and the log."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def config_hash(settings: dict) -> str:
+    """Return the hash of everything but the source that goes into a release; two equal ones need no new release."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def manifest(layout: Layout, name: str) -> dict:
+    """Return a release's manifest, {} where it has none."""
+    try:
+        with open(os.path.join(layout.release(name), "manifest.json"), encoding="utf-8") as stream:
+            return json.load(stream)
+    except (OSError, ValueError):
+        return {}
+
+
+def amend_manifest(layout: Layout, name: str, **fields) -> None:
+    """Add what is only known once a release has gone live."""
+    write_json(os.path.join(layout.release(name), "manifest.json"), dict(manifest(layout, name), **fields), mode=0o644)
+
+
+def environment(layout: Layout, name: Optional[str]) -> dict:
+    """Return a release's environment, {} where it has none."""
+    if name is None:
+        return {}
+    try:
+        with open(os.path.join(layout.release(name), "env"), encoding="utf-8") as stream:
+            return envfile.parse(stream.read())
+    except OSError:
+        return {}
+
+
+def read_files(layout: Layout, name: Optional[str], paths) -> dict:
+    """Return the texts of files of a release, those that it has."""
+    texts = {}
+    for path in paths if name else ():
+        try:
+            with open(os.path.join(layout.release(name), path), encoding="utf-8") as stream:
+                texts[path] = stream.read()
+        except OSError:
+            continue
+    return texts
+
+
+def masked(environ: dict, secret=()) -> dict:
+    """Return an environment that may be shown: a secret's place is taken by a few digits of its hash."""
+    shown = {}
+    for key, value in environ.items():
+        if key in secret or SECRET.search(key):
+            value = "(secret, %s)" % hashlib.sha256(value.encode()).hexdigest()[:8] if value else "(empty)"
+        shown[key] = value
+    return shown
+
+
+def describe(layout: Layout, state: State) -> list:
+    """Return the releases, oldest first: name, version, revision, status, since, reason, current."""
+    current = layout.current()
+    listed = []
+    for name in layout.names():
+        data = manifest(layout, name)
+        entry = {
+            "name": name,
+            "version": data.get("version", ""),
+            "revision": data.get("revision", ""),
+            "config_sha256": data.get("config_sha256", ""),
+            "created": data.get("created", ""),
+            "status": state.status(name) or "building",
+            "was_live": state.was_live(name),
+            "reason": state.releases.get(name, {}).get("reason", ""),
+            "since": state.releases.get(name, {}).get("since", ""),
+            "current": name == current,
+        }
+        listed.append(entry)
+    return listed
+
+
+def find(layout: Layout, state: State, revision: str, config: str) -> Optional[str]:
+    """Return the newest finished release of this revision and configuration that is neither bad nor doubtful, the
+    current one first.
+    """
+    matching = [
+        name
+        for name in layout.names()
+        if state.status(name) in ("ready", "live")
+        and not state.is_doubtful(name)
+        and manifest(layout, name).get("revision") == revision
+        and manifest(layout, name).get("config_sha256") == config
+    ]
+    current = layout.current()
+    if current in matching:
+        return current
+    return matching[-1] if matching else None
+
+
+def resolve(layout: Layout, wanted: str) -> list:
+    """Return the names of releases that a person may mean by a name, a version or the start of a revision."""
+    if wanted in layout.names():
+        return [wanted]
+    found = []
+    for name in layout.names():
+        data = manifest(layout, name)
+        revision = data.get("revision", "")
+        if data.get("version") == wanted or (len(wanted) >= 7 and revision.startswith(wanted)):
+            found.append(name)
+    return found
+
+
+class Build:
+    """One build. spec holds, all required:
+
+    revision (40 hex digits), stamp ("" for now), version, archive (tar of the source), environment {name: value},
+    files {path below the release: text}, requirements_file (below source, "" for none), extra_requirements [lines],
+    linked_directories [below source], python (path), pip_environment {}, wheels_dir (folder that pip takes everything
+    from, "" for its index), build_user, user, collectstatic, check,
+    celery_application, config_sha256, classify (callable: source folder to the list of its migrations), hooks
+    [{name, phase, command, timeout_seconds, user}], timeout_seconds, run_id, who, log_folder.
+    """
+
+    def __init__(self, layout: Layout, state: State, spec: dict):
+        self.layout, self.state, self.spec = layout, state, spec
+        stamp = spec["stamp"] or datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        self.name = "%s-%s" % (stamp, spec["revision"][:10])
+        self.path = layout.release(self.name)
+        self.log = os.path.join(spec["log_folder"], "builds", "%s.log" % self.name)
+        self._built = [os.path.join(self.path, name) for name in ("source", "venv")]
+        self.timings = {}
+
+    def run(self) -> str:
+        """Build and return the release's name; what a failed build leaves is its log only. Raises BuildError."""
+        os.makedirs(self.path, mode=0o755)
+        self.state.set_status(self.name, "building")
+        try:
+            for step in (
+                self.unpack,
+                self.virtual_environment,
+                self.requirements,
+                self.configuration,
+                self.links,
+                self.bytecode,
+                self.hooks,
+                self.take,
+                self.check,
+                self.static_files,
+                self.background,
+                self.finish,
+            ):
+                started = time.monotonic()
+                step()
+                self.timings[step.__name__] = round(time.monotonic() - started, 2)
+        except BaseException as error:
+            discard(self.layout, self.state, self.name)
+            audit(self.layout, "build_failed", release=self.name, version=self.spec["version"], reason=str(error))
+            raise
+        points.reach("built")
+        self.state.set_status(self.name, "ready")
+        audit(
+            self.layout,
+            "built",
+            release=self.name,
+            version=self.spec["version"],
+            revision=self.spec["revision"],
+            run_id=self.spec["run_id"],
+            who=self.spec["who"],
+        )
+        return self.name
+
+    def _build(self, argv, env=None, cwd=None, stdin=subprocess.DEVNULL):
+        """Run one command of the build, niced, as the build user, which can write to what it builds alone."""
+        base = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent"}
+        return run_as(
+            self.spec["build_user"],
+            argv,
+            dict(base, **env or {}),
+            cwd,
+            stdin,
+            self.spec["timeout_seconds"],
+            nice=True,
+            kind="build",
+            writable=self._built,
+        )
+
+    def _command(self, what: str, argv, env=None, cwd=None):
+        """Run one command of the build, its output in the build's log."""
+        self._judge(what, self._build(argv, env, cwd))
+
+    def _judge(self, what: str, done) -> None:
+        text = "== %s\n%s%s\n" % (what, done.stdout, done.stderr)
+        safe_files.append(self.log, text.encode(), beneath=self.spec["log_folder"])
+        if done.rc != 0:
+            said = done.stderr or done.stdout
+            hint = ""
+            if "CERTIFICATE_VERIFY_FAILED" in said:
+                hint = "\nA proxy's own certificate authority is trusted through base_extra_ca_certificates."
+            raise BuildError(
+                "%s failed for version %s (the whole output is in %s):\n%s%s"
+                % (what, self.spec["version"], self.log, tail(said), hint)
+            )
+
+    def _code(self, what: str, arguments) -> None:
+        # The application's code runs as the application's user here too: it may open logs in linked directories.
+        code = ReleaseCode(self.path, self.spec["user"])
+        self._judge(
+            what,
+            code.manage(
+                arguments,
+                timeout=self.spec["timeout_seconds"],
+                nice=True,
+                writable=(os.path.join(self.path, "static"),),
+            ),
+        )
+
+    def unpack(self) -> None:
+        _log_file(self.log, self.spec["log_folder"])
+        safe_files.remove_tree(_OLD_PIP_CACHE)
+        source = os.path.join(self.path, "source")
+        for name, owner in (("source", "build_user"), ("venv", "build_user"), ("site", ""), ("static", "user")):
+            path = os.path.join(self.path, name)
+            os.mkdir(path, 0o755)
+            if owner:
+                entry = pwd.getpwnam(self.spec[owner])
+                os.chown(path, entry.pw_uid, entry.pw_gid)
+        # Opened here, since the archive is root's: the build user gets it as its standard input.
+        with open(self.spec["archive"], "rb") as archive:
+            done = self._build(
+                ["tar", "-x", "-f", "-", "-C", source, "--no-same-owner", "--no-same-permissions"], stdin=archive
+            )
+        if done.rc != 0:
+            raise BuildError("the source archive cannot be unpacked: %s" % tail(done.stderr))
+
+    def virtual_environment(self) -> None:
+        self._command(
+            "create the virtual environment",
+            [self.spec["python"], "-m", "venv", "--without-pip", os.path.join(self.path, "venv")],
+        )
+
+    def requirements(self) -> None:
+        env = {
+            # What one release's build could write to, another one would install.
+            "PIP_NO_CACHE_DIR": "1",
+            "PIP_CERT": _CA_BUNDLE,
+            "PIP_NO_INPUT": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_NO_PYTHON_VERSION_WARNING": "1",
+        }
+        interpreter = os.path.join(self.path, "venv", "bin", "python")
+        pip = [self.spec["python"], "-m", "pip", "--python", interpreter, "install", "--quiet"]
+        if self.spec["wheels_dir"]:
+            # No other place, whatever the host's own configuration says, and nothing is compiled.
+            env["PIP_CONFIG_FILE"] = os.devnull
+            pip += ["--no-index", "--find-links", self.spec["wheels_dir"], "--only-binary", ":all:"]
+        else:
+            env.update(self.spec["pip_environment"])
+        source = os.path.join(self.path, "source")
+        if self.spec["requirements_file"]:
+            self._command(
+                "install the requirements (%s)" % self.spec["requirements_file"],
+                pip + ["--requirement", self.spec["requirements_file"]],
+                env,
+                source,
+            )
+        if self.spec["extra_requirements"]:
+            self._command("install the extra requirements", pip + list(self.spec["extra_requirements"]), env, source)
+        points.reach("build")
+
+    def configuration(self) -> None:
+        for relative, text in self.spec["files"].items():
+            path, site = os.path.join(self.path, relative), os.path.join(self.path, "site")
+            os.close(safe_files.open_directory(os.path.dirname(path), 0o755, beneath=site))
+            safe_files.write(path, text.encode(), 0o644, beneath=site)
+        environ = dict(self.spec["environment"])
+        environ.update(
+            {  # The names in OWN_ENVIRONMENT.
+                "SHIFTMASTER_RELEASE": self.name,
+                "SHIFTMASTER_VERSION": self.spec["version"],
+                "PYTHONPATH": os.path.join(self.path, "site"),
+                "STATIC_ROOT": os.path.join(self.path, "static"),
+            }
+        )
+        descriptor = os.open(os.path.join(self.path, "env"), os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(envfile.render(environ))
+
+    def links(self) -> None:
+        pairs = []
+        for relative in self.spec["linked_directories"]:
+            pairs += [os.path.join(self.path, "source", relative), os.path.join(self.layout.shared, relative)]
+        if pairs:
+            self._command("link the directories", [self.spec["python"], "-I", "-c", _LINK_DIRECTORIES, *pairs])
+
+    def bytecode(self) -> None:
+        # Source that does not compile (a template, a file for another Python) is the application's business: the
+        # gate decides whether it starts. So this command's exit code is no verdict.
+        words = [self.spec["python"], "-I", "-m", "compileall", "-q"]
+        self._build([*words, "source"], cwd=self.path)
+        run_as(None, [*words, "site"], {"PATH": "/usr/bin:/bin"}, self.path, timeout=self.spec["timeout_seconds"])
+
+    def check(self) -> None:
+        if self.spec["check"]:
+            self._code("check the application (manage.py check)", ["check"])
+
+    def background(self) -> None:
+        """Load the Celery application and note which tasks it knows: a handover must know what the other does not."""
+        self.celery = {"tasks": [], "queues": []}
+        if self.spec["celery_application"]:
+            code = ReleaseCode(self.path, self.spec["user"])
+            try:
+                self.celery = code.driver(
+                    celery_driver,
+                    {"op": "tasks"},
+                    120,
+                    {"SHIFTMASTER_CELERY_APPLICATION": self.spec["celery_application"]},
+                )
+            except ReleaseCodeError as error:
+                raise BuildError(
+                    "the Celery application %s of version %s cannot be loaded: %s"
+                    % (self.spec["celery_application"], self.spec["version"], error)
+                ) from error
+
+    def static_files(self) -> None:
+        if self.spec["collectstatic"]:
+            self._code("collect the static files (manage.py collectstatic)", ["collectstatic", "--no-input", "-v", "0"])
+        static = os.path.join(self.path, "static")
+        _seal(static, self.spec["user"])
+        merge_static(static, self.layout.union)
+
+    def hooks(self) -> None:
+        run_hooks(self.path, self.spec["hooks"], "after_build", self.spec["build_user"], "build", self._built)
+
+    def take(self) -> None:
+        """Take source and environment from the build before the release's own code runs: its processes have ended."""
+        for name in ("source", "venv"):
+            _seal(os.path.join(self.path, name), self.spec["build_user"])
+
+    def finish(self) -> None:
+        source, requirements = os.path.join(self.path, "source"), b""
+        if self.spec["requirements_file"]:
+            requirements = safe_files.read_bytes(os.path.join(source, self.spec["requirements_file"]), beneath=source)
+        os.sync()
+        # The last step: with its manifest it is a release, also where this run is killed at once.
+        write_json(
+            os.path.join(self.path, "manifest.json"),
+            {
+                "format": 1,
+                "release": self.name,
+                "version": self.spec["version"],
+                "revision": self.spec["revision"],
+                "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "requirements_sha256": hashlib.sha256(requirements).hexdigest() if requirements else "",
+                "config_sha256": self.spec["config_sha256"],
+                "migrations": self.spec["classify"](source),
+                "celery_application": self.spec["celery_application"],
+                "tasks": self.celery["tasks"],
+                "queues": self.celery["queues"],
+                "who": self.spec["who"],
+                "run_id": self.spec["run_id"],
+            },
+            mode=0o644,
+        )
+
+
+def _log_file(path: str, top: str) -> None:
+    directory = safe_files.open_directory(os.path.dirname(path), 0o750, beneath=top)
+    try:
+        for old in [os.path.basename(path)] + sorted(os.listdir(directory))[: 1 - _KEPT_LOGS]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(old, dir_fd=directory)
+        os.close(safe_files.open_in(directory, os.path.basename(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
+    finally:
+        os.close(directory)
+
+
+def _seal(path: str, owner: str) -> None:
+    """Take a tree of a release from the user who wrote it. Raises BuildError for what a release cannot hold."""
+    try:
+        safe_files.change_owner(path, 0, 0, of=pwd.getpwnam(owner).pw_uid, beneath=path, seal=True)
+    except safe_files.UnsafePathError as error:
+        raise BuildError("%s cannot be part of a release: %s" % (error.filename, error.strerror)) from error
+
+
+def merge_static(source: str, union: str) -> None:
+    """Add a release's static files to the union that pages of older releases still ask for.
+
+    A hashed name's content never changes; of an unhashed one the union keeps the newest, for nginx serves the
+    current release's own file first. The manifest of hashed names (staticfiles.json) stays with its release.
+    Raises BuildError for a link: the web server would serve what it leads to.
+    """
+    for relative, directories, files, descriptor in safe_files.walk(source, beneath=source):
+        target = os.path.normpath(os.path.join(union, relative))
+        os.close(safe_files.open_directory(target, 0o755, beneath=union))
+        for name in directories + files:
+            if stat.S_ISLNK(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
+                raise BuildError("static file %s is a symbolic link" % os.path.normpath(os.path.join(relative, name)))
+        for name in files:
+            with os.fdopen(safe_files.open_in(descriptor, name), "rb") as stream:
+                content = stream.read()
+            # A new file: the application may have the one that it wrote still open.
+            safe_files.write(os.path.normpath(os.path.join(source, relative, name)), content, 0o644, beneath=source)
+            if name == "staticfiles.json":
+                continue
+            there = os.path.join(target, name)
+            try:
+                same = safe_files.read_bytes(there, beneath=union) == content
+            except OSError:
+                same = False
+            if not same:
+                safe_files.write(there, content, 0o644, beneath=union)
+
+
+def run_hooks(release_path: str, hooks, phase: str, user: str, kind: str = "code", writable=()) -> list:
+    """Run the hooks of a phase in order, in the release, with its environment; returns [{name, output}].
+
+    A hook that fails or takes too long raises BuildError with its output; the phase fails as if it had itself.
+    """
+    outputs = []
+    for hook in hooks:
+        if hook["phase"] != phase:
+            continue
+        code = ReleaseCode(release_path, hook.get("user") or user)
+        # Another user's hook, root's for example, runs no program of the release by its bare name.
+        own = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} if hook.get("user") else {}
+        place = (kind, writable) if code.user == user else ("hook", ())
+        try:
+            done = code.run(
+                ["/bin/sh", "-c", hook["command"]],
+                timeout=hook.get("timeout_seconds") or 300,
+                extra_env=own,
+                kind=place[0],
+                writable=place[1],
+            )
+        except ReleaseCodeError as error:
+            raise BuildError("hook %s (%s): %s" % (hook["name"], phase, error)) from error
+        if done.rc != 0:
+            raise BuildError(
+                "hook %s (%s) ended with code %d:\n%s"
+                % (hook["name"], phase, done.rc, tail(done.stderr or done.stdout))
+            )
+        outputs.append({"name": hook["name"], "output": tail(done.stdout + done.stderr)})
+    return outputs
+
+
+def discard(layout: Layout, state: State, name: str) -> None:
+    """Remove a release folder whole."""
+    path = layout.release(name)
+    aside = path + ".removing"
+    if os.path.lexists(path):
+        try:
+            os.rename(path, aside)  # From here on nobody takes the rest for a release.
+        except OSError as error:
+            # Overlay file systems cannot rename a folder of a lower layer; without a manifest it is no release either.
+            if error.errno != errno.EXDEV:
+                raise
+            if os.path.exists(os.path.join(path, "manifest.json")):
+                os.unlink(os.path.join(path, "manifest.json"))
+            safe_files.remove_tree(path)
+    points.reach("prune")
+    safe_files.remove_tree(aside)
+    state.forget(name)
+
+
+def unfinished(layout: Layout, state: State) -> list:
+    """Return what killed builds and prunes left, as names of folders below releases/."""
+    left = [name for name in layout.names() if state.status(name) in (None, "building")]
+    folders = os.listdir(layout.releases) if os.path.isdir(layout.releases) else []
+    return left + [entry for entry in folders if entry.endswith(".removing")]
+
+
+def remove_unfinished(layout: Layout, state: State) -> list:
+    """Remove what killed builds and prunes left; returns the names."""
+    removed = []
+    for entry in unfinished(layout, state):
+        if entry.endswith(".removing"):
+            safe_files.remove_tree(os.path.join(layout.releases, entry))
+            state.forget(entry[: -len(".removing")])
+        elif manifest(layout, entry):
+            state.set_status(entry, "ready")  # Killed between its manifest and its status.
+            continue
+        else:
+            discard(layout, state, entry)
+        removed.append(entry)
+    return removed
+
+
+def prune_plan(layout: Layout, state: State, keep: int, applied=None) -> list:
+    """Return the releases that may go, oldest first.
+
+    Kept: the newest `keep` that were live and are not bad, the newest that is ready to be, the current one, both
+    colours' (a worker may still be finishing its tasks), the rollback target, and the only retained release that holds
+    the file of an applied migration. applied is a set of "app.name"; None means that the database could not be asked,
+    and then no holder of migrations goes at all.
+    """
+    names = layout.names()
+    good = [name for name in names if state.status(name) != "bad" and manifest(layout, name)]
+    live = [name for name in good if state.was_live(name)]
+    kept = set(live[-keep:] + [name for name in good if name not in live][-1:]) if keep > 0 else set()
+    kept.update(name for name in (layout.release_of("blue"), layout.release_of("green")) if name)
+    target = state.rollback_target(layout.current())
+    if target:
+        kept.add(target)
+    going = [name for name in names if name not in kept]
+    files = {
+        name: {"%s.%s" % (item["app"], item["name"]) for item in manifest(layout, name).get("migrations", [])}
+        for name in names
+    }
+    allowed = []
+    for name in going:
+        rest = set().union(*(files[other] for other in names if other != name and other not in allowed))
+        alone = files[name] - rest
+        if alone if applied is None else alone & set(applied):
+            continue
+        allowed.append(name)
+    return allowed
+
+
+def prune_union(layout: Layout) -> None:
+    """Remove from the union of static files what no retained release has."""
+    wanted = set()
+    for name in layout.names():
+        root = os.path.join(layout.release(name), "static")
+        for folder, _folders, files in os.walk(root):
+            wanted.update(os.path.relpath(os.path.join(folder, item), root) for item in files)
+    for folder, _folders, files in os.walk(layout.union):
+        for item in files:
+            if os.path.relpath(os.path.join(folder, item), layout.union) not in wanted:
+                os.unlink(os.path.join(folder, item))

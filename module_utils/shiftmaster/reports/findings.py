@@ -1,0 +1,465 @@
+"""From the evidence of every host to ranked findings: roots before their symptoms.
+
+Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule is asked of each host's evidence:
+
+    name       for good: its runbook and its tests are found by it
+    component  what it is about: a service of the alert catalogue
+    severity   critical, warning, info
+    critical_when  an expression: true makes it critical
+    symptom    true: it follows from something else, or nobody knows from what
+    areas      in which areas of the diagnosis it is looked for
+    functions  those of the hosts of which it is asked; every host where absent
+    each       an expression whose items are asked one by one, as `it`
+    let        {name: expression}, for what is needed more than once; one may use those before it
+    when       an expression; what it needs and is not there makes it false
+    explains   what follows from it on the same host, and on hosts that need what it is about: names of rules,
+               `@component` (its symptoms) or `*` (all symptoms); templates, where it depends
+    own_when   an expression; true makes it a root but for faults of the application itself, whatever says to explain it
+    title, cause, advice   {en, ja}, templates
+    evidence   templates, one line each; an empty line is left out
+    fix        commands
+    alert      the alert whose runbook it shares; else it has its own, of
+    guide      {en, ja}, what it means, and
+    commands   to look and to mend (scripts/alerts.py)
+
+Beside Jinja's own there are the filters size, duration, quote (for a shell) and clock (a moment in a zone), and the
+tests search and ours (a unit or program that no command may end).
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import functools
+import json
+import os
+import re
+import shlex
+from typing import Optional
+
+from ..host.printable import printable_tree
+
+SEVERITIES = ("critical", "warning", "info")
+LANGUAGES = ("en", "ja")
+# What a component needs; a fault on a host with the function behind it is felt on all that need it.
+FUNCTION_OF = {"database": "database", "cache": "cache", "application": "app", "celery": "app", "web": "web"}
+NEEDS = {"app": ("database", "cache"), "web": ("app",)}
+# Where two roots weigh the same, the one further down comes first.
+DEPTH = ("unreachable", "host", "network", "tls", "database", "cache", "application", "celery", "web", "container",
+         "monitoring", "backup")  # fmt: skip
+
+
+def size(count) -> str:
+    """Return bytes in a person's unit."""
+    count = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return "%.4g %s" % (count, unit)
+        count /= 1024.0
+    return "%.4g TiB" % count
+
+
+def duration(seconds) -> str:
+    """Return seconds as a person says them."""
+    seconds = int(seconds)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return "%d %s" % (seconds // length, unit)
+    return "%d s" % seconds
+
+
+# What systemd says of a unit among what the unit says.
+_SYSTEMD_SAYS = re.compile(r"[^ ]+[.]service: |(Start|Stopp)(ed|ing) |Failed to start ")
+
+
+def own_word(lines) -> str:
+    """Return what a unit said last itself: behind that systemd says that it has ended, and begins it anew."""
+    lines = list(lines or ())
+    return ([line for line in lines if not _SYSTEMD_SAYS.match(line)] or lines or [""])[-1]
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+def zone_of(hosts: list) -> dict:
+    """Return the zone of a report as {name, offset_seconds}: that of most hosts, whose logs are evidence.
+
+    Where no host has said it, that of this machine.
+    """
+    said = collections.Counter(
+        (host["zone"]["name"], host["zone"]["offset_seconds"]) for host in hosts if (host.get("zone") or {}).get("name")
+    )
+    if said:
+        name, offset = said.most_common(1)[0][0]
+    else:
+        here = datetime.datetime.now().astimezone()
+        name, offset = here.tzname(), int(here.utcoffset().total_seconds())
+    return {"name": name, "offset_seconds": offset}
+
+
+def timezone(zone: dict) -> datetime.tzinfo:
+    return datetime.timezone(datetime.timedelta(seconds=zone["offset_seconds"]), zone["name"])
+
+
+def zone_text(zone: dict) -> str:
+    """Return a zone as people read it: JST (UTC+09:00)."""
+    minutes = abs(zone["offset_seconds"]) // 60
+    offset = "UTC%s%02d:%02d" % ("-" if zone["offset_seconds"] < 0 else "+", minutes // 60, minutes % 60)
+    return "UTC" if zone["name"] == "UTC" and not minutes else "%s (%s)" % (zone["name"], offset)
+
+
+def moment(value) -> Optional[float]:
+    """Return the epoch of an epoch or of a time in ISO 8601; None where it is neither."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    try:
+        return datetime.datetime.fromisoformat(str(value).replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return None
+
+
+def clock(value, zone: dict) -> str:
+    """Return a moment as a zone's clock shows it; what is no moment stays as it is."""
+    at = moment(value)
+    return (
+        str(value) if at is None else datetime.datetime.fromtimestamp(at, timezone(zone)).strftime("%Y-%m-%d %H:%M %Z")
+    )
+
+
+# Units and programs that no command of a finding may end: what ShiftMaster needs, its watchers, and the host's own.
+_OURS = re.compile(
+    r"shiftmaster|gunicorn|celery|postgres|redis|nginx|prometheus|alertmanager|grafana|node_exporter|\S+[-_]exporter|mtail"
+    r"|elasticsearch|kibana|logstash|filebeat|systemd|init\.scope|ssh|dbus|docker|containerd|nftables|chrony|rsyslog"
+)
+
+
+class Engine:
+    """Expressions and templates of rules."""
+
+    def __init__(self):
+        from jinja2 import ChainableUndefined
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        class Missing(ChainableUndefined):
+            """What is not there has no length either: "none of them" is said only of a list that was collected."""
+
+            def __len__(self):
+                self._fail_with_undefined_error()
+
+        self.environment = ImmutableSandboxedEnvironment(undefined=Missing, autoescape=False)
+        self.environment.filters.update(
+            size=size, duration=duration, clock=clock, own_word=own_word, tojson=json.dumps, quote=shlex.quote
+        )
+        self.environment.tests["ours"] = lambda name: bool(_OURS.match(str(name or "")))
+        self.environment.tests["search"] = lambda text, pattern: bool(re.search(pattern, str(text or "")))
+        self._compiled = {}
+
+    def value(self, expression: str, names: dict):
+        """Return what an expression gives; None where it needs something that is not there."""
+        from jinja2.exceptions import UndefinedError
+
+        if expression not in self._compiled:
+            self._compiled[expression] = self.environment.compile_expression(expression, undefined_to_none=True)
+        try:
+            return self._compiled[expression](**names)
+        except (UndefinedError, TypeError, ValueError, ArithmeticError):
+            return None
+
+    def text(self, template: str, names: dict) -> str:
+        """Return a template's text on one line."""
+        key = ("text", template)
+        if key not in self._compiled:
+            self._compiled[key] = self.environment.from_string(template)
+        from jinja2.exceptions import UndefinedError
+
+        try:
+            return " ".join(self._compiled[key].render(**names).split())
+        except (UndefinedError, TypeError, ValueError, ArithmeticError):
+            return ""
+
+
+@functools.lru_cache(maxsize=1)
+def the_engine() -> Engine:
+    """Return the one engine: an expression is compiled once."""
+    return Engine()
+
+
+# --- evidence of one host, of all ------------------------------------------------------------------------------------
+
+
+def names_of(host: dict, fleet: dict) -> dict:
+    """Return what a rule's expressions may use: the parts by name, the host, and the fleet."""
+    return dict(
+        host.get("parts") or {},
+        parts=host.get("parts") or {},
+        host=host["host"],
+        functions=host.get("functions") or [],
+        reach=host.get("reach") or {},
+        at=host.get("at"),
+        skew=host.get("skew"),
+        fleet=fleet,
+    )
+
+
+def _slow(recent: dict) -> bool:
+    return (recent.get("requests") or 0) > 20 and (recent.get("p95_seconds") or 0) > 2
+
+
+def fleet_of(hosts: list, expectations: Optional[dict] = None) -> dict:
+    """Return what only all hosts together show."""
+    heard = [host for host in hosts if host.get("parts")]
+    apps = [host["host"] for host in hosts if "app" in (host.get("functions") or [])]
+    # Those that run the scheduler by the inventory; without it the first, as group_vars/all/application.yml has it.
+    of_beat = [host for host in (expectations or {}).get("beat_hosts") or [] if host in apps]
+    beats = [
+        dict(beat, host=host["host"]) for host in heard for beat in host["parts"].get("celery", {}).get("beats") or []
+    ]
+    # {host: [why another host does not reach it]}
+    unreached = {}
+    for host in heard:
+        for peer in host["parts"].get("peers", {}).get("peers") or []:
+            if peer.get("error"):
+                unreached.setdefault(peer["host"], []).append(peer.get("reason"))
+    skews = sorted(host["skew"] for host in heard if host.get("skew") is not None)
+    return dict(
+        expectations or {},
+        unreached=unreached,
+        # Whether people wait for pages, as ApplicationSlow says it.
+        slow=any(_slow(host["parts"].get("requests", {}).get("recent") or {}) for host in heard),
+        # By how much the controller's own clock is off, where enough hosts agree on it.
+        skew=skews[len(skews) // 2] if len(skews) >= 3 else None,
+        hosts=[host["host"] for host in hosts],
+        unreachable=[host["host"] for host in hosts if (host.get("reach") or {}).get("unreachable")],
+        beats=beats,
+        # Whether all hosts that might run the scheduler have said so.
+        beats_known=all(
+            host["parts"].get("celery", {}).get("status") == "ok"
+            for host in heard
+            if "app" in (host.get("functions") or [])
+        )
+        and not any("app" in (host.get("functions") or []) for host in hosts if not host.get("parts")),
+        apps=len(apps),
+        beat_host=next(iter(of_beat + apps), None),
+        zone=zone_of(hosts),
+    )
+
+
+def host_of(name: str, functions: list, result: dict, heard_at: Optional[float] = None) -> dict:
+    """Return a host's evidence of what its task registered, or why there is none."""
+    # A host that somebody has taken over says what it likes to the terminal of whoever asks.
+    result = printable_tree(result)
+    evidence = result.get("evidence")
+    if isinstance(evidence, dict) and isinstance(evidence.get("parts"), dict):
+        host = dict(evidence, host=name, functions=evidence.get("functions") or functions)
+        host["reach"] = {"unreachable": False, "failed": False, "message": ""}
+        return host
+    # Where the module did not come to run (sudo wants a password), the message says only that it gave no answer.
+    message = " ".join(str(result[name]) for name in ("module_stderr", "msg") if result.get(name))
+    return {
+        "host": name,
+        "functions": list(functions),
+        "parts": {},
+        "reach": {
+            "unreachable": bool(result.get("unreachable")),
+            "failed": not result.get("unreachable"),
+            "message": " ".join(message.split())[:400],
+        },
+    }
+
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+
+def applies(rule: dict, host: dict, area: str) -> bool:
+    """Tell whether a rule is asked of a host."""
+    if area != "all" and rule.get("areas") and area not in rule["areas"]:
+        return False
+    return not rule.get("functions") or bool(set(rule["functions"]) & set(host.get("functions") or []))
+
+
+def fired(engine: Engine, rule: dict, host: dict, fleet: dict, area: str = "all") -> list:
+    """Return the findings of one rule on one host."""
+    if not applies(rule, host, area):
+        return []
+    names = names_of(host, fleet)
+    items = [None]
+    if "each" in rule:
+        items = engine.value(rule["each"], names) or []
+        items = list(items.values()) if isinstance(items, dict) else list(items)
+    found = []
+    for item in items:
+        inside = dict(names, it=item)
+        for name, expression in rule.get("let", {}).items():
+            inside[name] = engine.value(expression, inside)
+        if engine.value(rule["when"], inside):
+            found.append(describe(engine, rule, host["host"], inside))
+    return found
+
+
+def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
+    """Return a finding with its texts filled in, in both languages."""
+
+    def both(field):
+        return {language: engine.text(rule[field][language], names) for language in LANGUAGES if field in rule}
+
+    return {
+        "rule": rule["name"],
+        "host": host,
+        "component": rule["component"],
+        "severity": "critical" if engine.value(rule.get("critical_when", "false"), names) else rule["severity"],
+        "symptom": bool(rule.get("symptom")),
+        "own": bool(engine.value(rule.get("own_when", "false"), names)),
+        "title": both("title"),
+        "cause": both("cause"),
+        "advice": both("advice"),
+        "evidence": [line for line in (engine.text(line, names) for line in rule.get("evidence", [])) if line],
+        "fix": [line for line in (engine.text(line, names) for line in rule.get("fix", [])) if line],
+        "explains": [target for target in (engine.text(entry, names) for entry in rule.get("explains", [])) if target],
+        "runbook": "docs/runbooks/%s.md" % (rule.get("alert") or rule["name"]),
+    }
+
+
+def matches(target: str, finding: dict) -> bool:
+    """Tell whether an entry of `explains` means a finding."""
+    if target == "*":
+        return finding["symptom"]
+    if target.startswith("@"):
+        return finding["symptom"] and finding["component"] == target[1:]
+    return target == finding["rule"]
+
+
+def needs(host: dict, component: str, other: dict) -> bool:
+    """Tell whether a host needs what another has: by functions, through others too (web needs app needs database)."""
+    function = FUNCTION_OF.get(component)
+    offered = set(other.get("functions") or []) if component == "unreachable" or function is None else {function}
+    wanted, todo = set(), list(host.get("functions") or [])
+    while todo:
+        for one in NEEDS.get(todo.pop(), ()):
+            if one not in wanted:
+                wanted.add(one)
+                todo.append(one)
+    return bool(wanted & offered & set(other.get("functions") or []))
+
+
+def explanations(findings: list, rules: dict, hosts: dict) -> list:
+    """Return for each finding the positions of those that it follows from directly."""
+    result = []
+    for finding in findings:
+        causes = []
+        for position, other in enumerate(findings):
+            if other is finding or other["rule"] == finding["rule"] and other["host"] == finding["host"]:
+                continue
+            rule = rules[other["rule"]]
+            if finding["own"] and rule["component"] != "application":
+                continue
+            near = other["host"] == finding["host"] or needs(
+                hosts[finding["host"]], rule["component"], hosts[other["host"]]
+            )
+            if near and any(matches(target, finding) for target in other["explains"]):
+                causes.append(position)
+        result.append(causes)
+    return result
+
+
+def rank(findings: list, rules: dict, hosts: dict) -> list:
+    """Return the findings in order: the roots, each as severe as the worst that follows from it, then what follows."""
+    order = list(hosts)
+
+    def key(position):
+        finding = findings[position]
+        own = rules[finding["rule"]]
+        return (
+            finding["symptom"],
+            own.get("depth", DEPTH.index(finding["component"]) * 50),
+            SEVERITIES.index(finding["severity"]),
+            order.index(finding["host"]),
+            finding["rule"],
+            position,
+        )
+
+    roots = roots_of(explanations(findings, rules, hosts), key)
+    weight = {}
+    for position, finding in enumerate(findings):
+        level = SEVERITIES.index(finding["severity"])
+        weight[roots[position]] = min(weight.get(roots[position], level), level)
+    beginnings = sorted(set(roots), key=lambda position: (weight[position], key(position)))
+    # All roots, then what follows from the first, from the second, ...
+    rest = [one for root in beginnings for one in sorted(range(len(findings)), key=key) if roots[one] == root != one]
+    ranked = []
+    for position in beginnings + rest:
+        finding, root = dict(findings[position]), roots[position]
+        del finding["own"]
+        finding["root"] = position == root
+        finding["severity_of_all"] = SEVERITIES[weight[root]] if position == root else finding["severity"]
+        finding["follows_from"] = (
+            "" if position == root else "%s on %s" % (findings[root]["rule"], findings[root]["host"])
+        )
+        ranked.append(finding)
+    return [dict(finding, number=number) for number, finding in enumerate(ranked, 1)]
+
+
+def roots_of(causes: list, key) -> list:
+    """Return for each position the one at the beginning of what explains it; of several the deepest."""
+    above = []
+    for position in range(len(causes)):
+        seen, todo = {position}, list(causes[position])
+        while todo:
+            cause = todo.pop()
+            if cause not in seen:
+                seen.add(cause)
+                todo += causes[cause]
+        above.append(seen)
+    # Nothing explains a beginning but what it explains itself.
+    beginnings = {position for position in range(len(causes)) if all(position in above[one] for one in above[position])}
+    roots = []
+    for position in range(len(causes)):
+        roots.append(min((one for one in above[position] if one in beginnings), key=key))
+    return roots
+
+
+def find(rules: list, hosts: list, area: str = "all", expectations: Optional[dict] = None) -> list:
+    """Return the ranked findings of all rules on all hosts."""
+    engine = the_engine()
+    fleet = fleet_of(hosts, expectations)
+    findings = [finding for host in hosts for rule in rules for finding in fired(engine, rule, host, fleet, area)]
+    return rank(findings, {rule["name"]: rule for rule in rules}, {host["host"]: host for host in hosts})
+
+
+def worst(findings: list) -> str:
+    """Return the worst severity, or healthy."""
+    present = {finding["severity"] for finding in findings}
+    return next((severity for severity in SEVERITIES if severity in present), "healthy")
+
+
+def failing(findings: list, fail_on: str) -> list:
+    """Return the findings that make a run fail: fail_on is critical, warning or never."""
+    limit = {"critical": 1, "warning": 2, "never": 0}[fail_on]
+    return [finding for finding in findings if finding["severity"] in SEVERITIES[:limit]]
+
+
+# --- what the modules on the controller share ------------------------------------------------------------------------
+
+# What the task with shiftmaster_diagnose has registered on each host.
+RESULTS_OPTION = {
+    "type": "list",
+    "elements": "dict",
+    "required": True,
+    "options": {
+        "host": {"type": "str", "required": True},
+        "functions": {"type": "list", "elements": "str", "default": []},
+        "result": {"type": "dict", "required": True},
+    },
+}
+
+
+def write(folder: str, files: dict) -> list:
+    """Write {name: text or bytes} for their owner alone: hosts, programs and statements are nobody else's business."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    written = []
+    for name, content in files.items():
+        path = os.path.join(folder, name)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content if isinstance(content, bytes) else content.encode())
+        written.append(path)
+    return written
