@@ -20,7 +20,7 @@ from ansible.template import trust_as_template  # noqa: E402
 from rendered import ROOT, templar  # noqa: E402
 
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-sys.path.insert(0, str(ROOT / "library"))
+sys.path.insert(0, str(ROOT / "library/logging"))
 import elasticsearch_objects  # noqa: E402
 
 VARIABLES = {

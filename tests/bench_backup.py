@@ -54,8 +54,9 @@ REMOVE = (
 RECOVER = """
 import sys, time
 sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine.backup import host, proof
-host = host.Host(host.load_options())
+from engine.backup import proof
+from engine.backup.host import Host, load_options
+host = Host(load_options())
 began = time.monotonic()
 with proof.restored(host, "bench", "--type=immediate", "--target-action=promote") as server:
     server.ask("CREATE TABLE written (at timestamptz)")

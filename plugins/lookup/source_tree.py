@@ -51,31 +51,39 @@ from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
 
 
-def modules_of(text, package, names):
-    """Those of the names that a text imports of a package, or beside itself (`from . import x`, `from .x import y`)."""
+def files_of(path, text, package, texts):
+    """Return those of the files that one of them imports: `from . import x`, `from ..host.x import y`.
+
+    path "" is a program outside of the package, which imports it by its name.
+    """
     found = set()
+    here = path.split("/")[:-1]
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom):
-            beside = node.level == 1
-            of = (node.module or "").split(".")
-            if beside and node.module:
-                found.add(of[0])
-            elif beside or of == [package]:
-                found |= {alias.name for alias in node.names}
-            elif of[0] == package:
-                found.add(of[1])
-    return found & set(names)
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        names = node.module.split(".") if node.module else []
+        if node.level:
+            base = here[: len(here) + 1 - node.level] + names
+        elif names[0] == package:
+            base = names[1:]
+        else:
+            continue
+        for parts in [base, *(base + [alias.name] for alias in node.names)]:
+            found |= {"/".join(parts) + ".py"} | {
+                "/".join([*parts[:depth], "__init__.py"]) for depth in range(len(parts) + 1)
+            }
+    return found & set(texts)
 
 
 def needed(program, package, texts):
     """Of {relative path: text} what a program imports, also by way of others; the package's __init__ in any case."""
-    names = {path[: -len(".py")]: path for path in texts if "/" not in path}
-    left, found = modules_of(program, package, names), {"__init__"} & set(names)
+    found = {"__init__.py"} & set(texts)
+    left = files_of("", program, package, texts)
     while left:
-        name = left.pop()
-        found.add(name)
-        left |= modules_of(texts[names[name]], package, names) - found
-    return {names[name]: texts[names[name]] for name in sorted(found)}
+        path = left.pop()
+        found.add(path)
+        left |= files_of(path, texts[path], package, texts) - found
+    return {path: texts[path] for path in sorted(found)}
 
 
 class LookupModule(LookupBase):

@@ -13,10 +13,7 @@ import offenders
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(
-    path
-    for pattern in ("library/*.py", "roles/*/library/*.py")
-    for path in ROOT.glob(pattern)
-    if not path.name.startswith("_")
+    path for pattern in ("library/*/*.py",) for path in ROOT.glob(pattern) if not path.name.startswith("_")
 )
 
 

@@ -1,4 +1,4 @@
-"""library/apt_source.py: fingerprints, and that a source which apt cannot use leaves no trace."""
+"""library/service/apt_source.py: fingerprints, and that a source which apt cannot use leaves no trace."""
 
 from __future__ import annotations
 

@@ -408,7 +408,7 @@ class Site:
             self.phases.append((words[0], words[1], self.marker.read_text().splitlines()[-1]))
 
     def restore(self, arguments=(), size=1000, **request):
-        plan = backup_restore.Plan("run", "F01", list(arguments), "so far", None, False, size, 1)._asdict()
+        plan = backup_restore.Plan("run", "20261101-000000F", list(arguments), "so far", None, False, size, 1)._asdict()
         return backup_restore.database_here(self.host, dict(request, id="r1", database=plan))
 
     def holds(self):
@@ -836,7 +836,7 @@ def scratch(monkeypatch, site):
 
 
 def plan_of(arguments=(), size=1000):
-    return backup_restore.Plan("run", "F01", list(arguments), "so far", None, False, size, 1)._asdict()
+    return backup_restore.Plan("run", "20261101-000000F", list(arguments), "so far", None, False, size, 1)._asdict()
 
 
 def test_a_restore_next_to_the_database_is_read_and_counted(host, site, scratch):

@@ -158,7 +158,7 @@ def test_what_a_tool_or_another_host_writes_moves_no_terminal(host, tmp_path, ca
 HOLDER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-import shiftmaster.backup_host as module
+import shiftmaster.backup.host as module
 module.RUN = sys.argv[2]
 host = module.Host({"folder": "", "stanza": "", "log_file": "/dev/null", "database": {"version": "17"}})
 with module.alone(host, "backup X by somebody", 0):
@@ -169,7 +169,7 @@ with module.alone(host, "backup X by somebody", 0):
 
 @pytest.fixture
 def holder(tmp_path):
-    folder = os.path.dirname(os.path.dirname(host_module.__file__))
+    folder = os.path.dirname(os.path.dirname(os.path.dirname(host_module.__file__)))
     child = subprocess.Popen(
         [sys.executable, "-c", HOLDER, folder, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
     )
@@ -322,7 +322,7 @@ def test_received_segments_come_into_the_archive_and_fail_no_restore(asked, tmp_
 @pytest.fixture
 def sandboxed(asked, monkeypatch, tmp_path):
     """A host whose restic saves; what it is given is in `calls`."""
-    monkeypatch.setattr(files.backup_sandbox, "ROOT", str(tmp_path / "root"))
+    monkeypatch.setattr(files.sandbox, "ROOT", str(tmp_path / "root"))
     monkeypatch.setattr(files, "RUN", str(tmp_path / "run"))
     password = tmp_path / "password"
     password.write_text("of the repository\n")

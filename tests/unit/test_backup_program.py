@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import ansible.module_utils.shiftmaster as engine
 import pytest
 from ansible.module_utils.shiftmaster.backup import host as backup_host
 from ansible.module_utils.shiftmaster.backup import manifest as backup_manifest
@@ -21,6 +20,7 @@ _spec = importlib.util.spec_from_file_location("rendering", Path(__file__).with_
 rendering = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(rendering)
 
+MODULES = ("init", "manifest", "offsite", "report", "restore", "run", "host")
 PATH = Path(__file__).resolve().parents[2] / "roles/backup/files/shiftmaster-backup"
 GOOD = 'shiftmaster_backup_last_success_timestamp_seconds{kind="database"} 1795714200'
 BEFORE = f"""# TYPE shiftmaster_backup_last_success_timestamp_seconds gauge
@@ -34,11 +34,9 @@ shiftmaster_backup_failed{{kind="run"}} 0
 
 @pytest.fixture
 def program(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "engine", engine)
-    for name in ("init", "manifest", "offsite", "report", "restore", "run", "host"):
-        module = importlib.import_module(f"ansible.module_utils.shiftmaster.backup_{name}")
-        monkeypatch.setitem(sys.modules, f"engine.backup_{name}", module)
-        monkeypatch.setattr(engine, f"backup_{name}", module, raising=False)
+    for name in ("", ".backup", *(f".backup.{name}" for name in MODULES)):
+        module = importlib.import_module("ansible.module_utils.shiftmaster" + name)
+        monkeypatch.setitem(sys.modules, "engine" + name, module)
     monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
     monkeypatch.setattr(sys, "path", list(sys.path))
     loader = importlib.machinery.SourceFileLoader("shiftmaster_backup", str(PATH))

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,13 @@ from ansible.module_utils.shiftmaster.host import safe_files
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = ROOT / "roles/backup/files/shiftmaster-backup-read"
+PACKAGE = "ansible.module_utils.shiftmaster"
 
 
 @pytest.fixture
 def read(monkeypatch, tmp_path):
-    engine = types.SimpleNamespace(safe_files=safe_files, backup_sandbox=sandbox)
-    monkeypatch.setitem(sys.modules, "engine", engine)
+    for name in ("", ".backup", ".host"):
+        monkeypatch.setitem(sys.modules, "engine" + name, importlib.import_module(PACKAGE + name))
     loader = importlib.machinery.SourceFileLoader("shiftmaster_backup_read", str(PATH))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)

@@ -23,7 +23,7 @@ DOCUMENTS = READMES + CONFIGURATION + GUIDES
 VALUED = {"-i": "inventory", "--inventory": "inventory", "-e": "extra", "--tags": "tags"}
 PLAIN = {"--check", "--diff", "--ask-vault-pass", "--ask-become-pass"}
 # Begin like a variable and are something else: modules, packages, files.
-NO_VARIABLES = {path.stem for path in (ROOT / "library").glob("*.py")} | {"shiftmaster_monitoring", "shiftmaster_class"}
+NO_VARIABLES = {path.stem for path in ROOT.glob("library/*/*.py")} | {"shiftmaster_monitoring", "shiftmaster_class"}
 
 
 def name_of(path):
@@ -185,10 +185,10 @@ def test_calls_of_modules_and_their_documentation_are_right(path):
     for command in commands(path):
         words = shlex.split(command) if command.startswith(("ansible ", "ansible-doc ")) else []
         if "-m" in words:
-            assert (ROOT / "library" / f"{words[words.index('-m') + 1]}.py").exists(), command
+            assert list(ROOT.glob(f"library/*/{words[words.index('-m') + 1]}.py")), command
             assert words[1] in load(ROOT / "inventory/single/hosts.yml")["all"]["children"], command
         elif words[:1] == ["ansible-doc"]:
-            assert words[1:3] == ["-M", "library"] and (ROOT / "library" / f"{words[3]}.py").exists(), command
+            assert words[1:3] == ["-M", "library"] and list(ROOT.glob(f"library/*/{words[3]}.py")), command
 
 
 @pytest.mark.parametrize("path", CONFIGURATION + GUIDES, ids=name_of)
@@ -332,7 +332,7 @@ def test_phases_of_the_cutover_are_the_engines(path):
 
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
 def test_hook_phases_are_the_modules(path):
-    source = (ROOT / "library/shiftmaster_release.py").read_text(encoding="utf-8")
+    source = (ROOT / "library/release/shiftmaster_release.py").read_text(encoding="utf-8")
     choices = re.search(r"choices: \[(after_build[^]]*)\]", source)[1].split(", ")
     tables = [
         cells[0] for heading, cells in rows(path) if len(heading) == 3 and heading[2] in ("as whom", "実行ユーザー")

@@ -395,9 +395,10 @@ def test_what_prometheus_is_told(parts):
 
 
 def test_the_program_of_the_timer_writes_what_node_exporter_reads(parts, tmp_path):
-    """As it lies on a host: files of one directory, without Ansible."""
-    for name in ("elastic.py", "canary.py", "log_watch.py", "safe_files.py"):
-        shutil.copy(ROOT / "module_utils/shiftmaster" / name, tmp_path / name)
+    """As on a host: the program and its package, without Ansible."""
+    shutil.copytree(ROOT / "module_utils/shiftmaster", tmp_path / "engine")
+    program = (ROOT / "roles/log_watch/files/shiftmaster-log-watch").read_text(encoding="utf-8")
+    (tmp_path / "program").write_text(program.replace("/usr/local/lib/shiftmaster-log-watch", str(tmp_path)))
     (tmp_path / "textfiles").mkdir()
     config = {
         "folder": str(tmp_path / "textfiles"),
@@ -408,7 +409,7 @@ def test_the_program_of_the_timer_writes_what_node_exporter_reads(parts, tmp_pat
         },
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    command = [sys.executable, "-S", "-E", str(tmp_path / "log_watch.py"), str(tmp_path / "config.json")]
+    command = [sys.executable, "-S", "-E", str(tmp_path / "program"), str(tmp_path / "config.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     told = "".join(path.read_text() for path in (tmp_path / "textfiles").glob("*.prom"))

@@ -203,7 +203,7 @@ def test_dashboards_get_the_address_of_the_runbooks():
 
 # --- the module -----------------------------------------------------------------------------------------------------
 
-MODULE = load("grafana_instance", ROLE / "library" / "grafana_instance.py")
+MODULE = load("grafana_instance", ROOT / "library/service/grafana_instance.py")
 STAND_IN = load("grafana_stand_in", ROOT / "tests" / "grafana_stand_in" / "grafana")
 USERS = [
     {"login": "hanako", "password": "hanako-password", "role": "Editor", "name": "山田花子", "email": "h@example.org"},

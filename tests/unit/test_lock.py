@@ -138,9 +138,9 @@ def test_a_living_and_a_dead_controller():
 
 def test_the_outermost_ansible_process_is_the_controller(tmp_path):
     """ansible-playbook forks workers with its own words; the lock is the parent's."""
-    folder = os.path.join(os.path.dirname(lock.__file__), "..", "..")
+    folder = os.path.join(os.path.dirname(lock.__file__), "..", "..", "..")
     inner = (
-        "import sys, json; sys.path.insert(0, %r)\nfrom module_utils.shiftmaster import lock\n"
+        "import sys, json; sys.path.insert(0, %r)\nfrom module_utils.shiftmaster.release import lock\n"
         "print(json.dumps(lock.controller_identity()))" % os.path.abspath(folder)
     )
     outer = tmp_path / "ansible-playbook"

@@ -13,7 +13,7 @@ from ansible.module_utils.shiftmaster.host import points
 from ansible.module_utils.shiftmaster.release import cutover, django_driver
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = [*(ROOT / "module_utils/shiftmaster").glob("*.py"), *(ROOT / "library").glob("*.py")]
+CODE = [*(ROOT / "module_utils/shiftmaster").rglob("*.py"), *(ROOT / "library").rglob("*.py")]
 
 
 def test_every_phase_of_the_cutover_is_a_point():

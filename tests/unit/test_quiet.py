@@ -18,7 +18,7 @@ SPEC = {
     }
 }
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = sorted([*ROOT.glob("library/*.py"), *ROOT.glob("roles/*/library/*.py")])
+MODULES = sorted(ROOT.glob("library/*/*.py"))
 SECRETS = ["plain-secret", "two\nlines-secret", 'a "quoted" \'secret', "back\\slash-secret"]
 
 

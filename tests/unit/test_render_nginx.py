@@ -533,7 +533,7 @@ def test_a_file_with_a_group_differs_where_only_the_group_does(tree, tmp_path):
 
 @pytest.fixture(scope="module")
 def tree():
-    spec = importlib.util.spec_from_file_location("nginx_tree", ROOT / "library" / "nginx_tree.py")
+    spec = importlib.util.spec_from_file_location("nginx_tree", ROOT / "library/service/nginx_tree.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -594,6 +594,6 @@ def test_the_first_certificate_of_a_chain_is_the_one(tree, tmp_path):
 
 def test_documentation_and_arguments_agree(tree):
     documented = yaml.safe_load(tree.DOCUMENTATION)["options"]
-    source = (ROOT / "library" / "nginx_tree.py").read_text()
+    source = (ROOT / "library/service/nginx_tree.py").read_text()
     declared = re.findall(r'^            "(\w+)": \{\s*"type"', source, re.M)
     assert sorted(declared) == sorted(documented)

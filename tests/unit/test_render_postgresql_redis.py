@@ -47,7 +47,7 @@ def settings_of(text, separator):
 
 
 def module_of(role, name):
-    path = ROOT / "roles" / role / "library" / f"{name}.py"
+    path = ROOT / "library/service" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

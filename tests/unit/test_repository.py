@@ -169,7 +169,7 @@ def expressions(value):
 
 def hides_itself(task, role):
     """A module of this repository that marks each secret argument `no_log` may show its difference."""
-    for folder in (ROOT / "library", role / "library"):
+    for folder in (ROOT / "library").iterdir():
         for name, arguments in task.items():
             source = folder / f"{name}.py"
             if isinstance(arguments, dict) and source.exists():

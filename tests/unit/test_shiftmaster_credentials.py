@@ -96,7 +96,7 @@ def test_only_a_refusal_is_one(monkeypatch, reason, expected):
         raise probe.ProbeError("unhealthy", reason, "no")
 
     monkeypatch.setattr(probe, "redis_ping", ping)
-    context = credentials.health_checks.Context()
+    context = credentials.checks.Context()
     assert credentials.refused({"CACHE_URL": ENVIRONMENT["CACHE_URL"]}, context, 1) == expected
 
 

@@ -229,7 +229,7 @@ def test_children_die_with_the_module(tools, options, tmp_path):
         "d.present(%r, time.monotonic() + 60)"
         % (
             [os.path.dirname(dump.__file__)],
-            os.path.join(os.path.dirname(dump.__file__), "../module_utils"),
+            os.path.join(os.path.dirname(dump.__file__), "../../module_utils"),
             str(tools.folder),
             options,
         )

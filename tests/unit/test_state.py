@@ -171,9 +171,9 @@ def test_the_audit_log_only_grows_and_each_event_is_one_line(layout):
 
 def test_the_hosts_lock_keeps_others_out_and_dies_with_its_owner(layout):
     code = (
-        "import sys; sys.path.insert(0, %r)\nfrom module_utils.shiftmaster import state, layout\n"
+        "import sys; sys.path.insert(0, %r)\nfrom module_utils.shiftmaster.release import state, layout\n"
         "with state.exclusive(layout.Layout(%r)):\n    print('held', flush=True)\n    input()\n"
-    ) % (os.path.abspath(os.path.join(os.path.dirname(states.__file__), "..", "..")), layout.root)
+    ) % (os.path.abspath(os.path.join(os.path.dirname(states.__file__), "..", "..", "..")), layout.root)
     with subprocess.Popen((sys.executable, "-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         with (

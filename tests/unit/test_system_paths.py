@@ -147,7 +147,7 @@ def test_links_are_followed_to_where_they_lead(trusted):
 
 
 def test_the_host_reports_it(trusted, run_module):
-    spec = importlib.util.spec_from_file_location("preflight", ROOT / "library/shiftmaster_preflight.py")
+    spec = importlib.util.spec_from_file_location("preflight", ROOT / "library/release/shiftmaster_preflight.py")
     preflight = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(preflight)
     (trusted / "a").mkdir()

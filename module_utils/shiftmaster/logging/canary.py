@@ -11,12 +11,8 @@ import json
 import os
 import time
 
-try:
-    from ansible.module_utils.shiftmaster import safe_files
-    from ansible.module_utils.shiftmaster.elastic import Api, Failed, quoted
-except ImportError:  # On the host they lie next to this file.
-    import safe_files
-    from elastic import Api, Failed, quoted
+from ..host import safe_files
+from .elastic import Api, Failed, quoted
 
 LOGGER = "shiftmaster.canary"
 # Beyond it the file begins anew; what was in it has long been read.

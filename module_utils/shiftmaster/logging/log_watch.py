@@ -1,6 +1,6 @@
 """Asks the parts of the logging pipeline on one host for what Prometheus is to know, and writes it for node exporter.
 
-Run by a timer: python3 log_watch.py /etc/shiftmaster-log-watch/config.json. What does not answer is 0 in its own
+Run by a timer (roles/log_watch/files/shiftmaster-log-watch). What does not answer is 0 in its own
 metric, and nothing else is said of it; the last figures of a part that is gone would look like news.
 """
 
@@ -12,13 +12,9 @@ import sys
 import time
 import uuid
 
-try:
-    from ansible.module_utils.shiftmaster import canary, safe_files
-    from ansible.module_utils.shiftmaster.elastic import Api, Failed
-except ImportError:  # On the host they lie beside this file.
-    import canary
-    import safe_files
-    from elastic import Api, Failed
+from ..host import safe_files
+from . import canary
+from .elastic import Api, Failed
 
 HELP = {
     "shiftmaster_logstash_up": ("gauge", "Whether Logstash answers."),
@@ -118,7 +114,3 @@ def main(path: str) -> int:
     if config.get("canary"):
         write(os.path.join(config["folder"], "shiftmaster_log_canary.prom"), watched_line(config["canary"]))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
