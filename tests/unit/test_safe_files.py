@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 
 import pytest
@@ -334,3 +335,12 @@ def test_what_a_killed_run_left_of_a_link_is_removed(theirs):
     assert os.listdir(theirs) == ["link"] and os.readlink(theirs / "link") == "target"
     status = os.lstat(theirs / "link")
     assert (status.st_uid, status.st_gid) == (1234, 1235)
+
+
+def test_a_tree_that_cannot_be_removed_is_an_error_and_a_log_is_not_for_everybody(theirs, monkeypatch):
+    safe_files.append(str(theirs / "log"), b"x")
+    assert (theirs / "log").stat().st_mode & 0o007 == 0
+    failed = subprocess.CompletedProcess([], 1, b"", b"rm: busy")
+    monkeypatch.setattr(safe_files.subprocess, "run", lambda *_words, **_more: failed)
+    with pytest.raises(OSError, match="busy"):
+        safe_files.remove_tree(str(theirs / "log"))
