@@ -1356,6 +1356,7 @@ def test_an_access_log_is_summed_up_by_slot_and_status():
     assert made["recent"] == {
         "requests": 3, "errors": 1, "p95_seconds": 0.5, "by_status": {"200": 1, "499": 1, "500": 1},
     }  # fmt: skip
+    assert [one["p95_seconds"] for one in made["series"]] == [1, 0, 0, 9]
     # What is older than the first slot is counted there.
     assert [(one["requests"], one["errors"], one["at"]) for one in made["series"]] == [
         (1, 0, 94600), (0, 0, 96400), (0, 0, 98200), (4, 2, 100000),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 
 import pytest
@@ -302,18 +303,44 @@ def test_a_sealed_tree_has_plain_modes_and_holds_regular_files_alone(theirs):
         safe_files.change_owner(str(tree), 0, 0, seal=True)
 
 
-def test_the_first_directory_that_others_can_change_is_named(tmp_path, public_dir):
-    ours = public_dir / "ours"
+def test_the_first_directory_that_others_can_change_is_named(public_dir, monkeypatch):
+    # But for /tmp, below which the test has its directory.
+    monkeypatch.setattr(safe_files, "is_trusted", lambda status: status.st_mode & 0o1002 != 0o002)
+    root, ours = str(public_dir), public_dir / "ours"
     ours.mkdir(mode=0o755)
     (public_dir / "theirs").mkdir()
     os.chmod(public_dir / "theirs", 0o777)
-    assert safe_files.untrusted_parent(str(public_dir / "theirs/file")) in ("/tmp", str(public_dir / "theirs"))
-    root = str(public_dir)
-    if safe_files.untrusted_parent(root + "/x") == "":
-        (ours / "relative").symlink_to("../theirs")
-        (ours / "absolute").symlink_to(root + "/theirs")
-        (ours / "loop").symlink_to("loop")
-        assert safe_files.untrusted_parent(root + "/ours/relative/x") == root + "/theirs"
-        assert safe_files.untrusted_parent(root + "/ours/absolute/x") == root + "/theirs"
-        assert safe_files.untrusted_parent(root + "/ours/loop/x") == root + "/ours/loop"
-        assert safe_files.untrusted_parent(root + "/ours/none/x") == ""
+    (ours / "relative").symlink_to("../theirs")
+    (ours / "absolute").symlink_to(root + "/theirs")
+    (ours / "loop").symlink_to("loop")
+    (ours / "0").symlink_to("../ours")
+    for number in range(1, safe_files._MAX_LINKS + 1):
+        (ours / str(number)).symlink_to(str(number - 1))
+    found = {
+        name: safe_files.untrusted_parent("%s/%s" % (root, name))
+        for name in ("theirs/x", "ours/relative/x", "ours/absolute/x", "ours/loop/x", "ours/none/x", "ours/x")
+    }
+    assert found == {
+        "theirs/x": root + "/theirs", "ours/relative/x": root + "/theirs", "ours/absolute/x": root + "/theirs",
+        "ours/loop/x": root + "/ours/loop", "ours/none/x": "", "ours/x": "",
+    }  # fmt: skip
+    most = safe_files._MAX_LINKS - 1
+    assert safe_files.untrusted_parent("%s/ours/%d/x" % (root, most)) == ""
+    assert safe_files.untrusted_parent("%s/ours/%d/x" % (root, most + 1)) == root + "/ours/0"
+
+
+def test_what_a_killed_run_left_of_a_link_is_removed(theirs):
+    (theirs / ".link.new").write_text("x")
+    safe_files.replace_link(str(theirs / "link"), "target", 1234, 1235)
+    assert os.listdir(theirs) == ["link"] and os.readlink(theirs / "link") == "target"
+    status = os.lstat(theirs / "link")
+    assert (status.st_uid, status.st_gid) == (1234, 1235)
+
+
+def test_a_tree_that_cannot_be_removed_is_an_error_and_a_log_is_not_for_everybody(theirs, monkeypatch):
+    safe_files.append(str(theirs / "log"), b"x")
+    assert (theirs / "log").stat().st_mode & 0o007 == 0
+    failed = subprocess.CompletedProcess([], 1, b"", b"rm: busy")
+    monkeypatch.setattr(safe_files.subprocess, "run", lambda *_words, **_more: failed)
+    with pytest.raises(OSError, match="busy"):
+        safe_files.remove_tree(str(theirs / "log"))

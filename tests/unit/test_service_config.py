@@ -10,6 +10,7 @@ import pwd
 import stat
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import service_config as sc
@@ -732,3 +733,58 @@ def test_the_hash_of_what_a_process_has_loaded_is_of_path_content_and_mode():
     assert sc.set_hash([("/b", ("file", b"2", 0o640, 7, 8)), ("/a", ("file", b"1", 0o640, 7, 8))]) == base
     for path, content, mode in (("/c", b"1", 0o640), ("/a", b"3", 0o640), ("/a", b"1", 0o600)):
         assert sc.set_hash([(path, ("file", content, mode, 0, 5)), ("/b", ("file", b"2", 0o640, 0, 5))]) != base
+
+
+def test_directories_get_their_modes_and_owners(apply, host, tmp_path):
+    new, there, plain = tmp_path / "new/below", tmp_path / "there", tmp_path / "plain"
+    there.mkdir(mode=0o700)
+    plain.touch()
+
+    def entries(*paths):
+        return [{"path": str(path), "owner": ME, "group": MINE, "mode": "0750"} for path in paths]
+
+    assert apply(check_mode=True, content=OLD, directories=entries(new, there))["changed"]
+    assert not new.exists() and there.stat().st_mode & 0o777 == 0o700
+    before = os.umask(0o077)
+    try:
+        assert apply(content=OLD, directories=entries(new, there))["changed"]
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (new, there)] == [0o750, 0o750]
+    assert not apply(content=OLD, directories=entries(new, there))["changed"]
+    result = apply(directories=entries(plain))
+    assert result["failed"] and str(plain) in result["msg"] and host.file.read_text() == OLD
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "group", "reads"),
+    [
+        (0o400, 5, 9, True), (0o044, 5, 6, False), (0o040, 8, 6, True), (0o404, 8, 6, False), (0o004, 8, 9, True),
+        (0o440, 8, 9, False),
+    ],
+)  # fmt: skip
+def test_who_may_read_a_file_that_is_still_to_be_written(mode, owner, group, reads):
+    assert sc.mode_lets_read(("file", b"", mode, owner, group), 5, {6, 7}) is reads
+
+
+def test_systemctl_and_the_journal_never_raise(monkeypatch):
+    calls = []
+
+    def run(command, **more):
+        calls.append((command, more["timeout"]))
+        if calls[-1][0][1] == "absent":
+            raise FileNotFoundError
+        if calls[-1][0][1] == "slow":
+            raise sc.subprocess.TimeoutExpired(command, 1)
+        out = b"ActiveState=active\nMainPID=7\nother\n" if "show" in command else b" text \n"
+        return SimpleNamespace(returncode=0, stdout=out)
+
+    monkeypatch.setattr(sc.subprocess, "run", run)
+    assert sc.systemctl("reload", "x.service", timeout=9) == (0, "text")
+    assert calls == [(("systemctl", "reload", "x.service"), 9)]
+    assert sc.systemctl("absent")[0] == 127 and sc.systemctl("slow")[0] == 124
+    facts = sc.unit_facts("x.service")
+    assert set(facts) == set(sc.PROPERTIES) and (facts["ActiveState"], facts["MainPID"]) == ("active", "7")
+    assert facts["InvocationID"] == ""
+    assert sc.journal_since("x.service", 5.0, 3) == "text"
+    assert {"@5", "3", "x.service"} <= set(calls[-1][0])
