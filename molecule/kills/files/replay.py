@@ -28,7 +28,7 @@ WHO = "replay"
 
 
 def keep():
-    """Sort what a run has left by module and state; the first of a kind is kept."""
+    """Sort what a run has left by module and state; the first of a kind is kept. Prints all of them in their order."""
     shutil.rmtree(CALLS, ignore_errors=True)
     for path in sorted(glob.glob("/root/.ansible/tmp/*/AnsiballZ_shiftmaster_*.py"), key=os.path.getmtime):
         module = os.path.basename(path)[len("AnsiballZ_") : -len(".py")]
@@ -38,11 +38,11 @@ def keep():
         name = module + "." + arguments.get("state", arguments.get("mode", ""))
         if arguments.get("archive"):
             name += ".build"
+        print(name)
         if not os.path.exists(os.path.join(CALLS, module)):
             shutil.copytree(os.path.dirname(path), os.path.join(CALLS, module))
         if not os.path.exists(os.path.join(CALLS, name)):
             shutil.copy(os.path.join(os.path.dirname(path), "debug_dir", "args"), os.path.join(CALLS, name))
-    print("\n".join(sorted(os.listdir(CALLS))))
 
 
 class Run:
@@ -77,7 +77,7 @@ class Run:
             check=False,
         )
         result = json.loads(done.stdout)
-        print("%s %s %s" % (module, kind, "changed" if result.get("changed") else "ok"), flush=True)
+        print("%s.%s %s" % (module, kind, "changed" if result.get("changed") else "ok"), flush=True)
         if result.get("failed"):
             sys.exit("FAILED %s" % result["msg"])
         return result
