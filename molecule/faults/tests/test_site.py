@@ -17,10 +17,34 @@ def hook(phase: str, command: str, **more) -> dict:
 
 def schema_of_2_0_0(operations) -> None:
     """Begin at 2.0.0 on its own schema, so that 2.1.0 has a migration to run."""
-    if operations.serves() != "2.1.0":
+    rows = "SELECT name FROM django_migrations WHERE app = 'roster'"
+    ahead = "0002_" in operations.shell(f'runuser -u postgres -- psql -qtAd shiftmaster -c "{rows}"')
+    version = operations.serves(10)
+    if version == "2.0.0" and not ahead:
+        return
+    if version != "2.1.0":
         assert operations.deploy("2.1.0", shiftmaster_watch_seconds=1).code == 0
     run = operations.rollback(to="2.0.0", schema="reverse")
     assert run.code == 0, run.output[-4000:]
+
+
+def test_a_copy_is_restored_by_its_name(operations):
+    schema_of_2_0_0(operations)
+    operations.python("from roster.models import Ward; Ward.objects.create(slug='early', name_en='x')")
+    assert operations.deploy("2.1.0", shiftmaster_watch_seconds=1).code == 0
+    operations.python("from roster.models import Ward; Ward.objects.create(slug='later', name_en='x')")
+    copy = operations.shell("ls /var/backups/shiftmaster/pre-migration/*.dump | tail -n 1").strip()
+    missing = operations.rollback(schema="restore", dump="../../../etc/passwd")
+    assert missing.code == 2 and missing.says("There is no safety copy ../../../etc"), missing.output[-4000:]
+    assert operations.serves(10) == "2.1.0"
+    assert operations.shell(f"ls {PAGE} 2>/dev/null", check=False) == ""
+    run = operations.rollback(schema="restore", dump=copy)
+    assert run.code == 0, run.output[-4000:]
+    assert operations.serves(10) == "2.0.0"
+    slugs = operations.python(
+        "from roster.models import Ward; print(list(Ward.objects.values_list('slug', flat=True)))"
+    )
+    assert "early" in slugs and "later" not in slugs
 
 
 def test_hooks_run_in_their_phases(operations):
@@ -53,26 +77,16 @@ def test_a_hook_that_fails_fails_its_phase(operations, phase, new):
     assert operations.state()["transition"] is None
 
 
-def test_what_is_wrong_with_the_host_is_in_the_message_of_a_release_that_fails(operations):
+def test_a_hook_that_hangs_is_ended_and_what_is_wrong_with_the_host_is_in_the_message(operations):
     operations.shell("mount -t tmpfs -o size=1m tmpfs /mnt && head -c 2m /dev/zero > /mnt/full", check=False)
     try:
-        run = operations.deploy("2.1.0", shiftmaster_watch_seconds=1, **hook("before_cutover", "exit 3"))
+        run = operations.deploy("2.1.0", **hook("before_cutover", "sleep 600", timeout_seconds=3))
     finally:
         operations.shell("umount /mnt")
-    assert run.code == 2 and run.says("ended with code 3", "Diagnosis: ", "/mnt", "What to do: "), run.output[-4000:]
-
-
-def test_a_hook_that_hangs_is_ended(operations):
-    schema_of_2_0_0(operations)
-    run = operations.deploy("2.1.0", **hook("before_cutover", "sleep 600", timeout_seconds=3))
-    assert run.code == 2 and run.says("the site's before_cutover"), run.output[-4000:]
-    assert run.seconds < 120
+    assert run.code == 2, run.output[-4000:]
+    assert run.says("the site's before_cutover", "Diagnosis: ", "/mnt", "What to do: "), run.output[-4000:]
+    # It would end by itself behind ten minutes.
     assert operations.shell("pgrep -cx sleep || true").strip() == "0"
-
-
-def test_a_hook_of_an_unknown_phase_is_refused(operations):
-    run = operations.deploy("2.1.0", **hook("after_lunch", "true"))
-    assert run.code == 2 and run.says("Nothing was changed. What is wrong:", "after_lunch"), run.output[-4000:]
 
 
 def test_health_endpoints_are_supplied(operations):
@@ -87,7 +101,6 @@ def test_health_endpoints_are_supplied(operations):
     assert json.loads(operations.shell("curl -skS https://localhost/health/", check=False)) == {"status": "healthy"}
     again = operations.deploy("2.0.0", shiftmaster_supply_health=True)
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
-    assert operations.deploy("2.0.0", shiftmaster_watch_seconds=1).code == 0
 
 
 def test_a_lock_of_another_controller_is_taken_over_by_name(operations):
@@ -104,29 +117,10 @@ def test_a_lock_of_another_controller_is_taken_over_by_name(operations):
     refused = operations.deploy("2.0.0", shiftmaster_lock_wait_seconds=0)
     assert refused.code == 2 and refused.says("nurse@another-machine holds the lock"), refused.output[-3000:]
     assert refused.says("-e shiftmaster_lock_take_over=20200101T000000Z-aaaaaa")
-    run = operations.deploy("2.0.0", shiftmaster_lock_take_over="20200101T000000Z-aaaaaa")
+    run = operations.deploy("2.0.0", shiftmaster_lock_take_over="20200101T000000Z-aaaaaa", shiftmaster_watch_seconds=1)
     assert run.code == 0, run.output[-3000:]
     audit = operations.shell(f"grep lock_taken_over {APP}/shared/state/audit.jsonl | tail -n 1")
     assert "nurse@another-machine" in audit
-
-
-def test_a_copy_is_restored_by_its_name(operations):
-    schema_of_2_0_0(operations)
-    operations.python("from roster.models import Ward; Ward.objects.create(slug='early', name_en='x')")
-    assert operations.deploy("2.1.0", shiftmaster_watch_seconds=1).code == 0
-    operations.python("from roster.models import Ward; Ward.objects.create(slug='later', name_en='x')")
-    copy = operations.shell("ls /var/backups/shiftmaster/pre-migration/*.dump | tail -n 1").strip()
-    missing = operations.rollback(schema="restore", dump="no-such.dump")
-    assert missing.code == 2 and missing.says("no-such.dump"), missing.output[-4000:]
-    assert operations.serves(10) == "2.1.0"
-    assert operations.shell(f"ls {PAGE} 2>/dev/null", check=False) == ""
-    run = operations.rollback(schema="restore", dump=copy)
-    assert run.code == 0, run.output[-4000:]
-    assert operations.serves(10) == "2.0.0"
-    slugs = operations.python(
-        "from roster.models import Ward; print(list(Ward.objects.values_list('slug', flat=True)))"
-    )
-    assert "early" in slugs and "later" not in slugs
 
 
 def test_a_reverse_that_cannot_begin_leaves_the_newer_version(operations):
@@ -211,7 +205,7 @@ def test_a_first_deploy_that_fails_behind_its_switch(operations):
 
 def test_a_release_whose_files_are_damaged_is_built_anew(operations):
     """Whoever damaged it, a restart shows it: the run says what is, and the next one repairs it."""
-    assert operations.deploy("2.0.0", shiftmaster_watch_seconds=1).code == 0
+    assert operations.serves(10) == "2.0.0"
     damaged = operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
     operations.shell(f"rm -r {APP}/releases/{damaged}/source/roster")
     operations.shell("systemctl kill --signal=KILL 'shiftmaster-web@*'; sleep 3; systemctl stop 'shiftmaster-web@*'")
@@ -221,40 +215,25 @@ def test_a_release_whose_files_are_damaged_is_built_anew(operations):
     run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
     assert run.code == 0 and operations.serves(10) == "2.0.0", run.output[-4000:]
     assert operations.shell(f"basename $(readlink -f {APP}/active/release)").strip() != damaged
-    again = operations.deploy("2.0.0")
-    assert (again.code, again.changed) == (0, 0), again.output[-4000:]
 
 
-def test_what_cannot_be_asked_is_not_called_nothing(operations):
-    state = f"{APP}/shared/state/state.json"
-    operations.shell(f"cp -p {state} {state}.kept && echo '[]' > {state}")
+def test_the_summary_names_the_page_that_an_operator_has_put_up(operations):
+    """And a second run changes nothing, also of a release that was built anew (the test before)."""
+    operations.shell(f"touch {PAGE}")
     try:
-        run = operations.deploy("2.0.0")
+        run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
     finally:
-        operations.shell(f"mv {state}.kept {state}")
-    assert run.code == 2, run.output[-4000:]
-    assert run.says("state.json is damaged", "What serves here could not be asked"), run.output[-4000:]
-    assert operations.serves(10) == "2.0.0"
+        operations.shell(f"rm {PAGE}")
+    assert (run.code, run.changed) == (0, 0), run.output[-3000:]
+    assert run.says("the maintenance page that somebody has put up", operations.host), run.output[-3000:]
 
 
 def test_what_is_no_release_waits_for_no_git_server(operations):
     away = {"shiftmaster_git_url": "file:///there/is/no/repository.git"}
     run = operations.run("deploy.yml", "--tags", "nginx", **away)
     assert run.code == 0 and run.changed == 0, run.output
-    run = operations.run("deploy.yml", "--tags", "release", **away)
-    assert run.code == 2 and run.says("repository.git"), run.output
 
 
 def test_a_tag_that_is_none_is_refused(operations):
     run = operations.run("deploy.yml", "--tags", "relase", shiftmaster_version="2.0.0")
     assert run.code == 2 and run.says("There is no tag relase; there are base,"), run.output[-3000:]
-
-
-def test_the_summary_names_the_page_that_an_operator_has_put_up(operations):
-    operations.shell(f"touch {PAGE}")
-    try:
-        run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
-    finally:
-        operations.shell(f"rm {PAGE}")
-    assert run.code == 0, run.output[-3000:]
-    assert run.says("the maintenance page that somebody has put up", operations.host), run.output[-3000:]

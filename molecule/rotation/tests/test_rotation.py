@@ -132,7 +132,7 @@ def test_everything_under_load(operations, vault, capsys):
         print(f"\nrotation: {summary['requests']} requests, {summary['failed']} failed, {run.seconds:.0f} s")
     traffic.assert_flawless()
     assert session.logged_in()
-    assert operations.serves() == "2.0.0" and operations.state() != release
+    assert operations.serves(10) == "2.0.0" and operations.state() != release
     assert_only_the_new_ones(operations, vault)
     # Whoever has not come by yet has a session that the old key has signed.
     assert key_is_accepted(operations, vault.previous[KEY][0])
@@ -157,7 +157,7 @@ def test_rollback_over_a_rotation_is_refused(operations, vault):
     run = operations.rollback(to=first, **vault.variables)
     assert run.code == 2, run.output[-4000:]
     assert run.says("the database refuses its password", "Redis refuses the password", "deploy.yml"), run.output[-4000:]
-    assert operations.serves() == "2.0.0"
+    assert operations.serves(10) == "2.0.0"
     assert "bad" not in [entry["status"] for entry in operations.state()["releases"].values()]
 
 
@@ -166,7 +166,7 @@ def test_a_deploy_behind_it_and_its_rollback(operations, vault):
     assert run.code == 0, run.output[-4000:]
     run = operations.rollback(**vault.variables)
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves() == "2.0.0"
+    assert operations.serves(10) == "2.0.0"
     # The owner has what the new login's migration has made.
     assert operations.shell(
         "runuser -u postgres -- psql -qtAd shiftmaster -c "
@@ -200,7 +200,8 @@ def says(text: str):
     return lambda _operations, _vault: text in LOG.read_text()
 
 
-# Where the run is killed: (what has come about by then, a point at which it is held)
+# Where the run is killed: (what has come about by then, a point at which it is held). Scenario kills has every point of
+# a release; of those that a rotation makes, one before and one behind the switch are enough here.
 KILLS = {
     "the database has the new login": (
         lambda operations, vault: has_login(operations, vault.current[DATABASE]),
@@ -208,7 +209,6 @@ KILLS = {
     ),
     "built": (None, "built"),
     "switched to what accepts the new key": (None, "switched"),
-    "handover": (None, "handover"),
     "the old logins are about to end": (says("TASK [Old secrets | Ask what"), None),
     "the old login of the database ends": (says("TASK [Old secrets | End earlier logins"), None),
 }
@@ -240,8 +240,9 @@ def test_killed_and_run_again(operations, vault, kill):
     traffic.assert_flawless()
     assert session.logged_in()
     assert_only_the_new_ones(operations, vault)
-    again = rotate(operations, vault, certificates_before=before)
-    assert (again.code, again.changed) == (0, 0), again.output[-6000:]
+    if kill == list(KILLS)[-1]:  # Whatever they left, it is made good.
+        again = rotate(operations, vault, certificates_before=before)
+        assert (again.code, again.changed) == (0, 0), again.output[-6000:]
 
 
 def test_bad_input_changes_nothing(operations, vault):
@@ -249,22 +250,44 @@ def test_bad_input_changes_nothing(operations, vault):
     before = operations.fingerprint()
     values, other = dict(vault.variables), "f" * 40
     cases = [
-        ({"secrets": "database,kerberos"}, "secrets=kerberos is none of: database, redis, django, tls"),
-        ({DATABASE: ""}, f"variable {DATABASE} is not set"),
-        ({KEY: other, f"{KEY}_previous": []}, f"{KEY}_previous does not hold that either"),
-        ({DATABASE: other, f"{DATABASE}_previous": []}, f"{DATABASE}_previous does not hold that either"),
-        ({ADMIN: other, f"{ADMIN}_previous": []}, f"{ADMIN}_previous does not hold that either"),
-        ({f"{REDIS}_previous": [values[REDIS]]}, f"{REDIS}_previous holds the value of {REDIS} itself"),
-        ({f"{REDIS}_previous": ["", "x" * 20]}, f"{REDIS}_previous holds an empty value"),
-        ({f"{REDIS}_previous": "x" * 20}, f"{REDIS}_previous is not a list"),
+        ({"secrets": "database,kerberos"}, ["secrets=kerberos is none of: database, redis, django, tls"]),
         (
-            {"secrets": "database", REDIS: other, f"{REDIS}_previous": [values[REDIS]]},
-            f"{REDIS} is new, too: name redis in secrets",
+            {
+                "secrets": "database",
+                DATABASE: "",
+                KEY: other,
+                f"{KEY}_previous": [],
+                REDIS: other,
+                f"{REDIS}_previous": [values[REDIS]],
+                "certificates_before": "tomorrow",
+            },
+            [
+                f"variable {DATABASE} is not set",
+                f"{KEY}_previous does not hold that either",
+                f"{REDIS} is new, too: name redis in secrets",
+                "certificates_before=tomorrow is no moment of the past",
+            ],
         ),
-        ({"certificates_before": "tomorrow"}, "certificates_before=tomorrow is no moment of the past"),
-        ({"certificates_before": "20991231000000Z"}, "is no moment of the past"),
+        (
+            {
+                DATABASE: other,
+                f"{DATABASE}_previous": [],
+                f"{KEY}_previous": [values[KEY]],
+                f"{REDIS}_previous": ["", "x" * 20],
+                "certificates_before": "20991231000000Z",
+            },
+            [
+                f"{DATABASE}_previous does not hold that either",
+                f"{KEY}_previous holds the value of {KEY} itself",
+                f"{REDIS}_previous holds an empty value",
+                "certificates_before=20991231000000Z is no moment of the past",
+            ],
+        ),
+        ({f"{REDIS}_previous": "x" * 20}, [f"{REDIS}_previous is not a list"]),
+        # Asked of Redis, once nothing else is wrong.
+        ({ADMIN: other, f"{ADMIN}_previous": []}, [f"{ADMIN}_previous does not hold that either"]),
     ]
-    for extra, sentence in cases:
+    for extra, sentences in cases:
         run = operations.run("playbooks/rotate.yml", **{**FAST, **values, **extra})
-        assert run.code == 2 and run.says("Nothing was changed", sentence), f"{sentence}: {run.output[-3000:]}"
+        assert run.code == 2 and run.says("Nothing was changed", *sentences), f"{sentences}: {run.output[-3000:]}"
     assert operations.fingerprint() == before
