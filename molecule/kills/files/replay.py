@@ -10,7 +10,7 @@ which takes most of a run's time, has no part in what a killed run leaves on the
 
 OPTIONS is JSON: keep and hooks as the modules take them, salt (another configuration), watch_seconds; to and reverse of
 a rollback; take_over, the run whose lock is taken over. This file has to be called ansible-playbook: by that name a run
-finds its own process (module_utils/shiftmaster/lock.py).
+finds its own process (module_utils/shiftmaster/release/lock.py).
 """
 
 import glob
