@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ansible.module_utils.shiftmaster import backup_manifest as manifests
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mishaps
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Host:
