@@ -97,6 +97,13 @@ class Watch(Operations):
         wait_for(lambda: self.intervals() == wanted, 60, "the divided intervals")
         self.factor = factor
 
+    def forget_ended(self) -> None:
+        """Restart Prometheus: it keeps what fires, and no longer sends what has ended."""
+        self.shell("systemctl restart prometheus")
+        ask = "curl -sS -m 5 --cacert /etc/ssl/shiftmaster/ca.crt -K - https://localhost:9090/-/ready"
+        login = f'user = "admin:{self.secret("admin")}"\n'
+        wait_for(lambda: "Ready" in self.shell(ask, stdin=login, check=False), 120, "Prometheus")
+
     def groups(self) -> list:
         return json.loads(self.ask("https://localhost:9090/api/v1/rules"))["data"]["groups"]
 

@@ -286,8 +286,9 @@ def test_a_fault_is_resolved(faults, capsys, alert):
     faults[alert].is_resolved(capsys)
 
 
-# The last: for a quarter of an hour Prometheus repeats that the other host is back, and Alertmanager tells it again
-# with what is new of the same name.
 def test_the_standby_s_host_is_one_message_to_each_receiver(hosts, alerting, watch, scaled, capsys):
     """On which much is, and which the primary's slot waits for."""
+    # For a quarter of an hour Prometheus repeats that the other host is back, and Alertmanager tells it again with what
+    # is new of the same name.
+    watch.forget_ended()
     one_message_to_each_receiver(alerting, watch, hosts.standby, {"ExporterDown", "ReplicationSlotInactive"}, capsys)
