@@ -110,7 +110,8 @@ def test_figures_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, 
     """Four workers of which one is killed, a release switch under requests, and the switch back."""
     alerting, known = quiet
     app, since = hosts.app, alerting.now()
-    # One was asked for when the scenario began: the series is there, and as old as the window.
+    # The series is there since one was asked for; it has to be as old as the window.
+    watch.seen_once(app)
     wait_for(lambda: watch.query(f"{COUNTED} offset {WINDOW}"), 600, f"a scrape of {WINDOW} ago")
     before = float(watch.query(f"sum({COUNTED})")[0]["value"][1])
     app.shell(f"rm -f /run/enough; systemd-run --quiet --collect --unit=asker bash -c {shlex.quote(ASK)}")
