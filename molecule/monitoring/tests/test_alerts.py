@@ -175,6 +175,9 @@ def test_a_database_is_down(hosts, alerting, scaled, capsys, host):
 
 def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> None:
     """Of a host that is switched off, in ten minutes of the rules; whatever it is about and names."""
+    # For a quarter of an hour Prometheus repeats that another host is back, and Alertmanager tells it again with what is
+    # new of the same name.
+    watch.forget_ended()
     # What has just ended elsewhere may still be told; what this is about is told once, and not as another one's end.
     wait_for(
         lambda: not {"HostDown", *others} & {one["alertname"] for one in watch.lately()},
@@ -288,7 +291,4 @@ def test_a_fault_is_resolved(faults, capsys, alert):
 
 def test_the_standby_s_host_is_one_message_to_each_receiver(hosts, alerting, watch, scaled, capsys):
     """On which much is, and which the primary's slot waits for."""
-    # For a quarter of an hour Prometheus repeats that the other host is back, and Alertmanager tells it again with what
-    # is new of the same name.
-    watch.forget_ended()
     one_message_to_each_receiver(alerting, watch, hosts.standby, {"ExporterDown", "ReplicationSlotInactive"}, capsys)
