@@ -175,8 +175,8 @@ def test_a_database_is_down(hosts, alerting, scaled, capsys, host):
 
 def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> None:
     """Of a host that is switched off, in ten minutes of the rules; whatever it is about and names."""
-    # For a quarter of an hour Prometheus repeats that another host is back, and Alertmanager tells it again with what is
-    # new of the same name.
+    # For a quarter of an hour Prometheus repeats that another host is back, and Alertmanager tells it again with what
+    # is new of the same name.
     watch.forget_ended()
     # What has just ended elsewhere may still be told; what this is about is told once, and not as another one's end.
     wait_for(
