@@ -24,6 +24,7 @@ A case of monitoring/cases: `fires` and `silent` are lists of
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import re
 import shutil
@@ -250,8 +251,8 @@ def mutants(alert: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"label {label} [{value} → other]", {**original, "labels": {**original["labels"], label: "other"}}
 
 
-def recorded_mutants() -> Iterator[tuple[str, dict[str, Any]]]:
-    """(what was changed, all recording rules with it)"""
+def recorded_mutants() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(what was changed, the record that it was changed of, all recording rules with it)"""
     content = yaml.safe_load((RULES / "recordings.yml").read_text(encoding="utf-8"))
     for place, group in enumerate(content["groups"]):
         for number, rule in enumerate(group["rules"]):
@@ -263,49 +264,121 @@ def recorded_mutants() -> Iterator[tuple[str, dict[str, Any]]]:
             for what, other in changed:
                 rules = [*group["rules"][:number], other, *group["rules"][number + 1 :]]
                 groups = [*content["groups"][:place], {**group, "rules": rules}, *content["groups"][place + 1 :]]
-                yield f"{rule['record']}: {what}", {"groups": groups}
+                yield f"{rule['record']}: {what}", rule["record"], {"groups": groups}
+
+
+def names_in(text: str) -> set[str]:
+    """Every word that could be a metric's name, also one that is given as __name__."""
+    return set(re.findall(r"[A-Za-z_:][\w:]*", text))
+
+
+def part_for(record: str, rules: dict[str, Any], test: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(rules, test) without what cannot meet this record, whose rule has changed: nothing else can fail.
+
+    Kept are the expectations that name the record or one that depends on it, the rules that these depend on, and the
+    series that are named there.
+    """
+    needs: dict[str, set[str]] = {}
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            needs.setdefault(rule["record"], set()).update(names_in(rule["expr"]))
+
+    def closure(names: set[str], follow: dict[str, set[str]]) -> set[str]:
+        found, todo = set(), list(names)
+        while todo:
+            name = todo.pop()
+            if name not in found:
+                found.add(name)
+                todo += follow.get(name, ())
+        return found
+
+    dependents: dict[str, set[str]] = {}
+    for name, used in needs.items():
+        for one in used:
+            dependents.setdefault(one, set()).add(name)
+    met = closure({record}, dependents)
+    tests = []
+    for one in test["tests"]:
+        asked = [case for case in one["promql_expr_test"] if names_in(case["expr"]) & met]
+        if asked:
+            tests.append({**one, "promql_expr_test": asked})
+    expected = [case["expr"] for one in tests for case in one["promql_expr_test"]]
+    named = closure(set().union(*map(names_in, expected)), needs)
+    tests = [
+        {**one, "input_series": [series for series in one["input_series"] if series["series"].split("{")[0] in named]}
+        for one in tests
+    ]
+    groups = [
+        {**group, "rules": [rule for rule in group["rules"] if rule["record"] in named]} for group in rules["groups"]
+    ]
+    return {"groups": [group for group in groups if group["rules"]]}, {**test, "tests": tests}
+
+
+# Tests of one call of promtool, of which each processor has one at a time: what takes time is its start.
+AT_ONCE = 50
+
+
+def failed_tests(tests: list[Path]) -> set[str]:
+    """The stems of those that fail."""
+
+    def failed(part: list[Path]) -> set[str]:
+        # Failures are told on another channel.
+        output = call("test", "rules", *part).stdout
+        results = re.findall(r"^Unit Testing: +(?:.*/)?([^/\s]+)\.yml$(\s+SUCCESS)?", output, re.M)
+        if [stem for stem, _ in results] != [path.stem for path in part]:
+            raise RuntimeError(f"promtool did not run all of them: {output[-2000:]}")
+        return {stem for stem, success in results if not success}
+
+    parts = [tests[start : start + AT_ONCE] for start in range(0, len(tests), AT_ONCE)]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return set().union(*pool.map(failed, parts))
 
 
 def survivors(names: list[str]) -> tuple[int, list[str]]:
     """(number of mutants, those that no test noticed) of these alerts; `recordings` are the recording rules"""
     chosen = [alert for alert in catalogue_of.catalogue() if not names or alert["name"] in names]
+    # mutant: what was changed; and its tests, the fast ones first.
     described: dict[str, str] = {}
+    tests: dict[str, list[Path]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
-        def lay(stem: str, what: str, rules: dict[str, Any], tests: list[dict[str, Any]]) -> None:
-            described[stem] = what
-            (folder / f"{stem}.rules").write_text(yaml.safe_dump(rules, allow_unicode=True), encoding="utf-8")
-            for number, test in enumerate(tests):
-                (folder / f"{stem}-{number}.yml").write_text(
-                    yaml.safe_dump({**test, "rule_files": [f"{stem}.rules"]}, allow_unicode=True), encoding="utf-8"
-                )
+        def lay(stem: str, what: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+            described[stem], tests[stem] = what, []
+            for number, (rules, test) in enumerate(pairs):
+                own = f"{stem}-{number}"
+                (folder / f"{own}.rules").write_text(dumped(rules), encoding="utf-8")
+                if test["tests"]:
+                    tests[stem].append(folder / f"{own}.yml")
+                    tests[stem][-1].write_text(dumped({**test, "rule_files": [f"{own}.rules"]}), encoding="utf-8")
 
         for alert in chosen:
-            test = yaml.safe_load((TESTS / f"{alert['name']}.yml").read_text(encoding="utf-8"))
+            test = loaded(TESTS / f"{alert['name']}.yml")
             for number, (what, rule) in enumerate(mutants(alert)):
                 rules = {"groups": [{"name": alert["group"], "rules": [rule]}]}
-                lay(f"{alert['name']}-{number:03}", f"{alert['name']}: {what}", rules, [test])
+                lay(f"{alert['name']}-{number:03}", f"{alert['name']}: {what}", [(rules, test)])
         if not names or "recordings" in names:
-            own = [yaml.safe_load((TESTS / one).read_text(encoding="utf-8")) for one in sorted(BY_HAND)]
-            for number, (what, rules) in enumerate(recorded_mutants()):
-                lay(f"recordings-{number:03}", what, rules, own)
-        stems = sorted(described)
+            own = [loaded(TESTS / one) for one in sorted(BY_HAND)]
+            for number, (what, record, rules) in enumerate(recorded_mutants()):
+                lay(f"recordings-{number:03}", what, [part_for(record, rules, test) for test in own])
         # What is no rule any more would be refused, not noticed.
-        checked = call("check", "rules", *(folder / f"{stem}.rules" for stem in stems))
+        checked = call("check", "rules", *sorted(folder.glob("*.rules")))
         if checked.returncode:
             raise RuntimeError(f"a mutant is no rule: {checked.stdout[-2000:]}{checked.stderr[-2000:]}")
-        noticed = set()
-        tests = sorted(folder.glob("*.yml"))
-        # Many in one call: what takes time is the start. Failures are told on another channel.
-        for start in range(0, len(tests), 100):
-            part = tests[start : start + 100]
-            output = call("test", "rules", *part).stdout
-            results = re.findall(r"^Unit Testing: +(?:.*/)?([^/\s]+)\.yml$(\s+SUCCESS)?", output, re.M)
-            if [stem for stem, _ in results] != [path.stem for path in part]:
-                raise RuntimeError(f"promtool did not run all of them: {output[-2000:]}")
-            noticed |= {stem.rpartition("-")[0] for stem, success in results if not success}
-    return len(described), [described[stem] for stem in stems if stem not in noticed]
+        left = sorted(described)
+        for number in range(max(map(len, tests.values()), default=0)):
+            # What one test has noticed, the next one need not.
+            failed = failed_tests([tests[stem][number] for stem in left if number < len(tests[stem])])
+            left = [stem for stem in left if number >= len(tests[stem]) or tests[stem][number].stem not in failed]
+    return len(described), [described[stem] for stem in left]
+
+
+def loaded(path: Path) -> dict[str, Any]:
+    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def dumped(content: dict[str, Any]) -> str:
+    return yaml.dump(content, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), allow_unicode=True)
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import time
 from pathlib import Path
 
@@ -129,6 +130,12 @@ class Alerting:
     def resolve(self, *alerts: dict) -> None:
         self.api("POST", "/api/v2/alerts", [{**one, "endsAt": iso(time.time())} for one in alerts])
 
+    def group_wait_seconds(self) -> int:
+        """How long the first message of a group waits."""
+        return int(
+            re.search(r"group_wait: (\d+)s", json.loads(self.api("GET", "/api/v2/status"))["config"]["original"])[1]
+        )
+
     def ready(self) -> None:
         self.wait(lambda: "OK" in self.shell(f"curl -sS --cacert {self.ca} -K - https://localhost:9093/-/ready",
                                              stdin=f'user = "{self.user}:{self.password}"', check=False),
@@ -208,7 +215,7 @@ def the_watchdog_is_asked_for_regularly(alerting: Alerting, interval: float) -> 
     ]
 
 
-def a_host_that_is_down_is_one_message_for_each_receiver(alerting: Alerting, seconds: float = 40) -> None:
+def a_host_that_is_down_is_one_message_for_each_receiver(alerting: Alerting) -> None:
     """Twenty alerts of one host in three gusts, its own among the first; nothing more comes for a while."""
     since = alerting.now()
     place = f"db-{RUN}"
@@ -216,15 +223,16 @@ def a_host_that_is_down_is_one_message_for_each_receiver(alerting: Alerting, sec
     others = [alert(f"ProofStorm{RUN}{n}", place, "critical" if n % 2 else "warning", "database") for n in range(19)]
     alerting.send(*others[:8])
     # Within group_wait: what is inhibited is decided when a message is about to be sent.
-    time.sleep(3)
+    time.sleep(0.5)
     alerting.send(host, *others[8:14])
-    time.sleep(5)
+    time.sleep(alerting.group_wait_seconds() + 1)
     alerting.send(host, *others[14:])
     for receiver in CRITICAL:
         alerting.arrive(receiver, 1, since)
-    deadline = time.monotonic() + seconds
+    # As long as several intervals of a group.
+    deadline = time.monotonic() + 4 * alerting.group_wait_seconds()
     while time.monotonic() < deadline:
-        time.sleep(5)
+        time.sleep(3)
         alerting.send(host, *others)
     found = [one for one in alerting.messages("", since) if place in about(one)]
     counts = {receiver: len([one for one in found if one["receiver"] == receiver]) for receiver in CRITICAL}
@@ -240,19 +248,23 @@ def a_receiver_that_is_down_gets_it_afterwards(
 ) -> None:
     """And the others are not held up."""
     since, one = alerting.now(), alert(f"{name}{receiver.title()}")
-    alerting.down(receiver, 25, how)
+    seconds = 3 * alerting.group_wait_seconds()
+    alerting.down(receiver, seconds, how)
     alerting.send(one)
     for other in set(CRITICAL) - {receiver}:
         alerting.arrive(other, 1, since, 40)
     assert not alerting.messages(receiver, since)
     message = alerting.arrive(receiver, 1, since, 120)[0]
-    assert message["at"] - since >= 24 and alerting.messages(receiver, since, attempts=True)[0]["kind"] == "attempt"
+    assert (
+        message["at"] - since >= seconds - 1
+        and alerting.messages(receiver, since, attempts=True)[0]["kind"] == "attempt"
+    )
     alerting.resolve(one)
     for other in CRITICAL:
         alerting.arrive(other, 2, since)
 
 
-def a_restart_loses_nothing(alerting: Alerting, signal="", name=f"ProofRestart{RUN}") -> None:
+def a_restart_loses_nothing(alerting: Alerting, maintenance_seconds: int, signal="", name=f"ProofRestart{RUN}") -> None:
     """One alert is told before, one is undelivered, a silence holds: after the restart each is as it was."""
     since = alerting.now()
     told, waiting, quiet = (alert(f"{name}{kind}{signal}") for kind in ("Told", "Waiting", "Quiet"))
@@ -265,14 +277,15 @@ def a_restart_loses_nothing(alerting: Alerting, signal="", name=f"ProofRestart{R
     for receiver in CRITICAL:
         message = alerting.arrive(receiver, 1, since)[0]
         keys[receiver] = message.get("body", {}).get("dedup_key")
-    alerting.down("all", 140 if signal else 60)
+    saved = maintenance_seconds + 5 if signal else 0
+    alerting.down("all", saved + 45)
     alerting.send(waiting)
     alerting.wait(lambda: [one for one in alerting.messages("pagerduty", since, attempts=True) if not one["ok"]], 60,
                   "an attempt")  # fmt: skip
     if signal:
-        # Both are on disk after alertmanager_maintenance_interval_seconds. A kill costs what is younger: a silence that
+        # Both are on disk after maintenance_seconds. A kill costs what is younger: a silence that
         # has just been made, the memory of a message that has just been sent (it comes twice).
-        time.sleep(70)
+        time.sleep(saved)
     alerting.restart(signal)
     # Prometheus says again what fires.
     alerting.send(told, waiting, quiet)

@@ -138,10 +138,14 @@ def units_stopped(host, pattern: str):
 
 
 @contextlib.contextmanager
-def workers_stopped(host):
-    """No worker of Celery runs, and a task waits for one."""
+def workers_stopped(host, age_seconds: int = 0):
+    """No worker of Celery runs, and a task waits for one; its message says that it was sent so many seconds ago."""
     with units_stopped(host, "shiftmaster-worker@*"):
-        host.python("from roster.tasks import record_run; record_run.delay('late', 0)")
+        host.python(
+            "import time; from celery.signals import before_task_publish; from roster.tasks import record_run\n"
+            "before_task_publish.disconnect(dispatch_uid='shiftmaster_monitoring.before_task_publish')\n"
+            "record_run.apply_async(('late', 0), headers={'shiftmaster_published_at': time.time() - %d})" % age_seconds
+        )
         yield
 
 
@@ -214,7 +218,7 @@ def backups_as_if(host, age_seconds: float = 3600) -> None:
         lines += [f'shiftmaster_{metric}{{kind="{kind}"}} {value}' for kind in KINDS]
     for metric, value in (
         ("restore_test_last_success_timestamp_seconds", round(when)), ("backup_wal_gaps", 0),
-        ("backup_offsite_last_success_timestamp_seconds", round(when)),
+        ("backup_offsite_last_success_timestamp_seconds", round(when)), ("wal_limit_bytes", 2**32),
     ):  # fmt: skip
         lines += [f"# TYPE shiftmaster_{metric} gauge", f"shiftmaster_{metric} {value}"]
     host.shell(f"install -m 0644 /dev/stdin {BACKUPS}.new && mv {BACKUPS}.new {BACKUPS}", stdin="\n".join(lines) + "\n")

@@ -382,16 +382,16 @@ def test_mutants_of_recordings_change_one_rule_of_all():
     whole = yaml.safe_load((tests_script.RULES / "recordings.yml").read_text(encoding="utf-8"))
     made = list(tests_script.recorded_mutants())
     assert len(made) > 200
-    told = " ".join(what for what, _rules in made)
+    told = " ".join(what for what, _record, _rules in made)
     for part in ("0.001 → 0.0011", "0.05 → 0.045", 'le="0.2"', "5m → 600s", "label slo", "by (env) [env → nothing]"):
         assert part in told, part
 
     def rules(content):
         return [rule for group in content["groups"] for rule in group["rules"]]
 
-    for what, changed in made:
+    for what, record, changed in made:
         differ = [one for one, other in zip(rules(whole), rules(changed)) if one != other]
-        assert len(differ) == 1 and what.startswith(differ[0]["record"]), what
+        assert len(differ) == 1 and what.startswith(record) and differ[0]["record"] == record, what
 
 
 @needs_promtool
@@ -404,6 +404,68 @@ def test_a_mutant_that_no_test_notices_is_named(monkeypatch, tmp_path):
     (tmp_path / "WebsiteDown.yml").write_text(yaml.safe_dump(test, allow_unicode=True), encoding="utf-8")
     monkeypatch.setattr(tests_script, "TESTS", tmp_path)
     assert tests_script.survivors(["WebsiteDown"]) == (9, ["WebsiteDown: for [1m → 45s]"])
+
+
+RECORDINGS = """
+groups:
+  - name: fast
+    rules:
+      - {record: a:sum, expr: sum(a)}
+      - {record: a:double, expr: 'a:sum * 2'}
+      - {record: b:sum, expr: 'sum by (env) (b) + 3'}
+  - name: slow
+    rules:
+      - {record: both, expr: 'a:double + 1 - on () b:sum'}
+      - {record: 'c:max', expr: 'max(c) * 10'}
+"""
+RECORDINGS_TEST = """
+rule_files: [recordings.yml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'a{env="x"}', values: "1x9"}
+      - {series: 'b{env="x"}', values: "2x9"}
+      - {series: 'c{env="x"}', values: "3x9"}
+    promql_expr_test:
+      - {expr: 'round({__name__="a:double"})', eval_time: 5m, exp_samples: [{labels: '{}', value: 2}]}
+      - {expr: both, eval_time: 5m, exp_samples: [{labels: both, value: -2}]}
+"""
+
+
+def test_of_recordings_and_their_tests_is_left_what_can_meet_the_changed_one():
+    content, test = yaml.safe_load(RECORDINGS), yaml.safe_load(RECORDINGS_TEST)
+
+    def left(record):
+        rules, part = tests_script.part_for(record, content, test)
+        return (
+            {rule["record"] for group in rules["groups"] for rule in group["rules"]},
+            {one["series"][0] for case in part["tests"] for one in case["input_series"]},
+            [one["expr"] for case in part["tests"] for one in case["promql_expr_test"]],
+        )
+
+    double, both = (one["expr"] for one in test["tests"][0]["promql_expr_test"])
+    everything = {"a:sum", "a:double", "b:sum", "both"}
+    assert left("a:sum") == left("a:double") == (everything, {"a", "b"}, [double, both])
+    assert left("b:sum") == left("both") == (everything, {"a", "b"}, [both])
+    assert left("c:max") == (set(), set(), [])
+
+
+@needs_promtool
+def test_mutants_of_recordings_that_a_fast_or_a_slow_test_notices_and_those_of_neither(monkeypatch, tmp_path):
+    (tmp_path / "recordings.yml").write_text(RECORDINGS, encoding="utf-8")
+    monkeypatch.setattr(tests_script, "RULES", tmp_path)
+    monkeypatch.setattr(tests_script, "TESTS", tmp_path / "tests")
+    (tmp_path / "tests").mkdir()
+    fast, slow = yaml.safe_load(RECORDINGS_TEST), yaml.safe_load(RECORDINGS_TEST)
+    fast["tests"][0]["promql_expr_test"].pop()
+    for name, content in (("recordings.yml", fast), ("recordings_days.yml", slow)):
+        (tmp_path / "tests" / name).write_text(yaml.safe_dump(content), encoding="utf-8")
+    number, survived = tests_script.survivors(["recordings"])
+    # One environment is the same with and without the label; nobody asks for c:max.
+    assert number == 9 and survived == [
+        "b:sum: by (env) [env → nothing]", "c:max: …max(c) * [10 → 11]", "c:max: …max(c) * [10 → 9]",
+    ], survived  # fmt: skip
 
 
 # --- inhibitions ----------------------------------------------------------------------------------------------------

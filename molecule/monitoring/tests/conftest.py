@@ -1,19 +1,47 @@
+import contextlib
 import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import alerting as proofs
 import mishaps
 import pytest
-from support import SAMPLE_SCENARIO, SCENARIO_HOME, Operations, inventory_and_host, wait_for
+import scaled_rules
+import yaml
+from support import SAMPLE_SCENARIO, SCENARIO_HOME, Operations, inventory_and_host, load, wait_for
+
+# Tests with the fixture `scaled` run after all others, with every duration of Prometheus divided by this.
+FACTOR = 4
+# The order of the files. What alerts do after failed deploys is seen while others run; and of the tests with divided
+# durations, some need the series that faults have left, or some minutes of them.
+FILES = ("test_deploys", "test_alertmanager", "test_figures", "test_alerts", "test_costs")
+FILES_SCALED = ("test_alerts", "test_deploys", "test_figures", "test_costs")
 
 # A page that tests alone ask for.
 ASKED = "/requests/"
 INVENTORY, APP = inventory_and_host(__file__)
 
 
+def pytest_collection_modifyitems(items):
+    """Also in the sample, where tests of other scenarios stay where they are."""
+    own = Path(__file__).parent
+    places = [number for number, item in enumerate(items) if item.path.parent == own]
+
+    def place(item) -> tuple:
+        scaled = "scaled" in item.fixturenames
+        return scaled, (FILES_SCALED if scaled else FILES).index(item.path.stem)
+
+    ordered = sorted((items[number] for number in places), key=place)
+    for number, item in zip(places, ordered):
+        items[number] = item
+
+
 class Watch(Operations):
     """The host with Prometheus and Alertmanager; it asks them as a person would."""
+
+    # By what the durations of the rules that run are divided.
+    factor = 1
 
     def secret(self, name: str) -> str:
         return (SCENARIO_HOME / "monitoring" / name).read_text().split()[0]
@@ -35,7 +63,7 @@ class Watch(Operations):
         for expression, since in asked:
             form = {"query": " ".join(expression.replace("'", '"').split())}
             if since:
-                form.update(start=f"{since:.0f}", end=f"{time.time():.0f}", step="5")
+                form.update(start=f"{since:.0f}", end=f"{time.time():.0f}", step=f"{5 / self.factor:g}")
             words = {
                 "url": f"https://localhost:9090/api/v1/query{'_range' if since else ''}", "max-time": "20",
                 "user": f"admin:{self.secret('admin')}", "cacert": "/etc/ssl/shiftmaster/ca.crt", "write-out": "\\n",
@@ -56,9 +84,46 @@ class Watch(Operations):
         for expression in expressions:
             wait_for(lambda asked=expression: self.query(asked), seconds, expression)
 
+    def scale(self, factor: int) -> None:
+        """Divide the durations of the scrapes and rules that run."""
+        rules = self.shell("ls /etc/prometheus/alerts/*.yml").split()
+        for path in ("/etc/prometheus/prometheus.yml", *rules):
+            change = scaled_rules.rules if path in rules else scaled_rules.configuration
+            # Into the same file: owner and mode stay.
+            self.shell(f"cat >{path}", stdin=change(self.shell(f"cat {path}"), factor))
+        before = self.intervals()
+        self.shell("promtool check config /etc/prometheus/prometheus.yml && systemctl reload prometheus")
+        wanted = {name: seconds / factor for name, seconds in before.items()}
+        wait_for(lambda: self.intervals() == wanted, 60, "the divided intervals")
+        self.factor = factor
+
+    def forget_ended(self) -> None:
+        """Restart Prometheus: it keeps what fires, and no longer sends what has ended."""
+        self.shell("systemctl restart prometheus")
+        ask = "curl -sS -m 5 --cacert /etc/ssl/shiftmaster/ca.crt -K - https://localhost:9090/-/ready"
+        login = f'user = "admin:{self.secret("admin")}"\n'
+        wait_for(lambda: "Ready" in self.shell(ask, stdin=login, check=False), 120, "Prometheus")
+
+    def groups(self) -> list:
+        return json.loads(self.ask("https://localhost:9090/api/v1/rules"))["data"]["groups"]
+
+    def rule(self, alert: str) -> dict:
+        """An alert's rule, as it runs."""
+        return next(rule for group in self.groups() for rule in group["rules"] if rule["name"] == alert)
+
+    def intervals(self) -> dict:
+        """How often each group of rules is evaluated and each job scraped, in seconds."""
+        jobs = yaml.safe_load(json.loads(self.ask("https://localhost:9090/api/v1/status/config"))["data"]["yaml"])[
+            "scrape_configs"
+        ]
+        return {
+            **{group["name"]: group["interval"] for group in self.groups()},
+            **{job["job_name"]: scaled_rules.milliseconds(job["scrape_interval"]) / 1000 for job in jobs},
+        }
+
     def lately(self) -> list:
         """Labels of alerts that fire, or have ended and may still be told: Alertmanager does so within five minutes."""
-        return [one["metric"] for one in self.query("ALERTS{alertstate='firing'}", time.time() - 360)]
+        return [one["metric"] for one in self.query("ALERTS{alertstate='firing'}", time.time() - 360 / self.factor)]
 
     def settled(self) -> bool:
         """Whether what has ended was told."""
@@ -105,3 +170,24 @@ def alerting(watch):
     found = proofs.Alerting(watch.shell, password=watch.secret("admin"))
     found.start_receivers("alerts", "mail-of-the-test")
     return found
+
+
+@pytest.fixture(scope="session")
+def scaled(watch, alerting):
+    """Prometheus with the durations of its rules and scrapes divided, and Alertmanager; returns the divisor."""
+    watch.scale(FACTOR)
+    return FACTOR
+
+
+@pytest.fixture(scope="session")
+def observed(hosts, watch, alerting):
+    """From before the first deploy until `seconds` after the last one, with people at work; .end() ends the latter."""
+    wait_for(watch.settled, 900, "the end of all alerts of the installation")
+    with contextlib.ExitStack() as stack:
+        yield SimpleNamespace(
+            since=alerting.now(),
+            known={one["alertname"] for one in watch.lately()},
+            work=lambda: stack.enter_context(load(hosts.app, "--clients", "8", "--think-seconds", "0.3", seconds=1800)),
+            end=stack.close,
+            last=0.0,
+        )

@@ -46,12 +46,12 @@ def test_a_warning_wakes_nobody(alerting):
 
 
 def test_information_goes_to_one_channel(alerting):
-    proofs.information_goes_to_one_channel(alerting, 60)
+    proofs.information_goes_to_one_channel(alerting, 12)
 
 
 def test_the_watchdog_is_asked_for_regularly(alerting):
     # Prometheus sends it itself, too.
-    proofs.the_watchdog_is_asked_for_regularly(alerting, 20)
+    proofs.the_watchdog_is_asked_for_regularly(alerting, 5)
 
 
 def test_a_host_that_is_down_is_one_message_for_each_receiver(alerting):
@@ -65,7 +65,7 @@ def test_a_receiver_that_is_down_gets_it_afterwards(alerting, receiver, how):
 
 @pytest.mark.parametrize("signal", ["", "KILL"])
 def test_a_restart_loses_nothing(alerting, signal):
-    proofs.a_restart_loses_nothing(alerting, signal)
+    proofs.a_restart_loses_nothing(alerting, 10, signal)
 
 
 def test_a_run_silences_what_it_causes_and_nothing_else(watch, alerting):

@@ -10,12 +10,12 @@ import alerting as proofs
 import pytest
 from alerting import about
 from receivers import Receivers
-from support import kill_run, load, wait_for
+from support import kill_run, wait_for
 
 ROUTE = "/requests/"
-# So long, since increase() takes the rise between the first and the last scrape in it for one of the whole time: with a
-# scrape each 5 s that is up to 0.8 % too much.
-WINDOW = "20m"
+# At least so long, since increase() takes the rise between the first and the last scrape in it for one of the whole
+# time: with a scrape each 1.25 s that is up to 0.8 % too much.
+WINDOW_SECONDS = 300
 COUNTED = f'django_request_duration_seconds_count{{route="{ROUTE}"}}'
 ASK = (
     'while [ ! -e /run/enough ]; do curl -skS -o /dev/null -w "%{http_code}\\n" '
@@ -42,18 +42,79 @@ def silences(watch) -> list:
 
 
 @pytest.fixture
-def quiet(watch, alerting):
-    """(alerting, what fires all the same), behind a minute without a message."""
-    wait_for(lambda: watch.settled() and not told(alerting, alerting.now() - 60), 900, "the end of all messages")
+def quiet(watch, alerting, scaled):
+    """(alerting, what fires all the same), behind a quarter of a minute without a message."""
+    wait_for(
+        lambda: watch.settled() and not told(alerting, alerting.now() - 60 / scaled), 900, "the end of all messages"
+    )
     return alerting, watch.firing()
 
 
-def test_figures_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, capsys):
+def test_a_new_password_for_scrapes_tells_nobody(hosts, watch, alerting, observed):
+    """What is asked takes both until Prometheus has the new one, at the end of a run."""
+    since = alerting.now()
+    old = {"name": "prometheus", "password": watch.secret("scrape")}
+    new = {"name": "prometheus-2", "password": "n" * 32}
+    for use, previous in ((new, [old]), (old, [new]), (old, [])):
+        # All that knows the password.
+        run = hosts.app.run(
+            "deploy.yml", "--tags", "nginx,monitoring", shiftmaster_version="2.0.0",
+            monitoring_scrape_user=use["name"], vault_monitoring_scrape_password=use["password"],
+            monitoring_scrape_users_previous=previous,
+        )  # fmt: skip
+        assert run.code == 0, run.output[-4000:]
+        for one in (old, new):
+            said = watch.shell(
+                "curl -skS -m 10 -o /dev/null -w '%{http_code}' -K - https://172.30.78.10:9100/metrics",
+                stdin=f'user = "{one["name"]}:{one["password"]}"\n',
+            )
+            assert said == ("200" if one in [use, *previous] else "401"), (use, previous, one)
+    # Two scrapes behind the last.
+    time.sleep(30)
+    # One scrape may come between Prometheus' new password and its new name, but no second one.
+    assert watch.query("max_over_time(up[35s]) == 0", since) == []
+    assert told(alerting, since, observed.known) == []
+
+
+# With and without users who meet it: the first is noticed by its health check, the second when pages are asked for.
+@pytest.mark.parametrize(("version", "said"), [("broken-health", "failed"), ("broken-template", "broke under traffic")])
+def test_a_deploy_that_fails_is_told_once(hosts, watch, alerting, observed, version, said):
+    """By the run itself, from the controller; the version of before serves, so no alert has anything to say."""
+    since, receivers = alerting.now(), Receivers().start()
+    if not observed.last:
+        observed.work()
+    try:
+        run = hosts.app.deploy(
+            version,
+            notify_slack_url=f"http://127.0.0.1:{receivers.ports['slack']}/services/T00000000/B00000000/abcdefghij",
+            notify_pagerduty_routing_key="0123456789abcdef0123456789abcdef",
+            notify_pagerduty_url=f"http://127.0.0.1:{receivers.ports['pagerduty']}/v2/enqueue",
+            notify_pagerduty_change_url=f"http://127.0.0.1:{receivers.ports['pagerduty']}/v2/change/enqueue",
+            notify_smtp_host="127.0.0.1", notify_smtp_port=receivers.ports["smtp"], notify_smtp_security="none",
+            shiftmaster_watch_seconds=20,
+        )  # fmt: skip
+    finally:
+        receivers.stop()
+        observed.last = alerting.now()
+    assert run.code == 2 and run.says(said), run.output[-4000:]
+    messages = receivers.record.of()
+    assert sorted(one["receiver"] for one in messages) == ["pagerduty", "slack", "smtp"], messages
+    assert all(one["ok"] for one in messages), messages
+    assert hosts.app.serves() == "2.0.0"
+    # What comes later is seen by test_alerts.py, behind the windows of the rules.
+    assert told(alerting, since, observed.known) == []
+    assert silences(watch) == [], "a silence is left"
+
+
+def test_figures_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, scaled, capsys):
     """Four workers of which one is killed, a release switch under requests, and the switch back."""
     alerting, known = quiet
     app, since = hosts.app, alerting.now()
-    # One was asked for when the scenario began: the series is there, and as old as the window.
-    wait_for(lambda: watch.query(f"{COUNTED} offset {WINDOW}"), 1500, f"a scrape of {WINDOW} ago")
+    # The series is there since one was asked for; it has to be as old as the window.
+    watch.seen_once(app)
+    offset = f"{COUNTED} offset {WINDOW_SECONDS}s"
+    wait_for(lambda: watch.query(offset), 600, f"a scrape of {WINDOW_SECONDS} s ago")
+    began = time.monotonic()
     before = float(watch.query(f"sum({COUNTED})")[0]["value"][1])
     app.shell(f"rm -f /run/enough; systemd-run --quiet --collect --unit=asker bash -c {shlex.quote(ASK)}")
     try:
@@ -70,87 +131,40 @@ def test_figures_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, 
     codes = app.shell("sort /root/asked | uniq -c")
     asked = int(app.shell("grep -c 302 /root/asked"))
     # Two scrapes behind the last.
-    time.sleep(12)
+    time.sleep(12 / scaled)
     counted = float(watch.query(f"sum({COUNTED})")[0]["value"][1]) - before
-    increase = float(watch.query(f"sum(increase({COUNTED}[{WINDOW}]))")[0]["value"][1])
+    # From before the first request, also where other steps run next to this one and runs take longer.
+    window = max(WINDOW_SECONDS, round(time.monotonic() - began) + 30)
+    increase = float(watch.query(f"sum(increase({COUNTED}[{window}s]))")[0]["value"][1])
     with capsys.disabled():
         print(f"\n  {asked} requests, {counted:.0f} counted, increase() says {increase:.1f}")
     assert asked > 500, codes
     assert abs(increase - asked) <= 0.01 * asked and abs(counted - asked) <= 0.01 * asked, codes
-    time.sleep(60)
+    time.sleep(60 / scaled)
     assert told(alerting, since, known) == []
     assert silences(watch) == [], "a silence is left"
 
 
-def test_a_new_password_for_scrapes_tells_nobody(hosts, watch, quiet):
-    """What is asked takes both until Prometheus has the new one, at the end of a run."""
-    alerting, known = quiet
-    since = alerting.now()
-    old = {"name": "prometheus", "password": watch.secret("scrape")}
-    new = {"name": "prometheus-2", "password": "n" * 32}
-    for use, previous in ((new, [old]), (old, [new]), (old, [])):
-        run = hosts.app.run(
-            "deploy.yml", shiftmaster_version="2.0.0", monitoring_scrape_user=use["name"],
-            vault_monitoring_scrape_password=use["password"], monitoring_scrape_users_previous=previous,
-        )  # fmt: skip
-        assert run.code == 0, run.output[-4000:]
-        for one in (old, new):
-            said = watch.shell(
-                "curl -skS -m 10 -o /dev/null -w '%{http_code}' -K - https://172.30.78.10:9100/metrics",
-                stdin=f'user = "{one["name"]}:{one["password"]}"\n',
+def test_the_silence_of_a_run_that_is_killed_ends(hosts, watch, alerting, scaled, tmp_path):
+    """With the next run, and by itself: two runs are killed, the second with a silence that is short."""
+    app, silenced = hosts.app, []
+    try:
+        for number, seconds in enumerate((1200, 90)):
+            log = tmp_path / f"log{number}"
+            app.hold("watch")
+            process = app.start(
+                "deploy.yml", log, "--tags", "release", shiftmaster_version="2.1.0", notify_silence_seconds=seconds
             )
-            assert said == ("200" if one in [use, *previous] else "401"), (use, previous, one)
-    time.sleep(60)
-    # One scrape may come between Prometheus' new password and its new name, but no second one.
-    assert watch.query("max_over_time(up[35s]) == 0", since) == []
-    assert told(alerting, since, known) == []
-
-
-# With and without users who meet it: the first is noticed by its health check, the second when pages are asked for.
-@pytest.mark.parametrize(("version", "said"), [("broken-health", "failed"), ("broken-template", "broke under traffic")])
-def test_a_deploy_that_fails_is_told_once(hosts, watch, quiet, version, said):
-    """By the run itself, from the controller; the version of before serves, so no alert has anything to say."""
-    alerting, known = quiet
-    since, receivers = alerting.now(), Receivers().start()
-    try:
-        with load(hosts.app, "--clients", "8", "--think-seconds", "0.3", seconds=900):
-            run = hosts.app.deploy(
-                version,
-                notify_slack_url=f"http://127.0.0.1:{receivers.ports['slack']}/services/T00000000/B00000000/abcdefghij",
-                notify_pagerduty_routing_key="0123456789abcdef0123456789abcdef",
-                notify_pagerduty_url=f"http://127.0.0.1:{receivers.ports['pagerduty']}/v2/enqueue",
-                notify_pagerduty_change_url=f"http://127.0.0.1:{receivers.ports['pagerduty']}/v2/change/enqueue",
-                notify_smtp_host="127.0.0.1", notify_smtp_port=receivers.ports["smtp"], notify_smtp_security="none",
-                shiftmaster_watch_seconds=20,
-            )  # fmt: skip
-            # As long as what happened is within the windows of the rules, people go on with their work.
-            time.sleep(360)
-    finally:
-        receivers.stop()
-    assert run.code == 2 and run.says(said), run.output[-4000:]
-    messages = receivers.record.of()
-    assert sorted(one["receiver"] for one in messages) == ["pagerduty", "slack", "smtp"], messages
-    assert all(one["ok"] for one in messages), messages
-    assert hosts.app.serves() == "2.0.0"
-    assert told(alerting, since, known) == []
-    assert silences(watch) == [], "a silence is left"
-
-
-@pytest.mark.parametrize("ended_by", ["itself", "the next run"])
-def test_the_silence_of_a_run_that_is_killed_ends(hosts, watch, alerting, tmp_path, ended_by):
-    app, seconds, log = hosts.app, 90 if ended_by == "itself" else 1200, tmp_path / "log"
-    app.hold("watch")
-    process = app.start(
-        "deploy.yml", log, "--tags", "release", shiftmaster_version="2.1.0", notify_silence_seconds=seconds
-    )
-    try:
-        app.wait_at("watch", process, log)
-        kill_run(app, process)
-        active, now = silences(watch), watch.shell("date -u +%FT%TZ")
-        assert active, "the run has silenced nothing"
-        assert all(proofs.iso(time.time()) < one["endsAt"] <= proofs.iso(time.time() + seconds) for one in active), now
-        if ended_by == "itself":
-            wait_for(lambda: not silences(watch), seconds + 10, "the end of the silence")
+            app.wait_at("watch", process, log)
+            kill_run(app, process)
+            app.let_go()
+            active = {one["id"]: one["endsAt"] for one in silences(watch)}
+            assert active, "the run has silenced nothing"
+            assert not set(active) & set(silenced), "the run has left the silences of the killed one before it"
+            until = proofs.iso(time.time() + seconds)
+            assert all(proofs.iso(time.time()) < end <= until for end in active.values()), active
+            silenced += active
+        wait_for(lambda: not silences(watch), seconds + 10, "the end of the silence")
     finally:
         app.let_go()
         run = app.deploy("2.0.0")
