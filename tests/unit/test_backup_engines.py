@@ -580,21 +580,29 @@ def fetched(host, site):
     return words[len(head) : -1]
 
 
-def test_everything_in_the_archive_is_restored_by_a_standby_that_is_promoted(host, site, monkeypatch):
+def test_everything_in_the_archive_is_restored_by_a_standby_that_is_promoted(host, site, clock, monkeypatch):
     waited = []
-    monkeypatch.setattr(backup_restore, "_wait_for_end_of_archive", lambda _host, *more: waited.append(more))
+
+    def wait(_host, *more):
+        waited.append(more)
+        clock.sleep(0.26)
+
+    monkeypatch.setattr(backup_restore, "_wait_for_end_of_archive", wait)
+    clock.passed = 5.0
+    host.in_recovery = ["t", "t", "f"]
     answer = site.restore()
     assert words_of(host) == [
         ("systemctl", "stop"), ("pgbackrest", "restore"), ("systemctl", "start"), ("pg_ctl", "promote"),
+        *[("psql", "SELECT pg_is_in_recovery()"), ("systemctl", "is-active")] * 2,
         ("psql", "SELECT pg_is_in_recovery()"), ("psql", backup_restore.FORGOTTEN_SQL),
     ]  # fmt: skip
-    assert [words[1] for words in host.called("systemctl")] == [UNIT] * 2
+    assert [words[1] for words in host.called("systemctl")] == [UNIT] * 4
     assert fetched(host, site) == ("--type=standby",)
     assert host.called("pg_ctl") == [("--pgdata", str(site.data), "--wait", "promote")]
     # What the run before has written into its log is not of this one.
     assert waited[0][1:] == (str(site.log), site.log.stat().st_size)
     assert site.holds() == "new" and (site.aside / "global/pg_control").read_text() == "old"
-    assert answer == {"restored": "so far", "seconds": 0.0, "kept": str(site.aside)} and not site.marker.exists()
+    assert answer == {"restored": "so far", "seconds": 1.3, "kept": str(site.aside)} and not site.marker.exists()
     assert site.modes == [0o700] and host.asked_for_room == str(site.data.parent)
     # Users wait behind the maintenance page: not half an hour for another run.
     assert site.waits == [("restore r1", 60)]
