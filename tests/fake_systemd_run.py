@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils/shiftmaster"))
-import envfile
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
+from shiftmaster.host import envfile
 
 PR_SET_CHILD_SUBREAPER = 36
 

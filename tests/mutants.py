@@ -36,8 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.yml")
 LEAST = 0.9
 MODULES = (
-    "backup_manifest backup_prune backup_restore backup_retention backup_wal cutover diagnose_logs health_checks kpi "
-    "lock migrations nginx_tree releases safe_files service_config shiftmaster_release shiftmaster_tree state watch"
+    "backup.manifest backup.prune backup.restore backup.retention backup.wal diagnosis.logs health.checks "
+    "host.safe_files monitoring.kpi nginx_tree release.cutover release.lock release.migrations release.releases "
+    "release.state release.watch service_config shiftmaster_release shiftmaster_tree"
 ).split()
 COMPARISONS = {
     "==": "!=", "!=": "==", "<": "<=", "<=": "<", ">": ">=", ">=": ">", "is": "is not", "is not": "is", "in": "not in",
@@ -67,9 +68,10 @@ class Mutant(NamedTuple):
 
 
 def path_of(module: str, root: Path = ROOT) -> Path:
-    """Return the module's file, in library/ or in module_utils/."""
-    library = root / "library" / (module + ".py")
-    return library if library.exists() else root / "module_utils/shiftmaster" / (module + ".py")
+    """Return the file of a module of Ansible (nginx_tree), or of a module of a package (backup.restore)."""
+    if "." in module:
+        return root / "module_utils/shiftmaster" / (module.replace(".", "/") + ".py")
+    return next(root.glob("library/*/%s.py" % module))
 
 
 def mutants(module: str, source: bytes) -> list[Mutant]:
@@ -211,20 +213,24 @@ def equivalents() -> list[dict]:
 
 @functools.cache
 def imports_of_tests(root: Path) -> dict:
-    """Return {unit test: names that it imports}."""
+    """Return {unit test: names of modules that it imports}, without the package of module_utils."""
     found = {}
     for path in sorted((root / "tests/unit").glob("test_*.py")):
         text = path.read_text(encoding="utf-8")
-        imported = re.findall(r"^\s*(?:from|import) (.*(?:\(\n(?:.*\n)*?\))?)", text, re.M)
-        imported += re.findall(r"spec_from_file_location\(\"(\w+)\"", text)
-        found[str(path.relative_to(root))] = set(re.findall(r"\w+", " ".join(imported)))
+        imported = re.findall(r"spec_from_file_location\(\"(\w+)\"", text)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                imported += [one.name for one in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                imported += [node.module, *("%s.%s" % (node.module, one.name) for one in node.names)]
+        found[str(path.relative_to(root))] = {re.sub(r"^.*module_utils\.shiftmaster\.", "", name) for name in imported}
     return found
 
 
 def tests_of(module: str, root: Path = ROOT) -> list[str]:
     """Return the unit tests that import a module, those that have its name first."""
     found = [name for name, imported in imports_of_tests(root).items() if module in imported]
-    return sorted(found, key=lambda one: (module not in one, one))
+    return sorted(found, key=lambda one: (module.split(".")[-1] not in one, one))
 
 
 def copy(target: Path) -> None:
@@ -336,7 +342,7 @@ def main() -> int:
             called = json.loads((place.parent / "called").read_text(encoding="utf-8"))
             limit = 30 + 5 * (time.monotonic() - began)
             # Of the source as it is: a mutant of the same second and size would be taken for it.
-            for compiled in path.parent.glob("__pycache__/%s.*.pyc" % module):
+            for compiled in path.parent.glob("__pycache__/%s.*.pyc" % path.stem):
                 compiled.unlink()
             chosen = sample(module, options.each, random.Random("%d %s" % (options.seed, module)), equivalent)
             alive = []

@@ -16,10 +16,12 @@ from ansible.module_utils.shiftmaster.backup import manifest as manifests
 from ansible.module_utils.shiftmaster.backup import prune as backup_prune
 from ansible.module_utils.shiftmaster.backup import restore as backup_restore
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
+from ansible.module_utils.shiftmaster.host.safe_files import UnsafePathError
 
 DAY = 86400
 NOW = 1795700000.0
 UNIT = "postgresql@17-main.service"
+LABEL = "20261101-000000F"
 BECOME = ("setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups")
 
 
@@ -104,11 +106,19 @@ class FakeHost(Host):
             return (self.in_recovery.pop(0) if len(self.in_recovery) > 1 else self.in_recovery[0]) + "\n"
         return self.settings if "pg_file_settings" in words[-1] else ""
 
-    def _tail(self, _who, *_words):
-        return "LOG:  starting\nFATAL:  could not locate a valid checkpoint\nLOG:  shut down\n"
+    # Root changes nothing below a directory of postgres by its name.
 
-    def _cp(self, _who, *words):
+    def _cp(self, who, *words):
+        assert who == "postgres"
         subprocess.run(["cp", *words], check=True)
+
+    def _find(self, who, *words):
+        assert who == "postgres"
+        subprocess.run(["find", *words], check=True)
+
+    def _tar(self, who, *words):
+        assert who == "root"
+        subprocess.run(["tar", *words], check=True)
 
     def catalogue(self):
         """`pgbackrest info` of full backups: [(label, seconds when it ended)]."""
@@ -386,7 +396,11 @@ class Site:
         self.host, self.data = host, tmp_path / "data/main"
         self.aside, self.marker = tmp_path / "data/main.before-r1", tmp_path / "state/restoring"
         (self.data / "global/pg_control").write_text("old")
+        self.log, self.received = tmp_path / "postgresql-17-main.log", tmp_path / "state/received"
+        self.log.write_text("LOG:  of the run before\n")
         self.waits, owner = [], SimpleNamespace(pw_uid=os.getuid(), pw_gid=os.getgid())
+        monkeypatch.setattr(backup_restore, "_log_of", lambda _host: str(self.log))
+        monkeypatch.setattr(backup_restore, "RECEIVED", str(self.received))
         monkeypatch.setattr(backup_restore.pwd, "getpwnam", {"postgres": owner}.__getitem__)
         monkeypatch.setattr(backup_restore, "MARKER", str(self.marker))
         monkeypatch.setattr(backup_restore, "alone", self.alone)
@@ -408,7 +422,7 @@ class Site:
             self.phases.append((words[0], words[1], self.marker.read_text().splitlines()[-1]))
 
     def restore(self, arguments=(), size=1000, **request):
-        plan = backup_restore.Plan("run", "20261101-000000F", list(arguments), "so far", None, False, size, 1)._asdict()
+        plan = backup_restore.Plan("run", LABEL, list(arguments), "so far", None, False, size, 1)._asdict()
         return backup_restore.database_here(self.host, dict(request, id="r1", database=plan))
 
     def holds(self):
@@ -556,7 +570,7 @@ def words_of(host):
     return [words[:2] if words[0] == "systemctl" else (words[0], words[-1]) for words in host.words]
 
 
-FETCH = ("--stanza=shiftmaster", "--config=/restore.conf", "--pg1-path={data}", "--set=F01", "--process-max=2")
+FETCH = ("--stanza=shiftmaster", "--config=/restore.conf", "--pg1-path={data}", "--set=" + LABEL, "--process-max=2")
 
 
 def fetched(host, site):
@@ -566,20 +580,29 @@ def fetched(host, site):
     return words[len(head) : -1]
 
 
-def test_everything_in_the_archive_is_restored_by_a_standby_that_is_promoted(host, site, monkeypatch):
+def test_everything_in_the_archive_is_restored_by_a_standby_that_is_promoted(host, site, clock, monkeypatch):
     waited = []
-    monkeypatch.setattr(backup_restore, "_wait_for_end_of_archive", lambda _host, *more: waited.append(more))
+
+    def wait(_host, *more):
+        waited.append(more)
+        clock.sleep(0.26)
+
+    monkeypatch.setattr(backup_restore, "_wait_for_end_of_archive", wait)
+    clock.passed = 5.0
+    host.in_recovery = ["t", "t", "f"]
     answer = site.restore()
     assert words_of(host) == [
         ("systemctl", "stop"), ("pgbackrest", "restore"), ("systemctl", "start"), ("pg_ctl", "promote"),
+        *[("psql", "SELECT pg_is_in_recovery()"), ("systemctl", "is-active")] * 2,
         ("psql", "SELECT pg_is_in_recovery()"), ("psql", backup_restore.FORGOTTEN_SQL),
     ]  # fmt: skip
-    assert [words[1] for words in host.called("systemctl")] == [UNIT] * 2
+    assert [words[1] for words in host.called("systemctl")] == [UNIT] * 4
     assert fetched(host, site) == ("--type=standby",)
     assert host.called("pg_ctl") == [("--pgdata", str(site.data), "--wait", "promote")]
-    assert waited[0][1:] == ("/var/log/postgresql/postgresql-17-main.log", 0)
+    # What the run before has written into its log is not of this one.
+    assert waited[0][1:] == (str(site.log), site.log.stat().st_size)
     assert site.holds() == "new" and (site.aside / "global/pg_control").read_text() == "old"
-    assert answer == {"restored": "so far", "seconds": 0.0, "kept": str(site.aside)} and not site.marker.exists()
+    assert answer == {"restored": "so far", "seconds": 1.3, "kept": str(site.aside)} and not site.marker.exists()
     assert site.modes == [0o700] and host.asked_for_room == str(site.data.parent)
     # Users wait behind the maintenance page: not half an hour for another run.
     assert site.waits == [("restore r1", 60)]
@@ -605,10 +628,13 @@ def test_a_host_without_a_database_keeps_nothing(host, site):
 
 
 def test_recovery_goes_on_with_what_was_received_and_that_is_archived(host, site, received):
+    archive = backup_restore.pack_received(host, {"id": "r1"})["archive"]
+    received = site.received
+    host.words.clear()
     host.fails = [
-        ("pgbackrest", "--stanza=shiftmaster", "--pg1-path=%s" % site.data, "archive-push", str(received / wal(9)))
+        ("pgbackrest", "--stanza=shiftmaster", "--pg1-path=%s" % site.data, "archive-push", str(received / wal(10)))
     ]
-    site.restore(["--type=time"], received_folder=str(received))
+    site.restore(["--type=time"], received_archive=archive)
     option, *others = fetched(host, site)
     assert others == ["--type=time"] and option == (
         f"--recovery-option=restore_command=pgbackrest --config=/restore.conf --pg1-path={site.data} "
@@ -616,8 +642,9 @@ def test_recovery_goes_on_with_what_was_received_and_that_is_archived(host, site
     )
     pushed = [words for words in host.called("pgbackrest") if "archive-push" in words]
     # One that fails is told and costs neither the restore nor the others.
-    assert [words[-1] for words in pushed] == [str(received / wal(number)) for number in (8, 9, 10, 11)]
-    assert len(host.log_lines) == 1 and wal(9) in host.log_lines[0]
+    assert [words[-1] for words in pushed] == [str(received / wal(number)) for number in (10, 11)]
+    assert len(host.log_lines) == 1 and wal(10) in host.log_lines[0]
+    assert sorted(os.listdir(received)) == [wal(10), wal(11), wal(12) + ".partial"]
 
 
 def test_settings_of_the_recovery_are_taken_away_and_the_server_is_started_again(host, site):
@@ -663,7 +690,7 @@ def test_what_fails_brings_back_what_was_there(host, site, monkeypatch, step):
     assert site.holds() == "old" and not site.aside.exists() and not site.marker.exists()
     if step != "stop":
         # Stopped with the new data, started with the old.
-        assert words_of(host)[-2:] == [("systemctl", "stop"), ("systemctl", "start")]
+        assert words_of(host)[-3:] == [("systemctl", "stop"), ("find", "-delete"), ("systemctl", "start")]
 
 
 def test_an_end_of_the_archive_that_comes_too_early_brings_back_what_was_there(host, site, monkeypatch):
@@ -784,11 +811,27 @@ def test_a_database_that_takes_writes_is_waited_for(host, clock):
 
 
 @pytest.mark.parametrize("state", ["failed", "inactive"])
-def test_a_database_that_does_not_come_up_is_said_with_its_last_error(host, clock, state):
+def test_a_database_that_does_not_come_up_is_said_with_its_last_error(host, site, state):
     host.in_recovery, host.state = ["t"], state
+    site.log.write_text("LOG:  starting\nFATAL:  could not locate a valid checkpoint\nLOG:  shut down\n")
     with pytest.raises(BackupError, match="does not come up: FATAL:  could not locate"):
         backup_restore._wait_for_end_of_recovery(host, "/data")
-    assert host.called("tail")[0][-1] == "/var/log/postgresql/postgresql-17-main.log"
+
+
+def test_a_log_that_postgres_has_made_a_link_is_not_read(host, site, tmp_path):
+    (tmp_path / "secret").write_text("FATAL:  a secret of root\n")
+    site.log.unlink()
+    site.log.symlink_to(tmp_path / "secret")
+    tmp_path.chmod(0o777)
+    host.in_recovery, host.state = ["t"], "failed"
+    with pytest.raises(BackupError, match="does not come up: see its log"):
+        backup_restore._wait_for_end_of_recovery(host, "/data")
+    with pytest.raises(UnsafePathError):
+        backup_restore._wait_for_end_of_archive(host, {}, str(site.log), 0)
+
+
+def test_the_log_is_that_of_the_databases_version(host):
+    assert backup_restore._log_of(host) == "/var/log/postgresql/postgresql-17-main.log"
 
 
 def test_a_recovery_without_an_end_is_given_up(host, clock):
@@ -812,7 +855,7 @@ class Scratch:
 
     @contextlib.contextmanager
     def restored(self, _host, name, *arguments, label):
-        assert name == "restore" and label == "F01"
+        assert name == "restore" and label == LABEL
         self.arguments = arguments
         yield self
 
@@ -836,7 +879,7 @@ def scratch(monkeypatch, site):
 
 
 def plan_of(arguments=(), size=1000):
-    return backup_restore.Plan("run", "20261101-000000F", list(arguments), "so far", None, False, size, 1)._asdict()
+    return backup_restore.Plan("run", LABEL, list(arguments), "so far", None, False, size, 1)._asdict()
 
 
 def test_a_restore_next_to_the_database_is_read_and_counted(host, site, scratch):
@@ -968,7 +1011,7 @@ def media(site, host, tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(
         backup_restore.Restic, "backup",
-        lambda _restic, part, run_id, tag: saved.append((part["name"], run_id, tag)) or {"snapshot_id": "kept-id"},
+        lambda _restic, part, *more: saved.append((part["name"], *more)) or ({"snapshot_id": "kept-id"}, []),
     )  # fmt: skip
     media = Files(host, tmp_path)
     media.saved = saved

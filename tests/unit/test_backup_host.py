@@ -457,6 +457,14 @@ def test_a_damaged_file_whose_name_is_not_utf8_is_found(asked, monkeypatch, tmp_
         compared(asked, monkeypatch, tmp_path, b"plan", b"flan")
 
 
+def test_only_regular_files_are_compared(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/plan.txt").touch()
+    (tmp_path / "below/link.txt").symlink_to("plan.txt")
+    os.mkfifo(tmp_path / "below/fifo")
+    assert files.by_written_name(str(tmp_path)) == {"/below/plan.txt": ["/below/plan.txt"]}
+
+
 SHOWN = "TimersCalendar={ OnCalendar=*-*-* 02:30:00 Asia/Tokyo ; next_elapse=n/a }\n"
 SAID = """  Original form: *-*-* 02:30:00 Asia/Tokyo
 Normalized form: *-*-* 02:30:00 Asia/Tokyo

@@ -22,6 +22,7 @@ from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
 from ansible.module_utils.shiftmaster.host.safe_files import UnsafePathError
 
 THEIRS = 1234
+GROUP = os.getegid() if os.geteuid() else 2345
 PATHS = ["/srv/shiftmaster/shared/media"]
 
 
@@ -80,6 +81,14 @@ def test_what_is_packed_for_another_host_is_its_files_once_and_where_they_lay(ke
     answer = restore.files(keeper, dict(request, into=str(tmp_path / "beside")), "files")
     assert "archive" not in answer
     assert (tmp_path / "beside" / pulled(keeper, "files", "app1")[1:] / PATHS[0][1:] / "a.txt").read_text() == "a"
+
+
+@pytest.mark.parametrize(("free", "refused"), [(1, True), (2, False)])
+def test_what_is_packed_for_another_host_needs_its_room_twice(keeper, free, refused):
+    keeper.free_bytes = lambda: free
+    request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}}
+    with pytest.raises(BackupError, match="too little room") if refused else contextlib.nullcontext():
+        restore.files(keeper, request, "files")
 
 
 def test_the_segment_that_is_waited_for_is_closed_and_holds_the_commit_of_its_message(keeper, monkeypatch):
@@ -251,13 +260,24 @@ def test_a_mount_is_emptied_and_filled_where_it_is(keeper, place, monkeypatch):
     assert place.data.stat().st_ino == inode
 
 
-def not_renamed(monkeypatch, path):
+def test_what_fails_for_another_reason_is_not_copied_over_what_is_there(keeper, place, monkeypatch):
+    not_renamed(monkeypatch, place.data, errno.EACCES)
+    with pytest.raises(PermissionError):
+        restore._move(keeper, str(place.data), str(place.data) + ".before-r2")
+    assert place.says() == "new"
+    with pytest.raises(PermissionError):
+        restore._undo_a_killed_one(keeper, str(place.data))
+    assert os.listdir(place.data) == [] and (place.aside / "global/pg_control").read_text() == "old"
+    assert place.marker.exists()
+
+
+def not_renamed(monkeypatch, path, error=errno.EBUSY):
     """As of a mount: it is in the way of each renaming."""
     rename = os.rename
 
     def busy(source, target, **directories):
         if path.name in (os.path.basename(source), os.path.basename(target)):
-            raise OSError(errno.EBUSY, "busy")
+            raise OSError(error, "not renamed")
         rename(source, target, **directories)
 
     monkeypatch.setattr(os, "rename", busy)
@@ -321,9 +341,9 @@ def member(name, content=b"wal", kind=tarfile.REGTYPE, **more):
 
 @pytest.fixture
 def received(keeper, tmp_path, monkeypatch):
-    """Where it is unpacked; postgres is the user of this process."""
+    """Where it is unpacked; postgres has a group of its own, where this process can give a file to it."""
     monkeypatch.setattr(restore, "RECEIVED", str(tmp_path / "state/received"))
-    monkeypatch.setattr(restore.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_gid=os.getegid()))
+    monkeypatch.setattr(restore.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_gid=GROUP))
     return tmp_path / "state/received"
 
 
@@ -335,8 +355,19 @@ def test_segments_that_were_received_are_unpacked_for_postgres(keeper, received,
     assert (received / SEGMENT).read_bytes() == b"a" * 1000 and (
         received / (SEGMENT + ".partial")
     ).read_bytes() == b"wal"
-    assert {(one.stat().st_mode & 0o7777, one.stat().st_uid) for one in received.iterdir()} == {(0o640, os.geteuid())}
+    statuses = [one.stat() for one in received.iterdir()]
+    assert {(one.st_mode & 0o7777, one.st_uid, one.st_gid) for one in statuses} == {(0o640, os.geteuid(), GROUP)}
     assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize(("lacking", "refused"), [(1, True), (0, False)])
+def test_received_wal_that_does_not_fit_is_refused_and_removed(keeper, received, tmp_path, lacking, refused):
+    path = packed(tmp_path / "wal.tar", member(SEGMENT))
+    free = {str(received): os.path.getsize(path) - lacking}
+    keeper.free_bytes = free.__getitem__
+    with pytest.raises(BackupError, match="too little room") if refused else contextlib.nullcontext():
+        restore.unpack_received(keeper, path)
+    assert not os.path.exists(path) and received.exists() != refused
 
 
 def test_what_the_product_packs_is_what_it_unpacks(keeper, received, tmp_path):

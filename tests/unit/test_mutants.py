@@ -53,13 +53,11 @@ def test_a_mutant_is_the_source_with_its_edit_alone():
 
 
 def test_a_sample_is_the_same_for_a_seed_and_leaves_out_what_is_equivalent():
-    made = mutants.sample("kpi", 10, random.Random(5), set())
-    assert (
-        made == mutants.sample("kpi", 10, random.Random(5), set()) != mutants.sample("kpi", 10, random.Random(6), set())
-    )
+    made, again, other = (mutants.sample("monitoring.kpi", 10, random.Random(seed), set()) for seed in (5, 5, 6))
+    assert made == again != other
     assert {one.group for one in made} == {"condition", "constant", "logic", "statement", "word"}
-    equivalent = {("kpi", one.text, one.edit) for one in made}
-    assert not set(made) & set(mutants.sample("kpi", 50, random.Random(5), equivalent))
+    equivalent = {(one.module, one.text, one.edit) for one in made}
+    assert not set(made) & set(mutants.sample("monitoring.kpi", 50, random.Random(5), equivalent))
 
 
 def test_tests_of_a_line_are_those_that_call_its_function():
@@ -80,3 +78,18 @@ def test_each_equivalent_edit_is_still_one_of_the_code_and_has_a_reason():
         made = mutants.mutants(one["module"], mutants.path_of(one["module"]).read_bytes())
         assert (one["line"], one["edit"]) in {(mutant.text, mutant.edit) for mutant in made}, one
         assert len(one["reason"]) > 20
+
+
+def test_tests_of_a_module_are_those_that_import_it_and_not_one_of_the_same_name(tmp_path):
+    (tmp_path / "tests/unit").mkdir(parents=True)
+    package = "ansible.module_utils.shiftmaster."
+    for name, text in {
+        "a_log": "from %sbackup import (\n    host,\n    report as other,\n)" % package,
+        "of_report": "def test():\n    import %sbackup.report" % package,
+        "b": "from %sbackup.report import name" % package,
+        "c": "from %sother import report\nfrom %sbackup import reports\nimport report" % (package, package),
+        "d": '"from %sbackup import report"' % package,
+    }.items():
+        (tmp_path / "tests/unit" / ("test_%s.py" % name)).write_text(text)
+    found = mutants.tests_of("backup.report", tmp_path)
+    assert found == ["tests/unit/test_%s.py" % name for name in ("of_report", "a_log", "b")]
