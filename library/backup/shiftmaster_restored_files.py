@@ -11,7 +11,8 @@ description:
   - Unpacks a tar archive at C(/). M(ansible.builtin.unarchive) writes by name, so a symbolic link that the application
     puts in the way leads root out of its directory.
   - Nothing is written where the archive holds a path that was not asked for, a device, FIFO, socket or sparse file, or
-    more than there is room for. A compressed archive is not read.
+    more than there is room for. A compressed archive is not read. The same holds for an archive with a path twice, or
+    with a path below a file or a link.
 author: ShiftMaster operations (@shiftmaster-operations)
 options:
   src:
@@ -23,6 +24,13 @@ options:
     type: list
     elements: str
     required: true
+  tops:
+    description: >-
+      Below these directories no symbolic link is followed. Of several, the first that is above a path counts, then
+      O(paths).
+    type: list
+    elements: str
+    default: []
   owners:
     description: >-
       Directories with the user to whom everything below belongs, and its primary group. Everything else gets the
@@ -79,6 +87,7 @@ def main():
         argument_spec={
             "src": {"type": "path", "required": True},
             "paths": {"type": "list", "elements": "str", "required": True},
+            "tops": {"type": "list", "elements": "str", "default": []},
             "owners": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
@@ -92,8 +101,10 @@ def main():
         count = 0
         if not module.check_mode:
             with tarfile.open(source, "r:") as archive:
-                count = place.place(place.of_archive(archive), owners)
-    except (place.PlaceError, KeyError, OSError, ValueError, OverflowError, tarfile.TarError) as error:
+                count = place.place(place.of_archive(archive), module.params["tops"] + paths, owners)
+    except (
+        place.PlaceError, KeyError, OSError, ValueError, OverflowError, RecursionError, tarfile.TarError,
+    ) as error:  # fmt: skip
         module.fail_json(msg="The files were not restored: %s" % printable(str(error)))
     module.exit_json(changed=True, files=count)
 

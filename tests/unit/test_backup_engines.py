@@ -993,6 +993,7 @@ class Files:
             place.mkdir(parents=True)
             for node in self.nodes:
                 if node["path"].startswith(str(self.media) + "/"):
+                    (target / node["path"][1:]).parent.mkdir(exist_ok=True)
                     (target / node["path"][1:]).write_text("yesterday")
         return ""
 
@@ -1016,6 +1017,16 @@ def media(site, host, tmp_path, monkeypatch):
     media = Files(host, tmp_path)
     media.saved = saved
     return media
+
+
+def test_no_link_below_what_is_saved_is_followed_where_less_was_asked_for(media, tmp_path):
+    """An earlier restore put it there, so root is its owner."""
+    (tmp_path / "outside").mkdir()
+    (media.media / "sub").symlink_to(tmp_path / "outside")
+    media.nodes = [{"type": "file", "path": str(media.media / "sub/evil"), "size": 1}]
+    with pytest.raises(BackupError, match="not restored"):
+        media.restore(paths=[str(media.media / "sub")])
+    assert os.listdir(tmp_path / "outside") == [] and not media.staged.exists()
 
 
 def test_files_come_back_and_what_they_replace_is_saved_before(media, site):

@@ -8,6 +8,7 @@ import stat
 import tarfile
 
 import pytest
+import shiftmaster_restored_files
 from ansible.module_utils.shiftmaster.backup import place as backup_place
 from ansible.module_utils.shiftmaster.backup.place import PlaceError, check, of_archive, of_directory, place
 from ansible.module_utils.shiftmaster.host.safe_files import UnsafePathError
@@ -46,7 +47,7 @@ def unpack(path, paths, owners):
     with tarfile.open(path) as archive:
         check(of_archive(archive), paths)
     with tarfile.open(path) as archive:
-        return place(of_archive(archive), owners)
+        return place(of_archive(archive), paths, owners)
 
 
 def test_what_is_below_a_directory_of_the_application_is_its_own(site):
@@ -124,7 +125,7 @@ def test_a_tree_that_restic_restored_is_placed_in_the_same_way(site):
     (staged / place_of[1:] / "a/plan.pdf").write_text("plan")
     (staged / place_of[1:] / "a/link").symlink_to("/nowhere")
     check(of_directory(str(staged)), [place_of])
-    assert place(of_directory(str(staged)), {place_of: (THEIRS, THEIRS)}) == 2
+    assert place(of_directory(str(staged)), [place_of], {place_of: (THEIRS, THEIRS)}) == 2
     assert (site / "media/a/plan.pdf").read_text() == "plan" and os.readlink(site / "media/a/link") == "/nowhere"
     os.mkfifo(staged / place_of[1:] / "fifo")
     with pytest.raises(PlaceError):
@@ -157,3 +158,160 @@ def test_more_than_there_is_room_for_is_rejected(site):
         check(of_archive(opened), [media], free=1200)
     with tarfile.open(archive) as opened, pytest.raises(PlaceError, match="room"):
         check(of_archive(opened), [media], free=1199)
+
+
+@pytest.fixture
+def trusted(site):
+    """A directory of root's that is restored, next to one that is not."""
+    (site / "nginx").mkdir(mode=0o755)
+    return site
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("between", ["", "/between"])
+def test_nothing_is_written_below_a_link_of_the_same_archive(trusted, order, between):
+    asked = str(trusted / "nginx/nope.conf")
+    (trusted / "outside/between").mkdir()
+    members = [
+        (f".{asked}", str(trusted / "outside"), tarfile.SYMTYPE, 0o777),
+        (f".{asked}{between}/evil", b"x", tarfile.REGTYPE, 0o644),
+    ]
+    archive = packed(trusted / "x.tar", *[members[number] for number in order])
+    with tarfile.open(archive) as opened, pytest.raises(PlaceError):
+        check(of_archive(opened), [asked])
+    # Were it accepted, it would not be written either.
+    with tarfile.open(archive) as opened, pytest.raises(OSError):
+        place(of_archive(opened), [asked], {})
+    assert sorted(os.listdir(trusted / "outside")) == ["between", "file"]
+    assert os.listdir(trusted / "outside/between") == []
+
+
+def test_nothing_is_written_below_a_link_of_the_same_directory(trusted):
+    staged, asked = trusted / "staged", str(trusted / "nginx")
+    (staged / asked[1:]).mkdir(parents=True)
+    (staged / asked[1:] / "a").symlink_to(trusted / "outside")
+    (staged / asked[1:] / "a.conf").write_text("x")
+    check(of_directory(str(staged)), [asked])
+    assert place(of_directory(str(staged)), [asked], {}) == 2
+    assert os.listdir(trusted / "outside") == ["file"]
+
+
+@pytest.mark.parametrize(
+    "second", [("file", b"x", tarfile.REGTYPE), ("dir", None, tarfile.DIRTYPE), ("link", "/", tarfile.SYMTYPE)]
+)
+@pytest.mark.parametrize("name", ["./{}", "/{}", "//{}", "././/{}"])
+def test_a_path_that_appears_twice_is_rejected(trusted, name, second):
+    asked = str(trusted / "nginx")
+    archive = packed(
+        trusted / "x.tar",
+        (f".{asked}/a", "/nowhere", tarfile.SYMTYPE, 0o777),
+        (f".{asked}/b", b"x", tarfile.REGTYPE, 0o644),
+        (name.format(f"{asked[1:]}/a"), *second[1:], 0o755),
+    )
+    with tarfile.open(archive) as opened, pytest.raises(PlaceError, match="twice"):
+        check(of_archive(opened), [asked])
+    with tarfile.open(archive) as opened, pytest.raises(PlaceError, match="twice"):
+        check(of_archive(opened), ["/"])
+
+
+def test_no_link_of_an_earlier_restore_is_followed(trusted):
+    """It belongs to root, and so does its directory."""
+    asked = str(trusted / "nginx/nope.conf")
+    assert unpack(
+        packed(trusted / "1.tar", (f".{asked}", str(trusted / "outside"), tarfile.SYMTYPE, 0o777)), [asked], {}
+    )
+    members = [
+        (f".{asked}", None, tarfile.DIRTYPE, 0o755),
+        (f".{asked}/evil", b"x", tarfile.REGTYPE, 0o644),
+        (f".{asked}/evil-link", "/nowhere", tarfile.SYMTYPE, 0o777),
+        (f".{asked}/evil-directory", None, tarfile.DIRTYPE, 0o777),
+    ]
+    for number, chosen in enumerate([members, members[1:2], members[2:3], members[3:]]):
+        with tarfile.open(packed(trusted / f"{number}.tar", *chosen)) as archive, pytest.raises(UnsafePathError):
+            place(of_archive(archive), [str(trusted / "nginx"), asked], {})
+    assert os.listdir(trusted / "outside") == ["file"]
+
+
+def test_a_link_that_leads_to_the_restored_directory_is_an_administrators(trusted):
+    (trusted / "disk").mkdir()
+    (trusted / "nginx").rmdir()
+    (trusted / "nginx").symlink_to("disk")
+    top = str(trusted / "nginx")
+    archive = packed(
+        trusted / "x.tar",
+        (f".{top}", None, tarfile.DIRTYPE, 0o755),
+        (f".{top}/sites", None, tarfile.DIRTYPE, 0o755),
+        (f".{top}/link", "sites/a", tarfile.SYMTYPE, 0o777),
+        (f".{top}/sites/a", b"x", tarfile.REGTYPE, 0o644),
+    )
+    assert unpack(archive, [top], {}) == 2
+    assert (trusted / "disk/link").read_text() == "x" and (trusted / "nginx").is_symlink()
+
+
+def test_further_names_of_a_file_count(site):
+    media = str(site / "media")
+    archive = packed(
+        site / "x.tar",
+        (f".{media}/0", b"x" * 600, tarfile.REGTYPE, 0o644),
+        *((f".{media}/{n}", f".{media}/0", tarfile.LNKTYPE, 0o644) for n in (1, 2)),
+    )
+    with tarfile.open(archive) as opened:
+        check(of_archive(opened), [media], free=1800)
+    with tarfile.open(archive) as opened, pytest.raises(PlaceError, match="room"):
+        check(of_archive(opened), [media], free=1799)
+
+
+@pytest.mark.parametrize("target", ["loop", "missing", "later", "itself", "directory"])
+def test_a_further_name_of_no_file_is_rejected_before_anything_is_written(site, target):
+    media = str(site / "media")
+    archive = packed(
+        site / "x.tar",
+        (f".{media}/a", b"x", tarfile.REGTYPE, 0o644),
+        (f".{media}/directory", None, tarfile.DIRTYPE, 0o755),
+        (f".{media}/loop", "loop2", tarfile.SYMTYPE, 0o777),
+        (f".{media}/loop2", "loop", tarfile.SYMTYPE, 0o777),
+        (f".{media}/itself", f".{media}/{target}", tarfile.LNKTYPE, 0o644),
+        (f".{media}/later", b"x", tarfile.REGTYPE, 0o644),
+    )
+    with pytest.raises(PlaceError):
+        unpack(archive, [media], {})
+    assert os.listdir(site / "media") == []
+
+
+def test_a_negative_size_makes_no_room():
+    # As Python 3.11 reads it from an archive; later versions reject the header.
+    member = tarfile.TarInfo("media/x")
+    member.size = -1000
+    with pytest.raises(PlaceError):
+        check(of_archive([member]), ["/media"])
+
+
+def test_the_module_rejects_headers_that_are_nested_without_an_end(site, run_module):
+    # Each header of a long name is read within the one before.
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2
+    (site / "x.tar").write_bytes((header.tobuf(tarfile.GNU_FORMAT) + b"a\0".ljust(512, b"\0")) * 3000 + bytes(1024))
+    answer = run_module(shiftmaster_restored_files, src=str(site / "x.tar"), paths=[str(site / "media")])
+    assert answer["failed"] and answer["msg"].startswith("The files were not restored")
+    assert os.listdir(site / "media") == []
+
+
+def test_the_module_follows_no_link_below_the_configured_directories(trusted, run_module):
+    asked = str(trusted / "nginx/nope.conf")
+    os.symlink(trusted / "outside", asked)
+    archive = packed(
+        trusted / "x.tar",
+        (f".{asked}", None, tarfile.DIRTYPE, 0o755),
+        (f".{asked}/evil", b"x", tarfile.REGTYPE, 0o644),
+    )
+    answer = run_module(shiftmaster_restored_files, src=str(archive), paths=[asked], tops=[str(trusted / "nginx")])
+    assert answer["failed"] and os.listdir(trusted / "outside") == ["file"]
+
+
+def test_a_directory_of_the_application_does_not_become_a_link(site):
+    media = str(site / "media")
+    (site / "media").rmdir()
+    archive = packed(site / "x.tar", (f".{media}", str(site / "outside"), tarfile.SYMTYPE, 0o777))
+    with pytest.raises(PlaceError):
+        unpack(archive, [media], {media: (THEIRS, THEIRS)})
+    assert not os.path.lexists(media)

@@ -2,11 +2,12 @@
 
 restic and tar write by name: a link that appears in their way leads them, as root, out of the directory. Here every
 file is written through safe_files. What is packed may come from an attacker, too: nothing is written outside of the
-paths that were asked for.
+paths that were asked for, and no link below them is followed, whoever has made it.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import stat
@@ -49,6 +50,7 @@ def of_directory(top: str) -> Iterator[Entry]:
 def of_archive(archive: tarfile.TarFile) -> Iterator[Entry]:
     """Yield what an archive holds, with each path from /."""
     kinds = {tarfile.DIRTYPE: stat.S_IFDIR, tarfile.SYMTYPE: stat.S_IFLNK}
+    files = {}
     for member in archive:
         if ".." in member.name.split("/") or "\0" in member.name:
             raise PlaceError("the archive names %r" % member.name)
@@ -57,15 +59,29 @@ def of_archive(archive: tarfile.TarFile) -> Iterator[Entry]:
             raise PlaceError("the archive holds a sparse file, %r" % member.name)
         if not (0 <= member.uid < 2**32 - 1 and 0 <= member.gid < 2**32 - 1 and 0 <= member.mtime < 2**33):
             raise PlaceError("the archive gives %r an owner or a time that cannot be" % member.name)
+        if member.size < 0:
+            raise PlaceError("the archive gives %r a negative size" % member.name)
+        content = member
         if member.islnk():
             kind = stat.S_IFREG  # A further name of a file, with the content of the first one.
+            # tarfile would follow links among the members, without an end where they form a loop.
+            content = files.get(_from_root(member.linkname))
+            if content is None:
+                raise PlaceError("the archive links %r to no file before it" % member.name)
         else:
             kind = kinds.get(member.type, stat.S_IFREG if member.isreg() else stat.S_IFIFO)
+        if member.isreg():
+            files[_from_root(member.name)] = member
         yield Entry(
-            os.path.normpath("/" + member.name), kind | stat.S_IMODE(member.mode), member.uid, member.gid,
-            int(member.mtime * 10**9), member.linkname, lambda member=member: archive.extractfile(member),
-            member.size,
+            _from_root(member.name), kind | stat.S_IMODE(member.mode), member.uid, member.gid,
+            int(member.mtime * 10**9), member.linkname, lambda content=content: archive.extractfile(content),
+            content.size,
         )  # fmt: skip
+
+
+def _from_root(name: str) -> str:
+    # normpath() keeps two slashes at the beginning.
+    return os.path.normpath("/" + name.lstrip("/"))
 
 
 def is_below(path: str, tops: Iterable[str]) -> bool:
@@ -79,8 +95,10 @@ def _is_above(path: str, tops: Iterable[str]) -> bool:
 def check(entries: Iterable[Entry], paths: Iterable[str], free: float = float("inf")) -> None:
     """Reject all of it where something of it was not asked for, or is neither file, directory nor link.
 
+    A path that appears twice, and one below a file or a link, are rejected, too.
     free: how many bytes there is room for.
     """
+    found = []
     for entry in entries:
         free -= entry.size
         if free < 0:
@@ -89,29 +107,45 @@ def check(entries: Iterable[Entry], paths: Iterable[str], free: float = float("i
             raise PlaceError("%s was not asked for" % entry.path)
         if not (stat.S_ISREG(entry.mode) or stat.S_ISDIR(entry.mode) or stat.S_ISLNK(entry.mode)):
             raise PlaceError("%s is no file, directory or link" % entry.path)
+        if is_below(entry.path, paths):
+            found.append((entry.path, stat.S_ISDIR(entry.mode)))
+    # Sorted by components, what is below a path follows it.
+    found.sort(key=lambda one: one[0].replace("/", "\0"))
+    for (path, is_directory), (following, _) in itertools.pairwise(found):
+        if path == following:
+            raise PlaceError("%s appears twice" % path)
+        if not is_directory and is_below(following, [path]):
+            raise PlaceError("%s is below %s, which is no directory" % (following, path))
 
 
-def place(entries: Iterable[Entry], owners: Mapping[str, tuple]) -> int:
-    """Write what check() has accepted; returns how many files and links.
+def place(entries: Iterable[Entry], tops: Iterable[str], owners: Mapping[str, tuple]) -> int:
+    """Write what check() has accepted: directories, files, then links. Returns how many files and links.
 
+    tops: no link is followed below the first of them that a path is below; one that leads to it is an administrator's.
     owners: {directory: (uid, gid)}; what is below belongs to them and nobody else, whatever the backup says.
     """
     count = 0
-    for entry in entries:
+    ordered = sorted(entries, key=lambda entry: (stat.S_ISLNK(entry.mode), not stat.S_ISDIR(entry.mode)))
+    for entry in ordered:
+        # The next restore would take a link for an administrator's.
+        if entry.path in owners and not stat.S_ISDIR(entry.mode):
+            raise PlaceError("%s is no directory in the backup" % entry.path)
+    for entry in ordered:
+        beneath = next((top for top in tops if is_below(entry.path, [top])), "")
         uid, gid, mode = entry.uid, entry.gid, stat.S_IMODE(entry.mode)
         owner = next((owners[top] for top in owners if is_below(entry.path, [top])), None)
         if owner:
             (uid, gid), mode = owner, mode & 0o777
         if stat.S_ISDIR(entry.mode):
             if entry.path != "/":
-                safe_files.make_directory(entry.path, mode, uid, gid)
+                safe_files.make_directory(entry.path, mode, uid, gid, beneath)
         elif stat.S_ISLNK(entry.mode):
-            safe_files.replace_link(entry.path, entry.target, uid, gid)
+            safe_files.replace_link(entry.path, entry.target, uid, gid, beneath)
             count += 1
         else:
             with (
                 entry.open() as content,
-                safe_files.replacing(entry.path, mode & 0o777, uid, gid, entry.mtime_ns) as stream,
+                safe_files.replacing(entry.path, mode & 0o777, uid, gid, entry.mtime_ns, beneath) as stream,
             ):
                 shutil.copyfileobj(content, stream, 1 << 20)
             count += 1

@@ -650,11 +650,11 @@ def _owners(request: dict) -> dict:
         raise BackupError("this host has no such user: %s" % error)
 
 
-def _put_in_place(staged: str, paths: list, owners: dict) -> None:
+def _put_in_place(staged: str, paths: list, tops: list, owners: dict) -> None:
     try:
         backup_place.check(backup_place.of_directory(staged), paths)
-        backup_place.place(backup_place.of_directory(staged), owners)
-    except (backup_place.PlaceError, OSError) as error:
+        backup_place.place(backup_place.of_directory(staged), tops, owners)
+    except (backup_place.PlaceError, OSError, RecursionError) as error:
         raise BackupError("the files were not restored: %s" % error)
 
 
@@ -725,7 +725,7 @@ def files(host: Host, request: dict, part: str) -> dict:
                     "--directory", staged + below, ".",
                 )  # fmt: skip
             elif not target:
-                _put_in_place(staged, paths, owners)
+                _put_in_place(staged, paths, [*(options.get("restore_paths") or ()), *options["paths"]], owners)
         finally:
             if not target:
                 shutil.rmtree(staged, ignore_errors=True)

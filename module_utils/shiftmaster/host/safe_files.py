@@ -270,9 +270,9 @@ def write(path: str, data: bytes, mode: int, uid: int = -1, gid: int = -1, benea
         stream.write(data)
 
 
-def replace_link(path: str, target: str, uid: int = -1, gid: int = -1) -> None:
+def replace_link(path: str, target: str, uid: int = -1, gid: int = -1, beneath: str = "") -> None:
     """Put a symbolic link in the place of a file or a link."""
-    with _parent(path, follow=False) as (parent, name):
+    with _parent(path, False, None, beneath) as (parent, name):
         fresh = ".%s.new" % name
         with contextlib.suppress(FileNotFoundError):
             os.unlink(fresh, dir_fd=parent)
@@ -285,15 +285,17 @@ def replace_link(path: str, target: str, uid: int = -1, gid: int = -1) -> None:
             raise type(error)(error.errno, error.strerror, path) from None
 
 
-def make_directory(path: str, mode: int, uid: int = -1, gid: int = -1) -> bool:
+def make_directory(path: str, mode: int, uid: int = -1, gid: int = -1, beneath: str = "") -> bool:
     """Have a directory; an existing one is left as it is. Returns whether it was made.
 
-    A link is accepted in a trusted directory only; elsewhere a directory takes its place.
+    A link in a trusted directory is accepted, or rejected below `beneath`; elsewhere a directory takes its place.
     """
-    with _parent(path, follow=False) as (parent, name):
+    with _parent(path, False, None, beneath) as (parent, name):
         with contextlib.suppress(FileNotFoundError):
             kind = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
             if stat.S_ISDIR(kind) or stat.S_ISLNK(kind) and is_trusted(os.fstat(parent)):
+                if stat.S_ISLNK(kind) and beneath and _components(path) != _components(beneath):
+                    raise _reject(path, "it is a symbolic link, and a directory is needed")
                 return False
             if stat.S_ISLNK(kind):
                 os.unlink(name, dir_fd=parent)
