@@ -186,6 +186,31 @@ def test_nothing_is_written_below_a_link_of_the_same_archive(trusted, order, bet
     assert os.listdir(trusted / "outside/between") == []
 
 
+def test_a_path_that_sorts_in_between_hides_no_link(trusted):
+    asked = str(trusted / "nginx")
+    archive = packed(
+        trusted / "x.tar",
+        (f".{asked}/a", str(trusted / "outside"), tarfile.SYMTYPE, 0o777),
+        (f".{asked}/a-b", b"x", tarfile.REGTYPE, 0o644),
+        (f".{asked}/a/evil", b"x", tarfile.REGTYPE, 0o644),
+    )
+    with tarfile.open(archive) as opened, pytest.raises(PlaceError):
+        check(of_archive(opened), [asked])
+
+
+def test_a_link_in_the_place_of_a_directory_is_rejected_before_a_file_is_written(trusted):
+    top = str(trusted / "nginx")
+    (trusted / "nginx/sites").symlink_to(trusted / "outside")
+    archive = packed(
+        trusted / "x.tar",
+        (f".{top}/a", b"x", tarfile.REGTYPE, 0o644),
+        (f".{top}/sites", None, tarfile.DIRTYPE, 0o755),
+    )
+    with pytest.raises(UnsafePathError):
+        unpack(archive, [top], {})
+    assert os.listdir(trusted / "nginx") == ["sites"] and (trusted / "nginx/sites").is_symlink()
+
+
 def test_nothing_is_written_below_a_link_of_the_same_directory(trusted):
     staged, asked = trusted / "staged", str(trusted / "nginx")
     (staged / asked[1:]).mkdir(parents=True)
