@@ -234,6 +234,7 @@ failure:
 import os  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+from ansible.module_utils.shiftmaster.host.printable import printable, printable_tree  # noqa: E402
 from ansible.module_utils.shiftmaster.release import django_driver, migrations  # noqa: E402
 from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCode, ReleaseCodeError  # noqa: E402
 
@@ -254,12 +255,17 @@ PUBLIC = (
 )
 
 
+# Characters of a message.
+MESSAGE = 8000
+
+
 class Refused(Exception):
     """Something must not or could not be done; details go into the module's answer."""
 
     def __init__(self, message, **details):
-        super().__init__(message)
-        self.details = details
+        # They quote what the release's code says.
+        super().__init__(printable(message)[:MESSAGE])
+        self.details = printable_tree(details)
 
 
 def public(records):

@@ -13,6 +13,7 @@ from ansible.module_utils.shiftmaster.backup import files, report, restore
 from ansible.module_utils.shiftmaster.backup import host as host_module
 from ansible.module_utils.shiftmaster.backup import manifest as manifests
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host, alone
+from ansible.module_utils.shiftmaster.host.sql import SAFE_SEARCH_PATH
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_no_password_and_nothing_of_the_callers_is_in_the_environment(host, monk
     assert (environment["PGDATABASE"], environment["PGPASSFILE"]) == ("app", "/secret")
     assert "PGPASSWORD" not in environment and "callers" not in environment.values()
     # No function of the application's runs with this login's rights.
-    assert environment["PGOPTIONS"] == "-c search_path=pg_catalog,pg_temp"
+    assert environment["PGOPTIONS"] == SAFE_SEARCH_PATH
 
 
 def test_the_log_does_not_follow_a_link(host, tmp_path):

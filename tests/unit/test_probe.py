@@ -102,9 +102,14 @@ def test_http_get_over_a_unix_socket(tmp_path):
 
 def test_a_link_in_the_place_of_a_unix_socket_leads_nowhere(tmp_path):
     """The service owns the directory: root would send its request to another service's socket."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
     with server(answer(HELLO), path=str(tmp_path / "other.sock")) as path:
-        os.symlink(path, tmp_path / "web.sock")
-        assert probe.http_get("unix:%s" % (tmp_path / "web.sock"), "/health/").status is None
+        os.symlink(path, theirs / "web.sock")
+        # A link of root's own leads to the socket of the active slot.
+        assert probe.http_get("unix:%s" % (theirs / "web.sock"), "/health/").status == 200
+        theirs.chmod(0o777)
+        assert probe.http_get("unix:%s" % (theirs / "web.sock"), "/health/").status is None
         (tmp_path / "file").touch()
         assert probe.http_get("unix:%s" % (tmp_path / "file"), "/health/").status is None
 

@@ -163,7 +163,8 @@ class Restic:
     def nodes(self, snapshot: str) -> list:
         """What a snapshot holds, as restic says it: files, folders, links."""
         done = self.run("restic ls", "ls", "--json", snapshot)
-        said = [json.loads(line) for line in done.stdout.splitlines()]
+        # A name may hold what splitlines() takes for the end of a line.
+        said = [json.loads(line) for line in done.stdout.split("\n") if line]
         return [one for one in said if "type" in one]
 
     def files(self, snapshot: str) -> list:

@@ -20,7 +20,7 @@ import traceback
 
 from ..host import safe_files
 from ..host.printable import printable
-from ..host.sql import SAFE_SEARCH_PATH
+from ..host.sql import SAFE_SEARCH_PATH, rows_of
 from .catalogue import CatalogueError
 
 OPTIONS = "/etc/shiftmaster-backup/options.json"
@@ -229,7 +229,7 @@ class Host:
             stdin=sql,
             timeout=timeout,
         )
-        return [line.split("\x1f") for line in done.stdout.splitlines()]
+        return rows_of(done.stdout)
 
     # -- room --------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import time
 from typing import NamedTuple
 
 from ..host import points, safe_files
-from ..host.sql import SAFE_SEARCH_PATH, quoted
+from ..host.sql import SAFE_SEARCH_PATH, quoted, rows_of
 from . import verdicts
 from .host import BackupError, Host, scratch, tail
 
@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS public.canary (run text PRIMARY KEY, written timestam
 DELETE FROM public.canary WHERE written < now() - interval '90 days';
 INSERT INTO public.canary (run) VALUES ('%s');
 """
+FOUND_SQL = "SELECT 1 FROM ONLY public.canary TABLESAMPLE SYSTEM (100) WHERE format('%%s', run) = '%s'"
 # Rows of an unlogged table are in no backup: PostgreSQL itself empties it behind a crash.
 # Tables alone are read: the application could put a view in the place of one, and its functions would run with the
 # rights of this login. PostgreSQL samples no view and, by ONLY, no foreign table that inherits; a sample of 100 % holds
@@ -217,7 +218,7 @@ class Server:
             "-h", self.sockets, "-p", str(self.port), "-d", name,
             stdin=sql, timeout=timeout, env=dict(os.environ, PGOPTIONS=SAFE_SEARCH_PATH),
         )  # fmt: skip
-        return [line.split("\x1f") for line in done.stdout.splitlines()]
+        return rows_of(done.stdout)
 
     def stop(self) -> None:
         with contextlib.suppress(BackupError):
@@ -337,7 +338,7 @@ def prove(host: Host, label: str, end: Mark) -> dict:
         found = verdicts.recovery(server.log_text(), target=end.name)
         if not found.good:
             raise BackupError("the recovery of the restored database: %s" % found)
-        if server.ask("SELECT 1 FROM public.canary WHERE run = '%s'" % end.run, host.database["name"]) != [["1"]]:
+        if server.ask(FOUND_SQL % end.run, host.database["name"]) != [["1"]]:
             raise BackupError("the row that was written before the restore point is not in the restored database")
         how = [check_pages(host, server)]
         points.reach("backup_proof")

@@ -14,6 +14,7 @@ import time
 import uuid
 
 from ..host import points, safe_files
+from ..host.sql import COUNT_MIGRATIONS
 from . import archive, catalogue, plan, proof, report, verdicts
 from . import manifest as manifests
 from .files import Restic, ask_lock, names_of_parts, part_of, pulled, sha256, sources
@@ -257,9 +258,7 @@ class Run:
 
     def migrations(self):
         try:
-            return int(
-                self.host.ask("SELECT count(*) FROM public.django_migrations", self.host.database["databases"][0])[0][0]
-            )
+            return int(self.host.ask(COUNT_MIGRATIONS, self.host.database["databases"][0])[0][0])
         except (BackupError, IndexError, ValueError):
             return None
 

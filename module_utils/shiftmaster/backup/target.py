@@ -11,6 +11,7 @@ A target is one of these:
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from typing import NamedTuple, Optional
 
@@ -52,7 +53,7 @@ def plan_of(answer) -> Plan:
             and isinstance(plan.arguments, list)
             and LABEL.fullmatch(plan.label)
             and all(ARGUMENT.fullmatch(one) for one in plan.arguments)
-            and all(isinstance(one, (int, float)) and one >= 0 for one in (plan.size_bytes, plan.seconds))
+            and all(isinstance(one, (int, float)) and 0 <= one < math.inf for one in (plan.size_bytes, plan.seconds))
         )
     except TypeError:
         valid = False

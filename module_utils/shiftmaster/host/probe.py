@@ -32,6 +32,7 @@ import time
 import urllib.parse
 from typing import NamedTuple, Optional
 
+from . import safe_files
 from .sql import SAFE_SEARCH_PATH
 
 BODY_LIMIT_BYTES = 64 * 1024
@@ -172,7 +173,8 @@ def _resolve(host: str, port: int, deadline: Deadline) -> list:
 
 def _connect_unix(path: str, deadline: Deadline) -> socket.socket:
     # A service owns the directory of its socket and could put a link there: root would speak to another service.
-    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with safe_files.target(path) as (directory, name):
+        descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):

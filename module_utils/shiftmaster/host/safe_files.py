@@ -120,6 +120,13 @@ def entry(path: str, make_mode: Optional[int] = None) -> Iterator[tuple]:
         yield found
 
 
+@contextlib.contextmanager
+def target(path: str) -> Iterator[tuple]:
+    """Yield (descriptor of the directory, name) of what a path leads to, through links of root alone."""
+    with _parent(path, True) as found:
+        yield found
+
+
 def open_directory(path: str, make_mode: Optional[int] = None, beneath: str = "") -> int:
     """Return a descriptor of a directory; with make_mode it and its parents are made where they are missing."""
     with _parent(path, True, make_mode, beneath) as (parent, name):
