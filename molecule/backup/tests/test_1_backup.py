@@ -345,12 +345,14 @@ def test_wal_that_is_not_archived_fills_the_databases_disk(backups, first):
 
 
 def test_a_missing_segment_within_a_backup(backups, first):
-    """Without it the backup itself is worth nothing, and so is what is built upon it."""
+    """Without it the backup itself is worth nothing, and so is what would be built upon it."""
     made = backups.run(only="database", kind="full")["parts"]["database"]
     path = backups.shell(f"find {PGBACKREST}/archive -name '{made['wal']['start']}-*.zst'").strip()
     backups.shell(f"mv {path} /root/segment")
     try:
-        failed(backups, made["label"], made["wal"]["start"], kind="incr")
+        # Nothing is built upon it: a gap of the archive makes the next backup a full one.
+        manifest = failed(backups, made["label"], made["wal"]["start"], kind="incr", otherwise=True)
+        assert manifest["parts"]["database"]["kind"] == "full"
     finally:
         backups.shell(f"mv /root/segment {path}")
     backups.run(only="database")
