@@ -143,8 +143,8 @@ import pwd
 import stat
 import subprocess
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster.host import safe_files
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 
 def identity(entry, missing_ok):
@@ -279,7 +279,7 @@ def main():
         "owner": {"type": "str", "default": "root"},
         "group": {"type": "str", "default": "root"},
     }
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "directories": {
                 "type": "list",

@@ -8,7 +8,8 @@ import time
 import urllib.parse
 
 import pytest
-from ansible.module_utils.shiftmaster.diagnosis import database
+from ansible.module_utils.shiftmaster.diagnosis import database, upkeep
+from ansible.module_utils.shiftmaster.host.sql import COUNT_MIGRATIONS, SAFE_SEARCH_PATH
 
 SETUP = """
 CREATE TABLE roster (id int PRIMARY KEY, staff int, note text);
@@ -304,3 +305,83 @@ def test_what_a_replica_and_a_slot_keep_is_what_was_written(server):
         psql(server, "--command=DROP TABLE IF EXISTS written")
         time.sleep(0.5)
         psql(server, f"--command=SELECT pg_drop_replication_slot('{slot}')")
+
+
+# --- the application owns its database: nothing that a superuser or login `backup` asks runs its code ---
+
+QUERIES = {**upkeep.ACCOUNTS_SQL, "migrations": COUNT_MIGRATIONS}
+TABLES = """
+CREATE TABLE auth_user (is_active bool, last_login timestamptz, date_joined timestamptz);
+INSERT INTO auth_user VALUES (true, NULL, now() - interval '100 days'), (true, now(), now() - interval '100 days'),
+  (false, NULL, now() - interval '100 days');
+CREATE TABLE django_content_type (id int, app_label text);
+INSERT INTO django_content_type VALUES (1, 'auth'), (2, 'roster');
+CREATE TABLE django_admin_log (content_type_id int, action_time timestamptz);
+INSERT INTO django_admin_log VALUES (1, now()), (1, now() - interval '2 days'), (2, now());
+CREATE TABLE django_migrations (id int);
+INSERT INTO django_migrations VALUES (1), (2);
+"""
+TRAP = "CREATE FUNCTION trap() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;"
+VIEWS = (
+    TRAP
+    + """
+CREATE VIEW auth_user AS SELECT true AS is_active, now() AS last_login, now() AS date_joined WHERE trap() = 1;
+CREATE VIEW django_admin_log AS SELECT 1 AS content_type_id, now() AS action_time WHERE trap() = 1;
+CREATE VIEW django_content_type AS SELECT 1 AS id, 'auth' AS app_label WHERE trap() = 1;
+CREATE VIEW django_migrations AS SELECT 1 AS id WHERE trap() = 1;
+"""
+)
+# A type of the application's own, which becomes a time by a function of its own.
+CASTS = """
+CREATE TYPE moment AS (at text);
+CREATE FUNCTION trap(moment) RETURNS timestamptz LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+CREATE CAST (moment AS timestamptz) WITH FUNCTION trap(moment) AS IMPLICIT;
+CREATE TABLE auth_user (is_active bool, last_login moment, date_joined moment);
+INSERT INTO auth_user VALUES (true, ROW('x'), ROW('x'));
+CREATE TABLE django_content_type (id int, app_label text);
+INSERT INTO django_content_type VALUES (1, 'auth');
+CREATE TABLE django_admin_log (content_type_id int, action_time moment);
+INSERT INTO django_admin_log VALUES (1, ROW('x'));
+CREATE TABLE django_migrations (id int);
+"""
+
+
+@pytest.fixture
+def hostile(dsn):
+    """A function that makes a database with these objects; its value is the environment of a query's session."""
+    admin = environment(dsn, "postgres")
+
+    def create(setup):
+        assert psql(admin, "--command=CREATE DATABASE hostile").returncode == 0
+        env = environment(dsn, "hostile")
+        done = psql(env, "--set=ON_ERROR_STOP=1", input=setup)
+        assert done.returncode == 0, done.stderr
+        return dict(env, PGOPTIONS=SAFE_SEARCH_PATH)
+
+    psql(admin, "--command=DROP DATABASE IF EXISTS hostile WITH (FORCE)")
+    yield create
+    psql(admin, "--command=DROP DATABASE IF EXISTS hostile WITH (FORCE)")
+
+
+def test_the_rows_of_real_tables_are_counted(hostile):
+    env = hostile(TABLES)
+    found = {name: psql(env, "--command=" + query) for name, query in QUERIES.items()}
+    assert {name: done.stdout.strip() for name, done in found.items()} == {
+        "inactive": "2|1", "changed": "1", "migrations": "2",
+    }, found  # fmt: skip
+
+
+@pytest.mark.parametrize("setup", [VIEWS, CASTS], ids=["views", "casts"])
+def test_nothing_of_the_application_is_called(hostile, setup):
+    env = hostile(setup)
+    found = {name: psql(env, "--command=" + query).stderr for name, query in QUERIES.items()}
+    assert not {name: text for name, text in found.items() if "trapped" in text}
+
+
+def test_what_a_database_sets_has_no_effect(hostile, dsn):
+    env = hostile("CREATE TABLE hidden (id int); INSERT INTO hidden VALUES (1)")
+    admin = environment(dsn, "postgres")
+    for setting in ("search_path = public", "role = pg_monitor", "local_preload_libraries = 'absent'"):
+        assert psql(admin, "--command=ALTER DATABASE hostile SET " + setting).returncode == 0
+    done = psql(env, "--command=SELECT current_user = session_user, current_setting('search_path')")
+    assert done.stdout.strip() == "t|pg_catalog,pg_temp", done

@@ -13,7 +13,7 @@ from ansible.module_utils.shiftmaster.backup import files, report, restore
 from ansible.module_utils.shiftmaster.backup import host as host_module
 from ansible.module_utils.shiftmaster.backup import manifest as manifests
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host, alone
-from ansible.module_utils.shiftmaster.host.sql import SAFE_SEARCH_PATH
+from ansible.module_utils.shiftmaster.host.sql import SAFE_SEARCH_PATH, rows_of
 
 
 @pytest.fixture
@@ -480,3 +480,11 @@ def test_the_next_run_is_known_while_one_runs(asked):
     assert report.next_run(asked) == 1795714200
     asked.answers["is-enabled"] = (1, "")
     assert report.next_run(asked) is None
+
+
+def test_a_row_ends_with_a_line_feed_and_nothing_else():
+    """A table or a file may have a name with another end of a line."""
+    assert rows_of("public.a\u0085b\x1f1\npublic.c\u2028\r\x0b\x1f2\n") == [
+        ["public.a\u0085b", "1"], ["public.c\u2028\r\x0b", "2"],
+    ]  # fmt: skip
+    assert rows_of("") == [] and rows_of("\n") == [[""]] and rows_of("t") == [["t"]]

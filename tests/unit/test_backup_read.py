@@ -151,10 +151,3 @@ def test_of_the_lock_only_what_a_backup_needs_is_sent(read, tmp_path):
     assert read.read_lock(str(lock)) == {"operation": "deploy", "owner": "me", "expires": 5}
     lock.write_text("root:x:0:0")
     assert read.read_lock(str(lock)) == {}
-
-
-def test_a_secret_in_the_environment_is_one_value_and_no_line_more():
-    text = sandbox.environment_file({"RESTIC_PASSWORD": 'a"b\\c$d`e f', "A": "1"}).decode()
-    assert text == 'A="1"\nRESTIC_PASSWORD="a\\"b\\\\c\\$d\\`e f"\n'
-    with pytest.raises(ValueError, match="RESTIC_PASSWORD"):
-        sandbox.environment_file({"RESTIC_PASSWORD": 'x"\nLD_PRELOAD="/tmp/x'})

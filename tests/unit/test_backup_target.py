@@ -201,6 +201,7 @@ def test_every_plan_that_is_made_is_taken_from_the_backup_server():
         {"text": {}},
         {"size_bytes": "1"},
         {"size_bytes": -1},
+        {"size_bytes": float("inf")},
         {"another": 1},
     ],
 )

@@ -382,3 +382,20 @@ def test_the_demo_reaches_its_own_host_alone(monkeypatch):
     )
     assert demo.playbook("deploy.yml") == 0
     assert ran[0]["ANSIBLE_INVENTORY"] == str(ROOT / "inventory" / "demo")
+
+
+def test_playbooks_set_what_the_programs_set_for_a_session_of_a_superuser():
+    """YAML cannot import it: module_utils/shiftmaster/host/sql.py."""
+    from ansible.module_utils.shiftmaster.host.sql import COUNT_MIGRATIONS, SAFE_SEARCH_PATH
+
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for path in [*ROOT.glob("roles/*/tasks/*.yml"), *ROOT.glob("playbooks/**/*.yml")]
+    }
+    named = {path: text for path, text in texts.items() if "search_path=pg_catalog" in text}
+    assert len(named) >= 4
+    wrong = [
+        path for path, text in named.items() if text.count("search_path=pg_catalog") != text.count(SAFE_SEARCH_PATH)
+    ]
+    wrong += [path for path, text in texts.items() if "django_migrations" in text and COUNT_MIGRATIONS not in text]
+    assert not wrong

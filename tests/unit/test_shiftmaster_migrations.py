@@ -185,3 +185,9 @@ def test_documentation_and_arguments_agree(monkeypatch):
     for name, spec in seen["argument_spec"].items():
         for fact in ("type", "default", "choices", "elements", "required"):
             assert options[name].get(fact) == spec.get(fact), (name, fact)
+
+
+def test_a_message_of_the_releases_code_is_printable_and_short():
+    error = shiftmaster_migrations.Refused("\x1b]0;x\x07" + "a" * 1000000, output={"a\x9b": ["\u202e"]})
+    assert str(error).startswith("?]0;x?a") and len(str(error)) == shiftmaster_migrations.MESSAGE
+    assert error.details == {"output": {"a?": ["?"]}}

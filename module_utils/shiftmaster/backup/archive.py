@@ -1,4 +1,4 @@
-"""The archive of the WAL as it is: read with pgBackRest, judged by backup_wal."""
+"""The archive of the WAL as it is: read with pgBackRest, judged by wal."""
 
 from __future__ import annotations
 

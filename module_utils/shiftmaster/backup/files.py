@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 
-from ..host import safe_files
+from ..host import envfile, safe_files
 from ..host.printable import printable
 from . import sandbox, verdicts
 from .host import RUN, BackupError, Host, make_folder, parsed
@@ -132,7 +132,7 @@ class Restic:
         # Not in the file system of restic, and not in its arguments.
         path = os.path.join(RUN, "restic.env")
         make_folder(RUN, 0o755)
-        safe_files.write(path, sandbox.environment_file({**values, **secret}), 0o600)
+        safe_files.write(path, envfile.render({**values, **secret}).encode(), 0o600)
         try:
             more = [*sandbox.READER, *self.network, "EnvironmentFile=" + path]
             read, write = [*paths, *self.needed], [self.settings["RESTIC_CACHE_DIR"], *self.written]

@@ -190,7 +190,7 @@ class Host:
         return self.as_postgres(what, "pgbackrest", "--stanza=%s" % self.stanza, *config, *arguments, **more)
 
     def info(self) -> str:
-        """What `pgbackrest info` says, for backup_catalogue.stanza_of()."""
+        """What `pgbackrest info` says, for catalogue.stanza_of()."""
         return self.pgbackrest("pgbackrest info", "--output=json", "info", restore=True, timeout=300).stdout
 
     # -- the database ------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""What goes behind a good run: the plans of backup_retention, carried out with each tool.
+"""What goes behind a good run: the plans of retention, carried out with each tool.
 
-Only kinds that were saved in this run are looked at. Nothing is removed by age alone: see backup_retention.
+Only kinds that were saved in this run are looked at. Nothing is removed by age alone: see retention.
 """
 
 from __future__ import annotations

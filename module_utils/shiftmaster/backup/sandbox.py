@@ -109,14 +109,3 @@ def words(unit: str, more: Iterable[str], read: Iterable[str] = (), write: Itera
 def _quoted(path: str) -> str:
     optional = path.startswith("-")
     return '%s"%s"' % ("-" * optional, path[optional:].replace("\\", "\\\\").replace('"', '\\"'))
-
-
-def environment_file(values: dict) -> bytes:
-    """Return the content of a file that systemd reads an environment from; it is in no process's arguments."""
-    lines = []
-    for name, value in sorted(values.items()):
-        if "\n" in value or "\0" in value:
-            raise ValueError("the value of %s is more than one line" % name)
-        escaped = "".join("\\" + sign if sign in '"\\$`' else sign for sign in value)
-        lines.append('%s="%s"\n' % (name, escaped))
-    return "".join(lines).encode()

@@ -94,7 +94,7 @@ def position(lsn: str) -> int:
 
 
 def choose(target: str, found: list, stanza, now: float) -> Plan:
-    """Return what is to be done. found: manifests, oldest first; stanza: of backup_catalogue."""
+    """Return what is to be done. found: manifests, oldest first; stanza: of catalogue."""
     there = {backup.label: backup for backup in stanza.backups}
     runs = [run for run in database_runs(found) if run["parts"]["database"]["label"] in there]
     if not runs:

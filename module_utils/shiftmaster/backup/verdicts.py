@@ -64,7 +64,7 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Verdict:
     The place of a problem is a label, or an archive's folder (17-1). With the stanza of the catalogue every one of its
     backups must be in the report, and what needs a damaged backup is damaged too: verify calls it valid.
 
-    What it does not look at is whether the WAL is without gaps: that is backup_wal's.
+    What it does not look at is whether the WAL is without gaps: that is the module wal's.
     """
     problems, states, archives, counted = [], {}, {}, set()
     place, status, name = "", None, None

@@ -200,7 +200,7 @@ def reaches(
 
     timeline is that of the database today, else the highest in the archive. newest is the last segment that the
     database says it has archived (pg_stat_archiver.last_archived_wal): without it, one that is missing at the end is
-    not seen. damaged are segments that are there and cannot be read (backup_verdicts.damaged_wal).
+    not seen. damaged are segments that are there and cannot be read (verdicts.damaged_wal).
     """
     size = held.segment_bytes
     there = dict(held.segments)

@@ -70,26 +70,28 @@ def parse_updates(text: str) -> dict:
     return {"waiting": len(rows), "security": len(security), "security_packages": security[:20]}
 
 
+# These tables are the application's, and the query is a superuser's. TABLESAMPLE accepts no view; format() reads a
+# value of any type by the function of the type, where an operator or a cast could be the application's own.
+ACCOUNTS_SQL = {
+    "inactive": (
+        "SELECT count(*) FILTER (WHERE is_active) AS active, count(*) FILTER (WHERE is_active AND "
+        "coalesce(last_login, date_joined) < now() - interval '90 days') AS unused FROM (SELECT "
+        "format('%s', is_active) = 't' AS is_active, nullif(format('%s', last_login), '')::timestamptz AS last_login, "
+        "nullif(format('%s', date_joined), '')::timestamptz AS date_joined "
+        "FROM ONLY public.auth_user TABLESAMPLE SYSTEM (100)) AS users"
+    ),
+    "changed": (
+        "SELECT count(*) AS count FROM ONLY public.django_admin_log l TABLESAMPLE SYSTEM (100) "
+        "JOIN ONLY public.django_content_type c TABLESAMPLE SYSTEM (100) "
+        "ON format('%s', c.id) = format('%s', l.content_type_id) WHERE format('%s', c.app_label) = 'auth' "
+        "AND nullif(format('%s', l.action_time), '')::timestamptz > now() - interval '1 day'"
+    ),
+}
+
+
 def accounts(setting) -> dict:
     """Users of the application that nobody has used for 90 days, and rights that were changed in a day."""
-    # These tables are the application's, and the query is a superuser's. TABLESAMPLE accepts no view; format() reads a
-    # value of any type by the function of the type, where an operator or a cast could be the application's own.
-    queries = {
-        "inactive": (
-            "SELECT count(*) FILTER (WHERE is_active) AS active, count(*) FILTER (WHERE is_active AND "
-            "coalesce(last_login, date_joined) < now() - interval '90 days') AS unused FROM (SELECT "
-            "format('%s', is_active) = 't' AS is_active, nullif(format('%s', last_login), '')::timestamptz AS last_login, "
-            "nullif(format('%s', date_joined), '')::timestamptz AS date_joined "
-            "FROM ONLY public.auth_user TABLESAMPLE SYSTEM (100)) AS users"
-        ),
-        "changed": (
-            "SELECT count(*) AS count FROM ONLY public.django_admin_log l TABLESAMPLE SYSTEM (100) "
-            "JOIN ONLY public.django_content_type c TABLESAMPLE SYSTEM (100) "
-            "ON format('%s', c.id) = format('%s', l.content_type_id) WHERE format('%s', c.app_label) = 'auth' "
-            "AND nullif(format('%s', l.action_time), '')::timestamptz > now() - interval '1 day'"
-        ),
-    }
-    answers, errors = ask(setting, setting.database, queries, 6.0)
+    answers, errors = ask(setting, setting.database, ACCOUNTS_SQL, 6.0)
     return {
         "users": (answers.get("inactive") or [None])[0],
         "rights_changed": answers["changed"][0]["count"] if answers.get("changed") else None,

@@ -31,7 +31,7 @@ SEVERITY = (HEALTHY, WARNING, ERROR, UNHEALTHY, CRITICAL, DOWN)
 
 
 class Said(NamedTuple):
-    """A key of health_text.CATALOG and its values."""
+    """A key of text.CATALOG and its values."""
 
     key: str
     values: dict

@@ -1,4 +1,4 @@
-"""Sends the messages of notify_text: by an incoming webhook, by mail, to PagerDuty; all at once, in a bounded time.
+"""Sends the messages of notify.text: by an incoming webhook, by mail, to PagerDuty; all at once, in a bounded time.
 
 A channel that is down, or set up wrongly, is never the failure of what tells about itself.
 """
