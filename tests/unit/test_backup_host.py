@@ -295,6 +295,24 @@ def test_a_snapshot_that_was_copied_is_found_by_its_run(asked):
     assert files.Restic(asked).full_id("files", "run1") == ""
 
 
+def test_locks_of_a_repository_are_removed_by_restic_itself(asked):
+    files.Restic(asked).unlock()
+    (words,) = asked.calls
+    assert words[0] == "restic" and words[-1] == "unlock"
+
+
+def test_a_check_of_a_repository_fails_where_restic_finds_damage(asked, tmp_path):
+    repository = tmp_path / "restic"
+    repository.mkdir()
+    (repository / "pack").write_bytes(b"x")
+    asked.answers["check"] = (0, "read all data\nno errors were found\n")
+    assert files.Restic(asked).check() == "all of the repository read"
+    assert asked.calls[0][-2:] == ("check", "--read-data")
+    asked.answers["check"] = (1, "")
+    with pytest.raises(BackupError, match="restic check: "):
+        files.Restic(asked).check()
+
+
 def test_a_host_that_cannot_be_asked_deploys_nothing_as_far_as_is_known(asked):
     source = {"name": "app1", "address": "192.0.2.1"}
     asked.answers["lock"] = (0, json.dumps({"operation": "deploy", "owner": "sato", "expires": time.time() + 60}))
