@@ -52,6 +52,7 @@ class FakeHost(Host):
         )  # fmt: skip
         self.words, self.fails, self.backups = [], [], []
         self.last_wal, self.earlier_wal = wal(9), wal(7)
+        self.more_wal, self.histories = [], {}
         self.snapshots, self.stay, self.state, self.free, self.in_recovery = [], set(), "active", 1 << 40, ["f"]
         self.settings, self.options_of, self.log_lines = "", [], []
         self.react = lambda words: None
@@ -89,7 +90,19 @@ class FakeHost(Host):
 
     def _pgbackrest(self, who, *words):
         assert who == "postgres" and "--stanza=shiftmaster" in words
+        if "repo-ls" in words:
+            return self.listed(words[words.index("repo-ls") + 1].rsplit("/", 1)[-1])
+        if "repo-get" in words:
+            return self.histories[words[-1].rsplit("/", 1)[-1]]
         return self.catalogue() if words[-1] == "info" else ""
+
+    def listed(self, folder):
+        """`pgbackrest repo-ls` of an archive: every segment up to the last one, and what else is there."""
+        last = {"16-1": self.earlier_wal, "17-1": self.last_wal}[folder]
+        names = [wal(number) for number in range(1, int(last[8:], 16) + 1)]
+        names += self.more_wal if folder == "17-1" else []
+        paths = ["%s/%s-%s.zst" % (name[:16], name, "a" * 40) for name in names] + list(self.histories)
+        return json.dumps({path: {"type": "file", "time": int(NOW)} for path in paths})
 
     def _restic(self, who, *words):
         assert who == "root" and words[0] == "--quiet"
@@ -130,7 +143,10 @@ class FakeHost(Host):
                     "status": {"code": 0, "message": "ok"},
                     "repo": [{"key": 1, "cipher": "aes", "status": {"code": 0, "message": "ok"}}],
                     "archive": [
-                        {"id": name, "database": {"id": 1, "repo-key": 1}, "min": last and wal(1), "max": last}
+                        {
+                            "id": name, "database": {"id": 1, "repo-key": 1}, "min": last and wal(1),
+                            "max": last and max([last, *(self.more_wal if name == "17-1" else [])]),
+                        }
                         for name, last in (("16-1", self.earlier_wal), ("17-1", self.last_wal), ("18-2", None))
                     ],
                     "backup": [
@@ -322,6 +338,21 @@ def test_received_wal_goes_once_the_archive_has_it(host, past):
     assert sorted(os.listdir(folder)) == sorted(set(names) - {wal(7), wal(8), wal(9)})
 
 
+def test_a_segment_of_another_timeline_makes_no_received_wal_look_archived(host, past):
+    """The database host writes the archive: it can add any name."""
+    folder = Path(host.folder) / "wal"
+    folder.mkdir()
+    host.more_wal = ["000000FF00000000000000FF", wal(14)]
+    names = [wal(9), wal(10), wal(11), wal(14), wal(12) + ".partial", wal(13), "000000FE0000000000000001"]
+    for name in names:
+        (folder / name).touch()
+    left = [wal(10), wal(11), wal(12) + ".partial", wal(13)]
+    assert backup_restore.received(host) == left
+    past.prune(host)
+    # The newest one by its number: the receiver goes by it.
+    assert sorted(os.listdir(folder)) == [*left, wal(14)]
+
+
 def test_the_newest_received_segment_stays_though_the_archive_has_it(host, past):
     folder = Path(host.folder) / "wal"
     folder.mkdir()
@@ -461,6 +492,9 @@ def test_a_plan_of_the_latest_goes_to_the_archives_last_segment_and_beyond(saved
     made = backup_restore.plan(saved, {"target": "latest", "parts": ["database", "files", "configuration"]})
     assert made["database"]["label"] == "F1" and made["database"]["arguments"] == [] and made["database"]["run"] == "r1"
     assert made["last_segment"] == wal(9) and made["received"] == 2
+    saved.more_wal = ["000000FF00000000000000FF"]
+    again = backup_restore.plan(saved, {"target": "latest", "parts": ["database"]})
+    assert again["last_segment"] == wal(9) and again["received"] == 2
     assert made["files"] == {"run": "r1", "label": "f1"} and made["configuration"] == {"run": "r1", "label": "c1"}
     assert sorted(made["parts"]) == ["configuration", "database", "files"]
     assert "F1" in made["parts"]["database"] and "took 90 s" in made["parts"]["database"]
@@ -530,6 +564,13 @@ def test_received_is_what_the_archive_lacks(host, received):
     assert backup_restore.received(host) == [wal(10), wal(11), wal(12) + ".partial"]
     host.last_wal = host.earlier_wal = None
     assert backup_restore.received(host)[0] == wal(8)
+
+
+def test_no_name_keeps_what_was_received_from_being_restored(host, received):
+    """One that is none of a segment, and a history that is none."""
+    host.more_wal, host.histories = ["0000000100000000FFFFFFFF"], {"00000002.history": "x"}
+    (received / "0000000100000000FFFFFFFF").touch()
+    assert backup_restore.received(host) == [wal(10), wal(11), wal(12) + ".partial"]
 
 
 def test_where_nothing_was_received_there_is_nothing(host):

@@ -17,7 +17,7 @@ import tarfile
 import time
 
 from ..host import points, safe_files
-from . import catalogue, proof, report
+from . import archive, catalogue, proof, report
 from . import manifest as manifests
 from . import place as backup_place
 from .files import Restic, part_of, pulled, sources
@@ -72,7 +72,7 @@ def plan(host: Host, request: dict) -> dict:
             result["database"] = chosen._asdict()
             # Where a segment is missing or damaged, recovery to the end of the archive opens all the same, before it.
             if not chosen.arguments:
-                result["last_segment"] = max((archive.last or "" for archive in stanza.archives), default="")
+                result["last_segment"] = archive.last_segment(host, stanza, chosen.label)
             result["parts"]["database"] = "%s, from backup %s (%s%s)" % (
                 chosen.text, chosen.label, report.sized(chosen.size_bytes),
                 ", its test restore took %d s" % chosen.seconds if chosen.seconds else "",
@@ -121,9 +121,8 @@ def received(host: Host) -> list:
     """Segments that were received and that the archive lacks, the one that was being written among them."""
     folder = os.path.join(host.folder, "wal")
     stanza = catalogue.stanza_of(host.info(), host.stanza)
-    newest = max((archive.last or "" for archive in stanza.archives), default="")
     there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return [name for name in there if SEGMENT.fullmatch(name) and name[:24] > newest]
+    return archive.lacking(host, stanza, [name for name in there if SEGMENT.fullmatch(name)])
 
 
 def pack_received(host: Host, request: dict) -> dict:
