@@ -422,6 +422,25 @@ def test_an_archive_that_is_cut_off_or_names_a_segment_twice_is_not_used(keeper,
     assert not received.exists()
 
 
+def test_an_archive_that_ends_between_segments_is_not_used(keeper, received, tmp_path):
+    path = packed(tmp_path / "wal.tar", member(SEGMENT), member(SEGMENT + ".partial"))
+    with open(path, "rb") as stream:
+        content = stream.read()
+    # Without the end; without the second segment and the end.
+    for size in (2048, 1024):
+        (tmp_path / "wal.tar").write_bytes(content[:size])
+        with pytest.raises(BackupError):
+            restore.unpack_received(keeper, path)
+        assert not received.exists()
+    (tmp_path / "wal.tar").write_bytes(content)
+    with pytest.raises(BackupError, match="2 segments of 3"):
+        restore.unpack_received(keeper, path, 3)
+    assert not received.exists()
+    (tmp_path / "wal.tar").write_bytes(content)
+    restore.unpack_received(keeper, path, 2)
+    assert len(os.listdir(received)) == 2
+
+
 def test_wal_that_cannot_be_used_stops_no_database(keeper, received, tmp_path, place):
     plan = restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
     path = packed(tmp_path / "wal.tar", member("authorized_keys"))

@@ -130,11 +130,13 @@ def pack_received(host: Host, request: dict) -> dict:
     names, path = received(host), os.path.join(host.folder, "outgoing", request["id"] + "-wal.tar")
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     host.run("packing WAL", "tar", "--create", "--file", path, "--directory", os.path.join(host.folder, "wal"), *names)
-    return {"restored": "%d segments" % len(names), "archive": path}
+    return {"restored": "%d segments" % len(names), "archive": path, "segments": len(names)}
 
 
-def unpack_received(host: Host, path: str) -> str:
+def unpack_received(host: Host, path: str, count: int = 0) -> str:
     """Unpack the WAL that the backup server has sent, for PostgreSQL to read; returns the directory. The archive goes.
+
+    count: how many segments it holds at least.
 
     That server may be an attacker's. Of the archive only names and contents of segments are used, and the first header
     that is none of a segment ends it: no owner, mode, link, sparse file or extended header is obeyed.
@@ -152,12 +154,12 @@ def unpack_received(host: Host, path: str) -> str:
             if size > free:
                 sizes = (STATE, report.sized(free), report.sized(size))
                 raise BackupError("there is too little room in %s for the received WAL: %s free, %s needed" % sizes)
-            for header in iter(lambda: stream.read(tarfile.BLOCKSIZE), b""):
+            while True:
                 try:
-                    member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+                    member = tarfile.TarInfo.frombuf(stream.read(tarfile.BLOCKSIZE), "ascii", "strict")
                 except tarfile.EOFHeaderError:
                     break
-                # A header that is cut off, is damaged or is of another encoding.
+                # A header that is missing, is cut off, is damaged or is of another encoding.
                 except (tarfile.HeaderError, ValueError):
                     raise BackupError("the received WAL is no archive of segments: a header is damaged")
                 regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
@@ -175,6 +177,8 @@ def unpack_received(host: Host, path: str) -> str:
                     segment.write(content)
                     os.fchown(segment.fileno(), 0, group)
                     os.fchmod(segment.fileno(), 0o640)
+            if len(names) < count:
+                raise BackupError("the received WAL holds %d segments of %d" % (len(names), count))
     except BaseException:
         safe_files.remove_tree(RECEIVED)
         raise
@@ -231,7 +235,8 @@ def database_here(host: Host, request: dict) -> dict:
                 "there is too little room beside %s for the restored database: %s free, %s needed; what is there now "
                 "is kept until you remove it" % (data, report.sized(free), report.sized(chosen.size_bytes * 1.1))
             )
-        received_dir = unpack_received(host, request["received_archive"]) if request.get("received_archive") else ""
+        packed, count = request.get("received_archive"), request.get("received_segments", 0)
+        received_dir = unpack_received(host, packed, count) if packed else ""
         host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
         _mark(data, aside, FETCHING)
         try:
@@ -649,9 +654,9 @@ def _owners(request: dict) -> dict:
         raise BackupError("this host has no such user: %s" % error)
 
 
-def _put_in_place(staged: str, paths: list, tops: list, owners: dict) -> None:
+def _put_in_place(staged: str, paths: list, tops: list, owners: dict, count: int) -> None:
     try:
-        backup_place.check(backup_place.of_directory(staged), paths)
+        backup_place.check(backup_place.of_directory(staged), paths, tops=tops, count=count)
         backup_place.place(backup_place.of_directory(staged), tops, owners)
     except (backup_place.PlaceError, OSError, RecursionError) as error:
         raise BackupError("the files were not restored: %s" % error)
@@ -692,12 +697,13 @@ def files(host: Host, request: dict, part: str) -> dict:
         # What was typed has to be there; of several parts, each holds some of it.
         if lacking and (asked and list(request.get("parts", ())) == [part] or len(lacking) == len(paths)):
             raise BackupError("the backup holds nothing of %s" % ", ".join(lacking))
-        chosen = {node["path"]: node.get("size", 0) for one in paths for node in of_it(one) if node["type"] != "dir"}
+        chosen = {node["path"]: node for one in paths for node in of_it(one) if node["type"] != "dir"}
+        count = sum(node["type"] in ("file", "symlink") for node in chosen.values())
         kept, staged = "", os.path.join(host.folder, "outgoing", request["id"])
         into = target or staged
         if not target:
             # Packed for another host, it is there twice.
-            needed, free = sum(chosen.values()) * (2 if of else 1), host.free_bytes()
+            needed, free = sum(node.get("size", 0) for node in chosen.values()) * (2 if of else 1), host.free_bytes()
             if free < needed:
                 sizes = (host.folder, report.sized(free), report.sized(needed))
                 raise BackupError("there is too little room in %s for the restored files: %s free, %s needed" % sizes)
@@ -709,6 +715,7 @@ def files(host: Host, request: dict, part: str) -> dict:
         include = ["--include=" + re.sub(r"([\\*?\[\]])", r"\\\1", below + path) for path in paths]
         answer = {
             "restored": "%d files" % len(chosen),
+            "count": count,
             "into": target + below if target else "" if of else "/",
             "kept": kept,
             "paths": paths,
@@ -724,7 +731,8 @@ def files(host: Host, request: dict, part: str) -> dict:
                     "--directory", staged + below, ".",
                 )  # fmt: skip
             elif not target:
-                _put_in_place(staged, paths, [*(options.get("restore_paths") or ()), *options["paths"]], owners)
+                tops = [*(options.get("restore_paths") or ()), *options["paths"]]
+                _put_in_place(staged, paths, tops, owners, count)
         finally:
             if not target:
                 shutil.rmtree(staged, ignore_errors=True)
