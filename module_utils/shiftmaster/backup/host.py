@@ -27,6 +27,10 @@ OPTIONS = "/etc/shiftmaster-backup/options.json"
 STATE = "/var/lib/shiftmaster-backup"
 RUN = "/run/shiftmaster-backup"
 POSTGRES = "postgres"
+# Of what another host sends at a request for paths or for its lock, and of rows of the database that is saved.
+ANSWER_BYTES, ROWS_BYTES = 1 << 20, 64 << 20
+# How long a query of it may take; the longest counts every row.
+QUERY_SECONDS = 3600
 # restic's, of a store that it asks again and again.
 _ATTEMPT = re.compile(r"^.* returned error, retrying after \S+: ")
 # restic says of a file that it could not write also that it has no owner and no times.
@@ -215,7 +219,10 @@ class Host:
         return base
 
     def ask(self, sql: str, name: str = "", timeout: float = 0) -> list:
-        """Ask the database that is saved; returns rows of texts."""
+        """Query the database that is saved, whose host may be an attacker's; returns rows of texts.
+
+        psql holds what it is sent: the unit's MemoryMax bounds that, and only then are bytes counted here.
+        """
         done = self.run(
             "asking database %s" % (name or self.database["name"]),
             os.path.join(self.bin, "psql"),
@@ -227,7 +234,8 @@ class Host:
             "\x1f",
             env=self.environment(name),
             stdin=sql,
-            timeout=timeout,
+            timeout=timeout or QUERY_SECONDS,
+            limit=ROWS_BYTES,
         )
         return rows_of(done.stdout)
 
