@@ -163,7 +163,7 @@ def test_requirements_that_fill_the_memory_fail_the_build(build):
     """pip has read them by then, and the build may change them."""
     with pytest.raises(releases.BuildError, match="requirements.txt"):
         build(
-            {"requirements.txt": b""}, hook="truncate -s 1T requirements.txt", requirements_file="requirements.txt",
+            {"requirements.txt": b""}, hook="truncate -s 8M requirements.txt", requirements_file="requirements.txt",
             pip_environment={"PIP_NO_INDEX": "1"},
         )  # fmt: skip
     assert left_nothing(build)
