@@ -117,7 +117,7 @@ def test_what_the_application_shows_is_limited():
     job = application_job()
     assert job["honor_labels"] is False
     limits = {"sample_limit", "label_limit", "label_name_length_limit", "label_value_length_limit", "body_size_limit"}
-    assert limits <= job.keys() and job["body_size_limit"] == "20MB"
+    assert limits <= job.keys() and job["body_size_limit"] == "32MB"
 
 
 def test_the_application_cannot_stand_for_a_host_or_another_job():
