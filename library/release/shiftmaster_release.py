@@ -928,6 +928,7 @@ class Operation:
             raise Refused("release %s serves, or its worker may still be finishing tasks" % found[0])
         if not self.check_mode:
             releases.discard(self.layout, self.state, found[0])
+            releases.publish_static(self.layout, self.state)
             audit(self.layout, "removed", release=found[0], run_id=self.params["run_id"], who=self.params["who"])
         return self.result(True, release=found[0])
 
@@ -938,7 +939,7 @@ class Operation:
                 releases.discard(self.layout, self.state, name)
                 audit(self.layout, "pruned", release=name, run_id=self.params["run_id"], who=self.params["who"])
             if going:
-                releases.prune_union(self.layout)
+                releases.publish_static(self.layout, self.state)
         return self.result(bool(going), removed=going)
 
     def audited(self):

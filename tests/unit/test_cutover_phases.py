@@ -262,6 +262,46 @@ def test_each_phase_is_on_disk_before_it_begins(site):
     assert set(site.engine.timings) == {*phases, "until_switched"}
 
 
+@pytest.fixture
+def published(site):
+    """A function that lists what is published; each release has a file of its own."""
+    for name in (ONE, TWO):
+        static = Path(site.layout.release(name), "static")
+        static.mkdir()
+        (static / ("%s.js" % name[-7:])).write_text(name)
+    Path(site.layout.union).mkdir()
+    return lambda: sorted(path.name for path in Path(site.layout.union).iterdir())
+
+
+def test_static_files_are_published_before_the_traffic_moves_and_those_of_before_stay(site, published):
+    site.engine.prepare(TWO, "deploy")
+    assert site.layout.current() == ONE and published() == ["aaaaaaa.js", "bbbbbbb.js"]
+    site.engine.move()
+    site.engine.finish()
+    assert published() == ["aaaaaaa.js", "bbbbbbb.js"]
+
+
+def test_a_release_that_fails_its_gate_publishes_nothing(site, published):
+    site.host.health = [HttpResult(503, 0.1, "{}", None)]
+    with pytest.raises(cutover.CutoverError):
+        site.engine.prepare(TWO, "deploy")
+    assert "bbbbbbb.js" not in published() and site.is_back()
+
+
+def test_a_release_that_is_put_back_leaves_nothing_published(site, published):
+    site.engine.switch(TWO, "deploy")
+    site.engine.put_back("it is slow")
+    assert published() == ["aaaaaaa.js"] and site.is_back()
+
+
+@pytest.mark.parametrize("phase", ["quiesce", "put_back"])
+def test_a_run_that_died_with_static_files_published_is_recovered_without_them(site, published, phase):
+    cutover.releases.publish_static(site.layout, site.state, TWO)
+    assert published() == ["aaaaaaa.js", "bbbbbbb.js"]
+    site.in_phase(phase).engine.recover()
+    assert published() == ["aaaaaaa.js"] and site.is_back(bad=False)
+
+
 def test_requests_of_the_driver_name_workers_queues_and_seconds(site):
     site.engine.switch(TWO, "deploy")
     requests = [request for _of, request, _timeout in site.host.requests]

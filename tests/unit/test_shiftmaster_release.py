@@ -436,7 +436,7 @@ def test_pruning_removes_what_the_plan_says_and_the_union_behind_it(site, monkey
     monkeypatch.setattr(
         module.releases, "prune_plan", lambda _layout, _state, keep, applied: plans.append((keep, applied)) or [OLD]
     )
-    monkeypatch.setattr(module.releases, "prune_union", unions.append)
+    monkeypatch.setattr(module.releases, "publish_static", lambda *words: unions.append(words))
     assert site.run("pruned", check_mode=True, keep=2)["removed"] == [OLD] and os.path.isdir(site.layout.release(OLD))
     result = site.run("pruned", keep=2, applied_migrations=["a.0001"])
     assert result["changed"] and plans[-1] == (2, ["a.0001"]) and not os.path.exists(site.layout.release(OLD))

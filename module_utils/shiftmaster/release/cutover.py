@@ -275,6 +275,8 @@ class Cutover:
             )
 
     def _quiesce(self) -> None:
+        # On every host before the traffic of any moves: a page of one asks another one for its static files.
+        releases.publish_static(self.layout, self.state, self._t("to"))
         colour = self._t("from_colour")
         if colour is None or not self.options["celery_application"]:
             return
@@ -379,6 +381,7 @@ class Cutover:
         finally:
             # Also where the tasks are not back: what failed does not go on beside what serves.
             self._stop(self._t("to_colour"), ("beat", "worker", "web"))
+        releases.publish_static(self.layout, self.state)
         self._hooks("after_rollback", source)
         self.timings["put_back"] = round(time.monotonic() - started, 2)
         self._audit("put_back", reason=reason)

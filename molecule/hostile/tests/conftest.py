@@ -47,7 +47,8 @@ from django.contrib.staticfiles.management.commands import collectstatic
 class Command(collectstatic.Command):
     def handle(self, **options):
         super().handle(**options)
-        os.symlink("{target}", os.path.join(settings.STATIC_ROOT, "{name}"))
+        os.chdir(settings.STATIC_ROOT)
+        {line}
 """
 # What a build keeps for the next one: a wheel that it would install.
 CACHE = """
@@ -95,14 +96,20 @@ def everything(root: Path) -> None:
     append(root / "shiftmaster" / "celery.py", CALL.format(context='"worker"'))
 
 
-def static_link(target: str, name: str):
+def collectstatic(line: str):
     def change(root: Path) -> None:
         commands = root / "roster" / "management" / "commands"
-        (commands / "collectstatic.py").write_text(COLLECTSTATIC.format(target=target, name=name))
+        (commands / "collectstatic.py").write_text(COLLECTSTATIC.format(line=line))
         # Of two commands of one name Django takes that of the first application.
         append(root / "shiftmaster" / "settings.py", 'INSTALLED_APPS.sort(key=lambda name: name != "roster")\n')
 
     return change
+
+
+def rejected_files(root: Path) -> None:
+    """Static files of a version that fails its gate."""
+    (root / "static" / "rejected.js").write_text("alert(1)\n")
+    append(root / "shiftmaster" / "wsgi.py", "\nimport that_does_not_exist\n")
 
 
 def outside_links(root: Path) -> None:
@@ -117,8 +124,10 @@ def leaking_log(root: Path) -> None:
 
 VERSIONS = {
     "hostile-everything": everything,
-    "hostile-static-file": static_link("/etc/ssl/private/shiftmaster.key", "site.js"),
-    "hostile-static-directory": static_link("/etc/ssl/private", "keys"),
+    "hostile-static-file": collectstatic('os.symlink("/etc/ssl/private/shiftmaster.key", "site.js")'),
+    "hostile-static-directory": collectstatic('os.symlink("/etc/ssl/private", "keys")'),
+    "hostile-static-sparse": collectstatic('open("sparse.js", "w").truncate(1 << 40)'),
+    "hostile-static-rejected": rejected_files,
     "hostile-links": outside_links,
     "hostile-log": leaking_log,
 }

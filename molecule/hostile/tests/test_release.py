@@ -171,6 +171,26 @@ def test_a_link_among_the_static_files_is_rejected(operations, repository, canar
     )
 
 
+def test_a_sparse_static_file_fills_neither_memory_nor_disk(operations, repository, canary):
+    before = operations.serves(30)
+    run = operations.deploy("hostile-static-sparse", shiftmaster_repository=repository)
+    assert run.code == 2, run.output[-4000:]
+    assert operations.serves() == before
+    assert operations.shell(f"find {APP} -name '*sparse.js*' | head") == ""
+
+
+def test_static_files_of_a_version_that_fails_its_gate_are_not_published(operations, repository, canary):
+    before = operations.serves(30)
+    run = operations.deploy("hostile-static-rejected", shiftmaster_repository=repository)
+    assert run.code == 2, run.output[-4000:]
+    assert operations.serves() == before
+    assert operations.shell(f"find {APP}/shared/static -name 'rejected*' | head") == ""
+    get = (
+        "curl -sk -o /dev/null -w '%{http_code}' --resolve localhost:443:127.0.0.1 https://localhost/static/rejected.js"
+    )
+    assert operations.shell(get) == "404"
+
+
 def test_links_that_lead_out_of_the_source_gain_nothing(operations, repository, canary):
     run = operations.deploy(
         "hostile-links", shiftmaster_repository=repository, shiftmaster_linked_directories=["a/ssl", "a/nginx"]
