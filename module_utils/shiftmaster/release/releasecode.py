@@ -39,6 +39,8 @@ _BOOTSTRAP = (
     "import json, sys;"
     " exec(compile(json.loads(sys.stdin.readline()), 'shiftmaster-driver', 'exec'), {'__name__': '__main__'})"
 )
+# The command itself is in the environment.
+_SHELL = ("/bin/sh", "-c", 'command=$SHIFTMASTER_COMMAND; unset SHIFTMASTER_COMMAND; eval "$command"')
 _counter = itertools.count(1)
 
 
@@ -124,7 +126,9 @@ class Process:
                     *("ReadWritePaths=" + path for path in writable),
                 ]
                 words = [*SYSTEMD_RUN, "--quiet", "--pipe", "--wait", "--collect", "--service-type=exec"]
-                words += ["--unit=" + self.unit, *("--property=" + line for line in properties), "--"]
+                # By default the description is the command.
+                words += ["--unit=" + self.unit, "--description=ShiftMaster: " + kind]
+                words += [*("--property=" + line for line in properties), "--"]
                 # systemd would fill in variables.
                 argv = words + [word.replace("$", "$$") for word in argv]
                 env, cwd = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}, "/"
@@ -260,6 +264,10 @@ class ReleaseCode:
             argv[0] = os.path.join(self.path, "venv", "bin", argv[0])
         source = os.path.join(self.path, "source")
         return run_as(self.user, argv, self.environ(extra_env), source, timeout=timeout, **process)
+
+    def shell(self, command: str, extra_env=None, **options) -> Completed:
+        """Run a command of the site, which may hold a secret."""
+        return self.run(_SHELL, extra_env=dict(extra_env or {}, SHIFTMASTER_COMMAND=command), **options)
 
     def manage(self, arguments, **options) -> Completed:
         """Run Django's command line; works also where the source has no manage.py."""
