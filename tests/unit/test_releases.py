@@ -667,6 +667,14 @@ def test_the_command_of_a_hook_is_in_no_argument_of_its_unit(code, public_dir, m
 
 
 @needs_root
+def test_a_signal_that_ended_a_command_is_named(public_dir):
+    """The kernel's for memory, for example: the command itself has printed nothing."""
+    done = releasecode.run_as("nobody", ["/bin/sh", "-c", "exit 255"], {}, str(public_dir))
+    assert done.rc == 255 and "shiftmaster_build_memory_max" in done.stderr
+    assert releasecode.run_as("nobody", ["/bin/sh", "-c", "exit 3"], {}, str(public_dir)).stderr == ""
+
+
+@needs_root
 def test_code_runs_as_the_releases_user(code, public_dir):
     shutil.copytree(code.path, public_dir / "release", symlinks=True)
     subprocess.run(("chmod", "-R", "a+rX", str(public_dir)), check=True)

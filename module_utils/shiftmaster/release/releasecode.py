@@ -41,6 +41,9 @@ _BOOTSTRAP = (
 )
 # The command itself is in the environment.
 _SHELL = ("/bin/sh", "-c", 'command=$SHIFTMASTER_COMMAND; unset SHIFTMASTER_COMMAND; eval "$command"')
+# The code of systemd-run for a unit that a signal has ended.
+_SIGNALLED = 255
+_SIGNALLED_HINT = "a signal ended it; the kernel kills what takes more memory than shiftmaster_build_memory_max"
 _counter = itertools.count(1)
 
 
@@ -199,7 +202,8 @@ def run_as(
         raise
     finally:
         process.close()
-    return Completed(process.child.returncode, stdout.text(), process.stderr.text())
+    hint = "\n%s\n" % _SIGNALLED_HINT if process.unit and process.child.returncode == _SIGNALLED else ""
+    return Completed(process.child.returncode, stdout.text(), process.stderr.text() + hint)
 
 
 def matches(value, shape) -> bool:
@@ -330,6 +334,8 @@ class Driver:
             % (
                 "did not answer within %d seconds" % timeout
                 if self._child.poll() is None
+                else _SIGNALLED_HINT
+                if self._child.wait() == _SIGNALLED
                 else "ended with code %d and without an answer" % self._child.wait(),
                 self._output() or "none",
             )
