@@ -702,6 +702,30 @@ def test_a_command_that_is_not_there_and_an_environment_that_is_not_there(code):
 
 
 @needs_root
+def test_the_command_of_a_hook_is_in_no_argument_of_its_unit(code, public_dir, monkeypatch):
+    """Everybody may read them, and the journal has the description."""
+    shutil.copytree(code.path, public_dir / "release", symlinks=True)
+    subprocess.run(("chmod", "-R", "a+rX", str(public_dir)), check=True)
+    words = []
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda argv, **more: words.append(argv) or start(argv, **more))
+    command = 'read -r line; echo "$line: a\'b $(id -un) $((6 * 7))"\nenv | grep -c COMMAND; exit 3'
+    with open(os.path.join(code.path, "env")) as stream:
+        done = releasecode.ReleaseCode(str(public_dir / "release"), "nobody").shell(command, stdin=stream)
+    assert done == (3, 'DB_PASSWORD="gehe\\"im": a\'b nobody 42\n0\n', "")
+    assert "id -un" not in " ".join(words[0])
+    assert [word for word in words[0] if word.startswith("--description=")] == ["--description=ShiftMaster: code"]
+
+
+@needs_root
+def test_a_signal_that_ended_a_command_is_named(public_dir):
+    """The kernel's for memory, for example: the command itself has printed nothing."""
+    done = releasecode.run_as("nobody", ["/bin/sh", "-c", "exit 255"], {}, str(public_dir))
+    assert done.rc == 255 and "shiftmaster_build_memory_max" in done.stderr
+    assert releasecode.run_as("nobody", ["/bin/sh", "-c", "exit 3"], {}, str(public_dir)).stderr == ""
+
+
+@needs_root
 def test_code_runs_as_the_releases_user(code, public_dir):
     shutil.copytree(code.path, public_dir / "release", symlinks=True)
     subprocess.run(("chmod", "-R", "a+rX", str(public_dir)), check=True)

@@ -535,8 +535,8 @@ def run_hooks(release_path: str, hooks, phase: str, user: str, kind: str = "code
         own = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} if hook.get("user") else {}
         place = (kind, writable) if code.user == user else ("hook", ())
         try:
-            done = code.run(
-                ["/bin/sh", "-c", hook["command"]],
+            done = code.shell(
+                hook["command"],
                 timeout=hook.get("timeout_seconds") or 300,
                 extra_env=own,
                 kind=place[0],

@@ -77,23 +77,57 @@ os.mkfifo(os.path.join(BASE_DIR, "logs", "fifo.log"))
 """
 
 
+# A gunicorn that does not end, and gets more time of systemd again and again.
+ENDLESS = """
+def _more():
+    import os, socket, time
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+            client.sendto(b"EXTEND_TIMEOUT_USEC=90000000", os.environ["NOTIFY_SOCKET"])
+        time.sleep(5)
+
+
+__import__("threading").Thread(target=_more, daemon=True).start()
+Arbiter.handle_term = lambda self: None
+"""
+PATCH = f"""
+import glob, os
+(path,) = glob.glob(os.path.realpath("../..") + "/venv/lib/*/site-packages/gunicorn/arbiter.py")
+with open(path, "a") as stream:
+    stream.write({ENDLESS!r})
+"""
+
+
 def append(path: Path, text: str) -> None:
     path.write_text(path.read_text() + text)
 
 
-def everything(root: Path) -> None:
+def dependency(root: Path, more: str) -> None:
     shutil.copy(ATTACK, root / "attack.py")
     (root / "dependency").mkdir()
-    (root / "dependency" / "backend.py").write_text(BACKEND + CACHE)
+    (root / "dependency" / "backend.py").write_text(BACKEND + more)
     (root / "dependency" / "pyproject.toml").write_text(
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     )
+
+
+def everything(root: Path) -> None:
+    dependency(root, CACHE)
     append(
         root / "shiftmaster" / "settings.py",
         CALL.format(context='"manage" if "SHIFTMASTER_COLOUR" not in __import__("os").environ else "unit"') + LEAVE,
     )
     append(root / "shiftmaster" / "wsgi.py", CALL.format(context='"web"') + SOCKET)
     append(root / "shiftmaster" / "celery.py", CALL.format(context='"worker"'))
+
+
+def endless(root: Path) -> None:
+    dependency(root, PATCH)
+
+
+def stopping(root: Path) -> None:
+    shutil.copy(ATTACK, root / "attack.py")
+    append(root / "shiftmaster" / "wsgi.py", "\nimport attack\n\nattack.stop_others()\nimport that_does_not_exist\n")
 
 
 def collectstatic(line: str):
@@ -128,6 +162,8 @@ VERSIONS = {
     "hostile-static-directory": collectstatic('os.symlink("/etc/ssl/private", "keys")'),
     "hostile-static-sparse": collectstatic('open("sparse.js", "w").truncate(1 << 40)'),
     "hostile-static-rejected": rejected_files,
+    "hostile-endless": endless,
+    "hostile-stopping": stopping,
     "hostile-links": outside_links,
     "hostile-log": leaking_log,
 }
