@@ -216,7 +216,7 @@ class Server:
         # Root's: the server reads the one and writes to the other by a descriptor.
         self.config, self._log = os.path.join(folder, "config"), os.path.join(folder, "server.log")
         make_folder(self.config, 0o755)
-        self._unit, self._children = "", []
+        self._children = []
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
@@ -298,7 +298,7 @@ class Server:
     def _control(self) -> dict:
         """The settings without which recovery refuses to run."""
         done = self.run("pg_controldata", os.path.join(self.host.bin, "pg_controldata"), self.data, read=[self.data])
-        found = {name: re.search(r"^%s: +(\d{1,6})$" % text, done.stdout, re.M) for name, text in SETTINGS.items()}
+        found = {name: re.search(r"^%s: +(\d{1,9})$" % text, done.stdout, re.M) for name, text in SETTINGS.items()}
         if not all(found.values()):
             raise BackupError("pg_controldata does not print %s" % ", ".join(n for n, one in found.items() if not one))
         return {name: one.group(1) for name, one in found.items()}
