@@ -656,18 +656,3 @@ def test_who_holds_the_lock_is_said_before_anything_is_changed(keeper, monkeypat
     with pytest.raises(BackupError, match="for longer than 60 s"):
         restore.database_here(keeper, {"id": "r1", "database": plan})
     assert waits == [1800, 60]
-
-
-# --- logs in directories of postgres --------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
-def test_the_log_of_a_scratch_server_is_no_file_of_root(keeper, tmp_path):
-    (tmp_path / "secret").write_text("FATAL: root's own")
-    (tmp_path / "proof").mkdir()
-    (tmp_path / "proof/server.log").symlink_to(tmp_path / "secret")
-    os.chown(tmp_path / "proof", THEIRS, THEIRS)
-    server = restore.proof.Server(keeper, str(tmp_path / "proof/data"), 1)
-    with pytest.raises(UnsafePathError):
-        server.log_text()
-    assert server.said(str(tmp_path / "proof/server.log")) == "it has no log"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import datetime
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -156,6 +157,23 @@ def test_the_unit_of_each_step_of_a_restore_is_confined(tmp_path, step):
     anywhere = step in ("files", "configuration")
     assert ("ProtectSystem=strict" in lines, "PrivateTmp=yes" in lines) == (not anywhere, not anywhere)
     assert "ReadWritePaths=-/backups" in lines
+
+
+@pytest.mark.parametrize(
+    ("variables", "users"),
+    [
+        ({}, ["shiftmaster-verify"]),
+        ({"backup_databases": []}, []),
+        (REMOTE, ["shiftmaster-verify"]),
+        ({"backup_keeper": False, "backup_tls_peer": "keeper", "backup_repository_host": "keeper"}, ["pgbackrest"]),
+    ],
+)
+def test_a_restored_server_has_a_user_of_its_own_where_backups_are_verified(tmp_path, variables, users):
+    template = tmp_path / "users.j2"
+    template.write_text("{{ __backup_needs.users | to_json }}")
+    found = json.loads(render("backup", template, **{"backup_databases": ["shiftmaster"], **variables}))
+    assert [user["name"] for user in found] == users
+    assert all(user["group"] == user["name"] and user["shell"] == "/usr/sbin/nologin" for user in found)
 
 
 def test_units_of_runs_know_where_figures_go_and_do_not_pile_up():

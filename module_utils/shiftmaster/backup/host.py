@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -317,17 +316,3 @@ def make_folder(path: str, mode: int) -> None:
     """Have a folder with exactly this mode, whatever the umask is."""
     os.makedirs(path, exist_ok=True)
     os.chmod(path, mode)
-
-
-@contextlib.contextmanager
-def scratch(host: Host, name: str):
-    """A folder of postgres for a restore that is thrown away; what a killed run has left goes first."""
-    path = os.path.join(host.options["scratch"], name)
-    shutil.rmtree(path, ignore_errors=True)
-    make_folder(host.options["scratch"], 0o711)
-    os.mkdir(path, mode=0o700)
-    shutil.chown(path, POSTGRES, POSTGRES)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

@@ -514,13 +514,11 @@ def _forget_the_recovery(host: Host, data: str) -> None:
 # --- beside it -------------------------------------------------------------------------------------------------------
 
 
-def _beside(host: Host, chosen: Plan) -> tuple:
-    """How far a restore beside the database goes: also through what is not in the archive yet."""
+def _beside(host: Host, chosen: Plan):
+    """The server of a restore beside the database, which goes also through what is not in the archive yet."""
     _archive_until_now(host)
-    if not received(host):
-        return tuple(chosen.arguments)
-    data = os.path.join(host.options["scratch"], "restore", "data")
-    return (*_from_received(host, data, os.path.join(host.folder, "wal")), *chosen.arguments)
+    directory = os.path.join(host.folder, "wal") if received(host) else ""
+    return proof.restored(host, "restore", *chosen.arguments, label=chosen.label, received=directory)
 
 
 def _require_room(host: Host, chosen: Plan) -> None:
@@ -550,7 +548,7 @@ def database_scratch(host: Host, request: dict) -> dict:
     began = time.monotonic()
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
         _require_room(host, chosen)
-        with proof.restored(host, "restore", *_beside(host, chosen), label=chosen.label) as server:
+        with _beside(host, chosen) as server:
             _require_the_end(request, server.log_text())
             done = [proof.check_pages(host, server)]
             for name in host.database["databases"]:
@@ -565,15 +563,16 @@ def _text(name: str) -> str:
 
 @contextlib.contextmanager
 def _folder_of_tables(host: Host, request_id: str):
-    """A folder of postgres for what is taken out; it is not left behind where nothing comes of it."""
+    """A directory for what is taken out, of postgres in the end; it is not left behind where nothing comes of it."""
     folder = os.path.join(host.folder, "tables", request_id)
     make_folder(os.path.dirname(folder), 0o711)
-    os.mkdir(folder, 0o700)
+    user, owner = pwd.getpwnam(proof.USER), pwd.getpwnam("postgres")
+    safe_files.make_directory(folder, 0o700, user.pw_uid, user.pw_gid)
     try:
-        shutil.chown(folder, "postgres", "postgres")
         yield folder
+        safe_files.change_owner(folder, owner.pw_uid, owner.pw_gid)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        safe_files.remove_tree(folder)
         raise
 
 
@@ -588,7 +587,7 @@ def table(host: Host, request: dict) -> dict:
     ):
         path = os.path.join(folder, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))
         _require_room(host, chosen)
-        with proof.restored(host, "restore", *_beside(host, chosen), label=chosen.label) as server:
+        with _beside(host, chosen) as server:
             # Without a schema it is of public, which search_path does not name (sql.SAFE_SEARCH_PATH).
             whole = name if "." in name else "public.%s" % name
             as_written = ".".join('"%s"' % one for one in whole.split("."))
@@ -600,11 +599,9 @@ def table(host: Host, request: dict) -> dict:
             if found[0][1] not in ("r", "p"):
                 raise BackupError("%s of database %s is no table, and has no rows of its own" % (name, database))
             rows = server.ask("SELECT count(*) FROM %s" % found[0][0], database)[0][0]
-            host.as_postgres(
-                "pg_dump of %s" % name,
-                os.path.join(host.bin, "pg_dump"), "--no-password", "--host", server.sockets,
-                "--port", str(server.port), "--format=custom", "--file", path,
-                *["--table=%s" % one[0] for one in found], database,
+            server.client(
+                "pg_dump of %s" % name, "pg_dump", "--no-password", "--format=custom", "--file", path,
+                *["--table=%s" % one[0] for one in found], database, write=[folder],
             )  # fmt: skip
     return {"restored": chosen.text, "file": path, "rows": int(rows), "database": database, "table": name}
 
