@@ -230,6 +230,9 @@ def imports_of_tests(root: Path) -> dict:
 def tests_of(module: str, root: Path = ROOT) -> list[str]:
     """Return the unit tests that import a module, those that have its name first."""
     found = [name for name, imported in imports_of_tests(root).items() if module in imported]
+    if "." not in module:
+        # Of every module of Ansible.
+        found += [str(path.relative_to(root)) for path in (root / "tests/unit").rglob("test_module_arguments.py")]
     return sorted(found, key=lambda one: (module.split(".")[-1] not in Path(one).name, one))
 
 
