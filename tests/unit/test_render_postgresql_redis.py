@@ -128,6 +128,19 @@ def test_new_clusters_get_checksums():
     assert "--data-checksums" in render("postgresql", "createcluster.conf.j2")
 
 
+def test_the_session_that_sets_passwords_is_kept_out_of_logs_and_statistics_and_trusts_no_database():
+    """The options of a connection replace PGOPTIONS, so all of them are in one place."""
+    (block,) = yaml.safe_load((ROOT / "roles/postgresql/tasks/access.yml").read_text(encoding="utf-8"))
+    (task,) = (task for task in block["block"] if "password" in task.get("community.postgresql.postgresql_user", {}))
+    assert "environment" not in task
+    given = task["community.postgresql.postgresql_user"]["connect_params"]["options"]
+    variables = yaml.safe_load((ROOT / "roles/postgresql/vars/main.yml").read_text(encoding="utf-8"))
+    options = Templar(DataLoader(), variables=trusted(variables)).template(trust_as_template(given)).split()
+    common = block["module_defaults"]["community.postgresql.postgresql_db"]["connect_params"]["options"].split()
+    quiet = ["log_statement=none", "log_min_error_statement=panic", "pg_stat_statements.track_utility=off"]
+    assert set(options) >= {*common, *quiet}
+
+
 # --- postgresql: module ---------------------------------------------------------------------------------------------
 
 
