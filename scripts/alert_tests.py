@@ -14,9 +14,12 @@ A case of monitoring/cases: `fires` and `silent` are lists of
     at          fires: the moment of the first evaluation that is firing; the one before it must not be
                 silent: any moment
     until       fires: where it goes on behind its end, the moment of the last evaluation that is firing
-    labels      fires: the labels that the alert has beside severity, service and depends_on
+    labels      fires: the labels that the alert has beside severity, service, depends_on and env; notify where the rule
+                has a template for it
     shows       fires: what its texts show for the value: one text for all, or {template: text}
     why         silent: what is near about it
+Series without the label env are given in two environments, and the alert must fire in each of them by itself;
+`env: null` among the labels is an alert without that label.
 `evaluation` is how often the rules are evaluated, as in Prometheus, or more coarsely where days go by.
 """
 
@@ -39,6 +42,7 @@ import yaml
 ROOT = catalogue_of.ROOT
 RULES = catalogue_of.MONITORING / "rules"
 TESTS = catalogue_of.MONITORING / "rule_tests"
+ENVIRONMENTS = ("production", "staging")
 
 
 def promtool() -> str | None:
@@ -83,12 +87,13 @@ def tests_of(alert: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
         wanted = fires["labels"] if isinstance(fires["labels"], list) else [fires["labels"]]
         expected = [
             {
-                "exp_labels": {**labels, **made["labels"]},
+                "exp_labels": {**made["labels"], **labels},
                 "exp_annotations": {
                     key: shown(text, labels, fires.get("shows", "")) for key, text in made["annotations"].items()
                 },
             }
-            for labels in wanted
+            for given in wanted
+            for labels in labels_by_environment(given)
         ]
         checks = [moment(fires["at"], expected, name)]
         if "for" in made:
@@ -108,11 +113,28 @@ def tests_of(alert: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
     return {"rule_files": rule_files(alert), "evaluation_interval": evaluation, "tests": groups}
 
 
+def labels_by_environment(labels: dict[str, str | None]) -> list[dict[str, str]]:
+    if "env" not in labels:
+        return [{**labels, "env": env} for env in ENVIRONMENTS]
+    return [{name: value for name, value in labels.items() if value is not None}]
+
+
+def series_by_environment(name: str) -> list[str]:
+    if re.search(r"\benv=", name):
+        return [name]
+    metric, _, labels = name.partition("{")
+    return [f'{metric}{{env="{env}",{labels or "}"}' for env in ENVIRONMENTS]
+
+
 def inputs(given: dict[str, Any], case: dict[str, Any], evaluation: str) -> dict[str, Any]:
     every = given.get("every") or case.get("every") or evaluation
     return {
         "interval": every,
-        "input_series": [{"series": name, "values": str(values)} for name, values in given["series"].items()],
+        "input_series": [
+            {"series": one, "values": str(values)}
+            for name, values in given["series"].items()
+            for one in series_by_environment(name)
+        ],
     }
 
 
