@@ -172,6 +172,29 @@ def test_another_site_of_pagerduty_is_asked_by_alerts_and_runs_alike():
     assert config(**SECRETS, alertmanager_pagerduty_url=said[0])["global"]["pagerduty_url"] == said[0]
 
 
+@pytest.mark.parametrize(
+    ("origin", "base"),
+    [
+        ("https://git.example.com/ops/shiftmaster.git", "https://git.example.com/ops/shiftmaster/blob/HEAD/"),
+        (
+            "https://bot:token@git.example.com:8443/ops/shiftmaster",
+            "https://git.example.com/ops/shiftmaster/blob/HEAD/",
+        ),
+        ("git@git.example.com:ops/sub/shiftmaster.git", "https://git.example.com/ops/sub/shiftmaster/blob/HEAD/"),
+        ("ssh://git@git.example.com:22/ops/shiftmaster.git", "https://git.example.com/ops/shiftmaster/blob/HEAD/"),
+        ("/srv/git/shiftmaster.git", ""),
+        ("file:///srv/git/shiftmaster.git", ""),
+        ("", ""),
+    ],
+)
+def test_runbooks_are_read_where_the_repository_comes_from(origin, base):
+    wiring = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
+    known = Templar(DataLoader(), variables={"__monitoring_origin": origin})
+    found = known.template(trust_as_template(wiring["alertmanager_runbook_url_base"]))
+    assert found == base
+    assert problems(alertmanager_runbook_url_base=found) == []
+
+
 def test_a_host_that_is_down_keeps_quiet_what_runs_on_it():
     first = config()["inhibit_rules"][0]
     assert first["equal"] == ["env", "instance"] and first["source_matchers"] == ['alertname="HostDown"']
