@@ -110,7 +110,36 @@ def tests_of(alert: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
                 "alert_rule_test": [moment(silent["at"], [], name)],
             }
         )
+    if "on (env" in made["expr"]:
+        groups += apart(groups, case, evaluation, name)
     return {"rule_files": rule_files(alert), "evaluation_interval": evaluation, "tests": groups}
+
+
+def apart(groups: list[dict[str, Any]], case: dict[str, Any], evaluation: str, name: str) -> Iterator[dict[str, Any]]:
+    """What fires in one environment and is silent in the other one, where both are the same so far."""
+    given = [*case["fires"], *case["silent"]]
+    plain = [
+        (one, group)
+        for one, group in zip(given, groups)
+        if not any(re.search(r"\benv=", series) for series in one["series"])
+    ]
+    for fires, group in (pair for pair in plain if "labels" in pair[0] and "env" not in str(pair[0]["labels"])):
+        for silent, _ in (pair for pair in plain if "why" in pair[0]):
+            if fires.get("every") == silent.get("every") and span(silent["at"]) >= span(fires["at"]):
+                both = [(ENVIRONMENTS[0], fires), (ENVIRONMENTS[1], silent)]
+                series = {
+                    one: values
+                    for env, source in both
+                    for series_name, values in source["series"].items()
+                    for one in series_by_environment(series_name, (env,))
+                }
+                first = group["alert_rule_test"][-1 if "until" not in fires else -3]
+                expected = [one for one in first["exp_alerts"] if one["exp_labels"].get("env") == ENVIRONMENTS[0]]
+                yield {
+                    "name": f"{group['name']} in one environment, in the other one {silent['why']}",
+                    **inputs({**fires, "series": series}, case, evaluation),
+                    "alert_rule_test": [moment(fires["at"], expected, name)],
+                }
 
 
 def labels_by_environment(labels: dict[str, str | None]) -> list[dict[str, str]]:
@@ -119,11 +148,11 @@ def labels_by_environment(labels: dict[str, str | None]) -> list[dict[str, str]]
     return [{name: value for name, value in labels.items() if value is not None}]
 
 
-def series_by_environment(name: str) -> list[str]:
+def series_by_environment(name: str, environments: tuple[str, ...] = ENVIRONMENTS) -> list[str]:
     if re.search(r"\benv=", name):
         return [name]
     metric, _, labels = name.partition("{")
-    return [f'{metric}{{env="{env}",{labels or "}"}' for env in ENVIRONMENTS]
+    return [f'{metric}{{env="{env}",{labels or "}"}' for env in environments]
 
 
 def inputs(given: dict[str, Any], case: dict[str, Any], evaluation: str) -> dict[str, Any]:
