@@ -282,7 +282,7 @@ def test_on_debian_12_a_query_says_what_is_a_standby():
     assert columns == ["is_replica", "lag_seconds"]
     assert all(f"AS {name}" in old["pg_replication"]["query"] for name in columns)
     # That of Debian 13 has a collector, whose series a query would double.
-    assert set(yaml.safe_load(render("queries.yml.j2", "postgres"))) == {"pg_lock"}
+    assert set(yaml.safe_load(render("queries.yml.j2", "postgres"))) == {"pg_lock", "pg_checksum"}
 
 
 def test_containers_are_read_in_less_time_than_lies_between():
