@@ -142,8 +142,8 @@ def parameter_names(config):
 
 
 def data_directory_of(postgresql_conf, default):
-    """data_directory as Debian's postgresql.conf names it."""
-    match = re.search(r"^\s*data_directory\s*=\s*'([^']+)'", postgresql_conf, re.M)
+    """data_directory as Debian's postgresql.conf names it; the file is postgres', so nothing here crosses lines."""
+    match = re.search(r"^[ \t]*data_directory[ \t]*=[ \t]*'([^'\n]+)'", postgresql_conf, re.M)
     return match.group(1) if match else default
 
 

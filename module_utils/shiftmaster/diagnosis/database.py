@@ -357,8 +357,9 @@ def clusters(setting) -> dict:
         configuration = read_file(folder, "postgresql.conf") + "".join(
             read_file(path) for path in sorted(glob.glob(os.path.join(folder, "conf.d", "*.conf")))
         )
-        port = re.findall(r"^\s*port\s*=\s*'?(\d+)", configuration, re.M)
-        data = re.findall(r"^\s*data_directory\s*=\s*'([^']+)'", configuration, re.M)
+        # The files are postgres': a pattern that crosses lines takes a day for a megabyte of empty ones.
+        port = re.findall(r"^[ \t]*port[ \t]*=[ \t]*'?(\d{1,5})", configuration, re.M)
+        data = re.findall(r"^[ \t]*data_directory[ \t]*=[ \t]*'([^'\n]+)'", configuration, re.M)
         place = data[-1] if data else "/var/lib/postgresql/%s/%s" % (version, name)
         pid = (read_file(setting.path(place), "postmaster.pid").split() or [""])[0]
         found.append(

@@ -120,7 +120,7 @@ def _pattern_of(line: str) -> str:
     """Return a line without what differs from one event to the next."""
     # A line of a megabyte would be looked at for minutes, in which no other part gets a word in.
     line = re.sub(r"^[\[\d/:TZ.,+ -]+\]?\s*", "", line[:1000])
-    return re.sub(r"\b(0x)?[0-9a-f]*\d[0-9a-f]*\b", "#", line)[:160]
+    return re.sub(r"\b(?=(?:0x)?[a-f]*\d)(?:0x)?[0-9a-f]+\b", "#", line)[:160]
 
 
 def problems(text: str, since: float, limit: int = 8) -> list:

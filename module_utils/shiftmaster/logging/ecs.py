@@ -18,7 +18,8 @@ def _as_line(line: str) -> str:
         event = json.loads(line)
         log, trace = event["log"], event.get("error", {}).get("stack_trace", "")
         head = "%s [%s] %s: %s" % (event["@timestamp"], log["level"], log["logger"], event["message"])
+        # A release may write anything.
+        return "%s\n%s" % (head, trace) if trace else head
     # Binary garbage may look like it, and a line may be cut off.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return line
-    return head + "\n" + trace if trace else head

@@ -31,12 +31,16 @@ from ..host import safe_files
 EXPAND, CONTRACT, IRREVERSIBLE = "expand", "contract", "irreversible"
 CLASSES = (EXPAND, CONTRACT, IRREVERSIBLE)
 
+# Files of a release are hostile, and syntax trees take 500 times the memory of a dense text. What is beyond these
+# limits counts as unreadable.
 MAX_FILE_BYTES = 2 * 1024 * 1024
+MAX_APP_BYTES = 2 * 1024 * 1024
+MAX_TREE_BYTES = 64 * 1024 * 1024
 SKIPPED_FOLDERS = frozenset(
     (".git", ".hg", ".tox", ".venv", "venv", "env", "node_modules", "site-packages", "__pycache__")
 )
 MIGRATION_PATH = re.compile(r"(?:^|/)(?P<folder>[^/]+)/migrations/(?P<name>[^/_~][^/]*)\.py$")
-ANNOTATION = re.compile(r"^#\s*shiftmaster\s*:\s*(?P<value>.*?)\s*$", re.IGNORECASE)
+ANNOTATION = re.compile(r"^#\s*shiftmaster\s*:(?P<value>.*)", re.IGNORECASE)
 
 # Arguments of a field that never reach the database: Django's own list (Field.non_db_attrs), and those that only
 # Python code reads.
@@ -686,6 +690,17 @@ class File:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             self.problems.append("the file cannot be parsed (%s)" % (getattr(error, "msg", None) or error))
             return
+        try:
+            self._read(tree, text)
+        except RecursionError:
+            self.refuse("the file is nested too deeply to be read")
+
+    def refuse(self, problem):
+        """Take what was read of the file as nothing."""
+        self.problems.append(problem)
+        self.operations, self.annotations, self.names = [], [], None
+
+    def _read(self, tree, text):
         self.names = Names(tree)
         self._comments(text)
         found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Migration"]
@@ -701,7 +716,7 @@ class File:
                 if token.type == tokenize.COMMENT:
                     match = ANNOTATION.match(token.string)
                     if match:
-                        self.annotations.append(match.group("value").lower())
+                        self.annotations.append(match.group("value").strip().lower())
         except (tokenize.TokenError, SyntaxError, IndentationError):
             self.problems.append("the comments of the file cannot be read")
 
@@ -776,8 +791,11 @@ def _judge(file: File, models: Models) -> dict:
     operations = []
     if file.names is not None:
         reader = Reader(file.names, models)
-        reader.read(file.operations)
-        operations = reader.records
+        try:
+            reader.read(file.operations)
+            operations = reader.records
+        except RecursionError:
+            file.refuse("the file is nested too deeply to be read")
     record = {
         "app": file.app,
         "name": file.name,
@@ -869,25 +887,32 @@ def relative(records: Iterable[dict], order: Optional[list] = None) -> List[dict
 
 def _ordered(files: Dict[str, File]) -> List[File]:
     """Sort an app's files so that each comes behind those of the same app that it depends on."""
-    done, result = set(), []
-
-    def visit(name, path):
-        if name in done or name not in files or name in path:
-            return
-        for app, dependency in files[name].dependencies:
-            if app == files[name].app:
-                visit(dependency, path + (name,))
-        done.add(name)
-        result.append(files[name])
-
-    for name in sorted(files):
-        visit(name, ())
+    done, begun, result = set(), set(), []
+    for first in sorted(files):
+        # No recursion: a chain may be longer than Python's stack.
+        path = [first]
+        while path:
+            name = path[-1]
+            if name in begun:
+                path.pop()
+                if name not in done:
+                    done.add(name)
+                    result.append(files[name])
+                continue
+            begun.add(name)
+            wanted = [one for app, one in files[name].dependencies if app == files[name].app and one in files]
+            path.extend(one for one in reversed(wanted) if one not in begun)
     return result
 
 
 def classify_app(app: str, texts: Mapping[str, str], paths: Optional[Mapping[str, str]] = None) -> List[dict]:
     """Judge all migrations of one app: {name: text of the file} → records, in order."""
-    files = {name: File(app, name, text, (paths or {}).get(name, "")) for name, text in texts.items()}
+    files, left = {}, MAX_APP_BYTES
+    for name, text in texts.items():
+        left -= len(text)
+        files[name] = File(app, name, text if left >= 0 else "", (paths or {}).get(name, ""))
+        if left < 0:
+            files[name].refuse("the migrations of its app are larger than %d MiB" % (MAX_APP_BYTES >> 20))
     squashed = {
         name for name, file in files.items() if any(a == app and replaced in files for a, replaced in file.replaces)
     }
@@ -911,8 +936,19 @@ def classify_app(app: str, texts: Mapping[str, str], paths: Optional[Mapping[str
 
 
 # Other modules in a folder of this name (Django's own db/migrations, helpers) are no migrations.
-DEFINES_MIGRATION = re.compile(r"^\s*class Migration\b|^Migration\s*=|\bimport\b.*\bMigration\s*$", re.MULTILINE)
-APP_LABEL = re.compile(r"^\s+label\s*(?::[^=]+)?=\s*['\"](?P<label>\w+)['\"]", re.MULTILINE)
+# Of one line: a pattern that crosses lines takes a day for a megabyte of empty ones.
+DEFINES_MIGRATION = re.compile(r"[^\S\n]*class Migration\b|Migration[^\S\n]*=")
+APP_LABEL = re.compile(r"^[^\S\n]+label[^\S\n]*(?::[^=\n]+)?=[^\S\n]*['\"](?P<label>\w+)['\"]", re.MULTILINE)
+
+
+def _defines_migration(text: str) -> bool:
+    for line in text.split("\n"):
+        if DEFINES_MIGRATION.match(line):
+            return True
+        before, name, after = line.rpartition("Migration")
+        if name and not after.strip() and re.search(r"\W\Z", before) and re.search(r"\bimport\b", before):
+            return True
+    return False
 
 
 def _app_label(folder: str, apps_text: Optional[str]) -> str:
@@ -930,7 +966,7 @@ def classify_files(files: Mapping[str, str]) -> List[dict]:
         match = MIGRATION_PATH.search("/" + path)
         if not match or any(part in SKIPPED_FOLDERS for part in path.split("/")[:-1]):
             continue
-        if not DEFINES_MIGRATION.search(files[path]):
+        if not _defines_migration(files[path]):
             continue
         folder = path.rsplit("/", 2)[0] if path.count("/") >= 2 else ""
         app = _app_label(match.group("folder"), files.get("%s/apps.py" % folder))
@@ -957,18 +993,21 @@ def wanted(path: str) -> bool:
 
 def read_tree(source_dir: str, skip=SKIPPED_FOLDERS) -> Dict[str, str]:
     """Read the migration files and apps.py files below a folder; links are not followed, not to the folder either."""
-    files = {}
+    files, left = {}, MAX_TREE_BYTES
     root = os.path.abspath(str(source_dir))
     try:
         for folder, folders, names, descriptor in safe_files.walk(root, beneath=os.path.dirname(root)):
             folders[:] = sorted(name for name in folders if name not in skip)
             inside = os.path.basename(folder) == "migrations"
             for name in names:
+                if left < 0:
+                    return files
                 if name == "apps.py" or (inside and name.endswith(".py")):
                     with contextlib.suppress(OSError):
                         with os.fdopen(safe_files.open_in(descriptor, name), "rb") as stream:
                             text = stream.read(MAX_FILE_BYTES + 1)
-                        if len(text) <= MAX_FILE_BYTES:
+                        left -= len(text)
+                        if len(text) <= MAX_FILE_BYTES and left >= 0:
                             files[os.path.normpath(os.path.join(folder, name))] = decode(text)
     except OSError:
         return {}  # It is not there, or a link.
@@ -1205,7 +1244,7 @@ def rollback_verdict(ahead: Iterable[dict]) -> Tuple[bool, str]:
     if not ahead:
         return True, "The database holds no migration that this release does not know."
     lost = [record for record in ahead if record.get("found_in", "") is None]
-    bad = [record for record in ahead if record["class"] != EXPAND and record not in lost]
+    bad = [record for record in ahead if record["class"] != EXPAND and record.get("found_in", "") is not None]
     if not lost and not bad:
         return True, (
             "The database is ahead by %s, which only add: the older code works with them, and the schema "
