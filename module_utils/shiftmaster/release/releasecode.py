@@ -44,7 +44,10 @@ _BOOTSTRAP = (
 _SHELL = ("/bin/sh", "-c", 'command=$SHIFTMASTER_COMMAND; unset SHIFTMASTER_COMMAND; eval "$command"')
 # The code of systemd-run for a unit that a signal has ended.
 _SIGNALLED = 255
-_SIGNALLED_HINT = "a signal ended it; the kernel kills what takes more memory than shiftmaster_build_memory_max"
+_SIGNALLED_HINT = (
+    "a signal ended it: the kernel kills what takes more memory than shiftmaster_build_memory_max, and the version that"
+    " is live can kill processes of its user (SECURITY.md, known gaps)"
+)
 _counter = itertools.count(1)
 _KINDS = ("code", "build", "hook")
 
