@@ -10,7 +10,7 @@ import pytest
 from ansible.module_utils.shiftmaster.diagnosis import database, logs
 from ansible.module_utils.shiftmaster.diagnosis.setting import Setting
 from ansible.module_utils.shiftmaster.logging import ecs
-from ansible.module_utils.shiftmaster.release import migrations
+from ansible.module_utils.shiftmaster.release import cutover, migrations
 
 HEAD = "from django.db import migrations, models\n"
 MIGRATION = HEAD + "class Migration(migrations.Migration):\n    dependencies = [%s]\n    operations = [%s]\n"
@@ -138,6 +138,14 @@ def test_what_differs_from_one_event_to_the_next_is_no_part_of_the_group():
     text = "\n".join("2026-11-29 05:00:00 ERROR request %s failed" % one for one in ("17", "0x1f", "deadbeef0", "a1"))
     assert [group["count"] for group in logs.problems(text, 0)] == [4]
     assert len(logs.problems(text.replace("17", "feed").replace("a1", "cafe"), 0)) == 3
+
+
+def test_causes_of_a_failed_deploy():
+    with seconds(5):
+        for end in ("!", ".", ".: "):
+            assert cutover.causes("Improperly" * 20_000 + end) == []
+    kept = ["KeyError: 'x'", "django.core.exceptions.ImproperlyConfigured: y", "app.models.Ward.DoesNotExist"]
+    assert cutover.causes("\n".join([*kept, "Error: z", "x.Improperly: z", "Improperly.wrong: z"])) == kept
 
 
 def test_the_configuration_of_postgres(tmp_path):

@@ -696,7 +696,11 @@ def causes(text: str, most: int = 3) -> list:
     """Return the last lines of the tracebacks in a log (class and message), each once, the newest last."""
     found = []
     for line in text.splitlines():
-        if re.match(r"^[A-Za-z_][\w.]*(Error|Exception|Improperly\w+|DoesNotExist)(: |$)", line) and line not in found:
+        # Step by step: one pattern for all takes quadratic time for a long word.
+        match = re.match(r"[A-Za-z_]([\w.]*)(: |$)", line)
+        name = match[1] if match else ""
+        known = name.endswith(("Error", "Exception", "DoesNotExist"))
+        if (known or re.search(r"Improperly\w", name.rpartition(".")[2])) and line not in found:
             found.append(line)
     return found[-most:]
 
