@@ -76,9 +76,9 @@ import shutil
 import subprocess
 import tempfile
 
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, said
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.host.service_user import process_of
-from ansible.module_utils.shiftmaster.logging.elastic import Api, Failed, said
 
 COMMANDS = {
     "logstash": [
