@@ -280,7 +280,7 @@ def test_inventory_is_topology_with_its_environment(folder):
 
 
 def tasks_files():
-    return files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml", "playbooks/tasks/*.yml")
+    return files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml")
 
 
 def registers(tasks) -> list:
