@@ -157,6 +157,9 @@ def test_what_health_finds_becomes_figures():
     }
 
 
+CRON = Path(__file__).resolve().parents[2] / "roles/schedule/templates"
+
+
 def test_environments_on_one_machine_do_not_lock_each_other_out():
     common = {
         "base_timezone": "Asia/Tokyo", "schedule_vault_file": "/etc/vault", "schedule_at": "02:05",
@@ -170,7 +173,7 @@ def test_environments_on_one_machine_do_not_lock_each_other_out():
     }  # fmt: skip
 
     def lines(template, environment):
-        text = render("schedule", template, schedule_environment=environment, **common)
+        text = render("backup", CRON / template, schedule_environment=environment, **common)
         assert "ANSIBLE_VAULT_PASSWORD_FILE=/etc/vault\n" in text
         return [line for line in text.splitlines() if " root cd " in line]
 
