@@ -12,7 +12,7 @@ description:
     puts in the way leads root out of its directory.
   - Nothing is written where the archive holds a path that was not asked for, a device, FIFO, socket or sparse file, or
     more than there is room for. A compressed archive is not read. The same holds for an archive with a path twice, or
-    with a path below a file or a link.
+    with a path below a file or a link, and for one without its end or with fewer files than O(count).
 author: ShiftMaster operations (@shiftmaster-operations)
 options:
   src:
@@ -27,10 +27,14 @@ options:
   tops:
     description: >-
       Below these directories no symbolic link is followed. Of several, the first that is above a path counts, then
-      O(paths).
+      O(paths). None of them becomes a link that it is not already.
     type: list
     elements: str
     default: []
+  count:
+    description: How many files and links the archive holds at least.
+    type: int
+    default: 0
   owners:
     description: >-
       Directories with the user to whom everything below belongs, and its primary group. Everything else gets the
@@ -88,20 +92,21 @@ def main():
             "src": {"type": "path", "required": True},
             "paths": {"type": "list", "elements": "str", "required": True},
             "tops": {"type": "list", "elements": "str", "default": []},
+            "count": {"type": "int", "default": 0},
             "owners": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
-    source, paths = module.params["src"], module.params["paths"]
+    source, paths, tops = (module.params[name] for name in ("src", "paths", "tops"))
     try:
         owners = {path: pwd.getpwnam(user)[2:4] for path, user in module.params["owners"].items()}
         # Not compressed: a small archive would become a large one.
         with tarfile.open(source, "r:") as archive:
-            place.check(place.of_archive(archive), paths, room(paths))
+            place.check(place.of_archive(archive), paths, room(paths), tops, module.params["count"])
         count = 0
         if not module.check_mode:
             with tarfile.open(source, "r:") as archive:
-                count = place.place(place.of_archive(archive), module.params["tops"] + paths, owners)
+                count = place.place(place.of_archive(archive), tops + paths, owners)
     except (
         place.PlaceError, KeyError, OSError, ValueError, OverflowError, RecursionError, tarfile.TarError,
     ) as error:  # fmt: skip

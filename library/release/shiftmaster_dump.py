@@ -182,7 +182,9 @@ import tempfile
 import time
 
 from ansible.module_utils.shiftmaster.host import points
+from ansible.module_utils.shiftmaster.host.bounded import Bounded
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.release.releasecode import Output
 from ansible.module_utils.shiftmaster.release.state import held, write_json
 
 COPY_NAME = re.compile(r"^\d{8}T\d{6}Z-[A-Za-z0-9._-]+\.dump\Z")
@@ -190,6 +192,7 @@ PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 TOOLS = ("pg_dump", "pg_restore", "psql")
 LOCK_WAIT_SECONDS = 30  # For locks on tables; a migration or a person may hold one.
 INSTALL = "install the package postgresql-client on this host"
+OUTPUT_BYTES = 64 << 20  # Of a dump's list of contents.
 HEAD_LINES = 60  # The settings of a script stand before its first object.
 
 FACTS_SQL = """
@@ -481,15 +484,20 @@ class Database:
     def run(self, what, tool, *arguments):
         """Return a tool's output as bytes. Raises DumpError."""
         child = self.start(tool, *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        output, errors = Bounded(child, child.stdout, OUTPUT_BYTES), Output(child.stderr)
         try:
-            output, errors = child.communicate(timeout=self.left())
+            child.wait(timeout=self.left())
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
+            child.wait()
             raise DumpError("%s did not end in time; raise timeout_seconds" % what)
+        text = output.end()
+        if output.full:
+            raise DumpError("%s wrote more than %d MiB; nobody restores that many objects" % (what, OUTPUT_BYTES >> 20))
         if child.returncode != 0:
-            raise DumpError("%s failed: %s" % (what, told(errors.decode(errors="replace"))))
-        return output
+            errors.join(10)
+            raise DumpError("%s failed: %s" % (what, told(errors.text())))
+        return text
 
     def ask(self, sql):
         return self.run(
@@ -531,37 +539,32 @@ class Database:
         with open(chosen, "w", encoding="utf-8") as stream:
             stream.write("\n".join(wanted_entries(listing, self.database["user"], superuser, kept)) + "\n")
         arguments = ["--use-list=" + chosen, "--file=-"] + ([] if superuser else ["--no-owner"]) + [path]
-        with (
-            open(os.path.join(work, "reader"), "w+b") as reader_says,
-            open(os.path.join(work, "writer"), "w+b") as writer_says,
-        ):
-            reader = self.start(
-                "pg_restore", *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=reader_says
-            )
-            writer = self.start(
-                "psql",
-                "-X",
-                "--no-password",
-                "--quiet",
-                "--output=/dev/null",
-                "--set=ON_ERROR_STOP=1",
-                stdin=subprocess.PIPE,
-                stderr=writer_says,
-            )
-            try:
-                first_words = reader_says if self._feed(reader, writer) else writer_says
-            except BaseException:
-                # Without COMMIT the server takes everything back.
-                for child in (writer, reader):
-                    child.kill()
-                    child.wait()
-                raise
-            if writer.returncode or reader.returncode:
-                first_words.seek(0)
-                raise DumpError(
-                    "the restore failed, and the database is as it was: %s"
-                    % told(first_words.read().decode(errors="replace"))
-                )
+        reader = self.start(
+            "pg_restore", *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        writer = self.start(
+            "psql",
+            "-X",
+            "--no-password",
+            "--quiet",
+            "--output=/dev/null",
+            "--set=ON_ERROR_STOP=1",
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        # Functions of the dump can write notices without end.
+        reader_says, writer_says = Output(reader.stderr), Output(writer.stderr)
+        try:
+            first_words = reader_says if self._feed(reader, writer) else writer_says
+        except BaseException:
+            # Without COMMIT the server takes everything back.
+            for child in (writer, reader):
+                child.kill()
+                child.wait()
+            raise
+        if writer.returncode or reader.returncode:
+            first_words.join(10)
+            raise DumpError("the restore failed, and the database is as it was: %s" % told(first_words.text()))
 
     def _feed(self, reader, writer):
         """Let psql run what pg_restore writes; COMMIT comes only behind a dump that was read to its end.

@@ -83,11 +83,13 @@ def outdated(proc, pid):
         return False
     if REPLACED.match(program):
         return True
-    for line in read(os.path.join(proc, pid, "maps")).splitlines():
-        fields = line.split(None, 5)
-        if len(fields) == 6 and "x" in fields[1] and REPLACED.match(fields[5]):
-            return True
-    return False
+    try:
+        # Line by line: a process chooses how many there are, and how long.
+        with open(os.path.join(proc, pid, "maps"), encoding="utf-8", errors="replace") as stream:
+            fields = (line.rstrip("\n").split(None, 5) for line in stream)
+            return any(len(one) == 6 and "x" in one[1] and REPLACED.match(one[5]) for one in fields)
+    except OSError:
+        return False
 
 
 def unit_of(cgroup):

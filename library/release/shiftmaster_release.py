@@ -197,6 +197,10 @@ options:
     description: How long the old socket's queue may take to become empty.
     type: float
     default: 30
+  web_stop_seconds:
+    description: How long the requests of web processes that are stopped may take; the unit's own limit.
+    type: int
+    default: 70
   worker_stop_seconds:
     description: How long a worker's running tasks may take; the unit's own limit.
     type: int
@@ -491,6 +495,7 @@ class Operation:
                 "worker_gate_seconds": params["health"]["worker_seconds"],
                 "drain_grace_seconds": params["drain_grace_seconds"],
                 "drain_limit_seconds": params["drain_limit_seconds"],
+                "web_stop_seconds": params["web_stop_seconds"],
                 "worker_stop_seconds": params["worker_stop_seconds"],
                 "hooks": params["hooks"],
                 "logs": [os.path.join(params["log_folder"], name) for name in ("error.log", "app.log")]
@@ -808,7 +813,7 @@ class Operation:
 
         It ends the worker first, warm, and the web processes last: people meet errors before it is done.
         """
-        deadline = time.monotonic() + self.params["worker_stop_seconds"] + 90
+        deadline = time.monotonic() + self.params["worker_stop_seconds"] + self.params["web_stop_seconds"] + 90
         while active_state("shiftmaster.service") == "deactivating" and time.monotonic() < deadline:
             time.sleep(0.5)
         return active_state("shiftmaster.service") == "inactive"
@@ -928,6 +933,7 @@ class Operation:
             raise Refused("release %s serves, or its worker may still be finishing tasks" % found[0])
         if not self.check_mode:
             releases.discard(self.layout, self.state, found[0])
+            releases.publish_static(self.layout, self.state)
             audit(self.layout, "removed", release=found[0], run_id=self.params["run_id"], who=self.params["who"])
         return self.result(True, release=found[0])
 
@@ -938,7 +944,7 @@ class Operation:
                 releases.discard(self.layout, self.state, name)
                 audit(self.layout, "pruned", release=name, run_id=self.params["run_id"], who=self.params["who"])
             if going:
-                releases.prune_union(self.layout)
+                releases.publish_static(self.layout, self.state)
         return self.result(bool(going), removed=going)
 
     def audited(self):
@@ -1028,6 +1034,7 @@ def argument_spec():
         ),
         "drain_grace_seconds": option("float", 1),
         "drain_limit_seconds": option("float", 30),
+        "web_stop_seconds": option("int", 70),
         "worker_stop_seconds": option("int", 300),
         "watch": option(
             "dict",

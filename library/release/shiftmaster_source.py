@@ -149,6 +149,7 @@ import tempfile
 import time
 import urllib.parse
 
+from ansible.module_utils.shiftmaster.host.bounded import Bounded
 from ansible.module_utils.shiftmaster.host.printable import printable
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.release import migrations
@@ -157,6 +158,8 @@ from ansible.module_utils.shiftmaster.release.state import held
 OLDEST_GIT = (2, 31)  # The first that reads GIT_CONFIG_COUNT.
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # Every git knows it.
 KEEP_ARCHIVES = 10
+# Of git's output (a list of files, texts of migrations), of its messages, and of all files of a version.
+OUTPUT_BYTES, MESSAGE_BYTES, SOURCE_BYTES = 128 << 20, 1 << 20, 2 << 30
 WHOLE_COMMIT = re.compile(r"^[0-9a-f]{40}\Z")
 SOME_COMMIT = re.compile(r"^[0-9a-f]{7,40}\Z")
 # A name that git takes for its own directory somewhere (".git " and "git~1" on Windows), or that leads elsewhere.
@@ -453,17 +456,30 @@ class Git:
             )
         except FileNotFoundError:
             raise SourceError("git is not installed on the controller")
+        output = Bounded(child, child.stdout, OUTPUT_BYTES) if stdout == subprocess.PIPE else None
+        errors = Bounded(child, child.stderr, MESSAGE_BYTES)
         try:
-            output, errors = child.communicate(stdin, timeout=max(1, self.deadline - time.monotonic()))
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(stdin)
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+            child.wait(timeout=max(1, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
+            child.wait()
             raise SourceError(
                 "git %s did not end in time; raise timeout_seconds, or see what keeps the repository" % arguments[0]
             )
+        said = errors.end()
+        data = output.end() if output else b""
+        if errors.full or output and output.full:
+            raise SourceError(
+                "git %s wrote more than %d MiB, more than any version of an application needs"
+                % (arguments[0], (OUTPUT_BYTES if output and output.full else MESSAGE_BYTES) >> 20)
+            )
         if child.returncode != 0:
-            raise Failed(reason(errors.decode(errors="replace")))
-        return output or b""
+            raise Failed(reason(said.decode(errors="replace")))
+        return data
 
     def text(self, *arguments):
         return self.run(*arguments).decode(errors="replace")
@@ -619,15 +635,21 @@ class Mirror:
 
     def contents(self, entries):
         """Return {path: bytes} of these objects, read by one git; without those that are too large."""
+        sizes = self.sizes(entries)
+        entries = [entry for entry, size in zip(entries, sizes) if size <= migrations.MAX_FILE_BYTES]
         data = self.git.run("cat-file", "--batch", stdin="".join(entry[1] + "\n" for entry in entries).encode())
         found, position = {}, 0
         for _mode, _object, path in entries:
             end = data.index(b"\n", position)
             size = int(data[position:end].split()[2])
-            if size <= migrations.MAX_FILE_BYTES:
-                found[path] = data[end + 1 : end + 1 + size]
+            found[path] = data[end + 1 : end + 1 + size]
             position = end + size + 2
         return found
+
+    def sizes(self, entries):
+        """Return the size of each of these objects."""
+        asked = "".join(entry[1] + "\n" for entry in entries).encode()
+        return [int(line) for line in self.git.run("cat-file", "--batch-check=%(objectsize)", stdin=asked).split()]
 
     def pack(self, revision, exclude):
         """Return (path, sha256) of the archive; one that is there and whole is used again."""
@@ -783,6 +805,12 @@ def look(mirror, version, archive, exclude, requirements):
     kind, revision, notes, fetched = mirror.resolve(version)
     committed, _nul, subject = mirror.git.text("log", "-1", "--format=%ct%x00%s", revision).strip("\n").partition("\0")
     entries = mirror.files(revision, exclude)
+    size = sum(mirror.sizes([entry for entry in entries if entry[0] != "160000"]))
+    if size > SOURCE_BYTES:
+        raise SourceError(
+            "version %s has %d MiB of files, and a release may have %d; leave some out (shiftmaster_source_exclude)"
+            % (version, size >> 20, SOURCE_BYTES >> 20)
+        )
     refuse_hostile_paths(version, entries, mirror.targets(entries))
     texts = mirror.texts([entry for entry in entries if migrations.wanted(entry[2]) or entry[2] == ".gitattributes"])
     if any(mode == "160000" for mode, _object, _path in entries):

@@ -19,8 +19,8 @@ options:
   source:
     description:
       - V(folder) takes wheels from O(folder) alone and asks nothing else.
-      - V(controller) lets pip fetch them as this machine does. Of a package that the index has no wheel of, pip builds
-        one here, unless the requirements have hashes, which a wheel that is built here could not have.
+      - V(controller) lets pip fetch them as this machine does. A package that the index has no wheel of is reported and
+        never built here, since its own code would run on the controller.
     type: str
     choices: [folder, controller]
     required: true
@@ -116,6 +116,7 @@ from ansible.module_utils.shiftmaster.release.state import held
 
 KEEP = 10
 MAX_MISSING = 40
+REQUIREMENTS_BYTES = 4 << 20
 # pip tells wheels apart by the options below, but judges markers ("; python_version < '3.12'") by the interpreter that
 # it runs with; so it is run with those of the host.
 DRIVER = """
@@ -133,7 +134,6 @@ OPTIONS = (
     "--extra-index-url",
     "--no-index",
     "--only-binary",
-    "--no-binary",
     "--prefer-binary",
     "--pre",
     "--require-hashes",
@@ -213,11 +213,19 @@ def has_hashes(lines):
 
 
 def refuse_hostile_options(lines, environment):
-    """Reject what would make pip read files of this machine, or send its environment elsewhere."""
+    """Reject what would make pip read files of this machine, run a package's code, or send its environment elsewhere.
+
+    pip takes options at any place of a line, behind a requirement too.
+    """
     for line in lines:
-        option = re.match(r"[^\s=]*", line)[0]
-        if line[0] in "\"'-" and option not in OPTIONS:
-            raise WheelsError("the requirements hold the option %s, which is not allowed on the controller" % option)
+        words = line.split()
+        options = [number for number, word in enumerate(words) if word[0] in "\"'-"]
+        for word in words[options[0] :] if options else []:
+            allowed = OPTIONS if options[0] == 0 else ("--hash",)
+            if word[0] == "-" and word.partition("=")[0] not in allowed or re.search(r"[\"'\\]|:none:", word):
+                raise WheelsError(
+                    "the requirements hold %s (in %s), which is not allowed on the controller" % (word, line)
+                )
         for name in re.findall(r"\$\{([A-Z0-9_]+)\}", line):
             if name not in environment:
                 raise WheelsError("the requirements ask for the controller's variable %s" % name)
@@ -231,9 +239,12 @@ def of_archive(archive, requirements_file):
 
         def read(path):
             try:
-                return source.extractfile(path).read().decode("utf-8-sig")
+                text = source.extractfile(path).read(REQUIREMENTS_BYTES + 1)
             except (KeyError, AttributeError):
                 raise WheelsError("the source has no file %s, where its requirements should be" % path)
+            if len(text) > REQUIREMENTS_BYTES:
+                raise WheelsError("the requirements %s are larger than %d MiB" % (path, REQUIREMENTS_BYTES >> 20))
+            return text.decode("utf-8-sig")
 
         return flatten(read, posixpath.normpath(requirements_file))
 
@@ -294,9 +305,7 @@ class Pip:
     def __init__(self, params, scratch, deadline):
         self.params, self.scratch, self.deadline = params, scratch, deadline
         self.found = os.path.join(scratch, "wheels")
-        self.built = os.path.join(scratch, "built")
-        for folder in (self.found, self.built):
-            os.mkdir(folder)
+        os.mkdir(self.found)
         self.env = dict(os.environ, PIP_NO_INPUT="1", PIP_DISABLE_PIP_VERSION_CHECK="1", LC_ALL="C.UTF-8")
         self.offline = params["source"] == "folder"
         if self.offline:
@@ -306,7 +315,7 @@ class Pip:
             self.places = ["--no-index", "--find-links", params["folder"]]
         else:
             self.env.update({name: str(value) for name, value in params["environment"].items()})
-            self.places = ["--find-links", self.built, "--retries", "2"]
+            self.places = ["--retries", "2"]
 
     def run(self, program, arguments, **more):
         try:
@@ -347,11 +356,6 @@ class Pip:
             arguments += ["--constraint", self.lines("constraints.txt", constraints)]
         return self.run(["-c", DRIVER], arguments, SHIFTMASTER_MARKERS=json.dumps(markers))
 
-    def build(self, requirement):
-        """Build one package's wheel here; returns whether that worked."""
-        arguments = ["wheel", "--quiet", "--no-deps", "--wheel-dir", self.built, requirement]
-        return self.run(["-m", "pip"], arguments)[0] == 0
-
     def lines(self, name, lines):
         path = os.path.join(self.scratch, name)
         with open(path, "w", encoding="utf-8") as stream:
@@ -360,8 +364,7 @@ class Pip:
 
     def collect(self, requirements, constraints):
         """Collect the wheels of these lines. Raises WheelsError that names every package without one."""
-        hashed = has_hashes(requirements)
-        missing, tried = [], set()
+        missing = []
         while len(missing) < MAX_MISSING:
             code, said = self.download(requirements, constraints)
             if code == 0:
@@ -373,10 +376,6 @@ class Pip:
             if not found:
                 raise WheelsError("pip on the controller cannot resolve the requirements:\n%s" % last_lines(said))
             wanted = found[1].split(";")[0].strip()
-            if not self.offline and not hashed and wanted not in tried:
-                tried.add(wanted)
-                if self.build(wanted):
-                    continue
             missing.append(wanted)
             # The others may be missing, too; a package that another one asks for cannot be left out.
             rest = [line for line in requirements if canonical(line) != canonical(wanted)]
@@ -384,9 +383,9 @@ class Pip:
                 break
             requirements = rest
         if missing:
-            raise WheelsError(self.absent(missing, hashed))
+            raise WheelsError(self.absent(missing))
 
-    def absent(self, missing, hashed):
+    def absent(self, missing):
         place = "the folder %s of the controller" % self.params["folder"] if self.offline else "pip's index"
         text = "%s has no wheel that serves %s of: %s" % (
             place,
@@ -395,13 +394,12 @@ class Pip:
         )
         if self.offline:
             text += "; put them there (docs/operations-guide.md, chapter on closed networks)"
-        elif hashed:
-            text += (
-                "; a wheel that is built here would not have the hash that the requirements ask for: build it once,"
-                " add its hash to them, and give it by shiftmaster_wheels: folder"
-            )
         else:
-            text += "; none could be built on the controller for it either"
+            text += (
+                "; build them once where their code may run, with the hosts' Debian (`pip wheel`), and give them by"
+                " shiftmaster_wheels: folder, or let the hosts build them with shiftmaster_wheels: none"
+                " (docs/operations-guide.md, chapter on closed networks)"
+            )
         return text
 
 

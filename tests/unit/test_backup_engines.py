@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils.shiftmaster.backup import manifest as manifests
+from ansible.module_utils.shiftmaster.backup import proof as backup_proof
 from ansible.module_utils.shiftmaster.backup import prune as backup_prune
 from ansible.module_utils.shiftmaster.backup import restore as backup_restore
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
@@ -22,6 +23,7 @@ DAY = 86400
 NOW = 1795700000.0
 UNIT = "postgresql@17-main.service"
 LABEL = "20261101-000000F"
+THEIRS = 1234 if os.geteuid() == 0 else os.getuid()
 BECOME = ("setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups")
 
 
@@ -52,6 +54,7 @@ class FakeHost(Host):
         )  # fmt: skip
         self.words, self.fails, self.backups = [], [], []
         self.last_wal, self.earlier_wal = wal(9), wal(7)
+        self.more_wal, self.histories = [], {}
         self.snapshots, self.stay, self.state, self.free, self.in_recovery = [], set(), "active", 1 << 40, ["f"]
         self.settings, self.options_of, self.log_lines = "", [], []
         self.react = lambda words: None
@@ -89,7 +92,19 @@ class FakeHost(Host):
 
     def _pgbackrest(self, who, *words):
         assert who == "postgres" and "--stanza=shiftmaster" in words
+        if "repo-ls" in words:
+            return self.listed(words[words.index("repo-ls") + 1].rsplit("/", 1)[-1])
+        if "repo-get" in words:
+            return self.histories[words[-1].rsplit("/", 1)[-1]]
         return self.catalogue() if words[-1] == "info" else ""
+
+    def listed(self, folder):
+        """`pgbackrest repo-ls` of an archive: every segment up to the last one, and what else is there."""
+        last = {"16-1": self.earlier_wal, "17-1": self.last_wal}[folder]
+        names = [wal(number) for number in range(1, int(last[8:], 16) + 1)]
+        names += self.more_wal if folder == "17-1" else []
+        paths = ["%s/%s-%s.zst" % (name[:16], name, "a" * 40) for name in names] + list(self.histories)
+        return json.dumps({path: {"type": "file", "time": int(NOW)} for path in paths})
 
     def _restic(self, who, *words):
         assert who == "root" and words[0] == "--quiet"
@@ -130,7 +145,10 @@ class FakeHost(Host):
                     "status": {"code": 0, "message": "ok"},
                     "repo": [{"key": 1, "cipher": "aes", "status": {"code": 0, "message": "ok"}}],
                     "archive": [
-                        {"id": name, "database": {"id": 1, "repo-key": 1}, "min": last and wal(1), "max": last}
+                        {
+                            "id": name, "database": {"id": 1, "repo-key": 1}, "min": last and wal(1),
+                            "max": last and max([last, *(self.more_wal if name == "17-1" else [])]),
+                        }
                         for name, last in (("16-1", self.earlier_wal), ("17-1", self.last_wal), ("18-2", None))
                     ],
                     "backup": [
@@ -322,6 +340,21 @@ def test_received_wal_goes_once_the_archive_has_it(host, past):
     assert sorted(os.listdir(folder)) == sorted(set(names) - {wal(7), wal(8), wal(9)})
 
 
+def test_a_segment_of_another_timeline_makes_no_received_wal_look_archived(host, past):
+    """The database host writes the archive: it can add any name."""
+    folder = Path(host.folder) / "wal"
+    folder.mkdir()
+    host.more_wal = ["000000FF00000000000000FF", wal(14)]
+    names = [wal(9), wal(10), wal(11), wal(14), wal(12) + ".partial", wal(13), "000000FE0000000000000001"]
+    for name in names:
+        (folder / name).touch()
+    left = [wal(10), wal(11), wal(12) + ".partial", wal(13)]
+    assert backup_restore.received(host) == left
+    past.prune(host)
+    # The newest one by its number: the receiver goes by it.
+    assert sorted(os.listdir(folder)) == [*left, wal(14)]
+
+
 def test_the_newest_received_segment_stays_though_the_archive_has_it(host, past):
     folder = Path(host.folder) / "wal"
     folder.mkdir()
@@ -461,6 +494,9 @@ def test_a_plan_of_the_latest_goes_to_the_archives_last_segment_and_beyond(saved
     made = backup_restore.plan(saved, {"target": "latest", "parts": ["database", "files", "configuration"]})
     assert made["database"]["label"] == "F1" and made["database"]["arguments"] == [] and made["database"]["run"] == "r1"
     assert made["last_segment"] == wal(9) and made["received"] == 2
+    saved.more_wal = ["000000FF00000000000000FF"]
+    again = backup_restore.plan(saved, {"target": "latest", "parts": ["database"]})
+    assert again["last_segment"] == wal(9) and again["received"] == 2
     assert made["files"] == {"run": "r1", "label": "f1"} and made["configuration"] == {"run": "r1", "label": "c1"}
     assert sorted(made["parts"]) == ["configuration", "database", "files"]
     assert "F1" in made["parts"]["database"] and "took 90 s" in made["parts"]["database"]
@@ -530,6 +566,13 @@ def test_received_is_what_the_archive_lacks(host, received):
     assert backup_restore.received(host) == [wal(10), wal(11), wal(12) + ".partial"]
     host.last_wal = host.earlier_wal = None
     assert backup_restore.received(host)[0] == wal(8)
+
+
+def test_no_name_keeps_what_was_received_from_being_restored(host, received):
+    """One that is none of a segment, and a history that is none."""
+    host.more_wal, host.histories = ["0000000100000000FFFFFFFF"], {"00000002.history": "x"}
+    (received / "0000000100000000FFFFFFFF").touch()
+    assert backup_restore.received(host) == [wal(10), wal(11), wal(12) + ".partial"]
 
 
 def test_where_nothing_was_received_there_is_nothing(host):
@@ -847,17 +890,20 @@ def test_a_recovery_without_an_end_is_given_up(host, clock):
 class Scratch:
     """proof.restored() and its server."""
 
-    sockets, port = "/sockets", 6543
-
-    def __init__(self):
+    def __init__(self, host):
+        self.host = host
         self.log, self.tables = 'restored log file "%s" from archive' % wal(9), [("public.roster", "r")]
-        self.asked, self.arguments, self.waited = [], None, []
+        self.asked, self.arguments, self.received, self.waited = [], None, None, []
 
     @contextlib.contextmanager
-    def restored(self, _host, name, *arguments, label):
+    def restored(self, _host, name, *arguments, label, received):
         assert name == "restore" and label == LABEL
-        self.arguments = arguments
+        self.arguments, self.received = arguments, received
         yield self
+
+    def client(self, what, program, *arguments, write):
+        self.host.run(what, program, *arguments)
+        assert write == [os.path.dirname(arguments[arguments.index("--file") + 1])]
 
     def log_text(self):
         return self.log
@@ -870,11 +916,12 @@ class Scratch:
 
 
 @pytest.fixture
-def scratch(monkeypatch, site):
-    scratch = Scratch()
+def scratch(host, monkeypatch, site):
+    scratch = Scratch(host)
+    monkeypatch.setattr(backup_restore.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_uid=THEIRS, pw_gid=THEIRS))
     monkeypatch.setattr(backup_restore.proof, "restored", lambda *words, **more: scratch.restored(*words, **more))
     monkeypatch.setattr(backup_restore.proof, "wait_for_segment", lambda *words: scratch.waited.append(words[1:]))
-    monkeypatch.setattr(backup_restore.proof, "check_pages", lambda _host, server: "pages of %d" % server.port)
+    monkeypatch.setattr(backup_restore.proof, "check_pages", lambda _host, _server: "pages")
     return scratch
 
 
@@ -884,8 +931,8 @@ def plan_of(arguments=(), size=1000):
 
 def test_a_restore_next_to_the_database_is_read_and_counted(host, site, scratch):
     answer = backup_restore.database_scratch(host, {"id": "r1", "database": plan_of(["--type=time"])})
-    assert answer == {"restored": "so far", "found": ["pages of 6543", "shiftmaster: 2 tables, 7 rows"], "seconds": 0.0}
-    assert scratch.arguments == ("--type=time",) and site.waits == [("restore r1", 1800)]
+    assert answer == {"restored": "so far", "found": ["pages", "shiftmaster: 2 tables, 7 rows"], "seconds": 0.0}
+    assert scratch.arguments == ("--type=time",) and scratch.received == "" and site.waits == [("restore r1", 1800)]
     assert scratch.asked[-1][1] == "shiftmaster" and site.holds() == "old"
     # What was entered a moment ago can be reached, too.
     assert scratch.waited == [(wal(10), 9)]
@@ -893,9 +940,7 @@ def test_a_restore_next_to_the_database_is_read_and_counted(host, site, scratch)
 
 def test_a_restore_next_to_the_database_goes_on_with_what_was_received(host, site, scratch, received):
     backup_restore.database_scratch(host, {"id": "r1", "database": plan_of(["--type=time"])})
-    option, last = scratch.arguments
-    assert last == "--type=time" and f"cp {received}/%f " in option
-    assert "--pg1-path=%s/restore/data " % host.options["scratch"] in option
+    assert scratch.arguments == ("--type=time",) and scratch.received == host.folder + "/wal"
 
 
 def test_a_restore_next_to_the_database_that_ends_too_early_is_refused(host, site, scratch):
@@ -937,8 +982,8 @@ def test_a_table_is_taken_out_with_its_partitions(host, site, scratch, asked, da
     path = host.folder + "/tables/r1/%s.dump" % name.replace("'", "_")
     assert answer["file"] == path and os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o700
     assert dump == (
-        "--no-password", "--host", "/sockets", "--port", "6543", "--format=custom", "--file", path,
-        "--table=public.roster", "--table=public.roster_2026", database,
+        "--no-password", "--format=custom", "--file", path, "--table=public.roster", "--table=public.roster_2026",
+        database,
     )  # fmt: skip
     assert os.stat(host.folder + "/tables").st_mode & 0o777 == 0o711
 
@@ -957,6 +1002,244 @@ def test_a_database_that_does_not_answer_closes_no_segment(host, monkeypatch):
     host.fails = [("psql",)]
     backup_restore._archive_until_now(host)
     assert waited == []
+
+
+# --- the server of a verification ------------------------------------------------------------------------------------
+
+CONTROL = "".join("%s: %17s\n" % (text, 8) for text in backup_proof.SETTINGS.values())
+NAMED = ("--type=name", "--target=p", "--target-action=promote", "--target-timeline=current")
+
+
+class Unit:
+    """A transient unit: its properties, the paths that it has, its command."""
+
+    def __init__(self, words):
+        split = words.index("--")
+        lines = [word.removeprefix("--property=") for word in words[:split] if word.startswith("--property=")]
+        self.properties, self.command = lines, list(words[split + 1 :])
+        self.name = next(word for word in words if word.startswith("--unit=")).removeprefix("--unit=")
+        paths = [line.partition("=") for line in lines if line.startswith("Bind") and '"' in line]
+        self.read, self.write = (
+            {path.strip('"') for name, _, path in paths if name == kind} for kind in ("BindReadOnlyPaths", "BindPaths")
+        )
+
+    @property
+    def program(self):
+        return "pgbackrest restore" if self.command[-1] == "restore" else os.path.basename(self.command[0])
+
+
+class Verification:
+    """The units of a verification; what each of them would do is a function of its program."""
+
+    def __init__(self, host, monkeypatch):
+        self.host, self.units, self.acts, self.log = host, [], {}, backup_proof.READY
+        host._systemd_run = lambda _who, *words: self.act(Unit(words))
+        host.options.update(scratch_port=6543, timeout_seconds=20, recovery_timeout_seconds=1)
+        self.acts["pg_controldata"] = lambda: CONTROL
+        monkeypatch.setattr(backup_proof, "subprocess", SimpleNamespace(Popen=self.launch))
+        monkeypatch.setattr(backup_proof.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_uid=THEIRS, pw_gid=THEIRS))
+        monkeypatch.setattr(backup_proof.sandbox, "ROOT", host.folder + "/root")
+        self.folder = Path(host.options["scratch"]) / "proof"
+        self.data = self.folder / "data"
+
+    def act(self, unit):
+        self.units.append(unit)
+        return self.acts.get(unit.program, lambda: "")()
+
+    def launch(self, words, stderr, **_more):
+        unit = Unit(words)
+        self.act(unit)
+        if unit.program == "postgres":
+            os.write(stderr.fileno(), self.log.encode())
+        return SimpleNamespace(poll=lambda: None, kill=lambda: None, wait=lambda: 0)
+
+    def restored(self, *arguments, **more):
+        return backup_proof.restored(self.host, "proof", *(arguments or NAMED), label=LABEL, **more)
+
+
+@pytest.fixture
+def verification(host, monkeypatch):
+    return Verification(host, monkeypatch)
+
+
+def test_a_restored_server_has_no_rights_no_network_and_no_repository(verification, host):
+    repository = {host.folder + "/pgbackrest", "/restore.conf"}
+    with verification.restored(received="/received") as server:
+        server.ask("SELECT 1")
+    programs = [unit.program for unit in verification.units]
+    assert programs == ["pgbackrest restore", "pg_controldata", "postgres", "sh", "psql"]
+    for unit in verification.units:
+        assert {"User=shiftmaster-verify", "PrivateNetwork=yes", "TasksMax=512", "KillSignal=SIGKILL"} <= set(
+            unit.properties
+        )
+        assert [line for line in unit.properties if line.startswith("RootDirectory=")]
+        assert unit.write <= {str(verification.folder / name) for name in ("data", "tablespaces", "sockets", "wal")}
+        # What reads the repository runs no code of the database, and what runs that has no capability.
+        reads = unit.program in ("pgbackrest restore", "sh")
+        assert (repository <= unit.read) == reads and (reads or not repository & unit.read)
+        assert ("CapabilityBoundingSet=" in unit.properties) != reads
+    assert verification.units[2].read == {str(verification.folder / name) for name in ("config", "wal")}
+    # It ends with all that it has started, and nothing of it is left.
+    stopped = [words[1] for words in host.called("systemctl") if words[0] == "stop"]
+    assert stopped == [unit.name for unit in verification.units if unit.program in ("postgres", "sh")]
+    assert not verification.folder.exists()
+
+
+def test_settings_of_the_backup_are_not_those_of_the_server(verification, tmp_path):
+    (tmp_path / "secret").write_text("root's own")
+
+    def restore():
+        (verification.data / "postgresql.auto.conf").symlink_to(tmp_path / "secret")
+        (verification.data / "postgresql.conf").write_text("recovery_end_command = 'id'\n")
+
+    # pgBackRest restores no link there; the server that runs could make one.
+    verification.acts["pg_controldata"] = lambda: restore() or CONTROL
+    with verification.restored():
+        path = verification.data / "postgresql.auto.conf"
+        assert not path.is_symlink() and path.read_text() == "" and path.stat().st_uid == THEIRS
+        assert (tmp_path / "secret").read_text() == "root's own"
+        (server,) = [unit for unit in verification.units if unit.program == "postgres"]
+        config = verification.folder / "config"
+        assert f"config_file={config}/postgresql.conf" in server.command
+        assert config.stat().st_uid == 0 and (config / "postgresql.conf").read_text() == ""
+    for line in ("shared_preload_libraries=", "session_preload_libraries=", "archive_mode=off", "max_connections=8"):
+        assert line in server.command
+    assert "recovery_target_name=p" in server.command and "listen_addresses=" in server.command
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "good"),
+    [
+        ("pg_tblspc/16400", "{scratch}/tablespaces/extra", True),
+        ("pg_tblspc/16400", "{scratch}/tablespaces/../../x", False),
+        ("pg_tblspc/16400", "/var/lib/postgresql", False),
+        ("pg_tblspc/16400", "{scratch}/sockets/x", False),
+        ("pg_wal", "{scratch}/tablespaces/extra", False),
+        ("base/evil", "/etc", False),
+        ("base/fifo", "", False),
+    ],
+)
+def test_a_backup_with_links_or_special_files_is_rejected(verification, name, target, good):
+    def restore():
+        path = verification.data / name
+        path.parent.mkdir(exist_ok=True)
+        os.mkfifo(path) if not target else path.symlink_to(target.format(scratch=verification.folder))
+
+    verification.acts["pgbackrest restore"] = restore
+    with pytest.raises(BackupError, match=name) if not good else contextlib.nullcontext(), verification.restored():
+        pass
+    assert ("postgres" in [unit.program for unit in verification.units]) == good
+    assert not verification.folder.exists()
+
+
+@pytest.mark.parametrize("value", ["8; id", "9999999999", "-1", ""])
+def test_a_control_file_that_is_none_is_rejected(verification, value):
+    verification.acts["pg_controldata"] = lambda: CONTROL.replace("8\n", value + "\n")
+    with pytest.raises(BackupError, match="does not print max_connections"), verification.restored():
+        pass
+
+
+def test_a_server_that_does_not_come_up_is_ended(verification, host):
+    verification.log = "LOG:  starting\nFATAL:  recovery ended before configured recovery target was reached\n"
+    with pytest.raises(BackupError, match="within 1 s .*FATAL:  recovery ended before"), verification.restored():
+        pass
+    assert len([words for words in host.called("systemctl") if words[0] == "stop"]) == 2
+    assert not verification.folder.exists()
+
+
+def test_what_a_killed_verification_has_left_is_removed_by_no_link(verification, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/file").touch()
+    verification.data.mkdir(parents=True)
+    (verification.data / "link").symlink_to(tmp_path / "precious")
+    # Deeper than Python's stack.
+    place = os.open(verification.data, os.O_RDONLY)
+    for _level in range(1500):
+        os.mkdir("x", dir_fd=place)
+        deeper = os.open("x", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = deeper
+    os.close(place)
+    with verification.restored():
+        assert not (verification.data / "link").is_symlink()
+    assert (tmp_path / "precious/file").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        ((), {}),
+        (
+            NAMED,
+            {"recovery_target_name": "p", "recovery_target_action": "promote", "recovery_target_timeline": "current"},
+        ),
+        (
+            ("--type=xid", "--target=7", "--target-exclusive", "--target-action=promote"),
+            {"recovery_target_xid": "7", "recovery_target_inclusive": "off", "recovery_target_action": "promote"},
+        ),
+        (
+            ("--type=lsn", "--target=0/5", "--target-timeline=2"),
+            {"recovery_target_lsn": "0/5", "recovery_target_timeline": "2"},
+        ),
+        (("--type=immediate",), {"recovery_target": "immediate"}),
+    ],
+)
+def test_a_recovery_goes_as_far_as_pgbackrest_would(arguments, settings):
+    assert backup_proof.recovery_settings(arguments) == settings
+
+
+@pytest.fixture
+def wal_files(tmp_path):
+    """Run GET_WAL with an archive that is a directory, and a function that asks it as the server does."""
+    for name in ("archive", "wal", "received", "data"):
+        (tmp_path / name).mkdir()
+    tool = tmp_path / "pgbackrest"
+    tool.write_text('#!/bin/sh\necho "$@" >> %s/calls; cp "%s/archive/$2" "$3" 2> /dev/null\n' % ((tmp_path,) * 2))
+    tool.chmod(0o755)
+    words = ["sh", "-c", backup_proof.GET_WAL, "sh", tmp_path / "wal", tmp_path / "received", tool]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as getter:
+
+        def get(name):
+            command = backup_proof.restore_command(str(tmp_path / "wal")).replace("%f", name).replace("%p", "got")
+            done = subprocess.run(
+                ["sh", "-c", command], cwd=tmp_path / "data", stdin=getter.stdout, stdout=getter.stdin, check=False
+            )
+            return done.returncode == 0 and (tmp_path / "data/got").read_text()
+
+        yield SimpleNamespace(get=get, getter=getter, folder=tmp_path)
+        getter.stdin.close()
+
+
+def test_the_server_gets_wal_of_the_archive_and_then_what_was_received(wal_files):
+    folder = wal_files.folder
+    for place, name, text in (
+        ("archive", wal(1), "one"), ("archive", "00000002.history", "branch"), ("received", wal(1), "not this"),
+        ("received", wal(2), "two"), ("received", wal(3) + ".partial", "three"),
+    ):  # fmt: skip
+        (folder / place / name).write_text(text)
+    got = [wal_files.get(name) for name in ("00000002.history", wal(1), wal(2), wal(3), wal(4), wal(1))]
+    assert got == ["branch", "one", "two", "three", False, "one"]
+    # One at a time.
+    assert os.listdir(folder / "wal") == [wal(1)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "--config=/etc/shadow-24-char",
+        "$(touch x)",
+        wal(10).lower(),
+        "0000000G.history",
+        "",
+        "x" * 99999,
+    ],
+)
+def test_the_server_gets_nothing_but_wal(wal_files, name):
+    wal_files.getter.stdin.write(name.encode() + b"\n")
+    wal_files.getter.stdin.flush()
+    assert wal_files.getter.stdout.read() == b"" and wal_files.getter.wait(10) == 1
+    assert not (wal_files.folder / "calls").exists() and os.listdir(wal_files.folder / "wal") == []
 
 
 # --- files in their place --------------------------------------------------------------------------------------------

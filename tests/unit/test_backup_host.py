@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils.shiftmaster.backup import files, report, restore
+from ansible.module_utils.shiftmaster.backup import files, report, restore, room
 from ansible.module_utils.shiftmaster.backup import host as host_module
 from ansible.module_utils.shiftmaster.backup import manifest as manifests
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host, alone
@@ -398,39 +400,142 @@ def test_a_host_that_sends_no_list_of_paths_keeps_no_other_host_from_being_saved
     assert files.pulled(sandboxed, "files", "app1") in sandboxed.calls[-1]
 
 
-def test_a_host_that_fills_the_disk_is_ended_and_what_it_has_sent_is_removed(sandboxed, monkeypatch):
+@pytest.mark.parametrize("scarce", ["f_bavail", "f_favail"])
+@pytest.mark.parametrize(
+    # Of 1000: free before, and just enough after; what it sends is there twice, and a tenth stays free.
+    ("before", "enough"),
+    [(1000, 550), (300, 200), (100, 99), (50, 50), (0, 0)],
+)
+def test_a_host_that_fills_the_disk_is_ended_and_what_it_has_sent_is_removed(
+    sandboxed, monkeypatch, before, enough, scarce
+):
     source = {"name": "app1", "address": "192.0.2.1", "parts": []}
-    free, disk, run = iter([1000, 1000, 499, 499]), os.statvfs("/"), sandboxed.run
+    free, run = [before], sandboxed.run
     folder = files.pulled(sandboxed, "files", "app1")
 
     def statvfs(_path):
-        return type("Disk", (), {"f_bavail": next(free), "f_frsize": 1, "f_favail": disk.f_favail})
+        disk = {"f_bavail": 1000, "f_blocks": 1000, "f_frsize": 1, "f_favail": 1000, "f_files": 1000, scarce: free[0]}
+        return SimpleNamespace(**disk)
 
     def ask(what, *command, watch=None, **more):
         if command[-1] == "paths files":
             return subprocess.CompletedProcess(command, 0, '["/srv"]', "")
         if "rsync" in command:
             open(folder + "/large", "w").close()
+            free[0] = enough
             assert watch() == ""
+            free[0] -= 1
             raise BackupError("%s was ended: %s" % (what, watch()))
         return run(what, *command, **more)
 
-    monkeypatch.setattr(files.os, "statvfs", statvfs)
+    monkeypatch.setattr(room.os, "statvfs", statvfs)
     monkeypatch.setattr(sandboxed, "run", ask)
-    with pytest.raises(BackupError, match="reading files of app1 was ended: it sends more than half of the room"):
+    with pytest.raises(BackupError, match="reading files of app1 was ended: it sends more"):
         files.pull(sandboxed, source, {"name": "files", "paths": ["/srv"]})
     assert not os.path.exists(folder)
     assert any(call[:2] == ("systemctl", "stop") for call in sandboxed.calls)
 
 
-def compared(asked, monkeypatch, tmp_path, here: bytes, there: bytes):
+def test_several_runs_of_a_host_leave_room_for_others(monkeypatch):
+    free = [500_000]
+    disk = {"f_blocks": 1_000_000, "f_frsize": 1, "f_favail": 0, "f_files": 0}
+    monkeypatch.setattr(room.os, "statvfs", lambda _path: SimpleNamespace(f_bavail=free[0], **disk))
+    for _run in range(30):
+        too_much, before = room.room_for_others("/backups"), free[0]
+        while free[0] > 0 and not too_much():
+            free[0] -= 100
+        # The repository has it, too.
+        free[0] -= before - free[0]
+    assert free[0] > 50_000
+
+
+# --- a command that writes WAL while there is room -------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A file system of 1000 bytes and files, of which so many are free; each sleep takes the next state."""
+    disk, wait = SimpleNamespace(free=[(1000, 1000)]), time.sleep
+
+    def statvfs(_path):
+        room_, names = disk.free[0]
+        return SimpleNamespace(f_bavail=room_, f_blocks=1000, f_frsize=1, f_favail=names, f_files=1000)
+
+    def sleep(_seconds):
+        wait(0.02)
+        if len(disk.free) > 1:
+            disk.free.pop(0)
+
+    monkeypatch.setattr(room.os, "statvfs", statvfs)
+    monkeypatch.setattr(room.time, "sleep", sleep)
+    return disk
+
+
+def guarded(tmp_path, readable, script):
+    return room.guard("/archive", readable, ["sh", "-c", "cd %s; %s" % (tmp_path, script)])
+
+
+WRITE = "head -c 100 /dev/zero > new && exit 7; exit 8"
+
+
+def test_with_room_a_command_writes(disk, tmp_path):
+    disk.free = [(50, 50)]
+    assert guarded(tmp_path, True, WRITE) == 7
+
+
+def test_without_room_a_command_reads_and_makes_no_file_longer(disk, tmp_path):
+    disk.free = [(49, 1000)]
+    (tmp_path / "read").write_text("content")
+    assert guarded(tmp_path, True, "cat read > /dev/null || exit 5; head -c 100 /dev/zero > new || exit 8") == 8
+    assert (tmp_path / "new").stat().st_size == 0
+
+
+@pytest.mark.parametrize(("readable", "free"), [(False, (49, 1000)), (True, (1000, 49)), (False, (1000, 49))])
+def test_a_command_waits_for_room(disk, tmp_path, readable, free):
+    disk.free = [free, free, (1000, 1000)]
+    assert guarded(tmp_path, readable, WRITE) == 7
+    disk.free = [free, (1000, 1000), free, free]
+    assert guarded(tmp_path, readable, "exec sleep 5") == 1
+
+
+@pytest.mark.parametrize("states", [[(1000, 1000), (49, 1000)], [(1000, 1000), (1000, 49)], [(49, 1000), (1000, 1000)]])
+def test_a_command_is_started_again_where_the_room_changes(disk, tmp_path, states):
+    disk.free = states
+    assert guarded(tmp_path, True, "exec sleep 5") == 1
+
+
+# --- what a database host sends --------------------------------------------------------------------------------------
+
+
+def test_a_database_host_that_sends_without_an_end_is_not_listened_to(host, tmp_path, monkeypatch):
+    psql = tmp_path / "psql"
+    psql.write_text("#!/bin/sh\nexec yes\n")
+    psql.chmod(0o755)
+    monkeypatch.setattr(host, "bin", str(tmp_path))
+    monkeypatch.setattr(host_module, "ROWS_BYTES", 1000, raising=False)
+    host.options["timeout_seconds"] = 15
+    with pytest.raises(BackupError, match="more than 1000 bytes"):
+        host.ask("SELECT 1")
+    psql.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(host_module, "QUERY_SECONDS", 1, raising=False)
+    with pytest.raises(BackupError, match="within 1 s"):
+        host.ask("SELECT 1")
+
+
+def began(seconds: float) -> str:
+    """Restic's snapshot in `ls`, begun so many seconds from now."""
+    at = datetime.datetime.fromtimestamp(time.time() + seconds, datetime.timezone.utc)
+    return json.dumps({"struct_type": "snapshot", "time": at.isoformat()}) + "\n"
+
+
+def compared(asked, monkeypatch, tmp_path, here: bytes, there: bytes, seconds=10):
     """Let a file whose name is not UTF-8 be compared: what the host has, and what restic restores of it."""
     path = os.fsencode(tmp_path) + b"/h\xe9\xff.txt"
     with open(path, "wb") as stream:
         stream.write(here)
     written = str(tmp_path) + "/h\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}.txt"
     node = {"type": "file", "path": written, "size": len(here)}
-    asked.answers["ls"] = (0, json.dumps(node))
+    asked.answers["ls"] = (0, began(seconds) + json.dumps(node))
     run, patterns = asked.run, []
 
     def restore(what, *command, **more):
@@ -456,6 +561,37 @@ def test_a_name_that_is_not_utf8_is_compared_too(asked, monkeypatch, tmp_path):
 def test_a_damaged_file_whose_name_is_not_utf8_is_found(asked, monkeypatch, tmp_path):
     with pytest.raises(BackupError, match=r"h\?\?.txt|h\ufffd\ufffd.txt was restored with another content"):
         compared(asked, monkeypatch, tmp_path, b"plan", b"flan")
+
+
+def test_a_file_that_was_exchanged_since_is_not_damaged(asked, monkeypatch, tmp_path):
+    """With the size and the time that it had, which its owner can set."""
+    result = compared(asked, monkeypatch, tmp_path, b"plan", b"flan", seconds=-1)
+    assert result == "0 of 1 files restored and compared, 1 have changed since"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
+def test_a_file_that_was_exchanged_with_its_directory_is_not_damaged(asked, monkeypatch, tmp_path):
+    os.chown(tmp_path, 1234, 1234)
+    # The file is older than the snapshot, its directory is not.
+    monkeypatch.setattr(files, "unchanged", lambda *_arguments: True)
+    result = compared(asked, monkeypatch, tmp_path, b"plan", b"flan", seconds=-1)
+    assert result == "0 of 1 files restored and compared, 1 have changed since"
+
+
+def test_files_with_paths_too_long_to_be_restored_are_not_compared(asked, monkeypatch, tmp_path):
+    long = ["/srv/" + "/".join(["x" * 200] * 20) + "/%d" % number for number in range(1500)]
+    nodes = [{"type": "file", "path": path, "size": 1} for path in long]
+    asked.answers["ls"] = (0, began(10) + "\n".join(json.dumps(node) for node in nodes))
+    run = asked.run
+
+    def restore(what, *command, **more):
+        if "restore" in command:
+            raise BackupError("%s: file name too long" % what)
+        return run(what, *command, **more)
+
+    monkeypatch.setattr(asked, "run", restore)
+    result = files.Restic(asked).compare("snapshot", str(tmp_path / "scratch"))
+    assert result == "0 of 1500 files restored and compared"
 
 
 def test_only_regular_files_are_compared(tmp_path):

@@ -333,6 +333,50 @@ def test_the_module_follows_no_link_below_the_configured_directories(trusted, ru
     assert answer["failed"] and os.listdir(trusted / "outside") == ["file"]
 
 
+@pytest.mark.parametrize("damage", ["end", "file", "header", "content", "half an end"])
+def test_the_module_restores_nothing_of_an_archive_that_is_cut_off_or_damaged(site, run_module, damage):
+    media = str(site / "media")
+    path = packed(site / "x.tar", *((f".{media}/{name}", b"x" * 600, tarfile.REGTYPE, 0o644) for name in "abc"))
+    size = 3 * (512 + 1024)
+    content = bytearray(path.read_bytes()[: size + 1024])
+    if damage == "header":
+        content[1536 + 148 : 1536 + 156] = b"00000000"
+    left = {"end": size, "file": 1536, "content": size - 600, "half an end": size + 512}
+    path.write_bytes(content[: left.get(damage, len(content))])
+    answer = run_module(shiftmaster_restored_files, src=str(path), paths=[media])
+    assert answer["failed"] and os.listdir(media) == []
+
+
+def test_the_module_restores_nothing_of_an_archive_with_fewer_files_than_the_backup(site, run_module):
+    media = str(site / "media")
+    path = packed(
+        site / "x.tar", (f".{media}/a", b"x", tarfile.REGTYPE, 0o644), (f".{media}/b", "a", tarfile.SYMTYPE, 0o777)
+    )
+    answer = run_module(shiftmaster_restored_files, src=str(path), paths=[media], count=3)
+    assert answer["failed"] and os.listdir(media) == []
+    assert run_module(shiftmaster_restored_files, src=str(path), paths=[media], count=2)["files"] == 2
+
+
+def test_a_configured_directory_does_not_become_a_link_that_the_next_restore_follows(trusted, run_module):
+    (trusted / "outside/sites").mkdir()
+    top = str(trusted / "missing")
+
+    def restored(*members):
+        archive = packed(trusted / "x.tar", *members)
+        return run_module(shiftmaster_restored_files, src=str(archive), paths=[top], tops=[top])
+
+    link = (f".{top}", str(trusted / "outside"), tarfile.SYMTYPE, 0o777)
+    answer = restored(link)
+    assert answer["failed"] and not os.path.lexists(top)
+    restored((f".{top}/evil", b"x", tarfile.REGTYPE, 0o644))
+    assert not (trusted / "outside/evil").exists()
+    # One that the host has is an administrator's.
+    os.symlink(trusted / "outside", top)
+    assert restored(link)["files"] == 1
+    answer = restored((f".{top}", str(trusted / "elsewhere"), tarfile.SYMTYPE, 0o777))
+    assert answer["failed"] and os.readlink(top) == str(trusted / "outside")
+
+
 def test_a_directory_of_the_application_does_not_become_a_link(site):
     media = str(site / "media")
     (site / "media").rmdir()

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.shiftmaster.backup import host as backup_host
 from ansible.module_utils.shiftmaster.backup import manifest as backup_manifest
-from ansible.module_utils.shiftmaster.backup import prune, report, restore
+from ansible.module_utils.shiftmaster.backup import prune, report, restore, room
 
 _spec = importlib.util.spec_from_file_location("rendering", Path(__file__).with_name("test_render_postgresql_redis.py"))
 rendering = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(rendering)
 
-MODULES = ("init", "manifest", "offsite", "report", "restore", "run", "host")
+MODULES = ("init", "manifest", "offsite", "report", "restore", "room", "run", "host")
 PATH = Path(__file__).resolve().parents[2] / "roles/backup/files/shiftmaster-backup"
 GOOD = 'shiftmaster_backup_last_success_timestamp_seconds{kind="database"} 1795714200'
 BEFORE = f"""# TYPE shiftmaster_backup_last_success_timestamp_seconds gauge
@@ -156,3 +156,12 @@ def test_a_table_that_could_not_be_taken_out_leaves_no_folder(program, monkeypat
         assert os.path.isdir(folder)
         raise backup_host.BackupError("no such table")
     assert os.listdir(program.folder / "tables") == []
+
+
+def test_the_guard_needs_no_options_and_gives_the_exit_code_of_its_command(program, tmp_path, monkeypatch):
+    """It runs as postgres, who may not read them."""
+    monkeypatch.setattr(room, "scarce", lambda _directory: "")
+    monkeypatch.setattr(room, "CHECK_SECONDS", 0.05)
+    assert not program.options.exists()
+    assert program("guard", "wait", str(tmp_path), "sh", "-c", "exit 5") == 5
+    assert program("guard", "wait", str(tmp_path)) == 2

@@ -422,6 +422,25 @@ def test_an_archive_that_is_cut_off_or_names_a_segment_twice_is_not_used(keeper,
     assert not received.exists()
 
 
+def test_an_archive_that_ends_between_segments_is_not_used(keeper, received, tmp_path):
+    path = packed(tmp_path / "wal.tar", member(SEGMENT), member(SEGMENT + ".partial"))
+    with open(path, "rb") as stream:
+        content = stream.read()
+    # Without the end; without the second segment and the end.
+    for size in (2048, 1024):
+        (tmp_path / "wal.tar").write_bytes(content[:size])
+        with pytest.raises(BackupError):
+            restore.unpack_received(keeper, path)
+        assert not received.exists()
+    (tmp_path / "wal.tar").write_bytes(content)
+    with pytest.raises(BackupError, match="2 segments of 3"):
+        restore.unpack_received(keeper, path, 3)
+    assert not received.exists()
+    (tmp_path / "wal.tar").write_bytes(content)
+    restore.unpack_received(keeper, path, 2)
+    assert len(os.listdir(received)) == 2
+
+
 def test_wal_that_cannot_be_used_stops_no_database(keeper, received, tmp_path, place):
     plan = restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
     path = packed(tmp_path / "wal.tar", member("authorized_keys"))
@@ -637,18 +656,3 @@ def test_who_holds_the_lock_is_said_before_anything_is_changed(keeper, monkeypat
     with pytest.raises(BackupError, match="for longer than 60 s"):
         restore.database_here(keeper, {"id": "r1", "database": plan})
     assert waits == [1800, 60]
-
-
-# --- logs in directories of postgres --------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
-def test_the_log_of_a_scratch_server_is_no_file_of_root(keeper, tmp_path):
-    (tmp_path / "secret").write_text("FATAL: root's own")
-    (tmp_path / "proof").mkdir()
-    (tmp_path / "proof/server.log").symlink_to(tmp_path / "secret")
-    os.chown(tmp_path / "proof", THEIRS, THEIRS)
-    server = restore.proof.Server(keeper, str(tmp_path / "proof/data"), 1)
-    with pytest.raises(UnsafePathError):
-        server.log_text()
-    assert server.said(str(tmp_path / "proof/server.log")) == "it has no log"

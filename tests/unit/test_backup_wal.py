@@ -309,6 +309,34 @@ def test_two_timelines_left_in_one_segment():
     assert reach([name for name in names if name != seg(5, 2)], backup(2), histories=histories).gaps == ()
 
 
+@pytest.mark.parametrize(
+    ("names", "histories", "expected"),
+    [
+        ([seg(1), seg(2), seg(5)], {}, seg(5)),
+        # The database host can add any name, and a history that does not lead to the backup.
+        ([seg(1), seg(2), seg(9, 255)], {}, seg(2)),
+        ([seg(1), seg(2), seg(9, 255)], {255: "7\t0/1000000\tno\n"}, seg(2)),
+        ([seg(1), seg(2), seg(9, 255)], {255: "none\n"}, seg(2)),
+        # A promotion; what the old primary went on with is not read.
+        ([seg(1), seg(2), seg(3), seg(2, 2), seg(4, 2)], {2: "1\t0/2000080\tno\n"}, seg(4, 2)),
+        ([seg(1), seg(2), seg(3)], {2: "1\t0/2000080\tno\n"}, seg(1)),
+        # It ended before the backup did.
+        ([seg(1), seg(2), seg(4, 2)], {2: "1\t0/800080\tno\n"}, seg(2)),
+        ([], {}, ""),
+        ([seg(9, 255)], {}, ""),
+    ],
+)
+def test_the_last_segment_is_found_by_the_histories(names, histories, expected):
+    assert wal.last_of(held(names, histories), backup(1)) == expected
+
+
+def test_a_name_or_history_that_is_none_is_told_and_keeps_nothing_from_being_read():
+    found = held([seg(1), "0000000100000000FFFFFFFF"], {2: "x"}, **{"00000002.history": {"type": "file"}})
+    assert len(found.segments) == len(found.odd) == 1 and found.histories == {}
+    codes = [problem.code for problem in wal.judge(found, [], "17-1").problems]
+    assert codes == ["wal_odd", "history_unread"]
+
+
 def test_without_the_history_the_way_is_not_known():
     text = (RECORDED / "ls-timelines.json").read_bytes()
     unread = wal.archive(text, {})

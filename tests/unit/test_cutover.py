@@ -140,13 +140,15 @@ def test_the_canary_is_of_one_host_and_colour(monkeypatch):
 def test_a_worker_that_had_failed_is_forgotten_when_the_other_colour_takes_over(tmp_path, monkeypatch):
     """`systemctl restart shiftmaster` mends it; its failed unit would make the health report tell of it for ever."""
     done = []
-    monkeypatch.setattr(cutover, "systemctl", lambda *words, **_more: done.append(words))
+    for module in (cutover, cutover.units):
+        monkeypatch.setattr(module, "systemctl", lambda *words, **_more: done.append(words))
     monkeypatch.setattr(cutover.units, "active_state", lambda name: "failed" if "worker" in name else "inactive")
     monkeypatch.setattr(cutover.releases, "manifest", lambda _layout, _release: {"tasks": ["mail"]})
     layout = Layout(str(tmp_path))
     (Path(layout.shared) / "parked").mkdir(parents=True)
     engine = cutover.Cutover.__new__(cutover.Cutover)
     engine.layout, engine.options = layout, {"celery_application": "x", "beat": False, "worker_stop_seconds": 1}
+    engine.options["web_stop_seconds"] = 1
     engine._queues, engine._free_worker = (lambda _release: []), (lambda *_arguments: None)
     engine._pass_tasks("one", "blue", "one", "green")
     assert ("reset-failed", "shiftmaster-worker@blue.service") in done
@@ -187,7 +189,8 @@ def switched(tmp_path, monkeypatch):
     engine = cutover.Cutover(
         layout,
         cutover.State(layout),
-        {"celery_application": "x", "beat": False, "fleet": False, "worker_stop_seconds": 1, "worker_gate_seconds": 1}
+        {"celery_application": "x", "beat": False, "fleet": False, "worker_gate_seconds": 1}
+        | {"worker_stop_seconds": 1, "web_stop_seconds": 1}
         | {"drain_grace_seconds": 0, "drain_limit_seconds": 0, "hooks": [], "run_id": "r", "who": "w", "user": "u"},
     )
     transition = {"kind": "deploy", "from": ONE, "to": TWO, "from_colour": "blue", "to_colour": "green"}
@@ -201,7 +204,8 @@ def switched(tmp_path, monkeypatch):
             if name in engine.units:
                 engine.units[name] = {"start": "active", "restart": "active"}.get(verb, "inactive")
 
-    monkeypatch.setattr(cutover, "systemctl", systemctl)
+    for module in (cutover, cutover.units):
+        monkeypatch.setattr(module, "systemctl", systemctl)
     monkeypatch.setattr(cutover.units, "active_state", lambda name: engine.units.get(name, "inactive"))
     monkeypatch.setattr(cutover.units, "yielding", lambda *_arguments: contextlib.nullcontext())
     monkeypatch.setattr(cutover, "accept_queue", lambda _path: 0)

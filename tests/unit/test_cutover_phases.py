@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.shiftmaster.host.probe import HttpResult
-from ansible.module_utils.shiftmaster.host.units import UnitError
+from ansible.module_utils.shiftmaster.host.units import UnitError, UnitTimeoutError
 from ansible.module_utils.shiftmaster.release import cutover
 from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCodeError
@@ -43,11 +43,12 @@ class FakeHost:
         }  # fmt: skip
         self.requests, self.drivers, self.limits, self.yields, self.hook_output = [], 0, {}, [], []
         self.health, self.probes, self.naps, self.meanwhile = [], [], [], lambda: None
-        self.phases = []
+        self.phases, self.resumed, self.killed, self.endless = [], [], [], set()
         for module in (cutover, cutover.units):
             monkeypatch.setattr(module, "systemctl", self.systemctl)
         monkeypatch.setattr(cutover.units, "journal", lambda name, lines=15: "journal of %s" % short(name))
         monkeypatch.setattr(cutover.units, "yielding", self.yielding)
+        monkeypatch.setattr(cutover.units, "resume", lambda *names: self.resumed.append(list(map(short, names))))
         monkeypatch.setattr(
             cutover.units, "yield_to_others", lambda name, yields: self.yields.append((short(name), yields))
         )
@@ -84,6 +85,13 @@ class FakeHost:
                 "NRestarts": str(self.restarts.get(short(name), 0)),
             }  # fmt: skip
             return "".join("%s=%s\n" % one for one in found.items())
+        if verb == "kill":
+            assert words[0] == "--signal=KILL"
+            self.killed += map(short, names)
+            self.endless -= set(self.killed)
+            return ""
+        if verb == "stop" and self.endless & set(map(short, names)):
+            raise UnitTimeoutError("stop: no end")
         for name in map(short, names):
             self.done.append("%s %s" % (verb, name) + (" --no-block" if "--no-block" in words else ""))
             self.limits["%s %s" % (verb, name)] = timeout
@@ -157,7 +165,8 @@ class Site:
             "user": "shiftmaster", "celery_application": "app", "beat": True, "fleet": False, "health_path": "/health",
             "health_host": "shift.example", "gate_attempts": 3, "gate_delay_seconds": 2, "gate_timeout_seconds": 5,
             "worker_gate_seconds": 40, "drain_grace_seconds": 0.1, "drain_limit_seconds": 3, "worker_stop_seconds": 30,
-            "hooks": ["hooks"], "logs": [str(tmp_path / "*.log")], "run_id": "run-1", "who": "me",
+            "web_stop_seconds": 50, "hooks": ["hooks"], "run_id": "run-1", "who": "me",
+            "logs": [str(tmp_path / "*.log")],
         }  # fmt: skip
         self.state = State(self.layout)
         self.engine = cutover.Cutover(self.layout, self.state, self.options)
@@ -260,6 +269,46 @@ def test_each_phase_is_on_disk_before_it_begins(site):
     assert [point for point, _phase in site.host.phases if point in phases] == phases
     assert all(point == phase for point, phase in site.host.phases if point in phases)
     assert set(site.engine.timings) == {*phases, "until_switched"}
+
+
+@pytest.fixture
+def published(site):
+    """A function that lists what is published; each release has a file of its own."""
+    for name in (ONE, TWO):
+        static = Path(site.layout.release(name), "static")
+        static.mkdir()
+        (static / ("%s.js" % name[-7:])).write_text(name)
+    Path(site.layout.union).mkdir()
+    return lambda: sorted(path.name for path in Path(site.layout.union).iterdir())
+
+
+def test_static_files_are_published_before_the_traffic_moves_and_those_of_before_stay(site, published):
+    site.engine.prepare(TWO, "deploy")
+    assert site.layout.current() == ONE and published() == ["aaaaaaa.js", "bbbbbbb.js"]
+    site.engine.move()
+    site.engine.finish()
+    assert published() == ["aaaaaaa.js", "bbbbbbb.js"]
+
+
+def test_a_release_that_fails_its_gate_publishes_nothing(site, published):
+    site.host.health = [HttpResult(503, 0.1, "{}", None)]
+    with pytest.raises(cutover.CutoverError):
+        site.engine.prepare(TWO, "deploy")
+    assert "bbbbbbb.js" not in published() and site.is_back()
+
+
+def test_a_release_that_is_put_back_leaves_nothing_published(site, published):
+    site.engine.switch(TWO, "deploy")
+    site.engine.put_back("it is slow")
+    assert published() == ["aaaaaaa.js"] and site.is_back()
+
+
+@pytest.mark.parametrize("phase", ["quiesce", "put_back"])
+def test_a_run_that_died_with_static_files_published_is_recovered_without_them(site, published, phase):
+    cutover.releases.publish_static(site.layout, site.state, TWO)
+    assert published() == ["aaaaaaa.js", "bbbbbbb.js"]
+    site.in_phase(phase).engine.recover()
+    assert published() == ["aaaaaaa.js"] and site.is_back(bad=False)
 
 
 def test_requests_of_the_driver_name_workers_queues_and_seconds(site):
@@ -368,8 +417,9 @@ def test_an_old_worker_that_does_not_run_is_not_asked(site):
 def test_a_new_worker_that_does_not_confirm_its_queues_is_restarted(site):
     site.host.answers["consume"] = {"confirmed": False}
     site.engine.switch(TWO, "deploy")
-    assert "restart worker@green" in site.host.done and len(site.engine.notes) == 1
-    assert site.host.limits["restart worker@green"] == 120
+    at = site.host.done.index("stop worker@green")
+    assert site.host.done[at + 1] == "start worker@green" and len(site.engine.notes) == 1
+    assert site.host.limits["stop worker@green"] == 45
 
 
 def test_hooks_of_a_rollback_have_their_own_phase_and_their_output_is_noted(site):
@@ -394,9 +444,28 @@ def test_what_runs_in_the_idle_slot_is_stopped_first(site):
     site.host.states.update({"web@green": "active", "worker@green": "failed", "beat@green": "activating"})
     site.engine.prepare(TWO, "deploy")
     assert site.host.done[:3] == ["stop beat@green", "reset-failed worker@green", "stop web@green"]
-    assert site.host.limits["stop web@green"] == 120
+    assert (site.host.limits["stop web@green"], site.host.limits["stop beat@green"]) == (65, 35)
     # Web processes without traffic end in nobody's way; a worker ends at its own pace.
     assert site.host.yields[0] == ("web@green", 15) and ("worker@green", 15) not in site.host.yields
+
+
+def test_web_processes_that_do_not_stop_are_killed(site):
+    """gunicorn belongs to the release: it can ask systemd for more time without end (EXTEND_TIMEOUT_USEC)."""
+    site.engine.switch(TWO, "deploy")
+    site.host.endless.add("web@blue")
+    site.engine.finish()
+    assert site.host.killed == ["web@blue"]
+    assert site.host.states["web@blue"] == "inactive" and State(site.layout).transition is None
+
+
+@pytest.mark.parametrize("fails", ["reach gate", "reach handover"])
+def test_what_a_release_has_stopped_of_the_other_goes_on(site, fails):
+    """By SIGSTOP: the processes of both slots have one user."""
+    site.host.fails.add(fails)
+    with pytest.raises(cutover.CutoverError):
+        site.engine.switch(TWO, "deploy")
+    assert site.host.done[-1] in ("stop web@green", "hook after_rollback one")
+    assert site.host.resumed[-1] == ["web@blue", "worker@blue", "beat@blue"]
 
 
 def test_a_failed_umbrella_unit_is_started_again(site):
@@ -890,7 +959,7 @@ def test_what_runs_in_the_idle_slot_is_found_and_stopped(site):
     site.host.states.update({"web@green": "active", "beat@green": "activating", "worker@green": "deactivating"})
     assert site.engine.others() == [unit("beat@green"), unit("web@green")]
     assert site.engine.stop_others() == [unit("beat@green"), unit("web@green")]
-    assert site.host.done == ["stop beat@green", "stop web@green"] and site.host.limits["stop web@green"] == 120
+    assert site.host.done == ["stop beat@green", "stop web@green"] and site.host.limits["stop web@green"] == 65
 
 
 def test_a_transition_under_way_and_an_empty_host_have_no_others(site, empty):

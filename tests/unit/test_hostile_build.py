@@ -150,6 +150,25 @@ def test_a_process_that_the_build_left_running_is_ended(build, place):
     assert [state for state in listed.stdout.split() if not state.startswith("Z")] == []
 
 
+def test_a_build_publishes_no_static_file(build, monkeypatch):
+    """Its release has not passed its gate yet."""
+    monkeypatch.setattr(
+        releases.Build, "_code", lambda self, *_words: Path(self.path, "static", "site.js").write_text("x")
+    )
+    assert (build(collectstatic=True) / "static" / "site.js").is_file()
+    assert os.listdir(build.layout.union) == []
+
+
+def test_requirements_that_fill_the_memory_fail_the_build(build):
+    """pip has read them by then, and the build may change them."""
+    with pytest.raises(releases.BuildError, match="requirements.txt"):
+        build(
+            {"requirements.txt": b""}, hook="truncate -s 8M requirements.txt", requirements_file="requirements.txt",
+            pip_environment={"PIP_NO_INDEX": "1"},
+        )  # fmt: skip
+    assert left_nothing(build)
+
+
 def test_the_build_cannot_change_what_root_writes(build, secret):
     """The directory of gunicorn.conf.py belonged to the build's user, who could put a link or a FIFO in its place."""
     script = "rm -rf ../site/gunicorn.conf.py; ln -sf {key} ../site/gunicorn.conf.py; mkfifo ../site/x; true"
@@ -202,9 +221,8 @@ def test_a_link_among_the_static_files_is_not_published(build, secret, where, pl
     (static / "css" / "site.css").write_text("a{}")
     (static / "css" / "key").symlink_to(secret / ("key" if where == "file" else ""))
     with pytest.raises(releases.BuildError):
-        releases.merge_static(str(static), build.layout.union)
-    published = [Path(folder) / name for folder, _, names in os.walk(build.layout.union) for name in names]
-    assert all("PRIVATE" not in one.read_text() for one in published) and untouched(secret)
+        releases.take_static(str(static))
+    assert untouched(secret)
 
 
 def test_a_static_file_that_the_application_keeps_open_is_another_one(build, place):
@@ -212,17 +230,16 @@ def test_a_static_file_that_the_application_keeps_open_is_another_one(build, pla
     static.mkdir()
     with open(static / "site.js", "w", buffering=1) as kept:
         kept.write("good\n")
-        releases.merge_static(str(static), build.layout.union)
+        releases.take_static(str(static))
         kept.write("bad\n")
     assert (static / "site.js").read_text() == "good\n"
-    assert Path(build.layout.union, "site.js").read_text() == "good\n"
 
 
 def test_a_fifo_among_the_static_files_does_not_block(build, place):
     (place / "collected").mkdir()
     os.mkfifo(place / "collected" / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
-        releases.merge_static(str(place / "collected"), build.layout.union)
+        releases.take_static(str(place / "collected"))
 
 
 @pytest.mark.parametrize("name", ["builds", "builds/20260106T000000Z-0a1b2c3d0a.log"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -25,6 +26,19 @@ from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.release.state import State
 
 ONE, TWO, THREE, FOUR, FIVE = ("2026010%dT000000Z-%s" % (day, str(day) * 10) for day in (1, 2, 3, 4, 5))
+
+
+@contextlib.contextmanager
+def limited(size):
+    """Let this process write no file that is larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("runuser"),
     reason="a release is unpacked as another user, which only root can do",
@@ -325,47 +339,84 @@ def below(folder):
     )
 
 
-def test_the_union_keeps_the_files_of_old_pages(layout, tmp_path):
-    for name, files in (
-        ("one", {"css/site.aaa.css": "1", "css/site.css": "1", "staticfiles.json": "1"}),
-        ("two", {"css/site.bbb.css": "2", "css/site.css": "2", "staticfiles.json": "2"}),
-    ):
+@pytest.fixture
+def publish(layout, state, add):
+    """A function that adds a release with static files and, where it is live, publishes them."""
+
+    def publish(name, files, status="live"):
+        add(name, status)
         for path, text in files.items():
-            write(str(tmp_path / name), path, text)
-        releases.merge_static(str(tmp_path / name), layout.union)
+            write(os.path.join(layout.release(name), "static"), path, text)
+        releases.publish_static(layout, state)
+
+    return publish
+
+
+def content(layout, path):
+    return Path(layout.union, path).read_text(encoding="utf-8")
+
+
+def test_static_files_of_releases_that_have_served_stay_published(layout, publish):
+    publish(ONE, {"css/site.aaa.css": "1", "css/site.css": "1", "staticfiles.json": "1"})
+    publish(TWO, {"css/site.bbb.css": "2", "css/site.css": "2", "staticfiles.json": "2"})
     assert below(layout.union) == ["css/site.aaa.css", "css/site.bbb.css", "css/site.css"]
-    with open(os.path.join(layout.union, "css/site.css"), encoding="utf-8") as stream:
-        assert stream.read() == "2"
+    assert content(layout, "css/site.css") == "2"
 
 
-def test_a_file_that_is_the_same_is_not_written_again(layout, tmp_path):
-    write(str(tmp_path / "one"), "a.css", "1")
-    releases.merge_static(str(tmp_path / "one"), layout.union)
+def test_a_file_that_is_the_same_is_not_written_again(layout, state, publish):
+    publish(ONE, {"a.css": "1"})
+    publish(TWO, {"a.css": "1"})
     node = os.stat(os.path.join(layout.union, "a.css")).st_ino
-    releases.merge_static(str(tmp_path / "one"), layout.union)
+    releases.publish_static(layout, state)
     assert os.stat(os.path.join(layout.union, "a.css")).st_ino == node
 
 
-def test_static_files_can_be_read_by_the_web_server_whatever_the_umask_is(layout, tmp_path):
-    write(str(tmp_path / "one"), "css/a.css", "1")
-    os.chmod(tmp_path / "one/css/a.css", 0o600)
-    before = os.umask(0o027)
+def test_a_release_that_did_not_pass_leaves_nothing_published(layout, state, add, publish):
+    """Its hashed names may be those of an earlier release, with other content."""
+    publish(ONE, {"site.aaa.js": "good", "css": "file"})
+    add(TWO, "ready")
+    for path, text in {"site.aaa.js": "evil", "site.bbb.js": "evil", "css/new.css": "evil"}.items():
+        write(os.path.join(layout.release(TWO), "static"), path, text)
+    releases.publish_static(layout, state)
+    assert below(layout.union) == ["css", "site.aaa.js"] and content(layout, "site.aaa.js") == "good"
+    releases.publish_static(layout, state, TWO)
+    assert below(layout.union) == ["css/new.css", "site.aaa.js", "site.bbb.js"]
+    state.set_status(TWO, "bad", "its gate")
+    releases.publish_static(layout, state)
+    assert below(layout.union) == ["css", "site.aaa.js"] and content(layout, "site.aaa.js") == "good"
+
+
+def test_static_files_can_be_read_by_the_web_server_whatever_the_umask_is(layout, state, publish):
+    before = os.umask(0o077)
     try:
-        releases.merge_static(str(tmp_path / "one"), layout.union)
+        publish(ONE, {"css/a.css": "1"})
+        static = os.path.join(layout.release(ONE), "static")
+        releases.take_static(static)
     finally:
         os.umask(before)
-    for top in (layout.union, str(tmp_path / "one")):
+    for top in (layout.union, static):
         assert os.stat(os.path.join(top, "css/a.css")).st_mode & 0o777 == 0o644
     assert os.stat(os.path.join(layout.union, "css")).st_mode & 0o777 == 0o755
 
 
-def test_static_files_of_no_retained_release_leave_the_union(layout, add):
-    add(ONE)
-    write(os.path.join(layout.release(ONE), "static"), "css/a.css", "1")
-    for path in ("css/a.css", "css/gone.css", "css/a.css.new"):
+def test_static_files_of_no_retained_release_are_removed(layout, state, publish):
+    publish(ONE, {"css/a.css": "1"})
+    for path in ("css/gone.css", "css/.a.css.new", "old/gone.css"):
         write(layout.union, path, "1")
-    releases.prune_union(layout)
-    assert below(layout.union) == ["css/a.css"]
+    releases.publish_static(layout, state)
+    assert below(layout.union) == ["css/a.css"] and os.listdir(layout.union) == ["css"]
+
+
+@pytest.mark.parametrize("limit", ["STATIC_BYTES", "STATIC_FILES"])
+def test_static_files_are_bounded_before_root_copies_them(tmp_path, monkeypatch, limit):
+    """A sparse file costs the application nothing."""
+    for name in ("a.js", "b.js"):
+        write(str(tmp_path), name, "x")
+    os.truncate(tmp_path / "b.js", 1 << 40 if limit == "STATIC_BYTES" else 1)
+    monkeypatch.setattr(releases, "STATIC_FILES", 1 if limit == "STATIC_FILES" else 2)
+    with limited(256 << 20), pytest.raises(releases.BuildError, match="b.js|a.js"):
+        releases.take_static(str(tmp_path))
+    assert sum(os.stat(tmp_path / name).st_blocks for name in os.listdir(tmp_path)) < 64
 
 
 # ------------------------------------------------------------------------------------------------------------ building
@@ -648,6 +699,30 @@ def test_a_command_that_is_not_there_and_an_environment_that_is_not_there(code):
     os.unlink(os.path.join(code.path, "env"))
     with pytest.raises(releasecode.ReleaseCodeError, match="the environment of release .* cannot be read"):
         code.run(["python", "-c", ""])
+
+
+@needs_root
+def test_the_command_of_a_hook_is_in_no_argument_of_its_unit(code, public_dir, monkeypatch):
+    """Everybody may read them, and the journal has the description."""
+    shutil.copytree(code.path, public_dir / "release", symlinks=True)
+    subprocess.run(("chmod", "-R", "a+rX", str(public_dir)), check=True)
+    words = []
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda argv, **more: words.append(argv) or start(argv, **more))
+    command = 'read -r line; echo "$line: a\'b $(id -un) $((6 * 7))"\nenv | grep -c COMMAND; exit 3'
+    with open(os.path.join(code.path, "env")) as stream:
+        done = releasecode.ReleaseCode(str(public_dir / "release"), "nobody").shell(command, stdin=stream)
+    assert done == (3, 'DB_PASSWORD="gehe\\"im": a\'b nobody 42\n0\n', "")
+    assert "id -un" not in " ".join(words[0])
+    assert [word for word in words[0] if word.startswith("--description=")] == ["--description=ShiftMaster: code"]
+
+
+@needs_root
+def test_a_signal_that_ended_a_command_is_named(public_dir):
+    """The kernel's for memory, for example: the command itself has printed nothing."""
+    done = releasecode.run_as("nobody", ["/bin/sh", "-c", "exit 255"], {}, str(public_dir))
+    assert done.rc == 255 and "shiftmaster_build_memory_max" in done.stderr
+    assert releasecode.run_as("nobody", ["/bin/sh", "-c", "exit 3"], {}, str(public_dir)).stderr == ""
 
 
 @needs_root

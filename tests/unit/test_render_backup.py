@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import datetime
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -97,6 +98,32 @@ def test_pgbackrests_server_has_no_way_out_by_proc():
         assert "RemoveIPC" not in unit
 
 
+def test_pgbackrests_server_fills_nothing_of_its_host():
+    for unit in (server(**REMOTE), server(backup_keeper=False, backup_tls_peer="keeper")):
+        mounted = {value.split(":")[0]: value.split(":")[1].split(",") for value in unit["TemporaryFileSystem"]}
+        assert set(mounted) == {"/run", "/run/shiftmaster-pgbackrest", "/tmp", "/dev/shm"} and "ro" in mounted["/run"]
+        assert all({"size=1M", "nr_inodes=64"} < set(options) for options in mounted.values())
+        # One of the host would be mounted in its place.
+        assert unit["PrivateTmp"][-1] == "no" and "RuntimeDirectory" not in unit
+        assert {"MemoryMax", "TasksMax", "LimitFSIZE", "TimeoutStopSec"} < set(unit)
+    guard = ["/usr/local/sbin/shiftmaster-backup", "guard", "read", "/backups/pgbackrest/archive"]
+    assert server(backup_dir="/backups", **REMOTE)["ExecStart"] == [*guard, "/usr/bin/pgbackrest", "server"]
+
+
+def test_the_receiver_of_wal_leaves_room():
+    text = render("backup", "wal.service.j2", inventory_hostname="h", backup_dir="/backups", **REMOTE)
+    (command,) = re.findall(r"^ExecStart=(.*\n.*)$", text, re.MULTILINE)
+    words = command.replace("\\\n", "").split()
+    assert words[:4] == ["/usr/local/sbin/shiftmaster-backup", "guard", "wait", "/backups/wal"]
+    assert words[4].endswith("/pg_receivewal") and "--directory=/backups/wal" in words
+    assert {"MemoryMax=1G", "TasksMax=16", "LimitFSIZE=32M"} < set(text.splitlines())
+
+
+def test_what_another_host_sends_does_not_use_up_the_memory():
+    text = render("backup", "backup.service.j2", __backup_instance="", inventory_hostname="h")
+    assert {"MemoryMax=50%", "OOMPolicy=continue"} < set(text.splitlines())
+
+
 def test_a_unit_for_each_run_tells_of_being_killed():
     text = render("backup", "backup.service.j2", __backup_instance=" %i", inventory_hostname="h")
     assert "ExecStart=/usr/local/sbin/shiftmaster-backup run %i" in text
@@ -115,7 +142,14 @@ def test_the_unit_of_each_step_of_a_restore_is_confined(tmp_path, step):
     template = tmp_path / "properties.j2"
     template.write_text("{{ __backup_restore_properties | join('|') }}")
     lines = render("backup", template, backup_restore_step=step, backup_dir="/backups").strip().split("|")
-    for line in ("NoNewPrivileges=yes", "SystemCallFilter=@system-service", "RestrictNamespaces=yes", "UMask=0077"):
+    for line in (
+        "MemoryMax=50%",
+        "OOMPolicy=continue",
+        "NoNewPrivileges=yes",
+        "SystemCallFilter=@system-service",
+        "RestrictNamespaces=yes",
+        "UMask=0077",
+    ):
         assert line in lines
     (bound,) = [line for line in lines if line.startswith("CapabilityBoundingSet=")]
     assert not {"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"} & set(bound.split("=")[1].split())
@@ -123,6 +157,23 @@ def test_the_unit_of_each_step_of_a_restore_is_confined(tmp_path, step):
     anywhere = step in ("files", "configuration")
     assert ("ProtectSystem=strict" in lines, "PrivateTmp=yes" in lines) == (not anywhere, not anywhere)
     assert "ReadWritePaths=-/backups" in lines
+
+
+@pytest.mark.parametrize(
+    ("variables", "users"),
+    [
+        ({}, ["shiftmaster-verify"]),
+        ({"backup_databases": []}, []),
+        (REMOTE, ["shiftmaster-verify"]),
+        ({"backup_keeper": False, "backup_tls_peer": "keeper", "backup_repository_host": "keeper"}, ["pgbackrest"]),
+    ],
+)
+def test_a_restored_server_has_a_user_of_its_own_where_backups_are_verified(tmp_path, variables, users):
+    template = tmp_path / "users.j2"
+    template.write_text("{{ __backup_needs.users | to_json }}")
+    found = json.loads(render("backup", template, **{"backup_databases": ["shiftmaster"], **variables}))
+    assert [user["name"] for user in found] == users
+    assert all(user["group"] == user["name"] and user["shell"] == "/usr/sbin/nologin" for user in found)
 
 
 def test_units_of_runs_know_where_figures_go_and_do_not_pile_up():

@@ -105,6 +105,48 @@ def test_what_a_job_says_wins():
     assert "basic_auth" not in job
 
 
+def application_job():
+    wiring = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
+    (job,) = (job for job in wiring["__monitoring_jobs"] if job["name"] == "shiftmaster")
+    return config(
+        prometheus_jobs=[dict(job, targets=[])], monitoring_application_metrics=wiring["monitoring_application_metrics"]
+    )["scrape_configs"][0]
+
+
+def test_what_the_application_shows_is_limited():
+    job = application_job()
+    assert job["honor_labels"] is False
+    limits = {"sample_limit", "label_limit", "label_name_length_limit", "label_value_length_limit", "body_size_limit"}
+    assert limits <= job.keys() and job["body_size_limit"] == "32MB"
+
+
+def test_the_application_cannot_stand_for_a_host_or_another_job():
+    """Every series of rules and dashboards that it may show is its own, or is asked for by its job."""
+    (rule,) = application_job()["metric_relabel_configs"]
+    assert (rule["action"], rule["source_labels"]) == ("keep", ["__name__"])
+    kept = re.compile(rule["regex"])
+    package = "".join(
+        path.read_text() for path in (ROOT / "shiftmaster_monitoring/shiftmaster_monitoring").glob("*.py")
+    )
+    own = {name for name in re.findall(r'"(shiftmaster_[a-z_]+)"', package) if kept.fullmatch(name)}
+    queries = [path.read_text(encoding="utf-8") for path in (ROOT / "monitoring/rules").glob("*.yml")]
+    for path in (ROOT / "monitoring/dashboards").glob("*.json"):
+        queries += re.findall(r'"expr": ("(?:[^"\\]|\\.)*")', path.read_text(encoding="utf-8"))
+    used = re.findall(r"\b([a-z][a-z0-9]*_[a-z0-9_]+)(\{[^}]*\})?", "\n".join(queries))
+    assert {"pg_up", "shiftmaster_release_info", "shiftmaster_backup_failed"} <= {name for name, _labels in used}
+    foreign = {
+        name
+        for name, labels in used
+        if kept.fullmatch(name)
+        and re.sub("_(bucket|sum|count)$", "", name) not in own
+        and 'job="shiftmaster"' not in labels.replace("\\", "")
+        and not name.startswith("django_")
+    }
+    assert foreign == set()
+    for name in ("up", "probe_success", "node_load1", "shiftmaster_backup_failed", "shiftmaster:slo", "ALERTS"):
+        assert not kept.fullmatch(name)
+
+
 def test_without_tls_no_authority_is_named():
     (job,) = config(prometheus_jobs=[dict(NODE, scheme="http")])["scrape_configs"]
     assert "tls_config" not in job

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils.shiftmaster.release import releasecode
+from ansible.module_utils.shiftmaster.release import cutover, releasecode
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
@@ -27,7 +27,8 @@ def trusted(value):
 
 
 def render(template, **variables):
-    known = {"ansible_managed": "Ansible managed", "ansible_facts": {"processor_vcpus": 2}}
+    facts = {"processor_vcpus": 2, "distribution_major_version": "13"}
+    known = {"ansible_managed": "Ansible managed", "ansible_facts": facts}
     for part in ("defaults", "vars"):
         known |= yaml.safe_load((ROLE / part / "main.yml").read_text(encoding="utf-8"))
     loader = DataLoader()
@@ -74,18 +75,62 @@ def test_who_counts_errors_can_read_gunicorns_log():
     assert "\nExecStartPost=-+/usr/bin/systemd-tmpfiles --create /etc/tmpfiles.d/shiftmaster.conf\n" in text
 
 
+def settings(text):
+    """(name, value) of each line of a unit."""
+    return {tuple(line.split("=", 1)) for line in text.splitlines() if re.match(r"[A-Z]\w+=", line)}
+
+
 @pytest.mark.parametrize("kind", ["code", "build"])
 def test_what_a_release_brings_runs_in_the_sandbox_of_its_units(kind):
     """The drop-in is found by the beginning of a transient unit's name, which releasecode.py gives it."""
-    service = unit("shiftmaster-web@.service.j2")[0]["Service"]
-    transient = unit("transient.conf.j2", kind=kind)[0]["Service"]
-    lines = [line.partition("=")[0] for line in render("sandbox.j2").splitlines() if "=" in line]
-    assert len(lines) > 20
+    sandbox = settings(render("sandbox.j2"))
+    service = settings(render("shiftmaster-web@.service.j2"))
+    transient = settings(render("transient.conf.j2", kind=kind))
+    assert len(sandbox) > 20
+    assert sandbox <= service and sandbox <= transient
+    # With several values the last one counts, or each of them.
+    added = {name for name, _value in transient - sandbox} & {name for name, _value in sandbox}
     weaker = {"MemoryDenyWriteExecute"} if kind == "build" else {"ReadWritePaths"}
-    for name in set(lines) - weaker - {"SystemCallFilter"}:
-        assert transient[name] == service[name], name
+    assert added == weaker | {"InaccessiblePaths"}
     assert f"/etc/systemd/system/shiftmaster-{kind}-.service.d/sandbox.conf" in (ROLE / "vars/main.yml").read_text()
     assert '"shiftmaster-%s-%d-%d.service"' in Path(releasecode.__file__).read_text()
+
+
+def test_a_unit_of_a_release_is_bounded():
+    """Its memory, that of /dev/shm included, its processes, the size of a file; and the host's journal from it."""
+    more = {"shiftmaster_build_memory_max": "3G", "shiftmaster_file_size_max": "5G"}
+    for kind in ("code", "build"):
+        found = settings(render("transient.conf.j2", kind=kind, **more))
+        assert {("MemoryMax", "3G"), ("TasksMax", "1024"), ("LimitFSIZE", "5G"), ("LimitCORE", "0")} <= found
+        assert {("PrivateIPC", "yes"), ("InaccessiblePaths", "-/run/systemd/notify")} <= found
+        assert ("TemporaryFileSystem", "/dev/shm:mode=1777,size=64M,nosuid,nodev,noexec") in found
+    for kind in ("web", "worker", "beat"):
+        found = dict(settings(render(f"shiftmaster-{kind}@.service.j2", **more)))
+        assert found["LimitFSIZE"] == "5G" and found["MemoryMax"] in ("1G", "512M")
+        assert "/run/systemd/journal" in found["InaccessiblePaths"] and int(found["LogRateLimitBurst"]) <= 1000
+
+
+@pytest.mark.parametrize("debian", ["12", "13"])
+def test_code_of_a_release_cannot_stop_the_services(debian):
+    """They have one user. systemd 252 ignores PrivatePIDs= with a warning; there they go on when the code has ended."""
+    facts = {"distribution_major_version": debian}
+    found = dict(settings(render("transient.conf.j2", kind="code", ansible_facts=facts)))
+    assert ("PrivatePIDs" in found) is (debian == "13")
+    assert ("--signal=CONT" in found.get("ExecStopPost", "")) is (debian == "12")
+
+
+def test_limits_of_stops_fit_into_each_other():
+    """shiftmasterctl stops beat, worker and web one after the other."""
+    more = {"shiftmaster_web_timeout_seconds": 500, "shiftmaster_celery_stop_timeout_seconds": 40}
+    limits = {
+        kind: int(dict(settings(render(f"shiftmaster{kind}.service.j2", **more)))["TimeoutStopSec"])
+        for kind in ("", "-web@", "-worker@", "-beat@")
+    }
+    options = json.loads(render("cutover.json.j2", **more))
+    assert (options["web_stop_seconds"], options["worker_stop_seconds"]) == (limits["-web@"], limits["-worker@"])
+    total = sum(cutover.stop_seconds(options, kind) for kind in ("web", "worker", "beat"))
+    assert limits["-beat@"] < cutover.stop_seconds(options, "beat")
+    assert limits[""] >= total + 60
 
 
 @pytest.mark.parametrize("queues, option", [([], ""), (["a", "b"], "-Q a,b")])

@@ -149,6 +149,15 @@ def test_a_copy_that_is_not_whole_leaves_nothing(tools, options, tool, text):
     assert os.listdir(options["folder"]) == [".lock"]
 
 
+def test_a_list_of_contents_is_not_read_without_end(tools, options, monkeypatch):
+    """The application can make any number of objects."""
+    monkeypatch.setattr(dump, "OUTPUT_BYTES", 1 << 20, raising=False)
+    tools("pg_restore", "case \"$*\" in *--list*) yes '3; 1259 1 TABLE public ward x' | head -c 9000000;; esac\n")
+    with pytest.raises(dump.DumpError, match="more than 1 MiB"):
+        take(options)
+    assert os.listdir(options["folder"]) == [".lock"]
+
+
 def test_a_dump_that_hangs_is_ended(tools, options):
     tools("pg_dump", "sleep 61\n")
     started = time.monotonic()
@@ -322,6 +331,18 @@ def test_a_restore_that_fails_commits_nothing(tools, options, copy, tool, text, 
     with pytest.raises(dump.DumpError, match="the database is as it was: .*" + words):
         put_back(options)
     assert "COMMIT" not in sql(tools)
+
+
+def test_notices_of_a_function_fill_no_file(tools, options, copy):
+    asked = "*server_version_num*) echo '170005 1000 17.5';; *rolsuper*) echo f;; *nspname*) ;;"
+    flood = 'yes \'NOTICE:  x\' | head -c 9000000 >&2; stat -L -c %s /proc/$$/fd/2 >"$(dirname "$0")/sql"'
+    tools(
+        "psql",
+        f"case \"$*\" in {asked} *) cat >/dev/null; {flood}; echo 'psql: ERROR:  at the end' >&2; exit 3;; esac\n",
+    )
+    with pytest.raises(dump.DumpError, match="at the end"):
+        put_back(options)
+    assert int(sql(tools)) < 1 << 20
 
 
 def test_a_restore_that_hangs_as_it_commits_does_not_say_that_nothing_was_changed(tools, options, copy):

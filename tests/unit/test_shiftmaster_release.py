@@ -167,13 +167,13 @@ def test_options_of_the_module_reach_the_cutover(site):
         "active", release="2.0", celery_application="app", celery_queues=["q"], beat=False, fleet=True, user="u",
         health={"path": "/h", "host": "h", "attempts": 2, "delay_seconds": 3, "timeout_seconds": 4,
         "worker_seconds": 5},
-        drain_grace_seconds=6, drain_limit_seconds=7, worker_stop_seconds=8, log_folder="/logs",
+        drain_grace_seconds=6, drain_limit_seconds=7, worker_stop_seconds=8, web_stop_seconds=9, log_folder="/logs",
     )  # fmt: skip
     assert site.options == {
         "user": "u", "celery_application": "app", "celery_queues": ["q"], "beat": False, "fleet": True,
         "health_path": "/h", "health_host": "h", "gate_attempts": 2, "gate_delay_seconds": 3.0,
         "gate_timeout_seconds": 4.0, "worker_gate_seconds": 5, "drain_grace_seconds": 6.0, "drain_limit_seconds": 7.0,
-        "worker_stop_seconds": 8, "hooks": [], "run_id": "run-1", "who": "me",
+        "worker_stop_seconds": 8, "web_stop_seconds": 9, "hooks": [], "run_id": "run-1", "who": "me",
         "logs": ["/logs/error.log", "/logs/app.log", site.layout.shared + "/logs/*.log"],
     }  # fmt: skip
 
@@ -436,7 +436,7 @@ def test_pruning_removes_what_the_plan_says_and_the_union_behind_it(site, monkey
     monkeypatch.setattr(
         module.releases, "prune_plan", lambda _layout, _state, keep, applied: plans.append((keep, applied)) or [OLD]
     )
-    monkeypatch.setattr(module.releases, "prune_union", unions.append)
+    monkeypatch.setattr(module.releases, "publish_static", lambda *words: unions.append(words))
     assert site.run("pruned", check_mode=True, keep=2)["removed"] == [OLD] and os.path.isdir(site.layout.release(OLD))
     result = site.run("pruned", keep=2, applied_migrations=["a.0001"])
     assert result["changed"] and plans[-1] == (2, ["a.0001"]) and not os.path.exists(site.layout.release(OLD))

@@ -624,6 +624,28 @@ HOSTILE_TREES = {
 }
 
 
+def test_a_small_repository_that_unpacks_to_many_files_is_refused(look, repository, monkeypatch):
+    """Each level names the one below ten times."""
+    monkeypatch.setattr(source, "OUTPUT_BYTES", 1 << 20, raising=False)
+    tree = tree_of(repository, (FILE, b"f", blob_of(repository, b"x")))
+    for _level in range(5):
+        tree = tree_of(repository, *((TREE, b"%d" % number, tree) for number in range(10)))
+    hostile(repository, (TREE, b"a", tree))
+    with pytest.raises(source.SourceError, match="1 MiB"):
+        look("hostile")
+    assert look("2.0.0")["kind"] == "tag"
+
+
+def test_a_small_repository_that_unpacks_to_large_files_is_refused(look, repository, monkeypatch, tmp_path):
+    monkeypatch.setattr(source, "SOURCE_BYTES", 32 << 20, raising=False)
+    blob = blob_of(repository, bytes(20 << 20))
+    hostile(repository, (FILE, b"a", blob), (FILE, b"b", blob))
+    with pytest.raises(source.SourceError, match="40 MiB"):
+        look("hostile", archive=True)
+    assert not list((tmp_path / "cache").rglob("*.tar"))
+    assert look("hostile", archive=True, exclude=["b"])["archive"]
+
+
 @pytest.mark.parametrize("checked", [True, False], ids=["as it arrives", "in an old copy"])
 @pytest.mark.parametrize("made", HOSTILE_TREES.values(), ids=HOSTILE_TREES)
 def test_a_hostile_tree_is_rejected(look, repository, monkeypatch, made, checked):

@@ -284,31 +284,35 @@ def test_a_folder_without_wheels_is_said(collect, tmp_path, state):
 # ------------------------------------------------------------------------------------------------------- the controller
 
 
-def test_the_controller_fetches_and_builds_what_has_no_wheel(collect, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "line",
+    ["pure==1.0", "pure==1.0\n--pre --no-binary :all:", "pure==1.0\n--only-binary :none:", "pure --no-binary=pure",
+     "pure ; python_version > '3' --no-binary pure", "pure==1.0 {hash}", "pure==1.0 {hash} --no-binary=:all:",
+     "pure==1.0 {hash} '--no-binary' :all:", "beta\n'--no-binary' :all:\npure"],
+)  # fmt: skip
+def test_code_of_a_package_never_runs_on_the_controller(collect, tmp_path, monkeypatch, line):
     """A folder of this machine's own configuration stands in for the index."""
-    index = tmp_path / "index"
+    index, ran = tmp_path / "index", tmp_path / "ran"
     wheel(index, "beta", "2.0")
-    sdist(index, "pure", "1.0")
+    line = line.replace("{hash}", hashed(sdist(index, "pure", "1.0", code=f"open({str(ran)!r}, 'w').close()")))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    found = collect(
-        {"requirements.txt": "beta\npure==1.0\n"}, source="controller", folder=None,
-        environment={"PIP_FIND_LINKS": str(index), "PIP_NO_BUILD_ISOLATION": "0"},
-    )  # fmt: skip
-    assert names(found) == ["beta", "pure"]
+    given = {"source": "controller", "folder": None}
+    with pytest.raises(wheels.WheelsError, match="of: pure|not allowed on the controller|no wheel can stand for"):
+        collect({"requirements.txt": f"{line}\n"}, environment={"PIP_FIND_LINKS": str(index)}, **given)
+    assert not ran.exists()
+    found = collect({"requirements.txt": "beta\n"}, environment={"PIP_FIND_LINKS": str(index)}, **given)
+    assert names(found) == ["beta"]
 
 
-def test_with_hashes_nothing_is_built(collect, tmp_path, monkeypatch):
-    index = tmp_path / "index"
-    line = "pure==1.0 " + hashed(sdist(index, "pure", "1.0"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(wheels.WheelsError, match="of: pure==1.0; .* would not have the hash"):
-        collect({"requirements.txt": line}, source="controller", environment={"PIP_FIND_LINKS": str(index)})
+def test_requirements_that_fill_the_memory_are_refused(collect, folder):
+    with pytest.raises(wheels.WheelsError, match="larger than"):
+        collect({"requirements.txt": "#" * (wheels.REQUIREMENTS_BYTES + 1)})
 
 
-def sdist(folder, name, version):
+def sdist(folder, name, version, code=""):
     """Write a source distribution that builds itself, without any other package; returns its path."""
     backend = (
-        "import zipfile\n"
+        f"{code}\nimport zipfile\n"
         "def build_wheel(folder, config_settings=None, metadata_directory=None):\n"
         f"    file, info = '{name}-{version}-py3-none-any.whl', '{name}-{version}.dist-info'\n"
         "    with zipfile.ZipFile(folder + '/' + file, 'w') as archive:\n"

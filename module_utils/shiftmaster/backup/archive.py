@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+from typing import Iterator
 
 from ..release.state import write_json
 from . import wal
@@ -27,27 +29,60 @@ def gapped(host: Host, stanza, timeline: int) -> list:
 
 def _found(host: Host, stanza, timeline: int, proven: str, damaged: list) -> tuple:
     """Return (problems, number of missing segments, when the newest one came)."""
-    database = stanza.current_database(1)
     found, gaps, newest = [], 0, None
-
-    def ask(*words: str) -> str:
-        return host.pgbackrest("pgbackrest %s" % words[0], *words, restore=True).stdout
-
-    for folder in [one.id for one in stanza.archives if one.repo == 1 and one.database_id == database.id]:
-        place = "archive/%s/%s" % (host.stanza, folder)
-        listed = ask("repo-ls", place, "--recurse", "--output=json")
-        histories = {
-            int(name[:8], 16): ask("repo-get", "%s/%s" % (place, name))
-            for name in json.loads(listed)
-            if re.match(r"[0-9A-F]{8}\.history$", name)
-        }
-        held = wal.archive(listed, histories)
-        backups = [one for one in stanza.of(1) if one.database_id == database.id]
+    for folder, held in _held(host, stanza):
+        backups = _backups(stanza)
         reaches = wal.reaches(held, backups, timeline, proven, damaged)
         found += wal.judge(held, reaches, folder, proven).problems
         gaps += wal.gap_count(reaches)
         newest = max(filter(None, [newest, wal.newest_time(held)]), default=None)
     return found, gaps, newest
+
+
+def _held(host: Host, stanza) -> Iterator[tuple]:
+    """Yield (folder, what it holds) of each archive of today's database."""
+    database = stanza.current_database(1)
+
+    def query(*words: str) -> str:
+        return host.pgbackrest("pgbackrest %s" % words[0], *words, restore=True).stdout
+
+    for one in stanza.archives:
+        if one.repo == 1 and database and one.database_id == database.id and one.last:
+            place = "archive/%s/%s" % (host.stanza, one.id)
+            listed = query("repo-ls", place, "--recurse", "--output=json")
+            histories = {
+                int(name[:8], 16): query("repo-get", "%s/%s" % (place, name))
+                for name in json.loads(listed)
+                if re.match(r"[0-9A-F]{8}\.history$", name)
+            }
+            yield one.id, wal.archive(listed, histories)
+
+
+def _backups(stanza) -> list:
+    database = stanza.current_database(1)
+    return [one for one in stanza.of(1) if database and one.database_id == database.id]
+
+
+def last_segment(host: Host, stanza, label: str) -> str:
+    """Return the last segment of the WAL behind a backup, "" where there is none."""
+    backup = stanza.backup(label)
+    return max((wal.last_of(held, backup) for _folder, held in _held(host, stanza)), default="")
+
+
+def lacking(host: Host, stanza, names: list) -> list:
+    """Return those of these segments that the archive lacks and a backup may need.
+
+    Each is looked for by its name: the database host can add a segment of another timeline, whose name comes after all.
+    """
+    held = {place for _folder, found in (_held(host, stanza) if names else ()) for place in found.segments}
+    first = min((wal.place_of(one.wal_start).number for one in _backups(stanza)), default=0)
+    found = []
+    for name in names:
+        with contextlib.suppress(wal.WalError):
+            place = wal.place_of(name[:24])
+            if place not in held and place.number >= first:
+                found.append(name)
+    return found
 
 
 def manifests(host: Host, stanza) -> list:

@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -27,6 +26,10 @@ OPTIONS = "/etc/shiftmaster-backup/options.json"
 STATE = "/var/lib/shiftmaster-backup"
 RUN = "/run/shiftmaster-backup"
 POSTGRES = "postgres"
+# Of what another host sends at a request for paths or for its lock, and of rows of the database that is saved.
+ANSWER_BYTES, ROWS_BYTES = 1 << 20, 64 << 20
+# How long a query of it may take; the longest counts every row.
+QUERY_SECONDS = 3600
 # restic's, of a store that it asks again and again.
 _ATTEMPT = re.compile(r"^.* returned error, retrying after \S+: ")
 # restic says of a file that it could not write also that it has no owner and no times.
@@ -215,7 +218,10 @@ class Host:
         return base
 
     def ask(self, sql: str, name: str = "", timeout: float = 0) -> list:
-        """Ask the database that is saved; returns rows of texts."""
+        """Query the database that is saved, whose host may be an attacker's; returns rows of texts.
+
+        psql holds what it is sent: the unit's MemoryMax bounds that, and only then are bytes counted here.
+        """
         done = self.run(
             "asking database %s" % (name or self.database["name"]),
             os.path.join(self.bin, "psql"),
@@ -227,7 +233,8 @@ class Host:
             "\x1f",
             env=self.environment(name),
             stdin=sql,
-            timeout=timeout,
+            timeout=timeout or QUERY_SECONDS,
+            limit=ROWS_BYTES,
         )
         return rows_of(done.stdout)
 
@@ -309,17 +316,3 @@ def make_folder(path: str, mode: int) -> None:
     """Have a folder with exactly this mode, whatever the umask is."""
     os.makedirs(path, exist_ok=True)
     os.chmod(path, mode)
-
-
-@contextlib.contextmanager
-def scratch(host: Host, name: str):
-    """A folder of postgres for a restore that is thrown away; what a killed run has left goes first."""
-    path = os.path.join(host.options["scratch"], name)
-    shutil.rmtree(path, ignore_errors=True)
-    make_folder(host.options["scratch"], 0o711)
-    os.mkdir(path, mode=0o700)
-    shutil.chown(path, POSTGRES, POSTGRES)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

@@ -77,6 +77,10 @@ def of_archive(archive: tarfile.TarFile) -> Iterator[Entry]:
             int(member.mtime * 10**9), member.linkname, lambda content=content: archive.extractfile(content),
             content.size,
         )  # fmt: skip
+    # tarfile takes the end of a file that was cut off, and a damaged header, for the end of the archive.
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
+        raise PlaceError("the archive has no end: it was cut off, or is damaged")
 
 
 def _from_root(name: str) -> str:
@@ -92,11 +96,25 @@ def _is_above(path: str, tops: Iterable[str]) -> bool:
     return any(is_below(top, [path]) for top in tops)
 
 
-def check(entries: Iterable[Entry], paths: Iterable[str], free: float = float("inf")) -> None:
+def _is_same_link(path: str, target: str) -> bool:
+    try:
+        return os.readlink(path) == target
+    except OSError:
+        return False
+
+
+def check(
+    entries: Iterable[Entry],
+    paths: Iterable[str],
+    free: float = float("inf"),
+    tops: Iterable[str] = (),
+    count: int = 0,
+) -> None:
     """Reject all of it where something of it was not asked for, or is neither file, directory nor link.
 
     A path that appears twice, and one below a file or a link, are rejected, too.
-    free: how many bytes there is room for.
+    free: how many bytes there is room for. tops: paths that a later restore follows where they are links, so none of
+    them becomes one. count: how many files and links there are at least.
     """
     found = []
     for entry in entries:
@@ -107,8 +125,13 @@ def check(entries: Iterable[Entry], paths: Iterable[str], free: float = float("i
             raise PlaceError("%s was not asked for" % entry.path)
         if not (stat.S_ISREG(entry.mode) or stat.S_ISDIR(entry.mode) or stat.S_ISLNK(entry.mode)):
             raise PlaceError("%s is no file, directory or link" % entry.path)
+        if stat.S_ISLNK(entry.mode) and entry.path in tops and not _is_same_link(entry.path, entry.target):
+            raise PlaceError("%s is a link in the backup, and none on this host" % entry.path)
         if is_below(entry.path, paths):
             found.append((entry.path, stat.S_ISDIR(entry.mode)))
+    there = sum(not is_directory for _path, is_directory in found)
+    if there < count:
+        raise PlaceError("there are %d files and links of %d" % (there, count))
     # Sorted by components, what is below a path follows it.
     found.sort(key=lambda one: one[0].replace("/", "\0"))
     for (path, is_directory), (following, _) in itertools.pairwise(found):

@@ -7,15 +7,20 @@ was written before it must be there, every page and index must be well, and ever
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import pwd
 import re
+import shlex
+import stat
+import subprocess
 import time
 from typing import NamedTuple
 
 from ..host import points, safe_files
 from ..host.sql import SAFE_SEARCH_PATH, quoted, rows_of
-from . import verdicts
-from .host import BackupError, Host, scratch, tail
+from . import sandbox, verdicts
+from .host import BackupError, Host, make_folder, tail
 
 # Recovery refuses to run with less of these than the primary had.
 SETTINGS = {
@@ -54,8 +59,51 @@ WHERE relkind IN ('r', 'm', 't') AND pg_relation_size(c.oid) % current_setting('
 """
 
 
-# Of a server's log.
+# Of a server's log, and of what a client of it writes.
 LOG_BYTES = 64 << 20
+READY = "database system is ready to accept connections"
+# The database host chooses settings, libraries and SQL of the server that is started here; for a dump the application
+# does. What they run has the rights of this user, in a file system with the scratch directory alone.
+USER = "shiftmaster-verify"
+CONFINED = [
+    "User=" + USER,
+    "BindReadOnlyPaths=/usr/bin:/bin",
+    "BindReadOnlyPaths=/etc/passwd /etc/group",
+    "KillSignal=SIGKILL",
+    "MemoryMax=25%",
+    "PrivateTmp=no",
+    "TasksMax=512",
+    "TemporaryFileSystem=/tmp:mode=1777,size=64M",
+    *sandbox.NO_NETWORK,
+]
+# The server and its clients. Those that read the repository have a capability, so the server cannot read their memory.
+WITHOUT_RIGHTS = [
+    "CapabilityBoundingSet=",
+    "RestrictSUIDSGID=yes",
+    "SystemCallFilter=~@privileged process_vm_readv process_vm_writev",
+]
+READING = [*sandbox.READER, "AmbientCapabilities=CAP_DAC_READ_SEARCH"]
+PGBACKREST = "Environment=PGBACKREST_LOCK_PATH=/tmp PGBACKREST_LOG_LEVEL_FILE=off"
+# Gets WAL for the server, which has neither the repository nor its passphrase: it writes the name of a file of WAL and
+# reads 0 where that is in the directory. Arguments: that directory, the one of received WAL, the words of pgBackRest.
+GET_WAL = """
+to=$1 received=$2
+shift 2
+while read -r name; do
+    case $name in
+        ????????.history | ????????????????????????) ;;
+        *) exit 1 ;;
+    esac
+    case ${name%.history} in
+        *[!0-9A-F]*) exit 1 ;;
+    esac
+    rm -f "$to"/*
+    "$@" archive-get "$name" "$to/$name" >&2 || cp "$received/$name" "$to/$name" 2> /dev/null ||
+        cp "$received/$name.partial" "$to/$name" 2> /dev/null
+    echo $?
+done
+"""
+_counter = itertools.count(1)
 
 
 class Table(NamedTuple):
@@ -132,40 +180,156 @@ def bounds(before: Table, after: tuple) -> tuple:
     return (before.rows - (deleted - before.deleted), before.rows + (inserted - before.inserted))
 
 
+def recovery_settings(arguments) -> dict:
+    """PostgreSQL's settings for pgBackRest's arguments of the recovery (target.choose())."""
+    given = dict(word[2:].partition("=")[::2] for word in arguments)
+    settings = {}
+    if "target" in given:
+        settings["recovery_target_" + given["type"]] = given["target"]
+    elif "type" in given:
+        settings["recovery_target"] = given["type"]
+    if "target-exclusive" in given:
+        settings["recovery_target_inclusive"] = "off"
+    for name in ("target-action", "target-timeline"):
+        if name in given:
+            settings["recovery_" + name.replace("-", "_")] = given[name]
+    return settings
+
+
+def restore_command(directory: str) -> str:
+    """How the server gets WAL; see GET_WAL."""
+    return 'echo %%f; read -r code; [ "$code" = 0 ] && cp %s/%%f "%%p"' % shlex.quote(directory.replace("%", "%%"))
+
+
 class Server:
-    """A PostgreSQL of postgres alone, in a scratch folder, that nobody reaches by network."""
+    """A PostgreSQL in a scratch directory. Whatever it runs has no rights and reaches nothing else (USER)."""
 
-    def __init__(self, host: Host, data: str, port: int):
-        self.host, self.data, self.port = host, data, port
-        self.sockets = os.path.dirname(data)
+    def __init__(self, host: Host, folder: str):
+        self.host, self.folder, self.port = host, folder, host.options["scratch_port"]
+        entry = pwd.getpwnam(USER)
+        self._owner = entry.pw_uid, entry.pw_gid
+        self.data, self.tablespaces, self.sockets, self.wal = (
+            os.path.join(folder, name) for name in ("data", "tablespaces", "sockets", "wal")
+        )
+        for path in (self.data, self.tablespaces, self.sockets, self.wal):
+            safe_files.make_directory(path, 0o700, *self._owner)
+        # Root's: the server reads the one and writes to the other by a descriptor.
+        self.config, self._log = os.path.join(folder, "config"), os.path.join(folder, "server.log")
+        make_folder(self.config, 0o755)
+        self._children = []
 
-    def control(self, name: str) -> str:
-        done = self.host.as_postgres("pg_controldata", os.path.join(self.host.bin, "pg_controldata"), self.data)
-        found = re.search(r"^%s:\s+(.*)$" % re.escape(name), done.stdout, re.M)
-        if not found:
-            raise BackupError("pg_controldata does not say %s" % name)
-        return found.group(1).strip()
+    # -- commands ----------------------------------------------------------------------------------------------------
 
-    def start(self, seconds: float) -> None:
-        """Start it and wait until it has recovered."""
+    def _words(self, unit: str, command, read=(), write=(), more=()) -> list:
+        # systemd would fill in variables.
+        return [
+            *sandbox.words(unit, [*CONFINED, *more], read, write),
+            *(word.replace("$", "$$") for word in command),
+        ]  # fmt: skip
+
+    def run(self, what: str, *command: str, read=(), write=(), more=WITHOUT_RIGHTS, **options):
+        """Run a command to its end where it has these paths of the host alone."""
+        unit = _unit_name()
+        words = self._words(unit, command, read, write, more)
+        return self.host.run_unit(what, unit, *words, limit=LOG_BYTES, **options)
+
+    def client(self, what, program, *arguments, user="postgres", write=(), more=WITHOUT_RIGHTS, **options):
+        """Run a program of PostgreSQL that connects to the server; see run()."""
+        values = {"PGHOST": self.sockets, "PGPORT": self.port, "PGUSER": user, "PGOPTIONS": SAFE_SEARCH_PATH}
+        env = ["Environment=%s" % sandbox.quoted("%s=%s" % item) for item in values.items()]
+        command = (os.path.join(self.host.bin, program), *arguments)
+        return self.run(what, *command, write=[self.sockets, *write], more=[*more, *env], **options)
+
+    def ask(self, sql: str, name: str = "postgres", timeout: float = 0) -> list:
+        words = ("-XqAt", "-w", "-v", "ON_ERROR_STOP=1", "-F", "\x1f", "-d", name)
+        return rows_of(self.client("querying the restored database", "psql", *words, stdin=sql, timeout=timeout).stdout)
+
+    def _pgbackrest(self) -> list:
+        options = self.host.options
+        return [
+            "/usr/bin/pgbackrest", "--stanza=%s" % self.host.stanza, "--config=%s" % options["restore_config"],
+            "--pg1-path=%s" % self.data,
+        ]  # fmt: skip
+
+    def _repository(self) -> list:
+        return [os.path.join(self.host.folder, "pgbackrest"), self.host.options["restore_config"]]
+
+    # -- its data ----------------------------------------------------------------------------------------------------
+
+    def fetch(self, label: str, *arguments: str) -> None:
+        """Restore a backup into the directory of data."""
+        self.run(
+            "restoring into a scratch directory",
+            *self._pgbackrest(), *(["--set=%s" % label] if label else []),
+            "--tablespace-map-all=%s" % self.tablespaces, "--process-max=%d" % self.host.options["process_max"],
+            # It warns that the files belong to another user than in the backup.
+            "--log-level-console=error", *arguments, "restore",
+            read=self._repository(), write=[self.data, self.tablespaces],
+            # pgBackRest 2.45 gives a file to the owner that it has.
+            more=[*READING, PGBACKREST, "SystemCallFilter=@chown"],
+        )  # fmt: skip
+        try:
+            self._check_tree()
+        except (OSError, RecursionError) as error:
+            raise BackupError("the restored directory cannot be read: %s" % error)
+
+    def _check_tree(self) -> None:
+        """Reject links that lead elsewhere, and what is no file."""
+        for place, directories, names, descriptor in safe_files.walk(self.data):
+            for name in [*directories, *names]:
+                kind = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
+                if stat.S_ISLNK(kind) and os.path.basename(place) == "pg_tblspc":
+                    target = os.readlink(name, dir_fd=descriptor)
+                    if os.path.normpath(target) == target and os.path.dirname(target) == self.tablespaces:
+                        continue
+                elif stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+                    continue
+                raise BackupError(
+                    "the backup holds %r, which is no file, directory or tablespace" % os.path.join(place, name)
+                )
+
+    def create(self) -> None:
+        """Make an empty cluster."""
+        self.run(
+            "making a scratch server", os.path.join(self.host.bin, "initdb"), "--pgdata", self.data, "--encoding=UTF8",
+            "--username=postgres", "--locale=C.UTF-8", "--no-sync", write=[self.data],
+        )  # fmt: skip
+
+    def _control(self) -> dict:
+        """The settings without which recovery refuses to run."""
+        done = self.run("pg_controldata", os.path.join(self.host.bin, "pg_controldata"), self.data, read=[self.data])
+        found = {name: re.search(r"^%s: +(\d{1,9})$" % text, done.stdout, re.M) for name, text in SETTINGS.items()}
+        if not all(found.values()):
+            raise BackupError("pg_controldata does not print %s" % ", ".join(n for n, one in found.items() if not one))
+        return {name: one.group(1) for name, one in found.items()}
+
+    # -- its run -----------------------------------------------------------------------------------------------------
+
+    def start(self, seconds: float, settings=None, received: str = "") -> None:
+        """Start it and wait until it has recovered. settings: of the recovery; None where there is none."""
+        paths = {name: os.path.join(self.config, name) for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")}
         for name, text in (
             ("postgresql.conf", ""),
-            # root too: it alone may read what it loads.
             ("pg_hba.conf", "local all postgres,loader peer map=own\n"),
-            ("pg_ident.conf", "own postgres postgres\nown root postgres\nown root loader\n"),
+            ("pg_ident.conf", "own {0} postgres\nown {0} loader\n".format(USER)),
         ):
-            # In a directory of postgres, who could put links in their place.
-            safe_files.write(os.path.join(self.data, name), text.encode(), 0o600, *_owner(self.sockets))
-        values = {name: self.control(text) for name, text in SETTINGS.items()}
+            safe_files.write(paths[name], text.encode(), 0o644)
+        values = self._control()
+        # What ALTER SYSTEM has set on the primary, and pgBackRest for the recovery.
+        safe_files.write(os.path.join(self.data, "postgresql.auto.conf"), b"", 0o600, *self._owner)
         values.update(
             port=str(self.port),
             listen_addresses="",
             unix_socket_directories=self.sockets,
-            config_file=os.path.join(self.data, "postgresql.conf"),
-            hba_file=os.path.join(self.data, "pg_hba.conf"),
-            ident_file=os.path.join(self.data, "pg_ident.conf"),
+            config_file=paths["postgresql.conf"],
+            hba_file=paths["pg_hba.conf"],
+            ident_file=paths["pg_ident.conf"],
             shared_preload_libraries="",
-            # The unit of a run allows no memory that is written and executed.
+            session_preload_libraries="",
+            dynamic_shared_memory_type="mmap",
+            # It accepts connections once it has recovered.
+            hot_standby="off",
+            # The sandbox allows no memory that is written and executed.
             jit="off",
             shared_buffers="64MB",
             ssl="off",
@@ -179,103 +343,112 @@ class Server:
         if int(self.host.database["version"]) >= 17:
             # One on login would run in each session of a superuser.
             values["event_triggers"] = "off"
-        # On the command line: there they win over what ALTER SYSTEM has set on the primary.
-        words = " ".join("-c %s='%s'" % item for item in sorted(values.items()))
-        log = os.path.join(self.sockets, "server.log")
+        if settings is not None:
+            values.update(settings, restore_command=restore_command(self.wal))
+        command = [os.path.join(self.host.bin, "postgres"), "-D", self.data]
+        command += [word for item in sorted(values.items()) for word in ("-c", "%s=%s" % item)]
+        self._launch(command, received if settings is not None else None)
         try:
-            self.host.as_postgres(
-                "starting the restored database",
-                os.path.join(self.host.bin, "pg_ctl"), "--pgdata", self.data, "--log", log, "--wait",
-                "--timeout", str(int(seconds)), "--options", words, "start",
-                timeout=seconds + 30,
-            )  # fmt: skip
-            deadline = time.monotonic() + seconds
-            # It accepts connections before it has reached the end.
-            while self.ask("SELECT pg_is_in_recovery()") != [["f"]]:
-                if time.monotonic() > deadline:
-                    raise BackupError("the restored database did not end its recovery within %d s" % seconds)
-                time.sleep(0.3)
+            self._wait(seconds)
         except BackupError as error:
-            raise BackupError("%s (%s)" % (error, self.said(log)))
+            raise BackupError("%s (%s)" % (error, self._reason()))
+
+    def _launch(self, command: list, received) -> None:
+        """Start the server, and next to it what gets WAL (received is not None); each ends with the other's pipes."""
+        runtime = "RuntimeMaxSec=%d" % (4 * self.host.options["timeout_seconds"])
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(open(self._log, "xb", opener=lambda *words: os.open(*words, 0o600)))
+            requests, responses = (os.pipe() for _ in range(2))
+            for descriptor in (*requests, *responses):
+                stack.callback(os.close, descriptor)
+
+            def launch(words, read, write, more, stdin, stdout):
+                unit = _unit_name()
+                words = self._words(unit, words, read, write, [*more, runtime])
+                child = subprocess.Popen(
+                    words, cwd="/", stdin=stdin, stdout=stdout, stderr=log, start_new_session=True
+                )  # fmt: skip
+                self._children.append((unit, child))
+
+            launch(
+                command, [self.config, self.wal], [self.data, self.tablespaces, self.sockets],
+                [*WITHOUT_RIGHTS, "LimitFSIZE=2G", "MemoryMax=50%"],
+                responses[0], requests[1],
+            )  # fmt: skip
+            if received is not None:
+                launch(
+                    ["/usr/bin/sh", "-c", GET_WAL, "sh", self.wal, received, *self._pgbackrest()],
+                    [self.data, *self._repository(), *([received] if received else [])], [self.wal],
+                    [*READING, PGBACKREST], requests[0], responses[1],
+                )  # fmt: skip
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while READY not in self.log_text():
+            if any(child.poll() is not None for _unit, child in self._children):
+                raise BackupError("the restored database does not come up")
+            if time.monotonic() > deadline:
+                raise BackupError("the restored database did not end its recovery within %d s" % seconds)
+            time.sleep(0.2)
 
     def log_text(self) -> str:
-        # In a directory of postgres, who could put a link in its place.
-        return safe_files.read_tail(os.path.join(self.sockets, "server.log"), LOG_BYTES).decode("utf-8", "replace")
+        return safe_files.read_tail(self._log, LOG_BYTES).decode("utf-8", "replace")
 
-    @staticmethod
-    def said(log: str) -> str:
+    def _reason(self) -> str:
         """What the server gave as its reason."""
-        with contextlib.suppress(OSError):
-            telling = re.compile(r"FATAL|PANIC|ERROR|invalid|unrecognized|could not")
-            text = safe_files.read_tail(log, LOG_BYTES).decode("utf-8", "replace")
-            return tail("\n".join(line for line in text.splitlines() if telling.search(line)), 3)
-        return "it has no log"
-
-    def ask(self, sql: str, name: str = "postgres", timeout: float = 0) -> list:
-        done = self.host.as_postgres(
-            "asking the restored database",
-            os.path.join(self.host.bin, "psql"), "-XqAt", "-w", "-v", "ON_ERROR_STOP=1", "-F", "\x1f",
-            "-h", self.sockets, "-p", str(self.port), "-d", name,
-            stdin=sql, timeout=timeout, env=dict(os.environ, PGOPTIONS=SAFE_SEARCH_PATH),
-        )  # fmt: skip
-        return rows_of(done.stdout)
+        telling = re.compile(r"FATAL|PANIC|ERROR|invalid|unrecognized|could not|[Ff]ailed")
+        return tail("\n".join(line for line in self.log_text().splitlines() if telling.search(line)), 3)
 
     def stop(self) -> None:
-        with contextlib.suppress(BackupError):
-            self.host.as_postgres(
-                "stopping the restored database",
-                os.path.join(self.host.bin, "pg_ctl"), "--pgdata", self.data, "--mode", "immediate", "stop",
-                timeout=60,
-            )  # fmt: skip
+        """End it with everything that it has started."""
+        for unit, child in self._children:
+            child.kill()
+            child.wait()
+            with contextlib.suppress(BackupError):
+                self.host.run("stopping the restored database", "systemctl", "stop", unit, timeout=60, fine=range(256))
+
+
+def _unit_name() -> str:
+    return "shiftmaster-backup-verify-%d-%d.service" % (os.getpid(), next(_counter))
 
 
 @contextlib.contextmanager
-def running(host: Host, data: str):
-    """The server of a folder of data, started, recovered, and stopped at the end."""
-    server = Server(host, data, host.options["scratch_port"])
+def scratch(host: Host, name: str):
+    """A server that is yet to be made in a scratch directory. What a killed run has left is removed first."""
+    folder = os.path.join(host.options["scratch"], name)
+    safe_files.remove_tree(folder)
+    make_folder(host.options["scratch"], 0o711)
+    os.mkdir(folder)
+    os.chmod(folder, 0o711)
     try:
-        server.start(host.options["recovery_timeout_seconds"])
-        yield server
+        server = Server(host, folder)
+        try:
+            yield server
+        finally:
+            server.stop()
     finally:
-        server.stop()
+        safe_files.remove_tree(folder)
 
 
 @contextlib.contextmanager
-def restored(host: Host, name: str, *arguments: str, label: str = ""):
-    """A backup in a scratch folder, recovered as the arguments say and running; all of it is removed at the end."""
-    with scratch(host, name) as folder:
-        data = os.path.join(folder, "data")
-        os.mkdir(data, 0o700)
-        os.chown(data, *_owner(folder))
-        host.pgbackrest(
-            "restoring into a scratch folder",
-            "--pg1-path=%s" % data,
-            *(["--set=%s" % label] if label else []),
-            "--archive-mode=off",
-            "--tablespace-map-all=%s" % os.path.join(folder, "tablespaces"),
-            "--process-max=%d" % host.options["process_max"],
-            *arguments,
-            "restore",
-            restore=True,
-        )
-        with running(host, data) as server:
-            yield server
+def restored(host: Host, name: str, *arguments: str, label: str = "", received: str = ""):
+    """A backup in a scratch directory, recovered as the arguments require and running; all of it is removed at the end.
+
+    received: a directory of WAL that the archive lacks.
+    """
+    with scratch(host, name) as server:
+        server.fetch(label, *arguments)
+        server.start(host.options["recovery_timeout_seconds"], recovery_settings(arguments), received)
+        yield server
 
 
 @contextlib.contextmanager
 def empty(host: Host, name: str):
-    """A new server in a scratch folder; all of it is removed at the end."""
-    with scratch(host, name) as folder:
-        data = os.path.join(folder, "data")
-        made = (os.path.join(host.bin, "initdb"), "--pgdata", data, "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync")
-        host.as_postgres("making a scratch server", *made)
-        with running(host, data) as server:
-            yield server
-
-
-def _owner(path: str) -> tuple:
-    found = os.stat(path)
-    return found.st_uid, found.st_gid
+    """A new server in a scratch directory; all of it is removed at the end."""
+    with scratch(host, name) as server:
+        server.create()
+        server.start(host.options["recovery_timeout_seconds"])
+        yield server
 
 
 def check_pages(host: Host, server: Server) -> str:
@@ -283,11 +456,9 @@ def check_pages(host: Host, server: Server) -> str:
     torn = server.ask(SHORT_SQL)
     if torn:
         raise BackupError("the restored database is damaged: %s" % torn[0][0])
-    done = host.as_postgres(
-        "pg_amcheck",
-        os.path.join(host.bin, "pg_amcheck"), "--all", "--heapallindexed", "--install-missing", "--no-password",
-        "--progress", "--jobs", str(host.options["process_max"]), "--host", server.sockets, "--port", str(server.port),
-        fine=range(256),
+    done = server.client(
+        "pg_amcheck", "pg_amcheck", "--all", "--heapallindexed", "--install-missing", "--no-password",
+        "--progress", "--jobs", str(host.options["process_max"]), fine=range(256),
     )  # fmt: skip
     found = verdicts.amcheck(done.returncode, done.stdout, done.stderr)
     if not found.good:
@@ -360,17 +531,17 @@ def prove_dumps(host: Host, folder: str, tables: dict) -> str:
         server.ask("CREATE ROLE loader LOGIN")
         for database in tables:
             dump = os.path.join(folder, database)
-            listed = host.run("reading the dump", os.path.join(host.bin, "pg_restore"), "--list", dump).stdout
+            # Root alone may read it. pg_restore looks for compressed files by access(2), which ignores capabilities.
+            options = {"read": [dump], "more": [*READING, "SecureBits=no-setuid-fixup"]}
+            listed = server.client("reading the dump", "pg_restore", "--list", dump, **options).stdout
             # What the application has written into its database (an index's function, a materialized view) runs while
             # it is loaded: as a login without rights. Only a superuser makes some extensions, so they come first.
             server.ask("CREATE DATABASE %s TEMPLATE template0 OWNER loader" % quoted(database))
             for extension in re.findall(r"^\d+; \d+ \d+ EXTENSION - (\S+)", listed, re.M):
                 server.ask("CREATE EXTENSION IF NOT EXISTS %s SCHEMA public" % quoted(extension), database)
-            # As root, who alone may read it.
-            host.run(
-                "loading the dump of %s" % database,
-                os.path.join(host.bin, "pg_restore"), "--no-owner", "--no-privileges", "--no-tablespaces",
-                "--no-comments", "--exit-on-error", "--jobs=%d" % host.options["process_max"], "--host", server.sockets,
-                "--port", str(server.port), "--username=loader", "--no-password", "--dbname", database, dump,
+            server.client(
+                "loading the dump of %s" % database, "pg_restore", "--no-owner", "--no-privileges", "--no-tablespaces",
+                "--no-comments", "--exit-on-error", "--jobs=%d" % host.options["process_max"],
+                "--no-password", "--dbname", database, dump, user="loader", **options,
             )  # fmt: skip
         return "loaded into a new server, rows of %d tables" % compare_rows(host, server, tables)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from typing import Iterable
 
-from . import catalogue, retention
+from . import archive, catalogue, retention
 from . import manifest as manifests
 from .files import Restic
 from .host import Host
@@ -29,10 +30,12 @@ def proofs(found: list, part: str) -> dict:
 def forget_received(host: Host, stanza) -> None:
     """Remove received segments that the archive has; the receiver goes by its newest, which is never one of them."""
     folder = os.path.join(host.folder, "wal")
-    newest = max((archive.last or "" for archive in stanza.archives), default="")
-    for name in sorted(os.listdir(folder))[:-1] if os.path.isdir(folder) else ():
-        if len(name) == 24 and name <= newest:
-            os.unlink(os.path.join(folder, name))
+    there = os.listdir(folder) if os.path.isdir(folder) else []
+    # By number: the name of one on a new timeline comes after all of the old one.
+    names = [name for name in there if re.fullmatch(r"[0-9A-F]{24}", name)]
+    names = sorted(names, key=lambda name: (name[8:], name))[:-1]
+    for name in set(names) - set(archive.lacking(host, stanza, names)):
+        os.unlink(os.path.join(folder, name))
 
 
 def forget_tables(host: Host) -> list:

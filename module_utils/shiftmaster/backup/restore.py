@@ -17,7 +17,7 @@ import tarfile
 import time
 
 from ..host import points, safe_files
-from . import catalogue, proof, report
+from . import archive, catalogue, proof, report
 from . import manifest as manifests
 from . import place as backup_place
 from .files import Restic, part_of, pulled, sources
@@ -72,7 +72,7 @@ def plan(host: Host, request: dict) -> dict:
             result["database"] = chosen._asdict()
             # Where a segment is missing or damaged, recovery to the end of the archive opens all the same, before it.
             if not chosen.arguments:
-                result["last_segment"] = max((archive.last or "" for archive in stanza.archives), default="")
+                result["last_segment"] = archive.last_segment(host, stanza, chosen.label)
             result["parts"]["database"] = "%s, from backup %s (%s%s)" % (
                 chosen.text, chosen.label, report.sized(chosen.size_bytes),
                 ", its test restore took %d s" % chosen.seconds if chosen.seconds else "",
@@ -121,9 +121,8 @@ def received(host: Host) -> list:
     """Segments that were received and that the archive lacks, the one that was being written among them."""
     folder = os.path.join(host.folder, "wal")
     stanza = catalogue.stanza_of(host.info(), host.stanza)
-    newest = max((archive.last or "" for archive in stanza.archives), default="")
     there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return [name for name in there if SEGMENT.fullmatch(name) and name[:24] > newest]
+    return archive.lacking(host, stanza, [name for name in there if SEGMENT.fullmatch(name)])
 
 
 def pack_received(host: Host, request: dict) -> dict:
@@ -131,11 +130,13 @@ def pack_received(host: Host, request: dict) -> dict:
     names, path = received(host), os.path.join(host.folder, "outgoing", request["id"] + "-wal.tar")
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     host.run("packing WAL", "tar", "--create", "--file", path, "--directory", os.path.join(host.folder, "wal"), *names)
-    return {"restored": "%d segments" % len(names), "archive": path}
+    return {"restored": "%d segments" % len(names), "archive": path, "segments": len(names)}
 
 
-def unpack_received(host: Host, path: str) -> str:
+def unpack_received(host: Host, path: str, count: int = 0) -> str:
     """Unpack the WAL that the backup server has sent, for PostgreSQL to read; returns the directory. The archive goes.
+
+    count: how many segments it holds at least.
 
     That server may be an attacker's. Of the archive only names and contents of segments are used, and the first header
     that is none of a segment ends it: no owner, mode, link, sparse file or extended header is obeyed.
@@ -153,12 +154,12 @@ def unpack_received(host: Host, path: str) -> str:
             if size > free:
                 sizes = (STATE, report.sized(free), report.sized(size))
                 raise BackupError("there is too little room in %s for the received WAL: %s free, %s needed" % sizes)
-            for header in iter(lambda: stream.read(tarfile.BLOCKSIZE), b""):
+            while True:
                 try:
-                    member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+                    member = tarfile.TarInfo.frombuf(stream.read(tarfile.BLOCKSIZE), "ascii", "strict")
                 except tarfile.EOFHeaderError:
                     break
-                # A header that is cut off, is damaged or is of another encoding.
+                # A header that is missing, is cut off, is damaged or is of another encoding.
                 except (tarfile.HeaderError, ValueError):
                     raise BackupError("the received WAL is no archive of segments: a header is damaged")
                 regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
@@ -176,6 +177,8 @@ def unpack_received(host: Host, path: str) -> str:
                     segment.write(content)
                     os.fchown(segment.fileno(), 0, group)
                     os.fchmod(segment.fileno(), 0o640)
+            if len(names) < count:
+                raise BackupError("the received WAL holds %d segments of %d" % (len(names), count))
     except BaseException:
         safe_files.remove_tree(RECEIVED)
         raise
@@ -232,7 +235,8 @@ def database_here(host: Host, request: dict) -> dict:
                 "there is too little room beside %s for the restored database: %s free, %s needed; what is there now "
                 "is kept until you remove it" % (data, report.sized(free), report.sized(chosen.size_bytes * 1.1))
             )
-        received_dir = unpack_received(host, request["received_archive"]) if request.get("received_archive") else ""
+        packed, count = request.get("received_archive"), request.get("received_segments", 0)
+        received_dir = unpack_received(host, packed, count) if packed else ""
         host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
         _mark(data, aside, FETCHING)
         try:
@@ -510,13 +514,11 @@ def _forget_the_recovery(host: Host, data: str) -> None:
 # --- beside it -------------------------------------------------------------------------------------------------------
 
 
-def _beside(host: Host, chosen: Plan) -> tuple:
-    """How far a restore beside the database goes: also through what is not in the archive yet."""
+def _beside(host: Host, chosen: Plan):
+    """The server of a restore beside the database, which goes also through what is not in the archive yet."""
     _archive_until_now(host)
-    if not received(host):
-        return tuple(chosen.arguments)
-    data = os.path.join(host.options["scratch"], "restore", "data")
-    return (*_from_received(host, data, os.path.join(host.folder, "wal")), *chosen.arguments)
+    directory = os.path.join(host.folder, "wal") if received(host) else ""
+    return proof.restored(host, "restore", *chosen.arguments, label=chosen.label, received=directory)
 
 
 def _require_room(host: Host, chosen: Plan) -> None:
@@ -546,7 +548,7 @@ def database_scratch(host: Host, request: dict) -> dict:
     began = time.monotonic()
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
         _require_room(host, chosen)
-        with proof.restored(host, "restore", *_beside(host, chosen), label=chosen.label) as server:
+        with _beside(host, chosen) as server:
             _require_the_end(request, server.log_text())
             done = [proof.check_pages(host, server)]
             for name in host.database["databases"]:
@@ -561,15 +563,16 @@ def _text(name: str) -> str:
 
 @contextlib.contextmanager
 def _folder_of_tables(host: Host, request_id: str):
-    """A folder of postgres for what is taken out; it is not left behind where nothing comes of it."""
+    """A directory for what is taken out, of postgres in the end; it is not left behind where nothing comes of it."""
     folder = os.path.join(host.folder, "tables", request_id)
     make_folder(os.path.dirname(folder), 0o711)
-    os.mkdir(folder, 0o700)
+    user, owner = pwd.getpwnam(proof.USER), pwd.getpwnam("postgres")
+    safe_files.make_directory(folder, 0o700, user.pw_uid, user.pw_gid)
     try:
-        shutil.chown(folder, "postgres", "postgres")
         yield folder
+        safe_files.change_owner(folder, owner.pw_uid, owner.pw_gid)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        safe_files.remove_tree(folder)
         raise
 
 
@@ -584,7 +587,7 @@ def table(host: Host, request: dict) -> dict:
     ):
         path = os.path.join(folder, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))
         _require_room(host, chosen)
-        with proof.restored(host, "restore", *_beside(host, chosen), label=chosen.label) as server:
+        with _beside(host, chosen) as server:
             # Without a schema it is of public, which search_path does not name (sql.SAFE_SEARCH_PATH).
             whole = name if "." in name else "public.%s" % name
             as_written = ".".join('"%s"' % one for one in whole.split("."))
@@ -596,11 +599,9 @@ def table(host: Host, request: dict) -> dict:
             if found[0][1] not in ("r", "p"):
                 raise BackupError("%s of database %s is no table, and has no rows of its own" % (name, database))
             rows = server.ask("SELECT count(*) FROM %s" % found[0][0], database)[0][0]
-            host.as_postgres(
-                "pg_dump of %s" % name,
-                os.path.join(host.bin, "pg_dump"), "--no-password", "--host", server.sockets,
-                "--port", str(server.port), "--format=custom", "--file", path,
-                *["--table=%s" % one[0] for one in found], database,
+            server.client(
+                "pg_dump of %s" % name, "pg_dump", "--no-password", "--format=custom", "--file", path,
+                *["--table=%s" % one[0] for one in found], database, write=[folder],
             )  # fmt: skip
     return {"restored": chosen.text, "file": path, "rows": int(rows), "database": database, "table": name}
 
@@ -650,9 +651,9 @@ def _owners(request: dict) -> dict:
         raise BackupError("this host has no such user: %s" % error)
 
 
-def _put_in_place(staged: str, paths: list, tops: list, owners: dict) -> None:
+def _put_in_place(staged: str, paths: list, tops: list, owners: dict, count: int) -> None:
     try:
-        backup_place.check(backup_place.of_directory(staged), paths)
+        backup_place.check(backup_place.of_directory(staged), paths, tops=tops, count=count)
         backup_place.place(backup_place.of_directory(staged), tops, owners)
     except (backup_place.PlaceError, OSError, RecursionError) as error:
         raise BackupError("the files were not restored: %s" % error)
@@ -693,12 +694,13 @@ def files(host: Host, request: dict, part: str) -> dict:
         # What was typed has to be there; of several parts, each holds some of it.
         if lacking and (asked and list(request.get("parts", ())) == [part] or len(lacking) == len(paths)):
             raise BackupError("the backup holds nothing of %s" % ", ".join(lacking))
-        chosen = {node["path"]: node.get("size", 0) for one in paths for node in of_it(one) if node["type"] != "dir"}
+        chosen = {node["path"]: node for one in paths for node in of_it(one) if node["type"] != "dir"}
+        count = sum(node["type"] in ("file", "symlink") for node in chosen.values())
         kept, staged = "", os.path.join(host.folder, "outgoing", request["id"])
         into = target or staged
         if not target:
             # Packed for another host, it is there twice.
-            needed, free = sum(chosen.values()) * (2 if of else 1), host.free_bytes()
+            needed, free = sum(node.get("size", 0) for node in chosen.values()) * (2 if of else 1), host.free_bytes()
             if free < needed:
                 sizes = (host.folder, report.sized(free), report.sized(needed))
                 raise BackupError("there is too little room in %s for the restored files: %s free, %s needed" % sizes)
@@ -710,6 +712,7 @@ def files(host: Host, request: dict, part: str) -> dict:
         include = ["--include=" + re.sub(r"([\\*?\[\]])", r"\\\1", below + path) for path in paths]
         answer = {
             "restored": "%d files" % len(chosen),
+            "count": count,
             "into": target + below if target else "" if of else "/",
             "kept": kept,
             "paths": paths,
@@ -725,7 +728,8 @@ def files(host: Host, request: dict, part: str) -> dict:
                     "--directory", staged + below, ".",
                 )  # fmt: skip
             elif not target:
-                _put_in_place(staged, paths, [*(options.get("restore_paths") or ()), *options["paths"]], owners)
+                tops = [*(options.get("restore_paths") or ()), *options["paths"]]
+                _put_in_place(staged, paths, tops, owners, count)
         finally:
             if not target:
                 shutil.rmtree(staged, ignore_errors=True)

@@ -36,6 +36,8 @@ PROPERTIES = [
     "SystemCallFilter=@system-service",
     "SystemCallFilter=~@resources",
     "SystemCallErrorNumber=EPERM",
+    # Not the host's: PrivateDevices= leaves that.
+    "TemporaryFileSystem=/dev/shm",
     "UMask=0077",
     # As the unit of a backup: what responds to users goes first.
     "Nice=10",
@@ -88,8 +90,8 @@ def words(unit: str, more: Iterable[str], read: Iterable[str] = (), write: Itera
     os.chmod(ROOT, 0o755)
     lines = ["RootDirectory=" + ROOT, *PROPERTIES, *more]
     lines += ["BindReadOnlyPaths=" + path for path in PROGRAMS]
-    lines += ["BindReadOnlyPaths=" + _quoted(path) for path in read]
-    lines += ["BindPaths=" + _quoted(path) for path in write]
+    lines += ["BindReadOnlyPaths=" + _path(path) for path in read]
+    lines += ["BindPaths=" + _path(path) for path in write]
     parent = own_unit()
     if parent:
         # The command ends with the one that waits for it, however that ends.
@@ -102,10 +104,17 @@ def words(unit: str, more: Iterable[str], read: Iterable[str] = (), write: Itera
         "--collect",
         "--service-type=exec",
         "--unit=" + unit,
+        # Not the command, line by line in the journal.
+        "--description=Command of shiftmaster-backup",
     ]
     return begin + ["--property=" + line for line in lines] + ["--"]
 
 
-def _quoted(path: str) -> str:
+def _path(path: str) -> str:
     optional = path.startswith("-")
-    return '%s"%s"' % ("-" * optional, path[optional:].replace("\\", "\\\\").replace('"', '\\"'))
+    return "-" * optional + quoted(path[optional:])
+
+
+def quoted(text: str) -> str:
+    """Return a text as one word of a property."""
+    return '"%s"' % text.replace("\\", "\\\\").replace('"', '\\"')

@@ -11,6 +11,7 @@ which other one; the segment of that place is on the new timeline too, and is re
 from __future__ import annotations
 
 import bisect
+import contextlib
 import json
 import re
 from typing import Iterable, Mapping, NamedTuple, Optional
@@ -125,7 +126,12 @@ def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, fold
         if segment and segment.group(2):
             partial.append(segment.group(1))
         elif segment:
-            place = place_of(segment.group(1), segment_bytes)
+            # The database host writes here: one name that is none must not keep everything from being restored.
+            try:
+                place = place_of(segment.group(1), segment_bytes)
+            except WalError:
+                odd.append(path)
+                continue
             if place in segments:
                 twice.append(segment.group(1))
             segments[place] = time
@@ -134,9 +140,13 @@ def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, fold
         # What is being written, or was when a host died.
         elif not _ELSE.match(name) and not name.endswith(".pgbackrest.tmp"):
             odd.append(path)
+    read = {}
+    for timeline, text in histories.items():
+        with contextlib.suppress(WalError):  # Told as one that was not read (judge).
+            read[timeline] = history_of(text)
     return Archive(
         segments,
-        {timeline: history_of(text) for timeline, text in histories.items()},
+        read,
         tuple(partial),
         known,
         tuple(twice),
@@ -175,6 +185,23 @@ def _way(held: Archive, begin: Place, stop: Place, timeline: int) -> _Way:
         parts.append((one, first, left - 1))
         first = max(first, left)
     return _Way([*parts, (timeline, first, None)], True, "")
+
+
+def last_of(held: Archive, backup: Backup) -> str:
+    """Return the last segment behind a backup: of its timeline, or of the newest that descends from it; "" for none.
+
+    A timeline whose history does not lead to that of the backup is another database's, or an attacker's.
+    """
+    begin, stop = (place_of(name, held.segment_bytes) for name in (backup.wal_start, backup.wal_stop))
+    ways = [_way(held, begin, stop, timeline) for timeline in sorted(held.histories) if timeline > begin.timeline]
+    parts = next((way.parts for way in reversed(ways) if way.current), [(begin.timeline, begin.number, None)])
+    there = [
+        (place.number, place.timeline)
+        for place in held.segments
+        for timeline, first, last in parts
+        if place.timeline == timeline and first <= place.number <= (place.number if last is None else last)
+    ]
+    return name_of(Place(*max(there)[::-1]), held.segment_bytes) if there else ""
 
 
 def _missing(numbers: list, first: int, last: int) -> list:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -17,6 +18,10 @@ class UnitError(Exception):
     """systemctl refused; str() holds its words."""
 
 
+class UnitTimeoutError(UnitError):
+    """systemctl did not end in time."""
+
+
 def unit(kind: str, colour: str) -> str:
     return "shiftmaster-%s@%s.service" % (kind, colour)
 
@@ -28,10 +33,23 @@ def systemctl(*arguments, timeout: float = 90) -> str:
             ("systemctl",) + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise UnitError("systemctl %s did not end within %d s" % (" ".join(arguments), timeout)) from error
+        raise UnitTimeoutError("systemctl %s did not end within %d s" % (" ".join(arguments), timeout)) from error
     if done.returncode != 0:
         raise UnitError("systemctl %s: %s" % (" ".join(arguments), done.stderr.decode(errors="replace").strip()))
     return done.stdout.decode(errors="replace")
+
+
+def stop(*names, seconds: float) -> None:
+    """Stop units, and kill what still runs after so many seconds.
+
+    systemd's own limit is none for hostile code: a service that notifies it may extend that limit again and again.
+    """
+    try:
+        systemctl("stop", *names, timeout=seconds)
+    except UnitTimeoutError:
+        with contextlib.suppress(UnitError):  # Some of them have ended.
+            systemctl("kill", "--signal=KILL", *names)
+        systemctl("stop", *names, timeout=60)
 
 
 def properties(name: str, *names) -> dict:
@@ -62,6 +80,13 @@ def processes(name: str) -> list:
             except OSError:
                 continue
     return found
+
+
+def resume(*names) -> None:
+    """Let processes of units go on that another process of their user has stopped (SIGSTOP)."""
+    for pid in [pid for name in names for pid in processes(name)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def yield_to_others(name: str, yielding: bool) -> None:

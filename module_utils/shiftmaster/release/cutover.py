@@ -35,6 +35,9 @@ from .state import State, audit
 
 PHASES = ("start", "gate", "quiesce", "switch", "drain", "handover", "watch", "finish", "put_back")
 RUN = "/run/shiftmaster"
+# A unit that has not ended so long after its own limit (TimeoutStopSec=) is killed.
+_KILL_SECONDS = 15
+_BEAT_STOP_SECONDS = 20
 # So long a release that is being proven lets everybody else go first; on a host without a moment to spare no longer.
 YIELD_SECONDS = 15
 
@@ -63,7 +66,7 @@ class Cutover:
     user, celery_application ("" without Celery), beat (whether this host runs beat), fleet (whether other hosts work
     on the same queues: then what fails here gives only its traffic back, and put_back() follows), health_path,
     health_host, gate_attempts, gate_delay_seconds, gate_timeout_seconds, worker_gate_seconds, drain_grace_seconds,
-    drain_limit_seconds, worker_stop_seconds, hooks, logs (patterns of the
+    drain_limit_seconds, web_stop_seconds, worker_stop_seconds (the units' limits), hooks, logs (patterns of the
     application's), run_id, who.
     """
 
@@ -275,6 +278,8 @@ class Cutover:
             )
 
     def _quiesce(self) -> None:
+        # On every host before the traffic of any moves: a page of one asks another one for its static files.
+        releases.publish_static(self.layout, self.state, self._t("to"))
         colour = self._t("from_colour")
         if colour is None or not self.options["celery_application"]:
             return
@@ -379,6 +384,7 @@ class Cutover:
         finally:
             # Also where the tasks are not back: what failed does not go on beside what serves.
             self._stop(self._t("to_colour"), ("beat", "worker", "web"))
+        releases.publish_static(self.layout, self.state)
         self._hooks("after_rollback", source)
         self.timings["put_back"] = round(time.monotonic() - started, 2)
         self._audit("put_back", reason=reason)
@@ -502,7 +508,7 @@ class Cutover:
             return []
         running = self.others()
         if running:
-            systemctl("stop", *running, timeout=self.options["worker_stop_seconds"] + 90)
+            units.stop(*running, seconds=max(stop_seconds(self.options, kind) for kind in units.KINDS))
         return running
 
     def others(self) -> list:
@@ -575,14 +581,18 @@ class Cutover:
             self.notes.append("hook %s (%s): %s" % (done["name"], phase, done["output"] or "done"))
 
     def _stop(self, colour: str, kinds) -> None:
-        """Stop units of a colour and wait; a worker ends warm, within its unit's own time limit."""
+        """Stop units of a colour and wait; a worker ends warm, within its unit's own time limit.
+
+        What they have stopped of the other colour, whose user they share, goes on.
+        """
         for kind in kinds:
             name = unit(kind, colour)
             if units.active_state(name) not in ("inactive", "failed"):
                 # Web processes that are stopped have no traffic any more, but much to clean up.
                 with units.yielding(name, YIELD_SECONDS) if kind == "web" else contextlib.nullcontext():
-                    systemctl("stop", name, timeout=self.options["worker_stop_seconds"] + 90)
+                    units.stop(name, seconds=stop_seconds(self.options, kind))
             systemctl("reset-failed", name) if units.active_state(name) == "failed" else None
+        units.resume(*(unit(kind, other) for other in COLOURS if other != colour for kind in units.KINDS))
 
     def _queue_file(self, colour: str) -> str:
         return os.path.join(RUN, "worker-%s.env" % colour)
@@ -605,7 +615,8 @@ class Cutover:
         answer = self._ask({"op": "consume", "worker": _worker(colour), "queues": queues})
         if not answer["confirmed"]:
             self.notes.append("worker %s did not confirm its queues and was restarted" % _worker(colour))
-            systemctl("restart", unit("worker", colour), timeout=self.options["worker_stop_seconds"] + 90)
+            units.stop(unit("worker", colour), seconds=stop_seconds(self.options, "worker"))
+            systemctl("start", unit("worker", colour))
         self._ask({"op": "cancel", "worker": _worker(colour), "queues": [_canary_queue(colour)]})
 
     def _queues(self, release: Optional[str]) -> list:
@@ -702,6 +713,12 @@ def accept_queue(path: str) -> int:
         if len(fields) > 2 and fields[2].isdigit():
             waiting += int(fields[2])
     return waiting
+
+
+def stop_seconds(options: dict, kind: str) -> int:
+    """Return how long a unit of a kind may take to stop, before it is killed."""
+    limits = {"web": options["web_stop_seconds"], "worker": options["worker_stop_seconds"], "beat": _BEAT_STOP_SECONDS}
+    return limits[kind] + _KILL_SECONDS
 
 
 def wanted_units(options: dict, colour: str) -> list:

@@ -39,6 +39,11 @@ _BOOTSTRAP = (
     "import json, sys;"
     " exec(compile(json.loads(sys.stdin.readline()), 'shiftmaster-driver', 'exec'), {'__name__': '__main__'})"
 )
+# The command itself is in the environment.
+_SHELL = ("/bin/sh", "-c", 'command=$SHIFTMASTER_COMMAND; unset SHIFTMASTER_COMMAND; eval "$command"')
+# The code of systemd-run for a unit that a signal has ended.
+_SIGNALLED = 255
+_SIGNALLED_HINT = "a signal ended it; the kernel kills what takes more memory than shiftmaster_build_memory_max"
 _counter = itertools.count(1)
 
 
@@ -124,7 +129,9 @@ class Process:
                     *("ReadWritePaths=" + path for path in writable),
                 ]
                 words = [*SYSTEMD_RUN, "--quiet", "--pipe", "--wait", "--collect", "--service-type=exec"]
-                words += ["--unit=" + self.unit, *("--property=" + line for line in properties), "--"]
+                # By default the description is the command.
+                words += ["--unit=" + self.unit, "--description=ShiftMaster: " + kind]
+                words += [*("--property=" + line for line in properties), "--"]
                 # systemd would fill in variables.
                 argv = words + [word.replace("$", "$$") for word in argv]
                 env, cwd = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}, "/"
@@ -195,7 +202,8 @@ def run_as(
         raise
     finally:
         process.close()
-    return Completed(process.child.returncode, stdout.text(), process.stderr.text())
+    hint = "\n%s\n" % _SIGNALLED_HINT if process.unit and process.child.returncode == _SIGNALLED else ""
+    return Completed(process.child.returncode, stdout.text(), process.stderr.text() + hint)
 
 
 def matches(value, shape) -> bool:
@@ -261,6 +269,10 @@ class ReleaseCode:
         source = os.path.join(self.path, "source")
         return run_as(self.user, argv, self.environ(extra_env), source, timeout=timeout, **process)
 
+    def shell(self, command: str, extra_env=None, **options) -> Completed:
+        """Run a command of the site, which may hold a secret."""
+        return self.run(_SHELL, extra_env=dict(extra_env or {}, SHIFTMASTER_COMMAND=command), **options)
+
     def manage(self, arguments, **options) -> Completed:
         """Run Django's command line; works also where the source has no manage.py."""
         return self.run(["python", "-m", "django"] + list(arguments), **options)
@@ -322,6 +334,8 @@ class Driver:
             % (
                 "did not answer within %d seconds" % timeout
                 if self._child.poll() is None
+                else _SIGNALLED_HINT
+                if self._child.wait() == _SIGNALLED
                 else "ended with code %d and without an answer" % self._child.wait(),
                 self._output() or "none",
             )

@@ -18,6 +18,7 @@ import json
 import os
 import pwd
 import re
+import shutil
 import stat
 import subprocess
 import time
@@ -34,6 +35,10 @@ SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|KEY|URL|DSN|CREDENTIAL", re.I
 # What a build adds to the environment that it was given.
 OWN_ENVIRONMENT = ("SHIFTMASTER_RELEASE", "SHIFTMASTER_VERSION", "PYTHONPATH", "STATIC_ROOT")
 _KEPT_LOGS = 30
+_BLOCK = 1 << 20
+# What root copies of a release's static files at most; a sparse file costs the application nothing, its copy does.
+STATIC_BYTES, STATIC_FILES = 2 << 30, 50_000
+REQUIREMENTS_BYTES = 4 << 20
 # A cache that all builds could write to, of hosts that were set up before 2026-12.
 _OLD_PIP_CACHE = "/var/cache/shiftmaster/pip"
 # Run by the build's user in its own tree: links in it lead root nowhere.
@@ -378,7 +383,7 @@ class Build:
             self._code("collect the static files (manage.py collectstatic)", ["collectstatic", "--no-input", "-v", "0"])
         static = os.path.join(self.path, "static")
         _seal(static, self.spec["user"])
-        merge_static(static, self.layout.union)
+        take_static(static)
 
     def hooks(self) -> None:
         run_hooks(self.path, self.spec["hooks"], "after_build", self.spec["build_user"], "build", self._built)
@@ -391,7 +396,12 @@ class Build:
     def finish(self) -> None:
         source, requirements = os.path.join(self.path, "source"), b""
         if self.spec["requirements_file"]:
-            requirements = safe_files.read_bytes(os.path.join(source, self.spec["requirements_file"]), beneath=source)
+            path = os.path.join(source, self.spec["requirements_file"])
+            requirements = safe_files.read_bytes(path, REQUIREMENTS_BYTES + 1, beneath=source)
+            if len(requirements) > REQUIREMENTS_BYTES:
+                raise BuildError(
+                    "%s is larger than %d MiB" % (self.spec["requirements_file"], REQUIREMENTS_BYTES >> 20)
+                )
         os.sync()
         # The last step: with its manifest it is a release, also where this run is killed at once.
         write_json(
@@ -434,33 +444,81 @@ def _seal(path: str, owner: str) -> None:
         raise BuildError("%s cannot be part of a release: %s" % (error.filename, error.strerror)) from error
 
 
-def merge_static(source: str, union: str) -> None:
-    """Add a release's static files to the union that pages of older releases still ask for.
+def take_static(top: str) -> None:
+    """Make a release's static files new files of root: the application may have those that it wrote still open.
 
-    A hashed name's content never changes; of an unhashed one the union keeps the newest, for nginx serves the
-    current release's own file first. The manifest of hashed names (staticfiles.json) stays with its release.
-    Raises BuildError for a link: the web server would serve what it leads to.
+    Raises BuildError for a link, since the web server would serve what it leads to, and beyond STATIC_BYTES and
+    STATIC_FILES.
     """
-    for relative, directories, files, descriptor in safe_files.walk(source, beneath=source):
-        target = os.path.normpath(os.path.join(union, relative))
-        os.close(safe_files.open_directory(target, 0o755, beneath=union))
+    size = count = 0
+    for relative, directories, files, descriptor in safe_files.walk(top, beneath=top):
         for name in directories + files:
             if stat.S_ISLNK(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
                 raise BuildError("static file %s is a symbolic link" % os.path.normpath(os.path.join(relative, name)))
         for name in files:
+            path = os.path.normpath(os.path.join(relative, name))
             with os.fdopen(safe_files.open_in(descriptor, name), "rb") as stream:
-                content = stream.read()
-            # A new file: the application may have the one that it wrote still open.
-            safe_files.write(os.path.normpath(os.path.join(source, relative, name)), content, 0o644, beneath=source)
-            if name == "staticfiles.json":
-                continue
-            there = os.path.join(target, name)
-            try:
-                same = safe_files.read_bytes(there, beneath=union) == content
-            except OSError:
-                same = False
-            if not same:
-                safe_files.write(there, content, 0o644, beneath=union)
+                size, count = size + os.fstat(stream.fileno()).st_size, count + 1
+                if size > STATIC_BYTES or count > STATIC_FILES:
+                    raise BuildError(
+                        "more than %d MiB or %d files are no static files of an application; the last one counted is %s"
+                        " (collectstatic gathers STATICFILES_DIRS and each application's static/)"
+                        % (STATIC_BYTES >> 20, STATIC_FILES, path)
+                    )
+                with safe_files.replacing(os.path.join(top, path), 0o644, beneath=top) as fresh:
+                    shutil.copyfileobj(stream, fresh, _BLOCK)
+
+
+def publish_static(layout: Layout, state: State, target: Optional[str] = None) -> None:
+    """Have the published tree hold the static files of the releases that have served, and of target, and nothing else.
+
+    Pages that were loaded before a switch ask for files of the release that rendered them. nginx looks in the active
+    release first, so that here the newest release's file stands for a name that several have. The manifest of hashed
+    names (staticfiles.json) stays with its release.
+    """
+    wanted, directories = {}, set()
+    for name in reversed(layout.names()):
+        if not state.was_live(name) and name not in (layout.current(), target):
+            continue
+        top = os.path.join(layout.release(name), "static")
+        with contextlib.suppress(FileNotFoundError):
+            for relative, _directories, files, _descriptor in safe_files.walk(top, beneath=top):
+                for file in files:
+                    path = os.path.normpath(os.path.join(relative, file))
+                    parents = {path[: at.start()] for at in re.finditer("/", path)}
+                    # What is a directory in one release and a file in another is what it is in the newest.
+                    if file != "staticfiles.json" and path not in directories and not parents & wanted.keys():
+                        wanted.setdefault(path, top)
+                        directories |= parents
+    for parent, _directories, files in os.walk(layout.union, topdown=False):
+        for file in files:
+            if os.path.relpath(os.path.join(parent, file), layout.union) not in wanted:
+                os.unlink(os.path.join(parent, file))
+        if parent != layout.union and not os.listdir(parent):
+            os.rmdir(parent)
+    for path, top in sorted(wanted.items()):
+        there = os.path.join(layout.union, path)
+        os.close(safe_files.open_directory(os.path.dirname(there), 0o755, beneath=layout.union))
+        try:
+            stream = os.fdopen(safe_files.open_file(os.path.join(top, path), beneath=top), "rb")
+        except safe_files.UnsafePathError:
+            continue  # A link in a release that was built before links were rejected.
+        with stream:
+            if not _is_content(stream, there, layout.union):
+                stream.seek(0)
+                with safe_files.replacing(there, 0o644, beneath=layout.union) as fresh:
+                    shutil.copyfileobj(stream, fresh, _BLOCK)
+
+
+def _is_content(stream, path: str, beneath: str) -> bool:
+    """Whether a file is there and has a stream's content."""
+    try:
+        with os.fdopen(safe_files.open_file(path, beneath=beneath), "rb") as other:
+            if os.fstat(other.fileno()).st_size != os.fstat(stream.fileno()).st_size:
+                return False
+            return all(block == other.read(_BLOCK) for block in iter(lambda: stream.read(_BLOCK), b""))
+    except FileNotFoundError:
+        return False
 
 
 def run_hooks(release_path: str, hooks, phase: str, user: str, kind: str = "code", writable=()) -> list:
@@ -477,8 +535,8 @@ def run_hooks(release_path: str, hooks, phase: str, user: str, kind: str = "code
         own = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} if hook.get("user") else {}
         place = (kind, writable) if code.user == user else ("hook", ())
         try:
-            done = code.run(
-                ["/bin/sh", "-c", hook["command"]],
+            done = code.shell(
+                hook["command"],
                 timeout=hook.get("timeout_seconds") or 300,
                 extra_env=own,
                 kind=place[0],
@@ -566,16 +624,3 @@ def prune_plan(layout: Layout, state: State, keep: int, applied=None) -> list:
             continue
         allowed.append(name)
     return allowed
-
-
-def prune_union(layout: Layout) -> None:
-    """Remove from the union of static files what no retained release has."""
-    wanted = set()
-    for name in layout.names():
-        root = os.path.join(layout.release(name), "static")
-        for folder, _folders, files in os.walk(root):
-            wanted.update(os.path.relpath(os.path.join(folder, item), root) for item in files)
-    for folder, _folders, files in os.walk(layout.union):
-        for item in files:
-            if os.path.relpath(os.path.join(folder, item), layout.union) not in wanted:
-                os.unlink(os.path.join(folder, item))

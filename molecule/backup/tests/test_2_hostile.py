@@ -1,10 +1,14 @@
-"""The application attacks the backup of its host: by links that it exchanges, by views, by names that are no text."""
+"""The application attacks the backup of its host: by links that it exchanges, by views, by names that are no text.
+
+And whoever has taken over the database host attacks the test restore on the backup server.
+"""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from support import wait_for
 
 MEDIA = "/var/www/shiftmaster/shared/media"
 RESTIC = "restic -r /var/backups/shiftmaster/restic -p /etc/shiftmaster-backup/restic.password"
@@ -104,3 +108,88 @@ def test_a_file_whose_name_is_no_text_is_compared(backups, first):
         assert compared == total or int(total) > 200, json.dumps(what)
     finally:
         backups.shell(f'rm "{path}"')
+
+
+# ------------------------------------------------------------------------------------------- a hostile database host
+
+# An index whose function runs programs as a superuser, where pg_amcheck computes it in the restored database.
+TRAP = r"""
+CREATE TABLE output (line text);
+CREATE FUNCTION run() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE found text;
+BEGIN
+    IF current_setting('data_directory') LIKE '%/scratch/%' THEN
+        COPY public.output FROM PROGRAM 'exec 2> /dev/null; id -un; setsid sleep 1000 > /dev/null < /dev/null &
+for place in PLACES; do touch $place/gained && echo wrote $place; done;
+cat /etc/shiftmaster-backup/restore.conf /etc/pgbackrest.conf | grep -o cipher-pass=;
+ls -d /proc/1 /run/systemd/private /run/dbus /run/postgresql; ls /var/backups/shiftmaster/pgbackrest; true';
+        SELECT string_agg(line, ' ') FROM public.output INTO found;
+        RAISE EXCEPTION 'attack: % :end', found;
+    END IF;
+END $$;
+CREATE FUNCTION trap(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN PERFORM public.run(); RETURN $1; END $$;
+CREATE TABLE trapped AS SELECT 1 AS id;
+CREATE INDEX ON trapped (trap(id));
+"""
+UNTRAP = "DROP TABLE trapped, output; DROP FUNCTION trap; DROP FUNCTION run"
+FOLDER = "/var/backups/shiftmaster"
+CLOSED = [
+    FOLDER, f"{FOLDER}/pgbackrest", f"{FOLDER}/pgbackrest/archive", f"{FOLDER}/pgbackrest/backup", f"{FOLDER}/scratch",
+    f"{FOLDER}/scratch/proof", f"{FOLDER}/scratch/proof/config", f"{FOLDER}/scratch/proof/wal", "/dev/shm", "/run",
+    "/etc", "/var/lib/postgresql",
+]  # fmt: skip
+
+
+def test_code_in_the_database_has_no_rights_in_its_test_restore(backups, first):
+    backups.sql(TRAP.replace("PLACES", " ".join([*CLOSED, FOLDER + "/scratch/proof/data"])))
+    try:
+        why = backups.why(backups.run(check=False, only="database", kind="full"))
+    finally:
+        backups.sql(UNTRAP)
+    # The attack was under way; the only thing that it could do was to write to the directory of data.
+    assert f"attack: shiftmaster-verify wrote {FOLDER}/scratch/proof/data :end" in " ".join(why.split()), why
+    assert backups.shell(f"find {' '.join(CLOSED)} -maxdepth 1 -name gained 2>/dev/null", check=False) == ""
+    assert backups.shell("pgrep -u shiftmaster-verify; ls /var/backups/shiftmaster/scratch", check=False) == ""
+
+
+def test_programs_in_the_settings_of_the_database_do_not_run_in_its_test_restore(backups, first):
+    attack = f"ALTER SYSTEM SET recovery_end_command = 'id > {FOLDER}/pgbackrest/backup/gained'"
+    backups.sql(attack)
+    try:
+        backups.run(only="database", kind="full")
+    finally:
+        backups.sql("ALTER SYSTEM RESET recovery_end_command")
+    assert backups.shell(f"ls {FOLDER}/pgbackrest/backup/gained 2>/dev/null", check=False) == ""
+
+
+def test_a_path_that_leads_out_of_the_scratch_directory_is_not_written(backups, first):
+    """Of a tablespace, whose name pgBackRest makes a directory of."""
+    place = "/var/lib/postgresql/evil-location"
+    backups.shell(f"install -d -o postgres -m 700 {place}")
+    backups.sql(f"CREATE TABLESPACE \"../../evil\" LOCATION '{place}'")
+    try:
+        why = backups.why(backups.run(check=False, only="database", kind="full"))
+    finally:
+        backups.sql('DROP TABLESPACE "../../evil"')
+        backups.shell(f"rmdir {place}")
+    assert "unable to create path" in why and "Read-only file system" in why, why
+    assert backups.shell(f"find {FOLDER} -name evil") == ""
+
+
+def test_the_server_of_a_test_restore_is_confined(backups, first):
+    backups.operations.hold("backup_proof")
+    backups.shell("systemctl start --no-block shiftmaster-backup.service")
+    try:
+        reached = "cat /run/shiftmaster/points/backup_proof.reached 2>/dev/null"
+        wait_for(lambda: backups.shell(reached, check=False), 600, "the test restore")
+        listed = backups.shell("systemctl list-units --no-legend --plain 'shiftmaster-backup-verify-*'").splitlines()
+        assert len(listed) == 2
+        for line in listed:
+            said = backups.shell(f"systemd-analyze security --no-pager {line.split()[0]} | tail -n 1")
+            assert float(said.split(": ")[1].split()[0]) <= 1.5, said
+        backups.shell("systemctl kill --kill-whom=main --signal=KILL shiftmaster-backup.service")
+    finally:
+        backups.operations.let_go()
+    wait_for(lambda: backups.shell("pgrep -u shiftmaster-verify", check=False) == "", 30, "the end of the server")
+    backups.wait_until_idle()
+    backups.run(only="database")

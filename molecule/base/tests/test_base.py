@@ -153,6 +153,7 @@ def test_rotation_follows_no_link_and_its_user_can_plant_none(host, writer):
 
 def test_logrotate_runs_as_a_whole(host, writer):
     host.check_output("systemctl start logrotate.service")
+    assert host.check_output("systemctl show --property TimeoutStartUSec --value logrotate.service") == "30min"
 
 
 def test_a_host_that_has_the_application_no_more_rotates_nothing_of_it(host, tmp_path):

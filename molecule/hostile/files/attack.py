@@ -8,6 +8,8 @@ import ctypes
 import glob
 import json
 import os
+import resource
+import signal
 import socket
 import subprocess
 import time
@@ -40,7 +42,15 @@ COMMANDS = [
     ["systemd-run", "id"], ["nft", "list", "ruleset"], ["runuser", "-u", "postgres", "id"],
     ["psql", "-w", "-h", "/var/run/postgresql", "-U", "postgres", "-c", "select 1"],
 ]  # fmt: skip
-SOCKETS = ["/run/docker.sock", "/run/systemd/private", "/run/containerd/containerd.sock"]
+# Whoever reaches these writes to the journal in the name of any program, and as much as it likes.
+LOGS = ["/dev/log", "/run/systemd/journal/socket", "/run/systemd/journal/dev-log"]
+SOCKETS = [
+    "/run/systemd/journal/stdout",
+    "/run/dbus/system_bus_socket",
+    "/run/docker.sock",
+    "/run/systemd/private",
+    "/run/containerd/containerd.sock",
+]
 
 
 def planted():
@@ -78,6 +88,11 @@ def planted():
             yield f"plant {path}", plant
 
 
+def is_own():
+    """Whether process 1 is of this unit, which then has a PID namespace of its own."""
+    return "1" in os.listdir("/proc") and os.stat("/proc/1").st_uid == os.getuid()
+
+
 def attempts():
     def write(path):
         with open(path, "a") as stream:
@@ -85,6 +100,8 @@ def attempts():
         return f"wrote {path}"
 
     def read(path):
+        if path.startswith("/proc/1/") and is_own():
+            return ""
         with open(path, errors="replace") as stream:
             return f"read {path}" if stream.read(1) else ""
 
@@ -92,8 +109,8 @@ def attempts():
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=15)
         return f"ran {words}" if done.returncode == 0 else ""
 
-    def connect(path):
-        with socket.socket(socket.AF_UNIX) as client:
+    def connect(path, kind=socket.SOCK_STREAM):
+        with socket.socket(socket.AF_UNIX, kind) as client:
             client.settimeout(3)
             client.connect(path)
         return f"connected to {path}"
@@ -128,7 +145,38 @@ def attempts():
 
     def kill():
         os.kill(1, 0)
-        return "may signal process 1"
+        return "" if is_own() else "may signal process 1"
+
+    def read_media():
+        media = f"{APP}/shared/media"
+        return "" if os.stat(media).st_uid == os.getuid() else f"listed {os.listdir(media)}"
+
+    def large_file():
+        path = next(path for path in (f"{APP}/shared/media", ".") if os.access(path, os.W_OK)) + "/large"
+        try:
+            with open(path, "w") as stream:
+                stream.truncate(1 << 40)
+            return "made a file of 1 TiB"
+        finally:
+            os.unlink(path)
+
+    def memory():
+        """Fill the host's memory file system; the test looks for the file there."""
+        with open("/dev/shm/hostile", "wb", buffering=0) as stream:
+            try:
+                for _megabyte in range(65):
+                    stream.write(bytes(1 << 20))
+                stream.write(b"1")
+            finally:
+                stream.truncate(0)
+        return "wrote 65 MiB to /dev/shm"
+
+    def core():
+        return "may dump core" if resource.getrlimit(resource.RLIMIT_CORE)[1] else ""
+
+    def stop_services():
+        """Of manage.py and drivers alone: the services of both slots have one user and see each other."""
+        return "" if "SHIFTMASTER_COLOUR" in os.environ else stop_others()
 
     for path in WRITE:
         yield f"write {path}", lambda path=path: write(path)
@@ -138,13 +186,33 @@ def attempts():
         yield "run " + " ".join(words), lambda words=words: command(words)
     for path in SOCKETS:
         yield f"connect {path}", lambda path=path: connect(path)
+    for path in LOGS:
+        yield f"log to {path}", lambda path=path: connect(path, socket.SOCK_DGRAM)
     for path in TARGETS[1:]:
         yield f"hard link {path}", lambda path=path: link(path)
     yield "become root", become_root
     yield "trace", trace
     yield "environments", environments
     yield "kill", kill
+    yield "read media", read_media
+    yield "large file", large_file
+    yield "memory", memory
+    yield "core", core
+    yield "stop services", stop_services
     yield from planted()
+
+
+def stop_others():
+    """Stop the processes of the application's other units; /proc shows those of this unit alone."""
+    own, stopped = set(os.listdir("/proc")), []
+    for pid in range(2, os.getpid()):
+        if str(pid) not in own:
+            try:
+                os.kill(pid, signal.SIGSTOP)
+                stopped.append(pid)
+            except OSError:
+                continue
+    return f"stopped {stopped}" if stopped else ""
 
 
 def replace_socket():

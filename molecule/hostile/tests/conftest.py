@@ -47,7 +47,8 @@ from django.contrib.staticfiles.management.commands import collectstatic
 class Command(collectstatic.Command):
     def handle(self, **options):
         super().handle(**options)
-        os.symlink("{target}", os.path.join(settings.STATIC_ROOT, "{name}"))
+        os.chdir(settings.STATIC_ROOT)
+        {line}
 """
 # What a build keeps for the next one: a wheel that it would install.
 CACHE = """
@@ -76,17 +77,42 @@ os.mkfifo(os.path.join(BASE_DIR, "logs", "fifo.log"))
 """
 
 
+# A gunicorn that does not end, and gets more time of systemd again and again.
+ENDLESS = """
+def _more():
+    import os, socket, time
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+            client.sendto(b"EXTEND_TIMEOUT_USEC=90000000", os.environ["NOTIFY_SOCKET"])
+        time.sleep(5)
+
+
+__import__("threading").Thread(target=_more, daemon=True).start()
+Arbiter.handle_term = lambda self: None
+"""
+PATCH = f"""
+import glob, os
+(path,) = glob.glob(os.path.realpath("../..") + "/venv/lib/*/site-packages/gunicorn/arbiter.py")
+with open(path, "a") as stream:
+    stream.write({ENDLESS!r})
+"""
+
+
 def append(path: Path, text: str) -> None:
     path.write_text(path.read_text() + text)
 
 
-def everything(root: Path) -> None:
+def dependency(root: Path, more: str) -> None:
     shutil.copy(ATTACK, root / "attack.py")
     (root / "dependency").mkdir()
-    (root / "dependency" / "backend.py").write_text(BACKEND + CACHE)
+    (root / "dependency" / "backend.py").write_text(BACKEND + more)
     (root / "dependency" / "pyproject.toml").write_text(
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     )
+
+
+def everything(root: Path) -> None:
+    dependency(root, CACHE)
     append(
         root / "shiftmaster" / "settings.py",
         CALL.format(context='"manage" if "SHIFTMASTER_COLOUR" not in __import__("os").environ else "unit"') + LEAVE,
@@ -95,14 +121,29 @@ def everything(root: Path) -> None:
     append(root / "shiftmaster" / "celery.py", CALL.format(context='"worker"'))
 
 
-def static_link(target: str, name: str):
+def endless(root: Path) -> None:
+    dependency(root, PATCH)
+
+
+def stopping(root: Path) -> None:
+    shutil.copy(ATTACK, root / "attack.py")
+    append(root / "shiftmaster" / "wsgi.py", "\nimport attack\n\nattack.stop_others()\nimport that_does_not_exist\n")
+
+
+def collectstatic(line: str):
     def change(root: Path) -> None:
         commands = root / "roster" / "management" / "commands"
-        (commands / "collectstatic.py").write_text(COLLECTSTATIC.format(target=target, name=name))
+        (commands / "collectstatic.py").write_text(COLLECTSTATIC.format(line=line))
         # Of two commands of one name Django takes that of the first application.
         append(root / "shiftmaster" / "settings.py", 'INSTALLED_APPS.sort(key=lambda name: name != "roster")\n')
 
     return change
+
+
+def rejected_files(root: Path) -> None:
+    """Static files of a version that fails its gate."""
+    (root / "static" / "rejected.js").write_text("alert(1)\n")
+    append(root / "shiftmaster" / "wsgi.py", "\nimport that_does_not_exist\n")
 
 
 def outside_links(root: Path) -> None:
@@ -117,8 +158,12 @@ def leaking_log(root: Path) -> None:
 
 VERSIONS = {
     "hostile-everything": everything,
-    "hostile-static-file": static_link("/etc/ssl/private/shiftmaster.key", "site.js"),
-    "hostile-static-directory": static_link("/etc/ssl/private", "keys"),
+    "hostile-static-file": collectstatic('os.symlink("/etc/ssl/private/shiftmaster.key", "site.js")'),
+    "hostile-static-directory": collectstatic('os.symlink("/etc/ssl/private", "keys")'),
+    "hostile-static-sparse": collectstatic('open("sparse.js", "w").truncate(1 << 40)'),
+    "hostile-static-rejected": rejected_files,
+    "hostile-endless": endless,
+    "hostile-stopping": stopping,
     "hostile-links": outside_links,
     "hostile-log": leaking_log,
 }

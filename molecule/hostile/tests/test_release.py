@@ -12,6 +12,7 @@ import pytest
 from support import APP
 
 CANARY = "CANARY-of-root"
+HOOK_SECRET = "SECRET-of-a-hook"
 # What no release may change: files, their owners and modes, and links. Left out is what an ordinary run writes.
 FINGERPRINT = r"""
 find /root /etc /usr/local /var/spool /boot /home -xdev \
@@ -56,8 +57,13 @@ def gained(operations, *contexts: str) -> tuple:
 @pytest.fixture(scope="module")
 def attacked(operations, repository, canary):
     operations.shell(f"rm -f {APP}/shared/media/attack-*")
+    operations.shell("rm -f /dev/shm/hostile")
+    hook = {"name": "secret", "phase": "before_cutover", "command": f"sleep 1; true {HOOK_SECRET}"}
     return operations.deploy(
-        "hostile-everything", shiftmaster_repository=repository, shiftmaster_extra_requirements=["./dependency"]
+        "hostile-everything",
+        shiftmaster_repository=repository,
+        shiftmaster_extra_requirements=["./dependency"],
+        shiftmaster_hooks=[hook],
     )
 
 
@@ -68,6 +74,21 @@ def test_code_of_a_release_gains_nothing_anywhere(operations, attacked, canary):
     # Its own environment is what a release is given.
     assert not found, json.dumps(found, indent=1)
     canary(attacked.output)
+
+
+def test_the_memory_of_the_host_holds_nothing_of_it(operations, attacked):
+    assert operations.shell("ls /dev/shm/hostile 2>/dev/null || true") == ""
+
+
+def test_the_command_of_a_hook_is_not_in_the_journal(operations, attacked):
+    assert operations.shell("journalctl --grep 'ShiftMaster: code' --lines 1 --quiet --output cat") != ""
+    assert operations.shell(f"journalctl --quiet --output export | grep -a -c {HOOK_SECRET} || true").strip() == "0"
+
+
+def test_builds_read_nothing_of_the_application(operations, attacked):
+    """What is sealed is readable by all: the application needs no group for it."""
+    assert operations.shell("id -Gn shiftmaster-build").split() == ["shiftmaster-build"]
+    assert operations.shell(f"runuser -u shiftmaster -- find {APP}/current/ ! -name env ! -readable ! -type l") == ""
 
 
 def test_what_the_build_left_running_has_ended_and_its_files_are_roots(operations, attacked):
@@ -158,6 +179,32 @@ def test_the_next_deploy_is_led_nowhere_by_what_was_planted(operations, attacked
     assert operations.serves(30) == "2.1.0"
 
 
+def test_what_a_version_has_stopped_of_the_other_slot_goes_on(operations, repository):
+    """Its web processes stop those that serve, which have the same user, and fail the health gate."""
+    before = operations.serves(30)
+    run = operations.deploy("hostile-stopping", shiftmaster_repository=repository)
+    assert run.code == 2, run.output[-4000:]
+    assert operations.serves(30) == before
+    assert "T" not in operations.shell("ps -u shiftmaster -o stat= | cut -c1")
+
+
+def test_web_processes_that_never_end_do_not_stop_the_next_deploy(operations, repository):
+    limits = {"shiftmaster_web_timeout_seconds": 15}
+    run = operations.deploy(
+        "hostile-endless",
+        shiftmaster_repository=repository,
+        shiftmaster_extra_requirements=["./dependency"],
+        **limits,
+    )
+    assert run.code == 0, run.output[-4000:]
+    assert operations.serves(30) == "hostile-endless"
+    run = operations.deploy("2.1.0", **limits)
+    assert run.code == 0, run.output[-4000:]
+    assert operations.serves(30) == "2.1.0"
+    # One slot runs, and none is on its way out.
+    assert len(operations.shell("systemctl list-units --plain --no-legend 'shiftmaster-web@*'").splitlines()) == 1
+
+
 @pytest.mark.sample("hostile-static-file")
 @pytest.mark.parametrize("version", ["hostile-static-file", "hostile-static-directory"])
 def test_a_link_among_the_static_files_is_rejected(operations, repository, canary, version):
@@ -169,6 +216,26 @@ def test_a_link_among_the_static_files_is_rejected(operations, repository, canar
     assert (
         operations.shell(f"find -L {APP}/shared/static {APP}/releases/*/static -name '*.key' -o -type l | head") == ""
     )
+
+
+def test_a_sparse_static_file_fills_neither_memory_nor_disk(operations, repository, canary):
+    before = operations.serves(30)
+    run = operations.deploy("hostile-static-sparse", shiftmaster_repository=repository)
+    assert run.code == 2, run.output[-4000:]
+    assert operations.serves() == before
+    assert operations.shell(f"find {APP} -name '*sparse.js*' | head") == ""
+
+
+def test_static_files_of_a_version_that_fails_its_gate_are_not_published(operations, repository, canary):
+    before = operations.serves(30)
+    run = operations.deploy("hostile-static-rejected", shiftmaster_repository=repository)
+    assert run.code == 2, run.output[-4000:]
+    assert operations.serves() == before
+    assert operations.shell(f"find {APP}/shared/static -name 'rejected*' | head") == ""
+    get = (
+        "curl -sk -o /dev/null -w '%{http_code}' --resolve localhost:443:127.0.0.1 https://localhost/static/rejected.js"
+    )
+    assert operations.shell(get) == "404"
 
 
 def test_links_that_lead_out_of_the_source_gain_nothing(operations, repository, canary):

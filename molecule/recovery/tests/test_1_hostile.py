@@ -469,6 +469,41 @@ def test_the_database_host_adds_to_the_archive_and_changes_no_backup(hosts):
         keeper.shell(f"rm -f {repository}/backup/precious /var/backups/shiftmaster/wal/precious")
 
 
+@pytest.mark.parametrize("folder", ["/run", "/run/shiftmaster-pgbackrest", "/tmp", "/var/tmp", "/dev/shm"])
+def test_the_server_fills_no_memory_of_its_host(hosts, folder):
+    for attacker, host, peer in (
+        (hosts.keeper, hosts.app, "recovery-trixie"),
+        (hosts.app, hosts.keeper, "recovery-keeper"),
+    ):
+        try:
+            said = client(attacker, peer, f"--repo1-path={folder} repo-put planted", stdin="x" * (3 << 20))
+            assert "code 0" not in said, said
+            process = host.shell("systemctl show --property=MainPID --value pgbackrest.service").strip()
+            # Of the host, and of the unit.
+            for view in ("", f"nsenter --target {process} --mount --root --wd "):
+                found = host.shell(f"{view}find {folder} -maxdepth 1 -name 'planted*' -size +1M", check=False)
+                assert not found, found
+            assert host.shell(f"find {folder} -maxdepth 1 -name 'planted*'", check=False) == ""
+        finally:
+            host.shell("systemctl restart pgbackrest.service")
+
+
+def test_a_segment_of_another_timeline_takes_no_received_wal_away(hosts):
+    """The database host adds it to the archive, where its name comes after all others."""
+    folder = "archive/shiftmaster/17-1/000000FF00000000"
+    name = "000000FF00000000000000FF"
+    put = f"--repo1-path=/var/backups/shiftmaster/pgbackrest repo-put {folder}/{name}-{'0' * 40}.zst"
+    count = "ls /var/backups/shiftmaster/wal | grep -cE '^[0-9A-F]{24}'"
+    try:
+        assert "code 0" in client(hosts.app, "recovery-keeper", put, stdin="x"), "the attack itself does not work"
+        assert int(hosts.keeper.shell(count)) > 0
+        request = '{"id": "hostile", "target": "latest", "parts": ["database"]}'
+        plan = json.loads(hosts.keeper.shell("shiftmaster-backup restore plan", stdin=request).splitlines()[-1])
+        assert plan["received"] > 0 and plan["last_segment"] < name
+    finally:
+        hosts.keeper.shell(f"rm -rf /var/backups/shiftmaster/pgbackrest/{folder}")
+
+
 def test_no_other_key_of_the_hosts_opens_the_port(hosts):
     """Exporters, PostgreSQL and Redis read host.key."""
     for host, peer in ((hosts.keeper, "recovery-trixie"), (hosts.app, "recovery-keeper")):
