@@ -197,9 +197,7 @@ def test_the_host_of_the_copy_outside_is_known_by_its_port(tmp_path):
 
 def test_what_health_finds_becomes_figures():
     checks = [{"name": name, "status": name} for name in ("healthy", "warning", "critical", "unknown")]
-    text = render(
-        "health", "health.prom.j2", __health_host={"report": {"checks": checks}}, now=datetime.datetime.now
-    )
+    text = render("health", "health.prom.j2", __health_host={"report": {"checks": checks}}, now=datetime.datetime.now)
     figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert figures.pop("shiftmaster_health_check_last_run_timestamp_seconds").isdigit()
     assert figures == {

@@ -214,9 +214,7 @@ def build(**variables):
     }
     loader = DataLoader()
     loader.set_basedir(str(ROLE))
-    return Templar(loader, variables=trusted(known | variables)).template(
-        trust_as_template("{{ shiftmaster_build }}")
-    )
+    return Templar(loader, variables=trusted(known | variables)).template(trust_as_template("{{ shiftmaster_build }}"))
 
 
 def test_what_the_metrics_need_comes_into_the_release_and_its_hash():
@@ -249,9 +247,7 @@ def batches(hosts, sizes, operation="deploy", in_play=None):
     known = {"shiftmaster_hosts": hosts, "ansible_play_hosts_all": in_play or hosts, "shiftmaster_batches": sizes}
     known |= yaml.safe_load((ROLE.parent / "release/vars/main.yml").read_text(encoding="utf-8"))
     variables = trusted(known | {"shiftmaster_run": {"operation": operation}})
-    return Templar(DataLoader(), variables=variables).template(
-        trust_as_template("{{ __release_batches_of_hosts }}")
-    )
+    return Templar(DataLoader(), variables=variables).template(trust_as_template("{{ __release_batches_of_hosts }}"))
 
 
 @pytest.mark.parametrize(
