@@ -79,7 +79,8 @@ def defaults():
     """{variable: default as the wiring leaves it}, without the environments' own values."""
     found = {}
     for role in ROLES:
-        found.update(load(ROOT / "roles" / role / "defaults/main.yml") or {})
+        path = ROOT / "roles" / role / "defaults/main.yml"
+        found.update(load(path) if path.exists() else {})
     for path in sorted((ROOT / "group_vars/all").glob("*.yml")):
         found.update(load(path) or {})
     return found
