@@ -139,7 +139,7 @@ HARMLESS = re.compile(
 
 def speaks_of_secrets(text):
     # A sentence or a path between quotes is no secret.
-    text = re.sub(r"'[^'\n]*[ /][^'\n]*'", "''", text)
+    text = re.sub(r"'([^'\n]*)'", lambda found: "''" if re.search("[ /]", found[1]) else found[0], text)
     return [
         word
         for word in re.findall(rf"\b\w*{SECRET_NAME}\w*\b", text, re.I)
