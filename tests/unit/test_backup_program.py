@@ -126,7 +126,7 @@ def test_the_list_names_what_is_damaged_and_a_copy_once(program, capsys):
     listed = json.loads(capsys.readouterr().out)
     assert [one.get("run", "damaged") for one in listed] == ["r1", "damaged"]
     assert "r2.json is damaged" in listed[1]["damaged"]
-    shown = Path(__file__).resolve().parents[2] / "playbooks/templates/backups.txt.j2"
+    shown = Path(__file__).resolve().parents[2] / "roles/restore/templates/backups.txt.j2"
     lines = rendering.render("backup", shown, restore_runs=listed).splitlines()
     assert lines[0].startswith("r1  1970") and lines[-1] == f"DAMAGED: {listed[1]['damaged']}"
 
