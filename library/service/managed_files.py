@@ -3,8 +3,8 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
-module: shiftmaster_tree
-short_description: Lay down folders and small text files in one call
+module: managed_files
+short_description: Install directories and small text files in one call
 description:
   - One remote call instead of one for each folder and file; a run that changes nothing on a fleet is mostly made of
     such calls.
@@ -118,7 +118,7 @@ attributes:
 
 EXAMPLES = r"""
 - name: Install a unit
-  shiftmaster_tree:
+  managed_files:
     files:
       - path: /etc/systemd/system/shiftmaster.service
         content: "{{ lookup('ansible.builtin.template', 'shiftmaster.service.j2') }}"

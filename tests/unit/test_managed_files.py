@@ -1,4 +1,4 @@
-"""shiftmaster_tree: what it lays down, what it leaves alone, and that check mode says the same and does nothing."""
+"""managed_files: what it lays down, what it leaves alone, and that check mode says the same and does nothing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import pwd
 import stat
 
+import managed_files as tree
 import pytest
-import shiftmaster_tree as tree
 
 ME, MINE = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
 
