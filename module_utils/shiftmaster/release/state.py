@@ -21,6 +21,7 @@ import os
 import time
 from typing import Optional
 
+from ..host import safe_files
 from ..host.printable import printable
 from .layout import Layout, sync_folder
 
@@ -172,6 +173,23 @@ def from_audit(layout: Layout) -> dict:
                 status="bad", since=event.get("time"), reason=event.get("reason", "")
             )
     return {name: entry for name, entry in found.items() if name in layout.names()}
+
+
+def switched_at(layout: Layout) -> Optional[float]:
+    """Return when the traffic moved to the release that is active, None where the end of the audit log lacks it."""
+    try:
+        text = safe_files.read_tail(os.path.join(layout.state, "audit.jsonl"), 128 * 1024).decode("utf-8", "replace")
+        current = layout.current()
+    except OSError:
+        return None
+    for line in reversed(text.splitlines()):
+        try:
+            event = json.loads(line)
+            if event["event"] == "switched" and event["target"] == current:
+                return datetime.datetime.fromisoformat(event["time"].replace("Z", "+00:00")).timestamp()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
 
 
 def audit(layout: Layout, event: str, **fields) -> None:
