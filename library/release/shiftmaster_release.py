@@ -489,6 +489,7 @@ class Operation:
                 "fleet": params["fleet"],
                 "health_path": params["health"]["path"],
                 "health_host": params["health"]["host"],
+                "watch_paths": params["watch"]["paths"],
                 "gate_attempts": params["health"]["attempts"],
                 "gate_delay_seconds": params["health"]["delay_seconds"],
                 "gate_timeout_seconds": params["health"]["timeout_seconds"],

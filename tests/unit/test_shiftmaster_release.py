@@ -171,7 +171,7 @@ def test_options_of_the_module_reach_the_cutover(site):
     )  # fmt: skip
     assert site.options == {
         "user": "u", "celery_application": "app", "celery_queues": ["q"], "beat": False, "fleet": True,
-        "health_path": "/h", "health_host": "h", "gate_attempts": 2, "gate_delay_seconds": 3.0,
+        "health_path": "/h", "health_host": "h", "watch_paths": ["/"], "gate_attempts": 2, "gate_delay_seconds": 3.0,
         "gate_timeout_seconds": 4.0, "worker_gate_seconds": 5, "drain_grace_seconds": 6.0, "drain_limit_seconds": 7.0,
         "worker_stop_seconds": 8, "web_stop_seconds": 9, "hooks": [], "run_id": "run-1", "who": "me",
         "logs": ["/logs/error.log", "/logs/app.log", site.layout.shared + "/logs/*.log"],

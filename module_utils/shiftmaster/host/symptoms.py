@@ -125,6 +125,14 @@ def failing(requests: list, before: Optional[dict] = None) -> list:
     return sorted(found, key=lambda one: -one["errors"])[:20]
 
 
+def page_problem(target: str, path: str, host: str, timeout: float, verify: bool = True) -> str:
+    """Return why a user does not get a page: no response, or 5xx; "" where it is served."""
+    result = get_page(target, path, host, timeout, verify)
+    if result.status is None:
+        return "%s: %s" % (path, result.error or "no answer")
+    return "%s: HTTP %d" % (path, result.status) if result.status >= 500 else ""
+
+
 def get_page(target: str, path: str, host: str, timeout: float, verify: bool = True) -> probe.HttpResult:
     """GET a page as a user does: with TLS before nginx, and the page of this site that it leads to."""
     deadline = probe.Deadline(timeout)
@@ -133,7 +141,9 @@ def get_page(target: str, path: str, host: str, timeout: float, verify: bool = T
             left = deadline.left()
         except probe.ProbeError as error:
             return probe.HttpResult(None, timeout, "", str(error), error.reason)
-        result = probe.http_get(target, path, host, left, {"X-Forwarded-Proto": "https"}, verify)
+        result = probe.http_get(
+            target, path=path, host=host, timeout=left, headers={"X-Forwarded-Proto": "https"}, verify=verify
+        )
         if result.status not in (301, 302, 303, 307, 308):
             break
         leads_to = urlsplit(result.headers.get("location", ""))
