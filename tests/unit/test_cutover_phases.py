@@ -163,7 +163,8 @@ class Site:
         self.host = FakeHost(self.layout, monkeypatch)
         self.options = {
             "user": "shiftmaster", "celery_application": "app", "beat": True, "fleet": False, "health_path": "/health",
-            "health_host": "shift.example", "watch_paths": ["/"], "gate_attempts": 3, "gate_delay_seconds": 2, "gate_timeout_seconds": 5,
+            "health_host": "shift.example", "watch_paths": ["/"],
+            "gate_attempts": 3, "gate_delay_seconds": 2, "gate_timeout_seconds": 5,
             "worker_gate_seconds": 40, "drain_grace_seconds": 0.1, "drain_limit_seconds": 3, "worker_stop_seconds": 30,
             "web_stop_seconds": 50, "hooks": ["hooks"], "run_id": "run-1", "who": "me",
             "logs": [str(tmp_path / "*.log")],

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from . import probe
 
-# A baseline of fewer requests proves nothing.
-BASELINE_REQUESTS = 10
+# A share of fewer requests proves nothing.
+REQUESTS_MIN = 10
 _MOST_PAGES = 2000
 
 
@@ -103,7 +103,7 @@ def failing(requests: list, before: Optional[dict] = None) -> list:
     ordered = sorted(requests)
     if not goes_on([one.failed for one in ordered]):
         return []
-    known = before is not None and sum(total for total, _errors in before.values()) >= BASELINE_REQUESTS
+    known = before is not None and sum(total for total, _errors in before.values()) >= REQUESTS_MIN
     by_page, found = collections.defaultdict(list), []
     for one in ordered:
         by_page[one.page].append(one)

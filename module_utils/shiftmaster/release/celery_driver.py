@@ -5,8 +5,8 @@ line that starts with "@@shiftmaster-answer@@ ":
 
     {"op": "tasks"}                                       {"tasks": [names that this release knows], "queues": [names]}
     {"op": "ping", "worker": name, "seconds": n}          {"alive": bool}
-    {"op": "canary", "worker": name, "queue": q, ...}     {"ran": bool, "stored": bool}: one task went through the broker and was
-                                                          run, and its result came back through the result backend
+    {"op": "canary", "worker": name, "queue": q, ...}     {"ran": bool, "stored": bool}: one task went through the
+                                                          broker and ran; its result came back
     {"op": "consume", "worker": name, "queues": [...]}    {"confirmed": bool}
     {"op": "cancel", "worker": name, "queues": [...]}     {"confirmed": bool}
     {"op": "park", "queues": [...], "folder": path, "all": bool}  {"parked": [{"id", "task", "queue"}], "files": [...]}

@@ -66,9 +66,9 @@ class Cutover:
 
     user, celery_application ("" without Celery), beat (whether this host runs beat), fleet (whether other hosts work
     on the same queues: then what fails here gives only its traffic back, and put_back() follows), health_path,
-    health_host, watch_paths, gate_attempts, gate_delay_seconds, gate_timeout_seconds, worker_gate_seconds, drain_grace_seconds,
-    drain_limit_seconds, web_stop_seconds, worker_stop_seconds (the units' limits), hooks, logs (patterns of the
-    application's), run_id, who.
+    health_host, watch_paths, gate_attempts, gate_delay_seconds, gate_timeout_seconds, worker_gate_seconds,
+    drain_grace_seconds, drain_limit_seconds, web_stop_seconds, worker_stop_seconds (the units' limits), hooks, logs
+    (patterns of the application's), run_id, who.
     """
 
     def __init__(self, layout: Layout, state: State, options: dict):

@@ -36,6 +36,11 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def epoch(timestamp: str) -> float:
+    """Return the epoch of a timestamp as now() writes it."""
+    return datetime.datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp()
+
+
 def write_json(path: str, data, mode: int = 0o600) -> None:
     """Replace a file as a whole: write, fsync, rename. What a killed writer left is overwritten by the next one.
 
@@ -186,7 +191,7 @@ def switched_at(layout: Layout) -> Optional[float]:
         try:
             event = json.loads(line)
             if event["event"] == "switched" and event["target"] == current:
-                return datetime.datetime.fromisoformat(event["time"].replace("Z", "+00:00")).timestamp()
+                return epoch(event["time"])
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return None
