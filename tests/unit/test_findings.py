@@ -185,6 +185,22 @@ def test_what_a_log_said_long_ago_is_no_evidence_of_what_is_wrong_now(seconds_ag
     assert ("OldError" in str(result["ErrorsSinceDeploy"]["evidence"])) == shown
 
 
+@pytest.mark.parametrize("state", ["active", "idle in transaction"])
+def test_a_lock_that_hangs_every_page_is_the_first_finding(state):
+    """And a restart of the application, which would not help, is no advice of a root."""
+    holder = {"pid": 77, "state": state, "state_seconds": 40, "query_seconds": 40, "query": "LOCK TABLE x", "role": "r",
+              "client": "local", "application": "psql", "holds_up": [80, 81]}  # fmt: skip
+    hung = {"status": None, "error": "no answer within 4 s", "reason": "timeout", "where": "https://x"}
+    parts = {
+        "database": {"blockers": [holder], "blocked": [{"pid": 80, "query": "SELECT 1", "query_seconds": 8}]},
+        "http": {"socket": hung, "deep": hung, "local": hung, "site": hung},
+    }
+    result = found(host({"parts": parts}))
+    assert result[0]["rule"] == {"active": "DatabaseLockWait"}.get(state, "DatabaseLockHeldByIdle"), names(result)
+    assert result[0]["severity_of_all"] == "critical" and "77" in result[0]["fix"][0]
+    assert [one["rule"] for one in result if one["root"]] == [result[0]["rule"]]
+
+
 FAILED_NEW = CASES["ErrorsSinceDeploy"]["fires"]["parts"]
 
 

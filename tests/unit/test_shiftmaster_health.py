@@ -861,11 +861,19 @@ def test_a_tcp_check_asks_what_it_is_given(monkeypatch):
 @pytest.mark.parametrize("percent,status", [(80, "healthy"), (85, "warning"), (95, "critical")])
 @pytest.mark.parametrize("standby", [True, False])
 def test_connections_of_postgresql(monkeypatch, percent, status, standby):
-    figures = {"version": "17", "connections": 9, "connections_percent": percent, "recovery": standby}
+    figures = {"version": "17", "connections": 9, "connections_percent": percent, "recovery": standby, "waiting": 0}
     monkeypatch.setattr(probe, "postgres_ping", lambda target, seconds: dict(figures, host=target.host))
     outcome = health_checks.check_postgres(options("postgres", host="db", warning=80, critical=90), Context())
     assert (outcome.status, outcome.reason, outcome.data["host"]) == (status, "connections", "db")
     assert outcome.detail[0].key == ("postgres.standby" if standby else "postgres")
+
+
+def test_sessions_that_wait_for_a_lock_are_critical(monkeypatch):
+    """Pages hang, and the connection, the deep health and every unit are fine."""
+    figures = {"version": "17", "connections": 9, "connections_percent": 9.0, "recovery": False, "waiting": 3}
+    monkeypatch.setattr(probe, "postgres_ping", lambda _target, _seconds: figures)
+    outcome = health_checks.check_postgres(options("postgres", host="db", warning=80, critical=90), Context())
+    assert (outcome.status, outcome.reason) == ("critical", "locked")
 
 
 def test_a_redis_check_asks_what_it_is_given(monkeypatch, environment):

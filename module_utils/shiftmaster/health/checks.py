@@ -298,6 +298,9 @@ def postgres_target(options: dict, context: Context) -> probe.PostgresTarget:
 def check_postgres(options: dict, context: Context) -> Outcome:
     figures = probe.postgres_ping(postgres_target(options, context), options["timeout_seconds"])
     status = above(figures["connections_percent"], options.get("warning"), options.get("critical"))
+    if figures["waiting"]:
+        # Pages that need the locked rows or tables hang, whatever else responds.
+        return Outcome(CRITICAL, said("postgres.locked", waiting=figures["waiting"]), "locked", {}, "", figures)
     key = "postgres.standby" if figures["recovery"] else "postgres"
     return Outcome(
         status,

@@ -51,6 +51,10 @@ CATALOG = {
         "PostgreSQL {version}, {connections} connections ({percent}% of the limit)",
         "PostgreSQL {version}、接続数 {connections}(上限の {percent}%)",
     ),
+    "postgres.locked": (
+        "{waiting} sessions wait for a lock for more than 5 s",
+        "{waiting} セッションが 5 秒以上ロックを待っています",
+    ),
     "postgres.standby": (
         "PostgreSQL {version}, a standby, {connections} connections ({percent}% of the limit)",
         "PostgreSQL {version}(スタンバイ)、接続数 {connections}(上限の {percent}%)",
@@ -197,6 +201,10 @@ CATALOG = {
     "hint.postgres.connections": (
         "see who holds them: sudo -u postgres psql -c 'SELECT usename, state, count(*) FROM pg_stat_activity GROUP BY 1, 2'",
         "接続の内訳: sudo -u postgres psql -c 'SELECT usename, state, count(*) FROM pg_stat_activity GROUP BY 1, 2'",
+    ),
+    "hint.postgres.locked": (
+        "ansible-playbook playbooks/diagnose.yml -e area=db names the session that holds the lock",
+        "ansible-playbook playbooks/diagnose.yml -e area=db でロックを保持しているセッションを確認してください",
     ),
     "hint.postgres.starting": (
         "it starts, stops or recovers: wait, and follow {log}",
