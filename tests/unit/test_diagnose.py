@@ -525,7 +525,7 @@ def test_logs_with_owner_and_mode(tmp_path):
 def test_headers_of_an_answer_are_shown_but_for_cookies(monkeypatch):
     headers = {"server": "nginx", "content-type": "application/json", "set-cookie": "sessionid=abc"}
     answer = probe.HttpResult(200, 0.01, "{}", None, "", headers)
-    monkeypatch.setattr(probe, "http_get", lambda *_arguments: answer)
+    monkeypatch.setattr(probe, "http_get", lambda *_arguments, **_more: answer)
     found = network.http(Setting({"http": {"site": {"url": "https://localhost"}}}))
     assert found["site"]["headers"] == {"server": "nginx", "content-type": "application/json"}
     assert found["site"]["status"] == 200

@@ -201,6 +201,15 @@ def test_a_lock_that_hangs_every_page_is_the_first_finding(state):
     assert [one["rule"] for one in result if one["root"]] == [result[0]["rule"]]
 
 
+@pytest.mark.parametrize(
+    ("page", "rule"),
+    [({"status": None, "error": "no answer within 4 s"}, "SiteDown"), ({"status": 500, "body": "x"}, "SiteErrors")],
+)
+def test_a_page_that_fails_while_all_health_is_good_is_the_first_finding(page, rule):
+    first = found(host({"parts": {"http": {"page": dict(page, where="https://localhost")}}}))[0]
+    assert (first["rule"], first["severity"]) == (rule, "critical") and "page" in first["title"]["en"]
+
+
 FAILED_NEW = CASES["ErrorsSinceDeploy"]["fires"]["parts"]
 
 

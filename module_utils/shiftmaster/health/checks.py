@@ -14,7 +14,8 @@ import time
 import urllib.parse
 from typing import NamedTuple, Optional
 
-from ..host import envfile, probe, safe_files
+from ..host import envfile, probe, safe_files, symptoms
+from ..host.printable import printable
 from ..host.probe import ProbeError
 from ..release.layout import Layout
 
@@ -170,6 +171,35 @@ def check_http(options: dict, context: Context) -> Outcome:
         if limit is not None and milliseconds > limit:
             return Outcome(status, said("http.slow", milliseconds=milliseconds, limit=limit), "slow", {}, "", data)
     return Outcome(HEALTHY, said("http", status=result.status), data=data)
+
+
+def check_pages(options: dict, context: Context) -> Outcome:
+    """Pages as users get them, and the requests of the last minutes: components may be fine, and users served badly."""
+    maintenance = check_maintenance(options, context)
+    if maintenance.status != HEALTHY:
+        return maintenance
+    deadline = time.monotonic() + options["timeout_seconds"]
+    for page in options.get("pages") or ["/"]:
+        result = symptoms.get_page(
+            context.fill(options["url"]),
+            page,
+            options.get("host_header"),
+            max(0.1, deadline - time.monotonic()),
+            options.get("validate_certs", True),
+        )
+        if result.status is None:
+            return Outcome(DOWN, (), result.reason, _where(options["url"]), "%s: %s" % (page, result.error), {})
+        if result.status >= 500:
+            data = {"http_status": result.status}
+            return Outcome(UNHEALTHY, (), "status", {}, "%s: HTTP %d" % (page, result.status), data)
+    requests = symptoms.logged(options["access_log"], time.time() - 300) if options.get("access_log") else []
+    failed, failing = sum(one.failed for one in requests), symptoms.failing(requests)
+    data = {"requests": len(requests), "errors": failed}
+    if failing and len(requests) >= symptoms.REQUESTS_MIN and failed / len(requests) > symptoms.FAILING_SHARE:
+        pages = ", ".join(one["page"] for one in failing[:3])
+        detail = said("pages.failing", errors=failed, requests=len(requests), pages=printable(pages))
+        return Outcome(UNHEALTHY, detail, "failing", {}, "", data)
+    return Outcome(HEALTHY, said("pages", errors=failed, requests=len(requests)), data=data)
 
 
 def _where(url: str) -> dict:
@@ -709,6 +739,7 @@ class Kind(NamedTuple):
 _APP_LOG = "/var/log/shiftmaster/*.log"
 KINDS = {
     "http": Kind(check_http, 10, None, None, "shiftmaster", _APP_LOG),
+    "pages": Kind(check_pages, 10, None, None, "shiftmaster", _APP_LOG),
     "deep_health": Kind(check_deep_health, 10, None, None, "shiftmaster", _APP_LOG),
     "migrations": Kind(check_migrations, 10, None, None, "shiftmaster", _APP_LOG),
     "tcp": Kind(check_tcp, 10),

@@ -46,6 +46,14 @@ CATALOG = {
         "answered in {milliseconds:.0f} ms (limit {limit:g} ms)",
         "応答に {milliseconds:.0f} ms かかりました(上限 {limit:g} ms)",
     ),
+    "pages": (
+        "pages respond; {errors} of {requests} requests of the last 5 minutes failed",
+        "画面は応答しています。直近 5 分間の {requests} 件中 {errors} 件のリクエストが失敗",
+    ),
+    "pages.failing": (
+        "{errors} of {requests} requests of the last 5 minutes failed and still fail: {pages}",
+        "直近 5 分間の {requests} 件中 {errors} 件のリクエストが失敗し、継続しています: {pages}",
+    ),
     "tcp": ("accepts connections", "接続を受け付けています"),
     "postgres": (
         "PostgreSQL {version}, {connections} connections ({percent}% of the limit)",
@@ -177,6 +185,10 @@ CATALOG = {
     "hint.http.tls": (
         "openssl s_client -connect {where} -servername {server_name} </dev/null",
         "openssl s_client -connect {where} -servername {server_name} </dev/null で確認してください",
+    ),
+    "hint.pages": (
+        "users are affected, ansible-playbook playbooks/diagnose.yml finds the cause; tail -n 50 {log}",
+        "利用者に影響しています。ansible-playbook playbooks/diagnose.yml で原因を調べてください。tail -n 50 {log}",
     ),
     "hint.tcp": (
         "ss -ltnp; systemctl status {unit}; the firewall: nft list ruleset",

@@ -12,11 +12,14 @@ import re
 from typing import NamedTuple, Optional
 from urllib.parse import urlsplit
 
-from . import probe
+from . import probe, safe_files
 
 # A share of fewer requests proves nothing.
 REQUESTS_MIN = 10
+# A larger share of failed requests is a fault of its own.
+FAILING_SHARE = 0.05
 _MOST_PAGES = 2000
+_TAIL = 4 << 20
 
 
 class Request(NamedTuple):
@@ -62,6 +65,15 @@ def _time(entry: dict) -> Optional[float]:
             except ValueError:
                 continue
     return None
+
+
+def logged(path: str, since: float = 0.0, until: float = float("inf")) -> list:
+    """Return the requests at the end of an access log; none where it cannot be read."""
+    try:
+        lines = safe_files.read_tail(path, _TAIL).splitlines()
+    except OSError:
+        return []
+    return [one for one in map(parse, lines) if one and since <= one.at < until]
 
 
 def counts(requests) -> dict:

@@ -11,8 +11,6 @@ from ..host.percentile import percentile
 
 # So much of the log is read at once.
 _PART = 1 << 20
-# So much of it is the baseline.
-_BASELINE = 4 << 20
 # A 95th percentile that is slower than before by more is new.
 _SLOWER = 1.5
 
@@ -72,15 +70,6 @@ class AccessLog:
                     yield request
 
 
-def baseline(path: str, until: float) -> list:
-    """Return the last requests before a timestamp: those of the version before."""
-    try:
-        lines = safe_files.read_tail(path, _BASELINE).splitlines()
-    except OSError:
-        return []
-    return [one for one in map(symptoms.parse, lines) if one and one.at < until]
-
-
 def judge(requests: list, before: list, limits: dict) -> str:
     """Return the sentence of a breach, "" where there is none.
 
@@ -122,7 +111,7 @@ def watch(options: dict) -> Verdict:
     the limits of judge(). Our own requests count as traffic, too: a quiet night must not let a broken page pass.
     """
     log = AccessLog(options["access_log"])
-    before, requests, breach = baseline(options["access_log"], options["since"]), [], ""
+    before, requests, breach = symptoms.logged(options["access_log"], until=options["since"]), [], ""
     deadline, failed = time.monotonic() + options["seconds"], False
     # A page that fails for us is requested until there are enough requests to compare.
     while not breach and (time.monotonic() < deadline or (failed and len(requests) < symptoms.REQUESTS_MIN)):
