@@ -150,7 +150,7 @@ def get_page(target: str, path: str, host: str, timeout: float, verify: bool = T
     deadline = probe.Deadline(timeout)
     for _hop in range(3):
         try:
-            left = deadline.left()
+            left = max(0.1, round(deadline.left(), 1))
         except probe.ProbeError as error:
             return probe.HttpResult(None, timeout, "", str(error), error.reason)
         result = probe.http_get(
