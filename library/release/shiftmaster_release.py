@@ -428,7 +428,7 @@ from ansible.module_utils.shiftmaster.release.cutover import Cutover, CutoverErr
 from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.release.migrations import classify_tree
 from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCodeError
-from ansible.module_utils.shiftmaster.release.state import State, StateError, audit, epoch, exclusive
+from ansible.module_utils.shiftmaster.release.state import State, StateError, audit, epoch, exclusive, last_switch
 from ansible.module_utils.shiftmaster.release.watch import watch
 
 
@@ -769,8 +769,10 @@ class Operation:
             return self.result(notes=unjudged, **nothing)
         cutover = self.cutover()
         cutover.note_log()
-        since = epoch(transition["since"])
-        verdict = watch(dict(self.params["watch"], host=self.params["health"]["host"], since=since))
+        # The version before, without what an earlier attempt failed with.
+        alone_since, switched = last_switch(self.layout) or (0.0, epoch(transition["since"]))
+        before = (alone_since, min(switched, epoch(transition["since"])))
+        verdict = watch(dict(self.params["watch"], host=self.params["health"]["host"], before=before))
         by_traffic = bool(verdict.breach)
         if not by_traffic:
             verdict = verdict._replace(breach=cutover.worker_problem())

@@ -1393,7 +1393,11 @@ def test_the_release_before_is_known_by_the_audit_log(tmp_path):
         os.makedirs(folder)
     layout.point_colour("blue", RELEASE)
     layout.activate("blue")
-    event = {"event": "switched", "target": RELEASE, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - 60))}
+
+    def clock(at):
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+
+    event = {"event": "switched", "target": RELEASE, "time": clock(now - 60)}
     audit = Path(layout.state, "audit.jsonl")
     setting = SimpleNamespace(access_log=str(log), hours=1, app_root=str(tmp_path))
     for before, audited, new in ((200, True, True), (500, True, False), (200, False, False)):
@@ -1403,6 +1407,13 @@ def test_the_release_before_is_known_by_the_audit_log(tmp_path):
         )
         (page,) = logs.requests(setting)["recent"]["failing"]
         assert page["new"] == new, (before, audited)
+    # An attempt that failed in between is no baseline.
+    attempt = [{"event": "live", "time": clock(now - 300)}, {"event": "put_back", "time": clock(now - 120)}, event]
+    audit.write_text("".join(json.dumps(one) + "\n" for one in attempt))
+    lines = [access(now - 200 + at, 500, path="/x/") for at in range(20)]
+    lines += [access(now - 100 + at, 200, path="/y/") for at in range(20)]
+    log.write_text("".join(lines) + access(now - 5, 500, path="/x/"))
+    assert logs.requests(setting)["recent"]["failing"][0]["new"]
 
 
 def test_times_of_an_access_log_in_every_form_it_has():

@@ -155,7 +155,7 @@ def site(tmp_path):
         site.options = dict(
             LIMITS,
             seconds=2.2,
-            since=time.time(),
+            before=(0.0, time.time()),
             access_log=str(log),
             host="shift.example.jp",
             paths=["/", "/roster/"],

@@ -16,7 +16,7 @@ from ..host import safe_files, symptoms
 from ..host.percentile import percentile
 from ..logging.ecs import as_lines
 from ..release.layout import Layout
-from ..release.state import switched_at
+from ..release.state import last_switch
 from .engine import Absent
 
 _TAIL = 256 * 1024
@@ -227,8 +227,8 @@ def answers(lines, since: float) -> list:
     return [one for one in map(symptoms.parse, lines) if one and one.at >= since]
 
 
-def summary(found: list, now: float, hours: float, slots: int = 48, switched: Optional[float] = None) -> dict:
-    """Return counts by class, p95, the pages that fail, and a series for a chart; switched: when the release began."""
+def summary(found: list, now: float, hours: float, slots: int = 48, switch: Optional[tuple] = None) -> dict:
+    """Return counts by class, p95, the pages that fail, and a series for a chart; switch: as last_switch() has it."""
     width = hours * 3600.0 / slots
     series = [{"requests": 0, "errors": 0, "seconds": []} for _slot in range(slots)]
     for at, status, seconds, *_more in found:
@@ -248,8 +248,8 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switched: Op
                 str(code): sum(one[1] == code for one in recent) for code in sorted({one[1] for one in recent})
             },
             "failing": symptoms.failing(
-                [one for one in recent if one.at >= (switched or 0)],
-                None if switched is None else symptoms.counts(one for one in found if one.at < switched),
+                [one for one in recent if one.at >= switch[1]] if switch else recent,
+                symptoms.counts(one for one in found if switch[0] <= one.at < switch[1]) if switch else None,
             ),
         },
         "series": [
@@ -276,5 +276,5 @@ def requests(setting) -> dict:
         text = tail(path + ".1", 1 << 20) + text
     elif len(text) < 1 << 16 and os.path.exists(path + ".2.gz"):
         text = unpacked(path + ".2.gz", 1 << 20).decode("utf-8", "replace") + text
-    switched = switched_at(Layout(setting.app_root))
-    return summary(answers(text.splitlines(), since), now, setting.hours, switched=switched)
+    switch = last_switch(Layout(setting.app_root))
+    return summary(answers(text.splitlines(), since), now, setting.hours, switch=switch)

@@ -180,21 +180,29 @@ def from_audit(layout: Layout) -> dict:
     return {name: entry for name, entry in found.items() if name in layout.names()}
 
 
-def switched_at(layout: Layout) -> Optional[float]:
-    """Return when the traffic moved to the release that is active, None where the end of the audit log lacks it."""
+def last_switch(layout: Layout) -> Optional[tuple]:
+    """Return (since when the version before served alone, when the traffic moved to the active release), as epochs.
+
+    By the end of the audit log; None where it lacks the switch. What another version failed with in between is no
+    baseline.
+    """
     try:
         text = safe_files.read_tail(os.path.join(layout.state, "audit.jsonl"), 128 * 1024).decode("utf-8", "replace")
         current = layout.current()
     except OSError:
         return None
-    for line in reversed(text.splitlines()):
+    found, alone_since = None, 0.0
+    for line in text.splitlines():
         try:
             event = json.loads(line)
-            if event["event"] == "switched" and event["target"] == current:
-                return epoch(event["time"])
+            at = epoch(event["time"])
+            if event["event"] in ("live", "put_back"):
+                alone_since = at
+            elif event["event"] == "switched" and event["target"] == current:
+                found = (alone_since, at)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-    return None
+    return found
 
 
 def audit(layout: Layout, event: str, **fields) -> None:

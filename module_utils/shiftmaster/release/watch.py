@@ -107,11 +107,12 @@ def _p95_ms(requests: list) -> float:
 def watch(options: dict) -> Verdict:
     """Watch for a while and end early at a breach.
 
-    options: seconds, since (when the cutover began), access_log, target ("http://localhost:8000"), host, paths, plus
-    the limits of judge(). Our own requests count as traffic, too: a quiet night must not let a broken page pass.
+    options: seconds, before (since when and until when the version before served alone), access_log, target
+    ("http://localhost:8000"), host, paths, plus the limits of judge(). Our own requests count as traffic, too: a quiet
+    night must not let a broken page pass.
     """
     log = AccessLog(options["access_log"])
-    before, requests, breach = symptoms.logged(options["access_log"], until=options["since"]), [], ""
+    before, requests, breach = symptoms.logged(options["access_log"], *options["before"]), [], ""
     deadline, failed = time.monotonic() + options["seconds"], False
     # A page that fails for us is requested until there are enough requests to compare.
     while not breach and (time.monotonic() < deadline or (failed and len(requests) < symptoms.REQUESTS_MIN)):
