@@ -323,6 +323,7 @@ class CallbackModule(Default):
         self.language, self.playbook, self.phase, self.release_play = "en", "", None, False
         self.new_play, self.task_name, self.started, self.ended = "", "", False, False
         self.failures, self.found, self.closed, self.facts = [], [], [], {}
+        self.summary = False
 
     def text(self, key: str, **values) -> str:
         english, japanese = TEXTS.get(key, (key, key))
@@ -384,6 +385,8 @@ class CallbackModule(Default):
             if not self.started:
                 self._start(play)
             self.new_play, self.release_play = play.get_name().strip(), False
+            # The roles that report in it begin no phase.
+            self.summary = PLAYS.get(self.new_play) == "summary"
         super().v2_playbook_on_play_start(play)
 
     def _start(self, play) -> None:
@@ -434,7 +437,7 @@ class CallbackModule(Default):
         role = task._role.get_name() if task._role else ""
         stem = os.path.splitext(os.path.basename((task.get_path() or "").rpartition(":")[0]))[0]
         key = phase_of(role, stem)
-        if self.release_play and key not in RELEASE_FILES.values():
+        if self.summary or self.release_play and key not in RELEASE_FILES.values():
             key = None
         elif key in RELEASE_FILES.values():
             self.release_play = True
