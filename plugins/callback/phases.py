@@ -230,20 +230,16 @@ class Log:
         self.display(f"\n{self.now():%H:%M:%S} {msg} {'*' * max(3, 110 - len(msg))}")
 
     def _warning(self, warning, kind="WARNING"):
-        text, event = f"[{kind}]: {warning.event.msg}", warning.event
-        while getattr(event, "chain", None):
-            event = event.chain.event
-            text += f": {event.msg}"
-        if kind == "ERROR" or text not in self.warned:
-            self.display(text)
-        if kind != "ERROR":
+        text = f"[{kind}]: {warning.event.msg}"
+        if text not in self.warned:
             self.warned.add(text)
+            self.display(text)
 
     def _deprecated(self, warning):
         self._warning(warning, "DEPRECATION WARNING")
 
     def _error(self, error, stderr=False):
-        self._warning(error, "ERROR")
+        """Left out: the result says it, too, and this one has the messages of a loop's items in spite of no_log."""
 
 
 class Screen:
@@ -349,12 +345,12 @@ class CallbackModule(Default):
         if self.phase and self.phase["key"] == key:
             return
         self._close()
-        self.phase = {"key": key, "begin": time.time(), "changed": 0, "results": 0, "messages": []}
+        self.phase = {"key": key, "begin": time.time(), "changed": 0, "results": 0, "seen": False, "messages": []}
         self.facts["cutover"] = self.facts.get("cutover") or key == "cutover"
         self.screen.refresh()
 
     def _close(self) -> None:
-        """Whether its failures are rescued is known at the next result, so its line waits for that one."""
+        """Whether its failures are rescued is known after the next task, so its line waits for that one."""
         if self.phase:
             self.closed.append({**self.phase, "end": time.time()})
         self.phase = None
@@ -433,6 +429,8 @@ class CallbackModule(Default):
         super().v2_playbook_on_handler_task_start(task)
 
     def _task(self, task) -> None:
+        if self.phase and self.phase["seen"]:
+            self._show_closed()
         self.task_name = task.name.strip() if task.name else task.action
         role = task._role.get_name() if task._role else ""
         stem = os.path.splitext(os.path.basename((task.get_path() or "").rpartition(":")[0]))[0]
@@ -455,6 +453,8 @@ class CallbackModule(Default):
 
     def _collect(self, result, failed=False) -> None:
         """Counts a result, and holds on to what the end of the run shows of it."""
+        if self.phase:
+            self.phase["seen"] = True
         if self.phase and not isinstance(result.task, TaskInclude):
             self.phase["results"] += 1
             self.phase["changed"] += bool(result.result.get("changed")) and not failed
@@ -467,7 +467,6 @@ class CallbackModule(Default):
         if not self.whole:
             self._collect(result)
             self._rescued(result)
-            self._show_closed()
             if result.task.action.rpartition(".")[2] == "debug" and "censored" not in result.result:
                 items = result.result.get("results") or [result.result]
                 for item in items:
@@ -496,7 +495,6 @@ class CallbackModule(Default):
         if verdict and self.playbook in REPORTS and role != "preflight":
             self.found += [line for line in lines if line not in self.found]
             return
-        self._show_closed()
         path = os.path.relpath(result.task.get_path() or "", os.getcwd())
         for failure in self.failures:
             if failure["lines"] == lines:

@@ -192,16 +192,16 @@ def test_what_is_live_and_which_requests_failed(site):
     library = site.path / "library"
     library.mkdir()
     (library / "shiftmaster_release.py").write_text(
-        "import json\nprint(json.dumps(dict(failed=True, msg='broke', put_back=True, requests=340, errors=12,"
-        " current_version='2.0.0')))\n"
+        "#!/usr/bin/python3\nimport json\n"
+        "print(json.dumps(dict(failed=True, msg='broke', put_back=True, requests=340, errors=12, current_version='2.0.0')))"
     )
     (site.path / "roles/release/tasks/build.yml").write_text(
         "- {name: Watch, ansible.builtin.include_tasks: batch.yml}"
     )
     (site.path / "roles/release/tasks/batch.yml").write_text("- {name: Watch, shiftmaster_release: }")
     code, lines = site.run(DEPLOY, "deploy.yml", "--limit", "a")
-    assert code == 2 and "✘ Cutover, FAILED" in phases(lines)
-    assert "Live:      version 2.0.0" in lines and "Failed requests: 12 of 340" in lines
+    assert code == 2 and "✘ Cutover, FAILED" in phases(lines), lines
+    assert "Live:      version 2.0.0" in lines and "Failed requests: 12 of 340" in lines, lines
 
 
 def test_an_unreachable_host_is_named_and_the_lines_are_japanese_where_asked_for(site):
