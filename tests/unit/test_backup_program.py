@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import pwd
 import sys
 import time
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_the_list_names_what_is_damaged_and_a_copy_once(program, capsys):
     listed = json.loads(capsys.readouterr().out)
     assert [one.get("run", "damaged") for one in listed] == ["r1", "damaged"]
     assert "r2.json is damaged" in listed[1]["damaged"]
-    shown = Path(__file__).resolve().parents[2] / "playbooks/templates/backups.txt.j2"
+    shown = Path(__file__).resolve().parents[2] / "roles/restore/templates/backups.txt.j2"
     lines = rendering.render("backup", shown, restore_runs=listed).splitlines()
     assert lines[0].startswith("r1  1970") and lines[-1] == f"DAMAGED: {listed[1]['damaged']}"
 
@@ -151,7 +152,9 @@ def test_what_was_taken_out_of_backups_goes_with_its_days_and_an_empty_folder_at
 def test_a_table_that_could_not_be_taken_out_leaves_no_folder(program, monkeypatch):
     with_options(program)
     host = backup_host.Host(backup_host.load_options(str(program.options)))
-    monkeypatch.setattr(restore.shutil, "chown", lambda *_arguments: None)
+    # Neither postgres nor the user of restored databases is one of this machine.
+    me = pwd.getpwuid(os.geteuid())
+    monkeypatch.setattr(restore.pwd, "getpwnam", lambda _name: me)
     with pytest.raises(backup_host.BackupError), restore._folder_of_tables(host, "r1") as folder:
         assert os.path.isdir(folder)
         raise backup_host.BackupError("no such table")

@@ -193,7 +193,8 @@ def test_what_is_live_and_which_requests_failed(site):
     library.mkdir()
     (library / "shiftmaster_release.py").write_text(
         "#!/usr/bin/python3\nimport json\n"
-        "print(json.dumps(dict(failed=True, msg='broke', put_back=True, requests=340, errors=12, current_version='2.0.0')))"
+        "print(json.dumps(dict(failed=True, msg='broke', put_back=True, requests=340, errors=12,"
+        " current_version='2.0.0')))"
     )
     (site.path / "roles/release/tasks/build.yml").write_text(
         "- {name: Watch, ansible.builtin.include_tasks: batch.yml}"

@@ -48,6 +48,21 @@ def test_folders_and_files_are_made_once(lay, entry, tmp_path):
     assert lay(**params) == []
 
 
+def test_a_difference_names_its_file_and_shows_both_texts(entry, tmp_path):
+    (tmp_path / "unit").write_text("before\n")
+    whole = {"directories": [], "files": [entry("unit", content="after\n")], "texts": {}, "absent": [], "purge": []}
+    _changed, (diff,) = tree.apply(whole, True)
+    path = str(tmp_path / "unit")
+    assert diff == {"before_header": path, "after_header": path, "before": "before\n", "after": "after\n"}
+
+
+@pytest.mark.parametrize("given", ["0780", "rwxr-x---", ""])
+def test_a_mode_that_is_not_octal_is_refused_before_anything_changes(lay, entry, tmp_path, given):
+    with pytest.raises(ValueError):
+        lay(directories=[entry("a")], files=[entry("a/unit", content="x", mode=given)])
+    assert not (tmp_path / "a").exists()
+
+
 def test_check_mode_says_the_same_and_changes_nothing(lay, entry, tmp_path):
     (tmp_path / "old").write_text("before\n")
     (tmp_path / "gone").write_text("")
