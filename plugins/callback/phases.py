@@ -4,6 +4,7 @@ import atexit
 import datetime
 import json
 import os
+import re
 import shlex
 import threading
 import time
@@ -162,6 +163,11 @@ def phase_of(role: str, stem: str) -> str | None:
     return ROLES.get(role)
 
 
+def lines_of(text) -> list[str]:
+    """A text's lines without control characters: a release or a host must not write to the terminal what it likes."""
+    return [re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", line.rstrip()) for line in str(text).split("\n")]
+
+
 def message_lines(result: dict) -> list[str]:
     """What a failed result says, at most once; a loop's failed items one after the other."""
     if "censored" in result:
@@ -170,19 +176,19 @@ def message_lines(result: dict) -> list[str]:
     if failed:
         return list(dict.fromkeys(line for item in failed for line in message_lines(item)))
     message = result.get("msg") or ""
-    lines = [str(line) for line in message] if isinstance(message, list) else str(message).splitlines()
+    lines = [part for line in (message if isinstance(message, list) else [message]) for part in lines_of(line)]
     if result.get("rc") and "cmd" in result:
-        lines += (str(result.get("stderr") or "").strip() or str(result.get("stdout") or "").strip()).splitlines()[-5:]
-    return [line.rstrip() for line in lines if line.strip()]
+        lines += lines_of(str(result.get("stderr") or "").strip() or str(result.get("stdout") or "").strip())[-5:]
+    return [line for line in lines if line]
 
 
 def text_lines(message) -> list[str]:
     """A message of a debug task as lines."""
     if isinstance(message, (list, tuple)) and not any(isinstance(part, (dict, list)) for part in message):
-        return [line for part in message for line in str(part).splitlines()]
+        return [line for part in message for line in lines_of(part)]
     if isinstance(message, (dict, list)):
-        return json.dumps(message, indent=2, ensure_ascii=False).splitlines()
-    return str(message).rstrip("\n").splitlines()
+        return lines_of(json.dumps(message, indent=2, ensure_ascii=False))
+    return lines_of(str(message).rstrip("\n"))
 
 
 def after_failure(task) -> bool:
@@ -230,7 +236,7 @@ class Log:
         self.display(f"\n{self.now():%H:%M:%S} {msg} {'*' * max(3, 110 - len(msg))}")
 
     def _warning(self, warning, kind="WARNING"):
-        text = f"[{kind}]: {warning.event.msg}"
+        text = f"[{kind}]: " + "\n".join(lines_of(warning.event.msg))
         if text not in self.warned:
             self.warned.add(text)
             self.display(text)

@@ -235,6 +235,7 @@ def test_the_language(callback, option, environment, expected):
         ({"msg": "a\nb"}, ["a", "b"]),
         ({"msg": ["a", "b"]}, ["a", "b"]),
         ({"censored": "x", "msg": "secret"}, []),
+        ({"msg": "a\x1b]0;title\x07b\r\x9bc"}, ["a?]0;title?b??c"]),
         ({"results": [{"failed": True, "msg": "a"}, {"msg": "fine"}, {"failed": True, "msg": "a"}], "msg": "m"}, ["a"]),
         ({"msg": "non-zero return code", "rc": 1, "cmd": ["x"], "stderr": "why"}, ["non-zero return code", "why"]),
     ],
