@@ -137,7 +137,7 @@ TEXTS = {
     "live": ("Live:      version {text}", "稼働中:     バージョン {text}"),
     "noticed": ("Failed requests: {text}", "失敗したリクエスト: {text}"),
     "of": ("{errors} of {requests}", "{requests} 件中 {errors} 件"),
-    "never": ("0, the new release received no traffic", "0 件(新リリースへの切り替え前)"),
+    "never": ("0 by this run, the new release received no traffic", "この実行によるものは 0 件(切り替え前)"),
     "log": ("Log:       {text}", "ログ:       {text}"),
     "next": ("Next:      correct the cause and run the same command again; {text} shows what is wrong",
              "次の操作:   原因を修正し、同じコマンドを再実行してください。調査: {text}"),
