@@ -565,7 +565,7 @@ class CallbackModule(Default):
         first, last = self.failures[0], self.failures[-1]
         shown, seen = [], []
         for failure in [first] if first is last else [first, last]:
-            hosts = ", ".join(failure["hosts"])
+            hosts = ", ".join(sorted(failure["hosts"]))
             lines = [line for line in failure["lines"] if line not in seen]
             seen += lines
             shown += [f"{self.text('on', hosts=hosts)}{line}" if not n else f"  {line}" for n, line in enumerate(lines)]
