@@ -255,7 +255,7 @@ def test_the_report_is_the_guides():
     manifests.finish(manifest, 7)
     assert report.lines(manifest, "/var/backups/shiftmaster") == [
         "Date: 1970-01-01T00:00:00Z",
-        "Database: SUCCESS (full, 3.0 MiB)",
+        "Database: SUCCESS (full, 3.0 MiB, restored and verified)",
         "Files: FAILED: disk full",
         "Total size: 3.0 MiB",
         "Location: /var/backups/shiftmaster",
