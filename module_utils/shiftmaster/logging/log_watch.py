@@ -14,7 +14,7 @@ import uuid
 
 from ..host import safe_files
 from . import canary
-from .elastic import Api, Failed
+from .elastic import Api, Failed, cluster_health
 
 HELP = {
     "shiftmaster_logstash_up": ("gauge", "Whether Logstash answers."),
@@ -25,7 +25,7 @@ HELP = {
     "shiftmaster_filebeat_up": ("gauge", "Whether Filebeat answers."),
     "shiftmaster_filebeat_events_acknowledged_total": ("counter", "Events that Logstash has taken."),
     "shiftmaster_elasticsearch_up": ("gauge", "Whether Elasticsearch answers."),
-    "shiftmaster_elasticsearch_status": ("gauge", "Health of the cluster: 0 green, 1 yellow, 2 red."),
+    "shiftmaster_elasticsearch_status": ("gauge", "Health of the cluster: 0 green, 1 yellow, 2 red; on one node without replicas of others."),
     "shiftmaster_elasticsearch_disk_used_ratio": ("gauge", "Share of the fullest node's disk that is used."),
     "shiftmaster_elasticsearch_shards_ratio": ("gauge", "Share of the shards that the cluster may have."),
     "shiftmaster_elasticsearch_lifecycle_errors": ("gauge", "Indexes whose lifecycle does not go on."),
@@ -53,7 +53,7 @@ def of_filebeat(api) -> dict:
 
 
 def of_elasticsearch(api) -> dict:
-    health = api.call("/_cluster/health")
+    health = cluster_health(api)
     nodes = api.call("/_nodes/stats/fs")["nodes"].values()
     used = [1 - node["fs"]["total"]["available_in_bytes"] / node["fs"]["total"]["total_in_bytes"] for node in nodes]
     errors = api.call("/logs-shiftmaster.*/_ilm/explain?only_errors=true")["indices"]
