@@ -25,10 +25,11 @@ HELP = {
     "shiftmaster_filebeat_up": ("gauge", "Whether Filebeat answers."),
     "shiftmaster_filebeat_events_acknowledged_total": ("counter", "Events that Logstash has taken."),
     "shiftmaster_elasticsearch_up": ("gauge", "Whether Elasticsearch answers."),
-    "shiftmaster_elasticsearch_status": ("gauge", "Health of the cluster: 0 green, 1 yellow, 2 red; on one node without replicas of others."),
+    "shiftmaster_elasticsearch_status": ("gauge", "Health of the cluster: 0 green, 1 yellow, 2 red."),
     "shiftmaster_elasticsearch_disk_used_ratio": ("gauge", "Share of the fullest node's disk that is used."),
     "shiftmaster_elasticsearch_shards_ratio": ("gauge", "Share of the shards that the cluster may have."),
     "shiftmaster_elasticsearch_lifecycle_errors": ("gauge", "Indexes whose lifecycle does not go on."),
+    "shiftmaster_elasticsearch_ignored_events": ("gauge", "Events of the last day of which a field has another type."),
 }
 STATUS = {"green": 0, "yellow": 1, "red": 2}
 SHARDS_PER_NODE = 1000
@@ -56,6 +57,9 @@ def of_elasticsearch(api) -> dict:
     health = cluster_health(api)
     nodes = api.call("/_nodes/stats/fs")["nodes"].values()
     used = [1 - node["fs"]["total"]["available_in_bytes"] / node["fs"]["total"]["total_in_bytes"] for node in nodes]
+    # The alias holds events of which a field was ignored; streams that are older than it have none.
+    day = {"query": {"range": {"@timestamp": {"gte": "now-1d"}}}}
+    ignored = api.call("/shiftmaster-ignored/_count?ignore_unavailable=true", "POST", day)["count"]
     errors = api.call("/logs-shiftmaster.*/_ilm/explain?only_errors=true")["indices"]
     may = SHARDS_PER_NODE * max(1, health["number_of_data_nodes"])
     return {
@@ -63,6 +67,7 @@ def of_elasticsearch(api) -> dict:
         "shiftmaster_elasticsearch_disk_used_ratio": round(max(used), 4),
         "shiftmaster_elasticsearch_shards_ratio": round(health["active_shards"] / may, 4),
         "shiftmaster_elasticsearch_lifecycle_errors": len(errors),
+        "shiftmaster_elasticsearch_ignored_events": ignored,
     }
 
 
