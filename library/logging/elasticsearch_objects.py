@@ -11,8 +11,8 @@ module: elasticsearch_objects
 short_description: Keep what an Elasticsearch holds beside documents
 description:
   - Waits until the cluster is well, so that nodes that are changed one after the other never are two. Well is green;
-    while nodes are missing that are still to come (O(all_nodes)) it is yellow too, since copies have no place yet. On a single
-    node replicas of indices that are not C(logs-shiftmaster.*) do not count.
+    while nodes are missing that are still to come (O(all_nodes)) it is yellow too, since copies have no place yet.
+    On a single node replicas of indices that are not C(logs-shiftmaster.*) do not count.
   - Lifecycle policies, index templates, component templates, snapshot repositories and cluster settings are compared
     with what is there, and written where something of them is missing or different. What is there besides stays.
   - Data streams are created where they are not there, since the user that writes may not create any.
@@ -141,7 +141,16 @@ status:
 import time
 
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
-from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, Api, Failed, NoAnswer, cluster_health, lacks, quoted, said
+from ansible.module_utils.shiftmaster.logging.elastic import (
+    REREAD_SECONDS,
+    Api,
+    Failed,
+    NoAnswer,
+    cluster_health,
+    lacks,
+    quoted,
+    said,
+)
 
 # What is compared: where it is asked for, how it is found in the answer, and what it is called.
 KINDS = {

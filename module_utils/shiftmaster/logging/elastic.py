@@ -74,7 +74,7 @@ class Api:
 def cluster_health(api):
     """Return the cluster's health. Yellow on a single node is green if each of our indices is.
 
-    Yellow means that replicas alone are unassigned, and Kibana creates indices with one that a single node never assigns.
+    Yellow means that replicas alone are unassigned. Kibana creates indices with one, which a single node never assigns.
     """
     health = api.call("/_cluster/health?level=indices")
     own = [found["status"] for name, found in health["indices"].items() if "logs-shiftmaster." in name]
