@@ -46,9 +46,8 @@ unit: bootstrap ## Unit tests
 readme: bootstrap ## Write each role's README.md from its meta/argument_specs.yml
 	python scripts/role_readme.py
 
-alerts: bootstrap ## Write the alert rules, their tests and the runbooks from monitoring/
+alerts: bootstrap ## Write the alert rules and the runbooks from monitoring/
 	python scripts/alerts.py
-	python scripts/alert_tests.py
 
 test: docker ## What .ci/run runs: lint, unit tests, and scenarios chosen by what a regression would cost
 	@scripts/images base trixie

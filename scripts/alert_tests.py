@@ -1,24 +1,25 @@
 #!/usr/bin/env python3
-"""Tests of the alert rules, by promtool: writes them, runs them, and finds out whether they would notice a mistake.
+"""Tests of the alert rules, by promtool: makes them of monitoring/cases, runs them, checks that they notice mistakes.
 
-    scripts/alert_tests.py            writes monitoring/rule_tests/<Alert>.yml from monitoring/cases/*.yml
-    scripts/alert_tests.py --check    says which are not up to date
-    scripts/alert_tests.py run        promtool check rules, test rules
+    scripts/alert_tests.py run        promtool check rules, test rules; with names, the tests of these alerts
+                                      (`recordings`: of the recording rules)
     scripts/alert_tests.py mutate     changes each number, comparison, duration, range, label and matcher of each alert
-                                      and recording, one by one, and names the changes that no test notices; with names,
-                                      of these alerts (`recordings`: of the recording rules)
+                                      and recording, one by one, and names the changes that no test notices; with names
+                                      as above
 
-promtool is taken from $PROMTOOL, or from PATH. The written tests need nothing else: promtool test rules
-monitoring/rule_tests/*.yml.
+promtool is taken from $PROMTOOL, or from PATH. Tests of recording rules are written by hand, in monitoring/rule_tests.
 
 A case of monitoring/cases: `fires` and `silent` are lists of
     series      {series: values in promtool's notation, one each `every` (default: the evaluation)}
     at          fires: the moment of the first evaluation that is firing; the one before it must not be
                 silent: any moment
     until       fires: where it goes on behind its end, the moment of the last evaluation that is firing
-    labels      fires: the labels that the alert has beside severity, service and depends_on
+    labels      fires: the labels that the alert has beside severity, service, depends_on and env; notify where the rule
+                has a template for it
     shows       fires: what its texts show for the value: one text for all, or {template: text}
     why         silent: what is near about it
+Series without the label env are given in two environments, and the alert must fire in each of them by itself;
+`env: null` among the labels is an alert without that label.
 `evaluation` is how often the rules are evaluated, as in Prometheus, or more coarsely where days go by.
 """
 
@@ -41,15 +42,14 @@ import yaml
 ROOT = catalogue_of.ROOT
 RULES = catalogue_of.MONITORING / "rules"
 TESTS = catalogue_of.MONITORING / "rule_tests"
-# Written by hand: they need no case of their own.
-BY_HAND = {"recordings.yml", "recordings_days.yml"}
+ENVIRONMENTS = ("production", "staging")
 
 
 def promtool() -> str | None:
     return os.environ.get("PROMTOOL") or shutil.which("promtool")
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+# --- making ---------------------------------------------------------------------------------------------------------
 
 
 def span(text: str) -> int:
@@ -87,12 +87,13 @@ def tests_of(alert: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
         wanted = fires["labels"] if isinstance(fires["labels"], list) else [fires["labels"]]
         expected = [
             {
-                "exp_labels": {**labels, **made["labels"]},
+                "exp_labels": {**made["labels"], **labels},
                 "exp_annotations": {
                     key: shown(text, labels, fires.get("shows", "")) for key, text in made["annotations"].items()
                 },
             }
-            for labels in wanted
+            for given in wanted
+            for labels in labels_by_environment(given)
         ]
         checks = [moment(fires["at"], expected, name)]
         if "for" in made:
@@ -109,19 +110,65 @@ def tests_of(alert: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
                 "alert_rule_test": [moment(silent["at"], [], name)],
             }
         )
+    if "on (env" in made["expr"]:
+        groups += apart(groups, case, evaluation, name)
     return {"rule_files": rule_files(alert), "evaluation_interval": evaluation, "tests": groups}
+
+
+def apart(groups: list[dict[str, Any]], case: dict[str, Any], evaluation: str, name: str) -> Iterator[dict[str, Any]]:
+    """What fires in one environment and is silent in the other one, where both are the same so far."""
+    given = [*case["fires"], *case["silent"]]
+    plain = [
+        (one, group)
+        for one, group in zip(given, groups)
+        if not any(re.search(r"\benv=", series) for series in one["series"])
+    ]
+    for fires, group in (pair for pair in plain if "labels" in pair[0] and "env" not in str(pair[0]["labels"])):
+        for silent, _ in (pair for pair in plain if "why" in pair[0]):
+            if fires.get("every") == silent.get("every") and span(silent["at"]) >= span(fires["at"]):
+                both = [(ENVIRONMENTS[0], fires), (ENVIRONMENTS[1], silent)]
+                series = {
+                    one: values
+                    for env, source in both
+                    for series_name, values in source["series"].items()
+                    for one in series_by_environment(series_name, (env,))
+                }
+                first = group["alert_rule_test"][-1 if "until" not in fires else -3]
+                expected = [one for one in first["exp_alerts"] if one["exp_labels"].get("env") == ENVIRONMENTS[0]]
+                yield {
+                    "name": f"{group['name']} in one environment, in the other one {silent['why']}",
+                    **inputs({**fires, "series": series}, case, evaluation),
+                    "alert_rule_test": [moment(fires["at"], expected, name)],
+                }
+
+
+def labels_by_environment(labels: dict[str, str | None]) -> list[dict[str, str]]:
+    if "env" not in labels:
+        return [{**labels, "env": env} for env in ENVIRONMENTS]
+    return [{name: value for name, value in labels.items() if value is not None}]
+
+
+def series_by_environment(name: str, environments: tuple[str, ...] = ENVIRONMENTS) -> list[str]:
+    if re.search(r"\benv=", name):
+        return [name]
+    metric, _, labels = name.partition("{")
+    return [f'{metric}{{env="{env}",{labels or "}"}' for env in environments]
 
 
 def inputs(given: dict[str, Any], case: dict[str, Any], evaluation: str) -> dict[str, Any]:
     every = given.get("every") or case.get("every") or evaluation
     return {
         "interval": every,
-        "input_series": [{"series": name, "values": str(values)} for name, values in given["series"].items()],
+        "input_series": [
+            {"series": one, "values": str(values)}
+            for name, values in given["series"].items()
+            for one in series_by_environment(name)
+        ],
     }
 
 
 def rule_files(alert: dict[str, Any]) -> list[str]:
-    return ["../rules/shiftmaster.yml" if alert["group"] == "shiftmaster.alerts" else f"../rules/{alert['source']}"]
+    return [str(RULES / ("shiftmaster.yml" if alert["group"] == "shiftmaster.alerts" else alert["source"]))]
 
 
 def cases() -> dict[str, dict[str, Any]]:
@@ -131,21 +178,8 @@ def cases() -> dict[str, dict[str, Any]]:
     return found
 
 
-def outputs() -> dict[Path, str]:
-    known = cases()
-    made = {TESTS / name: (TESTS / name).read_text(encoding="utf-8") for name in BY_HAND}
-    for alert in catalogue_of.catalogue():
-        if alert["name"] in known:
-            text = catalogue_of.dump(tests_of(alert, known[alert["name"]]))
-            made[TESTS / f"{alert['name']}.yml"] = (
-                "---\n# Written by scripts/alert_tests.py from monitoring/cases: change that, then `make alerts`.\n"
-                "# yamllint disable rule:line-length\n" + text
-            )
-    return made
-
-
-def refresh_check() -> list[str]:
-    return catalogue_of.refresh(outputs(), check=True)
+def chosen(names: list[str]) -> list[dict[str, Any]]:
+    return [alert for alert in catalogue_of.catalogue() if not names or alert["name"] in names]
 
 
 # --- running --------------------------------------------------------------------------------------------------------
@@ -157,9 +191,15 @@ def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def run() -> int:
-    checked = call("check", "rules", "--lint=all", "--lint-fatal", *sorted(RULES.glob("*.yml")))
-    tested = call("test", "rules", *sorted(TESTS.glob("*.yml")))
+def run(names: list[str]) -> int:
+    known = cases()
+    with tempfile.TemporaryDirectory() as name:
+        tests = sorted(TESTS.glob("*.yml")) if not names or "recordings" in names else []
+        for alert in chosen(names):
+            tests.append(Path(name) / f"{alert['name']}.yml")
+            tests[-1].write_text(dumped(tests_of(alert, known[alert["name"]])), encoding="utf-8")
+        checked = call("check", "rules", "--lint=all", "--lint-fatal", *sorted(RULES.glob("*.yml")))
+        tested = call("test", "rules", *tests)
     for done in (checked, tested):
         print(done.stdout + done.stderr, end="")
     return checked.returncode or tested.returncode
@@ -336,7 +376,7 @@ def failed_tests(tests: list[Path]) -> set[str]:
 
 def survivors(names: list[str]) -> tuple[int, list[str]]:
     """(number of mutants, those that no test noticed) of these alerts; `recordings` are the recording rules"""
-    chosen = [alert for alert in catalogue_of.catalogue() if not names or alert["name"] in names]
+    known = cases()
     # mutant: what was changed; and its tests, the fast ones first.
     described: dict[str, str] = {}
     tests: dict[str, list[Path]] = {}
@@ -352,13 +392,13 @@ def survivors(names: list[str]) -> tuple[int, list[str]]:
                     tests[stem].append(folder / f"{own}.yml")
                     tests[stem][-1].write_text(dumped({**test, "rule_files": [f"{own}.rules"]}), encoding="utf-8")
 
-        for alert in chosen:
-            test = loaded(TESTS / f"{alert['name']}.yml")
+        for alert in chosen(names):
+            test = tests_of(alert, known[alert["name"]])
             for number, (what, rule) in enumerate(mutants(alert)):
                 rules = {"groups": [{"name": alert["group"], "rules": [rule]}]}
                 lay(f"{alert['name']}-{number:03}", f"{alert['name']}: {what}", [(rules, test)])
         if not names or "recordings" in names:
-            own = [loaded(TESTS / one) for one in sorted(BY_HAND)]
+            own = [loaded(path) for path in sorted(TESTS.glob("*.yml"))]
             for number, (what, record, rules) in enumerate(recorded_mutants()):
                 lay(f"recordings-{number:03}", what, [part_for(record, rules, test) for test in own])
         # What is no rule any more would be refused, not noticed.
@@ -383,23 +423,17 @@ def dumped(content: dict[str, Any]) -> str:
 
 def main() -> int:
     words = sys.argv[1:]
-    if words[:1] in (["run"], ["mutate"]):
-        if promtool() is None:
-            print("promtool is neither in $PROMTOOL nor on PATH.", file=sys.stderr)
-            return 2
-        if words[0] == "run":
-            return run()
-        number, left = survivors(words[1:])
-        print("\n".join(left + [f"{number} mutants, {len(left)} survived"]))
-        return 1 if left else 0
-    check = "--check" in words
-    outdated = catalogue_of.refresh(outputs(), check)
-    missing = sorted({alert["name"] for alert in catalogue_of.catalogue()} - set(cases()))
-    if missing:
-        print("Without a case: " + ", ".join(missing))
-    if outdated:
-        print(("Not up to date (run `make alerts`): " if check else "Written: ") + ", ".join(outdated))
-    return 1 if missing or (check and outdated) else 0
+    if words[:1] not in (["run"], ["mutate"]):
+        print(__doc__, file=sys.stderr)
+        return 2
+    if promtool() is None:
+        print("promtool is neither in $PROMTOOL nor on PATH.", file=sys.stderr)
+        return 2
+    if words[0] == "run":
+        return run(words[1:])
+    number, left = survivors(words[1:])
+    print("\n".join(left + [f"{number} mutants, {len(left)} survived"]))
+    return 1 if left else 0
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ FIELDS = {
     "expr": "PromQL; a threshold stands beside its comparison, where the mutation check finds it",
     "for": "how long it has to hold",
     "keep_firing_for": "how long it goes on behind its end: for what it silences, which ends later",
-    "severity": "critical (wakes somebody), warning (in working hours), info (nobody is called), none (Watchdog)",
+    "severity": "critical (users notice it, or data are in danger), warning, info, none (Watchdog)",
+    "notify": "page or business_hours (critical alerts), a template of Prometheus that gives one of both, or report; "
+    "default: page for critical alerts, else report",
     "service": "what it is about",
     "where": "the hosts on which its commands are typed: a key of WHERE",
     "dashboard": "uid of the dashboard to open",
@@ -45,7 +47,12 @@ FIELDS = {
     "causes": "the likeliest first: cause {en, ja}, check (a command), fix (a command) or advice {en, ja}, or both",
     "links": "chapters of the operations guide",
 }
-OPTIONAL = {"depends_on", "keep_firing_for"}
+OPTIONAL = {"depends_on", "keep_firing_for", "notify"}
+NOTIFY = {
+    "page": ("at any hour", "随時"),
+    "business_hours": ("in business hours", "業務時間内"),
+    "report": ("no", "なし"),
+}
 
 # Evaluated as often as their targets are scraped; everything else each 15 seconds.
 FAST = {"shiftmaster.alerts", "shiftmaster.database.fast", "shiftmaster.host.fast"}
@@ -70,8 +77,8 @@ SAYS = {
         "scripts/alerts.py が {source} から生成しています。変更はそちらで行い、`make alerts` を実行してください。",
     ),
     "table": (
-        "| severity | service | fires after | dashboard |",
-        "| 重要度 | サービス | 発生までの時間 | ダッシュボード |",
+        "| severity | pages | service | fires after | dashboard |",
+        "| 重要度 | 呼び出し | サービス | 発生までの時間 | ダッシュボード |",
     ),
     "silent": (
         "Not sent while one of these is down: {parts}.",
@@ -153,8 +160,21 @@ def description(alert: dict[str, Any], language: str) -> str:
     return alert["description"][language] + (" " if language == "en" else "") + first
 
 
+def notify(alert: dict[str, Any]) -> str:
+    return alert.get("notify") or {"critical": "page", "none": ""}.get(alert["severity"], "report")
+
+
+def pages(alert: dict[str, Any], language: str) -> str:
+    found = [
+        texts[LANGUAGES.index(language)] for word, texts in NOTIFY.items() if re.search(rf"\b{word}\b", notify(alert))
+    ]
+    return (" / " if language == "en" else "、").join(found) or "–"
+
+
 def rule(alert: dict[str, Any]) -> dict[str, Any]:
     labels = {"severity": alert["severity"], "service": alert["service"]}
+    if notify(alert):
+        labels["notify"] = notify(alert)
     if alert.get("depends_on"):
         labels["depends_on"] = ",".join(sorted(alert["depends_on"]))
     result = {"alert": alert["name"], "expr": alert["expr"].strip()}
@@ -180,11 +200,7 @@ def recordings(group: dict[str, Any]) -> list[dict[str, Any]]:
     rules = []
     for entry in group["rules"]:
         for window in entry.get("windows", [""]):
-            evaluations = str(seconds(window) // group["interval_seconds"]) if window else ""
-            made = {
-                key: entry[key].replace("<window>", window).replace("<evaluations>", evaluations)
-                for key in ("record", "expr")
-            }
+            made = {key: entry[key].replace("<window>", window) for key in ("record", "expr")}
             rules.append({**made, **({"labels": entry["labels"]} if "labels" in entry else {})})
     return rules
 
@@ -286,8 +302,9 @@ def runbook(alert: dict[str, Any], language: str) -> str:
         f"**{escaped(plain(alert['summary'][language]))}**",
         "",
         say("table", language),
-        "|---|---|---|---|",
-        f"| {alert['severity']} | {alert['service']} | {alert['for']} | `{alert['dashboard']}` |",
+        "|---|---|---|---|---|",
+        f"| {alert['severity']} | {pages(alert, language)} | {alert['service']} | {alert['for']} "
+        f"| `{alert['dashboard']}` |",
         "",
     ]
     if alert.get("depends_on"):

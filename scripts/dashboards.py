@@ -389,6 +389,23 @@ def place(panels: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return placed
 
 
+def fold(panels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first row open, the others closed with their panels inside, as Grafana saves them."""
+    starts = [number for number, item in enumerate(panels) if item["type"] == "row"]
+    if len(starts) < 2:
+        return panels
+    found = panels[: starts[1]]
+    y = max(item["gridPos"]["y"] + item["gridPos"]["h"] for item in found)
+    for start, end in zip(starts[1:], [*starts[2:], len(panels)]):
+        shift = y - panels[start]["gridPos"]["y"]
+        head, *inner = (
+            {**item, "gridPos": {**item["gridPos"], "y": item["gridPos"]["y"] + shift}} for item in panels[start:end]
+        )
+        found.append({**head, "collapsed": True, "panels": inner})
+        y += 1
+    return found
+
+
 # --- what a dashboard is made of --------------------------------------------------------------------------------------
 
 
@@ -533,6 +550,9 @@ def model(board: Dashboard) -> dict[str, Any]:
         panels.append({name: value for name, value in {**item, "links": links}.items() if name != "_empty"})
         if item["type"] == "row":
             del panels[-1]["links"]
+    # The overview shows everything at once.
+    if board.name != "overview":
+        panels = fold(panels)
     return {
         "uid": board.uid,
         "title": board.title,
@@ -587,8 +607,14 @@ def text_of(board: Dashboard) -> str:
     def line(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
 
+    def one(item: dict[str, Any]) -> str:
+        if not item.get("panels"):
+            return line(item)
+        head = line({name: value for name, value in item.items() if name != "panels"})
+        return head[:-1] + ', "panels": [\n   ' + ",\n   ".join(map(line, item["panels"])) + "\n  ]}"
+
     def entry(key: str, value: Any) -> str:
-        items = ",\n  ".join(map(line, value)) if key == "panels" else ""
+        items = ",\n  ".join(map(one, value)) if key == "panels" else ""
         return f"{line(key)}: " + (f"[\n  {items}\n ]" if items else line(value))
 
     return "{\n " + ",\n ".join(entry(*item) for item in model(board).items()) + "\n}\n"
@@ -2942,10 +2968,10 @@ DASHBOARDS = (
 WATCHED: dict[str, dict[int, str]] = {
     "overview": {
         11: "ShiftMasterDown NoApplicationServes",
-        16: "ExporterDown TargetMissing ProbesNotMade",
+        16: "ExporterDown TargetMissing ProbesNotMade SiteUnreachable MonitoringIsolated",
         18: "CertificateExpiresSoon CertificateNearlyExpired",
         21: "AvailabilityBudgetBurnFast AvailabilityBudgetBurnSlow",
-        22: "WebsiteDown",
+        22: "WebsiteDown OtherSiteDown",
         31: "HighResponseTime",
         41: "DatabaseConnectionError",
         51: "HighCPUUsage",
@@ -2957,10 +2983,10 @@ WATCHED: dict[str, dict[int, str]] = {
         58: "NodeCollectorFailing TextfileBroken",
         59: "ScrapeSlow",
         60: "PrometheusStorageFailing",
-        61: "PrometheusNotificationsFailing",
+        61: "PrometheusNotificationsFailing AlertmanagerClusterDegraded",
     },
     "host": {
-        12: "UnitFailed HostDown",
+        12: "UnitFailed HostDown HostsDown HostRebooted",
         13: "ClockNotSynchronised ClockSkew",
         14: "OOMKill",
         21: "HighCPUUsage",
@@ -2970,13 +2996,13 @@ WATCHED: dict[str, dict[int, str]] = {
         42: "DiskInodesWarning DiskInodesCritical InodesExhaustedPredicted",
         43: "DiskFullPredicted DiskFullSoon",
         44: "DiskSaturated",
-        47: "FilesystemReadOnly",
+        47: "FilesystemReadOnly DiskArrayDegraded DeviceErrors",
         51: "NetworkSaturated",
         52: "TCPRetransmits",
-        53: "NetworkDrops",
+        53: "NetworkDrops ConntrackNearlyFull",
         54: "PacketLoss HostDown",
         56: "HostCertificateExpiresSoon HostCertificateNearlyExpired",
-        61: "UnitFailed",
+        61: "UnitFailed FileHandlesNearlyExhausted",
     },
     "application": {
         11: "ShiftMasterDown",
@@ -2987,12 +3013,12 @@ WATCHED: dict[str, dict[int, str]] = {
         42: "ErrorBudgetBurnFast ErrorBudgetBurnSlow LatencyBudgetBurnFast LatencyBudgetBurnSlow",
     },
     "postgresql": {
-        11: "DatabaseConnectionError DatabasePrimaryLost",
+        11: "DatabaseConnectionError DatabasePrimaryLost DatabaseTwoPrimaries DatabaseChecksumFailures",
         13: "DatabaseConnectionsHigh DatabaseConnectionsExhausted",
         14: "ReplicationLag",
         15: "DatabaseDeadlocks",
         16: "DatabaseLockWait",
-        23: "DatabaseLongTransaction",
+        23: "DatabaseLongTransaction DatabaseWraparoundNear",
         31: "DatabaseSlowQueries",
         42: "DatabaseLockQueue",
         52: "ReplicationStopped",

@@ -70,6 +70,8 @@ def without_thresholds(expression: str) -> str:
         if scalar:
             end = re.compile(r"\s*-?(?:[\d.]+|Inf)").match(expression, end).end()
     text += expression[end:]
+    # What is missing: the series of both sides, which have to meet.
+    text = re.sub(r"\bunless (on \(([^)]*)\) group by \(\2\) \()", r"and \1", text)
     while found := re.search(r"\babsent\(", text):
         stop = closing(text, found.end() - 1)
         inner = text[found.end() : stop - 1]

@@ -36,9 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.yml")
 LEAST = 0.9
 MODULES = (
-    "backup.manifest backup.prune backup.restore backup.retention backup.wal diagnosis.logs health.checks "
-    "host.safe_files monitoring.kpi nginx_tree release.cutover release.lock release.migrations release.releases "
-    "release.state release.watch service_config shiftmaster_release shiftmaster_tree"
+    "backup.files backup.manifest backup.prune backup.restore backup.retention backup.wal diagnosis.logs "
+    "health.checks host.safe_files monitoring.kpi nginx_tree release.cutover release.lock release.migrations "
+    "release.releases release.state release.watch service_config shiftmaster_release managed_files"
 ).split()
 COMPARISONS = {
     "==": "!=", "!=": "==", "<": "<=", "<=": "<", ">": ">=", ">=": ">", "is": "is not", "is not": "is", "in": "not in",
@@ -215,7 +215,7 @@ def equivalents() -> list[dict]:
 def imports_of_tests(root: Path) -> dict:
     """Return {unit test: names of modules that it imports}, without the package of module_utils."""
     found = {}
-    for path in sorted((root / "tests/unit").glob("test_*.py")):
+    for path in sorted((root / "tests/unit").rglob("test_*.py")):
         text = path.read_text(encoding="utf-8")
         imported = re.findall(r"spec_from_file_location\(\"(\w+)\"", text)
         for node in ast.walk(ast.parse(text)):
@@ -230,7 +230,10 @@ def imports_of_tests(root: Path) -> dict:
 def tests_of(module: str, root: Path = ROOT) -> list[str]:
     """Return the unit tests that import a module, those that have its name first."""
     found = [name for name, imported in imports_of_tests(root).items() if module in imported]
-    return sorted(found, key=lambda one: (module.split(".")[-1] not in one, one))
+    if "." not in module:
+        # Of every module of Ansible.
+        found += [str(path.relative_to(root)) for path in (root / "tests/unit").rglob("test_module_arguments.py")]
+    return sorted(found, key=lambda one: (module.split(".")[-1] not in Path(one).name, one))
 
 
 def copy(target: Path) -> None:

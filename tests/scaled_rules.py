@@ -3,7 +3,7 @@
 With scrapes, evaluations, `for` and ranges divided alike, a range holds as many samples as before, and an alert fires
 and ends after the same number of evaluations: a scenario waits a part of the time for the same steps. Thresholds are
 left as they are, ages in seconds, too. What alerts do after their real durations is tested by promtool
-(monitoring/rule_tests).
+(scripts/alert_tests.py).
 """
 
 from __future__ import annotations

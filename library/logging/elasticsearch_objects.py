@@ -140,17 +140,9 @@ status:
 
 import time
 
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, quoted, said
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
-from ansible.module_utils.shiftmaster.logging.elastic import (
-    REREAD_SECONDS,
-    Api,
-    Failed,
-    NoAnswer,
-    cluster_health,
-    lacks,
-    quoted,
-    said,
-)
+from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, cluster_health, lacks
 
 # What is compared: where it is asked for, how it is found in the answer, and what it is called.
 KINDS = {

@@ -82,8 +82,9 @@ import time
 import uuid
 
 from ansible.module_utils.shiftmaster.host import safe_files
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, said
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
-from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, Api, Failed, NoAnswer, lacks, said
+from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, lacks
 
 
 def loaded(value):

@@ -76,9 +76,10 @@ import shutil
 import subprocess
 import tempfile
 
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.host.service_user import process_of
-from ansible.module_utils.shiftmaster.logging.elastic import Api, Failed, cluster_health
+from ansible.module_utils.shiftmaster.logging.elastic import cluster_health
 
 COMMANDS = {
     "logstash": [

@@ -1,27 +1,28 @@
 #!/usr/bin/python
 # nginx's files as one set, and the servers behind a balancing nginx.
 # ruff: noqa: E402  (an Ansible module states its documentation before its imports)
-"""Keep nginx's files as one set: tested beside the live ones, swapped, reloaded, proven, or put back."""
+"""Keep nginx's files as one set: tested in a copy, swapped, reloaded and verified, or rolled back."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: nginx_tree
-short_description: Keep nginx's configuration as one set that is tested, swapped, reloaded and proven
+short_description: Keep nginx's configuration as one set that is tested, swapped, reloaded and verified
 description:
   - A set of files, links and absences is compared with the host. When anything differs, a copy of the whole
-    configuration folder with the new files in it is tested by C(nginx -t) before one live file is touched.
-  - Then the files are renamed into place, the master process is told to reload, and the module waits until the
-    B(running) nginx answers with the hash of this very set, serves the certificate that is on disk, and until all
-    workers of the earlier generation have stopped taking connections. nginx itself reports none of that, a reload that
-    failed leaves only a line in the error log.
+    configuration directory with the new files in it is tested by C(nginx -t) before one live file is touched.
+  - Then the files are renamed into place, the master process reloads them, and the module waits until the B(running)
+    nginx responds with the hash of this very set, serves the certificate that is on disk, and until all workers of the
+    earlier generation have stopped taking connections. nginx itself reports none of that; a reload that failed leaves
+    only a line in the error log.
   - A changed drop-in of the unit cannot reach a running process; then, and only then, nginx is restarted.
-  - When the proof does not come, the earlier files are put back and the task fails with what nginx logged.
+  - Where the verification fails, the earlier files are placed, loaded and verified, and the task fails with what nginx
+    logged.
   - One file of the set, O(servers_file), names the servers that a public nginx balances over. Servers are taken out of
-    it and in again between two runs of the role, so it has a proof of its own and the role leaves its C(down) lines.
-  - The decision to reload is taken from what runs, not from what changed, so a run that was killed between the
-    swap and the reload is made good by the next one.
+    it and in again between two runs of the role, so it has a hash of its own and the role leaves its C(down) lines.
+  - The decision to reload is taken from what runs, not from what changed, so an interrupted run is completed by the
+    next one.
 options:
   state:
     description:
@@ -46,78 +47,48 @@ options:
     type: str
     default: ""
   config_root:
-    description: The folder of which a copy is tested.
+    description: The directory of which a copy is tested.
     type: path
     default: /etc/nginx
   main_file:
     description: The main configuration file, inside O(config_root). Its includes must be relative to be tested.
     type: path
     default: /etc/nginx/nginx.conf
-  binary:
-    description: The nginx program.
-    type: path
-    default: /usr/sbin/nginx
-  service:
-    description: The systemd unit that is started when nginx does not run.
-    type: str
-    default: nginx.service
+  binary: {description: The nginx program., type: path, default: /usr/sbin/nginx}
+  service: {description: The systemd unit that is started when nginx does not run., type: str, default: nginx.service}
   unit_drop_in:
     description: The one of O(files) that belongs to the systemd unit. A change of it restarts nginx.
     type: path
-  pid_file:
-    description: Where the master process writes its number.
-    type: path
-    default: /run/nginx.pid
+  pid_file: {description: Where the master process writes its number., type: path, default: /run/nginx.pid}
   error_log:
     description: The log from which nginx's own explanation is taken when a reload fails.
     type: path
     default: /var/log/nginx/error.log
   directories:
-    description: Folders that must exist, before the files are written.
+    description: Directories that must exist, before the files are written.
     type: list
     elements: dict
     default: []
     suboptions:
-      path:
-        description: The folder.
-        type: path
-        required: true
-      mode:
-        description: Its mode.
-        type: str
-        default: "0755"
+      path: {description: The directory., type: path, required: true}
+      mode: {description: Its mode., type: str, default: "0755"}
   files:
     description: Files with their whole content.
     type: list
     elements: dict
     default: []
     suboptions:
-      path:
-        description: The file.
-        type: path
-        required: true
-      content:
-        description: The whole content.
-        type: str
-        required: true
-      mode:
-        description: Its mode.
-        type: str
-        default: "0644"
+      path: {description: The file., type: path, required: true}
+      content: {description: The whole content., type: str, required: true}
+      mode: {description: Its mode., type: str, default: "0644"}
   links:
     description: Symbolic links. A relative target is tested with the copy, an absolute one with the live file.
     type: list
     elements: dict
     default: []
     suboptions:
-      path:
-        description: The link.
-        type: path
-        required: true
-      target:
-        description: What it says.
-        type: str
-        required: true
+      path: {description: The link., type: path, required: true}
+      target: {description: Where it leads., type: str, required: true}
   absent:
     description: Files and links that must not exist.
     type: list
@@ -133,24 +104,15 @@ options:
     elements: dict
     default: []
     suboptions:
-      path:
-        description: The file.
-        type: path
-        required: true
+      path: {description: The file., type: path, required: true}
       users:
-        description: Who may ask.
+        description: Users that may log in.
         type: list
         elements: dict
         required: true
         suboptions:
-          name:
-            description: The user's name.
-            type: str
-            required: true
-          password:
-            description: The password.
-            type: str
-            required: true
+          name: {description: The user's name., type: str, required: true}
+          password: {description: The password., type: str, required: true}
       group:
         description: The group of the workers, which read the file; nobody else but root may.
         type: str
@@ -168,41 +130,32 @@ options:
         location of a server that listens on O(marker_address).
     type: path
   marker_address:
-    description: host:port of the server that answers with the hash.
+    description: host:port of the server that responds with the hash.
     type: str
     default: 127.0.0.1:8081
   marker_path:
-    description: The path of the location that answers with the hash.
+    description: The path of the location that responds with the hash.
     type: str
     default: /config
-  certificate:
-    description: The certificate that nginx must be serving. Read for V(query) as well.
-    type: path
-  certificate_key:
-    description: Its key. Only looked at, never read.
-    type: path
+  certificate: {description: The certificate that nginx must be serving. Read for V(query) as well., type: path}
+  certificate_key: {description: Its key., type: path}
   tls_address:
     description: host:port at which the served certificate is compared with the file. Nothing is compared without it.
     type: str
-  tls_name:
-    description: The server name to ask with.
-    type: str
+  tls_name: {description: The server name of that connection., type: str}
   groups:
     description: Groups whose members the workers must be. A worker learns its groups when it is forked.
     type: list
     elements: str
     default: []
-  user:
-    description: The user of the workers.
-    type: str
-    default: www-data
+  user: {description: The user of the workers., type: str, default: www-data}
   ports:
     description: Ports of which V(query) reports whether another program listens on them.
     type: list
     elements: int
     default: []
   proof_timeout_seconds:
-    description: How long to wait for the proof of a reload or a start.
+    description: How long to wait until a reload or a start is verified.
     type: int
     default: 20
 attributes:
@@ -211,27 +164,27 @@ attributes:
     description: Nothing changes. The new set is tested where nginx is installed already.
   diff_mode:
     support: full
-    description: Every file, link and folder that would change.
+    description: Every file, link and directory that would change.
 author:
   - ShiftMaster operations
 """
 
 EXAMPLES = r"""
-- name: query | See what runs on the host
+- name: query | Inspect the host
   nginx_tree:
     state: query
     certificate: /etc/ssl/certs/shiftmaster.crt
     ports: [80, 443]
   register: __nginx_host
 
-- name: cutover | Take a host out of the edge
+- name: cutover | Take a host out of the load balancer
   nginx_tree:
     state: server_out
     server: 192.0.2.11:8443
     reason: it could not be reached
-  delegate_to: edge1
+  delegate_to: web1
 
-- name: configure | Swap in the site
+- name: configure | Apply the site
   nginx_tree:
     files:
       - path: /etc/nginx/sites-available/shiftmaster
@@ -245,68 +198,24 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-reasons:
-  description: Why nginx was started or reloaded (or would be).
-  returned: state=present
-  type: list
-  elements: str
-  sample: ["files differ: /etc/nginx/nginx.conf"]
-config_hash:
-  description: The hash with which the running nginx answers.
-  returned: state=present
-  type: str
-action:
-  description: What was done to the service.
-  returned: state=present
-  type: str
-  sample: reload
-servers:
-  description: The servers that this nginx balances over.
-  returned: state=query
-  type: list
-  elements: str
-servers_down:
-  description: Servers that were taken out, each with the comment of its line.
-  returned: state=query
-  type: dict
-installed:
-  description: Whether the nginx program is there.
-  returned: state=query
-  type: bool
-version:
-  description: nginx's version, empty where it is not installed.
-  returned: state=query
-  type: str
-ipv6:
-  description: Whether sockets of IPv6 can be bound.
-  returned: state=query
-  type: bool
-ipv6_loopback:
-  description: Whether ::1 can be bound.
-  returned: state=query
-  type: bool
-groups_present:
-  description: Those of O(groups) that exist.
-  returned: state=query
-  type: list
-  elements: str
+reasons: {description: Why nginx is reloaded or started., returned: state=present, type: list, elements: str}
+config_hash: {description: The hash with which the running nginx responds., returned: state=present, type: str}
+action: {description: What was done to the service., returned: state=present, type: str, sample: reload}
+servers: {description: The servers that this nginx balances over., returned: state=query, type: list, elements: str}
+servers_down: {description: "Servers that were taken out, each with its comment.", returned: state=query, type: dict}
+installed: {description: Whether the nginx program is there., returned: state=query, type: bool}
+version: {description: "nginx's version, empty where it is not installed.", returned: state=query, type: str}
+ipv6: {description: Whether sockets of IPv6 can be bound., returned: state=query, type: bool}
+ipv6_loopback: {description: "Whether ::1 can be bound.", returned: state=query, type: bool}
+groups_present: {description: Those of O(groups) that exist., returned: state=query, type: list, elements: str}
 groups_lacking:
   description: Those of RV(groups_present) of which O(user) is no member.
   returned: state=query
   type: list
   elements: str
-enabled:
-  description: Whether the unit is started at boot.
-  returned: state=query
-  type: bool
-running:
-  description: Whether a master process is there.
-  returned: state=query
-  type: bool
-ocsp_uri:
-  description: The responder that the certificate names, or empty.
-  returned: state=query
-  type: str
+enabled: {description: Whether the unit is started at boot., returned: state=query, type: bool}
+running: {description: Whether a master process is there., returned: state=query, type: bool}
+ocsp_uri: {description: "The responder that the certificate names, or empty.", returned: state=query, type: str}
 problems:
   description: What would make the start of nginx fail, each as a sentence.
   returned: state=query
@@ -319,11 +228,11 @@ certificate_problems:
   elements: str
 """
 
+import contextlib
 import glob
 import grp
 import hashlib
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -331,10 +240,10 @@ import socket
 import ssl
 import stat
 import subprocess
-import tempfile
 import time
 
-from ansible.module_utils.shiftmaster.host import filestate, safe_files, webconfig
+from ansible.module_utils.shiftmaster.host import configuration, probe, safe_files, units, webconfig
+from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected, list_of
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 # As in Debian's logrotate rule for /var/log/nginx.
@@ -420,7 +329,7 @@ def password_lines(users, before):
 
 
 def masked(text, other=None):
-    """The lines of a password file as a diff may show them; with another one, whether a hash differs from its."""
+    """Return the lines of a password file as a diff may show them; with another, whether a hash differs from its."""
     known = (other or "").splitlines()
     return "".join(
         "%s:(%s)\n" % (line.split(":")[0], "a hash" if other is None or line in known else "another hash")
@@ -428,47 +337,9 @@ def masked(text, other=None):
     )
 
 
-def read_state(path, group=False):
-    """What a path is now, of a file without its owner, or with its group alone."""
-    found = filestate.read_state(path)
-    return found[:3] + (found[4:] if group else ()) if found[0] == "file" else found
-
-
-def wanted_states(files, links, absent):
-    wanted = {}
-    for item in files:
-        wanted[item["path"]] = ("file", item["content"].encode(), int(item.get("mode") or "0644", 8))
-        if item.get("group"):
-            wanted[item["path"]] += (group_ids([item["group"]]).get(item["group"]),)
-    for item in links:
-        wanted[item["path"]] = ("link", item["target"])
-    for path in absent:
-        wanted[path] = ("none",)
-    return wanted
-
-
-def as_text(state):
-    if state[0] == "file":
-        return state[1].decode("utf-8", "replace")
-    if state[0] == "link":
-        return "link to %s\n" % state[1]
-    return ""
-
-
-def describe(path, before, after, secret=False):
-    """One entry of Ansible's diff."""
-    header = path
-    if before[0] == "file" and after[0] == "file" and before[2] != after[2]:
-        header = "%s (mode %04o -> %04o)" % (path, before[2], after[2])
-    texts = as_text(before), as_text(after)
-    if secret:
-        texts = masked(texts[0]), masked(texts[1], texts[0] if before[0] == "file" else None)
-    return {
-        "before": texts[0],
-        "after": texts[1],
-        "before_header": path if before[0] != "none" else "%s (absent)" % path,
-        "after_header": header if after[0] != "none" else "%s (absent)" % path,
-    }
+def mask_passwords(before, after):
+    """Show a password file in a diff without hashes."""
+    return masked(before or ""), masked(after or "", before)
 
 
 def parse_listeners(text, ports):
@@ -498,55 +369,9 @@ def socket_owners(inodes):
     return names
 
 
-def first_certificate(path):
-    """The leaf of a PEM file as DER, or None."""
-    try:
-        with open(path) as handle:
-            text = handle.read()
-    except (OSError, UnicodeDecodeError):
-        return None
-    match = re.search("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", text, re.S)
-    try:
-        return ssl.PEM_cert_to_DER_cert(match.group(0)) if match else None
-    except ValueError:
-        return None
-
-
 def split_address(address):
     host, port = address.rsplit(":", 1)
     return host.strip("[]"), int(port)
-
-
-def served_certificate(address, name, timeout=3.0):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    try:
-        with socket.create_connection(split_address(address), timeout) as plain:
-            with context.wrap_socket(plain, server_hostname=name or None) as wrapped:
-                return wrapped.getpeercert(True)
-    except (OSError, ValueError):
-        return None
-
-
-def running_hash(address, path, timeout=3.0):
-    """What the marker location of the running nginx answers, or an empty text."""
-    try:
-        with socket.create_connection(split_address(address), timeout) as sock:
-            sock.settimeout(timeout)
-            sock.sendall(("GET %s HTTP/1.0\r\nHost: localhost\r\n\r\n" % path).encode())
-            data = b""
-            while len(data) < 65536:
-                part = sock.recv(4096)
-                if not part:
-                    break
-                data += part
-    except OSError:
-        return ""
-    head, _separator, body = data.partition(b"\r\n\r\n")
-    if not re.match(rb"HTTP/1\.[01] 200 ", head):
-        return ""
-    return body.decode("ascii", "replace").strip()
 
 
 def master_pid(pid_file):
@@ -599,183 +424,165 @@ def can_bind(family, address):
         return False
 
 
+def running_hash(address, path):
+    """Return what the marker location of the running nginx responds with, or an empty text."""
+    found = probe.http_get("http://" + address, path, timeout=3.0)
+    return found.body.strip() if found.status == 200 else ""
+
+
+def serves_another(certificate, address, name):
+    """Tell whether nginx serves another certificate than the file holds, or none."""
+    return probe.serves_another(certificate, *split_address(address), name, timeout=3.0) is not False
+
+
 class Tree:
     def __init__(self, module):
         self.module = module
-        self.p = module.params
-        if self.p["state"] in ("server_out", "server_in"):
+        self.p = p = module.params
+        if p["state"] in ("server_out", "server_in"):
             self.servers_alone()
-        self.files = [dict(item) for item in self.p["files"]]
-        self.secret = set()
-        for item in self.p["password_files"]:
-            before = read_state(item["path"])
-            text = before[1].decode("utf-8", "replace") if before[0] == "file" else ""
+        self.root = p["config_root"].rstrip("/")
+        self.files = configuration.FileSet(module.check_mode)
+        for item in p["directories"]:
+            self.files.add_directory(item)
+        items = [dict(item) for item in p["files"]]
+        for item in items:
+            self.files.add(item)
+        for item in p["password_files"]:
             try:
-                content = password_lines(item["users"], text)
+                content = password_lines(item["users"], configuration.read_text(item["path"]))
             except webconfig.PasswordError as error:
-                self.module.fail_json(msg="%s: %s. Nothing was changed." % (item["path"], error))
-            self.files.append({"path": item["path"], "content": content, "mode": "0640", "group": item["group"]})
-            self.secret.add(item["path"])
-        root = self.p["config_root"].rstrip("/") + "/"
-        # What nginx itself reads: error pages and the unit's drop-in are no reason to reload.
-        read = [item for item in self.files if item["path"].startswith(root)]
-        servers = [item for item in read if item["path"] == self.p["servers_file"]]
-        self.hash = config_hash([item for item in read if item not in servers], self.p["links"], self.p["absent"])
-        # What the running nginx answers where: the proof that it has this set.
+                raise Rejected("%s: %s" % (item["path"], error))
+            items.append({"path": item["path"], "content": content, "mode": "0640", "group": item["group"]})
+            self.files.add(items[-1], mask_passwords)
+        for item in p["links"]:
+            self.files.want(item["path"], ("link", item["target"]))
+        for path in p["absent"]:
+            self.files.want(path, ("none",))
+        # nginx itself reads these: error pages and the unit's drop-in are no reason to reload.
+        read = [item for item in items if item["path"].startswith(self.root + "/")]
+        servers = [item for item in read if item["path"] == p["servers_file"]]
+        self.hash = config_hash([item for item in read if item not in servers], p["links"], p["absent"])
+        # The running nginx responds with these where it has the set: {location: (file, hash)}.
         self.markers = {}
-        if self.p["marker_file"]:
-            self.mark(self.p["marker_file"], self.p["marker_path"], self.hash)
+        if p["marker_file"]:
+            self.mark(p["marker_file"], p["marker_path"], self.hash)
         if servers:
-            self.mark(self.p["servers_file"] + ".marker", "/servers", config_hash(servers, [], []))
-        self.wanted = wanted_states(self.files, self.p["links"], self.p["absent"])
+            self.mark(p["servers_file"] + ".marker", "/servers", config_hash(servers, [], []))
 
     def mark(self, path, location, value):
-        self.files.append({"path": path, "content": marker_content(value), "mode": "0644"})
-        self.markers[location] = value
+        self.files.add({"path": path, "content": marker_content(value)})
+        self.markers[location] = (path, value)
 
     def servers_alone(self):
         """Make the set the one file of servers, with one of them out or in."""
         p = self.p
+        text, out = configuration.read_text(p["servers_file"]), p["state"] == "server_out"
+        if not text:
+            raise Rejected("this host's nginx balances over no servers: there is no %s" % p["servers_file"])
         try:
-            with open(p["servers_file"], encoding="utf-8") as handle:
-                text = handle.read()
-            out = p["state"] == "server_out"
             reason = p["reason"] or ("taken out" if out else "")
             content = with_server(text, p["server"], out, reason, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-        except FileNotFoundError:
-            self.module.fail_json(msg="this host's nginx balances over no servers: there is no %s" % p["servers_file"])
-        except ValueError as exc:
-            self.module.fail_json(msg=str(exc))
+        except ValueError as error:
+            raise Rejected(str(error))
         p["files"] = [{"path": p["servers_file"], "content": content, "mode": "0644"}]
 
     # -- reading ---------------------------------------------------------------------------------------------
     def query(self):
         p = self.p
-        problems = []
-        try:
-            with open(p["servers_file"], encoding="utf-8") as handle:
-                servers = servers_of(handle.read())
-        except FileNotFoundError:
-            servers = {}
-        result = {"changed": False, "installed": os.access(p["binary"], os.X_OK), "version": "", "ocsp_uri": ""}
+        servers = servers_of(configuration.read_text(p["servers_file"]))
+        problems = self.certificate_problems()
+        present = group_ids(p["groups"])
+        result = {
+            "changed": False,
+            "installed": os.access(p["binary"], os.X_OK),
+            "version": "",
+            "ocsp_uri": "",
+            "servers": sorted(servers),
+            "servers_down": {server: comment for server, (down, comment) in servers.items() if down},
+            "ipv6": can_bind(socket.AF_INET6, "::"),
+            "ipv6_loopback": can_bind(socket.AF_INET6, "::1"),
+            "groups_present": sorted(present),
+            "groups_lacking": [name for name in sorted(present) if p["user"] not in grp.getgrnam(name).gr_mem],
+            "running": master_pid(p["pid_file"]) is not None,
+            "enabled": False,
+            "certificate_problems": problems,
+            "problems": problems + self.port_problems(),
+        }
         if result["installed"]:
-            out = subprocess.run([p["binary"], "-v"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20)
-            match = re.search(rb"nginx/(\d+(?:\.\d+)+)", out.stdout)
+            done = subprocess.run([p["binary"], "-v"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20)
+            match = re.search(rb"nginx/(\d+(?:\.\d+)+)", done.stdout)
             result["version"] = match.group(1).decode() if match else ""
-        result["servers"] = sorted(servers)
-        result["servers_down"] = {server: comment for server, (down, comment) in servers.items() if down}
-        result["ipv6"] = can_bind(socket.AF_INET6, "::")
-        result["ipv6_loopback"] = can_bind(socket.AF_INET6, "::1")
-        result["groups_present"] = sorted(group_ids(p["groups"]))
-        result["groups_lacking"] = [
-            name for name in result["groups_present"] if p["user"] not in grp.getgrnam(name).gr_mem
-        ]
-        result["running"] = master_pid(p["pid_file"]) is not None
-        result["enabled"] = result["installed"] and self.systemctl("is-enabled")[1] == "enabled"
-        about_certificate = self.certificate_problems()
-        for port in p["ports"]:
-            inodes = set()
-            for name in ("/proc/net/tcp", "/proc/net/tcp6"):
-                try:
-                    with open(name) as handle:
-                        inodes |= parse_listeners(handle.read(), {port}).get(port, set())
-                except OSError:
-                    continue
-            others = socket_owners(inodes) - {"nginx"} if inodes else set()
-            if others:
-                problems.append("port %d is taken by %s" % (port, ", ".join(sorted(others))))
-        if p["certificate"] and not about_certificate and shutil.which("openssl"):
-            out = subprocess.run(
+            result["enabled"] = units.properties(p["service"], "UnitFileState").get("UnitFileState") == "enabled"
+        if p["certificate"] and not problems and shutil.which("openssl"):
+            done = subprocess.run(
                 ["openssl", "x509", "-in", p["certificate"], "-noout", "-ocsp_uri"],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 timeout=20,
             )
-            result["ocsp_uri"] = out.stdout.decode("ascii", "replace").strip()
-        result["certificate_problems"] = about_certificate
-        result["problems"] = about_certificate + problems
+            result["ocsp_uri"] = done.stdout.decode("ascii", "replace").strip()
         return result
 
-    def certificate_problems(self):
-        p = self.p
+    def port_problems(self):
         problems = []
-        if p["certificate"]:
-            if not os.path.exists(p["certificate"]):
-                problems.append("the certificate %s is missing" % p["certificate"])
-            elif first_certificate(p["certificate"]) is None:
-                problems.append("%s holds no certificate in PEM form" % p["certificate"])
-        if p["certificate_key"] and not os.path.exists(p["certificate_key"]):
-            problems.append("the key %s is missing" % p["certificate_key"])
-        if problems or not (p["certificate"] and p["certificate_key"]):
-            return problems
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-                p["certificate"], p["certificate_key"], password=lambda: ""
-            )
-        except (ssl.SSLError, OSError, ValueError) as exc:
-            problems.append(
-                "the certificate %s and the key %s cannot be used together: %s"
-                % (p["certificate"], p["certificate_key"], getattr(exc, "reason", None) or exc)
-            )
+        for port in self.p["ports"]:
+            inodes = set()
+            for name in ("/proc/net/tcp", "/proc/net/tcp6"):
+                with contextlib.suppress(OSError), open(name) as stream:
+                    inodes |= parse_listeners(stream.read(), {port}).get(port, set())
+            others = socket_owners(inodes) - {"nginx"} if inodes else set()
+            if others:
+                problems.append("port %d is taken by %s" % (port, ", ".join(sorted(others))))
         return problems
 
-    def directory_changes(self):
-        found = []
-        for item in self.p["directories"]:
-            mode = int(item["mode"], 8)
+    def certificate_problems(self):
+        certificate, key = self.p["certificate"], self.p["certificate_key"]
+        problems = []
+        if certificate and not os.path.exists(certificate):
+            problems.append("the certificate %s is missing" % certificate)
+        elif certificate:
             try:
-                descriptor = safe_files.open_directory(item["path"])
-            except FileNotFoundError:
-                found.append((item["path"], mode, None))
-                continue
-            except OSError as error:
-                self.module.fail_json(
-                    msg="%s cannot be used: %s. Nothing was changed." % (item["path"], error.strerror)
+                probe.pem_certificates(certificate)
+            except probe.ProbeError:
+                problems.append("%s holds no certificate in PEM form" % certificate)
+        if key and not os.path.exists(key):
+            problems.append("the key %s is missing" % key)
+        if certificate and key and not problems:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+            except (ssl.SSLError, OSError, ValueError) as error:
+                problems.append(
+                    "the certificate %s and the key %s cannot be used together: %s"
+                    % (certificate, key, getattr(error, "reason", None) or error)
                 )
-            info = os.fstat(descriptor)
-            os.close(descriptor)
-            if stat.S_IMODE(info.st_mode) != mode:
-                found.append((item["path"], mode, stat.S_IMODE(info.st_mode)))
-        return found
-
-    def file_changes(self):
-        changes = {}
-        for path, wanted in self.wanted.items():
-            current = read_state(path, group=len(wanted) > 3)
-            if current[0] == "other":
-                self.module.fail_json(msg="%s is neither a file nor a link" % path)
-            if current != wanted:
-                changes[path] = current
-        return changes
+        return problems
 
     def log_changes(self):
-        """[(path, what it is now)] of the logs that nginx' own readers could not read."""
-        found = []
+        """Return {path: what it is now} of the logs that nginx' own readers could not read."""
+        found = {}
         for path in self.p["log_files"]:
-            # nginx opens its logs by name, as root.
-            folder = os.path.dirname(path)
-            if os.path.isdir(folder) and not safe_files.is_trusted(os.stat(folder)):
-                self.module.fail_json(msg="others than root can change %s, the directory of a log of nginx's" % folder)
+            # nginx opens its logs by name, as root. Where there is no directory, nginx -t reports it.
+            directory = os.path.dirname(path)
+            if not os.path.isdir(directory):
+                continue
+            if not safe_files.is_trusted(os.stat(directory)):
+                raise Rejected("others than root can change %s, the directory of a log of nginx's" % directory)
             try:
                 info = os.stat(path)
             except FileNotFoundError:
-                # Where there is no folder, nginx -t says so.
-                if os.path.isdir(os.path.dirname(path)):
-                    found.append((path, None))
+                found[path] = None
                 continue
-            if (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) != (LOG_MODE, *self.log_owner()):
-                found.append((path, info))
+            now = (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
+            if now != (LOG_MODE, *self.log_owner()):
+                found[path] = now
         return found
 
     def log_owner(self):
-        try:
-            uid = pwd.getpwnam(self.p["user"]).pw_uid
-        except KeyError:
-            uid = None
-        return uid, group_ids([LOG_GROUP]).get(LOG_GROUP)
+        return configuration.identity("log_files", self.p["user"], LOG_GROUP, self.module.check_mode)
 
     def make_logs(self, logs):
-        for path, _before in logs:
+        for path in logs:
             # nginx writes into the same file as before: only whose it is changes.
             descriptor = safe_files.open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, LOG_MODE)
             try:
@@ -784,78 +591,56 @@ class Tree:
             finally:
                 os.close(descriptor)
 
-    def running_differs(self):
-        """Why the nginx that runs is not the one that the files describe."""
+    def running_differs(self, markers=None):
+        """Return why the nginx that runs is not the one that the files describe."""
         p = self.p
         reasons = []
-        for location, value in self.markers.items():
+        for location, (_path, value) in (self.markers if markers is None else markers).items():
             if running_hash(p["marker_address"], location) != value:
-                reasons.append(
-                    "the running nginx has %s"
-                    % ("other servers" if location == "/servers" else "another configuration")
-                )
+                name = "other servers" if location == "/servers" else "another configuration"
+                reasons.append("the running nginx has %s" % name)
         if p["certificate"] and p["tls_address"]:
-            if served_certificate(p["tls_address"], p["tls_name"]) != first_certificate(p["certificate"]):
+            if serves_another(p["certificate"], p["tls_address"], p["tls_name"]):
                 reasons.append("the running nginx serves another certificate than %s" % p["certificate"])
         wanted = group_ids(p["groups"])
-        master = master_pid(p["pid_file"])
-        if wanted and master:
-            for gids in workers(master).values():
+        running = master_pid(p["pid_file"])
+        if wanted and running:
+            for gids in workers(running).values():
                 missing = sorted(name for name, gid in wanted.items() if gid not in gids)
                 if missing:
                     reasons.append("the workers are not in the group %s" % ", ".join(missing))
                     break
         return reasons
 
-    # -- testing beside the live files ------------------------------------------------------------------------
+    # -- testing a copy ---------------------------------------------------------------------------------------
     def test(self):
-        """Run nginx -t on a copy with the new files in it. None, or what nginx says."""
+        """Run nginx -t on a copy with the new files in it. None, or its message."""
         p = self.p
-        root = p["config_root"].rstrip("/")
-        stage = tempfile.mkdtemp(prefix="nginx-stage-")
         # nginx -t creates its log files and an empty pid file; whatever was not there before is taken away again.
-        named = set(
-            re.findall(
-                r"(?m)^\s*(?:access_log|error_log)\s+(/[^\s;]+)", "\n".join(item["content"] for item in self.files)
-            )
-        )
+        texts = "\n".join(item["content"] for item in p["files"])
+        named = set(re.findall(r"(?m)^\s*(?:access_log|error_log)\s+(/[^\s;]+)", texts))
         created = [path for path in sorted(named) + [p["pid_file"]] if not os.path.lexists(path)]
         try:
-            copy = os.path.join(stage, "nginx")
-            shutil.copytree(root, copy, symlinks=True)
-            for folder, _folders, names in os.walk(copy):
-                for name in names:
-                    path = os.path.join(folder, name)
-                    if os.path.islink(path) and os.readlink(path).startswith(root + "/"):
-                        target = copy + os.readlink(path)[len(root) :]
-                        os.unlink(path)
-                        os.symlink(target, path)
-            for path, wanted in self.wanted.items():
-                if path.startswith(root + "/"):
-                    filestate.place_all({copy + path[len(root) :]: wanted})
-            out = subprocess.run(
-                [p["binary"], "-t", "-q", "-c", copy + p["main_file"][len(root) :]],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=60,
-            )
-            if out.returncode == 0:
-                return None
-            return out.stdout.decode("utf-8", "replace").replace(copy, root).strip()
+            with self.files.staged(self.root, p["service"]) as (tree, _work):
+                done = subprocess.run(
+                    [p["binary"], "-t", "-q", "-c", tree + p["main_file"][len(self.root) :]],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    timeout=60,
+                )
+                message = done.stdout.decode("utf-8", "replace").replace(tree, self.root).strip()
+                return None if done.returncode == 0 else message
         except subprocess.TimeoutExpired:
             return "nginx -t did not end within 60 seconds"
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
             for path in created:
-                try:
+                with contextlib.suppress(OSError):
                     if os.path.getsize(path) == 0:
                         os.unlink(path)
-                except OSError:
-                    continue
 
     # -- changing ---------------------------------------------------------------------------------------------
-    def prove(self, master, old_workers):
-        """Wait until what runs is what was written. None, or what is missing."""
+    def verify(self, master, old_workers, markers):
+        """Wait until what runs is what was written; Failed says what is missing."""
         missing = "nothing was seen"
         deadline = time.monotonic() + self.p["proof_timeout_seconds"]
         good = 0
@@ -864,10 +649,10 @@ class Tree:
             if now is None:
                 missing = "the master process is gone"
             elif master is not None and now != master:
-                return "the master process was replaced (%s, before %s)" % (now, master)
+                raise Failed("the master process was replaced (%s, before %s)" % (now, master))
             else:
                 alive = set(workers(now))
-                reasons = self.running_differs()
+                reasons = self.running_differs(markers)
                 if reasons:
                     missing = "; ".join(reasons)
                 elif not alive:
@@ -877,234 +662,155 @@ class Tree:
                 else:
                     good += 1
                     if good >= 3:
-                        return None
+                        return
                     time.sleep(0.02)
                     continue
             good = 0
             time.sleep(0.1)
-        return missing
+        raise Failed(missing)
 
-    def systemctl(self, verb):
-        out = subprocess.run(
-            ["systemctl", verb, self.p["service"]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
-        )
-        return out.returncode, out.stdout.decode("utf-8", "replace").strip()
+    def bring_up(self, action, markers=None):
+        """Start, restart or reload, and verify it."""
+        p = self.p
+        offset = os.path.getsize(p["error_log"]) if os.path.exists(p["error_log"]) else 0
+        try:
+            master = master_pid(p["pid_file"])
+            if action == "reload" and master is not None:
+                old = set(workers(master))
+                os.kill(master, signal.SIGHUP)
+                return self.verify(master, old, markers)
+            if p["unit_drop_in"]:
+                units.systemctl("daemon-reload")
+            with contextlib.suppress(units.UnitError):
+                units.systemctl("reset-failed", p["service"])
+            units.systemctl("start" if action == "start" else "restart", p["service"], timeout=120)
+            self.verify(None, set(), markers)
+        except (Failed, units.UnitError) as error:
+            logged = self.log_since(offset)
+            more = "\nnginx logged:\n%s\n" % logged if logged else ""
+            raise Failed("the %s of nginx did not take effect: %s%s" % (action, error, more))
 
     def log_since(self, offset):
         try:
-            with os.fdopen(safe_files.open_file(self.p["error_log"]), "rb") as handle:
-                handle.seek(offset)
-                text = handle.read(20000).decode("utf-8", "replace")
+            with os.fdopen(safe_files.open_file(self.p["error_log"]), "rb") as stream:
+                stream.seek(offset)
+                text = stream.read(20000).decode("utf-8", "replace")
         except OSError:
             return ""
         lines = [line for line in text.splitlines() if re.search(r"\[(emerg|alert|crit|error)\]", line)]
         return "\n".join(lines[-10:])
 
-    def log_size(self):
-        try:
-            return os.path.getsize(self.p["error_log"])
-        except OSError:
-            return 0
+    def restore(self, action):
+        """Load the earlier files, and verify them by the markers among them."""
+        markers = {}
+        for location, (path, _value) in self.markers.items():
+            match = re.match(r'return 200 "(\w+)', self.files.before(path))
+            if match:
+                markers[location] = (path, match.group(1))
+        self.bring_up("restart" if action == "start" else action, markers)
 
-    def unit_is_stale(self):
-        """systemd read the unit before its files changed: a run ended between the two."""
-        if not self.p["unit_drop_in"]:
-            return False
-        out = subprocess.run(
-            ["systemctl", "show", "--property=NeedDaemonReload", self.p["service"]],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=60,
-        )
-        return b"=yes" in out.stdout
-
-    def bring_up(self, action, prove=True):
-        """Start, restart or reload, and prove it. None, or what went wrong."""
-        offset = self.log_size()
-        if self.p["unit_drop_in"] and action != "reload":
-            subprocess.run(
-                ["systemctl", "daemon-reload"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120
-            )
-        if action == "reload":
-            master = master_pid(self.p["pid_file"])
-            old = set(workers(master))
-            os.kill(master, signal.SIGHUP)
-            error = self.prove(master, old) if prove else None
-        else:
-            self.systemctl("reset-failed")
-            rc, text = self.systemctl(action)
-            error = text or "systemctl %s failed" % action if rc else self.prove(None, set()) if prove else None
-        if error:
-            said = self.log_since(offset)
-            error = "%s%s" % (error, "\nnginx logged:\n%s" % said if said else "")
-        return error
-
-    def decide(self, changes, installed):
-        """What has to happen to the service, and why."""
-        p = self.p
-        root = p["config_root"].rstrip("/") + "/"
+    def decide(self, installed):
+        """Return what has to happen to the service, and why."""
+        p, changes = self.p, self.files.changes
         reasons = ["files differ: %s" % ", ".join(sorted(changes))] if changes else []
         if not installed:
             return "start", reasons + ["nginx is not installed yet"]
         if master_pid(p["pid_file"]) is None:
             return "start", reasons + ["nginx does not run"]
-        if p["unit_drop_in"] in changes or self.unit_is_stale():
+        # A run was interrupted between the change of the unit's files and the moment when systemd reads them.
+        stale = p["unit_drop_in"] and units.properties(p["service"], "NeedDaemonReload")["NeedDaemonReload"] == "yes"
+        if p["unit_drop_in"] in changes or stale:
             return "restart", reasons + ["the unit's drop-in is new"]
-        if any(path.startswith(root) for path in changes):
+        if any(path.startswith(self.root + "/") for path in changes):
             return "reload", reasons
         differs = self.running_differs()
         return ("reload" if differs else "none"), reasons + differs
 
     def run(self):
-        module, p = self.module, self.p
-        if p["state"] == "query":
-            module.exit_json(**self.query())
-        folders = self.directory_changes()
-        changes = self.file_changes()
-        installed = os.access(p["binary"], os.X_OK)
-        action, reasons = self.decide(changes, installed)
+        module, files = self.module, self.files
+        files.compare()
+        installed = os.access(self.p["binary"], os.X_OK)
+        action, reasons = self.decide(installed)
         logs = self.log_changes()
-        diff = [
-            describe(path, before, self.wanted[path], path in self.secret)
-            for path, before in sorted(changes.items())
-            if path not in (p["marker_file"], p["servers_file"] + ".marker")
-        ]
-        for path, mode, before in folders:
-            diff.append(
-                {
-                    "before": "" if before is None else "folder, mode %04o\n" % before,
-                    "after": "folder, mode %04o\n" % mode,
-                    "before_header": path,
-                    "after_header": path,
-                }
-            )
-        for path, info in logs:
-            diff.append(
-                {
-                    "before": ""
-                    if info is None
-                    else "log, mode %04o, owner %d:%d\n" % (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid),
-                    "after": "log, mode %04o, owner %s:%s\n" % (LOG_MODE, *self.log_owner()),
-                    "before_header": path,
-                    "after_header": path,
-                }
-            )
+        diff = files.diff(hidden=[path for path, _value in self.markers.values()])
+        for path, before in logs.items():
+            text, after = "log, mode %04o, owner %s:%s\n", (LOG_MODE, *self.log_owner())
+            shown = {"before": text % before if before else "", "after": text % after}
+            diff.append(dict(shown, before_header=path, after_header=path))
         result = {
-            "changed": bool(reasons or folders or logs),
+            "changed": bool(reasons or files.directory_changes or logs),
             "reasons": reasons,
             "config_hash": self.hash,
             "action": action,
             "diff": diff,
         }
         if module.check_mode:
-            if changes and installed and not self.certificate_problems():
-                said = self.test()
-                if said:
-                    module.warn("nginx would refuse this configuration: %s" % said)
-            module.exit_json(**result)
+            if files.changes and installed and not self.certificate_problems():
+                message = self.test()
+                if message:
+                    module.warn("nginx would reject this configuration: %s" % message)
+            return result
         if not installed:
-            module.fail_json(msg="%s is not there; install nginx first" % p["binary"])
-        if action != "none":
-            said = self.test()
-            if said:
-                module.fail_json(msg="nginx refuses the configuration, nothing was changed: %s" % said)
-        for path, mode, _before in folders:
-            descriptor = safe_files.open_directory(path, make_mode=0o755)
-            try:
-                os.fchmod(descriptor, mode)
-            finally:
-                os.close(descriptor)
+            raise Rejected("%s is not there; install nginx first" % self.p["binary"])
+        message = self.test() if action != "none" else None
+        if message:
+            raise Rejected("nginx rejects the configuration: %s" % message)
+        files.make_directories()
         self.make_logs(logs)
-        filestate.place_all({path: self.wanted[path] for path in changes})
-        error = self.bring_up(action) if action != "none" else None
-        if error:
-            back = ""
-            if changes:
-                filestate.place_all(changes)
-                again = self.bring_up("restart" if action == "start" else action, prove=False)
-                back = " The earlier files are back in place%s." % (", but: %s" % again if again else "")
-            module.fail_json(msg="the %s of nginx did not take effect: %s.%s" % (action, error, back))
-        module.exit_json(**result)
+        if action == "none":
+            files.swap()
+        else:
+            files.apply(lambda: self.bring_up(action), lambda: self.restore(action))
+        return result
+
+
+def argument_spec():
+    text, path = {"type": "str", "required": True}, {"type": "path", "required": True}
+    # The passwords are marked, not the whole: the path may be shown.
+    user = {"name": text, "password": dict(text, no_log=True)}
+    users = {"type": "list", "elements": "dict", "required": True, "options": user}
+    passwords = list_of(path=path, users=users, group={"type": "str", "default": "www-data"})
+    return {
+        "state": {"type": "str", "choices": ["query", "present", "server_out", "server_in"], "default": "present"},
+        "servers_file": {"type": "path", "default": "/etc/nginx/shiftmaster-servers.conf"},
+        "server": {"type": "str"},
+        "reason": {"type": "str", "default": ""},
+        "config_root": {"type": "path", "default": "/etc/nginx"},
+        "main_file": {"type": "path", "default": "/etc/nginx/nginx.conf"},
+        "binary": {"type": "path", "default": "/usr/sbin/nginx"},
+        "service": {"type": "str", "default": "nginx.service"},
+        "unit_drop_in": {"type": "path"},
+        "pid_file": {"type": "path", "default": "/run/nginx.pid"},
+        "error_log": {"type": "path", "default": "/var/log/nginx/error.log"},
+        "directories": list_of(path=path, mode={"type": "str", "default": "0755"}),
+        "files": list_of(path=path, content=text, mode={"type": "str", "default": "0644"}),
+        "links": list_of(path=path, target=text),
+        "absent": {"type": "list", "elements": "path", "default": []},
+        "password_files": dict(passwords, no_log=False),
+        "log_files": {"type": "list", "elements": "path", "default": []},
+        "marker_file": {"type": "path"},
+        "marker_address": {"type": "str", "default": "127.0.0.1:8081"},
+        "marker_path": {"type": "str", "default": "/config"},
+        "certificate": {"type": "path"},
+        "certificate_key": {"type": "path", "no_log": False},
+        "tls_address": {"type": "str"},
+        "tls_name": {"type": "str"},
+        "groups": {"type": "list", "elements": "str", "default": []},
+        "user": {"type": "str", "default": "www-data"},
+        "ports": {"type": "list", "elements": "int", "default": []},
+        "proof_timeout_seconds": {"type": "int", "default": 20},
+    }
 
 
 def main():
     module = QuietModule(
-        argument_spec={
-            "state": {
-                "type": "str",
-                "choices": ["query", "present", "server_out", "server_in"],
-                "default": "present",
-            },
-            "servers_file": {"type": "path", "default": "/etc/nginx/shiftmaster-servers.conf"},
-            "server": {"type": "str"},
-            "reason": {"type": "str", "default": ""},
-            "config_root": {"type": "path", "default": "/etc/nginx"},
-            "main_file": {"type": "path", "default": "/etc/nginx/nginx.conf"},
-            "binary": {"type": "path", "default": "/usr/sbin/nginx"},
-            "service": {"type": "str", "default": "nginx.service"},
-            "unit_drop_in": {"type": "path"},
-            "pid_file": {"type": "path", "default": "/run/nginx.pid"},
-            "error_log": {"type": "path", "default": "/var/log/nginx/error.log"},
-            "directories": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {"path": {"type": "path", "required": True}, "mode": {"type": "str", "default": "0755"}},
-            },
-            "files": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "path": {"type": "path", "required": True},
-                    "content": {"type": "str", "required": True},
-                    "mode": {"type": "str", "default": "0644"},
-                },
-            },
-            "links": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {"path": {"type": "path", "required": True}, "target": {"type": "str", "required": True}},
-            },
-            "absent": {"type": "list", "elements": "path", "default": []},
-            # The passwords are marked, not the whole: the path may be shown.
-            "password_files": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "no_log": False,
-                "options": {
-                    "path": {"type": "path", "required": True},
-                    "users": {
-                        "type": "list",
-                        "elements": "dict",
-                        "required": True,
-                        "options": {
-                            "name": {"type": "str", "required": True},
-                            "password": {"type": "str", "required": True, "no_log": True},
-                        },
-                    },
-                    "group": {"type": "str", "default": "www-data"},
-                },
-            },
-            "log_files": {"type": "list", "elements": "path", "default": []},
-            "marker_file": {"type": "path"},
-            "marker_address": {"type": "str", "default": "127.0.0.1:8081"},
-            "marker_path": {"type": "str", "default": "/config"},
-            "certificate": {"type": "path"},
-            "certificate_key": {"type": "path", "no_log": False},
-            "tls_address": {"type": "str"},
-            "tls_name": {"type": "str"},
-            "groups": {"type": "list", "elements": "str", "default": []},
-            "user": {"type": "str", "default": "www-data"},
-            "ports": {"type": "list", "elements": "int", "default": []},
-            "proof_timeout_seconds": {"type": "int", "default": 20},
-        },
+        argument_spec=argument_spec(),
         required_if=[("state", "server_out", ("server",)), ("state", "server_in", ("server",))],
         supports_check_mode=True,
     )
-    Tree(module).run()
+    if module.params["state"] == "query":
+        module.exit_json(**Tree(module).query())
+    configuration.run(module, "nginx", lambda: Tree(module).run())
 
 
 if __name__ == "__main__":

@@ -1,35 +1,32 @@
 #!/usr/bin/python
-"""Apply the configuration of a Debian PostgreSQL cluster, proven, or leave the old one."""
+"""Apply the configuration of a Debian PostgreSQL cluster and verify it, or roll back."""
 
 from __future__ import annotations
 
 import contextlib
-import grp
-import hashlib
 import json
 import os
 import pwd
 import re
-import shutil
-import socket
-import ssl
-import struct
 import subprocess
 import sys
-import tempfile
 import time
 
+from ansible.module_utils.shiftmaster.host import configuration, probe, safe_files, service_user, units
+from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.sql import SAFE_SEARCH_PATH
 
 DOCUMENTATION = r"""
 ---
 module: postgresql_cluster_config
-short_description: Apply a PostgreSQL cluster's configuration and prove that it took effect
+short_description: Apply a PostgreSQL cluster's configuration and verify that it took effect
 description:
-  - Writes C(conf.d/shiftmaster.conf) and C(pg_hba.conf) of a cluster in Debian's layout.
-  - The candidate is read by C(postgres -C) first; then the files are swapped, the running server is asked
-    for errors in them, told to reload, and restarted only when it reports C(pending_restart).
-  - What cannot be applied is put back, and the module fails with the server's own words.
+  - Writes C(conf.d/shiftmaster.conf) and C(pg_hba.conf) of a cluster in Debian's layout. The directories above them
+    become root's, so that the server can read its configuration and not exchange it.
+  - The candidate is read by C(postgres -C) first; then the files are swapped, the running server is queried for errors
+    in them, reloads them, and is restarted only when it reports C(pending_restart).
+  - Where that fails, the earlier files are placed, loaded and verified, and the module fails with the server's message.
   - A certificate that was renewed under the same path is noticed by comparing it with the one that is served.
   - The clusters are enabled to start at boot.
   - Runs as root and talks to the server as the system user C(postgres) over the local socket.
@@ -86,40 +83,20 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-present:
-  description: Whether the server's program and the cluster exist on the host.
-  type: bool
-  returned: always
-reloaded:
-  description: Whether the server was told to reload.
-  type: bool
-  returned: always
-restarted:
-  description: Whether the server was started or restarted.
-  type: bool
-  returned: always
+present: {description: Whether the server's program and the cluster exist., type: bool, returned: always}
+reloaded: {description: Whether the server was (would be) reloaded., type: bool, returned: always}
+restarted: {description: Whether the server was started or restarted., type: bool, returned: always}
 restart_for:
   description: Parameters because of which the server was, or in check mode would be, restarted.
   type: list
   elements: str
   returned: always
-enabled:
-  description: Whether C(postgresql.service) was, or would be, enabled to start at boot.
-  type: bool
-  returned: always
-data_checksums:
-  description: Whether the cluster has data checksums; null when the server could not be asked.
-  type: bool
-  returned: always
-server_version:
-  description: Version that the running server reports.
-  type: str
-  returned: always
+enabled: {description: Whether C(postgresql.service) was (would be) enabled., type: bool, returned: always}
+data_checksums: {description: Whether it has data checksums; null while it is down., type: bool, returned: always}
+server_version: {description: Version that the running server reports., type: str, returned: always}
 """
 
-OUR_FILE = "shiftmaster.conf"
 RELOAD_TIMEOUT_SECONDS = 15
-PG_SSL_REQUEST = struct.pack("!II", 8, 80877103)
 
 STATE_SQL = """
 SELECT json_build_object(
@@ -146,14 +123,10 @@ SELECT json_build_object(
 """
 
 
-class ConfigError(Exception):
-    """What the operator must be told; nothing was changed, or it was put back."""
-
-
 def parse_postmaster_pid(text):
     """Read a data directory's postmaster.pid; None when it does not describe a ready server."""
     lines = text.splitlines()
-    if len(lines) < 8 or lines[7].strip() != "ready":
+    if len(lines) < 8 or lines[7].strip() != "ready" or not (lines[0].isdecimal() and lines[3].isdecimal()):
         return None
     return {"pid": int(lines[0]), "port": int(lines[3]), "socket_dir": lines[4], "listen": lines[5].strip()}
 
@@ -194,93 +167,61 @@ def key_permission_problem(mode, owner_uid, postgres_uid):
     return "must belong to root or postgres"
 
 
-def first_certificate_sha256(pem):
-    """Fingerprint of the first certificate of a PEM text."""
-    match = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", pem, re.S)
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(match.group(0))).hexdigest() if match else None
-
-
-def served_certificate_sha256(address, port, timeout=5.0):
-    """Fingerprint of the certificate that a PostgreSQL server presents; None without TLS."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # only compared with the file; nothing is trusted or sent
-    with socket.create_connection((address, port), timeout=timeout) as raw:
-        raw.sendall(PG_SSL_REQUEST)
-        if raw.recv(1) != b"S":
-            return None
-        with context.wrap_socket(raw) as wrapped:
-            return hashlib.sha256(wrapped.getpeercert(binary_form=True)).hexdigest()
+def server_address(listen):
+    """Return the address at which a server with this listen address can be reached."""
+    return {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)
 
 
 class Cluster:
-    """A cluster in Debian's layout and what can be asked of it."""
+    """A cluster in Debian's layout and what can be queried of it.
 
-    def __init__(self, version, cluster, start_timeout):
+    Its directories belong to postgres: nothing in them is opened by name.
+    """
+
+    def __init__(self, params):
+        version, name = params["version"], params["cluster"]
         self.bindir = "/usr/lib/postgresql/%d/bin" % version
-        self.confdir = "/etc/postgresql/%d/%s" % (version, cluster)
-        self.config_path = os.path.join(self.confdir, "conf.d", OUR_FILE)
+        self.confdir = "/etc/postgresql/%d/%s" % (version, name)
+        self.config_path = os.path.join(self.confdir, "conf.d", "shiftmaster.conf")
         self.hba_path = os.path.join(self.confdir, "pg_hba.conf")
-        self.unit = "postgresql@%d-%s.service" % (version, cluster)
-        self.log = "/var/log/postgresql/postgresql-%d-%s.log" % (version, cluster)
-        self.default_data = "/var/lib/postgresql/%d/%s" % (version, cluster)
-        self.start_timeout = start_timeout
+        self.unit = "postgresql@%d-%s.service" % (version, name)
+        self.log = "/var/log/postgresql/postgresql-%d-%s.log" % (version, name)
+        self.default_data = "/var/lib/postgresql/%d/%s" % (version, name)
+        self.start_timeout = params["start_timeout_seconds"]
+        self.restarts = params["restart"]
+        self.certificate, self.key = params["tls_certificate_file"], params["tls_key_file"]
 
     def present(self):
-        return os.path.isfile(os.path.join(self.bindir, "postgres")) and os.path.isfile(
-            os.path.join(self.confdir, "postgresql.conf")
-        )
+        with contextlib.suppress(OSError):
+            return os.path.isfile(self.bindir + "/postgres") and bool(
+                safe_files.status(self.confdir + "/postgresql.conf")
+            )
+        return False
 
-    def read(self, path):
-        try:
-            with open(path, encoding="utf-8") as handle:
-                return handle.read()
-        except FileNotFoundError:
-            return None
-
-    def write(self, path, text, mode):
-        if text is None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".shiftmaster-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            os.chown(temporary, 0, grp.getgrnam("postgres").gr_gid)
-            os.chmod(temporary, mode)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-
-    def write_both(self, config, hba):
-        self.write(self.config_path, config, 0o644)
-        self.write(self.hba_path, hba, 0o640)
-
-    def put_back(self, old, times):
-        """The old files with their old times, so that the next run does not take them for news."""
-        self.write_both(*old)
-        for path, stamp in times.items():
-            os.utime(path, (stamp, stamp))
-
-    def times(self):
-        return {path: os.path.getmtime(path) for path in (self.config_path, self.hba_path) if os.path.exists(path)}
+    def files(self, params, check_mode):
+        """Return the set: the two files, and the directories above them, in which postgres then cannot exchange one."""
+        files = configuration.FileSet(check_mode)
+        common = {"owner": "root", "group": "postgres"}
+        files.add({"path": self.config_path, "content": params["config"], **common})
+        files.add({"path": self.hba_path, "content": params["hba"], "mode": "0640", **common})
+        parts = self.confdir.split("/")
+        for path in ["/".join(parts[:count]) for count in range(3, len(parts) + 1)] + [self.confdir + "/conf.d"]:
+            files.add_directory({"path": path, "owner": "root", "mode": "0755"})
+        return files
 
     def server(self):
-        """The running server's address, or None."""
-        data = data_directory_of(self.read(os.path.join(self.confdir, "postgresql.conf")) or "", self.default_data)
-        text = self.read(os.path.join(data, "postmaster.pid"))
-        found = parse_postmaster_pid(text) if text else None
+        """Return the running server's address, or None."""
+        text = configuration.read_text(os.path.join(self.confdir, "postgresql.conf"))
+        try:
+            path = os.path.join(data_directory_of(text, self.default_data), "postmaster.pid")
+            found = parse_postmaster_pid(safe_files.read_text(path, 4096))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         return found if found and os.path.exists("/proc/%d" % found["pid"]) else None
 
     def as_postgres(self, argv, stdin=None, timeout=60, env=None):
         return subprocess.run(
-            ["runuser", "-u", "postgres", "--"] + argv,
+            ["runuser", "-u", "postgres", "--", *argv],
             input=stdin,
             capture_output=True,
             text=True,
@@ -293,260 +234,183 @@ class Cluster:
     def psql(self, sql):
         server = self.server()
         if server is None:
-            raise ConfigError("%s is not running" % self.unit)
+            raise Failed("%s is not running" % self.unit)
         argv = [os.path.join(self.bindir, "psql"), "-XAtqw", "-v", "ON_ERROR_STOP=1", "-v", "ours=" + self.config_path]
         argv += ["-h", server["socket_dir"], "-p", str(server["port"]), "-d", "postgres", "-f", "-"]
-        done = self.as_postgres(argv, stdin=sql, env={"PGOPTIONS": "-c lc_messages=C", "PGCONNECT_TIMEOUT": "10"})
+        options = {"PGOPTIONS": "-c lc_messages=C " + SAFE_SEARCH_PATH, "PGCONNECT_TIMEOUT": "10"}
+        done = self.as_postgres(argv, stdin=sql, env=options)
         if done.returncode:
-            raise ConfigError("PostgreSQL refused a question of this module: %s" % done.stderr.strip())
+            raise Failed("PostgreSQL rejected a query of this module: %s" % done.stderr.strip())
         return done.stdout.strip()
 
     def state(self):
         return json.loads(self.psql(STATE_SQL))
 
-    def postgres_c(self, staging, name):
-        argv = [os.path.join(self.bindir, "postgres"), "-D", staging, "-C", name]
-        return self.as_postgres(argv)
-
-    def stage(self, directory, config):
-        """A readable copy of the whole configuration with the candidate in it."""
-        for entry in os.listdir(self.confdir):
-            source = os.path.join(self.confdir, entry)
-            if entry == "conf.d":
-                shutil.copytree(source, os.path.join(directory, entry))
-            elif os.path.isfile(source):
-                shutil.copy(source, os.path.join(directory, entry))
-        os.makedirs(os.path.join(directory, "conf.d"), exist_ok=True)
-        with open(os.path.join(directory, "conf.d", OUR_FILE), "w", encoding="utf-8") as out:
-            out.write(config)
-        postgres = pwd.getpwnam("postgres")
-        for root, folders, files in os.walk(directory):
-            for entry in [root] + [os.path.join(root, name) for name in folders + files]:
-                os.chown(entry, postgres.pw_uid, postgres.pw_gid)
-
-    def validate(self, config, postmaster_values):
-        """Let postgres read the candidate; answer which running parameters need a restart for it."""
-        directory = tempfile.mkdtemp(prefix="postgresql-candidate-")
-        try:
-            self.stage(directory, config)
-            done = self.postgres_c(directory, "data_directory")
+    def validate(self, files, config, postmaster_values):
+        """Let postgres read the candidate; return which running parameters need a restart for it."""
+        reader = service_user.process_of("postgres", [])
+        with files.staged(self.confdir, self.unit, reader) as (tree, _work):
+            binary = [os.path.join(self.bindir, "postgres"), "-D", tree, "-C"]
+            done = self.as_postgres([*binary, "data_directory"])
             if done.returncode:
-                raise ConfigError(
-                    "PostgreSQL refuses the new configuration, the old one stays: "
-                    + readable_errors(done.stderr, directory, self.confdir)
-                )
+                raise Rejected("PostgreSQL rejects it: " + readable_errors(done.stderr, tree, self.confdir))
             restart_for = []
             for name in parameter_names(config):
                 if name in postmaster_values:
-                    done = self.postgres_c(directory, name)
+                    done = self.as_postgres([*binary, name])
                     if done.returncode == 0 and done.stdout.strip() != postmaster_values[name]:
                         restart_for.append(name)
             return restart_for
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
 
-    def tls_problem(self, certificate, key):
-        """Why the server could not use this certificate and key; None when it can."""
+    def check_tls(self):
+        """Reject a certificate and a key that the server could not use."""
+        if not self.certificate:
+            return
         try:
-            status = os.stat(key)
+            status = os.stat(self.key)
         except OSError as error:
-            return "%s: %s" % (key, error.strerror)
+            raise Rejected("TLS of PostgreSQL: %s: %s" % (self.key, error.strerror))
         problem = key_permission_problem(status.st_mode, status.st_uid, pwd.getpwnam("postgres").pw_uid)
         if problem:
-            return "%s %s" % (key, problem)
+            raise Rejected("TLS of PostgreSQL: %s %s" % (self.key, problem))
         code = "import ssl, sys; ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(sys.argv[1], sys.argv[2])"
-        done = self.as_postgres([sys.executable, "-I", "-c", code, certificate, key])
+        done = self.as_postgres([sys.executable, "-I", "-c", code, self.certificate, self.key])
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "unknown error"
-            return "user postgres cannot use %s with %s: %s" % (certificate, key, last)
-        return None
+            raise Rejected("TLS: user postgres cannot use %s with %s: %s" % (self.certificate, self.key, last))
 
-    def serves_old_certificate(self, certificate):
-        """Whether the running server presents another certificate than the file holds."""
+    def serves_another(self):
+        """Tell whether the running server presents another certificate than the file holds."""
         server = self.server()
-        if server is None or not server["listen"]:
+        if not self.certificate or server is None or not server["listen"]:
             return False
-        address = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(server["listen"], server["listen"])
-        try:
-            served = served_certificate_sha256(address, server["port"])
-        except OSError:
-            return False
-        return served is not None and served != first_certificate_sha256(self.read(certificate) or "")
+        address = server_address(server["listen"])
+        return probe.serves_another(self.certificate, address, server["port"], postgres=True) is True
 
-    @staticmethod
-    def enabled():
-        # Debian's postgresql.service starts every cluster whose start.conf says auto.
-        argv = ["systemctl", "is-enabled", "--quiet", "postgresql.service"]
-        return subprocess.run(argv, capture_output=True, check=False, timeout=30).returncode == 0
-
-    @staticmethod
-    def enable():
-        argv = ["systemctl", "enable", "--now", "postgresql.service"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
-        if done.returncode:
-            raise ConfigError("%s: %s" % (" ".join(argv), done.stderr.strip()))
-
-    def wait_ready(self, deadline):
-        while time.monotonic() < deadline:
-            if self.server() is not None:
-                with contextlib.suppress(ConfigError, subprocess.TimeoutExpired):
-                    self.psql("SELECT 1")
+    def needs_reload(self, files, state):
+        """Tell whether a file is newer than what the server has read, or the certificate another."""
+        for path in files.wanted:
+            with contextlib.suppress(FileNotFoundError):
+                if min(safe_files.status(path).st_mtime, time.time()) > state["load_time"]:
                     return True
-            time.sleep(0.2)
-        return False
+        return self.serves_another()
 
-    def restart(self):
-        """Restart (or start) the unit; True when the server answers afterwards."""
+    def restart(self, reasons):
+        """Restart (or start) the unit; return the state once the server responds and nothing is pending."""
         deadline = time.monotonic() + self.start_timeout
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(
-                ["systemctl", "restart", self.unit], capture_output=True, check=False, timeout=self.start_timeout
-            )
+        with contextlib.suppress(units.UnitError):
+            units.systemctl("restart", self.unit, timeout=self.start_timeout)
         # Debian's unit hides a failed start (ExecStart=-): one that is down now has failed.
-        if self.server() is None:
-            active = subprocess.run(["systemctl", "is-active", self.unit], capture_output=True, text=True, check=False)
-            if active.stdout.strip() not in ("active", "activating"):
-                return False
-        return self.wait_ready(deadline)
+        active = self.server() or units.active_state(self.unit) in ("active", "activating")
+        while active and time.monotonic() < deadline:
+            state = None
+            with contextlib.suppress(Failed, subprocess.TimeoutExpired):
+                state = self.state()
+            if state and state["pending"]:
+                raise Failed("still pending after a restart: " + ", ".join(state["pending"]))
+            if state:
+                return state
+            time.sleep(0.2)
+        raise Failed("PostgreSQL did not start (%s): %s" % (", ".join(reasons), self.log_tail()))
 
     def log_tail(self):
-        text = self.read(self.log) or ""
-        lines = [line for line in text.splitlines()[-40:] if re.search(r"\b(FATAL|ERROR|PANIC|HINT)\b", line)]
+        try:
+            lines = safe_files.read_tail(self.log, 65536).decode("utf-8", "replace").splitlines()[-40:]
+        except OSError as error:
+            return "%s: %s" % (self.log, error.strerror)
+        lines = [line for line in lines if re.search(r"\b(FATAL|ERROR|PANIC|HINT)\b", line)]
         return readable_errors("\n".join(lines[-4:]), self.confdir, self.confdir) or "see " + self.log
 
     def reload(self, load_time):
-        """Tell the server to read its files and wait until it says that it has."""
+        """Let the server read its files; return its state once it has and presents the certificate."""
         self.psql("SELECT pg_reload_conf()")
         deadline = time.monotonic() + RELOAD_TIMEOUT_SECONDS
         while time.monotonic() < deadline:
             state = self.state()
             if state["load_time"] > load_time:
+                if self.serves_another() and "ssl" not in state["pending"]:
+                    raise Failed("after the reload PostgreSQL does not present %s" % self.certificate)
                 return state
             time.sleep(0.1)
-        raise ConfigError("PostgreSQL did not read its configuration again within %d s" % RELOAD_TIMEOUT_SECONDS)
+        raise Failed("PostgreSQL did not read its configuration again within %d s" % RELOAD_TIMEOUT_SECONDS)
 
 
-def needs_reload(cluster, state, tls_certificate):
-    """Whether a file is newer than what the server has read, or the certificate another."""
-    for path in (cluster.config_path, cluster.hba_path):
-        if os.path.exists(path) and min(os.path.getmtime(path), time.time()) > state["load_time"]:
-            return True
-    return bool(tls_certificate) and cluster.serves_old_certificate(tls_certificate)
+class Change:
+    """The swap of a set: what loads it, and what loads the earlier files again."""
+
+    def __init__(self, cluster, files, before, stale):
+        self.cluster, self.files, self.before, self.stale = cluster, files, before, stale
+        self.reloaded = self.restarted = False
+
+    def load(self):
+        cluster, state = self.cluster, self.before
+        if state is None:
+            return self.restart(["it was not running"])
+        if self.files.changes:
+            # Both views read the files as they are now, before the server reloads.
+            read = cluster.state()
+            problems = read["file_errors"] + read["hba_errors"]
+            if problems:
+                raise Failed("PostgreSQL rejects the new configuration: " + "; ".join(problems))
+        if self.files.changes or self.stale:
+            self.reloaded = True
+            state = cluster.reload(state["load_time"])
+        return self.restart(state["pending"]) if state["pending"] and cluster.restarts else state
+
+    def restart(self, reasons):
+        self.restarted = True
+        return self.cluster.restart(reasons)
+
+    def restore(self):
+        if self.restarted:
+            self.cluster.restart(["with the earlier files"])
+        elif self.reloaded:
+            self.cluster.reload(self.cluster.state()["load_time"])
 
 
-def apply_files(cluster, config, hba, old, tls_certificate):
-    """Swap the files and make the running server read them; put the old ones back when it will not."""
-    before, times = cluster.state(), cluster.times()
-    told = False
-    cluster.write_both(config, hba)
-    try:
-        # Both views read the files as they are now, before the server is told to.
-        read = cluster.state()
-        problems = read["file_errors"] + read["hba_errors"]
-        if problems:
-            raise ConfigError("PostgreSQL refuses the new configuration, the old one stays: " + "; ".join(problems))
-        told = True
-        state = cluster.reload(before["load_time"])
-        if tls_certificate and cluster.serves_old_certificate(tls_certificate) and "ssl" not in state["pending"]:
-            raise ConfigError("after the reload PostgreSQL does not present %s" % tls_certificate)
-    except BaseException:
-        cluster.put_back(old, times)
-        if told:
-            with contextlib.suppress(ConfigError):
-                cluster.psql("SELECT pg_reload_conf()")
-        raise
-    return state
-
-
-def restart_proven(cluster, old, files_changed, reasons):
-    """Restart; a server that does not come back gets its old configuration and is started with it."""
-    if cluster.restart():
-        state = cluster.state()
-        if not state["pending"]:
-            return state
-        raise ConfigError("still pending after a restart: " + ", ".join(state["pending"]))
-    said = cluster.log_tail()
-    what = "PostgreSQL did not start (%s): %s" % (", ".join(reasons), said)
-    if not files_changed or old[0] is None and old[1] is None:
-        raise ConfigError(what)
-    cluster.write_both(*old)
-    back = "the old configuration was put back and the server runs with it" if cluster.restart() else "nor with the old"
-    raise ConfigError("%s; %s" % (what, back))
-
-
-def run(module, cluster):
-    params = module.params
+def run(module):
+    params, cluster = module.params, Cluster(module.params)
     result = {
-        "changed": False,
-        "present": cluster.present(),
-        "reloaded": False,
-        "restarted": False,
-        "restart_for": [],
-        "enabled": False,
-        "data_checksums": None,
-        "server_version": "",
-    }
-    old = (cluster.read(cluster.config_path), cluster.read(cluster.hba_path))
-    new = (params["config"], params["hba"])
-    files_changed = old != new
-    result["diff"] = [
-        {"before_header": path, "after_header": path, "before": before or "", "after": after}
-        for path, before, after in zip((cluster.config_path, cluster.hba_path), old, new)
-        if before != after
-    ]
+        "changed": False, "present": cluster.present(), "reloaded": False, "restarted": False, "restart_for": [],
+        "enabled": False, "data_checksums": None, "server_version": "",
+    }  # fmt: skip
+    files = cluster.files(params, module.check_mode)
+    files.compare()
+    result["diff"] = files.diff()
     if not result["present"]:
         if module.check_mode:
             return dict(result, changed=True)
-        raise ConfigError("there is no PostgreSQL cluster at %s; install it first" % cluster.confdir)
-
-    if not cluster.enabled():
-        result.update(changed=True, enabled=True)
-        if not module.check_mode:
-            cluster.enable()
-    running = cluster.server() is not None
-    state = cluster.state() if running else None
-    certificate = params["tls_certificate_file"]
-    if files_changed:
-        if certificate and module.check_mode and not os.path.exists(params["tls_key_file"]):
-            module.warn("%s is not there yet; what makes it must come first" % params["tls_key_file"])
-        elif certificate:
-            problem = cluster.tls_problem(certificate, params["tls_key_file"])
-            if problem:
-                raise ConfigError("TLS of PostgreSQL: %s" % problem)
-        result["restart_for"] = cluster.validate(new[0], state["postmaster"] if state else {})
-
-    if not running:
-        result["changed"] = True
-        if not module.check_mode:
-            cluster.write_both(*new)
-            state = restart_proven(cluster, old, files_changed, ["it was not running"])
-            result["restarted"] = True
-    elif files_changed:
-        result.update(changed=True, reloaded=True)
-        if not module.check_mode:
-            state = apply_files(cluster, new[0], new[1], old, certificate)
-    elif needs_reload(cluster, state, certificate):
-        result.update(changed=True, reloaded=True)
-        if not module.check_mode:
-            problem = certificate and cluster.tls_problem(certificate, params["tls_key_file"])
-            if problem:
-                raise ConfigError("TLS of PostgreSQL: %s" % problem)
-            state = cluster.reload(state["load_time"])
-            if certificate and cluster.serves_old_certificate(certificate):
-                raise ConfigError("after a reload PostgreSQL does not present %s" % certificate)
-
-    if state and state["pending"]:
-        result["restart_for"] = sorted(set(result["restart_for"]) | set(state["pending"]))
-        if not params["restart"]:
-            module.warn("PostgreSQL must be restarted for: " + ", ".join(state["pending"]))
-        else:
-            result["changed"] = True
-            if not module.check_mode:
-                state = restart_proven(cluster, old, files_changed, state["pending"])
-                result["restarted"] = True
-    if state:
-        if not module.check_mode and state["overridden"]:
+        raise Rejected("there is no PostgreSQL cluster at %s; install it first" % cluster.confdir)
+    # Debian's postgresql.service starts every cluster whose start.conf says auto.
+    result["enabled"] = not units.is_enabled(units.properties("postgresql.service", "UnitFileState"))
+    state = cluster.state() if cluster.server() else None
+    stale = state is not None and cluster.needs_reload(files, state)
+    if module.check_mode and cluster.certificate and not os.path.exists(cluster.key):
+        module.warn("%s is not there yet; what makes it must come first" % cluster.key)
+    elif files.changes or stale:
+        cluster.check_tls()
+    if files.changes:
+        result["restart_for"] = cluster.validate(files, params["config"], state["postmaster"] if state else {})
+    pending = state["pending"] if state else []
+    result["reloaded"] = bool(state and (files.changes or stale))
+    result["changed"] = bool(
+        files.changes or files.directory_changes or stale or state is None or result["enabled"]
+        or pending and cluster.restarts
+    )  # fmt: skip
+    if not module.check_mode:
+        if result["enabled"]:
+            units.systemctl("enable", "--now", "postgresql.service", timeout=120)
+        files.make_directories()
+        change = Change(cluster, files, state, stale)
+        state = files.apply(change.load, change.restore)
+        result["restarted"] = change.restarted
+        pending = pending if change.restarted else state["pending"]
+        if state["overridden"]:
             module.warn("set elsewhere, so that the role's value has no effect: " + ", ".join(state["overridden"]))
+    if pending and not cluster.restarts:
+        module.warn("PostgreSQL must be restarted for: " + ", ".join(pending))
+    result["restart_for"] = sorted({*result["restart_for"], *pending})
+    if state:
         result.update(data_checksums=state["data_checksums"], server_version=state["server_version"])
     return result
 
@@ -565,14 +429,7 @@ def main():
         },
         supports_check_mode=True,
     )
-    cluster = Cluster(module.params["version"], module.params["cluster"], module.params["start_timeout_seconds"])
-    try:
-        result = run(module, cluster)
-    except ConfigError as error:
-        module.fail_json(msg=str(error))
-    except subprocess.TimeoutExpired as error:
-        module.fail_json(msg="%s did not answer within %d s" % (error.cmd[0], error.timeout))
-    module.exit_json(**result)
+    configuration.run(module, "PostgreSQL", lambda: run(module))
 
 
 if __name__ == "__main__":

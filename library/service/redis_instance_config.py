@@ -1,36 +1,39 @@
 #!/usr/bin/python
-"""Apply the configuration and ACL file of a Redis instance, proven, or leave the old ones."""
+"""Apply the configuration and ACL file of a Redis instance and verify them, or roll back."""
 
 from __future__ import annotations
 
 import contextlib
-import grp
 import hashlib
+import json
 import os
 import pwd
 import re
 import resource
 import shlex
-import shutil
 import socket
-import ssl
+import struct
 import subprocess
 import tempfile
 import time
 
+from ansible.module_utils.shiftmaster.host import configuration, probe, safe_files, service_user, units
+from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 DOCUMENTATION = r"""
 ---
 module: redis_instance_config
-short_description: Apply a Redis instance's configuration and ACL file and prove that they took effect
+short_description: Apply a Redis instance's configuration and ACL file and verify that they took effect
 description:
-  - Starts a scratch server from the candidate files on a private socket. What it refuses never reaches the instance,
-    and what it reports by C(CONFIG GET) and C(ACL LIST) is what the instance must report afterwards.
+  - Compares first. Where the files or the running instance are not as the last verified run left them (noted in /run),
+    it starts a scratch server from the candidate files on a private socket. A rejected configuration never reaches the
+    instance, and what the scratch server reports (C(CONFIG GET), C(ACL LIST)) the instance must report afterwards.
   - Whatever differs in the running instance is set by C(CONFIG SET) and C(ACL LOAD); what cannot be changed while it
     runs leads to a restart. So a change made by hand, an interrupted run and a renewed certificate are put right, too.
   - Turning the append-only file on is done while the instance runs, for a restart alone would begin with an empty one.
-  - What cannot be applied is put back, and the module fails with the server's own words.
+  - Where that fails, the earlier files are placed, loaded and verified, and the module fails with the server's message.
+  - The directory of O(config_file) becomes root's, so that the server can read it and exchange nothing.
   - The unit is enabled to start at boot.
 options:
   unit:
@@ -68,7 +71,7 @@ options:
     default: []
   previous_passwords:
     description:
-      - Passwords of before by the user's name. One that O(acl_file) on the host has stays beside what O(acl) says, so
+      - Passwords of before by the user's name. One that O(acl_file) on the host has stays next to what O(acl) says, so
         that a new password comes into use without shutting the old one's users out. None is added again.
     type: dict
     default: {}
@@ -112,38 +115,19 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-present:
-  description: Whether the server's program is installed.
-  type: bool
-  returned: always
-set:
-  description: Parameters that were, or in check mode would be, set in the running instance.
-  type: list
-  elements: str
-  returned: always
-acl_loaded:
-  description: Whether the users were, or would be, loaded anew.
-  type: bool
-  returned: always
-restarted:
-  description: Whether the instance was started or restarted.
-  type: bool
-  returned: always
-enabled:
-  description: Whether the unit was, or would be, enabled to start at boot.
-  type: bool
-  returned: always
-restart_for:
-  description: Why the instance was, or would be, restarted.
-  type: list
-  elements: str
-  returned: always
+present: {description: Whether the server's program is installed., type: bool, returned: always}
+set: {description: "Parameters that were, or in check mode would be, set.", type: list, elements: str, returned: always}
+acl_loaded: {description: Whether the users were (would be) loaded again., type: bool, returned: always}
+restarted: {description: Whether the instance was started or restarted., type: bool, returned: always}
+enabled: {description: Whether the unit was (would be) enabled to start at boot., type: bool, returned: always}
+restart_for: {description: Why the instance was (would be) restarted., type: list, elements: str, returned: always}
 """
 
 SERVER = "/usr/bin/redis-server"
 SCRATCH_TIMEOUT_SECONDS = 10
 FILE_LIMIT = 65535
-# What the scratch server must have otherwise; compared with the text of the file instead.
+OUTPUT_LIMIT_BYTES = 65536
+# The scratch server must have these otherwise; they are compared with the text of the file instead.
 FROM_FILE = (
     "port",
     "tls-port",
@@ -160,14 +144,11 @@ FROM_FILE = (
 IGNORED = ("daemonize", "supervised")
 # Directives that are no parameters.
 NO_PARAMETERS = {"include", "loadmodule", "rename-command", "user"}
+HASH = re.compile(r"#[0-9a-f]{64}")
 TLS_FILES = ("tls-cert-file", "tls-key-file", "tls-ca-cert-file")
 
 
-class ConfigError(Exception):
-    """What the operator must be told; nothing was changed, or it was put back."""
-
-
-class ServerError(Exception):
+class ServerError(Failed):
     """An error reply of Redis."""
 
 
@@ -181,6 +162,11 @@ class Connection:
             self.sock = socket.socket(socket.AF_UNIX)
             self.sock.settimeout(timeout)
             self.sock.connect(address)
+            # The socket is in a directory of the server's; another user's would be given the password.
+            peer = struct.unpack("3i", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+            if peer not in (0, pwd.getpwnam("redis").pw_uid):
+                self.sock.close()
+                raise OSError("the server at %s runs as user %d" % (address, peer))
         self.file = self.sock.makefile("rb")
 
     def __enter__(self):
@@ -194,28 +180,12 @@ class Connection:
         self.sock.close()
 
     def call(self, *words):
-        self.sock.sendall(encode(words))
-        return self.read()
-
-    def read(self):
-        line = self.file.readline()
-        if not line:
-            raise OSError("Redis closed the connection")
-        kind, rest = line[:1], line[1:].strip().decode("utf-8", "replace")
-        if kind == b"+":
-            return rest
-        if kind == b"-":
-            raise ServerError(rest)
-        if kind == b":":
-            return int(rest)
-        if kind == b"$":
-            if int(rest) < 0:
-                return None
-            data = self.file.read(int(rest) + 2)
-            return data[:-2].decode("utf-8", "replace")
-        if kind == b"*":
-            return None if int(rest) < 0 else [self.read() for _ in range(int(rest))]
-        raise OSError("unknown reply of Redis")
+        try:
+            return probe.redis_command(self.sock, self.file, *words)
+        except probe.RedisError as error:
+            raise ServerError(str(error))
+        except probe.ProbeError as error:
+            raise OSError(str(error))
 
     def users(self):
         """The users in a form that is the same for two servers with the same ACL file."""
@@ -231,41 +201,37 @@ class Connection:
         return dict(zip(flat[::2], flat[1::2]))
 
 
-def encode(words):
-    """One command in the Redis protocol."""
-    parts = [b"*%d\r\n" % len(words)]
-    for word in words:
-        data = str(word).encode("utf-8")
-        parts.append(b"$%d\r\n%s\r\n" % (len(data), data))
-    return b"".join(parts)
+def directives(config):
+    """Return {name: value of its last line, as CONFIG GET would print it} of a configuration text."""
+    found = {}
+    for line in config.splitlines():
+        # Redis rejects a line that cannot be read so.
+        with contextlib.suppress(ValueError):
+            words = shlex.split(line, comments=True)
+            if words:
+                found[words[0].lower()] = " ".join(words[1:])
+    return found
 
 
 def directive(config, name):
-    """Value of the last such line of a configuration text, as CONFIG GET would print it; None when absent."""
-    value = None
-    for line in config.splitlines():
-        words = shlex.split(line, comments=True)
-        if words and words[0].lower() == name:
-            value = " ".join(words[1:])
-    return value
+    return directives(config).get(name)
 
 
-def tls_files(config):
-    """Certificates and keys that a configuration text names."""
-    return [path for path in (directive(config, name) for name in TLS_FILES) if path]
-
-
-def directives(config):
-    """Names that a configuration text sets."""
-    lines = [shlex.split(line, comments=True) for line in config.splitlines()]
-    return {words[0].lower() for words in lines if words}
+def acl_users(lines):
+    """Return {name: (hashes of its passwords, its other words)} of the lines of an ACL."""
+    found = {}
+    for words in map(str.split, lines):
+        if len(words) > 1 and words[0] == "user":
+            hashes = set(filter(HASH.fullmatch, words))
+            found[words[1]] = (hashes, sorted(word for word in words if word not in hashes))
+    return found
 
 
 def with_sorted_hashes(line):
-    """A user's line; which of its passwords was set first is no difference."""
+    """Return a user's line; which of its passwords was set first is no difference."""
     words = line.split()
-    hashes = iter(sorted(word for word in words if re.fullmatch(r"#[0-9a-f]{64}", word)))
-    return " ".join(next(hashes) if re.fullmatch(r"#[0-9a-f]{64}", word) else word for word in words)
+    hashes = iter(sorted(filter(HASH.fullmatch, words)))
+    return " ".join(next(hashes) if HASH.fullmatch(word) else word for word in words)
 
 
 def without_hashes(acl):
@@ -274,18 +240,9 @@ def without_hashes(acl):
 
 
 def changed_passwords(before, after):
-    """Names of users in both ACL texts whose password hashes differ."""
-
-    def hashes(text):
-        found = {}
-        for line in text.splitlines():
-            words = line.split()
-            if len(words) > 1 and words[0] == "user":
-                found[words[1]] = sorted(word for word in words if re.fullmatch(r"#[0-9a-f]{64}", word))
-        return found
-
-    old, new = hashes(before), hashes(after)
-    return sorted(name for name in old if name in new and old[name] != new[name])
+    """Return the names of users in both ACL texts whose password hashes differ."""
+    old, new = acl_users(before.splitlines()), acl_users(after.splitlines())
+    return sorted(name for name in old if name in new and old[name][0] != new[name][0])
 
 
 def hash_of(password):
@@ -293,18 +250,13 @@ def hash_of(password):
 
 
 def with_kept_passwords(before, after, previous):
-    """The new ACL text, with those of the previous passwords beside the new ones that the old text has."""
-    had = {}
-    for line in before.splitlines():
-        words = line.split()
-        if len(words) > 1 and words[0] == "user":
-            had[words[1]] = set(words)
-    lines = []
+    """Return the new ACL text, with those of the previous passwords next to the new ones that the old text has."""
+    had, lines = acl_users(before.splitlines()), []
     for line in after.splitlines():
         words = line.split()
         if len(words) > 1 and words[0] == "user":
             kept = [hash_of(password) for password in previous.get(words[1], [])]
-            kept = [word for word in kept if word in had.get(words[1], ()) and word not in words]
+            kept = [word for word in kept if word in had.get(words[1], ((),))[0] and word not in words]
             if kept:
                 place = max(number for number, word in enumerate(words) if word == "on" or word.startswith("#")) + 1
                 line = " ".join(words[:place] + kept + words[place:])
@@ -313,25 +265,15 @@ def with_kept_passwords(before, after, previous):
 
 
 def password_rules(live, wanted):
-    """What to tell ACL SETUSER, {user: [rules]}, where nothing but passwords differs; None where more does."""
-
-    def parsed(lines):
-        users = {}
-        for line in lines:
-            words = line.split()
-            hashes = {word for word in words if re.fullmatch(r"#[0-9a-f]{64}", word)}
-            users[words[1]] = (hashes, sorted(word for word in words if word not in hashes))
-        return users
-
-    old, new = parsed(live), parsed(wanted)
+    """Return what ACL SETUSER needs, {user: [rules]}, where nothing but passwords differs; None where more does."""
+    old, new = acl_users(live), acl_users(wanted)
     if {name: rest for name, (_, rest) in old.items()} != {name: rest for name, (_, rest) in new.items()}:
         return None
-    rules = {}
-    for name, (hashes, _) in new.items():
-        had = old[name][0]
-        if had != hashes:
-            rules[name] = sorted(hashes - had) + sorted("!" + word[1:] for word in had - hashes)
-    return rules
+    return {
+        name: sorted(hashes - old[name][0]) + sorted("!" + word[1:] for word in old[name][0] - hashes)
+        for name, (hashes, _) in new.items()
+        if hashes != old[name][0]
+    }
 
 
 def load_users(connection, wanted):
@@ -360,24 +302,8 @@ def differences(live, reference, config):
     return wanted
 
 
-def first_certificate(pem):
-    """The first certificate of a PEM text in DER; None when there is none."""
-    match = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", pem, re.S)
-    return ssl.PEM_cert_to_DER_cert(match.group(0)) if match else None
-
-
-def served_certificate(address, port, timeout=5.0):
-    """Certificate that a TLS server presents, in DER; None when it refuses the handshake before that."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # only compared with the file; nothing is trusted or sent
-    with socket.create_connection((address, port), timeout=timeout) as raw:
-        with context.wrap_socket(raw) as wrapped:
-            return wrapped.getpeercert(binary_form=True)
-
-
 def startup_errors(output):
-    """What a server that did not start says, on one line."""
+    """Return the message of a server that did not start, on one line."""
     lines = [re.sub(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*#.-] ", "", line).strip() for line in output.splitlines()]
     wanted = []
     for number, line in enumerate(lines):
@@ -396,62 +322,59 @@ def raise_file_limit():
 
 
 class Scratch:
-    """A server started from the candidate files, out of everybody's reach."""
+    """A server started from candidate files, out of everybody's reach."""
 
-    def __init__(self, instance, config, acl, passwords=None):
-        self.instance = instance
+    def __init__(self, instance, config, acl, name="", passwords=None):
+        self.instance, self.config, self.acl = instance, config, acl
+        self.stage = instance.unit + name
         self.passwords = passwords or instance.passwords[:1]
-        self.config = config
-        self.acl = acl
-        self.user_lines = []
         self.process = None
-        self.directory = None
+        self.held = contextlib.ExitStack()
 
     def __enter__(self):
-        user = pwd.getpwnam("redis")
-        self.directory = tempfile.mkdtemp(prefix="redis-candidate-")
-        path = self.directory
+        root = os.path.dirname(self.instance.config_file)
+        config, acl = (
+            os.path.join(root, os.path.basename(path)) for path in (self.instance.config_file, self.instance.acl_file)
+        )
+        reader = service_user.process_of("redis", [])
+        files = configuration.FileSet()
+        files.want(config, ("file", self.config.encode(), 0o640, 0, reader["group"]))
+        files.want(acl, ("file", self.acl.encode(), 0o640, 0, reader["group"]))
+        tree, work = self.held.enter_context(files.staged(root, self.stage, reader))
         try:
-            for name, text in (("redis.conf", self.config), ("users.acl", self.acl)):
-                with open(os.path.join(path, name), "w", encoding="utf-8") as out:
-                    out.write(text)
-                os.chmod(os.path.join(path, name), 0o640)
-                os.chown(os.path.join(path, name), 0, user.pw_gid)
-            os.chown(path, user.pw_uid, user.pw_gid)
-            self.start(path)
+            self.start(*(os.path.join(tree, os.path.basename(path)) for path in (config, acl)), work)
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
 
-    def start(self, path):
-        options = ["--port", "0", "--unixsocket", path + "/socket", "--unixsocketperm", "700", "--dir", path]
-        options += ["--pidfile", path + "/pid", "--logfile", "", "--aclfile", path + "/users.acl"]
+    def start(self, config_file, acl_file, work):
+        self.socket = work + "/socket"
+        options = ["--port", "0", "--unixsocket", self.socket, "--unixsocketperm", "700", "--dir", work]
+        options += ["--pidfile", work + "/pid", "--logfile", "", "--aclfile", acl_file]
         options += ["--daemonize", "no", "--supervised", "no", "--replicaof", "no", "one"]
         if (directive(self.config, "tls-port") or "0") != "0":
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                options += ["--tls-port", str(probe.getsockname()[1]), "--bind", "127.0.0.1"]
-        log = os.path.join(path, "output")
-        with open(log, "wb") as out:
-            self.process = subprocess.Popen(
-                self.instance.as_redis([SERVER, path + "/redis.conf"] + options),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                cwd=path,
-                # With fewer files than the unit allows it would lower maxclients.
-                preexec_fn=raise_file_limit,
-            )
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                options += ["--tls-port", str(free.getsockname()[1]), "--bind", "127.0.0.1"]
+        # Without a name: the working directory is the server's, and root writes to no file in it.
+        output = self.held.enter_context(tempfile.TemporaryFile())
+        self.process = subprocess.Popen(
+            self.instance.as_redis([SERVER, config_file, *options]),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=work,
+            # With fewer files than the unit allows it would lower maxclients.
+            preexec_fn=raise_file_limit,
+        )
         deadline = time.monotonic() + SCRATCH_TIMEOUT_SECONDS
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                with open(log, encoding="utf-8", errors="replace") as output:
-                    said = output.read().replace(path + "/users.acl", self.instance.acl_file)
-                said = without_hashes(said.replace(path + "/redis.conf", self.instance.config_file))
-                raise ConfigError(
-                    "Redis refuses the new configuration, the old one stays: " + self.unknown() + startup_errors(said)
-                )
+                output.seek(0)
+                text = output.read(OUTPUT_LIMIT_BYTES).decode("utf-8", "replace")
+                text = text.replace(acl_file, self.instance.acl_file).replace(config_file, self.instance.config_file)
+                raise Rejected("Redis rejects it: " + self.unknown() + startup_errors(without_hashes(text)))
             try:
                 with self.connect() as connection:
                     self.parameters = connection.parameters()
@@ -461,20 +384,20 @@ class Scratch:
             except OSError:
                 time.sleep(0.02)
             except ServerError as error:
-                raise ConfigError("the new ACL file shuts user %s out: %s" % (self.instance.admin_user, error))
-        raise ConfigError("a server with the new configuration did not answer in %d s" % SCRATCH_TIMEOUT_SECONDS)
+                raise Rejected("the new ACL file shuts user %s out: %s" % (self.instance.admin_user, error))
+        raise Rejected("a server with the new configuration did not respond in %d s" % SCRATCH_TIMEOUT_SECONDS)
 
     def unknown(self):
         """Redis 8 takes what it does not know for a module's directive and does not name it: find it."""
-        used = directives(self.config)
+        used = set(directives(self.config))
         if not used:
             return ""
-        with Scratch(self.instance, "", self.acl) as bare:
+        with Scratch(self.instance, "", self.acl, "-bare") as bare:
             names = sorted(used - set(bare.parameters) - NO_PARAMETERS)
         return "unknown directive %s; " % ", ".join(names) if names else ""
 
     def connect(self):
-        connection = Connection(self.directory + "/socket")
+        connection = Connection(self.socket)
         try:
             for password in self.passwords[:-1]:
                 with contextlib.suppress(ServerError):
@@ -487,19 +410,17 @@ class Scratch:
         return connection
 
     def __exit__(self, *_exception):
-        if self.process is not None and self.process.poll() is None:
-            # The one below runuser is the server; both are ours, and it has nothing to save.
-            with contextlib.suppress(OSError, ServerError):
-                with self.connect() as connection:
+        with self.held:
+            if self.process is not None and self.process.poll() is None:
+                # The one below runuser is the server; both are ours, and it has nothing to save.
+                with contextlib.suppress(OSError, ServerError), self.connect() as connection:
                     connection.call("SHUTDOWN", "NOSAVE", "NOW")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(3)
-            if self.process.poll() is None:
-                self.process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(3)
-        if self.directory:
-            shutil.rmtree(self.directory, ignore_errors=True)
+                if self.process.poll() is None:
+                    self.process.terminate()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        self.process.wait(3)
 
 
 class Instance:
@@ -507,8 +428,7 @@ class Instance:
 
     def __init__(self, params):
         self.unit = params["unit"]
-        self.config_file = params["config_file"]
-        self.acl_file = params["acl_file"]
+        self.config_file, self.acl_file = params["config_file"], params["acl_file"]
         self.admin_user = params["admin_user"]
         self.passwords = [params["admin_password"]] + params["admin_previous_passwords"]
         self.start_timeout = params["start_timeout_seconds"]
@@ -516,54 +436,13 @@ class Instance:
 
     def as_redis(self, argv):
         groups = ["-g", "redis", "-G", self.group] if self.group else []
-        return ["runuser", "-u", "redis"] + groups + ["--"] + argv
-
-    @staticmethod
-    def read(path):
-        try:
-            with open(path, encoding="utf-8") as handle:
-                return handle.read()
-        except FileNotFoundError:
-            return None
-
-    @staticmethod
-    def write(path, text):
-        if text is None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            return
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".shiftmaster-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            # Of root: the server may read its users and settings, not write them.
-            os.chown(temporary, 0, grp.getgrnam("redis").gr_gid)
-            os.chmod(temporary, 0o640)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-
-    def write_both(self, files):
-        self.write(self.config_file, files[0])
-        self.write(self.acl_file, files[1])
+        return ["runuser", "-u", "redis", *groups, "--", *argv]
 
     def properties(self):
-        argv = ["systemctl", "show", self.unit, "--property=ActiveState,NeedDaemonReload,UnitFileState"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
-        return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-
-    def enable(self):
-        argv = ["systemctl", "enable", self.unit]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
-        if done.returncode:
-            raise ConfigError("%s: %s" % (" ".join(argv), done.stderr.strip()))
+        return units.properties(self.unit, "ActiveState", "NeedDaemonReload", "UnitFileState", "InvocationID")
 
     def connect(self, *configs):
-        """A connection that may do everything, or None. The given texts say where the instance may listen."""
+        """Return a connection that may do everything, or None. The texts say where the instance may listen."""
         for address in addresses(configs):
             for credentials in [(self.admin_user, word) for word in self.passwords] + [None]:
                 try:
@@ -579,68 +458,65 @@ class Instance:
                     connection.close()
         return None
 
-    def restart(self, config):
-        """Restart (or start); True when the instance has loaded its data and lets the administrator in."""
+    def restart(self, config, reasons):
+        """Restart (or start) until the instance has loaded its data and lets the administrator in."""
         deadline = time.monotonic() + self.start_timeout
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            # A unit that failed too often in a row refuses to start until it is reset.
-            subprocess.run(["systemctl", "reset-failed", self.unit], capture_output=True, check=False, timeout=30)
-            subprocess.run(["systemctl", "daemon-reload"], capture_output=True, check=False, timeout=60)
-            subprocess.run(
-                ["systemctl", "restart", self.unit], capture_output=True, check=False, timeout=self.start_timeout
-            )
+        # A unit that failed too often in a row refuses to start until it is reset; one that never ran cannot be.
+        for words in (("reset-failed", self.unit), ("daemon-reload",), ("restart", self.unit)):
+            with contextlib.suppress(units.UnitError):
+                units.systemctl(*words, timeout=self.start_timeout)
         while time.monotonic() < deadline:
             connection = self.connect(config)
             if connection is not None:
                 with connection:
                     if "loading:0" in connection.call("INFO", "persistence"):
-                        return True
-            elif self.properties().get("ActiveState") == "failed":
-                return False
+                        return
+            elif units.active_state(self.unit) == "failed":
+                break
             time.sleep(0.1)
-        return False
+        raise Failed("%s did not start (%s): %s" % (self.unit, ", ".join(reasons), self.log_tail(config)))
 
-    def log_tail(self):
-        done = subprocess.run(
-            ["journalctl", "--unit", self.unit, "--lines", "20", "--output", "cat", "--no-pager"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
-        )
-        logfile = directive(self.read(self.config_file) or "", "logfile")
-        own = "\n".join((self.read(logfile) or "").splitlines()[-15:]) if logfile else ""
-        return startup_errors(own) or startup_errors(done.stdout)
+    def log_tail(self, config):
+        own = ""
+        # Without an absolute path it logs to the journal.
+        with contextlib.suppress(OSError, ValueError):
+            own = safe_files.read_tail(directive(config, "logfile") or "", 65536).decode("utf-8", "replace")
+        return startup_errors("\n".join(own.splitlines()[-15:])) or startup_errors(units.journal(self.unit, 20))
+
+    def verify(self, scratch, config):
+        """The instance must now report what the scratch server reports."""
+        connection = self.connect(config)
+        if connection is None:
+            raise Failed("the administrator cannot log in with the new password")
+        with connection:
+            wanted, users = inspect(connection, scratch, config)
+        if wanted or users:
+            what = sorted(wanted) + (["the users of the ACL file"] if users else [])
+            raise Failed("the running instance does not have the new values of " + ", ".join(what))
+
+    def fingerprint(self, connection, config, acl):
+        """Return what is noted of a verified instance: a hash of its files, and of what it reports."""
+        parts = [self.properties()["InvocationID"], config, acl, connection.parameters(), connection.users()]
+        return {"hash": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}
 
 
 def addresses(configs):
-    """Where instances with these configurations can be reached from their own host, the socket first."""
-    found = []
-    for config in configs:
-        if not config:
-            continue
-        path = directive(config, "unixsocket")
-        if path and path not in found:
-            found.append(path)
-    for config in configs:
-        port = int(directive(config or "", "port") or 0)
-        if port and ("127.0.0.1", port) not in found:
-            found.append(("127.0.0.1", port))
-    return found
+    """Return where instances with these configurations can be reached from their own host, the socket first."""
+    paths = [directive(config or "", "unixsocket") for config in configs]
+    ports = [directive(config or "", "port") or "" for config in configs]
+    found = [path for path in paths if path]
+    found += [("127.0.0.1", int(port)) for port in ports if port.isdecimal() and int(port)]
+    return list(dict.fromkeys(found))
 
 
-def serves_old_certificate(live, config):
-    """Whether the running instance presents another certificate than the file holds."""
-    port = int(live.get("tls-port") or 0)
-    path = directive(config, "tls-cert-file")
+def serves_another(live, config):
+    """Tell whether the running instance presents another certificate than the file holds."""
+    port, path = int(live.get("tls-port") or 0), directive(config, "tls-cert-file")
     if not port or not path:
         return False
     address = next((word for word in live.get("bind", "").split() if not word.startswith("-")), "127.0.0.1")
     address = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    try:
-        return served_certificate(address, port) != first_certificate(Instance.read(path) or "")
-    except OSError:
-        return False
+    return probe.serves_another(path, address, port) is True
 
 
 def wait_for_append_only_file(connection, seconds):
@@ -653,11 +529,11 @@ def wait_for_append_only_file(connection, seconds):
                 return
             break
         time.sleep(0.1)
-    raise ConfigError("Redis could not write its append-only file; nothing was restarted")
+    raise Failed("Redis could not write its append-only file; nothing was restarted")
 
 
 def set_parameters(connection, wanted, timeout):
-    """Set what can be set while running; answer the rest, which needs a restart."""
+    """Set what can be set while running; return the rest, which needs a restart."""
     rest = []
     if wanted.get("appendonly") == "yes":
         connection.call("CONFIG", "SET", "appendonly", "yes")
@@ -675,173 +551,162 @@ def set_parameters(connection, wanted, timeout):
     return rest
 
 
-def look(connection, scratch, config):
-    """What of the running instance is not as the files say: (parameters, whether users, live parameters)."""
+def inspect(connection, scratch, config):
+    """Return what of the instance is not as the files say: (parameters with their wanted value, whether users)."""
     live = connection.parameters()
     wanted = differences(live, scratch.parameters, config)
-    if serves_old_certificate(live, config):
+    if serves_another(live, config):
         wanted.update({name: scratch.parameters[name] for name in TLS_FILES if scratch.parameters.get(name)})
     return wanted, connection.users() != scratch.users
 
 
-def run(module, instance):
-    params = module.params
-    old = (instance.read(instance.config_file), instance.read(instance.acl_file))
-    new = (params["config"], with_kept_passwords(old[1] or "", params["acl"], params["previous_passwords"]))
-    files_changed = old != new
+def mask_acl(before, after):
+    """Show the ACL file in a diff without hashes."""
+    changes = ["# (the password of %s changes)\n" % name for name in changed_passwords(before or "", after or "")]
+    return without_hashes(before or ""), without_hashes(after or "") + "".join(changes)
+
+
+class Change:
+    """The swap of the files: what brings them into use, and what brings the earlier ones into use again."""
+
+    def __init__(self, instance, files, texts, scratch, connection, restart_for, may_restart):
+        self.instance, self.files, self.texts, self.scratch = instance, files, texts, scratch
+        self.connection, self.restart_for, self.may_restart = connection, restart_for, may_restart
+        self.wanted, self.users = inspect(connection, scratch, texts[0]) if connection else ({}, False)
+        self.set, self.restarted = [], False
+
+    def needed(self):
+        return bool(self.files.changes or self.files.directory_changes or self.wanted or self.users or self.restart_for)
+
+    def load(self):
+        config = self.texts[0]
+        if self.connection is not None:
+            rest = set_parameters(self.connection, self.wanted, self.instance.start_timeout)
+            self.set = sorted(set(self.wanted) - set(rest))
+            if self.users and "aclfile" not in rest:
+                load_users(self.connection, self.scratch.user_lines)
+            self.restart_for += [name for name in rest if name not in self.restart_for]
+        if not self.restart_for:
+            # A connection of its own: loading users may have ended the other one.
+            self.instance.verify(self.scratch, config)
+        elif self.may_restart:
+            self.restarted = True
+            if self.connection is None:
+                self.keep_snapshot(config)
+            self.instance.restart(config, self.restart_for)
+            self.instance.verify(self.scratch, config)
+
+    def restore(self):
+        instance = self.instance
+        before = tuple(self.files.before(path) for path in (instance.config_file, instance.acl_file))
+        if self.restarted or not all(before):
+            return instance.restart(before[0], ["with the earlier files"])
+        connection = instance.connect(before[0], self.texts[0])
+        if connection is None:
+            raise Failed("no known password lets the administrator in")
+        # The old users let the administrator in with an old password.
+        with connection, Scratch(instance, *before, name="-before", passwords=instance.passwords) as scratch:
+            wanted, users = inspect(connection, scratch, before[0])
+            set_parameters(connection, wanted, instance.start_timeout)
+            if users:
+                connection.call("ACL", "LOAD")
+            instance.verify(scratch, before[0])
+
+    def keep_snapshot(self, config):
+        """Load the snapshot before a first start with an append-only file, which alone would begin empty."""
+        instance, folder = self.instance, directive(config, "dir") or "/var/lib/redis"
+        if directive(config, "appendonly") != "yes" or os.path.exists(os.path.join(folder, "appendonlydir")):
+            return
+        # A running instance writes its snapshot when it stops.
+        with contextlib.suppress(units.UnitError):
+            units.systemctl("stop", instance.unit, timeout=instance.start_timeout)
+        if not os.path.exists(os.path.join(folder, directive(config, "dbfilename") or "dump.rdb")):
+            return
+        state = self.files.wanted[instance.config_file]
+        snapshot = ("file", state[1] + b"\nappendonly no\n", *state[2:])
+        configuration.place_all({instance.config_file: snapshot})
+        try:
+            instance.restart(config, ["with its snapshot"])
+            with instance.connect(config) as connection:
+                connection.call("CONFIG", "SET", "appendonly", "yes")
+                wait_for_append_only_file(connection, instance.start_timeout)
+        finally:
+            configuration.place_all({instance.config_file: state})
+
+
+def run(module):
+    params, instance = module.params, Instance(module.params)
+    before = configuration.read_text(instance.acl_file)
+    texts = (params["config"], with_kept_passwords(before, params["acl"], params["previous_passwords"]))
+    files = configuration.FileSet(module.check_mode)
+    # Root owns them: the server may read its users and settings, not write or exchange them.
+    common = {"owner": "root", "group": "redis", "mode": "0640"}
+    files.add({"path": instance.config_file, "content": texts[0], **common})
+    files.add({"path": instance.acl_file, "content": texts[1], **common}, mask_acl)
+    files.add_directory({**common, "path": os.path.dirname(instance.config_file), "mode": "0750"})
+    files.compare()
     result = {
-        "changed": files_changed,
-        "present": os.path.isfile(SERVER),
-        "set": [],
-        "acl_loaded": False,
-        "restarted": False,
-        "restart_for": [],
-        "enabled": False,
-        "diff": diff(instance, old, new),
-    }
+        "changed": bool(files.changes or files.directory_changes), "present": os.path.isfile(SERVER), "set": [],
+        "acl_loaded": False, "restarted": False, "restart_for": [], "enabled": False, "diff": files.diff(),
+    }  # fmt: skip
     if not result["present"]:
         if module.check_mode:
             return dict(result, changed=True)
-        raise ConfigError("there is no %s; install redis-server first" % SERVER)
-
-    absent = [path for path in tls_files(new[0]) if not os.path.exists(path)]
+        raise Rejected("there is no %s; install redis-server first" % SERVER)
+    absent = [path for path in map(directives(texts[0]).get, TLS_FILES) if path and not os.path.exists(path)]
     if absent and module.check_mode:
         module.warn("%s is not there yet; what makes it must come first" % ", ".join(absent))
         return result
     unit = instance.properties()
-    if unit.get("UnitFileState") != "enabled":
-        result.update(changed=True, enabled=True)
-    with Scratch(instance, *new) as scratch:
-        connection = instance.connect(new[0], old[0]) if unit.get("ActiveState") in ("active", "reloading") else None
-        try:
-            apply(module, instance, scratch, connection, old, new, unit, result)
-        finally:
-            if connection is not None:
-                connection.close()
+    active = unit["ActiveState"] in ("active", "reloading")
+    result["enabled"] = not units.is_enabled(unit)
+    connection = instance.connect(texts[0], files.before(instance.config_file)) if active else None
+    restart_for = (
+        [] if connection else ["no known password lets the administrator in" if active else "it was not running"]
+    )
+    # A reload of systemd that is still due is what an interrupted run leaves behind.
+    if active and (params["unit_changed"] or unit["NeedDaemonReload"] == "yes"):
+        restart_for.append("its unit changed")
+    with connection or contextlib.nullcontext():
+        if not files.changes and not restart_for and is_settled(instance, connection, texts):
+            result["changed"] = bool(files.directory_changes or result["enabled"])
+        else:
+            with Scratch(instance, *texts) as scratch:
+                change = Change(
+                    instance, files, texts, scratch, connection, restart_for, params["restart"] or not active
+                )
+                result.update(changed=change.needed() or result["enabled"], acl_loaded=change.users)
+                if module.check_mode:
+                    return dict(result, set=sorted(change.wanted), restart_for=restart_for)
+                apply(module, instance, files, change, result)
+    if not module.check_mode:
+        files.make_directories()
+        if result["enabled"]:
+            units.systemctl("enable", instance.unit)
     return result
 
 
-def diff(instance, old, new):
-    shown = []
-    for path, before, after, mask in (
-        (instance.config_file, old[0], new[0], lambda text: text),
-        (instance.acl_file, old[1], new[1], without_hashes),
-    ):
-        if before != after:
-            left, right = mask(before or ""), mask(after)
-            for name in changed_passwords(before or "", after):
-                right += "# (the password of %s changes)\n" % name
-            shown.append({"before_header": path, "after_header": path, "before": left, "after": right})
-    return shown
+def is_settled(instance, connection, texts):
+    """Tell whether the instance is as the last verified run left it, so that no scratch server is needed."""
+    note = configuration.read_note(instance.unit)
+    return bool(
+        note
+        and note == instance.fingerprint(connection, *texts)
+        and not serves_another(connection.parameters(), texts[0])
+    )
 
 
-def apply(module, instance, scratch, connection, old, new, unit, result):
-    active = unit.get("ActiveState") in ("active", "reloading")
-    restart_for = []
-    wanted, users = {}, False
-    if not active:
-        restart_for.append("it was not running")
-    elif connection is None:
-        restart_for.append("no known password lets the administrator in")
-    else:
-        wanted, users = look(connection, scratch, new[0])
-    # A reload of systemd that is still due is what an interrupted run leaves behind.
-    if active and (module.params["unit_changed"] or unit.get("NeedDaemonReload") == "yes"):
-        restart_for.append("its unit changed")
-    result["changed"] = bool(old != new or wanted or users or restart_for or result["enabled"])
-    result["acl_loaded"] = users
-    if module.check_mode:
-        result.update(set=sorted(wanted), restart_for=restart_for)
+def apply(module, instance, files, change, result):
+    configuration.write_note(instance.unit, None)
+    files.make_directories()
+    files.apply(change.load, change.restore)
+    result.update(set=change.set, restarted=change.restarted, restart_for=change.restart_for)
+    if change.restart_for and not change.restarted:
+        module.warn("%s must be restarted for: %s" % (instance.unit, ", ".join(change.restart_for)))
+        result["changed"] = bool(files.changes or change.set or change.users or result["enabled"])
         return
-
-    if result["enabled"]:
-        instance.enable()
-    if old != new:
-        instance.write_both(new)
-    try:
-        if connection is not None:
-            rest = set_parameters(connection, wanted, instance.start_timeout)
-            result["set"] = sorted(set(wanted) - set(rest))
-            if users and "aclfile" not in rest:
-                load_users(connection, scratch.user_lines)
-            restart_for += [name for name in rest if name not in restart_for]
-            if not restart_for:
-                # A connection of its own: loading users may have ended this one.
-                prove(instance, scratch, new[0])
-    except (ConfigError, ServerError, OSError) as error:
-        put_back(instance, old, new)
-        raise ConfigError("Redis refused the change, the old configuration was put back: %s" % error)
-    result["restart_for"] = restart_for
-    if not restart_for:
-        return
-    if active and not module.params["restart"]:
-        module.warn("%s must be restarted for: %s" % (instance.unit, ", ".join(restart_for)))
-        result["changed"] = bool(old != new or result["set"] or users or result["enabled"])
-        return
-    if connection is None:
-        keep_snapshot(instance, new[0])
-    if not instance.restart(new[0]):
-        restart_failed(instance, old, new, restart_for)
-    result["restarted"] = True
-    prove(instance, scratch, new[0])
-
-
-def keep_snapshot(instance, config):
-    """Before a first start with an append-only file: without this Redis would begin empty beside a full snapshot."""
-    folder = directive(config, "dir") or "/var/lib/redis"
-    if directive(config, "appendonly") != "yes" or os.path.exists(os.path.join(folder, "appendonlydir")):
-        return
-    # A running instance writes its snapshot when it stops.
-    stop = ["systemctl", "stop", instance.unit]
-    subprocess.run(stop, capture_output=True, check=False, timeout=instance.start_timeout)
-    if not os.path.exists(os.path.join(folder, directive(config, "dbfilename") or "dump.rdb")):
-        return
-    instance.write(instance.config_file, config + "\nappendonly no\n")
-    try:
-        if not instance.restart(config):
-            raise ConfigError("%s did not start with its snapshot: %s" % (instance.unit, instance.log_tail()))
-        with instance.connect(config) as connection:
-            connection.call("CONFIG", "SET", "appendonly", "yes")
-            wait_for_append_only_file(connection, instance.start_timeout)
-    finally:
-        instance.write(instance.config_file, config)
-
-
-def prove(instance, scratch, config):
-    """The instance must now report what the scratch server reports."""
-    connection = instance.connect(config)
-    if connection is None:
-        raise ConfigError("the administrator cannot log in with the new password")
-    with connection:
-        wanted, users = look(connection, scratch, config)
-    if wanted or users:
-        what = sorted(wanted) + (["the users of the ACL file"] if users else [])
-        raise ConfigError("the running instance does not have the new values of " + ", ".join(what))
-
-
-def put_back(instance, old, new):
-    """The old files, and as far as possible the old values in the running instance."""
-    if old == new or None in old:
-        return
-    instance.write_both(old)
-    with contextlib.suppress(ConfigError, ServerError, OSError):
-        connection = instance.connect(old[0], new[0])
-        if connection is not None:
-            # The old users let the administrator in with an old password.
-            with connection, Scratch(instance, *old, passwords=instance.passwords) as before:
-                wanted, users = look(connection, before, old[0])
-                set_parameters(connection, wanted, instance.start_timeout)
-                if users:
-                    connection.call("ACL", "LOAD")
-
-
-def restart_failed(instance, old, new, restart_for):
-    what = "%s did not start (%s): %s" % (instance.unit, ", ".join(restart_for), instance.log_tail())
-    if old == new or None in old:
-        raise ConfigError(what)
-    instance.write_both(old)
-    back = "the old configuration was put back and runs" if instance.restart(old[0]) else "nor with the old one"
-    raise ConfigError("%s; %s" % (what, back))
+    with instance.connect(change.texts[0]) as connection:
+        configuration.write_note(instance.unit, instance.fingerprint(connection, *change.texts))
 
 
 def main():
@@ -863,13 +728,7 @@ def main():
         },
         supports_check_mode=True,
     )
-    try:
-        result = run(module, Instance(module.params))
-    except (ConfigError, ServerError) as error:
-        module.fail_json(msg=str(error))
-    except (subprocess.TimeoutExpired, OSError) as error:
-        module.fail_json(msg="%s: %s" % (module.params["unit"], error))
-    module.exit_json(**result)
+    configuration.run(module, module.params["unit"], lambda: run(module))
 
 
 if __name__ == "__main__":

@@ -1,86 +1,57 @@
 #!/usr/bin/python
 # The configuration of a service that is a set of files: exporters, Prometheus, Alertmanager.
 # ruff: noqa: E402  (an Ansible module states its documentation before its imports)
-"""Keep a service's files as one set: checked beside the live ones, swapped, loaded, proven, or put back."""
+"""Keep a service's files as one set: checked in a copy, swapped, loaded and verified, or rolled back."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: service_config
-short_description: Keep a service's configuration as one set that is checked, swapped, loaded and proven
+short_description: Keep a service's configuration as one set that is checked, swapped, loaded and verified
 description:
   - The set (files, secrets, the web configuration, absences, drop-ins of the unit) is compared with the host. When
     anything differs, a copy of O(root) with the new files in it is made, paths below O(root) inside the new files are
     rewritten to the copy, and O(checks) run on it before one live file is touched.
-  - Then the files are renamed into place, the service is told to reload or is restarted, and the module waits for
-    O(proof). C(kill -HUP) answers 0 where a configuration was refused, so the running process itself has to say it.
-  - When the proof does not come, the earlier files are put back and loaded, and the task fails with what the service
-    logged. A service that did not run before is stopped again.
-  - Whether to reload is decided from what runs. The module notes in /run which set it has proven in which process;
+  - Then the files are renamed into place, the service is reloaded or restarted, and the module waits for O(proof).
+    C(kill -HUP) returns 0 where a configuration was rejected, so the running process itself has to report it.
+  - Where the verification fails, the earlier files are placed, loaded and verified, and the task fails with what the
+    service logged. A service that did not run before is stopped again.
+  - Whether to reload is decided from what runs. The module notes in /run which set it has verified in which process;
     where that note is missing or of another process, files that are younger than what the process has loaded are
-    loaded. So a run that was killed between the swap and the reload is made good by the next one, and a reboot needs
-    nothing.
-  - The unit is enabled and started.
-  - Two runs at once on one host do this one after the other.
+    loaded. So an interrupted run is completed by the next one, and a reboot needs nothing.
+  - The unit is enabled and started. Two runs at once on one host wait for each other.
 options:
   unit:
     description: The systemd unit.
     type: str
     required: true
   root:
-    description: The folder of the configuration, of which a copy is checked. It need not exist.
+    description: The directory of the configuration, of which a copy is checked. It need not exist.
     type: path
     required: true
   directories:
-    description: Folders that must exist, before the files are written.
+    description: Directories that must exist, before the files are written.
     type: list
     elements: dict
     default: []
     suboptions:
-      path:
-        description: The folder.
-        type: path
-        required: true
-      owner:
-        description: Its owner.
-        type: str
-        default: root
-      group:
-        description: Its group.
-        type: str
-        default: root
-      mode:
-        description: Its mode.
-        type: str
-        default: "0755"
+      path: {description: The directory., type: path, required: true}
+      owner: &owner {description: Its owner., type: str, default: root}
+      group: &group {description: Its group., type: str, default: root}
+      mode: {description: Its mode., type: str, default: "0755"}
   files:
     description: Files with their whole content. Those below O(root) are part of the copy that is checked.
     type: list
     elements: dict
     default: []
     suboptions:
-      path:
-        description: The file, absolute.
-        type: path
-        required: true
-      content:
-        description: The whole content.
-        type: str
-        required: true
-      owner:
-        description: Its owner.
-        type: str
-        default: root
-      group:
-        description: Its group.
-        type: str
-        default: root
-      mode:
-        description: Its mode.
-        type: str
-        default: "0644"
-      apply:
+      path: &path {description: The file with its absolute path., type: path, required: true}
+      content: &content {description: The whole content., type: str, required: true}
+      owner: *owner
+      group: *group
+      mode: &public {description: Its mode., type: str, default: "0644"}
+      apply: &apply
         description: What a change of it needs; O(apply) where absent. V(none) for what the service reads by itself.
         type: str
         choices: [reload, restart, none]
@@ -90,30 +61,12 @@ options:
     elements: dict
     default: []
     suboptions:
-      path:
-        description: The file, absolute.
-        type: path
-        required: true
-      content:
-        description: The whole content.
-        type: str
-        required: true
-      owner:
-        description: Its owner.
-        type: str
-        default: root
-      group:
-        description: Its group.
-        type: str
-        default: root
-      mode:
-        description: Its mode.
-        type: str
-        default: "0640"
-      apply:
-        description: What a change of it needs; O(apply) where absent.
-        type: str
-        choices: [reload, restart, none]
+      path: *path
+      content: *content
+      owner: *owner
+      group: *group
+      mode: &private {description: Its mode., type: str, default: "0640"}
+      apply: *apply
   copies:
     description:
       - Files of the host that the service reads as its own copies, such as a certificate. Their content is never shown.
@@ -122,75 +75,31 @@ options:
     elements: dict
     default: []
     suboptions:
-      src:
-        description: The file that is copied.
-        type: path
-        required: true
-      path:
-        description: The copy, absolute.
-        type: path
-        required: true
-      owner:
-        description: Its owner.
-        type: str
-        default: root
-      group:
-        description: Its group.
-        type: str
-        default: root
-      mode:
-        description: Its mode.
-        type: str
-        default: "0640"
-      apply:
-        description: What a change of it needs; O(apply) where absent. V(none) for what the service reads by itself.
-        type: str
-        choices: [reload, restart, none]
+      src: {description: The file that is copied., type: path, required: true}
+      path: *path
+      owner: *owner
+      group: *group
+      mode: *private
+      apply: *apply
   unit_files:
     description: Drop-ins of O(unit), or the unit itself. A change restarts the service.
     type: list
     elements: dict
     default: []
-    suboptions:
-      path:
-        description: The file, absolute.
-        type: path
-        required: true
-      content:
-        description: The whole content.
-        type: str
-        required: true
-      owner:
-        description: Its owner.
-        type: str
-        default: root
-      group:
-        description: Its group.
-        type: str
-        default: root
-      mode:
-        description: Its mode.
-        type: str
-        default: "0644"
+    suboptions: {path: *path, content: *content, owner: *owner, group: *group, mode: *public}
   absent:
     description: Files and links that must not exist.
     type: list
     elements: path
     default: []
   managed:
-    description: Files of these folders that match and are not in the set are removed.
+    description: Files of these directories that match and are not in the set are removed.
     type: list
     elements: dict
     default: []
     suboptions:
-      directory:
-        description: The folder.
-        type: path
-        required: true
-      pattern:
-        description: As a shell has them, for the names in the folder.
-        type: str
-        required: true
+      directory: {description: The directory., type: path, required: true}
+      pattern: {description: Wildcards of a shell for the names in it., type: str, required: true}
   web_config:
     description:
       - The web configuration of what uses Prometheus' exporter-toolkit. Passwords become bcrypt hashes on the host; a
@@ -198,30 +107,17 @@ options:
       - The toolkit reads the file, and the certificate that it names, for each connection. A change needs no reload.
     type: dict
     suboptions:
-      path:
-        description: The file. Below O(root), so that it can be checked.
-        type: path
-        required: true
-      certificate:
-        description: The certificate to present. Without one there is no TLS.
-        type: path
-      key:
-        description: Its private key.
-        type: path
+      path: {description: The file. Below O(root), type: path, required: true}
+      certificate: {description: The certificate to present. Without one there is no TLS., type: path}
+      key: {description: Its private key., type: path}
       users:
-        description: Who may ask.
+        description: Users that may log in.
         type: list
         elements: dict
         default: []
         suboptions:
-          name:
-            description: The user's name.
-            type: str
-            required: true
-          password:
-            description: The password, 72 bytes at the most.
-            type: str
-            required: true
+          name: {description: The user's name., type: str, required: true}
+          password: {description: "The password, at most 72 bytes.", type: str, required: true}
       settings:
         description: Further settings; a mapping is added to the one of the same name. For example V({http_server_config
           {http2 true}}), V({tls_server_config {min_version TLS13}}).
@@ -231,18 +127,9 @@ options:
         description: bcrypt's cost. 10 takes some 50 ms for each password that the service has not seen before.
         type: int
         default: 10
-      owner:
-        description: The file's owner.
-        type: str
-        default: root
-      group:
-        description: The file's group, the service's own.
-        type: str
-        default: root
-      mode:
-        description: The file's mode.
-        type: str
-        default: "0640"
+      owner: *owner
+      group: *group
+      mode: *private
       apply:
         description: What a change needs.
         type: str
@@ -257,22 +144,19 @@ options:
     default: []
   checks:
     description:
-      - Programs with their arguments that have to end with 0. C({root}) is the checked copy, C({work}) an empty folder
-        that is theirs to write to and goes afterwards. They run without a shell, as root or O(check_as); the first that
-        refuses is the last. In check mode one whose program is missing is left out.
+      - Programs with their arguments that have to end with 0. C({root}) is the checked copy, C({work}) an empty
+        directory that is theirs to write to and goes afterwards. They run without a shell, as root or O(check_as); the
+        first that rejects the copy is the last. In check mode one whose program is missing is left out.
     type: list
     elements: list
     default: []
   check_as:
     description:
-      - As whom O(checks) run, for a program that refuses root or leaves files behind that the service then cannot
-        write. The copy can be read by this user as far as the live files can, and not be written.
+      - The user that runs O(checks), for a program that refuses root or leaves files behind that the service then
+        cannot write. This user can read of the copy what it can of the live files, and write nothing.
     type: dict
     suboptions: &service_user
-      user:
-        description: The service's user.
-        type: str
-        required: true
+      user: {description: The service's user., type: str, required: true}
       extra_groups:
         description: Groups that the unit gives the service (C(SupplementaryGroups)).
         type: list
@@ -299,75 +183,44 @@ options:
     default: reload
   proof:
     description:
-      - What the running service must say after a change. Without it, the unit must be active and stay so for a second.
+      - What the running service must report after a change. Without it, the unit must be active for a second.
     type: dict
     suboptions:
-      url:
-        description: Must answer 200. Where O(proof.metric) is given, a page of metrics.
-        type: str
-        required: true
-      ca_file:
-        description: Authority of its certificate. The name in the URL is verified.
-        type: path
-      user:
-        description: User of basic authentication.
-        type: str
-      password:
-        description: Its password.
-        type: str
-      closed:
-        description: Whether the URL must answer 401 to whoever has no password.
-        type: bool
-        default: false
+      url: {description: "Must return 200; with O(proof.metric), metrics.", type: str, required: true}
+      ca_file: {description: Authority of its certificate. The name in the URL is verified., type: path}
+      user: {description: User of basic authentication., type: str}
+      password: {description: Its password., type: str}
+      closed: {description: Whether the URL must return 401 without a password., type: bool, default: false}
       metric:
         description: A metric that must have a value. With O(apply=reload) another value is a reason to reload.
         type: str
-      value:
-        description: That value.
-        type: float
-        default: 1
+      value: {description: That value., type: float, default: 1}
       timestamp_metric:
         description: A metric that holds the time of the last successful reload; it must be younger than the swap.
         type: str
       answers:
-        description: JSON answers that must hold a value, for what only a restart changes.
+        description: JSON responses that must hold a value, for what only a restart changes.
         type: list
         elements: dict
         default: []
         suboptions:
-          url:
-            description: The URL to ask, with the same user and authority.
-            type: str
-            required: true
-          path:
-            description: Keys that lead to the value.
-            type: list
-            elements: str
-            required: true
-          value:
-            description: The value, as text.
-            type: str
-            required: true
+          url: {description: "The URL, with the same user and authority.", type: str, required: true}
+          path: {description: Keys that lead to the value., type: list, elements: str, required: true}
+          value: {description: "The value, as text.", type: str, required: true}
       targets_url:
         description:
-          - Prometheus' C(/api/v1/targets?state=active). Each target that was up before must have been asked again and
-            be up two scrape intervals after; targets that are no longer asked do not count. Takes six seconds at least.
+          - Prometheus' C(/api/v1/targets?state=active). Each target that was up before must have been scraped again and
+            be up two scrape intervals after; targets that were removed do not count. Takes six seconds at least.
         type: str
-      timeout_seconds:
-        description: How long to wait for the proof of a reload.
-        type: int
-        default: 20
-      start_timeout_seconds:
-        description: How long to wait for the proof of a start.
-        type: int
-        default: 120
+      timeout_seconds: {description: How long to wait after a reload., type: int, default: 20}
+      start_timeout_seconds: {description: How long to wait after a start., type: int, default: 120}
 attributes:
   check_mode:
     support: full
     description: Nothing changes. The checks run where their programs are installed.
   diff_mode:
     support: full
-    description: Every file and folder that would change; never a secret, a password or a hash of one.
+    description: Every file and directory that would change; never a secret, a password or a hash of one.
 author:
   - ShiftMaster operations
 """
@@ -413,68 +266,24 @@ EXAMPLES = r"""
       metric: prometheus_config_last_reload_successful
       timestamp_metric: prometheus_config_last_reload_success_timestamp_seconds
       targets_url: https://127.0.0.1:9090/api/v1/targets?state=active
-
-- name: configure | Run an exporter
-  service_config:
-    unit: prometheus-node-exporter.service
-    root: /etc/prometheus-node-exporter
-    apply: restart
-    web_config:
-      path: /etc/prometheus-node-exporter/web.yml
-      certificate: /etc/ssl/shiftmaster/host.crt
-      key: /etc/ssl/shiftmaster/host.key
-      group: prometheus
-      users:
-        - name: prometheus
-          password: "{{ exporter_password }}"
-    unit_files:
-      - path: /etc/systemd/system/prometheus-node-exporter.service.d/shiftmaster.conf
-        content: "{{ lookup('ansible.builtin.template', 'drop-in.conf.j2') }}"
-    proof:
-      url: https://127.0.0.1:9100/metrics
-      ca_file: /etc/ssl/shiftmaster/ca.crt
-      user: prometheus
-      password: "{{ exporter_password }}"
-      closed: true
-      metric: node_exporter_build_info
 """
 
 RETURN = r"""
-action:
-  description: What was (in check mode would be) done to the service.
-  returned: always
-  type: str
-  sample: reload
-reasons:
-  description: Why.
-  returned: always
-  type: list
-  elements: str
-  sample: ["files differ: /etc/prometheus/prometheus.yml"]
-checked:
-  description: The checks that ran, as they were typed.
-  returned: always
-  type: list
-  elements: str
+action: {description: What was (in check mode would be) done to the service., returned: always, type: str}
+reasons: {description: Why., returned: always, type: list, elements: str}
+checked: {description: "The checks that ran, as they were typed.", returned: always, type: list, elements: str}
 refused:
-  description: What the checks and the look at the named files found; only in check mode not the end of the task.
+  description: What the checks and the inspection of the named files rejected; fails the task except in check mode.
   returned: always
   type: list
   elements: str
-enabled:
-  description: Whether the unit was (would be) enabled to start at boot.
-  returned: always
-  type: bool
+enabled: {description: Whether the unit was (would be) enabled to start at boot., returned: always, type: bool}
 """
 
 import contextlib
-import fcntl
 import fnmatch
-import grp
 import hashlib
-import json
 import os
-import pwd
 import re
 import shutil
 import stat
@@ -482,46 +291,35 @@ import subprocess
 import time
 from calendar import timegm
 
-from ansible.module_utils.shiftmaster.host import points, safe_files, webconfig
-from ansible.module_utils.shiftmaster.host.filestate import place_all, read_state
+from ansible.module_utils.shiftmaster.host import configuration, points, service_user, units, webconfig
+from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected, list_of
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
-from ansible.module_utils.shiftmaster.host.service_user import groups_of, process_of
 from ansible.module_utils.shiftmaster.monitoring import figures
 
-# Lost by a reboot, as the processes are whose state it describes.
-NOTES = "/run/shiftmaster-services"
 # Where a test holds a run (module_utils/shiftmaster/host/points.py); no point of a deploy.
 SWAPPED = "service_swapped"
 NAMED_FILE = re.compile(r"(?<!\w)(?P<key>\w+_file)\s*:\s*(?P<value>'[^'\n]*'|\"[^\"\n]*\"|[^\s'\",}\]#]+)")
-# What the whole world may read.
+# Files that everybody may read.
 PUBLIC = ("ca_file", "cert_file", "client_ca_file")
 # Without a proof of its own a unit must be active for so long, and has so long to become that.
 SETTLE_SECONDS = 1.0
 START_SECONDS = 120
-# What the stop of the one before may take on top of a start.
+# The stop of the earlier process may take so long on top of a start.
 STOP_SECONDS = 120
 # Prometheus hands new targets to its scrapers every five seconds.
 DISCOVERY_SECONDS = 6.0
-
-
-class Refused(Exception):
-    """Nothing was changed; str() says why."""
-
-
-# -- files ---------------------------------------------------------------------------------------------------------
+PROPERTIES = (
+    *("LoadState", "ActiveState", "MainPID", "InvocationID", "NRestarts", "NeedDaemonReload", "UnitFileState"),
+    "ExecMainStartTimestamp",
+)
 
 
 def set_hash(items):
-    """The hash of files in their wanted state; their order does not count."""
+    """Return the hash of files in their wanted state; their order does not count."""
     digest = hashlib.sha256()
     for path, state in sorted(items):
         digest.update(repr((path,) + tuple(state[:3])).encode())
     return digest.hexdigest()[:32]
-
-
-def rewritten(data, root, copy):
-    """The content with every path below root led to the copy."""
-    return re.sub(rb"(?<![\w./-])" + re.escape(root.encode()) + rb"(?=/)", lambda _match: copy.encode(), data)
 
 
 def named_files(text):
@@ -534,118 +332,24 @@ def named_files(text):
                     yield match["key"], value
 
 
-def describe(path, before, after, secret, masked):
-    """One entry of Ansible's diff."""
-
-    def shown(state):
-        if state[0] == "none":
-            return ""
-        if state[0] == "link":
-            return "link to %s\n" % state[1]
-        if secret:
-            same = state is before or before[:2] == after[:2]
-            return "(a secret)\n" if same else "(another secret)\n"
-        text = state[1].decode("utf-8", "replace")
-        if masked:
-            text = webconfig.without_hashes(text)
-            if state is after and before[0] == "file" and before[1] != after[1]:
-                had = set(webconfig.HASH.findall(before[1].decode("utf-8", "replace")))
-                if not had.issuperset(webconfig.HASH.findall(state[1].decode("utf-8", "replace"))):
-                    text = text.replace("(hash of a password)", "(hash of a password, not all as before)")
-        return text
-
-    details = []
-    if before[0] == "file" and after[0] == "file":
-        if before[2] != after[2]:
-            details.append("mode %04o -> %04o" % (before[2], after[2]))
-        if before[3:] != after[3:]:
-            details.append("owner %s:%s -> %s:%s" % (before[3:] + after[3:]))
-    return {
-        "before": shown(before),
-        "after": shown(after),
-        "before_header": path if before[0] != "none" else "%s (absent)" % path,
-        "after_header": "%s (absent)" % path if after[0] == "none" else " ".join([path] + details),
-    }
+def mask_hashes(before, after):
+    """Show a web configuration in a diff without hashes."""
+    shown = [webconfig.without_hashes(text or "") for text in (before, after)]
+    if before is not None and not set(webconfig.HASH.findall(before)).issuperset(webconfig.HASH.findall(after or "")):
+        shown[1] = shown[1].replace("(hash of a password)", "(hash of a password, not all as before)")
+    return shown
 
 
-# -- users ---------------------------------------------------------------------------------------------------------
-
-
-def ids_of(owner, group):
-    """(uid, gid); None for one that does not exist."""
-    found = []
-    for table, name in ((pwd.getpwnam, owner), (grp.getgrnam, group)):
-        try:
-            found.append(table(name)[2])
-        except KeyError:
-            found.append(None)
-    return tuple(found)
-
-
-def may_read(path, uid, gids):
-    """Whether a process of this user can open the file: tried by one, since modes alone do not say it."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            if os.geteuid() == 0:
-                os.setgroups(sorted(gids))
-                os.setgid(pwd.getpwuid(uid).pw_gid)
-                os.setuid(uid)
-            with open(path, "rb") as handle:
-                handle.read(1)
-            code = 0
-        except BaseException:
-            code = 1
-        finally:
-            os._exit(code)
-    return os.waitpid(child, 0)[1] == 0
-
-
-def mode_lets_read(state, uid, gids):
-    """The same for a file that is still to be written."""
-    _kind, _content, mode, owner, group = state
-    if owner == uid:
-        return bool(mode & 0o400)
-    if group in gids:
-        return bool(mode & 0o040)
-    return bool(mode & 0o004)
-
-
-# -- systemd -------------------------------------------------------------------------------------------------------
-
-
-def systemctl(*arguments, timeout=180):
-    try:
-        done = subprocess.run(
-            ("systemctl",) + arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False
-        )
-    except FileNotFoundError:
-        return 127, "there is no systemctl"
-    except subprocess.TimeoutExpired:
-        return 124, "systemctl %s did not end within %d s" % (" ".join(arguments), timeout)
-    return done.returncode, done.stdout.decode("utf-8", "replace").strip()
-
-
-PROPERTIES = (
-    "LoadState",
-    "ActiveState",
-    "MainPID",
-    "InvocationID",
-    "NRestarts",
-    "NeedDaemonReload",
-    "UnitFileState",
-    "ExecMainStartTimestamp",
-)
+def may_read(path, reader):
+    """Tell whether the service's user can open the file: tried by a process, since modes alone do not show it."""
+    return subprocess.run(["test", "-r", path], check=False, **(reader if os.geteuid() == 0 else {})).returncode == 0
 
 
 def unit_facts(unit):
-    code, text = systemctl("show", "--timestamp=us+utc", "--property=" + ",".join(PROPERTIES), unit)
-    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line) if code == 0 else {}
-    return {name: found.get(name, "") for name in PROPERTIES}
+    return {**dict.fromkeys(PROPERTIES, ""), **units.properties(unit, *PROPERTIES)}
 
 
-def moment(text):
+def timestamp(text):
     """Seconds since 1970 of systemd's `Thu 2026-11-26 12:22:42.647422 UTC`; 0 where there is none."""
     match = re.search(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(\.\d+)? UTC", text)
     if not match:
@@ -653,90 +357,40 @@ def moment(text):
     return timegm(time.strptime(match.group(1), "%Y-%m-%d %H:%M:%S")) + float(match.group(2) or 0)
 
 
-def journal_since(unit, since, lines=15):
-    try:
-        done = subprocess.run(
-            ["journalctl", "--unit", unit, "--since", "@%d" % since, "--lines", str(lines), "--no-pager", "-o", "cat"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=20,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode("utf-8", "replace").strip()
-
-
-# -- the module ----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def alone():
-    """Let one run at a time look and act on this host: two would check, and remove, one another's copies.
-
-    The kernel lets go of it for whoever dies.
-    """
-    os.makedirs(NOTES, mode=0o755, exist_ok=True)
-    descriptor = os.open(NOTES, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 class Service:
     def __init__(self, module):
         self.module = module
-        self.p = p = module.params
-        self.root = p["root"].rstrip("/")
-        self.proof = p["proof"]
-        self.note_path = os.path.join(NOTES, "%s.json" % p["unit"])
-        # path -> wanted state, and what is to be known of each path
-        self.wanted = {}
-        self.apply = {}
-        self.secret = set()
-        self.unit_paths = set()
-        self.web_path = p["web_config"]["path"] if p["web_config"] else None
+        self.p = module.params
+        self.unit, self.proof = self.p["unit"], self.p["proof"]
+        self.root = self.p["root"].rstrip("/")
+        self.files = configuration.FileSet(module.check_mode)
+        # The need of each path that changes; paths whose content is not rewritten for the checks; those of the unit.
+        self.apply, self.secret, self.unit_paths = {}, set(), set()
+        self.web_path = self.p["web_config"]["path"] if self.p["web_config"] else None
         self.collect()
 
     def collect(self):
         p = self.p
+        for item in p["directories"]:
+            self.files.add_directory(item)
         for item in p["files"]:
-            self.add(item, item["apply"] or p["apply"])
+            self.add(item)
         for item in p["secrets"]:
-            self.add(item, item["apply"] or p["apply"])
-            self.secret.add(item["path"])
+            self.add_secret(item)
         for item in p["copies"]:
             try:
-                with open(item["src"], encoding="utf-8") as handle:
-                    self.add(dict(item, content=handle.read()), item["apply"] or p["apply"])
+                with open(item["src"], encoding="utf-8") as stream:
+                    self.add_secret(dict(item, content=stream.read()))
             except (OSError, UnicodeDecodeError) as error:
                 if not (self.module.check_mode and isinstance(error, FileNotFoundError)):
-                    raise Refused("%s cannot be copied: %s" % (item["src"], error))
-            self.secret.add(item["path"])
+                    raise Rejected("%s cannot be copied: %s" % (item["src"], error))
         for item in p["unit_files"]:
-            self.add(item, "restart")
+            self.add(dict(item, apply="restart"))
             self.unit_paths.add(item["path"])
-        web = p["web_config"]
-        if web:
-            before = read_state(web["path"])
-            text = before[1].decode("utf-8", "replace") if before[0] == "file" else ""
-            names = [user["name"] for user in web["users"]]
-            if len(set(names)) != len(names):
-                raise Refused("web_config names a user twice")
-            if bool(web["certificate"]) != bool(web["key"]):
-                raise Refused("web_config needs both a certificate and a key, or neither")
-            try:
-                hashes = webconfig.hashes(web["users"], text, web["cost"])
-            except webconfig.PasswordError as error:
-                raise Refused(str(error))
-            content = webconfig.render(web["certificate"], web["key"], hashes, web["settings"])
-            self.add(dict(web, content=content), web["apply"])
+        if p["web_config"]:
+            self.add_web_config(p["web_config"])
         for path in p["absent"]:
-            if path in self.wanted:
-                raise Refused("%s is in the set and to be absent" % path)
-            self.want(path, ("none",), p["apply"])
+            self.files.want(path, ("none",))
         for item in p["managed"]:
             try:
                 names = os.listdir(item["directory"])
@@ -745,157 +399,93 @@ class Service:
             for name in fnmatch.filter(names, item["pattern"]):
                 path = os.path.join(item["directory"], name)
                 # Hidden names are the temporary ones of a swap.
-                if path not in self.wanted and not name.startswith(".") and not os.path.isdir(path):
-                    self.want(path, ("none",), p["apply"])
+                if path not in self.files.wanted and not name.startswith(".") and not os.path.isdir(path):
+                    self.files.want(path, ("none",))
 
-    def add(self, item, apply):
-        uid, gid = ids_of(item["owner"], item["group"])
-        for found, kind, name in ((uid, "user", item["owner"]), (gid, "group", item["group"])):
-            if found is None and not self.module.check_mode:
-                raise Refused("%s: there is no %s %s" % (item["path"], kind, name))
+    def add(self, item, mask=None):
+        self.files.add(item, mask)
+        self.apply[item["path"]] = item["apply"] or self.p["apply"]
+
+    def add_secret(self, item):
+        self.add(item, configuration.hide)
+        self.secret.add(item["path"])
+
+    def add_web_config(self, web):
+        names = [user["name"] for user in web["users"]]
+        if len(set(names)) != len(names):
+            raise Rejected("web_config names a user twice")
+        if bool(web["certificate"]) != bool(web["key"]):
+            raise Rejected("web_config needs both a certificate and a key, or neither")
         try:
-            mode = int(item["mode"], 8)
-        except ValueError:
-            raise Refused("%s: %s is no mode" % (item["path"], item["mode"]))
-        if item["path"] in self.wanted:
-            raise Refused("%s is named twice" % item["path"])
-        self.want(item["path"], ("file", item["content"].encode("utf-8"), mode, uid, gid), apply)
+            hashes = webconfig.hashes(web["users"], configuration.read_text(web["path"]), web["cost"])
+        except webconfig.PasswordError as error:
+            raise Rejected(str(error))
+        content = webconfig.render(web["certificate"], web["key"], hashes, web["settings"])
+        self.add(dict(web, content=content), mask_hashes)
 
-    def want(self, path, state, apply):
-        if not os.path.isabs(path):
-            raise Refused("%s is not an absolute path" % path)
-        self.wanted[path] = state
-        self.apply[path] = apply
-
-    # -- reading ---------------------------------------------------------------------------------------------
-    def directory_changes(self):
-        found = []
-        for item in self.p["directories"]:
-            uid, gid = ids_of(item["owner"], item["group"])
-            if None in (uid, gid) and not self.module.check_mode:
-                raise Refused("%s: there is no %s:%s" % (item["path"], item["owner"], item["group"]))
-            wanted = (int(item["mode"], 8), uid, gid)
-            try:
-                descriptor = safe_files.open_directory(item["path"])
-            except FileNotFoundError:
-                found.append((item["path"], wanted, None))
-                continue
-            except NotADirectoryError:
-                raise Refused("%s is not a folder" % item["path"])
-            except safe_files.UnsafePathError as error:
-                raise Refused("%s: %s" % (item["path"], error.strerror))
-            info = os.fstat(descriptor)
-            os.close(descriptor)
-            now = (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
-            if now != wanted:
-                found.append((item["path"], wanted, now))
-        return found
-
-    def file_changes(self):
-        changes = {}
-        for path, wanted in self.wanted.items():
-            try:
-                current = read_state(path)
-            except safe_files.UnsafePathError as error:
-                raise Refused("%s: %s" % (path, error.strerror))
-            if current[0] == "other":
-                raise Refused("%s is neither a file nor a link" % path)
-            if current != wanted:
-                changes[path] = current
-        return changes
+    # -- deciding --------------------------------------------------------------------------------------------
+    def needs(self, path):
+        return self.apply.get(path, self.p["apply"])
 
     def loaded_set(self, kind):
-        """What a process must have loaded: the files whose change needs this."""
-        files = [(path, state) for path, state in self.wanted.items() if state[0] == "file"]
-        return [(path, state) for path, state in files if self.apply[path] == kind]
+        """Return what a process must have loaded: the files whose change needs this."""
+        files = [(path, state) for path, state in self.files.wanted.items() if state[0] == "file"]
+        return [(path, state) for path, state in files if self.needs(path) == kind]
 
     def hashes(self):
         watched = []
         for path in self.p["watch"]:
-            state = read_state(os.path.realpath(path))
+            state = configuration.read_state(os.path.realpath(path))
             watched.append((path, state if state[0] == "file" else ("file", b"", 0)))
-        more = watched if self.p["apply"] == "restart" else []
-        other = watched if self.p["apply"] == "reload" else []
         return {
-            "restart": set_hash(self.loaded_set("restart") + more),
-            "reload": set_hash(self.loaded_set("reload") + other),
+            kind: set_hash(self.loaded_set(kind) + (watched if self.p["apply"] == kind else []))
+            for kind in ("restart", "reload")
         }
 
     def youngest(self, kind):
-        """When a file that needs this changed last; of what was removed only the folder can tell."""
-        paths = [path for path, state in self.wanted.items() if self.apply[path] == kind and state[0] == "file"]
-        folders = []
+        """Return when a file that needs this changed last; of what was removed only the directory can tell."""
+        times = [(path, "st_ctime") for path, _state in self.loaded_set(kind)]
         if self.p["apply"] == kind:
-            paths += [os.path.realpath(path) for path in self.p["watch"]]
-            folders += [item["directory"] for item in self.p["managed"]]
-            folders += [os.path.dirname(path) for path in self.p["absent"]]
+            times += [(os.path.realpath(path), "st_ctime") for path in self.p["watch"]]
+            times += [(item["directory"], "st_mtime") for item in self.p["managed"]]
+            times += [(os.path.dirname(path), "st_mtime") for path in self.p["absent"]]
         latest = 0.0
-        for path, name in [(path, "st_ctime") for path in paths] + [(path, "st_mtime") for path in folders]:
-            try:
+        for path, name in times:
+            with contextlib.suppress(OSError):
                 latest = max(latest, getattr(os.stat(path), name))
-            except OSError:
-                continue
         return latest
 
-    def note(self):
-        try:
-            with open(self.note_path, encoding="utf-8") as handle:
-                return json.load(handle)
-        except (OSError, ValueError):
-            return {}
-
-    def write_note(self, content):
-        """None removes it: from now on nobody knows what the process has loaded."""
-        if content is None:
-            try:
-                os.unlink(self.note_path)
-            except FileNotFoundError:
-                pass
-            return
-        os.makedirs(NOTES, mode=0o755, exist_ok=True)
-        temporary = self.note_path + ".new"
-        with open(temporary, "w", encoding="utf-8") as handle:
-            json.dump(content, handle)
-        os.rename(temporary, self.note_path)
-
-    def ask(self, url, stranger=False, timeout=10.0):
+    def get(self, url, stranger=False, timeout=10.0):
         user = None if stranger else self.proof["user"]
         return figures.get(url, self.proof["ca_file"], user, self.proof["password"], timeout)
 
-    def own_figures(self):
-        """(value of the metric, time of the last reload) as the process has them now; None for what is unknown."""
-        if not self.proof or not (self.proof["metric"] or self.proof["timestamp_metric"]):
-            return None, None
-        try:
-            status, text = self.ask(self.proof["url"])
-        except OSError:
-            return None, None
-        if status != 200:
-            return None, None
-        return [
-            figures.value_of(text, self.proof[name]) if self.proof[name] else None
-            for name in ("metric", "timestamp_metric")
-        ]
+    def own_metrics(self):
+        """Return (value of the metric, time of the last reload) of the process; None for what is unknown."""
+        names = [self.proof[name] for name in ("metric", "timestamp_metric")] if self.proof else []
+        if any(names):
+            with contextlib.suppress(OSError):
+                status, text = self.get(self.proof["url"])
+                if status == 200:
+                    return [figures.value_of(text, name) if name else None for name in names]
+        return None, None
 
     def targets(self):
-        """The targets as they are, or {} where that cannot be known."""
-        if not self.proof or not self.proof["targets_url"]:
-            return {}
-        try:
-            status, text = self.ask(self.proof["targets_url"], timeout=30.0)
-        except OSError:
-            return {}
-        return figures.targets_of(text) if status == 200 else {}
+        """Return the targets as they are, or {} where that cannot be known."""
+        if self.proof and self.proof["targets_url"]:
+            with contextlib.suppress(OSError):
+                status, text = self.get(self.proof["targets_url"], timeout=30.0)
+                return figures.targets_of(text) if status == 200 else {}
+        return {}
 
-    # -- deciding --------------------------------------------------------------------------------------------
-    def decide(self, changes, facts):
-        """What has to happen to the service, and why."""
+    def decide(self, facts):
+        """Return what has to happen to the service, and why."""
+        changes = self.files.changes
         reasons = ["files differ: %s" % ", ".join(sorted(changes))] if changes else []
         if facts["LoadState"] != "loaded":
-            return "start", reasons + ["there is no unit %s yet" % self.p["unit"]]
+            return "start", reasons + ["there is no unit %s yet" % self.unit]
         if facts["ActiveState"] not in ("active", "reloading"):
-            return "start", reasons + ["%s does not run (%s)" % (self.p["unit"], facts["ActiveState"])]
-        needs = {self.apply[path] for path in changes}
+            return "start", reasons + ["%s does not run (%s)" % (self.unit, facts["ActiveState"])]
+        needs = {self.needs(path) for path in changes}
         if "restart" in needs:
             return "restart", reasons
         if facts["NeedDaemonReload"] == "yes":
@@ -908,12 +498,12 @@ class Service:
         return "none", reasons
 
     def stale(self, facts):
-        """What the process has not loaded of the set: (restart, reload or none, reasons)."""
-        note, hashes = self.note(), self.hashes()
-        value, loaded = self.own_figures()
+        """Return what the process has not loaded of the set: (restart, reload or none, reasons)."""
+        note, hashes = configuration.read_note(self.unit), self.hashes()
+        value, loaded = self.own_metrics()
         if self.p["apply"] == "reload" and value is not None and value != self.proof["value"]:
-            return "reload", ["the running service says %s %g" % (self.proof["metric"], value)]
-        started = moment(facts["ExecMainStartTimestamp"])
+            return "reload", ["the running service reports %s %g" % (self.proof["metric"], value)]
+        started = timestamp(facts["ExecMainStartTimestamp"])
         same = note.get("invocation") == facts["InvocationID"] and (
             loaded is None or note.get("timestamp") is None or note["timestamp"] == loaded
         )
@@ -923,89 +513,23 @@ class Service:
                 return kind, ["the running service has not loaded the present files"]
         return "none", []
 
-    # -- checking beside the live files -----------------------------------------------------------------------
-    def stage(self, copy):
-        os.makedirs(NOTES, mode=0o755, exist_ok=True)
-        shutil.rmtree(copy, ignore_errors=True)
-        os.mkdir(copy, 0o700)
-        tree = os.path.join(copy, "root")
-        if os.path.isdir(self.root):
-            shutil.copytree(self.root, tree, symlinks=True, ignore_dangling_symlinks=True)
-        os.makedirs(tree, exist_ok=True)
-        for folder, _folders, names in os.walk(tree):
-            for name in names:
-                path = os.path.join(folder, name)
-                if os.path.islink(path) and os.readlink(path).startswith(self.root + "/"):
-                    target = tree + os.readlink(path)[len(self.root) :]
-                    os.unlink(path)
-                    os.symlink(target, path)
-        for path, state in self.wanted.items():
-            if not path.startswith(self.root + "/"):
-                continue
-            staged = tree + path[len(self.root) :]
-            if os.path.lexists(staged):
-                os.unlink(staged)
-            if state[0] == "file":
-                content = state[1] if path in self.secret else rewritten(state[1], self.root, tree)
-                # The service may have put a link among its files, which is copied as it is.
-                if not os.path.realpath(staged).startswith(os.path.realpath(tree) + "/"):
-                    raise Refused("%s leads out of %s" % (path, self.root))
-                os.makedirs(os.path.dirname(staged), exist_ok=True)
-                with open(staged, "wb") as handle:
-                    handle.write(content)
-        return tree
-
-    def open_to(self, copy, tree, uid, gids):
-        """Let somebody read of the copy what the live files let him read."""
-        gid = pwd.getpwuid(uid).pw_gid
-        for folder, _folders, names in os.walk(tree):
-            os.chown(folder, 0, gid)
-            os.chmod(folder, 0o750)
-            for name in names:
-                path = os.path.join(folder, name)
-                live = self.root + path[len(tree) :]
-                if os.path.islink(path):
-                    continue
-                state = self.wanted.get(live)
-                if state is None:
-                    info = os.stat(live)
-                    state = ("file", b"", stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
-                os.chown(path, 0, gid)
-                os.chmod(path, 0o640 if mode_lets_read(state, uid, gids) else 0o600)
-        # Nobody gets in before all of it is so.
-        os.chown(copy, 0, gid)
-        os.chmod(copy, 0o710)
-
-    def somebody(self, copy, tree, work):
-        """What makes of a check's process the one of O(check_as), which may write to its folder."""
-        given = self.p["check_as"]
-        if not given:
-            return {}
-        process = process_of(given["user"], given["extra_groups"])
-        self.open_to(copy, tree, process["user"], process["extra_groups"])
-        os.chown(work, process["user"], process["group"])
-        return process
-
+    # -- checking in a copy ----------------------------------------------------------------------------------
     def check(self):
-        """Run the checks on a copy. Return (those that ran, what was refused)."""
-        copy = os.path.join(NOTES, "stage-%s" % self.p["unit"])
-        work = os.path.join(copy, "work")
-        ran, refused = [], []
+        """Run the checks on a copy. Return (those that ran, what was rejected)."""
+        ran, given = [], self.p["check_as"]
         try:
-            tree = self.stage(copy)
-            os.mkdir(work, 0o700)
-            try:
-                somebody = self.somebody(copy, tree, work)
-            except KeyError:
-                # In check mode the package that brings the user may still be to come.
-                return ran, [] if self.module.check_mode else ["there is no user %s" % self.p["check_as"]["user"]]
+            reader = service_user.process_of(given["user"], given["extra_groups"]) if given else None
+        except KeyError:
+            # In check mode the package that brings the user may still be to come.
+            return ran, [] if self.module.check_mode else ["there is no user %s" % given["user"]]
+        with self.files.staged(self.root, self.unit, reader, lambda path: path not in self.secret) as (tree, work):
             for argv in self.p["checks"]:
                 typed = [str(word) for word in argv]
                 words = [word.replace("{root}", tree).replace("{work}", work) for word in typed]
                 shown = " ".join(word.replace("{root}", self.root) for word in typed)
                 if not shutil.which(words[0]):
                     if not self.module.check_mode:
-                        refused.append("%s: there is no %s" % (shown, words[0]))
+                        return ran, ["%s: there is no %s" % (shown, words[0])]
                     continue
                 ran.append(shown)
                 try:
@@ -1017,49 +541,40 @@ class Service:
                         stderr=subprocess.STDOUT,
                         timeout=self.p["check_timeout_seconds"],
                         check=False,
-                        **somebody,
+                        **(reader or {}),
                     )
                 except subprocess.TimeoutExpired:
-                    refused.append("%s did not end within %d s" % (shown, self.p["check_timeout_seconds"]))
-                    break
+                    return ran, ["%s did not end within %d s" % (shown, self.p["check_timeout_seconds"])]
                 if done.returncode != 0:
-                    said = done.stdout.decode("utf-8", "replace").replace(tree, self.root).strip()
-                    refused.append("%s: %s" % (shown, said[-4000:] or "it ended with %d" % done.returncode))
-                    break
-        finally:
-            shutil.rmtree(copy, ignore_errors=True)
-        return ran, refused
+                    output = done.stdout.decode("utf-8", "replace").replace(tree, self.root).strip()
+                    return ran, ["%s: %s" % (shown, output[-4000:] or "it ended with %d" % done.returncode)]
+        return ran, []
 
     def reference_problems(self):
-        """What is wrong with the files that the new set names."""
-        references = self.p["references"]
-        if not references:
+        """Return what is wrong with the files that the new set names."""
+        given = self.p["references"]
+        if not given:
             return []
         try:
-            uid = pwd.getpwnam(references["user"]).pw_uid
-            gids = groups_of(references["user"], references["extra_groups"])
+            reader = service_user.process_of(given["user"], given["extra_groups"])
         except KeyError:
-            if self.module.check_mode:
-                return []
-            return ["there is no user %s" % references["user"]]
+            return [] if self.module.check_mode else ["there is no user %s" % given["user"]]
         problems = []
-        for source in sorted(self.wanted):
-            state = self.wanted[source]
+        for source, state in sorted(self.files.wanted.items()):
             if state[0] != "file" or source in self.secret or not source.endswith((".yml", ".yaml")):
                 continue
             for key, path in named_files(state[1].decode("utf-8", "replace")):
                 path = os.path.normpath(os.path.join(self.root, path))
-                problem = self.reference_problem(path, key in PUBLIC, uid, gids)
+                problem = self.reference_problem(path, key in PUBLIC, reader)
                 if problem:
                     problems.append("%s: %s %s %s" % (source, key, path, problem))
         return problems
 
-    def reference_problem(self, path, public, uid, gids):
-        user = self.p["references"]["user"]
-        planned = self.wanted.get(path)
+    def reference_problem(self, path, public, reader):
+        planned = self.files.wanted.get(path)
         if planned and planned[0] == "file":
             mode, empty = planned[2], not planned[1].strip()
-            readable = mode_lets_read(planned, uid, gids)
+            readable = configuration.lets_read(planned, reader)
         elif planned or not os.path.exists(path):
             return "does not exist"
         else:
@@ -1067,55 +582,49 @@ class Service:
             if not stat.S_ISREG(info.st_mode):
                 return "is no file"
             mode, empty = stat.S_IMODE(info.st_mode), info.st_size == 0
-            readable = may_read(path, uid, gids)
+            readable = may_read(path, reader)
         if not readable:
-            return "cannot be read by %s (mode %04o)" % (user, mode)
+            return "cannot be read by %s (mode %04o)" % (self.p["references"]["user"], mode)
         if not public and mode & 0o007:
             return "can be read by everybody (mode %04o)" % mode
         return "is empty" if empty else None
 
-    # -- changing --------------------------------------------------------------------------------------------
-    def prove(self, action, since, restarts, lenient=False):
-        """Wait until the service says that it runs what was written. None, or what is missing."""
+    # -- verifying -------------------------------------------------------------------------------------------
+    def verify(self, action, since, restarts, lenient=False):
+        """Wait until the service reports that it runs what was written; Failed says what is missing."""
         proof = self.proof
-        reloaded = action in ("reload", "none")
-        name = "timeout_seconds" if reloaded else "start_timeout_seconds"
+        name = "timeout_seconds" if action in ("reload", "none") else "start_timeout_seconds"
         seconds = proof[name] if proof else START_SECONDS
         deadline = time.monotonic() + seconds
-        missing, settled, pause = "nothing was seen", None, 0.1
+        settled, pause = None, 0.1
         while True:
-            facts = unit_facts(self.p["unit"])
+            facts = unit_facts(self.unit)
             if facts["ActiveState"] in ("failed", "inactive"):
-                return "%s is %s" % (self.p["unit"], facts["ActiveState"])
+                raise Failed("%s is %s" % (self.unit, facts["ActiveState"]))
             if int(facts["NRestarts"] or 0) > restarts:
-                return "%s ends and is started again and again" % self.p["unit"]
+                raise Failed("%s ends and is started again and again" % self.unit)
             if facts["ActiveState"] != "active":
-                missing, settled = "%s is %s" % (self.p["unit"], facts["ActiveState"]), None
+                missing, settled = "%s is %s" % (self.unit, facts["ActiveState"]), None
             elif not proof:
                 if settled is None or settled[0] != facts["MainPID"]:
                     settled = (facts["MainPID"], time.monotonic())
-                if time.monotonic() - settled[1] >= SETTLE_SECONDS:
-                    return None
-                missing = "%s does not stay" % self.p["unit"]
+                missing = None if time.monotonic() - settled[1] >= SETTLE_SECONDS else "%s does not stay" % self.unit
             else:
-                try:
-                    missing = self.unproven(action, since, lenient)
-                except figures.Untrusted as error:
-                    return "%s: %s" % (proof["url"], error)
-                if missing is None:
-                    return None
+                missing = self.unverified(action, since, lenient)
+            if missing is None:
+                return
             if time.monotonic() >= deadline:
-                return "%s (waited %d s)" % (missing, seconds)
+                raise Failed("%s (waited %d s)" % (missing, seconds))
             time.sleep(pause)
             pause = min(1.0, pause * 1.5)
 
-    def unproven(self, action, since, lenient):
-        """One look at what the service says. None where all is as it must be."""
+    def unverified(self, action, since, lenient):
+        """Return what of the service's report is not as it must be, None where all is."""
         proof = self.proof
         try:
-            status, text = self.ask(proof["url"])
+            status, text = self.get(proof["url"])
             if lenient and status == 401:
-                # The earlier files have other passwords; that it asks for one is all that can be seen.
+                # The earlier files have other passwords; that it requires one is all that can be seen.
                 return None
             if status != 200:
                 return "%s answers %s" % (proof["url"], status)
@@ -1131,258 +640,180 @@ class Service:
             if lenient:
                 return None
             for answer in proof["answers"]:
-                status, text = self.ask(answer["url"])
-                value = figures.at_path(text, answer["path"]) if status == 200 else None
+                status, text = self.get(answer["url"])
+                value = figures.at_path(text, answer["path"]) if status == 200 else "not answered (%s)" % status
                 if str(value) != answer["value"]:
-                    return "%s: %s is %s instead of %s" % (
-                        answer["url"],
-                        ".".join(answer["path"]),
-                        value if status == 200 else "not answered (%s)" % status,
-                        answer["value"],
-                    )
+                    place = ".".join(answer["path"])
+                    return "%s: %s is %s instead of %s" % (answer["url"], place, value, answer["value"])
             if proof["closed"]:
-                status, _text = self.ask(proof["url"], stranger=True)
+                status, _text = self.get(proof["url"], stranger=True)
                 if status != 401:
                     return "%s answers %s to a stranger" % (proof["url"], status)
-        except figures.Untrusted:
-            raise
+        except figures.Untrusted as error:
+            raise Failed("%s: %s" % (proof["url"], error))
         except OSError as error:
             return "%s: %s" % (proof["url"], error)
         return None
 
-    def prove_targets(self, before, since):
-        """No target that was up before is down two scrape intervals after. None, or which are."""
+    def verify_targets(self, before, since):
+        """No target that was up before may be down two scrape intervals after."""
         known = [target for target in before.values() if target["health"] == "up"]
         if not known:
-            return None
-        # Until then the targets of before may still be the ones that are asked, or none.
+            return
+        # Until then the targets of before may still be the ones that are scraped, or none.
         time.sleep(max(0.0, since + DISCOVERY_SECONDS - time.time()))
         deadline = time.monotonic() + 2 * max(target["interval"] for target in known)
         while True:
             now = self.targets()
             lost = figures.lost(before, now, since)
             if now and not lost:
-                return None
+                return
             if time.monotonic() >= deadline:
                 break
             time.sleep(1.0)
         if not now:
-            return "its targets cannot be read any more"
+            raise Failed("its targets cannot be read any more")
         shown = [
             "%s %s (%s)" % (key[0], key[1], target["error"] or target["health"]) for key, target in sorted(lost.items())
         ]
-        return "targets that were up are down: %s%s" % ("; ".join(shown[:10]), "; …" if len(shown) > 10 else "")
+        raise Failed("targets that were up are down: %s%s" % ("; ".join(shown[:10]), "; …" if len(shown) > 10 else ""))
 
+    # -- changing --------------------------------------------------------------------------------------------
     def bring_up(self, action, unit_changed):
-        """Start, restart or reload. (time of it, restarts of the unit before, None or what systemd said)."""
+        """Start, restart or reload. Return (time of it, restarts of the unit before)."""
         if unit_changed:
-            systemctl("daemon-reload")
+            units.systemctl("daemon-reload")
         if action in ("start", "restart"):
-            systemctl("reset-failed", self.p["unit"])
-        restarts = int(unit_facts(self.p["unit"])["NRestarts"] or 0)
+            with contextlib.suppress(units.UnitError):
+                units.systemctl("reset-failed", self.unit)
+        restarts = int(unit_facts(self.unit)["NRestarts"] or 0)
         since = time.time()
-        if action == "none":
-            return since, restarts, None
-        # A start by hand meanwhile may have loaded half of the set: restart, whatever runs. systemctl waits for a unit
-        # that says when it is ready, and for the one before to stop.
-        verb = "reload" if action == "reload" else "restart"
-        seconds = self.proof["start_timeout_seconds"] if self.proof else START_SECONDS
-        code, text = systemctl(verb, self.p["unit"], timeout=seconds + STOP_SECONDS)
-        return since, restarts, (text or "systemctl %s failed" % verb) if code else None
+        if action != "none":
+            # A start by hand meanwhile may have loaded half of the set: restart, whatever runs. systemctl waits for a
+            # unit that says when it is ready, and for the one before to stop.
+            seconds = self.proof["start_timeout_seconds"] if self.proof else START_SECONDS
+            verb = "reload" if action == "reload" else "restart"
+            units.systemctl(verb, self.unit, timeout=seconds + STOP_SECONDS)
+        return since, restarts
 
-    def load(self, action, unit_changed, before_targets):
-        since, restarts, error = self.bring_up(action, unit_changed)
-        error = error or self.prove(action, since, restarts) or self.prove_targets(before_targets, since)
-        if error:
-            said = journal_since(self.p["unit"], since)
-            error = "%s%s" % (error, "\n%s logged:\n%s" % (self.p["unit"], said) if said else "")
-        return error
+    def change(self, action, facts):
+        """Swap the set in, and load and verify it; or roll back."""
+        ran = facts["ActiveState"] in ("active", "reloading")
+        unit_changed = bool(self.unit_paths & set(self.files.changes)) or facts["NeedDaemonReload"] == "yes"
+        unit_changed = unit_changed or facts["LoadState"] != "loaded"
+        began, before = time.time(), {}
 
-    def put_back(self, changes, action, unit_changed, ran):
-        """Restore the earlier files and what ran. A sentence."""
-        if not changes:
-            return ""
-        place_all(changes)
-        if not ran:
+        def first():
+            # The web configuration is in use as soon as it is written: with it, the targets of before can be read.
+            self.files.swap(lambda path: path == self.web_path)
+            before.update(self.targets() if ran else {})
+
+        def load():
+            points.reach(SWAPPED)
+            try:
+                since, restarts = self.bring_up(action, unit_changed)
+                self.verify(action, since, restarts)
+                self.verify_targets(before, since)
+            except (Failed, units.UnitError) as error:
+                logged = units.journal(self.unit, since=began)
+                raise Failed(
+                    "the %s did not take effect: %s%s"
+                    % (action if action != "none" else "change", error, "\nIt logged:\n%s\n" % logged if logged else "")
+                )
+
+        def restore():
+            if ran:
+                return self.verify(action, *self.bring_up(action, unit_changed), lenient=True)
             if unit_changed:
-                systemctl("daemon-reload")
-            systemctl("stop", self.p["unit"])
-            return " The earlier files are back in place; the service is stopped, as before."
-        since, restarts, error = self.bring_up(action, unit_changed)
-        error = error or self.prove(action, since, restarts, lenient=True)
-        return " The earlier files are back in place%s." % (", but: %s" % error if error else " and in use")
+                units.systemctl("daemon-reload")
+            units.systemctl("stop", self.unit)
+            return "; the service is stopped, as before"
 
-    def remember(self):
-        _value, loaded = self.own_figures()
-        self.write_note(dict(self.hashes(), invocation=unit_facts(self.p["unit"])["InvocationID"], timestamp=loaded))
+        configuration.write_note(self.unit, None)
+        self.files.apply(load, restore, first)
+        note = dict(self.hashes(), invocation=unit_facts(self.unit)["InvocationID"], timestamp=self.own_metrics()[1])
+        configuration.write_note(self.unit, note)
 
     def run(self):
-        module, unit = self.module, self.p["unit"]
-        folders = self.directory_changes()
-        changes = self.file_changes()
+        module, unit, files = self.module, self.unit, self.files
+        files.compare()
         facts = unit_facts(unit)
-        action, reasons = self.decide(changes, facts)
-        enable = facts["UnitFileState"] not in ("enabled", "enabled-runtime", "static", "indirect", "alias")
+        action, reasons = self.decide(facts)
+        enable = not units.is_enabled(facts)
         result = {
-            "changed": bool(reasons or folders or enable),
+            "changed": bool(reasons or files.directory_changes or enable),
             "action": action,
             "reasons": reasons + (["%s is not enabled" % unit] if enable else []),
             "enabled": enable,
             "checked": [],
             "refused": [],
-            "diff": self.diff(changes, folders),
+            "diff": files.diff(),
         }
-        if changes or action != "none":
+        if files.changes or action != "none":
             result["refused"] = self.reference_problems()
-            result["checked"], refused = self.check()
-            result["refused"] += refused
+            result["checked"], rejected = self.check()
+            result["refused"] += rejected
         if module.check_mode:
             for problem in result["refused"]:
-                module.warn("%s would be refused: %s" % (unit, problem))
-            module.exit_json(**result)
+                module.warn("%s would be rejected: %s" % (unit, problem))
+            return result
         if result["refused"]:
-            raise Refused("; ".join(result["refused"]))
+            raise Rejected("; ".join(result["refused"]))
         if facts["LoadState"] != "loaded" and not any(path.endswith("/" + unit) for path in self.unit_paths):
-            raise Refused("there is no unit %s" % unit)
-        self.make_folders(folders)
-        if changes or action != "none":
-            self.apply_set(changes, action, facts)
+            raise Rejected("there is no unit %s" % unit)
+        files.make_directories()
+        if files.changes or action != "none":
+            self.change(action, facts)
         if enable:
-            code, text = systemctl("enable", unit)
-            if code:
-                module.fail_json(msg="systemctl enable %s: %s" % (unit, text))
-        module.exit_json(**result)
-
-    def apply_set(self, changes, action, facts):
-        unit = self.p["unit"]
-        ran = facts["ActiveState"] in ("active", "reloading")
-        unit_changed = bool(self.unit_paths & set(changes)) or facts["NeedDaemonReload"] == "yes"
-        unit_changed = unit_changed or facts["LoadState"] != "loaded"
-        self.write_note(None)
-        # The web configuration is in use as soon as it is written: with it, the figures before the reload can be read.
-        first = {path: self.wanted[path] for path in changes if path == self.web_path}
-        place_all(first)
-        before = self.targets() if ran else {}
-        place_all({path: self.wanted[path] for path in changes if path not in first})
-        points.reach(SWAPPED)
-        error = self.load(action, unit_changed, before)
-        if error:
-            back = self.put_back(changes, action, unit_changed, ran)
-            self.module.fail_json(
-                msg="the %s of %s did not take effect: %s.%s"
-                % (action if action != "none" else "change", unit, error, back),
-                action=action,
-            )
-        self.remember()
-
-    @staticmethod
-    def make_folders(folders):
-        for path, (mode, uid, gid), _before in folders:
-            descriptor = safe_files.open_directory(path, 0o755)
-            try:
-                os.fchown(descriptor, uid, gid)
-                os.fchmod(descriptor, mode)
-            finally:
-                os.close(descriptor)
-
-    def diff(self, changes, folders):
-        found = [
-            describe(path, before, self.wanted[path], path in self.secret, path == self.web_path)
-            for path, before in sorted(changes.items())
-        ]
-        for path, wanted, before in folders:
-            found.append(
-                {
-                    "before": "" if before is None else "folder, mode %04o, owner %s:%s\n" % before,
-                    "after": "folder, mode %04o, owner %s:%s\n" % wanted,
-                    "before_header": path,
-                    "after_header": path,
-                }
-            )
-        return found
-
-
-SERVICE_USER = {
-    "user": {"type": "str", "required": True},
-    "extra_groups": {"type": "list", "elements": "str", "default": []},
-}
+            units.systemctl("enable", unit)
+        return result
 
 
 def argument_spec():
-    def file_options(mode, apply=True):
-        options = {
-            "path": {"type": "path", "required": True},
-            "content": {"type": "str", "required": True},
-            "owner": {"type": "str", "default": "root"},
-            "group": {"type": "str", "default": "root"},
-            "mode": {"type": "str", "default": mode},
-        }
-        if apply:
-            options["apply"] = {"type": "str", "choices": ["reload", "restart", "none"]}
-        return options
-
-    secret_options = file_options("0640")
-    del secret_options["content"]
-
-    def dicts(options):
-        return {"type": "list", "elements": "dict", "default": [], "options": options}
-
+    text, path = {"type": "str", "required": True}, {"type": "path", "required": True}
+    owner = {name: {"type": "str", "default": "root"} for name in ("owner", "group")}
+    apply = {"type": "str", "choices": ["reload", "restart", "none"]}
+    public, private = ({"type": "str", "default": mode} for mode in ("0644", "0640"))
+    # Secrets are marked, not the whole: the paths may be shown.
+    service_user = {"user": text, "extra_groups": {"type": "list", "elements": "str", "default": []}}
+    paths = {"type": "list", "elements": "path", "default": []}
     return {
-        "unit": {"type": "str", "required": True},
-        "root": {"type": "path", "required": True},
-        "directories": dicts(
-            {
-                "path": {"type": "path", "required": True},
-                "owner": {"type": "str", "default": "root"},
-                "group": {"type": "str", "default": "root"},
-                "mode": {"type": "str", "default": "0755"},
-            }
+        "unit": text,
+        "root": path,
+        "directories": list_of(path=path, **owner, mode={"type": "str", "default": "0755"}),
+        "files": list_of(path=path, content=text, **owner, mode=public, apply=apply),
+        "secrets": dict(
+            no_log=False,
+            **list_of(path=path, content=dict(text, no_log=True), **owner, mode=private, apply=apply),
         ),
-        "files": dicts(file_options("0644")),
-        # The content is marked, not the whole: the paths may be shown.
-        "secrets": {
-            "options": {"content": {"type": "str", "required": True, "no_log": True}, **secret_options},
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "no_log": False,
-        },
-        "copies": dicts({"src": {"type": "path", "required": True}, **secret_options}),
-        "unit_files": dicts(file_options("0644", apply=False)),
-        "absent": {"type": "list", "elements": "path", "default": []},
-        "managed": dicts(
-            {"directory": {"type": "path", "required": True}, "pattern": {"type": "str", "required": True}}
-        ),
+        "copies": list_of(src=path, path=path, **owner, mode=private, apply=apply),
+        "unit_files": list_of(path=path, content=text, **owner, mode=public),
+        "absent": paths,
+        "managed": list_of(directory=path, pattern=text),
         "web_config": {
             "type": "dict",
             "options": {
-                "path": {"type": "path", "required": True},
+                "path": path,
                 "certificate": {"type": "path"},
                 "key": {"type": "path", "no_log": False},
-                "users": dicts(
-                    {
-                        "name": {"type": "str", "required": True},
-                        "password": {"type": "str", "required": True, "no_log": True},
-                    }
-                ),
+                "users": list_of(name=text, password=dict(text, no_log=True)),
                 "settings": {"type": "dict", "default": {}},
                 "cost": {"type": "int", "default": 10},
-                "owner": {"type": "str", "default": "root"},
-                "group": {"type": "str", "default": "root"},
-                "mode": {"type": "str", "default": "0640"},
-                "apply": {"type": "str", "choices": ["reload", "restart", "none"], "default": "none"},
+                **owner,
+                "mode": private,
+                "apply": dict(apply, default="none"),
             },
         },
-        "watch": {"type": "list", "elements": "path", "default": []},
+        "watch": paths,
         "checks": {"type": "list", "elements": "list", "default": []},
-        "check_as": {"type": "dict", "options": SERVICE_USER},
+        "check_as": {"type": "dict", "options": service_user},
         "check_timeout_seconds": {"type": "int", "default": 60},
-        "references": {"type": "dict", "options": SERVICE_USER},
-        "apply": {"type": "str", "choices": ["reload", "restart", "none"], "default": "reload"},
+        "references": {"type": "dict", "options": service_user},
+        "apply": dict(apply, default="reload"),
         "proof": {
             "type": "dict",
             "options": {
-                "url": {"type": "str", "required": True},
+                "url": text,
                 "ca_file": {"type": "path"},
                 "user": {"type": "str"},
                 "password": {"type": "str", "no_log": True},
@@ -1390,13 +821,7 @@ def argument_spec():
                 "metric": {"type": "str"},
                 "value": {"type": "float", "default": 1},
                 "timestamp_metric": {"type": "str"},
-                "answers": dicts(
-                    {
-                        "url": {"type": "str", "required": True},
-                        "path": {"type": "list", "elements": "str", "required": True},
-                        "value": {"type": "str", "required": True},
-                    }
-                ),
+                "answers": list_of(url=text, path={"type": "list", "elements": "str", "required": True}, value=text),
                 "targets_url": {"type": "str"},
                 "timeout_seconds": {"type": "int", "default": 20},
                 "start_timeout_seconds": {"type": "int", "default": 120},
@@ -1407,11 +832,7 @@ def argument_spec():
 
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        with alone():
-            Service(module).run()
-    except Refused as error:
-        module.fail_json(msg="%s: nothing was changed: %s" % (module.params["unit"], error))
+    configuration.run(module, module.params["unit"], lambda: Service(module).run())
 
 
 if __name__ == "__main__":

@@ -768,6 +768,11 @@ def test_what_a_killed_restore_has_left_is_ended_before_another_begins(host, sit
     assert (site.aside / "global/pg_control").read_text() == "old" and not first.exists()
 
 
+def test_without_a_mark_there_is_nothing_to_undo(host, site):
+    backup_restore._undo_a_killed_one(host, str(site.data))
+    assert (site.data / "global/pg_control").read_text() == "old" and host.words == []
+
+
 # --- waiting ---------------------------------------------------------------------------------------------------------
 
 

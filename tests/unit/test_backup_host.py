@@ -297,6 +297,24 @@ def test_a_snapshot_that_was_copied_is_found_by_its_run(asked):
     assert files.Restic(asked).full_id("files", "run1") == ""
 
 
+def test_locks_of_a_repository_are_removed_by_restic_itself(asked):
+    files.Restic(asked).unlock()
+    (words,) = asked.calls
+    assert words[0] == "restic" and words[-1] == "unlock"
+
+
+def test_a_check_of_a_repository_fails_where_restic_finds_damage(asked, tmp_path):
+    repository = tmp_path / "restic"
+    repository.mkdir()
+    (repository / "pack").write_bytes(b"x")
+    asked.answers["check"] = (0, "read all data\nno errors were found\n")
+    assert files.Restic(asked).check() == "all of the repository read"
+    assert asked.calls[0][-2:] == ("check", "--read-data")
+    asked.answers["check"] = (1, "")
+    with pytest.raises(BackupError, match="restic check: "):
+        files.Restic(asked).check()
+
+
 def test_a_host_that_cannot_be_asked_deploys_nothing_as_far_as_is_known(asked):
     source = {"name": "app1", "address": "192.0.2.1"}
     asked.answers["lock"] = (0, json.dumps({"operation": "deploy", "owner": "sato", "expires": time.time() + 60}))
@@ -350,6 +368,8 @@ def test_restic_reads_in_a_file_system_of_its_own(sandboxed, tmp_path, monkeypat
     files.Restic(sandboxed).backup(part, "run1")
     (words,) = sandboxed.calls
     given = [word.removeprefix("--property=") for word in words if word.startswith("--property=")]
+    assert f"--unit=shiftmaster-backup-restic-{os.getpid()}" in words
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o755
     assert f"RootDirectory={tmp_path}/root" in given and "MountAPIVFS=no" in given
     assert "CapabilityBoundingSet=CAP_DAC_READ_SEARCH" in given and "PrivateNetwork=yes" in given
     shown = [
@@ -398,6 +418,28 @@ def test_a_host_that_sends_no_list_of_paths_keeps_no_other_host_from_being_saved
     os.makedirs(files.pulled(sandboxed, "files", "app1"))
     files.Restic(sandboxed).backup(part, "run2")
     assert files.pulled(sandboxed, "files", "app1") in sandboxed.calls[-1]
+    # Its key there runs what --rsync-path names, and nothing else.
+    received = next(call for call in sandboxed.calls if "rsync" in call)
+    assert received[received.index("--rsync-path") + 1] == "send files"
+
+
+def test_a_part_of_which_no_host_sends_anything_has_failed(sandboxed, monkeypatch):
+    source = {"name": "app1", "address": "192.0.2.1", "parts": [{"name": "files", "paths": ["/srv"], "exclude": []}]}
+    sandboxed.options["sources"] = [source]
+    sandboxed.answers["paths files"] = (0, "[]")
+    with pytest.raises(BackupError, match="not there: /srv"):
+        files.Restic(sandboxed).backup({"name": "files", "paths": [], "exclude": []}, "run1")
+    assert not [call for call in sandboxed.calls if "backup" in call]
+
+
+def test_no_more_files_are_compared_than_a_sample_holds(asked, monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "SAMPLE_FILES", 2)
+    lines = [{"time": "2026-11-01T00:00:00Z"}]
+    lines += [{"type": "file", "path": f"/srv/{number}", "size": 1} for number in range(3)]
+    asked.answers.update(ls=(0, "\n".join(map(json.dumps, lines))), restore=(1, ""))
+    with pytest.raises(BackupError):
+        files.Restic(asked).compare("snapshot", str(tmp_path / "scratch"))
+    assert len([word for word in asked.calls[-1] if word.startswith("--include=")]) == 2
 
 
 @pytest.mark.parametrize("scarce", ["f_bavail", "f_favail"])

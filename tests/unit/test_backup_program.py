@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import pwd
 import sys
 import time
 from pathlib import Path
@@ -112,6 +113,21 @@ def test_a_run_that_nobody_knows_is_said_so(program, capsys):
     assert "there is no run yesterday; shiftmaster-backup list says" in capsys.readouterr().err
 
 
+def test_the_report_of_a_run_is_made_of_its_manifest(program, capsys):
+    with_options(program)
+    (program.folder / "manifests").mkdir()
+    manifest = backup_manifest.begin("r1", "h", ["files"], 0)
+    backup_manifest.finish(manifest, 5)
+    backup_manifest.write(str(program.folder / "manifests/r1.json"), manifest)
+    assert program("report", "r1") == 0
+    assert json.loads(capsys.readouterr().out) == report.lines(manifest, str(program.folder))
+    # It holds what was written of it, and a damaged one is not believed.
+    (program.folder / "manifests/r1.json").write_text(json.dumps(dict(manifest, host="other")))
+    assert program("report", "r1") == 1
+    assert program("report", "r2") == 1
+    assert capsys.readouterr().out == ""
+
+
 def test_the_list_names_what_is_damaged_and_a_copy_once(program, capsys):
     with_options(program)
     folder = program.folder / "manifests"
@@ -125,7 +141,7 @@ def test_the_list_names_what_is_damaged_and_a_copy_once(program, capsys):
     listed = json.loads(capsys.readouterr().out)
     assert [one.get("run", "damaged") for one in listed] == ["r1", "damaged"]
     assert "r2.json is damaged" in listed[1]["damaged"]
-    shown = Path(__file__).resolve().parents[2] / "playbooks/templates/backups.txt.j2"
+    shown = Path(__file__).resolve().parents[2] / "roles/restore/templates/backups.txt.j2"
     lines = rendering.render("backup", shown, restore_runs=listed).splitlines()
     assert lines[0].startswith("r1  1970") and lines[-1] == f"DAMAGED: {listed[1]['damaged']}"
 
@@ -151,7 +167,9 @@ def test_what_was_taken_out_of_backups_goes_with_its_days_and_an_empty_folder_at
 def test_a_table_that_could_not_be_taken_out_leaves_no_folder(program, monkeypatch):
     with_options(program)
     host = backup_host.Host(backup_host.load_options(str(program.options)))
-    monkeypatch.setattr(restore.shutil, "chown", lambda *_arguments: None)
+    # Neither postgres nor the user of restored databases is one of this machine.
+    me = pwd.getpwuid(os.geteuid())
+    monkeypatch.setattr(restore.pwd, "getpwnam", lambda _name: me)
     with pytest.raises(backup_host.BackupError), restore._folder_of_tables(host, "r1") as folder:
         assert os.path.isdir(folder)
         raise backup_host.BackupError("no such table")

@@ -906,6 +906,7 @@ def test_a_way_back_that_was_killed_goes_on(site, bad, active):
         site.state.set_status(TWO, "bad", "first reason")
     site.engine.recover()
     assert site.is_back(bad=bad)
+    assert State(site.layout).releases.get(TWO, {}).get("reason", "") == ("first reason" if bad else "")
 
 
 def test_where_nothing_was_under_way_nothing_is_done(site):

@@ -48,12 +48,17 @@ def ids(values):
     return [path.stem for path in values]
 
 
+def with_rows(model):
+    """Rows, and panels also where their row is closed."""
+    return [one for panel in model["panels"] for one in (panel, *panel.get("panels", []))]
+
+
 def panels_of(model):
-    return [panel for panel in model["panels"] if panel["type"] != "row"]
+    return [panel for panel in with_rows(model) if panel["type"] != "row"]
 
 
 def panel_named(model, title):
-    return next(panel for panel in model["panels"] if panel["title"] == title)
+    return next(panel for panel in with_rows(model) if panel["title"] == title)
 
 
 # --- the rules --------------------------------------------------------------------------------------------------------
@@ -146,25 +151,27 @@ def model_problems(model):
         found.append("editable")
     if not 36 <= model["schemaVersion"] <= 41:
         found.append("schemaVersion")
-    for value in [model, *model["panels"]]:
+    for value in [model, *with_rows(model)]:
         if not JAPANESE.search(value["title"]) and not PRODUCT.search(value["title"]):
             found.append(f"{value['title']}: title is not Japanese")
-    numbers = [panel["id"] for panel in model["panels"]]
+    numbers = [panel["id"] for panel in with_rows(model)]
     if len(set(numbers)) != len(numbers):
         found.append("panel ids")
     titles = [panel["title"] for panel in panels_of(model)]
     if len(set(titles)) != len(titles):
         found.append("panel titles")
-    # Where it stands: inside the 24 columns, over no other.
+    # Where it stands: inside the 24 columns, over no other that is shown with it.
+    rows = {panel["id"]: row["id"] for row in model["panels"] for panel in row.get("panels", [])}
     taken = {}
-    for panel in model["panels"]:
+    for panel in with_rows(model):
         place = panel["gridPos"]
         if place["x"] + place["w"] > 24:
             found.append(f"{panel['title']}: outside")
         for x in range(place["x"], place["x"] + place["w"]):
             for y in range(place["y"], place["y"] + place["h"]):
-                if taken.setdefault((x, y), panel["id"]) != panel["id"]:
-                    found.append(f"{panel['title']}: overlaps {taken[x, y]}")
+                key = (rows.get(panel["id"]), x, y)
+                if taken.setdefault(key, panel["id"]) != panel["id"]:
+                    found.append(f"{panel['title']}: overlaps {taken[key]}")
     found += [f"{panel['title']}: {problem}" for panel in panels_of(model) for problem in panel_problems(panel)]
     # Every data source is the one that is chosen.
     annotations = [item for item in model["annotations"]["list"] if not item.get("builtIn")]
@@ -216,6 +223,14 @@ def test_files_are_those_of_the_script():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_only_the_first_row_is_open_but_on_the_overview(models):
+    for uid, model in models.items():
+        rows = [panel["collapsed"] for panel in model["panels"] if panel["type"] == "row"]
+        assert rows == [uid != OVERVIEW and number > 0 for number in range(len(rows))], uid
+        # What is not in a row is in the first one.
+        assert uid == OVERVIEW or model["panels"][-1]["type"] == "row" or len(rows) < 2, uid
+
+
 def test_each_has_its_pinned_name(models):
     assert set(models) == {f"shiftmaster-{name}" for name in NAMES}
     assert {stem: model["uid"] for stem, model in models.items()} == {stem: stem for stem in models}
@@ -230,7 +245,7 @@ def test_rules_hold(path):
 
 
 def first(model, kind="timeseries"):
-    return next(panel for panel in model["panels"] if panel["type"] == kind)
+    return next(panel for panel in panels_of(model) if panel["type"] == kind)
 
 
 def replaced(panel, old, new):

@@ -17,7 +17,7 @@ import kibana_objects
 import logging_canary
 import logging_verify
 import pytest
-from ansible.module_utils.shiftmaster.host import webconfig
+from ansible.module_utils.shiftmaster.host import json_api, webconfig
 from ansible.module_utils.shiftmaster.logging import canary, elastic
 from rendered import ROOT
 from verify_report import verify_report
@@ -47,9 +47,9 @@ def test_what_is_there_is_compared_with_what_is_wanted(wanted, present, where):
 
 
 def test_what_was_said_of_an_error_is_one_line():
-    assert elastic.said({"error": {"reason": "no\nsuch  index"}, "status": 404}) == "no such index"
-    assert elastic.said({"message": "x"}) == "x" and elastic.said("a\nb") == "a b"
-    assert len(elastic.said({"error": "x" * 1000})) == 300
+    assert json_api.said({"error": {"reason": "no\nsuch  index"}, "status": 404}) == "no such index"
+    assert json_api.said({"message": "x"}) == "x" and json_api.said("a\nb") == "a b"
+    assert len(json_api.said({"error": "x" * 1000})) == 300
 
 
 def test_rights_are_judged_in_both_directions():

@@ -22,8 +22,8 @@ import logging_canary
 import logging_verify
 import pytest
 import yaml
+from ansible.module_utils.shiftmaster.host.json_api import Api
 from ansible.module_utils.shiftmaster.logging import log_watch
-from ansible.module_utils.shiftmaster.logging.elastic import Api
 from ansible.template import trust_as_template
 from rendered import ROOT, masks, render, templar
 

@@ -22,6 +22,7 @@ import fireable
         ("(a unless on (b, c) d offset 5m) > 0", "(a unless on (b, c) d offset 5m) >= -Inf"),
         ('absent(a{b="c",d=~"e.+"} == 1) and on () f', 'group by (b) (a{b="c",d=~"e.+"} >= -Inf) and on () f'),
         ("absent(a)", "group by () (a)"),
+        ("a unless on (b, c) group by (b, c) (d)", "a and on (b, c) group by (b, c) (d)"),
         ("predict_linear(a[6h], 24 * 3600) < 0", "predict_linear(a[6h], 24 * 3600) >= -Inf"),
     ],
 )

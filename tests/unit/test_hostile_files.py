@@ -12,10 +12,9 @@ import tracemalloc
 import types
 
 import pytest
-import service_config
 from ansible.module_utils.shiftmaster.diagnosis import application, database, disk, host, logs, network
 from ansible.module_utils.shiftmaster.health import checks, engine
-from ansible.module_utils.shiftmaster.host import filestate
+from ansible.module_utils.shiftmaster.host import configuration
 from ansible.module_utils.shiftmaster.logging import canary, log_watch
 from ansible.module_utils.shiftmaster.notify import text as notify_text
 from ansible.module_utils.shiftmaster.release import cutover, state, watch
@@ -388,31 +387,34 @@ def cluster(place):
 
 def test_configuration_is_neither_read_nor_written_where_a_service_put_a_link(place, cluster):
     with pytest.raises(OSError):
-        filestate.read_state(str(cluster))
-    for wanted in (("file", b"x", 0o640), ("link", "x"), ("none",)):
+        configuration.read_state(str(cluster))
+    for wanted in (("file", b"x", 0o640, None, None), ("link", "x"), ("none",)):
         with pytest.raises(OSError):
-            filestate.place_all({str(cluster): wanted})
+            configuration.place_all({str(cluster): wanted})
     assert [path.name for path in (place.root / "main").iterdir()] == ["postgresql.conf"]
     assert (place.root / "main" / "postgresql.conf").read_text() == "root's\n"
 
 
 def test_a_link_in_place_of_a_file_of_a_service_is_replaced(place):
     path = symbolic_link(place, "redis.conf")
-    assert filestate.read_state(path) == ("link", str(place.root / "redis.conf"))
-    filestate.place_all({path: ("file", b"new", 0o640)})
-    assert filestate.read_state(path)[:3] == ("file", b"new", 0o640)
+    assert configuration.read_state(path) == ("link", str(place.root / "redis.conf"))
+    configuration.place_all({path: ("file", b"new", 0o640, None, None)})
+    assert configuration.read_state(path)[:3] == ("file", b"new", 0o640)
     assert (place.root / "redis.conf").read_text() == CONTENT
-    filestate.place_all({path: ("none",), str(place.theirs / "gone" / "x"): ("none",)})
-    assert filestate.read_state(path) == ("none",)
+    configuration.place_all({path: ("none",), str(place.theirs / "gone" / "x"): ("none",)})
+    assert configuration.read_state(path) == ("none",)
 
 
 def test_a_fifo_in_place_of_a_file_of_a_service_is_not_waited_for(place):
-    assert in_time(lambda: filestate.read_state(fifo(place, "redis.conf"))) == ("other",)
+    assert in_time(lambda: configuration.read_state(fifo(place, "redis.conf"))) == ("other",)
 
 
 def test_no_directory_of_roots_is_given_to_a_service(place):
     (place.theirs / "conf.d").symlink_to(place.root)
     uid = os.stat(place.root).st_uid
     with pytest.raises(OSError):
-        service_config.Service.make_folders([(str(place.theirs / "conf.d"), (0o777, 12345, 12345), None)])
+        files = configuration.FileSet()
+        files.directories[str(place.theirs / "conf.d")] = (0o777, 12345, 12345)
+        files.directory_changes[str(place.theirs / "conf.d")] = None
+        files.make_directories()
     assert os.stat(place.root).st_uid == uid and stat.S_IMODE(os.stat(place.root).st_mode) == 0o700

@@ -136,6 +136,13 @@ def test_a_living_and_a_dead_controller():
     assert lock.controller_alive({}) is None
 
 
+def test_the_name_of_a_process_may_hold_parentheses(tmp_path):
+    program = tmp_path / "a) S (b"
+    program.symlink_to(sys.executable)
+    with subprocess.Popen((program, "-c", "input()"), stdin=subprocess.PIPE) as child:
+        assert lock._process(child.pid)["parent"] == os.getpid()
+
+
 def test_the_outermost_ansible_process_is_the_controller(tmp_path):
     """ansible-playbook forks workers with its own words; the lock is the parent's."""
     folder = os.path.join(os.path.dirname(lock.__file__), "..", "..", "..")

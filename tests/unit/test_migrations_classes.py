@@ -45,6 +45,7 @@ EXPAND = [
     'migrations.RemoveIndex("roster", "m")',
     'migrations.RemoveConstraint("roster", "c")',
     'migrations.AlterModelOptions("roster", {"ordering": ["month"]})',
+    'migrations.AlterModelTableComment("roster", "of a month")',
     'migrations.AlterUniqueTogether("roster", set())',
     "migrations.RunSQL(migrations.RunSQL.noop, migrations.RunSQL.noop)",
     "migrations.RunPython(migrations.RunPython.noop, migrations.RunPython.noop)",
@@ -109,7 +110,8 @@ CONTRACT = [
     ('migrations.AlterField("roster", "elsewhere", models.TextField())', "cannot be read"),
     ('migrations.SeparateDatabaseAndState(database_operations=[migrations.RemoveField("roster", "month")])', "selects"),
     ("migrations.SeparateDatabaseAndState(database_operations=some())", "cannot be read"),
-    ('custom.AddField("roster", "note", models.TextField(null=True))', "not one of Django's own"),
+    ('custom.AddField("roster", "note", models.TextField(null=True))', "AddField is not one of Django's own"),
+    ("OPERATIONS[0]()", "an operation is not one of Django's own"),
     ("OPERATION", "not written as a call"),
     ("migrations.AddField(*WHAT)", "not written out"),
 ]

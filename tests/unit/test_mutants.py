@@ -68,6 +68,19 @@ def test_tests_of_a_line_are_those_that_call_its_function():
     assert mutants.tests_of_line(SOURCE, 9, {}) is mutants.tests_of_line(SOURCE, 9, {"5": ["", "a.py::one"]}) is None
 
 
+def test_tests_of_a_module_are_found_in_every_directory_of_unit_tests(tmp_path):
+    for name, imported in (
+        ("test_first", "backup import files"),
+        ("backup/test_files", "backup import files"),
+        ("diagnosis/network/test_dns", "diagnosis.network import dns"),
+    ):
+        path = tmp_path / "tests/unit" / (name + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("from ansible.module_utils.shiftmaster.%s\n" % imported, encoding="utf-8")
+    assert mutants.tests_of("backup.files", tmp_path) == ["tests/unit/backup/test_files.py", "tests/unit/test_first.py"]
+    assert mutants.tests_of("diagnosis.network.dns", tmp_path) == ["tests/unit/diagnosis/network/test_dns.py"]
+
+
 @pytest.mark.parametrize("module", mutants.MODULES)
 def test_each_module_has_tests(module):
     assert mutants.path_of(module).exists() and mutants.tests_of(module)

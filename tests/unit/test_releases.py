@@ -475,6 +475,9 @@ def test_a_build_is_complete_and_may_only_be_read(layout, state, spec):
     path = layout.release(name)
     assert name == "20260106T000000Z-0a1b2c3d0a" and state.status(name) == "ready"
     assert sorted(os.listdir(path)) == ["env", "hooked", "manifest.json", "site", "source", "static", "venv"]
+    # Those who run the code cannot write its bytecode.
+    for directory in ("site", "source"):
+        assert list(Path(path, directory, "__pycache__").glob("*.pyc")), directory
     with open(os.path.join(path, "source/病棟/表.txt"), encoding="utf-8") as stream:
         assert stream.read() == "夜勤\n"
     assert os.readlink(os.path.join(path, "source/media")) == os.path.join(layout.shared, "media")

@@ -119,14 +119,35 @@ def test_debian_12_reads_the_dead_mans_url_from_a_file_too():
     assert "api_url_file" in old["slack_configs"][0] and "webhook_configs" not in old
 
 
-def test_grouping_and_intervals_are_the_guides():
+def test_grouping_and_intervals():
     route = config(**SECRETS)["route"]
     assert [route[name] for name in ("group_by", "group_wait", "group_interval", "repeat_interval")] == [
-        ["alertname"], "10s", "10s", "3600s",
+        ["alertname", "env"], "10s", "10s", "86400s",
     ]  # fmt: skip
-    (pager,) = [one for one in route["routes"] if one["receiver"] == "critical-pagerduty"]
-    # One incident for each host: who acknowledges the first is woken for the second.
-    assert pager["group_by"] == ["alertname", "instance"] and pager["continue"] is True
+    hours, pager = [one for one in route["routes"] if one["receiver"] == "critical-pagerduty"]
+    assert (hours["active_time_intervals"], hours["mute_time_intervals"]) == (["business_hours"], [])
+    assert hours["continue"] is pager["continue"] is True and pager["repeat_interval"] == "3600s"
+    # A disk or a host is a fault of its own.
+    assert pager["routes"][0]["group_by"] == ["alertname", "env", "instance"]
+
+
+def test_business_hours_and_holidays_are_the_sites():
+    hours = {"weekdays": ["monday:thursday", "saturday"], "start": "07:00", "end": "24:00"}
+    given = {"alertmanager_business_hours": hours, "alertmanager_holidays": ["2027-05-03", "01-01"]}
+    found = config(**SECRETS, alertmanager_timezone="Asia/Tokyo", **given)
+    named = {one["name"]: one["time_intervals"] for one in found["time_intervals"]}
+    place = {"location": "Asia/Tokyo"}
+    assert named == {
+        "business_hours": [
+            {"weekdays": hours["weekdays"], "times": [{"start_time": "07:00", "end_time": "24:00"}], **place}
+        ],
+        "holidays": [
+            {"years": ["2027"], "months": ["05"], "days_of_month": ["03"], **place},
+            {"months": ["01"], "days_of_month": ["01"], **place},
+        ],
+    }
+    muted = [one["mute_time_intervals"] for one in found["route"]["routes"] if "mute_time_intervals" in one]
+    assert muted == [["holidays"]]
 
 
 def test_addresses_and_subject_are_those_of_the_guide():
@@ -151,9 +172,32 @@ def test_another_site_of_pagerduty_is_asked_by_alerts_and_runs_alike():
     assert config(**SECRETS, alertmanager_pagerduty_url=said[0])["global"]["pagerduty_url"] == said[0]
 
 
+@pytest.mark.parametrize(
+    ("origin", "base"),
+    [
+        ("https://git.example.com/ops/shiftmaster.git", "https://git.example.com/ops/shiftmaster/blob/HEAD/"),
+        (
+            "https://bot:token@git.example.com:8443/ops/shiftmaster",
+            "https://git.example.com/ops/shiftmaster/blob/HEAD/",
+        ),
+        ("git@git.example.com:ops/sub/shiftmaster.git", "https://git.example.com/ops/sub/shiftmaster/blob/HEAD/"),
+        ("ssh://git@git.example.com:22/ops/shiftmaster.git", "https://git.example.com/ops/shiftmaster/blob/HEAD/"),
+        ("/srv/git/shiftmaster.git", ""),
+        ("file:///srv/git/shiftmaster.git", ""),
+        ("", ""),
+    ],
+)
+def test_runbooks_are_read_where_the_repository_comes_from(origin, base):
+    wiring = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
+    known = Templar(DataLoader(), variables={"__monitoring_origin": origin})
+    found = known.template(trust_as_template(wiring["alertmanager_runbook_url_base"]))
+    assert found == base
+    assert problems(alertmanager_runbook_url_base=found) == []
+
+
 def test_a_host_that_is_down_keeps_quiet_what_runs_on_it():
     first = config()["inhibit_rules"][0]
-    assert first["equal"] == ["instance"] and first["source_matchers"] == ['alertname="HostDown"']
+    assert first["equal"] == ["env", "instance"] and first["source_matchers"] == ['alertname="HostDown"']
     assert "inhibit_rules" not in config(alertmanager_inhibit_rules=[])
 
 
@@ -262,6 +306,11 @@ def test_good_inputs_have_no_problem(variables):
             "without encryption",
         ),
         ({"alertmanager_email_to": ["a@example.com", "admin at hospital"]}, '"admin at hospital" is no mail address'),
+        ({"alertmanager_business_hours": {"weekdays": ["mon"], "start": "08:00", "end": "17:00"}}, "business_hours"),
+        ({"alertmanager_business_hours": {"weekdays": ["monday"], "start": "8:00", "end": "17:00"}}, "business_hours"),
+        ({"alertmanager_business_hours": {"weekdays": ["monday"], "start": "17:00", "end": "08:00"}}, "business_hours"),
+        ({"alertmanager_holidays": ["2027-5-3"]}, '"2027-5-3" is neither'),
+        ({"alertmanager_retention_hours": 168}, "alertmanager_retention_hours"),
         # Neither amtool nor a reload finds these: the first message is what does not arrive.
         ({"alertmanager_http_proxy": "proxy.example.com:3128"}, "alertmanager_http_proxy"),
         ({"alertmanager_external_url": "mon1.example.com:9093"}, "alertmanager_external_url"),

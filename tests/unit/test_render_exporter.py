@@ -282,7 +282,7 @@ def test_on_debian_12_a_query_says_what_is_a_standby():
     assert columns == ["is_replica", "lag_seconds"]
     assert all(f"AS {name}" in old["pg_replication"]["query"] for name in columns)
     # That of Debian 13 has a collector, whose series a query would double.
-    assert set(yaml.safe_load(render("queries.yml.j2", "postgres"))) == {"pg_lock"}
+    assert set(yaml.safe_load(render("queries.yml.j2", "postgres"))) == {"pg_lock", "pg_checksum"}
 
 
 def test_containers_are_read_in_less_time_than_lies_between():
@@ -353,12 +353,14 @@ LINES = [
         request_method="", edge_log_status="400", server_protocol="", edge_log_path="", upstream_response_time=""
     ),
     access_log_line(request_method="X" * 500, edge_log_status="405"),
+    access_log_line(edge_log_path="/health/", edge_log_status="503"),
+    access_log_line(server_port="9999", edge_log_path="/roster/health/", edge_log_status="502"),
     "no line of ours",
 ]
 
 
 def test_the_lines_are_json():
-    assert [json.loads(line)["status"] for line in LINES[:-1]] == [200, 301, 502, 504, 404, 200, 400, 405]
+    assert [json.loads(line)["status"] for line in LINES[:-1]] == [200, 301, 502, 504, 404, 200, 400, 405, 503, 502]
 
 
 @pytest.fixture(scope="module")
@@ -403,6 +405,7 @@ def test_requests_are_counted_by_site_method_and_status(counted):
         for site, method, status, number in [
             ("edge", "GET", 200, 2), ("edge", "GET", 301, 1), ("local", "POST", 502, 1), ("local", "GET", 504, 1),
             ("other", "OTHER", 404, 1), ("edge", "OTHER", 400, 1), ("edge", "OTHER", 405, 1),
+            ("probe", "GET", 503, 1), ("other", "GET", 502, 1),
         ]
     }  # fmt: skip
     assert counted["nginx_access_log_unknown_lines_total"] == 1

@@ -496,10 +496,10 @@ def test_a_password_file_keeps_hashes_that_still_match_and_shows_none(tree):
     changed = tree.password_lines([{"name": "prometheus", "password": "other"}, users[1]], text)
     assert [a == b for a, b in zip(changed.splitlines(), text.splitlines())] == [False, True]
     assert tree.password_lines(users[1:], text) == text.splitlines()[1] + "\n"
-    shown = tree.describe("/x", ("file", text.encode(), 0o640, 33), ("file", changed.encode(), 0o640, 33), secret=True)
-    assert shown["before"] == "prometheus:(a hash)\nb:(a hash)\n"
-    assert shown["after"] == "prometheus:(another hash)\nb:(a hash)\n"
-    assert "$6$" not in tree.describe("/x", ("none",), ("file", text.encode(), 0o640, 33), secret=True)["after"]
+    before, after = tree.mask_passwords(text, changed)
+    assert before == "prometheus:(a hash)\nb:(a hash)\n"
+    assert after == "prometheus:(another hash)\nb:(a hash)\n"
+    assert "$6$" not in "".join(tree.mask_passwords(None, text))
 
 
 @pytest.mark.parametrize(
@@ -513,19 +513,6 @@ def test_a_user_that_cannot_be_in_the_file_is_refused(tree, user):
 def test_hashes_of_another_kind_are_not_kept(tree):
     bcrypt = tree.webconfig.hash_password("first", 4)
     assert "$6$" in tree.password_lines([{"name": "a", "password": "first"}], f"a:{bcrypt}\n")
-
-
-def test_a_file_with_a_group_differs_where_only_the_group_does(tree, tmp_path):
-    path = tmp_path / "users"
-    path.write_text("x")
-    path.chmod(0o640)
-    mine = path.stat().st_gid
-    wanted = tree.wanted_states([{"path": str(path), "content": "x", "mode": "0640", "group": "daemon"}], [], [])
-    assert wanted[str(path)][3] == tree.group_ids(["daemon"])["daemon"]
-    assert tree.read_state(str(path), group=True) == ("file", b"x", 0o640, mine) != wanted[str(path)]
-    assert tree.read_state(str(path)) == ("file", b"x", 0o640)
-    tree.filestate.place_all({str(path): ("file", b"y", 0o600, mine)})
-    assert tree.read_state(str(path), group=True) == ("file", b"y", 0o600, mine)
 
 
 # --- the module ----------------------------------------------------------------------------------------------------
@@ -558,19 +545,6 @@ def test_the_hash_follows_contents_links_and_absences_but_not_their_order(tree):
     )
 
 
-def test_states_are_placed_and_read_back(tree, tmp_path):
-    tmp_path.chmod(0o755)
-    file, link, gone = (str(tmp_path / name) for name in ("new/file", "link", "gone"))
-    Path(gone).write_text("x")
-    wanted = {file: ("file", b"text", 0o640), link: ("link", "new/file"), gone: ("none",)}
-    before = {path: tree.read_state(path) for path in wanted}
-    tree.filestate.place_all(wanted)
-    assert {path: tree.read_state(path) for path in wanted} == wanted
-    tree.filestate.place_all(before)
-    assert {path: tree.read_state(path) for path in wanted} == before
-    assert [path.name for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
-
-
 def test_listeners_are_found_by_port(tree):
     text = (
         "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
@@ -580,20 +554,3 @@ def test_listeners_are_found_by_port(tree):
     )
     assert tree.parse_listeners(text, {8000}) == {8000: {"4242"}}
     assert tree.parse_listeners(text, {80, 8000, 443}) == {8000: {"4242"}, 80: {"4244"}}
-
-
-def test_the_first_certificate_of_a_chain_is_the_one(tree, tmp_path):
-    path = tmp_path / "chain.pem"
-    pem = "-----BEGIN CERTIFICATE-----\n%s\n-----END CERTIFICATE-----\n"
-    path.write_text("comment\n" + pem % "AAEC" + pem % "AwQF")
-    assert tree.first_certificate(str(path)) == b"\x00\x01\x02"
-    path.write_text("nothing")
-    assert tree.first_certificate(str(path)) is None
-    assert tree.first_certificate(str(tmp_path / "none")) is None
-
-
-def test_documentation_and_arguments_agree(tree):
-    documented = yaml.safe_load(tree.DOCUMENTATION)["options"]
-    source = (ROOT / "library/service/nginx_tree.py").read_text()
-    declared = re.findall(r'^            "(\w+)": \{\s*"type"', source, re.M)
-    assert sorted(declared) == sorted(documented)

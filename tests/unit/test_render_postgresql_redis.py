@@ -118,14 +118,21 @@ def test_default_hba_lets_nobody_come_from_outside_or_without_tls():
     assert {(words[0], words[3]) for words in hosts} == {("hostssl", "127.0.0.1/32"), ("hostssl", "::1/128")}
 
 
-def test_repository_is_signed_by_the_given_key():
-    text = render("postgresql", "pgdg.sources.j2", postgresql_repository="pgdg")
-    values = settings_of(text, ":")
-    assert values["Suites"] == "trixie-pgdg" and values["Signed-By"] == "/etc/apt/keyrings/pgdg.asc"
-
-
 def test_new_clusters_get_checksums():
     assert "--data-checksums" in render("postgresql", "createcluster.conf.j2")
+
+
+def test_the_session_that_sets_passwords_is_kept_out_of_logs_and_statistics_and_trusts_no_database():
+    """The options of a connection replace PGOPTIONS, so all of them are in one place."""
+    (block,) = yaml.safe_load((ROOT / "roles/postgresql/tasks/access.yml").read_text(encoding="utf-8"))
+    (task,) = (task for task in block["block"] if "password" in task.get("community.postgresql.postgresql_user", {}))
+    assert "environment" not in task
+    given = task["community.postgresql.postgresql_user"]["connect_params"]["options"]
+    variables = yaml.safe_load((ROOT / "roles/postgresql/vars/main.yml").read_text(encoding="utf-8"))
+    options = Templar(DataLoader(), variables=trusted(variables)).template(trust_as_template(given)).split()
+    common = block["module_defaults"]["community.postgresql.postgresql_db"]["connect_params"]["options"].split()
+    quiet = ["log_statement=none", "log_min_error_statement=panic", "pg_stat_statements.track_utility=off"]
+    assert set(options) >= {*common, *quiet}
 
 
 # --- postgresql: module ---------------------------------------------------------------------------------------------
@@ -145,6 +152,8 @@ def test_postmaster_pid_is_read_only_when_ready(pg):
     assert pg.parse_postmaster_pid("\n".join(lines))["port"] == 5432
     assert pg.parse_postmaster_pid("\n".join([*lines[:7], "starting"])) is None
     assert pg.parse_postmaster_pid("812\n") is None
+    # It belongs to postgres, which can write anything there.
+    assert pg.parse_postmaster_pid("\n".join(["root:x:0:0", *lines[1:]])) is None
 
 
 def test_names_of_parameters(pg):
@@ -253,10 +262,6 @@ def test_rules_of_the_application_name_channels_and_leave_administration_out():
 
 
 # --- redis: module --------------------------------------------------------------------------------------------------
-
-
-def test_commands_are_encoded_by_length_in_bytes(rd):
-    assert rd.encode(("SET", "鍵", 1)) == "*3\r\n$3\r\nSET\r\n$3\r\n鍵\r\n$1\r\n1\r\n".encode()
 
 
 def test_directives_are_read_as_the_server_would(rd):

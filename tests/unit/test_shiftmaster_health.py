@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
 import json
 import os
@@ -727,6 +728,17 @@ def test_the_module_says_whom_to_tell(run_module):
 
 def fields(text):
     return sorted(name for _literal, name, _spec, _conversion in string.Formatter().parse(text) if name)
+
+
+def test_each_text_of_a_check_is_in_the_catalogue():
+    said_keys = {
+        node.args[0].value
+        for module in (health_checks, engine)
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("said", "Said")
+        if node.args and isinstance(node.args[0], ast.Constant)
+    }
+    assert "redis.plain" in said_keys and said_keys - set(health_text.CATALOG) == set()
 
 
 @offenders.each(health_text.CATALOG)

@@ -179,8 +179,8 @@ def test_playbooks_begin_with_the_check_of_their_options(name):
 @pytest.mark.parametrize(
     "playbook, extra, sentence",
     [
+        # The playbook's name is that of its file; the choices are a template.
         ("playbooks/diagnose.yml", {"fail_on": "maybe"}, "fail_on is no option of this playbook: diagnose_fail_on is"),
-        ("playbooks/health.yml", {"health_language": ""}, "health_language is empty"),
         ("playbooks/rotate.yml", {"secrets": "django,x"}, "secrets=x is none of: database, redis, django, tls"),
     ],
 )  # fmt: skip
@@ -197,6 +197,7 @@ def test_playbooks_refuse_before_they_ask_a_host(playbook, extra, sentence, tmp_
         ("deploy", {"shiftmaster_version": "2.1.0; reboot"}, "version=2.1.0; reboot is not of the form"),
         ("rollback", {"schema": "drop"}, "schema=drop is none of: keep, reverse, restore"),
         ("health", {"health_fail_on": "no"}, "health_fail_on=no is none of: critical, warning, never"),
+        ("health", {"health_language": ""}, "health_language is empty"),
         ("diagnose", {"area": ""}, "area is empty: leave it out, or say one of: all, app"),
         ("checklist", {"period": "monthly", "month": "2099-01"}, "month=2099-01 has not begun"),
         ("patch", {"reboot": "maybe"}, "reboot=maybe is none of: needed, never, always"),

@@ -110,6 +110,7 @@ def test_a_query_names_what_serves_and_what_a_rollback_leads_to(site):
     os.unlink(site.layout.active)
     found = site.run("query")
     assert found["current"] == "" and not found["running"] and not found["current_is_whole"] and site.calls == []
+    assert site.run("query", revision="1" * 40)["unsettled"] == ["no release serves"]
 
 
 def test_a_release_that_is_not_there_is_refused_with_those_that_are(site):

@@ -390,8 +390,8 @@ class Conversation:
 
     def say(self, *words):
         try:
-            return probe._redis_command(self._wire, self._stream, *words)
-        except probe._RedisRefusal:
+            return probe.redis_command(self._wire, self._stream, *words)
+        except probe.RedisError:
             return None
 
     def number(self, *words) -> int:

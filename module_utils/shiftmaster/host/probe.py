@@ -26,6 +26,7 @@ import signal
 import socket
 import ssl
 import stat
+import struct
 import subprocess
 import threading
 import time
@@ -423,22 +424,31 @@ def parse_redis_url(url: str) -> RedisTarget:
     )
 
 
-class _RedisRefusal(Exception):
+class RedisError(Exception):
     """An error answer of Redis; str() is its text."""
 
 
-def _redis_command(wire: _Wire, stream, *words: str):
+def redis_command(wire, stream, *words: str):
+    """Return the reply to a command as text, None or a list of such; raises RedisError for an error reply."""
     encoded = [word.encode() for word in words]
     wire.sendall(b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded))
+    return _redis_reply(stream)
+
+
+def _redis_reply(stream):
     line = stream.readline(BODY_LIMIT_BYTES)
     if not line.endswith(b"\r\n"):
         raise ProbeError("unhealthy", "protocol", "the connection was closed without a Redis answer")
     kind, rest = line[:1], line[1:-2]
     if kind == b"-":
-        raise _RedisRefusal(rest.decode("utf-8", "replace"))
-    if kind == b"$" and rest.lstrip(b"-").isdigit():
+        raise RedisError(rest.decode("utf-8", "replace"))
+    if kind in (b"$", b"*") and rest.lstrip(b"-").isdigit():
         length = int(rest)
-        return stream.read(min(length, BODY_LIMIT_BYTES) + 2)[:-2].decode("utf-8", "replace") if length >= 0 else None
+        if length < 0:
+            return None
+        if kind == b"*":
+            return [_redis_reply(stream) for _ in range(length)]
+        return stream.read(min(length, BODY_LIMIT_BYTES) + 2)[:-2].decode("utf-8", "replace")
     if kind in (b"+", b":"):
         return rest.decode("utf-8", "replace")
     raise ProbeError("unhealthy", "protocol", "the answer is not Redis")
@@ -470,18 +480,18 @@ def redis_ping(target: RedisTarget, timeout: float = 5.0) -> dict:
         try:
             if target.password is not None:
                 login = [target.username, target.password] if target.username else [target.password]
-                _redis_command(wire, stream, "AUTH", *login)
+                redis_command(wire, stream, "AUTH", *login)
             if target.database:
-                _redis_command(wire, stream, "SELECT", str(target.database))
+                redis_command(wire, stream, "SELECT", str(target.database))
             figures = {"connect_ms": _since(started)}
             asked = time.monotonic()
-            if _redis_command(wire, stream, "PING") != "PONG":
+            if redis_command(wire, stream, "PING") != "PONG":
                 raise ProbeError("unhealthy", "protocol", "PING was not answered with PONG")
             figures["latency_ms"] = _since(asked)
-            with contextlib.suppress(_RedisRefusal):
-                figures.update(redis_figures(_redis_command(wire, stream, "INFO") or ""))
+            with contextlib.suppress(RedisError):
+                figures.update(redis_figures(redis_command(wire, stream, "INFO") or ""))
             return figures
-        except _RedisRefusal as refusal:
+        except RedisError as refusal:
             text = str(refusal)
             reason = next((code for start, code in _REDIS_REASONS if text.startswith(start)), "refusal")
             raise ProbeError("unhealthy", reason, "Redis answers: %s" % _without(text, target.password)[:200])
@@ -1054,41 +1064,75 @@ def parse_certificate(der: bytes) -> Certificate:
     return Certificate(not_before, not_after, hashlib.sha256(der).hexdigest())
 
 
+# SSLRequest of PostgreSQL's protocol.
+_POSTGRES_TLS = struct.pack("!II", 8, 80877103)
 _PEM = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
-def certificate_file(path: str) -> list:
-    """Return the certificates of a PEM file, the host's own first."""
+def pem_certificates(path: str) -> list:
+    """Return the certificates of a PEM file as they are encoded (DER), the host's own first."""
     try:
         with open(path, encoding="ascii", errors="replace") as stream:
-            found = _PEM.findall(stream.read())
-        certificates = [parse_certificate(ssl.PEM_cert_to_DER_cert(text)) for text in found]
+            found = [ssl.PEM_cert_to_DER_cert(text) for text in _PEM.findall(stream.read())]
     except FileNotFoundError:
         raise ProbeError("down", "missing", "there is no file %s" % path)
     except OSError as error:
         raise ProbeError("error", "permission", "%s cannot be read: %s" % (path, error.strerror))
     except ValueError as error:
         raise ProbeError("unhealthy", "invalid", "%s holds %s" % (path, error))
-    if not certificates:
+    if not found:
         raise ProbeError("unhealthy", "invalid", "%s holds no certificate" % path)
-    return certificates
+    return found
 
 
-def certificate_served(
+def certificate_file(path: str) -> list:
+    """Return the certificates of a PEM file, the host's own first."""
+    try:
+        return [parse_certificate(der) for der in pem_certificates(path)]
+    except ValueError as error:
+        raise ProbeError("unhealthy", "invalid", "%s holds %s" % (path, error))
+
+
+def certificate_der(
     host: str,
     port: int,
     server_name: Optional[str] = None,
     timeout: float = 5.0,
     verify: bool = False,
     ca_file: Optional[str] = None,
-) -> Certificate:
+    postgres: bool = False,
+) -> bytes:
+    """Return the encoded certificate that a server shows for a name; of PostgreSQL after its request for TLS."""
+    deadline, context = Deadline(timeout), tls_context(verify, ca_file)
+    with connected(host, port, None, deadline, None if postgres else context, server_name) as connection:
+        if postgres:
+            connection.settimeout(deadline.left())
+            connection.sendall(_POSTGRES_TLS)
+            if connection.recv(1) != b"S":
+                raise ProbeError("unhealthy", "tls", "%s:%s does not speak TLS" % (host, port))
+            connection = context.wrap_socket(connection, server_hostname=server_name or host)
+        with connection:
+            return connection.getpeercert(binary_form=True) or b""
+
+
+def certificate_served(host: str, port: int, server_name: Optional[str] = None, timeout: float = 5.0, **more):
     """Return the certificate that a server shows for a name; verify checks its chain and its names as well."""
-    with connected(host, port, None, Deadline(timeout), tls_context(verify, ca_file), server_name) as connection:
-        der = connection.getpeercert(binary_form=True)
     try:
-        return parse_certificate(der or b"")
+        return parse_certificate(certificate_der(host, port, server_name, timeout, **more))
     except ValueError as error:
         raise ProbeError("unhealthy", "invalid", "%s:%s shows %s" % (host, port, error))
+
+
+def serves_another(path: str, host: str, port: int, server_name: Optional[str] = None, **more) -> Optional[bool]:
+    """Tell whether a server shows another certificate than the file's first; None where it shows none."""
+    try:
+        served = certificate_der(host, port, server_name, **more)
+    except (ProbeError, ValueError):
+        return None
+    try:
+        return served != pem_certificates(path)[0]
+    except ProbeError:
+        return True
 
 
 # --- clock -----------------------------------------------------------------------------------------------------------

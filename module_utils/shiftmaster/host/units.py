@@ -53,9 +53,14 @@ def stop(*names, seconds: float) -> None:
 
 
 def properties(name: str, *names) -> dict:
-    """Return properties of a unit, e.g. ActiveState, MainPID, Result."""
-    output = systemctl("show", "--property=" + ",".join(names), name)
+    """Return properties of a unit, e.g. ActiveState, MainPID, Result; times to the microsecond."""
+    output = systemctl("show", "--timestamp=us+utc", "--property=" + ",".join(names), name)
     return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+
+
+def is_enabled(found: dict) -> bool:
+    """Tell by a unit's properties whether it starts at boot, or needs nothing for that."""
+    return found.get("UnitFileState") in ("enabled", "enabled-runtime", "static", "indirect", "alias")
 
 
 def active_state(name: str) -> str:
@@ -131,11 +136,12 @@ def yielding(name: str, seconds: float):
         keeper.join()
 
 
-def journal(name: str, lines: int = 15) -> str:
-    """Return the last lines that a unit wrote, for an error's message."""
+def journal(name: str, lines: int = 15, since: float = 0) -> str:
+    """Return the last lines that a unit wrote, of those since a time, for an error's message."""
+    words = ("journalctl", "--unit", name, "--lines", str(lines), "--no-pager", "--output", "cat")
     try:
         done = subprocess.run(
-            ("journalctl", "--unit", name, "--lines", str(lines), "--no-pager", "--output", "cat"),
+            words + (("--since", "@%d" % since) if since else ()),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=10,

@@ -13,8 +13,9 @@ import time
 import uuid
 
 from ..host import safe_files
+from ..host.json_api import Api, Failed
 from . import canary
-from .elastic import Api, Failed, cluster_health
+from .elastic import cluster_health
 
 HELP = {
     "shiftmaster_logstash_up": ("gauge", "Whether Logstash answers."),

@@ -467,9 +467,8 @@ class Cutover:
             self.state.end()
             said = "a run that died in its phase %s left %s started beside the traffic: stopped" % (phase, target)
         else:
-            self.put_back(
-                "the run died in its phase %s" % phase, bad=phase == "put_back" and self.state.status(target) == "bad"
-            )
+            # A release that is bad stays so, for the reason that was noted.
+            self.put_back("the run died in its phase %s" % phase, bad=False)
             said = "a run that died in its phase %s was reverted: %s serves" % (phase, source)
         audit(self.layout, "recovered", what=said, run_id=self.options["run_id"], who=self.options["who"])
         self.close()

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import pwd
+import re
 import select
 import signal
 import subprocess
@@ -24,7 +25,7 @@ import threading
 import time
 from typing import NamedTuple, Optional
 
-from ..host import envfile
+from ..host import envfile, units
 from ..host.printable import printable
 
 ANSWER = "@@shiftmaster-answer@@ "
@@ -45,6 +46,7 @@ _SHELL = ("/bin/sh", "-c", 'command=$SHIFTMASTER_COMMAND; unset SHIFTMASTER_COMM
 _SIGNALLED = 255
 _SIGNALLED_HINT = "a signal ended it; the kernel kills what takes more memory than shiftmaster_build_memory_max"
 _counter = itertools.count(1)
+_KINDS = ("code", "build", "hook")
 
 
 class ReleaseCodeError(Exception):
@@ -173,6 +175,21 @@ class Process:
         if self._environment is not None:
             os.close(self._environment)
             self._environment = None
+
+
+def end_abandoned() -> None:
+    """End units whose module was killed. A unit ends with its module only where that one could end it.
+
+    Raises UnitError where systemd does not end one.
+    """
+    if not os.path.isdir("/run/systemd/system"):
+        return
+    patterns = ["shiftmaster-%s-*" % kind for kind in _KINDS]
+    listed = units.systemctl("list-units", "--plain", "--no-legend", "--full", *patterns)
+    names = re.findall(r"^(shiftmaster-[a-z]+-(\d+)-\d+\.service) ", listed, re.MULTILINE)
+    abandoned = [name for name, owner in names if not os.path.exists("/proc/" + owner)]
+    if abandoned:
+        units.systemctl("stop", *abandoned)
 
 
 def run_as(

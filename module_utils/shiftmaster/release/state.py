@@ -22,6 +22,7 @@ import time
 from typing import Optional
 
 from ..host.printable import printable
+from . import releasecode
 from .layout import Layout, sync_folder
 
 STATUSES = ("building", "ready", "live", "bad")
@@ -212,9 +213,11 @@ def exclusive(layout: Layout, wait_seconds: float = 60):
     """Hold the host's own lock while something is changed on it; the kernel drops it when the process dies.
 
     The deploy lock (lock.py) keeps two runs apart; this one keeps a new run from a module that outlived its own.
+    What a killed module has left running is ended.
     Raises StateError when another operation still holds it after wait_seconds.
     """
     path = os.path.join(layout.state, "operation.lock")
     busy = "another operation is still at work on this host (%s is held after %d s)" % (path, wait_seconds)
     with held(path, time.monotonic() + wait_seconds, StateError(busy)):
+        releasecode.end_abandoned()
         yield

@@ -49,7 +49,7 @@ def test_a_value_with_which_it_does_not_start_is_put_back(attempt, apply, config
     before = config()
     done = attempt("postgresql", postgresql_settings={"shared_preload_libraries": "no_such_library"})
     assert done.rc != 0
-    assert "no_such_library" in done.line and "the old configuration was put back" in done.line
+    assert "no_such_library" in done.line and "back in place and in use" in done.line
     assert config() == before
     assert as_application(sql, "SELECT 1").rc == 0
     assert apply("postgresql").changed == 0

@@ -19,7 +19,7 @@ ACTIVE_UNITS = "systemctl list-units --plain --no-legend --state=active 'shiftma
 # What a killed run leaves: half a removal, half a copy of the database, a link that was not renamed, the lock.
 LEFT_OVER = (
     f"ls -d {APP}/releases/*.removing /var/backups/shiftmaster/pre-migration/.*.part {APP}/*.new {LOCK} 2>/dev/null;"
-    " true"
+    " systemctl list-units --plain --no-legend 'shiftmaster-code-*' 'shiftmaster-build-*' 'shiftmaster-hook-*'"
 )
 # Runs that a test has started and not waited for.
 STARTED = []
@@ -30,10 +30,8 @@ def kill_tree(operations, process: subprocess.Popen, point: str) -> None:
     """SIGKILL everything of a run that waits at a point, on this machine and on the host."""
     waiting = operations.shell(f"cat {FOLDER}/{point}.reached").strip()
     kill_run(operations, process)
-    # Who waited at the point did not merely lose its parents: it would go on as soon as it is let go.
-    # A driver is the first process of its own PID namespace; it ends with its unit.
-    lives = f"test -e /proc/{waiting}" if waiting != "1" else "systemctl is-active --quiet 'shiftmaster-code-*'"
-    assert operations.shell(f"{lives} && echo lives || true").strip() == "", "the run still waits"
+    # A driver, the first process of its own PID namespace, goes on in its unit until the next run ends it.
+    assert waiting == "1" or operations.shell(f"test -e /proc/{waiting} || echo ended").strip() == "ended"
 
 
 def points():
@@ -90,7 +88,7 @@ class Replay:
 
     FOLDER = "/root/replay"
     # The preflight, and the role's own files.
-    NOT_OF_A_RELEASE = ("shiftmaster_preflight.", "shiftmaster_tree.")
+    NOT_OF_A_RELEASE = ("shiftmaster_preflight.", "managed_files.")
     # Settings of a run as the options of its calls. Another salt is another configuration, as another setting is.
     OPTIONS = {
         "shiftmaster_web_threads": "salt", "shiftmaster_keep_releases": "keep", "shiftmaster_hooks": "hooks",

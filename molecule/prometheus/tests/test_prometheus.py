@@ -200,7 +200,7 @@ def test_what_is_refused_leaves_the_old_one_running_and_says_why(running, extra,
 def test_check_mode_warns_of_it(running):
     files = running.files()
     done = running.configure("--check", wanted_more_rules={"bad": BAD_RULE})
-    assert done.says("would be refused", "bad.yml"), done.output
+    assert done.says("would be rejected", "bad.yml"), done.output
     assert running.files() == files
 
 
