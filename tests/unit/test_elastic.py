@@ -351,7 +351,7 @@ OWN, OTHER = ".ds-logs-shiftmaster.app-demo-2026.11.29-000001", ".kibana_streams
 def test_on_one_node_a_replica_of_another_index_is_no_fault(server, status, nodes, indices, result):
     """Kibana 9.4 to 9.5.2 asks for a replica that a single node never has."""
     server.health, server.nodes, server.indices = status, nodes, indices
-    api = elastic.Api(server.url, login=("admin", "admin-password"))
+    api = json_api.Api(server.url, login=("admin", "admin-password"))
     assert elastic.cluster_health(api)["status"] == result
     checks = dict(logging_verify.checks_of("elasticsearch", verify_parameters(server)))
     assert (checks["its cluster"]()[0] == "passed") is (result == "green")
