@@ -349,6 +349,13 @@ def test_every_input_has_its_forms():
     assert set(INPUT_FORMS) | {APP} == set(INPUTS)
 
 
+def test_no_line_passes_as_it_came():
+    """Neither the codec's copy of the line nor one that a sender has added: the masks know no names of people."""
+    for original in ({}, {"original": "田中太郎 様"}):
+        event = PIPELINE.run({"message": "田中太郎 様", "event": {"dataset": "shiftmaster.app", **original}})
+        assert "original" not in event["event"], event
+
+
 @pytest.mark.parametrize("source", INPUT_FORMS)
 def test_no_seeded_value_passes_the_second_wall_whatever_its_input(source):
     forms = [

@@ -11,7 +11,9 @@ import urllib.request
 
 
 class Failed(Exception):
-    """str() says what did not hold."""
+    """str() says what did not hold; status is HTTP's where there was a response."""
+
+    status = None
 
 
 class NoAnswer(Failed):
@@ -63,7 +65,9 @@ class Api:
         """Return the answer; whatever status is not fine is a failure that says what was answered."""
         status, answer = self.ask(path, method, body, **more)
         if status not in fine:
-            raise Failed("%s %s answers %s: %s" % (method, path, status, said(answer)))
+            failure = Failed("%s %s answers %s: %s" % (method, path, status, said(answer)))
+            failure.status = status
+            raise failure
         return answer
 
 
