@@ -656,3 +656,29 @@ def test_who_holds_the_lock_is_said_before_anything_is_changed(keeper, monkeypat
     with pytest.raises(BackupError, match="for longer than 60 s"):
         restore.database_here(keeper, {"id": "r1", "database": plan})
     assert waits == [1800, 60]
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_backup_of_another_host_changes_no_backup_that_is_there(tmp_path, monkeypatch, local):
+    """The other host names the files; a name with `..` led out of the backup that was being made (tried)."""
+    monkeypatch.setattr(backup_run.sandbox, "ROOT", str(tmp_path / "root"))
+    calls = []
+    options = {
+        "folder": "/b", "stanza": "s", "tls_directories": ["/tls"], "timeout_seconds": 9,
+        "database": {"version": "17", "local": local},
+    }  # fmt: skip
+    run = backup_run.Run.__new__(backup_run.Run)
+    run.host = Host(options)
+    run.host.run = lambda what, *command, **more: calls.append(command)
+    run.back_up("full", ["20261101-000000F"])
+    (words,) = calls
+    assert words[-3:] == ("--stanza=s", "--type=full", "backup")
+    if local:
+        assert words[0] == "setpriv"
+        return
+    given = [word.partition("=")[2] for word in words if word.startswith("--property=")]
+    assert 'BindReadOnlyPaths=-"/b/pgbackrest/backup/s/20261101-000000F"' in given
+    assert {'BindPaths="/b/pgbackrest/backup"', 'BindPaths="/b/pgbackrest/archive"', "User=postgres"} <= set(given)
+    assert {"CapabilityBoundingSet=", "RootDirectory=" + backup_run.sandbox.ROOT} <= set(given)
+    # Of another zone, a label would not come after the one before it.
+    assert 'BindReadOnlyPaths=-"/etc/localtime"' in given
