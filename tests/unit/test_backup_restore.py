@@ -20,6 +20,8 @@ from ansible.module_utils.shiftmaster.backup import run as backup_run
 from ansible.module_utils.shiftmaster.backup.files import pulled
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
 from ansible.module_utils.shiftmaster.host.safe_files import UnsafePathError
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 
 THEIRS = 1234
 GROUP = os.getegid() if os.geteuid() else 2345
@@ -637,6 +639,25 @@ def test_a_backup_that_is_under_way_is_waited_for_before_users_see_the_page():
     assert first["vars"]["backup_restore_step"] == "free" and "backup_keeper_host" in first["when"]
     assert names.index("Restore | Take the lock of deploys") == 1
     assert "Put the maintenance page up" in tasks[2]["block"][0]["name"]
+
+
+@pytest.mark.parametrize("given", ["", "r1; id", "r1 -e shiftmaster_git_url=x", "r1\nid", "$(id)", "-e"])
+def test_a_command_that_a_person_shall_type_holds_nothing_else_of_another_host(given):
+    tasks = yaml.safe_load((Path(__file__).parents[2] / "playbooks/tasks/restore_here.yml").read_text())
+    (task,) = [one for task in tasks for one in task.get("block", ()) if "Leave the page up" in one["name"]]
+
+    def message(version, name):
+        known = {
+            "restore_schema": {"behind": ["x"]}, "restore_releases": {"current_version": version},
+            "restore_decided": {"release": {"version": "1", "name": name}},
+            **{key: trust_as_template(value) for key, value in task.get("vars", {}).items()},
+        }  # fmt: skip
+        return Templar(DataLoader(), known).template(trust_as_template(task["ansible.builtin.fail"]["msg"]))
+
+    said = message("v1.2", "20261126T000000Z-0123456")
+    assert "shiftmaster_version=v1.2;" in said and said.endswith("rollback.yml -e to=20261126T000000Z-0123456")
+    said = message(given, given)
+    assert "shiftmaster_version=<version>;" in said and said.endswith("rollback.yml -e to=<release>")
 
 
 def test_who_holds_the_lock_is_said_before_anything_is_changed(keeper, monkeypatch):
