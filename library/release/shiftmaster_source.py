@@ -788,14 +788,11 @@ def _write(path, data):
 
 
 def _sha256(path):
-    digest = hashlib.sha256()
     try:
         with open(path, "rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         return None
-    return digest.hexdigest()
 
 
 def check_git():

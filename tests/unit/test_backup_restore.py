@@ -633,7 +633,7 @@ def test_who_follows_a_killed_run_waits_for_a_restore_and_tells_then(keeper, tmp
 
 
 def test_a_backup_that_is_under_way_is_waited_for_before_users_see_the_page():
-    tasks = yaml.safe_load((Path(__file__).parents[2] / "playbooks/tasks/restore_here.yml").read_text())
+    tasks = yaml.safe_load((Path(__file__).parents[2] / "roles/restore/tasks/in_place.yml").read_text())
     names = [task["name"] for task in tasks]
     first = tasks[0]
     assert first["vars"]["backup_restore_step"] == "free" and "backup_keeper_host" in first["when"]
@@ -643,7 +643,7 @@ def test_a_backup_that_is_under_way_is_waited_for_before_users_see_the_page():
 
 @pytest.mark.parametrize("given", ["", "r1; id", "r1 -e shiftmaster_git_url=x", "r1\nid", "$(id)", "-e"])
 def test_a_command_that_a_person_shall_type_holds_nothing_else_of_another_host(given):
-    tasks = yaml.safe_load((Path(__file__).parents[2] / "playbooks/tasks/restore_here.yml").read_text())
+    tasks = yaml.safe_load((Path(__file__).parents[2] / "roles/restore/tasks/in_place.yml").read_text())
     (task,) = [one for task in tasks for one in task.get("block", ()) if "Leave the page up" in one["name"]]
 
     def message(version, name):

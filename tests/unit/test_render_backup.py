@@ -201,20 +201,18 @@ def test_the_host_of_the_copy_outside_is_known_by_its_port(tmp_path):
     assert text.strip() == "[offsite.example.jp]:2222 ssh-ed25519 AAAA"
 
 
-PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks" / "templates"
-
-
 def test_what_health_finds_becomes_figures():
     checks = [{"name": name, "status": name} for name in ("healthy", "warning", "critical", "unknown")]
-    text = render(
-        "backup", PLAYBOOKS / "health.prom.j2", __health_host={"report": {"checks": checks}}, now=datetime.datetime.now
-    )
+    text = render("health", "health.prom.j2", __health_host={"report": {"checks": checks}}, now=datetime.datetime.now)
     figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert figures.pop("shiftmaster_health_check_last_run_timestamp_seconds").isdigit()
     assert figures == {
         'shiftmaster_health_check_status{check="%s"}' % name: value
         for name, value in {"healthy": "0", "warning": "1", "critical": "2", "unknown": "2"}.items()
     }
+
+
+CRON = Path(__file__).resolve().parents[2] / "roles/schedule/templates"
 
 
 def test_environments_on_one_machine_do_not_lock_each_other_out():
@@ -230,7 +228,7 @@ def test_environments_on_one_machine_do_not_lock_each_other_out():
     }  # fmt: skip
 
     def lines(template, environment):
-        text = render("backup", PLAYBOOKS / template, schedule_environment=environment, **common)
+        text = render("backup", CRON / template, schedule_environment=environment, **common)
         assert "ANSIBLE_VAULT_PASSWORD_FILE=/etc/vault\n" in text
         return [line for line in text.splitlines() if " root cd " in line]
 

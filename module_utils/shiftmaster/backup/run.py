@@ -18,7 +18,20 @@ from ..host.sql import COUNT_MIGRATIONS
 from . import archive, catalogue, plan, proof, report, sandbox, verdicts
 from . import manifest as manifests
 from .files import Restic, ask_lock, names_of_parts, part_of, pulled, sha256, sources
-from .host import POSTGRES, RUN, BackupError, Host, alone, deploy_of, make_folder, parsed, plain, read_lock, said_of
+from .host import (
+    LOCK_WAIT_SECONDS,
+    POSTGRES,
+    RUN,
+    BackupError,
+    Host,
+    alone,
+    deploy_of,
+    make_folder,
+    parsed,
+    plain,
+    read_lock,
+    said_of,
+)
 from .offsite import Offsite, fetched_at
 from .prune import prune
 
@@ -436,7 +449,8 @@ class Run:
                 self.host.run(
                     "pg_dump of %s" % name,
                     os.path.join(self.host.bin, "pg_dump"), "--no-password", "--format=directory",
-                    "--compress=%s" % compression, jobs, "--lock-wait-timeout=60s", "--file", dump, name,
+                    "--compress=%s" % compression, jobs, "--lock-wait-timeout=%ds" % LOCK_WAIT_SECONDS,
+                    "--file", dump, name,
                     env=self.host.environment(name),
                 )  # fmt: skip
                 for folder, _folders, files in os.walk(dump):
