@@ -98,6 +98,12 @@ def test_pgbackrests_server_has_no_way_out_by_proc():
         assert "RemoveIPC" not in unit
 
 
+def test_pgbackrests_server_makes_no_links_that_others_follow():
+    """pgbackrest expire, outside of the unit, would empty a directory that the archive leads to."""
+    for unit in (server(**REMOTE), server(backup_keeper=False, backup_tls_peer="keeper")):
+        assert {"~symlink", "symlinkat", "mknod", "mknodat", "io_uring_setup"} <= set(unit["SystemCallFilter"])
+
+
 def test_pgbackrests_server_fills_nothing_of_its_host():
     for unit in (server(**REMOTE), server(backup_keeper=False, backup_tls_peer="keeper")):
         mounted = {value.split(":")[0]: value.split(":")[1].split(",") for value in unit["TemporaryFileSystem"]}
