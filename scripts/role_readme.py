@@ -58,16 +58,17 @@ def rows(options: dict[str, Any], prefix: str = "") -> list[str]:
     return lines
 
 
-def example(role: str, options: dict[str, Any]) -> list[str]:
+def example(role: str, entry: str, options: dict[str, Any]) -> list[str]:
     required = [name for name, option in options.items() if option.get("required")]
-    lines = ["```yaml", "- hosts: all", "  become: true", "  roles:"]
-    if not required:
-        return [*lines, f"    - role: {role}", "```"]
-    lines += [f"    - role: {role}", "      vars:"]
+    lines = ["```yaml", "- hosts: all", "  become: true", "  roles:", f"    - role: {role}"]
+    if entry != "main":
+        lines = ["```yaml", "- ansible.builtin.import_role:", f"    name: {role}", f"    tasks_from: {entry}"]
+    indent = " " * 6 if entry == "main" else "  "
+    lines += [f"{indent}vars:"] if required else []
     for name in required:
         kind = options[name].get("type", "str")
         shape = {"list": "[…]", "dict": "{…}"}.get(kind, "…")
-        lines.append(f"        {name}: {shape}")
+        lines.append(f"{indent}  {name}: {shape}")
     return [*lines, "```"]
 
 
@@ -77,17 +78,17 @@ def render(role: str, specs: dict[str, Any]) -> str:
         "",
         "<!-- Written by scripts/role_readme.py from meta/argument_specs.yml: change that, then `make readme`. -->",
     ]
-    for entry, spec in specs["argument_specs"].items():
+    for number, (entry, spec) in enumerate(specs["argument_specs"].items()):
         options = spec.get("options") or {}
-        if entry == "main":
+        if number == 0:
             lines += ["", *(f"{line}\n" for line in sentences(spec["short_description"]))]
         else:
             lines += ["", f"## Tasks `{entry}`", "", *(f"{line}\n" for line in sentences(spec["short_description"]))]
         lines += [f"{line}\n" for line in sentences(spec.get("description"))]
-        if entry == "main":
-            lines += ["## Example", "", *example(role, options), ""]
+        if number == 0:
+            lines += ["## Example", "", *example(role, entry, options), ""]
         if options:
-            lines += ["## Variables" if entry == "main" else "Variables:", ""]
+            lines += ["## Variables" if number == 0 else "Variables:", ""]
             lines += ["| variable | type | default | what it is for |", "|---|---|---|---|", *rows(options)]
     return "\n".join(lines).rstrip("\n") + "\n"
 

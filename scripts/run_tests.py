@@ -224,6 +224,9 @@ def environment(step: Step) -> dict[str, str]:
         "SHIFTMASTER_PROOFS": "sample" if sys.argv[1:2] == ["test"] else "all",
         "MOLECULE_COMMAND_BORDERS": "false",
         "ANSIBLE_NOCOLOR": "1",
+        # The log of a step is complete.
+        "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
+        "ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.profile_tasks,loaded_plugins",
         "NO_COLOR": "1",
         "PY_COLORS": "0",
         "PYTHONUNBUFFERED": "1",

@@ -90,13 +90,17 @@ def _block(reader) -> list:
             found.append(("if", branches))
         else:
             reader.next("{")
-            options = []
-            while not reader.take("}"):
-                name = reader.next()[1]
-                reader.next("=>")
-                options.append((name, _value(reader)))
-            found.append((word, options))
+            found.append((word, _options(reader)))
     return found
+
+
+def _options(reader) -> list:
+    options = []
+    while not reader.take("}"):
+        name = reader.next()[1]
+        reader.next("=>")
+        options.append((name, _value(reader)))
+    return options
 
 
 def _value(reader):
@@ -112,7 +116,8 @@ def _value(reader):
     if text in ("true", "false"):
         return text == "true"
     if kind == "word":
-        return text
+        # A plugin in the place of a value: a codec with its options.
+        return {text: dict(_options(reader))} if reader.take("{") else text
     if text == "[":
         found = []
         while not reader.take("]"):
@@ -255,6 +260,10 @@ class Pipeline:
 
     def run(self, event: dict) -> Event:
         event = Event(copy.deepcopy(event))
+        # The default codec keeps the line as it came, since pipeline.ecs_compatibility is v8.
+        codec = dict(self.sections["input"][0][1]).get("codec", {"plain": {}})["plain"]
+        if codec.get("ecs_compatibility") != "disabled" and not event.has("[event][original]"):
+            event.set_field("[event][original]", event.get_field("message"))
         self._block(self.sections["filter"], event)
         return event
 

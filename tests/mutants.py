@@ -38,7 +38,7 @@ LEAST = 0.9
 MODULES = (
     "backup.files backup.manifest backup.prune backup.restore backup.retention backup.wal diagnosis.logs "
     "health.checks host.safe_files monitoring.kpi nginx_tree release.cutover release.lock release.migrations "
-    "release.releases release.state release.watch service_config shiftmaster_release shiftmaster_tree"
+    "release.releases release.state release.watch service_config shiftmaster_release managed_files"
 ).split()
 COMPARISONS = {
     "==": "!=", "!=": "==", "<": "<=", "<=": "<", ">": ">=", ">=": ">", "is": "is not", "is not": "is", "in": "not in",

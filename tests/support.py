@@ -19,6 +19,8 @@ import pytest
 SAMPLE_SCENARIO = Path(os.environ.get("MOLECULE_SCENARIO_DIRECTORY", "")).name.startswith("sample-")
 SAMPLE = SAMPLE_SCENARIO or os.environ.get("SHIFTMASTER_PROOFS") == "sample"
 ROOT = Path(__file__).resolve().parent.parent
+# Tests read Ansible's own output, and logs of tests are complete.
+os.environ.setdefault("ANSIBLE_STDOUT_CALLBACK", "ansible.builtin.default")
 # Secrets, authorities and the packed application of all scenarios: images made by one are used by the others.
 SCENARIO_HOME = ROOT / ".cache" / "scenario"
 REPOSITORY = SCENARIO_HOME / "shiftmaster.git"

@@ -65,7 +65,10 @@ options:
     elements: dict
     required: true
   workflows:
-    description: Workflows with C(name), C(description) and C(nodes).
+    description:
+      - Workflows with C(name), C(description), C(nodes), C(survey) (names of questions that jobs of its nodes ask) and
+        C(options). A node has C(id), C(job) or C(approval) (what is asked of a person), C(values), C(success),
+        C(failure) and C(always).
     type: list
     elements: dict
     default: []
@@ -77,10 +80,16 @@ options:
     elements: dict
     default: []
   teams:
-    description: Teams with C(name), C(jobs) and C(workflows), which their members may start.
+    description:
+      - Teams with C(name), C(jobs) and C(workflows), which their members may start, and C(approves), workflows whose
+        approvals they may give. Of other jobs and workflows that are named here, they lose these rights.
     type: list
     elements: dict
     default: []
+  removed:
+    description: Names by C(job_template), C(workflow_job_template), C(schedule) and C(team) that are removed from AWX.
+    type: dict
+    default: {}
 author: ShiftMaster operations
 attributes:
   check_mode:
@@ -149,6 +158,8 @@ KINDS = (
     "role",
 )
 PLAIN = KINDS[1:8]
+# What can be removed, and where its names are among the words.
+REMOVABLE = {"job_template": "jobs", "workflow_job_template": "workflows", "schedule": "schedules", "team": "teams"}
 # Options that name an object of ours, and of which kind that is. A list is read as several.
 REFERENCES = {
     "inventory": "inventory",
@@ -156,6 +167,10 @@ REFERENCES = {
     "source_project": "project",
     "execution_environment": "execution_environment",
     "credentials": "credential",
+    "notification_templates_started": "notification_template",
+    "notification_templates_success": "notification_template",
+    "notification_templates_error": "notification_template",
+    "notification_templates_approvals": "notification_template",
 }
 # AWX's own types of credentials that are in use here; they have no prefix.
 BUILT_IN_TYPES = ("Vault", "Machine", "Source Control")
@@ -174,7 +189,8 @@ def named(params, name):
 
 def with_prefix(params, kind, item):
     """The options of a plain object, with the names as AWX has them."""
-    made = {name: value for name, value in item.items() if name != "wanted" and value != ""}
+    # An empty kind is a plain inventory's: without it, the module changes it in each run.
+    made = {name: value for name, value in item.items() if name != "wanted" and (value != "" or name == "kind")}
     made["name"] = named(params, item["name"])
     if kind != "credential_type":
         made["organization"] = params["organization"]
@@ -225,19 +241,44 @@ def survey(params, job):
 
 
 def job_template(params, job, notifications):
-    made = dict(params["job_defaults"], **job.get("options") or {})
+    made = {**params["job_defaults"], "notification_templates_error": notifications, **(job.get("options") or {})}
     made.update(
         name=named(params, job["name"]),
         description=job["description"],
         organization=params["organization"],
         playbook=job["playbook"],
         extra_vars=dict(params["job_variables"], **job.get("variables") or {}),
-        notification_templates_error=notifications,
     )
     made["survey_enabled"] = bool(job.get("survey"))
     if job.get("survey"):
         made["survey_spec"] = survey(params, job)
     return refer(params, made)
+
+
+def questions_of(params, workflow):
+    """{name: (question, job)}: what the jobs of its nodes ask."""
+    jobs = {job["name"]: job for job in params["jobs"]}
+    there = [jobs[node["job"]] for node in workflow["nodes"] if node.get("job") in jobs]
+    return {asked["name"]: (asked, job) for job in there for asked in job.get("survey") or []}
+
+
+def workflow_template(params, workflow, notifications):
+    made = {
+        "name": named(params, workflow["name"]),
+        "description": workflow["description"],
+        "organization": params["organization"],
+        "allow_simultaneous": False,
+        "notification_templates_error": notifications,
+        "notification_templates_approvals": notifications,
+        "survey_enabled": bool(workflow.get("survey")),
+    }
+    if workflow.get("survey"):
+        found, spec = questions_of(params, workflow), []
+        for name in workflow["survey"]:
+            asked, job = found[name]
+            spec.append(question(asked, params["run_options"][stem(job["playbook"])][name], params["language"]))
+        made["survey_spec"] = {"name": made["name"], "description": "", "spec": spec}
+    return refer(params, dict(made, **workflow.get("options") or {}))
 
 
 def workflow_nodes(params, workflow):
@@ -252,9 +293,12 @@ def workflow_nodes(params, workflow):
             "workflow_job_template": named(params, workflow["name"]),
             "organization": params["organization"],
             "identifier": node["id"],
-            "unified_job_template": named(params, node["job"]),
-            "lookup_organization": params["organization"],
         }
+        if node.get("approval"):
+            options["approval_node"] = {"name": node["id"], "description": node["approval"], "timeout": 0}
+        else:
+            options["unified_job_template"] = named(params, node["job"])
+            options["lookup_organization"] = params["organization"]
         if node.get("values"):
             options["extra_data"] = node["values"]
         options.update({"%s_nodes" % link: node[link] for link in LINKS if node.get(link)})
@@ -280,15 +324,24 @@ def schedule(params, wish):
 
 
 def rights(params, team):
-    """What a team may: start what is named, and nothing else."""
-    made = {
-        "teams": [named(params, team["name"])],
-        "role": "execute",
-        "lookup_organization": params["organization"],
-        "job_templates": [named(params, job) for job in team.get("jobs") or []],
-    }
-    if team.get("workflows"):
-        made["workflows"] = [named(params, workflow) for workflow in team["workflows"]]
+    """What a team may: start and approve what is named, and nothing else of what is here."""
+    every = {kind: [item["name"] for item in params[kind]] for kind in ("jobs", "workflows")}
+    made = []
+    for role, words in (
+        ("execute", {"jobs": "jobs", "workflows": "workflows"}),
+        ("approval", {"workflows": "approves"}),
+    ):
+        for state in ("present", "absent"):
+            right = {"teams": [named(params, team["name"])], "role": role, "state": state}
+            right["lookup_organization"] = params["organization"]
+            for kind, word in words.items():
+                given = team.get(word) or []
+                names = given if state == "present" else [name for name in every[kind] if name not in given]
+                if names:
+                    option = "job_templates" if kind == "jobs" else "workflows"
+                    right[option] = [named(params, name) for name in names]
+            if "job_templates" in right or "workflows" in right:
+                made.append(right)
     return made
 
 
@@ -302,23 +355,19 @@ def objects(params):
     made["organization"] = [{"name": params["organization"]}]
     for kind in PLAIN:
         made[kind] = [with_prefix(params, kind, item) for item in wanted(params, kind)]
-    notifications = [item["name"] for item in made["notification_template"]]
+    notifications = [item["name"] for item in wanted(params, "notification_template")]
     made["job_template"] = [job_template(params, job, notifications) for job in params["jobs"]]
     for workflow in params["workflows"]:
-        made["workflow_job_template"].append(
-            {
-                "name": named(params, workflow["name"]),
-                "description": workflow["description"],
-                "organization": params["organization"],
-                "allow_simultaneous": False,
-                "notification_templates_error": notifications,
-            }
-        )
+        made["workflow_job_template"].append(workflow_template(params, workflow, notifications))
         made["workflow_job_template_node"] += workflow_nodes(params, workflow)
     made["schedule"] = [schedule(params, wish) for wish in params["schedules"]]
     for team in params["teams"]:
         made["team"].append({"name": named(params, team["name"]), "organization": params["organization"]})
-        made["role"].append(rights(params, team))
+        made["role"] += rights(params, team)
+    for kind in REMOVABLE:
+        for name in params["removed"].get(kind) or []:
+            gone = {"name": named(params, name), "state": "absent"}
+            made[kind].append(gone if kind == "schedule" else dict(gone, organization=params["organization"]))
     return made
 
 
@@ -338,8 +387,13 @@ def name_problems(params):
     )
     for kind, there in names.items():
         found += ["%s: %s is there twice" % (kind, name) for name in twice(there)]
+    for kind, word in REMOVABLE.items():
+        there = [name for name in params["removed"].get(kind) or [] if name in names[word]]
+        found += ["%s: %s is to be removed and is there" % (kind, name) for name in there]
+    found += ["removed: nothing removes a %s" % kind for kind in params["removed"] if kind not in REMOVABLE]
     holders = [(kind, item) for kind in PLAIN for item in wanted(params, kind)]
     holders += [("job %s" % job["name"], job.get("options") or {}) for job in params["jobs"]]
+    holders += [("workflow %s" % item["name"], item.get("options") or {}) for item in params["workflows"]]
     for title, item in holders + [("job_defaults", params["job_defaults"])]:
         for option, kind in REFERENCES.items():
             said = item.get(option, [])
@@ -355,7 +409,7 @@ def name_problems(params):
             for one in [item.get("job")] + (item.get("jobs") or []):
                 if one is not None and one not in names["jobs"]:
                     found.append("%s: %s: there is no job %s" % (kind, item["name"], one))
-            for one in [item.get("workflow")] + (item.get("workflows") or []):
+            for one in [item.get("workflow")] + (item.get("workflows") or []) + (item.get("approves") or []):
                 if one is not None and one not in names["workflows"]:
                     found.append("%s: %s: there is no workflow %s" % (kind, item["name"], one))
     return found
@@ -387,7 +441,15 @@ def workflow_problems(params, workflow):
     found, nodes = [], {node["id"]: node for node in workflow["nodes"]}
     found += ["node %s is there twice" % name for name in twice([node["id"] for node in workflow["nodes"]])]
     jobs = [job["name"] for job in params["jobs"]]
-    found += ["there is no job %s" % node["job"] for node in workflow["nodes"] if node["job"] not in jobs]
+    found += [
+        "node %s names one job or one approval" % node["id"]
+        for node in workflow["nodes"]
+        if bool(node.get("job")) == bool(node.get("approval"))
+    ]
+    names = [node["job"] for node in workflow["nodes"] if node.get("job")]
+    found += ["there is no job %s" % name for name in names if name not in jobs]
+    asked = questions_of(params, workflow)
+    found += ["no node asks for %s" % name for name in workflow.get("survey") or [] if name not in asked]
     behind = {name: [one for link in LINKS for one in node.get(link) or []] for name, node in nodes.items()}
     found += ["there is no node %s" % one for names in behind.values() for one in names if one not in nodes]
     # What names none that is left is taken away, until nothing is left or everything names something.
@@ -405,15 +467,20 @@ def schedule_problems(params, wish):
     found += rrules.wish_problems(wish) or rrules.problems(rrules.build(wish, params["timezone"]))
     jobs = {job["name"]: job for job in params["jobs"]}
     found += unanswered(jobs.get(wish.get("job")), wish.get("values") or {})
+    surveyed = {workflow["name"] for workflow in params["workflows"] if workflow.get("survey")}
+    if wish.get("workflow") in surveyed:
+        found.append("workflow %s has a survey that nobody answers" % wish["workflow"])
     return ["schedule %s: %s" % (wish["name"], sentence) for sentence in found]
 
 
-def unanswered(job, values):
-    """What a job without anybody in front of it is asked and not told, or told and not asked."""
+def unanswered(job, values, survey=()):
+    """What a job without anybody in front of it is asked and not told, or told and not asked.
+
+    A workflow hands the answers of its own survey to each of its jobs."""
     if job is None:
         return ["it has values and no job that asks for them"] if values else []
     asked = [one["name"] for one in job.get("survey") or []]
-    return ["%s is not answered" % name for name in asked if name not in values] + [
+    return ["%s is not answered" % name for name in asked if name not in values and name not in survey] + [
         "%s is not asked for by job %s, so AWX would leave it out" % (name, job["name"])
         for name in values
         if name not in asked
@@ -425,7 +492,7 @@ def node_problems(params, workflow):
     return [
         "workflow %s: node %s: %s" % (workflow["name"], node["id"], sentence)
         for node in workflow["nodes"]
-        for sentence in unanswered(jobs.get(node["job"]), node.get("values") or {})
+        for sentence in unanswered(jobs.get(node.get("job")), node.get("values") or {}, workflow.get("survey") or [])
     ]
 
 
@@ -477,9 +544,8 @@ def given(params):
         found.append(("schedule %s" % wish["name"], jobs.get(wish.get("job")), wish.get("values")))
     for workflow in params["workflows"]:
         for node in workflow["nodes"]:
-            found.append(
-                ("workflow %s, node %s" % (workflow["name"], node["id"]), jobs[node["job"]], node.get("values"))
-            )
+            title = "workflow %s, node %s" % (workflow["name"], node["id"])
+            found.append((title, jobs.get(node.get("job")), node.get("values")))
     return [
         {"title": title, "playbook": stem(job["playbook"]), "values": values}
         for title, job, values in found
@@ -514,6 +580,7 @@ def argument_spec():
         "workflows": {"type": "list", "elements": "dict", "default": []},
         "schedules": {"type": "list", "elements": "dict", "default": []},
         "teams": {"type": "list", "elements": "dict", "default": []},
+        "removed": {"type": "dict", "default": {}},
     }
 
 

@@ -12,6 +12,7 @@ short_description: Keep what an Elasticsearch holds beside documents
 description:
   - Waits until the cluster is well, so that nodes that are changed one after the other never are two. Well is green;
     while nodes are missing that are still to come (O(all_nodes)) it is yellow too, since copies have no place yet.
+    On a single node replicas of indices that are not C(logs-shiftmaster.*) do not count.
   - Lifecycle policies, index templates, component templates, snapshot repositories and cluster settings are compared
     with what is there, and written where something of them is missing or different. What is there besides stays.
   - Data streams are created where they are not there, since the user that writes may not create any.
@@ -139,8 +140,9 @@ status:
 
 import time
 
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, quoted, said
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
-from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, Api, Failed, NoAnswer, lacks, quoted, said
+from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, cluster_health, lacks
 
 # What is compared: where it is asked for, how it is found in the answer, and what it is called.
 KINDS = {
@@ -217,23 +219,21 @@ class Instance:
         deadline = began + self.p["timeout_seconds"]
         while True:
             try:
-                status, answer = self.api.ask("/_cluster/health")
-                if status in (401, 403) and (self.module.check_mode or time.monotonic() >= began + REREAD_SECONDS):
-                    raise Failed("%s cannot log in: %s" % (self.p["user"], said(answer)))
-                if status == 200 and (
-                    restartable(answer) if before_restart else well(answer, self.p["nodes"], self.p["all_nodes"])
-                ):
-                    return answer
-                what = (
-                    "it is %s with %d nodes" % (answer["status"], answer["number_of_nodes"])
-                    if status == 200
-                    else said(answer)
-                )
+                health = cluster_health(self.api)
+                if restartable(health) if before_restart else well(health, self.p["nodes"], self.p["all_nodes"]):
+                    return health
+                what = "it is %s with %d nodes" % (health["status"], health["number_of_nodes"])
             except NoAnswer as error:
                 if before_restart:
                     return {}
                 if self.module.check_mode:
                     raise
+                what = str(error)
+            except Failed as error:
+                if error.status in (401, 403) and (
+                    self.module.check_mode or time.monotonic() >= began + REREAD_SECONDS
+                ):
+                    raise Failed("%s cannot log in: %s" % (self.p["user"], error))
                 what = str(error)
             if time.monotonic() >= deadline or self.module.check_mode:
                 wanted = (

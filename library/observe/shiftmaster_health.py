@@ -30,6 +30,8 @@ options:
       kind:
         description:
           - V(http) gets a URL, over TCP, TLS or a unix socket; thresholds are the latency in milliseconds.
+          - V(pages) gets O(checks[].pages) from O(checks[].url) as users do, and counts the failed requests of the last
+            5 minutes in O(checks[].access_log).
           - V(deep_health) asks the application's own deep health endpoint, and judges its parts.
           - V(migrations) asks that endpoint whether the database has every migration of the live release.
           - V(tcp) opens a connection.
@@ -48,8 +50,8 @@ options:
           - V(maintenance) looks at the maintenance page alone, for hosts that have no release.
         type: str
         required: true
-        choices: [http, deep_health, migrations, tcp, postgres, redis, celery, systemd, disk, memory, certificate,
-          clock, release, maintenance]
+        choices: [http, pages, deep_health, migrations, tcp, postgres, redis, celery, systemd, disk, memory,
+          certificate, clock, release, maintenance]
       timeout_seconds:
         description: The limit of one attempt. The default is 30 for V(celery), and 10 for all others.
         type: float
@@ -107,6 +109,14 @@ options:
         type: list
         elements: int
         default: [200]
+      pages:
+        description: For V(pages), the paths. The default is C(/).
+        type: list
+        elements: str
+        default: []
+      access_log:
+        description: For V(pages), nginx's JSON access log.
+        type: path
       body_contains:
         description: A text that the answer must contain in its first 64 KiB.
         type: str
@@ -513,6 +523,8 @@ CHECK_OPTIONS = {
     "host_header": _TEXT,
     "headers": {"type": "dict"},
     "expected_status": {"type": "list", "elements": "int", "default": [200]},
+    "pages": _TEXTS,
+    "access_log": _PATH,
     "body_contains": _TEXT,
     "validate_certs": {"type": "bool", "default": True},
     "ca_file": _PATH,
@@ -550,6 +562,7 @@ def argument_spec() -> dict:
             "options": CHECK_OPTIONS,
             "required_if": [
                 ("kind", "http", ("url",)),
+                ("kind", "pages", ("url",)),
                 ("kind", "tcp", ("port", "socket"), True),
                 ("kind", "systemd", ("units",)),
                 ("kind", "certificate", ("file", "url"), True),

@@ -428,7 +428,7 @@ from ansible.module_utils.shiftmaster.release.cutover import Cutover, CutoverErr
 from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.release.migrations import classify_tree
 from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCodeError
-from ansible.module_utils.shiftmaster.release.state import State, StateError, audit, exclusive
+from ansible.module_utils.shiftmaster.release.state import State, StateError, audit, epoch, exclusive, last_switch
 from ansible.module_utils.shiftmaster.release.watch import watch
 
 
@@ -489,6 +489,7 @@ class Operation:
                 "fleet": params["fleet"],
                 "health_path": params["health"]["path"],
                 "health_host": params["health"]["host"],
+                "watch_paths": params["watch"]["paths"],
                 "gate_attempts": params["health"]["attempts"],
                 "gate_delay_seconds": params["health"]["delay_seconds"],
                 "gate_timeout_seconds": params["health"]["timeout_seconds"],
@@ -768,7 +769,10 @@ class Operation:
             return self.result(notes=unjudged, **nothing)
         cutover = self.cutover()
         cutover.note_log()
-        verdict = watch(dict(self.params["watch"], host=self.params["health"]["host"]))
+        # The version before, without what an earlier attempt failed with.
+        alone_since, switched = last_switch(self.layout) or (0.0, epoch(transition["since"]))
+        before = (alone_since, min(switched, epoch(transition["since"])))
+        verdict = watch(dict(self.params["watch"], host=self.params["health"]["host"], before=before))
         by_traffic = bool(verdict.breach)
         if not by_traffic:
             verdict = verdict._replace(breach=cutover.worker_problem())

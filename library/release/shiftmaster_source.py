@@ -31,6 +31,12 @@ options:
         which of the two is meant.
     type: str
     required: true
+  published:
+    description:
+      - Whether a commit is rejected that no branch or tag leads to. Many servers of git have commits of everybody under
+        their address, as those of pull requests; for a version that another host has named.
+    type: bool
+    default: false
   cache_dir:
     description: Folder of mirrors and archives; each repository has one of its own in it.
     type: path
@@ -595,9 +601,12 @@ class Mirror:
                 and version not in tags
                 and version not in branches
                 and not self.commits(digits)
+                and not self.published
             ):
                 self.fetch_commit(digits)
         kind, found, notes = choose(version, *names_of(self.listing()), self.commits)
+        if self.published and not self.git.text("for-each-ref", "--count=1", "--contains", found):
+            raise SourceError("no branch or tag of the repository leads to the commit %s" % version)
         try:
             return kind, self.git.text("rev-parse", "--verify", "--quiet", found + "^{commit}").strip(), notes, fetched
         except Failed:
@@ -779,14 +788,11 @@ def _write(path, data):
 
 
 def _sha256(path):
-    digest = hashlib.sha256()
     try:
         with open(path, "rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         return None
-    return digest.hexdigest()
 
 
 def check_git():
@@ -843,6 +849,7 @@ def run(address, params):
         raise SourceError("no version was given")
     check_git()
     mirror = Mirror(address, params["cache_dir"], time.monotonic() + params["timeout_seconds"])
+    mirror.published = params["published"]
     with mirror.exclusive():
         try:
             try:
@@ -860,6 +867,7 @@ def main():
             # As a secret it stays out of the system's log; below, only the secret part of it is kept hidden.
             "repository": {"type": "str", "required": True, "no_log": True},
             "version": {"type": "str", "required": True},
+            "published": {"type": "bool", "default": False},
             "cache_dir": {"type": "path", "default": "~/.cache/shiftmaster-ops"},
             "archive": {"type": "bool", "default": False},
             "exclude": {"type": "list", "elements": "str", "default": []},

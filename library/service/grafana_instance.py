@@ -121,69 +121,10 @@ version:
   type: str
 """
 
-import base64
-import json
-import ssl
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, quoted, said
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
-
-
-class Failed(Exception):
-    """str() says what did not hold."""
-
-
-class NoAnswer(Failed):
-    """Nobody answered at all."""
-
-
-class Api:
-    def __init__(self, url, ca_file=None, timeout=15):
-        self.url, self.timeout = url.rstrip("/"), timeout
-        try:
-            context = ssl.create_default_context(cafile=ca_file) if url.startswith("https:") else None
-        except OSError as error:
-            # On a host that is still empty the authority is not there either.
-            raise NoAnswer("%s: %s" % (ca_file, error))
-        handlers = [urllib.request.ProxyHandler({})]
-        if context:
-            handlers.append(urllib.request.HTTPSHandler(context=context))
-        self.opener = urllib.request.build_opener(*handlers)
-
-    def ask(self, path, login=None, method="GET", body=None):
-        """(status, answer as JSON or text). login: (user, password)."""
-        request = urllib.request.Request(self.url + path, method=method)
-        request.add_header("Accept", "application/json")
-        if login:
-            token = base64.b64encode(("%s:%s" % login).encode("utf-8")).decode("ascii")
-            request.add_header("Authorization", "Basic " + token)
-        if body is not None:
-            request.data = json.dumps(body).encode("utf-8")
-            request.add_header("Content-Type", "application/json")
-        try:
-            with self.opener.open(request, timeout=self.timeout) as answer:
-                return answer.status, decoded(answer.read())
-        except urllib.error.HTTPError as error:
-            return error.code, decoded(error.read())
-        except (OSError, ssl.SSLError) as error:
-            raise NoAnswer("%s%s: %s" % (self.url, path, getattr(error, "reason", error)))
-
-
-def decoded(data):
-    text = data.decode("utf-8", "replace")
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def said(answer):
-    """What Grafana says of an error, in a line."""
-    text = answer.get("message") or answer.get("status") or "" if isinstance(answer, dict) else str(answer)
-    return " ".join(str(text).split())[:200]
 
 
 def plan(present, wanted, admin, prune):
@@ -225,34 +166,31 @@ def sentence(step):
 class Instance:
     def __init__(self, module):
         self.module, self.p = module, module.params
-        self.api = Api(self.p["url"], self.p["ca_file"])
+        self.api = Api(self.p["url"], self.p["ca_file"], timeout=15)
         self.admin = (self.p["admin_user"], self.p["admin_password"])
         self.done = []
 
     def call(self, path, method="GET", body=None, fine=(200,)):
-        status, answer = self.api.ask(path, self.admin, method, body)
-        if status not in fine:
-            raise Failed("%s %s answers %s: %s" % (method, path, status, said(answer)))
-        return answer
+        return self.api.call(path, method, body, fine, login=self.admin)
 
     # -- users ------------------------------------------------------------------------------------------------
     def log_in(self):
         """Find the password that the administrator has, and make it the one that is wanted."""
         user, wanted = self.admin
-        status, answer = self.api.ask("/api/user", self.admin)
+        status, answer = self.api.ask("/api/user", login=self.admin)
         if status == 200:
             return
         for old in self.p["admin_previous_passwords"]:
             if status != 401:
                 break
-            status, answer = self.api.ask("/api/user", (user, old))
+            status, answer = self.api.ask("/api/user", login=(user, old))
             if status == 200:
                 self.done.append("user %s: another password" % user)
                 if self.module.check_mode:
                     self.admin = (user, old)
                     return
                 body = {"oldPassword": old, "newPassword": wanted, "confirmNew": wanted}
-                status, answer = self.api.ask("/api/user/password", (user, old), "PUT", body)
+                status, answer = self.api.ask("/api/user/password", "PUT", body, login=(user, old))
                 if status != 200:
                     raise Failed("Grafana refuses the administrator's new password: %s" % said(answer))
                 return
@@ -280,7 +218,7 @@ class Instance:
         created = {login for action, login, _figure in steps if action == "create"}
         users = {user["login"]: user for user in self.p["users"]}
         for login, user in users.items():
-            if login not in created and self.api.ask("/api/user", (login, user["password"]))[0] != 200:
+            if login not in created and self.api.ask("/api/user", login=(login, user["password"]))[0] != 200:
                 steps.append(("password", login, ""))
         self.done += [sentence(step) for step in steps]
         if self.module.check_mode:
@@ -311,11 +249,11 @@ class Instance:
         """What Grafana does not serve yet of what was provisioned."""
         found = []
         for uid in self.p["data_sources"]:
-            status, answer = self.api.ask("/api/datasources/uid/%s/health" % quoted(uid), self.admin)
+            status, answer = self.api.ask("/api/datasources/uid/%s/health" % quoted(uid), login=self.admin)
             if status != 200 or not isinstance(answer, dict) or answer.get("status") != "OK":
                 found.append("data source %s is not well (%s: %s)" % (uid, status, said(answer)))
         for uid, title in sorted(self.p["dashboards"].items()):
-            status, answer = self.api.ask("/api/dashboards/uid/%s" % quoted(uid), self.admin)
+            status, answer = self.api.ask("/api/dashboards/uid/%s" % quoted(uid), login=self.admin)
             if status != 200:
                 found.append("dashboard %s is not there (%s)" % (uid, status))
             elif not answer["meta"].get("provisioned"):
@@ -326,7 +264,7 @@ class Instance:
             listed = self.call("/api/search?type=dash-db&limit=5000&folderUIDs=%s" % quoted(self.p["folder_uid"]))
             # What people made there by hand stays theirs.
             for uid in sorted({item["uid"] for item in listed} - set(self.p["dashboards"])):
-                status, answer = self.api.ask("/api/dashboards/uid/%s" % quoted(uid), self.admin)
+                status, answer = self.api.ask("/api/dashboards/uid/%s" % quoted(uid), login=self.admin)
                 if status == 200 and answer["meta"].get("provisioned"):
                     found.append("dashboard %s is still there" % uid)
         return found
@@ -354,10 +292,6 @@ class Instance:
         if not self.module.check_mode:
             self.prove()
         return health.get("version", "")
-
-
-def quoted(text):
-    return urllib.parse.quote(text, safe="")
 
 
 def argument_spec():

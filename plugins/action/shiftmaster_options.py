@@ -3,8 +3,8 @@
 Runs on the controller only, so a bad value is refused before a host is asked. Options:
 
     options   {name: {choices, several, pattern, like, needed, begun, directory}}, as in group_vars/all/options.yml
-    values    {name: value}; without it, the run's variables of these names, and the names themselves are judged:
-              fail_on for diagnose_fail_on would be passed over without a word
+    values    {name: value}; without it, the run's variables of these names
+    playbook  its name: an option without or with that prefix (fail_on for diagnose_fail_on) is rejected
 
 Fails with one sentence for each value that is refused. A value that is absent is not judged, an empty one only where
 the option is needed.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import os
 import re
 from pathlib import Path
 
@@ -101,8 +100,7 @@ class ActionModule(ActionBase):
         if values is None:
             # What is not asked for is not templated: a run's variables hold secrets.
             values = {name: self._templar.template(task_vars[name]) for name in options if name in task_vars}
-            playbook = os.path.basename(self._task.get_path() or "").partition(".")[0]
-            problems = misnamed(options, load_extra_vars(self._loader), playbook)
+            problems = misnamed(options, load_extra_vars(self._loader), self._task.args["playbook"])
         else:
             problems = []
         problems += refusals(options, values)

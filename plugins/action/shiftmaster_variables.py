@@ -122,12 +122,9 @@ class ActionModule(ActionBase):
         directories = {}
         problems, expected, specs, defaults = [], set(arguments.get("known") or []), {}, {}
         for role in arguments["roles"]:
-            specs[role] = (
-                (load(roles_path / role / "meta/argument_specs.yml") or {})
-                .get("argument_specs", {})
-                .get("main", {})
-                .get("options", {})
-            )
+            # The first entry point is the role's: "configure" of one without tasks/main.yml.
+            entries = (load(roles_path / role / "meta/argument_specs.yml") or {}).get("argument_specs") or {"": {}}
+            specs[role] = next(iter(entries.values())).get("options", {})
             expected.update(specs[role])
             defaults[role] = dict(
                 load(roles_path / role / "defaults/main.yml") or {}, **load(roles_path / role / "vars/main.yml") or {}

@@ -8,7 +8,11 @@ collection's. As the real ones, for that is what idempotence hangs on:
 - secrets come back as $encrypted$, and count as changed each time, unless update_secrets is false or state is exists
 - a dictionary of an object (inputs) is replaced, not merged; in it $encrypted$ keeps the secret that is stored, and is
   rejected where none is (seen on AWX 24.6.1)
-- in check mode nothing is written
+- in check mode nothing is written; update_project posts, and counts, in check mode too
+- kind of an inventory that is not given differs from the stored '', and is written in each run
+- in check mode a node, a schedule or a right of a template that is not there ends the module
+- service_key of PagerDuty is shown in clear
+- a right is held or not; state absent takes it away, and removes other objects
 
 The file holds the secrets themselves, as AWX's database does; what is compared is what AWX shows.
 """
@@ -37,12 +41,13 @@ REFERENCES = {
     "execution_environment": "execution_environment",
     "credentials": "credential",
     "notification_templates_error": "notification_template",
+    "notification_templates_approvals": "notification_template",
     "workflow_job_template": "workflow_job_template",
     "job_templates": "job_template",
     "workflows": "workflow_job_template",
     "teams": "team",
 }
-SECRETS = ("vault_password", "ssh_key_data", "url", "routing_key", "password", "token", "service_key")
+SECRETS = ("vault_password", "ssh_key_data", "url", "routing_key", "password", "token")
 ENCRYPTED = "$encrypted$"
 
 
@@ -63,6 +68,12 @@ def key_of(options):
     if KIND == "workflow_job_template_node":
         return "%(workflow_job_template)s / %(identifier)s" % options
     return options["name"] if "name" in options else json.dumps(options, sort_keys=True)
+
+
+def rights_of(options):
+    for kind in ("job_templates", "workflows"):
+        for name in options.get(kind) or []:
+            yield "%s / %s / %s / %s" % (options["teams"], options["role"], kind, name)
 
 
 def missing(world, options):
@@ -93,7 +104,8 @@ def stored(old, new):
     if isinstance(new, dict):
         before = old if isinstance(old, dict) else {}
         return {key: stored(before.get(key), inner) for key, inner in new.items()}
-    if new == ENCRYPTED and not old:
+    # Of a channel, an empty one is kept.
+    if new == ENCRYPTED and not old and KIND == "credential":
         raise AnsibleActionFail("400: %s is a reserved keyword" % ENCRYPTED)
     return old if new == ENCRYPTED else new
 
@@ -125,21 +137,41 @@ class ActionModule(ActionBase):
             with open(path, encoding="utf-8") as stream:
                 world = json.load(stream)
         options = {name: value for name, value in params.items() if value is not None and name not in MANNERS}
+        if KIND == "inventory":
+            options.setdefault("kind", None)
         absent = list(missing(world, options))
         if absent:
             raise AnsibleActionFail("Not found: %s" % ", ".join(absent))
         there = world.setdefault(KIND, {}).get(key_of(options))
-        changed = differs(there, options, params)
+        gone = params.get("state") == "absent"
+        held = set(rights_of(options)) if KIND == "role" else set()
+        if KIND == "role":
+            changed = bool(held & set(world[KIND])) if gone else bool(held - set(world[KIND]))
+        elif gone:
+            changed = there is not None
+        else:
+            changed = differs(there, options, params) or bool(check and params.get("update_project"))
         with open(os.path.join(folder, "calls.jsonl"), "a", encoding="utf-8") as stream:
             login = {name: params.get(name) for name in LOGIN}
             call = {"kind": KIND, "options": options, "login": login, "changed": changed, "check": check}
             stream.write(json.dumps(call) + "\n")
         if changed and not check:
-            before = world[KIND].setdefault(key_of(options), {})
-            before.update(stored(before, options))
+            if KIND == "role":
+                for name in held:
+                    world[KIND].pop(name, None) if gone else world[KIND].update({name: {}})
+            elif gone:
+                del world[KIND][key_of(options)]
+            else:
+                before = world[KIND].setdefault(key_of(options), {})
+                before.update(stored(before, options))
+                if KIND == "inventory":
+                    before["kind"] = before["kind"] or ""
             with open(path, "w", encoding="utf-8") as stream:
                 json.dump(world, stream)
         # As a module does: with -vvv its arguments are shown, but for the token, which it marks.
         shown = {**self._task.args, "controller_oauthtoken": "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"}
         result.update(changed=changed, invocation={"module_args": shown})
+        # Also in check mode of what is there.
+        if there is not None or not check:
+            result["id"] = 1
         return result

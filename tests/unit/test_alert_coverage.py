@@ -122,7 +122,7 @@ def test_each_figure_that_this_repository_writes_is_used_or_has_a_reason():
                 (ROOT / path).read_text(encoding="utf-8")
                 for path in (
                     "module_utils/shiftmaster/backup/manifest.py", "module_utils/shiftmaster/logging/canary.py",
-                    "module_utils/shiftmaster/logging/log_watch.py", "playbooks/templates/health.prom.j2",
+                    "module_utils/shiftmaster/logging/log_watch.py", "roles/health/templates/health.prom.j2",
                     "roles/exporter/files/container_metrics.py",
                 )
             ),

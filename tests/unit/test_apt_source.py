@@ -1,13 +1,22 @@
-"""library/service/apt_source.py: fingerprints, and that a source which apt cannot use leaves no trace."""
+"""Role base, apt_source.yml: the fingerprint of the key, the name of the index, and what apt validates."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import os
+import importlib.util
+from pathlib import Path
 
-import apt_source as module
 import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("fingerprints", ROOT / "plugins/filter/openpgp_fingerprints.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
 
 # What a key of version 4 begins with: version, time, algorithm, material. Enough for its fingerprint.
 BODY = b"\x04" + (1700000000).to_bytes(4, "big") + b"\x16" + bytes(range(40))
@@ -35,31 +44,59 @@ def armoured(data, head="Version: test\n"):
 def test_the_fingerprint_is_computed_from_the_key(make, head):
     # With a name (13) and a signature (2) behind it, as every key has.
     data = make(6, BODY) + make(13, b"somebody") + make(2, b"signature")
-    assert module.fingerprints(armoured(data, head)) == [FINGERPRINT]
+    assert module.openpgp_fingerprints(armoured(data, head)) == [FINGERPRINT]
 
 
 def test_each_key_of_a_text_has_its_own():
     other = BODY[:-1] + b"!"
-    assert len(set(module.fingerprints(armoured(packet(6, BODY) + packet(6, other))))) == 2
+    assert len(set(module.openpgp_fingerprints(armoured(packet(6, BODY) + packet(6, other))))) == 2
 
 
 def test_a_subkey_has_none():
-    assert module.fingerprints(armoured(packet(6, BODY) + packet(14, BODY[:-1] + b"!"))) == [FINGERPRINT]
+    assert module.openpgp_fingerprints(armoured(packet(6, BODY) + packet(14, BODY[:-1] + b"!"))) == [FINGERPRINT]
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    "text",
     [
-        ("ssh-ed25519 AAAA", "no ASCII-armoured public key"),
-        (armoured(packet(13, b"somebody")), "no public key"),
-        (armoured(packet(6, BODY)[:-3]), "cut off"),
-        (armoured(b"\x01" + BODY), "no packet"),
-        (armoured(b"\xc6"), "cut off"),
+        "ssh-ed25519 AAAA",
+        armoured(packet(13, b"somebody")),
+        armoured(packet(6, BODY)[:-3]),
+        armoured(packet(6, BODY)[:1]),
+        armoured(b"\x01" + BODY),
+        armoured(b"\xc6"),
+        armoured(bytes([0xC6, 224]) + bytes(300)),
+        armoured(bytes([0x9B]) + BODY),
+        armoured(packet(6, BODY)).replace("/", "!").replace("A", "!"),
     ],
 )
-def test_what_is_no_key_is_refused(text, complaint):
-    with pytest.raises(module.Refused, match=complaint):
-        module.fingerprints(text)
+def test_what_is_no_key_is_refused(text):
+    with pytest.raises(AnsibleFilterError):
+        module.openpgp_fingerprints(text)
+
+
+@pytest.mark.parametrize("size", [191, 192, 300, 9000])
+def test_a_key_of_any_length_has_its_fingerprint(size):
+    body = BODY + bytes(size - len(BODY))
+    length = (
+        bytes([size])
+        if size < 192
+        else bytes([(size - 192 >> 8) + 192, size - 192 & 255])
+        if size < 8384
+        else b"\xff" + size.to_bytes(4, "big")
+    )
+    expected = hashlib.sha1(b"\x99" + size.to_bytes(2, "big") + body).hexdigest().upper()
+    assert module.openpgp_fingerprints(armoured(b"\xc6" + length + body)) == [expected]
+
+
+def render(text, **source):
+    variables = yaml.safe_load((ROOT / "roles/base/vars/main.yml").read_text(encoding="utf-8"))
+    known = {
+        name: trust_as_template(value) for name, value in variables.items() if name.startswith("__base_apt_source")
+    }
+    given = {"name": "g", "url": "https://mirror.example.org/g", "suite": "stable", "key": armoured(packet(6, BODY))}
+    known |= {"ansible_managed": "managed", "base_apt_source": {**given, **source}}
+    return Templar(DataLoader(), variables=known).template(trust_as_template(text))
 
 
 @pytest.mark.parametrize(
@@ -72,110 +109,23 @@ def test_what_is_no_key_is_refused(text, complaint):
     ],
 )
 def test_the_index_is_called_as_apt_calls_it(url, prefix):
-    assert module.index_prefix(url, "stable") == prefix
+    assert render("{{ __base_apt_source_index }}", url=url) == prefix
 
 
-# --- the module -----------------------------------------------------------------------------------------------------
+def test_apt_reads_this_source_alone_and_fails_where_it_does_not_respond():
+    command = render("{{ __base_apt_source_update }}%s")
+    assert command.endswith(" -o Dir::Etc::SourceList=%s") and "Dir::Etc::SourceParts=/dev/null" in command
+    assert "APT::Get::List-Cleanup=false" in command and "APT::Update::Error-Mode=any" in command
 
 
-@pytest.fixture
-def add(run_module, tmp_path, monkeypatch):
-    """Run the module; apt is played by a function that answers None or what it complains of."""
-    root, lists = tmp_path / "apt", tmp_path / "lists"
-    lists.mkdir()
-    asked = []
-
-    def add(error=None, check_mode=False, **more):
-        def update(source, timeout):
-            asked.append(source)
-            if error is None:
-                (lists / "mirror.example.org_g_dists_stable_InRelease").touch()
-            return error
-
-        monkeypatch.setattr(module, "update", update)
-        parameters = {
-            "name": "g",
-            "url": "https://mirror.example.org/g",
-            "suite": "stable",
-            "signing_key": armoured(packet(6, BODY)),
-            "root": str(root),
-            "lists": str(lists),
-        }
-        return run_module(module, check_mode, **{**parameters, **more})
-
-    add.files = lambda: {
-        str(path.relative_to(root)): path.read_text() for path in sorted(root.rglob("*")) if path.is_file()
-    }
-    add.asked, add.lists = asked, lists
-    return add
-
-
-def test_it_is_added_once(add):
-    result = add(fingerprint=f"{FINGERPRINT[:20]} {FINGERPRINT[20:].lower()}")
-    assert result["changed"] and result["known"] and result["fingerprints"] == [FINGERPRINT]
-    assert list(add.files()) == ["keyrings/g.asc", "sources.list.d/g.sources"]
-    source = add.files()["sources.list.d/g.sources"]
-    assert "Suites: stable\n" in source and "Signed-By: " in source and "rusted" not in source
-    again = add()
-    assert not again["changed"] and again["known"] and len(add.asked) == 1
-
-
-def test_one_that_apt_cannot_use_leaves_no_trace(add):
-    result = add("Could not connect")
-    assert result["failed"] and "https://mirror.example.org/g: Could not connect" in result["msg"]
-    assert add.files() == {}
-
-
-def test_a_change_that_apt_cannot_use_leaves_the_one_before(add):
-    add()
-    before = add.files()
-    assert add("no signature", url="https://other.example.org/g")["failed"]
-    assert add.files() == before
-    assert not add()["changed"]
-
-
-def test_an_index_that_is_gone_is_read_again(add):
-    add()
-    for path in add.lists.iterdir():
-        path.unlink()
-    assert add()["changed"] and len(add.asked) == 2
-
-
-def test_a_version_that_the_index_does_not_have_is_looked_for(add, monkeypatch):
-    """A version that came since is an update by one variable, which waits for nobody's daily apt-get update."""
-    add()
-    monkeypatch.setattr(module, "knows", lambda packages: set(packages) <= {"a=1"})
-    assert not add(packages=["a=1"])["changed"] and len(add.asked) == 1
-    assert not add(packages=["a=1", "b=2"], check_mode=True)["changed"] and len(add.asked) == 1
-    # What it had stays what it had, so that a run that changes nothing says so.
-    assert not add(packages=["a=1", "b=2"])["changed"] and len(add.asked) == 2
-    assert add("Could not connect", packages=["b=2"])["failed"] and len(add.files()) == 2
-
-
-@pytest.mark.parametrize(
-    ("shown", "packages", "known"),
-    [
-        ("", [], True), ("Package: a\n\nPackage: b\n", ["a=1", "b=2"], True), ("Package: a\n", ["a=1", "b=2"], False),
-        ("", ["a=1"], False), ("Package: a\nDescription: b\n Package: b\n", ["a=1", "b=2"], False),
-    ],
-)  # fmt: skip
-def test_apt_is_asked_once_for_all_packages(tmp_path, monkeypatch, shown, packages, known):
-    program = tmp_path / "apt-cache"
-    program.write_text(f"#!/bin/sh\necho \"$*\" >>{tmp_path}/asked\ncat <<'END'\n{shown}END\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert module.knows(packages) is known
-    asked = [f"show --no-all-versions {' '.join(packages)}"] if packages else []
-    assert ((tmp_path / "asked").read_text().splitlines() if packages else []) == asked
-
-
-def test_another_fingerprint_is_refused_before_anything_is_written(add):
-    result = add(fingerprint="0" * 40)
-    assert result["failed"] and FINGERPRINT in result["msg"]
-    assert add.files() == {} and add.asked == []
-
-
-def test_check_mode_writes_and_asks_nothing(add):
-    result = add(check_mode=True)
-    assert result["changed"] and not result["known"] and len(result["diff"]) == 2
-    assert add.files() == {} and add.asked == []
+def test_the_file_is_validated_before_it_is_replaced_and_holds_the_key():
+    tasks = yaml.safe_load((ROOT / "roles/base/tasks/apt_source.yml").read_text(encoding="utf-8"))
+    (block,) = (task["block"] for task in tasks if "block" in task)
+    assert block[0]["ansible.builtin.template"]["validate"] == "{{ __base_apt_source_update }}%s"
+    text = render((ROOT / "roles/base/templates/apt_source.sources.j2").read_text(encoding="utf-8"))
+    fields, key = text.split("Signed-By:\n")
+    assert "URIs: https://mirror.example.org/g\nSuites: stable\nComponents: main\n" in fields and "rusted" not in text
+    # As deb822 has it: each line indented, an empty one is a full stop.
+    plain = "\n".join("" if line == " ." else line[1:] for line in key.splitlines())
+    assert all(line.startswith(" ") for line in key.splitlines())
+    assert module.openpgp_fingerprints(plain) == [FINGERPRINT]

@@ -92,7 +92,8 @@ def params(**more):
             {"name": "nightly", "job": "patch", "frequency": "daily", "at": "02:30", "values": {"reboot": "never"}},
             {"name": "weekly", "workflow": "w", "frequency": "weekly", "days": ["SU"], "at": "03:00", "enabled": False},
         ],
-        "teams": [{"name": "operators", "jobs": ["patch"], "workflows": ["w"]}],
+        "teams": [{"name": "operators", "jobs": ["patch"], "workflows": ["w"], "approves": ["w"]}],
+        "removed": {},
     }
     return {**copy.deepcopy(made), **more}
 
@@ -109,7 +110,7 @@ def test_small_words_are_right_and_make_objects_in_order():
     made = awx_objects.objects(params())
     assert tuple(made) == awx_objects.KINDS
     assert {kind: len(made[kind]) for kind in ("job_template", "schedule", "role", "notification_template")} == {
-        "job_template": 3, "schedule": 2, "role": 1, "notification_template": 0,
+        "job_template": 3, "schedule": 2, "role": 3, "notification_template": 0,
     }  # fmt: skip
     assert [fault for kind, items in made.items() for item in items for fault in table_faults(kind, item)] == []
 
@@ -167,15 +168,76 @@ def test_nodes_behind_come_first_and_once():
     assert nodes[2]["extra_data"] == {"reboot": "never"} and nodes[2]["unified_job_template"] == "P: patch"
 
 
-def test_teams_may_start_what_is_named_and_nothing_else():
-    (right,) = awx_objects.objects(params())["role"]
-    assert right == {
-        "teams": ["P: operators"],
-        "role": "execute",
-        "lookup_organization": "O",
-        "job_templates": ["P: patch"],
-        "workflows": ["P: w"],
-    }
+def test_teams_may_start_what_is_named_and_lose_everything_else():
+    common = {"teams": ["P: operators"], "lookup_organization": "O"}
+    assert awx_objects.objects(params())["role"] == [
+        {**common, "role": "execute", "state": "present", "job_templates": ["P: patch"], "workflows": ["P: w"]},
+        {**common, "role": "execute", "state": "absent", "job_templates": ["P: deploy", "P: rotate"]},
+        {**common, "role": "approval", "state": "present", "workflows": ["P: w"]},
+    ]
+
+
+def test_what_is_named_as_removed_is_removed():
+    made = awx_objects.objects(params(removed={"job_template": ["old"], "team": ["night"], "schedule": ["gone"]}))
+    assert made["job_template"][-1] == {"name": "P: old", "state": "absent", "organization": "O"}
+    assert made["team"][-1]["state"] == "absent" and made["schedule"][-1] == {"name": "P: gone", "state": "absent"}
+    assert len(wrong(params(removed={"job_template": ["patch"]}))) == 1
+    assert len(wrong(params(removed={"project": ["repository"]}))) == 1
+
+
+APPROVED = {
+    "name": "a",
+    "description": "d",
+    "survey": ["shiftmaster_version"],
+    "nodes": [
+        {"id": "approve", "approval": "Deploy?", "success": ["deploy"]},
+        {"id": "deploy", "job": "deploy"},
+    ],
+}
+
+
+def test_a_workflow_asks_a_person_and_hands_its_answers_to_its_jobs():
+    words = params()
+    words["workflows"].append(copy.deepcopy(APPROVED))
+    assert wrong(words) == []
+    made = awx_objects.objects(words)
+    workflow, nodes = made["workflow_job_template"][1], made["workflow_job_template_node"][-2:]
+    assert [one["variable"] for one in workflow["survey_spec"]["spec"]] == ["shiftmaster_version"]
+    assert "approval_node" not in nodes[0] and "extra_data" not in nodes[0]
+    assert nodes[1]["approval_node"] == {"name": "approve", "description": "Deploy?", "timeout": 0}
+    assert "unified_job_template" not in nodes[1] and nodes[1]["success_nodes"] == ["deploy"]
+    assert [fault for kind, items in made.items() for item in items for fault in table_faults(kind, item)] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "faults"),
+    [
+        ({"survey": []}, 1),
+        ({"survey": ["shiftmaster_version", "nothing"]}, 1),
+        ({"nodes": [{"id": "x"}], "survey": []}, 1),
+        ({"nodes": [{"id": "x", "job": "rotate", "approval": "?"}], "survey": []}, 1),
+    ],
+)
+def test_a_workflow_that_awx_would_not_run_is_found(change, faults):
+    words = params()
+    words["workflows"].append({**copy.deepcopy(APPROVED), **change})
+    assert len(wrong(words)) == faults, wrong(words)
+
+
+def test_a_schedule_answers_no_survey_of_a_workflow():
+    words = params()
+    words["workflows"].append(copy.deepcopy(APPROVED))
+    words["schedules"][1]["workflow"] = "a"
+    assert len(wrong(words)) == 1
+
+
+def test_channels_can_be_others_than_the_default():
+    words = params()
+    words["plain"]["notification_template"] = [{"name": "mail"}]
+    words["jobs"][0]["options"] = {"notification_templates_error": [], "notification_templates_success": ["mail"]}
+    made = awx_objects.objects(words)["job_template"]
+    assert (made[0]["notification_templates_error"], made[0]["notification_templates_success"]) == ([], ["P: mail"])
+    assert made[1]["notification_templates_error"] == ["P: mail"]
 
 
 def test_what_is_said_in_somebodys_place_is_judged_like_typed_values():

@@ -58,7 +58,7 @@ class FakeHost(Host):
         self.snapshots, self.stay, self.state, self.free, self.in_recovery = [], set(), "active", 1 << 40, ["f"]
         self.settings, self.options_of, self.log_lines = "", [], []
         self.react = lambda words: None
-        for name in ("backups", "state", "data/main/global"):
+        for name in ("backups/pgbackrest/archive", "state", "data/main/global"):
             (folder / name).mkdir(parents=True)
 
     def free_bytes(self, folder=""):
@@ -129,7 +129,7 @@ class FakeHost(Host):
 
     def _find(self, who, *words):
         assert who == "postgres"
-        subprocess.run(["find", *words], check=True)
+        return subprocess.run(["find", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def _tar(self, who, *words):
         assert who == "root"
@@ -289,6 +289,23 @@ def test_a_clock_that_jumped_removes_nothing(host, past, monkeypatch):
     removed, problems = past.prune(host)
     assert removed == [] and {one.code for one in problems} >= {"gap"} and len(problems) >= 4
     assert [words for words in host.called("pgbackrest") if words[-1] == "expire"] == []
+
+
+@pytest.mark.parametrize("make", ["link", "pipe", "unreadable"])
+def test_the_archive_of_a_hostile_database_host_leads_expire_nowhere(host, past, make):
+    """pgbackrest expire follows a link with a segment's name and empties what it leads to: all backups (tried)."""
+    folder = Path(host.folder) / "pgbackrest/archive/shiftmaster/17-1"
+    folder.mkdir(parents=True)
+    if make == "link":
+        (folder / "0000000000000000").symlink_to("../../../backup/shiftmaster")
+    elif make == "pipe":
+        os.mkfifo(folder / "00000002.history")
+    else:
+        host.fails = [("find",)]
+    removed, problems = past.prune(host)
+    assert [one.code for one in problems] == ["archive_links"]
+    assert not [words for words in host.called("pgbackrest") if words[-1] == "expire"]
+    assert sorted(removed) == sorted(part + day for part in "cfr" for day in OLD)
 
 
 def test_a_snapshot_that_did_not_go_is_a_problem_and_is_not_said_to_be_removed(host, past):

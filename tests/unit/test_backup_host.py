@@ -99,7 +99,9 @@ def test_no_password_and_nothing_of_the_callers_is_in_the_environment(host, monk
     assert (environment["PGDATABASE"], environment["PGPASSFILE"]) == ("app", "/secret")
     assert "PGPASSWORD" not in environment and "callers" not in environment.values()
     # No function of the application's runs with this login's rights.
-    assert environment["PGOPTIONS"] == SAFE_SEARCH_PATH
+    assert environment["PGOPTIONS"].startswith(SAFE_SEARCH_PATH + " ")
+    # A lock on a table ends the run with a message, instead of a deploy that waits in silence.
+    assert environment["PGOPTIONS"].endswith(" -c lock_timeout=30s")
 
 
 def test_the_log_does_not_follow_a_link(host, tmp_path):
@@ -253,7 +255,7 @@ def test_the_report_is_the_guides():
     manifests.finish(manifest, 7)
     assert report.lines(manifest, "/var/backups/shiftmaster") == [
         "Date: 1970-01-01T00:00:00Z",
-        "Database: SUCCESS (full, 3.0 MiB)",
+        "Database: SUCCESS (full, 3.0 MiB, restored and verified)",
         "Files: FAILED: disk full",
         "Total size: 3.0 MiB",
         "Location: /var/backups/shiftmaster",

@@ -434,7 +434,9 @@ def test_the_names_are_those_that_monitoring_asks_for():
     for path in [*(ROOT / "monitoring/alerts").glob("*.yml"), *(ROOT / "monitoring/dashboards").glob("*.json")]:
         wanted |= set(re.findall(r"shiftmaster_(?:backup|restore_test)_\w+", path.read_text(encoding="utf-8")))
     assert len(wanted) >= 4 and wanted <= set(manifests.HELP)
-    kinds = set(re.findall(r'kind="(\w+)"', (ROOT / "monitoring/alerts/backup.yml").read_text(encoding="utf-8")))
+    kinds = set(
+        re.findall(r'kind"?(?:=|, )"(\w+)"', (ROOT / "monitoring/alerts/backup.yml").read_text(encoding="utf-8"))
+    )
     assert kinds and kinds == {kind for kind in manifests.KINDS.values() if kind not in manifests.WITHOUT_AGE}
 
 

@@ -113,6 +113,21 @@ def test_a_run_that_nobody_knows_is_said_so(program, capsys):
     assert "there is no run yesterday; shiftmaster-backup list says" in capsys.readouterr().err
 
 
+def test_the_report_of_a_run_is_made_of_its_manifest(program, capsys):
+    with_options(program)
+    (program.folder / "manifests").mkdir()
+    manifest = backup_manifest.begin("r1", "h", ["files"], 0)
+    backup_manifest.finish(manifest, 5)
+    backup_manifest.write(str(program.folder / "manifests/r1.json"), manifest)
+    assert program("report", "r1") == 0
+    assert json.loads(capsys.readouterr().out) == report.lines(manifest, str(program.folder))
+    # It holds what was written of it, and a damaged one is not believed.
+    (program.folder / "manifests/r1.json").write_text(json.dumps(dict(manifest, host="other")))
+    assert program("report", "r1") == 1
+    assert program("report", "r2") == 1
+    assert capsys.readouterr().out == ""
+
+
 def test_the_list_names_what_is_damaged_and_a_copy_once(program, capsys):
     with_options(program)
     folder = program.folder / "manifests"
@@ -126,7 +141,7 @@ def test_the_list_names_what_is_damaged_and_a_copy_once(program, capsys):
     listed = json.loads(capsys.readouterr().out)
     assert [one.get("run", "damaged") for one in listed] == ["r1", "damaged"]
     assert "r2.json is damaged" in listed[1]["damaged"]
-    shown = Path(__file__).resolve().parents[2] / "playbooks/templates/backups.txt.j2"
+    shown = Path(__file__).resolve().parents[2] / "roles/restore/templates/backups.txt.j2"
     lines = rendering.render("backup", shown, restore_runs=listed).splitlines()
     assert lines[0].startswith("r1  1970") and lines[-1] == f"DAMAGED: {listed[1]['damaged']}"
 

@@ -20,6 +20,8 @@ from ansible.module_utils.shiftmaster.backup import run as backup_run
 from ansible.module_utils.shiftmaster.backup.files import pulled
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
 from ansible.module_utils.shiftmaster.host.safe_files import UnsafePathError
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 
 THEIRS = 1234
 GROUP = os.getegid() if os.geteuid() else 2345
@@ -631,12 +633,31 @@ def test_who_follows_a_killed_run_waits_for_a_restore_and_tells_then(keeper, tmp
 
 
 def test_a_backup_that_is_under_way_is_waited_for_before_users_see_the_page():
-    tasks = yaml.safe_load((Path(__file__).parents[2] / "playbooks/tasks/restore_here.yml").read_text())
+    tasks = yaml.safe_load((Path(__file__).parents[2] / "roles/restore/tasks/in_place.yml").read_text())
     names = [task["name"] for task in tasks]
     first = tasks[0]
     assert first["vars"]["backup_restore_step"] == "free" and "backup_keeper_host" in first["when"]
     assert names.index("Restore | Take the lock of deploys") == 1
     assert "Put the maintenance page up" in tasks[2]["block"][0]["name"]
+
+
+@pytest.mark.parametrize("given", ["", "r1; id", "r1 -e shiftmaster_git_url=x", "r1\nid", "$(id)", "-e"])
+def test_a_command_that_a_person_shall_type_holds_nothing_else_of_another_host(given):
+    tasks = yaml.safe_load((Path(__file__).parents[2] / "roles/restore/tasks/in_place.yml").read_text())
+    (task,) = [one for task in tasks for one in task.get("block", ()) if "Leave the page up" in one["name"]]
+
+    def message(version, name):
+        known = {
+            "restore_schema": {"behind": ["x"]}, "restore_releases": {"current_version": version},
+            "restore_decided": {"release": {"version": "1", "name": name}},
+            **{key: trust_as_template(value) for key, value in task.get("vars", {}).items()},
+        }  # fmt: skip
+        return Templar(DataLoader(), known).template(trust_as_template(task["ansible.builtin.fail"]["msg"]))
+
+    said = message("v1.2", "20261126T000000Z-0123456")
+    assert "shiftmaster_version=v1.2;" in said and said.endswith("rollback.yml -e to=20261126T000000Z-0123456")
+    said = message(given, given)
+    assert "shiftmaster_version=<version>;" in said and said.endswith("rollback.yml -e to=<release>")
 
 
 def test_who_holds_the_lock_is_said_before_anything_is_changed(keeper, monkeypatch):
@@ -656,3 +677,29 @@ def test_who_holds_the_lock_is_said_before_anything_is_changed(keeper, monkeypat
     with pytest.raises(BackupError, match="for longer than 60 s"):
         restore.database_here(keeper, {"id": "r1", "database": plan})
     assert waits == [1800, 60]
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_backup_of_another_host_changes_no_backup_that_is_there(tmp_path, monkeypatch, local):
+    """The other host names the files; a name with `..` led out of the backup that was being made (tried)."""
+    monkeypatch.setattr(backup_run.sandbox, "ROOT", str(tmp_path / "root"))
+    calls = []
+    options = {
+        "folder": "/b", "stanza": "s", "tls_directories": ["/tls"], "timeout_seconds": 9,
+        "database": {"version": "17", "local": local},
+    }  # fmt: skip
+    run = backup_run.Run.__new__(backup_run.Run)
+    run.host = Host(options)
+    run.host.run = lambda what, *command, **more: calls.append(command)
+    run.back_up("full", ["20261101-000000F"])
+    (words,) = calls
+    assert words[-3:] == ("--stanza=s", "--type=full", "backup")
+    if local:
+        assert words[0] == "setpriv"
+        return
+    given = [word.partition("=")[2] for word in words if word.startswith("--property=")]
+    assert 'BindReadOnlyPaths=-"/b/pgbackrest/backup/s/20261101-000000F"' in given
+    assert {'BindPaths="/b/pgbackrest/backup"', 'BindPaths="/b/pgbackrest/archive"', "User=postgres"} <= set(given)
+    assert {"CapabilityBoundingSet=", "RootDirectory=" + backup_run.sandbox.ROOT} <= set(given)
+    # Of another zone, a label would not come after the one before it.
+    assert 'BindReadOnlyPaths=-"/etc/localtime"' in given

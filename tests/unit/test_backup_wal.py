@@ -337,6 +337,14 @@ def test_a_name_or_history_that_is_none_is_told_and_keeps_nothing_from_being_rea
     assert codes == ["wal_odd", "history_unread"]
 
 
+@pytest.mark.parametrize("line", ["1\t123456789/0\tx", "1" * 5000 + "\t0/1\tx", "1\t0/" + "F" * 9 + "\tx"])
+def test_a_history_of_a_hostile_database_host_keeps_nothing_from_being_restored(line):
+    found = held([seg(1), seg(2)], {2: line})
+    assert found.histories == {}
+    assert wal.last_of(found, backup(1)) == seg(2)
+    wal.reaches(found, [backup(1)], timeline=2)
+
+
 def test_without_the_history_the_way_is_not_known():
     text = (RECORDED / "ls-timelines.json").read_bytes()
     unread = wal.archive(text, {})

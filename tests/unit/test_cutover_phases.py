@@ -38,7 +38,7 @@ class FakeHost:
         self.layout, self.done, self.states, self.passed = layout, [], {}, 0.0
         self.fails, self.properties, self.restarts, self.waiting = set(), {}, {}, []
         self.answers = {
-            "ping": {"alive": True}, "canary": {"ran": True}, "cancel": {"confirmed": True},
+            "ping": {"alive": True}, "canary": {"ran": True, "stored": True}, "cancel": {"confirmed": True},
             "consume": {"confirmed": True}, "park": {"parked": []}, "replay": {"replayed": []},
         }  # fmt: skip
         self.requests, self.drivers, self.limits, self.yields, self.hook_output = [], 0, {}, [], []
@@ -163,7 +163,8 @@ class Site:
         self.host = FakeHost(self.layout, monkeypatch)
         self.options = {
             "user": "shiftmaster", "celery_application": "app", "beat": True, "fleet": False, "health_path": "/health",
-            "health_host": "shift.example", "gate_attempts": 3, "gate_delay_seconds": 2, "gate_timeout_seconds": 5,
+            "health_host": "shift.example", "watch_paths": ["/"],
+            "gate_attempts": 3, "gate_delay_seconds": 2, "gate_timeout_seconds": 5,
             "worker_gate_seconds": 40, "drain_grace_seconds": 0.1, "drain_limit_seconds": 3, "worker_stop_seconds": 30,
             "web_stop_seconds": 50, "hooks": ["hooks"], "run_id": "run-1", "who": "me",
             "logs": [str(tmp_path / "*.log")],
@@ -541,8 +542,53 @@ def test_the_health_check_is_of_the_private_socket_and_says_that_it_is_tls(site)
                 "path": "/health", "host": "shift.example", "timeout": 5,
                 "headers": {"X-Forwarded-Proto": "https"},
             },
-        )
+        ),
+        (
+            "unix:" + site.layout.socket("green"),
+            {
+                "path": "/", "host": "shift.example", "timeout": pytest.approx(5, abs=1),
+                "headers": {"X-Forwarded-Proto": "https"}, "verify": True,
+            },
+        ),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("page", "problem"),
+    [
+        (HttpResult(500, 0.1, "", None), "/: HTTP 500"),
+        (HttpResult(None, 5.0, "", "no answer within 5 s"), "/: no answer within 5 s"),
+        (HttpResult(302, 0.1, "", None, "", {"location": "/login/?next=/"}), "/: HTTP 503"),
+    ],
+)
+def test_a_page_that_fails_or_hangs_abandons_the_release_whatever_its_health_says(site, monkeypatch, page, problem):
+    """The health pages that role shiftmaster supplies are a middleware in front of the application."""
+    asked = []
+
+    def http_get(target, **more):
+        asked.append(more["path"])
+        return {"/health": HttpResult(200, 0.1, "{}", None), "/": page}.get(
+            more["path"], HttpResult(503, 0.1, "", None)
+        )
+
+    monkeypatch.setattr(cutover.probe, "http_get", http_get)
+    with pytest.raises(cutover.CutoverError, match="shiftmaster_watch_paths is not served: %s" % problem):
+        site.engine.prepare(TWO, "deploy")
+    assert abandoned(site) and asked[:2] == ["/health", "/"]
+    assert page.status != 302 or asked[2] == "/login/?next=/"
+
+
+@pytest.mark.parametrize("status", [200, 302, 403, 404])
+def test_a_page_that_asks_for_a_login_is_served(site, status):
+    site.host.health = [HttpResult(200, 0.1, "{}", None), HttpResult(status, 0.1, "", None)]
+    site.engine.prepare(TWO, "deploy")
+
+
+def test_a_worker_whose_results_do_not_arrive_abandons_the_release(site):
+    site.host.answers["canary"] = {"ran": True, "stored": False}
+    with pytest.raises(cutover.CutoverError, match="result backend"):
+        site.engine.prepare(TWO, "deploy")
+    assert abandoned(site)
 
 
 @pytest.mark.parametrize("body", ["", "{}", '{"release": ""}', '{"release": "%s"}' % TWO, "<html>"])
@@ -573,7 +619,7 @@ def test_a_health_check_that_fails_each_time_abandons_the_release(site, result, 
 def test_a_health_check_may_fail_before_it_passes(site):
     site.host.health = [refused(), refused(), HttpResult(200, 0.1, "{}", None)]
     site.engine.prepare(TWO, "deploy")
-    assert len(site.host.probes) == 3
+    assert [more["path"] for _target, more in site.host.probes] == ["/health"] * 3 + ["/"]
 
 
 def test_without_an_attempt_nothing_passes(site):
@@ -677,7 +723,7 @@ def test_a_worker_that_dies_is_not_waited_for(site, how):
 
 
 def test_a_worker_that_runs_no_task_abandons_the_release(site):
-    site.host.answers["canary"] = {"ran": False}
+    site.host.answers["canary"] = {"ran": False, "stored": False}
     with pytest.raises(cutover.CutoverError, match="did not run in 40 s\njournal of worker@green"):
         site.engine.prepare(TWO, "deploy")
     assert abandoned(site)

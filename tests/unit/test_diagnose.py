@@ -10,6 +10,7 @@ import pwd
 import socket
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -524,7 +525,7 @@ def test_logs_with_owner_and_mode(tmp_path):
 def test_headers_of_an_answer_are_shown_but_for_cookies(monkeypatch):
     headers = {"server": "nginx", "content-type": "application/json", "set-cookie": "sessionid=abc"}
     answer = probe.HttpResult(200, 0.01, "{}", None, "", headers)
-    monkeypatch.setattr(probe, "http_get", lambda *_arguments: answer)
+    monkeypatch.setattr(probe, "http_get", lambda *_arguments, **_more: answer)
     found = network.http(Setting({"http": {"site": {"url": "https://localhost"}}}))
     assert found["site"]["headers"] == {"server": "nginx", "content-type": "application/json"}
     assert found["site"]["status"] == 200
@@ -712,6 +713,7 @@ def test_answers_of_the_web_server():
     garbage = ["7", "[]", '{"time": 1e999, "status": "200"}', '{"time": %r, "status": 1e999}' % now, "[" * 100000]
     found = logs.summary(logs.answers([*lines, "not json", "{}", *garbage], now - 3600), now, 1.0, 6)
     assert found["requests"] == 3 and found["by_status"] == {"200": 2, "500": 1}
+    assert found["recent"].pop("failing")[0]["errors"] == 1
     assert found["recent"] == {"requests": 3, "errors": 1, "p95_seconds": 3.0, "by_status": {"200": 2, "500": 1}}
     assert [slot["requests"] for slot in found["series"]] == [0, 0, 0, 0, 0, 3]
 
@@ -1345,13 +1347,11 @@ def test_each_bad_level_of_nginx_is_bad_and_no_other(level):
 def test_an_access_log_is_summed_up_by_slot_and_status():
     now = 100000.0
     found = [
-        (now - 10, 500, 0.5),
-        (now - 10, 499, 0.1),
-        (now - 299, 200, 0.1),
-        (now - 301, 503, 9.0),
-        (now - 7300, 200, 1),
+        logs.symptoms.Request(now - age, status, seconds)
+        for age, status, seconds in ((10, 500, 0.5), (10, 499, 0.1), (299, 200, 0.1), (301, 503, 9.0), (7300, 200, 1))
     ]
     made = logs.summary(found, now, 2.0, slots=4)
+    assert [one["page"] for one in made["recent"].pop("failing")] == [""]
     assert made["requests"] == 5 and made["by_status"] == {"200": 2, "499": 1, "500": 1, "503": 1}
     assert made["recent"] == {
         "requests": 3, "errors": 1, "p95_seconds": 0.5, "by_status": {"200": 1, "499": 1, "500": 1},
@@ -1370,7 +1370,7 @@ def access(at, status=200, **more):
 def test_requests_are_read_out_of_the_rotated_access_log_too(tmp_path, monkeypatch):
     now = time.time()
     log = tmp_path / "access.log"
-    setting = SimpleNamespace(access_log=str(log), hours=1)
+    setting = SimpleNamespace(access_log=str(log), hours=1, app_root=str(tmp_path))
     with pytest.raises(logs.Absent):
         logs.requests(setting)
     log.write_text(access(now - 10) + access(now - 4000))
@@ -1382,6 +1382,40 @@ def test_requests_are_read_out_of_the_rotated_access_log_too(tmp_path, monkeypat
     assert logs.requests(setting)["by_status"] == {"200": 1, "404": 1}
 
 
+RELEASE = "20260101T000000Z-aaaaaaa"
+
+
+def test_the_release_before_is_known_by_the_audit_log(tmp_path):
+    """Errors of a page count as new only where the same page worked before the switch."""
+    now, log = time.time(), tmp_path / "access.log"
+    layout = logs.Layout(str(tmp_path))
+    for folder in (layout.state, layout.release(RELEASE)):
+        os.makedirs(folder)
+    layout.point_colour("blue", RELEASE)
+    layout.activate("blue")
+
+    def clock(at):
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+
+    event = {"event": "switched", "target": RELEASE, "time": clock(now - 60)}
+    audit = Path(layout.state, "audit.jsonl")
+    setting = SimpleNamespace(access_log=str(log), hours=1, app_root=str(tmp_path))
+    for before, audited, new in ((200, True, True), (500, True, False), (200, False, False)):
+        audit.write_text("nonsense\n[]\n" + json.dumps(event) + "\n" if audited else "")
+        log.write_text(
+            "".join(access(now - 200 + at, before, path="/x/") for at in range(20)) + access(now - 5, 500, path="/x/")
+        )
+        (page,) = logs.requests(setting)["recent"]["failing"]
+        assert page["new"] == new, (before, audited)
+    # An attempt that failed in between is no baseline.
+    attempt = [{"event": "live", "time": clock(now - 300)}, {"event": "put_back", "time": clock(now - 120)}, event]
+    audit.write_text("".join(json.dumps(one) + "\n" for one in attempt))
+    lines = [access(now - 200 + at, 500, path="/x/") for at in range(20)]
+    lines += [access(now - 100 + at, 200, path="/y/") for at in range(20)]
+    log.write_text("".join(lines) + access(now - 5, 500, path="/x/"))
+    assert logs.requests(setting)["recent"]["failing"][0]["new"]
+
+
 def test_times_of_an_access_log_in_every_form_it_has():
     lines = [
         access(100.5), access("100.5"), json.dumps({"time_iso8601": "1970-01-01T00:01:40+00:00", "status": "200"}),
@@ -1389,7 +1423,7 @@ def test_times_of_an_access_log_in_every_form_it_has():
         json.dumps({"time": "nonsense", "msec": 100.0, "status": 200}), json.dumps({"status": 200}), "5", "{", access(99),
         access(float("inf")),
     ]  # fmt: skip
-    assert logs.answers(lines, 100.0) == [
+    assert [one[:3] for one in logs.answers(lines, 100.0)] == [
         (100.5, 200, 0.1), (100.5, 200, 0.1), (100.0, 200, 0.0), (100.0, 200, 0.0), (100.0, 200, 0.0),
     ]  # fmt: skip
 

@@ -17,7 +17,7 @@ import kibana_objects
 import logging_canary
 import logging_verify
 import pytest
-from ansible.module_utils.shiftmaster.host import webconfig
+from ansible.module_utils.shiftmaster.host import json_api, webconfig
 from ansible.module_utils.shiftmaster.logging import canary, elastic
 from rendered import ROOT
 from verify_report import verify_report
@@ -47,9 +47,9 @@ def test_what_is_there_is_compared_with_what_is_wanted(wanted, present, where):
 
 
 def test_what_was_said_of_an_error_is_one_line():
-    assert elastic.said({"error": {"reason": "no\nsuch  index"}, "status": 404}) == "no such index"
-    assert elastic.said({"message": "x"}) == "x" and elastic.said("a\nb") == "a b"
-    assert len(elastic.said({"error": "x" * 1000})) == 300
+    assert json_api.said({"error": {"reason": "no\nsuch  index"}, "status": 404}) == "no such index"
+    assert json_api.said({"message": "x"}) == "x" and json_api.said("a\nb") == "a b"
+    assert len(json_api.said({"error": "x" * 1000})) == 300
 
 
 def test_rights_are_judged_in_both_directions():
@@ -116,6 +116,7 @@ class Server:
     def __init__(self):
         self.held, self.streams, self.objects, self.asked, self.lines = {}, set(), {}, [], []
         self.health, self.nodes, self.settings = "green", 1, {}
+        self.indices, self.disk = {".ds-logs-shiftmaster.app-demo-2026.11.29-000001": "yellow"}, "green"
         self.passwords = {"admin": "admin-password", "writer": "writer-password"}
         self.may = lambda user, pattern, privilege: (
             user == "admin" or (pattern.startswith("logs-shiftmaster.") and privilege == "create_doc")
@@ -148,10 +149,12 @@ class Server:
             return 401, {"error": {"reason": "unable to authenticate user"}}
         self.asked.append((method, path))
         body = json.loads(data) if data.startswith(b"{") and b"\r\n" not in data else data
-        if path == "/_cluster/health":
-            return 200, {"status": self.health, "number_of_nodes": self.nodes}
+        if path == "/_cluster/health?level=indices":
+            indices = {name: {"status": status} for name, status in self.indices.items()}
+            return 200, {"status": self.health, "number_of_nodes": self.nodes, "indices": indices}
         if path == "/_health_report":
-            return 200, {"status": self.health}
+            indicators = {"shards_availability": {"status": self.health}, "disk": {"status": self.disk}}
+            return 200, {"status": max(self.health, self.disk), "indicators": indicators}
         if path == "/_ilm/status":
             return 200, {"operation_mode": "RUNNING"}
         if path == "/":
@@ -323,6 +326,41 @@ def test_how_well_a_cluster_has_to_be_while_nodes_come(server, run_module, healt
     assert answer.get("failed", False) is not fine, answer
 
 
+def verify_parameters(server):
+    return {
+        "elasticsearch_url": server.url, "elasticsearch_user": "admin", "elasticsearch_password": "admin-password",
+        "ca_file": None, "kibana_url": server.url, "logstash_api_url": "http://127.0.0.1:9", "timeout_seconds": 2,
+    }  # fmt: skip
+
+
+OWN, OTHER = ".ds-logs-shiftmaster.app-demo-2026.11.29-000001", ".kibana_streams_features"
+
+
+@pytest.mark.parametrize(
+    ("status", "nodes", "indices", "result"),
+    [
+        ("green", 1, {OWN: "green"}, "green"),
+        ("yellow", 1, {OWN: "green", OTHER: "yellow"}, "green"),
+        ("yellow", 1, {OWN: "yellow", OTHER: "yellow"}, "yellow"),
+        ("yellow", 1, {"restored-" + OWN: "yellow"}, "yellow"),
+        ("yellow", 2, {OWN: "green", OTHER: "yellow"}, "yellow"),
+        ("red", 1, {OWN: "green", OTHER: "red"}, "red"),
+        ("red", 1, {OWN: "red", OTHER: "yellow"}, "red"),
+    ],
+)
+def test_on_one_node_a_replica_of_another_index_is_no_fault(server, status, nodes, indices, result):
+    """Kibana 9.4 to 9.5.2 asks for a replica that a single node never has."""
+    server.health, server.nodes, server.indices = status, nodes, indices
+    api = json_api.Api(server.url, login=("admin", "admin-password"))
+    assert elastic.cluster_health(api)["status"] == result
+    checks = dict(logging_verify.checks_of("elasticsearch", verify_parameters(server)))
+    assert (checks["its cluster"]()[0] == "passed") is (result == "green")
+    # The report repeats the state of the shards, which the check before has judged; everything else counts.
+    assert checks["its report"]()[0] == "passed"
+    server.disk = "yellow"
+    assert checks["its report"]()[0] == "failed"
+
+
 @pytest.mark.parametrize(
     ("health", "there", "fine"),
     [("green", 3, True), ("green", 2, True), ("yellow", 3, False), ("yellow", 2, False), ("yellow", 1, True),
@@ -392,10 +430,7 @@ def test_what_is_not_there_has_not_run(run_module):
 
 
 def test_what_answers_is_judged(server, tmp_path, monkeypatch):
-    parameters = {
-        "elasticsearch_url": server.url, "elasticsearch_user": "admin", "elasticsearch_password": "admin-password",
-        "ca_file": None, "kibana_url": server.url, "logstash_api_url": "http://127.0.0.1:9", "timeout_seconds": 2,
-    }  # fmt: skip
+    parameters = verify_parameters(server)
     program = tmp_path / "filebeat"
     program.write_text('#!/bin/sh\n[ "$2" = config ] || { echo "dial tcp: refused" >&2; exit 1; }\n')
     program.chmod(0o755)

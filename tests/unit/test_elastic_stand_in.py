@@ -22,8 +22,8 @@ import logging_canary
 import logging_verify
 import pytest
 import yaml
+from ansible.module_utils.shiftmaster.host.json_api import Api
 from ansible.module_utils.shiftmaster.logging import log_watch
-from ansible.module_utils.shiftmaster.logging.elastic import Api
 from ansible.template import trust_as_template
 from rendered import ROOT, masks, render, templar
 
@@ -306,6 +306,17 @@ def test_the_writer_adds_to_its_streams_and_does_nothing_else(parts):
     assert Api(parts.url, parts.ca, ("shiftmaster_writer", "wrong")).ask("/")[0] == 401
 
 
+def test_a_value_of_another_type_is_rejected_or_counted(parts):
+    """On the stand-in, which takes logsdb without a mode as Elasticsearch 9 does."""
+    api = Api(parts.url, parts.ca, ("shiftmaster_writer", PASSWORDS["writer"]))
+    path = f"/logs-shiftmaster.redis-{ENVIRONMENT}/_create/"
+    watched = Api(parts.url, parts.ca, ("shiftmaster_canary", PASSWORDS["canary"]))
+    before = log_watch.of_elasticsearch(watched)["shiftmaster_elasticsearch_ignored_events"]
+    assert api.ask(path + "0c", "PUT", {"process": {"pid": "no number"}})[0] == 400
+    assert api.ask(path + "0d", "PUT", {"http": {"response": {"status_code": "none"}}})[0] == 201
+    assert log_watch.of_elasticsearch(watched)["shiftmaster_elasticsearch_ignored_events"] == before + 1
+
+
 def test_a_line_goes_from_the_file_to_the_search_once(parts, run, run_module):
     check = subprocess.run(parts.command("logstash", "--config.test_and_exit"), capture_output=True, text=True)
     assert check.returncode == 0, check.stderr
@@ -369,9 +380,19 @@ def test_kibana_keeps_its_objects_and_says_when_it_cannot_log_in(parts, run):
     given = {
         "url": f"https://localhost:{parts.ports['kibana']}", "ca_file": parts.ca, "user": "shiftmaster_admin",
         "password": PASSWORDS["admin"], "objects": objects, "timeout_seconds": 30,
+        "record": str(parts.folder / "kibana/record"),
     }  # fmt: skip
     assert len(run(kibana_objects, **given)["done"]) == len(objects)
+    # The stand-in has written the dashboard in a form of its own, as newer versions of Kibana do.
     assert not run(kibana_objects, **given)["changed"]
+    # A change of ours, and one of somebody else, are written all the same.
+    objects[-1]["attributes"]["title"] += "."
+    assert run(kibana_objects, **given)["changed"] and not run(kibana_objects, **given)["changed"]
+    parts.stop("kibana")
+    state = parts.folder / "kibana/data/stand-in.json"
+    state.write_text(state.read_text(encoding="utf-8").replace("gridData", "gridDate"), encoding="utf-8")
+    parts.start("kibana")
+    assert run(kibana_objects, **given)["changed"] and not run(kibana_objects, **given)["changed"]
 
 
 def test_what_prometheus_is_told(parts):

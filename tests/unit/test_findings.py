@@ -185,6 +185,61 @@ def test_what_a_log_said_long_ago_is_no_evidence_of_what_is_wrong_now(seconds_ag
     assert ("OldError" in str(result["ErrorsSinceDeploy"]["evidence"])) == shown
 
 
+@pytest.mark.parametrize("state", ["active", "idle in transaction"])
+def test_a_lock_that_hangs_every_page_is_the_first_finding(state):
+    """And a restart of the application, which would not help, is no advice of a root."""
+    holder = {"pid": 77, "state": state, "state_seconds": 40, "query_seconds": 40, "query": "LOCK TABLE x", "role": "r",
+              "client": "local", "application": "psql", "holds_up": [80, 81]}  # fmt: skip
+    hung = {"status": None, "error": "no answer within 4 s", "reason": "timeout", "where": "https://x"}
+    parts = {
+        "database": {"blockers": [holder], "blocked": [{"pid": 80, "query": "SELECT 1", "query_seconds": 8}]},
+        "http": {"socket": hung, "deep": hung, "local": hung, "site": hung},
+    }
+    result = found(host({"parts": parts}))
+    assert result[0]["rule"] == {"active": "DatabaseLockWait"}.get(state, "DatabaseLockHeldByIdle"), names(result)
+    assert result[0]["severity_of_all"] == "critical" and "77" in result[0]["fix"][0]
+    assert [one["rule"] for one in result if one["root"]] == [result[0]["rule"]]
+
+
+@pytest.mark.parametrize(
+    ("page", "rule"),
+    [({"status": None, "error": "no answer within 4 s"}, "SiteDown"), ({"status": 500, "body": "x"}, "SiteErrors")],
+)
+def test_a_page_that_fails_while_all_health_is_good_is_the_first_finding(page, rule):
+    first = found(host({"parts": {"http": {"page": dict(page, where="https://localhost")}}}))[0]
+    assert (first["rule"], first["severity"]) == (rule, "critical") and "page" in first["title"]["en"]
+
+
+FAILED_NEW = CASES["ErrorsSinceDeploy"]["fires"]["parts"]
+
+
+@pytest.mark.parametrize(
+    "interruption",
+    [
+        {"kills": {"kills": [{"at": 1799999985.0, "name": "gunicorn", "unit": "", "pid": 9}]}},
+        {"units": {"units": [dict(ENDS, restarts=0, active_at=1799999985.0, active_seconds_ago=15.0)]}},
+    ],
+    ids=["killed", "restarted"],
+)
+def test_errors_around_a_kill_or_a_start_are_no_reason_for_a_rollback(interruption):
+    result = found(host({"parts": {**copy.deepcopy(FAILED_NEW), **interruption}}))
+    assert "ErrorsSinceDeploy" not in names(result)
+    assert "rollback.yml" not in str([one["fix"] for one in result])
+
+
+@pytest.mark.parametrize("cause", ["DatabaseStopped", "RedisDown", "SecretMissing", "DiskFull", "MaintenanceOn"])
+def test_no_rollback_is_recommended_first_while_another_cause_is_known(cause):
+    parts = {**copy.deepcopy(FAILED_NEW), **copy.deepcopy(CASES[cause]["fires"]["parts"])}
+    result = found(host({"functions": ["web", "app", "database", "cache"], "parts": parts}))
+    assert "ErrorsSinceDeploy" not in [one["rule"] for one in result if one["root"]], names(result)
+
+
+def test_failed_requests_without_a_known_cause_are_the_first_finding():
+    first = of_case("RequestsFail")[0]
+    assert (first["rule"], first["severity"]) == ("RequestsFail", "critical") and "/roster/" in first["title"]["en"]
+    assert "rollback" not in str(first["fix"])
+
+
 @offenders.each(CASES)
 def test_rule_is_silent_near_its_fault(name):
     case = CASES[name]

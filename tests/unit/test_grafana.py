@@ -259,7 +259,7 @@ def roles(grafana):
 
 
 def can_log_in(grafana, login, password):
-    return MODULE.Api(grafana.url).ask("/api/user", (login, password))[0] == 200
+    return MODULE.Api(grafana.url).ask("/api/user", login=(login, password))[0] == 200
 
 
 def test_users_are_as_listed_and_a_second_run_changes_nothing(grafana, keep):
@@ -334,8 +334,8 @@ def test_a_data_source_that_does_not_answer_is_a_failure(grafana, keep):
 def test_a_page_that_strangers_can_read_is_a_failure(grafana, keep, monkeypatch):
     asked = MODULE.Api.ask
 
-    def ask(self, path, login=None, method="GET", body=None):
-        return (200, "") if path == "/metrics" and not login else asked(self, path, login, method, body)
+    def ask(self, path, *values, login=None, **more):
+        return (200, "") if path == "/metrics" and not login else asked(self, path, *values, login=login, **more)
 
     monkeypatch.setattr(MODULE.Api, "ask", ask)
     assert "/metrics answers 200 to a stranger" in keep()["msg"]

@@ -100,7 +100,7 @@ def setting(tmp, **more):
 
 READERS = {
     "the deploy's evidence": lambda path, tmp, patch: evidence(path, tmp, patch),
-    "the watch": lambda path, tmp, patch: list(watch.AccessLog(path).lines()),
+    "the watch": lambda path, tmp, patch: list(watch.AccessLog(path).requests()),
     "the watch after a rotation": lambda path, tmp, patch: rotated(path),
     "the end of a log": lambda path, tmp, patch: logs.tail(path),
     "complaints of a log": lambda path, tmp, patch: logs.complaints(path, 0),
@@ -117,7 +117,7 @@ READERS = {
 def rotated(path):
     log = watch.AccessLog(path + ".missing")
     log.path = path
-    return list(log.lines())
+    return list(log.requests())
 
 
 def context_environment(path):
@@ -216,10 +216,10 @@ def test_an_access_log_that_grows_without_a_line_fills_no_memory(place):
     with open(path, "wb") as stream:
         stream.truncate(256 << 20)
         stream.seek(0, os.SEEK_END)
-        stream.write(b'\n{"status": 200}\n')
+        stream.write(b'\n{"time": 1, "status": 200}\n')
     tracemalloc.start()
     try:
-        assert list(log.lines()) == [{"status": 200}]
+        assert [request.status for request in log.requests()] == [200]
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
         tracemalloc.stop()

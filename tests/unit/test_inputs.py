@@ -1,4 +1,4 @@
-"""playbooks/tasks/inputs.yml: what comes last in a run is judged before anything changes."""
+"""roles/preflight/tasks/inputs.yml: what comes last in a run is judged before anything changes."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def found(tmp_path_factory):
     (folder / "playbooks/group_vars").symlink_to(ROOT / "group_vars")
     (folder / "monitoring").symlink_to(ROOT / "monitoring")
     tasks = [
-        {"ansible.builtin.include_tasks": str(ROOT / "playbooks/tasks/inputs.yml")},
+        {"ansible.builtin.include_role": {"name": "preflight", "tasks_from": "inputs"}},
         {"ansible.builtin.debug": {"msg": "FOUND {{ inputs_found | to_json }}"}},
     ]
     plays = [

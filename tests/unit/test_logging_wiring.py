@@ -159,7 +159,8 @@ def test_repository_and_order_are_looked_at_before_the_first_part():
     names = [play["name"] for play in found]
     before = found[names.index(plays()[0]["name"]) - 1]
     order, repository = before["tasks"]
-    assert order["ansible.builtin.import_tasks"] == "tasks/logging_order.yml" and "when" not in order
+    assert order["ansible.builtin.import_role"] == {"name": "elastic_repository", "tasks_from": "order"}
+    assert "when" not in order
     assert repository["ansible.builtin.import_role"]["name"] == "elastic_repository"
     # With a part's own tag, to skip that part would skip the others' repository.
     assert before["tags"] == ["always"] and before["hosts"] == "elasticsearch:logstash:kibana:filebeat"
@@ -305,7 +306,7 @@ def test_what_is_newer_than_elasticsearch_is_refused(tmp_path):
             "environment": {"PATH": "{{ stub }}:{{ lookup('ansible.builtin.env', 'PATH') }}"},
             "vars": {"logging_version": version, "logging_hosts": names, "logging_order_matters": True},
             "tasks": [{
-                "block": [{"ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks/logging_order.yml")}],
+                "block": [{"ansible.builtin.import_role": {"name": "elastic_repository", "tasks_from": "order"}}],
                 "rescue": [{"ansible.builtin.copy": answer}],
             }],
         })  # fmt: skip
@@ -314,7 +315,7 @@ def test_what_is_newer_than_elasticsearch_is_refused(tmp_path):
     done = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-i", tmp_path / "hosts.yml", tmp_path / "play.yml"],
         cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "ANSIBLE_LOCALHOST_WARNING": "false"},
+        env={**os.environ, "ANSIBLE_LOCALHOST_WARNING": "false", "ANSIBLE_ROLES_PATH": str(ROOT / "roles")},
     )  # fmt: skip
 
     def check(case):

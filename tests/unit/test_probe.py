@@ -415,10 +415,10 @@ def psql(tmp_path, monkeypatch):
 
 
 def test_psql_gets_the_password_by_environment_only(psql):
-    folder = psql('cd "$(dirname "$0")"; echo "$@" > argv; env > env; printf "17.2 (Debian)\\tf\\t5\\t97\\n"')
+    folder = psql('cd "$(dirname "$0")"; echo "$@" > argv; env > env; printf "17.2 (Debian)\\tf\\t5\\t97\\t2\\n"')
     figures = probe.postgres_ping(probe.PostgresTarget("db", "5433", "app", "me", "hunter2", "require"))
     assert (figures["version"], figures["recovery"], figures["connections"]) == ("17.2", False, 5)
-    assert figures["connections_percent"] == 5.2
+    assert figures["connections_percent"] == 5.2 and figures["waiting"] == 2
     assert "hunter2" not in (folder / "argv").read_text()
     environment = (folder / "env").read_text()
     for line in ("PGPASSWORD=hunter2", "PGHOST=db", "PGPORT=5433", "PGDATABASE=app", "PGUSER=me", "PGSSLMODE=require"):

@@ -17,11 +17,11 @@ exit 1
 
 
 def test_why_backups_could_not_be_fetched_is_printed_without_control_characters(tmp_path):
-    plays = yaml.safe_load((ROOT / "playbooks/recover.yml").read_text())
-    (tasks,) = (play["tasks"] for play in plays if play["name"] == "Bring the data back")
+    tasks = yaml.safe_load((ROOT / "roles/restore/tasks/recovery_data.yml").read_text())
     names = [task["name"] for task in tasks]
     tasks = tasks[names.index("Recover | Fetch the backups from outside") : names.index("Recover | Say what is done")]
-    variables = {"recover_from": "offsite", "backup_keeper_host": "localhost", "shiftmaster_run": {"id": "r1"}}
+    variables = {"restore_backups": "offsite", "restore_fetch": "", "backup_keeper_host": "localhost"}
+    variables["shiftmaster_run"] = {"id": "r1"}
     play = {"hosts": "localhost", "gather_facts": False, "vars": variables, "tasks": tasks}
     (tmp_path / "play.yml").write_text(json.dumps([play]))
     (tmp_path / "systemd-run").write_text(STUB)

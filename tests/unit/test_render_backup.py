@@ -98,6 +98,12 @@ def test_pgbackrests_server_has_no_way_out_by_proc():
         assert "RemoveIPC" not in unit
 
 
+def test_pgbackrests_server_makes_no_links_that_others_follow():
+    """pgbackrest expire, outside of the unit, would empty a directory that the archive leads to."""
+    for unit in (server(**REMOTE), server(backup_keeper=False, backup_tls_peer="keeper")):
+        assert {"~symlink", "symlinkat", "mknod", "mknodat", "io_uring_setup"} <= set(unit["SystemCallFilter"])
+
+
 def test_pgbackrests_server_fills_nothing_of_its_host():
     for unit in (server(**REMOTE), server(backup_keeper=False, backup_tls_peer="keeper")):
         mounted = {value.split(":")[0]: value.split(":")[1].split(",") for value in unit["TemporaryFileSystem"]}
@@ -195,20 +201,18 @@ def test_the_host_of_the_copy_outside_is_known_by_its_port(tmp_path):
     assert text.strip() == "[offsite.example.jp]:2222 ssh-ed25519 AAAA"
 
 
-PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks" / "templates"
-
-
 def test_what_health_finds_becomes_figures():
     checks = [{"name": name, "status": name} for name in ("healthy", "warning", "critical", "unknown")]
-    text = render(
-        "backup", PLAYBOOKS / "health.prom.j2", __health_host={"report": {"checks": checks}}, now=datetime.datetime.now
-    )
+    text = render("health", "health.prom.j2", __health_host={"report": {"checks": checks}}, now=datetime.datetime.now)
     figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert figures.pop("shiftmaster_health_check_last_run_timestamp_seconds").isdigit()
     assert figures == {
         'shiftmaster_health_check_status{check="%s"}' % name: value
         for name, value in {"healthy": "0", "warning": "1", "critical": "2", "unknown": "2"}.items()
     }
+
+
+CRON = Path(__file__).resolve().parents[2] / "roles/schedule/templates"
 
 
 def test_environments_on_one_machine_do_not_lock_each_other_out():
@@ -224,7 +228,7 @@ def test_environments_on_one_machine_do_not_lock_each_other_out():
     }  # fmt: skip
 
     def lines(template, environment):
-        text = render("backup", PLAYBOOKS / template, schedule_environment=environment, **common)
+        text = render("backup", CRON / template, schedule_environment=environment, **common)
         assert "ANSIBLE_VAULT_PASSWORD_FILE=/etc/vault\n" in text
         return [line for line in text.splitlines() if " root cd " in line]
 

@@ -199,7 +199,7 @@ def test_rights_are_the_least():
         "cluster": ["monitor", "read_ilm"],
         "indices": [
             {"names": ["logs-shiftmaster.*-demo"], "privileges": ["view_index_metadata"]},
-            {"names": ["logs-shiftmaster.canary-demo"], "privileges": ["read"]},
+            {"names": ["logs-shiftmaster.canary-demo", "shiftmaster-ignored"], "privileges": ["read"]},
         ],
     }
     # What a licence has to be paid for: with the one that everybody has, such a role counts for nothing.
@@ -234,7 +234,9 @@ def test_what_is_proven_of_the_writer():
 def test_the_canary_reads_its_own_lines_and_nobody_elses():
     proven = asked("elasticsearch", "__elasticsearch_proven", elasticsearch_environment="demo", **PASSWORDS)
     canary = proven[1]
-    assert canary["name"] == "shiftmaster_canary" and canary["has"] == {"logs-shiftmaster.canary-demo": ["read"]}
+    assert canary["name"] == "shiftmaster_canary" and set(canary["has"]) == {
+        "logs-shiftmaster.canary-demo", "shiftmaster-ignored"
+    }  # fmt: skip
     assert "read" in canary["has_not"]["logs-shiftmaster.app-demo"]
     assert "read" in canary["has_not"]["logs-shiftmaster.audit-demo"]
     # People who look for logs do not find it among them.
@@ -250,12 +252,36 @@ def test_logs_are_deleted_and_audit_events_after_seven_years():
     ages = {name: policy["policy"]["phases"]["delete"]["min_age"] for name, policy in policies.items()}
     assert ages == {"shiftmaster-logs": "90d", "shiftmaster-audit": "2557d", "shiftmaster-canary": "7d"}
     templates = asked("elasticsearch", "__elasticsearch_templates")
-    assert templates["shiftmaster-logs"]["template"]["aliases"] == {"shiftmaster-logs": {}}
-    assert "aliases" not in templates["shiftmaster-audit"]["template"]
+    assert templates["shiftmaster-logs"]["template"]["aliases"].keys() == {"shiftmaster-logs", "shiftmaster-ignored"}
+    assert templates["shiftmaster-audit"]["template"]["aliases"].keys() == {"shiftmaster-ignored"}
     assert all(found["priority"] > 100 and found["data_stream"] == {} for found in templates.values())
     assert templates["shiftmaster-audit"]["index_patterns"] == ["logs-shiftmaster.audit-*"]
     patterns = templates["shiftmaster-logs"]["index_patterns"]
     assert "logs-shiftmaster.app-*" in patterns and "logs-shiftmaster.audit-*" not in patterns
+
+
+def test_a_value_of_another_type_is_a_dead_letter_or_is_counted():
+    """Version 9 takes logsdb for logs-*-*, which ignores such values, where a template names no mode."""
+    templates = asked("elasticsearch", "__elasticsearch_templates")
+    assert {found["template"]["settings"].get("index.mode") for found in templates.values()} == {"standard"}
+
+    def lenient(properties, prefix=""):
+        for name, body in properties.items():
+            yield from lenient(body.get("properties", {}), f"{prefix}{name}.")
+            if body.get("ignore_malformed"):
+                yield prefix + name
+
+    fields = asked("elasticsearch", "__elasticsearch_component_templates")["shiftmaster-fields"]["template"]["mappings"]
+    counted = asked("elasticsearch", "__elasticsearch_ignored")["shiftmaster-ignored"]["filter"]["terms"]["_ignored"]
+    assert set(counted) == set(lenient(fields["properties"]))
+
+
+def test_a_small_site_has_few_shards():
+    policies = asked("elasticsearch", "__elasticsearch_policies")
+    streams = asked("elasticsearch", "elasticsearch_datasets")
+    logs = policies["shiftmaster-logs"]["policy"]["phases"]
+    assert logs["hot"]["actions"]["rollover"] == {"max_age": "7d", "max_primary_shard_size": "25gb"}
+    assert len(streams) * (90 // 7 + 2) < 100
 
 
 def test_every_field_that_logstash_makes_has_a_type():
@@ -374,6 +400,28 @@ def test_no_two_inputs_of_a_host_read_the_same_file():
         ]
         assert len(readers) == 1, (path, readers)
     assert Path(ROOT / "roles/base/defaults/main.yml").read_text(encoding="utf-8").count("copytruncate") == 0
+
+
+@pytest.mark.parametrize(("memory", "size"), [(256, 1048576), (512, 1048576), (256, 131072)])
+def test_what_waits_for_a_blocked_output_fits_into_filebeats_memory(memory, size):
+    given = {"filebeat_memory_max_mb": memory, "filebeat_max_bytes": size}
+    settings = yaml.safe_load(render("filebeat", "filebeat.yml.j2", **given))
+    events, batch = settings["queue.mem"]["events"], settings["output.logstash"]["bulk_max_size"]
+    assert 64 <= events and (events + 2 * batch) * size <= (memory - 128) * 1048576
+    # A batch that the queue cannot fill would wait for the time.
+    assert batch <= events
+    (limit,) = re.findall(r"(?m)^Environment=GOMEMLIMIT=(\d+)MiB$", render("filebeat", "drop-in.conf.j2", **given))
+    assert int(limit) < memory
+
+
+def test_too_little_memory_for_filebeat_or_kibana_is_refused():
+    for role, given in (
+        ("filebeat", {"filebeat_max_bytes": 4194304}), ("filebeat", {"filebeat_memory_max_mb": 128}),
+        ("kibana", {"kibana_memory_max_mb": 1024}),
+    ):  # fmt: skip
+        assert len(asked(role, f"__{role}_problems", **given)) == len(asked(role, f"__{role}_problems")) + 1
+    (heap,) = re.findall(r"--max-old-space-size=(\d+)", render("kibana", "drop-in.conf.j2"))
+    assert int(heap) == 1024
 
 
 @pytest.mark.parametrize("role", SETTINGS)

@@ -118,12 +118,6 @@ def test_default_hba_lets_nobody_come_from_outside_or_without_tls():
     assert {(words[0], words[3]) for words in hosts} == {("hostssl", "127.0.0.1/32"), ("hostssl", "::1/128")}
 
 
-def test_repository_is_signed_by_the_given_key():
-    text = render("postgresql", "pgdg.sources.j2", postgresql_repository="pgdg")
-    values = settings_of(text, ":")
-    assert values["Suites"] == "trixie-pgdg" and values["Signed-By"] == "/etc/apt/keyrings/pgdg.asc"
-
-
 def test_new_clusters_get_checksums():
     assert "--data-checksums" in render("postgresql", "createcluster.conf.j2")
 

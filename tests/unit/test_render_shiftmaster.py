@@ -209,14 +209,12 @@ def build(**variables):
     known = {"ansible_managed": "Ansible managed", "ansible_facts": {"processor_vcpus": 2}, "role_path": str(ROLE)}
     for part in ("defaults", "vars"):
         known |= yaml.safe_load((ROLE / part / "main.yml").read_text(encoding="utf-8"))
-    known["__shiftmaster_build"] = {
-        name: known["__shiftmaster_build"][name] for name in ("environment", "extra_requirements")
+    known["shiftmaster_build"] = {
+        name: known["shiftmaster_build"][name] for name in ("environment", "extra_requirements")
     }
     loader = DataLoader()
     loader.set_basedir(str(ROLE))
-    return Templar(loader, variables=trusted(known | variables)).template(
-        trust_as_template("{{ __shiftmaster_build }}")
-    )
+    return Templar(loader, variables=trusted(known | variables)).template(trust_as_template("{{ shiftmaster_build }}"))
 
 
 def test_what_the_metrics_need_comes_into_the_release_and_its_hash():
@@ -247,11 +245,9 @@ def test_options_of_shiftmasterctl_are_those_of_the_module():
 
 def batches(hosts, sizes, operation="deploy", in_play=None):
     known = {"shiftmaster_hosts": hosts, "ansible_play_hosts_all": in_play or hosts, "shiftmaster_batches": sizes}
-    known |= yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))
+    known |= yaml.safe_load((ROLE.parent / "release/vars/main.yml").read_text(encoding="utf-8"))
     variables = trusted(known | {"shiftmaster_run": {"operation": operation}})
-    return Templar(DataLoader(), variables=variables).template(
-        trust_as_template("{{ __shiftmaster_batches_of_hosts }}")
-    )
+    return Templar(DataLoader(), variables=variables).template(trust_as_template("{{ __release_batches_of_hosts }}"))
 
 
 @pytest.mark.parametrize(

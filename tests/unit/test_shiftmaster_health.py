@@ -873,11 +873,56 @@ def test_a_tcp_check_asks_what_it_is_given(monkeypatch):
 @pytest.mark.parametrize("percent,status", [(80, "healthy"), (85, "warning"), (95, "critical")])
 @pytest.mark.parametrize("standby", [True, False])
 def test_connections_of_postgresql(monkeypatch, percent, status, standby):
-    figures = {"version": "17", "connections": 9, "connections_percent": percent, "recovery": standby}
+    figures = {"version": "17", "connections": 9, "connections_percent": percent, "recovery": standby, "waiting": 0}
     monkeypatch.setattr(probe, "postgres_ping", lambda target, seconds: dict(figures, host=target.host))
     outcome = health_checks.check_postgres(options("postgres", host="db", warning=80, critical=90), Context())
     assert (outcome.status, outcome.reason, outcome.data["host"]) == (status, "connections", "db")
     assert outcome.detail[0].key == ("postgres.standby" if standby else "postgres")
+
+
+def access_log(tmp_path, statuses):
+    path = tmp_path / "access.log"
+    now = time.time()
+    lines = [{"msec": now - 99 + at, "status": status, "path": "/roster/"} for at, status in enumerate(statuses)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "statuses", "expected"),
+    [
+        (200, None, [200] * 50, ("healthy", "")),
+        (403, None, [], ("healthy", "")),
+        (500, None, [200] * 50, ("unhealthy", "status")),
+        (None, "no answer", [200] * 50, ("down", "timeout")),
+        (200, None, [200, 500, 500] * 10, ("unhealthy", "failing")),
+        (200, None, [500] * 10 + [200] * 50, ("healthy", "")),  # It is over.
+        (200, None, [500] * 4, ("healthy", "")),  # Too few to say.
+    ],
+)
+def test_pages_as_users_get_them(monkeypatch, tmp_path, status, error, statuses, expected):
+    """Each component may respond while pages hang or fail."""
+    result = probe.HttpResult(status, 0.1, "", error, "timeout" if error else "")
+    monkeypatch.setattr(probe, "http_get", lambda *_words, **_more: result)
+    wanted = options("pages", url="https://localhost", pages=["/"], access_log=access_log(tmp_path, statuses))
+    outcome = health_checks.check_pages(wanted, Context(app_root=str(tmp_path)))
+    assert (outcome.status, outcome.reason) == expected
+
+
+def test_behind_the_maintenance_page_pages_are_not_requested(monkeypatch, tmp_path):
+    monkeypatch.setattr(probe, "http_get", lambda *_words, **_more: pytest.fail("requested"))
+    (tmp_path / "shared/maintenance").mkdir(parents=True)
+    (tmp_path / "shared/maintenance/on").touch()
+    outcome = health_checks.check_pages(options("pages", url="https://localhost"), Context(app_root=str(tmp_path)))
+    assert (outcome.status, outcome.reason) == ("warning", "maintenance")
+
+
+def test_sessions_that_wait_for_a_lock_are_critical(monkeypatch):
+    """Pages hang, and the connection, the deep health and every unit are fine."""
+    figures = {"version": "17", "connections": 9, "connections_percent": 9.0, "recovery": False, "waiting": 3}
+    monkeypatch.setattr(probe, "postgres_ping", lambda _target, _seconds: figures)
+    outcome = health_checks.check_postgres(options("postgres", host="db", warning=80, critical=90), Context())
+    assert (outcome.status, outcome.reason) == ("critical", "locked")
 
 
 def test_a_redis_check_asks_what_it_is_given(monkeypatch, environment):

@@ -170,8 +170,13 @@ def test_playbooks_begin_with_the_check_of_their_options(name):
     first, task = plays[0], plays[0]["tasks"][0]
     assert first["hosts"] == "all" and first["gather_facts"] is False
     assert not {"pre_tasks", "roles", "serial", "strategy"} & set(first)
-    assert task["shiftmaster_options"] == {"options": "{{ run_options.%s }}" % name} and task["run_once"] is True
-    assert set(task) == {"name", "shiftmaster_options", "run_once"}
+    assert task["ansible.builtin.import_role"] == {"name": "preflight", "tasks_from": "options"}
+    assert task["vars"] == {"preflight_playbook": name}
+    assert set(task) == {"name", "ansible.builtin.import_role", "vars"}
+    (check,) = yaml.safe_load((ROOT / "roles/preflight/tasks/options.yml").read_text(encoding="utf-8"))
+    assert check["run_once"] is True and check["shiftmaster_options"] == {
+        "options": "{{ run_options[preflight_playbook] }}", "playbook": "{{ preflight_playbook }}"
+    }  # fmt: skip
     tagged = [play for play in plays if "tags" in play or any("tags" in task for task in play.get("tasks", []))]
     assert "always" in first.get("tags", []) if tagged else "tags" not in first
 

@@ -80,6 +80,7 @@ def look(tmp_path, repository):
     def look(version, where=None, **more):
         params = {
             "version": version,
+            "published": False,
             "cache_dir": str(tmp_path / "cache"),
             "archive": False,
             "exclude": [],
@@ -233,6 +234,22 @@ def test_a_whole_commit_that_is_known_needs_no_repository(look, repository, tmp_
 
 
 # -------------------------------------------------------------------------------------------------------- the archive
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_commit_that_another_host_has_named_must_be_on_a_branch(look, repository, known):
+    """As of a pull request of anybody: its commit can be fetched from the address of the repository."""
+    head = git(repository, "rev-parse", "HEAD").strip()
+    git(repository, "commit", "--quiet", "--allow-empty", "-m", "of somebody else")
+    strange = git(repository, "rev-parse", "HEAD").strip()
+    git(repository, "update-ref", "refs/pull/1/head", strange)
+    git(repository, "reset", "--quiet", "--hard", head)
+    git(repository, "config", "uploadpack.allowAnySHA1InWant", "true")
+    if known:
+        assert look(strange)["revision"] == strange, "the attack itself does not work"
+    with pytest.raises(source.SourceError):
+        look(strange, published=True)
+    assert look(head, published=True)["revision"] == head
 
 
 def test_archive_holds_every_file_byte_for_byte(look):

@@ -9,34 +9,72 @@ import threading
 import time
 
 import pytest
+from ansible.module_utils.shiftmaster.host.symptoms import Request
 from ansible.module_utils.shiftmaster.release import watch
 
 LIMITS = {"errors_min": 3, "error_percent": 1, "p95_ms": 2000, "requests_min": 20}
 
 
-def line(status=200, seconds=0.01, path="/"):
-    return json.dumps({"status": status, "request_time": "%.3f" % seconds, "method": "GET", "path": path}) + "\n"
+def line(status=200, seconds=0.01, path="/", at=None):
+    at = time.time() if at is None else at
+    return json.dumps({"msec": at, "status": status, "request_time": "%.3f" % seconds, "path": path}) + "\n"
 
 
-# ------------------------------------------------------------------------------------------------------------- judging
+# ----------------------------------------------------------------------------------------------------------- comparing
+
+
+def requests(statuses, seconds=0.1, page="/"):
+    seconds = seconds if isinstance(seconds, list) else [seconds] * len(statuses)
+    return [Request(0.0, status, each, page) for status, each in zip(statuses, seconds)]
 
 
 @pytest.mark.parametrize(
     "statuses, seconds, words",
     [
-        ([200] * 300, [0.1] * 300, ""),
-        ([200] * 300 + [500] * 2, [], ""),  # Fewer errors than count.
-        ([200] * 400 + [500] * 3, [], ""),  # Enough of them, and a small share.
-        ([200] * 200 + [502] * 3, [], "3 of 203 requests were answered with 5xx (1.5 %, limit 1 %)"),
-        ([404] * 50, [], ""),
-        ([200] * 19, [9.0] * 19, ""),  # Too few for a percentile.
-        ([200] * 20, [9.0] * 20, "the 95th percentile of the response time is 9000 ms (limit 2000 ms)"),
+        ([200] * 300, 0.1, ""),
+        ([200] * 300 + [500] * 2, 0.1, ""),  # Fewer errors than count.
+        ([200] * 400 + [500] * 3, 0.1, ""),  # Enough of them, and a small share.
+        ([200] * 200 + [502] * 3, 0.1, "3 of 203 requests were answered with 5xx (1.5 %, shiftmaster_watch_error_p"),
+        ([404] * 50, 0.1, ""),
+        ([500] * 4 + [200] * 2, 0.1, ""),  # Too few requests for a share.
+        ([500] * 10, 0.1, "10 of 10 requests"),
+        ([200] * 19, 9.0, ""),  # Too few for a percentile.
+        ([200] * 20, 9.0, "the 95th percentile of the response time is 9000 ms (shiftmaster_watch_p95_ms: 2000)"),
         ([200] * 100, [0.1] * 97 + [9.0] * 3, ""),
         ([], [], ""),
     ],
-)
+)  # fmt: skip
 def test_what_is_a_breach(statuses, seconds, words):
-    assert watch.judge(statuses, seconds, LIMITS) == words
+    breach = watch.judge(requests(statuses, seconds), [], LIMITS)
+    assert breach.startswith(words) and bool(breach) == bool(words)
+
+
+GOOD = requests([200] * 40)
+
+
+@pytest.mark.parametrize(
+    ("before", "breach"),
+    [
+        (requests([500] * 9, page="/old/"), False),  # It failed as often.
+        (requests([500] * 3 + [200] * 6, page="/old/"), False),
+        (requests([500] + [200] * 8, page="/old/"), True),  # It failed once.
+        (requests([500] * 9, page="/other/"), True),
+        ([], True),
+    ],
+)
+def test_pages_are_compared_with_the_version_before(before, breach):
+    found = watch.judge(GOOD + requests([500] * 6 + [200] * 4, page="/old/"), before + GOOD, LIMITS)
+    assert bool(found) == breach
+    old = [one for one in before if one.page == "/old/"]
+    assert not breach or "/old/: 6 of 10, in the version before %d of %d" % (
+        sum(one.failed for one in old), len(old)
+    ) in found  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "breach"), [(5.0, False), (3.0, True), (0.1, True)])
+def test_response_times_are_compared_with_the_version_before(before, breach):
+    found = watch.judge(requests([200] * 30, 6.0), requests([200] * 30, before), LIMITS)
+    assert bool(found) == breach and (not breach or "before %d ms" % (before * 1000) in found)
 
 
 def test_no_traffic_is_no_breach_whatever_the_limits():
@@ -47,7 +85,7 @@ def test_no_traffic_is_no_breach_whatever_the_limits():
 
 
 def statuses(log):
-    return [entry["status"] for entry in log.lines()]
+    return [one.status for one in log.requests()]
 
 
 def test_only_what_is_new_counts(tmp_path):
@@ -92,7 +130,7 @@ def test_a_log_that_appears_later_is_read_from_its_start(tmp_path):
 def site(tmp_path):
     """A server that answers with what it is told and logs as nginx does."""
     log = tmp_path / "access.log"
-    log.write_text(line(500) * 50)
+    log.write_text(line(200, at=1.0) * 50)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -117,6 +155,7 @@ def site(tmp_path):
         site.options = dict(
             LIMITS,
             seconds=2.2,
+            before=(0.0, time.time()),
             access_log=str(log),
             host="shift.example.jp",
             paths=["/", "/roster/"],
@@ -142,15 +181,28 @@ def test_a_page_that_fails_ends_the_watch_early_and_is_named(site):
     started = time.monotonic()
     verdict = watch.watch(site.options)
     assert time.monotonic() - started < 10
-    assert "were answered with 5xx" in verdict.breach and verdict.breach.endswith("GET /roster/ answered 500")
-    assert verdict.errors >= 2
+    assert "/roster/: %d of %d, in the version before 0 of 0" % ((verdict.errors,) * 2) in verdict.breach
+    assert verdict.errors >= 2 and verdict.requests >= 10
+
+
+def test_a_page_that_failed_in_the_version_before_breaks_nothing(site):
+    site.answers["/roster/"] = 500
+    site.log.write_text(line(500, path="/roster/", at=1.0) * 10)
+    verdict = watch.watch(dict(site.options, errors_min=1))
+    assert verdict.breach == "" and verdict.errors >= 2
+
+
+def test_a_page_that_fails_is_watched_until_there_is_enough_to_compare(site):
+    site.answers["/"] = 503
+    verdict = watch.watch(dict(site.options, paths=["/"], seconds=0.5))
+    assert "10 of 10 requests" in verdict.breach
 
 
 def test_traffic_of_others_counts(site):
     with open(site.log, "a") as stream:
-        threading.Timer(0.3, lambda: (stream.write(line(503, path="/api/") * 5), stream.flush())).start()
+        threading.Timer(0.3, lambda: (stream.write(line(503, path="/api/") * 15), stream.flush())).start()
         verdict = watch.watch(dict(site.options, paths=[]))
-    assert "5 of 5 requests" in verdict.breach and "/api/ answered 503" in verdict.breach
+    assert "15 of 15 requests" in verdict.breach and "/api/: 15 of 15" in verdict.breach
 
 
 def test_slow_answers_are_a_breach(site):
@@ -162,8 +214,8 @@ def test_slow_answers_are_a_breach(site):
 
 def test_a_server_that_does_not_answer_is_an_error_though_nothing_is_logged(site):
     verdict = watch.watch(dict(site.options, target="unix:/nowhere/web.sock", seconds=20))
-    assert "were answered with 5xx" in verdict.breach and "the last one: /roster/: " in verdict.breach
-    assert verdict.errors == verdict.requests >= 3
+    assert "were answered with 5xx" in verdict.breach and "/: 5 of 5, in the version before 0 of 50" in verdict.breach
+    assert verdict.errors == verdict.requests >= 10
 
 
 def test_lines_without_the_fields_are_passed_over(site):

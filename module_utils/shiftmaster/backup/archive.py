@@ -85,6 +85,20 @@ def lacking(host: Host, stanza, names: list) -> list:
     return found
 
 
+def links(host: Host) -> list:
+    """Return the problem that keeps `pgbackrest expire` from being run: it follows links and empties what they lead to.
+
+    The database host writes to the archive. Its server makes no links any more, but may have made some.
+    """
+    words = ("-ignore_readdir_race", "!", "-type", "f", "!", "-type", "d", "-print", "-quit")
+    place = os.path.join(host.folder, "pgbackrest", "archive")
+    done = host.as_postgres("looking for links in the archive", "find", place, *words, fine=range(256))
+    if done.returncode == 0 and not done.stdout:
+        return []
+    what = "nothing old of the database was removed, for the archive of WAL holds what is no file or directory: %r"
+    return [Problem("archive_links", what % (done.stdout.strip() or done.stderr.strip())[:300], "")]
+
+
 def manifests(host: Host, stanza) -> list:
     """Compare the manifest of each backup with its copy: pgBackRest takes the other one where one is damaged, and says
     nothing. Returns problems."""

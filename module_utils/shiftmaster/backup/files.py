@@ -42,12 +42,9 @@ RECEIVER = [
 
 
 def sha256(path: str) -> str:
-    digest = hashlib.sha256()
     # The application can replace what is saved of it while it is read.
     with os.fdopen(safe_files.open_file(path), "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class Restic:

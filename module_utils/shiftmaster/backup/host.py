@@ -30,6 +30,8 @@ POSTGRES = "postgres"
 ANSWER_BYTES, ROWS_BYTES = 1 << 20, 64 << 20
 # How long a query of it may take; the longest counts every row.
 QUERY_SECONDS = 3600
+# A deploy waits for a backup before migrations: a table that somebody has locked must not hold it up for long.
+LOCK_WAIT_SECONDS = 30
 # restic's, of a store that it asks again and again.
 _ATTEMPT = re.compile(r"^.* returned error, retrying after \S+: ")
 # restic says of a file that it could not write also that it has no owner and no times.
@@ -210,7 +212,8 @@ class Host:
             PGPASSFILE=self.database["passfile"],
             PGCONNECT_TIMEOUT="10",
             PGAPPNAME="shiftmaster-backup",
-            PGOPTIONS=SAFE_SEARCH_PATH,
+            # pg_dump has an option of its own for it.
+            PGOPTIONS="%s -c lock_timeout=%ds" % (SAFE_SEARCH_PATH, LOCK_WAIT_SECONDS),
             LC_ALL="C.UTF-8",
         )
         if self.database.get("sslrootcert"):

@@ -76,11 +76,12 @@ def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tu
     if "database" in good:
         stanza = catalogue.stanza_of(host.info(), host.stanza)
         made = retention.database_plan(stanza, manifests.proofs(found), time.time(), policy, damaged=damaged, seen=seen)
+        found_links = archive.links(host)
         # The last call also makes good what a run that was killed between them has left.
-        for arguments in retention.commands(host.stanza, made):
+        for arguments in () if found_links else retention.commands(host.stanza, made):
             host.as_postgres("pgbackrest expire", "pgbackrest", *arguments)
-        removed += made.remove
-        problems += made.alerts
+        removed += () if found_links else made.remove
+        problems += [*made.alerts, *found_links]
         forget_received(host, stanza)
     restic = Restic(host)
     going = []

@@ -50,7 +50,12 @@ def lines(manifest: dict, folder: str) -> list:
     for name, part in manifest["parts"].items():
         text = "%s: %s" % (NAMES[name], WORDS.get(part["result"], "FAILED"))
         if part["result"] in manifests.GOOD:
-            text += " (%s%s)" % ("full, " if part.get("kind") == "full" else "", sized(part["size_bytes"]))
+            restored = any(item["how"] == manifests.RESTORED and item["good"] for item in part.get("verified", []))
+            text += " (%s%s%s)" % (
+                "full, " if part.get("kind") == "full" else "",
+                sized(part["size_bytes"]),
+                ", restored and verified" if restored else "",
+            )
         for problem in part["problems"]:
             text += ": %s" % problem["what"]
         found.append(text)

@@ -34,7 +34,8 @@ PROPERTIES = [
     "RestrictRealtime=yes",
     "SystemCallArchitectures=native",
     "SystemCallFilter=@system-service",
-    "SystemCallFilter=~@resources",
+    # io_uring passes by every filter of system calls.
+    "SystemCallFilter=~@resources io_uring_setup",
     "SystemCallErrorNumber=EPERM",
     # Not the host's: PrivateDevices= leaves that.
     "TemporaryFileSystem=/dev/shm",

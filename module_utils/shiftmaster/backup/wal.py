@@ -98,7 +98,7 @@ def history_of(text: str) -> tuple:
     for line in text.splitlines():
         line = line.split("#", 1)[0].strip()
         if line:
-            match = re.match(r"^(\d+)\s+([0-9A-Fa-f]+/[0-9A-Fa-f]+)(?:\s|$)", line)
+            match = re.match(r"^(\d{1,10})\s+([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})(?:\s|$)", line)
             if not match:
                 raise WalError("%r is no line of a history" % line)
             found.append((int(match.group(1)), match.group(2)))

@@ -6,16 +6,17 @@ import calendar
 import datetime
 import glob
 import gzip
-import json
 import os
 import re
 import time
 import zlib
 from typing import Optional
 
-from ..host import safe_files
+from ..host import safe_files, symptoms
 from ..host.percentile import percentile
 from ..logging.ecs import as_lines
+from ..release.layout import Layout
+from ..release.state import last_switch
 from .engine import Absent
 
 _TAIL = 256 * 1024
@@ -222,41 +223,15 @@ def logs(setting) -> dict:
 
 
 def answers(lines, since: float) -> list:
-    """Return [(epoch, status, seconds, upstream status)] of lines of JSON as role nginx writes them."""
-    found = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            at = _access_time(entry)
-            if at is not None and since <= at < float("inf"):
-                seconds = entry.get("request_time")
-                found.append((at, int(entry["status"]), float(seconds) if seconds not in (None, "", "-") else 0.0))
-        # Binary garbage has lines that are JSON: a number, or too many brackets.
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            continue
-    return found
+    """Return the requests of lines of JSON as role nginx writes them."""
+    return [one for one in map(symptoms.parse, lines) if one and one.at >= since]
 
 
-def _access_time(entry: dict) -> Optional[float]:
-    for name in ("time", "@timestamp", "time_iso8601", "msec", "time_local"):
-        value = entry.get(name)
-        if isinstance(value, (int, float)):
-            return float(value)
-        if isinstance(value, str) and value:
-            if re.fullmatch(r"\d+(\.\d+)?", value):
-                return float(value)
-            try:
-                return datetime.datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
-            except ValueError:
-                continue
-    return None
-
-
-def summary(found: list, now: float, hours: float, slots: int = 48) -> dict:
-    """Return counts by class, p95 and a series for a chart."""
+def summary(found: list, now: float, hours: float, slots: int = 48, switch: Optional[tuple] = None) -> dict:
+    """Return counts by class, p95, the pages that fail, and a series for a chart; switch: as last_switch() has it."""
     width = hours * 3600.0 / slots
     series = [{"requests": 0, "errors": 0, "seconds": []} for _slot in range(slots)]
-    for at, status, seconds in found:
+    for at, status, seconds, *_more in found:
         slot = series[max(0, min(slots - 1, int((at - (now - hours * 3600.0)) / width)))]
         slot["requests"] += 1
         slot["errors"] += status >= 500
@@ -272,6 +247,10 @@ def summary(found: list, now: float, hours: float, slots: int = 48) -> dict:
             "by_status": {
                 str(code): sum(one[1] == code for one in recent) for code in sorted({one[1] for one in recent})
             },
+            "failing": symptoms.failing(
+                [one for one in recent if one.at >= switch[1]] if switch else recent,
+                symptoms.counts(one for one in found if switch[0] <= one.at < switch[1]) if switch else None,
+            ),
         },
         "series": [
             {
@@ -297,4 +276,5 @@ def requests(setting) -> dict:
         text = tail(path + ".1", 1 << 20) + text
     elif len(text) < 1 << 16 and os.path.exists(path + ".2.gz"):
         text = unpacked(path + ".2.gz", 1 << 20).decode("utf-8", "replace") + text
-    return summary(answers(text.splitlines(), since), now, setting.hours)
+    switch = last_switch(Layout(setting.app_root))
+    return summary(answers(text.splitlines(), since), now, setting.hours, switch=switch)

@@ -15,7 +15,7 @@ import threading
 import time
 
 from ..health import checks
-from ..host import probe
+from ..host import probe, symptoms
 from .engine import Absent
 from .host import read_file
 
@@ -348,10 +348,8 @@ def http(setting) -> dict:
 
     def ask(name, target):
         try:
-            result = probe.http_get(
-                health_checks_context(setting).fill(target["url"]), target.get("path", "/"), target.get("host"), 4.0,
-                {"X-Forwarded-Proto": "https"}, False,
-            )  # fmt: skip
+            url = health_checks_context(setting).fill(target["url"])
+            result = symptoms.get_page(url, target.get("path", "/"), target.get("host"), 4.0, verify=False)
         except probe.ProbeError as error:
             found[name] = {"error": str(error), "reason": error.reason, "status": None}
             return

@@ -14,7 +14,8 @@ import time
 import urllib.parse
 from typing import NamedTuple, Optional
 
-from ..host import envfile, probe, safe_files
+from ..host import envfile, probe, safe_files, symptoms
+from ..host.printable import printable
 from ..host.probe import ProbeError
 from ..release.layout import Layout
 
@@ -172,6 +173,35 @@ def check_http(options: dict, context: Context) -> Outcome:
     return Outcome(HEALTHY, said("http", status=result.status), data=data)
 
 
+def check_pages(options: dict, context: Context) -> Outcome:
+    """Pages as users get them, and the requests of the last minutes: components may be fine, and users served badly."""
+    maintenance = check_maintenance(options, context)
+    if maintenance.status != HEALTHY:
+        return maintenance
+    deadline = time.monotonic() + options["timeout_seconds"]
+    for page in options.get("pages") or ["/"]:
+        result = symptoms.get_page(
+            context.fill(options["url"]),
+            page,
+            options.get("host_header"),
+            max(0.1, deadline - time.monotonic()),
+            options.get("validate_certs", True),
+        )
+        if result.status is None:
+            return Outcome(DOWN, (), result.reason, _where(options["url"]), "%s: %s" % (page, result.error), {})
+        if result.status >= 500:
+            data = {"http_status": result.status}
+            return Outcome(UNHEALTHY, (), "status", {}, "%s: HTTP %d" % (page, result.status), data)
+    requests = symptoms.logged(options["access_log"], time.time() - 300) if options.get("access_log") else []
+    failed, failing = sum(one.failed for one in requests), symptoms.failing(requests)
+    data = {"requests": len(requests), "errors": failed}
+    if failing and len(requests) >= symptoms.REQUESTS_MIN and failed / len(requests) > symptoms.FAILING_SHARE:
+        pages = ", ".join(one["page"] for one in failing[:3])
+        detail = said("pages.failing", errors=failed, requests=len(requests), pages=printable(pages))
+        return Outcome(UNHEALTHY, detail, "failing", {}, "", data)
+    return Outcome(HEALTHY, said("pages", errors=failed, requests=len(requests)), data=data)
+
+
 def _where(url: str) -> dict:
     host, port, path, _tls, _path = probe.split_target(url)
     return {"where": path or "%s:%s" % (host, port), "server_name": host or "localhost"}
@@ -298,6 +328,9 @@ def postgres_target(options: dict, context: Context) -> probe.PostgresTarget:
 def check_postgres(options: dict, context: Context) -> Outcome:
     figures = probe.postgres_ping(postgres_target(options, context), options["timeout_seconds"])
     status = above(figures["connections_percent"], options.get("warning"), options.get("critical"))
+    if figures["waiting"]:
+        # Pages that need the locked rows or tables hang, whatever else responds.
+        return Outcome(CRITICAL, said("postgres.locked", waiting=figures["waiting"]), "locked", {}, "", figures)
     key = "postgres.standby" if figures["recovery"] else "postgres"
     return Outcome(
         status,
@@ -706,6 +739,7 @@ class Kind(NamedTuple):
 _APP_LOG = "/var/log/shiftmaster/*.log"
 KINDS = {
     "http": Kind(check_http, 10, None, None, "shiftmaster", _APP_LOG),
+    "pages": Kind(check_pages, 10, None, None, "shiftmaster", _APP_LOG),
     "deep_health": Kind(check_deep_health, 10, None, None, "shiftmaster", _APP_LOG),
     "migrations": Kind(check_migrations, 10, None, None, "shiftmaster", _APP_LOG),
     "tcp": Kind(check_tcp, 10),

@@ -46,10 +46,22 @@ CATALOG = {
         "answered in {milliseconds:.0f} ms (limit {limit:g} ms)",
         "応答に {milliseconds:.0f} ms かかりました(上限 {limit:g} ms)",
     ),
+    "pages": (
+        "pages respond; {errors} of {requests} requests of the last 5 minutes failed",
+        "画面は応答しています。直近 5 分間の {requests} 件中 {errors} 件のリクエストが失敗",
+    ),
+    "pages.failing": (
+        "{errors} of {requests} requests of the last 5 minutes failed and still fail: {pages}",
+        "直近 5 分間の {requests} 件中 {errors} 件のリクエストが失敗し、継続しています: {pages}",
+    ),
     "tcp": ("accepts connections", "接続を受け付けています"),
     "postgres": (
         "PostgreSQL {version}, {connections} connections ({percent}% of the limit)",
         "PostgreSQL {version}、接続数 {connections}(上限の {percent}%)",
+    ),
+    "postgres.locked": (
+        "{waiting} sessions wait for a lock for more than 5 s",
+        "{waiting} セッションが 5 秒以上ロックを待っています",
     ),
     "postgres.standby": (
         "PostgreSQL {version}, a standby, {connections} connections ({percent}% of the limit)",
@@ -174,6 +186,10 @@ CATALOG = {
         "openssl s_client -connect {where} -servername {server_name} </dev/null",
         "openssl s_client -connect {where} -servername {server_name} </dev/null で確認してください",
     ),
+    "hint.pages": (
+        "users are affected, ansible-playbook playbooks/diagnose.yml finds the cause; tail -n 50 {log}",
+        "利用者に影響しています。ansible-playbook playbooks/diagnose.yml で原因を調べてください。tail -n 50 {log}",
+    ),
     "hint.tcp": (
         "ss -ltnp; systemctl status {unit}; the firewall: nft list ruleset",
         "ss -ltnp、systemctl status {unit}、ファイアウォール(nft list ruleset)を確認してください",
@@ -197,6 +213,10 @@ CATALOG = {
     "hint.postgres.connections": (
         "see who holds them: sudo -u postgres psql -c 'SELECT usename, state, count(*) FROM pg_stat_activity GROUP BY 1, 2'",
         "接続の内訳: sudo -u postgres psql -c 'SELECT usename, state, count(*) FROM pg_stat_activity GROUP BY 1, 2'",
+    ),
+    "hint.postgres.locked": (
+        "ansible-playbook playbooks/diagnose.yml -e area=db names the session that holds the lock",
+        "ansible-playbook playbooks/diagnose.yml -e area=db でロックを保持しているセッションを確認してください",
     ),
     "hint.postgres.starting": (
         "it starts, stops or recovers: wait, and follow {log}",

@@ -542,11 +542,13 @@ class PostgresTarget(NamedTuple):
     run_as: Optional[str] = None  # A system user, for peer authentication; then psql does the asking.
 
 
-# Everyone may read these; pg_stat_activity hides other users' rows.
+# Everyone may read these; pg_stat_activity hides other users' rows, so a login counts its own sessions that wait.
 POSTGRES_QUERY = (
     "SELECT current_setting('server_version'), pg_is_in_recovery(), "
     "(SELECT coalesce(sum(numbackends), 0) FROM pg_stat_database), "
-    "current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+    "current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int, "
+    "(SELECT count(*) FROM pg_catalog.pg_stat_activity"
+    " WHERE wait_event_type = 'Lock' AND now() - query_start > interval '5 s')"
 )
 _POSTGRES_REASONS = (
     ("password authentication failed", "auth"),
@@ -575,7 +577,7 @@ _POSTGRES_REASONS = (
 def postgres_ping(target: PostgresTarget, timeout: float = 5.0) -> dict:
     """Log in and ask a small question, with psycopg2 or psycopg of the system's Python, else with psql.
 
-    Returns latency_ms, version, recovery (a standby), connections, connections_percent.
+    Returns latency_ms, version, recovery (a standby), connections, connections_percent, waiting (for a lock, 5 s).
     """
     started = time.monotonic()
     driver = None if target.run_as else _postgres_driver()
@@ -591,13 +593,14 @@ def postgres_ping(target: PostgresTarget, timeout: float = 5.0) -> dict:
 
 def postgres_figures(row) -> dict:
     """Return the figures of a row of POSTGRES_QUERY, whose values may be text."""
-    version, recovery, connections, limit = row
+    version, recovery, connections, limit, waiting = row
     connections, limit = int(connections), int(limit)
     return {
         "version": str(version).split(" ")[0],
         "recovery": recovery in (True, "t"),
         "connections": connections,
         "connections_percent": round(100.0 * connections / limit, 1) if limit > 0 else 0.0,
+        "waiting": int(waiting),
     }
 
 

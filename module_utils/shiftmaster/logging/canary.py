@@ -12,7 +12,7 @@ import os
 import time
 
 from ..host import safe_files
-from .elastic import Api, Failed, quoted
+from ..host.json_api import Api, Failed, quoted
 
 LOGGER = "shiftmaster.canary"
 # Beyond it the file begins anew; what was in it has long been read.

@@ -13,8 +13,9 @@ import time
 import uuid
 
 from ..host import safe_files
+from ..host.json_api import Api, Failed
 from . import canary
-from .elastic import Api, Failed
+from .elastic import cluster_health
 
 HELP = {
     "shiftmaster_logstash_up": ("gauge", "Whether Logstash answers."),
@@ -29,6 +30,7 @@ HELP = {
     "shiftmaster_elasticsearch_disk_used_ratio": ("gauge", "Share of the fullest node's disk that is used."),
     "shiftmaster_elasticsearch_shards_ratio": ("gauge", "Share of the shards that the cluster may have."),
     "shiftmaster_elasticsearch_lifecycle_errors": ("gauge", "Indexes whose lifecycle does not go on."),
+    "shiftmaster_elasticsearch_ignored_events": ("gauge", "Events of the last day of which a field has another type."),
 }
 STATUS = {"green": 0, "yellow": 1, "red": 2}
 SHARDS_PER_NODE = 1000
@@ -53,9 +55,12 @@ def of_filebeat(api) -> dict:
 
 
 def of_elasticsearch(api) -> dict:
-    health = api.call("/_cluster/health")
+    health = cluster_health(api)
     nodes = api.call("/_nodes/stats/fs")["nodes"].values()
     used = [1 - node["fs"]["total"]["available_in_bytes"] / node["fs"]["total"]["total_in_bytes"] for node in nodes]
+    # The alias holds events of which a field was ignored; streams that are older than it have none.
+    day = {"query": {"range": {"@timestamp": {"gte": "now-1d"}}}}
+    ignored = api.call("/shiftmaster-ignored/_count?ignore_unavailable=true", "POST", day)["count"]
     errors = api.call("/logs-shiftmaster.*/_ilm/explain?only_errors=true")["indices"]
     may = SHARDS_PER_NODE * max(1, health["number_of_data_nodes"])
     return {
@@ -63,6 +68,7 @@ def of_elasticsearch(api) -> dict:
         "shiftmaster_elasticsearch_disk_used_ratio": round(max(used), 4),
         "shiftmaster_elasticsearch_shards_ratio": round(health["active_shards"] / may, 4),
         "shiftmaster_elasticsearch_lifecycle_errors": len(errors),
+        "shiftmaster_elasticsearch_ignored_events": ignored,
     }
 
 

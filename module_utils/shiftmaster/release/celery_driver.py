@@ -5,7 +5,8 @@ line that starts with "@@shiftmaster-answer@@ ":
 
     {"op": "tasks"}                                       {"tasks": [names that this release knows], "queues": [names]}
     {"op": "ping", "worker": name, "seconds": n}          {"alive": bool}
-    {"op": "canary", "worker": name, "queue": q, ...}     {"ran": bool}: one task went through the broker and was run
+    {"op": "canary", "worker": name, "queue": q, ...}     {"ran": bool, "stored": bool}: one task went through the
+                                                          broker and ran; its result came back
     {"op": "consume", "worker": name, "queues": [...]}    {"confirmed": bool}
     {"op": "cancel", "worker": name, "queues": [...]}     {"confirmed": bool}
     {"op": "park", "queues": [...], "folder": path, "all": bool}  {"parked": [{"id", "task", "queue"}], "files": [...]}
@@ -22,7 +23,7 @@ _TASK = {"task": (str, None), "id": (str, None), "queue": str}
 ANSWERS = {
     "tasks": {"tasks": [str], "queues": [str]},
     "ping": {"alive": bool},
-    "canary": {"ran": bool},
+    "canary": {"ran": bool, "stored": bool},
     "consume": {"confirmed": bool},
     "cancel": {"confirmed": bool},
     "park": {"parked": [_TASK], "unsupported?": str},
@@ -66,21 +67,32 @@ class Operations:
         return sum((stats.get(worker) or {}).get("total", {}).values())
 
     def canary(self, request):
-        # celery.accumulate is built into every Celery application and only returns its arguments.
+        from celery.backends.base import DisabledBackend
+
+        # celery.accumulate is built into every Celery application and only returns its arguments. Where tasks of the
+        # application keep results, it is sent as their .delay() does: that fails without the result backend.
+        own = [task for name, task in self.app.tasks.items() if not name.startswith("celery.")]
+        results = not isinstance(self.app.backend, DisabledBackend) and not all(task.ignore_result for task in own)
+        waits = results and not self.app.conf.task_ignore_result
         before = self._count(request["worker"])
-        self.app.send_task(
+        result = self.app.send_task(
             "celery.accumulate",
             args=("shiftmaster",),
             queue=request["queue"],
-            ignore_result=True,
+            ignore_result=not results,
             expires=request["seconds"],
         )
         deadline = time.monotonic() + request["seconds"]
+        ran = stored = False
         while time.monotonic() < deadline:
-            if self._count(request["worker"]) > before:
-                return {"ran": True}
+            ran = ran or self._count(request["worker"]) > before
+            stored = stored or not waits or result.ready()
+            if ran and stored:
+                break
             time.sleep(0.1)
-        return {"ran": False}
+        if waits:
+            result.forget()
+        return {"ran": ran, "stored": stored}
 
     def consume(self, request):
         return self._each(self.app.control.add_consumer, request)

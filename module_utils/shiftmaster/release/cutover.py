@@ -4,7 +4,8 @@ The phases, in order; each is written to state.json before it begins, so that re
 a killed run or a reboot left:
 
     start     the idle colour's web and worker start; its worker takes tasks from a private queue only
-    gate      deep health on the private socket, worker ping, one canary task; failing here touches no traffic
+    gate      deep health and the watched pages on the private socket, worker ping, one canary task with its result;
+              failing here touches no traffic
     quiesce   beat stops and the old workers cancel their consumers, before new code may send tasks they do not know
     switch    one rename() of the `active` link
     drain     requests that wait on the old socket are served
@@ -24,7 +25,7 @@ import subprocess
 import time
 from typing import Optional
 
-from ..host import points, probe, safe_files, units
+from ..host import points, probe, safe_files, symptoms, units
 from ..host.printable import printable
 from ..host.units import UnitError, systemctl, unit
 from ..logging.ecs import as_lines
@@ -65,9 +66,9 @@ class Cutover:
 
     user, celery_application ("" without Celery), beat (whether this host runs beat), fleet (whether other hosts work
     on the same queues: then what fails here gives only its traffic back, and put_back() follows), health_path,
-    health_host, gate_attempts, gate_delay_seconds, gate_timeout_seconds, worker_gate_seconds, drain_grace_seconds,
-    drain_limit_seconds, web_stop_seconds, worker_stop_seconds (the units' limits), hooks, logs (patterns of the
-    application's), run_id, who.
+    health_host, watch_paths, gate_attempts, gate_delay_seconds, gate_timeout_seconds, worker_gate_seconds,
+    drain_grace_seconds, drain_limit_seconds, web_stop_seconds, worker_stop_seconds (the units' limits), hooks, logs
+    (patterns of the application's), run_id, who.
     """
 
     def __init__(self, layout: Layout, state: State, options: dict):
@@ -215,9 +216,13 @@ class Cutover:
             )
             if result.status == 200:
                 found = _release_in(result.body)
-                if found in (None, "", target):
-                    return
-                problem = "release %s answers on the socket of %s" % (found, target)
+                if found not in (None, "", target):
+                    problem = "release %s answers on the socket of %s" % (found, target)
+                else:
+                    # The health path says nothing of the pages: it may be a middleware in front of them.
+                    problem = self._page_problem(colour)
+                    if not problem:
+                        return
             elif result.status is None:
                 problem = result.error or "no answer"
             else:
@@ -233,6 +238,19 @@ class Cutover:
                 self.evidence(colour),
             )
         )
+
+    def _page_problem(self, colour: str) -> str:
+        """Return the sentence of the first of shiftmaster_watch_paths that the private socket does not serve."""
+        for path in self.options["watch_paths"]:
+            problem = symptoms.page_problem(
+                "unix:" + self.layout.socket(colour),
+                path,
+                self.options["health_host"],
+                self.options["gate_timeout_seconds"],
+            )
+            if problem:
+                return "a page of shiftmaster_watch_paths is not served: %s" % problem
+        return ""
 
     def _wait_watching(self, colour: str, seconds: float) -> None:
         """Wait, but not for a unit that has died: its end is the answer."""
@@ -271,7 +289,13 @@ class Cutover:
                     )
                 )
         left = max(5, int(deadline - time.monotonic()))
-        if not self._ask({"op": "canary", "worker": worker, "queue": _canary_queue(colour), "seconds": left})["ran"]:
+        answer = self._ask({"op": "canary", "worker": worker, "queue": _canary_queue(colour), "seconds": left})
+        if answer["ran"] and not answer["stored"]:
+            raise CutoverError(
+                "the Celery worker of %s runs tasks, but their results do not arrive: check the result backend"
+                " (CELERY_RESULT_BACKEND)\n%s" % (self.called(self._t("to")), units.journal(unit("worker", colour)))
+            )
+        if not answer["ran"]:
             raise CutoverError(
                 "the Celery worker of %s answers, but runs no task: the canary did not run in"
                 " %d s\n%s" % (self.called(self._t("to")), left, units.journal(unit("worker", colour)))

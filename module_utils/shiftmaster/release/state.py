@@ -21,6 +21,7 @@ import os
 import time
 from typing import Optional
 
+from ..host import safe_files
 from ..host.printable import printable
 from . import releasecode
 from .layout import Layout, sync_folder
@@ -34,6 +35,11 @@ class StateError(Exception):
 
 def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def epoch(timestamp: str) -> float:
+    """Return the epoch of a timestamp as now() writes it."""
+    return datetime.datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp()
 
 
 def write_json(path: str, data, mode: int = 0o600) -> None:
@@ -173,6 +179,31 @@ def from_audit(layout: Layout) -> dict:
                 status="bad", since=event.get("time"), reason=event.get("reason", "")
             )
     return {name: entry for name, entry in found.items() if name in layout.names()}
+
+
+def last_switch(layout: Layout) -> Optional[tuple]:
+    """Return (since when the version before served alone, when the traffic moved to the active release), as epochs.
+
+    By the end of the audit log; None where it lacks the switch. What another version failed with in between is no
+    baseline.
+    """
+    try:
+        text = safe_files.read_tail(os.path.join(layout.state, "audit.jsonl"), 128 * 1024).decode("utf-8", "replace")
+        current = layout.current()
+    except OSError:
+        return None
+    found, alone_since = None, 0.0
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+            at = epoch(event["time"])
+            if event["event"] in ("live", "put_back"):
+                alone_since = at
+            elif event["event"] == "switched" and event["target"] == current:
+                found = (alone_since, at)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return found
 
 
 def audit(layout: Layout, event: str, **fields) -> None:

@@ -1,17 +1,18 @@
-"""Judge real traffic after a cutover by nginx's own log, and a few requests of our own."""
+"""Compare real traffic after a cutover with the version before, by nginx's own log and a few requests of our own."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import NamedTuple
 
-from ..host import probe, safe_files
+from ..host import safe_files, symptoms
 from ..host.percentile import percentile
 
 # So much of the log is read at once.
 _PART = 1 << 20
+# A 95th percentile that is slower than before by more is new.
+_SLOWER = 1.5
 
 
 class Verdict(NamedTuple):
@@ -38,8 +39,8 @@ class AccessLog:
         if at_end:
             self.stream.seek(0, os.SEEK_END)
 
-    def lines(self):
-        """Yield the new entries as dicts; lines that are not JSON are passed over."""
+    def requests(self):
+        """Yield the new requests; lines that are none are left out."""
         if self.stream is None:
             self._open(at_end=False)
             if self.stream is None:
@@ -64,66 +65,65 @@ class AccessLog:
             # A line without an end is no entry; it must not fill the memory.
             self._rest = rest[:_PART]
             for line in lines:
-                try:
-                    yield json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
+                request = symptoms.parse(line)
+                if request:
+                    yield request
 
 
-def judge(statuses, seconds, limits: dict) -> str:
+def judge(requests: list, before: list, limits: dict) -> str:
     """Return the sentence of a breach, "" where there is none.
 
-    limits: errors_min (so many 5xx at least), error_percent, p95_ms, requests_min (for the percentile).
+    limits: errors_min (so many 5xx at least), error_percent, p95_ms, requests_min (for the percentile). Pages that
+    failed in the version before do not count.
     """
-    errors = sum(1 for status in statuses if status >= 500)
-    if statuses and errors >= limits["errors_min"] and 100.0 * errors / len(statuses) > limits["error_percent"]:
-        return "%d of %d requests were answered with 5xx (%.1f %%, limit %s %%)" % (
-            errors,
-            len(statuses),
-            100.0 * errors / len(statuses),
-            limits["error_percent"],
+    old, total = symptoms.counts(before), len(requests)
+    pages = {
+        page: (errors, count)
+        for page, (count, errors) in symptoms.counts(requests).items()
+        if errors and not symptoms.failed_before(page, errors, count, old)
+    }
+    errors = sum(count for count, _requests in pages.values())
+    percent = 100.0 * errors / total if total >= symptoms.REQUESTS_MIN else 0.0
+    if errors >= limits["errors_min"] and percent > limits["error_percent"]:
+        page = max(pages, key=pages.get)
+        return (
+            "%d of %d requests were answered with 5xx (%.1f %%, shiftmaster_watch_error_percent: %s);"
+            " %s: %d of %d, in the version before %d of %d"
+        ) % (errors, total, percent, limits["error_percent"], page, *pages[page], *reversed(old.get(page, (0, 0))))
+    p95 = _p95_ms(requests)
+    p95_before = _p95_ms(before) if len(before) >= limits["requests_min"] else 0.0
+    if total and total >= limits["requests_min"] and p95 > max(limits["p95_ms"], _SLOWER * p95_before):
+        return (
+            "the 95th percentile of the response time is %.0f ms (shiftmaster_watch_p95_ms: %s), in the version before"
+            " %.0f ms" % (p95, limits["p95_ms"], p95_before)
         )
-    p95 = percentile(seconds, 0.95) * 1000
-    if len(seconds) >= limits["requests_min"] and p95 > limits["p95_ms"]:
-        return "the 95th percentile of the response time is %.0f ms (limit %s ms)" % (p95, limits["p95_ms"])
     return ""
+
+
+def _p95_ms(requests: list) -> float:
+    return percentile([one.seconds for one in requests], 0.95) * 1000
 
 
 def watch(options: dict) -> Verdict:
     """Watch for a while and end early at a breach.
 
-    options: seconds, access_log, target ("http://localhost:8000"), host, paths, plus the limits of judge().
-    Our own requests count as traffic, too: a quiet night must not let a broken page pass.
+    options: seconds, before (since when and until when the version before served alone), access_log, target
+    ("http://localhost:8000"), host, paths, plus the limits of judge(). Our own requests count as traffic, too: a quiet
+    night must not let a broken page pass.
     """
     log = AccessLog(options["access_log"])
-    statuses, seconds, breach, last_bad = [], [], "", ""
-    deadline = time.monotonic() + options["seconds"]
-    while not breach and time.monotonic() < deadline:
+    before, requests, breach = symptoms.logged(options["access_log"], *options["before"]), [], ""
+    deadline, failed = time.monotonic() + options["seconds"], False
+    # A page that fails for us is requested until there are enough requests to compare.
+    while not breach and (time.monotonic() < deadline or (failed and len(requests) < symptoms.REQUESTS_MIN)):
+        failed = False
         for path in options["paths"]:
-            result = probe.http_get(options["target"], path=path, host=options["host"], timeout=10.0)
+            result = symptoms.get_page(options["target"], path, options["host"], 10.0)
+            failed = failed or result.status is None or result.status >= 500
             if result.status is None:
                 # nginx may not have logged it: count it here.
-                statuses.append(599)
-                last_bad = "%s: %s" % (path, result.error)
-        time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
-        for entry in log.lines():
-            try:
-                statuses.append(int(entry["status"]))
-                seconds.append(float(entry["request_time"]))
-            except (KeyError, TypeError, ValueError, OverflowError):
-                continue
-            if statuses[-1] >= 500:
-                last_bad = "%s %s answered %d" % (
-                    entry.get("method", ""),
-                    entry.get("path") or entry.get("uri", ""),
-                    statuses[-1],
-                )
-        breach = judge(statuses, seconds, options)
-    if breach and last_bad:
-        breach += "; the last one: " + last_bad
-    return Verdict(
-        breach,
-        len(statuses),
-        sum(1 for status in statuses if status >= 500),
-        round(percentile(seconds, 0.95) * 1000, 1),
-    )
+                requests.append(symptoms.Request(time.time(), 599, result.seconds, path))
+        time.sleep(0.1 if failed else min(1.0, max(0.0, deadline - time.monotonic())))
+        requests += log.requests()
+        breach = judge(requests, before, options)
+    return Verdict(breach, len(requests), sum(one.failed for one in requests), round(_p95_ms(requests), 1))

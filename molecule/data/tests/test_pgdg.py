@@ -34,7 +34,8 @@ def test_a_check_before_it_is_known_goes_on(host, converged, keys):
 
 def test_a_repository_that_another_key_signed_is_refused(host, converge, keys):
     done = converge("postgresql", **variables(keys["wrong"]))
-    assert done.rc != 0
+    assert done.rc != 0 and "apt cannot use the repository" in done.line
+    assert not host.file("/etc/apt/sources.list.d/pgdg.sources").exists
     assert not host.package("postgresql-17").is_installed
 
 

@@ -82,7 +82,7 @@ class Run:
             sys.exit("FAILED %s" % result["msg"])
         return result
 
-    # roles/shiftmaster/tasks/lock.yml, unlock.yml
+    # roles/release/tasks/acquire.yml, unlock.yml
     def lock(self):
         controller = self.call("lock", "identity", "present")["controller"]
         options = {"controller": controller, "operation": self.operation, "owner": WHO}
@@ -100,7 +100,7 @@ class Run:
     def unlock(self):
         self.call("lock", "absent")
 
-    # look.yml, settled.yml
+    # plan.yml
     def look(self):
         left = self.call("release", "query")
         reasons = left["unsettled"]

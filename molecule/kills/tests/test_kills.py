@@ -88,7 +88,7 @@ class Replay:
 
     FOLDER = "/root/replay"
     # The preflight, and the role's own files.
-    NOT_OF_A_RELEASE = ("shiftmaster_preflight.", "shiftmaster_tree.")
+    NOT_OF_A_RELEASE = ("shiftmaster_preflight.", "managed_files.")
     # Settings of a run as the options of its calls. Another salt is another configuration, as another setting is.
     OPTIONS = {
         "shiftmaster_web_threads": "salt", "shiftmaster_keep_releases": "keep", "shiftmaster_hooks": "hooks",

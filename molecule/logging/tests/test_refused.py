@@ -61,5 +61,5 @@ def test_a_key_that_signs_nothing_of_it_is_refused(log):
     run = log.run(
         "deploy.yml", "--tags", "elasticsearch", "--limit", "logging-log", elastic_repository_key_fingerprint="0" * 40
     )
-    assert run.code == 2 and run.says("the key's fingerprint is"), run.output[-4000:]
+    assert run.code == 2 and run.says("the fingerprint of the key is"), run.output[-4000:]
     assert log.shell(SEEN) == before

@@ -469,6 +469,26 @@ def test_the_database_host_adds_to_the_archive_and_changes_no_backup(hosts):
         keeper.shell(f"rm -f {repository}/backup/precious /var/backups/shiftmaster/wal/precious")
 
 
+def test_the_server_puts_no_link_into_the_archive(hosts):
+    """As of code that runs in it: pgbackrest expire, outside of the unit, follows a link and empties all backups."""
+    archive = "/var/backups/shiftmaster/pgbackrest/archive"
+    words = f"touch {archive}/planted; ln -s ../backup {archive}/link; mkfifo {archive}/pipe; true"
+    try:
+        hosts.keeper.shell(
+            "sed -e 's#^ExecStart=.*#ExecStart=/usr/bin/sh /usr/local/attack#; s/^Type=.*/Type=oneshot/; "
+            "s/^Restart=.*/Restart=no/' /etc/systemd/system/pgbackrest.service > /run/systemd/system/attack.service; "
+            "cat > /usr/local/attack; systemctl daemon-reload; systemctl start attack.service",
+            stdin=words,
+        )
+        hosts.keeper.shell(f"ls {archive}/planted")
+        assert hosts.keeper.shell(f"find {archive} ! -type f ! -type d") == ""
+    finally:
+        hosts.keeper.shell(
+            f"cd {archive}; rm -f planted link pipe /usr/local/attack /run/systemd/system/attack.service; "
+            "systemctl daemon-reload"
+        )
+
+
 @pytest.mark.parametrize("folder", ["/run", "/run/shiftmaster-pgbackrest", "/tmp", "/var/tmp", "/dev/shm"])
 def test_the_server_fills_no_memory_of_its_host(hosts, folder):
     for attacker, host, peer in (

@@ -68,7 +68,7 @@ def test_killed_while_the_application_is_stopped_and_run_again(operations, vault
     """The package of the test before is still to come."""
     process = operations.start("playbooks/patch.yml", LOG, **vault.variables)
     wait_for(
-        lambda: process.poll() is not None or "TASK [Restart | " in LOG.read_text(), 900, "the restart"
+        lambda: process.poll() is not None or "TASK [patch : Restart | " in LOG.read_text(), 900, "the restart"
     )  # fmt: skip
     assert process.poll() is None, LOG.read_text()[-3000:]
     kill_run(operations, process)

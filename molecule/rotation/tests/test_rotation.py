@@ -209,8 +209,8 @@ KILLS = {
     ),
     "built": (None, "built"),
     "switched to what accepts the new key": (None, "switched"),
-    "the old logins are about to end": (says("TASK [Old secrets | Ask what"), None),
-    "the old login of the database ends": (says("TASK [Old secrets | End earlier logins"), None),
+    "the old logins are about to end": (says("TASK [rotation : Old secrets | Ask what"), None),
+    "the old login of the database ends": (says("TASK [rotation : Old secrets | End earlier logins"), None),
 }
 
 

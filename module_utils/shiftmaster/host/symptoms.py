@@ -1,0 +1,165 @@
+"""The symptoms that users notice, measured in one way by the gate, the watch, health and diagnosis.
+
+Requests are lines of nginx's JSON access log. Pages are told apart by their path, numbers in it left out.
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import json
+import re
+from typing import NamedTuple, Optional
+from urllib.parse import urlsplit
+
+from . import probe, safe_files
+
+# A share of fewer requests proves nothing.
+REQUESTS_MIN = 10
+# A larger share of failed requests is a fault of its own.
+FAILING_SHARE = 0.05
+_MOST_PAGES = 2000
+_TAIL = 4 << 20
+
+
+class Request(NamedTuple):
+    at: float
+    status: int
+    seconds: float
+    page: str = ""
+    # Whether the application itself answered with an error: a 502 is nginx's, and so is the maintenance page.
+    by_application: bool = False
+
+    @property
+    def failed(self) -> bool:
+        return self.status >= 500
+
+
+def parse(line) -> Optional[Request]:
+    """Return the request of a line of the access log; None where the line is none."""
+    try:
+        entry = json.loads(line)
+        at, seconds, status = _time(entry), entry.get("request_time"), int(entry["status"])
+        if at is None or not at < float("inf"):
+            return None
+        seconds = float(seconds) if seconds not in (None, "", "-") else 0.0
+        page = re.sub(r"\d+", "#", str(entry.get("path") or entry.get("uri") or "").partition("?")[0][:200])
+        upstream = re.findall(r"\d+", str(entry.get("upstream_status", status)))[-1:]
+        own = bool(upstream) and 500 <= int(upstream[0]) < 600 and int(upstream[0]) not in (502, 504)
+        return Request(at, status, seconds, page, own and status >= 500)
+    # Binary garbage has lines that are JSON: a number, or too many brackets.
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def _time(entry: dict) -> Optional[float]:
+    for name in ("time", "@timestamp", "time_iso8601", "msec", "time_local"):
+        value = entry.get(name)
+        if isinstance(value, (int, float)):
+            return float(value)
+        if isinstance(value, str) and value:
+            if re.fullmatch(r"\d+(\.\d+)?", value):
+                return float(value)
+            try:
+                return datetime.datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
+            except ValueError:
+                continue
+    return None
+
+
+def logged(path: str, since: float = 0.0, until: float = float("inf")) -> list:
+    """Return the requests at the end of an access log; none where it cannot be read."""
+    try:
+        lines = safe_files.read_tail(path, _TAIL).splitlines()
+    except OSError:
+        return []
+    return [one for one in map(parse, lines) if one and since <= one.at < until]
+
+
+def counts(requests) -> dict:
+    """Return {page: (requests, errors)}."""
+    found = collections.defaultdict(lambda: (0, 0))
+    for one in requests:
+        if one.page in found or len(found) < _MOST_PAGES:
+            total, errors = found[one.page]
+            found[one.page] = (total + 1, errors + one.failed)
+    return dict(found)
+
+
+def failed_before(page: str, errors: int, total: int, before: dict) -> bool:
+    """Tell whether a page failed before, too: at least half as often as now."""
+    old_total, old_errors = before.get(page, (0, 0))
+    return bool(old_errors) and old_errors / old_total >= errors / total / 2
+
+
+def goes_on(failed: list) -> bool:
+    """Tell by the requests in order whether errors still occur.
+
+    They have ended where so many requests have succeeded since the last error that at the rate of before, three or
+    more of them would have failed.
+    """
+    if True not in failed:
+        return False
+    first, last = failed.index(True), len(failed) - 1 - failed[::-1].index(True)
+    rate = sum(failed) / (last - first + 1)
+    return (len(failed) - 1 - last) * rate < 3
+
+
+def failing(requests: list, before: Optional[dict] = None) -> list:
+    """Return the pages that fail now, the worst first: {page, status, errors, requests, often, own_errors, last, new}.
+
+    requests: those of the last minutes. before: counts() of the release before, None where they are not known.
+    often: half of its requests or more. own_errors: those that the application answered. new: the page did not fail
+    so in the release before.
+    """
+    ordered = sorted(requests)
+    if not goes_on([one.failed for one in ordered]):
+        return []
+    known = before is not None and sum(total for total, _errors in before.values()) >= REQUESTS_MIN
+    by_page, found = collections.defaultdict(list), []
+    for one in ordered:
+        by_page[one.page].append(one)
+    for page, ours in by_page.items():
+        errors = [one for one in ours if one.failed]
+        if goes_on([one.failed for one in ours]):
+            found.append(
+                {
+                    "page": page,
+                    "status": errors[-1].status,
+                    "errors": len(errors),
+                    "requests": len(ours),
+                    "often": 2 * len(errors) >= len(ours),
+                    "own_errors": sum(one.by_application for one in errors),
+                    "last": errors[-1].at,
+                    "new": known and not failed_before(page, len(errors), len(ours), before),
+                }
+            )
+    return sorted(found, key=lambda one: -one["errors"])[:20]
+
+
+def page_problem(target: str, path: str, host: str, timeout: float, verify: bool = True) -> str:
+    """Return why a user does not get a page: no response, or 5xx; "" where it is served."""
+    result = get_page(target, path, host, timeout, verify)
+    if result.status is None:
+        return "%s: %s" % (path, result.error or "no answer")
+    return "%s: HTTP %d" % (path, result.status) if result.status >= 500 else ""
+
+
+def get_page(target: str, path: str, host: str, timeout: float, verify: bool = True) -> probe.HttpResult:
+    """GET a page as a user does: with TLS before nginx, and the page of this site that it leads to."""
+    deadline = probe.Deadline(timeout)
+    for _hop in range(3):
+        try:
+            left = max(0.1, round(deadline.left(), 1))
+        except probe.ProbeError as error:
+            return probe.HttpResult(None, timeout, "", str(error), error.reason)
+        result = probe.http_get(
+            target, path=path, host=host, timeout=left, headers={"X-Forwarded-Proto": "https"}, verify=verify
+        )
+        if result.status not in (301, 302, 303, 307, 308):
+            break
+        leads_to = urlsplit(result.headers.get("location", ""))
+        if leads_to.hostname not in (None, (host or "").partition(":")[0]) or not leads_to.path.startswith("/"):
+            break
+        path = leads_to.path + ("?" + leads_to.query if leads_to.query else "")
+    return result

@@ -1,0 +1,615 @@
+from __future__ import annotations
+
+import atexit
+import datetime
+import json
+import os
+import re
+import shlex
+import threading
+import time
+import zoneinfo
+from pathlib import Path
+
+from ansible import constants, context
+from ansible.playbook.task_include import TaskInclude
+from ansible.plugins.callback.default import CallbackModule as Default
+from ansible.utils.display import Display
+
+DOCUMENTATION = """
+name: phases
+type: stdout
+short_description: One line for each phase of a run, everything else in a log file
+description:
+  - Shows one line for each phase with its duration and changes, and failures once, at the end.
+  - The log file contains the output of P(ansible.builtin.default#callback). What C(no_log) hides is in neither.
+  - With C(-v) this plugin is P(ansible.builtin.default#callback) and writes no file.
+extends_documentation_fragment:
+  - default_callback
+  - result_format_callback
+options:
+  run_language:
+    description: Language of the lines, V(en) or V(ja). Without it the locale decides.
+    env: [{name: SHIFTMASTER_LANGUAGE}]
+    ini: [{section: callback_phases, key: language}]
+    vars: [{name: run_language}, {name: language}, {name: health_language}]
+  run_log_dir:
+    description: Directory of the log files, seen from that of ansible.cfg. Empty for no file.
+    default: logs
+    env: [{name: SHIFTMASTER_LOG_DIR}]
+    ini: [{section: callback_phases, key: log_dir}]
+    vars: [{name: run_log_dir}]
+  run_log_count:
+    description: Number of log files that are kept.
+    type: int
+    default: 100
+    ini: [{section: callback_phases, key: log_count}]
+"""
+
+# The phase that a role belongs to. A role that is not named here belongs to the phase that runs, or, at the beginning
+# of a play, to one with the name of the play.
+ROLES = {
+    "preflight": "preflight",
+    "base": "host",
+    "firewall": "host",
+    "tls": "certificates",
+    "postgresql": "database",
+    "redis": "cache",
+    "shiftmaster": "application",
+    "nginx": "web",
+    "backup": "backup",
+    "exporter": "exporters",
+    "alertmanager": "monitoring",
+    "prometheus": "monitoring",
+    "grafana": "monitoring",
+    "elastic_repository": "logging",
+    "elasticsearch": "logging",
+    "logstash": "logging",
+    "kibana": "logging",
+    "filebeat": "logging",
+    "log_watch": "logging",
+    "restore": "restore",
+    "health": "health",
+    "diagnosis": "diagnosis",
+    "checklist": "checklist",
+}
+# The phase that a task file of a release begins. Other roles that run between them belong to it.
+RELEASE_ROLES = ("release", "shiftmaster")
+RELEASE_FILES = {
+    "lock": "lock",
+    "plan": "lock",
+    "look": "lock",
+    "recover": "recover",
+    "build": "build",
+    "migrate": "migrate",
+    "rollback": "choose",
+    "cutover": "cutover",
+    "batch": "cutover",
+    "finish": "finish",
+    "abort": "revert",
+}
+# Plays whose first tasks belong to no role.
+PLAYS = {"What was asked for": "preflight", "Options": "preflight", "Preflight": "preflight", "Summary": "summary"}
+# They end with an error where they found something, which is what they are for.
+REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml"}
+LINES_OF_A_FAILURE = 14
+TEXTS = {
+    "preflight": ("Preflight", "事前チェック"),
+    "host": ("Host", "ホスト"),
+    "certificates": ("Certificates", "証明書"),
+    "database": ("Database", "データベース"),
+    "cache": ("Cache and broker", "キャッシュとブローカー"),
+    "application": ("Application hosts", "アプリケーションホスト"),
+    "web": ("Web server", "Web サーバー"),
+    "backup": ("Backups", "バックアップ"),
+    "exporters": ("Exporters", "エクスポーター"),
+    "monitoring": ("Monitoring", "監視"),
+    "logging": ("Logging", "ログ基盤"),
+    "restore": ("Restore", "リストア"),
+    "health": ("Health checks", "ヘルスチェック"),
+    "diagnosis": ("Diagnosis", "診断"),
+    "checklist": ("Checklist", "チェックリスト"),
+    "lock": ("Lock and plan", "ロックと計画"),
+    "recover": ("Recover", "中断した処理の復旧"),
+    "build": ("Build", "ビルド"),
+    "migrate": ("Migrate", "マイグレーション"),
+    "choose": ("Choose the release", "リリースの選択"),
+    "cutover": ("Cutover", "切り替え"),
+    "finish": ("Finish", "後処理"),
+    "revert": ("Revert", "切り戻し"),
+    "summary": ("Summary", "概要"),
+    "unchanged": ("nothing changed", "変更なし"),
+    "change": ("1 change", "変更 1 件"),
+    "changes": ("{n} changes", "変更 {n} 件"),
+    "would_change": ("1 change to make", "変更予定 1 件"),
+    "would_changes": ("{n} changes to make", "変更予定 {n} 件"),
+    "seconds": ("{n} s", "{n} 秒"),
+    "on": ("{hosts}: ", "{hosts}: "),
+    "failed": ("FAILED", "失敗"),
+    "unreachable": ("cannot be reached", "接続できません"),
+    "hidden": (
+        "the message is hidden, because it can contain secrets (no_log)",
+        "秘密情報を含む可能性があるため、メッセージは表示されません(no_log)",
+    ),
+    "warnings": ("Warnings: {n}, in the log.", "警告: {n} 件(ログを参照)"),
+    "more": ("{n} more lines or failures in the log", "残り {n} 件はログを参照"),
+    "at": ("Task:      {text}", "タスク:     {text}"),
+    "live": ("Live:      version {text}", "稼働中:     バージョン {text}"),
+    "noticed": ("Failed requests: {text}", "失敗したリクエスト: {text}"),
+    "of": ("{errors} of {requests}", "{requests} 件中 {errors} 件"),
+    "never": ("0 by this run, the new release received no traffic", "この実行によるものは 0 件(切り替え前)"),
+    "log": ("Log:       {text}", "ログ:       {text}"),
+    "next": ("Next:      correct the cause and run the same command again; {text} shows what is wrong",
+             "次の操作:   原因を修正し、同じコマンドを再実行してください。調査: {text}"),
+    "ended": ("This run did not finish. It stopped in: {text}", "実行は完了していません。中断した段階: {text}"),
+    "again": ("Next:      run the same command again: it finishes or reverts what was begun",
+              "次の操作:   同じコマンドを再実行してください。途中の処理を完了するか元に戻します"),
+    "found": ("Result:    {text}", "判定:       {text}"),
+}  # fmt: skip
+
+
+def language(option, environment=os.environ) -> str:
+    """en or ja: what is set, else the locale's."""
+    if option in ("en", "ja"):
+        return option
+    locale = next((environment[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environment.get(name)), "")
+    return "ja" if locale.startswith("ja") else "en"
+
+
+def phase_of(role: str, stem: str) -> str | None:
+    """The phase of a task of a role, by the name of its task file without its ending."""
+    if role in RELEASE_ROLES and stem in RELEASE_FILES:
+        return RELEASE_FILES[stem]
+    return ROLES.get(role)
+
+
+def lines_of(text) -> list[str]:
+    """A text's lines without control characters: a release or a host must not write to the terminal what it likes."""
+    return [re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", line.rstrip()) for line in str(text).split("\n")]
+
+
+def message_lines(result: dict) -> list[str]:
+    """What a failed result says, at most once; a loop's failed items one after the other."""
+    if "censored" in result:
+        return []
+    failed = [item for item in result.get("results") or [] if isinstance(item, dict) and item.get("failed")]
+    if failed:
+        return list(dict.fromkeys(line for item in failed for line in message_lines(item)))
+    message = result.get("msg") or ""
+    lines = [part for line in (message if isinstance(message, list) else [message]) for part in lines_of(line)]
+    if result.get("rc") and "cmd" in result:
+        lines += lines_of(str(result.get("stderr") or "").strip() or str(result.get("stdout") or "").strip())[-5:]
+    return [line for line in lines if line]
+
+
+def text_lines(message) -> list[str]:
+    """A message of a debug task as lines."""
+    if isinstance(message, (list, tuple)) and not any(isinstance(part, (dict, list)) for part in message):
+        return [line for part in message for line in lines_of(part)]
+    if isinstance(message, (dict, list)):
+        return lines_of(json.dumps(message, indent=2, ensure_ascii=False))
+    return lines_of(str(message).rstrip("\n"))
+
+
+def after_failure(task) -> bool:
+    """Whether a task is part of a block's rescue or always."""
+    child, parent = task, task._parent
+    while parent is not None:
+        for part in [*(getattr(parent, "rescue", None) or []), *(getattr(parent, "always", None) or [])]:
+            if part._uuid == child._uuid:
+                return True
+        child, parent = parent, parent._parent
+    return False
+
+
+class Log:
+    """Stands in for Ansible's display in the default callback: what that one shows goes to a file."""
+
+    verbosity = 0
+
+    def __init__(self, zone=None):
+        self.zone, self.file, self.path, self.warned = zone, None, None, set()
+
+    def now(self) -> datetime.datetime:
+        return datetime.datetime.now(self.zone).astimezone(self.zone)
+
+    def open(self, directory: Path, name: str, count: int) -> None:
+        """A new file that only its owner can read. Where none can be made, the run goes on without."""
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for old in sorted(directory.glob("????????T??????-*.log"))[: -count + 1 or None]:
+                old.unlink(missing_ok=True)
+            path = directory / (f"{self.now():%Y%m%dT%H%M%S}-{name}-{os.getpid()}.log")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self.file = os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8", errors="replace")
+            self.path = path
+        except OSError as error:
+            Display().warning(f"No log file is written: {error}")
+
+    def display(self, msg, *_args, screen_only=False, **_options):
+        # Written out line by line: what was not would be lost, or be written again by each process that Ansible forks.
+        if self.file and (not screen_only or not msg):
+            self.file.write(f"{msg}\n")
+            self.file.flush()
+
+    def banner(self, msg, *_args, **_options):
+        self.display(f"\n{self.now():%H:%M:%S} {msg} {'*' * max(3, 110 - len(msg))}")
+
+    def _warning(self, warning, kind="WARNING"):
+        text = f"[{kind}]: " + "\n".join(lines_of(warning.event.msg))
+        if text not in self.warned:
+            self.warned.add(text)
+            self.display(text)
+
+    def _deprecated(self, warning):
+        self._warning(warning, "DEPRECATION WARNING")
+
+    def _error(self, error, stderr=False):
+        """Left out: the result says it, too, and this one has the messages of a loop's items in spite of no_log."""
+
+
+class Screen:
+    """Lines one after the other; on a terminal, below them the phase that runs, with its seconds."""
+
+    def __init__(self, display):
+        self.display, self.live, self.progress, self.stopped = display, None, None, threading.Event()
+
+    def start(self, progress) -> None:
+        """progress() is the line of the phase that runs."""
+        try:
+            from rich.console import Console
+            from rich.live import Live
+        except ImportError:  # an execution environment of AWX has no rich
+            return
+        console = Console(highlight=False, markup=False, emoji=False)
+        if not console.is_terminal or console.is_dumb_terminal:
+            return
+        self.progress = progress
+        self.live = Live(console=console, auto_refresh=False, transient=True)
+        with self.display._lock:
+            self.live.start()
+        threading.Thread(target=self._count, daemon=True).start()
+
+    def _count(self) -> None:
+        while not self.stopped.wait(1):
+            self.refresh()
+
+    def refresh(self) -> None:
+        if not self.live:
+            return
+        from rich.text import Text
+
+        # Ansible forks its workers while it holds this lock: no copy of rich's locks is ever taken while they are held.
+        with self.display._lock:
+            if self.live.is_started:
+                self.live.update(Text(self.progress(), style="dim", no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def hide(self) -> None:
+        """The terminal is the task's: it asks a question."""
+        if self.live:
+            with self.display._lock:
+                self.live.stop()
+
+    def show(self) -> None:
+        if self.live and not self.stopped.is_set():
+            with self.display._lock:
+                self.live.start()
+
+    def line(self, text: str = "", colour: str | None = None) -> None:
+        if not self.live:
+            self.display.display(text, color=colour)
+            return
+        from rich.text import Text
+
+        with self.display._lock:
+            self.live.console.print(Text.from_ansi(text, style=colour or ""), soft_wrap=True)
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.hide()
+
+
+class CallbackModule(Default):
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "stdout"
+    CALLBACK_NAME = "phases"
+
+    def __init__(self):
+        super().__init__()
+        # With -v everything below is left to the default callback.
+        self.whole = self._display.verbosity > 0
+        if self.whole:
+            return
+        self.screen = Screen(self._display)
+        self._display = Log()
+        self.language, self.playbook, self.phase, self.release_play = "en", "", None, False
+        self.new_play, self.task_name, self.started, self.ended = "", "", False, False
+        self.failures, self.found, self.closed, self.facts = [], [], [], {}
+        self.summary = False
+
+    def text(self, key: str, **values) -> str:
+        english, japanese = TEXTS.get(key, (key, key))
+        return (japanese if self.language == "ja" else english).format(**values)
+
+    def _duration(self, seconds: float) -> str:
+        whole = int(seconds + 0.5)
+        if whole < 60:
+            return self.text("seconds", n=whole)
+        minutes = f"{whole // 60}:{whole % 60:02d}"
+        return minutes if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+    # Phases
+
+    def _progress(self) -> str:
+        if not self.phase:
+            return ""
+        return (
+            f"… {self.text(self.phase['key'])}  {self._duration(time.time() - self.phase['begin'])}  {self.task_name}"
+        )
+
+    def _begin(self, key: str) -> None:
+        if self.phase and self.phase["key"] == key:
+            return
+        self._close()
+        self.phase = {"key": key, "begin": time.time(), "changed": 0, "results": 0, "seen": False, "messages": []}
+        self.facts["cutover"] = self.facts.get("cutover") or key == "cutover"
+        self.screen.refresh()
+
+    def _close(self) -> None:
+        """Whether its failures are rescued is known after the next task, so its line waits for that one."""
+        if self.phase:
+            self.closed.append({**self.phase, "end": time.time()})
+        self.phase = None
+
+    def _show_closed(self) -> None:
+        for phase in self.closed:
+            failed = any(failure["phase"] == phase["begin"] for failure in self.failures)
+            if (phase["results"] or failed) and phase["key"] != "summary":
+                n, prefix = phase["changed"], "would_change" if context.CLIARGS.get("check") else "change"
+                changes = self.text(prefix if n == 1 else prefix + "s", n=n) if n else self.text("unchanged")
+                line = f"{self.text(phase['key'])}, {self.text('failed') if failed else changes}"
+                line += f"  {self._duration(phase['end'] - phase['begin'])}"
+                self.screen.line(*((f"✘ {line}", "red") if failed else (f"✔ {line}", "green")))
+            indent = "" if self.playbook in REPORTS or phase["key"] == "summary" else "  "
+            for message in phase["messages"]:
+                self.screen.line(indent + message)
+        self.closed = []
+
+    # Events: each goes to the log through the default callback, too.
+
+    def v2_playbook_on_start(self, playbook):
+        if not self.whole:
+            self.playbook = os.path.basename(playbook._file_name)
+        super().v2_playbook_on_start(playbook)
+
+    def v2_playbook_on_play_start(self, play):
+        if not self.whole:
+            if not self.started:
+                self._start(play)
+            self.new_play, self.release_play = play.get_name().strip(), False
+            # The roles that report in it begin no phase.
+            self.summary = PLAYS.get(self.new_play) == "summary"
+        super().v2_playbook_on_play_start(play)
+
+    def _start(self, play) -> None:
+        self.started = True
+        variables = self._variables(play)
+        option = self.get_option("run_language") or variables.get("run_language")
+        self.language = language(option)
+        try:
+            self._display.zone = zoneinfo.ZoneInfo(variables.get("base_timezone") or "")
+        except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+            pass  # that of this machine
+        if self.get_option("run_log_dir"):
+            directory = Path(constants.CONFIG_FILE or "").parent / self.get_option("run_log_dir")
+            self._display.open(
+                directory, os.path.splitext(self.playbook)[0] or "play", self.get_option("run_log_count")
+            )
+        self.set_option("show_task_path_on_failure", True)
+        atexit.register(self._at_exit, os.getpid())
+        self.screen.start(self._progress)
+
+    @staticmethod
+    def _variables(play) -> dict:
+        """run_language and base_timezone of the inventory, where they are plain values."""
+        manager = play.get_variable_manager()
+        try:
+            hosts = manager._inventory.get_hosts(play.hosts)
+            values = manager.get_vars(play=play, host=hosts[0] if hosts else None, include_hostvars=False)
+        except Exception:  # noqa: BLE001 - a broken variable is the preflight's to report
+            return {}
+        return {
+            name: str(values[name])
+            for name in ("run_language", "base_timezone")
+            if "{{" not in str(values.get(name, "{{"))
+        }
+
+    def v2_playbook_on_task_start(self, task, is_conditional):
+        if not self.whole:
+            self._task(task)
+        super().v2_playbook_on_task_start(task, is_conditional)
+
+    def v2_playbook_on_handler_task_start(self, task):
+        if not self.whole:
+            self.task_name = task.get_name().strip()
+        super().v2_playbook_on_handler_task_start(task)
+
+    def _task(self, task) -> None:
+        if self.phase and self.phase["seen"]:
+            self._show_closed()
+        self.task_name = task.name.strip() if task.name else task.action
+        role = task._role.get_name() if task._role else ""
+        stem = os.path.splitext(os.path.basename((task.get_path() or "").rpartition(":")[0]))[0]
+        key = phase_of(role, stem)
+        if self.summary or self.release_play and key not in RELEASE_FILES.values():
+            key = None
+        elif key in RELEASE_FILES.values():
+            self.release_play = True
+        if key is None and self.new_play and task.action.rpartition(".")[2] not in ("setup", "gather_facts", "meta"):
+            key = PLAYS.get(self.new_play, self.new_play)
+        if key is None and not self.phase:
+            key = PLAYS.get(self.new_play, self.new_play or self.playbook)
+        if key:
+            self.new_play = ""
+            self._begin(key)
+        if task.action.rpartition(".")[2] == "pause":
+            self.screen.hide()
+        else:
+            self.screen.show()
+
+    def _collect(self, result, failed=False) -> None:
+        """Counts a result, and holds on to what the end of the run shows of it."""
+        if self.phase:
+            self.phase["seen"] = True
+        if self.phase and not isinstance(result.task, TaskInclude):
+            self.phase["results"] += 1
+            self.phase["changed"] += bool(result.result.get("changed")) and not failed
+        if "release" in result.task.action:
+            for name in ("current_version", "requests", "errors", "put_back"):
+                if result.result.get(name) is not None:
+                    self.facts[name] = result.result[name]
+
+    def v2_runner_on_ok(self, result):
+        if not self.whole:
+            self._collect(result)
+            self._rescued(result)
+            if result.task.action.rpartition(".")[2] == "debug" and "censored" not in result.result:
+                items = result.result.get("results") or [result.result]
+                for item in items:
+                    lines = text_lines(item["msg"]) if not item.get("skipped") and "msg" in item else []
+                    # What several hosts say alike is shown once.
+                    if self.phase and lines != self.phase["messages"][-len(lines) :]:
+                        self.phase["messages"] += lines
+        super().v2_runner_on_ok(result)
+
+    def v2_runner_on_failed(self, result, ignore_errors=False):
+        if not self.whole:
+            self._collect(result, failed=True)
+            if not ignore_errors:
+                self._failed(result, message_lines(result.result) or [self.text("hidden")])
+        super().v2_runner_on_failed(result, ignore_errors)
+
+    def v2_runner_on_unreachable(self, result):
+        if not self.whole and not result.task.ignore_unreachable:
+            reason = message_lines(result.result)
+            self._failed(result, [self.text("unreachable") + (f": {reason[-1]}" if reason else "")])
+        super().v2_runner_on_unreachable(result)
+
+    def _failed(self, result, lines: list[str]) -> None:
+        role = result.task._role.get_name() if result.task._role else ""
+        verdict = result.task.action.rpartition(".")[2] in ("fail", "assert") and not result.is_unreachable()
+        if verdict and self.playbook in REPORTS and role != "preflight":
+            self.found += [line for line in lines if line not in self.found]
+            return
+        path = os.path.relpath(result.task.get_path() or "", os.getcwd())
+        for failure in self.failures:
+            if failure["lines"] == lines:
+                if result.host.get_name() not in failure["hosts"]:
+                    failure["hosts"].append(result.host.get_name())
+                return
+        self.failures.append(
+            {"hosts": [result.host.get_name()], "lines": lines, "path": path, "name": result.task.get_name(),
+             "phase": self.phase["begin"] if self.phase else 0,
+             "release": bool(self.phase) and self.phase["key"] in RELEASE_FILES.values()}
+        )  # fmt: skip
+
+    def _rescued(self, result) -> None:
+        """A host that goes on after a failure, and not in the rescue of it, has none."""
+        host = result.host.get_name()
+        if not any(host in failure["hosts"] for failure in self.failures) or after_failure(result.task):
+            return
+        for failure in self.failures:
+            failure["hosts"] = [name for name in failure["hosts"] if name != host]
+        self.failures = [failure for failure in self.failures if failure["hosts"]]
+
+    def v2_on_file_diff(self, result):
+        if not self.whole:
+            several = result.result.get("results") if result.task.loop else [result.result]
+            for part in several or []:
+                text = self._get_diff(part["diff"]) if part.get("diff") and part.get("changed") else ""
+                if text:
+                    self.screen.line(f"{result.host.get_name()}: {result.task.get_name()}")
+                    self.screen.line(text.rstrip())
+        super().v2_on_file_diff(result)
+
+    def v2_playbook_on_vars_prompt(self, *args, **options):
+        if not self.whole:
+            self.screen.hide()
+        super().v2_playbook_on_vars_prompt(*args, **options)
+
+    # The end
+
+    def v2_playbook_on_stats(self, stats):
+        if self.whole or not self.started:
+            super().v2_playbook_on_stats(stats)
+            return
+        self.ended = True
+        self._close()
+        self._show_closed()
+        self.screen.stop()
+        super().v2_playbook_on_stats(stats)
+        failed = [host for host in stats.processed if stats.failures.get(host) or stats.dark.get(host)]
+        if self._display.warned:
+            self.screen.line(self.text("warnings", n=len(self._display.warned)))
+        if self.found:
+            self.screen.line(self.text("found", text="\n           ".join(self.found)), "yellow")
+        if failed and self.failures:
+            self._report_failures()
+        if self._display.path:
+            self.screen.line(self.text("log", text=os.path.relpath(self._display.path)))
+        if failed and self.failures:
+            self.screen.line(self.text("next", text=self._command()))
+
+    def _report_failures(self) -> None:
+        """The first failure is the cause; the last one is that of the run, with its outcome."""
+        first, last = self.failures[0], self.failures[-1]
+        shown, seen = [], []
+        for failure in [first] if first is last else [first, last]:
+            hosts = ", ".join(sorted(failure["hosts"]))
+            lines = [line for line in failure["lines"] if line not in seen]
+            seen += lines
+            shown += [f"{self.text('on', hosts=hosts)}{line}" if not n else f"  {line}" for n, line in enumerate(lines)]
+        rest = max(0, len(shown) - LINES_OF_A_FAILURE) + max(0, len(self.failures) - 2)
+        self.screen.line()
+        for line in shown[:LINES_OF_A_FAILURE]:
+            self.screen.line(line, "red")
+        if rest:
+            self.screen.line(f"  ({self.text('more', n=rest)})")
+        self.screen.line(self.text("at", text=f"{first['name']} ({first['path']})"))
+        if self.facts.get("current_version"):
+            self.screen.line(self.text("live", text=self.facts["current_version"]))
+        if first["release"]:
+            if self.facts.get("requests"):
+                of = self.text("of", errors=self.facts.get("errors", 0), requests=self.facts["requests"])
+                self.screen.line(self.text("noticed", text=of))
+            elif not self.facts.get("cutover") or self.facts.get("put_back") is False:
+                self.screen.line(self.text("noticed", text=self.text("never")))
+
+    @staticmethod
+    def _command() -> str:
+        """The command that diagnoses, as this run was started: by ./shiftmaster, or by Ansible with this inventory."""
+        if os.environ.get("SHIFTMASTER_COMMAND"):
+            return f"{os.environ['SHIFTMASTER_COMMAND']} diagnose"
+        sources = [os.path.relpath(one) for one in context.CLIARGS.get("inventory") or [] if "," not in one]
+        return shlex.join(
+            ["ansible-playbook", *(word for one in sources for word in ("-i", one)), "playbooks/diagnose.yml"]
+        )
+
+    def _at_exit(self, pid: int) -> None:
+        """After Ctrl-C, and where Ansible itself gave up: nothing of what was shown may be lost."""
+        if os.getpid() != pid or self.ended:
+            return
+        where = self._progress().removeprefix("… ")
+        self.screen.stop()
+        self._close()
+        self._show_closed()
+        lines = [self.text("ended", text=where)]
+        if self.facts.get("current_version"):
+            lines.append(self.text("live", text=self.facts["current_version"]))
+        if self._display.path:
+            lines.append(self.text("log", text=os.path.relpath(self._display.path)))
+        lines.append(self.text("again"))
+        self._display.banner("NOT FINISHED")
+        for line in lines:
+            self._display.display(line)
+            self.screen.line(line)

@@ -1,0 +1,172 @@
+"""managed_files: what it lays down, what it leaves alone, and that check mode says the same and does nothing."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+
+import managed_files as tree
+import pytest
+
+ME, MINE = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
+
+
+@pytest.fixture
+def lay(tmp_path):
+    def lay(check_mode=False, **params):
+        whole = {"directories": [], "files": [], "texts": {}, "absent": [], "purge": []}
+        whole.update(params)
+        changed, diffs = tree.apply(whole, check_mode)
+        assert len(changed) == len(diffs)
+        return [os.path.relpath(path, tmp_path) for path in changed]
+
+    return lay
+
+
+@pytest.fixture
+def entry(tmp_path):
+    def entry(path, **more):
+        return dict({"path": str(tmp_path / path), "owner": ME, "group": MINE, "mode": "0755"}, **more)
+
+    return entry
+
+
+def mode(path):
+    return "%04o" % stat.S_IMODE(os.lstat(path).st_mode)
+
+
+def test_folders_and_files_are_made_once(lay, entry, tmp_path):
+    params = {
+        "directories": [entry("a"), entry("a/b", mode="0750")],
+        "files": [entry("a/b/unit", content="[Unit]\n日本語\n", mode="0640")],
+    }
+    assert lay(**params) == ["a", "a/b", "a/b/unit"]
+    assert (tmp_path / "a/b/unit").read_text(encoding="utf-8") == "[Unit]\n日本語\n"
+    assert (mode(tmp_path / "a/b"), mode(tmp_path / "a/b/unit")) == ("0750", "0640")
+    assert lay(**params) == []
+
+
+def test_a_difference_names_its_file_and_shows_both_texts(entry, tmp_path):
+    (tmp_path / "unit").write_text("before\n")
+    whole = {"directories": [], "files": [entry("unit", content="after\n")], "texts": {}, "absent": [], "purge": []}
+    _changed, (diff,) = tree.apply(whole, True)
+    path = str(tmp_path / "unit")
+    assert diff == {"before_header": path, "after_header": path, "before": "before\n", "after": "after\n"}
+
+
+@pytest.mark.parametrize("given", ["0780", "rwxr-x---", ""])
+def test_a_mode_that_is_not_octal_is_refused_before_anything_changes(lay, entry, tmp_path, given):
+    with pytest.raises(ValueError):
+        lay(directories=[entry("a")], files=[entry("a/unit", content="x", mode=given)])
+    assert not (tmp_path / "a").exists()
+
+
+def test_check_mode_says_the_same_and_changes_nothing(lay, entry, tmp_path):
+    (tmp_path / "old").write_text("before\n")
+    (tmp_path / "gone").write_text("")
+    params = {
+        "directories": [entry("a")],
+        "files": [entry("a/x", content="1"), entry("old", content="after\n")],
+        "absent": [str(tmp_path / "gone")],
+    }
+    wanted = ["a", "a/x", "old", "gone"]
+    assert lay(check_mode=True, **params) == wanted
+    assert sorted(os.listdir(tmp_path)) == ["gone", "old"] and (tmp_path / "old").read_text() == "before\n"
+    assert lay(**params) == wanted
+
+
+def test_check_mode_passes_a_user_that_is_not_there_yet(lay, entry, tmp_path):
+    absent = entry("x", content="", owner="nobody-made-me")
+    assert lay(check_mode=True, files=[absent]) == ["x"]
+    with pytest.raises(ValueError, match="x: there is no user nobody-made-me"):
+        lay(directories=[entry("a")], files=[absent])
+    assert os.listdir(tmp_path) == [], "the folder was made before the file's owner was looked up"
+
+
+def test_a_changed_mode_alone_is_mended(lay, entry, tmp_path):
+    params = {"directories": [entry("a")], "files": [entry("x", content="1", mode="0600")]}
+    lay(**params)
+    os.chmod(tmp_path / "a", 0o777)
+    os.chmod(tmp_path / "x", 0o644)
+    assert lay(**params) == ["a", "x"]
+    assert (mode(tmp_path / "a"), mode(tmp_path / "x")) == ("0755", "0600")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_changed_owner_alone_is_mended(lay, entry, tmp_path):
+    lay(files=[entry("x", content="1")])
+    os.chown(tmp_path / "x", 65534, 65534)
+    assert lay(files=[entry("x", content="1")]) == ["x"]
+    assert os.lstat(tmp_path / "x").st_uid == os.geteuid()
+
+
+def test_a_file_is_replaced_as_a_whole(lay, entry, tmp_path):
+    lay(files=[entry("x", content="1")])
+    with open(tmp_path / "x", encoding="utf-8") as reader:
+        lay(files=[entry("x", content="2")])
+        assert reader.read() == "1", "who had it open saw it change"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_link_in_the_files_place_is_replaced_and_its_target_is_not_written(lay, entry, tmp_path):
+    (tmp_path / "target").write_text("1")
+    os.chmod(tmp_path / "target", 0o755)
+    (tmp_path / "x").symlink_to("target")
+    assert lay(files=[entry("x", content="1")]) == ["x"], "the content behind the link is the same"
+    (tmp_path / "x").unlink()
+    (tmp_path / "x").symlink_to("target")
+    assert lay(files=[entry("x", content="2")]) == ["x"]
+    assert (tmp_path / "target").read_text() == "1" and not (tmp_path / "x").is_symlink()
+
+
+def test_purge_removes_what_is_not_named(lay, entry, tmp_path):
+    for name in ("d/keep.conf", "d/stray.conf", "d/sub/stray", "elsewhere"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    params = {"files": [entry("d/keep.conf", content="1", mode="0644")], "purge": [str(tmp_path / "d")]}
+    os.chmod(tmp_path / "d/keep.conf", 0o644)
+    assert sorted(lay(check_mode=True, **params)) == ["d/stray.conf", "d/sub/stray"]
+    assert sorted(lay(**params)) == ["d/stray.conf", "d/sub/stray"]
+    assert (tmp_path / "elsewhere").exists() and os.listdir(tmp_path / "d/sub") == [] and lay(**params) == []
+
+
+def test_what_shall_be_absent(lay, tmp_path):
+    (tmp_path / "x").symlink_to("nowhere")
+    absent = [str(tmp_path / "x"), str(tmp_path / "never")]
+    assert lay(absent=absent) == ["x"] and lay(absent=absent) == []
+
+
+@pytest.mark.parametrize("bad", [{"mode": "rw-r--r--"}, {"path": "relative"}, {"group": "nobody-made-me"}])
+def test_bad_input_changes_nothing(lay, entry, tmp_path, bad):
+    with pytest.raises(ValueError):
+        lay(directories=[entry("a")], files=[dict(entry("x", content=""), **bad)])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the files of a short list are root's")
+def test_texts_are_files_of_root(lay, tmp_path):
+    assert lay(texts={str(tmp_path / "x"): "1"}) == ["x"]
+    assert mode(tmp_path / "x") == "0644" and lay(texts={str(tmp_path / "x"): "1"}) == []
+
+
+def test_what_the_host_lacks_is_named():
+    needs = {
+        "packages": ["dpkg", "no-such-package"],
+        "users": [
+            {"name": "root", "group": "root", "home": "/root", "shell": pwd.getpwnam("root").pw_shell},
+            {"name": "root", "group": "root", "home": "/elsewhere", "shell": pwd.getpwnam("root").pw_shell},
+            {"name": "nobody-here", "group": "root", "home": "/", "shell": "/bin/sh"},
+        ],
+    }
+    assert tree.lacking(needs) == ["no-such-package", "root", "nobody-here"]
+    assert tree.lacking({"packages": [], "users": []}) == []
+
+
+def test_nothing_is_laid_down_where_something_is_lacking(run_module, tmp_path):
+    params = {"files": [{"path": str(tmp_path / "a"), "content": "x", "owner": ME, "group": MINE}]}
+    lacked = run_module(tree, needs={"packages": ["no-such-package"]}, **params)
+    assert (lacked["lacking"], lacked["changed"], os.listdir(tmp_path)) == (["no-such-package"], False, [])
+    assert run_module(tree, needs={"packages": []}, **params)["changed"]
+    assert os.listdir(tmp_path) == ["a"]

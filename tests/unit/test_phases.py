@@ -1,0 +1,287 @@
+"""A run as one line for each phase (plugins/callback/phases.py): real small playbooks on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pty
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+SECRET = "not-for-the-log"
+DEPLOY = """
+- name: Preflight
+  hosts: all
+  gather_facts: false
+  tasks:
+    - {name: Change, ansible.builtin.command: "true"}
+    - block:
+        - {name: Probe, ansible.builtin.fail: {msg: rescued is no failure}}
+      rescue:
+        - {name: Go on, ansible.builtin.debug: {msg: "WARNING: read this"}}
+- name: Nobody
+  hosts: nobody
+- name: What a role renamed belongs to
+  hosts: all
+  gather_facts: false
+  tasks:
+    - name: Name of the role
+      ansible.builtin.include_role: {name: renamed}
+- name: Release
+  hosts: all
+  gather_facts: false
+  tasks:
+    - name: Release
+      ansible.builtin.include_role: {name: release}
+"""
+RELEASE = """
+- {name: Lock, ansible.builtin.include_tasks: lock.yml}
+- block:
+    - {name: Build, ansible.builtin.include_tasks: build.yml}
+  rescue:
+    - {name: Revert, ansible.builtin.include_tasks: abort.yml}
+"""
+
+
+class Site:
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "ansible.cfg"
+        self.config.write_text(
+            f"[defaults]\nstdout_callback=phases\ncallback_plugins={ROOT}/plugins/callback\ncallback_result_format=yaml\n"
+            "[inventory]\nhost_pattern_mismatch=ignore\n"
+        )
+        (path / "hosts.yml").write_text(
+            json.dumps({"all": {"hosts": {"a": {}, "b": {}}, "vars": {"base_timezone": "Asia/Tokyo"}}})
+        )
+        for role, files in {
+            "renamed": {"main": "- {name: Run, ansible.builtin.ping: }"},
+            "release": {
+                "main": RELEASE,
+                "lock": "- {name: Lock, ansible.builtin.ping: }",
+                "build": "- {name: Compile, ansible.builtin.fail: {msg: no compiler}}",
+                "abort": "- ansible.builtin.fail: {msg: [no compiler, Version 2.0.0 is live.]}",
+            },
+        }.items():
+            folder = path / "roles" / role / "tasks"
+            folder.mkdir(parents=True)
+            for name, text in files.items():
+                (folder / f"{name}.yml").write_text(text)
+
+    def command(self, text, name="deploy.yml", *options):
+        (self.path / name).write_text(text)
+        return [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.yml", "-c", "local", name, *options]
+
+    def environment(self, **more):
+        hidden = ("ANSIBLE_STDOUT_CALLBACK", "LC_ALL", "LC_MESSAGES")
+        return {**{k: v for k, v in os.environ.items() if k not in hidden}, "ANSIBLE_CONFIG": str(self.config),
+                "LANG": "C.UTF-8", **more}  # fmt: skip
+
+    def run(self, text, name="deploy.yml", *options, **more):
+        done = subprocess.run(
+            self.command(text, name, *options), cwd=self.path, env=self.environment(**more), text=True, timeout=600,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout.splitlines()
+
+    def log(self) -> Path:
+        (log,) = (self.path / "logs").glob("*.log")
+        return log
+
+
+@pytest.fixture
+def site(tmp_path):
+    return Site(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def callback():
+    spec = importlib.util.spec_from_file_location("phases", ROOT / "plugins/callback/phases.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def play(*tasks):
+    return json.dumps([{"name": "Play", "hosts": "all", "gather_facts": False, "tasks": list(tasks)}])
+
+
+def phases(lines):
+    return [line.split("  ")[0] for line in lines if line.startswith(("✔", "✘"))]
+
+
+def test_a_failed_deploy_is_its_phases_and_the_failure_once_at_the_end(site):
+    code, lines = site.run(DEPLOY)
+    assert code == 2
+    assert phases(lines) == [
+        "✔ Preflight, 2 changes", "✔ What a role renamed belongs to, nothing changed",
+        "✔ Lock and plan, nothing changed", "✘ Build, FAILED", "✘ Revert, FAILED",
+    ]  # fmt: skip
+    text = "\n".join(lines)
+    assert len(lines) <= 20 and text.count("WARNING: read this") == 1 and "rescued is no failure" not in text
+    assert text.count("no compiler") == 1 and "a, b: no compiler" in text
+    end = lines[-9:]
+    assert any("Version 2.0.0 is live." in line for line in end)
+    assert any(re.search(r"Compile \(roles/release/tasks/build\.yml:1\)", line) for line in end)
+    assert any(line.startswith("Failed requests: 0") for line in end)
+    assert any(line == f"Log:       {site.log().relative_to(site.path)}" for line in end)
+    assert "ansible-playbook -i hosts.yml playbooks/diagnose.yml" in end[-1]
+    log = site.log().read_text()
+    assert "PLAY RECAP" in log and log.count("TASK [") >= 6 and stat.S_IMODE(site.log().stat().st_mode) == 0o600
+    assert stat.S_IMODE(site.log().parent.stat().st_mode) == 0o700
+    # In the zone of the site, nine hours east of UTC.
+    hour = int(re.search(r"^(\d\d):\d\d:\d\d PLAY", log, re.M)[1])
+    assert (hour - time.gmtime(site.log().stat().st_mtime).tm_hour) % 24 in (8, 9)
+
+
+def test_no_log_holds_on_the_screen_and_in_the_file(site):
+    hidden = {"no_log": True}
+    code, lines = site.run(
+        play(
+            {"name": "A", "ansible.builtin.command": f"echo {SECRET}", **hidden},
+            {"name": "B", "ansible.builtin.debug": {"msg": SECRET}, **hidden},
+            {"name": "C", "ansible.builtin.copy": {"content": SECRET, "dest": f"{site.path}/x"}, **hidden},
+            {"name": "D", "ansible.builtin.fail": {"msg": "{{ item }}"}, "loop": [SECRET], **hidden},
+        ),
+        "deploy.yml", "--diff",
+    )  # fmt: skip
+    assert code == 2 and SECRET not in "\n".join(lines) and SECRET not in site.log().read_text()
+    assert any("no_log" in line for line in lines)
+
+
+def test_verbose_is_ansibles_own_output(site):
+    text = play({"name": "One", "ansible.builtin.ping": None})
+    _, lines = site.run(text, "deploy.yml", "-v")
+    assert any(line.startswith("TASK [One]") for line in lines) and any("PLAY RECAP" in line for line in lines)
+    assert not phases(lines) and not (site.path / "logs").exists()
+
+
+def test_check_and_diff_show_what_would_change(site):
+    target = site.path / "file"
+    code, lines = site.run(
+        play({"name": "Write", "ansible.builtin.copy": {"content": "new line\n", "dest": str(target)}}),
+        "deploy.yml", "--check", "--diff", "--limit", "a",
+    )  # fmt: skip
+    assert code == 0 and not target.exists() and phases(lines) == ["✔ Play, 1 change to make"]
+    assert "+new line" in lines and "a: Write" in lines
+
+
+def test_a_report_that_finds_something_does_not_look_like_a_crash(site):
+    tasks = ({"ansible.builtin.debug": {"msg": ["the report"]}},
+             {"ansible.builtin.assert": {"that": "false", "fail_msg": "critical: disk", "quiet": True}})  # fmt: skip
+    code, lines = site.run(play(*tasks), "health.yml")
+    assert code == 2 and phases(lines) == ["✔ Play, nothing changed"] and "the report" in lines
+    assert "Result:    critical: disk" in lines
+    assert not re.search("FAILED|fatal|assert", "\n".join(lines), re.I)
+    # A task of it that fails is a failure.
+    code, lines = site.run(play({"name": "Read", "ansible.builtin.command": "false"}), "health.yml")
+    assert code == 2 and phases(lines) == ["✘ Play, FAILED"]
+
+
+def test_what_is_live_and_which_requests_failed(site):
+    """Numbers of the module that watches the traffic, recorded from a version that broke under it."""
+    library = site.path / "library"
+    library.mkdir()
+    (library / "shiftmaster_release.py").write_text(
+        "#!/usr/bin/python3\nimport json\n"
+        "print(json.dumps(dict(failed=True, msg='broke', put_back=True, requests=340, errors=12,"
+        " current_version='2.0.0')))"
+    )
+    (site.path / "roles/release/tasks/build.yml").write_text(
+        "- {name: Watch, ansible.builtin.include_tasks: batch.yml}"
+    )
+    (site.path / "roles/release/tasks/batch.yml").write_text("- {name: Watch, shiftmaster_release: }")
+    code, lines = site.run(DEPLOY, "deploy.yml", "--limit", "a")
+    assert code == 2 and "✘ Cutover, FAILED" in phases(lines), lines
+    assert "Live:      version 2.0.0" in lines and "Failed requests: 12 of 340" in lines, lines
+
+
+def test_an_unreachable_host_is_named_and_the_lines_are_japanese_where_asked_for(site):
+    options = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1, "run_language": "ja"}
+    code, lines = site.run(
+        play({"ansible.builtin.ping": None}), "deploy.yml", "--limit", "a", "-e", json.dumps(options)
+    )
+    assert code == 4 and phases(lines) == ["✘ Play, 失敗"]
+    assert any("a: 接続できません" in line for line in lines) and any(line.startswith("ログ:") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("option", "environment", "expected"),
+    [
+        (None, {}, "en"),
+        (None, {"LANG": "ja_JP.UTF-8"}, "ja"),
+        (None, {"LANG": "ja_JP.UTF-8", "LC_ALL": "C.UTF-8"}, "en"),
+        ("en", {"LANG": "ja_JP.UTF-8"}, "en"),
+        ("ja", {}, "ja"),
+        ("de", {}, "en"),
+    ],
+)
+def test_the_language(callback, option, environment, expected):
+    assert callback.language(option, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        ({"msg": "a\nb"}, ["a", "b"]),
+        ({"msg": ["a", "b"]}, ["a", "b"]),
+        ({"censored": "x", "msg": "secret"}, []),
+        ({"msg": "a\x1b]0;title\x07b\r\x9bc"}, ["a?]0;title?b??c"]),
+        ({"results": [{"failed": True, "msg": "a"}, {"msg": "fine"}, {"failed": True, "msg": "a"}], "msg": "m"}, ["a"]),
+        ({"msg": "non-zero return code", "rc": 1, "cmd": ["x"], "stderr": "why"}, ["non-zero return code", "why"]),
+    ],
+)
+def test_the_lines_of_a_failure(callback, result, expected):
+    assert callback.message_lines(result) == expected
+
+
+def test_old_logs_are_removed(site):
+    site.config.write_text(site.config.read_text() + "[callback_phases]\nlog_count=2\n")
+    (site.path / "logs").mkdir()
+    for day in (1, 2, 3):
+        (site.path / f"logs/2020010{day}T000000-deploy-1.log").touch()
+    site.run(play({"ansible.builtin.ping": None}))
+    names = sorted(path.name for path in (site.path / "logs").iterdir())
+    assert len(names) == 2 and names[0].startswith("20200103")
+
+
+def test_a_run_goes_on_without_its_log(site):
+    (site.path / "logs").touch()
+    code, lines = site.run(play({"ansible.builtin.ping": None}))
+    assert code == 0 and any("No log file is written" in line for line in lines) and "✔ Play" in "\n".join(lines)
+
+
+def test_on_a_terminal_the_phase_counts_and_ctrl_c_loses_nothing(site):
+    first, second = pty.openpty()
+    run = subprocess.Popen(
+        site.command(play({"name": "Say", "ansible.builtin.debug": {"msg": "said before"}},
+                          {"name": "Wait", "ansible.builtin.command": "sleep 600"}), "deploy.yml", "--limit", "a"),
+        cwd=site.path, env=site.environment(TERM="xterm"), stdin=subprocess.DEVNULL, stdout=second, stderr=second,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(second)
+    out, deadline = "", time.monotonic() + 600
+    while time.monotonic() < deadline and not re.search(r"… Play  [3-9] s  Wait", out):
+        out += os.read(first, 65536).decode(errors="replace")
+    assert re.search(r"… Play  1 s", out) and "\x1b[?25l" in out, out
+    os.killpg(run.pid, signal.SIGINT)
+    try:
+        while part := os.read(first, 65536):
+            out += part.decode(errors="replace")
+    except OSError:
+        pass
+    assert run.wait(timeout=300) != 0
+    assert "This run did not finish" in out and "said before" in out
+    # The cursor is back.
+    assert out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l")
+    log = site.log().read_text()
+    assert "said before" in log and "NOT FINISHED" in log and "TASK [Wait]" in log

@@ -1,0 +1,185 @@
+"""./shiftmaster: which command it runs and what it sets, against a stub of Ansible that writes both down."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from support import ROOT
+
+STUB = """#!{python}
+import json, os, sys, time
+with open("{out}", "a") as file:
+    file.write(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), dict(os.environ)]) + "\\n")
+if os.environ.get("WAIT") and sys.argv[0].endswith("ansible-playbook"):
+    print("waiting", flush=True)
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        sys.exit(99)
+sys.exit(int(os.environ.get("CODE", "0")))
+"""
+
+
+class Copy:
+    """The wrapper in a repository of its own, with a stub in its virtual environment."""
+
+    def __init__(self, path: Path):
+        self.root, self.out, self.home = path / "repository", path / "calls", path / "home"
+        for folder in (self.root / ".venv/bin", self.root / "group_vars/single", self.home):
+            folder.mkdir(parents=True)
+        shutil.copy(ROOT / "shiftmaster", self.root)
+        shutil.copytree(ROOT / "inventory", self.root / "inventory")
+        shutil.copy(ROOT / "group_vars/single/vars.yml", self.root / "group_vars/single")
+        (self.root / "ansible.cfg").write_text("[defaults]\n")
+        for name in ("ansible", "ansible-playbook"):
+            stub = self.root / ".venv/bin" / name
+            stub.write_text(STUB.format(python=sys.executable, out=self.out))
+            stub.chmod(0o755)
+
+    def environment(self, **more):
+        return {"PATH": os.environ["PATH"], "HOME": str(self.home), "LC_ALL": "C.UTF-8", **more}
+
+    def run(self, *words, answers="", **more):
+        return subprocess.run(
+            [self.root / "shiftmaster", *words], cwd="/", env=self.environment(**more), input=answers,
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+
+    def calls(self):
+        return [json.loads(line) for line in self.out.read_text().splitlines()] if self.out.exists() else []
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return Copy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["deploy", "2.1.0"], ["deploy.yml", "-e", {"shiftmaster_version": "2.1.0"}]),
+        (["deploy"], ["deploy.yml"]),
+        (["deploy", "--check", "--tags", "release"], ["deploy.yml", "--check", "--tags", "release", "--diff"]),
+        (["deploy", "2.10", "--check"], ["deploy.yml", "-e", {"shiftmaster_version": "2.10"}, "--check", "--diff"]),
+        (["rollback"], ["rollback.yml"]),
+        (
+            ["rollback", "2.0.0", "-e", "schema=restore"],
+            ["rollback.yml", "-e", {"to": "2.0.0"}, "-e", "schema=restore"],
+        ),
+        (["health"], ["playbooks/health.yml"]),
+        (["diagnose", "-e", "language=ja"], ["playbooks/diagnose.yml", "-e", "language=ja"]),
+        (["checklist", "morning"], ["playbooks/checklist.yml", "-e", {"period": "morning"}]),
+        (["backup"], ["playbooks/backup.yml"]),
+        (["restore", "-e", "list=true"], ["playbooks/restore.yml", "-e", "list=true"]),
+        (["maintenance", "on"], ["playbooks/maintenance.yml", "-e", {"state": "on"}]),
+        (["maintenance", "off"], ["playbooks/maintenance.yml", "-e", {"state": "off"}]),
+    ],
+)
+def test_a_command_is_one_playbook_that_exists(copy, words, expected):
+    assert copy.run("-E", "production", *words).returncode == 0
+    ((program, arguments, cwd, environment),) = copy.calls()
+    arguments = [json.loads(word) if word.startswith("{") else word for word in arguments]
+    assert (program, arguments) == ("ansible-playbook", expected) and (ROOT / arguments[0]).exists()
+    assert cwd == str(copy.root) and environment["ANSIBLE_CONFIG"] == str(copy.root / "ansible.cfg")
+    assert environment["ANSIBLE_INVENTORY"] == str(copy.root / "inventory/production")
+    assert environment["PATH"].startswith(str(copy.root / ".venv/bin"))
+    assert environment["SHIFTMASTER_COMMAND"] == "./shiftmaster -E production"
+
+
+@pytest.mark.parametrize("command", ["status", "history"])
+def test_status_and_history_come_from_the_hosts(copy, command):
+    assert copy.run(command, "-E", "single").returncode == 0
+    ((program, arguments, _, _),) = copy.calls()
+    assert program == "ansible" and arguments[-1] == f"shiftmasterctl {command}" and "--become" in arguments
+    assert f'"{command}"' in (ROOT / "roles/shiftmaster/files/shiftmasterctl").read_text()
+
+
+def test_the_exit_code_is_ansibles(copy):
+    assert [copy.run("health", CODE=code).returncode for code in ("2", "4")] == [2, 4]
+
+
+def test_the_environment_is_a_choice_and_never_production_by_itself(copy):
+    copy.run("health")
+    copy.run("health", ANSIBLE_INVENTORY="elsewhere")
+    copy.run("health", SHIFTMASTER_ENVIRONMENT="single")
+    found = [environment.get("ANSIBLE_INVENTORY") for _, _, _, environment in copy.calls()]
+    assert found == [None, "elsewhere", str(copy.root / "inventory/single")]
+    done = copy.run("-E", "prod", "health")
+    assert done.returncode == 2 and "production" in done.stderr and len(copy.calls()) == 3
+
+
+def test_the_vault_password_and_the_locale_are_set_where_they_are_missing(copy):
+    (copy.home / ".shiftmaster.vault-password").write_text("x")
+    copy.run("health")
+    copy.run("health", ANSIBLE_VAULT_PASSWORD_FILE="own")
+    copy.run("health", LC_ALL="ja_JP.eucJP")
+    first, second, third = (environment for _, _, _, environment in copy.calls())
+    assert first["ANSIBLE_VAULT_PASSWORD_FILE"] == str(copy.home / ".shiftmaster.vault-password")
+    assert second["ANSIBLE_VAULT_PASSWORD_FILE"] == "own"
+    assert (third["LC_ALL"], third["SHIFTMASTER_LANGUAGE"]) == ("C.UTF-8", "ja")
+
+
+@pytest.mark.parametrize("words", [["checklist"], ["maintenance"], ["deploi"], ["-E"], []])
+def test_wrong_usage_runs_nothing(copy, words):
+    assert copy.run(*words).returncode == 2 and copy.calls() == []
+
+
+def test_without_the_virtual_environment_it_says_what_makes_it(copy):
+    shutil.rmtree(copy.root / ".venv")
+    done = copy.run("health")
+    assert done.returncode == 1 and "make bootstrap" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_the_playbook_and_then_shows_what_is_live(copy):
+    run = subprocess.Popen(
+        [copy.root / "shiftmaster", "deploy", "2.1.0"], env=copy.environment(WAIT="1"), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert run.stdout.readline() == "waiting\n"
+    time.sleep(0.2)
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 99 and "Traceback" not in err and "finishes or reverts" in err
+    assert [call[0] for call in copy.calls()] == ["ansible-playbook", "ansible"]
+
+
+def test_init_writes_inventory_variables_and_an_encrypted_vault(copy):
+    (copy.root / ".venv/bin/ansible-vault").symlink_to(Path(sys.executable).with_name("ansible-vault"))
+    answers = "bad host!\napp1.example.jp\nshift.example.org\nhttps://git.example.org/s.git\n"
+    done = copy.run("-E", "hospital", "init", answers=answers)
+    assert done.returncode == 0, done.stderr
+    hosts = yaml.safe_load((copy.root / "inventory/hospital/hosts.yml").read_text())["all"]["children"]
+    assert list(hosts["hospital"]["hosts"]) == list(hosts["web"]["hosts"]) == ["app1.example.jp"]
+    values = yaml.safe_load((copy.root / "group_vars/hospital/vars.yml").read_text())
+    assert values["shiftmaster_domain"] == "shift.example.org"
+    assert values["shiftmaster_repository"] == "https://git.example.org/s.git"
+    assert ".secrets/hospital/" in values["tls_provided_key_src"]
+    vault, password = copy.root / "group_vars/hospital/vault.yml", copy.home / ".shiftmaster.vault-password"
+    assert vault.read_text().startswith("$ANSIBLE_VAULT;") and stat.S_IMODE(password.stat().st_mode) == 0o600
+    view = [Path(sys.executable).with_name("ansible-vault"), "view", "--vault-password-file", password, vault]
+    made = yaml.safe_load(subprocess.run(view, capture_output=True, text=True, check=True, timeout=300).stdout)
+    example = set(yaml.safe_load((ROOT / "group_vars/single/vault.yml.example").read_text()))
+    assert set(made) <= example and len(set(made.values())) == len(made) >= 4
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in made.values())
+    assert not any(value in done.stdout + done.stderr for value in made.values())
+    # A second time nothing is overwritten.
+    again = copy.run("-E", "hospital", "init", answers=answers)
+    assert again.returncode == 1 and vault.read_text().startswith("$ANSIBLE_VAULT;")
+    assert copy.run("-E", "web", "init", answers=answers).returncode == 2
+
+
+def test_init_ends_without_answers_and_writes_nothing(copy):
+    (copy.root / ".venv/bin/ansible-vault").symlink_to(Path(sys.executable).with_name("ansible-vault"))
+    assert copy.run("-E", "hospital", "init").returncode == 1
+    assert not (copy.root / "inventory/hospital").exists() and not (copy.home / ".shiftmaster.vault-password").exists()
