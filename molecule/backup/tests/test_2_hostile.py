@@ -67,7 +67,7 @@ paths = ["/var/www/shiftmaster", "/etc/ssl/private/shiftmaster.key"]
 done = restic.confined("the test", paths, ("/usr/bin/bash", "-c", script))
 print(done.stdout)
 """
-    output = backups.shell("python3 -", stdin=program).split()
+    output = backups.shell("python3 -B -", stdin=program).split()
     assert output == ["0", "read", "written"]
 
 
@@ -90,7 +90,7 @@ for name in ("django_migrations", "impostor"):
         "$$ INSERT INTO public.ran VALUES (current_user) RETURNING 1 $$; CREATE VIEW impostor AS SELECT run() AS id"
     )
     try:
-        output = backups.shell("python3 -", stdin=program).split()
+        output = backups.shell("python3 -B -", stdin=program).split()
         count = backups.sql("SELECT count(*) FROM django_migrations")
         assert output == ["django_migrations", count, "impostor", "failed"]
         assert backups.sql("SELECT count(*) FROM ran") == "0"
