@@ -117,7 +117,7 @@ cat /etc/ssl/private/shiftmaster.key > /dev/null && echo read; cat < /dev/tcp/12
 '''
 print(subprocess.run(read.sandbox(paths, ["/usr/bin/bash", "-c", script]), capture_output=True, text=True).stdout)
 """
-    said = hosts.app.shell("python3 -", stdin=program)
+    said = hosts.app.shell("python3 -B -", stdin=program)
     lines = said.split()
     # Another user than root, that reads what root alone may read of the set.
     assert lines[0] != "0" and "nginx" in lines and "read" in lines, said
@@ -167,7 +167,7 @@ try:
 except BackupError as error:
     print(json.dumps({"failed": str(error)}))
 """
-    return json.loads(hosts.keeper.shell("python3 -", stdin=program, timeout=300).splitlines()[-1])
+    return json.loads(hosts.keeper.shell("python3 -B -", stdin=program, timeout=300).splitlines()[-1])
 
 
 def test_a_host_sends_nothing_that_was_not_asked_for(hosts, hostile):
@@ -235,7 +235,7 @@ print(subprocess.run(words, capture_output=True, text=True).stdout)
 print(os.path.exists(folder + "/mine"))
 os.unlink(folder + "/mine")
 """
-    said = hosts.keeper.shell("python3 -", stdin=program)
+    said = hosts.keeper.shell("python3 -B -", stdin=program)
     assert said.split() == ["True"], said
     there = "/etc/x /usr/x /root/x /var/backups/shiftmaster/x /var/backups/shiftmaster/pulled/configuration/x"
     assert hosts.keeper.shell(f"ls {there} 2>/dev/null", check=False) == ""
