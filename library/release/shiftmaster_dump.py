@@ -487,6 +487,7 @@ class Database:
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+            errors.join(10)  # Until its own children have ended.
             raise DumpError("%s did not end in time; raise timeout_seconds" % what)
         text = output.end()
         if output.full:

@@ -82,7 +82,7 @@ class Site:
         return [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.yml", "-c", "local", name, *options]
 
     def environment(self, **more):
-        hidden = ("ANSIBLE_STDOUT_CALLBACK", "LC_ALL", "LC_MESSAGES")
+        hidden = ("ANSIBLE_STDOUT_CALLBACK", "ANSIBLE_CALLBACKS_ENABLED", "LC_ALL", "LC_MESSAGES")
         return {**{k: v for k, v in os.environ.items() if k not in hidden}, "ANSIBLE_CONFIG": str(self.config),
                 "LANG": "C.UTF-8", **more}  # fmt: skip
 
