@@ -74,11 +74,9 @@ ROLES = {
     "checklist": "checklist",
 }
 # The phase that a task file of a release begins. Other roles that run between them belong to it.
-RELEASE_ROLES = ("release", "shiftmaster")
 RELEASE_FILES = {
     "lock": "lock",
     "plan": "lock",
-    "look": "lock",
     "recover": "recover",
     "build": "build",
     "migrate": "migrate",
@@ -88,8 +86,8 @@ RELEASE_FILES = {
     "finish": "finish",
     "abort": "revert",
 }
-# Plays whose first tasks belong to no role.
-PLAYS = {"What was asked for": "preflight", "Options": "preflight", "Preflight": "preflight", "Summary": "summary"}
+# Plays that are one phase, whatever roles they use.
+PLAYS = {"Options": "preflight", "Preflight": "preflight", "Summary": "summary"}
 # They end with an error where they found something, which is what they are for.
 REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml"}
 LINES_OF_A_FAILURE = 14
@@ -158,9 +156,14 @@ def language(option, environment=os.environ) -> str:
 
 def phase_of(role: str, stem: str) -> str | None:
     """The phase of a task of a role, by the name of its task file without its ending."""
-    if role in RELEASE_ROLES and stem in RELEASE_FILES:
+    if role == "release" and stem in RELEASE_FILES:
         return RELEASE_FILES[stem]
     return ROLES.get(role)
+
+
+def phase_of_play(name: str) -> str:
+    """The phase of a play's tasks that belong to no role: that of its roles where it is named so, else its name."""
+    return PLAYS.get(name) or next((key for key in ROLES.values() if TEXTS[key][0] == name), name)
 
 
 def lines_of(text) -> list[str]:
@@ -325,7 +328,7 @@ class CallbackModule(Default):
         self.language, self.playbook, self.phase, self.release_play = "en", "", None, False
         self.new_play, self.task_name, self.started, self.ended = "", "", False, False
         self.failures, self.found, self.closed, self.facts = [], [], [], {}
-        self.summary = False
+        self.fixed = False
 
     def text(self, key: str, **values) -> str:
         english, japanese = TEXTS.get(key, (key, key))
@@ -387,8 +390,8 @@ class CallbackModule(Default):
             if not self.started:
                 self._start(play)
             self.new_play, self.release_play = play.get_name().strip(), False
-            # The roles that report in it begin no phase.
-            self.summary = PLAYS.get(self.new_play) == "summary"
+            # The roles that check or report in it begin no phase.
+            self.fixed = self.new_play in PLAYS
         super().v2_playbook_on_play_start(play)
 
     def _start(self, play) -> None:
@@ -441,14 +444,14 @@ class CallbackModule(Default):
         role = task._role.get_name() if task._role else ""
         stem = os.path.splitext(os.path.basename((task.get_path() or "").rpartition(":")[0]))[0]
         key = phase_of(role, stem)
-        if self.summary or self.release_play and key not in RELEASE_FILES.values():
+        if self.fixed or self.release_play and key not in RELEASE_FILES.values():
             key = None
         elif key in RELEASE_FILES.values():
             self.release_play = True
         if key is None and self.new_play and task.action.rpartition(".")[2] not in ("setup", "gather_facts", "meta"):
-            key = PLAYS.get(self.new_play, self.new_play)
+            key = phase_of_play(self.new_play)
         if key is None and not self.phase:
-            key = PLAYS.get(self.new_play, self.new_play or self.playbook)
+            key = phase_of_play(self.new_play or self.playbook)
         if key:
             self.new_play = ""
             self._begin(key)
@@ -588,8 +591,8 @@ class CallbackModule(Default):
     @staticmethod
     def _command() -> str:
         """The command that diagnoses, as this run was started: by ./shiftmaster, or by Ansible with this inventory."""
-        if os.environ.get("SHIFTMASTER_COMMAND"):
-            return f"{os.environ['SHIFTMASTER_COMMAND']} diagnose"
+        if os.environ.get("SHIFTMASTER_CALLED_AS"):
+            return f"{os.environ['SHIFTMASTER_CALLED_AS']} diagnose"
         sources = [os.path.relpath(one) for one in context.CLIARGS.get("inventory") or [] if "," not in one]
         return shlex.join(
             ["ansible-playbook", *(word for one in sources for word in ("-i", one)), "playbooks/diagnose.yml"]

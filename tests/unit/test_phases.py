@@ -111,6 +111,14 @@ def callback():
     return module
 
 
+def test_phases_are_those_of_roles_files_and_plays_that_exist(callback):
+    names = re.findall(r"(?m)^- name: (.*)$", "".join(path.read_text() for path in (ROOT / "playbooks").glob("*.yml")))
+    assert set(callback.ROLES) <= {path.name for path in (ROOT / "roles").iterdir()}
+    assert set(callback.RELEASE_FILES) <= {path.stem for path in (ROOT / "roles/release/tasks").glob("*.yml")}
+    assert set(callback.PLAYS) <= set(names)
+    assert {*callback.ROLES.values(), *callback.RELEASE_FILES.values(), *callback.PLAYS.values()} <= set(callback.TEXTS)
+
+
 def play(*tasks):
     return json.dumps([{"name": "Play", "hosts": "all", "gather_facts": False, "tasks": list(tasks)}])
 
@@ -203,6 +211,20 @@ def test_what_is_live_and_which_requests_failed(site):
     code, lines = site.run(DEPLOY, "deploy.yml", "--limit", "a")
     assert code == 2 and "✘ Cutover, FAILED" in phases(lines), lines
     assert "Live:      version 2.0.0" in lines and "Failed requests: 12 of 340" in lines, lines
+
+
+def test_roles_begin_no_phase_in_the_preflight(site):
+    (site.path / "roles/renamed").rename(site.path / "roles/base")
+    text = play({"ansible.builtin.include_role": {"name": "base"}}, {"ansible.builtin.ping": None})
+    code, lines = site.run(text.replace('"Play"', '"Preflight"'))
+    assert code == 0 and phases(lines) == ["✔ Preflight, nothing changed"], lines
+
+
+def test_a_play_and_its_role_of_one_name_are_one_phase(site):
+    (site.path / "roles/renamed").rename(site.path / "roles/postgresql")
+    text = play({"ansible.builtin.ping": None}, {"ansible.builtin.include_role": {"name": "postgresql"}})
+    code, lines = site.run(text.replace('"Play"', '"Database"'), SHIFTMASTER_LANGUAGE="ja")
+    assert code == 0 and phases(lines) == ["✔ データベース, 変更なし"], lines
 
 
 def test_an_unreachable_host_is_named_and_the_lines_are_japanese_where_asked_for(site):

@@ -143,3 +143,21 @@ def test_role_release_reads_as_its_phases():
 def test_the_summary_reads_the_fact_of_the_release_and_nothing_private():
     text = (ROOT / "roles/release/templates/summary.txt.j2").read_text(encoding="utf-8")
     assert "release_facts" in text and "__" not in text
+
+
+def test_results_of_roles_are_no_unknown_variables_of_a_second_preflight():
+    """recover.yml and rotate.yml check the names of variables again behind the roles of their first plays."""
+    settings = load(ROOT / "group_vars/all/preflight.yml")
+    known = set(settings["preflight_known_variables"])
+    for path in (ROOT / "group_vars/all").glob("*.yml"):
+        known |= set(re.findall(r"(?m)^(\w+):", path.read_text(encoding="utf-8")))
+    results = set()
+    for path in (ROOT / "roles").glob("*/tasks/*.yml"):
+        for task in tasks_of(load(path)):
+            results |= {task["register"]} if "register" in task else set()
+            results |= set(task.get("ansible.builtin.set_fact", {}))
+    for role in settings["preflight_roles"]:
+        entries = load(ROOT / f"roles/{role}/meta/argument_specs.yml")["argument_specs"]
+        known |= set(next(iter(entries.values())).get("options", {}))
+    checked = tuple(f"{role}_" for role in settings["preflight_roles"])
+    assert sorted(name for name in results - known if name.startswith(checked)) == []

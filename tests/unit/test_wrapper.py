@@ -94,7 +94,7 @@ def test_a_command_is_one_playbook_that_exists(copy, words, expected):
     assert cwd == str(copy.root) and environment["ANSIBLE_CONFIG"] == str(copy.root / "ansible.cfg")
     assert environment["ANSIBLE_INVENTORY"] == str(copy.root / "inventory/production")
     assert environment["PATH"].startswith(str(copy.root / ".venv/bin"))
-    assert environment["SHIFTMASTER_COMMAND"] == "./shiftmaster -E production"
+    assert environment["SHIFTMASTER_CALLED_AS"] == "./shiftmaster -E production"
 
 
 @pytest.mark.parametrize("command", ["status", "history"])
