@@ -9,6 +9,7 @@ import re
 import secrets
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -474,3 +475,20 @@ def wait_for(condition, seconds: float, what: str = "the condition"):
         assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
         time.sleep(0.5)
     return found
+
+
+def in_time(work, errors=OSError):
+    """Return what a function returns or raises of these errors; it must not wait for a process that opens a FIFO."""
+    results = []
+
+    def run():
+        try:
+            results.append(work())
+        except errors as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert results, "it waits"
+    return results[0]

@@ -196,12 +196,14 @@ def text_lines(message) -> list[str]:
 
 def after_failure(task) -> bool:
     """Whether a task is part of a block's rescue or always."""
-    child, parent = task, task._parent
+    # All of the way up: between a block and what it imports stands the task that imports, which is in none of its lists.
+    below, parent = {task._uuid}, task._parent
     while parent is not None:
-        for part in [*(getattr(parent, "rescue", None) or []), *(getattr(parent, "always", None) or [])]:
-            if part._uuid == child._uuid:
-                return True
-        child, parent = parent, parent._parent
+        parts = [*(getattr(parent, "rescue", None) or []), *(getattr(parent, "always", None) or [])]
+        if any(part._uuid in below for part in parts):
+            return True
+        below.add(parent._uuid)
+        parent = parent._parent
     return False
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import stat
 import subprocess
-import threading
 import types
 
 import postgresql_cluster_config as pg
 import pytest
 import redis_instance_config as rd
+import support
 from ansible.module_utils.shiftmaster.host import configuration, safe_files, service_user, units
 from ansible.module_utils.shiftmaster.host.configuration import Failed, FileSet, Rejected
 
 SECRET = "root:$y$only-for-root"
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 NOBODY, NOGROUP = 65534, 65534
+in_time = functools.partial(support.in_time, errors=BaseException)
 
 
 @pytest.fixture
@@ -41,23 +43,6 @@ def untouched(place):
         0,
         0,
     )
-
-
-def in_time(work):
-    """Return what a function returns or raises; it must not wait for somebody who opens a FIFO."""
-    results = []
-
-    def run():
-        try:
-            results.append(work())
-        except BaseException as error:
-            results.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(20)
-    assert results, "it waits"
-    return results[0]
 
 
 def as_service(script, *arguments):

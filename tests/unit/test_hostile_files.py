@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import stat
-import threading
 import tracemalloc
 import types
 
@@ -20,6 +19,7 @@ from ansible.module_utils.shiftmaster.notify import text as notify_text
 from ansible.module_utils.shiftmaster.release import cutover, state, watch
 from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.reports import findings
+from support import in_time
 
 SECRET = "SECRET_KEY=only-for-root"
 # Each reader looks for something else: a traceback, a task of Celery, an assignment, a name server.
@@ -30,23 +30,6 @@ CONTENT = (
     + "nameserver 192.0.2.66\nport = 6666\n"
 )
 TRACES = (SECRET, "only-for-root", "192.0.2.66", "6666")
-
-
-def in_time(work):
-    """Return what a function returns; it must not wait for somebody who opens a FIFO."""
-    answers = []
-
-    def run():
-        try:
-            answers.append(work())
-        except OSError as error:
-            answers.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(20)
-    assert answers, "it waits"
-    return answers[0]
 
 
 @pytest.fixture

@@ -49,6 +49,8 @@ RELEASE = """
     - {name: Build, ansible.builtin.include_tasks: build.yml}
   rescue:
     - {name: Revert, ansible.builtin.include_tasks: abort.yml}
+  always:
+    - {name: End, ansible.builtin.import_tasks: end.yml}
 """
 
 
@@ -69,6 +71,7 @@ class Site:
                 "main": RELEASE,
                 "lock": "- {name: Lock, ansible.builtin.ping: }",
                 "build": "- {name: Compile, ansible.builtin.fail: {msg: no compiler}}",
+                "end": "- {name: Unlock, ansible.builtin.ping: }",
                 "abort": "- ansible.builtin.fail: {msg: [no compiler, Version 2.0.0 is live.]}",
             },
         }.items():

@@ -10,6 +10,7 @@ import string
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import offenders
 import pytest
@@ -302,10 +303,17 @@ def test_a_certificate_of_the_future(monkeypatch):
     assert (outcome.status, outcome.detail[0].key) == ("critical", "certificate.early")
 
 
+def serve(monkeypatch, shown):
+    """Have servers show a certificate; returns the stub, which takes the arguments that the function takes."""
+    stub = mock.create_autospec(probe.certificate_served, return_value=shown)
+    monkeypatch.setattr(probe, "certificate_served", stub)
+    return stub
+
+
 @pytest.mark.parametrize("served,status", [(200, "warning"), (-3, "critical")])
 def test_a_renewed_certificate_that_the_server_has_not_read(monkeypatch, served, status):
     monkeypatch.setattr(probe, "certificate_file", lambda _path: [certificate(300)])
-    monkeypatch.setattr(probe, "certificate_served", lambda *_args: certificate(served))
+    serve(monkeypatch, certificate(served))
     wanted = options("certificate", file="/c.crt", url="localhost:443")
     outcome = health_checks.check_certificate(wanted, Context(), NOW)
     result = engine.describe(wanted, outcome, 1, "en", Context())
@@ -972,9 +980,8 @@ def test_reasons_of_a_release(release, tmp_path_factory):
 
 
 def test_a_certificate_counts_from_its_first_second_and_what_is_served_is_asked_for(monkeypatch):
-    asked = []
     monkeypatch.setattr(probe, "certificate_file", lambda _path: [certificate(300, start=0)])
-    monkeypatch.setattr(probe, "certificate_served", lambda *words: asked.append(words) or certificate(300, start=0))
+    query = serve(monkeypatch, certificate(300, start=0))
     wanted = options("certificate", file="/c", url="shift.example", timeout_seconds=3)
     outcome = health_checks.check_certificate(wanted, Context(), NOW)
     assert (outcome.status, outcome.reason) == ("healthy", "expiry") and outcome.data["days_left"] == 300
@@ -984,7 +991,9 @@ def test_a_certificate_counts_from_its_first_second_and_what_is_served_is_asked_
     health_checks.check_certificate(
         options("certificate", url="https://h:8443", timeout_seconds=3, **more), Context(), NOW
     )
-    assert asked == [("shift.example", 443, None, 3, False, None), ("h", 8443, "n", 3, True, "/ca")]
+    assert query.call_args_list == [
+        mock.call("shift.example", 443, None, 3, False, None), mock.call("h", 8443, "n", 3, True, "/ca")
+    ]  # fmt: skip
     only_file = health_checks.check_certificate(options("certificate", file="/c"), Context(), NOW)
     assert "latency_ms" not in only_file.data
 

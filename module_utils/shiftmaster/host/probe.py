@@ -1118,10 +1118,17 @@ def certificate_der(
             return connection.getpeercert(binary_form=True) or b""
 
 
-def certificate_served(host: str, port: int, server_name: Optional[str] = None, timeout: float = 5.0, **more):
+def certificate_served(
+    host: str,
+    port: int,
+    server_name: Optional[str] = None,
+    timeout: float = 5.0,
+    verify: bool = False,
+    ca_file: Optional[str] = None,
+) -> Certificate:
     """Return the certificate that a server shows for a name; verify checks its chain and its names as well."""
     try:
-        return parse_certificate(certificate_der(host, port, server_name, timeout, **more))
+        return parse_certificate(certificate_der(host, port, server_name, timeout, verify, ca_file))
     except ValueError as error:
         raise ProbeError("unhealthy", "invalid", "%s:%s shows %s" % (host, port, error))
 
