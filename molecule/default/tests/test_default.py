@@ -44,6 +44,12 @@ def test_deep_health_names_version_and_parts(operations):
     assert {"database", "cache", "broker", "worker", "migrations"} <= set(health["checks"])
 
 
+@pytest.mark.parametrize("playbook", ["playbooks/health.yml", "playbooks/diagnose.yml"])
+def test_a_healthy_host_is_found_healthy(operations, playbook):
+    run = operations.run(playbook)
+    assert run.code == 0, run.output[-5000:]
+
+
 def test_units_are_enabled_and_none_failed(operations, colour):
     assert operations.shell("systemctl --failed --no-legend").strip() == ""
     assert operations.shell("systemctl is-enabled shiftmaster nginx postgresql redis-server").split() == ["enabled"] * 4
