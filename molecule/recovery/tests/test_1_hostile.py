@@ -279,7 +279,7 @@ def test_an_archive_of_wal_changes_nothing_outside_of_its_directory(hosts, impos
     impostor(
         plan="""/root/shiftmaster-backup "$@" | sed 's/"received": [0-9]*/"received": 1/'""",
         received="mkdir -p /var/backups/shiftmaster/outgoing; cat > /dev/null; python3 /root/wal.py; "
-        """echo '{"restored": "1", "archive": "/var/backups/shiftmaster/outgoing/wal.tar"}'""",
+        """echo '{"restored": "1", "segments": 1, "archive": "/var/backups/shiftmaster/outgoing/wal.tar"}'""",
     )
     app = hosts.app
     before, rows = app.shell(WATCHED), app.everything()
