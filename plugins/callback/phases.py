@@ -196,7 +196,7 @@ def text_lines(message) -> list[str]:
 
 def after_failure(task) -> bool:
     """Whether a task is part of a block's rescue or always."""
-    # All of the way up: between a block and what it imports stands the task that imports, which is in none of its lists.
+    # All the way up: between a block and what it imports stands the importing task, which is in none of its lists.
     below, parent = {task._uuid}, task._parent
     while parent is not None:
         parts = [*(getattr(parent, "rescue", None) or []), *(getattr(parent, "always", None) or [])]
