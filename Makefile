@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-SHELL_SCRIPTS := .ci/run molecule/closed/files/prepare_folders scripts/apt_folder scripts/bootstrap scripts/docker scripts/images scripts/lock scripts/pack_example scripts/test_api_types scripts/test_awx scripts/test_example scripts/test_mtail scripts/test_rules scripts/with_services
+SHELL_SCRIPTS := .ci/run molecule/closed/files/prepare_directories scripts/apt_directory scripts/bootstrap scripts/docker scripts/images scripts/lock scripts/pack_example scripts/test_api_types scripts/test_awx scripts/test_example scripts/test_mtail scripts/test_rules scripts/with_services
 RUN := .venv/bin/python scripts/run_tests.py
 DEMO := .venv/bin/python scripts/demo.py
 
@@ -86,7 +86,7 @@ demo-clean: ## Remove the demo, its container, its images and what it left
 	@if command -v docker >/dev/null && docker info >/dev/null 2>&1; then scripts/images clean; fi
 	@scripts/docker stop
 
-lock: ## Resolve requirements.in anew into requirements.txt, with hashes (Python 3.12)
+lock: ## Resolve requirements.in again into requirements.txt, with hashes (Python 3.12)
 	@scripts/lock
 
 clean: ## Remove .venv and everything that runs left

@@ -381,15 +381,15 @@ def survivors(names: list[str]) -> tuple[int, list[str]]:
     described: dict[str, str] = {}
     tests: dict[str, list[Path]] = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        directory = Path(name)
 
         def lay(stem: str, what: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
             described[stem], tests[stem] = what, []
             for number, (rules, test) in enumerate(pairs):
                 own = f"{stem}-{number}"
-                (folder / f"{own}.rules").write_text(dumped(rules), encoding="utf-8")
+                (directory / f"{own}.rules").write_text(dumped(rules), encoding="utf-8")
                 if test["tests"]:
-                    tests[stem].append(folder / f"{own}.yml")
+                    tests[stem].append(directory / f"{own}.yml")
                     tests[stem][-1].write_text(dumped({**test, "rule_files": [f"{own}.rules"]}), encoding="utf-8")
 
         for alert in chosen(names):
@@ -402,7 +402,7 @@ def survivors(names: list[str]) -> tuple[int, list[str]]:
             for number, (what, record, rules) in enumerate(recorded_mutants()):
                 lay(f"recordings-{number:03}", what, [part_for(record, rules, test) for test in own])
         # What is no rule any more would be refused, not noticed.
-        checked = call("check", "rules", *sorted(folder.glob("*.rules")))
+        checked = call("check", "rules", *sorted(directory.glob("*.rules")))
         if checked.returncode:
             raise RuntimeError(f"a mutant is no rule: {checked.stdout[-2000:]}{checked.stderr[-2000:]}")
         left = sorted(described)

@@ -69,7 +69,7 @@ WHERE = {
     "logstash": ("on the host of Logstash", "Logstash のホスト"),
     "backup": ("on the host that keeps the backups", "バックアップを保管するホスト"),
     "host": ("on the host that the message names", "通知に示されたホスト"),
-    "controller": ("on your machine, in the folder of this repository", "手元のマシンのこのリポジトリ"),
+    "controller": ("on your machine, in the directory of this repository", "手元のマシンのこのリポジトリ"),
 }
 SAYS = {
     "written": (
@@ -88,7 +88,7 @@ SAYS = {
     "condition": ("It fires on:", "発生条件:"),
     "look": ("First look", "最初の確認"),
     "typed": (
-        "Typed as root {where}; what begins with `ansible` on your machine, in the folder of this repository.",
+        "Typed as root {where}; what begins with `ansible` on your machine, in the directory of this repository.",
         "{where}で root として入力します。`ansible` で始まるものは、手元のマシンのこのリポジトリで入力します。",
     ),
     "causes": ("Causes, the likeliest first", "原因(可能性の高い順)"),
@@ -414,8 +414,8 @@ def outputs() -> dict[Path, str]:
 def refresh(made: dict[Path, str], check: bool) -> list[str]:
     """Writes what differs and removes what nothing makes any more; returns the names."""
     outdated = []
-    for folder, pattern in {(path.parent, f"*{path.suffix}") for path in made}:
-        for path in sorted(folder.glob(pattern)):
+    for directory, pattern in {(path.parent, f"*{path.suffix}") for path in made}:
+        for path in sorted(directory.glob(pattern)):
             if path not in made:
                 outdated.append(str(path.relative_to(ROOT)))
                 if not check:

@@ -197,7 +197,7 @@ def graph(
         "stacking": {"group": "A", "mode": "normal" if stacked else "none"},
         "thresholdsStyle": {"mode": "dashed" if more.get("steps") else "off"},
     }
-    # A whole table of figures where many series share a panel; otherwise the names are enough.
+    # A whole table of metrics where many series share a panel; otherwise the names are enough.
     legend = {
         "calcs": ["lastNotNull", "max"] if wide_legend else [],
         "displayMode": "table" if wide_legend else "list",
@@ -226,7 +226,7 @@ def graph(
 
 
 def stat(number: int, title: str, text: str, unit: str, *queries: Query, sparkline: bool = False, **more: Any):
-    """Figures as of now."""
+    """Metrics as of now."""
     more.setdefault("width", 4)
     more.setdefault("height", 4)
     return panel(
@@ -254,7 +254,7 @@ def stat(number: int, title: str, text: str, unit: str, *queries: Query, sparkli
 
 
 def bars(number: int, title: str, text: str, unit: str, *queries: Query, **more: Any) -> dict[str, Any]:
-    """Figures as of now, one bar a series."""
+    """Metrics as of now, one bar a series."""
     return panel(
         "bargauge",
         number,
@@ -763,7 +763,7 @@ SEVERITIES = {
     "critical": {"color": RED, "index": 0, "text": "重大"},
     "warning": {"color": ORANGE, "index": 1, "text": "警告"},
 }
-# Those whose figures the dashboards and the alerts use; others fail on hosts that lack the thing.
+# Those whose metrics the dashboards and the alerts use; others fail on hosts that lack the thing.
 COLLECTORS = "cpu|diskstats|filesystem|loadavg|meminfo|netdev|netstat|stat|systemd|textfile|time|timex|vmstat"
 ALL_IS_WELL = "alerts fire under a fault only"
 
@@ -2438,7 +2438,7 @@ CONTAINERS = Dashboard(
         stat(
             13,
             "情報の古さ",
-            "最後に集めてから。増え続けるなら収集が止まっている。 / Since the figures were last collected.",
+            "最後に集めてから。増え続けるなら収集が止まっている。 / Since the metrics were last collected.",
             "s",
             Query(f"time() - shiftmaster_containers_last_collected_timestamp_seconds{{{HOST}}}", "{{instance}}"),
             steps=thresholds((120, YELLOW), (600, RED)),
@@ -2650,7 +2650,7 @@ BACKUPS = Dashboard(
                 f'max by (env, kind) (shiftmaster_backup_size_bytes{{kind=~"$kind",{ENV}}}) / '
                 f'max by (env, kind) (shiftmaster_backup_size_bytes{{kind=~"$kind",{ENV}}} offset 1d)',
                 "{{kind}}",
-                "needs figures of the day before",
+                "needs metrics of the day before",
             ),
             steps=thresholds((0.5, GREEN), base=RED),
         ),
@@ -3075,7 +3075,7 @@ WATCHED: dict[str, dict[int, str]] = {
         21: "FilebeatDown LogstashDown ElasticsearchDown",
         22: "LogQueueGrowing",
         24: "LogDeadLetters",
-        25: "LogWatchStale LogFiguresStale",
+        25: "LogWatchStale LogMetricsStale",
         31: "ElasticsearchNotGreen",
         32: "ElasticsearchDiskWatermark",
         33: "ElasticsearchShardsNearLimit",

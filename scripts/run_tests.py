@@ -249,9 +249,9 @@ def hosts_of(scenario: str) -> list[str]:
 
 
 def keep_evidence(step: Step) -> None:
-    folder = FAILURES / step.name
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(step.log, folder / "output.log")
+    directory = FAILURES / step.name
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copy(step.log, directory / "output.log")
     for host in hosts_of(step.name):
         for file, command in {
             "journal.log": "journalctl --boot --no-pager --output=short-precise",
@@ -260,10 +260,10 @@ def keep_evidence(step: Step) -> None:
             "logs.tar": "tar --create --directory=/var/log --exclude=journal --exclude=lastlog . ",
         }.items():
             try:
-                (folder / f"{host}-{file}").write_bytes(docker("exec", host, "sh", "-c", command).stdout)
+                (directory / f"{host}-{file}").write_bytes(docker("exec", host, "sh", "-c", command).stdout)
             except subprocess.TimeoutExpired:
-                (folder / f"{host}-{file}").write_text("The host did not answer within a minute.\n")
-    say(f"    what its hosts said is in {folder.relative_to(ROOT)}/")
+                (directory / f"{host}-{file}").write_text("The host did not answer within a minute.\n")
+    say(f"    what its hosts said is in {directory.relative_to(ROOT)}/")
 
 
 def remove_hosts(scenario: str) -> None:

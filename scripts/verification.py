@@ -19,7 +19,7 @@ HEAD = """# Verification
 
 Written by `make test-all`, `make test-affected` and each other complete run of a step: the last commit on which the
 step passed, and whether anything that it covers (`scripts/steps.yml`) differs from it. *Executed on the real package*:
-the service itself ran in a Debian container with systemd. *Executed on a stand-in*: a minimal package of the same name,
+the service itself ran in a Debian container with systemd. *Executed on a stub*: a minimal package of the same name,
 users, paths and unit took its place. *Schema-checked*: nothing was started.
 """
 

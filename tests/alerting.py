@@ -22,7 +22,7 @@ PAGERDUTY_CHANGE_URL = "https://localhost:9592/v2/change/enqueue"
 DEADMAN_URL = "https://localhost:9593/deadman/token-of-the-test"
 SMARTHOST = "localhost:9587"
 CRITICAL = ("pagerduty", "slack", "smtp")
-# Alerts of figures that containers share with the machine which runs them, and with whatever else runs on it.
+# Alerts of metrics that containers share with the machine which runs them, and with whatever else runs on it.
 MACHINE = (
     "ClockNotSynchronised", "ClockSkew", "OOMKill", "DiskFullPredicted", "DiskFullSoon", "DiskSaturated",
     "InodesExhaustedPredicted",
@@ -64,7 +64,7 @@ class Alerting:
 
     # -- receivers ---------------------------------------------------------------------------------------------------
 
-    def start_receivers(self, smtp_user: str, smtp_password: str, folder="/etc/ssl/shiftmaster") -> None:
+    def start_receivers(self, smtp_user: str, smtp_password: str, directory="/etc/ssl/shiftmaster") -> None:
         self.shell("install -D -m 0755 /dev/stdin /usr/local/lib/receivers.py", stdin=RECEIVERS.read_text())
         self.shell("install -m 0600 /dev/stdin /root/receivers.password", stdin=smtp_password)
         self.shell(
@@ -73,7 +73,7 @@ class Alerting:
         )  # fmt: skip
         self.shell(
             "systemd-run --quiet --unit=receivers --collect python3 /usr/local/lib/receivers.py "
-            f"--log {LOG} --certificate {folder}/host.crt --key {folder}/host.key --http-tls "
+            f"--log {LOG} --certificate {directory}/host.crt --key {directory}/host.key --http-tls "
             f"--smtp-user {smtp_user} --smtp-password-file /root/receivers.password"
         )
         self.wait(lambda: self.shell(f"curl -sS {CONTROL}/messages", check=False).startswith("["), 60, "the receivers")
@@ -154,7 +154,7 @@ def about(message: dict) -> str:
     return json.dumps({key: value for key, value in message.items() if key != "at"}, ensure_ascii=False)
 
 
-# --- proofs -----------------------------------------------------------------------------------------------------------
+# --- verifications -----------------------------------------------------------------------------------------------------------
 
 
 def critical_reaches_everybody_and_is_resolved(alerting: Alerting, name=f"ProofCritical{RUN}") -> dict:
@@ -270,7 +270,7 @@ def a_restart_loses_nothing(alerting: Alerting, maintenance_seconds: int, signal
     told, waiting, quiet = (alert(f"{name}{kind}{signal}") for kind in ("Told", "Waiting", "Quiet"))
     matcher = {"name": "alertname", "value": quiet["labels"]["alertname"], "isRegex": False, "isEqual": True}
     silence = {"matchers": [matcher], "startsAt": iso(time.time()), "endsAt": iso(time.time() + 600)}
-    silence.update(createdBy="proof", comment="proof")
+    silence.update(createdBy="verification", comment="verification")
     made = json.loads(alerting.api("POST", "/api/v2/silences", silence))
     alerting.send(told, quiet)
     keys = {}

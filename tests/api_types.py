@@ -60,7 +60,7 @@ def bodies():
     for name in asked("__elasticsearch_streams"):
         yield "IndicesCreateDataStreamRequest", {"name": name}, ("name",)
     yield "ClusterPutSettingsRequest", {"persistent": asked("__elasticsearch_cluster_settings")}, ("persistent",)
-    for user in asked("__elasticsearch_proven"):
+    for user in asked("__elasticsearch_verified"):
         body = elasticsearch_objects.rights(elasticsearch_objects.merged(user["has"], user["has_not"]))
         yield "SecurityHasPrivilegesRequest", body, ("index", 0, "privileges")
     for name, role in asked("__elasticsearch_roles").items():
@@ -83,15 +83,15 @@ def text_of(body) -> str:
 
 
 def main() -> int:
-    folder, lines = Path(sys.argv[1]), ["import type { estypes } from '@elastic/elasticsearch'"]
+    directory, lines = Path(sys.argv[1]), ["import type { estypes } from '@elastic/elasticsearch'"]
     count = 0
     for count, (kind, body, place) in enumerate(bodies(), 1):
         lines.append(f"export const body{count}: estypes.{kind} = {text_of(body)}")
         lines.append(f"// @ts-expect-error {'.'.join(map(str, place))} is misspelt")
         lines.append(f"export const wrong{count}: estypes.{kind} = {text_of(misspelt(body, place))}")
-    (folder / "bodies.ts").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "tsconfig.json").write_text(json.dumps(OPTIONS), encoding="utf-8")
-    done = subprocess.run(["node", "node_modules/typescript/bin/tsc", "--project", "."], cwd=folder, check=False)
+    (directory / "bodies.ts").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (directory / "tsconfig.json").write_text(json.dumps(OPTIONS), encoding="utf-8")
+    done = subprocess.run(["node", "node_modules/typescript/bin/tsc", "--project", "."], cwd=directory, check=False)
     if done.returncode == 0:
         print(f"{count} bodies are of the published types, and none of them with a misspelt key")
     return done.returncode

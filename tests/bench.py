@@ -1,4 +1,4 @@
-"""Measurements on one deployed host, side by side in one run; prints figures and asserts none of them.
+"""Measurements on one deployed host, side by side in one run; prints metrics and asserts none of them.
 
     make bench
 
@@ -34,8 +34,8 @@ all:
         bench-trixie:
           ansible_host: %(address)s
           ansible_user: root
-          ansible_ssh_private_key_file: %(folder)s/key
-          ansible_ssh_common_args: -o UserKnownHostsFile=%(folder)s/known_hosts -o StrictHostKeyChecking=accept-new
+          ansible_ssh_private_key_file: %(directory)s/key
+          ansible_ssh_common_args: -o UserKnownHostsFile=%(directory)s/known_hosts -o StrictHostKeyChecking=accept-new
           demo_home: %(home)s
           shiftmaster_version: 2.0.0
           nginx_login_unlimited_addresses: [127.0.0.1, "::1"]
@@ -53,8 +53,8 @@ all:
         ansible_group_priority: 10
         ansible_connection: ssh
         ansible_user: root
-        ansible_ssh_private_key_file: %(folder)s/key
-        ansible_ssh_common_args: -o UserKnownHostsFile=%(folder)s/known_hosts -o StrictHostKeyChecking=accept-new
+        ansible_ssh_private_key_file: %(directory)s/key
+        ansible_ssh_common_args: -o UserKnownHostsFile=%(directory)s/known_hosts -o StrictHostKeyChecking=accept-new
         nginx_login_unlimited_addresses: [127.0.0.1, "::1"]
       hosts: {%(hosts)s}
     web: {hosts: {bench-trixie: }}
@@ -62,11 +62,11 @@ all:
     database: {hosts: {bench-trixie: }}
     cache: {hosts: {bench-trixie: }}
 """
-# Without the watch and the backup, as the figures are asked for.
+# Without the watch and the backup, as the metrics are asked for.
 BARE = {"shiftmaster_watch_seconds": 0, "shiftmaster_dump_before_migrations": False}
 # It keeps the host's processor about half busy.
 RATE = os.environ.get("BENCH_RATE", "60")
-# What the guide does, in a folder of its own beside the real thing: live checkout, pip, migrate, restart.
+# What the guide does, in a directory of its own beside the real thing: live checkout, pip, migrate, restart.
 GUIDE = r"""
 set -e
 cd /srv/guide
@@ -114,26 +114,26 @@ def container(name: str) -> str:
     return docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
 
 
-def let_in(operations: Operations, folder: Path) -> None:
+def let_in(operations: Operations, directory: Path) -> None:
     """Wait for the host's boot, and open the way by ssh."""
     operations.wait_for_boot()
     operations.shell(
         "apt-get update -qq && apt-get install -qq -y --no-install-recommends openssh-server >/dev/null && "
         "install -d -m 0700 /root/.ssh && cat > /root/.ssh/authorized_keys",
-        timeout=180, stdin=(folder / "key.pub").read_text(),
+        timeout=180, stdin=(directory / "key.pub").read_text(),
     )  # fmt: skip
 
 
-def start(folder: Path) -> Operations:
+def start(directory: Path) -> Operations:
     remove()
     address = container(HOST)
-    inventory = folder / "hosts.yml"
+    inventory = directory / "hosts.yml"
     inventory.write_text(
-        INVENTORY % {"address": address, "folder": folder, "home": ROOT / ".cache" / "scenario"}, encoding="utf-8"
+        INVENTORY % {"address": address, "directory": directory, "home": ROOT / ".cache" / "scenario"}, encoding="utf-8"
     )
     operations = Operations(inventory, HOST)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True)
-    let_in(operations, folder)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / "key")], check=True)
+    let_in(operations, directory)
     return operations
 
 
@@ -149,7 +149,7 @@ def controller(operations: Operations) -> None:
     # Warm caches: the packages of 2.1.0 have been downloaded once.
     operations.deploy("2.1.0", **BARE)
     operations.rollback(to="2.0.0", schema="reverse")
-    # With another setting it is built anew.
+    # With another setting it is built again.
     run = operations.deploy("2.1.0", shiftmaster_web_threads=5, **BARE)
     row("deploy.yml --tags release, a new version, warm caches", seconds(run), "<= 45 s")
     began = time.time()
@@ -232,7 +232,7 @@ def latency(operations: Operations) -> None:
 
 
 def guide(operations: Operations) -> None:
-    print("\nThe guide's own way (git pull, pip, migrate, restart in the live folder), same host, same load:")
+    print("\nThe guide's own way (git pull, pip, migrate, restart in the live directory), same host, same load:")
     repository = str(ROOT / ".cache/scenario/shiftmaster.git")
     subprocess.run(["docker", "cp", "--quiet", repository, f"{HOST}:/srv/guide.git"], check=True)
     workers = operations.shell(f"grep ^workers {APP}/active/release/site/gunicorn.conf.py | tr -dc 0-9").strip()
@@ -280,35 +280,35 @@ def guide(operations: Operations) -> None:
     row("requests, failed", f"{current.summary['requests']}, {current.summary['failed']}")
 
 
-def fleet(folder: Path, core: Operations) -> None:
+def topology(directory: Path, core: Operations) -> None:
     """Application hosts of their own, one, four and eight of them, behind the host that is the rest."""
-    print("\nA fleet of application hosts; all of it, the controller too, on the same two processors:")
+    print("\nA topology of application hosts; all of it, the controller too, on the same two processors:")
     docker("update", "--cpuset-cpus", f"0-{os.cpu_count() - 1}", HOST)
     os.sched_setaffinity(0, range(os.cpu_count()))
     addresses = {HOST: docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", HOST)}
     for name in APPS:
         addresses[name] = container(name)
-        let_in(Operations("", name), folder)
+        let_in(Operations("", name), directory)
         # What of the copied host is not an application host's.
         Operations("", name).shell("systemctl disable --quiet --now postgresql redis-server")
 
     def of(count: int) -> Operations:
-        inventory = folder / f"fleet{count}.yml"
+        inventory = directory / f"topology{count}.yml"
         hosts = [
             # At the hosts: group_vars says these, too.
             f"{name}: {{ansible_host: {addresses[name]}, demo_home: {ROOT / '.cache' / 'scenario'}, "
-            "shiftmaster_version: 2.0.0, fleet_media_shared: true}"
+            "shiftmaster_version: 2.0.0, topology_media_shared: true}"
             for name in (HOST, *APPS[:count])
         ]
         apps = ", ".join(f"{name}: " for name in APPS[:count])
-        text = FLEET % {"folder": folder, "hosts": ", ".join(hosts), "apps": apps}
+        text = FLEET % {"directory": directory, "hosts": ", ".join(hosts), "apps": apps}
         inventory.write_text(text, encoding="utf-8")
         return Operations(inventory, APPS[0])
 
     run = of(8).run("deploy.yml")
     if run.code:
         print(run.output[-5000:])
-        raise SystemExit("the fleet could not be deployed")
+        raise SystemExit("the installation could not be deployed")
     times = {}
     for count in (1, 4, 8):
         runs = [of(count).deploy("2.0.0") for _ in range(3)]
@@ -343,8 +343,8 @@ def main() -> int:
         sys.exit("ERROR: ssh is missing on this machine (Debian's package openssh-client).")
     if (os.cpu_count() or 1) < 2:
         sys.exit("ERROR: the measurements need two processors: one is the host's alone.")
-    with tempfile.TemporaryDirectory() as folder:
-        operations = start(Path(folder))
+    with tempfile.TemporaryDirectory() as directory:
+        operations = start(Path(directory))
         try:
             controller(operations)
             health(operations)
@@ -355,7 +355,7 @@ def main() -> int:
             guide(operations)
             # Its hosts are copies that do not know the newer version, and refuse a database with its migrations.
             back(operations)
-            fleet(Path(folder), operations)
+            topology(Path(directory), operations)
         finally:
             if not os.environ.get("KEEP"):
                 remove()

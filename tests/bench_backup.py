@@ -3,7 +3,7 @@
     make bench
 
 Needs the image shiftmaster-ops/deployed:trixie. The guide saves by pg_dump through gzip and restores by psql; here are
-pgBackRest's full and incremental backup, and a restore until the database takes writes. What the proof of a backup
+pgBackRest's full and incremental backup, and a restore until the database takes writes. What the verification of a backup
 costs is a row of its own: the guide has none. Then the faults that a pipe's exit code calls a success.
 """
 
@@ -54,11 +54,11 @@ REMOVE = (
 RECOVER = """
 import sys, time
 sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine.backup import proof
+from engine.backup import verification
 from engine.backup.host import Host, load_options
 host = Host(load_options())
 began = time.monotonic()
-with proof.restored(host, "bench", "--type=immediate", "--target-action=promote") as server:
+with verification.restored(host, "bench", "--type=immediate", "--target-action=promote") as server:
     server.ask("CREATE TABLE written (at timestamptz)")
     print(round(time.monotonic() - began, 1))
 """
@@ -68,7 +68,7 @@ MISSED = []
 
 
 def ratio(what: str, found: float, wanted: float, text: str, least: bool = True) -> None:
-    """A figure with the bound that the issue names."""
+    """A metric with the bound that the issue names."""
     row(what, text, f"{'>=' if least else '<='} {wanted:g}")
     if found < wanted if least else found > wanted:
         MISSED.append(what)
@@ -80,8 +80,8 @@ def timed(operations: Operations, command: str) -> float:
     return time.monotonic() - began
 
 
-def median(figures: list) -> float:
-    return sorted(figures)[len(figures) // 2]
+def median(metrics: list) -> float:
+    return sorted(metrics)[len(metrics) // 2]
 
 
 def backup(operations: Operations, kind: str) -> dict:
@@ -102,8 +102,8 @@ def pgbackrest(operations: Operations, kind: str) -> float:
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        operations = start(Path(folder))
+    with tempfile.TemporaryDirectory() as directory:
+        operations = start(Path(directory))
         try:
             run = operations.run("deploy.yml", timeout=1800, **SECRETS)
             row("deploy.yml, backups set up", seconds(run))
@@ -136,7 +136,7 @@ def measure(operations: Operations) -> None:
         ratio(f"{what}, times faster", base / found, wanted, f"{base / found:.1f} ({found:.1f} s)")
     began = time.monotonic()
     part = backup(operations, "full")
-    row("a run with its proof (restored, every page and index read)", f"{time.monotonic() - began:.1f} s",
+    row("a run with its verification (restored, every page and index read)", f"{time.monotonic() - began:.1f} s",
         f"{part['added_bytes'] / 1e6:.0f} MB")  # fmt: skip
     operations.shell(f"{AS_POSTGRES} createdb guide")
     theirs = timed(operations, f"gunzip < /var/tmp/guide.sql.gz | {AS_POSTGRES} psql -Xq -d guide >/dev/null")
@@ -149,7 +149,7 @@ def measure(operations: Operations) -> None:
 
 
 def under_load(operations: Operations) -> None:
-    """People who never pause, before a full backup and while it is made and proven."""
+    """People who never pause, before a full backup and while it is made and verified."""
     operations.manage("seed_demo")
     with load(operations, "--clients", "64", seconds=900) as current:
         time.sleep(40)

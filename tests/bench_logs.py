@@ -5,8 +5,8 @@
 A line of JSON with its masks is compared with the guide's plain line without any, both written to a file by the same
 handler. Then the worst lines that the patterns' own texts can be made into are masked, short and long: what a pattern
 costs grows with a line's length alone, so that both stand about as many characters a second. By Python, as in Django,
-and by Oniguruma, of which Logstash has a translation to Java: a figure of the engine, not of Logstash. Its binding
-for Python encodes the whole text anew for each match, which is what the longest lines show there.
+and by Oniguruma, of which Logstash has a translation to Java: a metric of the engine, not of Logstash. Its binding
+for Python encodes the whole text again for each match, which is what the longest lines show there.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> int:
     from shiftmaster_monitoring import carry, logs
     from shiftmaster_monitoring.masks import Masks
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         logger = logging.getLogger("roster.views.month")
         logger.propagate = False
         logger.setLevel(logging.INFO)
@@ -88,11 +88,11 @@ def main() -> int:
                 lambda number: logger.info("シフトを保存しました：東3病棟、%d 件、2026-01 (%s)", number, "east-3")
             )
 
-        plain = logs.Appender(folder + "/plain.log")
+        plain = logs.Appender(directory + "/plain.log")
         plain.setFormatter(logging.Formatter("%(asctime)s [%(levelname)s] %(name)s: %(message)s"))
-        masked = logs.Appender(folder + "/masked.log")
+        masked = logs.Appender(directory + "/masked.log")
         masked.setFormatter(logs.PlainFormatter(Masks(MASKS)))
-        json = logs.handler(folder + "/ecs.log")
+        json = logs.handler(directory + "/ecs.log")
         request = RequestFactory().get("/roster/east-3/2026-01/", HTTP_X_REQUEST_ID="0" * 32)
         found = {"plain": [], "masked": [], "json": []}
 

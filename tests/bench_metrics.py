@@ -30,11 +30,11 @@ def row(what: str, value: str, wanted: str = "") -> None:
     print(f"  {what:58} {value:>12}  {wanted}", flush=True)
 
 
-def database(folder: str) -> dict:
+def database(directory: str) -> dict:
     """Return settings of the PostgreSQL of scripts/with_services, or of a file where there is none."""
     found = urllib.parse.urlsplit(os.environ.get("SHIFTMASTER_TEST_DSN", ""))
     if not found.hostname:
-        return {"ENGINE": "django.db.backends.sqlite3", "NAME": folder + "/db", "CONN_MAX_AGE": None}
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": directory + "/db", "CONN_MAX_AGE": None}
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": found.path[1:],
@@ -46,7 +46,7 @@ def database(folder: str) -> dict:
     }
 
 
-def prepare(folder: str):
+def prepare(directory: str):
     """Return {with or without: handler}, and a cookie of somebody who is logged in."""
     import django
     from django.conf import settings
@@ -70,7 +70,7 @@ def prepare(folder: str):
         ],
         "SESSION_ENGINE": "django.contrib.sessions.backends.cache",
         # One database twice; queries of the second one are counted.
-        "DATABASES": {"default": database(folder), "counted": database(folder)},
+        "DATABASES": {"default": database(directory), "counted": database(directory)},
         "LOGGING_CONFIG": None,
     }
     without = list(given["MIDDLEWARE"])
@@ -147,8 +147,8 @@ def ask(handlers, session) -> dict:
     return {name: statistics.median(found[20:]) for name, found in times.items()}
 
 
-def scrape(folder: str) -> None:
-    """As many processes as two colours with their workers have, each with all routes."""
+def scrape(directory: str) -> None:
+    """As many processes as two slots with their workers have, each with all routes."""
     from shiftmaster_monitoring import exposition, shared
 
     children = []
@@ -182,7 +182,10 @@ def scrape(folder: str) -> None:
         spent = statistics.median(found)
         row(f"a scrape of {PROCESSES} processes, {text.count(chr(10).encode())} lines", f"{spent * 1000:.0f} ms")
         row("  every 5 s, of two processors", f"{spent / 5 / 2 * 100:.2f} %", "<= 2 %")
-        row("the folder", f"{sum(path.stat().st_blocks * 512 for path in Path(folder).glob('*.db')) / 2**20:.1f} MiB")
+        row(
+            "the directory",
+            f"{sum(path.stat().st_blocks * 512 for path in Path(directory).glob('*.db')) / 2**20:.1f} MiB",
+        )
         assert shared.read()[2] >= PROCESSES
     finally:
         for pid in children:
@@ -191,10 +194,10 @@ def scrape(folder: str) -> None:
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        os.environ["SHIFTMASTER_COLOUR"] = "blue"
-        handlers, session = prepare(folder)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+        os.environ["SHIFTMASTER_SLOT"] = "blue"
+        handlers, session = prepare(directory)
         found = ask(handlers, session)
         print("\nThe metrics' cost:")
         more = found["with"] - found["without"]
@@ -203,7 +206,7 @@ def main() -> int:
         row(f"  more, with {QUERIES} queries", f"{more * 1e6:.0f} us")
         ratio = found["with"] / found["without"]
         row("  ratio", f"{ratio:.3f}", f"<= {LIMIT}")
-        scrape(folder)
+        scrape(directory)
     return int(ratio > LIMIT)
 
 

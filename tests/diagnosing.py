@@ -53,9 +53,9 @@ class Seen:
 
 def diagnose(operations, *arguments: str, **extra) -> Seen:
     """Run the playbook; its report holds what its schema says."""
-    with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as folder:
-        run = operations.run("playbooks/diagnose.yml", *arguments, report_dir=folder, **extra)
-        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as directory:
+        run = operations.run("playbooks/diagnose.yml", *arguments, report_dir=directory, **extra)
+        files = {path.name: path.read_bytes() for path in Path(directory).iterdir()}
     assert "diagnosis.json" in files, run.output[-5000:]
     report = json.loads(files["diagnosis.json"])
     SCHEMA.validate(report)
@@ -64,9 +64,9 @@ def diagnose(operations, *arguments: str, **extra) -> Seen:
 
 def checklist(operations, period: str, **extra) -> tuple:
     """Run the playbook; returns (the run, its data, {file: content})."""
-    with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as folder:
-        run = operations.run("playbooks/checklist.yml", period=period, report_dir=folder, **extra)
-        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as directory:
+        run = operations.run("playbooks/checklist.yml", period=period, report_dir=directory, **extra)
+        files = {path.name: path.read_bytes() for path in Path(directory).iterdir()}
     assert "checklist.json" in files, run.output[-5000:]
     return run, json.loads(files["checklist.json"]), files
 
@@ -76,11 +76,11 @@ def marks(data: dict) -> dict:
 
 
 def second_inventory(name: str, host: str, **variables) -> str:
-    """One more host beside the scenario's; returns the inventory's folder."""
-    folder = SCENARIO_HOME / f"diagnosis-{name}"
-    folder.mkdir(exist_ok=True)
-    (folder / "hosts.yml").write_text(json.dumps({"all": {"children": {"demo": {"hosts": {host: variables}}}}}))
-    return str(folder)
+    """One more host beside the scenario's; returns the inventory's directory."""
+    directory = SCENARIO_HOME / f"diagnosis-{name}"
+    directory.mkdir(exist_ok=True)
+    (directory / "hosts.yml").write_text(json.dumps({"all": {"children": {"demo": {"hosts": {host: variables}}}}}))
+    return str(directory)
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def broken(operations, injure: str, mend: str):
     try:
         yield
     finally:
-        mended(operations, mend)
+        fixed(operations, mend)
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def processors_first(operations):
         subprocess.run([*update, "1024"], check=True, capture_output=True)
 
 
-def mended(operations, command: str) -> None:
+def fixed(operations, command: str) -> None:
     operations.shell(command)
     operations.shell("systemctl reset-failed; true")
 
@@ -144,10 +144,10 @@ def carry_out(operations, command: str) -> None:
 
 def facts_of(operations) -> dict:
     """What commands that break something need to know of the host."""
-    colour = operations.shell(f"readlink {APP}/active | xargs basename").strip()
+    slot = operations.shell(f"readlink {APP}/active | xargs basename").strip()
     log_dir = operations.shell("stat -c '%a %U:%G' /var/log/shiftmaster").split()
     return {
-        "colour": colour,
+        "slot": slot,
         # The release itself: faults may take the links away.
         "release": operations.shell(f"readlink -f {APP}/active/release").strip(),
         "hba": operations.shell(f"{PSQL} -c 'SHOW hba_file'").strip(),

@@ -67,7 +67,7 @@ CERTIFICATE = {
 }  # fmt: skip
 
 
-def sick_fleet() -> list:
+def sick_hosts() -> list:
     """A session holds the database's locks, and on an application host a log has filled the disk."""
     slow = {
         "requests": {"recent": {"p95_seconds": 20.0}},
@@ -124,10 +124,10 @@ def report(hosts: list, language: str) -> str:
 
 def filled(period: str, language: str, patch: dict) -> str:
     host = dict(CHECKLIST.host(patch), zone=JAPAN)
-    data = checklist.judge(period, CHECKLIST.LINES[period], [host], findings.fleet_of([host]), MADE)
+    data = checklist.judge(period, CHECKLIST.LINES[period], [host], findings.topology_of([host]), MADE)
     if period != "monthly":
         return checklist.page(data, language)
-    # The month whose figures test_kpi.py computes by hand.
+    # The month whose metrics test_kpi.py computes by hand.
     samples = KPI.synthetic()
     month = kpi.month(samples, KPI.START, KPI.END, KPI.STEP)
     for outage in month["outages"]:
@@ -147,9 +147,9 @@ def pages() -> dict:
     faults = {}
     for name in SEVEN:
         faults = CHECKLIST.changed(faults, CHECKLIST.FAULTS[name])
-    found, healthy = {}, [dict(host, zone=JAPAN, at=NOW) for host in FINDINGS.fleet().values()]
+    found, healthy = {}, [dict(host, zone=JAPAN, at=NOW) for host in FINDINGS.topology().values()]
     for language in findings.LANGUAGES:
-        found[f"diagnosis-{language}"] = report(sick_fleet(), language)
+        found[f"diagnosis-{language}"] = report(sick_hosts(), language)
         found[f"diagnosis-healthy-{language}"] = report(healthy, language)
         for period in checklist.PERIODS:
             found[f"checklist-{period}-{language}"] = filled(period, language, faults if period == "morning" else {})

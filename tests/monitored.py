@@ -93,27 +93,27 @@ def render(template, **variables):
 class Project:
     """A project, with what role shiftmaster lays beside it, and processes that serve it."""
 
-    def __init__(self, folder: Path, **variables):
-        self.folder, self.running = folder, []
-        self.metrics = folder / "metrics"
+    def __init__(self, directory: Path, **variables):
+        self.directory, self.running = directory, []
+        self.metrics = directory / "metrics"
         self.metrics.mkdir()
-        self.log = folder / "slow.log"
+        self.log = directory / "slow.log"
         for name, text in (("project_settings", SETTINGS), ("project_urls", URLS), ("project_wsgi", WSGI)):
-            (folder / f"{name}.py").write_text(text)
+            (directory / f"{name}.py").write_text(text)
         known = {
             "shiftmaster_settings_module": "project_settings",
             "shiftmaster_wsgi_application": "project_wsgi:application",
             "shiftmaster_supply_health": True,
-            "shiftmaster_log_dir": str(folder),
+            "shiftmaster_log_dir": str(directory),
             "shiftmaster_web_workers": 4,
             "shiftmaster_web_threads": 2,
             **variables,
         }
-        (folder / "shiftmaster_site_settings.py").write_text(render("site_settings.py.j2", **known))
+        (directory / "shiftmaster_site_settings.py").write_text(render("site_settings.py.j2", **known))
         self.gunicorn = render("gunicorn.conf.py.j2", **known)
         self.environment = {
             **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-            "PYTHONPATH": os.pathsep.join([str(folder), str(PACKAGE), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(directory), str(PACKAGE), os.environ.get("PYTHONPATH", "")]),
             "DJANGO_SETTINGS_MODULE": "shiftmaster_site_settings",
             "SHIFTMASTER_VERSION": "2.0.0",
             "SHIFTMASTER_RELEASE": "20260101T000000Z-abcdef0",
@@ -131,9 +131,9 @@ class Project:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def shared(self, colour="blue"):
+    def shared(self, slot="blue"):
         """Return the environment of the units' processes."""
-        return {**self.environment, "SHIFTMASTER_COLOUR": colour, "PROMETHEUS_MULTIPROC_DIR": str(self.metrics)}
+        return {**self.environment, "SHIFTMASTER_SLOT": slot, "PROMETHEUS_MULTIPROC_DIR": str(self.metrics)}
 
     def scrape(self, **environment):
         """Return what a scrape gets, without a server."""
@@ -147,25 +147,25 @@ class Project:
         )
 
     @contextlib.contextmanager
-    def serve(self, colour="blue", more="", **environment):
+    def serve(self, slot="blue", more="", **environment):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
-        conf = self.folder / f"gunicorn-{colour}.py"
+        conf = self.directory / f"gunicorn-{slot}.py"
         conf.write_text(
             self.gunicorn
             + f'\nbind = "127.0.0.1:{port}"\nerrorlog = "-"\nworker_tmp_dir = None\ncapture_output = False\n{more}\n'
         )
-        output = open(self.folder / f"{colour}.log", "a", encoding="utf-8")
+        output = open(self.directory / f"{slot}.log", "a", encoding="utf-8")
         child = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "--config", str(conf)],
             env={
-                **self.environment, "SHIFTMASTER_COLOUR": colour, "PROMETHEUS_MULTIPROC_DIR": str(self.metrics),
+                **self.environment, "SHIFTMASTER_SLOT": slot, "PROMETHEUS_MULTIPROC_DIR": str(self.metrics),
                 **environment,
             },
-            cwd=self.folder, stdout=output, stderr=output,
+            cwd=self.directory, stdout=output, stderr=output,
         )  # fmt: skip
-        server = Server(port, child, self.folder / f"{colour}.log")
+        server = Server(port, child, self.directory / f"{slot}.log")
         try:
             server.wait()
             yield server

@@ -19,9 +19,9 @@ OTHERS = ("/etc/ssl/private/ssl-cert-snakeoil.key",)
 
 def private_keys():
     for place in PLACES:
-        for folder, _folders, names in os.walk(place):
+        for directory, _directories, names in os.walk(place):
             for name in names:
-                path = os.path.join(folder, name)
+                path = os.path.join(directory, name)
                 try:
                     if os.path.islink(path) or not os.path.isfile(path) or os.path.getsize(path) > 100_000:
                         continue

@@ -73,7 +73,7 @@ def of_rules() -> list:
     for case in load(CASES).values():
         for patch in (case["fires"], *case.get("variants", [])):
             host = changed(healthy, patch)
-            for finding in findings.find(every, [host], "all", case.get("fleet", {})):
+            for finding in findings.find(every, [host], "all", case.get("topology", {})):
                 name = finding["rule"]
                 found += [Command(text, name, "rule", component[name]) for text in finding["fix"]]
     return found

@@ -36,7 +36,7 @@ SECRETS = {
     "vault_redis_admin_password": "redis_admin",
 }
 # For a load during which nginx is reloaded: its idle connections end then, and who has just asked on one of them asks
-# anew, as browsers do (RFC 9112, 9.3.1; HTTP/2 is told beforehand). Of 60 reloads under load, 5 met such a request.
+# again, as browsers do (RFC 9112, 9.3.1; HTTP/2 is told beforehand). Of 60 reloads under load, 5 met such a request.
 BROWSER = "--repeat-unanswered"
 # The most memory that each unit of what watches has had: of its control group where that is counted, of its process
 # elsewhere.
@@ -109,7 +109,7 @@ class Run:
 
 
 def uninstall(operations: Operations) -> None:
-    """Leave a host as one that was installed anew: nothing of the application, of its releases and of its state."""
+    """Leave a host as one that was installed again: nothing of the application, of its releases and of its state."""
     operations.shell(
         "systemctl disable --quiet --now shiftmaster.service; systemctl stop 'shiftmaster-*'; "
         f"rm -rf {APP} /etc/shiftmaster /etc/systemd/system/shiftmaster* /usr/local/lib/shiftmaster "
@@ -126,9 +126,9 @@ class Operations:
 
     def command(self, playbook: str, extra: dict, *arguments: str) -> list:
         # In a file, for some are secrets, and everybody may read a process's arguments.
-        folder = SCENARIO_HOME / "extra"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = folder / f"{self.host}-{time.time_ns()}.json"
+        directory = SCENARIO_HOME / "extra"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = directory / f"{self.host}-{time.time_ns()}.json"
         path.touch(mode=0o600)
         path.write_text(json.dumps({**(self.vault.variables if self.vault else {}), **extra}))
         return [
@@ -287,8 +287,8 @@ class Vault:
     FILE = "/root/vault.json"
 
     def __init__(self, operations):
-        self.operations, folder = operations, SCENARIO_HOME / "secrets"
-        self.current = {name: (folder / file).read_text().split()[0] for name, file in SECRETS.items()}
+        self.operations, directory = operations, SCENARIO_HOME / "secrets"
+        self.current = {name: (directory / file).read_text().split()[0] for name, file in SECRETS.items()}
         self.previous = {name: [] for name in SECRETS}
         kept = operations.shell(f"cat {self.FILE} 2>/dev/null || true")
         if kept:

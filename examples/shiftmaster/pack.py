@@ -3,7 +3,7 @@
 
     pack.py DEST.git             build or refresh the repository (same files, same revisions)
     pack.py --list               each tag, its revision and what it is for
-    pack.py --export TAG FOLDER  the files of one version, without git
+    pack.py --export TAG DIRECTORY  the files of one version, without git
 
 The application's files beside this script are version 2.0.0. `versions/<tag>/` holds what a later version changes:
 files that replace or add; `name.append`, whose text goes to the end of `name`; and `REMOVED`, a list of paths.
@@ -23,7 +23,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SOURCES = ("VERSION", "manage.py", "requirements.in", "requirements.txt")
-FOLDERS = ("health", "locale", "roster", "shiftmaster", "static", "templates")
+DIRECTORIES = ("health", "locale", "roster", "shiftmaster", "static", "templates")
 AUTHOR = "ShiftMaster Example <example@shiftmaster.invalid>"
 FIRST_DATE = 1767229200  # 2026-01-01 10:00 in Tokyo; each version is a day later than the one before it
 MAIN = "2.1.0"
@@ -97,7 +97,7 @@ def compile_po(text: str) -> bytes:
     return start + b"".join(tables[0]) + b"".join(tables[1]) + blob
 
 
-def read_folder(root: Path, names=None) -> dict[str, bytes]:
+def read_dir(root: Path, names=None) -> dict[str, bytes]:
     files = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
@@ -112,9 +112,9 @@ def sources(tag: str) -> dict[str, bytes]:
     """The files of a version as they are written by hand."""
     base = VERSIONS[tag][0]
     if base is None:
-        return read_folder(HERE, SOURCES + FOLDERS)
+        return read_dir(HERE, SOURCES + DIRECTORIES)
     files = sources(base)
-    overlay = read_folder(HERE / "versions" / tag)
+    overlay = read_dir(HERE / "versions" / tag)
     for name in overlay.pop("REMOVED", b"").decode().split():
         del files[name]
     for name, content in overlay.items():
@@ -198,19 +198,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pack the example application into a bare git repository.")
     parser.add_argument("destination", nargs="?", type=Path, help="the repository, such as shiftmaster.git")
     parser.add_argument("--list", action="store_true", help="print tags and revisions; packs nothing")
-    parser.add_argument("--export", nargs=2, metavar=("TAG", "FOLDER"), help="write the files of one version")
+    parser.add_argument("--export", nargs=2, metavar=("TAG", "DIRECTORY"), help="write the files of one version")
     options = parser.parse_args()
     if options.export:
-        tag, folder = options.export
+        tag, directory = options.export
         if tag not in VERSIONS:
             parser.error(f"there is no version {tag}; there are {', '.join(VERSIONS)}")
         for name, content in tree(tag).items():
-            path = Path(folder, name)
+            path = Path(directory, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     if options.list:
-        with tempfile.TemporaryDirectory() as folder:
-            repository = options.destination or Path(folder, "list.git")
+        with tempfile.TemporaryDirectory() as directory:
+            repository = options.destination or Path(directory, "list.git")
             if not options.destination:
                 pack(repository)
             for tag, revision in revisions(repository).items():

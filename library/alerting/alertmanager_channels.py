@@ -113,7 +113,7 @@ SAMPLE = re.compile(r'alertmanager_notification_requests(_failed)?_total\{[^}]*\
 
 
 def requests(text):
-    """{channel: (requests, those that failed)} of Alertmanager's own figures (Prometheus' text format)."""
+    """{channel: (requests, those that failed)} of Alertmanager's own metrics (Prometheus' text format)."""
     found = {}
     for failed, channel, value in SAMPLE.findall(text):
         good, bad = found.get(channel, (0.0, 0.0))
@@ -157,13 +157,13 @@ def alert(params, now, ends):
 def run(api, params, sleep=time.sleep, clock=time.monotonic):
     """Send it, watch, end it. (taken, refused, silent)"""
 
-    def figures():
+    def metrics():
         try:
             return requests(api.text("GET", "/metrics"))
         except urllib.error.HTTPError as error:
             raise Unreachable("Alertmanager answers GET /metrics with %d" % error.code)
 
-    before, others = figures(), {}
+    before, others = metrics(), {}
     interval = params["watchdog_seconds"]
     shared = params["watchdog_channel"] if interval and params["watchdog_channel"] in params["channels"] else ""
     if shared:
@@ -172,7 +172,7 @@ def run(api, params, sleep=time.sleep, clock=time.monotonic):
         first, given_up = before, clock() + interval + 15
         while sum(before.get(shared, (0, 0))) <= sum(first.get(shared, (0, 0))) and clock() < given_up:
             sleep(1)
-            before = figures()
+            before = metrics()
     began = clock()
     started, deadline = api.now(), began + params["wait_seconds"]
     # Should this process die, the alert ends by itself soon after.
@@ -182,7 +182,7 @@ def run(api, params, sleep=time.sleep, clock=time.monotonic):
             if shared:
                 # A little early, since messages are some seconds apart from their beat.
                 others[shared] = int((clock() - began + 5) // interval)
-            result = judge(before, figures(), params["channels"], others)
+            result = judge(before, metrics(), params["channels"], others)
             # A channel that refused is tried again by Alertmanager as long as there is time.
             if not result[1] and not result[2] or clock() >= deadline:
                 return result

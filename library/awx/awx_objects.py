@@ -35,7 +35,7 @@ options:
     type: str
     required: true
   repository:
-    description: The folder in which playbooks must be found.
+    description: The directory in which playbooks must be found.
     type: path
     required: true
   run_options:
@@ -558,7 +558,7 @@ def next_runs(params, now):
         "%s: %s%s"
         % (
             wish["name"],
-            rrules.next_moments(rrules.build(wish, params["timezone"]), now)[0].strftime("%Y-%m-%d %H:%M %Z"),
+            rrules.next_timestamps(rrules.build(wish, params["timezone"]), now)[0].strftime("%Y-%m-%d %H:%M %Z"),
             "" if wish.get("enabled", True) else " (switched off)",
         )
         for wish in params["schedules"]

@@ -74,7 +74,7 @@ options:
     elements: str
     default: []
   users:
-    description: Users whose rights are proven.
+    description: Users whose rights are verified.
     type: list
     elements: dict
     default: []

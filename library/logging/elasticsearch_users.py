@@ -14,8 +14,8 @@ description:
     nothing changes without reason. Elasticsearch reads both by itself some seconds after a change.
   - Users that are files are there before the cluster is, and when it has lost its index of users.
 options:
-  folder:
-    description: The folder of Elasticsearch's configuration.
+  directory:
+    description: The directory of Elasticsearch's configuration.
     type: path
     default: /etc/elasticsearch
   group:
@@ -141,7 +141,7 @@ def write(path, text, group):
 def main():
     module = QuietModule(
         argument_spec={
-            "folder": {"type": "path", "default": "/etc/elasticsearch"},
+            "directory": {"type": "path", "default": "/etc/elasticsearch"},
             "group": {"type": "str", "default": "elasticsearch"},
             "users": {
                 "type": "list",
@@ -167,7 +167,7 @@ def main():
         if module.check_mode:
             module.exit_json(changed=True, files=["the package is not there yet"])
         module.fail_json(msg="there is no group %s: the package is not installed" % p["group"])
-    users, roles = (os.path.join(p["folder"], name) for name in ("users", "users_roles"))
+    users, roles = (os.path.join(p["directory"], name) for name in ("users", "users_roles"))
     before = read(users)
     try:
         wanted = {users: users_text(p["users"], before, p["cost"]), roles: roles_text(p["users"])}

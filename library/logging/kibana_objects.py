@@ -11,7 +11,7 @@ module: kibana_objects
 short_description: Keep Kibana's saved objects as code
 description:
   - Waits until Kibana says that it is available, exports the objects of the list and compares their attributes and
-    references; when one is missing or different, all are imported anew (C(_import?overwrite=true)). Others stay.
+    references; when one is missing or different, all are imported again (C(_import?overwrite=true)). Others stay.
 options:
   url:
     description: Kibana's address.

@@ -12,7 +12,7 @@ short_description: Ask the parts of the logging pipeline on this host
 description:
   - Each check has one of the results C(passed), C(failed) and C(not run). What cannot be asked, since its program or
     its package is not there, has not run, which is no pass.
-  - Each says whether it was asked of the vendor's package or of a stand-in, a package that the tests have made.
+  - Each says whether it was asked of the vendor's package or of a stub, a package that the tests have made.
 options:
   parts:
     description: What is to be on this host.
@@ -65,7 +65,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 checks:
-  description: part, check, result, detail and package (C(vendor's), C(stand-in) or C(absent)) of each.
+  description: part, check, result, detail and package (C(vendor's), C(stub) or C(absent)) of each.
   returned: always
   type: list
   elements: dict
@@ -94,7 +94,7 @@ COMMANDS = {
         ("its way to Logstash", ["/usr/share/filebeat/bin/filebeat", "test", "output"]),
     ],
 }
-# Logstash refuses root, and what root wrote into its folders the service could not write.
+# Logstash refuses root, and what root wrote into its directories the service could not write.
 AS = {"logstash": ("logstash", ("ssl-cert",))}
 # Filebeat's own checks begin another one: they pass while the service is stopped.
 SERVICE = ["/usr/bin/systemctl", "is-active", "filebeat.service"]
@@ -110,11 +110,11 @@ def package(name):
     )
     if done.returncode != 0 or not done.stdout.startswith("installed"):
         return "absent"
-    return "stand-in" if "stand-in" in done.stdout.splitlines()[0].lower() else "vendor's"
+    return "stub" if "stub" in done.stdout.splitlines()[0].lower() else "vendor's"
 
 
 def ran(command, limit, who=None):
-    """Return (result, detail) of a program that has to end with 0; {work} is a folder of its own to write to."""
+    """Return (result, detail) of a program that has to end with 0; {work} is a directory of its own to write to."""
     if not os.access(command[0], os.X_OK):
         return "not run", "%s is not there" % command[0]
     work = tempfile.mkdtemp(prefix="logging-verify-")

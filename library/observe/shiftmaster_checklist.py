@@ -46,23 +46,23 @@ options:
     type: str
     choices: [en, ja]
     default: ja
-  figures:
-    description: The month's figures of M(shiftmaster_kpi).
+  metrics:
+    description: The month's metrics of M(shiftmaster_kpi).
     type: dict
   series:
     description: Its series, for small charts.
     type: dict
     default: {}
-  figures_problem:
-    description: Why there are no figures of the month; it is said in their place. Empty where nobody was asked.
+  metrics_problem:
+    description: Why there are no metrics of the month; it is said in their place. Empty where nobody was asked.
     type: str
     default: ""
-  folder:
+  directory:
     description: Where C(checklist.txt), C(checklist.json) and C(checklist.html) are written; nowhere if empty.
     type: path
 attributes:
   check_mode:
-    description: Reads only; with O(folder) it says that it would write.
+    description: Reads only; with O(directory) it says that it would write.
     support: full
   diff_mode:
     description: A checklist is new each time.
@@ -128,10 +128,10 @@ def argument_spec() -> dict:
         "lines": {"type": "list", "elements": "dict", "required": True},
         "period": {"type": "str", "choices": list(checklist.PERIODS), "required": True},
         "language": {"type": "str", "choices": list(findings.LANGUAGES), "default": "ja"},
-        "figures": {"type": "dict"},
+        "metrics": {"type": "dict"},
         "series": {"type": "dict", "default": {}},
-        "figures_problem": {"type": "str", "default": ""},
-        "folder": {"type": "path"},
+        "metrics_problem": {"type": "str", "default": ""},
+        "directory": {"type": "path"},
     }
 
 
@@ -142,17 +142,17 @@ def fill_in(parameters: dict, made: datetime.datetime) -> dict:
         host = findings.host_of(one["host"], one["functions"], one["result"])
         # A group that is no function of the diagnosis counts too (backup).
         hosts.append(dict(host, functions=sorted(set(host["functions"]) | set(one["functions"]))))
-    language, figures = parameters["language"], parameters["figures"]
-    data = checklist.judge(parameters["period"], parameters["lines"], hosts, findings.fleet_of(hosts), made)
-    if parameters["period"] == "monthly" and not figures:
-        said = parameters["figures_problem"]
+    language, metrics = parameters["language"], parameters["metrics"]
+    data = checklist.judge(parameters["period"], parameters["lines"], hosts, findings.topology_of(hosts), made)
+    if parameters["period"] == "monthly" and not metrics:
+        said = parameters["metrics_problem"]
         why = dict.fromkeys(findings.LANGUAGES, said) if said else checklist.both(checklist.SAYS["no_prometheus"])
-        data["figures_problem"] = checklist.both(checklist.SAYS["no_figures"], why=why)
-    text = checklist.text_lines(data, language, figures)
+        data["metrics_problem"] = checklist.both(checklist.SAYS["no_metrics"], why=why)
+    text = checklist.text_lines(data, language, metrics)
     return {
-        "checklist": dict(data, figures=figures),
+        "checklist": dict(data, metrics=metrics),
         "text": "\n".join(text),
-        "page": checklist.page(data, language, figures, parameters["series"]),
+        "page": checklist.page(data, language, metrics, parameters["series"]),
         "bad": [line["name"] for line in data["lines"] if line["mark"] == checklist.BAD],
         "unknown": [line["name"] for line in data["lines"] if line["mark"] == checklist.UNKNOWN],
     }
@@ -161,11 +161,11 @@ def fill_in(parameters: dict, made: datetime.datetime) -> dict:
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
     answer = fill_in(module.params, datetime.datetime.now(datetime.timezone.utc))
-    files, folder = [], module.params["folder"]
-    if folder and not module.check_mode:
+    files, directory = [], module.params["directory"]
+    if directory and not module.check_mode:
         try:
             files = findings.write(
-                folder,
+                directory,
                 {
                     "checklist.txt": answer["text"] + "\n",
                     "checklist.json": json.dumps(answer["checklist"], ensure_ascii=False, indent=1) + "\n",
@@ -174,7 +174,7 @@ def main():
             )
         except OSError as error:
             module.warn("The checklist could not be written: %s" % error)
-    module.exit_json(changed=bool(folder), files=files, **answer)
+    module.exit_json(changed=bool(directory), files=files, **answer)
 
 
 if __name__ == "__main__":

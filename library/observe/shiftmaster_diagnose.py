@@ -40,7 +40,7 @@ options:
     description: The host's name in the evidence; its own host name by default.
     type: str
   app_root:
-    description: The application's folder.
+    description: The application's directory.
     type: path
     default: /var/www/shiftmaster
   app_user:
@@ -52,7 +52,7 @@ options:
     type: str
     default: ""
   log_dir:
-    description: The folder of the application's logs.
+    description: The directory of the application's logs.
     type: path
     default: /var/log/shiftmaster
   access_log:
@@ -85,7 +85,7 @@ options:
     type: str
     default: shiftmaster
   postgres_socket:
-    description: The folder of PostgreSQL's socket.
+    description: The directory of PostgreSQL's socket.
     type: path
     default: /var/run/postgresql
   postgres_port:
@@ -115,7 +115,7 @@ options:
     elements: list
     default: []
   units:
-    description: Units that must be active; C({colour}) stands for the live colour.
+    description: Units that must be active; C({slot}) stands for the live slot.
     type: list
     elements: str
     default: []
@@ -173,7 +173,7 @@ options:
     description:
       - Addresses to ask, by name; each a dictionary with C(url), C(path), C(host) (the Host header) and C(deep) (the
         answer is that of the deep health endpoint).
-      - C({colour}) in C(url) stands for the live colour, C({app_root}) for O(app_root).
+      - C({slot}) in C(url) stands for the live slot, C({app_root}) for O(app_root).
     type: dict
     default: {}
   static_url:
@@ -181,7 +181,7 @@ options:
     type: str
     default: ""
   backup_dir:
-    description: The folder of backups on this host.
+    description: The directory of backups on this host.
     type: path
     default: /var/backups/shiftmaster
   prometheus:
@@ -204,7 +204,7 @@ options:
         description: The certification authority of its certificate.
         type: path
   proc_path:
-    description: Where the kernel's figures are read (for tests and containers).
+    description: Where the kernel's metrics are read (for tests and containers).
     type: path
     default: /proc
 attributes:

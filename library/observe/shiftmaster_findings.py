@@ -12,7 +12,7 @@ description:
     findings in order, roots before what follows from them, over all hosts. A host that could not be reached or
     diagnosed is a finding.
   - Runs on the controller, with the Python that runs Ansible (it needs Jinja).
-  - Returns the report as text, as data and as one self-contained HTML page; writes it where O(folder) says so.
+  - Returns the report as text, as data and as one self-contained HTML page; writes it where O(directory) says so.
 options:
   results:
     description: What the task with M(shiftmaster_diagnose) has registered on each host.
@@ -57,18 +57,18 @@ options:
     type: str
     choices: [critical, warning, never]
     default: critical
-  folder:
+  directory:
     description: Where C(diagnosis.txt), C(diagnosis.json) and C(diagnosis.html) are written; nowhere if empty.
     type: path
   bundle:
     description:
-      - Whether C(diagnosis-bundle.tar.gz) for a supporter is written to O(folder) too. It holds the three, and a list
+      - Whether C(diagnosis-bundle.tar.gz) for a supporter is written to O(directory) too. It holds the three, and a list
         with sizes and SHA-256 sums; secrets were taken out on the hosts. It is cut to 5 MiB before compression.
     type: bool
     default: false
 attributes:
   check_mode:
-    description: Reads only; with O(folder) it says that it would write.
+    description: Reads only; with O(directory) it says that it would write.
     support: full
   diff_mode:
     description: A report is new each time.
@@ -145,7 +145,7 @@ def argument_spec() -> dict:
         "language": {"type": "str", "choices": list(findings.LANGUAGES), "default": "en"},
         "expectations": {"type": "dict", "default": {}},
         "fail_on": {"type": "str", "choices": ["critical", "warning", "never"], "default": "critical"},
-        "folder": {"type": "path"},
+        "directory": {"type": "path"},
         "bundle": {"type": "bool", "default": False},
     }
 
@@ -165,7 +165,7 @@ def judge(parameters: dict, made: datetime.datetime) -> tuple:
         "files": [],
     }
     files = {}
-    if parameters["folder"]:
+    if parameters["directory"]:
         files = {
             "diagnosis.txt": text + "\n",
             "diagnosis.json": json.dumps(data, ensure_ascii=False, indent=1) + "\n",
@@ -183,7 +183,7 @@ def main():
         files["diagnosis-bundle.tar.gz"] = content
     if files and not module.check_mode:
         try:
-            answer["files"] = findings.write(module.params["folder"], files)
+            answer["files"] = findings.write(module.params["directory"], files)
         except OSError as error:
             answer["not_written"] = "The report could not be written: %s" % error
             module.warn(answer["not_written"])

@@ -17,8 +17,8 @@ options:
   checks:
     description:
       - What to check. Each entry has O(checks[].name), O(checks[].kind) and options of that kind.
-      - C({colour}) in a C(url), a unit, O(checks[].release_dir) or O(checks[].worker_pattern) stands for the live
-        colour, C({app_root}) for O(app_root), and C({node}) for the host's own name.
+      - C({slot}) in a C(url), a unit, O(checks[].release_dir) or O(checks[].worker_pattern) stands for the live
+        slot, C({app_root}) for O(app_root), and C({node}) for the host's own name.
     type: list
     elements: dict
     default: []
@@ -133,7 +133,7 @@ options:
         elements: str
         default: []
       host:
-        description: The host for V(tcp), V(redis) and V(postgres), where a folder means the unix socket in it.
+        description: The host for V(tcp), V(redis) and V(postgres), where a directory means the unix socket in it.
         type: str
       port:
         description: The port for V(tcp), V(redis) and V(postgres).
@@ -181,12 +181,12 @@ options:
         default: 1
       units:
         description: Units that must be active. Of the units that match a pattern (C(*), C(?)) only those that failed
-          are wrong, since an idle colour is stopped on purpose.
+          are wrong, since an idle slot is stopped on purpose.
         type: list
         elements: str
         default: []
       paths:
-        description: Look at the filesystems of these folders only, for V(disk).
+        description: Look at the filesystems of these directories only, for V(disk).
         type: list
         elements: path
         default: []
@@ -250,7 +250,7 @@ options:
         type: str
         default: SHIFTMASTER_HEALTH_TOKEN
   app_root:
-    description: The application's folder.
+    description: The application's directory.
     type: path
     default: /var/www/shiftmaster
   app_user:
@@ -274,7 +274,7 @@ options:
     description: The host's name in the report; its own host name by default.
     type: str
   proc_path:
-    description: Where the kernel's figures are read (for tests and containers).
+    description: Where the kernel's metrics are read (for tests and containers).
     type: path
     default: /proc
   results:
@@ -319,7 +319,7 @@ EXAMPLES = r"""
       - {name: web, kind: http, url: "http://localhost:8000/health/"}
       - {name: database, kind: postgres}
       - {name: redis, kind: redis, environment_key: CACHE_URL}
-      - {name: celery, kind: celery, application: shiftmaster, worker_pattern: "*{colour}*"}
+      - {name: celery, kind: celery, application: shiftmaster, worker_pattern: "*{slot}*"}
       - {name: nginx, kind: systemd, units: [nginx]}
       - {name: disk_space, kind: disk, warning: 80, critical: 90}
       - {name: memory, kind: memory}
@@ -329,7 +329,7 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     var: health.report_text
 
-- name: Gate a new colour on three good answers in a row of its private socket
+- name: Gate a new slot on three good answers in a row of its private socket
   shiftmaster_health:
     checks:
       - name: green
@@ -487,7 +487,7 @@ report:
           type: float
           returned: for disk and memory
         data:
-          description: The figures of the kind, such as C(mounts), C(days_left), C(units), C(workers) or C(parts).
+          description: The metrics of the kind, such as C(mounts), C(days_left), C(units), C(workers) or C(parts).
           type: dict
           returned: always
 """

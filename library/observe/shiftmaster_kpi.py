@@ -1,16 +1,16 @@
 #!/usr/bin/python
-"""Compute a month's figures of service from a Prometheus."""
+"""Compute a month's metrics of service from a Prometheus."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: shiftmaster_kpi
-short_description: Compute a month's figures of service from a Prometheus
+short_description: Compute a month's metrics of service from a Prometheus
 version_added: "1.0.0"
 description:
   - Asks the Prometheus of this host for a month and computes availability, p95, error rate, throughput, mean time to
     repair and between failures, and what fired around each outage, against what was promised.
-  - What was not measured is not invented; it is named in RV(figures.missing) and in RV(figures.unknown_seconds).
+  - What was not measured is not invented; it is named in RV(metrics.missing) and in RV(metrics.unknown_seconds).
 options:
   url:
     description: The address of Prometheus.
@@ -60,8 +60,8 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-figures:
-  description: The figures, with C(targets), C(verdicts), C(outages), C(downtime_by_cause) and C(missing).
+metrics:
+  description: The metrics, with C(targets), C(results), C(outages), C(downtime_by_cause) and C(missing).
   returned: always
   type: dict
 series:
@@ -100,7 +100,7 @@ def month_before(now: float, zone: datetime.tzinfo) -> str:
 
 
 def compute(parameters: dict, server, now: float, step: float = 60.0) -> dict:
-    """Return figures and series; of the month that is running what has passed."""
+    """Return metrics and series; of the month that is running what has passed."""
     zone = zoneinfo.ZoneInfo(parameters["timezone"])
     month = parameters["month"] or month_before(now, zone)
     start, end = kpi.month_of(month, zone)
@@ -111,10 +111,10 @@ def compute(parameters: dict, server, now: float, step: float = 60.0) -> dict:
         "availability_percent": [(at, 100.0 * value) for at, value in checklist.daily(data["up"], start)],
         "requests": checklist.daily(data["requests"], start, mean=False),
     }
-    figures = dict(kpi.month(data, start, end, step, targets), month=month)
-    for outage in figures["outages"]:
+    metrics = dict(kpi.month(data, start, end, step, targets), month=month)
+    for outage in metrics["outages"]:
         outage["began"] = datetime.datetime.fromtimestamp(outage["start"], zone).strftime("%m-%d %H:%M")
-    return {"figures": figures, "series": series}
+    return {"metrics": metrics, "series": series}
 
 
 def main():
@@ -129,7 +129,7 @@ def main():
         server = prometheus.Prometheus(given["url"], given["user"], password, given["ca_file"])
         answer = compute(given, server, datetime.datetime.now(datetime.timezone.utc).timestamp())
     except (OSError, ValueError, KeyError, prometheus.PrometheusError) as error:
-        module.fail_json(msg="the figures cannot be computed: %s" % error)
+        module.fail_json(msg="the metrics cannot be computed: %s" % error)
     module.exit_json(changed=False, **answer)
 
 

@@ -248,7 +248,7 @@ def accepted(call):
     try:
         call()
     except probe.ProbeError as error:
-        # In a fleet pg_hba.conf names each login: one that has ended is nobody's.
+        # In an installation with several hosts pg_hba.conf names each login: one that has ended is nobody's.
         if error.reason in ("auth", "hba"):
             return False
         raise

@@ -1,11 +1,11 @@
 #!/usr/bin/python
-# The safety copy that is taken before migrations: plain, verified, and restorable as a whole or not at all.
+# The pre-migration dump that is taken before migrations: plain, verified, and restorable as a whole or not at all.
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: shiftmaster_dump
-short_description: Take, list and restore the safety copy of the database before migrations
+short_description: Take, list and restore the pre-migration dump of the database before migrations
 description:
   - O(state=present) dumps the database with C(pg_dump) in its custom format, reads the dump back as a whole with
     C(pg_restore), and only then gives it its name, beside a manifest with its checksum. What a killed run left is
@@ -24,7 +24,7 @@ options:
     type: str
     choices: [present, query, restored]
     default: query
-  folder:
+  directory:
     description: Where the copies lie; made with mode 0700 where it is not there.
     type: path
     default: /var/backups/shiftmaster/pre-migration
@@ -48,7 +48,7 @@ options:
     type: dict
     suboptions:
       host:
-        description: Host name, address or folder of the socket; a list with commas, as libpq takes it.
+        description: Host name, address or directory of the socket; a list with commas, as libpq takes it.
         type: str
         default: localhost
       port:
@@ -86,7 +86,7 @@ options:
     elements: str
     default: []
   file:
-    description: The copy to restore, by its path or its name in O(folder). Required for V(restored).
+    description: The copy to restore, by its path or its name in O(directory). Required for V(restored).
     type: str
   minimum_free_factor:
     description: How much room the disk must have, in sizes of the database. A dump is compressed and has no indexes; so
@@ -275,21 +275,21 @@ def lasting(seconds):
 
 
 def major(number):
-    """Return the major version in "170005", "pg_dump (PostgreSQL) 15.8 (Debian …)" or a folder's name; 0 for none."""
+    """Return the major version in "170005", "pg_dump (PostgreSQL) 15.8 (Debian …)" or a directory's name; 0 for none."""
     found = re.search(r"(\d+)(?:\.|beta|rc|devel|\s|$)", str(number))
     value = int(found.group(1)) if found else 0
     return value // 10000 if value >= 10000 else value
 
 
 def choose_tools(installed, server):
-    """Return the folder of the tools for a server's major version. installed: {folder: major}.
+    """Return the directory of the tools for a server's major version. installed: {directory: major}.
 
     Those of the server's own version come first, then the oldest that is newer: a newer pg_restore writes settings that
     an older server does not know. Raises DumpError.
     """
     if not installed:
         raise DumpError("pg_dump, pg_restore and psql are not on this host; " + INSTALL)
-    fitting = sorted((version, folder) for folder, version in installed.items() if version >= server)
+    fitting = sorted((version, directory) for directory, version in installed.items() if version >= server)
     if not fitting:
         raise DumpError(
             "pg_dump %d on this host is older than the server (%d) and cannot dump it; install the package "
@@ -299,17 +299,17 @@ def choose_tools(installed, server):
 
 
 def installed_tools():
-    """Return {folder: major version} of the clients on this host; Debian's wrappers are passed by."""
-    folders = {}
+    """Return {directory: major version} of the clients on this host; Debian's wrappers are passed by."""
+    directories = {}
     for pattern in ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin"):
-        for folder in glob.glob(pattern):
-            if all(os.access(os.path.join(folder, tool), os.X_OK) for tool in TOOLS):
-                folders[folder] = major(re.search(r"(\d+)/bin$", folder).group(1))
+        for directory in glob.glob(pattern):
+            if all(os.access(os.path.join(directory, tool), os.X_OK) for tool in TOOLS):
+                directories[directory] = major(re.search(r"(\d+)/bin$", directory).group(1))
     found = shutil.which("pg_dump")
-    if not folders and found and all(shutil.which(tool) for tool in TOOLS):
+    if not directories and found and all(shutil.which(tool) for tool in TOOLS):
         said = subprocess.run((found, "--version"), stdout=subprocess.PIPE, check=False, timeout=20).stdout.decode()
-        folders[os.path.dirname(found)] = major(said)
-    return folders
+        directories[os.path.dirname(found)] = major(said)
+    return directories
 
 
 def environment(database, password, base):
@@ -385,14 +385,14 @@ def foreign_setting(line):
     return line.startswith(b"SET transaction_timeout")
 
 
-def copies(folder, at=None):
-    """Return the copies in a folder, oldest first."""
+def copies(directory, at=None):
+    """Return the copies in a directory, oldest first."""
     at = at or now()
     found = []
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
         if not COPY_NAME.match(name):
             continue
-        path = os.path.join(folder, name)
+        path = os.path.join(directory, name)
         entry = {"file": path, "bytes_on_disk": os.path.getsize(path), "whole": False}
         with contextlib.suppress(OSError, ValueError):
             with open(path + ".json", encoding="utf-8") as stream:
@@ -438,7 +438,7 @@ def sync(path, flags=0):
 
 
 def nearest(path):
-    """Return the nearest folder above a path that exists."""
+    """Return the nearest directory above a path that exists."""
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     return path
@@ -457,17 +457,17 @@ class Database:
     def __init__(self, database, password, deadline):
         self.database, self.deadline = database, deadline
         self.env = environment(database, password, os.environ)
-        self.folder = choose_tools(installed_tools(), 0)  # Any psql can ask the server for its version.
+        self.directory = choose_tools(installed_tools(), 0)  # Any psql can ask the server for its version.
         number, size, self.version = self.ask(FACTS_SQL).strip().split(" ", 2)
         self.size = int(size)
-        self.folder = choose_tools(installed_tools(), major(number))
+        self.directory = choose_tools(installed_tools(), major(number))
 
     def where(self):
         return "%(name)s on %(host)s:%(port)s" % self.database
 
     def start(self, tool, *arguments, **more):
         return subprocess.Popen(
-            (os.path.join(self.folder, tool),) + arguments,
+            (os.path.join(self.directory, tool),) + arguments,
             env=self.env,
             cwd="/",
             start_new_session=True,
@@ -621,16 +621,16 @@ class _Timer:
 
 
 @contextlib.contextmanager
-def exclusive(folder, wait_seconds=60):
-    """Keep other runs out of the folder; the kernel lets go when we die, and our children die with us."""
-    busy = DumpError("another safety copy is being taken or restored in %s" % folder)
-    with held(os.path.join(folder, ".lock"), time.monotonic() + wait_seconds, busy):
+def exclusive(directory, wait_seconds=60):
+    """Keep other runs out of the directory; the kernel lets go when we die, and our children die with us."""
+    busy = DumpError("another pre-migration dump is being taken or restored in %s" % directory)
+    with held(os.path.join(directory, ".lock"), time.monotonic() + wait_seconds, busy):
         yield
 
 
-def remove_unfinished(folder):
+def remove_unfinished(directory):
     """Remove what killed runs left; returns the paths."""
-    names = set(os.listdir(folder))
+    names = set(os.listdir(directory))
     going = [
         name
         for name in sorted(names)
@@ -639,18 +639,18 @@ def remove_unfinished(folder):
         or (name.endswith(".dump.json") and COPY_NAME.match(name[:-5]) and name[:-5] not in names)
     ]
     for name in going:
-        os.unlink(os.path.join(folder, name))
-    return [os.path.join(folder, name) for name in going]
+        os.unlink(os.path.join(directory, name))
+    return [os.path.join(directory, name) for name in going]
 
 
-def require_room(folder, size, factor):
-    disk = os.statvfs(nearest(folder))
+def require_room(directory, size, factor):
+    disk = os.statvfs(nearest(directory))
     free = disk.f_bavail * disk.f_frsize
     if free < size * factor:
         raise DumpError(
-            "there is too little room for the safety copy in %s: %s free, %s needed (the database has %s, "
-            "times %s); free some, or name another folder"
-            % (folder, sized(free), sized(size * factor), sized(size), factor)
+            "there is too little room for the pre-migration dump in %s: %s free, %s needed (the database has %s, "
+            "times %s); free some, or name another directory"
+            % (directory, sized(free), sized(size * factor), sized(size), factor)
         )
 
 
@@ -660,23 +660,23 @@ def open_database(params, deadline):
 
 def present(params, deadline):
     """Take a copy; returns the module's result."""
-    folder = params["folder"]
+    directory = params["directory"]
     if not PLAIN_NAME.match(params["name"]):
         raise DumpError("%r cannot be part of a file's name; letters, digits, points and dashes can" % params["name"])
     started = time.monotonic()
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    os.chmod(folder, 0o700)
-    with exclusive(folder):
-        removed = remove_unfinished(folder)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    os.chmod(directory, 0o700)
+    with exclusive(directory):
+        removed = remove_unfinished(directory)
         source = open_database(params, deadline)
-        require_room(folder, source.size, params["minimum_free_factor"])
+        require_room(directory, source.size, params["minimum_free_factor"])
         taken = now()
-        path = os.path.join(folder, "%s-%s.dump" % (taken.strftime("%Y%m%dT%H%M%SZ"), params["name"]))
+        path = os.path.join(directory, "%s-%s.dump" % (taken.strftime("%Y%m%dT%H%M%SZ"), params["name"]))
         while os.path.exists(path):
             time.sleep(0.2)
             taken = now()
-            path = os.path.join(folder, "%s-%s.dump" % (taken.strftime("%Y%m%dT%H%M%SZ"), params["name"]))
-        part = os.path.join(folder, "." + os.path.basename(path) + ".part")
+            path = os.path.join(directory, "%s-%s.dump" % (taken.strftime("%Y%m%dT%H%M%SZ"), params["name"]))
+        part = os.path.join(directory, "." + os.path.basename(path) + ".part")
         try:
             source.dump(part)
             points.reach("dump")
@@ -699,12 +699,12 @@ def present(params, deadline):
             sync(part)
             write_json(path + ".json", manifest)
             os.rename(part, path)
-            sync(folder, os.O_DIRECTORY)
+            sync(directory, os.O_DIRECTORY)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
             raise
-        for old in prune_plan(copies(folder), params["keep"], params["database"]["name"], params["protect"]):
+        for old in prune_plan(copies(directory), params["keep"], params["database"]["name"], params["protect"]):
             os.unlink(old)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(old + ".json")
@@ -719,35 +719,35 @@ def present(params, deadline):
     }
 
 
-def find_copy(folder, wanted, database):
+def find_copy(directory, wanted, database):
     """Return the manifest of a copy that is whole and of this database. Raises DumpError."""
-    path = os.path.join(folder, wanted)  # A path that begins with / stays as it is.
+    path = os.path.join(directory, wanted)  # A path that begins with / stays as it is.
     if not os.path.isfile(path):
-        there = [os.path.basename(entry["file"]) for entry in copies(folder) if entry["whole"]]
-        raise DumpError("there is no safety copy %s; there are: %s" % (path, ", ".join(there) or "none"))
+        there = [os.path.basename(entry["file"]) for entry in copies(directory) if entry["whole"]]
+        raise DumpError("there is no pre-migration dump %s; there are: %s" % (path, ", ".join(there) or "none"))
     try:
         with open(path + ".json", encoding="utf-8") as stream:
             manifest = json.load(stream)
         promised = (manifest["bytes"], manifest["sha256"], manifest["database"], manifest["taken_at"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DumpError(
-            "the safety copy %s has no usable manifest beside it (%s), so nobody knows whether it is "
+            "the pre-migration dump %s has no usable manifest beside it (%s), so nobody knows whether it is "
             "whole; it is not restored" % (path, error)
         )
     if os.path.getsize(path) != promised[0] or sha256(path) != promised[1]:
         raise DumpError(
-            "the safety copy %s is damaged (%s, %s in its manifest, and the checksum differs); it is not "
+            "the pre-migration dump %s is damaged (%s, %s in its manifest, and the checksum differs); it is not "
             "restored" % (path, sized(os.path.getsize(path)), sized(promised[0]))
         )
     if promised[2] != database:
-        raise DumpError("the safety copy %s is of the database %s, not of %s" % (path, promised[2], database))
+        raise DumpError("the pre-migration dump %s is of the database %s, not of %s" % (path, promised[2], database))
     return path, manifest
 
 
 def restored(params, deadline, check_mode):
     """Put a copy into the database; returns the module's result."""
     started = time.monotonic()
-    path, manifest = find_copy(params["folder"], params["file"], params["database"]["name"])
+    path, manifest = find_copy(params["directory"], params["file"], params["database"]["name"])
     target = open_database(params, deadline)
     notes = []
     if not check_mode:
@@ -776,9 +776,9 @@ def would_take(params, deadline, warn):
     """Return the result of check mode; what stands in the way is a warning."""
     try:
         source = open_database(params, deadline)
-        require_room(params["folder"], source.size, params["minimum_free_factor"])
+        require_room(params["directory"], source.size, params["minimum_free_factor"])
     except DumpError as error:
-        warn("no safety copy could be taken now: %s" % error)
+        warn("no pre-migration dump could be taken now: %s" % error)
     return {"changed": True, "file": "", "manifest": {}, "removed": [], "notes": [], "seconds": 0.0}
 
 
@@ -786,7 +786,7 @@ def main():
     module = QuietModule(
         argument_spec={
             "state": {"type": "str", "choices": ["present", "query", "restored"], "default": "query"},
-            "folder": {"type": "path", "default": "/var/backups/shiftmaster/pre-migration"},
+            "directory": {"type": "path", "default": "/var/backups/shiftmaster/pre-migration"},
             "name": {"type": "str", "default": "before-migration"},
             "release": {"type": "str", "default": ""},
             "revision": {"type": "str", "default": ""},
@@ -816,7 +816,7 @@ def main():
     deadline = time.monotonic() + params["timeout_seconds"]
     try:
         if params["state"] == "query":
-            module.exit_json(changed=False, copies=copies(params["folder"]))
+            module.exit_json(changed=False, copies=copies(params["directory"]))
         if params["state"] == "restored":
             module.exit_json(**restored(params, deadline, module.check_mode))
         if module.check_mode:
@@ -825,7 +825,7 @@ def main():
     except DumpError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        module.fail_json(msg="the safety copy cannot be handled in %s: %s" % (params["folder"], error))
+        module.fail_json(msg="the pre-migration dump cannot be handled in %s: %s" % (params["directory"], error))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ short_description: Hold the lock that keeps two deploys of ShiftMaster apart
 description:
   - The lock is one file on one designated host. It is put in place complete, by C(link()), so that none is ever without
     an owner, and holds the owner, the run, the controller's process, the time it was taken and its expiry.
-  - An expired lock is taken over, and so is one whose controller process is known to be dead, by O(dead_run_id). The
+  - An expired lock is taken over, and so is one whose controller process is known to be dead, by O(interrupted_run_id). The
     caller then recovers what the owner left (M(shiftmaster_release) with O(ignore:state=recovered)).
   - O(state=identity) and O(state=alive) run on the controller and touch nothing.
 version_added: "1.0.0"
@@ -52,7 +52,7 @@ options:
     description: How long to wait for another run's lock.
     type: int
     default: 0
-  dead_run_id:
+  interrupted_run_id:
     description: The run of an owner that is known to be dead; its lock is taken over at once.
     type: str
     default: ""
@@ -164,7 +164,7 @@ def run(params, check_mode):
         params["controller"],
         params["ttl_seconds"],
         params["wait_seconds"],
-        params["dead_run_id"],
+        params["interrupted_run_id"],
     )
     if outcome.acquired:
         points.reach("lock")
@@ -193,7 +193,7 @@ def main():
             "controller": {"type": "dict", "default": {}},
             "ttl_seconds": {"type": "int", "default": 1800},
             "wait_seconds": {"type": "int", "default": 0},
-            "dead_run_id": {"type": "str", "default": ""},
+            "interrupted_run_id": {"type": "str", "default": ""},
         },
         required_if=[("state", "present", ("run_id",)), ("state", "absent", ("run_id",))],
         supports_check_mode=True,
@@ -201,7 +201,7 @@ def main():
     try:
         module.exit_json(**run(module.params, module.check_mode))
     except FileNotFoundError:
-        module.fail_json(msg="nothing was deployed here yet: there is no folder for %s" % module.params["path"])
+        module.fail_json(msg="nothing was deployed here yet: there is no directory for %s" % module.params["path"])
     except OSError as error:
         module.fail_json(msg="the lock %s cannot be used: %s" % (module.params["path"], error))
 

@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 module: shiftmaster_migrations
 short_description: Plan, apply, compare and reverse the Django migrations of a release
 description:
-  - Runs the code of a release folder (its interpreter, its environment, the application's user) to look at its
+  - Runs the code of a release directory (its interpreter, its environment, the application's user) to look at its
     migrations and at the rows of C(django_migrations), and to change the database.
   - Each migration is classed by reading its file. V(expand) only adds or loosens, so the code from before it works
     on; V(contract) takes something away from that code, or what it does cannot be known; V(irreversible) is as
@@ -33,19 +33,19 @@ options:
     required: true
   release:
     description:
-      - Folder of the release whose code runs. For V(reverse) it is the newer one.
+      - Directory of the release whose code runs. For V(reverse) it is the newer one.
       - For V(compare) it is optional, and used only to read the rows where the code of O(target_release) does not run.
       - Required for V(plan), V(apply) and V(reverse).
     type: path
   target_release:
     description:
-      - Folder of the older release, for V(compare) and V(reverse).
+      - Directory of the older release, for V(compare) and V(reverse).
     type: path
   releases_root:
     description:
-      - Folder that holds all retained releases. A migration that the target does not know is looked up in their
+      - Directory that holds all retained releases. A migration that the target does not know is looked up in their
         manifests and files.
-      - The folder above O(target_release) where it is not given.
+      - The directory above O(target_release) where it is not given.
     type: path
   tolerated:
     description:
@@ -330,7 +330,7 @@ class Runner:
     def plan(self):
         answer = self.look(self.options["release"], sources=True)
         pending = migrations.plan(answer)
-        allowed, reason = migrations.deploy_verdict(
+        allowed, reason = migrations.deploy_result(
             pending, self.options["allow_contract"], self.options["first_deploy"]
         )
         worst = migrations.worst_class(pending)
@@ -487,7 +487,7 @@ def main():
     )
     for name in ("release", "target_release"):
         if module.params[name] and not os.path.isdir(module.params[name]):
-            module.fail_json(msg="%s is no release: the folder does not exist." % module.params[name])
+            module.fail_json(msg="%s is no release: the directory does not exist." % module.params[name])
     try:
         result = Runner(module.params, module.check_mode).run()
     except Refused as error:

@@ -14,7 +14,7 @@ version_added: "1.0.0"
 author: ShiftMaster operations (@shiftmaster-operations)
 options:
   systems:
-    description: The systems that this was proven on, as name and version, such as V(debian 13).
+    description: The systems that this was verified on, as name and version, such as V(debian 13).
     type: list
     elements: str
     default: []
@@ -32,14 +32,14 @@ options:
     default: true
   disk:
     description:
-      - What must be free. Of a path that is not there yet, the nearest folder above it counts. What is asked for on one
+      - What must be free. Of a path that is not there yet, the nearest directory above it counts. What is asked for on one
         file system is added up.
     type: list
     elements: dict
     default: []
     suboptions:
       path:
-        description: The folder that will be written to.
+        description: The directory that will be written to.
         type: path
         required: true
       minimum_mb:
@@ -264,7 +264,7 @@ def check_system(report, systems, allow_untested, text):
     report.facts["system_name"] = release.get("PRETTY_NAME", found)
     if not systems or found.lower() in [one.lower() for one in systems]:
         return
-    sentence = "%s is none of the systems that this was proven on (%s)" % (
+    sentence = "%s is none of the systems that this was verified on (%s)" % (
         report.facts["system_name"],
         ", ".join(systems),
     )
@@ -349,7 +349,7 @@ def check_systemd(report, required, first, running):
 
 
 def nearest(path):
-    """Return the nearest folder at or above a path that exists."""
+    """Return the nearest directory at or above a path that exists."""
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     return path
@@ -676,9 +676,9 @@ def read(path):
         return ""
 
 
-def names_in(folder):
+def names_in(directory):
     try:
-        return os.listdir(folder)
+        return os.listdir(directory)
     except OSError:
         return []
 

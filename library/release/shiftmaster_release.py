@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: shiftmaster_release
 short_description: Build, activate, watch, put back and prune releases of ShiftMaster on a host
 description:
-  - A release is an immutable folder below C(releases/). Two colours of units exist, each linked to a release; the link
-    C(active) names the colour that serves. One C(rename()) of it moves the traffic.
+  - A release is an immutable directory below C(releases/). Two slots of units exist, each linked to a release; the link
+    C(active) names the slot that serves. One C(rename()) of it moves the traffic.
   - Each step of a cutover is written to C(state.json) before it begins, so that O(state=recovered) can finish or revert
     what a killed run or a reboot left.
 version_added: "1.0.0"
@@ -21,24 +21,24 @@ options:
       - V(target) chooses the release of a rollback, O(release) or what served before the current one was deployed.
         One that never was live or is bad is refused.
       - V(present) builds a release of O(revision) with this configuration, or finds the one that there is.
-      - V(recovered) finishes or reverts a cutover that a dead run left, removes unfinished builds and starts what such
+      - V(recovered) finishes or reverts a cutover that a interrupted run left, removes unfinished builds and starts what such
         a run had stopped for its maintenance.
       - V(active) starts O(release) beside the old one, proves it on its private socket, moves the traffic and hands the
         background work over. A release that is active already and healthy is left alone.
       - V(watched) judges the traffic for a while and puts the old release back at a breach.
-      - V(finished) stops the old colour; the release is live.
-      - V(withdrawn) gives the traffic back to the old release where O(run_id) has switched, and ends the new one's
-        background work. In a fleet it comes before V(restored), on every host.
+      - V(finished) stops the old slot; the release is live.
+      - V(traffic_reverted) gives the traffic back to the old release where O(run_id) has switched, and ends the new one's
+        background work. In an installation with several hosts it comes before V(restored), on every host.
       - V(restored) puts the old release back, with the units that belong to it, where O(run_id) has switched.
       - V(hook) runs the hooks of O(phase).
-      - V(doubted) lets the next deploy build a release anew that was live; a rollback may still lead to it.
+      - V(suspect) lets the next deploy build a release again that was live; a rollback may still lead to it.
       - V(bad) marks a release, so that no automatic way leads to it.
       - V(absent) removes a release that is neither current nor of use.
       - V(pruned) removes the releases that nobody needs.
       - V(audited) appends a line to the audit log.
     type: str
     choices:
-      [query, target, present, recovered, active, watched, finished, withdrawn, restored, hook, doubted, bad, absent,
+      [query, target, present, recovered, active, watched, finished, traffic_reverted, restored, hook, suspect, bad, absent,
        pruned, audited]
     default: query
   root:
@@ -46,7 +46,7 @@ options:
     type: path
     default: /var/www/shiftmaster
   release:
-    description: A release by its folder's name, its version or the start of its revision (7 digits or more).
+    description: A release by its directory's name, its version or the start of its revision (7 digits or more).
     type: str
   revision:
     description: The commit, 40 hexadecimal digits. Required for O(state=present).
@@ -89,7 +89,7 @@ options:
         elements: str
         default: []
       linked_directories:
-        description: Folders below the source that are links into C(shared/).
+        description: Directories below the source that are links into C(shared/).
         type: list
         elements: str
         default: []
@@ -115,7 +115,7 @@ options:
     default: {}
   wheels_dir:
     description:
-      - Folder of the host with wheels. pip then takes everything from it and asks no index. Where packages come from is
+      - Directory of the host with wheels. pip then takes everything from it and asks no index. Where packages come from is
         no part of the configuration's hash.
     type: path
     default: ""
@@ -142,14 +142,14 @@ options:
     default: true
   part:
     description:
-      - The part of O(state=active) that is done. In a fleet the parts follow one another on all hosts.
+      - The part of O(state=active) that is done. In an installation with several hosts the parts follow one another on all hosts.
       - V(prepare) starts the release beside the old one, proves it, and lets the old workers take no more tasks.
       - V(move) moves the traffic and hands the background work over, V(traffic) moves the traffic alone.
       - V(end_tasks) ends the old release's background work, V(tasks) hands it over.
     type: str
     choices: [whole, prepare, move, traffic, end_tasks, tasks]
     default: whole
-  fleet:
+  several_hosts:
     description:
       - Whether other hosts work on the same queues. What fails here then gives only its traffic back; background work
         waits for O(state=restored), which comes when no host serves the new code any more.
@@ -299,7 +299,7 @@ options:
     description: The event's name for V(audited).
     type: str
     default: note
-  log_folder:
+  log_dir:
     description: Where the application's and the builds' logs lie.
     type: path
     default: /var/log/shiftmaster
@@ -347,9 +347,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 release:
-  description: The release's folder name.
+  description: The release's directory name.
   type: str
-  returned: for present, active, watched, finished, restored, doubted, bad, absent
+  returned: for present, active, watched, finished, restored, suspect, bad, absent
 revision:
   description: The release's revision.
   type: str
@@ -392,7 +392,7 @@ running:
   description: Whether the web processes of the release that serves run.
   type: bool
   returned: for query
-unsettled:
+pending_changes:
   description:
     - Why a run that asks for O(revision) with O(build) has something to do here, as sentences. Empty where that release
       serves, healthy and with all its units, and nothing is unfinished or to be pruned.
@@ -408,7 +408,7 @@ notes:
   type: list
   elements: str
   returned: for present, active, recovered, restored
-put_back:
+reverted:
   description: Whether the old release was put back.
   type: bool
   returned: on failure of active and watched
@@ -463,7 +463,7 @@ class Operation:
         )
 
     def one(self, wanted):
-        """Return the folder name of the one release that a person means."""
+        """Return the directory name of the one release that a person means."""
         found = releases.resolve(self.layout, wanted)
         if not found:
             raise Refused("there is no release %s on this host; there are: %s" % (wanted, self.listing() or "none"))
@@ -486,7 +486,7 @@ class Operation:
                 "celery_application": params["celery_application"],
                 "celery_queues": params["celery_queues"],
                 "beat": params["beat"],
-                "fleet": params["fleet"],
+                "several_hosts": params["several_hosts"],
                 "health_path": params["health"]["path"],
                 "health_host": params["health"]["host"],
                 "watch_paths": params["watch"]["paths"],
@@ -499,7 +499,7 @@ class Operation:
                 "web_stop_seconds": params["web_stop_seconds"],
                 "worker_stop_seconds": params["worker_stop_seconds"],
                 "hooks": params["hooks"],
-                "logs": [os.path.join(params["log_folder"], name) for name in ("error.log", "app.log")]
+                "logs": [os.path.join(params["log_dir"], name) for name in ("error.log", "app.log")]
                 + [os.path.join(self.layout.shared, "logs", "*.log")],
                 "run_id": params["run_id"],
                 "who": params["who"],
@@ -513,22 +513,22 @@ class Operation:
         asked = {}
         if self.params["revision"]:
             try:
-                asked = {"release": self.current or "", "unsettled": self.unsettled()}
+                asked = {"release": self.current or "", "pending_changes": self.pending_changes()}
             except (StateError, UnitError, OSError, ValueError) as error:
                 # Whoever does the work meets it again, and tells it.
-                asked = {"unsettled": [str(error)]}
+                asked = {"pending_changes": [str(error)]}
         return self.result(
             releases=releases.describe(self.layout, self.state),
             previous=self.state.rollback_target(self.current) or "",
-            active_colour=self.layout.active_colour() or "",
+            active_slot=self.layout.active_slot() or "",
             transition=self.state.transition or {},
-            switched=self.layout.active_colour() == (self.state.transition or {}).get("to_colour", ""),
+            switched=self.layout.active_slot() == (self.state.transition or {}).get("to_slot", ""),
             running=self.current is not None
-            and active_state(unit("web", self.layout.active_colour())) in ("active", "reloading"),
+            and active_state(unit("web", self.layout.active_slot())) in ("active", "reloading"),
             **dict({"release": release}, **asked),
         )
 
-    def unsettled(self):
+    def pending_changes(self):
         """Return why a run that asks for this revision and configuration has something to do here, as sentences."""
         if self.current is None:
             return ["no release serves"]
@@ -581,7 +581,7 @@ class Operation:
             release=name,
             version=releases.manifest(self.layout, name).get("version", ""),
             revision=releases.manifest(self.layout, name).get("revision", ""),
-            active_colour=self.layout.active_colour() or "",
+            active_slot=self.layout.active_slot() or "",
         )
 
     def configuration(self):
@@ -595,9 +595,9 @@ class Operation:
     def present(self):
         params = self.params
         digest = releases.config_hash(self.configuration())
-        if self.state.is_doubtful(self.current) and not self.check_mode and self.healthy():
+        if self.state.is_suspect(self.current) and not self.check_mode and self.healthy():
             # What it lacked is there again.
-            self.state.set_doubtful(self.current, False)
+            self.state.set_suspect(self.current, False)
         found = releases.find(self.layout, self.state, params["revision"], digest)
         diff = self.difference(digest)
         if found:
@@ -607,7 +607,7 @@ class Operation:
                 notes=[],
                 diff=diff,
                 migrations=[],
-                active_colour=self.layout.active_colour() or "",
+                active_slot=self.layout.active_slot() or "",
             )
         if self.check_mode:
             return self.result(True, release="", timings={}, notes=[], diff=diff)
@@ -632,7 +632,7 @@ class Operation:
                 config_sha256=digest,
                 run_id=params["run_id"],
                 who=params["who"],
-                log_folder=params["log_folder"],
+                log_dir=params["log_dir"],
                 timeout_seconds=params["build_timeout_seconds"],
                 celery_application=params["celery_application"],
                 classify=classify_tree,
@@ -645,7 +645,7 @@ class Operation:
             timings=build.timings,
             notes=[],
             diff=diff,
-            active_colour=self.layout.active_colour() or "",
+            active_slot=self.layout.active_slot() or "",
             migrations=releases.manifest(self.layout, name).get("migrations", []),
         )
 
@@ -677,7 +677,7 @@ class Operation:
         if self.check_mode:
             left = self.state.transition
             return self.result(
-                bool(left), notes=["a dead run's cutover to %s would be recovered" % left["to"]] if left else []
+                bool(left), notes=["a interrupted run's cutover to %s would be recovered" % left["to"]] if left else []
             )
         said = self.cutover().recover()
         removed = releases.remove_unfinished(self.layout, self.state)
@@ -692,9 +692,9 @@ class Operation:
 
     def healthy(self):
         """Whether the release that serves answers its gate on its own socket."""
-        colour = self.layout.active_colour()
+        slot = self.layout.active_slot()
         result = http_get(
-            "unix:" + self.layout.socket(colour),
+            "unix:" + self.layout.socket(slot),
             path=self.params["health"]["path"],
             host=self.params["health"]["host"],
             timeout=self.params["health"]["timeout_seconds"],
@@ -734,7 +734,7 @@ class Operation:
                 cutover.take_tasks()
         except CutoverError as error:
             raise Refused(
-                str(error), release=target, put_back=error.put_back, timings=cutover.timings, notes=cutover.notes
+                str(error), release=target, reverted=error.reverted, timings=cutover.timings, notes=cutover.notes
             )
         return self.result(
             True,
@@ -772,11 +772,11 @@ class Operation:
         # The version before, without what an earlier attempt failed with.
         alone_since, switched = last_switch(self.layout) or (0.0, epoch(transition["since"]))
         before = (alone_since, min(switched, epoch(transition["since"])))
-        verdict = watch(dict(self.params["watch"], host=self.params["health"]["host"], before=before))
-        by_traffic = bool(verdict.breach)
+        result = watch(dict(self.params["watch"], host=self.params["health"]["host"], before=before))
+        by_traffic = bool(result.breach)
         if not by_traffic:
-            verdict = verdict._replace(breach=cutover.worker_problem())
-        if verdict.breach and self.stopped_by_hand():
+            result = result._replace(breach=cutover.worker_problem())
+        if result.breach and self.stopped_by_hand():
             cutover.finish()
             raise Refused(
                 "somebody has stopped ShiftMaster during the watch (systemctl stop shiftmaster), so the traffic of %s"
@@ -787,26 +787,26 @@ class Operation:
         if by_traffic and os.path.exists(page):
             # Somebody has put it up meanwhile; its answers are no fault of the release.
             return self.result(notes=unjudged, **nothing)
-        numbers = {"requests": verdict.requests, "errors": verdict.errors, "p95_ms": verdict.p95_ms}
-        if not verdict.breach:
+        numbers = {"requests": result.requests, "errors": result.errors, "p95_ms": result.p95_ms}
+        if not result.breach:
             return self.result(release=transition["to"], **numbers)
-        evidence = cutover.evidence(transition["to_colour"])
-        if self.params["fleet"]:
-            cutover.withdraw("after the switch %s" % verdict.breach, bad=True)
+        evidence = cutover.evidence(transition["to_slot"])
+        if self.params["several_hosts"]:
+            cutover.revert_traffic("after the switch %s" % result.breach, bad=True)
         else:
-            cutover.put_back("after the switch %s" % verdict.breach)
+            cutover.revert("after the switch %s" % result.breach)
         raise Refused(
             "%s broke under traffic: %s. %s\n%s"
             % (
                 cutover.called(transition["to"]),
-                verdict.breach,
+                result.breach,
                 "%s serves again" % cutover.called(transition["from"])
                 if transition["from"]
                 else "There is no earlier release to go back to",
                 evidence,
             ),
             release=transition["to"],
-            put_back=True,
+            reverted=True,
             timings=cutover.timings,
             notes=cutover.notes,
             **numbers,
@@ -851,7 +851,7 @@ class Operation:
         self.cutover().finish()
         return True
 
-    def withdrawn(self):
+    def traffic_reverted(self):
         transition = self.state.transition
         if transition is None or transition.get("run_id") != self.params["run_id"]:
             return self.result(release=self.current or "", timings={}, notes=[])
@@ -859,7 +859,7 @@ class Operation:
             return self.result(True, release=transition["to"], timings={}, notes=[])
         if not self.check_mode:
             cutover = self.cutover()
-            cutover.withdraw(self.params["reason"] or "asked for")
+            cutover.revert_traffic(self.params["reason"] or "asked for")
         return self.result(True, release=transition["from"] or "", timings={}, notes=[])
 
     def restored(self):
@@ -883,7 +883,7 @@ class Operation:
                 timings={},
                 notes=["started %s again" % name for name in started],
             )
-        cutover.put_back(self.params["reason"] or "asked for", bad=False)
+        cutover.revert(self.params["reason"] or "asked for", bad=False)
         if not self.params["background"]:
             cutover.hold_background()
         return self.result(True, release=transition["from"] or "", timings=cutover.timings, notes=cutover.notes)
@@ -898,17 +898,17 @@ class Operation:
             True, release=target, notes=["hook %s: %s" % (hook["name"], hook["output"] or "done") for hook in done]
         )
 
-    def doubted(self):
-        """Let the next deploy build a release anew that was found, not built, in a run that failed.
+    def suspect(self):
+        """Let the next deploy build a release again that was found, not built, in a run that failed.
 
         Its files may be damaged. Where something else was wrong, that costs a build.
         """
         target = self.one(self.params["release"])
         fine = target == self.current and self.healthy()
-        if self.state.status(target) != "live" or self.state.is_doubtful(target) or fine:
+        if self.state.status(target) != "live" or self.state.is_suspect(target) or fine:
             return self.result(release=target)
         if not self.check_mode:
-            self.state.set_doubtful(target, True)
+            self.state.set_suspect(target, True)
         return self.result(True, release=target)
 
     def bad(self):
@@ -980,10 +980,10 @@ def argument_spec():
                 "active",
                 "watched",
                 "finished",
-                "withdrawn",
+                "traffic_reverted",
                 "restored",
                 "hook",
-                "doubted",
+                "suspect",
                 "bad",
                 "absent",
                 "pruned",
@@ -1021,7 +1021,7 @@ def argument_spec():
         "celery_queues": option("list", [], elements="str"),
         "beat": option("bool", True),
         "part": option("str", "whole", choices=["whole", "prepare", "move", "traffic", "end_tasks", "tasks"]),
-        "fleet": option("bool", False),
+        "several_hosts": option("bool", False),
         "kind": option("str", "deploy", choices=["deploy", "rollback", "restart"]),
         "health": option(
             "dict",
@@ -1084,7 +1084,7 @@ def argument_spec():
         "reason": option("str", ""),
         "background": option("bool", True),
         "event": option("str", "note"),
-        "log_folder": option("path", "/var/log/shiftmaster"),
+        "log_dir": option("path", "/var/log/shiftmaster"),
         "build_timeout_seconds": option("int", 900),
         "run_id": option("str", ""),
         "who": option("str", ""),
@@ -1095,13 +1095,13 @@ def main():
     module = QuietModule(
         argument_spec=argument_spec(),
         required_if=[("state", "present", ("revision",))]
-        + [("state", state, ("release",)) for state in ("active", "hook", "doubted", "bad", "absent")],
+        + [("state", state, ("release",)) for state in ("active", "hook", "suspect", "bad", "absent")],
         supports_check_mode=True,
     )
     params = module.params
     readonly = module.check_mode or params["state"] == "query"
     try:
-        # A line of the audit log is one write: also while a dead run's module is still at work on this host.
+        # A line of the audit log is one write: also while a interrupted run's module is still at work on this host.
         free = readonly or params["state"] == "audited"
         with contextlib.nullcontext() if free else exclusive(Layout(params["root"])):
             module.exit_json(**getattr(Operation(params, readonly), params["state"])())
@@ -1110,7 +1110,7 @@ def main():
     except (CutoverError, StateError, UnitError, ReleaseCodeError, releases.BuildError, ValueError, OSError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = ". Make room there (df -h, df -i; du -xsh /var/* tells who takes it), then run this again"
-        module.fail_json(msg=str(error) + (advice if full else ""), put_back=False)
+        module.fail_json(msg=str(error) + (advice if full else ""), reverted=False)
 
 
 if __name__ == "__main__":

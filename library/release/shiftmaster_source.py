@@ -13,7 +13,7 @@ description:
   - A user name and a password or a token in the address reach git by its environment only. They are in no process's
     arguments, no file of the cache, no output and no log.
   - Two runs at once wait for each other. What a killed run left is removed by the next one, and a damaged mirror is
-    made anew.
+    made again.
   - A version is rejected whose tree holds a name of git's own, a path twice, or a symbolic link that leads out of the
     tree. Git checks objects as they arrive, runs no hook, filter or remote helper, and fetches no submodule.
 version_added: "1.0.0"
@@ -38,7 +38,7 @@ options:
     type: bool
     default: false
   cache_dir:
-    description: Folder of mirrors and archives; each repository has one of its own in it.
+    description: Directory of mirrors and archives; each repository has one of its own in it.
     type: path
     default: ~/.cache/shiftmaster-ops
   archive:
@@ -268,8 +268,8 @@ class Address:
         parts = urllib.parse.urlsplit(self.url)
         return "%s://%s" % (parts.scheme, parts.netloc)
 
-    def folder(self):
-        """Return the name of the repository's folder in the cache."""
+    def directory(self):
+        """Return the name of the repository's directory in the cache."""
         name = re.sub(r"[^A-Za-z0-9._-]", "-", self.url.rstrip("/").rsplit("/", 1)[-1])[:40]
         return "%s-%s" % (
             re.sub(r"\.git$", "", name) or "repository",
@@ -443,14 +443,14 @@ def unknown(version, tags, branches):
 class Git:
     """Runs git in one mirror, until a deadline; its children die with us and keep the lock as long as they live."""
 
-    def __init__(self, folder, env, deadline, lock=None):
-        self.folder, self.env, self.deadline, self.lock = folder, env, deadline, lock
+    def __init__(self, directory, env, deadline, lock=None):
+        self.directory, self.env, self.deadline, self.lock = directory, env, deadline, lock
 
     def run(self, *arguments, stdin=b"", stdout=subprocess.PIPE):
         """Return git's output as bytes. Raises Failed, and SourceError when the time is over."""
         try:
             child = subprocess.Popen(
-                ("git", "--git-dir", self.folder) + arguments,
+                ("git", "--git-dir", self.directory) + arguments,
                 env=self.env,
                 cwd="/",
                 stdin=subprocess.PIPE,
@@ -503,8 +503,8 @@ class Mirror:
 
     def __init__(self, address, cache_dir, deadline):
         self.address, self.deadline = address, deadline
-        self.root = os.path.join(cache_dir, address.folder())
-        self.folder = os.path.join(self.root, "mirror.git")
+        self.root = os.path.join(cache_dir, address.directory())
+        self.directory = os.path.join(self.root, "mirror.git")
         self.archives = os.path.join(self.root, "archives")
         os.makedirs(self.archives, mode=0o700, exist_ok=True)
         os.chmod(cache_dir, 0o700)
@@ -512,7 +512,7 @@ class Mirror:
         if address.path is not None:
             protected = os.path.join(self.root, "git.config")
             _write(protected, protected_configuration(address.path, os.environ).encode())
-        self.git = Git(self.folder, environment(address, os.environ, protected), deadline)
+        self.git = Git(self.directory, environment(address, os.environ, protected), deadline)
         self.git.env.update(_ssh(self.git))
 
     @contextlib.contextmanager
@@ -525,27 +525,27 @@ class Mirror:
 
     def prepare(self):
         """Make the mirror where there is none, and remove what a killed git left in it."""
-        if os.path.isfile(os.path.join(self.folder, "HEAD")):
-            self._ignore_filters(self.folder)
-            for parent, _folders, names in os.walk(self.folder):
+        if os.path.isfile(os.path.join(self.directory, "HEAD")):
+            self._ignore_filters(self.directory)
+            for parent, _directories, names in os.walk(self.directory):
                 for name in names:
                     if name.endswith(".lock") or name.startswith(("tmp_", ".tmp-")):
                         os.unlink(os.path.join(parent, name))
             return
         self.remove()
-        fresh = self.folder + ".new"
+        fresh = self.directory + ".new"
         Git(fresh, self.git.env, self.deadline, self.git.lock).run("init", "--quiet", "--bare", "--template=")
         self._ignore_filters(fresh)
-        os.rename(fresh, self.folder)
+        os.rename(fresh, self.directory)
 
     @staticmethod
-    def _ignore_filters(folder):
+    def _ignore_filters(directory):
         """Let no file of a repository choose a filter (a program) of this machine's configuration; LFS is one."""
-        os.makedirs(os.path.join(folder, "info"), exist_ok=True)
-        _write(os.path.join(folder, "info", "attributes"), b"* -filter\n")
+        os.makedirs(os.path.join(directory, "info"), exist_ok=True)
+        _write(os.path.join(directory, "info", "attributes"), b"* -filter\n")
 
     def remove(self):
-        for path in (self.folder, self.folder + ".new"):
+        for path in (self.directory, self.directory + ".new"):
             shutil.rmtree(path, ignore_errors=True)
 
     def listing(self):
@@ -747,9 +747,9 @@ def hashed(mirror, entries, path, seen=()):
     if re.search(r"(?m)^[^#\n]*--(?:hash\b|require-hashes\b)", text):
         return True
     named = re.findall(r"(?m)^\s*(?:-r|--requirement)[ =]*(\S+)", text)
-    folder = posixpath.dirname(path)
+    directory = posixpath.dirname(path)
     return any(
-        hashed(mirror, entries, posixpath.normpath(posixpath.join(folder, one)), seen + (path,)) for one in named
+        hashed(mirror, entries, posixpath.normpath(posixpath.join(directory, one)), seen + (path,)) for one in named
     )
 
 

@@ -9,7 +9,7 @@ short_description: Collect, on the controller, the wheels that a host needs for 
 description:
   - Runs on the controller (C(delegate_to=localhost), without become) and changes no host. The controller's own pip
     resolves the application's requirements for the host's interpreter, and puts exactly the wheels that the host will
-    install into a folder of the cache.
+    install into a directory of the cache.
   - What was collected for the same requirements and the same interpreter is used again, without asking anybody.
   - Hashes in the requirements are checked by pip here, and again on the host.
   - Only wheels count; hosts compile nothing.
@@ -18,14 +18,14 @@ author: ShiftMaster operations (@shiftmaster-operations)
 options:
   source:
     description:
-      - V(folder) takes wheels from O(folder) alone and asks nothing else.
+      - V(directory) takes wheels from O(directory) alone and asks nothing else.
       - V(controller) lets pip fetch them as this machine does. A package that the index has no wheel of is reported and
         never built here, since its own code would run on the controller.
     type: str
-    choices: [folder, controller]
+    choices: [directory, controller]
     required: true
-  folder:
-    description: Folder of the controller with wheels, for O(source=folder).
+  directory:
+    description: Directory of the controller with wheels, for O(source=directory).
     type: path
   archive:
     description: Tar archive of the application's source, as M(shiftmaster_source) packs it.
@@ -49,7 +49,7 @@ options:
     type: dict
     default: {}
   cache_dir:
-    description: Folder of collections; below it each has one of its own.
+    description: Directory of collections; below it each has one of its own.
     type: path
     default: ~/.cache/shiftmaster-ops
   timeout_seconds:
@@ -82,8 +82,8 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-folder:
-  description: Folder of the controller that holds the wheels.
+directory:
+  description: Directory of the controller that holds the wheels.
   type: str
   returned: success
 wheels:
@@ -307,12 +307,12 @@ class Pip:
         self.found = os.path.join(scratch, "wheels")
         os.mkdir(self.found)
         self.env = dict(os.environ, PIP_NO_INPUT="1", PIP_DISABLE_PIP_VERSION_CHECK="1", LC_ALL="C.UTF-8")
-        self.offline = params["source"] == "folder"
+        self.offline = params["source"] == "directory"
         if self.offline:
-            # Nothing but the folder: neither this machine's configuration nor its environment adds a place.
+            # Nothing but the directory: neither this machine's configuration nor its environment adds a place.
             self.env = {name: value for name, value in self.env.items() if not name.startswith("PIP_")}
             self.env.update(PIP_NO_INPUT="1", PIP_CONFIG_FILE=os.devnull, PIP_DISABLE_PIP_VERSION_CHECK="1")
-            self.places = ["--no-index", "--find-links", params["folder"]]
+            self.places = ["--no-index", "--find-links", params["directory"]]
         else:
             self.env.update({name: str(value) for name, value in params["environment"].items()})
             self.places = ["--retries", "2"]
@@ -386,7 +386,7 @@ class Pip:
             raise WheelsError(self.absent(missing))
 
     def absent(self, missing):
-        place = "the folder %s of the controller" % self.params["folder"] if self.offline else "pip's index"
+        place = "the directory %s of the controller" % self.params["directory"] if self.offline else "pip's index"
         text = "%s has no wheel that serves %s of: %s" % (
             place,
             called(self.params["interpreter"]),
@@ -397,7 +397,7 @@ class Pip:
         else:
             text += (
                 "; build them once where their code may run, with the hosts' Debian (`pip wheel`), and give them by"
-                " shiftmaster_wheels: folder, or let the hosts build them with shiftmaster_wheels: none"
+                " shiftmaster_wheels: directory, or let the hosts build them with shiftmaster_wheels: none"
                 " (docs/operations-guide.md, chapter on closed networks)"
             )
         return text
@@ -415,24 +415,26 @@ def sha256(path):
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def listing(folder):
-    """Return what tells one content of a folder from another, without reading it."""
+def listing(directory):
+    """Return what tells one content of a directory from another, without reading it."""
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".whl"))
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".whl"))
     except OSError as error:
-        raise WheelsError("the folder of wheels %s cannot be read on the controller: %s" % (folder, error.strerror))
+        raise WheelsError(
+            "the directory of wheels %s cannot be read on the controller: %s" % (directory, error.strerror)
+        )
     if not names:
-        raise WheelsError("the folder %s of the controller holds no wheels (files *.whl)" % folder)
-    found = (os.stat(os.path.join(folder, name)) for name in names)
+        raise WheelsError("the directory %s of the controller holds no wheels (files *.whl)" % directory)
+    found = (os.stat(os.path.join(directory, name)) for name in names)
     return [[name, one.st_size, one.st_mtime_ns] for name, one in zip(names, found)]
 
 
-def whole(folder):
+def whole(directory):
     """Return the wheels of a collection, None where it is not there or not as it was collected."""
     try:
-        with open(os.path.join(folder, "wheels.json"), encoding="utf-8") as stream:
+        with open(os.path.join(directory, "wheels.json"), encoding="utf-8") as stream:
             wheels = json.load(stream)
-        good = all(sha256(os.path.join(folder, "wheels", one["name"])) == one["sha256"] for one in wheels)
+        good = all(sha256(os.path.join(directory, "wheels", one["name"])) == one["sha256"] for one in wheels)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return wheels if good else None
@@ -462,12 +464,12 @@ def run(params):
     refuse_what_is_no_package(requirements + constraints + extra)
     refuse_strange_interpreter(params["interpreter"])
     refuse_hostile_options(requirements + constraints, params["environment"])
-    offline = params["source"] == "folder"
-    if offline and not params["folder"]:
-        raise WheelsError("shiftmaster_wheels is folder, and shiftmaster_wheels_dir names none")
+    offline = params["source"] == "directory"
+    if offline and not params["directory"]:
+        raise WheelsError("shiftmaster_wheels is directory, and shiftmaster_wheels_dir names none")
     asked = [
         params["source"],
-        listing(params["folder"]) if offline else [],
+        listing(params["directory"]) if offline else [],
         requirements,
         constraints,
         extra,
@@ -475,19 +477,19 @@ def run(params):
     ]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     root = os.path.join(params["cache_dir"], "wheels")
-    folder = os.path.join(root, key)
+    directory = os.path.join(root, key)
     os.makedirs(root, mode=0o700, exist_ok=True)
     with exclusive(root, deadline):
-        wheels = whole(folder)
+        wheels = whole(directory)
         collected = wheels is None
         if collected:
-            wheels = collect(params, root, folder, requirements, constraints, deadline)
-        os.utime(folder)
-        prune(root, folder)
-    return {"folder": os.path.join(folder, "wheels"), "wheels": wheels, "collected": collected}
+            wheels = collect(params, root, directory, requirements, constraints, deadline)
+        os.utime(directory)
+        prune(root, directory)
+    return {"directory": os.path.join(directory, "wheels"), "wheels": wheels, "collected": collected}
 
 
-def collect(params, root, folder, requirements, constraints, deadline):
+def collect(params, root, directory, requirements, constraints, deadline):
     for name in os.listdir(root):
         if name.startswith("new."):  # What a killed run left.
             shutil.rmtree(os.path.join(root, name), ignore_errors=True)
@@ -507,8 +509,8 @@ def collect(params, root, folder, requirements, constraints, deadline):
             if name not in ("wheels", "wheels.json"):
                 path = os.path.join(scratch, name)
                 shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(scratch, folder)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.rename(scratch, directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return wheels
@@ -540,8 +542,8 @@ def secrets(environment):
 def main():
     module = QuietModule(
         argument_spec={
-            "source": {"type": "str", "choices": ["folder", "controller"], "required": True},
-            "folder": {"type": "path"},
+            "source": {"type": "str", "choices": ["directory", "controller"], "required": True},
+            "directory": {"type": "path"},
             "archive": {"type": "path", "required": True},
             "requirements_file": {"type": "str", "default": "requirements.txt"},
             "extra_requirements": {"type": "list", "elements": "str", "default": []},

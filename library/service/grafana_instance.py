@@ -128,7 +128,7 @@ from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 
 def plan(present, wanted, admin, prune):
-    """What the users lack: [(action, login, figure)]. present: {login: {"id", "role", "name", "email"}}."""
+    """What the users lack: [(action, login, metric)]. present: {login: {"id", "role", "name", "email"}}."""
     steps = []
     for user in wanted:
         now = present.get(user["login"])
@@ -215,7 +215,7 @@ class Instance:
     def keep_users(self):
         present = self.present()
         steps = plan(present, self.p["users"], self.p["admin_user"], self.p["prune_users"])
-        created = {login for action, login, _figure in steps if action == "create"}
+        created = {login for action, login, _metric in steps if action == "create"}
         users = {user["login"]: user for user in self.p["users"]}
         for login, user in users.items():
             if login not in created and self.api.ask("/api/user", login=(login, user["password"]))[0] != 200:
@@ -223,7 +223,7 @@ class Instance:
         self.done += [sentence(step) for step in steps]
         if self.module.check_mode:
             return
-        for action, login, _figure in steps:
+        for action, login, _metric in steps:
             self.take(action, users.get(login), present.get(login, {}).get("id"))
 
     def take(self, action, user, number):
@@ -244,7 +244,7 @@ class Instance:
             if user["role"] != "Viewer":
                 self.call("/api/org/users/%d" % number, "PATCH", {"role": user["role"]})
 
-    # -- proof ------------------------------------------------------------------------------------------------
+    # -- verification ------------------------------------------------------------------------------------------------
     def lacking(self):
         """What Grafana does not serve yet of what was provisioned."""
         found = []
@@ -329,7 +329,7 @@ def main():
     except NoAnswer as error:
         if not module.check_mode:
             module.fail_json(msg="Grafana does not answer: %s" % error)
-        module.exit_json(changed=True, done=["Grafana does not run yet; its users and the proof would follow"])
+        module.exit_json(changed=True, done=["Grafana does not run yet; its users and the verification would follow"])
     except Failed as error:
         module.fail_json(msg="Grafana: %s" % error, done=instance.done)
     module.exit_json(

@@ -6,20 +6,20 @@ DOCUMENTATION = r"""
 module: managed_files
 short_description: Install directories and small text files in one call
 description:
-  - One remote call instead of one for each folder and file; a run that changes nothing on a fleet is mostly made of
+  - One remote call instead of one for each directory and file; a run that changes nothing on an installation with several hosts is mostly made of
     such calls.
   - Each file is replaced as a whole, by a rename. Nothing is changed before all of the input has been checked.
 version_added: "1.0.0"
 author: ShiftMaster operations (@shiftmaster-operations)
 options:
   directories:
-    description: Folders, parents first.
+    description: Directories, parents first.
     type: list
     elements: dict
     default: []
     suboptions:
       path:
-        description: The folder's absolute path.
+        description: The directory's absolute path.
         type: path
         required: true
       owner:
@@ -70,7 +70,7 @@ options:
     elements: path
     default: []
   purge:
-    description: Folders below which every file that is in neither O(files) nor O(texts) is removed.
+    description: Directories below which every file that is in neither O(files) nor O(texts) is removed.
     type: list
     elements: path
     default: []
@@ -100,7 +100,7 @@ options:
             type: str
             required: true
           home:
-            description: The home folder.
+            description: The home directory.
             type: str
             required: true
           shell:
@@ -231,7 +231,7 @@ def apply(params, check_mode):
                 "before_header": path,
                 "after_header": path,
                 "before": "%s\n" % difference if exists else "",
-                "after": "folder %s %s:%s\n" % (entry["mode"], entry["owner"], entry["group"]),
+                "after": "directory %s %s:%s\n" % (entry["mode"], entry["owner"], entry["group"]),
             }
         )
         if not check_mode:
@@ -257,8 +257,8 @@ def apply(params, check_mode):
             replace(path, entry, ids)
     wanted = {entry["path"] for entry in files}
     unwanted = [path for path in params["absent"] if os.path.lexists(path)]
-    for folder in params["purge"]:
-        for parent, _folders, names in os.walk(folder):
+    for directory in params["purge"]:
+        for parent, _directories, names in os.walk(directory):
             unwanted.extend(path for path in (os.path.join(parent, name) for name in names) if path not in wanted)
     for path in unwanted:
         changed.append(path)

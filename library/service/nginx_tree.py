@@ -154,7 +154,7 @@ options:
     type: list
     elements: int
     default: []
-  proof_timeout_seconds:
+  verify_timeout_seconds:
     description: How long to wait until a reload or a start is verified.
     type: int
     default: 20
@@ -251,7 +251,7 @@ LOG_GROUP, LOG_MODE = "adm", 0o640
 
 
 def config_hash(files, links, absent):
-    """The hash of a set. Order and folders do not count, contents, modes and links do."""
+    """The hash of a set. Order and directories do not count, contents, modes and links do."""
     digest = hashlib.sha256()
     for item in sorted(files, key=lambda f: f["path"]):
         digest.update(repr(("file", item["path"], item["content"], item.get("mode", "0644"))).encode())
@@ -387,19 +387,19 @@ def master_pid(pid_file):
 def workers(master):
     """Workers of a master that take connections (those that are shutting down are left out): pid -> group ids."""
     found = {}
-    for folder in glob.glob("/proc/[0-9]*"):
+    for directory in glob.glob("/proc/[0-9]*"):
         try:
-            with open(folder + "/stat") as handle:
+            with open(directory + "/stat") as handle:
                 parent = int(handle.read().rsplit(")", 1)[1].split()[1])
             if parent != master:
                 continue
-            with open(folder + "/cmdline") as handle:
+            with open(directory + "/cmdline") as handle:
                 title = handle.read()
             if "worker process" not in title or "shutting down" in title:
                 continue
-            with open(folder + "/status") as handle:
+            with open(directory + "/status") as handle:
                 line = re.search(r"^Groups:(.*)$", handle.read(), re.M)
-            found[int(folder.rsplit("/", 1)[1])] = {int(gid) for gid in line.group(1).split()} if line else set()
+            found[int(directory.rsplit("/", 1)[1])] = {int(gid) for gid in line.group(1).split()} if line else set()
         except (OSError, ValueError, IndexError):
             continue
     return found
@@ -642,7 +642,7 @@ class Tree:
     def verify(self, master, old_workers, markers):
         """Wait until what runs is what was written; Failed says what is missing."""
         missing = "nothing was seen"
-        deadline = time.monotonic() + self.p["proof_timeout_seconds"]
+        deadline = time.monotonic() + self.p["verify_timeout_seconds"]
         good = 0
         while time.monotonic() < deadline:
             now = master_pid(self.p["pid_file"])
@@ -798,7 +798,7 @@ def argument_spec():
         "groups": {"type": "list", "elements": "str", "default": []},
         "user": {"type": "str", "default": "www-data"},
         "ports": {"type": "list", "elements": "int", "default": []},
-        "proof_timeout_seconds": {"type": "int", "default": 20},
+        "verify_timeout_seconds": {"type": "int", "default": 20},
     }
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Copy the primary anew to a standby that cannot follow it any more."""
+"""Copy the primary again to a standby that cannot follow it any more."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 DOCUMENTATION = r"""
 ---
 module: postgresql_standby
-short_description: Copy the primary anew to a standby that cannot follow it any more
+short_description: Copy the primary again to a standby that cannot follow it any more
 description:
   - A primary that was restored goes on from another point than its standbys; none of them can follow.
   - Asks the cluster's own configuration (C(primary_conninfo), C(primary_slot_name)) where its primary is, looks
     whether it answers, stops the standby, copies everything by C(pg_basebackup) and waits until it streams again.
-  - The slot went with the old database, so it is made anew. What was set by C(ALTER SYSTEM) on the standby becomes what
+  - The slot went with the old database, so it is made again. What was set by C(ALTER SYSTEM) on the standby becomes what
     it is on the primary.
   - What a copy that failed needs to be made again is kept beside the data until one has succeeded.
   - The password goes by the environment, and into the file in which the standby had it before.
@@ -154,7 +154,7 @@ class Cluster:
         safe_files.write(self.kept, json.dumps(self.follows).encode(), 0o600)
 
     def empty(self):
-        """Remove what is in the folder of the data, and leave the folder, which may be a mount."""
+        """Remove what is in the directory of the data, and leave the directory, which may be a mount."""
         # By its descriptor: the directory above belongs to postgres, who could put a link to another one in its place.
         directory = safe_files.open_directory(self.data)
         try:
@@ -204,9 +204,9 @@ def main():
             cluster.wait_until_it_streams(seconds)
             os.unlink(cluster.kept)
     except (Failed, ValueError, OSError) as error:
-        again = "Its data is gone. When that is mended: ansible <host> --become --module-name postgresql_standby"
+        again = "Its data is gone. When that is fixed: ansible <host> --become --module-name postgresql_standby"
         stands = again if removed else "Nothing was changed."
-        module.fail_json(msg="the standby was not made anew: %s. %s" % (error, stands))
+        module.fail_json(msg="the standby was not made again: %s. %s" % (error, stands))
     primary = env.get("PGHOST", env.get("PGHOSTADDR", ""))
     module.exit_json(changed=True, primary=primary, slot=slot, msg="The standby follows %s again." % primary)
 

@@ -614,13 +614,13 @@ class Change:
 
     def keep_snapshot(self, config):
         """Load the snapshot before a first start with an append-only file, which alone would begin empty."""
-        instance, folder = self.instance, directive(config, "dir") or "/var/lib/redis"
-        if directive(config, "appendonly") != "yes" or os.path.exists(os.path.join(folder, "appendonlydir")):
+        instance, directory = self.instance, directive(config, "dir") or "/var/lib/redis"
+        if directive(config, "appendonly") != "yes" or os.path.exists(os.path.join(directory, "appendonlydir")):
             return
         # A running instance writes its snapshot when it stops.
         with contextlib.suppress(units.UnitError):
             units.systemctl("stop", instance.unit, timeout=instance.start_timeout)
-        if not os.path.exists(os.path.join(folder, directive(config, "dbfilename") or "dump.rdb")):
+        if not os.path.exists(os.path.join(directory, directive(config, "dbfilename") or "dump.rdb")):
             return
         state = self.files.wanted[instance.config_file]
         snapshot = ("file", state[1] + b"\nappendonly no\n", *state[2:])
@@ -668,7 +668,7 @@ def run(module):
     if active and (params["unit_changed"] or unit["NeedDaemonReload"] == "yes"):
         restart_for.append("its unit changed")
     with connection or contextlib.nullcontext():
-        if not files.changes and not restart_for and is_settled(instance, connection, texts):
+        if not files.changes and not restart_for and is_up_to_date(instance, connection, texts):
             result["changed"] = bool(files.directory_changes or result["enabled"])
         else:
             with Scratch(instance, *texts) as scratch:
@@ -686,7 +686,7 @@ def run(module):
     return result
 
 
-def is_settled(instance, connection, texts):
+def is_up_to_date(instance, connection, texts):
     """Tell whether the instance is as the last verified run left it, so that no scratch server is needed."""
     note = configuration.read_note(instance.unit)
     return bool(

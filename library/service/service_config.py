@@ -13,7 +13,7 @@ description:
   - The set (files, secrets, the web configuration, absences, drop-ins of the unit) is compared with the host. When
     anything differs, a copy of O(root) with the new files in it is made, paths below O(root) inside the new files are
     rewritten to the copy, and O(checks) run on it before one live file is touched.
-  - Then the files are renamed into place, the service is reloaded or restarted, and the module waits for O(proof).
+  - Then the files are renamed into place, the service is reloaded or restarted, and the module waits for O(verify).
     C(kill -HUP) returns 0 where a configuration was rejected, so the running process itself has to report it.
   - Where the verification fails, the earlier files are placed, loaded and verified, and the task fails with what the
     service logged. A service that did not run before is stopped again.
@@ -181,12 +181,12 @@ options:
     type: str
     choices: [reload, restart, none]
     default: reload
-  proof:
+  verify:
     description:
       - What the running service must report after a change. Without it, the unit must be active for a second.
     type: dict
     suboptions:
-      url: {description: "Must return 200; with O(proof.metric), metrics.", type: str, required: true}
+      url: {description: "Must return 200; with O(verify.metric), metrics.", type: str, required: true}
       ca_file: {description: Authority of its certificate. The name in the URL is verified., type: path}
       user: {description: User of basic authentication., type: str}
       password: {description: Its password., type: str}
@@ -257,7 +257,7 @@ EXAMPLES = r"""
     references:
       user: prometheus
       extra_groups: [ssl-cert]
-    proof:
+    verify:
       url: https://127.0.0.1:9090/metrics
       ca_file: /etc/ssl/shiftmaster/ca.crt
       user: admin
@@ -294,14 +294,14 @@ from calendar import timegm
 from ansible.module_utils.shiftmaster.host import configuration, points, service_user, units, webconfig
 from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected, list_of
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
-from ansible.module_utils.shiftmaster.monitoring import figures
+from ansible.module_utils.shiftmaster.monitoring import metrics
 
 # Where a test holds a run (module_utils/shiftmaster/host/points.py); no point of a deploy.
 SWAPPED = "service_swapped"
 NAMED_FILE = re.compile(r"(?<!\w)(?P<key>\w+_file)\s*:\s*(?P<value>'[^'\n]*'|\"[^\"\n]*\"|[^\s'\",}\]#]+)")
 # Files that everybody may read.
 PUBLIC = ("ca_file", "cert_file", "client_ca_file")
-# Without a proof of its own a unit must be active for so long, and has so long to become that.
+# Without a verify of its own a unit must be active for so long, and has so long to become that.
 SETTLE_SECONDS = 1.0
 START_SECONDS = 120
 # The stop of the earlier process may take so long on top of a start.
@@ -361,7 +361,7 @@ class Service:
     def __init__(self, module):
         self.module = module
         self.p = module.params
-        self.unit, self.proof = self.p["unit"], self.p["proof"]
+        self.unit, self.expects = self.p["unit"], self.p["verify"]
         self.root = self.p["root"].rstrip("/")
         self.files = configuration.FileSet(module.check_mode)
         # The need of each path that changes; paths whose content is not rewritten for the checks; those of the unit.
@@ -456,25 +456,25 @@ class Service:
         return latest
 
     def get(self, url, stranger=False, timeout=10.0):
-        user = None if stranger else self.proof["user"]
-        return figures.get(url, self.proof["ca_file"], user, self.proof["password"], timeout)
+        user = None if stranger else self.expects["user"]
+        return metrics.get(url, self.expects["ca_file"], user, self.expects["password"], timeout)
 
     def own_metrics(self):
         """Return (value of the metric, time of the last reload) of the process; None for what is unknown."""
-        names = [self.proof[name] for name in ("metric", "timestamp_metric")] if self.proof else []
+        names = [self.expects[name] for name in ("metric", "timestamp_metric")] if self.expects else []
         if any(names):
             with contextlib.suppress(OSError):
-                status, text = self.get(self.proof["url"])
+                status, text = self.get(self.expects["url"])
                 if status == 200:
-                    return [figures.value_of(text, name) if name else None for name in names]
+                    return [metrics.value_of(text, name) if name else None for name in names]
         return None, None
 
     def targets(self):
         """Return the targets as they are, or {} where that cannot be known."""
-        if self.proof and self.proof["targets_url"]:
+        if self.expects and self.expects["targets_url"]:
             with contextlib.suppress(OSError):
-                status, text = self.get(self.proof["targets_url"], timeout=30.0)
-                return figures.targets_of(text) if status == 200 else {}
+                status, text = self.get(self.expects["targets_url"], timeout=30.0)
+                return metrics.targets_of(text) if status == 200 else {}
         return {}
 
     def decide(self, facts):
@@ -501,8 +501,8 @@ class Service:
         """Return what the process has not loaded of the set: (restart, reload or none, reasons)."""
         note, hashes = configuration.read_note(self.unit), self.hashes()
         value, loaded = self.own_metrics()
-        if self.p["apply"] == "reload" and value is not None and value != self.proof["value"]:
-            return "reload", ["the running service reports %s %g" % (self.proof["metric"], value)]
+        if self.p["apply"] == "reload" and value is not None and value != self.expects["value"]:
+            return "reload", ["the running service reports %s %g" % (self.expects["metric"], value)]
         started = timestamp(facts["ExecMainStartTimestamp"])
         same = note.get("invocation") == facts["InvocationID"] and (
             loaded is None or note.get("timestamp") is None or note["timestamp"] == loaded
@@ -592,9 +592,9 @@ class Service:
     # -- verifying -------------------------------------------------------------------------------------------
     def verify(self, action, since, restarts, lenient=False):
         """Wait until the service reports that it runs what was written; Failed says what is missing."""
-        proof = self.proof
+        verify = self.expects
         name = "timeout_seconds" if action in ("reload", "none") else "start_timeout_seconds"
-        seconds = proof[name] if proof else START_SECONDS
+        seconds = verify[name] if verify else START_SECONDS
         deadline = time.monotonic() + seconds
         settled, pause = None, 0.1
         while True:
@@ -605,7 +605,7 @@ class Service:
                 raise Failed("%s ends and is started again and again" % self.unit)
             if facts["ActiveState"] != "active":
                 missing, settled = "%s is %s" % (self.unit, facts["ActiveState"]), None
-            elif not proof:
+            elif not verify:
                 if settled is None or settled[0] != facts["MainPID"]:
                     settled = (facts["MainPID"], time.monotonic())
                 missing = None if time.monotonic() - settled[1] >= SETTLE_SECONDS else "%s does not stay" % self.unit
@@ -620,39 +620,39 @@ class Service:
 
     def unverified(self, action, since, lenient):
         """Return what of the service's report is not as it must be, None where all is."""
-        proof = self.proof
+        verify = self.expects
         try:
-            status, text = self.get(proof["url"])
+            status, text = self.get(verify["url"])
             if lenient and status == 401:
                 # The earlier files have other passwords; that it requires one is all that can be seen.
                 return None
             if status != 200:
-                return "%s answers %s" % (proof["url"], status)
-            if proof["metric"]:
-                value = figures.value_of(text, proof["metric"])
-                if value != proof["value"]:
+                return "%s answers %s" % (verify["url"], status)
+            if verify["metric"]:
+                value = metrics.value_of(text, verify["metric"])
+                if value != verify["value"]:
                     shown = "absent" if value is None else "%g" % value
-                    return "%s is %s instead of %g" % (proof["metric"], shown, proof["value"])
-            if proof["timestamp_metric"] and action != "none":
-                value = figures.value_of(text, proof["timestamp_metric"])
+                    return "%s is %s instead of %g" % (verify["metric"], shown, verify["value"])
+            if verify["timestamp_metric"] and action != "none":
+                value = metrics.value_of(text, verify["timestamp_metric"])
                 if value is None or value < since:
-                    return "%s is not younger than the swap" % proof["timestamp_metric"]
+                    return "%s is not younger than the swap" % verify["timestamp_metric"]
             if lenient:
                 return None
-            for answer in proof["answers"]:
+            for answer in verify["answers"]:
                 status, text = self.get(answer["url"])
-                value = figures.at_path(text, answer["path"]) if status == 200 else "not answered (%s)" % status
+                value = metrics.at_path(text, answer["path"]) if status == 200 else "not answered (%s)" % status
                 if str(value) != answer["value"]:
                     place = ".".join(answer["path"])
                     return "%s: %s is %s instead of %s" % (answer["url"], place, value, answer["value"])
-            if proof["closed"]:
-                status, _text = self.get(proof["url"], stranger=True)
+            if verify["closed"]:
+                status, _text = self.get(verify["url"], stranger=True)
                 if status != 401:
-                    return "%s answers %s to a stranger" % (proof["url"], status)
-        except figures.Untrusted as error:
-            raise Failed("%s: %s" % (proof["url"], error))
+                    return "%s answers %s to a stranger" % (verify["url"], status)
+        except metrics.Untrusted as error:
+            raise Failed("%s: %s" % (verify["url"], error))
         except OSError as error:
-            return "%s: %s" % (proof["url"], error)
+            return "%s: %s" % (verify["url"], error)
         return None
 
     def verify_targets(self, before, since):
@@ -665,7 +665,7 @@ class Service:
         deadline = time.monotonic() + 2 * max(target["interval"] for target in known)
         while True:
             now = self.targets()
-            lost = figures.lost(before, now, since)
+            lost = metrics.lost(before, now, since)
             if now and not lost:
                 return
             if time.monotonic() >= deadline:
@@ -691,7 +691,7 @@ class Service:
         if action != "none":
             # A start by hand meanwhile may have loaded half of the set: restart, whatever runs. systemctl waits for a
             # unit that says when it is ready, and for the one before to stop.
-            seconds = self.proof["start_timeout_seconds"] if self.proof else START_SECONDS
+            seconds = self.expects["start_timeout_seconds"] if self.expects else START_SECONDS
             verb = "reload" if action == "reload" else "restart"
             units.systemctl(verb, self.unit, timeout=seconds + STOP_SECONDS)
         return since, restarts
@@ -810,7 +810,7 @@ def argument_spec():
         "check_timeout_seconds": {"type": "int", "default": 60},
         "references": {"type": "dict", "options": service_user},
         "apply": dict(apply, default="reload"),
-        "proof": {
+        "verify": {
             "type": "dict",
             "options": {
                 "url": text,

@@ -57,7 +57,7 @@ def refusal(name, option, value):
 
 
 def latest_month():
-    """The month that it is where a day begins first; the site's zone is known only where the figures are."""
+    """The month that it is where a day begins first; the site's zone is known only where the metrics are."""
     east = datetime.timezone(datetime.timedelta(hours=14))
     return datetime.datetime.now(east).strftime("%Y-%m")
 

@@ -11,7 +11,7 @@ Runs on the controller only. Options:
     choices     [{name, value, choices}]: what people type with a run
 
     ranges      {name or end of a name: [least, most, further values]} of numbers; see group_vars/all/ranges.yml
-    elsewhere   names that end like those of a host's directories (_dir, _root, _folder) and are none
+    elsewhere   names that end like those of a host's directories (_dir, _root, _directory) and are none
 
 Returns problems, a list of sentences; of values only directories and numbers, since others may be secrets. And
 directories, [{name, path}]: those that the site chose, for a check on the host.
@@ -37,7 +37,7 @@ _system_paths = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_system_paths)
 
 # How the variables end that name a directory which root creates, gives away or cleans up.
-DIRECTORY_ENDINGS = ("_dir", "_root", "_folder")
+DIRECTORY_ENDINGS = ("_dir", "_root", "_directory")
 
 
 def load(path):
@@ -118,7 +118,7 @@ class ActionModule(ActionBase):
                 roles_path = candidate
                 break
         else:
-            raise AnsibleError("shiftmaster_variables: no folder roles/ beside the playbook")
+            raise AnsibleError("shiftmaster_variables: no directory roles/ beside the playbook")
         directories = {}
         problems, expected, specs, defaults = [], set(arguments.get("known") or []), {}, {}
         for role in arguments["roles"]:

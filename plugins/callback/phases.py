@@ -470,7 +470,7 @@ class CallbackModule(Default):
             self.phase["results"] += 1
             self.phase["changed"] += bool(result.result.get("changed")) and not failed
         if "release" in result.task.action:
-            for name in ("current_version", "requests", "errors", "put_back"):
+            for name in ("current_version", "requests", "errors", "reverted"):
                 if result.result.get(name) is not None:
                     self.facts[name] = result.result[name]
 
@@ -502,8 +502,8 @@ class CallbackModule(Default):
 
     def _failed(self, result, lines: list[str]) -> None:
         role = result.task._role.get_name() if result.task._role else ""
-        verdict = result.task.action.rpartition(".")[2] in ("fail", "assert") and not result.is_unreachable()
-        if verdict and self.playbook in REPORTS and role != "preflight":
+        result = result.task.action.rpartition(".")[2] in ("fail", "assert") and not result.is_unreachable()
+        if result and self.playbook in REPORTS and role != "preflight":
             self.found += [line for line in lines if line not in self.found]
             return
         path = os.path.relpath(result.task.get_path() or "", os.getcwd())
@@ -587,7 +587,7 @@ class CallbackModule(Default):
             if self.facts.get("requests"):
                 of = self.text("of", errors=self.facts.get("errors", 0), requests=self.facts["requests"])
                 self.screen.line(self.text("noticed", text=of))
-            elif not self.facts.get("cutover") or self.facts.get("put_back") is False:
+            elif not self.facts.get("cutover") or self.facts.get("reverted") is False:
                 self.screen.line(self.text("noticed", text=self.text("never")))
 
     @staticmethod

@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 name: verify_report
 short_description: What playbooks/verify.yml has found, a line each
 description:
-  - One line for each check of each host, as C(NOT RUN), C(PASSED) or C(FAILED); a check that was answered by a stand-in
+  - One line for each check of each host, as C(NOT RUN), C(PASSED) or C(FAILED); a check that was answered by a stub
     says so. A part that no host is to have, and a host that did not answer, have not run.
 author: ShiftMaster operations (@shiftmaster-operations)
 positional: groups
@@ -56,8 +56,8 @@ def verify_report(hosts, groups):
         checks += (hosts[host].get("verify_line") or {}).get("checks") or []
         for check in checks:
             text = f"{host}: {check['part']}: {check['check']}: {check['result'].upper()}"
-            if check.get("package") == "stand-in":
-                text += " (on a stand-in)"
+            if check.get("package") == "stub":
+                text += " (on a stub)"
             lines.append(text + (f": {check['detail']}" if check["detail"] else ""))
     if not any(host.get("verify_line") and host["verify_line"].get("checks") for host in hosts.values()):
         lines.append("canary: NOT RUN: no application host has Filebeat")

@@ -5,26 +5,26 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 name: source_tree
-short_description: The text files of a folder of the controller, as one dict
+short_description: The text files of a directory of the controller, as one dict
 description:
   - Lets one module call install a whole package of small files.
 author: ShiftMaster operations (@shiftmaster-operations)
 options:
   _terms:
-    description: Folders of the controller.
+    description: Directories of the controller.
     required: true
   suffix:
     description: Only files whose name ends so.
     default: .py
   prefix:
-    description: Put before each path, e.g. the folder they go to.
+    description: Put before each path, e.g. the directory they go to.
     default: ""
   imports_of:
     description:
-      - A Python program of the controller. Of the folder, which it knows as the package O(package), only those
+      - A Python program of the controller. Of the directory, which it knows as the package O(package), only those
         modules are taken that it imports, and those that they import by relative names.
   package:
-    description: The name of the folder in O(imports_of).
+    description: The name of the directory in O(imports_of).
     default: engine
 """
 
@@ -39,7 +39,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _raw:
-  description: For each folder a dict of relative path to text.
+  description: For each directory a dict of relative path to text.
   type: list
   elements: dict
 """
@@ -91,12 +91,12 @@ class LookupModule(LookupBase):
         self.set_options(var_options=variables, direct=kwargs)
         trees = []
         for term in terms:
-            folder = Path(term)
-            if not folder.is_dir():
-                raise AnsibleError(f"source_tree: {folder} is not a folder of the controller")
+            directory = Path(term)
+            if not directory.is_dir():
+                raise AnsibleError(f"source_tree: {directory} is not a directory of the controller")
             texts = {
-                str(path.relative_to(folder)): path.read_text(encoding="utf-8")
-                for path in sorted(folder.rglob(f"*{self.get_option('suffix')}"))
+                str(path.relative_to(directory)): path.read_text(encoding="utf-8")
+                for path in sorted(directory.rglob(f"*{self.get_option('suffix')}"))
                 if "__pycache__" not in path.parts
             }
             program = self.get_option("imports_of")

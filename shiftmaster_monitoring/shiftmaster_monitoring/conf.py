@@ -30,13 +30,13 @@ SHIFTMASTER_SLOW_LOG            file of their own for those lines; unset: they g
                                 shiftmaster_monitoring.slow sends them
 SHIFTMASTER_SESSION_IDLE_SECONDS
                                 3600; a session without a request for so long has ended with its last one
-PROMETHEUS_MULTIPROC_DIR        (environment alone) the folder that all processes of the host share; without it each
-                                process has its own figures, and neither users nor sessions nor workers are counted
+PROMETHEUS_MULTIPROC_DIR        (environment alone) the directory that all processes of the host share; without it each
+                                process has its own metrics, and neither users nor sessions nor workers are counted
 
 The log (attach.py) has:
 
 SHIFTMASTER_LOG_FORMAT          "ecs": a line of JSON for each event; "plain": the guide's lines
-SHIFTMASTER_LOG_FILE            file of the processes that have a colour; unset: the application's LOGGING stays
+SHIFTMASTER_LOG_FILE            file of the processes that have a slot; unset: the application's LOGGING stays
 SHIFTMASTER_LOG_MASKS           (); [{"pattern":, "replace":, "only_with": [texts]}], what must not be logged
 SHIFTMASTER_LOG_KEY             (or environment) makes the pseudonyms of users; unset: the log names nobody
 SHIFTMASTER_LOG_SQL             True; whether statements to PostgreSQL begin with the request id, as a comment

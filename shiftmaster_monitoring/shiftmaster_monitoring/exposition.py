@@ -60,7 +60,7 @@ class Shared:
                 families[name].add_sample(name + "_count", dict(labels), total)
         self._gauges(families, gauges, texts)
         yield from families.values()
-        yield _gauge("shiftmaster_metrics_processes", "Processes that count in the shared folder.", {(): living})
+        yield _gauge("shiftmaster_metrics_processes", "Processes that count in the shared directory.", {(): living})
 
     @staticmethod
     def _gauges(families, gauges, texts):
@@ -98,18 +98,18 @@ class Looked:
         release = [
             conf.get("SHIFTMASTER_VERSION"),
             conf.get("SHIFTMASTER_RELEASE"),
-            os.environ.get("SHIFTMASTER_COLOUR"),
+            os.environ.get("SHIFTMASTER_SLOT"),
         ]
-        labels = ("version", "release", "colour")
+        labels = ("version", "release", "slot")
         yield _gauge(
             "shiftmaster_release_info", "The release that answers.", {tuple(text or "" for text in release): 1}, labels
         )
-        if shared.folder() is not None:  # Otherwise prometheus_client's own registry has this process.
+        if shared.directory() is not None:  # Otherwise prometheus_client's own registry has this process.
             with trouble.contained("the processes cannot be measured"):
                 yield from _processes()
         wanted = {"celery": (queues.look, float(conf.get("SHIFTMASTER_METRICS_BROKER_SECONDS")))}
-        if shared.folder() is not None:
-            wanted["people"] = (people.active_in_fleet, PEOPLE_SECONDS)
+        if shared.directory() is not None:
+            wanted["people"] = (people.active_on_all_hosts, PEOPLE_SECONDS)
         found = self.runner.run(wanted)
         up = {}
         for name, result in found.items():
@@ -142,7 +142,7 @@ def _celery(waiting: dict):
     yield _gauge(
         "shiftmaster_celery_queue_oldest_task_age_seconds", "How long the oldest of them waits.", ages, ("queue",)
     )
-    if shared.folder() is not None:
+    if shared.directory() is not None:
         yield _gauge(
             "shiftmaster_celery_workers",
             "Workers of this host that have lately shown that they live.",
@@ -152,7 +152,7 @@ def _celery(waiting: dict):
 
 def _workers() -> int:
     living, now = 0, time.time()
-    with contextlib.suppress(FileNotFoundError), os.scandir(os.path.join(shared.folder(), "workers")) as entries:
+    with contextlib.suppress(FileNotFoundError), os.scandir(os.path.join(shared.directory(), "workers")) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
                 age = now - entry.stat().st_mtime
@@ -171,8 +171,8 @@ def _stat(pid) -> list:
 
 
 def _processes():
-    """Memory and processor time of the web processes of this colour: gunicorn's master and its children."""
-    master = os.getppid() if os.environ.get("SHIFTMASTER_COLOUR") else os.getpid()
+    """Memory and processor time of the web processes of this slot: gunicorn's master and its children."""
+    master = os.getppid() if os.environ.get("SHIFTMASTER_SLOT") else os.getpid()
     memory, ticks = 0, 0
     for pid in os.listdir("/proc"):
         with contextlib.suppress(OSError, IndexError, ValueError):
@@ -185,10 +185,10 @@ def _processes():
                 ticks += sum(int(value) for value in (stat[11:15] if int(pid) == master else stat[11:13]))
     yield _gauge(
         "process_resident_memory_bytes",
-        "Memory of this colour's web processes; what they share counts for each.",
+        "Memory of this slot's web processes; what they share counts for each.",
         {(): memory},
     )
-    cpu = CounterMetricFamily("process_cpu_seconds", "Processor time of this colour's web processes.")
+    cpu = CounterMetricFamily("process_cpu_seconds", "Processor time of this slot's web processes.")
     cpu.add_metric([], ticks / _TICKS)
     yield cpu
 
@@ -207,20 +207,23 @@ class Exposition:
         registry = CollectorRegistry(auto_describe=False)
         # First: it ends sessions, which the shared metrics then have.
         registry.register(_Given(list(self._looked.collect(warming))))
-        if shared.folder() is not None:
+        if shared.directory() is not None:
             registry.register(_Given(self._shared()))
         text = generate_latest(registry)
-        return text if shared.folder() is not None else generate_latest(REGISTRY) + text
+        return text if shared.directory() is not None else generate_latest(REGISTRY) + text
 
     @staticmethod
     def _shared() -> list:
         try:
             families, up = list(Shared().collect()), 1
         except (OSError, shared.Busy) as error:
-            # No figures are better than those of one process, which would look like counters that fell.
+            # No metrics are better than those of one process, which would look like counters that fell.
             trouble.say("the shared metrics cannot be read", error)
             families, up = [], 0
-        return [*families, _gauge("shiftmaster_metrics_shared_up", "Whether the shared folder can be read.", {(): up})]
+        return [
+            *families,
+            _gauge("shiftmaster_metrics_shared_up", "Whether the shared directory can be read.", {(): up}),
+        ]
 
 
 class _Given:

@@ -4,7 +4,7 @@ attach.logs() makes `configure` what Django configures logging with. The applica
 that its levels and filters stay; then whatever writes to a file or to standard error is replaced by one handler on the
 root, so that each event is one line in one file. Handlers of another kind (mail to admins, NullHandler) stay.
 
-An event is appended by one write, so that processes can share the file; it is opened anew when it was rotated.
+An event is appended by one write, so that processes can share the file; it is opened again when it was rotated.
 The schema's own library for Python is not used: it writes no chained causes and no exception groups, a field that an
 application calls `log` or `error` makes it fail, and every release would need one more package.
 """
@@ -34,7 +34,7 @@ MAX_MESSAGE, MAX_TRACE = 32768, 65536
 # length. A space is no better place: Japanese and JSON have none, and a secret in quotes may have one.
 _EDGE = 4096
 _OWN = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName", "request"}
-# gunicorn's own log has its own file, which it opens anew by a signal.
+# gunicorn's own log has its own file, which it opens again by a signal.
 _LEFT_ALONE = ("gunicorn",)
 
 
@@ -71,7 +71,7 @@ class EcsFormatter(logging.Formatter):
             ),
         }
         self._labels = _without_empty(
-            {"release": conf.get("SHIFTMASTER_RELEASE"), "colour": os.environ.get("SHIFTMASTER_COLOUR")}
+            {"release": conf.get("SHIFTMASTER_RELEASE"), "slot": os.environ.get("SHIFTMASTER_SLOT")}
         )
 
     def format(self, record) -> str:
@@ -234,8 +234,8 @@ def configure(settings: dict) -> None:
     import_string(conf.get("SHIFTMASTER_LOG_CONFIGURED_BY") or "logging.config.dictConfig")(settings)
     with trouble.contained("the log keeps the application's own form"):
         path = conf.get("SHIFTMASTER_LOG_FILE")
-        # Commands that people run talk to people. The processes of the units have a colour.
-        if path and os.environ.get("SHIFTMASTER_COLOUR"):
+        # Commands that people run talk to people. The processes of the units have a slot.
+        if path and os.environ.get("SHIFTMASTER_SLOT"):
             take_over(handler(path))
 
 

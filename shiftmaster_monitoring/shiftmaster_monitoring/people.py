@@ -1,6 +1,6 @@
 """Who works with the application, without a name: active users and how long sessions last.
 
-In the shared folder each user and each session is an empty file that is called by a keyed hash, so that all processes
+In the shared directory each user and each session is an empty file that is called by a keyed hash, so that all processes
 know the same ones and nothing personal is written down. A user's file was changed when the user last asked for
 something. A session's was also read, once, when the session began: its two times are its begin and its last request.
 
@@ -9,7 +9,7 @@ Django itself notices no expiry. Nothing is read of a session that the applicati
 made, and no answer varies by cookie that would not.
 
 Several hosts that share a cache tell each other whom they have seen, so that a user who comes to two of them counts
-once; all of them then say the same, the number of the fleet.
+once; all of them then say the same, the number of the installation.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _session(request):
 def seen(request) -> None:
     """Note that a logged in user has asked for something."""
     found = _session(request)
-    if found is None or shared.folder() is None:
+    if found is None or shared.directory() is None:
         return
     now = time.monotonic()
     if _known.get(found[0], 0.0) > now:
@@ -67,7 +67,7 @@ def seen(request) -> None:
 
 def _touch(kind: str, name: str) -> None:
     global _made
-    path = os.path.join(shared.folder(), kind, name)
+    path = os.path.join(shared.directory(), kind, name)
     try:
         found = os.stat(path)
         now = time.time_ns()
@@ -90,9 +90,9 @@ def logged_out(sender=None, request=None, **_more) -> None:
     """Measure the session that ends; called before Django forgets it."""
     with trouble.contained("the length of a session cannot be measured"):
         found = _session(request)
-        if found and shared.folder() is not None:
+        if found and shared.directory() is not None:
             _known.pop(found[0], None)
-            _end(os.path.join(shared.folder(), "sessions", _hash("session", found[0])), time.time())
+            _end(os.path.join(shared.directory(), "sessions", _hash("session", found[0])), time.time())
 
 
 def _end(path: str, at: float = None) -> None:
@@ -108,7 +108,7 @@ def _end(path: str, at: float = None) -> None:
 def _ages(kind: str, now: float) -> dict:
     """Return {name: seconds since the last request}."""
     with contextlib.suppress(FileNotFoundError):
-        with os.scandir(os.path.join(shared.folder(), kind)) as entries:
+        with os.scandir(os.path.join(shared.directory(), kind)) as entries:
             found = {}
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
@@ -122,12 +122,12 @@ def sweep() -> dict:
     now = time.time()
     for name, age in _ages("sessions", now).items():
         if age > float(conf.get("SHIFTMASTER_SESSION_IDLE_SECONDS")):
-            _end(os.path.join(shared.folder(), "sessions", name))
+            _end(os.path.join(shared.directory(), "sessions", name))
     users = _ages("users", now)
     for name, age in users.items():
         if age > max(WINDOWS.values()):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(shared.folder(), "users", name))
+                os.unlink(os.path.join(shared.directory(), "users", name))
     return users
 
 
@@ -144,12 +144,12 @@ def _shared_cache():
     return caches[alias] if "redis" in backend or "memcached" in backend else None
 
 
-def active_in_fleet(_limit: float) -> dict:
+def active_on_all_hosts(_limit: float) -> dict:
     """Return {"windows": {window: distinct users}} of all hosts that share the cache; may take as long as the cache."""
     cache = _shared_cache()
     if cache is None:
         return {"windows": active()}
-    path = os.path.join(shared.folder(), "fleet.json")
+    path = os.path.join(shared.directory(), "topology.json")
     with contextlib.suppress(OSError, ValueError):
         if time.time() - os.stat(path).st_mtime < FLEET_SECONDS:
             with open(path, encoding="ascii") as stream:

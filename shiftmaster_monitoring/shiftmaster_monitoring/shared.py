@@ -1,4 +1,4 @@
-"""Metrics of several processes in one folder, so that counters go on whichever process ends.
+"""Metrics of several processes in one directory, so that counters go on whichever process ends.
 
 Each process has one file there, `<pid>-<random>.db`, that it writes to through memory: what it has counted is kept also
 when it is killed. It holds a lock of the kernel's on that file for as long as it lives; so neither a pid that is used
@@ -30,7 +30,7 @@ import weakref
 
 from . import trouble
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 # One process' file, at its start and at the most; a series takes about 200 bytes.
 START_BYTES = 1 << 16
 MAX_BYTES = 1 << 23
@@ -49,23 +49,23 @@ _VALUE = struct.Struct("d")
 
 
 class Busy(Exception):
-    """Somebody else has held the folder's lock for too long."""
+    """Somebody else has held the directory's lock for too long."""
 
 
 class Corrupt(Exception):
     """A file is not what it was written as."""
 
 
-def folder():
-    """Return the folder that processes share, None where there is none."""
-    return os.environ.get(FOLDER) or None
+def directory():
+    """Return the directory that processes share, None where there is none."""
+    return os.environ.get(DIRECTORY) or None
 
 
 # ---------------------------------------------------------------------------------------------------- writing
 
 
 class Store:
-    """This process' file. Everything is done under .lock; .generation changes when values must be placed anew."""
+    """This process' file. Everything is done under .lock; .generation changes when values must be placed again."""
 
     def __init__(self):
         self.values = weakref.WeakSet()
@@ -107,11 +107,11 @@ class Store:
                 self._append(key)
             return self.positions[key]
         except (OSError, ValueError, Corrupt) as error:
-            trouble.say("the folder of metrics %s" % folder(), error)
+            trouble.say("the directory of metrics %s" % directory(), error)
             return 0
 
     def _begin(self) -> None:
-        where = folder()
+        where = directory()
         # The lock file and ended.json are none.
         if len(os.listdir(where)) > MANY_FILES:
             with trouble.contained("adding up ended processes' metrics"):
@@ -161,7 +161,7 @@ class Store:
     def look(self) -> None:
         """See that the file is there, now and then; otherwise write all that was counted into a new one."""
         now = time.monotonic()
-        if now < self.look_at or folder() is None:
+        if now < self.look_at or directory() is None:
             return
         with self.lock:
             if now < self.look_at:
@@ -241,8 +241,8 @@ class SharedValue:
 
 
 def install() -> bool:
-    """Let every metric that is made from now on count in the shared folder, where there is one."""
-    if folder() is None:
+    """Let every metric that is made from now on count in the shared directory, where there is one."""
+    if directory() is None:
         return False
     with trouble.contained("prometheus_client cannot be used"):
         from prometheus_client import values
@@ -257,7 +257,7 @@ def install() -> bool:
 
 @contextlib.contextmanager
 def exclusive(where: str, seconds: float = LOCK_SECONDS):
-    """Hold the folder's lock; raises Busy. The kernel lets go of it for whoever dies."""
+    """Hold the directory's lock; raises Busy. The kernel lets go of it for whoever dies."""
     descriptor = os.open(os.path.join(where, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         deadline = time.monotonic() + seconds
@@ -335,7 +335,7 @@ class _Ended:
         except FileNotFoundError:
             self.sign, self.totals, self.files = None, {}, []
         except (ValueError, KeyError, TypeError) as error:
-            trouble.say("%s is damaged and begins anew" % path, error)
+            trouble.say("%s is damaged and begins again" % path, error)
             os.replace(path, path + ".damaged")
             self.sign, self.totals, self.files = None, {}, []
 
@@ -386,7 +386,7 @@ def read(seconds: float = LOCK_SECONDS, merging_only: bool = False):
 
     What ended processes have left is added up on the way. Raises Busy and OSError.
     """
-    where = folder()
+    where = directory()
     counted, gauges, living, gone = {}, [], 0, []
     with _alone(0 if merging_only else seconds), exclusive(where, seconds):
         _ended.load(where)
@@ -460,6 +460,6 @@ def _remove_left(path: str) -> None:
 
 def merge(seconds: float = LOCK_SECONDS) -> None:
     """Add up what ended processes have left, unless somebody else is at it. Raises OSError."""
-    if folder() is not None:
+    if directory() is not None:
         with contextlib.suppress(Busy):
             read(seconds, merging_only=True)

@@ -127,11 +127,11 @@ def alive(**_more) -> None:
     """Note that this worker's main process has just told the broker that it lives."""
     global _beats
     with trouble.contained("a worker's sign of life cannot be noted"):
-        if shared.folder() is None:
+        if shared.directory() is None:
             return
         shared.store.look()
         if _beats is None:
-            _beats = os.path.join(shared.folder(), "workers", "%d-%s" % (os.getpid(), os.urandom(4).hex()))
+            _beats = os.path.join(shared.directory(), "workers", "%d-%s" % (os.getpid(), os.urandom(4).hex()))
         os.makedirs(os.path.dirname(_beats), mode=0o750, exist_ok=True)
         os.close(os.open(_beats, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640))
         os.utime(_beats)

@@ -1,4 +1,4 @@
-"""playbooks/configure_awx.yml, run on a stand-in for the modules of awx.awx (stand_in.py)."""
+"""playbooks/configure_awx.yml, run on a stub for the modules of awx.awx (stub.py)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import yaml
 from awx.table import TABLE, table_faults
 
 ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = (ROOT / "tests/awx/stand_in.py").read_text(encoding="utf-8")
+STAND_IN = (ROOT / "tests/awx/stub.py").read_text(encoding="utf-8")
 # What a site sets.
 SITE = {
     "awx_url": "https://awx.example.jp",
     "awx_token": "token-of-awx",
     "awx_project_url": "https://git.example.jp/operations.git",
     "awx_image": "registry.example.jp/shiftmaster-ops:1",
-    "awx_folder": "/srv/shiftmaster",
+    "awx_dir": "/srv/shiftmaster",
     "awx_known_hosts": "shift.example.jp ssh-ed25519 AAAA",
     "awx_job_channels": ["Slack"],
     "awx_mail_host": "mail.example.jp",
@@ -40,11 +40,11 @@ SECRETS = [value for name, value in SITE.items() if name.startswith("vault_") or
 
 
 class Awx:
-    """A folder with the stand-in's modules, what they keep, and what they were called with."""
+    """A directory with the stub's modules, what they keep, and what they were called with."""
 
-    def __init__(self, folder):
-        self.folder = folder
-        self.collection = folder / "collections/ansible_collections/awx/awx"
+    def __init__(self, directory):
+        self.directory = directory
+        self.collection = directory / "collections/ansible_collections/awx/awx"
 
     def install(self):
         modules = self.collection / "plugins/action"
@@ -56,13 +56,13 @@ class Awx:
         return self
 
     def run(self, *arguments, **extra):
-        (self.folder / "calls.jsonl").write_text("")
+        (self.directory / "calls.jsonl").write_text("")
         environment = {
             **os.environ,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_COLLECTIONS_PATH": str(self.folder / "collections"),
-            "AWX_STAND_IN": str(self.folder),
+            "ANSIBLE_COLLECTIONS_PATH": str(self.directory / "collections"),
+            "AWX_STAND_IN": str(self.directory),
         }
         command = [Path(sys.executable).parent / "ansible-playbook", "-i", ROOT / "inventory/single"]
         command.append(ROOT / "playbooks/configure_awx.yml")
@@ -73,7 +73,7 @@ class Awx:
         done.changed = (
             int(re.search(r"awx_data .*changed=(\d+)", done.stdout)[1]) if "awx_data " in done.stdout else None
         )
-        done.calls = [json.loads(line) for line in (self.folder / "calls.jsonl").read_text().splitlines()]
+        done.calls = [json.loads(line) for line in (self.directory / "calls.jsonl").read_text().splitlines()]
         return done
 
 
@@ -87,7 +87,7 @@ def applied(tmp_path_factory):
 
 
 def test_the_repositorys_own_data_fit_the_recorded_options(applied):
-    """Each call passed the stand-in, which has the recorded options; here it is said what was called."""
+    """Each call passed the stub, which has the recorded options; here it is said what was called."""
     kinds = [call["kind"] for call in applied.first.calls]
     assert [kind for kind in awx_objects.KINDS if kind not in kinds and not kind.startswith("workflow")] == []
     assert sorted(kinds, key=awx_objects.KINDS.index) == kinds
@@ -117,10 +117,10 @@ def data():
     return yaml.safe_load(text.replace("!unsafe ", ""))
 
 
-def copy_of(applied, folder):
+def copy_of(applied, directory):
     """Another AWX that holds the same."""
-    awx = Awx(folder).install()
-    (folder / "world.json").write_text((applied.folder / "world.json").read_text())
+    awx = Awx(directory).install()
+    (directory / "world.json").write_text((applied.directory / "world.json").read_text())
     return awx
 
 
@@ -183,12 +183,12 @@ def test_a_change_of_the_data_changes_that_alone(applied):
 
 
 def test_secrets_are_written_when_asked_and_shown_nowhere(applied):
-    anew = applied.run("--check", awx_update_secrets=True)
-    written = {call["kind"] for call in anew.calls if call["changed"]}
+    again = applied.run("--check", awx_update_secrets=True)
+    written = {call["kind"] for call in again.calls if call["changed"]}
     assert written == {"credential", "notification_template"}
     shown = applied.first.stdout + applied.first.stderr
     assert [secret for secret in SECRETS if secret in shown] == []
-    # The stand-in got them.
+    # The stub got them.
     assert [secret for secret in SECRETS if secret not in json.dumps(applied.first.calls)] == []
 
 
@@ -200,7 +200,7 @@ def test_a_secret_that_is_not_said_is_left_as_it_is(applied):
 
 def enter(awx, kind, name, option, **values):
     """What somebody enters in AWX's own pages."""
-    path = awx.folder / "world.json"
+    path = awx.directory / "world.json"
     world = json.loads(path.read_text())
     world[kind]["ShiftMaster single: " + name][option].update(values)
     path.write_text(json.dumps(world))
@@ -228,7 +228,7 @@ def test_a_mail_server_without_a_login_lacks_no_secret(tmp_path):
     awx, values = Awx(tmp_path).install(), {"awx_mail_user": "", "vault_awx_mail_password": ""}
     assert awx.run(**values).returncode == 0
     assert awx.run(awx_update_secrets=True, awx_mail_to=["new@example.jp"], **values).returncode == 0
-    world = json.loads((awx.folder / "world.json").read_text())["notification_template"]
+    world = json.loads((awx.directory / "world.json").read_text())["notification_template"]
     assert world["ShiftMaster single: mail"]["notification_configuration"]["recipients"] == ["new@example.jp"]
 
 
@@ -264,8 +264,8 @@ def test_strange_hosts_are_refused_in_every_job(applied):
 
 
 def test_what_the_site_has_not_set_is_named(tmp_path):
-    done = Awx(tmp_path).install().run(awx_url="", awx_folder="")
-    assert done.returncode == 2 and "Not set: awx_url, awx_folder" in " ".join(done.stdout.split()) and done.calls == []
+    done = Awx(tmp_path).install().run(awx_url="", awx_dir="")
+    assert done.returncode == 2 and "Not set: awx_url, awx_dir" in " ".join(done.stdout.split()) and done.calls == []
 
 
 def test_a_value_that_a_playbook_refuses_is_refused(tmp_path):

@@ -1,6 +1,6 @@
 """Jobs as AWX lays them out, started by the ansible-runner that AWX starts them by.
 
-A folder for the job; the project in it can only be read; extra variables, environment, passwords and injected files
+A directory for the job; the project in it can only be read; extra variables, environment, passwords and injected files
 are files; the inventory is a script that prints what the project's own one holds; nobody sits at a terminal.
 
 SHIFTMASTER_RUNNER_PYTHON  an interpreter that has ansible-runner (scripts/test_awx makes one)
@@ -58,15 +58,15 @@ def copy_of_the_repository(target):
 @pytest.fixture(scope="session")
 def project(tmp_path_factory):
     """The project with an encrypted vault, as a site commits it."""
-    folder = tmp_path_factory.mktemp("project")
-    copy_of_the_repository(folder)
+    directory = tmp_path_factory.mktemp("project")
+    copy_of_the_repository(directory)
     password = tmp_path_factory.mktemp("password") / "vault"
     password.write_text(VAULT_PASSWORD)
-    vault = folder / "group_vars/single/vault.yml"
+    vault = directory / "group_vars/single/vault.yml"
     vault.write_text(yaml.safe_dump(VAULT))
     encrypt = [BIN / "ansible-vault", "encrypt", "--vault-password-file", password, vault]
     subprocess.run(encrypt, capture_output=True, check=True)
-    return folder
+    return directory
 
 
 @pytest.fixture(scope="session")
@@ -84,29 +84,29 @@ def inventory(project):
 
 
 class Job:
-    """A job's folder, and what became of it."""
+    """A job's directory, and what became of it."""
 
-    def __init__(self, folder, project, inventory):
-        self.folder, self.project = folder, folder / "project"
+    def __init__(self, directory, project, inventory):
+        self.directory, self.project = directory, directory / "project"
         shutil.copytree(project, self.project, symlinks=True)
-        (folder / "inventory").mkdir()
-        hosts = folder / "inventory/hosts"
+        (directory / "inventory").mkdir()
+        hosts = directory / "inventory/hosts"
         hosts.write_text(f"#! /usr/bin/env python3\nprint({json.dumps(json.dumps(inventory))})\n")
         hosts.chmod(0o700)
-        (folder / "env").mkdir()
-        (folder / "cp").mkdir()
-        (folder / "home").mkdir()
+        (directory / "env").mkdir()
+        (directory / "cp").mkdir()
+        (directory / "home").mkdir()
         self.passwords = {r"Vault password:\s*?$": VAULT_PASSWORD}
         self.environment = {
-            "HOME": str(folder / "home"),
+            "HOME": str(directory / "home"),
             "PATH": f"{BIN}:{os.environ['PATH']}",
             # As AWX sets them for each job.
             "ANSIBLE_FORCE_COLOR": "True",
             "ANSIBLE_HOST_KEY_CHECKING": "False",
             "ANSIBLE_INVENTORY_UNPARSED_FAILED": "True",
             "ANSIBLE_PARAMIKO_RECORD_HOST_KEYS": "False",
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder / "cp"),
-            "AWX_PRIVATE_DATA_DIR": str(folder),
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(directory / "cp"),
+            "AWX_PRIVATE_DATA_DIR": str(directory),
             "JOB_ID": "12",
             "INVENTORY_ID": "2",
             "PROJECT_REVISION": "0" * 40,
@@ -117,20 +117,20 @@ class Job:
             "awx_job_id": 12,
             "awx_user_name": Unsafe("tanaka"),
             "awx_job_template_name": Unsafe("ShiftMaster single: deploy"),
-            "tls_ca_root": str(folder / "outliving/single"),
-            "shiftmaster_source_cache": str(folder / "outliving/cache"),
+            "tls_ca_root": str(directory / "outliving/single"),
+            "shiftmaster_source_cache": str(directory / "outliving/cache"),
         }
 
     def inject(self, name, content, variable):
         """A file of a credential; its path goes into the environment."""
-        path = self.folder / "env" / name
+        path = self.directory / "env" / name
         path.write_text(content)
         path.chmod(0o600)
         self.environment[variable] = str(path)
         return path
 
     def run(self, **wish):
-        env = self.folder / "env"
+        env = self.directory / "env"
         (env / "extravars").write_text(yaml.safe_dump(self.variables, allow_unicode=True))
         (env / "envvars").write_text(yaml.safe_dump(self.environment))
         (env / "passwords").write_text(yaml.safe_dump(self.passwords))
@@ -138,7 +138,7 @@ class Job:
         (env / "cmdline").write_text("--ask-vault-pass -u root")
         before = listing(self.project)
         assert "SHIFTMASTER_RUNNER_PYTHON" in os.environ, "SHIFTMASTER_RUNNER_PYTHON is not set: scripts/test_awx"
-        options = {"private_data_dir": str(self.folder), "ident": "12", **wish}
+        options = {"private_data_dir": str(self.directory), "ident": "12", **wish}
         command = [os.environ["SHIFTMASTER_RUNNER_PYTHON"], "-c", RUNNER, json.dumps(options)]
         if os.geteuid() == 0:
             command = ["unshare", "--mount", "sh", "-c", READ_ONLY, self.project, *command]
@@ -153,7 +153,7 @@ class Job:
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout.splitlines()[-1])
         self.status, self.code = answer["status"], answer["code"]
-        artifacts = self.folder / "artifacts/12"
+        artifacts = self.directory / "artifacts/12"
         raw = (artifacts / "stdout").read_text(errors="replace")
         self.output = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", raw).split())
         self.events = [json.loads(path.read_text()) for path in sorted((artifacts / "job_events").glob("*.json"))]
@@ -162,8 +162,8 @@ class Job:
         return self
 
 
-def listing(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+def listing(directory):
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_what_no_survey_offers_is_refused_before_a_host_is_asked(job, playbook, 
 
 
 def test_a_template_in_an_answer_is_text(job):
-    mark = job.folder / "evaluated"
+    mark = job.directory / "evaluated"
     job.variables["shiftmaster_version"] = Unsafe("{{ lookup('ansible.builtin.pipe', 'touch %s') }}" % mark)
     job.run(playbook="deploy.yml")
     assert job.code == 2 and "is not of the form" in job.output and not mark.exists()
@@ -251,7 +251,7 @@ LOOK = """
   gather_facts: false
   tasks:
     - ansible.builtin.import_tasks: tasks/begin.yml
-      vars: {run_operation: deploy, fleet_addresses: {}}
+      vars: {run_operation: deploy, topology_addresses: {}}
     - name: Look
       ansible.builtin.debug:
         msg:

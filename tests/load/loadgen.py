@@ -14,7 +14,7 @@ times, whether or not the server is slow, and a latency is counted from the time
 server that stands still for a second shows it in every request that had to wait.
 
 Other processes may append lines such as {"t": 1790000000.1, "name": "deploy-start"} to the marks file. A pair
-"x-start", "x-end" is a window; the summary has the figures of the requests inside and outside of each.
+"x-start", "x-end" is a window; the summary has the metrics of the requests inside and outside of each.
 
 SIGTERM or SIGINT ends the run early; requests in flight are finished and the summary is written.
 Exit status: 0 nothing failed, 1 requests failed or writes were lost, 2 wrong input, 3 the run could not begin.
@@ -336,7 +336,7 @@ def find_csrf(text: str, name: str) -> str:
     return ""
 
 
-# --- Figures ---------------------------------------------------------------------------------------------------------
+# --- Metrics ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -375,7 +375,7 @@ def percentile(ordered: list[float], share: float) -> float | None:
     return round(ordered[int(rank) - 1], 2)
 
 
-def figures(results: list[Result]) -> dict:
+def metrics(results: list[Result]) -> dict:
     """Latencies are those of the answered requests; a failure is counted, not averaged away."""
     good = sorted(result.ms for result in results if result.ok)
     errors: dict[str, int] = {}
@@ -426,7 +426,7 @@ def windows_of(marks: list[dict], end: float) -> dict[str, list[tuple[float, flo
 def summarize(results: list[Result], marks: list[dict], started: float, ended: float, warmup: float = 0.0) -> dict:
     """All requests count as failed or not; those of the warm-up are left out of the latencies."""
     measured = [result for result in results if result.t >= started + warmup or not result.ok]
-    everything = figures(measured)
+    everything = metrics(measured)
     everything["requests"] = len(results)
     summary = {
         "started": round(started, 3),
@@ -434,7 +434,7 @@ def summarize(results: list[Result], marks: list[dict], started: float, ended: f
         **everything,
         "requests_per_second": round(len(results) / (ended - started), 2) if ended > started else None,
         "by_kind": {
-            kind: figures([r for r in measured if r.kind == kind])
+            kind: metrics([r for r in measured if r.kind == kind])
             for kind in sorted({result.kind for result in results})
         },
         "versions": {},
@@ -454,8 +454,8 @@ def summarize(results: list[Result], marks: list[dict], started: float, ended: f
         def inside(result, spans=spans):
             return any(result.t <= end and result.t + result.ms / 1000 >= start for start, end in spans)
 
-        within = figures([result for result in measured if inside(result)])
-        without = figures([result for result in measured if not inside(result)])
+        within = metrics([result for result in measured if inside(result)])
+        without = metrics([result for result in measured if not inside(result)])
         ratio = None
         if within["p99_ms"] and without["p99_ms"]:
             ratio = round(within["p99_ms"] / without["p99_ms"], 3)

@@ -1,6 +1,6 @@
 """Runs in the container, with Debian's Chromium and without a network: opens pages and writes down what it sees.
 
-browser.py FOLDER    with FOLDER/*.html; writes FOLDER/seen.json and FOLDER/<page>-<width>[-grey].png
+browser.py DIRECTORY    with DIRECTORY/*.html; writes DIRECTORY/seen.json and DIRECTORY/<page>-<width>[-grey].png
 """
 
 import base64
@@ -35,7 +35,7 @@ return {scroll: document.documentElement.scrollWidth, inner: innerWidth, height:
 """
 
 
-def main(folder: pathlib.Path) -> None:
+def main(directory: pathlib.Path) -> None:
     options = webdriver.ChromeOptions()
     for argument in (
         "--headless=new",
@@ -49,7 +49,7 @@ def main(folder: pathlib.Path) -> None:
     driver = webdriver.Chrome(service=webdriver.ChromeService("/usr/bin/chromedriver"), options=options)
     seen = []
     try:
-        for path in sorted(folder.glob("*.html")):
+        for path in sorted(directory.glob("*.html")):
             for width in WIDTHS:
                 seen.append({"page": path.stem, "width": width, **look(driver, path, width)})
     finally:
@@ -63,7 +63,7 @@ def main(folder: pathlib.Path) -> None:
             ["fc-list", ":charset=%x" % ord(letter)], capture_output=True, text=True, check=True
         ).stdout
     ]
-    (folder / "seen.json").write_text(json.dumps({"seen": seen, "missing": missing}))
+    (directory / "seen.json").write_text(json.dumps({"seen": seen, "missing": missing}))
 
 
 def look(driver, path: pathlib.Path, width: int) -> dict:

@@ -32,7 +32,7 @@ def docker(*arguments, **more):
 
 
 def seen_of(made: dict, out: Path) -> dict:
-    """Open pages in the container's browser; the pictures come into a folder."""
+    """Open pages in the container's browser; the pictures come into a directory."""
     container = os.environ.get("SHIFTMASTER_BROWSER")
     if not container:
         pytest.fail("SHIFTMASTER_BROWSER is not set: run scripts/test_pages", pytrace=False)
@@ -134,14 +134,14 @@ def test_what_is_wrong_is_seen(tmp_path, seen):
 
 def test_pictures_of_the_documents(seen):
     """They are of pages as they are now, in their names, widths and number; --pictures renews them."""
-    folder = ROOT / "docs/images"
+    directory = ROOT / "docs/images"
     if os.environ.get("SHIFTMASTER_PICTURES"):
         for name, (page, width) in PICTURES.items():
-            shutil.copy(OUT / f"{page}-{width}.png", folder / name)
-    assert {path.name for path in folder.iterdir()} == set(PICTURES)
+            shutil.copy(OUT / f"{page}-{width}.png", directory / name)
+    assert {path.name for path in directory.iterdir()} == set(PICTURES)
     for name, (page, width) in PICTURES.items():
         # Width and height stand behind the signature. Fonts move by a few lines from one Debian to the next.
-        now, kept = ((path.read_bytes()[16:24]) for path in (OUT / f"{page}-{width}.png", folder / name))
+        now, kept = ((path.read_bytes()[16:24]) for path in (OUT / f"{page}-{width}.png", directory / name))
         assert now[:4] == kept[:4], f"{name}: run scripts/test_pages --pictures"
         heights = [int.from_bytes(size[4:]) for size in (now, kept)]
         assert abs(heights[0] - heights[1]) < 0.05 * heights[0], f"{name}: run scripts/test_pages --pictures"

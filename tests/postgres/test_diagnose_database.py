@@ -212,7 +212,7 @@ def test_without_the_extension_nothing_is_claimed_of_statements(server):
 
 
 def settled(read, wanted, seconds=20):
-    """The figures of tables come a moment behind what made them."""
+    """The metrics of tables come a moment behind what made them."""
     deadline = time.monotonic() + seconds
     while (found := read()) != wanted and time.monotonic() < deadline:
         time.sleep(0.3)
@@ -226,15 +226,15 @@ def test_dead_rows_are_those_that_were_deleted_and_vacuum_takes_them_away(server
         for command in (table, fill, "ANALYZE holes", "DELETE FROM holes WHERE id <= 5000"):
             assert psql(server, "--command=" + command).returncode == 0
 
-        def figures():
+        def metrics():
             found, _errors = asked(server, {"tables": database.QUERIES["tables"]})
             row = next(row for row in found["tables"] if row["table"] == "holes")
             return row["rows"], row["dead_rows"], found["worst_dead_percent"], row["vacuumed_seconds_ago"] is None
 
         # 5 000 of 20 000, a quarter.
-        assert settled(figures, (15000, 5000, 25.0, True)) == (15000, 5000, 25.0, True)
+        assert settled(metrics, (15000, 5000, 25.0, True)) == (15000, 5000, 25.0, True)
         psql(server, "--command=VACUUM holes")
-        assert settled(figures, (15000, 0, 0.0, False)) == (15000, 0, 0.0, False)
+        assert settled(metrics, (15000, 0, 0.0, False)) == (15000, 0, 0.0, False)
     finally:
         psql(server, "--command=DROP TABLE holes")
 

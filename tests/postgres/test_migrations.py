@@ -59,13 +59,13 @@ BASE = {"shifts/0001_initial": migration(INITIAL), "shifts/0002_note": migration
 
 
 class Site:
-    """A folder of releases and a database."""
+    """A directory of releases and a database."""
 
     def __init__(self, root, venv, environment):
         self.root, self.venv, self.environment = root, venv, environment
 
     def release(self, number, files, apps=None):
-        """Make a release folder out of {"app/0001_name": text of the migration}."""
+        """Make a release directory out of {"app/0001_name": text of the migration}."""
         path = self.root / "releases" / ("202508%02dT000000Z-%07d" % (number, number))
         shutil.rmtree(path, ignore_errors=True)
         source = path / "source"
@@ -428,7 +428,7 @@ def test_lock_timeout_ends_a_migration_that_waits_behind_an_open_transaction(sit
     assert site.run("apply", release)["done"] == ["shifts.0002_note"]
 
 
-def test_timeouts_hold_on_a_connection_that_the_application_opens_anew(site):
+def test_timeouts_hold_on_a_connection_that_the_application_opens_again(site):
     extra = (
         "def reconnect(apps, editor):\n"
         "    connection = editor.connection\n"
@@ -478,7 +478,7 @@ def test_an_index_is_built_concurrently_under_the_lock_while_another_run_waits(s
     assert site.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'roster_month'::regclass") == [["True"]]
 
 
-def test_an_index_that_a_killed_run_has_built_is_built_anew(site):
+def test_an_index_that_a_killed_run_has_built_is_built_again(site):
     """A run that dies behind it, in a later operation of the same migration, has recorded nothing."""
     site.run("apply", site.release(1, BASE))
     site.sql("CREATE INDEX roster_month ON shifts_roster (id)")
@@ -491,7 +491,7 @@ def test_an_index_that_a_killed_run_has_built_is_built_anew(site):
 
 
 class Pooler(threading.Thread):
-    """A stand-in for a pooler: passes everything on, and gives clients a backend number of its own."""
+    """A stub for a pooler: passes everything on, and gives clients a backend number of its own."""
 
     def __init__(self, host, port):
         super().__init__(daemon=True)
@@ -739,7 +739,7 @@ def test_what_is_half_done_is_not_completed_by_another_file(steps):
     file.write_text(text.replace('"extra"', '"other"', 1))
     message, details = site.refused("apply", new, first_deploy=True)
     assert details["failure"]["kind"] == "changed" and "(operation 3)" in message and not details["changed"]
-    # What has not been done may be mended: the rest of the file is another one.
+    # What has not been done may be fixed: the rest of the file is another one.
     file.write_text(text.replace("CREATE TABLE other", "CREATE TABLE another"))
     assert site.run("apply", new, first_deploy=True)["done"] == ["shifts.0003_steps"]
     assert site.columns("another") == {"id"} and "extra" in site.columns()

@@ -113,7 +113,7 @@ def test_metrics_of_a_query_are_found():
     assert metrics('sum by (le) (rate(a_bucket{le_x="b_c"}[5m])) / up{job="x"}') == {"a_bucket", "up"}
 
 
-def test_each_figure_that_this_repository_writes_is_used_or_has_a_reason():
+def test_each_metric_that_this_repository_writes_is_used_or_has_a_reason():
     """What goes into node exporter's textfiles: an alert, a panel, or an entry of not_decided."""
     written = set(
         re.findall(

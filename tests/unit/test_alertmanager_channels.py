@@ -10,7 +10,7 @@ import alertmanager_channels as module
 import pytest
 
 # As Alertmanager 0.28 writes it.
-FIGURES = """# TYPE alertmanager_notification_requests_failed_total counter
+METRICS = """# TYPE alertmanager_notification_requests_failed_total counter
 alertmanager_notification_requests_failed_total{integration="email"} %(email_bad)d
 alertmanager_notification_requests_failed_total{integration="slack"} %(slack_bad)d
 # TYPE alertmanager_notification_requests_total counter
@@ -43,8 +43,8 @@ class Alertmanager(BaseHTTPRequestHandler):
             for channel in server.tried:
                 server.count[channel] += 1
                 server.count[f"{channel}_bad"] += channel in server.broken
-            server.broken -= server.mended
-        return self.answer(FIGURES % server.count)
+            server.broken -= server.fixed
+        return self.answer(METRICS % server.count)
 
     def do_POST(self):
         self.server.alerts += json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -54,7 +54,7 @@ class Alertmanager(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Alertmanager)
-    server.alerts, server.tried, server.broken, server.mended = [], {"email", "slack"}, set(), set()
+    server.alerts, server.tried, server.broken, server.fixed = [], {"email", "slack"}, set(), set()
     server.asked = server.watchdog = 0
     server.count = {"email": 7, "email_bad": 3, "slack": 5, "slack_bad": 0}
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -96,7 +96,7 @@ def test_one_that_refuses_is_named_and_the_alert_is_ended_all_the_same(server):
 
 
 def test_one_that_takes_it_at_the_second_attempt_took_it(server):
-    server.broken, server.mended = {"slack"}, {"slack"}
+    server.broken, server.fixed = {"slack"}, {"slack"}
     assert tried(server) == (["email", "slack"], [], [])
 
 
@@ -123,7 +123,7 @@ def test_a_channel_that_it_has_never_heard_of_is_silent(server):
 
 
 def test_what_was_counted_before_does_not_count():
-    count = module.requests(FIGURES % {"email": 7, "email_bad": 3, "slack": 5, "slack_bad": 0})
+    count = module.requests(METRICS % {"email": 7, "email_bad": 3, "slack": 5, "slack_bad": 0})
     assert count == {"email": (7, 3), "slack": (5, 0)}
     assert module.judge(count, count, ["email", "slack"]) == ([], [], ["email", "slack"])
 

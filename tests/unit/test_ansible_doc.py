@@ -31,8 +31,8 @@ def ansible_doc(*arguments):
 
 
 def of_modules(*arguments):
-    folders = ":".join(sorted({str(path.parent) for path in MODULES}))
-    return ansible_doc("--type", "module", "--module-path", folders, *arguments, *(path.stem for path in MODULES))
+    directories = ":".join(sorted({str(path.parent) for path in MODULES}))
+    return ansible_doc("--type", "module", "--module-path", directories, *arguments, *(path.stem for path in MODULES))
 
 
 def test_documentation_is_whole():

@@ -347,7 +347,7 @@ def test_rules_say_what_was_wished(wish, rule, next_ones):
     text = rrules.build(wish, "Asia/Tokyo")
     assert text == f"DTSTART;TZID=Asia/Tokyo:20260101T{wish.get('at', '00:00').replace(':', '')}00 RRULE:{rule}"
     assert rrules.problems(text) == []
-    found = rrules.next_moments(text, NOW, len(next_ones))
+    found = rrules.next_timestamps(text, NOW, len(next_ones))
     assert [moment.strftime("%Y-%m-%d %H:%M") for moment in found] == next_ones
     assert {str(moment.tzinfo) for moment in found} == {"Asia/Tokyo"}
 
@@ -355,7 +355,7 @@ def test_rules_say_what_was_wished(wish, rule, next_ones):
 def test_the_time_of_day_stays_when_the_clock_is_moved():
     """Local time is meant: in Berlin the clock goes forward on 2026-03-29."""
     text = rrules.build({"frequency": "daily", "at": "04:00"}, "Europe/Berlin")
-    found = rrules.next_moments(text, datetime.datetime(2026, 3, 27, 12, tzinfo=datetime.timezone.utc), 3)
+    found = rrules.next_timestamps(text, datetime.datetime(2026, 3, 27, 12, tzinfo=datetime.timezone.utc), 3)
     assert [moment.astimezone(datetime.timezone.utc).hour for moment in found] == [3, 2, 2]
 
 

@@ -22,8 +22,8 @@ def stanza(name, stanza="shiftmaster"):
     return catalogue.stanza_of(recorded(name), stanza)
 
 
-def codes(verdict):
-    return [problem.code for problem in verdict.problems]
+def codes(result):
+    return [problem.code for problem in result.problems]
 
 
 def changed(change, name=""):
@@ -94,16 +94,16 @@ def test_a_chain_with_a_missing_link_is_no_chain():
     broken = catalogue.stanza_of(changed(drop), "shiftmaster")
     with pytest.raises(catalogue.CatalogueError, match="%s needs %s, which is gone" % (LAST, DIFF)):
         broken.chain(LAST)
-    verdict = catalogue.verdict_info(broken)
-    assert [(problem.code, problem.where) for problem in verdict.problems] == [("chain_broken", LAST)]
-    assert verdict.concerning([FULL, INCR]).good
+    result = catalogue.stanza_result(broken)
+    assert [(problem.code, problem.where) for problem in result.problems] == [("chain_broken", LAST)]
+    assert result.concerning([FULL, INCR]).good
 
 
 def test_a_reference_that_is_gone_breaks_a_chain_too():
     """Files of a backup may lie in one that it was not compared with."""
     changed_answer = changed(lambda data: data["backup"][3].update(reference=[FULL, DIFF, "20260101-000000F"]))
     broken = catalogue.stanza_of(changed_answer, "shiftmaster")
-    assert codes(catalogue.verdict_info(broken)) == ["chain_broken"]
+    assert codes(catalogue.stanza_result(broken)) == ["chain_broken"]
 
 
 def test_an_unknown_backup_is_said():
@@ -112,9 +112,9 @@ def test_an_unknown_backup_is_said():
 
 
 def test_what_is_well_is_good():
-    assert catalogue.verdict_info(stanza(""), FIRST_SYSTEM).good
-    assert catalogue.verdict_info(stanza("history"), SECOND_SYSTEM).good
-    assert catalogue.verdict_info(stanza("two-repositories"), SECOND_SYSTEM).good
+    assert catalogue.stanza_result(stanza(""), FIRST_SYSTEM).good
+    assert catalogue.stanza_result(stanza("history"), SECOND_SYSTEM).good
+    assert catalogue.stanza_result(stanza("two-repositories"), SECOND_SYSTEM).good
 
 
 @pytest.mark.parametrize(
@@ -130,50 +130,50 @@ def test_what_is_well_is_good():
 )
 def test_what_the_exit_code_does_not_say(name, expected):
     """Every one of these came with exit code 0."""
-    verdict = catalogue.verdict_info(stanza(name))
-    assert not verdict.good
-    assert codes(verdict) == [expected]
-    assert "\n" not in str(verdict)
+    result = catalogue.stanza_result(stanza(name))
+    assert not result.good
+    assert codes(result) == [expected]
+    assert "\n" not in str(result)
 
 
 def test_another_stanza_is_not_ours():
-    assert codes(catalogue.verdict_info(stanza("", "other"))) == ["stanza_missing"]
+    assert codes(catalogue.stanza_result(stanza("", "other"))) == ["stanza_missing"]
 
 
 def test_a_status_of_the_future_is_not_good():
     def change(data):
         data["repo"][0]["status"] = {"code": 42, "message": "something new"}
 
-    verdict = catalogue.verdict_info(catalogue.stanza_of(changed(change), "shiftmaster"))
-    assert codes(verdict) == ["unknown_status"] and "something new" in str(verdict)
+    result = catalogue.stanza_result(catalogue.stanza_of(changed(change), "shiftmaster"))
+    assert codes(result) == ["unknown_status"] and "something new" in str(result)
 
 
 def test_a_bad_stanza_with_good_repositories_is_not_good():
     def change(data):
         data["status"].update(code=5, message="database mismatch across repos")
 
-    assert codes(catalogue.verdict_info(catalogue.stanza_of(changed(change), "shiftmaster"))) == ["other_database"]
+    assert codes(catalogue.stanza_result(catalogue.stanza_of(changed(change), "shiftmaster"))) == ["other_database"]
 
 
 def test_damaged_pages_are_a_problem_of_their_backup_only():
     read = stanza("page-checksum")
-    verdict = catalogue.verdict_info(read)
+    result = catalogue.stanza_result(read)
     damaged = [backup.label for backup in read.backups if backup.error]
     assert len(damaged) == 1
-    assert [(problem.code, problem.where) for problem in verdict.problems] == [("page_checksums", damaged[0])]
-    assert verdict.concerning([FULL]).good and not verdict.concerning(damaged).good
+    assert [(problem.code, problem.where) for problem in result.problems] == [("page_checksums", damaged[0])]
+    assert result.concerning([FULL]).good and not result.concerning(damaged).good
 
 
 def test_a_repository_of_another_cluster_is_found():
-    verdict = catalogue.verdict_info(stanza(""), SECOND_SYSTEM)
-    assert codes(verdict) == ["other_system"]
-    assert codes(catalogue.verdict_info(stanza("history"), FIRST_SYSTEM)) == ["other_system"]
+    result = catalogue.stanza_result(stanza(""), SECOND_SYSTEM)
+    assert codes(result) == ["other_system"]
+    assert codes(catalogue.stanza_result(stanza("history"), FIRST_SYSTEM)) == ["other_system"]
 
 
 def test_backups_of_a_former_cluster_are_none_of_todays():
     """pgBackRest says ok, for it has valid backups; of the cluster that runs it has none."""
     assert stanza("upgraded").code == catalogue.OK
-    assert codes(catalogue.verdict_info(stanza("upgraded"), SECOND_SYSTEM)) == ["no_backup"]
+    assert codes(catalogue.stanza_result(stanza("upgraded"), SECOND_SYSTEM)) == ["no_backup"]
 
 
 def test_backups_of_each_repository_are_told_apart():

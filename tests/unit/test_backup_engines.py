@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils.shiftmaster.backup import manifest as manifests
-from ansible.module_utils.shiftmaster.backup import proof as backup_proof
 from ansible.module_utils.shiftmaster.backup import prune as backup_prune
 from ansible.module_utils.shiftmaster.backup import restore as backup_restore
+from ansible.module_utils.shiftmaster.backup import verification as backup_verification
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
 from ansible.module_utils.shiftmaster.host.safe_files import UnsafePathError
 
@@ -37,16 +37,16 @@ class FakeHost(Host):
     fails: the beginnings of commands that end with an error.
     """
 
-    def __init__(self, folder):
+    def __init__(self, directory):
         super().__init__(
             {
-                "folder": str(folder / "backups"), "state": str(folder / "state"), "scratch": str(folder / "scratch"),
+                "directory": str(directory / "backups"), "state": str(directory / "state"), "scratch": str(directory / "scratch"),
                 "stanza": "shiftmaster", "host": "db1", "keep_days": 30, "limit_bytes": 0, "lock_wait_seconds": 1800,
                 "recovery_timeout_seconds": 100, "archive_timeout_seconds": 9, "process_max": 2,
-                "restic_password_file": "/key", "restore_config": "/restore.conf", "log_file": str(folder / "log/log"),
-                "parts": [{"name": "files", "paths": [str(folder / "media")], "exclude": []}], "sources": [],
+                "restic_password_file": "/key", "restore_config": "/restore.conf", "log_file": str(directory / "log/log"),
+                "parts": [{"name": "files", "paths": [str(directory / "media")], "exclude": []}], "sources": [],
                 "database": {
-                    "version": "17", "databases": ["shiftmaster"], "data": str(folder / "data/main"),
+                    "version": "17", "databases": ["shiftmaster"], "data": str(directory / "data/main"),
                     "name": "shiftmaster", "host": "", "port": 5432, "user": "backup",
                     "sslmode": "disable", "passfile": "/passfile",
                 },
@@ -59,10 +59,10 @@ class FakeHost(Host):
         self.settings, self.options_of, self.log_lines = "", [], []
         self.react = lambda words: None
         for name in ("backups/pgbackrest/archive", "state", "data/main/global"):
-            (folder / name).mkdir(parents=True)
+            (directory / name).mkdir(parents=True)
 
-    def free_bytes(self, folder=""):
-        self.asked_for_room = folder or self.folder
+    def free_bytes(self, directory=""):
+        self.asked_for_room = directory or self.directory
         return self.free
 
     def log(self, text):
@@ -98,11 +98,11 @@ class FakeHost(Host):
             return self.histories[words[-1].rsplit("/", 1)[-1]]
         return self.catalogue() if words[-1] == "info" else ""
 
-    def listed(self, folder):
+    def listed(self, directory):
         """`pgbackrest repo-ls` of an archive: every segment up to the last one, and what else is there."""
-        last = {"16-1": self.earlier_wal, "17-1": self.last_wal}[folder]
+        last = {"16-1": self.earlier_wal, "17-1": self.last_wal}[directory]
         names = [wal(number) for number in range(1, int(last[8:], 16) + 1)]
-        names += self.more_wal if folder == "17-1" else []
+        names += self.more_wal if directory == "17-1" else []
         paths = ["%s/%s-%s.zst" % (name[:16], name, "a" * 40) for name in names] + list(self.histories)
         return json.dumps({path: {"type": "file", "time": int(NOW)} for path in paths})
 
@@ -166,7 +166,7 @@ class FakeHost(Host):
 
 
 DATABASE = {
-    "kind": "full", "wal": {"start": wal(2), "stop": wal(2), "proven": wal(3)}, "restore_point": "p", "system_id": 7,
+    "kind": "full", "wal": {"start": wal(2), "stop": wal(2), "verified": wal(3)}, "restore_point": "p", "system_id": 7,
 }  # fmt: skip
 
 
@@ -206,7 +206,7 @@ class Past:
             }  # fmt: skip
             self.runs.append(run_of("r%02d" % day, day, labels=labels))
             host.backups.append((labels["database"], NOW - day * DAY))
-            (Path(host.folder) / "logical" / labels["logical"]).mkdir(parents=True)
+            (Path(host.directory) / "logical" / labels["logical"]).mkdir(parents=True)
             for part in ("files", "configuration"):
                 host.snapshots.append(snapshot(labels[part], day, tags=[part, "run=x"]))
 
@@ -240,7 +240,7 @@ def test_what_is_older_than_its_days_goes_of_each_part(host, past):
     (forget,) = [words for words in host.called("restic") if "forget" in words]
     assert forget[:3] == ("--quiet", "forget", "--prune")
     assert sorted(forget[3:]) == sorted(part + day for part in "cf" for day in OLD)
-    assert sorted(os.listdir(Path(host.folder) / "logical")) == ["r%02d" % day for day in range(31)]
+    assert sorted(os.listdir(Path(host.directory) / "logical")) == ["r%02d" % day for day in range(31)]
     assert sorted(removed) == sorted(part + day for part in "Fcfr" for day in OLD)
 
 
@@ -248,7 +248,7 @@ def test_a_snapshot_that_another_host_or_another_kind_has_saved_stays(host, past
     host.snapshots += [snapshot("theirs", 90, host="app1"), snapshot("kept", 90, tags=("before-restore",))]
     removed, problems = past.prune(host)
     assert {"theirs", "kept"} <= {one["id"] for one in host.snapshots} and not {"theirs", "kept"} & set(removed)
-    # They are not planned either: without proofs of this host's runs each would be a problem.
+    # They are not planned either: without verifications of this host's runs each would be a problem.
     assert problems == []
 
 
@@ -280,7 +280,7 @@ def test_the_run_that_prunes_counts_as_one_that_has_ended(host, past):
 def test_damaged_backups_are_no_ground_to_remove_others(host, past):
     labels = {"F%02d" % day for day in past.DAYS} | {"r%02d" % day for day in past.DAYS}
     removed, problems = past.prune(host, damaged=labels)
-    assert sorted({one.code for one in problems}) == ["no_proven"] and len(problems) == 2
+    assert sorted({one.code for one in problems}) == ["no_verified"] and len(problems) == 2
     assert not [one for one in removed if one[0] in "Fr"]
 
 
@@ -294,12 +294,12 @@ def test_a_clock_that_jumped_removes_nothing(host, past, monkeypatch):
 @pytest.mark.parametrize("make", ["link", "pipe", "unreadable"])
 def test_the_archive_of_a_hostile_database_host_leads_expire_nowhere(host, past, make):
     """pgbackrest expire follows a link with a segment's name and empties what it leads to: all backups (tried)."""
-    folder = Path(host.folder) / "pgbackrest/archive/shiftmaster/17-1"
-    folder.mkdir(parents=True)
+    directory = Path(host.directory) / "pgbackrest/archive/shiftmaster/17-1"
+    directory.mkdir(parents=True)
     if make == "link":
-        (folder / "0000000000000000").symlink_to("../../../backup/shiftmaster")
+        (directory / "0000000000000000").symlink_to("../../../backup/shiftmaster")
     elif make == "pipe":
-        os.mkfifo(folder / "00000002.history")
+        os.mkfifo(directory / "00000002.history")
     else:
         host.fails = [("find",)]
     removed, problems = past.prune(host)
@@ -317,22 +317,22 @@ def test_a_snapshot_that_did_not_go_is_a_problem_and_is_not_said_to_be_removed(h
 
 def test_a_dump_without_its_directory_is_no_dump(host, past):
     for day in range(31):
-        (Path(host.folder) / "logical" / ("r%02d" % day)).rmdir()
+        (Path(host.directory) / "logical" / ("r%02d" % day)).rmdir()
     removed, problems = past.prune(host)
     assert not [one for one in removed if one[0] == "r"] and problems
-    assert len(os.listdir(Path(host.folder) / "logical")) == 10
+    assert len(os.listdir(Path(host.directory) / "logical")) == 10
 
 
 def test_a_dump_that_failed_is_not_counted(host, past):
     past.runs[-2]["parts"]["logical"]["result"] = "failed"
     removed, problems = past.prune(host)
     # Its directory is not this program's to remove either.
-    assert problems == [] and "r40" in removed and (Path(host.folder) / "logical/r01").exists()
+    assert problems == [] and "r40" in removed and (Path(host.directory) / "logical/r01").exists()
 
 
 def test_what_takes_more_than_it_may_is_told_and_stays(host, past):
-    (Path(host.folder) / "logical/r00/dump").write_bytes(b"x" * 1000)
-    (Path(host.folder) / "logical/r01/dump").write_bytes(b"x" * 500)
+    (Path(host.directory) / "logical/r00/dump").write_bytes(b"x" * 1000)
+    (Path(host.directory) / "logical/r01/dump").write_bytes(b"x" * 500)
     host.options["limit_bytes"] = 1500
     assert past.prune(host)[1] == []
     host.options["limit_bytes"] = 1499
@@ -342,53 +342,53 @@ def test_what_takes_more_than_it_may_is_told_and_stays(host, past):
 
 def test_bytes_of_what_goes_meanwhile_are_not_counted(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"12345")
-    monkeypatch.setattr(os, "walk", lambda folder: [(folder, [], ["gone", "a"])])
+    monkeypatch.setattr(os, "walk", lambda directory: [(directory, [], ["gone", "a"])])
     assert backup_prune.used_bytes(str(tmp_path)) == 5
 
 
 def test_received_wal_goes_once_the_archive_has_it(host, past):
     """Not what the archive lacks, not the newest, by which the receiver goes on, and nothing that is no segment."""
-    folder = Path(host.folder) / "wal"
-    folder.mkdir()
+    directory = Path(host.directory) / "wal"
+    directory.mkdir()
     names = [wal(7), wal(8), wal(9), wal(10), wal(8) + ".partial", "00000002.history", wal(11)]
     for name in names:
-        (folder / name).touch()
+        (directory / name).touch()
     past.prune(host)
-    assert sorted(os.listdir(folder)) == sorted(set(names) - {wal(7), wal(8), wal(9)})
+    assert sorted(os.listdir(directory)) == sorted(set(names) - {wal(7), wal(8), wal(9)})
 
 
 def test_a_segment_of_another_timeline_makes_no_received_wal_look_archived(host, past):
     """The database host writes the archive: it can add any name."""
-    folder = Path(host.folder) / "wal"
-    folder.mkdir()
+    directory = Path(host.directory) / "wal"
+    directory.mkdir()
     host.more_wal = ["000000FF00000000000000FF", wal(14)]
     names = [wal(9), wal(10), wal(11), wal(14), wal(12) + ".partial", wal(13), "000000FE0000000000000001"]
     for name in names:
-        (folder / name).touch()
+        (directory / name).touch()
     left = [wal(10), wal(11), wal(12) + ".partial", wal(13)]
     assert backup_restore.received(host) == left
     past.prune(host)
     # The newest one by its number: the receiver goes by it.
-    assert sorted(os.listdir(folder)) == [*left, wal(14)]
+    assert sorted(os.listdir(directory)) == [*left, wal(14)]
 
 
 def test_the_newest_received_segment_stays_though_the_archive_has_it(host, past):
-    folder = Path(host.folder) / "wal"
-    folder.mkdir()
+    directory = Path(host.directory) / "wal"
+    directory.mkdir()
     for name in (wal(7), wal(8)):
-        (folder / name).touch()
+        (directory / name).touch()
     past.prune(host)
-    assert os.listdir(folder) == [wal(8)]
+    assert os.listdir(directory) == [wal(8)]
 
 
 def test_without_an_archive_all_received_wal_stays(host, past):
-    folder = Path(host.folder) / "wal"
-    folder.mkdir()
+    directory = Path(host.directory) / "wal"
+    directory.mkdir()
     for name in (wal(7), wal(8)):
-        (folder / name).touch()
+        (directory / name).touch()
     host.last_wal = host.earlier_wal = None
     past.prune(host)
-    assert len(os.listdir(folder)) == 2
+    assert len(os.listdir(directory)) == 2
 
 
 def test_verified_labels_are_those_of_runs_that_have_ended():
@@ -398,12 +398,16 @@ def test_verified_labels_are_those_of_runs_that_have_ended():
     )
     begun["ended"] = None
     nothing = run_of("r9", 9, files="")
-    assert backup_prune.proofs([good, bad, warned, begun, nothing], "files") == {"f0": True, "f1": False, "f2": True}
-    assert backup_prune.proofs([good], "database") == {}
+    assert backup_prune.verifications([good, bad, warned, begun, nothing], "files") == {
+        "f0": True,
+        "f1": False,
+        "f2": True,
+    }
+    assert backup_prune.verifications([good], "database") == {}
 
 
 def test_tables_that_were_taken_out_stay_for_their_days(host):
-    tables = Path(host.folder) / "tables"
+    tables = Path(host.directory) / "tables"
     for name, days in (("old", 30.1), ("young", 29.9)):
         (tables / name).mkdir(parents=True)
         (tables / name / "t.dump").touch()
@@ -487,14 +491,14 @@ def site(host, tmp_path, monkeypatch, clock):
 @pytest.fixture
 def saved(host):
     """Three runs with all parts, of 3, 2 and 1 days ago."""
-    folder = Path(host.folder) / "manifests"
-    folder.mkdir()
+    directory = Path(host.directory) / "manifests"
+    directory.mkdir()
     for day in (3, 2, 1):
         labels = {"database": "F%d" % day, "files": "f%d" % day, "configuration": "c%d" % day}
         run = run_of("r%d" % day, day, labels=labels)
         run["release"].update(name="release-%d" % day)
         manifests.verified(run, "database", manifests.RESTORED, True, "x", NOW - day * DAY + 70)
-        manifests.write(str(folder / ("r%d.json" % day)), run)
+        manifests.write(str(directory / ("r%d.json" % day)), run)
         host.backups.append(("F%d" % day, NOW - day * DAY - 30))
     return host
 
@@ -504,10 +508,10 @@ def ago(days):
 
 
 def test_a_plan_of_the_latest_goes_to_the_archives_last_segment_and_beyond(saved, clock):
-    wal_folder = Path(saved.folder) / "wal"
-    wal_folder.mkdir()
+    wal_dir = Path(saved.directory) / "wal"
+    wal_dir.mkdir()
     for name in (wal(9), wal(10), wal(11) + ".partial"):
-        (wal_folder / name).touch()
+        (wal_dir / name).touch()
     made = backup_restore.plan(saved, {"target": "latest", "parts": ["database", "files", "configuration"]})
     assert made["database"]["label"] == "F1" and made["database"]["arguments"] == [] and made["database"]["run"] == "r1"
     assert made["last_segment"] == wal(9) and made["received"] == 2
@@ -549,7 +553,7 @@ def test_a_plan_without_an_archive_knows_no_last_segment(saved, clock):
 
 def test_problems_of_one_backup_are_not_said_to_be_the_repositorys(saved, clock):
     saved.backups = []
-    with pytest.raises(BackupError, match="no proven backup.*; repository 1 holds no backup"):
+    with pytest.raises(BackupError, match="no verified backup.*; repository 1 holds no backup"):
         backup_restore.plan(saved, {"target": "latest", "parts": ["database"]})
     with pytest.raises(BackupError) as caught:
         backup_restore.plan(saved, {"target": "nonsense", "parts": ["files"]})
@@ -572,11 +576,11 @@ def test_a_length_of_time_has_two_parts_at_most(seconds, words):
 
 @pytest.fixture
 def received(host):
-    folder = Path(host.folder) / "wal"
-    folder.mkdir()
+    directory = Path(host.directory) / "wal"
+    directory.mkdir()
     for name in (wal(8), wal(9), wal(11), wal(10), wal(12) + ".partial", wal(13) + ".tmp", "00000002.history", "x"):
-        (folder / name).touch()
-    return folder
+        (directory / name).touch()
+    return directory
 
 
 def test_received_is_what_the_archive_lacks(host, received):
@@ -602,18 +606,18 @@ def test_received_segments_are_packed_in_a_closed_directory(host, received):
     assert words == (
         "--create", "--file", answer["archive"], "--directory", str(received), wal(10), wal(11), wal(12) + ".partial",
     )  # fmt: skip
-    assert answer["archive"] == host.folder + "/outgoing/r1-wal.tar" and answer["restored"] == "3 segments"
-    assert os.stat(host.folder + "/outgoing").st_mode & 0o777 == 0o700
+    assert answer["archive"] == host.directory + "/outgoing/r1-wal.tar" and answer["restored"] == "3 segments"
+    assert os.stat(host.directory + "/outgoing").st_mode & 0o777 == 0o700
     backup_restore.pack_received(host, {"id": "r2"})
 
 
 def test_receiving_begins_again_and_what_was_received_is_kept(host, received, site):
     there = []
     host.react = lambda words: there.append((*words[1:], len(os.listdir(received))))
-    answer = backup_restore.wal_anew(host, {"id": "r1"})
+    answer = backup_restore.wal_again(host, {"id": "r1"})
     unit = "shiftmaster-backup-wal.service"
     assert there == [("stop", unit, 8), ("start", unit, 0)]
-    kept = Path(host.folder) / "wal.before-r1"
+    kept = Path(host.directory) / "wal.before-r1"
     assert len(os.listdir(kept)) == 8 and str(kept) in answer["restored"]
 
 
@@ -910,7 +914,7 @@ def test_a_recovery_without_an_end_is_given_up(host, clock):
 
 
 class Scratch:
-    """proof.restored() and its server."""
+    """verification.restored() and its server."""
 
     def __init__(self, host):
         self.host = host
@@ -941,9 +945,13 @@ class Scratch:
 def scratch(host, monkeypatch, site):
     scratch = Scratch(host)
     monkeypatch.setattr(backup_restore.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_uid=THEIRS, pw_gid=THEIRS))
-    monkeypatch.setattr(backup_restore.proof, "restored", lambda *words, **more: scratch.restored(*words, **more))
-    monkeypatch.setattr(backup_restore.proof, "wait_for_segment", lambda *words: scratch.waited.append(words[1:]))
-    monkeypatch.setattr(backup_restore.proof, "check_pages", lambda _host, _server: "pages")
+    monkeypatch.setattr(
+        backup_restore.verification, "restored", lambda *words, **more: scratch.restored(*words, **more)
+    )
+    monkeypatch.setattr(
+        backup_restore.verification, "wait_for_segment", lambda *words: scratch.waited.append(words[1:])
+    )
+    monkeypatch.setattr(backup_restore.verification, "check_pages", lambda _host, _server: "pages")
     return scratch
 
 
@@ -962,7 +970,7 @@ def test_a_restore_next_to_the_database_is_read_and_counted(host, site, scratch)
 
 def test_a_restore_next_to_the_database_goes_on_with_what_was_received(host, site, scratch, received):
     backup_restore.database_scratch(host, {"id": "r1", "database": plan_of(["--type=time"])})
-    assert scratch.arguments == ("--type=time",) and scratch.received == host.folder + "/wal"
+    assert scratch.arguments == ("--type=time",) and scratch.received == host.directory + "/wal"
 
 
 def test_a_restore_next_to_the_database_that_ends_too_early_is_refused(host, site, scratch):
@@ -1001,13 +1009,13 @@ def test_a_table_is_taken_out_with_its_partitions(host, site, scratch, asked, da
     assert of == database and "to_regclass('%s')" % whole[0] in sql and "to_regclass('\"%s\"')" % whole[1] in sql
     assert scratch.asked[1] == ("SELECT count(*) FROM public.roster", database)
     (dump,) = host.called("pg_dump")
-    path = host.folder + "/tables/r1/%s.dump" % name.replace("'", "_")
+    path = host.directory + "/tables/r1/%s.dump" % name.replace("'", "_")
     assert answer["file"] == path and os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o700
     assert dump == (
         "--no-password", "--format=custom", "--file", path, "--table=public.roster", "--table=public.roster_2026",
         database,
     )  # fmt: skip
-    assert os.stat(host.folder + "/tables").st_mode & 0o777 == 0o711
+    assert os.stat(host.directory + "/tables").st_mode & 0o777 == 0o711
 
 
 @pytest.mark.parametrize(("tables", "message"), [([], "no table roster in"), ([("public.roster", "v")], "is no table")])
@@ -1015,12 +1023,12 @@ def test_what_is_no_table_is_not_taken_out(host, site, scratch, tables, message)
     scratch.tables = tables
     with pytest.raises(BackupError, match=message):
         backup_restore.table(host, {"id": "r1", "database": plan_of(), "table": "roster"})
-    assert os.listdir(host.folder + "/tables") == [] and host.called("pg_dump") == []
+    assert os.listdir(host.directory + "/tables") == [] and host.called("pg_dump") == []
 
 
 def test_a_database_that_does_not_answer_closes_no_segment(host, monkeypatch):
     waited = []
-    monkeypatch.setattr(backup_restore.proof, "wait_for_segment", lambda *arguments: waited.append(arguments))
+    monkeypatch.setattr(backup_restore.verification, "wait_for_segment", lambda *arguments: waited.append(arguments))
     host.fails = [("psql",)]
     backup_restore._archive_until_now(host)
     assert waited == []
@@ -1028,7 +1036,7 @@ def test_a_database_that_does_not_answer_closes_no_segment(host, monkeypatch):
 
 # --- the server of a verification ------------------------------------------------------------------------------------
 
-CONTROL = "".join("%s: %17s\n" % (text, 8) for text in backup_proof.SETTINGS.values())
+CONTROL = "".join("%s: %17s\n" % (text, 8) for text in backup_verification.SETTINGS.values())
 NAMED = ("--type=name", "--target=p", "--target-action=promote", "--target-timeline=current")
 
 
@@ -1054,15 +1062,17 @@ class Verification:
     """The units of a verification; what each of them would do is a function of its program."""
 
     def __init__(self, host, monkeypatch):
-        self.host, self.units, self.acts, self.log = host, [], {}, backup_proof.READY
+        self.host, self.units, self.acts, self.log = host, [], {}, backup_verification.READY
         host._systemd_run = lambda _who, *words: self.act(Unit(words))
         host.options.update(scratch_port=6543, timeout_seconds=20, recovery_timeout_seconds=1)
         self.acts["pg_controldata"] = lambda: CONTROL
-        monkeypatch.setattr(backup_proof, "subprocess", SimpleNamespace(Popen=self.launch))
-        monkeypatch.setattr(backup_proof.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_uid=THEIRS, pw_gid=THEIRS))
-        monkeypatch.setattr(backup_proof.sandbox, "ROOT", host.folder + "/root")
-        self.folder = Path(host.options["scratch"]) / "proof"
-        self.data = self.folder / "data"
+        monkeypatch.setattr(backup_verification, "subprocess", SimpleNamespace(Popen=self.launch))
+        monkeypatch.setattr(
+            backup_verification.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_uid=THEIRS, pw_gid=THEIRS)
+        )
+        monkeypatch.setattr(backup_verification.sandbox, "ROOT", host.directory + "/root")
+        self.directory = Path(host.options["scratch"]) / "verification"
+        self.data = self.directory / "data"
 
     def act(self, unit):
         self.units.append(unit)
@@ -1076,7 +1086,7 @@ class Verification:
         return SimpleNamespace(poll=lambda: None, kill=lambda: None, wait=lambda: 0)
 
     def restored(self, *arguments, **more):
-        return backup_proof.restored(self.host, "proof", *(arguments or NAMED), label=LABEL, **more)
+        return backup_verification.restored(self.host, "verification", *(arguments or NAMED), label=LABEL, **more)
 
 
 @pytest.fixture
@@ -1085,7 +1095,7 @@ def verification(host, monkeypatch):
 
 
 def test_a_restored_server_has_no_rights_no_network_and_no_repository(verification, host):
-    repository = {host.folder + "/pgbackrest", "/restore.conf"}
+    repository = {host.directory + "/pgbackrest", "/restore.conf"}
     with verification.restored(received="/received") as server:
         server.ask("SELECT 1")
     programs = [unit.program for unit in verification.units]
@@ -1095,16 +1105,16 @@ def test_a_restored_server_has_no_rights_no_network_and_no_repository(verificati
             unit.properties
         )
         assert [line for line in unit.properties if line.startswith("RootDirectory=")]
-        assert unit.write <= {str(verification.folder / name) for name in ("data", "tablespaces", "sockets", "wal")}
+        assert unit.write <= {str(verification.directory / name) for name in ("data", "tablespaces", "sockets", "wal")}
         # What reads the repository runs no code of the database, and what runs that has no capability.
         reads = unit.program in ("pgbackrest restore", "sh")
         assert (repository <= unit.read) == reads and (reads or not repository & unit.read)
         assert ("CapabilityBoundingSet=" in unit.properties) != reads
-    assert verification.units[2].read == {str(verification.folder / name) for name in ("config", "wal")}
+    assert verification.units[2].read == {str(verification.directory / name) for name in ("config", "wal")}
     # It ends with all that it has started, and nothing of it is left.
     stopped = [words[1] for words in host.called("systemctl") if words[0] == "stop"]
     assert stopped == [unit.name for unit in verification.units if unit.program in ("postgres", "sh")]
-    assert not verification.folder.exists()
+    assert not verification.directory.exists()
 
 
 def test_settings_of_the_backup_are_not_those_of_the_server(verification, tmp_path):
@@ -1121,7 +1131,7 @@ def test_settings_of_the_backup_are_not_those_of_the_server(verification, tmp_pa
         assert not path.is_symlink() and path.read_text() == "" and path.stat().st_uid == THEIRS
         assert (tmp_path / "secret").read_text() == "root's own"
         (server,) = [unit for unit in verification.units if unit.program == "postgres"]
-        config = verification.folder / "config"
+        config = verification.directory / "config"
         assert f"config_file={config}/postgresql.conf" in server.command
         assert config.stat().st_uid == 0 and (config / "postgresql.conf").read_text() == ""
     for line in ("shared_preload_libraries=", "session_preload_libraries=", "archive_mode=off", "max_connections=8"):
@@ -1145,13 +1155,13 @@ def test_a_backup_with_links_or_special_files_is_rejected(verification, name, ta
     def restore():
         path = verification.data / name
         path.parent.mkdir(exist_ok=True)
-        os.mkfifo(path) if not target else path.symlink_to(target.format(scratch=verification.folder))
+        os.mkfifo(path) if not target else path.symlink_to(target.format(scratch=verification.directory))
 
     verification.acts["pgbackrest restore"] = restore
     with pytest.raises(BackupError, match=name) if not good else contextlib.nullcontext(), verification.restored():
         pass
     assert ("postgres" in [unit.program for unit in verification.units]) == good
-    assert not verification.folder.exists()
+    assert not verification.directory.exists()
 
 
 @pytest.mark.parametrize("value", ["8; id", "9999999999", "-1", ""])
@@ -1166,7 +1176,7 @@ def test_a_server_that_does_not_come_up_is_ended(verification, host):
     with pytest.raises(BackupError, match="within 1 s .*FATAL:  recovery ended before"), verification.restored():
         pass
     assert len([words for words in host.called("systemctl") if words[0] == "stop"]) == 2
-    assert not verification.folder.exists()
+    assert not verification.directory.exists()
 
 
 def test_what_a_killed_verification_has_left_is_removed_by_no_link(verification, tmp_path):
@@ -1207,7 +1217,7 @@ def test_what_a_killed_verification_has_left_is_removed_by_no_link(verification,
     ],
 )
 def test_a_recovery_goes_as_far_as_pgbackrest_would(arguments, settings):
-    assert backup_proof.recovery_settings(arguments) == settings
+    assert backup_verification.recovery_settings(arguments) == settings
 
 
 @pytest.fixture
@@ -1218,31 +1228,33 @@ def wal_files(tmp_path):
     tool = tmp_path / "pgbackrest"
     tool.write_text('#!/bin/sh\necho "$@" >> %s/calls; cp "%s/archive/$2" "$3" 2> /dev/null\n' % ((tmp_path,) * 2))
     tool.chmod(0o755)
-    words = ["sh", "-c", backup_proof.GET_WAL, "sh", tmp_path / "wal", tmp_path / "received", tool]
+    words = ["sh", "-c", backup_verification.GET_WAL, "sh", tmp_path / "wal", tmp_path / "received", tool]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as getter:
 
         def get(name):
-            command = backup_proof.restore_command(str(tmp_path / "wal")).replace("%f", name).replace("%p", "got")
+            command = (
+                backup_verification.restore_command(str(tmp_path / "wal")).replace("%f", name).replace("%p", "got")
+            )
             done = subprocess.run(
                 ["sh", "-c", command], cwd=tmp_path / "data", stdin=getter.stdout, stdout=getter.stdin, check=False
             )
             return done.returncode == 0 and (tmp_path / "data/got").read_text()
 
-        yield SimpleNamespace(get=get, getter=getter, folder=tmp_path)
+        yield SimpleNamespace(get=get, getter=getter, directory=tmp_path)
         getter.stdin.close()
 
 
 def test_the_server_gets_wal_of_the_archive_and_then_what_was_received(wal_files):
-    folder = wal_files.folder
+    directory = wal_files.directory
     for place, name, text in (
         ("archive", wal(1), "one"), ("archive", "00000002.history", "branch"), ("received", wal(1), "not this"),
         ("received", wal(2), "two"), ("received", wal(3) + ".partial", "three"),
     ):  # fmt: skip
-        (folder / place / name).write_text(text)
+        (directory / place / name).write_text(text)
     got = [wal_files.get(name) for name in ("00000002.history", wal(1), wal(2), wal(3), wal(4), wal(1))]
     assert got == ["branch", "one", "two", "three", False, "one"]
     # One at a time.
-    assert os.listdir(folder / "wal") == [wal(1)]
+    assert os.listdir(directory / "wal") == [wal(1)]
 
 
 @pytest.mark.parametrize(
@@ -1261,7 +1273,7 @@ def test_the_server_gets_nothing_but_wal(wal_files, name):
     wal_files.getter.stdin.write(name.encode() + b"\n")
     wal_files.getter.stdin.flush()
     assert wal_files.getter.stdout.read() == b"" and wal_files.getter.wait(10) == 1
-    assert not (wal_files.folder / "calls").exists() and os.listdir(wal_files.folder / "wal") == []
+    assert not (wal_files.directory / "calls").exists() and os.listdir(wal_files.directory / "wal") == []
 
 
 # --- files in their place --------------------------------------------------------------------------------------------
@@ -1274,7 +1286,7 @@ class Files:
         self.host, self.media = host, tmp_path / "media"
         self.media.mkdir(mode=0o755)
         (self.media / "a.txt").write_text("today")
-        self.staged, self.within = Path(host.folder) / "outgoing/r1", []
+        self.staged, self.within = Path(host.directory) / "outgoing/r1", []
         self.nodes = [
             {"type": "dir", "path": str(self.media)},
             {"type": "file", "path": str(self.media / "a.txt"), "size": 600},
@@ -1459,7 +1471,7 @@ def test_a_request_without_an_id_is_refused(host, request_):
     ("what", "function"),
     [
         ("plan", "plan"), ("free", "free"), ("here", "database_here"), ("scratch", "database_scratch"),
-        ("table", "table"), ("received", "pack_received"), ("wal_anew", "wal_anew"),
+        ("table", "table"), ("received", "pack_received"), ("wal_again", "wal_again"),
     ],
 )  # fmt: skip
 def test_each_step_has_its_name(what, function):

@@ -23,7 +23,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(host_module, "RUN", str(tmp_path / "run"))
     return Host(
         {
-            "folder": str(tmp_path), "stanza": "s", "log_file": str(tmp_path / "log/backup.log"), "timeout_seconds": 20,
+            "directory": str(tmp_path), "stanza": "s", "log_file": str(tmp_path / "log/backup.log"), "timeout_seconds": 20,
             "database": {"version": "17", "host": "h", "port": 5432, "user": "backup", "name": "backup",
                          "sslmode": "require", "passfile": "/secret"},
             "parts": [{"name": "files", "paths": ["/a"], "exclude": []}],
@@ -165,7 +165,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 import shiftmaster.backup.host as module
 module.RUN = sys.argv[2]
-host = module.Host({"folder": "", "stanza": "", "log_file": "/dev/null", "database": {"version": "17"}})
+host = module.Host({"directory": "", "stanza": "", "log_file": "/dev/null", "database": {"version": "17"}})
 with module.alone(host, "backup X by somebody", 0):
     print("held", flush=True)
     time.sleep(60)
@@ -174,9 +174,9 @@ with module.alone(host, "backup X by somebody", 0):
 
 @pytest.fixture
 def holder(tmp_path):
-    folder = os.path.dirname(os.path.dirname(os.path.dirname(host_module.__file__)))
+    directory = os.path.dirname(os.path.dirname(os.path.dirname(host_module.__file__)))
     child = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, folder, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, directory, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
     )
     assert child.stdout.readline() == "held\n"
     yield child
@@ -327,14 +327,14 @@ def test_a_host_that_cannot_be_asked_deploys_nothing_as_far_as_is_known(asked):
 
 
 def test_received_segments_come_into_the_archive_and_fail_no_restore(asked, tmp_path):
-    folder = tmp_path / "received"
-    folder.mkdir()
+    directory = tmp_path / "received"
+    directory.mkdir()
     for name in ("000000010000000000000003", "000000010000000000000004", "000000010000000000000005.partial"):
-        (folder / name).touch()
-    restore._archive_received(asked, "/data", str(folder))
-    assert [call[-1] for call in asked.calls] == [str(folder / f"00000001000000000000000{n}") for n in (3, 4)]
+        (directory / name).touch()
+    restore._archive_received(asked, "/data", str(directory))
+    assert [call[-1] for call in asked.calls] == [str(directory / f"00000001000000000000000{n}") for n in (3, 4)]
     asked.answers["archive-push"] = (1, "")
-    restore._archive_received(asked, "/data", str(folder))
+    restore._archive_received(asked, "/data", str(directory))
     assert (tmp_path / "log/backup.log").read_text().count("was not archived") == 2
     restore._archive_received(asked, "/data", "")
 
@@ -349,7 +349,9 @@ def sandboxed(asked, monkeypatch, tmp_path):
     monkeypatch.setattr(files, "RUN", str(tmp_path / "run"))
     password = tmp_path / "password"
     password.write_text("of the repository\n")
-    asked.options.update(restic_password_file=str(password), state=str(tmp_path / "state"), host="keeper", parts=[])
+    asked.options.update(
+        restic_password_file=str(password), state=str(tmp_path / "state"), host="backup_server", parts=[]
+    )
     summary = {"message_type": "summary", "snapshot_id": "5" * 64, "total_files_processed": 3}
     asked.answers["restic"] = (0, json.dumps(summary))
     return asked
@@ -455,7 +457,7 @@ def test_a_host_that_fills_the_disk_is_ended_and_what_it_has_sent_is_removed(
 ):
     source = {"name": "app1", "address": "192.0.2.1", "parts": []}
     free, run = [before], sandboxed.run
-    folder = files.pulled(sandboxed, "files", "app1")
+    directory = files.pulled(sandboxed, "files", "app1")
 
     def statvfs(_path):
         disk = {"f_bavail": 1000, "f_blocks": 1000, "f_frsize": 1, "f_favail": 1000, "f_files": 1000, scarce: free[0]}
@@ -465,7 +467,7 @@ def test_a_host_that_fills_the_disk_is_ended_and_what_it_has_sent_is_removed(
         if command[-1] == "paths files":
             return subprocess.CompletedProcess(command, 0, '["/srv"]', "")
         if "rsync" in command:
-            open(folder + "/large", "w").close()
+            open(directory + "/large", "w").close()
             free[0] = enough
             assert watch() == ""
             free[0] -= 1
@@ -476,7 +478,7 @@ def test_a_host_that_fills_the_disk_is_ended_and_what_it_has_sent_is_removed(
     monkeypatch.setattr(sandboxed, "run", ask)
     with pytest.raises(BackupError, match="reading files of app1 was ended: it sends more"):
         files.pull(sandboxed, source, {"name": "files", "paths": ["/srv"]})
-    assert not os.path.exists(folder)
+    assert not os.path.exists(directory)
     assert any(call[:2] == ("systemctl", "stop") for call in sandboxed.calls)
 
 

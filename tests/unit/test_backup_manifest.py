@@ -314,16 +314,19 @@ def test_the_history_goes_on_over_a_damaged_one(tmp_path):
     assert manifests.history(str(tmp_path / "none")) == ([], [])
 
 
-def test_the_last_restore_test_of_a_backup_is_its_proof():
+def test_the_last_restore_test_of_a_backup_is_its_verification():
     first, second = good_run(), good_run(NOW + 86400, "next", label="later")
-    assert manifests.proofs([first]) == {DATABASE["label"]: True}
+    assert manifests.verifications([first]) == {DATABASE["label"]: True}
     manifests.verified(second, "database", "restore_test", False, "rotten", NOW + 86500, label=DATABASE["label"])
     manifests.verified(second, "database", "checksums", False, "no restore", NOW + 86500)
-    assert manifests.proofs([second, first]) == {DATABASE["label"]: False, "later": True}
-    assert manifests.proofs([first], "files") == {FILES["label"]: True} and manifests.proofs([first], "logical") == {}
+    assert manifests.verifications([second, first]) == {DATABASE["label"]: False, "later": True}
+    assert (
+        manifests.verifications([first], "files") == {FILES["label"]: True}
+        and manifests.verifications([first], "logical") == {}
+    )
     nameless = run()
     manifests.verified(nameless, "database", "restore_test", False, "of what has no name yet", NOW)
-    assert manifests.proofs([nameless]) == {}
+    assert manifests.verifications([nameless]) == {}
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics

@@ -21,7 +21,7 @@ def host(tmp_path):
     (tmp_path / "backups").mkdir()
     host = Host(
         {
-            "folder": str(tmp_path / "backups"), "state": str(tmp_path / "state"), "stanza": "shiftmaster",
+            "directory": str(tmp_path / "backups"), "state": str(tmp_path / "state"), "stanza": "shiftmaster",
             "host": "one", "scratch": str(tmp_path / "scratch"), "keep_days": 30, "timeout_seconds": 60,
             "parts": [], "sources": [], "restic_password_file": "/etc/restic.password",
             "database": {"version": "17", "databases": []},
@@ -81,7 +81,7 @@ def test_no_secret_is_in_a_command(host):
     ],
     ids=["there", "none", "none, said by an older one", "not reached", "wrong password"],
 )
-def test_what_cannot_be_read_is_not_made_anew(host, code, said, made):
+def test_what_cannot_be_read_is_not_made_again(host, code, said, made):
     host.answers["cat"] = (code, "", said)
     outside = offsite.Offsite(host)
     if made is None:
@@ -103,10 +103,10 @@ def run_of(name="20261126T000000Z"):
 
 def test_outside_the_run_has_ended(host, tmp_path):
     """Else it would count as killed where it is fetched."""
-    folder = tmp_path / "backups" / "manifests"
-    folder.mkdir()
+    directory = tmp_path / "backups" / "manifests"
+    directory.mkdir()
     manifest = run_of()
-    manifests.write(str(folder / "20261126T000000Z.json"), manifest)
+    manifests.write(str(directory / "20261126T000000Z.json"), manifest)
     staged = offsite.Offsite(host).stage(manifest)
     found = manifests.history(staged)
     assert [one["result"] for one in found.manifests] == ["succeeded"] and found.problems == []
@@ -114,12 +114,12 @@ def test_outside_the_run_has_ended(host, tmp_path):
 
 
 def test_nothing_that_is_here_is_replaced(host, tmp_path):
-    folder = tmp_path / "backups" / "manifests"
-    folder.mkdir()
-    manifests.write(str(folder / "20261126T000000Z.json"), run_of())
+    directory = tmp_path / "backups" / "manifests"
+    directory.mkdir()
+    manifests.write(str(directory / "20261126T000000Z.json"), run_of())
     with pytest.raises(BackupError, match="backups here already"):
         offsite.Offsite(host).fetch("latest")
-    assert host.calls == [] and len(list(folder.iterdir())) == 1
+    assert host.calls == [] and len(list(directory.iterdir())) == 1
 
 
 def test_what_is_not_there_is_said(host):
@@ -130,13 +130,13 @@ def test_what_is_not_there_is_said(host):
 
 def test_what_was_fetched_lies_where_it_lay(host, tmp_path):
     """Also where an earlier attempt was killed behind the first of them."""
-    outside, folder, state = offsite.Offsite(host), tmp_path / "backups", tmp_path / "state" / "offsite"
+    outside, directory, state = offsite.Offsite(host), tmp_path / "backups", tmp_path / "state" / "offsite"
     host.answers["snapshots"] = (
         0,
         json.dumps([{"id": "b", "time": "2026-11-26"}, {"id": "a", "time": "2026-11-25"}]),
         "",
     )
-    (folder / "logical" / "old").mkdir(parents=True)
+    (directory / "logical" / "old").mkdir(parents=True)
     state.mkdir(parents=True)
     (state / "fetching").write_text("b")
     kept, run = host.run, []
@@ -145,11 +145,11 @@ def test_what_was_fetched_lies_where_it_lay(host, tmp_path):
         if "restore" in command:
             run.append(command[command.index("restore") + 1])
             staging = command[-1]
-            for path in (folder / "logical" / "new", state / "manifests"):
+            for path in (directory / "logical" / "new", state / "manifests"):
                 (tmp_path / (staging + str(path))).mkdir(parents=True)
         return kept(what, *command, **more)
 
     host.run = restore
     assert outside.fetch("latest") == ["logical", "manifests", "files and configuration"]
-    assert run == ["b"] and [one.name for one in (folder / "logical").iterdir()] == ["new"]
-    assert not (folder / "fetched").exists() and not (state / "fetching").exists()
+    assert run == ["b"] and [one.name for one in (directory / "logical").iterdir()] == ["new"]
+    assert not (directory / "fetched").exists() and not (state / "fetching").exists()

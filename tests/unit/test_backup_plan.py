@@ -22,9 +22,9 @@ def stanza(name=""):
     )
 
 
-def kind(read=None, proofs=None, now=STOPPED + plan.DAY, **more):
+def kind(read=None, verifications=None, now=STOPPED + plan.DAY, **more):
     read = stanza() if read is None else read
-    return plan.kind_today(read, {FULL: True, LAST: True} if proofs is None else proofs, now, **more)
+    return plan.kind_today(read, {FULL: True, LAST: True} if verifications is None else verifications, now, **more)
 
 
 def with_backup(label, **changes):
@@ -36,9 +36,9 @@ def with_backup(label, **changes):
 # ---------------------------------------------------------------------------------------------------------------- kind
 
 
-def test_a_day_after_a_proven_full_one_it_is_incremental():
+def test_a_day_after_a_verified_full_one_it_is_incremental():
     decision = kind(system_id=FIRST_SYSTEM, timeline=1)
-    assert decision == ("incr", "full backup %s is proven and 1.0 days old" % FULL)
+    assert decision == ("incr", "full backup %s is verified and 1.0 days old" % FULL)
 
 
 @pytest.mark.parametrize(
@@ -57,15 +57,15 @@ def test_the_first_one_is_full(name):
     assert kind(stanza(name)).kind == kind(stanza(name), system_id=FIRST_SYSTEM).kind == "full"
 
 
-def test_a_full_one_that_was_never_proven_is_no_ground():
-    assert kind(proofs={}) == ("full", "the last full backup, %s, was never proven by a restore" % FULL)
-    assert kind(proofs={FULL: True}).kind == "incr"
-    assert kind(proofs={LAST: True}).kind == "full"
+def test_a_full_one_that_was_never_verified_is_no_ground():
+    assert kind(verifications={}) == ("full", "the last full backup, %s, was never verified by a restore" % FULL)
+    assert kind(verifications={FULL: True}).kind == "incr"
+    assert kind(verifications={LAST: True}).kind == "full"
 
 
 @pytest.mark.parametrize("label", [FULL, DIFF, LAST])
 def test_what_failed_its_restore_test_is_no_ground(label):
-    decision = kind(proofs={FULL: True, DIFF: True, LAST: True, label: False})
+    decision = kind(verifications={FULL: True, DIFF: True, LAST: True, label: False})
     assert decision == ("full", "the restore test of backup %s failed" % label)
 
 
@@ -84,7 +84,7 @@ def test_a_new_chain_begins_behind_a_gap_in_the_archive():
 
 
 def test_what_is_damaged_beside_the_last_chain_does_not_matter():
-    assert kind(proofs={FULL: True, INCR: False}, damaged=[INCR]).kind == "incr"
+    assert kind(verifications={FULL: True, INCR: False}, damaged=[INCR]).kind == "incr"
     assert kind(with_backup(INCR, error=True)).kind == "incr"
 
 
@@ -94,17 +94,17 @@ def test_a_chain_with_a_missing_link_is_no_ground():
     assert kind(broken).kind == "full" and "needs %s, which is gone" % DIFF in kind(broken).why
 
 
-def test_another_database_begins_anew():
+def test_another_database_begins_again():
     assert kind(system_id=SECOND_SYSTEM) == ("full", "the database is another one than that of the repository")
     read = stanza("upgraded")
-    proofs = {one.label: True for one in read.backups}
-    assert "no full backup of this database" in kind(read, proofs, read.backups[-1].stopped + 60).why
+    verifications = {one.label: True for one in read.backups}
+    assert "no full backup of this database" in kind(read, verifications, read.backups[-1].stopped + 60).why
     label = stanza("history").backups[-1].label
     now = stanza("history").backups[-1].stopped + 60
     assert kind(stanza("history"), {label: True}, now, system_id=SECOND_SYSTEM).kind == "incr"
 
 
-def test_another_timeline_begins_anew():
+def test_another_timeline_begins_again():
     assert kind(timeline=2) == ("full", "the database is on timeline 2 since the last backup")
 
 
@@ -115,7 +115,7 @@ def test_each_repository_has_a_chain_of_its_own():
     assert kind(read, {offsite.label: True}, offsite.stopped + 60, repo=1).kind == "full"
     # The numbers of the databases are each repository's own, and may be the same.
     twin = replace(read, backups=(*read.of(1), replace(offsite, database_id=2)))
-    assert "never proven" in kind(twin, {offsite.label: True}, offsite.stopped + 60, repo=1).why
+    assert "never verified" in kind(twin, {offsite.label: True}, offsite.stopped + 60, repo=1).why
 
 
 @pytest.mark.parametrize("now", [STOPPED - 1, 0])
@@ -126,7 +126,7 @@ def test_a_clock_before_the_last_backup_gives_no_age(now):
 def test_a_wish_is_granted_where_it_is_safe():
     assert kind(wish="full") == ("full", "a full backup was asked for")
     assert kind(wish="incr", now=STOPPED + 30 * plan.DAY) == ("incr", "an incremental backup was asked for")
-    assert kind(wish="incr", proofs={}).kind == "full"
+    assert kind(wish="incr", verifications={}).kind == "full"
 
 
 # --------------------------------------------------------------------------------------------------------------- space

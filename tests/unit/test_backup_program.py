@@ -55,27 +55,27 @@ def program(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", ["shiftmaster-backup", *words])
         return module.main()
 
-    call.folder, call.options = tmp_path, options
+    call.directory, call.options = tmp_path, options
     return call
 
 
-def figures(program):
-    return (program.folder / "shiftmaster_backup.prom").read_text().splitlines()
+def metrics(program):
+    return (program.directory / "shiftmaster_backup.prom").read_text().splitlines()
 
 
-@pytest.mark.parametrize("options", [None, '{"folder": "/var/ba', "[]", '{"folder": "/b", "stanza": "s"}'])
-def test_a_run_that_cannot_read_its_options_leaves_a_figure_and_a_sentence(program, options, capsys):
+@pytest.mark.parametrize("options", [None, '{"directory": "/var/ba', "[]", '{"directory": "/b", "stanza": "s"}'])
+def test_a_run_that_cannot_read_its_options_leaves_a_metric_and_a_sentence(program, options, capsys):
     if options is not None:
         program.options.write_text(options)
-    (program.folder / "shiftmaster_backup.prom").write_text(BEFORE)
-    (program.folder / "notify.json").write_text("{}")
+    (program.directory / "shiftmaster_backup.prom").write_text(BEFORE)
+    (program.directory / "notify.json").write_text("{}")
     assert program("run") == 1
-    found = figures(program)
+    found = metrics(program)
     assert 'shiftmaster_backup_failed{kind="run"} 1' in found and GOOD in found
     assert [line for line in found if line.startswith("# TYPE shiftmaster_backup_failed")] == found[-3:-2]
     assert 'shiftmaster_backup_failed{kind="run"} 0' not in found
-    # The figure stays with the next run that can tell: until one is good.
-    assert json.loads((program.folder / "not_begun.json").read_text())["at"] > 0
+    # The metric stays with the next run that can tell: until one is good.
+    assert json.loads((program.directory / "not_begun.json").read_text())["at"] > 0
     said = capsys.readouterr()
     assert (
         "shiftmaster-backup: the options of the backup" in said.err and "Nothing is saved until deploy.yml" in said.err
@@ -88,14 +88,14 @@ def test_who_follows_a_killed_run_tells_of_it_without_options_and_of_one_that_ha
     monkeypatch.setenv("MONITOR_EXIT_CODE", "exited")
     monkeypatch.setenv("MONITOR_EXIT_STATUS", "1")
     assert program("killed", "shiftmaster-backup.service") == 0
-    assert not (program.folder / "shiftmaster_backup.prom").exists()
+    assert not (program.directory / "shiftmaster_backup.prom").exists()
     monkeypatch.setenv("MONITOR_EXIT_CODE", "killed")
     assert program("killed", "shiftmaster-backup.service") == 0
-    assert figures(program)[-1] == 'shiftmaster_backup_failed{kind="run"} 1'
+    assert metrics(program)[-1] == 'shiftmaster_backup_failed{kind="run"} 1'
 
 
 def with_options(program):
-    options = dict(report.UNKNOWN, folder=str(program.folder), log_file=str(program.folder / "log"))
+    options = dict(report.UNKNOWN, directory=str(program.directory), log_file=str(program.directory / "log"))
     program.options.write_text(json.dumps(dict(options, keep_days=30)))
 
 
@@ -115,14 +115,14 @@ def test_a_run_that_nobody_knows_is_said_so(program, capsys):
 
 def test_the_report_of_a_run_is_made_of_its_manifest(program, capsys):
     with_options(program)
-    (program.folder / "manifests").mkdir()
+    (program.directory / "manifests").mkdir()
     manifest = backup_manifest.begin("r1", "h", ["files"], 0)
     backup_manifest.finish(manifest, 5)
-    backup_manifest.write(str(program.folder / "manifests/r1.json"), manifest)
+    backup_manifest.write(str(program.directory / "manifests/r1.json"), manifest)
     assert program("report", "r1") == 0
-    assert json.loads(capsys.readouterr().out) == report.lines(manifest, str(program.folder))
+    assert json.loads(capsys.readouterr().out) == report.lines(manifest, str(program.directory))
     # It holds what was written of it, and a damaged one is not believed.
-    (program.folder / "manifests/r1.json").write_text(json.dumps(dict(manifest, host="other")))
+    (program.directory / "manifests/r1.json").write_text(json.dumps(dict(manifest, host="other")))
     assert program("report", "r1") == 1
     assert program("report", "r2") == 1
     assert capsys.readouterr().out == ""
@@ -130,13 +130,13 @@ def test_the_report_of_a_run_is_made_of_its_manifest(program, capsys):
 
 def test_the_list_names_what_is_damaged_and_a_copy_once(program, capsys):
     with_options(program)
-    folder = program.folder / "manifests"
-    folder.mkdir()
+    directory = program.directory / "manifests"
+    directory.mkdir()
     manifest = backup_manifest.begin("r1", "h", ["files"], 0)
     backup_manifest.finish(manifest, 5)
     for name in ("a-copy.json", "r1.json"):
-        backup_manifest.write(str(folder / name), manifest)
-    (folder / "r2.json").write_text("{")
+        backup_manifest.write(str(directory / name), manifest)
+    (directory / "r2.json").write_text("{")
     assert program("list") == 0
     listed = json.loads(capsys.readouterr().out)
     assert [one.get("run", "damaged") for one in listed] == ["r1", "damaged"]
@@ -146,11 +146,11 @@ def test_the_list_names_what_is_damaged_and_a_copy_once(program, capsys):
     assert lines[0].startswith("r1  1970") and lines[-1] == f"DAMAGED: {listed[1]['damaged']}"
 
 
-def test_what_was_taken_out_of_backups_goes_with_its_days_and_an_empty_folder_at_once(program, monkeypatch):
+def test_what_was_taken_out_of_backups_goes_with_its_days_and_an_empty_directory_at_once(program, monkeypatch):
     with_options(program)
     host = backup_host.Host(backup_host.load_options(str(program.options)))
     assert prune.forget_tables(host) == []
-    tables = program.folder / "tables"
+    tables = program.directory / "tables"
     for name in ("old", "young", "empty"):
         (tables / name).mkdir(parents=True)
     for name in ("old", "young"):
@@ -164,16 +164,16 @@ def test_what_was_taken_out_of_backups_goes_with_its_days_and_an_empty_folder_at
     assert os.listdir(tables) == ["young"]
 
 
-def test_a_table_that_could_not_be_taken_out_leaves_no_folder(program, monkeypatch):
+def test_a_table_that_could_not_be_taken_out_leaves_no_directory(program, monkeypatch):
     with_options(program)
     host = backup_host.Host(backup_host.load_options(str(program.options)))
     # Neither postgres nor the user of restored databases is one of this machine.
     me = pwd.getpwuid(os.geteuid())
     monkeypatch.setattr(restore.pwd, "getpwnam", lambda _name: me)
-    with pytest.raises(backup_host.BackupError), restore._folder_of_tables(host, "r1") as folder:
-        assert os.path.isdir(folder)
+    with pytest.raises(backup_host.BackupError), restore._dir_of_tables(host, "r1") as directory:
+        assert os.path.isdir(directory)
         raise backup_host.BackupError("no such table")
-    assert os.listdir(program.folder / "tables") == []
+    assert os.listdir(program.directory / "tables") == []
 
 
 def test_the_guard_needs_no_options_and_gives_the_exit_code_of_its_command(program, tmp_path, monkeypatch):

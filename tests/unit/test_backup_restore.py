@@ -1,4 +1,4 @@
-"""What a keeper packs for another host. That restores work is seen on hosts (molecule/backup, molecule/recovery)."""
+"""What a backup server packs for another host. That restores work is seen on hosts (molecule/backup, molecule/recovery)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ PATHS = ["/srv/shiftmaster/shared/media"]
 
 
 @pytest.fixture
-def keeper(tmp_path, monkeypatch):
+def backup_server(tmp_path, monkeypatch):
     part = {"name": "files", "paths": PATHS, "exclude": []}
     host = Host(
         {
-            "folder": str(tmp_path / "backups"), "state": str(tmp_path / "state"),
-            "stanza": "shiftmaster", "host": "keeper",
+            "directory": str(tmp_path / "backups"), "state": str(tmp_path / "state"),
+            "stanza": "shiftmaster", "host": "backup_server",
             "lock_wait_seconds": 0, "timeout_seconds": 60, "parts": [],
             "sources": [{"name": "app1", "address": "192.0.2.1", "parts": [part]}],
             "database": {"version": "17", "databases": []},
@@ -60,9 +60,9 @@ def keeper(tmp_path, monkeypatch):
 
         def run(self, _what, _verb, _label, _option, into, *include):
             assert include == ("--include=" + below + PATHS[0],)
-            folder = type(tmp_path)(into + below + PATHS[0])
-            folder.mkdir(parents=True)
-            (folder / "a.txt").write_text("a")
+            directory = type(tmp_path)(into + below + PATHS[0])
+            directory.mkdir(parents=True)
+            (directory / "a.txt").write_text("a")
 
     host.run = run
     monkeypatch.setattr(restore, "Restic", Restic)
@@ -73,27 +73,29 @@ def keeper(tmp_path, monkeypatch):
     return host
 
 
-def test_what_is_packed_for_another_host_is_its_files_once_and_where_they_lay(keeper, tmp_path):
+def test_what_is_packed_for_another_host_is_its_files_once_and_where_they_lay(backup_server, tmp_path):
     request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}}
-    answer = restore.files(keeper, request, "files")
+    answer = restore.files(backup_server, request, "files")
     with tarfile.open(answer["archive"]) as packed:
         names = [member.name for member in packed if not member.isdir()]
     assert names == ["./srv/shiftmaster/shared/media/a.txt"]
     assert not (tmp_path / "backups/outgoing/r1").exists()
-    answer = restore.files(keeper, dict(request, into=str(tmp_path / "beside")), "files")
+    answer = restore.files(backup_server, dict(request, into=str(tmp_path / "beside")), "files")
     assert "archive" not in answer
-    assert (tmp_path / "beside" / pulled(keeper, "files", "app1")[1:] / PATHS[0][1:] / "a.txt").read_text() == "a"
+    assert (
+        tmp_path / "beside" / pulled(backup_server, "files", "app1")[1:] / PATHS[0][1:] / "a.txt"
+    ).read_text() == "a"
 
 
 @pytest.mark.parametrize(("free", "refused"), [(1, True), (2, False)])
-def test_what_is_packed_for_another_host_needs_its_room_twice(keeper, free, refused):
-    keeper.free_bytes = lambda: free
+def test_what_is_packed_for_another_host_needs_its_room_twice(backup_server, free, refused):
+    backup_server.free_bytes = lambda: free
     request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}}
     with pytest.raises(BackupError, match="too little room") if refused else contextlib.nullcontext():
-        restore.files(keeper, request, "files")
+        restore.files(backup_server, request, "files")
 
 
-def test_the_segment_that_is_waited_for_is_closed_and_holds_the_commit_of_its_message(keeper, monkeypatch):
+def test_the_segment_that_is_waited_for_is_closed_and_holds_the_commit_of_its_message(backup_server, monkeypatch):
     """In one statement the commit comes behind the switch, and the next segment was waited for, a minute long."""
     asked, waited = [], []
 
@@ -101,18 +103,18 @@ def test_the_segment_that_is_waited_for_is_closed_and_holds_the_commit_of_its_me
         asked.append(sql)
         return [["000000010000000000000007"]]
 
-    keeper.ask = ask
-    keeper.options["archive_timeout_seconds"] = 9
-    monkeypatch.setattr(restore.proof, "wait_for_segment", lambda _host, *arguments: waited.append(arguments))
-    restore._archive_until_now(keeper)
+    backup_server.ask = ask
+    backup_server.options["archive_timeout_seconds"] = 9
+    monkeypatch.setattr(restore.verification, "wait_for_segment", lambda _host, *arguments: waited.append(arguments))
+    restore._archive_until_now(backup_server)
     assert [("emit_message" in sql, "switch_wal" in sql) for sql in asked] == [(True, False), (False, True)]
     assert waited == [("000000010000000000000007", 9)]
 
 
-def test_what_is_asked_for_by_name_has_to_be_in_the_backup(keeper):
+def test_what_is_asked_for_by_name_has_to_be_in_the_backup(backup_server):
     request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}, "parts": {"files": "as of today"}}
     with pytest.raises(BackupError, match="the backup holds nothing of /srv/nonsense$"):
-        restore.files(keeper, dict(request, paths=[PATHS[0], "/srv/nonsense"]), "files")
+        restore.files(backup_server, dict(request, paths=[PATHS[0], "/srv/nonsense"]), "files")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_what_is_asked_for_by_name_has_to_be_in_the_backup(keeper):
         "{tmp}/theirs/new", "{tmp}/theirs/link/new",
     ],
 )  # fmt: skip
-def test_a_restore_goes_into_no_directory_of_the_system_nor_of_another_user(keeper, tmp_path, into):
+def test_a_restore_goes_into_no_directory_of_the_system_nor_of_another_user(backup_server, tmp_path, into):
     os.chmod(tmp_path, 0o755)
     for name in ("full/x", "theirs", "real"):
         (tmp_path / name).mkdir(parents=True)
@@ -133,25 +135,25 @@ def test_a_restore_goes_into_no_directory_of_the_system_nor_of_another_user(keep
     request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}}
     before = sorted(os.listdir("/etc"))
     with pytest.raises(BackupError, match="into="):
-        restore.files(keeper, dict(request, into=into.format(tmp=tmp_path)), "files")
+        restore.files(backup_server, dict(request, into=into.format(tmp=tmp_path)), "files")
     assert sorted(os.listdir("/etc")) == before and os.listdir(tmp_path / "theirs") == ["link"]
     assert os.listdir(tmp_path / "real") == []
 
 
 class Place:
-    """A folder of data, and what a killed restore has left beside it."""
+    """A directory of data, and what a killed restore has left beside it."""
 
-    def __init__(self, keeper, tmp_path):
+    def __init__(self, backup_server, tmp_path):
         self.data, self.aside = tmp_path / "main", tmp_path / "main.before-r1"
         self.marker = Path(restore.MARKER)
-        for folder, text in ((self.data, "new"), (self.aside, "old")):
-            (folder / "global").mkdir(parents=True)
-            (folder / "global" / "pg_control").write_text(text)
+        for directory, text in ((self.data, "new"), (self.aside, "old")):
+            (directory / "global").mkdir(parents=True)
+            (directory / "global" / "pg_control").write_text(text)
         self.marker.write_text(str(self.aside))
-        keeper.database["data"] = str(self.data)
-        keeper.options["log_file"] = str(tmp_path / "log")
+        backup_server.database["data"] = str(self.data)
+        backup_server.options["log_file"] = str(tmp_path / "log")
         self.words, self.state = [], "active\n"
-        run = keeper.run
+        run = backup_server.run
 
         def noted(what, *command, **more):
             self.words.append(command)
@@ -159,34 +161,34 @@ class Place:
                 return subprocess.CompletedProcess(command, 0, self.state if command[1] == "is-active" else "", "")
             return run(what, *command, **more)
 
-        keeper.run = noted
-        keeper.as_postgres = noted
+        backup_server.run = noted
+        backup_server.as_postgres = noted
 
     def says(self):
         return (self.data / "global" / "pg_control").read_text()
 
 
 @pytest.fixture
-def place(keeper, tmp_path):
-    return Place(keeper, tmp_path)
+def place(backup_server, tmp_path):
+    return Place(backup_server, tmp_path)
 
 
 @pytest.mark.parametrize("sign", ["backup_label", "recovery.signal", "standby.signal"])
-def test_what_a_killed_restore_has_not_finished_gives_way_to_what_was_before(keeper, place, sign):
+def test_what_a_killed_restore_has_not_finished_gives_way_to_what_was_before(backup_server, place, sign):
     (place.data / sign).touch()
-    restore._settle(keeper, str(place.data))
+    restore._settle(backup_server, str(place.data))
     assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
     assert place.words[1][:2] == ("systemctl", "stop")
 
 
-def test_a_database_that_came_up_behind_a_killed_restore_is_kept(keeper, place):
-    restore._settle(keeper, str(place.data))
+def test_a_database_that_came_up_behind_a_killed_restore_is_kept(backup_server, place):
+    restore._settle(backup_server, str(place.data))
     assert place.says() == "new" and place.aside.exists() and not place.marker.exists()
 
 
 @pytest.mark.parametrize(("state", "verbs"), [("inactive", []), ("active", ["stop", "start"])])
 def test_at_boot_what_was_before_a_restore_is_there_again_before_postgresql_starts(
-    keeper, place, monkeypatch, state, verbs
+    backup_server, place, monkeypatch, state, verbs
 ):
     """A stop would call off the start that waits for it."""
     place.state = state + "\n"
@@ -198,19 +200,19 @@ def test_at_boot_what_was_before_a_restore_is_there_again_before_postgresql_star
         return contextlib.nullcontext()
 
     monkeypatch.setattr(restore, "alone", alone)
-    restore.undo_at_boot(keeper)
+    restore.undo_at_boot(backup_server)
     # The report of a killed backup has the lock at boot, too.
     assert waits and waits[0] >= 60
     assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
     assert [words[1] for words in place.words if words[0] == "systemctl" and words[1] != "is-active"] == verbs
     assert "the database that was there before is in its place" in (place.data.parent / "log").read_text()
     place.words.clear()
-    restore.undo_at_boot(keeper)
+    restore.undo_at_boot(backup_server)
     assert place.words == []
 
 
-def test_an_undoing_that_was_killed_goes_on(keeper, place, monkeypatch):
-    """Half removed, or half brought back, a folder has pg_control and no sign of a recovery."""
+def test_an_undoing_that_was_killed_goes_on(backup_server, place, monkeypatch):
+    """Half removed, or half brought back, a directory has pg_control and no sign of a recovery."""
     (place.data / "recovery.signal").touch()
 
     class Killed(BaseException):
@@ -223,52 +225,52 @@ def test_an_undoing_that_was_killed_goes_on(keeper, place, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(restore, "_empty", killed)
         with pytest.raises(Killed):
-            restore.undo(keeper, "r1")
+            restore.undo(backup_server, "r1")
     assert place.says() == "new" and os.listdir(place.data) == ["global"]
-    restore.undo_at_boot(keeper)
+    restore.undo_at_boot(backup_server)
     assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
 
 
 @pytest.mark.parametrize(("phase", "there"), [("fetching", "old"), ("started", "new"), ("undoing", "old")])
-def test_only_a_database_that_was_started_has_come_up(keeper, place, phase, there):
-    """Where it cannot be renamed, the folder of before is half there when it is set aside by copying."""
+def test_only_a_database_that_was_started_has_come_up(backup_server, place, phase, there):
+    """Where it cannot be renamed, the directory of before is half there when it is quarantined by copying."""
     restore._mark(str(place.data), str(place.aside), phase)
-    restore._settle(keeper, str(place.data))
+    restore._settle(backup_server, str(place.data))
     assert place.says() == there and not place.marker.exists()
 
 
-def test_at_boot_a_database_that_was_never_set_aside_stays(keeper, place):
+def test_at_boot_a_database_that_was_never_set_aside_stays(backup_server, place):
     place.aside.rename(str(place.aside) + ".part")
     place.state = "inactive"
-    restore.undo_at_boot(keeper)
+    restore.undo_at_boot(backup_server)
     assert place.says() == "new" and not place.marker.exists() and os.listdir(place.data.parent).count("main") == 1
     assert not Path(str(place.aside) + ".part").exists()
 
 
-def test_a_mark_that_lost_power_made_empty_names_nothing(keeper, place):
+def test_a_mark_that_lost_power_made_empty_names_nothing(backup_server, place):
     place.aside.rename(place.data.parent / "other")
     place.marker.write_text("")
-    restore._settle(keeper, str(place.data))
+    restore._settle(backup_server, str(place.data))
     assert place.says() == "new" and not place.marker.exists()
 
 
-def test_a_mount_is_emptied_and_filled_where_it_is(keeper, place, monkeypatch):
+def test_a_mount_is_emptied_and_filled_where_it_is(backup_server, place, monkeypatch):
     not_renamed(monkeypatch, place.data)
     inode = place.data.stat().st_ino
-    restore._move(keeper, str(place.data), str(place.data) + ".before-r2")
+    restore._move(backup_server, str(place.data), str(place.data) + ".before-r2")
     assert os.listdir(place.data) == [] and place.data.stat().st_ino == inode
-    restore._undo_a_killed_one(keeper, str(place.data))
+    restore._undo_a_killed_one(backup_server, str(place.data))
     assert place.says() == "old" and not place.aside.exists() and not place.marker.exists()
     assert place.data.stat().st_ino == inode
 
 
-def test_what_fails_for_another_reason_is_not_copied_over_what_is_there(keeper, place, monkeypatch):
+def test_what_fails_for_another_reason_is_not_copied_over_what_is_there(backup_server, place, monkeypatch):
     not_renamed(monkeypatch, place.data, errno.EACCES)
     with pytest.raises(PermissionError):
-        restore._move(keeper, str(place.data), str(place.data) + ".before-r2")
+        restore._move(backup_server, str(place.data), str(place.data) + ".before-r2")
     assert place.says() == "new"
     with pytest.raises(PermissionError):
-        restore._undo_a_killed_one(keeper, str(place.data))
+        restore._undo_a_killed_one(backup_server, str(place.data))
     assert os.listdir(place.data) == [] and (place.aside / "global/pg_control").read_text() == "old"
     assert place.marker.exists()
 
@@ -286,7 +288,7 @@ def not_renamed(monkeypatch, path, error=errno.EBUSY):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-def test_root_empties_and_copies_no_directory_that_postgres_names(keeper, place, monkeypatch):
+def test_root_empties_and_copies_no_directory_that_postgres_names(backup_server, place, monkeypatch):
     """postgres has put a link to a directory of root in the place of its own."""
     victim = place.data.parent / "victim"
     victim.mkdir(mode=0o700)
@@ -302,22 +304,22 @@ def test_root_empties_and_copies_no_directory_that_postgres_names(keeper, place,
         if done.returncode:
             raise BackupError(what)
 
-    keeper.as_postgres = as_postgres
+    backup_server.as_postgres = as_postgres
     with contextlib.suppress(BackupError):
-        restore._move(keeper, str(place.data), str(place.data) + ".before-r2")
+        restore._move(backup_server, str(place.data), str(place.data) + ".before-r2")
     assert (victim / "precious").read_text() == "root's"
     assert not (place.data.parent / "main.before-r2" / "precious").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
-def test_root_renames_nothing_by_way_of_a_link_of_postgres(keeper, place, tmp_path):
+def test_root_renames_nothing_by_way_of_a_link_of_postgres(backup_server, place, tmp_path):
     (tmp_path / "victim/main").mkdir(parents=True)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/17").symlink_to(tmp_path / "victim")
     os.chown(tmp_path / "theirs", THEIRS, THEIRS)
     data = str(tmp_path / "theirs/17/main")
     with pytest.raises(UnsafePathError):
-        restore._move(keeper, data, data + ".before-r2")
+        restore._move(backup_server, data, data + ".before-r2")
     assert os.listdir(tmp_path / "victim") == ["main"]
 
 
@@ -342,18 +344,18 @@ def member(name, content=b"wal", kind=tarfile.REGTYPE, **more):
 
 
 @pytest.fixture
-def received(keeper, tmp_path, monkeypatch):
+def received(backup_server, tmp_path, monkeypatch):
     """Where it is unpacked; postgres has a group of its own, where this process can give a file to it."""
     monkeypatch.setattr(restore, "RECEIVED", str(tmp_path / "state/received"))
     monkeypatch.setattr(restore.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_gid=GROUP))
     return tmp_path / "state/received"
 
 
-def test_segments_that_were_received_are_unpacked_for_postgres(keeper, received, tmp_path):
+def test_segments_that_were_received_are_unpacked_for_postgres(backup_server, received, tmp_path):
     path = packed(
         tmp_path / "wal.tar", member(SEGMENT, b"a" * 1000, mode=0o777, uid=THEIRS), member(SEGMENT + ".partial")
     )
-    assert restore.unpack_received(keeper, path) == str(received)
+    assert restore.unpack_received(backup_server, path) == str(received)
     assert (received / SEGMENT).read_bytes() == b"a" * 1000 and (
         received / (SEGMENT + ".partial")
     ).read_bytes() == b"wal"
@@ -363,21 +365,21 @@ def test_segments_that_were_received_are_unpacked_for_postgres(keeper, received,
 
 
 @pytest.mark.parametrize(("lacking", "refused"), [(1, True), (0, False)])
-def test_received_wal_that_does_not_fit_is_refused_and_removed(keeper, received, tmp_path, lacking, refused):
+def test_received_wal_that_does_not_fit_is_refused_and_removed(backup_server, received, tmp_path, lacking, refused):
     path = packed(tmp_path / "wal.tar", member(SEGMENT))
     free = {str(received): os.path.getsize(path) - lacking}
-    keeper.free_bytes = free.__getitem__
+    backup_server.free_bytes = free.__getitem__
     with pytest.raises(BackupError, match="too little room") if refused else contextlib.nullcontext():
-        restore.unpack_received(keeper, path)
+        restore.unpack_received(backup_server, path)
     assert not os.path.exists(path) and received.exists() != refused
 
 
-def test_what_the_product_packs_is_what_it_unpacks(keeper, received, tmp_path):
+def test_what_the_product_packs_is_what_it_unpacks(backup_server, received, tmp_path):
     (tmp_path / "wal").mkdir()
     (tmp_path / "wal" / SEGMENT).write_bytes(b"b" * 70000)
     words = ["tar", "--create", "--file", tmp_path / "wal.tar", "--directory", tmp_path / "wal", SEGMENT]
     subprocess.run(words, check=True)
-    restore.unpack_received(keeper, str(tmp_path / "wal.tar"))
+    restore.unpack_received(backup_server, str(tmp_path / "wal.tar"))
     assert (received / SEGMENT).read_bytes() == b"b" * 70000
 
 
@@ -401,30 +403,30 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_nothing_but_segments_is_unpacked(keeper, received, tmp_path, kind):
+def test_nothing_but_segments_is_unpacked(backup_server, received, tmp_path, kind):
     info, content = HOSTILE[kind]
     content.seek(0)
     path = packed(tmp_path / "wal.tar", member(SEGMENT.replace("A", "9")), (info, content))
     with pytest.raises(BackupError):
-        restore.unpack_received(keeper, path)
+        restore.unpack_received(backup_server, path)
     assert not received.exists()
 
 
-def test_an_archive_that_is_cut_off_or_names_a_segment_twice_is_not_used(keeper, received, tmp_path):
+def test_an_archive_that_is_cut_off_or_names_a_segment_twice_is_not_used(backup_server, received, tmp_path):
     path = packed(tmp_path / "wal.tar", member(SEGMENT, b"c" * 5000))
     with open(path, "r+b") as stream:
         stream.truncate(3000)
     with pytest.raises(BackupError, match=SEGMENT):
-        restore.unpack_received(keeper, path)
+        restore.unpack_received(backup_server, path)
     with pytest.raises(BackupError, match=SEGMENT):
-        restore.unpack_received(keeper, packed(tmp_path / "wal.tar", member(SEGMENT), member(SEGMENT)))
+        restore.unpack_received(backup_server, packed(tmp_path / "wal.tar", member(SEGMENT), member(SEGMENT)))
     (tmp_path / "wal.tar").write_bytes(b"x" * 512)
     with pytest.raises(BackupError):
-        restore.unpack_received(keeper, str(tmp_path / "wal.tar"))
+        restore.unpack_received(backup_server, str(tmp_path / "wal.tar"))
     assert not received.exists()
 
 
-def test_an_archive_that_ends_between_segments_is_not_used(keeper, received, tmp_path):
+def test_an_archive_that_ends_between_segments_is_not_used(backup_server, received, tmp_path):
     path = packed(tmp_path / "wal.tar", member(SEGMENT), member(SEGMENT + ".partial"))
     with open(path, "rb") as stream:
         content = stream.read()
@@ -432,68 +434,68 @@ def test_an_archive_that_ends_between_segments_is_not_used(keeper, received, tmp
     for size in (2048, 1024):
         (tmp_path / "wal.tar").write_bytes(content[:size])
         with pytest.raises(BackupError):
-            restore.unpack_received(keeper, path)
+            restore.unpack_received(backup_server, path)
         assert not received.exists()
     (tmp_path / "wal.tar").write_bytes(content)
     with pytest.raises(BackupError, match="2 segments of 3"):
-        restore.unpack_received(keeper, path, 3)
+        restore.unpack_received(backup_server, path, 3)
     assert not received.exists()
     (tmp_path / "wal.tar").write_bytes(content)
-    restore.unpack_received(keeper, path, 2)
+    restore.unpack_received(backup_server, path, 2)
     assert len(os.listdir(received)) == 2
 
 
-def test_wal_that_cannot_be_used_stops_no_database(keeper, received, tmp_path, place):
+def test_wal_that_cannot_be_used_stops_no_database(backup_server, received, tmp_path, place):
     plan = restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
     path = packed(tmp_path / "wal.tar", member("authorized_keys"))
     request = {"id": "r1", "database": plan, "received_archive": path}
     place.marker.unlink()
-    keeper.options["lock_wait_seconds"] = 60
+    backup_server.options["lock_wait_seconds"] = 60
     with pytest.raises(BackupError, match="authorized_keys"):
-        restore.database_here(keeper, request)
+        restore.database_here(backup_server, request)
     assert place.words == [] and not place.marker.exists()
 
 
 @pytest.mark.parametrize("change", [{"label": "--repo1-path=/x"}, {"label": ["F1"]}, {"size_bytes": "1"}])
-def test_a_plan_that_names_no_backup_is_not_carried_out(keeper, place, change):
+def test_a_plan_that_names_no_backup_is_not_carried_out(backup_server, place, change):
     plan = restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
     with pytest.raises(BackupError, match="nothing was restored"):
-        restore.database_here(keeper, {"id": "r1", "database": {**plan, **change}})
+        restore.database_here(backup_server, {"id": "r1", "database": {**plan, **change}})
     assert place.words == []
 
 
-def test_a_killed_restore_is_undone_and_told(keeper, place, capsys):
-    restore.undo(keeper, "another")
+def test_a_killed_restore_is_undone_and_told(backup_server, place, capsys):
+    restore.undo(backup_server, "another")
     assert place.says() == "new" and place.marker.exists()
-    restore.undo(keeper, "r1")
+    restore.undo(backup_server, "r1")
     assert place.says() == "old" and '"failed": "the restore was killed' in capsys.readouterr().out
     assert [words[1] for words in place.words if words[0] == "systemctl"] == ["stop", "start"]
     assert "restore r1: the restore was killed" in (place.data.parent / "log").read_text()
-    restore.undo(keeper, "r1")
+    restore.undo(backup_server, "r1")
     assert capsys.readouterr().out == ""
 
 
-def test_a_repository_that_cannot_be_read_is_not_called_empty(keeper, monkeypatch):
+def test_a_repository_that_cannot_be_read_is_not_called_empty(backup_server, monkeypatch):
     there = (
         '[{"name": "shiftmaster", "db": [], "backup": [], "archive": [], "status": {"code": 99, "message": "other"}, '
     )
     there += '"repo": [{"key": 1, "cipher": "none", "status": {"code": 99, "message": "[PathOpenError] denied"}}]}]'
-    monkeypatch.setattr(keeper, "info", lambda: there)
-    with pytest.raises(BackupError, match="no proven backup.*the repository cannot be read"):
-        restore.plan(keeper, {"target": "latest", "parts": ["database"]})
+    monkeypatch.setattr(backup_server, "info", lambda: there)
+    with pytest.raises(BackupError, match="no verified backup.*the repository cannot be read"):
+        restore.plan(backup_server, {"target": "latest", "parts": ["database"]})
 
 
-def test_a_manifest_that_cannot_be_read_is_named_where_no_backup_is_found(keeper, tmp_path):
+def test_a_manifest_that_cannot_be_read_is_named_where_no_backup_is_found(backup_server, tmp_path):
     (tmp_path / "backups/manifests").mkdir()
     (tmp_path / "backups/manifests" / "20261127T000000Z-aaaaaa.json").write_text("{")
     with pytest.raises(BackupError, match="no good backup of files.*20261127T000000Z-aaaaaa.json is damaged"):
-        restore.plan(keeper, {"target": "latest", "parts": ["files"]})
+        restore.plan(backup_server, {"target": "latest", "parts": ["files"]})
 
 
-def test_a_run_does_not_take_the_name_of_one_that_has_been(keeper, tmp_path):
+def test_a_run_does_not_take_the_name_of_one_that_has_been(backup_server, tmp_path):
     run = backup_run.Run.__new__(backup_run.Run)
-    run.host, run.run_id = keeper, "20261127T000000Z-aaaaaa"
-    run.folder, run.path = str(tmp_path), str(tmp_path / "one.json")
+    run.host, run.run_id = backup_server, "20261127T000000Z-aaaaaa"
+    run.directory, run.path = str(tmp_path), str(tmp_path / "one.json")
     (tmp_path / "one.json").write_text("what proves it")
     with pytest.raises(BackupError, match="there has been a run 20261127T000000Z-aaaaaa"):
         run.execute()
@@ -501,14 +503,14 @@ def test_a_run_does_not_take_the_name_of_one_that_has_been(keeper, tmp_path):
 
 
 @pytest.fixture
-def run_of_two(keeper, tmp_path, monkeypatch):
+def run_of_two(backup_server, tmp_path, monkeypatch):
     monkeypatch.setattr(backup_run.report, "conclude", lambda _host, manifest: manifests.exit_code(manifest))
-    keeper.options.update(application_root="", offsite={}, log_file=str(tmp_path / "log"), deploy_lock="")
-    keeper.options["sources"] = []
+    backup_server.options.update(application_root="", offsite={}, log_file=str(tmp_path / "log"), deploy_lock="")
+    backup_server.options["sources"] = []
     run = backup_run.Run.__new__(backup_run.Run)
-    run.host, run.run_id, run.request, run.parts = keeper, "r1", {}, ["files", "configuration"]
-    run.folder = str(tmp_path / "backups/manifests")
-    run.path, run.history = run.folder + "/r1.json", manifests.history(run.folder)
+    run.host, run.run_id, run.request, run.parts = backup_server, "r1", {}, ["files", "configuration"]
+    run.directory = str(tmp_path / "backups/manifests")
+    run.path, run.history = run.directory + "/r1.json", manifests.history(run.directory)
     run.damaged, run.damaged_labels = False, set()
     return run
 
@@ -516,9 +518,9 @@ def run_of_two(keeper, tmp_path, monkeypatch):
 def test_the_release_of_another_host_is_read_as_what_an_attacker_may_have_sent(run_of_two, tmp_path):
     root = tmp_path / "sent"
     (root / "releases/r1").mkdir(parents=True)
-    (root / "colours/blue").mkdir(parents=True)
-    (root / "active").symlink_to("colours/blue")
-    (root / "colours/blue/release").symlink_to("/elsewhere/releases/r1")
+    (root / "slots/blue").mkdir(parents=True)
+    (root / "active").symlink_to("slots/blue")
+    (root / "slots/blue/release").symlink_to("/elsewhere/releases/r1")
     manifest = root / "releases/r1/manifest.json"
     run_of_two.host.options["application_root"] = str(root)
     run_of_two.migrations = lambda: 5
@@ -590,7 +592,7 @@ LOCK = '{"operation": "deploy", "owner": "x", "expires": 1e12}'
 
 def test_a_lock_of_another_host_keeps_nothing_from_being_saved_for_ever(run_of_two, monkeypatch, tmp_path):
     run = run_of_two
-    run.manifest = manifests.begin("r1", "keeper", ["files"], time.time())
+    run.manifest = manifests.begin("r1", "backup_server", ["files"], time.time())
     run.host.options["sources"] = [{"name": "app1", "parts": [{"name": "files", "paths": []}]}]
     monkeypatch.setattr(backup_run, "ask_lock", lambda _host, _source: LOCK)
     run.wait_for_deploy()
@@ -602,7 +604,7 @@ def test_a_lock_of_another_host_keeps_nothing_from_being_saved_for_ever(run_of_t
         run.wait_for_deploy()
 
 
-def test_who_follows_a_killed_run_waits_for_a_restore_and_tells_then(keeper, tmp_path, monkeypatch):
+def test_who_follows_a_killed_run_waits_for_a_restore_and_tells_then(backup_server, tmp_path, monkeypatch):
     waits, told = [], []
 
     @contextlib.contextmanager
@@ -615,17 +617,18 @@ def test_who_follows_a_killed_run_waits_for_a_restore_and_tells_then(keeper, tmp
     monkeypatch.setattr(backup_run.report, "not_begun", lambda _host, unit, *_more: told.append(unit))
     (tmp_path / "backups/manifests").mkdir()
     manifests.write(
-        str(tmp_path / "backups/manifests" / "r1.json"), manifests.begin("r1", "keeper", ["files"], time.time() - 60)
+        str(tmp_path / "backups/manifests" / "r1.json"),
+        manifests.begin("r1", "backup_server", ["files"], time.time() - 60),
     )
-    backup_run.after_a_killed_one(keeper, "shiftmaster-backup.service", False)
+    backup_run.after_a_killed_one(backup_server, "shiftmaster-backup.service", False)
     assert told == ["r1"] and waits == [float("inf")]
     # Another run has ended it while the lock was waited for: it is no second one.
-    backup_run.after_a_killed_one(keeper, "shiftmaster-backup.service", False)
+    backup_run.after_a_killed_one(backup_server, "shiftmaster-backup.service", False)
     assert told == ["r1"]
     monkeypatch.setattr(backup_run, "JUST_NOW_SECONDS", -5)
-    backup_run.after_a_killed_one(keeper, "shiftmaster-backup@x.service", False)
+    backup_run.after_a_killed_one(backup_server, "shiftmaster-backup@x.service", False)
     assert told == ["r1", "shiftmaster-backup@x.service"]
-    backup_run.after_a_killed_one(keeper, "", True)
+    backup_run.after_a_killed_one(backup_server, "", True)
     assert waits[-1] == 0
 
 
@@ -636,7 +639,7 @@ def test_a_backup_that_is_under_way_is_waited_for_before_users_see_the_page():
     tasks = yaml.safe_load((Path(__file__).parents[2] / "roles/restore/tasks/in_place.yml").read_text())
     names = [task["name"] for task in tasks]
     first = tasks[0]
-    assert first["vars"]["backup_restore_step"] == "free" and "backup_keeper_host" in first["when"]
+    assert first["vars"]["backup_restore_step"] == "free" and "backup_server_host" in first["when"]
     assert names.index("Restore | Take the lock of deploys") == 1
     assert "Put the maintenance page up" in tasks[2]["block"][0]["name"]
 
@@ -660,8 +663,8 @@ def test_a_command_that_a_person_shall_type_holds_nothing_else_of_another_host(g
     assert "shiftmaster_version=<version>;" in said and said.endswith("rollback.yml -e to=<release>")
 
 
-def test_who_holds_the_lock_is_said_before_anything_is_changed(keeper, monkeypatch):
-    keeper.options["lock_wait_seconds"] = 1800
+def test_who_holds_the_lock_is_said_before_anything_is_changed(backup_server, monkeypatch):
+    backup_server.options["lock_wait_seconds"] = 1800
     waits = []
 
     def held(_host, _operation, seconds):
@@ -670,12 +673,12 @@ def test_who_holds_the_lock_is_said_before_anything_is_changed(keeper, monkeypat
 
     monkeypatch.setattr(restore, "alone", held)
     with pytest.raises(BackupError, match="^nothing was changed: backup X holds the lock .* 1800 s; repeat"):
-        restore.free(keeper, {"id": "r1"})
+        restore.free(backup_server, {"id": "r1"})
     # Behind the page for a minute at most.
-    keeper.database["data"] = "/nowhere"
+    backup_server.database["data"] = "/nowhere"
     plan = restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
     with pytest.raises(BackupError, match="for longer than 60 s"):
-        restore.database_here(keeper, {"id": "r1", "database": plan})
+        restore.database_here(backup_server, {"id": "r1", "database": plan})
     assert waits == [1800, 60]
 
 
@@ -685,7 +688,7 @@ def test_a_backup_of_another_host_changes_no_backup_that_is_there(tmp_path, monk
     monkeypatch.setattr(backup_run.sandbox, "ROOT", str(tmp_path / "root"))
     calls = []
     options = {
-        "folder": "/b", "stanza": "s", "tls_directories": ["/tls"], "timeout_seconds": 9,
+        "directory": "/b", "stanza": "s", "tls_directories": ["/tls"], "timeout_seconds": 9,
         "database": {"version": "17", "local": local},
     }  # fmt: skip
     run = backup_run.Run.__new__(backup_run.Run)

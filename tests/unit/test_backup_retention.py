@@ -33,14 +33,14 @@ def weeks(count, first=0):
     return items
 
 
-def proofs(items, **more):
+def verifications(items, **more):
     return dict({one.name: True for one in items}, **more)
 
 
-def decide(items, proven=None, now=NOW, policy=Policy(), **more):  # noqa: B008 - a tuple
+def decide(items, verified=None, now=NOW, policy=Policy(), **more):  # noqa: B008 - a tuple
     # Runs of every day are known, as their manifests are.
     more.setdefault("seen", [now - day * DAY for day in range(400)])
-    return retention.plan(items, proofs(items) if proven is None else proven, now, policy, **more)
+    return retention.plan(items, verifications(items) if verified is None else verified, now, policy, **more)
 
 
 def codes(made):
@@ -78,21 +78,21 @@ def test_what_needs_others_goes_before_them():
 
 
 def test_nothing_younger_than_the_limit_goes_in_whatever_state():
-    items = [item("proven", 29.9), item("unproven", 20), item("failed", 10), item("damaged", 5, damaged=True)]
+    items = [item("verified", 29.9), item("unverified", 20), item("failed", 10), item("damaged", 5, damaged=True)]
     items.append(item("new", 0))
-    made = decide(items, {"proven": True, "failed": False, "new": True})
+    made = decide(items, {"verified": True, "failed": False, "new": True})
     assert made.remove == () and made.alerts == ()
-    assert decide(items, policy=Policy(days=15, window=False)).remove == ("unproven", "proven")
+    assert decide(items, policy=Policy(days=15, window=False)).remove == ("unverified", "verified")
 
 
 @pytest.mark.parametrize("state", [{}, {"old": False}])
-def test_an_old_one_that_is_not_proven_goes_when_a_newer_full_one_is(state):
+def test_an_old_one_that_is_not_verified_goes_when_a_newer_full_one_is(state):
     items = [item("old", 40), item("new", 0)]
     assert decide(items, dict(state, new=True)).remove == ("old",)
     assert decide(items, state).remove == ()
 
 
-def test_the_last_proven_full_one_stays_for_ever_with_what_depends_on_it():
+def test_the_last_verified_full_one_stays_for_ever_with_what_depends_on_it():
     items = [
         item("older", 90),
         item("last", 80),
@@ -102,9 +102,9 @@ def test_the_last_proven_full_one_stays_for_ever_with_what_depends_on_it():
     ]
     made = decide(items, {"older": True, "last": True, "last_1": True, "failed": False, "new": True})
     assert made.remove == ("older",)
-    assert made.keep["last"] == "one of the last 1 proven full backups"
-    assert made.keep["last_1"] == "depends on the last proven full backup"
-    assert made.keep["failed"] == "no newer full backup is proven"
+    assert made.keep["last"] == "one of the last 1 verified full backups"
+    assert made.keep["last_1"] == "depends on the last verified full backup"
+    assert made.keep["failed"] == "no newer full backup is verified"
 
 
 def test_so_many_full_ones_stay_as_the_policy_says():
@@ -118,24 +118,24 @@ def test_two_damaged_ones_do_not_expire_the_last_clean_one():
     """What pgBackRest's own retention did."""
     items = [item("clean", 50), item("damaged1", 40, damaged=True), item("damaged2", 0, damaged=True)]
     made = decide(items, {"clean": True})
-    assert made.remove == () and places(made) == [("newest_not_proven", "damaged2")]
+    assert made.remove == () and places(made) == [("newest_not_verified", "damaged2")]
     healed = decide([*items, item("good", 0)], {"clean": True, "good": True})
     assert healed.remove == ("damaged1",)
 
 
-def test_a_backup_whose_chain_is_damaged_or_gone_is_not_proven():
+def test_a_backup_whose_chain_is_damaged_or_gone_is_not_verified():
     items = [item("F", 50), item("F_1", 0, ["F"])]
-    assert codes(decide(items, {"F_1": True, "F": True}, damaged=["F"])) == ["no_proven"]
+    assert codes(decide(items, {"F_1": True, "F": True}, damaged=["F"])) == ["no_verified"]
     items = [item("old", 60), item("G", 50), item("G_1", 0, ["G"])]
-    assert codes(decide(items, damaged=["G"])) == ["newest_not_proven"]
+    assert codes(decide(items, damaged=["G"])) == ["newest_not_verified"]
     items = [item("old", 60), item("G", 50), item("G_1", 0, ["G", "gone"])]
-    assert codes(decide(items)) == ["newest_not_proven"]
+    assert codes(decide(items)) == ["newest_not_verified"]
     items = [item("old", 60), item("G", 50), item("G_1", 1, ["G", "gone"]), item("G_2", 0, ["G_1"])]
-    assert codes(decide(items)) == ["newest_not_proven"]
+    assert codes(decide(items)) == ["newest_not_verified"]
 
 
-def test_a_proof_is_true_and_nothing_else():
-    assert codes(decide([item("F", 0)], {"F": "yes"})) == ["no_proven"]
+def test_a_verification_is_true_and_nothing_else():
+    assert codes(decide([item("F", 0)], {"F": "yes"})) == ["no_verified"]
 
 
 def test_a_run_of_failures_removes_nothing():
@@ -146,10 +146,10 @@ def test_a_run_of_failures_removes_nothing():
     assert decide(items, policy=Policy(fresh_days=4)).remove
 
 
-def test_nothing_proven_removes_nothing():
+def test_nothing_verified_removes_nothing():
     made = decide(weeks(8), {})
-    assert made.remove == () and codes(made) == ["no_proven"]
-    assert codes(decide([], {})) == ["no_proven"]
+    assert made.remove == () and codes(made) == ["no_verified"]
+    assert codes(decide([], {})) == ["no_verified"]
 
 
 def test_without_a_window_the_month_alone_stays():
@@ -319,7 +319,7 @@ def test_in_doubt_not_even_old_wal_goes():
 
 def test_damaged_pages_count_as_damage():
     made = database_plan("page-checksum")
-    assert [alert.code for alert in made.alerts] == ["newest_not_proven"] or made.alerts[0].code == "no_proven"
+    assert [alert.code for alert in made.alerts] == ["newest_not_verified"] or made.alerts[0].code == "no_verified"
     assert made.remove == ()
 
 
@@ -419,7 +419,7 @@ class Year:
         self.offset = 0.0
         self.repository = Repository()
         self.true_time = {}
-        self.proofs, self.damaged, self.rotten, self.seen = {}, set(), set(), []
+        self.verifications, self.damaged, self.rotten, self.seen = {}, set(), set(), []
         self.segment = 1
         self.outage = self.season = 0
         self.removed = 0
@@ -481,7 +481,7 @@ class Year:
         stopped = int(self.clock()) + 60
         if labels and stopped <= max(one.stopped for one in self.repository.backups):
             return None  # pgBackRest refuses a label that is not later than the last.
-        kind = plan.kind_today(self.stanza(), self.proofs, self.clock(), damaged=self.damaged).kind
+        kind = plan.kind_today(self.stanza(), self.verifications, self.clock(), damaged=self.damaged).kind
         chain = self.stanza().chain(labels[-1]) if kind == "incr" else ()
         full = chain[0].label if chain else ""
         label = "%d%s" % (stopped, "F" if kind == "full" else "I")
@@ -516,23 +516,23 @@ class Year:
         # Now and then nobody comes to test it.
         if not self.happens(0.05):
             errors = any(one.error for one in self.repository.backups if one.label in whole)
-            self.proofs[label] = not errors and not whole & self.rotten and not self.season
+            self.verifications[label] = not errors and not whole & self.rotten and not self.season
         return label
 
-    def proven(self):
+    def verified(self):
         errors = {one.label for one in self.repository.backups if one.error}
         bad = errors | self.damaged
         return [
             one
             for one in self.repository.backups
-            if self.proofs.get(one.label) is True and not bad & {one.label, *one.references}
+            if self.verifications.get(one.label) is True and not bad & {one.label, *one.references}
         ]
 
     def retain(self):
-        before = self.proven()
+        before = self.verified()
         made = retention.database_plan(
             self.stanza(),
-            self.proofs,
+            self.verifications,
             self.clock(),
             Policy(),
             damaged=self.damaged,
@@ -543,7 +543,7 @@ class Year:
         called = retention.commands("s", made)
         newest = self.repository.backups[-1] if self.repository.backups else None
         if newest not in before or newest.stopped > self.clock() + 300:
-            assert called == [], "something goes while the newest backup is not proven, or the clock is behind"
+            assert called == [], "something goes while the newest backup is not verified, or the clock is behind"
         for number, call in enumerate(called):
             if number == killed_at:
                 break
@@ -568,10 +568,10 @@ class Year:
         for one in self.repository.backups:
             assert there >= {*one.references} | {one.prior or one.label}, "a chain is broken"
         if [one for one in before if one.kind == "full"]:
-            assert [one for one in self.proven() if one.kind == "full"], "no proven full backup is left"
+            assert [one for one in self.verified() if one.kind == "full"], "no verified full backup is left"
         for one in before:
             if self.true - self.true_time[one.label] < 30 * DAY:
-                assert one.label in there, "a proven backup of less than 30 days went"
+                assert one.label in there, "a verified backup of less than 30 days went"
         for label in self.true_time:
             if self.true - self.true_time[label] < 30 * DAY and label not in self.by_hand:
                 assert label in there, "a backup of less than 30 days went"
@@ -581,16 +581,16 @@ class Year:
             assert len(kept) == self.segment - int(oldest[8:], 16), "WAL after the oldest backup is gone"
 
     def window(self):
-        """The first of the 30 days can be restored, where anything was proven before it."""
+        """The first of the 30 days can be restored, where anything was verified before it."""
         begin = self.true - 30 * DAY
-        if any(when <= begin and self.proofs.get(label) for label, when in self.was_proven.items()):
-            candidates = [one for one in self.proven() if self.true_time[one.label] <= begin]
-            lost = [label for label in self.was_proven if self.was_proven[label] <= begin and label in self.damaged]
+        if any(when <= begin and self.verifications.get(label) for label, when in self.was_verified.items()):
+            candidates = [one for one in self.verified() if self.true_time[one.label] <= begin]
+            lost = [label for label in self.was_verified if self.was_verified[label] <= begin and label in self.damaged]
             assert candidates or lost or self.by_hand, "the first of the 30 days cannot be restored"
 
     @property
-    def was_proven(self):
-        return {label: when for label, when in self.true_time.items() if self.proofs.get(label)}
+    def was_verified(self):
+        return {label: when for label, when in self.true_time.items() if self.verifications.get(label)}
 
     by_hand = frozenset()
 
@@ -628,7 +628,7 @@ def test_the_faults_of_the_years_happen():
     """A simulation in which nothing goes wrong, or nothing ever goes, proves nothing."""
     years = [simulated(seed)[0] for seed in range(8)]
     alerted = set().union(*(year.alerted for year in years))
-    assert alerted >= {"clock", "gap", "no_proven", "newest_not_proven"}
+    assert alerted >= {"clock", "gap", "no_verified", "newest_not_verified"}
     assert sum(year.removed for year in years) > 500
     assert any(year.damaged for year in years) and any(year.by_hand for year in years)
 

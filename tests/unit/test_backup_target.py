@@ -5,12 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils.shiftmaster.backup import proof, target
+from ansible.module_utils.shiftmaster.backup import target, verification
 
 NOW = 1_000_000.0
 
 
-def run(name, label, ended, good=True, proven=True, timeline=1):
+def run(name, label, ended, good=True, verified=True, timeline=1):
     at = target.manifests.moment(ended)
     return {
         "run_id": name,
@@ -23,10 +23,10 @@ def run(name, label, ended, good=True, proven=True, timeline=1):
                 "ended": at,
                 "restore_point": f"shiftmaster-{name}",
                 "size_bytes": 1000,
-                "wal": {"start": "0" * 24, "stop": "0" * 24, "proven": "%08X%016X" % (timeline, 5)},
+                "wal": {"start": "0" * 24, "stop": "0" * 24, "verified": "%08X%016X" % (timeline, 5)},
                 "verified": [
                     {"how": "verify", "at": target.manifests.moment(ended - 8), "good": True, "what": ""},
-                    {"how": "restore_test", "at": at, "good": proven, "what": ""},
+                    {"how": "restore_test", "at": at, "good": verified, "what": ""},
                 ],
             },
             "files": {"result": "succeeded", "started": target.manifests.moment(ended - 50), "label": f"snap-{name}"},
@@ -51,15 +51,15 @@ def at(seconds):
     return target.manifests.moment(seconds)
 
 
-def test_latest_reads_everything_from_the_newest_proven_one():
+def test_latest_reads_everything_from_the_newest_verified_one():
     plan = choose("latest")
     assert (plan.label, plan.arguments, plan.until) == ("F1_I1", [], None)
 
 
 @pytest.mark.parametrize("wanted", [OLD, "F1"])
-def test_a_run_ends_at_its_proven_point_on_its_own_branch(wanted):
+def test_a_run_ends_at_its_verified_point_on_its_own_branch(wanted):
     plan = choose(wanted)
-    assert plan.label == "F1" and plan.proven
+    assert plan.label == "F1" and plan.verified
     assert plan.arguments == [
         "--type=name",
         f"--target=shiftmaster-{OLD}",
@@ -79,8 +79,8 @@ def test_a_backup_that_was_under_way_at_that_time_is_too_young():
     assert choose(at(NOW - 3060)).label == "F1"
 
 
-def test_a_time_in_another_zone_is_the_same_moment():
-    assert target.moment_of("2026-11-26T14:59:30+09:00") == target.moment_of("2026-11-26 05:59:30Z")
+def test_a_time_in_another_zone_is_the_same_timestamp():
+    assert target.timestamp_of("2026-11-26T14:59:30+09:00") == target.timestamp_of("2026-11-26 05:59:30Z")
 
 
 def test_a_position_begins_from_the_last_backup_that_ends_before_it():
@@ -97,9 +97,9 @@ def test_a_transaction_is_left_out():
         ("2026-11-26T14:59:30", "says no zone"),
         ("yesterday", "is no time"),
         (at(NOW + 60), "still to come"),
-        (at(NOW - 90_000), "every proven backup is younger"),
-        ("0/1", "every proven backup is younger"),
-        ("20250101T000000Z-cccccc", "there is no proven backup"),
+        (at(NOW - 90_000), "every verified backup is younger"),
+        ("0/1", "every verified backup is younger"),
+        ("20250101T000000Z-cccccc", "there is no verified backup"),
     ],
 )
 def test_what_cannot_be_reached_is_said(wanted, text):
@@ -107,15 +107,15 @@ def test_what_cannot_be_reached_is_said(wanted, text):
         choose(wanted)
 
 
-def test_what_is_not_proven_or_gone_is_never_taken():
+def test_what_is_not_verified_or_gone_is_never_taken():
     runs = [
         *RUNS,
-        run("20260103T000000Z-cccccc", "F2", NOW - 1000, proven=False),
+        run("20260103T000000Z-cccccc", "F2", NOW - 1000, verified=False),
         run("x", "F3", NOW - 500, good=False),
     ]
     stanza = SimpleNamespace(backups=(*STANZA.backups, backup("F2", NOW - 1050), backup("F3", NOW - 550)))
     assert choose("latest", runs, stanza).label == "F1_I1"
-    with pytest.raises(target.TargetError, match="no proven backup"):
+    with pytest.raises(target.TargetError, match="no verified backup"):
         choose("latest", RUNS, SimpleNamespace(backups=()))
 
 
@@ -139,7 +139,7 @@ def test_files_of_a_backup_that_is_not_there_are_not_taken_for_a_time():
         target.snapshot("files", "20260101-000000F", RUNS)
 
 
-# --- the proof's own judgement --------------------------------------------------------------------------------------
+# --- the verification's own judgement --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_files_of_a_backup_that_is_not_there_are_not_taken_for_a_time():
     [((100, 10), 50, 50), ((130, 10), 50, 80), ((100, 25), 35, 50), ((3, 0), 0, float("inf"))],
 )
 def test_rows_may_differ_by_what_was_written_meanwhile(after, low, high):
-    assert proof.bounds(proof.Table(50, 100, 10), after) == (low, high)
+    assert verification.bounds(verification.Table(50, 100, 10), after) == (low, high)
 
 
 class Answers:
@@ -162,14 +162,14 @@ def compare(rows, now=None):
     now = {"a": (100, 10)} if now is None else now
     primary = Answers([[name, str(inserted), str(deleted)] for name, (inserted, deleted) in now.items()])
     restored = Answers([[name, "0", "0", str(count)] for name, count in rows.items()])
-    return proof.compare_rows(primary, restored, {"app": {"a": proof.Table(50, 100, 10)}})
+    return verification.compare_rows(primary, restored, {"app": {"a": verification.Table(50, 100, 10)}})
 
 
 def test_tables_are_compared():
     assert compare({"a": 50}) == 1
-    with pytest.raises(proof.BackupError, match="has 49 rows in the backup, but had 50"):
+    with pytest.raises(verification.BackupError, match="has 49 rows in the backup, but had 50"):
         compare({"a": 49})
-    with pytest.raises(proof.BackupError, match="is not in the backup"):
+    with pytest.raises(verification.BackupError, match="is not in the backup"):
         compare({})
 
 

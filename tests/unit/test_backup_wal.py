@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster.backup import catalogue, verdicts, wal
+from ansible.module_utils.shiftmaster.backup import catalogue, results, wal
 from ansible.module_utils.shiftmaster.backup.wal import Gap
 
 RECORDED = Path(__file__).parent / "recorded/backup"
@@ -118,10 +118,10 @@ def test_an_archive_is_read_whole():
     assert wal.newest_time(held([])) is None
 
 
-def test_one_of_several_folders_can_be_read():
+def test_one_of_several_directories_can_be_read():
     text = (RECORDED / "ls-history.json").read_bytes()
-    first = wal.archive(text, HISTORY, folder="17-1")
-    second = wal.archive(text, {}, folder="17-2")
+    first = wal.archive(text, HISTORY, directory="17-1")
+    second = wal.archive(text, {}, directory="17-2")
     assert len(second.segments) == 2 and second.known == set() and len(first.segments) == 40
     assert wal.archive(text, HISTORY).twice  # Both have a first segment.
 
@@ -192,7 +192,7 @@ def test_the_end_of_the_archive_is_what_the_database_says():
 
 def test_a_damaged_segment_is_a_gap():
     _, _, stderr = (RECORDED / "verify-flipped-wal.txt").read_text().partition("--- stderr")
-    damaged = verdicts.damaged_wal(stderr)
+    damaged = results.damaged_wal(stderr)
     found = reach([seg(number) for number in range(1, 11)], backup(2), damaged=damaged)
     assert found.gaps == (Gap(seg(5), seg(5), 1),) and found.last == seg(4)
     # Also where it is the last one.
@@ -355,18 +355,18 @@ def test_without_the_history_the_way_is_not_known():
     assert codes == {"history_missing", "history_unread"}
 
 
-# ------------------------------------------------------------------------------------------------------------- verdicts
+# ------------------------------------------------------------------------------------------------------------- results
 
 
 def judge(names, backups, **more):
-    proven = more.pop("proven", "")
+    verified = more.pop("verified", "")
     archive = held(names)
-    return wal.judge(archive, wal.reaches(archive, backups, **more), "17-1", proven)
+    return wal.judge(archive, wal.reaches(archive, backups, **more), "17-1", verified)
 
 
 def test_what_is_without_gaps_is_good():
     names = [seg(number) for number in range(1, 20)]
-    assert judge(names, [backup(2), backup(9)], proven=seg(12), newest=seg(19)).good
+    assert judge(names, [backup(2), backup(9)], verified=seg(12), newest=seg(19)).good
     assert wal.judge(recorded(), wal.reaches(recorded(), BACKUPS), "17-1").good
 
 
@@ -391,16 +391,16 @@ def test_many_gaps_are_not_all_named():
     assert [name for name in map(seg, range(2, 40, 2)) if name in str(judged)] == [seg(2), seg(4), seg(6)]
 
 
-def test_the_proven_point_must_be_reached():
+def test_the_verified_point_must_be_reached():
     names = [seg(number) for number in range(1, 10)]
-    assert judge(names, [backup(2)], proven=seg(9)).good
-    judged = judge(names, [backup(2)], proven=seg(10))
-    assert [(one.code, one.where) for one in judged.problems] == [("proof_not_reached", "B2")]
-    assert "proof_not_reached" in [
-        one.code for one in judge(names[:4] + names[5:], [backup(2)], proven=seg(8)).problems
+    assert judge(names, [backup(2)], verified=seg(9)).good
+    judged = judge(names, [backup(2)], verified=seg(10))
+    assert [(one.code, one.where) for one in judged.problems] == [("verification_not_reached", "B2")]
+    assert "verification_not_reached" in [
+        one.code for one in judge(names[:4] + names[5:], [backup(2)], verified=seg(8)).problems
     ]
-    assert not judge(names, [backup(2)], proven=seg(3, 2)).good
-    assert not judge([], [backup(2)], proven=seg(3)).good
+    assert not judge(names, [backup(2)], verified=seg(3, 2)).good
+    assert not judge([], [backup(2)], verified=seg(3)).good
 
 
 # -------------------------------------------------------------------------------------------------------------- window

@@ -33,7 +33,7 @@ QUIET = {
     "rights_changed": {"status": "ok", "events": [], "files": []},
     "accounts": {"status": "ok", "users": {"active": 80, "unused": 0}, "rights_changed": 0, "errors": []},
     "backups": {
-        "status": "ok", "proven_hours_ago": 5.4, "unreadable": [],
+        "status": "ok", "verified_hours_ago": 5.4, "unreadable": [],
         "parts": [
             {"name": "database", "daily": True, "hours_ago": 5.5, "bytes": 900, "failed": False},
             {"name": "logical", "daily": False, "hours_ago": 120.0, "bytes": 700, "failed": False},
@@ -65,7 +65,7 @@ def host(patch=None, functions=("web", "app", "database", "cache", "monitoring",
 
 
 def filled(period, *hosts):
-    data = checklist.judge(period, LINES[period], list(hosts), findings.fleet_of(list(hosts)), MADE)
+    data = checklist.judge(period, LINES[period], list(hosts), findings.topology_of(list(hosts)), MADE)
     return {line["name"]: line for line in data["lines"]}, data
 
 
@@ -125,7 +125,7 @@ MORE_FAULTS = [
     ("weekly", "dead_rows", {"database": {"worst_dead_percent": 33.0}}),
     ("weekly", "freezing", {"database": {"oldest_age": 1100000000}}),
     ("weekly", "vulnerabilities", {"updates": {"security": 1}}),
-    ("weekly", "restore_test", {"backups": {"proven_hours_ago": None}}),
+    ("weekly", "restore_test", {"backups": {"verified_hours_ago": None}}),
     ("monthly", "indexes_whole", {"database": {"duplicate_indexes": [{"indexes": ["a", "b"], "bytes": 5}]}}),
     ("monthly", "indexes_used", {"database": {"rarely_used_indexes": [{"index": "a", "scans": 2, "bytes": 20000000}]}}),
     (
@@ -343,23 +343,23 @@ def test_lines_are_whole(period):
         assert set(line.get("needs", [])) <= set(PARTS)
 
 
-# --- text, page, figures -----------------------------------------------------------------------------------------------
+# --- text, page, metrics -----------------------------------------------------------------------------------------------
 
 
-FIGURES_UP = [(60.0 * number, 0.0 if 100 <= number < 110 else 1.0) for number in range(1000)]
-FIGURES = kpi.month({"up": FIGURES_UP}, 0.0, 120000.0, 60.0)
-FIGURES["outages"][0]["began"] = "01-01 10:40"
+METRICS_UP = [(60.0 * number, 0.0 if 100 <= number < 110 else 1.0) for number in range(1000)]
+METRICS = kpi.month({"up": METRICS_UP}, 0.0, 120000.0, 60.0)
+METRICS["outages"][0]["began"] = "01-01 10:40"
 
 
 @pytest.mark.parametrize("language", findings.LANGUAGES)
-def test_text_and_page_say_the_figures_and_what_is_missing(language, run_module, tmp_path):
+def test_text_and_page_say_the_metrics_and_what_is_missing(language, run_module, tmp_path):
     results = [
         {"host": "one", "functions": ["app", "database", "backup", "monitoring"], "result": {"evidence": host()}}
     ]
-    folder = tmp_path / "x"
+    directory = tmp_path / "x"
     answer = run_module(
-        shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", language=language, figures=FIGURES,
-        series={"requests": [[0, 5], [86400, 7]]}, folder=str(folder),
+        shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", language=language, metrics=METRICS,
+        series={"requests": [[0, 5], [86400, 7]]}, directory=str(directory),
     )  # fmt: skip
     text = answer["text"]
     assert ("Monthly checklist" if language == "en" else "月次チェックリスト") in text
@@ -369,15 +369,15 @@ def test_text_and_page_say_the_figures_and_what_is_missing(language, run_module,
     assert ("16.7 h were not measured" if language == "en" else "16.7 時間分は測定されておらず") in text
     assert "<svg" in answer["page"] and "<script" not in answer["page"] and 'name="viewport"' in answer["page"]
     assert ("☐" in text) and answer["bad"] == []
-    assert {path.name for path in folder.iterdir()} == {"checklist.txt", "checklist.json", "checklist.html"}
+    assert {path.name for path in directory.iterdir()} == {"checklist.txt", "checklist.json", "checklist.html"}
 
 
 def test_the_page_is_in_its_readers_language(run_module):
-    figures = kpi.month({"up": FIGURES_UP}, 0.0, 120000.0, 60.0)
-    figures["outages"][0]["began"] = "11-03 09:15"
+    metrics = kpi.month({"up": METRICS_UP}, 0.0, 120000.0, 60.0)
+    metrics["outages"][0]["began"] = "11-03 09:15"
     results = [{"host": "one", "functions": ["app", "backup"], "result": {"evidence": host()}}]
     answer = run_module(
-        shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", figures=figures,
+        shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", metrics=metrics,
         series={"availability_percent": [[0, 99.0], [86400 * 9, 100.0]]},
     )  # fmt: skip
     assert "測定データなし: リクエスト数、応答時間、データベース応答" in answer["text"].replace(", ", "、")
@@ -391,7 +391,7 @@ def test_times_are_in_the_hosts_zone_and_it_is_said(run_module):
     results = [{"host": "one", "functions": ["app"], "result": {"evidence": japan}}]
     series = {"availability_percent": [[1793458800, 99.0], [1793458800 + 86400 * 9, 100.0]]}
     answer = run_module(
-        shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", figures=FIGURES, series=series
+        shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", metrics=METRICS, series=series
     )
     assert answer["checklist"]["made"].endswith("+09:00") and answer["checklist"]["zone"]["name"] == "JST"
     for text in (answer["text"], answer["page"]):
@@ -408,26 +408,26 @@ def test_days_of_a_month_are_those_of_its_zone():
 
 
 @pytest.mark.parametrize("problem", ["Prometheus is silent", ""])
-def test_why_there_are_no_figures_is_on_the_page_and_in_the_data(run_module, problem):
+def test_why_there_are_no_metrics_is_on_the_page_and_in_the_data(run_module, problem):
     results = [{"host": "one", "functions": ["app"], "result": {"evidence": host()}}]
     answer = run_module(
-        shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", figures_problem=problem
+        shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", metrics_problem=problem
     )
-    said = answer["checklist"]["figures_problem"]
+    said = answer["checklist"]["metrics_problem"]
     assert JAPANESE.search(said["ja"]) and not JAPANESE.search(said["en"]) and (problem or "no host") in said["en"]
     assert said["ja"] in answer["text"] and said["ja"] in answer["page"]
     daily = run_module(shiftmaster_checklist, results=results, lines=LINES["morning"], period="morning")
-    assert "figures_problem" not in daily["checklist"]
+    assert "metrics_problem" not in daily["checklist"]
 
 
-def test_why_there_are_no_figures_is_said(run_module):
+def test_why_there_are_no_metrics_is_said(run_module):
     results = [{"host": "one", "functions": ["app"], "result": {"evidence": host()}}]
     answer = run_module(
         shiftmaster_checklist,
         results=results,
         lines=LINES["monthly"],
         period="monthly",
-        figures_problem="Prometheus is silent",
+        metrics_problem="Prometheus is silent",
     )
     assert "Prometheus is silent" in answer["text"]
 

@@ -67,8 +67,8 @@ class Services:
         (self.confdir / "pg_hba.conf").write_text("old\n")
         (place.theirs / "redis.conf").write_text("port 6379\n")
         (place.theirs / "users.acl").write_text("user default on\n")
-        for folder, _folders, names in os.walk(place.theirs):
-            for path in [folder, *(os.path.join(folder, name) for name in names)]:
+        for directory, _directories, names in os.walk(place.theirs):
+            for path in [directory, *(os.path.join(directory, name) for name in names)]:
                 os.chown(path, NOBODY, NOGROUP)
         (place.top / "bin").mkdir()
         (place.top / "bin/postgres").touch()

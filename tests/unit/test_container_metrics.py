@@ -78,7 +78,7 @@ def engine(tmp_path):
         server.server_close()
 
 
-def figures(path):
+def metrics(path):
     found = {}
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -88,12 +88,12 @@ def figures(path):
     return found
 
 
-def test_figures_of_recorded_containers(script, engine, tmp_path):
+def test_metrics_of_recorded_containers(script, engine, tmp_path):
     path, asked = engine(RECORDED)
     output = tmp_path / "c.prom"
     before = time.time()
     assert script.main(["--socket", path, "--output", str(output)]) == 0
-    found = figures(output)
+    found = metrics(output)
     assert found["shiftmaster_container_engine_up"] == 1
     assert before - 1 <= found["shiftmaster_containers_last_collected_timestamp_seconds"] <= time.time() + 0.001
     assert found['shiftmaster_containers{state="running"}'] == 2
@@ -113,7 +113,7 @@ def test_figures_of_recorded_containers(script, engine, tmp_path):
     assert found['shiftmaster_container_memory_bytes{name="web"}'] == (
         stats["memory_stats"]["usage"] - stats["memory_stats"]["stats"]["total_inactive_file"]
     )
-    # What does not run has no figures of its own, and is not asked for any.
+    # What does not run has no metrics of its own, and is not asked for any.
     assert 'shiftmaster_container_memory_bytes{name="killed"}' not in found
     assert len([target for target in asked if "stats" in target]) == 2
     assert stat.S_IMODE(output.stat().st_mode) == 0o644
@@ -157,26 +157,26 @@ def test_a_container_that_goes_away_meanwhile_is_left_out(script, engine, tmp_pa
     gone = next(key for key in RECORDED if key.endswith("/json") and RECORDED[key]["Name"] == "/web")
     path, _asked = engine({key: value for key, value in RECORDED.items() if not key.startswith(gone[: -len("/json")])})
     assert script.run(path, str(tmp_path / "c.prom"), 10) == (None, True)
-    found = figures(tmp_path / "c.prom")
+    found = metrics(tmp_path / "c.prom")
     assert not [name for name in found if 'name="web"' in name]
     assert found['shiftmaster_container_running{name="sick"}'] == 1
 
 
 def assert_says_that_it_failed(output, last):
-    assert figures(output).keys() == {
+    assert metrics(output).keys() == {
         "shiftmaster_container_engine_up",
         "shiftmaster_containers_last_collected_timestamp_seconds",
         "shiftmaster_containers_collect_duration_seconds",
     }
-    assert figures(output)["shiftmaster_container_engine_up"] == 0
-    assert figures(output)["shiftmaster_containers_last_collected_timestamp_seconds"] == last
+    assert metrics(output)["shiftmaster_container_engine_up"] == 0
+    assert metrics(output)["shiftmaster_containers_last_collected_timestamp_seconds"] == last
 
 
-def test_an_engine_that_is_away_leaves_no_old_figures_but_their_time(script, engine, tmp_path, capsys):
+def test_an_engine_that_is_away_leaves_no_old_metrics_but_their_time(script, engine, tmp_path, capsys):
     path, _asked = engine(RECORDED)
     output = tmp_path / "c.prom"
     script.run(path, str(output), 10)
-    last = figures(output)["shiftmaster_containers_last_collected_timestamp_seconds"]
+    last = metrics(output)["shiftmaster_containers_last_collected_timestamp_seconds"]
     for _time in range(2):
         assert script.main(["--socket", str(tmp_path / "none"), "--output", str(output)]) == 0
         assert_says_that_it_failed(output, last)

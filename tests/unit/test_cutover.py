@@ -80,7 +80,7 @@ def test_the_releases_code_may_take_as_long_to_load_as_its_worker(tmp_path, monk
     layout = Layout(str(tmp_path))
     os.makedirs(layout.state)
     state = State(layout)
-    state.begin(**dict.fromkeys(("kind", "from", "from_colour", "to_colour", "phase", "run_id")), to="x")
+    state.begin(**dict.fromkeys(("kind", "from", "from_slot", "to_slot", "phase", "run_id")), to="x")
     run = cutover.Cutover(layout, state, {"worker_gate_seconds": gate, "celery_application": "app"})
     monkeypatch.setattr(run, "_driver_of", lambda release: Code())
     assert run._ask({"op": "ping", "seconds": 1}) == {"alive": True} and asked == [seconds]
@@ -128,16 +128,16 @@ def test_a_unit_yields_at_once_and_not_for_ever(monkeypatch):
             child.kill()
 
 
-def test_the_canary_is_of_one_host_and_colour(monkeypatch):
-    """Workers of a fleet share their broker; in a queue of the colour alone another host's worker took it."""
+def test_the_canary_is_of_one_host_and_slot(monkeypatch):
+    """Workers of an installation with several hosts share their broker; in a queue of the slot alone another host's worker took it."""
     names = set()
     for node in ("app1", "app2"):
         monkeypatch.setattr(cutover.os, "uname", lambda node=node: os.uname_result(("Linux", node, "", "", "")))
-        names |= {cutover._canary_queue(colour) for colour in ("blue", "green")}
+        names |= {cutover._canary_queue(slot) for slot in ("blue", "green")}
     assert len(names) == 4
 
 
-def test_a_worker_that_had_failed_is_forgotten_when_the_other_colour_takes_over(tmp_path, monkeypatch):
+def test_a_worker_that_had_failed_is_forgotten_when_the_other_slot_takes_over(tmp_path, monkeypatch):
     """`systemctl restart shiftmaster` mends it; its failed unit would make the health report tell of it for ever."""
     done = []
     for module in (cutover, cutover.units):
@@ -145,7 +145,7 @@ def test_a_worker_that_had_failed_is_forgotten_when_the_other_colour_takes_over(
     monkeypatch.setattr(cutover.units, "active_state", lambda name: "failed" if "worker" in name else "inactive")
     monkeypatch.setattr(cutover.releases, "manifest", lambda _layout, _release: {"tasks": ["mail"]})
     layout = Layout(str(tmp_path))
-    (Path(layout.shared) / "parked").mkdir(parents=True)
+    (Path(layout.shared) / "unknown-tasks").mkdir(parents=True)
     engine = cutover.Cutover.__new__(cutover.Cutover)
     engine.layout, engine.options = layout, {"celery_application": "x", "beat": False, "worker_stop_seconds": 1}
     engine.options["web_stop_seconds"] = 1
@@ -181,23 +181,21 @@ ONE, TWO = "20260101T000000Z-0a1b2c3d01", "20260102T000000Z-0a1b2c3d02"
 def switched(tmp_path, monkeypatch):
     """An engine whose traffic has moved from one (blue) to two (green), with systemd as a dictionary of states."""
     layout = Layout(str(tmp_path))
-    for path in (layout.state, Path(layout.shared) / "parked", layout.release(ONE), layout.release(TWO)):
+    for path in (layout.state, Path(layout.shared) / "unknown-tasks", layout.release(ONE), layout.release(TWO)):
         Path(path).mkdir(parents=True, exist_ok=True)
-    for colour, release in (("blue", ONE), ("green", TWO)):
-        layout.point_colour(colour, release)
+    for slot, release in (("blue", ONE), ("green", TWO)):
+        layout.point_slot(slot, release)
     layout.activate("green")
     engine = cutover.Cutover(
         layout,
         cutover.State(layout),
-        {"celery_application": "x", "beat": False, "fleet": False, "worker_gate_seconds": 1}
+        {"celery_application": "x", "beat": False, "several_hosts": False, "worker_gate_seconds": 1}
         | {"worker_stop_seconds": 1, "web_stop_seconds": 1}
         | {"drain_grace_seconds": 0, "drain_limit_seconds": 0, "hooks": [], "run_id": "r", "who": "w", "user": "u"},
     )
-    transition = {"kind": "deploy", "from": ONE, "to": TWO, "from_colour": "blue", "to_colour": "green"}
+    transition = {"kind": "deploy", "from": ONE, "to": TWO, "from_slot": "blue", "to_slot": "green"}
     engine.state.begin(**transition, phase="handover", run_id="r")
-    engine.units = {
-        f"shiftmaster-{kind}@{colour}.service": "active" for kind in units.KINDS for colour in cutover.COLOURS
-    }
+    engine.units = {f"shiftmaster-{kind}@{slot}.service": "active" for kind in units.KINDS for slot in cutover.SLOTS}
 
     def systemctl(verb, *words, **_more):
         for name in words:
@@ -228,17 +226,17 @@ def test_whatever_a_release_answers_the_traffic_goes_back_and_what_failed_ends(s
     assert switched.units["shiftmaster-web@blue.service"] == "active"
     assert {switched.units[f"shiftmaster-{kind}@green.service"] for kind in units.KINDS} == {"inactive"}
     # The next run finishes it.
-    assert switched.state.transition["phase"] == "put_back"
-    switched._ask = lambda request: {"alive": True, "confirmed": True, "parked": [], "replayed": []}
+    assert switched.state.transition["phase"] == "revert"
+    switched._ask = lambda request: {"alive": True, "confirmed": True, "quarantined": [], "replayed": []}
     switched.recover()
     assert switched.state.transition is None and switched.layout.current() == ONE
 
 
 def test_an_answer_that_breaks_the_recovery_leads_back(switched, monkeypatch):
-    def gate(_colour, _target):
+    def gate(_slot, _target):
         raise KeyError("release")
 
     switched._gate_web = gate
-    switched._ask = lambda request: {"alive": True, "confirmed": True, "parked": [], "replayed": []}
+    switched._ask = lambda request: {"alive": True, "confirmed": True, "quarantined": [], "replayed": []}
     switched.recover()
     assert switched.state.transition is None and switched.layout.current() == ONE

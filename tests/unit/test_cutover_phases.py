@@ -39,7 +39,7 @@ class FakeHost:
         self.fails, self.properties, self.restarts, self.waiting = set(), {}, {}, []
         self.answers = {
             "ping": {"alive": True}, "canary": {"ran": True, "stored": True}, "cancel": {"confirmed": True},
-            "consume": {"confirmed": True}, "park": {"parked": []}, "replay": {"replayed": []},
+            "consume": {"confirmed": True}, "quarantine": {"quarantined": []}, "replay": {"replayed": []},
         }  # fmt: skip
         self.requests, self.drivers, self.limits, self.yields, self.hook_output = [], 0, {}, [], []
         self.health, self.probes, self.naps, self.meanwhile = [], [], [], lambda: None
@@ -147,7 +147,7 @@ class FakeHost:
         if step:
             self.phases.append((point, step["phase"]))
         if point == "switched":
-            self.done.append("active: %s" % self.layout.active_colour())
+            self.done.append("active: %s" % self.layout.active_slot())
         self.fail("reach", point)
 
 
@@ -156,13 +156,13 @@ class Site:
 
     def __init__(self, tmp_path, monkeypatch):
         self.layout = Layout(str(tmp_path / "root"))
-        for folder in (self.layout.state, self.layout.shared + "/parked", self.layout.root + "/run"):
-            os.makedirs(folder)
+        for directory in (self.layout.state, self.layout.shared + "/unknown-tasks", self.layout.root + "/run"):
+            os.makedirs(directory)
         self.make(ONE, "1.0", ["a", "b"], ["celery", "mail"])
         self.make(TWO, "2.0", ["a", "c"], ["celery", "reports"])
         self.host = FakeHost(self.layout, monkeypatch)
         self.options = {
-            "user": "shiftmaster", "celery_application": "app", "beat": True, "fleet": False, "health_path": "/health",
+            "user": "shiftmaster", "celery_application": "app", "beat": True, "several_hosts": False, "health_path": "/health",
             "health_host": "shift.example", "watch_paths": ["/"],
             "gate_attempts": 3, "gate_delay_seconds": 2, "gate_timeout_seconds": 5,
             "worker_gate_seconds": 40, "drain_grace_seconds": 0.1, "drain_limit_seconds": 3, "worker_stop_seconds": 30,
@@ -173,12 +173,12 @@ class Site:
         self.engine = cutover.Cutover(self.layout, self.state, self.options)
 
     def make(self, name, version, tasks, queues):
-        folder = Path(self.layout.release(name))
-        folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(json.dumps({"version": version, "tasks": tasks, "queues": queues}))
+        directory = Path(self.layout.release(name))
+        directory.mkdir(parents=True)
+        (directory / "manifest.json").write_text(json.dumps({"version": version, "tasks": tasks, "queues": queues}))
 
     def live(self, release=ONE, slot="blue"):
-        self.layout.point_colour(slot, release)
+        self.layout.point_slot(slot, release)
         self.layout.activate(slot)
         self.state.set_status(release, "live")
         for kind in KINDS:
@@ -198,16 +198,16 @@ class Site:
 
     def in_phase(self, phase, active="blue", **more):
         """As a run that was killed in a phase has left it."""
-        self.layout.point_colour("green", TWO)
+        self.layout.point_slot("green", TWO)
         self.layout.activate(active)
-        step = {"kind": "deploy", "from": ONE, "to": TWO, "from_colour": "blue", "to_colour": "green", "run_id": "dead"}
+        step = {"kind": "deploy", "from": ONE, "to": TWO, "from_slot": "blue", "to_slot": "green", "run_id": "dead"}
         self.state.begin(**dict(step, phase=phase, **more))
         self.host.states.update({"web@green": "active", "worker@green": "active"})
         return self
 
     def is_back(self, bad=True):
         """The old release serves with its tasks, nothing of the new one runs, and nothing is left to finish."""
-        assert self.layout.active_colour() == "blue" and self.layout.current() == ONE
+        assert self.layout.active_slot() == "blue" and self.layout.current() == ONE
         assert self.running() - {"shiftmaster"} == {"web@blue", "worker@blue", "beat@blue"}
         assert not self.queue_file("blue").exists() and self.host.drivers == 0
         again = State(self.layout)
@@ -236,7 +236,7 @@ def test_a_deploy_goes_through_its_phases_in_order(site):
         "hook before_cutover two", "start worker@green", "start web@green",
         "ping " + GREEN, "canary " + GREEN, "stop beat@blue", "cancel " + BLUE,
     ]  # fmt: skip
-    assert site.layout.active_colour() == "blue" and site.running() >= {"web@blue", "worker@blue"}
+    assert site.layout.active_slot() == "blue" and site.running() >= {"web@blue", "worker@blue"}
     # Until it takes over, the new worker takes the canary alone.
     assert site.queue_file("green").read_text() == 'SHIFTMASTER_QUEUES_OPTION="-Q %s"\n' % CANARY
     assert site.queue_file("green").stat().st_mode & 0o777 == 0o644
@@ -246,7 +246,7 @@ def test_a_deploy_goes_through_its_phases_in_order(site):
     site.engine.move()
     socket = site.layout.socket("blue")
     assert done == [
-        "active: green", "queue of " + socket, "stop worker@blue", "park", "consume " + GREEN, "cancel " + GREEN,
+        "active: green", "queue of " + socket, "stop worker@blue", "quarantine", "consume " + GREEN, "cancel " + GREEN,
         "start beat@green", "hook after_cutover two",
     ]  # fmt: skip
     assert not site.queue_file("green").exists() and site.host.drivers == 0
@@ -300,11 +300,11 @@ def test_a_release_that_fails_its_gate_publishes_nothing(site, published):
 
 def test_a_release_that_is_put_back_leaves_nothing_published(site, published):
     site.engine.switch(TWO, "deploy")
-    site.engine.put_back("it is slow")
+    site.engine.revert("it is slow")
     assert published() == ["aaaaaaa.js"] and site.is_back()
 
 
-@pytest.mark.parametrize("phase", ["quiesce", "put_back"])
+@pytest.mark.parametrize("phase", ["quiesce", "revert"])
 def test_a_run_that_died_with_static_files_published_is_recovered_without_them(site, published, phase):
     cutover.releases.publish_static(site.layout, site.state, TWO)
     assert published() == ["aaaaaaa.js", "bbbbbbb.js"]
@@ -319,7 +319,11 @@ def test_requests_of_the_driver_name_workers_queues_and_seconds(site):
         {"op": "ping", "worker": GREEN, "seconds": 1},
         {"op": "canary", "worker": GREEN, "queue": CANARY, "seconds": 40},
         {"op": "cancel", "worker": BLUE, "queues": ["celery", "mail"]},
-        {"op": "park", "queues": ["celery", "mail", "reports"], "folder": site.layout.shared + "/parked"},
+        {
+            "op": "quarantine",
+            "queues": ["celery", "mail", "reports"],
+            "directory": site.layout.shared + "/unknown-tasks",
+        },
         {"op": "consume", "worker": GREEN, "queues": ["celery", "reports"]},
         {"op": "cancel", "worker": GREEN, "queues": [CANARY]},
     ]
@@ -345,8 +349,8 @@ def test_the_new_release_lets_others_go_first_until_it_has_passed(site):
 
 def test_a_first_deploy_has_nothing_to_end(empty):
     empty.engine.switch(TWO, "deploy")
-    assert empty.layout.active_colour() == "blue" and empty.layout.current() == TWO
-    assert not any(one.startswith(("stop", "queue", "park")) for one in empty.host.done)
+    assert empty.layout.active_slot() == "blue" and empty.layout.current() == TWO
+    assert not any(one.startswith(("stop", "queue", "quarantine")) for one in empty.host.done)
     empty.engine.finish()
     assert State(empty.layout).releases[TWO]["status"] == "live" and empty.running() == {
         "web@blue", "worker@blue", "beat@blue",
@@ -373,29 +377,29 @@ def test_a_host_without_beat_neither_stops_nor_starts_it(site):
 def test_tasks_that_both_know_are_not_looked_through_and_the_old_worker_ends_by_itself(site):
     site.make("20260303T000000Z-ccccccc", "3", ["a", "b", "z"], ["celery"])
     site.engine.switch("20260303T000000Z-ccccccc", "deploy")
-    assert "stop worker@blue --no-block" in site.host.done and "park" not in site.host.done
+    assert "stop worker@blue --no-block" in site.host.done and "quarantine" not in site.host.done
 
 
-def test_tasks_that_the_new_release_does_not_know_are_parked_and_said(site):
-    site.host.answers["park"] = {"parked": [{"task": "b", "id": "1", "queue": "mail"}]}
+def test_tasks_that_the_new_release_does_not_know_are_quarantined_and_said(site):
+    site.host.answers["quarantine"] = {"quarantined": [{"task": "b", "id": "1", "queue": "mail"}]}
     site.engine.switch(TWO, "deploy")
-    (event,) = site.events("task_parked")
+    (event,) = site.events("task_quarantined")
     assert (event["task"], event["id"], event["queue"]) == ("b", "1", "mail")
     assert len([note for note in site.engine.notes if "1 task(s)" in note]) == 1
 
 
-def test_nothing_is_said_of_no_parked_task(site):
+def test_nothing_is_said_of_no_quarantined_task(site):
     site.engine.switch(TWO, "deploy")
     assert site.engine.notes == [] and "replay" not in site.host.done
 
 
-def test_parked_tasks_that_are_known_again_are_run(site):
-    Path(site.layout.shared, "parked/1.json").touch()
+def test_quarantined_tasks_that_are_known_again_are_run(site):
+    Path(site.layout.shared, "unknown-tasks/1.json").touch()
     site.host.answers["replay"] = {"replayed": [{"task": "c", "id": "2", "queue": "reports"}]}
     site.engine.switch(TWO, "deploy")
     (event,) = site.events("task_replayed")
     assert (event["task"], event["id"], event["queue"]) == ("c", "2", "reports")
-    assert {"op": "replay", "folder": site.layout.shared + "/parked"} in [
+    assert {"op": "replay", "directory": site.layout.shared + "/unknown-tasks"} in [
         one for _of, one, _limit in site.host.requests
     ]
 
@@ -438,7 +442,7 @@ def test_hooks_of_a_rollback_have_their_own_phase_and_their_output_is_noted(site
 def test_a_restart_of_the_same_release_is_no_way_back(site):
     site.engine.switch(ONE, "deploy")
     site.engine.finish()
-    assert "previous" not in State(site.layout).releases[ONE] and site.layout.active_colour() == "green"
+    assert "previous" not in State(site.layout).releases[ONE] and site.layout.active_slot() == "green"
 
 
 def test_what_runs_in_the_idle_slot_is_stopped_first(site):
@@ -480,7 +484,9 @@ def test_a_failed_umbrella_unit_is_started_again(site):
 def test_traffic_alone_moves_where_other_hosts_send_old_tasks(site):
     site.engine.prepare(TWO, "deploy")
     site.engine.move(with_tasks=False)
-    assert site.layout.active_colour() == "green" and "worker@blue" in site.running() and "park" not in site.host.done
+    assert (
+        site.layout.active_slot() == "green" and "worker@blue" in site.running() and "quarantine" not in site.host.done
+    )
     assert site.state.transition["phase"] == "drain" and "beat@green" not in site.running()
     site.engine.end_tasks()
     assert "worker@blue" not in site.running()
@@ -525,7 +531,7 @@ def refused(body="", status=503, error=None):
 
 def abandoned(site):
     """Nothing was touched but the idle slot."""
-    assert site.layout.active_colour() == "blue" and State(site.layout).transition is None
+    assert site.layout.active_slot() == "blue" and State(site.layout).transition is None
     assert site.running() >= {"web@blue", "worker@blue", "beat@blue"} and not site.queue_file("green").exists()
     assert not {"web@green", "worker@green", "beat@green"} & site.running() and site.host.drivers == 0
     assert State(site.layout).status(TWO) == "bad" and len(site.events("gate_failed")) == 1
@@ -611,7 +617,7 @@ def test_a_health_check_that_fails_each_time_abandons_the_release(site, result, 
     with pytest.raises(cutover.CutoverError, match=message) as caught:
         site.engine.prepare(TWO, "deploy")
     assert "failed 3 times" in str(caught.value) and "version 2.0 (release %s)" % TWO in str(caught.value)
-    assert not caught.value.put_back and len(site.host.probes) == 3 and abandoned(site)
+    assert not caught.value.reverted and len(site.host.probes) == 3 and abandoned(site)
     # A pause between two attempts, and none behind the last.
     assert sum(site.host.naps) == 4
 
@@ -663,7 +669,7 @@ def test_whatever_fails_before_the_gate_is_passed_abandons_the_release(site, ste
     site.host.fails = {step}
     with pytest.raises(cutover.CutoverError) as caught:
         site.engine.prepare(TWO, "deploy")
-    assert not caught.value.put_back and abandoned(site)
+    assert not caught.value.reverted and abandoned(site)
 
 
 def test_a_release_that_was_live_before_is_not_bad_for_a_failed_gate(site):
@@ -748,7 +754,7 @@ def test_a_gate_that_takes_long_holds_the_release_back_no_longer(site):
 # --- the way back -----------------------------------------------------------------------------------------------------
 
 BEHIND = [
-    "reach quiesce", "stop beat@blue", "reach switch", "reach switched", "reach drain", "reach handover", "park",
+    "reach quiesce", "stop beat@blue", "reach switch", "reach switched", "reach drain", "reach handover", "quarantine",
     "consume", "start beat@green", "hook after_cutover", "reach watch",
 ]  # fmt: skip
 
@@ -766,14 +772,14 @@ def test_what_fails_behind_the_gate_gives_traffic_and_tasks_back(site, step):
 
     site.host.fail = once
     site.host.fails = {step}
-    if step in ("park", "consume"):
+    if step in ("quarantine", "consume"):
         answers = site.host.answers[step]
         site.host.fails.clear()
         site.host.answers[step] = Once(answers)
     with pytest.raises(cutover.CutoverError) as caught:
         site.engine.switch(TWO, "deploy")
-    assert caught.value.put_back and site.is_back()
-    assert "hook after_rollback one" in site.host.done and len(site.events("put_back")) == 1
+    assert caught.value.reverted and site.is_back()
+    assert "hook after_rollback one" in site.host.done and len(site.events("reverted")) == 1
 
 
 class Once(dict):
@@ -791,30 +797,30 @@ def test_on_the_way_back_the_old_release_judges_what_it_knows(site):
     site.engine.switch(TWO, "deploy")
     site.host.states["worker@blue"] = "inactive"
     del site.host.done[:], site.host.requests[:]
-    site.engine.put_back("broken\nsecond line")
+    site.engine.revert("broken\nsecond line")
     assert site.is_back()
     assert site.host.done == [
         "start web@blue", "queue of " + site.layout.socket("green"), "start worker@blue", "ping " + BLUE,
-        "stop beat@green", "stop worker@green", "park", "consume " + BLUE, "cancel " + BLUE, "start beat@blue",
+        "stop beat@green", "stop worker@green", "quarantine", "consume " + BLUE, "cancel " + BLUE, "start beat@blue",
         "stop web@green", "hook after_rollback one",
     ]  # fmt: skip
     assert {of for of, _request, _timeout in site.host.requests} == {"one"}
     assert site.host.requests[0][1]["seconds"] == 40
     assert site.host.requests[1][1]["queues"] == ["celery", "mail", "reports"]
     assert site.host.requests[2][1]["queues"] == ["celery", "mail"]
-    assert State(site.layout).releases[TWO]["reason"] == "broken" and "put_back" in site.engine.timings
-    assert site.events("put_back")[0]["reason"] == "broken\nsecond line"
+    assert State(site.layout).releases[TWO]["reason"] == "broken" and "revert" in site.engine.timings
+    assert site.events("reverted")[0]["reason"] == "broken\nsecond line"
 
 
 def test_a_worker_that_still_runs_is_not_started_on_the_way_back(site):
     site.in_phase("switch", active="green")
-    site.engine.put_back("broken")
+    site.engine.revert("broken")
     assert site.is_back() and "start worker@blue" not in site.host.done
 
 
 def test_before_the_switch_there_is_nothing_to_drain_on_the_way_back(site):
     site.in_phase("quiesce")
-    site.engine.put_back("broken")
+    site.engine.revert("broken")
     assert site.is_back() and not any(one.startswith("queue") for one in site.host.done)
 
 
@@ -823,7 +829,7 @@ def test_without_celery_the_way_back_is_that_of_the_traffic(site):
     site.host.states = {"web@blue": "inactive"}
     site.in_phase("watch", active="green")
     site.host.states["worker@green"] = "inactive"
-    site.engine.put_back("broken")
+    site.engine.revert("broken")
     assert site.running() == {"web@blue"} and site.host.requests == [] and State(site.layout).transition is None
 
 
@@ -838,7 +844,7 @@ def test_a_release_that_was_live_is_not_bad_for_a_failed_return_to_it(site):
 def test_a_restart_that_fails_does_not_make_its_own_release_bad(site):
     site.state.releases[ONE].pop("live_at")
     site.engine.prepare(ONE, "deploy")
-    site.engine.put_back("broken", bad=True)
+    site.engine.revert("broken", bad=True)
     assert State(site.layout).status(ONE) == "live"
 
 
@@ -846,8 +852,8 @@ def test_without_an_earlier_release_the_new_one_keeps_running(empty):
     empty.host.fails = {"hook after_cutover"}
     with pytest.raises(cutover.CutoverError) as caught:
         empty.engine.switch(TWO, "deploy")
-    assert caught.value.put_back and empty.layout.current() == TWO and State(empty.layout).transition is None
-    assert empty.running() >= {"web@blue", "worker@blue"} and len(empty.events("not_put_back")) == 1
+    assert caught.value.reverted and empty.layout.current() == TWO and State(empty.layout).transition is None
+    assert empty.running() >= {"web@blue", "worker@blue"} and len(empty.events("not_reverted")) == 1
     assert State(empty.layout).status(TWO) == "bad" and len(empty.engine.notes) == 1
 
 
@@ -858,7 +864,7 @@ def test_a_way_back_that_fails_is_left_to_the_next_run_and_said(site, step):
     site.host.fails = {"hook after_cutover", step}
     with pytest.raises(cutover.CutoverError, match="Going back is not finished") as caught:
         site.engine.move()
-    assert not caught.value.put_back and State(site.layout).transition["phase"] == "put_back"
+    assert not caught.value.reverted and State(site.layout).transition["phase"] == "revert"
     assert site.host.drivers == 0
     site.host.fails = set()
     again = cutover.Cutover(site.layout, State(site.layout), site.options)
@@ -867,21 +873,21 @@ def test_a_way_back_that_fails_is_left_to_the_next_run_and_said(site, step):
 
 
 def test_in_a_fleet_the_traffic_goes_back_and_the_tasks_wait(site):
-    site.options["fleet"] = True
+    site.options["several_hosts"] = True
     site.host.fails = {"hook after_cutover"}
     with pytest.raises(cutover.CutoverError) as caught:
         site.engine.switch(TWO, "deploy")
-    assert caught.value.put_back and site.layout.active_colour() == "blue"
+    assert caught.value.reverted and site.layout.active_slot() == "blue"
     assert not {"worker@green", "beat@green", "worker@blue"} & site.running()
     assert {"web@blue", "web@green"} <= site.running()
-    assert State(site.layout).transition["phase"] == "put_back" and State(site.layout).status(TWO) == "bad"
-    site.engine.put_back("broken", bad=False)
+    assert State(site.layout).transition["phase"] == "revert" and State(site.layout).status(TWO) == "bad"
+    site.engine.revert("broken", bad=False)
     assert site.is_back()
 
 
 def test_withdrawing_a_first_release_stops_nothing(empty):
     empty.engine.switch(TWO, "deploy")
-    empty.engine.withdraw("broken")
+    empty.engine.revert_traffic("broken")
     assert empty.running() >= {"web@blue", "worker@blue", "beat@blue"}
     assert State(empty.layout).status(TWO) is None
 
@@ -934,7 +940,7 @@ def test_without_celery_a_run_that_died_is_finished_without_tasks(site):
 
 
 @pytest.mark.parametrize("cause", ["health", "start worker@green", "ping"])
-def test_a_run_that_died_behind_its_switch_and_is_not_healthy_is_put_back(site, cause):
+def test_a_run_that_died_behind_its_switch_and_is_not_healthy_is_reverted(site, cause):
     site.in_phase("handover", active="green")
     if cause == "health":
         site.host.health = [refused()]
@@ -947,7 +953,7 @@ def test_a_run_that_died_behind_its_switch_and_is_not_healthy_is_put_back(site, 
 @pytest.mark.parametrize("bad", [True, False])
 @pytest.mark.parametrize("active", ["blue", "green"])
 def test_a_way_back_that_was_killed_goes_on(site, bad, active):
-    site.in_phase("put_back", active=active)
+    site.in_phase("revert", active=active)
     if bad:
         site.state.set_status(TWO, "bad", "first reason")
     site.engine.recover()
@@ -962,13 +968,13 @@ def test_where_nothing_was_under_way_nothing_is_done(site):
 def test_a_host_that_never_served_has_no_link_to_find(empty):
     assert empty.engine.recover() is None
     empty.state.set_status(TWO, "ready")
-    assert empty.engine.recover() is None and empty.layout.active_colour() is None
+    assert empty.engine.recover() is None and empty.layout.active_slot() is None
 
 
 def test_a_link_that_somebody_has_removed_leads_to_what_runs(site):
     site.state.set_status(TWO, "live")
     site.state.releases[TWO]["live_at"] = "2099-01-01T00:00:00Z"
-    site.layout.point_colour("green", TWO)
+    site.layout.point_slot("green", TWO)
     os.unlink(site.layout.active)
     assert site.engine.recover() and site.layout.current() == ONE
     assert len(site.events("recovered")) == 1 and site.host.done == []
@@ -977,7 +983,7 @@ def test_a_link_that_somebody_has_removed_leads_to_what_runs(site):
 def test_where_nothing_runs_the_link_leads_to_what_was_live_last(site):
     site.state.set_status(TWO, "live")
     site.state.releases[TWO]["live_at"] = "2099-01-01T00:00:00Z"
-    site.layout.point_colour("green", TWO)
+    site.layout.point_slot("green", TWO)
     site.host.states = {}
     os.unlink(site.layout.active)
     site.engine.recover()
@@ -990,11 +996,11 @@ def test_a_bad_release_and_one_that_is_gone_are_not_linked_again(site):
     site.state.set_status("20260404T000000Z-ddddddd", "live")
     site.state.releases["20260404T000000Z-ddddddd"]["live_at"] = "2099-01-01T00:00:00Z"
     for slot in ("blue", "green"):
-        os.unlink(os.path.join(site.layout.colour(slot), "release")) if slot == "blue" else None
+        os.unlink(os.path.join(site.layout.slot(slot), "release")) if slot == "blue" else None
     os.unlink(site.layout.active)
     site.engine.recover()
     # No slot has a link either: the first one is pointed at it, with its units stopped.
-    assert site.layout.active_colour() == "blue" and site.layout.current() == ONE
+    assert site.layout.active_slot() == "blue" and site.layout.current() == ONE
     assert site.host.done == ["stop beat@blue", "stop worker@blue", "stop web@blue"]
 
 

@@ -64,7 +64,7 @@ def panel_named(model, title):
 # --- the rules --------------------------------------------------------------------------------------------------------
 
 TYPES = {"timeseries", "stat", "bargauge", "table", "state-timeline"}
-# Grafana's own names; a unit that it does not know is shown as text behind the figure.
+# Grafana's own names; a unit that it does not know is shown as text behind the metric.
 UNITS = {
     "short", "percentunit", "s", "d", "bytes", "Bps", "bps", "pps", "reqps", "ops", "rowsps", "cps", "dateTimeFromNow",
 }  # fmt: skip

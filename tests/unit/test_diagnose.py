@@ -313,25 +313,25 @@ def test_a_mount_that_is_read_only_keeps_everybody_from_writing(tmp_path, monkey
 def test_the_code_of_the_release_is_looked_for(tmp_path):
     root = tmp_path / "app"
     release = root / "releases" / "20261101T000000Z-aaaaaaa"
-    for folder in (release / "source", root / "shared" / "state", root / "colours" / "blue"):
-        folder.mkdir(parents=True)
-    (root / "colours" / "blue" / "release").symlink_to(release)
-    (root / "active").symlink_to("colours/blue")
+    for directory in (release / "source", root / "shared" / "state", root / "slots" / "blue"):
+        directory.mkdir(parents=True)
+    (root / "slots" / "blue" / "release").symlink_to(release)
+    (root / "active").symlink_to("slots/blue")
     setting = Setting({"app_root": str(root)})
     assert application.release(setting)["source_exists"]
     (release / "source").rmdir()
     found = application.release(setting)
-    assert found["folder_exists"] and not found["source_exists"]
+    assert found["dir_exists"] and not found["source_exists"]
 
 
 def test_no_seeded_secret_leaves_a_host(tmp_path):
     """Secrets stand in the environment file and in every log; none is in the evidence."""
     root, log_dir = tmp_path / "app", tmp_path / "log"
     release = root / "releases" / "20261101T000000Z-aaaaaaa"
-    for folder in (release / "static", root / "shared" / "state", root / "colours" / "blue", log_dir):
-        folder.mkdir(parents=True)
-    (root / "colours" / "blue" / "release").symlink_to(release)
-    (root / "active").symlink_to("colours/blue")
+    for directory in (release / "static", root / "shared" / "state", root / "slots" / "blue", log_dir):
+        directory.mkdir(parents=True)
+    (root / "slots" / "blue" / "release").symlink_to(release)
+    (root / "active").symlink_to("slots/blue")
     (release / "env").write_text("".join(f'{name}="{value}"\n' for name, value in ENVIRONMENT.items()))
     (release / "manifest.json").write_text(json.dumps({"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}))
     moment = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -386,7 +386,7 @@ def test_process_names_with_blanks_and_brackets_are_read():
 
 
 def test_cpu_says_who_uses_it(tmp_path, monkeypatch):
-    """Between the two looks one process works, and one number is taken anew by another process."""
+    """Between the two looks one process works, and one number is taken again by another process."""
     (tmp_path / "7").mkdir()
     (tmp_path / "8").mkdir()
     (tmp_path / "7" / "stat").write_text(stat_line(7, "worker", ticks=100))
@@ -486,7 +486,7 @@ def test_the_journal_shows_the_newest_kill_first(monkeypatch):
 
 
 def test_what_lies_on_a_filesystem(tmp_path):
-    """Also where a cluster's folder, or its write-ahead log, is a filesystem of its own."""
+    """Also where a cluster's directory, or its write-ahead log, is a filesystem of its own."""
     setting = Setting({"functions": ["database"]})
     setting.writers = {"postgresql": "/var/lib/postgresql", "logs": "/var/log/shiftmaster", "system": "/var/log"}
     mounts = [
@@ -555,10 +555,10 @@ def test_limits_of_units(tmp_path):
 def test_files_near_their_limit(tmp_path):
     # OpenSSH before the login may have one.
     for pid, limit, count in ((5, 64, 60), (6, 100, 60), (7, 1, 4)):
-        folder = tmp_path / str(pid) / "fd"
-        folder.mkdir(parents=True)
+        directory = tmp_path / str(pid) / "fd"
+        directory.mkdir(parents=True)
         for number in range(count):
-            (folder / str(number)).touch()
+            (directory / str(number)).touch()
         (tmp_path / str(pid) / "stat").write_text(stat_line(pid, "x"))
         (tmp_path / str(pid) / "limits").write_text(f"Limit Soft\nMax open files            {limit}      4096 files\n")
     found = host.files(Setting({"proc_path": str(tmp_path)}))
@@ -581,16 +581,16 @@ def test_deleted_open_files_are_found(tmp_path):
     assert found["bytes"] >= 300000
 
 
-def test_large_files_and_crowded_folders(tmp_path):
+def test_large_files_and_crowded_directories(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "big").write_bytes(b"x" * 200000)
     (tmp_path / "small").write_bytes(b"x" * 10)
     os.link(tmp_path / "a" / "big", tmp_path / "a" / "again")
     for number in range(1100):
         (tmp_path / "a" / f"f{number}").touch()
-    found = disk.largest(Setting({"large_folders": [str(tmp_path), str(tmp_path / "gone")]}))
+    found = disk.largest(Setting({"large_dirs": [str(tmp_path), str(tmp_path / "gone")]}))
     assert found["files"][0]["path"].startswith(str(tmp_path / "a")) and found["complete"]
-    assert found["folders"][0]["path"] == str(tmp_path / "a") and found["folders"][0]["bytes"] < 2 * 204800
+    assert found["directories"][0]["path"] == str(tmp_path / "a") and found["directories"][0]["bytes"] < 2 * 204800
     assert found["crowded"][0] == {"path": str(tmp_path / "a"), "entries": 1102}
 
 
@@ -880,8 +880,8 @@ def test_upstreams_are_read_from_the_site(tmp_path):
 def configured(tmp_path, monkeypatch):
     """A host whose nginx runs, and whose files are all there; returns what was run."""
     me, ran = pwd.getpwuid(os.getuid()).pw_name, []
-    for folder in ("etc/nginx/sites-enabled", "run", "proc/77", "var/log/nginx", "var/lib/nginx"):
-        (tmp_path / folder).mkdir(parents=True)
+    for directory in ("etc/nginx/sites-enabled", "run", "proc/77", "var/log/nginx", "var/lib/nginx"):
+        (tmp_path / directory).mkdir(parents=True)
     for name in ("body", "fastcgi", "proxy", "scgi", "uwsgi"):
         (tmp_path / "var/lib/nginx" / name).mkdir()
     (tmp_path / "run/nginx.pid").write_text("77\n")
@@ -919,7 +919,7 @@ def test_nginx_is_not_asked_where_it_would_write(configured, line, made):
     assert (found["tested"], configured.ran) == (False, []) and made in found["why_not"]
 
 
-def test_nginx_is_not_asked_where_it_would_give_its_folders_away_or_does_not_run(configured):
+def test_nginx_is_not_asked_where_it_would_give_its_directories_away_or_does_not_run(configured):
     main = configured.root / "etc/nginx/nginx.conf"
     text = main.read_text()
     main.write_text(text.replace("user ", "user other-"))
@@ -1078,11 +1078,11 @@ def test_questions_are_one_line_and_one_select_each():
 
 
 def test_clusters_as_debian_keeps_them(tmp_path):
-    folder = tmp_path / "etc" / "postgresql" / "17" / "main"
-    (folder / "conf.d").mkdir(parents=True)
-    (folder / "postgresql.conf").write_text("port = 5432\ndata_directory = '/data/17'\n")
-    (folder / "conf.d" / "shiftmaster.conf").write_text("port = 5433\n")
-    (folder / "start.conf").write_text("# comment\nauto\n")
+    directory = tmp_path / "etc" / "postgresql" / "17" / "main"
+    (directory / "conf.d").mkdir(parents=True)
+    (directory / "postgresql.conf").write_text("port = 5432\ndata_directory = '/data/17'\n")
+    (directory / "conf.d" / "shiftmaster.conf").write_text("port = 5433\n")
+    (directory / "start.conf").write_text("# comment\nauto\n")
     data = tmp_path / "data" / "17"
     data.mkdir(parents=True)
     setting = Setting({}, root=str(tmp_path))
@@ -1110,19 +1110,19 @@ def test_rights_by_mode(tmp_path):
     assert not application.may(status, 4711, {4711}, 4)
 
 
-def test_the_folder_that_stands_in_the_way_is_named(tmp_path, monkeypatch):
+def test_the_directory_that_stands_in_the_way_is_named(tmp_path, monkeypatch):
     inner = tmp_path / "closed" / "log"
     inner.mkdir(parents=True)
     inner.chmod(0o707)
     mine, really = {(tmp_path / "closed").stat().st_ino, inner.stat().st_ino}, application.may
     monkeypatch.setattr(application, "groups_of", lambda user: (4711, {4711}))
-    # What lies above the folder of this test is not what it is about.
+    # What lies above the directory of this test is not what it is about.
     monkeypatch.setattr(application, "may", lambda status, *how: status.st_ino not in mine or really(status, *how))
     (tmp_path / "closed").chmod(0o700)
     found = application.obstacle(str(inner), "shiftmaster", 7)
     assert found["path"] == str(tmp_path / "closed") and found["problem"] == "rights"
     assert (found["mode"], found["need"]) == ("0700", "x")
-    # To pass through a folder, entering is enough.
+    # To pass through a directory, entering is enough.
     (tmp_path / "closed").chmod(0o701)
     assert application.obstacle(str(inner), "shiftmaster", 7) is None
     assert application.obstacle(str(inner / "gone"), "shiftmaster", 7)["problem"] == "missing"
@@ -1161,8 +1161,8 @@ def test_the_worker_s_lines_are_in_the_journal_where_the_application_logs_by_its
     assert "problem" in application.worker_log(str(tmp_path / "gone"), "shiftmaster-worker@blue.service")
 
 
-def process(folder, pid, command, parent=1, unit="shiftmaster-beat@blue.service", state="S"):
-    place = folder / str(pid)
+def process(directory, pid, command, parent=1, unit="shiftmaster-beat@blue.service", state="S"):
+    place = directory / str(pid)
     place.mkdir()
     (place / "stat").write_text(stat_line(pid, "celery", state, parent=parent))
     (place / "cmdline").write_text("\0".join(command.split()) + "\0")
@@ -1257,8 +1257,8 @@ def test_backups_are_what_their_manifests_say():
     def run(hour, *parts):
         entries = {
             name: {"result": result, "ended": "2026-11-26T%02d:30:00Z" % hour, "size_bytes": size,
-                   "verified": [{"how": "restore_test", "good": proven, "at": "2026-11-26T%02d:40:00Z" % hour}]}
-            for name, result, size, proven in parts
+                   "verified": [{"how": "restore_test", "good": verified, "at": "2026-11-26T%02d:40:00Z" % hour}]}
+            for name, result, size, verified in parts
         }  # fmt: skip
         return {"ended": "2026-11-26T%02d:50:00Z" % hour, "parts": entries}
 
@@ -1277,8 +1277,8 @@ def test_backups_are_what_their_manifests_say():
         {"name": "logical", "daily": False, "hours_ago": 21.5, "bytes": 700, "failed": False},
         {"name": "files", "daily": True, "hours_ago": 20.5, "bytes": 50, "failed": False},
     ]
-    assert found["proven_hours_ago"] == 21.3
-    assert upkeep.parse_backups([], now) == {"parts": [], "proven_hours_ago": None}
+    assert found["verified_hours_ago"] == 21.3
+    assert upkeep.parse_backups([], now) == {"parts": [], "verified_hours_ago": None}
 
 
 def ecs_line(at, level="ERROR", message="Internal Server Error: /shifts/", **more):
@@ -1389,9 +1389,9 @@ def test_the_release_before_is_known_by_the_audit_log(tmp_path):
     """Errors of a page count as new only where the same page worked before the switch."""
     now, log = time.time(), tmp_path / "access.log"
     layout = logs.Layout(str(tmp_path))
-    for folder in (layout.state, layout.release(RELEASE)):
-        os.makedirs(folder)
-    layout.point_colour("blue", RELEASE)
+    for directory in (layout.state, layout.release(RELEASE)):
+        os.makedirs(directory)
+    layout.point_slot("blue", RELEASE)
     layout.activate("blue")
 
     def clock(at):
@@ -1408,7 +1408,7 @@ def test_the_release_before_is_known_by_the_audit_log(tmp_path):
         (page,) = logs.requests(setting)["recent"]["failing"]
         assert page["new"] == new, (before, audited)
     # An attempt that failed in between is no baseline.
-    attempt = [{"event": "live", "time": clock(now - 300)}, {"event": "put_back", "time": clock(now - 120)}, event]
+    attempt = [{"event": "live", "time": clock(now - 300)}, {"event": "reverted", "time": clock(now - 120)}, event]
     audit.write_text("".join(json.dumps(one) + "\n" for one in attempt))
     lines = [access(now - 200 + at, 500, path="/x/") for at in range(20)]
     lines += [access(now - 100 + at, 200, path="/y/") for at in range(20)]

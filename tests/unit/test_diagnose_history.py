@@ -100,7 +100,7 @@ SADF = {"sysstat": {"hosts": [{"statistics": [
 ]}]}}  # fmt: skip
 
 
-def test_sysstats_figures_are_used_where_there_is_no_prometheus(tmp_path, monkeypatch):
+def test_sysstats_metrics_are_used_where_there_is_no_prometheus(tmp_path, monkeypatch):
     path = tmp_path / "var/log/sysstat/sa15"
     path.parent.mkdir(parents=True)
     path.touch()

@@ -329,7 +329,7 @@ def test_phases_of_the_cutover_are_the_engines(path):
     tables = [cells[0] for heading, cells in rows(path) if heading[-1] in ("when it fails", "失敗すると")]
     assert [name for cell in tables for name in re.findall(r"`([^`]+)`", cell)] == phases[:-1]
     # The way back is told in the text.
-    assert phases[-1] == "put_back" and "put_back" in spans(path)
+    assert phases[-1] == "revert" and "revert" in spans(path)
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)

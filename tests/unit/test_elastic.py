@@ -59,7 +59,7 @@ def test_rights_are_judged_in_both_directions():
     assert elasticsearch_objects.judged(right, has, has_not) == []
     wrong = {"index": {"a-*": {"create_doc": False, "read": True}, "b": {"create_doc": False}}}
     assert elasticsearch_objects.judged(wrong, has, has_not) == ["may not create_doc in a-*", "may read in a-*"]
-    # What is not answered is not proven.
+    # What is not answered is not verified.
     assert len(elasticsearch_objects.judged({"index": {}}, has, has_not)) == 3
 
 
@@ -91,7 +91,7 @@ def test_roles_name_their_users():
 def test_the_files_are_written_once(tmp_path, run_module):
     import grp
 
-    given = {"folder": str(tmp_path), "group": grp.getgrgid(os.getgid()).gr_name, "users": USERS, "cost": 5}
+    given = {"directory": str(tmp_path), "group": grp.getgrgid(os.getgid()).gr_name, "users": USERS, "cost": 5}
     if os.getuid() != 0:
         pytest.skip("only root may give files to root")
     first = run_module(elasticsearch_users, check_mode=True, **given)
@@ -455,7 +455,7 @@ def test_what_answers_is_judged(server, tmp_path, monkeypatch):
     own.write_text('#!/bin/sh\nfor word; do last=$word; done\nid -un >"$last"; cat "$last" >&2; exit 1\n')
     own.chmod(0o755)
     if os.getuid() == 0:
-        # As the service's user, in a folder of its own, which goes.
+        # As the service's user, in a directory of its own, which goes.
         assert logging_verify.ran([str(own), "{work}/x"], 9, ("nobody", ())) in (
             ("failed", "nobody"), ("failed", "[Errno 13] Permission denied: '%s'" % own),
         )  # fmt: skip
@@ -481,7 +481,7 @@ def test_the_report_says_what_has_not_run():
                         "detail": "red",
                         "package": "vendor's",
                     },
-                    {"part": "kibana", "check": "other", "result": "passed", "detail": "", "package": "stand-in"},
+                    {"part": "kibana", "check": "other", "result": "passed", "detail": "", "package": "stub"},
                 ]
             }
         },
@@ -498,7 +498,7 @@ def test_the_report_says_what_has_not_run():
         "app1: canary: a line: PASSED: 2 s",
         "app2: filebeat: everything: NOT RUN: the host did not answer",
         "log1: kibana: its status: FAILED: red",
-        "log1: kibana: other: PASSED (on a stand-in)",
+        "log1: kibana: other: PASSED (on a stub)",
     ]
     assert verify_report({}, {})[-1] == "canary: NOT RUN: no application host has Filebeat"
 

@@ -45,10 +45,10 @@ READERS = ("require", "text", "flag", "number", "words")
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("example")
+    directory = tmp_path_factory.mktemp("example")
     for tag in GOOD:
-        subprocess.run([sys.executable, EXAMPLE / "pack.py", "--export", tag, folder / tag], check=True, timeout=60)
-    return folder
+        subprocess.run([sys.executable, EXAMPLE / "pack.py", "--export", tag, directory / tag], check=True, timeout=60)
+    return directory
 
 
 def test_settings_read_the_agreed_names_and_secrets_have_no_default(trees):
@@ -103,8 +103,8 @@ def test_every_text_has_its_japanese(trees, tag):
     for path in (root / "templates").rglob("*"):
         if path.is_file():
             texts.update(re.findall(r"""\{% translate ["']([^"']+)["'] %\}""", path.read_text(encoding="utf-8")))
-    for folder in ("roster", "shiftmaster"):
-        for path in (root / folder).rglob("*.py"):
+    for directory in ("roster", "shiftmaster"):
+        for path in (root / directory).rglob("*.py"):
             if "migrations" in path.parts or "tests" in path.parts:
                 continue
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

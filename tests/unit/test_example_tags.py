@@ -75,7 +75,7 @@ def repository(tmp_path_factory):
 
 @pytest.fixture
 def copied(tmp_path):
-    """The example's folder, to be changed."""
+    """The example's directory, to be changed."""
     copy = tmp_path / "example"
     shutil.copytree(EXAMPLE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
@@ -119,7 +119,7 @@ def test_packing_again_follows_the_files_and_leaves_the_rest(copied, tmp_path):
     assert {tag for tag in before if before[tag] != after[tag]} == {"broken-hang"}
 
 
-def test_a_folder_that_is_no_repository_is_left_alone(tmp_path):
+def test_a_directory_that_is_no_repository_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("precious")
     done = run_packer(tmp_path)
     assert done.returncode != 0

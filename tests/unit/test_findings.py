@@ -52,7 +52,7 @@ def found(*hosts, area="all", **expectations):
 
 @functools.cache
 def of_case(name):
-    return found(host(CASES[name]["fires"]), **CASES[name].get("fleet", {}))
+    return found(host(CASES[name]["fires"]), **CASES[name].get("topology", {}))
 
 
 def names(result):
@@ -243,7 +243,7 @@ def test_failed_requests_without_a_known_cause_are_the_first_finding():
 @offenders.each(CASES)
 def test_rule_is_silent_near_its_fault(name):
     case = CASES[name]
-    assert name not in names(found(host(case["silent"]), **case.get("fleet", {})))
+    assert name not in names(found(host(case["silent"]), **case.get("topology", {})))
 
 
 @offenders.each(CASES)
@@ -309,7 +309,7 @@ def of(name, *functions):
     return dict(whole, parts=parts)
 
 
-def fleet():
+def topology():
     hosts = {"edge1": of("edge1", "web"), "app1": of("app1", "app"), "app2": of("app2", "app"),
              "db1": of("db1", "database"), "cache1": of("cache1", "cache")}  # fmt: skip
     # The scheduler runs on one host.
@@ -318,7 +318,7 @@ def fleet():
 
 
 def ill(**patches):
-    hosts = fleet()
+    hosts = topology()
     for name, parts in patches.items():
         known = {part: data for part, data in parts.items() if part in hosts[name]["parts"] or part == "peers"}
         hosts[name] = changed(hosts[name], {"parts": known})
@@ -335,7 +335,7 @@ NO_SITE = {"http": {"site": {"status": 502, "where": "https://localhost"}}}
 
 
 def test_a_healthy_fleet_has_no_finding():
-    assert found(*fleet().values(), beat_expected=True) == []
+    assert found(*topology().values(), beat_expected=True) == []
 
 
 def test_the_database_explains_what_the_others_see():
@@ -452,7 +452,7 @@ COMBINED = [
 )
 def test_two_faults_on_two_hosts_come_before_what_follows_from_both(patches, roots):
     hosts = ill(**{name: parts for name, parts in patches.items() if parts is not GONE})
-    functions = {name: fleet()[name]["functions"] for name in patches}
+    functions = {name: topology()[name]["functions"] for name in patches}
     hosts = [
         findings.host_of(one["host"], functions[one["host"]], {"unreachable": True, "msg": "no route"})
         if patches.get(one["host"]) is GONE
@@ -531,7 +531,7 @@ def test_a_standby_is_looked_at_and_not_promoted():
 
 def test_a_clock_that_is_kept_is_wrong_where_the_other_hosts_say_so():
     def hosts(*skews):
-        return [dict(one, skew=skew) for one, skew in zip(fleet().values(), skews)]
+        return [dict(one, skew=skew) for one, skew in zip(topology().values(), skews)]
 
     assert names(found(*hosts(-30.0, -29.0, -30.4))) == []
     assert [one["host"] for one in found(*hosts(0.4, 0.5, -30.0))] == ["app2"]
@@ -712,7 +712,7 @@ def test_a_chain_that_refuses_the_unknown_is_a_cause_where_something_fails():
         "table": "ip filter",
         "chain": "INPUT",
         "hook": "input",
-        "verdict": "policy drop",
+        "result": "policy drop",
         "ports": [],
         "addresses": [],
     }
@@ -729,7 +729,7 @@ def test_a_chain_that_refuses_the_unknown_is_a_cause_where_something_fails():
 
 
 def test_a_program_that_hangs_is_not_the_firewalls_doing():
-    strange = {"table": "ip x", "chain": "y", "hook": "input", "verdict": "drop", "ports": [443],
+    strange = {"table": "ip x", "chain": "y", "hook": "input", "result": "drop", "ports": [443],
                "addresses": ["saddr 203.0.113.5"], "sure": False}  # fmt: skip
     hangs = {"login": {"works": False, "reason": "timeout", "message": "x"},
              "http": {"socket": {"status": None, "error": "x", "reason": "timeout"},
@@ -739,7 +739,7 @@ def test_a_program_that_hangs_is_not_the_firewalls_doing():
 
 
 def test_a_rule_against_an_address_counts_where_another_host_does_not_come_through():
-    shut = {"table": "ip x", "chain": "y", "hook": "input", "verdict": "drop", "ports": [5432],
+    shut = {"table": "ip x", "chain": "y", "hook": "input", "result": "drop", "ports": [5432],
             "addresses": ["saddr 192.0.2.5"], "sure": False}  # fmt: skip
     silent = {"status": "ok", "peers": [{"host": "db1", "port": 5432, "function": "database", "error": "x",
                                          "reason": "timeout"}]}  # fmt: skip
@@ -800,7 +800,7 @@ STARTS = {"count": 4, "first": 1799999700.0, "last": 1799999940.0, "text": "x [E
         ),
         ({"active": "active", "restarts": 5, "active_seconds_ago": 2.0}, "ApplicationStartFails"),
         ({"active": "active", "restarts": 0, "active_seconds_ago": 100.0}, "ApplicationStartFails"),
-        # It was mended a minute ago; what is wrong now is something else.
+        # It was fixed a minute ago; what is wrong now is something else.
         (
             {"active": "active", "restarts": 0, "active_seconds_ago": 30.0, "stopped": 4, "processes": 4},
             "WebProcessesFrozen",

@@ -109,7 +109,7 @@ def test_an_unreachable_host_is_in_the_report():
 def test_what_could_not_be_looked_at_is_said_in_the_headline(language, words):
     """Whoever reads no further must not take for well what nobody saw."""
     blind = {name: {"status": "failed", "error": f"no answer of {name}"} for name in ("database", "firewall")}
-    given = parameters({"parts": blind}, folder="/x", language=language)
+    given = parameters({"parts": blind}, directory="/x", language=language)
     answer, files = shiftmaster_findings.judge(given, MADE)
     assert answer["failing"] == [] and answer["worst"] == "healthy"
     for said in (answer["report_text"], files["diagnosis.html"], answer["first"]):
@@ -170,7 +170,7 @@ class Reader(html.parser.HTMLParser):
 @pytest.mark.parametrize("language", findings.LANGUAGES)
 def test_page_stands_alone(tmp_path, language):
     patch = changed(DATABASE, SERIES)
-    _answer, files = shiftmaster_findings.judge(parameters(patch, {}, folder=str(tmp_path), language=language), MADE)
+    _answer, files = shiftmaster_findings.judge(parameters(patch, {}, directory=str(tmp_path), language=language), MADE)
     text = files["diagnosis.html"]
     reader = Reader()
     reader.feed(text)
@@ -190,14 +190,14 @@ def test_what_a_host_says_is_no_part_of_the_page():
     bad = {"parts": {"units": {"units": [
         {"unit": "<script>alert(1)</script>.service", "required": False, "active": "failed", "result": "x", "last_words": ["<b>"]}
     ]}}}  # fmt: skip
-    _answer, files = shiftmaster_findings.judge(parameters(bad, folder="/x"), MADE)
+    _answer, files = shiftmaster_findings.judge(parameters(bad, directory="/x"), MADE)
     assert "<script" not in files["diagnosis.html"] and "&lt;script&gt;" in files["diagnosis.html"]
 
 
 def test_database_tables_are_in_the_page():
     tables = {"parts": {"database": {"tables": [{"schema": "public", "table": "roster", "bytes": 2048}],
                                      "slowest_on_average": [], "duplicate_indexes": []}}}  # fmt: skip
-    _answer, files = shiftmaster_findings.judge(parameters(tables, folder="/x"), MADE)
+    _answer, files = shiftmaster_findings.judge(parameters(tables, directory="/x"), MADE)
     page = files["diagnosis.html"]
     assert "<td>roster</td>" in page and "2 KiB" in page and "Statements that take longest on average" in page
     # Where pg_stat_statements is missing, the page says so.
@@ -297,7 +297,7 @@ def test_who_was_paged_reads_which_alerts_fire(language, heading, shown):
     ]}  # fmt: skip
     second = dict(history, alerts=[alert("Fires", 530.0, None)])
     answer, files = shiftmaster_findings.judge(
-        parameters({"parts": {"history": history}}, {"parts": {"history": second}}, folder="/x", language=language),
+        parameters({"parts": {"history": history}}, {"parts": {"history": second}}, directory="/x", language=language),
         MADE,
     )
     text, page = answer["report_text"], files["diagnosis.html"]
@@ -305,13 +305,13 @@ def test_who_was_paged_reads_which_alerts_fire(language, heading, shown):
     assert heading + ":\n" + "".join("   %s\n" % line for line in [*shown[:2], first]) in text + "\n"
     assert "".join("<li>%s</li>" % line for line in [*shown[:2], first]) in page
     # They are no findings.
-    quiet, _files = shiftmaster_findings.judge(parameters({}, {}, folder="/x", language=language), MADE)
+    quiet, _files = shiftmaster_findings.judge(parameters({}, {}, directory="/x", language=language), MADE)
     assert answer["report"]["findings"] == quiet["report"]["findings"]
 
 
 def test_where_no_alert_fires_nothing_is_said_of_them():
     history = {"status": "ok", "source": "prometheus", "usage": {}, "alerts": [alert("Ended", 100.0, 400.0)]}
-    answer, files = shiftmaster_findings.judge(parameters({"parts": {"history": history}}, folder="/x"), MADE)
+    answer, files = shiftmaster_findings.judge(parameters({"parts": {"history": history}}, directory="/x"), MADE)
     assert "Alerts that fire" not in answer["report_text"] + files["diagnosis.html"]
 
 
@@ -336,7 +336,7 @@ def test_page_shows_alerts_and_charts_of_every_host_in_one_zone(language):
     }
     patch = {"zone": {"name": "JST", "offset_seconds": 32400}, "parts": {"history": history}}
     answer, files = shiftmaster_findings.judge(
-        parameters(patch, {"zone": {"name": "JST", "offset_seconds": 32400}}, folder="/x", language=language), MADE
+        parameters(patch, {"zone": {"name": "JST", "offset_seconds": 32400}}, directory="/x", language=language), MADE
     )
     page, text = files["diagnosis.html"], answer["report_text"]
     for number in (1, 2):
@@ -353,7 +353,7 @@ def test_page_shows_alerts_and_charts_of_every_host_in_one_zone(language):
 def test_a_host_that_writes_its_logs_in_another_zone_is_named():
     here = {"zone": {"name": "JST", "offset_seconds": 32400}}
     answer, files = shiftmaster_findings.judge(
-        parameters(here, here, {"zone": {"name": "UTC", "offset_seconds": 0}}, folder="/x"), MADE
+        parameters(here, here, {"zone": {"name": "UTC", "offset_seconds": 0}}, directory="/x"), MADE
     )
     for shown in (answer["report_text"], files["diagnosis.html"]):
         assert "JST (UTC+09:00); log lines of h3: UTC" in shown
@@ -362,7 +362,7 @@ def test_a_host_that_writes_its_logs_in_another_zone_is_named():
 def test_what_a_host_kept_itself_is_drawn_where_there_is_no_prometheus():
     usage = {"": {"cpu": [[0, 1.0], [60, 2.0]], "memory": []}}
     patch = {"parts": {"history": {"status": "ok", "source": "sysstat", "alerts": [], "usage": usage}}}
-    _answer, files = shiftmaster_findings.judge(parameters(patch, {}, folder="/x"), MADE)
+    _answer, files = shiftmaster_findings.judge(parameters(patch, {}, directory="/x"), MADE)
     assert files["diagnosis.html"].count("Processor, %") == 2 and "Memory, %" not in files["diagnosis.html"]
 
 
@@ -433,7 +433,7 @@ def test_columns_of_a_terminal_stand_below_each_other():
 def test_headings_of_the_pages_tables_are_in_its_language(language):
     hung = {"parts": {"containers": {"status": "failed", "error": "permission denied"}}}
     _answer, files = shiftmaster_findings.judge(
-        parameters(changed(DATABASE_TABLES, hung), folder="/x", language=language), MADE
+        parameters(changed(DATABASE_TABLES, hung), directory="/x", language=language), MADE
     )
     heads = set(re.findall(r"<th>([^<]*)</th>", files["diagnosis.html"]))
     wanted = {"dead rows", "part", "when"} if language == "en" else {"不要行", "項目", "日時"}
@@ -452,17 +452,17 @@ def test_bundle_is_listed_summed_and_bounded():
 
 
 def test_files_are_their_owners_alone(tmp_path, run_module):
-    folder = tmp_path / "report"
+    directory = tmp_path / "report"
     given = {key: value for key, value in parameters(DATABASE).items() if value is not None}
-    checked = run_module(shiftmaster_findings, check_mode=True, **dict(given, folder=str(folder), bundle=True))
-    assert not folder.exists() and checked["files"] == []
-    answer = run_module(shiftmaster_findings, **dict(given, folder=str(folder), bundle=True))
-    assert sorted(path.name for path in folder.iterdir()) == [
+    checked = run_module(shiftmaster_findings, check_mode=True, **dict(given, directory=str(directory), bundle=True))
+    assert not directory.exists() and checked["files"] == []
+    answer = run_module(shiftmaster_findings, **dict(given, directory=str(directory), bundle=True))
+    assert sorted(path.name for path in directory.iterdir()) == [
         "diagnosis-bundle.tar.gz", "diagnosis.html", "diagnosis.json", "diagnosis.txt",
     ]  # fmt: skip
-    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
-    assert folder.stat().st_mode & 0o777 == 0o700 and len(answer["bundle_list"]) == 3
-    # A folder that cannot be written costs the files, not the diagnosis.
+    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
+    assert directory.stat().st_mode & 0o777 == 0o700 and len(answer["bundle_list"]) == 3
+    # A directory that cannot be written costs the files, not the diagnosis.
     (tmp_path / "file").touch()
-    lost = run_module(shiftmaster_findings, **dict(given, folder=str(tmp_path / "file" / "x")))
+    lost = run_module(shiftmaster_findings, **dict(given, directory=str(tmp_path / "file" / "x")))
     assert lost["worst"] == "critical" and lost["files"] == [] and "could not be written" in lost["not_written"]

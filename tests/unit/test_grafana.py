@@ -46,7 +46,7 @@ GIVEN = {
     "grafana_admin_password": "admin-password",
     "grafana_secret_key": "0123456789abcdef0123",
     "grafana_metrics_password": "metrics-password",
-    "grafana_dashboards_folder": str(ROOT / "monitoring" / "dashboards"),
+    "grafana_dashboards_dir": str(ROOT / "monitoring" / "dashboards"),
     "grafana_runbook_url_base": "https://docs.example.org/ops/",
 }
 SOURCE = {
@@ -93,7 +93,7 @@ def test_good_inputs_have_no_problem():
         ({"grafana_users": [{"login": "nurse", "password": "seven77"}]}, "the password of nurse"),
         ({"grafana_data_sources": [SOURCE, SOURCE]}, "uid prometheus is there twice"),
         ({"grafana_data_sources": [{**SOURCE, "uid": "a b"}]}, "uid a b is there twice, or not of"),
-        ({"grafana_dashboards_folder": "/nowhere"}, "/nowhere holds no dashboards"),
+        ({"grafana_dashboards_dir": "/nowhere"}, "/nowhere holds no dashboards"),
         ({"grafana_home_dashboard": "none"}, "no dashboard with the uid none"),
     ],
 )
@@ -204,7 +204,7 @@ def test_dashboards_get_the_address_of_the_runbooks():
 # --- the module -----------------------------------------------------------------------------------------------------
 
 MODULE = load("grafana_instance", ROOT / "library/service/grafana_instance.py")
-STAND_IN = load("grafana_stand_in", ROOT / "tests" / "grafana_stand_in" / "grafana")
+STAND_IN = load("grafana_stub", ROOT / "tests" / "grafana_stub" / "grafana")
 USERS = [
     {"login": "hanako", "password": "hanako-password", "role": "Editor", "name": "山田花子", "email": "h@example.org"},
     {"login": "taro", "password": "taro \"'$%: 太郎"},
@@ -213,7 +213,7 @@ USERS = [
 
 @pytest.fixture
 def grafana(tmp_path, monkeypatch):
-    """The stand-in, in this process and without TLS, with one dashboard."""
+    """The stub, in this process and without TLS, with one dashboard."""
     boards, provisioning = tmp_path / "boards", tmp_path / "provisioning"
     for folder in (boards, provisioning / "dashboards", provisioning / "datasources"):
         folder.mkdir(parents=True)

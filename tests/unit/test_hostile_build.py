@@ -103,7 +103,7 @@ def build(place):
             "timeout_seconds": 60,
             "run_id": "r",
             "who": "w",
-            "log_folder": str(place / "log"),
+            "log_dir": str(place / "log"),
         }
         name = releases.Build(layout, state, dict(spec, **more)).run()
         return Path(layout.release(name))
@@ -118,8 +118,8 @@ def left_nothing(build):
 
 def test_what_a_build_leaves_belongs_to_root_and_nothing_of_it_is_setuid(build, secret):
     path = build(hook="mkdir -m 0777 open; echo x >open/file; chmod 6777 open/file; ln open/file open/other")
-    for folder, directories, files in os.walk(path):
-        for one in [Path(folder)] + [Path(folder) / name for name in directories + files]:
+    for directory, directories, files in os.walk(path):
+        for one in [Path(directory)] + [Path(directory) / name for name in directories + files]:
             status = one.lstat()
             assert (status.st_uid, status.st_gid) == (0, 0), one
             assert stat.S_ISLNK(status.st_mode) or not status.st_mode & 0o7022, one

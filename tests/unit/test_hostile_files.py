@@ -121,10 +121,10 @@ def test_no_reader_follows_or_waits(place, monkeypatch, reader, attack):
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_the_configuration_of_a_cluster_is_not_followed(place, attack):
     # PostgreSQL owns the directories of its configuration on Debian.
-    folder = place.theirs / "17" / "main"
-    folder.mkdir(parents=True)
-    folder.chmod(0o777)
-    attack(types.SimpleNamespace(root=place.root, theirs=folder), "postgresql.conf")
+    directory = place.theirs / "17" / "main"
+    directory.mkdir(parents=True)
+    directory.chmod(0o777)
+    attack(types.SimpleNamespace(root=place.root, theirs=directory), "postgresql.conf")
     found = in_time(lambda: database.clusters(types.SimpleNamespace(path=redirect(place), proc="/proc")))
     assert found["clusters"][0]["port"] == 5432
 
@@ -226,7 +226,7 @@ def test_a_gzip_bomb_fills_no_memory_and_a_damaged_one_ends_nothing(place):
 
 
 def large(place):
-    options = types.SimpleNamespace(large_folders=[str(place.theirs)], proc="/proc")
+    options = types.SimpleNamespace(large_dirs=[str(place.theirs)], proc="/proc")
     return disk.largest(options)
 
 

@@ -149,10 +149,10 @@ def test_causes_of_a_failed_deploy():
 
 
 def test_the_configuration_of_postgres(tmp_path):
-    folder = tmp_path / "etc/postgresql/17/main"
-    folder.mkdir(parents=True)
-    (folder / "postgresql.conf").write_text(EMPTY_LINES + "  data_directory = '/srv/pg'\n\tport=5433\n")
+    directory = tmp_path / "etc/postgresql/17/main"
+    directory.mkdir(parents=True)
+    (directory / "postgresql.conf").write_text(EMPTY_LINES + "  data_directory = '/srv/pg'\n\tport=5433\n")
     with seconds(10):
         (found,) = database.clusters(Setting({}, root=str(tmp_path)))["clusters"]
-        place = postgresql_cluster_config.data_directory_of((folder / "postgresql.conf").read_text(), "")
+        place = postgresql_cluster_config.data_directory_of((directory / "postgresql.conf").read_text(), "")
     assert (found["data"], found["port"], place) == ("/srv/pg", 5433, "/srv/pg")

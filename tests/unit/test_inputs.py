@@ -58,10 +58,10 @@ MISSING = {"vault_kibana_session_key": "", "vault_elasticsearch_admin_password":
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What is found on a host that is everything: with good values, with something missing, with every mistake."""
-    folder = tmp_path_factory.mktemp("inputs")
-    (folder / "playbooks").mkdir()
-    (folder / "playbooks/group_vars").symlink_to(ROOT / "group_vars")
-    (folder / "monitoring").symlink_to(ROOT / "monitoring")
+    directory = tmp_path_factory.mktemp("inputs")
+    (directory / "playbooks").mkdir()
+    (directory / "playbooks/group_vars").symlink_to(ROOT / "group_vars")
+    (directory / "monitoring").symlink_to(ROOT / "monitoring")
     tasks = [
         {"ansible.builtin.include_role": {"name": "preflight", "tasks_from": "inputs"}},
         {"ansible.builtin.debug": {"msg": "FOUND {{ inputs_found | to_json }}"}},
@@ -71,17 +71,17 @@ def found(tmp_path_factory):
         # What roles note stays for the next play: the mistakes come last.
         for values in (GOOD, MISSING, {name: value for name, value, _words in WRONG})
     ]
-    (folder / "playbooks/look.yml").write_text(json.dumps(plays), encoding="utf-8")
+    (directory / "playbooks/look.yml").write_text(json.dumps(plays), encoding="utf-8")
     names = "web app database cache monitoring elasticsearch logstash kibana filebeat"
     groups = {name: {"hosts": {"alone": {}}} for name in names.split()}
     host = {"ansible_connection": "local", "ansible_facts": {"distribution_major_version": "13"}}
     host |= {"shiftmaster_domain": "shift.example.test", "tls_site_mode": "selfsigned", **SECRETS}
-    (folder / "hosts.yml").write_text(
+    (directory / "hosts.yml").write_text(
         yaml.safe_dump({"all": {"hosts": {"alone": host}, "children": groups}}), encoding="utf-8"
     )
     run = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.yml", "playbooks/look.yml"],
-        cwd=folder,
+        cwd=directory,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_CACHE_PLUGIN": "memory",
              "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The month's figures against those computed by hand from a synthetic month."""
+"""The month's metrics against those computed by hand from a synthetic month."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_november_in_japan():
     assert kpi.month_of("2026-12", JST)[1] == kpi.month_of("2027-01", JST)[0]
 
 
-def test_figures_equal_those_computed_by_hand():
+def test_metrics_equal_those_computed_by_hand():
     month = kpi.month(synthetic(), START, END, STEP)
     # 30 days less 2 hours are 2 584 800 s; 42 minutes of them are 2 520 s: 99.9025 %.
     assert month["known_seconds"] == 2584800 and month["unknown_seconds"] == 7200 and month["down_seconds"] == 2520
@@ -77,7 +77,7 @@ def test_figures_equal_those_computed_by_hand():
     assert month["p95_seconds"] == 0.225
     assert month["database_seconds"] == 0.003
     assert month["missing"] == []
-    assert month["verdicts"] == {
+    assert month["results"] == {
         "availability_percent": "met", "p95_seconds": "tolerated", "error_percent": "missed", "mttr_seconds": "met",
         "database_seconds": "met",
     }  # fmt: skip
@@ -100,7 +100,7 @@ def test_nothing_is_invented_where_nothing_was_measured():
         "requests",
     ):
         assert month[name] is None
-    assert set(month["verdicts"].values()) == {"unknown"}
+    assert set(month["results"].values()) == {"unknown"}
     assert set(month["missing"]) == {"up", "requests", "buckets", "database_seconds"}
     assert month["unknown_seconds"] == 30 * DAY
 
@@ -108,7 +108,7 @@ def test_nothing_is_invented_where_nothing_was_measured():
 def test_a_month_without_an_outage_has_nothing_to_repair():
     month = kpi.month({"up": samples(lambda at: 1.0)}, START, END, STEP)
     assert month["availability_percent"] == 100.0 and month["mttr_seconds"] is None and month["mtbf_seconds"] is None
-    assert month["verdicts"]["mttr_seconds"] == "met"
+    assert month["results"]["mttr_seconds"] == "met"
 
 
 def test_an_outage_that_runs_into_a_gap_or_over_the_end():
@@ -126,7 +126,7 @@ def test_gaps_at_the_edges():
     assert kpi.gaps([(0.0, 1.0), (120.0, 1.0)], 0.0, 180.0, STEP) == []
 
 
-def test_counters_that_are_started_anew():
+def test_counters_that_are_started_again():
     assert kpi.increase([(0, 10.0), (1, 15.0), (2, 3.0), (3, 4.0)]) == 9.0
     assert kpi.increase([]) == 0.0
 

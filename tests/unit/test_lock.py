@@ -88,8 +88,8 @@ def test_an_expired_lock_is_taken_over(path):
 
 def test_only_the_dead_owner_that_was_named_is_replaced(path):
     take(path, "one")
-    assert not take(path, "two", dead_run_id="other").acquired
-    outcome = take(path, "two", dead_run_id="one")
+    assert not take(path, "two", interrupted_run_id="other").acquired
+    outcome = take(path, "two", interrupted_run_id="one")
     assert outcome.acquired and outcome.taken_over["run_id"] == "one"
 
 
@@ -145,10 +145,10 @@ def test_the_name_of_a_process_may_hold_parentheses(tmp_path):
 
 def test_the_outermost_ansible_process_is_the_controller(tmp_path):
     """ansible-playbook forks workers with its own words; the lock is the parent's."""
-    folder = os.path.join(os.path.dirname(lock.__file__), "..", "..", "..")
+    directory = os.path.join(os.path.dirname(lock.__file__), "..", "..", "..")
     inner = (
         "import sys, json; sys.path.insert(0, %r)\nfrom module_utils.shiftmaster.release import lock\n"
-        "print(json.dumps(lock.controller_identity()))" % os.path.abspath(folder)
+        "print(json.dumps(lock.controller_identity()))" % os.path.abspath(directory)
     )
     outer = tmp_path / "ansible-playbook"
     outer.write_text(

@@ -104,8 +104,13 @@ def test_no_field_has_the_name_of_another_in_its_place(name):
 
 def test_each_event_that_an_operation_records_is_in_the_corpus():
     said = set()
-    for folder, pattern in (("library", "*.py"), ("module_utils", "*.py"), ("roles", "*.yml"), ("playbooks", "*.yml")):
-        for path in (ROOT / folder).rglob(pattern):
+    for directory, pattern in (
+        ("library", "*.py"),
+        ("module_utils", "*.py"),
+        ("roles", "*.yml"),
+        ("playbooks", "*.yml"),
+    ):
+        for path in (ROOT / directory).rglob(pattern):
             text = path.read_text(encoding="utf-8")
             said |= set(re.findall(r'\baudit\(\s*self\.layout,\s*"(\w+)"|\b_audit\("(\w+)"', text))
             if "state: audited" in text or "release_audit_event" in text:
@@ -282,7 +287,7 @@ FORMS = {
         {
             "message": "x", "level": text, "logger": {"deep": text}, "request_id": text, "route": text,
             "method": [text],
-            "labels": {"task": text, "route": text, "colour": text}, "error": {"type": text}, "user": {"hash": text},
+            "labels": {"task": text, "route": text, "slot": text}, "error": {"type": text}, "user": {"hash": text},
             "process": {"thread": {"name": text}}, "log": {"origin": {"file": {"name": text}}, "logger": [text]},
             "event": {"action": text}, "remote_addr": text, "http": {"request": {"id": text}}, "日本": "",
         }

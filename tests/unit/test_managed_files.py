@@ -37,7 +37,7 @@ def mode(path):
     return "%04o" % stat.S_IMODE(os.lstat(path).st_mode)
 
 
-def test_folders_and_files_are_made_once(lay, entry, tmp_path):
+def test_directories_and_files_are_made_once(lay, entry, tmp_path):
     params = {
         "directories": [entry("a"), entry("a/b", mode="0750")],
         "files": [entry("a/b/unit", content="[Unit]\n日本語\n", mode="0640")],
@@ -82,10 +82,10 @@ def test_check_mode_passes_a_user_that_is_not_there_yet(lay, entry, tmp_path):
     assert lay(check_mode=True, files=[absent]) == ["x"]
     with pytest.raises(ValueError, match="x: there is no user nobody-made-me"):
         lay(directories=[entry("a")], files=[absent])
-    assert os.listdir(tmp_path) == [], "the folder was made before the file's owner was looked up"
+    assert os.listdir(tmp_path) == [], "the directory was made before the file's owner was looked up"
 
 
-def test_a_changed_mode_alone_is_mended(lay, entry, tmp_path):
+def test_a_changed_mode_alone_is_fixed(lay, entry, tmp_path):
     params = {"directories": [entry("a")], "files": [entry("x", content="1", mode="0600")]}
     lay(**params)
     os.chmod(tmp_path / "a", 0o777)
@@ -95,7 +95,7 @@ def test_a_changed_mode_alone_is_mended(lay, entry, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_a_changed_owner_alone_is_mended(lay, entry, tmp_path):
+def test_a_changed_owner_alone_is_fixed(lay, entry, tmp_path):
     lay(files=[entry("x", content="1")])
     os.chown(tmp_path / "x", 65534, 65534)
     assert lay(files=[entry("x", content="1")]) == ["x"]

@@ -371,13 +371,13 @@ def test_files_of_an_archive():
 
 
 def test_a_tree_with_odd_files(tmp_path):
-    folder = tmp_path / "shifts" / "migrations"
-    folder.mkdir(parents=True)
-    (folder / "0001_initial.py").write_bytes(
+    directory = tmp_path / "shifts" / "migrations"
+    directory.mkdir(parents=True)
+    (directory / "0001_initial.py").write_bytes(
         b"# -*- coding: shift_jis -*-\n" + ("# 病棟\n" + text(INITIAL)).encode("shift_jis")
     )
-    (folder / "0002_bytes.py").write_bytes(b"class Migration: # \xff\xfe\x00")
-    (folder / "0003_link.py").symlink_to("/etc/passwd")
+    (directory / "0002_bytes.py").write_bytes(b"class Migration: # \xff\xfe\x00")
+    (directory / "0003_link.py").symlink_to("/etc/passwd")
     (tmp_path / "binary.bin").write_bytes(bytes(range(256)))
     records = migrations.classify_tree(str(tmp_path))
     assert [(r["name"], r["class"]) for r in records] == [("0001_initial", "expand"), ("0002_bytes", "contract")]

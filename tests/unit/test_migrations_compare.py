@@ -51,9 +51,9 @@ def test_what_was_there_while_the_release_was_live_is_tolerated():
 
 
 def release(root, name, files=None, manifest=None, packages=None):
-    for folder, contents in (("source", files), ("venv/lib/python3.13/site-packages", packages)):
+    for directory, contents in (("source", files), ("venv/lib/python3.13/site-packages", packages)):
         for path, content in (contents or {}).items():
-            target = root / name / folder / path
+            target = root / name / directory / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(content)
     (root / name).mkdir(exist_ok=True)
@@ -99,16 +99,16 @@ def test_compare_refuses_with_names_and_reasons(tmp_path):
 
 
 def test_nothing_ahead():
-    assert migrations.rollback_verdict([]) == (True, "The database holds no migration that this release does not know.")
+    assert migrations.rollback_result([]) == (True, "The database holds no migration that this release does not know.")
 
 
 def test_deploy_verdict():
     records = migrations.classify_files({"a/migrations/0001.py": EXPANDS, "a/migrations/0002.py": REMOVES})
-    assert migrations.deploy_verdict([])[0] and migrations.deploy_verdict(records[:1])[0]
-    allowed, reason = migrations.deploy_verdict(records)
+    assert migrations.deploy_result([])[0] and migrations.deploy_result(records[:1])[0]
+    allowed, reason = migrations.deploy_result(records)
     assert not allowed and "a.0002 (contract" in reason and "maintenance mode" in reason
-    assert migrations.deploy_verdict(records, allow_contract=True)[0]
-    assert migrations.deploy_verdict(records, first_deploy=True)[0]
+    assert migrations.deploy_result(records, allow_contract=True)[0]
+    assert migrations.deploy_result(records, first_deploy=True)[0]
 
 
 def answer_for(operations, source):

@@ -103,12 +103,12 @@ def project(tmp_path, server, client):
 
 @contextlib.contextmanager
 def worker(project, *arguments, name="w1"):
-    log = project.folder / f"{name}.log"
+    log = project.directory / f"{name}.log"
     with open(log, "a", encoding="utf-8") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "project_celery", "worker", "-n", f"{name}@%h", "--loglevel=INFO",
              "--concurrency=2", "--without-gossip", "--without-mingle", *arguments],
-            env=dict(project.shared(), C_FORCE_ROOT="1"), cwd=project.folder, stdout=output, stderr=output,
+            env=dict(project.shared(), C_FORCE_ROOT="1"), cwd=project.directory, stdout=output, stderr=output,
         )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
@@ -283,14 +283,14 @@ print(first[0], round(first[1]), queues.look(5)["queues"]["celery"][1] >= 0.5)
 
 
 @pytest.mark.parametrize("fault", ["refuses", "hangs"])
-def test_a_broker_that_does_not_answer_costs_a_moment(project, fault):
+def test_a_broker_that_does_not_answer_costs_a_timestamp(project, fault):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if fault == "hangs":
             listener.listen(16)
         url = f"redis://:hunter2x@127.0.0.1:{listener.getsockname()[1]}/0"
-        (project.folder / "shiftmaster_site_settings.py").write_text(
-            (project.folder / "shiftmaster_site_settings.py")
+        (project.directory / "shiftmaster_site_settings.py").write_text(
+            (project.directory / "shiftmaster_site_settings.py")
             .read_text()
             .replace("_attach.finish", f"CELERY_BROKER_URL = {url!r}\n_attach.finish")
         )
@@ -318,7 +318,7 @@ print(text)
 
 
 def test_hosts_that_share_a_cache_count_a_user_once(tmp_path, server, client):
-    """Two hosts, told apart by their names and folders."""
+    """Two hosts, told apart by their names and directories."""
     projects = []
     for host in ("app1", "app2"):
         (tmp_path / host).mkdir()
@@ -334,9 +334,9 @@ os.uname = lambda: type("U", (), {"nodename": os.environ["HOST"]})
 from shiftmaster_monitoring import people
 people._touch("users", people._hash("user", "both"))
 people._touch("users", people._hash("user", os.environ["HOST"]))
-people.active_in_fleet(1)
-for path in (os.environ["PROMETHEUS_MULTIPROC_DIR"] + "/fleet.json",): os.unlink(path)
-print(people.active_in_fleet(1)["windows"])
+people.active_on_all_hosts(1)
+for path in (os.environ["PROMETHEUS_MULTIPROC_DIR"] + "/topology.json",): os.unlink(path)
+print(people.active_on_all_hosts(1)["windows"])
 """
     projects[0].python(text, **projects[0].shared(), HOST="app1")
     found = [

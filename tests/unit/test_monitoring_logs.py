@@ -125,17 +125,17 @@ urlpatterns += [
 """
 
 
-def make(folder, **variables):
+def make(directory, **variables):
     known = {
         "shiftmaster_log_format": "ecs",
         "shiftmaster_log_masks": MASKS,
         "shiftmaster_log_environment": "demo",
-        "shiftmaster_site_settings": SETTINGS.replace("HERE", f"__import__('pathlib').Path({str(folder)!r})"),
+        "shiftmaster_site_settings": SETTINGS.replace("HERE", f"__import__('pathlib').Path({str(directory)!r})"),
         "shiftmaster_web_workers": 3,
         **variables,
     }
-    project = Project(folder, **known)
-    urls = folder / "project_urls.py"
+    project = Project(directory, **known)
+    urls = directory / "project_urls.py"
     urls.write_text(urls.read_text() + URLS)
     project.environment["SHIFTMASTER_LOG_KEY"] = KEY
     return project
@@ -157,7 +157,7 @@ def test_an_event_says_where_it_comes_from(project):
         jar = http.cookies.SimpleCookie(server.ask("/enter/taro/")[2]["Set-Cookie"])
         server.ask("/say/7/?secret=1", X_Request_ID=ID, Cookie=f"sessionid={jar['sessionid'].value}")
         said = server.said()
-    event, wrong = events(project.folder / "app.log", "project.views")
+    event, wrong = events(project.directory / "app.log", "project.views")
     assert re.match(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$", event.pop("@timestamp"))
     assert event["log"].pop("origin")["function"] == "say"
     assert event.pop("process")["pid"] > 1
@@ -170,36 +170,36 @@ def test_an_event_says_where_it_comes_from(project):
         "service": {"name": "shiftmaster", "version": "2.0.0", "environment": "demo"},
         "http": {"request": {"id": ID, "method": "GET"}}, "url": {"path": "/say/7/"}, "user": {},
         "labels": {
-            "release": "20260101T000000Z-abcdef0", "colour": "blue", "route": "/say/<int:number>/",
+            "release": "20260101T000000Z-abcdef0", "slot": "blue", "route": "/say/<int:number>/",
             "extra": "ward=東3 password=[secret]",
         },
     }  # fmt: skip
     # The same one that the audit log has, and the command.
-    assert [found["user"]["hash"] for found in events(project.folder / "audit.log")[1:]] == [user]
+    assert [found["user"]["hash"] for found in events(project.directory / "audit.log")[1:]] == [user]
     assert project.python("from shiftmaster_monitoring import pseudonym; pseudonym.main(['1'])").startswith(user)
     assert wrong["message"].startswith("wrong %d [TypeError: ") and wrong["log"]["level"] == "DEBUG"
-    assert "OWN" not in said and not (project.folder / "django.log").exists() and "nobody hears" not in said
-    assert oct((project.folder / "app.log").stat().st_mode & 0o777) == "0o640"
+    assert "OWN" not in said and not (project.directory / "django.log").exists() and "nobody hears" not in said
+    assert oct((project.directory / "app.log").stat().st_mode & 0o777) == "0o640"
 
 
 def test_a_request_without_an_id_gets_one_and_a_bad_one_is_not_believed(project):
     with project.serve() as server:
         for given in ({}, {"X_Request_ID": "x */ drop table"}, {"X_Request_ID": "a" * 65}):
             server.ask("/say/1/", **given)
-    ids = [event["http"]["request"]["id"] for event in events(project.folder / "app.log", "project.views")][::2]
+    ids = [event["http"]["request"]["id"] for event in events(project.directory / "app.log", "project.views")][::2]
     assert len(set(ids)) == 3 and all(re.match("^[0-9a-f]{32}$", found) for found in ids)
 
 
 def test_an_exception_is_whole_and_masked(project):
     with project.serve() as server:
         server.ask("/chain/")
-    (event,) = events(project.folder / "app.log", "project.views")
+    (event,) = events(project.directory / "app.log", "project.views")
     assert event["error"]["type"] == "ValueError" and event["error"]["message"] == "token=[secret]"
     trace = event["error"]["stack_trace"]
     assert "The above exception was the direct cause" in trace and "KeyError: '[mail]'" in trace
-    assert "abcdef" not in (project.folder / "app.log").read_text().replace("abcdef0", "")
+    assert "abcdef" not in (project.directory / "app.log").read_text().replace("abcdef0", "")
     # As the diagnosis and a deploy that fails read it.
-    (problem,) = logs.problems(ecs.as_lines((project.folder / "app.log").read_text()), time.time() - 60)
+    (problem,) = logs.problems(ecs.as_lines((project.directory / "app.log").read_text()), time.time() - 60)
     assert problem["exception"] == "ValueError: token=[secret]" and "project.views" in problem["text"], problem
 
 
@@ -257,8 +257,8 @@ def test_no_seeded_value_passes_the_first_wall_by_any_way(project):
     """Message, argument, exception, cause, group, extra and path, as the formatter of a release writes them."""
     seeded = [(mask["name"], line) for mask in MASKS for line in mask["must"]]
     texts = [line.replace("«", "").replace("»", "") for _name, line in seeded]
-    (project.folder / "seeds.json").write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
-    program = WALL.replace("SEEDS", repr(str(project.folder / "seeds.json")))
+    (project.directory / "seeds.json").write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
+    program = WALL.replace("SEEDS", repr(str(project.directory / "seeds.json")))
     found = [json.loads(line) for line in project.python(program).splitlines() if line.startswith("{")]
     assert len(found) == len(seeded)
     left = []
@@ -273,14 +273,14 @@ def test_django_tells_of_failed_requests_in_the_same_log(project):
     with project.serve() as server:
         server.ask("/boom/", X_Request_ID=ID)
         server.ask("/nothing/taro@example.jp/")
-    boom, missing = events(project.folder / "app.log", "django.request")
+    boom, missing = events(project.directory / "app.log", "django.request")
     assert boom["http"]["request"]["id"] == ID and boom["labels"]["extra"] == "status_code=500"
     assert boom["error"]["type"] == "ValueError" and boom["log"]["level"] == "ERROR"
     assert missing["message"] == "Not Found: /nothing/[mail]/" and missing["url"]["path"] == "/nothing/[mail]/"
 
 
 def test_many_processes_write_whole_lines_over_a_rotation(project):
-    log = project.folder / "app.log"
+    log = project.directory / "app.log"
     with project.serve() as server:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda number: server.ask(f"/say/{number}/"), range(40)))
@@ -294,7 +294,7 @@ def test_many_processes_write_whole_lines_over_a_rotation(project):
 
 
 def test_what_cannot_be_written_goes_to_standard_error(project):
-    (project.folder / "app.log").mkdir()
+    (project.directory / "app.log").mkdir()
     with project.serve() as server:
         assert server.ask("/say/1/")[0] == 200
         said = server.said()
@@ -304,7 +304,7 @@ def test_what_cannot_be_written_goes_to_standard_error(project):
 def test_an_event_that_says_nothing_is_an_event_and_a_long_one_is_not_lost(project):
     with project.serve() as server:
         assert server.ask("/odd/")[0] == 200
-    silent, number, *long, failed = events(project.folder / "app.log", "project.views")
+    silent, number, *long, failed = events(project.directory / "app.log", "project.views")
     assert silent["message"] == "<Silent that cannot be printed: RuntimeError> [RuntimeError: it says nothing]"
     assert number["labels"]["extra"] == "odd=<Text that cannot be printed: RuntimeError>"
     for event, begin in zip(long, ("患者を更新", "Update: 患者", '{"a":1,', "あ"), strict=True):
@@ -359,13 +359,13 @@ log.error("three")
 lines = open(os.environ["TORN"]).read().splitlines()
 print(len(lines), json.loads(lines[0])["message"], len(lines[1]), json.loads(lines[2])["message"])
 """
-    assert "3 one 20 three" in project.python(program, TORN=str(project.folder / "torn.log"))
+    assert "3 one 20 three" in project.python(program, TORN=str(project.directory / "torn.log"))
 
 
 def test_audit_events_of_groups(project):
     with project.serve() as server:
         server.ask("/groups/")
-    found = events(project.folder / "audit.log")
+    found = events(project.directory / "audit.log")
     told = [event["message"].partition(": ")[2] for event in found if event["event"]["action"] == "rights-changed"]
     assert told[0].startswith("group head nurses: added ") and told[0].endswith(" | Can delete user")
     assert told[1:] == ["added head nurses", "head nurses: all removed", "group head nurses deleted"]
@@ -381,7 +381,7 @@ def test_audit_events(project):
         server.ask("/refuse/", **client)
         server.ask("/rights/", Cookie=cookie)
         server.ask("/leave/", Cookie=cookie)
-    found = events(project.folder / "audit.log")
+    found = events(project.directory / "audit.log")
     told = [(event["event"]["action"], event["event"]["outcome"], event["message"]) for event in found]
     assert told == [
         ("user-created", "success", "user-created success"),
@@ -400,7 +400,7 @@ def test_audit_events(project):
     assert {event["user"].get("hash") for event in found[3:]} == {me}
     other = found[3]["user"]["target"]["hash"]
     assert other != me and {event["user"]["target"]["hash"] for event in found[3:8]} == {other}
-    assert not re.search("taro|hanako|nobody|hunter2", (project.folder / "audit.log").read_text())
+    assert not re.search("taro|hanako|nobody|hunter2", (project.directory / "audit.log").read_text())
 
 
 def test_the_guides_lines_are_possible(tmp_path):
@@ -454,13 +454,13 @@ def test_without_the_packages_of_the_metrics(tmp_path):
 
 def test_commands_of_people_talk_to_people(project):
     text = project.python("import django; django.setup(); import logging; logging.getLogger('project').info('hello')")
-    assert text == "" and not (project.folder / "app.log").exists()
-    assert "OWN hello" in (project.folder / "django.log").read_text()
+    assert text == "" and not (project.directory / "app.log").exists()
+    assert "OWN hello" in (project.directory / "django.log").read_text()
 
 
 def test_gunicorns_own_log_is_masked(project):
     with project.serve() as server:
-        (project.folder / "project_wsgi.py").write_text("raise RuntimeError('password=hunter2')\n")
+        (project.directory / "project_wsgi.py").write_text("raise RuntimeError('password=hunter2')\n")
         os.kill(server.workers()[0], signal.SIGKILL)
         deadline = time.monotonic() + 20
         while "RuntimeError" not in server.said() and time.monotonic() < deadline:
@@ -510,7 +510,7 @@ app = Celery("project")
 app.conf.update(
     broker_url="filesystem://", worker_hijack_root_logger=True,
     broker_transport_options={
-        "data_folder_in": FOLDER, "data_folder_out": FOLDER, "control_folder": FOLDER + "-control",
+        "data_directory_in": DIRECTORY, "data_directory_out": DIRECTORY, "control_directory": DIRECTORY + "-control",
     },
 )
 
@@ -541,7 +541,7 @@ def use_django_logging(**_):
 def test_tasks_carry_the_request_id_on(tmp_path, own):
     pytest.importorskip("celery", reason="Celery is not installed; the step `package` runs these tests")
     (tmp_path / "queue").mkdir()
-    (tmp_path / "project_celery.py").write_text(CELERY.replace("FOLDER", repr(str(tmp_path / "queue"))) + own)
+    (tmp_path / "project_celery.py").write_text(CELERY.replace("DIRECTORY", repr(str(tmp_path / "queue"))) + own)
     settings = SETTINGS.replace("HERE", f"__import__('pathlib').Path({str(tmp_path)!r})") + "\nimport project_celery\n"
     project = make(tmp_path, shiftmaster_celery_application="project_celery", shiftmaster_site_settings=settings)
     urls = tmp_path / "project_urls.py"

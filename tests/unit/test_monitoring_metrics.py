@@ -73,7 +73,7 @@ def test_requests_are_counted_by_route_never_by_path(project):
     assert total(metrics, "django_http_exceptions_total_by_type_total", type="ValueError") == 1
     assert total(metrics, "django_http_requests_latency_seconds_by_view_method_count", view="item") == 5
     assert (
-        value(metrics, "shiftmaster_release_info", version="2.0.0", release="20260101T000000Z-abcdef0", colour="blue")
+        value(metrics, "shiftmaster_release_info", version="2.0.0", release="20260101T000000Z-abcdef0", slot="blue")
         == 1
     )
     # From the start, so that the first increase is seen.
@@ -164,7 +164,7 @@ def test_scrapes_during_load_and_recycling_never_fall(project):
         assert load.result() == 500 == settled(server, 500)
 
 
-def test_one_colour_after_the_other_goes_on_counting(project):
+def test_one_slot_after_the_other_goes_on_counting(project):
     with project.serve("blue") as blue:
         send(blue, 60)
         assert settled(blue, 60) == 60
@@ -180,11 +180,11 @@ def test_one_colour_after_the_other_goes_on_counting(project):
         assert len(list(project.metrics.glob("*.db"))) <= 5
 
 
-@pytest.mark.parametrize("damage", ["no folder", "nobody may write", "a file in its place", "damaged"])
-def test_what_is_wrong_with_the_folder_fails_no_request(project, damage):
+@pytest.mark.parametrize("damage", ["no directory", "nobody may write", "a file in its place", "damaged"])
+def test_what_is_wrong_with_the_directory_fails_no_request(project, damage):
     if damage == "nobody may write" and os.geteuid() == 0:
         pytest.skip("root may write everywhere")
-    if damage == "no folder":
+    if damage == "no directory":
         project.metrics.rmdir()
     elif damage == "nobody may write":
         project.metrics.chmod(0o500)
@@ -203,12 +203,12 @@ def test_what_is_wrong_with_the_folder_fails_no_request(project, damage):
             assert settled(server, 20) == 20
         else:
             assert value(metrics, "shiftmaster_metrics_shared_up") == 0
-            assert value(metrics, "shiftmaster_release_info", version="2.0.0", colour="blue",
+            assert value(metrics, "shiftmaster_release_info", version="2.0.0", slot="blue",
                          release="20260101T000000Z-abcdef0") == 1  # fmt: skip
             # Nothing that looks like a counter that fell.
             assert count(metrics, "/items/<int:number>/") == 0
         assert said and len(said) <= 4 * 6
-        if damage == "no folder":
+        if damage == "no directory":
             project.metrics.mkdir()
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline and count(server.metrics(), "/items/<int:number>/") < 20:
@@ -217,7 +217,7 @@ def test_what_is_wrong_with_the_folder_fails_no_request(project, damage):
             assert count(server.metrics(), "/items/<int:number>/") == 20
 
 
-def test_a_full_folder_fails_no_request(project):
+def test_a_full_directory_fails_no_request(project):
     """A tmpfs of its own that is full: no signal, no error; what was counted is seen when there is room again."""
     small = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(project.metrics)], capture_output=True
@@ -408,7 +408,7 @@ def test_queries_can_be_left_uncounted(tmp_path):
 
 
 def test_without_django_prometheus_the_application_serves(project):
-    broken = project.folder / "django_prometheus"
+    broken = project.directory / "django_prometheus"
     broken.mkdir()
     (broken / "__init__.py").write_text("")
     (broken / "middleware.py").write_text("raise RuntimeError('does not fit')")
@@ -419,7 +419,7 @@ def test_without_django_prometheus_the_application_serves(project):
 
 def test_without_prometheus_client_the_application_serves_and_logs(tmp_path):
     project = Project(tmp_path, shiftmaster_slow_request_info_seconds=0.01, shiftmaster_slow_request_warning_seconds=9)
-    broken = project.folder / "prometheus_client"
+    broken = project.directory / "prometheus_client"
     broken.mkdir()
     (broken / "__init__.py").write_text("raise RuntimeError('gone')")
     with project.serve() as server:

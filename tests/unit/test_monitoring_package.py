@@ -28,18 +28,18 @@ def project(tmp_path_factory):
     """A project that redirects everything to HTTPS and answers to one host name."""
     from django.conf import settings
 
-    folder = tmp_path_factory.mktemp("project")
-    (folder / "roster" / "migrations").mkdir(parents=True)
-    (folder / "roster" / "__init__.py").touch()
-    (folder / "roster" / "migrations" / "__init__.py").touch()
-    (folder / "roster" / "migrations" / "0001_initial.py").write_text(
+    directory = tmp_path_factory.mktemp("project")
+    (directory / "roster" / "migrations").mkdir(parents=True)
+    (directory / "roster" / "__init__.py").touch()
+    (directory / "roster" / "migrations" / "__init__.py").touch()
+    (directory / "roster" / "migrations" / "0001_initial.py").write_text(
         "from django.db import migrations\nclass Migration(migrations.Migration):\n    initial = True\n"
     )
-    (folder / "project_urls.py").write_text(
+    (directory / "project_urls.py").write_text(
         "from django.http import HttpResponse\nfrom django.urls import path\n"
         "urlpatterns = [path('', lambda request: HttpResponse('the application'))]\n"
     )
-    sys.path.insert(0, str(folder))
+    sys.path.insert(0, str(directory))
     settings.configure(
         SECRET_KEY="a-key-that-must-not-be-seen",
         ALLOWED_HOSTS=["shift.example"],
@@ -51,14 +51,14 @@ def project(tmp_path_factory):
             "django.middleware.security.SecurityMiddleware",
             "django.middleware.common.CommonMiddleware",
         ],
-        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "db.sqlite3")}},
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(directory / "db.sqlite3")}},
         CACHES={"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}},
     )
     django.setup()
     from django.core.management import call_command
 
     call_command("migrate", verbosity=0)
-    return folder
+    return directory
 
 
 @pytest.fixture
@@ -393,7 +393,7 @@ def test_asgi(get):
 
 
 def test_the_wheel_is_built_without_a_network_and_twice_the_same(tmp_path):
-    for folder in ("a", "b"):
+    for directory in ("a", "b"):
         subprocess.run(
             [
                 sys.executable,
@@ -404,12 +404,12 @@ def test_the_wheel_is_built_without_a_network_and_twice_the_same(tmp_path):
                 "--no-index",
                 "--no-deps",
                 "--wheel-dir",
-                str(tmp_path / folder),
+                str(tmp_path / directory),
                 str(PACKAGE),
             ],
             check=True,
         )
-    first, second = (next((tmp_path / folder).iterdir()) for folder in ("a", "b"))
+    first, second = (next((tmp_path / directory).iterdir()) for directory in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
     with zipfile.ZipFile(first) as wheel:
         names = set(wheel.namelist())

@@ -21,12 +21,12 @@ ME = pwd.getpwuid(os.geteuid()).pw_name
 class Nginx:
     """A master with workers that has loaded the markers of its directory; time passes by sleeping."""
 
-    def __init__(self, folder):
-        self.root, self.log = folder / "nginx", folder / "log/error.log"
+    def __init__(self, directory):
+        self.root, self.log = directory / "nginx", directory / "log/error.log"
         self.root.mkdir()
         (self.root / "nginx.conf").write_text("old")
         self.log.parent.mkdir()
-        self.binary = folder / "sbin-nginx"
+        self.binary = directory / "sbin-nginx"
         self.binary.touch(mode=0o755)
         self.master, self.number, self.groups, self.old = 100, 1, {os.getegid()}, set()
         self.loaded, self.served, self.passed, self.commands = {}, b"", 0.0, []
@@ -212,7 +212,7 @@ def test_a_reload_that_does_not_take_effect_is_rolled_back(apply, nginx):
 
 def test_old_workers_that_stay_are_no_reload(apply, nginx):
     nginx.lingers = True
-    result = apply(proof_timeout_seconds=3)
+    result = apply(verify_timeout_seconds=3)
     assert result["failed"] and "old workers still take connections: [1]" in result["msg"] and content(nginx) == "old"
     # The earlier files are verified as well, and their workers stay, too.
     assert "back in place, but: " in result["msg"] and 6 <= nginx.passed < 8
@@ -242,7 +242,7 @@ def test_a_master_that_is_gone_or_has_no_workers_is_no_reload(apply, nginx, monk
             monkeypatch.setattr(nginx_tree, "workers", lambda _master: {})
 
     nginx.load = broken
-    result = apply(proof_timeout_seconds=2)
+    result = apply(verify_timeout_seconds=2)
     assert result["failed"]
     assert how == "gone" or "there are no workers" in result["msg"]
 

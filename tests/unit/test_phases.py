@@ -75,10 +75,10 @@ class Site:
                 "abort": "- ansible.builtin.fail: {msg: [no compiler, Version 2.0.0 is live.]}",
             },
         }.items():
-            folder = path / "roles" / role / "tasks"
-            folder.mkdir(parents=True)
+            directory = path / "roles" / role / "tasks"
+            directory.mkdir(parents=True)
             for name, text in files.items():
-                (folder / f"{name}.yml").write_text(text)
+                (directory / f"{name}.yml").write_text(text)
 
     def command(self, text, name="deploy.yml", *options):
         (self.path / name).write_text(text)
@@ -204,7 +204,7 @@ def test_what_is_live_and_which_requests_failed(site):
     library.mkdir()
     (library / "shiftmaster_release.py").write_text(
         "#!/usr/bin/python3\nimport json\n"
-        "print(json.dumps(dict(failed=True, msg='broke', put_back=True, requests=340, errors=12,"
+        "print(json.dumps(dict(failed=True, msg='broke', reverted=True, requests=340, errors=12,"
         " current_version='2.0.0')))"
     )
     (site.path / "roles/release/tasks/build.yml").write_text(

@@ -27,23 +27,23 @@ def test_every_point_is_reached_somewhere_and_none_is_unknown():
         written += re.findall(r'\breach\("([a-z_]+)"\)', path.read_text(encoding="utf-8"))
     assert len(written) == len(set(written))
     # _phase() reaches those of the phases by their names, all but the way back, which begins in several places.
-    assert set(written) | (set(cutover.PHASES) - {"put_back"}) == {*points.POINTS, *points.BACKUP_POINTS}
+    assert set(written) | (set(cutover.PHASES) - {"reverted"}) == {*points.POINTS, *points.BACKUP_POINTS}
 
 
-def test_the_driver_inside_a_release_goes_by_the_same_folder_and_time():
+def test_the_driver_inside_a_release_goes_by_the_same_directory_and_time():
     """It cannot import points, so it has them as texts."""
     source = inspect.getsource(django_driver.reach)
-    assert '"%s/" + point' % points.FOLDER in source and "+ %d\n" % points.HOLD_SECONDS in source
+    assert '"%s/" + point' % points.DIRECTORY in source and "+ %d\n" % points.HOLD_SECONDS in source
 
 
 def test_nobody_waits_where_nothing_is_to_be_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(points, "FOLDER", str(tmp_path / "none"))
+    monkeypatch.setattr(points, "DIRECTORY", str(tmp_path / "none"))
     points.reach("gate")
     assert not (tmp_path / "none").exists()
 
 
 def test_a_run_waits_at_its_point_until_it_is_let_go(tmp_path, monkeypatch):
-    monkeypatch.setattr(points, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(points, "DIRECTORY", str(tmp_path))
     (tmp_path / "gate").touch()
     run = threading.Thread(target=points.reach, args=("gate",))
     run.start()
@@ -58,7 +58,7 @@ def test_a_run_waits_at_its_point_until_it_is_let_go(tmp_path, monkeypatch):
 
 
 def test_a_run_does_not_wait_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(points, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(points, "DIRECTORY", str(tmp_path))
     monkeypatch.setattr(points, "HOLD_SECONDS", 0)
     (tmp_path / "gate").touch()
     points.reach("gate")

@@ -205,8 +205,8 @@ def test_a_target_that_cannot_be_read_is_a_mistake_of_the_caller(target):
 # --- TLS and certificates --------------------------------------------------------------------------------------------
 
 
-def make_certificate(folder, name="shift.example"):
-    key, certificate = str(folder / (name + ".key")), str(folder / (name + ".crt"))
+def make_certificate(directory, name="shift.example"):
+    key, certificate = str(directory / (name + ".key")), str(directory / (name + ".crt"))
     subprocess.run(
         [
             "openssl",
@@ -333,10 +333,10 @@ def target(address, **more):
 def test_redis_logs_in_selects_and_pings():
     talk, seen = redis_server({"PING": b"+PONG\r\n", "INFO": b"$%d\r\n%s\r\n" % (len(INFO), INFO)})
     with server(talk) as address:
-        figures = probe.redis_ping(target(address, username="app", password="pä ss", database=1))
+        metrics = probe.redis_ping(target(address, username="app", password="pä ss", database=1))
     assert seen == [["AUTH", "app", "pä ss"], ["SELECT", "1"], ["PING"], ["INFO"]]
-    assert (figures["version"], figures["role"], figures["used_memory_percent"]) == ("8.0.2", "master", 90.0)
-    assert not figures["evicts"]
+    assert (metrics["version"], metrics["role"], metrics["used_memory_percent"]) == ("8.0.2", "master", 90.0)
+    assert not metrics["evicts"]
 
 
 def test_redis_without_the_right_to_info_is_well():
@@ -371,9 +371,9 @@ def test_redis_that_never_answers():
 
 
 def test_redis_reports_a_disk_that_cannot_be_written_and_a_lost_primary():
-    figures = probe.redis_figures("aof_last_write_status:err\r\nrole:slave\r\nmaster_link_status:down\r\n")
-    assert figures["persistence_error"] == "aof_last_write_status"
-    assert figures["replication_error"] == "master_link_status:down"
+    metrics = probe.redis_metrics("aof_last_write_status:err\r\nrole:slave\r\nmaster_link_status:down\r\n")
+    assert metrics["persistence_error"] == "aof_last_write_status"
+    assert metrics["replication_error"] == "master_link_status:down"
 
 
 @pytest.mark.parametrize(
@@ -415,12 +415,12 @@ def psql(tmp_path, monkeypatch):
 
 
 def test_psql_gets_the_password_by_environment_only(psql):
-    folder = psql('cd "$(dirname "$0")"; echo "$@" > argv; env > env; printf "17.2 (Debian)\\tf\\t5\\t97\\t2\\n"')
-    figures = probe.postgres_ping(probe.PostgresTarget("db", "5433", "app", "me", "hunter2", "require"))
-    assert (figures["version"], figures["recovery"], figures["connections"]) == ("17.2", False, 5)
-    assert figures["connections_percent"] == 5.2 and figures["waiting"] == 2
-    assert "hunter2" not in (folder / "argv").read_text()
-    environment = (folder / "env").read_text()
+    directory = psql('cd "$(dirname "$0")"; echo "$@" > argv; env > env; printf "17.2 (Debian)\\tf\\t5\\t97\\t2\\n"')
+    metrics = probe.postgres_ping(probe.PostgresTarget("db", "5433", "app", "me", "hunter2", "require"))
+    assert (metrics["version"], metrics["recovery"], metrics["connections"]) == ("17.2", False, 5)
+    assert metrics["connections_percent"] == 5.2 and metrics["waiting"] == 2
+    assert "hunter2" not in (directory / "argv").read_text()
+    environment = (directory / "env").read_text()
     for line in ("PGPASSWORD=hunter2", "PGHOST=db", "PGPORT=5433", "PGDATABASE=app", "PGUSER=me", "PGSSLMODE=require"):
         assert line in environment
 
@@ -453,14 +453,14 @@ def test_words_in_another_language_are_told_apart_by_the_port(psql):
 
 
 def test_a_psql_that_hangs_is_killed_with_its_children(psql):
-    folder = psql('sleep 60 & echo $! > "$(dirname "$0")/pid"; wait')
+    directory = psql('sleep 60 & echo $! > "$(dirname "$0")/pid"; wait')
     started = time.monotonic()
     with pytest.raises(probe.ProbeError) as error:
         probe.postgres_ping(probe.PostgresTarget(), timeout=2)
     assert (error.value.state, error.value.reason) == ("down", "timeout")
     assert time.monotonic() - started < 10
     deadline = time.monotonic() + 10
-    while alive_process(int((folder / "pid").read_text())):
+    while alive_process(int((directory / "pid").read_text())):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -568,10 +568,10 @@ def test_paths_that_are_not_there():
 
 
 def test_what_root_keeps_counts_as_not_there():
-    figures = probe.usage_figures(probe._Usage(4096, 100, 20, 10, 0, 0))
-    assert figures["space_percent"] == 88.9
-    assert figures["inodes_percent"] is None
-    assert figures["free_bytes"] == 40960
+    metrics = probe.usage_metrics(probe._Usage(4096, 100, 20, 10, 0, 0))
+    assert metrics["space_percent"] == 88.9
+    assert metrics["inodes_percent"] is None
+    assert metrics["free_bytes"] == 40960
 
 
 MEMINFO = """MemTotal:       1000 kB
@@ -586,9 +586,9 @@ HugePages_Total:       0
 
 def test_memory_is_judged_by_what_is_available(tmp_path):
     (tmp_path / "meminfo").write_text(MEMINFO)
-    figures = probe.memory_usage(str(tmp_path))
-    assert figures["usage_percent"] == 30.0  # `free` would call 950 of 1000 used
-    assert figures["swap_used_percent"] == 25.0
+    metrics = probe.memory_usage(str(tmp_path))
+    assert metrics["usage_percent"] == 30.0  # `free` would call 950 of 1000 used
+    assert metrics["swap_used_percent"] == 25.0
     (tmp_path / "meminfo").write_text("MemTotal: 5 kB\n")
     with pytest.raises(probe.ProbeError) as error:
         probe.memory_usage(str(tmp_path))

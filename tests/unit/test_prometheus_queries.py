@@ -79,13 +79,13 @@ def server():
 def test_a_month_is_asked_in_parts_and_computed(server):
     given = {"month": "2026-11", "timezone": "Asia/Tokyo", "targets": {}}
     answer = shiftmaster_kpi.compute(given, prometheus.Prometheus(server, "prometheus", "secret"), END + 5, STEP)
-    month = answer["figures"]
+    month = answer["metrics"]
     assert month["down_seconds"] == 600 and month["unknown_seconds"] == 0
     assert month["availability_percent"] == round(100 * (30 * 86400 - 600) / (30 * 86400), 4)
     assert month["outages"][0]["cause"] == "RedisDown"
     assert month["requests_per_second"] == 1.0 and month["error_percent"] == 0.0
     assert month["p95_seconds"] == 0.15
-    # What Prometheus does not know is no figure.
+    # What Prometheus does not know is no metric.
     assert month["database_seconds"] is None and month["missing"] == ["database_seconds"]
     assert len(answer["series"]["availability_percent"]) in (30, 31)
     ranges = [
@@ -101,8 +101,8 @@ def test_without_a_month_it_is_the_one_before_in_the_sites_zone(server):
     """AWX starts the monthly checklist at 08:30 in Tokyo, when it is still the day before in UTC."""
     given = {"month": None, "timezone": "Asia/Tokyo", "targets": {}}
     answer = shiftmaster_kpi.compute(given, prometheus.Prometheus(server), END + 8.5 * 3600, STEP)
-    assert answer["figures"]["month"] == "2026-11" and answer["figures"]["start"] == START
-    assert answer["figures"]["outages"][0]["began"] == "11-03 00:00"
+    assert answer["metrics"]["month"] == "2026-11" and answer["metrics"]["start"] == START
+    assert answer["metrics"]["outages"][0]["began"] == "11-03 00:00"
 
 
 def test_a_gap_is_no_availability(server):
@@ -113,7 +113,7 @@ def test_a_gap_is_no_availability(server):
 def test_the_running_month_ends_now(server):
     given = {"month": "2026-11", "timezone": "Asia/Tokyo", "targets": {}}
     answer = shiftmaster_kpi.compute(given, prometheus.Prometheus(server), START + 86400, STEP)
-    assert answer["figures"]["known_seconds"] == 86400
+    assert answer["metrics"]["known_seconds"] == 86400
 
 
 def test_parts_ask_for_every_step_once():

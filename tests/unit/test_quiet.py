@@ -37,7 +37,7 @@ def test_no_argument_is_logged(monkeypatch, secret):
 
 
 def test_why_that_is_needed(monkeypatch):
-    """When this fails, Ansible has mended it, and QuietModule may go."""
+    """When this fails, Ansible has fixed it, and QuietModule may go."""
     found = [secret for secret in SECRETS if "secret" in logged(monkeypatch, AnsibleModule, secret)]
     assert found == SECRETS[1:]
 

@@ -83,9 +83,9 @@ def add(layout, state):
     return add
 
 
-def serve(layout, name, colour="blue"):
-    layout.point_colour(colour, name)
-    layout.activate(colour)
+def serve(layout, name, slot="blue"):
+    layout.point_slot(slot, name)
+    layout.activate(slot)
 
 
 # ------------------------------------------------------------------------------------------- whether anything is to do
@@ -93,15 +93,15 @@ def serve(layout, name, colour="blue"):
 WEB, WORKER, BEAT = ("shiftmaster-%s@blue.service" % kind for kind in ("web", "worker", "beat"))
 CUTOVER = dict.fromkeys(("kind", "phase", "run_id"), "x") | {
     "from": ONE,
-    "from_colour": "blue",
+    "from_slot": "blue",
     "to": TWO,
-    "to_colour": "green",
+    "to_slot": "green",
 }
 OLD_WORKER = "shiftmaster-worker@green.service"
 
 
 @pytest.fixture
-def unsettled(layout, state, add, monkeypatch, run_module):
+def pending_changes(layout, state, add, monkeypatch, run_module):
     """A function that says why a run has something to do, on a host where by itself it has not."""
     digest = releases.config_hash(dict(default_build(), hooks=[], celery_application="shiftmaster"))
     add(ONE, version="2.0.0", revision="1" * 40, config_sha256=digest)
@@ -119,12 +119,12 @@ def unsettled(layout, state, add, monkeypatch, run_module):
 
     monkeypatch.setattr(shiftmaster_release, "http_get", answer)
 
-    def unsettled(**parameters):
+    def pending_changes(**parameters):
         asked = {"root": layout.root, "revision": "1" * 40, "celery_application": "shiftmaster", "keep": 1}
-        return run_module(shiftmaster_release, **dict(asked, **parameters))["unsettled"]
+        return run_module(shiftmaster_release, **dict(asked, **parameters))["pending_changes"]
 
-    unsettled.running, unsettled.whole, unsettled.answers = running, whole, answers
-    return unsettled
+    pending_changes.running, pending_changes.whole, pending_changes.answers = running, whole, answers
+    return pending_changes
 
 
 def default_build():
@@ -132,12 +132,12 @@ def default_build():
     return {name: option["default"] for name, option in options.items()}
 
 
-def test_a_host_that_serves_what_is_asked_for_has_nothing_to_do(unsettled):
-    assert unsettled() == []
+def test_a_host_that_serves_what_is_asked_for_has_nothing_to_do(pending_changes):
+    assert pending_changes() == []
 
 
-def test_a_query_without_a_revision_does_not_judge(layout, unsettled, run_module):
-    assert "unsettled" not in run_module(shiftmaster_release, root=layout.root)
+def test_a_query_without_a_revision_does_not_judge(layout, pending_changes, run_module):
+    assert "pending_changes" not in run_module(shiftmaster_release, root=layout.root)
 
 
 @pytest.mark.parametrize(
@@ -155,24 +155,24 @@ def test_a_query_without_a_revision_does_not_judge(layout, unsettled, run_module
         (lambda state, **_: state.begin(**CUTOVER), "a cutover is under way"),
     ],
 )
-def test_what_a_run_has_to_do_is_told(unsettled, layout, state, add, change, said):
-    change(host=unsettled, layout=layout, state=state, add=add)
-    assert said in unsettled()
+def test_what_a_run_has_to_do_is_told(pending_changes, layout, state, add, change, said):
+    change(host=pending_changes, layout=layout, state=state, add=add)
+    assert said in pending_changes()
 
 
 @pytest.mark.parametrize("asked", [{"revision": "2" * 40}, {"build": {"salt": "other"}}, {"celery_application": "x"}])
-def test_another_revision_or_configuration_is_another_release(unsettled, asked):
-    assert "another release was asked for" in unsettled(**asked)
+def test_another_revision_or_configuration_is_another_release(pending_changes, asked):
+    assert "another release was asked for" in pending_changes(**asked)
 
 
-def test_a_host_at_work_is_not_settled(layout, unsettled):
+def test_a_host_at_work_is_not_settled(layout, pending_changes):
     with state_of.exclusive(layout):
-        assert [said for said in unsettled() if "another operation is still at work" in said]
+        assert [said for said in pending_changes() if "another operation is still at work" in said]
 
 
 @pytest.mark.parametrize("said, hint", [("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed", True), ("no package", False)])
 def test_an_authority_that_is_not_trusted_is_hinted_at(layout, state, tmp_path, said, hint):
-    spec = {"version": "2.0.0", "stamp": "", "revision": "1" * 40, "log_folder": str(tmp_path)}
+    spec = {"version": "2.0.0", "stamp": "", "revision": "1" * 40, "log_dir": str(tmp_path)}
     build = releases.Build(layout, state, spec)
     build.log = str(tmp_path / "log")
     with pytest.raises(releases.BuildError) as caught:
@@ -197,9 +197,9 @@ def test_a_doubtful_release_is_not_deployed_again_and_still_the_way_back(layout,
     for name in (ONE, TWO):
         add(name, revision=name)
     serve(layout, TWO)
-    state.set_doubtful(ONE, True)
+    state.set_suspect(ONE, True)
     assert releases.find(layout, state, ONE, "c") is None and state.rollback_target(TWO) == ONE
-    assert State(layout).is_doubtful(ONE) and not state.is_doubtful(None)
+    assert State(layout).is_suspect(ONE) and not state.is_suspect(None)
     state.set_status(ONE, "live")
     assert releases.find(layout, state, ONE, "c") == ONE
 
@@ -262,16 +262,16 @@ def test_pruning_keeps_the_newest_the_current_and_the_way_back(layout, state, ad
     assert releases.prune_plan(layout, state, 0, []) == [ONE, FOUR, FIVE]
 
 
-def test_pruning_keeps_a_colour_whose_worker_may_still_run(layout, state, add):
+def test_pruning_keeps_a_slot_whose_worker_may_still_run(layout, state, add):
     for name in (ONE, TWO, THREE, FOUR):
         add(name)
-    layout.point_colour("green", ONE)
+    layout.point_slot("green", ONE)
     serve(layout, FOUR)
     assert releases.prune_plan(layout, state, 1, []) == [TWO]
 
 
 def test_pruning_counts_what_was_live_and_keeps_what_is_about_to_be(layout, state, add):
-    """A build of which another host's failed, and a folder that nobody can use, take no place of a way back."""
+    """A build of which another host's failed, and a directory that nobody can use, take no place of a way back."""
     add(ONE)
     add(TWO)
     add(THREE, "ready")
@@ -299,7 +299,7 @@ def test_without_the_database_no_holder_of_migrations_goes(layout, state, add):
     assert releases.prune_plan(layout, state, 1, None) == [TWO]
 
 
-def test_a_strange_folder_is_never_pruned(layout, state, add):
+def test_a_strange_directory_is_never_pruned(layout, state, add):
     os.makedirs(os.path.join(layout.releases, "20200101-mine"))
     add(ONE)
     add(TWO)
@@ -325,16 +325,16 @@ def test_unfinished_builds_and_removals_go_and_finished_ones_stay(layout, state,
 # -------------------------------------------------------------------------------------------------------------- static
 
 
-def write(folder, path, text):
-    os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
-    with open(os.path.join(folder, path), "w", encoding="utf-8") as stream:
+def write(directory, path, text):
+    os.makedirs(os.path.dirname(os.path.join(directory, path)), exist_ok=True)
+    with open(os.path.join(directory, path), "w", encoding="utf-8") as stream:
         stream.write(text)
 
 
-def below(folder):
+def below(directory):
     return sorted(
-        os.path.relpath(os.path.join(parent, name), folder)
-        for parent, _folders, names in os.walk(folder)
+        os.path.relpath(os.path.join(parent, name), directory)
+        for parent, _directories, names in os.walk(directory)
         for name in names
     )
 
@@ -460,7 +460,7 @@ def spec(tmp_path):
         "timeout_seconds": 120,
         "run_id": "r",
         "who": "w",
-        "log_folder": str(tmp_path / "log"),
+        "log_dir": str(tmp_path / "log"),
     }
 
 
@@ -505,9 +505,9 @@ def test_a_build_is_complete_and_may_only_be_read(layout, state, spec):
     assert "unpack" in build.timings
 
 
-def small_wheel(folder, name, version):
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}-{version}-py3-none-any.whl"
+def small_wheel(directory, name, version):
+    directory.mkdir(exist_ok=True)
+    path = directory / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         info = f"{name}-{version}.dist-info"
         archive.writestr(f"{name}.py", f"version = {version!r}\n")
@@ -518,7 +518,7 @@ def small_wheel(folder, name, version):
 
 
 @needs_root
-def test_with_a_folder_of_wheels_pip_asks_nobody_else(layout, state, spec, tmp_path):
+def test_with_a_directory_of_wheels_pip_asks_nobody_else(layout, state, spec, tmp_path):
     """Neither the site's environment of pip nor the host's own configuration adds a place."""
     small_wheel(tmp_path / "wheels", "mine", "1.0")
     small_wheel(tmp_path / "elsewhere", "mine", "2.0")
@@ -575,7 +575,7 @@ def test_a_build_that_fails_leaves_its_log_and_nothing_else(layout, state, spec,
     with pytest.raises((releases.BuildError, ValueError), match=words):
         releases.Build(layout, state, dict(spec, **change)).run()
     assert os.listdir(layout.releases) == [] and state.releases == {}
-    assert os.listdir(os.path.join(spec["log_folder"], "builds")) == ["20260106T000000Z-0a1b2c3d0a.log"]
+    assert os.listdir(os.path.join(spec["log_dir"], "builds")) == ["20260106T000000Z-0a1b2c3d0a.log"]
     with open(os.path.join(layout.state, "audit.jsonl"), encoding="utf-8") as stream:
         assert json.loads(stream.readline())["event"] == "build_failed"
 
@@ -599,8 +599,8 @@ def test_code_has_the_releases_environment_and_nothing_of_ours(code, monkeypatch
         ["python", "-c", "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]))"],
         extra_env={"EXTRA": "1", "TZ": "UTC"},
     )
-    folder, environ = json.loads(done.stdout)
-    assert folder == os.path.join(code.path, "source")
+    directory, environ = json.loads(done.stdout)
+    assert directory == os.path.join(code.path, "source")
     assert (environ["DB_PASSWORD"], environ["TZ"], environ["EXTRA"]) == ('gehe"im', "UTC", "1")
     assert "OURS" not in environ and environ["PATH"].startswith(os.path.join(code.path, "venv/bin"))
 

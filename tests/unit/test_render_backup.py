@@ -49,12 +49,12 @@ def test_the_keeper_reaches_the_database_for_backups_and_not_for_restores():
 
 def test_the_database_host_knows_no_passphrase_where_another_one_keeps_the_backups():
     common, _stanza = config(
-        backup_repository_host="keeper",
-        backup_tls_peer="keeper",
-        backup_keeper=False,
+        backup_repository_host="backup_server",
+        backup_tls_peer="backup_server",
+        backup_server=False,
         backup_cipher_passphrase="secret",
     )
-    assert common["repo1-host"] == "keeper" and "repo1-cipher-pass" not in common and "repo1-path" not in common
+    assert common["repo1-host"] == "backup_server" and "repo1-cipher-pass" not in common and "repo1-path" not in common
 
 
 def server(**variables):
@@ -69,7 +69,7 @@ def server(**variables):
 
 
 def test_pgbackrests_server_writes_nothing_of_the_database_and_is_not_postgres():
-    unit = server(backup_keeper=False, backup_tls_peer="keeper", backup_tablespace_dirs=["/srv/postgresql"])
+    unit = server(backup_server=False, backup_tls_peer="backup_server", backup_tablespace_dirs=["/srv/postgresql"])
     assert unit["User"] == unit["Group"] == ["pgbackrest"] and "BindPaths" not in unit
     assert unit["CapabilityBoundingSet"] == unit["AmbientCapabilities"] == ["CAP_DAC_READ_SEARCH"]
     assert {"/var/lib/postgresql", "/run/postgresql", "/srv/postgresql"} < set(unit["BindReadOnlyPaths"])
@@ -87,7 +87,7 @@ def test_pgbackrests_server_writes_the_archive_of_the_repository_alone():
 
 def test_pgbackrests_server_has_no_way_out_by_proc():
     """Each of these settings would mount /proc, where another process of postgres leads to the host."""
-    for unit in (server(**REMOTE), server(backup_keeper=False, backup_tls_peer="keeper")):
+    for unit in (server(**REMOTE), server(backup_server=False, backup_tls_peer="backup_server")):
         assert unit["MountAPIVFS"] == ["no"] and "PrivateUsers" not in unit
         # The last one counts.
         last = {name: unit[name][-1] for name in ("ProtectProc", "ProcSubset")}
@@ -100,12 +100,12 @@ def test_pgbackrests_server_has_no_way_out_by_proc():
 
 def test_pgbackrests_server_makes_no_links_that_others_follow():
     """pgbackrest expire, outside of the unit, would empty a directory that the archive leads to."""
-    for unit in (server(**REMOTE), server(backup_keeper=False, backup_tls_peer="keeper")):
+    for unit in (server(**REMOTE), server(backup_server=False, backup_tls_peer="backup_server")):
         assert {"~symlink", "symlinkat", "mknod", "mknodat", "io_uring_setup"} <= set(unit["SystemCallFilter"])
 
 
 def test_pgbackrests_server_fills_nothing_of_its_host():
-    for unit in (server(**REMOTE), server(backup_keeper=False, backup_tls_peer="keeper")):
+    for unit in (server(**REMOTE), server(backup_server=False, backup_tls_peer="backup_server")):
         mounted = {value.split(":")[0]: value.split(":")[1].split(",") for value in unit["TemporaryFileSystem"]}
         assert set(mounted) == {"/run", "/run/shiftmaster-pgbackrest", "/tmp", "/dev/shm"} and "ro" in mounted["/run"]
         assert all({"size=1M", "nr_inodes=64"} < set(options) for options in mounted.values())
@@ -143,7 +143,9 @@ def test_the_unit_that_ends_a_restore_at_boot_comes_before_postgresql_and_is_not
     assert text.count("shiftmaster-backup undo\n") == 1
 
 
-@pytest.mark.parametrize("step", ["plan", "here", "scratch", "table", "received", "wal_anew", "files", "configuration"])
+@pytest.mark.parametrize(
+    "step", ["plan", "here", "scratch", "table", "received", "wal_again", "files", "configuration"]
+)
 def test_the_unit_of_each_step_of_a_restore_is_confined(tmp_path, step):
     template = tmp_path / "properties.j2"
     template.write_text("{{ __backup_restore_properties | join('|') }}")
@@ -171,7 +173,10 @@ def test_the_unit_of_each_step_of_a_restore_is_confined(tmp_path, step):
         ({}, ["shiftmaster-verify"]),
         ({"backup_databases": []}, []),
         (REMOTE, ["shiftmaster-verify"]),
-        ({"backup_keeper": False, "backup_tls_peer": "keeper", "backup_repository_host": "keeper"}, ["pgbackrest"]),
+        (
+            {"backup_server": False, "backup_tls_peer": "backup_server", "backup_repository_host": "backup_server"},
+            ["pgbackrest"],
+        ),
     ],
 )
 def test_a_restored_server_has_a_user_of_its_own_where_backups_are_verified(tmp_path, variables, users):
@@ -182,10 +187,10 @@ def test_a_restored_server_has_a_user_of_its_own_where_backups_are_verified(tmp_
     assert all(user["group"] == user["name"] and user["shell"] == "/usr/sbin/nologin" for user in found)
 
 
-def test_units_of_runs_know_where_figures_go_and_do_not_pile_up():
+def test_units_of_runs_know_where_metrics_go_and_do_not_pile_up():
     for name in ("backup.service.j2", "killed@.service.j2"):
-        text = render("backup", name, __backup_instance=" %i", inventory_hostname="h", backup_textfile_dir="/figures")
-        assert "\nEnvironment=SHIFTMASTER_BACKUP_TEXTFILE_DIR=/figures\n" in text
+        text = render("backup", name, __backup_instance=" %i", inventory_hostname="h", backup_textfile_dir="/metrics")
+        assert "\nEnvironment=SHIFTMASTER_BACKUP_TEXTFILE_DIR=/metrics\n" in text
         assert "\nCollectMode=inactive-or-failed\n" in text
 
 
@@ -201,12 +206,12 @@ def test_the_host_of_the_copy_outside_is_known_by_its_port(tmp_path):
     assert text.strip() == "[offsite.example.jp]:2222 ssh-ed25519 AAAA"
 
 
-def test_what_health_finds_becomes_figures():
+def test_what_health_finds_becomes_metrics():
     checks = [{"name": name, "status": name} for name in ("healthy", "warning", "critical", "unknown")]
     text = render("health", "health.prom.j2", __health_host={"report": {"checks": checks}}, now=datetime.datetime.now)
-    figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert figures.pop("shiftmaster_health_check_last_run_timestamp_seconds").isdigit()
-    assert figures == {
+    metrics = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert metrics.pop("shiftmaster_health_check_last_run_timestamp_seconds").isdigit()
+    assert metrics == {
         'shiftmaster_health_check_status{check="%s"}' % name: value
         for name, value in {"healthy": "0", "warning": "1", "critical": "2", "unknown": "2"}.items()
     }

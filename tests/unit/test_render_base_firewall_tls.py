@@ -134,15 +134,15 @@ def test_a_mirror_replaces_every_source():
 KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmDME\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n"
 
 
-@pytest.mark.parametrize("places", [{"base_apt_mirror": "file:/mnt/debian"}, {"base_apt_folder": "/srv/x"}])
-def test_apt_takes_everything_from_a_mirror_or_a_folder_that_is_signed(tmp_path, places):
+@pytest.mark.parametrize("places", [{"base_apt_mirror": "file:/mnt/debian"}, {"base_apt_dir": "/srv/x"}])
+def test_apt_takes_everything_from_a_mirror_or_a_directory_that_is_signed(tmp_path, places):
     """Read by the real apt, where there is one."""
-    text = render("base", "debian.sources.j2", **places, base_apt_folder_key=KEY)
-    folder = "base_apt_folder" in places
-    expected = ["file:/srv/x"] if folder else ["file:/mnt/debian", "file:/mnt/debian-security"]
+    text = render("base", "debian.sources.j2", **places, base_apt_dir_key=KEY)
+    directory = "base_apt_dir" in places
+    expected = ["file:/srv/x"] if directory else ["file:/mnt/debian", "file:/mnt/debian-security"]
     assert re.findall(r"^URIs: (.*)", text, re.M) == expected
-    # A mirror of Debian's archive is signed by Debian, whatever is said of a folder.
-    assert ("\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mDME\n" in text) is folder
+    # A mirror of Debian's archive is signed by Debian, whatever is said of a directory.
+    assert ("\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mDME\n" in text) is directory
     files = value("base", "__base_files_before_packages", ansible_check_mode=False, **places)
     assert [entry["wanted"] for entry in files if "/sources.list" in entry["dest"]] == [True, True]
     if shutil.which("apt-get"):
@@ -156,21 +156,21 @@ def test_apt_takes_everything_from_a_mirror_or_a_folder_that_is_signed(tmp_path,
         assert {line.rstrip("/") for line in said.stdout.split()} == set(expected)
 
 
-def test_what_is_wrong_with_a_folder_is_said_before_anything_changes(tmp_path):
+def test_what_is_wrong_with_a_directory_is_said_before_anything_changes(tmp_path):
     def problems(**variables):
         return " ".join(value("base", "__base_problems", **variables))
 
     (tmp_path / "Packages").write_text("")
-    source = {"base_apt_folder": "/srv/x", "base_apt_folder_src": str(tmp_path)}
+    source = {"base_apt_dir": "/srv/x", "base_apt_dir_src": str(tmp_path)}
     assert problems() == problems(base_apt_mirror="http://m") == ""
     assert "nothing vouches" in problems(**source)
-    assert "there is no InRelease" in problems(**source, base_apt_folder_key=KEY)
+    assert "there is no InRelease" in problems(**source, base_apt_dir_key=KEY)
     (tmp_path / "InRelease").write_text("")
-    assert problems(**source, base_apt_folder_key=KEY) == ""
+    assert problems(**source, base_apt_dir_key=KEY) == ""
     (tmp_path / "Packages").unlink()
-    assert "holds no file Packages" in problems(**source, base_apt_folder_key=KEY)
-    assert "both set" in problems(base_apt_folder="/srv/x", base_apt_folder_key=KEY, base_apt_mirror="http://m")
-    assert "does not say where" in problems(base_apt_folder_src=str(tmp_path))
+    assert "holds no file Packages" in problems(**source, base_apt_dir_key=KEY)
+    assert "both set" in problems(base_apt_dir="/srv/x", base_apt_dir_key=KEY, base_apt_mirror="http://m")
+    assert "does not say where" in problems(base_apt_dir_src=str(tmp_path))
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -300,7 +300,7 @@ def test_a_renewal_reaches_the_site_only_where_acme_is_its_source(mode):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_proof_asks_for_a_name_that_a_wildcard_covers():
+def test_the_verification_asks_for_a_name_that_a_wildcard_covers():
     assert value("tls", "__tls_name", tls_names=["*.shift.test"]) == "www.shift.test"
     assert value("tls", "__tls_name", tls_names=["shift.test", "*.shift.test"]) == "shift.test"
 
@@ -393,7 +393,7 @@ def test_what_is_read_of_a_host_never_holds_a_key(tmp_path):
         assert line not in done.stdout.decode()
 
 
-def test_who_reads_the_authorities_once_is_started_anew():
+def test_who_reads_the_authorities_once_is_started_again():
     """A probe that does not know the site's new authority tells WebsiteDown until it is."""
     tasks = yaml.safe_load((ROOT / "roles/base/tasks/certificates.yml").read_text(encoding="utf-8"))
     told = next(one for one in tasks if one["name"].endswith("Make the host trust them"))["notify"]

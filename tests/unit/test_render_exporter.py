@@ -311,15 +311,15 @@ def access_log_line(**values):
     known = {
         "time_iso8601": "2026-11-26T12:00:00+00:00",
         "msec": "1795694400.123",
-        "edge_request_id": "0" * 32,
+        "lb_request_id": "0" * 32,
         "remote_addr": "192.0.2.9",
         "request_method": "GET",
         "scheme": "https",
         "host": "shift.test",
         "server_port": "443",
-        "edge_log_path": "/shifts/",
+        "lb_log_path": "/shifts/",
         "server_protocol": "HTTP/2.0",
-        "edge_log_status": "200",
+        "lb_log_status": "200",
         "bytes_sent": "1000",
         "request_length": "300",
         "request_time": "0.150",
@@ -330,31 +330,31 @@ def access_log_line(**values):
         "ssl_protocol": "TLSv1.3",
         "ssl_cipher": "x",
         "http_user_agent": "Mozilla/5.0",
-        "edge_log_referer": "",
+        "lb_log_referer": "",
     }
     for name, text_value in values.items():
-        known[name] = text_value if name in ("request_time", "edge_log_status") else json.dumps(text_value)[1:-1]
+        known[name] = text_value if name in ("request_time", "lb_log_status") else json.dumps(text_value)[1:-1]
     return re.sub(r"\$(\w+)", lambda match: known[match[1]], "".join(re.findall(r"'([^']*)'", text)))
 
 
 ATTACK = '","method":"POST","scheme":"http","host":"x","port":"80","path":"/","protocol":"x","status":500,"bytes":1,'
 LINES = [
     access_log_line(),
-    access_log_line(server_port="80", edge_log_status="301", request_time="0.000", upstream_response_time=""),
+    access_log_line(server_port="80", lb_log_status="301", request_time="0.000", upstream_response_time=""),
     access_log_line(
-        server_port="8000", request_method="POST", edge_log_status="502", upstream_response_time="0.500, 1.200"
+        server_port="8000", request_method="POST", lb_log_status="502", upstream_response_time="0.500, 1.200"
     ),
-    access_log_line(server_port="8443", edge_log_status="504", request_time="31.000", upstream_response_time="-"),
+    access_log_line(server_port="8443", lb_log_status="504", request_time="31.000", upstream_response_time="-"),
     access_log_line(
-        server_port="9999", request_method="PROPFIND", edge_log_status="404", upstream_response_time="0.1 : 0.2"
+        server_port="9999", request_method="PROPFIND", lb_log_status="404", upstream_response_time="0.1 : 0.2"
     ),
-    access_log_line(edge_log_path="/a\"b\\c'", http_user_agent=ATTACK, host=ATTACK, edge_log_referer=ATTACK),
+    access_log_line(lb_log_path="/a\"b\\c'", http_user_agent=ATTACK, host=ATTACK, lb_log_referer=ATTACK),
     access_log_line(
-        request_method="", edge_log_status="400", server_protocol="", edge_log_path="", upstream_response_time=""
+        request_method="", lb_log_status="400", server_protocol="", lb_log_path="", upstream_response_time=""
     ),
-    access_log_line(request_method="X" * 500, edge_log_status="405"),
-    access_log_line(edge_log_path="/health/", edge_log_status="503"),
-    access_log_line(server_port="9999", edge_log_path="/roster/health/", edge_log_status="502"),
+    access_log_line(request_method="X" * 500, lb_log_status="405"),
+    access_log_line(lb_log_path="/health/", lb_log_status="503"),
+    access_log_line(server_port="9999", lb_log_path="/roster/health/", lb_log_status="502"),
     "no line of ours",
 ]
 
@@ -369,10 +369,10 @@ def counted(tmp_path_factory):
     program = shutil.which("mtail")
     if not program:
         pytest.skip("not run: there is no mtail (Debian's package of that name)")
-    folder = tmp_path_factory.mktemp("mtail")
-    (folder / "progs").mkdir()
-    (folder / "progs/nginx.mtail").write_text(render("nginx.mtail.j2", "mtail"), encoding="utf-8")
-    (folder / "log").write_text("".join(line + "\n" for line in LINES), encoding="utf-8")
+    directory = tmp_path_factory.mktemp("mtail")
+    (directory / "progs").mkdir()
+    (directory / "progs/nginx.mtail").write_text(render("nginx.mtail.j2", "mtail"), encoding="utf-8")
+    (directory / "log").write_text("".join(line + "\n" for line in LINES), encoding="utf-8")
     done = subprocess.run(
         [
             program,
@@ -381,8 +381,8 @@ def counted(tmp_path_factory):
             "--emit_prog_label=false",
             "--address=127.0.0.1",
             "--port=0",
-            f"--progs={folder}/progs",
-            f"--logs={folder}/log",
+            f"--progs={directory}/progs",
+            f"--logs={directory}/log",
         ],
         capture_output=True,
         text=True,
@@ -451,8 +451,8 @@ def test_events_are_counted_by_level_and_each_program_reads_its_own_logs(tmp_pat
     if not program:
         pytest.skip("not run: there is no mtail (Debian's package of that name)")
     logs = tmp_path / "logs.d"
-    for folder in (logs, tmp_path / "progs"):
-        folder.mkdir()
+    for directory in (logs, tmp_path / "progs"):
+        directory.mkdir()
     for name in ("nginx", "application"):
         text = render(f"{name}.mtail.j2", "mtail", exporter_mtail_application_log_dir=str(logs))
         (tmp_path / "progs" / f"{name}.mtail").write_text(text, encoding="utf-8")

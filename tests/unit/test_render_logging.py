@@ -11,7 +11,7 @@ import yaml
 from ansible.template import trust_as_template
 from logstash_model import read
 from rendered import ROOT, masks, render, templar
-from strange_options import names, strange_options
+from unknown_options import names, unknown_options
 
 SECRET = "a-secret-of-the-test"
 PASSWORDS = {f"elasticsearch_{name}_password": SECRET + name for name in ("admin", "writer", "kibana", "canary")}
@@ -45,7 +45,7 @@ def test_every_option_that_a_role_writes_is_one_of_this_version(role):
     known = variables_of(role)[options]
     for more in ({}, {"elasticsearch_nodes": {"host1": "192.0.2.1", "host2": "192.0.2.2"}}):
         found = asked(role, settings, filebeat_files=FILES, filebeat_journal_units=["a.service"], **more)
-        assert list(names(found)) and strange_options(found, known) == []
+        assert list(names(found)) and unknown_options(found, known) == []
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_every_option_that_a_role_writes_is_one_of_this_version(role):
 def test_an_option_that_is_gone_or_misspelt_is_refused(role, name, said):
     found = variables_of(role)
     settings, options = SETTINGS[role]
-    (sentence,) = strange_options({name: 1}, found[options], found[options + "_gone"])
+    (sentence,) = unknown_options({name: 1}, found[options], found[options + "_gone"])
     assert name in sentence and said in sentence
 
 
@@ -84,7 +84,7 @@ def test_the_guides_own_filebeat_is_refused():
         ],
         "output.logstash": {"hosts": ["logstash:5044"]},
     }
-    (sentence,) = strange_options(guide, found["__filebeat_options"], found["__filebeat_options_gone"])
+    (sentence,) = unknown_options(guide, found["__filebeat_options"], found["__filebeat_options_gone"])
     assert sentence == "filebeat.inputs.multiline.pattern is gone: parsers: - multiline:"
 
 
@@ -220,9 +220,9 @@ def test_each_user_has_one_role_and_a_password_of_its_own():
     assert len({user["password"] for user in users}) == 4
 
 
-def test_what_is_proven_of_the_writer():
-    proven = asked("elasticsearch", "__elasticsearch_proven", elasticsearch_environment="demo", **PASSWORDS)
-    writer = proven[0]
+def test_what_is_verified_of_the_writer():
+    verified = asked("elasticsearch", "__elasticsearch_verified", elasticsearch_environment="demo", **PASSWORDS)
+    writer = verified[0]
     assert writer["name"] == "shiftmaster_writer"
     streams = set(writer["has"])
     assert "logs-shiftmaster.audit-demo" in streams and len(streams) == 8
@@ -232,8 +232,8 @@ def test_what_is_proven_of_the_writer():
 
 
 def test_the_canary_reads_its_own_lines_and_nobody_elses():
-    proven = asked("elasticsearch", "__elasticsearch_proven", elasticsearch_environment="demo", **PASSWORDS)
-    canary = proven[1]
+    verified = asked("elasticsearch", "__elasticsearch_verified", elasticsearch_environment="demo", **PASSWORDS)
+    canary = verified[1]
     assert canary["name"] == "shiftmaster_canary" and set(canary["has"]) == {
         "logs-shiftmaster.canary-demo", "shiftmaster-ignored"
     }  # fmt: skip
@@ -434,7 +434,7 @@ def test_units_are_hardened_and_may_write_where_they_have_to(role):
         assert f"ReadWritePaths=/var/lib/{role}" in text
 
 
-def test_filebeats_folders_are_made_by_its_unit():
+def test_filebeats_directories_are_made_by_its_unit():
     """Its package has none, and a path that is to be written and is not there ends the unit before it begins."""
     text = render("filebeat", "drop-in.conf.j2")
     assert "StateDirectory=filebeat\n" in text and "LogsDirectory=filebeat\n" in text
@@ -487,8 +487,8 @@ def test_logstashs_own_check_is_run_as_the_service_and_writes_nowhere_else():
         assert command[command.index(option) + 1].startswith("{work}/")
 
 
-def test_logstash_runs_the_pipeline_with_its_workers_or_is_not_proven():
-    (answer,) = swapped("logstash")["proof"]["answers"]
+def test_logstash_runs_the_pipeline_with_its_workers_or_is_not_verified():
+    (answer,) = swapped("logstash")["verify"]["answers"]
     assert answer["path"] == ["pipelines", "shiftmaster", "workers"] and answer["url"].endswith("/_node/pipelines")
     assert asked("logstash", answer["value"].strip("{} "), logstash_workers=3) == "3"
 

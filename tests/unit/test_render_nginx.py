@@ -199,7 +199,7 @@ def test_application_hosts_are_asked_by_verified_tls():
     assert values(public, "proxy_ssl_verify") == [["on"]]
     assert values(public, "proxy_ssl_name") == [["app.shiftmaster.internal"]]
     assert set(re.findall(r"proxy_pass (\S+);", render("site.conf.j2", **FLEET))) == {
-        "https://edge_app", "http://local_app"
+        "https://lb_app", "http://local_app"
     }  # fmt: skip
 
 
@@ -208,8 +208,8 @@ def test_the_local_listener_answers_the_web_servers_by_tls_whoever_they_name_as_
     assert ["8443", "ssl"] in values(block, "listen")
     assert values(block, "ssl_certificate") == [["/etc/ssl/shiftmaster/host.crt"]]
     assert values(block, "allow") == [], "allow goes by the address that a proxy names"
-    assert [words[1] for words, _block in block if words[0] == "if"][0] == "($edge_local_allowed"
-    assert "geo $realip_remote_addr $edge_local_allowed" in render("site.conf.j2")
+    assert [words[1] for words, _block in block if words[0] == "if"][0] == "($lb_local_allowed"
+    assert "geo $realip_remote_addr $lb_local_allowed" in render("site.conf.j2")
 
 
 def test_every_block_with_a_header_has_the_security_headers():
@@ -239,8 +239,8 @@ def test_host_of_the_local_listener_can_be_fixed():
 
 
 def test_hsts_can_be_off():
-    assert "max-age=31536000" in re.search(r"map \$https \$edge_hsts \{.*?\}", render("site.conf.j2"), re.S)[0]
-    off = re.search(r"map \$https \$edge_hsts \{.*?\}", render("site.conf.j2", nginx_hsts_max_age_seconds=0), re.S)[0]
+    assert "max-age=31536000" in re.search(r"map \$https \$lb_hsts \{.*?\}", render("site.conf.j2"), re.S)[0]
+    off = re.search(r"map \$https \$lb_hsts \{.*?\}", render("site.conf.j2", nginx_hsts_max_age_seconds=0), re.S)[0]
     assert "max-age" not in off
 
 
@@ -255,8 +255,8 @@ def test_static_files_are_looked_for_in_the_given_order_and_not_remembered():
     inner = next(inner for name, inner in locations(servers()["443"]).items() if "/static/" in name)
     assert values(inner, "try_files") == [
         [
-            "/var/www/shiftmaster/active/release/static/$edge_static_file",
-            "/var/www/shiftmaster/shared/static/$edge_static_file",
+            "/var/www/shiftmaster/active/release/static/$lb_static_file",
+            "/var/www/shiftmaster/shared/static/$lb_static_file",
             "=404",
         ]
     ]
@@ -291,8 +291,8 @@ def redirects(**variables):
 
 def test_redirects_lead_to_names_of_the_site_only():
     targets, text = redirects(nginx_server_names=["shift.test", "*.shift.test", "~^x"], nginx_https_redirect_port=8443)
-    assert targets == ["https://$edge_redirect_host:8443$request_uri"] * 2
-    assert re.search(r"map \$host \$edge_redirect_host \{\s+default shift\.test;\s+shift\.test shift\.test;\s+\}", text)
+    assert targets == ["https://$lb_redirect_host:8443$request_uri"] * 2
+    assert re.search(r"map \$host \$lb_redirect_host \{\s+default shift\.test;\s+shift\.test shift\.test;\s+\}", text)
     for names in ([], ["*.shift.test"]):
         targets, text = redirects(nginx_server_names=names)
         assert targets == [] and "return 400;" in text
@@ -322,7 +322,7 @@ def test_requests_of_an_address_are_limited_on_the_public_site_alone():
 def test_the_content_security_policy_is_reported_first(enforced):
     text = render("site.conf.j2", nginx_header_content_security_policy_enforced=enforced)
     name = "Content-Security-Policy" + ("" if enforced else "-Report-Only")
-    assert set(re.findall(r"add_header (\S+) \$edge_content_security_policy always", text)) == {name}
+    assert set(re.findall(r"add_header (\S+) \$lb_content_security_policy always", text)) == {name}
 
 
 # What pages load: of the published application (its last commit), and of the examples here.
@@ -341,7 +341,7 @@ LOADED = [
 
 def test_the_policy_lets_the_applications_pages_work_and_nothing_else():
     text = render("site.conf.j2")
-    policy = re.search(r'\$edge_content_security_policy \{\s+default "";\s+"" "([^"]+)"', text)[1]
+    policy = re.search(r'\$lb_content_security_policy \{\s+default "";\s+"" "([^"]+)"', text)[1]
     allowed = {words[0]: words[1:] for words in (part.split() for part in policy.split(";"))}
     for kind, url in LOADED:
         assert "/".join(url.split("/")[:3]) in allowed[kind], url
@@ -438,7 +438,7 @@ def test_a_time_alone_is_its_next_one_on_the_host(text, end):
     assert page["until"] == end
 
 
-# --- figures for Prometheus -----------------------------------------------------------------------------------------
+# --- metrics for Prometheus -----------------------------------------------------------------------------------------
 
 SOCKET = "unix:/var/www/shiftmaster/active/socket"
 METRICS = {
@@ -480,7 +480,7 @@ def test_what_the_metrics_listener_asks_takes_it_for_its_own_host():
 
 
 @pytest.mark.parametrize("listen", ["443", "127.0.0.1:8000"])
-def test_figures_are_hidden_from_everybody_else(listen):
+def test_metrics_are_hidden_from_everybody_else(listen):
     found = locations(servers(**METRICS)[listen])
     for path in ("/metrics", "/shiftmaster/metrics", "/mtail/metrics"):
         for name in (f"= {path}", f"^~ {path}/"):

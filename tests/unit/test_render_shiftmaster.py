@@ -47,10 +47,10 @@ def unit(template, **variables):
 
 
 @pytest.mark.parametrize("kind", ["web", "worker", "beat"])
-def test_units_of_a_colour(kind):
+def test_units_of_a_slot(kind):
     parser, text = unit(f"shiftmaster-{kind}@.service.j2")
     service = parser["Service"]
-    assert "Install" not in parser, "a colour must not be enabled"
+    assert "Install" not in parser, "a slot must not be enabled"
     assert service["EnvironmentFile"].endswith("env")
     assert service["User"] == "shiftmaster" and service["ProtectSystem"] == "strict"
     assert service["ReadWritePaths"].split() == ["/var/log/shiftmaster", "/var/www/shiftmaster/shared/media"]
@@ -146,7 +146,7 @@ def test_umbrella_is_enabled_and_goes_through_the_tool():
 
 
 def test_gunicorn_settings_are_python(monkeypatch):
-    monkeypatch.setenv("SHIFTMASTER_COLOUR", "green")
+    monkeypatch.setenv("SHIFTMASTER_SLOT", "green")
     text = render("gunicorn.conf.py.j2", shiftmaster_web_threads=7)
     found = {}
     exec(text.replace("from gunicorn import glogging", "").replace("glogging.Logger", "object"), found)
@@ -181,7 +181,7 @@ def test_every_log_that_the_templates_name_is_created_by_root():
 
 
 @pytest.mark.parametrize("kind", ["web", "worker"])
-def test_a_folder_of_metrics_that_cannot_be_made_keeps_no_unit_from_starting(kind):
+def test_a_directory_of_metrics_that_cannot_be_made_keeps_no_unit_from_starting(kind):
     _parser, text = unit(f"shiftmaster-{kind}@.service.j2")
     [line] = [line for line in text.splitlines() if line.startswith("ExecStartPre=")]
     assert line == "ExecStartPre=-+/usr/bin/systemd-tmpfiles --create /etc/tmpfiles.d/shiftmaster.conf"

@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent
 
 @functools.cache
 def files(*patterns):
-    """What is or would be committed; folders are given as "name/"."""
+    """What is or would be committed; directories are given as "name/"."""
     result = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *patterns],
         cwd=ROOT,
@@ -69,10 +69,10 @@ def load(path):
 
 
 def test_pinned_collections_are_those_of_the_ansible_package():
-    folders = importlib.util.find_spec("ansible_collections").submodule_search_locations
+    directories = importlib.util.find_spec("ansible_collections").submodule_search_locations
     absent = []
     for pin in load(ROOT / "requirements.yml")["collections"]:
-        manifests = [Path(folder, *pin["name"].split("."), "MANIFEST.json") for folder in folders]
+        manifests = [Path(directory, *pin["name"].split("."), "MANIFEST.json") for directory in directories]
         manifest = next((path for path in manifests if path.exists()), None)
         if manifest is None:
             absent.append(pin["name"])
@@ -132,7 +132,7 @@ def test_vaults_are_encrypted_or_made_anew_for_each_installation():
 SECRET_NAME = r"(?:password|passphrase|secret|private_key|api_key|token|credential)s?"
 # A name that says secret but stands for something else: a file's name, a switch, a count.
 HARMLESS = re.compile(
-    r"_(file|path|dir|folder|days|seconds|length|mode|owner|group|encryption|method|enabled|user|name|logging|type)$"
+    r"_(file|path|dir|directory|days|seconds|length|mode|owner|group|encryption|method|enabled|user|name|logging|type)$"
     r"|^(update_password|secure_logging|server_tokens)$"
 )
 
@@ -171,9 +171,9 @@ def expressions(value):
 
 def hides_itself(task, role):
     """A module of this repository that marks each secret argument `no_log` may show its difference."""
-    for folder in (ROOT / "library").iterdir():
+    for directory in (ROOT / "library").iterdir():
         for name, arguments in task.items():
-            source = folder / f"{name}.py"
+            source = directory / f"{name}.py"
             if isinstance(arguments, dict) and source.exists():
                 secret = [key for key in arguments if speaks_of_secrets(key)]
                 marked = [re.search(rf"\b{key}\W+(?:dict\(|{{)[^)}}]*no_log\W+True", text_of(source)) for key in secret]
@@ -271,14 +271,14 @@ def test_every_playbook_is_one_to_ansible_lint():
 
 
 @offenders.each(lambda: sorted({path.parent for path in files("inventory/**/hosts.yml")}), relative)
-def test_inventory_is_topology_with_its_environment(folder):
-    inventory, environment = inventories.parsed(folder), folder.name
+def test_inventory_is_topology_with_its_environment(directory):
+    inventory, environment = inventories.parsed(directory), directory.name
     direct = {host.name for host in inventory.groups[environment].hosts}
     assert set(inventory.hosts) == direct, "hosts stand directly under the environment"
-    raw = load(folder / "hosts.yml")["all"]["children"]
+    raw = load(directory / "hosts.yml")["all"]["children"]
     assert raw[environment]["vars"]["ansible_group_priority"] == 10
-    assert not (folder / "group_vars").exists()
-    assert not (folder / "host_vars").exists()
+    assert not (directory / "group_vars").exists()
+    assert not (directory / "host_vars").exists()
 
 
 def tasks_files():
@@ -342,7 +342,7 @@ def test_every_scenario_has_its_step():
     scenarios = {path.parent.name for path in files("molecule/*/molecule.yml")}
     assert {step["name"] for step in steps if "run" not in step} == scenarios
     assert [step["name"] for step in steps if not step.get("proves")] == []
-    labels = {"executed on the real package", "executed on a stand-in", "schema-checked"}
+    labels = {"executed on the real package", "executed on a stub", "schema-checked"}
     assert {step["label"] for step in steps} <= labels
     names = [step["name"] for step in steps]
     assert len(names) == len(set(names))

@@ -18,7 +18,7 @@ STEPS = """areas:
 steps:
   - {name: good, proves: a | b, label: schema-checked, suites: [test, all], expected: 1, covers: [*code],
      run: touch good.ran; echo "1 passed in 0.10s"}
-  - {name: late, proves: c, label: executed on a stand-in, covers: [late/*], run: touch late.ran; test -e fixed}
+  - {name: late, proves: c, label: executed on a stub, covers: [late/*], run: touch late.ran; test -e fixed}
   - {name: part, proves: d, label: schema-checked, suites: [test], samples: [late], expected: 3, run: touch part.ran}
 """
 

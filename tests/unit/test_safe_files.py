@@ -149,9 +149,9 @@ def test_an_owner_is_changed_of_the_tree_alone(theirs):
     (tree / "below").mkdir(parents=True)
     (tree / "below" / "file").write_text("")
     (tree / "link").symlink_to(secret(theirs))
-    (tree / "folder").symlink_to(theirs.parent)
+    (tree / "directory").symlink_to(theirs.parent)
     safe_files.change_owner(str(tree), 65534, 65534)
-    assert {os.lstat(tree / one).st_uid for one in ("", "below", "below/file", "link", "folder")} == {65534}
+    assert {os.lstat(tree / one).st_uid for one in ("", "below", "below/file", "link", "directory")} == {65534}
     assert os.stat(secret(theirs)).st_uid == 0 and os.stat(theirs.parent).st_uid == 0
     os.link(secret(theirs), tree / "hard")
     with pytest.raises(UnsafePathError):

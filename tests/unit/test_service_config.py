@@ -14,7 +14,7 @@ import time
 import pytest
 import service_config as sc
 from ansible.module_utils.shiftmaster.host import configuration, points, units, webconfig
-from ansible.module_utils.shiftmaster.monitoring import figures
+from ansible.module_utils.shiftmaster.monitoring import metrics
 
 ME, MINE = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
 OLD, NEW = "value: 1\n", "value: 2\n"
@@ -23,10 +23,10 @@ TARGETS = "http://127.0.0.1:1/targets"
 
 
 class Host:
-    """A unit that reads one file, as systemd and the service's own figures show it."""
+    """A unit that reads one file, as systemd and the service's own metrics show it."""
 
-    def __init__(self, folder):
-        self.file = folder / "etc" / "service.yml"
+    def __init__(self, directory):
+        self.file = directory / "etc" / "service.yml"
         self.active, self.enabled, self.there = True, True, True
         self.invocation, self.started, self.restarts = "one", time.time(), 0
         self.loaded, self.loaded_at, self.successful = None, 0.0, 1
@@ -119,7 +119,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(configuration, "NOTES", str(tmp_path / "run"))
     monkeypatch.setattr(sc, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(sc, "DISCOVERY_SECONDS", 0.0)
-    monkeypatch.setattr(figures, "get", host.get)
+    monkeypatch.setattr(metrics, "get", host.get)
     return host
 
 
@@ -128,7 +128,7 @@ def apply(host, run_module):
     def entry(path, content, **more):
         return dict({"path": str(path), "content": content, "owner": ME, "group": MINE}, **more)
 
-    def apply(content=NEW, check_mode=False, proof=None, **parameters):
+    def apply(content=NEW, check_mode=False, verify=None, **parameters):
         files = [entry(host.file, content)] + [entry(*more) for more in parameters.pop("more_files", [])]
         return run_module(
             sc,
@@ -136,7 +136,7 @@ def apply(host, run_module):
             unit="example.service",
             root=str(host.file.parent),
             files=files,
-            proof=dict(
+            verify=dict(
                 {
                     "url": URL,
                     "metric": "ok",
@@ -144,7 +144,7 @@ def apply(host, run_module):
                     "timeout_seconds": 1,
                     "start_timeout_seconds": 1,
                 },
-                **(proof or {}),
+                **(verify or {}),
             ),
             **parameters,
         )
@@ -198,7 +198,7 @@ def test_a_stopped_unit_is_started_and_a_disabled_one_enabled(apply, host):
     assert host.active
 
 
-def test_a_reload_that_the_service_refused_is_put_back(apply, host):
+def test_a_reload_that_the_service_refused_is_reverted(apply, host):
     host.refuses = (NEW,)
     result = apply()
     assert result["failed"] and "ok is 0 instead of 1" in result["msg"] and "it logged this" in result["msg"]
@@ -225,17 +225,17 @@ def test_a_service_that_ends_again_and_again_is_seen_at_once(apply, host, monkey
     began = time.monotonic()
     monkeypatch.setattr(sc, "unit_facts", lambda unit: dict(host.facts(unit), NRestarts=next(count)))
     count = iter(map(str, range(100)))
-    result = apply(proof={"timeout_seconds": 60})
+    result = apply(verify={"timeout_seconds": 60})
     assert result["failed"] and "again and again" in result["msg"] and time.monotonic() - began < 20
 
 
 def test_a_certificate_of_another_authority_is_not_waited_for(apply, host, monkeypatch):
     def get(*_arguments):
-        raise figures.Untrusted("unable to get local issuer certificate")
+        raise metrics.Untrusted("unable to get local issuer certificate")
 
-    monkeypatch.setattr(figures, "get", get)
+    monkeypatch.setattr(metrics, "get", get)
     began = time.monotonic()
-    result = apply(proof={"timeout_seconds": 60})
+    result = apply(verify={"timeout_seconds": 60})
     assert result["failed"] and "local issuer certificate" in result["msg"]
     # The way back sees no more than the way there, and says so.
     assert "back in place, but: " in result["msg"] and time.monotonic() - began < 20
@@ -365,12 +365,12 @@ def test_a_copy_follows_its_file_and_is_never_shown(apply, host, tmp_path):
         assert not apply(OLD, copies=[wanted])["changed"]
 
 
-def test_unknown_files_of_a_managed_folder_go(apply, host):
-    folder = host.file.parent
-    (folder / "old.yml").write_text("")
-    (folder / "kept.txt").write_text("")
-    result = apply(OLD, managed=[{"directory": str(folder), "pattern": "*.yml"}])
-    assert result["action"] == "reload" and sorted(os.listdir(folder)) == ["kept.txt", "service.yml"]
+def test_unknown_files_of_a_managed_directory_go(apply, host):
+    directory = host.file.parent
+    (directory / "old.yml").write_text("")
+    (directory / "kept.txt").write_text("")
+    result = apply(OLD, managed=[{"directory": str(directory), "pattern": "*.yml"}])
+    assert result["action"] == "reload" and sorted(os.listdir(directory)) == ["kept.txt", "service.yml"]
 
 
 def test_modes_and_owners_are_kept(apply, host):
@@ -384,16 +384,16 @@ def test_modes_and_owners_are_kept(apply, host):
 
 
 def test_checks_see_the_new_set_and_paths_that_lead_to_it(apply, host):
-    folder = host.file.parent
-    (folder / "alerts").mkdir()
-    (folder / "alerts" / "gone.yml").write_text("")
-    content = f"rules: {folder}/alerts/new.yml\nother: /x{folder}/alerts/new.yml\n"
+    directory = host.file.parent
+    (directory / "alerts").mkdir()
+    (directory / "alerts" / "gone.yml").write_text("")
+    content = f"rules: {directory}/alerts/new.yml\nother: /x{directory}/alerts/new.yml\n"
     script = 'grep -q "^rules: $0/alerts/new.yml$" "$0/service.yml" && test "$(ls "$0/alerts")" = new.yml'
-    script += f' && grep -q "^other: /x{folder}/" "$0/service.yml" && test -e "{folder}/alerts/gone.yml"'
+    script += f' && grep -q "^other: /x{directory}/" "$0/service.yml" && test -e "{directory}/alerts/gone.yml"'
     result = apply(
         content,
-        more_files=[(folder / "alerts/new.yml", "x")],
-        managed=[{"directory": str(folder / "alerts"), "pattern": "*.yml"}],
+        more_files=[(directory / "alerts/new.yml", "x")],
+        managed=[{"directory": str(directory / "alerts"), "pattern": "*.yml"}],
         checks=[["sh", "-c", script, "{root}"]],
     )
     assert result.get("msg", "") == "" and result["checked"]
@@ -402,13 +402,13 @@ def test_checks_see_the_new_set_and_paths_that_lead_to_it(apply, host):
 
 
 def test_a_start_is_waited_for_as_long_as_it_may_take(apply, host):
-    apply(apply="restart", proof={"start_timeout_seconds": 300})
+    apply(apply="restart", verify={"start_timeout_seconds": 300})
     assert host.timeouts["restart"] > 300
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may be somebody else")
 def test_checks_run_as_somebody_who_sees_the_set_but_not_its_secrets(apply, host, tmp_path, public_dir, monkeypatch):
-    """As the service's user, in a folder of its own; Logstash refuses root."""
+    """As the service's user, in a directory of its own; Logstash refuses root."""
     secret = host.file.parent / "secrets.env"
     own = host.file.parent / "own.key"
     own.write_text("for root")
@@ -511,23 +511,23 @@ def test_named_files_in_all_spellings():
 
 def test_a_target_that_the_new_set_loses_puts_it_back(apply, host):
     host.targets = {"app1": lambda text: "down" if text == NEW else "up", "app2": "up"}
-    result = apply(proof={"targets_url": TARGETS})
+    result = apply(verify={"targets_url": TARGETS})
     assert result["failed"] and "node app1 (connection refused)" in result["msg"] and "app2" not in result["msg"]
     assert host.loaded == OLD
 
 
 def test_targets_that_were_down_before_or_are_no_longer_asked_do_not_count(apply, host):
     host.targets = {"app1": "down"}
-    assert apply(proof={"targets_url": TARGETS})["changed"]
+    assert apply(verify={"targets_url": TARGETS})["changed"]
     before = {("a", "x"): {"health": "up"}, ("a", "y"): {"health": "up"}, ("a", "z"): {"health": "down"}}
     now = {("a", "x"): {"health": "unknown", "scraped": 0}, ("a", "z"): {"health": "down", "scraped": 9}}
-    assert set(figures.lost(before, now, 5)) == {("a", "x")}
+    assert set(metrics.lost(before, now, 5)) == {("a", "x")}
 
 
 def test_a_target_is_up_only_when_it_was_asked_again(apply, host):
     """A reload with a wrong password leaves its health as it was until then."""
     host.targets, host.unasked = {"app1": "up", "app2": "up"}, ("app1",)
-    result = apply(proof={"targets_url": TARGETS})
+    result = apply(verify={"targets_url": TARGETS})
     assert result["failed"] and "node app1" in result["msg"] and "app2" not in result["msg"]
 
 
@@ -535,25 +535,25 @@ def test_the_new_targets_are_waited_for(apply, host, monkeypatch):
     """Right after a reload the targets of before are still there, and up."""
     host.targets = {"app1": lambda text: "down" if text == NEW and time.time() > host.loaded_at + 0.5 else "up"}
     monkeypatch.setattr(sc, "DISCOVERY_SECONDS", 1.0)
-    assert "app1" in apply(proof={"targets_url": TARGETS})["msg"]
+    assert "app1" in apply(verify={"targets_url": TARGETS})["msg"]
 
 
 def test_a_page_that_is_open_to_strangers_is_not_what_was_asked_for(apply, host):
-    result = apply(proof={"closed": True})
+    result = apply(verify={"closed": True})
     assert result["failed"] and "answers 200 to a stranger" in result["msg"] and host.loaded == OLD
 
 
 def test_an_answer_must_hold_the_value(apply, host, monkeypatch):
     answer = {"url": "http://127.0.0.1:1/flags", "path": ["data", "retention"], "value": "62d"}
     monkeypatch.setattr(
-        figures,
+        metrics,
         "get",
         lambda url, *more: (200, '{"data": {"retention": "15d"}}') if "flags" in url else host.get(url, *more),
     )
-    result = apply(proof={"answers": [answer]})
+    result = apply(verify={"answers": [answer]})
     assert result["failed"] and "data.retention is 15d instead of 62d" in result["msg"]
     answer["value"] = "15d"
-    assert apply(proof={"answers": [answer]})["changed"]
+    assert apply(verify={"answers": [answer]})["changed"]
 
 
 def test_a_new_password_is_no_reason_to_lose_sight_of_the_targets(apply, host, monkeypatch):
@@ -572,7 +572,7 @@ def test_a_new_password_is_no_reason_to_lose_sight_of_the_targets(apply, host, m
     users = [{"name": "admin", "password": "new-password"}]
     result = apply(
         web_config={"path": str(web), "users": users, "owner": ME, "group": MINE, "cost": 4},
-        proof={"user": "admin", "password": "new-password", "targets_url": TARGETS},
+        verify={"user": "admin", "password": "new-password", "targets_url": TARGETS},
     )
     assert result["failed"] and "app1" in result["msg"]
 
@@ -581,21 +581,21 @@ def test_a_new_password_is_no_reason_to_lose_sight_of_the_targets(apply, host, m
 
 
 def test_no_secret_and_no_hash_is_shown(apply, host):
-    folder = host.file.parent
+    directory = host.file.parent
     web = {
-        "path": str(folder / "web.yml"),
+        "path": str(directory / "web.yml"),
         "users": [{"name": "admin", "password": "correct-horse"}],
         "owner": ME,
         "group": MINE,
         "cost": 4,
     }
-    secrets = [apply.entry(folder / "scrape", "battery-staple")]
+    secrets = [apply.entry(directory / "scrape", "battery-staple")]
     result = apply(OLD, web_config=web, secrets=secrets)
     assert result["changed"]
-    hashed = webconfig.users_of((folder / "web.yml").read_text())["admin"]
+    hashed = webconfig.users_of((directory / "web.yml").read_text())["admin"]
     shown = json.dumps({key: value for key, value in result.items() if key != "invocation"})
     assert hashed not in shown and "battery-staple" not in shown and "correct-horse" not in shown
-    assert stat.S_IMODE((folder / "scrape").stat().st_mode) == 0o640
+    assert stat.S_IMODE((directory / "scrape").stat().st_mode) == 0o640
     assert not apply(OLD, web_config=web, secrets=secrets)["changed"]
     web["users"][0]["password"] = "another-horse"
     changed = apply(OLD, web_config=web, secrets=secrets)
@@ -658,26 +658,28 @@ def test_the_web_configuration_is_yaml_that_means_what_was_said():
 
 def test_metrics_are_read_by_name():
     text = '# HELP up x\nup_more 5\nup{a="1"} 0\nup{a="2"} 1.5e+09\nreload_seconds 1.7322e+09\nbad x\n'
-    assert figures.value_of(text, "up") == 0
-    assert figures.value_of(text, 'up{a="2"}') == 1.5e9
-    assert figures.value_of(text, "reload_seconds") == 1.7322e9
-    assert figures.value_of(text, "reload") is None and figures.value_of(text, "bad") is None
+    assert metrics.value_of(text, "up") == 0
+    assert metrics.value_of(text, 'up{a="2"}') == 1.5e9
+    assert metrics.value_of(text, "reload_seconds") == 1.7322e9
+    assert metrics.value_of(text, "reload") is None and metrics.value_of(text, "bad") is None
 
 
 def test_durations_and_targets():
-    assert [figures.seconds_of(text) for text in ("15s", "1m30s", "500ms", "")] == [15, 90, 0.5, 0]
+    assert [metrics.seconds_of(text) for text in ("15s", "1m30s", "500ms", "")] == [15, 90, 0.5, 0]
     target = {"labels": {"job": "j", "instance": "i"}, "health": "down", "scrapeInterval": "5s", "lastScrape": ""}
     answer = json.dumps({"data": {"activeTargets": [target, dict(target, health="up"), target]}})
-    assert figures.targets_of(answer) == {("j", "i"): {"health": "up", "error": "", "interval": 5.0, "scraped": 0.0}}
-    assert figures.targets_of("no json") == {}
+    assert metrics.targets_of(answer) == {("j", "i"): {"health": "up", "error": "", "interval": 5.0, "scraped": 0.0}}
+    assert metrics.targets_of("no json") == {}
 
 
 def test_gos_time_is_that_of_the_host():
-    assert figures.moment_of("2026-11-26T12:22:42.647422001Z") == pytest.approx(1795695762.647422, abs=1e-6)
+    assert metrics.timestamp_of("2026-11-26T12:22:42.647422001Z") == pytest.approx(1795695762.647422, abs=1e-6)
     assert (
-        figures.moment_of("2026-11-26T21:22:42+09:00") == figures.moment_of("2026-11-26T09:22:42-03:00") == 1795695762
+        metrics.timestamp_of("2026-11-26T21:22:42+09:00")
+        == metrics.timestamp_of("2026-11-26T09:22:42-03:00")
+        == 1795695762
     )
-    assert figures.moment_of("0001-01-01T00:00:00Z") == figures.moment_of("") == 0
+    assert metrics.timestamp_of("0001-01-01T00:00:00Z") == metrics.timestamp_of("") == 0
 
 
 def test_systemds_time():

@@ -1,4 +1,4 @@
-"""shiftmaster_dump's decisions, and its order of steps with stand-ins for PostgreSQL's tools.
+"""shiftmaster_dump's decisions, and its order of steps with stubs for PostgreSQL's tools.
 
 What the real tools do with a real database is a scenario's matter.
 """
@@ -24,7 +24,7 @@ DATABASE = {
     "sslrootcert": "",
 }
 PASSWORD = "s3cret"
-# Each stand-in writes down how it was called; what it does besides is in a file beside it.
+# Each stub writes down how it was called; what it does besides is in a file beside it.
 TOOL = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$(dirname "$0")/calls"
 case "$(tr '\\0' ' ' < /proc/$$/cmdline)" in *s3cret*) echo leaked >> "$(dirname "$0")/calls";; esac
@@ -35,16 +35,16 @@ test "$PGPASSWORD" = s3cret || echo nopassword >> "$(dirname "$0")/calls"
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
-    """Put stand-ins in place that work; returns a callable that makes one do something else."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
+    """Put stubs in place that work; returns a callable that makes one do something else."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
 
     def does(tool, text):
-        (folder / (tool + ".does")).write_text(text)
+        (directory / (tool + ".does")).write_text(text)
 
     for tool in dump.TOOLS:
-        (folder / tool).write_text(TOOL)
-        (folder / tool).chmod(0o755)
+        (directory / tool).write_text(TOOL)
+        (directory / tool).chmod(0o755)
     does(
         "psql",
         "case \"$*\" in *server_version_num*) echo '170005 1000 17.5 (Debian)';; *rolsuper*) echo f;;"
@@ -57,18 +57,18 @@ def tools(tmp_path, monkeypatch):
         " *--file=-*) echo 'SET statement_timeout = 0;'; echo 'SET transaction_timeout = 0;';"
         " echo 'CREATE TABLE ward ();';; esac\n",
     )
-    monkeypatch.setattr(dump, "installed_tools", lambda: {str(folder): 17})
-    does.folder = folder
+    monkeypatch.setattr(dump, "installed_tools", lambda: {str(directory): 17})
+    does.directory = directory
     # Children inherit it, so that they can be told from those of another run of the tests.
-    monkeypatch.setenv("SHIFTMASTER_TEST", str(folder))
-    does.mark = b"SHIFTMASTER_TEST=%s" % str(folder).encode()
+    monkeypatch.setenv("SHIFTMASTER_TEST", str(directory))
+    does.mark = b"SHIFTMASTER_TEST=%s" % str(directory).encode()
     return does
 
 
 @pytest.fixture
 def options(tmp_path):
     return {
-        "folder": str(tmp_path / "copies"),
+        "directory": str(tmp_path / "copies"),
         "name": "2.0.0",
         "database": DATABASE,
         "password": PASSWORD,
@@ -88,7 +88,7 @@ def take(options):
 
 
 def calls(tools):
-    return (tools.folder / "calls").read_text()
+    return (tools.directory / "calls").read_text()
 
 
 # --------------------------------------------------------------------------------------------------------- taking one
@@ -96,15 +96,15 @@ def calls(tools):
 
 def test_a_copy_is_complete_private_and_described(tools, options):
     result = take(options)
-    folder = options["folder"]
-    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
-    assert sorted(os.listdir(folder)) == [
+    directory = options["directory"]
+    assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
+    assert sorted(os.listdir(directory)) == [
         ".lock",
         os.path.basename(result["file"]),
         os.path.basename(result["file"]) + ".json",
     ]
-    for name in os.listdir(folder):
-        assert stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) == 0o600, name
+    for name in os.listdir(directory):
+        assert stat.S_IMODE(os.stat(os.path.join(directory, name)).st_mode) == 0o600, name
     with open(result["file"] + ".json", encoding="utf-8") as stream:
         manifest = json.load(stream)
     assert manifest == result["manifest"]
@@ -146,7 +146,7 @@ def test_a_copy_that_is_not_whole_leaves_nothing(tools, options, tool, text):
     with pytest.raises(dump.DumpError) as error:
         take(options)
     assert "\n" not in str(error.value) and "failed: " in str(error.value)
-    assert os.listdir(options["folder"]) == [".lock"]
+    assert os.listdir(options["directory"]) == [".lock"]
 
 
 def test_a_list_of_contents_is_not_read_without_end(tools, options, monkeypatch):
@@ -155,7 +155,7 @@ def test_a_list_of_contents_is_not_read_without_end(tools, options, monkeypatch)
     tools("pg_restore", "case \"$*\" in *--list*) yes '3; 1259 1 TABLE public ward x' | head -c 9000000;; esac\n")
     with pytest.raises(dump.DumpError, match="more than 1 MiB"):
         take(options)
-    assert os.listdir(options["folder"]) == [".lock"]
+    assert os.listdir(options["directory"]) == [".lock"]
 
 
 def test_a_dump_that_hangs_is_ended(tools, options):
@@ -164,18 +164,18 @@ def test_a_dump_that_hangs_is_ended(tools, options):
     with pytest.raises(dump.DumpError, match="did not end in time"):
         dump.present(options, time.monotonic() + 0.5)
     assert time.monotonic() - started < 20 and sleeping(61, tools.mark) == []
-    assert os.listdir(options["folder"]) == [".lock"]
+    assert os.listdir(options["directory"]) == [".lock"]
 
 
 def test_too_small_a_disk_is_refused_before_anything_is_written(tools, options):
     options["minimum_free_factor"] = 1e15
-    with pytest.raises(dump.DumpError, match="there is too little room for the safety copy in .* needed"):
+    with pytest.raises(dump.DumpError, match="there is too little room for the pre-migration dump in .* needed"):
         take(options)
     assert "pg_dump " not in calls(tools)
 
 
 def test_what_a_killed_run_left_is_removed_and_strange_files_are_not(tools, options):
-    os.makedirs(options["folder"])
+    os.makedirs(options["directory"])
     for name in (
         ".20260101T000000Z-x.dump.part",
         "20260101T000000Z-x.dump.json",
@@ -184,10 +184,10 @@ def test_what_a_killed_run_left_is_removed_and_strange_files_are_not(tools, opti
         "20260101T000000Z-mine.dump",
         "other.json",
     ):
-        with open(os.path.join(options["folder"], name), "w", encoding="utf-8"):
+        with open(os.path.join(options["directory"], name), "w", encoding="utf-8"):
             pass
     removed = [os.path.basename(path) for path in take(options)["removed"]]
-    assert sorted(name for name in os.listdir(options["folder"]) if "2.0.0" not in name) == [
+    assert sorted(name for name in os.listdir(options["directory"]) if "2.0.0" not in name) == [
         ".lock",
         "20260101T000000Z-mine.dump",
         "notes.txt",
@@ -204,10 +204,10 @@ def test_a_second_copy_in_the_same_second_does_not_replace_the_first(tools, opti
     assert len({take(options)["file"] for _number in range(2)}) == 2
 
 
-def test_a_run_that_holds_the_folder_is_waited_for(tools, options, tmp_path):
+def test_a_run_that_holds_the_directory_is_waited_for(tools, options, tmp_path):
     with (
         dump.exclusive(str(tmp_path)),
-        pytest.raises(dump.DumpError, match="another safety copy is being taken"),
+        pytest.raises(dump.DumpError, match="another pre-migration dump is being taken"),
         dump.exclusive(str(tmp_path), wait_seconds=0),
     ):
         pass
@@ -226,7 +226,7 @@ def test_check_mode_says_what_stands_in_the_way_and_makes_nothing(options, monke
     result = dump.would_take(options, time.monotonic() + 5, said.append)
     assert result["changed"] is True
     assert "are not on this host; install the package postgresql-client" in said[0]
-    assert not os.path.exists(options["folder"])
+    assert not os.path.exists(options["directory"])
 
 
 def test_children_die_with_the_module(tools, options, tmp_path):
@@ -239,7 +239,7 @@ def test_children_die_with_the_module(tools, options, tmp_path):
         % (
             [os.path.dirname(dump.__file__)],
             os.path.join(os.path.dirname(dump.__file__), "../../module_utils"),
-            str(tools.folder),
+            str(tools.directory),
             options,
         )
     )
@@ -247,8 +247,8 @@ def test_children_die_with_the_module(tools, options, tmp_path):
     part = None
     for _number in range(100):
         part = (
-            [name for name in os.listdir(options["folder"]) if name.endswith(".part")]
-            if os.path.isdir(options["folder"])
+            [name for name in os.listdir(options["directory"]) if name.endswith(".part")]
+            if os.path.isdir(options["directory"])
             else []
         )
         if part:
@@ -262,13 +262,13 @@ def test_children_die_with_the_module(tools, options, tmp_path):
     child.wait()
     while sleeping(60, tools.mark) and time.monotonic() < deadline:
         time.sleep(0.05)
-    with dump.exclusive(options["folder"], wait_seconds=0):
+    with dump.exclusive(options["directory"], wait_seconds=0):
         assert sleeping(60, tools.mark) == []
-        assert dump.remove_unfinished(options["folder"]) == [os.path.join(options["folder"], part[0])]
+        assert dump.remove_unfinished(options["directory"]) == [os.path.join(options["directory"], part[0])]
 
 
 def sleeping(seconds, mark):
-    """Return the processes of this test that our stand-in for pg_dump became."""
+    """Return the processes of this test that our stub for pg_dump became."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -286,20 +286,20 @@ def sleeping(seconds, mark):
 @pytest.fixture
 def copy(tools, options):
     options["file"] = os.path.basename(take(options)["file"])
-    return os.path.join(options["folder"], options["file"])
+    return os.path.join(options["directory"], options["file"])
 
 
-def put_back(options, check_mode=False):
+def revert(options, check_mode=False):
     return dump.restored(options, time.monotonic() + 60, check_mode)
 
 
 def sql(tools):
-    path = tools.folder / "sql"
+    path = tools.directory / "sql"
     return path.read_text() if path.exists() else ""
 
 
 def test_a_restore_is_one_transaction_and_says_what_is_lost(tools, options, copy):
-    result = put_back(options)
+    result = revert(options)
     text = sql(tools)
     assert text.startswith("BEGIN;\n") and text.endswith("CREATE TABLE ward ();\n\nCOMMIT;\n")
     assert text.index("DROP SCHEMA") < text.index("CREATE TABLE ward")
@@ -329,7 +329,7 @@ def test_a_restore_is_one_transaction_and_says_what_is_lost(tools, options, copy
 def test_a_restore_that_fails_commits_nothing(tools, options, copy, tool, text, words):
     tools(tool, text)
     with pytest.raises(dump.DumpError, match="the database is as it was: .*" + words):
-        put_back(options)
+        revert(options)
     assert "COMMIT" not in sql(tools)
 
 
@@ -341,7 +341,7 @@ def test_notices_of_a_function_fill_no_file(tools, options, copy):
         f"case \"$*\" in {asked} *) cat >/dev/null; {flood}; echo 'psql: ERROR:  at the end' >&2; exit 3;; esac\n",
     )
     with pytest.raises(dump.DumpError, match="at the end"):
-        put_back(options)
+        revert(options)
     assert int(sql(tools)) < 1 << 20
 
 
@@ -366,9 +366,9 @@ def test_time_that_is_over_between_two_steps_of_a_restore(tools, options, copy, 
     monkeypatch.setattr(dump, "_Timer", Timer)
     if fired[0]:
         with pytest.raises(dump.DumpError, match="the database is as it was; raise"):
-            put_back(options)
+            revert(options)
     else:
-        put_back(options)
+        revert(options)
     assert ("COMMIT" in sql(tools)) is not fired[0]
 
 
@@ -386,25 +386,25 @@ def test_a_restore_that_hangs_commits_nothing(tools, options, copy):
         (lambda path: open(path, "w").write("CONTENT\n"), "is damaged"),
         (lambda path: os.unlink(path + ".json"), "no usable manifest"),
         (lambda path: open(path + ".json", "w").write("{"), "no usable manifest"),
-        (lambda path: os.unlink(path), "there is no safety copy"),
+        (lambda path: os.unlink(path), "there is no pre-migration dump"),
     ],
 )
 def test_a_copy_that_may_not_be_whole_is_not_restored(tools, options, copy, damage, words):
     damage(copy)
-    (tools.folder / "calls").unlink()
+    (tools.directory / "calls").unlink()
     with pytest.raises(dump.DumpError, match=words):
-        put_back(options)
-    assert not (tools.folder / "calls").exists(), "the database was asked before the copy was checked"
+        revert(options)
+    assert not (tools.directory / "calls").exists(), "the database was asked before the copy was checked"
 
 
 def test_a_copy_of_another_database_is_not_restored(tools, options, copy):
     options["database"] = dict(DATABASE, name="other")
     with pytest.raises(dump.DumpError, match="is of the database shiftmaster, not of other"):
-        put_back(options)
+        revert(options)
 
 
 def test_check_mode_restores_nothing(tools, options, copy):
-    result = put_back(options, check_mode=True)
+    result = revert(options, check_mode=True)
     assert sql(tools) == "" and result["changed"] and result["data_loss"].endswith("would be lost")
 
 
@@ -514,7 +514,7 @@ def test_old_copies_go_with_their_manifests(tools, options):
     first = take(options)["file"]
     second = take(options)
     assert second["removed"] == [first]
-    assert sorted(os.listdir(options["folder"])) == [
+    assert sorted(os.listdir(options["directory"])) == [
         ".lock",
         os.path.basename(second["file"]),
         os.path.basename(second["file"]) + ".json",

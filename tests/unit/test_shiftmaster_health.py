@@ -259,7 +259,7 @@ def units(monkeypatch, *found):
     )
 
 
-def test_an_idle_colour_is_stopped_on_purpose(monkeypatch):
+def test_an_idle_slot_is_stopped_on_purpose(monkeypatch):
     units(
         monkeypatch,
         {"Id": "shiftmaster-web@green.service", "ActiveState": "inactive"},
@@ -456,17 +456,17 @@ def test_an_environment_that_does_not_help_is_an_error_with_its_hint(environment
     assert "hunter2" not in json.dumps(described)
 
 
-def redis(monkeypatch, figures):
+def redis(monkeypatch, metrics):
     def ping(_target, _timeout):
-        if isinstance(figures, Exception):
-            raise figures
-        return figures
+        if isinstance(metrics, Exception):
+            raise metrics
+        return metrics
 
     monkeypatch.setattr(probe, "redis_ping", ping)
 
 
 @pytest.mark.parametrize(
-    "figures,status",
+    "metrics,status",
     [
         ({"latency_ms": 1}, "healthy"),
         ({"version": "8", "used_memory_percent": 85, "evicts": False}, "warning"),
@@ -475,8 +475,8 @@ def redis(monkeypatch, figures):
         ({"version": "8", "replication_error": "down"}, "warning"),
     ],
 )
-def test_redis(monkeypatch, figures, status):
-    redis(monkeypatch, figures)
+def test_redis(monkeypatch, metrics, status):
+    redis(monkeypatch, metrics)
     assert health_checks.check_redis(options("redis"), Context()).status == status
 
 
@@ -493,17 +493,17 @@ def test_a_redis_that_asks_for_a_password_is_alive(monkeypatch):
 def release(tmp_path):
     """A release whose celery is a script of the test's own, live on blue."""
     name = "20260101T000000Z-abcdef0"
-    folder = tmp_path / "releases" / name
+    directory = tmp_path / "releases" / name
     for path in ("venv/bin", "source"):
-        (folder / path).mkdir(parents=True)
-    (folder / "env").write_text("CELERY_BROKER_URL=redis://u:hunter2@x/0\n")
-    (tmp_path / "colours" / "blue").mkdir(parents=True)
-    (tmp_path / "colours" / "blue" / "release").symlink_to(folder)
-    (tmp_path / "active").symlink_to("colours/blue")
+        (directory / path).mkdir(parents=True)
+    (directory / "env").write_text("CELERY_BROKER_URL=redis://u:hunter2@x/0\n")
+    (tmp_path / "slots" / "blue").mkdir(parents=True)
+    (tmp_path / "slots" / "blue" / "release").symlink_to(directory)
+    (tmp_path / "active").symlink_to("slots/blue")
     (tmp_path / "shared" / "state").mkdir(parents=True)
 
     def celery(script):
-        command = folder / "venv" / "bin" / "celery"
+        command = directory / "venv" / "bin" / "celery"
         command.write_text("#!/bin/sh\n" + script)
         command.chmod(0o755)
 
@@ -521,9 +521,9 @@ def test_celery_pings_by_the_releases_own_command(release):
     assert celery_check(tmp_path, application="shifts").status == "healthy"
     argv = next(tmp_path.glob("releases/*/argv")).read_text()
     assert argv.startswith("-A shifts inspect ping --json --timeout") and "--destination" not in argv
-    assert celery_check(tmp_path, worker_pattern="worker-{colour}@h").data["workers"] == ["worker-blue@h"]
+    assert celery_check(tmp_path, worker_pattern="worker-{slot}@h").data["workers"] == ["worker-blue@h"]
     assert "--destination worker-blue@h" in next(tmp_path.glob("releases/*/argv")).read_text()
-    assert celery_check(tmp_path, worker_pattern="worker-{colour}@*", min_workers=2).status == "unhealthy"
+    assert celery_check(tmp_path, worker_pattern="worker-{slot}@*", min_workers=2).status == "unhealthy"
     assert celery_check(tmp_path, worker_pattern="other@*").status == "down"
 
 
@@ -564,7 +564,7 @@ def test_release(release, tmp_path_factory):
     state = tmp_path / "shared" / "state" / "state.json"
     state.write_text(json.dumps({"releases": {name: {"status": "bad", "reason": "5xx"}}, "transition": None}))
     assert release_check(tmp_path).status == "critical"
-    step = dict.fromkeys(("kind", "from", "to", "from_colour", "to_colour", "phase", "run_id", "since"), "x")
+    step = dict.fromkeys(("kind", "from", "to", "from_slot", "to_slot", "phase", "run_id", "since"), "x")
     state.write_text(json.dumps({"releases": {}, "transition": step}))
     assert (release_check(tmp_path).status, release_check(tmp_path).reason) == ("warning", "transition")
     state.write_text("{")
@@ -881,8 +881,8 @@ def test_a_tcp_check_asks_what_it_is_given(monkeypatch):
 @pytest.mark.parametrize("percent,status", [(80, "healthy"), (85, "warning"), (95, "critical")])
 @pytest.mark.parametrize("standby", [True, False])
 def test_connections_of_postgresql(monkeypatch, percent, status, standby):
-    figures = {"version": "17", "connections": 9, "connections_percent": percent, "recovery": standby, "waiting": 0}
-    monkeypatch.setattr(probe, "postgres_ping", lambda target, seconds: dict(figures, host=target.host))
+    metrics = {"version": "17", "connections": 9, "connections_percent": percent, "recovery": standby, "waiting": 0}
+    monkeypatch.setattr(probe, "postgres_ping", lambda target, seconds: dict(metrics, host=target.host))
     outcome = health_checks.check_postgres(options("postgres", host="db", warning=80, critical=90), Context())
     assert (outcome.status, outcome.reason, outcome.data["host"]) == (status, "connections", "db")
     assert outcome.detail[0].key == ("postgres.standby" if standby else "postgres")
@@ -927,8 +927,8 @@ def test_behind_the_maintenance_page_pages_are_not_requested(monkeypatch, tmp_pa
 
 def test_sessions_that_wait_for_a_lock_are_critical(monkeypatch):
     """Pages hang, and the connection, the deep health and every unit are fine."""
-    figures = {"version": "17", "connections": 9, "connections_percent": 9.0, "recovery": False, "waiting": 3}
-    monkeypatch.setattr(probe, "postgres_ping", lambda _target, _seconds: figures)
+    metrics = {"version": "17", "connections": 9, "connections_percent": 9.0, "recovery": False, "waiting": 3}
+    monkeypatch.setattr(probe, "postgres_ping", lambda _target, _seconds: metrics)
     outcome = health_checks.check_postgres(options("postgres", host="db", warning=80, critical=90), Context())
     assert (outcome.status, outcome.reason) == ("critical", "locked")
 
@@ -948,25 +948,25 @@ def test_a_redis_check_asks_what_it_is_given(monkeypatch, environment):
 
 
 def test_reasons_of_redis(monkeypatch):
-    for figures, reason in (
+    for metrics, reason in (
         ({"version": "8", "used_memory_percent": 85}, "memory"), ({"version": "8", "persistence_error": "x"}, "disk"),
         ({"version": "8", "replication_error": "x"}, "replication"),
     ):  # fmt: skip
-        redis(monkeypatch, figures)
+        redis(monkeypatch, metrics)
         outcome = health_checks.check_redis(options("redis"), Context())
-        assert (outcome.reason, outcome.data) == (reason, figures)
+        assert (outcome.reason, outcome.data) == (reason, metrics)
 
 
 def test_reasons_of_a_release(release, tmp_path_factory):
     tmp_path, _celery, name = release
     assert release_check(tmp_path_factory.mktemp("empty")).reason == "none"
     found = release_check(tmp_path)
-    assert (found.data["release"], found.data["colour"]) == (name, "blue")
+    assert (found.data["release"], found.data["slot"]) == (name, "blue")
     state = tmp_path / "shared" / "state" / "state.json"
     state.write_text(json.dumps({"releases": {name: {"status": "bad", "reason": "5xx"}}, "transition": None}))
     found = release_check(tmp_path)
     assert (found.reason, found.data["status"]) == ("bad", "bad") and "5xx" in str(found.detail)
-    step = {key: key for key in ("kind", "from", "to", "from_colour", "to_colour", "phase", "run_id", "since")}
+    step = {key: key for key in ("kind", "from", "to", "from_slot", "to_slot", "phase", "run_id", "since")}
     state.write_text(json.dumps({"releases": {}, "transition": step}))
     found = release_check(tmp_path)
     assert found.data["transition"] == {key: key for key in ("kind", "from", "to", "phase", "since")}

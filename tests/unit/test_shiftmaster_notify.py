@@ -41,8 +41,8 @@ LINKS = [{"text": "Dashboard", "href": "https://mon1.example.com:3000/d/shiftmas
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    certificate, key = str(folder / "host.crt"), str(folder / "host.key")
+    directory = tmp_path_factory.mktemp("tls")
+    certificate, key = str(directory / "host.crt"), str(directory / "host.key")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
          "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key,

@@ -152,8 +152,8 @@ def test_every_option_is_bounded_and_shows_an_example():
                 assert re.fullmatch(option["pattern"], option["like"]), f"{playbook}: {name}"
 
 
-def play(playbook, folder, *arguments, **extra):
-    inventory = folder / "hosts.yml"
+def play(playbook, directory, *arguments, **extra):
+    inventory = directory / "hosts.yml"
     inventory.write_text(INVENTORY)
     environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
     command = [Path(sys.executable).parent / "ansible-playbook", "--inventory", inventory, ROOT / playbook]
@@ -219,6 +219,6 @@ def test_tags_and_limits_do_not_lead_past_it(tmp_path):
 
 
 def test_a_good_value_goes_on_to_the_hosts(tmp_path):
-    """The proof that the tests above would notice a host that is asked."""
+    """The verification that the tests above would notice a host that is asked."""
     done = play("rollback.yml", tmp_path, schema="keep")
     assert done.returncode == 4 and "UNREACHABLE" in done.stdout, done.stdout + done.stderr

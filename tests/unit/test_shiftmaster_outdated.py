@@ -1,4 +1,4 @@
-"""shiftmaster_outdated, on a folder that looks like /proc."""
+"""shiftmaster_outdated, on a directory that looks like /proc."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ LIBRARY = "7f00-7f01 r-xp 00000000 fd:00 1 /usr/lib/x86_64-linux-gnu/libssl.so.3
 
 @pytest.fixture
 def proc(tmp_path):
-    folder = tmp_path / "proc"
-    folder.mkdir()
+    directory = tmp_path / "proc"
+    directory.mkdir()
 
     def add(pid, cgroup, maps=LIBRARY, program="/usr/sbin/nginx"):
-        (folder / str(pid)).mkdir()
-        (folder / str(pid) / "cgroup").write_text(cgroup + "\n")
-        (folder / str(pid) / "maps").write_text(maps + "\n")
-        os.symlink(program, folder / str(pid) / "exe")
+        (directory / str(pid)).mkdir()
+        (directory / str(pid) / "cgroup").write_text(cgroup + "\n")
+        (directory / str(pid) / "maps").write_text(maps + "\n")
+        os.symlink(program, directory / str(pid) / "exe")
 
-    (folder / "self").mkdir()
+    (directory / "self").mkdir()
     add(1, "0::/init.scope")
-    return folder, add
+    return directory, add
 
 
 def look(proc, tmp_path):

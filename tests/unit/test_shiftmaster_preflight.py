@@ -37,7 +37,7 @@ def test_a_system_on_the_list_passes(report):
 
 def test_another_system_is_refused_unless_it_is_allowed(report):
     preflight.check_system(report, ["debian 12"], False, ROCKY)
-    assert problems(report) == ["Rocky Linux 9.4 is none of the systems that this was proven on (debian 12)"]
+    assert problems(report) == ["Rocky Linux 9.4 is none of the systems that this was verified on (debian 12)"]
     assert "allow_untested_os=true" in report.findings[0]["hint"]
     allowed = preflight.Report()
     preflight.check_system(allowed, ["debian 12"], True, ROCKY)
@@ -102,7 +102,7 @@ def test_inodes_count_where_there_are_any(report, tmp_path):
     assert problems(without) == []
 
 
-def test_the_nearest_folder_above_is_found(tmp_path):
+def test_the_nearest_directory_above_is_found(tmp_path):
     (tmp_path / "file").write_text("")
     assert preflight.nearest(str(tmp_path / "x/y/z")) == str(tmp_path)
     assert preflight.nearest(str(tmp_path / "file/y")) == str(tmp_path)
@@ -114,10 +114,10 @@ def test_the_nearest_folder_above_is_found(tmp_path):
 @pytest.fixture(scope="module")
 def pems(tmp_path_factory):
     """Real certificates, valid for 90 days, and keys of every bad sort."""
-    folder = tmp_path_factory.mktemp("pems")
+    directory = tmp_path_factory.mktemp("pems")
 
     def openssl(*arguments):
-        subprocess.run(("openssl",) + arguments, check=True, capture_output=True, cwd=folder)
+        subprocess.run(("openssl",) + arguments, check=True, capture_output=True, cwd=directory)
 
     for name in ("one", "two"):
         openssl(
@@ -140,8 +140,8 @@ def pems(tmp_path_factory):
             "subjectAltName=DNS:shift.example.jp,DNS:*.ward.example.jp,IP:192.0.2.1",
         )
     openssl("ec", "-in", "one.key", "-aes256", "-passout", "pass:x", "-out", "locked.key")
-    (folder / "junk.pem").write_text("hallo\n")
-    return folder
+    (directory / "junk.pem").write_text("hallo\n")
+    return directory
 
 
 def certificate(pems, report, at=None, **more):
@@ -285,7 +285,7 @@ def packages(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "%s:%s" % (tmp_path, os.environ["PATH"]))
     monkeypatch.setattr(preflight, "PACKAGE_LOCKS", (str(tmp_path / "lock"),))
     listing = preflight.names_in
-    monkeypatch.setattr(preflight, "names_in", lambda folder: listing(tmp_path / "updates"))
+    monkeypatch.setattr(preflight, "names_in", lambda directory: listing(tmp_path / "updates"))
     return tmp_path
 
 

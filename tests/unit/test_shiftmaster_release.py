@@ -16,8 +16,8 @@ from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.release.state import State
 
 ONE, TWO, OLD = "20260101T000000Z-aaaaaaa", "20260202T000000Z-bbbbbbb", "20250101T000000Z-0000000"
-Verdict = namedtuple("Verdict", "breach requests errors p95_ms")
-STEP = {"kind": "deploy", "from": ONE, "to": TWO, "from_colour": "blue", "to_colour": "green", "phase": "watch"}
+Result = namedtuple("Result", "breach requests errors p95_ms")
+STEP = {"kind": "deploy", "from": ONE, "to": TWO, "from_slot": "blue", "to_slot": "green", "phase": "watch"}
 
 
 class FakeCutover:
@@ -36,8 +36,8 @@ class FakeCutover:
         def call(*words, **more):
             self.site.calls.append((name, *words, *sorted(more.items())))
             if name in self.site.fails:
-                raise CutoverError("%s failed" % name, put_back=True)
-            if name in ("finish", "put_back"):
+                raise CutoverError("%s failed" % name, reverted=True)
+            if name in ("finish", "revert"):
                 self.state.end()
             return self.site.answers.get(name)
 
@@ -52,17 +52,17 @@ class Site:
         self.layout = Layout(str(tmp_path / "root"))
         os.makedirs(self.layout.state)
         for name, version in ((OLD, "0.9"), (ONE, "1.0"), (TWO, "2.0")):
-            folder = Path(self.layout.release(name))
-            folder.mkdir(parents=True)
+            directory = Path(self.layout.release(name))
+            directory.mkdir(parents=True)
             manifest = {"version": version, "revision": name[-7:] * 6, "config_sha256": "c" * 64}
-            (folder / "manifest.json").write_text(json.dumps(manifest))
-        self.layout.point_colour("blue", ONE)
+            (directory / "manifest.json").write_text(json.dumps(manifest))
+        self.layout.point_slot("blue", ONE)
         self.layout.activate("blue")
         state = State(self.layout)
         state.set_status(OLD, "live")
         state.set_status(ONE, "live", previous=OLD)
         state.set_status(TWO, "ready")
-        self.calls, self.fails, self.options, self.verdict = [], set(), None, Verdict("", 100, 0, 50.0)
+        self.calls, self.fails, self.options, self.result = [], set(), None, Result("", 100, 0, 50.0)
         self.answers = {
             "old_tasks": ["b"], "stop_others": [], "ensure_running": [], "recover": None, "worker_problem": "",
             "evidence": "evidence", "missing": [], "others": [],
@@ -71,7 +71,7 @@ class Site:
         monkeypatch.setattr(module, "Cutover", FakeCutover(self))
         monkeypatch.setattr(module, "http_get", lambda *_w, **_m: HttpResult(self.status, 0.1, "{}", None))
         monkeypatch.setattr(module, "active_state", lambda _name: self.umbrella)
-        monkeypatch.setattr(module, "watch", lambda options: self.watched.append(options) or self.verdict)
+        monkeypatch.setattr(module, "watch", lambda options: self.watched.append(options) or self.result)
         self.run_module = run_module
 
     def run(self, state, check_mode=False, **more):
@@ -102,16 +102,16 @@ def site(tmp_path, monkeypatch, run_module):
 def test_a_query_names_what_serves_and_what_a_rollback_leads_to(site):
     found = site.run("query", release="1.0")
     assert (found["current"], found["current_version"], found["previous"]) == (ONE, "1.0", OLD)
-    assert found["current_is_whole"] and found["active_colour"] == "blue" and found["transition"] == {}
+    assert found["current_is_whole"] and found["active_slot"] == "blue" and found["transition"] == {}
     assert found["release"] == ONE and found["running"] and not found["switched"] and len(found["releases"]) == 3
     site.umbrella = "failed"
     assert not site.run("query")["running"]
-    site.begin(to_colour="blue")
+    site.begin(to_slot="blue")
     assert site.run("query")["switched"] and site.run("query")["transition"]["to"] == TWO
     os.unlink(site.layout.active)
     found = site.run("query")
     assert found["current"] == "" and not found["running"] and not found["current_is_whole"] and site.calls == []
-    assert site.run("query", revision="1" * 40)["unsettled"] == ["no release serves"]
+    assert site.run("query", revision="1" * 40)["pending_changes"] == ["no release serves"]
 
 
 def test_a_release_that_is_not_there_is_refused_with_those_that_are(site):
@@ -166,13 +166,13 @@ def test_each_part_of_a_cutover_asks_for_its_own_steps(site, part, calls, switch
 
 def test_options_of_the_module_reach_the_cutover(site):
     site.run(
-        "active", release="2.0", celery_application="app", celery_queues=["q"], beat=False, fleet=True, user="u",
+        "active", release="2.0", celery_application="app", celery_queues=["q"], beat=False, several_hosts=True, user="u",
         health={"path": "/h", "host": "h", "attempts": 2, "delay_seconds": 3, "timeout_seconds": 4,
         "worker_seconds": 5},
-        drain_grace_seconds=6, drain_limit_seconds=7, worker_stop_seconds=8, web_stop_seconds=9, log_folder="/logs",
+        drain_grace_seconds=6, drain_limit_seconds=7, worker_stop_seconds=8, web_stop_seconds=9, log_dir="/logs",
     )  # fmt: skip
     assert site.options == {
-        "user": "u", "celery_application": "app", "celery_queues": ["q"], "beat": False, "fleet": True,
+        "user": "u", "celery_application": "app", "celery_queues": ["q"], "beat": False, "several_hosts": True,
         "health_path": "/h", "health_host": "h", "watch_paths": ["/"], "gate_attempts": 2, "gate_delay_seconds": 3.0,
         "gate_timeout_seconds": 4.0, "worker_gate_seconds": 5, "drain_grace_seconds": 6.0, "drain_limit_seconds": 7.0,
         "worker_stop_seconds": 8, "web_stop_seconds": 9, "hooks": [], "run_id": "run-1", "who": "me",
@@ -211,7 +211,7 @@ def test_a_bad_release_is_not_switched_to(site):
 def test_a_cutover_that_fails_says_whether_the_old_release_is_back(site):
     site.fails = {"move"}
     result = site.run("active", release="2.0")
-    assert result["failed"] and result["put_back"] and result["release"] == TWO and result["notes"] == ["a note"]
+    assert result["failed"] and result["reverted"] and result["release"] == TWO and result["notes"] == ["a note"]
 
 
 # --- recovered -------------------------------------------------------------------------------------------------------
@@ -243,23 +243,23 @@ def test_traffic_that_is_well_is_reported(site):
 
 def test_traffic_that_breaks_goes_back(site):
     site.begin()
-    site.verdict = Verdict("5 errors", 100, 5, 50.0)
+    site.result = Result("5 errors", 100, 5, 50.0)
     result = site.run("watched")
-    assert result["failed"] and result["put_back"] and result["errors"] == 5 and "evidence" in result["msg"]
+    assert result["failed"] and result["reverted"] and result["errors"] == 5 and "evidence" in result["msg"]
     assert "version of %s serves again" % ONE in result["msg"]
-    assert site.names() == ["note_log", "evidence", "put_back"] and site.calls[-1][1] == "after the switch 5 errors"
+    assert site.names() == ["note_log", "evidence", "revert"] and site.calls[-1][1] == "after the switch 5 errors"
 
 
 def test_in_a_fleet_traffic_that_breaks_is_withdrawn(site):
     site.begin()
-    site.verdict = Verdict("5 errors", 100, 5, 50.0)
-    assert site.run("watched", fleet=True)["failed"]
-    assert site.calls[-1] == ("withdraw", "after the switch 5 errors", ("bad", True))
+    site.result = Result("5 errors", 100, 5, 50.0)
+    assert site.run("watched", several_hosts=True)["failed"]
+    assert site.calls[-1] == ("revert_traffic", "after the switch 5 errors", ("bad", True))
 
 
 def test_a_first_release_that_breaks_has_nothing_to_go_back_to(site):
     State(site.layout).begin(**dict(STEP, run_id="run-1", **{"from": None}))
-    site.verdict = Verdict("5 errors", 100, 5, 50.0)
+    site.result = Result("5 errors", 100, 5, 50.0)
     assert "no earlier release" in site.run("watched")["msg"]
 
 
@@ -267,15 +267,15 @@ def test_a_worker_that_is_gone_breaks_the_release(site):
     site.begin()
     site.answers["worker_problem"] = "no ping"
     result = site.run("watched")
-    assert result["failed"] and "no ping" in result["msg"] and "put_back" in site.names()
+    assert result["failed"] and "no ping" in result["msg"] and "revert" in site.names()
 
 
 def test_somebody_who_stops_the_application_does_not_break_the_release(site):
     site.begin()
-    site.verdict, site.umbrella = Verdict("5 errors", 100, 5, 50.0), "inactive"
+    site.result, site.umbrella = Result("5 errors", 100, 5, 50.0), "inactive"
     result = site.run("watched")
     assert result["failed"] and "somebody has stopped" in result["msg"] and site.names()[-1] == "finish"
-    assert "put_back" not in site.names()
+    assert "revert" not in site.names()
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
@@ -283,14 +283,14 @@ def test_behind_the_maintenance_page_traffic_is_not_judged(site, monkeypatch, wh
     site.begin()
     page = Path(site.layout.shared, "maintenance/on")
     page.parent.mkdir()
-    site.verdict = Verdict("5 errors", 100, 5, 50.0)
+    site.result = Result("5 errors", 100, 5, 50.0)
     if when == "before":
         page.touch()
     else:
-        monkeypatch.setattr(module, "watch", lambda _options: page.touch() or site.verdict)
+        monkeypatch.setattr(module, "watch", lambda _options: page.touch() or site.result)
     result = site.run("watched")
     assert not result.get("failed") and len(result["notes"]) == 1 and result["requests"] == 0
-    assert "put_back" not in site.names() and "withdraw" not in site.names()
+    assert "revert" not in site.names() and "revert_traffic" not in site.names()
 
 
 def test_without_a_cutover_there_is_nothing_to_watch(site):
@@ -300,7 +300,7 @@ def test_without_a_cutover_there_is_nothing_to_watch(site):
     assert site.calls == [] and site.watched == []
 
 
-# --- finished, withdrawn, restored -----------------------------------------------------------------------------------
+# --- finished, traffic_reverted, restored -----------------------------------------------------------------------------------
 
 
 def test_a_finished_cutover_notes_its_migrations_once(site):
@@ -332,15 +332,15 @@ def test_what_serves_without_being_live_is_settled(site):
     assert site.run("finished")["changed"]
 
 
-@pytest.mark.parametrize("state", ["withdrawn", "restored"])
+@pytest.mark.parametrize("state", ["traffic_reverted", "restored"])
 def test_a_cutover_of_another_run_is_not_taken_back(site, state):
     State(site.layout).begin(**dict(STEP, run_id="other"))
     result = site.run(state, reason="x")
     assert not result["changed"] and result["release"] == ONE
-    assert not {"withdraw", "put_back", "finish"} & set(site.names())
+    assert not {"revert_traffic", "revert", "finish"} & set(site.names())
 
 
-@pytest.mark.parametrize("state", ["withdrawn", "restored"])
+@pytest.mark.parametrize("state", ["traffic_reverted", "restored"])
 def test_a_cutover_that_had_begun_to_finish_is_finished(site, state):
     site.begin()
     State(site.layout).phase("finish")
@@ -350,12 +350,12 @@ def test_a_cutover_that_had_begun_to_finish_is_finished(site, state):
 
 def test_a_cutover_is_withdrawn_with_its_reason(site):
     site.begin()
-    assert site.run("withdrawn", check_mode=True)["changed"] and site.calls == []
-    result = site.run("withdrawn", reason="another host failed")
-    assert result["changed"] and result["release"] == ONE and site.calls == [("withdraw", "another host failed")]
+    assert site.run("traffic_reverted", check_mode=True)["changed"] and site.calls == []
+    result = site.run("traffic_reverted", reason="another host failed")
+    assert result["changed"] and result["release"] == ONE and site.calls == [("revert_traffic", "another host failed")]
     site.calls.clear()
-    site.run("withdrawn")
-    assert site.calls == [("withdraw", "asked for")]
+    site.run("traffic_reverted")
+    assert site.calls == [("revert_traffic", "asked for")]
 
 
 def test_a_cutover_is_restored_and_its_release_is_not_bad(site):
@@ -363,11 +363,11 @@ def test_a_cutover_is_restored_and_its_release_is_not_bad(site):
     assert site.run("restored", check_mode=True)["changed"] and site.calls == []
     result = site.run("restored", reason="why")
     assert result["changed"] and result["release"] == ONE and result["timings"] == {"gate": 1.5}
-    assert site.calls == [("put_back", "why", ("bad", False))]
+    assert site.calls == [("revert", "why", ("bad", False))]
     site.calls.clear()
     site.begin()
     site.run("restored", background=False)
-    assert site.calls == [("put_back", "asked for", ("bad", False)), ("hold_background",)]
+    assert site.calls == [("revert", "asked for", ("bad", False)), ("hold_background",)]
 
 
 def test_without_a_cutover_what_is_stopped_is_started_again(site):
@@ -382,13 +382,13 @@ def test_without_a_cutover_what_is_stopped_is_started_again(site):
 
 
 def test_a_live_release_that_is_not_healthy_is_suspect(site):
-    assert not site.run("doubted", release="1.0")["changed"]
-    assert site.run("doubted", release="0.9", check_mode=True)["changed"]
-    assert not State(site.layout).is_doubtful(OLD)
-    assert site.run("doubted", release="0.9")["changed"] and State(site.layout).is_doubtful(OLD)
-    assert not site.run("doubted", release="0.9")["changed"] and not site.run("doubted", release="2.0")["changed"]
+    assert not site.run("suspect", release="1.0")["changed"]
+    assert site.run("suspect", release="0.9", check_mode=True)["changed"]
+    assert not State(site.layout).is_suspect(OLD)
+    assert site.run("suspect", release="0.9")["changed"] and State(site.layout).is_suspect(OLD)
+    assert not site.run("suspect", release="0.9")["changed"] and not site.run("suspect", release="2.0")["changed"]
     site.status = 503
-    assert site.run("doubted", release="1.0")["changed"] and State(site.layout).is_doubtful(ONE)
+    assert site.run("suspect", release="1.0")["changed"] and State(site.layout).is_suspect(ONE)
 
 
 def test_a_bad_release_is_marked_once_with_its_reason(site):
@@ -420,7 +420,7 @@ def test_hooks_of_a_phase_run_in_their_release(site, monkeypatch):
 
 
 def test_a_release_that_serves_or_is_linked_is_not_removed(site):
-    site.layout.point_colour("green", TWO)
+    site.layout.point_slot("green", TWO)
     for version in ("1.0", "2.0"):
         assert "serves" in site.run("absent", release=version)["msg"]
     assert site.run("absent", release="0.9", check_mode=True)["changed"] and os.path.isdir(site.layout.release(OLD))
@@ -465,7 +465,7 @@ def test_a_full_disk_comes_with_advice(site, monkeypatch, number, advised):
     monkeypatch.setattr(module.releases, "run_hooks", full)
     hooks = [{"name": "one", "phase": "after_build", "command": "true"}]
     result = site.run("hook", release="2.0", phase="after_build", hooks=hooks)
-    assert result["failed"] and ("Make room" in result["msg"]) == advised and result["put_back"] is False
+    assert result["failed"] and ("Make room" in result["msg"]) == advised and result["reverted"] is False
 
 
 # --- present ---------------------------------------------------------------------------------------------------------
@@ -501,14 +501,14 @@ def test_a_new_release_is_built_from_its_archive(site, builds, monkeypatch):
     assert not result["changed"] and result["release"] == "" and builds == []
     result = site.run(
         "present", revision="b" * 40, archive="/a.tar", build={"environment": {"A": "1", "N": 2}}, user="u",
-        build_user="v", log_folder="/logs", build_timeout_seconds=7, celery_application="app", wheels_dir="/w",
+        build_user="v", log_dir="/logs", build_timeout_seconds=7, celery_application="app", wheels_dir="/w",
     )  # fmt: skip
     assert result["changed"] and result["release"] == TWO and result["timings"] == {"pip": 3.0}
     (options,) = builds
     assert options["environment"] == {"A": "1", "N": "2"} and options["archive"] == "/a.tar"
     assert options["version"] == "b" * 10 and options["revision"] == "b" * 40 and len(options["config_sha256"]) == 64
     wanted = {
-        "user": "u", "build_user": "v", "log_folder": "/logs", "timeout_seconds": 7, "celery_application": "app",
+        "user": "u", "build_user": "v", "log_dir": "/logs", "timeout_seconds": 7, "celery_application": "app",
         "wheels_dir": "/w", "run_id": "run-1", "who": "me", "classify": module.classify_tree,
     }  # fmt: skip
     assert {key: options[key] for key in wanted} == wanted
@@ -519,8 +519,8 @@ def test_a_new_release_is_built_from_its_archive(site, builds, monkeypatch):
 
 def test_a_suspect_release_that_is_healthy_again_is_suspect_no_longer(site, builds, monkeypatch):
     monkeypatch.setattr(module.releases, "find", lambda *_words: ONE)
-    for check_mode, status, doubtful in ((True, 200, True), (False, 503, True), (False, 200, False)):
-        State(site.layout).set_doubtful(ONE, True)
+    for check_mode, status, suspect in ((True, 200, True), (False, 503, True), (False, 200, False)):
+        State(site.layout).set_suspect(ONE, True)
         site.status = status
         site.run("present", check_mode=check_mode, revision="a" * 40)
-        assert State(site.layout).is_doubtful(ONE) == doubtful
+        assert State(site.layout).is_suspect(ONE) == suspect

@@ -27,7 +27,7 @@ class Migration(migrations.Migration):
 """
 
 
-def git(folder, *arguments, stdin=None):
+def git(directory, *arguments, stdin=None):
     env = dict(
         os.environ,
         GIT_CONFIG_GLOBAL="/dev/null",
@@ -40,12 +40,12 @@ def git(folder, *arguments, stdin=None):
         GIT_COMMITTER_DATE="2026-01-02T03:04:05Z",
     )
     stdin = stdin.encode() if isinstance(stdin, str) else stdin
-    command = ("git", "-C", str(folder)) + arguments
+    command = ("git", "-C", str(directory)) + arguments
     return subprocess.run(command, env=env, check=True, capture_output=True, input=stdin).stdout.decode().strip()
 
 
-def write(folder, path, content):
-    target = folder / path
+def write(directory, path, content):
+    target = directory / path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(content if isinstance(content, bytes) else content.encode())
 
@@ -215,7 +215,7 @@ def test_a_moved_tag_and_a_removed_branch_are_followed(look, repository, tmp_pat
     git(repository, "branch", "both/below", "main")  # Stands where the file of the old branch stood.
     assert look("2.1.0")["revision"] == git(repository, "rev-parse", "2.0.0")
     assert look("both/below")["kind"] == "branch"
-    assert marker.exists(), "the mirror was made anew"
+    assert marker.exists(), "the mirror was made again"
 
 
 def test_whether_something_new_was_fetched(look, repository):
@@ -340,11 +340,11 @@ def test_what_a_killed_git_left_does_not_disturb_the_next_run(look, repository, 
     git(repository, "tag", "3.0.0")
     assert look("3.0.0")["subject"] == "more"
     assert not (mirror / "objects/pack/tmp_pack_x").exists()
-    assert (mirror / "marker").exists(), "the mirror was made anew"
+    assert (mirror / "marker").exists(), "the mirror was made again"
 
 
 @pytest.mark.parametrize("damage", ["objects", "HEAD", "empty"])
-def test_a_damaged_mirror_is_made_anew(look, repository, tmp_path, damage):
+def test_a_damaged_mirror_is_made_again(look, repository, tmp_path, damage):
     wanted = look("main", archive=True)
     mirror = next((tmp_path / "cache").iterdir()) / "mirror.git"
     if damage == "HEAD":
@@ -451,13 +451,13 @@ def test_credentials_are_taken_out_of_the_address(text, url, user, password, sec
     assert (address.url, address.user, address.password, address.secrets()) == (url, user, password, secrets)
 
 
-def test_addresses_of_one_repository_share_a_folder_and_others_do_not():
-    folders = [
-        source.Address(text).folder()
+def test_addresses_of_one_repository_share_a_directory_and_others_do_not():
+    directories = [
+        source.Address(text).directory()
         for text in ("https://a:b@h.jp/x/shift.git", "https://h.jp/x/shift.git", "https://h.jp/y/shift.git")
     ]
-    assert folders[0] == folders[1] != folders[2]
-    assert folders[0].startswith("shift-")
+    assert directories[0] == directories[1] != directories[2]
+    assert directories[0].startswith("shift-")
 
 
 @pytest.mark.parametrize("text", ["", "  ", "--upload-pack=x", "/srv/a\nb"])
@@ -532,9 +532,9 @@ def test_a_token_reaches_the_server_and_is_seen_nowhere_else(server, tmp_path, m
         assert secret not in said
         assert not any(secret.encode() in line for line in Guarded.seen)
         assert any(b"remote-http" in line for line in Guarded.seen)
-        for folder, _folders, names in os.walk(tmp_path / "cache"):
+        for directory, _directories, names in os.walk(tmp_path / "cache"):
             for name in names:
-                with open(os.path.join(folder, name), "rb") as stream:
+                with open(os.path.join(directory, name), "rb") as stream:
                     assert secret.encode() not in stream.read(), name
 
 

@@ -36,7 +36,7 @@ GIVEN = {
     "ranges": RANGES,
     "shiftmaster_database_password": "x",
     "shiftmaster_lock_host": "a",
-    "shiftmaster_edge_hosts": ["a"],
+    "shiftmaster_lb_hosts": ["a"],
 }
 BAD_NUMBERS = {
     "firewall_connections_per_address": -1,
@@ -88,20 +88,20 @@ WIRED_CASES = {
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory):
     """{case: list of problems}, of one run on a host for each case."""
-    folder = tmp_path_factory.mktemp("variables")
-    wired = folder / "wired"
+    directory = tmp_path_factory.mktemp("variables")
+    wired = directory / "wired"
     (wired / "group_vars/all").mkdir(parents=True)
     (wired / "group_vars/all/monitoring.yml").write_text("---\nmonitoring_container_hosts: []\nshiftmaster_git: x\n")
-    for place, cases in ((folder, CASES), (wired, WIRED_CASES)):
+    for place, cases in ((directory, CASES), (wired, WIRED_CASES)):
         # Beside the roles and not beside group_vars.
         (place / "roles").symlink_to(ROOT / "roles")
         (place / "play.yml").write_text(
             json.dumps([{"hosts": ":".join(cases), "gather_facts": False, "tasks": TASKS}]), encoding="utf-8"
         )
-    (folder / "hosts.yml").write_text(json.dumps({"all": {"hosts": {**CASES, **WIRED_CASES}}}), encoding="utf-8")
+    (directory / "hosts.yml").write_text(json.dumps({"all": {"hosts": {**CASES, **WIRED_CASES}}}), encoding="utf-8")
     done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "--inventory", folder / "hosts.yml",
-         folder / "play.yml", wired / "play.yml"],
+        [Path(sys.executable).with_name("ansible-playbook"), "--inventory", directory / "hosts.yml",
+         directory / "play.yml", wired / "play.yml"],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
              "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},

@@ -1,4 +1,4 @@
-"""shiftmaster_wheels: requirements as pip reads them, resolved by the real pip from a folder of small wheels."""
+"""shiftmaster_wheels: requirements as pip reads them, resolved by the real pip from a directory of small wheels."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def interpreter(version="3.13.5", machine="x86_64", glibc="2.41"):
     }
 
 
-def wheel(folder, name, version, tag="py3-none-any", requires=()):
+def wheel(directory, name, version, tag="py3-none-any", requires=()):
     """Write a wheel without content; returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{version}-{tag}.whl"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}-{version}-{tag}.whl"
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(
@@ -71,8 +71,8 @@ def collect(tmp_path):
                 entry.size = len(text.encode())
                 packed.addfile(entry, io.BytesIO(text.encode()))
         params = {
-            "source": "folder",
-            "folder": str(tmp_path / "wheels"),
+            "source": "directory",
+            "directory": str(tmp_path / "wheels"),
             "archive": str(archive),
             "requirements_file": "requirements.txt",
             "extra_requirements": list(extra),
@@ -92,14 +92,14 @@ def names(result):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "wheels"
-    wheel(folder, "alpha", "1.0", requires=["beta>=2", "old; python_version < '3.12'"])
-    wheel(folder, "beta", "2.0")
-    wheel(folder, "old", "1.0")
+def directory(tmp_path):
+    directory = tmp_path / "wheels"
+    wheel(directory, "alpha", "1.0", requires=["beta>=2", "old; python_version < '3.12'"])
+    wheel(directory, "beta", "2.0")
+    wheel(directory, "old", "1.0")
     for abi in ("cp311", "cp313"):
-        wheel(folder, "native", "1.0", f"{abi}-{abi}-manylinux_2_28_x86_64")
-    return folder
+        wheel(directory, "native", "1.0", f"{abi}-{abi}-manylinux_2_28_x86_64")
+    return directory
 
 
 # -------------------------------------------------------------------------------------------------------- requirements
@@ -126,7 +126,7 @@ def test_requirements_that_name_themselves_end():
 @pytest.mark.parametrize(
     "line", ["-e .", "./vendor/x", "git+https://git.example.jp/x", "x @ https://example.jp/x.whl", "https://e.jp/x.zip"]
 )
-def test_what_is_no_package_is_refused(collect, folder, line):
+def test_what_is_no_package_is_refused(collect, directory, line):
     with pytest.raises(wheels.WheelsError, match="no wheel can stand for the requirement"):
         collect({"requirements.txt": f"alpha\n{line}\n"})
 
@@ -152,14 +152,14 @@ def test_a_package_with_extras_or_markers_is_one():
      "a; x @ http://b"],
 )  # fmt: skip
 @pytest.mark.parametrize("constraint", [False, True])
-def test_no_address_and_no_path_reaches_the_controllers_pip(collect, folder, line, constraint):
+def test_no_address_and_no_path_reaches_the_controllers_pip(collect, directory, line, constraint):
     """pip would run its build backend as the administrator, of a constraint too."""
     files = {"requirements.txt": "evil\n-c constraints.txt\n", "constraints.txt": line + "\n"}
     with pytest.raises(wheels.WheelsError, match="no wheel can stand for"):
         collect(files if constraint else {"requirements.txt": line + "\n"})
 
 
-def test_a_source_without_the_file_is_said(collect, folder):
+def test_a_source_without_the_file_is_said(collect, directory):
     with pytest.raises(wheels.WheelsError, match=r"no file requirements\.txt"):
         collect({"other.txt": ""})
 
@@ -168,7 +168,7 @@ def test_a_source_without_the_file_is_said(collect, folder):
 
 
 @pytest.mark.parametrize("version, brings", [("3.13.5", []), ("3.11.2", ["old"])])
-def test_wheels_and_markers_are_those_of_the_host_not_of_the_controller(collect, folder, version, brings):
+def test_wheels_and_markers_are_those_of_the_host_not_of_the_controller(collect, directory, version, brings):
     found = collect({"requirements.txt": "alpha\nnative\n"}, host=interpreter(version))
     assert names(found) == ["alpha", "beta", "native", *brings]
     tag = "cp" + "".join(version.split(".")[:2])
@@ -178,19 +178,19 @@ def test_wheels_and_markers_are_those_of_the_host_not_of_the_controller(collect,
 
 
 @pytest.mark.parametrize("host", [interpreter(glibc="2.17"), interpreter(machine="aarch64")])
-def test_a_wheel_for_another_host_is_none(collect, folder, host):
+def test_a_wheel_for_another_host_is_none(collect, directory, host):
     with pytest.raises(wheels.WheelsError, match="of: native"):
         collect({"requirements.txt": "native\n"}, host=host)
 
 
-def test_the_hosts_interpreter_is_described_by_itself(collect, folder):
+def test_the_hosts_interpreter_is_described_by_itself(collect, directory):
     """By what shiftmaster_preflight says of this machine pip finds what it would find without being told."""
     report = preflight.Report()
     preflight.check_interpreter(report, sys.executable)
     found = report.facts["interpreter"]
-    native = wheel(folder, "mine", "1.0", f"{found['abi']}-{found['abi']}-linux_{found['machine']}")
+    native = wheel(directory, "mine", "1.0", f"{found['abi']}-{found['abi']}-linux_{found['machine']}")
     own = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "-q", "--no-index", "-f", folder, "-d", folder / "own", "mine"],
+        [sys.executable, "-m", "pip", "download", "-q", "--no-index", "-f", directory, "-d", directory / "own", "mine"],
         check=False, capture_output=True,
     )  # fmt: skip
     assert own.returncode == 0, own.stderr
@@ -207,38 +207,38 @@ def test_an_interpreter_that_is_not_there_is_a_problem():
     assert "no-such-python" in report.result()["problems"][0]
 
 
-# ---------------------------------------------------------------------------------------------------------- the folder
+# ---------------------------------------------------------------------------------------------------------- the directory
 
 
-def test_only_what_the_host_needs_is_collected(collect, folder):
-    wheel(folder, "needless", "1.0")
-    wheel(folder, "beta", "1.0")
+def test_only_what_the_host_needs_is_collected(collect, directory):
+    wheel(directory, "needless", "1.0")
+    wheel(directory, "beta", "1.0")
     found = collect({"requirements.txt": "alpha==1.0\n"})
     assert [one["name"] for one in found["wheels"]] == ["alpha-1.0-py3-none-any.whl", "beta-2.0-py3-none-any.whl"]
     for one in found["wheels"]:
-        with open(os.path.join(found["folder"], one["name"]), "rb") as stream:
+        with open(os.path.join(found["directory"], one["name"]), "rb") as stream:
             assert hashlib.sha256(stream.read()).hexdigest() == one["sha256"]
 
 
-def test_all_that_is_missing_is_named_at_once(collect, folder):
+def test_all_that_is_missing_is_named_at_once(collect, directory):
     with pytest.raises(wheels.WheelsError) as error:
         collect({"requirements.txt": "alpha\ngone==1.0\nbeta\nGone.Too>=2\n"})
     text = str(error.value)
-    assert "gone==1.0" in text and "Gone.Too>=2" in text and str(folder) in text and "Python 3.13.5" in text
+    assert "gone==1.0" in text and "Gone.Too>=2" in text and str(directory) in text and "Python 3.13.5" in text
     assert "alpha" not in text
 
 
-def test_what_another_package_needs_is_named_too(collect, folder):
-    wheel(folder, "outer", "1.0", requires=["inner>=3"])
+def test_what_another_package_needs_is_named_too(collect, directory):
+    wheel(directory, "outer", "1.0", requires=["inner>=3"])
     with pytest.raises(wheels.WheelsError, match="of: inner>=3"):
         collect({"requirements.txt": "outer\n"})
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_extra_requirements_come_the_same_way(collect, folder, given):
+def test_extra_requirements_come_the_same_way(collect, directory, given):
     """What the application's own requirements have brought is kept, as on the host."""
-    wheel(folder, "gunicorn", "27.0", requires=["beta"])
-    wheel(folder, "beta", "9.0")
+    wheel(directory, "gunicorn", "27.0", requires=["beta"])
+    wheel(directory, "beta", "9.0")
     found = collect({"requirements.txt": "beta==2.0\n" if given else "alpha\n"}, extra=["gunicorn==27.0"])
     assert "gunicorn-27.0-py3-none-any.whl" in [one["name"] for one in found["wheels"]]
     assert [one["name"].split("-")[1] for one in found["wheels"] if one["name"].startswith("beta")] == [
@@ -246,22 +246,22 @@ def test_extra_requirements_come_the_same_way(collect, folder, given):
     ]
 
 
-def test_an_extra_requirement_may_ask_for_a_newer_package(collect, folder):
-    wheel(folder, "beta", "9.0")
+def test_an_extra_requirement_may_ask_for_a_newer_package(collect, directory):
+    wheel(directory, "beta", "9.0")
     assert names(collect({"requirements.txt": "beta==2.0\n"}, extra=["beta>=9"])) == ["beta", "beta"]
 
 
-def test_hashes_are_honoured(collect, folder):
-    good = "beta==2.0 " + hashed(folder / "beta-2.0-py3-none-any.whl")
+def test_hashes_are_honoured(collect, directory):
+    good = "beta==2.0 " + hashed(directory / "beta-2.0-py3-none-any.whl")
     assert names(collect({"requirements.txt": good})) == ["beta"]
-    with (folder / "beta-2.0-py3-none-any.whl").open("ab") as stream:
+    with (directory / "beta-2.0-py3-none-any.whl").open("ab") as stream:
         stream.write(b"\0")
     with pytest.raises(wheels.WheelsError, match="(?s)beta.*Expected sha256"):
         collect({"requirements.txt": good})
 
 
 @pytest.mark.parametrize("where", ["environment", "configuration"])
-def test_the_machines_own_configuration_adds_no_place(collect, folder, tmp_path, monkeypatch, where):
+def test_the_machines_own_configuration_adds_no_place(collect, directory, tmp_path, monkeypatch, where):
     wheel(tmp_path / "elsewhere", "stray", "1.0")
     if where == "configuration":
         (tmp_path / "pip").mkdir()
@@ -274,11 +274,11 @@ def test_the_machines_own_configuration_adds_no_place(collect, folder, tmp_path,
 
 
 @pytest.mark.parametrize("state", ["absent", "empty", "unnamed"])
-def test_a_folder_without_wheels_is_said(collect, tmp_path, state):
+def test_a_directory_without_wheels_is_said(collect, tmp_path, state):
     if state == "empty":
         (tmp_path / "wheels").mkdir()
     with pytest.raises(wheels.WheelsError, match="shiftmaster_wheels_dir|cannot be read|holds no wheels"):
-        collect({"requirements.txt": "x\n"}, **({"folder": None} if state == "unnamed" else {}))
+        collect({"requirements.txt": "x\n"}, **({"directory": None} if state == "unnamed" else {}))
 
 
 # ------------------------------------------------------------------------------------------------------- the controller
@@ -291,12 +291,12 @@ def test_a_folder_without_wheels_is_said(collect, tmp_path, state):
      "pure==1.0 {hash} '--no-binary' :all:", "beta\n'--no-binary' :all:\npure"],
 )  # fmt: skip
 def test_code_of_a_package_never_runs_on_the_controller(collect, tmp_path, monkeypatch, line):
-    """A folder of this machine's own configuration stands in for the index."""
+    """A directory of this machine's own configuration stands in for the index."""
     index, ran = tmp_path / "index", tmp_path / "ran"
     wheel(index, "beta", "2.0")
     line = line.replace("{hash}", hashed(sdist(index, "pure", "1.0", code=f"open({str(ran)!r}, 'w').close()")))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    given = {"source": "controller", "folder": None}
+    given = {"source": "controller", "directory": None}
     with pytest.raises(wheels.WheelsError, match="of: pure|not allowed on the controller|no wheel can stand for"):
         collect({"requirements.txt": f"{line}\n"}, environment={"PIP_FIND_LINKS": str(index)}, **given)
     assert not ran.exists()
@@ -304,18 +304,18 @@ def test_code_of_a_package_never_runs_on_the_controller(collect, tmp_path, monke
     assert names(found) == ["beta"]
 
 
-def test_requirements_that_fill_the_memory_are_refused(collect, folder):
+def test_requirements_that_fill_the_memory_are_refused(collect, directory):
     with pytest.raises(wheels.WheelsError, match="larger than"):
         collect({"requirements.txt": "#" * (wheels.REQUIREMENTS_BYTES + 1)})
 
 
-def sdist(folder, name, version, code=""):
+def sdist(directory, name, version, code=""):
     """Write a source distribution that builds itself, without any other package; returns its path."""
     backend = (
         f"{code}\nimport zipfile\n"
-        "def build_wheel(folder, config_settings=None, metadata_directory=None):\n"
+        "def build_wheel(directory, config_settings=None, metadata_directory=None):\n"
         f"    file, info = '{name}-{version}-py3-none-any.whl', '{name}-{version}.dist-info'\n"
-        "    with zipfile.ZipFile(folder + '/' + file, 'w') as archive:\n"
+        "    with zipfile.ZipFile(directory + '/' + file, 'w') as archive:\n"
         f"        metadata = 'Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n'\n"
         "        archive.writestr(info + '/METADATA', metadata)\n"
         "        tags = 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n'\n"
@@ -328,8 +328,8 @@ def sdist(folder, name, version, code=""):
         "own.py": backend,
         "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{version}.tar.gz"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}-{version}.tar.gz"
     with tarfile.open(path, "w:gz") as packed:
         for file, text in files.items():
             entry = tarfile.TarInfo(f"{name}-{version}/{file}")
@@ -354,7 +354,7 @@ def test_a_password_of_the_index_is_kept_hidden():
 # --------------------------------------------------------------------------------------------------------------- cache
 
 
-def test_the_same_requirements_ask_nobody_again(collect, folder):
+def test_the_same_requirements_ask_nobody_again(collect, directory):
     first = collect({"requirements.txt": "alpha\n", "VERSION": "1"})
     newer_kernel = interpreter()
     newer_kernel["markers"]["platform_release"] = "6.13"
@@ -363,11 +363,11 @@ def test_the_same_requirements_ask_nobody_again(collect, folder):
     assert {**second, "collected": True} == first
 
 
-@pytest.mark.parametrize("change", ["requirements", "extra", "host", "folder"])
-def test_other_requirements_are_collected_anew(collect, folder, change):
+@pytest.mark.parametrize("change", ["requirements", "extra", "host", "directory"])
+def test_other_requirements_are_collected_again(collect, directory, change):
     first = collect({"requirements.txt": "alpha\n"})
-    if change == "folder":
-        wheel(folder, "beta", "3.0")
+    if change == "directory":
+        wheel(directory, "beta", "3.0")
     again = collect(
         {"requirements.txt": "alpha\nnative\n" if change == "requirements" else "alpha\n"},
         extra=["native"] if change == "extra" else [],
@@ -376,14 +376,14 @@ def test_other_requirements_are_collected_anew(collect, folder, change):
     assert again["collected"] and again["wheels"] != first["wheels"]
 
 
-def test_a_damaged_collection_is_made_anew(collect, folder):
+def test_a_damaged_collection_is_made_again(collect, directory):
     first = collect({"requirements.txt": "alpha\n"})
-    with open(os.path.join(first["folder"], first["wheels"][0]["name"]), "ab") as stream:
+    with open(os.path.join(first["directory"], first["wheels"][0]["name"]), "ab") as stream:
         stream.write(b"\0")
     assert collect({"requirements.txt": "alpha\n"}) == first
 
 
-def test_a_failed_collection_leaves_nothing(collect, folder, tmp_path):
+def test_a_failed_collection_leaves_nothing(collect, directory, tmp_path):
     with pytest.raises(wheels.WheelsError):
         collect({"requirements.txt": "gone\n"})
     assert os.listdir(tmp_path / "cache/wheels") == ["lock"]
@@ -400,7 +400,7 @@ def test_a_failed_collection_leaves_nothing(collect, folder, tmp_path):
         "alpha @ ${HOME}/x",
     ],
 )  # fmt: skip
-def test_requirements_read_no_file_and_no_variable_of_the_controller(collect, folder, monkeypatch, line):
+def test_requirements_read_no_file_and_no_variable_of_the_controller(collect, directory, monkeypatch, line):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-controller")
     ran = []
     monkeypatch.setattr(wheels.subprocess, "run", lambda *arguments, **_more: ran.append(arguments))
@@ -419,7 +419,7 @@ def test_a_variable_that_the_site_gives_pip_may_be_asked_for():
     "wrong",
     [{"machine": "../../x"}, {"glibc": "2.9999"}, {"abi": "cp313 --index-url"}, {"version": "3.13.5 --pre"}],
 )
-def test_a_host_cannot_describe_what_is_no_interpreter(collect, folder, monkeypatch, wrong):
+def test_a_host_cannot_describe_what_is_no_interpreter(collect, directory, monkeypatch, wrong):
     monkeypatch.setattr(wheels.subprocess, "run", lambda *_arguments, **_more: pytest.fail("pip was started"))
     host = interpreter(wrong.get("version", "3.13.5"))
     host.update({name: value for name, value in wrong.items() if name != "version"})
@@ -427,7 +427,7 @@ def test_a_host_cannot_describe_what_is_no_interpreter(collect, folder, monkeypa
         collect({"requirements.txt": "alpha\n"}, host=host)
 
 
-def test_pip_is_told_to_require_hashes_where_the_requirements_have_them(collect, folder, monkeypatch):
+def test_pip_is_told_to_require_hashes_where_the_requirements_have_them(collect, directory, monkeypatch):
     asked, run = [], wheels.Pip.run
 
     def note(self, program, arguments, **more):
@@ -435,7 +435,7 @@ def test_pip_is_told_to_require_hashes_where_the_requirements_have_them(collect,
         return run(self, program, arguments, **more)
 
     monkeypatch.setattr(wheels.Pip, "run", note)
-    file = next(path for path in folder.iterdir() if path.name.startswith("alpha-"))
+    file = next(path for path in directory.iterdir() if path.name.startswith("alpha-"))
     with contextlib.suppress(wheels.WheelsError):
         collect(
             {"requirements.txt": f"{file.name.split('-')[0]}=={file.name.split('-')[1]} --hash=sha256:{hashed(file)}\n"}

@@ -43,8 +43,8 @@ def test_what_is_imported_by_way_of_others_is_needed_too():
 )
 def test_a_program_starts_with_what_it_is_given(program, tmp_path):
     """Every module is imported, also those that are imported late; what belongs to the controller is not there."""
-    folder = ROOT / "module_utils/shiftmaster"
-    texts = {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in folder.rglob("*.py")}
+    directory = ROOT / "module_utils/shiftmaster"
+    texts = {str(path.relative_to(directory)): path.read_text(encoding="utf-8") for path in directory.rglob("*.py")}
     taken = source_tree.needed((ROOT / program).read_text(encoding="utf-8"), "engine", texts)
     for name, text in taken.items():
         (tmp_path / "engine" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ import pytest
 from ansible.module_utils.shiftmaster.release import layout as layouts
 from ansible.module_utils.shiftmaster.release import state as states
 
-TRANSITION = dict.fromkeys(("from", "from_colour"), None) | {
-    key: key for key in ("kind", "to", "to_colour", "phase", "run_id")
+TRANSITION = dict.fromkeys(("from", "from_slot"), None) | {
+    key: key for key in ("kind", "to", "to_slot", "phase", "run_id")
 }
 ONE, TWO, THREE = ("2026010%dT000000Z-%s" % (day, str(day) * 10) for day in (1, 2, 3))
 
@@ -41,12 +41,12 @@ def test_every_change_is_on_disk_at_once(layout):
     state.set_status(ONE, "bad", "it broke")
     assert stored(layout)["releases"][ONE]["status"] == "bad"
     state.begin(**TRANSITION)
-    state.phase("switch", to_colour="green")
-    assert {key: stored(layout)["transition"][key] for key in ("kind", "to", "phase", "to_colour")} == {
+    state.phase("switch", to_slot="green")
+    assert {key: stored(layout)["transition"][key] for key in ("kind", "to", "phase", "to_slot")} == {
         "kind": "kind",
         "to": "to",
         "phase": "switch",
-        "to_colour": "green",
+        "to_slot": "green",
     }
     assert states.State(layout).transition == state.transition
     state.end()
@@ -189,7 +189,7 @@ def test_the_hosts_lock_keeps_others_out_and_dies_with_its_owner(layout):
 # -------------------------------------------------------------------------------------------------------------- links
 
 
-def test_only_folders_with_a_releases_name_are_releases(layout):
+def test_only_directories_with_a_releases_name_are_releases(layout):
     for name in ("old", THREE + ".removing", ".x", "20260101-1234567"):
         os.makedirs(os.path.join(layout.releases, name))
     assert layout.names() == [ONE, TWO, THREE]
@@ -203,26 +203,26 @@ def test_a_name_that_is_no_releases_leads_nowhere(layout, name):
 
 
 def test_one_link_says_what_serves(layout):
-    assert (layout.active_colour(), layout.current(), layout.idle_colour()) == (None, None, "blue")
-    layout.point_colour("blue", ONE)
-    layout.point_colour("green", TWO)
+    assert (layout.active_slot(), layout.current(), layout.idle_slot()) == (None, None, "blue")
+    layout.point_slot("blue", ONE)
+    layout.point_slot("green", TWO)
     assert layout.current() is None
     layout.activate("blue")
-    assert (layout.active_colour(), layout.current(), layout.idle_colour()) == ("blue", ONE, "green")
+    assert (layout.active_slot(), layout.current(), layout.idle_slot()) == ("blue", ONE, "green")
     layout.activate("green")
-    assert (layout.active_colour(), layout.current(), layout.idle_colour()) == ("green", TWO, "blue")
+    assert (layout.active_slot(), layout.current(), layout.idle_slot()) == ("green", TWO, "blue")
     assert os.path.realpath(os.path.join(layout.active, "release")) == layout.release(TWO)
     assert os.readlink(os.path.join(layout.active, "socket")) == "/run/shiftmaster-web-green/web.sock"
 
 
-def test_an_active_link_to_something_else_is_no_colour(layout):
-    os.symlink("colours/red", layout.active)
-    assert layout.active_colour() is None and layout.current() is None
+def test_an_active_link_to_something_else_is_no_slot(layout):
+    os.symlink("slots/red", layout.active)
+    assert layout.active_slot() is None and layout.current() is None
 
 
 def test_a_link_is_never_absent_while_it_is_replaced(layout):
-    layout.point_colour("blue", ONE)
-    layout.point_colour("green", TWO)
+    layout.point_slot("blue", ONE)
+    layout.point_slot("green", TWO)
     layout.activate("blue")
     missed, stop = [], threading.Event()
 
@@ -241,7 +241,7 @@ def test_a_link_is_never_absent_while_it_is_replaced(layout):
 
 
 def test_what_a_killed_replacement_left_does_not_disturb(layout):
-    layout.point_colour("blue", ONE)
+    layout.point_slot("blue", ONE)
     os.symlink("somewhere", layout.active + ".new")
     layout.activate("blue")
     assert layout.current() == ONE and not os.path.lexists(layout.active + ".new")

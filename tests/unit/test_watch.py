@@ -169,9 +169,9 @@ def site(tmp_path):
 
 def test_a_quiet_night_is_watched_by_our_own_requests(site):
     started = time.monotonic()
-    verdict = watch.watch(site.options)
-    assert verdict.breach == "" and verdict.errors == 0
-    assert 2 <= verdict.requests <= 8 and set(site.hosts) == {"shift.example.jp"}
+    result = watch.watch(site.options)
+    assert result.breach == "" and result.errors == 0
+    assert 2 <= result.requests <= 8 and set(site.hosts) == {"shift.example.jp"}
     assert time.monotonic() - started > 2
 
 
@@ -179,49 +179,49 @@ def test_a_page_that_fails_ends_the_watch_early_and_is_named(site):
     site.answers["/roster/"] = 500
     site.options.update(seconds=30, errors_min=2)
     started = time.monotonic()
-    verdict = watch.watch(site.options)
+    result = watch.watch(site.options)
     assert time.monotonic() - started < 10
-    assert "/roster/: %d of %d, in the version before 0 of 0" % ((verdict.errors,) * 2) in verdict.breach
-    assert verdict.errors >= 2 and verdict.requests >= 10
+    assert "/roster/: %d of %d, in the version before 0 of 0" % ((result.errors,) * 2) in result.breach
+    assert result.errors >= 2 and result.requests >= 10
 
 
 def test_a_page_that_failed_in_the_version_before_breaks_nothing(site):
     site.answers["/roster/"] = 500
     site.log.write_text(line(500, path="/roster/", at=1.0) * 10)
-    verdict = watch.watch(dict(site.options, errors_min=1))
-    assert verdict.breach == "" and verdict.errors >= 2
+    result = watch.watch(dict(site.options, errors_min=1))
+    assert result.breach == "" and result.errors >= 2
 
 
 def test_a_page_that_fails_is_watched_until_there_is_enough_to_compare(site):
     site.answers["/"] = 503
-    verdict = watch.watch(dict(site.options, paths=["/"], seconds=0.5))
-    assert "10 of 10 requests" in verdict.breach
+    result = watch.watch(dict(site.options, paths=["/"], seconds=0.5))
+    assert "10 of 10 requests" in result.breach
 
 
 def test_traffic_of_others_counts(site):
     with open(site.log, "a") as stream:
         threading.Timer(0.3, lambda: (stream.write(line(503, path="/api/") * 15), stream.flush())).start()
-        verdict = watch.watch(dict(site.options, paths=[]))
-    assert "15 of 15 requests" in verdict.breach and "/api/: 15 of 15" in verdict.breach
+        result = watch.watch(dict(site.options, paths=[]))
+    assert "15 of 15 requests" in result.breach and "/api/: 15 of 15" in result.breach
 
 
 def test_slow_answers_are_a_breach(site):
     with open(site.log, "a") as stream:
         threading.Timer(0.3, lambda: (stream.write(line(200, seconds=5) * 30), stream.flush())).start()
-        verdict = watch.watch(site.options)
-    assert "95th percentile" in verdict.breach and verdict.p95_ms == 5000
+        result = watch.watch(site.options)
+    assert "95th percentile" in result.breach and result.p95_ms == 5000
 
 
 def test_a_server_that_does_not_answer_is_an_error_though_nothing_is_logged(site):
-    verdict = watch.watch(dict(site.options, target="unix:/nowhere/web.sock", seconds=20))
-    assert "were answered with 5xx" in verdict.breach and "/: 5 of 5, in the version before 0 of 50" in verdict.breach
-    assert verdict.errors == verdict.requests >= 10
+    result = watch.watch(dict(site.options, target="unix:/nowhere/web.sock", seconds=20))
+    assert "were answered with 5xx" in result.breach and "/: 5 of 5, in the version before 0 of 50" in result.breach
+    assert result.errors == result.requests >= 10
 
 
 def test_lines_without_the_fields_are_passed_over(site):
     site.log.write_text("")
     with open(site.log, "a") as stream:
         threading.Timer(0.2, lambda: (stream.write('{"x": 1}\n[]\n{"status": "-"}\n'), stream.flush())).start()
-        verdict = watch.watch(dict(site.options, paths=[], seconds=1.5))
-    assert verdict == ("", 0, 0, 0.0)
+        result = watch.watch(dict(site.options, paths=[], seconds=1.5))
+    assert result == ("", 0, 0, 0.0)
     assert os.path.getsize(site.log) > 0

@@ -36,8 +36,8 @@ class Copy:
 
     def __init__(self, path: Path):
         self.root, self.out, self.home = path / "repository", path / "calls", path / "home"
-        for folder in (self.root / ".venv/bin", self.root / "group_vars/single", self.home):
-            folder.mkdir(parents=True)
+        for directory in (self.root / ".venv/bin", self.root / "group_vars/single", self.home):
+            directory.mkdir(parents=True)
         shutil.copy(ROOT / "shiftmaster", self.root)
         shutil.copytree(ROOT / "inventory", self.root / "inventory")
         shutil.copy(ROOT / "group_vars/single/vars.yml", self.root / "group_vars/single")

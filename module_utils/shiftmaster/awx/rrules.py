@@ -89,7 +89,7 @@ def problems(text):
     return found
 
 
-def next_moments(text, after, count=1):
+def next_timestamps(text, after, count=1):
     """The next moments behind a moment (with its zone) of a rule that build() makes."""
     zone, start, rule = parse(text)
     if rule["FREQ"] == FREQUENCIES["minutes"]:

@@ -11,14 +11,14 @@ from typing import Iterator
 from ..release.state import write_json
 from . import wal
 from .host import STATE, BackupError, Host
-from .verdicts import Problem, Verdict, verdict
+from .results import Problem, Result, result
 
 
-def look(host: Host, stanza, timeline: int, proven: str, damaged: list) -> Verdict:
+def look(host: Host, stanza, timeline: int, verified: str, damaged: list) -> Result:
     """Say where WAL is missing behind the backups of the database of today; notes it for the metrics, too."""
-    found, gaps, newest = _found(host, stanza, timeline, proven, damaged)
+    found, gaps, newest = _found(host, stanza, timeline, verified, damaged)
     write_json(os.path.join(STATE, "archive.json"), {"gaps": gaps, "newest": newest})
-    return verdict(found)
+    return result(found)
 
 
 def gapped(host: Host, stanza, timeline: int) -> list:
@@ -27,20 +27,20 @@ def gapped(host: Host, stanza, timeline: int) -> list:
     return [problem.where for problem in found if problem.code in ("wal_missing", "wal_own_missing")]
 
 
-def _found(host: Host, stanza, timeline: int, proven: str, damaged: list) -> tuple:
+def _found(host: Host, stanza, timeline: int, verified: str, damaged: list) -> tuple:
     """Return (problems, number of missing segments, when the newest one came)."""
     found, gaps, newest = [], 0, None
-    for folder, held in _held(host, stanza):
+    for directory, held in _held(host, stanza):
         backups = _backups(stanza)
-        reaches = wal.reaches(held, backups, timeline, proven, damaged)
-        found += wal.judge(held, reaches, folder, proven).problems
+        reaches = wal.reaches(held, backups, timeline, verified, damaged)
+        found += wal.judge(held, reaches, directory, verified).problems
         gaps += wal.gap_count(reaches)
         newest = max(filter(None, [newest, wal.newest_time(held)]), default=None)
     return found, gaps, newest
 
 
 def _held(host: Host, stanza) -> Iterator[tuple]:
-    """Yield (folder, what it holds) of each archive of today's database."""
+    """Yield (directory, what it holds) of each archive of today's database."""
     database = stanza.current_database(1)
 
     def query(*words: str) -> str:
@@ -66,7 +66,7 @@ def _backups(stanza) -> list:
 def last_segment(host: Host, stanza, label: str) -> str:
     """Return the last segment of the WAL behind a backup, "" where there is none."""
     backup = stanza.backup(label)
-    return max((wal.last_of(held, backup) for _folder, held in _held(host, stanza)), default="")
+    return max((wal.last_of(held, backup) for _directory, held in _held(host, stanza)), default="")
 
 
 def lacking(host: Host, stanza, names: list) -> list:
@@ -74,7 +74,7 @@ def lacking(host: Host, stanza, names: list) -> list:
 
     Each is looked for by its name: the database host can add a segment of another timeline, whose name comes after all.
     """
-    held = {place for _folder, found in (_held(host, stanza) if names else ()) for place in found.segments}
+    held = {place for _directory, found in (_held(host, stanza) if names else ()) for place in found.segments}
     first = min((wal.place_of(one.wal_start).number for one in _backups(stanza)), default=0)
     found = []
     for name in names:
@@ -91,7 +91,7 @@ def links(host: Host) -> list:
     The database host writes to the archive. Its server makes no links any more, but may have made some.
     """
     words = ("-ignore_readdir_race", "!", "-type", "f", "!", "-type", "d", "-print", "-quit")
-    place = os.path.join(host.folder, "pgbackrest", "archive")
+    place = os.path.join(host.directory, "pgbackrest", "archive")
     done = host.as_postgres("looking for links in the archive", "find", place, *words, fine=range(256))
     if done.returncode == 0 and not done.stdout:
         return []

@@ -1,7 +1,7 @@
 """What pgBackRest's repositories hold, read from `pgbackrest info --output=json` (2.55).
 
 The command answers 0 for a wrong key, a stanza that is not there and a backup with damaged pages; all of it is in the
-JSON. It believes its own list: a backup whose folder is gone is in it all the same, which only `verify` tells.
+JSON. It believes its own list: a backup whose directory is gone is in it all the same, which only `verify` tells.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Optional
 
-from .verdicts import Problem, Verdict, verdict
+from .results import Problem, Result, result
 
 # Status of a stanza and of each of its repositories: pgBackRest's src/command/info/info.c.
 OK, MISSING_STANZA, NO_BACKUP, MISSING_DATA, MIXED, OTHER_DATABASE, NO_SUCH_BACKUP, OTHER = 0, 1, 2, 3, 4, 5, 6, 99
@@ -63,7 +63,7 @@ class Database:
 
 @dataclass(frozen=True)
 class Archive:
-    id: str  # The folder of the segments: 17-1.
+    id: str  # The directory of the segments: 17-1.
     database_id: int
     repo: int
     first: Optional[str]
@@ -230,10 +230,10 @@ def _text(value) -> str:
     return value
 
 
-def verdict_info(stanza: Stanza, system_id: Optional[int] = None) -> Verdict:
+def stanza_result(stanza: Stanza, system_id: Optional[int] = None) -> Result:
     """Judge what the catalogue itself says. system_id is that of the database that runs, where it is known.
 
-    A problem of one backup has its label as its place: verdict.concerning(labels) leaves the others out.
+    A problem of one backup has its label as its place: result.concerning(labels) leaves the others out.
     """
     problems = []
     for repo in stanza.repos or (Repo(0, stanza.code, stanza.message, False),):
@@ -266,7 +266,7 @@ def verdict_info(stanza: Stanza, system_id: Optional[int] = None) -> Verdict:
             stanza.chain(backup.label, backup.repo)
         except CatalogueError as error:
             problems.append(Problem("chain_broken", str(error), backup.label))
-    return verdict(problems)
+    return result(problems)
 
 
 def _first_line(text: str) -> str:

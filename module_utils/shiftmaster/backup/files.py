@@ -19,12 +19,12 @@ import stat
 
 from ..host import envfile, safe_files
 from ..host.printable import printable
-from ..monitoring.figures import moment_of
-from . import sandbox, verdicts
-from .host import ANSWER_BYTES, RUN, BackupError, Host, make_folder, parsed
+from ..monitoring.metrics import timestamp_of
+from . import results, sandbox
+from .host import ANSWER_BYTES, RUN, BackupError, Host, make_dir, parsed
 from .room import room_for_others
 
-# So much of a snapshot is restored as a test when it is larger: a share of its files, chosen anew each time.
+# So much of a snapshot is restored as a test when it is larger: a share of its files, chosen again each time.
 SAMPLE_FILES = 200
 SAMPLE_BYTES = 256 << 20
 # Of a path with its end; a file whose path is longer where it would be restored is not in that share.
@@ -50,7 +50,7 @@ def sha256(path: str) -> str:
 class Restic:
     def __init__(self, host: Host):
         self.host = host
-        self.repository = os.path.join(host.folder, "restic")
+        self.repository = os.path.join(host.directory, "restic")
         # Options of restic itself, before its command.
         self.words = []
         self.settings = {
@@ -119,7 +119,7 @@ class Restic:
             *["--exclude=%s" % pattern for pattern in part["exclude"]], "--", *paths,
         )  # fmt: skip
         done = self.confined("restic backup of %s" % part["name"], paths, command)
-        summary, found = verdicts.restic_backup(done.returncode, done.stdout, done.stderr)
+        summary, found = results.restic_backup(done.returncode, done.stdout, done.stderr)
         if not found.good:
             raise BackupError("restic backup of %s: %s" % (part["name"], found))
         return summary, problems
@@ -133,7 +133,7 @@ class Restic:
         values = {name: value for name, value in self.settings.items() if not name.endswith("PASSWORD_FILE")}
         # Not in the file system of restic, and not in its arguments.
         path = os.path.join(RUN, "restic.env")
-        make_folder(RUN, 0o755)
+        make_dir(RUN, 0o755)
         safe_files.write(path, envfile.render({**values, **secret}).encode(), 0o600)
         try:
             more = [*sandbox.READER, *self.network, "EnvironmentFile=" + path]
@@ -158,7 +158,7 @@ class Restic:
 
     def judged_check(self, how: str) -> None:
         done = self.host.run("restic check", "restic", *self.words, "check", how, env=self.env, fine=range(256))
-        found = verdicts.restic_check(done.returncode, done.stdout, done.stderr)
+        found = results.restic_check(done.returncode, done.stdout, done.stderr)
         if not found.good:
             raise BackupError("restic check: %s" % found)
 
@@ -172,14 +172,14 @@ class Restic:
         """What a snapshot holds: files, directories, links."""
         return [one for one in self.listed(snapshot) if "type" in one]
 
-    def compare(self, snapshot: str, folder: str) -> str:
-        """Restore files into a folder and compare each with what is on the host; all of a small snapshot."""
-        target = os.path.join(folder, "files")
+    def compare(self, snapshot: str, directory: str) -> str:
+        """Restore files into a directory and compare each with what is on the host; all of a small snapshot."""
+        target = os.path.join(directory, "files")
         said = self.listed(snapshot)
         there = [(one["path"], one["size"]) for one in said if one.get("type") == "file"]
         if not there:
             raise BackupError("the snapshot holds no file")
-        began = moment_of(next(one["time"] for one in said if "type" not in one))
+        began = timestamp_of(next(one["time"] for one in said if "type" not in one))
         random.shuffle(there)
         chosen, size = [], 0
         for path, length in there:
@@ -188,8 +188,8 @@ class Restic:
                 chosen.append(path)
                 size += length
         # What a killed run has left.
-        shutil.rmtree(folder, ignore_errors=True)
-        os.makedirs(folder, mode=0o700)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.makedirs(directory, mode=0o700)
         try:
             # Restic 0.14 reads no file of patterns.
             wanted = ["--include=" + pattern_of(path) for path in chosen]
@@ -210,7 +210,7 @@ class Restic:
                     same += bool(now)
                     changed += not now
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
         return "%d of %d files restored and compared%s" % (
             same, len(there), ", %d have changed since" % changed if changed else "",
         )  # fmt: skip
@@ -267,7 +267,7 @@ def sources(host: Host, name: str) -> list:
 
 def pulled(host: Host, name: str, source: str) -> str:
     """Where the copy of another host's files lies; nothing is read from it but what restic saves."""
-    return os.path.join(host.folder, "pulled", name, source)
+    return os.path.join(host.directory, "pulled", name, source)
 
 
 def ssh_words(host: Host) -> list:
@@ -317,26 +317,26 @@ def pull(host: Host, source: dict, part: dict) -> str:
         raise BackupError("%s: it sent no list of paths" % what)
     if not there:
         raise BackupError("%s: nothing of it exists there" % what)
-    folder = pulled(host, part["name"], source["name"])
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    directory = pulled(host, part["name"], source["name"])
+    os.makedirs(directory, mode=0o700, exist_ok=True)
     unit = "shiftmaster-backup-pull-%s-%s" % (part["name"], source["name"])
     place = source["address"] if ":" not in source["address"] else "[%s]" % source["address"]
-    too_much = room_for_others(folder)
+    too_much = room_for_others(directory)
     try:
         host.run_unit(
-            what, unit, *receiver_words(host, unit, folder),
+            what, unit, *receiver_words(host, unit, directory),
             "rsync", "--archive", "--no-devices", "--no-specials", "--relative", "--numeric-ids", "--delete",
             "--rsync-path", "send " + part["name"], "--rsh", " ".join(ssh_words(host)),
             "shiftmaster-backup@%s:%s" % (place, there[0]), *[":" + path for path in there[1:]],
-            folder + "/", watch=too_much, limit=ANSWER_BYTES,
+            directory + "/", watch=too_much, limit=ANSWER_BYTES,
         )  # fmt: skip
     except BackupError:
         # rsync has removed the file that it was receiving. Where many files take the room, other hosts need it; what
         # was saved before is in the repository.
         if too_much():
-            safe_files.remove_tree(folder)
+            safe_files.remove_tree(directory)
         raise
-    return folder
+    return directory
 
 
 def live_sha256(path: str) -> str:

@@ -64,7 +64,7 @@ def load_options(path: str = OPTIONS) -> dict:
         what = "cannot be read: %s" % error
     except (KeyError, TypeError, AttributeError):
         what = "are not whole: %s" % path
-    raise OptionsError("the options of the backup %s. Nothing is saved until deploy.yml has written them anew" % what)
+    raise OptionsError("the options of the backup %s. Nothing is saved until deploy.yml has written them again" % what)
 
 
 def utc(seconds: float) -> str:
@@ -109,7 +109,7 @@ class Host:
 
     def __init__(self, options: dict):
         self.options = options
-        self.folder = options["folder"]
+        self.directory = options["directory"]
         self.stanza = options["stanza"]
         self.database = options["database"]
         self.bin = "/usr/lib/postgresql/%s/bin" % self.database["version"]
@@ -243,8 +243,8 @@ class Host:
 
     # -- room --------------------------------------------------------------------------------------------------------
 
-    def free_bytes(self, folder: str = "") -> int:
-        disk = os.statvfs(folder or self.folder)
+    def free_bytes(self, directory: str = "") -> int:
+        disk = os.statvfs(directory or self.directory)
         return disk.f_bavail * disk.f_frsize
 
 
@@ -254,7 +254,7 @@ class Host:
 @contextlib.contextmanager
 def alone(host: Host, operation: str, wait_seconds: float):
     """Let one run work on the backups at a time. The kernel lets go when a run dies, however it dies."""
-    make_folder(RUN, 0o755)
+    make_dir(RUN, 0o755)
     path = os.path.join(RUN, "lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     deadline, told = time.monotonic() + wait_seconds, False
@@ -312,10 +312,10 @@ def deploy_of(text: str) -> str:
     return ""
 
 
-# --- folders ---------------------------------------------------------------------------------------------------------
+# --- directories ---------------------------------------------------------------------------------------------------------
 
 
-def make_folder(path: str, mode: int) -> None:
-    """Have a folder with exactly this mode, whatever the umask is."""
+def make_dir(path: str, mode: int) -> None:
+    """Have a directory with exactly this mode, whatever the umask is."""
     os.makedirs(path, exist_ok=True)
     os.chmod(path, mode)

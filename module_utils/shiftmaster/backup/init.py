@@ -33,7 +33,7 @@ def init(host: Host) -> list:
             host.pgbackrest("pgbackrest stanza-create", "stanza-create")
             made.append("stanza %s" % host.stanza)
         elif stanza.code not in (catalogue.OK, catalogue.NO_BACKUP):
-            raise BackupError("the repository of the database is not well: %s" % catalogue.verdict_info(stanza))
+            raise BackupError("the repository of the database is not well: %s" % catalogue.stanza_result(stanza))
     if host.database["databases"] and not host.options["wal_receive"]:
         # What nobody receives is kept by the database until its limit.
         with contextlib.suppress(BackupError):
@@ -44,8 +44,8 @@ def init(host: Host) -> list:
 
 
 def listing(host: Host) -> list:
-    """Every run that can be restored from, newest last: its parts and what is proven. Then what cannot be read."""
-    found = manifests.history("%s/manifests" % host.folder)
+    """Every run that can be restored from, newest last: its parts and what is verified. Then what cannot be read."""
+    found = manifests.history("%s/manifests" % host.directory)
     return [
         {
             "run": manifest["run_id"],
@@ -58,7 +58,7 @@ def listing(host: Host) -> list:
                     "kind": part.get("kind", ""),
                     "label": part.get("label", ""),
                     "size_bytes": part.get("size_bytes", 0),
-                    "proven": any(item["how"] == manifests.RESTORED and item["good"] for item in part["verified"]),
+                    "verified": any(item["how"] == manifests.RESTORED and item["good"] for item in part["verified"]),
                 }
                 for name, part in manifest["parts"].items()
             },

@@ -57,7 +57,7 @@ _PART = {
         "started": _TIME_OR_NOT_YET,
         "ended": _TIME_OR_NOT_YET,
         "kind": {"enum": ["full", "diff", "incr"]},
-        # The backup's name in its own tool: a label, a snapshot, a folder.
+        # The backup's name in its own tool: a label, a snapshot, a directory.
         "label": {"type": "string", "pattern": _NAME},
         "location": {"type": "string", "minLength": 1},
         "offsite": _TEXT,
@@ -89,7 +89,7 @@ _PART = {
             "type": "object",
             "required": ["start", "stop"],
             "additionalProperties": False,
-            "properties": {"start": _SEGMENT, "stop": _SEGMENT, "proven": _SEGMENT},
+            "properties": {"start": _SEGMENT, "stop": _SEGMENT, "verified": _SEGMENT},
         },
         "restore_point": {"type": "string", "minLength": 1},
         "system_id": {"type": "integer", "minimum": 1},
@@ -175,7 +175,7 @@ def start(manifest: dict, part: str, now: float) -> None:
 
 
 def end(manifest: dict, part: str, result: str, now: float, problems: Iterable = (), **more) -> None:
-    """Note a part's end. problems are those of a Verdict; more is what else the schema knows of a part."""
+    """Note a part's end. problems are those of a Result; more is what else the schema knows of a part."""
     entry = manifest["parts"][part]
     if not all(item["good"] for item in entry["verified"]):
         result = "failed"
@@ -353,23 +353,23 @@ class History(NamedTuple):
     problems: list  # A sentence for each file that cannot be used.
 
 
-def history(folder: str) -> History:
-    """Return all the manifests of a folder. A copy under another name is no second run."""
+def history(directory: str) -> History:
+    """Return all the manifests of a directory. A copy under another name is no second run."""
     manifests, problems = {}, []
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
         if name.endswith(".json"):
             try:
-                manifest = read(os.path.join(folder, name))
+                manifest = read(os.path.join(directory, name))
                 if manifest["run_id"] not in manifests or name == manifest["run_id"] + ".json":
                     manifests[manifest["run_id"]] = manifest
             except ManifestError as error:
                 problems.append(str(error))
             except OSError as error:
-                problems.append("%s cannot be read: %s" % (os.path.join(folder, name), error.strerror))
+                problems.append("%s cannot be read: %s" % (os.path.join(directory, name), error.strerror))
     return History(sorted(manifests.values(), key=lambda one: (one["started"], one["run_id"])), problems)
 
 
-def proofs(manifests: Iterable, part: str = "database") -> dict:
+def verifications(manifests: Iterable, part: str = "database") -> dict:
     """Return for each label whether its last restore test was good, as the retention and the plan ask for it."""
     found = {}
     for manifest in sorted(manifests, key=lambda one: (one["started"], one["run_id"])):

@@ -20,7 +20,7 @@ from . import manifest as manifests
 from .files import Restic
 from .host import POSTGRES, BackupError, Host, tail
 
-# What lies in the folder of the backups and is saved as it is. Its parts are encrypted already, but for the dumps.
+# What lies in the directory of the backups and is saved as it is. Its parts are encrypted already, but for the dumps.
 TREES = ("pgbackrest", "logical")
 SFTP = re.compile(r"sftp:(?P<who>[^:/@]+@[^:/]+):(?P<path>/.*)")
 NONE_THERE = re.compile(r"unable to open config file: .*(does not exist|no such file)")
@@ -34,7 +34,7 @@ def ssh_command(offsite: dict) -> str:
     """The command by which restic reaches SFTP: never a question, never an unknown host. Raises BackupError."""
     found = SFTP.fullmatch(offsite["repository"])
     if not found:
-        raise BackupError("%s is not of the form sftp:user@host:/folder" % offsite["repository"])
+        raise BackupError("%s is not of the form sftp:user@host:/directory" % offsite["repository"])
     return " ".join(
         [
             "ssh", "-i", offsite["ssh_key_file"], "-p", str(offsite["ssh_port"]), "-o BatchMode=yes",
@@ -76,7 +76,7 @@ class Offsite(Restic):
         self.needed += ["-" + offsite["known_hosts_file"], *([offsite["ca_file"]] if offsite["ca_file"] else [])]
 
     def init(self) -> bool:
-        """Make it where there is none. What cannot be reached, or has another password, is never made anew."""
+        """Make it where there is none. What cannot be reached, or has another password, is never made again."""
         done = self.run("looking for the repository outside", "cat", "config", fine=range(256), timeout=300)
         if done.returncode == 0:
             return False
@@ -95,7 +95,7 @@ class Offsite(Restic):
             # All that is not there yet: also of the runs that did not come as far.
             self.run("copying snapshots outside", "copy")
         staged = self.stage(manifest)
-        trees = [path for path in (os.path.join(self.host.folder, name) for name in TREES) if os.path.isdir(path)]
+        trees = [path for path in (os.path.join(self.host.directory, name) for name in TREES) if os.path.isdir(path)]
         part = {
             "name": "the repository of the database",
             "paths": [*trees, staged],
@@ -109,13 +109,13 @@ class Offsite(Restic):
 
     def stage(self, manifest: dict) -> str:
         """Lay the manifests down as they will be: this run has not ended yet, and there it would count as killed."""
-        folder = os.path.join(self.host.options["state"], "offsite", "manifests")
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(os.path.join(self.host.folder, "manifests"), folder)
+        directory = os.path.join(self.host.options["state"], "offsite", "manifests")
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.copytree(os.path.join(self.host.directory, "manifests"), directory)
         ended = copy.deepcopy(manifest)
         manifests.finish(ended, max(manifests.seconds_of(p["ended"]) for p in ended["parts"].values() if p["ended"]))
-        manifests.write(os.path.join(folder, manifest["run_id"] + ".json"), ended)
-        return folder
+        manifests.write(os.path.join(directory, manifest["run_id"] + ".json"), ended)
+        return directory
 
     def prune(self) -> None:
         """Let go what is older than the days that are kept, by the newest's date: nothing goes while nothing comes."""
@@ -135,7 +135,7 @@ class Offsite(Restic):
         if not listed:
             raise BackupError("outside there is no backup%s" % ("" if run_id == "latest" else " of run %s" % run_id))
         newest = max(listed, key=lambda one: one["time"])
-        staging = os.path.join(self.host.folder, "fetched")
+        staging = os.path.join(self.host.directory, "fetched")
         shutil.rmtree(staging, ignore_errors=True)
         os.mkdir(staging, mode=0o700)
         os.makedirs(state, mode=0o700, exist_ok=True)
@@ -152,7 +152,7 @@ class Offsite(Restic):
 
     def require_nothing(self) -> None:
         """What is here already is not replaced. Raises BackupError."""
-        there = bool(manifests.history(os.path.join(self.host.folder, "manifests")).manifests)
+        there = bool(manifests.history(os.path.join(self.host.directory, "manifests")).manifests)
         if self.host.database["databases"]:
             there = there or bool(catalogue.stanza_of(self.host.info(), self.host.stanza).backups)
         if there:
@@ -160,14 +160,14 @@ class Offsite(Restic):
 
     def put_in_place(self, staging: str, staged: str) -> list:
         """Move what was fetched to where it lay; returns the names."""
-        places = {name: os.path.join(self.host.folder, name) for name in TREES}
+        places = {name: os.path.join(self.host.directory, name) for name in TREES}
         brought = []
         for name, path in {**places, "manifests": staged}.items():
             if not os.path.isdir(staging + path):
                 continue
             if os.path.realpath(staging + path) != staging + path:
                 raise BackupError("what was fetched has a link in place of %s" % path)
-            target = os.path.join(self.host.folder, name)
+            target = os.path.join(self.host.directory, name)
             shutil.rmtree(target, ignore_errors=True)
             os.rename(staging + path, target)
             if name == "pgbackrest":

@@ -34,10 +34,10 @@ class Entry(NamedTuple):
 
 def of_directory(top: str) -> Iterator[Entry]:
     """Yield what lies below a directory of root, each as if that were /."""
-    for folder, folders, files in os.walk(top):
-        folders.sort()
-        for name in ["."] * (folder == top) + sorted(files) + folders:
-            source = os.path.normpath(os.path.join(folder, name))
+    for directory, directories, files in os.walk(top):
+        directories.sort()
+        for name in ["."] * (directory == top) + sorted(files) + directories:
+            source = os.path.normpath(os.path.join(directory, name))
             status = os.lstat(source)
             yield Entry(
                 os.path.normpath("/" + os.path.relpath(source, top)),

@@ -6,7 +6,7 @@ import math
 from typing import Iterable, Mapping, NamedTuple, Optional
 
 from .catalogue import CatalogueError, Stanza
-from .verdicts import Problem, Verdict, verdict
+from .results import Problem, Result, result
 
 # A run that is a little early, by a timer with jitter, is still the one of its day.
 EARLY_SECONDS = 12 * 3600
@@ -27,7 +27,7 @@ class Decision(NamedTuple):
 
 def kind_today(
     stanza: Stanza,
-    proofs: Mapping,
+    verifications: Mapping,
     now: float,
     full_days: float = 7,
     system_id: Optional[int] = None,
@@ -39,7 +39,7 @@ def kind_today(
 ) -> Decision:
     """Decide for one repository. An incremental backup is worth no more than what it is built upon.
 
-    proofs says for a label whether its restore test was good; damaged are labels that verify or the continuity of the
+    verifications says for a label whether its restore test was good; damaged are labels that verify or the continuity of the
     WAL called bad, gapped those behind which segments are missing: there a new chain begins. system_id and timeline are
     those of the database that runs, where they are known. wish is what somebody asked for: a full one is always right,
     an incremental one only where it can be trusted.
@@ -66,10 +66,10 @@ def kind_today(
             return Decision("full", "backup %s holds pages with wrong checksums" % backup.label)
         if backup.label in damaged:
             return Decision("full", "backup %s is damaged" % backup.label)
-        if proofs.get(backup.label) is False:
+        if verifications.get(backup.label) is False:
             return Decision("full", "the restore test of backup %s failed" % backup.label)
-    if not proofs.get(chain[0].label):
-        return Decision("full", "the last full backup, %s, was never proven by a restore" % chain[0].label)
+    if not verifications.get(chain[0].label):
+        return Decision("full", "the last full backup, %s, was never verified by a restore" % chain[0].label)
     if timeline is not None and int(last.wal_stop[:8], 16) != timeline:
         return Decision("full", "the database is on timeline %d since the last backup" % timeline)
     if last.label in gapped:
@@ -81,7 +81,7 @@ def kind_today(
         return Decision("incr", "an incremental backup was asked for")
     if age >= full_days * DAY - EARLY_SECONDS:
         return Decision("full", "the last full backup is %.1f days old" % (age / DAY))
-    return Decision("incr", "full backup %s is proven and %.1f days old" % (chain[0].label, age / DAY))
+    return Decision("incr", "full backup %s is verified and %.1f days old" % (chain[0].label, age / DAY))
 
 
 # --------------------------------------------------------------------------------------------------------------- space
@@ -123,12 +123,12 @@ def restore_bytes(size: int, wal_bytes: int = 0) -> int:
     return math.ceil(size * 1.05) + 2 * wal_bytes + 64 * 1024 * 1024
 
 
-def room(needed: int, free: int, total: int, where: str, what: str = "the backup") -> Verdict:
+def room(needed: int, free: int, total: int, where: str, what: str = "the backup") -> Result:
     """Refuse what would fill a disk, before it has begun."""
     spare = max(SPARE_BYTES, math.ceil(total * SPARE_SHARE))
     if needed + spare <= free:
-        return verdict(())
-    return verdict(
+        return result(())
+    return result(
         [
             Problem(
                 "no_room",

@@ -18,8 +18,8 @@ from .files import Restic
 from .host import Host
 
 
-def proofs(found: list, part: str) -> dict:
-    """Of each label of a part whether it was proven, as the manifests say it."""
+def verifications(found: list, part: str) -> dict:
+    """Of each label of a part whether it was verified, as the manifests say it."""
     return {
         manifest["parts"][part]["label"]: manifest["parts"][part]["result"] in manifests.GOOD
         for manifest in found
@@ -29,23 +29,23 @@ def proofs(found: list, part: str) -> dict:
 
 def forget_received(host: Host, stanza) -> None:
     """Remove received segments that the archive has; the receiver goes by its newest, which is never one of them."""
-    folder = os.path.join(host.folder, "wal")
-    there = os.listdir(folder) if os.path.isdir(folder) else []
+    directory = os.path.join(host.directory, "wal")
+    there = os.listdir(directory) if os.path.isdir(directory) else []
     # By number: the name of one on a new timeline comes after all of the old one.
     names = [name for name in there if re.fullmatch(r"[0-9A-F]{24}", name)]
     names = sorted(names, key=lambda name: (name[8:], name))[:-1]
     for name in set(names) - set(archive.lacking(host, stanza, names)):
-        os.unlink(os.path.join(folder, name))
+        os.unlink(os.path.join(directory, name))
 
 
 def forget_tables(host: Host) -> list:
     """Remove what was taken out of backups for people, which nobody fetches any more: it is data of patients.
 
-    By age alone, for it is no backup. An empty folder is what a killed restore has left.
+    By age alone, for it is no backup. An empty directory is what a killed restore has left.
     """
-    folder, removed = os.path.join(host.folder, "tables"), []
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-        path = os.path.join(folder, name)
+    directory, removed = os.path.join(host.directory, "tables"), []
+    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+        path = os.path.join(directory, name)
         old = time.time() - os.lstat(path).st_mtime > host.options["keep_days"] * 86400
         if old or os.path.isdir(path) and not os.listdir(path):
             shutil.rmtree(path)
@@ -53,10 +53,10 @@ def forget_tables(host: Host) -> list:
     return removed
 
 
-def used_bytes(folder: str) -> int:
-    """Bytes of all files below a folder; what goes meanwhile is not counted."""
+def used_bytes(directory: str) -> int:
+    """Bytes of all files below a directory; what goes meanwhile is not counted."""
     used = 0
-    for place, _folders, files in os.walk(folder):
+    for place, _directories, files in os.walk(directory):
         for name in files:
             with contextlib.suppress(OSError):
                 used += os.lstat(os.path.join(place, name)).st_size
@@ -75,7 +75,9 @@ def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tu
     removed, problems = [], []
     if "database" in good:
         stanza = catalogue.stanza_of(host.info(), host.stanza)
-        made = retention.database_plan(stanza, manifests.proofs(found), time.time(), policy, damaged=damaged, seen=seen)
+        made = retention.database_plan(
+            stanza, manifests.verifications(found), time.time(), policy, damaged=damaged, seen=seen
+        )
         found_links = archive.links(host)
         # The last call also makes good what a run that was killed between them has left.
         for arguments in () if found_links else retention.commands(host.stanza, made):
@@ -89,7 +91,7 @@ def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tu
         listed = retention.snapshots(restic.run("restic snapshots", "snapshots", "--json").stdout)
         for (name, tag), items in listed.items():
             if tag in good and name == host.options["host"]:
-                made = retention.plan(items, proofs(found, tag), time.time(), policy, seen=seen)
+                made = retention.plan(items, verifications(found, tag), time.time(), policy, seen=seen)
                 going += made.remove
                 problems += made.alerts
     if going:
@@ -98,17 +100,17 @@ def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tu
         problems += [("not_removed", "snapshot %s did not go" % one, one) for one in going if one in left]
         removed += [one for one in going if one not in left]
     if "logical" in good:
-        dumps = os.path.join(host.folder, "logical")
+        dumps = os.path.join(host.directory, "logical")
         items = [
             retention.Item(part["label"], manifests.seconds_of(part["ended"]))
             for part in (one["parts"].get("logical", {}) for one in found)
             if part.get("result") in manifests.GOOD and os.path.isdir(os.path.join(dumps, part["label"]))
         ]
-        made = retention.plan(items, proofs(found, "logical"), time.time(), policy, damaged=damaged, seen=seen)
+        made = retention.plan(items, verifications(found, "logical"), time.time(), policy, damaged=damaged, seen=seen)
         for name in made.remove:
             shutil.rmtree(os.path.join(dumps, name))
         removed += made.remove
         problems += made.alerts
     removed += forget_tables(host)
-    problems += retention.over_limit(used_bytes(host.folder), host.options["limit_bytes"])
+    problems += retention.over_limit(used_bytes(host.directory), host.options["limit_bytes"])
     return removed, problems

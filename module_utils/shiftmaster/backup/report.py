@@ -21,10 +21,10 @@ from .host import STATE, BackupError, Host
 # When a run last could not begin.
 NOT_BEGUN = os.path.join(STATE, "not_begun.json")
 METRICS = "shiftmaster_backup.prom"
-# What the options would say, where they cannot be read; the units know the folder, too.
+# What the options would say, where they cannot be read; the units know the directory, too.
 TEXTFILE_DIR = "/var/lib/prometheus/node-exporter"
 UNKNOWN = {
-    "folder": "",
+    "directory": "",
     "stanza": "",
     "database": {"version": ""},
     "log_file": "/var/log/shiftmaster/backup.log",
@@ -44,7 +44,7 @@ def sized(number: float) -> str:
     return ""
 
 
-def lines(manifest: dict, folder: str) -> list:
+def lines(manifest: dict, directory: str) -> list:
     """The report, a line each."""
     found = ["%s: %s" % ("Date", manifest["started"])]
     for name, part in manifest["parts"].items():
@@ -61,13 +61,13 @@ def lines(manifest: dict, folder: str) -> list:
         found.append(text)
     found += of_run(manifest)
     found.append("Total size: %s" % sized(sum(part.get("size_bytes", 0) for part in manifest["parts"].values())))
-    found.append("Location: %s" % folder)
+    found.append("Location: %s" % directory)
     return found
 
 
 def conclude(host: Host, manifest: dict) -> int:
     """Log, metrics and messages of a manifest that has ended; returns the run's exit code."""
-    for line in lines(manifest, host.folder):
+    for line in lines(manifest, host.directory):
         host.log("%s  %s" % (manifest["run_id"], line))
     host.log("backup %s: %s" % (manifest["run_id"], WORDS.get(manifest["result"], "FAILED")))
     write_metrics(host)
@@ -78,7 +78,7 @@ def conclude(host: Host, manifest: dict) -> int:
         "user": manifest.get("started_by", ""),
         "version": manifest["release"].get("version", ""),
         "reason": "; ".join(reasons(manifest)),
-        "notes": lines(manifest, host.folder),
+        "notes": lines(manifest, host.directory),
     })  # fmt: skip
     return manifests.exit_code(manifest)
 
@@ -123,7 +123,7 @@ def not_begun(host: Host, run_id: str, request: dict, why: str) -> int:
 
 
 def without_options(run_id: str, why: str) -> int:
-    """A run that could not read its options has failed, too: a figure says it, and a message where that is possible."""
+    """A run that could not read its options has failed, too: a metric says it, and a message where that is possible."""
     host = Host(dict(UNKNOWN, host=socket.gethostname()))
     host.log("%s FAILED: %s" % (("backup %s" % run_id).strip(), why))
     path = os.path.join(os.environ.get("SHIFTMASTER_BACKUP_TEXTFILE_DIR") or TEXTFILE_DIR, METRICS)
@@ -160,7 +160,7 @@ def not_begun_at() -> float:
 
 def write_metrics(host: Host) -> None:
     """Replace the file that node exporter reads."""
-    found = manifests.history(os.path.join(host.folder, "manifests"))
+    found = manifests.history(os.path.join(host.directory, "manifests"))
     path = os.path.join(host.options["textfile_dir"], METRICS)
     try:
         archive = backup_archive.noted()

@@ -17,11 +17,11 @@ import tarfile
 import time
 
 from ..host import points, safe_files
-from . import archive, catalogue, proof, report
+from . import archive, catalogue, report, verification
 from . import manifest as manifests
 from . import place as backup_place
 from .files import Restic, part_of, pulled, sources
-from .host import STATE, BackupError, Host, alone, make_folder, said_of, tail
+from .host import STATE, BackupError, Host, alone, make_dir, said_of, tail
 from .target import Plan, TargetError, choose, plan_of, snapshot
 from .wal import SEGMENT_BYTES
 
@@ -34,12 +34,12 @@ PAGE_SECONDS = 60
 BOOT_SECONDS = 300
 # How far a restore has come: a database that came up was started.
 FETCHING, STARTED, UNDOING = "fetching", "started", "undoing"
-# Where a restore notes what it has set aside: not next to the data, where postgres could name another directory.
+# Where a restore notes what it has quarantined: not next to the data, where postgres could name another directory.
 MARKER = os.path.join(STATE, "restoring")
 # What was received of the WAL, on the host of the database.
 RECEIVED = os.path.join(STATE, "received")
 SEGMENT = re.compile(r"[0-9A-F]{24}(\.partial)?")
-# Of a folder in a layer of a container, and of a mount.
+# Of a directory in a layer of a container, and of a mount.
 NOT_RENAMED = (errno.EXDEV, errno.EBUSY)
 # Where a new file may be obeyed by the system.
 SYSTEM_DIRECTORIES = tuple(
@@ -62,12 +62,12 @@ JOIN pg_namespace ON pg_namespace.oid = relnamespace GROUP BY 1, 2 ORDER BY min(
 
 def plan(host: Host, request: dict) -> dict:
     """What a restore would do, from the manifests and the repository; changes nothing."""
-    found, damaged = manifests.history(os.path.join(host.folder, "manifests"))
+    found, damaged = manifests.history(os.path.join(host.directory, "manifests"))
     result, parts, repository = {"parts": {}}, request["parts"], []
     try:
         if "database" in parts or request.get("table"):
             stanza = catalogue.stanza_of(host.info(), host.stanza)
-            repository = [one.what for one in catalogue.verdict_info(stanza).problems if not one.where]
+            repository = [one.what for one in catalogue.stanza_result(stanza).problems if not one.where]
             chosen = choose(request["target"], found, stanza, time.time())
             result["database"] = chosen._asdict()
             # Where a segment is missing or damaged, recovery to the end of the archive opens all the same, before it.
@@ -119,17 +119,19 @@ def free(host: Host, request: dict) -> dict:
 
 def received(host: Host) -> list:
     """Segments that were received and that the archive lacks, the one that was being written among them."""
-    folder = os.path.join(host.folder, "wal")
+    directory = os.path.join(host.directory, "wal")
     stanza = catalogue.stanza_of(host.info(), host.stanza)
-    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    there = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
     return archive.lacking(host, stanza, [name for name in there if SEGMENT.fullmatch(name)])
 
 
 def pack_received(host: Host, request: dict) -> dict:
     """Pack these segments for the host on which the database is restored."""
-    names, path = received(host), os.path.join(host.folder, "outgoing", request["id"] + "-wal.tar")
+    names, path = received(host), os.path.join(host.directory, "outgoing", request["id"] + "-wal.tar")
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    host.run("packing WAL", "tar", "--create", "--file", path, "--directory", os.path.join(host.folder, "wal"), *names)
+    host.run(
+        "packing WAL", "tar", "--create", "--file", path, "--directory", os.path.join(host.directory, "wal"), *names
+    )
     return {"restored": "%d segments" % len(names), "archive": path, "segments": len(names)}
 
 
@@ -188,16 +190,16 @@ def unpack_received(host: Host, path: str, count: int = 0) -> str:
     return RECEIVED
 
 
-def wal_anew(host: Host, request: dict) -> dict:
+def wal_again(host: Host, request: dict) -> dict:
     """Set aside what was received before a restore, and receive from the beginning."""
-    folder, unit = os.path.join(host.folder, "wal"), "shiftmaster-backup-wal.service"
-    aside = os.path.join(host.folder, "wal.before-%s" % request["id"])
+    directory, unit = os.path.join(host.directory, "wal"), "shiftmaster-backup-wal.service"
+    aside = os.path.join(host.directory, "wal.before-%s" % request["id"])
     host.run("stopping the receiver", "systemctl", "stop", unit, timeout=120)
-    os.rename(folder, aside)
-    os.mkdir(folder, 0o750)
-    shutil.chown(folder, "postgres", "postgres")
+    os.rename(directory, aside)
+    os.mkdir(directory, 0o750)
+    shutil.chown(directory, "postgres", "postgres")
     host.run("starting the receiver", "systemctl", "start", unit, timeout=120)
-    return {"restored": "receiving anew; what was received is kept in %s" % aside}
+    return {"restored": "receiving again; what was received is kept in %s" % aside}
 
 
 def lasting(seconds: float) -> str:
@@ -269,7 +271,7 @@ def database_here(host: Host, request: dict) -> dict:
             _forget_the_recovery(host, data)
             _archive_received(host, data, received_dir)
         except BaseException:
-            # What was there is worth more than half of what was to come; where it was not set aside, it is still there.
+            # What was there is worth more than half of what was to come; where it was not quarantined, it is still there.
             host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
             _undo_a_killed_one(host, data)
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600, fine=range(256))
@@ -318,22 +320,22 @@ def _limit(host: Host) -> float:
 
 
 def _mark(data: str, aside: str, phase: str) -> None:
-    """Note where what was there is set aside, before it is, and how far that went.
+    """Note where what was there is quarantined, before it is, and how far that went.
 
-    A folder that is half removed, or half brought back, looks like a database that came up. It is on the disk at once:
+    A directory that is half removed, or half brought back, looks like a database that came up. It is on the disk at once:
     a host may lose its power.
     """
     safe_files.write(MARKER, ("%s\n%s" % (aside, phase)).encode(), 0o600)
 
 
 def _marked(data: str) -> tuple:
-    """Where what was there is set aside, and the phase; "" where an older version has noted it."""
+    """Where what was there is quarantined, and the phase; "" where an older version has noted it."""
     aside, _, phase = safe_files.read_text(MARKER).partition("\n")
     return aside, phase
 
 
 def _move(host: Host, data: str, aside: str) -> None:
-    """Set a folder aside. Where it cannot be renamed (a layer of a container, a mount) it is copied, whole."""
+    """Set a directory aside. Where it cannot be renamed (a layer of a container, a mount) it is copied, whole."""
     try:
         safe_files.rename(data, os.path.basename(aside))
     except OSError as error:
@@ -353,7 +355,7 @@ def _empty(host: Host, directory: str) -> None:
 
 
 def _undo_a_killed_one(host: Host, data: str) -> None:
-    """Bring back what a restore had set aside that did not come to its end. PostgreSQL is stopped."""
+    """Bring back what a restore had quarantined that did not come to its end. PostgreSQL is stopped."""
     if not os.path.exists(MARKER):
         return
     aside, _phase = _marked(data)
@@ -367,7 +369,7 @@ def _undo_a_killed_one(host: Host, data: str) -> None:
         except OSError as error:
             if error.errno not in NOT_RENAMED:
                 raise
-            # It is whole until the copy is: a second attempt begins anew.
+            # It is whole until the copy is: a second attempt begins again.
             host.as_postgres("bringing back the database of before", "cp", "--archive", aside + "/.", data)
             os.sync()
             os.unlink(MARKER)
@@ -439,25 +441,25 @@ def undo(host: Host, request_id: str) -> None:
             print(json.dumps({"failed": said}), flush=True)
 
 
-def _from_received(host: Host, data: str, folder: str) -> list:
+def _from_received(host: Host, data: str, directory: str) -> list:
     """Let recovery go on with what was received, where the archive ends."""
-    if not folder:
+    if not directory:
         return []
     archive = "pgbackrest --config=%s --pg1-path=%s --stanza=%s archive-get %%f \"%%p\"" % (
         host.options["restore_config"], data, host.stanza,
     )  # fmt: skip
-    copies = ['cp %s/%%f%s "%%p"' % (folder, suffix) for suffix in ("", ".partial")]
+    copies = ['cp %s/%%f%s "%%p"' % (directory, suffix) for suffix in ("", ".partial")]
     return ["--recovery-option=restore_command=%s" % " || ".join([archive, *copies])]
 
 
-def _archive_received(host: Host, data: str, folder: str) -> None:
+def _archive_received(host: Host, data: str, directory: str) -> None:
     """Bring received segments into the archive. Raises nothing: the data are there, the next run says what is missing.
 
     PostgreSQL takes what it has restored for archived, and the archive would keep a gap.
     """
-    for name in sorted(os.listdir(folder)) if folder else ():
+    for name in sorted(os.listdir(directory)) if directory else ():
         if re.fullmatch(r"[0-9A-F]{24}", name):
-            path = os.path.join(folder, name)
+            path = os.path.join(directory, name)
             try:
                 host.pgbackrest("archiving %s" % name, "--pg1-path=%s" % data, "archive-push", path)
             except BackupError as error:
@@ -517,12 +519,12 @@ def _forget_the_recovery(host: Host, data: str) -> None:
 def _beside(host: Host, chosen: Plan):
     """The server of a restore beside the database, which goes also through what is not in the archive yet."""
     _archive_until_now(host)
-    directory = os.path.join(host.folder, "wal") if received(host) else ""
-    return proof.restored(host, "restore", *chosen.arguments, label=chosen.label, received=directory)
+    directory = os.path.join(host.directory, "wal") if received(host) else ""
+    return verification.restored(host, "restore", *chosen.arguments, label=chosen.label, received=directory)
 
 
 def _require_room(host: Host, chosen: Plan) -> None:
-    """Refuse what would fill the scratch folder: pgBackRest says of a full disk that there is no such file."""
+    """Refuse what would fill the scratch directory: pgBackRest says of a full disk that there is no such file."""
     place = host.options["scratch"]
     free, needed = host.free_bytes(place), chosen.size_bytes * 1.1
     if free < needed:
@@ -539,20 +541,20 @@ def _archive_until_now(host: Host) -> None:
         # closed. In one with the switch it began the next segment, which was waited for until archive_timeout.
         host.ask("SELECT pg_logical_emit_message(true, 'shiftmaster-backup', '')", timeout=30)
         segment = host.ask("SELECT pg_walfile_name(pg_switch_wal() - 1)", timeout=30)[0][0]
-        proof.wait_for_segment(host, segment, host.options["archive_timeout_seconds"])
+        verification.wait_for_segment(host, segment, host.options["archive_timeout_seconds"])
 
 
 def database_scratch(host: Host, request: dict) -> dict:
-    """Restore it into a scratch folder, read all of it, and throw it away."""
+    """Restore it into a scratch directory, read all of it, and throw it away."""
     chosen = _planned(request)
     began = time.monotonic()
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
         _require_room(host, chosen)
         with _beside(host, chosen) as server:
             _require_the_end(request, server.log_text())
-            done = [proof.check_pages(host, server)]
+            done = [verification.check_pages(host, server)]
             for name in host.database["databases"]:
-                rows = server.ask(proof.COUNTS_SQL, name)
+                rows = server.ask(verification.COUNTS_SQL, name)
                 done.append("%s: %d tables, %d rows" % (name, len(rows), sum(int(row[3]) for row in rows)))
     return {"restored": chosen.text, "found": done, "seconds": round(time.monotonic() - began, 1)}
 
@@ -562,17 +564,17 @@ def _text(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _folder_of_tables(host: Host, request_id: str):
+def _dir_of_tables(host: Host, request_id: str):
     """A directory for what is taken out, of postgres in the end; it is not left behind where nothing comes of it."""
-    folder = os.path.join(host.folder, "tables", request_id)
-    make_folder(os.path.dirname(folder), 0o711)
-    user, owner = pwd.getpwnam(proof.USER), pwd.getpwnam("postgres")
-    safe_files.make_directory(folder, 0o700, user.pw_uid, user.pw_gid)
+    directory = os.path.join(host.directory, "tables", request_id)
+    make_dir(os.path.dirname(directory), 0o711)
+    user, owner = pwd.getpwnam(verification.USER), pwd.getpwnam("postgres")
+    safe_files.make_directory(directory, 0o700, user.pw_uid, user.pw_gid)
     try:
-        yield folder
-        safe_files.change_owner(folder, owner.pw_uid, owner.pw_gid)
+        yield directory
+        safe_files.change_owner(directory, owner.pw_uid, owner.pw_gid)
     except BaseException:
-        safe_files.remove_tree(folder)
+        safe_files.remove_tree(directory)
         raise
 
 
@@ -583,9 +585,9 @@ def table(host: Host, request: dict) -> dict:
     database = database or host.database["databases"][0]
     with (
         alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]),
-        _folder_of_tables(host, request["id"]) as folder,
+        _dir_of_tables(host, request["id"]) as directory,
     ):
-        path = os.path.join(folder, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))
+        path = os.path.join(directory, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))
         _require_room(host, chosen)
         with _beside(host, chosen) as server:
             # Without a schema it is of public, which search_path does not name (sql.SAFE_SEARCH_PATH).
@@ -601,7 +603,7 @@ def table(host: Host, request: dict) -> dict:
             rows = server.ask("SELECT count(*) FROM %s" % found[0][0], database)[0][0]
             server.client(
                 "pg_dump of %s" % name, "pg_dump", "--no-password", "--format=custom", "--file", path,
-                *["--table=%s" % one[0] for one in found], database, write=[folder],
+                *["--table=%s" % one[0] for one in found], database, write=[directory],
             )  # fmt: skip
     return {"restored": chosen.text, "file": path, "rows": int(rows), "database": database, "table": name}
 
@@ -612,7 +614,7 @@ def table(host: Host, request: dict) -> dict:
 def _require_target(host: Host, into: str) -> str:
     """Have the directory that a restore goes into: a new or empty one that belongs to root alone. Returns its path."""
     path = os.path.normpath(into)
-    ours = [host.folder, host.options["state"], *[one for part in host.options["parts"] for one in part["paths"]]]
+    ours = [host.directory, host.options["state"], *[one for part in host.options["parts"] for one in part["paths"]]]
     if not os.path.isabs(path) or ".." in into.split("/") or path == "/":
         raise BackupError("into=%s is no directory to restore into" % into)
     # By its own name, and by the one that links make of it.
@@ -660,7 +662,7 @@ def _put_in_place(staged: str, paths: list, tops: list, owners: dict, count: int
 
 
 def files(host: Host, request: dict, part: str) -> dict:
-    """Put files back in their place, or into a folder; what they replace is saved before.
+    """Put files back in their place, or into a directory; what they replace is saved before.
 
     restic writes by name, so it restores into a directory of root, and from there they are put in their place. What was
     read of another host (`of`) is packed for it instead: this host may only read there.
@@ -696,17 +698,17 @@ def files(host: Host, request: dict, part: str) -> dict:
             raise BackupError("the backup holds nothing of %s" % ", ".join(lacking))
         chosen = {node["path"]: node for one in paths for node in of_it(one) if node["type"] != "dir"}
         count = sum(node["type"] in ("file", "symlink") for node in chosen.values())
-        kept, staged = "", os.path.join(host.folder, "outgoing", request["id"])
+        kept, staged = "", os.path.join(host.directory, "outgoing", request["id"])
         into = target or staged
         if not target:
             # Packed for another host, it is there twice.
             needed, free = sum(node.get("size", 0) for node in chosen.values()) * (2 if of else 1), host.free_bytes()
             if free < needed:
-                sizes = (host.folder, report.sized(free), report.sized(needed))
+                sizes = (host.directory, report.sized(free), report.sized(needed))
                 raise BackupError("there is too little room in %s for the restored files: %s free, %s needed" % sizes)
             if not of:
                 kept = restic.backup(options, request["id"], "before-restore")[0]["snapshot_id"]
-            make_folder(os.path.dirname(staged), 0o711)
+            make_dir(os.path.dirname(staged), 0o711)
             shutil.rmtree(staged, ignore_errors=True)
             os.mkdir(staged, 0o700)
         include = ["--include=" + re.sub(r"([\\*?\[\]])", r"\\\1", below + path) for path in paths]
@@ -718,7 +720,7 @@ def files(host: Host, request: dict, part: str) -> dict:
             "paths": paths,
         }
         try:
-            # What is of another host lies below its copy's folder, in the snapshot and where it is restored.
+            # What is of another host lies below its copy's directory, in the snapshot and where it is restored.
             restic.run("restic restore", "restore", label, "--target", into, *include)
             if of and not target:
                 # By numbers: this host may have other names for them.
@@ -743,7 +745,7 @@ COMMANDS = {
     "scratch": database_scratch,
     "table": table,
     "received": pack_received,
-    "wal_anew": wal_anew,
+    "wal_again": wal_again,
     "files": lambda host, request: files(host, request, "files"),
     "configuration": lambda host, request: files(host, request, "configuration"),
 }

@@ -4,9 +4,9 @@ The tools' own retention counts what it has, good or not: two damaged backups ex
 restore that succeeded counts, and where anything is in doubt nothing goes and an alert says so. A full disk is met by a
 person; a backup that is gone comes back for nobody.
 
-Nothing goes that is younger than the limit, whatever its state; that a newer proven full backup does not stand for;
-that the last proven full backup or the window of the restorable past needs. And nothing at all goes while
-the newest backup is not proven, while none was proven lately, or while the clock is in doubt.
+Nothing goes that is younger than the limit, whatever its state; that a newer verified full backup does not stand for;
+that the last verified full backup or the window of the restorable past needs. And nothing at all goes while
+the newest backup is not verified, while none was verified lately, or while the clock is in doubt.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import bisect
 import json
 from typing import Iterable, Mapping, NamedTuple
 
-from ..monitoring.figures import moment_of
+from ..monitoring.metrics import timestamp_of
 from .catalogue import Stanza
-from .verdicts import Problem
+from .results import Problem
 
 DAY = 86400
 # The clocks of two hosts may differ by that much.
@@ -26,12 +26,14 @@ SKEW_SECONDS = 300
 
 class Policy(NamedTuple):
     days: float = 30
-    fulls: int = 1  # So many proven full backups stay, however old.
-    # The newest proven backup must be younger, or nothing goes. A kind that is saved weekly needs 8.
+    fulls: int = 1  # So many verified full backups stay, however old.
+    # The newest verified backup must be younger, or nothing goes. A kind that is saved weekly needs 8.
     fresh_days: float = 2
     # Longer than this without any run is an outage or a moved clock, and no time that ages a backup.
     gap_days: float = 3
-    window: bool = True  # The newest proven backup beyond the limit stays too: the days after it are restored from it.
+    window: bool = (
+        True  # The newest verified backup beyond the limit stays too: the days after it are restored from it.
+    )
 
 
 class Item(NamedTuple):
@@ -53,7 +55,7 @@ class Plan(NamedTuple):
 
 def plan(
     items: Iterable,
-    proofs: Mapping,
+    verifications: Mapping,
     now: float,
     policy: Policy = Policy(),  # noqa: B008 - a tuple
     damaged: Iterable = (),
@@ -61,24 +63,24 @@ def plan(
 ) -> Plan:
     """Decide what goes.
 
-    proofs says for a name whether its restore test was good; damaged are names of which something else said that they
+    verifications says for a name whether its restore test was good; damaged are names of which something else said that they
     are. seen are moments of runs, good or not: time passes where they are.
     """
     items = sorted(items, key=lambda item: (item.ended, item.name))
     there = {item.name: item for item in items}
     needs = _closures(there)
     bad = {item.name for item in items if item.damaged} | set(damaged)
-    proven = {
+    verified = {
         item.name
         for item in items
-        if proofs.get(item.name) is True
+        if verifications.get(item.name) is True
         and needs[item.name] <= set(there)
         and not bad & (needs[item.name] | {item.name})
     }
-    fulls = [item for item in items if item.full and item.name in proven]
+    fulls = [item for item in items if item.full and item.name in verified]
     moments = sorted({item.ended for item in items} | set(seen))
-    alerts = _doubts(items, proven, fulls, moments, now, policy)
-    doubtful = bool(alerts)
+    alerts = _doubts(items, verified, fulls, moments, now, policy)
+    suspect = bool(alerts)
 
     age = _ages(moments, now, policy)
     last = {item.name for item in fulls[-policy.fulls :]} if policy.fulls else set()
@@ -87,13 +89,13 @@ def plan(
         if age(item.ended) < policy.days * DAY:
             keep[item.name] = "younger than %g days" % policy.days
         elif item.name in last:
-            keep[item.name] = "one of the last %d proven full backups" % policy.fulls
+            keep[item.name] = "one of the last %d verified full backups" % policy.fulls
         elif needs[item.name] & last:
-            keep[item.name] = "depends on the last proven full backup"
+            keep[item.name] = "depends on the last verified full backup"
         elif not fulls or fulls[-1].ended <= item.ended:
-            keep[item.name] = "no newer full backup is proven"
+            keep[item.name] = "no newer full backup is verified"
     if policy.window:
-        beyond = [item.name for item in items if item.name in proven and age(item.ended) >= policy.days * DAY]
+        beyond = [item.name for item in items if item.name in verified and age(item.ended) >= policy.days * DAY]
         if beyond:
             keep.setdefault(beyond[-1], "the oldest of the %g days are restored from it" % policy.days)
     for name in list(keep):
@@ -101,12 +103,12 @@ def plan(
             keep.setdefault(needed, "%s needs it" % name)
 
     going = [item.name for item in reversed(items) if item.name not in keep]
-    if doubtful:
+    if suspect:
         keep.update(dict.fromkeys(going, "nothing goes while something is in doubt"))
         going = []
     # What needs another goes first, also where a clock was moved and the order of time is not that of the chain.
     going.sort(key=lambda name: len(needs[name]), reverse=True)
-    return Plan(tuple(going), keep, tuple(alerts), doubtful)
+    return Plan(tuple(going), keep, tuple(alerts), suspect)
 
 
 def over_limit(used: int, limit: int) -> tuple:
@@ -131,7 +133,7 @@ def _closures(there: Mapping) -> dict:
     return found
 
 
-def _doubts(items: list, proven: set, fulls: list, moments: list, now: float, policy: Policy) -> list:
+def _doubts(items: list, verified: set, fulls: list, moments: list, now: float, policy: Policy) -> list:
     """Return why nothing may go; nothing where all is clear."""
     found = []
     late = [moment for moment in moments if moment > now + SKEW_SECONDS]
@@ -156,16 +158,16 @@ def _doubts(items: list, proven: set, fulls: list, moments: list, now: float, po
             )
         )
     if not fulls:
-        found.append(Problem("no_proven", "no full backup is proven by a restore"))
-    elif items[-1].name not in proven:
+        found.append(Problem("no_verified", "no full backup is verified by a restore"))
+    elif items[-1].name not in verified:
         found.append(
-            Problem("newest_not_proven", "the newest backup, %s, is not proven" % items[-1].name, items[-1].name)
+            Problem("newest_not_verified", "the newest backup, %s, is not verified" % items[-1].name, items[-1].name)
         )
     elif now - items[-1].ended > policy.fresh_days * DAY:
         found.append(
             Problem(
                 "not_fresh",
-                "the newest proven backup, %s, is %.1f days old" % (items[-1].name, (now - items[-1].ended) / DAY),
+                "the newest verified backup, %s, is %.1f days old" % (items[-1].name, (now - items[-1].ended) / DAY),
                 items[-1].name,
             )
         )
@@ -195,13 +197,13 @@ class DatabasePlan(NamedTuple):
     alerts: tuple
     doubt: bool
     fulls_left: int
-    # By the folder of an archive (17-1): the first segment that stays. What is before it goes.
+    # By the directory of an archive (17-1): the first segment that stays. What is before it goes.
     wal_from: dict
 
 
 def database_plan(
     stanza: Stanza,
-    proofs: Mapping,
+    verifications: Mapping,
     now: float,
     policy: Policy = Policy(),  # noqa: B008 - a tuple
     repo: int = 1,
@@ -219,7 +221,7 @@ def database_plan(
         )
         for backup in backups
     ]
-    made = plan(items, proofs, now, policy, **more)
+    made = plan(items, verifications, now, policy, **more)
     left = [backup for backup in backups if backup.label not in made.remove and backup.kind == "full"]
     wal_from = {}
     for archive in stanza.archives:
@@ -233,7 +235,7 @@ def database_plan(
 def commands(stanza: str, made: DatabasePlan, repo: int = 1) -> list:
     """Return the arguments of each call of pgbackrest, in order, to be made while no backup can start.
 
-    `--set` frees no WAL. The last call does, and its number must be that of all the full backups that are left, proven
+    `--set` frees no WAL. The last call does, and its number must be that of all the full backups that are left, verified
     or not: with a smaller one the WAL between older backups is gone, with a larger one nothing is. In doubt there is
     no call at all.
     """
@@ -264,7 +266,7 @@ def snapshots(answer) -> dict:
     found = {}
     try:
         for snapshot in json.loads(answer):
-            moment = moment_of(snapshot["time"])
+            moment = timestamp_of(snapshot["time"])
             if not moment:
                 raise ValueError("%r is no time" % (snapshot["time"],))
             for tag in snapshot.get("tags") or [""]:

@@ -1,4 +1,4 @@
-"""One run of the backup: every part saved, verified and proven by a restore, then one manifest and one report.
+"""One run of the backup: every part saved, verified and verified by a restore, then one manifest and one report.
 
 A part that fails does not keep the others from being saved. What a killed run leaves is a manifest that has not ended:
 report_killed() ends it as failed.
@@ -15,7 +15,7 @@ import uuid
 
 from ..host import points, safe_files
 from ..host.sql import COUNT_MIGRATIONS
-from . import archive, catalogue, plan, proof, report, sandbox, verdicts
+from . import archive, catalogue, plan, report, results, sandbox, verification
 from . import manifest as manifests
 from .files import Restic, ask_lock, names_of_parts, part_of, pulled, sha256, sources
 from .host import (
@@ -26,7 +26,7 @@ from .host import (
     Host,
     alone,
     deploy_of,
-    make_folder,
+    make_dir,
     parsed,
     plain,
     read_lock,
@@ -71,9 +71,9 @@ def request_of(run_id: str) -> dict:
 class Run:
     def __init__(self, host: Host, run_id: str, request: dict):
         self.host, self.request, self.run_id = host, request, run_id
-        self.folder = os.path.join(host.folder, "manifests")
-        self.path = os.path.join(self.folder, run_id + ".json")
-        self.history = manifests.history(self.folder)
+        self.directory = os.path.join(host.directory, "manifests")
+        self.path = os.path.join(self.directory, run_id + ".json")
+        self.history = manifests.history(self.directory)
         self.damaged = False
         self.damaged_labels = set()  # Of backups and dumps that no restore would bring back.
         self.restic = Restic(host)
@@ -116,7 +116,7 @@ class Run:
 
     def execute(self) -> int:
         """Do all of it; returns the exit code."""
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
         if os.path.lexists(self.path):
             # Its manifest is what proves that backup.
             raise BackupError("there has been a run %s: a new one needs another name, or none" % self.run_id)
@@ -203,9 +203,9 @@ class Run:
         if self.request.get("within_deploy"):
             return
         for part in [one["parts"].get("logical", {}) for one in self.history.manifests]:
-            folder = os.path.join(self.host.folder, "logical", part.get("label", ""))
-            if part.get("result") in manifests.GOOD and os.path.isdir(folder):
-                damaged = [name for name, wanted in part["checksums"].items() if not holds(folder, name, wanted)]
+            directory = os.path.join(self.host.directory, "logical", part.get("label", ""))
+            if part.get("result") in manifests.GOOD and os.path.isdir(directory):
+                damaged = [name for name, wanted in part["checksums"].items() if not holds(directory, name, wanted)]
                 if damaged:
                     what = "dump %s is damaged: %s" % (part["label"], ", ".join(sorted(damaged)[:3]))
                     manifests.note(self.manifest, [("dump_damaged", what, part["label"])])
@@ -286,14 +286,14 @@ class Run:
             self.host.ask("SELECT 1", name)  # One that is missing, or closed to us, is told before anything begins.
         stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
         # One that holds no backup yet is well. One that cannot be read, or is of another database, is left alone.
-        said = catalogue.verdict_info(stanza, system_id)
+        said = catalogue.stanza_result(stanza, system_id)
         blocking = [one.what for one in said.problems if not one.where and one.code != "no_backup"]
         if blocking:
             raise BackupError("; ".join(blocking))
         wish = "full" if self.fetched_since() else self.request.get("kind", "auto")
         kind, why = plan.kind_today(
             stanza,
-            manifests.proofs(self.history.manifests),
+            manifests.verifications(self.history.manifests),
             time.time(),
             self.host.options["full_interval_days"],
             system_id,
@@ -309,22 +309,22 @@ class Run:
         backup = stanza.of(1)[-1]
         if backup.stopped < manifests.seconds_of(self.manifest["parts"]["database"]["started"]):
             raise BackupError("pgBackRest says that it is done, but the repository has no new backup")
-        # Known even where it is not proven in the end: nothing is built upon such a one.
+        # Known even where it is not verified in the end: nothing is built upon such a one.
         self.manifest["parts"]["database"].update(kind=backup.kind, label=backup.label)
         chain = stanza.chain(backup.label, 1)
-        said = catalogue.verdict_info(stanza, system_id).concerning([one.label for one in chain])
+        said = catalogue.stanza_result(stanza, system_id).concerning([one.label for one in chain])
         if not said.good:
             raise BackupError(str(said))
-        end = proof.mark(self.host, self.run_id)
-        proof.wait_until_archived(self.host, end, self.host.options["archive_timeout_seconds"])
+        end = verification.mark(self.host, self.run_id)
+        verification.wait_until_archived(self.host, end, self.host.options["archive_timeout_seconds"])
         self.verify_repository(stanza, chain, timeline, end.segment)
         try:
-            proven = proof.prove(self.host, backup.label, end)
+            verified = verification.prove(self.host, backup.label, end)
         except BackupError as error:
             manifests.verified(self.manifest, "database", manifests.RESTORED, False, str(error), time.time())
             raise
-        self.seen("database", manifests.RESTORED, ", ".join(proven["how"]) + " (%s s)" % proven["seconds"])
-        manifests.note(self.manifest, proof.elsewhere(self.host))
+        self.seen("database", manifests.RESTORED, ", ".join(verified["how"]) + " (%s s)" % verified["seconds"])
+        manifests.note(self.manifest, verification.elsewhere(self.host))
         rows = {
             "%s.%s" % (database, name): table.rows
             for database, tables in end.tables.items()
@@ -333,10 +333,10 @@ class Run:
         return {
             "kind": backup.kind,
             "label": backup.label,
-            "location": os.path.join(self.host.folder, "pgbackrest"),
+            "location": os.path.join(self.host.directory, "pgbackrest"),
             "size_bytes": backup.size,
             "added_bytes": backup.repo_size,
-            "wal": {"start": backup.wal_start, "stop": backup.wal_stop, "proven": end.segment},
+            "wal": {"start": backup.wal_start, "stop": backup.wal_stop, "verified": end.segment},
             "restore_point": end.name,
             "system_id": system_id,
             "rows": rows,
@@ -349,23 +349,23 @@ class Run:
         return fetched_at(self.host) > (manifests.seconds_of(last["ended"]) if last else 0)
 
     def failed_backups(self) -> list:
-        """Labels of runs that failed behind their backup: nothing is built upon one that nobody has proven."""
+        """Labels of runs that failed behind their backup: nothing is built upon one that nobody has verified."""
         parts = [one["parts"].get("database", {}) for one in self.history.manifests]
         return [part["label"] for part in parts if part.get("label") and part["result"] == "failed"]
 
     def require_room(self, needed: int, size: int, what: str) -> None:
         """Refuse beforehand what would fill a disk: so many bytes, and a test restore of that size."""
-        needs = {self.host.folder: needed}
+        needs = {self.host.directory: needed}
         scratch = self.host.options["scratch"]
-        make_folder(scratch, 0o711)
-        same = os.stat(scratch).st_dev == os.stat(self.host.folder).st_dev
-        place = self.host.folder if same else scratch
+        make_dir(scratch, 0o711)
+        same = os.stat(scratch).st_dev == os.stat(self.host.directory).st_dev
+        place = self.host.directory if same else scratch
         needs[place] = needs.get(place, 0) + plan.restore_bytes(size)
-        for folder, bytes_ in needs.items():
-            disk = os.statvfs(folder)
+        for directory, bytes_ in needs.items():
+            disk = os.statvfs(directory)
             found = plan.room(
-                bytes_, disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize, folder,
-                what + " with its test restore" if folder == place else what,
+                bytes_, disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize, directory,
+                what + " with its test restore" if directory == place else what,
             )  # fmt: skip
             if not found.good:
                 raise BackupError(str(found))
@@ -383,7 +383,7 @@ class Run:
                     self.host.run_unit("pgbackrest backup", unit, *backup_words(self.host, unit, labels), *words)
                 return
             except BackupError as error:
-                free = self.host.free_bytes(os.path.join(self.host.folder, "pgbackrest"))
+                free = self.host.free_bytes(os.path.join(self.host.directory, "pgbackrest"))
                 if free < FULL_BYTES:
                     raise BackupError("%s; the repository has %s left" % (error, report.sized(free)))
                 # 050: another process of pgBackRest holds the stanza.
@@ -391,15 +391,15 @@ class Run:
                     raise
                 time.sleep(3)
 
-    def verify_repository(self, stanza, chain: list, timeline: int, proven: str) -> None:
+    def verify_repository(self, stanza, chain: list, timeline: int, verified: str) -> None:
         """Read the repository and look for gaps in its WAL. What is wrong with this chain, or with the WAL behind it,
         fails this run; the rest is told: what is older may be needed for a moment of the past."""
         # The log, which alone names each file, goes where the report does not.
         words = ("--log-level-console=off", "--log-level-stderr=info", "--output=text", "--verbose", "verify")
         done = self.host.pgbackrest("pgbackrest verify", *words, restore=True)
-        damaged = verdicts.damaged_wal(done.stderr)
-        said = verdicts.verify_text(done.stdout + done.stderr, stanza)
-        gaps = archive.look(self.host, stanza, timeline, proven, damaged)
+        damaged = results.damaged_wal(done.stderr)
+        said = results.verify_text(done.stdout + done.stderr, stanza)
+        gaps = archive.look(self.host, stanza, timeline, verified, damaged)
         labels, others = {one.label for one in chain}, {one.label for one in stanza.backups}
         first = min(one.wal_start[8:] for one in chain)
         older = bool(damaged) and all(name[8:] < first for name in damaged)
@@ -433,17 +433,17 @@ class Run:
     # -- logical dumps -----------------------------------------------------------------------------------------------
 
     def save_logical(self) -> dict:
-        """Dump each database into a folder, load it into a new server, and note the checksum of each file."""
+        """Dump each database into a directory, load it into a new server, and note the checksum of each file."""
         size = int(self.host.ask(SIZE_SQL)[0][0])
         self.require_room(self.last("logical").get("size_bytes", size), size, "the dump")
-        place = os.path.join(self.host.folder, "logical", self.run_id)
+        place = os.path.join(self.host.directory, "logical", self.run_id)
         shutil.rmtree(place + ".part", ignore_errors=True)
         os.makedirs(place + ".part", mode=0o700)
         # Before 16 there is gzip alone.
         compression = "zstd:3" if int(self.host.database["version"]) >= 16 else "6"
         jobs, checksums, size = "--jobs=%d" % self.host.options["process_max"], {}, 0
         try:
-            tables = proof.counted(self.host)
+            tables = verification.counted(self.host)
             for name in self.host.database["databases"]:
                 dump = os.path.join(place + ".part", name)
                 self.host.run(
@@ -453,12 +453,12 @@ class Run:
                     "--file", dump, name,
                     env=self.host.environment(name),
                 )  # fmt: skip
-                for folder, _folders, files in os.walk(dump):
+                for directory, _directories, files in os.walk(dump):
                     for file in files:
-                        path = os.path.join(folder, file)
+                        path = os.path.join(directory, file)
                         checksums[os.path.relpath(path, place + ".part")] = sha256(path)
                         size += os.path.getsize(path)
-            self.seen("logical", manifests.RESTORED, proof.prove_dumps(self.host, place + ".part", tables))
+            self.seen("logical", manifests.RESTORED, verification.prove_dumps(self.host, place + ".part", tables))
             with open(os.path.join(place + ".part", "SHA256SUMS"), "w", encoding="utf-8") as stream:
                 stream.writelines("%s  %s\n" % (checksums[path], path) for path in sorted(checksums))
             os.rename(place + ".part", place)
@@ -500,7 +500,7 @@ def backup_words(host: Host, unit: str, labels: list) -> list:
 
     That host names the files. pgBackRest takes a name with `..`, and writes out of the backup that it makes (tried).
     """
-    repository = os.path.join(host.folder, "pgbackrest")
+    repository = os.path.join(host.directory, "pgbackrest")
     more = ["User=" + POSTGRES, "CapabilityBoundingSet=", "MemoryMax=50%", "RestrictSUIDSGID=yes", *sandbox.NETWORK]
     # Labels are times of the host's zone, and have to grow.
     read = ["/etc/pgbackrest.conf", "/etc/passwd", "/etc/group", "-/etc/localtime", *sandbox.NETWORK_FILES]
@@ -513,10 +513,10 @@ def backup_words(host: Host, unit: str, labels: list) -> list:
     return [*sandbox.words(unit, more, read, write), *command]
 
 
-def holds(folder: str, name: str, wanted: str) -> bool:
+def holds(directory: str, name: str, wanted: str) -> bool:
     """Whether a file is there with this SHA-256."""
     try:
-        return sha256(os.path.join(folder, name)) == wanted
+        return sha256(os.path.join(directory, name)) == wanted
     except OSError:
         return False
 
@@ -535,11 +535,11 @@ def run(host: Host, run_id: str) -> int:
 
 def report_killed(host: Host) -> int:
     """End what killed runs have left, as failed, and tell of it; returns how many there were."""
-    folder, count = os.path.join(host.folder, "manifests"), 0
-    for manifest in manifests.history(folder).manifests:
+    directory, count = os.path.join(host.directory, "manifests"), 0
+    for manifest in manifests.history(directory).manifests:
         if manifest["ended"] is None:
             manifests.stopped(manifest, time.time(), "the run was killed, or its host went down")
-            manifests.write(os.path.join(folder, manifest["run_id"] + ".json"), manifest)
+            manifests.write(os.path.join(directory, manifest["run_id"] + ".json"), manifest)
             report.conclude(host, manifest)
             count += 1
     return count
@@ -564,6 +564,6 @@ def told_meanwhile(host: Host, began: float) -> bool:
     since = manifests.moment(began - JUST_NOW_SECONDS)
     return any(
         manifest["ended"] and manifest["ended"] >= since and problem["code"] == "stopped"
-        for manifest in manifests.history(os.path.join(host.folder, "manifests")).manifests
+        for manifest in manifests.history(os.path.join(host.directory, "manifests")).manifests
         for problem in manifest["problems"]
     )

@@ -2,7 +2,7 @@
 
 A target is one of these:
     latest                          everything that is in the archive
-    20261126T023000Z-0a1b2c         a run of the backup: the end that was proven (a label of pgBackRest does as well)
+    20261126T023000Z-0a1b2c         a run of the backup: the end that was verified (a label of pgBackRest does as well)
     2026-11-26T14:59:30+09:00       a time, with its zone: what was committed before it, and nothing of it or later
     0/5A001D8                       a position of the WAL
     xid:1234                        just before this transaction
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     arguments: list  # Of pgbackrest restore.
     text: str  # How far it goes, for people.
     until: Optional[float]  # Data after this moment is lost; None where only the archive knows.
-    proven: bool  # Whether exactly this end has been restored before.
+    verified: bool  # Whether exactly this end has been restored before.
     size_bytes: int
     seconds: int  # How long its test restore took, 0 where it is not known.
 
@@ -63,7 +63,7 @@ def plan_of(answer) -> Plan:
 
 
 def database_runs(found: list) -> list:
-    """The runs with a proven backup of the database, oldest first."""
+    """The runs with a verified backup of the database, oldest first."""
     return [
         manifest
         for manifest in found
@@ -72,12 +72,12 @@ def database_runs(found: list) -> list:
     ]
 
 
-def seconds_of_proof(part: dict) -> int:
+def seconds_of_verification(part: dict) -> int:
     times = [manifests.seconds_of(item["at"]) for item in part["verified"]]
     return max(1, times[-1] - times[-2]) if len(times) > 1 else 0
 
 
-def moment_of(text: str) -> float:
+def timestamp_of(text: str) -> float:
     """Seconds since 1970 of a time with its zone."""
     try:
         found = datetime.datetime.fromisoformat(re.sub(r"Z$", "+00:00", text.strip()).replace(" ", "T", 1))
@@ -98,15 +98,15 @@ def choose(target: str, found: list, stanza, now: float) -> Plan:
     there = {backup.label: backup for backup in stanza.backups}
     runs = [run for run in database_runs(found) if run["parts"]["database"]["label"] in there]
     if not runs:
-        raise TargetError("no proven backup of the database is in the repository")
+        raise TargetError("no verified backup of the database is in the repository")
     newest_id = there[runs[-1]["parts"]["database"]["label"]].database_id
     runs = [run for run in runs if there[run["parts"]["database"]["label"]].database_id == newest_id] or runs
 
-    def plan(run, arguments, text, until, proven=False):
+    def plan(run, arguments, text, until, verified=False):
         part = run["parts"]["database"]
         return Plan(
             run["run_id"], part["label"], [*arguments, "--target-action=promote"] if arguments else [], text, until,
-            proven, part["size_bytes"], seconds_of_proof(part),
+            verified, part["size_bytes"], seconds_of_verification(part),
         )  # fmt: skip
 
     if target == "latest":
@@ -118,24 +118,24 @@ def choose(target: str, found: list, stanza, now: float) -> Plan:
             named[-1],
             # Along the branch on which it was written, where a restore has begun another one since.
             ["--type=name", "--target=%s" % part["restore_point"], "--target-timeline=%d" % _timeline(part)],
-            "the proven end of the backup of %s" % named[-1]["started"], manifests.seconds_of(part["ended"]), True,
+            "the verified end of the backup of %s" % named[-1]["started"], manifests.seconds_of(part["ended"]), True,
         )  # fmt: skip
     if POSITION.match(target):
         fitting = [run for run in runs if position(there[_label(run)].lsn_stop) <= position(target)]
         if not fitting:
-            raise TargetError("every proven backup is younger than the position %s" % target)
+            raise TargetError("every verified backup is younger than the position %s" % target)
         return plan(fitting[-1], ["--type=lsn", "--target=%s" % target], "the position %s" % target, None)
     if TRANSACTION.match(target):
         arguments = ["--type=xid", "--target=%s" % target[4:], "--target-exclusive"]
         return plan(runs[-1], arguments, "just before transaction %s" % target[4:], None)
     if RUN.match(target) or LABEL.match(target):
-        raise TargetError("there is no proven backup %s" % target)
-    moment = moment_of(target)
+        raise TargetError("there is no verified backup %s" % target)
+    moment = timestamp_of(target)
     if moment > now:
         raise TargetError("%s is still to come" % target)
     fitting = [run for run in runs if there[_label(run)].stopped < moment]
     if not fitting:
-        raise TargetError("every proven backup is younger than %s; the oldest is %s" % (target, runs[0]["started"]))
+        raise TargetError("every verified backup is younger than %s; the oldest is %s" % (target, runs[0]["started"]))
     text = datetime.datetime.fromtimestamp(moment, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f+00")
     return plan(
         fitting[-1], ["--type=time", "--target=%s" % text, "--target-exclusive"], "what was committed before %s" % text,
@@ -144,7 +144,7 @@ def choose(target: str, found: list, stanza, now: float) -> Plan:
 
 
 def _timeline(part: dict) -> int:
-    return int(part["wal"]["proven"][:8], 16)
+    return int(part["wal"]["verified"][:8], 16)
 
 
 def _label(run: dict) -> str:
@@ -162,7 +162,7 @@ def snapshot(part: str, target: str, found: list) -> dict:
             )
         named = [run for run in runs if target in (run["run_id"], run["parts"].get("database", {}).get("label"))]
         if not named and not RUN.match(target) and not LABEL.match(target):
-            moment = moment_of(target)
+            moment = timestamp_of(target)
             named = [run for run in runs if manifests.seconds_of(run["parts"][part]["started"]) <= moment]
         runs = named
     if not runs:

@@ -1,4 +1,4 @@
-"""Whether the archive holds every WAL segment that a backup needs: to be consistent, up to a proven point, up to now.
+"""Whether the archive holds every WAL segment that a backup needs: to be consistent, up to a verified point, up to now.
 
 Nothing else says so. `pgbackrest verify` checks the segments that are there, and a recovery that meets a missing or
 damaged one opens the database with what it has, calls that complete, and answers 0.
@@ -17,7 +17,7 @@ import re
 from typing import Iterable, Mapping, NamedTuple, Optional
 
 from .catalogue import Backup
-from .verdicts import Problem, Verdict, verdict
+from .results import Problem, Result, result
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 _SEGMENT = re.compile(r"^[0-9A-F]{24}$")
@@ -43,7 +43,7 @@ class Gap(NamedTuple):
 
 
 class Archive(NamedTuple):
-    """The segments of one database: an archive's folder as 17-1."""
+    """The segments of one database: an archive's directory as 17-1."""
 
     segments: dict  # Place to the time at which it came, in seconds since 1970.
     histories: dict  # Timeline to what it descends from: ((timeline, LSN), ...), oldest first.
@@ -107,8 +107,8 @@ def history_of(text: str) -> tuple:
     return tuple(found)
 
 
-def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, folder: str = "") -> Archive:
-    """Read `pgbackrest repo-ls --recurse --output=json` of an archive's folder, or of the stanza's with folder (17-1).
+def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, directory: str = "") -> Archive:
+    """Read `pgbackrest repo-ls --recurse --output=json` of an archive's directory, or of the stanza's with directory (17-1).
 
     histories are the contents of the .history files by their timelines, as `repo-get` writes them.
     """
@@ -119,7 +119,7 @@ def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, fold
         raise WalError("pgbackrest repo-ls wrote no list of files: %s" % error) from error
     segments, known, partial, twice, odd = {}, set(), [], [], []
     for path, time in sorted(files.items()):
-        if folder and "/" in path and not path.startswith(folder + "/"):
+        if directory and "/" in path and not path.startswith(directory + "/"):
             continue
         name = path.rsplit("/", 1)[-1]
         segment, history = _FILE.match(name), _HISTORY.match(name)
@@ -227,7 +227,7 @@ def reaches(
 
     timeline is that of the database today, else the highest in the archive. newest is the last segment that the
     database says it has archived (pg_stat_archiver.last_archived_wal): without it, one that is missing at the end is
-    not seen. damaged are segments that are there and cannot be read (verdicts.damaged_wal).
+    not seen. damaged are segments that are there and cannot be read (results.damaged_wal).
     """
     size = held.segment_bytes
     there = dict(held.segments)
@@ -286,16 +286,16 @@ def _reached(parts: list, gaps: list, by_timeline: Mapping) -> Optional[Place]:
     return reached
 
 
-def judge(held: Archive, found: Iterable, folder: str, proven: str = "") -> Verdict:
-    """Say what is missing. The place of a problem is a backup's label, or the archive's folder.
+def judge(held: Archive, found: Iterable, directory: str, verified: str = "") -> Result:
+    """Say what is missing. The place of a problem is a backup's label, or the archive's directory.
 
-    proven is the segment of the restore point that the newest backup was proven up to: it must be reached by it.
+    verified is the segment of the restore point that the newest backup was verified up to: it must be reached by it.
     """
     found = list(found)
-    problems = [Problem("wal_twice", "there are two segments %s" % name, folder) for name in held.twice]
-    problems += [Problem("wal_odd", "%s is not a name of the archive" % name, folder) for name in held.odd]
+    problems = [Problem("wal_twice", "there are two segments %s" % name, directory) for name in held.twice]
+    problems += [Problem("wal_odd", "%s is not a name of the archive" % name, directory) for name in held.odd]
     for timeline in sorted(held.known - set(held.histories)):
-        problems.append(Problem("history_unread", "the history of timeline %d was not read" % timeline, folder))
+        problems.append(Problem("history_unread", "the history of timeline %d was not read" % timeline, directory))
     for reach in found:
         if reach.problem:
             problems.append(Problem("history_missing", reach.problem, reach.label))
@@ -311,19 +311,19 @@ def judge(held: Archive, found: Iterable, folder: str, proven: str = "") -> Verd
         else:
             what = "backup %s can be restored up to segment %s only: %d are missing or damaged: %s"
             problems.append(Problem("wal_missing", what % (reach.label, reach.last, count, which), reach.label))
-    if proven and found:
+    if verified and found:
         newest = found[-1]
-        place = place_of(proven, held.segment_bytes)
+        place = place_of(verified, held.segment_bytes)
         last = place_of(newest.last, held.segment_bytes) if newest.last else Place(0, -1)
         if place.number > last.number or place.timeline > last.timeline:
             problems.append(
                 Problem(
-                    "proof_not_reached",
-                    "backup %s does not reach segment %s of its restore point" % (newest.label, proven),
+                    "verification_not_reached",
+                    "backup %s does not reach segment %s of its restore point" % (newest.label, verified),
                     newest.label,
                 )
             )
-    return verdict(problems)
+    return result(problems)
 
 
 def windows(backups: Iterable[Backup], found: Iterable, good: Iterable) -> list:

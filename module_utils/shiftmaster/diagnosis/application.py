@@ -36,17 +36,17 @@ def _layout(setting) -> Layout:
 def release(setting) -> dict:
     """What serves, what stands in its way, and what was deployed lately."""
     layout = _layout(setting)
-    colour, name = layout.active_colour(), layout.current()
+    slot, name = layout.active_slot(), layout.current()
     found = {
-        "colour": colour,
+        "slot": slot,
         "release": name,
-        "folder_exists": bool(name) and os.path.isdir(os.path.join(layout.releases, name)),
+        "dir_exists": bool(name) and os.path.isdir(os.path.join(layout.releases, name)),
         "source_exists": bool(name) and os.path.isdir(os.path.join(layout.releases, name, "source")),
         "releases": layout.names()[-6:],
         "maintenance": os.path.exists(os.path.join(layout.shared, "maintenance", "on")),
         "deploys": _deploys(layout),
     }
-    found.update(_socket(layout, colour))
+    found.update(_socket(layout, slot))
     try:
         state = State(layout)
         found.update(
@@ -64,10 +64,10 @@ def release(setting) -> dict:
     return found
 
 
-def _socket(layout, colour) -> dict:
-    if colour is None:
+def _socket(layout, slot) -> dict:
+    if slot is None:
         return {"socket": "", "socket_exists": False}
-    path = layout.socket(colour)
+    path = layout.socket(slot)
     try:
         status = os.stat(path, follow_symlinks=False)
     except OSError as error:
@@ -115,8 +115,8 @@ def _deploys(layout, count: int = 12) -> list:
             if event.get("event") in (
                 "live",
                 "gate_failed",
-                "put_back",
-                "not_put_back",
+                "reverted",
+                "not_reverted",
                 "marked_bad",
                 "cutover_started",
             ):
@@ -218,7 +218,7 @@ def may(status, uid: int, gids, need: int) -> bool:
 
 
 def obstacle(path: str, user: str, need: int):
-    """Return what keeps a user from a path: the first folder that he may not enter, or the path itself."""
+    """Return what keeps a user from a path: the first directory that he may not enter, or the path itself."""
     try:
         uid, gids = groups_of(user)
     except KeyError:
@@ -281,9 +281,9 @@ def rights(setting) -> dict:
     wanted += [(path, setting.user, 2) for path in _existing(os.path.join(setting.log_dir, name) for name in _OWN_LOGS)]
     if setting.web_user:
         wanted.append((os.path.join(active, "static"), setting.web_user, 5))
-        colour = layout.active_colour()
-        if colour and os.path.exists(layout.socket(colour)):
-            wanted.append((layout.socket(colour), setting.web_user, 2))
+        slot = layout.active_slot()
+        if slot and os.path.exists(layout.socket(slot)):
+            wanted.append((layout.socket(slot), setting.web_user, 2))
     found = [obstacle(*one) for one in wanted if os.path.lexists(one[0])]
     return {"obstacles": [one for one in found if one], "checked": len(wanted)}
 
@@ -298,10 +298,10 @@ def _existing(paths) -> list:
 def static(setting) -> dict:
     """Whether the release's static files are there, and whether the web server hands one out."""
     layout = _layout(setting)
-    folder = os.path.join(layout.active, "release", "static")
-    count, example = _count(folder)
+    directory = os.path.join(layout.active, "release", "static")
+    count, example = _count(directory)
     union_count, other = _count(layout.union)
-    found = {"folder": folder, "exists": os.path.isdir(folder), "files": count, "kept_files": union_count}
+    found = {"directory": directory, "exists": os.path.isdir(directory), "files": count, "kept_files": union_count}
     name = example or other
     if name and setting.static_url:
         result = probe.http_get(setting.static_url, "/static/" + name, setting.domain, 4.0, None, False)
@@ -309,16 +309,16 @@ def static(setting) -> dict:
     return found
 
 
-def _count(folder: str, limit: int = 20000) -> tuple:
+def _count(directory: str, limit: int = 20000) -> tuple:
     """Return (number of files, the name of the first)."""
     count, first, end = 0, "", time.monotonic() + 1.0
-    for place, names, files in os.walk(folder):
+    for place, names, files in os.walk(directory):
         names.sort()
         for name in sorted(files):
             count += 1
             # Compressed copies are handed out under another name.
             first = first or (
-                "" if name.endswith((".gz", ".br")) else os.path.relpath(os.path.join(place, name), folder)
+                "" if name.endswith((".gz", ".br")) else os.path.relpath(os.path.join(place, name), directory)
             )
         if count > limit or time.monotonic() > end:
             break
@@ -335,7 +335,7 @@ _INFO = (
 
 
 def redis(setting) -> dict:
-    """Redis as the application reaches it: broker and cache, with its figures and the length of the queues."""
+    """Redis as the application reaches it: broker and cache, with its metrics and the length of the queues."""
     _layout(setting)
     context = checks.Context(setting.environment_file, setting.environment_keys, setting.app_root, setting.user)
     found = {}
@@ -359,22 +359,22 @@ def redis(setting) -> dict:
 
 
 def ask_redis(target, queues, timeout: float) -> dict:
-    """Return INFO's figures and {queue: length}, and the queues again a second later where one is not empty."""
-    figures = probe.redis_ping(target, timeout)
+    """Return INFO's metrics and {queue: length}, and the queues again a second later where one is not empty."""
+    metrics = probe.redis_ping(target, timeout)
     deadline = probe.Deadline(timeout)
     tls = probe.tls_context(target.verify, target.ca_file) if target.tls else None
     with probe.connected(target.host, target.port, target.path, deadline, tls) as connection:
         talk = Conversation(connection, deadline, target)
         values = dict(line.split(":", 1) for line in (talk.say("INFO") or "").splitlines() if ":" in line)
-        figures["info"] = {name: values[name] for name in _INFO if name in values}
+        metrics["info"] = {name: values[name] for name in _INFO if name in values}
         # Celery keeps a queue of lower priority under its name with a number behind it.
         lengths = {queue: talk.number("LLEN", queue) for queue in queues}
-        figures["queues"] = lengths
+        metrics["queues"] = lengths
         if any(lengths.values()):
             time.sleep(1.0)
-            figures["queues_later"] = {queue: talk.number("LLEN", queue) for queue in queues}
-        figures["unacknowledged"] = talk.number("HLEN", "unacked") if queues else 0
-    return figures
+            metrics["queues_later"] = {queue: talk.number("LLEN", queue) for queue in queues}
+        metrics["unacknowledged"] = talk.number("HLEN", "unacked") if queues else 0
+    return metrics
 
 
 class Conversation:
@@ -447,9 +447,9 @@ def celery(setting) -> dict:
         # A forked child is the same worker.
         pids = {one["pid"] for one in found[kind]}
         found[kind] = sorted((one for one in found[kind] if one["parent"] not in pids), key=lambda one: one["pid"])
-    found["colour"] = layout.active_colour()
+    found["slot"] = layout.active_slot()
     found["log"] = worker_log(
-        os.path.join(setting.log_dir, "celery.log"), "shiftmaster-worker@%s.service" % found["colour"]
+        os.path.join(setting.log_dir, "celery.log"), "shiftmaster-worker@%s.service" % found["slot"]
     )
     return found
 
@@ -491,7 +491,7 @@ def workers_answer(setting) -> dict:
     context = checks.Context(setting.environment_file, setting.environment_keys, setting.app_root, setting.user)
     options = {
         "application": setting.celery_application,
-        "worker_pattern": "worker-{colour}@{node}",
+        "worker_pattern": "worker-{slot}@{node}",
         "timeout_seconds": 12.0,
         "min_workers": 1,
     }

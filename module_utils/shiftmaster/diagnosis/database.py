@@ -192,7 +192,7 @@ def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
         "PGUSER": "postgres",
     }
     command = ["psql", "--no-psqlrc", "--no-password", "--no-align", "--tuples-only", "--dbname=" + database]
-    # As another user it does not see a folder that only root may enter.
+    # As another user it does not see a directory that only root may enter.
     code, stdout, stderr = probe.run(
         ["runuser", "-u", "postgres", "--", "env", "--chdir=/", *command, *script(queries)], seconds, environment
     )
@@ -352,10 +352,10 @@ def blockers(activity: list) -> list:
 def clusters(setting) -> dict:
     """The servers of this host as Debian keeps them, whether or not they run; and where their data lies."""
     found = []
-    for folder in sorted(glob.glob(setting.path("/etc/postgresql/*/*"))):
-        version, name = folder.split("/")[-2:]
-        configuration = read_file(folder, "postgresql.conf") + "".join(
-            read_file(path) for path in sorted(glob.glob(os.path.join(folder, "conf.d", "*.conf")))
+    for directory in sorted(glob.glob(setting.path("/etc/postgresql/*/*"))):
+        version, name = directory.split("/")[-2:]
+        configuration = read_file(directory, "postgresql.conf") + "".join(
+            read_file(path) for path in sorted(glob.glob(os.path.join(directory, "conf.d", "*.conf")))
         )
         # The files are postgres': a pattern that crosses lines takes a day for a megabyte of empty ones.
         port = re.findall(r"^[ \t]*port[ \t]*=[ \t]*'?(\d{1,5})", configuration, re.M)
@@ -371,7 +371,7 @@ def clusters(setting) -> dict:
                 "data_exists": os.path.isdir(setting.path(place)),
                 "standby": os.path.exists(os.path.join(setting.path(place), "standby.signal")),
                 "runs": bool(pid) and os.path.isdir(os.path.join(setting.proc, pid)),
-                "start": (read_file(folder, "start.conf").split("\n#")[-1].split() or ["auto"])[-1],
+                "start": (read_file(directory, "start.conf").split("\n#")[-1].split() or ["auto"])[-1],
             }
         )
     if not found:

@@ -34,7 +34,7 @@ def _name_what_lies_there(mounts: list, setting) -> None:
             name
             for name, path in setting.writers.items()
             if next((one for one in paths if (path + "/").startswith(one.rstrip("/") + "/")), None) == mount["path"]
-            # A cluster's folder, or its write-ahead log, may be a filesystem of its own.
+            # A cluster's directory, or its write-ahead log, may be a filesystem of its own.
             or (name in ("postgresql", "redis") and mount["path"].startswith(path + "/"))
         )
 
@@ -43,13 +43,13 @@ def deleted(setting) -> dict:
     """Files that are deleted but still open: their room comes back when their process closes them."""
     proc, found = setting.proc, {}
     for pid, process in processes(proc).items():
-        folder = os.path.join(proc, str(pid), "fd")
+        directory = os.path.join(proc, str(pid), "fd")
         try:
-            names = os.listdir(folder)
+            names = os.listdir(directory)
         except OSError:
             continue
         for name in names:
-            path = os.path.join(folder, name)
+            path = os.path.join(directory, name)
             with contextlib.suppress(OSError):
                 target = os.readlink(path)
                 # Memory that is only called a file has no room on a disk.
@@ -87,11 +87,11 @@ def devices(proc: str) -> dict:
 
 
 def largest(setting) -> dict:
-    """The largest files and folders of logs and data; what is not seen within two seconds is said."""
-    end, files, folders, complete = time.monotonic() + 2.0, [], {}, True
+    """The largest files and directories of logs and data; what is not seen within two seconds is said."""
+    end, files, directories, complete = time.monotonic() + 2.0, [], {}, True
     counted, seen, local, least = {}, set(), devices(setting.proc), 0
 
-    def visit(descriptor, folder, top, depth):
+    def visit(descriptor, directory, top, depth):
         """Count one directory and what lies below it, by its descriptor: a name may be a link a moment later."""
         nonlocal files, complete, least
         entries, below, used = 0, [], 0
@@ -118,13 +118,13 @@ def largest(setting) -> dict:
                 size = status.st_blocks * 512
                 used += size
                 if size >= least:
-                    files.append((size, "%s/%s" % (folder, entry.name), local.get(status.st_dev, "")))
+                    files.append((size, "%s/%s" % (directory, entry.name), local.get(status.st_dev, "")))
                     if len(files) > 4 * _TOP:
                         files = sorted(files, reverse=True)[:_TOP]
                         least = files[-1][0]
-        counted[folder] = entries
+        counted[directory] = entries
         if used:
-            folders[top or folder] = folders.get(top or folder, 0) + used
+            directories[top or directory] = directories.get(top or directory, 0) + used
         for name in below:
             if time.monotonic() > end or depth == _DEEPEST:
                 complete = False
@@ -134,13 +134,13 @@ def largest(setting) -> dict:
             except OSError:
                 continue
             try:
-                path = "%s/%s" % (folder, name)
+                path = "%s/%s" % (directory, name)
                 # Counted for the directory directly below the root, as `du -s /var/log/*` has it.
                 visit(inner, path, top or path, depth + 1)
             finally:
                 os.close(inner)
 
-    for root in setting.large_folders:
+    for root in setting.large_dirs:
         try:
             descriptor = safe_files.open_directory(root)
         except OSError:
@@ -158,8 +158,8 @@ def largest(setting) -> dict:
         "files": [
             {"path": path, "bytes": size, "mount": mount} for size, path, mount in sorted(files, reverse=True)[:_TOP]
         ],
-        "folders": [
-            {"path": path, "bytes": size} for path, size in sorted(folders.items(), key=lambda one: -one[1])[:_TOP]
+        "directories": [
+            {"path": path, "bytes": size} for path, size in sorted(directories.items(), key=lambda one: -one[1])[:_TOP]
         ],
         "crowded": [
             {"path": path, "entries": count}

@@ -12,7 +12,7 @@ import os
 import time
 
 from ..host import probe, safe_files
-from ..monitoring import figures, kpi
+from ..monitoring import kpi, metrics
 from ..monitoring.prometheus import Prometheus, PrometheusError
 from .engine import Absent
 
@@ -44,7 +44,7 @@ def history(setting) -> dict:
     server = prometheus_of(setting, 5.0)
     try:
         return of_prometheus(server, now, setting.hours)
-    except (PrometheusError, figures.Untrusted) as error:
+    except (PrometheusError, metrics.Untrusted) as error:
         raise probe.ProbeError("down", "prometheus", str(error))
 
 
@@ -86,12 +86,12 @@ def of_sysstat(setting, now: float) -> dict:
     # One file a day.
     files = sorted(
         path
-        for folder in ("/var/log/sysstat", "/var/log/sa")
-        for path in glob.glob(setting.path(folder) + "/sa[0-9]*")
+        for directory in ("/var/log/sysstat", "/var/log/sa")
+        for path in glob.glob(setting.path(directory) + "/sa[0-9]*")
         if os.stat(path).st_mtime >= since
     )[-2:]
     if not files:
-        raise Absent("this host has neither Prometheus nor sysstat's figures")
+        raise Absent("this host has neither Prometheus nor sysstat's metrics")
     points = {"cpu": [], "memory": []}
     for path in files:
         code, text, error = probe.run(["sadf", "-j", path, "--", "-u", "-r"], 4.0)

@@ -135,7 +135,7 @@ def cpu(setting) -> dict:
     for pid, stat in second.items():
         if os.getpid() in (pid, stat["parent"]):
             continue  # This question itself.
-        # A number that is taken anew belongs to another process.
+        # A number that is taken again belongs to another process.
         before = first.get(pid)
         ticks = stat["ticks"] - (before["ticks"] if before and before["started"] == stat["started"] else 0)
         used.append((round(100.0 * ticks / _TICKS / passed, 1), pid))
@@ -232,15 +232,19 @@ def parse_swaps(text: str) -> list:
 def unit_memory(root: str) -> list:
     """Return the services with a limit of memory: what they use, and how often a process of theirs was killed."""
     found = []
-    for folder, _folders, files in os.walk(os.path.join(root, "system.slice")):
-        if folder.count("/") > root.count("/") + 3 or "memory.max" not in files or not folder.endswith(".service"):
+    for directory, _directories, files in os.walk(os.path.join(root, "system.slice")):
+        if (
+            directory.count("/") > root.count("/") + 3
+            or "memory.max" not in files
+            or not directory.endswith(".service")
+        ):
             continue
-        limit, current = read(folder, "memory.max").strip(), read(folder, "memory.current").strip()
-        events = numbers(read(folder, "memory.events"))
+        limit, current = read(directory, "memory.max").strip(), read(directory, "memory.current").strip()
+        events = numbers(read(directory, "memory.events"))
         if (limit.isdigit() or events.get("oom_kill")) and current.isdigit():
             found.append(
                 {
-                    "unit": os.path.basename(folder),
+                    "unit": os.path.basename(directory),
                     "bytes": int(current),
                     "limit_bytes": int(limit) if limit.isdigit() else None,
                     "percent": round(100.0 * int(current) / int(limit), 1) if limit.isdigit() and int(limit) else 0.0,

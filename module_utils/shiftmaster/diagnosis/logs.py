@@ -153,7 +153,7 @@ def newest(pattern: str) -> Optional[str]:
     return max(((status.st_mtime, path) for path, status in safe_files.find(pattern)), default=(0, None))[1]
 
 
-def first_moment(text: str) -> Optional[float]:
+def first_timestamp(text: str) -> Optional[float]:
     """Return when the first line with a time was written."""
     return next(filter(None, map(moment, text.splitlines())), None)
 
@@ -169,10 +169,10 @@ def end_of(path: str, limit: int) -> tuple:
 def since_then(path: str, since: float) -> tuple:
     """Return what a log says since a moment, out of the rotated files too, and whether it was read back to it."""
     text, whole = end_of(path, _TAIL)
-    began = first_moment(text)
+    began = first_timestamp(text)
     if not whole and (began is None or began > since):
         text, whole = end_of(path, _MOST)
-        began = first_moment(text)
+        began = first_timestamp(text)
     rotated = os.path.join(os.path.dirname(path), glob.escape(os.path.basename(path)) + "[.-]*")
     # What was written last before the moment says nothing since.
     older = sorted((status.st_mtime, one) for one, status in safe_files.find(rotated))
@@ -180,7 +180,7 @@ def since_then(path: str, since: float) -> tuple:
     while whole and older and (began is None or began > since) and len(text) < _MOST:
         more, whole = end_of(older.pop(), _MOST - len(text))
         text = more + text
-        began = first_moment(text)
+        began = first_timestamp(text)
     return text, (began is not None and began <= since) or (whole and not older)
 
 

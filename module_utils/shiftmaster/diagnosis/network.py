@@ -422,7 +422,7 @@ def peers(setting) -> dict:
 _UPSTREAM = re.compile(r"^\s*upstream\s+(\S+)\s*\{(.*?)^\s*\}", re.M | re.S)
 
 
-# What nginx -t makes where it is not there: logs, its process's number, folders, and a socket to listen on.
+# What nginx -t makes where it is not there: logs, its process's number, directories, and a socket to listen on.
 _NGINX_MAKES = re.compile(
     r"^\s*(?:(?:access_log|error_log|pid|[a-z]+_(?:body_)?temp_path|[a-z]+_cache_path)\s+|listen\s+unix:)[\"']?(/[^\s;\"']+)",
     re.M,
@@ -430,16 +430,16 @@ _NGINX_MAKES = re.compile(
 _NGINX_SECONDS = 2.0
 
 
-def nginx_text(folder: str) -> str:
+def nginx_text(directory: str) -> str:
     """Return the configuration with what it includes, as far as that is there to be read."""
-    seen, todo, texts = set(), [os.path.join(folder, "nginx.conf")], []
+    seen, todo, texts = set(), [os.path.join(directory, "nginx.conf")], []
     while todo and len(seen) < 200:
         path = todo.pop()
         if path not in seen:
             seen.add(path)
             texts.append(read_file(path))
             for pattern in re.findall(r"^\s*include\s+[\"']?([^;\"']+)", texts[-1], re.M):
-                todo += sorted(glob.glob(os.path.join(folder, pattern)))
+                todo += sorted(glob.glob(os.path.join(directory, pattern)))
     return "\n".join(texts)
 
 
@@ -453,7 +453,7 @@ def nginx_would_write(setting, text: str) -> str:
     user = re.search(r"^\s*user\s+([\w-]+)", text, re.M)
     if not user:
         return "user"
-    # Its own folders are made, and given to its user.
+    # Its own directories are made, and given to its user.
     for name in ("body", "fastcgi", "proxy", "scgi", "uwsgi"):
         path = os.path.join("/var/lib/nginx", name)
         try:
@@ -465,18 +465,18 @@ def nginx_would_write(setting, text: str) -> str:
     return ""
 
 
-def nginx_configuration(setting, folder: str) -> dict:
-    """Return whether the running nginx could read its configuration anew: {tested, error, why_not}."""
+def nginx_configuration(setting, directory: str) -> dict:
+    """Return whether the running nginx could read its configuration again: {tested, error, why_not}."""
     pid = read_file(setting.path("/run/nginx.pid")).strip()
     if not pid.isdigit() or not os.path.isdir(os.path.join(setting.proc, pid)):
         # At a start it says so itself.
         return {"tested": False, "why_not": "nginx does not run"}
-    would = nginx_would_write(setting, nginx_text(folder))
+    would = nginx_would_write(setting, nginx_text(directory))
     if would:
         return {"tested": False, "why_not": "nginx -t would make or change %s" % would}
     try:
         # It says nothing into its log either.
-        command = ["nginx", "-t", "-q", "-e", "stderr", "-c", os.path.join(folder, "nginx.conf")]
+        command = ["nginx", "-t", "-q", "-e", "stderr", "-c", os.path.join(directory, "nginx.conf")]
         code, _stdout, said = probe.run(command, _NGINX_SECONDS)
     except probe.ProbeError as error:
         # It asks for the addresses of names, which may take long.
@@ -490,13 +490,13 @@ _NGINX_PREFIX = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (\[\w+\]) \d+#\d+:(
 
 
 def nginx(setting) -> dict:
-    """Where the web server leads, read from its files; and whether it could read them anew."""
-    folder = setting.path("/etc/nginx")
-    if not os.path.isdir(folder):
+    """Where the web server leads, read from its files; and whether it could read them again."""
+    directory = setting.path("/etc/nginx")
+    if not os.path.isdir(directory):
         raise Absent("nginx is not installed")
-    site = os.path.join(folder, "sites-enabled", "shiftmaster")
+    site = os.path.join(directory, "sites-enabled", "shiftmaster")
     upstreams = []
-    for path in sorted(glob.glob(os.path.join(folder, "sites-enabled", "*"))):
+    for path in sorted(glob.glob(os.path.join(directory, "sites-enabled", "*"))):
         for name, body in _UPSTREAM.findall(read_file(path)):
             for server in re.findall(r"^\s*server\s+([^;\s]+)[^;]*;", body, re.M):
                 entry = {"upstream": name, "server": server, "file": path}
@@ -506,7 +506,7 @@ def nginx(setting) -> dict:
                 upstreams.append(entry)
     switch = os.path.join(setting.app_root, "shared", "maintenance", "on")
     found = {"site_enabled": os.path.exists(site), "upstreams": upstreams[:20], "maintenance": os.path.exists(switch)}
-    found["configuration"] = nginx_configuration(setting, folder)
+    found["configuration"] = nginx_configuration(setting, directory)
     if found["maintenance"]:
         found["maintenance_since"] = os.path.getmtime(switch)
     return found

@@ -19,7 +19,7 @@ _NAME = (
     r"|(?<![a-z])pw(?![a-z])|auth(?:orization)?|cookie|session(?:id|_key)|csrf\w*token|dsn|signature)s?"
 )
 SECRET_NAME = re.compile(r"(?i)(?:^|[^a-z])" + _NAME + r"(?:$|[^a-z])|(?:password|secret|token|[^a-z]key)$")
-# A long part with digits of an address that people open (a password's reset, an invitation), not of a folder here.
+# A long part with digits of an address that people open (a password's reset, an invitation), not of a directory here.
 _PATH = re.compile(
     r"(?<![\w./-])((?:https?://[^/\s\"']+)?)"
     r"(/(?!(?:backups?|boot|data|dev|etc|export|home|lib|mnt|nas|nfs|opt|proc|root|run|s?bin|srv|storage|sys|tmp|usr|var)/)[^\s\"'?<>]+)"

@@ -97,12 +97,12 @@ class Setting:
         self.queues = tuple(options.get("queues") or ("celery",))
         self.celery_application = options.get("celery_application") or ""
         self.redis_ports = [(int(port), bool(tls)) for port, tls in options.get("redis_ports") or ()]
-        self.colour = Layout(self.app_root).active_colour()
-        # Without a live colour no unit of one can be expected; that is a finding of its own.
+        self.slot = Layout(self.app_root).active_slot()
+        # Without a live slot no unit of one can be expected; that is a finding of its own.
         self.units = tuple(
-            name.replace("{colour}", self.colour or "")
+            name.replace("{slot}", self.slot or "")
             for name in options.get("units") or ()
-            if self.colour or "{colour}" not in name
+            if self.slot or "{slot}" not in name
         )
         self.ports = {int(port): program for port, program in (options.get("ports") or {}).items()}
         self.peers = list(options.get("peers") or ())
@@ -124,7 +124,7 @@ class Setting:
             "postgresql": "/var/log/postgresql/*.log",
             "redis": "/var/log/redis/redis-server*.log",
         }
-        self.large_folders = options.get("large_folders") or [
+        self.large_dirs = options.get("large_dirs") or [
             "/var/log",
             "/var/lib/postgresql",
             "/var/backups",

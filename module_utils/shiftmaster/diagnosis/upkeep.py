@@ -9,7 +9,7 @@ import time
 
 from ..backup import manifest as backup_manifest
 from ..host import probe
-from ..monitoring import figures
+from ..monitoring import metrics
 from ..monitoring.prometheus import PrometheusError
 from .database import ask
 from .history import prometheus_of
@@ -120,18 +120,18 @@ def rights_changed(setting) -> dict:
 
 
 def backups(setting) -> dict:
-    """What role backup's manifests say: each part's last good backup, and when the database was last restored as a proof."""
+    """What role backup's manifests say: each part's last good backup, and when the database was last restored as a verification."""
     history = backup_manifest.history(os.path.join(setting.path(setting.backup_dir), "manifests"))
     return dict(parse_backups(history.manifests, time.time()), unreadable=history.problems)
 
 
 def parse_backups(manifests: list, now: float) -> dict:
-    """Return of each part {name, daily, hours_ago, bytes, failed} (None where it was never good), and the last proof's age."""
+    """Return of each part {name, daily, hours_ago, bytes, failed} (None where it was never good), and the last verification's age."""
 
     def hours_ago(moment):
         return round((now - backup_manifest.seconds_of(moment)) / 3600.0, 1)
 
-    parts, proven = {}, None
+    parts, verified = {}, None
     for manifest in manifests:
         for name, part in manifest["parts"].items() if manifest["ended"] else ():
             if part["result"] == "skipped":
@@ -144,8 +144,8 @@ def parse_backups(manifests: list, now: float) -> dict:
                 found.update(hours_ago=hours_ago(part["ended"]), bytes=part["size_bytes"])
             for item in part["verified"]:
                 if name == "database" and item["how"] == backup_manifest.RESTORED and item["good"]:
-                    proven = hours_ago(item["at"])
-    return {"parts": list(parts.values()), "proven_hours_ago": proven}
+                    verified = hours_ago(item["at"])
+    return {"parts": list(parts.values()), "verified_hours_ago": verified}
 
 
 # The filesystems that the alerts watch (monitoring/alerts/host.yml).
@@ -193,5 +193,5 @@ def monitoring(setting) -> dict:
                 ),
             },
         }
-    except (PrometheusError, figures.Untrusted) as error:
+    except (PrometheusError, metrics.Untrusted) as error:
         raise probe.ProbeError("down", "prometheus", str(error))

@@ -82,16 +82,16 @@ class Context:
                 % (self.environment_file, getattr(error, "strerror", None) or type(error).__name__),
             )
 
-    def colour(self) -> Optional[str]:
-        return self.layout.active_colour()
+    def slot(self) -> Optional[str]:
+        return self.layout.active_slot()
 
     def fill(self, text: str) -> str:
-        """Put the live colour and the application's folder into a text of the options."""
-        if "{colour}" in text:
-            colour = self.colour()
-            if colour is None:
-                raise ProbeError(DOWN, "live", "no release is live, so there is no colour")
-            text = text.replace("{colour}", colour)
+        """Put the live slot and the application's directory into a text of the options."""
+        if "{slot}" in text:
+            slot = self.slot()
+            if slot is None:
+                raise ProbeError(DOWN, "live", "no release is live, so there is no slot")
+            text = text.replace("{slot}", slot)
         text = text.replace("{node}", os.uname().nodename)
         return text.replace("{app_root}", self.layout.root)
 
@@ -282,10 +282,10 @@ def _token(context: Context) -> Optional[str]:
 
 
 def check_tcp(options: dict, context: Context) -> Outcome:
-    figures = probe.tcp_connect(
+    metrics = probe.tcp_connect(
         options.get("host") or "localhost", options.get("port"), options.get("socket"), options["timeout_seconds"]
     )
-    return Outcome(HEALTHY, said("tcp"), data=figures)
+    return Outcome(HEALTHY, said("tcp"), data=metrics)
 
 
 # --- database and Redis ----------------------------------------------------------------------------------------------
@@ -326,21 +326,21 @@ def postgres_target(options: dict, context: Context) -> probe.PostgresTarget:
 
 
 def check_postgres(options: dict, context: Context) -> Outcome:
-    figures = probe.postgres_ping(postgres_target(options, context), options["timeout_seconds"])
-    status = above(figures["connections_percent"], options.get("warning"), options.get("critical"))
-    if figures["waiting"]:
+    metrics = probe.postgres_ping(postgres_target(options, context), options["timeout_seconds"])
+    status = above(metrics["connections_percent"], options.get("warning"), options.get("critical"))
+    if metrics["waiting"]:
         # Pages that need the locked rows or tables hang, whatever else responds.
-        return Outcome(CRITICAL, said("postgres.locked", waiting=figures["waiting"]), "locked", {}, "", figures)
-    key = "postgres.standby" if figures["recovery"] else "postgres"
+        return Outcome(CRITICAL, said("postgres.locked", waiting=metrics["waiting"]), "locked", {}, "", metrics)
+    key = "postgres.standby" if metrics["recovery"] else "postgres"
     return Outcome(
         status,
         said(
-            key, version=figures["version"], connections=figures["connections"], percent=figures["connections_percent"]
+            key, version=metrics["version"], connections=metrics["connections"], percent=metrics["connections_percent"]
         ),
         "connections",
         {},
         "",
-        figures,
+        metrics,
     )
 
 
@@ -364,35 +364,35 @@ def check_redis(options: dict, context: Context) -> Outcome:
             ca_file=options.get("ca_file"),
         )
     try:
-        figures = probe.redis_ping(target, options["timeout_seconds"])
+        metrics = probe.redis_ping(target, options["timeout_seconds"])
     except ProbeError as error:
         if error.reason == "noauth" and options.get("allow_noauth"):
             return Outcome(HEALTHY, said("redis.noauth"))
         raise
     detail = (
-        said("redis", version=figures["version"], role=figures.get("role", "?"))
-        if "version" in figures
+        said("redis", version=metrics["version"], role=metrics.get("role", "?"))
+        if "version" in metrics
         else said("redis.plain")
     )
-    if "persistence_error" in figures:
+    if "persistence_error" in metrics:
         return Outcome(
-            CRITICAL, detail + said("redis.persistence", fields=figures["persistence_error"]), "disk", {}, "", figures
+            CRITICAL, detail + said("redis.persistence", fields=metrics["persistence_error"]), "disk", {}, "", metrics
         )
-    if "replication_error" in figures:
+    if "replication_error" in metrics:
         return Outcome(
             WARNING,
-            detail + said("redis.replication", fields=figures["replication_error"]),
+            detail + said("redis.replication", fields=metrics["replication_error"]),
             "replication",
             {},
             "",
-            figures,
+            metrics,
         )
     # A cache that evicts is full by design.
-    percent = None if figures.get("evicts") else figures.get("used_memory_percent")
+    percent = None if metrics.get("evicts") else metrics.get("used_memory_percent")
     status = above(percent, options.get("warning"), options.get("critical"))
     if status != HEALTHY:
-        return Outcome(status, detail + said("redis.memory", percent=percent), "memory", {}, "", figures)
-    return Outcome(HEALTHY, detail, data=figures)
+        return Outcome(status, detail + said("redis.memory", percent=percent), "memory", {}, "", metrics)
+    return Outcome(HEALTHY, detail, data=metrics)
 
 
 # --- Celery ----------------------------------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def check_systemd(options: dict, context: Context) -> Outcome:
     units = probe.unit_states(names, options["timeout_seconds"]) if names else []
     states, problems, reason = [], [], "state"
     for unit in units:
-        # Of a pattern's units only those that failed are wrong: an idle colour is stopped on purpose.
+        # Of a pattern's units only those that failed are wrong: an idle slot is stopped on purpose.
         required = any(_same_unit(unit["Id"], name) for name in plain)
         status = judge_unit(unit) if required else (DOWN if unit.get("ActiveState") == "failed" else HEALTHY)
         states.append(status)
@@ -588,15 +588,15 @@ def _fullness(mount: dict) -> float:
 
 
 def check_memory(options: dict, context: Context) -> Outcome:
-    figures = probe.memory_usage(context.proc)
-    status = above(figures["usage_percent"], options.get("warning"), options.get("critical"))
+    metrics = probe.memory_usage(context.proc)
+    status = above(metrics["usage_percent"], options.get("warning"), options.get("critical"))
     return Outcome(
         status,
-        said("memory", available=size(figures["available_bytes"]), total=size(figures["total_bytes"])),
+        said("memory", available=size(metrics["available_bytes"]), total=size(metrics["total_bytes"])),
         "use",
         {},
         "",
-        figures,
+        metrics,
     )
 
 
@@ -674,12 +674,12 @@ def check_release(options: dict, context: Context) -> Outcome:
     from ..release.state import State, StateError
 
     layout = context.layout
-    colour, release = layout.active_colour(), layout.current()
-    if colour is None or release is None:
+    slot, release = layout.active_slot(), layout.current()
+    if slot is None or release is None:
         return Outcome(DOWN, said("release.none"), "none")
-    data = {"release": release, "colour": colour}
+    data = {"release": release, "slot": slot}
     if not os.path.isdir(os.path.join(layout.releases, release)):
-        return Outcome(CRITICAL, said("release.gone", colour=colour, release=release), "gone", {}, "", data)
+        return Outcome(CRITICAL, said("release.gone", slot=slot, release=release), "gone", {}, "", data)
     try:
         state = State(layout)
     except (StateError, OSError) as error:
@@ -714,11 +714,11 @@ def check_release(options: dict, context: Context) -> Outcome:
     shown = check_maintenance(options, context)
     if shown.status != HEALTHY:
         return shown._replace(data=dict(data, maintenance=True))
-    return Outcome(HEALTHY, said("release", release=release, colour=colour), data=data)
+    return Outcome(HEALTHY, said("release", release=release, slot=slot), data=data)
 
 
 def check_maintenance(options: dict, context: Context) -> Outcome:
-    """The switch of the maintenance page: in a fleet it lies on the web hosts, where no release is."""
+    """The switch of the maintenance page: in an installation with several hosts it lies on the web hosts, where no release is."""
     switch = os.path.join(context.layout.shared, "maintenance", "on")
     if not os.path.exists(switch):
         return Outcome(HEALTHY, said("maintenance"))

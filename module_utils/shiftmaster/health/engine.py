@@ -284,7 +284,7 @@ def telling(unwell_now: dict, told: dict, now: datetime.datetime, again_seconds:
     if not unwell_now:
         return {"status": "succeeded" if before else "", "told": {}}
     if seconds - float(told.get("at") or 0) >= again_seconds:
-        # What has been mended since the last time is news again when it comes back.
+        # What has been fixed since the last time is news again when it comes back.
         return {"status": "failed", "told": {"unwell": sorted(unwell_now), "at": int(seconds)}}
     if set(unwell_now) - before:
         return {"status": "failed", "told": {"unwell": sorted(before | set(unwell_now)), "at": int(seconds)}}

@@ -136,11 +136,11 @@ CATALOG = {
         "HTTP {status}, and the answer is not the expected JSON",
         "HTTP {status}、応答が想定の JSON ではありません",
     ),
-    "release": ("{release} on {colour}", "{release}({colour})"),
+    "release": ("{release} on {slot}", "{release}({slot})"),
     "release.none": ("no release is live", "稼働中のリリースがありません"),
     "release.gone": (
-        "{colour} is linked to a release that is not there ({release})",
-        "{colour} のリンク先リリースが存在しません({release})",
+        "{slot} is linked to a release that is not there ({release})",
+        "{slot} のリンク先リリースが存在しません({release})",
     ),
     "release.bad": (
         "the live release {release} is marked bad: {reason}",

@@ -387,9 +387,9 @@ def _copy(root, tree, reader):
     """
     left = COPY_LIMIT_BYTES
     try:
-        for folder, directories, names, descriptor in safe_files.walk(root):
+        for directory, directories, names, descriptor in safe_files.walk(root):
             for name in directories + names:
-                relative = os.path.normpath(os.path.join(folder, name))
+                relative = os.path.normpath(os.path.join(directory, name))
                 source, target = os.path.join(root, relative), os.path.join(tree, relative)
                 kind = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
                 if stat.S_ISDIR(kind):

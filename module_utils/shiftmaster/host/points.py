@@ -1,6 +1,6 @@
 """The points of a run at which it can be held, for the tests that kill it there.
 
-A point costs nothing where nobody has made FOLDER, which a reboot removes. Where it holds a file of the point's name,
+A point costs nothing where nobody has made DIRECTORY, which a reboot removes. Where it holds a file of the point's name,
 the run writes its process id into `<point>.reached` beside it and waits until the file is gone, five minutes at the
 longest.
 """
@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import time
 
-FOLDER = "/run/shiftmaster/points"
+DIRECTORY = "/run/shiftmaster/points"
 HOLD_SECONDS = 300
 # In the order of a run. Each phase of the cutover is one by its own name (cutover.PHASES), before its work begins.
 POINTS = (
     "lock",  # taken, and nothing else done
     "build",  # the requirements are installed
     "built",  # the release is whole, but not yet called ready
-    "dump",  # the safety copy is written, but neither verified nor named
+    "dump",  # the pre-migration dump is written, but neither verified nor named
     "migrate",  # between two operations of a migration that is no transaction (django_driver)
     "migrated",  # the last migration is applied (django_driver)
     "start",
@@ -32,20 +32,20 @@ POINTS = (
     "finish",
     "live",  # said to be live, the transition not ended
     "prune",  # a release has its other name, and is not yet removed
-    "put_back",
+    "revert",
 )
 # Of a backup and a restore, on the host that does it. Each part is one, too: backup_database, backup_files, …
 BACKUP_POINTS = (
     "backup_marked",  # the restore point is written, and not yet archived
-    "backup_proof",  # the backup is restored and runs in the scratch folder
+    "backup_verification",  # the backup is restored and runs in the scratch directory
     "backup_offsite",  # everything is good here, and not yet outside
-    "restore_database",  # what was there is set aside, and nothing is restored
+    "restore_database",  # what was there is quarantined, and nothing is restored
 )
 
 
 def reach(point: str) -> None:
     """Say that the run is at a point, and wait where it is to be held there."""
-    hold = os.path.join(FOLDER, point)
+    hold = os.path.join(DIRECTORY, point)
     if not os.path.exists(hold):
         return
     with open(hold + ".reached", "w", encoding="ascii") as stream:

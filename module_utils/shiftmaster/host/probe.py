@@ -1,6 +1,6 @@
 """Read-only probes of one thing each, every one with a hard limit on its total time.
 
-A probe returns figures, or raises ProbeError, whose `state` says what that means for the thing probed:
+A probe returns metrics, or raises ProbeError, whose `state` says what that means for the thing probed:
     down       nobody answers
     unhealthy  it answers, but not as it must
     error      it could not be judged (a tool or a file is missing)
@@ -467,7 +467,7 @@ _REDIS_REASONS = (
 
 
 def redis_ping(target: RedisTarget, timeout: float = 5.0) -> dict:
-    """Log in, PING, and take the figures of INFO where the user may.
+    """Log in, PING, and take the metrics of INFO where the user may.
 
     Returns latency_ms (the PING), connect_ms, and of INFO version, role, used_memory_percent, persistence_error.
     """
@@ -483,42 +483,42 @@ def redis_ping(target: RedisTarget, timeout: float = 5.0) -> dict:
                 redis_command(wire, stream, "AUTH", *login)
             if target.database:
                 redis_command(wire, stream, "SELECT", str(target.database))
-            figures = {"connect_ms": _since(started)}
+            metrics = {"connect_ms": _since(started)}
             asked = time.monotonic()
             if redis_command(wire, stream, "PING") != "PONG":
                 raise ProbeError("unhealthy", "protocol", "PING was not answered with PONG")
-            figures["latency_ms"] = _since(asked)
+            metrics["latency_ms"] = _since(asked)
             with contextlib.suppress(RedisError):
-                figures.update(redis_figures(redis_command(wire, stream, "INFO") or ""))
-            return figures
+                metrics.update(redis_metrics(redis_command(wire, stream, "INFO") or ""))
+            return metrics
         except RedisError as refusal:
             text = str(refusal)
             reason = next((code for start, code in _REDIS_REASONS if text.startswith(start)), "refusal")
             raise ProbeError("unhealthy", reason, "Redis answers: %s" % _without(text, target.password)[:200])
 
 
-def redis_figures(info: str) -> dict:
+def redis_metrics(info: str) -> dict:
     """Return what the health check wants of INFO's text."""
     values = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-    figures = {}
+    metrics = {}
     if "redis_version" in values:
-        figures["version"] = values["redis_version"]
+        metrics["version"] = values["redis_version"]
     if "role" in values:
-        figures["role"] = values["role"]
+        metrics["role"] = values["role"]
     used, limit = int(values.get("used_memory", 0) or 0), int(values.get("maxmemory", 0) or 0)
     if limit:
-        figures["used_memory_percent"] = round(100.0 * used / limit, 1)
-        figures["evicts"] = values.get("maxmemory_policy", "noeviction") != "noeviction"
+        metrics["used_memory_percent"] = round(100.0 * used / limit, 1)
+        metrics["evicts"] = values.get("maxmemory_policy", "noeviction") != "noeviction"
     broken = [
         name
         for name in ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")
         if values.get(name, "ok") != "ok"
     ]
     if broken:
-        figures["persistence_error"] = ", ".join(broken)
+        metrics["persistence_error"] = ", ".join(broken)
     if values.get("role") == "slave" and values.get("master_link_status", "up") != "up":
-        figures["replication_error"] = "master_link_status:" + values["master_link_status"]
-    return figures
+        metrics["replication_error"] = "master_link_status:" + values["master_link_status"]
+    return metrics
 
 
 def _without(text: str, *secrets: Optional[str]) -> str:
@@ -532,7 +532,7 @@ def _without(text: str, *secrets: Optional[str]) -> str:
 
 
 class PostgresTarget(NamedTuple):
-    host: str = "localhost"  # A folder means the unix socket in it; several, with commas, are tried in order.
+    host: str = "localhost"  # A directory means the unix socket in it; several, with commas, are tried in order.
     port: str = "5432"
     database: str = "shiftmaster"
     user: str = "shiftmaster"
@@ -585,14 +585,14 @@ def postgres_ping(target: PostgresTarget, timeout: float = 5.0) -> dict:
         row = _postgres_by_driver(driver, target, timeout)
     else:
         row = _postgres_by_psql(target, timeout)
-    figures = postgres_figures(row)
-    figures["latency_ms"] = _since(started)
-    figures["client"] = driver.__name__ if driver is not None else "psql"
-    return figures
+    metrics = postgres_metrics(row)
+    metrics["latency_ms"] = _since(started)
+    metrics["client"] = driver.__name__ if driver is not None else "psql"
+    return metrics
 
 
-def postgres_figures(row) -> dict:
-    """Return the figures of a row of POSTGRES_QUERY, whose values may be text."""
+def postgres_metrics(row) -> dict:
+    """Return the metrics of a row of POSTGRES_QUERY, whose values may be text."""
     version, recovery, connections, limit, waiting = row
     connections, limit = int(connections), int(limit)
     return {
@@ -924,11 +924,11 @@ def disk_usage(proc: str = "/proc", paths=(), exclude=(), timeout: float = 5.0, 
             continue
         entry = {"path": mount.path, "kind": mount.kind}
         try:
-            entry.update(usage_figures(_statvfs(mount, deadline)))
+            entry.update(usage_metrics(_statvfs(mount, deadline)))
         except ProbeError as error:
             entry.update(error=str(error), reason=error.reason)
         except FileNotFoundError:
-            entry.update(error="there is no such folder", reason="missing")
+            entry.update(error="there is no such directory", reason="missing")
         except OSError as error:
             entry.update(error=error.strerror or str(error), reason="io")
         if not entry.get("empty"):
@@ -976,7 +976,7 @@ class _Usage(NamedTuple):
     f_ffree: int
 
 
-def usage_figures(status) -> dict:
+def usage_metrics(status) -> dict:
     """Return percentages as df(1) has them: what root keeps for itself counts as not there."""
     if not status.f_blocks:
         return {"empty": True}

@@ -22,8 +22,8 @@ class UnitTimeoutError(UnitError):
     """systemctl did not end in time."""
 
 
-def unit(kind: str, colour: str) -> str:
-    return "shiftmaster-%s@%s.service" % (kind, colour)
+def unit(kind: str, slot: str) -> str:
+    return "shiftmaster-%s@%s.service" % (kind, slot)
 
 
 def systemctl(*arguments, timeout: float = 90) -> str:

@@ -15,7 +15,7 @@ from ..host import safe_files
 from ..host.json_api import Api, Failed, quoted
 
 LOGGER = "shiftmaster.canary"
-# Beyond it the file begins anew; what was in it has long been read.
+# Beyond it the file begins again; what was in it has long been read.
 MAX_BYTES = 1048576
 
 

@@ -1,7 +1,7 @@
 """Asks the parts of the logging pipeline on one host for what Prometheus is to know, and writes it for node exporter.
 
 Run by a timer (roles/log_watch/files/shiftmaster-log-watch). What does not answer is 0 in its own
-metric, and nothing else is said of it; the last figures of a part that is gone would look like news.
+metric, and nothing else is said of it; the last metrics of a part that is gone would look like news.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def main(path: str) -> int:
         login = (given["user"], given["password"]) if given.get("user") else None
         metrics.update(asked(part, Api(given["url"], given.get("ca_file"), login, timeout=10)))
     # The parts first: the line may take its time.
-    write(os.path.join(config["folder"], "shiftmaster_logging.prom"), text_of(metrics))
+    write(os.path.join(config["directory"], "shiftmaster_logging.prom"), text_of(metrics))
     if config.get("canary"):
-        write(os.path.join(config["folder"], "shiftmaster_log_canary.prom"), watched_line(config["canary"]))
+        write(os.path.join(config["directory"], "shiftmaster_log_canary.prom"), watched_line(config["canary"]))
     return 0

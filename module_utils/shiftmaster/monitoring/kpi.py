@@ -1,4 +1,4 @@
-"""A month's figures of service, from samples that Prometheus has kept, against what was promised.
+"""A month's metrics of service, from samples that Prometheus has kept, against what was promised.
 
 Pure functions. A sample is (epoch, value); a series has one each `step` seconds where something was measured. What was
 not measured is not invented: it counts neither as up nor as down, and is said.
@@ -100,7 +100,7 @@ def availability(up: list, start: float, end: float, step: float) -> dict:
 
 
 def increase(counter: list) -> float:
-    """Return by how much a counter has grown; where it falls it was started anew, and counts from nothing."""
+    """Return by how much a counter has grown; where it falls it was started again, and counts from nothing."""
     grown, last = 0.0, None
     for _at, value in counter:
         if last is not None:
@@ -191,48 +191,48 @@ def month(data: dict, start: float, end: float, step: float, targets: Optional[d
 
     data: up (samples of 0 and 1), requests and errors (samples of increases a step), buckets ({bound: count}),
     database_seconds (sum of time), database_statements (count), alerts ([{name, component, start, end}]). Each may be
-    absent: its figure is None then, and named in `missing`.
+    absent: its metric is None then, and named in `missing`.
     """
     targets = dict(TARGETS, **(targets or {}))
-    figures, missing = {}, []
+    metrics, missing = {}, []
     up = within(data.get("up") or [], start, end)
     if up:
         served = availability(up, start, end, step)
         served["outages"] = causes(served["outages"], data.get("alerts") or [])
-        figures.update(served)
+        metrics.update(served)
     else:
         missing.append("up")
-        figures.update(
+        metrics.update(
             availability_percent=None, mttr_seconds=None, mtbf_seconds=None, outages=[], unknown_seconds=end - start
         )
     requests = within(data.get("requests") or [], start, end)
     errors = within(data.get("errors") or [], start, end)
     total = sum(value for _at, value in requests)
     if requests:
-        figures["requests"] = round(total)
+        metrics["requests"] = round(total)
         # By the time in which it was measured.
-        figures["requests_per_second"] = round(total / (len(requests) * step), 4)
-        figures["error_percent"] = round(100.0 * sum(value for _at, value in errors) / total, 4) if total else 0.0
+        metrics["requests_per_second"] = round(total / (len(requests) * step), 4)
+        metrics["error_percent"] = round(100.0 * sum(value for _at, value in errors) / total, 4) if total else 0.0
     else:
         missing.append("requests")
-        figures.update(requests=None, requests_per_second=None, error_percent=None)
+        metrics.update(requests=None, requests_per_second=None, error_percent=None)
     p95 = quantile(0.95, data.get("buckets") or {})
-    figures["p95_seconds"] = None if p95 is None else round(p95, 4)
+    metrics["p95_seconds"] = None if p95 is None else round(p95, 4)
     if p95 is None:
         missing.append("buckets")
     statements = data.get("database_statements")
-    figures["database_seconds"] = round(data["database_seconds"] / statements, 5) if statements else None
+    metrics["database_seconds"] = round(data["database_seconds"] / statements, 5) if statements else None
     if not statements:
         missing.append("database_seconds")
-    figures["downtime_by_cause"] = downtime_by_cause(figures["outages"])
-    figures["missing"] = missing
-    figures["verdicts"] = verdicts(figures, targets)
-    figures["targets"] = targets
-    figures["start"], figures["end"] = start, end
-    return figures
+    metrics["downtime_by_cause"] = downtime_by_cause(metrics["outages"])
+    metrics["missing"] = missing
+    metrics["results"] = results(metrics, targets)
+    metrics["targets"] = targets
+    metrics["start"], metrics["end"] = start, end
+    return metrics
 
 
-def verdicts(figures: dict, targets: dict) -> dict:
+def results(metrics: dict, targets: dict) -> dict:
     """Return met, missed, tolerated or unknown for each promise."""
 
     def at_most(value, limit, tolerated=None):
@@ -240,17 +240,17 @@ def verdicts(figures: dict, targets: dict) -> dict:
             return "unknown"
         return "met" if value <= limit else "tolerated" if tolerated is not None and value <= tolerated else "missed"
 
-    served = figures["availability_percent"]
+    served = metrics["availability_percent"]
     # Without an outage there was nothing to repair.
-    mttr = 0.0 if served is not None and not figures["outages"] else figures["mttr_seconds"]
+    mttr = 0.0 if served is not None and not metrics["outages"] else metrics["mttr_seconds"]
     return {
         "availability_percent": "unknown"
         if served is None
         else "met"
         if served >= targets["availability_percent"]
         else "missed",
-        "p95_seconds": at_most(figures["p95_seconds"], targets["p95_seconds"], targets["p95_tolerated_seconds"]),
-        "error_percent": at_most(figures["error_percent"], targets["error_percent"]),
+        "p95_seconds": at_most(metrics["p95_seconds"], targets["p95_seconds"], targets["p95_tolerated_seconds"]),
+        "error_percent": at_most(metrics["error_percent"], targets["error_percent"]),
         "mttr_seconds": at_most(mttr, targets["mttr_seconds"]),
-        "database_seconds": at_most(figures["database_seconds"], targets["database_seconds"]),
+        "database_seconds": at_most(metrics["database_seconds"], targets["database_seconds"]),
     }

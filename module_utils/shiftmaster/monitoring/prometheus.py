@@ -6,7 +6,7 @@ import json
 import urllib.parse
 from typing import Optional
 
-from . import figures
+from . import metrics
 
 # Prometheus refuses more points of one series in an answer than 11 000.
 _POINTS = 10000
@@ -28,7 +28,7 @@ class Prometheus:
     def _get(self, path: str, **parameters):
         address = "%s/api/v1/%s?%s" % (self.url, path, urllib.parse.urlencode(parameters))
         try:
-            status, text = figures.get(address, self._ca_file, self._user, self._password, self._timeout)
+            status, text = metrics.get(address, self._ca_file, self._user, self._password, self._timeout)
         except OSError as error:
             raise PrometheusError("Prometheus at %s does not answer: %s" % (self.url, error))
         if status != 200:

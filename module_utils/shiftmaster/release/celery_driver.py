@@ -9,7 +9,7 @@ line that starts with "@@shiftmaster-answer@@ ":
                                                           broker and ran; its result came back
     {"op": "consume", "worker": name, "queues": [...]}    {"confirmed": bool}
     {"op": "cancel", "worker": name, "queues": [...]}     {"confirmed": bool}
-    {"op": "park", "queues": [...], "folder": path, "all": bool}  {"parked": [{"id", "task", "queue"}], "files": [...]}
+    {"op": "quarantine", "queues": [...], "directory": path, "all": bool}  {"quarantined": [{"id", "task", "queue"}], "files": [...]}
 """
 
 import json
@@ -26,7 +26,7 @@ ANSWERS = {
     "canary": {"ran": bool, "stored": bool},
     "consume": {"confirmed": bool},
     "cancel": {"confirmed": bool},
-    "park": {"parked": [_TASK], "unsupported?": str},
+    "quarantine": {"quarantined": [_TASK], "unsupported?": str},
     "replay": {"replayed": [_TASK]},
 }
 
@@ -107,17 +107,17 @@ class Operations:
             confirmed = confirmed and any("ok" in reply.get(request["worker"], {}) for reply in replies)
         return {"confirmed": confirmed}
 
-    def park(self, request):
+    def quarantine(self, request):
         """Take the tasks that this release does not know out of the queues (or all), each into a file of its own.
 
-        Only a Redis broker keeps its queues as lists; with another one nothing is parked and the answer says so.
+        Only a Redis broker keeps its queues as lists; with another one nothing is quarantined and the answer says so.
         """
         with self.app.connection_for_write() as connection:
             channel = connection.default_channel
             client = getattr(channel, "client", None)
             if client is None or not hasattr(client, "lrange"):
-                return {"parked": [], "unsupported": connection.transport.driver_type}
-            known, parked = set(self.app.tasks), []
+                return {"quarantined": [], "unsupported": connection.transport.driver_type}
+            known, quarantined = set(self.app.tasks), []
             for queue in request["queues"]:
                 for key in self._keys(channel, queue):
                     for raw in client.lrange(key, 0, -1):
@@ -126,15 +126,15 @@ class Operations:
                         if headers.get("task") in known and not request.get("all"):
                             continue
                         task_id = str(headers.get("id"))
-                        path = os.path.join(request["folder"], "%s.json" % os.path.basename(task_id))
+                        path = os.path.join(request["directory"], "%s.json" % os.path.basename(task_id))
                         with open(path + ".new", "w", encoding="utf-8") as stream:
                             json.dump({"queue": queue, "key": key, "message": message}, stream, indent=1)
                             stream.flush()
                             os.fsync(stream.fileno())
                         os.rename(path + ".new", path)
                         client.lrem(key, 1, raw)
-                        parked.append({"id": task_id, "task": headers.get("task"), "queue": queue})
-            return {"parked": parked}
+                        quarantined.append({"id": task_id, "task": headers.get("task"), "queue": queue})
+            return {"quarantined": quarantined}
 
     @staticmethod
     def _keys(channel, queue):
@@ -143,12 +143,12 @@ class Operations:
         return [queue if not step else "%s%s%s" % (queue, separator, step) for step in steps]
 
     def replay(self, request):
-        """Put parked tasks that this release knows back into their queues, and remove their files."""
+        """Put quarantined tasks that this release knows back into their queues, and remove their files."""
         replayed = []
         with self.app.connection_for_write() as connection:
             client = getattr(connection.default_channel, "client", None)
-            for name in sorted(os.listdir(request["folder"])):
-                path = os.path.join(request["folder"], name)
+            for name in sorted(os.listdir(request["directory"])):
+                path = os.path.join(request["directory"], name)
                 if client is None or not name.endswith(".json"):
                     continue
                 with open(path, encoding="utf-8") as stream:

@@ -3,16 +3,16 @@
 The phases, in order; each is written to state.json before it begins, so that recover() can finish or revert whatever
 a killed run or a reboot left:
 
-    start     the idle colour's web and worker start; its worker takes tasks from a private queue only
+    start     the idle slot's web and worker start; its worker takes tasks from a private queue only
     gate      deep health and the watched pages on the private socket, worker ping, one canary task with its result;
               failing here touches no traffic
     quiesce   beat stops and the old workers cancel their consumers, before new code may send tasks they do not know
     switch    one rename() of the `active` link
     drain     requests that wait on the old socket are served
-    handover  the old workers end warm, tasks unknown to the target are set aside, the new workers and beat take over
-    watch     real traffic through nginx is judged; the old colour still runs
-    finish    the old colour stops; the release is live
-    put_back  the way back from any phase behind the gate
+    handover  the old workers end warm, tasks unknown to the target are quarantined, the new workers and beat take over
+    watch     real traffic through nginx is judged; the old slot still runs
+    finish    the old slot stops; the release is live
+    revert    the way back from any phase behind the gate
 """
 
 from __future__ import annotations
@@ -30,42 +30,42 @@ from ..host.printable import printable
 from ..host.units import UnitError, systemctl, unit
 from ..logging.ecs import as_lines
 from . import celery_driver, releases
-from .layout import COLOURS, Layout
+from .layout import SLOTS, Layout
 from .releasecode import Driver, ReleaseCode, ReleaseCodeError, tail
 from .state import State, audit
 
-PHASES = ("start", "gate", "quiesce", "switch", "drain", "handover", "watch", "finish", "put_back")
+PHASES = ("start", "gate", "quiesce", "switch", "drain", "handover", "watch", "finish", "revert")
 RUN = "/run/shiftmaster"
 # A unit that has not ended so long after its own limit (TimeoutStopSec=) is killed.
 _KILL_SECONDS = 15
 _BEAT_STOP_SECONDS = 20
-# So long a release that is being proven lets everybody else go first; on a host without a moment to spare no longer.
+# So long a release that is being verified lets everybody else go first; on a host without a moment to spare no longer.
 YIELD_SECONDS = 15
 
 
 class CutoverError(Exception):
-    """A cutover did not succeed. str() says why and where the log is; .put_back says whether traffic had moved."""
+    """A cutover did not succeed. str() says why and where the log is; .reverted says whether traffic had moved."""
 
-    def __init__(self, message: str, put_back: bool = False):
+    def __init__(self, message: str, reverted: bool = False):
         # It quotes logs, health checks and hooks of a release.
         super().__init__(printable(message))
-        self.put_back = put_back
+        self.reverted = reverted
 
 
-def _canary_queue(colour: str) -> str:
+def _canary_queue(slot: str) -> str:
     # Of this host alone: another one's worker would take the canary, too, and prove nothing here.
-    return "shiftmaster.canary.%s.%s" % (os.uname().nodename, colour)
+    return "shiftmaster.canary.%s.%s" % (os.uname().nodename, slot)
 
 
-def _worker(colour: str) -> str:
-    return "worker-%s@%s" % (colour, os.uname().nodename)
+def _worker(slot: str) -> str:
+    return "worker-%s@%s" % (slot, os.uname().nodename)
 
 
 class Cutover:
     """One host's cutover. options:
 
-    user, celery_application ("" without Celery), beat (whether this host runs beat), fleet (whether other hosts work
-    on the same queues: then what fails here gives only its traffic back, and put_back() follows), health_path,
+    user, celery_application ("" without Celery), beat (whether this host runs beat), several_hosts (whether other hosts work
+    on the same queues: then what fails here gives only its traffic back, and revert() follows), health_path,
     health_host, watch_paths, gate_attempts, gate_delay_seconds, gate_timeout_seconds, worker_gate_seconds,
     drain_grace_seconds, drain_limit_seconds, web_stop_seconds, worker_stop_seconds (the units' limits), hooks, logs
     (patterns of the application's), run_id, who.
@@ -91,8 +91,8 @@ class Cutover:
                 "kind": kind,
                 "from": source,
                 "to": target,
-                "from_colour": self.layout.active_colour(),
-                "to_colour": self.layout.idle_colour(),
+                "from_slot": self.layout.active_slot(),
+                "to_slot": self.layout.idle_slot(),
                 "phase": "start",
                 "run_id": self.options["run_id"],
             }
@@ -113,7 +113,7 @@ class Cutover:
 
         def work():
             self._phase("switch", self._switch)
-            self._phase("drain", lambda: self._drain(self._t("from_colour")))
+            self._phase("drain", lambda: self._drain(self._t("from_slot")))
             if with_tasks:
                 self._take_tasks()
 
@@ -121,8 +121,8 @@ class Cutover:
 
     def end_tasks(self) -> None:
         """End the old release's background work, once no host serves old code any more."""
-        if self._t("from_colour") is not None:
-            self._or_back(lambda: self._stop(self._t("from_colour"), ("beat", "worker")))
+        if self._t("from_slot") is not None:
+            self._or_back(lambda: self._stop(self._t("from_slot"), ("beat", "worker")))
 
     def take_tasks(self) -> None:
         """Hand the background work over, once no host does old work any more."""
@@ -147,68 +147,68 @@ class Cutover:
         except Exception as error:
             bad = not self.state.was_live(target)
             try:
-                if self.options.get("fleet"):
-                    self.withdraw(str(error), bad)
+                if self.options.get("several_hosts"):
+                    self.revert_traffic(str(error), bad)
                 else:
-                    self.put_back(str(error), bad)
+                    self.revert(str(error), bad)
             except Exception as second:  # The release's own code may answer anything.
                 raise CutoverError(
                     "%s\nGoing back is not finished: %s. %s answers people, background tasks wait. When that is"
-                    " mended, the next deploy.yml or rollback.yml finishes it"
+                    " fixed, the next deploy.yml or rollback.yml finishes it"
                     % (error, second, self.called(self.layout.current()))
                 ) from second
-            raise CutoverError(str(error), put_back=True) from error
+            raise CutoverError(str(error), reverted=True) from error
         finally:
             self.close()
 
     def finish(self) -> None:
-        """Let go of the old colour; from here on the target is live."""
+        """Let go of the old slot; from here on the target is live."""
         self._phase("finish", self._finish)
         self.close()
 
     # -- the phases --------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        colour, target = self._t("to_colour"), self._t("to")
-        self._stop(colour, ("beat", "worker", "web"))
+        slot, target = self._t("to_slot"), self._t("to")
+        self._stop(slot, ("beat", "worker", "web"))
         self._hooks("before_cutover", target)
-        self.layout.point_colour(colour, target)
+        self.layout.point_slot(slot, target)
         self.note_log()
         if self.options["celery_application"]:
-            self._hold_worker(colour)
-            systemctl("start", unit("worker", colour))
-            units.yield_to_others(unit("worker", colour), True)
+            self._hold_worker(slot)
+            systemctl("start", unit("worker", slot))
+            units.yield_to_others(unit("worker", slot), True)
             self._driver_of(target)
         try:
             # It loads the application beside the traffic of the old one: that goes first.
-            with units.yielding(unit("web", colour), YIELD_SECONDS):
-                systemctl("start", unit("web", colour), timeout=self.options["gate_timeout_seconds"] + 90)
+            with units.yielding(unit("web", slot), YIELD_SECONDS):
+                systemctl("start", unit("web", slot), timeout=self.options["gate_timeout_seconds"] + 90)
         except UnitError as error:
             raise CutoverError(
-                "%s does not start: %s\n%s" % (self.called(target), error, self.evidence(colour))
+                "%s does not start: %s\n%s" % (self.called(target), error, self.evidence(slot))
             ) from error
 
     def _gate(self) -> None:
-        colour, target = self._t("to_colour"), self._t("to")
+        slot, target = self._t("to_slot"), self._t("to")
         self._yields_until = time.monotonic() + YIELD_SECONDS
         # The worker first: deep health asks for one, and a failed attempt costs the whole pause between two.
         if self.options["celery_application"]:
-            self._gate_worker(colour)
-        self._gate_web(colour, target)
-        self._yield_no_longer(colour)
+            self._gate_worker(slot)
+        self._gate_web(slot, target)
+        self._yield_no_longer(slot)
 
-    def _yield_no_longer(self, colour: str) -> None:
+    def _yield_no_longer(self, slot: str) -> None:
         self._yields_until = None
         for kind in ("web", "worker"):
-            units.yield_to_others(unit(kind, colour), False)
+            units.yield_to_others(unit(kind, slot), False)
 
-    def _gate_web(self, colour: str, target: str) -> None:
+    def _gate_web(self, slot: str, target: str) -> None:
         problem = "no attempt was made"
         for attempt in range(self.options["gate_attempts"]):
             if attempt:
-                self._wait_watching(colour, self.options["gate_delay_seconds"])
+                self._wait_watching(slot, self.options["gate_delay_seconds"])
             result = probe.http_get(
-                "unix:" + self.layout.socket(colour),
+                "unix:" + self.layout.socket(slot),
                 path=self.options["health_path"],
                 host=self.options["health_host"],
                 timeout=self.options["gate_timeout_seconds"],
@@ -220,14 +220,14 @@ class Cutover:
                     problem = "release %s answers on the socket of %s" % (found, target)
                 else:
                     # The health path says nothing of the pages: it may be a middleware in front of them.
-                    problem = self._page_problem(colour)
+                    problem = self._page_problem(slot)
                     if not problem:
                         return
             elif result.status is None:
                 problem = result.error or "no answer"
             else:
                 problem = "HTTP %d %s" % (result.status, _failed_checks(result.body))
-            self._wait_watching(colour, 0)
+            self._wait_watching(slot, 0)
         raise CutoverError(
             "the health check %s of %s failed %d times: %s\n%s"
             % (
@@ -235,15 +235,15 @@ class Cutover:
                 self.called(target),
                 self.options["gate_attempts"],
                 problem.strip(),
-                self.evidence(colour),
+                self.evidence(slot),
             )
         )
 
-    def _page_problem(self, colour: str) -> str:
+    def _page_problem(self, slot: str) -> str:
         """Return the sentence of the first of shiftmaster_watch_paths that the private socket does not serve."""
         for path in self.options["watch_paths"]:
             problem = symptoms.page_problem(
-                "unix:" + self.layout.socket(colour),
+                "unix:" + self.layout.socket(slot),
                 path,
                 self.options["health_host"],
                 self.options["gate_timeout_seconds"],
@@ -252,31 +252,31 @@ class Cutover:
                 return "a page of shiftmaster_watch_paths is not served: %s" % problem
         return ""
 
-    def _wait_watching(self, colour: str, seconds: float) -> None:
+    def _wait_watching(self, slot: str, seconds: float) -> None:
         """Wait, but not for a unit that has died: its end is the answer."""
         deadline = time.monotonic() + seconds
         while True:
             if self._yields_until is not None and time.monotonic() > self._yields_until:
-                self._yield_no_longer(colour)
-            found = units.properties(unit("web", colour), "ActiveState", "NRestarts", "Result")
+                self._yield_no_longer(slot)
+            found = units.properties(unit("web", slot), "ActiveState", "NRestarts", "Result")
             if found["ActiveState"] not in ("active", "reloading") or found.get("NRestarts", "0") != "0":
                 raise CutoverError(
                     "%s does not start: %s ended (%s)\n%s"
-                    % (self.called(self._t("to")), unit("web", colour), found.get("Result"), self.evidence(colour))
+                    % (self.called(self._t("to")), unit("web", slot), found.get("Result"), self.evidence(slot))
                 )
             left = deadline - time.monotonic()
             if left <= 0:
                 return
             time.sleep(min(0.5, left))
 
-    def _gate_worker(self, colour: str) -> None:
-        worker, deadline = _worker(colour), time.monotonic() + self.options["worker_gate_seconds"]
+    def _gate_worker(self, slot: str) -> None:
+        worker, deadline = _worker(slot), time.monotonic() + self.options["worker_gate_seconds"]
         while not self._ask({"op": "ping", "worker": worker, "seconds": 1})["alive"]:
-            self._wait_watching(colour, 0)
-            found = units.properties(unit("worker", colour), "ActiveState", "NRestarts", "Result")
+            self._wait_watching(slot, 0)
+            found = units.properties(unit("worker", slot), "ActiveState", "NRestarts", "Result")
             died = found["ActiveState"] not in ("active", "activating") or found.get("NRestarts", "0") != "0"
             if died or time.monotonic() > deadline:
-                name = unit("worker", colour)
+                name = unit("worker", slot)
                 written = units.journal(name, 60)
                 raise CutoverError(
                     "\n".join(
@@ -289,89 +289,89 @@ class Cutover:
                     )
                 )
         left = max(5, int(deadline - time.monotonic()))
-        answer = self._ask({"op": "canary", "worker": worker, "queue": _canary_queue(colour), "seconds": left})
+        answer = self._ask({"op": "canary", "worker": worker, "queue": _canary_queue(slot), "seconds": left})
         if answer["ran"] and not answer["stored"]:
             raise CutoverError(
                 "the Celery worker of %s runs tasks, but their results do not arrive: check the result backend"
-                " (CELERY_RESULT_BACKEND)\n%s" % (self.called(self._t("to")), units.journal(unit("worker", colour)))
+                " (CELERY_RESULT_BACKEND)\n%s" % (self.called(self._t("to")), units.journal(unit("worker", slot)))
             )
         if not answer["ran"]:
             raise CutoverError(
                 "the Celery worker of %s answers, but runs no task: the canary did not run in"
-                " %d s\n%s" % (self.called(self._t("to")), left, units.journal(unit("worker", colour)))
+                " %d s\n%s" % (self.called(self._t("to")), left, units.journal(unit("worker", slot)))
             )
 
     def _quiesce(self) -> None:
         # On every host before the traffic of any moves: a page of one asks another one for its static files.
         releases.publish_static(self.layout, self.state, self._t("to"))
-        colour = self._t("from_colour")
-        if colour is None or not self.options["celery_application"]:
+        slot = self._t("from_slot")
+        if slot is None or not self.options["celery_application"]:
             return
         if self.options["beat"]:
-            self._stop(colour, ("beat",))
-        if units.active_state(unit("worker", colour)) != "active":
+            self._stop(slot, ("beat",))
+        if units.active_state(unit("worker", slot)) != "active":
             return
-        answer = self._ask({"op": "cancel", "worker": _worker(colour), "queues": self._queues(self._t("from"))})
+        answer = self._ask({"op": "cancel", "worker": _worker(slot), "queues": self._queues(self._t("from"))})
         if not answer["confirmed"]:
             # It would discard tasks of the new code that it does not know: then rather no worker for a moment.
             self.notes.append("the old worker did not confirm that it takes no more tasks, so it was stopped first")
-            self._stop(colour, ("worker",))
+            self._stop(slot, ("worker",))
 
     def _switch(self) -> None:
-        self.layout.activate(self._t("to_colour"))
+        self.layout.activate(self._t("to_slot"))
         points.reach("switched")
         self._audit("switched")
 
-    def _drain(self, colour: Optional[str]) -> None:
-        """Wait until what was sent to a colour's socket before the rename has been taken from its accept queue."""
-        if colour is None:
+    def _drain(self, slot: Optional[str]) -> None:
+        """Wait until what was sent to a slot's socket before the rename has been taken from its accept queue."""
+        if slot is None:
             return
         time.sleep(self.options["drain_grace_seconds"])
         deadline = time.monotonic() + self.options["drain_limit_seconds"]
-        while accept_queue(self.layout.socket(colour)) and time.monotonic() < deadline:
+        while accept_queue(self.layout.socket(slot)) and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(self.options["drain_grace_seconds"])
 
     def _handover(self) -> None:
-        self._pass_tasks(self._t("from"), self._t("from_colour"), self._t("to"), self._t("to_colour"))
+        self._pass_tasks(self._t("from"), self._t("from_slot"), self._t("to"), self._t("to_slot"))
 
-    def _pass_tasks(self, source, source_colour, target, target_colour) -> None:
-        """End one colour's background work and begin the other's."""
+    def _pass_tasks(self, source, source_slot, target, target_slot) -> None:
+        """End one slot's background work and begin the other's."""
         if not self.options["celery_application"]:
             return
         known = set(releases.manifest(self.layout, target).get("tasks", []))
         unknown = set(releases.manifest(self.layout, source).get("tasks", [])) - known if source else set()
-        if source_colour is not None:
-            self._stop(source_colour, ("beat",))
-            state = units.active_state(unit("worker", source_colour))
+        if source_slot is not None:
+            self._stop(source_slot, ("beat",))
+            state = units.active_state(unit("worker", source_slot))
             if state == "failed" or (unknown and state != "inactive"):
                 # What it returns to the queue must be looked through before the target's worker may take it. One that
                 # has failed has ended already; its failure is over, and health would go on to tell of it.
-                self._stop(source_colour, ("worker",))
+                self._stop(source_slot, ("worker",))
             else:
-                systemctl("stop", "--no-block", unit("worker", source_colour))
+                systemctl("stop", "--no-block", unit("worker", source_slot))
         queues = self._queues(target)
-        folder = os.path.join(self.layout.shared, "parked")
+        directory = os.path.join(self.layout.shared, "unknown-tasks")
         if unknown:
-            parked = self._ask(
-                {"op": "park", "queues": sorted(set(queues) | set(self._queues(source))), "folder": folder}
+            quarantined = self._ask(
+                {"op": "quarantine", "queues": sorted(set(queues) | set(self._queues(source))), "directory": directory}
             )
-            for task in parked["parked"]:
-                audit(self.layout, "task_parked", task=task["task"], id=task["id"], queue=task["queue"])
-            if parked["parked"]:
+            for task in quarantined["quarantined"]:
+                audit(self.layout, "task_quarantined", task=task["task"], id=task["id"], queue=task["queue"])
+            if quarantined["quarantined"]:
                 self.notes.append(
-                    "%d task(s) that %s does not know were set aside in %s; the next release that knows"
-                    " them runs them" % (len(parked["parked"]), target, folder)
+                    "%d task(s) that %s does not know were quarantined in %s; the next release that knows"
+                    " them runs them" % (len(quarantined["quarantined"]), target, directory)
                 )
-        if os.listdir(folder):
-            for task in self._ask({"op": "replay", "folder": folder})["replayed"]:
+        if os.listdir(directory):
+            for task in self._ask({"op": "replay", "directory": directory})["replayed"]:
                 audit(self.layout, "task_replayed", task=task["task"], id=task["id"], queue=task["queue"])
-        self._free_worker(target_colour, queues)
+        self._free_worker(target_slot, queues)
         if self.options["beat"]:
-            systemctl("start", unit("beat", target_colour))
+            systemctl("start", unit("beat", target_slot))
 
     def _finish(self) -> None:
-        old, target = self._t("from_colour"), self._t("to")
+        old, target = self._t("from_slot"), self._t("to")
         if old is not None:
             self._stop(old, ("beat", "web"))
         # The way back from a deploy leads to what it replaced; a rollback and a restart leave it as it is.
@@ -389,14 +389,14 @@ class Cutover:
     def _abandon(self, error: Exception) -> None:
         """Leave a target that did not pass its gate; nothing else had been touched."""
         target = self._t("to")
-        self._stop(self._t("to_colour"), ("beat", "worker", "web"))
-        self._free_file(self._t("to_colour"))
+        self._stop(self._t("to_slot"), ("beat", "worker", "web"))
+        self._free_file(self._t("to_slot"))
         if not self.state.was_live(target):
             self.state.set_status(target, "bad", _first_line(error))
         self._audit("gate_failed", reason=str(error))
         self.state.end()
 
-    def put_back(self, reason: str, bad: bool = True) -> None:
+    def revert(self, reason: str, bad: bool = True) -> None:
         """Give traffic and tasks back to the release that served before; the schema is never touched."""
         source, target = self._t("from"), self._t("to")
         started = time.monotonic()
@@ -407,49 +407,49 @@ class Cutover:
                 self._tasks_back(source, target)
         finally:
             # Also where the tasks are not back: what failed does not go on beside what serves.
-            self._stop(self._t("to_colour"), ("beat", "worker", "web"))
+            self._stop(self._t("to_slot"), ("beat", "worker", "web"))
         releases.publish_static(self.layout, self.state)
         self._hooks("after_rollback", source)
-        self.timings["put_back"] = round(time.monotonic() - started, 2)
-        self._audit("put_back", reason=reason)
+        self.timings["revert"] = round(time.monotonic() - started, 2)
+        self._audit("reverted", reason=reason)
         self.state.end()
         self.close()
 
     def _tasks_back(self, source: str, target: str) -> None:
-        colour = self._t("from_colour")
+        slot = self._t("from_slot")
         self._close_driver()
         self._driver_of(source)
-        if units.active_state(unit("worker", colour)) != "active":
-            self._stop(colour, ("worker",))
-            self._hold_worker(colour)
-            systemctl("start", unit("worker", colour))
-            self._ask({"op": "ping", "worker": _worker(colour), "seconds": self.options["worker_gate_seconds"]})
-        self._pass_tasks(target, self._t("to_colour"), source, colour)
+        if units.active_state(unit("worker", slot)) != "active":
+            self._stop(slot, ("worker",))
+            self._hold_worker(slot)
+            systemctl("start", unit("worker", slot))
+            self._ask({"op": "ping", "worker": _worker(slot), "seconds": self.options["worker_gate_seconds"]})
+        self._pass_tasks(target, self._t("to_slot"), source, slot)
 
-    def withdraw(self, reason: str, bad: bool = False) -> None:
-        """Give the traffic back and end the new release's background work; the old one's waits for put_back().
+    def revert_traffic(self, reason: str, bad: bool = False) -> None:
+        """Give the traffic back and end the new release's background work; the old one's waits for revert().
 
-        In a fleet it waits until no host serves new code: the old workers would discard tasks that they do not know.
+        In an installation with several hosts it waits until no host serves new code: the old workers would discard tasks that they do not know.
         """
         if self._traffic_back(reason, bad):
-            self._stop(self._t("to_colour"), ("beat", "worker"))
+            self._stop(self._t("to_slot"), ("beat", "worker"))
 
     def _traffic_back(self, reason: str, bad: bool) -> bool:
         """Whether there is a release to go back to, to which the traffic goes now."""
         target = self._t("to")
-        self.state.phase("put_back")
-        points.reach("put_back")
+        self.state.phase("revert")
+        points.reach("revert")
         if bad and self._t("from") != target:
             self.state.set_status(target, "bad", reason.splitlines()[0] if reason else "")
-        if self._t("from_colour") is None:
+        if self._t("from_slot") is None:
             self.notes.append("there is no earlier release to go back to: %s keeps running" % target)
-            self._audit("not_put_back", reason=reason)
+            self._audit("not_reverted", reason=reason)
             self.state.end()
             return False
-        systemctl("start", unit("web", self._t("from_colour")))
-        if self.layout.active_colour() != self._t("from_colour"):
-            self.layout.activate(self._t("from_colour"))
-            self._drain(self._t("to_colour"))
+        systemctl("start", unit("web", self._t("from_slot")))
+        if self.layout.active_slot() != self._t("from_slot"):
+            self.layout.activate(self._t("from_slot"))
+            self._drain(self._t("to_slot"))
         return True
 
     def recover(self) -> Optional[str]:
@@ -457,18 +457,18 @@ class Cutover:
         if self.state.transition is None:
             return self._find_active()
         phase, source, target = self._t("phase"), self._t("from"), self._t("to")
-        if phase != "put_back" and self.layout.active_colour() == self._t("to_colour"):
+        if phase != "revert" and self.layout.active_slot() == self._t("to_slot"):
             try:
-                if units.active_state(unit("web", self._t("to_colour"))) != "active":
-                    systemctl("start", unit("web", self._t("to_colour")))
-                self._gate_web(self._t("to_colour"), target)
+                if units.active_state(unit("web", self._t("to_slot"))) != "active":
+                    systemctl("start", unit("web", self._t("to_slot")))
+                self._gate_web(self._t("to_slot"), target)
                 if phase in ("switch", "drain", "handover", "quiesce"):
                     if self.options["celery_application"]:
-                        systemctl("start", unit("worker", self._t("to_colour")))
+                        systemctl("start", unit("worker", self._t("to_slot")))
                         self._ask(
                             {
                                 "op": "ping",
-                                "worker": _worker(self._t("to_colour")),
+                                "worker": _worker(self._t("to_slot")),
                                 "seconds": self.options["worker_gate_seconds"],
                             }
                         )
@@ -479,27 +479,27 @@ class Cutover:
                     target,
                 )
             except Exception as error:
-                self.put_back(str(error))
+                self.revert(str(error))
                 said = "a run that died in its phase %s had switched to %s, which is not healthy: put back to %s" % (
                     phase,
                     target,
                     source,
                 )
         elif phase in ("start", "gate"):
-            self._stop(self._t("to_colour"), ("beat", "worker", "web"))
-            self._free_file(self._t("to_colour"))
+            self._stop(self._t("to_slot"), ("beat", "worker", "web"))
+            self._free_file(self._t("to_slot"))
             self.state.end()
             said = "a run that died in its phase %s left %s started beside the traffic: stopped" % (phase, target)
         else:
             # A release that is bad stays so, for the reason that was noted.
-            self.put_back("the run died in its phase %s" % phase, bad=False)
+            self.revert("the run died in its phase %s" % phase, bad=False)
             said = "a run that died in its phase %s was reverted: %s serves" % (phase, source)
         audit(self.layout, "recovered", what=said, run_id=self.options["run_id"], who=self.options["who"])
         self.close()
         return said
 
     def _find_active(self) -> Optional[str]:
-        """Point the link `active` anew where somebody has removed it; returns a sentence, None where nothing was.
+        """Point the link `active` again where somebody has removed it; returns a sentence, None where nothing was.
 
         A host that has served before is never taken for a new one: a first deploy may run any migration.
         """
@@ -512,21 +512,21 @@ class Cutover:
         }
         if not live:
             return None
-        linked = [colour for colour in COLOURS if self.layout.release_of(colour) in live]
-        running = [colour for colour in linked if units.active_state(unit("web", colour)) == "active"]
+        linked = [slot for slot in SLOTS if self.layout.release_of(slot) in live]
+        running = [slot for slot in linked if units.active_state(unit("web", slot)) == "active"]
         if linked:
-            colour = max(running or linked, key=lambda one: live[self.layout.release_of(one)])
+            slot = max(running or linked, key=lambda one: live[self.layout.release_of(one)])
         else:
-            colour = COLOURS[0]
-            self._stop(colour, ("beat", "worker", "web"))
-            self.layout.point_colour(colour, max(live, key=live.get))
-        self.layout.activate(colour)
+            slot = SLOTS[0]
+            self._stop(slot, ("beat", "worker", "web"))
+            self.layout.point_slot(slot, max(live, key=live.get))
+        self.layout.activate(slot)
         said = "the link %s was gone; it leads to %s again, which served" % (self.layout.active, self.layout.current())
         audit(self.layout, "recovered", what=said, run_id=self.options["run_id"], who=self.options["who"])
         return said
 
     def stop_others(self) -> list:
-        """Stop what runs in the colour that does not serve; returns the units. A worker that is ending may end."""
+        """Stop what runs in the slot that does not serve; returns the units. A worker that is ending may end."""
         if self.state.transition is not None:
             return []
         running = self.others()
@@ -535,17 +535,17 @@ class Cutover:
         return running
 
     def others(self) -> list:
-        """Return the units that run in the colour that does not serve, where one serves."""
-        if self.layout.active_colour() is None:
+        """Return the units that run in the slot that does not serve, where one serves."""
+        if self.layout.active_slot() is None:
             return []
-        states = units.active_states([unit(kind, self.layout.idle_colour()) for kind in ("beat", "worker", "web")])
+        states = units.active_states([unit(kind, self.layout.idle_slot()) for kind in ("beat", "worker", "web")])
         return [name for name, state in states.items() if state in ("active", "activating")]
 
     def hold_background(self) -> None:
         """Stop worker and beat of the release that serves: its tasks would meet a schema that is not its own."""
-        colour = self.layout.active_colour()
-        if colour is not None:
-            self._stop(colour, ("beat", "worker"))
+        slot = self.layout.active_slot()
+        if slot is not None:
+            self._stop(slot, ("beat", "worker"))
 
     def ensure_running(self, background: bool = True) -> list:
         """Start what should run beside the release that serves and does not; returns the units.
@@ -553,17 +553,17 @@ class Cutover:
         A run that died in maintenance mode leaves its worker and beat stopped; without background they stay so. An
         application that an operator has stopped as a whole stays stopped.
         """
-        colour = self.layout.active_colour()
-        if colour is None or units.active_state("shiftmaster.service") != "active":
+        slot = self.layout.active_slot()
+        if slot is None or units.active_state("shiftmaster.service") != "active":
             return []
-        missing = self.missing() if background else [name for name in self.missing() if name == unit("web", colour)]
+        missing = self.missing() if background else [name for name in self.missing() if name == unit("web", slot)]
         if missing:
             systemctl("start", *missing, timeout=180)
         return missing
 
     def missing(self) -> list:
         """Return the units of the release that serves which do not run."""
-        states = units.active_states(wanted_units(self.options, self.layout.active_colour()))
+        states = units.active_states(wanted_units(self.options, self.layout.active_slot()))
         return [name for name, state in states.items() if state != "active"]
 
     def called(self, release: Optional[str]) -> str:
@@ -603,44 +603,44 @@ class Cutover:
         for done in releases.run_hooks(path, self.options["hooks"], phase, self.options["user"]):
             self.notes.append("hook %s (%s): %s" % (done["name"], phase, done["output"] or "done"))
 
-    def _stop(self, colour: str, kinds) -> None:
-        """Stop units of a colour and wait; a worker ends warm, within its unit's own time limit.
+    def _stop(self, slot: str, kinds) -> None:
+        """Stop units of a slot and wait; a worker ends warm, within its unit's own time limit.
 
-        What they have stopped of the other colour, whose user they share, goes on.
+        What they have stopped of the other slot, whose user they share, goes on.
         """
         for kind in kinds:
-            name = unit(kind, colour)
+            name = unit(kind, slot)
             if units.active_state(name) not in ("inactive", "failed"):
                 # Web processes that are stopped have no traffic any more, but much to clean up.
                 with units.yielding(name, YIELD_SECONDS) if kind == "web" else contextlib.nullcontext():
                     units.stop(name, seconds=stop_seconds(self.options, kind))
             systemctl("reset-failed", name) if units.active_state(name) == "failed" else None
-        units.resume(*(unit(kind, other) for other in COLOURS if other != colour for kind in units.KINDS))
+        units.resume(*(unit(kind, other) for other in SLOTS if other != slot for kind in units.KINDS))
 
-    def _queue_file(self, colour: str) -> str:
-        return os.path.join(RUN, "worker-%s.env" % colour)
+    def _queue_file(self, slot: str) -> str:
+        return os.path.join(RUN, "worker-%s.env" % slot)
 
-    def _hold_worker(self, colour: str) -> None:
+    def _hold_worker(self, slot: str) -> None:
         """Let the worker that starts next take tasks from its private queue only (until a reboot at the longest)."""
         os.close(safe_files.open_directory(RUN, 0o755))
-        queues = 'SHIFTMASTER_QUEUES_OPTION="-Q %s"\n' % _canary_queue(colour)
-        safe_files.write(self._queue_file(colour), queues.encode(), 0o644)
+        queues = 'SHIFTMASTER_QUEUES_OPTION="-Q %s"\n' % _canary_queue(slot)
+        safe_files.write(self._queue_file(slot), queues.encode(), 0o644)
 
-    def _free_file(self, colour: str) -> None:
+    def _free_file(self, slot: str) -> None:
         try:
-            os.unlink(self._queue_file(colour))
+            os.unlink(self._queue_file(slot))
         except FileNotFoundError:
             pass
 
-    def _free_worker(self, colour: str, queues) -> None:
+    def _free_worker(self, slot: str, queues) -> None:
         """Let a worker take the application's tasks, now and after its next start."""
-        self._free_file(colour)
-        answer = self._ask({"op": "consume", "worker": _worker(colour), "queues": queues})
+        self._free_file(slot)
+        answer = self._ask({"op": "consume", "worker": _worker(slot), "queues": queues})
         if not answer["confirmed"]:
-            self.notes.append("worker %s did not confirm its queues and was restarted" % _worker(colour))
-            units.stop(unit("worker", colour), seconds=stop_seconds(self.options, "worker"))
-            systemctl("start", unit("worker", colour))
-        self._ask({"op": "cancel", "worker": _worker(colour), "queues": [_canary_queue(colour)]})
+            self.notes.append("worker %s did not confirm its queues and was restarted" % _worker(slot))
+            units.stop(unit("worker", slot), seconds=stop_seconds(self.options, "worker"))
+            systemctl("start", unit("worker", slot))
+        self._ask({"op": "cancel", "worker": _worker(slot), "queues": [_canary_queue(slot)]})
 
     def _queues(self, release: Optional[str]) -> list:
         if self.options.get("celery_queues"):
@@ -693,16 +693,16 @@ class Cutover:
         """Return the sentence of a worker that answers no ping during the watch, "" where all is well."""
         if not self.options["celery_application"]:
             return ""
-        worker = _worker(self._t("to_colour"))
+        worker = _worker(self._t("to_slot"))
         try:
             alive = self._ask({"op": "ping", "worker": worker, "seconds": self.options["worker_gate_seconds"]})["alive"]
         finally:
             self.close()
         return "" if alive else "the worker %s answers no ping" % worker
 
-    def evidence(self, colour: str) -> str:
+    def evidence(self, slot: str) -> str:
         """Return what the application's logs and its unit say about this run, the causes first."""
-        name = unit("web", colour)
+        name = unit("web", slot)
         offsets = getattr(self, "_log_offsets", {})
         written = "".join(as_lines(_read_from(path, offsets.get(path))) for path in self._logs())
         parts = ["cause: %s" % cause for cause in causes(written)]
@@ -748,14 +748,14 @@ def stop_seconds(options: dict, kind: str) -> int:
     return limits[kind] + _KILL_SECONDS
 
 
-def wanted_units(options: dict, colour: str) -> list:
-    """Return the units of a colour that run while it serves."""
+def wanted_units(options: dict, slot: str) -> list:
+    """Return the units of a slot that run while it serves."""
     kinds = ["web"]
     if options["celery_application"]:
         kinds.append("worker")
         if options["beat"]:
             kinds.append("beat")
-    return [unit(kind, colour) for kind in kinds]
+    return [unit(kind, slot) for kind in kinds]
 
 
 def _size(path: str) -> int:

@@ -1,6 +1,6 @@
 """Look at and change the database of a release, from inside its own Django.
 
-ReleaseCode.driver() feeds this file to the release's interpreter, in its source folder and with its environment. One
+ReleaseCode.driver() feeds this file to the release's interpreter, in its source directory and with its environment. One
 line of JSON comes in on standard input, one line that starts with ANSWER goes out; everything that the application
 prints goes to standard error. Nothing but the standard library and Django may be imported here, and nothing of this
 package: the file travels alone.
@@ -240,7 +240,7 @@ def query(connection, sql, parameters=()):
 
 
 def prepare(connection, request):
-    """Make every connection of this run carry its timeouts, also one that the application opens anew.
+    """Make every connection of this run carry its timeouts, also one that the application opens again.
 
     Returns a twin of the connection without them, for the lock: a pooler that refuses start-up options must be
     recognised as one.
@@ -632,7 +632,7 @@ class Tracker:
         return around
 
     def repair(self, operation, app_label, schema_editor, state):
-        """Drop what a killed run's CREATE INDEX CONCURRENTLY left, whole or not: it is built anew."""
+        """Drop what a killed run's CREATE INDEX CONCURRENTLY left, whole or not: it is built again."""
         kind = type(operation).__name__
         if kind == "RunSQL":
             self.repair_sql(statements_of(operation, self.backwards), schema_editor)

@@ -1,6 +1,6 @@
 """Where everything of an installation lies, and what its links say.
 
-`active` is the one link that decides: it names the colour whose release serves, whose static files nginx reads and
+`active` is the one link that decides: it names the slot whose release serves, whose static files nginx reads and
 which a reboot starts. `current` only leads through it, for people.
 """
 
@@ -12,7 +12,7 @@ from typing import Callable, Optional
 
 from ..host import points
 
-COLOURS = ("blue", "green")
+SLOTS = ("blue", "green")
 RELEASE_NAME = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{7,40}\Z")
 
 
@@ -25,11 +25,11 @@ def replace_link(target: str, link: str, before_rename: Optional[Callable] = Non
     if before_rename:
         before_rename()
     os.rename(fresh, link)
-    sync_folder(os.path.dirname(link))
+    sync_dir(os.path.dirname(link))
 
 
-def sync_folder(path: str) -> None:
-    """Make renames in a folder survive a power cut."""
+def sync_dir(path: str) -> None:
+    """Make renames in a directory survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -38,12 +38,12 @@ def sync_folder(path: str) -> None:
 
 
 class Layout:
-    """The folders below the application's root."""
+    """The directories below the application's root."""
 
     def __init__(self, root: str = "/var/www/shiftmaster"):
         self.root = root.rstrip("/")
         self.releases = os.path.join(self.root, "releases")
-        self.colours = os.path.join(self.root, "colours")
+        self.slots = os.path.join(self.root, "slots")
         self.shared = os.path.join(self.root, "shared")
         self.state = os.path.join(self.shared, "state")
         self.active = os.path.join(self.root, "active")
@@ -54,51 +54,51 @@ class Layout:
             raise ValueError("%r is not the name of a release" % (name,))
         return os.path.join(self.releases, name)
 
-    def colour(self, colour: str) -> str:
-        return os.path.join(self.colours, colour)
+    def slot(self, slot: str) -> str:
+        return os.path.join(self.slots, slot)
 
-    def socket(self, colour: str) -> str:
-        """The colour's private socket, which no traffic reaches unless `active` names the colour."""
-        return "/run/shiftmaster-web-%s/web.sock" % colour
+    def socket(self, slot: str) -> str:
+        """The slot's private socket, which no traffic reaches unless `active` names the slot."""
+        return "/run/shiftmaster-web-%s/web.sock" % slot
 
     def names(self) -> list:
-        """Return the release folders, oldest first; folders with other names are not ours and are left alone."""
+        """Return the release directories, oldest first; directories with other names are not ours and are left alone."""
         try:
             return sorted(entry for entry in os.listdir(self.releases) if RELEASE_NAME.match(entry))
         except FileNotFoundError:
             return []
 
-    def active_colour(self) -> Optional[str]:
+    def active_slot(self) -> Optional[str]:
         try:
-            colour = os.path.basename(os.readlink(self.active))
+            slot = os.path.basename(os.readlink(self.active))
         except OSError:
             return None
-        return colour if colour in COLOURS else None
+        return slot if slot in SLOTS else None
 
-    def idle_colour(self) -> str:
-        return "green" if self.active_colour() == "blue" else "blue"
+    def idle_slot(self) -> str:
+        return "green" if self.active_slot() == "blue" else "blue"
 
-    def release_of(self, colour: Optional[str]) -> Optional[str]:
-        """Return the name of the release that a colour is linked to."""
-        if colour is None:
+    def release_of(self, slot: Optional[str]) -> Optional[str]:
+        """Return the name of the release that a slot is linked to."""
+        if slot is None:
             return None
         try:
-            return os.path.basename(os.readlink(os.path.join(self.colour(colour), "release")))
+            return os.path.basename(os.readlink(os.path.join(self.slot(slot), "release")))
         except OSError:
             return None
 
     def current(self) -> Optional[str]:
-        return self.release_of(self.active_colour())
+        return self.release_of(self.active_slot())
 
-    def point_colour(self, colour: str, release: str) -> None:
-        """Link an idle colour to a release; the colour's units must be stopped."""
-        os.makedirs(self.colour(colour), mode=0o755, exist_ok=True)
-        replace_link(self.release(release), os.path.join(self.colour(colour), "release"))
-        replace_link(self.socket(colour), os.path.join(self.colour(colour), "socket"))
+    def point_slot(self, slot: str, release: str) -> None:
+        """Link an idle slot to a release; the slot's units must be stopped."""
+        os.makedirs(self.slot(slot), mode=0o755, exist_ok=True)
+        replace_link(self.release(release), os.path.join(self.slot(slot), "release"))
+        replace_link(self.socket(slot), os.path.join(self.slot(slot), "socket"))
 
-    def activate(self, colour: str) -> None:
+    def activate(self, slot: str) -> None:
         """Move the traffic: one rename()."""
-        replace_link(os.path.join("colours", colour), self.active, lambda: points.reach("rename"))
+        replace_link(os.path.join("slots", slot), self.active, lambda: points.reach("rename"))
         current = os.path.join(self.root, "current")
         if not os.path.islink(current):
             os.symlink(os.path.join("active", "release"), current)  # For people; it never changes.

@@ -75,17 +75,19 @@ def acquire(
     controller: dict,
     ttl_seconds: float = 1800,
     wait_seconds: float = 0,
-    dead_run_id: str = "",
+    interrupted_run_id: str = "",
     poll_seconds: float = 1.0,
 ) -> Outcome:
-    """Take the lock, waiting up to wait_seconds; dead_run_id names an owner that is known to be dead."""
+    """Take the lock, waiting up to wait_seconds; interrupted_run_id names an owner that is known to be dead."""
     deadline = time.monotonic() + wait_seconds
     while True:
         with _alone(path):
             holder = read(path)
             if holder is not None and holder.get("run_id") == run_id:
                 return _renew(path, holder, ttl_seconds)
-            stale = holder is not None and (expired(holder) or (dead_run_id and holder.get("run_id") == dead_run_id))
+            stale = holder is not None and (
+                expired(holder) or (interrupted_run_id and holder.get("run_id") == interrupted_run_id)
+            )
             if stale:
                 os.unlink(path)
             if holder is None or stale:
@@ -129,7 +131,7 @@ def _renew(path: str, holder: dict, ttl_seconds: float) -> Outcome:
 def release(path: str, run_id: str) -> bool:
     """Give our own lock back; another owner's is left alone. Returns whether there was one of ours."""
     if read(path) is None:
-        return False  # Its folder may not be there yet, either.
+        return False  # Its directory may not be there yet, either.
     with _alone(path):
         holder = read(path)
         if holder is None or holder.get("run_id") != run_id:

@@ -39,7 +39,7 @@ MAX_TREE_BYTES = 64 * 1024 * 1024
 SKIPPED_FOLDERS = frozenset(
     (".git", ".hg", ".tox", ".venv", "venv", "env", "node_modules", "site-packages", "__pycache__")
 )
-MIGRATION_PATH = re.compile(r"(?:^|/)(?P<folder>[^/]+)/migrations/(?P<name>[^/_~][^/]*)\.py$")
+MIGRATION_PATH = re.compile(r"(?:^|/)(?P<directory>[^/]+)/migrations/(?P<name>[^/_~][^/]*)\.py$")
 ANNOTATION = re.compile(r"^#\s*shiftmaster\s*:(?P<value>.*)", re.IGNORECASE)
 
 # Arguments of a field that never reach the database: Django's own list (Field.non_db_attrs), and those that only
@@ -130,7 +130,7 @@ KNOWN = {
 KNOWN.update((name, _Known(("name",), "harmless")) for name in EXTENSIONS)
 
 
-class Verdict:
+class Result:
     """What one operation does, seen from the old code."""
 
     def __init__(self, klass=EXPAND, reason="", reversible=True, firm=False, if_new=None, warnings=(), loses=""):
@@ -286,7 +286,7 @@ class Reader:
     def operation(self, node, state_only=False, database=True):
         if not isinstance(node, ast.Call):
             if not state_only:
-                self.add("?", "", Verdict(CONTRACT, "an operation is not written as a call, so it cannot be read"))
+                self.add("?", "", Result(CONTRACT, "an operation is not written as a call, so it cannot be read"))
             return
         full = self.names.full(node.func)
         name = self.names.django(node.func)
@@ -297,7 +297,7 @@ class Reader:
                 self.add(
                     label,
                     "",
-                    Verdict(CONTRACT, "%s is not one of Django's own operations, so what it does is not known" % label),
+                    Result(CONTRACT, "%s is not one of Django's own operations, so what it does is not known" % label),
                 )
             return
         arguments, readable = {}, True
@@ -327,32 +327,32 @@ class Reader:
             inner_name = _literal(inner.get("name"))
             target = "%s (%s)" % (model, inner_name) if isinstance(inner_name, str) else model
         if not readable and not state_only:
-            self.add(name, target, Verdict(CONTRACT, "its arguments are not written out, so they cannot be read"))
+            self.add(name, target, Result(CONTRACT, "its arguments are not written out, so they cannot be read"))
             return
         if database and not state_only:
-            verdict = getattr(self, known.judge)(name, model, arguments)
-            if model and self.new(model) and verdict.if_new is not None:
-                verdict.klass, verdict.reason, verdict.warnings = verdict.if_new, "", []
-            self.add(name, target, verdict, model)
+            result = getattr(self, known.judge)(name, model, arguments)
+            if model and self.new(model) and result.if_new is not None:
+                result.klass, result.reason, result.warnings = result.if_new, "", []
+            self.add(name, target, result, model)
             if name == "CreateModel" and model:
                 self.created.add(model.lower())
             if name == "RenameModel" and self.new(model):
                 self.created.add(str(_literal(arguments.get("new_name"))).lower())
         self.follow(name, model, arguments)
 
-    def add(self, name, target, verdict, model=""):
+    def add(self, name, target, result, model=""):
         self.records.append(
             {
                 "operation": name,
                 "target": target,
-                "class": verdict.klass,
-                "reason": verdict.reason,
-                "reversible": verdict.reversible,
-                "firm": verdict.firm,
-                "if_new": verdict.if_new,
+                "class": result.klass,
+                "reason": result.reason,
+                "reversible": result.reversible,
+                "firm": result.firm,
+                "if_new": result.if_new,
                 "model": model.lower(),
-                "warnings": verdict.warnings,
-                "loses": verdict.loses,
+                "warnings": result.warnings,
+                "loses": result.loses,
             }
         )
 
@@ -365,7 +365,7 @@ class Reader:
                 self.add(
                     "SeparateDatabaseAndState",
                     "",
-                    Verdict(
+                    Result(
                         CONTRACT, "its database_operations are not a list that is written out, so they cannot be read"
                     ),
                 )
@@ -375,7 +375,7 @@ class Reader:
                 count = len(self.records)
                 self.read(database)
                 if len(self.records) == count:
-                    self.add("SeparateDatabaseAndState", "", Verdict())
+                    self.add("SeparateDatabaseAndState", "", Result())
                 self.models = before
         if state is None:
             self.models.clear()  # Nothing is known any more.
@@ -411,13 +411,13 @@ class Reader:
     # Each of these answers for one kind of operation.
 
     def harmless(self, name, model, arguments):
-        return Verdict(if_new=EXPAND)
+        return Result(if_new=EXPAND)
 
     def create_model(self, name, model, arguments):
-        return Verdict(loses="the rows of %s" % model)
+        return Result(loses="the rows of %s" % model)
 
     def delete_model(self, name, model, arguments):
-        return Verdict(
+        return Result(
             CONTRACT,
             "the old code still uses the table of %s" % model,
             firm=True,
@@ -426,18 +426,18 @@ class Reader:
         )
 
     def rename_model(self, name, model, arguments):
-        return Verdict(
+        return Result(
             CONTRACT, "the old code still uses the table of %s by its old name" % model, firm=True, if_new=EXPAND
         )
 
     def alter_table(self, name, model, arguments):
-        return Verdict(
+        return Result(
             CONTRACT, "the old code still uses the table of %s by its old name" % model, firm=True, if_new=EXPAND
         )
 
     def remove_field(self, name, model, arguments):
         field = _literal(arguments.get("name"), "?")
-        return Verdict(
+        return Result(
             CONTRACT,
             "the old code still selects the column %s of %s" % (field, model),
             firm=True,
@@ -447,15 +447,15 @@ class Reader:
 
     def rename_field(self, name, model, arguments):
         old = _literal(arguments.get("old_name"), "?")
-        return Verdict(
+        return Result(
             CONTRACT, "the old code still uses %s.%s by its old name" % (model, old), firm=True, if_new=EXPAND
         )
 
     def remove_index(self, name, model, arguments):
-        return Verdict(if_new=EXPAND, warnings=["waits for an exclusive lock on the table of %s for a moment" % model])
+        return Result(if_new=EXPAND, warnings=["waits for an exclusive lock on the table of %s for a moment" % model])
 
     def add_index(self, name, model, arguments):
-        return Verdict(
+        return Result(
             if_new=EXPAND,
             warnings=[
                 "blocks writes to the table of %s while the index is built; AddIndexConcurrently does not" % model
@@ -468,7 +468,7 @@ class Reader:
             if name == "AddConstraintNotValid"
             else ["reads the whole table of %s while it blocks reads and writes" % model]
         )
-        return Verdict(
+        return Result(
             CONTRACT,
             "rows that the old code writes to %s may break the constraint" % model,
             if_new=EXPAND,
@@ -481,10 +481,10 @@ class Reader:
         value = _literal(node, Unknown)
         empty_set = isinstance(node, ast.Call) and _dotted(node.func) == "set" and not node.args
         if key == "index_together":
-            return Verdict(if_new=EXPAND, warnings=["blocks writes to the table of %s while an index is built" % model])
+            return Result(if_new=EXPAND, warnings=["blocks writes to the table of %s while an index is built" % model])
         if empty_set or value is None or (value is not Unknown and not value):
-            return Verdict(if_new=EXPAND)
-        return Verdict(
+            return Result(if_new=EXPAND)
+        return Result(
             CONTRACT,
             "rows that the old code writes to %s may break the uniqueness" % model,
             if_new=EXPAND,
@@ -493,10 +493,8 @@ class Reader:
 
     def order(self, name, model, arguments):
         if _literal(arguments.get("order_with_respect_to"), Unknown) is None:
-            return Verdict(
-                CONTRACT, "the old code still uses the column _order of %s" % model, firm=True, if_new=EXPAND
-            )
-        return Verdict(
+            return Result(CONTRACT, "the old code still uses the column _order of %s" % model, firm=True, if_new=EXPAND)
+        return Result(
             CONTRACT,
             "it adds the column _order to %s, NOT NULL and without a default in the database, "
             "so INSERTs of the old code fail" % model,
@@ -504,30 +502,30 @@ class Reader:
         )
 
     def remove_collation(self, name, model, arguments):
-        return Verdict(CONTRACT, "the old code may still use the collation")
+        return Result(CONTRACT, "the old code may still use the collation")
 
     def run_sql(self, name, model, arguments):
         if self.names.full(arguments.get("sql")).endswith("RunSQL.noop"):
-            return Verdict()
+            return Result()
         reverse = arguments.get("reverse_sql")
         reversible = reverse is not None and _literal(reverse, Unknown) is not None
-        return Verdict(CONTRACT, "what its SQL does is not known without an annotation", reversible=reversible)
+        return Result(CONTRACT, "what its SQL does is not known without an annotation", reversible=reversible)
 
     def run_python(self, name, model, arguments):
         reverse = arguments.get("reverse_code")
         reversible = reverse is not None and _literal(reverse, Unknown) is not None
         if self.names.full(arguments.get("code")).endswith("RunPython.noop"):
-            return Verdict(reversible=reversible)
-        return Verdict(CONTRACT, "what its code does is not known without an annotation", reversible=reversible)
+            return Result(reversible=reversible)
+        return Result(CONTRACT, "what its code does is not known without an annotation", reversible=reversible)
 
     def add_field(self, name, model, arguments):
         field = Field(arguments.get("field"), self.names)
         label = "%s.%s" % (model, _literal(arguments.get("name"), "?"))
         loses = "the values of %s" % label
         if field.kind == "ManyToManyField":
-            return Verdict(if_new=EXPAND, loses=loses)  # A table of its own, or none.
+            return Result(if_new=EXPAND, loses=loses)  # A table of its own, or none.
         if field.kind == "GenericRelation":
-            return Verdict()
+            return Result()
         warnings = []
         index = field.indexed()
         if index:
@@ -536,12 +534,12 @@ class Reader:
             warnings.append("locks the table that %s refers to against writes for a moment" % label)
         if field.kind == "GeneratedField":
             warnings.append("rewrites the table of %s while nobody can read or write it" % model)
-            return Verdict(if_new=EXPAND, warnings=warnings, loses=loses)
+            return Result(if_new=EXPAND, warnings=warnings, loses=loses)
         if field.value("null", False) is True:
-            return Verdict(if_new=EXPAND, warnings=warnings, loses=loses)
+            return Result(if_new=EXPAND, warnings=warnings, loses=loses)
         if field.has("db_default") and field.readable:
             if field.value("unique", field.kind == "OneToOneField"):
-                return Verdict(
+                return Result(
                     CONTRACT,
                     "every row that the old code inserts into %s gets the same value in the "
                     "unique column %s" % (model, label),
@@ -551,8 +549,8 @@ class Reader:
                 )
             if field.value("db_default") is Unknown:
                 warnings.append("rewrites the table of %s if db_default is a volatile expression" % model)
-            return Verdict(if_new=EXPAND, warnings=warnings, loses=loses)
-        return Verdict(
+            return Result(if_new=EXPAND, warnings=warnings, loses=loses)
+        return Result(
             CONTRACT,
             "%s is NOT NULL and has no db_default, so INSERTs of the old code fail" % label
             if field.readable and field.value("null", False) is not Unknown
@@ -567,13 +565,13 @@ class Reader:
         new = Field(arguments.get("field"), self.names)
         old = self.models.get(model.lower(), {}).get(str(_literal(arguments.get("name"))).lower())
         if old is None:
-            return Verdict(
+            return Result(
                 CONTRACT, "what %s was before cannot be read, so the change may narrow it" % label, if_new=EXPAND
             )
         reasons, warnings = compare_fields(old, new, label, model)
         if reasons:
-            return Verdict(CONTRACT, "; ".join(reasons), if_new=EXPAND, warnings=warnings)
-        return Verdict(if_new=EXPAND, warnings=warnings)
+            return Result(CONTRACT, "; ".join(reasons), if_new=EXPAND, warnings=warnings)
+        return Result(if_new=EXPAND, warnings=warnings)
 
 
 def compare_fields(old: Field, new: Field, label: str, model: str):
@@ -935,7 +933,7 @@ def classify_app(app: str, texts: Mapping[str, str], paths: Optional[Mapping[str
     return [records[name] for name in records]
 
 
-# Other modules in a folder of this name (Django's own db/migrations, helpers) are no migrations.
+# Other modules in a directory of this name (Django's own db/migrations, helpers) are no migrations.
 # Of one line: a pattern that crosses lines takes a day for a megabyte of empty ones.
 DEFINES_MIGRATION = re.compile(r"[^\S\n]*class Migration\b|Migration[^\S\n]*=")
 APP_LABEL = re.compile(r"^[^\S\n]+label[^\S\n]*(?::[^=\n]+)?=[^\S\n]*['\"](?P<label>\w+)['\"]", re.MULTILINE)
@@ -951,9 +949,9 @@ def _defines_migration(text: str) -> bool:
     return False
 
 
-def _app_label(folder: str, apps_text: Optional[str]) -> str:
+def _app_label(directory: str, apps_text: Optional[str]) -> str:
     match = APP_LABEL.search(apps_text) if apps_text else None
-    return match.group("label") if match else folder
+    return match.group("label") if match else directory
 
 
 def classify_files(files: Mapping[str, str]) -> List[dict]:
@@ -968,8 +966,8 @@ def classify_files(files: Mapping[str, str]) -> List[dict]:
             continue
         if not _defines_migration(files[path]):
             continue
-        folder = path.rsplit("/", 2)[0] if path.count("/") >= 2 else ""
-        app = _app_label(match.group("folder"), files.get("%s/apps.py" % folder))
+        directory = path.rsplit("/", 2)[0] if path.count("/") >= 2 else ""
+        app = _app_label(match.group("directory"), files.get("%s/apps.py" % directory))
         if match.group("name") in apps.setdefault(app, {}):
             continue
         apps[app][match.group("name")] = files[path]
@@ -992,13 +990,13 @@ def wanted(path: str) -> bool:
 
 
 def read_tree(source_dir: str, skip=SKIPPED_FOLDERS) -> Dict[str, str]:
-    """Read the migration files and apps.py files below a folder; links are not followed, not to the folder either."""
+    """Read the migration files and apps.py files below a directory; links are not followed, not to the directory either."""
     files, left = {}, MAX_TREE_BYTES
     root = os.path.abspath(str(source_dir))
     try:
-        for folder, folders, names, descriptor in safe_files.walk(root, beneath=os.path.dirname(root)):
-            folders[:] = sorted(name for name in folders if name not in skip)
-            inside = os.path.basename(folder) == "migrations"
+        for directory, directories, names, descriptor in safe_files.walk(root, beneath=os.path.dirname(root)):
+            directories[:] = sorted(name for name in directories if name not in skip)
+            inside = os.path.basename(directory) == "migrations"
             for name in names:
                 if left < 0:
                     return files
@@ -1008,14 +1006,14 @@ def read_tree(source_dir: str, skip=SKIPPED_FOLDERS) -> Dict[str, str]:
                             text = stream.read(MAX_FILE_BYTES + 1)
                         left -= len(text)
                         if len(text) <= MAX_FILE_BYTES and left >= 0:
-                            files[os.path.normpath(os.path.join(folder, name))] = decode(text)
+                            files[os.path.normpath(os.path.join(directory, name))] = decode(text)
     except OSError:
         return {}  # It is not there, or a link.
     return files
 
 
 def classify_tree(source_dir: str) -> List[dict]:
-    """Judge all migrations below a folder, for the manifest of a release."""
+    """Judge all migrations below a directory, for the manifest of a release."""
     return classify_files(read_tree(source_dir))
 
 
@@ -1126,7 +1124,9 @@ class Releases:
         yield "source", lambda: classify_tree(os.path.join(release, "source"))
         yield (
             "venv",
-            lambda: [record for folder in _site_packages(release) for record in classify_files(read_tree(folder))],
+            lambda: [
+                record for directory in _site_packages(release) for record in classify_files(read_tree(directory))
+            ],
         )
 
     def records(self, release: str, kind: str, read) -> Dict[str, dict]:
@@ -1213,7 +1213,7 @@ def compare(
                 replaces[key(row)] = [key(pair) for pair in record["replaces"]]
     state = compare_state(answer["applied"], answer["known"], replaces, tolerated)
     ahead = classify_ahead(state["ahead"], releases_root, releases)
-    safe, reason = rollback_verdict(ahead)
+    safe, reason = rollback_result(ahead)
     return {"ahead": ahead, "behind": state["behind"], "safe_to_rollback": safe, "reason": reason}
 
 
@@ -1238,7 +1238,7 @@ def describe(records: Iterable[dict]) -> str:
     return ", ".join("%s (%s)" % (key(record), record["class"]) for record in records)
 
 
-def rollback_verdict(ahead: Iterable[dict]) -> Tuple[bool, str]:
+def rollback_result(ahead: Iterable[dict]) -> Tuple[bool, str]:
     """Say whether code may go back while the schema stays, and why, in a sentence that a person understands."""
     ahead = list(ahead)
     if not ahead:
@@ -1272,7 +1272,7 @@ def rollback_verdict(ahead: Iterable[dict]) -> Tuple[bool, str]:
     return False, "The code alone cannot go back: %s. %s" % (", and ".join(parts), way)
 
 
-def deploy_verdict(pending: Iterable[dict], allow_contract=False, first_deploy=False) -> Tuple[bool, str]:
+def deploy_result(pending: Iterable[dict], allow_contract=False, first_deploy=False) -> Tuple[bool, str]:
     """Say whether pending migrations may be applied, and why."""
     pending = list(pending)
     if not pending:

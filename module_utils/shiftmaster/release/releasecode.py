@@ -250,7 +250,7 @@ def matches(value, shape) -> bool:
 
 
 class ReleaseCode:
-    """The code of one release folder, run as the application's user."""
+    """The code of one release directory, run as the application's user."""
 
     def __init__(self, release_dir, user: Optional[str] = "shiftmaster"):
         self.path = os.path.realpath(str(release_dir))
@@ -279,7 +279,7 @@ class ReleaseCode:
         return base
 
     def run(self, argv, timeout=60, extra_env=None, **process) -> Completed:
-        """Run argv in the release's source folder; a relative argv[0] is looked up in its virtual environment.
+        """Run argv in the release's source directory; a relative argv[0] is looked up in its virtual environment.
 
         process: options of run_as().
         """

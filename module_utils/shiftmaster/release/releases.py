@@ -137,14 +137,14 @@ def describe(layout: Layout, state: State) -> list:
 
 
 def find(layout: Layout, state: State, revision: str, config: str) -> Optional[str]:
-    """Return the newest finished release of this revision and configuration that is neither bad nor doubtful, the
+    """Return the newest finished release of this revision and configuration that is neither bad nor suspect, the
     current one first.
     """
     matching = [
         name
         for name in layout.names()
         if state.status(name) in ("ready", "live")
-        and not state.is_doubtful(name)
+        and not state.is_suspect(name)
         and manifest(layout, name).get("revision") == revision
         and manifest(layout, name).get("config_sha256") == config
     ]
@@ -172,10 +172,10 @@ class Build:
 
     revision (40 hex digits), stamp ("" for now), version, archive (tar of the source), environment {name: value},
     files {path below the release: text}, requirements_file (below source, "" for none), extra_requirements [lines],
-    linked_directories [below source], python (path), pip_environment {}, wheels_dir (folder that pip takes everything
+    linked_directories [below source], python (path), pip_environment {}, wheels_dir (directory that pip takes everything
     from, "" for its index), build_user, user, collectstatic, check,
-    celery_application, config_sha256, classify (callable: source folder to the list of its migrations), hooks
-    [{name, phase, command, timeout_seconds, user}], timeout_seconds, run_id, who, log_folder.
+    celery_application, config_sha256, classify (callable: source directory to the list of its migrations), hooks
+    [{name, phase, command, timeout_seconds, user}], timeout_seconds, run_id, who, log_dir.
     """
 
     def __init__(self, layout: Layout, state: State, spec: dict):
@@ -183,7 +183,7 @@ class Build:
         stamp = spec["stamp"] or datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         self.name = "%s-%s" % (stamp, spec["revision"][:10])
         self.path = layout.release(self.name)
-        self.log = os.path.join(spec["log_folder"], "builds", "%s.log" % self.name)
+        self.log = os.path.join(spec["log_dir"], "builds", "%s.log" % self.name)
         self._built = [os.path.join(self.path, name) for name in ("source", "venv")]
         self.timings = {}
 
@@ -247,7 +247,7 @@ class Build:
 
     def _judge(self, what: str, done) -> None:
         text = "== %s\n%s%s\n" % (what, done.stdout, done.stderr)
-        safe_files.append(self.log, text.encode(), beneath=self.spec["log_folder"])
+        safe_files.append(self.log, text.encode(), beneath=self.spec["log_dir"])
         if done.rc != 0:
             said = done.stderr or done.stdout
             hint = ""
@@ -272,7 +272,7 @@ class Build:
         )
 
     def unpack(self) -> None:
-        _log_file(self.log, self.spec["log_folder"])
+        _log_file(self.log, self.spec["log_dir"])
         safe_files.remove_tree(_OLD_PIP_CACHE)
         source = os.path.join(self.path, "source")
         for name, owner in (("source", "build_user"), ("venv", "build_user"), ("site", ""), ("static", "user")):
@@ -351,7 +351,7 @@ class Build:
 
     def bytecode(self) -> None:
         # Source that does not compile (a template, a file for another Python) is the application's business: the
-        # gate decides whether it starts. So this command's exit code is no verdict.
+        # gate decides whether it starts. So this command's exit code is no result.
         words = [self.spec["python"], "-I", "-m", "compileall", "-q"]
         self._build([*words, "source"], cwd=self.path)
         run_as(None, [*words, "site"], {"PATH": "/usr/bin:/bin"}, self.path, timeout=self.spec["timeout_seconds"])
@@ -554,14 +554,14 @@ def run_hooks(release_path: str, hooks, phase: str, user: str, kind: str = "code
 
 
 def discard(layout: Layout, state: State, name: str) -> None:
-    """Remove a release folder whole."""
+    """Remove a release directory whole."""
     path = layout.release(name)
     aside = path + ".removing"
     if os.path.lexists(path):
         try:
             os.rename(path, aside)  # From here on nobody takes the rest for a release.
         except OSError as error:
-            # Overlay file systems cannot rename a folder of a lower layer; without a manifest it is no release either.
+            # Overlay file systems cannot rename a directory of a lower layer; without a manifest it is no release either.
             if error.errno != errno.EXDEV:
                 raise
             if os.path.exists(os.path.join(path, "manifest.json")):
@@ -573,10 +573,10 @@ def discard(layout: Layout, state: State, name: str) -> None:
 
 
 def unfinished(layout: Layout, state: State) -> list:
-    """Return what killed builds and prunes left, as names of folders below releases/."""
+    """Return what killed builds and prunes left, as names of directories below releases/."""
     left = [name for name in layout.names() if state.status(name) in (None, "building")]
-    folders = os.listdir(layout.releases) if os.path.isdir(layout.releases) else []
-    return left + [entry for entry in folders if entry.endswith(".removing")]
+    directories = os.listdir(layout.releases) if os.path.isdir(layout.releases) else []
+    return left + [entry for entry in directories if entry.endswith(".removing")]
 
 
 def remove_unfinished(layout: Layout, state: State) -> list:
@@ -599,7 +599,7 @@ def prune_plan(layout: Layout, state: State, keep: int, applied=None) -> list:
     """Return the releases that may go, oldest first.
 
     Kept: the newest `keep` that were live and are not bad, the newest that is ready to be, the current one, both
-    colours' (a worker may still be finishing its tasks), the rollback target, and the only retained release that holds
+    slots' (a worker may still be finishing its tasks), the rollback target, and the only retained release that holds
     the file of an applied migration. applied is a set of "app.name"; None means that the database could not be asked,
     and then no holder of migrations goes at all.
     """

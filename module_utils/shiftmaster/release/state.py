@@ -3,11 +3,11 @@
 state.json holds what no link can say: each release's status, and the transition that is under way, phase by phase,
 so that the next run can finish or revert what a killed one left.
 
-    {"releases": {name: {"status", "since", "reason", "live_at", "previous", "doubtful"}},
-     "transition": null | {"kind", "from", "to", "from_colour", "to_colour", "phase", "since", "run_id"}}
+    {"releases": {name: {"status", "since", "reason", "live_at", "previous", "suspect"}},
+     "transition": null | {"kind", "from", "to", "from_slot", "to_slot", "phase", "since", "run_id"}}
 
-previous is the release that served when this one was deployed: the way back. doubtful is one that was live and
-of which a later deploy failed: a rollback may still lead to it, a deploy builds it anew. Where the file is gone, the
+previous is the release that served when this one was deployed: the way back. suspect is one that was live and
+of which a later deploy failed: a rollback may still lead to it, a deploy builds it again. Where the file is gone, the
 audit log tells what was live.
 """
 
@@ -24,7 +24,7 @@ from typing import Optional
 from ..host import safe_files
 from ..host.printable import printable
 from . import releasecode
-from .layout import Layout, sync_folder
+from .layout import Layout, sync_dir
 
 STATUSES = ("building", "ready", "live", "bad")
 
@@ -60,7 +60,7 @@ def write_json(path: str, data, mode: int = 0o600) -> None:
         os.unlink(fresh)
         # What write() and fsync() raise names no file.
         raise OSError(error.errno, os.strerror(error.errno), path) from error
-    sync_folder(os.path.dirname(path))
+    sync_dir(os.path.dirname(path))
 
 
 class State:
@@ -79,7 +79,8 @@ class State:
             problem = "it is not JSON: %s" % error
         if problem:
             raise StateError(
-                "%s is damaged (%s). Move it away: the next run makes it anew from the audit log" % (self.path, problem)
+                "%s is damaged (%s). Move it away: the next run makes it again from the audit log"
+                % (self.path, problem)
             )
         self.releases = data["releases"]
         self.transition = data["transition"]
@@ -98,14 +99,14 @@ class State:
         entry.update(status=status, since=now(), reason=reason, **more)
         if status == "live":
             entry["live_at"] = now()
-            entry.pop("doubtful", None)
+            entry.pop("suspect", None)
         self._save()
 
-    def is_doubtful(self, name: Optional[str]) -> bool:
-        return bool(self.releases.get(name, {}).get("doubtful"))
+    def is_suspect(self, name: Optional[str]) -> bool:
+        return bool(self.releases.get(name, {}).get("suspect"))
 
-    def set_doubtful(self, name: str, doubtful: bool) -> None:
-        self.releases[name]["doubtful"] = doubtful
+    def set_suspect(self, name: str, suspect: bool) -> None:
+        self.releases[name]["suspect"] = suspect
         self._save()
 
     def forget(self, name: str) -> None:
@@ -150,14 +151,14 @@ def _problem(data) -> str:
             return "release %s has no status" % name
     step = data["transition"]
     if step is not None and not (
-        isinstance(step, dict) and {"kind", "from", "to", "from_colour", "to_colour", "phase", "run_id"} <= set(step)
+        isinstance(step, dict) and {"kind", "from", "to", "from_slot", "to_slot", "phase", "run_id"} <= set(step)
     ):
         return "its transition is not whole"
     return ""
 
 
 def from_audit(layout: Layout) -> dict:
-    """Return the releases of state.json as the audit log knows them, those whose folder is there."""
+    """Return the releases of state.json as the audit log knows them, those whose directory is there."""
     found = {}
     try:
         with open(os.path.join(layout.state, "audit.jsonl"), encoding="utf-8", errors="replace") as stream:
@@ -197,7 +198,7 @@ def last_switch(layout: Layout) -> Optional[tuple]:
         try:
             event = json.loads(line)
             at = epoch(event["time"])
-            if event["event"] in ("live", "put_back"):
+            if event["event"] in ("live", "reverted"):
                 alone_since = at
             elif event["event"] == "switched" and event["target"] == current:
                 found = (alone_since, at)

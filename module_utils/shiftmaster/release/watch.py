@@ -15,7 +15,7 @@ _PART = 1 << 20
 _SLOWER = 1.5
 
 
-class Verdict(NamedTuple):
+class Result(NamedTuple):
     breach: str  # "" where the watch passed.
     requests: int
     errors: int
@@ -104,7 +104,7 @@ def _p95_ms(requests: list) -> float:
     return percentile([one.seconds for one in requests], 0.95) * 1000
 
 
-def watch(options: dict) -> Verdict:
+def watch(options: dict) -> Result:
     """Watch for a while and end early at a breach.
 
     options: seconds, before (since when and until when the version before served alone), access_log, target
@@ -126,4 +126,4 @@ def watch(options: dict) -> Verdict:
         time.sleep(0.1 if failed else min(1.0, max(0.0, deadline - time.monotonic())))
         requests += log.requests()
         breach = judge(requests, before, options)
-    return Verdict(breach, len(requests), sum(one.failed for one in requests), round(_p95_ms(requests), 1))
+    return Result(breach, len(requests), sum(one.failed for one in requests), round(_p95_ms(requests), 1))

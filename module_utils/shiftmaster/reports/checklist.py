@@ -34,9 +34,9 @@ SAYS = {
         "{good} good, {bad} not good, {unknown} not known, {person} for a person",
         "良好 {good}、要対応 {bad}、確認不可 {unknown}、担当者が確認 {person}",
     ),
-    "kpi": ("Figures of the month against what was promised", "月次 KPI(サービスレベルとの比較)"),
-    "columns": (("figure", "month", "promised", "verdict"), ("指標", "実績", "目標", "判定")),
-    "verdict": {
+    "kpi": ("Metrics of the month against what was promised", "月次 KPI(サービスレベルとの比較)"),
+    "columns": (("metric", "month", "promised", "result"), ("指標", "実績", "目標", "判定")),
+    "result": {
         "met": ("met", "達成"),
         "missed": ("missed", "未達"),
         "tolerated": ("tolerated", "許容範囲"),
@@ -54,7 +54,7 @@ SAYS = {
     "cause": ("Outages and what fired first", "停止と、最初に発生したアラート"),
     "no_outage": ("No outage was measured.", "停止は測定されていません。"),
     "not_known": ("not known", "不明"),
-    "no_figures": ("There are no figures of the month: {why}", "月次の KPI がありません: {why}"),
+    "no_metrics": ("There are no metrics of the month: {why}", "月次の KPI がありません: {why}"),
     "no_prometheus": ("no host of this run has a Prometheus", "対象のホストに Prometheus がありません"),
     "nothing_seen": ("not collected", "収集されていません"),
     "no_evidence": ("no evidence", "根拠がありません"),
@@ -87,7 +87,7 @@ def name_of(language: str, key: str) -> str:
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 
-def judge_line(line: dict, hosts: list, fleet: dict) -> dict:
+def judge_line(line: dict, hosts: list, topology: dict) -> dict:
     """Return a line with its mark, and for each host what was seen."""
     if "person" in line:
         return {"name": line["name"], "text": line["text"], "mark": PERSON, "hosts": [], "person": line["person"]}
@@ -95,16 +95,16 @@ def judge_line(line: dict, hosts: list, fleet: dict) -> dict:
     for host in hosts:
         if line.get("functions") and not set(line["functions"]) & set(host.get("functions") or []):
             continue
-        seen.append(dict(judge_host(line, host, fleet), host=host["host"]))
+        seen.append(dict(judge_host(line, host, topology), host=host["host"]))
     marks = {one["mark"] for one in seen}
     mark = BAD if BAD in marks else UNKNOWN if UNKNOWN in marks or not seen else GOOD
     return {"name": line["name"], "text": line["text"], "mark": mark, "hosts": seen}
 
 
-def judge_host(line: dict, host: dict, fleet: dict) -> dict:
+def judge_host(line: dict, host: dict, topology: dict) -> dict:
     """Return mark and evidence, in both languages, of one line on one host."""
     parts = host.get("parts") or {}
-    engine, names = the_engine(), names_of(host, fleet)
+    engine, names = the_engine(), names_of(host, topology)
     lacking = [part for part in line.get("needs", []) if parts.get(part, {}).get("status") != "ok"]
     if lacking:
         why = parts.get(lacking[0], {}).get("error") or (host.get("reach") or {}).get("message")
@@ -124,11 +124,11 @@ def judge_host(line: dict, host: dict, fleet: dict) -> dict:
     return {"mark": GOOD if good else BAD, "evidence": evidence}
 
 
-def judge(period: str, lines: list, hosts: list, fleet: dict, made: datetime.datetime) -> dict:
+def judge(period: str, lines: list, hosts: list, topology: dict, made: datetime.datetime) -> dict:
     """Return a filled-in checklist as data. Lines about functions that no host has are left out."""
     there = {function for host in hosts for function in host.get("functions") or []}
     filled = [
-        judge_line(line, hosts, fleet)
+        judge_line(line, hosts, topology)
         for line in lines
         if "person" in line or not line.get("functions") or set(line["functions"]) & there
     ]
@@ -152,7 +152,7 @@ def when_made(data: dict) -> str:
     return "%s %s" % (made.strftime("%Y-%m-%d %H:%M"), zone_text(data["zone"]))
 
 
-def text_lines(data: dict, language: str, figures: dict = None) -> list:
+def text_lines(data: dict, language: str, metrics: dict = None) -> list:
     """Return the checklist in words."""
     result = ["=== ShiftMaster: %s ===" % say(language, SAYS["title"][data["period"]]), when_made(data)]
     result += [say(language, SAYS["sum"]).format(**data["count"]), ""]
@@ -165,16 +165,16 @@ def text_lines(data: dict, language: str, figures: dict = None) -> list:
         result += [
             "     %s %s: %s" % (MARKS[one["mark"]], one["host"], one["evidence"][language]) for one in line["hosts"]
         ]
-    if data.get("figures_problem"):
-        result += ["", data["figures_problem"][language]]
-    if figures:
+    if data.get("metrics_problem"):
+        result += ["", data["metrics_problem"][language]]
+    if metrics:
         result += ["", "--- %s ---" % say(language, SAYS["kpi"])]
-        result += ["%s: %s (%s) %s" % row for row in figure_rows(figures, language)]
-        result += figure_notes(figures, language)
+        result += ["%s: %s (%s) %s" % row for row in metric_rows(metrics, language)]
+        result += metric_notes(metrics, language)
     return result
 
 
-_FIGURES = (
+_METRICS = (
     ("availability_percent", ("Availability", "可用性"), "%.3f %%"),
     ("p95_seconds", ("Response time, 95th percentile", "応答時間 p95"), "%.3f s"),
     ("error_percent", ("Errors (5xx)", "エラー率(5xx)"), "%.3f %%"),
@@ -185,35 +185,35 @@ _FIGURES = (
 )
 
 
-def figure_rows(figures: dict, language: str) -> list:
-    """Return (name, value, promised, verdict) of the month."""
+def metric_rows(metrics: dict, language: str) -> list:
+    """Return (name, value, promised, result) of the month."""
     rows = []
-    for key, names, form in _FIGURES:
-        value, target = figures.get(key), figures["targets"].get(key)
+    for key, names, form in _METRICS:
+        value, target = metrics.get(key), metrics["targets"].get(key)
         promised = "" if target is None else ("≥ " if key == "availability_percent" else "≤ ") + form % target
-        verdict = figures["verdicts"].get(key, "" if value is not None else "unknown")
-        if key == "mttr_seconds" and value is None and verdict == "met":
+        result = metrics["results"].get(key, "" if value is not None else "unknown")
+        if key == "mttr_seconds" and value is None and result == "met":
             shown = "–"
         else:
-            shown = say(language, SAYS["verdict"]["unknown"]) if value is None else form % value
-        rows.append((say(language, names), shown, promised or "–", say(language, SAYS["verdict"][verdict])))
+            shown = say(language, SAYS["result"]["unknown"]) if value is None else form % value
+        rows.append((say(language, names), shown, promised or "–", say(language, SAYS["result"][result])))
     return rows
 
 
-def figure_notes(figures: dict, language: str) -> list:
-    """Return what else has to be known of the figures: what was not measured, and each outage."""
+def metric_notes(metrics: dict, language: str) -> list:
+    """Return what else has to be known of the metrics: what was not measured, and each outage."""
     notes = []
-    if figures["missing"]:
+    if metrics["missing"]:
         notes.append(
             say(language, SAYS["missing"]).format(
-                names=", ".join(name_of(language, name) for name in figures["missing"])
+                names=", ".join(name_of(language, name) for name in metrics["missing"])
             )
         )
-    if figures.get("unknown_seconds"):
-        notes.append(say(language, SAYS["unknown_time"]).format(hours="%.1f" % (figures["unknown_seconds"] / 3600.0)))
-    if "up" not in figures["missing"]:
-        notes.append(say(language, SAYS["cause"]) + ":" if figures["outages"] else say(language, SAYS["no_outage"]))
-    for outage in figures["outages"]:
+    if metrics.get("unknown_seconds"):
+        notes.append(say(language, SAYS["unknown_time"]).format(hours="%.1f" % (metrics["unknown_seconds"] / 3600.0)))
+    if "up" not in metrics["missing"]:
+        notes.append(say(language, SAYS["cause"]) + ":" if metrics["outages"] else say(language, SAYS["no_outage"]))
+    for outage in metrics["outages"]:
         notes.append(
             "  %s  %.0f min  %s"
             % (outage["began"], outage["seconds"] / 60.0, outage["cause"] or say(language, SAYS["not_known"]))
@@ -224,7 +224,7 @@ def figure_notes(figures: dict, language: str) -> list:
 # --- page ------------------------------------------------------------------------------------------------------------
 
 
-def page(data: dict, language: str, figures: dict = None, series: dict = None) -> str:
+def page(data: dict, language: str, metrics: dict = None, series: dict = None) -> str:
     """Return the checklist as one self-contained HTML document."""
     from .findings_report import STYLE, e, line_chart, table
 
@@ -252,13 +252,13 @@ def page(data: dict, language: str, figures: dict = None, series: dict = None) -
                 "<br>".join(seen),
             )
         )
-    if data.get("figures_problem"):
-        parts.append("<p>%s</p>" % e(data["figures_problem"][language]))
-    if figures:
+    if data.get("metrics_problem"):
+        parts.append("<p>%s</p>" % e(data["metrics_problem"][language]))
+    if metrics:
         columns = list(say(language, SAYS["columns"]))
-        rows = [dict(zip(columns, row)) for row in figure_rows(figures, language)]
+        rows = [dict(zip(columns, row)) for row in metric_rows(metrics, language)]
         parts.append("<h2>%s</h2>%s" % (e(say(language, SAYS["kpi"])), table(columns, rows)))
-        parts += ["<p>%s</p>" % e(note) for note in figure_notes(figures, language)]
+        parts += ["<p>%s</p>" % e(note) for note in metric_notes(metrics, language)]
         charts = [
             line_chart(name_of(language, name), points, data["zone"])
             for name, points in (series or {}).items()

@@ -73,7 +73,7 @@ _SYSTEMD_SAYS = re.compile(r"[^ ]+[.]service: |(Start|Stopp)(ed|ing) |Failed to 
 
 
 def own_word(lines) -> str:
-    """Return what a unit said last itself: behind that systemd says that it has ended, and begins it anew."""
+    """Return what a unit said last itself: behind that systemd says that it has ended, and begins it again."""
     lines = list(lines or ())
     return ([line for line in lines if not _SYSTEMD_SAYS.match(line)] or lines or [""])[-1]
 
@@ -187,8 +187,8 @@ def the_engine() -> Engine:
 # --- evidence of one host, of all ------------------------------------------------------------------------------------
 
 
-def names_of(host: dict, fleet: dict) -> dict:
-    """Return what a rule's expressions may use: the parts by name, the host, and the fleet."""
+def names_of(host: dict, topology: dict) -> dict:
+    """Return what a rule's expressions may use: the parts by name, the host, and the installation."""
     return dict(
         host.get("parts") or {},
         parts=host.get("parts") or {},
@@ -197,7 +197,7 @@ def names_of(host: dict, fleet: dict) -> dict:
         reach=host.get("reach") or {},
         at=host.get("at"),
         skew=host.get("skew"),
-        fleet=fleet,
+        topology=topology,
     )
 
 
@@ -205,7 +205,7 @@ def _slow(recent: dict) -> bool:
     return (recent.get("requests") or 0) > 20 and (recent.get("p95_seconds") or 0) > 2
 
 
-def fleet_of(hosts: list, expectations: Optional[dict] = None) -> dict:
+def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
     """Return what only all hosts together show."""
     heard = [host for host in hosts if host.get("parts")]
     apps = [host["host"] for host in hosts if "app" in (host.get("functions") or [])]
@@ -277,11 +277,11 @@ def applies(rule: dict, host: dict, area: str) -> bool:
     return not rule.get("functions") or bool(set(rule["functions"]) & set(host.get("functions") or []))
 
 
-def fired(engine: Engine, rule: dict, host: dict, fleet: dict, area: str = "all") -> list:
+def fired(engine: Engine, rule: dict, host: dict, topology: dict, area: str = "all") -> list:
     """Return the findings of one rule on one host."""
     if not applies(rule, host, area):
         return []
-    names = names_of(host, fleet)
+    names = names_of(host, topology)
     items = [None]
     if "each" in rule:
         items = engine.value(rule["each"], names) or []
@@ -420,8 +420,8 @@ def roots_of(causes: list, key) -> list:
 def find(rules: list, hosts: list, area: str = "all", expectations: Optional[dict] = None) -> list:
     """Return the ranked findings of all rules on all hosts."""
     engine = the_engine()
-    fleet = fleet_of(hosts, expectations)
-    findings = [finding for host in hosts for rule in rules for finding in fired(engine, rule, host, fleet, area)]
+    topology = topology_of(hosts, expectations)
+    findings = [finding for host in hosts for rule in rules for finding in fired(engine, rule, host, topology, area)]
     return rank(findings, {rule["name"]: rule for rule in rules}, {host["host"]: host for host in hosts})
 
 
@@ -452,12 +452,12 @@ RESULTS_OPTION = {
 }
 
 
-def write(folder: str, files: dict) -> list:
+def write(directory: str, files: dict) -> list:
     """Write {name: text or bytes} for their owner alone: hosts, programs and statements are nobody else's business."""
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
     written = []
     for name, content in files.items():
-        path = os.path.join(folder, name)
+        path = os.path.join(directory, name)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content if isinstance(content, bytes) else content.encode())

@@ -6,8 +6,8 @@ from support import Operations, operations_of
 
 operations = operations_of(__file__)
 
-FOLDER = "/var/backups/shiftmaster"
-RUNS = f"{FOLDER}/manifests"
+DIRECTORY = "/var/backups/shiftmaster"
+RUNS = f"{DIRECTORY}/manifests"
 OPTIONS = "/etc/shiftmaster-backup/options.json"
 
 
@@ -44,7 +44,7 @@ class Backups:
         """What there is to be restored: backups, snapshots, dumps."""
         return set(
             self.shell(
-                f"cd {FOLDER}; ls pgbackrest/backup/shiftmaster | grep -E '[FDI]$'; ls restic/snapshots; ls logical"
+                f"cd {DIRECTORY}; ls pgbackrest/backup/shiftmaster | grep -E '[FDI]$'; ls restic/snapshots; ls logical"
             ).split()
         )
 

@@ -1,4 +1,4 @@
-"""What is saved is proven, and what goes wrong is FAILED: in the manifest, in the log and in the metrics."""
+"""What is saved is verified, and what goes wrong is FAILED: in the manifest, in the log and in the metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from support import kill_here, wait_for
 
 
 @pytest.mark.sample
-def test_everything_is_saved_and_proven(backups, first):
+def test_everything_is_saved_and_verified(backups, first):
     assert set(first["parts"]) == {"database", "logical", "files", "configuration"}
     database = first["parts"]["database"]
     assert database["kind"] == "full" and database["rows"]["shiftmaster.public.django_migrations"] > 5
@@ -38,7 +38,7 @@ def test_the_next_one_is_incremental_and_small(backups, first):
     assert manifest["parts"]["database"]["added_bytes"] < first["parts"]["database"]["added_bytes"] / 2
 
 
-def test_nothing_of_a_proof_is_left(backups, first):
+def test_nothing_of_a_verification_is_left(backups, first):
     assert backups.shell("ls /var/backups/shiftmaster/scratch; pgrep -f shiftmaster/scratch", check=False) == ""
 
 
@@ -78,7 +78,7 @@ KIND = {"database": "database", "logical": "logical", "files": "files", "configu
 
 
 def failed(backups, *words: str, only: str = "database", otherwise: bool = False, **request) -> dict:
-    """A run that must fail and say why: in its manifest, in the log and as a figure; nothing that there is goes.
+    """A run that must fail and say why: in its manifest, in the log and as a metric; nothing that there is goes.
 
     otherwise: what was to be saved is good, and something else is not.
     """
@@ -88,12 +88,12 @@ def failed(backups, *words: str, only: str = "database", otherwise: bool = False
         assert word in backups.why(manifest), manifest
     said = backups.shell(f"grep {manifest['run_id']} /var/log/shiftmaster/backup.log")
     assert f"backup {manifest['run_id']}: FAILED" in said and all(word in said for word in words), said
-    figures = backups.metric("shiftmaster_backup_failed")
+    metrics = backups.metric("shiftmaster_backup_failed")
     if otherwise:
         assert manifest["parts"][only]["result"] == "succeeded"
-        assert (figures["run"], figures[KIND[only]]) == (1, 0)
+        assert (metrics["run"], metrics[KIND[only]]) == (1, 0)
     else:
-        assert figures[KIND[only]] == 1 and backups.metric(SUCCESS) == before
+        assert metrics[KIND[only]] == 1 and backups.metric(SUCCESS) == before
     assert kept <= backups.kept(), "something that was good is gone"
     return manifest
 
@@ -123,7 +123,7 @@ def test_what_is_seldom_in_a_database_is_saved_too(backups, first):
 
 
 def test_a_tablespace_is_told_of(backups, first):
-    """It is saved and proven, but a restore in place has no folder to set aside."""
+    """It is saved and verified, but a restore in place has no directory to quarantined."""
     backups.shell("install -d -o postgres -m 700 /srv/fast")
     backups.sql("CREATE TABLESPACE fast LOCATION '/srv/fast'")
     backups.sql("CREATE TABLE quick TABLESPACE fast AS SELECT g AS id FROM generate_series(1, 9) g")
@@ -165,10 +165,10 @@ def test_pgbackrest_is_killed(backups, first, victims):
 def test_the_controller_is_killed(operations, backups, first, tmp_path):
     """The run is a unit of the host: it goes on."""
     log = tmp_path / "log"
-    operations.hold("backup_proof")
+    operations.hold("backup_verification")
     process = operations.start("playbooks/backup.yml", log, only="database")
     try:
-        operations.wait_at("backup_proof", process, log)
+        operations.wait_at("backup_verification", process, log)
         kill_here(process)
     finally:
         operations.let_go()
@@ -177,10 +177,10 @@ def test_the_controller_is_killed(operations, backups, first, tmp_path):
 
 
 def test_the_host_is_rebooted_in_the_middle(operations, backups, first):
-    operations.hold("backup_proof")
+    operations.hold("backup_verification")
     backups.shell("systemctl start --no-block shiftmaster-backup.service")
-    reached = "cat /run/shiftmaster/points/backup_proof.reached 2>/dev/null"
-    wait_for(lambda: backups.shell(reached, check=False), 600, "the proof")
+    reached = "cat /run/shiftmaster/points/backup_verification.reached 2>/dev/null"
+    wait_for(lambda: backups.shell(reached, check=False), 600, "the verification")
     kept = backups.kept()
     operations.reboot()
     last = wait_for(lambda: backups.manifests()[-1]["ended"] and backups.manifests()[-1], 120, "its report")
@@ -193,11 +193,11 @@ def test_the_host_is_rebooted_in_the_middle(operations, backups, first):
 
 def test_the_whole_run_is_killed(backups, first):
     """By a signal that it cannot see: the unit behind it tells, and the next run works."""
-    backups.operations.hold("backup_proof")
+    backups.operations.hold("backup_verification")
     backups.shell("systemctl start --no-block shiftmaster-backup.service")
     try:
         deadline = time.monotonic() + 600
-        while not backups.shell("cat /run/shiftmaster/points/backup_proof.reached 2>/dev/null", check=False):
+        while not backups.shell("cat /run/shiftmaster/points/backup_verification.reached 2>/dev/null", check=False):
             assert time.monotonic() < deadline
             time.sleep(1)
         backups.shell("systemctl kill --kill-whom=main --signal=KILL shiftmaster-backup.service")
@@ -214,11 +214,11 @@ def test_the_whole_run_is_killed(backups, first):
 
 
 def test_a_second_run_waits_and_then_says_who_holds_it(backups, first):
-    backups.operations.hold("backup_proof")
+    backups.operations.hold("backup_verification")
     backups.shell("systemctl start --no-block shiftmaster-backup.service")
     try:
         deadline = time.monotonic() + 600
-        while not backups.shell("cat /run/shiftmaster/points/backup_proof.reached 2>/dev/null", check=False):
+        while not backups.shell("cat /run/shiftmaster/points/backup_verification.reached 2>/dev/null", check=False):
             assert time.monotonic() < deadline
             time.sleep(1)
         assert backups.run(check=False, only="files") == {}
@@ -329,8 +329,8 @@ def test_the_repository_is_full(backups, first):
 
 def test_wal_that_is_not_archived_fills_the_databases_disk(backups, first):
     count = "SELECT count(*) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'"
-    folder = backups.shell(f"ls -d {PGBACKREST}/archive/shiftmaster/*/* | tail -n 1").strip()
-    backups.shell(f"chmod 500 {folder}")
+    directory = backups.shell(f"ls -d {PGBACKREST}/archive/shiftmaster/*/* | tail -n 1").strip()
+    backups.shell(f"chmod 500 {directory}")
     try:
         before, attempts = int(backups.sql(count)), int(backups.sql("SELECT failed_count FROM pg_stat_archiver"))
         for _number in range(6):
@@ -340,7 +340,7 @@ def test_wal_that_is_not_archived_fills_the_databases_disk(backups, first):
         assert int(backups.sql(count)) > before
         assert int(backups.sql("SELECT failed_count FROM pg_stat_archiver")) > attempts
     finally:
-        backups.shell(f"chmod 750 {folder}")
+        backups.shell(f"chmod 750 {directory}")
     backups.run(only="database")
 
 

@@ -76,9 +76,9 @@ def test_a_view_in_the_place_of_a_table_runs_nothing_with_the_rights_of_the_back
     program = """
 import re, sys
 sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine.backup import proof
+from engine.backup import verification
 from engine.backup.host import BackupError, Host, load_options
-statement = re.search(r"format\\('(SELECT count.*?)',", proof.COUNTS_SQL, re.S)[1]
+statement = re.search(r"format\\('(SELECT count.*?)',", verification.COUNTS_SQL, re.S)[1]
 for name in ("django_migrations", "impostor"):
     try:
         print(name, Host(load_options()).ask(statement.replace("%I.%I", "public." + name), "shiftmaster")[0][0])
@@ -132,34 +132,34 @@ CREATE TABLE trapped AS SELECT 1 AS id;
 CREATE INDEX ON trapped (trap(id));
 """
 UNTRAP = "DROP TABLE trapped, output; DROP FUNCTION trap; DROP FUNCTION run"
-FOLDER = "/var/backups/shiftmaster"
+DIRECTORY = "/var/backups/shiftmaster"
 CLOSED = [
-    FOLDER, f"{FOLDER}/pgbackrest", f"{FOLDER}/pgbackrest/archive", f"{FOLDER}/pgbackrest/backup", f"{FOLDER}/scratch",
-    f"{FOLDER}/scratch/proof", f"{FOLDER}/scratch/proof/config", f"{FOLDER}/scratch/proof/wal", "/dev/shm", "/run",
+    DIRECTORY, f"{DIRECTORY}/pgbackrest", f"{DIRECTORY}/pgbackrest/archive", f"{DIRECTORY}/pgbackrest/backup", f"{DIRECTORY}/scratch",
+    f"{DIRECTORY}/scratch/verification", f"{DIRECTORY}/scratch/verification/config", f"{DIRECTORY}/scratch/verification/wal", "/dev/shm", "/run",
     "/etc", "/var/lib/postgresql",
 ]  # fmt: skip
 
 
 def test_code_in_the_database_has_no_rights_in_its_test_restore(backups, first):
-    backups.sql(TRAP.replace("PLACES", " ".join([*CLOSED, FOLDER + "/scratch/proof/data"])))
+    backups.sql(TRAP.replace("PLACES", " ".join([*CLOSED, DIRECTORY + "/scratch/verification/data"])))
     try:
         why = backups.why(backups.run(check=False, only="database", kind="full"))
     finally:
         backups.sql(UNTRAP)
     # The attack was under way; the only thing that it could do was to write to the directory of data.
-    assert f"attack: shiftmaster-verify wrote {FOLDER}/scratch/proof/data :end" in " ".join(why.split()), why
+    assert f"attack: shiftmaster-verify wrote {DIRECTORY}/scratch/verification/data :end" in " ".join(why.split()), why
     assert backups.shell(f"find {' '.join(CLOSED)} -maxdepth 1 -name gained 2>/dev/null", check=False) == ""
     assert backups.shell("pgrep -u shiftmaster-verify; ls /var/backups/shiftmaster/scratch", check=False) == ""
 
 
 def test_programs_in_the_settings_of_the_database_do_not_run_in_its_test_restore(backups, first):
-    attack = f"ALTER SYSTEM SET recovery_end_command = 'id > {FOLDER}/pgbackrest/backup/gained'"
+    attack = f"ALTER SYSTEM SET recovery_end_command = 'id > {DIRECTORY}/pgbackrest/backup/gained'"
     backups.sql(attack)
     try:
         backups.run(only="database", kind="full")
     finally:
         backups.sql("ALTER SYSTEM RESET recovery_end_command")
-    assert backups.shell(f"ls {FOLDER}/pgbackrest/backup/gained 2>/dev/null", check=False) == ""
+    assert backups.shell(f"ls {DIRECTORY}/pgbackrest/backup/gained 2>/dev/null", check=False) == ""
 
 
 def test_a_path_that_leads_out_of_the_scratch_directory_is_not_written(backups, first):
@@ -173,14 +173,14 @@ def test_a_path_that_leads_out_of_the_scratch_directory_is_not_written(backups, 
         backups.sql('DROP TABLESPACE "../../evil"')
         backups.shell(f"rmdir {place}")
     assert "unable to create path" in why and "Read-only file system" in why, why
-    assert backups.shell(f"find {FOLDER} -name evil") == ""
+    assert backups.shell(f"find {DIRECTORY} -name evil") == ""
 
 
 def test_the_server_of_a_test_restore_is_confined(backups, first):
-    backups.operations.hold("backup_proof")
+    backups.operations.hold("backup_verification")
     backups.shell("systemctl start --no-block shiftmaster-backup.service")
     try:
-        reached = "cat /run/shiftmaster/points/backup_proof.reached 2>/dev/null"
+        reached = "cat /run/shiftmaster/points/backup_verification.reached 2>/dev/null"
         wait_for(lambda: backups.shell(reached, check=False), 600, "the test restore")
         listed = backups.shell("systemctl list-units --no-legend --plain 'shiftmaster-backup-verify-*'").splitlines()
         assert len(listed) == 2

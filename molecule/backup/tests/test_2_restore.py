@@ -16,7 +16,7 @@ HOST = "backup-trixie"
 
 @pytest.fixture(scope="module")
 def data(operations, backups):
-    """Rows and an uploaded file, saved and proven."""
+    """Rows and an uploaded file, saved and verified."""
     backups.sql("CREATE TABLE precious AS SELECT g AS id, md5(g::text) AS text FROM generate_series(1, 5000) AS g")
     backups.sql("ALTER TABLE precious OWNER TO shiftmaster")
     backups.shell(f"head -c 300000 /dev/urandom > {MEDIA}/plan.pdf && chown shiftmaster: {MEDIA}/plan.pdf")
@@ -30,7 +30,7 @@ def now(backups) -> str:
 def test_what_there_is_is_listed(operations, backups, data):
     run = operations.run(RESTORE, list="true")
     assert run.code == 0 and run.changed == 0
-    assert run.says(data["run_id"], "proven by a restore", "2.0.0")
+    assert run.says(data["run_id"], "verified by a restore", "2.0.0")
 
 
 def test_nothing_is_done_without_confirmation(operations, backups, data):
@@ -48,10 +48,10 @@ def test_nothing_is_done_without_confirmation(operations, backups, data):
     ("extra", "text"),
     [
         ({"target": "2026-11-26T10:00:00"}, "says no zone"),
-        ({"target": "2000-01-01T00:00:00Z"}, "every proven backup is younger"),
+        ({"target": "2000-01-01T00:00:00Z"}, "every verified backup is younger"),
         ({"parts": "everything"}, "parts=everything is none of"),
         ({"into": "elsewhere"}, "into is here or scratch"),
-        ({"target": "20200101T000000Z-aaaaaa"}, "there is no proven backup"),
+        ({"target": "20200101T000000Z-aaaaaa"}, "there is no verified backup"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(operations, data, extra, text):
@@ -196,13 +196,13 @@ def test_the_moment_before_a_dropped_table(operations, backups, data):
     assert run.code == 0, run.output[-6000:]
     assert backups.sql("SELECT count(*), max(id) FROM precious") == "5020|9019"
     assert operations.serves(60) == "2.0.0"
-    assert "1 task(s) set aside" in run.output
-    assert json.loads(backups.shell("cat /var/www/shiftmaster/shared/set-aside/*/*.json"))["queue"]
+    assert "1 task(s) quarantined" in run.output
+    assert json.loads(backups.shell("cat /var/www/shiftmaster/shared/quarantine/*/*.json"))["queue"]
     # What was there before is kept, and said.
     assert run.says("What was there is kept in /var/lib/postgresql/17/main.before-")
     last = backups.manifests()[-1]
     assert last["result"] == "succeeded" and last["parts"]["database"]["kind"] == "full"
-    assert last["parts"]["database"]["wal"]["proven"].startswith("00000002")
+    assert last["parts"]["database"]["wal"]["verified"].startswith("00000002")
     assert "restored" in backups.shell("tail -n 5 /var/www/shiftmaster/shared/state/audit.jsonl")
 
 
@@ -246,7 +246,7 @@ def test_a_backup_by_playbook_and_a_second_run_of_the_roles_changes_nothing(oper
     assert (run.code, run.changed) == (0, 0), run.output[-5000:]
 
 
-def test_a_deploy_makes_a_proven_backup_before_it_migrates(operations, backups, data):
+def test_a_deploy_makes_a_verified_backup_before_it_migrates(operations, backups, data):
     before = len(backups.manifests())
     run = operations.deploy("2.1.0")
     assert run.code == 0, run.output[-5000:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-FOLDER = "/var/backups/shiftmaster"
+DIRECTORY = "/var/backups/shiftmaster"
 PASSWORD = "of-the-copy-outside-0123456789"
 ROLE = ("--tags", "backup")
 
@@ -40,7 +40,7 @@ def test_what_cannot_be_a_store_is_refused(operations, first):
         {"backup_offsite_repository": "sftp:copies@localhost:/x"},
     ):
         run = operations.run("deploy.yml", *ROLE, **options)
-        assert run.code != 0 and run.says("backup_offsite_repository is sftp:user@host:/folder"), run.output[-3000:]
+        assert run.code != 0 and run.says("backup_offsite_repository is sftp:user@host:/directory"), run.output[-3000:]
 
 
 def test_a_run_is_brought_outside_and_read_there(backups, outside):
@@ -82,7 +82,7 @@ def test_a_flipped_bit_outside_is_found(backups, outside):
 
 
 def store(backups, *dates: str) -> None:
-    """Start a stand-in for a store of S3 (moto) with a certificate of these dates; it keeps what it has in memory."""
+    """Start a stub for a store of S3 (moto) with a certificate of these dates; it keeps what it has in memory."""
     backups.shell(
         "openssl req -x509 -newkey rsa:2048 -nodes -keyout /root/store.key -out /etc/ssl/store.crt -subj /CN=localhost "
         f"-addext subjectAltName=DNS:localhost {' '.join(dates)} 2>/dev/null; systemctl stop store 2>/dev/null; "
@@ -139,7 +139,7 @@ def test_a_host_that_has_lost_its_backups_fetches_them(operations, backups, outs
     # What is archived from here on is lost.
     backups.sql("CREATE TABLE meanwhile AS SELECT 1; DROP TABLE meanwhile; SELECT pg_switch_wal(); SELECT pg_sleep(5)")
     backups.shell(
-        f"mkdir /root/lost && mv {FOLDER}/pgbackrest {FOLDER}/restic {FOLDER}/logical {FOLDER}/manifests /root/lost/"
+        f"mkdir /root/lost && mv {DIRECTORY}/pgbackrest {DIRECTORY}/restic {DIRECTORY}/logical {DIRECTORY}/manifests /root/lost/"
     )
     run = operations.run("deploy.yml", *ROLE, **outside)
     assert run.code == 0, run.output[-4000:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 
-def test_the_newest_proven_chain_stays_and_what_is_before_it_goes(operations, backups, first):
+def test_the_newest_verified_chain_stays_and_what_is_before_it_goes(operations, backups, first):
     with backups.options(keep_days=0):
         # What older backups miss, by the tests before, is told once more, and goes with them.
         manifest = backups.run(check=None, only="database,logical,files,configuration", kind="full")

@@ -24,8 +24,8 @@ def test_beyond_the_limit_wal_is_dropped_and_the_next_backup_begins_a_new_chain(
     backups.run(only="database")
     backups.shell("cp -p /etc/pgbackrest.conf /root/pgbackrest.conf")
     backups.shell(f"sed -i 's/^archive-push-queue-max=.*/archive-push-queue-max={LIMIT * 16}MiB/' /etc/pgbackrest.conf")
-    folder = backups.shell(f"ls -d {ARCHIVE}/*/* | tail -n 1").strip()
-    backups.shell(f"chmod 500 {folder}")
+    directory = backups.shell(f"ls -d {ARCHIVE}/*/* | tail -n 1").strip()
+    backups.shell(f"chmod 500 {directory}")
     try:
         for _number in range(LIMIT * 3):
             backups.sql("CREATE TABLE filling AS SELECT 1; DROP TABLE filling; SELECT pg_switch_wal()")
@@ -34,7 +34,7 @@ def test_beyond_the_limit_wal_is_dropped_and_the_next_backup_begins_a_new_chain(
         assert "dropped WAL file" in backups.shell("cat /var/log/postgresql/postgresql-17-main.log")
         assert backups.sql("SELECT 1") == "1"
     finally:
-        backups.shell(f"chmod 750 {folder}; cp -p /root/pgbackrest.conf /etc/pgbackrest.conf")
+        backups.shell(f"chmod 750 {directory}; cp -p /root/pgbackrest.conf /etc/pgbackrest.conf")
     wait_for(lambda: int(backups.sql(READY)) == 0, 120, "the archive")
     # The run names what is missing, and is a full one.
     manifest = backups.run(check=False, only="database")

@@ -108,7 +108,7 @@ while True:
 
 @pytest.fixture
 def writer(host):
-    """A service under the application's name that writes a log and opens it anew at USR1, as gunicorn does."""
+    """A service under the application's name that writes a log and opens it again at USR1, as gunicorn does."""
     host.check_output("id shiftmaster 2>/dev/null || useradd --system --no-create-home shiftmaster")
     host.check_output("install -d -g adm -m 2751 /var/log/shiftmaster")
     host.check_output("install -o shiftmaster -g adm -m 0640 /dev/null /var/log/shiftmaster/error.log")

@@ -30,8 +30,8 @@ def test_versions_are_debian_12s(operations):
 
 @pytest.mark.parametrize("kind", ["web", "worker", "beat"])
 def test_units_are_sandboxed(operations, kind):
-    colour = operations.shell("basename $(readlink /var/www/shiftmaster/active)").strip()
-    report = operations.shell(f"systemd-analyze security --no-pager shiftmaster-{kind}@{colour}")
+    slot = operations.shell("basename $(readlink /var/www/shiftmaster/active)").strip()
+    report = operations.shell(f"systemd-analyze security --no-pager shiftmaster-{kind}@{slot}")
     assert float(re.search(r"Overall exposure level for \S+: ([\d.]+)", report)[1]) <= 2.5, report
 
 

@@ -1,4 +1,4 @@
-"""A host that reaches nothing outside: installed, upgraded and rolled back from folders of packages and wheels."""
+"""A host that reaches nothing outside: installed, upgraded and rolled back from directories of packages and wheels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def dropped(operations) -> dict:
     return {**counted, "tried": [one["set"].get("elem", []) for one in table if "set" in one][0]}
 
 
-def test_the_empty_host_was_installed_from_the_folders(operations):
+def test_the_empty_host_was_installed_from_the_directories(operations):
     assert operations.serves() == "2.0.0"
     places = operations.shell("apt-get indextargets --format '$(URI)'").split()
     assert places and [place for place in places if not place.startswith("file:/srv/shiftmaster-apt/")] == []
@@ -97,20 +97,20 @@ def test_a_wheel_that_was_exchanged_is_refused_by_its_hash(operations, tmp_path)
 
 
 def test_packages_that_nothing_vouches_for_are_refused(operations):
-    run = operations.run("deploy.yml", "--tags", "base", base_apt_folder_key="")
+    run = operations.run("deploy.yml", "--tags", "base", base_apt_dir_key="")
     assert run.code == 2 and run.changed == 0, run.output[-4000:]
-    assert run.says("Nothing was changed.", "nothing vouches for the packages of base_apt_folder")
-    run = operations.run("deploy.yml", "--tags", "base", base_apt_folder_src=str(HOME / "nowhere"))
+    assert run.says("Nothing was changed.", "nothing vouches for the packages of base_apt_dir")
+    run = operations.run("deploy.yml", "--tags", "base", base_apt_dir_src=str(HOME / "nowhere"))
     assert run.code == 2 and run.changed == 0, run.output[-4000:]
     assert run.says("Nothing was changed.", "holds no file Packages")
 
 
-def test_a_missing_package_is_named_and_comes_with_the_next_folder(operations):
+def test_a_missing_package_is_named_and_comes_with_the_next_directory(operations):
     run = operations.run("deploy.yml", "--tags", "base", base_extra_packages=["tree"])
     assert run.code == 2 and run.says("No package matching 'tree' is available"), run.output[-4000:]
     held = "stat --format '%n %Z' /srv/shiftmaster-apt/*.deb"
     before = operations.shell(held).splitlines()
-    more = {"base_extra_packages": ["tree"], "base_apt_folder_src": str(HOME / "apt-more")}
+    more = {"base_extra_packages": ["tree"], "base_apt_dir_src": str(HOME / "apt-more")}
     run = operations.run("deploy.yml", "--tags", "base", **more)
     assert run.code == 0, run.output[-4000:]
     assert operations.shell("command -v tree")
@@ -137,7 +137,7 @@ def test_a_check_works_where_nothing_gets_out(operations):
 
 
 def test_a_check_that_only_the_outside_could_answer_is_refused(operations):
-    """As on an empty host: apt has no index and does not know the folder. The next deploy brings both."""
+    """As on an empty host: apt has no index and does not know the directory. The next deploy brings both."""
     operations.shell("rm -rf /var/lib/apt/lists/* /etc/apt/sources.list.d/debian.sources")
     run = operations.run("deploy.yml", "--tags", "base", "--check")
     assert run.code == 2 and run.says("a check copies nothing"), run.output[-4000:]

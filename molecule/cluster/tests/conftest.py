@@ -8,7 +8,7 @@ INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
 
 @pytest.fixture(scope="session")
-def fleet():
+def topology():
     """The hosts: edge, app1, app2, db and cache; playbooks run for all of them, whichever is asked."""
     names = ("edge", "app1", "app2", "db", "cache")
     hosts = SimpleNamespace(**{name: Operations(INVENTORY, f"cluster-{name}") for name in names})

@@ -1,4 +1,4 @@
-"""Two faults at once on two hosts: both roots come before what follows from them; a healthy fleet has none."""
+"""Two faults at once on two hosts: both roots come before what follows from them; a healthy installation has none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOLD = (
     " bash -c '(echo \"BEGIN; LOCK TABLE held;\"; sleep 300) | psql -d shiftmaster'; sleep 2;"
     " systemd-run --quiet --unit=waiter --property=User=postgres psql -d shiftmaster -c 'SELECT * FROM held'; sleep 3"
 )
-# What is wrong: (the rule that names it, what breaks it, what mends it). {colour} is the live colour.
+# What is wrong: (the rule that names it, what breaks it, what mends it). {slot} is the live slot.
 FAULTS = {
     "database stopped": ("DatabaseStopped", "systemctl stop postgresql", "systemctl start postgresql; sleep 3"),
     "locks": (
@@ -62,14 +62,14 @@ FAULTS = {
     ),
     "nginx stopped": ("NginxDown", "systemctl stop nginx", "systemctl start nginx"),
     "web processes down": (
-        "WebUnitDown", "systemctl stop shiftmaster-web@{colour}", "systemctl start shiftmaster-web@{colour}",
+        "WebUnitDown", "systemctl stop shiftmaster-web@{slot}", "systemctl start shiftmaster-web@{slot}",
     ),
     "worker dead": (
-        "WorkerDown", "systemctl stop shiftmaster-worker@{colour}", "systemctl start shiftmaster-worker@{colour}",
+        "WorkerDown", "systemctl stop shiftmaster-worker@{slot}", "systemctl start shiftmaster-worker@{slot}",
     ),
     "worker frozen": (
-        "WorkerFrozen", "systemctl kill --signal=STOP shiftmaster-worker@{colour}",
-        "systemctl kill --signal=CONT shiftmaster-worker@{colour}",
+        "WorkerFrozen", "systemctl kill --signal=STOP shiftmaster-worker@{slot}",
+        "systemctl kill --signal=CONT shiftmaster-worker@{slot}",
     ),
     "static missing": (
         "StaticMissing", f"mv $(readlink -f {APP}/active/release)/static /root/static",
@@ -90,59 +90,59 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def processors_for_the_fleet(fleet):
+def processors_for_the_fleet(topology):
     """What else is tested here at the same time must not be the finding."""
     with contextlib.ExitStack() as stack:
-        for host in fleet.all:
+        for host in topology.all:
             stack.enter_context(processors_first(host))
         yield
 
 
-def diagnose(fleet):
+def diagnose(topology):
     """Run it as an administrator does; returns (its exit code, the findings, the output)."""
-    with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as folder:
-        run = fleet.app1.run("playbooks/diagnose.yml", report_dir=folder)
-        path = Path(folder) / "diagnosis.json"
+    with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as directory:
+        run = topology.app1.run("playbooks/diagnose.yml", report_dir=directory)
+        path = Path(directory) / "diagnosis.json"
         assert path.exists(), run.output[-5000:]
         report = json.loads(path.read_text())
     assert len(report["hosts"]) == 5
     return run.code, report["findings"], run.output
 
 
-def well(fleet):
-    for host in fleet.apps:
+def well(topology):
+    for host in topology.apps:
         assert host.serves(120), f"{host.host} does not serve"
-    for host in (fleet.edge, *fleet.apps):
+    for host in (topology.edge, *topology.apps):
         forget_the_requests(host)
     asked = "curl -sk -o /dev/null -w '%{http_code}' https://localhost/login/"
-    wait_for(lambda: fleet.edge.shell(asked, check=False) == "200", 60, "the site")
+    wait_for(lambda: topology.edge.shell(asked, check=False) == "200", 60, "the site")
 
 
 @contextlib.contextmanager
-def broken(fleet, name: str, fault: str):
-    host, (_rule, injure, mend) = getattr(fleet, name), FAULTS[fault]
-    colour = host.shell(f"basename $(readlink {APP}/active)", check=False).strip() if name.startswith("app") else ""
-    host.shell(injure.replace("{colour}", colour), check=False)
+def broken(topology, name: str, fault: str):
+    host, (_rule, injure, mend) = getattr(topology, name), FAULTS[fault]
+    slot = host.shell(f"basename $(readlink {APP}/active)", check=False).strip() if name.startswith("app") else ""
+    host.shell(injure.replace("{slot}", slot), check=False)
     try:
         yield
     finally:
-        host.shell(mend.replace("{colour}", colour), check=False)
+        host.shell(mend.replace("{slot}", slot), check=False)
         host.shell("systemctl reset-failed; true")
 
 
 @pytest.mark.parametrize("run", range(3))
-def test_a_healthy_fleet_has_no_finding(fleet, run):
-    well(fleet)
-    code, found, output = diagnose(fleet)
+def test_a_healthy_fleet_has_no_finding(topology, run):
+    well(topology)
+    code, found, output = diagnose(topology)
     assert (code, [(one["rule"], one["host"]) for one in found]) == (0, []), output[-4000:]
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda fault: f"{fault[1].replace(' ', '-')}-on-{fault[0]}")
-def test_both_roots_come_before_what_follows(fleet, first, second):
-    well(fleet)
-    with broken(fleet, *first), broken(fleet, *second):
-        _code, found, output = diagnose(fleet)
-    wanted = {(FAULTS[fault][0], getattr(fleet, name).host) for name, fault in (first, second)}
+def test_both_roots_come_before_what_follows(topology, first, second):
+    well(topology)
+    with broken(topology, *first), broken(topology, *second):
+        _code, found, output = diagnose(topology)
+    wanted = {(FAULTS[fault][0], getattr(topology, name).host) for name, fault in (first, second)}
     assert {(one["rule"], one["host"]) for one in found[:2]} == wanted, (
         [(one["rule"], one["host"], one["root"]) for one in found], output[-4000:],
     )  # fmt: skip
@@ -150,15 +150,15 @@ def test_both_roots_come_before_what_follows(fleet, first, second):
     assert {(one["rule"], one["host"]) for one in found if one["root"]} == wanted
 
 
-def test_a_host_that_is_gone_and_a_disk_that_is_full(fleet):
-    well(fleet)
-    with broken(fleet, "app1", "inodes gone"):
-        subprocess.run(["docker", "pause", fleet.db.host], check=True, capture_output=True, timeout=60)
+def test_a_host_that_is_gone_and_a_disk_that_is_full(topology):
+    well(topology)
+    with broken(topology, "app1", "inodes gone"):
+        subprocess.run(["docker", "pause", topology.db.host], check=True, capture_output=True, timeout=60)
         try:
-            code, found, output = diagnose(fleet)
+            code, found, output = diagnose(topology)
         finally:
-            subprocess.run(["docker", "unpause", fleet.db.host], check=True, capture_output=True, timeout=60)
-    wanted = {("HostUnreachable", fleet.db.host), ("InodesGone", fleet.app1.host)}
+            subprocess.run(["docker", "unpause", topology.db.host], check=True, capture_output=True, timeout=60)
+    wanted = {("HostUnreachable", topology.db.host), ("InodesGone", topology.app1.host)}
     assert {(one["rule"], one["host"]) for one in found[:2]} == wanted, output[-4000:]
     # ansible-playbook says of itself that a host could not be reached.
     assert code == 4

@@ -1,4 +1,4 @@
-"""Secrets of the whole fleet are rotated, and its hosts patched and rebooted, while people work."""
+"""Secrets of the whole installation are rotated, and its hosts patched and rebooted, while people work."""
 
 import hashlib
 import re
@@ -14,23 +14,23 @@ TRAFFIC = ("--clients", "16", "--think-seconds", "0.5", BROWSER)
 DATABASE, REDIS = "vault_shiftmaster_database_password", "vault_shiftmaster_redis_password"
 
 
-def certificates(fleet) -> list:
+def certificates(topology) -> list:
     """The serial numbers of what edge, application hosts, database and cache show."""
     return [
         host.shell(f"openssl s_client {how} </dev/null 2>/dev/null | openssl x509 -noout -serial")
         for host, how in (
-            (fleet.edge, "-connect 127.0.0.1:443"),
-            (fleet.edge, "-connect 172.30.77.11:8443"),
-            (fleet.edge, "-connect 172.30.77.12:8443"),
-            (fleet.app1, "-starttls postgres -connect 172.30.77.21:5432"),
-            (fleet.app1, "-connect 172.30.77.22:6379"),
+            (topology.edge, "-connect 127.0.0.1:443"),
+            (topology.edge, "-connect 172.30.77.11:8443"),
+            (topology.edge, "-connect 172.30.77.12:8443"),
+            (topology.app1, "-starttls postgres -connect 172.30.77.21:5432"),
+            (topology.app1, "-connect 172.30.77.22:6379"),
         )
     ]
 
 
-def database_accepts(fleet, password: str) -> bool:
+def database_accepts(topology, password: str) -> bool:
     user = "shiftmaster_" + hashlib.sha256(password.encode()).hexdigest()[:3]
-    answer = fleet.app1.shell(
+    answer = topology.app1.shell(
         "read -r PGPASSWORD; export PGPASSWORD; psql -qtA -w 'host=172.30.77.21 sslmode=verify-full "
         f"sslrootcert=/etc/ssl/shiftmaster/ca.crt dbname=shiftmaster user={user}' -c 'SELECT current_user' 2>&1",
         check=False, stdin=password + "\n",
@@ -40,8 +40,8 @@ def database_accepts(fleet, password: str) -> bool:
     return answer == "shiftmaster\n"
 
 
-def redis_accepts(fleet, password: str) -> bool:
-    answer = fleet.cache.shell(
+def redis_accepts(topology, password: str) -> bool:
+    answer = topology.cache.shell(
         "read -r REDISCLI_AUTH; export REDISCLI_AUTH; redis-cli --no-auth-warning --tls --cacert "
         "/etc/ssl/shiftmaster/ca.crt --user shiftmaster PING 2>&1", check=False, stdin=password + "\n",
     )  # fmt: skip
@@ -54,99 +54,101 @@ def report(capsys, what: str, traffic) -> None:
         print(f"\n  {what}: {traffic.summary['requests']} requests, {traffic.summary['failed']} failed")
 
 
-def test_every_secret_is_rotated(fleet, capsys):
-    old, before = certificates(fleet), time.strftime("%Y%m%d%H%M%SZ", time.gmtime())
-    fleet.vault.renew()
+def test_every_secret_is_rotated(topology, capsys):
+    old, before = certificates(topology), time.strftime("%Y%m%d%H%M%SZ", time.gmtime())
+    topology.vault.renew()
     time.sleep(1)
     settings = {"certificates_before": before, "shiftmaster_watch_seconds": 3}
-    with load(fleet.edge, *TRAFFIC, seconds=1800) as traffic:
-        run = fleet.app1.run("playbooks/rotate.yml", timeout=1800, **settings)
+    with load(topology.edge, *TRAFFIC, seconds=1800) as traffic:
+        run = topology.app1.run("playbooks/rotate.yml", timeout=1800, **settings)
     assert run.code == 0, run.output[-6000:]
     report(capsys, "rotation", traffic)
     traffic.assert_flawless()
-    assert not [one for one, other in zip(old, certificates(fleet), strict=True) if one == other]
+    assert not [one for one, other in zip(old, certificates(topology), strict=True) if one == other]
     for name, accepts in ((DATABASE, database_accepts), (REDIS, redis_accepts)):
-        assert accepts(fleet, fleet.vault.current[name])
-        assert not any(accepts(fleet, password) for password in fleet.vault.previous[name])
-    again = fleet.app1.run("playbooks/rotate.yml", timeout=1800, **settings)
+        assert accepts(topology, topology.vault.current[name])
+        assert not any(accepts(topology, password) for password in topology.vault.previous[name])
+    again = topology.app1.run("playbooks/rotate.yml", timeout=1800, **settings)
     assert (again.code, again.changed) == (0, 0), again.output[-6000:]
-    deploy = fleet.app1.run("deploy.yml", shiftmaster_version=fleet.app1.serves(), shiftmaster_watch_seconds=3)
+    deploy = topology.app1.run("deploy.yml", shiftmaster_version=topology.app1.serves(), shiftmaster_watch_seconds=3)
     assert (deploy.code, deploy.changed) == (0, 0), deploy.output[-6000:]
 
 
-def still_outdated(fleet) -> list:
+def still_outdated(topology) -> list:
     """Without the controller's own connections, which end by themselves."""
-    return [outdated(host) - {"sshd-session"} for host in fleet.all]
+    return [outdated(host) - {"sshd-session"} for host in topology.all]
 
 
-def test_patched_without_an_interruption(fleet, capsys):
-    for host in fleet.all:
+def test_patched_without_an_interruption(topology, capsys):
+    for host in topology.all:
         publish(host)
-    with load(fleet.edge, *TRAFFIC, seconds=1800) as traffic:
-        run = fleet.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
+    with load(topology.edge, *TRAFFIC, seconds=1800) as traffic:
+        run = topology.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
     assert run.code == 0, run.output[-6000:]
     report(capsys, "patch", traffic)
     traffic.assert_flawless()
-    assert [version(host) for host in fleet.all] == [offered(host) for host in fleet.all]
+    assert [version(host) for host in topology.all] == [offered(host) for host in topology.all]
     # What cannot be restarted without an interruption waits, and the run says so. Nothing else is left.
-    assert still_outdated(fleet) == [set(), set(), set(), {"postgres"}, {"redis-server"}]
+    assert still_outdated(topology) == [set(), set(), set(), {"postgres"}, {"redis-server"}]
     assert run.says("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
-    again = fleet.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
+    again = topology.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
     assert (again.code, again.changed) == (0, 0), again.output[-6000:]
 
 
-def restarting(fleet, policy: str) -> None:
+def restarting(topology, policy: str) -> None:
     """Whether a container that reboots comes again."""
-    names = [host.host for host in fleet.all]
+    names = [host.host for host in topology.all]
     subprocess.run(["docker", "update", f"--restart={policy}", *names], check=True, capture_output=True)
 
 
-def test_a_host_that_an_operator_has_taken_out_stays_out(fleet):
-    run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
+def test_a_host_that_an_operator_has_taken_out_stays_out(topology):
+    run = topology.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
     assert run.code == 0, run.output[-3000:]
     try:
-        publish(fleet.app2)
-        run = fleet.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
+        publish(topology.app2)
+        run = topology.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
         assert run.code == 0, run.output[-6000:]
-        assert version(fleet.app2) == offered(fleet.app2)
-        line = fleet.edge.shell(f"grep 172.30.77.12 {SERVERS}")
+        assert version(topology.app2) == offered(topology.app2)
+        line = topology.edge.shell(f"grep 172.30.77.12 {SERVERS}")
         assert " down; # " in line and "new memory" in line, line
     finally:
-        run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="in")
-    assert run.code == 0 and " down;" not in fleet.edge.shell(f"cat {SERVERS}"), run.output[-3000:]
+        run = topology.app1.run("playbooks/host.yml", host="cluster-app2", state="in")
+    assert run.code == 0 and " down;" not in topology.edge.shell(f"cat {SERVERS}"), run.output[-3000:]
 
 
 def started(host: Operations) -> str:
     return host.shell("cut -d ' ' -f 22 /proc/1/stat")
 
 
-def test_application_hosts_reboot_one_after_the_other(fleet, capsys):
+def test_application_hosts_reboot_one_after_the_other(topology, capsys):
     """Each is out of the edge meanwhile, and nobody notices."""
-    before, seen = [started(host) for host in fleet.apps], []
-    restarting(fleet, "always")
+    before, seen = [started(host) for host in topology.apps], []
+    restarting(topology, "always")
     try:
-        with load(fleet.edge, *TRAFFIC, seconds=1800) as traffic:
-            process = fleet.app1.start("playbooks/patch.yml", LOG, "--limit", "app", reboot="always")
+        with load(topology.edge, *TRAFFIC, seconds=1800) as traffic:
+            process = topology.app1.start("playbooks/patch.yml", LOG, "--limit", "app", reboot="always")
             while process.poll() is None:
-                out = re.findall(r"^server (\S+):8443 .* down;", fleet.edge.shell(f"cat {SERVERS}"), re.M)
+                out = re.findall(r"^server (\S+):8443 .* down;", topology.edge.shell(f"cat {SERVERS}"), re.M)
                 if seen[-1:] != [out]:
                     seen.append(out)
                 time.sleep(1)
     finally:
-        restarting(fleet, "no")
+        restarting(topology, "no")
     assert process.returncode == 0, LOG.read_text()[-6000:]
     report(capsys, "reboots", traffic)
     traffic.assert_flawless()
     assert seen == [[], ["172.30.77.11"], [], ["172.30.77.12"], []]
-    assert not [one for one, other in zip(before, [started(host) for host in fleet.apps], strict=True) if one == other]
+    assert not [
+        one for one, other in zip(before, [started(host) for host in topology.apps], strict=True) if one == other
+    ]
 
 
-def test_what_needs_an_interruption_gets_it_behind_the_page(fleet):
-    run = fleet.app1.run("playbooks/patch.yml", timeout=1800)
+def test_what_needs_an_interruption_gets_it_behind_the_page(topology):
+    run = topology.app1.run("playbooks/patch.yml", timeout=1800)
     assert run.code == 0, run.output[-6000:]
     assert run.says("cluster-db is the only one of its kind", "cluster-cache is the only one of its kind")
-    assert not any(still_outdated(fleet))
-    assert all(host.serves(10) for host in fleet.apps)
-    assert fleet.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
-    again = fleet.app1.run("playbooks/patch.yml", timeout=1800)
+    assert not any(still_outdated(topology))
+    assert all(host.serves(10) for host in topology.apps)
+    assert topology.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
+    again = topology.app1.run("playbooks/patch.yml", timeout=1800)
     assert (again.code, again.changed) == (0, 0), again.output[-6000:]

@@ -1,4 +1,4 @@
-"""Deploys and rollbacks of the whole fleet, and what becomes of it when one of its hosts fails or is lost."""
+"""Deploys and rollbacks of the whole installation, and what becomes of it when one of its hosts fails or is lost."""
 
 import json
 import re
@@ -17,12 +17,12 @@ TRAFFIC = ("--clients", "16", "--think-seconds", "0.5")
 STARTED = []
 
 
-def served(fleet) -> list:
-    return [host.serves(5) for host in fleet.apps]
+def served(topology) -> list:
+    return [host.serves(5) for host in topology.apps]
 
 
-def out_of_the_edge(fleet) -> list:
-    return re.findall(r"^server (\S+):8443 .* down;", fleet.edge.shell(f"cat {SERVERS}"), re.M)
+def out_of_the_lb(topology) -> list:
+    return re.findall(r"^server (\S+):8443 .* down;", topology.edge.shell(f"cat {SERVERS}"), re.M)
 
 
 def ssh(host: Operations, on: bool) -> None:
@@ -35,72 +35,72 @@ def ssh(host: Operations, on: bool) -> None:
         )
 
 
-def transitions(fleet) -> list:
-    return [host.state()["transition"] for host in fleet.apps]
+def transitions(topology) -> list:
+    return [host.state()["transition"] for host in topology.apps]
 
 
 @pytest.fixture(autouse=True)
-def at_2_0_0(fleet):
+def at_2_0_0(topology):
     """Each test begins with 2.0.0 on every host, however the last one ended."""
     if STARTED and STARTED[-1].poll() is None:
-        kill_run(fleet.app1, STARTED[-1], *fleet.all)
-    for host in fleet.all:
+        kill_run(topology.app1, STARTED[-1], *topology.all)
+    for host in topology.all:
         ssh(host, True)
         host.let_go()
-    if served(fleet) != ["2.0.0", "2.0.0"] or out_of_the_edge(fleet):
+    if served(topology) != ["2.0.0", "2.0.0"] or out_of_the_lb(topology):
         # The quickest that does it: the second is for what a failed test of a contract migration leaves.
         for way in ({"to": "2.0.0"}, {"to": "2.0.0", "schema": "reverse"}, None):
-            run = fleet.app1.rollback(**way) if way else fleet.app1.deploy("2.0.0", **FAST)
+            run = topology.app1.rollback(**way) if way else topology.app1.deploy("2.0.0", **FAST)
             if run.code == 0:
                 break
         assert run.code == 0, run.output[-6000:]
-    assert served(fleet) == ["2.0.0", "2.0.0"]
+    assert served(topology) == ["2.0.0", "2.0.0"]
 
 
-def start(fleet, version: str, **extra) -> subprocess.Popen:
+def start(topology, version: str, **extra) -> subprocess.Popen:
     STARTED.append(
-        fleet.app1.start("deploy.yml", LOG, "--tags", "release", shiftmaster_version=version, **FAST, **extra)
+        topology.app1.start("deploy.yml", LOG, "--tags", "release", shiftmaster_version=version, **FAST, **extra)
     )
     return STARTED[-1]
 
 
-def test_deploy_rollback_deploy_under_load(fleet, capsys):
+def test_deploy_rollback_deploy_under_load(topology, capsys):
     """No request fails, no write is lost; every task runs once, also those that only one of the two versions knows."""
-    with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
+    with load(topology.edge, *TRAFFIC, seconds=900) as traffic:
         stamp = int(time.time())
         for name, step, version in (
-            ("deploy", lambda: fleet.app1.deploy("2.1.0", **FAST), "2.1.0"),
-            ("rollback", fleet.app1.rollback, "2.0.0"),
-            ("again", lambda: fleet.app1.deploy("2.1.0", **FAST), "2.1.0"),
+            ("deploy", lambda: topology.app1.deploy("2.1.0", **FAST), "2.1.0"),
+            ("rollback", topology.app1.rollback, "2.0.0"),
+            ("again", lambda: topology.app1.deploy("2.1.0", **FAST), "2.1.0"),
         ):
-            enqueue(fleet.app1, f"{name}{stamp}", 0.5, 20, "record_run")
+            enqueue(topology.app1, f"{name}{stamp}", 0.5, 20, "record_run")
             if name == "rollback":  # Only 2.1.0 knows it: on 2.0.0 it waits aside until 2.1.0 is there again.
-                enqueue(fleet.app2, f"new{stamp}", 1, 10, "summarize_month")
+                enqueue(topology.app2, f"new{stamp}", 1, 10, "summarize_month")
             with traffic.window(name):
                 run = step()
             assert run.code == 0, run.output[-6000:]
-            assert served(fleet) == [version] * 2
-        all_ran_once(fleet.app1, f"again{stamp}", 20)
+            assert served(topology) == [version] * 2
+        all_ran_once(topology.app1, f"again{stamp}", 20)
     traffic.assert_flawless()
     for name, count in (("deploy", 20), ("rollback", 20), ("again", 20), ("new", 10)):
-        all_ran_once(fleet.app1, f"{name}{stamp}", count)
+        all_ran_once(topology.app1, f"{name}{stamp}", count)
     with capsys.disabled():
         print(f"\n  {traffic.summary['requests']} requests, {traffic.summary['failed']} failed")
 
 
-def test_a_second_run_changes_nothing(fleet):
-    run = fleet.app1.deploy("2.0.0")
+def test_a_second_run_changes_nothing(topology):
+    run = topology.app1.deploy("2.0.0")
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
 
 
-def test_one_host_fails_at_its_gate(fleet):
+def test_one_host_fails_at_its_gate(topology):
     """Nothing has moved anywhere; what the other one had started ends."""
     broken = {
         "CACHE_URL": "{{ 'redis://127.0.0.1:1/0' if inventory_hostname == 'cluster-app2' else "
         "shiftmaster_secret_environment.CACHE_URL }}"
     }
-    with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
-        run = fleet.app1.deploy(
+    with load(topology.edge, *TRAFFIC, seconds=900) as traffic:
+        run = topology.app1.deploy(
             "2.1.0", shiftmaster_extra_secret_environment=broken, shiftmaster_health_attempts=2,
             shiftmaster_health_delay_seconds=1, **FAST,
         )  # fmt: skip
@@ -108,217 +108,221 @@ def test_one_host_fails_at_its_gate(fleet):
     assert run.says("cluster-app2 failed, see its message", "failed 2 times", "Version 2.0.0 serves, as before."), (
         run.output[-5000:]
     )
-    assert served(fleet) == ["2.0.0", "2.0.0"] and transitions(fleet) == [None, None]
+    assert served(topology) == ["2.0.0", "2.0.0"] and transitions(topology) == [None, None]
     traffic.assert_flawless()
-    run = fleet.app1.deploy("2.1.0", **FAST)
+    run = topology.app1.deploy("2.1.0", **FAST)
     assert run.code == 0, run.output[-4000:]
-    assert served(fleet) == ["2.1.0", "2.1.0"]
+    assert served(topology) == ["2.1.0", "2.1.0"]
 
 
-def test_one_host_fails_after_its_switch(fleet):
+def test_one_host_fails_after_its_switch(topology):
     """The host that had switched before goes back, too."""
     hook = {"name": "fails", "phase": "after_cutover", "command": "test $(uname -n) != cluster-app2"}
-    with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
-        run = fleet.app1.deploy("2.1.0", shiftmaster_hooks=[hook], **FAST)
+    with load(topology.edge, *TRAFFIC, seconds=900) as traffic:
+        run = topology.app1.deploy("2.1.0", shiftmaster_hooks=[hook], **FAST)
     assert run.code == 2, run.output[-4000:]
     assert run.says("hook fails", "Version 2.0.0 serves, as before."), run.output[-5000:]
-    assert served(fleet) == ["2.0.0", "2.0.0"] and transitions(fleet) == [None, None]
+    assert served(topology) == ["2.0.0", "2.0.0"] and transitions(topology) == [None, None]
     events = [
         json.loads(line)["event"]
-        for line in fleet.app1.shell("tail -n 6 /var/www/shiftmaster/shared/state/audit.jsonl").splitlines()
+        for line in topology.app1.shell("tail -n 6 /var/www/shiftmaster/shared/state/audit.jsonl").splitlines()
     ]
-    assert "switched" in events and "put_back" in events, "cluster-app1 had not switched, so this proves nothing"
+    assert "switched" in events and "reverted" in events, "cluster-app1 had not switched, so this proves nothing"
     traffic.assert_flawless()
-    run = fleet.app1.deploy("2.1.0", **FAST)
+    run = topology.app1.deploy("2.1.0", **FAST)
     assert run.code == 0, run.output[-4000:]
 
 
-def test_one_host_is_lost_in_mid_cutover(fleet):
+def test_one_host_is_lost_in_mid_cutover(topology):
     """It is out of the edge and named; one serves the old version; the next run takes it in and deploys to both."""
-    with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
-        fleet.app2.hold("switched")
-        process = start(fleet, "2.1.0")
-        fleet.app2.wait_at("switched", process, LOG)
-        ssh(fleet.app2, False)
+    with load(topology.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
+        topology.app2.hold("switched")
+        process = start(topology, "2.1.0")
+        topology.app2.wait_at("switched", process, LOG)
+        ssh(topology.app2, False)
         assert process.wait(900) != 0
-        fleet.app2.let_go()
+        topology.app2.let_go()
         said = " ".join(LOG.read_text().split())
         assert "cluster-app2 could not be reached" in said and "no web server leads there" in said, said[-5000:]
-        assert fleet.app1.serves(5) == "2.0.0" and fleet.app1.state()["transition"] is None
-        assert out_of_the_edge(fleet) == ["172.30.77.12"]
+        assert topology.app1.serves(5) == "2.0.0" and topology.app1.state()["transition"] is None
+        assert out_of_the_lb(topology) == ["172.30.77.12"]
         time.sleep(5)
-        ssh(fleet.app2, True)
-        run = fleet.app1.deploy("2.1.0", **FAST)
+        ssh(topology.app2, True)
+        run = topology.app1.deploy("2.1.0", **FAST)
         assert run.code == 0, run.output[-6000:]
-    assert served(fleet) == ["2.1.0", "2.1.0"] and out_of_the_edge(fleet) == []
+    assert served(topology) == ["2.1.0", "2.1.0"] and out_of_the_lb(topology) == []
     traffic.assert_flawless()
 
 
-def test_one_host_is_lost_while_all_let_go_of_the_old_version(fleet):
+def test_one_host_is_lost_while_all_let_go_of_the_old_version(topology):
     """All had switched and one has finished: that one does not go back."""
-    with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
-        fleet.app2.hold("finish")
-        process = start(fleet, "2.1.0")
-        fleet.app2.wait_at("finish", process, LOG)
-        wait_for(lambda: fleet.app1.state()["transition"] is None, 120, "the end of cluster-app1's cutover")
-        ssh(fleet.app2, False)
+    with load(topology.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
+        topology.app2.hold("finish")
+        process = start(topology, "2.1.0")
+        topology.app2.wait_at("finish", process, LOG)
+        wait_for(lambda: topology.app1.state()["transition"] is None, 120, "the end of cluster-app1's cutover")
+        ssh(topology.app2, False)
         assert process.wait(900) != 0
-        fleet.app2.let_go()
+        topology.app2.let_go()
         said = " ".join(LOG.read_text().split())
         assert "Version 2.1.0 serves." in said and "cluster-app2 could not be reached" in said, said[-5000:]
-        assert fleet.app1.serves(5) == "2.1.0" and out_of_the_edge(fleet) == ["172.30.77.12"]
-        ssh(fleet.app2, True)
-        run = fleet.app1.deploy("2.1.0", **FAST)
+        assert topology.app1.serves(5) == "2.1.0" and out_of_the_lb(topology) == ["172.30.77.12"]
+        ssh(topology.app2, True)
+        run = topology.app1.deploy("2.1.0", **FAST)
         assert run.code == 0, run.output[-6000:]
-    assert served(fleet) == ["2.1.0", "2.1.0"] and out_of_the_edge(fleet) == [] and transitions(fleet) == [None, None]
+    assert (
+        served(topology) == ["2.1.0", "2.1.0"]
+        and out_of_the_lb(topology) == []
+        and transitions(topology) == [None, None]
+    )
     traffic.assert_flawless()
 
 
-def test_the_edge_cannot_be_reached(fleet):
-    ssh(fleet.edge, False)
-    run = fleet.app1.deploy("2.1.0", **FAST)
+def test_the_edge_cannot_be_reached(topology):
+    ssh(topology.edge, False)
+    run = topology.app1.deploy("2.1.0", **FAST)
     assert run.code != 0 and run.says("cluster-edge"), run.output[-3000:]
-    assert served(fleet) == ["2.0.0", "2.0.0"]
+    assert served(topology) == ["2.0.0", "2.0.0"]
 
 
-def test_the_edge_is_lost_before_the_cutover(fleet):
-    fleet.app1.hold("built")
-    process = start(fleet, "2.1.0", shiftmaster_extra_environment={"X": str(time.time())})
-    fleet.app1.wait_at("built", process, LOG)
-    ssh(fleet.edge, False)
-    fleet.app1.let_go()
+def test_the_edge_is_lost_before_the_cutover(topology):
+    topology.app1.hold("built")
+    process = start(topology, "2.1.0", shiftmaster_extra_environment={"X": str(time.time())})
+    topology.app1.wait_at("built", process, LOG)
+    ssh(topology.edge, False)
+    topology.app1.let_go()
     assert process.wait(900) != 0
     assert "web server cluster-edge: " in " ".join(LOG.read_text().split()), LOG.read_text()[-4000:]
-    assert served(fleet) == ["2.0.0", "2.0.0"]
-    ssh(fleet.edge, True)
-    run = fleet.app1.deploy("2.1.0", **FAST)
+    assert served(topology) == ["2.0.0", "2.0.0"]
+    ssh(topology.edge, True)
+    run = topology.app1.deploy("2.1.0", **FAST)
     assert run.code == 0, run.output[-4000:]
 
 
-def test_the_database_restarts_during_migrations(fleet):
+def test_the_database_restarts_during_migrations(topology):
     """Half of a migration that is no transaction stays in the database; the next run finishes it."""
-    fleet.app1.hold("migrate")
-    process = start(fleet, "2.1.1")
-    fleet.app1.wait_at("migrate", process, LOG)
-    fleet.db.shell("systemctl restart postgresql")
-    fleet.app1.let_go()
+    topology.app1.hold("migrate")
+    process = start(topology, "2.1.1")
+    topology.app1.wait_at("migrate", process, LOG)
+    topology.db.shell("systemctl restart postgresql")
+    topology.app1.let_go()
     assert process.wait(900) != 0, LOG.read_text()[-4000:]
-    assert served(fleet) == ["2.0.0", "2.0.0"] and transitions(fleet) == [None, None]
-    run = fleet.app1.deploy("2.1.1", **FAST)
+    assert served(topology) == ["2.0.0", "2.0.0"] and transitions(topology) == [None, None]
+    run = topology.app1.deploy("2.1.1", **FAST)
     assert run.code == 0, run.output[-6000:]
-    assert served(fleet) == ["2.1.1", "2.1.1"]
-    assert fleet.app1.rollback(to="2.0.0", schema="reverse").code == 0
+    assert served(topology) == ["2.1.1", "2.1.1"]
+    assert topology.app1.rollback(to="2.0.0", schema="reverse").code == 0
 
 
 @pytest.mark.parametrize("host, point", [("app2", "switch"), ("app1", "live")])
-def test_killed_between_two_hosts(fleet, host, point):
+def test_killed_between_two_hosts(topology, host, point):
     """The next run brings one version everywhere: back where one had not switched, on where all had."""
-    with load(fleet.edge, *TRAFFIC, seconds=900) as traffic:
-        place = getattr(fleet, host)
+    with load(topology.edge, *TRAFFIC, seconds=900) as traffic:
+        place = getattr(topology, host)
         place.hold(point)
-        process = start(fleet, "2.1.0")
+        process = start(topology, "2.1.0")
         waiting = place.wait_at(point, process, LOG)
-        kill_run(place, process, *fleet.all)
+        kill_run(place, process, *topology.all)
         assert place.shell(f"test -e /proc/{waiting} && echo lives || true") == ""
         place.let_go()
-        assert {host.serves(5) for host in fleet.apps} <= {"2.0.0", "2.1.0"}
-        run = fleet.app1.deploy("2.1.0", **FAST)
+        assert {host.serves(5) for host in topology.apps} <= {"2.0.0", "2.1.0"}
+        run = topology.app1.deploy("2.1.0", **FAST)
         assert run.code == 0, run.output[-6000:]
-        assert served(fleet) == ["2.1.0", "2.1.0"] and transitions(fleet) == [None, None]
+        assert served(topology) == ["2.1.0", "2.1.0"] and transitions(topology) == [None, None]
     traffic.assert_flawless()
 
 
-def test_hosts_that_serve_different_versions_are_not_rolled_back_by_guess(fleet):
-    run = fleet.app1.deploy("2.1.0", "--limit", "cluster-app1,cluster-edge,cluster-db,cluster-cache", **FAST)
+def test_hosts_that_serve_different_versions_are_not_rolled_back_by_guess(topology):
+    run = topology.app1.deploy("2.1.0", "--limit", "cluster-app1,cluster-edge,cluster-db,cluster-cache", **FAST)
     assert run.code == 0, run.output[-5000:]
-    assert served(fleet) == ["2.1.0", "2.0.0"]
-    assert out_of_the_edge(fleet) == ["172.30.77.12"], "a host that was left behind must not serve people"
-    back = fleet.app1.rollback()
+    assert served(topology) == ["2.1.0", "2.0.0"]
+    assert out_of_the_lb(topology) == ["172.30.77.12"], "a host that was left behind must not serve people"
+    back = topology.app1.rollback()
     assert back.code == 2 and back.says("do not serve the same version", "-e to="), back.output[-4000:]
-    run = fleet.app1.deploy("2.1.0", **FAST)
+    run = topology.app1.deploy("2.1.0", **FAST)
     assert run.code == 0, run.output[-5000:]
-    assert served(fleet) == ["2.1.0", "2.1.0"] and out_of_the_edge(fleet) == []
+    assert served(topology) == ["2.1.0", "2.1.0"] and out_of_the_lb(topology) == []
 
 
-def test_the_host_that_does_for_all_cannot_be_left_out(fleet):
-    run = fleet.app1.deploy("2.1.0", "--limit", "cluster-app2,cluster-edge,cluster-db,cluster-cache", **FAST)
+def test_the_host_that_does_for_all_cannot_be_left_out(topology):
+    run = topology.app1.deploy("2.1.0", "--limit", "cluster-app2,cluster-edge,cluster-db,cluster-cache", **FAST)
     assert run.code == 2 and run.says("--limit leaves out cluster-app1", "No release was touched"), run.output[-3000:]
-    assert served(fleet) == ["2.0.0", "2.0.0"] and out_of_the_edge(fleet) == []
+    assert served(topology) == ["2.0.0", "2.0.0"] and out_of_the_lb(topology) == []
 
 
-def test_contract_migrations_stop_background_work_on_every_host(fleet):
+def test_contract_migrations_stop_background_work_on_every_host(topology):
     """The page is up at the edge meanwhile, and no old worker runs on any host."""
-    fleet.app1.hold("migrated")
-    process = start(fleet, "2.2.0", shiftmaster_allow_contract=True)
-    fleet.app1.wait_at("migrated", process, LOG)
-    page = fleet.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
+    topology.app1.hold("migrated")
+    process = start(topology, "2.2.0", shiftmaster_allow_contract=True)
+    topology.app1.wait_at("migrated", process, LOG)
+    page = topology.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
     workers = [
         host.shell(
             "systemctl list-units --plain --no-legend --state=active 'shiftmaster-worker@*' 'shiftmaster-beat@*'"
         )
-        for host in fleet.apps
+        for host in topology.apps
     ]
-    fleet.app1.let_go()
+    topology.app1.let_go()
     assert process.wait(900) == 0, LOG.read_text()[-4000:]
     assert (page, workers) == ("503", ["", ""])
-    assert served(fleet) == ["2.2.0", "2.2.0"]
-    assert fleet.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
-    assert fleet.app1.rollback(to="2.0.0", schema="reverse").code == 0
+    assert served(topology) == ["2.2.0", "2.2.0"]
+    assert topology.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
+    assert topology.app1.rollback(to="2.0.0", schema="reverse").code == 0
 
 
-def test_an_operator_takes_a_host_out_and_in(fleet):
-    with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
-        run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
-        assert run.code == 0 and out_of_the_edge(fleet) == ["172.30.77.12"], run.output[-3000:]
-        last = fleet.app1.run("playbooks/host.yml", host="cluster-app1", state="out", reason="x")
+def test_an_operator_takes_a_host_out_and_in(topology):
+    with load(topology.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
+        run = topology.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
+        assert run.code == 0 and out_of_the_lb(topology) == ["172.30.77.12"], run.output[-3000:]
+        last = topology.app1.run("playbooks/host.yml", host="cluster-app1", state="out", reason="x")
         assert last.code == 2 and last.says("last server"), last.output[-3000:]
-        run = fleet.app1.run("playbooks/host.yml", host="cluster-app2", state="in")
-        assert run.code == 0 and out_of_the_edge(fleet) == [], run.output[-3000:]
+        run = topology.app1.run("playbooks/host.yml", host="cluster-app2", state="in")
+        assert run.code == 0 and out_of_the_lb(topology) == [], run.output[-3000:]
     traffic.assert_flawless()
-    wrong = fleet.app1.run("playbooks/host.yml", host="cluster-app9", state="out")
+    wrong = topology.app1.run("playbooks/host.yml", host="cluster-app9", state="out")
     assert wrong.code != 0 and wrong.says("cluster-app9"), wrong.output[-3000:]
 
 
-def test_a_host_whose_application_is_stopped_by_hand(fleet):
+def test_a_host_whose_application_is_stopped_by_hand(topology):
     """What is safe to repeat is asked of the other one."""
-    fleet.app2.shell("systemctl stop shiftmaster")
+    topology.app2.shell("systemctl stop shiftmaster")
     try:
         ask = "for i in $(seq 40); do curl -skS -o /dev/null -w '%{http_code}\\n' https://localhost/login/; done"
-        assert fleet.edge.shell(ask).split() == ["200"] * 40
+        assert topology.edge.shell(ask).split() == ["200"] * 40
     finally:
-        fleet.app2.shell("systemctl start shiftmaster")
-    wait_for(lambda: fleet.app2.serves(5) == "2.0.0", 120, "app2")
+        topology.app2.shell("systemctl start shiftmaster")
+    wait_for(lambda: topology.app2.serves(5) == "2.0.0", 120, "app2")
 
 
-def test_a_host_that_the_edge_has_no_line_for(fleet):
-    kept = fleet.edge.shell(f"cat {SERVERS}")
-    fleet.edge.shell(f"sed -i /172.30.77.12/d {SERVERS}")
-    run = fleet.app1.deploy("2.0.0", **FAST)
+def test_a_host_that_the_edge_has_no_line_for(topology):
+    kept = topology.edge.shell(f"cat {SERVERS}")
+    topology.edge.shell(f"sed -i /172.30.77.12/d {SERVERS}")
+    run = topology.app1.deploy("2.0.0", **FAST)
     assert run.code == 2 and run.says("has no line for cluster-app2", "--tags nginx"), run.output[-3000:]
-    run = fleet.app1.run("deploy.yml", "--tags", "nginx", shiftmaster_version="2.0.0")
+    run = topology.app1.run("deploy.yml", "--tags", "nginx", shiftmaster_version="2.0.0")
     assert run.code == 0, run.output[-3000:]
-    assert set(re.findall("^server (.*?) ", fleet.edge.shell(f"cat {SERVERS}"), re.M)) == set(
+    assert set(re.findall("^server (.*?) ", topology.edge.shell(f"cat {SERVERS}"), re.M)) == set(
         re.findall("^server (.*?) ", kept, re.M)
     )
 
 
-def test_killed_between_two_hosts_of_a_change_of_the_configuration(fleet):
+def test_killed_between_two_hosts_of_a_change_of_the_configuration(topology):
     """Both releases are of one revision: the host that had switched goes back before any goes on."""
-    fleet.app2.hold("switch")
-    process = start(fleet, "2.0.0", shiftmaster_batches=[1], shiftmaster_extra_environment={"TEST": "1"})
-    fleet.app2.wait_at("switch", process, LOG)
-    assert [step["phase"] for step in transitions(fleet)] == ["watch", "switch"], "so this proves nothing"
-    kill_run(fleet.app2, process, *fleet.all)
-    fleet.app2.let_go()
-    run = fleet.app1.deploy("broken-requirement", **FAST)
+    topology.app2.hold("switch")
+    process = start(topology, "2.0.0", shiftmaster_batches=[1], shiftmaster_extra_environment={"TEST": "1"})
+    topology.app2.wait_at("switch", process, LOG)
+    assert [step["phase"] for step in transitions(topology)] == ["watch", "switch"], "so this proves nothing"
+    kill_run(topology.app2, process, *topology.all)
+    topology.app2.let_go()
+    run = topology.app1.deploy("broken-requirement", **FAST)
     assert run.code == 2, run.output[-3000:]
-    assert transitions(fleet) == [None, None] and served(fleet) == ["2.0.0", "2.0.0"]
+    assert transitions(topology) == [None, None] and served(topology) == ["2.0.0", "2.0.0"]
     holding = "grep -c '^TEST=' $(readlink -f /var/www/shiftmaster/active/release)/env || true"
-    assert [host.shell(holding).strip() for host in fleet.apps] == ["0", "0"]
+    assert [host.shell(holding).strip() for host in topology.apps] == ["0", "0"]
 
 
-def test_a_run_without_application_hosts_says_so(fleet):
-    run = fleet.app1.run("deploy.yml", "--limit", "cluster-edge", shiftmaster_version="2.0.0")
+def test_a_run_without_application_hosts_says_so(topology):
+    run = topology.app1.run("deploy.yml", "--limit", "cluster-edge", shiftmaster_version="2.0.0")
     assert run.code == 0 and run.says("leaves out every application host"), run.output[-3000:]
 
 
@@ -327,9 +331,9 @@ def forget_facts() -> None:
         path.unlink()
 
 
-def test_addresses_that_the_inventory_does_not_say(fleet, tmp_path):
+def test_addresses_that_the_inventory_does_not_say(topology, tmp_path):
     """host.yml and rollback.yml ask the hosts for them."""
-    text = Path(fleet.app1.inventory, "hosts.yml").read_text()
+    text = Path(topology.app1.inventory, "hosts.yml").read_text()
     for said, instead in (
         ("ansible_connection: ssh", "ansible_connection: community.docker.docker"),
         ('ansible_host: "{{ container_address }}"', ""),
@@ -338,31 +342,34 @@ def test_addresses_that_the_inventory_does_not_say(fleet, tmp_path):
         assert said in text
         text = text.replace(said, instead)
     (tmp_path / "hosts.yml").write_text(text)
-    nameless = Operations(tmp_path / "hosts.yml", fleet.app1.host)
-    nameless.vault = fleet.vault
-    assert fleet.app1.deploy("2.1.0", **FAST).code == 0
+    nameless = Operations(tmp_path / "hosts.yml", topology.app1.host)
+    nameless.vault = topology.vault
+    assert topology.app1.deploy("2.1.0", **FAST).code == 0
     forget_facts()
     run = nameless.run("playbooks/host.yml", host="cluster-app2", state="out")
-    assert run.code == 0 and out_of_the_edge(fleet) == ["172.30.77.12"], run.output[-3000:]
+    assert run.code == 0 and out_of_the_lb(topology) == ["172.30.77.12"], run.output[-3000:]
     forget_facts()
     run = nameless.rollback()
     assert run.code == 0, run.output[-4000:]
-    assert served(fleet) == ["2.0.0", "2.0.0"] and out_of_the_edge(fleet) == []
+    assert served(topology) == ["2.0.0", "2.0.0"] and out_of_the_lb(topology) == []
 
 
-def test_the_first_host_is_installed_anew(fleet):
+def test_the_first_host_is_installed_again(topology):
     """The edge has never heard of it: it gets no request before it serves, and the database is nobody's first."""
-    with load(fleet.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
-        assert fleet.app1.run("playbooks/host.yml", host="cluster-app1", state="out", reason="installed anew").code == 0
-        uninstall(fleet.app1)
-        fleet.edge.shell(f"sed -i /172.30.77.11/d {SERVERS} && systemctl reload nginx")
-        fleet.app1.hold("start")
-        process = fleet.app1.start("deploy.yml", LOG, shiftmaster_version="2.0.0", **FAST)
-        fleet.app1.wait_at("start", process, LOG)
-        assert "down; # new" in fleet.edge.shell(f"grep 172.30.77.11 {SERVERS}")
-        fleet.app1.let_go()
+    with load(topology.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
+        assert (
+            topology.app1.run("playbooks/host.yml", host="cluster-app1", state="out", reason="installed again").code
+            == 0
+        )
+        uninstall(topology.app1)
+        topology.edge.shell(f"sed -i /172.30.77.11/d {SERVERS} && systemctl reload nginx")
+        topology.app1.hold("start")
+        process = topology.app1.start("deploy.yml", LOG, shiftmaster_version="2.0.0", **FAST)
+        topology.app1.wait_at("start", process, LOG)
+        assert "down; # new" in topology.edge.shell(f"grep 172.30.77.11 {SERVERS}")
+        topology.app1.let_go()
         assert process.wait(900) == 0, LOG.read_text()[-5000:]
     traffic.assert_flawless()
-    assert served(fleet) == ["2.0.0", "2.0.0"] and out_of_the_edge(fleet) == []
-    run = fleet.app1.run("deploy.yml", shiftmaster_version="2.0.0", **FAST)
+    assert served(topology) == ["2.0.0", "2.0.0"] and out_of_the_lb(topology) == []
+    run = topology.app1.run("deploy.yml", shiftmaster_version="2.0.0", **FAST)
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]

@@ -40,7 +40,7 @@ def play(host, playbook, arguments, variables):
         json.dumps({"data_hosts": host.backend.get_hostname(), **variables}),
         SCENARIO / playbook,
     ]
-    # Without what molecule sets for its own runs, colours above all.
+    # Without what molecule sets for its own runs, slots above all.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")} | {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
@@ -148,10 +148,10 @@ def unit(version):
 
 @pytest.fixture
 def config(host, version):
-    folder = f"/etc/postgresql/{version}/main"
+    directory = f"/etc/postgresql/{version}/main"
 
     def read():
-        return host.check_output(f"cat {folder}/conf.d/shiftmaster.conf {folder}/pg_hba.conf")
+        return host.check_output(f"cat {directory}/conf.d/shiftmaster.conf {directory}/pg_hba.conf")
 
     return read
 

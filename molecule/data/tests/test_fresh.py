@@ -6,7 +6,7 @@ import pytest
 
 testinfra_hosts = ["ansible://fresh"]
 
-# Everything that a run could leave behind; Ansible's own temporary folders are not the roles' doing.
+# Everything that a run could leave behind; Ansible's own temporary directories are not the roles' doing.
 SNAPSHOT = r"""
 find / -xdev \( -path /proc -o -path /sys -o -path /tmp -o -path /run -o -path /root -o -path /var/log \) -prune \
   -o -printf '%p %m %u %g %s %T@\n' | grep -v '/__pycache__' | sort
@@ -26,7 +26,7 @@ def test_a_check_of_a_fresh_host_succeeds_and_changes_nothing(host, converged):
 def older_redis(host):
     """Redis as Debian's package sets it up, whatever was there before."""
     host.check_output("DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet redis-server >/dev/null")
-    # The folder itself is of redis-tools, which stays.
+    # The directory itself is of redis-tools, which stays.
     host.check_output("rm -rf /var/lib/redis/* /etc/redis /etc/systemd/system/redis-server.service.d")
     host.check_output("systemctl daemon-reload")
     host.check_output("DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet redis-server >/dev/null")

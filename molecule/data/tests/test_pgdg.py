@@ -1,4 +1,4 @@
-"""The PostgreSQL project's repository, by a stand-in on the host itself: the real one was not reached."""
+"""The PostgreSQL project's repository, by a stub on the host itself: the real one was not reached."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_what_postgresql_refuses_is_named_and_the_old_stays(attempt, config, sta
     assert (config(), started(unit), sql("SELECT pg_conf_load_time()").stdout) == before
 
 
-def test_a_value_with_which_it_does_not_start_is_put_back(attempt, apply, config, sql):
+def test_a_value_with_which_it_does_not_start_is_reverted(attempt, apply, config, sql):
     before = config()
     done = attempt("postgresql", postgresql_settings={"shared_preload_libraries": "no_such_library"})
     assert done.rc != 0

@@ -49,7 +49,7 @@ def test_what_redis_refuses_is_named_and_the_old_stays(attempt, files, started, 
     assert as_application(redis, "PING") == "PONG"
 
 
-def test_an_address_that_the_host_lacks_is_put_back(attempt, apply, files, redis):
+def test_an_address_that_the_host_lacks_is_reverted(attempt, apply, files, redis):
     before = files()
     instances = [{"name": "main", "tls_port": 6390, "bind": ["192.0.2.77"]}]
     done = attempt("redis", redis_instances=instances, redis_start_timeout_seconds=20)

@@ -19,7 +19,7 @@ def operations():
 
 
 @pytest.fixture(scope="module")
-def colour(operations):
+def slot(operations):
     return operations.shell(f"basename $(readlink {APP}/active)").strip()
 
 
@@ -50,13 +50,13 @@ def test_a_healthy_host_is_found_healthy(operations, playbook):
     assert run.code == 0, run.output[-5000:]
 
 
-def test_units_are_enabled_and_none_failed(operations, colour):
+def test_units_are_enabled_and_none_failed(operations, slot):
     assert operations.shell("systemctl --failed --no-legend").strip() == ""
     assert operations.shell("systemctl is-enabled shiftmaster nginx postgresql redis-server").split() == ["enabled"] * 4
-    running = operations.shell(f"systemctl is-active {' '.join(unit + colour for unit in UNITS)}")
+    running = operations.shell(f"systemctl is-active {' '.join(unit + slot for unit in UNITS)}")
     assert running.split() == ["active"] * 3
     enabled = operations.shell("systemctl list-unit-files --state=enabled --no-legend 'shiftmaster-*'", check=False)
-    assert enabled.strip() == "", "a colour is enabled beside the link `active`: two facts"
+    assert enabled.strip() == "", "a slot is enabled beside the link `active`: two facts"
 
 
 def test_private_keys_are_read_by_the_process_that_serves_them(operations):
@@ -67,14 +67,14 @@ def test_private_keys_are_read_by_the_process_that_serves_them(operations):
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_units_are_sandboxed(operations, colour, unit):
-    report = operations.shell(f"systemd-analyze security --no-pager {unit}{colour}")
+def test_units_are_sandboxed(operations, slot, unit):
+    report = operations.shell(f"systemd-analyze security --no-pager {unit}{slot}")
     exposure = float(re.search(r"Overall exposure level for \S+: ([\d.]+)", report)[1])
     assert exposure <= 2.5, report
 
 
-def test_application_cannot_write_to_its_release(operations, colour):
-    pid = operations.shell(f"systemctl show -p MainPID --value shiftmaster-web@{colour}").strip()
+def test_application_cannot_write_to_its_release(operations, slot):
+    pid = operations.shell(f"systemctl show -p MainPID --value shiftmaster-web@{slot}").strip()
     tried = operations.shell(
         f"nsenter -t {pid} -m runuser -u shiftmaster -- touch {APP}/active/release/source/x 2>&1; echo $?", check=False
     )
@@ -138,11 +138,11 @@ print(json.dumps({{"staff": staff}}))
     assert operations.python(saved).strip() == "1"
 
 
-def test_memory_fits_the_smallest_host(operations, colour, capsys):
-    """Prints the memory of each unit; together they fit 4 GB beside the kernel and a second colour."""
+def test_memory_fits_the_smallest_host(operations, slot, capsys):
+    """Prints the memory of each unit; together they fit 4 GB beside the kernel and a second slot."""
     rows = operations.shell(
         "for u in nginx postgresql@17-main redis-server "
-        + " ".join(unit + colour for unit in UNITS)
+        + " ".join(unit + slot for unit in UNITS)
         + "; do echo $u $(systemctl show -p MemoryCurrent --value $u); done"
     )
     total, lines = 0, []

@@ -95,11 +95,11 @@ def test_it_answers_without_room_for_a_file(operations):
 
 
 def test_a_password_that_sudo_wants_keeps_no_other_host_from_being_diagnosed(operations):
-    folder = second_inventory(
+    directory = second_inventory(
         "locked", "locked", ansible_connection="community.docker.docker", ansible_host=operations.host,
         ansible_user="www-data", private_address="192.0.2.9",
     )  # fmt: skip
-    seen = diagnose(operations, "--inventory", folder)
+    seen = diagnose(operations, "--inventory", directory)
     assert seen.code == 2, seen.output[-3000:]
     assert (seen.names, seen.first["host"]) == (["HostNotDiagnosed"], "locked"), seen.output[-4000:]
     assert "sudo" in seen.first["cause"]["en"] and "--ask-become-pass" in seen.first["fix"][0]

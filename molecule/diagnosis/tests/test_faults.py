@@ -15,10 +15,10 @@ from diagnosing import (
     checklist,
     diagnose,
     facts_of,
+    fixed,
     forget_the_journal,
     forget_the_requests,
     marks,
-    mended,
     processors_first,
     second_inventory,
 )
@@ -29,43 +29,43 @@ RELEASE = f"{APP}/active/release"
 SITE = "/etc/nginx/sites-available/shiftmaster"
 CERTIFICATE = "/etc/ssl/certs/shiftmaster.crt"
 
-# Each: rule that has to come first, what breaks it, what mends it. {colour}, {release} and such are filled in.
+# Each: rule that has to come first, what breaks it, what mends it. {slot}, {release} and such are filled in.
 FAULTS = {
     # --- application
     "import error": (
         "ApplicationStartFails",
         "cp {release}/source/shiftmaster/wsgi.py /root/wsgi.py; echo 'import gone_module' >> {release}/source/shiftmaster/wsgi.py;"
-        " systemctl restart --no-block shiftmaster-web@{colour}; sleep 12",
-        "cp /root/wsgi.py {release}/source/shiftmaster/wsgi.py; systemctl restart shiftmaster-web@{colour}",
+        " systemctl restart --no-block shiftmaster-web@{slot}; sleep 12",
+        "cp /root/wsgi.py {release}/source/shiftmaster/wsgi.py; systemctl restart shiftmaster-web@{slot}",
     ),
     "wrong setting": (
         "SettingWrong",
         "cp -p {release}/env /root/env; sed -i 's/^DJANGO_ALLOWED_HOSTS=.*/DJANGO_ALLOWED_HOSTS=\"wrong.example\"/' {release}/env;"
-        " systemctl restart shiftmaster-web@{colour}",
-        "cp -p /root/env {release}/env; systemctl restart shiftmaster-web@{colour}",
+        " systemctl restart shiftmaster-web@{slot}",
+        "cp -p /root/env {release}/env; systemctl restart shiftmaster-web@{slot}",
     ),
     "secret missing": (
         "SecretMissing",
         "cp -p {release}/env /root/env; sed -i '/^DJANGO_SECRET_KEY=/d' {release}/env;"
-        " systemctl restart --no-block shiftmaster-web@{colour}; sleep 8",
-        "cp -p /root/env {release}/env; systemctl restart shiftmaster-web@{colour}",
+        " systemctl restart --no-block shiftmaster-web@{slot}; sleep 8",
+        "cp -p /root/env {release}/env; systemctl restart shiftmaster-web@{slot}",
     ),
     "environment gone": (
         "EnvironmentFileGone",
-        "mv {release}/env /root/env; systemctl restart --no-block shiftmaster-web@{colour}; sleep 4",
-        "mv /root/env {release}/env; systemctl restart shiftmaster-web@{colour}",
+        "mv {release}/env /root/env; systemctl restart --no-block shiftmaster-web@{slot}; sleep 4",
+        "mv /root/env {release}/env; systemctl restart shiftmaster-web@{slot}",
     ),
-    "worker dead": ("WorkerDown", "systemctl stop shiftmaster-worker@{colour}", "systemctl start shiftmaster-worker@{colour}"),
+    "worker dead": ("WorkerDown", "systemctl stop shiftmaster-worker@{slot}", "systemctl start shiftmaster-worker@{slot}"),
     "worker killed again and again": (
         "WorkerDown",
-        "mkdir -p /run/systemd/system/shiftmaster-worker@{colour}.service.d; printf '[Service]\\nExecStart=\\nExecStart=/bin/false\\n'"
-        " > /run/systemd/system/shiftmaster-worker@{colour}.service.d/x.conf; systemctl daemon-reload;"
-        " systemctl restart --no-block shiftmaster-worker@{colour};"
-        " timeout 60 sh -c 'until [ $(systemctl show -P NRestarts shiftmaster-worker@{colour}) -ge 2 ]; do sleep 0.2; done'",
-        "rm -r /run/systemd/system/shiftmaster-worker@{colour}.service.d; systemctl daemon-reload;"
-        " systemctl restart shiftmaster-worker@{colour}",
+        "mkdir -p /run/systemd/system/shiftmaster-worker@{slot}.service.d; printf '[Service]\\nExecStart=\\nExecStart=/bin/false\\n'"
+        " > /run/systemd/system/shiftmaster-worker@{slot}.service.d/x.conf; systemctl daemon-reload;"
+        " systemctl restart --no-block shiftmaster-worker@{slot};"
+        " timeout 60 sh -c 'until [ $(systemctl show -P NRestarts shiftmaster-worker@{slot}) -ge 2 ]; do sleep 0.2; done'",
+        "rm -r /run/systemd/system/shiftmaster-worker@{slot}.service.d; systemctl daemon-reload;"
+        " systemctl restart shiftmaster-worker@{slot}",
     ),
-    "beat dead": ("BeatDown", "systemctl stop shiftmaster-beat@{colour}", "systemctl start shiftmaster-beat@{colour}"),
+    "beat dead": ("BeatDown", "systemctl stop shiftmaster-beat@{slot}", "systemctl start shiftmaster-beat@{slot}"),
     "beat twice": (
         "BeatTwice",
         "systemd-run --quiet --unit=second-beat --property=User=shiftmaster --property=EnvironmentFile={release}/env"
@@ -75,17 +75,17 @@ FAULTS = {
     ),
     "worker stopped by a signal": (
         "WorkerFrozen",
-        "systemctl kill --signal=STOP shiftmaster-worker@{colour}",
-        "systemctl kill --signal=CONT shiftmaster-worker@{colour}",
+        "systemctl kill --signal=STOP shiftmaster-worker@{slot}",
+        "systemctl kill --signal=CONT shiftmaster-worker@{slot}",
     ),
     "web processes stopped by a signal": (
         "WebProcessesFrozen",
-        "systemctl kill --signal=STOP shiftmaster-web@{colour}",
-        "systemctl kill --signal=CONT shiftmaster-web@{colour}; sleep 2; systemctl restart shiftmaster-web@{colour}",
+        "systemctl kill --signal=STOP shiftmaster-web@{slot}",
+        "systemctl kill --signal=CONT shiftmaster-web@{slot}; sleep 2; systemctl restart shiftmaster-web@{slot}",
     ),
-    "web processes down": ("WebUnitDown", "systemctl stop shiftmaster-web@{colour}", "systemctl start shiftmaster-web@{colour}"),
+    "web processes down": ("WebUnitDown", "systemctl stop shiftmaster-web@{slot}", "systemctl start shiftmaster-web@{slot}"),
     "socket gone": (
-        "SocketGone", "rm /run/shiftmaster-web-{colour}/web.sock", "systemctl restart shiftmaster-web@{colour}",
+        "SocketGone", "rm /run/shiftmaster-web-{slot}/web.sock", "systemctl restart shiftmaster-web@{slot}",
     ),
     "static missing": ("StaticMissing", "mv {release}/static /root/static", "mv /root/static {release}/static"),
     "permission wrong": (
@@ -101,8 +101,8 @@ FAULTS = {
     ),
     "interpreter broken": (
         "InterpreterBroken",
-        "mv {release}/venv/bin/python /root/python; systemctl restart --no-block shiftmaster-web@{colour}; sleep 3",
-        "mv /root/python {release}/venv/bin/python; systemctl restart shiftmaster-web@{colour}",
+        "mv {release}/venv/bin/python /root/python; systemctl restart --no-block shiftmaster-web@{slot}; sleep 3",
+        "mv /root/python {release}/venv/bin/python; systemctl restart shiftmaster-web@{slot}",
     ),
     "active link gone": ("ActiveLinkGone", f"mv {APP}/active /root/active", f"mv /root/active {APP}/active"),
     "maintenance page": (
@@ -214,7 +214,7 @@ ids = [re.sub(r"\W", "-", name) for name in FAULTS]
 
 @pytest.fixture
 def facts(operations):
-    """Anew for each test: what a finding says to do may bring the other colour up."""
+    """Anew for each test: what a finding says to do may bring the other slot up."""
     return facts_of(operations)
 
 
@@ -245,16 +245,16 @@ def assert_fixed_as_said(operations, seen) -> None:
 def test_the_true_cause_comes_first(operations, facts, name):
     rule, injure, mend = FAULTS[name]
     operations.shell(injure.format(**facts), check=False)
-    is_mended = False
+    is_fixed = False
     try:
         seen = assert_first(operations, rule)
         assert seen.seconds <= 15.5
         if name in FIXED_AS_SAID:
             assert_fixed_as_said(operations, seen)
-            is_mended = True
+            is_fixed = True
     finally:
-        # The colour that a mend by hand names may be another one by then.
-        mended(operations, "nft delete table inet other 2>/dev/null; true" if is_mended else mend.format(**facts))
+        # The slot that a mend by hand names may be another one by then.
+        fixed(operations, "nft delete table inet other 2>/dev/null; true" if is_fixed else mend.format(**facts))
 
 
 def test_connections_used_up(operations):
@@ -313,24 +313,24 @@ def test_slow_statement_without_its_index(operations):
 
 def test_queue_stuck_while_the_worker_is_stopped(operations, facts):
     """Tasks wait behind a worker that is there and does nothing."""
-    operations.shell(f"systemctl kill --signal=STOP shiftmaster-worker@{facts['colour']}")
+    operations.shell(f"systemctl kill --signal=STOP shiftmaster-worker@{facts['slot']}")
     try:
         enqueue(operations, f"stuck{time.time_ns()}", 0, 20)
         seen = assert_first(operations, "WorkerFrozen")
         # Where it had asked for one as it was stopped, one has gone to it.
         assert re.search("(19|20) tasks wait", json.dumps(seen.first)), seen.first
     finally:
-        operations.shell(f"systemctl kill --signal=CONT shiftmaster-worker@{facts['colour']}")
+        operations.shell(f"systemctl kill --signal=CONT shiftmaster-worker@{facts['slot']}")
 
 
 def test_queue_stuck_by_a_worker_that_hangs(operations, facts):
     """A worker that runs, is not stopped, and answers nobody: its one thread is in a task that does not end."""
-    unit = f"shiftmaster-worker@{facts['colour']}"
-    folder = f"/run/systemd/system/{unit}.service.d"
+    unit = f"shiftmaster-worker@{facts['slot']}"
+    directory = f"/run/systemd/system/{unit}.service.d"
     # The unit's own command, but that the main process does the tasks itself.
     operations.shell(
-        f"mkdir -p {folder}; (echo '[Service]'; echo ExecStart=; grep ^ExecStart= /etc/systemd/system/shiftmaster-worker@.service"
-        f" | sed 's/$/ --pool=solo/') > {folder}/hangs.conf; systemctl daemon-reload; systemctl restart {unit}; sleep 8"
+        f"mkdir -p {directory}; (echo '[Service]'; echo ExecStart=; grep ^ExecStart= /etc/systemd/system/shiftmaster-worker@.service"
+        f" | sed 's/$/ --pool=solo/') > {directory}/hangs.conf; systemctl daemon-reload; systemctl restart {unit}; sleep 8"
     )
     try:
         enqueue(operations, f"hangs{time.time_ns()}", 60, 1)
@@ -339,9 +339,9 @@ def test_queue_stuck_by_a_worker_that_hangs(operations, facts):
         seen = assert_first(operations, "QueueStuck")
         assert "12 tasks wait" in json.dumps(seen.first)
     finally:
-        mended(
+        fixed(
             operations,
-            f"rm -r {folder}; systemctl daemon-reload; systemctl kill --signal=KILL {unit}; sleep 1; systemctl restart {unit}",
+            f"rm -r {directory}; systemctl daemon-reload; systemctl kill --signal=KILL {unit}; sleep 1; systemctl restart {unit}",
         )
 
 
@@ -407,7 +407,7 @@ def test_disk_of_the_database_full(operations, facts):
     with broken(operations, injure, mend):
         seen = assert_first(operations, "DiskFull")
         assert data in seen.finding("DiskFull")["title"]["en"], seen.output[-5000:]
-        # It has ended, or begins anew and lets nobody in.
+        # It has ended, or begins again and lets nobody in.
         (follows,) = [one for one in seen.report["findings"] if one["rule"] in ("DatabaseStopped", "DatabaseNotReady")]
         assert follows["follows_from"] == f"DiskFull on {operations.host}", seen.output[-5000:]
 
@@ -453,7 +453,7 @@ def test_port_taken_by_another_program(operations):
             assert "python3" in seen.first["title"]["en"]
             assert_fixed_as_said(operations, seen)
     finally:
-        mended(operations, "systemctl start nginx")
+        fixed(operations, "systemctl start nginx")
 
 
 FULL = "dd if=/dev/zero of=/mnt/small/data bs=1M 2>/dev/null"
@@ -479,8 +479,8 @@ COMBINED = {
     ),
     "expired certificate, no scheduler and missing static files": (
         {"CertificateExpired", "BeatDown", "StaticMissing"},
-        f"{FAULTS['certificate expired'][1]}; {FAULTS['static missing'][1]}; systemctl stop shiftmaster-beat@{{colour}}",
-        f"{FAULTS['certificate expired'][2]}; {FAULTS['static missing'][2]}; systemctl start shiftmaster-beat@{{colour}}",
+        f"{FAULTS['certificate expired'][1]}; {FAULTS['static missing'][1]}; systemctl stop shiftmaster-beat@{{slot}}",
+        f"{FAULTS['certificate expired'][2]}; {FAULTS['static missing'][2]}; systemctl start shiftmaster-beat@{{slot}}",
     ),
 }  # fmt: skip
 
@@ -498,7 +498,7 @@ def test_all_roots_come_before_what_follows(operations, facts, name):
 
 def test_three_parts_that_hang_keep_nobody_waiting(operations, facts):
     """Database, Redis and the worker answer nothing; all three are named, within the time that one may take."""
-    units = ["'postgresql@*'", "redis-server", f"shiftmaster-worker@{facts['colour']}"]
+    units = ["'postgresql@*'", "redis-server", f"shiftmaster-worker@{facts['slot']}"]
     for unit in units:
         operations.shell(f"systemctl kill --signal=STOP {unit}")
     try:
@@ -506,7 +506,7 @@ def test_three_parts_that_hang_keep_nobody_waiting(operations, facts):
     finally:
         for unit in units:
             operations.shell(f"systemctl kill --signal=CONT {unit}")
-        mended(operations, "sleep 3; systemctl restart shiftmaster")
+        fixed(operations, "sleep 3; systemctl restart shiftmaster")
     assert {"DatabaseHangs", "RedisHangs", "WorkerFrozen"} <= set(seen.names[:4]), seen.output[-5000:]
     assert seen.seconds <= 15.5
 
@@ -555,10 +555,10 @@ def test_the_exit_code_is_as_strict_as_was_asked(operations, fail_on, code):
 
 
 def test_an_unreachable_host_is_a_finding(operations):
-    folder = second_inventory(
+    directory = second_inventory(
         "unreachable", "gone", ansible_host="127.0.0.1", ansible_port=1, ansible_connection="ssh", private_address="192.0.2.9"
     )  # fmt: skip
-    seen = diagnose(operations, "--inventory", folder)
+    seen = diagnose(operations, "--inventory", directory)
     assert seen.code == 4, seen.output[-3000:]
     assert seen.names[0] == "HostUnreachable" and seen.first["host"] == "gone"
     assert {host["host"] for host in seen.report["hosts"] if host["parts"]} == {operations.host}

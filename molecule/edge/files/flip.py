@@ -7,8 +7,8 @@ import time
 os.chdir("/var/www/shiftmaster")
 end, turn = time.monotonic() + float(sys.argv[1]), 0
 while time.monotonic() < end:
-    for colour in ("green", "blue"):
-        os.symlink(f"colours/{colour}", "active.flip")
+    for slot in ("green", "blue"):
+        os.symlink(f"slots/{slot}", "active.flip")
         os.rename("active.flip", "active")
         turn += 1
 print(turn)

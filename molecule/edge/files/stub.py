@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plays one colour of the application: HTTP on a unix socket, with login, a form and pages that tell what came in.
+"""Plays one slot of the application: HTTP on a unix socket, with login, a form and pages that tell what came in.
 
 Two of them share their data, as two releases share a database.
 """
@@ -16,7 +16,7 @@ import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler
 
-COLOUR, SOCKET, DATA = sys.argv[1:4]
+SLOT, SOCKET, DATA = sys.argv[1:4]
 LOCK = threading.Lock()
 
 
@@ -35,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(data)))
-        self.send_header("X-Colour", COLOUR)
+        self.send_header("X-Slot", SLOT)
         for name, value in headers:
             self.send_header(name, value)
         self.end_headers()
@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
             headers = [(name[4:], value) for name, value in query.items() if name.startswith("set-")]
             self.answer(int(query.get("status", 200)), json.dumps(pairs), headers, "application/json")
         elif url.path in ("/health/", "/health/deep/"):
-            self.answer(200, json.dumps({"status": "healthy", "version": COLOUR}), content_type="application/json")
+            self.answer(200, json.dumps({"status": "healthy", "version": SLOT}), content_type="application/json")
         elif url.path == "/slow":
             time.sleep(float(query.get("seconds", 1)))
             self.answer(200, "slow")
@@ -72,8 +72,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(
                 200,
-                f'<link rel="stylesheet" href="/static/css/{COLOUR}.0123456789ab.css">'
-                f"<footer>ShiftMaster {COLOUR}</footer>",
+                f'<link rel="stylesheet" href="/static/css/{SLOT}.0123456789ab.css">'
+                f"<footer>ShiftMaster {SLOT}</footer>",
             )
 
     do_HEAD = do_GET

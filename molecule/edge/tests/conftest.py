@@ -81,7 +81,7 @@ class Edge:
                 "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
             },
         )
-        # molecule asks for colours.
+        # molecule asks for slots.
         out = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
         changed = re.search(rf"{re.escape(name)} .*changed=(\d+)", out)
         return SimpleNamespace(
@@ -95,14 +95,14 @@ class Edge:
         return self.playbook("molecule/edge/files/reconfigure.yml", *arguments, **variables)
 
     @staticmethod
-    def activation(colour):
+    def activation(slot):
         return (
-            f"ln -sfn colours/{colour} /var/www/shiftmaster/active.new"
+            f"ln -sfn slots/{slot} /var/www/shiftmaster/active.new"
             " && mv -T /var/www/shiftmaster/active.new /var/www/shiftmaster/active"
         )
 
-    def activate(self, colour):
-        self.ok(self.activation(colour))
+    def activate(self, slot):
+        self.ok(self.activation(slot))
 
 
 def pytest_collection_modifyitems(config, items):
@@ -118,7 +118,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def edge(host):
-    """A host with both colours running, the blue one live and no maintenance, whatever the test before it left."""
+    """A host with both slots running, the blue one live and no maintenance, whatever the test before it left."""
     found = Edge(host)
     found.ok(
         "rm -f /var/www/shiftmaster/shared/maintenance/on"

@@ -10,7 +10,7 @@ import pytest
 
 def test_the_application_answers_over_tls(edge):
     answer = edge.get("/")
-    assert (answer.status, answer.one("x-colour")) == (200, "blue")
+    assert (answer.status, answer.one("x-slot")) == (200, "blue")
 
 
 def test_plain_http_is_sent_to_tls_under_the_sites_own_name(edge):
@@ -64,12 +64,12 @@ def test_from_outside_only_names_of_the_site_are_served(edge):
 def test_acme_challenges_pass_on_both_ports_and_in_maintenance(edge):
     edge.ok(
         "mkdir -p /var/www/acme/.well-known/acme-challenge"
-        " && echo proof >/var/www/acme/.well-known/acme-challenge/token"
+        " && echo verification >/var/www/acme/.well-known/acme-challenge/token"
         " && touch /var/www/shiftmaster/shared/maintenance/on"
     )
     for url in ("http://shift.test", "https://shift.test"):
         answer = edge.get("/.well-known/acme-challenge/token", url=url)
-        assert (answer.status, answer.body) == (200, "proof\n")
+        assert (answer.status, answer.body) == (200, "verification\n")
     assert edge.get("/.well-known/acme-challenge/none", url="http://shift.test").status == 404
 
 
@@ -186,7 +186,7 @@ def test_files_without_a_hash_and_missing_ones_are_not_kept_long(edge):
     assert missing.status == 404 and missing.one("cache-control") is None
 
 
-def test_nothing_outside_the_static_folders_is_served(edge):
+def test_nothing_outside_the_static_directories_is_served(edge):
     for path in (
         "/static/../../../shared/media/upload.html",
         "/static/%2e%2e/%2e%2e/env",
@@ -196,7 +196,7 @@ def test_nothing_outside_the_static_folders_is_served(edge):
         "/static//etc/passwd",
     ):
         answer = edge.get(path)
-        assert answer.status in (400, 403, 404) or answer.one("x-colour"), path
+        assert answer.status in (400, 403, 404) or answer.one("x-slot"), path
 
 
 def test_precompressed_files_are_used(edge):
@@ -275,7 +275,7 @@ def test_a_dead_application_gets_a_page_in_both_languages(edge):
 def test_errors_of_the_application_are_its_own(edge):
     for status in (404, 500, 502, 503):
         _, answer = edge.echo(query=f"status={status}")
-        assert answer.status == status and answer.one("x-colour") == "blue"
+        assert answer.status == status and answer.one("x-slot") == "blue"
 
 
 def test_error_pages_have_no_address_of_their_own(edge):
@@ -313,12 +313,12 @@ def test_maintenance_stands_before_everything(edge, path):
 
 def test_maintenance_lets_health_and_some_addresses_through(edge):
     edge.ok("touch /var/www/shiftmaster/shared/maintenance/on")
-    assert edge.get("/health/").one("x-colour") == "blue"
+    assert edge.get("/health/").one("x-slot") == "blue"
     assert edge.get("/health/", url="http://127.0.0.1:8000").status == 200
     assert edge.get("/", url="http://127.0.0.1:8000").status == 503
-    assert edge.get("/", source="127.0.0.7").one("x-colour") == "blue"
+    assert edge.get("/", source="127.0.0.7").one("x-slot") == "blue"
     edge.ok("rm /var/www/shiftmaster/shared/maintenance/on")
-    assert edge.get("/").one("x-colour") == "blue"
+    assert edge.get("/").one("x-slot") == "blue"
 
 
 def test_maintenance_answers_programs_in_json(edge):

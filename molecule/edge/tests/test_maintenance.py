@@ -61,7 +61,7 @@ def test_a_page_of_a_run_is_the_runs(edge):
 
 
 def test_a_page_that_nginx_does_not_show_is_an_error(edge):
-    """The switch is in a folder that nginx does not look at: written, but without effect."""
+    """The switch is in a directory that nginx does not look at: written, but without effect."""
     done = edge.playbook(PLAYBOOK, state="on", nginx_maintenance_dir="/var/www/shiftmaster/shared/state", **PAGE)
     edge.ok("rm -f /var/www/shiftmaster/shared/state/on /var/www/shiftmaster/shared/state/page.*")
     assert done.rc != 0

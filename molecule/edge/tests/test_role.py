@@ -62,7 +62,7 @@ def test_a_configuration_without_effect_is_noticed_and_put_back(edge, unchanged,
     )
     before = master(edge)
     done = edge.reconfigure(
-        nginx_local_listen=["127.0.0.1:8099"], nginx_proof_timeout_seconds=4, nginx_hardening=not restart
+        nginx_local_listen=["127.0.0.1:8099"], nginx_verify_timeout_seconds=4, nginx_hardening=not restart
     )
     edge.ok("systemctl stop thief; rm /root/nginx")
     assert done.rc != 0

@@ -1,4 +1,4 @@
-"""The colours change while clients read and write: no request may fail, no acknowledged write may be lost."""
+"""The slots change while clients read and write: no request may fail, no acknowledged write may be lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SCENARIO = {
     "base": "https://shift.test",
     "connect": "127.0.0.1:443",
     "verify": False,
-    "version": {"header": "X-Colour"},
+    "version": {"header": "X-Slot"},
     "login": {
         "page": "/login/",
         "username": "demo",
@@ -76,7 +76,7 @@ def end(edge):
     return summary
 
 
-def test_switching_colours_under_load_loses_nothing(edge):
+def test_switching_slots_under_load_loses_nothing(edge):
     begin(edge)
     mark(edge, "switch-start")
     switch(edge, "blue", "green")
@@ -106,7 +106,7 @@ def test_a_file_is_found_in_the_very_moment_of_a_switch(edge):
 
 
 def test_the_load_generator_sees_a_switch_without_a_drain(edge):
-    """The proof of the proof: stopped first and switched afterwards, requests fail and are counted."""
+    """The verification of the verification: stopped first and switched afterwards, requests fail and are counted."""
     begin(edge, seconds=6)
     edge.ok("systemctl kill --signal=KILL shiftmaster-web@blue")
     time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""What other people do to the host: links, folders and files that are gone, a page, a unit, a disk."""
+"""What other people do to the host: links, directories and files that are gone, a page, a unit, a disk."""
 
 from support import APP
 
@@ -11,7 +11,7 @@ def units(operations) -> list:
     return sorted(line.split()[0] for line in found.splitlines())
 
 
-def one_colour(operations) -> bool:
+def one_slot(operations) -> bool:
     names = units(operations)
     return len(names) == 3 and len({name.split("@")[1] for name in names}) == 1
 
@@ -44,7 +44,7 @@ def test_an_operators_page_is_no_fault_of_a_release(operations):
     assert bad(operations) == before
 
 
-def test_no_room_for_the_safety_copy_is_no_fault_of_a_release(operations):
+def test_no_room_for_the_pre_migration_dump_is_no_fault_of_a_release(operations):
     at(operations, "2.1.0")
     before = bad(operations)
     operations.shell("mount -t tmpfs -o size=64k tmpfs /var/backups/shiftmaster/pre-migration")
@@ -53,7 +53,7 @@ def test_no_room_for_the_safety_copy_is_no_fault_of_a_release(operations):
     finally:
         operations.shell("umount /var/backups/shiftmaster/pre-migration")
     assert run.code == 2 and run.says("too little room", "Version 2.1.0 serves, as before."), run.output[-4000:]
-    assert login(operations) == "200" and one_colour(operations)
+    assert login(operations) == "200" and one_slot(operations)
     assert bad(operations) == before
 
 
@@ -73,11 +73,11 @@ def test_the_active_link_is_gone(operations):
     operations.shell(f"rm {APP}/active")
     refused = operations.deploy("2.2.0", **FAST)
     assert refused.code == 2 and refused.says("0003_remove_is_night"), refused.output[-4000:]
-    assert operations.serves(10) == "2.1.0" and one_colour(operations)
+    assert operations.serves(10) == "2.1.0" and one_slot(operations)
     operations.shell(f"rm {APP}/active")
     run = operations.deploy("2.1.0", **FAST)
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(10) == "2.1.0" and one_colour(operations)
+    assert operations.serves(10) == "2.1.0" and one_slot(operations)
 
 
 def test_the_state_file_is_gone_or_damaged(operations):
@@ -95,10 +95,10 @@ def test_the_state_file_is_gone_or_damaged(operations):
     assert operations.serves(10) == "2.0.0"
 
 
-def test_the_folder_of_the_release_that_serves_is_gone(operations):
+def test_the_directory_of_the_release_that_serves_is_gone(operations):
     version = operations.serves(10)
     operations.shell(f"mv $(readlink -f {APP}/current) /root/gone")
     run = operations.deploy(version, **FAST)
     assert run.code == 0, run.output[-6000:]
-    assert operations.serves(10) == version and one_colour(operations)
+    assert operations.serves(10) == version and one_slot(operations)
     operations.shell("rm -rf /root/gone")

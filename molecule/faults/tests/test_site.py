@@ -35,7 +35,7 @@ def test_a_copy_is_restored_by_its_name(operations):
     operations.python("from roster.models import Ward; Ward.objects.create(slug='later', name_en='x')")
     copy = operations.shell("ls /var/backups/shiftmaster/pre-migration/*.dump | tail -n 1").strip()
     missing = operations.rollback(schema="restore", dump="../../../etc/passwd")
-    assert missing.code == 2 and missing.says("There is no safety copy ../../../etc"), missing.output[-4000:]
+    assert missing.code == 2 and missing.says("There is no pre-migration dump ../../../etc"), missing.output[-4000:]
     assert operations.serves(10) == "2.1.0"
     assert operations.shell(f"ls {PAGE} 2>/dev/null", check=False) == ""
     run = operations.rollback(schema="restore", dump=copy)
@@ -203,7 +203,7 @@ def test_a_first_deploy_that_fails_behind_its_switch(operations):
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
 
 
-def test_a_release_whose_files_are_damaged_is_built_anew(operations):
+def test_a_release_whose_files_are_damaged_is_built_again(operations):
     """Whoever damaged it, a restart shows it: the run says what is, and the next one repairs it."""
     assert operations.serves(10) == "2.0.0"
     damaged = operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
@@ -211,14 +211,14 @@ def test_a_release_whose_files_are_damaged_is_built_anew(operations):
     operations.shell("systemctl kill --signal=KILL 'shiftmaster-web@*'; sleep 3; systemctl stop 'shiftmaster-web@*'")
     run = operations.deploy("2.0.0", shiftmaster_health_attempts=1)
     assert run.code == 2, run.output[-4000:]
-    assert run.says("the next deploy.yml builds it anew", "Nothing serves here: version 2.0.0"), run.output[-4000:]
+    assert run.says("the next deploy.yml builds it again", "Nothing serves here: version 2.0.0"), run.output[-4000:]
     run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
     assert run.code == 0 and operations.serves(10) == "2.0.0", run.output[-4000:]
     assert operations.shell(f"basename $(readlink -f {APP}/active/release)").strip() != damaged
 
 
 def test_the_summary_names_the_page_that_an_operator_has_put_up(operations):
-    """And a second run changes nothing, also of a release that was built anew (the test before)."""
+    """And a second run changes nothing, also of a release that was built again (the test before)."""
     operations.shell(f"touch {PAGE}")
     try:
         run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)

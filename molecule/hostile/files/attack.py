@@ -23,7 +23,7 @@ WRITE = [
     "/etc/tmpfiles.d/hostile.conf",
     "/etc/shiftmaster/cutover.json", "/usr/local/sbin/shiftmasterctl", "/usr/local/lib/shiftmaster/engine/units.py",
     "/etc/nginx/sites-available/shiftmaster", "/etc/profile.d/hostile.sh", "/etc/logrotate.d/hostile",
-    f"{APP}/hostile", f"{APP}/releases/hostile", f"{APP}/colours/hostile", f"{APP}/shared/hostile",
+    f"{APP}/hostile", f"{APP}/releases/hostile", f"{APP}/slots/hostile", f"{APP}/shared/hostile",
     f"{APP}/shared/state/state.json", f"{APP}/shared/state/audit.jsonl", f"{APP}/shared/static/hostile.js",
     f"{APP}/shared/maintenance/on", f"{LOG}/hostile.log", f"{LOG}/builds/hostile.log",
     "/var/backups/shiftmaster/hostile",
@@ -59,7 +59,7 @@ def planted():
         LOG: ["builds", "error.log", "app.log", "celery.log", "backup.log", "canary.log", "diagnosis", "checklists"],
         f"{APP}/shared/media": ["directory", "file.png", ".new", "avatars"],
         f"{APP}/shared/logs": ["app.log", "zzz.log", "other.log"],
-        f"{APP}/shared/parked": ["queue", "tasks.jsonl"],
+        f"{APP}/shared/unknown-tasks": ["queue", "tasks.jsonl"],
         f"{APP}/shared/static": ["css", "staticfiles.json"],
         "/run/shiftmaster": ["worker-blue.env", "worker-green.env", "points"],
         "/run/shiftmaster-metrics": ["gauge_all_1.db", "histogram_2.db"],
@@ -176,7 +176,7 @@ def attempts():
 
     def stop_services():
         """Of manage.py and drivers alone: the services of both slots have one user and see each other."""
-        return "" if "SHIFTMASTER_COLOUR" in os.environ else stop_others()
+        return "" if "SHIFTMASTER_SLOT" in os.environ else stop_others()
 
     for path in WRITE:
         yield f"write {path}", lambda path=path: write(path)
@@ -225,7 +225,7 @@ def replace_socket():
         except OSError:
             continue
         try:
-            place = f"/run/shiftmaster-web-{os.environ['SHIFTMASTER_COLOUR']}/web.sock"
+            place = f"/run/shiftmaster-web-{os.environ['SHIFTMASTER_SLOT']}/web.sock"
             os.rename(place, place + ".aside")
             os.symlink("/run/dbus/system_bus_socket", place)
             found = "replaced"

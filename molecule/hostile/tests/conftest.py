@@ -60,7 +60,7 @@ for place in (os.environ.get("PIP_CACHE_DIR"), "/var/cache/shiftmaster/pip", "/v
         pass
 """
 LEAVE = """
-if "SHIFTMASTER_COLOUR" not in __import__("os").environ:
+if "SHIFTMASTER_SLOT" not in __import__("os").environ:
     attack.leave("left-by-manage")
 """
 SOCKET = """
@@ -115,7 +115,7 @@ def everything(root: Path) -> None:
     dependency(root, CACHE)
     append(
         root / "shiftmaster" / "settings.py",
-        CALL.format(context='"manage" if "SHIFTMASTER_COLOUR" not in __import__("os").environ else "unit"') + LEAVE,
+        CALL.format(context='"manage" if "SHIFTMASTER_SLOT" not in __import__("os").environ else "unit"') + LEAVE,
     )
     append(root / "shiftmaster" / "wsgi.py", CALL.format(context='"web"') + SOCKET)
     append(root / "shiftmaster" / "celery.py", CALL.format(context='"worker"'))

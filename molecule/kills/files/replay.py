@@ -68,11 +68,11 @@ class Run:
         for name in ("hooks", "keep"):
             if name in given and name in self.options:
                 given[name] = self.options[name]
-        folder = os.path.join(CALLS, module)
-        with open(os.path.join(folder, "debug_dir", "args"), "w", encoding="utf-8") as stream:
+        directory = os.path.join(CALLS, module)
+        with open(os.path.join(directory, "debug_dir", "args"), "w", encoding="utf-8") as stream:
             json.dump(arguments, stream)
         done = subprocess.run(
-            [sys.executable, os.path.join(folder, "AnsiballZ_%s.py" % module), "execute"],
+            [sys.executable, os.path.join(directory, "AnsiballZ_%s.py" % module), "execute"],
             stdout=subprocess.PIPE,
             check=False,
         )
@@ -91,7 +91,7 @@ class Run:
             holder = lock["holder"]
             alive = self.call("lock", "alive", "present", controller=holder["controller"])["alive"]
             dead = holder["run_id"] if alive is False else self.options.get("take_over", "")
-            lock = self.call("lock", "present", dead_run_id=dead, **options)
+            lock = self.call("lock", "present", interrupted_run_id=dead, **options)
         if not lock["acquired"]:
             sys.exit("FAILED %s" % lock["holder_text"])
         if lock["taken_over"]:
@@ -103,7 +103,7 @@ class Run:
     # plan.yml
     def look(self):
         left = self.call("release", "query")
-        reasons = left["unsettled"]
+        reasons = left["pending_changes"]
         if not reasons:
             plan = self.call("migrations", "plan", release=RELEASES + left["release"])
             reasons = ["%s.%s is pending" % (one["app"], one["name"]) for one in plan["pending"]]

@@ -28,7 +28,7 @@ LOG, NEXT = SCENARIO_HOME / "killed.log", SCENARIO_HOME / "next.log"
 
 def kill_tree(operations, process: subprocess.Popen, point: str) -> None:
     """SIGKILL everything of a run that waits at a point, on this machine and on the host."""
-    waiting = operations.shell(f"cat {FOLDER}/{point}.reached").strip()
+    waiting = operations.shell(f"cat {DIRECTORY}/{point}.reached").strip()
     kill_run(operations, process)
     # A driver, the first process of its own PID namespace, goes on in its unit until the next run ends it.
     assert waiting == "1" or operations.shell(f"test -e /proc/{waiting} || echo ended").strip() == "ended"
@@ -42,7 +42,7 @@ def points():
     return module
 
 
-POINTS, FOLDER = points().POINTS, points().FOLDER
+POINTS, DIRECTORY = points().POINTS, points().DIRECTORY
 # What a run needs to come by a point, besides being a deploy of 2.1.1.
 FAILS = {"shiftmaster_hooks": [{"name": "fail", "phase": "after_cutover", "command": "exit 1"}]}
 NEEDS = {
@@ -50,12 +50,12 @@ NEEDS = {
     "build": {"shiftmaster_web_threads": 11},
     "built": {"shiftmaster_web_threads": 12},
     "prune": {"shiftmaster_web_threads": 13, "shiftmaster_keep_releases": 1},
-    "put_back": FAILS,
+    "revert": FAILS,
 }
 # From here on a run that died has moved the traffic.
 SWITCHED = POINTS[POINTS.index("switched") :]
 CHANGES_THE_SCHEMA = ("dump", "migrate", "migrated")
-# A build, the schema, the cutover's work on both colours, the time behind it.
+# A build, the schema, the cutover's work on both slots, the time behind it.
 BY_PLAYBOOK = ("build", "migrate", "handover", "watch")
 REBOOTS = {"gate": "2.0.0", "rename": "2.0.0", "switched": "2.1.1", "watch": "2.1.1"}
 REBOOT_BY_PLAYBOOK = "switched"
@@ -86,7 +86,7 @@ class Playbooks:
 class Replay:
     """The module calls of a real run, on the host alone."""
 
-    FOLDER = "/root/replay"
+    DIRECTORY = "/root/replay"
     # The preflight, and the role's own files.
     NOT_OF_A_RELEASE = ("shiftmaster_preflight.", "managed_files.")
     # Settings of a run as the options of its calls. Another salt is another configuration, as another setting is.
@@ -100,18 +100,18 @@ class Replay:
 
     def record(self) -> None:
         """Keep the calls of a deploy of 2.1.1 by the playbook, which builds it and changes the schema."""
-        self.operations.shell(f"mkdir -p {self.FOLDER} && rm -rf /root/.ansible/tmp/*")
+        self.operations.shell(f"mkdir -p {self.DIRECTORY} && rm -rf /root/.ansible/tmp/*")
         subprocess.run(
             ["docker", "cp", "--quiet", str(ROOT / "molecule/kills/files/replay.py"),
-             f"{self.operations.host}:{self.FOLDER}/ansible-playbook"], check=True, capture_output=True,
+             f"{self.operations.host}:{self.DIRECTORY}/ansible-playbook"], check=True, capture_output=True,
         )  # fmt: skip
-        if self.operations.shell(f"cat {self.FOLDER}/of 2>/dev/null", check=False) == self.source():
+        if self.operations.shell(f"cat {self.DIRECTORY}/of 2>/dev/null", check=False) == self.source():
             return  # Somebody runs tests once more on a host of before.
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ANSIBLE_KEEP_REMOTE_FILES", "1")
             run = self.operations.deploy("2.1.1", shiftmaster_watch_seconds=1)
         assert run.code == 0, run.output[-6000:]
-        kept = self.operations.shell(f"python3 {self.FOLDER}/ansible-playbook keep; rm -rf /root/.ansible/tmp/*")
+        kept = self.operations.shell(f"python3 {self.DIRECTORY}/ansible-playbook keep; rm -rf /root/.ansible/tmp/*")
         calls = [name for name in kept.split() if name not in self.NOT_OF_A_RELEASE]
         new = {"shiftmaster_release.present.build", "shiftmaster_migrations.apply"}
         assert new <= set(calls), f"2.1.1 was on this host before (molecule destroy -s kills): {calls}"
@@ -119,7 +119,7 @@ class Replay:
         self.back(reverse=True)
         made = [line.split()[0] for line in self.run("deploy", salt="record").splitlines() if "." in line]
         assert [name for name in made if name != "shiftmaster_lock.identity"] == calls
-        self.operations.shell(f"cat > {self.FOLDER}/of", stdin=self.source())
+        self.operations.shell(f"cat > {self.DIRECTORY}/of", stdin=self.source())
 
     @staticmethod
     def source() -> str:
@@ -136,7 +136,7 @@ class Replay:
         if "salt" in options:
             options["salt"] = f"{options['salt']} of {self.session}"
         return [
-            "docker", "exec", self.operations.host, "python3", f"{self.FOLDER}/ansible-playbook", operation,
+            "docker", "exec", self.operations.host, "python3", f"{self.DIRECTORY}/ansible-playbook", operation,
             json.dumps(options),
         ]  # fmt: skip
 
@@ -212,7 +212,7 @@ def audited(operations, event: str) -> int:
 
 
 def let_go(operations) -> None:
-    operations.shell(f"rm -rf {FOLDER}")
+    operations.shell(f"rm -rf {DIRECTORY}")
 
 
 def start(operations, *arguments, **extra) -> subprocess.Popen:
@@ -230,7 +230,7 @@ def start_and_reach(runs, point: str, watch: int = 8, **settings) -> subprocess.
 
 def wait_for_point(operations, process: subprocess.Popen, point: str) -> None:
     # Waits on the host: a call from here costs the run that is waited for a good part of a processor.
-    look = f"timeout 5 sh -c 'until cat {FOLDER}/{point}.reached 2>/dev/null; do sleep 0.2; done'"
+    look = f"timeout 5 sh -c 'until cat {DIRECTORY}/{point}.reached 2>/dev/null; do sleep 0.2; done'"
     wait_for(
         lambda: process.poll() is not None or operations.shell(look, check=False), 600, f"the point {point}"
     )  # fmt: skip
@@ -274,11 +274,11 @@ def assert_clean(operations) -> None:
     assert state["transition"] is None
     assert "building" not in [entry["status"] for entry in state["releases"].values()]
     assert operations.shell(LEFT_OVER).split() == []
-    colour = operations.shell(f"basename $(readlink {APP}/active)").strip()
+    slot = operations.shell(f"basename $(readlink {APP}/active)").strip()
     kinds = ("beat", "web", "worker")
     wait_for(  # A worker of before may still be ending.
-        lambda: operations.shell(ACTIVE_UNITS).split() == [f"shiftmaster-{kind}@{colour}.service" for kind in kinds],
-        60, "one colour's units alone",
+        lambda: operations.shell(ACTIVE_UNITS).split() == [f"shiftmaster-{kind}@{slot}.service" for kind in kinds],
+        60, "one slot's units alone",
     )  # fmt: skip
 
 
@@ -328,17 +328,17 @@ def test_kill_at_point(operations, point, request):
 def test_kill_in_the_rename_of_the_way_back(operations, replay):
     """The link leads to the new version, which is being left; the next run goes the whole way back first."""
     with under_load(operations):
-        process = start_and_reach(replay, "put_back", **FAILS)
-        operations.shell(f"touch {FOLDER}/rename && rm {FOLDER}/put_back")
+        process = start_and_reach(replay, "revert", **FAILS)
+        operations.shell(f"touch {DIRECTORY}/rename && rm {DIRECTORY}/revert")
         wait_for_point(operations, process, "rename")
         kill_tree(operations, process, "rename")
         let_go(operations)
         assert operations.serves(5) == "2.1.1"
         tasks = send_tasks(operations)
-        back = audited(operations, "put_back")
+        back = audited(operations, "reverted")
         replay.deploy(shiftmaster_watch_seconds=3)
         assert_tasks_ran(operations, tasks)
-    assert audited(operations, "put_back") == back + 1
+    assert audited(operations, "reverted") == back + 1
     assert_converged(replay)
 
 

@@ -1,4 +1,4 @@
-"""The logging pipeline on stand-ins; the application's part on real ones: nginx, Django, Celery, PostgreSQL."""
+"""The logging pipeline on stubs; the application's part on real ones: nginx, Django, Celery, PostgreSQL."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def log():
 
 
 def python(host, text):
-    """Run Python as a process of the release that serves does, with its user, environment and colour."""
+    """Run Python as a process of the release that serves does, with its user, environment and slot."""
     release = f"{APP}/active/release"
     return host.shell(
-        "systemd-run --quiet --wait --pipe --collect --property=User=shiftmaster --setenv=SHIFTMASTER_COLOUR=blue "
+        "systemd-run --quiet --wait --pipe --collect --property=User=shiftmaster --setenv=SHIFTMASTER_SLOT=blue "
         f"--property=EnvironmentFile={release}/env --property=WorkingDirectory={release}/source "
         f"{release}/venv/bin/python -",
         stdin="import django\ndjango.setup()\n" + textwrap.dedent(text),
@@ -160,7 +160,7 @@ def test_a_line_is_found_and_verify_says_on_what(app):
     run = app.run("playbooks/verify.yml")
     assert run.code == 0, run.output
     assert "canary: a line is found by search: PASSED" in run.output
-    assert "(on a stand-in)" in run.output and "FAILED" not in run.output
+    assert "(on a stub)" in run.output and "FAILED" not in run.output
 
 
 def test_the_writer_may_only_write(log):

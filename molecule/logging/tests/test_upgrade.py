@@ -1,4 +1,4 @@
-"""A newer minor version, by one variable: in the right order, host by host. On stand-ins of both versions."""
+"""A newer minor version, by one variable: in the right order, host by host. On stubs of both versions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_newer_minor_version_comes_by_one_variable():
     assert set(versions().values()) == {"9.99.0"}
     for host in HOSTS:
         # apt on the hosts does not know of it yet.
-        Operations(INVENTORY, host).shell(f"/root/elastic_stand_in/make_repository {NEWER}")
+        Operations(INVENTORY, host).shell(f"/root/elastic_stub/make_repository {NEWER}")
     run = app.run("deploy.yml", "--tags", "logging", logging_version=NEWER)
     assert run.code == 0, run.output[-6000:]
     assert set(versions().values()) == {NEWER}

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import alerting as proofs
-import mishaps
+import alerting as verifications
 import pytest
 import scaled_rules
+import service_faults
 import yaml
 from support import SAMPLE_SCENARIO, SCENARIO_HOME, Operations, inventory_and_host, load, wait_for
 
@@ -15,8 +15,8 @@ from support import SAMPLE_SCENARIO, SCENARIO_HOME, Operations, inventory_and_ho
 FACTOR = 4
 # The order of the files. What alerts do after failed deploys is seen while others run; and of the tests with divided
 # durations, some need the series that faults have left, or some minutes of them.
-FILES = ("test_deploys", "test_alertmanager", "test_figures", "test_alerts", "test_costs")
-FILES_SCALED = ("test_alerts", "test_deploys", "test_figures", "test_costs")
+FILES = ("test_deploys", "test_alertmanager", "test_metrics", "test_alerts", "test_costs")
+FILES_SCALED = ("test_alerts", "test_deploys", "test_metrics", "test_costs")
 
 # A page that tests alone ask for.
 ASKED = "/requests/"
@@ -128,7 +128,7 @@ class Watch(Operations):
     def settled(self) -> bool:
         """Whether what has ended was told."""
         now = [one["metric"] for one in self.query("ALERTS{alertstate='firing'}")]
-        return all(one in now or one["alertname"] in proofs.BUDGETS for one in self.lately())
+        return all(one in now or one["alertname"] in verifications.BUDGETS for one in self.lately())
 
     @staticmethod
     def seen_once(app) -> None:
@@ -159,7 +159,7 @@ def watch(hosts):
     hosts.app.manage("seed_demo")
     hosts.watch.seen_once(hosts.app)
     if not SAMPLE_SCENARIO:  # That host has backups.
-        mishaps.backups_as_if(hosts.app)
+        service_faults.backups_as_if(hosts.app)
     wait_for(lambda: not hosts.watch.query("up == 0"), 180, "all targets up")
     return hosts.watch
 
@@ -167,7 +167,7 @@ def watch(hosts):
 @pytest.fixture(scope="session")
 def alerting(watch):
     """Receivers beside Alertmanager."""
-    found = proofs.Alerting(watch.shell, password=watch.secret("admin"))
+    found = verifications.Alerting(watch.shell, password=watch.secret("admin"))
     found.start_receivers("alerts", "mail-of-the-test")
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-import alerting as proofs
+import alerting as verifications
 import pytest
 
 SILENCE = "molecule/monitoring/silence.yml"
@@ -20,8 +20,8 @@ def alone(alerting):
         # One of them must be a label that is there.
         {"name": "severity", "value": ".+", "isRegex": True, "isEqual": True},
     ]
-    silence = {"matchers": matchers, "createdBy": "proofs", "comment": "only the proofs' own"}
-    silence.update(startsAt=proofs.iso(time.time()), endsAt=proofs.iso(time.time() + 4 * 3600))
+    silence = {"matchers": matchers, "createdBy": "verifications", "comment": "only the verifications' own"}
+    silence.update(startsAt=verifications.iso(time.time()), endsAt=verifications.iso(time.time() + 4 * 3600))
     made = json.loads(alerting.api("POST", "/api/v2/silences", silence))
     yield
     alerting.api("DELETE", f"/api/v2/silence/{made['silenceID']}")
@@ -36,36 +36,36 @@ def apply(hosts):
 
 
 def test_a_critical_alert_reaches_everybody_and_is_resolved(alerting, capsys):
-    took = proofs.critical_reaches_everybody_and_is_resolved(alerting)
+    took = verifications.critical_reaches_everybody_and_is_resolved(alerting)
     with capsys.disabled():
         print(f"\n  from Prometheus to a message: {took}")
 
 
 def test_a_warning_wakes_nobody(alerting):
-    proofs.a_warning_wakes_nobody(alerting)
+    verifications.a_warning_wakes_nobody(alerting)
 
 
 def test_information_goes_to_one_channel(alerting):
-    proofs.information_goes_to_one_channel(alerting, 12)
+    verifications.information_goes_to_one_channel(alerting, 12)
 
 
 def test_the_watchdog_is_asked_for_regularly(alerting):
     # Prometheus sends it itself, too.
-    proofs.the_watchdog_is_asked_for_regularly(alerting, 5)
+    verifications.the_watchdog_is_asked_for_regularly(alerting, 5)
 
 
 def test_a_host_that_is_down_is_one_message_for_each_receiver(alerting):
-    proofs.a_host_that_is_down_is_one_message_for_each_receiver(alerting)
+    verifications.a_host_that_is_down_is_one_message_for_each_receiver(alerting)
 
 
 @pytest.mark.parametrize(("receiver", "how"), [("slack", "500"), ("pagerduty", "refuse"), ("smtp", "hang")])
 def test_a_receiver_that_is_down_gets_it_afterwards(alerting, receiver, how):
-    proofs.a_receiver_that_is_down_gets_it_afterwards(alerting, receiver, how)
+    verifications.a_receiver_that_is_down_gets_it_afterwards(alerting, receiver, how)
 
 
 @pytest.mark.parametrize("signal", ["", "KILL"])
 def test_a_restart_loses_nothing(alerting, signal):
-    proofs.a_restart_loses_nothing(alerting, 10, signal)
+    verifications.a_restart_loses_nothing(alerting, 10, signal)
 
 
 def test_a_run_silences_what_it_causes_and_nothing_else(watch, alerting):
@@ -74,19 +74,21 @@ def test_a_run_silences_what_it_causes_and_nothing_else(watch, alerting):
         assert done.code == 0, done.output[-4000:]
         return done
 
-    proofs.a_run_silences_what_it_causes_and_nothing_else(alerting, lambda: run("silence"), lambda: run("unsilence"))
+    verifications.a_run_silences_what_it_causes_and_nothing_else(
+        alerting, lambda: run("silence"), lambda: run("unsilence")
+    )
 
 
-@pytest.mark.parametrize("case", proofs.REFUSED)
+@pytest.mark.parametrize("case", verifications.REFUSED)
 def test_what_is_refused_leaves_the_old_one_running_and_says_why(alerting, apply, case):
-    proofs.it_is_refused_and_the_old_one_stays(alerting, apply, case)
+    verifications.it_is_refused_and_the_old_one_stays(alerting, apply, case)
 
 
 def test_nobody_reads_it_without_a_password(alerting):
-    proofs.nobody_reads_it_without_a_password(alerting)
+    verifications.nobody_reads_it_without_a_password(alerting)
 
 
 def test_no_secret_is_seen(alerting, watch):
     secrets = [watch.secret("admin"), watch.secret("scrape"), "mail-of-the-test", "token-of-the-test",
                "abcdefghijklmnopqrstuvwx", "0123456789abcdef0123456789abcdef"]  # fmt: skip
-    proofs.no_secret_is_seen(alerting, secrets)
+    verifications.no_secret_is_seen(alerting, secrets)

@@ -9,9 +9,9 @@ import re
 import subprocess
 import time
 
-import alerting as proofs
-import mishaps
+import alerting as verifications
 import pytest
+import service_faults
 import yaml
 from support import ROOT, load, wait_for
 
@@ -37,7 +37,7 @@ def title(message: dict) -> str:
 
 
 def tells_of(message: dict, alert: str, place: str = "") -> bool:
-    return re.search(rf"(^|\] ){alert}\b", title(message)) is not None and place in proofs.about(message)
+    return re.search(rf"(^|\] ){alert}\b", title(message)) is not None and place in verifications.about(message)
 
 
 def says_its_end(message: dict) -> bool:
@@ -80,13 +80,13 @@ def is_whole(message: dict, alert: str) -> None:
 
 
 class Fault:
-    """One that was done: until it is mended, and told in between and afterwards."""
+    """One that was done: until it is fixed, and told in between and afterwards."""
 
-    def __init__(self, alerting, alert: str, mishap, receivers, place: str = "", seconds: float = 180):
+    def __init__(self, alerting, alert: str, fault, receivers, place: str = "", seconds: float = 180):
         self.alerting, self.alert, self.receivers, self.place = alerting, alert, receivers, place
-        self.seconds, self.mended, self.keys = seconds, 0.0, {}
+        self.seconds, self.fixed, self.keys = seconds, 0.0, {}
         self.began, self.stack = alerting.now(), contextlib.ExitStack()
-        self.stack.enter_context(mishap)
+        self.stack.enter_context(fault)
 
     def fits(self, its_end: bool):
         return lambda one: tells_of(one, self.alert, self.place) and says_its_end(one) == its_end
@@ -108,21 +108,21 @@ class Fault:
         return took
 
     def mend(self) -> None:
-        if not self.mended:
-            self.mended = self.alerting.now()
+        if not self.fixed:
+            self.fixed = self.alerting.now()
             self.stack.close()
 
     def is_resolved(self, capsys, seconds: float = 420) -> None:
         """Everybody who was told is told its end; PagerDuty under the same key.
 
-        Also one that has ended by itself before it was mended, as a deadlock does when it has left the rule's window.
+        Also one that has ended by itself before it was fixed, as a deadlock does when it has left the rule's window.
         """
         ends = {
             one: self.alerting.arrive(one, 1, self.began, seconds, self.fits(its_end=True))[0] for one in self.receivers
         }
         if self.keys:
             assert {ends["pagerduty"]["body"]["dedup_key"]} == self.keys
-        took = max(0, max(one["at"] for one in ends.values()) - self.mended)
+        took = max(0, max(one["at"] for one in ends.values()) - self.fixed)
         with capsys.disabled():
             print(f"\n  {self.alert}: {took:.0f} s from its mending to the last message")
 
@@ -147,13 +147,13 @@ def test_deploys_that_failed_have_fired_no_alert(watch, alerting, observed):
         one["metric"]["alertname"]
         for one in watch.query("ALERTS{alertstate='firing',service!='monitoring'}", observed.since)
     }
-    assert fired - observed.known - {*proofs.MACHINE, *proofs.BUDGETS} == set()
+    assert fired - observed.known - {*verifications.MACHINE, *verifications.BUDGETS} == set()
 
 
 @pytest.mark.sample
 def test_the_application_is_down(hosts, watch, alerting, capsys):
     comes_and_goes(
-        alerting, capsys, "ShiftMasterDown", mishaps.units_stopped(hosts.app, "shiftmaster.service"), EVERYBODY,
+        alerting, capsys, "ShiftMasterDown", service_faults.units_stopped(hosts.app, "shiftmaster.service"), EVERYBODY,
         hosts.app.host,
     )  # fmt: skip
     # Within a minute: what is waited for at most, as it runs, until a message is sent.
@@ -168,7 +168,7 @@ def test_the_application_is_down(hosts, watch, alerting, capsys):
 def test_a_database_is_down(hosts, alerting, scaled, capsys, host):
     place = vars(hosts)[host]
     comes_and_goes(
-        alerting, capsys, "DatabaseConnectionError", mishaps.units_stopped(place, "postgresql@17-main.service"),
+        alerting, capsys, "DatabaseConnectionError", service_faults.units_stopped(place, "postgresql@17-main.service"),
         EVERYBODY, place.host,
     )  # fmt: skip
 
@@ -185,7 +185,7 @@ def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> 
         "the end of their messages",
     )
     known = {(one["alertname"], one.get("instance", "")) for one in watch.lately()}
-    known |= {(alert, "") for alert in (*proofs.MACHINE, *proofs.BUDGETS)}
+    known |= {(alert, "") for alert in (*verifications.MACHINE, *verifications.BUDGETS)}
     since = alerting.now()
     # One that is only paused still answers pings, which the kernel does. As with the power: systemd would end services
     # one by one, which takes as long as ever, and the divided durations would pass meanwhile.
@@ -220,33 +220,33 @@ def test_the_host_with_everything_is_one_message_to_each_receiver(hosts, alertin
 
 # alert: (what does it, its receivers, where, the seconds that it may take)
 QUICK = {
-    "DatabaseDeadlocks": lambda hosts: (mishaps.deadlock(hosts.app), TOLD, hosts.app.host),
-    "DatabaseLockWait": lambda hosts: (mishaps.lock_wait(hosts.app), TOLD, hosts.app.host),
-    "HighResponseTime": lambda hosts: (mishaps.table_held(hosts.app), TOLD, "", 420),
-    # Figures of the kernel that all containers share: a stand-in for the kernel (molecule/monitoring/files).
-    "HighCPUUsage": lambda hosts: (mishaps.figure(hosts.watch, "cpu", 97), TOLD, hosts.watch.host, 420),
-    "HighMemoryUsage": lambda hosts: (mishaps.figure(hosts.watch, "memory", 92), TOLD, hosts.watch.host, 300),
-    "DiskSpaceWarning": lambda hosts: (mishaps.disk_filled(hosts.app, "/srv/archive", 85), TOLD, hosts.app.host, 300),
-    "ReplicationStopped": lambda hosts: (mishaps.standby_refused(hosts.app), TOLD, "", 240),
-    "ContainerUnhealthy": lambda hosts: (mishaps.container_ill(hosts.app, "neighbour"), TOLD, hosts.app.host, 300),
+    "DatabaseDeadlocks": lambda hosts: (service_faults.deadlock(hosts.app), TOLD, hosts.app.host),
+    "DatabaseLockWait": lambda hosts: (service_faults.lock_wait(hosts.app), TOLD, hosts.app.host),
+    "HighResponseTime": lambda hosts: (service_faults.table_held(hosts.app), TOLD, "", 420),
+    # Metrics of the kernel that all containers share: a stub for the kernel (molecule/monitoring/files).
+    "HighCPUUsage": lambda hosts: (service_faults.metric(hosts.watch, "cpu", 97), TOLD, hosts.watch.host, 420),
+    "HighMemoryUsage": lambda hosts: (service_faults.metric(hosts.watch, "memory", 92), TOLD, hosts.watch.host, 300),
+    "DiskSpaceWarning": lambda hosts: (service_faults.disk_filled(hosts.app, "/srv/archive", 85), TOLD, hosts.app.host, 300),
+    "ReplicationStopped": lambda hosts: (service_faults.standby_refused(hosts.app), TOLD, "", 240),
+    "ContainerUnhealthy": lambda hosts: (service_faults.container_ill(hosts.app, "neighbour"), TOLD, hosts.app.host, 300),
     "ExporterDown": lambda hosts: (
-        mishaps.units_stopped(hosts.app, "prometheus-redis-exporter.service"), TOLD, hosts.app.host, 300,
+        service_faults.units_stopped(hosts.app, "prometheus-redis-exporter.service"), TOLD, hosts.app.host, 300,
     ),
-    "UnitFailed": lambda hosts: (mishaps.unit_failed(hosts.app), TOLD, hosts.app.host, 300),
+    "UnitFailed": lambda hosts: (service_faults.unit_failed(hosts.app), TOLD, hosts.app.host, 300),
 }  # fmt: skip
 LASTING = {
-    "CertificateExpiresSoon": lambda hosts: (mishaps.certificate_near_its_end(hosts.app, 20), TOLD, "", 540),
+    "CertificateExpiresSoon": lambda hosts: (service_faults.certificate_near_its_end(hosts.app, 20), TOLD, "", 540),
     # One and the same: there are no workers, and a task waits for them.
     "CeleryWorkersDown": lambda hosts: (contextlib.nullcontext(), EVERYBODY, "", 300),
-    "CeleryQueueOld": lambda hosts: (mishaps.workers_stopped(hosts.app, 660), TOLD, "", 420),
-    "BackupMissing": lambda hosts: (mishaps.backups_missing(hosts.app), TOLD, "", 1200),
+    "CeleryQueueOld": lambda hosts: (service_faults.workers_stopped(hosts.app, 660), TOLD, "", 420),
+    "BackupMissing": lambda hosts: (service_faults.backups_missing(hosts.app), TOLD, "", 1200),
 }
 FAULTS = {**QUICK, **LASTING}
 
 
 @pytest.fixture(scope="module")
 def faults(request, hosts, alerting, scaled):
-    """Those that the tests of this run ask for, begun at the same time; mended at the end at the latest."""
+    """Those that the tests of this run ask for, begun at the same time; fixed at the end at the latest."""
     wanted = {
         value for item in request.session.items if hasattr(item, "callspec") for value in item.callspec.params.values()
     }

@@ -1,4 +1,4 @@
-"""Deploys, as monitoring sees them: no message of one that goes well, one of one that fails; figures that go on."""
+"""Deploys, as monitoring sees them: no message of one that goes well, one of one that fails; metrics that go on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 
-import alerting as proofs
+import alerting as verifications
 import pytest
 from alerting import about
 from receivers import Receivers
@@ -31,7 +31,9 @@ def told(alerting, since: float, known=frozenset()) -> list:
     """Messages to people, but of alerts that fire since before (of the budget of a whole day after other tests)."""
     found = [one for one in alerting.messages("", since) if one["receiver"] != "deadman"]
     return [
-        one for one in found if not any(alert in about(one) for alert in {*known, *proofs.MACHINE, *proofs.BUDGETS})
+        one
+        for one in found
+        if not any(alert in about(one) for alert in {*known, *verifications.MACHINE, *verifications.BUDGETS})
     ]
 
 
@@ -106,7 +108,7 @@ def test_a_deploy_that_fails_is_told_once(hosts, watch, alerting, observed, vers
     assert silences(watch) == [], "a silence is left"
 
 
-def test_figures_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, scaled, capsys):
+def test_metrics_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, scaled, capsys):
     """Four workers of which one is killed, a release switch under requests, and the switch back."""
     alerting, known = quiet
     app, since = hosts.app, alerting.now()
@@ -161,8 +163,8 @@ def test_the_silence_of_a_run_that_is_killed_ends(hosts, watch, alerting, scaled
             active = {one["id"]: one["endsAt"] for one in silences(watch)}
             assert active, "the run has silenced nothing"
             assert not set(active) & set(silenced), "the run has left the silences of the killed one before it"
-            until = proofs.iso(time.time() + seconds)
-            assert all(proofs.iso(time.time()) < end <= until for end in active.values()), active
+            until = verifications.iso(time.time() + seconds)
+            assert all(verifications.iso(time.time()) < end <= until for end in active.values()), active
             silenced += active
         wait_for(lambda: not silences(watch), seconds + 10, "the end of the silence")
     finally:

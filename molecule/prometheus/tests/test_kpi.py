@@ -1,4 +1,4 @@
-"""A real Prometheus with the synthetic month of tests/unit/test_kpi.py gives the figures that were computed by hand."""
+"""A real Prometheus with the synthetic month of tests/unit/test_kpi.py gives the metrics that were computed by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.shiftmaster.monitoring import kpi, prometheus  # noqa: E402 - found where the line above leads.
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
-PORT, FOLDER = 9099, "/root/kpi"
+PORT, DIRECTORY = 9099, "/root/kpi"
 JAPAN = zoneinfo.ZoneInfo("Asia/Tokyo")
 # A month of 30 days that is over: a backfill of the future is none.
 START, END = kpi.month_of("2026-09", JAPAN)
@@ -87,15 +87,15 @@ def server():
     """A Prometheus beside the host's own, with nothing but that month."""
     host = Operations(INVENTORY, "prometheus-trixie")
     host.shell(
-        f"rm -rf {FOLDER} && mkdir {FOLDER} && cat > {FOLDER}/month.txt",
+        f"rm -rf {DIRECTORY} && mkdir {DIRECTORY} && cat > {DIRECTORY}/month.txt",
         stdin="\n".join(month_in_openmetrics(by_hand())) + "\n",
     )
     host.shell(
-        f"cd {FOLDER} && promtool tsdb create-blocks-from openmetrics --quiet --max-block-duration=720h month.txt data"
+        f"cd {DIRECTORY} && promtool tsdb create-blocks-from openmetrics --quiet --max-block-duration=720h month.txt data"
         f" && echo 'global: {{}}' > empty.yml", timeout=300,
     )  # fmt: skip
     host.shell(
-        f"systemd-run --quiet --unit=kpi prometheus --config.file={FOLDER}/empty.yml --storage.tsdb.path={FOLDER}/data"
+        f"systemd-run --quiet --unit=kpi prometheus --config.file={DIRECTORY}/empty.yml --storage.tsdb.path={DIRECTORY}/data"
         f" --storage.tsdb.retention.time=10y --web.listen-address=0.0.0.0:{PORT}"
     )
     address = host.shell("hostname -I").split()[0]
@@ -106,7 +106,7 @@ def server():
             time.sleep(1)
         yield prometheus.Prometheus(f"http://{address}:{PORT}", timeout=60.0)
     finally:
-        host.shell(f"systemctl stop kpi; rm -rf {FOLDER}", check=False)
+        host.shell(f"systemctl stop kpi; rm -rf {DIRECTORY}", check=False)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def month(server):
     return kpi.month(prometheus.month(server, START, END, STEP), START, END, STEP)
 
 
-def test_figures_are_those_computed_by_hand(month):
+def test_metrics_are_those_computed_by_hand(month):
     """tests/unit/test_kpi.py shows how each is computed."""
     assert month["missing"] == []
     assert (month["known_seconds"], month["unknown_seconds"], month["down_seconds"]) == (2584800, 7200, 2520)
@@ -123,7 +123,7 @@ def test_figures_are_those_computed_by_hand(month):
     assert (month["requests"], month["requests_per_second"]) == (43080 * 120, 2.0)
     assert month["error_percent"] == 0.2484
     assert (month["p95_seconds"], month["database_seconds"]) == (0.225, 0.003)
-    assert month["verdicts"] == {
+    assert month["results"] == {
         "availability_percent": "met", "p95_seconds": "tolerated", "error_percent": "missed", "mttr_seconds": "met",
         "database_seconds": "met",
     }  # fmt: skip
@@ -140,5 +140,5 @@ def test_outages_have_their_moments_and_causes(month):
 def test_a_month_that_it_does_not_know_is_not_invented(server):
     start, end = kpi.month_of("2026-08", JAPAN)
     month = kpi.month(prometheus.month(server, start, end, STEP), start, end, STEP)
-    assert month["availability_percent"] is None and set(month["verdicts"].values()) == {"unknown"}
+    assert month["availability_percent"] is None and set(month["results"].values()) == {"unknown"}
     assert set(month["missing"]) == {"up", "requests", "buckets", "database_seconds"}

@@ -50,9 +50,9 @@ class Monitoring(Operations):
 
     def files(self):
         """Everything that the role lays down, with modes, owners and contents."""
-        folders = "/etc/prometheus /etc/systemd/system/prometheus.service.d"
+        directories = "/etc/prometheus /etc/systemd/system/prometheus.service.d"
         return self.shell(
-            f"find {folders} -printf '%p %m %u %g %T@\\n' | sort; find {folders} -type f | sort | xargs sha256sum"
+            f"find {directories} -printf '%p %m %u %g %T@\\n' | sort; find {directories} -type f | sort | xargs sha256sum"
         )
 
 
@@ -204,7 +204,7 @@ def test_check_mode_warns_of_it(running):
     assert running.files() == files
 
 
-def test_what_prometheus_alone_refuses_is_put_back(running):
+def test_what_prometheus_alone_refuses_is_reverted(running):
     """promtool is made to find nothing: `systemctl reload` ends with 0 all the same."""
     files, pid = running.files(), running.pid()
     running.shell("mount --bind /usr/bin/true /usr/bin/promtool")
@@ -259,7 +259,7 @@ def test_a_run_killed_between_swap_and_reload_is_made_good(as_before, tmp_path):
     assert as_before.configure(wanted_more_rules={"second": GOOD_RULE % 3}).changed == 0
 
 
-def test_another_retention_restarts_it_and_is_proven(as_before):
+def test_another_retention_restarts_it_and_is_verified(as_before):
     pid = as_before.pid()
     done = as_before.configure(prometheus_retention_days=70, prometheus_retention_size_mb=1536)
     assert done.code == 0 and done.changed == 1, done.output
@@ -289,7 +289,7 @@ def test_a_renewed_certificate_is_presented_at_once(running):
 # --- the unit -------------------------------------------------------------------------------------------------------
 
 
-def test_the_unit_is_closed_and_sees_its_own_figures(running):
+def test_the_unit_is_closed_and_sees_its_own_metrics(running):
     exposure = running.shell("systemd-analyze security --no-pager prometheus.service | tail -1")
     assert "OK" in exposure, exposure
     assert running.query("process_resident_memory_bytes")

@@ -9,7 +9,7 @@ from support import ROOT, Operations
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 RUNS = "/var/backups/shiftmaster/manifests"
-ADDRESSES = {"recovery-trixie": "172.30.79.10", "recovery-keeper": "172.30.79.20"}
+ADDRESSES = {"recovery-trixie": "172.30.79.10", "recovery-backup_server": "172.30.79.20"}
 # Name and content of each table that people write; in those of sessions and tasks the application itself does.
 EVERY_TABLE = """
 SELECT string_agg(relname || ' ' || (xpath('/row/c/text()', query_to_xml(format(
@@ -33,7 +33,7 @@ class Host(Operations):
         subprocess.run(["docker", "kill", self.host], check=True, capture_output=True)
         subprocess.run(["docker", "rm", "--volumes", self.host], check=True, capture_output=True)
 
-    def install_anew(self) -> None:
+    def install_again(self) -> None:
         """An empty Debian under the same name and address."""
         subprocess.run(
             [
@@ -61,9 +61,9 @@ class Keeper(Host):
 
 @pytest.fixture(scope="session")
 def hosts():
-    app, keeper = Host(INVENTORY, "recovery-trixie"), Keeper(INVENTORY, "recovery-keeper")
+    app, backup_server = Host(INVENTORY, "recovery-trixie"), Keeper(INVENTORY, "recovery-backup_server")
     assert app.serves(60), "the host does not serve"
-    return SimpleNamespace(app=app, keeper=keeper, standby=Host(INVENTORY, "recovery-standby"))
+    return SimpleNamespace(app=app, backup_server=backup_server, standby=Host(INVENTORY, "recovery-standby"))
 
 
 @pytest.fixture

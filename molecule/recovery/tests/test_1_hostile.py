@@ -25,18 +25,18 @@ cat; }} |
 @pytest.fixture(scope="module")
 def attack(hosts):
     """Run rsync on the backup server as an attacker does, by a remote command of his own; returns what was said."""
-    hosts.keeper.shell("cat > /root/rsh; chmod 700 /root/rsh", stdin=SECLUDED)
+    hosts.backup_server.shell("cat > /root/rsh; chmod 700 /root/rsh", stdin=SECLUDED)
 
     def run(asked: str, secret: str, path: str = "/etc/shadow") -> str:
-        hosts.keeper.shell("rm -rf /root/loot; mkdir /root/loot")
-        return hosts.keeper.shell(
+        hosts.backup_server.shell("rm -rf /root/loot; mkdir /root/loot")
+        return hosts.backup_server.shell(
             f"ASKED='{asked}' SECRET='{secret}' timeout 30 rsync -rlt --rsh /root/rsh x@host:{path} /root/loot/ 2>&1; "
             "echo code $?",
             check=False,
         )
 
     yield run
-    hosts.keeper.shell("rm -rf /root/loot /root/rsh")
+    hosts.backup_server.shell("rm -rf /root/loot /root/rsh")
 
 
 FLAGS = "-ltre.iLsfxCIvu"
@@ -55,24 +55,24 @@ FLAGS = "-ltre.iLsfxCIvu"
 def test_no_file_but_those_of_a_set_is_read_removed_or_written(hosts, attack, asked):
     hosts.app.shell("echo precious > /root/precious; rm -f /root/written")
     said = attack(asked, f"{FLAGS} . /etc/shadow")
-    assert "root:" not in hosts.keeper.shell("cat /root/loot/shadow 2>/dev/null", check=False), said
+    assert "root:" not in hosts.backup_server.shell("cat /root/loot/shadow 2>/dev/null", check=False), said
     said = attack(asked, f"{FLAGS} --remove-source-files . /root/precious", "/root/precious")
     assert hosts.app.shell("cat /root/precious").strip() == "precious", said
-    assert "precious" not in hosts.keeper.shell("find /root/loot", check=False)
+    assert "precious" not in hosts.backup_server.shell("find /root/loot", check=False)
     said = attack(asked, f"{FLAGS} --log-file=/root/written --log-file-format=x . /etc/nginx", "/etc/nginx")
     assert hosts.app.shell("ls /root/written 2>/dev/null", check=False) == "", said
 
 
 def test_a_filter_rule_opens_no_file_outside_of_the_set(hosts):
     """rsync takes rules from the receiver, and a rule can name a file of rules."""
-    said = hosts.keeper.shell(
+    said = hosts.backup_server.shell(
         "rm -rf /root/loot; mkdir /root/loot; rsync -aR --no-D --numeric-ids --trust-sender --filter=': /etc/shadow' "
         f"--rsync-path 'send configuration' --rsh '{KEEPER_SSH}' {USER}:/etc/nginx /root/loot/ 2>&1; echo code $?",
         check=False,
     )
     # Of a file that it could read, rsync says that a line is no rule.
     assert "shadow" not in said and "code 0" in said, said
-    assert "nginx.conf" in hosts.keeper.shell("find /root/loot -name nginx.conf")
+    assert "nginx.conf" in hosts.backup_server.shell("find /root/loot -name nginx.conf")
 
 
 @pytest.mark.parametrize(
@@ -84,19 +84,19 @@ def test_a_filter_rule_opens_no_file_outside_of_the_set(hosts):
     ],
 )  # fmt: skip
 def test_nothing_but_the_name_of_a_set_is_accepted(hosts, command):
-    done = hosts.keeper.shell(f"{KEEPER_SSH} {USER} '{command}' 2>&1; echo code $?", check=False)
+    done = hosts.backup_server.shell(f"{KEEPER_SSH} {USER} '{command}' 2>&1; echo code $?", check=False)
     assert "allowed" in done and "code 0" not in done and "uid=" not in done, done
 
 
 def test_there_is_no_shell_no_forwarding_and_no_terminal(hosts):
-    assert "uid=" not in hosts.keeper.shell(f"echo id | {KEEPER_SSH} {USER} 2>&1", check=False)
-    said = hosts.keeper.shell(
+    assert "uid=" not in hosts.backup_server.shell(f"echo id | {KEEPER_SSH} {USER} 2>&1", check=False)
+    said = hosts.backup_server.shell(
         f"timeout 20 {KEEPER_SSH} -N -o ExitOnForwardFailure=yes -R 12345:localhost:22 {USER} 2>&1; echo code $?",
         check=False,
     )
     assert "code 0" not in said and "code 124" not in said, said
     # To a service of the host that listens on loopback alone.
-    said = hosts.keeper.shell(
+    said = hosts.backup_server.shell(
         f"timeout 20 {KEEPER_SSH} -W localhost:5432 {USER} 2>&1 < /dev/null; echo code $?", check=False
     )
     assert "code 0" not in said, said
@@ -131,7 +131,7 @@ def test_a_link_in_place_of_the_lock_sends_no_file(hosts):
     state = "/var/www/shiftmaster/shared/state"
     hosts.app.shell(f"test ! -e {state}/lock.json && ln -s /etc/shadow {state}/lock.json")
     try:
-        said = hosts.keeper.shell(f"{KEEPER_SSH} {USER} lock 2>&1", check=False)
+        said = hosts.backup_server.shell(f"{KEEPER_SSH} {USER} lock 2>&1", check=False)
         assert "root:" not in said, said
     finally:
         hosts.app.shell(f"rm -f {state}/lock.json")
@@ -154,7 +154,7 @@ def hostile(hosts):
 
 
 def pulled(hosts) -> dict:
-    """Let the backup server read the configuration of the host; {"failed": why} or {"folder": where}."""
+    """Let the backup server read the configuration of the host; {"failed": why} or {"directory": where}."""
     program = """
 import json, sys
 sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
@@ -163,11 +163,11 @@ from engine.backup.host import BackupError, Host, load_options
 host = Host(load_options())
 source, part = next((s, p) for s, p in files.sources(host, "configuration") if s["name"] == "recovery-trixie")
 try:
-    print(json.dumps({"folder": files.pull(host, source, part)}))
+    print(json.dumps({"directory": files.pull(host, source, part)}))
 except BackupError as error:
     print(json.dumps({"failed": str(error)}))
 """
-    return json.loads(hosts.keeper.shell("python3 -B -", stdin=program, timeout=300).splitlines()[-1])
+    return json.loads(hosts.backup_server.shell("python3 -B -", stdin=program, timeout=300).splitlines()[-1])
 
 
 def test_a_host_sends_nothing_that_was_not_asked_for(hosts, hostile):
@@ -177,8 +177,8 @@ def test_a_host_sends_nothing_that_was_not_asked_for(hosts, hostile):
     )
     found = pulled(hosts)
     assert "failed" in found, found
-    folder = "/var/backups/shiftmaster/pulled/configuration/recovery-trixie"
-    assert "shadow" not in hosts.keeper.shell(f"find {folder}")
+    directory = "/var/backups/shiftmaster/pulled/configuration/recovery-trixie"
+    assert "shadow" not in hosts.backup_server.shell(f"find {directory}")
 
 
 @pytest.mark.parametrize("answer", ["", "null", "{}", "not json", '["/etc/shadow"]'])
@@ -197,24 +197,24 @@ def test_a_host_cannot_fill_the_disk_of_the_backup_server(hosts):
     """A file of a terabyte that is empty on the host that sends it."""
     place = "/var/backups/shiftmaster/pulled"
     hosts.app.shell("truncate -s 1T /etc/nginx/sparse")
-    hosts.keeper.shell(f"mkdir -p {place} && mount -t tmpfs -o size=400m tmpfs {place}")
+    hosts.backup_server.shell(f"mkdir -p {place} && mount -t tmpfs -o size=400m tmpfs {place}")
     try:
         found = pulled(hosts)
         assert "failed" in found and "more than leaves 10 %" in found["failed"], found
-        assert int(hosts.keeper.shell(f"du -sm {place} | cut -f1")) < 200
-        assert "sparse" not in hosts.keeper.shell(f"find {place} -type f")
+        assert int(hosts.backup_server.shell(f"du -sm {place} | cut -f1")) < 200
+        assert "sparse" not in hosts.backup_server.shell(f"find {place} -type f")
     finally:
         hosts.app.shell("rm /etc/nginx/sparse")
-        hosts.keeper.shell(f"umount {place}")
+        hosts.backup_server.shell(f"umount {place}")
 
 
 def test_devices_and_fifos_are_not_received_and_links_not_followed(hosts):
     hosts.app.shell("mkfifo /etc/nginx/fifo; mknod /etc/nginx/null c 1 3; ln -s /etc/shadow /etc/nginx/link")
     try:
-        folder = pulled(hosts)["folder"]
-        kinds = hosts.keeper.shell(f"find {folder}/etc/nginx -printf '%y '").split()
+        directory = pulled(hosts)["directory"]
+        kinds = hosts.backup_server.shell(f"find {directory}/etc/nginx -printf '%y '").split()
         assert set(kinds) <= {"d", "f", "l"}
-        assert hosts.keeper.shell(f"readlink {folder}/etc/nginx/link").strip() == "/etc/shadow"
+        assert hosts.backup_server.shell(f"readlink {directory}/etc/nginx/link").strip() == "/etc/shadow"
     finally:
         hosts.app.shell("rm /etc/nginx/fifo /etc/nginx/null /etc/nginx/link")
 
@@ -227,18 +227,18 @@ sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
 from engine.backup import files
 from engine.backup.host import Host, load_options
 host = Host(load_options())
-folder = files.pulled(host, "configuration", "recovery-trixie")
+directory = files.pulled(host, "configuration", "recovery-trixie")
 script = "touch %s/mine /etc/x /usr/x /root/x %s/x %s/../x; cat /etc/shadow %s" % (
-    folder, host.folder, folder, host.options["restic_password_file"])
-words = files.receiver_words(host, "shiftmaster-backup-pull-test", folder) + ["/usr/bin/sh", "-c", script]
+    directory, host.directory, directory, host.options["restic_password_file"])
+words = files.receiver_words(host, "shiftmaster-backup-pull-test", directory) + ["/usr/bin/sh", "-c", script]
 print(subprocess.run(words, capture_output=True, text=True).stdout)
-print(os.path.exists(folder + "/mine"))
-os.unlink(folder + "/mine")
+print(os.path.exists(directory + "/mine"))
+os.unlink(directory + "/mine")
 """
-    said = hosts.keeper.shell("python3 -B -", stdin=program)
+    said = hosts.backup_server.shell("python3 -B -", stdin=program)
     assert said.split() == ["True"], said
     there = "/etc/x /usr/x /root/x /var/backups/shiftmaster/x /var/backups/shiftmaster/pulled/configuration/x"
-    assert hosts.keeper.shell(f"ls {there} 2>/dev/null", check=False) == ""
+    assert hosts.backup_server.shell(f"ls {there} 2>/dev/null", check=False) == ""
 
 
 # ------------------------------------------------------------------------------------------- a hostile backup server
@@ -249,15 +249,15 @@ PROGRAM = "/usr/local/sbin/shiftmaster-backup"
 @pytest.fixture
 def impostor(hosts):
     """Let the backup server respond to steps of a restore as it likes: {step: lines of a shell}."""
-    hosts.keeper.shell(f"cp -p {PROGRAM} /root/shiftmaster-backup")
+    hosts.backup_server.shell(f"cp -p {PROGRAM} /root/shiftmaster-backup")
 
     def respond(**steps: str) -> None:
         cases = "".join(f'"restore {step}")\n{script}\n;;\n' for step, script in steps.items())
         text = f'#!/bin/sh\ncase "$1 $2" in\n{cases}*) exec /root/shiftmaster-backup "$@";;\nesac\n'
-        hosts.keeper.shell(f"cat > {PROGRAM}", stdin=text)
+        hosts.backup_server.shell(f"cat > {PROGRAM}", stdin=text)
 
     yield respond
-    hosts.keeper.shell(f"cp -p /root/shiftmaster-backup {PROGRAM}; rm -f /root/wal.py")
+    hosts.backup_server.shell(f"cp -p /root/shiftmaster-backup {PROGRAM}; rm -f /root/wal.py")
 
 
 # A label of a volume (type V) has no content; tar changes the mode of what has its name.
@@ -273,8 +273,8 @@ WATCHED = "stat -c '%n %U %G %a' /etc/shadow /etc/nginx /etc /"
 
 
 def test_an_archive_of_wal_changes_nothing_outside_of_its_directory(hosts, impostor):
-    hosts.keeper.shell("cat > /root/wal.py", stdin=HOSTILE_WAL)
-    hosts.keeper.backup()
+    hosts.backup_server.shell("cat > /root/wal.py", stdin=HOSTILE_WAL)
+    hosts.backup_server.backup()
     # One segment is said to be there that the archive lacks.
     impostor(
         plan="""/root/shiftmaster-backup "$@" | sed 's/"received": [0-9]*/"received": 1/'""",
@@ -319,7 +319,7 @@ def test_a_restore_of_files_follows_no_link_of_the_application(hosts):
         f"install -d -o shiftmaster {MEDIA}/plans && echo plan > {MEDIA}/plans/plan.pdf && "
         f"chown shiftmaster: {MEDIA}/plans/plan.pdf"
     )
-    hosts.keeper.backup(only="files")
+    hosts.backup_server.backup(only="files")
     app.shell("mkdir -m 755 /root/victim && cd /root/victim && echo secret > secret && chmod 600 secret")
     app.shell(
         f"cd {MEDIA} && runuser -u shiftmaster -- sh -c 'rm -r plans && ln -s /root/victim plans && "
@@ -359,43 +359,47 @@ def client(host, peer: str, command: str, key: str = "", stdin: str | None = Non
 
 
 def taken(host, peer: str, path: str) -> str:
-    folder, _, name = path.rpartition("/")
-    return client(host, peer, f"--repo1-path={folder} repo-get --raw {name}")
+    directory, _, name = path.rpartition("/")
+    return client(host, peer, f"--repo1-path={directory} repo-get --raw {name}")
 
 
 def test_the_backup_server_reads_the_database_and_no_other_file_of_its_host(hosts):
     control = "/var/lib/postgresql/17/main/PG_VERSION"
-    assert "code 0" in taken(hosts.keeper, "recovery-trixie", control), "the attack itself does not work"
+    assert "code 0" in taken(hosts.backup_server, "recovery-trixie", control), "the attack itself does not work"
     for path in (
         "/etc/shiftmaster-backup/restore.conf", "/etc/shadow", "/etc/hostname", "/etc/ssl/shiftmaster/host.key",
         "/var/log/postgresql/postgresql-17-main.log", "/proc/self/environ", "/proc/1/root/etc/shadow",
         "/etc/postgresql/17/main/pg_hba.conf", "/var/www/shiftmaster/shared/.env",
     ):  # fmt: skip
-        said = taken(hosts.keeper, "recovery-trixie", path)
+        said = taken(hosts.backup_server, "recovery-trixie", path)
         assert "code 0" not in said and "unable to" in said, (path, said)
     # A link of postgres leads to nothing either.
     hosts.app.shell("runuser -u postgres -- ln -sfn /etc/shadow /var/lib/postgresql/17/out")
     try:
-        said = taken(hosts.keeper, "recovery-trixie", "/var/lib/postgresql/17/out")
+        said = taken(hosts.backup_server, "recovery-trixie", "/var/lib/postgresql/17/out")
         assert "code 0" not in said and "root:" not in said, said
     finally:
         hosts.app.shell("rm /var/lib/postgresql/17/out")
 
 
 @pytest.mark.parametrize(
-    "folder",
+    "directory",
     [
         "/var/lib/postgresql", "/var/lib/postgresql/17/main", "/var/lib/pgbackrest", "/var/log/pgbackrest",
         "/var/log/postgresql", "/run/postgresql", "/var/lib/shiftmaster-backup/server", "/etc", "/usr",
     ],
 )  # fmt: skip
-def test_the_backup_server_writes_no_file_of_the_database_host(hosts, folder):
-    hosts.app.shell(f"rm -f {folder}/planted")
-    said = client(hosts.keeper, "recovery-trixie", f"--repo1-path={folder} repo-put planted", stdin="planted\n")
-    assert "code 0" not in said and hosts.app.shell(f"ls {folder}/planted 2>&1", check=False).startswith("ls: "), said
-    hosts.app.shell(f"mkdir -p {folder} && install -m 666 /dev/null {folder}/kept")
-    client(hosts.keeper, "recovery-trixie", f"--repo1-path={folder} repo-rm kept")
-    hosts.app.shell(f"rm {folder}/kept")
+def test_the_backup_server_writes_no_file_of_the_database_host(hosts, directory):
+    hosts.app.shell(f"rm -f {directory}/planted")
+    said = client(
+        hosts.backup_server, "recovery-trixie", f"--repo1-path={directory} repo-put planted", stdin="planted\n"
+    )
+    assert "code 0" not in said and hosts.app.shell(f"ls {directory}/planted 2>&1", check=False).startswith("ls: "), (
+        said
+    )
+    hosts.app.shell(f"mkdir -p {directory} && install -m 666 /dev/null {directory}/kept")
+    client(hosts.backup_server, "recovery-trixie", f"--repo1-path={directory} repo-rm kept")
+    hosts.app.shell(f"rm {directory}/kept")
 
 
 def test_the_server_of_the_database_host_is_no_superuser_of_the_database(hosts):
@@ -431,19 +435,19 @@ def test_the_server_of_the_database_host_is_no_superuser_of_the_database(hosts):
 
 def test_the_database_host_reads_the_repository_and_no_other_file_of_the_backup_server(hosts):
     repository = "/var/backups/shiftmaster/pgbackrest"
-    control = taken(hosts.app, "recovery-keeper", f"{repository}/archive/shiftmaster/archive.info")
+    control = taken(hosts.app, "recovery-backup_server", f"{repository}/archive/shiftmaster/archive.info")
     assert "code 0" in control, "the attack itself does not work"
-    receiver = hosts.keeper.shell("systemctl show --property=MainPID --value shiftmaster-backup-wal").strip()
+    receiver = hosts.backup_server.shell("systemctl show --property=MainPID --value shiftmaster-backup-wal").strip()
     for path in (
         "/etc/shiftmaster-backup/pgpass.postgres", "/etc/shiftmaster-backup/restore.conf", "/etc/hostname",
         "/etc/ssl/shiftmaster/host.key", f"/proc/{receiver}/environ", f"/proc/{receiver}/root/etc/hostname",
     ):  # fmt: skip
-        said = taken(hosts.app, "recovery-keeper", path)
+        said = taken(hosts.app, "recovery-backup_server", path)
         assert "code 0" not in said and "unable to" in said, (path, said)
 
 
 def test_the_database_host_adds_to_the_archive_and_changes_no_backup(hosts):
-    repository, keeper = "/var/backups/shiftmaster/pgbackrest", hosts.keeper
+    repository, backup_server = "/var/backups/shiftmaster/pgbackrest", hosts.backup_server
     closed = [
         f"{repository}/backup",
         repository,
@@ -451,22 +455,24 @@ def test_the_database_host_adds_to_the_archive_and_changes_no_backup(hosts):
         "/var/lib/postgresql",
         "/var/lib/pgbackrest",
     ]
-    keeper.shell(f"rm -f {' '.join(folder + '/planted' for folder in closed)}")
+    backup_server.shell(f"rm -f {' '.join(directory + '/planted' for directory in closed)}")
 
-    def planted(folder: str) -> bool:
-        client(hosts.app, "recovery-keeper", f"--repo1-path={folder} repo-put planted", stdin="planted\n")
-        return keeper.shell(f"ls {folder}/planted 2>/dev/null", check=False) != ""
+    def planted(directory: str) -> bool:
+        client(hosts.app, "recovery-backup_server", f"--repo1-path={directory} repo-put planted", stdin="planted\n")
+        return backup_server.shell(f"ls {directory}/planted 2>/dev/null", check=False) != ""
 
     assert planted(f"{repository}/archive"), "the attack itself does not work"
-    keeper.shell(f"rm {repository}/archive/planted")
-    assert [folder for folder in closed if planted(folder)] == []
-    keeper.shell(f"runuser -u postgres -- touch {repository}/backup/precious /var/backups/shiftmaster/wal/precious")
+    backup_server.shell(f"rm {repository}/archive/planted")
+    assert [directory for directory in closed if planted(directory)] == []
+    backup_server.shell(
+        f"runuser -u postgres -- touch {repository}/backup/precious /var/backups/shiftmaster/wal/precious"
+    )
     try:
-        for folder in (f"{repository}/backup", "/var/backups/shiftmaster/wal"):
-            client(hosts.app, "recovery-keeper", f"--repo1-path={folder} repo-rm precious")
-            keeper.shell(f"ls {folder}/precious")
+        for directory in (f"{repository}/backup", "/var/backups/shiftmaster/wal"):
+            client(hosts.app, "recovery-backup_server", f"--repo1-path={directory} repo-rm precious")
+            backup_server.shell(f"ls {directory}/precious")
     finally:
-        keeper.shell(f"rm -f {repository}/backup/precious /var/backups/shiftmaster/wal/precious")
+        backup_server.shell(f"rm -f {repository}/backup/precious /var/backups/shiftmaster/wal/precious")
 
 
 def test_the_server_puts_no_link_into_the_archive(hosts):
@@ -474,59 +480,61 @@ def test_the_server_puts_no_link_into_the_archive(hosts):
     archive = "/var/backups/shiftmaster/pgbackrest/archive"
     words = f"touch {archive}/planted; ln -s ../backup {archive}/link; mkfifo {archive}/pipe; true"
     try:
-        hosts.keeper.shell(
+        hosts.backup_server.shell(
             "sed -e 's#^ExecStart=.*#ExecStart=/usr/bin/sh /usr/local/attack#; s/^Type=.*/Type=oneshot/; "
             "s/^Restart=.*/Restart=no/' /etc/systemd/system/pgbackrest.service > /run/systemd/system/attack.service; "
             "cat > /usr/local/attack; systemctl daemon-reload; systemctl start attack.service",
             stdin=words,
         )
-        hosts.keeper.shell(f"ls {archive}/planted")
-        assert hosts.keeper.shell(f"find {archive} ! -type f ! -type d") == ""
+        hosts.backup_server.shell(f"ls {archive}/planted")
+        assert hosts.backup_server.shell(f"find {archive} ! -type f ! -type d") == ""
     finally:
-        hosts.keeper.shell(
+        hosts.backup_server.shell(
             f"cd {archive}; rm -f planted link pipe /usr/local/attack /run/systemd/system/attack.service; "
             "systemctl daemon-reload"
         )
 
 
-@pytest.mark.parametrize("folder", ["/run", "/run/shiftmaster-pgbackrest", "/tmp", "/var/tmp", "/dev/shm"])
-def test_the_server_fills_no_memory_of_its_host(hosts, folder):
+@pytest.mark.parametrize("directory", ["/run", "/run/shiftmaster-pgbackrest", "/tmp", "/var/tmp", "/dev/shm"])
+def test_the_server_fills_no_memory_of_its_host(hosts, directory):
     for attacker, host, peer in (
-        (hosts.keeper, hosts.app, "recovery-trixie"),
-        (hosts.app, hosts.keeper, "recovery-keeper"),
+        (hosts.backup_server, hosts.app, "recovery-trixie"),
+        (hosts.app, hosts.backup_server, "recovery-backup_server"),
     ):
         try:
-            said = client(attacker, peer, f"--repo1-path={folder} repo-put planted", stdin="x" * (3 << 20))
+            said = client(attacker, peer, f"--repo1-path={directory} repo-put planted", stdin="x" * (3 << 20))
             assert "code 0" not in said, said
             process = host.shell("systemctl show --property=MainPID --value pgbackrest.service").strip()
             # Of the host, and of the unit.
             for view in ("", f"nsenter --target {process} --mount --root --wd "):
-                found = host.shell(f"{view}find {folder} -maxdepth 1 -name 'planted*' -size +1M", check=False)
+                found = host.shell(f"{view}find {directory} -maxdepth 1 -name 'planted*' -size +1M", check=False)
                 assert not found, found
-            assert host.shell(f"find {folder} -maxdepth 1 -name 'planted*'", check=False) == ""
+            assert host.shell(f"find {directory} -maxdepth 1 -name 'planted*'", check=False) == ""
         finally:
             host.shell("systemctl restart pgbackrest.service")
 
 
 def test_a_segment_of_another_timeline_takes_no_received_wal_away(hosts):
     """The database host adds it to the archive, where its name comes after all others."""
-    folder = "archive/shiftmaster/17-1/000000FF00000000"
+    directory = "archive/shiftmaster/17-1/000000FF00000000"
     name = "000000FF00000000000000FF"
-    put = f"--repo1-path=/var/backups/shiftmaster/pgbackrest repo-put {folder}/{name}-{'0' * 40}.zst"
+    put = f"--repo1-path=/var/backups/shiftmaster/pgbackrest repo-put {directory}/{name}-{'0' * 40}.zst"
     count = "ls /var/backups/shiftmaster/wal | grep -cE '^[0-9A-F]{24}'"
     try:
-        assert "code 0" in client(hosts.app, "recovery-keeper", put, stdin="x"), "the attack itself does not work"
-        assert int(hosts.keeper.shell(count)) > 0
+        assert "code 0" in client(hosts.app, "recovery-backup_server", put, stdin="x"), (
+            "the attack itself does not work"
+        )
+        assert int(hosts.backup_server.shell(count)) > 0
         request = '{"id": "hostile", "target": "latest", "parts": ["database"]}'
-        plan = json.loads(hosts.keeper.shell("shiftmaster-backup restore plan", stdin=request).splitlines()[-1])
+        plan = json.loads(hosts.backup_server.shell("shiftmaster-backup restore plan", stdin=request).splitlines()[-1])
         assert plan["received"] > 0 and plan["last_segment"] < name
     finally:
-        hosts.keeper.shell(f"rm -rf /var/backups/shiftmaster/pgbackrest/{folder}")
+        hosts.backup_server.shell(f"rm -rf /var/backups/shiftmaster/pgbackrest/{directory}")
 
 
 def test_no_other_key_of_the_hosts_opens_the_port(hosts):
     """Exporters, PostgreSQL and Redis read host.key."""
-    for host, peer in ((hosts.keeper, "recovery-trixie"), (hosts.app, "recovery-keeper")):
+    for host, peer in ((hosts.backup_server, "recovery-trixie"), (hosts.app, "recovery-backup_server")):
         said = client(host, peer, "--repo1-path=/usr/share repo-ls", key="/etc/ssl/shiftmaster/host")
         assert "code 0" not in said, said
         key = host.shell("sed -n 's/^tls-server-key-file=//p' /etc/pgbackrest.conf").strip()
@@ -537,7 +545,12 @@ def test_the_server_finds_nothing_else_of_its_host(hosts):
     """As of the code that runs in it, should pgBackRest have a hole."""
     allowed = {
         hosts.app: {"/var", "/var/lib"},
-        hosts.keeper: {"/var", "/var/backups", "/var/backups/shiftmaster", "/var/backups/shiftmaster/pgbackrest"},
+        hosts.backup_server: {
+            "/var",
+            "/var/backups",
+            "/var/backups/shiftmaster",
+            "/var/backups/shiftmaster/pgbackrest",
+        },
     }
     mounted = [
         "/etc/passwd", "/etc/group", "/etc/pgbackrest.conf", "/etc/ssl/shiftmaster/pgbackrest", "/usr", "/dev",
@@ -563,7 +576,7 @@ def test_the_server_finds_nothing_else_of_its_host(hosts):
 def test_units_are_confined(hosts):
     """By what systemd says of each. The backup itself is root and may make setgid files; its unit says why."""
     allowed = {"shiftmaster-backup.service": 2.7, "shiftmaster-backup@x.service": 2.7}
-    for host in (hosts.keeper, hosts.app):
+    for host in (hosts.backup_server, hosts.app):
         listed = host.shell("systemctl list-unit-files --no-legend 'shiftmaster-backup*.service'").splitlines()
         units = [line.split()[0].replace("@.", "@x.") for line in listed] + ["pgbackrest.service"]
         assert units
@@ -573,7 +586,7 @@ def test_units_are_confined(hosts):
 
 
 def test_what_reads_for_the_backup_server_is_confined(hosts):
-    hosts.keeper.shell(f"(sleep 20 | {KEEPER_SSH} {USER} send files > /dev/null 2>&1 &) ")
+    hosts.backup_server.shell(f"(sleep 20 | {KEEPER_SSH} {USER} send files > /dev/null 2>&1 &) ")
     find = "systemctl list-units --no-legend --plain 'shiftmaster-backup-send-*.service' | cut -d' ' -f1"
     wait_for(lambda: hosts.app.shell(find).strip() != "", 15, "the sender")
     unit = hosts.app.shell(find).split()[0]
@@ -583,6 +596,6 @@ def test_what_reads_for_the_backup_server_is_confined(hosts):
 
 def test_the_receiver_of_wal_works_confined(hosts):
     active = "SELECT active FROM pg_replication_slots WHERE slot_name = 'shiftmaster_backup'"
-    hosts.keeper.shell("systemctl restart shiftmaster-backup-wal")
+    hosts.backup_server.shell("systemctl restart shiftmaster-backup-wal")
     time.sleep(1)
     wait_for(lambda: hosts.app.sql(active) == "t", 60, "the receiver")

@@ -24,7 +24,7 @@ WAYS = {
 @pytest.fixture(scope="module")
 def saved(hosts):
     hosts.app.sql("CREATE TABLE told (id bigserial PRIMARY KEY, writer int, at timestamptz DEFAULT clock_timestamp())")
-    hosts.keeper.backup(only="database", kind="full")
+    hosts.backup_server.backup(only="database", kind="full")
     return hosts
 
 
@@ -65,7 +65,7 @@ def what_came_back(hosts) -> set:
     request = {"id": f"loss{time.time_ns()}", "target": "latest", "parts": [], "table": "told", "paths": []}
 
     def step(name: str, given: dict) -> dict:
-        done = hosts.keeper.shell(
+        done = hosts.backup_server.shell(
             f"shiftmaster-backup restore {name}", stdin=json.dumps(given), timeout=900, check=False
         )
         answer = json.loads([line for line in done.splitlines() if line.startswith("{")][-1])
@@ -73,8 +73,8 @@ def what_came_back(hosts) -> set:
         return answer
 
     found = step("table", {**request, **step("plan", request)})
-    text = hosts.keeper.shell(f"runuser -u postgres -- pg_restore --data-only -f - {found['file']}", timeout=300)
-    hosts.keeper.shell("rm -r /var/backups/shiftmaster/tables")
+    text = hosts.backup_server.shell(f"runuser -u postgres -- pg_restore --data-only -f - {found['file']}", timeout=300)
+    hosts.backup_server.shell("rm -r /var/backups/shiftmaster/tables")
     return {int(line.split("\t")[0]) for line in text.splitlines() if line.count("\t") == 2}
 
 

@@ -13,10 +13,10 @@ ROWS = "SELECT count(*), md5(string_agg(text, ',' ORDER BY id)) FROM plans"
 
 
 def test_the_moment_before_a_dropped_table(hosts):
-    app, keeper = hosts.app, hosts.keeper
+    app, backup_server = hosts.app, hosts.backup_server
     app.sql("CREATE TABLE plans (id serial PRIMARY KEY, text text); ALTER TABLE plans OWNER TO shiftmaster")
     app.sql("INSERT INTO plans (text) SELECT md5(g::text) FROM generate_series(1, 3000) AS g")
-    keeper.backup(only="database", kind="full")
+    backup_server.backup(only="database", kind="full")
     # Behind the backup.
     app.sql("INSERT INTO plans (text) SELECT 'late' FROM generate_series(1, 50)")
     rows = app.sql(ROWS)
@@ -30,16 +30,16 @@ def test_the_moment_before_a_dropped_table(hosts):
 
 
 def test_a_copy_that_failed_is_made_again(hosts):
-    """By the command that the failure names, from a folder without anything in it."""
+    """By the command that the failure names, from a directory without anything in it."""
 
-    def copy_anew():
+    def copy_again():
         command = ["ansible", hosts.standby.host, "--inventory", str(INVENTORY), "--become", "--module-name", MODULE]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
         return done.returncode, done.stdout + done.stderr
 
     # It cannot be copied while the primary lets nobody in, and there is no data any more.
     hosts.app.sql("ALTER ROLE replicator NOLOGIN")
-    code, said = copy_anew()
+    code, said = copy_again()
     assert code != 0 and "Nothing was changed" in said, said
     hosts.app.sql("ALTER ROLE replicator LOGIN")
     hosts.standby.shell(
@@ -47,26 +47,26 @@ def test_a_copy_that_failed_is_made_again(hosts):
         "printf '#!/bin/sh\\necho no space >&2; exit 1\\n' > /usr/lib/postgresql/17/bin/pg_basebackup"
     )
     try:
-        code, said = copy_anew()
+        code, said = copy_again()
         assert code != 0 and "no space" in said and "--module-name postgresql_standby" in said, said
     finally:
         hosts.standby.shell("cp /root/real/pg_basebackup /usr/lib/postgresql/17/bin/")
-    code, said = copy_anew()
+    code, said = copy_again()
     assert code == 0 and "follows 172.30.79.10 again" in said, said
     assert hosts.standby.shell("ls /var/lib/postgresql/17").split() == ["main"]
 
 
 def test_what_hangs_on_it_goes_on(hosts):
-    app, keeper = hosts.app, hosts.keeper
+    app, backup_server = hosts.app, hosts.backup_server
     # On the branch that the restore has begun.
     timeline = int(app.sql("SELECT timeline_id FROM pg_control_checkpoint()"))
     assert timeline > 1
     branch = f"{timeline:08X}"
     assert app.sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'shiftmaster_backup'") == "t"
     app.sql("INSERT INTO plans (text) VALUES ('now')")
-    wait_for(lambda: branch in keeper.shell("ls /var/backups/shiftmaster/wal | grep partial"), 30, "the segment")
+    wait_for(lambda: branch in backup_server.shell("ls /var/backups/shiftmaster/wal | grep partial"), 30, "the segment")
     assert app.sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'standby'") == "t"
     wait_for(lambda: hosts.standby.sql(ROWS) == app.sql(ROWS), 30, "the standby")
-    manifest = keeper.backup(only="database")
+    manifest = backup_server.backup(only="database")
     assert manifest["parts"]["database"]["wal"]["start"].startswith(branch)
     app.sql("DROP TABLE plans")

@@ -15,18 +15,18 @@ AUTHORITIES = ("--inventory", str(ROOT / "inventory/demo/controller.py"))
 
 @pytest.fixture(scope="module")
 def saved(hosts):
-    """Rows and a file of the host, saved and proven on the other one."""
+    """Rows and a file of the host, saved and verified on the other one."""
     hosts.app.sql("CREATE TABLE IF NOT EXISTS precious (id serial PRIMARY KEY, text text)")
     hosts.app.sql("INSERT INTO precious (text) SELECT md5(g::text) FROM generate_series(1, 5000) AS g")
     hosts.app.sql("ALTER TABLE precious OWNER TO shiftmaster")
     hosts.app.shell(f"head -c 300000 /dev/urandom > {MEDIA}/plan.pdf && chown shiftmaster: {MEDIA}/plan.pdf")
-    return hosts.keeper.backup(only="database,logical,files,configuration")
+    return hosts.backup_server.backup(only="database,logical,files,configuration")
 
 
 def test_everything_is_saved_on_the_other_host(hosts, saved):
     assert set(saved["parts"]) == {"database", "logical", "files", "configuration"}
     assert saved["parts"]["database"]["rows"]["shiftmaster.public.precious"] >= 5000
-    listed = hosts.keeper.shell(
+    listed = hosts.backup_server.shell(
         "restic -r /var/backups/shiftmaster/restic -p /etc/shiftmaster-backup/restic.password ls "
         + saved["parts"]["configuration"]["label"]
     )
@@ -38,22 +38,22 @@ def test_everything_is_saved_on_the_other_host(hosts, saved):
 @pytest.fixture(scope="module")
 def authorities(hosts, saved, tmp_path_factory):
     """The keys of the authorities as they come back where this machine is lost: from the backup server, decrypted."""
-    folder = tmp_path_factory.mktemp("authorities")
-    password = folder / "password"
+    directory = tmp_path_factory.mktemp("authorities")
+    password = directory / "password"
     password.write_text("of-the-vault\n")
     run = hosts.app.run("deploy.yml", "--tags", "backup", "--vault-password-file", str(password), timeout=1800)
     assert run.code == 0, run.output[-4000:]
     kept = "/etc/shiftmaster-backup/controller"
-    assert hosts.keeper.shell(f"grep -rl '^-----BEGIN.*PRIVATE KEY' {kept} || true") == ""
-    subprocess.run(["docker", "cp", f"{hosts.keeper.host}:{kept}/authorities", str(folder)], check=True)
+    assert hosts.backup_server.shell(f"grep -rl '^-----BEGIN.*PRIVATE KEY' {kept} || true") == ""
+    subprocess.run(["docker", "cp", f"{hosts.backup_server.host}:{kept}/authorities", str(directory)], check=True)
     # As the guide says.
     decrypt = f"grep -rl ANSIBLE_VAULT . | xargs ansible-vault decrypt --vault-password-file {password}"
-    subprocess.run(["sh", "-c", decrypt], cwd=folder / "authorities", check=True)
+    subprocess.run(["sh", "-c", decrypt], cwd=directory / "authorities", check=True)
     keys = [path.relative_to(SCENARIO_HOME / "ca") for path in (SCENARIO_HOME / "ca").rglob("*.key")]
     assert keys and all(
-        (folder / "authorities" / key).read_bytes() == (SCENARIO_HOME / "ca" / key).read_bytes() for key in keys
+        (directory / "authorities" / key).read_bytes() == (SCENARIO_HOME / "ca" / key).read_bytes() for key in keys
     )
-    return folder / "authorities"
+    return directory / "authorities"
 
 
 def test_the_keys_of_the_authorities_come_back_by_the_vault_password_alone(authorities):
@@ -63,7 +63,7 @@ def test_the_keys_of_the_authorities_come_back_by_the_vault_password_alone(autho
 def test_wal_is_received_as_it_is_written(hosts, saved):
     assert hosts.app.sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'shiftmaster_backup'") == "t"
     hosts.app.sql("INSERT INTO precious (text) VALUES ('now')")
-    wait_for(lambda: ".partial" in hosts.keeper.shell("ls /var/backups/shiftmaster/wal"), 30, "the segment")
+    wait_for(lambda: ".partial" in hosts.backup_server.shell("ls /var/backups/shiftmaster/wal"), 30, "the segment")
 
 
 def test_a_host_that_burned_comes_back_from_the_backups_and_the_keys(hosts, saved, authorities, capsys):
@@ -76,7 +76,7 @@ def test_a_host_that_burned_comes_back_from_the_backups_and_the_keys(hosts, save
     # Asynchronous: what was acknowledged in the last moment may be lost.
     time.sleep(2)
     hosts.app.destroy()
-    hosts.app.install_anew()
+    hosts.app.install_again()
     began = time.monotonic()
     run = hosts.app.run("playbooks/recover.yml", timeout=3600)
     assert run.code != 0 and run.says("Nothing was changed", "-e confirm=recovery-trixie"), run.output[-3000:]
@@ -92,7 +92,7 @@ def test_a_host_that_burned_comes_back_from_the_backups_and_the_keys(hosts, save
     assert hosts.app.shell(f"stat -c %U {MEDIA}/plan.pdf").strip() == "shiftmaster"
     assert hosts.app.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/health/") == "200"
     # Backups go on.
-    assert hosts.keeper.backup()["result"] == "succeeded"
+    assert hosts.backup_server.backup()["result"] == "succeeded"
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +118,13 @@ def outside(hosts, saved):
 
 def test_a_house_that_burned_comes_back_from_outside_and_the_keys(hosts, outside, capsys):
     """The host that keeps the backups is lost with the other."""
-    manifest = hosts.keeper.backup()
+    manifest = hosts.backup_server.backup()
     assert all("restored and compared" in part["offsite"] for part in manifest["parts"].values())
     everything = hosts.app.everything()
-    for host in (hosts.app, hosts.keeper):
+    for host in (hosts.app, hosts.backup_server):
         host.destroy()
-    for host in (hosts.app, hosts.keeper):
-        host.install_anew()
+    for host in (hosts.app, hosts.backup_server):
+        host.install_again()
     began = time.monotonic()
     run = hosts.app.run(
         "playbooks/recover.yml", *AUTHORITIES, timeout=5400, backups="offsite", confirm="recovery-trixie", **outside
@@ -134,16 +134,16 @@ def test_a_house_that_burned_comes_back_from_outside_and_the_keys(hosts, outside
         print(f"\n  recovered from outside in {time.monotonic() - began:.0f} s")
     assert hosts.app.serves(60) == "2.0.0" and hosts.app.everything() == everything
     # Those from before are here again, and the new ones go outside, too.
-    listed = hosts.keeper.shell("ls /var/backups/shiftmaster/manifests")
+    listed = hosts.backup_server.shell("ls /var/backups/shiftmaster/manifests")
     assert manifest["run_id"] in listed
-    manifest = hosts.keeper.backup()
+    manifest = hosts.backup_server.backup()
     assert all("restored and compared" in part["offsite"] for part in manifest["parts"].values())
 
 
 def test_the_only_host_burns_and_comes_back_as_an_older_copy_outside_has_it(hosts, outside, alone, capsys):
     """One host that is everything, its own backups too; the last copy already has what went wrong."""
     hosts.app.destroy()
-    alone.install_anew()
+    alone.install_again()
     options = outside | {"backup_offsite_repository": outside["backup_offsite_repository"] + "-alone"}
     run = alone.run("deploy.yml", *AUTHORITIES, timeout=3600, **options)
     assert run.code == 0, run.output[-8000:]
@@ -158,7 +158,7 @@ def test_the_only_host_burns_and_comes_back_as_an_older_copy_outside_has_it(host
     assert alone.everything() != everything
 
     alone.destroy()
-    alone.install_anew()
+    alone.install_again()
     recover = ("playbooks/recover.yml", *AUTHORITIES)
     run = alone.run(*recover, timeout=3600, confirm="recovery-trixie", **options)
     assert run.code != 0 and run.says("Nothing was changed", "-e backups=offsite"), run.output[-3000:]

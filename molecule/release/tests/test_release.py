@@ -59,11 +59,11 @@ def test_a_second_run_changes_nothing(operations):
 
 
 def test_restart_by_hand_fails_no_request(operations):
-    """`systemctl restart shiftmaster`, as operators type it, goes through the other colour."""
-    colour = operations.shell("readlink /var/www/shiftmaster/active")
+    """`systemctl restart shiftmaster`, as operators type it, goes through the other slot."""
+    slot = operations.shell("readlink /var/www/shiftmaster/active")
     with load(operations, "--clients", "16", "--think-seconds", "0.2", seconds=120) as current:
         operations.shell("systemctl restart shiftmaster", timeout=180)
-    assert operations.shell("readlink /var/www/shiftmaster/active") != colour
+    assert operations.shell("readlink /var/www/shiftmaster/active") != slot
     current.assert_flawless()
     assert operations.shell("systemctl is-active shiftmaster").strip() == "active"
 
@@ -98,7 +98,7 @@ def test_rollback_behind_a_contract_migration(operations):
     assert operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
 
 
-def test_rollback_by_restoring_the_safety_copy(operations):
+def test_rollback_by_restoring_the_pre_migration_dump(operations):
     """schema=restore brings the data from before the migration back and states what is lost."""
     assert operations.deploy("2.2.0", shiftmaster_allow_contract=True, **FAST).code == 0
     operations.python("from roster.models import Ward; Ward.objects.create(slug='late', name_en='x')")

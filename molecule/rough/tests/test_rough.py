@@ -37,12 +37,12 @@ def test_pages_answer_on_tls_and_on_the_local_listener(operations):
 
 
 def test_the_source_is_as_it_was_published(operations, tmp_path):
-    """The release holds the tag's files, byte for byte, but for what was left out and the folder that is linked."""
+    """The release holds the tag's files, byte for byte, but for what was left out and the directory that is linked."""
     archive = subprocess.run(
         ["git", "--git-dir", SCENARIO_HOME / "rough.git", "archive", "1.0.0"], check=True, capture_output=True
     ).stdout
-    for folder in ("published", "deployed"):
-        (tmp_path / folder).mkdir()
+    for directory in ("published", "deployed"):
+        (tmp_path / directory).mkdir()
     subprocess.run(["tar", "-x", "-C", tmp_path / "published"], input=archive, check=True)
     with subprocess.Popen(
         ["docker", "exec", operations.host, "tar", "-c", "--exclude=__pycache__", "-C", f"{RELEASE}/source", "."],
@@ -54,7 +54,7 @@ def test_the_source_is_as_it_was_published(operations, tmp_path):
 
 
 def differences(compared) -> tuple:
-    """Return what only the left and only the right folder has, and what differs, with everything below."""
+    """Return what only the left and only the right directory has, and what differs, with everything below."""
     left, right = sorted(compared.left_only), sorted(compared.right_only)
     same, differ, unreadable = filecmp.cmpfiles(compared.left, compared.right, compared.common_files, shallow=False)
     differ = differ + unreadable
@@ -68,7 +68,7 @@ def appears(operations, text: str, path: str) -> None:
     wait_for(lambda: text in operations.shell(f"cat {path}"), 30, f"{text} in {path}")
 
 
-def test_its_log_is_in_the_shared_folder_in_its_own_format(operations):
+def test_its_log_is_in_the_shared_directory_in_its_own_format(operations):
     assert operations.shell(f"readlink -f {RELEASE}/source/logs").strip() == f"{APP}/shared/logs"
     assert code(operations, "https://localhost/nothing/") == "404"
     appears(operations, "Not Found: /nothing/", f"{APP}/shared/logs/django.log")

@@ -76,5 +76,5 @@ def site(host):
 
 
 @pytest.fixture
-def folder():
+def directory():
     return Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])

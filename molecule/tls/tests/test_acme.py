@@ -75,8 +75,8 @@ def test_other_names_bring_another_certificate_at_once(host, site):
     assert code == 0 and "changed=0" in output, output
 
 
-def test_a_later_change_of_mode_is_not_undone_by_a_renewal(host, site, folder, due):
-    provided = folder / "provided"
+def test_a_later_change_of_mode_is_not_undone_by_a_renewal(host, site, directory, due):
+    provided = directory / "provided"
     code, output = site.run(
         tls_mode="provided",
         tls_provided_certificate_src=str(provided / "good.crt"),

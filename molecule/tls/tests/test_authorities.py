@@ -49,12 +49,14 @@ def test_mutual_tls_needs_a_certificate_of_the_authority(host):
         host.run("systemctl stop mutual")
 
 
-def test_one_authority_and_its_key_is_nobodys_business(host, folder):
-    assert host.file(f"{INTERNAL}/ca.crt").content_string.strip() == (folder / "ca/internal/ca.crt").read_text().strip()
+def test_one_authority_and_its_key_is_nobodys_business(host, directory):
+    assert (
+        host.file(f"{INTERNAL}/ca.crt").content_string.strip() == (directory / "ca/internal/ca.crt").read_text().strip()
+    )
     # The controller has the authority and nothing else; no host's key was ever here.
-    assert sorted(path.name for path in (folder / "ca/internal").iterdir()) == ["ca.crt", "ca.key"]
-    assert stat.S_IMODE((folder / "ca/internal").stat().st_mode) == 0o700
-    assert stat.S_IMODE((folder / "ca/internal/ca.key").stat().st_mode) == 0o600
+    assert sorted(path.name for path in (directory / "ca/internal").iterdir()) == ["ca.crt", "ca.key"]
+    assert stat.S_IMODE((directory / "ca/internal").stat().st_mode) == 0o700
+    assert stat.S_IMODE((directory / "ca/internal/ca.key").stat().st_mode) == 0o600
     assert host.run("find /etc /root /var -name 'ca.key' -not -path '/root/acme/*' | grep .").rc == 1
 
 
@@ -80,7 +82,7 @@ def test_what_is_near_its_end_is_issued_anew_and_served(host, site):
     ],
 )
 @ON_BOOKWORM
-def test_what_does_not_fit_is_found_and_mended(host, site, damage, reason):
+def test_what_does_not_fit_is_found_and_fixed(host, site, damage, reason):
     host.check_output(damage)
     code, output = site.run()
     assert code == 0, output
@@ -95,12 +97,14 @@ def test_a_host_may_keep_the_authority(host, site):
     kept = {"tls_ca_host": "tls-provided", "tls_internal_ca_dir": "/root/internal-ca", "tls_mode": "none"}
     code, output = site.run("-l", "tls-bookworm", **kept)
     assert code == 0, output
-    keeper = testinfra.get_host("docker://tls-provided")
-    assert host.file(f"{INTERNAL}/ca.crt").content_string == keeper.file("/root/internal-ca/ca.crt").content_string
-    assert keeper.check_output("stat -c %a:%U /root/internal-ca/ca.key") == "600:root"
+    backup_server = testinfra.get_host("docker://tls-provided")
+    assert (
+        host.file(f"{INTERNAL}/ca.crt").content_string == backup_server.file("/root/internal-ca/ca.crt").content_string
+    )
+    assert backup_server.check_output("stat -c %a:%U /root/internal-ca/ca.key") == "600:root"
     host.check_output(f"openssl verify -CAfile {INTERNAL}/ca.crt {INTERNAL}/host.crt")
     code, output = site.run("-l", "tls-bookworm", **kept)
     assert code == 0 and "changed=0" in output, output
-    keeper.check_output("rm -r /root/internal-ca")
+    backup_server.check_output("rm -r /root/internal-ca")
     code, output = site.run()  # and back
     assert code == 0, output

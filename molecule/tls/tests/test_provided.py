@@ -9,8 +9,8 @@ import pytest
 HOSTS = ["tls-provided"]
 
 
-def test_nginx_serves_the_provided_one_with_its_chain(host, site, folder):
-    good = (folder / "provided/good.crt").read_text()
+def test_nginx_serves_the_provided_one_with_its_chain(host, site, directory):
+    good = (directory / "provided/good.crt").read_text()
     assert host.file("/etc/ssl/certs/shiftmaster.crt").content_string.strip() == good.strip()
     assert site.served() == site.file()
     assert host.check_output("stat -c %a:%U:%G /etc/ssl/private/shiftmaster.key") == "600:root:root"
@@ -41,32 +41,32 @@ def test_the_report_names_the_end_of_each_certificate(host, site):
         ("ca/conf", "good.key", "certificate is not in PEM form"),
     ],
 )
-def test_a_wrong_one_is_refused_and_the_old_one_stays(site, folder, certificate, key, reason):
+def test_a_wrong_one_is_refused_and_the_old_one_stays(site, directory, certificate, key, reason):
     before = site.files()
     code, output = site.run(
-        tls_provided_certificate_src=str(folder / "provided" / certificate),
-        tls_provided_key_content=(folder / "provided" / key).read_text(),
+        tls_provided_certificate_src=str(directory / "provided" / certificate),
+        tls_provided_key_content=(directory / "provided" / key).read_text(),
     )
     assert code != 0
     assert reason in output, output
     assert site.files() == before
 
 
-def test_an_authority_that_nobody_trusts_is_refused(site, folder):
-    code, output = site.run(tls_provided_trusted_content=(folder / "provided/other.crt").read_text())
+def test_an_authority_that_nobody_trusts_is_refused(site, directory):
+    code, output = site.run(tls_provided_trusted_content=(directory / "provided/other.crt").read_text())
     assert code != 0
     assert "does not lead to an authority" in output, output
 
 
-def test_a_new_one_is_served_without_a_restart_and_its_key_is_never_shown(site, folder):
+def test_a_new_one_is_served_without_a_restart_and_its_key_is_never_shown(site, directory):
     before, master = site.served(), site.master()
-    key = (folder / "provided/renewed.key").read_text()
+    key = (directory / "provided/renewed.key").read_text()
     code, output = site.run(
         "-vvv",
         "--diff",
-        tls_provided_certificate_src=str(folder / "provided/renewed.crt"),
+        tls_provided_certificate_src=str(directory / "provided/renewed.crt"),
         tls_provided_key_content="",
-        tls_provided_key_src=str(folder / "provided/renewed.key"),
+        tls_provided_key_src=str(directory / "provided/renewed.key"),
     )
     assert code == 0, output
     assert site.served() != before

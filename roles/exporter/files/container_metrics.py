@@ -205,7 +205,7 @@ def run(socket_path, output, timeout):
         samples = collect(Engine(socket_path, began + timeout))
         samples.append((LAST, {}, round(time.time(), 3)))
     except EngineError as error:
-        # Old figures would look as if all were well: they go. When there were any last is still told.
+        # Old metrics would look as if all were well: they go. When there were any last is still told.
         problem = str(error)
         samples = [(LAST, {}, last)]
     samples.append((UP, {}, int(problem is None)))

@@ -1,5 +1,5 @@
 # Role shiftmaster; belongs to one release. While an earlier secret key is accepted, sessions that it has signed are
-# signed anew in place. Django itself gives such a session a new cookie, and the other tabs of that browser, whose
+# signed again in place. Django itself gives such a session a new cookie, and the other tabs of that browser, whose
 # requests are under way with the old one, are logged out.
 from django.conf import settings
 from django.contrib import auth
@@ -16,11 +16,11 @@ class KeepSessions:
 
     def __call__(self, request):
         if settings.SESSION_COOKIE_NAME in request.COOKIES:
-            sign_anew(request.session)
+            sign_again(request.session)
         return self.get_response(request)
 
 
-def sign_anew(session):
+def sign_again(session):
     signature = session.get(auth.HASH_SESSION_KEY)
     backend = session.get(auth.BACKEND_SESSION_KEY)
     if not signature or signature in _good or backend not in settings.AUTHENTICATION_BACKENDS:

@@ -36,7 +36,7 @@ class Migration(migrations.Migration):
                         ],
                         default="grey",
                         max_length=8,
-                        verbose_name="colour",
+                        verbose_name="slot",
                     ),
                 ),
                 ("position", models.PositiveSmallIntegerField(default=0, verbose_name="position")),

@@ -25,7 +25,7 @@ class ShiftType(Named):
     is_night = models.BooleanField(_("night shift"), default=False)
     # Takes the place of is_night. Version 2.0.0 does not know it and leaves it empty; then is_night counts.
     kind = models.CharField(_("kind"), max_length=8, choices=Kind.choices, blank=True, default="", db_default="")
-    tone = models.CharField(_("colour"), max_length=8, choices=Tone.choices, default=Tone.GREY)
+    tone = models.CharField(_("slot"), max_length=8, choices=Tone.choices, default=Tone.GREY)
     position = models.PositiveSmallIntegerField(_("position"), default=0)
 
     class Meta:

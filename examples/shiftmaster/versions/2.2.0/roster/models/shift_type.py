@@ -23,7 +23,7 @@ class ShiftType(Named):
     ends_at = models.TimeField(_("ends at"), null=True, blank=True)
     is_work = models.BooleanField(_("is work"), default=True)
     kind = models.CharField(_("kind"), max_length=8, choices=Kind.choices, blank=True, default="", db_default="")
-    tone = models.CharField(_("colour"), max_length=8, choices=Tone.choices, default=Tone.GREY)
+    tone = models.CharField(_("slot"), max_length=8, choices=Tone.choices, default=Tone.GREY)
     position = models.PositiveSmallIntegerField(_("position"), default=0)
 
     class Meta:

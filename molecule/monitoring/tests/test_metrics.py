@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import mishaps
 import private_keys
 import pytest
+import service_faults
 import yaml
 from support import ROOT, load
 
@@ -55,19 +55,19 @@ def selectors(expression: str) -> set:
 # What is empty while all is well; `used` has seen to it that it is not.
 UNDER_A_FAULT = re.compile(r'^ALERTS|^shiftmaster:outage:|status=~"5|err=~"OOM|wait_event_type="Lock"')
 
-# What nothing here has a part in: no host collects logs. What writes these figures is proven in the scenario `logging`.
+# What nothing here has a part in: no host collects logs. What writes these metrics is verified in the scenario `logging`.
 ELSEWHERE = re.compile(r"\bshiftmaster_(log_canary_|filebeat_|logstash_|elasticsearch_|logging)")
 
 
 def of_yesterday() -> str:
-    """A stand-in: figures of the day before, with which the panel of backups compares, as promtool restores them."""
+    """A stub: metrics of the day before, with which the panel of backups compares, as promtool restores them."""
     labels = 'env="demo",instance="monitoring-trixie",job="node"'
     began = round(time.time()) - 86400 - 3600
     return "\n".join(
         ["# TYPE shiftmaster_backup_size_bytes gauge"]
         + [
             f'shiftmaster_backup_size_bytes{{{labels},kind="{kind}"}} 9000000 {began + seconds}'
-            for kind in mishaps.KINDS
+            for kind in service_faults.KINDS
             for seconds in range(0, 3 * 3600, 60)
         ]
         + ["# EOF", ""]
@@ -93,21 +93,21 @@ def used(hosts, watch, scaled):
         )
         shows("increase(shiftmaster_celery_tasks_total{state='FAILURE'}[5m]) > 0", seconds=180)
         app.shell("curl -skS -o /dev/null https://shift.example.test/nowhere/")
-        with mishaps.table_gone(app):
+        with service_faults.table_gone(app):
             shows(
                 "nginx_http_requests_total{status=~'5..'}",
                 "django_http_responses_total_by_status_view_method_total{status=~'5..'}",
                 "django_http_exceptions_total_by_type_total", "django_db_errors_total",
             )  # fmt: skip
-        with mishaps.lock_wait(app):
+        with service_faults.lock_wait(app):
             shows("pg_stat_activity_count{wait_event_type='Lock'}", "pg_lock_longest_wait_seconds > 0")
-        with mishaps.redis_full(app):
+        with service_faults.redis_full(app):
             shows("redis_errors_total{err='OOM'}")
-        with mishaps.unit_failed(app):
+        with service_faults.unit_failed(app):
             shows("node_systemd_unit_state{name='broken.service',state='failed'} == 1")
-        with mishaps.deadlock(app):
+        with service_faults.deadlock(app):
             shows("ALERTS{alertstate='firing',severity='warning'}")
-        with mishaps.units_stopped(app, "postgresql@17-main.service"):
+        with service_faults.units_stopped(app, "postgresql@17-main.service"):
             shows("ALERTS{alertstate='firing',severity='critical'}", "shiftmaster:outage:last5m")
         # The standby asks for the primary again and again.
         shows("pg_stat_replication_pg_wal_lsn_diff{state='streaming'}")
@@ -218,7 +218,7 @@ def test_rules_are_evaluated(watch):
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/shiftmaster/metrics", "/mtail/metrics", "/metrics/"])
-def test_the_public_site_shows_no_figures(hosts, watch, path):
+def test_the_public_site_shows_no_metrics(hosts, watch, path):
     code = watch.shell(f"curl -skS -o /dev/null -w '%{{http_code}}' https://shift.example.test{path}")
     assert code == "404"
 
@@ -301,7 +301,7 @@ def test_nobody_else_reaches_what_watches(hosts, watch):
     assert {one for (_port, scheme, _path), one in found.items() if scheme == "https"} == {(401, 0)}, found
 
 
-# What a run may change of what watches: files, and services that were started anew.
+# What a run may change of what watches: files, and services that were started again.
 LAID_DOWN = (
     "find /etc/prometheus* /etc/systemd/system /etc/nginx -printf '%p %m %u %g %s %T@\\n' | sort; "
     "systemctl show --property=Id,ActiveEnterTimestamp 'prometheus*' mtail nginx"
@@ -343,18 +343,18 @@ def refused(host, statement: str) -> str:
     )
 
 
-def test_the_exporter_of_postgresql_reads_figures_and_nothing_else(hosts, watch):
+def test_the_exporter_of_postgresql_reads_metrics_and_nothing_else(hosts, watch):
     assert refused(hosts.app, "SELECT 1").strip() == "1"
     for statement in (
-        f"SELECT count(*) FROM {mishaps.TABLE}",
-        f"INSERT INTO {mishaps.TABLE} SELECT * FROM {mishaps.TABLE}",
+        f"SELECT count(*) FROM {service_faults.TABLE}",
+        f"INSERT INTO {service_faults.TABLE} SELECT * FROM {service_faults.TABLE}",
         "SELECT * FROM pg_authid",
     ):
         assert "permission denied" in refused(hosts.app, statement), statement
-    assert "permission denied" in refused(hosts.app, "CREATE TABLE public.mishap ()")
+    assert "permission denied" in refused(hosts.app, "CREATE TABLE public.fault ()")
 
 
-def test_the_exporter_of_redis_reads_figures_and_nothing_else(hosts, watch):
+def test_the_exporter_of_redis_reads_metrics_and_nothing_else(hosts, watch):
     password = watch.secret("redis")
 
     def ask(words: str) -> str:
@@ -364,7 +364,7 @@ def test_the_exporter_of_redis_reads_figures_and_nothing_else(hosts, watch):
         )  # fmt: skip
 
     assert "connected_clients" in ask("INFO clients")
-    for words in ("GET mishap", "SET mishap 1", "KEYS '*'", "FLUSHALL", "CONFIG SET maxmemory 1"):
+    for words in ("GET fault", "SET fault 1", "KEYS '*'", "FLUSHALL", "CONFIG SET maxmemory 1"):
         assert "NOPERM" in ask(words), words
 
 
@@ -384,7 +384,7 @@ def test_exporters_are_locked_in(hosts, watch):
             capabilities = "0000000000002000" if "blackbox" in unit else "0000000000000000"
             assert f"CapEff:\t{capabilities}" in status, (unit, status)
             assert "Uid:\t0" not in status, unit
-            tried = host.shell(f"nsenter -t {pid} -m touch /etc/mishap /usr/mishap 2>&1", check=False)
+            tried = host.shell(f"nsenter -t {pid} -m touch /etc/fault /usr/fault 2>&1", check=False)
             assert tried.count("Read-only") == 2, (unit, tried)
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for one module of the collection awx.awx: AWX is a file, and each call is noted.
+"""A stub for one module of the collection awx.awx: AWX is a file, and each call is noted.
 
 An action, which takes the module's place and needs no process of its own.
 
@@ -130,8 +130,8 @@ class ActionModule(ActionBase):
         if asked.error_messages:
             raise AnsibleActionFail("; ".join(asked.error_messages))
         params, check = asked.validated_parameters, self._task.check_mode
-        folder = os.environ["AWX_STAND_IN"]
-        path = os.path.join(folder, "world.json")
+        directory = os.environ["AWX_STAND_IN"]
+        path = os.path.join(directory, "world.json")
         world = {}
         if os.path.exists(path):
             with open(path, encoding="utf-8") as stream:
@@ -151,7 +151,7 @@ class ActionModule(ActionBase):
             changed = there is not None
         else:
             changed = differs(there, options, params) or bool(check and params.get("update_project"))
-        with open(os.path.join(folder, "calls.jsonl"), "a", encoding="utf-8") as stream:
+        with open(os.path.join(directory, "calls.jsonl"), "a", encoding="utf-8") as stream:
             login = {name: params.get(name) for name in LOGIN}
             call = {"kind": KIND, "options": options, "login": login, "changed": changed, "check": check}
             stream.write(json.dumps(call) + "\n")

@@ -1,4 +1,4 @@
-"""The proof of a backup: it is restored into a scratch folder, started and read.
+"""The verification of a backup: it is restored into a scratch directory, started and read.
 
 What marks the end is a restore point by name: recovery ends with an error where the WAL does not reach it. A row that
 was written before it must be there, every page and index must be well, and every table must have the rows that it had.
@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from ..host import points, safe_files
 from ..host.sql import SAFE_SEARCH_PATH, quoted, rows_of
-from . import sandbox, verdicts
-from .host import BackupError, Host, make_folder, tail
+from . import results, sandbox
+from .host import BackupError, Host, make_dir, tail
 
 # Recovery refuses to run with less of these than the primary had.
 SETTINGS = {
@@ -113,7 +113,7 @@ class Table(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """The end that a proof must reach, and what is known of the data there."""
+    """The end that a verification must reach, and what is known of the data there."""
 
     name: str
     run: str
@@ -139,7 +139,7 @@ def mark(host: Host, run: str) -> Mark:
 
 
 def elsewhere(host: Host) -> list:
-    """What keeps a restore from being made in place, as problems: data outside of the folder that it sets aside."""
+    """What keeps a restore from being made in place, as problems: data outside of the directory that it sets aside."""
     found = [row[0] for row in host.ask(TABLESPACES_SQL)]
     what = (
         "the database has tablespaces, which a restore does not put back where they are (into=scratch and table= do): "
@@ -204,18 +204,18 @@ def restore_command(directory: str) -> str:
 class Server:
     """A PostgreSQL in a scratch directory. Whatever it runs has no rights and reaches nothing else (USER)."""
 
-    def __init__(self, host: Host, folder: str):
-        self.host, self.folder, self.port = host, folder, host.options["scratch_port"]
+    def __init__(self, host: Host, directory: str):
+        self.host, self.directory, self.port = host, directory, host.options["scratch_port"]
         entry = pwd.getpwnam(USER)
         self._owner = entry.pw_uid, entry.pw_gid
         self.data, self.tablespaces, self.sockets, self.wal = (
-            os.path.join(folder, name) for name in ("data", "tablespaces", "sockets", "wal")
+            os.path.join(directory, name) for name in ("data", "tablespaces", "sockets", "wal")
         )
         for path in (self.data, self.tablespaces, self.sockets, self.wal):
             safe_files.make_directory(path, 0o700, *self._owner)
         # Root's: the server reads the one and writes to the other by a descriptor.
-        self.config, self._log = os.path.join(folder, "config"), os.path.join(folder, "server.log")
-        make_folder(self.config, 0o755)
+        self.config, self._log = os.path.join(directory, "config"), os.path.join(directory, "server.log")
+        make_dir(self.config, 0o755)
         self._children = []
 
     # -- commands ----------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class Server:
         ]  # fmt: skip
 
     def _repository(self) -> list:
-        return [os.path.join(self.host.folder, "pgbackrest"), self.host.options["restore_config"]]
+        return [os.path.join(self.host.directory, "pgbackrest"), self.host.options["restore_config"]]
 
     # -- its data ----------------------------------------------------------------------------------------------------
 
@@ -415,19 +415,19 @@ def _unit_name() -> str:
 @contextlib.contextmanager
 def scratch(host: Host, name: str):
     """A server that is yet to be made in a scratch directory. What a killed run has left is removed first."""
-    folder = os.path.join(host.options["scratch"], name)
-    safe_files.remove_tree(folder)
-    make_folder(host.options["scratch"], 0o711)
-    os.mkdir(folder)
-    os.chmod(folder, 0o711)
+    directory = os.path.join(host.options["scratch"], name)
+    safe_files.remove_tree(directory)
+    make_dir(host.options["scratch"], 0o711)
+    os.mkdir(directory)
+    os.chmod(directory, 0o711)
     try:
-        server = Server(host, folder)
+        server = Server(host, directory)
         try:
             yield server
         finally:
             server.stop()
     finally:
-        safe_files.remove_tree(folder)
+        safe_files.remove_tree(directory)
 
 
 @contextlib.contextmanager
@@ -460,7 +460,7 @@ def check_pages(host: Host, server: Server) -> str:
         "pg_amcheck", "pg_amcheck", "--all", "--heapallindexed", "--install-missing", "--no-password",
         "--progress", "--jobs", str(host.options["process_max"]), fine=range(256),
     )  # fmt: skip
-    found = verdicts.amcheck(done.returncode, done.stdout, done.stderr)
+    found = results.amcheck(done.returncode, done.stdout, done.stderr)
     if not found.good:
         raise BackupError("pg_amcheck: %s" % found)
     return "pg_amcheck --heapallindexed of all databases"
@@ -502,17 +502,17 @@ def prove(host: Host, label: str, end: Mark) -> dict:
     """Restore a backup up to its mark and read it. Returns what was verified; raises BackupError."""
     began = time.monotonic()
     with restored(
-        host, "proof", "--type=name", "--target=%s" % end.name, "--target-action=promote",
+        host, "verification", "--type=name", "--target=%s" % end.name, "--target-action=promote",
         "--target-timeline=current", label=label,
     ) as server:  # fmt: skip
         recovered = time.monotonic()
-        found = verdicts.recovery(server.log_text(), target=end.name)
+        found = results.recovery(server.log_text(), target=end.name)
         if not found.good:
             raise BackupError("the recovery of the restored database: %s" % found)
         if server.ask(FOUND_SQL % end.run, host.database["name"]) != [["1"]]:
             raise BackupError("the row that was written before the restore point is not in the restored database")
         how = [check_pages(host, server)]
-        points.reach("backup_proof")
+        points.reach("backup_verification")
         how.append("rows of %d tables" % compare_rows(host, server, end.tables))
     return {
         "restore_point": end.name,
@@ -522,7 +522,7 @@ def prove(host: Host, label: str, end: Mark) -> dict:
     }
 
 
-def prove_dumps(host: Host, folder: str, tables: dict) -> str:
+def prove_dumps(host: Host, directory: str, tables: dict) -> str:
     """Load the dump of each database into a new server and count its rows; tables is what counted() said before them.
 
     Returns what was verified; raises BackupError.
@@ -530,7 +530,7 @@ def prove_dumps(host: Host, folder: str, tables: dict) -> str:
     with empty(host, "dump") as server:
         server.ask("CREATE ROLE loader LOGIN")
         for database in tables:
-            dump = os.path.join(folder, database)
+            dump = os.path.join(directory, database)
             # Root alone may read it. pg_restore looks for compressed files by access(2), which ignores capabilities.
             options = {"read": [dump], "more": [*READING, "SecureBits=no-setuid-fixup"]}
             listed = server.client("reading the dump", "pg_restore", "--list", dump, **options).stdout

@@ -1,6 +1,6 @@
-"""The roles' own configuration of all four parts, on stand-ins, with TLS between them; no container, no systemd.
+"""The roles' own configuration of all four parts, on stubs, with TLS between them; no container, no systemd.
 
-Executed on a stand-in (tests/elastic_stand_in/README.md): users, rights, certificates, calls and a line's way from the
+Executed on a stub (tests/elastic_stub/README.md): users, rights, certificates, calls and a line's way from the
 file to the search are real; Elasticsearch, Logstash, Kibana and Filebeat are not.
 """
 
@@ -27,7 +27,7 @@ from ansible.module_utils.shiftmaster.logging import log_watch
 from ansible.template import trust_as_template
 from rendered import ROOT, masks, render, templar
 
-PROGRAM = ROOT / "tests" / "elastic_stand_in" / "stand_in"
+PROGRAM = ROOT / "tests" / "elastic_stub" / "stub"
 PASSWORDS = {name: f"password-of-{name}-1" for name in ("admin", "writer", "kibana", "canary")}
 VARIABLES = {f"elasticsearch_{name}_password": password for name, password in PASSWORDS.items()}
 ENVIRONMENT = "demo"
@@ -44,13 +44,13 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def authority(folder):
+def authority(directory):
     """Make an authority and a certificate for localhost, and another authority with one."""
     for name in ("site", "other"):
         files = {
-            what: str(folder / f"{name}-{what}") for what in ("ca.key", "ca.crt", "host.key", "host.csr", "host.crt")
+            what: str(directory / f"{name}-{what}") for what in ("ca.key", "ca.crt", "host.key", "host.csr", "host.crt")
         }
-        extensions = folder / "extensions"
+        extensions = directory / "extensions"
         extensions.write_text(
             "subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n"
         )
@@ -67,42 +67,42 @@ def authority(folder):
 
 
 class Parts:
-    def __init__(self, folder):
-        self.folder, self.running = folder, {}
+    def __init__(self, directory):
+        self.directory, self.running = directory, {}
         self.ports = {name: free_port() for name in ("elasticsearch", "logstash", "api", "kibana", "filebeat")}
         self.url = f"https://localhost:{self.ports['elasticsearch']}"
-        self.log = folder / "logs" / "canary.log"
-        self.ca = str(folder / "site-ca.crt")
-        authority(folder)
+        self.log = directory / "logs" / "canary.log"
+        self.ca = str(directory / "site-ca.crt")
+        authority(directory)
         for name in (
             "elasticsearch/certs", "elasticsearch/data", "logstash/conf.d", "kibana/data", "filebeat/data", "logs",
         ):  # fmt: skip
-            (folder / name).mkdir(parents=True)
+            (directory / name).mkdir(parents=True)
         for name in ("ca.crt", "host.crt", "host.key"):
-            shutil.copy(folder / f"site-{name}", folder / "elasticsearch/certs" / name)
+            shutil.copy(directory / f"site-{name}", directory / "elasticsearch/certs" / name)
         tls = {
-            f"{role}_tls_{what}_file": str(folder / f"site-{name}")
+            f"{role}_tls_{what}_file": str(directory / f"site-{name}")
             for role in ("logstash", "kibana", "filebeat")
             for what, name in (("certificate", "host.crt"), ("key", "host.key"), ("ca", "ca.crt"))
         }
         self.variables = {
             **VARIABLES, **tls, "elasticsearch_port": self.ports["elasticsearch"],
-            "elasticsearch_data_dir": str(folder / "elasticsearch/data"), "elasticsearch_environment": ENVIRONMENT,
+            "elasticsearch_data_dir": str(directory / "elasticsearch/data"), "elasticsearch_environment": ENVIRONMENT,
             "logstash_port": self.ports["logstash"], "logstash_listen_address": "127.0.0.1",
             "logstash_api_port": self.ports["api"], "logstash_elasticsearch_urls": [self.url],
             # As root, which Logstash refuses by the role's own settings: see the test below.
             "logstash_settings": {
-                "allow_superuser": True, "path.data": str(folder / "logstash/data"),
-                "path.logs": str(folder / "logstash/logs"),
+                "allow_superuser": True, "path.data": str(directory / "logstash/data"),
+                "path.logs": str(directory / "logstash/logs"),
             },
             "logstash_environment": ENVIRONMENT, "logstash_masks": masks(),
-            "__logstash_key": str(folder / "site-host.key"),
+            "__logstash_key": str(directory / "site-host.key"),
             "kibana_port": self.ports["kibana"], "kibana_elasticsearch_urls": [self.url],
             "kibana_elasticsearch_password": PASSWORDS["kibana"],
-            "kibana_settings": {"path.data": str(folder / "kibana/data")},
+            "kibana_settings": {"path.data": str(directory / "kibana/data")},
             "filebeat_logstash_hosts": [f"localhost:{self.ports['logstash']}"],
             "filebeat_api_port": self.ports["filebeat"],
-            "filebeat_files": [{"id": "a", "dataset": "shiftmaster.canary", "paths": [str(folder / "logs/*.log")]}],
+            "filebeat_files": [{"id": "a", "dataset": "shiftmaster.canary", "paths": [str(directory / "logs/*.log")]}],
         }  # fmt: skip
         for role, template, path in (
             ("elasticsearch", "elasticsearch.yml.j2", "elasticsearch/elasticsearch.yml"),
@@ -112,27 +112,27 @@ class Parts:
             ("kibana", "kibana.yml.j2", "kibana/kibana.yml"),
             ("filebeat", "filebeat.yml.j2", "filebeat/filebeat.yml"),
         ):
-            (folder / path).write_text(render(role, template, **self.variables), encoding="utf-8")
+            (directory / path).write_text(render(role, template, **self.variables), encoding="utf-8")
 
     def asked(self, role, expression):
         return templar(role, **self.variables).template(trust_as_template("{{ " + expression + " }}"))
 
     def command(self, name, *words):
-        (self.folder / "bin").mkdir(exist_ok=True)
-        link = self.folder / "bin" / name
+        (self.directory / "bin").mkdir(exist_ok=True)
+        link = self.directory / "bin" / name
         if not link.exists():
             link.symlink_to(PROGRAM)
         given = {
-            "elasticsearch": ["--folder", self.folder / "elasticsearch"],
-            "kibana": ["--folder", self.folder / "kibana"],
-            "logstash": ["--path.settings", self.folder / "logstash"],
-            "filebeat": ["--path.config", self.folder / "filebeat", "--path.data", self.folder / "filebeat/data"],
+            "elasticsearch": ["--directory", self.directory / "elasticsearch"],
+            "kibana": ["--directory", self.directory / "kibana"],
+            "logstash": ["--path.settings", self.directory / "logstash"],
+            "filebeat": ["--path.config", self.directory / "filebeat", "--path.data", self.directory / "filebeat/data"],
         }[name]
         return [sys.executable, str(link), *words, *map(str, given)]
 
     def start(self, name):
         port = self.ports["api" if name == "logstash" else name]
-        output = open(self.folder / f"{name}.out", "a", encoding="utf-8")
+        output = open(self.directory / f"{name}.out", "a", encoding="utf-8")
         environment = {
             **os.environ,
             "STAND_IN_REREAD_SECONDS": "1",
@@ -156,7 +156,7 @@ class Parts:
         child.wait()
 
     def said(self, name):
-        return (self.folder / f"{name}.out").read_text(encoding="utf-8")
+        return (self.directory / f"{name}.out").read_text(encoding="utf-8")
 
     def search(self, number):
         api = Api(self.url, self.ca, ("shiftmaster_canary", PASSWORDS["canary"]))
@@ -174,7 +174,7 @@ def parts(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    """The stand-in looks at its files every second, not every five."""
+    """The stub looks at its files every second, not every five."""
     monkeypatch.setattr(elasticsearch_objects, "REREAD_SECONDS", 4)
 
 
@@ -195,13 +195,18 @@ def elasticsearch_parameters(parts):
         **{name: parts.asked("elasticsearch", "__elasticsearch_" + name)
            for name in ("policies", "component_templates", "templates")},
         "data_streams": parts.asked("elasticsearch", "__elasticsearch_streams"),
-        "users": parts.asked("elasticsearch", "__elasticsearch_proven"), "timeout_seconds": 30,
+        "users": parts.asked("elasticsearch", "__elasticsearch_verified"), "timeout_seconds": 30,
     }  # fmt: skip
 
 
 def test_elasticsearch_gets_its_users_and_objects_and_proves_their_rights(parts, run):
     users = parts.asked("elasticsearch", "__elasticsearch_users")
-    given = {"folder": str(parts.folder / "elasticsearch"), "group": grp.getgrgid(0).gr_name, "users": users, "cost": 5}
+    given = {
+        "directory": str(parts.directory / "elasticsearch"),
+        "group": grp.getgrgid(0).gr_name,
+        "users": users,
+        "cost": 5,
+    }
     assert run(elasticsearch_users, **given)["changed"] and not run(elasticsearch_users, **given)["changed"]
     parts.start("elasticsearch")
     first = run(elasticsearch_objects, **elasticsearch_parameters(parts))
@@ -221,7 +226,7 @@ def test_a_snapshot_repository_is_kept_where_the_site_asks_for_one(parts, run):
     )
     given = templar("elasticsearch", elasticsearch_snapshot_repositories=wanted)
     repositories = given.template(trust_as_template(kept["repositories"]))
-    # Without a folder that it may write to, Elasticsearch itself refuses the repository.
+    # Without a directory that it may write to, Elasticsearch itself refuses the repository.
     settings = render(
         "elasticsearch", "elasticsearch.yml.j2", **parts.variables,
         elasticsearch_settings={"path.repo": ["/mnt/snapshots"]},
@@ -243,12 +248,12 @@ def test_a_snapshot_repository_is_kept_where_the_site_asks_for_one(parts, run):
     [("shiftmaster_writer", "read"), ("shiftmaster_writer", "manage"), ("shiftmaster_canary", "create_doc")],
 )
 def test_a_role_with_a_right_too_many_is_found(parts, run_module, role, change):
-    path = parts.folder / "elasticsearch/roles.yml"
+    path = parts.directory / "elasticsearch/roles.yml"
     before = path.read_text(encoding="utf-8")
     roles = yaml.safe_load(before)
     roles[role]["indices"][-1]["privileges"].append(change)
     path.write_text(yaml.safe_dump(roles), encoding="utf-8")
-    # Until it is read again, what was before is what is proven.
+    # Until it is read again, what was before is what is verified.
     time.sleep(1.2)
     try:
         answer = run_module(elasticsearch_objects, **elasticsearch_parameters(parts))
@@ -258,7 +263,7 @@ def test_a_role_with_a_right_too_many_is_found(parts, run_module, role, change):
 
 
 def test_a_role_that_needs_a_paid_licence_counts_for_nothing(parts, run, run_module):
-    path = parts.folder / "elasticsearch/roles.yml"
+    path = parts.directory / "elasticsearch/roles.yml"
     before = path.read_text(encoding="utf-8")
     roles = yaml.safe_load(before)
     roles["shiftmaster_canary"]["indices"][-1]["query"] = '{"term": {"log.logger": "shiftmaster.canary"}}'
@@ -275,7 +280,7 @@ def test_a_role_that_needs_a_paid_licence_counts_for_nothing(parts, run, run_mod
 
 def test_a_changed_password_is_waited_for(parts, run):
     users = parts.asked("elasticsearch", "__elasticsearch_users")
-    given = {"folder": str(parts.folder / "elasticsearch"), "group": grp.getgrgid(0).gr_name, "cost": 5}
+    given = {"directory": str(parts.directory / "elasticsearch"), "group": grp.getgrgid(0).gr_name, "cost": 5}
     for password in ("another-password-1", PASSWORDS["admin"]):
         users[0]["password"] = password
         assert run(elasticsearch_users, **given, users=users)["changed"]
@@ -307,7 +312,7 @@ def test_the_writer_adds_to_its_streams_and_does_nothing_else(parts):
 
 
 def test_a_value_of_another_type_is_rejected_or_counted(parts):
-    """On the stand-in, which takes logsdb without a mode as Elasticsearch 9 does."""
+    """On the stub, which takes logsdb without a mode as Elasticsearch 9 does."""
     api = Api(parts.url, parts.ca, ("shiftmaster_writer", PASSWORDS["writer"]))
     path = f"/logs-shiftmaster.redis-{ENVIRONMENT}/_create/"
     watched = Api(parts.url, parts.ca, ("shiftmaster_canary", PASSWORDS["canary"]))
@@ -333,7 +338,7 @@ def test_a_line_goes_from_the_file_to_the_search_once(parts, run, run_module):
 
 
 def test_nothing_is_lost_while_a_part_is_away(parts, run_module):
-    """Of the stand-ins, not of Elastic's queue: that the roles' parts find each other again."""
+    """Of the stubs, not of Elastic's queue: that the roles' parts find each other again."""
     for away in ("elasticsearch", "logstash"):
         parts.stop(away)
         numbers = [f"{away}{number}" for number in range(5)]
@@ -350,9 +355,9 @@ def test_nothing_is_lost_while_a_part_is_away(parts, run_module):
 def test_a_certificate_of_another_authority_sends_nothing(parts, tmp_path):
     strange = tmp_path / "filebeat"
     strange.mkdir()
-    settings = yaml.safe_load((parts.folder / "filebeat/filebeat.yml").read_text(encoding="utf-8"))
-    settings["output.logstash"]["ssl.certificate"] = str(parts.folder / "other-host.crt")
-    settings["output.logstash"]["ssl.key"] = str(parts.folder / "other-host.key")
+    settings = yaml.safe_load((parts.directory / "filebeat/filebeat.yml").read_text(encoding="utf-8"))
+    settings["output.logstash"]["ssl.certificate"] = str(parts.directory / "other-host.crt")
+    settings["output.logstash"]["ssl.key"] = str(parts.directory / "other-host.key")
     settings["http.port"] = free_port()
     (strange / "data").mkdir()
     (strange / "filebeat.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -366,9 +371,7 @@ def test_a_certificate_of_another_authority_sends_nothing(parts, tmp_path):
             time.sleep(0.2)
         said = parts.said("logstash").splitlines()
         assert any("input: " in line and "certificate" in line.lower() for line in said), said[-5:]
-        assert not (strange / "data/stand-in.json").exists() or not json.loads(
-            (strange / "data/stand-in.json").read_text()
-        )
+        assert not (strange / "data/stub.json").exists() or not json.loads((strange / "data/stub.json").read_text())
     finally:
         child.kill()
         child.wait()
@@ -380,16 +383,16 @@ def test_kibana_keeps_its_objects_and_says_when_it_cannot_log_in(parts, run):
     given = {
         "url": f"https://localhost:{parts.ports['kibana']}", "ca_file": parts.ca, "user": "shiftmaster_admin",
         "password": PASSWORDS["admin"], "objects": objects, "timeout_seconds": 30,
-        "record": str(parts.folder / "kibana/record"),
+        "record": str(parts.directory / "kibana/record"),
     }  # fmt: skip
     assert len(run(kibana_objects, **given)["done"]) == len(objects)
-    # The stand-in has written the dashboard in a form of its own, as newer versions of Kibana do.
+    # The stub has written the dashboard in a form of its own, as newer versions of Kibana do.
     assert not run(kibana_objects, **given)["changed"]
     # A change of ours, and one of somebody else, are written all the same.
     objects[-1]["attributes"]["title"] += "."
     assert run(kibana_objects, **given)["changed"] and not run(kibana_objects, **given)["changed"]
     parts.stop("kibana")
-    state = parts.folder / "kibana/data/stand-in.json"
+    state = parts.directory / "kibana/data/stub.json"
     state.write_text(state.read_text(encoding="utf-8").replace("gridData", "gridDate"), encoding="utf-8")
     parts.start("kibana")
     assert run(kibana_objects, **given)["changed"] and not run(kibana_objects, **given)["changed"]
@@ -422,7 +425,7 @@ def test_the_program_of_the_timer_writes_what_node_exporter_reads(parts, tmp_pat
     (tmp_path / "program").write_text(program.replace("/usr/local/lib/shiftmaster-log-watch", str(tmp_path)))
     (tmp_path / "textfiles").mkdir()
     config = {
-        "folder": str(tmp_path / "textfiles"),
+        "directory": str(tmp_path / "textfiles"),
         "parts": {"logstash": {"url": f"http://127.0.0.1:{parts.ports['api']}"}},
         "canary": {
             "url": parts.url, "ca_file": parts.ca, "user": "shiftmaster_canary", "password": PASSWORDS["canary"],

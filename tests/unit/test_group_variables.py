@@ -14,9 +14,9 @@ from rendered import render
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = (
-    "fleet_problems", "postgresql_listen_addresses", "postgresql_hba_rules", "redis_port", "redis_tls_port",
+    "topology_problems", "postgresql_listen_addresses", "postgresql_hba_rules", "redis_port", "redis_tls_port",
     "nginx_upstream_servers", "nginx_upstream_tls", "nginx_local_tls_listen", "nginx_static_url", "firewall_rules",
-    "shiftmaster_database_sslmode", "shiftmaster_edge_servers", "tls_internal_names", "shiftmaster_secret_environment",
+    "shiftmaster_database_sslmode", "shiftmaster_lb_servers", "tls_internal_names", "shiftmaster_secret_environment",
     "postgresql_max_connections", "diagnosis_peers", "diagnosis_beat_hosts", "diagnosis_beat_expected",
     "diagnosis_units",
 )  # fmt: skip
@@ -33,11 +33,13 @@ def wiring(inventory: str, pattern: str = "all", asked=ASKED, facts=None, **extr
 
 @pytest.fixture(scope="module")
 def production():
-    return wiring("production", fleet_media_shared=True)
+    return wiring("production", topology_media_shared=True)
 
 
 def test_a_fleet_has_no_problem_of_its_own(production):
-    assert {host: values["fleet_problems"] for host, values in production.items() if values["fleet_problems"]} == {}
+    assert {
+        host: values["topology_problems"] for host, values in production.items() if values["topology_problems"]
+    } == {}
 
 
 @pytest.mark.parametrize("group", ["database", "cache"])
@@ -50,8 +52,8 @@ def test_a_second_primary_is_a_problem_and_a_standby_is_none(tmp_path, group):
     def problems(name):
         (tmp_path / name).mkdir()
         (tmp_path / name / "hosts.yml").write_text(yaml.safe_dump(inventory))
-        found = wiring(tmp_path / name, "db1", ("fleet_problems",), fleet_media_shared=True)
-        return found["db1"]["fleet_problems"]
+        found = wiring(tmp_path / name, "db1", ("topology_problems",), topology_media_shared=True)
+        return found["db1"]["topology_problems"]
 
     assert problems("standby") == []
     del children["standby"]
@@ -89,7 +91,7 @@ def test_the_web_server_asks_both_application_hosts_by_their_private_addresses(p
 
 def test_one_host_needs_nobody_else():
     values = next(iter(wiring("single").values()))
-    assert values["fleet_problems"] == [] and values["shiftmaster_edge_servers"] == {}
+    assert values["topology_problems"] == [] and values["shiftmaster_lb_servers"] == {}
     assert values["postgresql_listen_addresses"] == ["localhost"]
     assert (values["redis_port"], values["redis_tls_port"]) == (6379, 0)
     assert values["nginx_upstream_servers"] == ["unix:/var/www/shiftmaster/active/socket"]
@@ -99,7 +101,7 @@ def test_one_host_needs_nobody_else():
 
 
 @pytest.mark.parametrize("count, connections", [(1, "100"), (2, "120"), (8, "420")])
-def test_the_database_has_room_for_both_colours_of_every_application_host(tmp_path, count, connections):
+def test_the_database_has_room_for_both_slots_of_every_application_host(tmp_path, count, connections):
     apps = "".join(f"app{number} ansible_host=10.0.0.{number}\n" for number in range(count))
     (tmp_path / "hosts").write_text(f"[app]\n{apps}[database]\napp0\n[web]\napp0\n[cache]\napp0\n")
     values = wiring(str(tmp_path / "hosts"), asked=("postgresql_max_connections",))
@@ -128,12 +130,12 @@ mon2
 """
 
 
-def watched(folder, environment="production", hosts=HOSTS, **extra) -> dict:
+def watched(directory, environment="production", hosts=HOSTS, **extra) -> dict:
     """app1 is of Debian 12, of the others nobody knows."""
     facts = {"app1": {"distribution_major_version": "12"}}
-    (folder / "hosts").write_text(hosts.replace("{environment}", environment))
+    (directory / "hosts").write_text(hosts.replace("{environment}", environment))
     return wiring(
-        str(folder / "hosts"), asked=WATCHED, facts=facts, **{"shiftmaster_domain": "shift.example.test", **extra}
+        str(directory / "hosts"), asked=WATCHED, facts=facts, **{"shiftmaster_domain": "shift.example.test", **extra}
     )
 
 
@@ -187,13 +189,13 @@ def test_one_host_that_watches_itself_listens_for_nobody_else(tmp_path):
 @pytest.fixture(scope="module")
 def two_hundred(tmp_path_factory):
     """198 application hosts behind one with everything else, and one that watches: as its host sees them."""
-    folder = tmp_path_factory.mktemp("fleet")
+    directory = tmp_path_factory.mktemp("topology")
     apps = [f"app{number} ansible_host=10.1.{number // 200}.{number % 200 + 1}" for number in range(198)]
-    (folder / "hosts").write_text(
+    (directory / "hosts").write_text(
         "[app]\n" + "\n".join(apps) + "\n[web]\nedge1 ansible_host=10.0.0.1\n[database]\nedge1\n[cache]\nedge1\n"
         "[monitoring]\nmon1 ansible_host=10.0.0.2\n"
     )  # fmt: skip
-    return wiring(str(folder / "hosts"), "mon1", asked=WATCHED, shiftmaster_domain="shift.example.test")["mon1"]
+    return wiring(str(directory / "hosts"), "mon1", asked=WATCHED, shiftmaster_domain="shift.example.test")["mon1"]
 
 
 def test_two_hundred_hosts_are_targets_of_their_own(two_hundred):
@@ -243,8 +245,8 @@ def test_the_page_is_known_by_the_only_host_that_answers_it(site, demo):
 )
 def test_hosts_and_alerts_that_there_are_not(tmp_path, given, sentence):
     (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database monitoring".split()))
-    (problems,) = wiring(str(tmp_path / "hosts"), asked=("fleet_problems",), **given).values()
-    assert [sentence in one for one in problems["fleet_problems"]] == ([True] if sentence else [])
+    (problems,) = wiring(str(tmp_path / "hosts"), asked=("topology_problems",), **given).values()
+    assert [sentence in one for one in problems["topology_problems"]] == ([True] if sentence else [])
 
 
 def test_a_new_password_for_scrapes_is_valid_beside_the_old_one(tmp_path):
@@ -286,12 +288,12 @@ def test_what_is_not_wanted_is_not_told_as_a_lack(site, demo):
 @pytest.mark.parametrize(
     "extra, said",
     [
-        ({"fleet_media_shared": False}, "fleet_media_shared"),
-        ({"fleet_media_shared": True, "shiftmaster_batches": [0]}, "shiftmaster_batches"),
+        ({"topology_media_shared": False}, "topology_media_shared"),
+        ({"topology_media_shared": True, "shiftmaster_batches": [0]}, "shiftmaster_batches"),
     ],
 )
 def test_what_is_wrong_about_a_fleet_is_told(extra, said):
-    problems = wiring("production", asked=("fleet_problems",), **extra)["app1"]["fleet_problems"]
+    problems = wiring("production", asked=("topology_problems",), **extra)["app1"]["topology_problems"]
     assert len(problems) == 1 and said in problems[0]
 
 
@@ -316,8 +318,8 @@ def test_only_hosts_with_an_address_are_looked_for(tmp_path):
 def test_what_a_host_says_of_its_address_cannot_change_the_files_of_others(tmp_path, said, taken):
     (tmp_path / "hosts").write_text("[app]\na\n[database]\nd private_address=192.0.2.9\n")
     facts = {"a": {"default_ipv4": {"address": said}}}
-    values = wiring(str(tmp_path / "hosts"), pattern="d", asked=["fleet_addresses"], facts=facts)
-    assert values["d"]["fleet_addresses"] == {"a": taken, "d": "192.0.2.9"}
+    values = wiring(str(tmp_path / "hosts"), pattern="d", asked=["topology_addresses"], facts=facts)
+    assert values["d"]["topology_addresses"] == {"a": taken, "d": "192.0.2.9"}
 
 
 def test_the_watchers_are_units_that_must_run(tmp_path):
@@ -353,7 +355,7 @@ def test_pgbackrests_port_has_a_key_and_a_login_of_its_own(tmp_path):
     secrets = {
         f"vault_backup_{name}": "s" * 20 for name in ("cipher_passphrase", "restic_password", "database_password")
     }
-    found = wiring(tmp_path, "all", asked, fleet_media_shared=True, **secrets)
+    found = wiring(tmp_path, "all", asked, topology_media_shared=True, **secrets)
     with_key = {host for host, values in found.items() if values["tls_internal_services"]}
     assert with_key == {"db1", "backup1"}
     assert found["db1"]["tls_internal_services"] == [{"name": "pgbackrest", "group": "postgres"}]

@@ -1,10 +1,10 @@
-"""Filter `strange_options`."""
+"""Filter `unknown_options`."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
-name: strange_options
+name: unknown_options
 short_description: Options that a product of this major version does not have
 description:
   - Elasticsearch, Logstash, Kibana and Filebeat stop at an option that they do not know, and so does a service that was
@@ -31,7 +31,7 @@ options:
 EXAMPLES = r"""
 - name: Show what would stop Logstash
   ansible.builtin.debug:
-    msg: "{{ {'http.port': 9600} | strange_options(['api.http.*'], {'http.port': 'api.http.port'}) }}"
+    msg: "{{ {'http.port': 9600} | unknown_options(['api.http.*'], {'http.port': 'api.http.port'}) }}"
 """
 
 RETURN = r"""
@@ -58,7 +58,7 @@ def names(settings, prefix=""):
             yield name
 
 
-def strange_options(settings, known, gone=None):
+def unknown_options(settings, known, gone=None):
     found = []
     for name in dict.fromkeys(names(settings)):
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in known):
@@ -74,4 +74,4 @@ def strange_options(settings, known, gone=None):
 
 class FilterModule:
     def filters(self):
-        return {"strange_options": strange_options}
+        return {"unknown_options": unknown_options}

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.shiftmaster.backup import catalogue, verdicts
+from ansible.module_utils.shiftmaster.backup import catalogue, results
 
 RECORDED = Path(__file__).parent / "recorded/backup"
 FULL = "20261126-154259F"
@@ -25,32 +25,32 @@ def recorded(name):
 def verify(name, stanza=STANZA):
     code, stdout, _ = recorded("verify-" + name)
     assert code == 0
-    return verdicts.verify_text(stdout, stanza)
+    return results.verify_text(stdout, stanza)
 
 
-def found(verdict):
-    return sorted((problem.code, problem.where) for problem in verdict.problems)
+def found(result):
+    return sorted((problem.code, problem.where) for problem in result.problems)
 
 
-def codes(verdict):
-    return [problem.code for problem in verdict.problems]
+def codes(result):
+    return [problem.code for problem in result.problems]
 
 
-# ------------------------------------------------------------------------------------------------------------- verdicts
+# ------------------------------------------------------------------------------------------------------------- results
 
 
 def test_a_verdict_is_good_without_problems_only():
-    problem = verdicts.Problem("x", "it broke", "here")
-    assert verdicts.verdict([]).good and not verdicts.verdict([problem]).good
-    assert verdicts.verdict([problem, problem]).problems == (problem,)
-    assert str(verdicts.verdict([problem])) == "it broke" and str(verdicts.verdict([])) == "good"
+    problem = results.Problem("x", "it broke", "here")
+    assert results.result([]).good and not results.result([problem]).good
+    assert results.result([problem, problem]).problems == (problem,)
+    assert str(results.result([problem])) == "it broke" and str(results.result([])) == "good"
 
 
 def test_problems_of_other_places_can_be_left_out():
-    whole, here = verdicts.Problem("x", "all", ""), verdicts.Problem("y", "this", "here")
-    judged = verdicts.verdict([here])
+    whole, here = results.Problem("x", "all", ""), results.Problem("y", "this", "here")
+    judged = results.result([here])
     assert judged.concerning(["there"]).good and not judged.concerning(["here"]).good
-    assert not verdicts.verdict([whole, here]).concerning(["there"]).good
+    assert not results.result([whole, here]).concerning(["there"]).good
 
 
 # --------------------------------------------------------------------------------------------------------------- verify
@@ -59,7 +59,7 @@ def test_problems_of_other_places_can_be_left_out():
 def test_a_clean_repository():
     assert verify("clean").good
     code, stdout, stderr = recorded("verify-clean")
-    assert verdicts.verify_text(stdout + stderr, STANZA).good and verdicts.verify_text(stderr, STANZA).good
+    assert results.verify_text(stdout + stderr, STANZA).good and results.verify_text(stderr, STANZA).good
     history = catalogue.stanza_of((RECORDED / "info-history.json").read_bytes(), "shiftmaster")
     assert verify("history", history).good
 
@@ -67,15 +67,15 @@ def test_a_clean_repository():
 def test_without_verbose_a_clean_repository_says_nothing_and_that_is_not_good():
     _, stdout, stderr = recorded("verify-clean-not-verbose")
     assert stdout == ""
-    assert codes(verdicts.verify_text(stdout)) == ["no_report"]
-    assert codes(verdicts.verify_text(stderr)) == ["no_report"]
-    assert not verdicts.verify_text(recorded("verify-flipped-bundle-not-verbose")[1]).good
+    assert codes(results.verify_text(stdout)) == ["no_report"]
+    assert codes(results.verify_text(stderr)) == ["no_report"]
+    assert not results.verify_text(recorded("verify-flipped-bundle-not-verbose")[1]).good
 
 
 def test_the_report_is_found_in_the_log_of_the_console_too():
     text = recorded("verify-clean")[2]
     console = re.sub(r"^INFO:", "2026-11-26 15:44:02.042 P00   INFO:", text, flags=re.M)
-    assert console != text and verdicts.verify_text(console, STANZA).good
+    assert console != text and results.verify_text(console, STANZA).good
 
 
 @pytest.mark.parametrize("name", ["flipped-bundle", "flipped-manifest", "missing-bundle"])
@@ -93,10 +93,10 @@ def test_without_the_catalogue_what_verify_names_is_damaged():
 
 def test_the_damaged_file_is_named_where_the_log_is_there():
     _, stdout, stderr = recorded("verify-flipped-bundle")
-    judged = verdicts.verify_text(stdout + stderr, STANZA)
+    judged = results.verify_text(stdout + stderr, STANZA)
     assert "invalid checksum '20261126-154259F/bundle/1'" in str(judged)
     _, stdout, stderr = recorded("verify-missing-bundle")
-    assert "file missing '20261126-154259F/bundle/1'" in str(verdicts.verify_text(stdout + stderr))
+    assert "file missing '20261126-154259F/bundle/1'" in str(results.verify_text(stdout + stderr))
 
 
 def test_a_second_copy_of_the_manifest_is_enough():
@@ -108,15 +108,15 @@ def test_a_flipped_segment():
     assert found(judged) == [("wal_damaged", "17-1")]
     assert not judged.concerning([FULL, "17-1"]).good
     assert "of 10 segments in archive 17-1 9 are whole" in str(judged)
-    assert verdicts.damaged_wal(recorded("verify-flipped-wal")[2]) == ["000000010000000000000005"]
-    assert verdicts.damaged_wal(recorded("verify-flipped-bundle")[2]) == []
+    assert results.damaged_wal(recorded("verify-flipped-wal")[2]) == ["000000010000000000000005"]
+    assert results.damaged_wal(recorded("verify-flipped-bundle")[2]) == []
 
 
 def test_a_segment_that_cannot_be_decrypted():
     _, stdout, stderr = recorded("verify-undecryptable-wal")
-    judged = verdicts.verify_text(stdout + stderr)
+    judged = results.verify_text(stdout + stderr)
     assert set(found(judged)) == {("wal_damaged", "17-1"), ("file_damaged", "17-1")}
-    assert verdicts.damaged_wal(stderr) == ["00000001000000000000005D"]
+    assert results.damaged_wal(stderr) == ["00000001000000000000005D"]
 
 
 def test_a_missing_segment_is_not_what_verify_looks_for():
@@ -134,7 +134,7 @@ def test_an_unknown_stanza():
     judged = verify("unknown-stanza")
     assert "unreadable" in codes(judged) and "verify looked at stanza nobody" in str(judged)
     assert "verify looked at stanza shiftmaster" in str(
-        verdicts.verify_text(recorded("verify-clean")[1], catalogue.stanza_of("[]", "other"))
+        results.verify_text(recorded("verify-clean")[1], catalogue.stanza_of("[]", "other"))
     )
 
 
@@ -142,7 +142,7 @@ def test_a_backup_that_is_not_in_the_report_was_not_verified():
     stdout = recorded("verify-clean")[1]
     less = re.sub(r"  backup: %s,.*\n.*\n" % INCR, "", stdout)
     assert less != stdout
-    assert found(verdicts.verify_text(less, STANZA)) == [("not_verified", INCR)]
+    assert found(results.verify_text(less, STANZA)) == [("not_verified", INCR)]
 
 
 @pytest.mark.parametrize(
@@ -170,14 +170,14 @@ def test_another_report_is_not_good(old, new, code):
     stdout = recorded("verify-clean")[1]
     changed = stdout.replace(old, new, 1)
     assert changed != stdout
-    assert code in codes(verdicts.verify_text(changed))
+    assert code in codes(results.verify_text(changed))
 
 
 def test_a_report_that_stops_in_the_middle_is_not_good():
     stdout = recorded("verify-clean")[1]
-    assert [cut for cut in range(len(stdout) - 1) if verdicts.verify_text(stdout[:cut], STANZA).good] == []
+    assert [cut for cut in range(len(stdout) - 1) if results.verify_text(stdout[:cut], STANZA).good] == []
     lines = stdout.splitlines(keepends=True)
-    assert not verdicts.verify_text("".join(lines[:-1])).good and verdicts.verify_text("".join(lines)).good
+    assert not results.verify_text("".join(lines[:-1])).good and results.verify_text("".join(lines)).good
 
 
 # ----------------------------------------------------------------------------------------------------------- pgbackrest
@@ -185,7 +185,7 @@ def test_a_report_that_stops_in_the_middle_is_not_good():
 
 def pgbackrest(name, command):
     code, _, stderr = recorded(name)
-    return verdicts.pgbackrest(code, stderr, command)
+    return results.pgbackrest(code, stderr, command)
 
 
 @pytest.mark.parametrize(
@@ -256,25 +256,25 @@ def test_a_killed_run_says_no_end():
     code, _, stderr = recorded("backup-clean-1")
     lines = stderr.splitlines(keepends=True)
     for number in range(len(lines) - 3):
-        assert not verdicts.pgbackrest(0, "".join(lines[:number]), "backup").good
-    assert codes(verdicts.pgbackrest(-9, "".join(lines[:4]), "backup")) == ["failed"]
-    assert codes(verdicts.pgbackrest(0, "", "backup")) == ["not_ended"]
+        assert not results.pgbackrest(0, "".join(lines[:number]), "backup").good
+    assert codes(results.pgbackrest(-9, "".join(lines[:4]), "backup")) == ["failed"]
+    assert codes(results.pgbackrest(0, "", "backup")) == ["not_ended"]
 
 
 def test_the_end_of_another_command_is_not_its_end():
     _, _, stderr = recorded("expire-2-archive")
-    assert codes(verdicts.pgbackrest(0, stderr, "backup")) == ["not_ended"]
+    assert codes(results.pgbackrest(0, stderr, "backup")) == ["not_ended"]
 
 
 @pytest.mark.parametrize("line", ["WARN: something new", "ERROR: [999]: something new", "Segmentation fault"])
 def test_what_is_not_known_is_not_good(line):
     _, _, stderr = recorded("backup-clean-1")
-    assert not verdicts.pgbackrest(0, line + "\n" + stderr, "backup").good
+    assert not results.pgbackrest(0, line + "\n" + stderr, "backup").good
 
 
 def test_a_code_without_a_message_is_a_failure():
     _, _, stderr = recorded("backup-clean-1")
-    assert codes(verdicts.pgbackrest(1, stderr, "backup")) == ["failed"]
+    assert codes(results.pgbackrest(1, stderr, "backup")) == ["failed"]
 
 
 # ------------------------------------------------------------------------------------------------------------- recovery
@@ -285,11 +285,11 @@ def log_of(name):
 
 
 def test_a_recovery_that_came_to_its_point():
-    assert verdicts.recovery(log_of("to-name"), target="proof-one").good
+    assert results.recovery(log_of("to-name"), target="proof-one").good
 
 
 def test_a_point_that_does_not_exist_fails():
-    assert codes(verdicts.recovery(log_of("name-unknown"), target="nobody")) == [
+    assert codes(results.recovery(log_of("name-unknown"), target="nobody")) == [
         "recovery_failed",
         "recovery_failed",
         "target_missed",
@@ -300,42 +300,42 @@ def test_a_point_that_does_not_exist_fails():
 def test_a_recovery_that_ended_too_early_calls_itself_complete(name):
     log = log_of(name)
     assert "archive recovery complete" in log and "ready to accept connections" in log
-    assert found(verdicts.recovery(log, last_segment="000000020000000000000025")) == [
+    assert found(results.recovery(log, last_segment="000000020000000000000025")) == [
         ("wal_missing", "000000020000000000000025")
     ]
-    assert codes(verdicts.recovery(log)) == ["no_proof"]
-    assert codes(verdicts.recovery(log, target="proof-two")) == ["target_missed"]
+    assert codes(results.recovery(log)) == ["no_verification"]
+    assert codes(results.recovery(log, target="proof-two")) == ["target_missed"]
 
 
 def test_clients_that_came_too_early_or_were_sent_away_do_not_matter():
     early = "2026-11-26 15:50:04.329 UTC [4402] FATAL:  the database system is starting up\n"
     late = "2026-11-26 15:51:04.329 UTC [4402] FATAL:  terminating connection due to administrator command\n"
     log = log_of("to-name")
-    assert verdicts.recovery(early + log + late, target="proof-one").good
-    assert not verdicts.recovery(late + log, target="proof-one").good
-    assert not verdicts.recovery(log.replace("LOG:  redo done", "PANIC:  redo done"), target="proof-one").good
+    assert results.recovery(early + log + late, target="proof-one").good
+    assert not results.recovery(late + log, target="proof-one").good
+    assert not results.recovery(log.replace("LOG:  redo done", "PANIC:  redo done"), target="proof-one").good
 
 
 def test_a_log_that_stops_is_not_good():
     log = log_of("to-name")
-    assert not verdicts.recovery(log[: log.index("archive recovery complete")], target="proof-one").good
-    assert not verdicts.recovery("", target="x").good
+    assert not results.recovery(log[: log.index("archive recovery complete")], target="proof-one").good
+    assert not results.recovery("", target="x").good
 
 
 # ----------------------------------------------------------------------------------------------------------- PostgreSQL
 
 
 def test_amcheck_of_what_is_whole():
-    assert verdicts.amcheck(*recorded("amcheck-clean")).good
+    assert results.amcheck(*recorded("amcheck-clean")).good
 
 
 def test_amcheck_with_a_damaged_index():
-    assert found(verdicts.amcheck(*recorded("amcheck-index"))) == [("corrupt", "tiny.public.a_g_idx")]
-    assert "unexpected zero page at block 1" in str(verdicts.amcheck(*recorded("amcheck-index")))
+    assert found(results.amcheck(*recorded("amcheck-index"))) == [("corrupt", "tiny.public.a_g_idx")]
+    assert "unexpected zero page at block 1" in str(results.amcheck(*recorded("amcheck-index")))
 
 
 def test_amcheck_with_a_damaged_page():
-    judged = verdicts.amcheck(*recorded("amcheck-page-checksum"))
+    judged = results.amcheck(*recorded("amcheck-page-checksum"))
     assert ("corrupt", "shiftmaster.public.broken") in found(judged)
 
 
@@ -343,29 +343,29 @@ def test_amcheck_that_left_databases_out_is_not_good():
     """With exit code 0, and all of the rest looked at."""
     code, stdout, stderr = recorded("amcheck-skipped")
     assert code == 0 and "274/274" in stderr
-    assert codes(verdicts.amcheck(code, stdout, stderr)) == ["amcheck_message", "amcheck_message"]
+    assert codes(results.amcheck(code, stdout, stderr)) == ["amcheck_message", "amcheck_message"]
 
 
 def test_amcheck_that_could_not_look():
-    assert not verdicts.amcheck(*recorded("amcheck-no-server")).good
-    assert codes(verdicts.amcheck(0, "", "")) == ["not_ended"]
-    assert codes(verdicts.amcheck(0, "", "  5/818 relations (0%),  303/2485 pages (12%)\r")) == ["not_ended"]
-    assert codes(verdicts.amcheck(0, "", "0/0 relations (0%), 0/0 pages (0%)")) == ["not_ended"]
-    assert verdicts.amcheck(0, "", "  0/8 relations (0%),  0/9 pages (0%)\r8/8 relations (100%), 9/9 pages (100%)").good
+    assert not results.amcheck(*recorded("amcheck-no-server")).good
+    assert codes(results.amcheck(0, "", "")) == ["not_ended"]
+    assert codes(results.amcheck(0, "", "  5/818 relations (0%),  303/2485 pages (12%)\r")) == ["not_ended"]
+    assert codes(results.amcheck(0, "", "0/0 relations (0%), 0/0 pages (0%)")) == ["not_ended"]
+    assert results.amcheck(0, "", "  0/8 relations (0%),  0/9 pages (0%)\r8/8 relations (100%), 9/9 pages (100%)").good
     _, _, stderr = recorded("amcheck-clean")
-    assert codes(verdicts.amcheck(1, "", stderr)) == ["failed"]
-    assert codes(verdicts.amcheck(0, "something\n", stderr)) == ["unknown_text"]
+    assert codes(results.amcheck(1, "", stderr)) == ["failed"]
+    assert codes(results.amcheck(0, "something\n", stderr)) == ["unknown_text"]
 
 
 # --------------------------------------------------------------------------------------------------------------- restic
 
 
 def saved(*arguments):
-    return verdicts.restic_backup(*arguments)[1]
+    return results.restic_backup(*arguments)[1]
 
 
 def test_restic_saved_everything():
-    assert verdicts.restic_backup(*recorded("restic-backup-good"))[0]["snapshot_id"]
+    assert results.restic_backup(*recorded("restic-backup-good"))[0]["snapshot_id"]
     assert saved(*recorded("restic-backup-good")).good
 
 
@@ -412,32 +412,32 @@ def test_what_restic_never_said_is_not_good(line):
 
 
 def test_restic_check():
-    assert verdicts.restic_check(*recorded("restic-check-clean")).good
-    assert verdicts.restic_check(*recorded("restic-check-subset")).good
-    assert verdicts.restic_check(
+    assert results.restic_check(*recorded("restic-check-clean")).good
+    assert results.restic_check(*recorded("restic-check-subset")).good
+    assert results.restic_check(
         0, recorded("restic-check-clean")[1].replace("read all data", "read 10.0% of data packs"), ""
     ).good
 
 
 def test_restic_check_with_a_flipped_pack():
     pack = "d8d66e13adb873d7f9f05b6377ce42a90119140969081a9b40927366c2fdb818"
-    assert found(verdicts.restic_check(*recorded("restic-check-flipped"))) == [("pack_damaged", pack)]
+    assert found(results.restic_check(*recorded("restic-check-flipped"))) == [("pack_damaged", pack)]
 
 
 def test_restic_check_that_did_not_read_is_no_verification():
     code, stdout, stderr = recorded("restic-check-clean")
     plain = re.sub(r"read all data\n.*packs\n", "", stdout)
     assert plain != stdout
-    assert codes(verdicts.restic_check(code, plain, stderr)) == ["not_read"]
-    assert verdicts.restic_check(code, plain, stderr, read_data=False).good
+    assert codes(results.restic_check(code, plain, stderr)) == ["not_read"]
+    assert results.restic_check(code, plain, stderr, read_data=False).good
 
 
 @pytest.mark.parametrize("name", ["flipped-plain", "flipped-json", "locked", "missing-pack", "wrong-key", "clean-json"])
 def test_restic_check_of_which_nothing_can_be_said(name):
     """The summary in JSON is the same for a whole repository and a damaged one whose data was not read."""
-    assert not verdicts.restic_check(*recorded("restic-check-" + name)).good
+    assert not results.restic_check(*recorded("restic-check-" + name)).good
 
 
 def test_restic_check_without_a_word():
-    assert codes(verdicts.restic_check(0, "read all data", "")) == ["not_ended"]
-    assert codes(verdicts.restic_check(11, "read all data\nno errors were found", "")) == ["locked"]
+    assert codes(results.restic_check(0, "read all data", "")) == ["not_ended"]
+    assert codes(results.restic_check(11, "read all data\nno errors were found", "")) == ["locked"]

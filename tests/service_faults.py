@@ -1,6 +1,6 @@
 """What goes wrong on hosts: each a context manager that does it, and mends it behind its block in every case.
 
-All of it is real but what is called a stand-in. The hosts are Operations of tests/support.py.
+All of it is real but what is called a stub. The hosts are Operations of tests/support.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BACKUPS = f"{TEXTFILES}/backup.prom"
 CERTIFICATE = "/etc/ssl/certs/shiftmaster.crt"
 
 
-def psql(name: str = "mishap") -> str:
+def psql(name: str = "fault") -> str:
     # As the superuser: what it does is no connection of the application's.
     return f"runuser -u postgres -- env PGAPPNAME={name} psql -XAtq -v ON_ERROR_STOP=1 -d shiftmaster"
 
@@ -72,7 +72,7 @@ def lock_wait(host):
 
 @contextlib.contextmanager
 def deadlock(host):
-    """Two sessions wait for each other, until PostgreSQL ends one of them; nothing is left to be mended."""
+    """Two sessions wait for each other, until PostgreSQL ends one of them; nothing is left to be fixed."""
     text = """DO $$ BEGIN
       PERFORM pg_advisory_xact_lock({own});
       WHILE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = {other} AND granted) LOOP
@@ -110,7 +110,7 @@ def redis_full(host):
     before = ask("CONFIG", "GET", "maxmemory").split()[1]
     ask("CONFIG", "SET", "maxmemory", "1")
     try:
-        assert "OOM" in ask("SET", "mishap", "1"), "the write was not refused"
+        assert "OOM" in ask("SET", "fault", "1"), "the write was not refused"
         yield
     finally:
         ask("CONFIG", "SET", "maxmemory", before)
@@ -160,23 +160,23 @@ def container_ill(host, name: str):
 
 
 @contextlib.contextmanager
-def disk_filled(host, folder: str, percent: int):
-    size = f"$(( $(stat --file-system --format='%b * %S' {folder}) * {percent} / 100 ))"
-    host.shell(f"fallocate --length {size} {folder}/mishap")
+def disk_filled(host, directory: str, percent: int):
+    size = f"$(( $(stat --file-system --format='%b * %S' {directory}) * {percent} / 100 ))"
+    host.shell(f"fallocate --length {size} {directory}/fault")
     try:
         yield
     finally:
-        host.shell(f"rm {folder}/mishap")
+        host.shell(f"rm {directory}/fault")
 
 
 @contextlib.contextmanager
-def figure(host, name: str, percent: int):
-    """A stand-in: /proc says that the host's processors (`cpu`) or its memory are in use to so many percent."""
-    host.shell(f"mkdir -p /var/lib/own-figures && echo {percent} >/var/lib/own-figures/{name}")
+def metric(host, name: str, percent: int):
+    """A stub: /proc says that the host's processors (`cpu`) or its memory are in use to so many percent."""
+    host.shell(f"mkdir -p /var/lib/own-metrics && echo {percent} >/var/lib/own-metrics/{name}")
     try:
         yield
     finally:
-        host.shell(f"rm /var/lib/own-figures/{name}")
+        host.shell(f"rm /var/lib/own-metrics/{name}")
 
 
 @contextlib.contextmanager
@@ -186,11 +186,11 @@ def certificate_near_its_end(host, days: int):
     names = host.shell(f"openssl x509 -in {CERTIFICATE} -noout -ext subjectAltName").split("\n", 1)[1].strip()
     names = names.replace("IP Address:", "IP:")
     request = host.shell(f"openssl req -new -key {key} -subj /CN=short -addext 'subjectAltName={names}'")
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "request").write_text(request)
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "request").write_text(request)
         made = subprocess.run(
-            ["openssl", "x509", "-req", "-in", f"{folder}/request", "-CA", str(authority / "ca.crt"), "-CAkey",
-             str(authority / "ca.key"), "-CAserial", f"{folder}/serial", "-CAcreateserial", "-days", str(days),
+            ["openssl", "x509", "-req", "-in", f"{directory}/request", "-CA", str(authority / "ca.crt"), "-CAkey",
+             str(authority / "ca.key"), "-CAserial", f"{directory}/serial", "-CAcreateserial", "-days", str(days),
              "-copy_extensions", "copy"],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
@@ -207,7 +207,7 @@ KINDS = ("database", "files", "config")
 
 
 def backups_as_if(host, age_seconds: float = 3600) -> None:
-    """A stand-in for the backups' figures: a file as they are to write it, for node exporter's textfile collector."""
+    """A stub for the backups' metrics: a file as they are to write it, for node exporter's textfile collector."""
     when = time.time() - age_seconds
     lines = []
     for metric, value in (

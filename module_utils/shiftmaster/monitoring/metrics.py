@@ -116,7 +116,7 @@ def seconds_of(text, default=0.0) -> float:
     return sum(int(number) * units[unit] for number, unit in parts) if parts else default
 
 
-def moment_of(text) -> float:
+def timestamp_of(text) -> float:
     """Return the seconds since 1970 of Go's times: 2026-11-26T13:20:05.491234567+09:00; 0 where there is none."""
     match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))$", text or "")
     if not match or match.group(1) < "1970":
@@ -141,7 +141,7 @@ def targets_of(text: str) -> dict:
             "health": target.get("health", "unknown"),
             "error": target.get("lastError", ""),
             "interval": seconds_of(target.get("scrapeInterval"), 15.0),
-            "scraped": moment_of(target.get("lastScrape")),
+            "scraped": timestamp_of(target.get("lastScrape")),
         }
         if key not in found or known["health"] == "up":
             found[key] = known

@@ -28,12 +28,12 @@ ASKED = (
 HOSTS = {"app1": 10, "log1": 21, "log2": 22, "log3": 23, "mon1": 30}
 
 
-def asked(folder: Path, names, groups) -> dict:
+def asked(directory: Path, names, groups) -> dict:
     """{host: {variable: value}} of an inventory with these hosts."""
     children = {name: {"hosts": dict.fromkeys(members)} for name, members in groups.items()}
     hosts = {name: {"private_address": f"192.0.2.{HOSTS[name]}"} for name in names}
     everybody = {"hosts": hosts, "vars": {"ansible_group_priority": 10}}
-    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": {"production": everybody, **children}}}))
+    (directory / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": {"production": everybody, **children}}}))
     extra = {
         "shiftmaster_domain": "shift.example.jp",
         "logging_version": "9.2.1",
@@ -41,20 +41,20 @@ def asked(folder: Path, names, groups) -> dict:
         "vault_elasticsearch_canary_password": "of-the-canary",
         "ansible_run_tags": ["all"],
     }
-    return inventories.variables(folder / "hosts.yml", ASKED, **extra)
+    return inventories.variables(directory / "hosts.yml", ASKED, **extra)
 
 
 APP = {name: ["app1"] for name in ("web", "app", "database", "cache")}
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory):
+def topology(tmp_path_factory):
     logs = ["log1", "log2", "log3"]
     groups = {
         **APP, "elasticsearch": logs, "logstash": ["log1"], "kibana": ["log1"], "filebeat": ["app1", "log1"],
         "monitoring": ["mon1"],
     }  # fmt: skip
-    return asked(tmp_path_factory.mktemp("fleet"), HOSTS, groups)
+    return asked(tmp_path_factory.mktemp("topology"), HOSTS, groups)
 
 
 def test_without_hosts_for_the_logs_nothing_of_them_is_there(tmp_path):
@@ -76,8 +76,8 @@ def test_one_host_with_all_of_it_is_local(tmp_path):
     assert found["elasticsearch_nodes"] == {} and found["elasticsearch_listen_address"] == "127.0.0.1"
 
 
-def test_the_application_logs_for_the_search_and_masks_its_own_numbers(fleet):
-    found = fleet["app1"]
+def test_the_application_logs_for_the_search_and_masks_its_own_numbers(topology):
+    found = topology["app1"]
     assert found["shiftmaster_log_format"] == "ecs" and found["shiftmaster_log_environment"] == "production"
     # Both walls have the same patterns, a site's own too.
     assert found["shiftmaster_log_masks"] == found["logstash_masks"]
@@ -86,57 +86,57 @@ def test_the_application_logs_for_the_search_and_masks_its_own_numbers(fleet):
     assert found["exporter_mtail_application_log_dir"] == "/var/log/shiftmaster"
 
 
-def test_each_host_reads_what_it_has(fleet):
-    assert [file["id"] for file in fleet["app1"]["filebeat_files"]] == [
+def test_each_host_reads_what_it_has(topology):
+    assert [file["id"] for file in topology["app1"]["filebeat_files"]] == [
         "shiftmaster-app", "shiftmaster-audit", "shiftmaster-canary", "shiftmaster-operations", "shiftmaster-nginx",
         "shiftmaster-nginx-error", "shiftmaster-postgresql", "shiftmaster-redis",
     ]  # fmt: skip
-    assert fleet["app1"]["filebeat_files"][0]["begins"].startswith("^[0-9]{4}-")
-    assert fleet["log1"]["filebeat_files"] == [] and fleet["log1"]["filebeat_journal_units"] == ["ssh.service"]
+    assert topology["app1"]["filebeat_files"][0]["begins"].startswith("^[0-9]{4}-")
+    assert topology["log1"]["filebeat_files"] == [] and topology["log1"]["filebeat_journal_units"] == ["ssh.service"]
     # The unit of this name only starts the others, and logs nothing.
-    assert "postgresql@17-main.service" in fleet["app1"]["filebeat_journal_units"]
-    assert "postgresql.service" not in fleet["app1"]["filebeat_journal_units"]
-    assert fleet["app1"]["filebeat_logstash_hosts"] == ["192.0.2.21:5044"]
+    assert "postgresql@17-main.service" in topology["app1"]["filebeat_journal_units"]
+    assert "postgresql.service" not in topology["app1"]["filebeat_journal_units"]
+    assert topology["app1"]["filebeat_logstash_hosts"] == ["192.0.2.21:5044"]
 
 
-def test_three_nodes_are_one_cluster(fleet):
+def test_three_nodes_are_one_cluster(topology):
     nodes = {"log1": "192.0.2.21", "log2": "192.0.2.22", "log3": "192.0.2.23"}
-    assert fleet["log2"]["elasticsearch_nodes"] == nodes
+    assert topology["log2"]["elasticsearch_nodes"] == nodes
     urls = [f"https://{address}:9200" for address in nodes.values()]
-    assert fleet["log1"]["logstash_elasticsearch_urls"] == fleet["log1"]["kibana_elasticsearch_urls"] == urls
-    assert fleet["log1"]["logstash_version"] == "1:9.2.1-1"
+    assert topology["log1"]["logstash_elasticsearch_urls"] == topology["log1"]["kibana_elasticsearch_urls"] == urls
+    assert topology["log1"]["logstash_version"] == "1:9.2.1-1"
 
 
 def rules(host) -> dict:
     return {rule["name"]: rule for rule in host["firewall_rules"]}
 
 
-def test_only_who_needs_it_is_let_in(fleet):
-    log1, log2 = rules(fleet["log1"]), rules(fleet["log2"])
+def test_only_who_needs_it_is_let_in(topology):
+    log1, log2 = rules(topology["log1"]), rules(topology["log2"])
     assert log1["logstash"] == {"name": "logstash", "ports": [5044], "sources": ["192.0.2.10"]}
     assert log2["elasticsearch"]["ports"] == [9200, 9300]
     # Other nodes, Logstash and Kibana, and the application's host, which looks for the canary's line.
     assert sorted(log2["elasticsearch"]["sources"]) == ["192.0.2.10", "192.0.2.21", "192.0.2.23"]
     assert log1["logging-people"] == {"name": "logging-people", "ports": [5601], "sources": []}
-    assert not {"elasticsearch", "logstash", "logging-people"} & set(rules(fleet["app1"]))
+    assert not {"elasticsearch", "logstash", "logging-people"} & set(rules(topology["app1"]))
 
 
-def test_what_is_watched_where(fleet):
-    assert set(fleet["log1"]["log_watch_parts"]) == {"elasticsearch", "logstash", "filebeat"}
-    assert set(fleet["log2"]["log_watch_parts"]) == {"elasticsearch"}
-    assert fleet["log1"]["log_watch_canary"] == {}
-    canary = fleet["app1"]["log_watch_canary"]
+def test_what_is_watched_where(topology):
+    assert set(topology["log1"]["log_watch_parts"]) == {"elasticsearch", "logstash", "filebeat"}
+    assert set(topology["log2"]["log_watch_parts"]) == {"elasticsearch"}
+    assert topology["log1"]["log_watch_canary"] == {}
+    canary = topology["app1"]["log_watch_canary"]
     assert canary["stream"] == "logs-shiftmaster.canary-production" and canary["url"] == "https://192.0.2.21:9200"
     assert canary["password"] == "of-the-canary"
 
 
-def test_the_preflight_looks_at_what_a_host_gets(fleet):
-    here = {host: set(values["preflight_roles_here"]) for host, values in fleet.items()}
+def test_the_preflight_looks_at_what_a_host_gets(topology):
+    here = {host: set(values["preflight_roles_here"]) for host, values in topology.items()}
     assert {"elastic_repository", "elasticsearch", "logstash", "kibana", "filebeat", "log_watch"} <= here["log1"]
     assert {"elastic_repository", "elasticsearch", "log_watch"} <= here["log2"] and "logstash" not in here["log2"]
     assert {"elastic_repository", "filebeat", "log_watch"} <= here["app1"] and "elasticsearch" not in here["app1"]
     assert not {"elastic_repository", "filebeat", "log_watch"} & here["mon1"]
-    wanted = {one["name"] for one in fleet["log1"]["preflight_required"]}
+    wanted = {one["name"] for one in topology["log1"]["preflight_required"]}
     assert {"vault_elasticsearch_admin_password", "vault_shiftmaster_log_key"} <= wanted
 
 
@@ -289,13 +289,13 @@ def test_what_is_newer_than_elasticsearch_is_refused(tmp_path):
     for case, (there, version, _refused) in enumerate(ORDERS):
         names = [f"case{case}-{number}" for number in range(max(1, len(there)))]
         for number, name in enumerate(names):
-            folder = tmp_path / name
-            folder.mkdir()
-            program = folder / "dpkg-query"
+            directory = tmp_path / name
+            directory.mkdir()
+            program = directory / "dpkg-query"
             program.write_text(f"#!/bin/sh\nprintf %s '{there[number]}'\n" if there else "#!/bin/sh\nexit 1\n")
             program.chmod(0o755)
             inventory[name] = {
-                "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "stub": str(folder),
+                "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "stub": str(directory),
             }  # fmt: skip
         answer = {
             "dest": "{{ stub }}/refused",

@@ -1,10 +1,10 @@
 #!/usr/bin/python3
-"""Gives a container figures of its own where the kernel gives all containers those of the whole machine.
+"""Gives a container metrics of its own where the kernel gives all containers those of the whole machine.
 
 The machine runs other steps of the tests at the same time: by its processors, memory and pressure alerts would come and
 go as those do, and a fault of them would be a fault for everybody. So /proc/stat, /proc/meminfo and /proc/pressure/*
-are the kernel's files with other numbers in them: a quiet host, until somebody writes into the folder WANTED how busy
-its processors are and how much of its memory is in use, in percent (files `cpu` and `memory`). A stand-in for the
+are the kernel's files with other numbers in them: a quiet host, until somebody writes into the directory WANTED how busy
+its processors are and how much of its memory is in use, in percent (files `cpu` and `memory`). A stub for the
 kernel alone: what reads the files, and all behind it, is real. lxcfs does the same for containers.
 """
 
@@ -12,9 +12,9 @@ import os
 import subprocess
 import time
 
-WANTED = "/var/lib/own-figures"
-FOLDER = "/run/own-figures"
-KERNEL = FOLDER + "/kernel"
+WANTED = "/var/lib/own-metrics"
+DIRECTORY = "/run/own-metrics"
+KERNEL = DIRECTORY + "/kernel"
 FILES = ("stat", "meminfo", "pressure/cpu", "pressure/io", "pressure/memory")
 QUIET_PERCENT = {"cpu": 3, "memory": 30}
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -66,7 +66,7 @@ def write(used):
         else:
             text = calm(text)
         # In place: the file is mounted. In one write, so that a reader gets no half.
-        descriptor = os.open(os.path.join(FOLDER, name), os.O_WRONLY | os.O_CREAT, 0o644)
+        descriptor = os.open(os.path.join(DIRECTORY, name), os.O_WRONLY | os.O_CREAT, 0o644)
         old = os.fstat(descriptor).st_size
         os.write(descriptor, text.encode("ascii"))
         if old > len(text):
@@ -75,7 +75,7 @@ def write(used):
 
 
 def main():
-    os.makedirs(os.path.join(FOLDER, "pressure"), exist_ok=True)
+    os.makedirs(os.path.join(DIRECTORY, "pressure"), exist_ok=True)
     os.makedirs(KERNEL, exist_ok=True)
     if not os.path.exists(os.path.join(KERNEL, "stat")):
         subprocess.run(["mount", "-t", "proc", "proc", KERNEL], check=True)
@@ -84,7 +84,7 @@ def main():
     write(used)
     for name in FILES:
         if not os.path.ismount("/proc/" + name):
-            subprocess.run(["mount", "--bind", os.path.join(FOLDER, name), "/proc/" + name], check=True)
+            subprocess.run(["mount", "--bind", os.path.join(DIRECTORY, name), "/proc/" + name], check=True)
     # The unit is up when exporters may read: systemd starts them behind it.
     subprocess.run(["systemd-notify", "--ready"], check=True)
     while True:

@@ -1,6 +1,6 @@
 """What the tools of the backup say beside their exit codes, which answer 0 for damage that loses data.
 
-Each reader takes what a tool wrote and returns a Verdict. Only what is known to be said of something whole is good: an
+Each reader takes what a tool wrote and returns a Result. Only what is known to be said of something whole is good: an
 empty answer, an unknown line or one that stops in the middle is not.
 """
 
@@ -19,22 +19,22 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Result:
     good: bool
     problems: tuple = ()
 
-    def concerning(self, places: Iterable) -> Verdict:
+    def concerning(self, places: Iterable) -> Result:
         """Return the same without the problems of other places: an old damaged backup does not make today's bad."""
-        return verdict([problem for problem in self.problems if not problem.where or problem.where in set(places)])
+        return result([problem for problem in self.problems if not problem.where or problem.where in set(places)])
 
     def __str__(self) -> str:
         return "; ".join(problem.what for problem in self.problems) or "good"
 
 
-def verdict(problems: Iterable) -> Verdict:
-    """Return a Verdict that is good where there is no problem."""
+def result(problems: Iterable) -> Result:
+    """Return a Result that is good where there is no problem."""
     found = tuple(dict.fromkeys(problems))
-    return Verdict(not found, found)
+    return Result(not found, found)
 
 
 def readable(text: str, longest: int = 300) -> str:
@@ -58,10 +58,10 @@ _VERIFY_RETRIES = re.compile(r"^\[\w+\] on \d+ retr")
 _SEGMENT_FILE = re.compile(r"^(?:[^/]+/)*([0-9A-F]{24})-[0-9a-f]{40}")
 
 
-def verify_text(text: str, stanza=None, repo: int = 1) -> Verdict:
+def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
     """Judge `pgbackrest verify --output=text --verbose`: standard output, alone or with standard error.
 
-    The place of a problem is a label, or an archive's folder (17-1). With the stanza of the catalogue every one of its
+    The place of a problem is a label, or an archive's directory (17-1). With the stanza of the catalogue every one of its
     backups must be in the report, and what needs a damaged backup is damaged too: verify calls it valid.
 
     What it does not look at is whether the WAL is without gaps: that is the module wal's.
@@ -131,7 +131,7 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Verdict:
         if name not in (None, stanza.name):
             problems.append(Problem("no_report", "verify looked at stanza %s" % name))
         problems += _against_catalogue(states, stanza, repo)
-    return verdict(problems)
+    return result(problems)
 
 
 def _against_catalogue(states: dict, stanza, repo: int) -> list:
@@ -163,7 +163,7 @@ def damaged_wal(text: str) -> list:
 _ERRORS = {
     26: ("damaged", "a file of the repository is damaged"),
     29: ("unreadable", "the repository cannot be read; most often its key is wrong, or a file of it is damaged"),
-    38: ("running", "the database runs in the folder that was to be restored"),
+    38: ("running", "the database runs in the directory that was to be restored"),
     50: ("locked", "another run of pgBackRest holds the lock"),
     51: ("other_system", "the database is another one than that of the stanza"),
     55: ("repository_missing", "a file of the repository is not there"),
@@ -183,7 +183,7 @@ _HARMLESS = (
 )
 
 
-def pgbackrest(rc: int, text: str, command: str) -> Verdict:
+def pgbackrest(rc: int, text: str, command: str) -> Result:
     """Judge what a command wrote with --log-level-stderr=info: backup, restore, expire, check, stanza-create.
 
     A warning that is not known to be harmless is a problem: damaged pages are no more than one.
@@ -217,17 +217,17 @@ def pgbackrest(rc: int, text: str, command: str) -> Verdict:
         problems.append(Problem("failed", "pgbackrest %s ended with code %d" % (command, rc)))
     if not ended and not problems:
         problems.append(Problem("not_ended", "pgbackrest %s did not say that it has completed" % command))
-    return verdict(problems)
+    return result(problems)
 
 
 # ---------------------------------------------------------------------------------------------------------- PostgreSQL
 
 
-def recovery(log: str, target: str = "", last_segment: str = "") -> Verdict:
-    """Judge the log of a server that was started on a restored folder.
+def recovery(log: str, target: str = "", last_segment: str = "") -> Result:
+    """Judge the log of a server that was started on a restored directory.
 
     A recovery that meets a damaged or missing segment says that it is complete: with thousands of commits missing. So
-    there must be a proven end: the named point (target), or the last segment of the archive.
+    there must be a verified end: the named point (target), or the last segment of the archive.
     """
     problems = []
     # What is fatal for a client that came too early, or after the recovery, says nothing about it.
@@ -238,15 +238,15 @@ def recovery(log: str, target: str = "", last_segment: str = "") -> Verdict:
     if "archive recovery complete" not in log:
         problems.append(Problem("recovery_failed", "the recovery did not complete"))
     if not target and not last_segment:
-        problems.append(Problem("no_proof", "nothing says up to where the recovery had to come"))
+        problems.append(Problem("no_verification", "nothing says up to where the recovery had to come"))
     if target and 'recovery stopping at restore point "%s"' % target not in log:
         problems.append(Problem("target_missed", "the recovery did not come to the point %s" % target))
     if last_segment and 'restored log file "%s" from archive' % last_segment not in log:
         problems.append(Problem("wal_missing", "the recovery did not come to segment %s" % last_segment, last_segment))
-    return verdict(problems)
+    return result(problems)
 
 
-def amcheck(rc: int, stdout: str, stderr: str) -> Verdict:
+def amcheck(rc: int, stdout: str, stderr: str) -> Result:
     """Judge `pg_amcheck --all --heapallindexed --install-missing --progress`.
 
     It says nothing about what is whole, so its progress is what tells that something was looked at. A database in
@@ -278,7 +278,7 @@ def amcheck(rc: int, stdout: str, stderr: str) -> Verdict:
         problems.append(
             Problem("not_ended", "pg_amcheck did not look at everything: %s" % " of ".join(done or ("nothing",)))
         )
-    return verdict(problems)
+    return result(problems)
 
 
 # -------------------------------------------------------------------------------------------------------------- restic
@@ -329,17 +329,17 @@ def _restic(rc: int, stdout: str, stderr: str, command: str):
 
 
 def restic_backup(rc: int, stdout: str, stderr: str):
-    """Judge `restic backup --json`, which answers 0 where one of its paths is not there: (its summary, the verdict)."""
+    """Judge `restic backup --json`, which answers 0 where one of its paths is not there: (its summary, the result)."""
     summary, problems = _restic(rc, stdout, stderr, "backup")
     if not problems:
         if not summary or not summary.get("snapshot_id"):
             problems.append(Problem("not_ended", "restic backup named no snapshot"))
         elif not summary.get("total_files_processed"):
             problems.append(Problem("empty", "restic backup saved no file"))
-    return summary, verdict(problems)
+    return summary, result(problems)
 
 
-def restic_check(rc: int, stdout: str, stderr: str, read_data: bool = True) -> Verdict:
+def restic_check(rc: int, stdout: str, stderr: str, read_data: bool = True) -> Result:
     """Judge `restic check`, without --json: the summary of that does not say whether the data was read.
 
     Without --read-data or --read-data-subset a flipped byte is not found, so that is no verification unless read_data
@@ -359,4 +359,4 @@ def restic_check(rc: int, stdout: str, stderr: str, read_data: bool = True) -> V
         problems.append(Problem("not_ended", "restic check did not say that it found no errors"))
     if read_data and not re.search(r"^read (all data$|group #\d+ of |[\d.]+% of data packs$)", stdout, re.M):
         problems.append(Problem("not_read", "restic check did not read the data"))
-    return verdict(problems)
+    return result(problems)

@@ -1,4 +1,4 @@
-"""What the scenario `monitoring` takes in place of backups is called as the real figures are."""
+"""What the scenario `monitoring` takes in place of backups is called as the real metrics are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from ansible.module_utils.shiftmaster.backup import manifest as manifests
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import mishaps
+import service_faults
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,9 +19,9 @@ class Host:
         self.text = stdin
 
 
-def test_figures_of_backups_have_the_names_and_kinds_of_the_real_ones():
+def test_metrics_of_backups_have_the_names_and_kinds_of_the_real_ones():
     host = Host()
-    mishaps.backups_as_if(host)
+    service_faults.backups_as_if(host)
     found = re.findall(r'^(\w+)(?:\{kind="(\w+)"\})? \S+$', host.text, re.M)
     names = {name for name, _kind in found}
     # The role itself writes how much WAL the database keeps at the most.
