@@ -154,7 +154,7 @@ def about(message: dict) -> str:
     return json.dumps({key: value for key, value in message.items() if key != "at"}, ensure_ascii=False)
 
 
-# --- verifications -----------------------------------------------------------------------------------------------------------
+# --- verifications ----------------------------------------------------------------------------------------------------
 
 
 def critical_reaches_everybody_and_is_resolved(alerting: Alerting, name=f"ProofCritical{RUN}") -> dict:

@@ -3,8 +3,8 @@
     make bench
 
 Needs the image shiftmaster-ops/deployed:trixie. The guide saves by pg_dump through gzip and restores by psql; here are
-pgBackRest's full and incremental backup, and a restore until the database takes writes. What the verification of a backup
-costs is a row of its own: the guide has none. Then the faults that a pipe's exit code calls a success.
+pgBackRest's full and incremental backup, and a restore until the database takes writes. What the verification of a
+backup costs is a row of its own: the guide has none. Then the faults that a pipe's exit code calls a success.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ options:
     type: path
   bundle:
     description:
-      - Whether C(diagnosis-bundle.tar.gz) for a supporter is written to O(directory) too. It holds the three, and a list
-        with sizes and SHA-256 sums; secrets were taken out on the hosts. It is cut to 5 MiB before compression.
+      - Whether C(diagnosis-bundle.tar.gz) for a supporter is written to O(directory) too. It holds the three, and a
+        list with sizes and SHA-256 sums; secrets were taken out on the hosts. It is cut to 5 MiB before compression.
     type: bool
     default: false
 attributes:

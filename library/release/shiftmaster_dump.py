@@ -275,7 +275,7 @@ def lasting(seconds):
 
 
 def major(number):
-    """Return the major version in "170005", "pg_dump (PostgreSQL) 15.8 (Debian …)" or a directory's name; 0 for none."""
+    """Return the major version in "170005", "pg_dump (PostgreSQL) 15.8" or a directory's name; 0 for none."""
     found = re.search(r"(\d+)(?:\.|beta|rc|devel|\s|$)", str(number))
     value = int(found.group(1)) if found else 0
     return value // 10000 if value >= 10000 else value

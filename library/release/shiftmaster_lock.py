@@ -9,8 +9,8 @@ short_description: Hold the lock that keeps two deploys of ShiftMaster apart
 description:
   - The lock is one file on one designated host. It is put in place complete, by C(link()), so that none is ever without
     an owner, and holds the owner, the run, the controller's process, the time it was taken and its expiry.
-  - An expired lock is taken over, and so is one whose controller process is known to be dead, by O(interrupted_run_id). The
-    caller then recovers what the owner left (M(shiftmaster_release) with O(ignore:state=recovered)).
+  - An expired lock is taken over, and so is one whose controller process is known to be dead, by O(interrupted_run_id).
+    The caller then recovers what the owner left (M(shiftmaster_release) with O(ignore:state=recovered)).
   - O(state=identity) and O(state=alive) run on the controller and touch nothing.
 version_added: "1.0.0"
 author: ShiftMaster operations (@shiftmaster-operations)

@@ -32,8 +32,8 @@ options:
     default: true
   disk:
     description:
-      - What must be free. Of a path that is not there yet, the nearest directory above it counts. What is asked for on one
-        file system is added up.
+      - What must be free. Of a path that is not there yet, the nearest directory above it counts. What is asked for on
+        one file system is added up.
     type: list
     elements: dict
     default: []

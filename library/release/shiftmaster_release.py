@@ -21,14 +21,14 @@ options:
       - V(target) chooses the release of a rollback, O(release) or what served before the current one was deployed.
         One that never was live or is bad is refused.
       - V(present) builds a release of O(revision) with this configuration, or finds the one that there is.
-      - V(recovered) finishes or reverts a cutover that a interrupted run left, removes unfinished builds and starts what such
-        a run had stopped for its maintenance.
+      - V(recovered) finishes or reverts a cutover that a interrupted run left, removes unfinished builds and starts
+        what such a run had stopped for its maintenance.
       - V(active) starts O(release) beside the old one, proves it on its private socket, moves the traffic and hands the
         background work over. A release that is active already and healthy is left alone.
       - V(watched) judges the traffic for a while and puts the old release back at a breach.
       - V(finished) stops the old slot; the release is live.
-      - V(traffic_reverted) gives the traffic back to the old release where O(run_id) has switched, and ends the new one's
-        background work. In an installation with several hosts it comes before V(restored), on every host.
+      - V(traffic_reverted) gives the traffic back to the old release where O(run_id) has switched, and ends the new
+        one's background work. In an installation with several hosts it comes before V(restored), on every host.
       - V(restored) puts the old release back, with the units that belong to it, where O(run_id) has switched.
       - V(hook) runs the hooks of O(phase).
       - V(suspect) lets the next deploy build a release again that was live; a rollback may still lead to it.
@@ -38,7 +38,8 @@ options:
       - V(audited) appends a line to the audit log.
     type: str
     choices:
-      [query, target, present, recovered, active, watched, finished, traffic_reverted, restored, hook, suspect, bad, absent,
+      [query, target, present, recovered, active, watched, finished, traffic_reverted, restored, hook, suspect, bad,
+      absent,
        pruned, audited]
     default: query
   root:
@@ -115,8 +116,8 @@ options:
     default: {}
   wheels_dir:
     description:
-      - Directory of the host with wheels. pip then takes everything from it and asks no index. Where packages come from is
-        no part of the configuration's hash.
+      - Directory of the host with wheels. pip then takes everything from it and asks no index. Where packages come from
+        is no part of the configuration's hash.
     type: path
     default: ""
   build_user:
@@ -142,7 +143,8 @@ options:
     default: true
   part:
     description:
-      - The part of O(state=active) that is done. In an installation with several hosts the parts follow one another on all hosts.
+      - The part of O(state=active) that is done. In an installation with several hosts the parts follow one another on
+        all hosts.
       - V(prepare) starts the release beside the old one, proves it, and lets the old workers take no more tasks.
       - V(move) moves the traffic and hands the background work over, V(traffic) moves the traffic alone.
       - V(end_tasks) ends the old release's background work, V(tasks) hands it over.

@@ -6,8 +6,8 @@ DOCUMENTATION = r"""
 module: managed_files
 short_description: Install directories and small text files in one call
 description:
-  - One remote call instead of one for each directory and file; a run that changes nothing on an installation with several hosts is mostly made of
-    such calls.
+  - One remote call instead of one for each directory and file; a run that changes nothing on an installation with
+    several hosts is mostly made of such calls.
   - Each file is replaced as a whole, by a rename. Nothing is changed before all of the input has been checked.
 version_added: "1.0.0"
 author: ShiftMaster operations (@shiftmaster-operations)

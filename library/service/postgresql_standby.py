@@ -23,8 +23,8 @@ description:
   - A primary that was restored goes on from another point than its standbys; none of them can follow.
   - Asks the cluster's own configuration (C(primary_conninfo), C(primary_slot_name)) where its primary is, looks
     whether it answers, stops the standby, copies everything by C(pg_basebackup) and waits until it streams again.
-  - The slot went with the old database, so it is made again. What was set by C(ALTER SYSTEM) on the standby becomes what
-    it is on the primary.
+  - The slot went with the old database, so it is made again. What was set by C(ALTER SYSTEM) on the standby becomes
+    what it is on the primary.
   - What a copy that failed needs to be made again is kept beside the data until one has succeeded.
   - The password goes by the environment, and into the file in which the standby had it before.
   - A cluster without C(standby.signal) is none, and is refused; so are one with tablespaces or a C(pg_wal) elsewhere,

@@ -1,8 +1,9 @@
 """Who works with the application, without a name: active users and how long sessions last.
 
-In the shared directory each user and each session is an empty file that is called by a keyed hash, so that all processes
-know the same ones and nothing personal is written down. A user's file was changed when the user last asked for
-something. A session's was also read, once, when the session began: its two times are its begin and its last request.
+In the shared directory each user and each session is an empty file that is called by a keyed hash, so that all
+processes know the same ones and nothing personal is written down. A user's file was changed when the user last asked
+for something. A session's was also read, once, when the session began: its two times are its begin and its last
+request.
 
 A session ends when its user logs out, or with its last request before SHIFTMASTER_SESSION_IDLE_SECONDS of silence;
 Django itself notices no expiry. Nothing is read of a session that the application has not read itself: no query is

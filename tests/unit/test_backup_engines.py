@@ -40,12 +40,12 @@ class FakeHost(Host):
     def __init__(self, directory):
         super().__init__(
             {
-                "directory": str(directory / "backups"), "state": str(directory / "state"), "scratch": str(directory / "scratch"),
-                "stanza": "shiftmaster", "host": "db1", "keep_days": 30, "limit_bytes": 0, "lock_wait_seconds": 1800,
-                "recovery_timeout_seconds": 100, "archive_timeout_seconds": 9, "process_max": 2,
-                "restic_password_file": "/key", "restore_config": "/restore.conf", "log_file": str(directory / "log/log"),
-                "parts": [{"name": "files", "paths": [str(directory / "media")], "exclude": []}], "sources": [],
-                "database": {
+                "directory": str(directory / "backups"), "state": str(directory / "state"), "scratch": str(directory /
+                "scratch"), "stanza": "shiftmaster", "host": "db1", "keep_days": 30, "limit_bytes": 0,
+                "lock_wait_seconds": 1800, "recovery_timeout_seconds": 100, "archive_timeout_seconds": 9, "process_max":
+                2, "restic_password_file": "/key", "restore_config": "/restore.conf", "log_file": str(directory /
+                "log/log"), "parts": [{"name": "files", "paths": [str(directory / "media")], "exclude": []}], "sources":
+                [], "database": {
                     "version": "17", "databases": ["shiftmaster"], "data": str(directory / "data/main"),
                     "name": "shiftmaster", "host": "", "port": 5432, "user": "backup",
                     "sslmode": "disable", "passfile": "/passfile",

@@ -23,8 +23,8 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(host_module, "RUN", str(tmp_path / "run"))
     return Host(
         {
-            "directory": str(tmp_path), "stanza": "s", "log_file": str(tmp_path / "log/backup.log"), "timeout_seconds": 20,
-            "database": {"version": "17", "host": "h", "port": 5432, "user": "backup", "name": "backup",
+            "directory": str(tmp_path), "stanza": "s", "log_file": str(tmp_path / "log/backup.log"), "timeout_seconds":
+            20, "database": {"version": "17", "host": "h", "port": 5432, "user": "backup", "name": "backup",
                          "sslmode": "require", "passfile": "/secret"},
             "parts": [{"name": "files", "paths": ["/a"], "exclude": []}],
             "sources": [{"name": "app1", "address": "192.0.2.1",

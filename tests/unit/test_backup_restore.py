@@ -1,4 +1,4 @@
-"""What a backup server packs for another host. That restores work is seen on hosts (molecule/backup, molecule/recovery)."""
+"""What a backup server packs for another host. Restores run on hosts (molecule/backup, molecule/recovery)."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_files_of_a_backup_that_is_not_there_are_not_taken_for_a_time():
         target.snapshot("files", "20260101-000000F", RUNS)
 
 
-# --- the verification's own judgement --------------------------------------------------------------------------------------
+# --- the verification's own judgement ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

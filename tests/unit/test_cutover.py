@@ -129,7 +129,7 @@ def test_a_unit_yields_at_once_and_not_for_ever(monkeypatch):
 
 
 def test_the_canary_is_of_one_host_and_slot(monkeypatch):
-    """Workers of an installation with several hosts share their broker; in a queue of the slot alone another host's worker took it."""
+    """Workers of several hosts share their broker: another host's worker took it from a queue of the slot alone."""
     names = set()
     for node in ("app1", "app2"):
         monkeypatch.setattr(cutover.os, "uname", lambda node=node: os.uname_result(("Linux", node, "", "", "")))

@@ -162,8 +162,8 @@ class Site:
         self.make(TWO, "2.0", ["a", "c"], ["celery", "reports"])
         self.host = FakeHost(self.layout, monkeypatch)
         self.options = {
-            "user": "shiftmaster", "celery_application": "app", "beat": True, "several_hosts": False, "health_path": "/health",
-            "health_host": "shift.example", "watch_paths": ["/"],
+            "user": "shiftmaster", "celery_application": "app", "beat": True, "several_hosts": False, "health_path":
+            "/health", "health_host": "shift.example", "watch_paths": ["/"],
             "gate_attempts": 3, "gate_delay_seconds": 2, "gate_timeout_seconds": 5,
             "worker_gate_seconds": 40, "drain_grace_seconds": 0.1, "drain_limit_seconds": 3, "worker_stop_seconds": 30,
             "web_stop_seconds": 50, "hooks": ["hooks"], "run_id": "run-1", "who": "me",

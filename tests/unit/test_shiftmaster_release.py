@@ -166,8 +166,8 @@ def test_each_part_of_a_cutover_asks_for_its_own_steps(site, part, calls, switch
 
 def test_options_of_the_module_reach_the_cutover(site):
     site.run(
-        "active", release="2.0", celery_application="app", celery_queues=["q"], beat=False, several_hosts=True, user="u",
-        health={"path": "/h", "host": "h", "attempts": 2, "delay_seconds": 3, "timeout_seconds": 4,
+        "active", release="2.0", celery_application="app", celery_queues=["q"], beat=False, several_hosts=True,
+        user="u", health={"path": "/h", "host": "h", "attempts": 2, "delay_seconds": 3, "timeout_seconds": 4,
         "worker_seconds": 5},
         drain_grace_seconds=6, drain_limit_seconds=7, worker_stop_seconds=8, web_stop_seconds=9, log_dir="/logs",
     )  # fmt: skip
@@ -300,7 +300,7 @@ def test_without_a_cutover_there_is_nothing_to_watch(site):
     assert site.calls == [] and site.watched == []
 
 
-# --- finished, traffic_reverted, restored -----------------------------------------------------------------------------------
+# --- finished, traffic_reverted, restored -----------------------------------------------------------------------------
 
 
 def test_a_finished_cutover_notes_its_migrations_once(site):

@@ -207,7 +207,8 @@ def test_an_interpreter_that_is_not_there_is_a_problem():
     assert "no-such-python" in report.result()["problems"][0]
 
 
-# ---------------------------------------------------------------------------------------------------------- the directory
+# ---------------------------------------------------------------------------------------------------------- the
+# directory
 
 
 def test_only_what_the_host_needs_is_collected(collect, directory):

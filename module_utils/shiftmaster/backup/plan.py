@@ -39,10 +39,10 @@ def kind_today(
 ) -> Decision:
     """Decide for one repository. An incremental backup is worth no more than what it is built upon.
 
-    verifications says for a label whether its restore test was good; damaged are labels that verify or the continuity of the
-    WAL called bad, gapped those behind which segments are missing: there a new chain begins. system_id and timeline are
-    those of the database that runs, where they are known. wish is what somebody asked for: a full one is always right,
-    an incremental one only where it can be trusted.
+    verifications says for a label whether its restore test was good; damaged are labels that verify or the continuity
+    of the WAL called bad, gapped those behind which segments are missing: there a new chain begins. system_id and
+    timeline are those of the database that runs, where they are known. wish is what somebody asked for: a full one is
+    always right, an incremental one only where it can be trusted.
     """
     damaged, gapped = set(damaged), set(gapped)
     if wish == "full":

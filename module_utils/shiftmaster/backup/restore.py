@@ -271,7 +271,8 @@ def database_here(host: Host, request: dict) -> dict:
             _forget_the_recovery(host, data)
             _archive_received(host, data, received_dir)
         except BaseException:
-            # What was there is worth more than half of what was to come; where it was not quarantined, it is still there.
+            # What was there is worth more than half of what was to come; where it was not quarantined, it is still
+            # there.
             host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
             _undo_a_killed_one(host, data)
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600, fine=range(256))
@@ -322,8 +323,8 @@ def _limit(host: Host) -> float:
 def _mark(data: str, aside: str, phase: str) -> None:
     """Note where what was there is quarantined, before it is, and how far that went.
 
-    A directory that is half removed, or half brought back, looks like a database that came up. It is on the disk at once:
-    a host may lose its power.
+    A directory that is half removed, or half brought back, looks like a database that came up. It is on the disk at
+    once: a host may lose its power.
     """
     safe_files.write(MARKER, ("%s\n%s" % (aside, phase)).encode(), 0o600)
 

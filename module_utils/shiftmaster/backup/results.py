@@ -61,8 +61,8 @@ _SEGMENT_FILE = re.compile(r"^(?:[^/]+/)*([0-9A-F]{24})-[0-9a-f]{40}")
 def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
     """Judge `pgbackrest verify --output=text --verbose`: standard output, alone or with standard error.
 
-    The place of a problem is a label, or an archive's directory (17-1). With the stanza of the catalogue every one of its
-    backups must be in the report, and what needs a damaged backup is damaged too: verify calls it valid.
+    The place of a problem is a label, or an archive's directory (17-1). With the stanza of the catalogue every one of
+    its backups must be in the report, and what needs a damaged backup is damaged too: verify calls it valid.
 
     What it does not look at is whether the WAL is without gaps: that is the module wal's.
     """

@@ -63,8 +63,8 @@ def plan(
 ) -> Plan:
     """Decide what goes.
 
-    verifications says for a name whether its restore test was good; damaged are names of which something else said that they
-    are. seen are moments of runs, good or not: time passes where they are.
+    verifications says for a name whether its restore test was good; damaged are names of which something else said that
+    they are. seen are moments of runs, good or not: time passes where they are.
     """
     items = sorted(items, key=lambda item: (item.ended, item.name))
     there = {item.name: item for item in items}
@@ -235,9 +235,9 @@ def database_plan(
 def commands(stanza: str, made: DatabasePlan, repo: int = 1) -> list:
     """Return the arguments of each call of pgbackrest, in order, to be made while no backup can start.
 
-    `--set` frees no WAL. The last call does, and its number must be that of all the full backups that are left, verified
-    or not: with a smaller one the WAL between older backups is gone, with a larger one nothing is. In doubt there is
-    no call at all.
+    `--set` frees no WAL. The last call does, and its number must be that of all the full backups that are left,
+    verified or not: with a smaller one the WAL between older backups is gone, with a larger one nothing is. In doubt
+    there is no call at all.
     """
     if made.doubt:
         return []

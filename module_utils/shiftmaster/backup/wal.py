@@ -108,7 +108,7 @@ def history_of(text: str) -> tuple:
 
 
 def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, directory: str = "") -> Archive:
-    """Read `pgbackrest repo-ls --recurse --output=json` of an archive's directory, or of the stanza's with directory (17-1).
+    """Read `pgbackrest repo-ls --recurse --output=json` of an archive (17-1), with directory of the stanza.
 
     histories are the contents of the .history files by their timelines, as `repo-get` writes them.
     """

@@ -15,6 +15,7 @@ import time
 
 from ..health import checks
 from ..host import envfile, probe, safe_files, service_user
+from ..release import legacy
 from ..release.layout import Layout
 from ..release.state import State, StateError
 from .engine import Absent
@@ -111,7 +112,7 @@ def _deploys(layout, count: int = 12) -> list:
     found = []
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
-            event = json.loads(line)
+            event = legacy.event(json.loads(line))
             if event.get("event") in (
                 "live",
                 "gate_failed",

@@ -718,7 +718,7 @@ def check_release(options: dict, context: Context) -> Outcome:
 
 
 def check_maintenance(options: dict, context: Context) -> Outcome:
-    """The switch of the maintenance page: in an installation with several hosts it lies on the web hosts, where no release is."""
+    """The switch of the maintenance page, which may be on a web host without a release."""
     switch = os.path.join(context.layout.shared, "maintenance", "on")
     if not os.path.exists(switch):
         return Outcome(HEALTHY, said("maintenance"))

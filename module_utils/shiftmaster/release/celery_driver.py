@@ -9,7 +9,8 @@ line that starts with "@@shiftmaster-answer@@ ":
                                                           broker and ran; its result came back
     {"op": "consume", "worker": name, "queues": [...]}    {"confirmed": bool}
     {"op": "cancel", "worker": name, "queues": [...]}     {"confirmed": bool}
-    {"op": "quarantine", "queues": [...], "directory": path, "all": bool}  {"quarantined": [{"id", "task", "queue"}], "files": [...]}
+    {"op": "quarantine", "queues": [...], "directory": path, "all": bool}
+                                                          {"quarantined": [{"id", "task", "queue"}], "files": [...]}
 """
 
 import json

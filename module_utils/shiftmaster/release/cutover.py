@@ -64,8 +64,8 @@ def _worker(slot: str) -> str:
 class Cutover:
     """One host's cutover. options:
 
-    user, celery_application ("" without Celery), beat (whether this host runs beat), several_hosts (whether other hosts work
-    on the same queues: then what fails here gives only its traffic back, and revert() follows), health_path,
+    user, celery_application ("" without Celery), beat (whether this host runs beat), several_hosts (whether other hosts
+    work on the same queues: then what fails here gives only its traffic back, and revert() follows), health_path,
     health_host, watch_paths, gate_attempts, gate_delay_seconds, gate_timeout_seconds, worker_gate_seconds,
     drain_grace_seconds, drain_limit_seconds, web_stop_seconds, worker_stop_seconds (the units' limits), hooks, logs
     (patterns of the application's), run_id, who.
@@ -429,7 +429,8 @@ class Cutover:
     def revert_traffic(self, reason: str, bad: bool = False) -> None:
         """Give the traffic back and end the new release's background work; the old one's waits for revert().
 
-        In an installation with several hosts it waits until no host serves new code: the old workers would discard tasks that they do not know.
+        In an installation with several hosts it waits until no host serves new code: the old workers would discard
+        tasks that they do not know.
         """
         if self._traffic_back(reason, bad):
             self._stop(self._t("to_slot"), ("beat", "worker"))

@@ -43,7 +43,10 @@ class Layout:
     def __init__(self, root: str = "/var/www/shiftmaster"):
         self.root = root.rstrip("/")
         self.releases = os.path.join(self.root, "releases")
+        # Versions before 1.0.0 called it colours/: a host has that until its next deploy (legacy.py).
         self.slots = os.path.join(self.root, "slots")
+        if not os.path.isdir(self.slots) and os.path.isdir(os.path.join(self.root, "colours")):
+            self.slots = os.path.join(self.root, "colours")
         self.shared = os.path.join(self.root, "shared")
         self.state = os.path.join(self.shared, "state")
         self.active = os.path.join(self.root, "active")
@@ -62,7 +65,7 @@ class Layout:
         return "/run/shiftmaster-web-%s/web.sock" % slot
 
     def names(self) -> list:
-        """Return the release directories, oldest first; directories with other names are not ours and are left alone."""
+        """Return the release directories, oldest first; directories with other names are left alone."""
         try:
             return sorted(entry for entry in os.listdir(self.releases) if RELEASE_NAME.match(entry))
         except FileNotFoundError:
@@ -98,7 +101,7 @@ class Layout:
 
     def activate(self, slot: str) -> None:
         """Move the traffic: one rename()."""
-        replace_link(os.path.join("slots", slot), self.active, lambda: points.reach("rename"))
+        replace_link(os.path.join(os.path.basename(self.slots), slot), self.active, lambda: points.reach("rename"))
         current = os.path.join(self.root, "current")
         if not os.path.islink(current):
             os.symlink(os.path.join("active", "release"), current)  # For people; it never changes.

@@ -990,7 +990,7 @@ def wanted(path: str) -> bool:
 
 
 def read_tree(source_dir: str, skip=SKIPPED_FOLDERS) -> Dict[str, str]:
-    """Read the migration files and apps.py files below a directory; links are not followed, not to the directory either."""
+    """Read the migration files and apps.py files below a directory, which is no link; no link is followed."""
     files, left = {}, MAX_TREE_BYTES
     root = os.path.abspath(str(source_dir))
     try:

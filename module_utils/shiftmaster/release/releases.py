@@ -172,8 +172,8 @@ class Build:
 
     revision (40 hex digits), stamp ("" for now), version, archive (tar of the source), environment {name: value},
     files {path below the release: text}, requirements_file (below source, "" for none), extra_requirements [lines],
-    linked_directories [below source], python (path), pip_environment {}, wheels_dir (directory that pip takes everything
-    from, "" for its index), build_user, user, collectstatic, check,
+    linked_directories [below source], python (path), pip_environment {}, wheels_dir (directory that pip takes
+    everything from, "" for its index), build_user, user, collectstatic, check,
     celery_application, config_sha256, classify (callable: source directory to the list of its migrations), hooks
     [{name, phase, command, timeout_seconds, user}], timeout_seconds, run_id, who, log_dir.
     """
@@ -561,7 +561,8 @@ def discard(layout: Layout, state: State, name: str) -> None:
         try:
             os.rename(path, aside)  # From here on nobody takes the rest for a release.
         except OSError as error:
-            # Overlay file systems cannot rename a directory of a lower layer; without a manifest it is no release either.
+            # Overlay file systems cannot rename a directory of a lower layer; without a manifest it is no release
+            # either.
             if error.errno != errno.EXDEV:
                 raise
             if os.path.exists(os.path.join(path, "manifest.json")):

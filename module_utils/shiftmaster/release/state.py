@@ -23,7 +23,7 @@ from typing import Optional
 
 from ..host import safe_files
 from ..host.printable import printable
-from . import releasecode
+from . import legacy, releasecode
 from .layout import Layout, sync_dir
 
 STATUSES = ("building", "ready", "live", "bad")
@@ -71,7 +71,7 @@ class State:
         self.path = os.path.join(layout.state, "state.json")
         try:
             with open(self.path, encoding="utf-8") as stream:
-                data = json.load(stream)
+                data = legacy.state(json.load(stream))
             problem = _problem(data)
         except FileNotFoundError:
             data, problem = {"releases": from_audit(layout), "transition": None}, ""
@@ -196,7 +196,7 @@ def last_switch(layout: Layout) -> Optional[tuple]:
     found, alone_since = None, 0.0
     for line in text.splitlines():
         try:
-            event = json.loads(line)
+            event = legacy.event(json.loads(line))
             at = epoch(event["time"])
             if event["event"] in ("live", "reverted"):
                 alone_since = at

@@ -134,9 +134,9 @@ CREATE INDEX ON trapped (trap(id));
 UNTRAP = "DROP TABLE trapped, output; DROP FUNCTION trap; DROP FUNCTION run"
 DIRECTORY = "/var/backups/shiftmaster"
 CLOSED = [
-    DIRECTORY, f"{DIRECTORY}/pgbackrest", f"{DIRECTORY}/pgbackrest/archive", f"{DIRECTORY}/pgbackrest/backup", f"{DIRECTORY}/scratch",
-    f"{DIRECTORY}/scratch/verification", f"{DIRECTORY}/scratch/verification/config", f"{DIRECTORY}/scratch/verification/wal", "/dev/shm", "/run",
-    "/etc", "/var/lib/postgresql",
+    DIRECTORY, f"{DIRECTORY}/pgbackrest", f"{DIRECTORY}/pgbackrest/archive", f"{DIRECTORY}/pgbackrest/backup",
+    f"{DIRECTORY}/scratch", f"{DIRECTORY}/scratch/verification", f"{DIRECTORY}/scratch/verification/config",
+    f"{DIRECTORY}/scratch/verification/wal", "/dev/shm", "/run", "/etc", "/var/lib/postgresql",
 ]  # fmt: skip
 
 

@@ -138,9 +138,7 @@ def test_a_host_that_has_lost_its_backups_fetches_them(operations, backups, outs
     assert "backups here already" in refused[0] and refused[1] == "1"
     # What is archived from here on is lost.
     backups.sql("CREATE TABLE meanwhile AS SELECT 1; DROP TABLE meanwhile; SELECT pg_switch_wal(); SELECT pg_sleep(5)")
-    backups.shell(
-        f"mkdir /root/lost && mv {DIRECTORY}/pgbackrest {DIRECTORY}/restic {DIRECTORY}/logical {DIRECTORY}/manifests /root/lost/"
-    )
+    backups.shell(f"mkdir /root/lost && cd {DIRECTORY} && mv pgbackrest restic logical manifests /root/lost/")
     run = operations.run("deploy.yml", *ROLE, **outside)
     assert run.code == 0, run.output[-4000:]
     said = backups.shell("shiftmaster-backup fetch", timeout=1200)

@@ -41,7 +41,7 @@ def test_no_secret_in_the_output_of_a_verbose_run(operations):
 
 
 def test_pruning_keeps_what_it_must(operations):
-    """With the smallest number kept, the current one and the way back stay, and so does a directory that is not ours."""
+    """With the smallest number kept, the current and the previous one stay, and a directory that is not ours."""
     operations.shell(f"mkdir -p {APP}/releases/notes-of-somebody")
     for threads in (5, 6):
         run = operations.deploy(

@@ -3,8 +3,8 @@
 
 The machine runs other steps of the tests at the same time: by its processors, memory and pressure alerts would come and
 go as those do, and a fault of them would be a fault for everybody. So /proc/stat, /proc/meminfo and /proc/pressure/*
-are the kernel's files with other numbers in them: a quiet host, until somebody writes into the directory WANTED how busy
-its processors are and how much of its memory is in use, in percent (files `cpu` and `memory`). A stub for the
+are the kernel's files with other numbers in them: a quiet host, until somebody writes into the directory WANTED how
+busy its processors are and how much of its memory is in use, in percent (files `cpu` and `memory`). A stub for the
 kernel alone: what reads the files, and all behind it, is real. lxcfs does the same for containers.
 """
 

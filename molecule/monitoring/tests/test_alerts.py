@@ -226,10 +226,10 @@ QUICK = {
     # Metrics of the kernel that all containers share: a stub for the kernel (molecule/monitoring/files).
     "HighCPUUsage": lambda hosts: (service_faults.metric(hosts.watch, "cpu", 97), TOLD, hosts.watch.host, 420),
     "HighMemoryUsage": lambda hosts: (service_faults.metric(hosts.watch, "memory", 92), TOLD, hosts.watch.host, 300),
-    "DiskSpaceWarning": lambda hosts: (service_faults.disk_filled(hosts.app, "/srv/archive", 85), TOLD, hosts.app.host, 300),
-    "ReplicationStopped": lambda hosts: (service_faults.standby_refused(hosts.app), TOLD, "", 240),
-    "ContainerUnhealthy": lambda hosts: (service_faults.container_ill(hosts.app, "neighbour"), TOLD, hosts.app.host, 300),
-    "ExporterDown": lambda hosts: (
+    "DiskSpaceWarning": lambda hosts: (service_faults.disk_filled(hosts.app, "/srv/archive", 85), TOLD, hosts.app.host,
+    300), "ReplicationStopped": lambda hosts: (service_faults.standby_refused(hosts.app), TOLD, "", 240),
+    "ContainerUnhealthy": lambda hosts: (service_faults.container_ill(hosts.app, "neighbour"), TOLD, hosts.app.host,
+    300), "ExporterDown": lambda hosts: (
         service_faults.units_stopped(hosts.app, "prometheus-redis-exporter.service"), TOLD, hosts.app.host, 300,
     ),
     "UnitFailed": lambda hosts: (service_faults.unit_failed(hosts.app), TOLD, hosts.app.host, 300),

@@ -55,7 +55,8 @@ def selectors(expression: str) -> set:
 # What is empty while all is well; `used` has seen to it that it is not.
 UNDER_A_FAULT = re.compile(r'^ALERTS|^shiftmaster:outage:|status=~"5|err=~"OOM|wait_event_type="Lock"')
 
-# What nothing here has a part in: no host collects logs. What writes these metrics is verified in the scenario `logging`.
+# What nothing here has a part in: no host collects logs. What writes these metrics is verified in the scenario
+# `logging`.
 ELSEWHERE = re.compile(r"\bshiftmaster_(log_canary_|filebeat_|logstash_|elasticsearch_|logging)")
 
 

@@ -91,12 +91,13 @@ def server():
         stdin="\n".join(month_in_openmetrics(by_hand())) + "\n",
     )
     host.shell(
-        f"cd {DIRECTORY} && promtool tsdb create-blocks-from openmetrics --quiet --max-block-duration=720h month.txt data"
+        f"cd {DIRECTORY} && promtool tsdb create-blocks-from openmetrics --quiet"
+        " --max-block-duration=720h month.txt data"
         f" && echo 'global: {{}}' > empty.yml", timeout=300,
     )  # fmt: skip
     host.shell(
-        f"systemd-run --quiet --unit=kpi prometheus --config.file={DIRECTORY}/empty.yml --storage.tsdb.path={DIRECTORY}/data"
-        f" --storage.tsdb.retention.time=10y --web.listen-address=0.0.0.0:{PORT}"
+        f"systemd-run --quiet --unit=kpi prometheus --config.file={DIRECTORY}/empty.yml"
+        f" --storage.tsdb.path={DIRECTORY}/data --storage.tsdb.retention.time=10y --web.listen-address=0.0.0.0:{PORT}"
     )
     address = host.shell("hostname -I").split()[0]
     try:

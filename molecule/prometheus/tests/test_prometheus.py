@@ -52,7 +52,8 @@ class Monitoring(Operations):
         """Everything that the role lays down, with modes, owners and contents."""
         directories = "/etc/prometheus /etc/systemd/system/prometheus.service.d"
         return self.shell(
-            f"find {directories} -printf '%p %m %u %g %T@\\n' | sort; find {directories} -type f | sort | xargs sha256sum"
+            f"find {directories} -printf '%p %m %u %g %T@\\n' | sort;"
+            f" find {directories} -type f | sort | xargs sha256sum"
         )
 
 
