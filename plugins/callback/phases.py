@@ -502,8 +502,8 @@ class CallbackModule(Default):
 
     def _failed(self, result, lines: list[str]) -> None:
         role = result.task._role.get_name() if result.task._role else ""
-        result = result.task.action.rpartition(".")[2] in ("fail", "assert") and not result.is_unreachable()
-        if result and self.playbook in REPORTS and role != "preflight":
+        reported = result.task.action.rpartition(".")[2] in ("fail", "assert") and not result.is_unreachable()
+        if reported and self.playbook in REPORTS and role != "preflight":
             self.found += [line for line in lines if line not in self.found]
             return
         path = os.path.relpath(result.task.get_path() or "", os.getcwd())
