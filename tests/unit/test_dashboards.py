@@ -1,4 +1,4 @@
-"""Dashboards are written from scripts/dashboards.py, follow the rules of this repository, and every query parses.
+"""Dashboards are those of monitoring/panels, follow the rules of this repository, and every query parses.
 
 Whether a query returns series is asked of a real Prometheus by the scenario `monitoring`, by the same `queries()`.
 """
