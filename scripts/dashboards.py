@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes monitoring/dashboards/*.json from monitoring/panels/; with --check, says which are not up to date.
+"""Writes monitoring/dashboards/{ja,en}/*.json from monitoring/panels/; with --check, says which are not up to date.
 
 With --queries, prints each query as one JSON line, its variables substituted, so that a real Prometheus can be asked
 whether the panel is alive. `queries()` is the same for tests that import this file.
 
 monitoring/panels/<name>.yml is the source of the dashboard shiftmaster-<name>; common.yml holds what all share. Every
-text is a string, or {ja, en}. A dashboard has a title, a description, variables, and rows of panels. FIELDS lists the
-fields of a panel; any other field, and a wrong type, is an error.
+text is {ja, en}, or a string that is the same in both. A dashboard has a title, a description, variables, and rows of
+panels. FIELDS lists the fields of a panel; any other field is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SOURCES = ROOT / "monitoring" / "panels"
 DASHBOARDS = ROOT / "monitoring" / "dashboards"
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 PLUGIN_VERSION = "11.0.0"
-RUNBOOK = "${runbook_url_base}/docs/runbooks/"
+LANGUAGES = ("ja", "en")
 
 FIELDS = {
     "id": "stays with the panel: links and screenshots name it; a row has the tens, its panels the numbers after it",
@@ -45,32 +45,30 @@ FIELDS = {
     "mappings": "a key of common.yml's `mappings`, or {value: [text, color]}",
     "links": "{dashboard: title}",
     "link_to_host": "whether a series leads to the dashboard of its host",
-    "overrides": "a key of common.yml's `overrides`, or Grafana's own",
+    "overrides": "a key of common.yml's `overrides`, or {letter of a query, or a pattern of series: {property: value}}",
     "stacked": "whether series are stacked",
     "legend_table": "whether the legend is a table with values",
     "sparkline": "whether a value is shown with its history",
-    "mirrored": "pattern of the series that point down",
+    "mirrored": "letter of the query whose series point down",
     "columns": "of a table: label, title, properties of the column; runbook_link: title of a link to a runbook",
     "sort": "label by which a table is sorted",
 }
 
 
-def load(name: str) -> dict[str, Any]:
-    return yaml.load(
-        (SOURCES / f"{name}.yml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    )
-
-
 NAMES = sorted(path.stem for path in SOURCES.glob("*.yml") if path.stem != "common")
 
 
-def localized(value: Any, key: str = "") -> Any:
-    """The texts of one language."""
+def localized(value: Any, language: str) -> Any:
     if isinstance(value, dict):
-        if value.keys() == {"ja", "en"}:
-            return f"{value['ja']} / {value['en']}" if key == "description" else value["ja"]
-        return {name: localized(item, name) for name, item in value.items()}
-    return [localized(item) for item in value] if isinstance(value, list) else value
+        if value.keys() == set(LANGUAGES):
+            return value[language]
+        return {name: localized(item, language) for name, item in value.items()}
+    return [localized(item, language) for item in value] if isinstance(value, list) else value
+
+
+def load(name: str, language: str) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return localized(yaml.load((SOURCES / f"{name}.yml").read_text(encoding="utf-8"), loader), language)
 
 
 def merged(base: Any, more: Any) -> Any:
@@ -91,14 +89,22 @@ def named(value: Any, known: dict[str, Any]) -> Any:
     return known[value] if isinstance(value, str) else value
 
 
+def override(matcher: str, options: str, properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "matcher": {"id": matcher, "options": options},
+        "properties": [{"id": name, "value": value} for name, value in properties.items()],
+    }
+
+
 def to(name: str, title: str, more: str = "") -> dict[str, Any]:
     """A link to another of the dashboards, with the environment and the time that are shown."""
     url = f"/d/shiftmaster-{name}?${{env:queryparam}}{more}&${{__url_time_range}}"
     return {"title": title, "url": url, "targetBlank": False}
 
 
-def runbook(title: str, alert: str) -> dict[str, Any]:
-    return {"title": title, "url": f"{RUNBOOK}{alert}.md", "targetBlank": True}
+def runbook(title: str, alert: str, common: dict[str, Any]) -> dict[str, Any]:
+    url = "${runbook_url_base}/docs/runbooks/" + alert + common["texts"]["runbook_ending"]
+    return {"title": title, "url": url, "targetBlank": True}
 
 
 def column(item: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
@@ -107,12 +113,9 @@ def column(item: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
     if "mappings" in item:
         properties["mappings"] = mapped(named(item["mappings"], common["mappings"]))
     if "runbook_link" in item:
-        properties = {"links": [runbook(item["runbook_link"], "${__value.text}")]}
+        properties = {"links": [runbook(item["runbook_link"], "${__value.text}", common)]}
     names = {"cell": "custom.cellOptions", "width": "custom.width"}
-    return {
-        "matcher": {"id": "byName", "options": item["title"]},
-        "properties": [{"id": names.get(name, name), "value": value} for name, value in properties.items()],
-    }
+    return override("byName", item["title"], {names.get(name, name): value for name, value in properties.items()})
 
 
 def panel(item: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
@@ -128,15 +131,13 @@ def panel(item: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
     options = merged(
         look["options"], {"sortBy": [{"desc": False, "displayName": columns[item["sort"]]}]} if "sort" in item else {}
     )
-    overrides = list(named(item.get("overrides", []), common["overrides"]))
+    overrides = [
+        override("byFrameRefID" if len(match) == 1 else "byRegexp", match, properties)
+        for match, properties in named(item.get("overrides", {}), common["overrides"]).items()
+    ]
     overrides += [column(one, common) for one in item.get("columns", []) if len(one) > 2]
     if "mirrored" in item:
-        overrides.append(
-            {
-                "matcher": {"id": "byRegexp", "options": item["mirrored"]},
-                "properties": [{"id": "custom.transform", "value": "negative-Y"}],
-            }
-        )
+        overrides.append(override("byFrameRefID", item["mirrored"], {"custom.transform": "negative-Y"}))
     steps = {"base": "green", **item.get("thresholds", {})}
     defaults = {
         "color": {"mode": look["color"]},
@@ -164,7 +165,7 @@ def panel(item: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
         "datasource": DATASOURCE,
         # place() fills in where it stands.
         "gridPos": {"h": look["height"], "w": look["width"], "x": 0, "y": 0},
-        "links": [runbook(f"{common['texts']['runbook']}: {alert}", alert) for alert in item.get("alerts", [])]
+        "links": [runbook(f"{common['texts']['runbook']}: {alert}", alert, common) for alert in item.get("alerts", [])]
         + [to(*link) for link in item.get("links", {}).items()],
         "fieldConfig": {
             "defaults": {name: value for name, value in defaults.items() if value is not None},
@@ -234,58 +235,20 @@ def rows(board: dict[str, Any], common: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def variable(choice: dict[str, Any]) -> dict[str, Any]:
+def variable(choice: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": choice["name"],
         "label": choice["title"],
         "description": choice["description"],
-        "type": "query",
-        "datasource": DATASOURCE,
         "definition": choice["query"],
         "query": {"qryType": 1, "query": choice["query"], "refId": "PrometheusVariableQueryEditor-VariableQuery"},
-        # When the time range changes: a host that is gone is still found in the past.
-        "refresh": 2,
-        "sort": 1,
-        "hide": 0,
-        "multi": True,
-        "includeAll": True,
-        # All is not a list of every name: with 200 hosts that would make a query too long to send.
-        "allValue": ".*",
-        "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
-        "options": [],
-        "regex": "",
-        "skipUrlSync": False,
+        **common["variable"],
     }
 
 
-def deploys(found: dict[str, str]) -> dict[str, Any]:
-    """The annotation that marks deploys."""
-    return {
-        "datasource": DATASOURCE,
-        "enable": True,
-        "expr": found["expr"],
-        "hide": False,
-        "iconColor": "purple",
-        "name": found["name"],
-        "step": "60s",
-        "tagKeys": found["tags"],
-        # Grafana reads the query above or this one, by its version.
-        "target": {
-            "datasource": DATASOURCE,
-            "expr": found["expr"],
-            "instant": False,
-            "interval": "60s",
-            "range": True,
-            "refId": "Deploys",
-        },
-        "textFormat": found["text"],
-        "titleFormat": found["title"],
-    }
-
-
-def model(name: str) -> dict[str, Any]:
+def model(name: str, language: str) -> dict[str, Any]:
     """The plain model, as Grafana's own export has it."""
-    board, common = localized(load(name)), localized(load("common"))
+    board, common = load(name, language), load("common", language)
     found = {
         "uid": f"shiftmaster-{name}",
         "title": board["title"],
@@ -294,8 +257,8 @@ def model(name: str) -> dict[str, Any]:
     }
     found["refresh"] = board.get("refresh", found["refresh"])
     found["time"] = merged(found["time"], {"from": board["time"]} if "time" in board else {})
-    found["annotations"]["list"].append(deploys(common["deploys"]))
-    found["templating"]["list"] += map(variable, [common["environment"], *board.get("variables", [])])
+    choices = [common["environment"], *board.get("variables", [])]
+    found["templating"]["list"] += [variable(choice, common) for choice in choices]
     return {**found, "panels": rows(board, common)}
 
 
@@ -334,10 +297,10 @@ def queries(**values: str) -> list[dict[str, Any]]:
     series, since `or vector(0)` and a sum hide that a metric is gone), empty_when_healthy (a reason, mostly empty).
     """
     found = []
-    common = localized(load("common"))
-    deploy = common["deploys"]
+    common = load("common", "ja")
+    deploy = common["dashboard"]["annotations"]["list"][1]
     for name in NAMES:
-        board = localized(load(name))
+        board = load(name, "ja")
         choices = [common["environment"], *board.get("variables", [])]
         asked = [
             (item["id"], item["title"], query["expr"], query.get("empty_when_healthy", ""))
@@ -372,9 +335,13 @@ def main() -> int:
             print(json.dumps(query, ensure_ascii=False))
         return 0
     check = "--check" in sys.argv[1:]
-    wanted = {DASHBOARDS / f"shiftmaster-{name}.json": text_of(model(name)) for name in NAMES}
+    wanted = {
+        DASHBOARDS / language / f"shiftmaster-{name}.json": text_of(model(name, language))
+        for language in LANGUAGES
+        for name in NAMES
+    }
     # Others are the site's.
-    found = {path: path.read_text(encoding="utf-8") for path in DASHBOARDS.glob("shiftmaster-*.json")}
+    found = {path: path.read_text(encoding="utf-8") for path in DASHBOARDS.glob("**/shiftmaster-*.json")}
     outdated = sorted(path for path in {*wanted, *found} if wanted.get(path) != found.get(path))
     if not check:
         for path in outdated:

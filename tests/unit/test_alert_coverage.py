@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 COVERAGE = yaml.safe_load((ROOT / "docs/coverage.yml").read_text(encoding="utf-8"))
 ROWS = COVERAGE["metrics"]
-DASHBOARDS = ROOT / "monitoring" / "dashboards"
+DASHBOARDS = ROOT / "monitoring" / "dashboards" / "ja"
 
 # The three layers of the guide, word by word.
 GUIDE = """

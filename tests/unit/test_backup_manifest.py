@@ -434,7 +434,7 @@ def test_nothing_known_is_nothing_said():
 
 def test_the_names_are_those_that_monitoring_asks_for():
     wanted = set()
-    for path in [*(ROOT / "monitoring/alerts").glob("*.yml"), *(ROOT / "monitoring/dashboards").glob("*.json")]:
+    for path in [*(ROOT / "monitoring/alerts").glob("*.yml"), *(ROOT / "monitoring/dashboards/ja").glob("*.json")]:
         wanted |= set(re.findall(r"shiftmaster_(?:backup|restore_test)_\w+", path.read_text(encoding="utf-8")))
     assert len(wanted) >= 4 and wanted <= set(manifests.HELP)
     kinds = set(

@@ -20,7 +20,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "monitoring" / "dashboards"
-FILES = sorted(FOLDER.glob("*.json"))
+FILES = sorted((FOLDER / "ja").glob("*.json"))
 NAMES = (
     "overview", "host", "application", "postgresql", "redis", "nginx", "celery", "containers", "backups", "deploys",
     "logs",
@@ -223,6 +223,49 @@ def test_files_are_those_of_the_script():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def same_in_both(value, key=""):
+    """The model without its texts; a runbook has an ending by language."""
+    if isinstance(value, dict):
+        return {
+            name: same_in_both(item, name)
+            for name, item in value.items()
+            if name not in TEXTS and not (key == "renameByName" and isinstance(item, str))
+        }
+    if isinstance(value, list):
+        return [same_in_both(item) for item in value]
+    if isinstance(value, str) and JAPANESE.search(value):
+        return f"{value} is Japanese"
+    return value.replace(".ja.md", ".md") if isinstance(value, str) else value
+
+
+# A name is that of an annotation or of a variable, options also are the title of a column.
+TEXTS = {"title", "description", "label", "legendFormat", "noValue", "text", "tooltip", "displayName", "textFormat",
+         "titleFormat", "name", "options"}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
+def test_languages_differ_in_their_texts_only(path):
+    ja, en = load(path), load(FOLDER / "en" / path.name)
+    assert [text for text in strings_in(en) if JAPANESE.search(text)] == []
+    assert same_in_both(ja) == same_in_both(en)
+    assert [panel["options"].keys() for panel in panels_of(ja)] == [panel["options"].keys() for panel in panels_of(en)]
+    runbooks = [text for text in strings_in(ja) if re.search("docs/runbooks/.", text)]
+    assert runbooks and all(text.endswith(".ja.md") for text in runbooks) or path.stem == "shiftmaster-deploys"
+    assert not [text for text in strings_in(en) if text.endswith(".ja.md")]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"widht": 4}, "widht"), ({"mappings": "nothing"}, "nothing"), ({"type": "graph"}, "graph")],
+)
+def test_an_unknown_word_is_an_error(change, message):
+    item = {"id": 11, "type": "stat", "title": "a", "description": "b", "queries": [{"expr": "up{}"}]}
+    common = SCRIPT.load("common", "ja")
+    assert SCRIPT.panel(item, common)["id"] == 11
+    with pytest.raises((KeyError, ValueError), match=message):
+        SCRIPT.panel({**item, **change}, common)
+
+
 def test_only_the_first_row_is_open_but_on_the_overview(models):
     for uid, model in models.items():
         rows = [panel["collapsed"] for panel in model["panels"] if panel["type"] == "row"]
@@ -335,7 +378,7 @@ def alerts():
 
 
 def runbooks_of(model):
-    return {name for text in strings_in(model) for name in re.findall(r"/docs/runbooks/(\w+)\.md", text)}
+    return {name for text in strings_in(model) for name in re.findall(r"/docs/runbooks/(\w+)\.(?:ja\.)?md", text)}
 
 
 def test_the_guides_alerts_can_be_followed(models):
@@ -448,10 +491,11 @@ def through_grafanas_types(model):
     return json.loads(JSONEncoder(sort_keys=True).encode(Dashboard.from_json(copy.deepcopy(model))))
 
 
-@pytest.mark.parametrize("path", FILES, ids=ids(FILES))
-def test_grafanas_own_types_know_everything_in_it(path):
-    model = load(path)
-    assert list(lost(model, through_grafanas_types(model))) == []
+def test_grafanas_own_types_know_everything_in_them():
+    found = {path: load(path) for path in FOLDER.glob("*/*.json")}
+    assert len(found) == 2 * len(NAMES)
+    problems = {str(path): list(lost(model, through_grafanas_types(model))) for path, model in found.items()}
+    assert {path: lines for path, lines in problems.items() if lines} == {}
 
 
 def test_grafanas_own_types_notice_a_wrong_name(models):

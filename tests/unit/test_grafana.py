@@ -187,6 +187,36 @@ def test_dashboards_are_files_that_nobody_edits_in_the_browser():
     assert provider["folderUid"] == "shiftmaster"
 
 
+@pytest.mark.parametrize(
+    ("language", "title", "ending"),
+    [("ja-JP", "ShiftMaster - システム概要", ".ja.md"), ("en-US", "ShiftMaster - Overview", ".md")],
+)
+def test_dashboards_are_in_the_language_next_to_those_of_the_site(tmp_path, language, title, ending):
+    for name in ("ja", "en"):
+        (tmp_path / name).symlink_to(ROOT / "monitoring" / "dashboards" / name)
+    (tmp_path / "own.json").write_text('{"uid": "own", "title": "own"}')
+    known = templar(grafana_language=language, grafana_dashboards_dir=str(tmp_path))
+    titles = known.template(trust_as_template("{{ __grafana_dashboard_titles }}"))
+    assert titles["shiftmaster-overview"] == title and titles["own"] == "own" and len(titles) == 12
+    files = known.template(trust_as_template("{{ __grafana_dashboard_files }}"))
+    assert len({item["path"] for item in files}) == 12
+    (overview,) = (item["content"] for item in files if item["path"].endswith("/shiftmaster-overview.json"))
+    assert f"/docs/runbooks/HighCPUUsage{ending}" in overview
+
+
+def test_without_an_address_no_link_leads_to_a_runbook():
+    files = templar(grafana_runbook_url_base="").template(trust_as_template("{{ __grafana_dashboard_files }}"))
+    assert len(files) == 11
+    for item in files:
+        model = json.loads(item["content"])
+        assert "docs/runbooks" not in item["content"]
+        assert [link["type"] for link in model["links"]] == ["dashboards"]
+        # Everything else stays: links between dashboards, and what is Grafana's.
+        (source,) = (ROOT / "monitoring/dashboards/ja").glob(item["path"].rsplit("/", 1)[1])
+        for text in ("/d/shiftmaster-", "{{instance}}", '"expr"'):
+            assert item["content"].count(text) == source.read_text(encoding="utf-8").count(text)
+
+
 def test_dashboards_get_the_address_of_the_runbooks():
     known = templar()
     titles = known.template(trust_as_template("{{ __grafana_dashboard_titles }}"))

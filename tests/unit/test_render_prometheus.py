@@ -130,7 +130,7 @@ def test_the_application_cannot_stand_for_a_host_or_another_job():
     )
     own = {name for name in re.findall(r'"(shiftmaster_[a-z_]+)"', package) if kept.fullmatch(name)}
     queries = [path.read_text(encoding="utf-8") for path in (ROOT / "monitoring/rules").glob("*.yml")]
-    for path in (ROOT / "monitoring/dashboards").glob("*.json"):
+    for path in (ROOT / "monitoring/dashboards/ja").glob("*.json"):
         queries += re.findall(r'"expr": ("(?:[^"\\]|\\.)*")', path.read_text(encoding="utf-8"))
     used = re.findall(r"\b([a-z][a-z0-9]*_[a-z0-9_]+)(\{[^}]*\})?", "\n".join(queries))
     assert {"pg_up", "shiftmaster_release_info", "shiftmaster_backup_failed"} <= {name for name, _labels in used}
