@@ -6,7 +6,7 @@ whether the panel is alive. `queries()` is the same for tests that import this f
 
 monitoring/panels/<name>.yml is the source of the dashboard shiftmaster-<name>; common.yml holds what all share. Every
 text is {ja, en}, or a string that is the same in both. A dashboard has a title, a description, variables, and rows of
-panels. FIELDS lists the fields of a panel; any other field is an error.
+panels; the first row is open, another one where it says so. FIELDS lists the fields of a panel; any other is an error.
 """
 
 from __future__ import annotations
@@ -214,10 +214,10 @@ def place(panels: list[dict[str, Any]], top: int) -> int:
 
 
 def rows(board: dict[str, Any], common: dict[str, Any]) -> list[dict[str, Any]]:
-    """The first row is open, the others are closed with their panels inside, as Grafana saves them."""
+    """Rows; those that are closed have their panels inside, as Grafana saves them."""
     found, y = [], 0
     for number, row in enumerate(board["rows"]):
-        closed = number > 0 and not board.get("all_rows_open")
+        closed = number > 0 and not row.get("open")
         panels = [panel(item, common) for item in row["panels"]]
         end = place(panels, y + 1)
         found.append(

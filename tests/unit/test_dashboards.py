@@ -266,12 +266,39 @@ def test_an_unknown_word_is_an_error(change, message):
         SCRIPT.panel({**item, **change}, common)
 
 
-def test_only_the_first_row_is_open_but_on_the_overview(models):
+def test_only_the_first_row_is_open_and_those_of_the_application_on_the_overview(models):
     for uid, model in models.items():
-        rows = [panel["collapsed"] for panel in model["panels"] if panel["type"] == "row"]
-        assert rows == [uid != OVERVIEW and number > 0 for number in range(len(rows))], uid
-        # What is not in a row is in the first one.
-        assert uid == OVERVIEW or model["panels"][-1]["type"] == "row" or len(rows) < 2, uid
+        rows = {panel["id"]: panel["collapsed"] for panel in model["panels"] if panel["type"] == "row"}
+        first_row, *others = rows
+        assert [row for row in others if not rows[row]] == ([30, 40, 50] if uid == OVERVIEW else []), uid
+        assert not rows[first_row], uid
+
+
+def by_row(model):
+    """Lists of panels, one a row."""
+    found = []
+    for panel in model["panels"]:
+        if panel["type"] == "row":
+            found.append([*panel["panels"]])
+        else:
+            found[-1].append(panel)
+    return found
+
+
+def is_by_host(panel):
+    return "instance" in panel["targets"][0]["legendFormat"]
+
+
+def test_aggregates_come_before_series_by_host(models):
+    """With 200 hosts a graph by host is a last resort. Stats of a service show its few hosts by name."""
+    for uid, model in models.items():
+        for panels in by_row(model):
+            graphs = [panel for panel in panels if panel["type"] not in ("stat", "table")]
+            assert [panel["id"] for panel in graphs] == [panel["id"] for panel in sorted(graphs, key=is_by_host)], uid
+    first_row = by_row(models["shiftmaster-host"])[0]
+    assert len(first_row) > 4 and not any(map(is_by_host, first_row))
+    graphs = [panel for panel in panels_of(models[OVERVIEW]) if panel["type"] == "timeseries"]
+    assert not any(map(is_by_host, graphs))
 
 
 def test_each_has_its_pinned_name(models):
