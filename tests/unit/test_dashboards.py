@@ -509,7 +509,6 @@ NOT_TYPED = re.compile(
 
 
 def through_grafanas_types(model):
-    pytest.importorskip("grafana_foundation_sdk", reason="grafana-foundation-sdk is not installed")
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.cog.plugins import register_default_plugins
     from grafana_foundation_sdk.models.dashboard import Dashboard
