@@ -26,9 +26,10 @@ from .target import Plan, TargetError, choose, plan_of, snapshot
 from .wal import SEGMENT_BYTES
 
 # A standby that has restored no segment for so long is at the end of what there is: behind the archive's last one, and
-# before it, where one segment may take its time.
+# before it, where one segment may take its time. It asks every 5 s for a segment that the archive does not have.
 STILL_SECONDS = 20
 SLOW_SECONDS = 300
+ATTEMPTS = 12
 # Behind the maintenance page nobody waits for a backup: who has the lock was asked before it went up.
 PAGE_SECONDS = 60
 BOOT_SECONDS = 300
@@ -289,7 +290,10 @@ def _wait_for_end_of_archive(host: Host, request: dict, log: str, behind: int) -
     """Wait until a standby has read all that there is; refuse an end that comes too early."""
     seen, since, deadline = None, time.monotonic(), time.monotonic() + _limit(host)
     last = request.get("last_segment", "")
-    while time.monotonic() - since < (STILL_SECONDS if not last or last in (seen or ()) else SLOW_SECONDS):
+    attempts = 0
+    while attempts < ATTEMPTS and time.monotonic() - since < (
+        STILL_SECONDS if not last or last in (seen or ()) else SLOW_SECONDS
+    ):
         if time.monotonic() > deadline:
             raise BackupError("the restored database did not end its recovery within %d s" % _limit(host))
         with os.fdopen(safe_files.open_file(log), encoding="utf-8", errors="replace") as stream:
@@ -300,6 +304,7 @@ def _wait_for_end_of_archive(host: Host, request: dict, log: str, behind: int) -
         own = [line for line in text.splitlines() if "[user=" not in line]
         if any(re.search(r"\b(FATAL|PANIC):  (?!the database system is)", line) for line in own):
             raise BackupError("the restored database does not come up: %s" % tail(text))
+        attempts = text.rpartition("restored log file")[2].count("waiting for WAL to become available")
         if now != seen:
             seen, since = now, time.monotonic()
         time.sleep(1)
