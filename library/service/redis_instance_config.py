@@ -501,11 +501,14 @@ class Instance:
 
 
 def addresses(configs):
-    """Return where instances with these configurations can be reached from their own host, the socket first."""
-    paths = [directive(config or "", "unixsocket") for config in configs]
-    ports = [directive(config or "", "port") or "" for config in configs]
-    found = [path for path in paths if path]
-    found += [("127.0.0.1", int(port)) for port in ports if port.isdecimal() and int(port)]
+    """Return where instances with these configurations can be reached from their own host.
+
+    One that has a socket is reached by it alone: while the instance is down, any user can listen on its port.
+    """
+    found = []
+    for config in filter(None, configs):
+        path, port = directive(config, "unixsocket"), directive(config, "port") or ""
+        found += [path] if path else [("127.0.0.1", int(port))] if port.isdecimal() and int(port) else []
     return list(dict.fromkeys(found))
 
 

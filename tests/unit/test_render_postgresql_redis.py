@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
+import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -289,7 +292,19 @@ def test_differences_come_from_the_reference_and_for_addresses_from_the_file(rd)
 
 def test_where_an_instance_may_be_reached(rd):
     old, new = "port 6379\n", "port 6380\nunixsocket /run/redis/s\n"
-    assert rd.addresses((new, old, None)) == ["/run/redis/s", ("127.0.0.1", 6380), ("127.0.0.1", 6379)]
+    assert rd.addresses((new, old, None)) == ["/run/redis/s", ("127.0.0.1", 6379)]
+
+
+def test_the_administrators_password_is_sent_to_no_port_that_anybody_can_listen_on(rd, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        stranger.settimeout(0.1)
+        config = f"port {stranger.getsockname()[1]}\nunixsocket {tmp_path}/stopped\n"
+        instance = types.SimpleNamespace(admin_user="admin", passwords=["secret"])
+        thread = threading.Thread(target=rd.Instance.connect, args=(instance, config), daemon=True)
+        thread.start()
+        with pytest.raises(TimeoutError):
+            stranger.accept()
+        thread.join(5)
 
 
 def test_a_refused_file_is_told_in_the_servers_words(rd):

@@ -110,6 +110,10 @@ def test_a_unit_of_a_release_is_bounded():
         assert "/run/systemd/journal" in found["InaccessiblePaths"] and int(found["LogRateLimitBurst"]) <= 1000
 
 
+def test_nothing_of_a_release_takes_the_port_of_a_service():
+    assert ("SocketBindDeny", "1-32767") in settings(render("sandbox.j2"))
+
+
 @pytest.mark.parametrize("debian", ["12", "13"])
 def test_code_of_a_release_cannot_stop_the_services(debian):
     """They have one user. systemd 252 ignores PrivatePIDs= with a warning; there they go on when the code has ended."""

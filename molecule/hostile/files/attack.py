@@ -174,6 +174,12 @@ def attempts():
     def core():
         return "may dump core" if resource.getrlimit(resource.RLIMIT_CORE)[1] else ""
 
+    def take_port(port):
+        """Of a service that is stopped for a moment: it could not start, and its clients would come here."""
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", port))
+        return f"bound port {port}"
+
     def stop_services():
         """Of manage.py and drivers alone: the services of both slots have one user and see each other."""
         return "" if "SHIFTMASTER_SLOT" in os.environ else stop_others()
@@ -188,6 +194,8 @@ def attempts():
         yield f"connect {path}", lambda path=path: connect(path)
     for path in LOGS:
         yield f"log to {path}", lambda path=path: connect(path, socket.SOCK_DGRAM)
+    for port in (5433, 6380, 9187):
+        yield f"take port {port}", lambda port=port: take_port(port)
     for path in TARGETS[1:]:
         yield f"hard link {path}", lambda path=path: link(path)
     yield "become root", become_root
