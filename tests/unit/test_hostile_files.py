@@ -9,6 +9,7 @@ import shutil
 import stat
 import tracemalloc
 import types
+from pathlib import Path
 
 import pytest
 from ansible.module_utils.shiftmaster.diagnosis import application, database, disk, host, logs, network
@@ -284,11 +285,11 @@ def remove_deep(top):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_diagnosis_runs_the_interpreter_of_a_release_as_the_applications_user(place):
+def test_diagnosis_runs_the_interpreter_of_a_release_in_the_sandbox_of_its_code(place):
     for path in (place.tmp, place.theirs):
         path.chmod(0o777)
     program = place.theirs / "python"
-    program.write_text("#!/bin/sh\nid -un >%s/whoami; echo 3.13.5\n" % place.theirs)
+    program.write_text("#!/bin/sh\nid -un >%s/whoami; setsid sleep 61.25 >&- 2>&- & echo 3.13.5\n" % place.theirs)
     program.chmod(0o755)
     parents = [parent for parent in program.parents if not os.stat(parent).st_mode & 0o001]
     modes = {parent: os.stat(parent).st_mode for parent in parents}
@@ -305,6 +306,15 @@ def test_diagnosis_runs_the_interpreter_of_a_release_as_the_applications_user(pl
     # rights() reports it.
     assert unreadable["works"] is None
     assert (place.theirs / "whoami").read_text().strip() == "nobody"
+    # With the unit everything ends that the interpreter has started.
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"61.25" in read_or_nothing(path)]
+
+
+def read_or_nothing(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_what_a_log_says_to_a_terminal_is_not_repeated(place, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import calendar
 import contextlib
-import errno
 import grp
 import json
 import os
@@ -14,9 +13,10 @@ import stat
 import time
 
 from ..health import checks
-from ..host import envfile, probe, safe_files, service_user
+from ..host import envfile, probe, safe_files
 from ..release import legacy
 from ..release.layout import Layout
+from ..release.releasecode import ReleaseCodeError, run_as
 from ..release.state import State, StateError
 from .engine import Absent
 from .host import processes, read, unit_of
@@ -84,23 +84,26 @@ def _socket(layout, slot) -> dict:
 def _interpreter(path: str, user: str) -> dict:
     """Return the version of the release's Python; it writes nothing, and reads none of the application.
 
-    It runs as the application's user: a dependency of the release may have replaced the interpreter.
+    It runs in the sandbox of a release's code: a dependency of the release may have replaced the interpreter.
     """
     if not os.path.lexists(path):
         return {"path": path, "works": False, "error": "there is no such file"}
-    try:
-        process = service_user.process_of(user, ()) if os.geteuid() == 0 else {}
-        command = [path, "-I", "-S", "-B", "-c", "import sys; print(sys.version)"]
-        code, stdout, stderr = probe.run(command, 4.0, **process)
-    except KeyError:
-        return {"path": path, "works": False, "error": "there is no user %s" % user}
-    except probe.ProbeError as error:
+    blocked = obstacle(path, user, 1)
+    if blocked:
         # Missing rights are a finding of their own (rights()).
-        works = None if str(error).endswith(os.strerror(errno.EACCES)) else False
-        return {"path": path, "works": works, "error": str(error)}
-    if code != 0:
-        return {"path": path, "works": False, "error": " ".join(stderr.split())[-300:] or "it ended with %d" % code}
-    return {"path": path, "works": True, "version": (stdout.split() or ["?"])[0]}
+        return {"path": path, "works": None if blocked["problem"] == "rights" else False, "error": blocked["problem"]}
+    command = [path, "-I", "-S", "-B", "-c", "import sys; print(sys.version)"]
+    try:
+        done = run_as(user, command, {}, "/", timeout=4)
+    except ReleaseCodeError as error:
+        return {"path": path, "works": False, "error": str(error)}
+    if done.rc != 0:
+        return {
+            "path": path,
+            "works": False,
+            "error": " ".join(done.stderr.split())[-300:] or "it ended with %d" % done.rc,
+        }
+    return {"path": path, "works": True, "version": (done.stdout.split() or ["?"])[0][:40]}
 
 
 def _deploys(layout, count: int = 12) -> list:
