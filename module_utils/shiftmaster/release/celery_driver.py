@@ -10,13 +10,20 @@ line that starts with "@@shiftmaster-answer@@ ":
     {"op": "consume", "worker": name, "queues": [...]}    {"confirmed": bool}
     {"op": "cancel", "worker": name, "queues": [...]}     {"confirmed": bool}
     {"op": "quarantine", "queues": [...], "directory": path, "all": bool}
-                                                          {"quarantined": [{"id", "task", "queue"}], "files": [...]}
+                                                          {"quarantined": [{"id", "task", "queue"}], "more": bool}
+    {"op": "replay", "directory": path}                   {"replayed": [{"id", "task", "queue"}], "unreadable": number}
+
+Every version writes to the broker and to the directory of quarantined tasks. A file or an entry that is no task there
+stops no other version.
 """
 
 import json
 import os
+import re
+import stat
 import sys
 import time
+import uuid
 
 ANSWER = "@@shiftmaster-answer@@ "
 # The form of each answer (releasecode.matches).
@@ -27,9 +34,31 @@ ANSWERS = {
     "canary": {"ran": bool, "stored": bool},
     "consume": {"confirmed": bool},
     "cancel": {"confirmed": bool},
-    "quarantine": {"quarantined": [_TASK], "unsupported?": str},
-    "replay": {"replayed": [_TASK]},
+    "quarantine": {"quarantined": [_TASK], "more?": bool, "unsupported?": str},
+    "replay": {"replayed": [_TASK], "unreadable?": int},
 }
+# So many tasks are quarantined or replayed for one request, and so large is the file of one.
+MOST_TASKS = 5000
+FILE_BYTES = 16 << 20
+
+
+def text(value):
+    """Return a name or an id, fit for an answer; None of what is neither."""
+    return str(value)[:200] if isinstance(value, (str, int)) else None
+
+
+def headers_of(message):
+    headers = message.get("headers") if isinstance(message, dict) else None
+    return headers if isinstance(headers, dict) else {}
+
+
+def read_file(path):
+    """Return the content of a regular file; anything else is never waited for."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES:
+            raise ValueError("no file of a task")
+        return stream.read(FILE_BYTES)
 
 
 def application(name):
@@ -65,7 +94,10 @@ class Operations:
 
     def _count(self, worker):
         stats = self.app.control.inspect(destination=[worker], timeout=1.0, limit=1).stats() or {}
-        return sum((stats.get(worker) or {}).get("total", {}).values())
+        try:
+            return sum((stats.get(worker) or {}).get("total", {}).values())
+        except (AttributeError, TypeError):
+            return 0
 
     def canary(self, request):
         from celery.backends.base import DisabledBackend
@@ -102,11 +134,12 @@ class Operations:
         return self._each(self.app.control.cancel_consumer, request)
 
     def _each(self, command, request):
-        confirmed = True
         for queue in request["queues"]:
             replies = command(queue, destination=[request["worker"]], reply=True, timeout=3.0, limit=1) or []
-            confirmed = confirmed and any("ok" in reply.get(request["worker"], {}) for reply in replies)
-        return {"confirmed": confirmed}
+            found = [reply.get(request["worker"]) for reply in replies if isinstance(reply, dict)]
+            if not any(isinstance(one, dict) and "ok" in one for one in found):
+                return {"confirmed": False}
+        return {"confirmed": True}
 
     def quarantine(self, request):
         """Take the tasks that this release does not know out of the queues (or all), each into a file of its own.
@@ -121,20 +154,28 @@ class Operations:
             known, quarantined = set(self.app.tasks), []
             for queue in request["queues"]:
                 for key in self._keys(channel, queue):
+                    if client.type(key) not in (b"list", "list"):
+                        continue
                     for raw in client.lrange(key, 0, -1):
-                        message = json.loads(raw)
-                        headers = message.get("headers") or {}
-                        if headers.get("task") in known and not request.get("all"):
+                        try:
+                            message = json.loads(raw)
+                        except (ValueError, RecursionError):
+                            message = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
+                        headers = headers_of(message)
+                        task, task_id = text(headers.get("task")), text(headers.get("id"))
+                        if task in known and not request.get("all"):
                             continue
-                        task_id = str(headers.get("id"))
-                        path = os.path.join(request["directory"], "%s.json" % os.path.basename(task_id))
+                        if len(quarantined) == MOST_TASKS:
+                            return {"quarantined": quarantined, "more": True}
+                        name = task_id if re.fullmatch(r"[\w-]{1,64}", task_id or "", re.ASCII) else str(uuid.uuid4())
+                        path = os.path.join(request["directory"], name + ".json")
                         with open(path + ".new", "w", encoding="utf-8") as stream:
                             json.dump({"queue": queue, "key": key, "message": message}, stream, indent=1)
                             stream.flush()
                             os.fsync(stream.fileno())
                         os.rename(path + ".new", path)
                         client.lrem(key, 1, raw)
-                        quarantined.append({"id": task_id, "task": headers.get("task"), "queue": queue})
+                        quarantined.append({"id": task_id, "task": task, "queue": queue})
             return {"quarantined": quarantined}
 
     @staticmethod
@@ -145,21 +186,33 @@ class Operations:
 
     def replay(self, request):
         """Put quarantined tasks that this release knows back into their queues, and remove their files."""
-        replayed = []
+        replayed, unreadable = [], 0
         with self.app.connection_for_write() as connection:
             client = getattr(connection.default_channel, "client", None)
             for name in sorted(os.listdir(request["directory"])):
                 path = os.path.join(request["directory"], name)
                 if client is None or not name.endswith(".json"):
                     continue
-                with open(path, encoding="utf-8") as stream:
-                    entry = json.load(stream)
-                headers = entry["message"].get("headers") or {}
-                if headers.get("task") in self.app.tasks:
-                    client.lpush(entry["key"], json.dumps(entry["message"]))
-                    os.unlink(path)
-                    replayed.append({"id": headers.get("id"), "task": headers.get("task"), "queue": entry["queue"]})
-        return {"replayed": replayed}
+                if len(replayed) + unreadable == MOST_TASKS:
+                    break
+                try:
+                    entry = json.loads(read_file(path))
+                    headers = headers_of(entry["message"])
+                    if text(headers.get("task")) in self.app.tasks:
+                        client.lpush(entry["key"], json.dumps(entry["message"]))
+                        os.unlink(path)
+                        replayed.append(
+                            {
+                                "id": text(headers.get("id")),
+                                "task": text(headers.get("task")),
+                                "queue": str(text(entry["queue"])),
+                            }
+                        )
+                # Of Redis, too: the key may be no queue.
+                except Exception as error:
+                    print("%s: %s: %s" % (path, type(error).__name__, error), file=sys.stderr)
+                    unreadable += 1
+        return {"replayed": replayed, "unreadable": unreadable}
 
 
 def main():

@@ -39,6 +39,8 @@ RUN = "/run/shiftmaster"
 # A unit that has not ended so long after its own limit (TimeoutStopSec=) is killed.
 _KILL_SECONDS = 15
 _BEAT_STOP_SECONDS = 20
+# How often a driver is asked for more tasks that it has to quarantine.
+_PARK_ROUNDS = 20
 # So long a release that is being verified lets everybody else go first; on a host without a moment to spare no longer.
 YIELD_SECONDS = 15
 
@@ -353,19 +355,22 @@ class Cutover:
         queues = self._queues(target)
         directory = os.path.join(self.layout.shared, "unknown-tasks")
         if unknown:
-            quarantined = self._ask(
-                {"op": "quarantine", "queues": sorted(set(queues) | set(self._queues(source))), "directory": directory}
-            )
-            for task in quarantined["quarantined"]:
+            quarantined = quarantine(self._ask, sorted(set(queues) | set(self._queues(source))), directory)
+            for task in quarantined:
                 audit(self.layout, "task_quarantined", task=task["task"], id=task["id"], queue=task["queue"])
-            if quarantined["quarantined"]:
+            if quarantined:
                 self.notes.append(
                     "%d task(s) that %s does not know were quarantined in %s; the next release that knows"
-                    " them runs them" % (len(quarantined["quarantined"]), target, directory)
+                    " them runs them" % (len(quarantined), target, directory)
                 )
         if os.listdir(directory):
-            for task in self._ask({"op": "replay", "directory": directory})["replayed"]:
+            found = self._ask({"op": "replay", "directory": directory})
+            for task in found["replayed"]:
                 audit(self.layout, "task_replayed", task=task["task"], id=task["id"], queue=task["queue"])
+            if found.get("unreadable"):
+                self.notes.append(
+                    "%d file(s) in %s hold no task and were left there" % (found["unreadable"], directory)
+                )
         self._free_worker(target_slot, queues)
         if self.options["beat"]:
             systemctl("start", unit("beat", target_slot))
@@ -715,6 +720,17 @@ class Cutover:
             ", ".join(self._logs() or self.options["logs"][:1]),
             name,
         )
+
+
+def quarantine(ask, queues: list, directory: str, **more) -> list:
+    """Have a driver take tasks out of queues; returns them. A version that floods them holds nobody up for good."""
+    quarantined = []
+    for _round in range(_PARK_ROUNDS):
+        found = ask(dict(more, op="quarantine", queues=queues, directory=directory))
+        quarantined += found["quarantined"]
+        if not found.get("more"):
+            break
+    return quarantined
 
 
 def causes(text: str, most: int = 3) -> list:

@@ -39,6 +39,7 @@ _BLOCK = 1 << 20
 # What root copies of a release's static files at most; a sparse file costs the application nothing, its copy does.
 STATIC_BYTES, STATIC_FILES = 2 << 30, 50_000
 REQUIREMENTS_BYTES = 4 << 20
+MAX_QUEUES, MAX_TASKS = 100, 10_000
 # A cache that all builds could write to, of hosts that were set up before 2026-12.
 _OLD_PIP_CACHE = "/var/cache/shiftmaster/pip"
 # Run by the build's user in its own tree: links in it lead root nowhere.
@@ -377,6 +378,12 @@ class Build:
                     "the Celery application %s of version %s cannot be loaded: %s"
                     % (self.spec["celery_application"], self.spec["version"], error)
                 ) from error
+            # A rollback from this release asks for each.
+            if len(self.celery["queues"]) > MAX_QUEUES or len(self.celery["tasks"]) > MAX_TASKS:
+                raise BuildError(
+                    "the Celery application %s has more than %d queues or %d tasks"
+                    % (self.spec["celery_application"], MAX_QUEUES, MAX_TASKS)
+                )
 
     def static_files(self) -> None:
         if self.spec["collectstatic"]:

@@ -1,0 +1,133 @@
+"""What a hostile version leaves in the broker and among the quarantined tasks keeps no other version from serving."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import types
+
+import pytest
+from ansible.module_utils.shiftmaster.release import celery_driver, cutover, releases
+from ansible.module_utils.shiftmaster.release.releasecode import matches
+
+KNOWN = {"headers": {"task": "known", "id": "k"}}
+
+
+class Redis:
+    """Lists and strings of a Redis; a string in the place of a list is an error, as there."""
+
+    def __init__(self, **keys):
+        self.keys = keys
+
+    def type(self, key):
+        return {list: b"list", bytes: b"string"}.get(type(self.keys.get(key)), b"none")
+
+    def _list(self, key):
+        if not isinstance(self.keys.setdefault(key, []), list):
+            raise RuntimeError("WRONGTYPE Operation against a key holding the wrong kind of value")
+        return self.keys[key]
+
+    def lrange(self, key, _first, _last):
+        return list(self._list(key))
+
+    def lrem(self, key, _count, raw):
+        self._list(key).remove(raw)
+
+    def lpush(self, key, raw):
+        self._list(key).insert(0, raw.encode())
+
+
+def operations(client, **control):
+    channel = types.SimpleNamespace(client=client, priority_steps=[0])
+    connection = types.SimpleNamespace(default_channel=channel, transport=types.SimpleNamespace(driver_type="redis"))
+    app = types.SimpleNamespace(
+        tasks={"known": None},
+        connection_for_write=lambda: contextlib.nullcontext(connection),
+        control=types.SimpleNamespace(**control),
+    )
+    return celery_driver.Operations(app)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"garbage",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"[]",
+        b'"text"',
+        b'{"headers": []}',
+        b'{"headers": {"task": ["known"], "id": {}}}',
+        b'{"headers": {"task": "x", "id": "%s"}}' % (b"a" * 300),
+        b'{"headers": {"task": "x", "id": "../../x"}}',
+        b'{"headers": {"task": "x", "id": "\\u0000"}}',
+        b'{"headers": {"task": {"a": 1}, "id": 5}}',
+    ],
+)
+def test_what_is_no_task_is_quarantined(tmp_path, raw):
+    known = json.dumps(KNOWN).encode()
+    redis = Redis(celery=[raw, known], mail=b"a string")
+    answer = operations(redis).park({"queues": ["mail", "celery"], "directory": str(tmp_path)})
+    assert len(answer["quarantined"]) == 1 and redis.keys["celery"] == [known]
+    assert matches(answer, celery_driver.ANSWERS["park"])
+    (quarantined,) = tmp_path.iterdir()
+    assert json.loads(quarantined.read_text())["queue"] == "celery"
+    # Nor does it stop the next handover.
+    again = operations(redis).replay({"directory": str(tmp_path)})
+    assert again["replayed"] == [] and matches(again, celery_driver.ANSWERS["replay"])
+
+
+def test_a_flood_of_tasks_is_quarantined_in_parts_and_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(celery_driver, "MOST_TASKS", 3)
+    driver = operations(Redis(celery=[b"%d" % number for number in range(8)]))
+    assert len(cutover.park(driver.park, ["celery"], str(tmp_path))) == 8
+    endless = {"quarantined": [{"task": None, "id": None, "queue": "celery"}], "more": True}
+    assert len(cutover.park(lambda request: endless, ["celery"], str(tmp_path))) < 100
+
+
+def test_a_file_that_holds_no_task_stops_no_handover(tmp_path):
+    """Code of every release can write to this directory, also where its build fails."""
+    (tmp_path / "a.json").write_text("{")
+    os.mkfifo(tmp_path / "b.json")
+    (tmp_path / "c.json").mkdir()
+    (tmp_path / "d.json").symlink_to("/dev/zero")
+    (tmp_path / "e.json").write_text("[" * 100_000)
+    (tmp_path / "f.json").write_text("[]")
+    (tmp_path / "g.json").write_text(json.dumps({"message": KNOWN, "key": "mail", "queue": "mail"}))
+    with open(tmp_path / "h.json", "wb") as stream:
+        stream.truncate(1 << 40)
+    (tmp_path / "i.json").write_text(json.dumps({"message": KNOWN, "key": "celery", "queue": ["celery"]}))
+    redis = Redis(mail=b"a string")
+    answer = operations(redis).replay({"directory": str(tmp_path)})
+    assert [one["task"] for one in answer["replayed"]] == ["known"] and answer["unreadable"] == 8
+    assert len(redis.keys["celery"]) == 1 and matches(answer, celery_driver.ANSWERS["replay"])
+
+
+@pytest.mark.parametrize("reply", ["text", [], {"other": {"ok": ""}}, {"worker": "ok"}, {"worker": None}, None])
+def test_a_worker_that_replies_anything_has_confirmed_nothing(reply):
+    asked = []
+
+    def cancel(queue, **_options):
+        asked.append(queue)
+        return [reply]
+
+    found = operations(None, cancel_consumer=cancel).cancel({"worker": "worker", "queues": ["a", "b"]})
+    # It is stopped then; waiting for each of its queues would take the time of the whole request.
+    assert found == {"confirmed": False} and asked == ["a"]
+
+
+@pytest.mark.parametrize("stats", [{"worker": {"total": []}}, {"worker": {"total": {"a": "b"}}}, {"worker": "x"}, []])
+def test_statistics_of_another_form_count_nothing(stats):
+    inspect = types.SimpleNamespace(stats=lambda: stats)
+    assert operations(None, inspect=lambda **_options: inspect)._count("worker") == 0
+
+
+@pytest.mark.parametrize("names", [{"queues": 101, "tasks": 1}, {"queues": 1, "tasks": 10_001}])
+def test_a_release_has_no_endless_names(names, monkeypatch):
+    answer = {kind: ["x"] * count for kind, count in names.items()}
+    monkeypatch.setattr(releases.ReleaseCode, "driver", lambda *_arguments: answer)
+    spec = {"celery_application": "app", "user": "nobody", "version": "1"}
+    build = types.SimpleNamespace(spec=spec, path="/nonexistent")
+    with pytest.raises(releases.BuildError, match="queues"):
+        releases.Build.background(build)
