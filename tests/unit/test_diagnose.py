@@ -485,6 +485,45 @@ def test_the_journal_shows_the_newest_kill_first(monkeypatch):
     ]  # fmt: skip
 
 
+def test_kills_are_told_by_the_kernel_and_systemd_alone(monkeypatch):
+    """Whatever a service prints is in the same journal."""
+    printed = "900.0 h celery[7]: Out of memory: Killed process 1 (postgres) total-vm:1kB\n"
+
+    def journalctl(argv, *_arguments):
+        return (1, "", "") if argv[-3:] == ["_TRANSPORT=kernel", "+", "_PID=1"] else (0, printed, "")
+
+    monkeypatch.setattr(probe, "run", journalctl)
+    assert host.kills(Setting({}))["kills"] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "%s[12]: segfault at 0 ip 0 sp 0 error 6 in python3.13[5d0000+1000]",
+        "%s invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0",
+        "Memory cgroup out of memory: Killed process 12 (%s) total-vm:1kB",
+        "oom-kill:constraint=CONSTRAINT_MEMCG,task_memcg=/a.service,task=%s,pid=12,uid=996",
+        "CPU: 0 UID: 996 PID: 12 Comm: %s Not tainted",
+    ],
+)
+def test_the_name_of_a_process_is_no_complaint_of_the_kernel(line):
+    for name in ("I/O error", "I/O error, dev", "I/O error, dev ", "I/O Error (sct", "medium error", "remount-ro"):
+        assert not {"io_error", "read_only"} & set(host.parse_kernel(line % name)), name
+
+
+def test_the_kernels_own_words_for_a_disk():
+    for line in (
+        "blk_update_request: I/O error, dev vda, sector 2048 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2",
+        "Buffer I/O error on dev sda1, logical block 0, async page read",
+        "critical medium error, dev sda, sector 2048 op 0x0:(READ)",
+        "nvme0n1: I/O Cmd(0x2) @ LBA 0, 8 blocks, I/O Error (sct 0x2 / sc 0x81)",
+        'XFS (sda1): metadata I/O error in "xfs_imap_to_bp+0x4f" at daddr 0x2 len 8 error 5',
+        "sd 0:0:0:0: [sda] tag#0 Sense Key : Medium Error [current]",
+    ):
+        assert list(host.parse_kernel(line)) == ["io_error"], line
+    assert list(host.parse_kernel("EXT4-fs (sda1): Remounting filesystem read-only")) == ["read_only"]
+
+
 def test_what_lies_on_a_filesystem(tmp_path):
     """Also where a cluster's directory, or its write-ahead log, is a filesystem of its own."""
     setting = Setting({"functions": ["database"]})

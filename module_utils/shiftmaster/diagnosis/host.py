@@ -337,7 +337,9 @@ def journal(options: list, seconds: float) -> str:
 def kills(setting) -> dict:
     """What was ended for lack of memory, by the kernel's and systemd's words."""
     words = "--grep=Killed process|OOM killer|oom-kill|code=killed, status=9/KILL"
-    text = journal(["--output=short-unix", "--since=-6h", "--lines=200", words], 4.0)
+    # A service prints what it likes.
+    own = ["_TRANSPORT=kernel", "+", "_PID=1"]
+    text = journal(["--output=short-unix", "--since=-6h", "--lines=200", words, *own], 4.0)
     # With --grep and --lines it begins with the newest.
     return {"kills": parse_kills("\n".join(reversed(text.splitlines())))}
 
@@ -368,9 +370,17 @@ def files(setting) -> dict:
 
 # --- kernel and clock ------------------------------------------------------------------------------------------------
 
+# Each needs more than the 15 characters of a process's name, which is in many lines and which the process chooses.
 _KERNEL = (
-    ("io_error", re.compile(r"I/O error|Buffer I/O error|blk_update_request|medium error", re.I)),
-    ("read_only", re.compile(r"Remounting filesystem read-only|remount-ro", re.I)),
+    (
+        "io_error",
+        re.compile(
+            r"I/O error, dev \w+, sector|Buffer I/O error on dev|metadata I/O error|blocks, I/O error \(sct"
+            r"|medium error, dev|Sense Key : Medium error",
+            re.I,
+        ),
+    ),
+    ("read_only", re.compile(r"Remounting filesystem read-only", re.I)),
     ("hung_task", re.compile(r"blocked for more than \d+ seconds")),
     ("conntrack", re.compile(r"nf_conntrack: table full")),
     ("segfault", re.compile(r"segfault at|general protection fault|traps: ")),
