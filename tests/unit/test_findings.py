@@ -633,6 +633,17 @@ def test_a_slow_statement_is_critical_where_people_wait():
     assert found(*ill(db1=statement, edge1=SLOW))[0]["severity"] == "critical"
 
 
+@pytest.mark.parametrize("name", ["x$(id)", "x`id`", 'x"; id; "', "x;id", "x\n`id`", "X"])
+def test_the_name_of_a_table_is_no_command(name):
+    """The application names its tables; an operator pastes the command into a shell, and psql runs `...` itself."""
+    database = dict(CASES["DatabaseSlowStatement"]["fires"]["parts"]["database"])
+    database["scanning_statements"] = [dict(database["scanning_statements"][0], table=name)]
+    (finding,) = [
+        one for one in found(host({"parts": {"database": database}})) if one["rule"] == "DatabaseSlowStatement"
+    ]
+    assert finding["fix"] == ["shiftmasterctl status"]
+
+
 def test_a_slot_is_not_dropped_by_a_command():
     slot = {"active": False, "kept_bytes": 900000000}
     for name, command in (("db2", "systemctl start postgresql"), ("shiftmaster_backup", "shiftmaster-backup-wal")):
