@@ -1219,6 +1219,9 @@ def test_schedulers_and_workers_are_counted_without_their_children(tmp_path):
     process(proc, 30, "/usr/bin/python3 report.py")
     process(proc, 31, "tail -f /var/log/shiftmaster/celery-beat.log")
     process(proc, 32, "/v/bin/celery -A shiftmaster inspect ping --destination worker")
+    # The application chooses the arguments of its processes: no finding may have the web processes stopped.
+    process(proc, 33, "/v/bin/celery -A shiftmaster beat", unit="shiftmaster-web@blue.service")
+    process(proc, 34, "/v/bin/celery -A shiftmaster beat", unit="shiftmaster-worker@blue.service")
     found = application.celery(Setting({"proc_path": str(proc), "app_root": str(root), "log_dir": str(tmp_path)}))
     assert [(one["pid"], one["unit"]) for one in found["beats"]] == [
         (10, "shiftmaster-beat@blue.service"), (11, "session-1.scope"),

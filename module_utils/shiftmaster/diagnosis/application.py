@@ -435,15 +435,16 @@ def celery(setting) -> dict:
     found = {"beats": [], "workers": []}
     for pid, process in processes(setting.proc).items():
         command = read(setting.proc, str(pid), "cmdline", limit=1000)
-        kind = role_of(command)
-        if not kind:
+        kind, unit = role_of(command), unit_of(read(setting.proc, str(pid), "cgroup"))
+        # Processes of the application choose their arguments; a command of a finding would stop the unit.
+        if not kind or (unit.startswith("shiftmaster-") and not unit.startswith("shiftmaster-%s@" % kind[:-1])):
             continue
         found[kind].append(
             {
                 "pid": pid,
                 "parent": process["parent"],
                 "state": process["state"],
-                "unit": unit_of(read(setting.proc, str(pid), "cgroup")),
+                "unit": unit,
                 "command": command.replace("\0", " ")[:160],
             }
         )
