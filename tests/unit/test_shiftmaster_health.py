@@ -21,6 +21,7 @@ from ansible.module_utils.shiftmaster.health import engine
 from ansible.module_utils.shiftmaster.health import text as health_text
 from ansible.module_utils.shiftmaster.health.checks import Context, Outcome, said
 from ansible.module_utils.shiftmaster.host import probe
+from ansible.module_utils.shiftmaster.host.printable import printable_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime.datetime(2026, 1, 31, 8, 0, 0, tzinfo=datetime.timezone.utc)
@@ -867,6 +868,21 @@ def test_parts_of_deep_health_have_their_codes(monkeypatch):
     outcome = deep(monkeypatch, 200, parts, ["c", "a"])[0]
     assert outcome.status == "healthy" and set(outcome.data["parts"]) == {"a", "c"}
     assert "a healthy, c skipped" in str(outcome.detail)
+
+
+@pytest.mark.parametrize("depth", [500, 3000, 30_000])
+def test_a_deeply_nested_answer_ends_no_report(monkeypatch, depth):
+    """Ansible goes through results by recursion: the report of all checks would be lost."""
+    nested = "[" * depth + "]" * depth
+    for body in (
+        '{"checks": {"a": {"status": "healthy", "x": %s}}, "version": "1"}',
+        '{"checks": {"a": {"status": "healthy"}}, "version": %s}',
+        '{"checks": {"a": %s}}',
+    ):
+        http(monkeypatch, 200, body % nested)
+        outcome = health_checks.check_deep_health(options("deep_health", url="unix:/x"), Context())
+        printable_tree(outcome.data)
+        assert len(json.dumps(outcome.data)) < 200
 
 
 def test_a_tcp_check_asks_what_it_is_given(monkeypatch):

@@ -243,14 +243,15 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
     try:
         answer = json.loads(result.body)
         checks = answer.get("checks")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return Outcome(UNHEALTHY, said("deep.not_json", status=result.status), "absent", hint, "", data)
     if not isinstance(checks, dict):
         return Outcome(ERROR, said("deep.closed"), "closed", hint, "", data)
     missing = [part for part in parts if part not in checks]
     if missing:
         return Outcome(ERROR, said("deep.part_absent", parts=", ".join(missing)), "absent", hint, "", data)
-    judged = {part: check for part, check in checks.items() if not parts or part in parts}
+    judged = {part: _plain(check) for part, check in checks.items() if not parts or part in parts}
+    answer = _plain(answer)
     data.update(version=answer.get("version"), release=answer.get("release"), parts=judged)
     failed = [
         "%s: %s" % (part, check.get("error") or check.get("status"))
@@ -271,6 +272,16 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
         ),
         data=data,
     )
+
+
+def _plain(answer) -> dict:
+    """Return an answer of the application without structures, which nested too deeply would end the whole report."""
+    return {
+        name: value
+        if value is None or isinstance(value, (str, int, float))
+        else ", ".join(one for one in value if isinstance(one, str))
+        for name, value in (answer.items() if isinstance(answer, dict) else ())
+    }
 
 
 def _token(context: Context) -> Optional[str]:
