@@ -141,6 +141,19 @@ def test_the_session_that_sets_passwords_is_kept_out_of_logs_and_statistics_and_
 # --- postgresql: module ---------------------------------------------------------------------------------------------
 
 
+def test_no_role_owns_a_database():
+    """Who owns it could close it to the backup's login and to the next version: CONNECTION LIMIT 0, ALTER DATABASE SET."""
+    (play,) = yaml.safe_load((ROOT / "roles/postgresql/tasks/access.yml").read_text(encoding="utf-8"))
+    modules = {name: task[name] for task in play["block"] for name in task if name.startswith("community.")}
+    assert "owner" not in modules["community.postgresql.postgresql_db"]
+    queries = [
+        task["community.postgresql.postgresql_query"]["query"]
+        for task in play["block"]
+        if "community.postgresql.postgresql_query" in task
+    ]
+    assert any("OWNER TO postgres" in query[0] and "GRANT ALL" in query[1] for query in queries)
+
+
 def test_postmaster_pid_is_read_only_when_ready(pg):
     lines = [
         "812",

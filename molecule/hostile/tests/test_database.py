@@ -1,4 +1,4 @@
-"""The application owns its database: what it makes there does not run with a superuser's rights.
+"""The application owns what is in its database: what it makes there does not run with a superuser's rights.
 
 In the way of queries: functions that match better than PostgreSQL's, a view of an extension's name, a search_path that
 is set for the database. Each would start a program as postgres, to whom the cluster and its backups belong.
@@ -38,13 +38,24 @@ with connection.cursor() as cursor:
         "pg_stat_user_tables": "evil.statements()::name AS relname, 'public'::name AS schemaname, 0::oid AS relid",
     }.items():
         cursor.execute(f"CREATE OR REPLACE VIEW evil.{table} AS SELECT {columns}")
-    cursor.execute(f"ALTER DATABASE {connection.settings_dict['NAME']} SET search_path = evil, public, pg_catalog")
 print("ready")
 '''
+# Each would keep other logins from the database, or change what they read there.
+CLOSE = """
+from django.db import connection
+for words in ("CONNECTION LIMIT 0", "IS_TEMPLATE true", "SET statement_timeout = 1", "SET search_path = evil",
+              "SET default_transaction_read_only = on", "SET session_authorization = shiftmaster", "RENAME TO x"):
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER DATABASE {connection.settings_dict['NAME']} {words}")
+        print("gained:", words)
+    except Exception as error:
+        assert "must be owner" in str(error), error
+print("tried")
+"""
 CLEAN = """
 from django.db import connection
 with connection.cursor() as cursor:
-    cursor.execute(f"ALTER DATABASE {connection.settings_dict['NAME']} RESET search_path")
     cursor.execute("DROP SCHEMA evil CASCADE")
     cursor.execute("DROP FUNCTION public.format(text, name, name)")
 """
@@ -53,12 +64,21 @@ with connection.cursor() as cursor:
 @pytest.fixture(scope="module")
 def hostile(operations):
     assert "ready" in operations.python(HOSTILE.replace("OWNED", OWNED))
+    # The owner of a database could set it until 1.0.
+    alter = "runuser -u postgres -- psql -q -d postgres -c 'ALTER DATABASE shiftmaster %s'"
+    operations.shell(alter % "SET search_path = evil, public, pg_catalog")
     yield
+    operations.shell(alter % "RESET search_path")
     operations.python(CLEAN)
 
 
 def owned(operations) -> str:
     return operations.shell(f"ls {OWNED}* 2>/dev/null || true")
+
+
+def test_the_application_closes_its_database_to_nobody(operations):
+    output = operations.python(CLOSE)
+    assert "tried" in output and "gained" not in output
 
 
 def test_the_attack_works_on_who_asks_without_care(operations, hostile):
