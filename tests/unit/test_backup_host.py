@@ -361,6 +361,8 @@ def test_restic_reads_in_a_file_system_of_its_own(sandboxed, tmp_path, monkeypat
     seen, run = {}, sandboxed.run
 
     def noted(what, *command, **more):
+        if command[0] == "du":
+            return subprocess.CompletedProcess(command, 0, "1\t/usr/share\n", "")
         (path,) = [word.rpartition("=")[2] for word in command if "EnvironmentFile" in word]
         with open(path, encoding="utf-8") as stream:
             seen[path] = (stream.read(), os.fstat(stream.fileno()).st_mode & 0o777)
@@ -391,6 +393,32 @@ def test_restic_reads_in_a_file_system_of_its_own(sandboxed, tmp_path, monkeypat
     ((path, (text, mode)),) = seen.items()
     assert 'RESTIC_PASSWORD="of the repository"\n' in text and mode == 0o600 and not os.path.exists(path)
     assert not [word for word in words if "of the repository" in word] and "PASSWORD_FILE" not in text
+
+
+def test_sparse_files_do_not_keep_restic_at_work_for_days(sandboxed, monkeypatch, tmp_path):
+    """11,000 files of 2 GiB take a second to make, and no room; restic reads them for more than a step may take."""
+    media = tmp_path / "media"
+    media.mkdir()
+    disk = os.statvfs(media)
+    for number in range(1 + disk.f_blocks * disk.f_frsize // (1 << 43)):
+        with open(media / str(number), "wb") as stream:
+            stream.truncate(1 << 43)
+    run = sandboxed.run
+
+    def measure(what, *words, **more):
+        return Host.run(sandboxed, what, *words, **more) if words[0] == "du" else run(what, *words, **more)
+
+    monkeypatch.setattr(sandboxed, "run", measure)
+    monkeypatch.setattr(files.sandbox, "existing", os.path.exists)
+    sandboxed.options["sources"] = []
+    with pytest.raises(BackupError, match="sparse"):
+        files.Restic(sandboxed).backup({"name": "files", "paths": [str(media)], "exclude": []}, "run1")
+    assert not sandboxed.calls
+    for file in media.iterdir():
+        file.unlink()
+    (media / "photo").write_text("x")
+    files.Restic(sandboxed).backup({"name": "files", "paths": [str(media)], "exclude": []}, "run1")
+    assert "backup" in sandboxed.calls[-1]
 
 
 @pytest.mark.parametrize(
