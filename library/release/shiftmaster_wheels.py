@@ -99,6 +99,7 @@ collected:
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import posixpath
@@ -117,6 +118,7 @@ from ansible.module_utils.shiftmaster.release.state import held
 KEEP = 10
 MAX_MISSING = 40
 REQUIREMENTS_BYTES = 4 << 20
+REQUIREMENTS_FILES = 100
 # pip tells wheels apart by the options below, but judges markers ("; python_version < '3.12'") by the interpreter that
 # it runs with; so it is run with those of the host.
 DRIVER = """
@@ -236,11 +238,16 @@ def of_archive(archive, requirements_file):
     if not requirements_file:
         return [], []
     with tarfile.open(archive) as source:
+        count = itertools.count(1)
 
         def read(path):
+            # Each may name the next one twice.
+            if next(count) > REQUIREMENTS_FILES:
+                raise WheelsError("the requirements name more than %d files" % REQUIREMENTS_FILES)
             try:
                 text = source.extractfile(path).read(REQUIREMENTS_BYTES + 1)
-            except (KeyError, AttributeError):
+            # Links in the source may form a loop.
+            except (KeyError, AttributeError, RecursionError):
                 raise WheelsError("the source has no file %s, where its requirements should be" % path)
             if len(text) > REQUIREMENTS_BYTES:
                 raise WheelsError("the requirements %s are larger than %d MiB" % (path, REQUIREMENTS_BYTES >> 20))

@@ -443,3 +443,29 @@ def test_pip_is_told_to_require_hashes_where_the_requirements_have_them(collect,
         )
     collect({"requirements.txt": "alpha\n"})
     assert asked[0] is True and asked[-1] is False
+
+
+def packed(path, members):
+    """A source: {name: text, or (target,) of a link}."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, tuple):
+                member.type, member.linkname = tarfile.SYMTYPE, content[0]
+                archive.addfile(member)
+            else:
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content.encode()))
+    return str(path)
+
+
+def test_requirements_that_name_each_other_twice_have_an_end(tmp_path):
+    """A release with 25 such files would keep the controller at work with 33 million lines."""
+    members = {f"r{number}.txt": f"-r r{number + 1}.txt\n" * 2 for number in range(25)}
+    with pytest.raises(wheels.WheelsError, match="more than"):
+        wheels.of_archive(packed(tmp_path / "a.tar", {**members, "r25.txt": "django\n"}), "r0.txt")
+
+
+def test_links_among_the_requirements_have_an_end(tmp_path):
+    with pytest.raises(wheels.WheelsError, match="no file"):
+        wheels.of_archive(packed(tmp_path / "a.tar", {"a": ("b",), "b": ("a",)}), "a")
