@@ -826,7 +826,7 @@ def make_log(tmp_path, clock, host):
 
 def test_a_segment_that_the_archive_does_not_have_is_not_waited_for_long(host, make_log):
     waiting = "LOG:  waiting for WAL to become available at 0/8000018"
-    log = make_log({2: 8, 31: 9}, {second: waiting for second in [*range(5, 30, 5), *range(35, 300, 5)]})
+    log = make_log({2: 8, 31: 9}, dict.fromkeys([*range(5, 30, 5), *range(35, 300, 5)], waiting))
     with pytest.raises(BackupError):
         log.wait(host, last_segment=wal(10))
     assert 85 <= log.clock.passed <= 95

@@ -68,9 +68,9 @@ def operations(client, **control):
 def test_what_is_no_task_is_quarantined(tmp_path, raw):
     known = json.dumps(KNOWN).encode()
     redis = Redis(celery=[raw, known], mail=b"a string")
-    answer = operations(redis).park({"queues": ["mail", "celery"], "directory": str(tmp_path)})
+    answer = operations(redis).quarantine({"queues": ["mail", "celery"], "directory": str(tmp_path)})
     assert len(answer["quarantined"]) == 1 and redis.keys["celery"] == [known]
-    assert matches(answer, celery_driver.ANSWERS["park"])
+    assert matches(answer, celery_driver.ANSWERS["quarantine"])
     (quarantined,) = tmp_path.iterdir()
     assert json.loads(quarantined.read_text())["queue"] == "celery"
     # Nor does it stop the next handover.
@@ -81,9 +81,9 @@ def test_what_is_no_task_is_quarantined(tmp_path, raw):
 def test_a_flood_of_tasks_is_quarantined_in_parts_and_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(celery_driver, "MOST_TASKS", 3)
     driver = operations(Redis(celery=[b"%d" % number for number in range(8)]))
-    assert len(cutover.park(driver.park, ["celery"], str(tmp_path))) == 8
+    assert len(cutover.quarantine(driver.quarantine, ["celery"], str(tmp_path))) == 8
     endless = {"quarantined": [{"task": None, "id": None, "queue": "celery"}], "more": True}
-    assert len(cutover.park(lambda request: endless, ["celery"], str(tmp_path))) < 100
+    assert len(cutover.quarantine(lambda request: endless, ["celery"], str(tmp_path))) < 100
 
 
 def test_a_file_that_holds_no_task_stops_no_handover(tmp_path):

@@ -142,7 +142,7 @@ def test_the_session_that_sets_passwords_is_kept_out_of_logs_and_statistics_and_
 
 
 def test_no_role_owns_a_database():
-    """Who owns it could close it to the backup's login and to the next version: CONNECTION LIMIT 0, ALTER DATABASE SET."""
+    """Who owns it could close it to the backup and the next version: CONNECTION LIMIT 0, ALTER DATABASE SET."""
     (play,) = yaml.safe_load((ROOT / "roles/postgresql/tasks/access.yml").read_text(encoding="utf-8"))
     modules = {name: task[name] for task in play["block"] for name in task if name.startswith("community.")}
     assert "owner" not in modules["community.postgresql.postgresql_db"]
