@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import ansible.module_utils
 import pytest
@@ -33,18 +34,30 @@ yaml.SafeLoader = FastLoader
 @pytest.fixture(autouse=True)
 def without_systemd(monkeypatch):
     """Root runs a release's code in transient units; the machine of the tests may have no systemd."""
-    from ansible.module_utils.shiftmaster.release import releasecode
+    from ansible.module_utils.shiftmaster.host import units
 
     program = (sys.executable, "-I", "-S", str(ROOT / "tests/fake_systemd_run.py"))
-    monkeypatch.setattr(releasecode, "SYSTEMD_RUN", program)
+    monkeypatch.setattr(units, "SYSTEMD_RUN", program)
 
 
 @pytest.fixture
 def run_module(capsys):
-    """A function that runs a module as Ansible does, and returns what it answers."""
+    """A function that runs a module or an action plugin as Ansible does, and returns its result."""
+    from ansible.errors import AnsibleActionFail
     from ansible.module_utils.testing import patch_module_args
+    from ansible.parsing.dataloader import DataLoader
+
+    def run_action(plugin, task):
+        connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=""))
+        try:
+            result = plugin.ActionModule(task, connection, None, DataLoader(), None).run()
+        except AnsibleActionFail as error:
+            result = {"failed": True, "msg": str(error)}
+        return json.loads(json.dumps(result))
 
     def run_module(module, check_mode=False, **parameters):
+        if hasattr(module, "ActionModule"):
+            return run_action(module, SimpleNamespace(args=parameters, check_mode=check_mode, async_val=0))
         with patch_module_args(dict(parameters, _ansible_check_mode=check_mode)), pytest.raises(SystemExit):
             module.main()
         return json.loads(capsys.readouterr().out)

@@ -11,7 +11,7 @@ import errno
 import os
 from typing import Iterable
 
-from ..host import safe_files
+from ..host import safe_files, units
 
 # An empty directory; systemd makes the mount points below it.
 ROOT = "/run/shiftmaster-backup-root"
@@ -97,18 +97,7 @@ def words(unit: str, more: Iterable[str], read: Iterable[str] = (), write: Itera
     if parent:
         # The command ends with the one that waits for it, however that ends.
         lines.append("BindsTo=" + parent)
-    begin = [
-        "/usr/bin/systemd-run",
-        "--quiet",
-        "--pipe",
-        "--wait",
-        "--collect",
-        "--service-type=exec",
-        "--unit=" + unit,
-        # Not the command, line by line in the journal.
-        "--description=Command of shiftmaster-backup",
-    ]
-    return begin + ["--property=" + line for line in lines] + ["--"]
+    return units.transient(unit, "Command of shiftmaster-backup", lines)
 
 
 def _path(path: str) -> str:

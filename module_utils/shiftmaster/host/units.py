@@ -12,6 +12,7 @@ import time
 from .printable import printable
 
 KINDS = ("web", "worker", "beat")
+SYSTEMD_RUN = ("/usr/bin/systemd-run",)
 
 
 class UnitError(Exception):
@@ -37,6 +38,13 @@ def systemctl(*arguments, timeout: float = 90) -> str:
     if done.returncode != 0:
         raise UnitError("systemctl %s: %s" % (" ".join(arguments), done.stderr.decode(errors="replace").strip()))
     return done.stdout.decode(errors="replace")
+
+
+def transient(name: str, description: str, properties) -> list:
+    """Return the words that run a command, to be appended, in a transient unit, and wait for its end."""
+    # By default the description is the command, which may hold a secret.
+    words = ["--quiet", "--pipe", "--wait", "--collect", "--service-type=exec", "--unit=" + name]
+    return [*SYSTEMD_RUN, *words, "--description=" + description, *("--property=" + line for line in properties), "--"]
 
 
 def stop(*names, seconds: float) -> None:

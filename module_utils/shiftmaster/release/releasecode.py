@@ -31,7 +31,6 @@ from ..host.printable import printable
 ANSWER = "@@shiftmaster-answer@@ "
 ANSWER_BYTES = 8 * 1024 * 1024  # The texts of all migrations are the largest answer.
 KEPT_BYTES = 1024 * 1024  # Of each stream, half of it from the beginning and half from the end.
-SYSTEMD_RUN = ("systemd-run",)
 # How much longer than its caller waits a unit may run: the caller may have been killed.
 _GRACE_SECONDS = 30
 _NICE = ("Nice=19", "CPUSchedulingPolicy=idle")
@@ -133,10 +132,7 @@ class Process:
                     *(_NICE if nice else ()),
                     *("ReadWritePaths=" + path for path in writable),
                 ]
-                words = [*SYSTEMD_RUN, "--quiet", "--pipe", "--wait", "--collect", "--service-type=exec"]
-                # By default the description is the command.
-                words += ["--unit=" + self.unit, "--description=ShiftMaster: " + kind]
-                words += [*("--property=" + line for line in properties), "--"]
+                words = units.transient(self.unit, "ShiftMaster: " + kind, properties)
                 # systemd would fill in variables.
                 argv = words + [word.replace("$", "$$") for word in argv]
                 env, cwd = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}, "/"
