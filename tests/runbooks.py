@@ -38,7 +38,7 @@ def unit_tests(name: str):
     """A file of the unit tests, for what it holds: examples of evidence, programs that are known."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "tests/unit" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    # The checklists' tests import modules of library/, which is on the path.
+    # The checklists' tests import plugins and modules, which are on the path.
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

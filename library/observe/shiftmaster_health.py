@@ -277,29 +277,6 @@ options:
     description: Where the kernel's metrics are read (for tests and containers).
     type: path
     default: /proc
-  results:
-    description:
-      - What this module returned on several hosts, to be made one report. Nothing is checked then.
-      - A result without a report is one of a host that could not be reached or checked, and counts as V(down).
-    type: list
-    elements: dict
-    suboptions:
-      host:
-        description: The host's name.
-        type: str
-        required: true
-      result:
-        description: What the task registered.
-        type: dict
-        required: true
-  told:
-    description: RV(telling.told) of the last time, with O(results).
-    type: dict
-    default: {}
-  tell_again_seconds:
-    description: After how long people are told again of what is still unwell.
-    type: float
-    default: 14400
 attributes:
   check_mode:
     description: It reads only, so it does the same in check mode.
@@ -360,7 +337,7 @@ worst:
   type: str
   sample: warning
 failing:
-  description: The names of the checks that fail by O(fail_on); with O(results), host and check with a colon between.
+  description: The names of the checks that fail by O(fail_on).
   returned: always
   type: list
   elements: str
@@ -387,35 +364,15 @@ report_lines:
   returned: always
   type: list
   elements: str
-telling:
-  description: Whom to tell of it, with O(results).
-  returned: with O(results)
-  type: dict
-  contains:
-    status:
-      description: V(failed) where something is unwell that people have not heard of (or long ago), V(succeeded) where
-        all is well again; empty where nobody has to be told.
-      type: str
-    told:
-      description: What to hand over as O(told) the next time.
-      type: dict
-    hosts:
-      description: The hosts that are unwell.
-      type: list
-      elements: str
-    lines:
-      description: What is unwell by O(fail_on), hosts that could not be reached included, a line each.
-      type: list
-      elements: str
 report:
-  description: The report as data. With O(results), C(hosts) holds those, C(unreachable) names, and C(checks) is absent.
+  description: The report as data.
   returned: always
   type: dict
   contains:
     host:
       description: The host's name.
       type: str
-      returned: without O(results)
+      returned: always
     generated:
       description: When, ISO 8601 with the host's time zone.
       type: str
@@ -423,7 +380,7 @@ report:
     seconds:
       description: How long all checks of the host took together.
       type: float
-      returned: without O(results)
+      returned: always
     healthy:
       description: How many checks are healthy.
       type: int
@@ -440,7 +397,7 @@ report:
       description: The results.
       type: list
       elements: dict
-      returned: without O(results)
+      returned: always
       contains:
         name:
           description: The check's name.
@@ -582,13 +539,6 @@ def argument_spec() -> dict:
         "fail_on": {"type": "str", "choices": ["critical", "warning", "never"], "default": "critical"},
         "host_name": _TEXT,
         "proc_path": {"type": "path", "default": "/proc"},
-        "results": {
-            "type": "list",
-            "elements": "dict",
-            "options": {"host": {"type": "str", "required": True}, "result": {"type": "dict", "required": True}},
-        },
-        "told": {"type": "dict", "default": {}},
-        "tell_again_seconds": {"type": "float", "default": 14400},
     }
 
 
@@ -633,33 +583,7 @@ def check_host(parameters: dict, now: datetime.datetime) -> dict:
     report = engine.make_report(results, parameters["host_name"] or socket.gethostname(), now)
     report["seconds"] = round(time.monotonic() - began, 2)
     failing = [result["name"] for result in engine.failing(results, parameters["fail_on"])]
-    return answer(report, engine.report_lines(report, language), failing)
-
-
-def merge(parameters: dict, now: datetime.datetime) -> dict:
-    """Make one report of several and return what the module returns."""
-    reports = [engine.report_of(entry["host"], entry["result"]) for entry in parameters["results"]]
-    merged = engine.merge_reports(reports, now)
-    failing = [
-        "%s: %s" % (report["host"], result["name"])
-        for report in reports
-        for result in engine.failing(report["checks"], parameters["fail_on"])
-    ]
-    unwell = engine.unwell(reports, parameters["fail_on"], parameters["language"])
-    telling = engine.telling(unwell, parameters["told"], now, parameters["tell_again_seconds"])
-    telling.update(lines=list(unwell.values()), hosts=sorted({name.split(": ")[0] for name in unwell}))
-    return dict(answer(merged, engine.merged_lines(merged, parameters["language"]), failing), telling=telling)
-
-
-def answer(report: dict, lines: list, failing: list) -> dict:
-    return {
-        "changed": False,
-        "worst": report["worst"],
-        "failing": failing,
-        "report": report,
-        "report_lines": lines,
-        "report_text": "\n".join(lines),
-    }
+    return engine.result_of(report, engine.report_lines(report, language), failing)
 
 
 def main():
@@ -667,8 +591,7 @@ def main():
     found = problems(module.params["checks"])
     if found:
         module.fail_json(msg="checks: " + "; ".join(found))
-    now = datetime.datetime.now(datetime.timezone.utc)
-    module.exit_json(**(check_host if module.params["results"] is None else merge)(module.params, now))
+    module.exit_json(**check_host(module.params, datetime.datetime.now(datetime.timezone.utc)))
 
 
 if __name__ == "__main__":

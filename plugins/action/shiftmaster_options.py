@@ -13,20 +13,17 @@ the option is needed.
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import re
 from pathlib import Path
 
+import ansible.module_utils
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
 
 # Ansible finds module_utils for modules alone.
-_spec = importlib.util.spec_from_file_location(
-    "shiftmaster_system_paths", Path(__file__).resolve().parents[2] / "module_utils/shiftmaster/host/system_paths.py"
-)
-_system_paths = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_system_paths)
+ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
+from ansible.module_utils.shiftmaster.host import system_paths
 
 
 def text_of(value):
@@ -49,8 +46,8 @@ def refusal(name, option, value):
         )
     if "pattern" in option and not re.fullmatch(option["pattern"], said):
         return "%s=%s is not of the form of %s" % (name, ascii(said)[1:-1], option["like"])
-    if option.get("directory") and said.startswith("/") and _system_paths.refusal(said):
-        return "%s=%s %s" % (name, said, _system_paths.refusal(said))
+    if option.get("directory") and said.startswith("/") and system_paths.refusal(said):
+        return "%s=%s %s" % (name, said, system_paths.refusal(said))
     if option.get("begun") and said > latest_month():
         return "%s=%s has not begun, so there is nothing of it" % (name, said)
     return ""

@@ -20,21 +20,18 @@ directories, [{name, path}]: those that the site chose, for a check on the host.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import re
 from pathlib import Path
 
+import ansible.module_utils
 import yaml
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 
 # Ansible finds module_utils for modules alone.
-_spec = importlib.util.spec_from_file_location(
-    "shiftmaster_system_paths", Path(__file__).resolve().parents[2] / "module_utils/shiftmaster/host/system_paths.py"
-)
-_system_paths = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_system_paths)
+ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
+from ansible.module_utils.shiftmaster.host import system_paths
 
 # How the variables end that name a directory which root creates, gives away or cleans up.
 DIRECTORY_ENDINGS = ("_dir", "_root", "_directory")
@@ -173,7 +170,7 @@ class ActionModule(ActionBase):
             for name, value in values.items():
                 problems += range_problems(name, options[name], value, arguments.get("ranges") or {})
             directories.update(directories_of(options, values, defaults[role], arguments.get("elsewhere") or []))
-        refused = {name: _system_paths.refusal(str(path)) for name, path in directories.items()}
+        refused = {name: system_paths.refusal(str(path)) for name, path in directories.items()}
         problems += ["%s=%s %s" % (name, directories[name], why) for name, why in refused.items() if why]
         result.update(
             changed=False,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
+
+import ansible.module_utils
 
 DOCUMENTATION = r"""
 ---
@@ -34,13 +35,10 @@ _value:
 
 
 # Ansible finds module_utils for modules alone.
-_spec = importlib.util.spec_from_file_location(
-    "shiftmaster_printable", Path(__file__).resolve().parents[2] / "module_utils/shiftmaster/host/printable.py"
-)
-_printable = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_printable)
+ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
+from ansible.module_utils.shiftmaster.host.printable import printable_tree
 
 
 class FilterModule:
     def filters(self):
-        return {"printable": _printable.printable_tree}
+        return {"printable": printable_tree}

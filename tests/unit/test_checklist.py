@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import shiftmaster_checklist
-import shiftmaster_kpi
 import yaml
 from ansible.module_utils.shiftmaster.diagnosis import history, upkeep
 from ansible.module_utils.shiftmaster.diagnosis.setting import PARTS, Setting
@@ -453,17 +452,3 @@ def test_security_updates_are_told_from_others():
         "Inst vim [2:9.1] (2:9.2 Debian:13.2/stable [amd64])\nConf openssl (3.5.1 Debian-Security:13 [amd64])\n"
     )
     assert upkeep.parse_updates(text) == {"waiting": 2, "security": 1, "security_packages": ["openssl"]}
-
-
-# --- modules -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("module", [shiftmaster_checklist, shiftmaster_kpi], ids=lambda module: module.__name__)
-def test_documentation_and_argument_spec_agree(module):
-    documented = yaml.safe_load(module.DOCUMENTATION)["options"]
-    spec = module.argument_spec()
-    assert set(documented) == set(spec)
-    for name, option in spec.items():
-        for key in ("type", "default", "choices", "elements"):
-            assert documented[name].get(key) == option.get(key), (name, key)
-        assert documented[name].get("required", False) == option.get("required", False), name

@@ -23,7 +23,8 @@ DOCUMENTS = READMES + CONFIGURATION + GUIDES
 VALUED = {"-i": "inventory", "--inventory": "inventory", "-e": "extra", "--tags": "tags"}
 PLAIN = {"--check", "--diff", "--ask-vault-pass", "--ask-become-pass"}
 # Begin like a variable and are something else: modules, packages, files.
-NO_VARIABLES = {path.stem for path in ROOT.glob("library/*/*.py")} | {"shiftmaster_monitoring", "shiftmaster_class"}
+MODULES = [*ROOT.glob("library/*/*.py"), *ROOT.glob("plugins/action/*.py")]
+NO_VARIABLES = {path.stem for path in MODULES} | {"shiftmaster_monitoring", "shiftmaster_class"}
 
 
 def name_of(path):

@@ -42,8 +42,7 @@ def parameters(*patches, **more):
         {"host": f"h{number}", "functions": HEALTHY["functions"], "result": {"evidence": changed(HEALTHY, patch)}}
         for number, patch in enumerate(patches, 1)
     ]
-    spec = shiftmaster_findings.argument_spec()
-    defaults = {name: option.get("default") for name, option in spec.items()}
+    defaults = {name: option.get("default") for name, option in shiftmaster_findings.ARGUMENTS.items()}
     return dict(defaults, results=results, rules=RULES, **more)
 
 
@@ -51,22 +50,6 @@ DATABASE = CASES["DatabaseStopped"]["fires"]
 SERIES = {"parts": {"requests": {"series": [
     {"at": 1800000000 + 600 * number, "requests": 10 * number, "errors": number % 3, "p95_seconds": 0.1} for number in range(9)
 ]}}}  # fmt: skip
-
-
-def test_documentation_and_argument_spec_agree():
-    documented = yaml.safe_load(shiftmaster_findings.DOCUMENTATION)["options"]
-
-    def compare(documented, spec, path):
-        assert set(documented) == set(spec), path
-        for name, option in spec.items():
-            text, where = documented[name], f"{path}.{name}"
-            for key in ("type", "default", "choices", "elements"):
-                assert text.get(key) == option.get(key), (where, key)
-            assert text.get("required", False) == option.get("required", False), where
-            if "options" in option:
-                compare(text["suboptions"], option["options"], where)
-
-    compare(documented, shiftmaster_findings.argument_spec(), "")
 
 
 @pytest.mark.parametrize("language", findings.LANGUAGES)

@@ -15,6 +15,7 @@ from unittest import mock
 import offenders
 import pytest
 import shiftmaster_health
+import shiftmaster_health_report
 import yaml
 from ansible.module_utils.shiftmaster.health import checks as health_checks
 from ansible.module_utils.shiftmaster.health import engine
@@ -663,7 +664,7 @@ def test_a_hint_of_the_site_replaces_ours():
 def test_several_hosts_in_one_report(run_module):
     healthy = engine.make_report([results()("en")[0]], "web1", NOW)
     answer = run_module(
-        shiftmaster_health,
+        shiftmaster_health_report,
         check_mode=True,
         results=[
             {"host": "app1", "result": {"report": report(), "changed": False}},
@@ -720,14 +721,14 @@ def test_people_are_told_once_again_after_hours_of_more_and_of_the_end():
 
 def test_the_module_says_whom_to_tell(run_module):
     given = [{"host": "app1", "result": {"report": report()}}]
-    first = run_module(shiftmaster_health, check_mode=True, results=given)["telling"]
+    first = run_module(shiftmaster_health_report, check_mode=True, results=given)["telling"]
     assert (first["status"], first["hosts"]) == ("failed", ["app1"]) and len(first["lines"]) == 2
-    again = run_module(shiftmaster_health, check_mode=True, results=given, told=first["told"])["telling"]
+    again = run_module(shiftmaster_health_report, check_mode=True, results=given, told=first["told"])["telling"]
     assert (again["status"], again["told"]) == ("", first["told"])
     healthy = engine.make_report([results()("en")[0]], "app1", NOW)
     given = [{"host": "app1", "result": {"report": healthy}}]
     assert (
-        run_module(shiftmaster_health, check_mode=True, results=given, told=first["told"])["telling"]["status"]
+        run_module(shiftmaster_health_report, check_mode=True, results=given, told=first["told"])["telling"]["status"]
         == "succeeded"
     )
 

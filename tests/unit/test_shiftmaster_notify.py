@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 import receivers as local
 import shiftmaster_notify as module
-import yaml
 from ansible.module_utils.shiftmaster.notify import text as notify_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -285,21 +284,6 @@ def test_a_channel_that_is_set_up_wrongly_is_told_and_hurts_no_other(tell, recei
     assert result["problems"] == said and not result.get("failed")
     assert result["sent"] == sorted({"slack", "email", "pagerduty"} - set(said))
     assert all(one["ok"] for one in receivers.record.of())
-
-
-def test_documentation_and_argument_spec_agree():
-    documented = yaml.safe_load(module.DOCUMENTATION)["options"]
-
-    def compare(documented, spec):
-        assert set(documented) == set(spec)
-        for name, option in spec.items():
-            for key in ("type", "default", "choices", "elements", "required"):
-                assert documented[name].get(key) == option.get(key), (name, key)
-            if "options" in option:
-                compare(documented[name]["suboptions"], option["options"])
-
-    compare(documented, module.argument_spec())
-    assert yaml.safe_load(module.EXAMPLES) and yaml.safe_load(module.RETURN)
 
 
 # --- the receivers judge ----------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import base64
 import functools
 import http.server
 import io
-import json
 import os
 import subprocess
 import tarfile
@@ -15,7 +14,6 @@ import time
 
 import pytest
 import shiftmaster_source as source
-from ansible.module_utils.testing import patch_module_args
 
 TOKEN = "t0p/s3cret+token"
 MIGRATION = """\
@@ -513,23 +511,15 @@ def server(repository, tmp_path):
         thread.join()
 
 
-def test_a_token_reaches_the_server_and_is_seen_nowhere_else(server, tmp_path, monkeypatch, capsys):
+def test_a_token_reaches_the_server_and_is_seen_nowhere_else(server, tmp_path, monkeypatch, run_module):
     monkeypatch.setenv("HOME", str(tmp_path))
     address = "http://deploy:%s@%s" % (TOKEN.replace("/", "%2F").replace("+", "%2B"), server)
-    with (
-        patch_module_args(
-            {"repository": address, "version": "2.1.0", "archive": True, "cache_dir": str(tmp_path / "cache")}
-        ),
-        pytest.raises(SystemExit) as ended,
-    ):
-        source.main()
-    said = capsys.readouterr().out
-    assert ended.value.code == 0, said
-    answer = json.loads(said)
+    cache = str(tmp_path / "cache")
+    answer = run_module(source, repository=address, version="2.1.0", archive=True, cache_dir=cache)
     assert answer["kind"] == "tag" and answer["repository"] == "http://" + server
     assert any(one for one in Guarded.given), "the password was never sent"
     for secret in (TOKEN, TOKEN.replace("/", "%2F").replace("+", "%2B")):
-        assert secret not in said
+        assert secret not in str(answer)
         assert not any(secret.encode() in line for line in Guarded.seen)
         assert any(b"remote-http" in line for line in Guarded.seen)
         for directory, _directories, names in os.walk(tmp_path / "cache"):
@@ -538,39 +528,32 @@ def test_a_token_reaches_the_server_and_is_seen_nowhere_else(server, tmp_path, m
                     assert secret.encode() not in stream.read(), name
 
 
-def test_a_wrong_token_is_one_sentence_without_it(server, tmp_path, monkeypatch, capsys):
+def test_a_wrong_token_is_one_sentence_without_it(server, tmp_path, monkeypatch, run_module):
     monkeypatch.setenv("HOME", str(tmp_path))
-    with (
-        patch_module_args(
-            {
-                "repository": "http://deploy:wrong-token@" + server,
-                "version": "main",
-                "cache_dir": str(tmp_path / "cache"),
-            }
-        ),
-        pytest.raises(SystemExit) as ended,
-    ):
-        source.main()
-    said = capsys.readouterr().out
-    assert ended.value.code == 1
-    message = json.loads(said)["msg"]
-    assert any(Guarded.given), "the password was never sent: " + message
-    assert "Authentication failed" in message and "has expired" in message and "\n" not in message
-    assert "wrong-token" not in said
+    address, cache = "http://deploy:wrong-token@" + server, str(tmp_path / "cache")
+    answer = run_module(source, repository=address, version="main", cache_dir=cache)
+    assert answer["failed"] and any(Guarded.given), "the password was never sent: " + answer["msg"]
+    assert "Authentication failed" in answer["msg"] and "has expired" in answer["msg"] and "\n" not in answer["msg"]
+    assert "wrong-token" not in str(answer)
 
 
-def test_what_git_repeats_of_a_token_is_masked(tmp_path, monkeypatch, capsys):
+def test_what_git_repeats_of_a_token_is_masked(monkeypatch, run_module):
     def leak(address, _params):
         raise source.SourceError("git said: %s and %s" % (address.password, address.written))
 
     monkeypatch.setattr(source, "run", leak)
-    with (
-        patch_module_args({"repository": "https://deploy:a%2Fsecret@h.jp/x", "version": "main"}),
-        pytest.raises(SystemExit),
-    ):
-        source.main()
-    said = capsys.readouterr().out
-    assert "secret" not in said and "git said" in said
+    answer = run_module(source, repository="https://deploy:a%2Fsecret@h.jp/x", version="main")
+    assert "secret" not in str(answer) and "git said" in answer["msg"]
+
+
+def test_an_address_that_is_none_is_not_shown(run_module):
+    answer = run_module(source, repository="https://deploy:secret@h.jp/x\n", version="main")
+    assert answer["failed"] and "secret" not in str(answer)
+
+
+def test_a_relative_path_is_seen_from_the_playbook(repository, tmp_path):
+    assert source.Address("work", str(tmp_path)).path == str(repository)
+    assert source.Address("https://h.jp/x", str(tmp_path)).path is None
 
 
 def test_credentials_are_for_their_host_only():

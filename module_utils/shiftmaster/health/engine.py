@@ -289,3 +289,15 @@ def telling(unwell_now: dict, told: dict, now: datetime.datetime, again_seconds:
     if set(unwell_now) - before:
         return {"status": "failed", "told": {"unwell": sorted(before | set(unwell_now)), "at": int(seconds)}}
     return {"status": "", "told": told}
+
+
+def result_of(report: dict, lines: list, failing: list) -> dict:
+    """Return the result of a task that makes a report."""
+    return {
+        "changed": False,
+        "worst": report["worst"],
+        "failing": failing,
+        "report": report,
+        "report_lines": lines,
+        "report_text": "\n".join(lines),
+    }

@@ -1,7 +1,7 @@
 """Which directories root may create, change the owner of, and remove from, when a variable names them.
 
-One rule for every variable of a role and every option of a run that names such a directory. Without imports, since the
-plugins of the controller load it by its path. safe_files.untrusted_parent is the half that needs the host.
+One rule for every variable of a role and every option of a run that names such a directory.
+safe_files.untrusted_parent is the half that needs the host.
 """
 
 from __future__ import annotations

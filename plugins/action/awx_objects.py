@@ -1,143 +1,42 @@
-#!/usr/bin/python
-# AWX's objects, of the few words in group_vars/awx.
-"""Make the options of awx.awx's modules of group_vars/awx, and refuse what AWX or the playbooks would not take."""
+"""Action `awx_objects`: makes the options of awx.awx's modules, and rejects what AWX or the playbooks would not take.
+
+Nothing is sent anywhere, so it needs no AWX and no collection; the same words make the same objects. It fails with one
+list of everything that is wrong: references to objects that are not there, playbooks that are not in the repository,
+questions of a survey that the playbook does not know or that would take anything, rules of schedules that AWX does not
+take, workflows with a circle, and credentials whose injection AWX refuses. The playbook adds the secrets when it
+applies the credentials. Options:
+
+    prefix, organization, timezone  of each object's name, of all of them, and of schedules
+    language       of the questions of surveys: en, ja
+    repository     the directory in which playbooks must be found
+    run_options    what each playbook lets people type, as in group_vars/all/options.yml
+    plain          {kind: [objects with the options of its module]}, for the kinds of PLAIN; wanted: false omits one
+    job_defaults, job_variables  options and extra variables of every job template
+    jobs           [{name, playbook, description, survey, variables, options}]; a question has name, default, min
+                   (fewest characters) and its text in en and ja
+    workflows      [{name, description, nodes, survey (names of questions that jobs of its nodes ask), options}]; a
+                   node has id, job or approval (the question to a person), values, success, failure and always
+    schedules      [{name, job or workflow, frequency, at, every, days, monthday, values, enabled}]
+    teams          [{name, jobs and workflows (which its members may start), approves (workflows)}]; of others that are
+                   named here, they lose these rights
+    removed        {job_template, workflow_job_template, schedule, team: [names]} that are removed from AWX
+
+Returns objects ({kind: [options]} in an order in which each finds what it names), given (values that jobs and schedules
+give to options) and next_runs (sentences).
+"""
 
 from __future__ import annotations
-
-DOCUMENTATION = r"""
----
-module: awx_objects
-short_description: Make the options of awx.awx's modules of a few words, and find what is wrong with them
-description:
-  - Returns, for each module of the collection awx.awx, the list of the objects with the options of that module, in an
-    order in which each finds what it refers to. Nothing is sent anywhere, so it needs no AWX and no collection.
-  - The same words make the same objects, so a second application has nothing to do.
-  - Fails with one list of everything that is wrong. References to objects that are not there, playbooks that are not in
-    the repository, questions of a survey that the playbook does not know or that would take anything, rules of
-    schedules that AWX does not take, workflows that go round in circles, and credentials whose injection AWX refuses.
-  - Secrets are not handed over; the playbook adds them to the credentials when it applies them.
-options:
-  prefix:
-    description: What each object's name begins with.
-    type: str
-    required: true
-  organization:
-    description: The organization that they belong to.
-    type: str
-    required: true
-  language:
-    description: The language of the questions of surveys.
-    type: str
-    choices: [en, ja]
-    default: ja
-  timezone:
-    description: The time zone of schedules.
-    type: str
-    required: true
-  repository:
-    description: The directory in which playbooks must be found.
-    type: path
-    required: true
-  run_options:
-    description: What each playbook lets people type, as in group_vars/all/options.yml.
-    type: dict
-    required: true
-  plain:
-    description:
-      - For each of C(credential_type), C(credential), C(execution_environment), C(project), C(inventory),
-        C(inventory_source) and C(notification_template) a list of objects with the module's own options.
-      - C(wanted=false) leaves an object out.
-    type: dict
-    required: true
-  job_defaults:
-    description: Options that every job template has.
-    type: dict
-    default: {}
-  job_variables:
-    description: Extra variables that every job template has.
-    type: dict
-    default: {}
-  jobs:
-    description:
-      - Job templates with C(name), C(playbook), C(description), C(survey), C(variables) and C(options).
-      - A question has C(name), C(default), C(min) (fewest characters) and its text in C(en) and C(ja).
-    type: list
-    elements: dict
-    required: true
-  workflows:
-    description:
-      - Workflows with C(name), C(description), C(nodes), C(survey) (names of questions that jobs of its nodes ask) and
-        C(options). A node has C(id), C(job) or C(approval) (what is asked of a person), C(values), C(success),
-        C(failure) and C(always).
-    type: list
-    elements: dict
-    default: []
-  schedules:
-    description:
-      - Schedules with C(name), C(job) or C(workflow), C(frequency), C(at), C(every), C(days), C(monthday), C(values),
-        C(enabled).
-    type: list
-    elements: dict
-    default: []
-  teams:
-    description:
-      - Teams with C(name), C(jobs) and C(workflows), which their members may start, and C(approves), workflows whose
-        approvals they may give. Of other jobs and workflows that are named here, they lose these rights.
-    type: list
-    elements: dict
-    default: []
-  removed:
-    description: Names by C(job_template), C(workflow_job_template), C(schedule) and C(team) that are removed from AWX.
-    type: dict
-    default: {}
-author: ShiftMaster operations
-attributes:
-  check_mode:
-    support: full
-    description: It changes nothing in any mode.
-  diff_mode:
-    support: none
-    description: It changes nothing.
-"""
-
-EXAMPLES = r"""
-- name: Make what AWX is told
-  awx_objects:
-    prefix: ShiftMaster single
-    organization: ShiftMaster
-    timezone: Asia/Tokyo
-    repository: "{{ playbook_dir }}/.."
-    run_options: "{{ run_options }}"
-    plain: "{{ awx_plain_objects }}"
-    jobs:
-      - name: patch
-        playbook: playbooks/patch.yml
-        survey: [{name: reboot, default: never, en: Reboots, ja: 再起動}]
-  register: awx_made
-"""
-
-RETURN = r"""
-objects:
-  description: For each module of awx.awx the list of its objects.
-  type: dict
-  returned: success
-given:
-  description: The values that jobs and schedules give to options, to be judged as if they had been typed.
-  type: list
-  elements: dict
-  returned: success
-next_runs:
-  description: When each schedule runs next, as text.
-  type: list
-  elements: str
-  returned: success
-"""
 
 import datetime
 import os
 import re
+from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
+import ansible.module_utils
+from ansible.plugins.action import ActionBase
+
+# Ansible finds module_utils for modules alone.
+ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.awx import rrules
 
 # In the order in which they are made: each finds what it names.
@@ -565,38 +464,37 @@ def next_runs(params, now):
     ]
 
 
-def argument_spec():
-    return {
-        "prefix": {"type": "str", "required": True},
-        "organization": {"type": "str", "required": True},
-        "language": {"type": "str", "choices": ["en", "ja"], "default": "ja"},
-        "timezone": {"type": "str", "required": True},
-        "repository": {"type": "path", "required": True},
-        "run_options": {"type": "dict", "required": True},
-        "plain": {"type": "dict", "required": True},
-        "job_defaults": {"type": "dict", "default": {}},
-        "job_variables": {"type": "dict", "default": {}},
-        "jobs": {"type": "list", "elements": "dict", "required": True},
-        "workflows": {"type": "list", "elements": "dict", "default": []},
-        "schedules": {"type": "list", "elements": "dict", "default": []},
-        "teams": {"type": "list", "elements": "dict", "default": []},
-        "removed": {"type": "dict", "default": {}},
-    }
+ARGUMENTS = {
+    "prefix": {"type": "str", "required": True},
+    "organization": {"type": "str", "required": True},
+    "language": {"type": "str", "choices": ["en", "ja"], "default": "ja"},
+    "timezone": {"type": "str", "required": True},
+    "repository": {"type": "path", "required": True},
+    "run_options": {"type": "dict", "required": True},
+    "plain": {"type": "dict", "required": True},
+    "job_defaults": {"type": "dict", "default": {}},
+    "job_variables": {"type": "dict", "default": {}},
+    "jobs": {"type": "list", "elements": "dict", "required": True},
+    "workflows": {"type": "list", "elements": "dict", "default": []},
+    "schedules": {"type": "list", "elements": "dict", "default": []},
+    "teams": {"type": "list", "elements": "dict", "default": []},
+    "removed": {"type": "dict", "default": {}},
+}
 
 
-def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    params = module.params
-    found = problems(params, lambda playbook: os.path.isfile(os.path.join(params["repository"], playbook)))
-    if found:
-        module.fail_json(msg="Nothing was changed. What is wrong: %s" % "; ".join(found), problems=found)
-    module.exit_json(
-        changed=False,
-        objects=objects(params),
-        given=given(params),
-        next_runs=next_runs(params, datetime.datetime.now(datetime.timezone.utc)),
-    )
+class ActionModule(ActionBase):
+    _requires_connection = False
 
-
-if __name__ == "__main__":
-    main()
+    def run(self, tmp=None, task_vars=None):
+        super().run(tmp, task_vars)
+        parameters = self.validate_argument_spec(ARGUMENTS)[1]
+        found = problems(parameters, lambda playbook: os.path.isfile(os.path.join(parameters["repository"], playbook)))
+        if found:
+            message = "Nothing was changed. What is wrong: %s" % "; ".join(found)
+            return {"failed": True, "msg": message, "problems": found}
+        return {
+            "changed": False,
+            "objects": objects(parameters),
+            "given": given(parameters),
+            "next_runs": next_runs(parameters, datetime.datetime.now(datetime.timezone.utc)),
+        }

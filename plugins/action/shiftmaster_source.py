@@ -1,144 +1,29 @@
-#!/usr/bin/python
-# The source of a release, taken on the controller: hosts need no git and no way to the repository.
+"""Action `shiftmaster_source`: resolves a version of the application in its git repository, and packs it.
+
+Hosts need no git and no way to the repository: a bare mirror is kept on the controller. User name and password of the
+address reach git by its environment only: no process's arguments, file, output or log has them. Two runs at once wait
+for each other; what a killed run left is removed by the next one, and a damaged mirror is made again. Git checks
+objects as they arrive, runs no hook, filter or remote helper, and fetches no submodule. A version is rejected whose
+tree has a name of git's own, a path twice, or a symbolic link that leads out of the tree. Needs git 2.31. Options:
+
+    repository         address or path, as `git fetch` takes it, also of a `git bundle`; may belong to another user
+    version            a tag, a branch or a commit (7 digits or more), looked up in this order; refs/tags/x and
+                       refs/heads/x say which of the two
+    published          whether a commit is rejected that no branch or tag leads to: for a version that another host has
+                       named, since many servers of git have everybody's commits (pull requests) under their address
+    cache_dir          mirrors and archives; each repository has a directory of its own in it
+    archive            whether to pack the source, too
+    exclude            git pathspec patterns of what stays out of the archive
+    requirements_file  the application's requirements, for hashed; empty for none
+    timeout_seconds    of all of it, waiting for another run included
+
+Returns revision (40 digits), version (of a commit its first 10 digits), kind (tag, branch, commit), subject, committed
+(UTC), archive and archive_sha256 (empty where none was asked for), migrations (classified by their files alone), hashed
+(whether the requirements have hashes; null without a file), fetched (whether the repository had something new), notes
+(sentences; submodules and Git LFS are not packed) and repository (without user and password).
+"""
+
 from __future__ import annotations
-
-DOCUMENTATION = r"""
----
-module: shiftmaster_source
-short_description: Resolve a version of ShiftMaster in its git repository and pack it, on the controller
-description:
-  - Runs on the controller (C(delegate_to=localhost), without become). A bare mirror of the repository is kept in
-    O(cache_dir) and refreshed; O(version) is looked up in it and, where O(archive) asks for it, packed by
-    C(git archive).
-  - A user name and a password or a token in the address reach git by its environment only. They are in no process's
-    arguments, no file of the cache, no output and no log.
-  - Two runs at once wait for each other. What a killed run left is removed by the next one, and a damaged mirror is
-    made again.
-  - A version is rejected whose tree holds a name of git's own, a path twice, or a symbolic link that leads out of the
-    tree. Git checks objects as they arrive, runs no hook, filter or remote helper, and fetches no submodule.
-version_added: "1.0.0"
-author: ShiftMaster operations (@shiftmaster-operations)
-options:
-  repository:
-    description:
-      - Address or path of the git repository, as C(git fetch) takes it; the file of a C(git bundle) is one, too.
-      - A path may belong to another user.
-    type: str
-    required: true
-  version:
-    description:
-      - A tag, a branch or a commit (7 digits or more), looked up in this order. C(refs/tags/x) and C(refs/heads/x) say
-        which of the two is meant.
-    type: str
-    required: true
-  published:
-    description:
-      - Whether a commit is rejected that no branch or tag leads to. Many servers of git have commits of everybody under
-        their address, as those of pull requests; for a version that another host has named.
-    type: bool
-    default: false
-  cache_dir:
-    description: Directory of mirrors and archives; each repository has one of its own in it.
-    type: path
-    default: ~/.cache/shiftmaster-ops
-  archive:
-    description: Whether to pack the source, too.
-    type: bool
-    default: false
-  exclude:
-    description: Git pathspec patterns, from the repository's top, of what stays out of the archive.
-    type: list
-    elements: str
-    default: []
-  requirements_file:
-    description: The application's requirements, for RV(hashed); empty for none.
-    type: str
-    default: requirements.txt
-  timeout_seconds:
-    description: How long all of it may take, waiting for another run included.
-    type: int
-    default: 300
-attributes:
-  check_mode:
-    support: full
-    description: Does the same; a cache on the controller is no configuration of any host.
-  diff_mode:
-    support: none
-    description: Changes nothing that could be shown.
-requirements:
-  - git >= 2.31 on the controller
-notes:
-  - Submodules and files kept in Git LFS are not in the archive; RV(notes) says so where a version has some.
-"""
-
-EXAMPLES = r"""
-- name: Look a version up and pack it
-  shiftmaster_source:
-    repository: https://deploy:{{ vault_git_token }}@git.example.jp/shiftmaster.git
-    version: main
-    archive: true
-    exclude: [docs, "*.psd"]
-  delegate_to: localhost
-  become: false
-  run_once: true
-  register: source
-"""
-
-RETURN = r"""
-revision:
-  description: The commit, 40 hexadecimal digits.
-  type: str
-  returned: success
-version:
-  description: The name as it was asked for; of a commit its first 10 digits.
-  type: str
-  returned: success
-kind:
-  description: What the version is, V(tag), V(branch) or V(commit).
-  type: str
-  returned: success
-subject:
-  description: The first line of the commit's message.
-  type: str
-  returned: success
-committed:
-  description: When it was committed, in UTC.
-  type: str
-  returned: success
-  sample: "2025-08-01T03:00:00Z"
-archive:
-  description: Path of the tar archive on the controller; empty where none was asked for.
-  type: str
-  returned: success
-archive_sha256:
-  description: Its checksum; empty where none was asked for.
-  type: str
-  returned: success
-migrations:
-  description: The migrations in the source, judged by their files alone.
-  type: list
-  elements: dict
-  returned: success
-hashed:
-  description:
-    - Whether the requirements have hashes, by which pip recognizes a package that was replaced; null without a file.
-  type: bool
-  returned: success
-fetched:
-  description: Whether the repository held something new since the last run. Never asked for a whole commit id that the
-    mirror has already.
-  type: bool
-  returned: success
-notes:
-  description: What a person should know, as sentences; for example that a name means a tag and a branch.
-  type: list
-  elements: str
-  returned: success
-repository:
-  description: The address without user and password.
-  type: str
-  returned: success
-"""
 
 import contextlib
 import ctypes
@@ -154,10 +39,16 @@ import subprocess
 import tempfile
 import time
 import urllib.parse
+from pathlib import Path
 
+import ansible.module_utils
+from ansible.module_utils.common.parameters import remove_values
+from ansible.plugins.action import ActionBase
+
+# Ansible finds module_utils for modules alone.
+ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.host.bounded import Bounded
 from ansible.module_utils.shiftmaster.host.printable import printable
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.release import migrations
 from ansible.module_utils.shiftmaster.release.state import held
 
@@ -173,6 +64,16 @@ GITS_OWN = re.compile(r"^(?:\.{1,2}|\.git[. ]*|git~1)\Z", re.IGNORECASE)
 # Left out of a name by some file systems: ".g\u200cit" is ".git" there.
 IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")
 MAX_LINKS = 40
+ARGUMENTS = {
+    "repository": {"type": "str", "required": True, "no_log": True},
+    "version": {"type": "str", "required": True},
+    "published": {"type": "bool", "default": False},
+    "cache_dir": {"type": "path", "default": "~/.cache/shiftmaster-ops"},
+    "archive": {"type": "bool", "default": False},
+    "exclude": {"type": "list", "elements": "str", "default": []},
+    "requirements_file": {"type": "str", "default": "requirements.txt"},
+    "timeout_seconds": {"type": "int", "default": 300},
+}
 # Sentences of git that say nothing beside the line before them.
 FILLER = (
     "please make sure you have the correct access rights",
@@ -227,11 +128,11 @@ class Failed(Exception):
 
 
 class Address:
-    """A repository's address, its credentials taken apart from it."""
+    """A repository's address, its credentials taken apart from it. A relative path is below `base`."""
 
-    def __init__(self, text):
+    def __init__(self, text, base="."):
         if not text.strip() or text.startswith("-") or re.search(r"[\x00-\x1f]", text):
-            raise SourceError("the repository %r is neither an address nor a path" % text)
+            raise SourceError("the repository is neither an address nor a path")  # It may hold a password.
         self.user = self.password = ""
         self.written = ()  # The secret as it stands in the address, percent signs and all.
         self.path = None  # Of a repository on this machine.
@@ -239,7 +140,7 @@ class Address:
         if "://" in text:
             self._split(urllib.parse.urlsplit(text))
         elif not re.match(r"^[^/]+:", text):
-            self.path = self.url = os.path.abspath(os.path.expanduser(text))
+            self.path = self.url = os.path.abspath(os.path.join(base, os.path.expanduser(text)))
         if self.url.startswith("file://"):
             self.path = urllib.parse.unquote(urllib.parse.urlsplit(self.url).path)
 
@@ -806,7 +707,7 @@ def check_git():
 
 
 def look(mirror, version, archive, exclude, requirements):
-    """Return the module's result from a mirror that is ours alone."""
+    """Return the action's result from a mirror that is ours alone."""
     mirror.prepare()
     kind, revision, notes, fetched = mirror.resolve(version)
     committed, _nul, subject = mirror.git.text("log", "-1", "--format=%ct%x00%s", revision).strip("\n").partition("\0")
@@ -843,7 +744,7 @@ def look(mirror, version, archive, exclude, requirements):
 
 
 def run(address, params):
-    """Return the module's result. Raises SourceError."""
+    """Return the action's result. Raises SourceError."""
     version = params["version"].strip()
     if not version:
         raise SourceError("no version was given")
@@ -861,31 +762,19 @@ def run(address, params):
             raise SourceError("git cannot work with the copy of the repository in %s: %s" % (mirror.root, error))
 
 
-def main():
-    module = QuietModule(
-        argument_spec={
-            # As a secret it stays out of the system's log; below, only the secret part of it is kept hidden.
-            "repository": {"type": "str", "required": True, "no_log": True},
-            "version": {"type": "str", "required": True},
-            "published": {"type": "bool", "default": False},
-            "cache_dir": {"type": "path", "default": "~/.cache/shiftmaster-ops"},
-            "archive": {"type": "bool", "default": False},
-            "exclude": {"type": "list", "elements": "str", "default": []},
-            "requirements_file": {"type": "str", "default": "requirements.txt"},
-            "timeout_seconds": {"type": "int", "default": 300},
-        },
-        supports_check_mode=True,
-    )
-    try:
-        address = Address(module.params["repository"])
-        module.no_log_values.discard(module.params["repository"])
-        module.no_log_values.update(address.secrets())
-        module.exit_json(changed=False, **run(address, module.params))
-    except SourceError as error:
-        module.fail_json(msg=str(error))
-    except OSError as error:
-        module.fail_json(msg="the cache %s cannot be used: %s" % (module.params["cache_dir"], error))
+class ActionModule(ActionBase):
+    _requires_connection = False
 
-
-if __name__ == "__main__":
-    main()
+    def run(self, tmp=None, task_vars=None):
+        super().run(tmp, task_vars)
+        parameters = self.validate_argument_spec(ARGUMENTS)[1]
+        secrets = {parameters["repository"]}
+        try:
+            address = Address(parameters["repository"], self._loader.get_basedir())
+            secrets = address.secrets()
+            result = dict(run(address, parameters), changed=False)
+        except SourceError as error:
+            result = {"failed": True, "msg": str(error)}
+        except OSError as error:
+            result = {"failed": True, "msg": "the cache %s cannot be used: %s" % (parameters["cache_dir"], error)}
+        return remove_values(result, secrets)

@@ -1,101 +1,24 @@
-#!/usr/bin/python
-# Wheels for hosts without a way to a Python index, chosen and checked on the controller.
+"""Action `shiftmaster_wheels`: collects, on the controller, the wheels that a host needs for a release.
+
+The controller's own pip resolves the application's requirements for the host's interpreter, and puts exactly the
+wheels that the host will install into a directory of the cache; the same requirements and interpreter use it again.
+Only wheels count: a package without one is reported, and its code never runs here. Requirements that are no packages
+(an address, a path, -e) are refused. Hashes are checked here, and again on the host. Needs pip 22.2. Options:
+
+    source              directory takes wheels from `directory` alone; controller lets pip fetch them as this machine does
+    directory              a directory of the controller with wheels
+    archive             the application's source, as shiftmaster_source packs it
+    requirements_file   the application's requirements in it; empty for none
+    extra_requirements  more requirements, as pip takes them
+    interpreter         the host's, `facts.interpreter` of module shiftmaster_preflight
+    environment         of pip, added to the controller's own; treated as secret
+    cache_dir           collections; each has a directory of its own below it
+    timeout_seconds     of all of it, waiting for another run included
+
+Returns directory, wheels ([{name, sha256}]) and collected (whether by this call; otherwise they were there).
+"""
+
 from __future__ import annotations
-
-DOCUMENTATION = r"""
----
-module: shiftmaster_wheels
-short_description: Collect, on the controller, the wheels that a host needs for a release
-description:
-  - Runs on the controller (C(delegate_to=localhost), without become) and changes no host. The controller's own pip
-    resolves the application's requirements for the host's interpreter, and puts exactly the wheels that the host will
-    install into a directory of the cache.
-  - What was collected for the same requirements and the same interpreter is used again, without asking anybody.
-  - Hashes in the requirements are checked by pip here, and again on the host.
-  - Only wheels count; hosts compile nothing.
-version_added: "1.0.0"
-author: ShiftMaster operations (@shiftmaster-operations)
-options:
-  source:
-    description:
-      - V(directory) takes wheels from O(directory) alone and asks nothing else.
-      - V(controller) lets pip fetch them as this machine does. A package that the index has no wheel of is reported and
-        never built here, since its own code would run on the controller.
-    type: str
-    choices: [directory, controller]
-    required: true
-  directory:
-    description: Directory of the controller with wheels, for O(source=directory).
-    type: path
-  archive:
-    description: Tar archive of the application's source, as M(shiftmaster_source) packs it.
-    type: path
-    required: true
-  requirements_file:
-    description: The application's requirements in it; empty for none.
-    type: str
-    default: requirements.txt
-  extra_requirements:
-    description: More requirements, as pip takes them.
-    type: list
-    elements: str
-    default: []
-  interpreter:
-    description: The host's interpreter, RV(shiftmaster_preflight#module:facts) of M(shiftmaster_preflight).
-    type: dict
-    required: true
-  environment:
-    description: Environment of pip on top of the controller's own, for O(source=controller); treated as secret.
-    type: dict
-    default: {}
-  cache_dir:
-    description: Directory of collections; below it each has one of its own.
-    type: path
-    default: ~/.cache/shiftmaster-ops
-  timeout_seconds:
-    description: How long all of it may take, waiting for another run included.
-    type: int
-    default: 900
-attributes:
-  check_mode:
-    support: full
-    description: Does the same; a cache on the controller is no configuration of any host.
-  diff_mode:
-    support: none
-    description: Changes nothing that could be shown.
-requirements:
-  - pip >= 22.2 for the interpreter that Ansible runs with on the controller
-notes:
-  - Requirements that are no packages (an address, a path, C(-e)) are refused, since no wheel can stand for them.
-"""
-
-EXAMPLES = r"""
-- name: Collect the wheels for a host
-  shiftmaster_wheels:
-    source: controller
-    archive: "{{ source.archive }}"
-    extra_requirements: ["gunicorn==27.0.1"]
-    interpreter: "{{ preflight.facts.interpreter }}"
-  delegate_to: localhost
-  become: false
-  register: wheels
-"""
-
-RETURN = r"""
-directory:
-  description: Directory of the controller that holds the wheels.
-  type: str
-  returned: success
-wheels:
-  description: name and sha256 of each.
-  type: list
-  elements: dict
-  returned: success
-collected:
-  description: Whether they were collected by this call; otherwise they were there.
-  type: bool
-  returned: success
-"""
 
 import contextlib
 import hashlib
@@ -111,14 +34,31 @@ import tarfile
 import tempfile
 import time
 import urllib.parse
+from pathlib import Path
 
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+import ansible.module_utils
+from ansible.module_utils.common.parameters import remove_values
+from ansible.plugins.action import ActionBase
+
+# Ansible finds module_utils for modules alone.
+ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.release.state import held
 
 KEEP = 10
 MAX_MISSING = 40
 REQUIREMENTS_BYTES = 4 << 20
 REQUIREMENTS_FILES = 100
+ARGUMENTS = {
+    "source": {"type": "str", "choices": ["directory", "controller"], "required": True},
+    "directory": {"type": "path"},
+    "archive": {"type": "path", "required": True},
+    "requirements_file": {"type": "str", "default": "requirements.txt"},
+    "extra_requirements": {"type": "list", "elements": "str", "default": []},
+    "interpreter": {"type": "dict", "required": True},
+    "environment": {"type": "dict", "default": {}, "no_log": True},
+    "cache_dir": {"type": "path", "default": "~/.cache/shiftmaster-ops"},
+    "timeout_seconds": {"type": "int", "default": 900},
+}
 # pip tells wheels apart by the options below, but judges markers ("; python_version < '3.12'") by the interpreter that
 # it runs with; so it is run with those of the host.
 DRIVER = """
@@ -464,7 +404,7 @@ def prune(root, mine):
 
 
 def run(params):
-    """Return the module's result. Raises WheelsError."""
+    """Return the action's result. Raises WheelsError."""
     deadline = time.monotonic() + params["timeout_seconds"]
     requirements, constraints = of_archive(params["archive"], params["requirements_file"])
     extra = params["extra_requirements"]
@@ -546,31 +486,16 @@ def secrets(environment):
     return {one for one in found if one}
 
 
-def main():
-    module = QuietModule(
-        argument_spec={
-            "source": {"type": "str", "choices": ["directory", "controller"], "required": True},
-            "directory": {"type": "path"},
-            "archive": {"type": "path", "required": True},
-            "requirements_file": {"type": "str", "default": "requirements.txt"},
-            "extra_requirements": {"type": "list", "elements": "str", "default": []},
-            "interpreter": {"type": "dict", "required": True},
-            # As a secret it stays out of the system's log; below, only the secret parts of it are kept hidden.
-            "environment": {"type": "dict", "default": {}, "no_log": True},
-            "cache_dir": {"type": "path", "default": "~/.cache/shiftmaster-ops"},
-            "timeout_seconds": {"type": "int", "default": 900},
-        },
-        supports_check_mode=True,
-    )
-    module.no_log_values.clear()
-    module.no_log_values.update(secrets(module.params["environment"]))
-    try:
-        module.exit_json(changed=False, **run(module.params))
-    except WheelsError as error:
-        module.fail_json(msg=str(error))
-    except (OSError, tarfile.TarError) as error:
-        module.fail_json(msg="the wheels cannot be collected on the controller: %s" % error)
+class ActionModule(ActionBase):
+    _requires_connection = False
 
-
-if __name__ == "__main__":
-    main()
+    def run(self, tmp=None, task_vars=None):
+        super().run(tmp, task_vars)
+        parameters = self.validate_argument_spec(ARGUMENTS)[1]
+        try:
+            result = dict(run(parameters), changed=False)
+        except WheelsError as error:
+            result = {"failed": True, "msg": str(error)}
+        except (OSError, tarfile.TarError) as error:
+            result = {"failed": True, "msg": "the wheels cannot be collected on the controller: %s" % error}
+        return remove_values(result, secrets(parameters["environment"]))

@@ -1,0 +1,60 @@
+"""Action `shiftmaster_health_report`: makes one report of the health of all hosts, and says whom to notify. Options:
+
+    results             [{host, result}]: what the task with module shiftmaster_health has registered on each host
+    language            of the report: en, ja
+    fail_on             what counts as failing: critical, warning, never
+    told                telling.told of the last run
+    tell_again_seconds  after how long people are notified again of what is still unhealthy
+
+Returns worst, failing ("host: check"), report, report_lines and report_text as shiftmaster_health does, for all hosts;
+and telling: status (failed where something is unhealthy that nobody was notified of, or long ago; succeeded where all
+is healthy again; empty where nobody is notified), told, hosts (the unhealthy ones) and lines (what is unhealthy by
+fail_on, hosts that could not be reached included).
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import ansible.module_utils
+from ansible.plugins.action import ActionBase
+
+# Ansible finds module_utils for modules alone.
+ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
+from ansible.module_utils.shiftmaster.health import engine
+from ansible.module_utils.shiftmaster.health.text import LANGUAGES
+
+ARGUMENTS = {
+    "results": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {"host": {"type": "str", "required": True}, "result": {"type": "dict", "required": True}},
+    },
+    "language": {"type": "str", "choices": list(LANGUAGES), "default": "en"},
+    "fail_on": {"type": "str", "choices": ["critical", "warning", "never"], "default": "critical"},
+    "told": {"type": "dict", "default": {}},
+    "tell_again_seconds": {"type": "float", "default": 14400},
+}
+
+
+class ActionModule(ActionBase):
+    _requires_connection = False
+
+    def run(self, tmp=None, task_vars=None):
+        super().run(tmp, task_vars)
+        parameters = self.validate_argument_spec(ARGUMENTS)[1]
+        now = datetime.datetime.now(datetime.timezone.utc)
+        fail_on, language = parameters["fail_on"], parameters["language"]
+        reports = [engine.report_of(entry["host"], entry["result"]) for entry in parameters["results"]]
+        merged = engine.merge_reports(reports, now)
+        failing = [
+            "%s: %s" % (report["host"], result["name"])
+            for report in reports
+            for result in engine.failing(report["checks"], fail_on)
+        ]
+        unwell = engine.unwell(reports, fail_on, language)
+        telling = engine.telling(unwell, parameters["told"], now, parameters["tell_again_seconds"])
+        telling.update(lines=list(unwell.values()), hosts=sorted({name.split(": ")[0] for name in unwell}))
+        return dict(engine.result_of(merged, engine.merged_lines(merged, language), failing), telling=telling)
