@@ -104,10 +104,9 @@ silent:
 
 import re
 import time
-import urllib.error
 
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
-from ansible.module_utils.shiftmaster.monitoring.alertmanager import ARGUMENTS, Api, Unreachable, format_time
+from ansible.module_utils.shiftmaster.monitoring.alertmanager import ARGUMENTS, Api, Failed, format_time
 
 SAMPLE = re.compile(r'alertmanager_notification_requests(_failed)?_total\{[^}]*\bintegration="(\w+)"[^}]*\} (\S+)')
 
@@ -157,13 +156,7 @@ def alert(params, now, ends):
 def run(api, params, sleep=time.sleep, clock=time.monotonic):
     """Send it, watch, end it. (taken, refused, silent)"""
 
-    def metrics():
-        try:
-            return requests(api.text("GET", "/metrics"))
-        except urllib.error.HTTPError as error:
-            raise Unreachable("Alertmanager answers GET /metrics with %d" % error.code)
-
-    before, others = metrics(), {}
+    before, others = requests(api.metrics()), {}
     interval = params["watchdog_seconds"]
     shared = params["watchdog_channel"] if interval and params["watchdog_channel"] in params["channels"] else ""
     if shared:
@@ -172,23 +165,23 @@ def run(api, params, sleep=time.sleep, clock=time.monotonic):
         first, given_up = before, clock() + interval + 15
         while sum(before.get(shared, (0, 0))) <= sum(first.get(shared, (0, 0))) and clock() < given_up:
             sleep(1)
-            before = metrics()
+            before = requests(api.metrics())
     began = clock()
     started, deadline = api.now(), began + params["wait_seconds"]
     # Should this process die, the alert ends by itself soon after.
-    api.call("POST", "/alerts", [alert(params, started, started + params["wait_seconds"] + 60)])
+    api.call("/alerts", "POST", [alert(params, started, started + params["wait_seconds"] + 60)])
     try:
         while True:
             if shared:
                 # A little early, since messages are some seconds apart from their beat.
                 others[shared] = int((clock() - began + 5) // interval)
-            result = judge(before, metrics(), params["channels"], others)
+            result = judge(before, requests(api.metrics()), params["channels"], others)
             # A channel that refused is tried again by Alertmanager as long as there is time.
             if not result[1] and not result[2] or clock() >= deadline:
                 return result
             sleep(1)
     finally:
-        api.call("POST", "/alerts", [alert(params, started, max(api.now(), started + 1))])
+        api.call("/alerts", "POST", [alert(params, started, max(api.now(), started + 1))])
 
 
 def main():
@@ -213,11 +206,11 @@ def main():
     try:
         api = Api(module.params)
         if module.check_mode:
-            api.call("GET", "/status")
+            api.call("/status")
             module.exit_json(changed=False, taken=[], refused=[], silent=[])
         taken, refused, silent = run(api, module.params)
-    except Unreachable as error:
-        module.fail_json(msg=str(error))
+    except Failed as error:
+        module.fail_json(msg="Alertmanager: %s" % error)
     module.exit_json(changed=False, taken=taken, refused=refused, silent=silent)
 
 

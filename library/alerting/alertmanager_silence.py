@@ -59,18 +59,10 @@ options:
     description: When the silence ends by itself, counted from now.
     type: int
     default: 1800
-  max_duration_seconds:
-    description: The longest duration that is accepted.
-    type: int
-    default: 7200
   comment:
     description: Why; shown beside the silence. Needed for O(state=present).
     type: str
     default: ""
-  created_by:
-    description: Who; shown beside the silence.
-    type: str
-    default: ansible
   run_id:
     description:
       - Name of the run to which the silence belongs. It becomes a part of the comment.
@@ -167,11 +159,12 @@ from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.monitoring.alertmanager import (
     ARGUMENTS,
     Api,
-    Unreachable,
+    Failed,
     format_time,
     parse_time,
 )
 
+CREATED_BY, LONGEST_SECONDS = "ansible", 7200
 # What both Go and Python read alike. Something like [[:alpha:]] or \pL means another thing in Python, so that the
 # judgement below would be wrong about it.
 JUDGEABLE = re.compile(r"[A-Za-z0-9_:|().*+?^$ -]*\Z")
@@ -229,10 +222,10 @@ def argument_problems(params):
     problems = matcher_problems(params["matchers"], params["protected_alerts"], params["maintenance"])
     if not params["comment"].strip():
         problems.append("comment says why")
-    if not 0 < params["duration_seconds"] <= params["max_duration_seconds"]:
+    if not 0 < params["duration_seconds"] <= LONGEST_SECONDS:
         problems.append(
             "duration_seconds is %d: a silence lasts between 1 and %d seconds"
-            % (params["duration_seconds"], params["max_duration_seconds"])
+            % (params["duration_seconds"], LONGEST_SECONDS)
         )
     return problems
 
@@ -287,7 +280,7 @@ def plan(silences, params, now):
         for one in living(silences)
         if comparable(one["matchers"]) == comparable(wanted)
         and (one["comment"].endswith(mark(params["run_id"])) if params["run_id"] else one["comment"] == comment)
-        and one["createdBy"] == params["created_by"]
+        and one["createdBy"] == CREATED_BY
     ]
     mine.sort(key=lambda one: parse_time(one["endsAt"]))
     present = mine[-1] if mine else None
@@ -298,7 +291,7 @@ def plan(silences, params, now):
         "matchers": wanted,
         "startsAt": present["startsAt"] if present else format_time(now),
         "endsAt": format_time(ends),
-        "createdBy": params["created_by"],
+        "createdBy": CREATED_BY,
         "comment": comment,
     }
     if present:
@@ -321,23 +314,23 @@ def present(module, api):
     }
     if module.check_mode:
         return dict(result, id=there["id"] if there else "", ends_at=body["endsAt"])
-    answer = api.call("POST", "/silences", body)
+    answer = api.call("/silences", "POST", body)
     if not isinstance(answer, dict) or not answer.get("silenceID"):
-        raise Unreachable("Alertmanager did not name the silence that it made")
+        raise Failed("it did not name the silence that it made")
     return dict(result, id=answer["silenceID"], ends_at=body["endsAt"])
 
 
 def absent(module, api):
     params = module.params
     if params["id"]:
-        found = api.call("GET", "/silence/" + params["id"], missing={})
-        silences = living([found] if found else [])
+        found = api.call("/silence/" + params["id"], fine=(200, 404))
+        silences = living([found] if isinstance(found, dict) else [])
     else:
         silences = of_run(api.listed("/silences"), params["run_id"])
     names = sorted(one["id"] for one in silences)
     if not module.check_mode:
         for name in names:
-            api.call("DELETE", "/silence/" + name, missing={})
+            api.call("/silence/" + name, "DELETE", fine=(200, 404))
     result = {"changed": bool(names), "reached": True, "ended": names}
     if names:
         result["diff"] = {"before": "".join("silence %s\n" % name for name in names), "after": ""}
@@ -359,9 +352,7 @@ def argument_spec():
             },
         },
         "duration_seconds": {"type": "int", "default": 1800},
-        "max_duration_seconds": {"type": "int", "default": 7200},
         "comment": {"type": "str", "default": ""},
-        "created_by": {"type": "str", "default": "ansible"},
         "run_id": {"type": "str", "default": ""},
         "id": {"type": "str", "default": ""},
         "protected_alerts": {
@@ -381,11 +372,12 @@ def main():
         module.fail_json(msg="Not silenced: %s." % "; ".join(problems))
     try:
         result = (present if module.params["state"] == "present" else absent)(module, Api(module.params))
-    except Unreachable as error:
+    except Failed as error:
+        problem = "Alertmanager: %s" % error
         if module.params["required"]:
-            module.fail_json(msg=str(error), reached=False)
-        module.warn("%s; it goes on without." % error)
-        result = {"changed": False, "reached": False, "problem": str(error)}
+            module.fail_json(msg=problem, reached=False)
+        module.warn("%s; it goes on without." % problem)
+        result = {"changed": False, "reached": False, "problem": problem}
         if module.params["state"] == "absent":
             result["ended"] = []
     module.exit_json(**result)

@@ -140,7 +140,7 @@ status:
 
 import time
 
-from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, quoted, said
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, keep, quoted, said
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, cluster_health, lacks
 
@@ -305,7 +305,7 @@ class Instance:
     def run(self):
         health = self.wait()
         if self.p["before_restart"]:
-            return None, health.get("status")
+            return {"version": None, "status": health.get("status")}
         version = self.api.call("/")["version"]["number"]
         self.keep_settings()
         for kind in KINDS:
@@ -313,7 +313,7 @@ class Instance:
         self.keep_streams()
         if not self.module.check_mode:
             self.prove()
-        return version, health["status"]
+        return {"version": version, "status": health["status"]}
 
 
 def argument_spec():
@@ -348,22 +348,7 @@ def argument_spec():
 
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
-    instance = Instance(module)
-    try:
-        version, status = instance.run()
-    except NoAnswer as error:
-        if not module.check_mode:
-            module.fail_json(msg="Elasticsearch does not answer: %s" % error)
-        module.exit_json(changed=True, done=["Elasticsearch does not run yet; what it holds would follow"])
-    except Failed as error:
-        module.fail_json(msg="Elasticsearch: %s" % error, done=instance.done)
-    module.exit_json(
-        changed=bool(instance.done),
-        done=instance.done,
-        version=version,
-        status=status,
-        diff={"before": "", "after": "".join(line + "\n" for line in instance.done)},
-    )
+    keep(module, "Elasticsearch", Instance(module))
 
 
 if __name__ == "__main__":

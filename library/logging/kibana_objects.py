@@ -82,7 +82,7 @@ import time
 import uuid
 
 from ansible.module_utils.shiftmaster.host import safe_files
-from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, said
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, keep, said
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, lacks
 
@@ -198,7 +198,7 @@ class Instance:
                 raise Failed("after the import %d objects are missing" % (len(self.p["objects"]) - len(exported)))
             if self.p["record"]:
                 safe_files.write(self.p["record"], digest(self.p["objects"], exported).encode(), 0o644)
-        return version
+        return {"version": version}
 
     def recorded(self):
         """Return the digest of the last import; nothing where there was none."""
@@ -223,21 +223,7 @@ def argument_spec():
 
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
-    instance = Instance(module)
-    try:
-        version = instance.run()
-    except NoAnswer as error:
-        if not module.check_mode:
-            module.fail_json(msg="Kibana does not answer: %s" % error)
-        module.exit_json(changed=True, done=["Kibana does not run yet; its objects would follow"])
-    except Failed as error:
-        module.fail_json(msg="Kibana: %s" % error, done=instance.done)
-    module.exit_json(
-        changed=bool(instance.done),
-        done=instance.done,
-        version=version,
-        diff={"before": "", "after": "".join(line + "\n" for line in instance.done)},
-    )
+    keep(module, "Kibana", Instance(module))
 
 
 if __name__ == "__main__":

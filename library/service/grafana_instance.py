@@ -123,7 +123,7 @@ version:
 
 import time
 
-from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, quoted, said
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, keep, quoted, said
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 
@@ -291,7 +291,7 @@ class Instance:
         self.keep_users()
         if not self.module.check_mode:
             self.prove()
-        return health.get("version", "")
+        return {"version": health.get("version", "")}
 
 
 def argument_spec():
@@ -323,21 +323,7 @@ def argument_spec():
 
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
-    try:
-        instance = Instance(module)
-        version = instance.run()
-    except NoAnswer as error:
-        if not module.check_mode:
-            module.fail_json(msg="Grafana does not answer: %s" % error)
-        module.exit_json(changed=True, done=["Grafana does not run yet; its users and the verification would follow"])
-    except Failed as error:
-        module.fail_json(msg="Grafana: %s" % error, done=instance.done)
-    module.exit_json(
-        changed=bool(instance.done),
-        done=instance.done,
-        version=version,
-        diff={"before": "", "after": "".join(line + "\n" for line in instance.done)},
-    )
+    keep(module, "Grafana", Instance(module))
 
 
 if __name__ == "__main__":

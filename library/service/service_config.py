@@ -294,7 +294,7 @@ from calendar import timegm
 from ansible.module_utils.shiftmaster.host import configuration, points, service_user, units, webconfig
 from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected, list_of
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
-from ansible.module_utils.shiftmaster.monitoring import metrics
+from ansible.module_utils.shiftmaster.monitoring import metrics, prometheus
 
 # Where a test holds a run (module_utils/shiftmaster/host/points.py); no point of a deploy.
 SWAPPED = "service_swapped"
@@ -457,7 +457,7 @@ class Service:
 
     def get(self, url, stranger=False, timeout=10.0):
         user = None if stranger else self.expects["user"]
-        return metrics.get(url, self.expects["ca_file"], user, self.expects["password"], timeout)
+        return prometheus.get(url, self.expects["ca_file"], user, self.expects["password"], timeout)
 
     def own_metrics(self):
         """Return (value of the metric, time of the last reload) of the process; None for what is unknown."""
@@ -649,7 +649,7 @@ class Service:
                 status, _text = self.get(verify["url"], stranger=True)
                 if status != 401:
                     return "%s answers %s to a stranger" % (verify["url"], status)
-        except metrics.Untrusted as error:
+        except prometheus.Untrusted as error:
             raise Failed("%s: %s" % (verify["url"], error))
         except OSError as error:
             return "%s: %s" % (verify["url"], error)

@@ -215,7 +215,7 @@ def test_who_cannot_be_reached_is_a_failure_or_a_warning_as_the_caller_says(sile
     assert silence(url=away)["failed"]
     result = silence(url=away, required=False)
     assert not result.get("failed") and result["reached"] is False and result["changed"] is False
-    assert "cannot be asked" in result["problem"]
+    assert "Alertmanager: http" in result["problem"]
     assert silence(url=away, required=False, state="absent")["ended"] == []
     server.broken = True
     assert "500: broken" in silence(required=False)["problem"]

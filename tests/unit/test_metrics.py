@@ -7,7 +7,7 @@ import socketserver
 import threading
 
 import pytest
-from ansible.module_utils.shiftmaster.monitoring import metrics
+from ansible.module_utils.shiftmaster.monitoring import metrics, prometheus
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -31,9 +31,9 @@ def test_a_socket_is_asked_as_nginx_writes_it(tmp_path):
     path = tmp_path / "service.sock"
     with Server(str(path), Metrics) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        status, text = metrics.get(f"http://unix:{path}:/metrics")
+        status, text = prometheus.get(f"http://unix:{path}:/metrics")
         assert status == 200 and metrics.value_of(text, "build_info") == 1
-        assert metrics.get(f"http://unix:{path}:/other")[0] == 404
+        assert prometheus.get(f"http://unix:{path}:/other")[0] == 404
         server.shutdown()
     with pytest.raises(OSError):
-        metrics.get(f"http://unix:{path}:/metrics", timeout=1)
+        prometheus.get(f"http://unix:{path}:/metrics", timeout=1)

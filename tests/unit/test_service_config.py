@@ -14,7 +14,7 @@ import time
 import pytest
 import service_config as sc
 from ansible.module_utils.shiftmaster.host import configuration, points, units, webconfig
-from ansible.module_utils.shiftmaster.monitoring import metrics
+from ansible.module_utils.shiftmaster.monitoring import metrics, prometheus
 
 ME, MINE = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
 OLD, NEW = "value: 1\n", "value: 2\n"
@@ -119,7 +119,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(configuration, "NOTES", str(tmp_path / "run"))
     monkeypatch.setattr(sc, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(sc, "DISCOVERY_SECONDS", 0.0)
-    monkeypatch.setattr(metrics, "get", host.get)
+    monkeypatch.setattr(prometheus, "get", host.get)
     return host
 
 
@@ -231,9 +231,9 @@ def test_a_service_that_ends_again_and_again_is_seen_at_once(apply, host, monkey
 
 def test_a_certificate_of_another_authority_is_not_waited_for(apply, host, monkeypatch):
     def get(*_arguments):
-        raise metrics.Untrusted("unable to get local issuer certificate")
+        raise prometheus.Untrusted("unable to get local issuer certificate")
 
-    monkeypatch.setattr(metrics, "get", get)
+    monkeypatch.setattr(prometheus, "get", get)
     began = time.monotonic()
     result = apply(verify={"timeout_seconds": 60})
     assert result["failed"] and "local issuer certificate" in result["msg"]

@@ -12,7 +12,7 @@ import os
 import time
 
 from ..host import probe, safe_files
-from ..monitoring import kpi, metrics
+from ..monitoring import kpi
 from ..monitoring.prometheus import Prometheus, PrometheusError
 from .engine import Absent
 
@@ -44,7 +44,7 @@ def history(setting) -> dict:
     server = prometheus_of(setting, 5.0)
     try:
         return of_prometheus(server, now, setting.hours)
-    except (PrometheusError, metrics.Untrusted) as error:
+    except PrometheusError as error:
         raise probe.ProbeError("down", "prometheus", str(error))
 
 

@@ -11,7 +11,6 @@ import os
 import pwd
 import re
 import socket
-import threading
 import time
 
 from ..health import checks
@@ -275,15 +274,9 @@ def names(setting) -> dict:
         answering[address] = name_server_answers(address)
 
     hostname = socket.gethostname()
-    threads = [threading.Thread(target=ask, args=(name,), daemon=True) for name in setting.names]
     # Its own name is shown; nothing of ShiftMaster needs it.
-    threads.append(threading.Thread(target=ask, args=(hostname, True), daemon=True))
-    threads += [threading.Thread(target=ask_server, args=(address,), daemon=True) for address in servers[:3]]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + 4.0
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
+    calls = [(ask, name) for name in setting.names] + [(ask, hostname, True)]
+    probe.together(calls + [(ask_server, address) for address in servers[:3]], 4.0)
     heard = list(found)
     heard += [
         {"name": name, "own": False, "error": "no answer within 4 s", "seconds": 4.0}
@@ -375,14 +368,7 @@ def http(setting) -> dict:
                 pass
         found[name] = entry
 
-    threads = [
-        threading.Thread(target=ask, args=(name, target), daemon=True) for name, target in setting.http_targets.items()
-    ]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + 4.6
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
+    probe.together([(ask, name, target) for name, target in setting.http_targets.items()], 4.6)
     heard = dict(found)
     return {
         name: heard.get(name) or {"error": "no answer within 4 s", "reason": "timeout", "status": None}
@@ -406,12 +392,7 @@ def peers(setting) -> dict:
             entry.update(error=str(error), reason=error.reason)
         found.append(entry)
 
-    threads = [threading.Thread(target=ask, args=(peer,), daemon=True) for peer in setting.peers]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + 3.5
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
+    probe.together([(ask, peer) for peer in setting.peers], 3.5)
     if not setting.peers:
         raise Absent("this host needs no other")
     return {"peers": sorted(found, key=lambda one: (one["host"], one["port"]))}

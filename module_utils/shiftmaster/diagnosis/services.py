@@ -36,9 +36,10 @@ _LINES = 12
 def units(setting) -> dict:
     """The units that matter here, each with its last words where it is not well; and every other one that failed."""
     wanted = list(setting.units)
-    rows = probe.parse_unit_list(_systemctl(["list-units", "--all", "--plain", "--no-legend", "--full"]))
+    rows = probe.parse_unit_list(probe.systemctl(["list-units", "--all", "--plain", "--no-legend", "--full"], 6.0))
     names = wanted + [row["Id"] for row in rows if setting.is_ours(row["Id"]) or row.get("ActiveState") == "failed"]
-    blocks = probe.parse_units(_systemctl(["show", "--property=" + ",".join(_PROPERTIES), "--", *dict.fromkeys(names)]))
+    show = ["show", "--property=" + ",".join(_PROPERTIES), "--", *dict.fromkeys(names)]
+    blocks = probe.parse_units(probe.systemctl(show, 6.0))
     found, groups = {}, processes_by_group(setting.proc)
     for block in blocks:
         ago = seconds_ago(block.get("ActiveEnterTimestampMonotonic"))
@@ -110,13 +111,6 @@ def journal_of(unit: str, lines: int = _LINES) -> list:
     except probe.ProbeError:
         return []
     return [line[:300] for line in text.splitlines()] if code == 0 else []
-
-
-def _systemctl(arguments) -> str:
-    code, stdout, stderr = probe.run(["systemctl", "--no-pager", *arguments], 6.0)
-    if code != 0:
-        raise probe.ProbeError("error", "systemd", "systemctl: %s" % stderr.strip()[:200])
-    return stdout
 
 
 def journal(setting) -> dict:

@@ -9,7 +9,6 @@ import time
 
 from ..backup import manifest as backup_manifest
 from ..host import probe
-from ..monitoring import metrics
 from ..monitoring.prometheus import PrometheusError
 from .database import ask
 from .history import prometheus_of
@@ -193,5 +192,5 @@ def monitoring(setting) -> dict:
                 ),
             },
         }
-    except (PrometheusError, metrics.Untrusted) as error:
+    except PrometheusError as error:
         raise probe.ProbeError("down", "prometheus", str(error))

@@ -1,4 +1,4 @@
-"""A client of the JSON APIs of services of the site (Elasticsearch, Kibana, Grafana). It uses no proxy."""
+"""A client of the JSON APIs of the site's services (Elasticsearch, Kibana, Grafana, Alertmanager). It uses no proxy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NoAnswer(Failed):
 class Api:
     def __init__(self, url, ca_file=None, login=None, timeout=30, headers=None):
         self.url, self.login, self.timeout, self.headers = url.rstrip("/"), login, timeout, headers or {}
-        self.ca_file, self.opener = ca_file, None
+        self.ca_file, self.opener, self.date = ca_file, None, None
 
     def open(self, request):
         """OSError where nothing responds; NoAnswer where the authority is missing: a host that is not set up."""
@@ -55,10 +55,11 @@ class Api:
             request.add_header("Content-Type", kind)
         try:
             with self.open(request) as answer:
+                self.date = answer.headers.get("Date")
                 return answer.status, decoded(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, decoded(error.read())
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ValueError) as error:
             raise NoAnswer("%s%s: %s" % (self.url, path, getattr(error, "reason", error)))
 
     def call(self, path, method="GET", body=None, fine=(200,), **more):
@@ -69,6 +70,20 @@ class Api:
             failure.status = status
             raise failure
         return answer
+
+
+def keep(module, service, instance):
+    """Run a module that keeps what a service holds: instance.run() returns facts, instance.done names the changes."""
+    try:
+        facts = instance.run()
+    except NoAnswer as error:
+        if not module.check_mode:
+            module.fail_json(msg="%s does not answer: %s" % (service, error))
+        module.exit_json(changed=True, done=["%s does not run yet; the rest would follow" % service])
+    except Failed as error:
+        module.fail_json(msg="%s: %s" % (service, error), done=instance.done)
+    diff = {"before": "", "after": "".join(line + "\n" for line in instance.done)}
+    module.exit_json(changed=bool(instance.done), done=instance.done, diff=diff, **facts)
 
 
 def decoded(data):

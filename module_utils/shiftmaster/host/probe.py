@@ -99,6 +99,16 @@ def in_thread(function, seconds: float, what: str):
     return answer["value"]
 
 
+def together(calls, seconds: float) -> None:
+    """Make calls, (function, arguments...), at the same time; returns after some seconds, whatever still runs."""
+    threads = [threading.Thread(target=call[0], args=call[1:], daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 _children = set()
@@ -294,9 +304,12 @@ def tls_context(verify: bool = True, ca_file: Optional[str] = None) -> ssl.SSLCo
         context.verify_mode = ssl.CERT_NONE
         return context
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        context = ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
         raise ProbeError("error", "missing", "the CA file %s cannot be read: %s" % (ca_file, error))
+    # Python 3.13 refuses authorities without a key usage, which the services themselves and older Pythons accept.
+    context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
+    return context
 
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------
@@ -325,10 +338,11 @@ def http_get(
     headers: Optional[dict] = None,
     verify: bool = True,
     ca_file: Optional[str] = None,
+    limit: int = BODY_LIMIT_BYTES,
 ) -> HttpResult:
     """GET path from `unix:/path/of/socket` or `http(s)://host:port` within timeout seconds in total.
 
-    host is the Host header (and the name asked for by TLS). Redirects are not followed; at most 64 KiB of the body
+    host is the Host header (and the name asked for by TLS). Redirects are not followed; at most limit bytes of the body
     are kept. Raises nothing but ValueError for a target that cannot be read: what went wrong is in the result.
     """
     server, port, unix, use_tls, own_path = split_target(target)
@@ -348,7 +362,7 @@ def http_get(
             try:
                 exchange.request("GET", path, headers=sent)
                 answer = exchange.getresponse()
-                body = answer.read(BODY_LIMIT_BYTES)
+                body = answer.read(limit)
             except http.client.HTTPException as error:
                 reason = str(error) or type(error).__name__
                 raise ProbeError("unhealthy", "protocol", "the answer is not HTTP: %s" % reason[:100])
@@ -766,12 +780,14 @@ def unit_states(names, timeout: float = 10.0) -> list:
     patterns = [name for name in names if is_pattern(name)]
     units = []
     if plain:
-        units = parse_units(_systemctl(["show", "--property=" + ",".join(_UNIT_PROPERTIES), "--", *plain], deadline))
+        units = parse_units(
+            systemctl(["show", "--property=" + ",".join(_UNIT_PROPERTIES), "--", *plain], deadline.left())
+        )
     if patterns:
         # One call to systemd, whatever their number; `show` makes one for each unit.
         known = {unit["Id"] for unit in units}
         rows = parse_unit_list(
-            _systemctl(["list-units", "--all", "--plain", "--no-legend", "--full", "--", *patterns], deadline)
+            systemctl(["list-units", "--all", "--plain", "--no-legend", "--full", "--", *patterns], deadline.left())
         )
         units += [unit for unit in rows if unit["Id"] not in known]
     return units
@@ -781,8 +797,9 @@ def is_pattern(name: str) -> bool:
     return bool(set("*?[") & set(name))
 
 
-def _systemctl(arguments, deadline: Deadline) -> str:
-    code, stdout, stderr = run(["systemctl", "--no-pager", *arguments], deadline.left())
+def systemctl(arguments, seconds: float) -> str:
+    """Return what systemctl prints; raises ProbeError where it fails."""
+    code, stdout, stderr = run(["systemctl", "--no-pager", *arguments], seconds)
     if code != 0:
         raise ProbeError("error", "systemd", "systemctl: %s" % stderr.strip()[:200])
     return stdout

@@ -1,88 +1,11 @@
-"""What a service says of itself over HTTP: its metrics, and Prometheus' targets."""
+"""What a service responds over HTTP: its metrics, and Prometheus' targets."""
 
 from __future__ import annotations
 
-import base64
-import functools
-import http.client
 import json
 import re
-import socket
-import ssl
 import time
-import urllib.error
-import urllib.request
 from calendar import timegm
-
-LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
-
-
-class Untrusted(OSError):
-    """The certificate does not lead to the authority, or is for another name: waiting does not help."""
-
-
-def context_of(ca_file):
-    context = ssl.create_default_context(cafile=ca_file or None)
-    # Python 3.13 refuses authorities without a key usage, which the services themselves and older Pythons accept.
-    context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
-    return context
-
-
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Credentials are for one address."""
-
-    def redirect_request(self, *_arguments):
-        return None
-
-
-class UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path, _host, **more):
-        super().__init__("localhost", **more)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-
-class UnixHandler(urllib.request.HTTPHandler):
-    """Requests to one socket of this host."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = path
-
-    def http_open(self, request):
-        return self.do_open(functools.partial(UnixConnection, self.path), request)
-
-
-def get(url, ca_file=None, user=None, password=None, timeout=5.0):
-    """Return (status, text). OSError where nobody answers. No proxy is asked: the service is on this host.
-
-    A socket is written as nginx does: http://unix:/run/service.sock:/metrics.
-    """
-    handlers = [urllib.request.ProxyHandler({}), NoRedirect()]
-    if url.startswith("http://unix:"):
-        path, _colon, rest = url[len("http://unix:") :].partition(":")
-        handlers.append(UnixHandler(path))
-        url = "http://localhost" + rest
-    if url.startswith("https:"):
-        handlers.append(urllib.request.HTTPSHandler(context=context_of(ca_file)))
-    request = urllib.request.Request(url)
-    if user:
-        credentials = ("%s:%s" % (user, password or "")).encode("utf-8")
-        request.add_header("Authorization", "Basic " + base64.b64encode(credentials).decode("ascii"))
-    try:
-        with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as answer:
-            return answer.status, answer.read(LARGEST_ANSWER_BYTES).decode("utf-8", "replace")
-    except urllib.error.HTTPError as error:
-        return error.code, ""
-    except (ValueError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", error)
-        raise (Untrusted if isinstance(reason, ssl.SSLCertVerificationError) else OSError)(str(reason))
-    except Exception as error:  # http.client has a family of its own, which is no OSError
-        raise OSError("%s: %s" % (type(error).__name__, error))
 
 
 def value_of(text: str, metric: str):

@@ -1,15 +1,43 @@
-"""Ask a Prometheus for a long time in parts, and for a moment."""
+"""Query a Prometheus for a long time in parts, and for a moment; and get the metrics of a service."""
 
 from __future__ import annotations
 
+import base64
 import json
 import urllib.parse
 from typing import Optional
 
-from . import metrics
-
+LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
 # Prometheus refuses more points of one series in an answer than 11 000.
 _POINTS = 10000
+
+
+class Untrusted(OSError):
+    """The certificate does not lead to the authority, or is for another name: waiting does not help."""
+
+
+def get(url, ca_file=None, user=None, password=None, timeout=5.0):
+    """Return (status, text). OSError where nobody responds. No proxy is asked, no redirect followed.
+
+    A socket is written as nginx does: http://unix:/run/service.sock:/metrics.
+    """
+    from ..host import probe  # Large; most runs of service_config need no request.
+
+    target, path, headers = url, "/", {}
+    if url.startswith("http://unix:"):
+        target, _colon, path = url[len("http://") :].rpartition(":")
+    if user:
+        credentials = ("%s:%s" % (user, password or "")).encode("utf-8")
+        headers["Authorization"] = "Basic " + base64.b64encode(credentials).decode("ascii")
+    try:
+        answer = probe.http_get(
+            target, path, timeout=timeout, headers=headers, ca_file=ca_file or None, limit=LARGEST_ANSWER_BYTES
+        )
+    except ValueError as error:
+        raise OSError(str(error))
+    if answer.status is None:
+        raise (Untrusted if answer.reason == "certificate" else OSError)(answer.error)
+    return answer.status, answer.body if 200 <= answer.status < 300 else ""
 
 
 class PrometheusError(Exception):
@@ -28,7 +56,7 @@ class Prometheus:
     def _get(self, path: str, **parameters):
         address = "%s/api/v1/%s?%s" % (self.url, path, urllib.parse.urlencode(parameters))
         try:
-            status, text = metrics.get(address, self._ca_file, self._user, self._password, self._timeout)
+            status, text = get(address, self._ca_file, self._user, self._password, self._timeout)
         except OSError as error:
             raise PrometheusError("Prometheus at %s does not answer: %s" % (self.url, error))
         if status != 200:
