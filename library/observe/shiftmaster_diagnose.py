@@ -84,22 +84,10 @@ options:
     description: The application's database.
     type: str
     default: shiftmaster
-  postgres_socket:
-    description: The directory of PostgreSQL's socket.
-    type: path
-    default: /var/run/postgresql
   postgres_port:
     description: PostgreSQL's port.
     type: int
     default: 5432
-  broker_key:
-    description: The name in O(environment_file) of Celery's broker.
-    type: str
-    default: CELERY_BROKER_URL
-  cache_key:
-    description: The name in O(environment_file) of the cache.
-    type: str
-    default: CACHE_URL
   queues:
     description: Celery's queues.
     type: list
@@ -308,10 +296,7 @@ def argument_spec() -> dict:
         "expected_values": {"type": "dict", "default": {}},
         "domain": {"type": "str", "default": "localhost"},
         "database": {"type": "str", "default": "shiftmaster"},
-        "postgres_socket": {"type": "path", "default": "/var/run/postgresql"},
         "postgres_port": {"type": "int", "default": 5432},
-        "broker_key": {"type": "str", "default": "CELERY_BROKER_URL", "no_log": False},  # a name
-        "cache_key": {"type": "str", "default": "CACHE_URL", "no_log": False},  # a name
         "queues": {"type": "list", "elements": "str", "default": ["celery"]},
         "celery_application": {"type": "str", "default": ""},
         "redis_ports": {"type": "list", "elements": "list", "default": []},

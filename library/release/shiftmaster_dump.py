@@ -171,7 +171,6 @@ import contextlib
 import ctypes
 import datetime
 import glob
-import hashlib
 import json
 import os
 import re
@@ -184,6 +183,7 @@ import time
 from ansible.module_utils.shiftmaster.host import points
 from ansible.module_utils.shiftmaster.host.bounded import Bounded
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.safe_files import sha256
 from ansible.module_utils.shiftmaster.release.releasecode import Output
 from ansible.module_utils.shiftmaster.release.state import held, write_json
 
@@ -422,11 +422,6 @@ def prune_plan(found, keep, database, protect=()):
         if os.path.basename(entry["file"]) < os.path.basename(oldest_kept)
         and os.path.basename(entry["file"]) not in protected
     ]
-
-
-def sha256(path):
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync(path, flags=0):

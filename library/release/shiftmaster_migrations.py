@@ -41,20 +41,6 @@ options:
     description:
       - Directory of the older release, for V(compare) and V(reverse).
     type: path
-  releases_root:
-    description:
-      - Directory that holds all retained releases. A migration that the target does not know is looked up in their
-        manifests and files.
-      - The directory above O(target_release) where it is not given.
-    type: path
-  tolerated:
-    description:
-      - Rows (C(app.name)) that V(compare) and V(reverse) leave alone although the target has no file for them, such as
-        those of an application that was removed long ago. The list C(applied_when_live) of the target's manifest is
-        added to it.
-    type: list
-    elements: str
-    default: []
   allow_contract:
     description:
       - Whether V(apply) may apply contract and irreversible migrations. Only true where no older code serves.
@@ -83,22 +69,11 @@ options:
         waits as long, so keep it short.
     type: float
     default: 5
-  statement_timeout_seconds:
-    description:
-      - How long one statement of a migration may run; 0 for as long as it takes.
-    type: float
-    default: 0
   timeout_seconds:
     description:
       - How long all of it may take. After that the process is killed, and the server rolls back what was not finished.
     type: int
     default: 1800
-  extra_environment:
-    description:
-      - Variables on top of the release's environment, such as another port to go around a connection pooler. Secrets
-        are in the release's own environment and do not belong here.
-    type: dict
-    default: {}
   user:
     description:
       - Who runs the release's code. An empty string stands for the user that the module runs as.
@@ -296,9 +271,7 @@ class Runner:
 
     def ask(self, release, request, timeout):
         request = dict(request, limit_seconds=timeout + GRACE_SECONDS)
-        answer = self.code(release, self.options["user"] or None).driver(
-            django_driver, request, timeout, {k: str(v) for k, v in self.options["extra_environment"].items()}
-        )
+        answer = self.code(release, self.options["user"] or None).driver(django_driver, request, timeout)
         if "failure" in answer:
             failure = answer["failure"]
             message = failure["message"]
@@ -319,10 +292,7 @@ class Runner:
         return self.ask(release, {"op": "plan", "sources": sources}, min(PLAN_SECONDS, self.options["timeout_seconds"]))
 
     def timing(self):
-        return {
-            name: self.options[name]
-            for name in ("lock_wait_seconds", "lock_timeout_seconds", "statement_timeout_seconds")
-        }
+        return {name: self.options[name] for name in ("lock_wait_seconds", "lock_timeout_seconds")}
 
     def run(self):
         return getattr(self, self.options["mode"])()
@@ -398,12 +368,12 @@ class Runner:
             ]
 
     def _root(self):
-        return self.options["releases_root"] or os.path.dirname(os.path.realpath(self.options["target_release"]))
+        return os.path.dirname(os.path.realpath(self.options["target_release"]))
 
     def compare(self):
         target = self.options["target_release"]
         answer, warnings = self._target()
-        tolerated = self.options["tolerated"] + migrations.applied_when_live(target)
+        tolerated = migrations.applied_when_live(target)
         # What is half done is neither there for the code that needs it, nor away for the code that must do without.
         known, half = set(names(answer["known"])), list(answer.get("half", ()))
         beyond = [row for row in half if migrations.key(row) not in known]
@@ -424,7 +394,7 @@ class Runner:
 
     def reverse(self):
         result = self.compare()
-        tolerated = set(self.options["tolerated"]) | set(migrations.applied_when_live(self.options["target_release"]))
+        tolerated = set(migrations.applied_when_live(self.options["target_release"]))
         keep = result.pop("known") + [name.split(".", 1) for name in sorted(tolerated)]
         request = dict(self.timing(), op="reverse", keep=keep, dry_run=self.check_mode)
         ahead, release = result["ahead"], self.options["release"]
@@ -465,16 +435,12 @@ def main():
             "mode": {"type": "str", "choices": ["plan", "apply", "compare", "reverse"], "required": True},
             "release": {"type": "path"},
             "target_release": {"type": "path"},
-            "releases_root": {"type": "path"},
-            "tolerated": {"type": "list", "elements": "str", "default": []},
             "allow_contract": {"type": "bool", "default": False},
             "first_deploy": {"type": "bool", "default": False},
             "run_handlers": {"type": "bool", "default": False},
             "lock_wait_seconds": {"type": "int", "default": 60},
             "lock_timeout_seconds": {"type": "float", "default": 5},
-            "statement_timeout_seconds": {"type": "float", "default": 0},
             "timeout_seconds": {"type": "int", "default": 1800},
-            "extra_environment": {"type": "dict", "default": {}},
             "user": {"type": "str", "default": "shiftmaster"},
         },
         required_if=[

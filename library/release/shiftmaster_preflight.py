@@ -22,14 +22,6 @@ options:
     description: Whether another system is no problem, but a note.
     type: bool
     default: false
-  python_minimum:
-    description: The oldest Python that the host may have.
-    type: str
-    default: "3.9"
-  systemd:
-    description: Whether systemd must be the host's first process.
-    type: bool
-    default: true
   disk:
     description:
       - What must be free. Of a path that is not there yet, the nearest directory above it counts. What is asked for on
@@ -66,40 +58,6 @@ options:
         description: The directory.
         type: path
         required: true
-  memory_minimum_mb:
-    description: The memory that the host must have, in MiB. A host of 4 GB shows about 3900.
-    type: int
-    default: 0
-  memory_mb:
-    description: The memory that counts, where it is less than the host shows (a container, a shared host); 0 for all.
-    type: int
-    default: 0
-  certificates:
-    description: Certificates to look at.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      certificate:
-        description: The file in PEM, the host's own certificate first.
-        type: path
-        required: true
-      key:
-        description: Its private key, in PEM, to be compared with it.
-        type: path
-      names:
-        description: The names that it must be valid for.
-        type: list
-        elements: str
-        default: []
-      minimum_days:
-        description: So many days it must stay valid at least.
-        type: int
-        default: 0
-      required:
-        description: Whether it is a problem that the file is not there.
-        type: bool
-        default: true
   ports:
     description: Ports that must be free, or be held by the program that is expected there.
     type: list
@@ -118,15 +76,6 @@ options:
   controller_time:
     description: The controller's time in seconds since 1970, taken just before.
     type: float
-  clock_maximum_seconds:
-    description: How far the host's clock may be from it. The time that the connection takes is in it.
-    type: float
-    default: 30
-  domains:
-    description: Names that the host must be able to resolve.
-    type: list
-    elements: str
-    default: []
   interpreter:
     description:
       - An interpreter of the host that wheels are to be chosen for; RV(facts) then says in C(interpreter) what they are
@@ -137,10 +86,6 @@ options:
     description: Whether dpkg must be in order, and apt not at work.
     type: bool
     default: false
-  packages_wait_seconds:
-    description: How long to wait for an apt that is at work, such as the unattended upgrade after a boot.
-    type: int
-    default: 30
 attributes:
   check_mode:
     support: full
@@ -158,13 +103,9 @@ EXAMPLES = r"""
     disk:
       - {path: /var/www/shiftmaster, minimum_mb: 1500, minimum_inodes: 50000}
       - {path: /var/backups/shiftmaster, minimum_mb: 500}
-    memory_minimum_mb: 3500
     ports:
       - {port: 443, expected: [nginx]}
       - {port: 5432, expected: [postgres]}
-    certificates:
-      - {certificate: /etc/ssl/certs/shiftmaster.crt, key: /etc/ssl/private/shiftmaster.key, minimum_days: 7,
-         required: false}
     controller_time: "{{ now().timestamp() }}"
     packages: true
   register: preflight
@@ -190,22 +131,18 @@ facts:
   description: What was seen, by check.
   type: dict
   returned: always
-  sample: {system: debian 13, python: 3.13.5, init: systemd, memory_mb: 3915, clock_difference_seconds: 0.4}
+  sample: {system: debian 13, python: 3.13.5, init: systemd, clock_difference_seconds: 0.4}
 """
 
 import contextlib
-import datetime
 import fcntl
 import json
 import os
 import platform
 import re
 import shutil
-import socket
-import ssl
 import struct
 import subprocess
-import threading
 import time
 
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
@@ -217,7 +154,11 @@ PACKAGE_LOCKS = (
     "/var/lib/apt/lists/lock",
     "/var/cache/apt/archives/lock",
 )
-DNS_SECONDS = 5
+OLDEST_PYTHON = "3.9"
+# Between the host's clock and the controller's; the time that the connection takes is in it.
+CLOCK_SECONDS = 30
+# For an apt that is at work, such as the unattended upgrade after a boot.
+PACKAGES_SECONDS = 30
 MIB = 1024 * 1024
 
 
@@ -274,7 +215,7 @@ def check_system(report, systems, allow_untested, text):
         report.problem("system", sentence, "set allow_untested_os=true to go on all the same")
 
 
-def check_python(report, minimum, version):
+def check_python(report, version, minimum=OLDEST_PYTHON):
     report.facts["python"] = version
     if [int(one) for one in re.findall(r"\d+", version)[:2]] < [int(one) for one in minimum.split(".")[:2]]:
         report.problem(
@@ -335,9 +276,9 @@ def check_interpreter(report, path):
         )
 
 
-def check_systemd(report, required, first, running):
+def check_systemd(report, first, running):
     report.facts["init"] = first
-    if required and not (first == "systemd" and running):
+    if not (first == "systemd" and running):
         report.problem(
             "systemd",
             "the host's first process is %s, not systemd" % (first or "unknown"),
@@ -345,7 +286,7 @@ def check_systemd(report, required, first, running):
         )
 
 
-# ---------------------------------------------------------------------------------------------------- disk and memory
+# ---------------------------------------------------------------------------------------------------- disk
 
 
 def nearest(path):
@@ -386,21 +327,6 @@ def check_disk(report, wanted, statvfs=os.statvfs):
                 )
 
 
-def check_memory(report, minimum, override, meminfo):
-    match = re.search(r"(?m)^MemTotal:\s+(\d+) kB", meminfo)
-    shown = int(match.group(1)) // 1024 if match else 0
-    have = override or shown
-    report.facts["memory_mb"] = have
-    if minimum and not have:
-        report.note("the host does not tell how much memory it has")
-    elif have < minimum:
-        report.problem(
-            "memory",
-            "the host has %d MiB of memory, and %d are needed" % (have, minimum),
-            "give it more, or move a function to another host",
-        )
-
-
 def check_directories(report, directories):
     """Find directories of root that another user could exchange for a link."""
     for entry in directories:
@@ -411,103 +337,6 @@ def check_directories(report, directories):
                 "%s=%s: a user other than root can exchange it, since that user can write to %s"
                 % (entry["name"], entry["path"], parent),
                 "give %s to root with mode 0755, or name another directory" % parent,
-            )
-
-
-# -------------------------------------------------------------------------------------------------------- certificates
-
-
-def name_matches(pattern, name):
-    """Whether a certificate's name is good for a host name; * stands for one label."""
-    pattern, name = pattern.lower().rstrip("."), name.lower().rstrip(".")
-    if pattern.startswith("*."):
-        return "." in name and pattern[2:] == name.split(".", 1)[1]
-    return pattern == name
-
-
-def decode(path):
-    """Return a certificate's fields as ssl.getpeercert() does. Raises OSError, and ValueError where it is none."""
-    with open(path, "rb"):
-        pass
-    try:
-        return ssl._ssl._test_decode_cert(path)  # The standard library has no public way to read one.
-    except ssl.SSLError:
-        raise ValueError
-
-
-def key_problem(certificate, key):
-    """Return what is wrong with a key, "" where it fits."""
-
-    def no_password():
-        raise ValueError
-
-    try:
-        with open(key, "rb"):
-            pass
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=no_password)
-    except FileNotFoundError:
-        return "the private key %s is not there" % key
-    except ssl.SSLError as error:
-        if "KEY_VALUES_MISMATCH" in str(error) or "key values mismatch" in str(error):
-            return "the private key %s does not belong to the certificate %s" % (key, certificate)
-        if "too small" in str(error) or "TOO_SMALL" in str(error) or "TOO_WEAK" in str(error):
-            return "the certificate %s or its key is too weak for this host's TLS library" % certificate
-        return "the private key %s cannot be read as a PEM key" % key
-    except OSError as error:
-        return "the private key %s cannot be read: %s" % (key, error.strerror)
-    except ValueError:
-        return "the private key %s is protected by a password, which no service could type" % key
-    return ""
-
-
-def check_certificate(report, entry, at):
-    path, hint = entry["certificate"], "put a valid certificate and its key there"
-    try:
-        fields = decode(path)
-    except FileNotFoundError:
-        if entry["required"]:
-            report.problem("certificate", "the certificate %s is not there" % path, hint)
-        return
-    except AttributeError:
-        report.note("the certificate %s was not looked at: this Python cannot read one" % path)
-        return
-    except OSError as error:
-        report.problem("certificate", "the certificate %s cannot be read: %s" % (path, error.strerror), hint)
-        return
-    except ValueError:
-        report.problem("certificate", "%s is not a certificate in PEM" % path, hint)
-        return
-    begins, ends = (ssl.cert_time_to_seconds(fields[name]) for name in ("notBefore", "notAfter"))
-    days = (ends - at) / 86400.0
-    names = [value for kind, value in fields.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
-    names = names or [value for part in fields.get("subject", ()) for kind, value in part if kind == "commonName"]
-    day = datetime.datetime.fromtimestamp(ends, datetime.timezone.utc).strftime("%Y-%m-%d")
-    report.facts.setdefault("certificates", []).append(
-        {"path": path, "expires": day, "days_left": int(days // 1), "names": names}
-    )
-    if days < 0:
-        report.problem("certificate", "the certificate %s expired on %s" % (path, day), "renew it")
-    elif begins > at:
-        report.problem("certificate", "the certificate %s is not valid yet" % path, "check the host's clock, or wait")
-    elif days < entry["minimum_days"]:
-        report.problem(
-            "certificate",
-            "the certificate %s expires on %s, in %d days, and %d are asked for"
-            % (path, day, days, entry["minimum_days"]),
-            "renew it",
-        )
-    missing = [name for name in entry["names"] if not any(name_matches(pattern, name) for pattern in names)]
-    if missing:
-        report.problem(
-            "certificate",
-            "the certificate %s is not valid for %s, but for %s" % (path, joined(missing), joined(names) or "nothing"),
-            "get one for every name of the site",
-        )
-    if entry["key"]:
-        wrong = key_problem(path, entry["key"])
-        if wrong:
-            report.problem(
-                "certificate", wrong, "put the key there that the certificate was made with, without a password"
             )
 
 
@@ -574,47 +403,16 @@ def check_ports(report, wanted):
 # ----------------------------------------------------------------------------------------------- clock, names, packages
 
 
-def check_clock(report, controller_time, maximum, at):
+def check_clock(report, controller_time, at):
     difference = at - controller_time
     report.facts["clock_difference_seconds"] = round(difference, 1)
-    if abs(difference) > maximum:
+    if abs(difference) > CLOCK_SECONDS:
         report.problem(
             "clock",
             "the host's clock is %d s %s the controller's"
             % (abs(difference), "ahead of" if difference > 0 else "behind"),
             "set both by NTP (timedatectl, chronyc makestep); certificates and tokens depend on it",
         )
-
-
-def resolve(name):
-    """Return (addresses, reason); the resolver has a few seconds."""
-    answer = {}
-
-    def ask():
-        try:
-            answer["found"] = sorted({one[4][0] for one in socket.getaddrinfo(name, None, 0, socket.SOCK_STREAM)})
-        except OSError as error:
-            answer["reason"] = getattr(error, "strerror", None) or str(error)
-        except UnicodeError:
-            answer["reason"] = "it is not a host name"
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(DNS_SECONDS)
-    return answer.get("found", []), answer.get("reason", "no answer within %d s" % DNS_SECONDS)
-
-
-def check_domains(report, names):
-    report.facts["domains"] = {}
-    for name in names:
-        found, why = resolve(name)
-        report.facts["domains"][name] = found
-        if not found:
-            report.problem(
-                "domains",
-                "the host cannot resolve %s (%s)" % (name, why),
-                "check its /etc/resolv.conf, or write the name into /etc/hosts",
-            )
 
 
 def lock_holder(path):
@@ -628,7 +426,7 @@ def lock_holder(path):
     return pid if kind != fcntl.F_UNLCK else None
 
 
-def check_packages(report, wait_seconds):
+def check_packages(report, wait_seconds=PACKAGES_SECONDS):
     if not shutil.which("dpkg"):
         report.note("dpkg is not on this host, so its packages were not looked at")
         return
@@ -685,23 +483,19 @@ def names_in(directory):
 
 def run(params):
     """Return the module's result."""
-    report, at = Report(), time.time()
+    report = Report()
     if params["controller_time"] is not None:
-        check_clock(report, params["controller_time"], params["clock_maximum_seconds"], at)
+        check_clock(report, params["controller_time"], time.time())
     check_system(report, params["systems"], params["allow_untested_os"], read("/etc/os-release"))
-    check_python(report, params["python_minimum"], platform.python_version())
+    check_python(report, platform.python_version())
     if params["interpreter"]:
         check_interpreter(report, params["interpreter"])
-    check_systemd(report, params["systemd"], read("/proc/1/comm").strip(), os.path.isdir("/run/systemd/system"))
-    check_memory(report, params["memory_minimum_mb"], params["memory_mb"], read("/proc/meminfo"))
+    check_systemd(report, read("/proc/1/comm").strip(), os.path.isdir("/run/systemd/system"))
     check_disk(report, params["disk"])
     check_directories(report, params["directories"])
-    for entry in params["certificates"]:
-        check_certificate(report, entry, at)
     check_ports(report, params["ports"])
-    check_domains(report, params["domains"])
     if params["packages"]:
-        check_packages(report, params["packages_wait_seconds"])
+        check_packages(report)
     return report.result()
 
 
@@ -712,8 +506,6 @@ def argument_spec():
     return {
         "systems": option("list", [], elements="str"),
         "allow_untested_os": option("bool", False),
-        "python_minimum": option("str", "3.9"),
-        "systemd": option("bool", True),
         "disk": option(
             "list",
             [],
@@ -730,20 +522,6 @@ def argument_spec():
             elements="dict",
             options={"name": {"type": "str", "required": True}, "path": {"type": "path", "required": True}},
         ),
-        "memory_minimum_mb": option("int", 0),
-        "memory_mb": option("int", 0),
-        "certificates": option(
-            "list",
-            [],
-            elements="dict",
-            options={
-                "certificate": {"type": "path", "required": True},
-                "key": {"type": "path", "no_log": False},
-                "names": option("list", [], elements="str"),
-                "minimum_days": option("int", 0),
-                "required": option("bool", True),
-            },
-        ),
         "ports": option(
             "list",
             [],
@@ -754,11 +532,8 @@ def argument_spec():
             },
         ),
         "controller_time": {"type": "float"},
-        "clock_maximum_seconds": option("float", 30),
-        "domains": option("list", [], elements="str"),
         "interpreter": option("str", ""),
         "packages": option("bool", False),
-        "packages_wait_seconds": option("int", 30),
     }
 
 

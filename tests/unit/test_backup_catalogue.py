@@ -45,19 +45,16 @@ def test_a_backup_is_read_whole():
         stopped=1795707793,
         wal_start="000000010000000000000002",
         wal_stop="000000010000000000000002",
-        lsn_start="0/2000028",
         lsn_stop="0/2000158",
         size=32852909,
         repo_size=4324408,
         error=False,
         repo=1,
-        annotation={"run": "first"},
         database_id=1,
         system_id=FIRST_SYSTEM,
         version="17",
     )
     assert (backups[3].kind, backups[3].prior, backups[3].references) == ("incr", DIFF, (FULL, DIFF))
-    assert backups[3].annotation == {}
 
 
 def test_a_stanza_is_read_whole():
@@ -75,16 +72,6 @@ def test_a_chain_is_what_a_restore_reads():
     assert [backup.label for backup in read.chain(INCR)] == [FULL, INCR]
     # A diff does not need the incremental one before it.
     assert [backup.label for backup in read.chain(LAST)] == [FULL, DIFF, LAST]
-
-
-def test_dependants_are_what_goes_with_a_backup():
-    """As pgBackRest says itself when it expires: recorded in expire-1-set.txt."""
-    read = stanza("three-fulls")
-    said = (RECORDED / "expire-1-set.txt").read_text()
-    gone = [FULL] + [backup.label for backup in read.dependants(FULL)]
-    assert "expire adhoc backup set %s\n" % ", ".join(gone) in said
-    assert [backup.label for backup in read.dependants(DIFF)] == [LAST]
-    assert read.dependants(LAST) == ()
 
 
 def test_a_chain_with_a_missing_link_is_no_chain():
@@ -198,7 +185,6 @@ def test_the_same_label_in_two_repositories_is_two_backups():
     read = catalogue.stanza_of(changed(twice), "shiftmaster")
     assert [(one.label, one.repo) for one in read.chain(LAST, 2)] == [(FULL, 2), (DIFF, 2), (LAST, 2)]
     assert [(one.label, one.repo) for one in read.chain(LAST, 1)] == [(FULL, 1), (DIFF, 1), (LAST, 1)]
-    assert [(one.label, one.repo) for one in read.dependants(FULL, 2)] == [(DIFF, 2), (LAST, 2)]
 
 
 @pytest.mark.parametrize(

@@ -126,11 +126,6 @@ def test_gaps_at_the_edges():
     assert kpi.gaps([(0.0, 1.0), (120.0, 1.0)], 0.0, 180.0, STEP) == []
 
 
-def test_counters_that_are_started_again():
-    assert kpi.increase([(0, 10.0), (1, 15.0), (2, 3.0), (3, 4.0)]) == 9.0
-    assert kpi.increase([]) == 0.0
-
-
 @pytest.mark.parametrize(
     ("share", "buckets", "value"),
     [

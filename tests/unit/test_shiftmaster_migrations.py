@@ -38,8 +38,8 @@ class Code:
         self.users.append(user)
         return self
 
-    def driver(self, module, request, timeout, extra_env):
-        self.requests.append((self.release, request, timeout, extra_env))
+    def driver(self, module, request, timeout):
+        self.requests.append((self.release, request, timeout))
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -62,24 +62,23 @@ def test_plan_changes_nothing_and_asks_once():
     assert not result["changed"] and result["allowed"] and result["safe_to_rollback"]
     assert result["pending"][0]["describe"] == ["Add field note to roster"] and result["applied"] == ["a.0001"]
     assert result["diff"]["after"] == "a.0002 (expand)\n    Add field note to roster\n"
-    assert [request["op"] for _, request, _, _ in code.requests] == ["plan"]
+    assert [request["op"] for _, request, _ in code.requests] == ["plan"]
 
 
 def test_apply_passes_on_what_was_judged_and_the_limits():
     code = Code(look(EXPANDS), {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
-    result = run(code, "apply", lock_timeout_seconds=3, timeout_seconds=99, extra_environment={"DB_PORT": 5432})
+    result = run(code, "apply", lock_timeout_seconds=3, timeout_seconds=99)
     assert result["changed"] and result["done"] == ["a.0002"]
-    _, request, timeout, environment = code.requests[1]
+    _, request, timeout = code.requests[1]
     assert request == {
         "op": "apply",
         "expected": [["a", "0002"]],
         "handlers": False,
         "lock_wait_seconds": 60,
         "lock_timeout_seconds": 3,
-        "statement_timeout_seconds": 0,
         "limit_seconds": 104,
     }
-    assert timeout == 99 and environment == {"DB_PORT": "5432"} and set(code.users) == {"shiftmaster"}
+    assert timeout == 99 and set(code.users) == {"shiftmaster"}
 
 
 def test_nothing_pending_asks_once_and_changes_nothing():
@@ -141,12 +140,13 @@ def test_compare_asks_the_target_and_falls_back_to_the_newer_code():
         run(Code(ReleaseCodeError("no python")), "compare", release=None)
 
 
-def test_reverse_keeps_what_the_target_knows_and_what_is_tolerated():
+def test_reverse_keeps_what_the_target_knows_and_what_is_tolerated(monkeypatch):
+    monkeypatch.setattr(shiftmaster_migrations.migrations, "applied_when_live", lambda _release: ["gone.0001"])
     code = Code(
         look(applied=["0001"], known=["0001"]), {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []}
     )
-    result = run(code, "reverse", tolerated=["gone.0001"])
-    release, request, _, _ = code.requests[1]
+    result = run(code, "reverse")
+    release, request, _ = code.requests[1]
     assert release == "/r/2" and request["keep"] == [["a", "0001"], ["gone", "0001"]] and not request["dry_run"]
     assert result["changed"] and result["safe_to_rollback"] and result["done"] == ["a.0002"]
 

@@ -41,13 +41,11 @@ class Backup:
     stopped: int
     wal_start: str
     wal_stop: str
-    lsn_start: str
     lsn_stop: str
     size: int  # Of the database, in bytes.
     repo_size: int  # What it added to the repository.
     error: bool  # Pages with a wrong checksum were saved.
     repo: int
-    annotation: dict
     database_id: int  # Within the repository; grows with stanza-upgrade.
     system_id: int  # PostgreSQL's own name of the cluster.
     version: str  # PostgreSQL's major version.
@@ -112,17 +110,6 @@ class Stanza:
                     raise CatalogueError("backup %s needs %s, which is gone" % (label, name))
                 open_ends.append(there[name])
         return tuple(sorted(needed.values(), key=lambda backup: (backup.started, backup.label)))
-
-    def dependants(self, label: str, repo: Optional[int] = None) -> tuple:
-        """Return the other backups that need a backup, oldest first. pgBackRest expires them with it, unasked."""
-        first = self.backup(label, repo)
-        gone = {label}
-        found = []
-        for backup in self.of(first.repo):
-            if backup.label not in gone and gone & {backup.prior, *backup.references}:
-                gone.add(backup.label)
-                found.append(backup)
-        return tuple(found)
 
     def current_database(self, repo: int) -> Optional[Database]:
         """Return the database that the repository takes backups of today."""
@@ -205,13 +192,11 @@ def _backup(item: dict, databases: dict) -> Backup:
         stopped=_whole(item["timestamp"]["stop"]),
         wal_start=_text(item["archive"]["start"]),
         wal_stop=_text(item["archive"]["stop"]),
-        lsn_start=_text(item["lsn"]["start"]),
         lsn_stop=_text(item["lsn"]["stop"]),
         size=_whole(item["info"]["size"]),
         repo_size=_whole(repository["delta"]),
         error=item["error"],
         repo=database.repo,
-        annotation=dict(item.get("annotation") or {}),
         database_id=database.id,
         system_id=database.system_id,
         version=database.version,

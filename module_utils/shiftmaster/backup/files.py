@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import datetime
-import hashlib
 import json
 import os
 import random
@@ -19,6 +18,7 @@ import stat
 
 from ..host import envfile, safe_files
 from ..host.printable import printable
+from ..host.safe_files import sha256
 from ..monitoring.metrics import timestamp_of
 from . import results, sandbox
 from .host import ANSWER_BYTES, RUN, BackupError, Host, make_dir, parsed
@@ -39,12 +39,6 @@ RECEIVER = [
     "MemoryMax=50%",
     *sandbox.NETWORK,
 ]
-
-
-def sha256(path: str) -> str:
-    # The application can replace what is saved of it while it is read.
-    with os.fdopen(safe_files.open_file(path), "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class Restic:

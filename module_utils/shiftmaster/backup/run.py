@@ -14,10 +14,11 @@ import time
 import uuid
 
 from ..host import points, safe_files
+from ..host.safe_files import sha256
 from ..host.sql import COUNT_MIGRATIONS
 from . import archive, catalogue, plan, report, results, sandbox, verification
 from . import manifest as manifests
-from .files import Restic, ask_lock, names_of_parts, part_of, pulled, sha256, sources
+from .files import Restic, ask_lock, names_of_parts, part_of, pulled, sources
 from .host import (
     LOCK_WAIT_SECONDS,
     POSTGRES,

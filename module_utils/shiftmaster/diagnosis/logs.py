@@ -97,7 +97,7 @@ _EXCEPTION = re.compile(
 )
 
 
-def entries(text: str, zone_offset: float = 0.0) -> list:
+def entries(text: str) -> list:
     """Return [(moment, lines)]: a line that begins with a time, with those below it that do not (a traceback)."""
     found = []
     for line in text.splitlines():

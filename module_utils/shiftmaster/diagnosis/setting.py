@@ -90,10 +90,10 @@ class Setting:
         self.domain = options.get("domain") or "localhost"
         self.hours = float(options.get("hours") or 6)
         self.database = options.get("database") or "shiftmaster"
-        self.postgres_socket = options.get("postgres_socket") or "/var/run/postgresql"
+        self.postgres_socket = "/var/run/postgresql"
         self.postgres_port = int(options.get("postgres_port") or 5432)
-        self.broker_key = options.get("broker_key") or "CELERY_BROKER_URL"
-        self.cache_key = options.get("cache_key") or "CACHE_URL"
+        self.broker_key = "CELERY_BROKER_URL"
+        self.cache_key = "CACHE_URL"
         self.queues = tuple(options.get("queues") or ("celery",))
         self.celery_application = options.get("celery_application") or ""
         self.redis_ports = [(int(port), bool(tls)) for port, tls in options.get("redis_ports") or ()]

@@ -135,6 +135,7 @@ def worst(statuses) -> str:
 
 def size(count: float) -> str:
     """Return bytes in a person's unit."""
+    count = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return "%.4g %s" % (count, unit)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import hashlib
 import os
 import stat
 import subprocess
@@ -149,6 +150,12 @@ def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600, beneath: s
     with _parent(path, not writes, None, beneath) as (parent, name):
         descriptor = open_in(parent, name, flags, mode, path)
     return descriptor
+
+
+def sha256(path: str) -> str:
+    """Return the checksum of a regular file, which others may replace meanwhile."""
+    with os.fdopen(open_file(path), "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def open_in(parent: int, name: str, flags: int = os.O_RDONLY, mode: int = 0o600, path: str = "") -> int:

@@ -99,16 +99,6 @@ def availability(up: list, start: float, end: float, step: float) -> dict:
     }
 
 
-def increase(counter: list) -> float:
-    """Return by how much a counter has grown; where it falls it was started again, and counts from nothing."""
-    grown, last = 0.0, None
-    for _at, value in counter:
-        if last is not None:
-            grown += value - last if value >= last else value
-        last = value
-    return grown
-
-
 def quantile(share: float, buckets: dict) -> Optional[float]:
     """Return the quantile of a histogram {upper bound: cumulative count}, as Prometheus estimates it."""
     bounds = sorted(buckets)

@@ -254,8 +254,6 @@ def prepare(connection, request):
     twin = connection.copy()
     given = options.get("options") or os.environ.get("PGOPTIONS", "")
     ours = ["-c lock_timeout=%d" % (float(request.get("lock_timeout_seconds", 5)) * 1000)]
-    if request.get("statement_timeout_seconds"):
-        ours.append("-c statement_timeout=%d" % (float(request["statement_timeout_seconds"]) * 1000))
     options["options"] = " ".join(filter(None, [given] + ours))
     options["application_name"] = NAME
 
@@ -328,7 +326,7 @@ class Lock:
                 "pooler",
                 "The connection to the database goes through a pooler (pgbouncer or alike), which "
                 "may give the migration lock to somebody else. Let migrations connect to PostgreSQL itself: "
-                "set the host and port in extra_environment.",
+                "name its own host and port in the settings of the application's database.",
             )
         if lock.pg_version >= 140000:
             query(lock, "SELECT set_config('idle_session_timeout', '0', false)")
@@ -811,8 +809,7 @@ def apply(connection, request):
     """Apply what is pending.
 
     Request: expected: [[app, name]] that may be applied (others stop the run; null: anything), handlers: true to run
-    `migrate` although nothing is pending, for its signal handlers; lock_wait_seconds, lock_timeout_seconds,
-    statement_timeout_seconds.
+    `migrate` although nothing is pending, for its signal handlers; lock_wait_seconds, lock_timeout_seconds.
     """
     from django.core.management import call_command
 

@@ -81,7 +81,6 @@ DEFAULT_LENGTH = {
     "ImageField": 100,
     "FilePathField": 100,
 }
-STATE_ONLY = frozenset(("AlterModelOptions", "AlterModelManagers", "AlterConstraint"))
 EXTENSIONS = frozenset(
     "CreateExtension BloomExtension BtreeGinExtension BtreeGistExtension CITextExtension CryptoExtension"
     " HStoreExtension TrigramExtension UnaccentExtension".split()

@@ -37,6 +37,7 @@ import re
 import shlex
 from typing import Optional
 
+from ..health.checks import size
 from ..host.printable import printable_tree
 
 SEVERITIES = ("critical", "warning", "info")
@@ -47,16 +48,6 @@ NEEDS = {"app": ("database", "cache"), "web": ("app",)}
 # Where two roots weigh the same, the one further down comes first.
 DEPTH = ("unreachable", "host", "network", "tls", "database", "cache", "application", "celery", "web", "container",
          "monitoring", "backup")  # fmt: skip
-
-
-def size(count) -> str:
-    """Return bytes in a person's unit."""
-    count = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return "%.4g %s" % (count, unit)
-        count /= 1024.0
-    return "%.4g TiB" % count
 
 
 def duration(seconds) -> str:
@@ -244,7 +235,7 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
     )
 
 
-def host_of(name: str, functions: list, result: dict, heard_at: Optional[float] = None) -> dict:
+def host_of(name: str, functions: list, result: dict) -> dict:
     """Return a host's evidence of what its task registered, or why there is none."""
     # A host that somebody has taken over says what it likes to the terminal of whoever asks.
     result = printable_tree(result)
