@@ -33,11 +33,11 @@ import re
 from pathlib import Path
 
 import ansible.module_utils
-from ansible.plugins.action import ActionBase
 
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.awx import rrules
+from ansible.module_utils.shiftmaster.host.action import ControllerAction
 
 # In the order in which they are made: each finds what it names.
 KINDS = (
@@ -482,18 +482,15 @@ ARGUMENTS = {
 }
 
 
-class ActionModule(ActionBase):
-    _requires_connection = False
+class ActionModule(ControllerAction):
+    ARGUMENTS = ARGUMENTS
 
-    def run(self, tmp=None, task_vars=None):
-        super().run(tmp, task_vars)
-        parameters = self.validate_argument_spec(ARGUMENTS)[1]
+    def perform(self, parameters):
         found = problems(parameters, lambda playbook: os.path.isfile(os.path.join(parameters["repository"], playbook)))
         if found:
             message = "Nothing was changed. What is wrong: %s" % "; ".join(found)
             return {"failed": True, "msg": message, "problems": found}
         return {
-            "changed": False,
             "objects": objects(parameters),
             "given": given(parameters),
             "next_runs": next_runs(parameters, datetime.datetime.now(datetime.timezone.utc)),

@@ -22,11 +22,10 @@ import json
 from pathlib import Path
 
 import ansible.module_utils
-from ansible.plugins.action import ActionBase
 
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
-
+from ansible.module_utils.shiftmaster.host.action import ControllerAction
 from ansible.module_utils.shiftmaster.reports import checklist, findings
 
 ARGUMENTS = {
@@ -64,12 +63,10 @@ def fill_in(parameters: dict, made: datetime.datetime) -> dict:
     }
 
 
-class ActionModule(ActionBase):
-    _requires_connection = False
+class ActionModule(ControllerAction):
+    ARGUMENTS = ARGUMENTS
 
-    def run(self, tmp=None, task_vars=None):
-        super().run(tmp, task_vars)
-        parameters = self.validate_argument_spec(ARGUMENTS)[1]
+    def perform(self, parameters):
         result = fill_in(parameters, datetime.datetime.now(datetime.timezone.utc))
         files = []
         if parameters["directory"] and not self._task.check_mode:
@@ -84,4 +81,4 @@ class ActionModule(ActionBase):
                 )
             except OSError as error:
                 self._display.warning("The checklist could not be written: %s" % error)
-        return dict(result, changed=False, files=files)
+        return dict(result, files=files)

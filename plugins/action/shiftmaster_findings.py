@@ -24,12 +24,11 @@ import json
 from pathlib import Path
 
 import ansible.module_utils
-from ansible.plugins.action import ActionBase
 
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
-
 from ansible.module_utils.shiftmaster.diagnosis.setting import AREAS
+from ansible.module_utils.shiftmaster.host.action import ControllerAction
 from ansible.module_utils.shiftmaster.reports import findings, findings_report
 
 ARGUMENTS = {
@@ -68,12 +67,10 @@ def judge(parameters: dict, made: datetime.datetime) -> tuple:
     return answer, files
 
 
-class ActionModule(ActionBase):
-    _requires_connection = False
+class ActionModule(ControllerAction):
+    ARGUMENTS = ARGUMENTS
 
-    def run(self, tmp=None, task_vars=None):
-        super().run(tmp, task_vars)
-        parameters = self.validate_argument_spec(ARGUMENTS)[1]
+    def perform(self, parameters):
         made = datetime.datetime.now(datetime.timezone.utc)
         result, files = judge(parameters, made)
         if parameters["bundle"] and files:
@@ -85,4 +82,4 @@ class ActionModule(ActionBase):
             except OSError as error:
                 result["not_written"] = "The report could not be written: %s" % error
                 self._display.warning(result["not_written"])
-        return dict(result, changed=False)
+        return result

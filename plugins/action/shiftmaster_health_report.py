@@ -18,12 +18,12 @@ import datetime
 from pathlib import Path
 
 import ansible.module_utils
-from ansible.plugins.action import ActionBase
 
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.health import engine
 from ansible.module_utils.shiftmaster.health.text import LANGUAGES
+from ansible.module_utils.shiftmaster.host.action import ControllerAction
 
 ARGUMENTS = {
     "results": {
@@ -39,12 +39,10 @@ ARGUMENTS = {
 }
 
 
-class ActionModule(ActionBase):
-    _requires_connection = False
+class ActionModule(ControllerAction):
+    ARGUMENTS = ARGUMENTS
 
-    def run(self, tmp=None, task_vars=None):
-        super().run(tmp, task_vars)
-        parameters = self.validate_argument_spec(ARGUMENTS)[1]
+    def perform(self, parameters):
         now = datetime.datetime.now(datetime.timezone.utc)
         fail_on, language = parameters["fail_on"], parameters["language"]
         reports = [engine.report_of(entry["host"], entry["result"]) for entry in parameters["results"]]

@@ -27,11 +27,10 @@ import time
 from pathlib import Path
 
 import ansible.module_utils
-from ansible.plugins.action import ActionBase
 
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
-
+from ansible.module_utils.shiftmaster.host.action import ControllerAction
 from ansible.module_utils.shiftmaster.notify import text
 from ansible.module_utils.shiftmaster.notify.send import compose, deliver, wrong_channels
 
@@ -86,24 +85,21 @@ ARGUMENTS = {
 }
 
 
-class ActionModule(ActionBase):
-    _requires_connection = False
+class ActionModule(ControllerAction):
+    ARGUMENTS = ARGUMENTS
 
-    def run(self, tmp=None, task_vars=None):
-        super().run(tmp, task_vars)
-        parameters = self.validate_argument_spec(ARGUMENTS)[1]
+    def perform(self, parameters):
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         problems = wrong_channels(parameters)
         messages = {
             channel: message for channel, message in compose(parameters, now).items() if channel not in problems
         }
         if self._task.check_mode:
-            return {"changed": False, "sent": [], "problems": problems, "seconds": 0.0, "messages": messages}
+            return {"sent": [], "problems": problems, "seconds": 0.0, "messages": messages}
         started = time.monotonic()
         sent, failed = deliver(parameters, messages)
         # A notification changes nothing on a host.
         return {
-            "changed": False,
             "sent": sent,
             "problems": {**failed, **problems},
             "seconds": round(time.monotonic() - started, 2),

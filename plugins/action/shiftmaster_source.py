@@ -42,11 +42,10 @@ import urllib.parse
 from pathlib import Path
 
 import ansible.module_utils
-from ansible.module_utils.common.parameters import remove_values
-from ansible.plugins.action import ActionBase
 
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
+from ansible.module_utils.shiftmaster.host import action
 from ansible.module_utils.shiftmaster.host.bounded import Bounded
 from ansible.module_utils.shiftmaster.host.printable import printable
 from ansible.module_utils.shiftmaster.release import migrations
@@ -115,7 +114,7 @@ FOREIGN = (
 )
 
 
-class SourceError(Exception):
+class SourceError(action.Failed):
     """The version cannot be had; str() says why in a sentence."""
 
 
@@ -762,19 +761,14 @@ def run(address, params):
             raise SourceError("git cannot work with the copy of the repository in %s: %s" % (mirror.root, error))
 
 
-class ActionModule(ActionBase):
-    _requires_connection = False
+class ActionModule(action.ControllerAction):
+    ARGUMENTS = ARGUMENTS
 
-    def run(self, tmp=None, task_vars=None):
-        super().run(tmp, task_vars)
-        parameters = self.validate_argument_spec(ARGUMENTS)[1]
-        secrets = {parameters["repository"]}
+    def perform(self, parameters):
+        address = Address(parameters["repository"], self._loader.get_basedir())
+        # Of the address only its secret part is hidden.
+        self.secrets = address.secrets()
         try:
-            address = Address(parameters["repository"], self._loader.get_basedir())
-            secrets = address.secrets()
-            result = dict(run(address, parameters), changed=False)
-        except SourceError as error:
-            result = {"failed": True, "msg": str(error)}
+            return run(address, parameters)
         except OSError as error:
-            result = {"failed": True, "msg": "the cache %s cannot be used: %s" % (parameters["cache_dir"], error)}
-        return remove_values(result, secrets)
+            raise SourceError("the cache %s cannot be used: %s" % (parameters["cache_dir"], error))

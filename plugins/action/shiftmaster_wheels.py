@@ -37,11 +37,10 @@ import urllib.parse
 from pathlib import Path
 
 import ansible.module_utils
-from ansible.module_utils.common.parameters import remove_values
-from ansible.plugins.action import ActionBase
 
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
+from ansible.module_utils.shiftmaster.host.action import ControllerAction, Failed
 from ansible.module_utils.shiftmaster.release.state import held
 
 KEEP = 10
@@ -92,7 +91,7 @@ MISSING = re.compile(r"(?m)^ERROR: No matching distribution found for (.+?)(?: \
 UNREACHABLE = re.compile(r"(?m)(?:^WARNING: Retrying|connection broken by|Could not fetch URL).*$")
 
 
-class WheelsError(Exception):
+class WheelsError(Failed):
     """The wheels cannot be had; str() says why."""
 
 
@@ -486,16 +485,13 @@ def secrets(environment):
     return {one for one in found if one}
 
 
-class ActionModule(ActionBase):
-    _requires_connection = False
+class ActionModule(ControllerAction):
+    ARGUMENTS = ARGUMENTS
 
-    def run(self, tmp=None, task_vars=None):
-        super().run(tmp, task_vars)
-        parameters = self.validate_argument_spec(ARGUMENTS)[1]
+    def perform(self, parameters):
+        # Of pip's environment only the secret parts are hidden.
+        self.secrets = secrets(parameters["environment"])
         try:
-            result = dict(run(parameters), changed=False)
-        except WheelsError as error:
-            result = {"failed": True, "msg": str(error)}
+            return run(parameters)
         except (OSError, tarfile.TarError) as error:
-            result = {"failed": True, "msg": "the wheels cannot be collected on the controller: %s" % error}
-        return remove_values(result, secrets(parameters["environment"]))
+            raise WheelsError("the wheels cannot be collected on the controller: %s" % error)

@@ -403,46 +403,6 @@ def test_the_verified_point_must_be_reached():
     assert not judge([], [backup(2)], verified=seg(3)).good
 
 
-# -------------------------------------------------------------------------------------------------------------- window
-
-
-def windows(names, backups, good=None):
-    archive = held(names)
-    good = [one.label for one in backups] if good is None else good
-    return wal.windows(backups, wal.reaches(archive, backups), good)
-
-
-def test_what_can_be_restored():
-    """Segment n came at 1000 + its place in the list."""
-    names = [seg(number) for number in range(20)]
-    early, late = backup(2, stopped=1003), backup(9, stopped=1010)
-    assert windows(names, [early, late]) == [(1003, 1019)]
-    assert windows(names, [early, late], ["B9"]) == [(1010, 1019)]
-    assert windows(names, [early, late], []) == []
-
-
-def test_a_span_within_another_does_not_end_it():
-    """That of a backup of a timeline that was given up."""
-    found = [
-        wal.Reach("B2", True, (), seg(9, 2), 1019, True, ""),
-        wal.Reach("B9", True, (), seg(12), 1012, False, ""),
-    ]
-    assert wal.windows([backup(2, stopped=1003), backup(9, stopped=1010)], found, ["B2", "B9"]) == [(1003, 1019)]
-
-
-def test_a_gap_divides_the_span():
-    names = [seg(number) for number in range(20) if number != 6]
-    early, late = backup(2, stopped=1003), backup(9, stopped=1010)
-    assert windows(names, [early, late]) == [(1003, 1005), (1010, 1018)]
-    names = [seg(number) for number in range(20) if number != 12]
-    assert windows(names, [early, late]) == [(1003, 1011)]
-
-
-def test_a_backup_that_cannot_be_opened_gives_no_span():
-    names = [seg(number) for number in range(20) if number != 3]
-    assert windows(names, [backup(2, 4, stopped=1003), backup(9, stopped=1010)]) == [(1010, 1018)]
-
-
 def test_gaps_are_counted_once():
     names = [seg(number) for number in range(20) if number not in (6, 7, 12)]
     found = wal.reaches(held(names), [backup(2), backup(4), backup(7), backup(9)])

@@ -326,27 +326,6 @@ def judge(held: Archive, found: Iterable, directory: str, verified: str = "") ->
     return result(problems)
 
 
-def windows(backups: Iterable[Backup], found: Iterable, good: Iterable) -> list:
-    """Return the spans of time, ((from, to), ...), of which any moment can be restored, oldest first.
-
-    good are the labels of the backups that count. A span begins when a backup ended; one that has a gap after it ends
-    with the last segment that came before.
-    """
-    until = {reach.label: reach.until for reach in found if reach.consistent and reach.until is not None}
-    spans = sorted(
-        (backup.stopped, max(until[backup.label], backup.stopped))
-        for backup in backups
-        if backup.label in until and backup.label in set(good)
-    )
-    joined: list = []
-    for begin, end in spans:
-        if joined and begin <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((begin, end))
-    return joined
-
-
 def newest_time(held: Archive) -> Optional[float]:
     """Return when the newest segment came into the archive."""
     return max(held.segments.values(), default=None)

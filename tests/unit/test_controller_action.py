@@ -1,0 +1,45 @@
+"""Action plugins of the controller: options are validated, every failure is a result, and secrets are in none."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from ansible.module_utils.shiftmaster.host.action import ControllerAction, Failed
+
+
+class Plugin(ControllerAction):
+    ARGUMENTS = {
+        "count": {"type": "int", "default": 3},
+        "channel": {"type": "dict", "options": {"password": {"type": "str", "no_log": True}}},
+    }
+
+    def perform(self, parameters):
+        if parameters["count"] == 0:
+            raise Failed("nothing to count for %s" % parameters["channel"]["password"])
+        return {"each": 6 // (parameters["count"] - 1), "said": parameters["channel"] and "hunter2 was sent"}
+
+
+@pytest.fixture
+def run(run_module):
+    return lambda **options: run_module(SimpleNamespace(ActionModule=Plugin), **options)
+
+
+def test_defaults_and_types_are_those_of_the_specification(run):
+    assert run() == {"changed": False, "each": 3, "said": None}
+    assert run(count="4")["each"] == 2
+
+
+@pytest.mark.parametrize(
+    "options, word", [({"counts": 1}, "counts"), ({"count": "x"}, "count"), ({"count": 1}, "Zero")]
+)
+def test_a_failure_is_a_result_so_that_failed_when_holds(run, options, word):
+    """Ansible ends a task whose action raises, whatever failed_when says."""
+    result = run(**options)
+    assert result["failed"] is True and word in result["msg"]
+
+
+def test_a_secret_is_in_no_result(run):
+    channel = {"password": "hunter2"}
+    assert "hunter2" not in str(run(channel=channel)) + str(run(count=0, channel=channel))
+    assert run(count=0, channel=channel)["failed"]
