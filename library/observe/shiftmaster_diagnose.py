@@ -13,7 +13,7 @@ description:
   - It reads only, it starts no service, and it writes no file. It works without the application, without PostgreSQL,
     without room on the disk, and with the Python of Debian 12 and 13 alone.
   - Secrets are taken out on the host; values of the application's environment never leave it.
-  - What the evidence means is said by M(shiftmaster_findings), over all hosts.
+  - The action C(shiftmaster_findings) says what the evidence of all hosts means.
 options:
   area:
     description: What to look at. V(checklist) is V(all) and what the checklists want besides.
