@@ -546,7 +546,7 @@ def test_a_page_that_is_open_to_strangers_is_not_what_was_asked_for(apply, host)
 def test_an_answer_must_hold_the_value(apply, host, monkeypatch):
     answer = {"url": "http://127.0.0.1:1/flags", "path": ["data", "retention"], "value": "62d"}
     monkeypatch.setattr(
-        metrics,
+        prometheus,
         "get",
         lambda url, *more: (200, '{"data": {"retention": "15d"}}') if "flags" in url else host.get(url, *more),
     )

@@ -29,7 +29,7 @@ class ControllerAction(ActionBase):
         self.secrets = set(validated._no_log_values)
         try:
             if validated.error_messages:
-                raise Failed("; ".join(validated.error_messages))
+                raise Failed("wrong options: %s" % "; ".join(validated.error_messages))
             result = self.perform(validated.validated_parameters)
         except Failed as error:
             result = {"failed": True, "msg": str(error)}
