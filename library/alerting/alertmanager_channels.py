@@ -62,7 +62,6 @@ options:
     description: How long one question may take.
     type: int
     default: 5
-author: ShiftMaster operations
 attributes:
   check_mode:
     support: full

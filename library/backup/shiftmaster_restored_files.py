@@ -13,7 +13,6 @@ description:
   - Nothing is written where the archive holds a path that was not asked for, a device, FIFO, socket or sparse file, or
     more than there is room for. A compressed archive is not read. The same holds for an archive with a path twice, or
     with a path below a file or a link, and for one without its end or with fewer files than O(count).
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   src:
     description: The archive, a file of the host. Its names are relative to C(/).

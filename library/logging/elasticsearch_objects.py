@@ -1,6 +1,5 @@
 #!/usr/bin/python
 # What only Elasticsearch's API can say and do.
-# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
 """Keep policies, templates, data streams and settings of an Elasticsearch, and prove the rights of its users."""
 
 from __future__ import annotations
@@ -106,8 +105,6 @@ attributes:
   diff_mode:
     support: full
     description: A sentence for each change.
-author:
-  - ShiftMaster operations
 """
 
 EXAMPLES = r"""

@@ -1,6 +1,5 @@
 #!/usr/bin/python
 # Elasticsearch's users that are files.
-# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
 """Keep the files of Elasticsearch's file realm: users with bcrypt hashes, and their roles."""
 
 from __future__ import annotations
@@ -51,8 +50,6 @@ attributes:
   diff_mode:
     support: partial
     description: Names and roles; never a hash.
-author:
-  - ShiftMaster operations
 """
 
 EXAMPLES = r"""

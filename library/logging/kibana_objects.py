@@ -1,6 +1,5 @@
 #!/usr/bin/python
 # What only Kibana's API can say and do.
-# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
 """Keep saved objects of a Kibana (data views, searches, dashboards) as a file has them."""
 
 from __future__ import annotations
@@ -49,8 +48,6 @@ attributes:
   diff_mode:
     support: full
     description: A sentence for each object.
-author:
-  - ShiftMaster operations
 """
 
 EXAMPLES = r"""

@@ -1,6 +1,5 @@
 #!/usr/bin/python
 # A line of the log that is looked for.
-# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
 """Write a line that nobody else writes, and look for it in Elasticsearch."""
 
 from __future__ import annotations
@@ -45,8 +44,6 @@ attributes:
     support: none
   diff_mode:
     support: none
-author:
-  - ShiftMaster operations
 """
 
 EXAMPLES = r"""

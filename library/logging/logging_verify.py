@@ -1,6 +1,5 @@
 #!/usr/bin/python
 # What the parts of the logging pipeline say of themselves.
-# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
 """Ask Elasticsearch, Logstash, Kibana and Filebeat for their own checks and their health."""
 
 from __future__ import annotations
@@ -53,8 +52,6 @@ attributes:
     description: It changes nothing.
   diff_mode:
     support: none
-author:
-  - ShiftMaster operations
 """
 
 EXAMPLES = r"""

@@ -6,7 +6,6 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: shiftmaster_diagnose
 short_description: Collect evidence of what is wrong on a ShiftMaster host
-version_added: "1.0.0"
 description:
   - Looks at everything that the troubleshooting script of the operations guide looks at, and more, all at the same
     time, each part within its own limit. What fails or hangs is evidence too.
@@ -204,8 +203,6 @@ attributes:
     support: none
 seealso:
   - module: shiftmaster_health
-author:
-  - ShiftMaster operations
 """
 
 EXAMPLES = r"""

@@ -6,7 +6,6 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: shiftmaster_health
 short_description: Check the health of a ShiftMaster host
-version_added: "1.0.0"
 description:
   - Runs all O(checks) at the same time, each within its own time limit, and returns their results as data and as the
     report of the operations guide.
@@ -284,8 +283,6 @@ attributes:
   diff_mode:
     description: It changes nothing.
     support: none
-author:
-  - ShiftMaster operations
 """
 
 EXAMPLES = r"""

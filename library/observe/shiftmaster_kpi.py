@@ -6,7 +6,6 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: shiftmaster_kpi
 short_description: Compute a month's metrics of service from a Prometheus
-version_added: "1.0.0"
 description:
   - Asks the Prometheus of this host for a month and computes availability, p95, error rate, throughput, mean time to
     repair and between failures, and what fired around each outage, against what was promised.
@@ -45,8 +44,6 @@ attributes:
   diff_mode:
     description: It changes nothing.
     support: none
-author:
-  - ShiftMaster operations
 """
 
 EXAMPLES = r"""

@@ -10,8 +10,6 @@ description:
   - Compares secrets with what a release has in its environment, and tries logins to PostgreSQL and Redis.
   - It reads only, and never returns a secret. A server that cannot be reached makes it fail where O(logins) asks for
     it, and counts as no refusal where O(log_in) does.
-version_added: "1.0.0"
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   environment_file:
     description: The environment of a release.

@@ -13,8 +13,6 @@ description:
   - O(state=restored) checks the copy against its manifest, then replaces what the user owns in the database by it in
     one transaction. Where anything fails, nothing has changed.
   - It is refused with a sentence where the tools are missing or older than the server, or the disk is too small.
-version_added: "1.0.0"
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   state:
     description:

@@ -12,8 +12,6 @@ description:
   - An expired lock is taken over, and so is one whose controller process is known to be dead, by O(interrupted_run_id).
     The caller then recovers what the owner left (M(shiftmaster_release) with O(ignore:state=recovered)).
   - O(state=identity) and O(state=alive) run on the controller and touch nothing.
-version_added: "1.0.0"
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   state:
     description:

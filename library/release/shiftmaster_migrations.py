@@ -18,8 +18,6 @@ description:
   - Migrations run under a session-level advisory lock of PostgreSQL, held by the migrating process itself on a second
     connection, and with C(lock_timeout). SQLite has neither; there they are skipped.
   - Only the database C(default) is looked at.
-author:
-  - ShiftMaster operations
 options:
   mode:
     description:

@@ -10,8 +10,6 @@ description:
   - Reads what each process has mapped. A program or library that was replaced on disk is used on from the deleted file
     until the process ends; an upgrade of packages has come into effect when there is no such process any more.
   - It reads only.
-version_added: "1.0.0"
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   proc:
     description: Where the kernel shows processes.

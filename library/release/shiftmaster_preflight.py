@@ -10,8 +10,6 @@ description:
   - Looks at a host and changes nothing. Only Python's standard library is used, so that it works on a fresh host.
   - It never fails because of what it finds; the caller collects the problems of all hosts and then says them together.
   - A check is made only where its option is given. What cannot be told on a host is in RV(notes), with the reason.
-version_added: "1.0.0"
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   systems:
     description: The systems that this was verified on, as name and version, such as V(debian 13).

@@ -11,8 +11,6 @@ description:
     C(active) names the slot that serves. One C(rename()) of it moves the traffic.
   - Each step of a cutover is written to C(state.json) before it begins, so that O(state=recovered) can finish or revert
     what a killed run or a reboot left.
-version_added: "1.0.0"
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   state:
     description:

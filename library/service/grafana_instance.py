@@ -1,6 +1,5 @@
 #!/usr/bin/python
 # What only Grafana's API can say and do.
-# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
 """Keep a Grafana's users as the list says, and prove that it serves what was provisioned."""
 
 from __future__ import annotations
@@ -93,8 +92,6 @@ attributes:
   diff_mode:
     support: full
     description: Users and roles; never a password.
-author:
-  - ShiftMaster operations
 """
 
 EXAMPLES = r"""

@@ -9,8 +9,6 @@ description:
   - One remote call instead of one for each directory and file; a run that changes nothing on an installation with
     several hosts is mostly made of such calls.
   - Each file is replaced as a whole, by a rename. Nothing is changed before all of the input has been checked.
-version_added: "1.0.0"
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   directories:
     description: Directories, parents first.

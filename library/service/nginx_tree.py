@@ -1,6 +1,5 @@
 #!/usr/bin/python
 # nginx's files as one set, and the servers behind a balancing nginx.
-# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
 """Keep nginx's files as one set: tested in a copy, swapped, reloaded and verified, or rolled back."""
 
 from __future__ import annotations
@@ -165,8 +164,6 @@ attributes:
   diff_mode:
     support: full
     description: Every file, link and directory that would change.
-author:
-  - ShiftMaster operations
 """
 
 EXAMPLES = r"""

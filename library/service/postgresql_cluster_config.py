@@ -63,8 +63,6 @@ options:
     description: How long a start or restart may take until the server answers.
     type: int
     default: 120
-author:
-  - ShiftMaster operations
 attributes:
   check_mode:
     description: The candidate is validated, nothing is written.

@@ -35,8 +35,6 @@ options:
     description: How long the copy may take, and then the standby until it streams.
     type: int
     default: 21600
-author:
-  - ShiftMaster operations
 attributes:
   check_mode:
     description: The primary is asked whether it answers, nothing else happens.

@@ -91,8 +91,6 @@ options:
     description: How long a start may take until the instance has loaded its data.
     type: int
     default: 120
-author:
-  - ShiftMaster operations
 attributes:
   check_mode:
     description: The candidate is tried on the scratch server, nothing is written.

@@ -1,6 +1,5 @@
 #!/usr/bin/python
 # The configuration of a service that is a set of files: exporters, Prometheus, Alertmanager.
-# ruff: noqa: E402  (an Ansible module states its documentation before its imports)
 """Keep a service's files as one set: checked in a copy, swapped, loaded and verified, or rolled back."""
 
 from __future__ import annotations
@@ -221,8 +220,6 @@ attributes:
   diff_mode:
     support: full
     description: Every file and directory that would change; never a secret, a password or a hash of one.
-author:
-  - ShiftMaster operations
 """
 
 EXAMPLES = r"""

@@ -10,7 +10,6 @@ name: installed_package
 short_description: What dpkg says of a package that is wanted in some version
 description:
   - What a killed run has left half installed, and what lacks a package that comes along, is missing.
-author: ShiftMaster operations (@shiftmaster-operations)
 positional: lines
 options:
   _input:

@@ -11,7 +11,6 @@ short_description: What is wrong with masks of personal data
 description:
   - A mask runs in each process of the application and in Logstash, on every line. One that means something else there,
     or that can be led to run for ever, is told before anything changes.
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   _input:
     description: The masks, as group_vars/all/masking.yml has them.

@@ -14,7 +14,6 @@ name: openpgp_fingerprints
 short_description: The fingerprints of the primary keys in an ASCII-armoured public key
 description:
   - The controller computes them, so that neither it nor a host needs GnuPG. Fails where the text is no public key.
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   _input:
     description: The ASCII-armoured text.

@@ -13,7 +13,6 @@ short_description: Replace the control characters in data of another host
 description:
   - Every text in the data, keys too, gets a question mark for each control character, so that it can be shown on a
     terminal. Line feeds and tabs stay.
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   _input:
     description: The data, of texts, numbers, lists and dicts.

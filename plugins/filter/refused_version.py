@@ -11,7 +11,6 @@ short_description: Why a version of a package may not be installed, by what is i
 description:
   - A configuration is for one major version. A version of another one is never installed with it, nor as the first.
   - An update to another major version has to be allowed. Nothing goes back to an older version. Epochs are left out.
-author: ShiftMaster operations (@shiftmaster-operations)
 positional: installed, version, allow_update, one_step, advice
 options:
   _input:

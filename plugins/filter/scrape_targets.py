@@ -9,7 +9,6 @@ short_description: Hosts as targets of Prometheus
 description:
   - One target for each host, with the labels that every target of this repository has. C(instance) is the host's name,
     without a port, so that alerts about one host meet, whichever exporter they come from.
-author: ShiftMaster operations (@shiftmaster-operations)
 positional: addresses, port
 options:
   _input:

@@ -9,7 +9,6 @@ short_description: Options that a product of this major version does not have
 description:
   - Elasticsearch, Logstash, Kibana and Filebeat stop at an option that they do not know, and so does a service that was
     running until it was restarted for the new configuration. Here such an option is refused before.
-author: ShiftMaster operations (@shiftmaster-operations)
 positional: known, gone
 options:
   _input:

@@ -9,7 +9,6 @@ short_description: What playbooks/verify.yml has found, a line each
 description:
   - One line for each check of each host, as C(NOT RUN), C(PASSED) or C(FAILED); a check that was answered by a stub
     says so. A part that no host is to have, and a host that did not answer, have not run.
-author: ShiftMaster operations (@shiftmaster-operations)
 positional: groups
 options:
   _input:

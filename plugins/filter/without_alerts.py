@@ -9,7 +9,6 @@ short_description: A file of Prometheus' rules without some of its alerts
 description:
   - The rules of this repository are written for a whole site. An alert that tells of a lack is never silent where what
     it asks for is not wanted; there it is left out.
-author: ShiftMaster operations (@shiftmaster-operations)
 positional: names
 options:
   _input:

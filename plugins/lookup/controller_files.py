@@ -11,7 +11,6 @@ description:
     vault password of the run, so C(ansible-vault decrypt) reads it. What a vault has encrypted already stays so.
   - Without a vault password these files are left out, and a warning names them.
   - The salt depends on the content and the password, so a second run returns the same text.
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   _terms:
     description: Directories of the controller. One that does not exist holds nothing.

@@ -8,7 +8,6 @@ name: source_tree
 short_description: The text files of a directory of the controller, as one dict
 description:
   - Lets one module call install a whole package of small files.
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   _terms:
     description: Directories of the controller.
