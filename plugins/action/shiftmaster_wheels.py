@@ -5,8 +5,9 @@ wheels that the host will install into a directory of the cache; the same requir
 Only wheels count: a package without one is reported, and its code never runs here. Requirements that are no packages
 (an address, a path, -e) are refused. Hashes are checked here, and again on the host. Needs pip 22.2. Options:
 
-    source              directory takes wheels from `directory` alone; controller lets pip fetch them as this machine
-    does directory              a directory of the controller with wheels
+    source              directory takes wheels from `directory` alone; controller lets pip fetch them as
+                        this machine does
+    directory           a directory of the controller with wheels
     archive             the application's source, as shiftmaster_source packs it
     requirements_file   the application's requirements in it; empty for none
     extra_requirements  more requirements, as pip takes them
