@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
 
 ROOT = Path(__file__).resolve().parent.parent
+# What group_vars hold, {path: content}: the same for all inventories.
+FILES: dict = {}
 
 
 def parsed(source) -> InventoryManager:
     """Return an inventory; a broken one raises AnsibleError."""
     loader = DataLoader()
     loader.set_basedir(str(ROOT / "playbooks"))
+    loader._FILE_CACHE = FILES
     return InventoryManager(loader=loader, sources=[str(source)])
 
 
@@ -41,6 +45,8 @@ def variables(source, names, pattern: str = "all", facts: dict | None = None, **
     for host, known in (facts or {}).items():
         manager._fact_cache.set(host, known)
     hostvars = HostVars(inventory=inventory, variable_manager=manager, loader=loader)
+    # Put together once for each host, since nothing changes them here.
+    hostvars.raw_get = functools.cache(hostvars.raw_get)
     hosts = inventory.get_hosts(pattern)
     play = Play().load(
         {"name": "Show", "hosts": pattern, "gather_facts": False, "tasks": []}, variable_manager=manager, loader=loader

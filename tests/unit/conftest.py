@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import ansible.module_utils
 import pytest
 import yaml
+from ansible._internal._templating._jinja_bits import AnsibleEnvironment, _TemplateCompileContext
 
 ROOT = Path(__file__).resolve().parents[2]
 # Tests read Ansible's own output.
@@ -29,6 +30,22 @@ class FastLoader(yaml.CSafeLoader):
 
 # For yaml.safe_load.
 yaml.SafeLoader = FastLoader
+
+compile_template, compiled = AnsibleEnvironment.compile, {}
+
+
+def compile_once(environment, source, *arguments, **options):
+    """Ansible compiles each template again for each host; a third of what the variables of an inventory cost."""
+    if not isinstance(source, str) or environment.overlayed or arguments or options:
+        return compile_template(environment, source, *arguments, **options)
+    context = _TemplateCompileContext.current(optional=True)
+    key = str(source), bool(context and context.escape_backslashes)
+    if key not in compiled:
+        compiled[key] = compile_template(environment, source)
+    return compiled[key]
+
+
+AnsibleEnvironment.compile = compile_once
 
 
 @pytest.fixture(autouse=True)
