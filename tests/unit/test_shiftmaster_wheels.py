@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
 import tarfile
+import types
 import zipfile
 
+import offenders
 import pytest
 import shiftmaster_preflight as preflight
 import shiftmaster_wheels as wheels
@@ -59,9 +62,53 @@ def hashed(path):
     return "--hash=sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+# An interpreter that has imported pip, which costs more than what pip does here; each line makes it fork for a run.
+FORKING = """
+import gc, json, os, sys
+import pip._internal.commands.download, pip._internal.network.session, pip._internal.resolution.resolvelib.resolver
+from pip._internal.cli import main
+gc.freeze()
+for line in sys.stdin:
+    code, arguments, environment, directory, output = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 1)
+        os.dup2(1, 2)
+        os.chdir(directory)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = ["-c", *arguments]
+        try:
+            exec(code, {"__name__": "__main__"})
+        except SystemExit as ended:
+            sys.stdout.flush()
+            os._exit(ended.code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory):
+    """Run `python -c` as subprocess.run() does, by a process that has imported pip."""
+    output = tmp_path_factory.mktemp("pip") / "output"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", FORKING], **pipes) as interpreter:
+
+        def run(command, env, cwd, **_more):
+            assert command[:2] == [sys.executable, "-c"]
+            output.write_bytes(b"")
+            print(json.dumps([command[2], command[3:], env, cwd, str(output)]), file=interpreter.stdin, flush=True)
+            return types.SimpleNamespace(returncode=int(interpreter.stdout.readline()), stdout=output.read_bytes())
+
+        yield run
+        interpreter.stdin.close()
+
+
 @pytest.fixture
-def collect(tmp_path):
+def collect(tmp_path, monkeypatch, forked):
     """Call the module's own run() with these files as the application's source."""
+    monkeypatch.setattr(wheels, "subprocess", types.SimpleNamespace(**{**vars(subprocess), "run": forked}))
 
     def collect(files, extra=(), host=None, **more):
         archive = tmp_path / "source.tar"
@@ -168,7 +215,11 @@ def test_a_source_without_the_file_is_said(collect, directory):
 
 
 @pytest.mark.parametrize("version, brings", [("3.13.5", []), ("3.11.2", ["old"])])
-def test_wheels_and_markers_are_those_of_the_host_not_of_the_controller(collect, directory, version, brings):
+def test_wheels_and_markers_are_those_of_the_host_not_of_the_controller(
+    collect, directory, monkeypatch, version, brings
+):
+    # With a start of pip of its own, as on a controller.
+    monkeypatch.setattr(wheels, "subprocess", subprocess)
     found = collect({"requirements.txt": "alpha\nnative\n"}, host=interpreter(version))
     assert names(found) == ["alpha", "beta", "native", *brings]
     tag = "cp" + "".join(version.split(".")[:2])
@@ -285,24 +336,29 @@ def test_a_directory_without_wheels_is_said(collect, tmp_path, state):
 # ------------------------------------------------------------------------------------------------------- the controller
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["pure==1.0", "pure==1.0\n--pre --no-binary :all:", "pure==1.0\n--only-binary :none:", "pure --no-binary=pure",
-     "pure ; python_version > '3' --no-binary pure", "pure==1.0 {hash}", "pure==1.0 {hash} --no-binary=:all:",
-     "pure==1.0 {hash} '--no-binary' :all:", "beta\n'--no-binary' :all:\npure"],
-)  # fmt: skip
-def test_code_of_a_package_never_runs_on_the_controller(collect, tmp_path, monkeypatch, line):
+def test_code_of_a_package_never_runs_on_the_controller(collect, tmp_path, monkeypatch):
     """A directory of this machine's own configuration stands in for the index."""
     index, ran = tmp_path / "index", tmp_path / "ran"
     wheel(index, "beta", "2.0")
-    line = line.replace("{hash}", hashed(sdist(index, "pure", "1.0", code=f"open({str(ran)!r}, 'w').close()")))
+    known = hashed(sdist(index, "pure", "1.0", code=f"open({str(ran)!r}, 'w').close()"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    given = {"source": "controller", "directory": None}
-    with pytest.raises(wheels.WheelsError, match="of: pure|not allowed on the controller|no wheel can stand for"):
-        collect({"requirements.txt": f"{line}\n"}, environment={"PIP_FIND_LINKS": str(index)}, **given)
-    assert not ran.exists()
-    found = collect({"requirements.txt": "beta\n"}, environment={"PIP_FIND_LINKS": str(index)}, **given)
-    assert names(found) == ["beta"]
+    given = {"source": "controller", "directory": None, "environment": {"PIP_FIND_LINKS": str(index)}}
+
+    def check(line):
+        with pytest.raises(wheels.WheelsError, match="of: pure|not allowed on the controller|no wheel can stand for"):
+            collect({"requirements.txt": line.replace("{hash}", known) + "\n"}, **given)
+        assert not ran.exists()
+
+    offenders.check_each(
+        [
+            "pure==1.0", "pure==1.0\n--pre --no-binary :all:", "pure==1.0\n--only-binary :none:",
+            "pure --no-binary=pure", "pure ; python_version > '3' --no-binary pure", "pure==1.0 {hash}",
+            "pure==1.0 {hash} --no-binary=:all:", "pure==1.0 {hash} '--no-binary' :all:",
+            "beta\n'--no-binary' :all:\npure",
+        ],
+        check,
+    )  # fmt: skip
+    assert names(collect({"requirements.txt": "beta\n"}, **given)) == ["beta"]
 
 
 def test_requirements_that_fill_the_memory_are_refused(collect, directory):
@@ -364,17 +420,20 @@ def test_the_same_requirements_ask_nobody_again(collect, directory):
     assert {**second, "collected": True} == first
 
 
-@pytest.mark.parametrize("change", ["requirements", "extra", "host", "directory"])
-def test_other_requirements_are_collected_again(collect, directory, change):
+def test_other_requirements_are_collected_again(collect, directory):
     first = collect({"requirements.txt": "alpha\n"})
-    if change == "directory":
-        wheel(directory, "beta", "3.0")
-    again = collect(
-        {"requirements.txt": "alpha\nnative\n" if change == "requirements" else "alpha\n"},
-        extra=["native"] if change == "extra" else [],
-        host=interpreter("3.11.2") if change == "host" else None,
-    )
-    assert again["collected"] and again["wheels"] != first["wheels"]
+
+    def check(change):
+        if change == "directory":
+            wheel(directory, "beta", "3.0")
+        again = collect(
+            {"requirements.txt": "alpha\nnative\n" if change == "requirements" else "alpha\n"},
+            extra=["native"] if change == "extra" else [],
+            host=interpreter("3.11.2") if change == "host" else None,
+        )
+        assert again["collected"] and again["wheels"] != first["wheels"]
+
+    offenders.check_each(["requirements", "extra", "host", "directory"], check)
 
 
 def test_a_damaged_collection_is_made_again(collect, directory):
