@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import functools
 import hashlib
 import json
 import re
@@ -181,6 +182,7 @@ def _operand(reader):
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def _keys(name: str) -> list:
     return re.findall(r"\[([^\[\]]+)\]", name) or [name]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ def in_oniguruma(masks, text: str) -> str:
     return text
 
 
+# Lines of tests have much in common.
+@functools.lru_cache(1 << 16)
 def gsub(pattern: str, replacement: str, text: str) -> str:
     if pattern not in _compiled:
         _compiled[pattern] = onigurumacffi.compile(pattern)

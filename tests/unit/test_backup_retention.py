@@ -580,10 +580,10 @@ class Year:
 
     def window(self):
         """The first of the 30 days can be restored, where anything was verified before it."""
-        begin = self.true - 30 * DAY
-        if any(when <= begin and self.verifications.get(label) for label, when in self.was_verified.items()):
+        begin, was_verified = self.true - 30 * DAY, self.was_verified
+        if any(when <= begin and self.verifications.get(label) for label, when in was_verified.items()):
             candidates = [one for one in self.verified() if self.true_time[one.label] <= begin]
-            lost = [label for label in self.was_verified if self.was_verified[label] <= begin and label in self.damaged]
+            lost = [label for label, when in was_verified.items() if when <= begin and label in self.damaged]
             assert candidates or lost or self.by_hand, "the first of the 30 days cannot be restored"
 
     @property
