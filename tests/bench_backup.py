@@ -53,9 +53,9 @@ REMOVE = (
 )
 RECOVER = """
 import sys, time
-sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine.backup import verification
-from engine.backup.host import Host, load_options
+sys.path.insert(0, "/usr/local/sbin/shiftmaster-backup")
+from shiftmaster.backup import verification
+from shiftmaster.backup.host import Host, load_options
 host = Host(load_options())
 began = time.monotonic()
 with verification.restored(host, "bench", "--type=immediate", "--target-action=promote") as server:

@@ -112,7 +112,7 @@ def uninstall(operations: Operations) -> None:
     """Leave a host as one that was installed again: nothing of the application, of its releases and of its state."""
     operations.shell(
         "systemctl disable --quiet --now shiftmaster.service; systemctl stop 'shiftmaster-*'; "
-        f"rm -rf {APP} /etc/shiftmaster /etc/systemd/system/shiftmaster* /usr/local/lib/shiftmaster "
+        f"rm -rf {APP} /etc/shiftmaster /etc/systemd/system/shiftmaster* "
         "/usr/local/sbin/shiftmasterctl /var/backups/shiftmaster /var/cache/shiftmaster; userdel shiftmaster-build; "
         "systemctl daemon-reload"
     )

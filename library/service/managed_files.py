@@ -58,17 +58,13 @@ options:
         description: Its mode in octal, as text.
         type: str
         default: "0644"
-  texts:
-    description: More text files, root's and readable by all, as path to content.
-    type: dict
-    default: {}
   absent:
-    description: Files that must not be there.
+    description: Files, and directories with all that they contain, that must not be there.
     type: list
     elements: path
     default: []
   purge:
-    description: Directories below which every file that is in neither O(files) nor O(texts) is removed.
+    description: Directories below which every file that is not in O(files) is removed.
     type: list
     elements: path
     default: []
@@ -138,6 +134,7 @@ lacking:
 import grp
 import os
 import pwd
+import shutil
 import stat
 import subprocess
 
@@ -210,8 +207,7 @@ def lacking(needs):
 def apply(params, check_mode):
     """Return (changed paths, diffs)."""
     changed, diffs = [], []
-    common = {"owner": "root", "group": "root", "mode": "0644"}
-    files = params["files"] + [dict(common, path=path, content=text) for path, text in params["texts"].items()]
+    files = params["files"]
     for entry in params["directories"] + files:
         int(entry["mode"], 8)
         identity(entry, check_mode)
@@ -260,9 +256,11 @@ def apply(params, check_mode):
             unwanted.extend(path for path in (os.path.join(parent, name) for name in names) if path not in wanted)
     for path in unwanted:
         changed.append(path)
-        diffs.append({"before_header": path, "after_header": path, "before": "(a file)\n", "after": ""})
+        directory = stat.S_ISDIR(os.lstat(path).st_mode)
+        before = "(a directory)\n" if directory else "(a file)\n"
+        diffs.append({"before_header": path, "after_header": path, "before": before, "after": ""})
         if not check_mode:
-            os.unlink(path)
+            (shutil.rmtree if directory else os.unlink)(path)
     return changed, diffs
 
 
@@ -293,7 +291,6 @@ def main():
                     common, content={"type": "str", "required": True}, mode={"type": "str", "default": "0644"}
                 ),
             },
-            "texts": {"type": "dict", "default": {}},
             "absent": {"type": "list", "elements": "path", "default": []},
             "purge": {"type": "list", "elements": "path", "default": []},
             "needs": {

@@ -37,9 +37,7 @@ shiftmaster_backup_failed{{kind="run"}} 0
 def program(monkeypatch, tmp_path):
     for name in ("", ".backup", *(f".backup.{name}" for name in MODULES)):
         module = importlib.import_module("ansible.module_utils.shiftmaster" + name)
-        monkeypatch.setitem(sys.modules, "engine" + name, module)
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setitem(sys.modules, "shiftmaster" + name, module)
     loader = importlib.machinery.SourceFileLoader("shiftmaster_backup", str(PATH))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)

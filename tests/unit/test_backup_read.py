@@ -22,7 +22,7 @@ PACKAGE = "ansible.module_utils.shiftmaster"
 @pytest.fixture
 def read(monkeypatch, tmp_path):
     for name in ("", ".backup", ".host"):
-        monkeypatch.setitem(sys.modules, "engine" + name, importlib.import_module(PACKAGE + name))
+        monkeypatch.setitem(sys.modules, "shiftmaster" + name, importlib.import_module(PACKAGE + name))
     loader = importlib.machinery.SourceFileLoader("shiftmaster_backup_read", str(PATH))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)

@@ -7,6 +7,7 @@ file to the search are real; Elasticsearch, Logstash, Kibana and Filebeat are no
 from __future__ import annotations
 
 import grp
+import importlib.util
 import json
 import os
 import shutil
@@ -419,10 +420,12 @@ def test_what_prometheus_is_told(parts):
 
 
 def test_the_program_of_the_timer_writes_what_node_exporter_reads(parts, tmp_path):
-    """As on a host: the program and its package, without Ansible."""
-    shutil.copytree(ROOT / "module_utils/shiftmaster", tmp_path / "engine")
-    program = (ROOT / "roles/log_watch/files/shiftmaster-log-watch").read_text(encoding="utf-8")
-    (tmp_path / "program").write_text(program.replace("/usr/local/lib/shiftmaster-log-watch", str(tmp_path)))
+    """As on a host: its archive alone, without Ansible."""
+    spec = importlib.util.spec_from_file_location("zipapp_lookup", ROOT / "plugins/lookup/zipapp.py")
+    zipapp = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(zipapp)
+    with open(tmp_path / "program", "wb") as stream:
+        zipapp.pack(ROOT / "roles/log_watch/files/shiftmaster-log-watch", stream)
     (tmp_path / "textfiles").mkdir()
     config = {
         "directory": str(tmp_path / "textfiles"),

@@ -16,7 +16,7 @@ ME, MINE = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_nam
 @pytest.fixture
 def lay(tmp_path):
     def lay(check_mode=False, **params):
-        whole = {"directories": [], "files": [], "texts": {}, "absent": [], "purge": []}
+        whole = {"directories": [], "files": [], "absent": [], "purge": []}
         whole.update(params)
         changed, diffs = tree.apply(whole, check_mode)
         assert len(changed) == len(diffs)
@@ -50,7 +50,7 @@ def test_directories_and_files_are_made_once(lay, entry, tmp_path):
 
 def test_a_difference_names_its_file_and_shows_both_texts(entry, tmp_path):
     (tmp_path / "unit").write_text("before\n")
-    whole = {"directories": [], "files": [entry("unit", content="after\n")], "texts": {}, "absent": [], "purge": []}
+    whole = {"directories": [], "files": [entry("unit", content="after\n")], "absent": [], "purge": []}
     _changed, (diff,) = tree.apply(whole, True)
     path = str(tmp_path / "unit")
     assert diff == {"before_header": path, "after_header": path, "before": "before\n", "after": "after\n"}
@@ -145,10 +145,21 @@ def test_bad_input_changes_nothing(lay, entry, tmp_path, bad):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the files of a short list are root's")
-def test_texts_are_files_of_root(lay, tmp_path):
-    assert lay(texts={str(tmp_path / "x"): "1"}) == ["x"]
-    assert mode(tmp_path / "x") == "0644" and lay(texts={str(tmp_path / "x"): "1"}) == []
+def test_a_directory_that_shall_be_absent_is_removed_after_the_files_are_written(lay, entry, tmp_path, monkeypatch):
+    (tmp_path / "old/sub").mkdir(parents=True)
+    (tmp_path / "old/sub/module.py").write_text("1")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "old/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to("elsewhere")
+    params = {"files": [entry("new", content="1")], "absent": [str(tmp_path / "old"), str(tmp_path / "link")]}
+    assert lay(check_mode=True, **params) == ["new", "old", "link"] and (tmp_path / "old/sub/module.py").exists()
+    monkeypatch.setattr(tree, "replace", lambda *_arguments: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        lay(**params)
+    assert (tmp_path / "old/sub/module.py").exists()
+    monkeypatch.undo()
+    assert lay(**params) == ["new", "old", "link"] and lay(**params) == []
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "new"]
 
 
 def test_what_the_host_lacks_is_named():

@@ -762,6 +762,7 @@ def driver(tmp_path):
     specification = importlib.util.spec_from_file_location("toy_driver", tmp_path / "toy_driver.py")
     module = importlib.util.module_from_spec(specification)
     shape = {"echo": {"number?": int}, "words": str, "name": str}
+    module.SOURCE = DRIVER
     module.ANSWERS = dict.fromkeys(("echo", "die", "hang", "error"), shape) | {"raw": {"alive": bool}}
     return module
 

@@ -238,3 +238,6 @@ def main():
 
 if __name__ == "__main__":
     main()
+else:
+    # Read at once: the program that contains this module may be replaced while it runs.
+    SOURCE = __spec__.loader.get_source(__name__)

@@ -54,9 +54,9 @@ def test_what_reads_has_the_set_and_its_repository_and_no_other_file(backups, fi
     """As of the code that runs in it, should restic have a hole."""
     program = """
 import subprocess, sys
-sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine.backup import files
-from engine.backup.host import Host, load_options
+sys.path.insert(0, "/usr/local/sbin/shiftmaster-backup")
+from shiftmaster.backup import files
+from shiftmaster.backup.host import Host, load_options
 restic = files.Restic(Host(load_options()))
 script = '''
 id -u; cat /etc/shadow /etc/nginx/nginx.conf /etc/shiftmaster-backup/restic.password /proc/1/environ;
@@ -75,9 +75,9 @@ def test_a_view_in_the_place_of_a_table_runs_nothing_with_the_rights_of_the_back
     """As of an exchange between the list of tables and the counting of one."""
     program = """
 import re, sys
-sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine.backup import verification
-from engine.backup.host import BackupError, Host, load_options
+sys.path.insert(0, "/usr/local/sbin/shiftmaster-backup")
+from shiftmaster.backup import verification
+from shiftmaster.backup.host import BackupError, Host, load_options
 statement = re.search(r"format\\('(SELECT count.*?)',", verification.COUNTS_SQL, re.S)[1]
 for name in ("django_migrations", "impostor"):
     try:

@@ -21,7 +21,7 @@ WRITE = [
     "/root/.ssh/authorized_keys", "/root/canary/new", "/etc/cron.d/hostile", "/etc/systemd/system/hostile.service",
     "/run/systemd/system/hostile.service", "/etc/sudoers.d/hostile", "/etc/ld.so.preload",
     "/etc/tmpfiles.d/hostile.conf",
-    "/etc/shiftmaster/cutover.json", "/usr/local/sbin/shiftmasterctl", "/usr/local/lib/shiftmaster/engine/units.py",
+    "/etc/shiftmaster/cutover.json", "/usr/local/sbin/shiftmasterctl",
     "/etc/nginx/sites-available/shiftmaster", "/etc/profile.d/hostile.sh", "/etc/logrotate.d/hostile",
     f"{APP}/hostile", f"{APP}/releases/hostile", f"{APP}/slots/hostile", f"{APP}/shared/hostile",
     f"{APP}/shared/state/state.json", f"{APP}/shared/state/audit.jsonl", f"{APP}/shared/static/hostile.js",

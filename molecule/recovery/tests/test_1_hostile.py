@@ -105,10 +105,8 @@ def test_there_is_no_shell_no_forwarding_and_no_terminal(hosts):
 def test_the_sender_is_not_root_and_has_no_other_file_nor_network(hosts):
     """As of the code that runs in it, should rsync have a hole."""
     program = """
-import importlib.machinery, importlib.util, json, os, subprocess
-loader = importlib.machinery.SourceFileLoader("read", "/usr/local/sbin/shiftmaster-backup-read")
-read = importlib.util.module_from_spec(importlib.util.spec_from_loader("read", loader))
-loader.exec_module(read)
+import json, os, runpy, subprocess, types
+read = types.SimpleNamespace(**runpy.run_path("/usr/local/sbin/shiftmaster-backup-read"))
 part = json.load(open(read.CONFIG))["sets"]["configuration"]
 paths = [path for path in part["paths"] if read.backup_sandbox.existing(path)]
 script = '''
@@ -157,9 +155,9 @@ def pulled(hosts) -> dict:
     """Let the backup server read the configuration of the host; {"failed": why} or {"directory": where}."""
     program = """
 import json, sys
-sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine.backup import files
-from engine.backup.host import BackupError, Host, load_options
+sys.path.insert(0, "/usr/local/sbin/shiftmaster-backup")
+from shiftmaster.backup import files
+from shiftmaster.backup.host import BackupError, Host, load_options
 host = Host(load_options())
 source, part = next((s, p) for s, p in files.sources(host, "configuration") if s["name"] == "recovery-trixie")
 try:
@@ -223,9 +221,9 @@ def test_the_receiver_writes_below_its_directory_only(hosts):
     """As of the code that runs in it, should rsync have a hole."""
     program = """
 import os, subprocess, sys
-sys.path.insert(0, "/usr/local/lib/shiftmaster-backup")
-from engine.backup import files
-from engine.backup.host import Host, load_options
+sys.path.insert(0, "/usr/local/sbin/shiftmaster-backup")
+from shiftmaster.backup import files
+from shiftmaster.backup.host import Host, load_options
 host = Host(load_options())
 directory = files.pulled(host, "configuration", "recovery-trixie")
 script = "touch %s/mine /etc/x /usr/x /root/x %s/x %s/../x; cat /etc/shadow %s" % (
