@@ -114,6 +114,22 @@ def test_drivers_survive_that_their_program_is_replaced(python, tmp_path):
     assert json.loads(done.stdout) == (ROOT / "module_utils/shiftmaster/release/celery_driver.py").read_text()
 
 
+@pytest.mark.parametrize("python", PYTHONS, ids=lambda path: Path(path).name)
+def test_an_unexpected_error_is_shown_after_the_program_was_replaced(python, tmp_path):
+    path = tmp_path / "program"
+    path.write_bytes(packed(PROGRAMS[1]))
+    code = (
+        f"import runpy, sys; program = runpy.run_path({str(path)!r})\n"
+        f"open({str(path)!r}, 'wb').close()\n"
+        "sys.argv[1:] = ['list']\n"
+        "program['main'].__globals__['Host'] = lambda _options: 1 / 0\n"
+        "program['main'].__globals__['load_options'] = lambda: {}\n"
+        "sys.exit(program['main']())\n"
+    )
+    done = subprocess.run([python, "-ISc", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "ZeroDivisionError" in done.stderr, done.stderr
+
+
 def test_the_same_source_gives_the_same_bytes(tmp_path):
     """Whatever the times and modes of its files, and wherever the repository is."""
     for name in ("plugins/lookup", "module_utils"):

@@ -14,8 +14,8 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
-import traceback
 
 from ..host import safe_files
 from ..host.printable import printable
@@ -46,7 +46,8 @@ def said_of(error: Exception) -> str:
     """Why something failed, for the report. An answer of a tool that nobody has foreseen is in the journal, too."""
     if isinstance(error, (BackupError, CatalogueError, OSError)):
         return str(error)
-    traceback.print_exc()
+    # Module traceback fails where a deploy has replaced the program.
+    sys.excepthook(*sys.exc_info())
     return "an answer was not understood (%s: %s)" % (type(error).__name__, error)
 
 
