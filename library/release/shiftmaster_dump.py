@@ -180,6 +180,7 @@ import time
 
 from ansible.module_utils.shiftmaster.host import points
 from ansible.module_utils.shiftmaster.host.bounded import Bounded
+from ansible.module_utils.shiftmaster.host.printable import printable
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.host.safe_files import sha256
 from ansible.module_utils.shiftmaster.release.releasecode import Output
@@ -248,6 +249,10 @@ $clear$;
 
 class DumpError(Exception):
     """It cannot be done, and nothing has changed; str() says why in a sentence."""
+
+    def __init__(self, message):
+        # It quotes names of the application's tables.
+        super().__init__(printable(message))
 
 
 def now():

@@ -453,7 +453,8 @@ def main():
         if module.params[name] and not os.path.isdir(module.params[name]):
             module.fail_json(msg="%s is no release: the directory does not exist." % module.params[name])
     try:
-        result = Runner(module.params, module.check_mode).run()
+        # The release's code chooses names and descriptions.
+        result = printable_tree(Runner(module.params, module.check_mode).run())
     except Refused as error:
         module.fail_json(msg=str(error), **error.details)
     except (ReleaseCodeError, KeyError) as error:

@@ -12,12 +12,14 @@ import types
 from pathlib import Path
 
 import pytest
+import shiftmaster_dump
+import shiftmaster_migrations
 from ansible.module_utils.shiftmaster.diagnosis import application, database, disk, host, logs, network
 from ansible.module_utils.shiftmaster.health import checks, engine
 from ansible.module_utils.shiftmaster.host import configuration
 from ansible.module_utils.shiftmaster.logging import canary, log_watch
 from ansible.module_utils.shiftmaster.notify import text as notify_text
-from ansible.module_utils.shiftmaster.release import cutover, state, watch
+from ansible.module_utils.shiftmaster.release import cutover, releasecode, releases, state, watch
 from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.reports import findings
 from support import in_time
@@ -343,6 +345,19 @@ def test_a_host_that_was_taken_over_reaches_no_terminal_mail_or_chat():
     for one in found:
         assert not set("".join(texts_of(one))) & set("\x1b\x07\x9b\u202e"), one
     assert found[2]["host"] == "app1"
+
+
+def test_what_a_release_prints_and_calls_itself_reaches_no_terminal(monkeypatch, run_module, tmp_path):
+    done = releasecode.Completed(0, ESCAPE, "")
+    monkeypatch.setattr(releasecode.ReleaseCode, "shell", lambda *_arguments, **_options: done)
+    hook = {"name": "warm", "phase": "after_build", "command": "true"}
+    (output,) = releases.run_hooks(str(tmp_path), [hook], "after_build", "nobody")
+    migration = {"app": ESCAPE, "name": ESCAPE, "describe": [ESCAPE]}
+    result = {"changed": False, "pending": [migration], "reason": ESCAPE, "warnings": [ESCAPE]}
+    monkeypatch.setattr(shiftmaster_migrations.Runner, "run", lambda _runner: result)
+    answer = run_module(shiftmaster_migrations, mode="plan", release=str(tmp_path))
+    for one in (output, answer, str(shiftmaster_dump.DumpError("could not lock " + ESCAPE))):
+        assert not set("".join(texts_of(one))) & set("\x1b\x07\x9b\u202e"), one
 
 
 def texts_of(value):

@@ -556,7 +556,7 @@ def run_hooks(release_path: str, hooks, phase: str, user: str, kind: str = "code
                 "hook %s (%s) ended with code %d:\n%s"
                 % (hook["name"], phase, done.rc, tail(done.stderr or done.stdout))
             )
-        outputs.append({"name": hook["name"], "output": tail(done.stdout + done.stderr)})
+        outputs.append({"name": hook["name"], "output": printable(tail(done.stdout + done.stderr))})
     return outputs
 
 
