@@ -59,7 +59,7 @@ def planted():
         LOG: ["builds", "error.log", "app.log", "celery.log", "backup.log", "canary.log", "diagnosis", "checklists"],
         f"{APP}/shared/media": ["directory", "file.png", ".new", "avatars"],
         f"{APP}/shared/logs": ["app.log", "zzz.log", "other.log"],
-        f"{APP}/shared/unknown-tasks": ["queue", "tasks.jsonl"],
+        f"{APP}/shared/unknown-tasks": ["queue.json", "tasks.json"],
         f"{APP}/shared/static": ["css", "staticfiles.json"],
         "/run/shiftmaster": ["worker-blue.env", "worker-green.env", "points"],
         "/run/shiftmaster-metrics": ["gauge_all_1.db", "histogram_2.db"],
