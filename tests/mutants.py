@@ -36,9 +36,10 @@ ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.yml")
 LEAST = 0.9
 MODULES = (
-    "backup.files backup.manifest backup.prune backup.restore backup.retention backup.wal diagnosis.logs "
-    "health.checks host.safe_files monitoring.kpi nginx_tree release.cutover release.lock release.migrations "
-    "release.releases release.state release.watch service_config shiftmaster_release managed_files"
+    "backup.files backup.manifest backup.prune backup.restore backup.retention backup.room backup.wal diagnosis.logs "
+    "health.checks host.bounded host.configuration host.json_api host.safe_files host.symptoms monitoring.kpi "
+    "nginx_tree release.cutover release.lock release.migrations release.releases release.state release.watch "
+    "service_config shiftmaster_release managed_files"
 ).split()
 COMPARISONS = {
     "==": "!=", "!=": "==", "<": "<=", "<=": "<", ">": ">=", ">=": ">", "is": "is not", "is not": "is", "in": "not in",

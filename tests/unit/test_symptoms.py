@@ -65,6 +65,7 @@ def test_a_page_that_fails_among_good_ones_is_found_with_its_numbers():
     [
         (None, False),  # Nothing is known of the release before.
         ({"/": (9, 0)}, False),  # Too little.
+        ({"/": (10, 0)}, True),
         ({"/": (100, 0)}, True),  # The page is new.
         ({"/bad/": (100, 1)}, True),  # An outage of before.
         ({"/bad/": (10, 6), "/": (10, 0)}, False),
@@ -72,3 +73,167 @@ def test_a_page_that_fails_among_good_ones_is_found_with_its_numbers():
 )
 def test_only_what_the_release_before_did_not_show_is_new(before, new):
     assert symptoms.failing([request(at, 500, "/bad/") for at in range(9)], before)[0]["new"] == new
+
+
+# --- lines of the log -----------------------------------------------------------------------------------------------
+
+
+def parsed(**fields):
+    return symptoms.parse(json.dumps({"status": 200, **fields}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "at"),
+    [
+        ({"time": "1970-01-01T00:00:05Z"}, 5),
+        ({"time": 5, "msec": 6}, 5),
+        ({"@timestamp": "1970-01-01T00:00:05.5+00:00"}, 5.5),
+        ({"time_iso8601": "1970-01-01T09:00:05+09:00"}, 5),
+        ({"msec": "5.25"}, 5.25),
+        ({"time_local": "5"}, 5),
+        ({"time": "yesterday", "@timestamp": "", "msec": 5}, 5),
+    ],
+)
+def test_the_time_of_a_request_is_the_first_that_can_be_read(fields, at):
+    assert parsed(**fields).at == at
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{}", "7", "[]", "[" * 100000, '{"msec": 5}', '{"msec": 5, "status": "-"}', '{"msec": Infinity, "status": 200}',
+     '{"msec": NaN, "status": 200}', '{"status": 200}', '{"msec": 5, "status": 200, "request_time": "x"}'],
+)  # fmt: skip
+def test_what_is_no_request_is_left_out(line):
+    assert symptoms.parse(line) is None
+
+
+@pytest.mark.parametrize(("value", "seconds"), [(None, 0), ("", 0), ("-", 0), ("0.25", 0.25), (2, 2)])
+def test_a_request_without_a_duration_took_no_time(value, seconds):
+    assert parsed(msec=5, request_time=value).seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("fields", "page"),
+    [({}, ""), ({"path": "/a", "uri": "/b"}, "/a"), ({"uri": "/%s?x" % ("b" * 300)}, "/" + "b" * 199)],
+)
+def test_a_page_is_a_path_of_200_characters_at_most(fields, page):
+    assert parsed(msec=5, **fields).page == page
+
+
+@pytest.mark.parametrize(
+    ("status", "upstream", "own"),
+    [(500, {}, True), (500, {"upstream_status": "599"}, True), (500, {"upstream_status": "600"}, False),
+     (500, {"upstream_status": "499"}, False), (404, {"upstream_status": "500"}, False)],
+)  # fmt: skip
+def test_only_a_5xx_of_the_application_is_its_own(status, upstream, own):
+    assert symptoms.parse(json.dumps({"msec": 5, "status": status, **upstream})).by_application is own
+
+
+def test_requests_of_a_time_are_read_from_a_log(tmp_path):
+    log = tmp_path / "access.log"
+    log.write_text("".join('{"msec": %d, "status": 200}\n' % at for at in (1, 2, 3, 4)) + "no request\n")
+    assert [one.at for one in symptoms.logged(str(log), 2, 4)] == [2, 3]
+    assert [one.at for one in symptoms.logged(str(log))] == [1, 2, 3, 4]
+    assert symptoms.logged(str(tmp_path / "none")) == []
+
+
+# --- pages ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_more_pages_are_counted_than_the_limit(monkeypatch):
+    monkeypatch.setattr(symptoms, "_MOST_PAGES", 2)
+    found = symptoms.counts([request(1, page=page, status=500) for page in ("/a/", "/b/", "/c/", "/a/")])
+    assert found == {"/a/": (2, 2), "/b/": (1, 1)}
+
+
+@pytest.mark.parametrize(("before", "result"), [((10, 5), True), ((10, 4), False), ((10, 0), False), (None, False)])
+def test_a_page_failed_before_if_at_least_half_as_often(before, result):
+    assert symptoms.failed_before("/", 6, 6, {"/": before} if before else {}) is result
+
+
+def test_the_pages_that_fail_most_come_first_and_are_twenty_at_most():
+    requests = [request(at, 503, page) for at in range(9) for page in ("/a/", "/b/")]
+    requests += [request(at, 500, "/b/") for at in (20, 21)]
+    requests += [request(at, 502, "/x%s/" % chr(97 + at)) for at in range(25)]
+    found = symptoms.failing(requests[::-1], {"/": (10, 0)})
+    assert [one["errors"] for one in found] == [11, 9, *[1] * 18]
+    assert found[0] == {
+        "page": "/b/", "status": 500, "errors": 11, "requests": 11, "often": True, "own_errors": 2, "last": 21.0,
+        "new": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("good", "often"), [(9, True), (10, False)])
+def test_a_page_fails_often_from_half_of_its_requests_on(good, often):
+    requests = [request(at, 200) for at in range(good)] + [request(20 + at, 500) for at in range(9)]
+    assert symptoms.failing(requests)[0]["often"] is often
+
+
+# --- getting a page -------------------------------------------------------------------------------------------------
+
+
+class Site:
+    """probe.http_get, which gives one response after the other and notes the requests."""
+
+    def __init__(self, monkeypatch):
+        self.responses, self.requests = [], []
+        monkeypatch.setattr(symptoms.probe, "http_get", self.http_get)
+
+    def http_get(self, target, **more):
+        self.requests.append((target, more))
+        status, location = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
+        headers = {} if location is None else {"location": location}
+        return symptoms.probe.HttpResult(status, 0.1, "", None if status else "refused", headers=headers)
+
+    def get(self, *responses, host="shift.example.jp:8000", **more):
+        self.responses, self.requests = list(responses), []
+        result = symptoms.get_page("http://localhost", "/", host, 9.0, **more)
+        return result.status, [more["path"] for _target, more in self.requests]
+
+
+@pytest.fixture
+def site(monkeypatch):
+    return Site(monkeypatch)
+
+
+def test_a_page_is_requested_as_a_user_behind_tls_does(site):
+    assert site.get((200, None)) == (200, ["/"])
+    ((target, sent),) = site.requests
+    assert (target, sent["host"], sent["headers"], sent["verify"]) == (
+        "http://localhost", "shift.example.jp:8000", {"X-Forwarded-Proto": "https"}, True,
+    )  # fmt: skip
+    assert 8 < sent["timeout"] <= 9
+    site.get((200, None), verify=False)
+    assert site.requests[0][1]["verify"] is False
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_page_that_another_leads_to_is_requested(site, status):
+    assert site.get((status, "/login/?next=/"), (200, None)) == (200, ["/", "/login/?next=/"])
+    assert site.get((status, "https://shift.example.jp/login/"), (200, None)) == (200, ["/", "/login/"])
+
+
+@pytest.mark.parametrize("location", ["https://elsewhere.example.jp/", "login/", "", None])
+def test_no_other_site_is_requested(site, location):
+    assert site.get((302, location), (200, None)) == (302, ["/"])
+    assert site.get((302, location), (200, None), host=None) == (302, ["/"])
+
+
+def test_a_page_that_leads_nowhere_is_left(site):
+    assert site.get((302, "/")) == (302, ["/"] * 3)
+    assert site.get((304, "/")) == (304, ["/"])
+
+
+def test_a_page_is_not_waited_for_beyond_the_deadline(site):
+    result = symptoms.get_page("http://localhost", "/", None, -1)
+    assert (result.status, result.seconds, result.reason, site.requests) == (None, -1, "timeout", [])
+
+
+@pytest.mark.parametrize(
+    ("status", "problem"),
+    [(200, ""), (404, ""), (499, ""), (500, "/: HTTP 500"), (503, "/: HTTP 503"), (None, "/: refused")],
+)
+def test_a_user_does_not_get_a_page_without_a_response_or_with_5xx(site, status, problem):
+    site.responses = [(status, None)]
+    assert symptoms.page_problem("http://localhost", "/", "host", 9.0) == problem
+    assert site.requests[0][1]["verify"] is True
