@@ -1056,3 +1056,213 @@ def test_disks_without_one_that_answers_are_an_error_and_full_inodes_are_named()
     missing = {"path": "/n", "kind": "", "error": "gone", "reason": "missing"}
     assert health_checks.judge_disks([missing], 80, 90).status == "down"
     assert health_checks.judge_disks([dict(missing, reason="other")], 80, 90).status == "error"
+
+
+@pytest.mark.parametrize(
+    ("days", "status"), [(30, "healthy"), (29.9, "warning"), (7, "warning"), (6.9, "critical"), (0, "critical")]
+)
+def test_days_are_fallen_short_of_not_reached(days, status):
+    assert health_checks.below(days, 30, 7) == status
+    assert health_checks.below(days, None, None) == "healthy"
+
+
+def test_a_text_with_a_slot_needs_a_live_release(tmp_path):
+    with pytest.raises(probe.ProbeError) as caught:
+        Context(app_root=str(tmp_path)).fill("worker-{slot}@h")
+    assert (caught.value.state, caught.value.reason) == ("down", "live")
+
+
+def test_an_environment_names_the_authority_of_the_database(environment):
+    context = environment("DB_HOST=db\nDB_USER=me\nPGSSLROOTCERT=/ca\n")
+    assert health_checks.postgres_target(options("postgres", port=5), context) == probe.PostgresTarget(
+        host="db", port="5", user="me", sslrootcert="/ca"
+    )
+    # Of another user's database nothing is in the environment of the application.
+    assert health_checks.postgres_target(options("postgres", run_as="postgres"), context) == probe.PostgresTarget(
+        run_as="postgres"
+    )
+
+
+def test_every_page_is_requested_with_the_options_of_its_check(monkeypatch, tmp_path):
+    asked = []
+
+    def get(target, **more):
+        asked.append((target, more["path"], more["host"], more["verify"]))
+        assert 0 < more["timeout"] <= 9
+        return probe.HttpResult(200, 0.1, "", None)
+
+    monkeypatch.setattr(probe, "http_get", get)
+    context = Context(app_root=str(tmp_path))
+    wanted = options("pages", url="unix:{app_root}/s", pages=["/a", "/b"], host_header="h", timeout_seconds=9)
+    assert health_checks.check_pages(dict(wanted, validate_certs=False), context).status == "healthy"
+    health_checks.check_pages(dict(wanted, pages=[]), context)
+    target = "unix:%s/s" % tmp_path
+    assert asked == [(target, "/a", "h", False), (target, "/b", "h", False), (target, "/", "h", True)]
+
+
+@pytest.mark.parametrize(
+    ("ago", "good", "bad", "expected"),
+    [
+        (299, 0, 10, ("unhealthy", 10, 10)),
+        (310, 0, 10, ("healthy", 0, 0)),
+        (100, 0, 9, ("healthy", 9, 9)),
+        (100, 95, 5, ("healthy", 100, 5)),  # A share is exceeded, not reached.
+        (100, 94, 6, ("unhealthy", 100, 6)),
+    ],
+)
+def test_requests_of_five_minutes_are_counted(monkeypatch, tmp_path, ago, good, bad, expected):
+    monkeypatch.setattr(probe, "http_get", lambda *_words, **_more: probe.HttpResult(200, 0.1, "", None))
+    line = '{"msec": %f, "status": %d, "path": "/\\u001b%d/"}\n'
+    statuses = [200] * good + [500] * bad
+    (tmp_path / "log").write_text("".join(line % (time.time() - ago, one, at) for at, one in enumerate(statuses)))
+    wanted = options("pages", url="http://x", access_log=str(tmp_path / "log"))
+    outcome = health_checks.check_pages(wanted, Context(app_root=str(tmp_path)))
+    assert (outcome.status, outcome.data["requests"], outcome.data["errors"]) == expected
+    assert "\x1b" not in str(outcome.detail[0].values)
+
+
+class Celery:
+    """ReleaseCode, which notes its command and responds with an output or error."""
+
+    def __init__(self, monkeypatch):
+        from ansible.module_utils.shiftmaster.release import releasecode
+
+        self.commands, self.made, self.response = [], [], "{}"
+        monkeypatch.setattr(releasecode, "ReleaseCode", self.make)
+
+    def make(self, release, user):
+        self.made.append((release, user))
+        return self
+
+    def run(self, argv, timeout):
+        self.commands.append((argv, timeout))
+        if isinstance(self.response, Exception):
+            raise self.response
+        return mock.Mock(stdout=self.response, stderr="")
+
+
+@pytest.mark.parametrize(("timeout", "wait"), [(30, "3"), (10, "2"), (1, "1")])
+def test_workers_are_waited_for_within_the_time_of_the_check(monkeypatch, tmp_path, timeout, wait):
+    celery = Celery(monkeypatch)
+    celery.response = '{"a@h": {"ok": "pong"}, "b@x": {"ok": "pong"}}'
+    wanted = options("celery", release_dir=str(tmp_path), timeout_seconds=timeout, worker_pattern="*@h")
+    outcome = health_checks.check_celery(wanted, Context(user="me"))
+    assert (outcome.status, outcome.data["workers"]) == ("healthy", ["a@h"]) and outcome.data["latency_ms"] >= 0
+    assert outcome.detail[0].values == {"count": 1, "names": "a@h"}
+    argv = ["celery", "-A", "shiftmaster", "inspect", "ping", "--json", "--timeout", wait]
+    assert celery.commands == [(argv, timeout)] and celery.made == [(str(tmp_path), "me")]
+    outcome = health_checks.check_celery(dict(wanted, min_workers=2), Context(user="me"))
+    assert (outcome.status, outcome.reason, outcome.detail[0].values["wanted"]) == ("unhealthy", "workers", 2)
+    celery.response = "{}"
+    outcome = health_checks.check_celery(wanted, Context(user="me"))
+    assert (outcome.status, outcome.reason, outcome.error) == ("down", "workers", "{}")
+
+
+def test_celery_that_cannot_be_run_is_an_error(monkeypatch, tmp_path):
+    from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCodeError
+
+    celery = Celery(monkeypatch)
+    for error, found in (
+        (KeyError("me"), ("error", "missing")),
+        (ReleaseCodeError("celery did not end"), ("down", "timeout")),
+        (ReleaseCodeError("x" * 500), ("error", "missing")),
+    ):
+        celery.response = error
+        with pytest.raises(probe.ProbeError) as caught:
+            health_checks.check_celery(options("celery", release_dir=str(tmp_path)), Context())
+        assert (caught.value.state, caught.value.reason) == found
+    assert str(caught.value) == "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Traceback\nkombu.exceptions.X: redis://u:p@h\n  later", "kombu.exceptions.X: redis://***@h"),
+        ("ImportError: a\nredis.exceptions.Y", "redis.exceptions.Y"),
+        ("ModuleNotFoundError: a\nb", "ModuleNotFoundError: a"),
+        ("AttributeError: a\nb", "AttributeError: a"),
+        ("Unable to load x\nb", "Unable to load x"),
+        ("Error: a\nb", "Error: a"),
+        ("a\n b \n\n", "b"),
+        ("", "no worker answered"),
+        ("x" * 301, "x" * 300),
+    ],
+)
+def test_the_line_that_tells_why_celery_failed(text, line):
+    assert health_checks.celery_failure(text) == line
+
+
+def test_states_of_units_that_are_not_plain():
+    assert health_checks.judge_unit({"ActiveState": "reloading"}) == "healthy"
+    assert health_checks.judge_unit({"LoadState": "error", "ActiveState": "active"}) == "down"
+
+
+def test_units_are_described_where_they_are_named_or_wrong(monkeypatch):
+    units(
+        monkeypatch,
+        {"Id": "nginx.service", "ActiveState": "active", "SubState": "running", "Result": "success"},
+        {"Id": "a@1.service", "ActiveState": "failed", "SubState": "failed", "Result": "oom", "NRestarts": ""},
+        {"Id": "a@2.service", "ActiveState": "active"},
+    )
+    outcome = health_checks.check_systemd(options("systemd", units=["nginx.service", "a@*"]), Context())
+    assert (outcome.status, outcome.reason, outcome.error) == ("down", "state", "a@1.service failed (failed, oom)")
+    assert outcome.data["units"] == [
+        {"name": "nginx.service", "active": "active", "sub": "running", "result": "success", "restarts": 0},
+        {"name": "a@1.service", "active": "failed", "sub": "failed", "result": "oom", "restarts": 0},
+    ]
+    units(monkeypatch, {"Id": "a@1.service", "ActiveState": "inactive"}, {"Id": "a@2.service", "ActiveState": "active"})
+    outcome = health_checks.check_systemd(options("systemd", units=["a@*"]), Context())
+    assert outcome.detail[0].values == {"count": 1} and outcome.data["units"] == []
+
+
+def test_disks_are_asked_for_as_given_and_the_worst_comes_first(monkeypatch):
+    query = mock.create_autospec(probe.disk_usage, return_value=[disk("/a", 85), disk("/b", 91, 50), disk("/c", 5, 85)])
+    monkeypatch.setattr(probe, "disk_usage", query)
+    wanted = options("disk", paths=["/a"], exclude=["/x"], timeout_seconds=3, warning=80, critical=90)
+    outcome = health_checks.check_disk(wanted, Context(proc="/p"))
+    assert query.call_args == mock.call("/p", ["/a"], ["/x"], 3)
+    assert [(one.key, one.values["path"]) for one in outcome.detail] == [
+        ("disk.space_high", "/b"), ("disk.space_high", "/a"), ("disk.inodes_high", "/c"),
+    ]  # fmt: skip
+    assert (outcome.status, outcome.hint_values) == ("critical", {"path": "/b"})
+    broken = [
+        {"path": "/r", "error": "read-only", "reason": "readonly"},
+        {"path": "/t", "error": "x", "reason": "timeout"},
+    ]
+    outcome = health_checks.judge_disks([disk(), *broken], 80, 90)
+    assert (outcome.status, outcome.reason) == ("down", "problem")
+    assert [one.key for one in outcome.detail] == ["disk.problem", "disk.readonly"]
+    assert health_checks.judge_disks([disk(), broken[0]], 80, 90).reason == "readonly"
+    fine = health_checks.judge_disks([disk("/a", 30, None), disk("/b", 20, 10)], 80, 90)
+    assert fine.detail[0].key == "disk" and fine.data["usage_percent"] == 30
+    assert fine.detail[0].values == {"path": "/a", "percent": 30, "count": 2, "free": "1 GiB"}
+
+
+def test_dates_of_certificates(monkeypatch):
+    def judge_at(days, served=None, start=-10, **more):
+        monkeypatch.setattr(probe, "certificate_file", lambda _path: [certificate(days, start)])
+        monkeypatch.setattr(probe, "certificate_served", lambda *_words: served)
+        return health_checks.check_certificate(options("certificate", file="/c", **more), Context(), NOW)
+
+    outcome = judge_at(-2.5)
+    assert (outcome.detail[0].key, outcome.detail[0].values["days"]) == ("certificate.expired", 2)
+    # It begins and ends at this second.
+    assert judge_at(0).detail[0].key == "certificate" and judge_at(9, start=0).detail[0].key == "certificate"
+    assert judge_at(50).detail[0].values == {"date": "2026-03-22", "days": 50}
+    # Another certificate is served: the one that ends first counts, and tells what is to be done.
+    newer = judge_at(300, served=certificate(200), url="localhost")
+    assert (newer.status, newer.reason, newer.data["served_differs"]) == ("warning", "differs", True)
+    older = judge_at(3, served=certificate(200), url="localhost")
+    assert (older.status, older.reason) == ("critical", "expiry")
+    assert [one.key for one in older.detail] == ["certificate", "certificate.differs"]
+
+
+def test_the_clock_of_a_container_is_its_machines_and_a_state_is_shown_as_it_is(monkeypatch):
+    state = {"synchronised": False, "offset_seconds": 0.25, "source": "s", "container": True}
+    query = mock.Mock(return_value=state)
+    monkeypatch.setattr(probe, "clock_state", query)
+    outcome = health_checks.check_clock(options("clock", timeout_seconds=3), Context())
+    assert (outcome.status, outcome.data, query.call_args) == ("warning", state, mock.call(3))
+    outcome = health_checks.judge_clock(dict(state, synchronised=True), 0.1, 1)
+    assert outcome.detail[0].values == {"source": "s", "milliseconds": 250}
+    assert health_checks.judge_clock(dict(state, synchronised=None), 0.1, 1).detail[0].key == "clock.container"
