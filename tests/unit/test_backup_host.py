@@ -488,7 +488,7 @@ def test_a_host_that_fills_the_disk_is_ended_and_what_it_has_sent_is_removed(
     directory = files.pulled(sandboxed, "files", "app1")
 
     def statvfs(_path):
-        disk = {"f_bavail": 1000, "f_blocks": 1000, "f_frsize": 1, "f_favail": 1000, "f_files": 1000, scarce: free[0]}
+        disk = {"f_bavail": 1000, "f_blocks": 1000, "f_frsize": 4, "f_favail": 1000, "f_files": 1000, scarce: free[0]}
         return SimpleNamespace(**disk)
 
     def ask(what, *command, watch=None, **more):
@@ -504,7 +504,7 @@ def test_a_host_that_fills_the_disk_is_ended_and_what_it_has_sent_is_removed(
 
     monkeypatch.setattr(room.os, "statvfs", statvfs)
     monkeypatch.setattr(sandboxed, "run", ask)
-    with pytest.raises(BackupError, match="reading files of app1 was ended: it sends more"):
+    with pytest.raises(BackupError, match="reading files of app1 was ended: it sends more than leaves 10 %"):
         files.pull(sandboxed, source, {"name": "files", "paths": ["/srv"]})
     assert not os.path.exists(directory)
     assert any(call[:2] == ("systemctl", "stop") for call in sandboxed.calls)
@@ -533,7 +533,7 @@ def disk(monkeypatch):
 
     def statvfs(_path):
         room_, names = disk.free[0]
-        return SimpleNamespace(f_bavail=room_, f_blocks=1000, f_frsize=1, f_favail=names, f_files=1000)
+        return SimpleNamespace(f_bavail=room_, f_blocks=1000, f_frsize=4, f_favail=names, f_files=1000)
 
     def sleep(_seconds):
         wait(0.02)
@@ -576,6 +576,22 @@ def test_a_command_waits_for_room(disk, tmp_path, readable, free):
 def test_a_command_is_started_again_where_the_room_changes(disk, tmp_path, states):
     disk.free = states
     assert guarded(tmp_path, True, "exec sleep 5") == 1
+
+
+@pytest.mark.parametrize(("free", "limited"), [((1000, 1000), False), ((49, 1000), True)])
+@pytest.mark.parametrize(("ended", "code"), [(0, 0), (7, 7), (-9, 1)])
+def test_a_command_has_its_signals_and_its_exit_code(disk, monkeypatch, capfd, free, limited, ended, code):
+    started = []
+
+    def popen(command, restore_signals):
+        started.append((command, restore_signals))
+        return SimpleNamespace(poll=lambda: ended, returncode=ended)
+
+    disk.free = [free]
+    monkeypatch.setattr(room.subprocess, "Popen", popen)
+    assert room.guard("/archive", True, ["pgbackrest", "x"]) == code
+    assert started == [([*(["prlimit", "--fsize=0"] if limited else []), "pgbackrest", "x"], not limited)]
+    assert ("5 % of the room of /archive" in capfd.readouterr().out) == limited
 
 
 # --- what a database host sends --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from ansible.module_utils.shiftmaster.host.bounded import Bounded
@@ -16,9 +17,10 @@ class Child:
 
 
 class Stream(io.BytesIO):
-    """A stream that gives a few bytes at a time."""
+    """A stream that gives a few bytes at a time, after a while."""
 
     def read1(self, size):
+        time.sleep(0.05)
         return super().read1(min(size, 4))
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from ansible.module_utils.shiftmaster.release import lock
@@ -134,6 +135,11 @@ def test_a_living_and_a_dead_controller():
         assert lock.controller_alive(identity) is False, "dead, and nobody has asked for its exit code"
     assert lock.controller_alive(identity) is False
     assert lock.controller_alive({}) is None
+
+
+def test_a_machine_is_known_by_its_name_boot_and_processes():
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert lock._machine() == "%s %s %s" % (os.uname().nodename, boot, os.readlink("/proc/self/ns/pid"))
 
 
 def test_the_name_of_a_process_may_hold_parentheses(tmp_path):

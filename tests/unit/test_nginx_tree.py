@@ -526,3 +526,228 @@ def test_a_server_that_shows_no_certificate_serves_another_one(monkeypatch):
     monkeypatch.setattr(probe, "serves_another", lambda *words, timeout: asked.append(words) or answers.pop(0))
     found = [nginx_tree.serves_another("/c", "[::1]:443", "shift.example") for _ in range(3)]
     assert found == [False, True, True] and asked[0] == ("/c", "::1", 443, "shift.example")
+
+
+# --- what is read of texts and of /proc -------------------------------------------------------------------------------
+
+
+def test_the_hash_of_a_set_is_of_contents_modes_and_links_in_any_order():
+    files = [{"path": "/a", "content": "1"}, {"path": "/b", "content": "2", "mode": "0600"}]
+    links = [{"path": "/c", "target": "a"}, {"path": "/d", "target": "b"}]
+    found = nginx_tree.config_hash(files, links, ["/x", "/y"])
+    assert found == nginx_tree.config_hash(files[::-1], links[::-1], ["/y", "/x"]) and len(found) == 32
+    assert found == nginx_tree.config_hash([dict(files[0], mode="0644"), files[1]], links, ["/x", "/y"])
+    others = [
+        ([dict(files[0], **{key: "z"}), files[1]], links, ["/x", "/y"]) for key in ("path", "content", "mode")
+    ] + [(files, [dict(links[0], **{key: "z"}), links[1]], ["/x", "/y"]) for key in ("path", "target")]
+    others += [(files, links, ["/x"]), (files, links[:1], ["/x", "/y"]), (files[:1], links, ["/x", "/y"])]
+    assert len({found, *(nginx_tree.config_hash(*one) for one in others)}) == 9
+
+
+LINES = "# by hand\nserver a:1 weight=2;\nserver b:1 down; # 2026: patched\n server c:1;\nserver d:1 down;\n"
+
+
+def test_servers_are_the_lines_of_servers():
+    assert nginx_tree.servers_of(LINES) == {"a:1": (False, ""), "b:1": (True, "2026: patched"), "d:1": (True, "")}
+
+
+def test_a_server_alone_changes_its_line():
+    back = LINES.replace("server b:1 down; # 2026: patched", "server b:1;")
+    assert nginx_tree.with_server(LINES, "b:1", False, "") == back
+    assert nginx_tree.with_server(LINES, "b:1", False, " patched ") == back
+    # Out for another reason, out already, and in already.
+    for server, out, reason in (("b:1", False, "atched"), ("b:1", False, "x"), ("b:1", True, "x"), ("a:1", False, "")):
+        assert nginx_tree.with_server(LINES, server, out, reason) == LINES
+    assert nginx_tree.with_server(back, "a:1", True, "two\n words", "now") == back.replace(
+        "server a:1 weight=2;", "server a:1 weight=2 down; # now: two words"
+    )
+    for server, words in (("a:1", "the last server"), ("c:1", "there are: a:1, b:1, d:1")):
+        with pytest.raises(ValueError, match=words):
+            nginx_tree.with_server(LINES, server, True, "x")
+
+
+def test_a_hash_is_kept_while_it_is_that_of_the_password():
+    users = [{"name": "a.b@c-d_1", "password": "one"}, {"name": "other", "password": "two"}]
+    first = nginx_tree.password_lines(users, "other:plain\nnonsense\n")
+    assert [line.split(":")[0] for line in first.splitlines()] == ["a.b@c-d_1", "other"] and first.count(":$6$") == 2
+    assert nginx_tree.password_lines(users, first) == first
+    second = nginx_tree.password_lines([users[0], dict(users[1], password="three")], first)
+    assert [one in first.splitlines() for one in second.splitlines()] == [True, False]
+    for name in ("a:b", "", "a b"):
+        with pytest.raises(nginx_tree.webconfig.PasswordError, match="user %s: " % name):
+            nginx_tree.password_lines([{"name": name, "password": "x"}], "")
+    # A new salt each time.
+    assert nginx_tree.new_hash("one") != nginx_tree.new_hash("one")
+
+
+def test_a_diff_of_passwords_shows_no_hash():
+    assert nginx_tree.mask_passwords("a:1\nb:2\n", "a:1\nb:3\nc:4\n") == (
+        "a:(a hash)\nb:(a hash)\n", "a:(a hash)\nb:(another hash)\nc:(another hash)\n",
+    )  # fmt: skip
+    assert nginx_tree.mask_passwords(None, "a:1\n") == ("", "a:(a hash)\n")
+    assert nginx_tree.mask_passwords("a:1\n", None) == ("a:(a hash)\n", "")
+
+
+def test_listeners_are_read_by_their_port():
+    line = "   %d: %s:%s 00000000:0000 %s 00000000:00000000 00:00000000 00000000     0        0 %s"
+    lines = [
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode",
+        line % (0, "00000000", "0050", "0A", "11"),
+        line % (1, "0" * 32, "0050", "0A", "12") + " 1 0000000000000000 100 0 0 10 0",
+        line % (2, "0100007F", "0050", "01", "13"),
+        line % (3, "0100007F", "01BB", "0A", "14"),
+        line % (4, "0100007F", "1F90", "0A", "15"),
+        "   5: 00000000:0050 00000000:0000 0A",
+    ]
+    assert nginx_tree.parse_listeners("\n".join(lines), {80, 443}) == {80: {"11", "12"}, 443: {"14"}}
+
+
+def test_the_owner_of_a_socket_is_found():
+    with nginx_tree.socket.socket() as sock:
+        mine = Path("/proc/self/comm").read_text().strip()
+        assert nginx_tree.socket_owners({str(os.fstat(sock.fileno()).st_ino)}) == {mine}
+    assert nginx_tree.socket_owners({"x"}) == set()
+
+
+def test_workers_are_the_children_that_take_connections(tmp_path, monkeypatch):
+    for pid, parent, title, status in (
+        (11, 100, "nginx: worker process", "Name:\tx\nGroups:\t4 33 \nSeccomp: 7\n"),
+        (12, 100, "nginx: worker process", "Name:\tx\n"),
+        (13, 100, "nginx: worker process is shutting down", "Groups:\t4\n"),
+        (14, 100, "nginx: cache manager process", "Groups:\t4\n"),
+        (15, 101, "nginx: worker process", "Groups:\t4\n"),
+        (16, 100, None, "Groups:\t4\n"),
+    ):
+        directory = tmp_path / str(pid)
+        directory.mkdir()
+        (directory / "stat").write_text("%d (nginx) S) S %d 5 6" % (pid, parent))
+        (directory / "status").write_text(status)
+        if title:
+            (directory / "cmdline").write_text(title)
+    (tmp_path / "17").mkdir()
+    (tmp_path / "17/stat").write_text("nonsense")
+    asked = []
+    directories = sorted((str(path) for path in tmp_path.iterdir()), reverse=True)
+    monkeypatch.setattr(nginx_tree.glob, "glob", lambda pattern: asked.append(pattern) or directories)
+    assert nginx_tree.workers(100) == {11: {4, 33}, 12: set()}
+    assert asked == ["/proc/[0-9]*"]
+
+
+def test_groups_addresses_and_sockets_of_this_host():
+    assert nginx_tree.group_ids(["no-such-group", MINE]) == {MINE: os.getegid()}
+    assert nginx_tree.can_bind(nginx_tree.socket.AF_INET, "127.0.0.1")
+    assert not nginx_tree.can_bind(nginx_tree.socket.AF_INET, "192.0.2.1")
+    assert nginx_tree.split_address("127.0.0.1:8081") == ("127.0.0.1", 8081)
+
+
+def test_a_process_called_nginx_is_the_master(tmp_path):
+    program, path = tmp_path / "nginx", tmp_path / "pid"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([str(program), "30"]) as child:
+        try:
+            path.write_text("%d\n" % child.pid)
+            comm = Path("/proc/%d/comm" % child.pid)
+            for _ in range(500):
+                if comm.read_text() == "nginx\n":
+                    break
+                nginx_tree.time.sleep(0.01)
+            assert nginx_tree.master_pid(str(path)) == child.pid
+        finally:
+            child.kill()
+
+
+def tree(**parameters):
+    made = nginx_tree.Tree.__new__(nginx_tree.Tree)
+    made.p = parameters
+    return made
+
+
+def test_the_last_errors_that_nginx_has_logged_are_shown(tmp_path):
+    log = tmp_path / "error.log"
+    lines = [
+        "2026 [%s] %d" % (level, at) for at, level in enumerate(["emerg", "notice", "alert", "crit"] + ["error"] * 9)
+    ]
+    log.write_text("before [error]\n" + "".join(line + "\n" for line in lines))
+    assert tree(error_log=str(log)).log_since(15).splitlines() == [lines[3], *lines[4:]]
+    assert tree(error_log=str(log)).log_since(15 + len(lines[0]) + 1).splitlines()[0] == lines[3]
+    short = tmp_path / "short.log"
+    short.write_text("x [emerg] a\nx [alert] b\nx [warn] c\n")
+    assert tree(error_log=str(short)).log_since(0) == "x [emerg] a\nx [alert] b"
+    assert tree(error_log=str(tmp_path / "none")).log_since(0) == ""
+
+
+def test_what_the_test_of_a_configuration_makes_is_removed(apply, nginx, monkeypatch, tmp_path):
+    names = ("new.log", "there.log", "written.log", "nginx.pid")
+    (tmp_path / "there.log").touch()
+    run = nginx_tree.subprocess.run
+
+    def test_creates(command, **more):
+        if "-t" in command:
+            for name in names:
+                (tmp_path / name).touch()
+            (tmp_path / "written.log").write_text("x")
+        return run(command, **more)
+
+    monkeypatch.setattr(nginx_tree.subprocess, "run", test_creates)
+    text = "  access_log %s/new.log main;\nerror_log %s/there.log;\n error_log %s/written.log warn;\n"
+    assert apply(text % ((str(tmp_path),) * 3))["action"] == "reload"
+    assert [name for name in names if (tmp_path / name).exists()] == ["there.log", "written.log"]
+
+
+def test_a_test_that_does_not_end_changes_nothing(apply, nginx, monkeypatch):
+    run = nginx_tree.subprocess.run
+
+    def hangs(command, **more):
+        if "-t" in command:
+            raise subprocess.TimeoutExpired(command, more["timeout"])
+        return run(command, **more)
+
+    monkeypatch.setattr(nginx_tree.subprocess, "run", hangs)
+    result = apply()
+    assert result["failed"] and "did not end" in result["msg"] and content(nginx) == "old" and nginx.commands == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_ocsp_address_of_a_certificate_is_queried_where_openssl_is(apply, nginx, monkeypatch, there):
+    (nginx.root / "chain.pem").write_text(PEM % "AAEC")
+    run, commands = nginx_tree.subprocess.run, []
+
+    def openssl(command, **more):
+        if command[0] == "openssl":
+            commands.append(command[1:])
+            return subprocess.CompletedProcess(command, 0, b"http://ocsp.example\n", b"")
+        return run(command, **more)
+
+    monkeypatch.setattr(nginx_tree.subprocess, "run", openssl)
+    monkeypatch.setattr(nginx_tree.shutil, "which", lambda name: name if there and name == "openssl" else None)
+    path = str(nginx.root / "chain.pem")
+    assert apply(None, state="query", certificate=path)["ocsp_uri"] == ("http://ocsp.example" if there else "")
+    assert commands == ([["x509", "-in", path, "-noout", "-ocsp_uri"]] if there else [])
+    assert apply(None, state="query")["ocsp_uri"] == "" and len(commands) == there
+
+
+def test_a_port_is_read_of_both_families(apply, monkeypatch):
+    """What is not there (a kernel without IPv6) is left out."""
+    read = []
+
+    def listeners(text, ports):
+        read.append(text.split()[0])
+        assert ports == {80}
+        return {80: {str(len(read))}}
+
+    monkeypatch.setattr(nginx_tree, "parse_listeners", listeners)
+    monkeypatch.setattr(nginx_tree, "socket_owners", lambda inodes: {"b", "a"} if inodes == {"1", "2"} else set())
+    assert apply(None, state="query", ports=[80])["problems"] == ["port 80 is taken by a, b"]
+    monkeypatch.setattr(nginx_tree, "parse_listeners", lambda _text, _ports: {})
+    monkeypatch.setattr(nginx_tree, "socket_owners", lambda _inodes: pytest.fail("there is no listener"))
+    assert apply(None, state="query", ports=[80])["problems"] == []
+
+
+def test_the_diff_of_a_log_says_its_mode_and_owner(apply, tmp_path):
+    log = tmp_path / "log/access.log"
+    log.touch()
+    log.chmod(0o600)
+    (entry,) = [one for one in apply(log_files=[str(log)])["diff"] if one["before_header"] == str(log)]
+    owner = "%s:%s" % (os.geteuid(), os.getegid())
+    assert entry["before"] == "log, mode 0600, owner %s\n" % owner
+    assert entry["after"] == "log, mode 0640, owner %s\n" % owner and entry["after_header"] == str(log)
