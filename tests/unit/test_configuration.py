@@ -410,3 +410,315 @@ def test_a_redis_that_does_not_start_is_reported_with_its_journal(services, redi
     result = services.redis()
     assert result["failed"] and "could not bind" in result["msg"] and "back in place, but: " in result["msg"]
     assert (services.place.theirs / "redis.conf").read_text() == "port 6379\n"
+
+
+# --- states, attributes and diffs -----------------------------------------------------------------------------------
+
+
+def test_a_state_is_what_a_path_is(tmp_path):
+    (tmp_path / "file").write_bytes(b"\xff")
+    (tmp_path / "file").chmod(0o640)
+    (tmp_path / "link").symlink_to("file")
+    info = (tmp_path / "file").stat()
+    read = {name: configuration.read_state(str(tmp_path / name)) for name in ("file", "link", "none", "file/x", "")}
+    assert read == {
+        "file": ("file", b"\xff", 0o640, info.st_uid, info.st_gid, info.st_mtime_ns), "link": ("link", "file"),
+        "none": ("none",), "file/x": ("none",), "": ("other",),
+    }  # fmt: skip
+    assert [configuration.read_text(str(tmp_path / name)) for name in ("file", "link", "none")] == ["�", "", ""]
+    os.mkfifo(tmp_path / "fifo")
+    os.chown(tmp_path, NOBODY, NOGROUP)
+    with pytest.raises(Rejected, match=str(tmp_path / "link")):
+        configuration.read_text(str(tmp_path / "link/x"))
+
+
+def test_states_are_placed_and_a_set_is_made_of_them(tmp_path):
+    path = {name: str(tmp_path / name) for name in ("sub/file", "link", "gone", "missing/x", "kept")}
+    (tmp_path / "gone").write_text("x")
+    configuration.place_all(
+        {
+            path["sub/file"]: ("file", b"content", 0o604, NOBODY, None, 7_000_000_000),
+            path["link"]: ("link", "target"), path["gone"]: ("none",), path["missing/x"]: ("none",),
+            path["kept"]: ("file", b"", 0o640, None, NOGROUP),
+        }
+    )  # fmt: skip
+    status = os.stat(path["sub/file"])
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime) == (0o604, NOBODY, 0, 7)
+    assert stat.S_IMODE(os.stat(tmp_path / "sub").st_mode) == 0o755
+    assert os.readlink(path["link"]) == "target"
+    assert (os.stat(path["kept"]).st_uid, os.stat(path["kept"]).st_gid) == (0, NOGROUP)
+    assert sorted(os.listdir(tmp_path)) == ["kept", "link", "sub"] and os.listdir(tmp_path / "sub") == ["file"]
+    with pytest.raises(NotADirectoryError):
+        configuration.place_all({path["kept"] + "/x": ("file", b"", 0o644, None, None)})
+
+
+def test_an_owner_that_does_not_exist_is_rejected_unless_it_may_be_missing():
+    assert configuration.identity("/x", "nobody", "nogroup", False) == (NOBODY, NOGROUP)
+    assert configuration.identity("/x", None, None, False) == (None, None)
+    assert configuration.identity("/x", "no-such-user", "nogroup", True) == (None, NOGROUP)
+    for owner, group, words in (("no-such", "nogroup", "no user no-such"), ("nobody", "no-such", "no group no-such")):
+        with pytest.raises(Rejected, match="/x: there is " + words):
+            configuration.identity("/x", owner, group, False)
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "gid", "result"),
+    [(0o400, 1, 9, True), (0o077, 1, 5, False), (0o040, 2, 5, True), (0o404, 2, 5, False), (0o004, 2, 9, True),
+     (0o440, 2, 9, False)],
+)  # fmt: skip
+def test_a_process_reads_by_the_first_class_it_is_in(mode, uid, gid, result):
+    reader = {"user": 1, "group": 5, "extra_groups": [5, 6]}
+    assert configuration.lets_read(("file", b"", mode, uid, gid), reader) is result
+
+
+def test_a_secret_is_hidden_in_a_diff():
+    shown = [configuration.hide(*one) for one in ((None, "a"), ("a", None), ("a", "a"), ("a", "b"))]
+    secret = "(a secret)\n"
+    assert shown == [("", secret), (secret, ""), (secret, secret), (secret, "(another secret)\n")]
+
+
+def test_an_entry_of_a_diff_says_what_becomes_of_a_path():
+    none, link, old = ("none",), ("link", "/t"), ("file", b"old", 0o640, 1, 2, 9)
+    new = ("file", b"new", 0o600, None, 3)
+    describe = functools.partial(configuration.describe, "/p")
+    assert describe(old, new) == {
+        "before": "old", "after": "new", "before_header": "/p",
+        "after_header": "/p (mode 0640 -> 0600, owner 1:2 -> 1:3)",
+    }  # fmt: skip
+    assert describe(old, ("file", b"new", 0o640, None, None))["after_header"] == "/p"
+    assert describe(none, link) == {
+        "before": "", "after": "link to /t\n", "before_header": "/p (absent)", "after_header": "/p",
+    }  # fmt: skip
+    assert describe(old, none)["after_header"] == "/p (absent)" and describe(link, new)["before"] == "link to /t\n"
+    assert describe(old, new, configuration.hide)["after"] == "(another secret)\n"
+
+
+@pytest.mark.parametrize("path", ["relative", "/a/../b"])
+def test_a_set_names_absolute_paths_once(path):
+    files = FileSet()
+    with pytest.raises(Rejected, match="absolute"):
+        files.want(path, ("none",))
+    files.want("/a..b", ("none",))
+    with pytest.raises(Rejected, match="twice"):
+        files.want("/a..b", ("none",))
+
+
+def test_attributes_of_a_file_are_those_given():
+    files = FileSet()
+    files.add({"path": "/a", "content": "é"})
+    files.add({"path": "/b", "content": "", "mode": "0600", "owner": "nobody"})
+    assert files.wanted["/a"] == ("file", "é".encode(), 0o644, None, None)
+    assert files.wanted["/b"] == ("file", b"", 0o600, NOBODY, None)
+    with pytest.raises(Rejected, match="/c: 0999 is no mode"):
+        files.add({"path": "/c", "content": "", "mode": "0999"})
+    FileSet(check_mode=True).add({"path": "/a", "content": "", "owner": "no-such-user"})
+    with pytest.raises(Rejected):
+        files.add({"path": "/d", "content": "", "owner": "no-such-user"})
+
+
+def test_directories_are_compared_shown_and_made(tmp_path):
+    names = ("new/sub", "mode", "fine", "group")
+    for name in names[1:]:
+        (tmp_path / name).mkdir(mode=0o750)
+    os.chown(tmp_path / "group", 0, NOGROUP)
+    files = FileSet()
+    for name in names[:3]:
+        mode = "0750" if name == "fine" else "0700"
+        files.add_directory({"path": str(tmp_path / name), "mode": mode})
+    files.add_directory({"path": str(tmp_path / "group"), "mode": "0750", "owner": "nobody"})
+    files.compare()
+    assert files.directory_changes == {
+        str(tmp_path / "new/sub"): None, str(tmp_path / "mode"): (0o750, 0, 0),
+        str(tmp_path / "group"): (0o750, 0, NOGROUP),
+    }  # fmt: skip
+    assert [(one["before"], one["after"]) for one in files.diff()] == [
+        ("", "directory, mode 0700, owner None:None\n"),
+        ("directory, mode 0750, owner 0:0\n", "directory, mode 0700, owner 0:0\n"),
+        ("directory, mode 0750, owner 0:%d\n" % NOGROUP, "directory, mode 0750, owner %d:%d\n" % (NOBODY, NOGROUP)),
+    ]
+    files.make_directories()
+    found = [
+        (stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for one in (os.stat(tmp_path / name) for name in names)
+    ]
+    assert found == [(0o700, 0, 0), (0o700, 0, 0), (0o750, 0, 0), (0o750, NOBODY, NOGROUP)]
+    assert stat.S_IMODE(os.stat(tmp_path / "new").st_mode) == 0o755
+
+
+def test_what_differs_of_a_set_is_found_hidden_and_swapped_in_parts(tmp_path):
+    for name in ("same", "other", "link"):
+        (tmp_path / name).write_text("old")
+    files = FileSet()
+    for name in ("same", "other", "third"):
+        files.add({"path": str(tmp_path / name), "content": "old" if name == "same" else "new"})
+    files.want(str(tmp_path / "link"), ("link", "same"))
+    files.want(str(tmp_path / "none"), ("none",))
+    files.compare()
+    assert [os.path.basename(path) for path in files.changes] == ["other", "third", "link"]
+    assert [files.before(str(tmp_path / name)) for name in ("same", "other", "third", "none")] == ["old", "old", "", ""]
+    shown = files.diff(hidden=[str(tmp_path / "third")])
+    assert [os.path.basename(one["before_header"]) for one in shown] == ["link", "other"]
+    files.swap(only=lambda path: path.endswith("other"))
+    assert (tmp_path / "other").read_text() == "new" and not (tmp_path / "third").exists()
+    files.swap()
+    assert (tmp_path / "third").read_text() == "new" and os.readlink(tmp_path / "link") == "same"
+
+
+def test_what_cannot_be_read_or_is_no_file_is_rejected(place):
+    files = FileSet()
+    files.want(str(place.root), ("none",))
+    with pytest.raises(Rejected, match="neither a file nor a link"):
+        files.compare()
+    os.symlink(place.root, place.theirs / "sub")
+    for add in (
+        lambda files, path: files.add({"path": path, "content": ""}),
+        lambda files, path: files.add_directory({"path": path, "mode": "0755"}),
+    ):
+        files = FileSet()
+        add(files, str(place.theirs / "sub/x"))
+        with pytest.raises(Rejected, match=str(place.theirs / "sub/x")):
+            files.compare()
+
+
+# --- one run --------------------------------------------------------------------------------------------------------
+
+
+def test_a_note_is_kept_until_it_is_removed(place):
+    assert configuration.read_note("x") == {}
+    configuration.write_note("x", {"a": 1})
+    path = place.top / "run/x.json"
+    assert configuration.read_note("x") == {"a": 1} and stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.write_text("[1]")
+    assert configuration.read_note("x") == {}
+    path.write_text("{")
+    assert configuration.read_note("x") == {}
+    for _time in range(2):
+        configuration.write_note("x", None)
+        assert not path.exists()
+
+
+class Module:
+    def fail_json(self, msg):
+        raise AssertionError("failed: " + msg)
+
+    def exit_json(self, **result):
+        self.result = result
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (Rejected("r"), "n: nothing was changed: r"),
+        (Failed("f"), "n: f"),
+        (units.UnitError("u"), "n: u"),
+        (OSError("o"), "n: o"),
+        (subprocess.TimeoutExpired(["nginx", "-t"], 5), "n: nginx did not end within 5 s"),
+    ],
+)
+@pytest.mark.usefixtures("place")
+def test_what_a_run_raises_is_reported_with_its_module(error, words):
+    def work():
+        raise error
+
+    with pytest.raises(AssertionError) as caught:
+        configuration.run(Module(), "n", work)
+    assert str(caught.value) == "failed: " + words
+
+
+@pytest.mark.usefixtures("place")
+def test_one_run_at_a_time_changes_a_host():
+    import fcntl
+
+    module = Module()
+
+    def work():
+        other = os.open(configuration.NOTES, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(other)
+        return {"changed": True}
+
+    configuration.run(module, "n", work)
+    assert module.result == {"changed": True}
+    with configuration.lock():  # It was released.
+        pass
+
+
+def test_a_swap_that_does_not_succeed_restores_the_files_and_says_what_became_of_the_service(files, place):
+    def broken():
+        raise OSError("it broke.")
+
+    with pytest.raises(Failed) as caught:
+        files.apply(broken, lambda: ", and the service is stopped")
+    assert str(caught.value) == "it broke. The earlier files are back in place, and the service is stopped."
+    assert files.apply(lambda: "loaded", broken) == "loaded" and state(place)[0] == "new"
+    order = []
+    files.apply(lambda: order.append(state(place)[0]), broken, first=lambda: order.append("first"))
+    assert order == ["first", "new"]
+    # Without a change there is nothing to restore.
+    files.changes.clear()
+    with pytest.raises(OSError, match="it broke"):
+        files.apply(broken, lambda: pytest.fail("nothing is restored"))
+
+
+# --- copies ---------------------------------------------------------------------------------------------------------
+
+
+def test_paths_below_the_root_lead_to_the_copy():
+    text = (
+        b"include /etc/nginx/x; a=/etc/nginx/y /srv/etc/nginx/z ./etc/nginx/v -/etc/nginx/w /etc/nginx2/x /etc/nginx;"
+    )
+    assert configuration._rewritten(text, "/etc/nginx", r"/c\1") == text.replace(
+        b"include /etc/nginx/x", rb"include /c\1/x"
+    ).replace(b"a=/etc/nginx/y", rb"a=/c\1/y")
+
+
+def test_without_a_reader_a_copy_has_the_modes_of_its_files(place):
+    (place.theirs / "x").write_text("x")
+    (place.theirs / "x").chmod(0o604)
+    files = FileSet()
+    files.add({"path": str(place.theirs / "new"), "content": "at %s/x" % place.theirs, "mode": "0600"})
+    files.add({"path": str(place.top / "elsewhere"), "content": "x"})
+    os.makedirs(place.top / "run/stage-x.service/root/left")
+    with files.staged(str(place.theirs), "x.service") as (copy, work):
+        assert copy == str(place.top / "run/stage-x.service/root") and os.listdir(work) == []
+        modes = {name: stat.S_IMODE(os.stat(os.path.join(copy, name)).st_mode) for name in os.listdir(copy)}
+        assert modes == {"x": 0o604, "new": 0o600}
+        modes = [stat.S_IMODE(os.stat(path).st_mode) for path in (copy, work, os.path.dirname(copy))]
+        assert modes == [0o755, 0o700, 0o700]
+        # No path was rewritten.
+        assert open(copy + "/new").read() == "at %s/x" % place.theirs
+    assert not os.path.exists(os.path.dirname(copy)) and not (place.top / "elsewhere").exists()
+
+
+def test_where_there_is_no_root_a_copy_holds_the_set_alone(place):
+    files = FileSet()
+    files.add({"path": str(place.top / "new/sub/x"), "content": "x"})
+    with files.staged(str(place.top / "new"), "x.service") as (copy, _work):
+        assert os.listdir(copy) == ["sub"] and os.listdir(copy + "/sub") == ["x"]
+
+
+def test_a_reader_gets_the_copy_and_a_directory_of_its_own(place):
+    reader = {"user": NOBODY, "group": NOGROUP, "extra_groups": [NOGROUP]}
+    (place.theirs / "x").write_text("x")
+    (place.theirs / "x").chmod(0o600)
+    files = FileSet()
+    files.add({"path": str(place.theirs / "new"), "content": "x", "owner": "nobody", "mode": "0400"})
+    with files.staged(str(place.theirs), "x.service", reader) as (copy, work):
+        of = {path: os.stat(path) for path in (copy + "/x", copy + "/new", work, os.path.dirname(copy))}
+        assert [(stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for one in of.values()] == [
+            (0o600, 0, NOGROUP), (0o640, 0, NOGROUP), (0o700, NOBODY, NOGROUP), (0o710, 0, NOGROUP),
+        ]  # fmt: skip
+
+
+def test_a_directory_that_changes_while_it_is_copied_is_rejected(place, monkeypatch):
+    def walk(root):
+        raise FileNotFoundError(2, "gone", root + "/x")
+
+    monkeypatch.setattr(safe_files, "walk", walk)
+    with pytest.raises(Rejected, match="changes while it is read"), FileSet().staged(str(place.theirs), "x.service"):
+        pass
+    monkeypatch.setattr(safe_files, "walk", lambda root: (_ for _ in ()).throw(PermissionError(13, "denied", root)))
+    with pytest.raises(Rejected, match="cannot be copied: denied"), FileSet().staged(str(place.theirs), "x.service"):
+        pass
