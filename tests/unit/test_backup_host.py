@@ -464,6 +464,104 @@ def test_a_part_of_which_no_host_sends_anything_has_failed(sandboxed, monkeypatc
     assert not [call for call in sandboxed.calls if "backup" in call]
 
 
+def after(words, name):
+    return words[words.index(name) + 1]
+
+
+def test_files_of_another_host_are_received_as_they_are_and_what_is_gone_there_goes_here(sandboxed, monkeypatch):
+    monkeypatch.setattr(files, "room_for_others", lambda _directory: lambda: "")
+    source = {"name": "app1", "address": "2001:db8::1", "parts": []}
+    sandboxed.answers["paths files"] = (0, '["/srv", 5, "/etc/x"]')
+    directory = files.pulled(sandboxed, "files", "app1")
+    part = {"name": "files", "paths": ["/srv", "/etc/x", "/may/be"], "optional": ["/may/be"]}
+    assert files.pull(sandboxed, source, part) == directory == sandboxed.directory + "/pulled/files/app1"
+    assert os.stat(directory).st_mode & 0o777 == 0o700
+    request, received = sandboxed.calls
+    assert request[-2:] == ("shiftmaster-backup@2001:db8::1", "paths files")
+    words = received[received.index("rsync") :]
+    options = {"--archive", "--no-devices", "--no-specials", "--relative", "--numeric-ids", "--delete"}
+    assert options | {"--rsync-path", "--rsh"} == {word for word in words if word.startswith("--")}
+    assert words[-3:] == ("shiftmaster-backup@[2001:db8::1]:/srv", ":/etc/x", directory + "/")
+    # It neither waits for a person nor for a host that is silent, and knows the host.
+    for ssh in (after(words, "--rsh").split(), request):
+        chosen = {after(ssh[at:], "-o") for at, word in enumerate(ssh) if word == "-o"}
+        assert ssh[0] == "ssh" and after(ssh, "-i") == "/key" and {
+            "BatchMode=yes", "StrictHostKeyChecking=yes", "UserKnownHostsFile=/known", "LogLevel=ERROR",
+        } < chosen  # fmt: skip
+        assert {one.partition("=")[0] for one in chosen} >= {"ConnectTimeout", "ServerAliveInterval"}
+    given = [word.removeprefix("--property=") for word in received if word.startswith("--property=")]
+    assert "--unit=shiftmaster-backup-pull-files-app1" in received and "MemoryMax=50%" in given
+    assert "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID" in given
+    assert "RuntimeMaxSec=%d" % sandboxed.options["timeout_seconds"] in given
+    shown = " ".join(given).replace(chr(34), "")
+    assert " BindPaths=" + directory in shown
+    assert all("BindReadOnlyPaths=" + path in shown for path in ("/key", "/known", "/etc/passwd"))
+    sandboxed.answers["paths files"] = (0, "[]")
+    with pytest.raises(BackupError, match="files of app1: nothing of it exists"):
+        files.pull(sandboxed, source, dict(part, optional=part["paths"]))
+
+
+def test_what_is_saved_has_its_host_tags_and_exclusions(sandboxed, tmp_path):
+    sandboxed.options["sources"] = []
+    part = {"name": "files", "paths": ["/usr/share"], "exclude": ["*.tmp", "/usr/share/x"]}
+    restic = files.Restic(sandboxed)
+    restic.words = ["--repo2"]
+    summary, problems = restic.backup(part, "run1")
+    assert (summary["snapshot_id"], problems) == ("5" * 64, [])
+    (words,) = sandboxed.calls
+    assert words[words.index("restic") :] == (
+        "restic", "--repo2", "backup", "--json", "--host", "backup_server", "--tag", "files", "--tag", "run=run1",
+        "--exclude=*.tmp", "--exclude=/usr/share/x", "--", "/usr/share",
+    )  # fmt: skip
+    restic.backup(part, "run1", tag="safety")
+    words = sandboxed.calls[-1]
+    assert after(words, "--tag") == "safety" and (tmp_path / "state/restic-cache").stat().st_mode & 0o777 == 0o700
+    sandboxed.answers["restic"] = (1, "")
+    with pytest.raises(BackupError, match="restic backup of files: "):
+        restic.backup(part, "run1")
+
+
+def test_a_repository_is_made_only_where_there_is_none(asked):
+    restic = files.Restic(asked)
+    assert restic.init() and asked.calls == [("restic", "--quiet", "init")]
+    assert os.stat(restic.repository).st_mode & 0o777 == 0o700
+    open(restic.repository + "/data", "w").close()
+    with pytest.raises(BackupError, match="not empty"):
+        restic.init()
+    open(restic.repository + "/config", "w").close()
+    assert not restic.init() and len(asked.calls) == 1
+    assert restic.env["RESTIC_REPOSITORY"] == asked.directory + "/restic"
+    assert (restic.env["RESTIC_PASSWORD_FILE"], restic.env["RESTIC_CACHE_DIR"]) == ("/secret", "/state/restic-cache")
+
+
+@pytest.mark.parametrize(
+    ("day", "size", "how"),
+    [
+        (8, 101, "--read-data"),
+        (9, 100, "--read-data"),
+        (10, 101, "--read-data-subset=10/10"),
+        (11, 101, "--read-data-subset=1/10"),
+    ],
+)
+def test_a_large_repository_is_read_a_tenth_a_day_and_whole_on_sundays(asked, monkeypatch, day, size, how):
+    class Now(files.datetime.datetime):
+        @classmethod
+        def now(cls, zone):
+            return cls(2026, 3, day, tzinfo=zone)
+
+    # A Sunday; the 9th is day 68 of the year.
+    assert Now(2026, 3, 8).weekday() == 6
+    monkeypatch.setattr(files, "READ_ALL_BYTES", 100)
+    monkeypatch.setattr(files.datetime, "datetime", Now)
+    os.makedirs(asked.directory + "/restic/data")
+    for name, length in (("config", 1), ("data/pack", size - 1)):
+        with open(os.path.join(asked.directory, "restic", name), "wb") as stream:
+            stream.write(b"x" * length)
+    asked.answers["check"] = (0, "read all data\nno errors were found\n")
+    files.Restic(asked).check()
+    assert asked.calls == [("restic", "check", how)]
+
+
 def test_no_more_files_are_compared_than_a_sample_holds(asked, monkeypatch, tmp_path):
     monkeypatch.setattr(files, "SAMPLE_FILES", 2)
     lines = [{"time": "2026-11-01T00:00:00Z"}]
