@@ -461,16 +461,6 @@ def test_an_owner_that_does_not_exist_is_rejected_unless_it_may_be_missing():
             configuration.identity("/x", owner, group, False)
 
 
-@pytest.mark.parametrize(
-    ("mode", "uid", "gid", "result"),
-    [(0o400, 1, 9, True), (0o077, 1, 5, False), (0o040, 2, 5, True), (0o404, 2, 5, False), (0o004, 2, 9, True),
-     (0o440, 2, 9, False)],
-)  # fmt: skip
-def test_a_process_reads_by_the_first_class_it_is_in(mode, uid, gid, result):
-    reader = {"user": 1, "group": 5, "extra_groups": [5, 6]}
-    assert configuration.lets_read(("file", b"", mode, uid, gid), reader) is result
-
-
 def test_a_secret_is_hidden_in_a_diff():
     shown = [configuration.hide(*one) for one in ((None, "a"), ("a", None), ("a", "a"), ("a", "b"))]
     secret = "(a secret)\n"

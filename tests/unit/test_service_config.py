@@ -7,13 +7,16 @@ import grp
 import json
 import os
 import pwd
+import re
 import stat
 import threading
 import time
+import types
 
 import pytest
 import service_config as sc
 from ansible.module_utils.shiftmaster.host import configuration, points, units, webconfig
+from ansible.module_utils.shiftmaster.host.configuration import Failed
 from ansible.module_utils.shiftmaster.monitoring import metrics, prometheus
 
 ME, MINE = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
@@ -775,3 +778,404 @@ def test_the_facts_of_a_unit_are_complete_also_where_systemd_knows_none(monkeypa
     facts = sc.unit_facts("x.service")
     assert set(facts) == set(sc.PROPERTIES) and (facts["ActiveState"], facts["MainPID"]) == ("active", "7")
     assert facts["InvocationID"] == ""
+
+
+# --- step by step, with a clock of its own ---------------------------------------------------------------------------
+
+PROOF = {
+    "url": URL, "ca_file": "/ca", "user": "admin", "password": "x", "closed": False, "metric": None, "value": 1.0,
+    "timestamp_metric": None, "answers": [], "targets_url": None, "timeout_seconds": 20, "start_timeout_seconds": 60,
+}  # fmt: skip
+
+
+class Steps:
+    """A Service without a module, whose unit reports one state after the other; time passes by sleeping."""
+
+    def __init__(self, monkeypatch):
+        self.passed, self.naps, self.states, self.queries, self.commands = 0.0, [], [{}], [], []
+        self.responses = {URL: (200, "ok 1\nat 100\n")}
+        names = {name: getattr(time, name) for name in ("strptime",)}
+        clock = dict(names, monotonic=lambda: self.passed, time=lambda: 1000.0 + self.passed, sleep=self.sleep)
+        monkeypatch.setattr(sc, "time", types.SimpleNamespace(**clock))
+        monkeypatch.setattr(sc, "unit_facts", self.facts)
+        monkeypatch.setattr(metrics, "get", self.get)
+        monkeypatch.setattr(units, "systemctl", lambda *words, **more: self.commands.append((words, more)))
+
+    def sleep(self, seconds):
+        assert len(self.naps) < 1000
+        self.naps.append(seconds)
+        self.passed += seconds
+
+    def facts(self, unit):
+        assert unit == "x.service"
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return {"ActiveState": "active", "MainPID": "7", "NRestarts": "", **state}
+
+    def get(self, *words):
+        self.queries.append(words)
+        response = self.responses[words[0]]
+        if isinstance(response, Exception):
+            raise response
+        return response
+
+    def service(self, verify=None, **parameters):
+        made = sc.Service.__new__(sc.Service)
+        made.p, made.unit = {"apply": "reload", "watch": [], "managed": [], "absent": [], **parameters}, "x.service"
+        made.verify = None if verify is None else {**PROOF, **verify}
+        made.module, made.files = types.SimpleNamespace(check_mode=False), configuration.FileSet()
+        made.apply, made.secret, made.unit_paths, made.root = {}, set(), set(), "/etc/x"
+        return made
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    return Steps(monkeypatch)
+
+
+def test_without_a_verification_of_its_own_a_unit_has_to_stay_active(steps):
+    steps.states = [{}, {}, {"MainPID": "8"}, {}, {"ActiveState": "activating"}, {}]
+    steps.service().verify("start", 0, 0)
+    # Seen with one process, then another, then the first again, then starting; from then on for a second.
+    assert steps.passed - sum(steps.naps[:5]) >= sc.SETTLE_SECONDS and len(steps.naps) < 12
+    assert steps.naps[:3] == pytest.approx([0.1, 0.15, 0.225]) and max(steps.naps) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "waited"),
+    [
+        ({"ActiveState": "failed"}, "x.service is failed", 0),
+        ({"ActiveState": "inactive"}, "x.service is inactive", 0),
+        ({"ActiveState": "activating"}, r"x.service is activating \(waited 120 s\)", 120),
+        ({"NRestarts": "3"}, "again and again", 0),
+    ],
+)
+def test_a_unit_that_does_not_stay_active_has_failed(steps, state, words, waited):
+    steps.states = [state]
+    with pytest.raises(Failed, match=words):
+        steps.service().verify("start", 0, 2)
+    assert waited <= steps.passed < waited + 1.001
+
+
+@pytest.mark.parametrize(("action", "seconds"), [("reload", 20), ("none", 20), ("start", 60), ("restart", 60)])
+def test_a_verification_is_waited_for_as_its_options_say(steps, action, seconds):
+    steps.responses[URL] = OSError("refused")
+    with pytest.raises(Failed, match=r"refused \(waited %d s\)" % seconds):
+        steps.service({}).verify(action, 0, 0)
+    assert seconds <= steps.passed < seconds + 1.001
+    # As many restarts as before are none.
+    steps.responses[URL], steps.states = (200, ""), [{"NRestarts": "2"}]
+    steps.service({}).verify(action, 0, 2)
+
+
+ANSWER = {"url": "/flags", "path": ["a", "b"], "value": "1"}
+
+
+@pytest.mark.parametrize(
+    ("verify", "response", "problem"),
+    [
+        ({}, (200, ""), None),
+        ({}, (401, ""), "answers 401"),
+        ({}, (503, ""), "answers 503"),
+        ({"metric": "ok"}, (200, "ok 1\n"), None),
+        ({"metric": "ok", "value": 2.0}, (200, "ok 1\n"), "ok is 1 instead of 2"),
+        ({"metric": "ok"}, (200, ""), "ok is absent instead of 1"),
+        ({"timestamp_metric": "at"}, (200, "at 500\n"), None),
+        ({"timestamp_metric": "at"}, (200, "at 499\n"), "at is not younger"),
+        ({"timestamp_metric": "at"}, (200, ""), "at is not younger"),
+        ({"answers": [ANSWER]}, (200, ""), "/flags: a.b is 2 instead of 1"),
+        ({"answers": [dict(ANSWER, url="/none")]}, (200, ""), "a.b is not answered (404) instead of 1"),
+        ({"answers": [dict(ANSWER, value="2")]}, (200, ""), None),
+        ({"closed": True}, (200, ""), "answers 200 to a stranger"),
+    ],
+)
+def test_what_a_service_reports_is_compared(steps, verify, response, problem):
+    steps.responses.update({URL: response, "/flags": (200, '{"a": {"b": 2}}'), "/none": (404, "")})
+    found = steps.service(verify).unverified("reload", 500, False)
+    assert (found is None) == (problem is None) and (problem or "") in (found or "")
+    assert steps.queries[0] == (URL, "/ca", "admin", "x", 10.0)
+    if verify.get("closed"):
+        assert steps.queries[-1] == (URL, "/ca", None, "x", 10.0)
+
+
+def test_of_the_earlier_files_less_is_verified(steps):
+    service = steps.service({"timestamp_metric": "at", "answers": [ANSWER], "closed": True, "metric": "ok"})
+    assert service.unverified("none", 500, True) is None and len(steps.queries) == 1
+    assert "not younger" in service.unverified("reload", 500, True)
+    steps.responses[URL] = (401, "")
+    assert service.unverified("reload", 500, True) is None
+    steps.responses[URL] = metrics.Untrusted("unknown authority")
+    with pytest.raises(Failed, match="%s: unknown authority" % URL):
+        service.unverified("reload", 500, True)
+
+
+def test_a_page_that_is_closed_to_strangers_is(steps, monkeypatch):
+    monkeypatch.setattr(metrics, "get", lambda _url, _ca, user, *_more: (200, "") if user else (401, ""))
+    assert steps.service({"closed": True}).unverified("reload", 0, False) is None
+
+
+def targets(**health):
+    return {
+        ("node", name): {"health": state, "error": "", "interval": 5.0, "scraped": 2000.0}
+        for name, state in health.items()
+    }
+
+
+def test_targets_are_waited_for_two_intervals(steps, monkeypatch):
+    service = steps.service({})
+    answers = [targets(a="down"), targets(a="up")]
+    monkeypatch.setattr(service, "targets", lambda: answers.pop(0) if len(answers) > 1 else answers[0])
+    service.verify_targets(targets(a="up", b="down"), 1000.0)
+    assert steps.naps == [sc.DISCOVERY_SECONDS, 1.0]
+    answers[:] = [targets(**{"t%02d" % number: "down" for number in range(11)})]
+    del steps.naps[:]
+    with pytest.raises(Failed) as caught:
+        service.verify_targets(targets(**{"t%02d" % number: "up" for number in range(11)}), 500.0)
+    assert steps.naps == [0.0] + [1.0] * 10
+    assert str(caught.value).count("(down)") == 10 and str(caught.value).endswith("; …")
+    answers[:] = [{}]
+    with pytest.raises(Failed, match="cannot be read any more"):
+        service.verify_targets(targets(a="up"), 500.0)
+    del steps.naps[:]
+    service.verify_targets(targets(a="down"), 500.0)
+    assert steps.naps == []
+
+
+@pytest.mark.parametrize(
+    ("action", "unit_changed", "verbs"),
+    [
+        ("start", True, ["daemon-reload", "reset-failed x.service", "restart x.service"]),
+        ("restart", False, ["reset-failed x.service", "restart x.service"]),
+        ("reload", False, ["reload x.service"]),
+        ("none", True, ["daemon-reload"]),
+        ("none", False, []),
+    ],
+)
+@pytest.mark.parametrize(("verify", "limit"), [({}, 60), (None, 120)])
+def test_a_unit_is_brought_up_by_the_commands_of_its_action(steps, action, unit_changed, verbs, verify, limit):
+    steps.states = [{"NRestarts": "4"}]
+    assert steps.service(verify).bring_up(action, unit_changed) == (1000.0, 4)
+    assert [" ".join(words) for words, _more in steps.commands] == verbs
+    assert not verbs or "re" not in verbs[-1][:2] or steps.commands[-1][1] == {"timeout": limit + 120}
+
+
+def test_a_unit_that_was_never_loaded_cannot_be_reset_and_is_started(steps, monkeypatch):
+    def systemctl(*words, **_more):
+        if words[0] == "reset-failed":
+            raise units.UnitError("not loaded")
+        steps.commands.append(words)
+
+    monkeypatch.setattr(units, "systemctl", systemctl)
+    assert steps.service().bring_up("start", False) == (1000.0, 0)
+    assert steps.commands == [("restart", "x.service")]
+
+
+FACTS = {
+    "LoadState": "loaded", "ActiveState": "active", "NeedDaemonReload": "no", "InvocationID": "i",
+    "ExecMainStartTimestamp": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("facts", "changes", "stale", "action"),
+    [
+        ({}, {}, "none", "none"),
+        ({}, {}, "reload", "reload"),
+        ({}, {}, "restart", "restart"),
+        ({"ActiveState": "reloading"}, {}, "none", "none"),
+        ({"ActiveState": "failed"}, {}, "none", "start"),
+        ({"LoadState": "not-found"}, {}, "none", "start"),
+        ({"NeedDaemonReload": "yes"}, {}, "none", "restart"),
+        ({}, {"/a": "reload"}, "none", "reload"),
+        ({}, {"/a": "none"}, "none", "none"),
+        ({}, {"/a": "reload", "/b": "restart"}, "none", "restart"),
+        ({}, {"/a": "none"}, "restart", "restart"),
+    ],
+)
+def test_what_has_to_happen_follows_from_files_unit_and_process(steps, monkeypatch, facts, changes, stale, action):
+    service = steps.service()
+    service.apply, service.files.changes = changes, dict.fromkeys(changes, ("none",))
+    monkeypatch.setattr(service, "stale", lambda _facts: (stale, ["stale"] if stale != "none" else []))
+    found, reasons = service.decide({**FACTS, **facts})
+    assert found == action and bool(reasons) == (action != "none" or bool(changes))
+
+
+@pytest.mark.parametrize(
+    ("note", "metrics", "youngest", "result"),
+    [
+        ({}, (None, None), {"restart": 0, "reload": 0}, "none"),
+        ({}, (None, None), {"restart": 51, "reload": 0}, "restart"),
+        ({}, (None, None), {"restart": 50, "reload": 51}, "reload"),
+        ({}, (1.0, 60.0), {"restart": 50, "reload": 60}, "none"),
+        ({}, (1.0, 60.0), {"restart": 50, "reload": 61}, "reload"),
+        ({}, (0.0, 60.0), {"restart": 0, "reload": 0}, "reload"),  # It reports that it did not load.
+        ({"invocation": "i"}, (None, None), {"restart": 99, "reload": 99}, "none"),
+        ({"invocation": "i", "restart": "other"}, (None, None), {}, "restart"),
+        ({"invocation": "i", "reload": "other"}, (None, None), {}, "reload"),
+        ({"invocation": "i", "timestamp": 60.0}, (1.0, 60.0), {"restart": 99, "reload": 99}, "none"),
+        ({"invocation": "i", "timestamp": 60.0}, (1.0, 70.0), {"restart": 0, "reload": 99}, "reload"),
+        ({"invocation": "i", "timestamp": 60.0}, (1.0, 70.0), {"restart": 0, "reload": 70}, "none"),
+        ({"invocation": "other"}, (None, None), {"restart": 0, "reload": 99}, "reload"),
+    ],
+)
+def test_a_process_is_compared_with_what_was_noted_or_with_the_times_of_files(
+    steps, monkeypatch, note, metrics, youngest, result
+):
+    service = steps.service({"metric": "ok", "value": 1.0})
+    if note.get("invocation") == "i":
+        note = {"restart": "r", "reload": "l", **note}
+    monkeypatch.setattr(configuration, "read_note", lambda unit: note if unit == "x.service" else None)
+    monkeypatch.setattr(service, "hashes", lambda: {"restart": "r", "reload": "l"})
+    monkeypatch.setattr(service, "own_metrics", lambda: metrics)
+    monkeypatch.setattr(service, "youngest", youngest.get)
+    facts = dict(FACTS, ExecMainStartTimestamp="Thu 1970-01-01 00:00:50 UTC")
+    found, reasons = service.stale(facts)
+    assert found == result and bool(reasons) == (result != "none")
+
+
+def test_a_process_that_is_restarted_does_not_report_its_last_reload(steps, monkeypatch):
+    service = steps.service({"metric": "ok", "value": 1.0}, apply="restart")
+    monkeypatch.setattr(configuration, "read_note", lambda _unit: {})
+    monkeypatch.setattr(service, "own_metrics", lambda: (0.0, None))
+    assert service.stale(FACTS)[0] == "none"
+
+
+def test_metrics_of_a_process_are_those_that_are_named(steps):
+    assert steps.service().own_metrics() == (None, None) and steps.service({}).own_metrics() == (None, None)
+    assert steps.queries == []
+    assert steps.service({"metric": "ok"}).own_metrics() == [1.0, None]
+    assert steps.service({"metric": "ok", "timestamp_metric": "at"}).own_metrics() == [1.0, 100.0]
+    for response in ((503, "ok 1"), OSError("refused")):
+        steps.responses[URL] = response
+        assert steps.service({"metric": "ok"}).own_metrics() == (None, None)
+
+
+def test_targets_that_cannot_be_known_are_none(steps):
+    target = {"labels": {"job": "j", "instance": "i"}, "health": "up", "scrapeInterval": "5s"}
+    steps.responses[TARGETS] = (200, json.dumps({"data": {"activeTargets": [target]}}))
+    assert list(steps.service({"targets_url": TARGETS}).targets()) == [("j", "i")]
+    assert steps.queries == [(TARGETS, "/ca", "admin", "x", 30.0)]
+    for response in ((503, steps.responses[TARGETS][1]), OSError("refused")):
+        steps.responses[TARGETS] = response
+        assert steps.service({"targets_url": TARGETS}).targets() == {}
+    assert steps.service().targets() == steps.service({}).targets() == {}
+
+
+def test_the_youngest_of_what_a_process_has_to_load(steps, tmp_path):
+    path = {name: str(tmp_path / name / "x") for name in ("file", "restart", "watched", "managed", "absent")}
+    for number, one in enumerate(path.values()):
+        os.makedirs(os.path.dirname(one))
+        open(one, "w").close()
+        os.utime(os.path.dirname(one), (1, 2_000_000_000 + number))
+    service = steps.service(
+        watch=[path["watched"], "/nowhere"], managed=[{"directory": os.path.dirname(path["managed"])}],
+        absent=[path["absent"]],
+    )  # fmt: skip
+    assert service.youngest("reload") == 2_000_000_004.0  # When the directory of what was removed changed.
+    service.p["absent"] = []
+    assert service.youngest("reload") == 2_000_000_003.0
+    service.p["managed"] = []
+    assert service.youngest("reload") == os.stat(path["watched"]).st_ctime and service.youngest("restart") == 0.0
+    service.p["watch"] = []
+    assert service.youngest("reload") == 0.0
+    service.files.want(path["file"], ("file", b"", 0o644, None, None))
+    service.files.want(path["restart"], ("file", b"", 0o644, None, None))
+    service.files.want("/link", ("link", "x"))
+    service.apply = {path["restart"]: "restart"}
+    assert service.youngest("reload") == os.stat(path["file"]).st_ctime
+    assert service.youngest("restart") == os.stat(path["restart"]).st_ctime
+    hashes = service.hashes()
+    assert hashes == {
+        "reload": sc.set_hash([(path["file"], ("file", b"", 0o644))]),
+        "restart": sc.set_hash([(path["restart"], ("file", b"", 0o644))]),
+    }
+    # Also of what belongs to others, as it is, and where it is not there.
+    service.p["watch"] = [path["watched"], "/nowhere"]
+    assert service.hashes()["reload"] != hashes["reload"] and service.hashes()["restart"] == hashes["restart"]
+    before = service.hashes()["reload"]
+    with open(path["watched"], "w") as stream:
+        stream.write("x")
+    assert service.hashes()["reload"] != before
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "content", "public", "problem"),
+    [
+        ("there", 0o640, "x", False, None), ("there", 0o644, "x", True, None),
+        ("there", 0o641, "x", False, "everybody"),
+        ("there", 0o640, "", False, "is empty"), ("there", 0o644, "", True, "is empty"),
+        ("none", 0, None, False, "does not exist"), ("directory", 0, None, False, "is no file"),
+        ("planned", 0o640, "x", False, None), ("planned", 0o642, "x", False, "everybody"),
+        ("planned", 0o640, " \n", False, "is empty"), ("planned", 0o040, "x", False, r"read by me \(mode 0040\)"),
+        ("removed", 0, None, False, "does not exist"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_named_has_to_be_usable(steps, tmp_path, name, mode, content, public, problem):
+    service, path = steps.service(references={"user": "me"}), tmp_path / name
+    (tmp_path / "directory").mkdir()
+    if name == "there":
+        path.write_text(content)
+        path.chmod(mode)
+    elif name == "planned":
+        service.files.want(str(path), ("file", content.encode(), mode, os.geteuid(), None))
+    elif name == "removed":
+        path.write_text("x")
+        service.files.want(str(path), ("none",))
+    reader = {"user": os.geteuid(), "group": os.getegid(), "extra_groups": []}
+    found = service.reference_problem(str(path), public, reader)
+    assert (found is None) == (problem is None) and re.search(problem or "", found or "")
+
+
+def test_names_in_secrets_and_in_other_files_are_not_looked_at(steps, monkeypatch):
+    service = steps.service(references={"user": "me", "extra_groups": ["more"]})
+    asked = []
+    monkeypatch.setattr(sc.service_user, "process_of", lambda *words: asked.append(words) or "reader")
+    monkeypatch.setattr(service, "reference_problem", lambda *words: asked.append(words) or "is bad")
+    for path in ("/b.yaml", "/a.yml", "/secret.yml", "/c.txt"):
+        service.files.want(path, ("file", b"ca_file: sub/../ca\nkey_file: /key\n", 0o640, None, None))
+    service.files.want("/link.yml", ("link", "x"))
+    service.secret = {"/secret.yml"}
+    assert service.reference_problems() == [
+        "%s: %s %s is bad" % (source, key, path)
+        for source in ("/a.yml", "/b.yaml") for key, path in (("ca_file", "/etc/x/ca"), ("key_file", "/key"))
+    ]  # fmt: skip
+    assert asked[:3] == [("me", ["more"]), ("/etc/x/ca", True, "reader"), ("/key", False, "reader")]
+
+    def unknown(*_words):
+        raise KeyError("me")
+
+    monkeypatch.setattr(sc.service_user, "process_of", unknown)
+    assert service.reference_problems() == ["there is no user me"]
+    service.module.check_mode = True
+    assert service.reference_problems() == []
+    assert steps.service(references=None).reference_problems() == []
+
+
+def test_checks_have_a_limit_of_time_and_output(apply, host):
+    result = apply(checks=[["sh", "-c", "sleep 60"]], check_timeout_seconds=1)
+    assert result["failed"] and "did not end within 1 s" in result["msg"]
+    result = apply(checks=[["sh", "-c", "head -c 3999 /dev/zero | tr '\\0' x; echo yz; exit 3"]])
+    assert "x" * 3998 + "yz" in result["msg"] and "x" * 3999 not in result["msg"]
+    result = apply(checks=[["sh", "-c", "exit 3"]])
+    assert "it ended with 3" in result["msg"] and host.file.read_text() == OLD
+
+
+def test_a_new_hash_is_told_from_one_of_before():
+    one, two = ("on: $2b$04$%s\n" % (sign * 53) for sign in "ab")
+    hidden, new = "(hash of a password)", "(hash of a password, not all as before)"
+    assert [text.count(hidden) for text in sc.mask_hashes(one, one)] == [1, 1]
+    shown = sc.mask_hashes(one, one + two)
+    assert shown[0].count(hidden) == 1 and shown[1].count(new) == 2 and "$2b$" not in "".join(shown)
+    assert new not in sc.mask_hashes(None, one)[1] and sc.mask_hashes(one, None)[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("web", "words"),
+    [({"certificate": "/c"}, "both a certificate and a key"), ({"key": "/k"}, "both a certificate and a key")],
+)
+def test_a_certificate_needs_its_key(apply, host, web, words):
+    result = apply(web_config=dict({"path": str(host.file.parent / "web.yml"), "owner": ME, "group": MINE}, **web))
+    assert result["failed"] and words in result["msg"] and host.file.read_text() == OLD
+
+
+def test_systemds_time_without_a_fraction_is_a_second():
+    assert sc.timestamp("Thu 2026-11-26 12:22:42 UTC") == 1795695762.0 and sc.timestamp("2026-11-26 JST") == 0.0
