@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import re
+from pathlib import Path
 
 import pytest
 from ansible.module_utils.shiftmaster.monitoring import kpi
@@ -10,6 +12,7 @@ from ansible.module_utils.shiftmaster.monitoring import kpi
 JST = datetime.timezone(datetime.timedelta(hours=9))
 START, END = kpi.month_of("2026-11", JST)
 STEP = 60.0
+ROOT = Path(__file__).resolve().parents[2]
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
@@ -173,3 +176,66 @@ def test_alerts_from_series_and_samples_in_any_order():
     assert [(one["name"], one["start"], one["end"]) for one in kpi.alerts_of(series, STEP)] == [
         ("A", 0.0, 180.0), ("B", 600.0, 660.0),
     ]  # fmt: skip
+
+
+def test_symptoms_are_alerts_and_none_is_a_cause():
+    rules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "monitoring/alerts").glob("*.yml"))
+    names = set(re.findall(r"[A-Z][A-Za-z]+", rules))
+    assert len(kpi._SYMPTOMS) > 10 and kpi._SYMPTOMS <= names, kpi._SYMPTOMS - names
+
+
+def test_the_years_last_month_and_a_quantile_in_the_middle_of_a_bucket():
+    start, end = kpi.month_of("2026-12", JST)
+    assert end - start == 31 * DAY and kpi.month_of("2027-01", JST)[0] == end
+    # The lower bound of the first bucket is 0; an empty bucket is passed over.
+    assert kpi.quantile(0.25, {2.0: 10.0, 4.0: 20.0}) == 1.0
+    assert kpi.quantile(0.5, {1.0: 10.0, 2.0: 10.0, 3.0: 20.0}) == 1.0
+    assert kpi.quantile(0.0, {1.0: 0.0, 2.0: 10.0}) == 1.0
+    assert kpi.quantile(0.6, {1.0: 10.0, 2.0: 10.0, 3.0: 20.0}) == pytest.approx(2.2)
+
+
+def test_samples_of_a_time_are_one_a_moment_in_their_order():
+    samples = [(60.0, 1.0), (0.0, 2.0), (60.0, 3.0), (120.0, 4.0), (-1.0, 5.0)]
+    assert kpi.within(samples, 0.0, 120.0) == [(0.0, 2.0), (60.0, 3.0)]
+
+
+def test_an_outage_is_below_one_half_and_two_steps_are_no_gap():
+    found = kpi.outages([(0.0, 0.5), (60.0, 0.4), (180.0, 0.0), (240.0, 0.5)], STEP)
+    assert found == [(60.0, 240.0, True)] and found[0].seconds == 180.0
+    assert kpi.gaps([(0.0, 1.0), (121.0, 1.0)], 0.0, 121.0, STEP) == [(60.0, 121.0)]
+
+
+def test_a_time_of_which_nothing_is_known_has_no_availability():
+    served = kpi.availability([(0.0, 1.0)], 100.0, 100.0, STEP)
+    assert served["availability_percent"] is None and served["known_seconds"] == 0.0 and served["outages"] == []
+    served = kpi.availability([(0.0, 1.0), (60.0, 0.0), (120.0, 1.0)], 0.0, 180.0, STEP)
+    assert served["outages"] == [{"start": 60.0, "end": 120.0, "seconds": 60.0, "ended": True}]
+    assert (served["down_seconds"], served["unknown_seconds"], served["availability_percent"]) == (60, 0, 66.6667)
+    assert (served["mttr_seconds"], served["mtbf_seconds"]) == (60.0, 120.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "result"),
+    [
+        ("availability_percent", 99.9, "met"), ("availability_percent", 99.8, "missed"),
+        ("p95_seconds", 0.2, "met"), ("p95_seconds", 0.5, "tolerated"), ("p95_seconds", 0.51, "missed"),
+        ("error_percent", 0.1, "met"), ("error_percent", 0.2, "missed"),
+        ("mttr_seconds", 900, "met"), ("mttr_seconds", 901, "missed"),
+        ("database_seconds", 0.05, "met"), ("database_seconds", 0.06, "missed"), ("database_seconds", None, "unknown"),
+    ],
+)  # fmt: skip
+def test_a_limit_is_met_where_it_is_reached(name, value, result):
+    metrics = dict.fromkeys(kpi.TARGETS, 0.0)
+    metrics.update({"availability_percent": 100.0, "outages": ["one"], name: value})
+    found = kpi.results(metrics, kpi.TARGETS)
+    assert found.pop(name) == result and set(found.values()) == {"met"}
+    metrics.update(outages=[], mttr_seconds=None)
+    assert kpi.results(metrics, kpi.TARGETS)["mttr_seconds"] == "met"
+    assert kpi.results(dict(metrics, availability_percent=None), kpi.TARGETS)["mttr_seconds"] == "unknown"
+
+
+def test_targets_of_the_site_replace_those_of_the_project():
+    month = kpi.month({}, 0.0, 60.0, STEP, {"p95_seconds": 1.0})
+    assert month["targets"] == dict(kpi.TARGETS, p95_seconds=1.0) and (month["start"], month["end"]) == (0.0, 60.0)
+    month = kpi.month({"requests": [(0.0, 0.0)], "up": [(0.0, 1.0)]}, 0.0, 60.0, STEP)
+    assert (month["requests"], month["error_percent"], month["missing"]) == (0, 0.0, ["buckets", "database_seconds"])
