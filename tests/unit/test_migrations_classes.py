@@ -381,3 +381,37 @@ def test_a_tree_with_odd_files(tmp_path):
     (tmp_path / "binary.bin").write_bytes(bytes(range(256)))
     records = migrations.classify_tree(str(tmp_path))
     assert [(r["name"], r["class"]) for r in records] == [("0001_initial", "expand"), ("0002_bytes", "contract")]
+
+
+def test_lists_are_followed_to_a_limit_through_names_sums_and_stars():
+    lines = ["b0 = [1]", *("b%d = b%d" % (number, number - 1) for number in range(1, 21))]
+    lines += ["own = [*own]", "twice = [1]", "twice = [2]", "s = (3,)"]
+    names = migrations.Names(migrations.ast.parse("\n".join(lines)))
+
+    def found(text):
+        elements = migrations.literal_list(migrations.ast.parse(text, mode="eval").body, names)
+        return elements if elements is None else [one.value for one in elements]
+
+    assert found("[1, *s, *b3]") == [1, 3, 1] and found("s + [4]") == [3, 4] and found("None") == []
+    assert migrations.literal_list(None, names) == []
+    assert found("b19") == [1] and found("b20") is None
+    assert found("+".join(["[1]"] * 20)) == [1] * 20 and found("+".join(["[1]"] * 22)) is None
+    for text in ("own", "twice", "unknown", "[*f()]", "[1] + f()", "f() + [1]", "[1] * 2", "f()", "5"):
+        assert found(text) is None, text
+
+
+def test_names_are_those_that_were_imported():
+    names = migrations.Names(
+        migrations.ast.parse(
+            "import a.b\nimport c.d as e\nfrom f import g, h as i\nfrom . import j\n"
+            "from .k import m\nfrom .. import n as o\n"
+        )
+    )
+    assert names.imports == {"a": "a", "e": "c.d", "g": "f.g", "i": "f.h", "j": "..j", "m": ".k.m", "o": "..n"}
+
+    def node(text):
+        return migrations.ast.parse(text, mode="eval").body
+
+    assert [names.full(node(text)) for text in ("e.x.y", "i", "other.z", "f()")] == ["c.d.x.y", "f.h", "other.z", ""]
+    names.imports["models"] = "django.db.models"
+    assert names.django(node("models.CharField")) == "CharField" and names.django(node("e.CharField")) is None

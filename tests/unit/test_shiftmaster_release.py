@@ -524,3 +524,77 @@ def test_a_suspect_release_that_is_healthy_again_is_suspect_no_longer(site, buil
         site.status = status
         site.run("present", check_mode=check_mode, revision="a" * 40)
         assert State(site.layout).is_suspect(ONE) == suspect
+
+
+def test_health_is_that_of_the_private_socket_behind_tls(site, monkeypatch):
+    asked = []
+    result = HttpResult(200, 0.1, "{}", None)
+    monkeypatch.setattr(module, "http_get", lambda target, **more: asked.append((target, more)) or result)
+    site.run("active", release="1.0", health={"path": "/h", "host": "shift.example", "timeout_seconds": 4})
+    more = {"path": "/h", "host": "shift.example", "timeout": 4.0, "headers": {"X-Forwarded-Proto": "https"}}
+    assert asked == [("unix:" + site.layout.socket("blue"), more)]
+
+
+def test_of_several_releases_of_a_version_the_newest_live_one_is_meant(site):
+    Path(site.layout.release(TWO), "manifest.json").write_text('{"version": "0.9", "revision": "x"}')
+    assert site.run("query", release="0.9")["release"] == OLD
+    State(site.layout).set_status(OLD, "bad", "5xx")
+    assert site.run("query", release="0.9")["release"] == TWO
+    State(site.layout).set_status(TWO, "live")
+    assert site.run("query", release="0.9")["release"] == TWO
+
+
+def test_the_difference_to_a_new_release_shows_no_secret(site, builds, monkeypatch):
+    monkeypatch.setattr(module.releases, "find", lambda *_words: None)
+    Path(site.layout.release(ONE), "env").write_text('A="old"\nB_KEY="old"\nPYTHONPATH="/x"\nSTATIC_ROOT="/y"\n')
+    Path(site.layout.release(ONE), "conf").write_text("one\ntwo\n")
+    build = {
+        "environment": {"A": "new"}, "secret_environment": {"PLAIN": "hidden"}, "files": {"conf": "one\nthree\n"},
+    }  # fmt: skip
+    diff = site.run("present", check_mode=True, revision="b" * 40, version="2.0", build=build)["diff"]
+    assert (diff["before_header"], diff["after_header"]) == ("release " + ONE, "release to serve")
+    before, after = diff["before"].splitlines(), diff["after"].splitlines()
+    assert before[:2] == ["version: 1.0", "revision: " + "aaaaaaa" * 6] and before[2] == "configuration: " + "c" * 12
+    assert before[3] == "A=old" and before[4].startswith("B_KEY=(secret, ") and before[5:] == [
+        "", "== conf", "one", "two",
+    ]  # fmt: skip
+    assert after[:2] == ["version: 2.0", "revision: " + "b" * 40] and len(after[2]) == len("configuration: ") + 12
+    assert after[3] == "A=new" and after[4].startswith("PLAIN=(secret, ") and "hidden" not in diff["after"]
+    assert after[5:] == ["", "== conf", "one", "three"] and diff["after"].endswith("three\n")
+    os.unlink(site.layout.active)
+    diff = site.run("present", check_mode=True, revision="b" * 40, version="2.0", build=build)["diff"]
+    assert (diff["before_header"], diff["before"]) == ("release (none)", "")
+
+
+def test_traffic_is_compared_with_the_time_in_which_the_version_before_was_alone(site, monkeypatch):
+    site.begin()
+    since = module.epoch(State(site.layout).transition["since"])
+    for switch, before in (
+        (None, (0.0, since)),
+        ((5.0, since - 9), (5.0, since - 9)),
+        ((5.0, since + 9), (5.0, since)),
+    ):
+        monkeypatch.setattr(module, "last_switch", lambda _layout, switch=switch: switch)
+        site.run("watched", watch={"seconds": 7, "errors_min": 4})
+        assert site.watched[-1]["before"] == before
+    assert (site.watched[-1]["seconds"], site.watched[-1]["errors_min"]) == (7, 4)
+
+
+def test_a_stop_that_is_under_way_is_waited_for(site, monkeypatch):
+    states, naps = ["deactivating"] * 3 + ["inactive"], []
+    clock = type("Clock", (), {"monotonic": staticmethod(lambda: sum(naps)), "sleep": staticmethod(naps.append)})
+    monkeypatch.setattr(module, "time", clock)
+
+    def state(name):
+        assert name == "shiftmaster.service"
+        return states.pop(0) if len(states) > 1 else states[0]
+
+    monkeypatch.setattr(module, "active_state", state)
+    operation = module.Operation.__new__(module.Operation)
+    operation.params = {"worker_stop_seconds": 20, "web_stop_seconds": 10}
+    assert operation.stopped_by_hand() and naps == [0.5] * 3
+    states[:] = ["deactivating"]
+    del naps[:]
+    assert not operation.stopped_by_hand() and sum(naps) == 120
+    states[:] = ["active"]
+    assert not operation.stopped_by_hand()
