@@ -21,6 +21,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -274,14 +275,26 @@ class Chosen:
             sys.monitoring.restart_events()
 
 
-def run_tests(place: Path, tests: list[str], limit: float, wanted=None, watched: Path | None = None) -> bool:
-    """Whether tests pass in a child of this process, which has loaded pytest and Ansible; one that hangs has failed."""
+class Ended(NamedTuple):
+    """How tests ended; seconds are of CPU, which do not depend on what else runs."""
+
+    passed: bool
+    hung: bool
+    seconds: float
+
+
+def run_tests(place: Path, tests: list[str], cpu_seconds: int, wanted=None, watched: Path | None = None) -> Ended:
+    """Run tests in a child of this process, which has loaded pytest and Ansible.
+
+    One that takes so much CPU, or waits twenty times as long, has hung.
+    """
     child = os.fork()
     if not child:
         os.setsid()
         code = 70
         try:
             os.chdir(place)
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
             sys.dont_write_bytecode = watched is None
             output = os.open(place.parent / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             for stream in (1, 2):
@@ -295,9 +308,9 @@ def run_tests(place: Path, tests: list[str], limit: float, wanted=None, watched:
             (place.parent / "called").write_text(json.dumps(called), encoding="utf-8")
         finally:
             os._exit(code)
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + 20 * cpu_seconds
     while True:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status, used = os.wait4(child, os.WNOHANG)
         if done or time.monotonic() > deadline:
             break
         time.sleep(0.02)
@@ -305,8 +318,9 @@ def run_tests(place: Path, tests: list[str], limit: float, wanted=None, watched:
         # What a test has started ends with it.
         os.killpg(child, signal.SIGKILL)
     if not done:
-        os.waitpid(child, 0)
-    return bool(done) and status == 0
+        _, _, used = os.wait4(child, 0)
+    hung = not done or os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+    return Ended(bool(done) and status == 0, hung, used.ru_utime + used.ru_stime)
 
 
 def tests_of_line(source: bytes, line: int, called: dict) -> set | None:
@@ -340,27 +354,31 @@ def main() -> int:
         for module in options.modules:
             began, tests, path = time.monotonic(), tests_of(module), path_of(module, place)
             source = path.read_bytes()
-            if not run_tests(place, tests, 900, watched=path):
+            ended = run_tests(place, tests, 600, watched=path)
+            if not ended.passed:
                 print((place.parent / "output").read_text(errors="replace"))
                 sys.exit("The unit tests of %s fail without a mutant" % module)
             called = json.loads((place.parent / "called").read_text(encoding="utf-8"))
-            limit = 30 + 5 * (time.monotonic() - began)
+            limit = 30 + 5 * round(ended.seconds)
             # Of the source as it is: a mutant of the same second and size would be taken for it.
             for compiled in path.parent.glob("__pycache__/%s.*.pyc" % path.stem):
                 compiled.unlink()
             chosen = sample(module, options.each, random.Random("%d %s" % (options.seed, module)), equivalent)
-            alive = []
+            alive, hung = [], 0
             for one in chosen:
                 path.write_bytes(mutated(source, one))
                 wanted = tests_of_line(source, one.line, called)
                 files = [name for name in tests if any(test.startswith(name) for test in wanted)] if wanted else tests
-                if run_tests(place, files, limit, wanted):
+                ended = run_tests(place, files, limit, wanted)
+                hung += ended.hung
+                if ended.passed:
                     alive.append(one)
             path.write_bytes(source)
             total += len(chosen)
             survived += alive
             spent = time.monotonic() - began
-            print("%-20s %3d of %3d found, %4d s" % (module, len(chosen) - len(alive), len(chosen), spent), flush=True)
+            found, note = len(chosen) - len(alive), " (%d hung)" % hung if hung else ""
+            print("%-20s %3d of %3d found%s, %4d s" % (module, found, len(chosen), note, spent), flush=True)
             for one in alive:
                 print("    %s:%d  %s\n        %s" % (path_of(module).relative_to(ROOT), one.line, one.edit, one.text))
     share = (total - len(survived)) / total
