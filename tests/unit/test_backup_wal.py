@@ -320,6 +320,12 @@ def test_two_timelines_left_in_one_segment():
         # A promotion; what the old primary went on with is not read.
         ([seg(1), seg(2), seg(3), seg(2, 2), seg(4, 2)], {2: "1\t0/2000080\tno\n"}, seg(4, 2)),
         ([seg(1), seg(2), seg(3)], {2: "1\t0/2000080\tno\n"}, seg(1)),
+        # Promoted twice, and named in any order.
+        (
+            [seg(1), seg(2), seg(4, 2), seg(5, 3)],
+            {3: "1\t0/2000080\tno\n2\t0/4000080\tno\n", 2: "1\t0/2000080\tno\n"},
+            seg(5, 3),
+        ),
         # It ended before the backup did.
         ([seg(1), seg(2), seg(4, 2)], {2: "1\t0/800080\tno\n"}, seg(2)),
         ([], {}, ""),

@@ -415,3 +415,41 @@ def test_names_are_those_that_were_imported():
     assert [names.full(node(text)) for text in ("e.x.y", "i", "other.z", "f()")] == ["c.d.x.y", "f.h", "other.z", ""]
     names.imports["models"] = "django.db.models"
     assert names.django(node("models.CharField")) == "CharField" and names.django(node("e.CharField")) is None
+
+
+@pytest.mark.parametrize(
+    ("operation", "target"),
+    [
+        ('migrations.CreateModel("Leave", [])', "Leave"),
+        ('migrations.DeleteModel("Roster")', "Roster"),
+        ('migrations.RenameModel("Roster", "Plan")', "Roster"),
+        ('migrations.AlterModelTable("Roster", "x")', "Roster"),
+        ('migrations.AddField("roster", "x", models.TextField(null=True))', "roster.x"),
+        ('migrations.RemoveField("roster", "month")', "roster.month"),
+        ('migrations.AlterField("roster", "month", models.TextField())', "roster.month"),
+        ('migrations.RenameField("roster", "month", "x")', "roster.month"),
+        ('migrations.RemoveIndex("roster", "i")', "roster.i"),
+        ('pg.RemoveIndexConcurrently("roster", "i")', "roster.i"),
+        ('migrations.RenameIndex("roster", "new", "old")', "roster.old"),
+        ('migrations.RemoveConstraint("roster", "c")', "roster.c"),
+        ('migrations.AlterConstraint("roster", "c", constraint)', "roster.c"),
+        ('pg.ValidateConstraint("roster", "c")', "roster.c"),
+        ('migrations.AddIndex("roster", models.Index(name="i"))', "roster (i)"),
+        ('pg.AddIndexConcurrently("roster", models.Index(name="i"))', "roster (i)"),
+        ('migrations.AddConstraint("roster", models.CheckConstraint(name="c"))', "roster (c)"),
+        ('pg.AddConstraintNotValid("roster", models.CheckConstraint(name="c"))', "roster (c)"),
+        ('migrations.AddConstraint("roster", made())', "roster"),
+        ('pg.CreateExtension("hstore")', ""),
+        ('migrations.RunSQL("SELECT 1")', ""),
+    ],
+)
+def test_an_operation_names_what_it_changes_by_place_and_by_keyword(operation, target):
+    record = judge(operation)["operations"][0]
+    assert (record["operation"], record["target"]) == (operation.partition("(")[0].partition(".")[2], target)
+
+
+@pytest.mark.parametrize(("value", "goes"), [("None", True), ('"ward"', False)])
+def test_an_order_that_comes_is_told_from_one_that_goes(value, goes):
+    """No annotation makes an expand of what the old code still uses."""
+    (record,) = judge('migrations.AlterOrderWithRespectTo("roster", %s)' % value)["operations"]
+    assert record["firm"] == goes
