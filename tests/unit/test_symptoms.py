@@ -129,6 +129,12 @@ def test_only_a_5xx_of_the_application_is_its_own(status, upstream, own):
     assert symptoms.parse(json.dumps({"msec": 5, "status": status, **upstream})).by_application is own
 
 
+def test_no_more_than_a_few_megabytes_of_a_log_are_read(monkeypatch):
+    limits = []
+    monkeypatch.setattr(symptoms.safe_files, "read_tail", lambda _path, limit: limits.append(limit) or b"")
+    assert symptoms.logged("/log") == [] and 1 << 20 <= limits[0] <= 16 << 20
+
+
 def test_requests_of_a_time_are_read_from_a_log(tmp_path):
     log = tmp_path / "access.log"
     log.write_text("".join('{"msec": %d, "status": 200}\n' % at for at in (1, 2, 3, 4)) + "no request\n")

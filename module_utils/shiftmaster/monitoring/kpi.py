@@ -110,7 +110,7 @@ def quantile(share: float, buckets: dict) -> Optional[float]:
         if buckets[bound] >= rank:
             if bound == float("inf"):
                 # Nothing is known beyond the last bound.
-                return before
+                break
             inside = buckets[bound] - below
             return before + (bound - before) * ((rank - below) / inside) if inside else bound
         below, before = buckets[bound], bound
