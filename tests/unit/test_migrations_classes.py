@@ -88,6 +88,8 @@ CONTRACT = [
     ('migrations.AlterField("roster", "month", models.CharField(max_length=7, null=N))', "may be NULL cannot be read"),
     ('migrations.AlterField("roster", "month", models.CharField(max_length=7, unique=U))', "is unique cannot be read"),
     ('migrations.AlterField("roster", "month", models.CharField(**WHAT))', "is not written out"),
+    ('migrations.AlterField("roster", "month", models.CharField(*WHAT))', "is not written out"),
+    ('migrations.AlterField("roster", "month", models.CharField("m", "month"))', "is not written out"),
     (
         'migrations.AddField("roster", "w", models.ForeignKey("staff.Ward", models.CASCADE, db_constraint=False, '
         'null=True)), migrations.AlterField("roster", "w", models.ForeignKey("staff.Ward", models.CASCADE, null=True))',
@@ -453,3 +455,36 @@ def test_an_order_that_comes_is_told_from_one_that_goes(value, goes):
     """No annotation makes an expand of what the old code still uses."""
     (record,) = judge('migrations.AlterOrderWithRespectTo("roster", %s)' % value)["operations"]
     assert record["firm"] == goes
+
+
+def field(text):
+    names = migrations.Names(migrations.ast.parse("from django.db import models"))
+    return migrations.Field(migrations.ast.parse(text, mode="eval").body, names)
+
+
+def test_arguments_of_a_field_are_read_by_place_and_by_keyword():
+    found = field('models.CharField("the month", max_length=LENGTH)')
+    assert (found.kind, found.path, found.name) == ("CharField", "django.db.models.CharField", "CharField")
+    assert found.readable and found.value("verbose_name") == "the month" and found.has("max_length")
+    assert found.value("max_length") is migrations.Unknown and not migrations.Unknown
+    assert found.value("null", 5) == 5 and found.dump("null") is None and "LENGTH" in found.dump("max_length")
+    for kind in ("ForeignKey", "OneToOneField", "ManyToManyField"):
+        found = field('models.%s("staff.Ward", models.CASCADE)' % kind)
+        assert found.readable and found.value("to") == "staff.Ward" and "CASCADE" in found.dump("on_delete")
+        assert not field('models.%s("staff.Ward", models.CASCADE, 3)' % kind).readable
+    for text in ('models.CharField("m", "month")', "models.CharField(*WHAT)", "models.CharField(**WHAT)", "FIELD"):
+        assert not field(text).readable
+    assert field("FIELD").name == "a field" and field("own.Field()").kind is None and field("own.F()").name == "F"
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("models.CharField()", ""), ("models.CharField(unique=True)", "unique"), ("models.SlugField()", "index"),
+        ("models.IntegerField(primary_key=True)", "unique"), ("models.CharField(db_index=True)", "index"),
+        ('models.OneToOneField("a.B")', "unique"), ('models.ForeignKey("a.B")', "index"),
+        ('models.ForeignKey("a.B", db_index=False)', ""), ('models.ForeignKey("a.B", unique=True)', "unique"),
+    ],
+)  # fmt: skip
+def test_what_index_a_field_has(text, index):
+    assert field(text).indexed() == index
