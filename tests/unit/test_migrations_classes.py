@@ -488,3 +488,85 @@ def test_arguments_of_a_field_are_read_by_place_and_by_keyword():
 )  # fmt: skip
 def test_what_index_a_field_has(text, index):
     assert field(text).indexed() == index
+
+
+RANGES = {
+    "SmallIntegerField": (-(2**15), 2**15), "IntegerField": (-(2**31), 2**31), "BigIntegerField": (-(2**63), 2**63),
+    "PositiveSmallIntegerField": (0, 2**15), "PositiveIntegerField": (0, 2**31), "PositiveBigIntegerField": (0, 2**63),
+}  # fmt: skip
+TEXTS = ("SlugField", "EmailField", "URLField", "FilePathField")
+
+
+def compared(old, new):
+    return migrations.compare_fields(field("models.%s" % old), field("models.%s" % new), "a.b", "a")
+
+
+def test_a_type_widens_to_those_that_hold_all_its_values():
+    for old, (least, most) in RANGES.items():
+        for new, (lower, upper) in RANGES.items():
+            reasons, warnings = compared(old + "()", new + "()")
+            fits = lower <= least and most <= upper
+            assert (reasons == []) == fits, (old, new)
+            assert any("rewrites the table" in one for one in warnings) == (fits and old != new)
+    for old, new in (
+        ("SmallAutoField", "AutoField"),
+        ("SmallAutoField", "BigAutoField"),
+        ("AutoField", "BigAutoField"),
+    ):
+        assert compared(old + "()", new + "()") == ([], ["rewrites the table of a while nobody can read or write it"])
+        assert compared(new + "()", old + "()")[0]
+    for old in (*TEXTS, "CharField"):
+        assert compared(old + "(max_length=9)", "TextField()") == ([], [])
+        assert compared("TextField()", old + "(max_length=9)")[0]
+    for old in TEXTS:
+        assert compared(old + "(max_length=9)", "CharField(max_length=9)") == ([], [])
+        assert compared("CharField(max_length=9)", old + "(max_length=9)")[0]
+    assert compared("FileField()", "ImageField()") == compared("ImageField()", "FileField()") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [("SlugField", 50), ("EmailField", 254), ("URLField", 200), ("FilePathField", 100), ("FileField", 100),
+     ("ImageField", 100)],
+)  # fmt: skip
+def test_a_type_has_djangos_length_where_none_is_written(kind, length):
+    assert compared(kind + "()", "%s(max_length=%d)" % (kind, length)) == ([], [])
+    assert "gets shorter" in compared(kind + "()", "%s(max_length=%d)" % (kind, length - 1))[0][0]
+    assert "gets shorter" in compared("%s(max_length=%d)" % (kind, length + 1), kind + "()")[0][0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "shorter"),
+    [("max_length=9", "max_length=9", False), ("max_length=9", "max_length=10", False), ("max_length=9", "", False),
+     ("", "max_length=9", True), ("max_length=9", "max_length=8", True)],
+)  # fmt: skip
+def test_a_text_without_a_length_is_longer_than_any(old, new, shorter):
+    assert bool(compared("CharField(%s)" % old, "CharField(%s)" % new)[0]) == shorter
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason", "warning"),
+    [
+        ("null=True", "", "becomes NOT NULL", "reads the whole table"),
+        ("", "null=True", "", ""),
+        ("", "unique=True", "becomes unique", "builds a unique index"),
+        ("unique=True", "", "", ""),
+        ("", "db_index=True", "", "blocks writes"),
+        ("db_index=True", "", "", ""),
+        ("unique=True", "db_index=True", "", ""),
+        ("db_default=1", "", "loses its db_default", ""),
+        ("db_default=1", "null=True", "", ""),
+        ("db_default=1", "db_default=2", "", ""),
+        ("db_constraint=False", "", "gets a foreign key constraint", ""),
+        ("", "db_constraint=False", "", ""),
+        ("", 'db_column="x"', "changes its db_column", ""),
+        ('help_text="x"', 'help_text="y", choices=CHOICES', "", ""),
+        ("null=NULL", "null=True", "may be NULL cannot be read", ""),
+        ("null=NULL", "null=NULL", "may be NULL cannot be read", ""),
+        ("", "unique=U", "is unique cannot be read", ""),
+    ],
+)
+def test_what_a_changed_field_breaks_and_locks(old, new, reason, warning):
+    reasons, warnings = compared("IntegerField(%s)" % old, "IntegerField(%s)" % new)
+    assert len(reasons) == bool(reason) and len(warnings) == bool(warning)
+    assert reason in "".join(reasons) and warning in "".join(warnings)
