@@ -497,3 +497,83 @@ def test_the_metrics_say_when_a_run_was_last_brought_off_site():
     first["parts"]["files"]["offsite"] = "read there"
     at = manifests.seconds_of(first["ended"])
     assert "%s %d\n" % (name, at) in manifests.metrics([second, first])
+
+
+# ----------------------------------------------------------------------------------------- what a manifest cannot hold
+
+HASH = "a" * 64
+PROBLEM = {"code": "a_1", "what": "", "where": ""}
+LOOK = {"how": "a_1", "at": "2026-11-26T15:42:59Z", "good": True, "what": "", "label": ""}
+OF_A_PART = {
+    "result": ["good", None], "started": ["today", 5], "ended": ["today", 5], "kind": ["half"],
+    "label": ["../x", "", ".x", "a" * 201, 5], "location": ["", 5], "offsite": [5, None],
+    "size_bytes": [-1, True, "1", 1.5], "added_bytes": [-1, "1"],
+    "checksums": [{"/a": HASH}, {"../a": HASH}, {"a/..": HASH}, {"a\n": HASH}, {"": HASH}, {"a": "x"},
+                  {"a": HASH + "a"}, []],
+    "tools": [{"a": 5}, []], "restore_point": ["", 5], "system_id": [0, "1"], "rows": [{"a": -1}, {"a": "1"}, []],
+    "wal": [{"start": "x"}, {"start": "0" * 24, "stop": "x"}, {"start": "x", "stop": "0" * 24}, {"stop": "0" * 24},
+            {"start": "0" * 24}, {"start": "0" * 24, "stop": "0" * 24, "verified": "x"},
+            {"start": "0" * 24, "stop": "0" * 24, "more": "x"}, []],
+    "problems": [[{}], [dict(PROBLEM, code="A b")], [dict(PROBLEM, what=5)], [dict(PROBLEM, where=5)],
+                 [dict(PROBLEM, more="")], [5], {}],
+    "verified": [[{}], [dict(LOOK, how="A b")], [dict(LOOK, at="today")], [dict(LOOK, good=1)], [dict(LOOK, what=5)],
+                 [dict(LOOK, label=5)], [dict(LOOK, more="")], [5], {}],
+    "surplus": ["x"],
+}  # fmt: skip
+OF_A_RUN = {
+    "format": [2, "1"], "run_id": ["../x", "", "-x", "a" * 201, 5], "host": ["", 5], "started_by": [5],
+    "started": ["today", None], "ended": ["today", 5], "result": ["good"],
+    "parts": [{}, [], {"media": {}}, {"files": 5}], "removed": [[5], "x"],
+    "problems": OF_A_PART["problems"], "sha256": ["x", "A" * 64], "surplus": ["x"],
+}  # fmt: skip
+OF_A_RELEASE = {
+    "name": ["\x1b[2J", "a\nb", "\x9b", "a" * 301, 5], "version": ["\x1b", 5], "revision": ["\x1b", 5],
+    "migrations": [-1, "5", 1.5, True], "surplus": ["x"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "values"),
+    [((), OF_A_RUN), (("release",), OF_A_RELEASE), (("parts", "files"), OF_A_PART), (("parts", "database"), OF_A_PART)],
+    ids=["run", "release", "files", "database"],
+)
+def test_each_value_has_its_form(place, values):
+    for name, bad in values.items():
+        for value in bad:
+            manifest = good_run()
+            inner = manifest
+            for key in place:
+                inner = inner[key]
+            inner[name] = value
+            assert manifests.differences(manifest, manifests.SCHEMA), (name, value)
+
+
+def test_whatever_is_required_is():
+    fine = good_run()
+    fine["parts"]["files"]["problems"] = [dict(PROBLEM)]
+    fine["parts"]["files"].update(verified=[dict(LOOK)], checksums={"a/b": HASH}, offsite="x")
+    fine["parts"]["database"]["wal"]["verified"] = "0" * 24
+    fine["release"] = {"name": "", "version": "", "revision": "", "migrations": None}
+    fine.update(started_by="x", removed=["x"], sha256=HASH, ended=None)
+    assert manifests.differences(fine, manifests.SCHEMA) == []
+    for place, names in (
+        ((), "format run_id host started ended result release parts problems"),
+        (("release",), "name migrations"),
+        (("parts", "files"), "result started ended problems verified"),
+        (("parts", "files", "problems", 0), "code what where"),
+        (("parts", "files", "verified", 0), "how at good what"),
+        (("parts", "database", "wal"), "start stop"),
+    ):
+        for name in names.split():
+            manifest = copy.deepcopy(fine)
+            inner = manifest
+            for key in place:
+                inner = inner[key]
+            del inner[name]
+            assert any("has no %s" % name in one for one in manifests.differences(manifest, manifests.SCHEMA))
+
+
+def test_a_line_feed_at_the_end_is_no_part_of_a_name():
+    manifest = good_run()
+    for name in ("run_id", "started"):
+        assert manifests.differences(dict(manifest, **{name: manifest[name] + "\n"}), manifests.SCHEMA)
