@@ -178,6 +178,14 @@ def test_alerts_from_series_and_samples_in_any_order():
     ]  # fmt: skip
 
 
+def test_an_alert_ends_where_more_than_two_steps_are_missing():
+    for gap, count in ((2 * STEP, 1), (2 * STEP + 1, 2), (3 * STEP, 2)):
+        assert len(kpi.alerts_of([({"alertname": "A"}, [(0.0, 1.0), (gap, 1.0)])], STEP)) == count
+    assert kpi.alerts_of([({}, [(0.0, 0.5), (60.0, 0.4)])], STEP) == [
+        {"name": "", "component": "", "start": 0.0, "end": 0.0}
+    ]
+
+
 def test_symptoms_are_alerts_and_none_is_a_cause():
     rules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "monitoring/alerts").glob("*.yml"))
     names = set(re.findall(r"[A-Z][A-Za-z]+", rules))

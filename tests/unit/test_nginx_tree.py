@@ -412,6 +412,17 @@ def test_a_server_that_goes_out_without_a_reason_has_one(servers, nginx):
     assert content(nginx, "servers.conf").splitlines()[0].endswith(": taken out")
 
 
+def test_an_nginx_that_runs_with_other_servers_or_files_reloads(servers, apply, nginx):
+    files = [
+        {"path": str(nginx.root / "nginx.conf"), "content": "new"},
+        {"path": str(nginx.root / "servers.conf"), "content": SERVERS},
+    ]
+    for location, words in (("/servers", "other servers"), ("/config", "another configuration")):
+        nginx.loaded[location] = "x"
+        result = apply(files=files)
+        assert result["action"] == "reload" and result["reasons"] == ["the running nginx has " + words]
+
+
 def test_the_last_server_stays_in(servers, nginx):
     servers("server_out")
     result = servers("server_out", "10.0.0.2:8443")
