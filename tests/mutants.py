@@ -6,6 +6,9 @@
 A mutant is a module with one wrong edit: of a comparison, condition, constant, word, statement or returned value.
 For each, the unit tests that call its function run in a temporary copy of the repository; a mutant that they all pass
 has survived. It is printed with its line and edit. The exit code is 1 where less than LEAST of the mutants were found.
+The tests of a module are collected once: a child of that process, in which the function has the mutant's code, runs
+them. What is not found so (also what is no function's, or runs in another process) is written to its file, and tried
+once more.
 
 Not mutated, since no unit test should pin it: documentation, sentences for people, timeouts and other constants of
 seconds, and fault-injection points. Edits that change no behaviour are in mutants_equivalent.yml with the reason.
@@ -17,6 +20,7 @@ import argparse
 import ast
 import contextlib
 import functools
+import gc
 import json
 import os
 import random
@@ -29,13 +33,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Iterator, NamedTuple
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.yml")
 LEAST = 0.9
+ERROR = 70
 MODULES = (
     "backup.files backup.manifest backup.prune backup.restore backup.retention backup.room backup.wal diagnosis.logs "
     "health.checks host.bounded host.configuration host.json_api host.safe_files host.symptoms monitoring.kpi "
@@ -251,10 +258,13 @@ def copy(target: Path) -> None:
 
 
 class Chosen:
-    """A plugin of pytest that runs some of the tests, or notes which functions of a module each test calls."""
+    """A plugin of pytest that runs some of the tests, or notes which functions of a module each test calls.
 
-    def __init__(self, wanted: set | None = None, watched: Path | None = None):
-        self.wanted, self.watched, self.now, self.called = wanted, watched, "", {}
+    work: gets the session instead, once its tests are collected.
+    """
+
+    def __init__(self, wanted: set | None = None, watched: Path | None = None, work=None):
+        self.wanted, self.watched, self.work, self.now, self.called = wanted, watched, work, "", {}
         if watched:
             sys.monitoring.use_tool_id(sys.monitoring.COVERAGE_ID, "mutants")
             sys.monitoring.register_callback(sys.monitoring.COVERAGE_ID, sys.monitoring.events.PY_START, self._started)
@@ -274,38 +284,37 @@ class Chosen:
             self.now = nodeid
             sys.monitoring.restart_events()
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session):
+        if self.work:
+            self.work(session)
+        return True if self.work else None
+
 
 class Ended(NamedTuple):
-    """How tests ended; seconds are of CPU, which do not depend on what else runs."""
+    """How a child ended; seconds are of CPU, which do not depend on what else runs."""
 
-    passed: bool
+    code: int
     hung: bool
     seconds: float
 
 
-def run_tests(place: Path, tests: list[str], cpu_seconds: int, wanted=None, watched: Path | None = None) -> Ended:
-    """Run tests in a child of this process, which has loaded pytest and Ansible.
+def in_child(work, output: Path, cpu_seconds: int) -> Ended:
+    """Have a child of this process do some work, which returns its exit code; ERROR where it raises.
 
     One that takes so much CPU, or waits twenty times as long, has hung.
     """
     child = os.fork()
     if not child:
         os.setsid()
-        code = 70
+        code = ERROR
         try:
-            os.chdir(place)
-            resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
-            sys.dont_write_bytecode = watched is None
-            output = os.open(place.parent / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             for stream in (1, 2):
-                os.dup2(output, stream)
-            import pytest
-
-            chosen = Chosen(wanted, watched)
-            options = ["-x", "-q", "-p", "no:cacheprovider", "--basetemp", str(place.parent / "basetemp")]
-            code = int(pytest.main([*options, *tests], plugins=[chosen]))
-            called = {line: sorted(names) for line, names in chosen.called.items()}
-            (place.parent / "called").write_text(json.dumps(called), encoding="utf-8")
+                os.dup2(descriptor, stream)
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+            code = int(work())
+            sys.stdout.flush()
         finally:
             os._exit(code)
     deadline = time.monotonic() + 20 * cpu_seconds
@@ -318,9 +327,90 @@ def run_tests(place: Path, tests: list[str], cpu_seconds: int, wanted=None, watc
         # What a test has started ends with it.
         os.killpg(child, signal.SIGKILL)
     if not done:
-        _, _, used = os.wait4(child, 0)
-    hung = not done or os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
-    return Ended(bool(done) and status == 0, hung, used.ru_utime + used.ru_stime)
+        _, status, used = os.wait4(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return Ended(code, not done or code == -signal.SIGXCPU, used.ru_utime + used.ru_stime)
+
+
+def run_pytest(place: Path, tests: list[str], plugin: Chosen) -> int:
+    os.chdir(place)
+    # Without its own capture: a child's output is its parent's.
+    options = ["-x", "-q", "-s", "-p", "no:cacheprovider", "--basetemp", str(place.parent / "basetemp")]
+    return pytest.main([*options, *tests], plugins=[plugin])
+
+
+def run_collected(session, items: list) -> int:
+    """Run some of the collected tests up to the first that fails."""
+    for item, following in zip(items, [*items[1:], None]):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return 1
+    return 0
+
+
+def exchange(path: Path, source: bytes, function: tuple) -> int:
+    """Give a function the code that it has in another source of its module; return of how many objects."""
+    found, left = [], [compile(source, str(path), "exec", dont_inherit=True)]
+    while left:
+        code = left.pop()
+        found += [code] if (code.co_firstlineno, code.co_name) == function else []
+        left += [one for one in code.co_consts if isinstance(one, CodeType)]
+    (new,) = found
+    objects = [one for one in gc.get_objects() if isinstance(one, FunctionType)]
+    objects = [one for one in objects if one.__code__.co_filename == str(path)]
+    objects = [one for one in objects if (one.__code__.co_firstlineno, one.__code__.co_name) == function]
+    for one in objects:
+        one.__code__ = new
+    return len(objects)
+
+
+def tries(place: Path, path: Path, tests: list[str], chosen: list[Mutant]) -> int:
+    """Collect tests, run them all, then those of each mutant; notes what they call, and which were found or hung."""
+    source, output, noted = path.read_bytes(), place.parent / "output", place.parent / "noted"
+
+    def work(session):
+        def all_of_them():
+            code = run_collected(session, session.items)
+            noted.write_text(json.dumps({line: sorted(names) for line, names in plugin.called.items()}))
+            return code
+
+        ended = in_child(all_of_them, output, 600)
+        if ended.code:
+            print(output.read_text(errors="replace"), flush=True)
+            os._exit(1)
+        called, found, hung = json.loads(noted.read_text()), [], []
+        for number, one in enumerate(chosen):
+            function, wanted = outermost(source, one.line), tests_of_line(source, one.line, called)
+            if not function or not wanted:
+                continue
+            items = [item for item in session.items if item.nodeid in wanted]
+
+            def mutated_one(one=one, items=items, function=function):
+                return run_collected(session, items) if exchange(path, mutated(source, one), function) else 0
+
+            ended_too = in_child(mutated_one, output, limit_of(ended))
+            if ended_too.code == 1 or ended_too.hung:
+                found.append(number)
+                hung += [number] if ended_too.hung else []
+        noted.write_text(json.dumps({"called": called, "found": found, "hung": hung, "seconds": ended.seconds}))
+
+    plugin = Chosen(watched=path, work=work)
+    run_pytest(place, tests, plugin)
+    return 0
+
+
+def limit_of(ended: Ended) -> int:
+    """Return how much CPU the tests of a mutant may take, in seconds."""
+    return 20 + 5 * round(ended.seconds)
+
+
+def outermost(source: bytes, line: int) -> tuple | None:
+    """Return (first line, name) of the outermost function that has a line in its body."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.body[0].lineno <= line <= node.end_lineno:
+            # Its code begins with its first decorator.
+            return min([node.lineno, *(one.lineno for one in node.decorator_list)]), node.name
+    return None
 
 
 def tests_of_line(source: bytes, line: int, called: dict) -> set | None:
@@ -343,37 +433,38 @@ def main() -> int:
     # For the children, which begin with a copy of this process.
     import ansible.module_utils.basic
     import ansible.module_utils.testing  # noqa: F401
-    import pytest  # noqa: F401
 
     equivalent = {(one["module"], one["line"], one["edit"]) for one in equivalents()}
     total, survived = 0, []
     print("seed %d, %s mutants of each module" % (options.seed, options.each or "all"))
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         place = Path(temporary) / "tree"
+        output = place.parent / "output"
         copy(place)
         for module in options.modules:
             began, tests, path = time.monotonic(), tests_of(module), path_of(module, place)
             source = path.read_bytes()
-            ended = run_tests(place, tests, 600, watched=path)
-            if not ended.passed:
-                print((place.parent / "output").read_text(errors="replace"))
+            chosen = sample(module, options.each, random.Random("%d %s" % (options.seed, module)), equivalent)
+            log = place.parent / "log"
+            if in_child(lambda: tries(place, path, tests, chosen), log, 3600).code:  # noqa: B023 - called at once
+                print(log.read_text(errors="replace"))
                 sys.exit("The unit tests of %s fail without a mutant" % module)
-            called = json.loads((place.parent / "called").read_text(encoding="utf-8"))
-            limit = 30 + 5 * round(ended.seconds)
+            noted = json.loads((place.parent / "noted").read_text())
             # Of the source as it is: a mutant of the same second and size would be taken for it.
             for compiled in path.parent.glob("__pycache__/%s.*.pyc" % path.stem):
                 compiled.unlink()
-            chosen = sample(module, options.each, random.Random("%d %s" % (options.seed, module)), equivalent)
-            alive, hung = [], 0
-            for one in chosen:
+            sys.dont_write_bytecode = True
+            alive, hung, limit = [], len(noted["hung"]), limit_of(Ended(0, False, noted["seconds"]))
+            for one in [one for number, one in enumerate(chosen) if number not in noted["found"]]:
                 path.write_bytes(mutated(source, one))
-                wanted = tests_of_line(source, one.line, called)
+                wanted = tests_of_line(source, one.line, noted["called"])
                 files = [name for name in tests if any(test.startswith(name) for test in wanted)] if wanted else tests
-                ended = run_tests(place, files, limit, wanted)
+                ended = in_child(lambda: run_pytest(place, files, Chosen(wanted)), output, limit)  # noqa: B023
                 hung += ended.hung
-                if ended.passed:
+                if ended.code == 0:
                     alive.append(one)
             path.write_bytes(source)
+            sys.dont_write_bytecode = False
             total += len(chosen)
             survived += alive
             spent = time.monotonic() - began

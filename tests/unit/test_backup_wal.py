@@ -99,6 +99,35 @@ def test_places_in_the_wal():
         wal.number_of_lsn("21003C30")
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "place"),
+    [
+        ("0000001A000000FF0000001B", 16, (0x1A, 0xFF1B)),
+        ("FFFFFFFF00000010000000FF", 16, (0xFFFFFFFF, 0x10FF)),
+        ("000000010000001000000003", 1024, (1, 0x10 * 4 + 3)),
+        ("000000010000000200000FFF", 1, (1, 2 * 4096 + 0xFFF)),
+    ],
+)
+def test_a_name_is_three_hexadecimal_numbers(name, size, place):
+    assert wal.place_of(name, size * MIB) == place and wal.name_of(wal.Place(*place), size * MIB) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("0" * 23, 16), ("0" * 25, 16), ("0" * 21 + "100", 16), ("0" * 23 + "4", 1024)]
+)
+def test_what_is_no_name_of_a_segment_is_refused(name, size):
+    with pytest.raises(wal.WalError):
+        wal.place_of(name, size * MIB)
+
+
+def test_a_place_in_the_wal_has_its_segment():
+    assert wal.number_of_lsn("1F/1A003C30") == 0x1F1A and wal.number_of_lsn("0/1FFFFFF") == 1
+    assert wal.number_of_lsn("1f/c0000000", 1024 * MIB) == 0x1F * 4 + 3
+    for text in ("", "0", "0/", "/0", "0/0/0", "G/0", "0/123456789", " 0/0", "0/0\nx"):
+        with pytest.raises(wal.WalError):
+            wal.number_of_lsn(text)
+
+
 def test_histories():
     assert wal.history_of(HISTORY[2]) == ((1, "0/21003C30"),)
     assert wal.history_of("1\t0/5000000\tno recovery target specified\n\n2\t0/9000000\tx\n") == (

@@ -35,6 +35,20 @@ def test_taking_and_giving_back(path):
     assert lock.read(path) is None and lock.release(path, "one") is False
 
 
+def test_a_lock_that_cannot_be_read_has_an_unknown_holder_and_is_over(path):
+    for text in ("", "{", "[]", "5"):
+        Path(path).write_text(text)
+        holder = {"owner": "unknown", "run_id": "", "operation": "unknown", "expires": 0, "controller": {}}
+        assert lock.read(path) == holder and lock.expired(holder)
+    assert take(path, "one").taken_over == holder
+
+
+def test_who_does_not_wait_is_told_at_once(path, monkeypatch):
+    take(path, "one")
+    monkeypatch.setattr(lock.time, "sleep", lambda _seconds: pytest.fail("it waited"))
+    assert not lock.acquire(path, "ops", "two", "deploy", {}).acquired
+
+
 def test_another_run_is_told_who_holds_it(path):
     take(path, "one")
     outcome = take(path, "two")

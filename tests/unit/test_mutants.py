@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import mutants
@@ -66,6 +67,42 @@ def test_tests_of_a_line_are_those_that_call_its_function():
     # At the level of the module, in a function that another process calls, or that a test's import calls: all of them.
     assert mutants.tests_of_line(SOURCE, 2, called) is mutants.tests_of_line(SOURCE, 6, called) is None
     assert mutants.tests_of_line(SOURCE, 9, {}) is mutants.tests_of_line(SOURCE, 9, {"5": ["", "a.py::one"]}) is None
+
+
+def test_a_function_gets_the_code_of_a_mutant(tmp_path):
+    """Whatever holds the function: a decorator, another name, a method's class."""
+    source = (
+        b"import contextlib\n\n\n@contextlib.contextmanager\ndef one():\n    def inner():\n        return 1 + 2\n\n"
+        b"    yield inner()\n\n\nclass Two:\n    def method(self):\n        return 1 < 2\n"
+    )
+    path = tmp_path / "module.py"
+    path.write_bytes(source)
+    names = {}
+    exec(compile(source, str(path), "exec"), names)
+    with names["one"]() as value:
+        assert value == 3 and names["Two"]().method() is True
+    for line, old, new, function in ((7, "+", "-", (4, "one")), (14, "<", ">", (13, "method"))):
+        assert mutants.outermost(source, line) == function
+        assert mutants.exchange(path, source.replace(old.encode(), new.encode()), function) == 1
+    with names["one"]() as value:
+        assert value == -1 and names["Two"]().method() is False
+    # No function's, or evaluated where the function is defined.
+    assert mutants.outermost(source, 4) is mutants.outermost(source, 5) is mutants.outermost(source, 12) is None
+
+
+def test_what_a_child_does_is_told_and_limited(tmp_path):
+    def broken():
+        raise ValueError
+
+    def endless():
+        while True:
+            pass
+
+    ends = [mutants.in_child(work, tmp_path / "output", 1) for work in (lambda: 0, lambda: 1, broken, endless)]
+    assert [(one.code, one.hung) for one in ends[:3]] == [(0, False), (1, False), (mutants.ERROR, False)]
+    assert ends[3].hung and ends[3].code != 0
+    mutants.in_child(lambda: os.write(1, b"said\n") * 0, tmp_path / "output", 1)
+    assert (tmp_path / "output").read_text() == "said\n"
 
 
 def test_tests_of_a_module_are_found_in_every_directory_of_unit_tests(tmp_path):
