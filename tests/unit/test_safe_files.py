@@ -344,3 +344,22 @@ def test_a_tree_that_cannot_be_removed_is_an_error_and_a_log_is_not_for_everybod
     monkeypatch.setattr(safe_files.subprocess, "run", lambda *_words, **_more: failed)
     with pytest.raises(OSError, match="busy"):
         safe_files.remove_tree(str(theirs / "log"))
+
+
+def test_a_tree_is_removed_by_rm_and_nothing_that_is_mounted_in_it(tmp_path, monkeypatch):
+    (tmp_path / "-tree").mkdir()
+    seen = []
+
+    def run(command, cwd, **more):
+        seen.append((command, os.path.realpath(cwd)))
+        return subprocess.CompletedProcess(command, len(seen) - 1, b"", b"x" * 600 + b" rm: cannot remove\n")
+
+    monkeypatch.setattr(safe_files.subprocess, "run", run)
+    safe_files.remove_tree(str(tmp_path / "-tree"))
+    assert seen == [(["rm", "-rf", "--one-file-system", "--", "./-tree"], str(tmp_path))]
+    with pytest.raises(OSError, match="rm: cannot remove") as caught:
+        safe_files.remove_tree(str(tmp_path / "-tree"))
+    assert (caught.value.filename, len(caught.value.strerror)) == (str(tmp_path / "-tree"), 500)
+    safe_files.remove_tree(str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError):
+        safe_files.remove_tree(str(tmp_path / "none"), missing_ok=False)
