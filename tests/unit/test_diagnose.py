@@ -1475,3 +1475,11 @@ def test_a_packed_log_that_is_damaged_is_an_error(tmp_path):
     path.write_bytes(gzip.compress(b"x" * 100000)[:60])
     with pytest.raises(OSError, match="is damaged"):
         logs.unpacked(str(path), 1 << 20)
+
+
+def test_a_problem_of_a_log_is_no_longer_than_a_person_reads():
+    line = "2026-11-26 12:00:00 [ERROR] %s" % ("x" * 999)
+    text = '%s\n  File "/%s", line 1\nValueError: %s\n' % (line, "f" * 999, "y" * 999)
+    (problem,) = logs.problems(text, 0)
+    assert (problem["text"], problem["exception"]) == (line[:300], ("ValueError: " + "y" * 999)[:300])
+    assert problem["where"] == ('File "/' + "f" * 999)[:200]
