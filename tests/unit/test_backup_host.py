@@ -508,7 +508,7 @@ def test_what_is_saved_has_its_host_tags_and_exclusions(sandboxed, tmp_path):
     restic.words = ["--repo2"]
     summary, problems = restic.backup(part, "run1")
     assert (summary["snapshot_id"], problems) == ("5" * 64, [])
-    (words,) = sandboxed.calls
+    words = sandboxed.calls[-1]
     assert words[words.index("restic") :] == (
         "restic", "--repo2", "backup", "--json", "--host", "backup_server", "--tag", "files", "--tag", "run=run1",
         "--exclude=*.tmp", "--exclude=/usr/share/x", "--", "/usr/share",

@@ -15,7 +15,7 @@ from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer
 class Response(io.BytesIO):
     def __init__(self, status, data):
         super().__init__(data)
-        self.status = status
+        self.status, self.headers = status, {}
 
 
 class Opener:

@@ -782,7 +782,7 @@ def test_the_facts_of_a_unit_are_complete_also_where_systemd_knows_none(monkeypa
 
 # --- step by step, with a clock of its own ---------------------------------------------------------------------------
 
-PROOF = {
+EXPECTS = {
     "url": URL, "ca_file": "/ca", "user": "admin", "password": "x", "closed": False, "metric": None, "value": 1.0,
     "timestamp_metric": None, "answers": [], "targets_url": None, "timeout_seconds": 20, "start_timeout_seconds": 60,
 }  # fmt: skip
@@ -798,7 +798,7 @@ class Steps:
         clock = dict(names, monotonic=lambda: self.passed, time=lambda: 1000.0 + self.passed, sleep=self.sleep)
         monkeypatch.setattr(sc, "time", types.SimpleNamespace(**clock))
         monkeypatch.setattr(sc, "unit_facts", self.facts)
-        monkeypatch.setattr(metrics, "get", self.get)
+        monkeypatch.setattr(prometheus, "get", self.get)
         monkeypatch.setattr(units, "systemctl", lambda *words, **more: self.commands.append((words, more)))
 
     def sleep(self, seconds):
@@ -821,7 +821,7 @@ class Steps:
     def service(self, verify=None, **parameters):
         made = sc.Service.__new__(sc.Service)
         made.p, made.unit = {"apply": "reload", "watch": [], "managed": [], "absent": [], **parameters}, "x.service"
-        made.verify = None if verify is None else {**PROOF, **verify}
+        made.expects = None if verify is None else {**EXPECTS, **verify}
         made.module, made.files = types.SimpleNamespace(check_mode=False), configuration.FileSet()
         made.apply, made.secret, made.unit_paths, made.root = {}, set(), set(), "/etc/x"
         return made
@@ -909,7 +909,7 @@ def test_of_the_earlier_files_less_is_verified(steps):
 
 
 def test_a_page_that_is_closed_to_strangers_is(steps, monkeypatch):
-    monkeypatch.setattr(metrics, "get", lambda _url, _ca, user, *_more: (200, "") if user else (401, ""))
+    monkeypatch.setattr(prometheus, "get", lambda _url, _ca, user, *_more: (200, "") if user else (401, ""))
     assert steps.service({"closed": True}).unverified("reload", 0, False) is None
 
 
