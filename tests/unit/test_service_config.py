@@ -903,7 +903,7 @@ def test_of_the_earlier_files_less_is_verified(steps):
     assert "not younger" in service.unverified("reload", 500, True)
     steps.responses[URL] = (401, "")
     assert service.unverified("reload", 500, True) is None
-    steps.responses[URL] = metrics.Untrusted("unknown authority")
+    steps.responses[URL] = prometheus.Untrusted("unknown authority")
     with pytest.raises(Failed, match="%s: unknown authority" % URL):
         service.unverified("reload", 500, True)
 
