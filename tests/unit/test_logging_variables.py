@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -251,31 +250,6 @@ def test_what_is_installed_and_what_is_missing(said, wanted, installed, missing,
     assert found == {"name": "kibana", "version": wanted, "installed": installed, "missing": missing, "held": held}
 
 
-def test_what_comes_along_is_missed_too(tmp_path):
-    """By the role's own task, with a dpkg-query of the test's own."""
-    logstash = {"name": "logstash", "version": "1:9.2.1-1", "with": ["python3-cryptography"]}
-    program = tmp_path / "dpkg-query"
-    program.write_text("#!/bin/sh\nprintf 'logstash hold installed 1:9.2.1-1\\n'; exit 1\n")
-    program.chmod(0o755)
-    role = {"name": "elastic_repository", "tasks_from": "look", "rolespec_validate": False}
-    content = "{{ elastic_repository_found.stdout_lines | to_json }}"
-    tasks = [
-        {"ansible.builtin.include_role": role},
-        {"ansible.builtin.copy": {"dest": str(tmp_path / "left"), "content": content}},
-    ]
-    (tmp_path / "play.yml").write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
-    done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", tmp_path / "play.yml"],
-        cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "ANSIBLE_ROLES_PATH": str(ROOT / "roles")},
-    )  # fmt: skip
-    assert done.returncode == 0, " ".join(done.stdout.split()) + done.stderr
-    lines = json.loads((tmp_path / "left").read_text())
-    assert lines == ["logstash hold installed 1:9.2.1-1"]
-    assert installed_package(logstash, lines)["missing"]
-    assert not installed_package(logstash, [*lines, "python3-cryptography install installed 43.0"])["missing"]
-
-
 ORDERS = [
     # What is installed on the nodes of Elasticsearch, what is to be installed, whether that is refused.
     (["9.2.1", "9.2.1"], "9.2.1", False), (["9.2.1", "9.3.0"], "9.3.0", True), (["9.9.0"], "9.10.0", True),
@@ -283,44 +257,70 @@ ORDERS = [
 ]  # fmt: skip
 
 
-def test_what_is_newer_than_elasticsearch_is_refused(tmp_path):
-    """The playbook's own tasks, with a dpkg-query of the test's own: a play for each case, in one run."""
-    inventory, plays = {}, []
-    for case, (there, version, _refused) in enumerate(ORDERS):
-        names = [f"case{case}-{number}" for number in range(max(1, len(there)))]
-        for number, name in enumerate(names):
-            directory = tmp_path / name
-            directory.mkdir()
-            program = directory / "dpkg-query"
-            program.write_text(f"#!/bin/sh\nprintf %s '{there[number]}'\n" if there else "#!/bin/sh\nexit 1\n")
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """Ansible's report of the role's tasks, with a dpkg-query of the test's own: a play for each case, in one run."""
+    directory, inventory, plays = tmp_path_factory.mktemp("played"), {}, []
+
+    def play(queries, *tasks, **variables):
+        names = [f"play{len(plays)}-{number}" for number in range(len(queries))]
+        for name, query in zip(names, queries):
+            (directory / name).mkdir()
+            program = directory / name / "dpkg-query"
+            program.write_text(f"#!/bin/sh\n{query}\n")
             program.chmod(0o755)
             inventory[name] = {
-                "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "stub": str(directory),
+                "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "stub": str(program.parent)
             }  # fmt: skip
-        answer = {
-            "dest": "{{ stub }}/refused",
-            "content": "{{ (ansible_failed_result | default({})).msg | default('') }}",
-        }
-        plays.append({
-            "hosts": names, "gather_facts": False,
-            "environment": {"PATH": "{{ stub }}:{{ lookup('ansible.builtin.env', 'PATH') }}"},
-            "vars": {"logging_version": version, "logging_hosts": names, "logging_order_matters": True},
-            "tasks": [{
-                "block": [{"ansible.builtin.import_role": {"name": "elastic_repository", "tasks_from": "order"}}],
-                "rescue": [{"ansible.builtin.copy": answer}],
-            }],
-        })  # fmt: skip
-    (tmp_path / "play.yml").write_text(json.dumps(plays))
-    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": inventory}}))
-    done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", tmp_path / "hosts.yml", tmp_path / "play.yml"],
-        cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "ANSIBLE_LOCALHOST_WARNING": "false", "ANSIBLE_ROLES_PATH": str(ROOT / "roles")},
-    )  # fmt: skip
+        environment = {"PATH": "{{ stub }}:{{ lookup('ansible.builtin.env', 'PATH') }}"}
+        variables["logging_hosts"] = names
+        plays.append(
+            {"hosts": names, "gather_facts": False, "environment": environment, "vars": variables, "tasks": tasks}
+        )
 
+    def show(message):
+        return {"name": "Show", "ansible.builtin.debug": {"msg": message}}
+
+    for there, version, _refused in ORDERS:
+        order = {"ansible.builtin.import_role": {"name": "elastic_repository", "tasks_from": "order"}}
+        rescue = show("{{ (ansible_failed_result | default({})).msg | default('') }}")
+        queries = [f"printf %s '{one}'" for one in there] or ["exit 1"]
+        play(queries, {"block": [order], "rescue": [rescue]}, logging_version=version, logging_order_matters=True)
+    role = {"name": "elastic_repository", "tasks_from": "look", "rolespec_validate": False}
+    query = "printf 'logstash hold installed 1:9.2.1-1\\n'; exit 1"
+    play([query], {"ansible.builtin.include_role": role}, show("{{ elastic_repository_found.stdout_lines }}"))
+    (directory / "play.yml").write_text(json.dumps(plays))
+    (directory / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": inventory}}))
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", directory / "hosts.yml", directory / "play.yml"],
+        cwd=directory, capture_output=True, text=True,
+        env={**os.environ, "ANSIBLE_LOCALHOST_WARNING": "false", "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
+             "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def shown(report, number):
+    """What the task Show showed of a play."""
+    # A task that runs once has failed on the other hosts of its play too, where nothing rescues it.
+    first = report["stats"][f"play{number}-0"]
+    assert (first["failures"], first["unreachable"]) == (0, 0), report["plays"][number]
+    play = report["plays"][number]
+    return [host["msg"] for task in play["tasks"] if task["task"]["name"] == "Show" for host in task["hosts"].values()]
+
+
+def test_what_comes_along_is_missed_too(played):
+    """By the role's own task."""
+    logstash = {"name": "logstash", "version": "1:9.2.1-1", "with": ["python3-cryptography"]}
+    (lines,) = shown(played, len(ORDERS))
+    assert lines == ["logstash hold installed 1:9.2.1-1"]
+    assert installed_package(logstash, lines)["missing"]
+    assert not installed_package(logstash, [*lines, "python3-cryptography install installed 43.0"])["missing"]
+
+
+def test_what_is_newer_than_elasticsearch_is_refused(played):
     def check(case):
-        assert re.search(rf"^case{case}-0 .* unreachable=0 +failed=0 ", done.stdout, re.M), done.stdout + done.stderr
-        answers = [path.read_text() for path in tmp_path.glob(f"case{case}-*/refused")]
+        answers = shown(played, case)
         assert bool(answers) is ORDERS[case][2]
         assert any("it goes first" in text for text in answers) is ORDERS[case][2]
 
