@@ -52,7 +52,12 @@ WRONG = [
     ("vault_kibana_session_key", SECRETS["vault_kibana_reporting_key"], "are not three different ones"),
     ("log_masks_site", [{"name": "x", "pattern": 'a"b', "replace": "y"}], "has a double quote"),
 ]
-MISSING = {"vault_kibana_session_key": "", "vault_elasticsearch_admin_password": ""}
+MISSING = {
+    "vault_kibana_session_key": "",
+    "vault_elasticsearch_admin_password": "",
+    # The others have nothing that is missing.
+    "preflight_roles_here": ["elasticsearch", "logstash", "kibana", "filebeat"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +92,7 @@ def found(tmp_path_factory):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     report, _end = json.JSONDecoder().raw_decode(run.stdout[run.stdout.index("{") :])

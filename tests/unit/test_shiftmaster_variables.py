@@ -102,7 +102,7 @@ def problems(tmp_path_factory):
     done = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "--inventory", directory / "hosts.yml",
          directory / "play.yml", wired / "play.yml"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
              "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
     )  # fmt: skip
