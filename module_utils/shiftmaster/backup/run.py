@@ -374,7 +374,10 @@ class Run:
     def back_up(self, kind: str, labels: list) -> None:
         """Have pgBackRest make a backup. labels: of those that are there, which stay as they are."""
         deadline = time.monotonic() + LOCKED_SECONDS
-        words = ("--type=%s" % kind, "backup")
+        # Behind three failures PostgreSQL waits a minute before it archives again, as long as pgBackRest by default.
+        words = (
+            "--type=%s" % kind, "--archive-timeout=%d" % self.host.options["archive_timeout_seconds"], "backup",
+        )  # fmt: skip
         while True:
             try:
                 if self.host.database["local"]:

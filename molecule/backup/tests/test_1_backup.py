@@ -315,7 +315,8 @@ def test_the_repository_is_full(backups, first):
         f"mount --bind {small} {PGBACKREST}"
     )
     try:
-        failed(backups, "the repository has", "left", kind="full")
+        with backups.options(archive_timeout_seconds=20):
+            failed(backups, "the repository has", "left", kind="full")
         backups.shell(f"mount -o remount,size=4g {small}")
         # PostgreSQL tries again after up to a minute.
         ready = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
