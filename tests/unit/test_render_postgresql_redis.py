@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+import subprocess
 import threading
 import types
 from pathlib import Path
@@ -359,3 +360,16 @@ def test_passwords_alone_are_set_without_loading_the_users(rd):
     assert rd.password_rules(live, [live[0].replace("+get", "+set"), live[1]]) is None
     assert rd.password_rules(live, live[:1]) is None
     assert rd.with_sorted_hashes(f"user app on {one} {two} ~*") == rd.with_sorted_hashes(f"user app on {two} {one} ~*")
+
+
+def test_a_backup_server_that_never_ends_its_response_does_not_hold_the_archiver(tmp_path):
+    """pgBackRest looks at backup_wal_limit_mb only when it begins: pg_wal grew until the disk was full."""
+    wiring = yaml.safe_load((ROOT / "group_vars/all/data.yml").read_text(encoding="utf-8"))
+    templar = Templar(DataLoader(), variables={"backup_configured": True, "backup_stanza": "shiftmaster"})
+    command = templar.template(trust_as_template(wiring["postgresql_archive_command"]))
+    stub = tmp_path / "pgbackrest"
+    stub.write_text("#!/bin/sh\ntrap '' TERM\nexec sleep 30\n")
+    stub.chmod(0o755)
+    words = ["sh", "-c", command.replace(" 300 ", " 1 ").replace("=10 ", "=1 ")]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    assert subprocess.run(words, env=environment, timeout=20, check=False).returncode != 0
