@@ -683,6 +683,32 @@ def test_several_hosts_in_one_report(run_module):
     assert answer["report"]["unreachable"] == ["gone"] and answer["report"]["worst"] == "down"
 
 
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {}, {"checks": 5}, {"checks": [5]}, {"checks": [{}]}, {"checks": [], "healthy": "x"},
+        {"checks": [{"name": "web", "status": "fine"}], "generated": "x"},
+    ],
+)  # fmt: skip
+def test_a_host_whose_report_is_not_valid_hides_no_other(run_module, theirs):
+    given = [{"host": "backup1", "result": {"report": theirs}}, {"host": "app1", "result": {"report": report()}}]
+    answer = run_module(shiftmaster_health, check_mode=True, results=given)
+    assert "app1: database" in answer["failing"] and "backup1: unchecked" in answer["telling"]["told"]["unwell"]
+
+
+def test_a_host_does_not_say_itself_how_bad_its_checks_are(run_module):
+    given = [{"host": "app1", "result": {"report": dict(report(), worst="healthy", healthy=99)}}]
+    answer = run_module(shiftmaster_health, check_mode=True, results=given)
+    assert (answer["worst"], answer["report"]["healthy"]) == (report()["worst"], report()["healthy"])
+
+
+@pytest.mark.parametrize("name", ["health", "diagnose", "checklist"])
+def test_a_host_that_hangs_ends_its_task(name):
+    """Else a host whose Python never ends keeps the report of all others from being shown, and people from being told."""
+    plays = yaml.safe_load((ROOT / "playbooks" / f"{name}.yml").read_text(encoding="utf-8"))
+    assert plays and all(0 < play["timeout"] <= 300 for play in plays)
+
+
 # --- whom to tell ----------------------------------------------------------------------------------------------------
 
 

@@ -204,12 +204,22 @@ def report_of(host: str, result: dict) -> dict:
     """Return the report in a host's registered result, or one that says why there is none."""
     # A host that somebody has taken over speaks for itself alone, and nothing that a terminal obeys.
     result = printable_tree(result)
+    problem = str(result.get("msg") or "")
     if isinstance(result.get("report"), dict):
-        return dict(result["report"], host=host)
+        try:
+            report = dict(result["report"], host=host)
+            now = datetime.datetime.now(datetime.timezone.utc)
+            report.update(make_report(report["checks"], host, now), generated=report["generated"])
+            for language in text.LANGUAGES:
+                merged_lines(merge_reports([report], now), language)
+                unwell([report], "warning", language)
+            return report
+        except Exception as error:  # noqa: BLE001 - in whatever form it is, it must not keep the others from being shown
+            problem = "its report is not valid (%s: %s)" % (type(error).__name__, error)
     return {
         "host": host,
         "unreachable": bool(result.get("unreachable")),
-        "problem": str(result.get("msg") or ""),
+        "problem": problem,
         "healthy": 0,
         "total": 0,
         "worst": DOWN,
