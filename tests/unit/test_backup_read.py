@@ -45,7 +45,8 @@ def run(read, monkeypatch):
     """Carry out a caller's command; returns the words that would be executed, None where there are none."""
 
     def carry_out(command):
-        started = []
+        started, read.stopped = [], []
+        monkeypatch.setattr(read.subprocess, "run", lambda words, **_options: read.stopped.append(words[-1]))
         monkeypatch.setattr(sys, "argv", ["shiftmaster-backup-read", command])
         monkeypatch.setattr(os, "execve", lambda _path, words, _environment: started.append(words))
         read.main()
@@ -100,6 +101,15 @@ def test_the_sender_runs_without_root_and_sees_nothing_but_its_set(run, read):
         line for line in given if re.match("ProtectProc|ProcSubset|ProtectKernelTunables|ProtectControlGroups", line)
     ]
     assert not [line for line in given if line.startswith(("BindPaths", "ReadWritePaths"))]
+
+
+def test_the_backup_server_does_not_use_up_the_host(run, read):
+    """rsync keeps the filter rules of its caller in memory, and each connection was one more sender."""
+    words = run("send files")
+    given = {word.removeprefix("--property=").split("=")[0] for word in words if word.startswith("--property=")}
+    assert {"MemoryMax", "TasksMax", "RuntimeMaxSec"} <= given
+    (unit,) = read.stopped
+    assert "--unit=" + unit in words and unit == "shiftmaster-backup-send-files.service"
 
 
 def test_the_paths_of_a_set_that_exist_are_listed(run, capsys):
