@@ -400,3 +400,19 @@ def test_who_reads_the_authorities_once_is_started_again():
     handlers = yaml.safe_load((ROOT / "roles/base/handlers/main.yml").read_text(encoding="utf-8"))
     argv = next(one for one in handlers if one["name"] == told)["ansible.builtin.command"]["argv"]
     assert {"prometheus-blackbox-exporter.service*", "prometheus-alertmanager.service*"} <= set(argv)
+
+
+@pytest.mark.parametrize("name", ["db1", "backup1"])
+def test_a_certificate_is_signed_for_the_host_that_asks_alone(name):
+    """pgBackRest's server on the database host lets in whoever has the backup server's common name."""
+    tasks = yaml.safe_load((ROOT / "roles/tls/tasks/issue_new.yml").read_text(encoding="utf-8"))
+    (task,) = (one for one in tasks if one["name"] == "Issue | Refuse a request for anything else")
+    asked = {
+        "subject_alt_name": ["DNS:db1"], "basic_constraints": ["CA:FALSE"], "signature_valid": True,
+        "subject": {"commonName": name},
+    }  # fmt: skip
+    given = {"__tls_request_info": asked, "__tls_san": ["DNS:db1"], "__tls_issue": {"names": ["db1"]}}
+    templar = Templar(DataLoader(), variables=given)
+    that = task["ansible.builtin.assert"]["that"]
+    accepted = all(templar.template(trust_as_template("{{ %s }}" % condition)) for condition in that)
+    assert accepted == (name == "db1")
