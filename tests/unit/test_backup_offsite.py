@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -153,3 +154,23 @@ def test_what_was_fetched_lies_where_it_lay(host, tmp_path):
     assert outside.fetch("latest") == ["logical", "manifests", "files and configuration"]
     assert run == ["b"] and [one.name for one in (directory / "logical").iterdir()] == ["new"]
     assert not (directory / "fetched").exists() and not (state / "fetching").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "latest elsewhere", "fifo", "setuid"])
+def test_nothing_but_files_and_directories_is_fetched(host, tmp_path, kind):
+    """The copy may be of a backup server that was taken over: roles and units would follow what it has put there."""
+    staging, directory = tmp_path / "backups/fetched", tmp_path / "backups"
+    place = staging / str(directory / "logical")[1:]
+    place.mkdir(parents=True)
+    (place / "20261126-023000F").mkdir()
+    (place / "latest").symlink_to("20261126-023000F" if kind != "latest elsewhere" else "/etc")
+    if kind == "link":
+        (place / "archive").symlink_to("/etc")
+    elif kind == "fifo":
+        os.mkfifo(place / "fifo")
+    elif kind == "setuid":
+        (place / "shell").touch()
+        (place / "shell").chmod(0o4755)
+    with pytest.raises(BackupError, match="which no backup has"):
+        offsite.Offsite(host).put_in_place(str(staging), str(tmp_path / "state/offsite/manifests"))
+    assert not (directory / "logical").exists()

@@ -13,6 +13,7 @@ import os
 import pwd
 import re
 import shutil
+import stat
 
 from ..host import safe_files
 from . import catalogue, sandbox
@@ -52,6 +53,20 @@ def fetched_at(host: Host) -> float:
         return os.path.getmtime(os.path.join(host.options["state"], "offsite", "fetched"))
     except OSError:
         return 0.0
+
+
+def require_plain(path: str) -> None:
+    """Reject a fetched tree with what no backup server has there: it may be of one that was taken over.
+
+    Roles and units would follow a link. pgBackRest makes one, from `latest` to the directory next to it.
+    """
+    for place, directories, names, descriptor in safe_files.walk(path):
+        for name in [*directories, *names]:
+            mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
+            if stat.S_ISLNK(mode) and name == "latest" and "/" not in os.readlink(name, dir_fd=descriptor):
+                continue
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or mode & (stat.S_ISUID | stat.S_ISGID):
+                raise BackupError("what was fetched holds %r, which no backup has" % os.path.join(path, place, name))
 
 
 class Offsite(Restic):
@@ -167,6 +182,7 @@ class Offsite(Restic):
                 continue
             if os.path.realpath(staging + path) != staging + path:
                 raise BackupError("what was fetched has a link in place of %s" % path)
+            require_plain(staging + path)
             target = os.path.join(self.host.directory, name)
             shutil.rmtree(target, ignore_errors=True)
             os.rename(staging + path, target)
