@@ -706,3 +706,19 @@ def test_a_backup_of_another_host_changes_no_backup_that_is_there(tmp_path, monk
     assert {"CapabilityBoundingSet=", "RootDirectory=" + backup_run.sandbox.ROOT} <= set(given)
     # Of another zone, a label would not come after the one before it.
     assert 'BindReadOnlyPaths=-"/etc/localtime"' in given
+
+
+def test_a_backup_server_that_does_not_respond_holds_one_segment_and_no_other(backup_server, tmp_path, monkeypatch):
+    """Users see the maintenance page meanwhile."""
+    for number in range(3):
+        (tmp_path / ("0000000100000000000000%02X" % number)).touch()
+    asked = []
+
+    def pgbackrest(what, *_arguments, timeout=0, **_more):
+        asked.append(timeout)
+        raise BackupError("%s did not end" % what)
+
+    monkeypatch.setattr(backup_server, "pgbackrest", pgbackrest)
+    monkeypatch.setattr(backup_server, "log", lambda _text: None)
+    restore._archive_received(backup_server, "/data", str(tmp_path))
+    assert asked == [300]

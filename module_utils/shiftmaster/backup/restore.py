@@ -33,6 +33,8 @@ ATTEMPTS = 12
 # Behind the maintenance page nobody waits for a backup: who has the lock was asked before it went up.
 PAGE_SECONDS = 60
 BOOT_SECONDS = 300
+# One segment of received WAL, on a slow line.
+ARCHIVE_SECONDS = 300
 # How far a restore has come: a database that came up was started.
 FETCHING, STARTED, UNDOING = "fetching", "started", "undoing"
 # Where a restore notes what it has quarantined: not next to the data, where postgres could name another directory.
@@ -467,9 +469,12 @@ def _archive_received(host: Host, data: str, directory: str) -> None:
         if re.fullmatch(r"[0-9A-F]{24}", name):
             path = os.path.join(directory, name)
             try:
-                host.pgbackrest("archiving %s" % name, "--pg1-path=%s" % data, "archive-push", path)
+                words = ("--pg1-path=%s" % data, "archive-push", path)
+                host.pgbackrest("archiving %s" % name, *words, timeout=ARCHIVE_SECONDS)
             except BackupError as error:
                 host.log("received WAL was not archived: %s" % error)
+                # Users wait: a backup server that responds to none must not hold each segment.
+                break
 
 
 def _fetch(host: Host, chosen: Plan, data: str, *more: str) -> None:
