@@ -42,11 +42,10 @@ ARGUMENTS = {
 
 def fill_in(parameters: dict, made: datetime.datetime) -> dict:
     """Return what the action returns, but for the files."""
-    hosts = []
-    for one in parameters["results"]:
-        host = findings.host_of(one["host"], one["functions"], one["result"])
-        # A group that is no function of the diagnosis counts too (backup).
-        hosts.append(dict(host, functions=sorted(set(host["functions"]) | set(one["functions"]))))
+    return findings.of_hosts(parameters["results"], lambda hosts: _fill_in(parameters, hosts, made))
+
+
+def _fill_in(parameters: dict, hosts: list, made: datetime.datetime) -> dict:
     language, metrics = parameters["language"], parameters["metrics"]
     data = checklist.judge(parameters["period"], parameters["lines"], hosts, findings.topology_of(hosts), made)
     if parameters["period"] == "monthly" and not metrics:

@@ -45,7 +45,10 @@ ARGUMENTS = {
 
 def judge(parameters: dict, made: datetime.datetime) -> tuple:
     """Return (what the action returns, {file name: content})."""
-    hosts = [findings.host_of(one["host"], one["functions"], one["result"]) for one in parameters["results"]]
+    return findings.of_hosts(parameters["results"], lambda hosts: _judge(parameters, hosts, made))
+
+
+def _judge(parameters: dict, hosts: list, made: datetime.datetime) -> tuple:
     found = findings.find(parameters["rules"], hosts, parameters["area"], parameters["expectations"])
     data = findings_report.report(hosts, found, parameters["area"], made)
     text = "\n".join(findings_report.lines(data, parameters["language"]))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import functools
 import re
 from pathlib import Path
 
 import offenders
 import pytest
+import shiftmaster_checklist
+import shiftmaster_findings
 import yaml
 from ansible.module_utils.shiftmaster.diagnosis.setting import PARTS
 from ansible.module_utils.shiftmaster.reports import findings
@@ -841,3 +844,55 @@ def test_a_start_that_failed_before_the_last_that_did_not_is_past(unit, first):
         assert result[0]["rule"] == first, names(result)
     else:
         assert "ApplicationStartFails" not in names(result)
+
+
+# --- a host that was taken over --------------------------------------------------------------------------------------
+
+NOT_VALID = [
+    {"parts": {"celery": 5}},
+    {"parts": {"celery": {"beats": [5]}}},
+    {"parts": {"cpu": {"groups": 5}}},
+    {"parts": {"changes": {"events": [{"at": "x", "kind": "?", "text": 5}]}}},
+    {"parts": {"history": {"alerts": [5], "usage": 5}}},
+    {"parts": {"cpu": {"status": "ok"}}, "zone": {"name": "x"}},
+    {"parts": {"cpu": {"status": "ok"}}, "zone": {"name": "x", "offset_seconds": "y"}},
+    {"parts": {"cpu": {"status": "ok"}}, "reach": 5, "functions": 5, "skew": [5]},
+]
+
+
+@pytest.mark.parametrize("evidence", NOT_VALID)
+def test_a_host_whose_evidence_is_not_valid_hides_no_other(evidence):
+    made = datetime.datetime(2026, 11, 26, 8, 0, tzinfo=datetime.timezone.utc)
+    ill = {"evidence": host(CASES["DatabaseStopped"]["fires"])}
+    results = [
+        {"host": "backup1", "functions": ["backup"], "result": {"evidence": evidence}},
+        {"host": "db1", "functions": ["database"], "result": ill},
+    ]
+    given = {"results": results, "rules": rules(), "area": "all", "language": "en", "expectations": {}}
+    answer, files = shiftmaster_findings.judge(dict(given, fail_on="critical", directory="/x"), made)
+    assert "db1: DatabaseStopped" in answer["failing"] and len(files) == 3
+    lines = yaml.safe_load((ROOT / "checklists/morning.yml").read_text(encoding="utf-8"))["lines"]
+    given = {"results": results, "lines": lines, "period": "morning", "language": "en", "metrics": None, "series": {}}
+    assert "services" in shiftmaster_checklist.fill_in(dict(given, metrics_problem=""), made)["bad"]
+
+
+def test_a_host_has_the_functions_of_the_inventory():
+    claimed = findings.host_of("backup1", ["backup"], {"evidence": {"parts": {}, "functions": ["app", "database"]}})
+    assert claimed["functions"] == ["backup"]
+
+
+COMMAND = "1'; id > /tmp/owned; $(id) `id` | sh & '.service"
+
+
+def test_no_value_of_a_host_adds_a_command_to_what_an_operator_pastes():
+    """The command against a second scheduler is for the control node."""
+    beats = {"celery": {"beats": [{"pid": COMMAND, "unit": COMMAND, "command": "beat"}]}}
+    hosts = [*ill(app2=beats), of("backup1", "backup")]
+    hosts[-1]["parts"]["celery"] = beats["celery"]
+    hog = copy.deepcopy(CASES["CpuHog"]["fires"])
+    hog["parts"]["cpu"]["groups"][0]["pid"] = COMMAND
+    lines = [line for one in [*found(*hosts), *found(host(hog))] for line in one["fix"]]
+    given = [line for line in lines if "/tmp/owned" in line]
+    assert given
+    # Each sign of a shell that is left is the rule's own.
+    assert not [line for line in given if re.search(r"[;$`|&<>]|'.*'.*'", line)]

@@ -124,6 +124,13 @@ _OURS = re.compile(
 )
 
 
+class Quoted(str):
+    """A text that is one word of a shell."""
+
+
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9@%_+=:,./-]")
+
+
 class Engine:
     """Expressions and templates of rules."""
 
@@ -139,10 +146,19 @@ class Engine:
 
         self.environment = ImmutableSandboxedEnvironment(undefined=Missing, autoescape=False)
         self.environment.filters.update(
-            size=size, duration=duration, clock=clock, own_word=own_word, tojson=json.dumps, quote=shlex.quote
+            size=size,
+            duration=duration,
+            clock=clock,
+            own_word=own_word,
+            tojson=json.dumps,
+            quote=lambda value: Quoted(shlex.quote(str(value))),
         )
         self.environment.tests["ours"] = lambda name: bool(_OURS.match(str(name or "")))
         self.environment.tests["search"] = lambda text, pattern: bool(re.search(pattern, str(text or "")))
+        # Commands are pasted into a shell, and values come from hosts. One that is not quoted holds none of its signs.
+        self.commands = self.environment.overlay(
+            finalize=lambda value: value if isinstance(value, Quoted) else _NOT_PLAIN.sub("?", str(value))
+        )
         self._compiled = {}
 
     def value(self, expression: str, names: dict):
@@ -156,11 +172,11 @@ class Engine:
         except (UndefinedError, TypeError, ValueError, ArithmeticError):
             return None
 
-    def text(self, template: str, names: dict) -> str:
+    def text(self, template: str, names: dict, command: bool = False) -> str:
         """Return a template's text on one line."""
-        key = ("text", template)
+        key = ("text", template, command)
         if key not in self._compiled:
-            self._compiled[key] = self.environment.from_string(template)
+            self._compiled[key] = (self.commands if command else self.environment).from_string(template)
         from jinja2.exceptions import UndefinedError
 
         try:
@@ -241,7 +257,10 @@ def host_of(name: str, functions: list, result: dict) -> dict:
     result = printable_tree(result)
     evidence = result.get("evidence")
     if isinstance(evidence, dict) and isinstance(evidence.get("parts"), dict):
-        host = dict(evidence, host=name, functions=evidence.get("functions") or functions)
+        host = dict(evidence, host=name, functions=list(functions) or evidence.get("functions") or [])
+        # It is compared with that of others.
+        if not isinstance(host.get("skew"), (int, float)):
+            host.pop("skew", None)
         host["reach"] = {"unreachable": False, "failed": False, "message": ""}
         return host
     # Where the module did not come to run (sudo wants a password), the message says only that it gave no answer.
@@ -256,6 +275,27 @@ def host_of(name: str, functions: list, result: dict) -> dict:
             "message": " ".join(message.split())[:400],
         },
     }
+
+
+def of_hosts(results: list, evaluate):
+    """Return evaluate(hosts). A host whose evidence cannot be evaluated counts as one that has returned none.
+
+    It may be an attacker's: it must not keep the others from being evaluated.
+    """
+    hosts = [host_of(one["host"], one["functions"], one["result"]) for one in results]
+    try:
+        return evaluate(hosts)
+    except Exception:  # noqa: BLE001 - whatever a host has sent
+        kept = []
+        for one, host in zip(results, hosts):
+            try:
+                evaluate([host])
+                evaluate([*kept, host])
+            except Exception as error:  # noqa: BLE001
+                problem = "its evidence is not valid (%s: %s)" % (type(error).__name__, error)
+                host = host_of(one["host"], one["functions"], {"msg": problem})
+            kept.append(host)
+        return evaluate(kept)
 
 
 # --- findings --------------------------------------------------------------------------------------------------------
@@ -304,7 +344,7 @@ def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
         "cause": both("cause"),
         "advice": both("advice"),
         "evidence": [line for line in (engine.text(line, names) for line in rule.get("evidence", [])) if line],
-        "fix": [line for line in (engine.text(line, names) for line in rule.get("fix", [])) if line],
+        "fix": [line for line in (engine.text(line, names, command=True) for line in rule.get("fix", [])) if line],
         "explains": [target for target in (engine.text(entry, names) for entry in rule.get("explains", [])) if target],
         "runbook": "docs/runbooks/%s.md" % (rule.get("alert") or rule["name"]),
     }

@@ -668,7 +668,7 @@ def timeline(hosts: list, language: str = "en") -> list:
                 text = "%s: %s (%d x)" % (name, problem.get("exception") or problem["text"], problem["count"])
                 events.append((problem["first"], host["host"], "error", text))
     events += alert_events(hosts, language)
-    known = [event for event in events if event[0]]
+    known = [event for event in events if event[0] and isinstance(event[0], (int, float))]
     return [dict(zip(("at", "host", "kind", "text"), event)) for event in sorted(known, reverse=True)[:120]]
 
 
@@ -679,7 +679,7 @@ def alert_events(hosts: list, language: str) -> list:
         news = []
         for alert in _history(host).get("alerts") or []:
             name, about, first, last = alert["name"], alert["instance"] or host["host"], alert["start"], alert["end"]
-            span = (first or 0.0, last or float("inf"))
+            span = (float(first or 0), float(last or "inf"))
             if any(
                 (name, about) == who and span[0] <= end + 60 and begin - 60 <= span[1] for who, (begin, end) in told
             ):
