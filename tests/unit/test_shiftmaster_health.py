@@ -704,7 +704,7 @@ def test_a_host_does_not_say_itself_how_bad_its_checks_are(run_module):
 
 @pytest.mark.parametrize("name", ["health", "diagnose", "checklist"])
 def test_a_host_that_hangs_ends_its_task(name):
-    """Else a host whose Python never ends keeps the report of all others from being shown, and people from being told."""
+    """Else a host whose Python never ends keeps the report of all others from being shown."""
     plays = yaml.safe_load((ROOT / "playbooks" / f"{name}.yml").read_text(encoding="utf-8"))
     assert plays and all(0 < play["timeout"] <= 300 for play in plays)
 
