@@ -687,7 +687,7 @@ def test_a_backup_of_another_host_changes_no_backup_that_is_there(tmp_path, monk
     """The other host names the files; a name with `..` led out of the backup that was being made (tried)."""
     monkeypatch.setattr(backup_run.sandbox, "ROOT", str(tmp_path / "root"))
     calls = []
-    options = {
+    options = {"archive_timeout_seconds": 60,
         "directory": "/b", "stanza": "s", "tls_directories": ["/tls"], "timeout_seconds": 9,
         "database": {"version": "17", "local": local},
     }  # fmt: skip

@@ -692,13 +692,13 @@ def test_several_hosts_in_one_report(run_module):
 )  # fmt: skip
 def test_a_host_whose_report_is_not_valid_hides_no_other(run_module, theirs):
     given = [{"host": "backup1", "result": {"report": theirs}}, {"host": "app1", "result": {"report": report()}}]
-    answer = run_module(shiftmaster_health, check_mode=True, results=given)
+    answer = run_module(shiftmaster_health_report, check_mode=True, results=given)
     assert "app1: database" in answer["failing"] and "backup1: unchecked" in answer["telling"]["told"]["unwell"]
 
 
 def test_a_host_does_not_say_itself_how_bad_its_checks_are(run_module):
     given = [{"host": "app1", "result": {"report": dict(report(), worst="healthy", healthy=99)}}]
-    answer = run_module(shiftmaster_health, check_mode=True, results=given)
+    answer = run_module(shiftmaster_health_report, check_mode=True, results=given)
     assert (answer["worst"], answer["report"]["healthy"]) == (report()["worst"], report()["healthy"])
 
 
