@@ -696,7 +696,7 @@ def test_a_backup_of_another_host_changes_no_backup_that_is_there(tmp_path, monk
     run.host.run = lambda what, *command, **more: calls.append(command)
     run.back_up("full", ["20261101-000000F"])
     (words,) = calls
-    assert words[-3:] == ("--stanza=s", "--type=full", "backup")
+    assert words[-4:] == ("--stanza=s", "--type=full", "--archive-timeout=60", "backup")
     if local:
         assert words[0] == "setpriv"
         return
