@@ -11,6 +11,7 @@ import pytest
 import yaml
 from ansible.module_utils.shiftmaster.release import cutover, releasecode
 from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader, lookup_loader
 from ansible.template import Templar, trust_as_template
 
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "shiftmaster"
@@ -208,14 +209,12 @@ def test_metrics_are_attached_around_everything_else():
     assert "def child_exit(server, worker):" in conf and '_ask(worker.wsgi, "/metrics", "ja")' in conf
 
 
-def build(**variables):
-    """What a release's configuration is told apart by."""
+def build(*names, **variables):
+    """What a release's configuration is told apart by: those of its values."""
     known = {"ansible_managed": "Ansible managed", "ansible_facts": {"processor_vcpus": 2}, "role_path": str(ROLE)}
     for part in ("defaults", "vars"):
         known |= yaml.safe_load((ROLE / part / "main.yml").read_text(encoding="utf-8"))
-    known["shiftmaster_build"] = {
-        name: known["shiftmaster_build"][name] for name in ("environment", "extra_requirements")
-    }
+    known["shiftmaster_build"] = {name: known["shiftmaster_build"][name] for name in names}
     loader = DataLoader()
     loader.set_basedir(str(ROLE))
     return Templar(loader, variables=trusted(known | variables)).template(trust_as_template("{{ shiftmaster_build }}"))
@@ -223,18 +222,32 @@ def build(**variables):
 
 def test_what_the_metrics_need_comes_into_the_release_and_its_hash():
     mine = {"shiftmaster_extra_requirements": ["gunicorn==27.0.1"]}
-    with_them = build(**mine)
+    with_them = build("environment", "extra_requirements", **mine)
     assert with_them["extra_requirements"] == [
         "gunicorn==27.0.1", "django-prometheus==2.5.0", "prometheus-client==0.26.0",
     ]  # fmt: skip
     assert with_them["environment"]["DJANGO_SETTINGS_MODULE"] == "shiftmaster_site_settings"
     assert with_them["environment"]["SHIFTMASTER_CELERY_APPLICATION"] == "shiftmaster"
-    without = build(**mine, shiftmaster_metrics=False)
+    without = build("environment", "extra_requirements", **mine, shiftmaster_metrics=False)
     assert without["extra_requirements"] == ["gunicorn==27.0.1"]
     assert without["environment"]["DJANGO_SETTINGS_MODULE"] == "shiftmaster.settings"
     assert "SHIFTMASTER_CELERY_APPLICATION" not in without["environment"]
-    newer = build(**mine, shiftmaster_metrics_requirements=["django-prometheus==2.5.1"])
+    newer = build(
+        "environment", "extra_requirements", **mine, shiftmaster_metrics_requirements=["django-prometheus==2.5.1"]
+    )
     assert newer["extra_requirements"] != with_them["extra_requirements"]
+
+
+def test_the_monitoring_package_comes_into_the_release():
+    if not lookup_loader.get("ansible.builtin.fileglob"):
+        init_plugin_loader()
+    package = ROLE.parents[1] / "shiftmaster_monitoring/shiftmaster_monitoring"
+    texts = {str(path.relative_to(package)): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    wanted = {"site/shiftmaster_monitoring/" + path: text for path, text in texts.items()}
+    on = build("files", shiftmaster_log_format="json")["files"]
+    assert {path: text for path, text in on.items() if path.startswith("site/shiftmaster_monitoring/")} == wanted
+    off = {"shiftmaster_supply_health": False, "shiftmaster_metrics": False, "shiftmaster_log_format": "application"}
+    assert not set(build("files", **off)["files"]) & set(wanted)
 
 
 def test_options_of_shiftmasterctl_are_those_of_the_module():
