@@ -11,17 +11,15 @@ description:
     an owner, and holds the owner, the run, the controller's process, the time it was taken and its expiry.
   - An expired lock is taken over, and so is one whose controller process is known to be dead, by O(interrupted_run_id).
     The caller then recovers what the owner left (M(shiftmaster_release) with O(ignore:state=recovered)).
-  - O(state=identity) and O(state=alive) run on the controller and touch nothing.
+  - The action of the same name fills in O(controller), and adds C(owner_alive) where another run holds the lock.
 options:
   state:
     description:
       - V(present) takes the lock, or moves its expiry on where O(run_id) holds it already.
       - V(absent) gives it back; the lock of another run is left alone.
       - V(query) reads it.
-      - V(identity) describes the ansible process it runs under, on the controller.
-      - V(alive) says whether the process in O(controller) still lives, on the controller.
     type: str
-    choices: [present, absent, query, identity, alive]
+    choices: [present, absent, query]
     default: query
   path:
     description: The lock file.
@@ -39,7 +37,7 @@ options:
     type: str
     default: deploy
   controller:
-    description: What O(state=identity) returned on the controller.
+    description: Machine, pid and start time (clock ticks since boot) of the ansible process.
     type: dict
     default: {}
   ttl_seconds:
@@ -67,18 +65,11 @@ notes:
 """
 
 EXAMPLES = r"""
-- name: Describe this run's controller process
-  shiftmaster_lock:
-    state: identity
-  delegate_to: localhost
-  register: identity
-
 - name: Take the lock
   shiftmaster_lock:
     state: present
     owner: ops@controller
     run_id: "{{ run_id }}"
-    controller: "{{ identity.controller }}"
     wait_seconds: 60
 """
 
@@ -99,14 +90,6 @@ taken_over:
   description: The dead owner whose lock was taken over, or an empty dict.
   type: dict
   returned: for present
-controller:
-  description: Machine, pid and start time (clock ticks since boot) of the ansible process.
-  type: dict
-  returned: for identity
-alive:
-  description: Whether the process lives; null where this machine cannot know.
-  type: bool
-  returned: for alive
 """
 
 import datetime
@@ -136,10 +119,6 @@ def sentence(holder):
 def run(params, check_mode):
     """Return the module's result."""
     state = params["state"]
-    if state == "identity":
-        return {"changed": False, "controller": lock.controller_identity()}
-    if state == "alive":
-        return {"changed": False, "alive": lock.controller_alive(params["controller"])}
     holder = lock.read(params["path"])
     if state == "query" or (check_mode and state == "present"):
         return {
@@ -179,11 +158,7 @@ def run(params, check_mode):
 def main():
     module = AnsibleModule(
         argument_spec={
-            "state": {
-                "type": "str",
-                "choices": ["present", "absent", "query", "identity", "alive"],
-                "default": "query",
-            },
+            "state": {"type": "str", "choices": ["present", "absent", "query"], "default": "query"},
             "path": {"type": "path", "default": "/var/www/shiftmaster/shared/state/lock.json"},
             "owner": {"type": "str", "default": ""},
             "run_id": {"type": "str"},

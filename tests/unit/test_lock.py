@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils.shiftmaster.release import lock
@@ -207,3 +209,39 @@ def test_the_controller_is_the_outermost_of_nested_runs_and_may_have_gone(monkey
     processes.clear()
     assert lock.controller_identity() == {"machine": lock._machine(), "pid": me, "start": 0}
     assert lock.controller_alive(dict(found, machine="another")) is lock.controller_alive({"pid": 0}) is None
+
+
+# The module has the same name.
+specification = importlib.util.spec_from_file_location(
+    "lock_action", Path(__file__).resolve().parents[2] / "plugins/action/shiftmaster_lock.py"
+)
+action = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(action)
+
+
+class Locked(action.ActionModule):
+    """The action without a host: what the module was given, and what it returns."""
+
+    def _execute_module(self, module_args, task_vars):
+        self.given = module_args
+        return {"acquired": module_args["run_id"] == "one", "holder": {"controller": self.owner}}
+
+
+def test_the_action_names_this_run_and_says_whether_the_owner_lives(run_module):
+    mine = lock.controller_identity()
+    for owner, alive in ((mine, True), (dict(mine, start=1), False), (dict(mine, machine="elsewhere"), None)):
+        plugin = SimpleNamespace(ActionModule=type("Case", (Locked,), {"owner": owner}))
+        assert run_module(plugin, state="present", run_id="two")["owner_alive"] is alive
+    assert "owner_alive" not in run_module(plugin, state="present", run_id="one")
+
+
+def test_the_action_gives_the_module_the_process_of_this_run(monkeypatch, run_module):
+    given = []
+    monkeypatch.setattr(Locked, "owner", {}, raising=False)
+    monkeypatch.setattr(
+        Locked, "_execute_module", lambda _self, module_args, task_vars: given.append(module_args) or {"acquired": True}
+    )
+    plugin = SimpleNamespace(ActionModule=Locked)
+    for arguments in ({"state": "present"}, {"state": "present", "controller": {"pid": 7}}, {"state": "absent"}):
+        run_module(plugin, **arguments)
+    assert [one.get("controller") for one in given] == [lock.controller_identity(), {"pid": 7}, None]
