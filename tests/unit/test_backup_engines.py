@@ -1081,6 +1081,7 @@ class Verification:
             backup_verification.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_uid=THEIRS, pw_gid=THEIRS)
         )
         monkeypatch.setattr(backup_verification.sandbox, "ROOT", host.directory + "/root")
+        monkeypatch.setattr(backup_verification.sandbox.units, "SYSTEMD_RUN", ("/usr/bin/systemd-run",))
         self.directory = Path(host.options["scratch"]) / "verification"
         self.data = self.directory / "data"
 
