@@ -60,17 +60,12 @@ def without_systemd(monkeypatch):
 @pytest.fixture
 def run_module(capsys):
     """A function that runs a module or an action plugin as Ansible does, and returns its result."""
-    from ansible.errors import AnsibleActionFail
     from ansible.module_utils.testing import patch_module_args
     from ansible.parsing.dataloader import DataLoader
 
     def run_action(plugin, task):
         connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=""))
-        try:
-            result = plugin.ActionModule(task, connection, None, DataLoader(), None).run()
-        except AnsibleActionFail as error:
-            result = {"failed": True, "msg": str(error)}
-        return json.loads(json.dumps(result))
+        return json.loads(json.dumps(plugin.ActionModule(task, connection, None, DataLoader(), None).run()))
 
     def run_module(module, check_mode=False, **parameters):
         if hasattr(module, "ActionModule"):
