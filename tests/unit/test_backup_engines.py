@@ -17,7 +17,6 @@ from ansible.module_utils.shiftmaster.backup import prune as backup_prune
 from ansible.module_utils.shiftmaster.backup import restore as backup_restore
 from ansible.module_utils.shiftmaster.backup import verification as backup_verification
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
-from ansible.module_utils.shiftmaster.host import units
 from ansible.module_utils.shiftmaster.host.safe_files import UnsafePathError
 
 DAY = 86400
@@ -1073,7 +1072,6 @@ class Verification:
     def __init__(self, host, monkeypatch):
         self.host, self.units, self.acts, self.log = host, [], {}, backup_verification.READY
         host._systemd_run = lambda _who, *words: self.act(Unit(words))
-        monkeypatch.setattr(units, "SYSTEMD_RUN", ("systemd-run",))
         host.options.update(scratch_port=6543, timeout_seconds=20, recovery_timeout_seconds=1)
         self.acts["pg_controldata"] = lambda: CONTROL
         monkeypatch.setattr(backup_verification, "subprocess", SimpleNamespace(Popen=self.launch))

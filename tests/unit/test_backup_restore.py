@@ -712,13 +712,15 @@ def test_a_backup_server_that_does_not_respond_holds_one_segment_and_no_other(ba
     """Users see the maintenance page meanwhile."""
     for number in range(3):
         (tmp_path / ("0000000100000000000000%02X" % number)).touch()
-    asked = []
+    asked, passed = [], [0]
 
     def pgbackrest(what, *_arguments, timeout=0, **_more):
         asked.append(timeout)
+        passed[0] += timeout
         raise BackupError("%s did not end" % what)
 
     monkeypatch.setattr(backup_server, "pgbackrest", pgbackrest)
     monkeypatch.setattr(backup_server, "log", lambda _text: None)
+    monkeypatch.setattr(restore.time, "monotonic", lambda: float(passed[0]))
     restore._archive_received(backup_server, "/data", str(tmp_path))
     assert asked == [300]

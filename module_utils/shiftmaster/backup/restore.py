@@ -467,14 +467,15 @@ def _archive_received(host: Host, data: str, directory: str) -> None:
     """
     for name in sorted(os.listdir(directory)) if directory else ():
         if re.fullmatch(r"[0-9A-F]{24}", name):
-            path = os.path.join(directory, name)
+            path, began = os.path.join(directory, name), time.monotonic()
             try:
                 words = ("--pg1-path=%s" % data, "archive-push", path)
                 host.pgbackrest("archiving %s" % name, *words, timeout=ARCHIVE_SECONDS)
             except BackupError as error:
                 host.log("received WAL was not archived: %s" % error)
-                # Users wait: a backup server that responds to none must not hold each segment.
-                break
+                # Users wait: a backup server that does not respond must not hold each segment.
+                if time.monotonic() - began >= ARCHIVE_SECONDS:
+                    break
 
 
 def _fetch(host: Host, chosen: Plan, data: str, *more: str) -> None:
