@@ -15,6 +15,7 @@ from ansible.template import Templar, trust_as_template
 from ansible.utils.collection_loader import AnsibleCollectionConfig
 from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
+from rendered import action
 
 ROOT = Path(__file__).resolve().parent.parent
 # What group_vars hold, {path: content}: the same for all inventories.
@@ -30,7 +31,10 @@ def parsed(source) -> InventoryManager:
 
 
 def variables(source, names, pattern: str = "all", facts: dict | None = None, **extra) -> dict:
-    """Return {host: {name: value}} as `ansible <pattern> -m debug` shows them; facts: {host: known facts}."""
+    """Return {host: {name: value}} as `ansible <pattern> -m debug` shows them; facts: {host: known facts}.
+
+    Of rules (fleet_rules) the value is what they find.
+    """
     if AnsibleCollectionConfig.collection_finder is None:
         init_plugin_loader()
     filter_loader.add_directory(str(ROOT / "plugins/filter"))
@@ -51,11 +55,16 @@ def variables(source, names, pattern: str = "all", facts: dict | None = None, **
     play = Play().load(
         {"name": "Show", "hosts": pattern, "gather_facts": False, "tasks": []}, variable_manager=manager, loader=loader
     )
-    wanted, found = trust_as_template("{{ {" + ", ".join(f"'{name}': {name}" for name in names) + "} }}"), {}
+    values = ", ".join(f"'{name}': {name}" for name in names if not name.endswith("_rules"))
+    wanted, found = trust_as_template("{{ {" + values + "} }}"), {}
     for host in hosts:
         known = manager.get_vars(play=play, host=host, _hosts=[one.name for one in hosts])
         known["hostvars"] = hostvars
         # As JSON, since that is what a report of Ansible holds.
-        found[host.name] = json.loads(json.dumps(Templar(loader, variables=known).template(wanted)))
+        templar = Templar(loader, variables=known)
+        found[host.name] = json.loads(json.dumps(templar.template(wanted)))
+        for name in names:
+            if name.endswith("_rules"):
+                found[host.name][name] = action("shiftmaster_variables").rule_problems(known[name], templar, known)
     assert found, f"{source} has no host {pattern}"
     return found

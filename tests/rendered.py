@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from pathlib import Path
 
 import yaml
@@ -39,3 +41,19 @@ def render(role: str, template: str, **variables) -> str:
 
 def masks() -> list:
     return yaml.safe_load((ROOT / "group_vars/all/masking.yml").read_text(encoding="utf-8"))["log_masks"]
+
+
+@functools.cache
+def action(name: str):
+    """Return the module of an action plugin."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"plugins/action/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def problems(role: str, templar: Templar) -> list[str]:
+    """Return what the role's own rules find, without its name before each."""
+    variables = action("shiftmaster_variables")
+    place = {"ansible_search_path": [str(ROOT / "roles" / role)]}
+    return variables.rule_problems(variables.rules_of(role), templar, {**templar.available_variables, **place})

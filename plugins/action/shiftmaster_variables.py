@@ -8,13 +8,18 @@ Runs on the controller only. Options:
                 known without it
     wiring      how names begin that only group_vars/all has
     required    [{name, hint}]: variables that must be set and not empty
-    choices     [{name, value, choices}]: what people type with a run
-
     ranges      {name or end of a name: [least, most, further values]} of numbers; see group_vars/all/ranges.yml
     elsewhere   names that end like those of a host's directories (_dir, _root, _directory) and are none
+    rules_of    names of roles whose rules (vars/preflight.yml) are evaluated
+    rules       names of variables that hold further rules
+
+A rule is {that, msg}, with `when` and `loop` as a task has them: msg is a problem where `that` does not hold, or always
+without `that`. For the rules of roles what is required and missing has a value of its own: it is one problem.
 
 Returns problems, a list of sentences; of values only directories and numbers, since others may be secrets. And
-directories, [{name, path}]: those that the site chose, for a check on the host.
+directories, [{name, path}]: those that the site chose, for a check on the host. And rules_of.
+
+    role        alone, in a role: evaluate its rules and fail, unless the run's preflight (preflight_variables) did
 """
 
 from __future__ import annotations
@@ -25,22 +30,56 @@ from pathlib import Path
 
 import ansible.module_utils
 import yaml
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
+from ansible.template import trust_as_template
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Ansible finds module_utils for modules alone.
-ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 from ansible.module_utils.shiftmaster.host import system_paths
 
 # How the variables end that name a directory which root creates, gives away or cleans up.
 DIRECTORY_ENDINGS = ("_dir", "_root", "_directory")
 
 
-def load(path):
-    # The parser in C, where PyYAML has it: each host's check reads these files again.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), loader) if path.exists() else None
+# The parser in C, where PyYAML has it: each host's check reads these files again.
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Reads texts as templates, as Ansible does with a role's files."""
+
+
+Loader.add_constructor("tag:yaml.org,2002:str", lambda loader, node: trust_as_template(loader.construct_scalar(node)))
+
+
+def load(role, name):
+    path = ROOT / "roles" / role / name
+    return yaml.load(path.read_text(encoding="utf-8"), Loader) or {} if path.exists() else {}
+
+
+def rules_of(role):
+    return load(role, "vars/preflight.yml").get("__%s_preflight" % role, [])
+
+
+def rule_problems(rules, templar, variables, explained=False):
+    """Return a sentence for each rule that is broken; explained: what is wrong with the variables is known already."""
+    found, errors = [], []
+
+    def holds(conditions):
+        return all(map(templar.evaluate_conditional, conditions if isinstance(conditions, list) else [conditions]))
+
+    for rule in rules:
+        try:
+            templar.available_variables = variables
+            for item in templar.template(rule["loop"]) if "loop" in rule else [None]:
+                templar.available_variables = {**variables, "item": item}
+                if holds(rule.get("when", [])) and not ("that" in rule and holds(rule["that"])):
+                    found.append(str(templar.template(rule["msg"])).strip())
+        except Exception as error:
+            errors.append("a rule cannot be evaluated: %s" % str(error).splitlines()[0])
+    # A value of which another rule has a problem cannot always be used.
+    return list(dict.fromkeys(found or ([] if explained else errors)))
 
 
 def unknown_names(names, expected, prefixes):
@@ -109,30 +148,24 @@ class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
         arguments = self._task.args
-        roles_path = Path(self._loader.get_basedir()).resolve()
-        for candidate in (roles_path / "roles", roles_path.parent / "roles"):
-            if candidate.is_dir():
-                roles_path = candidate
-                break
-        else:
-            raise AnsibleError("shiftmaster_variables: no directory roles/ beside the playbook")
+        if "role" in arguments:
+            return dict(result, **self.of_role(arguments["role"], task_vars))
         directories = {}
         problems, expected, specs, defaults = [], set(arguments.get("known") or []), {}, {}
         for role in arguments["roles"]:
             # The first entry point is the role's: "configure" of one without tasks/main.yml.
-            entries = (load(roles_path / role / "meta/argument_specs.yml") or {}).get("argument_specs") or {"": {}}
+            entries = load(role, "meta/argument_specs.yml").get("argument_specs") or {"": {}}
             specs[role] = next(iter(entries.values())).get("options", {})
             expected.update(specs[role])
-            defaults[role] = dict(
-                load(roles_path / role / "defaults/main.yml") or {}, **load(roles_path / role / "vars/main.yml") or {}
-            )
-        for path in (roles_path.parent / "group_vars/all").glob("*.yml"):
+            defaults[role] = {**load(role, "defaults/main.yml"), **load(role, "vars/main.yml")}
+        for path in (Path(self._loader.get_basedir()) / "group_vars/all").glob("*.yml"):
             # Names alone: what they hold may be encrypted.
             expected.update(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE))
         prefixes = tuple("%s_" % begin for begin in arguments["roles"] + (arguments.get("wiring") or []))
         problems += unknown_names(task_vars, expected, prefixes)
 
         templar = self._templar.copy_with_new_env(available_variables=task_vars)
+        missing = {}
         for entry in arguments.get("required") or []:
             try:
                 filled = templar.template(task_vars.get(entry["name"])) if entry["name"] in task_vars else None
@@ -140,18 +173,17 @@ class ActionModule(ActionBase):
                 problems.append("variable %s cannot be read: %s" % (entry["name"], error))
                 continue
             if not filled:
+                missing[entry["name"]] = entry["name"].ljust(40, "x")
                 problems.append(
                     "variable %s is not set%s" % (entry["name"], ": " + entry["hint"] if entry.get("hint") else "")
                 )
-        for choice in arguments.get("choices") or []:
-            if choice["value"] not in choice["choices"]:
-                problems.append(
-                    "%s=%s is none of: %s" % (choice["name"], choice["value"], ", ".join(choice["choices"]))
-                )
+        for name in arguments.get("rules") or []:
+            problems += rule_problems(task_vars[name], templar, task_vars)
         for role in arguments.get("roles_here", arguments["roles"]):
-            options, values = specs[role], {}
+            options, values, before = specs[role], {}, len(problems)
             # As the role itself will see them: with its own defaults, not with another role's.
-            templar = self._templar.copy_with_new_env(available_variables={**defaults[role], **task_vars})
+            known = {**defaults[role], **task_vars}
+            templar = self._templar.copy_with_new_env(available_variables=known)
             for name in options:
                 if name not in task_vars:
                     continue
@@ -170,11 +202,25 @@ class ActionModule(ActionBase):
             for name, value in values.items():
                 problems += range_problems(name, options[name], value, arguments.get("ranges") or {})
             directories.update(directories_of(options, values, defaults[role], arguments.get("elsewhere") or []))
+            if role in (arguments.get("rules_of") or []):
+                place = {"ansible_search_path": [str(ROOT / "roles" / role), *task_vars["ansible_search_path"]]}
+                known = {**known, **missing, **place, "role_path": str(ROOT / "roles" / role)}
+                found = rule_problems(rules_of(role), templar, known, explained=len(problems) > before)
+                problems += ["%s: %s" % (role, problem) for problem in found]
         refused = {name: system_paths.refusal(str(path)) for name, path in directories.items()}
         problems += ["%s=%s %s" % (name, directories[name], why) for name, why in refused.items() if why]
         result.update(
             changed=False,
             problems=problems,
             directories=[{"name": name, "path": str(path)} for name, path in directories.items() if not refused[name]],
+            rules_of=arguments.get("rules_of") or [],
         )
         return result
+
+    def of_role(self, role, task_vars):
+        if role not in task_vars.get("preflight_variables", {}).get("rules_of", []):
+            templar = self._templar.copy_with_new_env(available_variables=task_vars)
+            problems = rule_problems(rules_of(role), templar, task_vars)
+            if problems:
+                raise AnsibleActionFail("Role %s changed nothing. What is wrong: %s" % (role, "; ".join(problems)))
+        return {"changed": False}

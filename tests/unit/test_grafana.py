@@ -11,6 +11,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
+import rendered
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader
@@ -75,7 +76,7 @@ def render(template, **variables):
 
 
 def problems(**variables):
-    return templar(**{**GIVEN, **variables}).template(trust_as_template("{{ __grafana_problems }}"))
+    return rendered.problems("grafana", templar(**{**GIVEN, **variables}))
 
 
 def test_good_inputs_have_no_problem():

@@ -14,7 +14,7 @@ from rendered import render
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = (
-    "topology_problems", "postgresql_listen_addresses", "postgresql_hba_rules", "redis_port", "redis_tls_port",
+    "fleet_rules", "postgresql_listen_addresses", "postgresql_hba_rules", "redis_port", "redis_tls_port",
     "nginx_upstream_servers", "nginx_upstream_tls", "nginx_local_tls_listen", "nginx_static_url", "firewall_rules",
     "shiftmaster_database_sslmode", "shiftmaster_lb_servers", "tls_internal_names", "shiftmaster_secret_environment",
     "postgresql_max_connections", "diagnosis_peers", "diagnosis_beat_hosts", "diagnosis_beat_expected",
@@ -37,9 +37,7 @@ def production():
 
 
 def test_a_fleet_has_no_problem_of_its_own(production):
-    assert {
-        host: values["topology_problems"] for host, values in production.items() if values["topology_problems"]
-    } == {}
+    assert {host: values["fleet_rules"] for host, values in production.items() if values["fleet_rules"]} == {}
 
 
 @pytest.mark.parametrize("group", ["database", "cache"])
@@ -52,8 +50,8 @@ def test_a_second_primary_is_a_problem_and_a_standby_is_none(tmp_path, group):
     def problems(name):
         (tmp_path / name).mkdir()
         (tmp_path / name / "hosts.yml").write_text(yaml.safe_dump(inventory))
-        found = wiring(tmp_path / name, "db1", ("topology_problems",), topology_media_shared=True)
-        return found["db1"]["topology_problems"]
+        found = wiring(tmp_path / name, "db1", ("fleet_rules",), topology_media_shared=True)
+        return found["db1"]["fleet_rules"]
 
     assert problems("standby") == []
     del children["standby"]
@@ -91,7 +89,7 @@ def test_the_web_server_asks_both_application_hosts_by_their_private_addresses(p
 
 def test_one_host_needs_nobody_else():
     values = next(iter(wiring("single").values()))
-    assert values["topology_problems"] == [] and values["shiftmaster_lb_servers"] == {}
+    assert values["fleet_rules"] == [] and values["shiftmaster_lb_servers"] == {}
     assert values["postgresql_listen_addresses"] == ["localhost"]
     assert (values["redis_port"], values["redis_tls_port"]) == (6379, 0)
     assert values["nginx_upstream_servers"] == ["unix:/var/www/shiftmaster/active/socket"]
@@ -240,13 +238,15 @@ def test_the_page_is_known_by_the_only_host_that_answers_it(site, demo):
     [
         ({"monitoring_container_hosts": ["one", "tow"]}, "monitoring_container_hosts: no host is called tow"),
         ({"monitoring_alerts_left_out": ["BackupMissing", "BackupMisses"]}, "no alert is called BackupMisses"),
+        ({"ansible_run_tags": ["relase", "nginx"]}, "There is no tag relase"),
+        ({"tls_site_mode": "letsencrypt"}, "tls_site_mode=letsencrypt is none of"),
         ({"monitoring_container_hosts": ["one"], "monitoring_alerts_left_out": ["BackupMissing"]}, None),
     ],
 )
-def test_hosts_and_alerts_that_there_are_not(tmp_path, given, sentence):
+def test_hosts_alerts_tags_and_modes_that_there_are_not(tmp_path, given, sentence):
     (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database monitoring".split()))
-    (problems,) = wiring(str(tmp_path / "hosts"), asked=("topology_problems",), **given).values()
-    assert [sentence in one for one in problems["topology_problems"]] == ([True] if sentence else [])
+    (problems,) = wiring(str(tmp_path / "hosts"), asked=("fleet_rules",), **given).values()
+    assert [sentence in one for one in problems["fleet_rules"]] == ([True] if sentence else [])
 
 
 def test_a_new_password_for_scrapes_is_valid_beside_the_old_one(tmp_path):
@@ -293,7 +293,7 @@ def test_what_is_not_wanted_is_not_told_as_a_lack(site, demo):
     ],
 )
 def test_what_is_wrong_about_a_fleet_is_told(extra, said):
-    problems = wiring("production", asked=("topology_problems",), **extra)["app1"]["topology_problems"]
+    problems = wiring("production", asked=("fleet_rules",), **extra)["app1"]["fleet_rules"]
     assert len(problems) == 1 and said in problems[0]
 
 

@@ -1,7 +1,8 @@
-"""roles/preflight/tasks/inputs.yml: what comes last in a run is judged before anything changes."""
+"""The rules of roles and group variables: what comes last in a run is evaluated before anything changes."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {
+    "shiftmaster_repository": "https://git.example.test/shiftmaster.git",
+    "vault_shiftmaster_secret_key": "d" * 32,
+    **{f"vault_{name}_password": name * 6 for name in ("shiftmaster_database", "shiftmaster_redis", "redis_admin")},
+    "elastic_repository_url": "https://elastic.example.test/apt",
+    "elastic_repository_key": "key",
     "vault_monitoring_admin_password": "m" * 32,
     "vault_monitoring_scrape_password": "s" * 32,
     "vault_postgres_exporter_password": "p" * 32,
@@ -58,6 +64,8 @@ MISSING = {
     # The others have nothing that is missing.
     "preflight_roles_here": ["elasticsearch", "logstash", "kibana", "filebeat"],
 }
+# What is missing hides nothing else, and a value of another type is one problem.
+MISSING_AND_WRONG = {**MISSING, "kibana_memory_max_mb": 64, "logstash_heap_mb": "many"}
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +76,24 @@ def found(tmp_path_factory):
     (directory / "playbooks/group_vars").symlink_to(ROOT / "group_vars")
     (directory / "monitoring").symlink_to(ROOT / "monitoring")
     tasks = [
-        {"ansible.builtin.include_role": {"name": "preflight", "tasks_from": "inputs"}},
-        {"ansible.builtin.debug": {"msg": "FOUND {{ inputs_found | to_json }}"}},
+        {
+            "shiftmaster_variables": {
+                "roles": "{{ preflight_roles }}",
+                "roles_here": "{{ preflight_roles_here }}",
+                "known": "{{ preflight_known_variables }}",
+                "wiring": "{{ preflight_group_variables }}",
+                "required": "{{ preflight_required }}",
+                "ranges": "{{ preflight_ranges }}",
+                "rules_of": "{{ preflight_roles_here }}",
+                "rules": ["fleet_rules"],
+            },
+            "register": "found",
+        },
+        {"ansible.builtin.debug": {"msg": "FOUND {{ found.problems | to_json }}"}},
     ]
     plays = [
         {"name": "Look", "hosts": "all", "gather_facts": False, "vars": values, "tasks": tasks}
-        # What roles note stays for the next play: the mistakes come last.
-        for values in (GOOD, MISSING, {name: value for name, value, _words in WRONG})
+        for values in (GOOD, MISSING, MISSING_AND_WRONG, {name: value for name, value, _words in WRONG})
     ]
     (directory / "playbooks/look.yml").write_text(json.dumps(plays), encoding="utf-8")
     names = "web app database cache monitoring elasticsearch logstash kibana filebeat"
@@ -97,7 +116,7 @@ def found(tmp_path_factory):
     assert run.returncode == 0, run.stdout + run.stderr
     report, _end = json.JSONDecoder().raw_decode(run.stdout[run.stdout.index("{") :])
     last = [play["tasks"][-1]["hosts"]["alone"]["msg"] for play in report["plays"]]
-    return dict(zip(("good", "missing", "wrong"), (json.loads(text[len("FOUND ") :]) for text in last)))
+    return dict(zip(("good", "missing", "both", "wrong"), (json.loads(text[len("FOUND ") :]) for text in last)))
 
 
 def test_good_values_are_not_complained_of(found):
@@ -113,7 +132,14 @@ def test_what_comes_last_is_judged_first(found):
 
 
 def test_what_is_missing_is_not_called_too_short_as_well(found):
-    assert found["missing"] == []
+    names = [re.match(r"variable (\w+) is not set: ", one) for one in found["missing"]]
+    assert {name[1] for name in names} == set(MISSING)
+
+
+def test_what_is_missing_hides_no_other_problem(found):
+    more = [one for one in found["both"] if one not in found["missing"]]
+    assert len(more) == 2 and any("kibana_memory_max_mb" in one for one in more), more
+    assert any("logstash_heap_mb" in one for one in more), more
 
 
 def test_what_each_tag_runs_is_what_its_plays_have():

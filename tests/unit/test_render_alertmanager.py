@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import rendered
 import service_config
 import yaml
 from ansible.parsing.dataloader import DataLoader
@@ -263,7 +264,7 @@ USERS = [{"name": "admin", "password": "not-a-real-password"}]
 
 def problems(**variables):
     given = {"alertmanager_web_users": USERS, **variables}
-    return templar(**given).template(trust_as_template("{{ __alertmanager_problems }}"))
+    return rendered.problems("alertmanager", templar(**given))
 
 
 @pytest.mark.parametrize(

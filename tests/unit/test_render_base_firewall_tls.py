@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import rendered
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
@@ -61,7 +62,7 @@ def value(role, name, **variables):
 @pytest.mark.parametrize("name", ["ansible_password", "ansible_ssh_password", "ansible_ssh_pass"])
 def test_a_login_by_password_is_a_problem_where_sshd_would_end_it(name):
     def problems(**variables):
-        return value("base", "__base_problems", **{name: "secret", **variables})
+        return rendered.problems("base", templar("base", **{name: "secret", **variables}))
 
     (found,) = problems()
     assert "is reached with a password" in found and "secret" not in found
@@ -71,7 +72,7 @@ def test_a_login_by_password_is_a_problem_where_sshd_would_end_it(name):
     assert len(problems(base_hardening_sshd_settings=kept)) == 1, "root's password would end all the same"
     assert problems(base_hardening_sshd_settings={**kept, "PermitRootLogin": "yes"}) == []
     assert problems(base_hardening_sshd=False) == [] == problems(ansible_connection="community.docker.docker")
-    assert value("base", "__base_problems") == []
+    assert rendered.problems("base", templar("base")) == []
 
 
 CONTAINER = {**FACTS, "virtualization_type": "docker"}
@@ -158,7 +159,7 @@ def test_apt_takes_everything_from_a_mirror_or_a_directory_that_is_signed(tmp_pa
 
 def test_what_is_wrong_with_a_directory_is_said_before_anything_changes(tmp_path):
     def problems(**variables):
-        return " ".join(value("base", "__base_problems", **variables))
+        return " ".join(rendered.problems("base", templar("base", **variables)))
 
     (tmp_path / "Packages").write_text("")
     source = {"base_apt_dir": "/srv/x", "base_apt_dir_src": str(tmp_path)}
@@ -330,11 +331,11 @@ def test_a_service_has_an_authority_and_a_directory_of_its_own():
 
 @pytest.mark.parametrize(("name", "good"), [("pgbackrest", True), ("../etc", False), ("a/b", False), ("", False)])
 def test_the_name_of_a_service_leads_nowhere_else(name, good):
-    problems = value(
-        "tls", "__tls_problems_of_settings", tls_mode="none", tls_internal_ca_dir="/ca", tls_internal_names=["db1"],
+    made = templar(
+        "tls", tls_mode="none", tls_internal_ca_dir="/ca", tls_internal_names=["db1"],
         tls_internal_services=[{"name": name, "group": "postgres"}],
     )  # fmt: skip
-    assert (problems == []) == good
+    assert (rendered.problems("tls", made) == []) == good
 
 
 def test_an_external_account_is_in_a_file_and_not_in_an_argument():

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import rendered
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
@@ -308,7 +309,7 @@ def test_good_inputs_have_no_problem():
         "prometheus_rule_files": {"shiftmaster": "groups: []\n"},
         "prometheus_alertmanagers": [{"targets": ["a:1"]}],
     }
-    assert value("__prometheus_problems", **given) == []
+    assert rendered.problems("prometheus", variables_of(**given)) == []
 
 
 @pytest.mark.parametrize(
@@ -345,5 +346,5 @@ def test_good_inputs_have_no_problem():
     ],
 )
 def test_bad_inputs_are_named(given, problem):
-    found = value("__prometheus_problems", **given)
+    found = rendered.problems("prometheus", variables_of(**given))
     assert len(found) == 1 and problem in found[0], found

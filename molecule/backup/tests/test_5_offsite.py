@@ -35,12 +35,12 @@ def outside(operations, backups, first):
 
 
 def test_what_cannot_be_a_store_is_refused(operations, first):
-    for options in (
-        {"backup_offsite_repository": "/srv/usb"},
-        {"backup_offsite_repository": "sftp:copies@localhost:/x"},
+    for repository, sentence in (
+        ("/srv/usb", "backup_offsite_repository is neither sftp:user@host:/directory"),
+        ("sftp:copies@localhost:/x", "an sftp repository needs backup_offsite_ssh_key"),
     ):
-        run = operations.run("deploy.yml", *ROLE, **options)
-        assert run.code != 0 and run.says("backup_offsite_repository is sftp:user@host:/directory"), run.output[-3000:]
+        run = operations.run("deploy.yml", *ROLE, backup_offsite_repository=repository)
+        assert run.code == 2 and run.says("Nothing was changed. What is wrong:", sentence), run.output[-3000:]
 
 
 def test_a_run_is_brought_outside_and_read_there(backups, outside):

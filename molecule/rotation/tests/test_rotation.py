@@ -265,7 +265,7 @@ def test_bad_input_changes_nothing(operations, vault):
                 f"variable {DATABASE} is not set",
                 f"{KEY}_previous does not hold that either",
                 f"{REDIS} is new, too: name redis in secrets",
-                "certificates_before=tomorrow is no moment of the past",
+                "certificates_before=tomorrow is no timestamp of the past",
             ],
         ),
         (
@@ -280,7 +280,7 @@ def test_bad_input_changes_nothing(operations, vault):
                 f"{DATABASE}_previous does not hold that either",
                 f"{KEY}_previous holds the value of {KEY} itself",
                 f"{REDIS}_previous holds an empty value",
-                "certificates_before=20991231000000Z is no moment of the past",
+                "certificates_before=20991231000000Z is no timestamp of the past",
             ],
         ),
         ({f"{REDIS}_previous": "x" * 20}, [f"{REDIS}_previous is not a list"]),

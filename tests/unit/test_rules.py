@@ -1,0 +1,147 @@
+"""The rules of roles (vars/preflight.yml) and their evaluation by action shiftmaster_variables."""
+
+from __future__ import annotations
+
+import offenders
+import pytest
+import yaml
+from ansible.errors import AnsibleActionFail
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar, trust_as_template
+from rendered import ROOT, action, problems, templar
+
+# Lookups by their full names.
+init_plugin_loader()
+variables = action("shiftmaster_variables")
+ROLES = sorted(path.parents[1].name for path in (ROOT / "roles").glob("*/vars/preflight.yml"))
+
+
+def found_by(*rules, explained=False, **known):
+    trusted = [
+        {key: [*map(trust_as_template, value)] if isinstance(value, list) else trust_as_template(value)
+         for key, value in rule.items()}
+        for rule in rules
+    ]  # fmt: skip
+    return variables.rule_problems(trusted, Templar(DataLoader(), variables=known), known, explained)
+
+
+@offenders.each(ROLES)
+def test_every_rule_can_find_a_problem(role):
+    rules = variables.rules_of(role)
+    assert rules
+    for rule in rules:
+        assert set(rule) <= {"that", "msg", "when", "loop"} and "msg" in rule and {"that", "loop"} & set(rule), rule
+
+
+@offenders.each(ROLES)
+def test_a_role_evaluates_its_own_rules(role):
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "roles" / role / "tasks").glob("*.yml")]
+    tasks = [task for text in texts for task in yaml.safe_load(text)]
+    assert {"role": role} in [task.get("shiftmaster_variables") for task in tasks]
+
+
+@pytest.mark.parametrize("playbook", ["deploy", "rotate"])
+def test_a_run_evaluates_the_rules_of_its_roles_before_anything_changes(playbook):
+    plays = yaml.safe_load((ROOT / f"playbooks/{playbook}.yml").read_text(encoding="utf-8"))
+    given = [task["vars"] for task in plays[1]["tasks"] if "preflight_rules" in task.get("vars", {})]
+    assert [(one["preflight_rules_of"], one["preflight_rules"][0]) for one in given] == [
+        ("{{ preflight_roles_here }}", "fleet_rules")
+    ]
+
+
+def test_a_message_comes_for_each_item_for_which_all_conditions_do_not_hold():
+    rule = {"loop": "{{ names }}", "that": ["item != 'b'", "item != 'c'"], "msg": "{{ item }} is wrong"}
+    assert found_by(rule, names=["a", "b", "c"]) == ["b is wrong", "c is wrong"]
+    assert found_by({**rule, "when": ["names | length < 3"]}, names=["a", "b", "c"]) == []
+    assert found_by({"loop": "{{ names }}", "msg": "{{ item }} is wrong"}, names=["a"]) == ["a is wrong"]
+
+
+def test_a_rule_that_cannot_be_evaluated_is_a_problem_where_no_other_explains_it():
+    broken, other = {"that": "size >= 1", "msg": "too small"}, {"that": "size is number", "msg": "no number"}
+    (found,) = found_by(broken, size="many")
+    assert "cannot be evaluated" in found
+    assert found_by(broken, other, size="many") == ["no number"]
+    assert found_by(broken, size="many", explained=True) == []
+
+
+def test_a_role_fails_by_its_rules_unless_the_preflight_has_evaluated_them():
+    plugin = object.__new__(variables.ActionModule)
+    given = templar("redis", redis_admin_password="", redis_tls_port=0)
+    plugin._templar, known = given, given.available_variables
+    with pytest.raises(AnsibleActionFail, match="redis_admin_password is empty"):
+        plugin.of_role("redis", known)
+    assert plugin.of_role("redis", {**known, "preflight_variables": {"rules_of": ["redis"]}}) == {"changed": False}
+
+
+REDIS = {"redis_admin_password": "x"}
+BACKUP = {
+    "backup_databases": ["shiftmaster"], "backup_cipher_passphrase": "c" * 16, "backup_restic_password": "r" * 16,
+    "backup_database_password": "d", "backup_parts": [{"name": "files", "paths": ["/srv"]}],
+}  # fmt: skip
+EXPORTER = {"exporter_users": [{"name": "prometheus", "password": "x"}]}
+NGINX = {"nginx_upstream_servers": ["127.0.0.1:8001"], "nginx_local_upstream_servers": ["127.0.0.1:8001"]}
+DEBIAN = {"ansible_facts": {"distribution_major_version": "12"}}
+# A role, what it is given, and what has to be in its only problem.
+BAD = [
+    ("redis", {**REDIS, "redis_admin_password": ""}, "redis_admin_password is empty"),
+    ("redis", {**REDIS, "redis_users": [{"name": "a", "password": "", "rules": ""}]}, "a password of redis_users"),
+    ("redis", {**REDIS, "redis_users": [{"name": "admin", "password": "x", "rules": ""}]}, "holds default or admin"),
+    ("redis", {**REDIS, "redis_instances": [{"name": "other"}]}, "is not called main"),
+    ("redis", {**REDIS, "redis_instances": [{"name": "main"}] * 2}, "the same name"),
+    ("redis", {**REDIS, "redis_tls_port": 6380, "redis_tls_key_file": ""}, "a TLS port needs"),
+    ("postgresql", {"postgresql_version": 16}, "set postgresql_repository to pgdg"),
+    ("postgresql", {"postgresql_repository": "pgdg"}, "postgresql_pgdg_key"),
+    ("postgresql", {"postgresql_roles": [{"name": "a", "password": ""}]}, "whose password is empty"),
+    ("exporter", {"exporter_users": []}, "exporter_users is empty"),
+    ("exporter", {"exporter_users": [{"name": "a", "password": ""}]}, "a password of exporter_users"),
+    ("exporter", {**EXPORTER, "exporter_instances": [{"name": "node"}] * 2}, "twice"),
+    ("exporter", {**EXPORTER, **DEBIAN, "exporter_instances": [{"name": "nginx"}]}, "nginx of this Debian"),
+    ("exporter", {**EXPORTER, "exporter_listen_addresses": []}, "exporter_listen_addresses is empty"),
+    ("exporter", {**EXPORTER, "exporter_instances": [{"name": "postgres"}]}, "exporter_postgres_password is empty"),
+    ("exporter", {**EXPORTER, "exporter_instances": [{"name": "redis"}]}, "exporter_redis_password is empty"),
+    ("exporter", {**EXPORTER, "exporter_container_timeout_seconds": 900}, "exporter_container_timeout_seconds"),
+    ("backup", {**BACKUP, "backup_cipher_passphrase": "short"}, "less than 16 characters"),
+    ("backup", {**BACKUP, "backup_cipher_passphrase": "with space " * 2}, "has a space"),
+    ("backup", {**BACKUP, "backup_restic_password": "short"}, "backup_restic_password"),
+    ("backup", {**BACKUP, "backup_database_password": ""}, "backup_database_password is empty"),
+    ("backup", {**BACKUP, "backup_wal_limit_mb": 1}, "backup_wal_limit_mb"),
+    ("backup", {**BACKUP, "backup_tls_peer": "backup_server"}, "backup_tls_peer"),
+    ("backup", {**BACKUP, "backup_tablespace_dirs": ["/srv/pg", "/srv/../etc"]}, '"/srv/../etc" is no absolute path'),
+    ("backup", {**BACKUP, "backup_parts": [{"name": "x", "paths": []}]}, "backup_parts"),
+    ("backup", {**BACKUP, "backup_offsite_repository": "/usb", "backup_offsite_password": "p" * 16}, "is neither sftp"),
+    ("backup", {**BACKUP, "backup_offsite_repository": "s3:https://s/b", "backup_offsite_password": "p" * 16},
+     "needs backup_offsite_access_key"),
+    ("backup", {**BACKUP, "backup_offsite_repository": "sftp:a@b:/c", "backup_offsite_password": "p" * 16},
+     "needs backup_offsite_ssh_key"),
+    ("backup", {**BACKUP, "backup_offsite_repository": "sftp:a@b:/c", "backup_offsite_password": "r" * 16,
+                "backup_offsite_ssh_key": "k", "backup_offsite_host_key": "h"}, "or is backup_restic_password"),
+    ("nginx", {**NGINX, "nginx_public": False, "nginx_local_listener": False}, "would serve nothing"),
+    ("nginx", {**NGINX, "nginx_upstream_servers": []}, "nginx_upstream_servers is empty"),
+    ("nginx", {**NGINX, "nginx_local_listener": True, "nginx_local_upstream_servers": []}, "nginx_local_upstream"),
+    ("nginx", {**NGINX, "nginx_open_files_limit": 4096, "nginx_worker_connections": 4096}, "nginx_open_files_limit"),
+    ("nginx", {**NGINX, "nginx_requests_per_address": -1}, "nginx_requests_per_address"),
+    ("nginx", {**NGINX, "nginx_requests_per_address": 512, "nginx_worker_connections": 1024}, "to half of"),
+    ("nginx", {**NGINX, "nginx_metrics_listen": [9145]}, "nginx_metrics_users is empty"),
+    ("elastic_repository", {}, "not part of Debian"),
+    ("firewall", {"firewall_rules": [{"name": "a", "port": "http"}]}, "http is no port"),
+    ("firewall", {"firewall_rules": [{"name": "a", "port": 80, "sources": ["db.example.jp"]}]}, "is no address"),
+]  # fmt: skip
+GOOD = [
+    ("redis", REDIS), ("postgresql", {"postgresql_version": 17}), ("exporter", EXPORTER), ("backup", BACKUP),
+    ("nginx", NGINX),
+    ("firewall", {"firewall_rules": [{"name": "a", "ports": ["80-90"], "sources": ["192.0.2.0/24"]}]}),
+]  # fmt: skip
+FACTS = {"ansible_facts": {"distribution_major_version": "13"}}
+
+
+@offenders.each(GOOD, lambda case: case[0])
+def test_good_values_break_no_rule(case):
+    assert problems(case[0], templar(case[0], **{**FACTS, **case[1]})) == []
+
+
+@offenders.each(BAD, lambda case: f"{case[0]}: {case[2]}")
+def test_each_bad_value_breaks_one_rule(case):
+    role, given, words = case
+    found = problems(role, templar(role, **{**FACTS, **given}))
+    assert len(found) == 1 and words in found[0], found
