@@ -30,11 +30,8 @@ def parsed(source) -> InventoryManager:
     return InventoryManager(loader=loader, sources=[str(source)])
 
 
-def variables(source, names, pattern: str = "all", facts: dict | None = None, **extra) -> dict:
-    """Return {host: {name: value}} as `ansible <pattern> -m debug` shows them; facts: {host: known facts}.
-
-    Of rules (fleet_rules) the value is what they find.
-    """
+def hosts_variables(source, pattern: str = "all", facts: dict | None = None, **extra):
+    """Yield each host's name, its variables, and what makes a templar of variables; facts: {host: known facts}."""
     if AnsibleCollectionConfig.collection_finder is None:
         init_plugin_loader()
     filter_loader.add_directory(str(ROOT / "plugins/filter"))
@@ -52,19 +49,24 @@ def variables(source, names, pattern: str = "all", facts: dict | None = None, **
     # Put together once for each host, since nothing changes them here.
     hostvars.raw_get = functools.cache(hostvars.raw_get)
     hosts = inventory.get_hosts(pattern)
+    assert hosts, f"{source} has no host {pattern}"
     play = Play().load(
         {"name": "Show", "hosts": pattern, "gather_facts": False, "tasks": []}, variable_manager=manager, loader=loader
     )
-    values = ", ".join(f"'{name}': {name}" for name in names if not name.endswith("_rules"))
-    wanted, found = trust_as_template("{{ {" + values + "} }}"), {}
     for host in hosts:
         known = manager.get_vars(play=play, host=host, _hosts=[one.name for one in hosts])
-        known["hostvars"] = hostvars
+        known |= {"hostvars": hostvars, "ansible_search_path": [loader.get_basedir()]}
+        yield host.name, known, lambda values: Templar(loader, variables=values)
+
+
+def variables(source, names, pattern: str = "all", facts: dict | None = None, **extra) -> dict:
+    """Return {host: {name: value}} as `ansible <pattern> -m debug` shows them; of fleet_rules what they find."""
+    values = ", ".join(f"'{name}': {name}" for name in names if name != "fleet_rules")
+    wanted, found = trust_as_template("{{ {" + values + "} }}"), {}
+    for host, known, templar_of in hosts_variables(source, pattern, facts, **extra):
         # As JSON, since that is what a report of Ansible holds.
-        templar = Templar(loader, variables=known)
-        found[host.name] = json.loads(json.dumps(templar.template(wanted)))
-        for name in names:
-            if name.endswith("_rules"):
-                found[host.name][name] = action("shiftmaster_variables").rule_problems(known[name], templar, known)
-    assert found, f"{source} has no host {pattern}"
+        found[host] = json.loads(json.dumps(templar_of(known).template(wanted)))
+        if "fleet_rules" in names:
+            evaluate = action("shiftmaster_variables").rule_problems
+            found[host]["fleet_rules"] = evaluate(known["fleet_rules"], templar_of(known), known)
     return found

@@ -13,13 +13,13 @@ from ansible.template import Templar, trust_as_template
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _trusted(value):
+def trusted(value):
     if isinstance(value, str):
         return trust_as_template(value)
     if isinstance(value, list):
-        return [_trusted(item) for item in value]
+        return [trusted(item) for item in value]
     if isinstance(value, dict):
-        return {key: _trusted(item) for key, item in value.items()}
+        return {key: trusted(item) for key, item in value.items()}
     return value
 
 
@@ -28,7 +28,7 @@ def templar(role: str, **variables) -> Templar:
     known = {"ansible_managed": "Ansible managed", "ansible_facts": {}, "inventory_hostname": "host1"}
     for part in ("defaults", "vars"):
         path = ROOT / "roles" / role / part / "main.yml"
-        known |= _trusted(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        known |= trusted(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else {}
     return Templar(DataLoader(), variables=known | variables)
 
 

@@ -142,85 +142,93 @@ def directories_of(options, values, defaults, elsewhere):
     }
 
 
+def check(arguments, task_vars, templar_of, basedir):
+    """Return what the action returns; templar_of(variables) returns a templar."""
+    directories = {}
+    problems, expected, specs, defaults = [], set(arguments.get("known") or []), {}, {}
+    for role in arguments["roles"]:
+        # The first entry point is the role's: "configure" of one without tasks/main.yml.
+        entries = load(role, "meta/argument_specs.yml").get("argument_specs") or {"": {}}
+        specs[role] = next(iter(entries.values())).get("options", {})
+        expected.update(specs[role])
+        defaults[role] = {**load(role, "defaults/main.yml"), **load(role, "vars/main.yml")}
+    for path in (Path(basedir) / "group_vars/all").glob("*.yml"):
+        # Names alone: what they hold may be encrypted.
+        expected.update(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE))
+    prefixes = tuple("%s_" % begin for begin in arguments["roles"] + (arguments.get("wiring") or []))
+    problems += unknown_names(task_vars, expected, prefixes)
+
+    templar = templar_of(task_vars)
+    missing = {}
+    for entry in arguments.get("required") or []:
+        try:
+            filled = templar.template(task_vars.get(entry["name"])) if entry["name"] in task_vars else None
+        except Exception as error:
+            problems.append("variable %s cannot be read: %s" % (entry["name"], error))
+            continue
+        if not filled:
+            missing[entry["name"]] = entry["name"].ljust(40, "x")
+            problems.append(
+                "variable %s is not set%s" % (entry["name"], ": " + entry["hint"] if entry.get("hint") else "")
+            )
+    for name in arguments.get("rules") or []:
+        problems += rule_problems(task_vars[name], templar, task_vars)
+    for role in arguments.get("roles_here", arguments["roles"]):
+        options, values, before = specs[role], {}, len(problems)
+        # As the role itself will see them: with its own defaults, not with another role's.
+        known = {**defaults[role], **task_vars}
+        templar = templar_of(known)
+        for name in options:
+            if name not in task_vars:
+                continue
+            try:
+                values[name] = templar.template(task_vars[name])
+            except Exception as error:
+                problems.append("variable %s cannot be read: %s" % (name, str(error).splitlines()[0]))
+        # What the site left out is the default's business, and tested there.
+        given = {*task_vars, *defaults[role]}
+        wanted = {
+            name: dict(option, required=option.get("required") and name not in given)
+            for name, option in options.items()
+            if name in values or option.get("required")
+        }
+        problems += type_problems(role, wanted, values)
+        for name, value in values.items():
+            problems += range_problems(name, options[name], value, arguments.get("ranges") or {})
+        directories.update(directories_of(options, values, defaults[role], arguments.get("elsewhere") or []))
+        if role in (arguments.get("rules_of") or []):
+            place = {"ansible_search_path": [str(ROOT / "roles" / role), *task_vars["ansible_search_path"]]}
+            known = {**known, **missing, **place, "role_path": str(ROOT / "roles" / role)}
+            found = rule_problems(rules_of(role), templar, known, explained=len(problems) > before)
+            problems += ["%s: %s" % (role, problem) for problem in found]
+    refused = {name: system_paths.refusal(str(path)) for name, path in directories.items()}
+    problems += ["%s=%s %s" % (name, directories[name], why) for name, why in refused.items() if why]
+    return {
+        "changed": False,
+        "problems": problems,
+        "directories": [{"name": name, "path": str(path)} for name, path in directories.items() if not refused[name]],
+        "rules_of": arguments.get("rules_of") or [],
+    }
+
+
+def check_role(role, task_vars, templar_of):
+    """Fail by a role's rules, unless the preflight of the run has evaluated them."""
+    if role not in task_vars.get("preflight_variables", {}).get("rules_of", []):
+        problems = rule_problems(rules_of(role), templar_of(task_vars), task_vars)
+        if problems:
+            raise AnsibleActionFail("Role %s changed nothing. What is wrong: %s" % (role, "; ".join(problems)))
+    return {"changed": False}
+
+
 class ActionModule(ActionBase):
     TRANSFERS_FILES = False
 
     def run(self, tmp=None, task_vars=None):
-        result = super().run(tmp, task_vars)
-        arguments = self._task.args
+        result, arguments = super().run(tmp, task_vars), self._task.args
+
+        def templar_of(variables):
+            return self._templar.copy_with_new_env(available_variables=variables)
+
         if "role" in arguments:
-            return dict(result, **self.of_role(arguments["role"], task_vars))
-        directories = {}
-        problems, expected, specs, defaults = [], set(arguments.get("known") or []), {}, {}
-        for role in arguments["roles"]:
-            # The first entry point is the role's: "configure" of one without tasks/main.yml.
-            entries = load(role, "meta/argument_specs.yml").get("argument_specs") or {"": {}}
-            specs[role] = next(iter(entries.values())).get("options", {})
-            expected.update(specs[role])
-            defaults[role] = {**load(role, "defaults/main.yml"), **load(role, "vars/main.yml")}
-        for path in (Path(self._loader.get_basedir()) / "group_vars/all").glob("*.yml"):
-            # Names alone: what they hold may be encrypted.
-            expected.update(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE))
-        prefixes = tuple("%s_" % begin for begin in arguments["roles"] + (arguments.get("wiring") or []))
-        problems += unknown_names(task_vars, expected, prefixes)
-
-        templar = self._templar.copy_with_new_env(available_variables=task_vars)
-        missing = {}
-        for entry in arguments.get("required") or []:
-            try:
-                filled = templar.template(task_vars.get(entry["name"])) if entry["name"] in task_vars else None
-            except Exception as error:
-                problems.append("variable %s cannot be read: %s" % (entry["name"], error))
-                continue
-            if not filled:
-                missing[entry["name"]] = entry["name"].ljust(40, "x")
-                problems.append(
-                    "variable %s is not set%s" % (entry["name"], ": " + entry["hint"] if entry.get("hint") else "")
-                )
-        for name in arguments.get("rules") or []:
-            problems += rule_problems(task_vars[name], templar, task_vars)
-        for role in arguments.get("roles_here", arguments["roles"]):
-            options, values, before = specs[role], {}, len(problems)
-            # As the role itself will see them: with its own defaults, not with another role's.
-            known = {**defaults[role], **task_vars}
-            templar = self._templar.copy_with_new_env(available_variables=known)
-            for name in options:
-                if name not in task_vars:
-                    continue
-                try:
-                    values[name] = templar.template(task_vars[name])
-                except Exception as error:
-                    problems.append("variable %s cannot be read: %s" % (name, str(error).splitlines()[0]))
-            # What the site left out is the default's business, and tested there.
-            given = {*task_vars, *defaults[role]}
-            wanted = {
-                name: dict(option, required=option.get("required") and name not in given)
-                for name, option in options.items()
-                if name in values or option.get("required")
-            }
-            problems += type_problems(role, wanted, values)
-            for name, value in values.items():
-                problems += range_problems(name, options[name], value, arguments.get("ranges") or {})
-            directories.update(directories_of(options, values, defaults[role], arguments.get("elsewhere") or []))
-            if role in (arguments.get("rules_of") or []):
-                place = {"ansible_search_path": [str(ROOT / "roles" / role), *task_vars["ansible_search_path"]]}
-                known = {**known, **missing, **place, "role_path": str(ROOT / "roles" / role)}
-                found = rule_problems(rules_of(role), templar, known, explained=len(problems) > before)
-                problems += ["%s: %s" % (role, problem) for problem in found]
-        refused = {name: system_paths.refusal(str(path)) for name, path in directories.items()}
-        problems += ["%s=%s %s" % (name, directories[name], why) for name, why in refused.items() if why]
-        result.update(
-            changed=False,
-            problems=problems,
-            directories=[{"name": name, "path": str(path)} for name, path in directories.items() if not refused[name]],
-            rules_of=arguments.get("rules_of") or [],
-        )
-        return result
-
-    def of_role(self, role, task_vars):
-        if role not in task_vars.get("preflight_variables", {}).get("rules_of", []):
-            templar = self._templar.copy_with_new_env(available_variables=task_vars)
-            problems = rule_problems(rules_of(role), templar, task_vars)
-            if problems:
-                raise AnsibleActionFail("Role %s changed nothing. What is wrong: %s" % (role, "; ".join(problems)))
-        return {"changed": False}
+            return {**result, **check_role(arguments["role"], task_vars, templar_of)}
+        return {**result, **check(arguments, task_vars, templar_of, self._loader.get_basedir())}

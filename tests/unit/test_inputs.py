@@ -1,15 +1,14 @@
 """The rules of roles and group variables: what comes last in a run is evaluated before anything changes."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import inventories
 import offenders
 import pytest
+import rendered
 import yaml
+from rendered import trusted
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {
@@ -58,12 +57,7 @@ WRONG = [
     ("vault_kibana_session_key", SECRETS["vault_kibana_reporting_key"], "are not three different ones"),
     ("log_masks_site", [{"name": "x", "pattern": 'a"b', "replace": "y"}], "has a double quote"),
 ]
-MISSING = {
-    "vault_kibana_session_key": "",
-    "vault_elasticsearch_admin_password": "",
-    # The others have nothing that is missing.
-    "preflight_roles_here": ["elasticsearch", "logstash", "kibana", "filebeat"],
-}
+MISSING = {"vault_kibana_session_key": "", "vault_elasticsearch_admin_password": ""}
 # What is missing hides nothing else, and a value of another type is one problem.
 MISSING_AND_WRONG = {**MISSING, "kibana_memory_max_mb": 64, "logstash_heap_mb": "many"}
 
@@ -71,52 +65,30 @@ MISSING_AND_WRONG = {**MISSING, "kibana_memory_max_mb": 64, "logstash_heap_mb": 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What is found on a host that is everything: with good values, with something missing, with every mistake."""
-    directory = tmp_path_factory.mktemp("inputs")
-    (directory / "playbooks").mkdir()
-    (directory / "playbooks/group_vars").symlink_to(ROOT / "group_vars")
-    (directory / "monitoring").symlink_to(ROOT / "monitoring")
-    tasks = [
-        {
-            "shiftmaster_variables": {
-                "roles": "{{ preflight_roles }}",
-                "roles_here": "{{ preflight_roles_here }}",
-                "known": "{{ preflight_known_variables }}",
-                "wiring": "{{ preflight_group_variables }}",
-                "required": "{{ preflight_required }}",
-                "ranges": "{{ preflight_ranges }}",
-                "rules_of": "{{ preflight_roles_here }}",
-                "rules": ["fleet_rules"],
-            },
-            "register": "found",
-        },
-        {"ansible.builtin.debug": {"msg": "FOUND {{ found.problems | to_json }}"}},
-    ]
-    plays = [
-        {"name": "Look", "hosts": "all", "gather_facts": False, "vars": values, "tasks": tasks}
-        for values in (GOOD, MISSING, MISSING_AND_WRONG, {name: value for name, value, _words in WRONG})
-    ]
-    (directory / "playbooks/look.yml").write_text(json.dumps(plays), encoding="utf-8")
     names = "web app database cache monitoring elasticsearch logstash kibana filebeat"
     groups = {name: {"hosts": {"alone": {}}} for name in names.split()}
-    host = {"ansible_connection": "local", "ansible_facts": {"distribution_major_version": "13"}}
-    host |= {"shiftmaster_domain": "shift.example.test", "tls_site_mode": "selfsigned", **SECRETS}
-    (directory / "hosts.yml").write_text(
-        yaml.safe_dump({"all": {"hosts": {"alone": host}, "children": groups}}), encoding="utf-8"
-    )
-    run = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.yml", "playbooks/look.yml"],
-        cwd=directory,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_CACHE_PLUGIN": "memory",
-             "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout + run.stderr
-    report, _end = json.JSONDecoder().raw_decode(run.stdout[run.stdout.index("{") :])
-    last = [play["tasks"][-1]["hosts"]["alone"]["msg"] for play in report["plays"]]
-    return dict(zip(("good", "missing", "both", "wrong"), (json.loads(text[len("FOUND ") :]) for text in last)))
+    host = {"ansible_connection": "local", "shiftmaster_domain": "shift.example.test", "tls_site_mode": "selfsigned"}
+    source = tmp_path_factory.mktemp("inputs") / "hosts.yml"
+    source.write_text(yaml.safe_dump({"all": {"hosts": {"alone": {**host, **SECRETS}}, "children": groups}}))
+    facts = {"alone": {"distribution_major_version": "13"}}
+    cases = {"good": GOOD, "missing": MISSING, "both": MISSING_AND_WRONG}
+    return {
+        case: problems(source, facts, values)
+        for case, values in {**cases, "wrong": {name: value for name, value, _words in WRONG}}.items()
+    }
+
+
+def problems(source, facts, values):
+    """What the first task of role preflight finds, as deploy.yml calls it."""
+    task = yaml.safe_load((ROOT / "roles/preflight/tasks/main.yml").read_text(encoding="utf-8"))[0]
+    plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))
+    given = next(task["vars"] for task in plays[1]["tasks"] if "preflight_rules" in task.get("vars", {}))
+    extra = {"ansible_run_tags": ["all"], **values, **trusted(given)}
+    action = rendered.action("shiftmaster_variables")
+    ((_host, known, templar_of),) = inventories.hosts_variables(source, facts=facts, **extra)
+    known = {**action.load("preflight", "defaults/main.yml"), **known}
+    arguments = templar_of(known).template(trusted(task["shiftmaster_variables"]))
+    return action.check(arguments, known, templar_of, ROOT)["problems"]
 
 
 def test_good_values_are_not_complained_of(found):

@@ -66,12 +66,12 @@ def test_a_rule_that_cannot_be_evaluated_is_a_problem_where_no_other_explains_it
 
 
 def test_a_role_fails_by_its_rules_unless_the_preflight_has_evaluated_them():
-    plugin = object.__new__(variables.ActionModule)
-    given = templar("redis", redis_admin_password="", redis_tls_port=0)
-    plugin._templar, known = given, given.available_variables
+    given = templar("redis", redis_admin_password="")
+    known = given.available_variables
     with pytest.raises(AnsibleActionFail, match="redis_admin_password is empty"):
-        plugin.of_role("redis", known)
-    assert plugin.of_role("redis", {**known, "preflight_variables": {"rules_of": ["redis"]}}) == {"changed": False}
+        variables.check_role("redis", known, lambda _values: given)
+    known["preflight_variables"] = {"rules_of": ["redis"]}
+    assert variables.check_role("redis", known, lambda _values: given) == {"changed": False}
 
 
 REDIS = {"redis_admin_password": "x"}
