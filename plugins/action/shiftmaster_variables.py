@@ -14,7 +14,7 @@ Runs on the controller only. Options:
     rules       names of variables that hold further rules
 
 A rule is {that, msg}, with `when` and `loop` as a task has them: msg is a problem where `that` does not hold, or always
-without `that`. For the rules of roles what is required and missing has a value of its own: it is one problem.
+without `that`. For the roles what is required and missing has a value: it is one problem, and not several.
 
 Returns problems, a list of sentences; of values only directories and numbers, since others may be secrets. And
 directories, [{name, path}]: those that the site chose, for a check on the host. And rules_of.
@@ -176,7 +176,7 @@ def check(arguments, task_vars, templar_of, basedir):
     for role in arguments.get("roles_here", arguments["roles"]):
         options, values, before = specs[role], {}, len(problems)
         # As the role itself will see them: with its own defaults, not with another role's.
-        known = {**defaults[role], **task_vars}
+        known = {**defaults[role], **task_vars, **missing}
         templar = templar_of(known)
         for name in options:
             if name not in task_vars:
@@ -197,8 +197,9 @@ def check(arguments, task_vars, templar_of, basedir):
             problems += range_problems(name, options[name], value, arguments.get("ranges") or {})
         directories.update(directories_of(options, values, defaults[role], arguments.get("elsewhere") or []))
         if role in (arguments.get("rules_of") or []):
-            place = {"ansible_search_path": [str(ROOT / "roles" / role), *task_vars["ansible_search_path"]]}
-            known = {**known, **missing, **place, "role_path": str(ROOT / "roles" / role)}
+            # The values as they are now, instead of a template for each rule and item.
+            known = {**known, **values, "role_path": str(ROOT / "roles" / role)}
+            known["ansible_search_path"] = [known["role_path"], *task_vars["ansible_search_path"]]
             found = rule_problems(rules_of(role), templar, known, explained=len(problems) > before)
             problems += ["%s: %s" % (role, problem) for problem in found]
     refused = {name: system_paths.refusal(str(path)) for name, path in directories.items()}
