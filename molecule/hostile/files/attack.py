@@ -162,7 +162,8 @@ def attempts():
 
     def memory():
         """Fill the host's memory file system; the test looks for the file there."""
-        with open("/dev/shm/hostile", "wb", buffering=0) as stream:
+        # Of its own: another process that empties the file makes room.
+        with open(f"/dev/shm/hostile-{os.getpid()}", "wb", buffering=0) as stream:
             try:
                 for _megabyte in range(65):
                     stream.write(bytes(1 << 20))
