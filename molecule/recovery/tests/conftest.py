@@ -9,7 +9,7 @@ from support import ROOT, Operations
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 RUNS = "/var/backups/shiftmaster/manifests"
-ADDRESSES = {"recovery-trixie": "172.30.79.10", "recovery-backup_server": "172.30.79.20"}
+ADDRESSES = {"recovery-trixie": "172.30.79.10", "recovery-repository": "172.30.79.20"}
 # Name and content of each table that people write; in those of sessions and tasks the application itself does.
 EVERY_TABLE = """
 SELECT string_agg(relname || ' ' || (xpath('/row/c/text()', query_to_xml(format(
@@ -48,7 +48,7 @@ class Host(Operations):
         self.shell("apt-get -q update && apt-get -qy install --no-install-recommends openssh-server", timeout=600)
 
 
-class Keeper(Host):
+class Repository(Host):
     def backup(self, **request) -> dict:
         name = self.shell("date -u +%Y%m%dT%H%M%SZ-000001").strip()
         self.shell("install -d -m 755 /run/shiftmaster-backup && install -d -m 700 /run/shiftmaster-backup/requests")
@@ -61,7 +61,7 @@ class Keeper(Host):
 
 @pytest.fixture(scope="session")
 def hosts():
-    app, backup_server = Host(INVENTORY, "recovery-trixie"), Keeper(INVENTORY, "recovery-backup_server")
+    app, backup_server = Host(INVENTORY, "recovery-trixie"), Repository(INVENTORY, "recovery-repository")
     assert app.serves(60), "the host does not serve"
     return SimpleNamespace(app=app, backup_server=backup_server, standby=Host(INVENTORY, "recovery-standby"))
 
@@ -79,4 +79,4 @@ def alone(tmp_path):
         del groups[group]
     inventory = tmp_path / "hosts.yml"
     inventory.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
-    return Keeper(inventory, "recovery-trixie")
+    return Repository(inventory, "recovery-trixie")

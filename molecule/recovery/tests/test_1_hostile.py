@@ -433,14 +433,14 @@ def test_the_server_of_the_database_host_is_no_superuser_of_the_database(hosts):
 
 def test_the_database_host_reads_the_repository_and_no_other_file_of_the_backup_server(hosts):
     repository = "/var/backups/shiftmaster/pgbackrest"
-    control = taken(hosts.app, "recovery-backup_server", f"{repository}/archive/shiftmaster/archive.info")
+    control = taken(hosts.app, "recovery-repository", f"{repository}/archive/shiftmaster/archive.info")
     assert "code 0" in control, "the attack itself does not work"
     receiver = hosts.backup_server.shell("systemctl show --property=MainPID --value shiftmaster-backup-wal").strip()
     for path in (
         "/etc/shiftmaster-backup/pgpass.postgres", "/etc/shiftmaster-backup/restore.conf", "/etc/hostname",
         "/etc/ssl/shiftmaster/host.key", f"/proc/{receiver}/environ", f"/proc/{receiver}/root/etc/hostname",
     ):  # fmt: skip
-        said = taken(hosts.app, "recovery-backup_server", path)
+        said = taken(hosts.app, "recovery-repository", path)
         assert "code 0" not in said and "unable to" in said, (path, said)
 
 
@@ -456,7 +456,7 @@ def test_the_database_host_adds_to_the_archive_and_changes_no_backup(hosts):
     backup_server.shell(f"rm -f {' '.join(directory + '/planted' for directory in closed)}")
 
     def planted(directory: str) -> bool:
-        client(hosts.app, "recovery-backup_server", f"--repo1-path={directory} repo-put planted", stdin="planted\n")
+        client(hosts.app, "recovery-repository", f"--repo1-path={directory} repo-put planted", stdin="planted\n")
         return backup_server.shell(f"ls {directory}/planted 2>/dev/null", check=False) != ""
 
     assert planted(f"{repository}/archive"), "the attack itself does not work"
@@ -467,7 +467,7 @@ def test_the_database_host_adds_to_the_archive_and_changes_no_backup(hosts):
     )
     try:
         for directory in (f"{repository}/backup", "/var/backups/shiftmaster/wal"):
-            client(hosts.app, "recovery-backup_server", f"--repo1-path={directory} repo-rm precious")
+            client(hosts.app, "recovery-repository", f"--repo1-path={directory} repo-rm precious")
             backup_server.shell(f"ls {directory}/precious")
     finally:
         backup_server.shell(f"rm -f {repository}/backup/precious /var/backups/shiftmaster/wal/precious")
@@ -497,7 +497,7 @@ def test_the_server_puts_no_link_into_the_archive(hosts):
 def test_the_server_fills_no_memory_of_its_host(hosts, directory):
     for attacker, host, peer in (
         (hosts.backup_server, hosts.app, "recovery-trixie"),
-        (hosts.app, hosts.backup_server, "recovery-backup_server"),
+        (hosts.app, hosts.backup_server, "recovery-repository"),
     ):
         try:
             said = client(attacker, peer, f"--repo1-path={directory} repo-put planted", stdin="x" * (3 << 20))
@@ -519,7 +519,7 @@ def test_a_segment_of_another_timeline_takes_no_received_wal_away(hosts):
     put = f"--repo1-path=/var/backups/shiftmaster/pgbackrest repo-put {directory}/{name}-{'0' * 40}.zst"
     count = "ls /var/backups/shiftmaster/wal | grep -cE '^[0-9A-F]{24}'"
     try:
-        assert "code 0" in client(hosts.app, "recovery-backup_server", put, stdin="x"), (
+        assert "code 0" in client(hosts.app, "recovery-repository", put, stdin="x"), (
             "the attack itself does not work"
         )
         assert int(hosts.backup_server.shell(count)) > 0
@@ -532,7 +532,7 @@ def test_a_segment_of_another_timeline_takes_no_received_wal_away(hosts):
 
 def test_no_other_key_of_the_hosts_opens_the_port(hosts):
     """Exporters, PostgreSQL and Redis read host.key."""
-    for host, peer in ((hosts.backup_server, "recovery-trixie"), (hosts.app, "recovery-backup_server")):
+    for host, peer in ((hosts.backup_server, "recovery-trixie"), (hosts.app, "recovery-repository")):
         said = client(host, peer, "--repo1-path=/usr/share repo-ls", key="/etc/ssl/shiftmaster/host")
         assert "code 0" not in said, said
         key = host.shell("sed -n 's/^tls-server-key-file=//p' /etc/pgbackrest.conf").strip()
