@@ -74,6 +74,63 @@ def test_a_role_fails_by_its_rules_unless_the_preflight_has_evaluated_them():
     assert variables.check_role("redis", known, lambda _values: given) == {"changed": False}
 
 
+def test_a_missing_secret_is_one_problem_and_hides_no_other(tmp_path):
+    given = {
+        "redis_admin_password": trust_as_template("{{ vault_a }}"), "redis_instances": [{"name": "other"}],
+        "redis_restart": "perhaps", "inventory_hostname": "host1", "ansible_facts": {}, "ansible_search_path": [],
+    }  # fmt: skip
+    arguments = {"roles": ["redis"], "rules_of": ["redis"], "required": [{"name": "vault_a", "hint": "make it"}]}
+
+    def found(**more):
+        return variables.check(
+            arguments, {**given, **more}, lambda known: Templar(DataLoader(), variables=known), tmp_path
+        )["problems"]
+
+    missing, wrong_type, rule = found()
+    assert missing == "variable vault_a is not set: make it" and "redis_restart" in wrong_type
+    assert rule == "redis: the first of redis_instances is not called main"
+    assert found(vault_a="") == [missing, wrong_type, rule] and found(vault_a="x") == [wrong_type, rule]
+
+
+def test_what_a_rollback_is_given_with_is_checked():
+    plays = yaml.safe_load((ROOT / "playbooks/rollback.yml").read_text(encoding="utf-8"))
+    rules = plays[0]["vars"]["rollback_rules"]
+    assert found_by(*rules) == found_by(*rules, to="2.0.0", dump="x", schema="restore") == []
+    assert [len(found_by(*rules, **given)) for given in ({"to": " "}, {"dump": "x"})] == [1, 1]
+
+
+RELEASES = {"releases": [{"current": True, "revision": "a" * 40}]}
+ROTATION = {
+    "groups": {"app": ["host1", "host2"]}, "shiftmaster_lock_host": "host1", "rotation_use": {"problems": []},
+    "hostvars": {"host1": {"rotation_releases": RELEASES}}, "rotation_releases": RELEASES,
+    "shiftmaster_database_user": "new", "rotation_database_logins": ["old"], "rotation_selected": ["django"],
+    "rotation_admin": {"accepted": [True, False]}, "rotation_certificates_before": "20251125120000Z",
+}  # fmt: skip
+
+
+@offenders.each(
+    [
+        ({}, None),
+        ({"rotation_use": {"problems": ["vault_x is no list"]}}, "vault_x is no list"),
+        ({"hostvars": {"host1": {"rotation_releases": {"releases": []}}}}, "no release is live"),
+        ({"rotation_releases": {"releases": []}}, "another revision"),
+        ({"shiftmaster_database_user": "old"}, "same name of a login"),
+        ({"rotation_admin": {"accepted": [False]}}, "does not hold that either"),
+        ({"rotation_admin": {"accepted": [False, True]}}, "name redis in secrets"),
+        ({"rotation_admin": {"accepted": [False, True]}, "rotation_selected": ["redis"]}, None),
+        ({"rotation_admin": {"skipped": True}}, None),
+        ({"rotation_certificates_before": "20991231000000Z"}, "no timestamp of the past"),
+        ({"rotation_certificates_before": "yesterday"}, "no timestamp of the past"),
+    ]
+)
+def test_what_is_wrong_with_a_rotation_is_found(case):
+    given, words = case
+    made = templar("rotation", **{**ROTATION, **given})
+    known = made.available_variables
+    found = variables.rule_problems(known["rotation_rules"], made, known)
+    assert (found == []) if words is None else (len(found) == 1 and words in found[0]), found
+
+
 REDIS = {"redis_admin_password": "x"}
 BACKUP = {
     "backup_databases": ["shiftmaster"], "backup_cipher_passphrase": "c" * 16, "backup_restic_password": "r" * 16,
