@@ -60,13 +60,13 @@ def hosts_variables(source, pattern: str = "all", facts: dict | None = None, **e
 
 
 def variables(source, names, pattern: str = "all", facts: dict | None = None, **extra) -> dict:
-    """Return {host: {name: value}} as `ansible <pattern> -m debug` shows them; of fleet_rules what they find."""
-    values = ", ".join(f"'{name}': {name}" for name in names if name != "fleet_rules")
+    """Return {host: {name: value}} as `ansible <pattern> -m debug` shows them; of topology_rules what they find."""
+    values = ", ".join(f"'{name}': {name}" for name in names if name != "topology_rules")
     wanted, found = trust_as_template("{{ {" + values + "} }}"), {}
     for host, known, templar_of in hosts_variables(source, pattern, facts, **extra):
         # As JSON, since that is what a report of Ansible holds.
         found[host] = json.loads(json.dumps(templar_of(known).template(wanted)))
-        if "fleet_rules" in names:
+        if "topology_rules" in names:
             evaluate = action("shiftmaster_variables").rule_problems
-            found[host]["fleet_rules"] = evaluate(known["fleet_rules"], templar_of(known), known)
+            found[host]["topology_rules"] = evaluate(known["topology_rules"], templar_of(known), known)
     return found

@@ -14,7 +14,7 @@ from rendered import render
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = (
-    "fleet_rules", "postgresql_listen_addresses", "postgresql_hba_rules", "redis_port", "redis_tls_port",
+    "topology_rules", "postgresql_listen_addresses", "postgresql_hba_rules", "redis_port", "redis_tls_port",
     "nginx_upstream_servers", "nginx_upstream_tls", "nginx_local_tls_listen", "nginx_static_url", "firewall_rules",
     "shiftmaster_database_sslmode", "shiftmaster_lb_servers", "tls_internal_names", "shiftmaster_secret_environment",
     "postgresql_max_connections", "diagnosis_peers", "diagnosis_beat_hosts", "diagnosis_beat_expected",
@@ -37,7 +37,7 @@ def production():
 
 
 def test_a_fleet_has_no_problem_of_its_own(production):
-    assert {host: values["fleet_rules"] for host, values in production.items() if values["fleet_rules"]} == {}
+    assert {host: values["topology_rules"] for host, values in production.items() if values["topology_rules"]} == {}
 
 
 @pytest.mark.parametrize("group", ["database", "cache"])
@@ -50,8 +50,8 @@ def test_a_second_primary_is_a_problem_and_a_standby_is_none(tmp_path, group):
     def problems(name):
         (tmp_path / name).mkdir()
         (tmp_path / name / "hosts.yml").write_text(yaml.safe_dump(inventory))
-        found = wiring(tmp_path / name, "db1", ("fleet_rules",), topology_media_shared=True)
-        return found["db1"]["fleet_rules"]
+        found = wiring(tmp_path / name, "db1", ("topology_rules",), topology_media_shared=True)
+        return found["db1"]["topology_rules"]
 
     assert problems("standby") == []
     del children["standby"]
@@ -89,7 +89,7 @@ def test_the_web_server_asks_both_application_hosts_by_their_private_addresses(p
 
 def test_one_host_needs_nobody_else():
     values = next(iter(wiring("single").values()))
-    assert values["fleet_rules"] == [] and values["shiftmaster_lb_servers"] == {}
+    assert values["topology_rules"] == [] and values["shiftmaster_lb_servers"] == {}
     assert values["postgresql_listen_addresses"] == ["localhost"]
     assert (values["redis_port"], values["redis_tls_port"]) == (6379, 0)
     assert values["nginx_upstream_servers"] == ["unix:/var/www/shiftmaster/active/socket"]
@@ -245,8 +245,8 @@ def test_the_page_is_known_by_the_only_host_that_answers_it(site, demo):
 )
 def test_hosts_alerts_tags_and_modes_that_there_are_not(tmp_path, given, sentence):
     (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database monitoring".split()))
-    (problems,) = wiring(str(tmp_path / "hosts"), asked=("fleet_rules",), **given).values()
-    assert [sentence in one for one in problems["fleet_rules"]] == ([True] if sentence else [])
+    (problems,) = wiring(str(tmp_path / "hosts"), asked=("topology_rules",), **given).values()
+    assert [sentence in one for one in problems["topology_rules"]] == ([True] if sentence else [])
 
 
 def test_a_new_password_for_scrapes_is_valid_beside_the_old_one(tmp_path):
@@ -293,7 +293,7 @@ def test_what_is_not_wanted_is_not_told_as_a_lack(site, demo):
     ],
 )
 def test_what_is_wrong_about_a_fleet_is_told(extra, said):
-    problems = wiring("production", asked=("fleet_rules",), **extra)["app1"]["fleet_rules"]
+    problems = wiring("production", asked=("topology_rules",), **extra)["app1"]["topology_rules"]
     assert len(problems) == 1 and said in problems[0]
 
 

@@ -46,7 +46,7 @@ def test_a_run_evaluates_the_rules_of_its_roles_before_anything_changes(playbook
     plays = yaml.safe_load((ROOT / f"playbooks/{playbook}.yml").read_text(encoding="utf-8"))
     given = [task["vars"] for task in plays[1]["tasks"] if "preflight_rules" in task.get("vars", {})]
     assert [(one["preflight_rules_of"], one["preflight_rules"][0]) for one in given] == [
-        ("{{ preflight_roles_here }}", "fleet_rules")
+        ("{{ preflight_roles_here }}", "topology_rules")
     ]
 
 

@@ -519,9 +519,7 @@ def test_a_segment_of_another_timeline_takes_no_received_wal_away(hosts):
     put = f"--repo1-path=/var/backups/shiftmaster/pgbackrest repo-put {directory}/{name}-{'0' * 40}.zst"
     count = "ls /var/backups/shiftmaster/wal | grep -cE '^[0-9A-F]{24}'"
     try:
-        assert "code 0" in client(hosts.app, "recovery-repository", put, stdin="x"), (
-            "the attack itself does not work"
-        )
+        assert "code 0" in client(hosts.app, "recovery-repository", put, stdin="x"), "the attack itself does not work"
         assert int(hosts.backup_server.shell(count)) > 0
         request = '{"id": "hostile", "target": "latest", "parts": ["database"]}'
         plan = json.loads(hosts.backup_server.shell("shiftmaster-backup restore plan", stdin=request).splitlines()[-1])
