@@ -10,8 +10,6 @@ description:
   - Makes C(slots/) of C(colours/) and lets C(active) name it, in one C(rename()) that no request sees; renames
     C(shared/parked) and C(shared/set-aside).
   - C(colours/) stays, for units that still name it. The caller removes it when they do not.
-version_added: "1.0.0"
-author: ShiftMaster operations (@shiftmaster-operations)
 options:
   root:
     description: The application's directory.
@@ -32,7 +30,13 @@ EXAMPLES = r"""
     root: /var/www/shiftmaster
 """
 
-RETURN = r""" # """
+RETURN = r"""
+renamed:
+  description: Directories that have an old name, or had one.
+  type: list
+  elements: path
+  returned: always
+"""
 
 import os
 
@@ -45,15 +49,15 @@ def main():
     module = AnsibleModule(argument_spec={"root": {"type": "path", "required": True}}, supports_check_mode=True)
     layout = Layout(module.params["root"])
     left = [os.path.join(layout.root, "colours")] + [os.path.join(layout.shared, name) for name in legacy.DIRECTORIES]
-    changed = any(map(os.path.isdir, left))
-    if changed and not module.check_mode:
+    renamed = [path for path in left if os.path.isdir(path)]
+    if renamed and not module.check_mode:
         try:
             with state.exclusive(layout):
                 legacy.directories(layout.shared)
                 legacy.slots(layout.root)
         except (OSError, state.StateError) as error:
             module.fail_json(msg="%s cannot be renamed: %s" % (layout.root, error))
-    module.exit_json(changed=changed)
+    module.exit_json(changed=bool(renamed), renamed=renamed)
 
 
 if __name__ == "__main__":
