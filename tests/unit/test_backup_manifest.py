@@ -577,3 +577,23 @@ def test_a_line_feed_at_the_end_is_no_part_of_a_name():
     manifest = good_run()
     for name in ("run_id", "started"):
         assert manifests.differences(dict(manifest, **{name: manifest[name] + "\n"}), manifests.SCHEMA)
+
+
+def test_each_metric_has_its_help_and_type_once_before_its_series():
+    text = manifests.metrics([good_run()], wal_gaps=1, wal_newest=2, next_run=3)
+    found = re.findall(r"(?m)^# HELP (\w+) .+\n# TYPE (\w+) gauge\n((?:[^#\n].*\n)+)", text)
+    assert (
+        "".join("# HELP %s %s\n# TYPE %s gauge\n%s" % (one, manifests.HELP[one], two, rest) for one, two, rest in found)
+        == text
+    )
+    assert len({name for name, _type, _series in found}) == len(found) >= 7
+    assert all(name == kind and line.startswith(name) for name, kind, rest in found for line in rest.splitlines())
+    failed = manifests.with_failed_run(text)
+    assert failed.count("# TYPE shiftmaster_backup_failed gauge\n") == 1 and failed.count('{kind="run"} 1\n') == 1
+    assert sorted(set(text.splitlines()) - set(failed.splitlines())) == ['shiftmaster_backup_failed{kind="run"} 0']
+    assert manifests.metrics([], not_begun=5).endswith('\nshiftmaster_backup_failed{kind="run"} 1\n')
+    assert manifests.metrics([]) == ""
+
+
+def test_a_label_is_escaped_as_the_text_format_wants_it():
+    assert manifests.escaped('a\\b"c\nd') == 'a\\\\b\\"c\\nd'

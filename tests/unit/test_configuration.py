@@ -545,6 +545,8 @@ def test_what_differs_of_a_set_is_found_hidden_and_swapped_in_parts(tmp_path):
     files.compare()
     assert [os.path.basename(path) for path in files.changes] == ["other", "third", "link"]
     assert [files.before(str(tmp_path / name)) for name in ("same", "other", "third", "none")] == ["old", "old", "", ""]
+    files.changes[str(tmp_path / "other")] = ("file", b"\xff", 0o644, 0, 0)
+    assert files.before(str(tmp_path / "other")) == "\N{REPLACEMENT CHARACTER}"
     shown = files.diff(hidden=[str(tmp_path / "third")])
     assert [os.path.basename(one["before_header"]) for one in shown] == ["link", "other"]
     files.swap(only=lambda path: path.endswith("other"))

@@ -184,6 +184,7 @@ def test_an_alert_ends_where_more_than_two_steps_are_missing():
     assert kpi.alerts_of([({}, [(0.0, 0.5), (60.0, 0.4)])], STEP) == [
         {"name": "", "component": "", "start": 0.0, "end": 0.0}
     ]
+    assert kpi.alerts_of([({"alertname": "A"}, [(0.0, 0.4)]), ({"alertname": "B"}, [])], STEP) == []
 
 
 def test_symptoms_are_alerts_and_none_is_a_cause():

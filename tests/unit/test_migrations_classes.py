@@ -570,3 +570,33 @@ def test_what_a_changed_field_breaks_and_locks(old, new, reason, warning):
     reasons, warnings = compared("IntegerField(%s)" % old, "IntegerField(%s)" % new)
     assert len(reasons) == bool(reason) and len(warnings) == bool(warning)
     assert reason in "".join(reasons) and warning in "".join(warnings)
+
+
+@pytest.mark.parametrize(
+    ("new", "klass", "warnings", "loses"),
+    [
+        ('django.contrib.contenttypes.fields.GenericRelation("a.B")', "expand", [], ""),
+        ('models.ManyToManyField("a.B")', "expand", [], "values"),
+        ("models.TextField(null=True)", "expand", [], "values"),
+        ("models.TextField(null=True, db_index=True)", "expand", ["blocks writes"], "values"),
+        (
+            'models.ForeignKey("a.B", models.CASCADE, null=True)',
+            "expand",
+            ["blocks writes", "locks the table"],
+            "values",
+        ),
+        ('models.ForeignKey("a.B", null=True, db_index=False, db_constraint=False)', "expand", [], "values"),
+        ('models.GeneratedField(expression="x", db_persist=True)', "expand", ["rewrites the table"], "values"),
+        ("models.IntegerField(db_default=1)", "expand", [], "values"),
+        ("models.IntegerField(db_default=NOW)", "expand", ["db_default is a volatile"], "values"),
+        ("models.IntegerField(db_default=1, unique=True)", "contract", ["blocks writes"], "values"),
+        ("models.IntegerField()", "contract", [], "values"),
+    ],
+)
+def test_what_an_added_field_locks_and_loses(new, klass, warnings, loses):
+    record = judge('migrations.AddField("roster", "x", %s)' % new)
+    (operation,) = record["operations"]
+    assert record["class"] == operation["class"] == klass
+    assert len(operation["warnings"]) == len(warnings)
+    assert all(one in said for one, said in zip(warnings, operation["warnings"]))
+    assert operation["loses"] == ("the values of roster.x" if loses else "")

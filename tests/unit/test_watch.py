@@ -175,6 +175,10 @@ def test_a_quiet_night_is_watched_by_our_own_requests(site):
     assert time.monotonic() - started > 2
 
 
+def test_a_watch_of_no_seconds_requests_nothing(site):
+    assert watch.watch(dict(site.options, seconds=0)) == ("", 0, 0, 0.0) and site.hosts == []
+
+
 def test_a_page_that_fails_ends_the_watch_early_and_is_named(site):
     site.answers["/roster/"] = 500
     site.options.update(seconds=30, errors_min=2)
