@@ -40,11 +40,12 @@ def play(host, playbook, arguments, variables):
         json.dumps({"data_hosts": host.backend.get_hostname(), **variables}),
         SCENARIO / playbook,
     ]
-    # Without what molecule sets for its own runs, slots above all.
+    # Without what molecule sets for its own runs, colours above all.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")} | {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
         "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
     }
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=RUN_TIMEOUT_SECONDS, check=False, cwd=ROOT

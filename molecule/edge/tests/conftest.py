@@ -81,7 +81,7 @@ class Edge:
                 "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
             },
         )
-        # molecule asks for slots.
+        # molecule asks for colours.
         out = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
         changed = re.search(rf"{re.escape(name)} .*changed=(\d+)", out)
         return SimpleNamespace(
