@@ -45,6 +45,7 @@ def test_a_host_that_is_not_renamed_is_read_and_switched(old):
     assert (layout.active_slot(), layout.current(), layout.release_of("green")) == ("blue", ONE, TWO)
     layout.activate("green")
     assert os.readlink(old / "active") == "colours/green" and layout.current() == TWO
+    assert os.listdir(layout.unknown_tasks) == ["1.json"]
 
 
 def test_slots_are_made_of_colours_and_active_names_them(old):
@@ -55,16 +56,25 @@ def test_slots_are_made_of_colours_and_active_names_them(old):
     assert (layout.active_slot(), layout.current(), layout.release_of("green")) == ("blue", ONE, TWO)
 
 
-@pytest.mark.parametrize("left", ["draft", "slots"])
-def test_a_run_that_was_killed_in_between_is_repeated(old, left):
-    if left == "draft":
-        (old / "slots.new/blue").mkdir(parents=True)
-        (old / "slots.new/blue/release").symlink_to("/elsewhere")
-    else:
+def test_a_run_that_was_killed_in_between_is_repeated(old):
+    """With what a restart by the version before has made of its links meanwhile."""
+    legacy.slots(str(old))
+    (old / "active").unlink()
+    (old / "active").symlink_to("colours/green")
+    (old / "colours/green/release").unlink()
+    (old / "colours/green/release").symlink_to(old / "releases" / ONE)
+    assert Layout(str(old)).current() == ONE
+    assert legacy.slots(str(old)) and os.readlink(old / "active") == "slots/green"
+    assert Layout(str(old)).current() == ONE
+
+
+def test_the_web_server_passes_through_whatever_the_umask_is(old):
+    before = os.umask(0o077)
+    try:
         legacy.slots(str(old))
-        (old / "active").unlink()
-        (old / "active").symlink_to("colours/blue")
-    assert legacy.slots(str(old)) and Layout(str(old)).current() == ONE and os.readlink(old / "active") == "slots/blue"
+    finally:
+        os.umask(before)
+    assert {(old / name).stat().st_mode & 0o777 for name in ("slots", "slots/blue", "slots/green")} == {0o755}
 
 
 def test_a_host_of_today_is_left_alone(old):

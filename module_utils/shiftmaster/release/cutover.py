@@ -353,7 +353,7 @@ class Cutover:
             else:
                 systemctl("stop", "--no-block", unit("worker", source_slot))
         queues = self._queues(target)
-        directory = os.path.join(self.layout.shared, "unknown-tasks")
+        directory = self.layout.unknown_tasks
         if unknown:
             quarantined = quarantine(self._ask, sorted(set(queues) | set(self._queues(source))), directory)
             for task in quarantined:

@@ -37,19 +37,25 @@ def sync_dir(path: str) -> None:
         os.close(descriptor)
 
 
+def _present(parent: str, name: str, old: str) -> str:
+    path, old = os.path.join(parent, name), os.path.join(parent, old)
+    return old if os.path.isdir(old) and not os.path.isdir(path) else path
+
+
 class Layout:
     """The directories below the application's root."""
 
     def __init__(self, root: str = "/var/www/shiftmaster"):
         self.root = root.rstrip("/")
         self.releases = os.path.join(self.root, "releases")
-        # Versions before 1.0.0 called it colours/: a host has that until its next deploy (legacy.py).
-        self.slots = os.path.join(self.root, "slots")
-        if not os.path.isdir(self.slots) and os.path.isdir(os.path.join(self.root, "colours")):
-            self.slots = os.path.join(self.root, "colours")
         self.shared = os.path.join(self.root, "shared")
-        self.state = os.path.join(self.shared, "state")
         self.active = os.path.join(self.root, "active")
+        # Versions before 1.0.0 had other names: a host has them until its next deploy (legacy.py).
+        self.slots = os.path.join(self.root, "colours" if self._link().startswith("colours/") else "slots")
+        # Tasks that the live release does not know, and those that waited for data that a restore has replaced.
+        self.unknown_tasks = _present(self.shared, "unknown-tasks", "parked")
+        self.quarantine = _present(self.shared, "quarantine", "set-aside")
+        self.state = os.path.join(self.shared, "state")
         self.union = os.path.join(self.shared, "static")
 
     def release(self, name: str) -> str:
@@ -72,11 +78,14 @@ class Layout:
             return []
 
     def active_slot(self) -> Optional[str]:
-        try:
-            slot = os.path.basename(os.readlink(self.active))
-        except OSError:
-            return None
+        slot = os.path.basename(self._link())
         return slot if slot in SLOTS else None
+
+    def _link(self) -> str:
+        try:
+            return os.readlink(self.active)
+        except OSError:
+            return ""
 
     def idle_slot(self) -> str:
         return "green" if self.active_slot() == "blue" else "blue"

@@ -45,24 +45,25 @@ def slots(root: str) -> bool:
     """Make `slots/` of `colours/`, let `active` name it; returns whether `colours/` is there, which the caller removes.
 
     No request sees it: one rename() moves `active`, to the same socket and release. A run that is killed in between
-    begins again; until then Layout takes the directory that it finds.
+    begins again; as long as `active` names `colours/`, what is there counts.
     """
     old, new = os.path.join(root, "colours"), os.path.join(root, "slots")
     if not os.path.isdir(old):
         return False
-    if not os.path.isdir(new):
-        draft = new + ".new"
+    directory, active = os.path.split(_link(os.path.join(root, "active")))
+    if directory != "slots":
         for slot in ("blue", "green"):
-            os.makedirs(os.path.join(draft, slot), mode=0o755, exist_ok=True)
+            os.makedirs(os.path.join(new, slot), exist_ok=True)
+            # The web server passes through, whatever root's umask is.
+            os.chmod(new, 0o755)
+            os.chmod(os.path.join(new, slot), 0o755)
             for name in ("release", "socket"):
                 target = _link(os.path.join(old, slot, name))
                 if target:
-                    replace_link(target, os.path.join(draft, slot, name))
-        os.rename(draft, new)
+                    replace_link(target, os.path.join(new, slot, name))
         sync_dir(root)
-    directory, slot = os.path.split(_link(os.path.join(root, "active")))
     if directory == "colours":
-        replace_link(os.path.join("slots", slot), os.path.join(root, "active"))
+        replace_link(os.path.join("slots", active), os.path.join(root, "active"))
     return True
 
 
