@@ -121,6 +121,8 @@ def uninstall(operations: Operations) -> None:
 class Operations:
     """Playbooks of this repository against one scenario's inventory, as an administrator types them."""
 
+    root = ROOT
+
     def __init__(self, inventory, host: str):
         self.inventory, self.host, self.vault = str(inventory), host, None
 
@@ -135,18 +137,17 @@ class Operations:
             "ansible-playbook", "--inventory", self.inventory, playbook, "--extra-vars", f"@{path}", *arguments,
         ]  # fmt: skip
 
-    @staticmethod
-    def environment() -> dict:
+    def environment(self) -> dict:
         # Unbuffered, so that a test can wait for what a run says.
-        own = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0", "PYTHONUNBUFFERED": "1"}
+        own = {"ANSIBLE_CONFIG": str(self.root / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0", "PYTHONUNBUFFERED": "1"}
         return dict(os.environ, **own)
 
     def run(self, playbook: str, *arguments: str, timeout: int = 900, **extra) -> Run:
         """Run it to its end."""
         started = time.monotonic()
         done = subprocess.run(
-            self.command(playbook, extra, *arguments), cwd=ROOT, env=self.environment(), text=True, timeout=timeout,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+            self.command(playbook, extra, *arguments), cwd=self.root, env=self.environment(), text=True,
+            timeout=timeout, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
         return Run(done.returncode, done.stdout, time.monotonic() - started, recap(done.stdout))
 
@@ -154,8 +155,8 @@ class Operations:
         """Start it in a process group of its own, to be killed."""
         with log.open("w") as stream:
             return subprocess.Popen(
-                self.command(playbook, extra, *arguments), cwd=ROOT, env=self.environment(), start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+                self.command(playbook, extra, *arguments), cwd=self.root, env=self.environment(),
+                start_new_session=True, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
     def deploy(self, version: str, *arguments: str, **extra) -> Run:
