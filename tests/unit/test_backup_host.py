@@ -361,8 +361,8 @@ def test_restic_reads_in_a_file_system_of_its_own(sandboxed, tmp_path, monkeypat
     seen, run = {}, sandboxed.run
 
     def noted(what, *command, **more):
-        if command[0] == "du":
-            return subprocess.CompletedProcess(command, 0, "1\t/usr/share\n", "")
+        if command[0] == "find":
+            return subprocess.CompletedProcess(command, 0, "1\n", "")
         (path,) = [word.rpartition("=")[2] for word in command if "EnvironmentFile" in word]
         with open(path, encoding="utf-8") as stream:
             seen[path] = (stream.read(), os.fstat(stream.fileno()).st_mode & 0o777)
@@ -406,7 +406,7 @@ def test_sparse_files_do_not_keep_restic_at_work_for_days(sandboxed, monkeypatch
     run = sandboxed.run
 
     def measure(what, *words, **more):
-        return Host.run(sandboxed, what, *words, **more) if words[0] == "du" else run(what, *words, **more)
+        return Host.run(sandboxed, what, *words, **more) if words[0] == "find" else run(what, *words, **more)
 
     monkeypatch.setattr(sandboxed, "run", measure)
     monkeypatch.setattr(files.sandbox, "existing", os.path.exists)
