@@ -458,6 +458,7 @@ class Operation:
                 "current_version": data.get("version", ""),
                 "current_revision": data.get("revision", ""),
                 "current_is_whole": bool(data),
+                "active_slot": self.layout.active_slot() or "",
             },
             **more,
         )
@@ -520,7 +521,6 @@ class Operation:
         return self.result(
             releases=releases.describe(self.layout, self.state),
             previous=self.state.rollback_target(self.current) or "",
-            active_slot=self.layout.active_slot() or "",
             transition=self.state.transition or {},
             switched=self.layout.active_slot() == (self.state.transition or {}).get("to_slot", ""),
             running=self.current is not None
@@ -581,7 +581,6 @@ class Operation:
             release=name,
             version=releases.manifest(self.layout, name).get("version", ""),
             revision=releases.manifest(self.layout, name).get("revision", ""),
-            active_slot=self.layout.active_slot() or "",
         )
 
     def configuration(self):
@@ -607,7 +606,6 @@ class Operation:
                 notes=[],
                 diff=diff,
                 migrations=[],
-                active_slot=self.layout.active_slot() or "",
             )
         if self.check_mode:
             return self.result(True, release="", timings={}, notes=[], diff=diff)
@@ -645,7 +643,6 @@ class Operation:
             timings=build.timings,
             notes=[],
             diff=diff,
-            active_slot=self.layout.active_slot() or "",
             migrations=releases.manifest(self.layout, name).get("migrations", []),
         )
 

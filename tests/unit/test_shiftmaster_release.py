@@ -496,7 +496,8 @@ def test_a_release_that_is_there_is_not_built_again(site, builds, monkeypatch):
 
 def test_a_new_release_is_built_from_its_archive(site, builds, monkeypatch):
     monkeypatch.setattr(module.releases, "find", lambda *_words: None)
-    assert site.run("present", check_mode=True, revision="b" * 40, archive="/a.tar")["changed"] and builds == []
+    planned = site.run("present", check_mode=True, revision="b" * 40, archive="/a.tar")
+    assert planned["changed"] and planned["active_slot"] == "blue" and builds == []
     result = site.run("present", revision="b" * 40)
     assert not result["changed"] and result["release"] == "" and builds == []
     result = site.run(
