@@ -75,7 +75,7 @@ def test_a_configuration_without_effect_is_noticed_and_put_back(edge, unchanged,
 def test_check_mode_says_what_would_change_and_what_nginx_thinks(edge, unchanged):
     done = edge.reconfigure("--check", "--diff", nginx_login_burst=9)
     assert done.rc == 0 and done.changed == 1
-    assert "+ limit_req zone=login burst=9 nodelay;" in done.flat
+    assert "+ limit_req zone=login_attempts burst=9 nodelay;" in done.flat
     done = edge.reconfigure("--check", nginx_tls_ciphers=["NONSENSE"])
     assert "nginx would reject this configuration" in done.flat
 
