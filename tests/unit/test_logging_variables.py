@@ -297,6 +297,7 @@ def played(tmp_path_factory):
         env={**os.environ, "ANSIBLE_LOCALHOST_WARNING": "false", "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
              "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
     )  # fmt: skip
+    assert done.stdout, done.stderr
     return json.loads(done.stdout)
 
 
