@@ -82,6 +82,13 @@ def test_rule_fires_on_its_fault_and_comes_first(name):
     assert result[0]["rule"] == case.get("first", name), names(result)
 
 
+@offenders.each(CASES)
+def test_commands_hold_the_values_of_their_fault(name):
+    """What is not quoted, and no plain word, is replaced by a question mark: then the command does not work."""
+    commands = [line for finding in of_case(name) for line in finding["fix"]]
+    assert not [line for line in commands if re.search(r"\w\?|\?\w", line)]
+
+
 # A unit that ends at its start, as systemd shows it between two looks.
 ENDS = {
     "unit": "shiftmaster-worker@blue.service", "required": True, "active": "active", "result": "success", "restarts": 4,
