@@ -638,10 +638,10 @@ def test_who_follows_a_killed_run_waits_for_a_restore_and_tells_then(backup_serv
 def test_a_backup_that_is_under_way_is_waited_for_before_users_see_the_page():
     tasks = yaml.safe_load((Path(__file__).parents[2] / "roles/restore/tasks/in_place.yml").read_text())
     names = [task["name"] for task in tasks]
-    first = tasks[0]
-    assert first["vars"]["backup_restore_step"] == "free" and "backup_server_host" in first["when"]
-    assert names.index("Restore | Take the lock of deploys") == 1
-    assert "Put the maintenance page up" in tasks[2]["block"][0]["name"]
+    wait = names.index("Restore | Wait for a backup that is under way, while users still work")
+    assert tasks[wait]["vars"]["backup_restore_step"] == "free" and "backup_server_host" in tasks[wait]["when"]
+    assert names[wait + 1] == "Restore | Take the lock of deploys"
+    assert "Put the maintenance page up" in tasks[wait + 2]["block"][0]["name"]
 
 
 @pytest.mark.parametrize("given", ["", "r1; id", "r1 -e shiftmaster_git_url=x", "r1\nid", "$(id)", "-e"])
