@@ -77,7 +77,8 @@ def rule_problems(rules, templar, variables, explained=False):
                 if holds(rule.get("when", [])) and not ("that" in rule and holds(rule["that"])):
                     found.append(str(templar.template(rule["msg"])).strip())
         except Exception as error:
-            errors.append("a rule cannot be evaluated: %s" % str(error).splitlines()[0])
+            # The error's own text may show a value: that of a password, too.
+            errors.append("a rule cannot be evaluated (%s): %s" % (type(error).__name__, rule["msg"]))
     # A value of which another rule has a problem cannot always be used.
     return list(dict.fromkeys(found or ([] if explained else errors)))
 

@@ -202,3 +202,10 @@ def test_each_bad_value_breaks_one_rule(case):
     role, given, words = case
     found = problems(role, templar(role, **{**FACTS, **given}))
     assert len(found) == 1 and words in found[0], found
+
+
+def test_a_rule_that_cannot_be_evaluated_shows_its_text_and_no_value():
+    (found,) = found_by(
+        {"that": "password | to_datetime is none", "msg": "the password is no date"}, password="Secret-Kw8"
+    )
+    assert "the password is no date" in found and "Secret-Kw8" not in found
