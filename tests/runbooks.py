@@ -36,7 +36,7 @@ def load(path: Path):
 @functools.cache
 def unit_tests(name: str):
     """A file of the unit tests, for what it holds: examples of evidence, programs that are known."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tests/unit" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, next((ROOT / "tests/unit").rglob(f"{name}.py")))
     module = importlib.util.module_from_spec(spec)
     # The checklists' tests import plugins and modules, which are on the path.
     sys.modules[name] = module

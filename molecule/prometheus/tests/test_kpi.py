@@ -1,4 +1,4 @@
-"""A real Prometheus with the synthetic month of tests/unit/test_kpi.py gives the metrics that were computed by hand."""
+"""A real Prometheus with the synthetic month of tests/unit/monitoring/test_kpi.py gives the metrics that were computed by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SITE = 'job="mtail",site="edge"'
 
 def by_hand():
     """The unit test's month and its functions."""
-    spec = importlib.util.spec_from_file_location("kpi_by_hand", ROOT / "tests/unit/test_kpi.py")
+    spec = importlib.util.spec_from_file_location("kpi_by_hand", ROOT / "tests/unit/monitoring/test_kpi.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert END - START == module.END - module.START
@@ -116,7 +116,7 @@ def month(server):
 
 
 def test_metrics_are_those_computed_by_hand(month):
-    """tests/unit/test_kpi.py shows how each is computed."""
+    """tests/unit/monitoring/test_kpi.py shows how each is computed."""
     assert month["missing"] == []
     assert (month["known_seconds"], month["unknown_seconds"], month["down_seconds"]) == (2584800, 7200, 2520)
     assert month["availability_percent"] == 99.9025

@@ -1,0 +1,905 @@
+"""The rules of diagnosis/ and their engine: each fires on its fault, not near it; roots come before symptoms."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import functools
+import re
+from pathlib import Path
+
+import offenders
+import pytest
+import shiftmaster_checklist
+import shiftmaster_findings
+import yaml
+from ansible.module_utils.shiftmaster.diagnosis.setting import PARTS
+from ansible.module_utils.shiftmaster.reports import findings
+
+ROOT = Path(__file__).resolve().parents[3]
+HERE = Path(__file__).resolve().parents[1] / "diagnosis"
+JAPANESE = re.compile(r"[぀-ヿ一-鿿]")
+
+
+@functools.cache
+def rules() -> list:
+    return [
+        rule
+        for path in sorted((ROOT / "diagnosis").glob("*.yml"))
+        for rule in yaml.safe_load(path.read_text(encoding="utf-8"))["rules"]
+    ]
+
+
+RULES = {rule["name"]: rule for rule in rules()}
+CASES = yaml.safe_load((HERE / "cases.yml").read_text(encoding="utf-8"))
+HEALTHY = yaml.safe_load((HERE / "healthy.yml").read_text(encoding="utf-8"))
+
+
+def changed(base, patch):
+    """A copy with a patch's values in it; None for `parts` takes all away."""
+    if not isinstance(patch, dict) or not isinstance(base, dict):
+        return copy.deepcopy(patch)
+    result = copy.deepcopy(base)
+    for key, value in patch.items():
+        result[key] = {} if key == "parts" and value is None else changed(result.get(key), value)
+    return result
+
+
+def host(patch=None, **more):
+    return dict(changed(HEALTHY, patch or {}), **more)
+
+
+def found(*hosts, area="all", **expectations):
+    return findings.find(rules(), list(hosts), area, expectations)
+
+
+@functools.cache
+def of_case(name):
+    return found(host(CASES[name]["fires"]), **CASES[name].get("topology", {}))
+
+
+def names(result):
+    return [finding["rule"] for finding in result]
+
+
+# --- each rule --------------------------------------------------------------------------------------------------------
+
+
+def test_every_rule_has_its_cases_and_every_case_its_rule():
+    assert set(CASES) == set(RULES)
+    assert len(RULES) == len(rules()), "a name is used twice"
+
+
+def test_a_host_that_is_well_has_no_finding():
+    assert found(host(), beat_expected=True) == []
+
+
+@offenders.each(CASES)
+def test_rule_fires_on_its_fault_and_comes_first(name):
+    case = CASES[name]
+    result = of_case(name)
+    assert name in names(result)
+    assert result[0]["rule"] == case.get("first", name), names(result)
+
+
+@offenders.each(CASES)
+def test_commands_hold_the_values_of_their_fault(name):
+    """What is not quoted, and no plain word, is replaced by a question mark: then the command does not work."""
+    commands = [line for finding in of_case(name) for line in finding["fix"]]
+    assert not [line for line in commands if re.search(r"\w\?|\?\w", line)]
+
+
+# A unit that ends at its start, as systemd shows it between two looks.
+ENDS = {
+    "unit": "shiftmaster-worker@blue.service", "required": True, "active": "active", "result": "success", "restarts": 4,
+    "active_seconds_ago": 0.4, "stopped": 0,
+    "last_words": [
+        "Starting shiftmaster-worker@blue.service - ShiftMaster Celery worker (blue)...",
+        "ModuleNotFoundError: No module named 'celery'",
+        "shiftmaster-worker@blue.service: Main process exited, code=exited, status=1/FAILURE",
+        "shiftmaster-worker@blue.service: Failed with result 'exit-code'.",
+        "shiftmaster-worker@blue.service: Scheduled restart job, restart counter is at 4.",
+        "Starting shiftmaster-worker@blue.service - ShiftMaster Celery worker (blue)...",
+        "Started shiftmaster-worker@blue.service - ShiftMaster Celery worker (blue).",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "change"),
+    [
+        ("worker", "WorkerDown", {}),
+        ("worker", "WorkerDown", {"active": "activating", "result": "exit-code"}),
+        ("beat", "BeatDown", {}),
+    ],
+)
+def test_a_unit_that_ends_at_its_start_is_down_at_every_moment_and_said_by_its_own_words(kind, rule, change):
+    unit = {**ENDS, "unit": f"shiftmaster-{kind}@blue.service", **change}
+    first = found(host({"parts": {"units": {"units": [unit]}}}), beat_expected=True)[0]
+    assert first["rule"] == rule and "No module named 'celery'" in first["cause"]["en"]
+    assert "ends again and again" in first["cause"]["en"].lower() and "4" in first["cause"]["ja"]
+
+
+def test_a_worker_that_was_once_started_again_is_not_down():
+    unit = {**ENDS, "active_seconds_ago": 400.0}
+    assert "WorkerDown" not in names(found(host({"parts": {"units": {"units": [unit]}}})))
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "fix"),
+    [
+        ({"path": "/var/log/shiftmaster", "user": "shiftmaster", "need": "rwx"}, "ansible-playbook deploy.yml --tags app"),
+        ({"path": "/var/log/shiftmaster/error.log", "user": "shiftmaster", "need": "w"}, "chown shiftmaster: /var/log/shiftmaster/error.log"),
+        ({"path": "/var/www/shiftmaster/releases/x/static", "user": "www-data", "need": "rx"}, "chmod o+rx /var/www/shiftmaster/releases/x/static"),
+        ({"path": "/var/log", "user": "shiftmaster", "need": "x"}, "chmod o+rx /var/log"),
+        ({"path": "/var/log/shiftmaster", "user": "shiftmaster", "problem": "read-only", "mount": "/var/log/shiftmaster"},
+         "mount -o remount,bind,rw /var/log/shiftmaster"),
+    ],
+)  # fmt: skip
+def test_what_is_said_to_do_gives_the_rights(obstacle, fix):
+    obstacle = {"problem": "rights", "mode": "0700", "owner": "root:root", **obstacle}
+    first = found(host({"parts": {"rights": {"obstacles": [obstacle]}}}))[0]
+    assert (first["rule"], first["fix"][-1]) == ("RightsWrong", fix)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "words"),
+    [
+        ("connections", 'FATAL: too many connections for role "shiftmaster_a"', "CONNECTION LIMIT"),
+        ("refusal", 'FATAL: role "shiftmaster_a" is not permitted to log in', "not permitted to log in"),
+    ],
+)
+def test_a_login_that_the_database_alone_refuses_is_said_as_it_says_it(reason, message, words):
+    login = {"works": False, "reason": reason, "message": message}
+    first = found(host({"parts": {"login": login, "http": {"socket": {"status": 503}}}}))[0]
+    assert first["rule"] == "DatabaseLoginFails" and words in first["cause"]["en"] and "pg_roles" in first["fix"][0]
+
+
+def test_an_inventory_that_is_ahead_of_the_release_is_no_secret_that_somebody_took_out():
+    first = found(host({"parts": {"environment": {"missing": ["PGSSLROOTCERT"], "edited": False}}}))[0]
+    assert (first["rule"], first["severity"]) == ("SettingWrong", "warning")
+    assert "PGSSLROOTCERT" in first["title"]["en"] and "missing: PGSSLROOTCERT" in first["evidence"][0]
+
+
+def test_a_database_that_was_set_to_reading_only_is_found():
+    first = found(host({"parts": {"database": {"server": {"refuses_writes": True}}}}))[0]
+    assert first["rule"] == "DatabaseReadOnly" and "default_transaction_read_only" in first["cause"]["en"]
+    assert "RESET default_transaction_read_only" in first["fix"][0] and "standby" not in str(first)
+
+
+def test_a_filesystem_that_an_error_made_read_only_explains_why_nobody_can_write_there():
+    obstacle = {"path": "/var/log/shiftmaster", "user": "shiftmaster", "problem": "read-only", "mount": "/"}
+    parts = copy.deepcopy(CASES["DiskReadOnly"]["fires"]["parts"])
+    result = found(host({"parts": {**parts, "rights": {"obstacles": [obstacle]}}}))
+    assert [one["rule"] for one in result if one["root"]] == ["DiskReadOnly"]
+    # What is closed by its mode is closed by somebody.
+    result = found(host({"parts": {**parts, "rights": {"obstacles": [dict(obstacle, problem="rights", need="w")]}}}))
+    assert {one["rule"] for one in result if one["root"]} == {"DiskReadOnly", "RightsWrong"}
+
+
+@pytest.mark.parametrize(("seconds_ago", "shown"), [(30, True), (3600, False)])
+def test_what_a_log_said_long_ago_is_no_evidence_of_what_is_wrong_now(seconds_ago, shown):
+    """Logs are read back for hours; a site that fails since minutes has another reason than the errors before."""
+    at = host()["at"]
+    old = {"count": 1, "first": 0.0, "last": at - seconds_ago, "text": "[error] upstream gone", "exception": "OldError: x", "where": ""}  # fmt: skip
+    new = dict(old, last=at - 1, text="[ERROR] new", exception="NewError: y")
+    files = {"nginx": {"problems": [old]}, "application": {"problems": [old]}}
+    ill = {"http": {"socket": {"status": 500, "body": "the body"}, "site": {"status": 500, "where": "x", "body": ""}}}
+    result = {one["rule"]: one for one in found(host({"parts": {**ill, "logs": {"files": files}}}))}
+    assert result["SiteErrors"]["evidence"] == (["[error] upstream gone"] if shown else [])
+    for language in findings.LANGUAGES:
+        assert result["ApplicationErrors"]["cause"][language] == ("OldError: x" if shown else "the body")
+    parts = copy.deepcopy(CASES["ErrorsSinceDeploy"]["fires"]["parts"])
+    parts["logs"] = {"files": {"application": {"problems": [new, old]}}}
+    result = {one["rule"]: one for one in found(host({"parts": parts}))}
+    assert ("OldError" in str(result["ErrorsSinceDeploy"]["evidence"])) == shown
+
+
+@pytest.mark.parametrize("state", ["active", "idle in transaction"])
+def test_a_lock_that_hangs_every_page_is_the_first_finding(state):
+    """And a restart of the application, which would not help, is no advice of a root."""
+    holder = {"pid": 77, "state": state, "state_seconds": 40, "query_seconds": 40, "query": "LOCK TABLE x", "role": "r",
+              "client": "local", "application": "psql", "holds_up": [80, 81]}  # fmt: skip
+    hung = {"status": None, "error": "no answer within 4 s", "reason": "timeout", "where": "https://x"}
+    parts = {
+        "database": {"blockers": [holder], "blocked": [{"pid": 80, "query": "SELECT 1", "query_seconds": 8}]},
+        "http": {"socket": hung, "deep": hung, "local": hung, "site": hung},
+    }
+    result = found(host({"parts": parts}))
+    assert result[0]["rule"] == {"active": "DatabaseLockWait"}.get(state, "DatabaseLockHeldByIdle"), names(result)
+    assert result[0]["severity_of_all"] == "critical" and "77" in result[0]["fix"][0]
+    assert [one["rule"] for one in result if one["root"]] == [result[0]["rule"]]
+
+
+@pytest.mark.parametrize(
+    ("page", "rule"),
+    [({"status": None, "error": "no answer within 4 s"}, "SiteDown"), ({"status": 500, "body": "x"}, "SiteErrors")],
+)
+def test_a_page_that_fails_while_all_health_is_good_is_the_first_finding(page, rule):
+    first = found(host({"parts": {"http": {"page": dict(page, where="https://localhost")}}}))[0]
+    assert (first["rule"], first["severity"]) == (rule, "critical") and "page" in first["title"]["en"]
+
+
+FAILED_NEW = CASES["ErrorsSinceDeploy"]["fires"]["parts"]
+
+
+@pytest.mark.parametrize(
+    "interruption",
+    [
+        {"kills": {"kills": [{"at": 1799999985.0, "name": "gunicorn", "unit": "", "pid": 9}]}},
+        {"units": {"units": [dict(ENDS, restarts=0, active_at=1799999985.0, active_seconds_ago=15.0)]}},
+    ],
+    ids=["killed", "restarted"],
+)
+def test_errors_around_a_kill_or_a_start_are_no_reason_for_a_rollback(interruption):
+    result = found(host({"parts": {**copy.deepcopy(FAILED_NEW), **interruption}}))
+    assert "ErrorsSinceDeploy" not in names(result)
+    assert "rollback.yml" not in str([one["fix"] for one in result])
+
+
+@pytest.mark.parametrize("cause", ["DatabaseStopped", "RedisDown", "SecretMissing", "DiskFull", "MaintenanceOn"])
+def test_no_rollback_is_recommended_first_while_another_cause_is_known(cause):
+    parts = {**copy.deepcopy(FAILED_NEW), **copy.deepcopy(CASES[cause]["fires"]["parts"])}
+    result = found(host({"functions": ["web", "app", "database", "cache"], "parts": parts}))
+    assert "ErrorsSinceDeploy" not in [one["rule"] for one in result if one["root"]], names(result)
+
+
+def test_failed_requests_without_a_known_cause_are_the_first_finding():
+    first = of_case("RequestsFail")[0]
+    assert (first["rule"], first["severity"]) == ("RequestsFail", "critical") and "/roster/" in first["title"]["en"]
+    assert "rollback" not in str(first["fix"])
+
+
+@offenders.each(CASES)
+def test_rule_is_silent_near_its_fault(name):
+    case = CASES[name]
+    assert name not in names(found(host(case["silent"]), **case.get("topology", {})))
+
+
+@offenders.each(CASES)
+def test_finding_is_whole_in_both_languages(name):
+    finding = next(one for one in of_case(name) if one["rule"] == name)
+    for field in ("title", "cause"):
+        for language in ("en", "ja"):
+            text = finding[field][language]
+            assert text and "{{" not in text and "{%" not in text and "None" not in text
+    assert finding["title"]["en"] and JAPANESE.search(finding["title"]["ja"])
+    assert not JAPANESE.search(finding["title"]["en"] + finding["cause"]["en"])
+    assert all("{{" not in line for line in finding["fix"] + finding["evidence"])
+
+
+FIELDS = {
+    "name", "component", "severity", "symptom", "areas", "functions", "each", "let", "when", "own_when", "explains", "title",
+    "cause", "advice", "evidence", "fix", "alert", "depth", "guide", "commands", "critical_when",
+}  # fmt: skip
+
+
+@offenders.each(rules(), lambda rule: rule["name"])
+def test_rule_is_whole(rule):
+    assert set(rule) <= FIELDS and {"name", "component", "severity", "when", "title", "cause"} <= set(rule)
+    assert rule["severity"] in findings.SEVERITIES and rule["component"] in findings.DEPTH
+    assert set(rule.get("areas", [])) <= {"app", "db", "cpu", "memory", "disk", "network"}
+    assert ("alert" in rule) != ("guide" in rule and "commands" in rule), "it has one runbook"
+    assert rule.get("fix") or rule.get("advice") or rule.get("alert"), "it says nothing to do"
+    for text in (
+        rule["title"],
+        rule["cause"],
+        rule.get("advice", {"en": "", "ja": ""}),
+        rule.get("guide", {"en": "", "ja": ""}),
+    ):
+        assert set(text) == {"en", "ja"}
+    for target in rule.get("explains", []):
+        target = re.search(r"'([^']+)'", target)[1] if "{{" in target else target
+        assert target == "*" or (target[1:] in findings.DEPTH if target.startswith("@") else target in RULES), target
+
+
+def test_alerts_of_rules_exist():
+    alerts = {
+        alert["name"]
+        for path in (ROOT / "monitoring" / "alerts").glob("*.yml")
+        for alert in yaml.safe_load(path.read_text(encoding="utf-8"))["alerts"]
+    }
+    assert {rule["alert"] for rule in rules() if "alert" in rule} - alerts == set()
+
+
+# --- roots before symptoms, over hosts --------------------------------------------------------------------------------
+
+DATABASE_DOWN = CASES["DatabaseStopped"]["fires"]["parts"]
+
+
+def of(name, *functions):
+    """A healthy host with the parts that its functions have."""
+    whole = host(host=name, functions=list(functions))
+    parts = {
+        part: data
+        for part, data in whole["parts"].items()
+        if not PARTS[part].functions or set(PARTS[part].functions) & set(functions)
+    }
+    parts["units"] = {"status": "ok", "units": []}
+    return dict(whole, parts=parts)
+
+
+def topology():
+    hosts = {"edge1": of("edge1", "web"), "app1": of("app1", "app"), "app2": of("app2", "app"),
+             "db1": of("db1", "database"), "cache1": of("cache1", "cache")}  # fmt: skip
+    # The scheduler runs on one host.
+    hosts["app2"]["parts"]["celery"]["beats"] = []
+    return hosts
+
+
+def ill(**patches):
+    hosts = topology()
+    for name, parts in patches.items():
+        known = {part: data for part, data in parts.items() if part in hosts[name]["parts"] or part == "peers"}
+        hosts[name] = changed(hosts[name], {"parts": known})
+    return list(hosts.values())
+
+
+NO_DATABASE = {
+    "login": {"works": False, "reason": "refused", "host": "db1", "port": "5432", "message": "refused"},
+    "peers": {"status": "ok", "peers": [
+        {"host": "db1", "port": 5432, "function": "database", "error": "refused", "reason": "refused"}]},
+    "http": {"socket": {"status": 503}, "local": {"status": 503, "where": "x"}},
+}  # fmt: skip
+NO_SITE = {"http": {"site": {"status": 502, "where": "https://localhost"}}}
+
+
+def test_a_healthy_fleet_has_no_finding():
+    assert found(*topology().values(), beat_expected=True) == []
+
+
+def test_the_database_explains_what_the_others_see():
+    result = found(*ill(db1=DATABASE_DOWN, app1=NO_DATABASE, app2=NO_DATABASE, edge1=NO_SITE))
+    assert (result[0]["rule"], result[0]["host"]) == ("DatabaseStopped", "db1")
+    assert [one["rule"] for one in result if one["root"]] == ["DatabaseStopped"]
+    assert {one["host"] for one in result[1:]} == {"app1", "app2", "edge1"}
+    assert {one["follows_from"] for one in result[1:]} == {"DatabaseStopped on db1"}
+
+
+@pytest.mark.parametrize(
+    ("state", "roots"),
+    [
+        # One that ends without its database is started again and again.
+        ({"active": "activating", "result": "exit-code", "restarts": 5}, [("DatabaseStopped", "db1")]),
+        # One that somebody stopped does not come back with it.
+        ({"active": "inactive"}, [("DatabaseStopped", "db1"), ("WorkerDown", "app1")]),
+    ],
+)
+def test_a_worker_that_was_stopped_does_not_follow_from_its_database(state, roots):
+    stopped = {"units": {"units": [dict(ENDS, **{"restarts": 0, **state})]}}
+    result = found(*ill(db1=DATABASE_DOWN, app1=dict(NO_DATABASE, **stopped), app2=NO_DATABASE))
+    assert [(one["rule"], one["host"]) for one in result if one["root"]] == roots
+
+
+@pytest.mark.parametrize("kind", ["web", "worker", "beat"])
+def test_a_unit_that_did_not_start_without_its_release_follows_from_that(kind):
+    unit = dict(ENDS, unit=f"shiftmaster-{kind}@blue.service", active="inactive", restarts=0)
+    gone = changed(CASES["ReleaseGone"]["fires"]["parts"], {"units": {"units": [unit]}})
+    result = found(*ill(app1=gone))
+    assert [one["rule"] for one in result if one["root"]] == ["ReleaseGone"] and len(result) > 1
+
+
+def test_two_roots_come_before_the_symptoms_of_both():
+    full = CASES["DiskFullByLog"]["fires"]["parts"]
+    both = dict(NO_DATABASE, **full)
+    result = found(*ill(db1=DATABASE_DOWN, app1=both, app2=NO_DATABASE, edge1=NO_SITE))
+    roots = [(one["rule"], one["host"]) for one in result if one["root"]]
+    assert set(roots) == {("DatabaseStopped", "db1"), ("DiskFullByLog", "app1")}
+    first_symptom = min(one["number"] for one in result if one["symptom"])
+    assert first_symptom > max(one["number"] for one in result if one["root"])
+
+
+def test_a_full_filesystem_without_its_data_explains_no_stopped_database():
+    mount = {"path": "/mnt", "space_percent": 100.0, "inodes_percent": 1.0, "free_bytes": 0, "holds": []}
+    result = found(host({"parts": {**DATABASE_DOWN, "disk": {"mounts": [mount]}}}))
+    assert {one["rule"] for one in result if one["root"]} == {"DiskFull", "DatabaseStopped"}
+
+
+def test_a_full_disk_explains_the_stopped_database_and_all_behind_it():
+    full = dict(DATABASE_DOWN, **CASES["DiskFull"]["fires"]["parts"])
+    result = found(*ill(db1=full, app1=NO_DATABASE, edge1=NO_SITE))
+    assert names(result)[:2] == ["DiskFull", "DatabaseStopped"]
+    assert [one["rule"] for one in result if one["root"]] == ["DiskFull"]
+
+
+def test_a_host_that_is_gone_is_the_root_of_what_the_others_lack():
+    hosts = [one for one in ill(app1=NO_DATABASE, app2=NO_DATABASE, edge1=NO_SITE) if one["host"] != "db1"]
+    gone = findings.host_of("db1", ["database"], {"unreachable": True, "msg": "No route to host"})
+    result = found(*hosts, gone)
+    assert (result[0]["rule"], result[0]["host"]) == ("HostUnreachable", "db1")
+    assert [one["rule"] for one in result if one["root"]] == ["HostUnreachable"]
+
+
+def parts_of(*cases):
+    """The parts of several cases together."""
+    together = {}
+    for case in cases:
+        together = changed(together, CASES[case]["fires"]["parts"])
+    return together
+
+
+NO_REDIS = {
+    "redis": {
+        "broker": {
+            "works": False,
+            "reason": "refused",
+            "where": "cache1:6379",
+            "message": "refused",
+            "queues_later": None,
+        }
+    },
+    "http": {"socket": {"status": 503}, "local": {"status": 503, "where": "x"}},
+}
+SLOW = {"requests": {"recent": {"p95_seconds": 20.0}}, "http": {"local": {"status": 504, "where": "x"}}}
+GONE = "gone"
+# {host: parts}, and the roots. Each breaks two things at once, on two hosts; the others see what follows.
+COMBINED = [
+    ({"db1": parts_of("DatabaseStopped"), "app1": dict(parts_of("DiskFullByLog"), **NO_DATABASE), "app2": NO_DATABASE, "edge1": NO_SITE},
+     {("DatabaseStopped", "db1"), ("DiskFullByLog", "app1")}),
+    ({"db1": GONE, "app1": NO_DATABASE, "app2": dict(NO_DATABASE, **parts_of("RightsWrong")), "edge1": NO_SITE},
+     {("HostUnreachable", "db1"), ("RightsWrong", "app2")}),
+    ({"cache1": parts_of("RedisDown"), "app1": NO_REDIS, "app2": NO_REDIS, "edge1": dict(NO_SITE, **parts_of("CertificateExpired"))},
+     {("RedisDown", "cache1"), ("CertificateExpired", "edge1")}),
+    ({"db1": parts_of("DatabaseConnectionsExhausted"), "app1": dict(parts_of("WorkerFrozen"), **SLOW), "app2": SLOW},
+     {("DatabaseConnectionsExhausted", "db1"), ("WorkerFrozen", "app1")}),
+    ({"edge1": dict(parts_of("NginxDown"), http={"site": {"status": None, "error": "refused", "where": "x"}}), "db1": parts_of("DiskNearlyFull")},
+     {("NginxDown", "edge1"), ("DiskNearlyFull", "db1")}),
+    ({"app1": dict(NO_DATABASE, **parts_of("FirewallRefuses")), "app2": parts_of("InodesGone"), "edge1": NO_SITE},
+     {("FirewallRefuses", "app1"), ("InodesGone", "app2")}),
+    ({"db1": parts_of("DatabaseLockHeldByIdle"), "app1": SLOW, "app2": SLOW, "cache1": parts_of("MemoryShort"), "edge1": NO_SITE},
+     {("DatabaseLockHeldByIdle", "db1"), ("MemoryShort", "cache1")}),
+    ({"app1": parts_of("SecretMissing"), "app2": parts_of("StaticMissing"), "edge1": NO_SITE},
+     {("SecretMissing", "app1"), ("StaticMissing", "app2")}),
+    ({"cache1": GONE, "app1": NO_REDIS, "app2": NO_REDIS, "db1": parts_of("DatabaseWraparoundNear"), "edge1": NO_SITE},
+     {("HostUnreachable", "cache1"), ("DatabaseWraparoundNear", "db1")}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("patches", "roots"),
+    COMBINED,
+    ids=lambda value: "-".join(sorted(name for name, _host in value)) if isinstance(value, set) else "",
+)
+def test_two_faults_on_two_hosts_come_before_what_follows_from_both(patches, roots):
+    hosts = ill(**{name: parts for name, parts in patches.items() if parts is not GONE})
+    functions = {name: topology()[name]["functions"] for name in patches}
+    hosts = [
+        findings.host_of(one["host"], functions[one["host"]], {"unreachable": True, "msg": "no route"})
+        if patches.get(one["host"]) is GONE
+        else one
+        for one in hosts
+    ]
+    result = found(*hosts)
+    assert {(one["rule"], one["host"]) for one in result if one["root"]} == roots, names(result)
+    assert all(one["root"] for one in result[:2]) and not any(one["root"] for one in result[2:])
+
+
+def test_a_fault_of_one_application_host_explains_nothing_of_another():
+    broken = {"http": {"socket": {"status": 503}}}
+    result = found(*ill(app1=CASES["RightsWrong"]["fires"]["parts"], app2=broken))
+    assert {(one["rule"], one["host"]) for one in result if one["root"]} == {
+        ("RightsWrong", "app1"),
+        ("ApplicationErrors", "app2"),
+    }
+
+
+def test_a_symptom_without_a_cause_comes_behind_causes_of_its_weight():
+    result = found(*ill(app1={"http": {"socket": {"status": 500}}}, app2=CASES["InodesGone"]["fires"]["parts"]))
+    assert names(result) == ["InodesGone", "ApplicationErrors"]
+
+
+SILENT_SERVER = {"names": {"servers": [{"address": "x", "answers": False}]}}
+SICK = {"parts": {**SILENT_SERVER, "http": {"site": {"status": 502}}, "static": {"http_status": 404}}}
+
+
+def test_the_root_weighs_what_follows_from_it():
+    """A warning that makes the site fail is no warning, whatever else follows from it."""
+    weak = dict(RULES["NameServerSilent"], explains=["*", "StaticNotServed"])
+    result = findings.find([weak, RULES["SiteErrors"], RULES["StaticNotServed"]], [host(SICK)])
+    assert names(result) == ["NameServerSilent", "StaticNotServed", "SiteErrors"]
+    assert [one["severity_of_all"] for one in result] == ["critical", "warning", "critical"]
+
+
+def test_what_is_itself_explained_is_no_root_however_deep_it_lies():
+    far = dict(RULES["StaticNotServed"], depth=900, explains=["NameServerSilent"])
+    step = dict(RULES["NameServerSilent"], depth=1, explains=["SiteErrors"])
+    result = findings.find([step, RULES["SiteErrors"], far], [host(SICK)])
+    assert [one["rule"] for one in result if one["root"]] == ["StaticNotServed"]
+    assert {one["follows_from"] for one in result[1:]} == {"StaticNotServed on one"}
+
+
+def test_scheduler_twice_is_counted_over_hosts():
+    twice = {"celery": {"beats": [{"pid": 1, "unit": "shiftmaster-beat@blue.service", "command": "beat"}]}}
+    result = found(*ill(app2=twice))
+    assert [(one["rule"], one["host"]) for one in result] == [("BeatTwice", "app1")]
+    assert "app2: process 1" in result[0]["evidence"][0]
+
+
+def test_a_missing_scheduler_is_not_claimed_where_a_host_has_not_answered():
+    hosts = [one for one in ill(app1={"celery": {"beats": []}}) if one["host"] != "app2"]
+    gone = findings.host_of("app2", ["app"], {"unreachable": True, "msg": "x"})
+    assert "BeatMissing" not in names(found(*hosts, gone, beat_expected=True))
+    assert "BeatMissing" in names(found(*ill(app1={"celery": {"beats": []}}), beat_expected=True))
+
+
+def test_the_command_against_a_second_scheduler_names_its_host():
+    twice = {"celery": {"beats": [{"pid": 1, "unit": "session-1.scope", "command": "beat"}]}}
+    fix = found(*ill(app2=twice))[0]["fix"]
+    assert fix == ["ansible app2 --become -m ansible.builtin.command -a 'kill 1'"]
+
+
+def test_the_scheduler_is_missed_where_the_inventory_has_it():
+    result = found(*ill(app1={"celery": {"beats": []}}), beat_expected=True, beat_hosts=["app2"])
+    assert [(one["rule"], one["host"]) for one in result] == [("BeatMissing", "app2")]
+
+
+def test_a_standby_is_looked_at_and_not_promoted():
+    finding = found(host(CASES["DatabaseReadOnly"]["fires"]))[0]
+    assert not any("promote" in line for line in finding["fix"])
+    assert "database:standby" in finding["fix"][0] and "only when no other" in finding["advice"]["en"]
+
+
+def test_a_clock_that_is_kept_is_wrong_where_the_other_hosts_say_so():
+    def hosts(*skews):
+        return [dict(one, skew=skew) for one, skew in zip(topology().values(), skews)]
+
+    assert names(found(*hosts(-30.0, -29.0, -30.4))) == []
+    assert [one["host"] for one in found(*hosts(0.4, 0.5, -30.0))] == ["app2"]
+    lost = {"parts": {"clock": {"synchronised": None, "offset_seconds": None}}, "skew": -30.0}
+    assert names(found(host(lost))) == ["ClockOff"] and "30.0 s" in found(host(lost))[0]["title"]["en"]
+
+
+PORT_TAKEN = {"ports": {
+    "listeners": [{"address": "0.0.0.0", "port": 443, "programs": ["python3"], "pids": [71]},
+                  {"address": "192.0.2.1", "port": 443, "programs": ["nginx"], "pids": [72]}],
+    "expected": [{"port": 443, "program": "nginx", "listens": True, "by": ["python3"], "foreign": True}]}}  # fmt: skip
+
+
+def hog(unit, name):
+    one = {"pid": 77, "processes": 1, "name": name, "command": name, "unit": unit, "cpu_share": 97.0}
+    return {"cpu": {"busy_percent": 99.0, "groups": [dict(one, cpu_percent=99.0)]}}
+
+
+def largest_process(unit, name):
+    return {"memory": {"usage_percent": 97.5, "top": [{"pid": 77, "name": name, "command": name, "unit": unit,
+                                                       "memory_bytes": 4000000000}]}}  # fmt: skip
+
+
+def open_files(unit, name):
+    one = {"pid": 77, "name": name, "command": name, "unit": unit, "open": 1024, "limit": 1024}
+    return {"files": {"near_limit": [one]}}
+
+
+def deleted_file(unit, name):
+    parts = copy.deepcopy(CASES["DiskFullByDeletedFile"]["fires"]["parts"])
+    parts["deleted"]["files"][0].update(pid=77, unit=unit, name=name)
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("parts", "ends"),
+    [
+        (PORT_TAKEN, ["kill 71", "systemctl restart nginx"]),
+        (hog("prometheus.service", "prometheus"), []),
+        (hog("session-3.scope", "stress"), ["kill 77"]),
+        (hog("report.service", "python3"), ["systemctl stop report.service"]),
+        (largest_process("postgresql@17-main.service", "postgres"), []),
+        (largest_process("redis-server.service", "redis-server"), []),
+        (largest_process("shiftmaster-backup-wal.service", "pg_receivewal"), []),
+        (largest_process("shiftmaster-web@blue.service", "gunicorn"), ["systemctl restart shiftmaster"]),
+        (largest_process("session-3.scope", "python3"), ["kill 77"]),
+        (open_files("session-3.scope", "python3"), ["kill 77"]),
+        (open_files("nginx.service", "nginx"), ["systemctl restart nginx.service"]),
+        (deleted_file("session-3.scope", "python3"), ["kill 77"]),
+        (deleted_file("rsyslog.service", "rsyslogd"), ["systemctl restart rsyslog.service"]),
+    ],
+)  # fmt: skip
+def test_a_command_ends_no_process_that_is_needed(parts, ends):
+    fix = found(host({"parts": parts}))[0]["fix"]
+    assert [line for line in fix if re.search(r"\bkill\b|systemctl (re)?st", line)] == ends
+
+
+@pytest.mark.parametrize(("load", "there"), [(1.0, True), (0.95, True), (0.5, False)])
+def test_a_hog_is_no_burst(load, there):
+    """One loop for each processor brings the load of an idle host to 1, not above."""
+    parts = hog("report.service", "python3")
+    parts["cpu"]["load_per_processor"] = load
+    assert ("CpuHog" in names(found(host({"parts": parts})))) is there
+
+
+def test_a_storm_of_swapping_ends_no_server():
+    parts = changed(CASES["SwapStorm"]["fires"]["parts"], largest_process("postgresql@17-main.service", "postgres"))
+    finding = next(one for one in found(host({"parts": parts})) if one["rule"] == "SwapStorm")
+    assert not any("kill" in line for line in finding["fix"]) and finding["advice"]["en"] and finding["advice"]["ja"]
+
+
+@pytest.mark.parametrize(
+    ("path", "first"),
+    [
+        ("/var/log/shiftmaster/error.log", "logrotate --force /etc/logrotate.conf"),
+        ("/var/log/shiftmaster/audit.jsonl", "ls -l /var/log/shiftmaster/audit.jsonl; df -h"),
+        ("/var/log/journal/x/system.journal", "journalctl --vacuum-size=200M"),
+        ("/var/log/x y/error.log.1", "gzip '/var/log/x y/error.log.1'"),
+    ],
+)
+def test_a_log_that_fills_the_disk_is_not_thrown_away(path, first):
+    parts = dict(CASES["DiskFullByLog"]["fires"]["parts"])
+    parts["largest"] = {"files": [{"path": path, "bytes": 41000000000, "mount": "/"}]}
+    fix = found(host({"parts": parts}))[0]["fix"]
+    assert fix[0] == first and not any("truncate" in line or "rm " in line for line in fix)
+    assert "audit" not in path or not any("gzip" in line or "logrotate" in line for line in fix)
+
+
+@pytest.mark.parametrize(("unit", "there"), [("shiftmaster-worker@blue.service", True), ("cron.service", False)])
+def test_the_limit_of_memory_is_raised_where_it_is_ours(unit, there):
+    kill = {"at": 1799999900.0, "name": "x", "unit": unit, "whole_host": False}
+    fix = found(host({"parts": {"kills": {"kills": [kill]}}}))[0]["fix"]
+    assert any("memory_max" in line for line in fix) is there
+
+
+def test_a_slow_statement_is_critical_where_people_wait():
+    statement = {"database": CASES["DatabaseSlowStatement"]["fires"]["parts"]["database"]}
+    assert [one["severity"] for one in found(*ill(db1=statement))] == ["warning"]
+    assert found(*ill(db1=statement, edge1=SLOW))[0]["severity"] == "critical"
+
+
+@pytest.mark.parametrize("name", ["x$(id)", "x`id`", 'x"; id; "', "x;id", "x\n`id`", "X"])
+def test_the_name_of_a_table_is_no_command(name):
+    """The application names its tables; an operator pastes the command into a shell, and psql runs `...` itself."""
+    database = dict(CASES["DatabaseSlowStatement"]["fires"]["parts"]["database"])
+    database["scanning_statements"] = [dict(database["scanning_statements"][0], table=name)]
+    (finding,) = [
+        one for one in found(host({"parts": {"database": database}})) if one["rule"] == "DatabaseSlowStatement"
+    ]
+    assert finding["fix"] == ["shiftmasterctl status"]
+
+
+def test_a_slot_is_not_dropped_by_a_command():
+    slot = {"active": False, "kept_bytes": 900000000}
+    for name, command in (("db2", "systemctl start postgresql"), ("shiftmaster_backup", "shiftmaster-backup-wal")):
+        finding = found(host({"parts": {"database": {"slots": [dict(slot, name=name)]}}}))[0]
+        assert command in finding["fix"][0] and not any("drop" in line for line in finding["fix"])
+        assert "pg_drop_replication_slot" in finding["advice"]["ja"]
+
+
+def test_the_receiver_of_the_backup_is_no_standby():
+    backup = {"client": None, "standby": "shiftmaster-backup-wal", "state": "streaming", "behind_bytes": 0}
+    result = found(host({"parts": {"database": {"replication": [backup]}}}), standbys=1)
+    assert names(result) == ["ReplicationLost"] and "1 of 1" in result[0]["title"]["en"]
+
+
+def test_connections_that_are_used_up_are_seen_without_an_answer():
+    for name, patch in (
+        ("DatabaseConnectionsExhausted", {"database": None, "login": {"works": False, "reason": "connections"}}),
+        ("DatabaseConnectionsExhausted", {"database": {"status": "failed", "reason": "connections", "use": None}}),
+        ("DatabaseWraparoundNear", {"database": {"status": "failed", "reason": "wraparound", "oldest_age": None}}),
+    ):
+        finding = next(one for one in found(host({"parts": patch})) if one["rule"] == name)
+        assert finding["title"]["en"] and finding["title"]["ja"]
+
+
+def test_used_up_connections_are_a_symptom_on_another_host():
+    refused = {"login": {"works": False, "reason": "connections", "message": "sorry"}}
+    result = found(*ill(app1=refused, db1=CASES["DatabaseConnectionsExhausted"]["fires"]["parts"]))
+    assert [(one["rule"], one["host"], one["root"]) for one in result] == [
+        ("DatabaseConnectionsExhausted", "db1", True), ("DatabaseLoginFails", "app1", False),
+    ]  # fmt: skip
+    assert "sudo" not in " ".join(result[1]["fix"])
+
+
+@pytest.mark.parametrize(("limit", "larger"), [(220, 320), (None, 220)])
+def test_more_connections_are_more_than_now(limit, larger):
+    patch = {"use": {"percent": 100.0}, "server": {"max_connections": limit}}
+    finding = found(*ill(db1={"database": patch}))[0]
+    assert finding["fix"][1].endswith("postgresql_max_connections=%d" % larger)
+
+
+def test_area_leaves_out_what_belongs_elsewhere():
+    fault = host(CASES["DatabaseConnectionsHigh"]["fires"])
+    assert names(found(fault, area="db")) == ["DatabaseConnectionsHigh"]
+    assert found(fault, area="network") == []
+
+
+# --- the engine ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_there_is_false_and_no_error():
+    engine = findings.Engine()
+    for expression in ("a.b.c > 3", "a.b", "a | length > 3", "a[0].b == 1", "x < y", "n > 3"):
+        assert not engine.value(expression, {"n": None})
+    assert engine.value("gone | length == 0", {}) is None
+    assert engine.value("n / 0 > 1", {"n": 1}) is None and engine.text("{{ n / 0 }}", {"n": 1}) == ""
+    assert engine.value("n == 3 and s is search('^a')", {"n": 3, "s": "abc"})
+
+
+def test_rules_cannot_leave_their_sandbox():
+    engine = findings.Engine()
+    with pytest.raises(Exception, match="unsafe|undefined"):
+        engine.value("''.__class__.__mro__[1].__subclasses__()", {})
+    with pytest.raises(Exception, match="unsafe"):
+        engine.value("x.append(1)", {"x": []})
+
+
+def test_why_a_host_was_not_diagnosed():
+    failed = findings.host_of("a", ["app"], {"failed": True, "msg": "Missing sudo password"})
+    assert failed["reach"] == {"unreachable": False, "failed": True, "message": "Missing sudo password"}
+    result = found(failed)
+    assert names(result) == ["HostNotDiagnosed"] and "sudo" in result[0]["cause"]["en"]
+    assert result[0]["fix"] == ["ansible-playbook playbooks/diagnose.yml --ask-become-pass"]
+
+
+def test_a_chain_that_refuses_the_unknown_is_a_cause_where_something_fails():
+    closed = {
+        "table": "ip filter",
+        "chain": "INPUT",
+        "hook": "input",
+        "result": "policy drop",
+        "ports": [],
+        "addresses": [],
+    }
+    parts = {"firewall": {"refusals": [closed]}, "login": {"works": False, "reason": "timeout", "message": "x"}}
+    result = found(host({"parts": parts}))
+    assert names(result)[:1] == ["FirewallRefuses"] and "DatabaseLoginFails" in names(result)
+    # What is dropped is not answered: a stopped server refuses, and a host that is gone is the cause itself.
+    result = found(*ill(app1=dict(NO_DATABASE, firewall=parts["firewall"]), db1=DATABASE_DOWN))
+    assert names(result)[0] == "DatabaseStopped" and "FirewallRefuses" not in names(result)
+    silent = {"peers": [{"host": "db1", "port": 5432, "function": "database", "error": "x", "reason": "timeout"}]}
+    hosts = [one for one in ill(app1=dict(peers=silent, firewall=parts["firewall"])) if one["host"] != "db1"]
+    gone = findings.host_of("db1", ["database"], {"unreachable": True, "msg": "no route"})
+    assert "FirewallRefuses" not in names(found(*hosts, gone))
+
+
+def test_a_program_that_hangs_is_not_the_firewalls_doing():
+    strange = {"table": "ip x", "chain": "y", "hook": "input", "result": "drop", "ports": [443],
+               "addresses": ["saddr 203.0.113.5"], "sure": False}  # fmt: skip
+    hangs = {"login": {"works": False, "reason": "timeout", "message": "x"},
+             "http": {"socket": {"status": None, "error": "x", "reason": "timeout"},
+                      "local": {"status": None, "error": "x", "reason": "timeout", "where": "x"}}}  # fmt: skip
+    result = found(*ill(app1=dict(hangs, firewall={"refusals": [strange]})))
+    assert "FirewallRefuses" not in names(result) and "DatabaseLoginFails" in names(result)
+
+
+def test_a_rule_against_an_address_counts_where_another_host_does_not_come_through():
+    shut = {"table": "ip x", "chain": "y", "hook": "input", "result": "drop", "ports": [5432],
+            "addresses": ["saddr 192.0.2.5"], "sure": False}  # fmt: skip
+    silent = {"status": "ok", "peers": [{"host": "db1", "port": 5432, "function": "database", "error": "x",
+                                         "reason": "timeout"}]}  # fmt: skip
+    firewall = {"firewall": {"refusals": [shut]}}
+    assert names(found(*ill(db1=firewall))) == []
+    result = found(*ill(db1=firewall, app1={"peers": silent}))
+    assert (result[0]["rule"], result[0]["host"]) == ("FirewallRefuses", "db1")
+
+
+def test_worst_and_failing():
+    result = found(host(CASES["DatabaseConnectionsHigh"]["fires"]))
+    assert findings.worst(result) == "warning" and findings.worst([]) == "healthy"
+    assert findings.failing(result, "critical") == [] == findings.failing(result, "never")
+    assert len(findings.failing(result, "warning")) == 1
+
+
+def test_circles_of_explanations_end():
+    first = dict(RULES["NameServerSilent"], explains=["NameServerSilent", "SiteErrors"])
+    second = dict(RULES["SiteErrors"], explains=["NameServerSilent"])
+    hosts = [
+        host({"parts": {"names": {"servers": [{"address": "x", "answers": False}]}, "http": {"site": {"status": 502}}}})
+    ]
+    assert len(findings.find([first, second], hosts)) == 2
+
+
+def test_what_sudo_says_is_in_the_finding():
+    result = {"failed": True, "msg": "Module result deserialization failed: No start of json char found",
+              "module_stderr": "sudo: a password is required\n"}  # fmt: skip
+    (finding,) = found(findings.host_of("a", ["app"], result))
+    assert finding["rule"] == "HostNotDiagnosed" and "sudo wants a password" in finding["cause"]["en"]
+    assert finding["evidence"] == [
+        "sudo: a password is required Module result deserialization failed: No start of json char found"
+    ]
+
+
+@pytest.mark.parametrize("rule", ["DatabaseStopped", "DatabaseNotReady"])
+@pytest.mark.parametrize("holds, follows", [(["postgresql"], "DiskFull on app1"), (["logs"], "")])
+def test_a_database_without_room_follows_from_its_own_disk(rule, holds, follows):
+    reason = {"DatabaseStopped": "stopped", "DatabaseNotReady": "disk"}[rule]
+    mounts = [{"path": "/data", "space_percent": 100.0, "free_bytes": 0, "inodes_percent": 1.0, "holds": holds}]
+    one = host({"parts": {"disk": {"mounts": mounts}, "database": {"status": "failed", "reason": reason, "error": "x"}}},
+               host="app1")  # fmt: skip
+    (finding,) = [finding for finding in found(one) if finding["rule"] == rule]
+    assert finding["follows_from"] == follows
+
+
+STARTS = {"count": 4, "first": 1799999700.0, "last": 1799999940.0, "text": "x [ERROR] gunicorn.error: Exception in worker process",
+          "exception": "ModuleNotFoundError: No module named 'gone'", "where": ""}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "unit, first",
+    [
+        # It ends again and again: now and then it is active for a moment.
+        (
+            {"active": "activating", "sub": "auto-restart", "restarts": 5, "active_seconds_ago": 70.0},
+            "ApplicationStartFails",
+        ),
+        ({"active": "active", "restarts": 5, "active_seconds_ago": 2.0}, "ApplicationStartFails"),
+        ({"active": "active", "restarts": 0, "active_seconds_ago": 100.0}, "ApplicationStartFails"),
+        # It was fixed a minute ago; what is wrong now is something else.
+        (
+            {"active": "active", "restarts": 0, "active_seconds_ago": 30.0, "stopped": 4, "processes": 4},
+            "WebProcessesFrozen",
+        ),
+        # What the one before it said as it ended.
+        ({"active": "active", "restarts": 0, "active_seconds_ago": 59.8}, ""),
+        ({"active": "active", "restarts": 0, "active_seconds_ago": 60.2}, "ApplicationStartFails"),
+        ({"active": "inactive", "restarts": 0, "active_seconds_ago": 30.0}, "WebUnitDown"),
+    ],
+)
+def test_a_start_that_failed_before_the_last_that_did_not_is_past(unit, first):
+    web = {
+        "unit": "shiftmaster-web@blue.service",
+        "active_at": 1800000000.0 - unit["active_seconds_ago"],
+        "required": True,
+        "result": "success",
+        "stopped": 0,
+        "last_words": ["x"],
+    }
+    parts = {
+        "http": {"socket": {"status": None, "error": "refused", "reason": "refused"}, "site": {"status": 502}},
+        "logs": {"files": {"application": {"path": "error.log", "problems": [STARTS]}}},
+        "units": {"units": [dict(web, **unit)]},
+    }
+    result = found(host({"parts": parts}))
+    if first:
+        assert result[0]["rule"] == first, names(result)
+    else:
+        assert "ApplicationStartFails" not in names(result)
+
+
+# --- a host that was taken over --------------------------------------------------------------------------------------
+
+NOT_VALID = [
+    {"parts": {"celery": 5}},
+    {"parts": {"celery": {"beats": [5]}}},
+    {"parts": {"cpu": {"groups": 5}}},
+    {"parts": {"changes": {"events": [{"at": "x", "kind": "?", "text": 5}]}}},
+    {"parts": {"history": {"alerts": [5], "usage": 5}}},
+    {"parts": {"cpu": {"status": "ok"}}, "zone": {"name": "x"}},
+    {"parts": {"cpu": {"status": "ok"}}, "zone": {"name": "x", "offset_seconds": "y"}},
+    {"parts": {"cpu": {"status": "ok"}}, "reach": 5, "functions": 5, "skew": [5]},
+]
+
+
+@pytest.mark.parametrize("evidence", NOT_VALID)
+def test_a_host_whose_evidence_is_not_valid_hides_no_other(evidence):
+    made = datetime.datetime(2026, 11, 26, 8, 0, tzinfo=datetime.timezone.utc)
+    ill = {"evidence": host(CASES["DatabaseStopped"]["fires"])}
+    results = [
+        {"host": "backup1", "functions": ["backup"], "result": {"evidence": evidence}},
+        {"host": "db1", "functions": ["database"], "result": ill},
+    ]
+    given = {"results": results, "rules": rules(), "area": "all", "language": "en", "expectations": {}}
+    answer, files = shiftmaster_findings.judge(dict(given, fail_on="critical", directory="/x"), made)
+    assert "db1: DatabaseStopped" in answer["failing"] and len(files) == 3
+    lines = yaml.safe_load((ROOT / "checklists/morning.yml").read_text(encoding="utf-8"))["lines"]
+    given = {"results": results, "lines": lines, "period": "morning", "language": "en", "metrics": None, "series": {}}
+    assert "services" in shiftmaster_checklist.fill_in(dict(given, metrics_problem=""), made)["bad"]
+
+
+def test_a_host_has_the_functions_of_the_inventory():
+    claimed = findings.host_of("backup1", ["backup"], {"evidence": {"parts": {}, "functions": ["app", "database"]}})
+    assert claimed["functions"] == ["backup"]
+
+
+COMMAND = "1'; id > /tmp/owned; $(id) `id` | sh & '.service"
+
+
+def test_no_value_of_a_host_adds_a_command_to_what_an_operator_pastes():
+    """The command against a second scheduler is for the control node."""
+    beats = {"celery": {"beats": [{"pid": COMMAND, "unit": COMMAND, "command": "beat"}]}}
+    hosts = [*ill(app2=beats), of("backup1", "backup")]
+    hosts[-1]["parts"]["celery"] = beats["celery"]
+    hog = copy.deepcopy(CASES["CpuHog"]["fires"])
+    hog["parts"]["cpu"]["groups"][0]["pid"] = COMMAND
+    lines = [line for one in [*found(*hosts), *found(host(hog))] for line in one["fix"]]
+    given = [line for line in lines if "/tmp/owned" in line]
+    assert given
+    # Each sign of a shell that is left is the rule's own.
+    assert not [line for line in given if re.search(r"[;$`|&<>]|'.*'.*'", line)]

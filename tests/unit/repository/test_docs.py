@@ -1,0 +1,458 @@
+"""What the documents say is true: commands, options, variables, defaults, paths and lists are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
+READMES = [ROOT / "README.md", ROOT / "README.ja.md"]
+GUIDES = [ROOT / "docs/operations-guide.md", ROOT / "docs/operations-guide.ja.md"]
+CONFIGURATION = [ROOT / "docs/configuration.md", ROOT / "docs/configuration.ja.md"]
+PAIRS = [READMES, CONFIGURATION, GUIDES]
+DOCUMENTS = READMES + CONFIGURATION + GUIDES
+# Options of ansible-playbook that take a value.
+VALUED = {"-i": "inventory", "--inventory": "inventory", "-e": "extra", "--tags": "tags"}
+PLAIN = {"--check", "--diff", "--ask-vault-pass", "--ask-become-pass"}
+# Begin like a variable and are something else: modules, packages, files.
+MODULES = [*ROOT.glob("library/*/*.py"), *ROOT.glob("plugins/action/*.py")]
+NO_VARIABLES = {path.stem for path in MODULES} | {"shiftmaster_monitoring", "shiftmaster_class"}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+@functools.cache
+def load(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def blocks(path):
+    """[(language, text)] of the fenced blocks."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@functools.cache
+def prose(path):
+    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def spans(path):
+    """The texts in backticks, outside of blocks."""
+    return [span.replace("\\|", "|") for span in re.findall(r"`([^`\n]+)`", prose(path))]
+
+
+def rows(path):
+    """[(heading, [cells])] of every row of every table; the heading is its first row."""
+    found, heading = [], None
+    for line in prose(path).splitlines():
+        if not line.startswith("|"):
+            heading = None
+            continue
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if set(line) <= set("|-: "):
+            continue
+        if heading is None:
+            heading = cells
+        else:
+            found.append((heading, cells))
+    return found
+
+
+def commands(path):
+    """Every command line of the document, from blocks and from backticks."""
+    lines = [line for language, text in blocks(path) if not language for line in text.splitlines()]
+    return [line.split(" #")[0].strip() for line in lines + spans(path)]
+
+
+@functools.cache
+def defaults():
+    """{variable: default as the wiring leaves it}, without the environments' own values."""
+    found = {}
+    for role in ROLES:
+        path = ROOT / "roles" / role / "defaults/main.yml"
+        found.update(load(path) if path.exists() else {})
+    for path in sorted((ROOT / "group_vars/all").glob("*.yml")):
+        found.update(load(path) or {})
+    return found
+
+
+@functools.cache
+def variables():
+    """Every name that a site may set: options of roles, the wiring's, and the secrets."""
+    found = set(defaults())
+    for role in ROLES:
+        specs = load(ROOT / "roles" / role / "meta/argument_specs.yml")["argument_specs"]
+        for spec in specs.values():
+            found |= set(spec.get("options") or {})
+    found |= set(load(ROOT / "group_vars/single/vars.yml")) | set(load(ROOT / "group_vars/single/vault.yml.example"))
+    found |= set(load(ROOT / "group_vars/awx/settings.yml"))
+    return found
+
+
+def targets():
+    return set(re.findall(r"^([a-z][a-z-]*|[a-z]+-%):", (ROOT / "Makefile").read_text(), re.M))
+
+
+@functools.cache
+def playbook_text(path):
+    """A playbook with what it imports."""
+    text = path.read_text(encoding="utf-8")
+    for other in re.findall(r"import_playbook: (\S+)", text):
+        text += playbook_text(path.parent / other)
+    return text
+
+
+def said_options(playbook):
+    """What group_vars/all/options.yml lets people type with this playbook."""
+    return load(ROOT / "group_vars/all/options.yml")["run_options"].get(Path(playbook).stem, {})
+
+
+def playbook_faults(words):
+    """What is wrong with one call of ansible-playbook."""
+    named, wishes, faults = [], [], []
+    iterator = iter(words[1:])
+    for word in iterator:
+        if word in VALUED:
+            wishes.append((VALUED[word], next(iterator, "")))
+        elif word in PLAIN:
+            continue
+        elif word.startswith("-"):
+            faults.append(f"option {word} is not known here")
+        else:
+            named.append(word)
+    for playbook in named:
+        if not (ROOT / playbook).is_file():
+            faults.append(f"there is no playbook {playbook}")
+    if faults or not named:
+        return faults or (["no playbook is named"] if wishes else [])
+    text = "".join(playbook_text(ROOT / playbook) for playbook in named)
+    for kind, value in wishes:
+        if kind == "inventory" and not (ROOT / value).exists():
+            faults.append(f"there is no inventory {value}")
+        elif kind == "tags":
+            known = {tag for line in re.findall(r"tags: \[(.*?)\]", text) for tag in line.split(", ")}
+            faults += [f"there is no tag {tag}" for tag in value.split(",") if tag not in known]
+        elif kind == "extra":
+            name = value.split("=")[0]
+            typed = {option for playbook in named for option in said_options(playbook)}
+            if not re.search(rf"\b{name} \| default|^    {name}: ", text, re.M) and name not in variables() | typed:
+                faults.append(f"there is no option {name}")
+    return faults
+
+
+def test_every_document_is_there_in_both_languages():
+    assert [name_of(path) for path in DOCUMENTS if not path.exists()] == []
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=name_of)
+def test_make_targets_exist(path):
+    texts = [text for _, text in blocks(path)] + spans(path)
+    named = {name for text in texts for name in re.findall(r"(?:^|[>;&] ?)make ([a-z][a-z-]*)", text, re.M)}
+    assert named
+    # `make scenario-<name>` and `make scenario-base` are both of the pattern.
+    assert {
+        name for name in named if name not in targets() and re.sub(r"-[a-z]*$", "-%", name) not in targets()
+    } == set()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_calls_of_ansible_playbook_are_right(path):
+    calls = [command for command in commands(path) if command.startswith("ansible-playbook")]
+    assert len(calls) > 3
+    assert {call: faults for call in calls if (faults := playbook_faults(shlex.split(call)))} == {}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_playbooks_with_tags_in_the_text_are_right(path):
+    calls = [command for command in commands(path) if re.match(r"\S+\.yml --", command)]
+    assert {call: faults for call in calls if (faults := playbook_faults(["", *shlex.split(call)]))} == {}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_calls_of_modules_and_their_documentation_are_right(path):
+    for command in commands(path):
+        words = shlex.split(command) if command.startswith(("ansible ", "ansible-doc ")) else []
+        if "-m" in words:
+            assert list(ROOT.glob(f"library/*/{words[words.index('-m') + 1]}.py")), command
+            assert words[1] in load(ROOT / "inventory/single/hosts.yml")["all"]["children"], command
+        elif words[:1] == ["ansible-doc"]:
+            assert words[1:3] == ["-M", "library"] and list(ROOT.glob(f"library/*/{words[3]}.py")), command
+
+
+@pytest.mark.parametrize("path", CONFIGURATION + GUIDES, ids=name_of)
+def test_vaults_that_are_named_have_their_example(path):
+    named = {shlex.split(command)[-1] for command in commands(path) if command.startswith("ansible-vault ")}
+    assert named and [name for name in named if not (ROOT / f"{name}.example").exists()] == []
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_quick_start_is_two_commands_and_the_second_is_what_ci_calls(path):
+    first = blocks(path)[0][1].split("\n")[:-1]
+    assert len(first) == 2
+    assert first[0] == "make demo"
+    script = (ROOT / ".ci/run").read_text().replace('"${@:-test}"', "test")
+    called = [line for line in script.splitlines() if re.match(r"make\b", line)]
+    assert [" ".join(word for word in line.split() if not word.startswith("--")) for line in called] == [first[1]]
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_guide_names_every_playbook(path):
+    text = path.read_text(encoding="utf-8")
+    playbooks = sorted((ROOT / "playbooks").glob("*.yml"))
+    assert [playbook.name for playbook in playbooks if playbook.name not in text] == []
+
+
+def test_shiftmasterctl_commands_exist():
+    said = {command for path in DOCUMENTS for command in commands(path) if re.match(r"shiftmasterctl \w", command)}
+    known = re.search(r"commands = ({.*?})", (ROOT / "roles/shiftmaster/files/shiftmasterctl").read_text(), re.S)[1]
+    assert said and {command for command in said if f'"{command.split()[1]}"' not in known} == set()
+
+
+# --- variables ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=name_of)
+def test_variables_exist(path):
+    prefixed = re.compile(rf"^(?:{'|'.join(ROLES)}|vault|health)_[a-z0-9_]+$")
+    named = {span.split(":")[0].split("=")[0] for span in spans(path)}
+    for language, text in blocks(path):
+        if language == "yaml":
+            named |= set(yaml.safe_load(text))
+    named = {name for name in named if prefixed.match(name)} - NO_VARIABLES
+    known = variables()
+    known |= {check["name"] for entries in defaults()["shiftmaster_health_checks"].values() for check in entries}
+    assert named or path in READMES
+    assert named - known == set()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_yaml_blocks_have_the_right_types(path):
+    """An example that a role would refuse helps nobody."""
+    options = {}
+    for role in ROLES:
+        specs = load(ROOT / "roles" / role / "meta/argument_specs.yml")["argument_specs"]
+        options.update(next(iter(specs.values()))["options"])
+    kinds = {"str": str, "int": int, "bool": bool, "list": list, "dict": dict, "float": (int, float)}
+    for language, text in blocks(path):
+        for name, value in (yaml.safe_load(text) if language == "yaml" else {}).items():
+            if name in options:
+                assert isinstance(value, kinds[options[name]["type"]]), name
+                for element in value if options[name].get("elements") == "dict" else []:
+                    assert isinstance(element, dict), name
+    if path in GUIDES:
+        assert [language for language, _ in blocks(path)].count("yaml") >= 4
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_defaults_in_tables_are_the_codes(path):
+    real, seen, wrong = defaults(), 0, {}
+    for heading, cells in rows(path):
+        if heading[1] not in ("default", "既定値"):
+            continue
+        names = re.findall(r"`([^`]+)`", cells[0])
+        values = [yaml.safe_load(value) for value in re.findall(r"`([^`]+)`", cells[1])]
+        assert len(values) in (1, len(names)), cells
+        for name, value in zip(names, values * len(names) if len(values) == 1 else values):
+            seen += 1
+            if real[name] != value or isinstance(real[name], bool) != isinstance(value, bool):
+                wrong[name] = (value, real[name])
+    assert seen > 40
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_defaults_in_brackets_are_the_codes(path):
+    """`variable` (60), also with Japanese brackets."""
+    real = defaults()
+    said = re.findall(r"`([a-z0-9_]+)`[ ,、]*[((]?(\d+)(?: s| 秒)?[,)),]", prose(path))
+    said = [(name, int(number)) for name, number in said if name in real]
+    assert len(said) >= 5
+    assert [(name, number, real[name]) for name, number in said if real[name] != number] == []
+
+
+@pytest.mark.parametrize("path", CONFIGURATION, ids=name_of)
+def test_the_configuration_names_everything_that_must_be_set(path):
+    wiring = load(ROOT / "group_vars/all/preflight.yml")
+    lists = [wiring[name] for name in wiring if name.startswith("__preflight_required")]
+    required = {entry["name"] for entries in lists for entry in entries}
+    vault = set(load(ROOT / "group_vars/single/vault.yml.example"))
+    assert required | vault <= set(spans(path))
+
+
+# --- lists ----------------------------------------------------------------------------------------------------------
+
+
+def first_column(path, *headings):
+    """The backticked texts of the first column of the tables with one of these headings."""
+    found = [cells[0] for heading, cells in rows(path) if heading[0] in headings]
+    return [span for cell in found for span in re.findall(r"`([^`]+)`", cell)]
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_checks_are_those_of_the_wiring(path):
+    checks = load(ROOT / "group_vars/all/health.yml")["shiftmaster_health_checks"]
+    group_of = {check["name"]: group for group, entries in checks.items() for check in entries}
+    said = {}
+    for heading, cells in rows(path):
+        if heading[0] in ("check", "チェック"):
+            group = (re.findall(r"`([^`]+)`", cells[1]) or ["all"])[0]
+            said.update((name, group) for name in re.findall(r"`([^`]+)`", cells[0]))
+    assert said == group_of
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_statuses_and_icons_are_the_engines(path):
+    source = (ROOT / "module_utils/shiftmaster/health/engine.py").read_text(encoding="utf-8")
+    icons = ast.literal_eval(re.search(r"^ICONS = ({.*})$", source, re.M)[1])
+    icons["error"] = ast.literal_eval(re.search(r"^UNKNOWN_ICON = (.*)$", source, re.M)[1])
+    said = {cells[0].split("(")[0]: cells[1] for heading, cells in rows(path) if heading[1] in ("icon", "アイコン")}
+    assert said == icons
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_phases_of_the_cutover_are_the_engines(path):
+    source = (ROOT / "module_utils/shiftmaster/release/cutover.py").read_text(encoding="utf-8")
+    phases = list(ast.literal_eval(re.search(r"^PHASES = (\(.*\))$", source, re.M)[1]))
+    tables = [cells[0] for heading, cells in rows(path) if heading[-1] in ("when it fails", "失敗すると")]
+    assert [name for cell in tables for name in re.findall(r"`([^`]+)`", cell)] == phases[:-1]
+    # The way back is told in the text.
+    assert phases[-1] == "revert" and "revert" in spans(path)
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_hook_phases_are_the_modules(path):
+    source = (ROOT / "library/release/shiftmaster_release.py").read_text(encoding="utf-8")
+    choices = re.search(r"choices: \[(after_build[^]]*)\]", source)[1].split(", ")
+    tables = [
+        cells[0] for heading, cells in rows(path) if len(heading) == 3 and heading[2] in ("as whom", "実行ユーザー")
+    ]
+    assert [span for cell in tables for span in re.findall(r"`([^`]+)`", cell)] == choices
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_states_of_a_release_are_the_codes(path):
+    source = (ROOT / "module_utils/shiftmaster/release/state.py").read_text(encoding="utf-8")
+    statuses = ast.literal_eval(re.search(r"^STATUSES = (\(.*\))$", source, re.M)[1])
+    assert first_column(path, "state of a release", "リリースの状態") == list(statuses)
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_choices_of_schema_are_the_playbooks(path):
+    choices = load(ROOT / "group_vars/all/options.yml")["run_options"]["rollback"]["schema"]["choices"]
+    said = {found for span in spans(path) for found in re.findall(r"^schema=(\w+)$", span)}
+    said |= set(first_column(path, "`schema`"))
+    assert said == set(choices)
+
+
+def test_pages_that_users_see_are_named_as_they_see_them():
+    pages = load(ROOT / "roles/nginx/vars/main.yml")["__nginx_pages"]
+    for path, language in zip(GUIDES, ("en", "ja")):
+        titles = {page["code"]: page[language] for page in pages}
+        named = re.findall(r'["「]([^"」\n]+)["」][^|\n]*[((](\d{3})[))]', prose(path))
+        assert len(named) == 3
+        assert [(title, code) for title, code in named if titles[code] != title] == []
+
+
+# --- paths and links ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=name_of)
+def test_paths_of_the_repository_exist(path):
+    tops = {entry.name for entry in ROOT.iterdir() if not entry.name.startswith(".")} | {".ci"}
+    named = {span for span in spans(path) if re.fullmatch(r"[\w./-]+", span) and span.split("/")[0] in tops}
+    assert named and [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=name_of)
+def test_links_to_chapters_lead_to_one(path):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", prose(path)):
+        text = ((path.parent / target) if target else path).read_text(encoding="utf-8")
+        headings = [re.sub(r"[^\w\s-]", "", line).strip().lower() for line in re.findall(r"^#+ (.*)$", text, re.M)]
+        assert anchor in {heading.replace(" ", "-") for heading in headings}, f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("path", CONFIGURATION + GUIDES, ids=name_of)
+def test_chapters_that_are_named_exist(path):
+    numbers = {int(number) for number in re.findall(r"^#+ (\d+)\. ", path.read_text(encoding="utf-8"), re.M)}
+    said = {int(number) for number in re.findall(r"chapter (\d+)|(\d+) 章", prose(path)) for number in number if number}
+    assert numbers and said <= numbers
+
+
+# --- the two languages ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("english, japanese", PAIRS, ids=["README", "configuration", "guide"])
+def test_both_languages_have_the_same_headings(english, japanese):
+    def shape(path):
+        return [(len(marks), number) for marks, number in re.findall(r"^(#+) (\d*)", prose(path), re.M)]
+
+    assert shape(english) == shape(japanese)
+
+
+@pytest.mark.parametrize("english, japanese", PAIRS, ids=["README", "configuration", "guide"])
+def test_both_languages_have_the_same_code(english, japanese):
+    def code(path):
+        return [(language, re.sub(r" +# .*$", "", text, flags=re.M)) for language, text in blocks(path)]
+
+    assert code(english) == code(japanese)
+
+
+@pytest.mark.parametrize("english, japanese", PAIRS, ids=["README", "configuration", "guide"])
+def test_both_languages_name_the_same_things_in_their_tables(english, japanese):
+    def table(path):
+        return [[sorted(re.findall(r"`[^`]+`", cell)) for cell in cells] for _, cells in rows(path)]
+
+    assert table(english) == table(japanese)
+
+
+@pytest.mark.parametrize("english, japanese", PAIRS, ids=["README", "configuration", "guide"])
+def test_both_languages_name_the_same_things_in_their_text(english, japanese):
+    assert set(spans(english)) == set(spans(japanese))
+
+
+@pytest.mark.parametrize("english, japanese", PAIRS, ids=["README", "configuration", "guide"])
+def test_both_languages_link_to_the_same_places(english, japanese):
+    def links(path):
+        found = re.findall(r"\]\(([^)#\s]+)", prose(path))
+        return sorted(re.sub(r"(\.ja)?\.md$|-(ja|en)\.png$", "", target) for target in found)
+
+    assert links(english) == links(japanese)
+
+
+# --- changelog ------------------------------------------------------------------------------------------------------
+
+
+def test_changelog_begins_with_what_an_upgrade_needs_and_names_the_subject_of_each_entry():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## \[Unreleased\]$", text, re.M)
+    first, *kinds = re.findall(r"^### (.*)$", text, re.M)
+    assert first == "Before you upgrade"
+    steps = re.findall(r"^(\d+)\. ", text.partition("### Before you upgrade")[2].partition("\n### ")[0], re.M)
+    assert steps == [str(number) for number in range(1, len(steps) + 1)] and 0 < len(steps) <= 12
+    assert kinds and set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    entries = [" ".join(entry.split()) for entry in re.findall(r"^- (.*?)(?=^- |^#|\Z)", text, re.M | re.S)]
+    assert entries
+    assert [entry for entry in entries if not re.match(r"\*\*[^*]+\*\*: ", entry)] == []
+
+
+def test_shell_in_the_documents_is_shell():
+    for path in DOCUMENTS:
+        for language, text in blocks(path):
+            # A report is no shell.
+            if not language and not text.startswith("==="):
+                done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
+                assert done.returncode == 0, f"{name_of(path)}: {done.stderr}"

@@ -1,0 +1,76 @@
+"""One fault, one message, at the right time: the messages of tests/faults.yml, by day and by night."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.util
+import sys
+import zoneinfo
+from pathlib import Path
+
+import messages
+import offenders
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
+import alerts as catalogue_of
+
+ROOT = catalogue_of.ROOT
+FAULTS = yaml.safe_load((ROOT / "tests/faults.yml").read_text(encoding="utf-8"))["faults"]
+JAPAN = zoneinfo.ZoneInfo("Asia/Tokyo")
+DAY = datetime.datetime(2026, 11, 30, 10, 0, tzinfo=JAPAN)
+NIGHT = datetime.datetime(2026, 11, 28, 2, 0, tzinfo=JAPAN)
+HOUSE = ("critical", "warning", "info")
+CATALOGUE = {alert["name"]: alert for alert in catalogue_of.catalogue()}
+
+
+@functools.cache
+def config():
+    """What role alertmanager writes, as its own test renders it."""
+    spec = importlib.util.spec_from_file_location("role", ROOT / "tests/unit/roles/test_render_alertmanager.py")
+    role = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(role)
+    role.init_plugin_loader()
+    inhibitions = catalogue_of.load(ROOT / "monitoring/inhibitions.yml")["inhibitions"]
+    given = {"alertmanager_timezone": "Asia/Tokyo", "alertmanager_inhibit_rules": inhibitions}
+    return role.config(**role.SECRETS, **given)
+
+
+def alert(text, env="production"):
+    """(seconds from the fault, labels) of an alert as tests/faults.yml names it."""
+    name, *words = text.split()
+    rule = catalogue_of.rule(CATALOGUE[name])
+    labels, onset = {"alertname": name, **rule["labels"], "env": env}, 15
+    for word in words:
+        key, equal, value = word.partition("=")
+        if word.startswith("+"):
+            onset = int(word[1:])
+        elif key == "env":
+            labels["env"] = f"{env}-{value}" if value else ""
+        else:
+            labels["instance" if not equal else key] = value if equal else word
+    assert "{{" not in labels.get("notify", ""), f"{text}: notify"
+    return onset + catalogue_of.seconds(rule.get("for", "0s")), labels
+
+
+def told(found):
+    """(incidents of PagerDuty, messages to Slack and email) in their order."""
+    incidents = {}
+    for one in found:
+        if one.receiver == "critical-pagerduty":
+            incidents[one.group] = " + ".join(one.alerts)
+    return list(incidents.values()), [" + ".join(one.alerts) for one in found if one.receiver in HOUSE]
+
+
+def expected(fault, moment):
+    return fault["pages"] if "pages" in fault else fault["day" if moment is DAY else "night"]
+
+
+@offenders.each(FAULTS, lambda fault: fault["fault"])
+def test_messages_of_a_fault(fault):
+    assert set(fault) <= {"fault", "env", "independent", "alerts", "pages", "day", "night", "messages"}
+    alerts = [alert(text) for text in fault["alerts"]]
+    for moment in (DAY, NIGHT):
+        pages, house = told(messages.sent(config(), alerts, moment))
+        assert (pages, house) == (expected(fault, moment), fault["messages"]), moment

@@ -1,0 +1,331 @@
+"""What is run, how it is noted, and what is known of a step that has run on another state of the files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run_tests
+import verification
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+STEPS = """areas:
+  code: &code [code/*]
+steps:
+  - {name: good, proves: a | b, label: schema-checked, suites: [test, all], expected: 1, covers: [*code],
+     run: touch good.ran; echo "1 passed in 0.10s"}
+  - {name: late, proves: c, label: executed on a stub, covers: [late/*], run: touch late.ran; test -e fixed}
+  - {name: part, proves: d, label: schema-checked, suites: [test], samples: [late], expected: 3, run: touch part.ran}
+"""
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A repository with three steps, of which one is run by `make test` alone."""
+
+    def git(*arguments):
+        done = subprocess.run(["git", *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    for directory in ("scripts", "docs", "code", "late", ".cache/logs"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "scripts/steps.yml").write_text(STEPS)
+    (tmp_path / ".gitignore").write_text(".cache\n*.ran\nfixed\n")
+    git("init", "--quiet", "--initial-branch", "main")
+    git("config", "user.name", "test")
+    git("config", "user.email", "test@example.jp")
+    for module, name, value in (
+        (run_tests, "ROOT", tmp_path),
+        (run_tests, "LOGS", tmp_path / ".cache/logs"),
+        (run_tests, "FAILURES", tmp_path / ".cache/failures"),
+        (verification, "ROOT", tmp_path),
+    ):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(run_tests, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(run_tests, "remove_hosts", lambda _scenario: None)
+    monkeypatch.setattr(run_tests, "keep_evidence", lambda _step: None)
+
+    def commit(*names):
+        for name in names:
+            with (tmp_path / name).open("a") as file:
+                file.write("x")
+        git("add", ".")
+        git("commit", "--quiet", "--allow-empty", "--message", "x")
+        return git("rev-parse", "HEAD")[:12]
+
+    commit("code/one", "late/one")
+
+    def run(*words):
+        """Returns (exit code, the steps that ran)."""
+        for path in tmp_path.glob("*.ran"):
+            path.unlink()
+        verification.changed_since.cache_clear()
+        monkeypatch.setattr(sys, "argv", ["run_tests.py", *words])
+        code = run_tests.main()
+        return code, [name for name in ("good", "late", "part") if (tmp_path / f"{name}.ran").exists()]
+
+    return tmp_path, commit, run
+
+
+def rows(directory) -> dict:
+    """{step: cells} of the page."""
+    lines = (directory / "docs/verification.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.replace("\\|", "/").split("|")[1:-1]] for line in lines if "|" in line]
+    return {one[0]: one[1:] for one in cells[2:]}
+
+
+def test_what_passed_is_noted_with_its_commit_and_not_run_again_on_the_same_state(clone):
+    directory, commit, run = clone
+    first = commit()
+    assert run("rest") == (1, ["good", "late"])
+    record = json.loads((directory / "docs/verification.json").read_text())
+    assert (record["good"]["commit"], record["good"]["tests"]) == (first, "1 passed in 0.10s")
+    assert record["late"] == {"failed": first}
+    assert rows(directory)["good"][2:6:3] == [f"`{first}`", ""] and first in rows(directory)["late"][-1]
+    assert set(rows(directory)) == {"good", "late"}
+    # The record is data of the repository, which another machine has, too.
+    commit()
+    (directory / "fixed").touch()
+    assert run("rest") == (0, ["late"])
+    assert run("rest") == (0, [])
+    assert f"failed on `{first}`" in rows(directory)["late"][-1]
+
+
+def test_a_change_of_what_a_step_covers_asks_for_it_again(clone):
+    directory, commit, run = clone
+    (directory / "fixed").touch()
+    assert run("all") == (0, ["good", "late"])
+    # The record and its page are no change, not for a step that covers everything.
+    assert not verification.has_changed(run_tests.Step("unit", covers=["*"]), "HEAD")
+    commit("README.md")
+    assert run("rest") == (0, [])
+    last = commit("late/new")
+    run("page")
+    assert (rows(directory)["good"][4], rows(directory)["late"][4]) == ("no", "yes")
+    assert run("rest") == (0, ["late"])
+    assert rows(directory)["late"][2:] == [f"`{last}`", rows(directory)["late"][3], "no", ""]
+
+
+def test_uncommitted_changes_are_run_and_not_noted(clone):
+    directory, commit, run = clone
+    (directory / "code/one").write_text("other")
+    assert run("good", "part") == (0, ["good", "part"])
+    assert not (directory / "docs/verification.json").exists()
+    # Those that a step does not cover are none of its business; what is new counts, too.
+    commit()
+    (directory / "late/new").touch()
+    (directory / "fixed").touch()
+    assert run("good", "late")[0] == 0
+    assert list(rows(directory)["late"][2:5]) == ["never", "", ""] and rows(directory)["good"][2] != "never"
+
+
+def test_a_failure_does_not_take_the_last_pass_away_and_counts_as_not_verified(clone):
+    directory, commit, run = clone
+    (directory / "fixed").touch()
+    passed = commit()
+    assert run("all")[0] == 0
+    (directory / "fixed").unlink()
+    assert run("late")[0] == 1
+    assert rows(directory)["late"][2] == f"`{passed}`" and "❌ failed" in rows(directory)["late"][-1]
+    assert run("rest") == (1, ["late"])
+
+
+def test_a_retry_is_named(clone):
+    directory, commit, _run = clone
+    record = {}
+    step = run_tests.Step("late", covers=["late/*"], closing=["70 passed, 1 rerun in 2195.96s"])
+    verification.note(record, step, True, verification.present())
+    assert record["late"]["retry"] == "1 rerun"
+
+
+def test_affected_runs_what_covers_a_change_since_a_commit(clone):
+    directory, commit, run = clone
+    (directory / "fixed").touch()
+    first = commit()
+    commit("late/one")
+    # On main, without an upstream: the last commit.
+    assert run("affected") == (0, ["late"])
+    # What passed on this state is not run again.
+    assert run("affected") == (0, [])
+    (directory / "code/one").write_text("not committed")
+    assert run("affected", first) == (0, ["good"])
+    # On a branch: since it began.
+    verification.git("switch", "--quiet", "--create", "topic")
+    commit()
+    commit("late/one")
+    commit("README.md")
+    assert run("affected") == (0, ["good", "late"])
+    with pytest.raises(SystemExit, match="no commit"):
+        run("affected", "nowhere")
+
+
+def test_make_test_says_what_it_does_not_cover_and_leaves_the_record_alone(clone, capsys):
+    directory, commit, run = clone
+    assert run("test") == (0, ["good", "part"])
+    assert not (directory / "docs/verification.json").exists()
+    assert ": late\n" in capsys.readouterr().out.partition("Not covered")[2]
+
+
+def test_a_step_that_runs_in_part_is_not_called_covered():
+    made = [
+        run_tests.Step("unit", suites=["test", "all"]),
+        run_tests.Step("hostile", suites=["test", "all"], samples=["hostile"]),
+        run_tests.Step("sample", suites=["test"], samples=["kills"]),
+        run_tests.Step("kills"),
+        run_tests.Step("logging"),
+    ]
+    lines = run_tests.not_covered(made, made[:3]).splitlines()
+    assert [line.rpartition(": ")[2] for line in lines[2:]] == ["hostile, kills", "logging"]
+
+
+def test_a_record_of_a_commit_that_is_not_here_verifies_nothing(clone):
+    directory, commit, run = clone
+    (directory / "docs/verification.json").write_text(json.dumps({"good": {"commit": "f" * 12, "date": "2026-11-28"}}))
+    run("page")
+    assert rows(directory)["good"][4] == "unknown"
+    assert run("rest")[1] == ["good", "late"]
+
+
+def step(name, expected, **more):
+    return run_tests.Step(name, run="true", expected=expected, **more)
+
+
+@pytest.mark.parametrize(
+    ("steps", "running", "minutes"),
+    [
+        ([step("a", 60), step("b", 60), step("c", 120)], {}, 3),
+        ([step("a", 60), step("b", 60, needs="a"), step("c", 60, needs="b")], {}, 3),
+        ([step("a", 120, alone=True), step("b", 60), step("c", 60)], {}, 3),
+        ([step("a", 120), step("b", 60, alone=True)], {}, 3),
+        ([step("a", 120, result=run_tests.RUNNING), step("b", 60)], {"a": 60}, 1),
+        # Twice as slow as recorded.
+        ([step("a", 300, result=run_tests.PASSED, seconds=600), step("b", 60)], {}, 2),
+        ([step("a", 300, result=run_tests.FAILED), step("b", 60, note="needs a")], {}, 0),
+    ],
+    ids=["two at a time", "one after the other", "alone", "alone after another", "running", "slow", "nothing"],
+)
+def test_the_time_left(steps, running, minutes):
+    seconds, unknown = run_tests.time_left(steps, running)
+    assert (seconds, unknown) == (minutes * 60, [])
+
+
+def test_a_step_without_a_recorded_duration_is_named():
+    assert run_tests.time_left([step("a", None), step("b", 60)], {}) == (60, ["a"])
+
+
+def test_which_tests_failed_is_said_at_the_end(clone, capsys):
+    step = run_tests.Step(
+        "bad", run="echo 'FAILED tests/test_it.py::test_one - assert 1 == 2'; echo 'ERROR    Executed'; false"
+    )
+    assert not run_tests.Runner([step, run_tests.Step("good", run="echo 'ERROR x.py'")]).run()
+    end = capsys.readouterr().out.partition("\nstep ")[2]
+    assert "bad: FAILED tests/test_it.py::test_one - assert 1 == 2" in end and "ERROR" not in end
+
+
+# -- scripts/steps.yml of this repository -----------------------------------------------------------------------------
+
+# What others than lint and unit tests have to run for. (Of scripts, what only writes files is the unit tests' own.)
+PRODUCT = (
+    "deploy.yml", "rollback.yml", "ansible.cfg", "checklists/", "diagnosis/", "examples/", "group_vars/", "inventory/",
+    "library/", "module_utils/", "molecule/", "monitoring/", "playbooks/", "plugins/", "roles/", "scripts/test_",
+    "scripts/with_services", "scripts/images", "scripts/alert", "scripts/dashboards.py", "shiftmaster_monitoring/",
+    "docs/runbooks/",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return run_tests.load_steps()
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_symlink() | (ROOT / name).exists()]
+
+
+def test_every_file_of_the_product_has_a_step_that_covers_it(steps, tracked):
+    assert [name for name in tracked if not any(verification.covered(one, [name]) for one in steps)] == []
+    dynamic = [one for one in steps if one.covers != ["*"]]
+    product = [name for name in tracked if name.startswith(PRODUCT) and name != "molecule/README.md"]
+    assert [name for name in product if not any(verification.covered(one, [name]) for one in dynamic)] == []
+
+
+def test_every_pattern_matches_something(steps, tracked):
+    patterns = {pattern for one in steps for pattern in one.covers}
+    nothing = run_tests.Step("")
+    assert [
+        pattern for pattern in sorted(patterns)
+        if not verification.covered(run_tests.replace(nothing, covers=[pattern]), tracked)
+    ] == []  # fmt: skip
+
+
+def test_every_step_is_complete(steps):
+    names = [one.name for one in steps]
+    assert len(names) == len(set(names))
+    for number, one in enumerate(steps):
+        assert one.suites and set(one.suites) <= {"test", "all", "bench"}, one.name
+        assert not one.needs or one.needs in names[:number], one.name
+        assert set(one.samples) <= set(names), one.name
+        # `make test` says how long it will take.
+        assert ("test" in one.suites) == (one.expected is not None), one.name
+
+
+def test_what_a_sample_takes_is_marked(steps):
+    """Each scenario that a sample names has tests that are marked, and each that has some is named."""
+    marked = {
+        path.parts[-3]
+        for path in (ROOT / "molecule").glob("*/tests/test_*.py")
+        if "pytest.mark.sample" in path.read_text()
+    }
+    assert {name for one in steps for name in one.samples} == marked
+
+
+def test_the_nightly_run_has_a_job_for_each_step(steps):
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert jobs["all"]["strategy"]["matrix"]["step"] == [one.name for one in steps if "all" in one.suites]
+
+
+# -- how steps run together -------------------------------------------------------------------------------------------
+
+
+def test_a_scenario_that_is_not_listed_begins_with_the_host_that_it_wants():
+    found = {name: run_tests.unlisted(name) for name in ("monitoring", "base")}
+    assert found["monitoring"].needs == "default" and found["base"].needs == ""
+    assert found["monitoring"].minutes == 150
+
+
+@pytest.mark.parametrize(
+    ("load", "alone", "most"),
+    [(0.5, False, 3), (2.5, False, 2), (0.5, True, 1)],
+    ids=["processors idle", "processors busy", "alone"],
+)
+def test_a_third_one_runs_where_two_leave_room(clone, monkeypatch, load, alone, most):
+    monkeypatch.setattr(run_tests, "SETTLED_SECONDS", 0.2)
+    monkeypatch.setattr(run_tests.os, "getloadavg", lambda: (load, 0, 0))
+    monkeypatch.setattr(run_tests.os, "cpu_count", lambda: 2)
+    steps = [run_tests.Step(name, run="sleep 1.5", alone=alone) for name in "abcd"]
+    runner, running = run_tests.Runner(steps), []
+    start = runner.start
+    monkeypatch.setattr(runner, "start", lambda step: (start(step), running.append(len(runner.running))))
+    assert runner.run() and max(running) == most
+
+
+def test_nothing_is_begun_that_a_step_which_has_to_be_alone_would_wait_for(clone):
+    steps = [
+        run_tests.Step("first", run="sleep 1; touch first.ran"),
+        run_tests.Step(
+            "alone", needs="first", alone=True, run="test ! -e long.ran; result=$?; touch alone.ran; exit $result"
+        ),
+        run_tests.Step("long", run="test -e alone.ran && touch long.ran"),
+    ]
+    assert run_tests.Runner(steps).run()

@@ -1,0 +1,288 @@
+"""The script of role exporter that reads containers, against a real HTTP server on a unix socket."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import socketserver
+import stat
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+RECORDED = json.loads((ROOT / "tests/unit/recorded/engine.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location(
+        "container_metrics", ROOT / "roles/exporter/files/container_metrics.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+
+@pytest.fixture
+def engine(tmp_path):
+    """A function that starts an engine with these answers (path -> object, status or a function of the handler)."""
+    started = []
+
+    def start(answers):
+        asked = []
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                asked.append(self.path)
+                answer = answers.get(self.path, 404)
+                if callable(answer):
+                    return answer(self)
+                status, body = (answer, b"{}") if isinstance(answer, int) else (200, json.dumps(answer).encode())
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                # As Docker sends what is larger.
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                for at in range(0, len(body), 1000):
+                    part = body[at : at + 1000]
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+                self.wfile.write(b"0\r\n\r\n")
+
+            def address_string(self):
+                return "socket"
+
+            def log_message(self, *_arguments):
+                pass
+
+        path = str(tmp_path / "engine.sock")
+        server = Engine(path, Handler)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        started.append(server)
+        return path, asked
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+def metrics(path):
+    found = {}
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            name, value = line.rsplit(" ", 1)
+            assert name not in found, "a series twice"
+            found[name] = float(value)
+    return found
+
+
+def test_metrics_of_recorded_containers(script, engine, tmp_path):
+    path, asked = engine(RECORDED)
+    output = tmp_path / "c.prom"
+    before = time.time()
+    assert script.main(["--socket", path, "--output", str(output)]) == 0
+    found = metrics(output)
+    assert found["shiftmaster_container_engine_up"] == 1
+    assert before - 1 <= found["shiftmaster_containers_last_collected_timestamp_seconds"] <= time.time() + 0.001
+    assert found['shiftmaster_containers{state="running"}'] == 2
+    assert found['shiftmaster_containers{state="exited"}'] == 1
+    assert found['shiftmaster_container_info{image="shiftmaster-ops/base:trixie",name="web"}'] == 1
+    assert [found[f'shiftmaster_container_running{{name="{name}"}}'] for name in ("web", "sick", "killed")] == [1, 1, 0]
+    for name, health in (("web", "healthy"), ("sick", "unhealthy"), ("killed", "none")):
+        for state in ("healthy", "unhealthy", "starting", "none"):
+            assert found[f'shiftmaster_container_health{{name="{name}",state="{state}"}}'] == (state == health)
+    assert found['shiftmaster_container_restarts_total{name="sick"}'] == 3
+    assert found['shiftmaster_container_oom_killed{name="killed"}'] == 1
+    assert found['shiftmaster_container_exit_code{name="killed"}'] == 137
+    stats = RECORDED[next(key for key in RECORDED if key.endswith("one-shot=true"))]
+    assert found['shiftmaster_container_cpu_seconds_total{name="web"}'] == pytest.approx(
+        stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
+    )
+    assert found['shiftmaster_container_memory_bytes{name="web"}'] == (
+        stats["memory_stats"]["usage"] - stats["memory_stats"]["stats"]["total_inactive_file"]
+    )
+    # What does not run has no metrics of its own, and is not asked for any.
+    assert 'shiftmaster_container_memory_bytes{name="killed"}' not in found
+    assert len([target for target in asked if "stats" in target]) == 2
+    assert stat.S_IMODE(output.stat().st_mode) == 0o644
+    assert [item.name for item in tmp_path.iterdir() if item.name.startswith(".")] == []
+
+
+def test_the_text_is_what_the_collector_takes(script, engine, tmp_path):
+    path, _asked = engine(RECORDED)
+    script.run(path, str(tmp_path / "c.prom"), 10)
+    text = (tmp_path / "c.prom").read_text(encoding="utf-8")
+    seen = set()
+    for line in text.splitlines():
+        if line.startswith("# TYPE "):
+            metric = line.split()[2]
+            assert metric not in seen, "a metric's lines stand together"
+            seen.add(metric)
+        elif not line.startswith("#"):
+            assert line.split("{")[0].split(" ")[0] == metric
+            assert re.fullmatch(r'\w+(\{(\w+="(\\.|[^"\\])*",?)+\})? -?[0-9.e+-]+', line), line
+    assert seen == set(script.METRICS)
+    assert text.endswith("\n")
+
+
+def test_names_are_escaped(script):
+    text = script.render([("shiftmaster_container_running", {"name": 'a"b\\c\nd'}, 1)])
+    assert 'shiftmaster_container_running{name="a\\"b\\\\c\\nd"} 1' in text
+
+
+@pytest.mark.parametrize("memory, expected", [
+    ({"usage": 100, "stats": {"inactive_file": 30}}, 70),
+    ({"usage": 100, "stats": {"total_inactive_file": 40, "inactive_file": 30}}, 60),
+    ({"usage": 10, "stats": {"inactive_file": 30}}, 10),
+    ({"usage": 100}, 100),
+    ({}, None),
+])  # fmt: skip
+def test_memory_of_both_kinds_of_cgroups(script, memory, expected):
+    assert script.memory_bytes({"memory_stats": memory}) == expected
+
+
+def test_a_container_that_goes_away_meanwhile_is_left_out(script, engine, tmp_path):
+    gone = next(key for key in RECORDED if key.endswith("/json") and RECORDED[key]["Name"] == "/web")
+    path, _asked = engine({key: value for key, value in RECORDED.items() if not key.startswith(gone[: -len("/json")])})
+    assert script.run(path, str(tmp_path / "c.prom"), 10) == (None, True)
+    found = metrics(tmp_path / "c.prom")
+    assert not [name for name in found if 'name="web"' in name]
+    assert found['shiftmaster_container_running{name="sick"}'] == 1
+
+
+def assert_says_that_it_failed(output, last):
+    assert metrics(output).keys() == {
+        "shiftmaster_container_engine_up",
+        "shiftmaster_containers_last_collected_timestamp_seconds",
+        "shiftmaster_containers_collect_duration_seconds",
+    }
+    assert metrics(output)["shiftmaster_container_engine_up"] == 0
+    assert metrics(output)["shiftmaster_containers_last_collected_timestamp_seconds"] == last
+
+
+def test_an_engine_that_is_away_leaves_no_old_metrics_but_their_time(script, engine, tmp_path, capsys):
+    path, _asked = engine(RECORDED)
+    output = tmp_path / "c.prom"
+    script.run(path, str(output), 10)
+    last = metrics(output)["shiftmaster_containers_last_collected_timestamp_seconds"]
+    for _time in range(2):
+        assert script.main(["--socket", str(tmp_path / "none"), "--output", str(output)]) == 0
+        assert_says_that_it_failed(output, last)
+    assert capsys.readouterr().err.count("<4>") == 1, "every 15 seconds, it would fill the journal"
+    output.unlink()
+    script.main(["--socket", str(tmp_path / "none"), "--output", str(output)])
+    assert_says_that_it_failed(output, 0)
+
+
+LIST = "/v1.41/containers/json?all=1"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [500, {"message": "no"}, [{"State": "running"}], [None], "text"],
+    ids=["500", "no list", "no id", "null", "text"],
+)
+def test_answers_that_make_no_sense(script, engine, tmp_path, answer):
+    path, _asked = engine({LIST: answer})
+    assert script.run(path, str(tmp_path / "c.prom"), 10)[0]
+    assert_says_that_it_failed(tmp_path / "c.prom", 0)
+
+
+def test_no_json(script, engine, tmp_path):
+    def cut(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "100")
+        handler.end_headers()
+        handler.wfile.write(b"[")
+        handler.close_connection = True
+
+    path, _asked = engine({LIST: cut})
+    assert script.run(path, str(tmp_path / "c.prom"), 10)[0]
+    assert_says_that_it_failed(tmp_path / "c.prom", 0)
+
+
+@pytest.mark.parametrize("drip", [False, True], ids=["silent", "byte by byte"])
+def test_an_engine_that_hangs_is_waited_for_within_the_limit(script, engine, tmp_path, drip):
+    end = threading.Event()
+
+    def hang(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "100000")
+        handler.end_headers()
+        while not end.wait(0.05):
+            if drip:
+                try:
+                    handler.wfile.write(b" ")
+                except OSError:
+                    return
+
+    path, _asked = engine({LIST: hang})
+    began = time.monotonic()
+    problems = []
+    # In a thread: one that waits for ever shall fail, not hang.
+    asker = threading.Thread(
+        target=lambda: problems.append(script.run(path, str(tmp_path / "c.prom"), 0.6)), daemon=True
+    )
+    asker.start()
+    asker.join(5)
+    hung = asker.is_alive()
+    end.set()
+    assert not hung and problems[0][0]
+    assert 0.5 < time.monotonic() - began < 5
+    assert_says_that_it_failed(tmp_path / "c.prom", 0)
+
+
+def test_many_containers_share_the_limit(script, engine, tmp_path):
+    def slow(handler):
+        time.sleep(0.3)
+        body = json.dumps(RECORDED[handler.path]).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    path, _asked = engine({key: RECORDED[key] if key == LIST else slow for key in RECORDED})
+    began = time.monotonic()
+    assert script.run(path, str(tmp_path / "c.prom"), 0.7)[0]
+    assert time.monotonic() - began < 5
+    assert_says_that_it_failed(tmp_path / "c.prom", 0)
+
+
+def test_a_reader_never_sees_half_a_file(script, tmp_path):
+    output = tmp_path / "c.prom"
+    texts = {name: name * 200_000 for name in "ab"}
+    script.replace(str(output), texts["a"])
+    stop = threading.Event()
+    seen = []
+
+    def read():
+        while not stop.is_set():
+            text = output.read_text(encoding="utf-8")
+            if text not in texts.values():
+                seen.append(len(text))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(100):
+        script.replace(str(output), texts["ab"[number % 2]])
+    stop.set()
+    reader.join()
+    assert seen == []
+
+
+def test_it_needs_nothing_but_pythons_own_library(script):
+    text = Path(script.__file__).read_text(encoding="utf-8")
+    imported = set(re.findall(r"^(?:import|from) ([\w]+)", text, re.M))
+    assert imported <= set(sys.stdlib_module_names)

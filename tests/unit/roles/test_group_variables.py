@@ -1,0 +1,375 @@
+"""What group_vars/all makes of an inventory: who listens for whom, and how they speak."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import inventories
+import pytest
+import yaml
+from rendered import render
+
+ROOT = Path(__file__).resolve().parents[3]
+ASKED = (
+    "topology_rules", "postgresql_listen_addresses", "postgresql_hba_rules", "redis_port", "redis_tls_port",
+    "nginx_upstream_servers", "nginx_upstream_tls", "nginx_local_tls_listen", "nginx_static_url", "firewall_rules",
+    "shiftmaster_database_sslmode", "shiftmaster_lb_servers", "tls_internal_names", "shiftmaster_secret_environment",
+    "postgresql_max_connections", "diagnosis_peers", "diagnosis_beat_hosts", "diagnosis_beat_expected",
+    "diagnosis_units",
+)  # fmt: skip
+WATCHED = (
+    "exporter_instances", "prometheus_jobs", "prometheus_listen_address", "prometheus_rule_files", "firewall_rules",
+    "alertmanager_listen_addresses", "exporter_listen_addresses", "nginx_metrics_listen", "monitoring_clients",
+)  # fmt: skip
+
+
+def wiring(inventory: str, pattern: str = "all", asked=ASKED, facts=None, **extra) -> dict:
+    """{host: {variable: value}} of an inventory; facts: {host: what is known of it already}."""
+    return inventories.variables(ROOT / "inventory" / inventory, asked, pattern, facts, **extra)
+
+
+@pytest.fixture(scope="module")
+def production():
+    return wiring("production", topology_media_shared=True)
+
+
+def test_a_fleet_has_no_problem_of_its_own(production):
+    assert {host: values["topology_rules"] for host, values in production.items() if values["topology_rules"]} == {}
+
+
+@pytest.mark.parametrize("group", ["database", "cache"])
+def test_a_second_primary_is_a_problem_and_a_standby_is_none(tmp_path, group):
+    inventory = yaml.safe_load((ROOT / "inventory/production/hosts.yml").read_text(encoding="utf-8"))
+    children = inventory["all"]["children"]
+    children["production"]["hosts"]["second"] = {"ansible_host": "192.0.2.40", "private_address": "10.20.0.40"}
+    children["standby"] = {"hosts": {"second": None}}
+
+    def problems(name):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "hosts.yml").write_text(yaml.safe_dump(inventory))
+        found = wiring(tmp_path / name, "db1", ("topology_rules",), topology_media_shared=True)
+        return found["db1"]["topology_rules"]
+
+    assert problems("standby") == []
+    del children["standby"]
+    children[group]["hosts"]["second"] = None
+    (found,) = problems("second")
+    assert found.startswith(f"group {group} holds ") and "second" in found and "primary" in found
+
+
+def test_the_database_answers_the_application_hosts_alone(production):
+    assert production["db1"]["postgresql_listen_addresses"] == ["*"]
+    addresses = [rule.get("address") for rule in production["db1"]["postgresql_hba_rules"]]
+    assert addresses[-2:] == ["10.20.0.11/32", "10.20.0.12/32"]
+    assert {"name": "postgresql", "ports": [5432], "sources": ["10.20.0.11", "10.20.0.12"]} in production["db1"][
+        "firewall_rules"
+    ]
+    assert production["app1"]["shiftmaster_database_sslmode"] == "verify-full"
+
+
+def test_the_cache_speaks_tls_alone(production):
+    assert (production["cache1"]["redis_port"], production["cache1"]["redis_tls_port"]) == (0, 6379)
+    assert production["app2"]["shiftmaster_secret_environment"]["CACHE_URL"].startswith("rediss://shiftmaster:")
+    assert (
+        "10.20.0.22:6379/1?ssl_cert_reqs=required" in production["app2"]["shiftmaster_secret_environment"]["CACHE_URL"]
+    )
+
+
+def test_the_web_server_asks_both_application_hosts_by_their_private_addresses(production):
+    edge = production["edge1"]
+    assert edge["nginx_upstream_servers"] == ["10.20.0.11:8443", "10.20.0.12:8443"] and edge["nginx_upstream_tls"]
+    assert edge["nginx_static_url"] == "" and edge["nginx_local_tls_listen"] == []
+    assert production["app1"]["nginx_local_tls_listen"] == ["8443"]
+    assert production["app1"]["firewall_rules"] == [{"name": "application", "ports": [8443], "sources": ["10.20.0.10"]}]
+    assert {"app1", "10.20.0.11", "app.shiftmaster.internal"} <= set(production["app1"]["tls_internal_names"])
+
+
+def test_one_host_needs_nobody_else():
+    values = next(iter(wiring("single").values()))
+    assert values["topology_rules"] == [] and values["shiftmaster_lb_servers"] == {}
+    assert values["postgresql_listen_addresses"] == ["localhost"]
+    assert (values["redis_port"], values["redis_tls_port"]) == (6379, 0)
+    assert values["nginx_upstream_servers"] == ["unix:/var/www/shiftmaster/active/socket"]
+    assert not values["nginx_upstream_tls"] and values["nginx_local_tls_listen"] == []
+    assert [rule for rule in values["firewall_rules"] if rule["name"] != "web" and rule["sources"]] == []
+    assert values["shiftmaster_database_sslmode"] == "require"
+
+
+@pytest.mark.parametrize("count, connections", [(1, "100"), (2, "120"), (8, "420")])
+def test_the_database_has_room_for_both_slots_of_every_application_host(tmp_path, count, connections):
+    apps = "".join(f"app{number} ansible_host=10.0.0.{number}\n" for number in range(count))
+    (tmp_path / "hosts").write_text(f"[app]\n{apps}[database]\napp0\n[web]\napp0\n[cache]\napp0\n")
+    values = wiring(str(tmp_path / "hosts"), asked=("postgresql_max_connections",))
+    assert {str(value["postgresql_max_connections"]) for value in values.values()} == {connections}
+
+
+# --- what watches them ------------------------------------------------------------------------------------------------
+
+HOSTS = """[{environment}]
+edge1 ansible_host=10.0.0.1
+app1 ansible_host=10.0.0.2
+db1 ansible_host=2001:db8::3
+mon1 ansible_host=10.0.0.4
+mon2 ansible_host=10.0.0.5
+[web]
+edge1
+[app]
+app1
+[database]
+db1
+[cache]
+db1
+[monitoring]
+mon1
+mon2
+"""
+
+
+def watched(directory, environment="production", hosts=HOSTS, **extra) -> dict:
+    """app1 is of Debian 12, of the others nobody knows."""
+    facts = {"app1": {"distribution_major_version": "12"}}
+    (directory / "hosts").write_text(hosts.replace("{environment}", environment))
+    return wiring(
+        str(directory / "hosts"), asked=WATCHED, facts=facts, **{"shiftmaster_domain": "shift.example.test", **extra}
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return watched(tmp_path_factory.mktemp("site"), grafana_apt_url="https://mirror.example.test/grafana")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Without a backup or a scheduler, and with two web hosts."""
+    hosts = HOSTS.replace("[web]\n", "[web]\napp1\n")
+    return watched(tmp_path_factory.mktemp("demo"), "demo", hosts, shiftmaster_celery_beat=False)
+
+
+def instances(values, job) -> list:
+    return [target["labels"]["instance"] for one in values["prometheus_jobs"] if one["name"] == job
+            for target in one["targets"]]  # fmt: skip
+
+
+def alerts(values) -> set:
+    return {
+        rule["alert"]
+        for text in values["prometheus_rule_files"].values()
+        for group in yaml.safe_load(text)["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+
+
+def test_one_host_that_watches_itself_listens_for_nobody_else(tmp_path):
+    (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database cache monitoring".split()))
+    one = wiring(str(tmp_path / "hosts"), asked=WATCHED, shiftmaster_domain="shift.example.test")["one"]
+    assert one["exporter_listen_addresses"] == ["127.0.0.1"] and one["prometheus_listen_address"] == "127.0.0.1"
+    assert one["alertmanager_listen_addresses"] == ["127.0.0.1:9093"]
+    assert one["nginx_metrics_listen"] == ["127.0.0.1:9443"] and one["monitoring_clients"] == []
+    addresses = {
+        target["address"]
+        for job in one["prometheus_jobs"]
+        if job["name"] != "blackbox-http"
+        for target in job["targets"]
+    }
+    assert {address.split(":")[0] for address in addresses} == {"localhost"} and len(addresses) > 8
+    assert {target["labels"]["role"] for job in one["prometheus_jobs"] for target in job["targets"]} >= {
+        "web,app,database,cache,monitoring"
+    }
+    opened = {port for rule in one["firewall_rules"] if rule.get("sources") != [] for port in rule["ports"]}
+    assert opened & {9090, 9093, 9094, 9100, 9113, 9115, 9121, 9187, 9443} == set(), one["firewall_rules"]
+
+
+@pytest.fixture(scope="module")
+def two_hundred(tmp_path_factory):
+    """198 application hosts behind one with everything else, and one that watches: as its host sees them."""
+    directory = tmp_path_factory.mktemp("topology")
+    apps = [f"app{number} ansible_host=10.1.{number // 200}.{number % 200 + 1}" for number in range(198)]
+    (directory / "hosts").write_text(
+        "[app]\n" + "\n".join(apps) + "\n[web]\nedge1 ansible_host=10.0.0.1\n[database]\nedge1\n[cache]\nedge1\n"
+        "[monitoring]\nmon1 ansible_host=10.0.0.2\n"
+    )  # fmt: skip
+    return wiring(str(directory / "hosts"), "mon1", asked=WATCHED, shiftmaster_domain="shift.example.test")["mon1"]
+
+
+def test_two_hundred_hosts_are_targets_of_their_own(two_hundred):
+    counts = {job["name"]: len(job["targets"]) for job in two_hundred["prometheus_jobs"]}
+    assert counts["node"] == counts["blackbox-icmp"] == counts["blackbox-tls"] == 200
+    assert counts["shiftmaster"] == 198 and counts["mtail"] == counts["nginx"] == 199
+    assert counts["postgres"] == counts["redis"] == counts["prometheus"] == counts["blackbox-http"] == 1
+    for job in two_hundred["prometheus_jobs"]:
+        assert len({target["address"] for target in job["targets"]}) == len(job["targets"])
+        assert len({target["labels"]["instance"] for target in job["targets"]}) == len(job["targets"])
+
+
+def test_the_configuration_for_two_hundred_hosts_is_one(two_hundred, tmp_path):
+    text = render(
+        "prometheus", "prometheus.yml.j2", prometheus_jobs=two_hundred["prometheus_jobs"], ansible_managed="x",
+        prometheus_web_users=[{"name": "prometheus", "password": "x"}],
+    )  # fmt: skip
+    jobs = yaml.safe_load(text)["scrape_configs"]
+    assert [job["job_name"] for job in jobs] == [job["name"] for job in two_hundred["prometheus_jobs"]]
+    promtool = os.environ.get("PROMTOOL") or shutil.which("promtool")
+    if promtool:
+        (tmp_path / "prometheus.yml").write_text(text)
+        checked = [promtool, "check", "config", "--syntax-only", tmp_path / "prometheus.yml"]
+        done = subprocess.run(checked, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_exporters_that_know_no_password_are_left_out(site):
+    names = {host: {one["name"] for one in values["exporter_instances"]} for host, values in site.items()}
+    assert names["app1"] == {"node", "mtail"} and names["edge1"] == {"node", "nginx", "mtail"}
+    assert instances(site["mon1"], "nginx") == ["edge1"] and instances(site["mon1"], "mtail") == ["edge1", "app1"]
+    assert instances(site["mon1"], "redis") == ["db1"]
+
+
+def test_the_page_is_known_by_the_only_host_that_answers_it(site, demo):
+    assert instances(site["mon1"], "blackbox-http") == ["edge1"]
+    assert instances(demo["mon1"], "blackbox-http") == ["shift.example.test"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"monitoring_container_hosts": ["one", "tow"]}, "monitoring_container_hosts: no host is called tow"),
+        ({"monitoring_alerts_left_out": ["BackupMissing", "BackupMisses"]}, "no alert is called BackupMisses"),
+        ({"ansible_run_tags": ["relase", "nginx"]}, "There is no tag relase"),
+        ({"tls_site_mode": "letsencrypt"}, "tls_site_mode=letsencrypt is none of"),
+        ({"monitoring_container_hosts": ["one"], "monitoring_alerts_left_out": ["BackupMissing"]}, None),
+    ],
+)
+def test_hosts_alerts_tags_and_modes_that_there_are_not(tmp_path, given, sentence):
+    (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database monitoring".split()))
+    (problems,) = wiring(str(tmp_path / "hosts"), asked=("topology_rules",), **given).values()
+    assert [sentence in one for one in problems["topology_rules"]] == ([True] if sentence else [])
+
+
+def test_a_new_password_for_scrapes_is_valid_beside_the_old_one(tmp_path):
+    (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database monitoring".split()))
+    old, asked = {"name": "prometheus", "password": "old"}, ("exporter_users", "nginx_metrics_users")
+    found = wiring(
+        str(tmp_path / "hosts"), asked=(*asked, "prometheus_web_users", "prometheus_jobs"),
+        monitoring_scrape_user="prometheus-2", vault_monitoring_scrape_password="new",
+        monitoring_scrape_users_previous=[old], shiftmaster_domain="shift.example.test",
+    )  # fmt: skip
+    for values in found.values():
+        both = [{"name": "prometheus-2", "password": "new"}, old]
+        assert values["exporter_users"] == values["nginx_metrics_users"] == values["prometheus_web_users"][1:] == both
+        assert {job["user"] for job in values["prometheus_jobs"]} == {"prometheus-2"}
+
+
+def test_grafana_is_asked_where_there_is_one(site, demo):
+    assert instances(site["mon1"], "grafana") == ["mon1", "mon2"] and instances(demo["mon1"], "grafana") == []
+
+
+def test_what_is_watched_listens_on_addresses_of_ipv6_as_well(site):
+    assert site["db1"]["exporter_listen_addresses"] == [""] and site["mon1"]["prometheus_listen_address"] == ""
+    assert site["mon1"]["alertmanager_listen_addresses"] == [":9093"]
+
+
+def test_several_alertmanagers_may_speak_with_one_another(site):
+    ports = {
+        host: {port for rule in values["firewall_rules"] if rule["name"] == "monitoring" for port in rule["ports"]}
+        for host, values in site.items()
+    }
+    assert {host for host, open_ports in ports.items() if 9094 in open_ports} == {"mon1", "mon2"}
+
+
+def test_what_is_not_wanted_is_not_told_as_a_lack(site, demo):
+    lacks = {"CeleryBeatMissing", "BackupMissing", "RestoreTestTooOld"}
+    assert lacks <= alerts(site["mon1"]) and alerts(site["mon1"]) - alerts(demo["mon1"]) == lacks
+
+
+@pytest.mark.parametrize(
+    "extra, said",
+    [
+        ({"topology_media_shared": False}, "topology_media_shared"),
+        ({"topology_media_shared": True, "shiftmaster_batches": [0]}, "shiftmaster_batches"),
+    ],
+)
+def test_what_is_wrong_about_a_fleet_is_told(extra, said):
+    problems = wiring("production", asked=("topology_rules",), **extra)["app1"]["topology_rules"]
+    assert len(problems) == 1 and said in problems[0]
+
+
+def test_only_hosts_with_an_address_are_looked_for(tmp_path):
+    (tmp_path / "hosts").write_text("[app]\na\nb\n[web]\nw\n[database]\nd private_address=192.0.2.7\n[cache]\nc\n")
+    hosts = wiring(str(tmp_path / "hosts"), asked=("diagnosis_peers",))
+    assert [(peer["host"], peer["address"]) for peer in hosts["a"]["diagnosis_peers"]] == [("d", "192.0.2.7")]
+    assert hosts["w"]["diagnosis_peers"] == []
+
+
+@pytest.mark.parametrize(
+    "said, taken",
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("0.0.0.0/0", ""),
+        ("192.0.2.7/32 trust\nhost all all 0.0.0.0/0", ""),
+        ("192.0.2.7\n", ""),
+        ("192.0.2.7; drop", ""),
+        (["192.0.2.7"], ""),
+    ],
+)
+def test_what_a_host_says_of_its_address_cannot_change_the_files_of_others(tmp_path, said, taken):
+    (tmp_path / "hosts").write_text("[app]\na\n[database]\nd private_address=192.0.2.9\n")
+    facts = {"a": {"default_ipv4": {"address": said}}}
+    values = wiring(str(tmp_path / "hosts"), pattern="d", asked=["topology_addresses"], facts=facts)
+    assert values["d"]["topology_addresses"] == {"a": taken, "d": "192.0.2.9"}
+
+
+def test_the_watchers_are_units_that_must_run(tmp_path):
+    (tmp_path / "hosts").write_text("[app]\na\n[web]\na\n[database]\na\n[cache]\na\n[monitoring]\nm\n")
+    hosts = wiring(str(tmp_path / "hosts"), asked=("diagnosis_units",), grafana_apt_url="https://x")
+    assert hosts["m"]["diagnosis_units"] == ["prometheus", "prometheus-alertmanager", "grafana-server"]
+    assert "prometheus" not in hosts["a"]["diagnosis_units"]
+
+
+def test_a_scheduler_is_expected_where_all_hosts_are_asked_and_one_has_it(production):
+    assert production["app2"]["diagnosis_beat_hosts"] == ["app1"] and production["app2"]["diagnosis_beat_expected"]
+    asked = ("diagnosis_beat_hosts", "diagnosis_beat_expected")
+    some = wiring("production", asked=asked, shiftmaster_celery_beat=False)["app1"]
+    assert some["diagnosis_beat_hosts"] == [] and not some["diagnosis_beat_expected"]
+    assert not wiring("production", "app2", asked)["app2"]["diagnosis_beat_expected"]
+
+
+def test_both_examples_of_a_vault_have_the_same_secrets():
+    one, other = (ROOT / f"group_vars/{name}/vault.yml.example" for name in ("single", "production"))
+    assert one.read_text().replace("group_vars/single", "group_vars/production") == other.read_text()
+
+
+def test_pgbackrests_port_has_a_key_and_a_login_of_its_own(tmp_path):
+    inventory = yaml.safe_load((ROOT / "inventory/production/hosts.yml").read_text(encoding="utf-8"))
+    children = inventory["all"]["children"]
+    children["production"]["hosts"]["backup1"] = {"ansible_host": "192.0.2.40", "private_address": "10.20.0.40"}
+    children["backup"] = {"hosts": {"backup1": None}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    asked = (
+        "tls_internal_services", "postgresql_hba_rules", "postgresql_roles", "backup_tls_peer_address",
+        "firewall_rules", "tls_internal_reload_commands",
+    )  # fmt: skip
+    secrets = {
+        f"vault_backup_{name}": "s" * 20 for name in ("cipher_passphrase", "restic_password", "database_password")
+    }
+    found = wiring(tmp_path, "all", asked, topology_media_shared=True, **secrets)
+    with_key = {host for host, values in found.items() if values["tls_internal_services"]}
+    assert with_key == {"db1", "backup1"}
+    assert found["db1"]["tls_internal_services"] == [{"name": "pgbackrest", "group": "postgres"}]
+    assert "systemctl try-reload-or-restart pgbackrest.service*" in found["backup1"]["tls_internal_reload_commands"]
+    # Before the rule for every local login, which asks for a password.
+    assert found["db1"]["postgresql_hba_rules"][0] == {
+        "type": "local", "database": "postgres", "user": "pgbackrest", "method": "peer",
+    }  # fmt: skip
+    role = next(role for role in found["db1"]["postgresql_roles"] if role["name"] == "pgbackrest")
+    assert role["memberships"] == ["pg_read_all_settings"] and not role.get("attributes") and not role.get("password")
+    assert (found["db1"]["backup_tls_peer_address"], found["backup1"]["backup_tls_peer_address"]) == (
+        "10.20.0.40", "10.20.0.21",
+    )  # fmt: skip
+    rules = {host: next(r for r in found[host]["firewall_rules"] if r["name"] == "backup") for host in with_key}
+    assert {host: rule["sources"] for host, rule in rules.items()} == {
+        host: [found[host]["backup_tls_peer_address"]] for host in with_key
+    }

@@ -1,0 +1,419 @@
+"""The templates of roles base, firewall and tls, rendered by Ansible, and the tool that puts certificates in place."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import rendered
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROOT = Path(__file__).resolve().parents[3]
+FACTS = {
+    "distribution": "Debian",
+    "distribution_major_version": "13",
+    "distribution_release": "trixie",
+    "virtualization_type": "kvm",
+    "virtualization_role": "guest",
+}
+
+
+def trusted(value):
+    """Mark what a role's own files say as templates, as Ansible does when it loads them."""
+    if isinstance(value, str):
+        return trust_as_template(value)
+    if isinstance(value, dict):
+        return {key: trusted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [trusted(item) for item in value]
+    return value
+
+
+def templar(role, **variables):
+    known = {"ansible_facts": FACTS, "ansible_managed": "Ansible managed", "inventory_hostname": "host"}
+    for part in ("defaults", "vars"):
+        known.update(yaml.safe_load((ROOT / "roles" / role / part / "main.yml").read_text(encoding="utf-8")))
+    known.update(variables)
+    return Templar(DataLoader(), variables=trusted(known))
+
+
+def render(role, template, **variables):
+    text = (ROOT / "roles" / role / "templates" / template).read_text(encoding="utf-8")
+    return templar(role, **variables).template(trust_as_template(text))
+
+
+def value(role, name, **variables):
+    return templar(role, **variables).template(trust_as_template("{{ %s }}" % name))
+
+
+# base
+
+
+@pytest.mark.parametrize("name", ["ansible_password", "ansible_ssh_password", "ansible_ssh_pass"])
+def test_a_login_by_password_is_a_problem_where_sshd_would_end_it(name):
+    def problems(**variables):
+        return rendered.problems("base", templar("base", **{name: "secret", **variables}))
+
+    (found,) = problems()
+    assert "is reached with a password" in found and "secret" not in found
+    assert "PermitRootLogin" in found and "PermitRootLogin" not in problems(ansible_user="sato")[0]
+    kept = {"PasswordAuthentication": "yes"}
+    assert problems(ansible_user="sato", base_hardening_sshd_settings=kept) == []
+    assert len(problems(base_hardening_sshd_settings=kept)) == 1, "root's password would end all the same"
+    assert problems(base_hardening_sshd_settings={**kept, "PermitRootLogin": "yes"}) == []
+    assert problems(base_hardening_sshd=False) == [] == problems(ansible_connection="community.docker.docker")
+    assert rendered.problems("base", templar("base")) == []
+
+
+CONTAINER = {**FACTS, "virtualization_type": "docker"}
+
+
+def test_a_container_changes_no_setting_of_its_machine():
+    def names(facts):
+        return set(re.findall(r"^(\S+) =", render("base", "sysctl.conf.j2", ansible_facts=facts), re.M))
+
+    inside, outside = names(CONTAINER), names(FACTS)
+    assert inside < outside
+    assert not [name for name in inside if name.startswith(("kernel.", "fs.", "vm.", "dev.", "net.core.bpf"))]
+    assert "net.ipv4.conf.all.rp_filter" in inside and "kernel.kptr_restrict" in outside
+
+
+def test_the_sites_own_kernel_settings_win_and_the_others_can_be_left_out():
+    own = [{"name": "net.ipv4.conf.all.rp_filter", "value": 2, "why": "two ways"}]
+    text = render("base", "sysctl.conf.j2", base_sysctl=own)
+    assert re.findall(r"^net.ipv4.conf.all.rp_filter = (.*)$", text, re.M) == ["2"]
+    text = render("base", "sysctl.conf.j2", base_sysctl=own, base_hardening_sysctl=False)
+    assert re.findall(r"^(\S+) =", text, re.M) == ["net.ipv4.conf.all.rp_filter"]
+
+
+def test_auditd_and_its_rules_are_for_machines_with_a_kernel_of_their_own():
+    assert "auditd" in value("base", "__base_packages") and "auditd" in value("base", "__base_services")
+    assert "auditd" not in value("base", "__base_packages", ansible_facts=CONTAINER)
+    assert "auditd" not in value("base", "__base_packages", base_hardening_audit=False)
+    rules = [line for line in render("base", "audit.rules.j2").splitlines() if line and not line.startswith("#")]
+    assert all(
+        re.fullmatch(r"-a always,exit -F arch=b64 -F (path|dir)=/\S+ -F perm=wa -F key=accounts", rule)
+        for rule in rules
+    )
+    assert any("=/etc/shadow " in rule for rule in rules)
+
+
+def test_what_is_optional_is_off():
+    packages = set(value("base", "__base_packages"))
+    assert not packages & {"fail2ban", "aide", "rsyslog"}
+    on = {"base_fail2ban_enabled": True, "base_aide_enabled": True, "base_remote_syslog": {"host": "syslog.example.jp"}}
+    assert {"fail2ban", "aide", "rsyslog"} <= set(value("base", "__base_packages", **on))
+    assert 'target="syslog.example.jp" port="514"' in render("base", "rsyslog.conf.j2", **on)
+
+
+def test_a_container_does_not_move_its_machines_clock_and_a_virtual_machine_keeps_its_own():
+    assert value("base", "base_chrony_adjusts_clock") is True
+    container = {**FACTS, "virtualization_type": "docker"}
+    assert value("base", "base_chrony_adjusts_clock", ansible_facts=container) is False
+    # A machine that only runs containers is no container.
+    machine = {**container, "virtualization_role": "host"}
+    assert value("base", "base_chrony_adjusts_clock", ansible_facts=machine) is True
+
+
+def test_a_mirror_replaces_every_source():
+    text = render("base", "debian.sources.j2", base_apt_mirror="http://mirror.test/debian")
+    assert re.findall(r"^URIs: (.*)", text, re.M) == ["http://mirror.test/debian", "http://mirror.test/debian-security"]
+    assert re.findall(r"^Suites: (.*)", text, re.M) == ["trixie trixie-updates", "trixie-security"]
+    assert "deb" not in [line.split()[0] for line in render("base", "sources.list.j2").splitlines() if line]
+
+
+KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmDME\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n"
+
+
+@pytest.mark.parametrize("places", [{"base_apt_mirror": "file:/mnt/debian"}, {"base_apt_dir": "/srv/x"}])
+def test_apt_takes_everything_from_a_mirror_or_a_directory_that_is_signed(tmp_path, places):
+    """Read by the real apt, where there is one."""
+    text = render("base", "debian.sources.j2", **places, base_apt_dir_key=KEY)
+    directory = "base_apt_dir" in places
+    expected = ["file:/srv/x"] if directory else ["file:/mnt/debian", "file:/mnt/debian-security"]
+    assert re.findall(r"^URIs: (.*)", text, re.M) == expected
+    # A mirror of Debian's archive is signed by Debian, whatever is said of a directory.
+    assert ("\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mDME\n" in text) is directory
+    files = value("base", "__base_files_before_packages", ansible_check_mode=False, **places)
+    assert [entry["wanted"] for entry in files if "/sources.list" in entry["dest"]] == [True, True]
+    if shutil.which("apt-get"):
+        (tmp_path / "debian.sources").write_text(text)
+        said = subprocess.run(
+            ["apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI)",
+             "-o", f"Dir::Etc::SourceParts={tmp_path}", "-o", "Dir::Etc::SourceList=/dev/null"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert said.returncode == 0, said.stderr
+        assert {line.rstrip("/") for line in said.stdout.split()} == set(expected)
+
+
+def test_what_is_wrong_with_a_directory_is_said_before_anything_changes(tmp_path):
+    def problems(**variables):
+        return " ".join(rendered.problems("base", templar("base", **variables)))
+
+    (tmp_path / "Packages").write_text("")
+    source = {"base_apt_dir": "/srv/x", "base_apt_dir_src": str(tmp_path)}
+    assert problems() == problems(base_apt_mirror="http://m") == ""
+    assert "nothing vouches" in problems(**source)
+    assert "there is no InRelease" in problems(**source, base_apt_dir_key=KEY)
+    (tmp_path / "InRelease").write_text("")
+    assert problems(**source, base_apt_dir_key=KEY) == ""
+    (tmp_path / "Packages").unlink()
+    assert "holds no file Packages" in problems(**source, base_apt_dir_key=KEY)
+    assert "both set" in problems(base_apt_dir="/srv/x", base_apt_dir_key=KEY, base_apt_mirror="http://m")
+    assert "does not say where" in problems(base_apt_dir_src=str(tmp_path))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_security_upgrades_are_on_or_off_as_a_whole(enabled):
+    text = render("base", "unattended-upgrades.conf.j2", base_unattended_upgrades_enabled=enabled)
+    assert f'APT::Periodic::Unattended-Upgrade "{int(enabled)}";' in text
+    assert ("-security" in text) is enabled
+
+
+def test_no_reboot_by_surprise_and_none_without_an_hour():
+    assert 'Automatic-Reboot "false"' in render("base", "unattended-upgrades.conf.j2")
+    text = render("base", "unattended-upgrades.conf.j2", base_unattended_upgrades_reboot=True)
+    assert 'Automatic-Reboot "true"' in text and 'Automatic-Reboot-Time "03:30"' in text
+
+
+def test_every_kernel_setting_has_its_reason_above_it():
+    lines = [line for line in render("base", "sysctl.conf.j2").splitlines() if line.strip()]
+    for number, line in enumerate(lines):
+        if not line.startswith("#"):
+            assert lines[number - 1].startswith("# ")
+
+
+def test_only_administrators_with_sudo_become_root():
+    users = [
+        {"name": "sato", "sudo": True},
+        {"name": "kato"},
+        {"name": "gone", "sudo": True, "state": "absent"},
+    ]
+    text = render("base", "sudoers.j2", base_admin_users=users)
+    assert [line for line in text.splitlines() if line and not line.startswith("#")] == [
+        "sato ALL=(ALL:ALL) NOPASSWD: ALL"
+    ]
+    assert "NOPASSWD" not in render("base", "sudoers.j2", base_admin_users=users, base_admin_sudo_nopasswd=False)
+
+
+# firewall
+
+
+def rules_of(*rules, **variables):
+    variables = {"__firewall_ssh_ports": [22], "firewall_rules": list(rules), **variables}
+    rendered = json.loads(json.dumps(yaml.safe_load(str(render("firewall", "rules.json.j2", **variables)))))
+    text = render("firewall", "nftables.conf.j2", __firewall_rules=rendered, **variables)
+    return [line.strip() for line in text.splitlines() if re.search(r"dport \{.* accept", line)], text
+
+
+def test_without_sources_80_and_443_are_for_everybody_and_other_ports_for_nobody():
+    accepted, text = rules_of(
+        {"name": "web", "ports": [80, 443]},
+        {"name": "postgresql", "ports": [5432], "sources": []},
+        {"name": "mixed", "ports": [443, 9090]},
+    )
+    assert accepted == [
+        'tcp dport { 22 } ct state new counter accept comment "ssh"',
+        'tcp dport { 80, 443 } ct state new counter accept comment "web"',
+    ]
+    assert "# postgresql (5432): no other host needs it" in text
+
+
+def test_sources_of_both_families_become_a_rule_each():
+    accepted, _ = rules_of({"name": "db", "port": 5432, "sources": ["10.0.0.5", "fd00::1", "10.0.0.5", "10.1.0.0/16"]})
+    assert accepted[1:] == [
+        'ip saddr { 10.0.0.5, 10.1.0.0/16 } tcp dport { 5432 } ct state new counter accept comment "db"',
+        'ip6 saddr { fd00::1 } tcp dport { 5432 } ct state new counter accept comment "db"',
+    ]
+
+
+def test_ssh_has_a_rule_whatever_the_rules_say_and_only_its_sources_narrow_it():
+    accepted, _ = rules_of(__firewall_ssh_ports=[22, 2222])
+    assert accepted == ['tcp dport { 22, 2222 } ct state new counter accept comment "ssh"']
+    accepted, _ = rules_of(firewall_ssh_sources=["10.0.0.0/8"])
+    assert accepted == ['ip saddr { 10.0.0.0/8 } tcp dport { 22 } ct state new counter accept comment "ssh"']
+
+
+def test_connections_of_one_address_are_limited_on_public_ports_except_a_load_balancers():
+    web = {"name": "web", "ports": [80, 443]}
+    known = {"name": "postgresql", "ports": [5432], "sources": ["10.0.0.5"]}
+    _, text = rules_of(web, known, firewall_connections_unlimited_sources=["10.0.0.9", "fd00::9"])
+    assert "tcp dport { 80, 443 } ct state new jump connections" in text
+    assert "ip saddr { 10.0.0.9 } return" in text and "ip6 saddr { fd00::9 } return" in text
+    assert len(re.findall(r"ct count over 2000 \} counter reject", text)) == 2
+    # The limit comes before what lets in, and after what is established and the loopback.
+    assert text.index('iifname "lo" accept') < text.index("jump connections") < text.index('accept comment "ssh"')
+    for rules, variables in (([web, known], {"firewall_connections_per_address": 0}), ([known], {})):
+        _, text = rules_of(*rules, **variables)
+        assert "ct count" not in text and "jump" not in text
+
+
+def test_no_other_table_is_touched():
+    _, text = rules_of()
+    assert "flush ruleset" not in text
+    assert set(re.findall(r"^(?:delete )?table (\S+ \S+)", text, re.M)) == {"inet shiftmaster"}
+    assert "hook forward" not in text
+    _, text = rules_of(firewall_forward_policy="drop")
+    assert "hook forward priority filter; policy drop;" in text
+
+
+@pytest.mark.parametrize(
+    ("listening", "more", "connection", "ports"),
+    [
+        (["ssh 2222", "ssh 22", "ours"], [], 22, [22, 2222]),
+        # A published port of the controller's side says nothing about the host's.
+        (["ssh 22"], [], 10022, [22]),
+        # No sshd is seen: the port of the connection is all that is known.
+        (["nft present"], [], 2200, [2200]),
+        (["ssh 22"], [22022], 22, [22, 22022]),
+    ],
+)
+def test_the_ports_of_ssh_are_those_on_which_it_listens(listening, more, connection, ports):
+    found = value(
+        "firewall",
+        "__firewall_ssh_ports",
+        __firewall_found={"stdout_lines": listening},
+        firewall_ssh_ports=more,
+        ansible_port=connection,
+    )
+    assert found == ports
+
+
+# tls
+
+
+@pytest.mark.parametrize("mode", ["acme", "provided"])
+def test_a_renewal_reaches_the_site_only_where_acme_is_its_source(mode):
+    text = render("tls", "deployed.sh.j2", tls_mode=mode, tls_names=["shift.test"])
+    assert ("shiftmaster-tls install" in text) is (mode == "acme")
+    done = subprocess.run(["sh", "-n"], input=text, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_verification_asks_for_a_name_that_a_wildcard_covers():
+    assert value("tls", "__tls_name", tls_names=["*.shift.test"]) == "www.shift.test"
+    assert value("tls", "__tls_name", tls_names=["shift.test", "*.shift.test"]) == "shift.test"
+
+
+def test_names_and_addresses_are_told_apart():
+    names = ["host", "10.0.0.5", "fd00::5", "4.example.jp"]
+    assert value("tls", "__tls_san", __tls_issue={"names": names}) == [
+        "DNS:4.example.jp",
+        "DNS:host",
+        "IP:10.0.0.5",
+        "IP:fd00::5",
+    ]
+
+
+def test_a_service_has_an_authority_and_a_directory_of_its_own():
+    issues = value(
+        "tls", "__tls_issues", tls_internal_ca_dir="/ca/internal", tls_internal_names=["db1", "192.0.2.7"],
+        tls_internal_services=[{"name": "pgbackrest", "group": "postgres"}],
+    )  # fmt: skip
+    service = issues.pop("internal-pgbackrest")
+    assert (service["readers"], service["key_mode"], service["names"]) == (["postgres"], "0640", ["db1", "192.0.2.7"])
+    assert service["ca_dir"] == "/ca/internal-pgbackrest"
+    files = {service[what] for what in ("certificate", "key", "authority")}
+    assert files == {f"/etc/ssl/shiftmaster/pgbackrest/{name}" for name in ("host.crt", "host.key", "ca.crt")}
+    assert set(issues) == {"site", "internal"} and service["ca_dir"] not in [one["ca_dir"] for one in issues.values()]
+
+
+@pytest.mark.parametrize(("name", "good"), [("pgbackrest", True), ("../etc", False), ("a/b", False), ("", False)])
+def test_the_name_of_a_service_leads_nowhere_else(name, good):
+    made = templar(
+        "tls", tls_mode="none", tls_internal_ca_dir="/ca", tls_internal_names=["db1"],
+        tls_internal_services=[{"name": name, "group": "postgres"}],
+    )  # fmt: skip
+    assert (rendered.problems("tls", made) == []) == good
+
+
+def test_an_external_account_is_in_a_file_and_not_in_an_argument():
+    text = render("tls", "certbot.ini.j2", tls_names=["shift.test"], tls_acme_eab_kid="k", tls_acme_eab_hmac_key="h")
+    assert "eab-hmac-key = h" in text
+    modes = {row["template"]: row["mode"] for row in value("tls", "__tls_templates", tls_mode="acme")}
+    assert modes["certbot.ini.j2"] == "0600"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    """The tool without its last line, which would run it."""
+    source = (ROOT / "roles/tls/files/shiftmaster-tls").read_text(encoding="utf-8")
+    assert source.endswith("\nmain()\n")
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("shiftmaster_tls", None))
+    exec(compile(source[: -len("main()\n")], "shiftmaster-tls", "exec"), module.__dict__)
+    return module
+
+
+def test_the_first_certificate_of_a_file_is_the_one_that_is_compared(tool):
+    def pem(body):
+        return f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n"
+
+    assert tool.leaf_of("text before\n" + pem("bGVhZg==") + pem("aXNzdWVy")) == b"leaf"
+
+
+def test_a_file_is_replaced_whole_with_its_access(tool, tmp_path, monkeypatch):
+    target = tmp_path / "site.key"
+    target.write_bytes(b"old")
+    monkeypatch.setattr(tool.os, "fchown", lambda *arguments: None)
+    before = target.open("rb")
+    tool.replace(str(target), b"new", 0o640, "root")
+    assert target.read_bytes() == b"new"
+    assert before.read() == b"old", "a reader of the old file keeps it"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    assert [path.name for path in tmp_path.iterdir()] == ["site.key"]
+
+
+def test_what_is_read_of_a_host_never_holds_a_key(tmp_path):
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x"]
+        + ["-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    wanted = {"packages": ["none"], "files": {str(key): "key", str(certificate): "certificate", "/none": "file"}}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "roles/tls/files/look.py"), json.dumps(wanted)], check=True, capture_output=True
+    )
+    found = json.loads(done.stdout)["files"]
+    assert found["/none"] is None
+    assert found[str(certificate)]["content"] == certificate.read_text()
+    assert found[str(key)]["public_key"].startswith("-----BEGIN PUBLIC KEY-----")
+    for line in key.read_text().splitlines()[1:-1]:
+        assert line not in done.stdout.decode()
+
+
+def test_who_reads_the_authorities_once_is_started_again():
+    """A probe that does not know the site's new authority tells WebsiteDown until it is."""
+    tasks = yaml.safe_load((ROOT / "roles/base/tasks/certificates.yml").read_text(encoding="utf-8"))
+    told = next(one for one in tasks if one["name"].endswith("Make the host trust them"))["notify"]
+    handlers = yaml.safe_load((ROOT / "roles/base/handlers/main.yml").read_text(encoding="utf-8"))
+    argv = next(one for one in handlers if one["name"] == told)["ansible.builtin.command"]["argv"]
+    assert {"prometheus-blackbox-exporter.service*", "prometheus-alertmanager.service*"} <= set(argv)
+
+
+@pytest.mark.parametrize("name", ["db1", "backup1"])
+def test_a_certificate_is_signed_for_the_host_that_asks_alone(name):
+    """pgBackRest's server on the database host lets in whoever has the backup server's common name."""
+    tasks = yaml.safe_load((ROOT / "roles/tls/tasks/issue_new.yml").read_text(encoding="utf-8"))
+    (task,) = (one for one in tasks if one["name"] == "Issue | Refuse a request for anything else")
+    asked = {
+        "subject_alt_name": ["DNS:db1"], "basic_constraints": ["CA:FALSE"], "signature_valid": True,
+        "subject": {"commonName": name},
+    }  # fmt: skip
+    given = {"__tls_request_info": asked, "__tls_san": ["DNS:db1"], "__tls_issue": {"names": ["db1"]}}
+    templar = Templar(DataLoader(), variables=given)
+    that = task["ansible.builtin.assert"]["that"]
+    accepted = all(templar.template(trust_as_template("{{ %s }}" % condition)) for condition in that)
+    assert accepted == (name == "db1")
