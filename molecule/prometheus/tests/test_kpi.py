@@ -1,4 +1,4 @@
-"""A real Prometheus with the synthetic month of tests/unit/monitoring/test_kpi.py gives the metrics that were computed by hand."""
+"""A real Prometheus with the synthetic month of test_kpi.py (unit test) gives the metrics computed by hand."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def test_interleaved_tracebacks_lose_no_line():
 
 
 def test_json_of_several_processes_is_never_torn():
-    """One write is one line: the case that the package makes of it (tests/unit/shiftmaster_monitoring/test_monitoring_logs.py)."""
+    """One write is one line: the case that the package makes of it (shiftmaster_monitoring/test_monitoring_logs.py)."""
     lines = [case["lines"] for case in load("json.yml")["cases"] if not case.get("alone")][:8] * 5
     random.Random(5).shuffle(lines)
     made = filebeat_model.events(INPUTS[APP], "".join(line + "\n" for line in lines).encode())
