@@ -78,7 +78,7 @@ def keep(**values) -> None:
 
 
 def status() -> str:
-    """What Docker says of the container: running, exited, ..., or nothing where there is none."""
+    """What Docker reports about the container: running, exited, ..., or nothing where there is none."""
     return docker("container", "inspect", "--format", "{{.State.Status}}", HOST, check=False).stdout.strip()
 
 
@@ -174,7 +174,7 @@ def seed() -> None:
 
 
 def wait_for_answer() -> None:
-    say("Waiting until the page answers on TLS")
+    say("Waiting until the page responds on TLS")
     port = settings()["demo_https_port"]
     # The demo's certificate signs itself; nothing secret is sent.
     trusting = ssl.create_default_context()
@@ -255,7 +255,7 @@ def main() -> int:
         given = json.dumps({name: value for name, value in wishes.items() if value})
         code = playbook("playbooks/rollback.yml", "--extra-vars", given)
         if code == 0:
-            # What runs now is asked from the host, so that `make demo` again does not undo it.
+            # What runs now is queried from the host, so that `make demo` again does not undo it.
             running = docker(
                 "exec", HOST, "sed", "-n", "s/^SHIFTMASTER_VERSION=//p", "/var/www/shiftmaster/active/release/env"
             )

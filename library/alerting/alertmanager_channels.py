@@ -15,7 +15,7 @@ options:
     type: str
     required: true
   user:
-    description: User of its page; without one it is asked without authentication.
+    description: User of its page; without one it is queried without authentication.
     type: str
     default: ""
   password:
@@ -65,7 +65,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Alertmanager is asked, and nothing is sent.
+    description: Alertmanager is queried, and nothing is sent.
   diff_mode:
     support: none
     description: A message changes nothing that could be compared.

@@ -60,7 +60,7 @@ options:
     type: int
     default: 1800
   comment:
-    description: Why; shown beside the silence. Needed for O(state=present).
+    description: Why; shown next to the silence. Needed for O(state=present).
     type: str
     default: ""
   run_id:
@@ -84,7 +84,7 @@ options:
     default: false
   required:
     description:
-      - Whether an Alertmanager that cannot be reached, or answers with an error, is a failure.
+      - Whether an Alertmanager that cannot be reached, or responds with an error, is a failure.
       - With V(false) it is a warning, and RV(reached) says so. What the arguments say wrongly is a failure in any case.
     type: bool
     default: true
@@ -143,7 +143,7 @@ ended:
   elements: str
   returned: with O(state=absent)
 reached:
-  description: Whether Alertmanager could be asked.
+  description: Whether Alertmanager could be queried.
   type: bool
   returned: always
 problem:
@@ -220,7 +220,7 @@ def argument_problems(params):
         return []
     problems = matcher_problems(params["matchers"], params["protected_alerts"], params["maintenance"])
     if not params["comment"].strip():
-        problems.append("comment says why")
+        problems.append("comment shows why")
     if not 0 < params["duration_seconds"] <= LONGEST_SECONDS:
         problems.append(
             "duration_seconds is %d: a silence lasts between 1 and %d seconds"

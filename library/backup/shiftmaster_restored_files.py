@@ -19,7 +19,7 @@ options:
     type: path
     required: true
   paths:
-    description: What was asked for. Everything in the archive is one of these paths, or below one.
+    description: What was requested. Everything in the archive is one of these paths, or below one.
     type: list
     elements: str
     required: true

@@ -9,9 +9,9 @@ DOCUMENTATION = r"""
 module: logging_verify
 short_description: Ask the parts of the logging pipeline on this host
 description:
-  - Each check has one of the results C(passed), C(failed) and C(not run). What cannot be asked, since its program or
+  - Each check has one of the results C(passed), C(failed) and C(not run). What cannot be queried, since its program or
     its package is not there, has not run, which is no pass.
-  - Each says whether it was asked of the vendor's package or of a stub, a package that the tests have made.
+  - Each shows whether it was asked of the vendor's package or of a stub, a package that the tests have made.
 options:
   parts:
     description: What is to be on this host.
@@ -55,7 +55,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Verify | Ask the parts of this host
+- name: Verify | Check the parts of this host
   logging_verify:
     parts: [filebeat]
 """

@@ -88,7 +88,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Nothing changes; what does not answer is taken as still to come.
+    description: Nothing changes; what does not respond is taken as still to come.
   diff_mode:
     support: full
     description: Users and roles; never a password.
@@ -248,7 +248,7 @@ class Instance:
         for uid in self.p["data_sources"]:
             status, answer = self.api.ask("/api/datasources/uid/%s/health" % quoted(uid), login=self.admin)
             if status != 200 or not isinstance(answer, dict) or answer.get("status") != "OK":
-                found.append("data source %s is not well (%s: %s)" % (uid, status, said(answer)))
+                found.append("data source %s is unhealthy (%s: %s)" % (uid, status, said(answer)))
         for uid, title in sorted(self.p["dashboards"].items()):
             status, answer = self.api.ask("/api/dashboards/uid/%s" % quoted(uid), login=self.admin)
             if status != 200:
@@ -270,7 +270,7 @@ class Instance:
         for path in ("/api/org", "/api/search", "/metrics"):
             status, _answer = self.api.ask(path)
             if status not in (401, 403, 404):
-                raise Failed("%s answers %s to a stranger" % (path, status))
+                raise Failed("%s returns %s to a stranger" % (path, status))
         deadline = time.monotonic() + self.p["timeout_seconds"]
         while True:
             missing = self.lacking()
@@ -283,7 +283,7 @@ class Instance:
     def run(self):
         status, health = self.api.ask("/api/health")
         if status != 200 or not isinstance(health, dict) or health.get("database") != "ok":
-            raise Failed("/api/health answers %s: %s" % (status, said(health)))
+            raise Failed("/api/health returns %s: %s" % (status, said(health)))
         self.log_in()
         self.keep_users()
         if not self.module.check_mode:

@@ -33,7 +33,7 @@ options:
         type: str
         default: "0755"
   files:
-    description: Text files with their whole content.
+    description: Text files with their complete content.
     type: list
     elements: dict
     default: []
@@ -43,7 +43,7 @@ options:
         type: path
         required: true
       content:
-        description: The whole text.
+        description: The complete text.
         type: str
         required: true
       owner:

@@ -72,13 +72,13 @@ options:
       path: {description: The directory., type: path, required: true}
       mode: {description: Its mode., type: str, default: "0755"}
   files:
-    description: Files with their whole content.
+    description: Files with their complete content.
     type: list
     elements: dict
     default: []
     suboptions:
       path: {description: The file., type: path, required: true}
-      content: {description: The whole content., type: str, required: true}
+      content: {description: The complete content., type: str, required: true}
       mode: {description: Its mode., type: str, default: "0644"}
   links:
     description: Symbolic links. A relative target is tested with the copy, an absolute one with the live file.
@@ -275,7 +275,7 @@ def servers_of(text):
 def with_server(text, server, out, reason, when=""):
     """Return the text with one server out or in; with a reason, in only where it is out for that one.
 
-    ValueError says why that cannot be.
+    ValueError shows why that cannot be.
     """
     reason = " ".join(reason.split())
     servers = servers_of(text)
@@ -714,7 +714,7 @@ class Tree:
             return "start", reasons + ["nginx is not installed yet"]
         if master_pid(p["pid_file"]) is None:
             return "start", reasons + ["nginx does not run"]
-        # A run was interrupted between the change of the unit's files and the moment when systemd reads them.
+        # A run was interrupted between the change of the unit's files and the time when systemd reads them.
         stale = p["unit_drop_in"] and units.properties(p["service"], "NeedDaemonReload")["NeedDaemonReload"] == "yes"
         if p["unit_drop_in"] in changes or stale:
             return "restart", reasons + ["the unit's drop-in is new"]

@@ -60,7 +60,7 @@ options:
     type: bool
     default: true
   start_timeout_seconds:
-    description: How long a start or restart may take until the server answers.
+    description: How long a start or restart may take until the server responds.
     type: int
     default: 120
 attributes:

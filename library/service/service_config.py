@@ -40,13 +40,13 @@ options:
       group: &group {description: Its group., type: str, default: root}
       mode: {description: Its mode., type: str, default: "0755"}
   files:
-    description: Files with their whole content. Those below O(root) are part of the copy that is checked.
+    description: Files with their complete content. Those below O(root) are part of the copy that is checked.
     type: list
     elements: dict
     default: []
     suboptions:
       path: &path {description: The file with its absolute path., type: path, required: true}
-      content: &content {description: The whole content., type: str, required: true}
+      content: &content {description: The complete content., type: str, required: true}
       owner: *owner
       group: *group
       mode: &public {description: Its mode., type: str, default: "0644"}
@@ -174,7 +174,7 @@ options:
     suboptions: *service_user
   apply:
     description:
-      - What a changed file needs, where the file itself says nothing else. V(reload) is C(systemctl reload). Debian's
+      - What a changed file needs where the file does not say. V(reload) is C(systemctl reload). Debian's
         units of Prometheus and its kin do that by C(/bin/kill), which a minimal host lacks (package procps); a drop-in
         with C(ExecReload=/bin/sh -c 'kill -HUP $MAINPID') does without.
     type: str
@@ -624,7 +624,7 @@ class Service:
                 # The earlier files have other passwords; that it requires one is all that can be seen.
                 return None
             if status != 200:
-                return "%s answers %s" % (verify["url"], status)
+                return "%s returns %s" % (verify["url"], status)
             if verify["metric"]:
                 value = metrics.value_of(text, verify["metric"])
                 if value != verify["value"]:
@@ -645,7 +645,7 @@ class Service:
             if verify["closed"]:
                 status, _text = self.get(verify["url"], stranger=True)
                 if status != 401:
-                    return "%s answers %s to a stranger" % (verify["url"], status)
+                    return "%s returns %s to a stranger" % (verify["url"], status)
         except prometheus.Untrusted as error:
             raise Failed("%s: %s" % (verify["url"], error))
         except OSError as error:
@@ -687,7 +687,7 @@ class Service:
         since = time.time()
         if action != "none":
             # A start by hand meanwhile may have loaded half of the set: restart, whatever runs. systemctl waits for a
-            # unit that says when it is ready, and for the one before to stop.
+            # unit that shows when it is ready, and for the one before to stop.
             seconds = self.expects["start_timeout_seconds"] if self.expects else START_SECONDS
             verb = "reload" if action == "reload" else "restart"
             units.systemctl(verb, self.unit, timeout=seconds + STOP_SECONDS)

@@ -18,7 +18,7 @@ tree has a name of git's own, a path twice, or a symbolic link that leads out of
     timeout_seconds    of all of it, waiting for another run included
 
 Returns revision (40 digits), version (of a commit its first 10 digits), kind (tag, branch, commit), subject, committed
-(UTC), archive and archive_sha256 (empty where none was asked for), migrations (classified by their files alone), hashed
+(UTC), archive and archive_sha256 (empty where none was requested), migrations (classified by their files alone), hashed
 (whether the requirements have hashes; null without a file), fetched (whether the repository had something new), notes
 (sentences; submodules and Git LFS are not packed) and repository (without user and password).
 """
@@ -73,7 +73,7 @@ ARGUMENTS = {
     "requirements_file": {"type": "str", "default": "requirements.txt"},
     "timeout_seconds": {"type": "int", "default": 300},
 }
-# Sentences of git that say nothing beside the line before them.
+# Sentences of git that say nothing next to the line before them.
 FILLER = (
     "please make sure you have the correct access rights",
     "and the repository exists",
@@ -115,7 +115,7 @@ FOREIGN = (
 
 
 class SourceError(action.Failed):
-    """The version cannot be had; str() says why in a sentence."""
+    """The version cannot be had; str() shows why in a sentence."""
 
 
 class Damaged(Exception):

@@ -7,7 +7,7 @@ import fnmatch
 DOCUMENTATION = r"""
 ---
 name: installed_package
-short_description: What dpkg says of a package that is wanted in some version
+short_description: What dpkg reports about a package that is wanted in some version
 description:
   - What a killed run has left half installed, and what lacks a package that comes along, is missing.
 positional: lines

@@ -108,7 +108,7 @@ class Unknown(Exception):
 
 
 parser = re._parser
-# A class is judged by what it has of these; a letter that they lack counts as itself.
+# A class is evaluated by what it has of these; a letter that they lack counts as itself.
 ALPHABET = {chr(code) for code in range(128)} | set(
     "漢あァアヶヷーｦ一龠々０９Ａｚ＠＋：＝＞（）［］｛｝　、。；，．／－−–—―‐‑＿「」"
 )

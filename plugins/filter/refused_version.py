@@ -22,7 +22,7 @@ options:
     type: str
     required: true
   version:
-    description: The version that is asked for; empty asks for the newest of that major version.
+    description: The version that is requested; empty requests the newest of that major version.
     type: str
     required: true
   allow_update:
@@ -61,13 +61,13 @@ def numbers(version):
 def refused_version(major, installed, version, allow_update=False, one_step=False, advice=""):
     wanted, there = numbers(version) or [int(major)], numbers(installed)
     if wanted[0] != int(major):
-        problem = "version %s is asked for, and the configuration is for %s" % (version, major)
+        problem = "version %s is requested, and the configuration is for %s" % (version, major)
     elif wanted < there[: len(wanted)]:
         return ["version %s is installed, from which nothing goes back to %s" % (installed, version or major)]
     elif not there or there[0] == wanted[0]:
         return []
     elif not allow_update:
-        problem = "version %s is installed and %s is asked for" % (installed, major)
+        problem = "version %s is installed and %s is requested" % (installed, major)
     elif one_step and there[0] != wanted[0] - 1:
         problem = "version %s is installed, from which no update leads to %s" % (installed, major)
     else:

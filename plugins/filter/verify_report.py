@@ -8,7 +8,7 @@ name: verify_report
 short_description: What playbooks/verify.yml has found, a line each
 description:
   - One line for each check of each host, as C(NOT RUN), C(PASSED) or C(FAILED); a check that was answered by a stub
-    says so. A part that no host is to have, and a host that did not answer, have not run.
+    says so. A part that no host is to have, and a host that did not respond, have not run.
 positional: groups
 options:
   _input:
@@ -48,7 +48,7 @@ def verify_report(hosts, groups):
         parts = hosts[host].get("verify_parts") or {}
         if wanted and "checks" not in parts:
             checks += [
-                {"part": part, "check": "everything", "result": "not run", "detail": "the host did not answer"}
+                {"part": part, "check": "everything", "result": "not run", "detail": "the host did not respond"}
                 for part in wanted
             ]
         checks += parts.get("checks") or []

@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 name: without_alerts
 short_description: A file of Prometheus' rules without some of its alerts
 description:
-  - The rules of this repository are written for a whole site. An alert that tells of a lack is never silent where what
+  - The rules of this repository are written for a complete site. An alert about an absent part always fires where what
     it asks for is not wanted; there it is left out.
 positional: names
 options:

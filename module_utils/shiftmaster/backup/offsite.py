@@ -1,8 +1,8 @@
 """A copy outside of the house: one repository of restic, by SFTP or in an S3-compatible store.
 
-Behind each good run it gets the snapshots of files and configuration, and beside them pgBackRest's repository, the
-logical dumps and the manifests as they lie here. Then it is read back. docs/decisions/0014-offsite.md says why it is no
-second repository of pgBackRest. fetch() is the way back to an empty host.
+Behind each good run it gets the snapshots of files and configuration, and next to them pgBackRest's repository, the
+logical dumps and the manifests. Then it is read back. docs/decisions/0014-offsite.md explains why it is no
+second repository of pgBackRest. fetch() is the rollback to an empty host.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 restic and tar write by name: a link that appears in their way leads them, as root, out of the directory. Here every
 file is written through safe_files. What is packed may come from an attacker, too: nothing is written outside of the
-paths that were asked for, and no link below them is followed, whoever has made it.
+paths that were requested, and no link below them is followed, whoever has made it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..host import safe_files
 
 
 class PlaceError(Exception):
-    """Nothing more is written; str() says why."""
+    """Nothing more is written; str() shows why."""
 
 
 class Entry(NamedTuple):

@@ -1,7 +1,7 @@
 """What of the backups may go: one planner for pgBackRest's backups, restic's snapshots and logical dumps.
 
 The tools' own retention counts what it has, good or not: two damaged backups expired the last clean one. Here only a
-restore that succeeded counts, and where anything is in doubt nothing goes and an alert says so. A full disk is met by a
+restore that succeeded counts. In doubt nothing is removed, and an alert reports it. A full disk is met by a
 person; a backup that is gone comes back for nobody.
 
 Nothing goes that is younger than the limit, whatever its state; that a newer verified full backup does not stand for;
@@ -175,10 +175,10 @@ def _doubts(items: list, verified: set, fulls: list, moments: list, now: float, 
 
 
 def _ages(moments: list, now: float, policy: Policy):
-    """Return a function that says how old a moment is, in seconds, of which some run bears witness.
+    """Return a function that shows how old a moment is, in seconds, of which some run bears witness.
 
     The time of a gap is left out: whether it was an outage, or the clock jumped, nobody knows. A clock that is put on
-    by less than a gap is believed.
+    by less than a gap is trusted.
     """
     past = [moment for moment in moments if moment <= now] + [now]
     ages = [0.0] * len(past)
@@ -259,9 +259,9 @@ def commands(stanza: str, made: DatabasePlan, repo: int = 1) -> list:
 
 
 def snapshots(answer) -> dict:
-    """Return {(host, tag): [Item]} of an answer of `restic snapshots --json`; each group is planned for itself.
+    """Return {(host, tag): [Item]} of a response of `restic snapshots --json`; each group is planned for itself.
 
-    A snapshot needs no other one. ValueError where the answer is none of restic's.
+    A snapshot needs no other one. ValueError where the response is none of restic's.
     """
     found = {}
     try:

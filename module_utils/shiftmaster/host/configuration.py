@@ -28,11 +28,11 @@ COPY_LIMIT_BYTES = 128 * 1024 * 1024
 
 
 class Rejected(Exception):
-    """Nothing was changed; str() says why."""
+    """Nothing was changed; str() shows why."""
 
 
 class Failed(Exception):
-    """A change did not take effect; str() says why, and that the earlier files are back."""
+    """A change did not take effect; str() shows why, and that the earlier files are back."""
 
 
 # --- states ---------------------------------------------------------------------------------------------------------

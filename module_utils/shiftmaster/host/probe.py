@@ -1,7 +1,7 @@
 """Read-only probes of one thing each, every one with a hard limit on its total time.
 
 A probe returns metrics, or raises ProbeError, whose `state` says what that means for the thing probed:
-    down       nobody answers
+    down       nobody responds
     unhealthy  it answers, but not as it must
     error      it could not be judged (a tool or a file is missing)
 and whose `reason` is a short code from which the health checks choose their hint. Messages hold no secrets.
@@ -41,7 +41,7 @@ _USER_AGENT = "shiftmaster-health"
 
 
 class ProbeError(Exception):
-    """The thing is not well, or could not be judged."""
+    """The thing is unhealthy, or could not be judged."""
 
     def __init__(self, state: str, reason: str, message: str):
         super().__init__(message)
@@ -50,7 +50,7 @@ class ProbeError(Exception):
 
 
 class HttpResult(NamedTuple):
-    """status is None when no answer came; then error says why, and reason is refused, timeout, missing, permission,
+    """status is None when no response came; then error shows why, and reason is refused, timeout, missing, permission,
     name, network, tls, certificate or protocol."""
 
     status: Optional[int]
@@ -75,7 +75,7 @@ class Deadline:
         """Return the seconds that are left; raises ProbeError(down, timeout) when there are none."""
         left = self._end - time.monotonic()
         if left <= 0:
-            raise ProbeError("down", "timeout", "no answer within %g s" % self.seconds)
+            raise ProbeError("down", "timeout", "no response within %g s" % self.seconds)
         return left
 
 
@@ -95,7 +95,7 @@ def in_thread(function, seconds: float, what: str):
     if "error" in answer:
         raise answer["error"]
     if "value" not in answer:
-        raise ProbeError("down", "timeout", "%s did not answer within %g s" % (what, seconds))
+        raise ProbeError("down", "timeout", "%s did not respond within %g s" % (what, seconds))
     return answer["value"]
 
 
@@ -244,7 +244,7 @@ def connected(
                 "unhealthy", "certificate", "%s: the certificate is not accepted: %s" % (where, error.verify_message)
             )
         except socket.timeout:
-            raise ProbeError("down", "timeout", "%s: no answer within %g s" % (where, deadline.seconds))
+            raise ProbeError("down", "timeout", "%s: no response within %g s" % (where, deadline.seconds))
         except ssl.SSLError as error:
             raise ProbeError("unhealthy", "tls", "%s: TLS failed: %s" % (where, error.reason or error))
         except FileNotFoundError:
@@ -365,7 +365,7 @@ def http_get(
                 body = answer.read(limit)
             except http.client.HTTPException as error:
                 reason = str(error) or type(error).__name__
-                raise ProbeError("unhealthy", "protocol", "the answer is not HTTP: %s" % reason[:100])
+                raise ProbeError("unhealthy", "protocol", "the response is not HTTP: %s" % reason[:100])
             found = {key.lower(): value for key, value in answer.getheaders()}
             return HttpResult(
                 answer.status, time.monotonic() - started, body.decode("utf-8", "replace"), None, "", found
@@ -465,7 +465,7 @@ def _redis_reply(stream):
         return stream.read(min(length, BODY_LIMIT_BYTES) + 2)[:-2].decode("utf-8", "replace")
     if kind in (b"+", b":"):
         return rest.decode("utf-8", "replace")
-    raise ProbeError("unhealthy", "protocol", "the answer is not Redis")
+    raise ProbeError("unhealthy", "protocol", "the response is not Redis")
 
 
 _REDIS_REASONS = (
@@ -500,7 +500,7 @@ def redis_ping(target: RedisTarget, timeout: float = 5.0) -> dict:
             metrics = {"connect_ms": _since(started)}
             asked = time.monotonic()
             if redis_command(wire, stream, "PING") != "PONG":
-                raise ProbeError("unhealthy", "protocol", "PING was not answered with PONG")
+                raise ProbeError("unhealthy", "protocol", "the reply to PING is not PONG")
             metrics["latency_ms"] = _since(asked)
             with contextlib.suppress(RedisError):
                 metrics.update(redis_metrics(redis_command(wire, stream, "INFO") or ""))
@@ -689,7 +689,7 @@ def _postgres_by_psql(target: PostgresTarget, timeout: float):
     except ProbeError as error:
         if error.reason == "timeout":
             raise ProbeError(
-                "down", "timeout", "PostgreSQL at %s did not answer within %g s" % (_postgres_where(target), timeout)
+                "down", "timeout", "PostgreSQL at %s did not respond within %g s" % (_postgres_where(target), timeout)
             )
         raise
     if code != 0:
@@ -920,7 +920,7 @@ def disk_usage(proc: str = "/proc", paths=(), exclude=(), timeout: float = 5.0, 
     """Return for each real mount (or for each filesystem of some paths) its use of space and of inodes.
 
     Each entry: path, kind, space_percent, inodes_percent (None where the filesystem has no fixed number), free_bytes,
-    free_inodes, and error where it could not be asked or is read-only although it should not be.
+    free_inodes, and error where it could not be queried or is read-only although it should not be.
     """
     try:
         with open(os.path.join(proc, "self", "mountinfo"), encoding="utf-8", errors="surrogateescape") as stream:

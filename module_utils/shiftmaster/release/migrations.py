@@ -91,7 +91,7 @@ class _Known(NamedTuple):
     """What is known about a kind of operation beforehand."""
 
     arguments: Tuple[str, ...]  # Names of the positional arguments.
-    judge: str  # Name of the function below that judges it.
+    judge: str  # Name of the function below that evaluates it.
 
 
 _MODEL, _FIELD = ("model_name",), ("model_name", "name", "field")
@@ -451,7 +451,7 @@ class Reader:
         )
 
     def remove_index(self, name, model, arguments):
-        return Result(if_new=EXPAND, warnings=["waits for an exclusive lock on the table of %s for a moment" % model])
+        return Result(if_new=EXPAND, warnings=["waits for an exclusive lock on the table of %s briefly" % model])
 
     def add_index(self, name, model, arguments):
         return Result(
@@ -465,7 +465,7 @@ class Reader:
         warnings = (
             []
             if name == "AddConstraintNotValid"
-            else ["reads the whole table of %s while it blocks reads and writes" % model]
+            else ["reads the complete table of %s while it blocks reads and writes" % model]
         )
         return Result(
             CONTRACT,
@@ -530,7 +530,7 @@ class Reader:
         if index:
             warnings.append("blocks writes to the table of %s while the index of %s is built" % (model, label))
         if field.kind in ("ForeignKey", "OneToOneField") and field.value("db_constraint", True):
-            warnings.append("locks the table that %s refers to against writes for a moment" % label)
+            warnings.append("locks the table that %s refers to against writes briefly" % label)
         if field.kind == "GeneratedField":
             warnings.append("rewrites the table of %s while nobody can read or write it" % model)
             return Result(if_new=EXPAND, warnings=warnings, loses=loses)
@@ -610,7 +610,7 @@ def compare_fields(old: Field, new: Field, label: str, model: str):
         reasons.append("whether %s may be NULL cannot be read" % label)
     elif before and not after:
         reasons.append("%s becomes NOT NULL, and the old code may write NULL" % label)
-        warnings.append("reads the whole table of %s while nobody can read or write it" % model)
+        warnings.append("reads the complete table of %s while nobody can read or write it" % model)
     before, after = (f.value("unique", f.kind == "OneToOneField") for f in (old, new))
     if Unknown in (before, after):
         reasons.append("whether %s is unique cannot be read" % label)
@@ -733,7 +733,7 @@ class File:
             ):
                 continue
             else:
-                self.problems.append("its class holds code beside plain assignments (line %d)" % statement.lineno)
+                self.problems.append("its class holds code next to plain assignments (line %d)" % statement.lineno)
                 continue
             for target in targets:
                 if isinstance(target, ast.Name):
@@ -863,7 +863,7 @@ def _settle(record: dict, annotations: list, created: set) -> None:
 
 
 def relative(records: Iterable[dict], order: Optional[list] = None) -> List[dict]:
-    """Judge a set of migrations together, against code that knows none of them.
+    """Evaluate a set of migrations together, against code that knows none of them.
 
     A field added to a model that the same set creates harms nobody: the old code does not know the table. Records
     must be in the order in which they are applied. Returns new records.
@@ -954,7 +954,7 @@ def _app_label(directory: str, apps_text: Optional[str]) -> str:
 
 
 def classify_files(files: Mapping[str, str]) -> List[dict]:
-    """Judge the migrations among files given as {path: text}, as from `git archive`.
+    """Evaluate the migrations among files given as {path: text}, as from `git archive`.
 
     Give apps.py files too where an app sets its label there. A later path of the same app and name is left out.
     """
@@ -1049,7 +1049,7 @@ def compare_state(
             continue
         parts = set((replaces or {}).get(key(row), ()))
         if parts and parts <= covered | (rows - {key(row)}):
-            continue  # A squashed migration: its parts are judged one by one.
+            continue  # A squashed migration: its parts are evaluated one by one.
         ahead.append({"app": row["app"], "name": row["name"]})
     replaced_by_applied = set()
     for name, replaced in files.items():
@@ -1104,7 +1104,7 @@ def _names(directory: str, beneath: str) -> List[str]:
 
 
 class Releases:
-    """The migrations that the retained releases hold, read when first asked for; the newest release is asked first."""
+    """The migrations of the retained releases, read on first use; the newest release is queried first."""
 
     def __init__(self, releases_root: str):
         try:
@@ -1179,7 +1179,7 @@ def classify_ahead(ahead: Iterable, releases_root: str, releases: Optional[Relea
 
 
 def plan(answer: Mapping) -> List[dict]:
-    """Judge what is pending, from the answer of the driver's operation `plan` with sources; in order."""
+    """Evaluate what is pending, from the response of the driver's operation `plan` with sources; in order."""
     judged = {}
     for app, texts in answer.get("sources", {}).items():
         judged.update((key(record), record) for record in classify_app(app, texts))
@@ -1227,7 +1227,7 @@ def known_statically(release_dir: str) -> List[dict]:
 
 
 def applied_when_live(release_dir: str) -> List[str]:
-    """Return the rows that a release lived with, where its manifest says so."""
+    """Return the rows that a release lived with, where its manifest reports it."""
     value = _manifest(str(release_dir)).get("applied_when_live")
     return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
@@ -1284,7 +1284,7 @@ def deploy_result(pending: Iterable[dict], allow_contract=False, first_deploy=Fa
     if allow_contract:
         return True, "%d pending, contract migrations were allowed: %s." % (len(pending), describe(bad))
     return False, (
-        "The code that serves now may not work after %s. Run it in maintenance mode with contract migrations allowed, "
+        "The live code now may not work after %s. Run it in maintenance mode with contract migrations allowed, "
         "or split it into a release that only adds and a later one that removes."
         % "; ".join("%s (%s: %s)" % (key(record), record["class"], ", ".join(record["reasons"])) for record in bad)
     )

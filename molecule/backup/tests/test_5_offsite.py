@@ -153,7 +153,7 @@ def test_a_host_that_has_lost_its_backups_fetches_them(operations, backups, outs
     assert run.code == 0 and backups.shell(f"cat {path}") == "outside\n", run.output[-3000:]
     # A second time nothing is done.
     assert backups.shell("shiftmaster-backup fetch") == ""
-    # What was archived between copy and loss is gone, and each run says so; the new backup is a full one.
+    # What was archived between copy and loss is gone, and each run reports it; the new backup is a full one.
     manifest = backups.run(check=False)
     assert {part["result"] for part in manifest["parts"].values()} == {"succeeded"}
     assert manifest["parts"]["database"]["kind"] == "full"

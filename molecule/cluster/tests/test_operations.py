@@ -1,4 +1,4 @@
-"""Secrets of the whole installation are rotated, and its hosts patched and rebooted, while people work."""
+"""Secrets of the entire installation are rotated, and its hosts patched and rebooted, while people work."""
 
 import hashlib
 import re
@@ -88,7 +88,7 @@ def test_patched_without_an_interruption(topology, capsys):
     report(capsys, "patch", traffic)
     traffic.assert_flawless()
     assert [version(host) for host in topology.all] == [offered(host) for host in topology.all]
-    # What cannot be restarted without an interruption waits, and the run says so. Nothing else is left.
+    # What cannot be restarted without an interruption waits, and the run reports it. Nothing else is left.
     assert still_outdated(topology) == [set(), set(), set(), {"postgres"}, {"redis-server"}]
     assert run.says("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
     again = topology.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
@@ -121,7 +121,7 @@ def started(host: Operations) -> str:
 
 
 def test_application_hosts_reboot_one_after_the_other(topology, capsys):
-    """Each is out of the edge meanwhile, and nobody notices."""
+    """Each is out of the load balancer meanwhile, and nobody notices."""
     before, seen = [started(host) for host in topology.apps], []
     restarting(topology, "always")
     try:

@@ -141,7 +141,7 @@ def test_every_target_is_up(watch):
 
 
 def test_the_standby_streams(watch):
-    """On both sides: the primary feeds it by its slot, and it says that it is one."""
+    """On both sides: the primary feeds it by its slot, and it reports that it is one."""
     (feeding,) = watch.query("pg_stat_replication_pg_wal_lsn_diff{state='streaming'}")
     assert feeding["metric"]["instance"] == "monitoring-trixie" and float(feeding["value"][1]) < 16 * 2**20
     (slot,) = watch.query("pg_replication_slots_active")
@@ -236,7 +236,7 @@ def test_nothing_is_read_without_a_password(hosts, watch, address):
 
 
 PATHS = ("/", "/metrics", "/api/v2/status")
-# What curl says where nobody answers HTTP: refused, no answer at all; or another protocol is spoken there.
+# What curl shows where nobody answers HTTP: refused, no response at all; or another protocol is spoken there.
 CLOSED, OTHERS = {7, 28}, {1, 35, 52, 56}
 # Ports of what watches, by host; the web server's needs a password for what it shows and has nothing at `/`.
 WATCHING = {
@@ -370,7 +370,7 @@ def test_the_exporter_of_redis_reads_metrics_and_nothing_else(hosts, watch):
 
 
 def test_exporters_are_locked_in(hosts, watch):
-    """What the kernel says of the running processes."""
+    """What the kernel reports about the running processes."""
     for host, count in ((hosts.app, 5), (hosts.standby, 2), (watch, 2)):
         units = host.shell(
             "systemctl list-units --plain --no-legend --state=active 'prometheus-*-exporter.service' mtail.service"

@@ -972,7 +972,7 @@ def test_a_restore_next_to_the_database_is_read_and_counted(host, site, scratch)
     assert answer == {"restored": "so far", "found": ["pages", "shiftmaster: 2 tables, 7 rows"], "seconds": 0.0}
     assert scratch.arguments == ("--type=time",) and scratch.received == "" and site.waits == [("restore r1", 1800)]
     assert scratch.asked[-1][1] == "shiftmaster" and site.holds() == "old"
-    # What was entered a moment ago can be reached, too.
+    # What was entered just now can be reached, too.
     assert scratch.waited == [(wal(10), 9)]
 
 

@@ -1,4 +1,4 @@
-"""The program `shiftmaster-backup`: what it says where it cannot do what it is asked for."""
+"""The program `shiftmaster-backup`: what it shows where it cannot do what was requested."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_run_that_cannot_read_its_options_leaves_a_metric_and_a_sentence(progr
     assert (
         "shiftmaster-backup: the options of the backup" in said.err and "Nothing is saved until deploy.yml" in said.err
     )
-    assert "Traceback" not in said.err and "nobody was told" in said.out
+    assert "Traceback" not in said.err and "nobody was notified" in said.out
     assert " backup FAILED: the options" in said.out
 
 

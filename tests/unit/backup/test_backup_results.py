@@ -248,7 +248,7 @@ def test_warnings_that_are_no_reason_to_doubt():
 
 
 def test_a_restore_over_a_missing_segment_looks_good():
-    """Why the recovery's own log and a named point are asked too."""
+    """Why the recovery's own log and a named point are queried too."""
     assert pgbackrest("restore-missing-wal", "restore").good
 
 

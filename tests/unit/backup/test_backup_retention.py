@@ -447,7 +447,7 @@ class Year:
     def day(self):
         self.true += DAY + self.chance.uniform(-600, 600)
         if not self.offset and self.happens(0.015):
-            # A clock that is put on by less than the gap of the policy is believed: nobody could tell it.
+            # A clock that is put on by less than the gap of the policy is trusted: nobody could tell it.
             self.offset = self.chance.choice([-400, -40, -3, 4, 40, 400, 4000]) * DAY
         elif self.offset and self.happens(0.3):
             self.offset = 0.0

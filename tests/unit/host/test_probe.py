@@ -144,7 +144,7 @@ def test_a_socket_that_accepts_and_never_answers():
         started = time.monotonic()
         result = probe.http_get(url(address), timeout=0.5)
     assert (result.status, result.reason) == (None, "timeout")
-    assert "no answer within 0.5 s" in result.error
+    assert "no response within 0.5 s" in result.error
     assert 0.4 < time.monotonic() - started < 4
 
 

@@ -111,7 +111,7 @@ def test_the_files_are_written_once(tmp_path, run_module):
 
 
 class Server:
-    """Answers of Elasticsearch and Kibana, as far as the modules ask; what was asked is kept."""
+    """Responses of Elasticsearch and Kibana, as far as the modules query them; the requests are kept."""
 
     def __init__(self):
         self.held, self.streams, self.objects, self.asked, self.lines = {}, set(), {}, [], []
@@ -300,7 +300,8 @@ def test_a_cluster_that_is_not_well_is_waited_for(server, run_module):
     server.health = "red"
     answer = run_module(elasticsearch_objects, **given(server))
     assert (
-        answer["failed"] and "the cluster is not well with 1 of 1 nodes (waited 1 s): it is red with 1" in answer["msg"]
+        answer["failed"]
+        and "the cluster is unhealthy with 1 of 1 nodes (waited 1 s): it is red with 1" in answer["msg"]
     )
     server.health, server.nodes = "green", 1
     assert run_module(elasticsearch_objects, **given(server, nodes=2, all_nodes=2))["failed"]
@@ -494,9 +495,9 @@ def test_the_report_says_what_has_not_run():
     assert lines == [
         "elasticsearch: NOT RUN: no host has it",
         "logstash: NOT RUN: no host has it",
-        "app1: filebeat: everything: NOT RUN: the host did not answer",
+        "app1: filebeat: everything: NOT RUN: the host did not respond",
         "app1: canary: a line: PASSED: 2 s",
-        "app2: filebeat: everything: NOT RUN: the host did not answer",
+        "app2: filebeat: everything: NOT RUN: the host did not respond",
         "log1: kibana: its status: FAILED: red",
         "log1: kibana: other: PASSED (on a stub)",
     ]

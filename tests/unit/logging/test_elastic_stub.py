@@ -275,7 +275,7 @@ def test_a_role_that_needs_a_paid_licence_counts_for_nothing(parts, run, run_mod
         assert answer.get("failed") and "the user shiftmaster_canary may not read in" in answer["msg"]
     finally:
         path.write_text(before, encoding="utf-8")
-    # What was written a moment ago is waited for.
+    # What was written just now is waited for.
     assert not run(elasticsearch_objects, **elasticsearch_parameters(parts))["changed"]
 
 

@@ -1,4 +1,4 @@
-"""How migrations are judged from their text."""
+"""How migrations are evaluated from their text."""
 
 from __future__ import annotations
 
@@ -547,7 +547,7 @@ def test_a_text_without_a_length_is_longer_than_any(old, new, shorter):
 @pytest.mark.parametrize(
     ("old", "new", "reason", "warning"),
     [
-        ("null=True", "", "becomes NOT NULL", "reads the whole table"),
+        ("null=True", "", "becomes NOT NULL", "reads the complete table"),
         ("", "null=True", "", ""),
         ("", "unique=True", "becomes unique", "builds a unique index"),
         ("unique=True", "", "", ""),

@@ -329,7 +329,7 @@ def test_phases_of_the_cutover_are_the_engines(path):
     phases = list(ast.literal_eval(re.search(r"^PHASES = (\(.*\))$", source, re.M)[1]))
     tables = [cells[0] for heading, cells in rows(path) if heading[-1] in ("when it fails", "失敗すると")]
     assert [name for cell in tables for name in re.findall(r"`([^`]+)`", cell)] == phases[:-1]
-    # The way back is told in the text.
+    # The text describes the rollback.
     assert phases[-1] == "revert" and "revert" in spans(path)
 
 

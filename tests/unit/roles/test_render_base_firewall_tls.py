@@ -272,7 +272,7 @@ def test_no_other_table_is_touched():
     ("listening", "more", "connection", "ports"),
     [
         (["ssh 2222", "ssh 22", "ours"], [], 22, [22, 2222]),
-        # A published port of the controller's side says nothing about the host's.
+        # A published port on the controller does not describe the host's.
         (["ssh 22"], [], 10022, [22]),
         # No sshd is seen: the port of the connection is all that is known.
         (["nft present"], [], 2200, [2200]),

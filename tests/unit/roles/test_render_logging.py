@@ -136,11 +136,11 @@ def test_several_nodes_are_one_cluster_which_the_first_one_makes_once():
     assert settings["discovery.seed_hosts"] == ["192.0.2.1:9300", "[2001:db8::2]:9300"]
     later = asked("elasticsearch", "__elasticsearch_settings", **common)
     assert "cluster.initial_master_nodes" not in later
-    # Not the second one, not one that has been in a cluster, and not where another one answers.
+    # Not the second one, not one that has been in a cluster, and not where another one responds.
     assert not asked("elasticsearch", "__elasticsearch_makes_cluster", **{**common, "inventory_hostname": "host2"})
     for lines, makes in (
         (["is configured"], False),
-        # A first start that did not come to its end: the package's file was put back, or the second set did not come.
+        # A first start that did not come to its end: the package's file was restored, or the second set did not come.
         ([], True), (["is configured", "makes a cluster"], True),
     ):  # fmt: skip
         common["__elasticsearch_found"] = {"stdout_lines": ["has held data", *lines, "maps 65530"]}
@@ -557,7 +557,7 @@ def test_another_major_version_and_an_older_one_are_refused(role, installed, ver
     form = "1:%s-1" if role == "logstash" else "%s"
     said = refusal(role, form % installed if installed else "", form % version if version else "", allow)
     assert bool(re.match(r"version \S+ is (asked for|installed)", said)) is refused, said
-    # What to do for another major version is no answer to who wants an older one.
+    # The advice for another major version does not suit an older one.
     assert (" Another major version: " in said) is (refused and "nothing goes back" not in said)
 
 

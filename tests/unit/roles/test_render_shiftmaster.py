@@ -217,7 +217,7 @@ def test_metrics_are_attached_around_everything_else():
 
 
 def build(*names, **variables):
-    """What a release's configuration is told apart by: those of its values."""
+    """The hash that identifies a release's configuration covers its values."""
     known = {"ansible_managed": "Ansible managed", "ansible_facts": {"processor_vcpus": 2}, "role_path": str(ROLE)}
     for part in ("defaults", "vars"):
         known |= yaml.safe_load((ROLE / part / "main.yml").read_text(encoding="utf-8"))

@@ -95,7 +95,7 @@ def test_readmes_are_those_of_the_argument_specs():
 
 
 def test_hooks_are_described_as_the_module_takes_them():
-    """Preflight judges them by the role's specification, the release module by its own documentation."""
+    """Preflight evaluates them by the role's specification, the release module by its own documentation."""
     text = (ROOT / "library/release/shiftmaster_release.py").read_text(encoding="utf-8")
     module = yaml.safe_load(text.split('DOCUMENTATION = r"""')[1].split('"""')[0])["options"]["hooks"]["suboptions"]
     assert options_of("shiftmaster")["shiftmaster_hooks"]["options"] == module
