@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,18 +72,6 @@ def test_names_belong_to_the_role(role):
     internal = ROOT / "roles" / role / "vars/main.yml"
     if internal.exists():
         assert [name for name in load(internal) if not name.startswith((f"__{role}_", f"{role}_"))] == []
-
-
-@offenders.each(ROLES)
-def test_every_default_has_a_comment_above_it(role):
-    path = ROOT / "roles" / role / "defaults/main.yml"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    bare = [
-        line.split(":")[0]
-        for number, line in enumerate(lines)
-        if re.match(r"\w+:", line) and not lines[number - 1].startswith("#")
-    ]
-    assert bare == []
 
 
 def test_readmes_are_those_of_the_argument_specs():
