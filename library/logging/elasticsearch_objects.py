@@ -18,25 +18,11 @@ description:
   - Then each user of O(users) must be able to log in, and has to have the privileges that are said here and none of
     those that it must not have; Elasticsearch itself is asked (C(_security/user/_has_privileges)).
 options:
-  url:
-    description: Elasticsearch's address.
-    type: str
-    required: true
-  ca_file:
-    description: Authority of its certificate.
-    type: path
-  user:
-    description: A user that may do all this.
-    type: str
-    required: true
-  password:
-    description: The user's password.
-    type: str
-    required: true
-  nodes:
-    description: How many nodes the cluster must have.
-    type: int
-    default: 1
+  url: {description: Elasticsearch's address., type: str, required: true}
+  ca_file: {description: Authority of its certificate., type: path}
+  user: {description: A user that may do all this., type: str, required: true}
+  password: {description: The user's password., type: str, required: true}
+  nodes: {description: How many nodes the cluster must have., type: int, default: 1}
   all_nodes:
     description: How many nodes it has once all are there. With fewer it may be yellow.
     type: int
@@ -67,25 +53,15 @@ options:
     description: Snapshot repositories, the body by name.
     type: dict
     default: {}
-  data_streams:
-    description: Data streams that must be there.
-    type: list
-    elements: str
-    default: []
+  data_streams: {description: Data streams that must be there., type: list, elements: str, default: []}
   users:
     description: Users whose rights are verified.
     type: list
     elements: dict
     default: []
     suboptions:
-      name:
-        description: The user.
-        type: str
-        required: true
-      password:
-        description: The password.
-        type: str
-        required: true
+      name: {description: The user., type: str, required: true}
+      password: {description: The password., type: str, required: true}
       has:
         description: Privileges that the user must have, by index pattern.
         type: dict
@@ -94,17 +70,12 @@ options:
         description: Privileges that the user must not have, by index pattern.
         type: dict
         default: {}
-  timeout_seconds:
-    description: How long to wait for the health.
-    type: int
-    default: 120
+  timeout_seconds: {description: How long to wait for the health., type: int, default: 120}
 attributes:
   check_mode:
     support: full
     description: Nothing changes; an Elasticsearch that does not answer yet is taken as still to come.
-  diff_mode:
-    support: full
-    description: A sentence for each change.
+  diff_mode: {description: A sentence for each change., support: full}
 """
 
 EXAMPLES = r"""

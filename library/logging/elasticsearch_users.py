@@ -13,43 +13,22 @@ description:
     nothing changes without reason. Elasticsearch reads both by itself some seconds after a change.
   - Users that are files are there before the cluster is, and when it has lost its index of users.
 options:
-  directory:
-    description: The directory of Elasticsearch's configuration.
-    type: path
-    default: /etc/elasticsearch
-  group:
-    description: The group of the files, Elasticsearch's own.
-    type: str
-    default: elasticsearch
+  directory: {description: The directory of Elasticsearch's configuration., type: path, default: /etc/elasticsearch}
+  group: {description: "The group of the files, Elasticsearch's own.", type: str, default: elasticsearch}
   users:
     description: The users; others go.
     type: list
     elements: dict
     required: true
     suboptions:
-      name:
-        description: The user.
-        type: str
-        required: true
-      password:
-        description: The password, 72 bytes at the most.
-        type: str
-        required: true
-      roles:
-        description: The user's roles.
-        type: list
-        elements: str
-        default: []
-  cost:
-    description: bcrypt's cost.
-    type: int
-    default: 10
+      name: {description: The user., type: str, required: true}
+      password: {description: "The password, 72 bytes at the most.", type: str, required: true}
+      roles: {description: The user's roles., type: list, elements: str, default: []}
+  cost: {description: bcrypt's cost., type: int, default: 10}
 attributes:
   check_mode:
     support: full
-  diff_mode:
-    support: partial
-    description: Names and roles; never a hash.
+  diff_mode: {description: Names and roles; never a hash., support: partial}
 """
 
 EXAMPLES = r"""

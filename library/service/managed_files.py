@@ -16,48 +16,21 @@ options:
     elements: dict
     default: []
     suboptions:
-      path:
-        description: The directory's absolute path.
-        type: path
-        required: true
-      owner:
-        description: Its user.
-        type: str
-        default: root
-      group:
-        description: Its group.
-        type: str
-        default: root
-      mode:
-        description: Its mode in octal, as text.
-        type: str
-        default: "0755"
+      path: {description: The directory's absolute path., type: path, required: true}
+      owner: {description: Its user., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
+      mode: {description: "Its mode in octal, as text.", type: str, default: "0755"}
   files:
     description: Text files with their whole content.
     type: list
     elements: dict
     default: []
     suboptions:
-      path:
-        description: The file's absolute path.
-        type: path
-        required: true
-      content:
-        description: The whole text.
-        type: str
-        required: true
-      owner:
-        description: Its user.
-        type: str
-        default: root
-      group:
-        description: Its group.
-        type: str
-        default: root
-      mode:
-        description: Its mode in octal, as text.
-        type: str
-        default: "0644"
+      path: {description: The file's absolute path., type: path, required: true}
+      content: {description: The whole text., type: str, required: true}
+      owner: {description: Its user., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
+      mode: {description: "Its mode in octal, as text.", type: str, default: "0644"}
   absent:
     description: Files, and directories with all that they contain, that must not be there.
     type: list
@@ -74,40 +47,20 @@ options:
         the caller brings it and calls again.
     type: dict
     suboptions:
-      packages:
-        description: Debian packages.
-        type: list
-        elements: str
-        default: []
+      packages: {description: Debian packages., type: list, elements: str, default: []}
       users:
         description: Users with their group, home and shell.
         type: list
         elements: dict
         default: []
         suboptions:
-          name:
-            description: The user.
-            type: str
-            required: true
-          group:
-            description: The user's own group.
-            type: str
-            required: true
-          home:
-            description: The home directory.
-            type: str
-            required: true
-          shell:
-            description: The login shell.
-            type: str
-            required: true
+          name: {description: The user., type: str, required: true}
+          group: {description: The user's own group., type: str, required: true}
+          home: {description: The home directory., type: str, required: true}
+          shell: {description: The login shell., type: str, required: true}
 attributes:
-  check_mode:
-    support: full
-    description: Says what would change and changes nothing.
-  diff_mode:
-    support: full
-    description: Shows the text before and after.
+  check_mode: {description: Says what would change and changes nothing., support: full}
+  diff_mode: {description: Shows the text before and after., support: full}
 """
 
 EXAMPLES = r"""
