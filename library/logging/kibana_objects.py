@@ -44,7 +44,7 @@ EXAMPLES = r"""
     ca_file: /etc/ssl/shiftmaster/ca.crt
     user: shiftmaster_admin
     password: "{{ kibana_admin_password }}"
-    objects: "{{ lookup('ansible.builtin.file', 'objects.json') | from_json }}"
+    objects: "{{ lookup('ansible.builtin.file', 'objects.ndjson').splitlines() | map('from_json') }}"
 """
 
 RETURN = r"""
