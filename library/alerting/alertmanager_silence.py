@@ -79,12 +79,8 @@ EXAMPLES = r"""
 - name: End it
   alertmanager_silence:
     url: https://mon1.example.com:9093
-    user: admin
-    password: "{{ vault_monitoring_admin_password }}"
-    ca_file: /etc/ssl/shiftmaster/ca.crt
     state: absent
     run_id: 20260131-080000-4711
-    required: false
 """
 
 RETURN = r"""
@@ -113,7 +109,7 @@ problem:
 
 import re
 
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 from ansible.module_utils.shiftmaster.monitoring.alertmanager import (
     ARGUMENTS,
     Api,
@@ -299,25 +295,16 @@ def argument_spec():
     return {
         **ARGUMENTS,
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        "matchers": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "name": {"type": "str", "required": True},
-                "operator": {"type": "str", "choices": ["=", "!=", "=~", "!~"], "default": "="},
-                "value": {"type": "str", "required": True},
-            },
-        },
+        "matchers": list_of(
+            name={"type": "str", "required": True},
+            operator={"type": "str", "choices": ["=", "!=", "=~", "!~"], "default": "="},
+            value={"type": "str", "required": True},
+        ),
         "duration_seconds": {"type": "int", "default": 1800},
         "comment": {"type": "str", "default": ""},
         "run_id": {"type": "str", "default": ""},
         "id": {"type": "str", "default": ""},
-        "protected_alerts": {
-            "type": "list",
-            "elements": "str",
-            "default": ["ShiftMasterDown", "HighResponseTime"],
-        },
+        "protected_alerts": {"type": "list", "elements": "str", "default": ["ShiftMasterDown", "HighResponseTime"]},
         "maintenance": {"type": "bool", "default": False},
         "required": {"type": "bool", "default": True},
     }

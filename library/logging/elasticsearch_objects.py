@@ -109,7 +109,7 @@ status:
 import time
 
 from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, keep, quoted, said
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, cluster_health, lacks
 
 # What is compared: where it is asked for, how it is found in the answer, and what it is called.
@@ -299,17 +299,12 @@ def argument_spec():
         "templates": {"type": "dict", "default": {}},
         "repositories": {"type": "dict", "default": {}},
         "data_streams": {"type": "list", "elements": "str", "default": []},
-        "users": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "name": {"type": "str", "required": True},
-                "password": {"type": "str", "required": True, "no_log": True},
-                "has": {"type": "dict", "default": {}},
-                "has_not": {"type": "dict", "default": {}},
-            },
-        },
+        "users": list_of(
+            name={"type": "str", "required": True},
+            password={"type": "str", "required": True, "no_log": True},
+            has={"type": "dict", "default": {}},
+            has_not={"type": "dict", "default": {}},
+        ),
         "timeout_seconds": {"type": "int", "default": 120},
     }
 

@@ -52,7 +52,7 @@ import re
 import tempfile
 
 from ansible.module_utils.shiftmaster.host import webconfig
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,506}\Z")
 # Elasticsearch knows bcrypt by this beginning alone. libcrypt's $2b$ is the same for passwords of this length.
@@ -119,16 +119,12 @@ def main():
         argument_spec={
             "directory": {"type": "path", "default": "/etc/elasticsearch"},
             "group": {"type": "str", "default": "elasticsearch"},
-            "users": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "password": {"type": "str", "required": True, "no_log": True},
-                    "roles": {"type": "list", "elements": "str", "default": []},
-                },
-            },
+            "users": list_of(
+                True,
+                name={"type": "str", "required": True},
+                password={"type": "str", "required": True, "no_log": True},
+                roles={"type": "list", "elements": "str", "default": []},
+            ),
             "cost": {"type": "int", "default": 10},
         },
         supports_check_mode=True,

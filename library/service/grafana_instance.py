@@ -77,7 +77,7 @@ version:
 import time
 
 from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, keep, quoted, said
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 
 
 def plan(present, wanted, admin, prune):
@@ -254,18 +254,13 @@ def argument_spec():
         "admin_user": {"type": "str", "default": "admin"},
         "admin_password": {"type": "str", "required": True, "no_log": True},
         "admin_previous_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
-        "users": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "login": {"type": "str", "required": True},
-                "password": {"type": "str", "required": True, "no_log": True},
-                "role": {"type": "str", "choices": ["Viewer", "Editor", "Admin"], "default": "Viewer"},
-                "name": {"type": "str", "default": ""},
-                "email": {"type": "str", "default": ""},
-            },
-        },
+        "users": list_of(
+            login={"type": "str", "required": True},
+            password={"type": "str", "required": True, "no_log": True},
+            role={"type": "str", "choices": ["Viewer", "Editor", "Admin"], "default": "Viewer"},
+            name={"type": "str", "default": ""},
+            email={"type": "str", "default": ""},
+        ),
         "prune_users": {"type": "bool", "default": True},
         "data_sources": {"type": "list", "elements": "str", "default": []},
         "dashboards": {"type": "dict", "default": {}},

@@ -221,8 +221,8 @@ import subprocess
 import time
 
 from ansible.module_utils.shiftmaster.host import configuration, probe, safe_files, units, webconfig
-from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected, list_of
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 
 # As in Debian's logrotate rule for /var/log/nginx.
 LOG_GROUP, LOG_MODE = "adm", 0o640
@@ -746,8 +746,7 @@ def argument_spec():
     text, path = {"type": "str", "required": True}, {"type": "path", "required": True}
     # The passwords are marked, not the whole: the path may be shown.
     user = {"name": text, "password": dict(text, no_log=True)}
-    users = {"type": "list", "elements": "dict", "required": True, "options": user}
-    passwords = list_of(path=path, users=users, group={"type": "str", "default": "www-data"})
+    passwords = list_of(path=path, users=list_of(True, **user), group={"type": "str", "default": "www-data"})
     return {
         "state": {"type": "str", "choices": ["query", "present", "server_out", "server_in"], "default": "present"},
         "servers_file": {"type": "path", "default": "/etc/nginx/shiftmaster-servers.conf"},

@@ -216,37 +216,17 @@ EXAMPLES = r"""
         content: "{{ lookup('ansible.builtin.template', 'prometheus.yml.j2') }}"
         group: prometheus
         mode: "0640"
-    secrets:
-      - path: /etc/prometheus/secrets/scrape
-        content: "{{ prometheus_scrape_password }}"
-        group: prometheus
-    managed:
-      - directory: /etc/prometheus/alerts
-        pattern: "*.yml"
-    web_config:
-      path: /etc/prometheus/web.yml
-      certificate: /etc/ssl/shiftmaster/host.crt
-      key: /etc/ssl/shiftmaster/host.key
-      group: prometheus
-      users: "{{ prometheus_web_users }}"
     unit_files:
       - path: /etc/systemd/system/prometheus.service.d/shiftmaster.conf
         content: "{{ lookup('ansible.builtin.template', 'drop-in.conf.j2') }}"
     checks:
       - [promtool, check, config, "{root}/prometheus.yml"]
-      - [promtool, check, web-config, "{root}/web.yml"]
     references:
       user: prometheus
       extra_groups: [ssl-cert]
     verify:
-      url: https://127.0.0.1:9090/metrics
-      ca_file: /etc/ssl/shiftmaster/ca.crt
-      user: admin
-      password: "{{ prometheus_web_users[0].password }}"
-      closed: true
+      url: http://127.0.0.1:9090/metrics
       metric: prometheus_config_last_reload_successful
-      timestamp_metric: prometheus_config_last_reload_success_timestamp_seconds
-      targets_url: https://127.0.0.1:9090/api/v1/targets?state=active
 """
 
 RETURN = r"""
@@ -273,8 +253,8 @@ import time
 from calendar import timegm
 
 from ansible.module_utils.shiftmaster.host import configuration, points, service_user, units, webconfig
-from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected, list_of
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 from ansible.module_utils.shiftmaster.monitoring import metrics, prometheus
 
 # Where a test holds a run (module_utils/shiftmaster/host/points.py); no point of a deploy.
