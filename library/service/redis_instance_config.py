@@ -104,18 +104,7 @@ SCRATCH_TIMEOUT_SECONDS = 10
 FILE_LIMIT = 65535
 OUTPUT_LIMIT_BYTES = 65536
 # The scratch server must have these otherwise; they are compared with the text of the file instead.
-FROM_FILE = (
-    "port",
-    "tls-port",
-    "bind",
-    "unixsocket",
-    "unixsocketperm",
-    "dir",
-    "pidfile",
-    "logfile",
-    "aclfile",
-    "replicaof",
-)
+FROM_FILE = tuple("port tls-port bind unixsocket unixsocketperm dir pidfile logfile aclfile replicaof".split())
 # Differ between two servers started from one file.
 IGNORED = ("daemonize", "supervised")
 # Directives that are no parameters.
