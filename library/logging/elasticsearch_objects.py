@@ -18,25 +18,11 @@ description:
   - Then each user of O(users) must be able to log in, and has to have the privileges that are said here and none of
     those that it must not have; Elasticsearch itself is queried (C(_security/user/_has_privileges)).
 options:
-  url:
-    description: Elasticsearch's address.
-    type: str
-    required: true
-  ca_file:
-    description: Authority of its certificate.
-    type: path
-  user:
-    description: A user that may do all this.
-    type: str
-    required: true
-  password:
-    description: The user's password.
-    type: str
-    required: true
-  nodes:
-    description: How many nodes the cluster must have.
-    type: int
-    default: 1
+  url: {description: Elasticsearch's address., type: str, required: true}
+  ca_file: {description: Authority of its certificate., type: path}
+  user: {description: A user that may do all this., type: str, required: true}
+  password: {description: The user's password., type: str, required: true}
+  nodes: {description: How many nodes the cluster must have., type: int, default: 1}
   all_nodes:
     description: How many nodes it has once all are there. With fewer it may be yellow.
     type: int
@@ -67,25 +53,15 @@ options:
     description: Snapshot repositories, the body by name.
     type: dict
     default: {}
-  data_streams:
-    description: Data streams that must be there.
-    type: list
-    elements: str
-    default: []
+  data_streams: {description: Data streams that must be there., type: list, elements: str, default: []}
   users:
     description: Users whose rights are verified.
     type: list
     elements: dict
     default: []
     suboptions:
-      name:
-        description: The user.
-        type: str
-        required: true
-      password:
-        description: The password.
-        type: str
-        required: true
+      name: {description: The user., type: str, required: true}
+      password: {description: The password., type: str, required: true}
       has:
         description: Privileges that the user must have, by index pattern.
         type: dict
@@ -94,17 +70,12 @@ options:
         description: Privileges that the user must not have, by index pattern.
         type: dict
         default: {}
-  timeout_seconds:
-    description: How long to wait for the health.
-    type: int
-    default: 120
+  timeout_seconds: {description: How long to wait for the health., type: int, default: 120}
 attributes:
   check_mode:
     support: full
-    description: Nothing changes; an Elasticsearch that does not respond yet is taken as still to come.
-  diff_mode:
-    support: full
-    description: A sentence for each change.
+    description: Nothing changes; an Elasticsearch that does not answer yet is taken as still to come.
+  diff_mode: {description: A sentence for each change., support: full}
 """
 
 EXAMPLES = r"""
@@ -138,7 +109,7 @@ status:
 import time
 
 from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, keep, quoted, said
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, cluster_health, lacks
 
 # What is compared: where it is requested, how it is found in the response, and what it is called.
@@ -328,17 +299,12 @@ def argument_spec():
         "templates": {"type": "dict", "default": {}},
         "repositories": {"type": "dict", "default": {}},
         "data_streams": {"type": "list", "elements": "str", "default": []},
-        "users": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "name": {"type": "str", "required": True},
-                "password": {"type": "str", "required": True, "no_log": True},
-                "has": {"type": "dict", "default": {}},
-                "has_not": {"type": "dict", "default": {}},
-            },
-        },
+        "users": list_of(
+            name={"type": "str", "required": True},
+            password={"type": "str", "required": True, "no_log": True},
+            has={"type": "dict", "default": {}},
+            has_not={"type": "dict", "default": {}},
+        ),
         "timeout_seconds": {"type": "int", "default": 120},
     }
 

@@ -12,21 +12,10 @@ description:
   - Waits until Kibana reports that it is available, exports the objects of the list and compares their attributes and
     references; when one is missing or different, all are imported again (C(_import?overwrite=true)). Others stay.
 options:
-  url:
-    description: Kibana's address.
-    type: str
-    required: true
-  ca_file:
-    description: Authority of its certificate.
-    type: path
-  user:
-    description: A user that may write saved objects.
-    type: str
-    required: true
-  password:
-    description: The user's password.
-    type: str
-    required: true
+  url: {description: Kibana's address., type: str, required: true}
+  ca_file: {description: Authority of its certificate., type: path}
+  user: {description: A user that may write saved objects., type: str, required: true}
+  password: {description: The user's password., type: str, required: true}
   objects:
     description: Saved objects, each with type, id, attributes and references.
     type: list
@@ -44,10 +33,8 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Nothing changes; a Kibana that does not respond yet is taken as still to come.
-  diff_mode:
-    support: full
-    description: A sentence for each object.
+    description: Nothing changes; a Kibana that does not answer yet is taken as still to come.
+  diff_mode: {description: A sentence for each object., support: full}
 """
 
 EXAMPLES = r"""
@@ -57,7 +44,7 @@ EXAMPLES = r"""
     ca_file: /etc/ssl/shiftmaster/ca.crt
     user: shiftmaster_admin
     password: "{{ kibana_admin_password }}"
-    objects: "{{ lookup('ansible.builtin.file', 'objects.json') | from_json }}"
+    objects: "{{ lookup('ansible.builtin.file', 'objects.ndjson').splitlines() | map('from_json') }}"
 """
 
 RETURN = r"""

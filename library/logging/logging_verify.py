@@ -19,37 +19,15 @@ options:
     elements: str
     choices: [elasticsearch, logstash, kibana, filebeat]
     required: true
-  ca_file:
-    description: Authority of the certificates.
-    type: path
-  elasticsearch_url:
-    description: Elasticsearch's address.
-    type: str
-    default: https://localhost:9200
-  elasticsearch_user:
-    description: A user of it.
-    type: str
-    default: shiftmaster_admin
-  elasticsearch_password:
-    description: The user's password.
-    type: str
-    default: ""
-  kibana_url:
-    description: Kibana's address.
-    type: str
-    default: https://localhost:5601
-  logstash_api_url:
-    description: Address of Logstash's API.
-    type: str
-    default: http://127.0.0.1:9600
-  timeout_seconds:
-    description: How long one check may take.
-    type: int
-    default: 300
+  ca_file: {description: Authority of the certificates., type: path}
+  elasticsearch_url: {description: Elasticsearch's address., type: str, default: https://localhost:9200}
+  elasticsearch_user: {description: A user of it., type: str, default: shiftmaster_admin}
+  elasticsearch_password: {description: The user's password., type: str, default: ""}
+  kibana_url: {description: Kibana's address., type: str, default: https://localhost:5601}
+  logstash_api_url: {description: Address of Logstash's API., type: str, default: http://127.0.0.1:9600}
+  timeout_seconds: {description: How long one check may take., type: int, default: 300}
 attributes:
-  check_mode:
-    support: full
-    description: It changes nothing.
+  check_mode: {description: It changes nothing., support: full}
   diff_mode:
     support: none
 """

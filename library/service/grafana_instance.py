@@ -17,21 +17,10 @@ description:
     by itself some seconds after they were written; so long it is asked again.
   - A stranger must be refused.
 options:
-  url:
-    description: Grafana's address on this host.
-    type: str
-    required: true
-  ca_file:
-    description: Authority of its certificate.
-    type: path
-  admin_user:
-    description: The administrator's login.
-    type: str
-    default: admin
-  admin_password:
-    description: The administrator's password.
-    type: str
-    required: true
+  url: {description: Grafana's address on this host., type: str, required: true}
+  ca_file: {description: Authority of its certificate., type: path}
+  admin_user: {description: The administrator's login., type: str, default: admin}
+  admin_password: {description: The administrator's password., type: str, required: true}
   admin_previous_passwords:
     description: Passwords that the administrator had before.
     type: list
@@ -43,55 +32,22 @@ options:
     elements: dict
     default: []
     suboptions:
-      login:
-        description: The login.
-        type: str
-        required: true
-      password:
-        description: The password.
-        type: str
-        required: true
-      role:
-        description: What the user may do.
-        type: str
-        choices: [Viewer, Editor, Admin]
-        default: Viewer
-      name:
-        description: The name that is shown; the login where it is empty.
-        type: str
-        default: ""
-      email:
-        description: The mail address.
-        type: str
-        default: ""
-  prune_users:
-    description: Remove users that are not listed.
-    type: bool
-    default: true
-  data_sources:
-    description: uids of data sources that must answer.
-    type: list
-    elements: str
-    default: []
+      login: {description: The login., type: str, required: true}
+      password: {description: The password., type: str, required: true}
+      role: {description: What the user may do., type: str, choices: [Viewer, Editor, Admin], default: Viewer}
+      name: {description: The name that is shown; the login where it is empty., type: str, default: ""}
+      email: {description: The mail address., type: str, default: ""}
+  prune_users: {description: Remove users that are not listed., type: bool, default: true}
+  data_sources: {description: uids of data sources that must answer., type: list, elements: str, default: []}
   dashboards:
     description: Dashboards that must be there, title by uid.
     type: dict
     default: {}
-  folder_uid:
-    description: uid of the folder that holds these dashboards.
-    type: str
-    default: ""
-  timeout_seconds:
-    description: How long to wait for the dashboards and the data sources.
-    type: int
-    default: 60
+  folder_uid: {description: uid of the folder that holds these dashboards., type: str, default: ""}
+  timeout_seconds: {description: How long to wait for the dashboards and the data sources., type: int, default: 60}
 attributes:
-  check_mode:
-    support: full
-    description: Nothing changes; what does not respond is taken as still to come.
-  diff_mode:
-    support: full
-    description: Users and roles; never a password.
+  check_mode: {description: Nothing changes; what does not answer is taken as still to come., support: full}
+  diff_mode: {description: Users and roles; never a password., support: full}
 """
 
 EXAMPLES = r"""
@@ -121,7 +77,7 @@ version:
 import time
 
 from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, keep, quoted, said
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 
 
 def plan(present, wanted, admin, prune):
@@ -298,18 +254,13 @@ def argument_spec():
         "admin_user": {"type": "str", "default": "admin"},
         "admin_password": {"type": "str", "required": True, "no_log": True},
         "admin_previous_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
-        "users": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "login": {"type": "str", "required": True},
-                "password": {"type": "str", "required": True, "no_log": True},
-                "role": {"type": "str", "choices": ["Viewer", "Editor", "Admin"], "default": "Viewer"},
-                "name": {"type": "str", "default": ""},
-                "email": {"type": "str", "default": ""},
-            },
-        },
+        "users": list_of(
+            login={"type": "str", "required": True},
+            password={"type": "str", "required": True, "no_log": True},
+            role={"type": "str", "choices": ["Viewer", "Editor", "Admin"], "default": "Viewer"},
+            name={"type": "str", "default": ""},
+            email={"type": "str", "default": ""},
+        ),
         "prune_users": {"type": "bool", "default": True},
         "data_sources": {"type": "list", "elements": "str", "default": []},
         "dashboards": {"type": "dict", "default": {}},

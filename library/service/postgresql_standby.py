@@ -36,12 +36,8 @@ options:
     type: int
     default: 21600
 attributes:
-  check_mode:
-    description: The primary is asked whether it answers, nothing else happens.
-    support: full
-  diff_mode:
-    description: There is no text to compare.
-    support: none
+  check_mode: {description: "The primary is asked whether it answers, nothing else happens.", support: full}
+  diff_mode: {description: There is no text to compare., support: none}
 """
 
 EXAMPLES = r"""

@@ -40,21 +40,9 @@ from ansible.module_utils.shiftmaster.awx import rrules
 from ansible.module_utils.shiftmaster.host.action import ControllerAction
 
 # In the order in which they are made: each finds what it names.
-KINDS = (
-    "organization",
-    "credential_type",
-    "credential",
-    "execution_environment",
-    "project",
-    "inventory",
-    "inventory_source",
-    "notification_template",
-    "job_template",
-    "workflow_job_template",
-    "workflow_job_template_node",
-    "schedule",
-    "team",
-    "role",
+KINDS = tuple(
+    "organization credential_type credential execution_environment project inventory inventory_source "
+    "notification_template job_template workflow_job_template workflow_job_template_node schedule team role".split()
 )
 PLAIN = KINDS[1:8]
 # What can be removed, and where its names are among the words.

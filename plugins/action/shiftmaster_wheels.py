@@ -70,16 +70,9 @@ from pip._internal.cli.main import main
 sys.exit(main())
 """
 # Lines of requirements that are no packages. -r and -c are read from the application's source alone.
-OPTIONS = (
-    "-i",
-    "--index-url",
-    "--extra-index-url",
-    "--no-index",
-    "--only-binary",
-    "--prefer-binary",
-    "--pre",
-    "--require-hashes",
-    "--trusted-host",
+OPTIONS = tuple(
+    "-i --index-url --extra-index-url --no-index --only-binary --prefer-binary --pre --require-hashes "
+    "--trusted-host".split()
 )
 # A name with extras, versions, a marker and hashes. An address or a path makes pip run a build backend here.
 PACKAGE = re.compile(

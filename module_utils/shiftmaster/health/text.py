@@ -231,8 +231,8 @@ CATALOG = {
         "接続後に応答がありません。systemctl status {unit}、ディスク、ロック、tail -n 50 {log} を確認してください",
     ),
     "hint.postgres.missing": (
-        "install postgresql-client or python3-psycopg2 on this host",
-        "このホストに postgresql-client または python3-psycopg2 をインストールしてください",
+        "install postgresql-client on this host",
+        "このホストに postgresql-client をインストールしてください",
     ),
     "hint.redis": (
         "systemctl status {unit}; journalctl -u {unit} -n 50; tail -n 50 {log}",

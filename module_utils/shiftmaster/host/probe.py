@@ -16,7 +16,6 @@ import errno
 import fnmatch
 import hashlib
 import http.client
-import importlib
 import io
 import ipaddress
 import json
@@ -553,7 +552,7 @@ class PostgresTarget(NamedTuple):
     password: Optional[str] = None
     sslmode: Optional[str] = None
     sslrootcert: Optional[str] = None
-    run_as: Optional[str] = None  # A system user, for peer authentication; then psql does the asking.
+    run_as: Optional[str] = None  # A system user, for peer authentication.
 
 
 # Everyone may read these; pg_stat_activity hides other users' rows, so a login counts its own sessions that wait.
@@ -589,76 +588,30 @@ _POSTGRES_REASONS = (
 
 
 def postgres_ping(target: PostgresTarget, timeout: float = 5.0) -> dict:
-    """Log in and ask a small question, with psycopg2 or psycopg of the system's Python, else with psql.
+    """Log in and ask a small question by psql.
 
     Returns latency_ms, version, recovery (a standby), connections, connections_percent, waiting (for a lock, 5 s).
     """
     started = time.monotonic()
-    driver = None if target.run_as else _postgres_driver()
-    if driver is not None:
-        row = _postgres_by_driver(driver, target, timeout)
-    else:
-        row = _postgres_by_psql(target, timeout)
-    metrics = postgres_metrics(row)
+    metrics = postgres_metrics(_postgres_row(target, timeout))
     metrics["latency_ms"] = _since(started)
-    metrics["client"] = driver.__name__ if driver is not None else "psql"
     return metrics
 
 
 def postgres_metrics(row) -> dict:
-    """Return the metrics of a row of POSTGRES_QUERY, whose values may be text."""
+    """Return the metrics of a row of POSTGRES_QUERY, whose values are text."""
     version, recovery, connections, limit, waiting = row
     connections, limit = int(connections), int(limit)
     return {
-        "version": str(version).split(" ")[0],
-        "recovery": recovery in (True, "t"),
+        "version": version.split(" ")[0],
+        "recovery": recovery == "t",
         "connections": connections,
         "connections_percent": round(100.0 * connections / limit, 1) if limit > 0 else 0.0,
         "waiting": int(waiting),
     }
 
 
-def _postgres_driver():
-    for name in ("psycopg2", "psycopg"):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    return None
-
-
-def _postgres_by_driver(driver, target: PostgresTarget, timeout: float):
-    options = {
-        "host": target.host,
-        "port": target.port,
-        "dbname": target.database,
-        "user": target.user,
-        "password": target.password,
-        "sslmode": target.sslmode,
-        "sslrootcert": target.sslrootcert,
-        "application_name": _USER_AGENT,
-        # libpq takes 1 for 2; the caller's own limit is the hard one.
-        "connect_timeout": max(1, int(timeout)),
-        "options": "%s -c statement_timeout=%d" % (SAFE_SEARCH_PATH, timeout * 1000),
-        "tcp_user_timeout": int(timeout * 1000),
-    }
-
-    def ask():
-        connection = driver.connect(**{name: value for name, value in options.items() if value is not None})
-        try:
-            cursor = connection.cursor()
-            cursor.execute(POSTGRES_QUERY)
-            return cursor.fetchone()
-        finally:
-            connection.close()
-
-    try:
-        return in_thread(ask, timeout, "PostgreSQL at %s" % _postgres_where(target))
-    except driver.Error as error:
-        raise _postgres_error(str(error), target, timeout)
-
-
-def _postgres_by_psql(target: PostgresTarget, timeout: float):
+def _postgres_row(target: PostgresTarget, timeout: float):
     environment = {
         "PGHOST": target.host,
         "PGPORT": str(target.port),
@@ -759,17 +712,8 @@ def parse_postgres_url(url: str) -> PostgresTarget:
 
 # --- systemd ---------------------------------------------------------------------------------------------------------
 
-_UNIT_PROPERTIES = (
-    "Id",
-    "LoadState",
-    "ActiveState",
-    "SubState",
-    "Result",
-    "UnitFileState",
-    "NRestarts",
-    "ActiveEnterTimestamp",
-    "ExecMainStatus",
-    "Type",
+_UNIT_PROPERTIES = tuple(
+    "Id LoadState ActiveState SubState Result UnitFileState NRestarts ActiveEnterTimestamp ExecMainStatus Type".split()
 )
 
 
@@ -830,59 +774,17 @@ class Mount(NamedTuple):
 
 # Filesystems that hold no files of ours, cannot fill, or are images that nobody writes.
 PSEUDO = frozenset(
-    (
-        "autofs",
-        "binfmt_misc",
-        "bpf",
-        "cgroup",
-        "cgroup2",
-        "configfs",
-        "debugfs",
-        "devpts",
-        "devtmpfs",
-        "efivarfs",
-        "fuse.gvfsd-fuse",
-        "fuse.lxcfs",
-        "fuse.portal",
-        "fusectl",
-        "hugetlbfs",
-        "mqueue",
-        "nsfs",
-        "proc",
-        "pstore",
-        "ramfs",
-        "rpc_pipefs",
-        "securityfs",
-        "selinuxfs",
-        "sysfs",
-        "tracefs",
-        "cramfs",
-        "erofs",
-        "iso9660",
-        "romfs",
-        "squashfs",
-        "udf",
-    )
+    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fuse.gvfsd-fuse fuse.lxcfs "
+    "fuse.portal fusectl hugetlbfs mqueue nsfs proc pstore ramfs rpc_pipefs securityfs selinuxfs sysfs tracefs cramfs "
+    "erofs iso9660 romfs squashfs udf".split()
 )
 _REMOTE = frozenset(("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "9p", "afs"))
 _JOURNALLED = frozenset(("ext3", "ext4", "xfs", "btrfs", "f2fs"))
 # A container engine's and systemd's own mounts: parts of another filesystem, or a page in size.
-_UNINTERESTING = (
-    "/dev",
-    "/dev/*",
-    "/proc/*",
-    "/sys/*",
-    "/run/credentials/*",
-    "/run/user/*",
-    "/run/lock",
-    "/run/docker/*",
-    "/run/containerd/*",
-    "/var/lib/docker/overlay2/*",
-    "/var/lib/docker/rootfs/*",
-    "/var/lib/containers/storage/overlay*",
-    "/run/netns/*",
-    "/snap/*",
-    "/boot/efi",
+_UNINTERESTING = tuple(
+    "/dev /dev/* /proc/* /sys/* /run/credentials/* /run/user/* /run/lock /run/docker/* /run/containerd/* "
+    "/var/lib/docker/overlay2/* /var/lib/docker/rootfs/* /var/lib/containers/storage/overlay* /run/netns/* /snap/* "
+    "/boot/efi".split()
 )
 
 

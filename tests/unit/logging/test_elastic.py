@@ -396,7 +396,7 @@ def test_one_that_does_not_run_yet_is_to_come(run_module):
 
 
 def test_kibanas_objects_are_imported_once(server, run_module):
-    objects = json.loads((ROOT / "roles/kibana/files/objects.json").read_text(encoding="utf-8"))
+    objects = [json.loads(line) for line in (ROOT / "roles/kibana/files/objects.ndjson").open(encoding="utf-8")]
     common = {
         "url": server.url,
         "user": "admin",

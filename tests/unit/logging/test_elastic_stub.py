@@ -380,7 +380,7 @@ def test_a_certificate_of_another_authority_sends_nothing(parts, tmp_path):
 
 def test_kibana_keeps_its_objects_and_says_when_it_cannot_log_in(parts, run):
     parts.start("kibana")
-    objects = json.loads((ROOT / "roles/kibana/files/objects.json").read_text(encoding="utf-8"))
+    objects = [json.loads(line) for line in (ROOT / "roles/kibana/files/objects.ndjson").open(encoding="utf-8")]
     given = {
         "url": f"https://localhost:{parts.ports['kibana']}", "ca_file": parts.ca, "user": "shiftmaster_admin",
         "password": PASSWORDS["admin"], "objects": objects, "timeout_seconds": 30,
