@@ -63,6 +63,8 @@ GITS_OWN = re.compile(r"^(?:\.{1,2}|\.git[. ]*|git~1)\Z", re.IGNORECASE)
 # Left out of a name by some file systems: ".g\u200cit" is ".git" there.
 IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")
 MAX_LINKS = 40
+# Requirements may name others; what is beyond is not searched for hashes.
+REQUIREMENTS_FILES = 100
 ARGUMENTS = {
     "repository": {"type": "str", "required": True, "no_log": True},
     "version": {"type": "str", "required": True},
@@ -625,18 +627,20 @@ def leaves(path, targets):
     return False
 
 
-def hashed(mirror, entries, path, seen=()):
+def hashed(mirror, entries, path):
     """Tell whether a requirements file, or one that it names, has hashes; pip then asks for one of each package."""
-    if path in seen:
-        return False
-    text = mirror.texts([entry for entry in entries if entry[2] == path]).get(path, "")
-    if re.search(r"(?m)^[^#\n]*--(?:hash\b|require-hashes\b)", text):
-        return True
-    named = re.findall(r"(?m)^\s*(?:-r|--requirement)[ =]*(\S+)", text)
-    directory = posixpath.dirname(path)
-    return any(
-        hashed(mirror, entries, posixpath.normpath(posixpath.join(directory, one)), seen + (path,)) for one in named
-    )
+    left, seen = {path}, set()
+    # Each may name the next one twice, and a chain of them may be long.
+    while left and len(seen) < REQUIREMENTS_FILES:
+        seen |= left
+        texts, left = mirror.texts([entry for entry in entries if entry[2] in left]), set()
+        for one, text in texts.items():
+            if re.search(r"(?m)^[^#\n]*--(?:hash\b|require-hashes\b)", text):
+                return True
+            # Of one line: a pattern that crosses lines takes a day for a megabyte of empty ones.
+            named = re.findall(r"(?m)^[^\S\n]*(?:-r|--requirement)[ =]*(\S+)", text)
+            left |= {posixpath.normpath(posixpath.join(posixpath.dirname(one), name)) for name in named} - seen
+    return False
 
 
 def pathspec(exclude):

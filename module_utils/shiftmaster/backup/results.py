@@ -296,7 +296,8 @@ def _restic(rc: int, stdout: str, stderr: str, command: str):
     """Return (the summary, the problems) of a command with --json."""
     problems = []
     summary = None
-    for line in (stdout + "\n" + stderr).splitlines():
+    # A name of a file may hold what splitlines() takes for the end of a line.
+    for line in (stdout + "\n" + stderr).split("\n"):
         line = line.strip()
         if not line:
             continue

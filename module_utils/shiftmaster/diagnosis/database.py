@@ -182,8 +182,8 @@ def parse(text: str) -> dict:
 def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
     """Ask everything in one connection; returns ({name: rows}, errors). Raises ProbeError where there is no server."""
     environment = {
-        "PGOPTIONS": "-c statement_timeout=3s -c lock_timeout=500ms -c default_transaction_read_only=on"
-        " " + SAFE_SEARCH_PATH,
+        "PGOPTIONS": SAFE_SEARCH_PATH
+        + " -c statement_timeout=3s -c lock_timeout=500ms -c default_transaction_read_only=on",
         "PGAPPNAME": "shiftmaster-diagnose",
         "PGCONNECT_TIMEOUT": "3",
         "PGPASSFILE": "/nonexistent",

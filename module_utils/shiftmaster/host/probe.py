@@ -36,6 +36,8 @@ from . import safe_files
 from .sql import SAFE_SEARCH_PATH
 
 BODY_LIMIT_BYTES = 64 * 1024
+# Of what is read of one connection, headers included.
+RESPONSE_LIMIT_BYTES = 16 << 20
 _USER_AGENT = "shiftmaster-health"
 
 
@@ -264,18 +266,27 @@ def connected(
 
 
 class _Reader(io.RawIOBase):
-    """Reads from a socket; every read waits for what is left of the whole, so that no trickle outlasts it."""
+    """Reads from a socket; every read waits for what is left of the whole, so that no trickle outlasts it.
+
+    Nor does it fill the memory: http.client reads a chunk of -1 bytes to the end of the connection.
+    """
 
     def __init__(self, connection, deadline: Deadline):
         super().__init__()
-        self._connection, self._deadline = connection, deadline
+        self._connection, self._deadline, self._left = connection, deadline, RESPONSE_LIMIT_BYTES
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
         self._connection.settimeout(self._deadline.left())
-        return self._connection.recv_into(buffer)
+        count = self._connection.recv_into(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise ProbeError(
+                "unhealthy", "protocol", "the response is larger than %d MiB" % (RESPONSE_LIMIT_BYTES >> 20)
+            )
+        return count
 
 
 class _Wire:
@@ -362,7 +373,8 @@ def http_get(
                 exchange.request("GET", path, headers=sent)
                 answer = exchange.getresponse()
                 body = answer.read(limit)
-            except http.client.HTTPException as error:
+            # A redirect may lead to a path that is none.
+            except (http.client.HTTPException, UnicodeEncodeError) as error:
                 reason = str(error) or type(error).__name__
                 raise ProbeError("unhealthy", "protocol", "the response is not HTTP: %s" % reason[:100])
             found = {key.lower(): value for key, value in answer.getheaders()}

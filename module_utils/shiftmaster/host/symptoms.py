@@ -158,7 +158,10 @@ def get_page(target: str, path: str, host: str, timeout: float, verify: bool = T
         )
         if result.status not in (301, 302, 303, 307, 308):
             break
-        leads_to = urlsplit(result.headers.get("location", ""))
+        try:
+            leads_to = urlsplit(result.headers.get("location", ""))
+        except ValueError:
+            break
         if leads_to.hostname not in (None, (host or "").partition(":")[0]) or not leads_to.path.startswith("/"):
             break
         path = leads_to.path + ("?" + leads_to.query if leads_to.query else "")

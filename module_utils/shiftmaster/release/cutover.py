@@ -795,7 +795,7 @@ def _read_from(path: str, offset: Optional[int]) -> str:
 def _json(body) -> dict:
     try:
         data = json.loads(body)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

@@ -17,6 +17,7 @@ Nothing here imports Django or the application: files are parsed, never executed
 from __future__ import annotations
 
 import ast
+import codecs
 import contextlib
 import fnmatch
 import io
@@ -882,9 +883,14 @@ def relative(records: Iterable[dict], order: Optional[list] = None) -> List[dict
     return result
 
 
-def _ordered(files: Dict[str, File]) -> List[File]:
-    """Sort an app's files so that each comes behind those of the same app that it depends on."""
+def _ordered(files: Dict[str, File], replaced: Mapping[str, list]) -> List[File]:
+    """Sort an app's files so that each comes behind those of the same app that it depends on.
+
+    A file that depends on a squashed one comes behind what that one replaces (replaced).
+    """
     done, begun, result = set(), set(), []
+    # Each is taken once: the product of files and of what they replace would fill the memory.
+    left = dict(replaced)
     for first in sorted(files):
         # No recursion: a chain may be longer than Python's stack.
         path = [first]
@@ -897,8 +903,9 @@ def _ordered(files: Dict[str, File]) -> List[File]:
                     result.append(files[name])
                 continue
             begun.add(name)
-            wanted = [one for app, one in files[name].dependencies if app == files[name].app and one in files]
-            path.extend(one for one in reversed(wanted) if one not in begun)
+            own = [one for app, one in files[name].dependencies if app == files[name].app]
+            wanted = own + [part for one in own for part in left.pop(one, ())]
+            path.extend(one for one in reversed(wanted) if one in files and one not in begun)
     return result
 
 
@@ -916,18 +923,11 @@ def classify_app(app: str, texts: Mapping[str, str], paths: Optional[Mapping[str
     replaced_by = {}
     for name in squashed:
         replaced_by[name] = [replaced for a, replaced in files[name].replaces if a == app and replaced in files]
-    for file in files.values():
-        # A file that depends on a squashed one comes behind what that one replaces.
-        file.dependencies_here = file.dependencies
-        extra = [[app, replaced] for a, n in file.dependencies if a == app for replaced in replaced_by.get(n, ())]
-        file.dependencies = file.dependencies + extra
     models, records = Models(), {}
-    for file in _ordered({name: file for name, file in files.items() if name not in squashed}):
-        file.dependencies = file.dependencies_here
+    for file in _ordered({name: file for name, file in files.items() if name not in squashed}, replaced_by):
         records[file.name] = _judge(file, models)
     for name in sorted(squashed):
         file = files[name]
-        file.dependencies = file.dependencies_here
         records[name] = _judge(file, Models())  # It starts from what was before, which is not followed: strict.
     return [records[name] for name in records]
 
@@ -974,10 +974,17 @@ def classify_files(files: Mapping[str, str]) -> List[dict]:
     return [record for app in sorted(apps) for record in classify_app(app, apps[app], paths[app])]
 
 
+# Names of codecs that take linear time. punycode takes a day for a megabyte.
+ENCODINGS = ("utf-8", "utf-8-sig", "ascii", "iso8859-1", "iso8859-15", "cp1252", "cp932", "shift_jis", "euc_jp")
+
+
 def decode(data: bytes) -> str:
-    """Decode a source file as Python would."""
+    """Decode a source file as Python would; one of an encoding that is not in ENCODINGS cannot be parsed."""
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        if codecs.lookup(encoding).name not in ENCODINGS:
+            # It counts as a migration: another decoding might hide that it is one.
+            return "Migration = \0"
         return data.decode(encoding)
     except (SyntaxError, UnicodeDecodeError, LookupError):
         return data.decode("utf-8", "replace")

@@ -387,6 +387,12 @@ def test_a_missing_path_came_with_code_0():
     assert recorded("restic-backup-missing")[0] == 0
 
 
+def test_a_name_with_the_end_of_a_line_is_no_error_of_restic():
+    status = '{"message_type":"status","current_files":["/media/a\x85b"]}\n'
+    summary = '{"message_type":"summary","snapshot_id":"00","total_files_processed":1}\n'
+    assert saved(0, status + summary, "").good
+
+
 def test_restic_without_its_repository_is_not_good():
     assert not saved(*recorded("restic-backup-offsite-gone")).good
 

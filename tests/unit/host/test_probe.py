@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from ansible.module_utils.shiftmaster.host import probe
+from ansible.module_utils.shiftmaster.host import probe, symptoms
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nX-Thing: yes\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -118,6 +118,35 @@ def test_http_get_keeps_64_kib_of_a_large_body():
     body = b"x" * 300000
     with server(answer(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + body)) as address:
         assert len(probe.http_get(url(address)).body) == 65536
+
+
+def test_a_chunk_of_a_negative_size_does_not_fill_the_memory():
+    sent = 0
+
+    def talk(connection):
+        nonlocal sent
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+        for _ in range(300):
+            sent += connection.send(bytes(1 << 20))
+
+    with server(talk) as address:
+        result = probe.http_get(url(address), timeout=60)
+    assert (result.status, result.reason) == (None, "protocol") and sent < 64 << 20
+
+
+@pytest.mark.parametrize("leads_to", ["/\xe9", "//[", "/a b\x01", "/a"])
+def test_a_redirect_to_what_is_no_address_is_a_response(leads_to):
+    def talk(connection):
+        if connection.recv(65536).startswith(b"GET / "):
+            found = "HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % leads_to
+            connection.sendall(found.encode("latin-1"))
+        else:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with server(talk) as address:
+        result = symptoms.get_page(url(address), "/", "localhost", 20)
+    assert result.reason == "protocol" or result.status == (200 if leads_to == "/a" else 302), result
 
 
 def test_a_status_of_500_is_an_answer():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
+
 import pytest
 from ansible.module_utils.shiftmaster.release import migrations
 
@@ -383,6 +386,27 @@ def test_a_tree_with_odd_files(tmp_path):
     (tmp_path / "binary.bin").write_bytes(bytes(range(256)))
     records = migrations.classify_tree(str(tmp_path))
     assert [(r["name"], r["class"]) for r in records] == [("0001_initial", "expand"), ("0002_bytes", "contract")]
+
+
+def test_an_encoding_that_takes_a_day_is_not_decoded():
+    source = b"# coding: punycode\nclass Migration: pass\n" + b"x" * 200_000 + b"-" + b"a" * 200_000
+    began = time.process_time()
+    [record] = migrations.classify_files({"shift/migrations/0001_x.py": migrations.decode(source)})
+    assert time.process_time() - began < 2
+    assert record["class"] == "contract" and "cannot be parsed" in record["problems"][0]
+
+
+def test_files_times_what_they_replace_do_not_fill_the_memory():
+    parts = ['("shift", "%04d")' % number for number in range(300)]
+    files = {"shift/migrations/%04d.py" % number: "class Migration: pass" for number in range(300)}
+    files["shift/migrations/s.py"] = text("", extra="    replaces = [%s]\n" % ", ".join(parts))
+    files["shift/migrations/z.py"] = text("", extra="    dependencies = [%s]\n" % (3000 * '("shift", "s"),'))
+    tracemalloc.start()
+    try:
+        assert len(migrations.classify_files(files)) == 302
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_lists_are_followed_to_a_limit_through_names_sums_and_stars():
