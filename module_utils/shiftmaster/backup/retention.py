@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import time
 from typing import Iterable, Mapping, NamedTuple
 
 from ..monitoring.metrics import timestamp_of
@@ -34,6 +35,8 @@ class Policy(NamedTuple):
     window: bool = (
         True  # The newest verified backup beyond the limit stays too: the days after it are restored from it.
     )
+    months: int = 0  # Of each of so many months the first verified backup stays,
+    years: int = 0  # and of each of so many years.
 
 
 class Item(NamedTuple):
@@ -94,6 +97,9 @@ def plan(
             keep[item.name] = "depends on the last verified full backup"
         elif not fulls or fulls[-1].ended <= item.ended:
             keep[item.name] = "no newer full backup is verified"
+    firsts = first_of_each([(item.ended, item.name) for item in fulls], now, policy.months, policy.years)
+    for name, period in firsts.items():
+        keep.setdefault(name, "the first verified one of %s" % period)
     if policy.window:
         beyond = [item.name for item in items if item.name in verified and age(item.ended) >= policy.days * DAY]
         if beyond:
@@ -109,6 +115,22 @@ def plan(
     # What needs another goes first, also where a clock was moved and the order of time is not that of the chain.
     going.sort(key=lambda name: len(needs[name]), reverse=True)
     return Plan(tuple(going), keep, tuple(alerts), suspect)
+
+
+def first_of_each(found: Iterable, now: float, months: int, years: int) -> dict:
+    """Return {name: period} of the first of each calendar month and year (UTC), of the newest so many periods.
+
+    found is [(timestamp, name)]. A period without any of them does not count.
+    """
+    firsts = {}
+    for format_, count in (("%Y-%m", months), ("%Y", years)):
+        periods = {}
+        for timestamp, name in sorted(found):
+            if timestamp <= now:
+                periods.setdefault(time.strftime(format_, time.gmtime(timestamp)), name)
+        for period in sorted(periods)[-count:] if count else ():
+            firsts.setdefault(periods[period], period)
+    return firsts
 
 
 def over_limit(used: int, limit: int) -> tuple:

@@ -36,7 +36,7 @@ def outside(operations, backups, first):
 
 def test_what_cannot_be_a_store_is_refused(operations, first):
     for repository, sentence in (
-        ("/srv/usb", "backup_offsite_repository is neither sftp:user@host:/directory"),
+        ("/srv/usb", "backup_offsite_repository is none of rest:https://host:8000/name/"),
         ("sftp:copies@localhost:/x", "an sftp repository needs backup_offsite_ssh_key"),
     ):
         run = operations.run("deploy.yml", *ROLE, backup_offsite_repository=repository)
