@@ -62,7 +62,8 @@ def test_who_owns_the_backup_server_deletes_and_replaces_nothing(backups, store)
         SETTINGS + f"for path in data/{pack} keys/{key} snapshots/{snapshot} index/{index} config; do "
         f"request -X DELETE {URL}/$path; "
         f"request --data-binary x {URL}/$path; "
-        f"request -X PUT --data-binary x {URL}/$path; done; request -X DELETE {URL}/; request -X POST '{URL}/?create=true'; request -X DELETE {URL}/data/; "
+        f"request -X PUT --data-binary x {URL}/$path; done; "
+        f"request -X DELETE {URL}/; request -X POST '{URL}/?create=true'; request -X DELETE {URL}/data/; "
         f"request --path-as-is -X POST '{URL}/../other/?create=true'; "
         f"request -X DELETE --path-as-is {URL}/data/../config"
     ).split()

@@ -444,7 +444,8 @@ def test_changelog_is_in_the_form_of_keep_a_changelog():
     for section in [unreleased, *released]:
         kinds = re.findall(r"^### (.*)$", section, re.M)
         if kinds[:1] == ["Before you upgrade"]:
-            steps = re.findall(r"^(\d+)\. ", section.partition("### Before you upgrade")[2].partition("\n### ")[0], re.M)
+            before = section.partition("### Before you upgrade")[2].partition("\n### ")[0]
+            steps = re.findall(r"^(\d+)\. ", before, re.M)
             assert steps == [str(number) for number in range(1, len(steps) + 1)] and 0 < len(steps) <= 12
             kinds.pop(0)
         assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
