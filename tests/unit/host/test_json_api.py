@@ -133,7 +133,7 @@ def test_an_error_is_one_line_of_its_reason(answer, text):
     [
         (None, False, [], {"changed": False, "done": [], "diff": {"before": "", "after": ""}, "fact": 1}),
         (None, True, ["a"], {"changed": True, "done": ["a"], "diff": {"before": "", "after": "a\n"}, "fact": 1}),
-        (NoAnswer("refused"), False, [], {"failed": True, "msg": "x does not answer: refused"}),
+        (NoAnswer("refused"), False, [], {"failed": True, "msg": "x does not respond: refused"}),
         (NoAnswer("refused"), True, [], {"changed": True, "done": ["x does not run yet; the rest would follow"]}),
         (Failed("403"), True, ["a"], {"failed": True, "msg": "x: 403", "done": ["a"]}),
     ],

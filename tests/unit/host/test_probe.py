@@ -501,8 +501,7 @@ def alive_process(pid):
         return False
 
 
-def test_no_client_at_all(monkeypatch, tmp_path):
-    monkeypatch.setattr(probe, "_postgres_driver", lambda: None)
+def test_no_client_at_all(tmp_path):
     with pytest.raises(probe.ProbeError) as error:
         probe.run([str(tmp_path / "psql")], 1)
     assert (error.value.state, error.value.reason) == ("error", "missing")
@@ -678,19 +677,8 @@ def test_the_question_to_postgresql_runs_no_function_of_the_applications(monkeyp
     """The application owns its database and can set a search_path for it; the probe may ask as a superuser."""
     seen = {}
 
-    class Driver:
-        Error = RuntimeError
-
-        @staticmethod
-        def connect(**options):
-            seen.update(options)
-            raise RuntimeError("enough")
-
     target = probe.PostgresTarget(host="localhost")
-    with pytest.raises(probe.ProbeError):
-        probe._postgres_by_driver(Driver, target, 5)
     monkeypatch.setattr(probe, "run", lambda _argv, _timeout, env: seen.update(env) or (2, "", "enough"))
     with pytest.raises(probe.ProbeError):
-        probe._postgres_by_psql(target, 5)
-    for given in (seen["options"], seen["PGOPTIONS"]):
-        assert given.startswith("-c search_path=pg_catalog,pg_temp ")
+        probe.postgres_ping(target, 5)
+    assert seen["PGOPTIONS"].startswith("-c search_path=pg_catalog,pg_temp ")

@@ -454,7 +454,7 @@ def test_the_role_tells_each_channel_what_it_is_for_and_fails_no_run(play, recei
     assert (
         said.count("WARNING: nothing is silenced") == 3 and "WARNING: the silence of run-1 could not be ended" in said
     )
-    assert "heard: away cannot be reached" in said and "between 1 and 7200 seconds" in said
+    assert "this run may cause alerts: away cannot be reached" in said and "between 1 and 7200 seconds" in said
     assert said.count("msg: goes on") == 2 and "changed=0" in said
     # Not even with -v.
     assert not [secret for secret in (KEY, HOOK, PASSWORD) if secret in done.stdout + done.stderr]
