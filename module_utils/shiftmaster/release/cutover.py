@@ -284,7 +284,7 @@ class Cutover:
                     "\n".join(
                         [
                             "the Celery worker of %s does not %s"
-                            % (self.called(self._t("to")), "start" if died else "answer")
+                            % (self.called(self._t("to")), "start" if died else "respond")
                         ]
                         + ["cause: %s" % cause for cause in causes(written)]
                         + [tail(written, 8), self._see(name)]

@@ -171,7 +171,7 @@ def test_what_is_wrong_with_a_directory_is_said_before_anything_changes(tmp_path
     (tmp_path / "Packages").unlink()
     assert "holds no file Packages" in problems(**source, base_apt_dir_key=KEY)
     assert "both set" in problems(base_apt_dir="/srv/x", base_apt_dir_key=KEY, base_apt_mirror="http://m")
-    assert "does not say where" in problems(base_apt_dir_src=str(tmp_path))
+    assert "its directory on the host, is empty" in problems(base_apt_dir_src=str(tmp_path))
 
 
 @pytest.mark.parametrize("enabled", [True, False])
