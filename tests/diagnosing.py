@@ -95,13 +95,13 @@ def background(operations, name: str, command: str, **properties):
 
 
 @contextmanager
-def broken(operations, injure: str, mend: str):
+def broken(operations, injure: str, fix: str):
     """Break something while the block runs."""
     operations.shell(injure, check=False)
     try:
         yield
     finally:
-        fixed(operations, mend)
+        fixed(operations, fix)
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def matcher_problems(matchers, protected, maintenance):
         if False in judged:
             continue
         if None in judged:
-            problems.append("whether it silences %s cannot be judged: write the alerts' names with | between" % alert)
+            problems.append("whether it silences %s is unknown: write the alerts' names with | between" % alert)
         else:
             problems.append(
                 "it would silence %s, which is for maintenance only: add alertname !~ %s" % (alert, "|".join(protected))
@@ -171,7 +171,7 @@ def argument_problems(params):
     """Everything that is wrong with the arguments."""
     if params["state"] == "absent":
         if not params["id"] and not params["run_id"]:
-            return ["id or run_id says which silence is to end"]
+            return ["id or run_id has to name the silence to end"]
         return []
     problems = matcher_problems(params["matchers"], params["protected_alerts"], params["maintenance"])
     if not params["comment"].strip():

@@ -265,7 +265,7 @@ class Instance:
                 raise Failed("the user %s %s" % (user["name"], "; ".join(problems)))
         status, _answer = self.anonymous()
         if status not in (401, 403):
-            raise Failed("a stranger is answered %s" % status)
+            raise Failed("an unknown client gets %s" % status)
 
     def anonymous(self):
         return Api(self.p["url"], self.p["ca_file"]).ask("/_search")

@@ -730,7 +730,7 @@ def find_copy(directory, wanted, database):
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DumpError(
             "the pre-migration dump %s has no usable manifest next to it (%s), so nobody knows whether it is "
-            "whole; it is not restored" % (path, error)
+            "complete; it is not restored" % (path, error)
         )
     if os.path.getsize(path) != promised[0] or sha256(path) != promised[1]:
         raise DumpError(

@@ -218,7 +218,7 @@ def check_python(report, version, minimum=OLDEST_PYTHON):
     if [int(one) for one in re.findall(r"\d+", version)[:2]] < [int(one) for one in minimum.split(".")[:2]]:
         report.problem(
             "python",
-            "the host's Python is %s, and %s is the oldest that serves" % (version, minimum),
+            "the host's Python is %s, and %s is the oldest supported version" % (version, minimum),
             "install a newer python3, or set ansible_python_interpreter to one",
         )
 

@@ -531,7 +531,7 @@ class Operation:
     def pending_changes(self):
         """Return why a run that asks for this revision and configuration has something to do here, as sentences."""
         if self.current is None:
-            return ["no release serves"]
+            return ["no release is live"]
         cutover = self.cutover()
         found = releases.find(
             self.layout, self.state, self.params["revision"], releases.config_hash(self.configuration())
@@ -547,7 +547,7 @@ class Operation:
             "release %s is %s" % (self.current, status): status != "live",
             "shiftmaster.service is %(ActiveState)s, %(UnitFileState)s" % whole: whole != running,
             "%s does not run" % ", ".join(missing): missing,
-            "%s runs and serves nobody" % ", ".join(others): others,
+            "%s runs although its slot is not live" % ", ".join(others): others,
             "%s is unfinished" % ", ".join(left): left,
             # With the database's migrations known fewer of them go.
             "a release may go": releases.prune_plan(self.layout, self.state, self.params["keep"], ()),
@@ -566,7 +566,7 @@ class Operation:
     def target(self):
         wanted = self.params["release"]
         if self.current is None:
-            raise Refused("no release serves on this host, so there is nothing to roll back")
+            raise Refused("no release is live on this host, so there is nothing to roll back")
         name = self.one(wanted) if wanted else self.state.rollback_target(self.current)
         if not name:
             raise Refused(
@@ -761,7 +761,7 @@ class Operation:
             return self.result(release=self.current or "", requests=0, errors=0, p95_ms=0.0)
         page = os.path.join(self.layout.shared, "maintenance", "on")
         nothing = {"release": transition["to"], "requests": 0, "errors": 0, "p95_ms": 0.0}
-        unjudged = ["the maintenance page is up, so traffic was not judged, and users still see the page"]
+        unjudged = ["the maintenance page is up, so traffic was not evaluated, and users still see the page"]
         if os.path.exists(page):
             return self.result(notes=unjudged, **nothing)
         cutover = self.cutover()
@@ -777,7 +777,7 @@ class Operation:
             cutover.finish()
             raise Refused(
                 "somebody has stopped ShiftMaster during the watch (systemctl stop shiftmaster), so the traffic of %s"
-                " could not be judged. It stays stopped: systemctl start shiftmaster starts it"
+                " could not be evaluated. It stays stopped: systemctl start shiftmaster starts it"
                 % cutover.called(transition["to"]),
                 release=transition["to"],
             )
@@ -797,7 +797,7 @@ class Operation:
             % (
                 cutover.called(transition["to"]),
                 result.breach,
-                "%s serves again" % cutover.called(transition["from"])
+                "%s is live again" % cutover.called(transition["from"])
                 if transition["from"]
                 else "There is no earlier release to go back to",
                 evidence,
@@ -931,7 +931,7 @@ class Operation:
         if len(found) > 1:
             raise Refused("%s means several releases: %s" % (self.params["release"], ", ".join(found)))
         if found[0] in (self.layout.release_of("blue"), self.layout.release_of("green")):
-            raise Refused("release %s serves, or its worker may still be finishing tasks" % found[0])
+            raise Refused("release %s is live, or its worker may still be finishing tasks" % found[0])
         if not self.check_mode:
             releases.discard(self.layout, self.state, found[0])
             releases.publish_static(self.layout, self.state)
@@ -1106,7 +1106,7 @@ def main():
         module.fail_json(msg=str(error), **error.result)
     except (CutoverError, StateError, UnitError, ReleaseCodeError, releases.BuildError, ValueError, OSError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = ". Make room there (df -h, df -i; du -xsh /var/* tells who takes it), then run this again"
+        advice = ". Make room there (df -h, df -i; du -xsh /var/* lists directories by size), then run this again"
         module.fail_json(msg=str(error) + (advice if full else ""), reverted=False)
 
 

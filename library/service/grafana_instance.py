@@ -226,7 +226,7 @@ class Instance:
         for path in ("/api/org", "/api/search", "/metrics"):
             status, _answer = self.api.ask(path)
             if status not in (401, 403, 404):
-                raise Failed("%s returns %s to a stranger" % (path, status))
+                raise Failed("%s returns %s without a login" % (path, status))
         deadline = time.monotonic() + self.p["timeout_seconds"]
         while True:
             missing = self.lacking()

@@ -579,7 +579,7 @@ class Tree:
                 reasons.append("the running nginx has %s" % name)
         if p["certificate"] and p["tls_address"]:
             if serves_another(p["certificate"], p["tls_address"], p["tls_name"]):
-                reasons.append("the running nginx serves another certificate than %s" % p["certificate"])
+                reasons.append("the running nginx sends another certificate than %s" % p["certificate"])
         wanted = group_ids(p["groups"])
         running = master_pid(p["pid_file"])
         if wanted and running:

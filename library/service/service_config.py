@@ -609,7 +609,7 @@ class Service:
             if verify["closed"]:
                 status, _text = self.get(verify["url"], stranger=True)
                 if status != 401:
-                    return "%s returns %s to a stranger" % (verify["url"], status)
+                    return "%s returns %s without a login" % (verify["url"], status)
         except prometheus.Untrusted as error:
             raise Failed("%s: %s" % (verify["url"], error))
         except OSError as error:

@@ -312,14 +312,14 @@ def job_problems(params, job, is_there):
     for one in asked:
         option = options.get(one["name"])
         if option is None:
-            found.append("run_options.%s has no %s to ask for" % (stem(job["playbook"]), one["name"]))
+            found.append("run_options.%s has no option %s" % (stem(job["playbook"]), one["name"]))
             continue
         if not ("choices" in option or "pattern" in option):
             found.append("%s would take anything: run_options gives neither choices nor a pattern" % one["name"])
         elif "choices" in option and one.get("default", choices_of(option)[0]) not in choices_of(option):
             found.append("%s=%s is none of: %s" % (one["name"], one["default"], ", ".join(choices_of(option))))
         if one["name"] in (job.get("variables") or {}):
-            found.append("%s is given and asked for" % one["name"])
+            found.append("%s is given and in the survey" % one["name"])
         found += ["%s has no question in %s" % (one["name"], word) for word in ("en", "ja") if not one.get(word)]
     return ["job %s: %s" % (job["name"], sentence) for sentence in found]
 
@@ -336,7 +336,7 @@ def workflow_problems(params, workflow):
     names = [node["job"] for node in workflow["nodes"] if node.get("job")]
     found += ["there is no job %s" % name for name in names if name not in jobs]
     asked = questions_of(params, workflow)
-    found += ["no node asks for %s" % name for name in workflow.get("survey") or [] if name not in asked]
+    found += ["no node needs %s" % name for name in workflow.get("survey") or [] if name not in asked]
     behind = {name: [one for link in LINKS for one in node.get(link) or []] for name, node in nodes.items()}
     found += ["there is no node %s" % one for names in behind.values() for one in names if one not in nodes]
     # What names none that is left is taken away, until nothing is left or everything names something.
@@ -356,7 +356,7 @@ def schedule_problems(params, wish):
     found += unanswered(jobs.get(wish.get("job")), wish.get("values") or {})
     surveyed = {workflow["name"] for workflow in params["workflows"] if workflow.get("survey")}
     if wish.get("workflow") in surveyed:
-        found.append("workflow %s has a survey that nobody answers" % wish["workflow"])
+        found.append("workflow %s has a survey without a question" % wish["workflow"])
     return ["schedule %s: %s" % (wish["name"], sentence) for sentence in found]
 
 
@@ -365,10 +365,10 @@ def unanswered(job, values, survey=()):
 
     A workflow hands the responses of its own survey to each of its jobs."""
     if job is None:
-        return ["it has values and no job that asks for them"] if values else []
+        return ["it has values and no job that needs them"] if values else []
     asked = [one["name"] for one in job.get("survey") or []]
     return ["%s is not answered" % name for name in asked if name not in values and name not in survey] + [
-        "%s is not asked for by job %s, so AWX would leave it out" % (name, job["name"])
+        "%s is not in the survey of job %s, so AWX would leave it out" % (name, job["name"])
         for name in values
         if name not in asked
     ]

@@ -66,7 +66,7 @@ def refusals(options, values):
         if name in values and text_of(values[name]).strip() == "":
             if options[name].get("needed"):
                 found.append(
-                    "%s is empty: leave it out, or say one of: %s" % (name, ", ".join(options[name]["choices"]))
+                    "%s is empty: omit it, or use one of: %s" % (name, ", ".join(options[name]["choices"]))
                 )
         elif name in values:
             found.append(refusal(name, options[name], values[name]))

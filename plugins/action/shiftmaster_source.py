@@ -84,7 +84,7 @@ FILLER = (
     "early eof",
 )
 HINTS = (
-    ("terminal prompts disabled", "it asks for a user name and a password; give them in the address"),
+    ("terminal prompts disabled", "it requires a user name and a password; give them in the address"),
     ("authentication failed", "the user name or the token is wrong or has expired"),
     ("host key verification failed", "connect to the host once by hand, as this user, to accept its key"),
     ("permission denied (publickey", "this user's ssh key is not known there"),

@@ -163,7 +163,7 @@ def refuse_hostile_options(lines, environment):
                 )
         for name in re.findall(r"\$\{([A-Z0-9_]+)\}", line):
             if name not in environment:
-                raise WheelsError("the requirements ask for the controller's variable %s" % name)
+                raise WheelsError("the requirements read the controller's variable %s" % name)
 
 
 def of_archive(archive, requirements_file):
@@ -327,7 +327,7 @@ class Pip:
 
     def absent(self, missing):
         place = "the directory %s of the controller" % self.params["directory"] if self.offline else "pip's index"
-        text = "%s has no wheel that serves %s of: %s" % (
+        text = "%s has no wheel for %s of: %s" % (
             place,
             called(self.params["interpreter"]),
             ", ".join(missing),

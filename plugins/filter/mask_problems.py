@@ -76,7 +76,7 @@ class Endless(Exception):
     """A repetition without an end, behind which something can fail."""
 
     def __init__(self):
-        super().__init__("a repetition without an end has something behind it")
+        super().__init__("an unlimited repetition is followed by more")
 
 
 class Unknown(Exception):

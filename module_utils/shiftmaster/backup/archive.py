@@ -112,7 +112,7 @@ def manifests(host: Host, stanza) -> list:
             except BackupError as error:
                 contents.add(str(error))
         if len(contents) != 1:
-            what = "the manifest of backup %s or its copy is damaged; the other one may still be whole" % backup.label
+            what = "the manifest of backup %s or its copy is damaged; the other one may still be complete" % backup.label
             problems.append(Problem("manifest_damaged", what, backup.label))
     return problems
 

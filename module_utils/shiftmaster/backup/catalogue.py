@@ -180,7 +180,7 @@ def _backup(item: dict, databases: dict) -> Backup:
     if item["type"] not in KINDS:
         raise ValueError("%r is not the type of a backup" % (item["type"],))
     if not isinstance(item["error"], bool):
-        raise ValueError("whether backup %s has errors is not said" % item["label"])
+        raise ValueError("the error state of backup %s is missing" % item["label"])
     database = databases[(_whole(item["database"]["repo-key"]), _whole(item["database"]["id"]))]
     repository = item["info"]["repository"]
     return Backup(
@@ -205,7 +205,7 @@ def _backup(item: dict, databases: dict) -> Backup:
 
 def _whole(value) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError("%r is no whole number" % (value,))
+        raise ValueError("%r is not an integer" % (value,))
     return value
 
 

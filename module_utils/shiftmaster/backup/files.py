@@ -299,7 +299,7 @@ def ask_lock(host: Host, source: dict) -> str:
     """The lock of deploys of another host; "" where there is none, or the host cannot be queried."""
     try:
         words = request_words(host, source, "lock")
-        return host.run("asking %s for a deploy" % source["name"], *words, timeout=60, limit=ANSWER_BYTES).stdout
+        return host.run("querying %s for a deploy" % source["name"], *words, timeout=60, limit=ANSWER_BYTES).stdout
     except BackupError:
         return ""
 

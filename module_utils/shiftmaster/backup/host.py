@@ -64,7 +64,7 @@ def load_options(path: str = OPTIONS) -> dict:
     except (OSError, ValueError) as error:
         what = "cannot be read: %s" % error
     except (KeyError, TypeError, AttributeError):
-        what = "are not whole: %s" % path
+        what = "are not complete: %s" % path
     raise OptionsError("the options of the backup %s. Nothing is saved until deploy.yml has written them again" % what)
 
 
@@ -227,7 +227,7 @@ class Host:
         psql holds what it is sent: the unit's MemoryMax bounds that, and only then are bytes counted here.
         """
         done = self.run(
-            "asking database %s" % (name or self.database["name"]),
+            "querying database %s" % (name or self.database["name"]),
             os.path.join(self.bin, "psql"),
             "-XqAt",
             "-w",

@@ -309,7 +309,7 @@ def validate(manifest) -> list:
     if manifest["ended"]:
         least = worst(part["result"] for part in manifest["parts"].values())
         if RESULTS.index(manifest["result"]) < RESULTS.index(least):
-            found.append("the run is said to be %s, but a part is %s" % (manifest["result"], least))
+            found.append("the run has result %s, but a part is %s" % (manifest["result"], least))
     return found
 
 

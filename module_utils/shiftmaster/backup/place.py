@@ -127,7 +127,7 @@ def check(
         if free < 0:
             raise PlaceError("there is too little room for the restored files")
         if not is_below(entry.path, paths) and not (stat.S_ISDIR(entry.mode) and _is_above(entry.path, paths)):
-            raise PlaceError("%s was not asked for" % entry.path)
+            raise PlaceError("%s was not requested" % entry.path)
         if not (stat.S_ISREG(entry.mode) or stat.S_ISDIR(entry.mode) or stat.S_ISLNK(entry.mode)):
             raise PlaceError("%s is no file, directory or link" % entry.path)
         if stat.S_ISLNK(entry.mode) and entry.path in tops and not _is_same_link(entry.path, entry.target):

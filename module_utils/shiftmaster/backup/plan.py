@@ -73,7 +73,7 @@ def kind_today(
     if timeline is not None and int(last.wal_stop[:8], 16) != timeline:
         return Decision("full", "the database is on timeline %d since the last backup" % timeline)
     if last.label in gapped:
-        return Decision("full", "WAL is missing behind backup %s, so a new chain begins" % last.label)
+        return Decision("full", "WAL is missing after backup %s, so a new chain begins" % last.label)
     age = now - chain[0].started
     if age < 0 or now < last.stopped:
         return Decision("full", "the clock is before the last backup, so its age is not known")

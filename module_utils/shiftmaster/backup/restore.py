@@ -237,7 +237,7 @@ def database_here(host: Host, request: dict) -> dict:
         free = host.free_bytes(os.path.dirname(data))
         if free < chosen.size_bytes * 1.1:
             raise BackupError(
-                "there is too little room beside %s for the restored database: %s free, %s needed; what is there now "
+                "there is too little room next to %s for the restored database: %s free, %s needed; what is there now "
                 "is kept until you remove it" % (data, report.sized(free), report.sized(chosen.size_bytes * 1.1))
             )
         packed, count = request.get("received_archive"), request.get("received_segments", 0)
@@ -319,7 +319,7 @@ def _require_the_end(request: dict, log: str) -> None:
     if last and not request.get("allow_gap") and 'restored log file "%s" from archive' % last not in log:
         raise BackupError(
             "the recovery did not come to the end of the archive (%s): a segment before it is missing or damaged. "
-            "Restore to a moment before that, or take what there is with -e allow_gap=true" % last
+            "Restore to a time before that, or accept the gap with -e allow_gap=true" % last
         )
 
 
@@ -491,7 +491,7 @@ def _wait_for_end_of_recovery(host: Host, data: str) -> None:
     deadline = time.monotonic() + _limit(host)
     while True:
         done = host.as_postgres(
-            "asking the restored database", os.path.join(host.bin, "psql"), "-XqAt", "-w", "-d", "postgres", "-c",
+            "querying the restored database", os.path.join(host.bin, "psql"), "-XqAt", "-w", "-d", "postgres", "-c",
             "SELECT pg_is_in_recovery()", fine=(0, 1, 2), timeout=60,
         )  # fmt: skip
         if done.stdout.strip() == "f":
@@ -512,7 +512,7 @@ def _wait_for_end_of_recovery(host: Host, data: str) -> None:
 def _ask_here(host: Host, *statements: str) -> str:
     words = [word for statement in statements for word in ("-c", statement)]
     program = os.path.join(host.bin, "psql")
-    done = host.as_postgres("asking the restored database", program, "-XqAt", "-w", "-d", "postgres", *words)
+    done = host.as_postgres("querying the restored database", program, "-XqAt", "-w", "-d", "postgres", *words)
     return done.stdout
 
 
@@ -772,7 +772,7 @@ def main(host: Host, what: str, stream) -> int:
         request["id"]
     except (ValueError, KeyError, TypeError) as error:
         raise BackupError(
-            "what is requested has to come on standard input, as JSON with an id (%s: %s), as restore.yml asks"
+            "the request has to be on standard input, as JSON with an id (%s: %s), as restore.yml asks"
             % (type(error).__name__, error)
         )
     answer, code = {}, 0

@@ -90,7 +90,7 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
                 problems.append(
                     Problem(
                         "wal_damaged",
-                        "of %s segments in archive %s %s are whole" % (archive.group(2), place, archive.group(3)),
+                        "of %s segments in archive %s %s are complete" % (archive.group(2), place, archive.group(3)),
                         place,
                     )
                 )
@@ -101,7 +101,7 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
                 problems.append(
                     Problem(
                         "backup_damaged",
-                        "backup %s is %s: of %s files %s are whole"
+                        "backup %s is %s: of %s files %s are complete"
                         % (place, backup.group(2), backup.group(3), backup.group(4)),
                         place,
                     )
@@ -115,7 +115,7 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
         elif re.match(r"^No usable (backup|archive)\.info file$", said):
             problems.append(Problem("unreadable", "the repository has %s" % (said[0].lower() + said[1:])))
         else:
-            problems.append(Problem("unknown_text", "verify said something that is not known: %s" % readable(said)))
+            problems.append(Problem("unknown_text", "unknown output of verify: %s" % readable(said)))
     if status is None or name is None:
         problems.append(Problem("no_report", "verify wrote no report; it writes one with --output=text --verbose"))
     elif status != "ok" and not problems:
@@ -216,7 +216,7 @@ def pgbackrest(rc: int, text: str, command: str) -> Result:
     if rc != 0 and not any(problem.code != "warning" for problem in problems):
         problems.append(Problem("failed", "pgbackrest %s ended with code %d" % (command, rc)))
     if not ended and not problems:
-        problems.append(Problem("not_ended", "pgbackrest %s did not say that it has completed" % command))
+        problems.append(Problem("not_ended", "pgbackrest %s did not report its completion" % command))
     return result(problems)
 
 
@@ -238,7 +238,7 @@ def recovery(log: str, target: str = "", last_segment: str = "") -> Result:
     if "archive recovery complete" not in log:
         problems.append(Problem("recovery_failed", "the recovery did not complete"))
     if not target and not last_segment:
-        problems.append(Problem("no_verification", "nothing says up to where the recovery had to come"))
+        problems.append(Problem("no_verification", "the end of the recovery is unknown"))
     if target and 'recovery stopping at restore point "%s"' % target not in log:
         problems.append(Problem("target_missed", "the recovery did not come to the point %s" % target))
     if last_segment and 'restored log file "%s" from archive' % last_segment not in log:
@@ -357,7 +357,7 @@ def restic_check(rc: int, stdout: str, stderr: str, read_data: bool = True) -> R
         code, what = _RESTIC_CODES.get(rc, ("failed", "restic check ended with code %d" % rc))
         problems.append(Problem(code, what))
     if "no errors were found" not in stdout.splitlines() and not problems:
-        problems.append(Problem("not_ended", "restic check did not say that it found no errors"))
+        problems.append(Problem("not_ended", "restic check did not report that it found no errors"))
     if read_data and not re.search(r"^read (all data$|group #\d+ of |[\d.]+% of data packs$)", stdout, re.M):
         problems.append(Problem("not_read", "restic check did not read the data"))
     return result(problems)

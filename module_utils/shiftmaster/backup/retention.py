@@ -110,7 +110,7 @@ def plan(
 
     going = [item.name for item in reversed(items) if item.name not in keep]
     if suspect:
-        keep.update(dict.fromkeys(going, "nothing goes while something is in doubt"))
+        keep.update(dict.fromkeys(going, "nothing is removed in doubt"))
         going = []
     # What needs another goes first, also where a clock was moved and the order of time is not that of the chain.
     going.sort(key=lambda name: len(needs[name]), reverse=True)

@@ -84,7 +84,7 @@ def timestamp_of(text: str) -> float:
     except ValueError:
         raise TargetError("%s is no time such as 2026-11-26T14:59:30+09:00" % text)
     if found.tzinfo is None:
-        raise TargetError("the time %s says no zone: 2026-11-26T14:59:30+09:00, or with Z for UTC" % text)
+        raise TargetError("the time %s has no zone: 2026-11-26T14:59:30+09:00, or with Z for UTC" % text)
     return found.timestamp()
 
 

@@ -142,7 +142,7 @@ def elsewhere(host: Host) -> list:
     """What keeps a restore from being made in place, as problems: data outside of the directory that it sets aside."""
     found = [row[0] for row in host.ask(TABLESPACES_SQL)]
     what = (
-        "the database has tablespaces, which a restore does not put back where they are (into=scratch and table= do): "
+        "the database has tablespaces, which a restore does not restore in place (into=scratch and table= do): "
         "ALTER TABLE ... SET TABLESPACE pg_default, then DROP TABLESPACE: " + ", ".join(found)
     )
     return [("tablespaces", what, "")] if found else []

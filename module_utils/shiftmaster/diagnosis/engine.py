@@ -58,7 +58,7 @@ def ask(part: Part, setting) -> dict:
         answer = {"status": FAILED, "error": "%s: %s" % (type(error).__name__, error)}
     if answer["status"] != OK and not answer["error"].strip():
         # Without a reason nobody can put it right.
-        answer["error"] = "it ended without saying why"
+        answer["error"] = "it ended without a reason"
     answer["seconds"] = round(time.monotonic() - started, 3)
     return answer
 

@@ -462,7 +462,7 @@ def celery_failure(text: str) -> str:
             ("Error:", "kombu.", "redis.", "ModuleNotFoundError", "ImportError", "AttributeError", "Unable to load")
         )
     ]
-    line = (telling or lines or ["no worker answered"])[-1]
+    line = (telling or lines or ["no worker responded"])[-1]
     return re.sub(r"://[^@/\s]*@", "://***@", line)[:300]
 
 

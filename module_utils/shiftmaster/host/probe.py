@@ -463,7 +463,7 @@ def redis_command(wire, stream, *words: str):
 def _redis_reply(stream):
     line = stream.readline(BODY_LIMIT_BYTES)
     if not line.endswith(b"\r\n"):
-        raise ProbeError("unhealthy", "protocol", "the connection was closed without a Redis answer")
+        raise ProbeError("unhealthy", "protocol", "the connection was closed without a Redis response")
     kind, rest = line[:1], line[1:-2]
     if kind == b"-":
         raise RedisError(rest.decode("utf-8", "replace"))
@@ -519,7 +519,7 @@ def redis_ping(target: RedisTarget, timeout: float = 5.0) -> dict:
         except RedisError as refusal:
             text = str(refusal)
             reason = next((code for start, code in _REDIS_REASONS if text.startswith(start)), "refusal")
-            raise ProbeError("unhealthy", reason, "Redis answers: %s" % _without(text, target.password)[:200])
+            raise ProbeError("unhealthy", reason, "Redis responds: %s" % _without(text, target.password)[:200])
 
 
 def redis_metrics(info: str) -> dict:
@@ -939,7 +939,7 @@ def memory_usage(proc: str = "/proc") -> dict:
     except (OSError, ValueError, KeyError) as error:
         raise ProbeError("error", "missing", "%s/meminfo cannot be read: %s" % (proc, error))
     if total <= 0:
-        raise ProbeError("error", "missing", "%s/meminfo says that there is no memory" % proc)
+        raise ProbeError("error", "missing", "%s/meminfo reports no memory" % proc)
     swap, swap_free = values.get("SwapTotal", 0), values.get("SwapFree", 0)
     return {
         "usage_percent": round(100.0 * (total - available) / total, 2),

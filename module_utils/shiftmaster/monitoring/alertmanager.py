@@ -46,7 +46,7 @@ class Api(json_api.Api):
     def listed(self, path):
         answer = self.call(path)
         if not isinstance(answer, list):
-            raise Failed("what answers at %s is no Alertmanager" % self.url)
+            raise Failed("%s is no Alertmanager" % self.url)
         return answer
 
     def now(self):

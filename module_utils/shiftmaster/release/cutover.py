@@ -155,7 +155,7 @@ class Cutover:
                     self.revert(str(error), bad)
             except Exception as second:  # The release's own code may answer anything.
                 raise CutoverError(
-                    "%s\nGoing back is not finished: %s. %s answers people, background tasks wait. When that is"
+                    "%s\nThe revert is not finished: %s. %s serves users, background tasks wait. When that is"
                     " fixed, the next deploy.yml or rollback.yml finishes it"
                     % (error, second, self.called(self.layout.current()))
                 ) from second
@@ -219,7 +219,7 @@ class Cutover:
             if result.status == 200:
                 found = _release_in(result.body)
                 if found not in (None, "", target):
-                    problem = "release %s answers on the socket of %s" % (found, target)
+                    problem = "release %s responds on the socket of %s" % (found, target)
                 else:
                     # The health path reports nothing of the pages: it may be a middleware in front of them.
                     problem = self._page_problem(slot)
@@ -299,7 +299,7 @@ class Cutover:
             )
         if not answer["ran"]:
             raise CutoverError(
-                "the Celery worker of %s answers, but runs no task: the canary did not run in"
+                "the Celery worker of %s responds, but runs no task: the canary did not run in"
                 " %d s\n%s" % (self.called(self._t("to")), left, units.journal(unit("worker", slot)))
             )
 
@@ -486,7 +486,7 @@ class Cutover:
                 )
             except Exception as error:
                 self.revert(str(error))
-                said = "a run that died in its phase %s had switched to %s, which is not healthy: put back to %s" % (
+                said = "a run that died in its phase %s had switched to %s, which is not healthy: reverted to %s" % (
                     phase,
                     target,
                     source,
@@ -499,7 +499,7 @@ class Cutover:
         else:
             # A release that is bad stays so, for the reason that was noted.
             self.revert("the run died in its phase %s" % phase, bad=False)
-            said = "a run that died in its phase %s was reverted: %s serves" % (phase, source)
+            said = "a run that died in its phase %s was reverted: %s is live" % (phase, source)
         audit(self.layout, "recovered", what=said, run_id=self.options["run_id"], who=self.options["who"])
         self.close()
         return said
@@ -670,7 +670,7 @@ class Cutover:
             return driver.ask(request, timeout=request.get("seconds", 0) + loading)
         except ReleaseCodeError as error:
             raise ReleaseCodeError(
-                "asking the Celery application %s of %s (%s) failed: %s"
+                "querying the Celery application %s of %s (%s) failed: %s"
                 % (self.options["celery_application"], self.called(self._t("to")), request["op"], error)
             ) from error
 
@@ -704,7 +704,7 @@ class Cutover:
             alive = self._ask({"op": "ping", "worker": worker, "seconds": self.options["worker_gate_seconds"]})["alive"]
         finally:
             self.close()
-        return "" if alive else "the worker %s answers no ping" % worker
+        return "" if alive else "the worker %s does not respond to a ping" % worker
 
     def evidence(self, slot: str) -> str:
         """Return what the application's logs and its unit say about this run, the causes first."""
@@ -716,7 +716,7 @@ class Cutover:
         return printable("\n".join(part for part in parts if part))
 
     def _see(self, name: str) -> str:
-        return "\nThe whole of it: %s and `journalctl -u %s`." % (
+        return "\nThe complete output: %s and `journalctl -u %s`." % (
             ", ".join(self._logs() or self.options["logs"][:1]),
             name,
         )

@@ -59,7 +59,7 @@ HINTS = {
     "42P07": "The database has this table or index already. If it is the same, mark the migration as applied"
     " (migrate --fake) in a before_migrate hook; otherwise remove it.",
     "42501": "The database user lacks a right that the migration needs.",
-    "55P03": "Another session held a lock on the table for longer than lock_timeout. Nothing waits behind it now; end"
+    "55P03": "Another session held a lock on the table for longer than lock_timeout. Nothing waits for it now; end"
     " that session or try again at a quieter time.",
     "57014": "The statement took longer than statement_timeout, or somebody cancelled it.",
 }
@@ -755,7 +755,7 @@ def explain(error, tracker, connection, lock):
                     )
                 )
             else:
-                sentences.append("It was rolled back as a whole.")
+                sentences.append("It was rolled back completely.")
             details.update(
                 kind="migration_failed",
                 app=migration.app_label,
@@ -877,7 +877,7 @@ def backwards_plan(executor, keep):
     if partly:
         raise Failure(
             "squashed",
-            "%s can only be unapplied as a whole, and the older release needs a part of it."
+            "%s can only be unapplied completely, and the older release needs a part of it."
             % ", ".join(sorted(set(partly))),
         )
     order, seen = [], set()

@@ -843,12 +843,12 @@ def _settle(record: dict, annotations: list, created: set) -> None:
             and operation["class"] != EXPAND
         ]
         if said != EXPAND:
-            reasons.append("its annotation says %s" % said)
+            reasons.append("its annotation is %s" % said)
             klass = _worst((klass, said))
             reversible = reversible and said != IRREVERSIBLE
         elif firm:
             reasons.append(
-                "its annotation says expand, which is not believed: %s takes away what the old code uses"
+                "its annotation says expand, which is ignored: %s removes something that the old code uses"
                 % ", ".join(firm)
             )
         else:
@@ -1272,7 +1272,7 @@ def rollback_result(ahead: Iterable[dict]) -> Tuple[bool, str]:
         way = "%s cannot be unapplied: only restoring the backup from before goes back." % ", ".join(stuck)
     else:
         way = (
-            "Ask for it by name: unapply them with the newer release's code in maintenance mode, or restore the "
+            "Request it by name: unapply them with the newer release's code in maintenance mode, or restore the "
             "backup from before."
         )
     return False, "The code alone cannot go back: %s. %s" % (", and ".join(parts), way)

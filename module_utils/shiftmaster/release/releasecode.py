@@ -365,7 +365,7 @@ class Driver:
         if matches(answer, {"error": str}):
             raise ReleaseCodeError(answer["error"][:10000])
         if not matches(answer, self._shapes[operation]):
-            raise ReleaseCodeError("the release's code answered %s in a form that is not the driver's" % operation)
+            raise ReleaseCodeError("the release's code responded to %s in an unknown form" % operation)
         return answer
 
     def _lines(self, deadline):

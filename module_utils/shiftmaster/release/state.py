@@ -153,7 +153,7 @@ def _problem(data) -> str:
     if step is not None and not (
         isinstance(step, dict) and {"kind", "from", "to", "from_slot", "to_slot", "phase", "run_id"} <= set(step)
     ):
-        return "its transition is not whole"
+        return "its transition is incomplete"
     return ""
 
 

@@ -62,7 +62,7 @@ SAYS = {
         "up": ("availability", "可用性"),
         "requests": ("requests", "リクエスト数"),
         "buckets": ("response times", "応答時間"),
-        "database_seconds": ("database answers", "データベース応答"),
+        "database_seconds": ("database response time", "データベース応答"),
         "availability_percent": ("Availability, %", "可用性(%)"),
     },
 }
@@ -181,7 +181,7 @@ _METRICS = (
     ("requests_per_second", ("Throughput", "スループット"), "%.2f /s"),
     ("mttr_seconds", ("Mean time to repair", "平均復旧時間(MTTR)"), "%.0f s"),
     ("mtbf_seconds", ("Mean time between failures", "平均故障間隔(MTBF)"), "%.0f s"),
-    ("database_seconds", ("Database answers, mean", "データベース応答(平均)"), "%.4f s"),
+    ("database_seconds", ("Database response time, mean", "データベース応答(平均)"), "%.4f s"),
 )
 
 

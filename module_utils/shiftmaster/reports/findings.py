@@ -20,7 +20,7 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     fix        commands
     alert      the alert whose runbook it shares; else it has its own, of
     guide      {en, ja}, what it means, and
-    commands   to look and to mend (scripts/alerts.py)
+    commands   to look and to fix (scripts/alerts.py)
 
 Next to Jinja's own there are the filters size, duration, quote (for a shell) and clock (a moment in a zone), and the
 tests search and ours (a unit or program that no command may end).

@@ -55,7 +55,7 @@ SAYS = {
     "timeline": ("Timeline", "時系列"),
     "charts": ("The last hours", "直近の推移"),
     "requests": ("Requests", "リクエスト数"),
-    "errors": ("Answers 5xx", "5xx 応答数"),
+    "errors": ("5xx responses", "5xx 応答数"),
     "p95": ("95th percentile, seconds", "95 パーセンタイル(秒)"),
     "usage": ("Use now", "現在の使用率"),
     "cpu_percent": ("Processor, %", "CPU(%)"),

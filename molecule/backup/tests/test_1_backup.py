@@ -273,7 +273,7 @@ PGBACKREST = "/var/backups/shiftmaster/pgbackrest"
 @pytest.mark.parametrize(
     ("find", "words"),
     [
-        (f"ls -td {PGBACKREST}/backup/shiftmaster/*F/bundle/1", ["{label}", "are whole"]),
+        (f"ls -td {PGBACKREST}/backup/shiftmaster/*F/bundle/1", ["{label}", "are complete"]),
         (f"ls -td {PGBACKREST}/backup/shiftmaster/*F/backup.manifest", ["the manifest of backup {label}"]),
         (f"find {PGBACKREST}/archive -name '0000*-*.zst' | sort -r", ["{name}"]),
     ],

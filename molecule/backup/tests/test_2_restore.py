@@ -47,7 +47,7 @@ def test_nothing_is_done_without_confirmation(operations, backups, data):
 @pytest.mark.parametrize(
     ("extra", "text"),
     [
-        ({"target": "2026-11-26T10:00:00"}, "says no zone"),
+        ({"target": "2026-11-26T10:00:00"}, "has no zone"),
         ({"target": "2000-01-01T00:00:00Z"}, "every verified backup is younger"),
         ({"parts": "everything"}, "parts=everything is none of"),
         ({"into": "elsewhere"}, "into is here or scratch"),

@@ -120,13 +120,13 @@ def well(topology):
 
 @contextlib.contextmanager
 def broken(topology, name: str, fault: str):
-    host, (_rule, injure, mend) = getattr(topology, name), FAULTS[fault]
+    host, (_rule, injure, fix) = getattr(topology, name), FAULTS[fault]
     slot = host.shell(f"basename $(readlink {APP}/active)", check=False).strip() if name.startswith("app") else ""
     host.shell(injure.replace("{slot}", slot), check=False)
     try:
         yield
     finally:
-        host.shell(mend.replace("{slot}", slot), check=False)
+        host.shell(fix.replace("{slot}", slot), check=False)
         host.shell("systemctl reset-failed; true")
 
 

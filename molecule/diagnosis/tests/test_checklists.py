@@ -97,8 +97,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("period", PERIODS)
 def test_each_fault_is_on_its_line(operations, period):
-    lines, injure, mend = FAULTS[period]
-    with broken(operations, injure, mend):
+    lines, injure, fix = FAULTS[period]
+    with broken(operations, injure, fix):
         run, data, _files = checklist(operations, period, checklist_fail_on="bad")
     forget_the_journal(operations)
     found = marks(data)

@@ -200,13 +200,13 @@ FAULTS = {
 }  # fmt: skip
 
 
-# Whose `fix` is carried out as the report has it, in place of the mend above. The rest of `fix` looks only, or is a deploy.
+# Whose `fix` is carried out as the report has it, in place of the command above. The rest of `fix` looks only, or is a deploy.
 FIXED_AS_SAID = (
     "worker dead", "worker stopped by a signal", "beat dead", "beat twice", "web processes down",
     "web processes stopped by a signal", "socket gone", "database stopped", "redis stopped", "redis stopped by a signal",
     "firewall rule", "nginx stopped", "nginx stopped by a signal", "redis made a replica", "redis without room for a client",
 )  # fmt: skip
-MENDS = re.compile(
+FIXES = re.compile(
     r"(systemctl (start|stop|restart|kill|reload) |nft delete |nginx -t|kill \d|sudo -u postgres |ansible \S+ --become )"
 )
 ids = [re.sub(r"\W", "-", name) for name in FAULTS]
@@ -214,7 +214,7 @@ ids = [re.sub(r"\W", "-", name) for name in FAULTS]
 
 @pytest.fixture
 def facts(operations):
-    """Anew for each test: what a finding says to do may bring the other slot up."""
+    """Read for each test: the commands of a finding may start the other slot."""
     return facts_of(operations)
 
 
@@ -231,11 +231,11 @@ def assert_first(operations, rule: str, **extra):
 def assert_fixed_as_said(operations, seen) -> None:
     """Carry out what fixes of the first finding's commands; the host serves then, and the finding is gone."""
     finding = next(one for one in seen.report["findings"] if one["rule"] != "CpuShort")
-    rule, commands = finding["rule"], [one for one in finding["fix"] if MENDS.match(one)]
+    rule, commands = finding["rule"], [one for one in finding["fix"] if FIXES.match(one)]
     assert commands, finding["fix"]
     for command in commands:
         carry_out(operations, command)
-    assert operations.serves(60), f"{commands} did not mend it"
+    assert operations.serves(60), f"{commands} did not fix it"
     again = diagnose(operations)
     assert rule not in again.names, f"{commands}: {again.output[-4000:]}"
 
@@ -243,7 +243,7 @@ def assert_fixed_as_said(operations, seen) -> None:
 @pytest.mark.sample("firewall-rule")
 @pytest.mark.parametrize("name", FAULTS, ids=ids)
 def test_the_true_cause_comes_first(operations, facts, name):
-    rule, injure, mend = FAULTS[name]
+    rule, injure, fix = FAULTS[name]
     operations.shell(injure.format(**facts), check=False)
     is_fixed = False
     try:
@@ -253,8 +253,8 @@ def test_the_true_cause_comes_first(operations, facts, name):
             assert_fixed_as_said(operations, seen)
             is_fixed = True
     finally:
-        # The slot that a mend by hand names may be another one by then.
-        fixed(operations, "nft delete table inet other 2>/dev/null; true" if is_fixed else mend.format(**facts))
+        # The slot in the command may be another one by then.
+        fixed(operations, "nft delete table inet other 2>/dev/null; true" if is_fixed else fix.format(**facts))
 
 
 def test_connections_used_up(operations):
@@ -403,8 +403,8 @@ def test_disk_of_the_database_full(operations, facts):
         f" (sleep 5; for i in $(seq 30); do echo '{fill}'; done) | timeout 60 {PSQL} >/dev/null 2>&1 & sleep 2;"
         f" dd if=/dev/zero of={data}/filler bs=1M 2>/dev/null; wait; sleep 5"
     )
-    mend = f"{stop}; umount {data}; rm -r /root/data; systemctl reset-failed; systemctl start postgresql shiftmaster; sleep 3"
-    with broken(operations, injure, mend):
+    fix = f"{stop}; umount {data}; rm -r /root/data; systemctl reset-failed; systemctl start postgresql shiftmaster; sleep 3"
+    with broken(operations, injure, fix):
         seen = assert_first(operations, "DiskFull")
         assert data in seen.finding("DiskFull")["title"]["en"], seen.output[-5000:]
         # It has ended, or begins again and lets nobody in.
@@ -425,8 +425,8 @@ def test_transaction_ids_near_their_end(operations, facts):
         f" printf 'autovacuum = off\\nautovacuum_freeze_max_age = 2000000000\\n' > {settings}; chmod 644 {settings};"
         " systemctl start postgresql shiftmaster; sleep 3"
     )
-    mend = f"{stop}; rm -rf {data} {settings}; mv /root/data {data}; systemctl start postgresql shiftmaster; sleep 3"
-    with broken(operations, injure, mend):
+    fix = f"{stop}; rm -rf {data} {settings}; mv /root/data {data}; systemctl start postgresql shiftmaster; sleep 3"
+    with broken(operations, injure, fix):
         assert operations.serves(60)
         seen = assert_first(operations, "DatabaseWraparoundNear")
         assert "1610 million" in seen.first["title"]["en"]
@@ -487,9 +487,9 @@ COMBINED = {
 
 @pytest.mark.parametrize("name", COMBINED, ids=lambda name: re.sub(r"\W+", "-", name))
 def test_all_roots_come_before_what_follows(operations, facts, name):
-    roots, injure, mend = COMBINED[name]
+    roots, injure, fix = COMBINED[name]
     forget_the_requests(operations)
-    with broken(operations, injure.format(**facts), mend.format(**facts)):
+    with broken(operations, injure.format(**facts), fix.format(**facts)):
         seen = diagnose(operations)
     found = [name for name in seen.names if name != "CpuShort"]
     assert set(found[: len(roots)]) == roots == seen.roots - {"CpuShort"}, seen.output[-6000:]

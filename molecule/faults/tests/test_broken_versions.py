@@ -12,7 +12,7 @@ BROKEN = {
     "broken-hang": (["health check /health/deep/", "no response within"], False),
     "broken-requirement": (["install the requirements", "/var/log/shiftmaster/builds/"], False),
     "broken-worker": (["Celery"], False),
-    "broken-template": (["broke under traffic", "serves again", "/var/log/shiftmaster/error.log"], True),
+    "broken-template": (["broke under traffic", "is live again", "/var/log/shiftmaster/error.log"], True),
 }
 
 

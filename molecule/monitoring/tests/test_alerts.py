@@ -107,7 +107,7 @@ class Fault:
             print(f"\n  {self.alert}: {took:.0f} s from the fault to its messages")
         return took
 
-    def mend(self) -> None:
+    def fix(self) -> None:
         if not self.fixed:
             self.fixed = self.alerting.now()
             self.stack.close()
@@ -124,7 +124,7 @@ class Fault:
             assert {ends["pagerduty"]["body"]["dedup_key"]} == self.keys
         took = max(0, max(one["at"] for one in ends.values()) - self.fixed)
         with capsys.disabled():
-            print(f"\n  {self.alert}: {took:.0f} s from its mending to the last message")
+            print(f"\n  {self.alert}: {took:.0f} s from its fix to the last message")
 
 
 def comes_and_goes(alerting, capsys, *fault, **more) -> float:
@@ -132,7 +132,7 @@ def comes_and_goes(alerting, capsys, *fault, **more) -> float:
     try:
         took = done.arrives(capsys)
     finally:
-        done.mend()
+        done.fix()
     done.is_resolved(capsys)
     return took
 
@@ -261,7 +261,7 @@ def faults(request, hosts, alerting, scaled):
             yield begun
     finally:
         for fault in begun.values():
-            fault.mend()
+            fault.fix()
 
 
 @pytest.mark.parametrize("alert", QUICK)
@@ -285,7 +285,7 @@ def test_the_diagnosis_lists_what_fires(faults, hosts):
 @pytest.mark.parametrize("alert", FAULTS)
 def test_a_fault_is_resolved(faults, capsys, alert):
     for fault in faults.values():
-        fault.mend()
+        fault.fix()
     faults[alert].is_resolved(capsys)
 
 

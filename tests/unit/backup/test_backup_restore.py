@@ -80,10 +80,10 @@ def test_what_is_packed_for_another_host_is_its_files_once_and_where_they_lay(ba
         names = [member.name for member in packed if not member.isdir()]
     assert names == ["./srv/shiftmaster/shared/media/a.txt"]
     assert not (tmp_path / "backups/outgoing/r1").exists()
-    answer = restore.files(backup_server, dict(request, into=str(tmp_path / "beside")), "files")
+    answer = restore.files(backup_server, dict(request, into=str(tmp_path / "aside")), "files")
     assert "archive" not in answer
     assert (
-        tmp_path / "beside" / pulled(backup_server, "files", "app1")[1:] / PATHS[0][1:] / "a.txt"
+        tmp_path / "aside" / pulled(backup_server, "files", "app1")[1:] / PATHS[0][1:] / "a.txt"
     ).read_text() == "a"
 
 

@@ -107,7 +107,7 @@ def test_a_flipped_segment():
     judged = verify("flipped-wal")
     assert found(judged) == [("wal_damaged", "17-1")]
     assert not judged.concerning([FULL, "17-1"]).good
-    assert "of 10 segments in archive 17-1 9 are whole" in str(judged)
+    assert "of 10 segments in archive 17-1 9 are complete" in str(judged)
     assert results.damaged_wal(recorded("verify-flipped-wal")[2]) == ["000000010000000000000005"]
     assert results.damaged_wal(recorded("verify-flipped-bundle")[2]) == []
 

@@ -550,7 +550,7 @@ class Year:
                 label = call[2][len("--set=") :]
                 count = len(self.repository.backups)
                 self.repository.expire(label)
-                assert len(self.repository.backups) == count - 1, "a dependant went unasked"
+                assert len(self.repository.backups) == count - 1, "a dependent backup was removed without a decision"
                 self.removed += 1
             else:
                 self.repository.expire_archive(int(call[3].rsplit("=", 1)[1]))

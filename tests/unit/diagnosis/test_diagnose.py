@@ -1049,7 +1049,7 @@ def test_what_cannot_be_read_has_a_reason(monkeypatch):
     for strange in ("[]", "null", '{"nftables": 3}', "{}"):
         monkeypatch.setattr(probe, "run", lambda *_arguments, strange=strange: (0, strange, ""))
         assert engine.ask(part(network.firewall), Setting({}))["reason"] == "garbage"
-    assert engine.ask(part(nothing_said), Setting({}))["error"] == "it ended without saying why"
+    assert engine.ask(part(nothing_said), Setting({}))["error"] == "it ended without a reason"
 
 
 def table(name, rows, scans, read, index_scans=0):

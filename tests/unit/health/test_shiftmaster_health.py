@@ -379,11 +379,11 @@ def deep(monkeypatch, status, checks, parts=(), kind="deep_health", **more):
 def test_deep_health_judges_the_parts_that_it_is_asked_for(monkeypatch):
     parts = {
         "database": {"status": "healthy"},
-        "worker": {"status": "unhealthy", "error": "no worker answered"},
+        "worker": {"status": "unhealthy", "error": "no worker responded"},
         "cache": {"status": "skipped"},
     }
     outcome, path, _hint = deep(monkeypatch, 503, parts)
-    assert (outcome.status, outcome.error, path) == ("unhealthy", "worker: no worker answered", "/health/deep/")
+    assert (outcome.status, outcome.error, path) == ("unhealthy", "worker: no worker responded", "/health/deep/")
     outcome, path, _hint = deep(monkeypatch, 503, parts, ["database", "cache"])
     assert (outcome.status, path) == ("healthy", "/health/deep/?checks=database,cache")
 
@@ -625,7 +625,7 @@ def test_the_report_has_the_guides_form():
         "   Usage: 85.0%",
         "   Hint: ps aux --sort=-%mem | head; systemd-cgtop -m; journalctl -k | grep -i oom",
         "❓ CLOCK: error",
-        "   Detail: neither chrony nor timedatectl can tell",
+        "   Detail: neither chrony nor timedatectl knows it",
         "   Hint: systemctl status chrony; chronyc tracking; chronyc sources -v",
         "",
         "Overall health: 1/4 services healthy",
@@ -716,7 +716,7 @@ def test_what_is_unwell_is_a_line_each():
     reports = [report(), engine.report_of("gone", {"unreachable": True, "msg": "no route"})]
     assert engine.unwell(reports, "critical", "en") == {
         "app1: database": "❌ app1: DATABASE: down, localhost:5432: connection refused",
-        "app1: clock": "❓ app1: CLOCK: error, neither chrony nor timedatectl can tell",
+        "app1: clock": "❓ app1: CLOCK: error, neither chrony nor timedatectl knows it",
         "gone: unreachable": "❌ gone: unreachable",
     }
     assert set(engine.unwell(reports, "never", "en")) == {"gone: unreachable"}
@@ -1210,7 +1210,7 @@ def test_celery_that_cannot_be_run_is_an_error(monkeypatch, tmp_path):
         ("Unable to load x\nb", "Unable to load x"),
         ("Error: a\nb", "Error: a"),
         ("a\n b \n\n", "b"),
-        ("", "no worker answered"),
+        ("", "no worker responded"),
         ("x" * 301, "x" * 300),
     ],
 )

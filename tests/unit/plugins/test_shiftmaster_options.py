@@ -112,8 +112,8 @@ def test_an_empty_value_is_left_to_the_playbook():
 
 def test_an_empty_value_is_refused_where_the_playbook_has_none_of_its_own():
     assert action.refusals(OPTIONS["diagnose"], {"area": "", "language": " "}) == [
-        "area is empty: leave it out, or say one of: all, app, db, cpu, memory, disk, network",
-        "language is empty: leave it out, or say one of: en, ja",
+        "area is empty: omit it, or use one of: all, app, db, cpu, memory, disk, network",
+        "language is empty: omit it, or use one of: en, ja",
     ]
     assert action.refusals(OPTIONS["diagnose"], {"report_host": ""}) == []
     assert all("choices" in option for options in OPTIONS.values() for option in options.values() if "needed" in option)
@@ -197,7 +197,7 @@ def test_playbooks_refuse_before_they_ask_a_host(tmp_path):
         ("rollback", {"schema": "drop"}, "schema=drop is none of: keep, reverse, restore"),
         ("health", {"health_fail_on": "no"}, "health_fail_on=no is none of: critical, warning, never"),
         ("health", {"health_language": ""}, "health_language is empty"),
-        ("diagnose", {"area": ""}, "area is empty: leave it out, or say one of: all, app"),
+        ("diagnose", {"area": ""}, "area is empty: omit it, or use one of: all, app"),
         ("checklist", {"period": "monthly", "month": "2099-01"}, "month=2099-01 has not begun"),
         ("patch", {"reboot": "maybe"}, "reboot=maybe is none of: needed, never, always"),
     ]

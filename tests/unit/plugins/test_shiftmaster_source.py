@@ -427,7 +427,7 @@ def test_a_repository_of_another_user_is_read(look, repository, tmp_path, bare, 
         ),
         (
             "fatal: could not read Username for 'https://h': terminal prompts disabled\n",
-            "could not read Username for 'https://h': terminal prompts disabled (it asks for a user name and a "
+            "could not read Username for 'https://h': terminal prompts disabled (it requires a user name and a "
             "password; give them in the address)",
         ),
         ("", "no reason given"),

@@ -609,7 +609,7 @@ def test_a_healthy_answer_of_this_release_or_of_no_name_passes(site, body):
         (refused(json.dumps({"checks": {"cache": {"status": "down"}}})), "HTTP 503 cache: down"),
         (refused(status=None, error="connection refused"), "connection refused"),
         (refused(status=None), "no response"),
-        (HttpResult(200, 0.1, json.dumps({"release": ONE}), None), "release %s answers on the socket of" % ONE),
+        (HttpResult(200, 0.1, json.dumps({"release": ONE}), None), "release %s responds on the socket of" % ONE),
     ],
 )
 def test_a_health_check_that_fails_each_time_abandons_the_release(site, result, message):
@@ -862,7 +862,7 @@ def test_a_way_back_that_fails_is_left_to_the_next_run_and_said(site, step):
     site.engine.prepare(TWO, "deploy")
     site.host.states["worker@blue"] = "inactive"
     site.host.fails = {"hook after_cutover", step}
-    with pytest.raises(cutover.CutoverError, match="Going back is not finished") as caught:
+    with pytest.raises(cutover.CutoverError, match="The revert is not finished") as caught:
         site.engine.move()
     assert not caught.value.reverted and State(site.layout).transition["phase"] == "revert"
     assert site.host.drivers == 0
@@ -947,7 +947,7 @@ def test_a_run_that_died_behind_its_switch_and_is_not_healthy_is_reverted(site, 
     site.host.fails = {cause}
     if cause == "ping":
         site.host.states["worker@blue"] = "active"
-    assert "not healthy: put back to %s" % ONE in site.engine.recover() and site.is_back()
+    assert "not healthy: reverted to %s" % ONE in site.engine.recover() and site.is_back()
 
 
 @pytest.mark.parametrize("bad", [True, False])

@@ -34,7 +34,7 @@ def requests(statuses, seconds=0.1, page="/"):
         ([200] * 300, 0.1, ""),
         ([200] * 300 + [500] * 2, 0.1, ""),  # Fewer errors than count.
         ([200] * 400 + [500] * 3, 0.1, ""),  # Enough of them, and a small share.
-        ([200] * 200 + [502] * 3, 0.1, "3 of 203 requests were answered with 5xx (1.5 %, shiftmaster_watch_error_p"),
+        ([200] * 200 + [502] * 3, 0.1, "3 of 203 requests got a 5xx response (1.5 %, shiftmaster_watch_error_p"),
         ([404] * 50, 0.1, ""),
         ([500] * 4 + [200] * 2, 0.1, ""),  # Too few requests for a share.
         ([500] * 10, 0.1, "10 of 10 requests"),
@@ -218,7 +218,7 @@ def test_slow_answers_are_a_breach(site):
 
 def test_a_server_that_does_not_answer_is_an_error_though_nothing_is_logged(site):
     result = watch.watch(dict(site.options, target="unix:/nowhere/web.sock", seconds=20))
-    assert "were answered with 5xx" in result.breach and "/: 5 of 5, in the version before 0 of 50" in result.breach
+    assert "got a 5xx response" in result.breach and "/: 5 of 5, in the version before 0 of 50" in result.breach
     assert result.errors == result.requests >= 10
 
 

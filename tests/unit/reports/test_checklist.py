@@ -437,7 +437,7 @@ def test_why_there_are_no_metrics_is_said(run_module):
 
 
 def test_failed_logins_are_counted_by_source():
-    # Each attempt once, whatever PAM and the program say of it beside.
+    # Each attempt once, whatever PAM and the program log about it.
     text = (
         "Invalid user x from 192.0.2.9 port 1\npam_unix(sshd:auth): authentication failure; rhost=192.0.2.9\n"
         "Failed password for invalid user x from 192.0.2.9 port 1 ssh2\nFailed password for root from 192.0.2.9 port 2 ssh2\n"

@@ -230,7 +230,7 @@ def test_a_worker_is_asked_for_through_the_broker(get):
     sys.modules["my_celery"] = module
     with changed(SHIFTMASTER_CELERY_APPLICATION="my_celery:app", SHIFTMASTER_HEALTH_TIMEOUTS={"worker": 1.0}):
         found = get("/health/deep/?checks=worker").data["checks"]["worker"]
-    assert (found["status"], found["error"]) == ("unhealthy", "no worker answered")
+    assert (found["status"], found["error"]) == ("unhealthy", "no worker responded")
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

@@ -543,7 +543,7 @@ def test_the_new_targets_are_waited_for(apply, host, monkeypatch):
 
 def test_a_page_that_is_open_to_strangers_is_not_what_was_asked_for(apply, host):
     result = apply(verify={"closed": True})
-    assert result["failed"] and "returns 200 to a stranger" in result["msg"] and host.loaded == OLD
+    assert result["failed"] and "returns 200 without a login" in result["msg"] and host.loaded == OLD
 
 
 def test_an_answer_must_hold_the_value(apply, host, monkeypatch):
@@ -885,7 +885,7 @@ ANSWER = {"url": "/flags", "path": ["a", "b"], "value": "1"}
         ({"answers": [ANSWER]}, (200, ""), "/flags: a.b is 2 instead of 1"),
         ({"answers": [dict(ANSWER, url="/none")]}, (200, ""), "a.b is not answered (404) instead of 1"),
         ({"answers": [dict(ANSWER, value="2")]}, (200, ""), None),
-        ({"closed": True}, (200, ""), "returns 200 to a stranger"),
+        ({"closed": True}, (200, ""), "returns 200 without a login"),
     ],
 )
 def test_what_a_service_reports_is_compared(steps, verify, response, problem):
