@@ -191,7 +191,7 @@ def wait_for_answer() -> None:
         except OSError as error:
             last = str(error)
         time.sleep(1)
-    fail(f"https://localhost:{port}/health/ does not answer ({last}): look with `make demo-health`.")
+    fail(f"https://localhost:{port}/health/ does not respond ({last}): check with `make demo-health`.")
 
 
 def up() -> int:
@@ -209,7 +209,7 @@ def up() -> int:
         f"""
 ShiftMaster {version} runs in the container {HOST}.
 
-  open       https://localhost:{https}/   (the certificate signs itself: the browser asks once)
+  open       https://localhost:{https}/   (a self-signed certificate: the browser warns once)
   login      demo, password {login_password()}   (nurse, with the same password, sees what a nurse sees)
 
 Try next:

@@ -5,7 +5,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: shiftmaster_release
-short_description: Build, activate, watch, put back and prune releases of ShiftMaster on a host
+short_description: Build, activate, watch, revert and prune releases of ShiftMaster on a host
 description:
   - A release is an immutable directory below C(releases/). Two slots of units exist, each linked to a release; the link
     C(active) names the live slot. One C(rename()) of it moves the traffic.
@@ -14,7 +14,7 @@ description:
 options:
   state:
     description:
-      - V(query) lists the releases and what the links say, and whether a run that asks for O(revision) with O(build)
+      - V(query) lists the releases and the links, and whether a run that requests O(revision) with O(build)
         has anything to do here.
       - V(target) chooses the release of a rollback, O(release) or what served before the current one was deployed.
         One that never was live or is bad is refused.
@@ -114,7 +114,7 @@ options:
     default: {}
   wheels_dir:
     description:
-      - Directory of the host with wheels. pip then takes everything from it and asks no index. Where packages come from
+      - Directory of the host with wheels. pip then takes everything from it and uses no index. Where packages come from
         is no part of the configuration's hash.
     type: path
     default: ""
@@ -143,7 +143,7 @@ options:
     description:
       - The part of O(state=active) that is done. In an installation with several hosts the parts follow one another on
         all hosts.
-      - V(prepare) starts the release next to the old one, proves it, and lets the old workers take no more tasks.
+      - V(prepare) starts the release next to the old one, verifies it, and lets the old workers take no more tasks.
       - V(move) moves the traffic and hands the background work over, V(traffic) moves the traffic alone.
       - V(end_tasks) ends the old release's background work, V(tasks) hands it over.
     type: str
@@ -152,7 +152,7 @@ options:
   several_hosts:
     description:
       - Whether other hosts work on the same queues. What fails here then gives only its traffic back; background work
-        waits for O(state=restored), which comes when no host serves the new code any more.
+        waits for O(state=restored), which comes when the new code is live on no host any more.
     type: bool
     default: false
   kind:
@@ -186,7 +186,7 @@ options:
         type: float
         default: 10
       worker_seconds:
-        description: How long a worker may take to answer and to run a task.
+        description: How long a worker may take to respond and to run a task.
         type: int
         default: 60
   drain_grace_seconds:
@@ -219,7 +219,7 @@ options:
         type: str
         default: http://localhost:8000
       paths:
-        description: The pages that we ask for each second.
+        description: The pages that are requested each second.
         type: list
         elements: str
         default: [/]
@@ -240,7 +240,7 @@ options:
         type: float
         default: 2000
       requests_min:
-        description: So many answers are needed for the percentile.
+        description: Minimum number of responses for the percentile.
         type: int
         default: 20
   hooks:
@@ -312,13 +312,13 @@ options:
     type: str
     default: ""
   who:
-    description: Who asked for it, for the audit log.
+    description: The requester, for the audit log.
     type: str
     default: ""
 attributes:
   check_mode:
     support: full
-    description: Says which release would be built or activated and how its configuration differs; changes nothing.
+    description: Reports which release would be built or activated and how its configuration differs; changes nothing.
   diff_mode:
     support: full
     description: Version, revision and environment before and after; secrets are replaced by digits of their hash.
@@ -394,8 +394,8 @@ running:
   returned: for query
 pending_changes:
   description:
-    - Why a run that asks for O(revision) with O(build) has something to do here, as sentences. Empty where that release
-      serves, healthy and with all its units, and nothing is unfinished or to be pruned.
+    - Why a run that requests O(revision) with O(build) has something to do here, as sentences. Empty where that release
+      is live, healthy and with all its units, and nothing is unfinished or to be pruned.
   type: list
   elements: str
   returned: for query with O(revision)
@@ -516,7 +516,7 @@ class Operation:
             try:
                 asked = {"release": self.current or "", "pending_changes": self.pending_changes()}
             except (StateError, UnitError, OSError, ValueError) as error:
-                # Whoever does the work meets it again, and tells it.
+                # The task that does the work finds it again and reports it.
                 asked = {"pending_changes": [str(error)]}
         return self.result(
             releases=releases.describe(self.layout, self.state),
@@ -529,7 +529,7 @@ class Operation:
         )
 
     def pending_changes(self):
-        """Return why a run that asks for this revision and configuration has something to do here, as sentences."""
+        """Return why a run that requests this revision and configuration has something to do here, as sentences."""
         if self.current is None:
             return ["no release is live"]
         cutover = self.cutover()
@@ -688,7 +688,7 @@ class Operation:
         return cutover.ensure_running(self.params["background"])
 
     def healthy(self):
-        """Whether the live release answers its gate on its own socket."""
+        """Whether the live release passes its gate on its own socket."""
         slot = self.layout.active_slot()
         result = http_get(
             "unix:" + self.layout.socket(slot),
@@ -835,7 +835,7 @@ class Operation:
         """Put right what an earlier run left of the live release; returns whether anything was."""
         if self.check_mode or not self.current:
             return False
-        # It was put in service by a run that failed behind its switch and had nothing to go back to.
+        # It was put in service by a run that failed after its switch and had nothing to go back to.
         served = self.state.status(self.current) == "ready"
         if served:
             self.state.set_status(self.current, "live")
@@ -856,7 +856,7 @@ class Operation:
             return self.result(True, release=transition["to"], timings={}, notes=[])
         if not self.check_mode:
             cutover = self.cutover()
-            cutover.revert_traffic(self.params["reason"] or "asked for")
+            cutover.revert_traffic(self.params["reason"] or "requested")
         return self.result(True, release=transition["from"] or "", timings={}, notes=[])
 
     def restored(self):
@@ -880,7 +880,7 @@ class Operation:
                 timings={},
                 notes=["started %s again" % name for name in started],
             )
-        cutover.revert(self.params["reason"] or "asked for", bad=False)
+        cutover.revert(self.params["reason"] or "requested", bad=False)
         if not self.params["background"]:
             cutover.hold_background()
         return self.result(True, release=transition["from"] or "", timings=cutover.timings, notes=cutover.notes)

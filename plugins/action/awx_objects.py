@@ -14,7 +14,7 @@ applies the credentials. Options:
     job_defaults, job_variables  options and extra variables of every job template
     jobs           [{name, playbook, description, survey, variables, options}]; a question has name, default, min
                    (fewest characters) and its text in en and ja
-    workflows      [{name, description, nodes, survey (names of questions that jobs of its nodes ask), options}]; a
+    workflows      [{name, description, nodes, survey (names of questions of its jobs), options}]; a
                    node has id, job or approval (the question to a person), values, success, failure and always
     schedules      [{name, job or workflow, frequency, at, every, days, monthday, values, enabled}]
     teams          [{name, jobs and workflows (which its members may start), approves (workflows)}]; of others that are
@@ -143,7 +143,7 @@ def job_template(params, job, notifications):
 
 
 def questions_of(params, workflow):
-    """{name: (question, job)}: what the jobs of its nodes ask."""
+    """{name: (question, job)}: the survey questions of its jobs."""
     jobs = {job["name"]: job for job in params["jobs"]}
     there = [jobs[node["job"]] for node in workflow["nodes"] if node.get("job") in jobs]
     return {asked["name"]: (asked, job) for job in there for asked in job.get("survey") or []}
@@ -169,7 +169,7 @@ def workflow_template(params, workflow, notifications):
 
 
 def workflow_nodes(params, workflow):
-    """The nodes, those behind first, since each names those that come behind it."""
+    """The nodes in reverse order, since each names its successors."""
     nodes, made = {node["id"]: node for node in workflow["nodes"]}, []
 
     def take(node):
@@ -423,7 +423,7 @@ def problems(params, is_there):
 
 
 def given(params):
-    """[{title, playbook, values}]: what jobs, schedules and nodes say in somebody's place."""
+    """[{title, playbook, values}]: the values that jobs, schedules and nodes set."""
     jobs, found = {job["name"]: job for job in params["jobs"]}, []
     for job in params["jobs"]:
         found.append(("job %s" % job["name"], job, job.get("variables")))
