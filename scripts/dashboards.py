@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes monitoring/dashboards/{ja,en}/*.json from monitoring/panels/; with --check, lists those that are not up to date.
+"""Writes monitoring/dashboards/{ja,en}/*.json from monitoring/panels/; with --check, lists outdated ones.
 
 With --queries, prints each query as one JSON line, its variables substituted, so that a real Prometheus can be queried
 whether the panel is alive. `queries()` is the same for tests that import this file.
 
 monitoring/panels/<name>.yml is the source of the dashboard shiftmaster-<name>; common.yml holds what all share. Every
 text is {ja, en}, or a string that is the same in both. A dashboard has a title, a description, variables, and rows of
-panels; the first row is open, another one where it is marked. FIELDS lists the fields of a panel; any other is an error.
+panels; the first row is open, another one where marked. FIELDS lists the fields of a panel; any other is an error.
 """
 
 from __future__ import annotations

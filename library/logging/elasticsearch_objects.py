@@ -30,7 +30,7 @@ options:
   before_restart:
     description:
       - Wait until the node may be restarted, and do nothing else. The cluster has to be green, whatever its number of
-        nodes; one that is the only node may be yellow, since nobody has a copy. A node that does not respond is not healthy.
+        nodes; one that is the only node may be yellow, since nobody has a copy. A silent node is unhealthy.
     type: bool
     default: false
   settings:

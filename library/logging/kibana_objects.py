@@ -102,7 +102,7 @@ def differing(wanted, exported):
 
 
 def digest(wanted, exported):
-    """Return the evidence that Kibana converted these objects into those: newer versions write them in their own form."""
+    """Return the evidence that Kibana converted these objects into those: newer versions change their form."""
     kept = [[item["type"], item["id"], loaded(item["attributes"]), sorted_references(item)] for item in exported]
     text = json.dumps([wanted, sorted(kept, key=lambda item: item[:2])], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -410,7 +410,7 @@ def copies(directory, at=None):
 def prune_plan(found, keep, database, protect=()):
     """Return the paths of the copies of one database that may go.
 
-    The newest `keep` complete ones stay, at least one, everything newer than they are, what has no manifest, and what is
+    The newest `keep` complete ones stay, at least one, everything newer, what has no manifest, and what is
     protected.
     """
     mine = [entry for entry in found if entry.get("database") == database]

@@ -8,7 +8,7 @@ module: shiftmaster_preflight
 short_description: Find what would make a deployment fail on a host, all of it at once
 description:
   - Looks at a host and changes nothing. Only Python's standard library is used, so that it works on a fresh host.
-  - It never fails because of what it finds; the caller collects the problems of all hosts and then reports them together.
+  - It never fails because of what it finds; the caller collects the problems of all hosts and reports them together.
   - A check is made only where its option is given. A check that cannot run on a host is in RV(notes), with the reason.
 options:
   systems:
@@ -76,7 +76,7 @@ options:
     type: float
   interpreter:
     description:
-      - An interpreter of the host that wheels are to be chosen for; RV(facts) then contains in C(interpreter) what they are
+      - An interpreter of the host for which wheels are chosen; RV(facts) then contains in C(interpreter) what they are
         chosen by. Empty for none.
     type: str
     default: ""

@@ -12,7 +12,7 @@ description:
   - The administrator logs in with O(admin_password), or with one of before, which is then replaced.
   - Users are created, get the role and the password of the list, and are removed when it does not name them. A password
     is compared by logging in with it, so it is set only when it differs.
-  - Then Grafana itself has to report that its database is healthy, that every data source responds, that every dashboard is
+  - Then Grafana has to report that its database is healthy, that every data source responds, that every dashboard is
     there as a provisioned one, and that none is left of those that were provisioned before. Grafana reads dashboards
     by itself some seconds after they were written; until then it is queried again.
   - A request without a login must be rejected.

@@ -21,7 +21,7 @@ module: postgresql_standby
 short_description: Copy the primary again to a standby that cannot follow it any more
 description:
   - A primary that was restored goes on from another point than its standbys; none of them can follow.
-  - Reads the address of the primary from the cluster's configuration (C(primary_conninfo), C(primary_slot_name)), checks
+  - Reads the primary's address from the cluster's configuration (C(primary_conninfo), C(primary_slot_name)), checks
     whether it answers, stops the standby, copies everything by C(pg_basebackup) and waits until it streams again.
   - The slot went with the old database, so it is made again. What was set by C(ALTER SYSTEM) on the standby becomes
     what it is on the primary.

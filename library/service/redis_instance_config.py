@@ -520,7 +520,7 @@ def set_parameters(connection, wanted, timeout):
 
 
 def inspect(connection, scratch, config):
-    """Return the differences between the instance and the files: (parameters with their wanted value, whether users)."""
+    """Return the differences of instance and files: (parameters with their wanted value, whether users)."""
     live = connection.parameters()
     wanted = differences(live, scratch.parameters, config)
     if serves_another(live, config):

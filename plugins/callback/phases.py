@@ -250,7 +250,7 @@ class Log:
         self._warning(warning, "DEPRECATION WARNING")
 
     def _error(self, error, stderr=False):
-        """Left out: the result contains it, too, and this message has the messages of a loop's items in spite of no_log."""
+        """Left out: the result contains it, too, and this one has messages of a loop's items in spite of no_log."""
 
 
 class Screen:

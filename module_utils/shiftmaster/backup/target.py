@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(answer) -> Plan:
-    """Return a plan that the backup server has answered. Raises TargetError where choose() does not make such a one."""
+    """Return a plan from the backup server's response. Raises TargetError where choose() does not make such a one."""
     try:
         plan = Plan(**answer)
         texts = (plan.run, plan.label, plan.text, *plan.arguments)

@@ -157,7 +157,7 @@ CATALOG = {
     ),
     "timeout": ("no response within {seconds:g} s", "{seconds:g} 秒以内に応答がありません"),
     "crash": ("the check itself failed: {error}", "チェック自体が失敗しました: {error}"),
-    # --- what to do
+    # --- actions
     "hint.http": (
         "systemctl status {unit}; journalctl -u {unit} -n 50; tail -n 50 {log}",
         "systemctl status {unit}、journalctl -u {unit} -n 50、tail -n 50 {log} を確認してください",

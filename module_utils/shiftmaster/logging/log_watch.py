@@ -1,7 +1,7 @@
-"""Asks the parts of the logging pipeline on one host for what Prometheus is to know, and writes it for node exporter.
+"""Queries the parts of the logging pipeline on one host and writes metrics for node exporter.
 
-Run by a timer (roles/log_watch/files/shiftmaster-log-watch). What does not answer is 0 in its own
-metric, and nothing else is said of it; the last metrics of a part that is gone would look like news.
+Run by a timer (roles/log_watch/files/shiftmaster-log-watch). A part that does not respond is 0 in its own
+metric, and has no other metrics; the last metrics of an absent part would look current.
 """
 
 from __future__ import annotations

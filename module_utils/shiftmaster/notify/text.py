@@ -1,4 +1,4 @@
-"""What is said about an event of the playbooks, in Japanese and English, and in each channel's form.
+"""Texts about an event of the playbooks, in Japanese and English, and in each channel's form.
 
 Pure functions: the same input gives the same message, and no message is longer than its channel documents.
 """
@@ -13,7 +13,7 @@ from ..host.printable import printable
 EVENTS = ("deploy", "rollback", "backup", "restore", "health", "checklist", "test")
 STATUSES = ("started", "succeeded", "warning", "failed")
 
-# Slack: "Truncating really long messages" asks for texts of up to 4,000 characters.
+# Slack: "Truncating really long messages" recommends texts of up to 4,000 characters.
 SLACK_TEXT = 4000
 # PagerDuty: "Send an Alert Event" and "Send a Change Event".
 PAGERDUTY_SUMMARY = 1024
@@ -142,7 +142,7 @@ def one_line(text):
 
 
 def languages(language):
-    """Which of (English, Japanese) are written, in their order: who asked for both reads Japanese first."""
+    """Which of (English, Japanese) are written, in their order: with both, Japanese is first."""
     return {"en": [0], "ja": [1], "both": [1, 0]}[language]
 
 

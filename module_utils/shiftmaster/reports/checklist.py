@@ -84,7 +84,7 @@ def name_of(language: str, key: str) -> str:
     return say(language, SAYS["names"].get(key, (key,) * len(LANGUAGES)))
 
 
-# --- judging ---------------------------------------------------------------------------------------------------------
+# --- evaluation ------------------------------------------------------------------------------------------------------
 
 
 def judge_line(line: dict, hosts: list, topology: dict) -> dict:
@@ -269,7 +269,7 @@ def page(data: dict, language: str, metrics: dict = None, series: dict = None) -
 
 
 def daily(samples: list, start: float, mean: bool = True) -> list:
-    """Return one point a day, counted from a month's first moment, of its samples: for a small chart."""
+    """Return one point a day, counted from a month's beginning, of its samples: for a small chart."""
     days = {}
     for at, value in samples:
         days.setdefault(int((at - start) // 86400), []).append(value)

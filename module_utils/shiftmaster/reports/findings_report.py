@@ -190,7 +190,7 @@ def say(language: str, key: str, **values) -> str:
 
 
 def report(hosts: list, found: list, area: str, made: datetime.datetime) -> dict:
-    """Return the whole as data; docs/diagnosis.schema.json describes it."""
+    """Return everything as data; docs/diagnosis.schema.json describes it."""
     zone = zone_of(hosts)
     return {
         "schema": SCHEMA,
@@ -268,7 +268,7 @@ def where(command: str, host: str, language: str) -> str:
 
 
 def lines(data: dict, language: str) -> list:
-    """Return the summary: roots with cause, evidence and what to do; what follows from each in one line."""
+    """Return the summary: roots with cause, evidence and actions; what follows from each in one line."""
     made = datetime.datetime.fromisoformat(data["made"])
     result = ["=== %s ===" % say(language, "title")]
     result.append(
@@ -487,7 +487,7 @@ def page(data: dict, language: str) -> str:
 
 
 def card(root: dict, found: list, language: str) -> str:
-    """Return a cause with what to do and what follows from it."""
+    """Return a cause with actions and consequences."""
     severity = root["severity_of_all"]
     following = [one for one in found if one["follows_from"] == "%s on %s" % (root["rule"], root["host"])]
     rows = []
