@@ -320,7 +320,7 @@ def test_a_failing_atomic_migration_is_rolled_back_and_those_before_it_stay(site
     failure = details["failure"]
     assert (failure["app"], failure["name"], failure["operation"]["number"]) == ("shifts", "0003_fails", 2)
     assert "no_such_column" in failure["database_message"] and failure["sqlstate"] == "42703"
-    assert not failure["half_applied"] and "rolled back as a whole" in message
+    assert not failure["half_applied"] and "rolled back completely" in message
     assert details["done"] == ["shifts.0001_initial", "shifts.0002_note"] and details["changed"]
     assert site.columns() == {"id", "month", "note"}
 
@@ -989,7 +989,7 @@ def test_a_fresh_database_that_took_the_squashed_one(site):
     result = site.run("compare", target=older)
     assert [m["name"] for m in result["ahead"]] == ["0002_note"] and result["safe_to_rollback"]
     message, _ = site.refused("reverse", only, older)
-    assert "shifts.0001_squashed can only be unapplied as a whole" in message
+    assert "shifts.0001_squashed can only be unapplied completely" in message
 
 
 # ---------------------------------------------------------------------------------- the module itself, and SQLite

@@ -883,7 +883,7 @@ ANSWER = {"url": "/flags", "path": ["a", "b"], "value": "1"}
         ({"timestamp_metric": "at"}, (200, "at 499\n"), "at is not younger"),
         ({"timestamp_metric": "at"}, (200, ""), "at is not younger"),
         ({"answers": [ANSWER]}, (200, ""), "/flags: a.b is 2 instead of 1"),
-        ({"answers": [dict(ANSWER, url="/none")]}, (200, ""), "a.b is not answered (404) instead of 1"),
+        ({"answers": [dict(ANSWER, url="/none")]}, (200, ""), "a.b is without a response (404) instead of 1"),
         ({"answers": [dict(ANSWER, value="2")]}, (200, ""), None),
         ({"closed": True}, (200, ""), "returns 200 without a login"),
     ],
