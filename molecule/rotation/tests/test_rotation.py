@@ -209,7 +209,7 @@ KILLS = {
     ),
     "built": (None, "built"),
     "switched to what accepts the new key": (None, "switched"),
-    "the old logins are about to end": (says("TASK [rotation : Old secrets | Ask what"), None),
+    "the old logins are about to end": (says("TASK [rotation : Old secrets | Query the secrets"), None),
     "the old login of the database ends": (says("TASK [rotation : Old secrets | End earlier logins"), None),
 }
 
