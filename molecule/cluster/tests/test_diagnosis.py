@@ -160,5 +160,5 @@ def test_a_host_that_is_gone_and_a_disk_that_is_full(topology):
             subprocess.run(["docker", "unpause", topology.db.host], check=True, capture_output=True, timeout=60)
     wanted = {("HostUnreachable", topology.db.host), ("InodesGone", topology.app1.host)}
     assert {(one["rule"], one["host"]) for one in found[:2]} == wanted, output[-4000:]
-    # ansible-playbook says of itself that a host could not be reached.
+    # ansible-playbook itself reports that a host could not be reached.
     assert code == 4

@@ -220,7 +220,7 @@ def facts(operations):
 
 def assert_first(operations, rule: str, **extra):
     seen = diagnose(operations, **extra)
-    # What else is tested on this machine may use its processors up, which is true then and said as a warning.
+    # What else is tested on this machine may use its processors up, which is true then and reported as a warning.
     found = [name for name in seen.names if name != "CpuShort"]
     assert found and found[0] == rule, f"{seen.names}\n{seen.output[-6000:]}"
     if seen.report["worst"] == "critical":
@@ -229,7 +229,7 @@ def assert_first(operations, rule: str, **extra):
 
 
 def assert_fixed_as_said(operations, seen) -> None:
-    """Carry out what fixes of the first finding's commands; the host serves then, and the finding is gone."""
+    """Carry out what fixes of the first finding's commands; a release is live then, and the finding is gone."""
     finding = next(one for one in seen.report["findings"] if one["rule"] != "CpuShort")
     rule, commands = finding["rule"], [one for one in finding["fix"] if FIXES.match(one)]
     assert commands, finding["fix"]
@@ -312,19 +312,19 @@ def test_slow_statement_without_its_index(operations):
 
 
 def test_queue_stuck_while_the_worker_is_stopped(operations, facts):
-    """Tasks wait behind a worker that is there and does nothing."""
+    """Tasks wait for a worker that runs and does nothing."""
     operations.shell(f"systemctl kill --signal=STOP shiftmaster-worker@{facts['slot']}")
     try:
         enqueue(operations, f"stuck{time.time_ns()}", 0, 20)
         seen = assert_first(operations, "WorkerFrozen")
-        # Where it had asked for one as it was stopped, one has gone to it.
+        # Where it had requested one as it was stopped, one has gone to it.
         assert re.search("(19|20) tasks wait", json.dumps(seen.first)), seen.first
     finally:
         operations.shell(f"systemctl kill --signal=CONT shiftmaster-worker@{facts['slot']}")
 
 
 def test_queue_stuck_by_a_worker_that_hangs(operations, facts):
-    """A worker that runs, is not stopped, and answers nobody: its one thread is in a task that does not end."""
+    """A worker that runs, is not stopped, and does not respond: its one thread is in a task that does not end."""
     unit = f"shiftmaster-worker@{facts['slot']}"
     directory = f"/run/systemd/system/{unit}.service.d"
     # The unit's own command, but that the main process does the tasks itself.
@@ -413,7 +413,7 @@ def test_disk_of_the_database_full(operations, facts):
 
 
 def test_transaction_ids_near_their_end(operations, facts):
-    """A copy of the cluster whose next transaction is 1.6 billion ahead; what the finding says freezes its rows."""
+    """A copy of the cluster whose next transaction is 1.6 billion ahead; the commands of the finding freeze its rows."""
     data, stop = facts["data"], "systemctl stop shiftmaster; systemctl stop postgresql 'postgresql@*.service'"
     program = operations.shell("ls -d /usr/lib/postgresql/*/bin | tail -n 1").strip()
     settings = f"{facts['hba'].rsplit('/', 1)[0]}/conf.d/99-test.conf"
@@ -497,7 +497,7 @@ def test_all_roots_come_before_what_follows(operations, facts, name):
 
 
 def test_three_parts_that_hang_keep_nobody_waiting(operations, facts):
-    """Database, Redis and the worker answer nothing; all three are named, within the time that one may take."""
+    """Database, Redis and the worker do not respond; all three are named, within the time that one may take."""
     units = ["'postgresql@*'", "redis-server", f"shiftmaster-worker@{facts['slot']}"]
     for unit in units:
         operations.shell(f"systemctl kill --signal=STOP {unit}")

@@ -1,9 +1,9 @@
-"""Every broken version: the host serves the old one, the message says what is broken and where its log is."""
+"""Every broken version: the old one stays live, the message names the fault and its log."""
 
 import pytest
 from support import APP, load
 
-# tag: (what the message must say, whether clients may see it before it goes back by itself)
+# tag: (required parts of the message, whether clients may see it before it goes back by itself)
 BROKEN = {
     # The first: what it leaves half done in the database can be undone by its release alone, which all others outlive.
     "broken-migration": (["0003_ward_phone"], False),

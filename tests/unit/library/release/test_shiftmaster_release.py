@@ -355,7 +355,7 @@ def test_a_cutover_is_withdrawn_with_its_reason(site):
     assert result["changed"] and result["release"] == ONE and site.calls == [("revert_traffic", "another host failed")]
     site.calls.clear()
     site.run("traffic_reverted")
-    assert site.calls == [("revert_traffic", "asked for")]
+    assert site.calls == [("revert_traffic", "requested")]
 
 
 def test_a_cutover_is_restored_and_its_release_is_not_bad(site):
@@ -367,7 +367,7 @@ def test_a_cutover_is_restored_and_its_release_is_not_bad(site):
     site.calls.clear()
     site.begin()
     site.run("restored", background=False)
-    assert site.calls == [("revert", "asked for", ("bad", False)), ("hold_background",)]
+    assert site.calls == [("revert", "requested", ("bad", False)), ("hold_background",)]
 
 
 def test_without_a_cutover_what_is_stopped_is_started_again(site):
