@@ -308,7 +308,7 @@ def job_problems(params, job, is_there):
     if not is_there(job["playbook"]):
         found.append("there is no playbook %s" % job["playbook"])
     asked = job.get("survey") or []
-    found += ["%s is queried twice" % name for name in twice([one["name"] for one in asked])]
+    found += ["%s is in the survey twice" % name for name in twice([one["name"] for one in asked])]
     for one in asked:
         option = options.get(one["name"])
         if option is None:

@@ -222,7 +222,7 @@ def test_our_reading_of_the_schema_is_that_of_the_library():
             lambda one: one["parts"]["files"].update(
                 result="failed", problems=[{"code": "x", "what": "", "where": ""}]
             ),
-            "the run is said to be succeeded, but a part is failed",
+            "the run has result succeeded, but a part is failed",
         ),
         (lambda one: one.update(format=2), "manifest.format is 2, not one of [1]"),
         (lambda one: one["parts"].update(media={}), "manifest.parts has media, which is not known"),
