@@ -1,4 +1,4 @@
-"""Module awx_objects: what AWX is told, against the recorded options of awx.awx, and every mistake named."""
+"""Module awx_objects: the data of AWX, against the recorded options of awx.awx, and every mistake named."""
 
 from __future__ import annotations
 

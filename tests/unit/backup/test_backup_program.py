@@ -74,7 +74,7 @@ def test_a_run_that_cannot_read_its_options_leaves_a_metric_and_a_sentence(progr
     assert 'shiftmaster_backup_failed{kind="run"} 1' in found and GOOD in found
     assert [line for line in found if line.startswith("# TYPE shiftmaster_backup_failed")] == found[-3:-2]
     assert 'shiftmaster_backup_failed{kind="run"} 0' not in found
-    # The metric stays with the next run that can tell: until one is good.
+    # The metric stays with the next run that has a result: until one is good.
     assert json.loads((program.directory / "not_begun.json").read_text())["at"] > 0
     said = capsys.readouterr()
     assert (

@@ -32,7 +32,7 @@ def options(kind, **more):
     return engine.complete(dict({"name": kind, "kind": kind}, **more))
 
 
-# --- documentation and argument spec ---------------------------------------------------------------------------------
+# --- documentation and argument spec ----------------------------------------------------------------------------------
 
 
 def test_documentation_and_argument_spec_agree():
@@ -93,7 +93,7 @@ def test_mistakes_of_the_caller_are_one_sentence(run_module, checks, words):
     assert result["failed"] and words in result["msg"]
 
 
-# --- the engine ------------------------------------------------------------------------------------------------------
+# --- the engine -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_delay_between_attempts(kinds):
     assert time.monotonic() - started >= 0.3
 
 
-# --- judgements ------------------------------------------------------------------------------------------------------
+# --- judgements -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_deep_health_without_details(monkeypatch):
     assert health_checks.check_deep_health(options("deep_health", url="unix:/x"), Context()).status == "unhealthy"
 
 
-# --- what comes from the environment file ----------------------------------------------------------------------------
+# --- what comes from the environment file -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -580,7 +580,7 @@ def test_release(release, tmp_path_factory):
     assert release_check(tmp_path).status == "critical"
 
 
-# --- report ----------------------------------------------------------------------------------------------------------
+# --- report -----------------------------------------------------------------------------------------------------------
 
 
 def results():
@@ -709,7 +709,7 @@ def test_a_host_that_hangs_ends_its_task(name):
     assert plays and all(0 < play["timeout"] <= 300 for play in plays)
 
 
-# --- whom to tell ----------------------------------------------------------------------------------------------------
+# --- recipients -------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_unwell_is_a_line_each():
@@ -759,7 +759,7 @@ def test_the_module_says_whom_to_tell(run_module):
     )
 
 
-# --- texts -----------------------------------------------------------------------------------------------------------
+# --- texts ------------------------------------------------------------------------------------------------------------
 
 
 def fields(text):
@@ -789,7 +789,7 @@ def test_every_kind_has_a_hint_of_its_own(kind):
     assert health_text.hint_key(kind, "anything") in ("hint." + kind, "hint.deep_health")
 
 
-# --- what the play checks --------------------------------------------------------------------------------------------
+# --- what the play checks ---------------------------------------------------------------------------------------------
 
 WIRED = yaml.safe_load((ROOT / "group_vars" / "all" / "health.yml").read_text())["shiftmaster_health_checks"]
 
@@ -948,7 +948,7 @@ def access_log(tmp_path, statuses):
         (None, "no response", [200] * 50, ("down", "timeout")),
         (200, None, [200, 500, 500] * 10, ("unhealthy", "failing")),
         (200, None, [500] * 10 + [200] * 50, ("healthy", "")),  # It is over.
-        (200, None, [500] * 4, ("healthy", "")),  # Too few to say.
+        (200, None, [500] * 4, ("healthy", "")),  # Too few for a result.
     ],
 )
 def test_pages_as_users_get_them(monkeypatch, tmp_path, status, error, statuses, expected):
@@ -1275,7 +1275,7 @@ def test_dates_of_certificates(monkeypatch):
     # It begins and ends at this second.
     assert judge_at(0).detail[0].key == "certificate" and judge_at(9, start=0).detail[0].key == "certificate"
     assert judge_at(50).detail[0].values == {"date": "2026-03-22", "days": 50}
-    # Another certificate is served: the one that ends first counts, and tells what is to be done.
+    # Another certificate is served: the one that ends first counts, and determines the action.
     newer = judge_at(300, served=certificate(200), url="localhost")
     assert (newer.status, newer.reason, newer.data["served_differs"]) == ("warning", "differs", True)
     older = judge_at(3, served=certificate(200), url="localhost")

@@ -1,4 +1,4 @@
-"""The module that tells about events, against servers that accept what Slack, PagerDuty and SMTP document."""
+"""The module that sends notifications, against servers that accept what Slack, PagerDuty and SMTP document."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_a_channel_that_is_set_up_wrongly_is_told_and_hurts_no_other(tell, recei
     assert all(one["ok"] for one in receivers.record.of())
 
 
-# --- the receivers judge ----------------------------------------------------------------------------------------------
+# --- validation of receivers ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

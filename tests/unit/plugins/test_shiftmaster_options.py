@@ -1,4 +1,4 @@
-"""What people may type with a run: judged by pure functions, and refused by the playbooks before a host is queried."""
+"""Options of a run: validated by pure functions, and rejected by the playbooks before a host is queried."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = yaml.safe_load((ROOT / "group_vars/all/options.yml").read_text(encodin
 spec = importlib.util.spec_from_file_location("options_action", ROOT / "plugins/action/shiftmaster_options.py")
 action = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(action)
-# A host that is never there (RFC 5737): whoever asks it says UNREACHABLE.
+# A host that is never there (RFC 5737): a connection is UNREACHABLE.
 INVENTORY = """
 all:
   children:
@@ -137,7 +137,7 @@ def test_a_name_near_that_of_an_option_is_refused():
     assert action.misnamed(OPTIONS["deploy"], ["version"], "deploy") == [
         "version is no option of this playbook: shiftmaster_version is"
     ]
-    # What roles and sites call theirs stays their business, as does what another playbook is told.
+    # What roles and sites call theirs stays their business, as do options of other playbooks.
     for name in ("nginx_state", "health_fail_on", "host", "app_language", "report_dir", "target"):
         for playbook, options in OPTIONS.items():
             if playbook != "health":

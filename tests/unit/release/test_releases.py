@@ -1,4 +1,4 @@
-"""Releases: built whole or not at all, found and pruned with care; code that is run with a release's environment."""
+"""Releases: complete or absent, found and pruned with care; code that is run with a release's environment."""
 
 from __future__ import annotations
 

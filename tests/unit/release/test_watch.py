@@ -109,7 +109,7 @@ def test_lines_on_both_sides_of_a_rotation_are_read(tmp_path):
     path.write_text(line(201))
     path.rename(tmp_path / "access.log.1")
     assert statuses(log) == [201]
-    with open(tmp_path / "access.log.1", "a") as old:  # nginx writes there until it is told.
+    with open(tmp_path / "access.log.1", "a") as old:  # nginx writes there until it gets a signal.
         old.write(line(202))
     path.write_text(line(203))
     assert statuses(log) == [202, 203]
@@ -128,7 +128,7 @@ def test_a_log_that_appears_later_is_read_from_its_start(tmp_path):
 
 @pytest.fixture
 def site(tmp_path):
-    """A server that responds with what it is told and logs as nginx does."""
+    """A server that responds with prepared status codes and logs as nginx does."""
     log = tmp_path / "access.log"
     log.write_text(line(200, at=1.0) * 50)
 

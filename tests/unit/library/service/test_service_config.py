@@ -156,7 +156,7 @@ def apply(host, run_module):
     return apply
 
 
-# --- swap, load, prove ----------------------------------------------------------------------------------------------
+# --- swap, load, verify -----------------------------------------------------------------------------------------------
 
 
 def test_a_changed_file_is_reloaded_once(apply, host):
@@ -244,7 +244,7 @@ def test_a_certificate_of_another_authority_is_not_waited_for(apply, host, monke
     assert "back in place, but: " in result["msg"] and time.monotonic() - began < 20
 
 
-# --- what runs decides ----------------------------------------------------------------------------------------------
+# --- what runs decides ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -383,7 +383,7 @@ def test_modes_and_owners_are_kept(apply, host):
     assert stat.S_IMODE(host.file.stat().st_mode) == 0o644
 
 
-# --- checks ---------------------------------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------------------------------
 
 
 def test_checks_see_the_new_set_and_paths_that_lead_to_it(apply, host):
@@ -509,7 +509,7 @@ def test_named_files_in_all_spellings():
     assert list(sc.named_files(text)) == [("ca_file", "/a"), ("key_file", "/b c"), ("credentials_file", "/d")]
 
 
-# --- targets, strangers, answers ------------------------------------------------------------------------------------
+# --- targets, logins, responses ---------------------------------------------------------------------------------------
 
 
 def test_a_target_that_the_new_set_loses_puts_it_back(apply, host):
@@ -580,7 +580,7 @@ def test_a_new_password_is_no_reason_to_lose_sight_of_the_targets(apply, host, m
     assert result["failed"] and "app1" in result["msg"]
 
 
-# --- secrets --------------------------------------------------------------------------------------------------------
+# --- secrets ----------------------------------------------------------------------------------------------------------
 
 
 def test_no_secret_and_no_hash_is_shown(apply, host):
@@ -656,7 +656,7 @@ def test_the_web_configuration_is_yaml_that_means_what_was_said():
     assert yaml.safe_load(webconfig.render(None, None, {}, {})) is None
 
 
-# --- reading a service ----------------------------------------------------------------------------------------------
+# --- reading a service ------------------------------------------------------------------------------------------------
 
 
 def test_metrics_are_read_by_name():
@@ -780,7 +780,7 @@ def test_the_facts_of_a_unit_are_complete_also_where_systemd_knows_none(monkeypa
     assert facts["InvocationID"] == ""
 
 
-# --- step by step, with a clock of its own ---------------------------------------------------------------------------
+# --- step by step, with a clock of its own ----------------------------------------------------------------------------
 
 EXPECTS = {
     "url": URL, "ca_file": "/ca", "user": "admin", "password": "x", "closed": False, "metric": None, "value": 1.0,
