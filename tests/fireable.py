@@ -1,7 +1,7 @@
 """Alerts' expressions without their thresholds: what is left gives series where the alert could ever fire.
 
-A selector may have series and the expression none all the same: labels on both sides of `and` or of a division that never
-meet, a sum that has lost the label which a text names.
+A selector may have series and the expression none all the same: labels on both sides of `and` or of a division that
+never meet, a sum that has lost the label which a text names.
 """
 
 from __future__ import annotations

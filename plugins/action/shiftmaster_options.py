@@ -65,9 +65,7 @@ def refusals(options, values):
     for name in options:
         if name in values and text_of(values[name]).strip() == "":
             if options[name].get("needed"):
-                found.append(
-                    "%s is empty: omit it, or use one of: %s" % (name, ", ".join(options[name]["choices"]))
-                )
+                found.append("%s is empty: omit it, or use one of: %s" % (name, ", ".join(options[name]["choices"])))
         elif name in values:
             found.append(refusal(name, options[name], values[name]))
     return [sentence for sentence in found if sentence]

@@ -82,9 +82,7 @@ def test_what_is_packed_for_another_host_is_its_files_once_and_where_they_lay(ba
     assert not (tmp_path / "backups/outgoing/r1").exists()
     answer = restore.files(backup_server, dict(request, into=str(tmp_path / "aside")), "files")
     assert "archive" not in answer
-    assert (
-        tmp_path / "aside" / pulled(backup_server, "files", "app1")[1:] / PATHS[0][1:] / "a.txt"
-    ).read_text() == "a"
+    assert (tmp_path / "aside" / pulled(backup_server, "files", "app1")[1:] / PATHS[0][1:] / "a.txt").read_text() == "a"
 
 
 @pytest.mark.parametrize(("free", "refused"), [(1, True), (2, False)])
