@@ -164,7 +164,7 @@ class Offsite(Restic):
         with open(begun, "w", encoding="utf-8") as stream:
             stream.write(newest["id"])
         try:
-            self.run("fetching", "restore", newest["id"], "--target", staging, timeout=FETCH_SECONDS)
+            self.restore("fetching", newest["id"], staging, timeout=FETCH_SECONDS)
             brought = self.put_in_place(staging, os.path.join(state, "manifests"))
         finally:
             shutil.rmtree(staging, ignore_errors=True)
