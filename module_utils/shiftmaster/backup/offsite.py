@@ -63,7 +63,7 @@ def require_plain(path: str) -> None:
     for place, directories, names, descriptor in safe_files.walk(path):
         for name in [*directories, *names]:
             mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
-            if stat.S_ISLNK(mode) and name == "latest" and "/" not in os.readlink(name, dir_fd=descriptor):
+            if stat.S_ISLNK(mode) and name == "latest" and os.readlink(name, dir_fd=descriptor) in directories:
                 continue
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or mode & (stat.S_ISUID | stat.S_ISGID):
                 raise BackupError("what was fetched holds %r, which no backup has" % os.path.join(path, place, name))

@@ -182,14 +182,14 @@ def test_what_was_fetched_lies_where_it_lay(host, tmp_path):
     assert not (directory / "fetched").exists() and not (state / "fetching").exists()
 
 
-@pytest.mark.parametrize("kind", ["link", "latest elsewhere", "fifo", "setuid"])
+@pytest.mark.parametrize("kind", ["link", "latest elsewhere", "latest above", "fifo", "setuid"])
 def test_nothing_but_files_and_directories_is_fetched(host, tmp_path, kind):
     """The copy may be of a backup server that was taken over: roles and units would follow what it has put there."""
     staging, directory = tmp_path / "backups/fetched", tmp_path / "backups"
     place = staging / str(directory / "logical")[1:]
     place.mkdir(parents=True)
     (place / "20261126-023000F").mkdir()
-    (place / "latest").symlink_to("20261126-023000F" if kind != "latest elsewhere" else "/etc")
+    (place / "latest").symlink_to({"latest elsewhere": "/etc", "latest above": ".."}.get(kind, "20261126-023000F"))
     if kind == "link":
         (place / "archive").symlink_to("/etc")
     elif kind == "fifo":
