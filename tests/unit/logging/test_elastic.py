@@ -300,7 +300,8 @@ def test_a_cluster_that_is_not_well_is_waited_for(server, run_module):
     server.health = "red"
     answer = run_module(elasticsearch_objects, **given(server))
     assert (
-        answer["failed"] and "the cluster is not healthy with 1 of 1 nodes (waited 1 s): it is red with 1" in answer["msg"]
+        answer["failed"]
+        and "the cluster is not healthy with 1 of 1 nodes (waited 1 s): it is red with 1" in answer["msg"]
     )
     server.health, server.nodes = "green", 1
     assert run_module(elasticsearch_objects, **given(server, nodes=2, all_nodes=2))["failed"]
