@@ -96,7 +96,7 @@ def test_a_status_that_is_not_fine_is_a_failure(opener):
 
 
 @pytest.mark.parametrize("error", [urllib.error.URLError("refused"), OSError("refused")])
-def test_a_service_that_does_not_respond_is_told_from_one_that_refuses(opener, error):
+def test_a_service_that_does_not_respond_is_distinguished_from_one_that_refuses(opener, error):
     opener.response = error
     with pytest.raises(NoAnswer, match="http://localhost/x: refused") as caught:
         Api("http://localhost").call("/x")

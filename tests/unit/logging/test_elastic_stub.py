@@ -444,7 +444,7 @@ def test_the_program_of_the_timer_writes_what_node_exporter_reads(parts, tmp_pat
     assert not list((tmp_path / "textfiles").glob("*.new"))
 
 
-def test_what_the_parts_say_is_judged(parts):
+def test_what_the_parts_say_is_evaluated(parts):
     parameters = {
         "elasticsearch_url": parts.url, "elasticsearch_user": "shiftmaster_admin",
         "elasticsearch_password": PASSWORDS["admin"], "ca_file": parts.ca, "timeout_seconds": 20,

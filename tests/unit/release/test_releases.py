@@ -132,7 +132,7 @@ def default_build():
     return {name: option["default"] for name, option in options.items()}
 
 
-def test_a_host_that_serves_what_is_asked_for_has_nothing_to_do(pending_changes):
+def test_a_host_that_serves_what_is_requested_has_nothing_to_do(pending_changes):
     assert pending_changes() == []
 
 
@@ -155,7 +155,7 @@ def test_a_query_without_a_revision_does_not_judge(layout, pending_changes, run_
         (lambda state, **_: state.begin(**CUTOVER), "a cutover is under way"),
     ],
 )
-def test_what_a_run_has_to_do_is_told(pending_changes, layout, state, add, change, said):
+def test_what_a_run_has_to_do_is_reported(pending_changes, layout, state, add, change, said):
     change(host=pending_changes, layout=layout, state=state, add=add)
     assert said in pending_changes()
 
@@ -635,7 +635,7 @@ def test_of_a_gigabyte_of_output_the_beginning_and_the_end_are_kept(code):
         "'{\"alive\": true, \"x\": \"' + 'x' * 9000000 + '\"}'",
     ],
 )
-def test_an_answer_of_another_form_or_size_is_an_error(code, driver, text):
+def test_a_response_of_another_form_or_size_is_an_error(code, driver, text):
     with pytest.raises(releasecode.ReleaseCodeError):
         code.driver(driver, {"op": "raw", "text": text})
 

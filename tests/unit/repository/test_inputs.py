@@ -95,7 +95,7 @@ def test_good_values_are_not_complained_of(found):
     assert found["good"] == []
 
 
-def test_what_comes_last_is_judged_first(found):
+def test_what_comes_last_is_evaluated_first(found):
     def check(mistake):
         assert [one for one in found["wrong"] if mistake[2] in one]
 

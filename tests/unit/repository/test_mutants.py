@@ -90,7 +90,7 @@ def test_a_function_gets_the_code_of_a_mutant(tmp_path):
     assert mutants.outermost(source, 4) is mutants.outermost(source, 5) is mutants.outermost(source, 12) is None
 
 
-def test_what_a_child_does_is_told_and_limited(tmp_path):
+def test_what_a_child_does_is_reported_and_limited(tmp_path):
     def broken():
         raise ValueError
 

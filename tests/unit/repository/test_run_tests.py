@@ -217,7 +217,7 @@ def test_a_step_without_a_recorded_duration_is_named():
     assert run_tests.time_left([step("a", None), step("b", 60)], {}) == (60, ["a"])
 
 
-def test_which_tests_failed_is_said_at_the_end(clone, capsys):
+def test_which_tests_failed_is_reported_at_the_end(clone, capsys):
     step = run_tests.Step(
         "bad", run="echo 'FAILED tests/test_it.py::test_one - assert 1 == 2'; echo 'ERROR    Executed'; false"
     )

@@ -356,7 +356,7 @@ def test_one_that_was_provisioned_before_must_go_and_one_made_by_hand_stays(graf
     assert "dashboard one is not the provisioned one" in keep()["msg"]
 
 
-def test_a_data_source_that_does_not_answer_is_a_failure(grafana, keep):
+def test_a_data_source_that_does_not_respond_is_a_failure(grafana, keep):
     assert "data source none is unhealthy (404" in keep(data_sources=["none"])["msg"]
     grafana.sources["p"] = {"url": "http://127.0.0.1:9"}
     assert "data source p is unhealthy (400" in keep(data_sources=["p"])["msg"]
