@@ -42,7 +42,7 @@ format: bootstrap ## Let ruff format the Python
 	ruff format .
 
 unit: bootstrap ## Unit tests
-	python -m pytest --numprocesses auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 readme: bootstrap ## Write each role's README.md from its meta/argument_specs.yml
 	python scripts/role_readme.py

@@ -257,7 +257,7 @@ def answers(host, address: str, ports) -> dict:
     asked = [(port, scheme, path) for port in ports for scheme in ("http", "https") for path in PATHS]
     words = " ".join(f"-o /dev/null {scheme}://{address}:{port}{path}" for port, scheme, path in asked)
     said = host.shell(
-        "curl -sk -m 6 --parallel --parallel-immediate --parallel-max 100 "
+        "curl -sk -m 12 --parallel --parallel-immediate --parallel-max 100 "
         f"-w '%{{url}} %{{http_code}} %{{exitcode}}\\n' {words}",
         check=False,
     )

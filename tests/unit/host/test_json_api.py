@@ -92,7 +92,7 @@ def test_a_status_that_is_not_fine_is_a_failure(opener):
         api.call("/x")
     assert caught.value.status == 404 and not isinstance(caught.value, NoAnswer)
     opener.response = 200, b"[1]"
-    assert api.call("/x") == [1]
+    assert api.call("/x") == [1] and opener.opened[-1][0].get_method() == "GET"
 
 
 @pytest.mark.parametrize("error", [urllib.error.URLError("refused"), OSError("refused")])

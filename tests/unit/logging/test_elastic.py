@@ -215,8 +215,9 @@ class Server:
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch):
+def soon(monkeypatch, short_pauses):
     """Nothing is read late here unless a test requires it."""
+    short_pauses(elasticsearch_objects, kibana_objects, canary)
     for module in (elasticsearch_objects, kibana_objects):
         monkeypatch.setattr(module, "REREAD_SECONDS", 0)
 

@@ -259,7 +259,7 @@ def grafana(tmp_path, monkeypatch):
     monkeypatch.setattr(STAND_IN.Handler, "log_message", lambda *_: None)
     STAND_IN.Handler.grafana = server = STAND_IN.Grafana(str(tmp_path / "grafana.ini"))
     http = ThreadingHTTPServer(("127.0.0.1", 0), STAND_IN.Handler)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(target=http.serve_forever)
     thread.start()
     server.url, server.boards = f"http://127.0.0.1:{http.server_port}", boards
     yield server
