@@ -15,32 +15,17 @@ description:
     repository. The server lets its clients replace nothing, so what is left is the repository as it was at that time.
   - Run it as the user of the server, while the server is stopped.
 options:
-  path:
-    description: Directory of the repository.
-    type: path
-    required: true
-  password:
-    description: Password of the repository.
-    type: str
-    required: true
-  received_after:
-    description: A time such as 20261120000000Z; empty prunes.
-    type: str
-    default: ""
-  keep_days:
-    description: Snapshots that arrived within so many days stay.
-    type: int
-    required: true
+  path: {description: Directory of the repository., type: path, required: true}
+  password: {description: Password of the repository., type: str, required: true}
+  received_after: {description: A time such as 20261120000000Z; empty prunes., type: str, default: ""}
+  keep_days: {description: Snapshots that arrived within so many days stay., type: int, required: true}
   keep_months:
     description: >-
       Of each of so many months the first snapshot of files stays. Those of the database hold a repository of its own,
       with all dumps that are kept, so that the newest one is enough.
     type: int
     required: true
-  keep_years:
-    description: And the first of each of so many years.
-    type: int
-    required: true
+  keep_years: {description: And the first of each of so many years., type: int, required: true}
 attributes:
   check_mode:
     description: Reports what would be removed.

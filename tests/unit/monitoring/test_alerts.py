@@ -38,7 +38,7 @@ def module(path, monkeypatch=None):
 
 
 alerts_script = module(ROOT / "scripts/alerts.py")
-tests_script = module(ROOT / "scripts/alert_tests.py")
+tests_script = module(ROOT / "tests/alert_tests.py")
 CATALOGUE = alerts_script.catalogue()
 BY_NAME = {alert["name"]: alert for alert in CATALOGUE}
 needs_promtool = pytest.mark.skipif(
