@@ -271,6 +271,8 @@ def test_what_a_release_holds_is_read_as_far_as_it_is_there(layout, add):
     assert releases.read_files(layout, ONE, ["site/x", "absent"]) == {"site/x": "夜勤"}
     assert releases.read_files(layout, None, ["site/x"]) == releases.environment(layout, None) == {}
     assert releases.environment(layout, ONE) == releases.manifest(layout, TWO) == {}
+    write(layout.release(ONE), "env", 'A="1"\n')
+    assert releases.environment(layout, ONE) == {"A": "1"}
     releases.amend_manifest(layout, ONE, applied_when_live=["a.1"])
     amended = releases.manifest(layout, ONE)
     assert (amended["version"], amended["applied_when_live"]) == ("2.0.0", ["a.1"])
@@ -410,9 +412,9 @@ def content(layout, path):
 
 def test_static_files_of_releases_that_have_served_stay_published(layout, publish):
     publish(ONE, {"css/site.aaa.css": "1", "css/site.css": "1", "staticfiles.json": "1"})
-    publish(TWO, {"css/site.bbb.css": "2", "css/site.css": "2", "staticfiles.json": "2"})
+    publish(TWO, {"css/site.bbb.css": "2", "css/site.css": "22", "staticfiles.json": "2"})
     assert below(layout.union) == ["css/site.aaa.css", "css/site.bbb.css", "css/site.css"]
-    assert content(layout, "css/site.css") == "2"
+    assert content(layout, "css/site.css") == "22"
 
 
 def test_a_file_that_is_the_same_is_not_written_again(layout, state, publish):
@@ -650,6 +652,7 @@ def test_the_commands_of_a_build_and_what_they_leave(layout, state, spec, record
     assert {one: pwd.getpwuid(entry.st_uid).pw_name for one, entry in recorded.owners.items()} == owners
     assert {stat.S_IMODE(entry.st_mode) for entry in recorded.owners.values()} == {0o755}
     assert {os.stat(os.path.join(path, one)).st_uid for one in owners} == {0}
+    assert stat.S_IMODE(os.stat(os.path.join(path, "site/extra.py")).st_mode) == 0o644
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o755 and not os.path.exists(tmp_path / "pip")
     manifest = releases.manifest(layout, name)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", manifest.pop("created"))
@@ -682,7 +685,7 @@ def test_what_a_release_says_of_itself_is_bounded(layout, state, spec, recorded,
     build = releases.Build(layout, state, spec)
     with contextlib.nullcontext() if fits else pytest.raises(releases.BuildError):
         build.run()
-    assert bool(layout.names()) is fits
+    assert bool(layout.names()) is fits and {call[1] for call in recorded.code} == {celery_driver}
 
 
 def test_hooks_run_in_order_each_as_its_user_in_its_sandbox(recorded):

@@ -133,6 +133,7 @@ def test_a_state_that_was_moved_away_is_made_anew_from_the_audit_log(layout):
     states.audit(layout, "live", kind="rollback", target=ONE, source=TWO, previous=TWO)
     states.audit(layout, "marked_bad", release=THREE, reason="it broke")
     states.audit(layout, "live", kind="deploy", target="20200101T000000Z-0000000", previous=ONE)
+    states.audit(layout, "built", release=TWO)
     state = states.State(layout)
     assert {name: state.status(name) for name in state.releases} == {ONE: "live", TWO: "live", THREE: "bad"}
     assert state.rollback_target(TWO) == ONE and state.rollback_target(ONE) is None
