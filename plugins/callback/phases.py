@@ -5,16 +5,20 @@ import datetime
 import json
 import os
 import re
-import shlex
 import threading
 import time
 import zoneinfo
 from pathlib import Path
 
+import ansible.module_utils
 from ansible import constants, context
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.utils.display import Display
+
+# Ansible finds module_utils for modules alone.
+ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
+from ansible.module_utils.shiftmaster.host.action import runnable
 
 DOCUMENTATION = """
 name: phases
@@ -91,6 +95,33 @@ PLAYS = {"Options": "preflight", "Preflight": "preflight", "Summary": "summary"}
 # They end with an error where they found something, which is what they are for.
 REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml"}
 LINES_OF_A_FAILURE = 14
+# Actions that decide and report only: a phase of nothing else has no line.
+CONTROL = {"assert", "debug", "fail", "gather_facts", "include_vars", "set_fact", "setup"}
+# What to do next where the first failure matches a regular expression, in English and Japanese.
+HINTS = (
+    (r"[Hh]ost key verification failed",
+     "compare the key of the host and accept it: ssh {address} true", "ホスト鍵の確認と承認: ssh {address} true"),
+    (r"Permission denied \(|[Tt]oo many authentication failures",
+     "let the host accept your key: ssh-copy-id {address}", "公開鍵をホストに登録してください: ssh-copy-id {address}"),
+    (r"Could not resolve hostname|Name or service not known",
+     "correct the name of {name} in the inventory, or give it ansible_host",
+     "インベントリの {name} のホスト名を修正するか、ansible_host を指定してください"),
+    (r"Connection (refused|timed out|closed|reset)|No route to host|Network is unreachable|Operation timed out",
+     "check that {name} is running and its address: ssh {address} true",
+     "{name} の稼働とアドレスの確認: ssh {address} true"),
+    (r"(Missing|Incorrect|Invalid|incorrect) sudo password|sudo: .*password|waiting for (become|privilege)",
+     "the same command with --ask-become-pass, which asks for the password of sudo",
+     "--ask-become-pass を付けて同じコマンドを実行してください(sudo のパスワードを入力します)"),
+    (r"[Nn]o python interpreters? found|python3?: ([a-z]+ )?not found|interpreter .*not found|/python3: No such",
+     "install Python: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
+     "Python の導入: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'"),
+    (r"(?i)docker.*(not found|daemon|permission denied)|No such container|container .* is not running",
+     "{name} is a container that is not running: `make demo` starts the demo; for other hosts name their inventory "
+     "(./shiftmaster -E NAME, or -i inventory/NAME)",
+     "コンテナー {name} が起動していません。デモは make demo で起動します。"
+     "他のホストはインベントリを指定してください"
+     "(./shiftmaster -E 名前、または -i inventory/名前)"),
+)  # fmt: skip
 TEXTS = {
     "preflight": ("Preflight", "事前チェック"),
     "host": ("Host", "ホスト"),
@@ -137,8 +168,10 @@ TEXTS = {
     "of": ("{errors} of {requests}", "{requests} 件中 {errors} 件"),
     "never": ("0 by this run, the new release received no traffic", "この実行によるものは 0 件(切り替え前)"),
     "log": ("Log:       {text}", "ログ:       {text}"),
-    "next": ("Next:      correct the cause and run the same command again; {text} shows what is wrong",
-             "次の操作:   原因を修正し、同じコマンドを再実行してください。調査: {text}"),
+    "next": ("Next:      correct the cause and run the same command again",
+             "次の操作:   原因を修正し、同じコマンドを再実行してください"),
+    "hint": ("Next:      {text}", "次の操作:   {text}"),
+    "diagnose": ("Diagnose:  {text}", "調査:       {text}"),
     "ended": ("This run did not finish. It stopped in: {text}", "実行は完了していません。中断した段階: {text}"),
     "again": ("Next:      run the same command again: it finishes or reverts what was begun",
               "次の操作:   同じコマンドを再実行してください。途中の処理を完了するか元に戻します"),
@@ -168,7 +201,8 @@ def phase_of_play(name: str) -> str:
 
 def lines_of(text) -> list[str]:
     """A text's lines without control characters: a release or a host must not write to the terminal what it likes."""
-    return [re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", line.rstrip()) for line in str(text).split("\n")]
+    text = runnable(str(text))
+    return [re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", line.rstrip()) for line in text.split("\n")]
 
 
 def message_lines(result: dict) -> list[str]:
@@ -369,7 +403,7 @@ class CallbackModule(Default):
     def _show_closed(self) -> None:
         for phase in self.closed:
             failed = any(failure["phase"] == phase["begin"] for failure in self.failures)
-            if (phase["results"] or failed) and phase["key"] != "summary":
+            if (phase["results"] or phase["changed"] or phase["messages"] or failed) and phase["key"] != "summary":
                 n, prefix = phase["changed"], "would_change" if context.CLIARGS.get("check") else "change"
                 changes = self.text(prefix if n == 1 else prefix + "s", n=n) if n else self.text("unchanged")
                 line = f"{self.text(phase['key'])}, {self.text('failed') if failed else changes}"
@@ -397,7 +431,7 @@ class CallbackModule(Default):
         super().v2_playbook_on_play_start(play)
 
     def _start(self, play) -> None:
-        self.started = True
+        self.started, self.manager = True, play.get_variable_manager()
         variables = self._variables(play)
         option = self.get_option("run_language") or variables.get("run_language")
         self.language = language(option)
@@ -467,7 +501,7 @@ class CallbackModule(Default):
         if self.phase:
             self.phase["seen"] = True
         if self.phase and not isinstance(result.task, TaskInclude):
-            self.phase["results"] += 1
+            self.phase["results"] += result.task.action.rpartition(".")[2] not in CONTROL
             self.phase["changed"] += bool(result.result.get("changed")) and not failed
         if "release" in result.task.action:
             for name in ("current_version", "requests", "errors", "reverted"):
@@ -514,7 +548,8 @@ class CallbackModule(Default):
                 return
         self.failures.append(
             {"hosts": [result.host.get_name()], "lines": lines, "path": path, "name": result.task.get_name(),
-             "phase": self.phase["begin"] if self.phase else 0,
+             "phase": self.phase["begin"] if self.phase else 0, "address": self._address(result.host),
+             "preflight": bool(self.phase) and self.phase["key"] == "preflight",
              "release": bool(self.phase) and self.phase["key"] in RELEASE_FILES.values()}
         )  # fmt: skip
 
@@ -563,7 +598,7 @@ class CallbackModule(Default):
         if self._display.path:
             self.screen.line(self.text("log", text=os.path.relpath(self._display.path)))
         if failed and self.failures:
-            self.screen.line(self.text("next", text=self._command()))
+            self._report_next()
 
     def _report_failures(self) -> None:
         """The first failure is the cause; the last one is that of the run, with its outcome."""
@@ -590,15 +625,24 @@ class CallbackModule(Default):
             elif not self.facts.get("cutover") or self.facts.get("reverted") is False:
                 self.screen.line(self.text("noticed", text=self.text("never")))
 
-    @staticmethod
-    def _command() -> str:
-        """The command that diagnoses, as this run was started: by ./shiftmaster, or by Ansible with this inventory."""
-        if os.environ.get("SHIFTMASTER_CALLED_AS"):
-            return f"{os.environ['SHIFTMASTER_CALLED_AS']} diagnose"
-        sources = [os.path.relpath(one) for one in context.CLIARGS.get("inventory") or [] if "," not in one]
-        return shlex.join(
-            ["ansible-playbook", *(word for one in sources for word in ("-i", one)), "playbooks/diagnose.yml"]
-        )
+    def _report_next(self) -> None:
+        """The next command: that of a known cause, else the same again, and a diagnosis where hosts can be reached."""
+        first, text = self.failures[0], "\n".join(self.failures[0]["lines"])
+        hint = next((hint for pattern, *hint in HINTS if re.search(pattern, text)), None)
+        if hint:
+            hint = hint[self.language == "ja"].format(name=sorted(first["hosts"])[0], address=first["address"])
+            self.screen.line(self.text("hint", text=runnable(hint)))
+            return
+        self.screen.line(self.text("next"))
+        if self.playbook != "diagnose.yml" and not first["preflight"]:
+            self.screen.line(self.text("diagnose", text=runnable("ansible-playbook playbooks/diagnose.yml")))
+
+    def _address(self, host) -> str:
+        """What ssh is given to reach a host."""
+        found = self.manager.get_vars(host=host, include_hostvars=False)
+        user, port = found.get("ansible_user"), found.get("ansible_port")
+        words = (f"-p {port}" if port else "", f"{user}@" if user else "", found.get("ansible_host", host.get_name()))
+        return "{} {}{}".format(*words).strip()
 
     def _at_exit(self, pid: int) -> None:
         """After Ctrl-C, and where Ansible itself gave up: nothing of what was shown may be lost."""

@@ -239,10 +239,10 @@ def merge_reports(reports: list, generated: datetime.datetime) -> dict:
     }
 
 
-def merged_lines(merged: dict, language: str) -> list:
-    """Return the report of several hosts: each in turn, then the whole."""
+def merged_lines(merged: dict, language: str, zone=None) -> list:
+    """Return the report of several hosts: each in turn, then the whole. Without a zone, times are this machine's."""
     say = text.say
-    generated = datetime.datetime.fromisoformat(merged["generated"])
+    generated = datetime.datetime.fromisoformat(merged["generated"]).astimezone(zone)
     lines = [say(language, "title"), say(language, "generated", time=generated.strftime("%Y-%m-%d %H:%M:%S %Z")), ""]
     for report in merged["hosts"]:
         lines += report_lines(report, language, title=False) + [""]

@@ -31,7 +31,7 @@ SAYS = {
     "info": ("note", "情報"),
     "healthy": ("healthy", "正常"),
     "result": (
-        "Result: {worst}. {roots} causes, {rest} that follow from them",
+        "Result: {worst}. Causes: {roots}; consequences: {rest}",
         "結果: {worst}。原因 {roots} 件、そこから生じた事象 {rest} 件",
     ),
     "nothing": ("Nothing is wrong that this diagnosis can see.", "この診断で確認できる異常はありません。"),

@@ -14,13 +14,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import ROOT
 
 SECRET = "not-for-the-log"
 # Needs no start of Python for each host, as a module does.
-TASK = {"ansible.builtin.set_fact": {"done": True}}
+TASK = {"ansible.builtin.group_by": {"key": "done"}}
 DEPLOY = """
 - name: Preflight
   hosts: all
@@ -69,10 +70,10 @@ class Site:
             json.dumps({"all": {"hosts": {"a": {}, "b": {}}, "vars": {"base_timezone": "Asia/Tokyo"}}})
         )
         for role, files in {
-            "renamed": {"main": "- {name: Run, ansible.builtin.set_fact: {done: true}}"},
+            "renamed": {"main": "- {name: Run, ansible.builtin.group_by: {key: done}}"},
             "release": {
                 "main": RELEASE,
-                "lock": "- {name: Lock, ansible.builtin.set_fact: {done: true}}",
+                "lock": "- {name: Lock, ansible.builtin.group_by: {key: done}}",
                 "build": "- {name: Compile, ansible.builtin.fail: {msg: no compiler}}",
                 "end": "- {name: Unlock, ansible.builtin.set_fact: {done: true}}",
                 "abort": "- ansible.builtin.fail: {msg: [no compiler, Version 2.0.0 is live.]}",
@@ -148,7 +149,7 @@ def test_a_failed_deploy_is_its_phases_and_the_failure_once_at_the_end(site):
     assert any(re.search(r"Compile \(roles/release/tasks/build\.yml:1\)", line) for line in end)
     assert any(line.startswith("Failed requests: 0") for line in end)
     assert any(line == f"Log:       {site.log().relative_to(site.path)}" for line in end)
-    assert "ansible-playbook -i hosts.yml playbooks/diagnose.yml" in end[-1]
+    assert end[-1].endswith("  ansible-playbook -i hosts.yml playbooks/diagnose.yml")
     log = site.log().read_text()
     assert "PLAY RECAP" in log and log.count("TASK [") >= 6 and stat.S_IMODE(site.log().stat().st_mode) == 0o600
     assert stat.S_IMODE(site.log().parent.stat().st_mode) == 0o700
@@ -244,6 +245,53 @@ def test_an_unreachable_host_is_named_and_the_lines_are_japanese_where_asked_for
     )
     assert code == 4 and phases(lines) == ["✘ Play, 失敗"]
     assert any("a: 接続できません" in line for line in lines) and any(line.startswith("ログ:") for line in lines)
+    assert lines[-1].startswith("次の操作:") and lines[-1].endswith("ssh -p 1 127.0.0.1 true")
+
+
+def test_commands_that_a_run_shows_reach_its_hosts_and_a_diagnosis_does_not_advise_itself(site):
+    text = play(
+        {"ansible.builtin.debug": {"msg": "Fix it: ansible-playbook deploy.yml --tags tls, or\n"
+                                          "ansible cache --become -m ansible.builtin.ping"}},
+        {"ansible.builtin.command": "false"},
+    )  # fmt: skip
+    _, lines = site.run(text, "diagnose.yml", "--limit", "a")
+    assert "Fix it: ansible-playbook -i hosts.yml deploy.yml --tags tls, or" in lines
+    assert "ansible -i hosts.yml cache --become -m ansible.builtin.ping" in lines
+    assert not any("diagnose" in line for line in lines[-2:])
+    _, lines = site.run(text, "health.yml", "--limit", "a", SHIFTMASTER_CALLED_AS="./shiftmaster -E demo")
+    assert "Fix it: ./shiftmaster -E demo deploy --tags tls, or" in lines
+    assert "./shiftmaster -E demo ansible cache --become -m ansible.builtin.ping" in lines
+    assert lines[-1].endswith(" ./shiftmaster -E demo diagnose")
+
+
+def test_a_phase_that_only_decides_has_no_line(site):
+    decide = play({"ansible.builtin.set_fact": {"x": 1}}, {"ansible.builtin.assert": {"that": "true", "quiet": True}})
+    _, lines = site.run(decide, "deploy.yml", "--limit", "a")
+    assert phases(lines) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Failed to connect to the host via ssh: Host key verification failed.", "ssh root@10.0.0.1 true"),
+        ("root@h: Permission denied (publickey,password).", "ssh-copy-id root@10.0.0.1"),
+        ("ssh: Could not resolve hostname h: Name or service not known", "ansible_host"),
+        ("ssh: connect to host h port 22: Connection timed out", "ssh root@10.0.0.1 true"),
+        ("Missing sudo password", "--ask-become-pass"),
+        ("Premature end of stream waiting for become success. sudo: a password is required", "--ask-become-pass"),
+        ("/bin/sh: 1: /usr/bin/python3: not found", "apt-get install --yes python3"),
+        ("docker: Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "make demo"),
+    ],
+)  # fmt: skip
+def test_a_known_cause_names_the_next_command(callback, message, expected):
+    end = callback.CallbackModule()
+    shown = []
+    end.started, end.screen = True, SimpleNamespace(line=lambda text="", colour=None: shown.append(text))
+    for end.language in ("en", "ja"):
+        shown.clear()
+        end.failures = [{"hosts": ["h"], "lines": [message], "address": "root@10.0.0.1", "preflight": False}]
+        end._report_next()
+        assert len(shown) == 1 and expected in shown[0], shown
 
 
 @pytest.mark.parametrize(
