@@ -7,7 +7,7 @@ RUN := .venv/bin/python scripts/run_tests.py
 DEMO := .venv/bin/python scripts/demo.py
 
 .PHONY: help bootstrap docker images lint format unit readme alerts test test-affected test-all test-rest bench lock clean \
-	demo demo-deploy demo-rollback demo-health demo-clean
+	demo demo-deploy demo-rollback demo-health demo-fault demo-diagnose demo-backup demo-restore demo-clean
 
 help: ## Show this list
 	@echo "ShiftMaster operations: deploy, roll back and check ShiftMaster."
@@ -68,18 +68,21 @@ bench: images ## Measurements, side by side
 scenario-%: images ## (make scenario-base) One scenario of molecule/, or another step of scripts/steps.yml
 	@$(RUN) $*
 
-demo: docker ## ShiftMaster on a container that plays the host (VERSION=2.0.0)
+demo: docker ## ShiftMaster, Prometheus, Alertmanager and backups on a container that plays the host (VERSION=2.0.0)
 	@scripts/images base trixie
 	@$(DEMO) up
 
-demo-deploy: ## Deploy another version to the demo, VERSION=2.1.0
+demo-deploy: ## Deploy another version to the demo under load, VERSION=2.1.0
 	@$(DEMO) deploy $(VERSION)
 
 demo-rollback: ## Take the demo back (TO=release, SCHEMA=keep|reverse|restore)
 	@$(DEMO) rollback
 
-demo-health: ## The demo's health
-	@$(DEMO) health
+demo-fault: ## Break something: NAME=idle-transaction, full-disk, redis-stopped, expired-certificate, memory-leak, slow-query, none
+	@$(DEMO) fault $(NAME)
+
+demo-health demo-diagnose demo-backup demo-restore: demo-%: ## The health, a diagnosis, a backup, a test restore of the demo
+	@$(DEMO) $*
 
 demo-clean: ## Remove the demo, its container, its images and what it left
 	@if [ -x .venv/bin/python ]; then $(DEMO) clean; fi

@@ -193,7 +193,7 @@ def test_playbooks_refuse_before_they_ask_a_host(tmp_path):
     assert done.returncode == 2, done.stdout + done.stderr
     assert "rotate_secrets is no option of this playbook: secrets is" in said
     assert "secrets=x is none of: database, redis, django, tls" in said and "Nothing was changed" in said
-    assert "cannot be reached" not in said
+    assert "UNREACHABLE" not in said
 
 
 @offenders.each(
@@ -216,11 +216,11 @@ def test_tags_and_limits_do_not_lead_past_it(tmp_path):
     # A variable of a role that does not exist is found before a host is contacted, too.
     options = {"shiftmaster_version": "-x", "shiftmaster_vershun": "1"}
     done = play("deploy.yml", tmp_path, "--tags", "release", "--limit", "absent", **options)
-    assert done.returncode == 2 and "is not of the form of" in done.stdout and "cannot be reached" not in done.stdout
+    assert done.returncode == 2 and "is not of the form of" in done.stdout and "UNREACHABLE" not in done.stdout
     assert "shiftmaster_vershun (did you mean shiftmaster_version?)" in done.stdout
 
 
 def test_a_good_value_goes_on_to_the_hosts(tmp_path):
     """The verification that the tests above would notice a host that is asked."""
     done = play("rollback.yml", tmp_path, schema="keep")
-    assert done.returncode == 4 and "cannot be reached" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 4 and "UNREACHABLE" in done.stdout, done.stdout + done.stderr
