@@ -160,9 +160,14 @@ def check(arguments, task_vars, templar_of, basedir, extra=()):
         specs[role] = next(iter(entries.values())).get("options", {})
         expected.update(specs[role])
         defaults[role] = {**load(role, "defaults/main.yml"), **load(role, "vars/main.yml")}
+    wired = {}
     for path in (Path(basedir) / "group_vars/all").glob("*.yml"):
-        # Names alone: what they hold may be encrypted.
-        expected.update(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE))
+        # Names alone: what they hold may be encrypted. But for a list or a mapping in one line, which is a plain value.
+        text = path.read_text(encoding="utf-8")
+        expected.update(re.findall(r"^(\w+):", text, re.MULTILINE))
+        wired.update(
+            {name: yaml.safe_load(value) for name, value in re.findall(r"^(\w+): ([\[{].*)$", text, re.MULTILINE)}
+        )
     problems += unknown_names(extra if extra_only else task_vars, expected, prefixes)
     if extra_only:
         return {"changed": False, "problems": problems}
@@ -180,6 +185,12 @@ def check(arguments, task_vars, templar_of, basedir, extra=()):
             problems.append(
                 "variable %s is not set%s" % (entry["name"], ": " + entry["hint"] if entry.get("hint") else "")
             )
+    # For the roles such a variable has its default: one problem, and not one for each of its letters.
+    for name, default in wired.items():
+        if isinstance(task_vars.get(name), str) and not isinstance(templar.template(task_vars[name]), type(default)):
+            kind, shape = ("list", '["..."]') if isinstance(default, list) else ("mapping", '{"...": "..."}')
+            problems.append("%s is a %s and not text: -e '{\"%s\": %s}'" % (name, kind, name, shape))
+            task_vars = {**task_vars, name: default}
     for name in arguments.get("rules") or []:
         problems += rule_problems(task_vars[name], templar, task_vars)
     for role in arguments.get("roles_here", arguments["roles"]):
