@@ -32,6 +32,8 @@ SECRETS = {
         (["-e", json.dumps(SECRETS)],
          ["Backups: next at 02:30 (Asia/Tokyo)", "vault_backup_cipher_passphrase", "Monitoring: https://mon1:9090/"],
          ["not-a-secret"]),
+        (["-e", json.dumps({**SECRETS, "run_language": "ja"})],
+         ["バックアップ: 次回 02:30(Asia/Tokyo", "監視: https://mon1:9090/"], ["Backups:", "Monitoring:"]),
         (["--tags", "release"], [], ["Backups:", "Monitoring:"]),
     ],
 )  # fmt: skip

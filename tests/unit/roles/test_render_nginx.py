@@ -392,9 +392,8 @@ def test_pages_show_text_as_text():
 
 def test_each_section_shows_its_reason():
     page = {"code": "503", "ja": "a", "ja_text": "b", "en": "c", "en_text": "d", "reason": "更新"}
-    both = render(
-        "page.html.j2", page={**page, "reason_en": "Upgrade"}, nginx_site_title="x", nginx_error_page_contact=""
-    )
+    given = {"nginx_site_title": "x", "nginx_error_page_contact": ""}
+    both = render("page.html.j2", page={**page, "reason_en": "Upgrade"}, **given)
     japanese, english = both.split('lang="en"')
     assert "更新" in japanese and "Upgrade" in english and "更新" not in english
     assert render("page.html.j2", page=page, **given).count("更新") == 2
