@@ -99,6 +99,11 @@ LINES_OF_A_FAILURE = 14
 CONTROL = {"assert", "debug", "fail", "gather_facts", "include_vars", "set_fact", "setup"}
 # What to do next where the first failure matches a regular expression, in English and Japanese.
 HINTS = (
+    (r"no vault secrets|Decryption failed",
+     "give the password of {vaults}: --vault-password-file FILE or ANSIBLE_VAULT_PASSWORD_FILE "
+     "(./shiftmaster reads ~/.shiftmaster.vault-password)",
+     "{vaults} のパスワードを指定してください: --vault-password-file ファイル、または ANSIBLE_VAULT_PASSWORD_FILE"
+     "(./shiftmaster は ~/.shiftmaster.vault-password を読みます)"),
     (r"[Hh]ost key verification failed",
      "compare the key of the host and accept it: ssh {address} true", "ホスト鍵の確認と承認: ssh {address} true"),
     (r"Permission denied \(|[Tt]oo many authentication failures",
@@ -364,7 +369,7 @@ class CallbackModule(Default):
         self.language, self.playbook, self.phase, self.release_play = "en", "", None, False
         self.new_play, self.task_name, self.started, self.ended = "", "", False, False
         self.failures, self.found, self.closed, self.facts = [], [], [], {}
-        self.fixed = False
+        self.fixed, self.broken, self.groups = False, "", {}
 
     def text(self, key: str, **values) -> str:
         english, japanese = TEXTS.get(key, (key, key))
@@ -432,6 +437,7 @@ class CallbackModule(Default):
 
     def _start(self, play) -> None:
         self.started, self.manager = True, play.get_variable_manager()
+        self.groups = self.manager._inventory.groups
         variables = self._variables(play)
         option = self.get_option("run_language") or variables.get("run_language")
         self.language = language(option)
@@ -448,14 +454,14 @@ class CallbackModule(Default):
         atexit.register(self._at_exit, os.getpid())
         self.screen.start(self._progress)
 
-    @staticmethod
-    def _variables(play) -> dict:
+    def _variables(self, play) -> dict:
         """run_language and base_timezone of the inventory, where they are plain values."""
         manager = play.get_variable_manager()
         try:
             hosts = manager._inventory.get_hosts(play.hosts)
             values = manager.get_vars(play=play, host=hosts[0] if hosts else None, include_hostvars=False)
-        except Exception:  # noqa: BLE001 - a broken variable is the preflight's to report
+        except Exception as error:  # noqa: BLE001 - a broken variable is the preflight's to report
+            self.broken = str(error)
             return {}
         return {
             name: str(values[name])
@@ -627,15 +633,24 @@ class CallbackModule(Default):
 
     def _report_next(self) -> None:
         """The next command: that of a known cause, else the same again, and a diagnosis where hosts can be reached."""
-        first, text = self.failures[0], "\n".join(self.failures[0]["lines"])
-        hint = next((hint for pattern, *hint in HINTS if re.search(pattern, text)), None)
+        first = self.failures[0]
+        hint = self._hint("\n".join(first["lines"]), name=sorted(first["hosts"])[0], address=first["address"])
         if hint:
-            hint = hint[self.language == "ja"].format(name=sorted(first["hosts"])[0], address=first["address"])
-            self.screen.line(self.text("hint", text=runnable(hint)))
+            self.screen.line(hint)
             return
         self.screen.line(self.text("next"))
         if self.playbook != "diagnose.yml" and not first["preflight"]:
             self.screen.line(self.text("diagnose", text=runnable("ansible-playbook playbooks/diagnose.yml")))
+
+    def _hint(self, text: str, **values) -> str:
+        """What to do next where the cause is a known one."""
+        found = next((hint for pattern, *hint in HINTS if re.search(pattern, text)), None)
+        if not found:
+            return ""
+        directory = Path(constants.CONFIG_FILE or "").parent / "group_vars"
+        vaults = [os.path.relpath(path) for path in sorted(directory.glob("*/vault.yml"))
+                  if path.parent.name in self.groups and path.read_bytes().startswith(b"$ANSIBLE_VAULT")]  # fmt: skip
+        return self.text("hint", text=runnable(found[self.language == "ja"].format(vaults=", ".join(vaults), **values)))
 
     def _address(self, host) -> str:
         """What ssh is given to reach a host."""
@@ -652,12 +667,14 @@ class CallbackModule(Default):
         self.screen.stop()
         self._close()
         self._show_closed()
-        lines = [self.text("ended", text=where)]
+        hint = self._hint(self.broken) if self.broken else ""
+        lines = [hint] if hint else [self.text("ended", text=where)]
         if self.facts.get("current_version"):
             lines.append(self.text("live", text=self.facts["current_version"]))
         if self._display.path:
             lines.append(self.text("log", text=os.path.relpath(self._display.path)))
-        lines.append(self.text("again"))
+        if not hint:
+            lines.append(self.text("again"))
         self._display.banner("NOT FINISHED")
         for line in lines:
             self._display.display(line)

@@ -7,6 +7,7 @@ delay_seconds between them. The whole takes what the slowest check takes; a chec
 from __future__ import annotations
 
 import datetime
+import re
 import threading
 import time
 from collections import defaultdict
@@ -176,7 +177,7 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
         lines += [say(language, "title"), say(language, "generated", time=generated.strftime("%Y-%m-%d %H:%M:%S %Z"))]
     lines += [say(language, "host", host=report["host"]), ""]
     if "problem" in report:
-        reached = not report["unreachable"]
+        reached = not report["unreachable"] and not re.search("Docker daemon|No such container", report["problem"])
         lines.append("❌ " + say(language, "unchecked" if reached else "unreachable"))
         if report["problem"]:
             lines.append("   " + say(language, "error", text=" ".join(report["problem"].split())[:500]))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rendered import render
 from support import ROOT
 
 PLAY = [
@@ -50,3 +52,19 @@ def test_the_summary_covers_what_the_tags_set_up(tmp_path, options, present, abs
     out = " ".join(done.stdout.split())
     assert done.returncode == 0, done.stdout + done.stderr
     assert [text for text in present if text not in out] == [] and [text for text in absent if text in out] == []
+
+
+@pytest.mark.parametrize(("language", "expected"), [("en", "the way back: "), ("ja", "元に戻すには: ")])
+def test_the_summary_of_a_release_has_the_language_of_its_reader(language, expected):
+    facts = {
+        "version": "2.1.0", "name": "r2", "revision": "0" * 40, "changed": True, "timings": {"build": 2.0},
+        "previous": {"version": "2.0.0", "name": "r1"}, "watched": {"requests": 9, "errors": 0, "p95_ms": 5},
+    }  # fmt: skip
+    text = render(
+        "release", "summary.txt.j2", release_facts=facts, release_summary_language=language, ansible_check_mode=False,
+        ansible_inventory_sources=["inventory/single"], playbook_dir=str(ROOT / "playbooks"), shiftmaster_source={},
+        shiftmaster_run={"operation": "deploy", "started": 0},
+    )  # fmt: skip
+    assert any(line.startswith(expected) and line.endswith("rollback.yml") for line in text.splitlines())
+    words = [re.search(r"[a-z]{2,} [a-z]{2,}", line) for line in text.splitlines() if line and expected not in line]
+    assert any(words) == (language == "en"), text

@@ -264,6 +264,16 @@ def test_commands_that_a_run_shows_reach_its_hosts_and_a_diagnosis_does_not_advi
     assert lines[-1].endswith(" ./shiftmaster -E demo diagnose")
 
 
+def test_a_vault_without_its_password_is_named(site):
+    (site.path / "group_vars/all").mkdir(parents=True)
+    (site.path / "group_vars/all/vault.yml").write_text("$ANSIBLE_VAULT;1.1;AES256\n" + "61" * 40 + "\n")
+    code, lines = site.run(play(TASK), "deploy.yml")
+    end = "\n".join(lines[-15:])
+    assert code and "no vault secrets" in end and "finishes or reverts" not in end
+    (line,) = [line for line in lines[-3:] if line.startswith("Next:")]
+    assert "group_vars/all/vault.yml" in line and "--vault-password-file" in line
+
+
 def test_a_phase_that_only_decides_has_no_line(site):
     decide = play({"ansible.builtin.set_fact": {"x": 1}}, {"ansible.builtin.assert": {"that": "true", "quiet": True}})
     _, lines = site.run(decide, "deploy.yml", "--limit", "a")
