@@ -11,11 +11,18 @@ import zoneinfo
 from pathlib import Path
 
 import ansible.module_utils
+import ansible.release
 from ansible import constants, context
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.utils.display import Display
 
+# Another one on the PATH would end in errors of plugins, which name no cause.
+if tuple(map(int, ansible.release.__version__.split(".")[:2])) < (2, 19):
+    raise SystemExit(
+        f"ERROR: This is ansible-core {ansible.release.__version__}; 2.19 or later is needed. Run `make bootstrap`, "
+        "then ./shiftmaster or .venv/bin/ansible-playbook."
+    )
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.host.action import runnable

@@ -118,6 +118,13 @@ def callback():
     return module
 
 
+def test_an_old_ansible_is_named_with_what_makes_the_right_one(monkeypatch):
+    monkeypatch.setattr("ansible.release.__version__", "2.14.18")
+    spec = importlib.util.spec_from_file_location("phases", ROOT / "plugins/callback/phases.py")
+    with pytest.raises(SystemExit, match=r"2\.14\.18.*make bootstrap"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
 def test_phases_are_those_of_roles_files_and_plays_that_exist(callback):
     names = re.findall(r"(?m)^- name: (.*)$", "".join(path.read_text() for path in (ROOT / "playbooks").glob("*.yml")))
     assert set(callback.ROLES) <= {path.name for path in (ROOT / "roles").iterdir()}
