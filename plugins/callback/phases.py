@@ -104,35 +104,37 @@ REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml"}
 LINES_OF_A_FAILURE = 14
 # Actions that decide and report only: a phase of nothing else has no line.
 CONTROL = {"assert", "debug", "fail", "gather_facts", "include_vars", "set_fact", "setup"}
-# What to do next where the first failure matches a regular expression, in English and Japanese.
+# What to do next where the first failure matches a regular expression, in English and Japanese: of any task, and of a
+# host that cannot be reached.
 HINTS = (
     (r"no vault secrets|Decryption failed",
      "give the password of {vaults}: --vault-password-file FILE or ANSIBLE_VAULT_PASSWORD_FILE "
      "(./shiftmaster reads ~/.shiftmaster.vault-password)",
      "{vaults} のパスワードを指定してください: --vault-password-file ファイル、または ANSIBLE_VAULT_PASSWORD_FILE"
      "(./shiftmaster は ~/.shiftmaster.vault-password を読みます)"),
-    (r"[Hh]ost key verification failed",
-     "compare the key of the host and accept it: ssh {address} true", "ホスト鍵の確認と承認: ssh {address} true"),
-    (r"Permission denied \(|[Tt]oo many authentication failures",
-     "let the host accept your key: ssh-copy-id {address}", "公開鍵をホストに登録してください: ssh-copy-id {address}"),
-    (r"Could not resolve hostname|Name or service not known",
-     "correct the name of {name} in the inventory, or give it ansible_host",
-     "インベントリの {name} のホスト名を修正するか、ansible_host を指定してください"),
-    (r"Connection (refused|timed out|closed|reset)|No route to host|Network is unreachable|Operation timed out",
-     "check that {name} is running and its address: ssh {address} true",
-     "{name} の稼働とアドレスの確認: ssh {address} true"),
     (r"(Missing|Incorrect|Invalid|incorrect) sudo password|sudo: .*password|waiting for (become|privilege)",
      "the same command with --ask-become-pass, which asks for the password of sudo",
      "--ask-become-pass を付けて同じコマンドを実行してください(sudo のパスワードを入力します)"),
-    (r"[Nn]o python interpreters? found|python3?: ([a-z]+ )?not found|interpreter .*not found|/python3: No such",
+    (r"[Nn]o python interpreters? found|python3?: ([a-z]+ )?not found|module interpreter .*not found",
      "install Python: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
      "Python の導入: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'"),
-    (r"(?i)docker.*(not found|daemon|permission denied)|No such container|container .* is not running",
+    (r"Docker daemon|No such container|[Cc]ontainer .* is not running|docker: command not found",
      "{name} is a container that is not running: `make demo` starts the demo; for other hosts name their inventory "
      "(./shiftmaster -E NAME, or -i inventory/NAME)",
      "コンテナー {name} が起動していません。デモは make demo で起動します。"
      "他のホストはインベントリを指定してください"
      "(./shiftmaster -E 名前、または -i inventory/名前)"),
+)  # fmt: skip
+HINTS_UNREACHABLE = (
+    (r"[Hh]ost key verification failed",
+     "compare the key of the host and accept it: ssh {address} true", "ホスト鍵の確認と承認: ssh {address} true"),
+    (r"Permission denied|[Tt]oo many authentication failures",
+     "let the host accept your key: ssh-copy-id {address}", "公開鍵をホストに登録してください: ssh-copy-id {address}"),
+    (r"Could not resolve hostname|Name or service not known",
+     "correct the name of {name} in the inventory, or give it ansible_host",
+     "インベントリの {name} のホスト名を修正するか、ansible_host を指定してください"),
+    (r"", "check that {name} is running and its address: ssh {address} true",
+     "{name} の稼働とアドレスの確認: ssh {address} true"),
 )  # fmt: skip
 TEXTS = {
     "preflight": ("Preflight", "事前チェック"),
@@ -562,7 +564,7 @@ class CallbackModule(Default):
         self.failures.append(
             {"hosts": [result.host.get_name()], "lines": lines, "path": path, "name": result.task.get_name(),
              "phase": self.phase["begin"] if self.phase else 0, "address": self._address(result.host),
-             "preflight": bool(self.phase) and self.phase["key"] == "preflight",
+             "unreachable": result.is_unreachable(), "preflight": bool(self.phase) and self.phase["key"] == "preflight",
              "release": bool(self.phase) and self.phase["key"] in RELEASE_FILES.values()}
         )  # fmt: skip
 
@@ -641,7 +643,8 @@ class CallbackModule(Default):
     def _report_next(self) -> None:
         """The next command: that of a known cause, else the same again, and a diagnosis where hosts can be reached."""
         first = self.failures[0]
-        hint = self._hint("\n".join(first["lines"]), name=sorted(first["hosts"])[0], address=first["address"])
+        text, names = "\n".join(first["lines"]), {"name": sorted(first["hosts"])[0], "address": first["address"]}
+        hint = self._hint(HINTS + (HINTS_UNREACHABLE if first["unreachable"] else ()), text, **names)
         if hint:
             self.screen.line(hint)
             return
@@ -649,9 +652,9 @@ class CallbackModule(Default):
         if self.playbook != "diagnose.yml" and not first["preflight"]:
             self.screen.line(self.text("diagnose", text=runnable("ansible-playbook playbooks/diagnose.yml")))
 
-    def _hint(self, text: str, **values) -> str:
+    def _hint(self, hints: tuple, text: str, **values) -> str:
         """What to do next where the cause is a known one."""
-        found = next((hint for pattern, *hint in HINTS if re.search(pattern, text)), None)
+        found = next((hint for pattern, *hint in hints if re.search(pattern, text)), None)
         if not found:
             return ""
         directory = Path(constants.CONFIG_FILE or "").parent / "group_vars"
@@ -661,7 +664,10 @@ class CallbackModule(Default):
 
     def _address(self, host) -> str:
         """What ssh is given to reach a host."""
-        found = self.manager.get_vars(host=host, include_hostvars=False)
+        try:
+            found = self.manager.get_vars(host=host, include_hostvars=False)
+        except Exception:  # noqa: BLE001 - it is one more word in a hint
+            return host.get_name()
         user, port = found.get("ansible_user"), found.get("ansible_port")
         words = (f"-p {port}" if port else "", f"{user}@" if user else "", found.get("ansible_host", host.get_name()))
         return "{} {}{}".format(*words).strip()
@@ -674,7 +680,7 @@ class CallbackModule(Default):
         self.screen.stop()
         self._close()
         self._show_closed()
-        hint = self._hint(self.broken) if self.broken else ""
+        hint = self._hint(HINTS, self.broken) if self.broken else ""
         lines = [hint] if hint else [self.text("ended", text=where)]
         if self.facts.get("current_version"):
             lines.append(self.text("live", text=self.facts["current_version"]))

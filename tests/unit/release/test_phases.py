@@ -306,9 +306,16 @@ def test_a_known_cause_names_the_next_command(callback, message, expected):
     end.started, end.screen = True, SimpleNamespace(line=lambda text="", colour=None: shown.append(text))
     for end.language in ("en", "ja"):
         shown.clear()
-        end.failures = [{"hosts": ["h"], "lines": [message], "address": "root@10.0.0.1", "preflight": False}]
+        end.failures = [
+            {"hosts": ["h"], "lines": [message], "address": "root@10.0.0.1", "preflight": False, "unreachable": True}
+        ]
         end._report_next()
         assert len(shown) == 1 and expected in shown[0], shown
+    # What a program of a host reports is no connection of ssh.
+    shown.clear()
+    end.failures[0].update(unreachable=False, lines=["localhost:5432: Connection refused", "Permission denied (13)"])
+    end._report_next()
+    assert not any("ssh" in line for line in shown)
 
 
 @pytest.mark.parametrize(
