@@ -81,8 +81,17 @@ demo-rollback: ## Take the demo back (TO=release, SCHEMA=keep|reverse|restore)
 demo-fault: ## Break something: NAME=idle-transaction, full-disk, redis-stopped, expired-certificate, memory-leak, slow-query, none
 	@$(DEMO) fault $(NAME)
 
-demo-health demo-diagnose demo-backup demo-restore: demo-%: ## The health, a diagnosis, a backup, a test restore of the demo
-	@$(DEMO) $*
+demo-health: ## The demo's health
+	@$(DEMO) health
+
+demo-diagnose: ## What is broken in the demo, and the address of the report
+	@$(DEMO) diagnose
+
+demo-backup: ## A backup of the demo, verified by a restore
+	@$(DEMO) backup
+
+demo-restore: ## A test restore of the demo's backup
+	@$(DEMO) restore
 
 demo-clean: ## Remove the demo, its container, its images and what it left
 	@if [ -x .venv/bin/python ]; then $(DEMO) clean; fi
