@@ -64,10 +64,12 @@ FAULTS = {
     ),
     "redis-stopped": ("systemctl stop redis-server", "systemctl start redis-server"),
     "expired-certificate": (
-        f"cp -np {CERTIFICATE} /root/demo.crt; openssl req -x509 -key /etc/ssl/private/shiftmaster.key"
+        f"[ -e /root/demo.crt ] || cp -p {CERTIFICATE} /root/demo.crt; openssl req -x509 -key /etc/ssl/private/shiftmaster.key"
         " -subj /CN=localhost -not_before 20250101000000Z -not_after 20250601000000Z"
         f" -out {CERTIFICATE} 2>/dev/null; systemctl reload nginx",
-        f"[ ! -e /root/demo.crt ] || {{ mv /root/demo.crt {CERTIFICATE}; systemctl reload nginx; }}",
+        # A deploy may have made another one meanwhile.
+        f"[ ! -e /root/demo.crt ] || {{ openssl x509 -checkend 0 -noout -in {CERTIFICATE} >/dev/null ||"
+        f" cp -p /root/demo.crt {CERTIFICATE}; rm /root/demo.crt; systemctl reload nginx; }}",
     ),
     "memory-leak": (
         f"{UNIT}-leak --property=MemoryMax=64M --property=MemorySwapMax=0 --property=Restart=always"
