@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ansible.plugins.loader import init_plugin_loader
 from rendered import render
 from support import ROOT
 
@@ -60,6 +61,7 @@ def test_the_summary_of_a_release_has_the_language_of_its_reader(language, expec
         "version": "2.1.0", "name": "r2", "revision": "0" * 40, "changed": True, "timings": {"build": 2.0},
         "previous": {"version": "2.0.0", "name": "r1"}, "watched": {"requests": 9, "errors": 0, "p95_ms": 5},
     }  # fmt: skip
+    init_plugin_loader()
     text = render(
         "release", "summary.txt.j2", release_facts=facts, release_summary_language=language, ansible_check_mode=False,
         ansible_inventory_sources=["inventory/single"], playbook_dir=str(ROOT / "playbooks"), shiftmaster_source={},

@@ -296,7 +296,7 @@ def test_a_phase_that_only_decides_has_no_line(site):
         ("ssh: connect to host h port 22: Connection timed out", "ssh root@10.0.0.1 true"),
         ("Missing sudo password", "--ask-become-pass"),
         ("Premature end of stream waiting for become success. sudo: a password is required", "--ask-become-pass"),
-        ("/bin/sh: 1: /usr/bin/python3: not found", "apt-get install --yes python3"),
+        ("/bin/sh: 1: /usr/bin/python3: not found", "apt-get -y install python3"),
         ("docker: Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "make demo"),
     ],
 )  # fmt: skip
