@@ -11,10 +11,10 @@ promtool is taken from $PROMTOOL, or from PATH. Tests of recording rules are wri
 
 A case of monitoring/cases: `fires` and `silent` are lists of
     series      {series: values in promtool's notation, one each `every` (default: the evaluation)}
-    at          fires: the moment of the first evaluation that is firing; the one before it must not be
-                silent: any moment
-    until       fires: where it goes on behind its end, the moment of the last evaluation that is firing
-    labels      fires: the labels that the alert has beside severity, service, depends_on and env; notify where the rule
+    at          fires: the time of the first evaluation that is firing; the one before it must not be
+                silent: any time
+    until       fires: where it continues after its end, the time of the last evaluation that is firing
+    labels      fires: the labels of the alert besides severity, service, depends_on and env; notify where the rule
                 has a template for it
     shows       fires: what its texts show for the value: one text for all, or {template: text}
     why         silent: what is near about it

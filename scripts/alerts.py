@@ -30,9 +30,9 @@ SERVICES = (
 FIELDS = {
     "name": "the alert's name, for good: silences and runbooks are found by it",
     "group": "the rule group; shiftmaster.alerts holds the six of the operations guide",
-    "expr": "PromQL; a threshold stands beside its comparison, where the mutation check finds it",
+    "expr": "PromQL; a threshold stands next to its comparison, where the mutation check finds it",
     "for": "how long it has to hold",
-    "keep_firing_for": "how long it goes on behind its end: for what it silences, which ends later",
+    "keep_firing_for": "how long it continues after its end: for what it silences, which ends later",
     "severity": "critical (users notice it, or data are in danger), warning, info, none (Watchdog)",
     "notify": "page or business_hours (critical alerts), a template of Prometheus that gives one of both, or report; "
     "default: page for critical alerts, else report",
@@ -106,7 +106,7 @@ SAYS = {
     "diagnosis": ("Findings of the diagnosis that no alert announces", "診断でのみ検出される事項"),
     "diagnosed": ("| finding | severity | what it means |", "| 検出事項 | 重要度 | 意味 |"),
     "found": ("The diagnosis finds it ({severity}, {component}):", "診断で検出されます({severity}、{component}):"),
-    "do": ("What to do", "対処"),
+    "do": ("Actions", "対処"),
     "first": ("First, {where}: {command}", "まず、{where}で: {command}"),
 }
 

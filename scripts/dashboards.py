@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes monitoring/dashboards/{ja,en}/*.json from monitoring/panels/; with --check, says which are not up to date.
 
-With --queries, prints each query as one JSON line, its variables substituted, so that a real Prometheus can be asked
+With --queries, prints each query as one JSON line, its variables substituted, so that a real Prometheus can be queried
 whether the panel is alive. `queries()` is the same for tests that import this file.
 
 monitoring/panels/<name>.yml is the source of the dashboard shiftmaster-<name>; common.yml holds what all share. Every

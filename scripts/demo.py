@@ -64,8 +64,8 @@ FAULTS = {
     ),
     "redis-stopped": ("systemctl stop redis-server", "systemctl start redis-server"),
     "expired-certificate": (
-        f"[ -e /root/demo.crt ] || cp -p {CERTIFICATE} /root/demo.crt; openssl req -x509 -key /etc/ssl/private/shiftmaster.key"
-        " -subj /CN=localhost -not_before 20250101000000Z -not_after 20250601000000Z"
+        f"[ -e /root/demo.crt ] || cp -p {CERTIFICATE} /root/demo.crt;"
+        " openssl req -x509 -key /etc/ssl/private/shiftmaster.key -subj /CN=localhost -not_before 20250101000000Z -not_after 20250601000000Z"
         f" -out {CERTIFICATE} 2>/dev/null; systemctl reload nginx",
         # A deploy may have made another one meanwhile.
         f"[ ! -e /root/demo.crt ] || {{ openssl x509 -checkend 0 -noout -in {CERTIFICATE} >/dev/null ||"
@@ -125,7 +125,7 @@ def keep(**values) -> None:
 
 
 def status() -> str:
-    """What Docker says of the container: running, exited, ..., or nothing where there is none."""
+    """What Docker reports about the container: running, exited, ..., or nothing where there is none."""
     return docker("container", "inspect", "--format", "{{.State.Status}}", HOST, check=False).stdout.strip()
 
 
@@ -237,7 +237,7 @@ def seed() -> None:
 
 
 def wait_for_answer() -> None:
-    say("Waiting until the page answers on TLS")
+    say("Waiting until the page responds on TLS")
     port = settings()["demo_https_port"]
     # The demo's certificate signs itself; nothing secret is sent.
     trusting = ssl.create_default_context()
@@ -398,7 +398,7 @@ def main() -> int:
         to, schema = os.environ.get("TO"), os.environ.get("SCHEMA")
         code = shiftmaster("rollback", *([to] if to else []), *(["--extra-vars", f"schema={schema}"] if schema else []))
         if code == 0:
-            # What runs now is asked from the host, so that `make demo` again does not undo it.
+            # What runs now is queried from the host, so that `make demo` again does not undo it.
             running = docker("exec", HOST, "sed", "-n", "s/^SHIFTMASTER_VERSION=//p", f"{RELEASE}/env")
             keep(version=running.stdout.strip().strip("\"'"))
         return code

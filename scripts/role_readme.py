@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Writes roles/<role>/README.md from meta/argument_specs.yml; with --check, says which are not up to date."""
+"""Writes roles/<role>/README.md from meta/argument_specs.yml and defaults/main.yml.
+
+With --check, says which are not up to date.
+"""
 
 from __future__ import annotations
 
@@ -72,6 +75,17 @@ def example(role: str, entry: str, options: dict[str, Any]) -> list[str]:
     return [*lines, "```"]
 
 
+def with_defaults(role: Path) -> dict[str, Any]:
+    """Return a role's specification; an option's default is the one that applies, of defaults/main.yml."""
+    specs = load(role / "meta/argument_specs.yml")
+    path = role / "defaults/main.yml"
+    defaults = load(path) if path.exists() else {}
+    for spec in specs["argument_specs"].values():
+        for name, option in (spec.get("options") or {}).items():
+            option.update({"default": defaults[name]} if name in defaults else {})
+    return specs
+
+
 def render(role: str, specs: dict[str, Any]) -> str:
     lines = [
         f"# Role `{role}`",
@@ -98,7 +112,7 @@ def main() -> int:
     outdated = []
     for specs in sorted((ROOT / "roles").glob("*/meta/argument_specs.yml")):
         readme = specs.parent.parent / "README.md"
-        text = render(specs.parent.parent.name, load(specs))
+        text = render(specs.parent.parent.name, with_defaults(specs.parent.parent))
         if readme.exists() and readme.read_text(encoding="utf-8") == text:
             continue
         outdated.append(str(readme.relative_to(ROOT)))

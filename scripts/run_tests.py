@@ -83,7 +83,7 @@ class Step:
 
     @property
     def broken(self) -> list[str]:
-        """What pytest says of the tests that failed, where some did."""
+        """What pytest reports about the tests that failed, where some did."""
         if self.result != FAILED or not self.log.exists():
             return []
         lines = self.log.read_text(errors="replace").splitlines()
@@ -262,7 +262,7 @@ def keep_evidence(step: Step) -> None:
             try:
                 (directory / f"{host}-{file}").write_bytes(docker("exec", host, "sh", "-c", command).stdout)
             except subprocess.TimeoutExpired:
-                (directory / f"{host}-{file}").write_text("The host did not answer within a minute.\n")
+                (directory / f"{host}-{file}").write_text("The host did not respond within a minute.\n")
     say(f"    what its hosts said is in {directory.relative_to(ROOT)}/")
 
 

@@ -4,7 +4,7 @@
 
 Needs the image shiftmaster-ops/deployed:trixie (scripts/images deployed) and two processors. Ansible goes by ssh, as it
 does to a real host. For the latencies the host has the first processor to itself; the controller and the people at
-their browsers, who in real life are other machines, have the second one. The load runs in a container beside the host,
+their browsers, who in real life are other machines, have the second one. The load runs in a container next to the host,
 with the host's network, against its loopback.
 """
 
@@ -62,11 +62,11 @@ all:
     database: {hosts: {bench-trixie: }}
     cache: {hosts: {bench-trixie: }}
 """
-# Without the watch and the backup, as the metrics are asked for.
+# Without the watch and the backup, as the target metrics require.
 BARE = {"shiftmaster_watch_seconds": 0, "shiftmaster_dump_before_migrations": False}
 # It keeps the host's processor about half busy.
 RATE = os.environ.get("BENCH_RATE", "60")
-# What the guide does, in a directory of its own beside the real thing: live checkout, pip, migrate, restart.
+# What the guide does, in a directory of its own next to the real thing: live checkout, pip, migrate, restart.
 GUIDE = r"""
 set -e
 cd /srv/guide

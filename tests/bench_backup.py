@@ -1,4 +1,4 @@
-"""Backups and restores beside the guide's own way, on one database of 2 GB; ends with 1 where a ratio is missed.
+"""Backups and restores next to the guide's own way, on one database of 2 GB; ends with 1 where a ratio is missed.
 
     make bench
 

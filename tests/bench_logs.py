@@ -6,7 +6,7 @@ A line of JSON with its masks is compared with the guide's plain line without an
 handler. Then the worst lines that the patterns' own texts can be made into are masked, short and long: what a pattern
 costs grows with a line's length alone, so that both stand about as many characters a second. By Python, as in Django,
 and by Oniguruma, of which Logstash has a translation to Java: a metric of the engine, not of Logstash. Its binding
-for Python encodes the whole text again for each match, which is what the longest lines show there.
+for Python encodes the complete text again for each match, which is what the longest lines show there.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def marks(data: dict) -> dict:
 
 
 def second_inventory(name: str, host: str, **variables) -> str:
-    """One more host beside the scenario's; returns the inventory's directory."""
+    """One more host next to the scenario's; returns the inventory's directory."""
     directory = SCENARIO_HOME / f"diagnosis-{name}"
     directory.mkdir(exist_ok=True)
     (directory / "hosts.yml").write_text(json.dumps({"all": {"children": {"demo": {"hosts": {host: variables}}}}}))

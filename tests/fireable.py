@@ -59,7 +59,7 @@ def exempted(expression: str) -> list[tuple[int, int]]:
 
 
 def without_thresholds(expression: str) -> str:
-    """Each comparison holds for every number; of what is asked for by absent(), the series."""
+    """Each comparison holds for every number; for absent(), the series."""
     spared, text, end = exempted(expression), "", 0
     for match in tokens(expression):
         if match.lastgroup != "comparison" or any(start <= match.start() < stop for start, stop in spared):

@@ -91,7 +91,7 @@ def render(template, **variables):
 
 
 class Project:
-    """A project, with what role shiftmaster lays beside it, and processes that serve it."""
+    """A project, with what role shiftmaster lays next to it, and processes that serve it."""
 
     def __init__(self, directory: Path, **variables):
         self.directory, self.running = directory, []
@@ -208,7 +208,7 @@ class Server:
             connection.close()
 
     def sure(self, path, **headers):
-        """Ask until somebody answers: a request of a killed process is asked again. Returns how many were answered."""
+        """Query until a process responds: a request of a killed process is repeated. Returns how many responded."""
         for _ in range(50):
             with contextlib.suppress(OSError, http.client.HTTPException):
                 self.ask(path, **headers)

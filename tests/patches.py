@@ -1,5 +1,7 @@
 """A newer package for a host to be patched with, and who still runs the earlier one."""
 
+import time
+
 # Mapped by the application's Python, nginx and PostgreSQL.
 PACKAGE = "zlib1g"
 # The package that is there, with a higher version, in a repository of this host's own.
@@ -32,5 +34,11 @@ def version(operations) -> str:
     return operations.shell(f"dpkg-query -W -f '${{Version}}' {PACKAGE}")
 
 
-def outdated(operations) -> set:
-    return set(operations.shell(OUTDATED, check=False).split())
+def outdated(operations, *expected: str) -> set:
+    """Names of processes that run the earlier one. Others than expected get 30 s to end what they do."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = set(operations.shell(OUTDATED, check=False).split())
+        if found <= set(expected) or time.monotonic() > deadline:
+            return found
+        time.sleep(1)

@@ -4,7 +4,7 @@
   SMTP        STARTTLS, AUTH PLAIN and LOGIN (RFC 5321, RFC 3207, RFC 4954)
   Slack       an incoming webhook
   PagerDuty   Events API v2, /v2/enqueue and /v2/change/enqueue
-  dead-man    a URL that wants to be asked regularly
+  dead-man    a URL that wants to be queried regularly
 
 Each message is written as one line of JSON with the time of its arrival: {"at", "receiver", "ok", "problems", …}. A
 message that the service would refuse is answered as the service answers it, and written with its problems.
@@ -27,7 +27,7 @@ below https://developer.pagerduty.com/docs/events-api-v2):
              with href; images by https.
              "Send a Change Event" (/send-change-events/): routing_key, summary up to 1,024 characters.
 
-Standard library only, one file: it runs with Debian's python3 (3.11 and later) beside Alertmanager.
+Standard library only, one file: it runs with Debian's python3 (3.11 and later) next to Alertmanager.
 
   receivers.py --log /var/log/receivers.jsonl --certificate host.crt --key host.key --smtp-user u --smtp-password-file f
   curl -d '{"receiver": "slack", "how": "500", "seconds": 30}' http://127.0.0.1:9590/down     (500, refuse, hang)
@@ -374,7 +374,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def finish_request(self, request, client_address):
-        # The handshake belongs to the connection's own thread: a client that says nothing blocks nobody else.
+        # The handshake belongs to the connection's own thread: a client that reports nothing blocks nobody else.
         if self.context:
             request.settimeout(10)
             request = self.context.wrap_socket(request, server_side=True)

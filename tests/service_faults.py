@@ -1,4 +1,4 @@
-"""What goes wrong on hosts: each a context manager that does it, and mends it behind its block in every case.
+"""What goes wrong on hosts: each a context manager that does it, and fixes it behind its block in every case.
 
 All of it is real but what is called a stub. The hosts are Operations of tests/support.py.
 """

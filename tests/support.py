@@ -200,12 +200,12 @@ class Operations:
         self.wait_for_boot()
 
     def wait_for_boot(self) -> None:
-        """Until systemd has started everything; in its first moment it does not answer, and does not wait."""
+        """Until systemd has started everything; in its first moment it does not respond, and does not wait."""
         state = "systemctl is-system-running --wait 2>/dev/null | grep -Eq '^(running|degraded)'"
         self.shell(f'timeout 120 bash -c "until {state}; do sleep 0.1; done"', timeout=130)
 
     def health(self) -> dict:
-        """What /health/deep/ says through nginx's local listener; {} where it does not answer."""
+        """What /health/deep/ says through nginx's local listener; {} where it does not respond."""
         text = self.shell("curl -sS -m 15 -H 'Host: localhost' http://localhost:8000/health/deep/", check=False)
         try:
             return json.loads(text)
@@ -227,7 +227,7 @@ class Operations:
         return json.loads(self.shell(f"cat {APP}/shared/state/state.json"))
 
     def manage(self, *arguments: str, timeout: int = 120) -> str:
-        """Run manage.py of the release that serves, with its environment and user."""
+        """Run manage.py of the live release, with its environment and user."""
         release = f"{APP}/active/release"
         return self.shell(
             "systemd-run --quiet --wait --pipe --collect --property=User=shiftmaster --setenv=DEMO_PASSWORD="
@@ -251,12 +251,13 @@ class Operations:
         return self.shell(FINGERPRINT, timeout=300)
 
 
-# Left out is what changes by itself: logs, data of services, caches of packages, temporary files.
+# Left out is what changes by itself: logs, data of services, caches of packages, temporary files, what Debian's timer
+# copies at midnight, and services that D-Bus starts for a question and that end after half a minute.
 FINGERPRINT = r"""
 left_out=""
 for path in /proc /sys /run /tmp /var/tmp /var/log /dev /var/lib/postgresql /var/lib/redis /var/lib/apt /var/cache \
   /root/.ansible /var/lib/systemd /var/lib/chrony /var/lib/logrotate /var/lib/private /var/lib/shiftmaster-beat \
-  /var/backups/shiftmaster/pgbackrest/archive; do
+  /var/backups/shiftmaster/pgbackrest/archive /var/backups/dpkg.* /var/backups/a*; do
   left_out="$left_out -path $path -o"
 done
 find / -xdev \( $left_out -name operation.lock \) -prune -o \
@@ -264,7 +265,7 @@ find / -xdev \( $left_out -name operation.lock \) -prune -o \
   | LC_ALL=C sort
 systemctl list-unit-files --no-legend --no-pager | awk '{print $1, $2}'
 systemctl list-units --no-legend --no-pager --plain --type=service --state=active | awk '{print $1}' \
-  | grep -v -e '^user' -e '^run-'
+  | grep -v -e '^user' -e '^run-' -e '^systemd-\(hostname\|locale\|time\)d\.'
 nft list ruleset 2>/dev/null | sed 's/packets [0-9]* bytes [0-9]*//'
 """
 
@@ -428,7 +429,7 @@ def kill_on_host(operations: Operations) -> None:
     """Kill what runs have started on the host."""
     # What came by ssh is all in that unit, which starts again by itself; a host without ssh has none.
     operations.shell("systemctl kill --kill-whom=all --signal=KILL ssh.service 2>/dev/null", check=False)
-    # All at one moment, as with the power; again, should one have begun meanwhile.
+    # All at one time, as with the power; again, should one have begun meanwhile.
     wait_for(
         lambda: not operations.shell(f"left=$({OF_THE_RUN}); kill -KILL $left 2>/dev/null; echo $left").strip(),
         60, "the end of what the run had started on the host",

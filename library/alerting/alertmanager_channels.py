@@ -10,39 +10,19 @@ description:
     channels took it. Alertmanager's own count of requests to each channel says so, not the mere absence of an error.
   - Another alert that is sent at the same moment counts, too.
 options:
-  url:
-    description: Alertmanager's address.
-    type: str
-    required: true
-  user:
-    description: User of its page; without one it is asked without authentication.
-    type: str
-    default: ""
-  password:
-    description: The user's password.
-    type: str
-    default: ""
-  ca_file:
-    description: Authority of its certificate; without one, those that the host knows.
-    type: path
+  url: {description: Alertmanager's address., type: str, required: true}
+  user: {description: User of its page; without one it is asked without authentication., type: str, default: ""}
+  password: {description: The user's password., type: str, default: ""}
+  ca_file: {description: "Authority of its certificate; without one, those that the host knows.", type: path}
   channels:
     description: The channels that have to take it, as Alertmanager calls them.
     type: list
     elements: str
     choices: [email, pagerduty, slack, webhook]
     required: true
-  severity:
-    description: Severity of the alert, by which it is routed.
-    type: str
-    default: critical
-  instance:
-    description: Name of the host that the alert is said to come from.
-    type: str
-    required: true
-  environment:
-    description: The alert's label C(env).
-    type: str
-    required: true
+  severity: {description: "Severity of the alert, by which it is routed.", type: str, default: critical}
+  instance: {description: Name of the host that the alert is said to come from., type: str, required: true}
+  environment: {description: The alert's label C(env)., type: str, required: true}
   wait_seconds:
     description: How long to wait for the channels. It has to be longer than the routes' group_wait.
     type: int
@@ -54,21 +34,11 @@ options:
       - Without one, nothing is.
     type: str
     default: ""
-  watchdog_seconds:
-    description: How long it is from one message of the watchdog to the next.
-    type: int
-    default: 0
-  timeout_seconds:
-    description: How long one question may take.
-    type: int
-    default: 5
+  watchdog_seconds: {description: How long it is from one message of the watchdog to the next., type: int, default: 0}
+  timeout_seconds: {description: How long one question may take., type: int, default: 5}
 attributes:
-  check_mode:
-    support: full
-    description: Alertmanager is asked, and nothing is sent.
-  diff_mode:
-    support: none
-    description: A message changes nothing that could be compared.
+  check_mode: {description: "Alertmanager is asked, and nothing is sent.", support: full}
+  diff_mode: {description: A message changes nothing that could be compared., support: none}
 """
 
 EXAMPLES = r"""

@@ -14,26 +14,11 @@ description:
   - Repeated with the same O(run_id) and matchers, it extends the silence where that ends too early, and changes
     nothing otherwise.
 options:
-  url:
-    description: Address of the Alertmanager, for example V(https://mon1:9093).
-    type: str
-    required: true
-  user:
-    description: User of its basic authentication; without one none is sent.
-    type: str
-    default: ""
-  password:
-    description: Password of that user.
-    type: str
-    default: ""
-  ca_file:
-    description: Authority that vouches for its certificate; without one the host's authorities do.
-    type: path
-  state:
-    description: Whether there is a silence.
-    type: str
-    choices: [present, absent]
-    default: present
+  url: {description: "Address of the Alertmanager, for example V(https://mon1:9093).", type: str, required: true}
+  user: {description: User of its basic authentication; without one none is sent., type: str, default: ""}
+  password: {description: Password of that user., type: str, default: ""}
+  ca_file: {description: Authority that vouches for its certificate; without one the host's authorities do., type: path}
+  state: {description: Whether there is a silence., type: str, choices: [present, absent], default: present}
   matchers:
     description:
       - What is silenced; all of them have to match. Needed for O(state=present).
@@ -42,37 +27,18 @@ options:
     elements: dict
     default: []
     suboptions:
-      name:
-        description: Name of the label.
-        type: str
-        required: true
-      operator:
-        description: How it is compared.
-        type: str
-        choices: ["=", "!=", "=~", "!~"]
-        default: "="
-      value:
-        description: With what.
-        type: str
-        required: true
-  duration_seconds:
-    description: When the silence ends by itself, counted from now.
-    type: int
-    default: 1800
-  comment:
-    description: Why; shown beside the silence. Needed for O(state=present).
-    type: str
-    default: ""
+      name: {description: Name of the label., type: str, required: true}
+      operator: {description: How it is compared., type: str, choices: ["=", "!=", =~, "!~"], default: "="}
+      value: {description: With what., type: str, required: true}
+  duration_seconds: {description: "When the silence ends by itself, counted from now.", type: int, default: 1800}
+  comment: {description: Why; shown beside the silence. Needed for O(state=present)., type: str, default: ""}
   run_id:
     description:
       - Name of the run to which the silence belongs. It becomes a part of the comment.
       - With O(state=absent), every silence of this run is ended.
     type: str
     default: ""
-  id:
-    description: The silence to be ended, with O(state=absent).
-    type: str
-    default: ""
+  id: {description: "The silence to be ended, with O(state=absent).", type: str, default: ""}
   protected_alerts:
     description: Alerts that no silence may match outside of maintenance.
     type: list
@@ -84,21 +50,14 @@ options:
     default: false
   required:
     description:
-      - Whether an Alertmanager that cannot be reached, or answers with an error, is a failure.
+      - Whether an Alertmanager that cannot be reached, or responds with an error, is a failure.
       - With V(false) it is a warning, and RV(reached) says so. What the arguments say wrongly is a failure in any case.
     type: bool
     default: true
-  timeout_seconds:
-    description: How long one question may take.
-    type: int
-    default: 5
+  timeout_seconds: {description: How long one question may take., type: int, default: 5}
 attributes:
-  check_mode:
-    support: full
-    description: It asks, and sends nothing.
-  diff_mode:
-    support: full
-    description: The silence's end and comment; the silences that end.
+  check_mode: {description: "It asks, and sends nothing.", support: full}
+  diff_mode: {description: The silence's end and comment; the silences that end., support: full}
 """
 
 EXAMPLES = r"""
@@ -120,12 +79,8 @@ EXAMPLES = r"""
 - name: End it
   alertmanager_silence:
     url: https://mon1.example.com:9093
-    user: admin
-    password: "{{ vault_monitoring_admin_password }}"
-    ca_file: /etc/ssl/shiftmaster/ca.crt
     state: absent
     run_id: 20260131-080000-4711
-    required: false
 """
 
 RETURN = r"""
@@ -143,7 +98,7 @@ ended:
   elements: str
   returned: with O(state=absent)
 reached:
-  description: Whether Alertmanager could be asked.
+  description: Whether Alertmanager could be queried.
   type: bool
   returned: always
 problem:
@@ -154,7 +109,7 @@ problem:
 
 import re
 
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 from ansible.module_utils.shiftmaster.monitoring.alertmanager import (
     ARGUMENTS,
     Api,
@@ -220,7 +175,7 @@ def argument_problems(params):
         return []
     problems = matcher_problems(params["matchers"], params["protected_alerts"], params["maintenance"])
     if not params["comment"].strip():
-        problems.append("comment says why")
+        problems.append("comment shows why")
     if not 0 < params["duration_seconds"] <= LONGEST_SECONDS:
         problems.append(
             "duration_seconds is %d: a silence lasts between 1 and %d seconds"
@@ -340,25 +295,16 @@ def argument_spec():
     return {
         **ARGUMENTS,
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        "matchers": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "name": {"type": "str", "required": True},
-                "operator": {"type": "str", "choices": ["=", "!=", "=~", "!~"], "default": "="},
-                "value": {"type": "str", "required": True},
-            },
-        },
+        "matchers": list_of(
+            name={"type": "str", "required": True},
+            operator={"type": "str", "choices": ["=", "!=", "=~", "!~"], "default": "="},
+            value={"type": "str", "required": True},
+        ),
         "duration_seconds": {"type": "int", "default": 1800},
         "comment": {"type": "str", "default": ""},
         "run_id": {"type": "str", "default": ""},
         "id": {"type": "str", "default": ""},
-        "protected_alerts": {
-            "type": "list",
-            "elements": "str",
-            "default": ["ShiftMasterDown", "HighResponseTime"],
-        },
+        "protected_alerts": {"type": "list", "elements": "str", "default": ["ShiftMasterDown", "HighResponseTime"]},
         "maintenance": {"type": "bool", "default": False},
         "required": {"type": "bool", "default": True},
     }

@@ -14,12 +14,9 @@ description:
     more than there is room for. A compressed archive is not read. The same holds for an archive with a path twice, or
     with a path below a file or a link, and for one without its end or with fewer files than O(count).
 options:
-  src:
-    description: The archive, a file of the host. Its names are relative to C(/).
-    type: path
-    required: true
+  src: {description: "The archive, a file of the host. Its names are relative to C(/).", type: path, required: true}
   paths:
-    description: What was asked for. Everything in the archive is one of these paths, or below one.
+    description: What was requested. Everything in the archive is one of these paths, or below one.
     type: list
     elements: str
     required: true
@@ -30,10 +27,7 @@ options:
     type: list
     elements: str
     default: []
-  count:
-    description: How many files and links the archive holds at least.
-    type: int
-    default: 0
+  count: {description: How many files and links the archive holds at least., type: int, default: 0}
   owners:
     description: >-
       Directories with the user to whom everything below belongs, and its primary group. Everything else gets the
@@ -41,12 +35,8 @@ options:
     type: dict
     default: {}
 attributes:
-  check_mode:
-    description: Reads the archive and changes nothing.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
+  check_mode: {description: Reads the archive and changes nothing., support: full}
+  diff_mode: {description: Shows nothing., support: none}
 """
 
 EXAMPLES = r"""

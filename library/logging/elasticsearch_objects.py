@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: elasticsearch_objects
-short_description: Keep what an Elasticsearch holds beside documents
+short_description: Keep what an Elasticsearch holds next to documents
 description:
   - Waits until the cluster is well, so that nodes that are changed one after the other never are two. Well is green;
     while nodes are missing that are still to come (O(all_nodes)) it is yellow too, since copies have no place yet.
@@ -16,27 +16,13 @@ description:
     with what is there, and written where something of them is missing or different. What is there besides stays.
   - Data streams are created where they are not there, since the user that writes may not create any.
   - Then each user of O(users) must be able to log in, and has to have the privileges that are said here and none of
-    those that it must not have; Elasticsearch itself is asked (C(_security/user/_has_privileges)).
+    those that it must not have; Elasticsearch itself is queried (C(_security/user/_has_privileges)).
 options:
-  url:
-    description: Elasticsearch's address.
-    type: str
-    required: true
-  ca_file:
-    description: Authority of its certificate.
-    type: path
-  user:
-    description: A user that may do all this.
-    type: str
-    required: true
-  password:
-    description: The user's password.
-    type: str
-    required: true
-  nodes:
-    description: How many nodes the cluster must have.
-    type: int
-    default: 1
+  url: {description: Elasticsearch's address., type: str, required: true}
+  ca_file: {description: Authority of its certificate., type: path}
+  user: {description: A user that may do all this., type: str, required: true}
+  password: {description: The user's password., type: str, required: true}
+  nodes: {description: How many nodes the cluster must have., type: int, default: 1}
   all_nodes:
     description: How many nodes it has once all are there. With fewer it may be yellow.
     type: int
@@ -67,25 +53,15 @@ options:
     description: Snapshot repositories, the body by name.
     type: dict
     default: {}
-  data_streams:
-    description: Data streams that must be there.
-    type: list
-    elements: str
-    default: []
+  data_streams: {description: Data streams that must be there., type: list, elements: str, default: []}
   users:
     description: Users whose rights are verified.
     type: list
     elements: dict
     default: []
     suboptions:
-      name:
-        description: The user.
-        type: str
-        required: true
-      password:
-        description: The password.
-        type: str
-        required: true
+      name: {description: The user., type: str, required: true}
+      password: {description: The password., type: str, required: true}
       has:
         description: Privileges that the user must have, by index pattern.
         type: dict
@@ -94,17 +70,12 @@ options:
         description: Privileges that the user must not have, by index pattern.
         type: dict
         default: {}
-  timeout_seconds:
-    description: How long to wait for the health.
-    type: int
-    default: 120
+  timeout_seconds: {description: How long to wait for the health., type: int, default: 120}
 attributes:
   check_mode:
     support: full
     description: Nothing changes; an Elasticsearch that does not answer yet is taken as still to come.
-  diff_mode:
-    support: full
-    description: A sentence for each change.
+  diff_mode: {description: A sentence for each change., support: full}
 """
 
 EXAMPLES = r"""
@@ -127,21 +98,21 @@ done:
   elements: str
 version:
   description: Elasticsearch's version.
-  returned: when it answers
+  returned: when it responds
   type: str
 status:
   description: The cluster's health.
-  returned: when it answers
+  returned: when it responds
   type: str
 """
 
 import time
 
 from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, keep, quoted, said
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, cluster_health, lacks
 
-# What is compared: where it is asked for, how it is found in the answer, and what it is called.
+# What is compared: where it is requested, how it is found in the response, and what it is called.
 KINDS = {
     "policies": ("/_ilm/policy/%s", lambda answer, name: answer[name], "lifecycle policy"),
     "component_templates": (
@@ -164,7 +135,7 @@ def rights(has):
 
 
 def judged(answer, has, has_not):
-    """Return what the answer says against what was wanted, a sentence each."""
+    """Return what the response says against what was wanted, a sentence each."""
     found = answer.get("index", {})
     problems = []
     for pattern, wanted in sorted(has.items()):
@@ -210,7 +181,7 @@ class Instance:
         self.done = []
 
     def wait(self):
-        """Return the health once it is the wanted one; nothing where nobody answers before a restart."""
+        """Return the health once it is the wanted one; nothing where nobody responds before a restart."""
         before_restart = self.p["before_restart"]
         began = time.monotonic()
         deadline = began + self.p["timeout_seconds"]
@@ -247,7 +218,7 @@ class Instance:
             where = path % quoted(name)
             status, answer = self.api.ask(where)
             if status not in (200, 404):
-                raise Failed("GET %s answers %s: %s" % (where, status, said(answer)))
+                raise Failed("GET %s returns %s: %s" % (where, status, said(answer)))
             missing = lacks(body, of(answer, name)) if status == 200 else ["all of it"]
             if missing:
                 self.done.append("%s %s: %s" % (called, name, ", ".join(missing[:5])))
@@ -328,17 +299,12 @@ def argument_spec():
         "templates": {"type": "dict", "default": {}},
         "repositories": {"type": "dict", "default": {}},
         "data_streams": {"type": "list", "elements": "str", "default": []},
-        "users": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "name": {"type": "str", "required": True},
-                "password": {"type": "str", "required": True, "no_log": True},
-                "has": {"type": "dict", "default": {}},
-                "has_not": {"type": "dict", "default": {}},
-            },
-        },
+        "users": list_of(
+            name={"type": "str", "required": True},
+            password={"type": "str", "required": True, "no_log": True},
+            has={"type": "dict", "default": {}},
+            has_not={"type": "dict", "default": {}},
+        ),
         "timeout_seconds": {"type": "int", "default": 120},
     }
 

@@ -13,43 +13,22 @@ description:
     nothing changes without reason. Elasticsearch reads both by itself some seconds after a change.
   - Users that are files are there before the cluster is, and when it has lost its index of users.
 options:
-  directory:
-    description: The directory of Elasticsearch's configuration.
-    type: path
-    default: /etc/elasticsearch
-  group:
-    description: The group of the files, Elasticsearch's own.
-    type: str
-    default: elasticsearch
+  directory: {description: The directory of Elasticsearch's configuration., type: path, default: /etc/elasticsearch}
+  group: {description: "The group of the files, Elasticsearch's own.", type: str, default: elasticsearch}
   users:
     description: The users; others go.
     type: list
     elements: dict
     required: true
     suboptions:
-      name:
-        description: The user.
-        type: str
-        required: true
-      password:
-        description: The password, 72 bytes at the most.
-        type: str
-        required: true
-      roles:
-        description: The user's roles.
-        type: list
-        elements: str
-        default: []
-  cost:
-    description: bcrypt's cost.
-    type: int
-    default: 10
+      name: {description: The user., type: str, required: true}
+      password: {description: "The password, 72 bytes at the most.", type: str, required: true}
+      roles: {description: The user's roles., type: list, elements: str, default: []}
+  cost: {description: bcrypt's cost., type: int, default: 10}
 attributes:
   check_mode:
     support: full
-  diff_mode:
-    support: partial
-    description: Names and roles; never a hash.
+  diff_mode: {description: Names and roles; never a hash., support: partial}
 """
 
 EXAMPLES = r"""
@@ -73,7 +52,7 @@ import re
 import tempfile
 
 from ansible.module_utils.shiftmaster.host import webconfig
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,506}\Z")
 # Elasticsearch knows bcrypt by this beginning alone. libcrypt's $2b$ is the same for passwords of this length.
@@ -140,16 +119,12 @@ def main():
         argument_spec={
             "directory": {"type": "path", "default": "/etc/elasticsearch"},
             "group": {"type": "str", "default": "elasticsearch"},
-            "users": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "password": {"type": "str", "required": True, "no_log": True},
-                    "roles": {"type": "list", "elements": "str", "default": []},
-                },
-            },
+            "users": list_of(
+                True,
+                name={"type": "str", "required": True},
+                password={"type": "str", "required": True, "no_log": True},
+                roles={"type": "list", "elements": "str", "default": []},
+            ),
             "cost": {"type": "int", "default": 10},
         },
         supports_check_mode=True,

@@ -9,24 +9,13 @@ DOCUMENTATION = r"""
 module: kibana_objects
 short_description: Keep Kibana's saved objects as code
 description:
-  - Waits until Kibana says that it is available, exports the objects of the list and compares their attributes and
+  - Waits until Kibana reports that it is available, exports the objects of the list and compares their attributes and
     references; when one is missing or different, all are imported again (C(_import?overwrite=true)). Others stay.
 options:
-  url:
-    description: Kibana's address.
-    type: str
-    required: true
-  ca_file:
-    description: Authority of its certificate.
-    type: path
-  user:
-    description: A user that may write saved objects.
-    type: str
-    required: true
-  password:
-    description: The user's password.
-    type: str
-    required: true
+  url: {description: Kibana's address., type: str, required: true}
+  ca_file: {description: Authority of its certificate., type: path}
+  user: {description: A user that may write saved objects., type: str, required: true}
+  password: {description: The user's password., type: str, required: true}
   objects:
     description: Saved objects, each with type, id, attributes and references.
     type: list
@@ -45,19 +34,17 @@ attributes:
   check_mode:
     support: full
     description: Nothing changes; a Kibana that does not answer yet is taken as still to come.
-  diff_mode:
-    support: full
-    description: A sentence for each object.
+  diff_mode: {description: A sentence for each object., support: full}
 """
 
 EXAMPLES = r"""
-- name: Run | Keep what people search with
+- name: Run | Configure searches and dashboard
   kibana_objects:
     url: https://localhost:5601
     ca_file: /etc/ssl/shiftmaster/ca.crt
     user: shiftmaster_admin
     password: "{{ kibana_admin_password }}"
-    objects: "{{ lookup('ansible.builtin.file', 'objects.json') | from_json }}"
+    objects: "{{ lookup('ansible.builtin.file', 'objects.ndjson').splitlines() | map('from_json') }}"
 """
 
 RETURN = r"""
@@ -68,7 +55,7 @@ done:
   elements: str
 version:
   description: Kibana's version.
-  returned: when it answers
+  returned: when it responds
   type: str
 """
 
@@ -176,7 +163,7 @@ class Instance:
         if status == 400:  # One of them is not there: then none is exported.
             return []
         if status != 200:
-            raise Failed("the export answers %s: %s" % (status, said(answer)))
+            raise Failed("the export returns %s: %s" % (status, said(answer)))
         return lines_of(answer)
 
     def run(self):

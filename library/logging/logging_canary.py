@@ -12,33 +12,13 @@ description:
   - Appends one line to a file that Filebeat follows, and asks Elasticsearch until it is found, once.
   - Where no Elasticsearch is named nothing is written, and the result says that it did not run.
 options:
-  file:
-    description: The file.
-    type: path
-    required: true
-  environment_name:
-    description: The last part of the data stream's name.
-    type: str
-    required: true
-  url:
-    description: Elasticsearch's address; empty where there is none.
-    type: str
-    default: ""
-  ca_file:
-    description: Authority of its certificate.
-    type: path
-  user:
-    description: A user that may search for the line.
-    type: str
-    required: true
-  password:
-    description: The user's password.
-    type: str
-    required: true
-  timeout_seconds:
-    description: How long the line may take.
-    type: int
-    default: 120
+  file: {description: The file., type: path, required: true}
+  environment_name: {description: The last part of the data stream's name., type: str, required: true}
+  url: {description: Elasticsearch's address; empty where there is none., type: str, default: ""}
+  ca_file: {description: Authority of its certificate., type: path}
+  user: {description: A user that may search for the line., type: str, required: true}
+  password: {description: The user's password., type: str, required: true}
+  timeout_seconds: {description: How long the line may take., type: int, default: 120}
 attributes:
   check_mode:
     support: none

@@ -9,9 +9,9 @@ DOCUMENTATION = r"""
 module: logging_verify
 short_description: Ask the parts of the logging pipeline on this host
 description:
-  - Each check has one of the results C(passed), C(failed) and C(not run). What cannot be asked, since its program or
+  - Each check has one of the results C(passed), C(failed) and C(not run). What cannot be queried, since its program or
     its package is not there, has not run, which is no pass.
-  - Each says whether it was asked of the vendor's package or of a stub, a package that the tests have made.
+  - Each shows whether it was asked of the vendor's package or of a stub, a package that the tests have made.
 options:
   parts:
     description: What is to be on this host.
@@ -19,43 +19,21 @@ options:
     elements: str
     choices: [elasticsearch, logstash, kibana, filebeat]
     required: true
-  ca_file:
-    description: Authority of the certificates.
-    type: path
-  elasticsearch_url:
-    description: Elasticsearch's address.
-    type: str
-    default: https://localhost:9200
-  elasticsearch_user:
-    description: A user of it.
-    type: str
-    default: shiftmaster_admin
-  elasticsearch_password:
-    description: The user's password.
-    type: str
-    default: ""
-  kibana_url:
-    description: Kibana's address.
-    type: str
-    default: https://localhost:5601
-  logstash_api_url:
-    description: Address of Logstash's API.
-    type: str
-    default: http://127.0.0.1:9600
-  timeout_seconds:
-    description: How long one check may take.
-    type: int
-    default: 300
+  ca_file: {description: Authority of the certificates., type: path}
+  elasticsearch_url: {description: Elasticsearch's address., type: str, default: https://localhost:9200}
+  elasticsearch_user: {description: A user of it., type: str, default: shiftmaster_admin}
+  elasticsearch_password: {description: The user's password., type: str, default: ""}
+  kibana_url: {description: Kibana's address., type: str, default: https://localhost:5601}
+  logstash_api_url: {description: Address of Logstash's API., type: str, default: http://127.0.0.1:9600}
+  timeout_seconds: {description: How long one check may take., type: int, default: 300}
 attributes:
-  check_mode:
-    support: full
-    description: It changes nothing.
+  check_mode: {description: It changes nothing., support: full}
   diff_mode:
     support: none
 """
 
 EXAMPLES = r"""
-- name: Verify | Ask the parts of this host
+- name: Verify | Check the parts of this host
   logging_verify:
     parts: [filebeat]
 """

@@ -25,7 +25,7 @@ options:
     elements: str
     default: []
   limit_seconds:
-    description: After so long the module answers with what it has.
+    description: After so long the module responds with what it has.
     type: float
     default: 15
   hours:
@@ -129,7 +129,7 @@ options:
         type: int
         required: true
       function:
-        description: The function that it is asked for (database, cache, app).
+        description: The function that it serves (database, cache, app).
         type: str
         required: true
   names:
@@ -164,7 +164,7 @@ options:
     type: dict
     default: {}
   static_url:
-    description: Where a static file is asked for; empty where this host hands out none.
+    description: Where a static file is requested; empty where this host hands out none.
     type: str
     default: ""
   backup_dir:
@@ -246,7 +246,7 @@ evidence:
       type: float
       returned: always
     area:
-      description: What was asked for.
+      description: What was requested.
       type: str
       returned: always
     functions:
@@ -361,7 +361,7 @@ def diagnose(parameters: dict) -> dict:
 
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
-    # A module's process writes no compiled files beside the code that it reads, and nobody waits behind it.
+    # A module's process writes no compiled files next to the code that it reads, and nobody waits behind it.
     os.nice(5)
     module.exit_json(changed=False, evidence=diagnose(module.params))
 

@@ -31,7 +31,7 @@ options:
           - V(http) gets a URL, over TCP, TLS or a unix socket; thresholds are the latency in milliseconds.
           - V(pages) gets O(checks[].pages) from O(checks[].url) as users do, and counts the failed requests of the last
             5 minutes in O(checks[].access_log).
-          - V(deep_health) asks the application's own deep health endpoint, and judges its parts.
+          - V(deep_health) asks the application's own deep health endpoint, and evaluates its parts.
           - V(migrations) asks that endpoint whether the database has every migration of the live release.
           - V(tcp) opens a connection.
           - V(postgres) logs in and asks a question; thresholds are the percentage of connections in use.
@@ -40,7 +40,7 @@ options:
           - V(celery) pings the workers with the live release's own C(celery).
           - V(systemd) looks at units.
           - V(disk) looks at every real filesystem, its space and its inodes; thresholds are percentages.
-          - V(memory) judges by C(MemAvailable); thresholds are percentages.
+          - V(memory) evaluates by C(MemAvailable); thresholds are percentages.
           - V(certificate) reads the expiry of a file, of what a server shows, or of both, and compares them;
             thresholds are days left.
           - V(clock) asks chrony or timedatectl; thresholds are seconds of offset. In a container the clock is not
@@ -127,7 +127,7 @@ options:
         description: The certification authorities to trust instead of the system's.
         type: path
       parts:
-        description: The parts that V(deep_health) asks for and judges; all if empty.
+        description: The parts that V(deep_health) asks for and evaluates; all if empty.
         type: list
         elements: str
         default: []
@@ -175,7 +175,7 @@ options:
         type: str
         default: "*"
       min_workers:
-        description: How many workers must answer.
+        description: How many workers must respond.
         type: int
         default: 1
       units:
@@ -413,7 +413,7 @@ report:
           type: str
           returned: always
         latency_ms:
-          description: How long the thing took to answer; null where that means nothing.
+          description: How long the thing took to respond; null where that means nothing.
           type: float
           returned: always
         seconds:

@@ -11,39 +11,22 @@ description:
     repair and between failures, and what fired around each outage, against what was promised.
   - What was not measured is not invented; it is named in RV(metrics.missing) and in RV(metrics.unknown_seconds).
 options:
-  url:
-    description: The address of Prometheus.
-    type: str
-    required: true
-  user:
-    description: Who asks.
-    type: str
-    default: prometheus
-  password_file:
-    description: The file of this host with the password; none where nobody asks for one.
-    type: path
-  ca_file:
-    description: The certification authority of its certificate.
-    type: path
+  url: {description: The address of Prometheus., type: str, required: true}
+  user: {description: Who asks., type: str, default: prometheus}
+  password_file: {description: The file of this host with the password; none where nobody asks for one., type: path}
+  ca_file: {description: The certification authority of its certificate., type: path}
   month:
     description: The month, C(2026-10). Without it the month before the one that it is in O(timezone).
     type: str
-  timezone:
-    description: The zone in which the month begins and ends.
-    type: str
-    default: Asia/Tokyo
+  timezone: {description: The zone in which the month begins and ends., type: str, default: Asia/Tokyo}
   targets:
     description: What was promised, where it differs (availability_percent, p95_seconds, p95_tolerated_seconds,
       error_percent, mttr_seconds, database_seconds).
     type: dict
     default: {}
 attributes:
-  check_mode:
-    description: It reads only, so it does the same in check mode.
-    support: full
-  diff_mode:
-    description: It changes nothing.
-    support: none
+  check_mode: {description: "It reads only, so it does the same in check mode.", support: full}
+  diff_mode: {description: It changes nothing., support: none}
 """
 
 EXAMPLES = r"""

@@ -96,7 +96,7 @@ options:
         type: str
         default: prefer
       ca_file:
-        description: The authority of the server's certificate; Redis is asked by TLS where it is given.
+        description: The authority of the server's certificate; Redis is queried by TLS where it is given.
         type: str
         default: ""
   timeout_seconds:
@@ -214,7 +214,7 @@ def problems(environment, value, selected):
     now = in_use(environment, value)
     if now == "other":
         found.append(
-            "%s is not what the release that serves uses, and %s_previous does not hold that either: put it there"
+            "%s is not what the live release uses, and %s_previous does not hold that either: put it there"
             % (name, name)
         )
     elif now != "current" and selected is not None and value["secret"] not in selected:

@@ -8,7 +8,7 @@ module: shiftmaster_dump
 short_description: Take, list and restore the pre-migration dump of the database before migrations
 description:
   - O(state=present) dumps the database with C(pg_dump) in its custom format, reads the dump back as a whole with
-    C(pg_restore), and only then gives it its name, beside a manifest with its checksum. What a killed run left is
+    C(pg_restore), and only then gives it its name, next to a manifest with its checksum. What a killed run left is
     removed by the next one.
   - O(state=restored) checks the copy against its manifest, then replaces what the user owns in the database by it in
     one transaction. Where anything fails, nothing has changed.
@@ -248,7 +248,7 @@ $clear$;
 
 
 class DumpError(Exception):
-    """It cannot be done, and nothing has changed; str() says why in a sentence."""
+    """It cannot be done, and nothing has changed; str() shows why in a sentence."""
 
     def __init__(self, message):
         # It quotes names of the application's tables.
@@ -729,7 +729,7 @@ def find_copy(directory, wanted, database):
         promised = (manifest["bytes"], manifest["sha256"], manifest["database"], manifest["taken_at"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DumpError(
-            "the pre-migration dump %s has no usable manifest beside it (%s), so nobody knows whether it is "
+            "the pre-migration dump %s has no usable manifest next to it (%s), so nobody knows whether it is "
             "whole; it is not restored" % (path, error)
         )
     if os.path.getsize(path) != promised[0] or sha256(path) != promised[1]:

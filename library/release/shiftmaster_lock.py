@@ -65,7 +65,7 @@ notes:
 """
 
 EXAMPLES = r"""
-- name: Take the lock
+- name: Acquire the lock
   shiftmaster_lock:
     state: present
     owner: ops@controller

@@ -23,7 +23,7 @@ options:
     description:
       - V(plan) lists what is pending, with classes, and whether it may be applied.
       - V(apply) applies what is pending, unless a class is refused.
-      - V(compare) says whether the code of O(target_release) can run on the database as it is; a rollback must ask.
+      - V(compare) shows whether the code of O(target_release) can run on the database as it is; a rollback must ask.
       - V(reverse) unapplies, with the code of O(release), everything that O(target_release) does not know. What it
         removes is lost, so it belongs into maintenance mode and behind a backup.
     type: str
@@ -87,7 +87,7 @@ attributes:
 notes:
   - The advisory lock needs a connection to PostgreSQL itself. A connection through a pooler is recognised and refused.
   - A run that was killed, or that failed, is repeated as it is, in the same or the other direction. A migration that is
-    no transaction goes on behind its last operation that is done; the table C(shiftmaster_migration_progress) knows it
+    no transaction continues after its last operation that is done; the table C(shiftmaster_migration_progress) knows it
     and is there for as long as such a migration is half done. An operation shares a transaction with that mark where
     PostgreSQL allows it; a C(RunPython) and a C(RunSQL) of several statements are run again from their beginning.
   - Indexes that C(CREATE INDEX CONCURRENTLY) of an interrupted migration left, whole or not, are dropped and built
@@ -182,10 +182,10 @@ safe_to_rollback:
   returned: always
   type: bool
 reason:
-  description: A sentence for people that says why, and names the migrations.
+  description: A sentence for people that shows why, and names the migrations.
   returned: always
   type: str
-  sample: "The code that serves now may not work after shifts.0003_drop (contract: RemoveField roster.note: the old code
+  sample: "The live code now may not work after shifts.0003_drop (contract: RemoveField roster.note: the old code
     still selects the column note of roster)."
 locking:
   description: What the pending migrations lock, and for what.
@@ -361,7 +361,7 @@ class Runner:
                 "half": found.get("half", ()),
                 "known": migrations.known_statically(target),
             }, [
-                "The code of %s could not be asked (%s), so its migrations were read from its files."
+                "The code of %s could not be queried (%s), so its migrations were read from its files."
                 % (os.path.basename(target), error)
             ]
 

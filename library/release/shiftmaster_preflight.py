@@ -269,7 +269,7 @@ def check_interpreter(report, path):
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         report.problem(
             "interpreter",
-            "%s, which wheels are to be chosen for, cannot be asked: %s" % (path, error),
+            "%s, which wheels are to be chosen for, cannot be queried: %s" % (path, error),
             "install it there first, or set shiftmaster_python to one that is there",
         )
 

@@ -8,7 +8,7 @@ module: shiftmaster_release
 short_description: Build, activate, watch, put back and prune releases of ShiftMaster on a host
 description:
   - A release is an immutable directory below C(releases/). Two slots of units exist, each linked to a release; the link
-    C(active) names the slot that serves. One C(rename()) of it moves the traffic.
+    C(active) names the live slot. One C(rename()) of it moves the traffic.
   - Each step of a cutover is written to C(state.json) before it begins, so that O(state=recovered) can finish or revert
     what a killed run or a reboot left.
 options:
@@ -21,9 +21,9 @@ options:
       - V(present) builds a release of O(revision) with this configuration, or finds the one that there is.
       - V(recovered) finishes or reverts a cutover that a interrupted run left, removes unfinished builds and starts
         what such a run had stopped for its maintenance.
-      - V(active) starts O(release) beside the old one, proves it on its private socket, moves the traffic and hands the
+      - V(active) starts O(release) next to the old one, verifies it on its socket, moves the traffic and gives the
         background work over. A release that is active already and healthy is left alone.
-      - V(watched) judges the traffic for a while and puts the old release back at a breach.
+      - V(watched) evaluates the traffic for a while and puts the old release back at a breach.
       - V(finished) stops the old slot; the release is live.
       - V(traffic_reverted) gives the traffic back to the old release where O(run_id) has switched, and ends the new
         one's background work. In an installation with several hosts it comes before V(restored), on every host.
@@ -51,7 +51,7 @@ options:
     description: The commit, 40 hexadecimal digits. Required for O(state=present).
     type: str
   version:
-    description: The branch, tag or commit as it was asked for.
+    description: The branch, tag or commit as it was requested.
     type: str
     default: ""
   stamp:
@@ -143,7 +143,7 @@ options:
     description:
       - The part of O(state=active) that is done. In an installation with several hosts the parts follow one another on
         all hosts.
-      - V(prepare) starts the release beside the old one, proves it, and lets the old workers take no more tasks.
+      - V(prepare) starts the release next to the old one, proves it, and lets the old workers take no more tasks.
       - V(move) moves the traffic and hands the background work over, V(traffic) moves the traffic alone.
       - V(end_tasks) ends the old release's background work, V(tasks) hands it over.
     type: str
@@ -166,7 +166,7 @@ options:
     default: {}
     suboptions:
       path:
-        description: What is asked on the private socket; 200 is healthy.
+        description: What is queried on the private socket; 200 is healthy.
         type: str
         default: /health/deep/
       host:
@@ -174,7 +174,7 @@ options:
         type: str
         default: localhost
       attempts:
-        description: How often it is asked.
+        description: How often it is queried.
         type: int
         default: 5
       delay_seconds:
@@ -206,7 +206,7 @@ options:
     type: int
     default: 300
   watch:
-    description: What O(state=watched) judges.
+    description: What O(state=watched) evaluates.
     type: dict
     default: {}
     suboptions:
@@ -228,11 +228,11 @@ options:
         type: path
         default: /var/log/nginx/shiftmaster_access.log
       errors_min:
-        description: So many 5xx answers at least make a breach.
+        description: So many 5xx responses at least make a breach.
         type: int
         default: 3
       error_percent:
-        description: A larger share of 5xx answers is a breach.
+        description: A larger share of 5xx responses is a breach.
         type: float
         default: 1
       p95_ms:
@@ -291,7 +291,7 @@ options:
     default: ""
   background:
     description:
-      - With V(recovered), V(restored) and V(finished), whether worker and beat of the release that serves run, too.
+      - With V(recovered), V(restored) and V(finished), whether worker and beat of the live release run, too.
         Where a page is up because of the schema, its tasks would meet one that is not its own.
     type: bool
     default: true
@@ -355,7 +355,7 @@ revision:
   type: str
   returned: for target
 current:
-  description: The release that serves, before this call.
+  description: The live release, before this call.
   type: str
   returned: always
 current_version:
@@ -367,7 +367,7 @@ current_revision:
   type: str
   returned: always
 old_tasks:
-  description: Tasks of the release that serves which the new one does not know.
+  description: Tasks of the live release which the new one does not know.
   type: list
   elements: str
   returned: for active
@@ -389,7 +389,7 @@ switched:
   type: bool
   returned: for query
 running:
-  description: Whether the web processes of the release that serves run.
+  description: Whether the web processes of the live release run.
   type: bool
   returned: for query
 pending_changes:
@@ -409,7 +409,7 @@ notes:
   elements: str
   returned: for present, active, recovered, restored
 reverted:
-  description: Whether the old release was put back.
+  description: Whether the old release was restored.
   type: bool
   returned: on failure of active and watched
 """
@@ -433,7 +433,7 @@ from ansible.module_utils.shiftmaster.release.watch import watch
 
 
 class Refused(Exception):
-    """What was asked cannot be done; str() says why. result: what the caller learns besides."""
+    """What was queried cannot be done; str() shows why. result: what the caller learns besides."""
 
     def __init__(self, message, **result):
         super().__init__(message)
@@ -543,7 +543,7 @@ class Operation:
         left = releases.unfinished(self.layout, self.state)
         reasons = {
             "a cutover is under way": self.state.transition is not None,
-            "another release was asked for": found != self.current,
+            "another release was requested": found != self.current,
             "release %s is %s" % (self.current, status): status != "live",
             "shiftmaster.service is %(ActiveState)s, %(UnitFileState)s" % whole: whole != running,
             "%s does not run" % ", ".join(missing): missing,
@@ -647,7 +647,7 @@ class Operation:
         )
 
     def difference(self, digest):
-        """Return the diff between the release that serves and the one that was asked for."""
+        """Return the diff between the live release and the one that was requested."""
         build = self.params["build"]
         before = releases.masked(releases.environment(self.layout, self.current))
         after = releases.masked(self.environment(), build["secret_environment"])
@@ -688,7 +688,7 @@ class Operation:
         return cutover.ensure_running(self.params["background"])
 
     def healthy(self):
-        """Whether the release that serves answers its gate on its own socket."""
+        """Whether the live release answers its gate on its own socket."""
         slot = self.layout.active_slot()
         result = http_get(
             "unix:" + self.layout.socket(slot),
@@ -782,7 +782,7 @@ class Operation:
                 release=transition["to"],
             )
         if by_traffic and os.path.exists(page):
-            # Somebody has put it up meanwhile; its answers are no fault of the release.
+            # Somebody has put it up meanwhile; its responses are no fault of the release.
             return self.result(notes=unjudged, **nothing)
         numbers = {"requests": result.requests, "errors": result.errors, "p95_ms": result.p95_ms}
         if not result.breach:
@@ -810,7 +810,7 @@ class Operation:
         )
 
     def stopped_by_hand(self):
-        """Whether somebody has stopped the whole application; a stop that is under way is waited for.
+        """Whether somebody has stopped the entire application; a stop that is under way is waited for.
 
         It ends the worker first, warm, and the web processes last: people meet errors before it is done.
         """
@@ -832,7 +832,7 @@ class Operation:
         return self.result(True, release=target)
 
     def settle(self):
-        """Put right what an earlier run left of the release that serves; returns whether anything was."""
+        """Put right what an earlier run left of the live release; returns whether anything was."""
         if self.check_mode or not self.current:
             return False
         # It was put in service by a run that failed behind its switch and had nothing to go back to.

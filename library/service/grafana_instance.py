@@ -17,21 +17,10 @@ description:
     by itself some seconds after they were written; so long it is asked again.
   - A stranger must be refused.
 options:
-  url:
-    description: Grafana's address on this host.
-    type: str
-    required: true
-  ca_file:
-    description: Authority of its certificate.
-    type: path
-  admin_user:
-    description: The administrator's login.
-    type: str
-    default: admin
-  admin_password:
-    description: The administrator's password.
-    type: str
-    required: true
+  url: {description: Grafana's address on this host., type: str, required: true}
+  ca_file: {description: Authority of its certificate., type: path}
+  admin_user: {description: The administrator's login., type: str, default: admin}
+  admin_password: {description: The administrator's password., type: str, required: true}
   admin_previous_passwords:
     description: Passwords that the administrator had before.
     type: list
@@ -43,55 +32,22 @@ options:
     elements: dict
     default: []
     suboptions:
-      login:
-        description: The login.
-        type: str
-        required: true
-      password:
-        description: The password.
-        type: str
-        required: true
-      role:
-        description: What the user may do.
-        type: str
-        choices: [Viewer, Editor, Admin]
-        default: Viewer
-      name:
-        description: The name that is shown; the login where it is empty.
-        type: str
-        default: ""
-      email:
-        description: The mail address.
-        type: str
-        default: ""
-  prune_users:
-    description: Remove users that are not listed.
-    type: bool
-    default: true
-  data_sources:
-    description: uids of data sources that must answer.
-    type: list
-    elements: str
-    default: []
+      login: {description: The login., type: str, required: true}
+      password: {description: The password., type: str, required: true}
+      role: {description: What the user may do., type: str, choices: [Viewer, Editor, Admin], default: Viewer}
+      name: {description: The name that is shown; the login where it is empty., type: str, default: ""}
+      email: {description: The mail address., type: str, default: ""}
+  prune_users: {description: Remove users that are not listed., type: bool, default: true}
+  data_sources: {description: uids of data sources that must answer., type: list, elements: str, default: []}
   dashboards:
     description: Dashboards that must be there, title by uid.
     type: dict
     default: {}
-  folder_uid:
-    description: uid of the folder that holds these dashboards.
-    type: str
-    default: ""
-  timeout_seconds:
-    description: How long to wait for the dashboards and the data sources.
-    type: int
-    default: 60
+  folder_uid: {description: uid of the folder that holds these dashboards., type: str, default: ""}
+  timeout_seconds: {description: How long to wait for the dashboards and the data sources., type: int, default: 60}
 attributes:
-  check_mode:
-    support: full
-    description: Nothing changes; what does not answer is taken as still to come.
-  diff_mode:
-    support: full
-    description: Users and roles; never a password.
+  check_mode: {description: Nothing changes; what does not answer is taken as still to come., support: full}
+  diff_mode: {description: Users and roles; never a password., support: full}
 """
 
 EXAMPLES = r"""
@@ -121,7 +77,7 @@ version:
 import time
 
 from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, keep, quoted, said
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 
 
 def plan(present, wanted, admin, prune):
@@ -248,7 +204,7 @@ class Instance:
         for uid in self.p["data_sources"]:
             status, answer = self.api.ask("/api/datasources/uid/%s/health" % quoted(uid), login=self.admin)
             if status != 200 or not isinstance(answer, dict) or answer.get("status") != "OK":
-                found.append("data source %s is not well (%s: %s)" % (uid, status, said(answer)))
+                found.append("data source %s is unhealthy (%s: %s)" % (uid, status, said(answer)))
         for uid, title in sorted(self.p["dashboards"].items()):
             status, answer = self.api.ask("/api/dashboards/uid/%s" % quoted(uid), login=self.admin)
             if status != 200:
@@ -270,7 +226,7 @@ class Instance:
         for path in ("/api/org", "/api/search", "/metrics"):
             status, _answer = self.api.ask(path)
             if status not in (401, 403, 404):
-                raise Failed("%s answers %s to a stranger" % (path, status))
+                raise Failed("%s returns %s to a stranger" % (path, status))
         deadline = time.monotonic() + self.p["timeout_seconds"]
         while True:
             missing = self.lacking()
@@ -283,7 +239,7 @@ class Instance:
     def run(self):
         status, health = self.api.ask("/api/health")
         if status != 200 or not isinstance(health, dict) or health.get("database") != "ok":
-            raise Failed("/api/health answers %s: %s" % (status, said(health)))
+            raise Failed("/api/health returns %s: %s" % (status, said(health)))
         self.log_in()
         self.keep_users()
         if not self.module.check_mode:
@@ -298,18 +254,13 @@ def argument_spec():
         "admin_user": {"type": "str", "default": "admin"},
         "admin_password": {"type": "str", "required": True, "no_log": True},
         "admin_previous_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
-        "users": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "login": {"type": "str", "required": True},
-                "password": {"type": "str", "required": True, "no_log": True},
-                "role": {"type": "str", "choices": ["Viewer", "Editor", "Admin"], "default": "Viewer"},
-                "name": {"type": "str", "default": ""},
-                "email": {"type": "str", "default": ""},
-            },
-        },
+        "users": list_of(
+            login={"type": "str", "required": True},
+            password={"type": "str", "required": True, "no_log": True},
+            role={"type": "str", "choices": ["Viewer", "Editor", "Admin"], "default": "Viewer"},
+            name={"type": "str", "default": ""},
+            email={"type": "str", "default": ""},
+        ),
         "prune_users": {"type": "bool", "default": True},
         "data_sources": {"type": "list", "elements": "str", "default": []},
         "dashboards": {"type": "dict", "default": {}},

@@ -16,48 +16,21 @@ options:
     elements: dict
     default: []
     suboptions:
-      path:
-        description: The directory's absolute path.
-        type: path
-        required: true
-      owner:
-        description: Its user.
-        type: str
-        default: root
-      group:
-        description: Its group.
-        type: str
-        default: root
-      mode:
-        description: Its mode in octal, as text.
-        type: str
-        default: "0755"
+      path: {description: The directory's absolute path., type: path, required: true}
+      owner: {description: Its user., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
+      mode: {description: "Its mode in octal, as text.", type: str, default: "0755"}
   files:
-    description: Text files with their whole content.
+    description: Text files with their complete content.
     type: list
     elements: dict
     default: []
     suboptions:
-      path:
-        description: The file's absolute path.
-        type: path
-        required: true
-      content:
-        description: The whole text.
-        type: str
-        required: true
-      owner:
-        description: Its user.
-        type: str
-        default: root
-      group:
-        description: Its group.
-        type: str
-        default: root
-      mode:
-        description: Its mode in octal, as text.
-        type: str
-        default: "0644"
+      path: {description: The file's absolute path., type: path, required: true}
+      content: {description: The whole text., type: str, required: true}
+      owner: {description: Its user., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
+      mode: {description: "Its mode in octal, as text.", type: str, default: "0644"}
   absent:
     description: Files, and directories with all that they contain, that must not be there.
     type: list
@@ -74,40 +47,20 @@ options:
         the caller brings it and calls again.
     type: dict
     suboptions:
-      packages:
-        description: Debian packages.
-        type: list
-        elements: str
-        default: []
+      packages: {description: Debian packages., type: list, elements: str, default: []}
       users:
         description: Users with their group, home and shell.
         type: list
         elements: dict
         default: []
         suboptions:
-          name:
-            description: The user.
-            type: str
-            required: true
-          group:
-            description: The user's own group.
-            type: str
-            required: true
-          home:
-            description: The home directory.
-            type: str
-            required: true
-          shell:
-            description: The login shell.
-            type: str
-            required: true
+          name: {description: The user., type: str, required: true}
+          group: {description: The user's own group., type: str, required: true}
+          home: {description: The home directory., type: str, required: true}
+          shell: {description: The login shell., type: str, required: true}
 attributes:
-  check_mode:
-    support: full
-    description: Says what would change and changes nothing.
-  diff_mode:
-    support: full
-    description: Shows the text before and after.
+  check_mode: {description: Says what would change and changes nothing., support: full}
+  diff_mode: {description: Shows the text before and after., support: full}
 """
 
 EXAMPLES = r"""
@@ -138,43 +91,8 @@ import shutil
 import stat
 import subprocess
 
-from ansible.module_utils.shiftmaster.host import safe_files
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
-
-
-def identity(entry, missing_ok):
-    """Return (uid, gid) of an entry; None for one that does not exist yet and may be missing (check mode)."""
-    found = []
-    for kind, table, key in (("user", pwd.getpwnam, "owner"), ("group", grp.getgrnam, "group")):
-        try:
-            found.append(table(entry[key])[2])
-        except KeyError:
-            if not missing_ok:
-                raise ValueError("%s: there is no %s %s" % (entry["path"], kind, entry[key]))
-            found.append(None)
-    return tuple(found)
-
-
-def needs(path, entry, ids):
-    """Return what of mode and owner differs, as text; "" where all is as asked or the path is not there."""
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return ""
-    mode = stat.S_IMODE(found.st_mode)
-    different = []
-    if mode != int(entry["mode"], 8):
-        different.append("mode %04o -> %s" % (mode, entry["mode"]))
-    if (found.st_uid, found.st_gid) != ids:
-        different.append("owner %d:%d -> %s:%s" % (found.st_uid, found.st_gid, entry["owner"], entry["group"]))
-    return ", ".join(different)
-
-
-def read(path):
-    try:
-        return safe_files.read_text(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+from ansible.module_utils.shiftmaster.host.configuration import FileSet, Rejected
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 
 
 def lacking(needs):
@@ -204,57 +122,29 @@ def lacking(needs):
     return missing
 
 
-def apply(params, check_mode):
-    """Return (changed paths, diffs)."""
-    changed, diffs = [], []
-    files = params["files"]
-    for entry in params["directories"] + files:
-        int(entry["mode"], 8)
-        identity(entry, check_mode)
-        if not os.path.isabs(entry["path"]):
-            raise ValueError("%s is not an absolute path" % entry["path"])
-    for entry in params["directories"]:
-        path, ids = entry["path"], identity(entry, check_mode)
-        exists = os.path.isdir(path)
-        difference = needs(path, entry, ids)
-        if exists and not difference:
-            continue
-        changed.append(path)
-        diffs.append(
-            {
-                "before_header": path,
-                "after_header": path,
-                "before": "%s\n" % difference if exists else "",
-                "after": "directory %s %s:%s\n" % (entry["mode"], entry["owner"], entry["group"]),
-            }
-        )
-        if not check_mode:
-            descriptor = safe_files.open_directory(path, 0o755)
-            try:
-                os.fchown(descriptor, *ids)
-                os.fchmod(descriptor, int(entry["mode"], 8))
-            finally:
-                os.close(descriptor)
-    for entry in files:
-        path, ids = entry["path"], identity(entry, check_mode)
-        before = read(path)
-        difference = needs(path, entry, ids)
-        if before == entry["content"] and not difference:
-            continue
-        changed.append(path)
-        diffs.append(
-            {"before_header": path, "after_header": path, "before": before or "", "after": entry["content"]}
-            if before != entry["content"]
-            else {"prepared": "%s: %s\n" % (path, difference)}
-        )
-        if not check_mode:
-            replace(path, entry, ids)
-    wanted = {entry["path"] for entry in files}
-    unwanted = [path for path in params["absent"] if os.path.lexists(path)]
+def unwanted(params):
+    """Return what is there of O(absent), and every file below O(purge) that is not in O(files)."""
+    wanted = {entry["path"] for entry in params["files"]}
+    found = [path for path in params["absent"] if os.path.lexists(path)]
     for directory in params["purge"]:
         for parent, _directories, names in os.walk(directory):
-            unwanted.extend(path for path in (os.path.join(parent, name) for name in names) if path not in wanted)
-    for path in unwanted:
+            found.extend(path for path in (os.path.join(parent, name) for name in names) if path not in wanted)
+    return found
+
+
+def apply(params, check_mode):
+    """Return (changed paths, diffs)."""
+    files = FileSet(check_mode)
+    for entry in params["directories"]:
+        files.add_directory(entry)
+    for entry in params["files"]:
+        files.add(entry)
+    files.compare()
+    changed, diffs = [*files.directory_changes, *files.changes], files.diff()
+    if not check_mode:
+        files.make_directories()
+        files.swap()
+    for path in unwanted(params):
         changed.append(path)
         directory = stat.S_ISDIR(os.lstat(path).st_mode)
         before = "(a directory)\n" if directory else "(a file)\n"
@@ -264,59 +154,28 @@ def apply(params, check_mode):
     return changed, diffs
 
 
-def replace(path, entry, ids):
-    os.close(safe_files.open_directory(os.path.dirname(path), 0o755))
-    safe_files.write(path, entry["content"].encode(), int(entry["mode"], 8), *ids)
-
-
 def main():
-    common = {
-        "path": {"type": "path", "required": True},
-        "owner": {"type": "str", "default": "root"},
-        "group": {"type": "str", "default": "root"},
+    text, path = {"type": "str", "required": True}, {"type": "path", "required": True}
+    owner = {name: {"type": "str", "default": "root"} for name in ("owner", "group")}
+    paths = {"type": "list", "elements": "path", "default": []}
+    needs = {
+        "packages": {"type": "list", "elements": "str", "default": []},
+        "users": list_of(name=text, group=text, home=text, shell=text),
     }
     module = QuietModule(
         argument_spec={
-            "directories": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": dict(common, mode={"type": "str", "default": "0755"}),
-            },
-            "files": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": dict(
-                    common, content={"type": "str", "required": True}, mode={"type": "str", "default": "0644"}
-                ),
-            },
-            "absent": {"type": "list", "elements": "path", "default": []},
-            "purge": {"type": "list", "elements": "path", "default": []},
-            "needs": {
-                "type": "dict",
-                "options": {
-                    "packages": {"type": "list", "elements": "str", "default": []},
-                    "users": {
-                        "type": "list",
-                        "elements": "dict",
-                        "default": [],
-                        "options": {
-                            "name": {"type": "str", "required": True},
-                            "group": {"type": "str", "required": True},
-                            "home": {"type": "str", "required": True},
-                            "shell": {"type": "str", "required": True},
-                        },
-                    },
-                },
-            },
+            "directories": list_of(path=path, **owner, mode={"type": "str", "default": "0755"}),
+            "files": list_of(path=path, content=text, **owner, mode={"type": "str", "default": "0644"}),
+            "absent": paths,
+            "purge": paths,
+            "needs": {"type": "dict", "options": needs},
         },
         supports_check_mode=True,
     )
     try:
         missing = lacking(module.params["needs"]) if module.params["needs"] else []
         changed, diffs = apply(module.params, module.check_mode) if not missing else ([], [])
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+    except (OSError, Rejected, subprocess.TimeoutExpired) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=bool(changed), changed_paths=changed, diff=diffs, lacking=missing)
 

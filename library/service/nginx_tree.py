@@ -36,19 +36,14 @@ options:
     description: The file below O(config_root) with one C(server) line for each server.
     type: path
     default: /etc/nginx/shiftmaster-servers.conf
-  server:
-    description: The server's address as that file has it.
-    type: str
+  server: {description: The server's address as that file has it., type: str}
   reason:
     description:
       - Why it is taken out; a comment of its line. With O(state=server_in), it comes in only where it is out for this
         reason.
     type: str
     default: ""
-  config_root:
-    description: The directory of which a copy is tested.
-    type: path
-    default: /etc/nginx
+  config_root: {description: The directory of which a copy is tested., type: path, default: /etc/nginx}
   main_file:
     description: The main configuration file, inside O(config_root). Its includes must be relative to be tested.
     type: path
@@ -72,13 +67,13 @@ options:
       path: {description: The directory., type: path, required: true}
       mode: {description: Its mode., type: str, default: "0755"}
   files:
-    description: Files with their whole content.
+    description: Files with their complete content.
     type: list
     elements: dict
     default: []
     suboptions:
       path: {description: The file., type: path, required: true}
-      content: {description: The whole content., type: str, required: true}
+      content: {description: The complete content., type: str, required: true}
       mode: {description: Its mode., type: str, default: "0644"}
   links:
     description: Symbolic links. A relative target is tested with the copy, an absolute one with the live file.
@@ -88,11 +83,7 @@ options:
     suboptions:
       path: {description: The link., type: path, required: true}
       target: {description: Where it leads., type: str, required: true}
-  absent:
-    description: Files and links that must not exist.
-    type: list
-    elements: path
-    default: []
+  absent: {description: Files and links that must not exist., type: list, elements: path, default: []}
   password_files:
     description:
       - Files for C(auth_basic_user_file). Passwords become hashes on the host; a hash that still matches is kept, so
@@ -132,10 +123,7 @@ options:
     description: host:port of the server that responds with the hash.
     type: str
     default: 127.0.0.1:8081
-  marker_path:
-    description: The path of the location that responds with the hash.
-    type: str
-    default: /config
+  marker_path: {description: The path of the location that responds with the hash., type: str, default: /config}
   certificate: {description: The certificate that nginx must be serving. Read for V(query) as well., type: path}
   certificate_key: {description: Its key., type: path}
   tls_address:
@@ -153,17 +141,10 @@ options:
     type: list
     elements: int
     default: []
-  verify_timeout_seconds:
-    description: How long to wait until a reload or a start is verified.
-    type: int
-    default: 20
+  verify_timeout_seconds: {description: How long to wait until a reload or a start is verified., type: int, default: 20}
 attributes:
-  check_mode:
-    support: full
-    description: Nothing changes. The new set is tested where nginx is installed already.
-  diff_mode:
-    support: full
-    description: Every file, link and directory that would change.
+  check_mode: {description: Nothing changes. The new set is tested where nginx is installed already., support: full}
+  diff_mode: {description: "Every file, link and directory that would change.", support: full}
 """
 
 EXAMPLES = r"""
@@ -240,8 +221,8 @@ import subprocess
 import time
 
 from ansible.module_utils.shiftmaster.host import configuration, probe, safe_files, units, webconfig
-from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected, list_of
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 
 # As in Debian's logrotate rule for /var/log/nginx.
 LOG_GROUP, LOG_MODE = "adm", 0o640
@@ -275,7 +256,7 @@ def servers_of(text):
 def with_server(text, server, out, reason, when=""):
     """Return the text with one server out or in; with a reason, in only where it is out for that one.
 
-    ValueError says why that cannot be.
+    ValueError shows why that cannot be.
     """
     reason = " ".join(reason.split())
     servers = servers_of(text)
@@ -714,7 +695,7 @@ class Tree:
             return "start", reasons + ["nginx is not installed yet"]
         if master_pid(p["pid_file"]) is None:
             return "start", reasons + ["nginx does not run"]
-        # A run was interrupted between the change of the unit's files and the moment when systemd reads them.
+        # A run was interrupted between the change of the unit's files and the time when systemd reads them.
         stale = p["unit_drop_in"] and units.properties(p["service"], "NeedDaemonReload")["NeedDaemonReload"] == "yes"
         if p["unit_drop_in"] in changes or stale:
             return "restart", reasons + ["the unit's drop-in is new"]
@@ -765,8 +746,7 @@ def argument_spec():
     text, path = {"type": "str", "required": True}, {"type": "path", "required": True}
     # The passwords are marked, not the whole: the path may be shown.
     user = {"name": text, "password": dict(text, no_log=True)}
-    users = {"type": "list", "elements": "dict", "required": True, "options": user}
-    passwords = list_of(path=path, users=users, group={"type": "str", "default": "www-data"})
+    passwords = list_of(path=path, users=list_of(True, **user), group={"type": "str", "default": "www-data"})
     return {
         "state": {"type": "str", "choices": ["query", "present", "server_out", "server_in"], "default": "present"},
         "servers_file": {"type": "path", "default": "/etc/nginx/shiftmaster-servers.conf"},

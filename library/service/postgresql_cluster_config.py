@@ -31,45 +31,26 @@ description:
   - The clusters are enabled to start at boot.
   - Runs as root and talks to the server as the system user C(postgres) over the local socket.
 options:
-  version:
-    description: Major version of the cluster.
-    type: int
-    required: true
-  cluster:
-    description: Name of the cluster.
-    type: str
-    default: main
-  config:
-    description: Whole text of C(conf.d/shiftmaster.conf).
-    type: str
-    required: true
-  hba:
-    description: Whole text of C(pg_hba.conf).
-    type: str
-    required: true
+  version: {description: Major version of the cluster., type: int, required: true}
+  cluster: {description: Name of the cluster., type: str, default: main}
+  config: {description: Whole text of C(conf.d/shiftmaster.conf)., type: str, required: true}
+  hba: {description: Whole text of C(pg_hba.conf)., type: str, required: true}
   tls_certificate_file:
     description: Certificate that the server shall present; empty when TLS is off.
     type: path
     default: ""
-  tls_key_file:
-    description: Private key of the certificate.
-    type: path
-    default: ""
+  tls_key_file: {description: Private key of the certificate., type: path, default: ""}
   restart:
     description: Whether a change that needs a restart may restart the server; otherwise it is only reported.
     type: bool
     default: true
   start_timeout_seconds:
-    description: How long a start or restart may take until the server answers.
+    description: How long a start or restart may take until the server responds.
     type: int
     default: 120
 attributes:
-  check_mode:
-    description: The candidate is validated, nothing is written.
-    support: full
-  diff_mode:
-    description: Shows both files.
-    support: full
+  check_mode: {description: "The candidate is validated, nothing is written.", support: full}
+  diff_mode: {description: Shows both files., support: full}
 """
 
 EXAMPLES = r"""

@@ -25,10 +25,10 @@ description:
     whether it answers, stops the standby, copies everything by C(pg_basebackup) and waits until it streams again.
   - The slot went with the old database, so it is made again. What was set by C(ALTER SYSTEM) on the standby becomes
     what it is on the primary.
-  - What a copy that failed needs to be made again is kept beside the data until one has succeeded.
+  - What a copy that failed needs to be made again is kept next to the data until one has succeeded.
   - The password goes by the environment, and into the file in which the standby had it before.
   - A cluster without C(standby.signal) is none, and is refused; so are one with tablespaces or a C(pg_wal) elsewhere,
-    and a primary that does not answer. Nothing is changed then.
+    and a primary that does not respond. Nothing is changed then.
   - Runs as root, on a host with one cluster in Debian's layout.
 options:
   timeout_seconds:
@@ -36,12 +36,8 @@ options:
     type: int
     default: 21600
 attributes:
-  check_mode:
-    description: The primary is asked whether it answers, nothing else happens.
-    support: full
-  diff_mode:
-    description: There is no text to compare.
-    support: none
+  check_mode: {description: "The primary is asked whether it answers, nothing else happens.", support: full}
+  diff_mode: {description: There is no text to compare., support: none}
 """
 
 EXAMPLES = r"""
@@ -96,7 +92,7 @@ def environment(conninfo: str) -> dict:
 
 
 class Failed(Exception):
-    """It cannot be done; str() says why."""
+    """It cannot be done; str() shows why."""
 
 
 def run(*command, env=None, timeout=120, fine=(0,)):
@@ -125,7 +121,7 @@ class Cluster:
         self.version, self.name, self.port, _status, _owner, self.data = lines[0].split()[:6]
         self.unit = "postgresql@%s-%s.service" % (self.version, self.name)
         self.configuration = "/etc/postgresql/%s/%s" % (self.version, self.name)
-        # Where a copy was begun, the data says nothing any more.
+        # Where a copy was begun, the data reports nothing any more.
         self.kept = self.data + ".following"
         if os.path.exists(self.kept):
             self.follows = json.loads(safe_files.read_text(self.kept))

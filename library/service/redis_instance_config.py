@@ -36,34 +36,16 @@ description:
   - The directory of O(config_file) becomes root's, so that the server can read it and exchange nothing.
   - The unit is enabled to start at boot.
 options:
-  unit:
-    description: systemd unit of the instance.
-    type: str
-    required: true
-  config_file:
-    description: Path of the instance's configuration.
-    type: path
-    required: true
-  config:
-    description: Whole text of the configuration.
-    type: str
-    required: true
-  acl_file:
-    description: Path of the instance's ACL file, the one that O(config) names.
-    type: path
-    required: true
-  acl:
-    description: Whole text of the ACL file.
-    type: str
-    required: true
+  unit: {description: systemd unit of the instance., type: str, required: true}
+  config_file: {description: Path of the instance's configuration., type: path, required: true}
+  config: {description: Whole text of the configuration., type: str, required: true}
+  acl_file: {description: "Path of the instance's ACL file, the one that O(config) names.", type: path, required: true}
+  acl: {description: Whole text of the ACL file., type: str, required: true}
   admin_user:
     description: User of the ACL file that may do everything; this module logs in as it.
     type: str
     required: true
-  admin_password:
-    description: Password of that user.
-    type: str
-    required: true
+  admin_password: {description: Password of that user., type: str, required: true}
   admin_previous_passwords:
     description: Passwords that the running instance may still have. Without the right one a rotation needs a restart.
     type: list
@@ -92,12 +74,8 @@ options:
     type: int
     default: 120
 attributes:
-  check_mode:
-    description: The candidate is tried on the scratch server, nothing is written.
-    support: full
-  diff_mode:
-    description: Shows both files; hashes of passwords are left out.
-    support: full
+  check_mode: {description: "The candidate is tried on the scratch server, nothing is written.", support: full}
+  diff_mode: {description: Shows both files; hashes of passwords are left out., support: full}
 """
 
 EXAMPLES = r"""
@@ -126,18 +104,7 @@ SCRATCH_TIMEOUT_SECONDS = 10
 FILE_LIMIT = 65535
 OUTPUT_LIMIT_BYTES = 65536
 # The scratch server must have these otherwise; they are compared with the text of the file instead.
-FROM_FILE = (
-    "port",
-    "tls-port",
-    "bind",
-    "unixsocket",
-    "unixsocketperm",
-    "dir",
-    "pidfile",
-    "logfile",
-    "aclfile",
-    "replicaof",
-)
+FROM_FILE = tuple("port tls-port bind unixsocket unixsocketperm dir pidfile logfile aclfile replicaof".split())
 # Differ between two servers started from one file.
 IGNORED = ("daemonize", "supervised")
 # Directives that are no parameters.

@@ -21,10 +21,7 @@ description:
     loaded. So an interrupted run is completed by the next one, and a reboot needs nothing.
   - The unit is enabled and started. Two runs at once on one host wait for each other.
 options:
-  unit:
-    description: The systemd unit.
-    type: str
-    required: true
+  unit: {description: The systemd unit., type: str, required: true}
   root:
     description: The directory of the configuration, of which a copy is checked. It need not exist.
     type: path
@@ -40,13 +37,13 @@ options:
       group: &group {description: Its group., type: str, default: root}
       mode: {description: Its mode., type: str, default: "0755"}
   files:
-    description: Files with their whole content. Those below O(root) are part of the copy that is checked.
+    description: Files with their complete content. Those below O(root) are part of the copy that is checked.
     type: list
     elements: dict
     default: []
     suboptions:
       path: &path {description: The file with its absolute path., type: path, required: true}
-      content: &content {description: The whole content., type: str, required: true}
+      content: &content {description: The complete content., type: str, required: true}
       owner: *owner
       group: *group
       mode: &public {description: Its mode., type: str, default: "0644"}
@@ -86,11 +83,7 @@ options:
     elements: dict
     default: []
     suboptions: {path: *path, content: *content, owner: *owner, group: *group, mode: *public}
-  absent:
-    description: Files and links that must not exist.
-    type: list
-    elements: path
-    default: []
+  absent: {description: Files and links that must not exist., type: list, elements: path, default: []}
   managed:
     description: Files of these directories that match and are not in the set are removed.
     type: list
@@ -129,11 +122,7 @@ options:
       owner: *owner
       group: *group
       mode: *private
-      apply:
-        description: What a change needs.
-        type: str
-        choices: [reload, restart, none]
-        default: none
+      apply: {description: What a change needs., type: str, choices: [reload, restart, none], default: none}
   watch:
     description:
       - Files of others that the service reads once, at its start or reload, such as a certificate of a program that
@@ -161,10 +150,7 @@ options:
         type: list
         elements: str
         default: []
-  check_timeout_seconds:
-    description: How long one of O(checks) may take.
-    type: int
-    default: 60
+  check_timeout_seconds: {description: How long one of O(checks) may take., type: int, default: 60}
   references:
     description:
       - Every C(*_file) that a C(.yml) file of the set or the web configuration names must exist, must not be empty, and
@@ -174,7 +160,7 @@ options:
     suboptions: *service_user
   apply:
     description:
-      - What a changed file needs, where the file itself says nothing else. V(reload) is C(systemctl reload). Debian's
+      - What a changed file needs where the file does not say. V(reload) is C(systemctl reload). Debian's
         units of Prometheus and its kin do that by C(/bin/kill), which a minimal host lacks (package procps); a drop-in
         with C(ExecReload=/bin/sh -c 'kill -HUP $MAINPID') does without.
     type: str
@@ -214,9 +200,7 @@ options:
       timeout_seconds: {description: How long to wait after a reload., type: int, default: 20}
       start_timeout_seconds: {description: How long to wait after a start., type: int, default: 120}
 attributes:
-  check_mode:
-    support: full
-    description: Nothing changes. The checks run where their programs are installed.
+  check_mode: {description: Nothing changes. The checks run where their programs are installed., support: full}
   diff_mode:
     support: full
     description: Every file and directory that would change; never a secret, a password or a hash of one.
@@ -232,37 +216,17 @@ EXAMPLES = r"""
         content: "{{ lookup('ansible.builtin.template', 'prometheus.yml.j2') }}"
         group: prometheus
         mode: "0640"
-    secrets:
-      - path: /etc/prometheus/secrets/scrape
-        content: "{{ prometheus_scrape_password }}"
-        group: prometheus
-    managed:
-      - directory: /etc/prometheus/alerts
-        pattern: "*.yml"
-    web_config:
-      path: /etc/prometheus/web.yml
-      certificate: /etc/ssl/shiftmaster/host.crt
-      key: /etc/ssl/shiftmaster/host.key
-      group: prometheus
-      users: "{{ prometheus_web_users }}"
     unit_files:
       - path: /etc/systemd/system/prometheus.service.d/shiftmaster.conf
         content: "{{ lookup('ansible.builtin.template', 'drop-in.conf.j2') }}"
     checks:
       - [promtool, check, config, "{root}/prometheus.yml"]
-      - [promtool, check, web-config, "{root}/web.yml"]
     references:
       user: prometheus
       extra_groups: [ssl-cert]
     verify:
-      url: https://127.0.0.1:9090/metrics
-      ca_file: /etc/ssl/shiftmaster/ca.crt
-      user: admin
-      password: "{{ prometheus_web_users[0].password }}"
-      closed: true
+      url: http://127.0.0.1:9090/metrics
       metric: prometheus_config_last_reload_successful
-      timestamp_metric: prometheus_config_last_reload_success_timestamp_seconds
-      targets_url: https://127.0.0.1:9090/api/v1/targets?state=active
 """
 
 RETURN = r"""
@@ -289,8 +253,8 @@ import time
 from calendar import timegm
 
 from ansible.module_utils.shiftmaster.host import configuration, points, service_user, units, webconfig
-from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected, list_of
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 from ansible.module_utils.shiftmaster.monitoring import metrics, prometheus
 
 # Where a test holds a run (module_utils/shiftmaster/host/points.py); no point of a deploy.
@@ -624,7 +588,7 @@ class Service:
                 # The earlier files have other passwords; that it requires one is all that can be seen.
                 return None
             if status != 200:
-                return "%s answers %s" % (verify["url"], status)
+                return "%s returns %s" % (verify["url"], status)
             if verify["metric"]:
                 value = metrics.value_of(text, verify["metric"])
                 if value != verify["value"]:
@@ -645,7 +609,7 @@ class Service:
             if verify["closed"]:
                 status, _text = self.get(verify["url"], stranger=True)
                 if status != 401:
-                    return "%s answers %s to a stranger" % (verify["url"], status)
+                    return "%s returns %s to a stranger" % (verify["url"], status)
         except prometheus.Untrusted as error:
             raise Failed("%s: %s" % (verify["url"], error))
         except OSError as error:
@@ -687,7 +651,7 @@ class Service:
         since = time.time()
         if action != "none":
             # A start by hand meanwhile may have loaded half of the set: restart, whatever runs. systemctl waits for a
-            # unit that says when it is ready, and for the one before to stop.
+            # unit that shows when it is ready, and for the one before to stop.
             seconds = self.expects["start_timeout_seconds"] if self.expects else START_SECONDS
             verb = "reload" if action == "reload" else "restart"
             units.systemctl(verb, self.unit, timeout=seconds + STOP_SECONDS)

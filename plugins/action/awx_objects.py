@@ -40,21 +40,9 @@ from ansible.module_utils.shiftmaster.awx import rrules
 from ansible.module_utils.shiftmaster.host.action import ControllerAction
 
 # In the order in which they are made: each finds what it names.
-KINDS = (
-    "organization",
-    "credential_type",
-    "credential",
-    "execution_environment",
-    "project",
-    "inventory",
-    "inventory_source",
-    "notification_template",
-    "job_template",
-    "workflow_job_template",
-    "workflow_job_template_node",
-    "schedule",
-    "team",
-    "role",
+KINDS = tuple(
+    "organization credential_type credential execution_environment project inventory inventory_source "
+    "notification_template job_template workflow_job_template workflow_job_template_node schedule team role".split()
 )
 PLAIN = KINDS[1:8]
 # What can be removed, and where its names are among the words.
@@ -320,7 +308,7 @@ def job_problems(params, job, is_there):
     if not is_there(job["playbook"]):
         found.append("there is no playbook %s" % job["playbook"])
     asked = job.get("survey") or []
-    found += ["%s is asked twice" % name for name in twice([one["name"] for one in asked])]
+    found += ["%s is queried twice" % name for name in twice([one["name"] for one in asked])]
     for one in asked:
         option = options.get(one["name"])
         if option is None:
@@ -373,9 +361,9 @@ def schedule_problems(params, wish):
 
 
 def unanswered(job, values, survey=()):
-    """What a job without anybody in front of it is asked and not told, or told and not asked.
+    """What a job without anybody in front of it asks and is not given, or is given and does not ask for.
 
-    A workflow hands the answers of its own survey to each of its jobs."""
+    A workflow hands the responses of its own survey to each of its jobs."""
     if job is None:
         return ["it has values and no job that asks for them"] if values else []
     asked = [one["name"] for one in job.get("survey") or []]
@@ -416,7 +404,7 @@ def injector_problems(item):
 
 
 def problems(params, is_there):
-    """Everything that is wrong, as sentences; is_there says whether a playbook is in the repository."""
+    """Everything that is wrong, as sentences; is_there shows whether a playbook is in the repository."""
     found = [
         "%s is none of the kinds of plain objects: %s" % (kind, ", ".join(PLAIN))
         for kind in params["plain"]

@@ -1,6 +1,6 @@
 """Action `shiftmaster_lock`: the module of this name, with what the controller alone knows.
 
-A lock that is taken names the process of this run. Where another run holds it, owner_alive says whether that run's
+A lock that is taken names the process of this run. Where another run holds it, owner_alive shows whether that run's
 process lives; null where this machine cannot know.
 """
 

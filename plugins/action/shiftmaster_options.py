@@ -1,6 +1,6 @@
 """Action `shiftmaster_options`: refuses what nobody can mean among the values that people type with a run.
 
-Runs on the controller only, so a bad value is refused before a host is asked. Options:
+Runs on the controller only, so a bad value is refused before a host is queried. Options:
 
     options   {name: {choices, several, pattern, like, needed, begun, directory}}, as in group_vars/all/options.yml
     values    {name: value}; without it, the run's variables of these names

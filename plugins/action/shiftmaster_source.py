@@ -18,7 +18,7 @@ tree has a name of git's own, a path twice, or a symbolic link that leads out of
     timeout_seconds    of all of it, waiting for another run included
 
 Returns revision (40 digits), version (of a commit its first 10 digits), kind (tag, branch, commit), subject, committed
-(UTC), archive and archive_sha256 (empty where none was asked for), migrations (classified by their files alone), hashed
+(UTC), archive and archive_sha256 (empty where none was requested), migrations (classified by their files alone), hashed
 (whether the requirements have hashes; null without a file), fetched (whether the repository had something new), notes
 (sentences; submodules and Git LFS are not packed) and repository (without user and password).
 """
@@ -63,6 +63,8 @@ GITS_OWN = re.compile(r"^(?:\.{1,2}|\.git[. ]*|git~1)\Z", re.IGNORECASE)
 # Left out of a name by some file systems: ".g\u200cit" is ".git" there.
 IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")
 MAX_LINKS = 40
+# Requirements may name others; what is beyond is not searched for hashes.
+REQUIREMENTS_FILES = 100
 ARGUMENTS = {
     "repository": {"type": "str", "required": True, "no_log": True},
     "version": {"type": "str", "required": True},
@@ -73,7 +75,7 @@ ARGUMENTS = {
     "requirements_file": {"type": "str", "default": "requirements.txt"},
     "timeout_seconds": {"type": "int", "default": 300},
 }
-# Sentences of git that say nothing beside the line before them.
+# Sentences of git that say nothing next to the line before them.
 FILLER = (
     "please make sure you have the correct access rights",
     "and the repository exists",
@@ -93,29 +95,15 @@ CREDENTIAL_HELPER = (
     ' "$SHIFTMASTER_GIT_USER" "$SHIFTMASTER_GIT_PASSWORD"; }; f'
 )
 # Variables that would point git at another repository than ours (as within a git hook).
-FOREIGN = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_COMMON_DIR",
-    "GIT_INDEX_FILE",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_NAMESPACE",
-    "GIT_CONFIG",
-    "GIT_CONFIG_PARAMETERS",
-    "GIT_PREFIX",
-    "GIT_CEILING_DIRECTORIES",
-    "GIT_ATTR_SOURCE",
-    "GIT_LITERAL_PATHSPECS",
-    "GIT_GLOB_PATHSPECS",
-    "GIT_NOGLOB_PATHSPECS",
-    "GIT_ICASE_PATHSPECS",
-    "SSH_ASKPASS",
+FOREIGN = tuple(
+    "GIT_DIR GIT_WORK_TREE GIT_COMMON_DIR GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES "
+    "GIT_NAMESPACE GIT_CONFIG GIT_CONFIG_PARAMETERS GIT_PREFIX GIT_CEILING_DIRECTORIES GIT_ATTR_SOURCE "
+    "GIT_LITERAL_PATHSPECS GIT_GLOB_PATHSPECS GIT_NOGLOB_PATHSPECS GIT_ICASE_PATHSPECS SSH_ASKPASS".split()
 )
 
 
 class SourceError(action.Failed):
-    """The version cannot be had; str() says why in a sentence."""
+    """The version cannot be had; str() shows why in a sentence."""
 
 
 class Damaged(Exception):
@@ -639,18 +627,20 @@ def leaves(path, targets):
     return False
 
 
-def hashed(mirror, entries, path, seen=()):
+def hashed(mirror, entries, path):
     """Tell whether a requirements file, or one that it names, has hashes; pip then asks for one of each package."""
-    if path in seen:
-        return False
-    text = mirror.texts([entry for entry in entries if entry[2] == path]).get(path, "")
-    if re.search(r"(?m)^[^#\n]*--(?:hash\b|require-hashes\b)", text):
-        return True
-    named = re.findall(r"(?m)^\s*(?:-r|--requirement)[ =]*(\S+)", text)
-    directory = posixpath.dirname(path)
-    return any(
-        hashed(mirror, entries, posixpath.normpath(posixpath.join(directory, one)), seen + (path,)) for one in named
-    )
+    left, seen = {path}, set()
+    # Each may name the next one twice, and a chain of them may be long.
+    while left and len(seen) < REQUIREMENTS_FILES:
+        seen |= left
+        texts, left = mirror.texts([entry for entry in entries if entry[2] in left]), set()
+        for one, text in texts.items():
+            if re.search(r"(?m)^[^#\n]*--(?:hash\b|require-hashes\b)", text):
+                return True
+            # Of one line: a pattern that crosses lines takes a day for a megabyte of empty ones.
+            named = re.findall(r"(?m)^[^\S\n]*(?:-r|--requirement)[ =]*(\S+)", text)
+            left |= {posixpath.normpath(posixpath.join(posixpath.dirname(one), name)) for name in named} - seen
+    return False
 
 
 def pathspec(exclude):

@@ -4,7 +4,7 @@ Runs on the controller only. Options:
 
     roles       names of roles, whose meta/argument_specs.yml say what is expected and whose defaults fill in
     roles_here  those of them whose values are checked, too (all)
-    known       names that begin like a role's and are no role's option; those of group_vars/all, beside the roles, are
+    known       names that begin like a role's and are no role's option; those of group_vars/all, next to the roles, are
                 known without it
     wiring      how names begin that only group_vars/all has
     required    [{name, hint}]: variables that must be set and not empty
@@ -126,7 +126,7 @@ def range_problems(name, option, value, ranges):
     try:
         number = float(value)
     except (TypeError, ValueError):
-        return []  # Its type is judged elsewhere.
+        return []  # Its type is evaluated elsewhere.
     if not allowed or allowed[0] <= number <= allowed[1] or number in allowed[2:]:
         return []
     more = "".join(", or %s" % one for one in allowed[2:])

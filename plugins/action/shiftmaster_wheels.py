@@ -59,8 +59,8 @@ ARGUMENTS = {
     "cache_dir": {"type": "path", "default": "~/.cache/shiftmaster-ops"},
     "timeout_seconds": {"type": "int", "default": 900},
 }
-# pip tells wheels apart by the options below, but judges markers ("; python_version < '3.12'") by the interpreter that
-# it runs with; so it is run with those of the host.
+# pip distinguishes wheels by the options below, but evaluates markers ("; python_version < '3.12'") by the interpreter
+# that runs it; so it runs with those of the host.
 DRIVER = """
 import json, os, sys
 from pip._vendor.packaging import markers
@@ -70,16 +70,9 @@ from pip._internal.cli.main import main
 sys.exit(main())
 """
 # Lines of requirements that are no packages. -r and -c are read from the application's source alone.
-OPTIONS = (
-    "-i",
-    "--index-url",
-    "--extra-index-url",
-    "--no-index",
-    "--only-binary",
-    "--prefer-binary",
-    "--pre",
-    "--require-hashes",
-    "--trusted-host",
+OPTIONS = tuple(
+    "-i --index-url --extra-index-url --no-index --only-binary --prefer-binary --pre --require-hashes "
+    "--trusted-host".split()
 )
 # A name with extras, versions, a marker and hashes. An address or a path makes pip run a build backend here.
 PACKAGE = re.compile(
@@ -93,7 +86,7 @@ UNREACHABLE = re.compile(r"(?m)(?:^WARNING: Retrying|connection broken by|Could 
 
 
 class WheelsError(Failed):
-    """The wheels cannot be had; str() says why."""
+    """The wheels cannot be had; str() shows why."""
 
 
 # -------------------------------------------------------------------------------------------------------- requirements
@@ -199,7 +192,7 @@ def of_archive(archive, requirements_file):
 # --------------------------------------------------------------------------------------------------------- the host's
 
 
-# A host says of its interpreter what pip is asked with.
+# A host says of its interpreter what pip is queried with.
 PLAUSIBLE = {"machine": r"[a-z0-9_]{1,20}", "glibc": r"(\d{1,2}\.\d{1,3})?", "abi": r"\w{1,30}"}
 
 
@@ -324,7 +317,7 @@ class Pip:
                 raise WheelsError("pip on the controller cannot resolve the requirements:\n%s" % last_lines(said))
             wanted = found[1].split(";")[0].strip()
             missing.append(wanted)
-            # The others may be missing, too; a package that another one asks for cannot be left out.
+            # The others may be missing, too; a package that another one requests cannot be left out.
             rest = [line for line in requirements if canonical(line) != canonical(wanted)]
             if len(rest) == len(requirements):
                 break

@@ -569,7 +569,7 @@ class CallbackModule(Default):
         )  # fmt: skip
 
     def _rescued(self, result) -> None:
-        """A host that goes on after a failure, and not in the rescue of it, has none."""
+        """A host that continues after a failure, and not in the rescue of it, has none."""
         host = result.host.get_name()
         if not any(host in failure["hosts"] for failure in self.failures) or after_failure(result.task):
             return

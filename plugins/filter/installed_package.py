@@ -4,45 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 
-DOCUMENTATION = r"""
----
-name: installed_package
-short_description: What dpkg says of a package that is wanted in some version
-description:
-  - What a killed run has left half installed, and what lacks a package that comes along, is missing.
-positional: lines
-options:
-  _input:
-    description: >-
-      The package: name, version (as apt takes it, with * where any will do) and, where others come along, with (their
-      names).
-    type: dict
-    required: true
-  lines:
-    description: >-
-      Of each package that dpkg knows C(package want status version), as C(dpkg-query --show) prints it with
-      C(${Package} ${db:Status-Want} ${db:Status-Status} ${Version}).
-    type: list
-    elements: str
-    required: true
-"""
-
-EXAMPLES = r"""
-- name: Show that it is there, in another version
-  ansible.builtin.debug:
-    msg: "{{ {'name': 'kibana', 'version': '9.2.1'} | installed_package(['kibana hold installed 9.2.0']) }}"
-"""
-
-RETURN = r"""
-_value:
-  description: >-
-    The package and, besides, installed (its version, empty where it is not there), held (whether dpkg holds it) and
-    missing (whether it has to be installed).
-  type: dict
-"""
-
 
 def installed_package(package, lines):
+    """Return what dpkg says of a package: name, version (as apt takes it, * for any) and with (names that come along).
+
+    lines: "package want status version" of each package that dpkg knows, as dpkg-query --show prints it. Returned are
+    the package and installed (version, empty where it is not there), held, and missing: whether it has to be
+    installed, also where a killed run left it half installed.
+    """
     # A package that dpkg has only heard of has no version.
     known = {name: rest for name, *rest in (line.split() for line in lines if line.strip())}
     want, status, *version = known.get(package["name"], ["-", "not-installed"])

@@ -4,41 +4,17 @@ from __future__ import annotations
 
 import re
 
-DOCUMENTATION = r"""
----
-name: mask_problems
-short_description: What is wrong with masks of personal data
-description:
-  - A mask runs in each process of the application and in Logstash, on every line. One that means something else there,
-    or that can be led to run for ever, is told before anything changes.
-options:
-  _input:
-    description: The masks, as group_vars/all/masking.yml has them.
-    type: list
-    elements: dict
-    required: true
-"""
-
-EXAMPLES = r"""
-- name: Show what is wrong
-  ansible.builtin.debug:
-    msg: "{{ [{'name': 'own', 'pattern': '(a+)+b', 'replace': '[x]'}] | mask_problems }}"
-"""
-
-RETURN = r"""
-_value:
-  description: A sentence for each problem.
-  type: list
-  elements: str
-"""
-
 # What a pattern may do at one place of a line before it gives up. A line of n characters costs n times as much at most.
 MAX_STEPS = 5000
 KEYS = {"name", "what", "pattern", "replace", "only_with", "must", "must_not"}
 
 
 def mask_problems(masks):
-    """Return what is wrong with masks, a sentence each."""
+    """Return what is wrong with masks of personal data (group_vars/all/masking.yml), a sentence each.
+
+    A mask runs in each process of the application and in Logstash, on every line. One that means something else there,
+    or that can be led to run for ever, is told before anything changes.
+    """
     if not isinstance(masks, list):
         return ["masks are a list, not %r" % (masks,)]
     found = []
@@ -108,7 +84,7 @@ class Unknown(Exception):
 
 
 parser = re._parser
-# A class is judged by what it has of these; a letter that they lack counts as itself.
+# A class is evaluated by what it has of these; a letter that they lack counts as itself.
 ALPHABET = {chr(code) for code in range(128)} | set(
     "漢あァアヶヷーｦ一龠々０９Ａｚ＠＋：＝＞（）［］｛｝　、。；，．／－−–—―‐‑＿「」"
 )

@@ -8,32 +8,6 @@ import re
 
 from ansible.errors import AnsibleFilterError
 
-DOCUMENTATION = r"""
----
-name: openpgp_fingerprints
-short_description: The fingerprints of the primary keys in an ASCII-armoured public key
-description:
-  - The controller computes them, so that neither it nor a host needs GnuPG. Fails where the text is no public key.
-options:
-  _input:
-    description: The ASCII-armoured text.
-    type: str
-    required: true
-"""
-
-EXAMPLES = r"""
-- name: Show the fingerprints of a key
-  ansible.builtin.debug:
-    msg: "{{ lookup('ansible.builtin.file', 'grafana.asc') | openpgp_fingerprints }}"
-"""
-
-RETURN = r"""
-_value:
-  description: The fingerprints in capitals, without blanks.
-  type: list
-  elements: str
-"""
-
 ARMOUR = re.compile(
     r"-----BEGIN PGP PUBLIC KEY BLOCK-----\s*\n(?:[\w-]+:.*\n)*\s*\n(.*?)\n?(?:=[\w+/]{4}\s*\n)?"
     r"-----END PGP PUBLIC KEY BLOCK-----",
@@ -63,6 +37,10 @@ def packets(data):
 
 
 def openpgp_fingerprints(text):
+    """Return the fingerprints (capitals) of the primary keys in an ASCII-armoured public key.
+
+    The controller computes them, so that neither it nor a host needs GnuPG.
+    """
     found = []
     try:
         match = ARMOUR.search(text.replace("\r\n", "\n"))

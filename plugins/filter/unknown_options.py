@@ -2,44 +2,6 @@
 
 from __future__ import annotations
 
-DOCUMENTATION = r"""
----
-name: unknown_options
-short_description: Options that a product of this major version does not have
-description:
-  - Elasticsearch, Logstash, Kibana and Filebeat stop at an option that they do not know, and so does a service that was
-    running until it was restarted for the new configuration. Here such an option is refused before.
-positional: known, gone
-options:
-  _input:
-    description: The settings, nested or with dots.
-    type: dict
-    required: true
-  known:
-    description:
-      - Names of options, as patterns of a shell. One that ends with a point and a star allows whatever is below.
-    type: list
-    elements: str
-    required: true
-  gone:
-    description: Options of earlier versions, and what is to be written for them.
-    type: dict
-    default: {}
-"""
-
-EXAMPLES = r"""
-- name: Show what would stop Logstash
-  ansible.builtin.debug:
-    msg: "{{ {'http.port': 9600} | unknown_options(['api.http.*'], {'http.port': 'api.http.port'}) }}"
-"""
-
-RETURN = r"""
-_value:
-  description: A sentence for each option that is not known.
-  type: list
-  elements: str
-"""
-
 import difflib
 import fnmatch
 
@@ -58,6 +20,11 @@ def names(settings, prefix=""):
 
 
 def unknown_options(settings, known, gone=None):
+    """Return a sentence for each option that a product of this major version does not have.
+
+    Elasticsearch, Logstash, Kibana and Filebeat stop at one. settings: nested or with dots; known: patterns of a shell;
+    gone: options of earlier versions, and what is to be written for them.
+    """
     found = []
     for name in dict.fromkeys(names(settings)):
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in known):

@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-DOCUMENTATION = r"""
----
-name: verify_report
-short_description: What playbooks/verify.yml has found, a line each
-description:
-  - One line for each check of each host, as C(NOT RUN), C(PASSED) or C(FAILED); a check that was answered by a stub
-    says so. A part that no host is to have, and a host that did not answer, have not run.
-positional: groups
-options:
-  _input:
-    description: The hosts' variables, with what logging_verify and logging_canary have returned.
-    type: dict
-    required: true
-  groups:
-    description: The hosts of each group.
-    type: dict
-    required: true
-"""
-
-EXAMPLES = r"""
-- name: Show it
-  ansible.builtin.debug:
-    msg: "{{ hostvars | verify_report(groups) }}"
-"""
-
-RETURN = r"""
-_value:
-  description: The lines.
-  type: list
-  elements: str
-"""
-
 PARTS = ("elasticsearch", "logstash", "kibana", "filebeat")
 
 
 def verify_report(hosts, groups):
+    """Return what playbooks/verify.yml has found, a line for each check of each host: NOT RUN, PASSED or FAILED.
+
+    hosts: hostvars, with what logging_verify and logging_canary have returned. A check that a stub answered says so. A
+    part that no host is to have, and a host that did not answer, have not run.
+    """
     lines = []
     for part in PARTS:
         if not groups.get(part):
@@ -48,7 +21,7 @@ def verify_report(hosts, groups):
         parts = hosts[host].get("verify_parts") or {}
         if wanted and "checks" not in parts:
             checks += [
-                {"part": part, "check": "everything", "result": "not run", "detail": "the host did not answer"}
+                {"part": part, "check": "everything", "result": "not run", "detail": "the host did not respond"}
                 for part in wanted
             ]
         checks += parts.get("checks") or []

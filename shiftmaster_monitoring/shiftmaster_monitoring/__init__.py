@@ -4,7 +4,7 @@ In a settings module of yours that imports the application's:
 
     MIDDLEWARE = ["shiftmaster_monitoring.middleware.HealthMiddleware", *MIDDLEWARE]
 
-`/health/` answers 200 or 503 (does the database answer?) to everybody. `/health/deep/` tells about database, cache,
+`/health/` returns 200 or 503 (does the database answer?) to everybody. `/health/deep/` tells about database, cache,
 broker, worker and migrations, but to callers of the same host or with the token only; others get what `/health/` says.
 
 attach.py switches the metrics on. `/metrics` has those of all processes of the host, for the same callers; others get

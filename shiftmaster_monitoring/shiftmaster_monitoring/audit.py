@@ -57,7 +57,7 @@ class _Formatter(logs.EcsFormatter):
     def event(self, record) -> dict:
         found = super().event(record)
         told = getattr(record, "_audit", {})
-        # The route says where; a path may hold a name, for seven years.
+        # The route shows where; a path may hold a name, for seven years.
         found.pop("url", None)
         found["event"] = {**found["event"], **told.get("event", {})}
         for name in ("user", "source"):

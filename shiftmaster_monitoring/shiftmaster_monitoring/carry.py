@@ -71,7 +71,7 @@ class RequestContext:
     def origin(self, request) -> Origin:
         given = request.META.get("HTTP_X_REQUEST_ID")
         found = Origin(given if valid(given) else uuid.uuid4().hex, request)
-        # Django tells of answers such as 404 when all middlewares have ended, and names the request.
+        # Django reports answers such as 404 when all middlewares have ended, and names the request.
         request.shiftmaster_origin = found
         return found
 

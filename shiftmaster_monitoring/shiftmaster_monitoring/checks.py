@@ -24,7 +24,7 @@ class Skipped(Exception):
 
 
 class Unhealthy(Exception):
-    """A part answers, but not as it must; str() holds no secrets. more is told beside it."""
+    """A part answers, but not as it must; str() holds no secrets. more is told next to it."""
 
     def __init__(self, message: str, **more):
         super().__init__(message)
@@ -133,10 +133,10 @@ def worker(limit: float):
     application = _celery()
     if application is None:
         raise Skipped("there is no Celery application")
-    # A connection of its own, so that a broken one of the application's pool is not what is judged.
+    # A separate connection, so that a broken one of the application's pool is not evaluated.
     with application.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1, timeout=limit / 2)
-        # limit=1: the first worker's answer is enough, nobody waits for the rest.
+        # limit=1: the first worker's response is enough, nobody waits for the rest.
         answers = application.control.ping(timeout=limit / 2, limit=1, connection=connection)
     if not answers:
         raise Unhealthy("no worker answered")

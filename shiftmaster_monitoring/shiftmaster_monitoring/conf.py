@@ -23,7 +23,7 @@ SHIFTMASTER_METRICS_PATH        "/metrics"; None leaves the path to the applicat
 SHIFTMASTER_METRICS_DATABASE    True; whether queries are counted
 SHIFTMASTER_METRICS_BROKER_SECONDS
                                 2.0; how long a scrape looks at the broker
-SHIFTMASTER_CELERY_QUEUES       (); queues to look at beside those that the Celery application knows
+SHIFTMASTER_CELERY_QUEUES       (); queues to look at next to those that the Celery application knows
 SHIFTMASTER_SLOW_REQUEST_INFO_SECONDS, SHIFTMASTER_SLOW_REQUEST_WARNING_SECONDS
                                 1.0 and 2.0; requests that take so long are logged as info and as warning
 SHIFTMASTER_SLOW_LOG            file of their own for those lines; unset: they go where the logger

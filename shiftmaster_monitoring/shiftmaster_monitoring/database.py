@@ -42,7 +42,7 @@ class Queries:
 
 
 def connected(connection=None, **_more) -> None:
-    """Count a new connection, and what it is asked from now on."""
+    """Count a new connection, and what it is queried from now on."""
     with trouble.contained("queries cannot be counted"):
         metrics.connections_total.labels(connection.alias, connection.vendor).inc()
         if not any(isinstance(wrapper, Queries) for wrapper in connection.execute_wrappers):

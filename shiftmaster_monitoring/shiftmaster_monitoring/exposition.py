@@ -102,7 +102,7 @@ class Looked:
         ]
         labels = ("version", "release", "slot")
         yield _gauge(
-            "shiftmaster_release_info", "The release that answers.", {tuple(text or "" for text in release): 1}, labels
+            "shiftmaster_release_info", "The release that responds.", {tuple(text or "" for text in release): 1}, labels
         )
         if shared.directory() is not None:  # Otherwise prometheus_client's own registry has this process.
             with trouble.contained("the processes cannot be measured"):
@@ -120,7 +120,7 @@ class Looked:
                 trouble.say("metrics of %s" % name, checks.Unhealthy(result.get("error", "")))
         if "people" in found:
             with trouble.contained("active users cannot be counted"):
-                # Where the cache does not answer, this host speaks for itself.
+                # Where the cache does not respond, this host speaks for itself.
                 windows = found["people"].get("windows") or people.active()
                 yield _gauge(
                     "shiftmaster_active_users",

@@ -1,4 +1,4 @@
-"""What is counted beside django-prometheus' own metrics. Imported only where metrics are switched on."""
+"""What is counted next to django-prometheus' own metrics. Imported only where metrics are switched on."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def _names(request, parameter: str) -> list:
 def trusted(request) -> bool:
     """Tell whether a caller may see details: one with the token, or one of this host.
 
-    A request over a unix socket has no address of its own. Whoever came through a proxy is judged by every address
+    A request over a unix socket has no address of its own. Whoever came through a proxy is evaluated by every address
     that the proxies wrote down, so the reverse proxy must set X-Forwarded-For or X-Real-IP (ours does).
     """
     token = conf.get("SHIFTMASTER_HEALTH_TOKEN")

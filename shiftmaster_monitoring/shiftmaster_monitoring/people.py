@@ -7,7 +7,7 @@ request.
 
 A session ends when its user logs out, or with its last request before SHIFTMASTER_SESSION_IDLE_SECONDS of silence;
 Django itself notices no expiry. Nothing is read of a session that the application has not read itself: no query is
-made, and no answer varies by cookie that would not.
+made, and no response varies by cookie that would not.
 
 Several hosts that share a cache tell each other whom they have seen, so that a user who comes to two of them counts
 once; all of them then say the same, the number of the installation.

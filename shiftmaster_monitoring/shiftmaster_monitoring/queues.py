@@ -1,7 +1,7 @@
 """What waits at Celery's broker, by looking at it at a scrape: length of each queue and age of its oldest task.
 
 kombu keeps a queue of Redis as one list for each priority. It puts tasks in at the left and takes them at the right, so
-the last entry is the oldest. A look takes nothing out. Other brokers are asked for the length alone.
+the last entry is the oldest. Reading removes nothing. Other brokers return only the length.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 
 from . import checks, conf, tasks
 
-# What kombu takes where the application says nothing else.
+# What kombu takes where the application reports nothing else.
 SEPARATOR, PRIORITIES = "\x06\x16", (0, 3, 6, 9)
 _clients = {}
 _met = {}  # list: (the oldest task, when it was first seen there)

@@ -67,7 +67,7 @@ class Runner:
                 results[name] = {
                     "status": "unhealthy",
                     "latency_ms": round(limit * 1000, 1),
-                    "error": "Timeout: no answer within %g s" % limit,
+                    "error": "Timeout: no response within %g s" % limit,
                 }
         return results
 

@@ -178,7 +178,7 @@ def test_the_health_check_runs_and_says_which_host_is_away(job):
     assert "shift.example.jp" in job.output and "UNREACHABLE" in job.output
     # AWX reads events, not the output.
     tasks = {event["event_data"].get("task") for event in job.events if "event_data" in event}
-    assert {"Ask everything at once", "Show the report"} <= tasks
+    assert {"Query everything at once", "Show the report"} <= tasks
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ class WrongInput(Exception):
 
 
 class Failed(Exception):
-    """A request that got no usable answer; the text is its class."""
+    """A request that got no usable response; the text is its class."""
 
 
 class Unanswered(Failed):
@@ -149,8 +149,8 @@ class Connection:
             raise Failed("reset" if self.used <= 1 else "reset on a kept connection") from None
         except asyncio.IncompleteReadError as exc:
             if not exc.partial and self.used > 1:
-                raise Unanswered("closed a kept connection without an answer") from None
-            raise Failed("cut off" if exc.partial else "closed without an answer") from None
+                raise Unanswered("closed a kept connection without a response") from None
+            raise Failed("cut off" if exc.partial else "closed without a response") from None
         except asyncio.LimitOverrunError:
             raise Failed("bad response: header too long") from None
         except ssl.SSLError as exc:
@@ -632,7 +632,7 @@ class Run:
         try:
             page = await self.send(connection, session, "GET", login["page"])
             if page.status != 200:
-                raise Failed(f"the login page answers {page.status}")
+                raise Failed(f"the login page returns {page.status}")
             form = {
                 login.get("user_field", "username"): login["username"],
                 login.get("password_field", "password"): password,
@@ -642,7 +642,7 @@ class Run:
             answer = await self.send(connection, session, "POST", login.get("action", login["page"]), form)
             expected = login.get("expect", [302])
             if answer.status not in expected:
-                raise Failed(f"the login answers {answer.status}, not {expected}")
+                raise Failed(f"the login returns {answer.status}, not {expected}")
             cookie = login.get("session_cookie", "sessionid")
             if cookie not in session.cookies:
                 raise Failed(f"the login sets no cookie {cookie}")
@@ -679,7 +679,7 @@ class Run:
             await connection.close()
         found = list(dict.fromkeys(re.findall(spec["pattern"], page.text)))
         if page.status != 200 or not found:
-            raise Failed(f"values.{name}: {spec['page']} answers {page.status} with {len(found)} matches")
+            raise Failed(f"values.{name}: {spec['page']} returns {page.status} with {len(found)} matches")
         return found
 
     # -- the two kinds of load ----------------------------------------------------------------------------------------
@@ -871,7 +871,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--requests-per-connection", type=int, default=500, help="then a new one (500)")
     parser.add_argument(
         "--repeat-unanswered", action="store_true",
-        help="ask once more, as browsers do, where a kept connection is closed without an answer",
+        help="ask once more, as browsers do, where a kept connection is closed without a response",
     )  # fmt: skip
     parser.add_argument("--warmup-seconds", type=float, default=0.0, help="left out of the latencies, not of the count")
     parser.add_argument("--marks", help="file with marks of other processes (JSON lines)")

@@ -1,4 +1,4 @@
-"""The pages in a real browser without a network: nothing is asked, nothing complains, nothing is cut off.
+"""The pages in a real browser without a network: nothing is queried, nothing complains, nothing is cut off.
 
 scripts/test_pages starts the container and says its name in SHIFTMASTER_BROWSER; with --pictures it writes docs/images.
 """

@@ -8,8 +8,9 @@ import time
 import urllib.parse
 
 import pytest
+from ansible.module_utils.shiftmaster.backup import verification
 from ansible.module_utils.shiftmaster.diagnosis import database, upkeep
-from ansible.module_utils.shiftmaster.host.sql import COUNT_MIGRATIONS, SAFE_SEARCH_PATH
+from ansible.module_utils.shiftmaster.host.sql import COUNT_MIGRATIONS, SAFE_SEARCH_PATH, rows_of
 
 SETUP = """
 CREATE TABLE roster (id int PRIMARY KEY, staff int, note text);
@@ -385,3 +386,10 @@ def test_what_a_database_sets_has_no_effect(hostile, dsn):
         assert psql(admin, "--command=ALTER DATABASE hostile SET " + setting).returncode == 0
     done = psql(env, "--command=SELECT current_user = session_user, current_setting('search_path')")
     assert done.stdout.strip() == "t|pg_catalog,pg_temp", done
+
+
+def test_a_name_with_the_end_of_a_line_is_one_row(hostile):
+    env = hostile('CREATE TABLE "a\nb\x1f9" (id int); INSERT INTO "a\nb\x1f9" VALUES (1)')
+    for query, columns in ((verification.COUNTS_SQL, 4), (verification.WRITES_SQL, 3)):
+        done = psql(env, "--field-separator=\x1f", "--command=" + query)
+        assert [len(row) for row in rows_of(done.stdout)] == [columns], done

@@ -814,7 +814,7 @@ def test_a_failed_operation_outside_a_transaction_leaves_nothing_and_is_repeated
     twice = """migrations.RunSQL("DO $$ BEGIN CREATE TABLE first (id int); INSERT INTO %s VALUES (1); END $$")"""
     files = {"shifts/0003_half": migration(f"{INDEX}, {twice % 'missing'}", "0002_note", atomic=False)}
     message, _ = site.refused("apply", site.release(2, dict(BASE, **files)), first_deploy=True)
-    assert "missing" in message and "The next run goes on behind them." in message and site.columns("first") == set()
+    assert "missing" in message and "The next run continues after them." in message and site.columns("first") == set()
     files["shifts/0003_half"] = migration(f"{INDEX}, {twice % 'first'}", "0002_note", atomic=False)
     result = site.run("apply", site.release(3, dict(BASE, **files)), first_deploy=True)
     assert (result["done"], result["repaired"]) == (["shifts.0003_half"], [])

@@ -82,7 +82,7 @@ def problems(text):
     if not re.fullmatch(r"[1-9]\d{0,2}", rule.get("INTERVAL", "")):
         found.append("AWX wants an INTERVAL")
     if "COUNT" in rule and ("UNTIL" in rule or not re.fullmatch(r"[1-9]\d{0,2}", rule["COUNT"])):
-        found.append("AWX takes a COUNT up to 999, and none beside UNTIL")
+        found.append("AWX takes a COUNT up to 999, and none next to UNTIL")
     found += ["BYDAY=%s is no day of the week" % day for day in rule.get("BYDAY", "MO").split(",") if day not in DAYS]
     if not re.fullmatch(r"[1-9]|1\d|2[0-8]", rule.get("BYMONTHDAY", "1")):
         found.append("BYMONTHDAY=%s is no day that every month has" % rule["BYMONTHDAY"])

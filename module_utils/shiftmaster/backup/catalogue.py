@@ -28,7 +28,7 @@ KINDS = ("full", "diff", "incr")
 
 
 class CatalogueError(Exception):
-    """The answer is not one of pgBackRest's, or the catalogue lacks what was asked for; str() says which."""
+    """The response is not one of pgBackRest's, or the catalogue lacks what was requested; str() says which."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Stanza:
 
 
 def parse(answer) -> tuple:
-    """Return the stanzas of an answer of `pgbackrest info --output=json`, given as text or bytes."""
+    """Return the stanzas of a response of `pgbackrest info --output=json`, given as text or bytes."""
     if isinstance(answer, bytes):
         # The message about a wrong key quotes what it decrypted, which is no text, and has control characters.
         answer = answer.decode("utf-8", "replace")
@@ -216,7 +216,7 @@ def _text(value) -> str:
 
 
 def stanza_result(stanza: Stanza, system_id: Optional[int] = None) -> Result:
-    """Judge what the catalogue itself says. system_id is that of the database that runs, where it is known.
+    """Evaluate what the catalogue itself says. system_id is that of the database that runs, where it is known.
 
     A problem of one backup has its label as its place: result.concerning(labels) leaves the others out.
     """

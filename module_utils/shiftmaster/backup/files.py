@@ -1,7 +1,7 @@
 """Files, media and configuration: saved with restic, read back and compared.
 
 restic answers 0 where one of its paths is missing and where a pack has a flipped byte. So paths are looked at before,
-its answers are read, and what was saved is restored and compared with what is on the host.
+its responses are read, and what was saved is restored and compared with what is on the host.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Restic:
         return self.host.run(what, "restic", "--quiet", *self.words, *arguments, env=self.env, **more)
 
     def init(self) -> bool:
-        """Make the repository where there is none; never beside one that cannot be read."""
+        """Make the repository where there is none; never next to one that cannot be read."""
         if os.path.exists(os.path.join(self.repository, "config")):
             return False
         os.makedirs(self.repository, mode=0o700, exist_ok=True)
@@ -75,7 +75,7 @@ class Restic:
         return True
 
     def unlock(self) -> None:
-        """Remove locks whose process is gone; restic itself judges that, on this host alone."""
+        """Remove locks whose process is gone; restic itself evaluates that, on this host alone."""
         self.run("restic unlock", "unlock")
 
     def snapshots(self, *tags: str) -> list:
@@ -158,7 +158,7 @@ class Restic:
             raise BackupError("restic check: %s" % found)
 
     def listed(self, snapshot: str) -> list:
-        """Return what restic says of a snapshot: itself, then its nodes, which have a type."""
+        """Return what restic reports about a snapshot: itself, then its nodes, which have a type."""
         done = self.run("restic ls", "ls", "--json", snapshot)
         # A name may hold what splitlines() takes for the end of a line.
         return [json.loads(line) for line in done.stdout.split("\n") if line]
@@ -296,7 +296,7 @@ def request_words(host: Host, source: dict, request: str) -> tuple:
 
 
 def ask_lock(host: Host, source: dict) -> str:
-    """The lock of deploys of another host; "" where there is none, or the host cannot be asked."""
+    """The lock of deploys of another host; "" where there is none, or the host cannot be queried."""
     try:
         words = request_words(host, source, "lock")
         return host.run("asking %s for a deploy" % source["name"], *words, timeout=60, limit=ANSWER_BYTES).stdout

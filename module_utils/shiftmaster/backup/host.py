@@ -39,16 +39,16 @@ _FOLLOWS = re.compile(r"^ignoring error for .*: no such file or directory$")
 
 
 class BackupError(Exception):
-    """It cannot be done; str() says why in a sentence."""
+    """It cannot be done; str() shows why in a sentence."""
 
 
 def said_of(error: Exception) -> str:
-    """Why something failed, for the report. An answer of a tool that nobody has foreseen is in the journal, too."""
+    """Why something failed, for the report. A response of a tool that nobody has foreseen is in the journal, too."""
     if isinstance(error, (BackupError, CatalogueError, OSError)):
         return str(error)
     # Module traceback fails where a deploy has replaced the program.
     sys.excepthook(*sys.exc_info())
-    return "an answer was not understood (%s: %s)" % (type(error).__name__, error)
+    return "a response was not understood (%s: %s)" % (type(error).__name__, error)
 
 
 class OptionsError(BackupError):
@@ -81,7 +81,7 @@ def tail(text: str, lines: int = 3) -> str:
 
 
 class _EndedError(Exception):
-    """A command is not waited for any longer; str() says why."""
+    """A command is not waited for any longer; str() shows why."""
 
 
 def _communicate(child, stdin: str, seconds: float, limit: int, watch) -> tuple:

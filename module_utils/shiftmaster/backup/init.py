@@ -33,7 +33,7 @@ def init(host: Host) -> list:
             host.pgbackrest("pgbackrest stanza-create", "stanza-create")
             made.append("stanza %s" % host.stanza)
         elif stanza.code not in (catalogue.OK, catalogue.NO_BACKUP):
-            raise BackupError("the repository of the database is not well: %s" % catalogue.stanza_result(stanza))
+            raise BackupError("the repository of the database is unhealthy: %s" % catalogue.stanza_result(stanza))
     if host.database["databases"] and not host.options["wal_receive"]:
         # What nobody receives is kept by the database until its limit.
         with contextlib.suppress(BackupError):

@@ -1,8 +1,8 @@
-"""A copy outside of the house: one repository of restic, by SFTP or in an S3-compatible store.
+"""An off-site copy: one repository of restic, on a rest-server, by SFTP or in an S3-compatible store.
 
-Behind each good run it gets the snapshots of files and configuration, and beside them pgBackRest's repository, the
-logical dumps and the manifests as they lie here. Then it is read back. docs/decisions/0014-offsite.md says why it is no
-second repository of pgBackRest. fetch() is the way back to an empty host.
+Behind each good run it gets the snapshots of files and configuration, and next to them pgBackRest's repository, the
+logical dumps and the manifests. Then it is read back. docs/decisions/0014-offsite.md explains why it is no
+second repository of pgBackRest. fetch() is the rollback to an empty host.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Offsite(Restic):
         )
         with open(offsite["environment_file"], encoding="utf-8") as stream:
             self.settings.update(json.load(stream))
+        self.append_only = offsite["append_only"]
         self.written, self.network = [], sandbox.NETWORK
         self.needed += [*sandbox.NETWORK_FILES, "-/etc/ssl/certs", "-" + offsite["ssh_key_file"]]
         self.needed += ["-" + offsite["known_hosts_file"], *([offsite["ca_file"]] if offsite["ca_file"] else [])]
@@ -133,9 +134,15 @@ class Offsite(Restic):
         return directory
 
     def prune(self) -> None:
-        """Let go what is older than the days that are kept, by the newest's date: nothing goes while nothing comes."""
-        days = "%dd" % self.host.options["keep_days"]
-        self.run("pruning outside", "forget", "--group-by", "host,paths", "--keep-within", days, "--prune")
+        """Remove what is older than it is kept, by the newest one's date: nothing goes while nothing comes.
+
+        A repository that takes additions only is pruned by its own host.
+        """
+        if self.append_only:
+            return
+        kept = [("", "%(keep_days)dd"), ("-monthly", "%(keep_months)dm"), ("-yearly", "%(keep_years)dy")]
+        words = [word for name, limit in kept for word in ("--keep-within" + name, limit % self.host.options)]
+        self.run("pruning outside", "forget", "--group-by", "host,paths", *words, "--prune")
 
     def fetch(self, run_id: str) -> list:
         """Bring everything back to a host that has no backups; returns what was brought. Raises BackupError."""
@@ -208,7 +215,7 @@ class Offsite(Restic):
             self.env,
             RESTIC_REPOSITORY=self.here,
             RESTIC_PASSWORD_FILE=self.env["RESTIC_FROM_PASSWORD_FILE"],
-            RESTIC_FROM_REPOSITORY=self.repository,
+            RESTIC_FROM_REPOSITORY=self.env["RESTIC_REPOSITORY"],
             RESTIC_FROM_PASSWORD_FILE=self.env["RESTIC_PASSWORD_FILE"],
         )
         if ids:

@@ -2,7 +2,7 @@
 
 restic and tar write by name: a link that appears in their way leads them, as root, out of the directory. Here every
 file is written through safe_files. What is packed may come from an attacker, too: nothing is written outside of the
-paths that were asked for, and no link below them is followed, whoever has made it.
+paths that were requested, and no link below them is followed, whoever has made it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..host import safe_files
 
 
 class PlaceError(Exception):
-    """Nothing more is written; str() says why."""
+    """Nothing more is written; str() shows why."""
 
 
 class Entry(NamedTuple):
@@ -33,12 +33,17 @@ class Entry(NamedTuple):
 
 
 def of_directory(top: str) -> Iterator[Entry]:
-    """Yield what lies below a directory of root, each as if that were /."""
+    """Yield what lies below a directory of root, each as if that were /.
+
+    Files, directories and links: one FIFO of the application must not keep all of its files from being restored.
+    """
     for directory, directories, files in os.walk(top):
         directories.sort()
         for name in ["."] * (directory == top) + sorted(files) + directories:
             source = os.path.normpath(os.path.join(directory, name))
             status = os.lstat(source)
+            if stat.S_IFMT(status.st_mode) not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+                continue
             yield Entry(
                 os.path.normpath("/" + os.path.relpath(source, top)),
                 status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns,
@@ -159,6 +164,8 @@ def place(entries: Iterable[Entry], tops: Iterable[str], owners: Mapping[str, tu
         owner = next((owners[top] for top in owners if is_below(entry.path, [top])), None)
         if owner:
             (uid, gid), mode = owner, mode & 0o777
+        if entry.path != "/":
+            safe_files.make_way(entry.path, stat.S_ISDIR(entry.mode), beneath)
         if stat.S_ISDIR(entry.mode):
             if entry.path != "/":
                 safe_files.make_directory(entry.path, mode, uid, gid, beneath)

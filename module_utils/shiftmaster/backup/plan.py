@@ -46,7 +46,7 @@ def kind_today(
     """
     damaged, gapped = set(damaged), set(gapped)
     if wish == "full":
-        return Decision("full", "a full backup was asked for")
+        return Decision("full", "a full backup was requested")
     database = stanza.current_database(repo)
     if database is None:
         return Decision("full", "repository %d holds nothing yet" % repo)
@@ -78,7 +78,7 @@ def kind_today(
     if age < 0 or now < last.stopped:
         return Decision("full", "the clock is before the last backup, so its age is not known")
     if wish == "incr":
-        return Decision("incr", "an incremental backup was asked for")
+        return Decision("incr", "an incremental backup was requested")
     if age >= full_days * DAY - EARLY_SECONDS:
         return Decision("full", "the last full backup is %.1f days old" % (age / DAY))
     return Decision("incr", "full backup %s is verified and %.1f days old" % (chain[0].label, age / DAY))

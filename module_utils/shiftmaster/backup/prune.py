@@ -72,6 +72,8 @@ def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tu
     found = [one for one in found if one["run_id"] != manifest["run_id"]] + [dict(manifest, ended=manifest["started"])]
     seen = [manifests.seconds_of(one["started"]) for one in found]
     policy = retention.Policy(days=host.options["keep_days"])
+    # Dumps and files can be read years later; a copy of the cluster needs its version of PostgreSQL, and all WAL since.
+    generations = policy._replace(months=host.options["keep_months"], years=host.options["keep_years"])
     removed, problems = [], []
     if "database" in good:
         stanza = catalogue.stanza_of(host.info(), host.stanza)
@@ -91,7 +93,7 @@ def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tu
         listed = retention.snapshots(restic.run("restic snapshots", "snapshots", "--json").stdout)
         for (name, tag), items in listed.items():
             if tag in good and name == host.options["host"]:
-                made = retention.plan(items, verifications(found, tag), time.time(), policy, seen=seen)
+                made = retention.plan(items, verifications(found, tag), time.time(), generations, seen=seen)
                 going += made.remove
                 problems += made.alerts
     if going:
@@ -106,7 +108,8 @@ def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tu
             for part in (one["parts"].get("logical", {}) for one in found)
             if part.get("result") in manifests.GOOD and os.path.isdir(os.path.join(dumps, part["label"]))
         ]
-        made = retention.plan(items, verifications(found, "logical"), time.time(), policy, damaged=damaged, seen=seen)
+        verified = verifications(found, "logical")
+        made = retention.plan(items, verified, time.time(), generations, damaged=damaged, seen=seen)
         for name in made.remove:
             shutil.rmtree(os.path.join(dumps, name))
         removed += made.remove

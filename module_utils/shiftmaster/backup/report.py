@@ -146,7 +146,7 @@ def without_options(run_id: str, why: str) -> int:
         })  # fmt: skip
     # Its file may be as damaged as that of the options.
     except (KeyError, TypeError, AttributeError) as error:
-        host.log("nobody was told: %s: %s" % (type(error).__name__, error))
+        host.log("nobody was notified: %s: %s" % (type(error).__name__, error))
     return 1
 
 
@@ -182,7 +182,7 @@ def replace_metrics(path: str, text: str) -> None:
 def next_run(host: Host):
     """When this host's timer starts the next one, None where it has none.
 
-    The timer itself does not say it while its service runs, so its calendar is asked.
+    The timer itself does not say it while its service runs, so its calendar is queried.
     """
     try:
         unit = "shiftmaster-backup.timer"
@@ -203,7 +203,7 @@ def tell(host: Host, event: str, status: str, details: dict) -> None:
         with open(host.options["notify_file"], encoding="utf-8") as stream:
             wanted = json.load(stream)
     except (OSError, ValueError) as error:
-        host.log("nobody was told: %s" % error)
+        host.log("nobody was notified: %s" % error)
         return
     channels = wanted["routes"].get(status, [])
     params = {name: wanted.get(name) if name in channels else None for name in ("slack", "email", "pagerduty")}
@@ -219,4 +219,4 @@ def tell(host: Host, event: str, status: str, details: dict) -> None:
     messages = send.compose(params, manifests.moment(time.time()))
     _sent, problems = send.deliver(params, {k: v for k, v in messages.items() if k not in wrong})
     for channel, problem in sorted({**problems, **wrong}.items()):
-        host.log("%s was not told: %s" % (channel, problem))
+        host.log("%s was not notified: %s" % (channel, problem))

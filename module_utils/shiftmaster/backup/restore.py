@@ -1,4 +1,4 @@
-"""Restores: of the database in its place or beside it, of one table, of files. What they replace is kept.
+"""Restores: of the database in its place or next to it, of one table, of files. What they replace is kept.
 
 What a restore is given is a dict (`request`): id, target, parts, paths, table. Each function returns a dict for people.
 """
@@ -30,7 +30,7 @@ from .wal import SEGMENT_BYTES
 STILL_SECONDS = 20
 SLOW_SECONDS = 300
 ATTEMPTS = 12
-# Behind the maintenance page nobody waits for a backup: who has the lock was asked before it went up.
+# Behind the maintenance page nobody waits for a backup: who has the lock was queried before it went up.
 PAGE_SECONDS = 60
 BOOT_SECONDS = 300
 # One segment of received WAL, on a slow line.
@@ -227,7 +227,7 @@ def _log_of(host: Host) -> str:
 
 
 def database_here(host: Host, request: dict) -> dict:
-    """Put the database back in its own place; what was there stays beside it until somebody removes it."""
+    """Put the database back in its own place; what was there stays next to it until somebody removes it."""
     chosen = _planned(request)
     data = host.database["data"]
     aside = "%s.before-%s" % (data, request["id"])
@@ -314,7 +314,7 @@ def _wait_for_end_of_archive(host: Host, request: dict, log: str, behind: int) -
 
 
 def _require_the_end(request: dict, log: str) -> None:
-    """Refuse a database that came up before the end of the archive, unless that was asked for."""
+    """Refuse a database that came up before the end of the archive, unless that was requested."""
     last = request.get("last_segment", "")
     if last and not request.get("allow_gap") and 'restored log file "%s" from archive' % last not in log:
         raise BackupError(
@@ -424,7 +424,7 @@ def undo_at_boot(host: Host) -> None:
     """Behind a restore in whose middle the host went down, and before PostgreSQL comes up with half of it."""
     data = host.database["data"]
     if os.path.exists(MARKER):
-        # Whoever reports a killed backup at boot has the lock for a moment; a backup begins behind PostgreSQL.
+        # Whoever reports a killed backup at boot has the lock briefly; a backup begins behind PostgreSQL.
         with alone(host, "what is left of a restore", BOOT_SECONDS):
             runs = _state(host) == "active"
             _settle(host, data)
@@ -433,7 +433,7 @@ def undo_at_boot(host: Host) -> None:
 
 
 def undo(host: Host, request_id: str) -> None:
-    """Behind a restore that was killed: what was there before is put back, and said to whoever waits for an answer."""
+    """Behind a restore that was killed: what was there before is restored, and said to whoever waits for a response."""
     data = host.database["data"]
     with alone(host, "what is left of restore %s" % request_id, host.options["lock_wait_seconds"]):
         try:
@@ -525,11 +525,11 @@ def _forget_the_recovery(host: Host, data: str) -> None:
         _wait_for_end_of_recovery(host, data)
 
 
-# --- beside it -------------------------------------------------------------------------------------------------------
+# --- next to it -------------------------------------------------------------------------------------------------------
 
 
 def _beside(host: Host, chosen: Plan):
-    """The server of a restore beside the database, which goes also through what is not in the archive yet."""
+    """The server of a restore next to the database, which goes also through what is not in the archive yet."""
     _archive_until_now(host)
     directory = os.path.join(host.directory, "wal") if received(host) else ""
     return verification.restored(host, "restore", *chosen.arguments, label=chosen.label, received=directory)
@@ -549,7 +549,7 @@ def _require_room(host: Host, chosen: Plan) -> None:
 def _archive_until_now(host: Host) -> None:
     """Close the segment that is being written, where the database answers: a moment just past can be reached then."""
     with contextlib.suppress(BackupError):
-        # In a statement of its own: its commit, the moment that a restore can stop at, has to be in the segment that is
+        # In a statement of its own: its commit, the time that a restore can stop at, has to be in the segment that is
         # closed. In one with the switch it began the next segment, which was waited for until archive_timeout.
         host.ask("SELECT pg_logical_emit_message(true, 'shiftmaster-backup', '')", timeout=30)
         segment = host.ask("SELECT pg_walfile_name(pg_switch_wal() - 1)", timeout=30)[0][0]
@@ -772,7 +772,7 @@ def main(host: Host, what: str, stream) -> int:
         request["id"]
     except (ValueError, KeyError, TypeError) as error:
         raise BackupError(
-            "what is asked for has to come on standard input, as JSON with an id (%s: %s), as restore.yml asks"
+            "what is requested has to come on standard input, as JSON with an id (%s: %s), as restore.yml asks"
             % (type(error).__name__, error)
         )
     answer, code = {}, 0

@@ -1,7 +1,7 @@
-"""What the tools of the backup say beside their exit codes, which answer 0 for damage that loses data.
+"""What the tools of the backup say next to their exit codes, which answer 0 for damage that loses data.
 
 Each reader takes what a tool wrote and returns a Result. Only what is known to be said of something whole is good: an
-empty answer, an unknown line or one that stops in the middle is not.
+empty response, an unknown line or one that stops in the middle is not.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ _ERRORS = {
     50: ("locked", "another run of pgBackRest holds the lock"),
     51: ("other_system", "the database is another one than that of the stanza"),
     55: ("repository_missing", "a file of the repository is not there"),
-    56: ("no_database", "the database does not answer, or refuses the login"),
+    56: ("no_database", "the database does not respond, or refuses the login"),
     64: ("not_written", "a file could not be written"),
     68: ("not_archived", "archiving is not set up"),
     75: ("no_backup", "there is no backup for it"),
@@ -184,7 +184,7 @@ _HARMLESS = (
 
 
 def pgbackrest(rc: int, text: str, command: str) -> Result:
-    """Judge what a command wrote with --log-level-stderr=info: backup, restore, expire, check, stanza-create.
+    """Evaluate what a command wrote with --log-level-stderr=info: backup, restore, expire, check, stanza-create.
 
     A warning that is not known to be harmless is a problem: damaged pages are no more than one.
     """
@@ -224,13 +224,13 @@ def pgbackrest(rc: int, text: str, command: str) -> Result:
 
 
 def recovery(log: str, target: str = "", last_segment: str = "") -> Result:
-    """Judge the log of a server that was started on a restored directory.
+    """Evaluate the log of a server that was started on a restored directory.
 
     A recovery that meets a damaged or missing segment says that it is complete: with thousands of commits missing. So
     there must be a verified end: the named point (target), or the last segment of the archive.
     """
     problems = []
-    # What is fatal for a client that came too early, or after the recovery, says nothing about it.
+    # What is fatal for a client that came too early, or after the recovery, reports nothing about it.
     before = log.split("database system is ready to accept connections", 1)[0]
     for line in before.splitlines():
         if re.search(r"\b(?:FATAL|PANIC): ", line) and not re.search(r"FATAL:  the database system is ", line):
@@ -249,7 +249,7 @@ def recovery(log: str, target: str = "", last_segment: str = "") -> Result:
 def amcheck(rc: int, stdout: str, stderr: str) -> Result:
     """Judge `pg_amcheck --all --heapallindexed --install-missing --progress`.
 
-    It says nothing about what is whole, so its progress is what tells that something was looked at. A database in
+    It reports nothing about what is whole, so its progress is what tells that something was looked at. A database in
     which the extension is not installed is left out, with code 0.
     """
     problems = []
@@ -296,7 +296,8 @@ def _restic(rc: int, stdout: str, stderr: str, command: str):
     """Return (the summary, the problems) of a command with --json."""
     problems = []
     summary = None
-    for line in (stdout + "\n" + stderr).splitlines():
+    # A name of a file may hold what splitlines() takes for the end of a line.
+    for line in (stdout + "\n" + stderr).split("\n"):
         line = line.strip()
         if not line:
             continue

@@ -1,7 +1,7 @@
 """What of the backups may go: one planner for pgBackRest's backups, restic's snapshots and logical dumps.
 
 The tools' own retention counts what it has, good or not: two damaged backups expired the last clean one. Here only a
-restore that succeeded counts, and where anything is in doubt nothing goes and an alert says so. A full disk is met by a
+restore that succeeded counts. In doubt nothing is removed, and an alert reports it. A full disk is met by a
 person; a backup that is gone comes back for nobody.
 
 Nothing goes that is younger than the limit, whatever its state; that a newer verified full backup does not stand for;
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import time
 from typing import Iterable, Mapping, NamedTuple
 
 from ..monitoring.metrics import timestamp_of
@@ -34,6 +35,8 @@ class Policy(NamedTuple):
     window: bool = (
         True  # The newest verified backup beyond the limit stays too: the days after it are restored from it.
     )
+    months: int = 0  # Of each of so many months the first verified backup stays,
+    years: int = 0  # and of each of so many years.
 
 
 class Item(NamedTuple):
@@ -94,6 +97,9 @@ def plan(
             keep[item.name] = "depends on the last verified full backup"
         elif not fulls or fulls[-1].ended <= item.ended:
             keep[item.name] = "no newer full backup is verified"
+    firsts = first_of_each([(item.ended, item.name) for item in fulls], now, policy.months, policy.years)
+    for name, period in firsts.items():
+        keep.setdefault(name, "the first verified one of %s" % period)
     if policy.window:
         beyond = [item.name for item in items if item.name in verified and age(item.ended) >= policy.days * DAY]
         if beyond:
@@ -109,6 +115,22 @@ def plan(
     # What needs another goes first, also where a clock was moved and the order of time is not that of the chain.
     going.sort(key=lambda name: len(needs[name]), reverse=True)
     return Plan(tuple(going), keep, tuple(alerts), suspect)
+
+
+def first_of_each(found: Iterable, now: float, months: int, years: int) -> dict:
+    """Return {name: period} of the first of each calendar month and year (UTC), of the newest so many periods.
+
+    found is [(timestamp, name)]. A period without any of them does not count.
+    """
+    firsts = {}
+    for format_, count in (("%Y-%m", months), ("%Y", years)):
+        periods = {}
+        for timestamp, name in sorted(found):
+            if timestamp <= now:
+                periods.setdefault(time.strftime(format_, time.gmtime(timestamp)), name)
+        for period in sorted(periods)[-count:] if count else ():
+            firsts.setdefault(periods[period], period)
+    return firsts
 
 
 def over_limit(used: int, limit: int) -> tuple:
@@ -175,10 +197,10 @@ def _doubts(items: list, verified: set, fulls: list, moments: list, now: float, 
 
 
 def _ages(moments: list, now: float, policy: Policy):
-    """Return a function that says how old a moment is, in seconds, of which some run bears witness.
+    """Return a function that shows how old a moment is, in seconds, of which some run bears witness.
 
     The time of a gap is left out: whether it was an outage, or the clock jumped, nobody knows. A clock that is put on
-    by less than a gap is believed.
+    by less than a gap is trusted.
     """
     past = [moment for moment in moments if moment <= now] + [now]
     ages = [0.0] * len(past)
@@ -259,9 +281,9 @@ def commands(stanza: str, made: DatabasePlan, repo: int = 1) -> list:
 
 
 def snapshots(answer) -> dict:
-    """Return {(host, tag): [Item]} of an answer of `restic snapshots --json`; each group is planned for itself.
+    """Return {(host, tag): [Item]} of a response of `restic snapshots --json`; each group is planned for itself.
 
-    A snapshot needs no other one. ValueError where the answer is none of restic's.
+    A snapshot needs no other one. ValueError where the response is none of restic's.
     """
     found = {}
     try:

@@ -24,7 +24,7 @@ def _free(directory: str) -> tuple:
 
 
 def room_for_others(directory: str):
-    """Return a function that says why another host sends too much; "" where it does not.
+    """Return a function that shows why another host sends too much; "" where it does not.
 
     What it sends is there twice: as the copy of its files, and in the repository.
     """

@@ -87,7 +87,7 @@ class Run:
         wanted += ["logical"] if host.database["databases"] and ("logical" in only or self.logical_due()) else []
         self.parts = [name for name in manifests.PARTS if name in wanted and (not only or name in only)]
         if not self.parts:
-            raise BackupError("nothing of what was asked for is set up to be saved on this host")
+            raise BackupError("nothing of what was requested is set up to be saved on this host")
 
     # -- the past ----------------------------------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class Run:
         self.save()
 
     def check_dumps(self) -> None:
-        """Read every dump that is kept once more: a disk that loses a byte says nothing by itself.
+        """Read every dump that is kept once more: a disk that loses a byte reports nothing by itself.
 
         One that is damaged fails the runs until it has expired, or somebody has removed it.
         """
@@ -245,7 +245,7 @@ class Run:
             self.damaged = True
 
     def release(self) -> dict:
-        """Which release serves: as role shiftmaster's own files say it, here or in the copy of another host's."""
+        """Which release is live: as role shiftmaster's own files say it, here or in the copy of another host's."""
         roots = [self.host.options["application_root"]]
         for source, part in sources(self.host, "files"):
             roots += [pulled(self.host, "files", source["name"]) + path for path in part["paths"]]
@@ -309,7 +309,7 @@ class Run:
         stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
         backup = stanza.of(1)[-1]
         if backup.stopped < manifests.seconds_of(self.manifest["parts"]["database"]["started"]):
-            raise BackupError("pgBackRest says that it is done, but the repository has no new backup")
+            raise BackupError("pgBackRest reports that it is done, but the repository has no new backup")
         # Known even where it is not verified in the end: nothing is built upon such a one.
         self.manifest["parts"]["database"].update(kind=backup.kind, label=backup.label)
         chain = stanza.chain(backup.label, 1)
@@ -397,7 +397,7 @@ class Run:
 
     def verify_repository(self, stanza, chain: list, timeline: int, verified: str) -> None:
         """Read the repository and look for gaps in its WAL. What is wrong with this chain, or with the WAL behind it,
-        fails this run; the rest is told: what is older may be needed for a moment of the past."""
+        fails this run; the rest is told: what is older may be needed briefly of the past."""
         # The log, which alone names each file, goes where the report does not.
         words = ("--log-level-console=off", "--log-level-stderr=info", "--output=text", "--verbose", "verify")
         done = self.host.pgbackrest("pgbackrest verify", *words, restore=True)
@@ -418,7 +418,7 @@ class Run:
         self.damaged_labels |= {one.where for one in problems if one.code not in behind} & (labels | others)
         if ours:
             raise BackupError("; ".join(problem.what for problem in ours))
-        # What was lost of the past is lost: the run says so each day until the damaged backup has been expired.
+        # What was lost of the past is lost: the run reports it each day until the damaged backup has been expired.
         self.damaged = self.damaged or bool(problems)
         manifests.note(self.manifest, problems)
         self.seen("database", "verify", "checksums of this backup and of what it needs, and its WAL without a gap")
@@ -538,7 +538,7 @@ def run(host: Host, run_id: str) -> int:
 
 
 def report_killed(host: Host) -> int:
-    """End what killed runs have left, as failed, and tell of it; returns how many there were."""
+    """End what killed runs have left, as failed, and report it; returns how many there were."""
     directory, count = os.path.join(host.directory, "manifests"), 0
     for manifest in manifests.history(directory).manifests:
         if manifest["ended"] is None:

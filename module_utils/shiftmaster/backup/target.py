@@ -29,7 +29,7 @@ ARGUMENT = re.compile(
 
 
 class TargetError(Exception):
-    """Nothing can be restored for this target; str() says why."""
+    """Nothing can be restored for this target; str() shows why."""
 
 
 class Plan(NamedTuple):
@@ -37,7 +37,7 @@ class Plan(NamedTuple):
     label: str
     arguments: list  # Of pgbackrest restore.
     text: str  # How far it goes, for people.
-    until: Optional[float]  # Data after this moment is lost; None where only the archive knows.
+    until: Optional[float]  # Data after this time is lost; None where only the archive knows.
     verified: bool  # Whether exactly this end has been restored before.
     size_bytes: int
     seconds: int  # How long its test restore took, 0 where it is not known.
@@ -157,7 +157,7 @@ def snapshot(part: str, target: str, found: list) -> dict:
     if target != "latest":
         if POSITION.match(target) or TRANSACTION.match(target):
             raise TargetError(
-                "%s says how far the database goes, and nothing of %s: a target of these is latest, a time or a run"
+                "%s shows how far the database goes, and nothing of %s: a target of these is latest, a time or a run"
                 % (target, part)
             )
         named = [run for run in runs if target in (run["run_id"], run["parts"].get("database", {}).get("label"))]

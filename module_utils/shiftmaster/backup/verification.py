@@ -39,9 +39,9 @@ FOUND_SQL = "SELECT 1 FROM ONLY public.canary TABLESAMPLE SYSTEM (100) WHERE for
 # Rows of an unlogged table are in no backup: PostgreSQL itself empties it behind a crash.
 # Tables alone are read: the application could put a view in the place of one, and its functions would run with the
 # rights of this login. PostgreSQL samples no view and, by ONLY, no foreign table that inherits; a sample of 100 % holds
-# every row.
+# every row. A name is written as JSON: in it the end of a line is none of an answer.
 COUNTS_SQL = """
-SELECT format('%I.%I', schemaname, pg_class.relname) AS name, n_tup_ins, n_tup_del,
+SELECT to_json(format('%I.%I', schemaname, pg_class.relname))::text AS name, n_tup_ins, n_tup_del,
        (xpath('/row/c/text()', query_to_xml(format('SELECT count(*) AS c FROM ONLY %I.%I TABLESAMPLE SYSTEM (100)',
         schemaname, pg_class.relname), false, true, '')))[1]::text
 FROM pg_stat_user_tables JOIN pg_class ON pg_class.oid = relid
@@ -51,7 +51,7 @@ TABLESPACES_SQL = """
 SELECT spcname || ' in ' || pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname !~ '^pg_' ORDER BY 1
 """
 WRITES_SQL = """
-SELECT format('%I.%I', schemaname, relname), n_tup_ins, n_tup_del FROM pg_stat_user_tables
+SELECT to_json(format('%I.%I', schemaname, relname))::text, n_tup_ins, n_tup_del FROM pg_stat_user_tables
 """
 SHORT_SQL = """
 SELECT n.nspname || '.' || c.relname || ': a page is torn' FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace

@@ -107,7 +107,7 @@ def _interpreter(path: str, user: str) -> dict:
 
 
 def _deploys(layout, count: int = 12) -> list:
-    """Return the last events of the audit log that say what was deployed or taken back."""
+    """Return the last events of the audit log that say what was deployed or reverted."""
     try:
         text = tail(os.path.join(layout.state, "audit.jsonl"), 128 * 1024)
     except OSError:
@@ -404,7 +404,7 @@ class Conversation:
 
 
 def cache_server(setting) -> dict:
-    """Redis on its own host: whether it answers there, password or not."""
+    """Redis on its own host: whether it responds there, password or not."""
     for port, tls in setting.redis_ports:
         target = probe.RedisTarget("localhost", port, tls=tls, verify=False)
         try:
@@ -490,7 +490,7 @@ def worker_log(path: str, unit: str = "") -> dict:
 
 
 def workers_answer(setting) -> dict:
-    """Whether the live worker answers a ping. It costs a start of the application, so it is asked only on suspicion."""
+    """Whether the live worker responds to a ping. It needs a start of the application, so it runs only on suspicion."""
     if not setting.celery_application:
         raise Absent("the application has no Celery")
     context = checks.Context(setting.environment_file, setting.environment_keys, setting.app_root, setting.user)

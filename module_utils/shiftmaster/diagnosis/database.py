@@ -139,7 +139,7 @@ STATEMENTS = {
 
 
 def statements_of(database: str) -> dict:
-    """Return STATEMENTS as they are asked in another database."""
+    """Return STATEMENTS as they are queried in another database."""
     literal = "'%s'" % database.replace("'", "''")
     return {
         name: query.replace("FROM pg_stat_statements s", "FROM public.pg_stat_statements s").replace(
@@ -182,8 +182,8 @@ def parse(text: str) -> dict:
 def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
     """Ask everything in one connection; returns ({name: rows}, errors). Raises ProbeError where there is no server."""
     environment = {
-        "PGOPTIONS": "-c statement_timeout=3s -c lock_timeout=500ms -c default_transaction_read_only=on"
-        " " + SAFE_SEARCH_PATH,
+        "PGOPTIONS": SAFE_SEARCH_PATH
+        + " -c statement_timeout=3s -c lock_timeout=500ms -c default_transaction_read_only=on",
         "PGAPPNAME": "shiftmaster-diagnose",
         "PGCONNECT_TIMEOUT": "3",
         "PGPASSFILE": "/nonexistent",
@@ -206,14 +206,14 @@ def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
             raise probe.ProbeError(
                 "error",
                 "garbage",
-                "psql ended with %d and gave no answer that can be read: %s" % (code, said or "nothing"),
+                "psql ended with %d and gave no response that can be read: %s" % (code, said or "nothing"),
             )
         raise probe.ProbeError("down", refusal(message), re.sub(r"^psql: (error: )?", "", message))
     return answers, [line[:300] for line in stderr.splitlines() if "ERROR" in line][:10]
 
 
 def refusal(message: str) -> str:
-    """Return a short reason for what psql says when it cannot connect."""
+    """Return a short reason for what psql shows when it cannot connect."""
     for words, reason in (
         # Of the socket: a server that runs may lack a file, too.
         ("failed: No such file or directory", "stopped"),
@@ -254,7 +254,7 @@ def database(setting) -> dict:
 
 
 def summary(answers: dict) -> dict:
-    """Return the answers with what follows from them."""
+    """Return the output of the queries with what follows from them."""
     found = dict(answers)
     server = (answers.get("server") or [{}])[0]
     rows = answers.get("connections") or []
@@ -272,7 +272,7 @@ def summary(answers: dict) -> dict:
     activity = answers.get("activity") or []
     found["blocked"] = [row for row in activity if row["blocked_by"]]
     found["blockers"] = blockers(activity)
-    # Without an answer nothing is known, which is not nothing.
+    # Without a response nothing is known, which is not nothing.
     found["oldest_age"] = max([row["age"] for row in answers.get("databases") or []], default=None)
     found["statements_known"] = "most_time_together" in answers
     found["scanning_statements"] = scanning(answers)

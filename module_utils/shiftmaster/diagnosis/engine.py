@@ -84,6 +84,6 @@ def collect(parts: dict, setting, limit: float = 15.0) -> dict:
     for name, part in parts.items():
         if name not in heard:
             seconds = min(part.seconds, limit)
-            heard[name] = {"status": HUNG, "seconds": seconds, "error": "no answer within %g s" % seconds}
+            heard[name] = {"status": HUNG, "seconds": seconds, "error": "no response within %g s" % seconds}
     probe.kill_children()
     return redact_tree({name: heard[name] for name in parts}, setting.secrets())

@@ -129,14 +129,14 @@ def problems(text: str, since: float, limit: int = 8) -> list:
     groups = {}
     latest = since
     for at, lines in entries(text):
-        # A log whose lines bear no time is judged as a whole: its end is the newest.
+        # A log whose lines bear no time is evaluated as a whole: its end is the newest.
         latest = at if at is not None else latest
         if latest < since:
             continue
         raised = [line for line in lines if _EXCEPTION.match(line.strip())]
         if not raised and not is_bad(lines[0]):
             continue
-        # The last exception is the one that ended it; the first line says where.
+        # The last exception is the one that ended it; the first line shows where.
         exception = raised[-1].strip() if raised else ""
         key = _pattern_of(exception or lines[0])
         group = groups.setdefault(key, {"count": 0, "first": latest, "exception": "", "text": ""})
@@ -174,7 +174,7 @@ def since_then(path: str, since: float) -> tuple:
         text, whole = end_of(path, _MOST)
         began = first_timestamp(text)
     rotated = os.path.join(os.path.dirname(path), glob.escape(os.path.basename(path)) + "[.-]*")
-    # What was written last before the moment says nothing since.
+    # What was written last before the moment reports nothing since.
     older = sorted((status.st_mtime, one) for one, status in safe_files.find(rotated))
     older = [one for at, one in older if at >= since]
     while whole and older and (began is None or began > since) and len(text) < _MOST:
@@ -272,7 +272,7 @@ def requests(setting) -> dict:
         raise Absent("there is no %s" % path)
     text = tail(path, 4 << 20)
     if len(text) < 1 << 20 and os.path.exists(path + ".1"):
-        # Rotated a moment ago.
+        # Rotated just now.
         text = tail(path + ".1", 1 << 20) + text
     elif len(text) < 1 << 16 and os.path.exists(path + ".2.gz"):
         text = unpacked(path + ".2.gz", 1 << 20).decode("utf-8", "replace") + text

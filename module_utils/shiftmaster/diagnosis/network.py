@@ -205,7 +205,7 @@ def addresses_of(names: list, hosts_file: str) -> list:
 
 
 def firewall(setting) -> dict:
-    """Whether our table is loaded, and which rules beside it refuse what ShiftMaster needs."""
+    """Whether our table is loaded, and which rules next to it refuse what ShiftMaster needs."""
     try:
         code, text, error = probe.run(["nft", "--json", "list", "ruleset"], 4.0)
     except probe.ProbeError as problem:
@@ -223,7 +223,7 @@ def firewall(setting) -> dict:
         ]
     except (ValueError, TypeError, KeyError, RecursionError):
         said = " ".join(text.split())[:100]
-        raise probe.ProbeError("error", "garbage", "nft gave no answer that can be read: %s" % said)
+        raise probe.ProbeError("error", "garbage", "nft gave no response that can be read: %s" % said)
     return {
         "tables": tables,
         "ours": "inet shiftmaster" in tables,
@@ -242,7 +242,7 @@ _QUERY = b"\x53\x4d\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00
 
 
 def name_server_answers(address: str, seconds: float = 2.0) -> bool:
-    """Tell whether a name server answers at all; that it knows no such name is an answer, too."""
+    """Tell whether a name server responds at all; that it knows no such name is a response, too."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as connection:
         connection.settimeout(seconds)
@@ -279,7 +279,7 @@ def names(setting) -> dict:
     probe.together(calls + [(ask_server, address) for address in servers[:3]], 4.0)
     heard = list(found)
     heard += [
-        {"name": name, "own": False, "error": "no answer within 4 s", "seconds": 4.0}
+        {"name": name, "own": False, "error": "no response within 4 s", "seconds": 4.0}
         for name in setting.names
         if name not in {entry["name"] for entry in heard if not entry["own"]}
     ]
@@ -371,7 +371,7 @@ def http(setting) -> dict:
     probe.together([(ask, name, target) for name, target in setting.http_targets.items()], 4.6)
     heard = dict(found)
     return {
-        name: heard.get(name) or {"error": "no answer within 4 s", "reason": "timeout", "status": None}
+        name: heard.get(name) or {"error": "no response within 4 s", "reason": "timeout", "status": None}
         for name in setting.http_targets
     }
 
@@ -450,13 +450,13 @@ def nginx_configuration(setting, directory: str) -> dict:
     """Return whether the running nginx could read its configuration again: {tested, error, why_not}."""
     pid = read_file(setting.path("/run/nginx.pid")).strip()
     if not pid.isdigit() or not os.path.isdir(os.path.join(setting.proc, pid)):
-        # At a start it says so itself.
+        # At a start it reports it itself.
         return {"tested": False, "why_not": "nginx does not run"}
     would = nginx_would_write(setting, nginx_text(directory))
     if would:
         return {"tested": False, "why_not": "nginx -t would make or change %s" % would}
     try:
-        # It says nothing into its log either.
+        # It reports nothing into its log either.
         command = ["nginx", "-t", "-q", "-e", "stderr", "-c", os.path.join(directory, "nginx.conf")]
         code, _stdout, said = probe.run(command, _NGINX_SECONDS)
     except probe.ProbeError as error:

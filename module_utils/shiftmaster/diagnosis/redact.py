@@ -36,7 +36,7 @@ _STRANGE = r"(?!<)(?=[^\s\"']*(?:[^\sA-Za-z\"'.,:;]|(?-i:[a-z][A-Z])))"
 # A word, in quotes or not; and between a program and its option, in a command or in a list of its words.
 _WORD = r"(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"']+)"
 _OPTIONS = r"\b[^\n|;]{0,300}?[\s\"'](?:%s)[\s\"',=]{0,5}"
-# A word alone behind "password for admin:" that says how it is, not what it is.
+# A word alone behind "password for admin:" that shows how it is, not what it is.
 _STATES = (
     r"(?:(?:not|was|is|has|were|been|must|may|cannot|un\w+|in\w+|mis\w+|\w+ed|no|none|null|true|false|yes|ok|wrong|empty|error"
     r"|reset|set|expires|failure|denied|too|sent)(?![\w-]))"

@@ -34,7 +34,7 @@ _LINES = 12
 
 
 def units(setting) -> dict:
-    """The units that matter here, each with its last words where it is not well; and every other one that failed."""
+    """The units that matter here, each with its last words where it is unhealthy; and every other one that failed."""
     wanted = list(setting.units)
     rows = probe.parse_unit_list(probe.systemctl(["list-units", "--all", "--plain", "--no-legend", "--full"], 6.0))
     names = wanted + [row["Id"] for row in rows if setting.is_ours(row["Id"]) or row.get("ActiveState") == "failed"]
@@ -69,13 +69,13 @@ def units(setting) -> dict:
 
 
 def seconds_ago(microseconds):
-    """Return how long ago a moment of the monotonic clock was, None where there was none."""
+    """Return how long ago a time of the monotonic clock was, None where there was none."""
     moment = int(microseconds or 0) / 1e6
     return round(time.clock_gettime(time.CLOCK_MONOTONIC) - moment, 1) if moment else None
 
 
 def processes_by_group(proc: str) -> dict:
-    """Return {control group: [process]} by what the kernel says of each process."""
+    """Return {control group: [process]} by what the kernel reports about each process."""
     found = {}
     with contextlib.suppress(OSError):
         for pid in os.listdir(proc):
@@ -103,7 +103,7 @@ def unit_processes(setting, group: str, groups: dict) -> dict:
 
 
 def journal_of(unit: str, lines: int = _LINES) -> list:
-    """Return the last lines of a unit, with what systemd says of it."""
+    """Return the last lines of a unit, with what systemd reports about it."""
     try:
         code, text, _error = probe.run(
             ["journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=%d" % lines, "--unit=" + unit], 3.0

@@ -14,7 +14,7 @@ from .redact import secrets_of
 
 AREAS = ("app", "db", "cpu", "memory", "disk", "network")
 _ALL = AREAS
-# What each part looks at, in which areas it is asked for, how long it may take, on which hosts. The operations guide's
+# What each part looks at, the areas that select it, how long it may take, on which hosts. The operations guide's
 # commands are among them: docs/diagnosis.md has the table.
 PARTS = {
     "cpu": Part(host.cpu, ("app", "cpu"), 5),
@@ -32,7 +32,7 @@ PARTS = {
     "units": Part(services.units, _ALL, 10),
     "journal": Part(services.journal, ("app", "db"), 6),
     "changes": Part(services.changes, _ALL, 5),
-    # For the charts and the timeline, whatever is asked.
+    # For the charts and the timeline, whatever is queried.
     "history": Part(history.history, _ALL, 6),
     "containers": Part(services.containers, ("app",), 5),
     "logs": Part(logs.logs, ("app", "db"), 6),

@@ -152,7 +152,7 @@ _DISKS = '{fstype!~"tmpfs|ramfs|squashfs|iso9660|erofs"}'
 
 
 def monitoring(setting) -> dict:
-    """What Prometheus says of the night, of a week, and of itself."""
+    """What Prometheus reports about the night, of a week, and of itself."""
     server = prometheus_of(setting, 8.0)
     try:
         alerts = server.now(

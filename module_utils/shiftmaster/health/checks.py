@@ -1,4 +1,4 @@
-"""The kinds of checks: each asks a probe and judges what it says.
+"""The kinds of checks: each asks a probe and evaluates what it says.
 
 A check is a function (options, context) -> Outcome. Thresholds are exceeded, not reached: 80 warns above 80.
 """
@@ -110,7 +110,7 @@ ENVIRONMENT_KEYS = {
 
 
 def above(value: Optional[float], warning: Optional[float], critical: Optional[float]) -> str:
-    """Judge a value of which more is worse."""
+    """Evaluate a value of which more is worse."""
     if value is None:
         return HEALTHY
     if critical is not None and value > critical:
@@ -121,7 +121,7 @@ def above(value: Optional[float], warning: Optional[float], critical: Optional[f
 
 
 def below(value: float, warning: Optional[float], critical: Optional[float]) -> str:
-    """Judge a value of which less is worse."""
+    """Evaluate a value of which less is worse."""
     if critical is not None and value < critical:
         return CRITICAL
     if warning is not None and value < warning:
@@ -276,7 +276,7 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
 
 
 def _plain(answer) -> dict:
-    """Return an answer of the application without structures, which nested too deeply would end the whole report."""
+    """Return a response of the application without structures: deeply nested ones would end the complete report."""
     return {
         name: value
         if value is None or isinstance(value, (str, int, float))
@@ -425,7 +425,7 @@ def check_celery(options: dict, context: Context) -> Outcome:
     wait = max(1.0, min(3.0, timeout / 5.0))
     argv = ["celery", "-A", application, "inspect", "ping", "--json", "--timeout", "%g" % wait]
     if not probe.is_pattern(pattern):
-        argv += ["--destination", pattern]  # Then its answer is enough; otherwise the whole wait passes.
+        argv += ["--destination", pattern]  # Then its response is enough; otherwise the whole wait passes.
     try:
         done = ReleaseCode(release, user=context.user).run(argv, timeout=timeout)
     except KeyError:
@@ -613,7 +613,7 @@ def check_memory(options: dict, context: Context) -> Outcome:
 
 
 def check_certificate(options: dict, context: Context, now: Optional[datetime.datetime] = None) -> Outcome:
-    """Judge the file, what the server shows, or both."""
+    """Evaluate the file, what the server shows, or both."""
     now = now or datetime.datetime.now(datetime.timezone.utc)
     path, url = options.get("file"), options.get("url")
     on_disk = probe.certificate_file(path) if path else []

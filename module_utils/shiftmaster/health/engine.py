@@ -56,7 +56,7 @@ def attempt(options: dict, context: Context) -> Outcome:
             options["name"],
         )
     except probe.ProbeError as error:
-        if error.reason == "timeout" and str(error).startswith(options["name"] + " did not answer"):
+        if error.reason == "timeout" and str(error).startswith(options["name"] + " did not respond"):
             outcome = Outcome(DOWN, said("timeout", seconds=options["timeout_seconds"]), "timeout")
         else:
             outcome = Outcome(error.state, (), error.reason, {}, str(error))
@@ -202,7 +202,7 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
 
 
 def report_of(host: str, result: dict) -> dict:
-    """Return the report in a host's registered result, or one that says why there is none."""
+    """Return the report in a host's registered result, or one that shows why there is none."""
     # A host that somebody has taken over speaks for itself alone, and nothing that a terminal obeys.
     result = printable_tree(result)
     problem = str(result.get("msg") or "")
@@ -266,7 +266,7 @@ def failing(results: list, fail_on: str) -> list:
 
 
 def unwell(reports: list, fail_on: str, language: str) -> dict:
-    """Return what people are told of, by host and check: {"app1: web": "❌ app1: WEB: Down, no answer"}."""
+    """Return what people are notified of, by host and check: {"app1: web": "❌ app1: WEB: Down, no response"}."""
     say, found = text.say, {}
     for report in reports:
         if "problem" in report:
@@ -286,7 +286,7 @@ def unwell(reports: list, fail_on: str, language: str) -> dict:
 
 
 def telling(unwell_now: dict, told: dict, now: datetime.datetime, again_seconds: float) -> dict:
-    """Return whether people are told, and what to remember of it: {"status": failed|succeeded|"", "told": {...}}.
+    """Return whether people are notified, and what to remember of it: {"status": failed|succeeded|"", "told": {...}}.
 
     They are when something becomes unwell, when more does, again after again_seconds while it lasts, and once when all
     is well. `told` is what this function has returned the time before, {} at first: {"unwell": [names], "at": seconds}.

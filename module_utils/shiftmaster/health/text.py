@@ -31,7 +31,7 @@ CATALOG = {
     "unreachable": ("unreachable", "接続不能"),
     "unchecked": ("could not be checked", "チェックできませんでした"),
     "unreachable_hint": (
-        "the host did not answer Ansible: check that it is on, the network, ssh to it, and the inventory (-E NAME or -i)",
+        "the host did not respond to Ansible: check that it is on, the network, ssh to it, and the inventory (-E NAME or -i)",
         "Ansible がホストに接続できません。電源・ネットワーク・ssh 接続とインベントリ(-E 名前、-i)を確認してください",
     ),
     "no_checks": ("no check applies to this host", "このホストに該当するチェックはありません"),
@@ -39,7 +39,7 @@ CATALOG = {
     "http": ("HTTP {status}", "HTTP {status}"),
     "http.unexpected": ("HTTP {status} instead of {expected}", "HTTP {status}({expected} を期待)"),
     "http.body": (
-        'HTTP {status}, but the answer does not contain "{text}"',
+        'HTTP {status}, but the response does not contain "{text}"',
         "HTTP {status} ですが、応答に「{text}」が含まれません",
     ),
     "http.slow": (
@@ -129,11 +129,11 @@ CATALOG = {
     "clock.unknown": ("neither chrony nor timedatectl can tell", "chrony も timedatectl も判定できません"),
     "deep": ("version {version}: {parts}", "バージョン {version}: {parts}"),
     "deep.failed": ("{failed}", "{failed}"),
-    "deep.closed": ("the answer has no details: this caller may not see them", "応答に詳細がありません(閲覧権限なし)"),
+    "deep.closed": ("the response has no details: this caller has no access", "応答に詳細がありません(閲覧権限なし)"),
     "deep.absent": ("HTTP {status}: there is no such endpoint", "HTTP {status}: エンドポイントがありません"),
-    "deep.part_absent": ("the answer says nothing about {parts}", "応答に {parts} の項目がありません"),
+    "deep.part_absent": ("the response reports nothing about {parts}", "応答に {parts} の項目がありません"),
     "deep.not_json": (
-        "HTTP {status}, and the answer is not the expected JSON",
+        "HTTP {status}, and the response is not the expected JSON",
         "HTTP {status}、応答が想定の JSON ではありません",
     ),
     "release": ("{release} on {slot}", "{release}({slot})"),
@@ -155,7 +155,7 @@ CATALOG = {
         "the maintenance page is on since {since}: users cannot work",
         "{since} からメンテナンス画面を表示中: 利用者は操作できません",
     ),
-    "timeout": ("no answer within {seconds:g} s", "{seconds:g} 秒以内に応答がありません"),
+    "timeout": ("no response within {seconds:g} s", "{seconds:g} 秒以内に応答がありません"),
     "crash": ("the check itself failed: {error}", "チェック自体が失敗しました: {error}"),
     # --- what to do
     "hint.http": (
@@ -171,11 +171,11 @@ CATALOG = {
         "ソケットがないためユニットが停止しています。systemctl status {unit}、journalctl -u {unit} -n 50 を確認してください",
     ),
     "hint.http.timeout": (
-        "it accepts connections and does not answer: tail -n 50 {log}; a blocked database or too few workers; systemctl restart {unit}",
+        "it accepts connections and does not respond: tail -n 50 {log}; a blocked database or too few workers; systemctl restart {unit}",
         "接続は受け付けますが応答しません。tail -n 50 {log} を確認し、DB のロックやワーカー不足を疑ってください。systemctl restart {unit}",
     ),
     "hint.http.status": (
-        "tail -n 50 {log}; journalctl -u {unit} -n 50; 503: it says that the database is away; 502, 504: it does not answer nginx",
+        "tail -n 50 {log}; journalctl -u {unit} -n 50; 503: it reports that the database is away; 502, 504: it does not respond to nginx",
         "tail -n 50 {log}、journalctl -u {unit} -n 50 を確認してください。503 は DB 異常、502 と 504 は nginx の背後のアプリケーションが無応答です",
     ),
     "hint.http.slow": (
@@ -227,12 +227,12 @@ CATALOG = {
         "データベースまたはロールが存在しません。sudo -u postgres psql -l で確認し、ansible-playbook deploy.yml を実行してください",
     ),
     "hint.postgres.timeout": (
-        "it accepts connections and does not answer: systemctl status {unit}; disk and locks; tail -n 50 {log}",
+        "it accepts connections and does not respond: systemctl status {unit}; disk and locks; tail -n 50 {log}",
         "接続後に応答がありません。systemctl status {unit}、ディスク、ロック、tail -n 50 {log} を確認してください",
     ),
     "hint.postgres.missing": (
-        "install postgresql-client or python3-psycopg2 on this host",
-        "このホストに postgresql-client または python3-psycopg2 をインストールしてください",
+        "install postgresql-client on this host",
+        "このホストに postgresql-client をインストールしてください",
     ),
     "hint.redis": (
         "systemctl status {unit}; journalctl -u {unit} -n 50; tail -n 50 {log}",
@@ -260,7 +260,7 @@ CATALOG = {
         "redis-cli INFO memory、redis-cli --bigkeys を確認し、maxmemory の引き上げかキューの消化を行ってください",
     ),
     "hint.redis.timeout": (
-        "it accepts connections and does not answer: systemctl status {unit}; redis-cli SLOWLOG GET; systemctl restart {unit}",
+        "it accepts connections and does not respond: systemctl status {unit}; redis-cli SLOWLOG GET; systemctl restart {unit}",
         "接続後に応答がありません。systemctl status {unit}、redis-cli SLOWLOG GET、systemctl restart {unit}",
     ),
     "hint.redis.replication": (
@@ -300,7 +300,7 @@ CATALOG = {
         "カーネルが書き込みを停止しました。dmesg | grep -i 'remount\\|error' を確認し、まずディスクを調べてください",
     ),
     "hint.disk.problem": (
-        "the mount does not answer: mount | grep {path}; the file server or the disk behind it",
+        "the mount does not respond: mount | grep {path}; the file server or the disk behind it",
         "マウント先が応答しません。mount | grep {path} とファイルサーバー・ディスクを確認してください",
     ),
     "hint.memory": (

@@ -28,11 +28,11 @@ COPY_LIMIT_BYTES = 128 * 1024 * 1024
 
 
 class Rejected(Exception):
-    """Nothing was changed; str() says why."""
+    """Nothing was changed; str() shows why."""
 
 
 class Failed(Exception):
-    """A change did not take effect; str() says why, and that the earlier files are back."""
+    """A change did not take effect; str() shows why, and that the earlier files are back."""
 
 
 # --- states ---------------------------------------------------------------------------------------------------------
@@ -113,6 +113,11 @@ def place_all(states):
 
 def _same(now, wanted):
     return now[:3] == wanted[:3] and all(want in (None, have) for have, want in zip(now[3:], wanted[3:]))
+
+
+def check_path(path):
+    if not os.path.isabs(path) or ".." in path.split("/"):
+        raise Rejected("%s is not an absolute path" % path)
 
 
 def identity(path, owner, group, missing_ok):
@@ -198,11 +203,6 @@ def write_note(unit, content):
         os.unlink(path)
 
 
-def list_of(**options):
-    """Return the specification of an option that is a list of mappings."""
-    return {"type": "list", "elements": "dict", "default": [], "options": options}
-
-
 def run(module, name, work):
     """Be main() of a module: lock, let work() return the result, and report what it raises."""
     try:
@@ -227,15 +227,14 @@ class FileSet:
         self.changes, self.directory_changes = {}, {}
 
     def want(self, path, state, mask=None):
-        if not os.path.isabs(path) or ".." in path.split("/"):
-            raise Rejected("%s is not an absolute path" % path)
+        check_path(path)
         if path in self.wanted:
             raise Rejected("%s is named twice" % path)
         self.wanted[path], self.masks[path] = state, mask
 
     def _attributes(self, item):
         try:
-            mode = int(item.get("mode") or "0644", 8)
+            mode = int(item.get("mode", "0644"), 8)
         except ValueError:
             raise Rejected("%s: %s is no mode" % (item["path"], item["mode"]))
         return (mode, *identity(item["path"], item.get("owner"), item.get("group"), self.check_mode))
@@ -245,6 +244,7 @@ class FileSet:
         self.want(item["path"], ("file", item["content"].encode("utf-8"), *self._attributes(item)), mask)
 
     def add_directory(self, item):
+        check_path(item["path"])
         self.directories[item["path"]] = self._attributes(item)
 
     def compare(self):

@@ -66,7 +66,7 @@ class Api:
         """Return the answer; whatever status is not fine is a failure that says what was answered."""
         status, answer = self.ask(path, method, body, **more)
         if status not in fine:
-            failure = Failed("%s %s answers %s: %s" % (method, path, status, said(answer)))
+            failure = Failed("%s %s returns %s: %s" % (method, path, status, said(answer)))
             failure.status = status
             raise failure
         return answer
@@ -78,7 +78,7 @@ def keep(module, service, instance):
         facts = instance.run()
     except NoAnswer as error:
         if not module.check_mode:
-            module.fail_json(msg="%s does not answer: %s" % (service, error))
+            module.fail_json(msg="%s does not respond: %s" % (service, error))
         module.exit_json(changed=True, done=["%s does not run yet; the rest would follow" % service])
     except Failed as error:
         module.fail_json(msg="%s: %s" % (service, error), done=instance.done)

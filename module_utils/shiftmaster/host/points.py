@@ -1,7 +1,7 @@
 """The points of a run at which it can be held, for the tests that kill it there.
 
 A point costs nothing where nobody has made DIRECTORY, which a reboot removes. Where it holds a file of the point's
-name, the run writes its process id into `<point>.reached` beside it and waits until the file is gone, five minutes at
+name, the run writes its process id into `<point>.reached` next to it and waits until the file is gone, five minutes at
 the longest.
 """
 

@@ -1,7 +1,7 @@
 """Read-only probes of one thing each, every one with a hard limit on its total time.
 
 A probe returns metrics, or raises ProbeError, whose `state` says what that means for the thing probed:
-    down       nobody answers
+    down       nobody responds
     unhealthy  it answers, but not as it must
     error      it could not be judged (a tool or a file is missing)
 and whose `reason` is a short code from which the health checks choose their hint. Messages hold no secrets.
@@ -16,7 +16,6 @@ import errno
 import fnmatch
 import hashlib
 import http.client
-import importlib
 import io
 import ipaddress
 import json
@@ -37,11 +36,13 @@ from . import safe_files
 from .sql import SAFE_SEARCH_PATH
 
 BODY_LIMIT_BYTES = 64 * 1024
+# Of what is read of one connection, headers included.
+RESPONSE_LIMIT_BYTES = 16 << 20
 _USER_AGENT = "shiftmaster-health"
 
 
 class ProbeError(Exception):
-    """The thing is not well, or could not be judged."""
+    """The thing is unhealthy, or could not be judged."""
 
     def __init__(self, state: str, reason: str, message: str):
         super().__init__(message)
@@ -50,7 +51,7 @@ class ProbeError(Exception):
 
 
 class HttpResult(NamedTuple):
-    """status is None when no answer came; then error says why, and reason is refused, timeout, missing, permission,
+    """status is None when no response came; then error shows why, and reason is refused, timeout, missing, permission,
     name, network, tls, certificate or protocol."""
 
     status: Optional[int]
@@ -75,7 +76,7 @@ class Deadline:
         """Return the seconds that are left; raises ProbeError(down, timeout) when there are none."""
         left = self._end - time.monotonic()
         if left <= 0:
-            raise ProbeError("down", "timeout", "no answer within %g s" % self.seconds)
+            raise ProbeError("down", "timeout", "no response within %g s" % self.seconds)
         return left
 
 
@@ -95,7 +96,7 @@ def in_thread(function, seconds: float, what: str):
     if "error" in answer:
         raise answer["error"]
     if "value" not in answer:
-        raise ProbeError("down", "timeout", "%s did not answer within %g s" % (what, seconds))
+        raise ProbeError("down", "timeout", "%s did not respond within %g s" % (what, seconds))
     return answer["value"]
 
 
@@ -244,7 +245,7 @@ def connected(
                 "unhealthy", "certificate", "%s: the certificate is not accepted: %s" % (where, error.verify_message)
             )
         except socket.timeout:
-            raise ProbeError("down", "timeout", "%s: no answer within %g s" % (where, deadline.seconds))
+            raise ProbeError("down", "timeout", "%s: no response within %g s" % (where, deadline.seconds))
         except ssl.SSLError as error:
             raise ProbeError("unhealthy", "tls", "%s: TLS failed: %s" % (where, error.reason or error))
         except FileNotFoundError:
@@ -265,18 +266,27 @@ def connected(
 
 
 class _Reader(io.RawIOBase):
-    """Reads from a socket; every read waits for what is left of the whole, so that no trickle outlasts it."""
+    """Reads from a socket; every read waits for what is left of the whole, so that no trickle outlasts it.
+
+    Nor does it fill the memory: http.client reads a chunk of -1 bytes to the end of the connection.
+    """
 
     def __init__(self, connection, deadline: Deadline):
         super().__init__()
-        self._connection, self._deadline = connection, deadline
+        self._connection, self._deadline, self._left = connection, deadline, RESPONSE_LIMIT_BYTES
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
         self._connection.settimeout(self._deadline.left())
-        return self._connection.recv_into(buffer)
+        count = self._connection.recv_into(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise ProbeError(
+                "unhealthy", "protocol", "the response is larger than %d MiB" % (RESPONSE_LIMIT_BYTES >> 20)
+            )
+        return count
 
 
 class _Wire:
@@ -363,9 +373,10 @@ def http_get(
                 exchange.request("GET", path, headers=sent)
                 answer = exchange.getresponse()
                 body = answer.read(limit)
-            except http.client.HTTPException as error:
+            # A redirect may lead to a path that is none.
+            except (http.client.HTTPException, UnicodeEncodeError) as error:
                 reason = str(error) or type(error).__name__
-                raise ProbeError("unhealthy", "protocol", "the answer is not HTTP: %s" % reason[:100])
+                raise ProbeError("unhealthy", "protocol", "the response is not HTTP: %s" % reason[:100])
             found = {key.lower(): value for key, value in answer.getheaders()}
             return HttpResult(
                 answer.status, time.monotonic() - started, body.decode("utf-8", "replace"), None, "", found
@@ -465,7 +476,7 @@ def _redis_reply(stream):
         return stream.read(min(length, BODY_LIMIT_BYTES) + 2)[:-2].decode("utf-8", "replace")
     if kind in (b"+", b":"):
         return rest.decode("utf-8", "replace")
-    raise ProbeError("unhealthy", "protocol", "the answer is not Redis")
+    raise ProbeError("unhealthy", "protocol", "the response is not Redis")
 
 
 _REDIS_REASONS = (
@@ -500,7 +511,7 @@ def redis_ping(target: RedisTarget, timeout: float = 5.0) -> dict:
             metrics = {"connect_ms": _since(started)}
             asked = time.monotonic()
             if redis_command(wire, stream, "PING") != "PONG":
-                raise ProbeError("unhealthy", "protocol", "PING was not answered with PONG")
+                raise ProbeError("unhealthy", "protocol", "the reply to PING is not PONG")
             metrics["latency_ms"] = _since(asked)
             with contextlib.suppress(RedisError):
                 metrics.update(redis_metrics(redis_command(wire, stream, "INFO") or ""))
@@ -553,7 +564,7 @@ class PostgresTarget(NamedTuple):
     password: Optional[str] = None
     sslmode: Optional[str] = None
     sslrootcert: Optional[str] = None
-    run_as: Optional[str] = None  # A system user, for peer authentication; then psql does the asking.
+    run_as: Optional[str] = None  # A system user, for peer authentication.
 
 
 # Everyone may read these; pg_stat_activity hides other users' rows, so a login counts its own sessions that wait.
@@ -589,76 +600,30 @@ _POSTGRES_REASONS = (
 
 
 def postgres_ping(target: PostgresTarget, timeout: float = 5.0) -> dict:
-    """Log in and ask a small question, with psycopg2 or psycopg of the system's Python, else with psql.
+    """Log in and ask a small question by psql.
 
     Returns latency_ms, version, recovery (a standby), connections, connections_percent, waiting (for a lock, 5 s).
     """
     started = time.monotonic()
-    driver = None if target.run_as else _postgres_driver()
-    if driver is not None:
-        row = _postgres_by_driver(driver, target, timeout)
-    else:
-        row = _postgres_by_psql(target, timeout)
-    metrics = postgres_metrics(row)
+    metrics = postgres_metrics(_postgres_row(target, timeout))
     metrics["latency_ms"] = _since(started)
-    metrics["client"] = driver.__name__ if driver is not None else "psql"
     return metrics
 
 
 def postgres_metrics(row) -> dict:
-    """Return the metrics of a row of POSTGRES_QUERY, whose values may be text."""
+    """Return the metrics of a row of POSTGRES_QUERY, whose values are text."""
     version, recovery, connections, limit, waiting = row
     connections, limit = int(connections), int(limit)
     return {
-        "version": str(version).split(" ")[0],
-        "recovery": recovery in (True, "t"),
+        "version": version.split(" ")[0],
+        "recovery": recovery == "t",
         "connections": connections,
         "connections_percent": round(100.0 * connections / limit, 1) if limit > 0 else 0.0,
         "waiting": int(waiting),
     }
 
 
-def _postgres_driver():
-    for name in ("psycopg2", "psycopg"):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    return None
-
-
-def _postgres_by_driver(driver, target: PostgresTarget, timeout: float):
-    options = {
-        "host": target.host,
-        "port": target.port,
-        "dbname": target.database,
-        "user": target.user,
-        "password": target.password,
-        "sslmode": target.sslmode,
-        "sslrootcert": target.sslrootcert,
-        "application_name": _USER_AGENT,
-        # libpq takes 1 for 2; the caller's own limit is the hard one.
-        "connect_timeout": max(1, int(timeout)),
-        "options": "%s -c statement_timeout=%d" % (SAFE_SEARCH_PATH, timeout * 1000),
-        "tcp_user_timeout": int(timeout * 1000),
-    }
-
-    def ask():
-        connection = driver.connect(**{name: value for name, value in options.items() if value is not None})
-        try:
-            cursor = connection.cursor()
-            cursor.execute(POSTGRES_QUERY)
-            return cursor.fetchone()
-        finally:
-            connection.close()
-
-    try:
-        return in_thread(ask, timeout, "PostgreSQL at %s" % _postgres_where(target))
-    except driver.Error as error:
-        raise _postgres_error(str(error), target, timeout)
-
-
-def _postgres_by_psql(target: PostgresTarget, timeout: float):
+def _postgres_row(target: PostgresTarget, timeout: float):
     environment = {
         "PGHOST": target.host,
         "PGPORT": str(target.port),
@@ -689,7 +654,7 @@ def _postgres_by_psql(target: PostgresTarget, timeout: float):
     except ProbeError as error:
         if error.reason == "timeout":
             raise ProbeError(
-                "down", "timeout", "PostgreSQL at %s did not answer within %g s" % (_postgres_where(target), timeout)
+                "down", "timeout", "PostgreSQL at %s did not respond within %g s" % (_postgres_where(target), timeout)
             )
         raise
     if code != 0:
@@ -759,17 +724,8 @@ def parse_postgres_url(url: str) -> PostgresTarget:
 
 # --- systemd ---------------------------------------------------------------------------------------------------------
 
-_UNIT_PROPERTIES = (
-    "Id",
-    "LoadState",
-    "ActiveState",
-    "SubState",
-    "Result",
-    "UnitFileState",
-    "NRestarts",
-    "ActiveEnterTimestamp",
-    "ExecMainStatus",
-    "Type",
+_UNIT_PROPERTIES = tuple(
+    "Id LoadState ActiveState SubState Result UnitFileState NRestarts ActiveEnterTimestamp ExecMainStatus Type".split()
 )
 
 
@@ -830,59 +786,17 @@ class Mount(NamedTuple):
 
 # Filesystems that hold no files of ours, cannot fill, or are images that nobody writes.
 PSEUDO = frozenset(
-    (
-        "autofs",
-        "binfmt_misc",
-        "bpf",
-        "cgroup",
-        "cgroup2",
-        "configfs",
-        "debugfs",
-        "devpts",
-        "devtmpfs",
-        "efivarfs",
-        "fuse.gvfsd-fuse",
-        "fuse.lxcfs",
-        "fuse.portal",
-        "fusectl",
-        "hugetlbfs",
-        "mqueue",
-        "nsfs",
-        "proc",
-        "pstore",
-        "ramfs",
-        "rpc_pipefs",
-        "securityfs",
-        "selinuxfs",
-        "sysfs",
-        "tracefs",
-        "cramfs",
-        "erofs",
-        "iso9660",
-        "romfs",
-        "squashfs",
-        "udf",
-    )
+    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fuse.gvfsd-fuse fuse.lxcfs "
+    "fuse.portal fusectl hugetlbfs mqueue nsfs proc pstore ramfs rpc_pipefs securityfs selinuxfs sysfs tracefs cramfs "
+    "erofs iso9660 romfs squashfs udf".split()
 )
 _REMOTE = frozenset(("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "9p", "afs"))
 _JOURNALLED = frozenset(("ext3", "ext4", "xfs", "btrfs", "f2fs"))
 # A container engine's and systemd's own mounts: parts of another filesystem, or a page in size.
-_UNINTERESTING = (
-    "/dev",
-    "/dev/*",
-    "/proc/*",
-    "/sys/*",
-    "/run/credentials/*",
-    "/run/user/*",
-    "/run/lock",
-    "/run/docker/*",
-    "/run/containerd/*",
-    "/var/lib/docker/overlay2/*",
-    "/var/lib/docker/rootfs/*",
-    "/var/lib/containers/storage/overlay*",
-    "/run/netns/*",
-    "/snap/*",
-    "/boot/efi",
+_UNINTERESTING = tuple(
+    "/dev /dev/* /proc/* /sys/* /run/credentials/* /run/user/* /run/lock /run/docker/* /run/containerd/* "
+    "/var/lib/docker/overlay2/* /var/lib/docker/rootfs/* /var/lib/containers/storage/overlay* /run/netns/* /snap/* "
+    "/boot/efi".split()
 )
 
 
@@ -920,7 +834,7 @@ def disk_usage(proc: str = "/proc", paths=(), exclude=(), timeout: float = 5.0, 
     """Return for each real mount (or for each filesystem of some paths) its use of space and of inodes.
 
     Each entry: path, kind, space_percent, inodes_percent (None where the filesystem has no fixed number), free_bytes,
-    free_inodes, and error where it could not be asked or is read-only although it should not be.
+    free_inodes, and error where it could not be queried or is read-only although it should not be.
     """
     try:
         with open(os.path.join(proc, "self", "mountinfo"), encoding="utf-8", errors="surrogateescape") as stream:

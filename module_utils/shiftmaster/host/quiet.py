@@ -15,3 +15,10 @@ class QuietModule(AnsibleModule):
 
     def _log_invocation(self):
         self.log("Invoked")
+
+
+def list_of(required=False, **options):
+    """Return the specification of an option that is a list of mappings."""
+    return {
+        "type": "list", "elements": "dict", "options": options, **({"required": True} if required else {"default": []})
+    }  # fmt: skip

@@ -16,6 +16,7 @@ import errno
 import fnmatch
 import hashlib
 import os
+import secrets
 import stat
 import subprocess
 from typing import Iterator, Optional
@@ -23,6 +24,7 @@ from typing import Iterator, Optional
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LINKS = 40
 _MAX_DEPTH = 200
+_NAME_BYTES = 255
 
 
 class UnsafePathError(OSError):
@@ -244,6 +246,35 @@ def append(path: str, data: bytes, mode: int = 0o640, beneath: str = "") -> None
         os.close(descriptor)
 
 
+def _fresh(parent: int, name: str) -> str:
+    """Return the name next to a file under which its replacement is made. What has that name is removed.
+
+    It is the same in each run, so that what a killed one left is found. A directory, which only a less privileged user
+    can have put there, is renamed.
+    """
+    fresh = ".%s.new" % name
+    if len(os.fsencode(fresh)) > _NAME_BYTES:
+        fresh = ".%s.new" % hashlib.sha256(os.fsencode(name)).hexdigest()
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            os.unlink(fresh, dir_fd=parent)
+        except IsADirectoryError:
+            _rename_away(parent, fresh)
+    return fresh
+
+
+def _rename_away(parent: int, name: str) -> None:
+    os.rename(name, "replaced-" + secrets.token_hex(8), src_dir_fd=parent, dst_dir_fd=parent)
+
+
+def make_way(path: str, directory: bool, beneath: str = "") -> None:
+    """Rename what is of another kind: a file where a directory is to be, or a directory where none is to be."""
+    with _parent(path, False, None, beneath) as (parent, name), contextlib.suppress(FileNotFoundError):
+        kind = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+        if not stat.S_ISLNK(kind) and stat.S_ISDIR(kind) != directory:
+            _rename_away(parent, name)
+
+
 @contextlib.contextmanager
 def replacing(
     path: str, mode: int, uid: int = -1, gid: int = -1, mtime_ns: Optional[int] = None, beneath: str = ""
@@ -253,9 +284,7 @@ def replacing(
     The mode is exact, whatever the umask is. A link under that name is replaced itself.
     """
     with _parent(path, False, None, beneath) as (parent, name):
-        fresh = ".%s.new" % name
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh, dir_fd=parent)
+        fresh = _fresh(parent, name)
         descriptor = os.open(
             fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent
         )
@@ -287,9 +316,7 @@ def write(path: str, data: bytes, mode: int, uid: int = -1, gid: int = -1, benea
 def replace_link(path: str, target: str, uid: int = -1, gid: int = -1, beneath: str = "") -> None:
     """Put a symbolic link in the place of a file or a link."""
     with _parent(path, False, None, beneath) as (parent, name):
-        fresh = ".%s.new" % name
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh, dir_fd=parent)
+        fresh = _fresh(parent, name)
         os.symlink(target, fresh, dir_fd=parent)
         try:
             os.chown(fresh, uid, gid, dir_fd=parent, follow_symlinks=False)

@@ -1,6 +1,6 @@
 """The symptoms that users notice, measured in one way by the gate, the watch, health and diagnosis.
 
-Requests are lines of nginx's JSON access log. Pages are told apart by their path, numbers in it left out.
+Requests are lines of nginx's JSON access log. Pages are distinguished by their path without numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Request(NamedTuple):
     status: int
     seconds: float
     page: str = ""
-    # Whether the application itself answered with an error: a 502 is nginx's, and so is the maintenance page.
+    # Whether the application itself responded with an error: a 502 is nginx's, and so is the maintenance page.
     by_application: bool = False
 
     @property
@@ -141,7 +141,7 @@ def page_problem(target: str, path: str, host: str, timeout: float, verify: bool
     """Return why a user does not get a page: no response, or 5xx; "" where it is served."""
     result = get_page(target, path, host, timeout, verify)
     if result.status is None:
-        return "%s: %s" % (path, result.error or "no answer")
+        return "%s: %s" % (path, result.error or "no response")
     return "%s: HTTP %d" % (path, result.status) if result.status >= 500 else ""
 
 
@@ -158,7 +158,10 @@ def get_page(target: str, path: str, host: str, timeout: float, verify: bool = T
         )
         if result.status not in (301, 302, 303, 307, 308):
             break
-        leads_to = urlsplit(result.headers.get("location", ""))
+        try:
+            leads_to = urlsplit(result.headers.get("location", ""))
+        except ValueError:
+            break
         if leads_to.hostname not in (None, (host or "").partition(":")[0]) or not leads_to.path.startswith("/"):
             break
         path = leads_to.path + ("?" + leads_to.query if leads_to.query else "")

@@ -17,7 +17,7 @@ LONGEST_PASSWORD_BYTES = 72
 
 
 class PasswordError(Exception):
-    """A password that cannot be hashed; str() says why, without the password."""
+    """A password that cannot be hashed; str() shows why, without the password."""
 
 
 def library():

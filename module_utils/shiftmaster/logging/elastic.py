@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Elasticsearch reads the files of its users and roles again every five seconds. What was written a moment ago may not
+# Elasticsearch reads the files of its users and roles again every five seconds. What was written just now may not
 # be in use yet, on one node or the other.
 REREAD_SECONDS = 30
 

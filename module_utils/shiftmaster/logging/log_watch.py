@@ -25,7 +25,7 @@ HELP = {
     "shiftmaster_logstash_dead_letter_bytes": ("gauge", "What Elasticsearch has refused for good."),
     "shiftmaster_filebeat_up": ("gauge", "Whether Filebeat answers."),
     "shiftmaster_filebeat_events_acknowledged_total": ("counter", "Events that Logstash has taken."),
-    "shiftmaster_elasticsearch_up": ("gauge", "Whether Elasticsearch answers."),
+    "shiftmaster_elasticsearch_up": ("gauge", "Whether Elasticsearch responds."),
     "shiftmaster_elasticsearch_status": ("gauge", "Health of the cluster: 0 green, 1 yellow, 2 red."),
     "shiftmaster_elasticsearch_disk_used_ratio": ("gauge", "Share of the fullest node's disk that is used."),
     "shiftmaster_elasticsearch_shards_ratio": ("gauge", "Share of the shards that the cluster may have."),
@@ -76,7 +76,7 @@ PARTS = {"logstash": of_logstash, "filebeat": of_filebeat, "elasticsearch": of_e
 
 
 def asked(part: str, api) -> dict:
-    """Return the metrics of a part; of one that does not answer as it should, only that."""
+    """Return the metrics of a part; of one that does not respond as it should, only that."""
     up = "shiftmaster_%s_up" % part
     try:
         return {up: 1, **PARTS[part](api)}

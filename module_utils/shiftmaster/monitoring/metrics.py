@@ -52,7 +52,7 @@ def timestamp_of(text) -> float:
 
 
 def targets_of(text: str) -> dict:
-    """Return {(job, instance): {health, error, interval, scraped}} of the answer of /api/v1/targets.
+    """Return {(job, instance): {health, error, interval, scraped}} of the response of /api/v1/targets.
 
     Where several targets have the same two labels, one that is up speaks for them.
     """

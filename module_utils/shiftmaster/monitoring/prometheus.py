@@ -1,4 +1,4 @@
-"""Query a Prometheus for a long time in parts, and for a moment; and get the metrics of a service."""
+"""Query a Prometheus for a long time in parts, and briefly; and get the metrics of a service."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import urllib.parse
 from typing import Optional
 
 LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
-# Prometheus refuses more points of one series in an answer than 11 000.
+# Prometheus refuses more points of one series in a response than 11 000.
 _POINTS = 10000
 
 
@@ -17,7 +17,7 @@ class Untrusted(OSError):
 
 
 def get(url, ca_file=None, user=None, password=None, timeout=5.0):
-    """Return (status, text). OSError where nobody responds. No proxy is asked, no redirect followed.
+    """Return (status, text). OSError where nobody responds. No proxy is queried, no redirect followed.
 
     A socket is written as nginx does: http://unix:/run/service.sock:/metrics.
     """
@@ -41,7 +41,7 @@ def get(url, ca_file=None, user=None, password=None, timeout=5.0):
 
 
 class PrometheusError(Exception):
-    """It does not answer, or refuses; str() says which."""
+    """It does not respond, or refuses; str() says which."""
 
 
 class Prometheus:
@@ -58,9 +58,9 @@ class Prometheus:
         try:
             status, text = get(address, self._ca_file, self._user, self._password, self._timeout)
         except OSError as error:
-            raise PrometheusError("Prometheus at %s does not answer: %s" % (self.url, error))
+            raise PrometheusError("Prometheus at %s does not respond: %s" % (self.url, error))
         if status != 200:
-            raise PrometheusError("Prometheus at %s answers %d" % (self.url, status))
+            raise PrometheusError("Prometheus at %s returns %d" % (self.url, status))
         answer = json.loads(text)
         if answer.get("status") != "success":
             raise PrometheusError("Prometheus: %s" % answer.get("error"))

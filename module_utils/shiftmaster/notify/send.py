@@ -20,12 +20,12 @@ import urllib.request
 
 from . import text as notify_text
 
-# Waits for a server that answers 429 or 5xx, as long as there is time.
+# Waits for a server that returns 429 or 5xx, as long as there is time.
 PAUSE_SECONDS = 1.0
 
 
 class NotSent(Exception):
-    """The channel did not take it; str() says why."""
+    """The channel did not take it; str() shows why."""
 
 
 def wrong_channels(params):
@@ -85,7 +85,7 @@ class Web:
         while True:
             left = self.deadline - time.monotonic()
             if left <= 0:
-                raise NotSent("no answer in time")
+                raise NotSent("no response in time")
             request = urllib.request.Request(
                 url, data=data, headers={"Content-Type": "application/json", "User-Agent": "shiftmaster-ops"}
             )
@@ -94,7 +94,7 @@ class Web:
                     return response.read(2000).decode("utf-8", "replace")
             except urllib.error.HTTPError as error:
                 said = error.read(300).decode("utf-8", "replace").strip()
-                problem = NotSent("answers %d %s" % (error.code, said))
+                problem = NotSent("returns %d %s" % (error.code, said))
                 # Both services ask to try again later for these, and only for these.
                 if error.code != 429 and error.code < 500:
                     raise problem
@@ -189,5 +189,5 @@ def deliver(params, messages):
         thread.join(max(0.0, deadline + 0.5 - time.monotonic()))
     done = dict(results)
     sent = sorted(channel for channel, problem in done.items() if not problem)
-    problems = {channel: done.get(channel, "no answer in time") for channel in messages if channel not in sent}
+    problems = {channel: done.get(channel, "no response in time") for channel in messages if channel not in sent}
     return sent, problems

@@ -125,9 +125,9 @@ LABELS = {
     "duration": ("Took", "所要時間"),
     "reason": ("Reason", "理由"),
     "notes": ("Notes", "備考"),
-    "advice": ("What to do", "対応"),
+    "advice": ("Action", "対応"),
 }
-# In which order, and which fit beside another in Slack's two columns.
+# In which order, and which fit next to another in Slack's two columns.
 ORDER = ("environment", "version", "previous", "hosts", "user", "started", "duration", "reason", "notes")
 
 
@@ -216,7 +216,7 @@ def slack(event, status, environment, details, language, links, channel=""):
 
 
 def dedup_key(event, environment):
-    """One key for what fails and for what mends it: a rollback that succeeds mends a failed deploy."""
+    """One key for what fails and for what fixes it: a rollback that succeeds fixes a failed deploy."""
     subject = "release" if event in ("deploy", "rollback") else event
     return cut("shiftmaster/%s/%s" % (environment, subject), PAGERDUTY_DEDUP_KEY)
 

@@ -1,6 +1,6 @@
 """Celery as the cutover needs it. Runs inside a release: its source is handed to the release's interpreter.
 
-The application's name is in SHIFTMASTER_CELERY_APPLICATION. Requests are one line of JSON each; every answer is one
+The application's name is in SHIFTMASTER_CELERY_APPLICATION. Requests are one line of JSON each; every response is one
 line that starts with "@@shiftmaster-answer@@ ":
 
     {"op": "tasks"}                                       {"tasks": [names that this release knows], "queues": [names]}
@@ -43,7 +43,7 @@ FILE_BYTES = 16 << 20
 
 
 def text(value):
-    """Return a name or an id, fit for an answer; None of what is neither."""
+    """Return a name or an id, fit for a response; None of what is neither."""
     return str(value)[:200] if isinstance(value, (str, int)) else None
 
 
@@ -144,7 +144,7 @@ class Operations:
     def quarantine(self, request):
         """Take the tasks that this release does not know out of the queues (or all), each into a file of its own.
 
-        Only a Redis broker keeps its queues as lists; with another one nothing is quarantined and the answer says so.
+        Only a Redis broker keeps its queues as lists; with another one nothing is quarantined; the response reports it.
         """
         with self.app.connection_for_write() as connection:
             channel = connection.default_channel

@@ -10,9 +10,9 @@ a killed run or a reboot left:
     switch    one rename() of the `active` link
     drain     requests that wait on the old socket are served
     handover  the old workers end warm, tasks unknown to the target are quarantined, the new workers and beat take over
-    watch     real traffic through nginx is judged; the old slot still runs
+    watch     real traffic through nginx is evaluated; the old slot still runs
     finish    the old slot stops; the release is live
-    revert    the way back from any phase behind the gate
+    revert    the rollback from any phase behind the gate
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ YIELD_SECONDS = 15
 
 
 class CutoverError(Exception):
-    """A cutover did not succeed. str() says why and where the log is; .reverted says whether traffic had moved."""
+    """A cutover did not succeed. str() shows why and where the log is; .reverted shows whether traffic had moved."""
 
     def __init__(self, message: str, reverted: bool = False):
         # It quotes logs, health checks and hooks of a release.
@@ -86,7 +86,7 @@ class Cutover:
         self.move()
 
     def prepare(self, target: str, kind: str) -> None:
-        """Start target beside what serves, prove it, and let the old workers take no more tasks. Traffic stays."""
+        """Start target next to what serves, prove it, and let the old workers take no more tasks. Traffic stays."""
         source = self.layout.current()
         self.state.begin(
             **{
@@ -182,7 +182,7 @@ class Cutover:
             units.yield_to_others(unit("worker", slot), True)
             self._driver_of(target)
         try:
-            # It loads the application beside the traffic of the old one: that goes first.
+            # It loads the application next to the traffic of the old one: that goes first.
             with units.yielding(unit("web", slot), YIELD_SECONDS):
                 systemctl("start", unit("web", slot), timeout=self.options["gate_timeout_seconds"] + 90)
         except UnitError as error:
@@ -221,12 +221,12 @@ class Cutover:
                 if found not in (None, "", target):
                     problem = "release %s answers on the socket of %s" % (found, target)
                 else:
-                    # The health path says nothing of the pages: it may be a middleware in front of them.
+                    # The health path reports nothing of the pages: it may be a middleware in front of them.
                     problem = self._page_problem(slot)
                     if not problem:
                         return
             elif result.status is None:
-                problem = result.error or "no answer"
+                problem = result.error or "no response"
             else:
                 problem = "HTTP %d %s" % (result.status, _failed_checks(result.body))
             self._wait_watching(slot, 0)
@@ -284,7 +284,7 @@ class Cutover:
                     "\n".join(
                         [
                             "the Celery worker of %s does not %s"
-                            % (self.called(self._t("to")), "start" if died else "answer")
+                            % (self.called(self._t("to")), "start" if died else "respond")
                         ]
                         + ["cause: %s" % cause for cause in causes(written)]
                         + [tail(written, 8), self._see(name)]
@@ -315,7 +315,7 @@ class Cutover:
             return
         answer = self._ask({"op": "cancel", "worker": _worker(slot), "queues": self._queues(self._t("from"))})
         if not answer["confirmed"]:
-            # It would discard tasks of the new code that it does not know: then rather no worker for a moment.
+            # It would discard tasks of the new code that it does not know: then rather no worker briefly.
             self.notes.append("the old worker did not confirm that it takes no more tasks, so it was stopped first")
             self._stop(slot, ("worker",))
 
@@ -348,7 +348,7 @@ class Cutover:
             state = units.active_state(unit("worker", source_slot))
             if state == "failed" or (unknown and state != "inactive"):
                 # What it returns to the queue must be looked through before the target's worker may take it. One that
-                # has failed has ended already; its failure is over, and health would go on to tell of it.
+                # has failed has ended already; its failure is over, and health would still report it.
                 self._stop(source_slot, ("worker",))
             else:
                 systemctl("stop", "--no-block", unit("worker", source_slot))
@@ -379,7 +379,7 @@ class Cutover:
         old, target = self._t("from_slot"), self._t("to")
         if old is not None:
             self._stop(old, ("beat", "web"))
-        # The way back from a deploy leads to what it replaced; a rollback and a restart leave it as it is.
+        # The rollback from a deploy leads to what it replaced; a rollback and a restart leave it as it is.
         way_back = {"previous": self._t("from")} if self._t("kind") == "deploy" and self._t("from") != target else {}
         self.state.set_status(target, "live", **way_back)
         points.reach("live")
@@ -389,7 +389,7 @@ class Cutover:
             # Somebody's `systemctl restart shiftmaster` was refused meanwhile; left so, its stop would stop nothing.
             systemctl("start", "shiftmaster.service", timeout=180)
 
-    # -- the way back ------------------------------------------------------------------------------------------------
+    # -- the rollback ------------------------------------------------------------------------------------------------
 
     def _abandon(self, error: Exception) -> None:
         """Leave a target that did not pass its gate; nothing else had been touched."""
@@ -411,7 +411,7 @@ class Cutover:
             if self.options["celery_application"]:
                 self._tasks_back(source, target)
         finally:
-            # Also where the tasks are not back: what failed does not go on beside what serves.
+            # Also where the tasks are not back: what failed does not go on next to what serves.
             self._stop(self._t("to_slot"), ("beat", "worker", "web"))
         releases.publish_static(self.layout, self.state)
         self._hooks("after_rollback", source)
@@ -495,7 +495,7 @@ class Cutover:
             self._stop(self._t("to_slot"), ("beat", "worker", "web"))
             self._free_file(self._t("to_slot"))
             self.state.end()
-            said = "a run that died in its phase %s left %s started beside the traffic: stopped" % (phase, target)
+            said = "a run that died in its phase %s left %s started next to the traffic: stopped" % (phase, target)
         else:
             # A release that is bad stays so, for the reason that was noted.
             self.revert("the run died in its phase %s" % phase, bad=False)
@@ -548,13 +548,13 @@ class Cutover:
         return [name for name, state in states.items() if state in ("active", "activating")]
 
     def hold_background(self) -> None:
-        """Stop worker and beat of the release that serves: its tasks would meet a schema that is not its own."""
+        """Stop worker and beat of the live release: its tasks would meet a schema that is not its own."""
         slot = self.layout.active_slot()
         if slot is not None:
             self._stop(slot, ("beat", "worker"))
 
     def ensure_running(self, background: bool = True) -> list:
-        """Start what should run beside the release that serves and does not; returns the units.
+        """Start what should run next to the live release and does not; returns the units.
 
         A run that died in maintenance mode leaves its worker and beat stopped; without background they stay so. An
         application that an operator has stopped as a whole stays stopped.
@@ -568,7 +568,7 @@ class Cutover:
         return missing
 
     def missing(self) -> list:
-        """Return the units of the release that serves which do not run."""
+        """Return the units of the live release which do not run."""
         states = units.active_states(wanted_units(self.options, self.layout.active_slot()))
         return [name for name, state in states.items() if state != "active"]
 
@@ -664,7 +664,7 @@ class Cutover:
 
     def _ask(self, request: dict) -> dict:
         driver = self._driver_of(self._t("to"))
-        # The first answer comes once the release's code is loaded, which takes the worker about as long.
+        # The first response comes once the release's code is loaded, which takes the worker about as long.
         loading = max(60, self.options["worker_gate_seconds"])
         try:
             return driver.ask(request, timeout=request.get("seconds", 0) + loading)
@@ -795,7 +795,7 @@ def _read_from(path: str, offset: Optional[int]) -> str:
 def _json(body) -> dict:
     try:
         data = json.loads(body)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

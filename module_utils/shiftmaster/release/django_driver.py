@@ -304,7 +304,7 @@ class Lock:
 
     It lives on a connection of its own, in autocommit and without a transaction: the migrating connection may be
     closed by the application, a lock inside a transaction would block CREATE INDEX CONCURRENTLY for ever, and the
-    server gives it back in the moment in which this process dies. It is asked for again and again rather than waited
+    server gives it back in the moment in which this process dies. It is tried repeatedly rather than waited
     for, because a waiting SELECT keeps a snapshot, for which the holder's CREATE INDEX CONCURRENTLY would wait.
     """
 
@@ -717,7 +717,7 @@ def open_transactions(lock):
 
 
 def explain(error, tracker, connection, lock):
-    """Turn an exception inside a run into a failure that says where it happened and what stays."""
+    """Turn an exception inside a run into a failure that shows where it happened and what stays."""
     if isinstance(error, Failure):
         details = dict(error.details)
     else:
@@ -751,7 +751,7 @@ def explain(error, tracker, connection, lock):
                         "done before were " + ", ".join("%d (%s)" % (o["number"], o["describe"]) for o in tracker.done)
                         if tracker.done
                         else "its first operation may have left something",
-                        " The next run goes on behind them." if tracker.progress and tracker.done else "",
+                        " The next run continues after them." if tracker.progress and tracker.done else "",
                     )
                 )
             else:

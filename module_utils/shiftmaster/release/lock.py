@@ -37,7 +37,7 @@ def read(path: str) -> Optional[dict]:
 def _alone(path: str):
     """Let one process at a time look and act: while a stale lock is taken away, nobody else may put one there.
 
-    The kernel drops this when the process dies; it is held for moments only.
+    The kernel drops this when the process dies; it is held briefly only.
     """
     descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -17,6 +17,7 @@ Nothing here imports Django or the application: files are parsed, never executed
 from __future__ import annotations
 
 import ast
+import codecs
 import contextlib
 import fnmatch
 import io
@@ -91,7 +92,7 @@ class _Known(NamedTuple):
     """What is known about a kind of operation beforehand."""
 
     arguments: Tuple[str, ...]  # Names of the positional arguments.
-    judge: str  # Name of the function below that judges it.
+    judge: str  # Name of the function below that evaluates it.
 
 
 _MODEL, _FIELD = ("model_name",), ("model_name", "name", "field")
@@ -451,7 +452,7 @@ class Reader:
         )
 
     def remove_index(self, name, model, arguments):
-        return Result(if_new=EXPAND, warnings=["waits for an exclusive lock on the table of %s for a moment" % model])
+        return Result(if_new=EXPAND, warnings=["waits for an exclusive lock on the table of %s briefly" % model])
 
     def add_index(self, name, model, arguments):
         return Result(
@@ -465,7 +466,7 @@ class Reader:
         warnings = (
             []
             if name == "AddConstraintNotValid"
-            else ["reads the whole table of %s while it blocks reads and writes" % model]
+            else ["reads the complete table of %s while it blocks reads and writes" % model]
         )
         return Result(
             CONTRACT,
@@ -530,7 +531,7 @@ class Reader:
         if index:
             warnings.append("blocks writes to the table of %s while the index of %s is built" % (model, label))
         if field.kind in ("ForeignKey", "OneToOneField") and field.value("db_constraint", True):
-            warnings.append("locks the table that %s refers to against writes for a moment" % label)
+            warnings.append("locks the table that %s refers to against writes briefly" % label)
         if field.kind == "GeneratedField":
             warnings.append("rewrites the table of %s while nobody can read or write it" % model)
             return Result(if_new=EXPAND, warnings=warnings, loses=loses)
@@ -610,7 +611,7 @@ def compare_fields(old: Field, new: Field, label: str, model: str):
         reasons.append("whether %s may be NULL cannot be read" % label)
     elif before and not after:
         reasons.append("%s becomes NOT NULL, and the old code may write NULL" % label)
-        warnings.append("reads the whole table of %s while nobody can read or write it" % model)
+        warnings.append("reads the complete table of %s while nobody can read or write it" % model)
     before, after = (f.value("unique", f.kind == "OneToOneField") for f in (old, new))
     if Unknown in (before, after):
         reasons.append("whether %s is unique cannot be read" % label)
@@ -733,7 +734,7 @@ class File:
             ):
                 continue
             else:
-                self.problems.append("its class holds code beside plain assignments (line %d)" % statement.lineno)
+                self.problems.append("its class holds code next to plain assignments (line %d)" % statement.lineno)
                 continue
             for target in targets:
                 if isinstance(target, ast.Name):
@@ -863,7 +864,7 @@ def _settle(record: dict, annotations: list, created: set) -> None:
 
 
 def relative(records: Iterable[dict], order: Optional[list] = None) -> List[dict]:
-    """Judge a set of migrations together, against code that knows none of them.
+    """Evaluate a set of migrations together, against code that knows none of them.
 
     A field added to a model that the same set creates harms nobody: the old code does not know the table. Records
     must be in the order in which they are applied. Returns new records.
@@ -882,9 +883,14 @@ def relative(records: Iterable[dict], order: Optional[list] = None) -> List[dict
     return result
 
 
-def _ordered(files: Dict[str, File]) -> List[File]:
-    """Sort an app's files so that each comes behind those of the same app that it depends on."""
+def _ordered(files: Dict[str, File], replaced: Mapping[str, list]) -> List[File]:
+    """Sort an app's files so that each comes behind those of the same app that it depends on.
+
+    A file that depends on a squashed one comes behind what that one replaces (replaced).
+    """
     done, begun, result = set(), set(), []
+    # Each is taken once: the product of files and of what they replace would fill the memory.
+    left = dict(replaced)
     for first in sorted(files):
         # No recursion: a chain may be longer than Python's stack.
         path = [first]
@@ -897,8 +903,9 @@ def _ordered(files: Dict[str, File]) -> List[File]:
                     result.append(files[name])
                 continue
             begun.add(name)
-            wanted = [one for app, one in files[name].dependencies if app == files[name].app and one in files]
-            path.extend(one for one in reversed(wanted) if one not in begun)
+            own = [one for app, one in files[name].dependencies if app == files[name].app]
+            wanted = own + [part for one in own for part in left.pop(one, ())]
+            path.extend(one for one in reversed(wanted) if one in files and one not in begun)
     return result
 
 
@@ -916,18 +923,11 @@ def classify_app(app: str, texts: Mapping[str, str], paths: Optional[Mapping[str
     replaced_by = {}
     for name in squashed:
         replaced_by[name] = [replaced for a, replaced in files[name].replaces if a == app and replaced in files]
-    for file in files.values():
-        # A file that depends on a squashed one comes behind what that one replaces.
-        file.dependencies_here = file.dependencies
-        extra = [[app, replaced] for a, n in file.dependencies if a == app for replaced in replaced_by.get(n, ())]
-        file.dependencies = file.dependencies + extra
     models, records = Models(), {}
-    for file in _ordered({name: file for name, file in files.items() if name not in squashed}):
-        file.dependencies = file.dependencies_here
+    for file in _ordered({name: file for name, file in files.items() if name not in squashed}, replaced_by):
         records[file.name] = _judge(file, models)
     for name in sorted(squashed):
         file = files[name]
-        file.dependencies = file.dependencies_here
         records[name] = _judge(file, Models())  # It starts from what was before, which is not followed: strict.
     return [records[name] for name in records]
 
@@ -954,7 +954,7 @@ def _app_label(directory: str, apps_text: Optional[str]) -> str:
 
 
 def classify_files(files: Mapping[str, str]) -> List[dict]:
-    """Judge the migrations among files given as {path: text}, as from `git archive`.
+    """Evaluate the migrations among files given as {path: text}, as from `git archive`.
 
     Give apps.py files too where an app sets its label there. A later path of the same app and name is left out.
     """
@@ -974,10 +974,17 @@ def classify_files(files: Mapping[str, str]) -> List[dict]:
     return [record for app in sorted(apps) for record in classify_app(app, apps[app], paths[app])]
 
 
+# Names of codecs that take linear time. punycode takes a day for a megabyte.
+ENCODINGS = ("utf-8", "utf-8-sig", "ascii", "iso8859-1", "iso8859-15", "cp1252", "cp932", "shift_jis", "euc_jp")
+
+
 def decode(data: bytes) -> str:
-    """Decode a source file as Python would."""
+    """Decode a source file as Python would; one of an encoding that is not in ENCODINGS cannot be parsed."""
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        if codecs.lookup(encoding).name not in ENCODINGS:
+            # It counts as a migration: another decoding might hide that it is one.
+            return "Migration = \0"
         return data.decode(encoding)
     except (SyntaxError, UnicodeDecodeError, LookupError):
         return data.decode("utf-8", "replace")
@@ -1049,7 +1056,7 @@ def compare_state(
             continue
         parts = set((replaces or {}).get(key(row), ()))
         if parts and parts <= covered | (rows - {key(row)}):
-            continue  # A squashed migration: its parts are judged one by one.
+            continue  # A squashed migration: its parts are evaluated one by one.
         ahead.append({"app": row["app"], "name": row["name"]})
     replaced_by_applied = set()
     for name, replaced in files.items():
@@ -1104,7 +1111,7 @@ def _names(directory: str, beneath: str) -> List[str]:
 
 
 class Releases:
-    """The migrations that the retained releases hold, read when first asked for; the newest release is asked first."""
+    """The migrations of the retained releases, read on first use; the newest release is queried first."""
 
     def __init__(self, releases_root: str):
         try:
@@ -1179,7 +1186,7 @@ def classify_ahead(ahead: Iterable, releases_root: str, releases: Optional[Relea
 
 
 def plan(answer: Mapping) -> List[dict]:
-    """Judge what is pending, from the answer of the driver's operation `plan` with sources; in order."""
+    """Evaluate what is pending, from the response of the driver's operation `plan` with sources; in order."""
     judged = {}
     for app, texts in answer.get("sources", {}).items():
         judged.update((key(record), record) for record in classify_app(app, texts))
@@ -1227,7 +1234,7 @@ def known_statically(release_dir: str) -> List[dict]:
 
 
 def applied_when_live(release_dir: str) -> List[str]:
-    """Return the rows that a release lived with, where its manifest says so."""
+    """Return the rows that a release lived with, where its manifest reports it."""
     value = _manifest(str(release_dir)).get("applied_when_live")
     return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
@@ -1284,7 +1291,7 @@ def deploy_result(pending: Iterable[dict], allow_contract=False, first_deploy=Fa
     if allow_contract:
         return True, "%d pending, contract migrations were allowed: %s." % (len(pending), describe(bad))
     return False, (
-        "The code that serves now may not work after %s. Run it in maintenance mode with contract migrations allowed, "
+        "The live code now may not work after %s. Run it in maintenance mode with contract migrations allowed, "
         "or split it into a release that only adds and a later one that removes."
         % "; ".join("%s (%s: %s)" % (key(record), record["class"], ", ".join(record["reasons"])) for record in bad)
     )

@@ -52,7 +52,7 @@ _KINDS = ("code", "build", "hook")
 
 
 class ReleaseCodeError(Exception):
-    """The release's code could not be run, ran too long, or did not answer; str() says which and quotes its output."""
+    """The release's code could not be run, ran too long, or did not respond; str() says which and quotes its output."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
@@ -302,7 +302,7 @@ class ReleaseCode:
 class Driver:
     """The source of a driver module (a module of this package) at work inside a release.
 
-    The driver reads each request as one line of JSON from standard input and writes its answer as one line that starts
+    The driver reads each request as one line of JSON from standard input and writes its response as a line that starts
     with ANSWER; whatever else the application prints is left alone. An answer {"error": text}, one that has not the
     form that the module's ANSWERS names for the request's op, and one that does not come raise ReleaseCodeError.
     """
@@ -335,10 +335,10 @@ class Driver:
             self._child.stdin.write((json.dumps(value) + "\n").encode())
             self._child.stdin.flush()
         except OSError:
-            pass  # It ended: its output says why.
+            pass  # It ended: its output shows why.
 
     def ask(self, request: dict, timeout=60) -> dict:
-        """Send one request and return its answer; timeout is in seconds."""
+        """Send one request and return its response; timeout is in seconds."""
         deadline = time.monotonic() + timeout
         self._send(request)
         for line in self._lines(deadline):
@@ -348,11 +348,11 @@ class Driver:
         raise ReleaseCodeError(
             "the release's code %s; its last output: %s"
             % (
-                "did not answer within %d seconds" % timeout
+                "did not respond within %d seconds" % timeout
                 if self._child.poll() is None
                 else _SIGNALLED_HINT
                 if self._child.wait() == _SIGNALLED
-                else "ended with code %d and without an answer" % self._child.wait(),
+                else "ended with code %d and without a response" % self._child.wait(),
                 self._output() or "none",
             )
         )

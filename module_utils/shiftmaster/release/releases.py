@@ -255,7 +255,7 @@ class Build:
             if "CERTIFICATE_VERIFY_FAILED" in said:
                 hint = "\nA proxy's own certificate authority is trusted through base_extra_ca_certificates."
             raise BuildError(
-                "%s failed for version %s (the whole output is in %s):\n%s%s"
+                "%s failed for version %s (the complete output is in %s):\n%s%s"
                 % (what, self.spec["version"], self.log, tail(said), hint)
             )
 
@@ -378,7 +378,7 @@ class Build:
                     "the Celery application %s of version %s cannot be loaded: %s"
                     % (self.spec["celery_application"], self.spec["version"], error)
                 ) from error
-            # A rollback from this release asks for each.
+            # A rollback from this release needs each.
             if len(self.celery["queues"]) > MAX_QUEUES or len(self.celery["tasks"]) > MAX_TASKS:
                 raise BuildError(
                     "the Celery application %s has more than %d queues or %d tasks"
@@ -608,7 +608,7 @@ def prune_plan(layout: Layout, state: State, keep: int, applied=None) -> list:
 
     Kept: the newest `keep` that were live and are not bad, the newest that is ready to be, the current one, both
     slots' (a worker may still be finishing its tasks), the rollback target, and the only retained release that holds
-    the file of an applied migration. applied is a set of "app.name"; None means that the database could not be asked,
+    the file of an applied migration. applied is a set of "app.name"; None means that the database could not be queried,
     and then no holder of migrations goes at all.
     """
     names = layout.names()

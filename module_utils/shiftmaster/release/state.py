@@ -6,7 +6,7 @@ so that the next run can finish or revert what a killed one left.
     {"releases": {name: {"status", "since", "reason", "live_at", "previous", "suspect"}},
      "transition": null | {"kind", "from", "to", "from_slot", "to_slot", "phase", "since", "run_id"}}
 
-previous is the release that served when this one was deployed: the way back. suspect is one that was live and
+previous is the release that served when this one was deployed: the rollback. suspect is one that was live and
 of which a later deploy failed: a rollback may still lead to it, a deploy builds it again. Where the file is gone, the
 audit log tells what was live.
 """
@@ -223,7 +223,7 @@ def audit(layout: Layout, event: str, **fields) -> None:
 def held(path: str, deadline: float, busy: Exception):
     """Hold a file's lock, which the kernel drops when the process dies; yields its descriptor.
 
-    Raises busy where another process holds it until deadline, a moment of time.monotonic().
+    Raises busy where another process holds it until deadline, a time of time.monotonic().
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -9,7 +9,7 @@ Runs on the controller, with the expressions of findings.py. A line is data (che
     bad        an expression that fails it also without what it needs: a part's reason may be the very fault
     evidence   a template, or {en, ja} where it has words: what was seen
     person     {en, ja} instead of `good`: what a person has to do
-A line is failed where one host fails it, unknown where one host says nothing, ticked where all hosts are good.
+A line is failed where one host fails it, unknown where one host reports nothing, ticked where all hosts are good.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     critical_when  an expression: true makes it critical
     symptom    true: it follows from something else, or nobody knows from what
     areas      in which areas of the diagnosis it is looked for
-    functions  those of the hosts of which it is asked; every host where absent
-    each       an expression whose items are asked one by one, as `it`
+    functions  those of the hosts of which it is queried; every host where absent
+    each       an expression whose items are queried one by one, as `it`
     let        {name: expression}, for what is needed more than once; one may use those before it
     when       an expression; what it needs and is not there makes it false
     explains   what follows from it on the same host, and on hosts that need what it is about: names of rules,
@@ -22,7 +22,7 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     guide      {en, ja}, what it means, and
     commands   to look and to mend (scripts/alerts.py)
 
-Beside Jinja's own there are the filters size, duration, quote (for a shell) and clock (a moment in a zone), and the
+Next to Jinja's own there are the filters size, duration, quote (for a shell) and clock (a moment in a zone), and the
 tests search and ours (a unit or program that no command may end).
 """
 
@@ -59,12 +59,12 @@ def duration(seconds) -> str:
     return "%d s" % seconds
 
 
-# What systemd says of a unit among what the unit says.
+# What systemd reports about a unit among what the unit says.
 _SYSTEMD_SAYS = re.compile(r"[^ ]+[.]service: |(Start|Stopp)(ed|ing) |Failed to start ")
 
 
 def own_word(lines) -> str:
-    """Return what a unit said last itself: behind that systemd says that it has ended, and begins it again."""
+    """Return what a unit said last itself: behind that systemd reports that it has ended, and begins it again."""
     lines = list(lines or ())
     return ([line for line in lines if not _SYSTEMD_SAYS.match(line)] or lines or [""])[-1]
 
@@ -282,7 +282,7 @@ def host_of(name: str, functions: list, result: dict) -> dict:
             host.pop("skew", None)
         host["reach"] = {"unreachable": False, "failed": False, "message": ""}
         return host
-    # Where the module did not come to run (sudo wants a password), the message says only that it gave no answer.
+    # Where the module did not come to run (sudo wants a password), the message says only that it gave no response.
     message = " ".join(str(result[name]) for name in ("module_stderr", "msg") if result.get(name))
     return {
         "host": name,

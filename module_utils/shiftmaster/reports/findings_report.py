@@ -384,7 +384,7 @@ def runbook(finding: dict, language: str) -> str:
 def firing(hosts: list) -> list:
     """Return the alerts that Prometheus has not seen end, as in `history` and with their host, the worst first.
 
-    They are no findings: what an alert tells of has a cause, and it may fire for a while when that is fixed. But who was
+    They are no findings: what an alert reports has a cause, and it may fire for a while when that is fixed. But who was
     paged must not read that nothing is wrong.
     """
     found = {}
@@ -616,7 +616,7 @@ def bar(name: str, percent: float) -> str:
 
 
 def short(value: float) -> str:
-    """Return a number that has room beside an axis: 173k."""
+    """Return a number that has room next to an axis: 173k."""
     for unit, size_ in (("M", 1e6), ("k", 1e3)):
         if value >= 10 * size_ or value >= 1e6:
             return "%.3g%s" % (value / size_, unit)
@@ -624,7 +624,7 @@ def short(value: float) -> str:
 
 
 def line_chart(title: str, points: list, zone: dict, top: Optional[float] = None) -> str:
-    """Return a line with its top (its largest value, where none is given) and its first and last time written beside it."""
+    """Return a line with its top (its largest value, where none is given) and its first and last time written next to it."""
     largest = max([value for _at, value in points] + [0])
     top = largest if top is None else top
     scale = top or 1
@@ -677,7 +677,7 @@ def timeline(hosts: list, language: str = "en") -> list:
 
 
 def alert_events(hosts: list, language: str) -> list:
-    """Return [(at, host, "alert", text)]: when each alert began and ended. Two Prometheus tell of one alert once."""
+    """Return [(at, host, "alert", text)]: when each alert began and ended. Two Prometheus report one alert once."""
     events, told = [], []
     for host in hosts:
         news = []
@@ -752,7 +752,7 @@ BUNDLE_LIMIT = 5 << 20
 def bundle(files: dict, made: datetime.datetime, limit: int = BUNDLE_LIMIT) -> tuple:
     """Return (a .tar.gz for a supporter, what is in it): redacted already, listed with sizes and sums, and bounded.
 
-    Where it would grow too large, the largest files are cut, and the list says so.
+    Where it would grow too large, the largest files are cut, and the list reports it.
     """
     contents = {name: text.encode() for name, text in files.items()}
     cut = set()

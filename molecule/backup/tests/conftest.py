@@ -58,7 +58,7 @@ class Backups:
         return [self.manifest(name[:-5]) for name in self.shell(f"ls {RUNS} 2>/dev/null || true").split()]
 
     def ask(self, run_id: str, **request) -> None:
-        """Note what a run is asked for, as a playbook does."""
+        """Note what a run is requested, as a playbook does."""
         self.shell("install -d -m 755 /run/shiftmaster-backup && install -d -m 700 /run/shiftmaster-backup/requests")
         self.shell(f"cat > /run/shiftmaster-backup/requests/{run_id}.json", stdin=json.dumps(request))
 

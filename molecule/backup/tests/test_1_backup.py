@@ -252,7 +252,7 @@ with open(path, "r+b") as stream:
 
 @pytest.fixture
 def flip(backups):
-    """Flip a bit in the middle of the first file that a command names; the file is put back behind the test."""
+    """Flip a bit in the middle of the first file that a command names; the file is restored behind the test."""
     flipped = []
 
     def flip(find: str) -> str:
@@ -286,7 +286,7 @@ def test_a_flipped_bit_in_the_repository_of_the_database(backups, first, flip, f
 
 
 def test_a_flipped_byte_in_a_dump(backups, first, flip):
-    """Read again by each run: the disk says nothing."""
+    """Read again by each run: the disk reports nothing."""
     path = flip("find /var/backups/shiftmaster/logical -type f -path '*/shiftmaster/*' -size +0")
     failed(backups, "is damaged", "/".join(path.split("/")[-2:]), only="files", otherwise=True)
 

@@ -1,4 +1,4 @@
-"""The host itself tells of its backups: with the control node off, and also of a run that was killed."""
+"""The host itself reports its backups: with the control node off, and also of a run that was killed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The units of role backup are confined, by what systemd says of each."""
+"""The units of role backup are confined, by what systemd reports about each."""
 
 from __future__ import annotations
 
-# The backup is root, becomes postgres and may make setgid files (its unit says why).
+# The backup is root, becomes postgres and may make setgid files (its unit shows why).
 ALLOWED = {"shiftmaster-backup.service": 2.7, "shiftmaster-backup@x.service": 2.7}
 
 

@@ -29,7 +29,7 @@ def harden(host, over_ssh):
 
 @pytest.fixture
 def login(host, address, tmp_path):
-    """Tries to log in as root, by the key or by a password; tells whether it worked."""
+    """Tries to log in as root, by the key or by a password; shows whether it worked."""
     host.check_output(f"echo 'root:{PASSWORD}' | chpasswd")
     asked = tmp_path / "askpass"
     asked.write_text(f"#!/bin/sh\necho '{PASSWORD}'\n")

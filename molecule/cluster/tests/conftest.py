@@ -9,7 +9,7 @@ INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
 @pytest.fixture(scope="session")
 def topology():
-    """The hosts: edge, app1, app2, db and cache; playbooks run for all of them, whichever is asked."""
+    """The hosts: edge, app1, app2, db and cache; playbooks run for all of them, whichever is queried."""
     names = ("edge", "app1", "app2", "db", "cache")
     hosts = SimpleNamespace(**{name: Operations(INVENTORY, f"cluster-{name}") for name in names})
     hosts.apps, hosts.all = (hosts.app1, hosts.app2), [getattr(hosts, name) for name in names]

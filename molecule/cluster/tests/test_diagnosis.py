@@ -20,7 +20,7 @@ HOLD = (
     " bash -c '(echo \"BEGIN; LOCK TABLE held;\"; sleep 300) | psql -d shiftmaster'; sleep 2;"
     " systemd-run --quiet --unit=waiter --property=User=postgres psql -d shiftmaster -c 'SELECT * FROM held'; sleep 3"
 )
-# What is wrong: (the rule that names it, what breaks it, what mends it). {slot} is the live slot.
+# What is wrong: (the rule that names it, what breaks it, what fixes it). {slot} is the live slot.
 FAULTS = {
     "database stopped": ("DatabaseStopped", "systemctl stop postgresql", "systemctl start postgresql; sleep 3"),
     "locks": (
@@ -146,7 +146,7 @@ def test_both_roots_come_before_what_follows(topology, first, second):
     assert {(one["rule"], one["host"]) for one in found[:2]} == wanted, (
         [(one["rule"], one["host"], one["root"]) for one in found], output[-4000:],
     )  # fmt: skip
-    # What nobody caused beside them is claimed of nobody.
+    # What nobody caused next to them is claimed of nobody.
     assert {(one["rule"], one["host"]) for one in found if one["root"]} == wanted
 
 

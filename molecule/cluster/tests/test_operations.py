@@ -1,4 +1,4 @@
-"""Secrets of the whole installation are rotated, and its hosts patched and rebooted, while people work."""
+"""Secrets of the entire installation are rotated, and its hosts patched and rebooted, while people work."""
 
 import hashlib
 import re
@@ -76,7 +76,7 @@ def test_every_secret_is_rotated(topology, capsys):
 
 def still_outdated(topology) -> list:
     """Without the controller's own connections, which end by themselves."""
-    return [outdated(host) - {"sshd-session"} for host in topology.all]
+    return [outdated(host, "sshd-session", "postgres", "redis-server") - {"sshd-session"} for host in topology.all]
 
 
 def test_patched_without_an_interruption(topology, capsys):
@@ -88,7 +88,7 @@ def test_patched_without_an_interruption(topology, capsys):
     report(capsys, "patch", traffic)
     traffic.assert_flawless()
     assert [version(host) for host in topology.all] == [offered(host) for host in topology.all]
-    # What cannot be restarted without an interruption waits, and the run says so. Nothing else is left.
+    # What cannot be restarted without an interruption waits, and the run reports it. Nothing else is left.
     assert still_outdated(topology) == [set(), set(), set(), {"postgres"}, {"redis-server"}]
     assert run.says("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
     again = topology.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
@@ -121,17 +121,20 @@ def started(host: Operations) -> str:
 
 
 def test_application_hosts_reboot_one_after_the_other(topology, capsys):
-    """Each is out of the edge meanwhile, and nobody notices."""
+    """Each is out of the load balancer meanwhile, and nobody notices."""
     before, seen = [started(host) for host in topology.apps], []
     restarting(topology, "always")
     try:
         with load(topology.edge, *TRAFFIC, seconds=1800) as traffic:
             process = topology.app1.start("playbooks/patch.yml", LOG, "--limit", "app", reboot="always")
-            while process.poll() is None:
+            running = True
+            while running:
+                # What the run did last is seen after its end.
+                running = process.poll() is None
                 out = re.findall(r"^server (\S+):8443 .* down;", topology.edge.shell(f"cat {SERVERS}"), re.M)
                 if seen[-1:] != [out]:
                     seen.append(out)
-                time.sleep(1)
+                time.sleep(0.5)
     finally:
         restarting(topology, "no")
     assert process.returncode == 0, LOG.read_text()[-6000:]

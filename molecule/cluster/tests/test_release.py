@@ -1,4 +1,4 @@
-"""Deploys and rollbacks of the whole installation, and what becomes of it when one of its hosts fails or is lost."""
+"""Deploys and rollbacks of the entire installation, and what becomes of it when one of its hosts fails or is lost."""
 
 import json
 import re
@@ -134,7 +134,7 @@ def test_one_host_fails_after_its_switch(topology):
 
 
 def test_one_host_is_lost_in_mid_cutover(topology):
-    """It is out of the edge and named; one serves the old version; the next run takes it in and deploys to both."""
+    """It is drained on the load balancer and named; one serves the old version; the next run deploys to both."""
     with load(topology.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
         topology.app2.hold("switched")
         process = start(topology, "2.1.0")
@@ -251,7 +251,7 @@ def test_the_host_that_does_for_all_cannot_be_left_out(topology):
 
 
 def test_contract_migrations_stop_background_work_on_every_host(topology):
-    """The page is up at the edge meanwhile, and no old worker runs on any host."""
+    """The page is up at the load balancer meanwhile, and no old worker runs on any host."""
     topology.app1.hold("migrated")
     process = start(topology, "2.2.0", shiftmaster_allow_contract=True)
     topology.app1.wait_at("migrated", process, LOG)

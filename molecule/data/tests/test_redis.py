@@ -175,3 +175,8 @@ def test_a_new_password_of_the_application_needs_no_restart_and_leaks_nowhere(ho
         assert new not in host.check_output("journalctl --no-pager --output=cat")
     finally:
         apply("redis")
+
+
+def test_a_script_that_never_ends_keeps_no_instance_from_being_stopped(host):
+    for unit in (MAIN, CACHE):
+        assert host.check_output("systemctl show -P TimeoutStopUSec %s", unit) == "1min 30s"

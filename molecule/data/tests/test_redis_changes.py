@@ -1,4 +1,4 @@
-"""What Redis refuses, what is put back, and what the role finds out; the same code on both releases, so on one."""
+"""What Redis refuses, what is restored, and what the role finds out; the same code on both releases, so on one."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_units_are_enabled_and_none_failed(operations, slot):
     running = operations.shell(f"systemctl is-active {' '.join(unit + slot for unit in UNITS)}")
     assert running.split() == ["active"] * 3
     enabled = operations.shell("systemctl list-unit-files --state=enabled --no-legend 'shiftmaster-*'", check=False)
-    assert enabled.strip() == "", "a slot is enabled beside the link `active`: two facts"
+    assert enabled.strip() == "", "a slot is enabled next to the link `active`: two facts"
 
 
 def test_private_keys_are_read_by_the_process_that_serves_them(operations):
@@ -139,7 +139,7 @@ print(json.dumps({{"staff": staff}}))
 
 
 def test_memory_fits_the_smallest_host(operations, slot, capsys):
-    """Prints the memory of each unit; together they fit 4 GB beside the kernel and a second slot."""
+    """Prints the memory of each unit; together they fit 4 GB next to the kernel and a second slot."""
     rows = operations.shell(
         "for u in nginx postgresql@17-main redis-server "
         + " ".join(unit + slot for unit in UNITS)

@@ -110,7 +110,7 @@ def test_a_password_that_sudo_wants_keeps_no_other_host_from_being_diagnosed(ope
 
 
 def state(operations) -> dict:
-    """What somebody who only reads leaves as it is, beside files, units and rules of the firewall."""
+    """What somebody who only reads leaves as it is, next to files, units and rules of the firewall."""
     units = "shiftmaster.service 'shiftmaster-web@*' 'shiftmaster-worker@*' nginx.service redis-server.service 'postgresql@*'"
     properties = "Id,NRestarts,MainPID,ActiveEnterTimestampMonotonic"
     # Of sessions and of results of tasks, which expire.
@@ -138,7 +138,7 @@ def test_it_changes_nothing(operations):
         # What sessions have counted is told by PostgreSQL up to ten seconds later.
         time.sleep(15)
         before = state(operations)
-        # What the playbook's own requests to the application read counts as use: the database is asked by itself.
+        # What the playbook's own requests to the application read counts as use: the database is queried by itself.
         counted = operations.shell(use)
         diagnose(operations, area="db")
         assert operations.shell(use) == counted
@@ -223,7 +223,7 @@ def test_no_secret_is_in_any_report(operations, facts):
     try:
         assert {name: [number for number, value in enumerate(secrets) if value in text or json.dumps(value)[1:-1] in text]
                 for name, text in texts.items()} == {name: [] for name in texts}  # fmt: skip
-        # They were looked at: what stood beside them is there.
+        # They were looked at: what stood next to them is there.
         told = texts["diagnosis.json"]
         assert (
             "seed: failed with ***" in told

@@ -48,7 +48,7 @@ def test_every_line_is_good_on_a_healthy_host(operations, period):
     assert [line["name"] for line in data["lines"] if line["mark"] in ("good", "bad") and not line["hosts"]] == []
 
 
-# Each: the lines that are not good then, what breaks, what mends. In SQL, $$ is a quote.
+# Each: the lines that are not good then, what breaks, what fixes. In SQL, $$ is a quote.
 TABLES = (
     "CREATE TABLE checked_one (id int PRIMARY KEY); INSERT INTO checked_one SELECT generate_series(1, 997);"
     " CREATE TABLE checked (id int, one int REFERENCES checked_one);"

@@ -29,7 +29,7 @@ RELEASE = f"{APP}/active/release"
 SITE = "/etc/nginx/sites-available/shiftmaster"
 CERTIFICATE = "/etc/ssl/certs/shiftmaster.crt"
 
-# Each: rule that has to come first, what breaks it, what mends it. {slot}, {release} and such are filled in.
+# Each: rule that has to come first, what breaks it, what fixes it. {slot}, {release} and such are filled in.
 FAULTS = {
     # --- application
     "import error": (
@@ -229,7 +229,7 @@ def assert_first(operations, rule: str, **extra):
 
 
 def assert_fixed_as_said(operations, seen) -> None:
-    """Carry out what mends of the first finding's commands; the host serves then, and the finding is gone."""
+    """Carry out what fixes of the first finding's commands; the host serves then, and the finding is gone."""
     finding = next(one for one in seen.report["findings"] if one["rule"] != "CpuShort")
     rule, commands = finding["rule"], [one for one in finding["fix"] if MENDS.match(one)]
     assert commands, finding["fix"]
@@ -302,7 +302,7 @@ def test_slow_statement_without_its_index(operations):
         with background(operations, "slow", loop, User="postgres"):
             ran = "SELECT count(*) FROM pg_stat_statements WHERE query LIKE '%FROM big%' AND calls >= 10"
             wait_for(lambda: operations.shell(f'{PSQL} -d shiftmaster -c "{ran}"').strip() == "1", 60, "ten runs")
-            # Each session tells of its scans when it ends.
+            # Each session reports its scans when it ends.
             time.sleep(2)
             for area in ("db", "all"):
                 seen = assert_first(operations, "DatabaseSlowStatement", area=area)
@@ -457,7 +457,7 @@ def test_port_taken_by_another_program(operations):
 
 
 FULL = "dd if=/dev/zero of=/mnt/small/data bs=1M 2>/dev/null"
-# Each: the roots, what breaks, what mends.
+# Each: the roots, what breaks, what fixes.
 COMBINED = {
     "full disk and stopped cache": (
         {"DiskFull", "RedisDown"},

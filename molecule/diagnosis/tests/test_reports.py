@@ -62,7 +62,7 @@ def test_what_no_server_took_is_told_the_next_time(operations, mails):
     operations.shell("systemctl stop redis-server")
     try:
         run = operations.run("playbooks/health.yml", health_tell=True, **nobody)
-        assert run.code == 2 and run.says("email was not told"), run.output[-3000:]
+        assert run.code == 2 and run.says("email was not notified"), run.output[-3000:]
         operations.run("playbooks/health.yml", health_tell=True, **mails.options)
         assert len(mails()) == 1
     finally:
@@ -84,7 +84,7 @@ def test_a_checklist_is_mailed_with_its_page(operations, mails):
     run = operations.run("playbooks/checklist.yml", period="morning", checklist_mail=True, **mails.options)
     assert run.code == 0, run.output[-3000:]
     (mail,) = mails()
-    # No backups are set up here, and the checklist says so.
+    # No backups are set up here, and the checklist reports it.
     assert "朝のチェックリスト: 要対応の項目があります" in mail["headers"]["subject"]
     assert "バックアップ" in mail["plain"] and "バックアップなし" in mail["attached"]["morning.html"]
     assert operations.run("playbooks/checklist.yml").says("Which checklist?", "period=")

@@ -37,7 +37,7 @@ ANSWERS = {"psql", "redis-cli", "shiftmasterctl", "nft", "nginx", "ss", "ps", "d
 COMPLAINT = re.compile(
     r"command not found|(?<!\w)(unknown|unrecognized|invalid|illegal) (option|argument|command|operation|verb)"
     r"|syntax error|Usage:|missing operand|Failed to parse"
-    # What PostgreSQL says of a primary is no fault of a question to a standby.
+    # What PostgreSQL reports about a primary is no fault of a question to a standby.
     r"|(?-i:ERROR:)(?!  recovery is not in progress)",
     re.I,
 )
@@ -71,7 +71,7 @@ def faults(text: str, done) -> list:
     absent = re.search(r"No such file or directory|recovery is not in progress", done.stderr)
     if first & ANSWERS and not first & {"grep", "awk"} and not absent:
         found += [f"it ended with {done.returncode}: {done.stderr[-300:]}"] if done.returncode not in (0, 141) else []
-        found += ["it says nothing"] if not (done.stdout + done.stderr).strip() else []
+        found += ["it reports nothing"] if not (done.stdout + done.stderr).strip() else []
     return found
 
 

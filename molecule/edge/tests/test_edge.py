@@ -266,7 +266,7 @@ def test_a_dead_application_gets_a_page_in_both_languages(edge):
     for options in ((), ("-d", "a=b")):
         answer = edge.get("/", *options)
         assert answer.status == 502, options
-        assert "ただいま接続できません" in answer.body and "does not answer" in answer.body
+        assert "ただいま接続できません" in answer.body and "does not respond" in answer.body
         assert "内線 1234" in answer.body
         assert (answer.one("retry-after"), answer.one("cache-control")) == ("10", "no-store")
         assert answer.one("content-type") == "text/html; charset=utf-8"

@@ -1,4 +1,4 @@
-"""The role itself: what is refused, what is put back, what a run that was cut off leaves to the next one."""
+"""The role itself: what is refused, what is restored, what a run that was cut off leaves to the next one."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_stopped_nginx_is_started(edge):
 
 
 def test_of_several_servers_a_post_is_given_to_one_only(edge):
-    """Both take the request and die without an answer: was it carried out? A GET may be asked again, a POST never."""
+    """Both take the request and die without a response: was it carried out? A GET may be repeated, a POST never."""
     edge.ok("systemd-run --quiet --collect --unit=cutter python3 /root/cutter.py; sleep 1")
     edge.ok("rm -f /etc/nginx/shiftmaster-servers.conf")
     done = edge.reconfigure(nginx_upstream_servers=["127.0.0.1:8991", "127.0.0.1:8992"])

@@ -9,7 +9,7 @@ BROKEN = {
     "broken-migration": (["0003_ward_phone"], False),
     "broken-import": (["broken-import", "Error"], False),
     "broken-health": (["health check /health/deep/", "failed"], False),
-    "broken-hang": (["health check /health/deep/", "no answer within"], False),
+    "broken-hang": (["health check /health/deep/", "no response within"], False),
     "broken-requirement": (["install the requirements", "/var/log/shiftmaster/builds/"], False),
     "broken-worker": (["Celery"], False),
     "broken-template": (["broke under traffic", "serves again", "/var/log/shiftmaster/error.log"], True),

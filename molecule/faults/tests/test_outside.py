@@ -81,13 +81,13 @@ def test_the_active_link_is_gone(operations):
 
 
 def test_the_state_file_is_gone_or_damaged(operations):
-    """The audit log knows what was live: the way back stays open."""
+    """The audit log knows what was live: the rollback stays open."""
     at(operations, "2.1.0")
     state = f"{APP}/shared/state/state.json"
     operations.shell(f"cp {state} /root/state; echo '[]' > {state}")
     run = operations.deploy("2.1.0", **FAST)
     assert run.code == 2, run.output[-4000:]
-    assert run.says("state.json is damaged", "Move it away", "What serves here could not be asked"), run.output[-4000:]
+    assert run.says("state.json is damaged", "Move it away", "The live release is unknown"), run.output[-4000:]
     assert operations.serves(10) == "2.1.0"
     operations.shell(f"rm {state}")
     run = operations.rollback()

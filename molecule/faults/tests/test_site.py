@@ -84,9 +84,9 @@ def test_a_hook_that_hangs_is_ended_and_what_is_wrong_with_the_host_is_in_the_me
     finally:
         operations.shell("umount /mnt")
     assert run.code == 2, run.output[-4000:]
-    assert run.says("the site's before_cutover", "Diagnosis: ", "/mnt", "What to do: "), run.output[-4000:]
+    assert run.says("the site's before_cutover", "Diagnosis: ", "/mnt", "Runbook: "), run.output[-4000:]
     # It would end by itself behind ten minutes.
-    assert operations.shell("pgrep -cx sleep || true").strip() == "0"
+    assert operations.shell("pgrep -cfx 'sleep 600' || true").strip() == "0"
 
 
 def test_health_endpoints_are_supplied(operations):
@@ -186,7 +186,7 @@ def test_a_rollback_to_code_whose_migrations_are_gone_is_refused(operations):
 
 
 def test_a_first_deploy_that_fails_behind_its_switch(operations):
-    """It has nothing to go back to, so it serves; the next run says that it is live."""
+    """It has nothing to go back to, so it serves; the next run reports that it is live."""
     uninstall(operations)
     operations.hold("watch")
     process = operations.start("deploy.yml", LOG, shiftmaster_version="2.0.0")
@@ -211,7 +211,7 @@ def test_a_release_whose_files_are_damaged_is_built_again(operations):
     operations.shell("systemctl kill --signal=KILL 'shiftmaster-web@*'; sleep 3; systemctl stop 'shiftmaster-web@*'")
     run = operations.deploy("2.0.0", shiftmaster_health_attempts=1)
     assert run.code == 2, run.output[-4000:]
-    assert run.says("the next deploy.yml builds it again", "Nothing serves here: version 2.0.0"), run.output[-4000:]
+    assert run.says("the next deploy.yml builds it again", "No version is live here: version 2.0.0"), run.output[-4000:]
     run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
     assert run.code == 0 and operations.serves(10) == "2.0.0", run.output[-4000:]
     assert operations.shell(f"basename $(readlink -f {APP}/active/release)").strip() != damaged

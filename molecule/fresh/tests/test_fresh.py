@@ -63,6 +63,6 @@ def test_all_problems_come_in_one_list(operations):
     extra = {name: value for more, _sentence in BAD_INPUT.values() for name, value in more.items()}
     run = operations.run("deploy.yml", **extra)
     assert run.code == 2
-    # A repository that cannot be read says nothing about its versions.
+    # A repository that cannot be read reports nothing about its versions.
     for case in set(BAD_INPUT) - {"unknown revision"}:
         assert run.says(BAD_INPUT[case][1]), (case, json.dumps(extra))

@@ -176,7 +176,7 @@ def attempts():
         return "may dump core" if resource.getrlimit(resource.RLIMIT_CORE)[1] else ""
 
     def take_port(port):
-        """Of a service that is stopped for a moment: it could not start, and its clients would come here."""
+        """Of a service that is stopped briefly: it could not start, and its clients would come here."""
         with socket.socket() as server:
             server.bind(("127.0.0.1", port))
         return f"bound port {port}"

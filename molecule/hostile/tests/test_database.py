@@ -53,6 +53,11 @@ for words in ("CONNECTION LIMIT 0", "IS_TEMPLATE true", "SET statement_timeout =
         assert "must be owner" in str(error), error
 print("tried")
 """
+HOLD = """
+setsid runuser -u postgres -- psql -q -d shiftmaster -c 'SET ROLE shiftmaster' -c BEGIN \\
+  -c 'GRANT USAGE ON SCHEMA public TO shiftmaster' -c 'SELECT pg_sleep(900)' >/dev/null 2>&1 </dev/null &
+sleep 2
+"""
 CLEAN = """
 from django.db import connection
 with connection.cursor() as cursor:
@@ -79,6 +84,18 @@ def owned(operations) -> str:
 def test_the_application_closes_its_database_to_nobody(operations):
     output = operations.python(CLOSE)
     assert "tried" in output and "gained" not in output
+
+
+def test_a_transaction_that_never_ends_does_not_keep_a_deploy_for_good(operations):
+    operations.shell(HOLD)
+    try:
+        run = operations.run("deploy.yml", "--tags", "database", timeout=600)
+    finally:
+        operations.shell(
+            'runuser -u postgres -- psql -qAt -c "SELECT pg_terminate_backend(pid) FROM pg_stat_activity'
+            " WHERE query LIKE '%pg_sleep(900)%' AND pid <> pg_backend_pid()\""
+        )
+    assert run.code != 0 and "lock timeout" in run.output, run.output[-4000:]
 
 
 def test_the_attack_works_on_who_asks_without_care(operations, hostile):

@@ -118,6 +118,11 @@ def test_the_web_process_cannot_replace_its_socket(operations, attacked):
     assert operations.serves(30) == "hostile-everything"
 
 
+def test_the_web_process_writes_to_no_directory_of_everybody(operations, attacked):
+    enter = "nsenter -m -t $(systemctl show -P MainPID 'shiftmaster-web@*') setpriv --reuid shiftmaster --clear-groups"
+    operations.shell(f"! {enter} --regid shiftmaster touch /run/lock/x 2>&1")
+
+
 def test_a_slot_ends_without_an_error_and_serves_again(operations, attacked):
     """gunicorn removes its socket at its end."""
     operations.shell(": >/var/log/shiftmaster/error.log; systemctl stop shiftmaster && systemctl start shiftmaster")

@@ -157,7 +157,7 @@ class Run:
             self.switch(present["release"], self.migrate(present, recovered))
         self.unlock()
 
-    # rollback.yml; what reverse takes back is additions: the older code has run beside them.
+    # rollback.yml; what reverse reverts is additions: the older code has run next to them.
     def rollback(self):
         self.lock()
         self.call("release", "recovered")

@@ -1,4 +1,4 @@
-"""The whole process tree of a run dies, or the host reboots, at any point: old or new serves, the next run converges.
+"""The entire process tree of a run dies, or the host reboots, at any point: old or new serves, the next run converges.
 
 The playbook itself is killed at a point of each kind (BY_PLAYBOOK). At the others the run is one on the host alone,
 which makes the same module calls in the same order (files/replay.py) and takes a third of the time.
@@ -242,7 +242,7 @@ def sql(operations, query: str) -> str:
 
 
 def send_tasks(operations) -> str:
-    """Background work that is asked for between the kill and the next run."""
+    """Background work that is requested between the kill and the next run."""
     prefix = f"killed{time.time_ns()}"
     operations.manage("task_runs", "send", prefix, "--count", "10")
     return prefix
@@ -268,7 +268,7 @@ def under_load(operations):
 
 
 def assert_clean(operations) -> None:
-    """What was asked for serves, and nothing of a killed run is left."""
+    """What was requested serves, and nothing of a killed run is left."""
     assert operations.serves(10) == "2.1.1"
     state = operations.state()
     assert state["transition"] is None
@@ -283,7 +283,7 @@ def assert_clean(operations) -> None:
 
 
 def assert_converged(runs, reverse: bool = False, **settings) -> None:
-    """It is as after any deploy: there is nothing left to do, and a way back."""
+    """It is as after any deploy: there is nothing left to do, and a rollback."""
     assert_clean(runs.operations)
     runs.assert_nothing_to_do(**settings)
     runs.back(reverse)
@@ -309,7 +309,7 @@ def test_kill_at_point(operations, point, request):
     if point == "prune":  # There is one that may go.
         others.deploy(shiftmaster_web_threads=14, shiftmaster_watch_seconds=1)
         others.back()
-    # The run that follows is the one that was asked for, without what made it fail.
+    # The run that follows is the one that was requested, without what made it fail.
     settings_again = {} if settings is FAILS else settings
     with under_load(operations):
         process = start_and_reach(runs, point, **settings)
@@ -326,7 +326,7 @@ def test_kill_at_point(operations, point, request):
 
 
 def test_kill_in_the_rename_of_the_way_back(operations, replay):
-    """The link leads to the new version, which is being left; the next run goes the whole way back first."""
+    """The link leads to the new version, which is being left; the next run goes the whole rollback first."""
     with under_load(operations):
         process = start_and_reach(replay, "revert", **FAILS)
         operations.shell(f"touch {DIRECTORY}/rename && rm {DIRECTORY}/revert")
@@ -390,7 +390,7 @@ def test_reboot_at_point(operations, playbooks, replay, point):
 
 
 def test_two_at_once(operations, playbooks):
-    """The second one says who holds the lock, and changes nothing; or it waits, and has its turn."""
+    """The second one shows who holds the lock, and changes nothing; or it waits, and has its turn."""
     process = start_and_reach(playbooks, "watch")
     try:
         second = operations.deploy("2.0.0", shiftmaster_lock_wait_seconds=0)

@@ -1,6 +1,6 @@
 """Lines while a part of the pipeline fails; on Elastic's own packages alone: a stub's queue proves nothing.
 
-Run where SHIFTMASTER_ELASTIC_URL says where the packages are (molecule/README.md). That nothing is lost and nothing is
+Run where SHIFTMASTER_ELASTIC_URL shows where the packages are (molecule/README.md). That nothing is lost and nothing is
 doubled is a count of lines with a mark.
 """
 

@@ -29,7 +29,7 @@ def log():
 
 
 def python(host, text):
-    """Run Python as a process of the release that serves does, with its user, environment and slot."""
+    """Run Python as a process of the live release does, with its user, environment and slot."""
     release = f"{APP}/active/release"
     return host.shell(
         "systemd-run --quiet --wait --pipe --collect --property=User=shiftmaster --setenv=SHIFTMASTER_SLOT=blue "

@@ -166,7 +166,7 @@ def watch(hosts):
 
 @pytest.fixture(scope="session")
 def alerting(watch):
-    """Receivers beside Alertmanager."""
+    """Receivers next to Alertmanager."""
     found = verifications.Alerting(watch.shell, password=watch.secret("admin"))
     found.start_receivers("alerts", "mail-of-the-test")
     return found

@@ -13,7 +13,7 @@ SILENCE = "molecule/monitoring/silence.yml"
 
 @pytest.fixture(scope="module", autouse=True)
 def alone(alerting):
-    """What Prometheus itself finds meanwhile, such as messages that are refused on purpose, is not told."""
+    """What Prometheus itself finds meanwhile, such as messages that are refused on purpose, sends no notification."""
     matchers = [
         {"name": "env", "value": "test", "isRegex": False, "isEqual": False},
         {"name": "alertname", "value": "Watchdog", "isRegex": False, "isEqual": False},

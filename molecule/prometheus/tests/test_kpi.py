@@ -84,7 +84,7 @@ def month_in_openmetrics(hand):
 
 @pytest.fixture(scope="module")
 def server():
-    """A Prometheus beside the host's own, with nothing but that month."""
+    """A Prometheus next to the host's own, with nothing but that month."""
     host = Operations(INVENTORY, "prometheus-trixie")
     host.shell(
         f"rm -rf {DIRECTORY} && mkdir {DIRECTORY} && cat > {DIRECTORY}/month.txt",

@@ -570,7 +570,7 @@ def test_the_server_finds_nothing_else_of_its_host(hosts):
 
 
 def test_units_are_confined(hosts):
-    """By what systemd says of each. The backup itself is root and may make setgid files; its unit says why."""
+    """By what systemd reports about each. The backup itself is root and may make setgid files; its unit shows why."""
     allowed = {"shiftmaster-backup.service": 2.7, "shiftmaster-backup@x.service": 2.7}
     for host in (hosts.backup_server, hosts.app):
         listed = host.shell("systemctl list-unit-files --no-legend 'shiftmaster-backup*.service'").splitlines()

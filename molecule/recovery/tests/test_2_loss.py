@@ -61,7 +61,7 @@ def write_until_killed(hosts, way: str) -> dict:
 
 
 def what_came_back(hosts) -> set:
-    """The rows of the table in a restore of the latest, beside the database that is gone."""
+    """The rows of the table in a restore of the latest, next to the database that is gone."""
     request = {"id": f"loss{time.time_ns()}", "target": "latest", "parts": [], "table": "told", "paths": []}
 
     def step(name: str, given: dict) -> dict:

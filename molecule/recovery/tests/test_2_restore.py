@@ -1,4 +1,4 @@
-"""The database is put back from another host; what hangs on it goes on: the WAL, the standby, backups."""
+"""The database is restored from another host; what hangs on it goes on: the WAL, the standby, backups."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_moment_before_a_dropped_table(hosts):
     run = app.run("playbooks/restore.yml", target=moment, confirm=app.host, timeout=3600)
     assert run.code == 0 and run.says("The standby follows 172.30.79.10 again."), run.output[-6000:]
     assert app.sql(ROWS) == rows and app.serves(60) == "2.0.0"
-    # Whoever copies it must not recover to that moment, too.
+    # Whoever copies it must not recover to that time, too.
     assert app.sql("SELECT name FROM pg_file_settings WHERE name ~ '^(restore_command|recovery_target)'") == ""
 
 

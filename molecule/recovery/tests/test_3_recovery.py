@@ -1,4 +1,4 @@
-"""Backups on another host, and the way back when the one that they are of is gone."""
+"""Backups on another host, and the rollback when the one that they are of is gone."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def test_deploy_rollback_deploy_under_load(operations, number, capsys):
     with load(operations, "--clients", str(CLIENTS), "--think-seconds", "1.0", seconds=600) as current:
         for name, step, version in steps(operations):
             before = operations.serves()
-            # Long and short tasks are running and waiting when the workers change hands; on the way back new ones, too.
+            # Long and short tasks are running and waiting when the workers change hands; on the rollback new ones, too.
             enqueue(operations, f"long-{number}-{name}", 8, 2)
             enqueue(operations, f"short-{number}-{name}", 0.05, 60)
             new = "summarize_month" if before == "2.1.0" else None

@@ -27,8 +27,8 @@ def test_patched_under_load_without_an_interruption(operations, vault, capsys):
         print(f"\npatch: {summary['requests']} requests, {summary['failed']} failed, {run.seconds:.0f} s")
     traffic.assert_flawless()
     assert version(operations) == offered(operations) != before
-    # What cannot be restarted without an interruption waits, and the run says so. Nothing else is left.
-    assert outdated(operations) == {"postgres", "redis-server"}
+    # What cannot be restarted without an interruption waits, and the run reports it. Nothing else is left.
+    assert outdated(operations, "postgres", "redis-server") == {"postgres", "redis-server"}
     assert run.says("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
     assert operations.shell("cat /run/nginx.pid") != nginx
     assert operations.shell("systemctl show --property=MainPID --value nginx") == operations.shell("cat /run/nginx.pid")
@@ -57,7 +57,7 @@ def test_a_host_that_is_not_well_is_not_touched(operations, vault):
         operations.shell("systemctl start redis-server")
     # Also by its last message, which is all that a person at the bottom of a screen reads.
     host = operations.host
-    assert run.code == 2 and run.says(f"{host}: {host} is not well before it was touched", "redis"), run.output[-4000:]
+    assert run.code == 2 and run.says(f"{host}: {host} is unhealthy before it was touched", "redis"), run.output[-4000:]
     assert version(operations) == before
     # The lock was given back.
     assert operations.shell(f"ls {APP}/shared/state/lock.json 2>/dev/null || true") == ""

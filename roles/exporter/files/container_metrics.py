@@ -3,7 +3,7 @@
 """Write what a container engine says of its containers, for node exporter's textfile collector.
 
 Docker's own metrics say nothing of a single container. This asks the engine's API (Docker, or Podman's that is like it)
-over its socket, for a bounded time, and replaces one file as a whole.
+over its socket, for a bounded time, and replaces one file atomically.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 import time
 from urllib.parse import quote
 
-# As old as the oldest engine that answers all of this (Docker 20.10).
+# As old as the oldest engine that supports all of this (Docker 20.10).
 API = "/v1.41"
 LARGEST_ANSWER_BYTES = 32 * 1024 * 1024
 STATES = ("created", "running", "paused", "restarting", "removing", "exited", "dead")
@@ -25,8 +25,8 @@ HEALTH = ("healthy", "unhealthy", "starting", "none")
 LAST = "shiftmaster_containers_last_collected_timestamp_seconds"
 UP = "shiftmaster_container_engine_up"
 METRICS = {
-    UP: ("gauge", "Whether the container engine answered the last time it was asked"),
-    LAST: ("gauge", "When the engine's containers were last read as a whole"),
+    UP: ("gauge", "Whether the container engine responded the last time it was queried"),
+    LAST: ("gauge", "When the engine's containers were last read completely"),
     "shiftmaster_containers_collect_duration_seconds": ("gauge", "How long that took"),
     "shiftmaster_containers": ("gauge", "Containers by state"),
     "shiftmaster_container_info": ("gauge", "A container and its image; always 1"),
@@ -41,7 +41,7 @@ METRICS = {
 
 
 class EngineError(Exception):
-    """The engine gave no usable answer."""
+    """The engine gave no usable response."""
 
 
 class Engine:
@@ -66,7 +66,7 @@ class Engine:
             if answer.status == 404:
                 return None
             if answer.status != 200:
-                raise EngineError("%s answers %d" % (target, answer.status))
+                raise EngineError("%s returns %d" % (target, answer.status))
             return json.loads(data)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise EngineError("%s: %s" % (target, error or type(error).__name__))
@@ -74,12 +74,12 @@ class Engine:
             connection.close()
 
     def body(self, connection, answer):
-        """The answer's body. A timeout counts for each read, so what is left is told before each."""
+        """The response's body. A timeout applies to each read, so the remaining time is set before each."""
         parts, size = [], 0
         while True:
             left = self.deadline - time.monotonic()
             if left <= 0:
-                raise EngineError("the answer did not end in time")
+                raise EngineError("the response did not end in time")
             if connection.sock is not None:
                 connection.sock.settimeout(left)
             part = answer.read1(65536)
@@ -88,7 +88,7 @@ class Engine:
             parts.append(part)
             size += len(part)
             if size > LARGEST_ANSWER_BYTES:
-                raise EngineError("the answer is larger than %d bytes" % LARGEST_ANSWER_BYTES)
+                raise EngineError("the response is larger than %d bytes" % LARGEST_ANSWER_BYTES)
 
 
 def cpu_seconds(stats):
@@ -108,7 +108,7 @@ def memory_bytes(stats):
 
 
 def samples_of(container, stats):
-    """(metric, labels, value) of one container, from what the engine says of it."""
+    """(metric, labels, value) of one container, from the engine's data."""
     name = {"name": container["Name"].lstrip("/")}
     state = container["State"]
     yield "shiftmaster_container_info", dict(name, image=(container.get("Config") or {}).get("Image") or ""), 1
@@ -128,7 +128,7 @@ def samples_of(container, stats):
 
 
 def collect(engine):
-    """All samples. A container that goes away meanwhile is left out; EngineError where the engine does not answer."""
+    """All samples. A container that goes away meanwhile is left out; EngineError where the engine does not respond."""
     listed = engine.get("/containers/json?all=1")
     if not isinstance(listed, list):
         raise EngineError("the engine has no list of containers")
@@ -147,7 +147,7 @@ def collect(engine):
             stats = (engine.get(where + "/stats?stream=false&one-shot=true") if running else None) or {}
             samples.extend(samples_of(container, stats))
     except (KeyError, TypeError, AttributeError) as error:
-        raise EngineError("the engine's answer lacks %s" % error)
+        raise EngineError("the engine's response lacks %s" % error)
     samples.extend(("shiftmaster_containers", {"state": state}, count) for state, count in counts.items())
     return samples
 
@@ -172,7 +172,7 @@ def render(samples):
 
 
 def told_before(path):
-    """(when the engine was last read as a whole, whether it answered the last time) as the file has it; (0, None)."""
+    """(time of the last complete read, whether the engine responded the last time) from the file; (0, None)."""
     try:
         with open(path, encoding="utf-8") as handle:
             text = handle.read()
@@ -205,7 +205,7 @@ def run(socket_path, output, timeout):
         samples = collect(Engine(socket_path, began + timeout))
         samples.append((LAST, {}, round(time.time(), 3)))
     except EngineError as error:
-        # Old metrics would look as if all were well: they go. When there were any last is still told.
+        # Old metrics would look healthy, so they are removed. The time of the last read is kept.
         problem = str(error)
         samples = [(LAST, {}, last)]
     samples.append((UP, {}, int(problem is None)))
@@ -218,11 +218,11 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--socket", default="/run/docker.sock")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds for everything that the engine is asked")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds for everything that the engine is queried")
     options = parser.parse_args(arguments)
     problem, new = run(options.socket, options.output, options.timeout)
     if problem and new:
-        # With the journal's level of a warning. Once, not every time; and no failure of the unit: the file says it.
+        # With the journal's level of a warning. Once, not every time; and no failure of the unit: the file reports it.
         sys.stderr.write("<4>%s: %s\n" % (options.socket, problem))
     return 0
 

@@ -5,7 +5,7 @@ from django.conf import settings
 from django.contrib import auth
 from django.utils.crypto import constant_time_compare
 
-# Signatures that are known to be the present key's: they need no query. Django still judges each session itself.
+# Signatures of the current key are cached: they need no query. Django still validates each session itself.
 _good = set()
 _GOOD_LIMIT = 10000
 

@@ -27,7 +27,7 @@ def codes(result):
 
 
 def changed(change, name=""):
-    """A recorded answer with something in it changed."""
+    """A recorded response with something in it changed."""
     data = json.loads(recorded(name))
     change(data[0])
     return json.dumps(data)

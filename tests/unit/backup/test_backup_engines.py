@@ -41,7 +41,8 @@ class FakeHost(Host):
         super().__init__(
             {
                 "directory": str(directory / "backups"), "state": str(directory / "state"), "scratch": str(directory /
-                "scratch"), "stanza": "shiftmaster", "host": "db1", "keep_days": 30, "limit_bytes": 0,
+                "scratch"), "stanza": "shiftmaster", "host": "db1", "keep_days": 30,
+            "keep_months": 0, "keep_years": 0, "limit_bytes": 0,
                 "lock_wait_seconds": 1800, "recovery_timeout_seconds": 100, "archive_timeout_seconds": 9, "process_max":
                 2, "restic_password_file": "/key", "restore_config": "/restore.conf", "log_file": str(directory /
                 "log/log"), "parts": [{"name": "files", "paths": [str(directory / "media")], "exclude": []}], "sources":
@@ -972,7 +973,7 @@ def test_a_restore_next_to_the_database_is_read_and_counted(host, site, scratch)
     assert answer == {"restored": "so far", "found": ["pages", "shiftmaster: 2 tables, 7 rows"], "seconds": 0.0}
     assert scratch.arguments == ("--type=time",) and scratch.received == "" and site.waits == [("restore r1", 1800)]
     assert scratch.asked[-1][1] == "shiftmaster" and site.holds() == "old"
-    # What was entered a moment ago can be reached, too.
+    # What was entered just now can be reached, too.
     assert scratch.waited == [(wal(10), 9)]
 
 

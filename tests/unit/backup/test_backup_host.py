@@ -270,7 +270,7 @@ def test_sizes_are_readable(number, text):
     assert report.sized(number) == text
 
 
-# --- the way back -----------------------------------------------------------------------------------------------------
+# --- the rollback -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -608,6 +608,28 @@ def test_a_host_that_fills_the_disk_is_ended_and_what_it_has_sent_is_removed(
     assert any(call[:2] == ("systemctl", "stop") for call in sandboxed.calls)
 
 
+@pytest.mark.parametrize(
+    ("blocks", "names", "used", "other"),
+    [
+        # Half of what is free beyond a tenth of the file system.
+        (500, 500, (200, 200), ""), (500, 500, (201, 0), "room"), (500, 500, (0, 201), "number of files"),
+        # Where less is free: half of a fiftieth of it.
+        (100, 1000, (1, 0), ""), (100, 1000, (2, 0), "room"), (1000, 100, (0, 1), ""),
+        (1000, 100, (0, 2), "number of files"),
+    ],
+)  # fmt: skip
+def test_another_host_sends_half_of_what_is_free_beyond_the_reserve(monkeypatch, blocks, names, used, other):
+    free = [blocks, names]
+
+    def statvfs(_path):
+        return SimpleNamespace(f_bavail=free[0], f_blocks=1000, f_frsize=4, f_favail=free[1], f_files=1000)
+
+    monkeypatch.setattr(room.os, "statvfs", statvfs)
+    too_much = room.room_for_others("/b")
+    free[:] = blocks - used[0], names - used[1]
+    assert too_much() == (other and "it sends more than leaves 10 %% of the %s in /b free" % other)
+
+
 def test_several_runs_of_a_host_leave_room_for_others(monkeypatch):
     free = [500_000]
     disk = {"f_blocks": 1_000_000, "f_frsize": 1, "f_favail": 0, "f_files": 0}
@@ -670,10 +692,18 @@ def test_a_command_waits_for_room(disk, tmp_path, readable, free):
     assert guarded(tmp_path, readable, "exec sleep 5") == 1
 
 
-@pytest.mark.parametrize("states", [[(1000, 1000), (49, 1000)], [(1000, 1000), (1000, 49)], [(49, 1000), (1000, 1000)]])
-def test_a_command_is_started_again_where_the_room_changes(disk, tmp_path, states):
+@pytest.mark.parametrize(
+    ("states", "why"),
+    [
+        ([(1000, 1000), (49, 1000)], "less room is free"),
+        ([(1000, 1000), (1000, 49)], "less number of files is free"),
+        ([(49, 1000), (1000, 1000)], "there is room"),
+    ],
+)
+def test_a_command_is_started_again_where_the_room_changes(disk, tmp_path, capfd, states, why):
     disk.free = states
     assert guarded(tmp_path, True, "exec sleep 5") == 1
+    assert capfd.readouterr().err == "starting again: %s\n" % why
 
 
 @pytest.mark.parametrize(("free", "limited"), [((1000, 1000), False), ((49, 1000), True)])

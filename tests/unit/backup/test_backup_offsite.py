@@ -23,12 +23,14 @@ def host(tmp_path):
     host = Host(
         {
             "directory": str(tmp_path / "backups"), "state": str(tmp_path / "state"), "stanza": "shiftmaster",
-            "host": "one", "scratch": str(tmp_path / "scratch"), "keep_days": 30, "timeout_seconds": 60,
+            "host": "one", "scratch": str(tmp_path / "scratch"), "keep_days": 30, "keep_months": 12,
+            "keep_years": 7, "timeout_seconds": 60,
             "parts": [], "sources": [], "restic_password_file": "/etc/restic.password",
             "database": {"version": "17", "databases": []},
             "offsite": {
                 "repository": SFTP, "password_file": "/etc/offsite.password", "environment_file": str(environment),
                 "ssh_key_file": "/etc/offsite.key", "ssh_port": 2222, "known_hosts_file": "/etc/known", "ca_file": "",
+                "append_only": False,
             },
         }
     )  # fmt: skip
@@ -61,6 +63,23 @@ def test_no_secret_is_in_a_command(host):
     assert env["RESTIC_REPOSITORY"] == SFTP and env["RESTIC_PASSWORD_FILE"] == "/etc/offsite.password"
     assert env["RESTIC_FROM_PASSWORD_FILE"] == "/etc/restic.password" and env["AWS_ACCESS_KEY_ID"] == "key"
     assert "key" not in command and "--keep-within" in command and "30d" in command
+
+
+def test_a_store_that_takes_additions_only_is_not_pruned_from_here(host):
+    host.options["offsite"].update(append_only=True)
+    offsite.Offsite(host).prune()
+    assert host.calls == []
+
+
+def test_the_password_of_a_rest_server_is_in_the_environment_alone(host):
+    with open(host.options["offsite"]["environment_file"], "w", encoding="utf-8") as stream:
+        json.dump({"RESTIC_REPOSITORY": "rest:https://one:secret@10.0.0.9:8000/one/"}, stream)
+    host.options["offsite"].update(repository="rest:https://10.0.0.9:8000/one/", ca_file="/etc/ca.crt")
+    outside = offsite.Offsite(host)
+    outside.run("checking", "check")
+    ((command, env),) = host.calls
+    assert env["RESTIC_REPOSITORY"] == "rest:https://one:secret@10.0.0.9:8000/one/" and "secret" not in str(command)
+    assert command[command.index("--cacert") + 1] == "/etc/ca.crt" and "secret" not in outside.repository
 
 
 @pytest.mark.parametrize(

@@ -127,10 +127,29 @@ def test_a_tree_that_restic_restored_is_placed_in_the_same_way(site):
     check(of_directory(str(staged)), [place_of])
     assert place(of_directory(str(staged)), [place_of], {place_of: (THEIRS, THEIRS)}) == 2
     assert (site / "media/a/plan.pdf").read_text() == "plan" and os.readlink(site / "media/a/link") == "/nowhere"
-    os.mkfifo(staged / place_of[1:] / "fifo")
-    with pytest.raises(PlaceError):
-        check(of_directory(str(staged)), [place_of])
+    # One that the application has put among its files keeps none of them from being restored.
+    os.mkfifo(staged / place_of[1:] / "a/fifo")
+    check(of_directory(str(staged)), [place_of], count=2)
+    assert place(of_directory(str(staged)), [place_of], {place_of: (THEIRS, THEIRS)}) == 2
+    assert sorted(os.listdir(site / "media/a")) == ["link", "plan.pdf"]
     assert backup_place.is_below("/a/b", ["/a"]) and not backup_place.is_below("/ab", ["/a"])
+
+
+def test_nothing_that_the_application_has_put_in_the_way_keeps_its_files_from_being_restored(site):
+    staged, media, name = site / "staged", site / "media", "病" * 84 + ".p"
+    (staged / str(media)[1:] / "wards").mkdir(parents=True)
+    for path in ("wards/plan.pdf", "plan.pdf", name):
+        (staged / str(media)[1:] / path).write_text("restored")
+    (staged / str(media)[1:] / "link").symlink_to("plan.pdf")
+    (media / "wards").write_text("a file")
+    for path in ("plan.pdf/below", ".plan.pdf.new/below", "link/below", ".link.new/below"):
+        (media / path).mkdir(parents=True)
+    check(of_directory(str(staged)), [str(media)], count=4)
+    assert place(of_directory(str(staged)), [str(media)], {str(media): (THEIRS, THEIRS)}) == 4
+    assert all((media / path).read_text() == "restored" for path in ("wards/plan.pdf", "plan.pdf", name, "link"))
+    # Nothing is lost: what was there has other names.
+    renamed = [path for path in media.iterdir() if path.name.startswith("replaced-")]
+    assert sorted(path.is_dir() for path in renamed) == [False, True, True, True, True]
 
 
 @pytest.mark.parametrize("kind", ["sparse", "owner", "time"])

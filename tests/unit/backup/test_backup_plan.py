@@ -124,8 +124,8 @@ def test_a_clock_before_the_last_backup_gives_no_age(now):
 
 
 def test_a_wish_is_granted_where_it_is_safe():
-    assert kind(wish="full") == ("full", "a full backup was asked for")
-    assert kind(wish="incr", now=STOPPED + 30 * plan.DAY) == ("incr", "an incremental backup was asked for")
+    assert kind(wish="full") == ("full", "a full backup was requested")
+    assert kind(wish="incr", now=STOPPED + 30 * plan.DAY) == ("incr", "an incremental backup was requested")
     assert kind(wish="incr", verifications={}).kind == "full"
 
 

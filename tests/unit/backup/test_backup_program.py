@@ -1,4 +1,4 @@
-"""The program `shiftmaster-backup`: what it says where it cannot do what it is asked for."""
+"""The program `shiftmaster-backup`: what it shows where it cannot do what was requested."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_run_that_cannot_read_its_options_leaves_a_metric_and_a_sentence(progr
     assert (
         "shiftmaster-backup: the options of the backup" in said.err and "Nothing is saved until deploy.yml" in said.err
     )
-    assert "Traceback" not in said.err and "nobody was told" in said.out
+    assert "Traceback" not in said.err and "nobody was notified" in said.out
     assert " backup FAILED: the options" in said.out
 
 
@@ -96,7 +96,7 @@ def test_who_follows_a_killed_run_tells_of_it_without_options_and_of_one_that_ha
 
 def with_options(program):
     options = dict(report.UNKNOWN, directory=str(program.directory), log_file=str(program.directory / "log"))
-    program.options.write_text(json.dumps(dict(options, keep_days=30)))
+    program.options.write_text(json.dumps(dict(options, keep_days=30, keep_months=0, keep_years=0)))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense"])
@@ -110,7 +110,7 @@ def test_a_step_of_a_restore_says_what_it_needs(program, capsys, monkeypatch, te
 def test_a_run_that_nobody_knows_is_said_so(program, capsys):
     with_options(program)
     assert program("show", "yesterday") == 1
-    assert "there is no run yesterday; shiftmaster-backup list says" in capsys.readouterr().err
+    assert "there is no run yesterday; see shiftmaster-backup list" in capsys.readouterr().err
 
 
 def test_the_report_of_a_run_is_made_of_its_manifest(program, capsys):

@@ -141,7 +141,7 @@ def test_a_restore_goes_into_no_directory_of_the_system_nor_of_another_user(back
 
 
 class Place:
-    """A directory of data, and what a killed restore has left beside it."""
+    """A directory of data, and what a killed restore has left next to it."""
 
     def __init__(self, backup_server, tmp_path):
         self.data, self.aside = tmp_path / "main", tmp_path / "main.before-r1"
@@ -564,7 +564,7 @@ def test_an_odd_answer_of_a_tool_fails_its_part_and_no_other(run_of_two, monkeyp
         "files": "failed",
         "configuration": "succeeded",
     }
-    said = f"an answer was not understood ({type(odd).__name__}: {odd})"
+    said = f"a response was not understood ({type(odd).__name__}: {odd})"
     assert found["parts"]["files"]["problems"] == [{"code": "failed", "what": said, "where": ""}]
     assert [one["code"] for one in found["problems"]] == ["not_pruned"]
 
@@ -640,8 +640,8 @@ def test_a_backup_that_is_under_way_is_waited_for_before_users_see_the_page():
     names = [task["name"] for task in tasks]
     wait = names.index("Restore | Wait for a backup that is under way, while users still work")
     assert tasks[wait]["vars"]["backup_restore_step"] == "free" and "backup_server_host" in tasks[wait]["when"]
-    assert names[wait + 1] == "Restore | Take the lock of deploys"
-    assert "Put the maintenance page up" in tasks[wait + 2]["block"][0]["name"]
+    assert names[wait + 1] == "Restore | Acquire the lock of deploys"
+    assert "Enable the maintenance page" in tasks[wait + 2]["block"][0]["name"]
 
 
 @pytest.mark.parametrize("given", ["", "r1; id", "r1 -e shiftmaster_git_url=x", "r1\nid", "$(id)", "-e"])

@@ -248,7 +248,7 @@ def test_warnings_that_are_no_reason_to_doubt():
 
 
 def test_a_restore_over_a_missing_segment_looks_good():
-    """Why the recovery's own log and a named point are asked too."""
+    """Why the recovery's own log and a named point are queried too."""
     assert pgbackrest("restore-missing-wal", "restore").good
 
 
@@ -385,6 +385,12 @@ def test_restic_did_not_save_everything(name, expected):
 
 def test_a_missing_path_came_with_code_0():
     assert recorded("restic-backup-missing")[0] == 0
+
+
+def test_a_name_with_the_end_of_a_line_is_no_error_of_restic():
+    status = '{"message_type":"status","current_files":["/media/a\x85b"]}\n'
+    summary = '{"message_type":"summary","snapshot_id":"00","total_files_processed":1}\n'
+    assert saved(0, status + summary, "").good
 
 
 def test_restic_without_its_repository_is_not_good():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -447,7 +448,7 @@ class Year:
     def day(self):
         self.true += DAY + self.chance.uniform(-600, 600)
         if not self.offset and self.happens(0.015):
-            # A clock that is put on by less than the gap of the policy is believed: nobody could tell it.
+            # A clock that is put on by less than the gap of the policy is trusted: nobody could tell it.
             self.offset = self.chance.choice([-400, -40, -3, 4, 40, 400, 4000]) * DAY
         elif self.offset and self.happens(0.3):
             self.offset = 0.0
@@ -665,3 +666,16 @@ def test_the_time_since_the_last_run_counts_too():
     runs = [NOW - day * DAY for day in range(1, 31)]
     assert decide(items, policy=Policy(window=False), seen=runs).remove == ("old",)
     assert decide(items, policy=Policy(window=False, days=31), seen=runs).remove == ()
+
+
+def test_the_first_verified_one_of_each_month_and_of_each_year_stays():
+    # NOW is 2026-11-26; one a week for three years.
+    items = [item("w%d" % week, week * 7) for week in range(156, -1, -1)]
+    seen = [NOW - day * DAY for day in range(1100)]
+    bad = {"w8": False}  # 2026-10-01 is the first one of October.
+    made = decide(items, verifications(items, **bad), policy=Policy(months=3, years=2, window=False), seen=seen)
+    dates = {name: time.strftime("%Y-%m-%d", time.gmtime(NOW - int(name[1:]) * 7 * DAY)) for name in made.keep}
+    old = sorted(dates[name] for name in made.keep if int(name[1:]) > 5)
+    assert old == ["2025-01-02", "2026-01-01", "2026-09-03", "2026-10-08"]
+    assert decide(items, policy=Policy(window=False), seen=seen).keep.keys() == {"w%d" % week for week in range(5)}
+    assert retention.first_of_each([(NOW + DAY, "of tomorrow")], NOW, 12, 7) == {}

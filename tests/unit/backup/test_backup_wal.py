@@ -323,7 +323,7 @@ def test_three_timelines():
 
 
 def test_a_timeline_that_comes_of_another_branch():
-    """Restored twice to a moment of timeline 1: timeline 3 does not come of timeline 2."""
+    """Restored twice to a time of timeline 1: timeline 3 does not come of timeline 2."""
     histories = {3: "1\t0/4000100\tx\n"}
     names = [seg(number) for number in range(1, 8)] + [seg(5, 2), seg(6, 2), seg(4, 3), seg(5, 3)]
     given_up = reach(names, backup(5, 5, 2), histories=histories)

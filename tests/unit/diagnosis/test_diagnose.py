@@ -355,7 +355,7 @@ def test_no_seeded_secret_leaves_a_host(tmp_path):
     assert not evidence["environment"]["edited"]
     os.utime(release / "env", (time.time() + 5, time.time() + 5))
     assert application.environment(setting)["edited"]
-    # Gone is another finding's, which has no inventory that is ahead beside it.
+    # Gone is another finding's, which has no inventory that is ahead next to it.
     (release / "env").unlink()
     assert application.environment(setting)["edited"]
     assert evidence["environment"]["other_than_expected"] == [
@@ -1045,7 +1045,7 @@ def test_what_cannot_be_read_has_a_reason(monkeypatch):
     for function in (lambda setting: database.ask(setting, "x", database.QUERIES, 5), network.firewall):
         answer = engine.ask(part(function), Setting({}))
         assert (answer["status"], answer["reason"]) == ("failed", "garbage")
-        assert "no answer that can be read" in answer["error"] and "asked for" in answer["error"]
+        assert "no response that can be read" in answer["error"] and "asked for" in answer["error"]
     for strange in ("[]", "null", '{"nftables": 3}', "{}"):
         monkeypatch.setattr(probe, "run", lambda *_arguments, strange=strange: (0, strange, ""))
         assert engine.ask(part(network.firewall), Setting({}))["reason"] == "garbage"
@@ -1377,7 +1377,7 @@ def test_an_exception_is_found_in_the_published_application_s_own_log(tmp_path):
     assert abs(problem["last"] - (now - 100)) < 1.1
 
 
-# --- the logs' own edges ---------------------------------------------------------------------------------------------
+# --- the logs' own edges -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("level", ["error", "crit", "alert", "emerg"])

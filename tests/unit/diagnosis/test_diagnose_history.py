@@ -84,7 +84,7 @@ def setting(tmp_path):
 
 def test_a_prometheus_that_does_not_answer_is_no_quiet_one(setting, monkeypatch):
     def refuse(*_arguments):
-        raise PrometheusError("Prometheus at x answers 401")
+        raise PrometheusError("Prometheus at x returns 401")
 
     monkeypatch.setattr(history.Prometheus, "over", refuse)
     with pytest.raises(probe.ProbeError, match="401"):
@@ -110,7 +110,7 @@ def test_sysstats_metrics_are_used_where_there_is_no_prometheus(tmp_path, monkey
     # Its clock is UTC, whatever the host's.
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     found = history.history(Setting({}, root=str(tmp_path)))
-    # Of 8000 in all 6000 are available. What lies before the hours that were asked for is left out.
+    # Of 8000 in all 6000 are available. What lies before the hours that were requested is left out.
     assert found == {
         "source": "sysstat", "alerts": [], "usage": {"": {"cpu": [[1799999400, 26.0]], "memory": [[1799999400, 25.0]]}},
     }  # fmt: skip

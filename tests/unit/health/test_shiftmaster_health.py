@@ -128,7 +128,7 @@ def test_a_check_that_hangs_holds_nobody_up(kinds):
     assert time.monotonic() - started < 4
     assert [outcome.status for _options, outcome, _attempts in results] == ["down", "healthy"]
     described = engine.describe(*results[0], "en", Context())
-    assert described["detail"] == "no answer within 0.5 s"
+    assert described["detail"] == "no response within 0.5 s"
 
 
 def test_a_check_that_breaks_is_an_error_and_hides_no_other(kinds):
@@ -678,7 +678,7 @@ def test_several_hosts_in_one_report(run_module):
     text = answer["report_text"]
     assert answer["report_lines"][1].endswith(" JST")
     assert text.count("=== ShiftMaster System Health Report ===") == 1
-    assert "Host: gone\n\n❌ unreachable\n   Error: no route to host\n   Hint: the host did not answer" in text
+    assert "Host: gone\n\n❌ unreachable\n   Error: no route to host\n   Hint: the host did not respond" in text
     assert "Host: odd\n\n❌ could not be checked\n   Error: MODULE FAILURE" in text
     assert text.endswith("Hosts: 1/5 healthy, 1 unreachable\nOverall health: 2/5 services healthy")
     assert answer["failing"] == ["app1: database", "app1: clock"]
@@ -828,7 +828,7 @@ def test_deep_health_is_asked_with_the_token_of_the_environment(environment, mon
     assert wanted["headers"] == {"X-Other": "1"}
 
 
-# --- what is asked, and the codes of what is found -------------------------------------------------------------------
+# --- what is queried, and the codes of what is found ------------------------------------------------------------------
 
 
 def test_every_option_of_an_http_check_reaches_the_request(monkeypatch):
@@ -947,7 +947,7 @@ def access_log(tmp_path, statuses):
         (200, None, [200] * 50, ("healthy", "")),
         (403, None, [], ("healthy", "")),
         (500, None, [200] * 50, ("unhealthy", "status")),
-        (None, "no answer", [200] * 50, ("down", "timeout")),
+        (None, "no response", [200] * 50, ("down", "timeout")),
         (200, None, [200, 500, 500] * 10, ("unhealthy", "failing")),
         (200, None, [500] * 10 + [200] * 50, ("healthy", "")),  # It is over.
         (200, None, [500] * 4, ("healthy", "")),  # Too few to say.

@@ -15,7 +15,7 @@ from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer
 class Response(io.BytesIO):
     def __init__(self, status, data):
         super().__init__(data)
-        self.status, self.headers = status, {}
+        self.status, self.headers = status, {"Date": "now"}
 
 
 class Opener:
@@ -47,7 +47,7 @@ def opener(monkeypatch):
 def test_a_request_has_its_address_login_headers_and_body(opener):
     api = Api("http://localhost:9200/", login=("user", "パス"), timeout=7, headers={"kbn-xsrf": "true"})
     opener.response = 201, b'{"a": 1}'
-    assert api.ask("/x", "PUT", {"b": 2}) == (201, {"a": 1})
+    assert api.ask("/x", "PUT", {"b": 2}) == (201, {"a": 1}) and api.date == "now"
     ((request, timeout),) = opener.opened
     assert (request.full_url, request.get_method(), timeout) == ("http://localhost:9200/x", "PUT", 7)
     assert json.loads(request.data) == {"b": 2}
@@ -126,6 +126,37 @@ def test_a_response_is_json_or_text(data, value):
 )
 def test_an_error_is_one_line_of_its_reason(answer, text):
     assert json_api.said(answer) == text
+
+
+@pytest.mark.parametrize(
+    ("raised", "check_mode", "done", "result"),
+    [
+        (None, False, [], {"changed": False, "done": [], "diff": {"before": "", "after": ""}, "fact": 1}),
+        (None, True, ["a"], {"changed": True, "done": ["a"], "diff": {"before": "", "after": "a\n"}, "fact": 1}),
+        (NoAnswer("refused"), False, [], {"failed": True, "msg": "x does not respond: refused"}),
+        (NoAnswer("refused"), True, [], {"changed": True, "done": ["x does not run yet; the rest would follow"]}),
+        (Failed("403"), True, ["a"], {"failed": True, "msg": "x: 403", "done": ["a"]}),
+    ],
+)  # fmt: skip
+def test_the_result_of_a_module_that_keeps_what_a_service_holds(raised, check_mode, done, result):
+    class Instance:
+        def run(self):
+            if raised:
+                raise raised
+            return {"fact": 1}
+
+    class Module:
+        def exit_json(self, **result):
+            raise SystemExit(result)
+
+        def fail_json(self, **result):
+            raise SystemExit(dict(result, failed=True))
+
+    module, instance = Module(), Instance()
+    module.check_mode, instance.done = check_mode, done
+    with pytest.raises(SystemExit) as ended:
+        json_api.keep(module, "x", instance)
+    assert ended.value.code == result
 
 
 def test_a_name_in_an_address_is_quoted():

@@ -26,7 +26,7 @@ def test_every_point_is_reached_somewhere_and_none_is_unknown():
     for path in CODE:
         written += re.findall(r'\breach\("([a-z_]+)"\)', path.read_text(encoding="utf-8"))
     assert len(written) == len(set(written))
-    # _phase() reaches those of the phases by their names, all but the way back, which begins in several places.
+    # _phase() reaches those of the phases by their names, all but the rollback, which begins in several places.
     assert set(written) | (set(cutover.PHASES) - {"reverted"}) == {*points.POINTS, *points.BACKUP_POINTS}
 
 

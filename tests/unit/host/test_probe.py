@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from ansible.module_utils.shiftmaster.host import probe
+from ansible.module_utils.shiftmaster.host import probe, symptoms
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nX-Thing: yes\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -120,6 +120,35 @@ def test_http_get_keeps_64_kib_of_a_large_body():
         assert len(probe.http_get(url(address)).body) == 65536
 
 
+def test_a_chunk_of_a_negative_size_does_not_fill_the_memory():
+    sent = 0
+
+    def talk(connection):
+        nonlocal sent
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+        for _ in range(300):
+            sent += connection.send(bytes(1 << 20))
+
+    with server(talk) as address:
+        result = probe.http_get(url(address), timeout=60)
+    assert (result.status, result.reason) == (None, "protocol") and sent < 64 << 20
+
+
+@pytest.mark.parametrize("leads_to", ["/\xe9", "//[", "/a b\x01", "/a"])
+def test_a_redirect_to_what_is_no_address_is_a_response(leads_to):
+    def talk(connection):
+        if connection.recv(65536).startswith(b"GET / "):
+            found = "HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % leads_to
+            connection.sendall(found.encode("latin-1"))
+        else:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with server(talk) as address:
+        result = symptoms.get_page(url(address), "/", "localhost", 20)
+    assert result.reason == "protocol" or result.status == (200 if leads_to == "/a" else 302), result
+
+
 def test_a_status_of_500_is_an_answer():
     with server(answer(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")) as address:
         assert probe.http_get(url(address)).status == 500
@@ -144,7 +173,7 @@ def test_a_socket_that_accepts_and_never_answers():
         started = time.monotonic()
         result = probe.http_get(url(address), timeout=0.5)
     assert (result.status, result.reason) == (None, "timeout")
-    assert "no answer within 0.5 s" in result.error
+    assert "no response within 0.5 s" in result.error
     assert 0.4 < time.monotonic() - started < 4
 
 
@@ -401,8 +430,7 @@ def test_an_address_that_cannot_be_read_is_not_repeated(address):
 
 @pytest.fixture
 def psql(tmp_path, monkeypatch):
-    """Put a psql of the test's own first on PATH; the system's Python has no driver."""
-    monkeypatch.setattr(probe, "_postgres_driver", lambda: None)
+    """Put a psql of the test's own first on PATH."""
 
     def install(script):
         command = tmp_path / "psql"
@@ -473,8 +501,7 @@ def alive_process(pid):
         return False
 
 
-def test_no_client_at_all(monkeypatch, tmp_path):
-    monkeypatch.setattr(probe, "_postgres_driver", lambda: None)
+def test_no_client_at_all(tmp_path):
     with pytest.raises(probe.ProbeError) as error:
         probe.run([str(tmp_path / "psql")], 1)
     assert (error.value.state, error.value.reason) == ("error", "missing")
@@ -650,19 +677,8 @@ def test_the_question_to_postgresql_runs_no_function_of_the_applications(monkeyp
     """The application owns its database and can set a search_path for it; the probe may ask as a superuser."""
     seen = {}
 
-    class Driver:
-        Error = RuntimeError
-
-        @staticmethod
-        def connect(**options):
-            seen.update(options)
-            raise RuntimeError("enough")
-
     target = probe.PostgresTarget(host="localhost")
-    with pytest.raises(probe.ProbeError):
-        probe._postgres_by_driver(Driver, target, 5)
     monkeypatch.setattr(probe, "run", lambda _argv, _timeout, env: seen.update(env) or (2, "", "enough"))
     with pytest.raises(probe.ProbeError):
-        probe._postgres_by_psql(target, 5)
-    for given in (seen["options"], seen["PGOPTIONS"]):
-        assert given.startswith("-c search_path=pg_catalog,pg_temp ")
+        probe.postgres_ping(target, 5)
+    assert seen["PGOPTIONS"].startswith("-c search_path=pg_catalog,pg_temp ")

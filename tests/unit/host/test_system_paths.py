@@ -49,9 +49,9 @@ def test_a_directory_of_its_own_is_accepted(path):
 
 def specs():
     for role in ROLES:
-        spec = yaml.safe_load((ROOT / f"roles/{role}/meta/argument_specs.yml").read_text(encoding="utf-8"))
+        spec, defaults = (variables.load(role, name) for name in ("meta/argument_specs.yml", "defaults/main.yml"))
         for name, option in next(iter(spec["argument_specs"].values()))["options"].items():
-            yield name, option
+            yield name, dict(option, default=defaults.get(name))
 
 
 def test_every_default_is_accepted_and_what_is_left_out_exists():

@@ -9,6 +9,8 @@ import stat
 
 import managed_files as tree
 import pytest
+from ansible.module_utils.shiftmaster.host import configuration
+from ansible.module_utils.shiftmaster.host.configuration import Rejected
 
 ME, MINE = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
 
@@ -50,6 +52,7 @@ def test_directories_and_files_are_made_once(lay, entry, tmp_path):
 
 def test_a_difference_names_its_file_and_shows_both_texts(entry, tmp_path):
     (tmp_path / "unit").write_text("before\n")
+    os.chmod(tmp_path / "unit", 0o755)
     whole = {"directories": [], "files": [entry("unit", content="after\n")], "absent": [], "purge": []}
     _changed, (diff,) = tree.apply(whole, True)
     path = str(tmp_path / "unit")
@@ -58,7 +61,7 @@ def test_a_difference_names_its_file_and_shows_both_texts(entry, tmp_path):
 
 @pytest.mark.parametrize("given", ["0780", "rwxr-x---", ""])
 def test_a_mode_that_is_not_octal_is_refused_before_anything_changes(lay, entry, tmp_path, given):
-    with pytest.raises(ValueError):
+    with pytest.raises(Rejected):
         lay(directories=[entry("a")], files=[entry("a/unit", content="x", mode=given)])
     assert not (tmp_path / "a").exists()
 
@@ -80,7 +83,7 @@ def test_check_mode_says_the_same_and_changes_nothing(lay, entry, tmp_path):
 def test_check_mode_passes_a_user_that_is_not_there_yet(lay, entry, tmp_path):
     absent = entry("x", content="", owner="nobody-made-me")
     assert lay(check_mode=True, files=[absent]) == ["x"]
-    with pytest.raises(ValueError, match="x: there is no user nobody-made-me"):
+    with pytest.raises(Rejected, match="x: there is no user nobody-made-me"):
         lay(directories=[entry("a")], files=[absent])
     assert os.listdir(tmp_path) == [], "the directory was made before the file's owner was looked up"
 
@@ -140,7 +143,7 @@ def test_what_shall_be_absent(lay, tmp_path):
 
 @pytest.mark.parametrize("bad", [{"mode": "rw-r--r--"}, {"path": "relative"}, {"group": "nobody-made-me"}])
 def test_bad_input_changes_nothing(lay, entry, tmp_path, bad):
-    with pytest.raises(ValueError):
+    with pytest.raises(Rejected):
         lay(directories=[entry("a")], files=[dict(entry("x", content=""), **bad)])
     assert os.listdir(tmp_path) == []
 
@@ -153,7 +156,7 @@ def test_a_directory_that_shall_be_absent_is_removed_after_the_files_are_written
     (tmp_path / "link").symlink_to("elsewhere")
     params = {"files": [entry("new", content="1")], "absent": [str(tmp_path / "old"), str(tmp_path / "link")]}
     assert lay(check_mode=True, **params) == ["new", "old", "link"] and (tmp_path / "old/sub/module.py").exists()
-    monkeypatch.setattr(tree, "replace", lambda *_arguments: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(configuration, "place_all", lambda _states: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError):
         lay(**params)
     assert (tmp_path / "old/sub/module.py").exists()

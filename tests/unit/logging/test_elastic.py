@@ -111,7 +111,7 @@ def test_the_files_are_written_once(tmp_path, run_module):
 
 
 class Server:
-    """Answers of Elasticsearch and Kibana, as far as the modules ask; what was asked is kept."""
+    """Responses of Elasticsearch and Kibana, as far as the modules query them; the requests are kept."""
 
     def __init__(self):
         self.held, self.streams, self.objects, self.asked, self.lines = {}, set(), {}, [], []
@@ -395,7 +395,7 @@ def test_one_that_does_not_run_yet_is_to_come(run_module):
 
 
 def test_kibanas_objects_are_imported_once(server, run_module):
-    objects = json.loads((ROOT / "roles/kibana/files/objects.json").read_text(encoding="utf-8"))
+    objects = [json.loads(line) for line in (ROOT / "roles/kibana/files/objects.ndjson").open(encoding="utf-8")]
     common = {
         "url": server.url,
         "user": "admin",
@@ -494,9 +494,9 @@ def test_the_report_says_what_has_not_run():
     assert lines == [
         "elasticsearch: NOT RUN: no host has it",
         "logstash: NOT RUN: no host has it",
-        "app1: filebeat: everything: NOT RUN: the host did not answer",
+        "app1: filebeat: everything: NOT RUN: the host did not respond",
         "app1: canary: a line: PASSED: 2 s",
-        "app2: filebeat: everything: NOT RUN: the host did not answer",
+        "app2: filebeat: everything: NOT RUN: the host did not respond",
         "log1: kibana: its status: FAILED: red",
         "log1: kibana: other: PASSED (on a stub)",
     ]

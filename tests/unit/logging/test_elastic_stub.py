@@ -275,7 +275,7 @@ def test_a_role_that_needs_a_paid_licence_counts_for_nothing(parts, run, run_mod
         assert answer.get("failed") and "the user shiftmaster_canary may not read in" in answer["msg"]
     finally:
         path.write_text(before, encoding="utf-8")
-    # What was written a moment ago is waited for.
+    # What was written just now is waited for.
     assert not run(elasticsearch_objects, **elasticsearch_parameters(parts))["changed"]
 
 
@@ -380,7 +380,7 @@ def test_a_certificate_of_another_authority_sends_nothing(parts, tmp_path):
 
 def test_kibana_keeps_its_objects_and_says_when_it_cannot_log_in(parts, run):
     parts.start("kibana")
-    objects = json.loads((ROOT / "roles/kibana/files/objects.json").read_text(encoding="utf-8"))
+    objects = [json.loads(line) for line in (ROOT / "roles/kibana/files/objects.ndjson").open(encoding="utf-8")]
     given = {
         "url": f"https://localhost:{parts.ports['kibana']}", "ca_file": parts.ca, "user": "shiftmaster_admin",
         "password": PASSWORDS["admin"], "objects": objects, "timeout_seconds": 30,

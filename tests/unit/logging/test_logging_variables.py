@@ -181,7 +181,7 @@ ALL = "elasticsearch logstash kibana filebeat"
         ({"ansible_run_tags": ["all"], "ansible_skip_tags": ["elasticsearch"]}, "logstash kibana filebeat", True),
         ({"ansible_run_tags": ["all"], "ansible_play_hosts_all": ["log1", "app1"]}, ALL, True),
         ({"ansible_run_tags": ["all"], "elasticsearch_version": "9.1.0"}, ALL, True),
-        # No version is asked for, or nothing of it.
+        # No version is requested, or nothing of it.
         ({"ansible_run_tags": ["filebeat"], "logging_version": ""}, "filebeat", False),
         ({"ansible_run_tags": ["release"]}, "", False),
         ({"ansible_run_tags": ["all"], "ansible_skip_tags": ["logging"]}, "", False),
@@ -215,7 +215,7 @@ def test_a_run_that_touches_no_release_asks_no_git_server(tags, asks):
     known |= {"ansible_run_tags": tags, "run_asks_for_a_release": wanted, "__preflight_roles_run": run}
     templar = Templar(loader=DataLoader(), variables=known)
     assert templar.template(wanted) is asks
-    # What such a run judges.
+    # What such a run evaluates.
     everything = {"all", "tagged"} & {*tags}
     roles = (
         wiring["preflight_roles"] if everything else [r for tag in tags for r in wiring["preflight_roles_of_tags"][tag]]

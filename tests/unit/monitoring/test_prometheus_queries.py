@@ -126,10 +126,10 @@ def test_parts_ask_for_every_step_once():
 
 def test_a_refusal_and_silence_are_said(server, run_module):
     Server.refuse = True
-    with pytest.raises(prometheus.PrometheusError, match="answers 401"):
+    with pytest.raises(prometheus.PrometheusError, match="returns 401"):
         prometheus.Prometheus(server).now("up")
-    with pytest.raises(prometheus.PrometheusError, match="does not answer"):
+    with pytest.raises(prometheus.PrometheusError, match="does not respond"):
         prometheus.Prometheus("http://127.0.0.1:1").now("up")
     answer = run_module(shiftmaster_kpi, url=server, month="2026-11")
-    assert answer["failed"] and "answers 401" in answer["msg"]
+    assert answer["failed"] and "returns 401" in answer["msg"]
     assert "2026-10" in run_module(shiftmaster_kpi, url=server, month="november")["msg"]

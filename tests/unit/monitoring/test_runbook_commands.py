@@ -19,7 +19,7 @@ each = offenders.each(commands, lambda command: f"{command.said_by}: {command.te
 
 # Hosts that findings of the cases name.
 OF_CASES = {"one", "db1"}
-# Beside those of the alerts.
+# Next to those of the alerts.
 KNOWN = {
     "getent",
     "gzip",

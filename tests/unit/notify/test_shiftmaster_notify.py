@@ -116,8 +116,8 @@ def test_both_languages_are_complete():
             assert english.isascii() and not japanese.isascii()
     assert set(notify_text.TITLES) == set(itertools.product(notify_text.EVENTS, notify_text.STATUSES))
     text = notify_text.email("deploy", "failed", "production", DETAILS, "both", [])[1]
-    assert "対応: " in text and "What to do: " in text and text.index("対応") < text.index("What to do")
-    assert "What to do" not in notify_text.email("deploy", "failed", "production", DETAILS, "ja", [])[1]
+    assert "対応: " in text and "Action: " in text and text.index("対応") < text.index("Action")
+    assert "Action" not in notify_text.email("deploy", "failed", "production", DETAILS, "ja", [])[1]
 
 
 def test_a_failure_and_what_mends_it_have_one_key():
@@ -447,14 +447,14 @@ def test_the_role_tells_each_channel_what_it_is_for_and_fails_no_run(play, recei
     ]  # fmt: skip
     assert len(receivers.record.of("slack")) == 4
     said = " ".join(done.stdout.split())
-    assert "WARNING: slack was not told: slack.url is no URL" in said
+    assert "WARNING: slack was not notified: slack.url is no URL" in said
     # The event after it.
     down = said.rpartition("slack.url is no URL")[2]
-    assert [name for name in ("slack", "email", "pagerduty") if f"WARNING: {name} was not told:" not in down] == []
+    assert [name for name in ("slack", "email", "pagerduty") if f"WARNING: {name} was not notified:" not in down] == []
     assert (
         said.count("WARNING: nothing is silenced") == 3 and "WARNING: the silence of run-1 could not be ended" in said
     )
-    assert "heard: away cannot be reached" in said and "between 1 and 7200 seconds" in said
+    assert "this run may cause alerts: away cannot be reached" in said and "between 1 and 7200 seconds" in said
     assert said.count("msg: goes on") == 2 and "changed=0" in said
     # Not even with -v.
     assert not [secret for secret in (KEY, HOOK, PASSWORD) if secret in done.stdout + done.stderr]

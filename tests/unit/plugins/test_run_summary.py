@@ -55,7 +55,7 @@ def test_the_summary_covers_what_the_tags_set_up(tmp_path, options, present, abs
     assert [text for text in present if text not in out] == [] and [text for text in absent if text in out] == []
 
 
-@pytest.mark.parametrize(("language", "expected"), [("en", "the way back: "), ("ja", "元に戻すには: ")])
+@pytest.mark.parametrize(("language", "expected"), [("en", "the rollback: "), ("ja", "元に戻すには: ")])
 def test_the_summary_of_a_release_has_the_language_of_its_reader(language, expected):
     facts = {
         "version": "2.1.0", "name": "r2", "revision": "0" * 40, "changed": True, "timings": {"build": 2.0},

@@ -1,4 +1,4 @@
-"""What people may type with a run: judged by pure functions, and refused by the playbooks before a host is asked."""
+"""What people may type with a run: judged by pure functions, and refused by the playbooks before a host is queried."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def play(playbook, directory, *arguments, **extra):
 
 @offenders.each(lambda: [name for name in OPTIONS if name != "maintenance"])
 def test_playbooks_begin_with_the_check_of_their_options(name):
-    """Before facts, roles and other tasks, of all hosts at once, whatever tags are asked for."""
+    """Before facts, roles and other tasks, of all hosts at once, whatever tags are requested."""
     plays = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text(encoding="utf-8"))
     first, task = plays[0], plays[0]["tasks"][0]
     assert first["hosts"] == "all" and first["gather_facts"] is False
@@ -221,6 +221,6 @@ def test_tags_and_limits_do_not_lead_past_it(tmp_path):
 
 
 def test_a_good_value_goes_on_to_the_hosts(tmp_path):
-    """The verification that the tests above would notice a host that is asked."""
+    """The verification that the tests above would notice a host that is queried."""
     done = play("rollback.yml", tmp_path, schema="keep")
     assert done.returncode == 4 and "UNREACHABLE" in done.stdout, done.stdout + done.stderr

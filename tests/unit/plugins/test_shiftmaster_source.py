@@ -759,3 +759,26 @@ def test_whether_the_requirements_have_hashes(look, repository):
         check,
     )
     assert look("main", requirements_file="")["hashed"] is None
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"r.txt": "\n" * 50_000},
+        {"%d.txt" % number: "-r %d.txt\n" % (number + 1) * 2 for number in range(30)} | {"r.txt": "-r 0.txt\n"},
+        {"%d.txt" % number: "-r %d.txt\n" % (number + 1) for number in range(1000)} | {"r.txt": "-r 0.txt\n"},
+    ],
+    ids=["empty lines", "each names the next one twice", "a long chain"],
+)
+def test_requirements_that_would_keep_the_controller_for_days(files):
+    class Mirror:
+        calls = 0
+
+        def texts(self, entries):
+            self.calls += 1
+            assert self.calls < 200
+            return {path: files[path] for _mode, _object, path in entries}
+
+    began = time.process_time()
+    assert source.hashed(Mirror(), [("100644", "", path) for path in files], "r.txt") is False
+    assert time.process_time() - began < 2

@@ -59,7 +59,7 @@ BAD_SYSLOG = [
 ]
 GOOD_SYSLOG = [{}, {"host": "syslog.example.jp"}, {"host": "syslog.example.jp", "port": 6514}]
 WIRED = {"monitoring_container_hosts": ["a"], "logging_own": 1, "shiftmaster_git": "y"}
-# Each case is a host; those of `wired` have a group_vars/all beside their roles.
+# Each case is a host; those of `wired` have a group_vars/all next to their roles.
 CASES = {
     "right": dict(GIVEN, shiftmaster_known=1, shiftmaster_web_threads=2),
     "wrong": dict(
@@ -101,7 +101,7 @@ def problems(tmp_path_factory):
     (wired / "group_vars/all").mkdir(parents=True)
     (wired / "group_vars/all/monitoring.yml").write_text("---\nmonitoring_container_hosts: []\nshiftmaster_git: x\n")
     for place, cases in ((directory, CASES), (wired, WIRED_CASES)):
-        # Beside the roles and not beside group_vars.
+        # Next to the roles and not next to group_vars.
         (place / "roles").symlink_to(ROOT / "roles")
         (place / "play.yml").write_text(
             json.dumps([{"hosts": ":".join(cases), "gather_facts": False, "tasks": TASKS}]), encoding="utf-8"

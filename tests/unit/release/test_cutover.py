@@ -53,7 +53,7 @@ def test_failed_checks_name_part_and_error():
     assert cutover._failed_checks(body) == "database: OperationalError: refused; worker: down"
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"checks": 3}'])
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"checks": 3}', b"[" * 60_000])
 def test_an_answer_in_another_form_says_nothing(body):
     assert cutover._failed_checks(body) == "" and cutover._release_in(body) is None
 
@@ -138,7 +138,7 @@ def test_the_canary_is_of_one_host_and_slot(monkeypatch):
 
 
 def test_a_worker_that_had_failed_is_forgotten_when_the_other_slot_takes_over(tmp_path, monkeypatch):
-    """`systemctl restart shiftmaster` mends it; its failed unit would make the health report tell of it for ever."""
+    """`systemctl restart shiftmaster` fixes it; its failed unit would stay in the health report for ever."""
     done = []
     for module in (cutover, cutover.units):
         monkeypatch.setattr(module, "systemctl", lambda *words, **_more: done.append(words))

@@ -1,4 +1,4 @@
-"""The cutover phase by phase, each failure of a phase and the way back, on a fake host: units, probes, tasks, clock."""
+"""The cutover phase by phase, each failure of a phase and the rollback, on a fake host: units, probes, tasks, clock."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class FakeHost:
                 host.requests.append((of, request, timeout))
                 host.done.append(("%s %s" % (request["op"], request.get("worker", ""))).strip())
                 if request["op"] in host.fails:
-                    raise ReleaseCodeError("no answer")
+                    raise ReleaseCodeError("no response")
                 answer = host.answers[request["op"]]
                 return (answer.pop(0) if len(answer) > 1 else answer[0]) if isinstance(answer, list) else answer
 
@@ -563,7 +563,7 @@ def test_the_health_check_is_of_the_private_socket_and_says_that_it_is_tls(site)
     ("page", "problem"),
     [
         (HttpResult(500, 0.1, "", None), "/: HTTP 500"),
-        (HttpResult(None, 5.0, "", "no answer within 5 s"), "/: no answer within 5 s"),
+        (HttpResult(None, 5.0, "", "no response within 5 s"), "/: no response within 5 s"),
         (HttpResult(302, 0.1, "", None, "", {"location": "/login/?next=/"}), "/: HTTP 503"),
     ],
 )
@@ -608,7 +608,7 @@ def test_a_healthy_answer_of_this_release_or_of_no_name_passes(site, body):
     [
         (refused(json.dumps({"checks": {"cache": {"status": "down"}}})), "HTTP 503 cache: down"),
         (refused(status=None, error="connection refused"), "connection refused"),
-        (refused(status=None), "no answer"),
+        (refused(status=None), "no response"),
         (HttpResult(200, 0.1, json.dumps({"release": ONE}), None), "release %s answers on the socket of" % ONE),
     ],
 )
@@ -704,7 +704,7 @@ def test_a_worker_that_does_not_answer_abandons_the_release(site):
         return ask(request)
 
     site.engine._ask = slow
-    with pytest.raises(cutover.CutoverError, match="does not answer"):
+    with pytest.raises(cutover.CutoverError, match="does not respond"):
         site.engine.prepare(TWO, "deploy")
     assert 40 < site.host.passed <= 60 and abandoned(site)
 
@@ -751,7 +751,7 @@ def test_a_gate_that_takes_long_holds_the_release_back_no_longer(site):
     assert site.host.yields.count(("web@green", False)) == 2
 
 
-# --- the way back -----------------------------------------------------------------------------------------------------
+# --- the rollback -----------------------------------------------------------------------------------------------------
 
 BEHIND = [
     "reach quiesce", "stop beat@blue", "reach switch", "reach switched", "reach drain", "reach handover", "quarantine",
@@ -783,12 +783,12 @@ def test_what_fails_behind_the_gate_gives_traffic_and_tasks_back(site, step):
 
 
 class Once(dict):
-    """An answer that fails the first time."""
+    """A response that fails the first time."""
 
     def __getitem__(self, key):
         if not self.__dict__.get("over"):
             self.over = True
-            raise ReleaseCodeError("no answer")
+            raise ReleaseCodeError("no response")
         return super().__getitem__(key)
 
 
@@ -1004,7 +1004,7 @@ def test_a_bad_release_and_one_that_is_gone_are_not_linked_again(site):
     assert site.host.done == ["stop beat@blue", "stop worker@blue", "stop web@blue"]
 
 
-# --- beside a cutover -------------------------------------------------------------------------------------------------
+# --- next to a cutover ------------------------------------------------------------------------------------------------
 
 
 def test_what_runs_in_the_idle_slot_is_found_and_stopped(site):
@@ -1061,7 +1061,7 @@ def test_a_release_is_called_by_its_version(site):
 
 def test_a_driver_that_fails_is_said_with_its_release_and_request(site):
     site.host.fails = {"canary"}
-    with pytest.raises(cutover.CutoverError, match=r"application app of version 2.0 .*\(canary\) failed: no answer"):
+    with pytest.raises(cutover.CutoverError, match=r"application app of version 2.0 .*\(canary\) failed: no response"):
         site.engine.prepare(TWO, "deploy")
 
 

@@ -1,6 +1,9 @@
-"""How migrations are judged from their text."""
+"""How migrations are evaluated from their text."""
 
 from __future__ import annotations
+
+import time
+import tracemalloc
 
 import pytest
 from ansible.module_utils.shiftmaster.release import migrations
@@ -261,12 +264,15 @@ def test_facts_of_a_migration():
         ('migrations.AddField("roster", "w", models.ForeignKey("staff.Ward", models.CASCADE, null=True))', "refers to"),
         ('migrations.AddField("roster", "w", models.IntegerField(null=True, db_index=True))', "blocks writes"),
         ('migrations.AlterField("roster", "count", models.BigIntegerField(default=0))', "rewrites"),
-        ('migrations.AddConstraint("roster", models.CheckConstraint(condition=models.Q(), name="c"))', "whole table"),
+        (
+            'migrations.AddConstraint("roster", models.CheckConstraint(condition=models.Q(), name="c"))',
+            "complete table",
+        ),
         ('migrations.AddField("roster", "w", models.UUIDField(db_default=RandomUUID()))', "volatile"),
         ('migrations.RemoveIndex("roster", "m")', "exclusive lock"),
         ('migrations.AlterUniqueTogether("roster", {("month", "title")})', "unique index"),
         ('migrations.AlterIndexTogether("roster", {("month", "title")})', "blocks writes"),
-        ('migrations.AlterField("roster", "title", models.CharField(max_length=50))', "whole table"),
+        ('migrations.AlterField("roster", "title", models.CharField(max_length=50))', "complete table"),
         ('migrations.AlterField("roster", "month", models.CharField(max_length=7, unique=True))', "unique index"),
         ('migrations.AlterField("roster", "month", models.CharField(max_length=7, db_index=True))', "blocks writes"),
     ],
@@ -383,6 +389,27 @@ def test_a_tree_with_odd_files(tmp_path):
     (tmp_path / "binary.bin").write_bytes(bytes(range(256)))
     records = migrations.classify_tree(str(tmp_path))
     assert [(r["name"], r["class"]) for r in records] == [("0001_initial", "expand"), ("0002_bytes", "contract")]
+
+
+def test_an_encoding_that_takes_a_day_is_not_decoded():
+    source = b"# coding: punycode\nclass Migration: pass\n" + b"x" * 200_000 + b"-" + b"a" * 200_000
+    began = time.process_time()
+    [record] = migrations.classify_files({"shift/migrations/0001_x.py": migrations.decode(source)})
+    assert time.process_time() - began < 2
+    assert record["class"] == "contract" and "cannot be parsed" in record["problems"][0]
+
+
+def test_files_times_what_they_replace_do_not_fill_the_memory():
+    parts = ['("shift", "%04d")' % number for number in range(300)]
+    files = {"shift/migrations/%04d.py" % number: "class Migration: pass" for number in range(300)}
+    files["shift/migrations/s.py"] = text("", extra="    replaces = [%s]\n" % ", ".join(parts))
+    files["shift/migrations/z.py"] = text("", extra="    dependencies = [%s]\n" % (3000 * '("shift", "s"),'))
+    tracemalloc.start()
+    try:
+        assert len(migrations.classify_files(files)) == 302
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_lists_are_followed_to_a_limit_through_names_sums_and_stars():
@@ -547,7 +574,7 @@ def test_a_text_without_a_length_is_longer_than_any(old, new, shorter):
 @pytest.mark.parametrize(
     ("old", "new", "reason", "warning"),
     [
-        ("null=True", "", "becomes NOT NULL", "reads the whole table"),
+        ("null=True", "", "becomes NOT NULL", "reads the complete table"),
         ("", "null=True", "", ""),
         ("", "unique=True", "becomes unique", "builds a unique index"),
         ("unique=True", "", "", ""),

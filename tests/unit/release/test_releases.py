@@ -102,7 +102,7 @@ OLD_WORKER = "shiftmaster-worker@green.service"
 
 @pytest.fixture
 def pending_changes(layout, state, add, monkeypatch, run_module):
-    """A function that says why a run has something to do, on a host where by itself it has not."""
+    """A function that shows why a run has something to do, on a host where by itself it has not."""
     digest = releases.config_hash(dict(default_build(), hooks=[], celery_application="shiftmaster"))
     add(ONE, version="2.0.0", revision="1" * 40, config_sha256=digest)
     serve(layout, ONE)
@@ -162,7 +162,7 @@ def test_what_a_run_has_to_do_is_told(pending_changes, layout, state, add, chang
 
 @pytest.mark.parametrize("asked", [{"revision": "2" * 40}, {"build": {"salt": "other"}}, {"celery_application": "x"}])
 def test_another_revision_or_configuration_is_another_release(pending_changes, asked):
-    assert "another release was asked for" in pending_changes(**asked)
+    assert "another release was requested" in pending_changes(**asked)
 
 
 def test_a_host_at_work_is_not_settled(layout, pending_changes):
@@ -256,7 +256,7 @@ def test_pruning_keeps_the_newest_the_current_and_the_way_back(layout, state, ad
     for name in (ONE, TWO, THREE, FOUR, FIVE):
         add(name)
     serve(layout, THREE)
-    assert releases.prune_plan(layout, state, 1, []) == [ONE, FOUR]  # TWO is the way back.
+    assert releases.prune_plan(layout, state, 1, []) == [ONE, FOUR]  # TWO is the rollback.
     assert releases.prune_plan(layout, state, 2, []) == [ONE]
     assert releases.prune_plan(layout, state, 9, []) == []
     assert releases.prune_plan(layout, state, 0, []) == [ONE, FOUR, FIVE]
@@ -271,7 +271,7 @@ def test_pruning_keeps_a_slot_whose_worker_may_still_run(layout, state, add):
 
 
 def test_pruning_counts_what_was_live_and_keeps_what_is_about_to_be(layout, state, add):
-    """A build of which another host's failed, and a directory that nobody can use, take no place of a way back."""
+    """A build of which another host's failed, and a directory that nobody can use, take no place of a rollback."""
     add(ONE)
     add(TWO)
     add(THREE, "ready")
@@ -559,7 +559,7 @@ def test_a_build_is_called_whole_last(layout, state, spec, monkeypatch):
         ({"archive": "junk"}, "the source archive cannot be unpacked"),
         (
             {"python": "/bin/false"},
-            "create the virtual environment failed for version 2.0.0 \\(the whole output is in ",
+            "create the virtual environment failed for version 2.0.0 \\(the complete output is in ",
         ),
         (
             {"hooks": [{"name": "h", "phase": "after_build", "command": "echo why >&2; exit 3"}]},
@@ -642,7 +642,7 @@ def test_an_answer_of_another_form_or_size_is_an_error(code, driver, text):
 
 def test_noise_without_end_does_not_hold_a_driver(code, driver):
     noise = "exec('while True: print(1)')"
-    with pytest.raises(releasecode.ReleaseCodeError, match="did not answer within 1 seconds"):
+    with pytest.raises(releasecode.ReleaseCodeError, match="did not respond within 1 seconds"):
         code.driver(driver, {"op": "raw", "text": noise}, timeout=1)
 
 
@@ -781,13 +781,13 @@ def test_a_drivers_error_is_ours(code, driver):
 
 
 def test_a_driver_that_dies_is_quoted(code, driver):
-    with pytest.raises(releasecode.ReleaseCodeError, match="ended with code 3 and without an answer") as error:
+    with pytest.raises(releasecode.ReleaseCodeError, match="ended with code 3 and without a response") as error:
         code.driver(driver, {"op": "die"})
     assert "broken settings" in str(error.value) and "noise of the application" in str(error.value)
 
 
 def test_a_driver_that_hangs_is_ended(code, driver):
     started = time.monotonic()
-    with pytest.raises(releasecode.ReleaseCodeError, match="did not answer within 1 seconds"):
+    with pytest.raises(releasecode.ReleaseCodeError, match="did not respond within 1 seconds"):
         code.driver(driver, {"op": "hang"}, timeout=1)
     assert time.monotonic() - started < 15

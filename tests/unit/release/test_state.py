@@ -41,6 +41,7 @@ def test_every_change_is_on_disk_at_once(layout):
     state.set_status(ONE, "bad", "it broke")
     assert stored(layout)["releases"][ONE]["status"] == "bad"
     state.begin(**TRANSITION)
+    assert stored(layout)["transition"]["phase"] == "phase"
     state.phase("switch", to_slot="green")
     assert {key: stored(layout)["transition"][key] for key in ("kind", "to", "phase", "to_slot")} == {
         "kind": "kind",
@@ -50,8 +51,12 @@ def test_every_change_is_on_disk_at_once(layout):
     }
     assert states.State(layout).transition == state.transition
     state.end()
+    assert stored(layout)["transition"] is None
+    state.set_suspect(ONE, True)
+    assert stored(layout)["releases"][ONE]["suspect"]
     state.forget(ONE)
-    assert stored(layout) == {"releases": {}, "transition": None}
+    with open(os.path.join(layout.state, "state.json"), encoding="utf-8") as stream:
+        assert stream.read() == '{\n "releases": {},\n "transition": null\n}\n'
     assert os.listdir(layout.state) == ["state.json"]
     assert os.stat(os.path.join(layout.state, "state.json")).st_mode & 0o777 == 0o600
 
@@ -65,6 +70,11 @@ def test_a_release_that_was_live_stays_known_as_such(layout):
     assert state.was_live(ONE) and state.status(ONE) == "bad" and state.status(TWO) is None
 
 
+def test_a_release_that_is_not_known_is_forgotten_without_a_write(layout):
+    states.State(layout).forget(ONE)
+    assert os.listdir(layout.state) == []
+
+
 def test_a_write_that_fails_leaves_the_old_file(layout, monkeypatch):
     state = states.State(layout)
     state.set_status(ONE, "ready")
@@ -73,10 +83,24 @@ def test_a_write_that_fails_leaves_the_old_file(layout, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(states.os, "fsync", full)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as caught:
         state.set_status(ONE, "live")
     monkeypatch.undo()
-    assert states.State(layout).status(ONE) == "ready"
+    assert (caught.value.errno, caught.value.filename) == (28, state.path)
+    assert os.listdir(layout.state) == ["state.json"] and states.State(layout).status(ONE) == "ready"
+
+
+def test_what_was_written_is_on_disk_before_it_takes_the_place_of_the_old_file(layout, monkeypatch):
+    steps, rename = [], os.rename
+    monkeypatch.setattr(states.os, "fsync", lambda descriptor: steps.append(os.fstat(descriptor).st_size))
+    monkeypatch.setattr(states.os, "rename", lambda *paths: (steps.append("rename"), rename(*paths)))
+    monkeypatch.setattr(states, "sync_dir", steps.append)
+    path = os.path.join(layout.state, "x.json")
+    states.write_json(path, {}, 0o640)
+    assert steps == [len("{}\n"), "rename", layout.state]
+    assert os.stat(path).st_mode & 0o777 == 0o640
+    states.audit(layout, "note")
+    assert steps[3:] == [os.stat(os.path.join(layout.state, "audit.jsonl")).st_size]
 
 
 DAMAGED = [
@@ -102,6 +126,8 @@ def test_a_state_that_cannot_be_read_is_not_taken_for_an_empty_one(layout, conte
 
 
 def test_a_state_that_was_moved_away_is_made_anew_from_the_audit_log(layout):
+    with open(os.path.join(layout.state, "audit.jsonl"), "wb") as stream:
+        stream.write(b"\xff\n")
     states.audit(layout, "live", kind="deploy", target=ONE, source=None, previous=None)
     states.audit(layout, "live", kind="deploy", target=TWO, source=ONE, previous=ONE)
     states.audit(layout, "live", kind="rollback", target=ONE, source=TWO, previous=TWO)
@@ -110,6 +136,14 @@ def test_a_state_that_was_moved_away_is_made_anew_from_the_audit_log(layout):
     state = states.State(layout)
     assert {name: state.status(name) for name in state.releases} == {ONE: "live", TWO: "live", THREE: "bad"}
     assert state.rollback_target(TWO) == ONE and state.rollback_target(ONE) is None
+    with open(os.path.join(layout.state, "audit.jsonl"), errors="replace") as stream:
+        times = [json.loads(line)["time"] for line in stream.readlines()[1:]]
+    live = {"status": "live", "reason": ""}
+    assert state.releases == {
+        ONE: {**live, "since": times[2], "live_at": times[2], "previous": None},
+        TWO: {**live, "since": times[1], "live_at": times[1], "previous": ONE},
+        THREE: {"status": "bad", "since": times[3], "reason": "it broke"},
+    }
 
 
 def test_rollback_goes_to_what_served_before(layout):
@@ -125,6 +159,7 @@ def test_rollback_goes_to_what_served_before(layout):
     assert state.rollback_target(TWO) == ONE
     state.forget(THREE)
     assert state.rollback_target(TWO) == ONE
+    assert stored(layout)["releases"][ONE]["previous"] is None
     os.rmdir(layout.release(ONE))
     assert state.rollback_target(TWO) is None
 
@@ -134,6 +169,10 @@ def test_two_that_were_deployed_in_turn_lead_to_each_other(layout):
     state.set_status(ONE, "live", previous=TWO)
     state.set_status(TWO, "live", previous=ONE)
     assert state.rollback_target(ONE) == TWO and state.rollback_target(TWO) == ONE
+    state.set_status(THREE, "live", previous=TWO)
+    for name in (ONE, TWO):
+        state.set_status(name, "bad")
+    assert state.rollback_target(THREE) is None
 
 
 def test_a_release_that_was_never_live_is_no_target(layout):
@@ -158,7 +197,9 @@ def test_the_audit_log_only_grows_and_each_event_is_one_line(layout):
         thread.join()
     path = os.path.join(layout.state, "audit.jsonl")
     with open(path, encoding="utf-8") as stream:
-        lines = [json.loads(line) for line in stream]
+        text = stream.read()
+    assert text.count("利用者") == 80
+    lines = [json.loads(line) for line in text.splitlines()]
     assert sorted(line["number"] for line in lines) == sorted(
         number * 100 + count for number in range(4) for count in range(20)
     )
@@ -166,7 +207,44 @@ def test_the_audit_log_only_grows_and_each_event_is_one_line(layout):
     assert os.stat(path).st_mode & 0o137 == 0
 
 
+def test_the_last_switch_is_the_one_to_the_release_that_is_active(layout):
+    assert states.last_switch(layout) is None
+    layout.point_slot("blue", TWO)
+    layout.activate("blue")
+    events = [
+        b"\xff", b"[]", b'{"time": "yesterday", "event": "live"}',
+        *(
+            json.dumps({"time": "2026-01-01T00:00:%02dZ" % second, "event": event, "target": target}).encode()
+            for second, event, target in (
+                (1, "live", ONE), (2, "switched", TWO), (3, "reverted", TWO), (4, "switched", TWO),
+                (5, "switched", ONE), (6, "note", TWO), (7, "live", ONE),
+            )
+        ),
+    ]  # fmt: skip
+    path = os.path.join(layout.state, "audit.jsonl")
+    with open(path, "wb") as stream:
+        stream.write(b"\n".join(events) + b"\n")
+    assert states.last_switch(layout) == (1767225603, 1767225604)
+    # By what is at its end.
+    with open(path, "ab") as stream:
+        stream.write(b"x" * 128 * 1024)
+    assert states.last_switch(layout) is None
+
+
 # ---------------------------------------------------------------------------------------------------- the host's lock
+
+
+def test_the_hosts_lock_is_waited_for(layout, monkeypatch):
+    """And once it is held, what a killed module has left running is ended."""
+    done = []
+    monkeypatch.setattr(states.releasecode, "end_abandoned", lambda: done.append("ended"))
+    path, before = os.path.join(layout.state, "operation.lock"), len(os.listdir("/proc/self/fd"))
+    holder = states.held(path, 0, ValueError())
+    holder.__enter__()
+    monkeypatch.setattr(states.time, "sleep", lambda _seconds: holder.__exit__(None, None, None))
+    with states.exclusive(layout, wait_seconds=9):
+        assert done == ["ended"]
+    assert os.stat(path).st_mode & 0o777 == 0o600 and len(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_hosts_lock_keeps_others_out_and_dies_with_its_owner(layout):

@@ -128,7 +128,7 @@ def test_a_log_that_appears_later_is_read_from_its_start(tmp_path):
 
 @pytest.fixture
 def site(tmp_path):
-    """A server that answers with what it is told and logs as nginx does."""
+    """A server that responds with what it is told and logs as nginx does."""
     log = tmp_path / "access.log"
     log.write_text(line(200, at=1.0) * 50)
 

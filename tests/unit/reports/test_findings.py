@@ -200,7 +200,7 @@ def test_a_lock_that_hangs_every_page_is_the_first_finding(state):
     """And a restart of the application, which would not help, is no advice of a root."""
     holder = {"pid": 77, "state": state, "state_seconds": 40, "query_seconds": 40, "query": "LOCK TABLE x", "role": "r",
               "client": "local", "application": "psql", "holds_up": [80, 81]}  # fmt: skip
-    hung = {"status": None, "error": "no answer within 4 s", "reason": "timeout", "where": "https://x"}
+    hung = {"status": None, "error": "no response within 4 s", "reason": "timeout", "where": "https://x"}
     parts = {
         "database": {"blockers": [holder], "blocked": [{"pid": 80, "query": "SELECT 1", "query_seconds": 8}]},
         "http": {"socket": hung, "deep": hung, "local": hung, "site": hung},
@@ -213,7 +213,7 @@ def test_a_lock_that_hangs_every_page_is_the_first_finding(state):
 
 @pytest.mark.parametrize(
     ("page", "rule"),
-    [({"status": None, "error": "no answer within 4 s"}, "SiteDown"), ({"status": 500, "body": "x"}, "SiteErrors")],
+    [({"status": None, "error": "no response within 4 s"}, "SiteDown"), ({"status": 500, "body": "x"}, "SiteErrors")],
 )
 def test_a_page_that_fails_while_all_health_is_good_is_the_first_finding(page, rule):
     first = found(host({"parts": {"http": {"page": dict(page, where="https://localhost")}}}))[0]
@@ -280,7 +280,7 @@ def test_rule_is_whole(rule):
     assert rule["severity"] in findings.SEVERITIES and rule["component"] in findings.DEPTH
     assert set(rule.get("areas", [])) <= {"app", "db", "cpu", "memory", "disk", "network"}
     assert ("alert" in rule) != ("guide" in rule and "commands" in rule), "it has one runbook"
-    assert rule.get("fix") or rule.get("advice") or rule.get("alert"), "it says nothing to do"
+    assert rule.get("fix") or rule.get("advice") or rule.get("alert"), "it reports nothing to do"
     for text in (
         rule["title"],
         rule["cause"],
@@ -824,7 +824,7 @@ STARTS = {"count": 4, "first": 1799999700.0, "last": 1799999940.0, "text": "x [E
 @pytest.mark.parametrize(
     "unit, first",
     [
-        # It ends again and again: now and then it is active for a moment.
+        # It ends again and again: now and then it is active briefly.
         (
             {"active": "activating", "sub": "auto-restart", "restarts": 5, "active_seconds_ago": 70.0},
             "ApplicationStartFails",

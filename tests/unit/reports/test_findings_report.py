@@ -79,7 +79,7 @@ def test_an_unreachable_host_is_in_the_report():
         {"host": "gone", "functions": ["database"], "result": {"unreachable": True, "msg": "No route"}}
     )
     answer, _files = shiftmaster_findings.judge(given, MADE)
-    assert "gone does not answer" in answer["report_text"] and answer["failing"] == ["gone: HostUnreachable"]
+    assert "gone does not respond" in answer["report_text"] and answer["failing"] == ["gone: HostUnreachable"]
 
 
 @pytest.mark.parametrize(
@@ -91,15 +91,15 @@ def test_an_unreachable_host_is_in_the_report():
 )
 def test_what_could_not_be_looked_at_is_said_in_the_headline(language, words):
     """Whoever reads no further must not take for well what nobody saw."""
-    blind = {name: {"status": "failed", "error": f"no answer of {name}"} for name in ("database", "firewall")}
+    blind = {name: {"status": "failed", "error": f"no response of {name}"} for name in ("database", "firewall")}
     given = parameters({"parts": blind}, directory="/x", language=language)
     answer, files = shiftmaster_findings.judge(given, MADE)
     assert answer["failing"] == [] and answer["worst"] == "healthy"
     for said in (answer["report_text"], files["diagnosis.html"], answer["first"]):
         assert re.search(words, said), said
         assert findings_report.say(language, "nothing") not in said and "✅" not in said
-    assert "(no answer of firewall)" in answer["report_text"]
-    # Beside a fault, too.
+    assert "(no response of firewall)" in answer["report_text"]
+    # Next to a fault, too.
     both = {"parts": {**blind, **CASES["DiskFull"]["fires"]["parts"]}}
     assert re.search(words, shiftmaster_findings.judge(parameters(both, language=language), MADE)[0]["report_text"])
 
@@ -183,7 +183,7 @@ def test_database_tables_are_in_the_page():
     _answer, files = shiftmaster_findings.judge(parameters(tables, directory="/x"), MADE)
     page = files["diagnosis.html"]
     assert "<td>roster</td>" in page and "2 KiB" in page and "Statements that take longest on average" in page
-    # Where pg_stat_statements is missing, the page says so.
+    # Where pg_stat_statements is missing, the page reports it.
     assert "not known (pg_stat_statements)" in page
 
 

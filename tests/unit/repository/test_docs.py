@@ -329,7 +329,7 @@ def test_phases_of_the_cutover_are_the_engines(path):
     phases = list(ast.literal_eval(re.search(r"^PHASES = (\(.*\))$", source, re.M)[1]))
     tables = [cells[0] for heading, cells in rows(path) if heading[-1] in ("when it fails", "失敗すると")]
     assert [name for cell in tables for name in re.findall(r"`([^`]+)`", cell)] == phases[:-1]
-    # The way back is told in the text.
+    # The text describes the rollback.
     assert phases[-1] == "revert" and "revert" in spans(path)
 
 
@@ -436,17 +436,22 @@ def test_both_languages_link_to_the_same_places(english, japanese):
 # --- changelog ------------------------------------------------------------------------------------------------------
 
 
-def test_changelog_begins_with_what_an_upgrade_needs_and_names_the_subject_of_each_entry():
+def test_changelog_is_in_the_form_of_keep_a_changelog():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(r"^## \[Unreleased\]$", text, re.M)
-    first, *kinds = re.findall(r"^### (.*)$", text, re.M)
-    assert first == "Before you upgrade"
-    steps = re.findall(r"^(\d+)\. ", text.partition("### Before you upgrade")[2].partition("\n### ")[0], re.M)
-    assert steps == [str(number) for number in range(1, len(steps) + 1)] and 0 < len(steps) <= 12
-    assert kinds and set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
-    entries = [" ".join(entry.split()) for entry in re.findall(r"^- (.*?)(?=^- |^#|\Z)", text, re.M | re.S)]
-    assert entries
-    assert [entry for entry in entries if not re.match(r"\*\*[^*]+\*\*: ", entry)] == []
+    unreleased, *released = re.split(r"^## (?=\[)", text, flags=re.M)[1:]
+    assert unreleased.startswith("[Unreleased]\n") and released
+    assert all(re.match(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d\n", section) for section in released)
+    for section in [unreleased, *released]:
+        kinds = re.findall(r"^### (.*)$", section, re.M)
+        if kinds[:1] == ["Before you upgrade"]:
+            before = section.partition("### Before you upgrade")[2].partition("\n### ")[0]
+            steps = re.findall(r"^(\d+)\. ", before, re.M)
+            assert steps == [str(number) for number in range(1, len(steps) + 1)] and 0 < len(steps) <= 12
+            kinds.pop(0)
+        assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+        entries = re.findall(r"^- (.*(?:\n(?!\n|- |#).+)*)", section, re.M)
+        assert [entry for entry in entries if not re.fullmatch(r"\*\*.+?\*\*: .+", entry)] == []
+        assert len(entries) or not kinds
 
 
 def test_shell_in_the_documents_is_shell():

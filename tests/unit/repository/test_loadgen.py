@@ -291,7 +291,7 @@ def test_login_sends_the_token_of_the_page(tmp_path, toy):
 def test_a_failed_login_is_not_a_run(tmp_path, toy):
     wrong = {"login": {**LOGIN["login"], "password_env": "PATH"}}
     summary, _ = load(tmp_path, toy().port, None, wrong, *QUICK, "--max-requests", "5", expect_code=3)
-    assert "the login answers 403" in summary["error"]
+    assert "the login returns 403" in summary["error"]
 
 
 def test_sigterm_ends_the_run_with_its_summary(tmp_path, toy):

@@ -238,7 +238,7 @@ def test_nothing_refused_is_in_use(pattern):
 
 
 def test_a_rule_that_is_switched_off_says_why():
-    """`# noqa: rule` stands beside a comment of its own, on its line or on the one above."""
+    """`# noqa: rule` stands next to a comment of its own, on its line or on the one above."""
     silent = []
     for path in files("roles/*.yml", "playbooks/*.yml", "molecule/*.yml"):
         lines = text_of(path).splitlines()

@@ -276,7 +276,7 @@ def test_every_step_is_complete(steps):
         assert one.suites and set(one.suites) <= {"test", "all", "bench"}, one.name
         assert not one.needs or one.needs in names[:number], one.name
         assert set(one.samples) <= set(names), one.name
-        # `make test` says how long it will take.
+        # `make test` shows how long it will take.
         assert ("test" in one.suites) == (one.expected is not None), one.name
 
 

@@ -357,9 +357,9 @@ def test_one_that_was_provisioned_before_must_go_and_one_made_by_hand_stays(graf
 
 
 def test_a_data_source_that_does_not_answer_is_a_failure(grafana, keep):
-    assert "data source none is not well (404" in keep(data_sources=["none"])["msg"]
+    assert "data source none is unhealthy (404" in keep(data_sources=["none"])["msg"]
     grafana.sources["p"] = {"url": "http://127.0.0.1:9"}
-    assert "data source p is not well (400" in keep(data_sources=["p"])["msg"]
+    assert "data source p is unhealthy (400" in keep(data_sources=["p"])["msg"]
 
 
 def test_a_page_that_strangers_can_read_is_a_failure(grafana, keep, monkeypatch):
@@ -369,11 +369,11 @@ def test_a_page_that_strangers_can_read_is_a_failure(grafana, keep, monkeypatch)
         return (200, "") if path == "/metrics" and not login else asked(self, path, *values, login=login, **more)
 
     monkeypatch.setattr(MODULE.Api, "ask", ask)
-    assert "/metrics answers 200 to a stranger" in keep()["msg"]
+    assert "/metrics returns 200 to a stranger" in keep()["msg"]
 
 
 def test_nobody_there(keep):
-    assert "Grafana does not answer" in keep(url="http://127.0.0.1:9")["msg"]
+    assert "Grafana does not respond" in keep(url="http://127.0.0.1:9")["msg"]
     assert keep(True, url="http://127.0.0.1:9")["changed"]
     # On a host that is still empty there is no authority either.
     empty = {"url": "https://127.0.0.1:9", "ca_file": "/nowhere/ca.crt"}

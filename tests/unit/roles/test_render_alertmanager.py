@@ -238,7 +238,7 @@ def test_the_example_of_the_checks_is_json():
 
 def test_warnings_are_loud_in_production_and_name_what_is_missing():
     nobody = "\n".join(warnings(alertmanager_email_to=[]))
-    assert "NOBODY IS TOLD" in nobody and "NOBODY NOTICES" in nobody
+    assert "NOBODY IS NOTIFIED" in nobody and "NOBODY NOTICES" in nobody
     assert "NOBODY" not in "\n".join(warnings(alertmanager_email_to=[], alertmanager_production=False))
     assert warnings(alertmanager_email_to=["ops@example.com"], **SECRETS) == []
     assert "address of the example" in "\n".join(warnings(**SECRETS))

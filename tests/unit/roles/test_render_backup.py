@@ -161,7 +161,7 @@ def test_the_unit_of_each_step_of_a_restore_is_confined(tmp_path, step):
         assert line in lines
     (bound,) = [line for line in lines if line.startswith("CapabilityBoundingSet=")]
     assert not {"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"} & set(bound.split("=")[1].split())
-    # Files are put back wherever they belong.
+    # Files are restored wherever they belong.
     anywhere = step in ("files", "configuration")
     assert ("ProtectSystem=strict" in lines, "PrivateTmp=yes" in lines) == (not anywhere, not anywhere)
     assert "ReadWritePaths=-/backups" in lines

@@ -171,7 +171,7 @@ def test_what_is_wrong_with_a_directory_is_said_before_anything_changes(tmp_path
     (tmp_path / "Packages").unlink()
     assert "holds no file Packages" in problems(**source, base_apt_dir_key=KEY)
     assert "both set" in problems(base_apt_dir="/srv/x", base_apt_dir_key=KEY, base_apt_mirror="http://m")
-    assert "does not say where" in problems(base_apt_dir_src=str(tmp_path))
+    assert "its directory on the host, is empty" in problems(base_apt_dir_src=str(tmp_path))
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -272,7 +272,7 @@ def test_no_other_table_is_touched():
     ("listening", "more", "connection", "ports"),
     [
         (["ssh 2222", "ssh 22", "ours"], [], 22, [22, 2222]),
-        # A published port of the controller's side says nothing about the host's.
+        # A published port on the controller does not describe the host's.
         (["ssh 22"], [], 10022, [22]),
         # No sshd is seen: the port of the connection is all that is known.
         (["nft present"], [], 2200, [2200]),

@@ -136,11 +136,11 @@ def test_several_nodes_are_one_cluster_which_the_first_one_makes_once():
     assert settings["discovery.seed_hosts"] == ["192.0.2.1:9300", "[2001:db8::2]:9300"]
     later = asked("elasticsearch", "__elasticsearch_settings", **common)
     assert "cluster.initial_master_nodes" not in later
-    # Not the second one, not one that has been in a cluster, and not where another one answers.
+    # Not the second one, not one that has been in a cluster, and not where another one responds.
     assert not asked("elasticsearch", "__elasticsearch_makes_cluster", **{**common, "inventory_hostname": "host2"})
     for lines, makes in (
         (["is configured"], False),
-        # A first start that did not come to its end: the package's file was put back, or the second set did not come.
+        # A first start that did not come to its end: the package's file was restored, or the second set did not come.
         ([], True), (["is configured", "makes a cluster"], True),
     ):  # fmt: skip
         common["__elasticsearch_found"] = {"stdout_lines": ["has held data", *lines, "maps 65530"]}
@@ -339,7 +339,7 @@ def test_kibana_has_tls_and_fixed_keys():
 
 
 def test_kibanas_objects_fit_together():
-    objects = json.loads((ROOT / "roles/kibana/files/objects.json").read_text(encoding="utf-8"))
+    objects = [json.loads(line) for line in (ROOT / "roles/kibana/files/objects.ndjson").open(encoding="utf-8")]
     there = {(item["type"], item["id"]) for item in objects}
     assert len(there) == len(objects)
     for item in objects:
@@ -556,8 +556,8 @@ def refusal(role, installed, version, allow):
 def test_another_major_version_and_an_older_one_are_refused(role, installed, version, allow, refused):
     form = "1:%s-1" if role == "logstash" else "%s"
     said = refusal(role, form % installed if installed else "", form % version if version else "", allow)
-    assert bool(re.match(r"version \S+ is (asked for|installed)", said)) is refused, said
-    # What to do for another major version is no answer to who wants an older one.
+    assert bool(re.match(r"version \S+ is (requested|installed)", said)) is refused, said
+    # The advice for another major version does not suit an older one.
     assert (" Another major version: " in said) is (refused and "nothing goes back" not in said)
 
 

@@ -127,7 +127,7 @@ def test_what_a_target_shows_is_limited():
 
 
 def test_the_application_cannot_stand_for_a_host_or_another_job():
-    """Every series of rules and dashboards that it may show is its own, or is asked for by its job."""
+    """Every series of rules and dashboards that it may show is its own, or is selected by its job."""
     (rule,) = application_job()["metric_relabel_configs"]
     assert (rule["action"], rule["source_labels"]) == ("keep", ["__name__"])
     kept = re.compile(rule["regex"])

@@ -111,6 +111,11 @@ def test_a_unit_of_a_release_is_bounded():
         assert "/run/systemd/journal" in found["InaccessiblePaths"] and int(found["LogRateLimitBurst"]) <= 1000
 
 
+def test_nothing_of_a_release_writes_where_everybody_does():
+    """systemd leaves /run writable for a unit with ProtectProc=, whatever ProtectSystem= says (molecule/hostile)."""
+    assert "-/run/lock" in dict(settings(render("sandbox.j2")))["InaccessiblePaths"].split()
+
+
 def test_nothing_of_a_release_takes_the_port_of_a_service():
     assert ("SocketBindDeny", "1-32767") in settings(render("sandbox.j2"))
 
@@ -217,7 +222,7 @@ def test_metrics_are_attached_around_everything_else():
 
 
 def build(*names, **variables):
-    """What a release's configuration is told apart by: those of its values."""
+    """The hash that identifies a release's configuration covers its values."""
     known = {"ansible_managed": "Ansible managed", "ansible_facts": {"processor_vcpus": 2}, "role_path": str(ROLE)}
     for part in ("defaults", "vars"):
         known |= yaml.safe_load((ROLE / part / "main.yml").read_text(encoding="utf-8"))

@@ -1,15 +1,15 @@
-"""The interface of a role is said three times (defaults, argument specs, README): the three agree."""
+"""The interface of a role: values in defaults/main.yml, types and texts in the argument specs, both in the README."""
 
 from __future__ import annotations
 
 import functools
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import offenders
 import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLES = sorted(path.name for path in (ROOT / "roles").glob("*") if (path / "tasks").is_dir())
@@ -35,19 +35,24 @@ def options_of(role):
 
 
 @offenders.each(ROLES)
-def test_every_option_with_a_default_has_it_in_both_places_and_the_same(role):
-    specified = {name: option["default"] for name, option in options_of(role).items() if "default" in option}
-    defaults = defaults_of(role)
-    assert set(specified) == set(defaults)
-    assert {name: value for name, value in specified.items() if value != defaults[name]} == {}
+def test_every_default_is_that_of_an_option_and_said_once(role):
+    """Ansible applies defaults/main.yml alone: a default in the specification could only differ from it."""
+    assert set(defaults_of(role)) <= set(options_of(role))
+    assert [name for name, option in options_of(role).items() if "default" in option] == []
+
+
+@offenders.each(ROLES)
+def test_every_default_has_the_type_of_its_option(role):
+    options = {name: dict(options_of(role)[name], required=False) for name in defaults_of(role)}
+    # A template has its type when it is evaluated.
+    values = {name: value for name, value in defaults_of(role).items() if "{{" not in str(value)}
+    assert ArgumentSpecValidator(options).validate(values).error_messages == []
 
 
 @offenders.each(ROLES)
 def test_an_option_without_default_is_required_or_says_that_it_may_be_absent(role):
     neither = [
-        name
-        for name, option in options_of(role).items()
-        if "default" not in option and "required" not in option and name not in defaults_of(role)
+        name for name, option in options_of(role).items() if "required" not in option and name not in defaults_of(role)
     ]
     assert neither == [], "say `required: true`, or `required: false` where absence has a meaning"
 
@@ -75,18 +80,6 @@ def test_names_belong_to_the_role(role):
         assert [name for name in load(internal) if not name.startswith((f"__{role}_", f"{role}_"))] == []
 
 
-@offenders.each(ROLES)
-def test_every_default_has_a_comment_above_it(role):
-    path = ROOT / "roles" / role / "defaults/main.yml"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    bare = [
-        line.split(":")[0]
-        for number, line in enumerate(lines)
-        if re.match(r"\w+:", line) and not lines[number - 1].startswith("#")
-    ]
-    assert bare == []
-
-
 def test_readmes_are_those_of_the_argument_specs():
     result = subprocess.run(
         [sys.executable, "scripts/role_readme.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -95,7 +88,7 @@ def test_readmes_are_those_of_the_argument_specs():
 
 
 def test_hooks_are_described_as_the_module_takes_them():
-    """Preflight judges them by the role's specification, the release module by its own documentation."""
+    """Preflight evaluates them by the role's specification, the release module by its own documentation."""
     text = (ROOT / "library/release/shiftmaster_release.py").read_text(encoding="utf-8")
     module = yaml.safe_load(text.split('DOCUMENTATION = r"""')[1].split('"""')[0])["options"]["hooks"]["suboptions"]
     assert options_of("shiftmaster")["shiftmaster_hooks"]["options"] == module

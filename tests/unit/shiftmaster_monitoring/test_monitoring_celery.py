@@ -96,7 +96,7 @@ def project(tmp_path, server, client):
         shiftmaster_celery_application="project_celery",
         shiftmaster_site_settings=f"import project_celery\nCELERY_BROKER_URL = {server!r}\n"
         f"CELERY_RESULT_BACKEND = {server!r}\nCELERY_TASK_ACKS_LATE = True\n"
-        # The worker says when it is ready.
+        # The worker shows when it is ready.
         "LOGGING['disable_existing_loggers'] = False\n",
     )
 

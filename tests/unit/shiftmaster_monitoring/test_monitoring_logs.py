@@ -99,7 +99,7 @@ def groups(request):
 
 class Silent:
     def __str__(self):
-        raise RuntimeError("it says nothing")
+        raise RuntimeError("it reports nothing")
 
 class Text(str):
     __str__ = Silent.__str__
@@ -305,7 +305,7 @@ def test_an_event_that_says_nothing_is_an_event_and_a_long_one_is_not_lost(proje
     with project.serve() as server:
         assert server.ask("/odd/")[0] == 200
     silent, number, *long, failed = events(project.directory / "app.log", "project.views")
-    assert silent["message"] == "<Silent that cannot be printed: RuntimeError> [RuntimeError: it says nothing]"
+    assert silent["message"] == "<Silent that cannot be printed: RuntimeError> [RuntimeError: it reports nothing]"
     assert number["labels"]["extra"] == "odd=<Text that cannot be printed: RuntimeError>"
     for event, begin in zip(long, ("患者を更新", "Update: 患者", '{"a":1,', "あ"), strict=True):
         assert event["message"].startswith(begin) and event["message"].endswith(" [cut]")
@@ -466,7 +466,7 @@ def test_gunicorns_own_log_is_masked(project):
         while "RuntimeError" not in server.said() and time.monotonic() < deadline:
             time.sleep(0.1)
         said = server.said()
-    # What it prints beside its log, when a module cannot be imported, is for the second wall.
+    # What it prints next to its log, when a module cannot be imported, is for the second wall.
     assert "RuntimeError: password=[secret]" in said and "RuntimeError: password=hunter2" not in said
 
 

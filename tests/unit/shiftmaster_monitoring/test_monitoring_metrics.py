@@ -1,6 +1,6 @@
 """The metrics of shiftmaster_monitoring in real processes: Django under gunicorn, with the role's own settings of both.
 
-What one process can tell is asked in tests/unit/shiftmaster_monitoring/test_monitoring_shared.py.
+What one process can tell is queried in tests/unit/shiftmaster_monitoring/test_monitoring_shared.py.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ def test_slow_requests_are_lines_of_json(tmp_path):
         "remote_addr": "203.0.113.9", "request_id": "abc123",
     }  # fmt: skip
     assert second["level"] == "WARNING" and len(second["user_agent"]) == 512
-    # After a rotation, from several processes and threads: each is one whole line.
+    # After a rotation, from several processes and threads: each is one complete line.
     lines = [json.loads(line) for line in project.log.read_text().splitlines()]
     assert len(lines) == 24 and len({line["pid"] for line in lines}) > 1
     assert oct(project.log.stat().st_mode & 0o777) == "0o640"

@@ -244,7 +244,7 @@ def test_checks_run_at_the_same_time_each_within_its_limit(get, check):
         started = time.monotonic()
         response = get("/health/deep/")
     assert time.monotonic() - started < 4.5  # One after the other they take 5.
-    assert response.data["checks"]["cache"]["error"] == "Timeout: no answer within 2 s"
+    assert response.data["checks"]["cache"]["error"] == "Timeout: no response within 2 s"
     assert response.data["checks"]["worker"]["status"] == "healthy"
 
 

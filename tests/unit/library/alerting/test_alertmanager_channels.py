@@ -108,7 +108,7 @@ def test_one_that_nobody_tried_is_silent(server):
 
 @pytest.mark.parametrize("slack", [False, True])
 def test_what_the_watchdog_sends_there_does_not_count(server, slack):
-    """Debian 12: it is asked as if it were Slack; here once in so many readings, each of which takes seconds."""
+    """Debian 12: it is queried as if it were Slack; here once in so many readings, each of which takes seconds."""
     server.watchdog = 15
     server.tried = {"email", "slack"} if slack else {"email"}
     expected = (["email", "slack"], [], []) if slack else (["email"], [], ["slack"])

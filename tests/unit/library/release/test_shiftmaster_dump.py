@@ -24,7 +24,7 @@ DATABASE = {
     "sslrootcert": "",
 }
 PASSWORD = "s3cret"
-# Each stub writes down how it was called; what it does besides is in a file beside it.
+# Each stub writes down how it was called; what it does besides is in a file next to it.
 TOOL = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$(dirname "$0")/calls"
 case "$(tr '\\0' ' ' < /proc/$$/cmdline)" in *s3cret*) echo leaked >> "$(dirname "$0")/calls";; esac
@@ -394,7 +394,7 @@ def test_a_copy_that_may_not_be_whole_is_not_restored(tools, options, copy, dama
     (tools.directory / "calls").unlink()
     with pytest.raises(dump.DumpError, match=words):
         revert(options)
-    assert not (tools.directory / "calls").exists(), "the database was asked before the copy was checked"
+    assert not (tools.directory / "calls").exists(), "the database was queried before the copy was checked"
 
 
 def test_a_copy_of_another_database_is_not_restored(tools, options, copy):

@@ -1,4 +1,4 @@
-"""shiftmaster_release: what each state asks of a cutover, refuses and answers; the cutover itself is a fake."""
+"""shiftmaster_release: what each state requires of a cutover, rejects and returns; the cutover itself is a fake."""
 
 from __future__ import annotations
 

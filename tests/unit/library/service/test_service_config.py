@@ -61,7 +61,7 @@ class Host:
         if arguments[0] == "restart":
             self.start()
         elif arguments[0] == "reload" and not self.stuck:
-            # As kill -HUP: it says nothing of what became of it.
+            # As kill -HUP: it reports nothing of what became of it.
             self.read()
         elif arguments[0] == "stop":
             self.active = False
@@ -240,7 +240,7 @@ def test_a_certificate_of_another_authority_is_not_waited_for(apply, host, monke
     began = time.monotonic()
     result = apply(verify={"timeout_seconds": 60})
     assert result["failed"] and "local issuer certificate" in result["msg"]
-    # The way back sees no more than the way there, and says so.
+    # The rollback sees no more than the way there, and says so.
     assert "back in place, but: " in result["msg"] and time.monotonic() - began < 20
 
 
@@ -543,7 +543,7 @@ def test_the_new_targets_are_waited_for(apply, host, monkeypatch):
 
 def test_a_page_that_is_open_to_strangers_is_not_what_was_asked_for(apply, host):
     result = apply(verify={"closed": True})
-    assert result["failed"] and "answers 200 to a stranger" in result["msg"] and host.loaded == OLD
+    assert result["failed"] and "returns 200 to a stranger" in result["msg"] and host.loaded == OLD
 
 
 def test_an_answer_must_hold_the_value(apply, host, monkeypatch):
@@ -874,8 +874,8 @@ ANSWER = {"url": "/flags", "path": ["a", "b"], "value": "1"}
     ("verify", "response", "problem"),
     [
         ({}, (200, ""), None),
-        ({}, (401, ""), "answers 401"),
-        ({}, (503, ""), "answers 503"),
+        ({}, (401, ""), "returns 401"),
+        ({}, (503, ""), "returns 503"),
         ({"metric": "ok"}, (200, "ok 1\n"), None),
         ({"metric": "ok", "value": 2.0}, (200, "ok 1\n"), "ok is 1 instead of 2"),
         ({"metric": "ok"}, (200, ""), "ok is absent instead of 1"),
@@ -885,7 +885,7 @@ ANSWER = {"url": "/flags", "path": ["a", "b"], "value": "1"}
         ({"answers": [ANSWER]}, (200, ""), "/flags: a.b is 2 instead of 1"),
         ({"answers": [dict(ANSWER, url="/none")]}, (200, ""), "a.b is not answered (404) instead of 1"),
         ({"answers": [dict(ANSWER, value="2")]}, (200, ""), None),
-        ({"closed": True}, (200, ""), "answers 200 to a stranger"),
+        ({"closed": True}, (200, ""), "returns 200 to a stranger"),
     ],
 )
 def test_what_a_service_reports_is_compared(steps, verify, response, problem):

@@ -36,7 +36,7 @@ def outside(operations, backups, first):
 
 def test_what_cannot_be_a_store_is_refused(operations, first):
     for repository, sentence in (
-        ("/srv/usb", "backup_offsite_repository is neither sftp:user@host:/directory"),
+        ("/srv/usb", "backup_offsite_repository is none of rest:https://host:8000/name/"),
         ("sftp:copies@localhost:/x", "an sftp repository needs backup_offsite_ssh_key"),
     ):
         run = operations.run("deploy.yml", *ROLE, backup_offsite_repository=repository)
@@ -153,7 +153,7 @@ def test_a_host_that_has_lost_its_backups_fetches_them(operations, backups, outs
     assert run.code == 0 and backups.shell(f"cat {path}") == "outside\n", run.output[-3000:]
     # A second time nothing is done.
     assert backups.shell("shiftmaster-backup fetch") == ""
-    # What was archived between copy and loss is gone, and each run says so; the new backup is a full one.
+    # What was archived between copy and loss is gone, and each run reports it; the new backup is a full one.
     manifest = backups.run(check=False)
     assert {part["result"] for part in manifest["parts"].values()} == {"succeeded"}
     assert manifest["parts"]["database"]["kind"] == "full"

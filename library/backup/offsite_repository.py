@@ -1,0 +1,181 @@
+#!/usr/bin/python
+"""Module `offsite_repository`."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: offsite_repository
+short_description: Prune a repository of restic by the time at which its snapshots arrived, or set aside what came later
+description:
+  - A client that was taken over chooses every date, host and tag inside of its snapshots. C(restic forget) goes by
+    these; with dates in the future it removes all good ones. This module goes by the times of the files, which only
+    the server sets.
+  - With O(received_after) it moves keys, indexes, locks and snapshots that arrived later into a directory next to the
+    repository. The server lets its clients replace nothing, so what is left is the repository as it was at that time.
+  - Run it as the user of the server, while the server is stopped.
+options:
+  path:
+    description: Directory of the repository.
+    type: path
+    required: true
+  password:
+    description: Password of the repository.
+    type: str
+    required: true
+  received_after:
+    description: A time such as 20261120000000Z; empty prunes.
+    type: str
+    default: ""
+  keep_days:
+    description: Snapshots that arrived within so many days stay.
+    type: int
+    required: true
+  keep_months:
+    description: >-
+      Of each of so many months the first snapshot of files stays. Those of the database hold a repository of its own,
+      with all dumps that are kept, so that the newest one is enough.
+    type: int
+    required: true
+  keep_years:
+    description: And the first of each of so many years.
+    type: int
+    required: true
+attributes:
+  check_mode:
+    description: Says what would go.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Prune the off-site copy
+  become: true
+  become_user: restic-rest-server
+  offsite_repository:
+    path: /srv/shiftmaster-offsite/shiftmaster
+    password: "{{ vault_backup_offsite_password }}"
+    keep_days: 30
+    keep_months: 12
+    keep_years: 7
+"""
+
+RETURN = r"""
+removed:
+  description: Ids of the snapshots that went, or paths that were set aside.
+  type: list
+  elements: str
+  returned: always
+"""
+
+import calendar
+import json
+import os
+import time
+
+from ansible.module_utils.shiftmaster.backup import retention
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+
+DAY = 86400
+# So many of the newest stay whatever their age: nothing goes while nothing arrives.
+NEWEST = 7
+TIME = "%Y%m%d%H%M%SZ"
+# What decides how a repository is read. Packs (data/) are found by indexes alone.
+DECIDE = ("keys", "index", "locks", "snapshots")
+
+
+def seconds_of(text):
+    """Return a time such as 20261120000000Z as seconds. Raises ValueError."""
+    return calendar.timegm(time.strptime(text, TIME))
+
+
+def arrivals(directory):
+    """Return {name: seconds} of the files in a directory."""
+    return {one.name: one.stat().st_mtime for one in os.scandir(directory) if one.is_file(follow_symlinks=False)}
+
+
+def going(listed, arrived, now, keep):
+    """Return ids of the snapshots that may go; listed is what restic says, arrived {id: seconds}."""
+    kinds = {}
+    for snapshot in listed:
+        database = "database" in (snapshot.get("tags") or ())
+        kinds.setdefault((snapshot["hostname"], database), []).append((arrived[snapshot["id"]], snapshot["id"]))
+    found = []
+    for (_host, database), ones in kinds.items():
+        kept = {name for _when, name in sorted(ones)[-NEWEST:]}
+        kept |= {name for when, name in ones if when > now - keep["days"] * DAY}
+        kept |= set(() if database else retention.first_of_each(ones, now, keep["months"], keep["years"]))
+        found += [name for _when, name in sorted(ones) if name not in kept]
+    return found
+
+
+def set_aside(path, after, check_mode):
+    """Move what arrived after a time out of the repository; return the paths."""
+    aside, moved = "%s.after-%s" % (path, time.strftime(TIME, time.gmtime(after))), []
+    for kind in DECIDE:
+        for name, when in sorted(arrivals(os.path.join(path, kind)).items()):
+            if when > after:
+                moved.append(os.path.join(kind, name))
+                if not check_mode:
+                    os.makedirs(os.path.join(aside, kind), mode=0o700, exist_ok=True)
+                    os.rename(os.path.join(path, kind, name), os.path.join(aside, kind, name))
+    return moved
+
+
+def main():
+    module = QuietModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "password": {"type": "str", "required": True, "no_log": True},
+            "received_after": {"type": "str", "default": ""},
+            "keep_days": {"type": "int", "required": True},
+            "keep_months": {"type": "int", "required": True},
+            "keep_years": {"type": "int", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    path, after = module.params["path"], module.params["received_after"]
+
+    def restic(*words):
+        environment = {"RESTIC_REPOSITORY": path, "RESTIC_PASSWORD": module.params["password"], "HOME": "/nonexistent"}
+        code, output, errors = module.run_command(
+            ["restic", "--quiet", "--no-cache", *words], environ_update=environment
+        )
+        if code:
+            times = [(when, kind, name) for kind in DECIDE for name, when in arrivals(os.path.join(path, kind)).items()]
+            when, kind, name = max(times, default=(0, "keys", "none"))
+            module.fail_json(
+                msg="restic %s failed, and nothing was removed: %s The newest file, %s/%s, arrived at %s. A client that"
+                " was taken over may have sent what restic cannot read; received_after sets aside what arrived later."
+                % (words[0], errors.strip()[-500:], kind, name, time.strftime(TIME, time.gmtime(when)))
+            )
+        return output
+
+    try:
+        if not os.path.isdir(path):
+            module.exit_json(changed=False, removed=[], msg="%s: no backup has arrived yet" % path)
+        if after:
+            moved = set_aside(path, seconds_of(after), module.check_mode)
+            if moved and not module.check_mode:
+                # Each prune writes new indexes in place of the old ones.
+                restic("repair", "index")
+            module.exit_json(changed=bool(moved), removed=moved, msg="%s: %d files set aside" % (path, len(moved)))
+        arrived = arrivals(os.path.join(path, "snapshots"))
+        if not module.check_mode:
+            # No client is connected, and a lock of one that was killed stays for ever.
+            restic("unlock", "--remove-all")
+        listed = json.loads(restic("snapshots", "--json", "--no-lock"))
+        keep = {name: module.params["keep_" + name] for name in ("days", "months", "years")}
+        found = going(listed, arrived, time.time(), keep)
+        if found and not module.check_mode:
+            restic("forget", "--prune", *found)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        module.fail_json(msg="%s was not pruned: %s" % (path, error))
+    message = "%s: %d of %d snapshots removed" % (path, len(found), len(listed))
+    module.exit_json(changed=bool(found), removed=found, msg=message)
+
+
+if __name__ == "__main__":
+    main()

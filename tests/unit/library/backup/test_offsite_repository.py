@@ -1,0 +1,74 @@
+"""What of an off-site repository may go: by the times at which files arrived, whatever a client wrote into them."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import offsite_repository as module
+import pytest
+
+DAY = 86400
+NOW = module.seconds_of("20261126120000Z")
+KEEP = {"days": 30, "months": 3, "years": 2}
+
+
+def snapshot(name, **claims):
+    return {"id": name, "hostname": "db1", "tags": ["files"], "time": "2099-01-01T00:00:00Z", **claims}
+
+
+def dates(names):
+    return [time.strftime("%Y-%m-%d", time.gmtime(NOW - int(name[1:]) * 7 * DAY)) for name in names]
+
+
+@pytest.fixture
+def weekly():
+    """A snapshot a week for three years, each of which claims to be of another year."""
+    names = ["w%d" % week for week in range(156, -1, -1)]
+    return [snapshot(name) for name in names], {name: NOW - int(name[1:]) * 7 * DAY for name in names}
+
+
+def test_the_month_stays_and_the_first_of_older_months_and_years(weekly):
+    listed, arrived = weekly
+    kept = [one["id"] for one in listed if one["id"] not in module.going(listed, arrived, NOW, KEEP)]
+    assert dates(name for name in kept if int(name[1:]) > 6) == ["2025-01-02", "2026-01-01", "2026-09-03", "2026-10-01"]
+    assert {"w%d" % week for week in range(7)} <= set(kept)
+
+
+def test_of_the_database_the_month_stays_alone(weekly):
+    listed, arrived = weekly
+    listed = [dict(one, tags=["database", "run=1"]) for one in listed]
+    kept = {one["id"] for one in listed} - set(module.going(listed, arrived, NOW, KEEP))
+    assert kept == {"w%d" % week for week in range(7)}
+
+
+def test_nothing_goes_while_nothing_arrives():
+    listed = [snapshot("w%d" % week) for week in range(7)]
+    arrived = {one["id"]: NOW - (400 + number) * DAY for number, one in enumerate(listed)}
+    assert module.going(listed, arrived, NOW, {"days": 1, "months": 0, "years": 0}) == []
+
+
+def test_what_a_client_sends_takes_the_place_of_nothing_older(weekly):
+    """A hundred snapshots with any date, of every host and tag, sent today."""
+    listed, arrived = weekly
+    before = module.going(listed, arrived, NOW, KEEP)
+    sent = [snapshot("s%d" % number, time="1999-01-01T00:00:00Z") for number in range(100)]
+    later = module.going(listed + sent, {**arrived, **{one["id"]: NOW - 60 for one in sent}}, NOW, KEEP)
+    # Of the seven newest ones, which stay whatever their age, two are older than 30 days.
+    assert set(later) - set(before) <= {"w5", "w6"} and set(before) <= set(later)
+
+
+def test_what_arrived_later_is_set_aside(tmp_path):
+    path = tmp_path / "shiftmaster"
+    for kind in module.DECIDE:
+        (path / kind).mkdir(parents=True)
+        for name, when in (("old", NOW - 5), ("new", NOW + 5)):
+            (path / kind / name).write_text(kind)
+            os.utime(path / kind / name, (when, when))
+    wanted = sorted("%s/new" % kind for kind in module.DECIDE)
+    assert sorted(module.set_aside(str(path), NOW, True)) == wanted and (path / "keys/new").exists()
+    assert sorted(module.set_aside(str(path), NOW, False)) == wanted
+    aside = tmp_path / "shiftmaster.after-20261126120000Z"
+    assert sorted(str(one.relative_to(aside)) for one in aside.rglob("new")) == wanted
+    assert not list(path.rglob("new")) and len(list(path.rglob("old"))) == 4
+    assert module.set_aside(str(path), NOW, False) == []
