@@ -64,9 +64,10 @@ FAULTS = {
     ),
     "redis-stopped": ("systemctl stop redis-server", "systemctl start redis-server"),
     "expired-certificate": (
-        f"[ -e /root/demo.crt ] || cp -p {CERTIFICATE} /root/demo.crt;"
-        " openssl req -x509 -key /etc/ssl/private/shiftmaster.key -subj /CN=localhost -not_before 20250101000000Z -not_after 20250601000000Z"
-        f" -out {CERTIFICATE} 2>/dev/null; systemctl reload nginx",
+        f"[ -e /root/demo.crt ] || cp -p {CERTIFICATE} /root/demo.crt; openssl req -x509"
+        " -key /etc/ssl/private/shiftmaster.key -subj /CN=localhost"
+        f" -not_before 20250101000000Z -not_after 20250601000000Z -out {CERTIFICATE} 2>/dev/null;"
+        " systemctl reload nginx",
         # A deploy may have made another one meanwhile.
         f"[ ! -e /root/demo.crt ] || {{ openssl x509 -checkend 0 -noout -in {CERTIFICATE} >/dev/null ||"
         f" cp -p /root/demo.crt {CERTIFICATE}; rm /root/demo.crt; systemctl reload nginx; }}",
