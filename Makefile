@@ -26,11 +26,12 @@ docker:
 images: docker ## Build the images that scenarios and the demo run on
 	@scripts/images
 
-lint: bootstrap ## ruff, yamllint, ansible-lint (production), shellcheck where present
+lint: bootstrap ## ruff, yamllint, codespell, ansible-lint (production), shellcheck where present
 	@failed=; run() { echo "--- $$*"; "$$@" || failed="$$failed $$1"; }; \
 	run ruff check --output-format concise .; \
 	run ruff format --check --output-format concise .; \
 	run yamllint --strict .; \
+	run codespell; \
 	run ansible-lint --offline --strict; \
 	if command -v shellcheck >/dev/null; then run shellcheck $(SHELL_SCRIPTS); \
 		else echo "--- shellcheck is not installed: not run"; fi; \

@@ -362,7 +362,7 @@ def failed_tests(tests: list[Path]) -> set[str]:
     """The stems of those that fail."""
 
     def failed(part: list[Path]) -> set[str]:
-        # Failures are told on another channel.
+        # Failures are reported on another channel.
         output = call("test", "rules", *part).stdout
         results = re.findall(r"^Unit Testing: +(?:.*/)?([^/\s]+)\.yml$(\s+SUCCESS)?", output, re.M)
         if [stem for stem, _ in results] != [path.stem for path in part]:

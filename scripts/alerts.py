@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes Prometheus' rules and the runbooks from monitoring/; with --check, says which are not up to date.
+"""Writes Prometheus' rules and the runbooks from monitoring/; with --check, lists those that are not up to date.
 
 monitoring/alerts/<service>.yml is the one source of every alert, in both languages. From it come monitoring/rules/*.yml
 and docs/runbooks/<Alert>.md and .ja.md. What only the diagnosis finds gets its runbook from
@@ -26,7 +26,7 @@ SERVICES = (
     "application celery database cache web host container backup monitoring tls logging".split()
 )  # what a message may be about
 
-# What an entry of `alerts` holds. `service`, `where` and `dashboard` may be said once for the file.
+# What an entry of `alerts` holds. `service`, `where` and `dashboard` may be set once for the file.
 FIELDS = {
     "name": "the alert's name, for good: silences and runbooks are found by it",
     "group": "the rule group; shiftmaster.alerts holds the six of the operations guide",
@@ -93,7 +93,7 @@ SAYS = {
     ),
     "causes": ("Causes, the likeliest first", "原因(可能性の高い順)"),
     "check": ("See whether it is so:", "確認:"),
-    "fix": ("Mend it:", "対処:"),
+    "fix": ("Fix it:", "対処:"),
     "links": ("Read on", "関連"),
     "guide": ("Operations guide: {title}", "運用ガイド: {title}"),
     "all": ("All runbooks", "ランブック一覧"),
@@ -102,7 +102,7 @@ SAYS = {
         "One page for each alert: what it means, what to look at, and the causes, each with a check and a fix.",
         "アラートごとに 1 ページです。意味、最初の確認、原因(可能性の高い順)とその確認方法・対処をまとめています。",
     ),
-    "index": ("| alert | severity | what it says |", "| アラート | 重要度 | 内容 |"),
+    "index": ("| alert | severity | message |", "| アラート | 重要度 | 内容 |"),
     "diagnosis": ("Findings of the diagnosis that no alert announces", "診断でのみ検出される事項"),
     "diagnosed": ("| finding | severity | what it means |", "| 検出事項 | 重要度 | 意味 |"),
     "found": ("The diagnosis finds it ({severity}, {component}):", "診断で検出されます({severity}、{component}):"),
@@ -134,7 +134,7 @@ def joined(value: Any) -> Any:
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """Every alert, with what its file says for all of them."""
+    """Every alert, with the values that its file sets for all of them."""
     alerts = []
     for path in sorted((MONITORING / "alerts").glob("*.yml")):
         content = load(path)
@@ -152,7 +152,7 @@ def place(alert: dict[str, Any], command: str, language: str) -> str:
 
 
 def description(alert: dict[str, Any], language: str) -> str:
-    """What a message says, with the first thing to do."""
+    """The text of a message, with the first action."""
     command = alert["look"][0]
     # Braces in a command, as docker has them, are no template of Prometheus.
     quoted = re.sub(r"{{.*?}}", lambda match: '{{ "%s" }}' % match[0].replace('"', '\\"'), command)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes monitoring/dashboards/{ja,en}/*.json from monitoring/panels/; with --check, says which are not up to date.
+"""Writes monitoring/dashboards/{ja,en}/*.json from monitoring/panels/; with --check, lists outdated ones.
 
 With --queries, prints each query as one JSON line, its variables substituted, so that a real Prometheus can be queried
 whether the panel is alive. `queries()` is the same for tests that import this file.
 
 monitoring/panels/<name>.yml is the source of the dashboard shiftmaster-<name>; common.yml holds what all share. Every
 text is {ja, en}, or a string that is the same in both. A dashboard has a title, a description, variables, and rows of
-panels; the first row is open, another one where it says so. FIELDS lists the fields of a panel; any other is an error.
+panels; the first row is open, another one where marked. FIELDS lists the fields of a panel; any other is an error.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ BUILT_IN = {"__rate_interval": "1m", "__interval": "15s", "__range": "1h"}
 def queries(**values: str) -> list[dict[str, Any]]:
     """Every query of every panel, annotation and variable, to be executed as it is.
 
-    values: variables by name, where the whole (`.*`) is not wanted, or `__rate_interval="5m"`.
+    values: variables by name, where `.*` is not wanted, or `__rate_interval="5m"`.
     Each has: dashboard, panel (id, or what it is), title, expr, selectors (each vector in it: all of them must have
     series, since `or vector(0)` and a sum hide that a metric is gone), empty_when_healthy (a reason, mostly empty).
     """

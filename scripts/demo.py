@@ -255,7 +255,7 @@ def wait_for_answer() -> None:
         except OSError as error:
             last = str(error)
         time.sleep(1)
-    fail(f"https://localhost:{port}/health/ does not answer ({last}): look with `make demo-health`.")
+    fail(f"https://localhost:{port}/health/ does not respond ({last}): check with `make demo-health`.")
 
 
 def up() -> int:
@@ -277,7 +277,7 @@ ShiftMaster {version} runs in the container {HOST}.
   ShiftMaster    https://localhost:{at["demo_https_port"]}/   demo, password {login_password()}   (nurse: the same)
   Prometheus     https://localhost:{at["demo_prometheus_port"]}/   admin, password {admin}
   Alertmanager   https://localhost:{at["demo_alertmanager_port"]}/   the same
-  (the certificates are the demo's own: the browser asks once for each)
+  (self-signed certificates: the browser warns once for each)
 
 Try next:
   make demo-deploy VERSION={NEXT_VERSION}            a new version under load: requests served, failed, tasks lost

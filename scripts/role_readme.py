@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes roles/<role>/README.md from meta/argument_specs.yml and defaults/main.yml.
 
-With --check, says which are not up to date.
+With --check, lists those that are not up to date.
 """
 
 from __future__ import annotations

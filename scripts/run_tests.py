@@ -53,7 +53,7 @@ CLOSING_LINE = re.compile(
     r"^Ran \d+ tests? in [\d.]+s$"
     r"|^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected|xfailed)\b.* in [\d.]+s.*$"
 )
-# What pytest says at the end of a test that failed; molecule has lines that begin so, too.
+# pytest's last lines about a failed test; molecule has lines that begin so, too.
 BROKEN_LINE = re.compile(r"^(FAILED|ERROR) \S+\.py\b")
 
 NOT_RUN, RUNNING, PASSED, FAILED = "not run", "running", "passed", "failed"
@@ -263,7 +263,7 @@ def keep_evidence(step: Step) -> None:
                 (directory / f"{host}-{file}").write_bytes(docker("exec", host, "sh", "-c", command).stdout)
             except subprocess.TimeoutExpired:
                 (directory / f"{host}-{file}").write_text("The host did not respond within a minute.\n")
-    say(f"    what its hosts said is in {directory.relative_to(ROOT)}/")
+    say(f"    the logs of its hosts are in {directory.relative_to(ROOT)}/")
 
 
 def remove_hosts(scenario: str) -> None:

@@ -1,4 +1,4 @@
-"""Proofs on a host with Alertmanager: real alerts, and what reaches tests/receivers.py next to it.
+"""Verifications on a host with Alertmanager: real alerts, and what reaches tests/receivers.py next to it.
 
 Pure functions of a shell on the host, shell(command, stdin=…, timeout=…, check=…) -> stdout, as
 tests/support.py's Operations.shell; a scenario calls them one by one.
@@ -79,7 +79,7 @@ class Alerting:
         self.wait(lambda: self.shell(f"curl -sS {CONTROL}/messages", check=False).startswith("["), 60, "the receivers")
 
     def messages(self, receiver: str = "", since: float = 0, attempts: bool = False) -> list[dict]:
-        """What arrived; refused attempts are left out unless asked for."""
+        """What arrived; refused attempts are left out unless requested."""
         found = json.loads(self.shell(f"curl -sS '{CONTROL}/messages?receiver={receiver}&since={since}'"))
         return [one for one in found if attempts or one.get("kind") != "attempt"]
 
@@ -124,7 +124,7 @@ class Alerting:
         return self.shell("curl -sS --fail-with-body -m 20 -K -", stdin="\n".join(lines))
 
     def send(self, *alerts: dict, seconds: float = 3600) -> None:
-        """Fire, or say again that they fire, as Prometheus does each minute."""
+        """Fire, or repeat that they fire, as Prometheus does each minute."""
         self.api("POST", "/api/v2/alerts", [{**one, "endsAt": iso(time.time() + seconds)} for one in alerts])
 
     def resolve(self, *alerts: dict) -> None:
@@ -264,7 +264,7 @@ def a_receiver_that_is_down_gets_it_afterwards(
 
 
 def a_restart_loses_nothing(alerting: Alerting, maintenance_seconds: int, signal="", name=f"ProofRestart{RUN}") -> None:
-    """One alert is told before, one is undelivered, a silence holds: after the restart each is as it was."""
+    """One alert is sent before, one is undelivered, a silence holds: after the restart each is as it was."""
     since = alerting.now()
     told, waiting, quiet = (alert(f"{name}{kind}{signal}") for kind in ("Told", "Waiting", "Quiet"))
     matcher = {"name": "alertname", "value": quiet["labels"]["alertname"], "isRegex": False, "isEqual": True}
@@ -286,7 +286,7 @@ def a_restart_loses_nothing(alerting: Alerting, maintenance_seconds: int, signal
         # has just been made, the memory of a message that has just been sent (it comes twice).
         time.sleep(saved)
     alerting.restart(signal)
-    # Prometheus says again what fires.
+    # Prometheus repeats firing alerts.
     alerting.send(told, waiting, quiet)
     for receiver in CRITICAL:
         found = alerting.arrive(receiver, 2, since, 240)
@@ -321,7 +321,7 @@ def a_run_silences_what_it_causes_and_nothing_else(alerting: Alerting, silence, 
             if one["labels"]["alertname"] in about(message)}  # fmt: skip
     assert told == {one["labels"]["alertname"] for one in heard}
     assert unsilence().changed == 1 and unsilence().changed == 0
-    # What still fires is told now.
+    # Alerts that still fire are sent now.
     for one in quiet:
         name = one["labels"]["alertname"]
         alerting.arrive("pagerduty", 1, since, fits=lambda message, name=name: name in about(message))
@@ -331,7 +331,7 @@ def a_run_silences_what_it_causes_and_nothing_else(alerting: Alerting, silence, 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
-# Variables of the role, and what the failed run says.
+# Variables of the role, and the message of the failed run.
 REFUSED = {
     "a receiver that is not there": (
         {"alertmanager_routes": [{"matchers": ['team="lab"'], "receiver": "nobody"}]},

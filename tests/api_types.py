@@ -2,7 +2,7 @@
 
     scripts/test_api_types
 
-Each body is there a second time with one key misspelt, where tsc has to complain: what takes anything proves nothing.
+Each body is there a second time with one key misspelt, where tsc has to complain: an open type verifies nothing.
 """
 
 from __future__ import annotations

@@ -281,7 +281,7 @@ def guide(operations: Operations) -> None:
 
 
 def topology(directory: Path, core: Operations) -> None:
-    """Application hosts of their own, one, four and eight of them, behind the host that is the rest."""
+    """Application hosts of their own, one, four and eight of them, next to a host with the rest."""
     print("\nA topology of application hosts; all of it, the controller too, on the same two processors:")
     docker("update", "--cpuset-cpus", f"0-{os.cpu_count() - 1}", HOST)
     os.sched_setaffinity(0, range(os.cpu_count()))
@@ -295,7 +295,7 @@ def topology(directory: Path, core: Operations) -> None:
     def of(count: int) -> Operations:
         inventory = directory / f"topology{count}.yml"
         hosts = [
-            # At the hosts: group_vars says these, too.
+            # At the hosts: group_vars sets these, too.
             f"{name}: {{ansible_host: {addresses[name]}, demo_home: {ROOT / '.cache' / 'scenario'}, "
             "shiftmaster_version: 2.0.0, topology_media_shared: true}"
             for name in (HOST, *APPS[:count])

@@ -166,7 +166,7 @@ def under_load(operations: Operations) -> None:
 
 
 def said_to_be_good(operations: Operations) -> None:
-    """What the guide's script, which goes by the last exit code of each step, says of what has saved nothing."""
+    """The result of the guide's script, which uses the last exit code of each step, for a step that saved nothing."""
     wrong = "env PGPASSWORD=wrong PGHOST=localhost PGUSER=backup"
     for what, command in (
         ("wrong password", GUIDE % (wrong, "shiftmaster")),

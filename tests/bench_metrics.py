@@ -2,8 +2,8 @@
 
     scripts/with_services {python} tests/bench_metrics.py
 
-One process has the same application twice, with and without the metrics, and asks both by turns. A request takes about
-ten milliseconds, Django's own part and ten queries with it, for a user who is logged in. The medians of the
+One process has the same application twice, with and without the metrics, and gets requests in turn. A request takes
+about ten milliseconds, Django's own part and ten queries with it, for a user who is logged in. The medians of the
 processor's time are compared: it waits for nobody, so that what else the machine does counts for neither. Then a scrape
 is timed with as many series and processes as a large host has.
 """

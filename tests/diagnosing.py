@@ -19,7 +19,7 @@ SCHEMA = jsonschema.Draft202012Validator(json.loads((ROOT / "docs/diagnosis.sche
 
 @dataclass
 class Seen:
-    """What playbooks/diagnose.yml said."""
+    """The output of playbooks/diagnose.yml."""
 
     code: int
     output: str
@@ -52,7 +52,7 @@ class Seen:
 
 
 def diagnose(operations, *arguments: str, **extra) -> Seen:
-    """Run the playbook; its report holds what its schema says."""
+    """Run the playbook; its report matches its schema."""
     with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as directory:
         run = operations.run("playbooks/diagnose.yml", *arguments, report_dir=directory, **extra)
         files = {path.name: path.read_bytes() for path in Path(directory).iterdir()}
@@ -95,13 +95,13 @@ def background(operations, name: str, command: str, **properties):
 
 
 @contextmanager
-def broken(operations, injure: str, mend: str):
+def broken(operations, injure: str, fix: str):
     """Break something while the block runs."""
     operations.shell(injure, check=False)
     try:
         yield
     finally:
-        fixed(operations, mend)
+        fixed(operations, fix)
 
 
 @contextmanager

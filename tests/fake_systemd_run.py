@@ -26,7 +26,7 @@ def main(words: list) -> int:
     with open(options["EnvironmentFile"], encoding="utf-8") as stream:
         environment = envfile.parse(stream.read())
     argv = [word.replace("$$", "$") for word in words[split + 1 :]]
-    # What its children leave behind becomes its own.
+    # It adopts the processes of its children.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = os.fork()
     if child == 0:

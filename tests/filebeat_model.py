@@ -11,7 +11,7 @@ import re
 
 
 class Input:
-    """One file of one input; feed() takes what was appended, and returns the events that are whole."""
+    """One file of one input; feed() takes what was appended, and returns the complete events."""
 
     def __init__(self, options: dict):
         self.rest = b""
@@ -40,7 +40,7 @@ class Input:
         return [text for text in found if text]
 
     def timeout(self) -> list:
-        """Return what is whole because nothing has followed for a while."""
+        """Return events that are complete because nothing has followed for a while."""
         event, self.event = self.event, None
         if event is None:
             return []
@@ -49,6 +49,6 @@ class Input:
 
 
 def events(options: dict, data: bytes) -> list:
-    """Return the events of a whole file."""
+    """Return the events of a complete file."""
     found = Input(options)
     return found.feed(data) + found.timeout()

@@ -1,7 +1,7 @@
 """Alerts' expressions without their thresholds: what is left gives series where the alert could ever fire.
 
-A selector may have series and the whole none all the same: labels on both sides of `and` or of a division that never
-meet, a sum that has lost the label which a text names.
+A selector may have series and the expression none all the same: labels on both sides of `and` or of a division that
+never meet, a sum that has lost the label which a text names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MATCHING = re.compile(r"\s*(on|ignoring)\s*\([^)]*\)")
 
 
 def closing(text: str, start: int) -> int:
-    """The place behind the parenthesis that closes the one at start."""
+    """The place after the parenthesis that closes the one at start."""
     depth = 0
     for place in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)
@@ -45,7 +45,7 @@ def branches(expression: str) -> list[str]:
 
 
 def exempted(expression: str) -> list[tuple[int, int]]:
-    """What stands behind `unless`: it has series where the alert is not to fire."""
+    """The expression after `unless`: it has series where the alert is not to fire."""
     found = []
     for match in tokens(expression):
         if match[0] == "unless":

@@ -2,7 +2,7 @@
 
 What it is sure of: the configuration is the one that role logstash renders, read here by the grammar that Logstash
 documents; every regular expression runs in Oniguruma (Logstash has Joni, its translation to Java), with the patterns
-file that the role lays down. What it is not: Logstash. Only the filters and options that the role uses are known, as
+file that the role installs. What it is not: Logstash. Only the filters and options that the role uses are known, as
 their documentation describes them, and whatever else turns up is an error. Results are labelled so.
 """
 

@@ -7,12 +7,12 @@
   dead-man    a URL that wants to be queried regularly
 
 Each message is written as one line of JSON with the time of its arrival: {"at", "receiver", "ok", "problems", …}. A
-message that the service would refuse is answered as the service answers it, and written with its problems.
+message that the service would refuse gets the response of the service, and written with its problems.
 
-What is checked, and the page that says so (read in November 2026; Slack's are below https://api.slack.com, PagerDuty's
+The checks, and their documentation (read in November 2026; Slack's are below https://api.slack.com, PagerDuty's
 below https://developer.pagerduty.com/docs/events-api-v2):
   Slack      "Sending messages using incoming webhooks" (/messaging/webhooks): JSON by POST, one of text, blocks,
-             attachments; plain answers.
+             attachments; plain responses.
              "Truncating really long messages" (/changelog/2018-04-truncating-really-long-messages): text up to 40,000
              characters; "keep messages under 4,000".
              "Reference: Secondary message attachments" (/reference/messaging/attachments): 100 attachments at most;
@@ -345,7 +345,7 @@ class DeadMan(Handler):
 
 
 class Control(Handler):
-    """Tells the receivers to be down, and tells what they got. On the loopback only."""
+    """Takes the receivers down, and returns their messages. On the loopback only."""
 
     def do_POST(self):
         data = self.body()
@@ -449,7 +449,7 @@ class SMTPSession:
             return self.say(503, "not now")
         self.say(220, "go ahead")
         self.connection = self.server.context.wrap_socket(self.connection, server_side=True)
-        # What was said before counts no more (RFC 3207, 4.2).
+        # Earlier commands count no more (RFC 3207, 4.2).
         self.encrypted, self.greeted, self.user = True, None, None
         return self.open()
 

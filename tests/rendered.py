@@ -35,7 +35,7 @@ def templar(role: str, **variables) -> Templar:
 def render(role: str, template: str, **variables) -> str:
     """Return a template of a role as ansible.builtin.template would write it."""
     text = (ROOT / "roles" / role / "templates" / template).read_text(encoding="utf-8")
-    # Backslashes of a file mean what they say, as for the lookup that reads it.
+    # Backslashes of a file are literal, as for the lookup that reads it.
     return templar(role, **variables).template(trust_as_template(text), escape_backslashes=False)
 
 

@@ -1,4 +1,4 @@
-"""Every command that a runbook, an alert or a finding tells somebody to type, and what kind it is."""
+"""Every command that a runbook, an alert or a finding names, and its kind."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def simple_commands(text: str) -> list:
 
 
 def reads_only(text: str) -> bool:
-    """Tell whether a command changes nothing, so that anybody may run it at any time."""
+    """Return whether a command changes nothing, so that anybody may run it at any time."""
     if CHANGERS.search(text):
         return False
     for words in simple_commands(text):

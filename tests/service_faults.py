@@ -1,4 +1,4 @@
-"""What goes wrong on hosts: each a context manager that does it, and fixes it behind its block in every case.
+"""Faults of hosts: each a context manager that causes it, and fixes it after its block in every case.
 
 All of it is real but what is called a stub. The hosts are Operations of tests/support.py.
 """
@@ -139,7 +139,7 @@ def units_stopped(host, pattern: str):
 
 @contextlib.contextmanager
 def workers_stopped(host, age_seconds: int = 0):
-    """No worker of Celery runs, and a task waits for one; its message says that it was sent so many seconds ago."""
+    """No worker of Celery runs, and a task waits for one; its message has a time of so many seconds ago."""
     with units_stopped(host, "shiftmaster-worker@*"):
         host.python(
             "import time; from celery.signals import before_task_publish; from roster.tasks import record_run\n"
@@ -171,7 +171,7 @@ def disk_filled(host, directory: str, percent: int):
 
 @contextlib.contextmanager
 def metric(host, name: str, percent: int):
-    """A stub: /proc says that the host's processors (`cpu`) or its memory are in use to so many percent."""
+    """A stub: /proc reports this use of the host's processors (`cpu`) or memory, in percent."""
     host.shell(f"mkdir -p /var/lib/own-metrics && echo {percent} >/var/lib/own-metrics/{name}")
     try:
         yield
@@ -226,7 +226,7 @@ def backups_as_if(host, age_seconds: float = 3600) -> None:
 
 @contextlib.contextmanager
 def backups_missing(host):
-    """Nobody says that there was any backup."""
+    """No metric of any backup exists."""
     host.shell(f"rm -f {BACKUPS}")
     try:
         yield

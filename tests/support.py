@@ -35,8 +35,8 @@ SECRETS = {
     "vault_shiftmaster_redis_password": "redis",
     "vault_redis_admin_password": "redis_admin",
 }
-# For a load during which nginx is reloaded: its idle connections end then, and who has just asked on one of them asks
-# again, as browsers do (RFC 9112, 9.3.1; HTTP/2 is told beforehand). Of 60 reloads under load, 5 met such a request.
+# For a load during which nginx is reloaded: its idle connections end then, and a client with a request on one of them
+# repeats it, as browsers do (RFC 9112, 9.3.1; HTTP/2 gets a signal). Of 60 reloads under load, 5 met such a request.
 BROWSER = "--repeat-unanswered"
 # The most memory that each unit of what watches has had: of its control group where that is counted, of its process
 # elsewhere.
@@ -138,7 +138,7 @@ class Operations:
         ]  # fmt: skip
 
     def environment(self) -> dict:
-        # Unbuffered, so that a test can wait for what a run says.
+        # Unbuffered, so that a test can wait for the output of a run.
         own = {"ANSIBLE_CONFIG": str(self.root / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0", "PYTHONUNBUFFERED": "1"}
         return dict(os.environ, **own)
 
@@ -200,12 +200,12 @@ class Operations:
         self.wait_for_boot()
 
     def wait_for_boot(self) -> None:
-        """Until systemd has started everything; in its first moment it does not respond, and does not wait."""
+        """Until systemd has started everything; at first it does not respond, and does not wait."""
         state = "systemctl is-system-running --wait 2>/dev/null | grep -Eq '^(running|degraded)'"
         self.shell(f'timeout 120 bash -c "until {state}; do sleep 0.1; done"', timeout=130)
 
     def health(self) -> dict:
-        """What /health/deep/ says through nginx's local listener; {} where it does not respond."""
+        """The response of /health/deep/ through nginx's local listener; {} where it does not respond."""
         text = self.shell("curl -sS -m 15 -H 'Host: localhost' http://localhost:8000/health/deep/", check=False)
         try:
             return json.loads(text)
@@ -213,7 +213,7 @@ class Operations:
             return {}
 
     def serves(self, seconds: float = 0) -> str:
-        """The version that answers, "" where none does within some seconds."""
+        """The version that responds, "" where none does within some seconds."""
         deadline = time.monotonic() + seconds
         while True:
             found = self.health()
@@ -237,7 +237,7 @@ class Operations:
         )
 
     def python(self, source: str, timeout: int = 120) -> str:
-        """Run Python inside the application that serves (Django is set up)."""
+        """Run Python inside the live application (Django is set up)."""
         release = f"{APP}/active/release"
         return self.shell(
             "systemd-run --quiet --wait --pipe --collect --property=User=shiftmaster "
@@ -322,7 +322,7 @@ class Vault:
 def load(
     operations: Operations, *options: str, seconds: int = 300, scenario: str = "shiftmaster.json", client: str = ""
 ):
-    """Run the load generator inside the host while the block runs; yields a Load whose summary is there behind it.
+    """Run the load generator inside the host while the block runs; yields a Load whose summary is there after it.
 
     client: another container that has the host's network, to run it in.
     """
@@ -372,7 +372,7 @@ class Load:
         text = json.dumps(self.summary, indent=1, ensure_ascii=False)[:6000]
         assert "error" not in self.summary, text
         assert self.summary["requests"] > 0 and self.summary["failed"] == 0, text
-        # Only where BROWSER asks for it, and where nginx was reloaded in that very moment.
+        # Only where BROWSER requires it, and where nginx was reloaded at that time.
         assert self.summary["repeated"] <= max(3, self.summary["requests"] // 1000), text
         writes = self.summary["writes"]
         assert writes["acknowledged"] > 0 and writes["lost_count"] == writes["unread_count"] == 0, text
@@ -471,7 +471,7 @@ def all_ran_once(operations: Operations, prefix: str, count: int, seconds: float
 
 
 def wait_for(condition, seconds: float, what: str = "the condition"):
-    """Wait until condition() is true, and return what it says; fails behind so many seconds."""
+    """Wait until condition() is true, and return its result; fails after so many seconds."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"

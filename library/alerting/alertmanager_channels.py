@@ -6,9 +6,9 @@ DOCUMENTATION = r"""
 module: alertmanager_channels
 short_description: Send a test alert through Alertmanager, and see which channels took it
 description:
-  - Gives Alertmanager the alert C(ChannelTest), waits until every channel has been tried, ends it, and says which
-    channels took it. Alertmanager's own count of requests to each channel says so, not the mere absence of an error.
-  - Another alert that is sent at the same moment counts, too.
+  - Gives Alertmanager the alert C(ChannelTest), waits until every channel has been tried, ends it, and reports which
+    channels took it. Alertmanager's own count of requests to each channel is the evidence, not the absence of an error.
+  - Another alert that is sent at the same time counts, too.
 options:
   url: {description: Alertmanager's address., type: str, required: true}
   user: {description: User of its page; without one it is asked without authentication., type: str, default: ""}
@@ -21,7 +21,7 @@ options:
     choices: [email, pagerduty, slack, webhook]
     required: true
   severity: {description: "Severity of the alert, by which it is routed.", type: str, default: critical}
-  instance: {description: Name of the host that the alert is said to come from., type: str, required: true}
+  instance: {description: Name of the host that the alert names as its source., type: str, required: true}
   environment: {description: The alert's label C(env)., type: str, required: true}
   wait_seconds:
     description: How long to wait for the channels. It has to be longer than the routes' group_wait.
@@ -30,7 +30,7 @@ options:
   watchdog_channel:
     description:
       - The channel under which messages of a watchdog are counted as well, for example V(slack). Then the test begins
-        just behind one of them, which takes up to O(watchdog_seconds), and those that are due meanwhile are taken off.
+        just after one of them, which takes up to O(watchdog_seconds), and those that are due meanwhile are taken off.
       - Without one, nothing is.
     type: str
     default: ""
@@ -129,7 +129,7 @@ def run(api, params, sleep=time.sleep, clock=time.monotonic):
     interval = params["watchdog_seconds"]
     shared = params["watchdog_channel"] if interval and params["watchdog_channel"] in params["channels"] else ""
     if shared:
-        # What the watchdog sends is counted there, too. Just behind one of its messages the next is an interval away;
+        # Messages of the watchdog are counted, too. Just after one of them the next is an interval away;
         # where none comes, nothing has to be taken off.
         first, given_up = before, clock() + interval + 15
         while sum(before.get(shared, (0, 0))) <= sum(first.get(shared, (0, 0))) and clock() < given_up:

@@ -4,12 +4,12 @@
 DOCUMENTATION = r"""
 ---
 module: alertmanager_silence
-short_description: Silences of an Alertmanager, bounded in time and never for what must always be heard
+short_description: Silences of an Alertmanager, bounded in time and never for alerts that must always fire
 description:
   - Creates a silence, or ends it, through Alertmanager's API v2 over HTTP or HTTPS with basic authentication.
   - A silence ends by itself. Its matchers must name what is silenced, and must not be able to match one of
     O(protected_alerts) unless O(maintenance=true).
-  - A silence that a run made is found again by O(run_id), so that the run (or the one that cleans up behind it) can
+  - A silence that a run made is found again by O(run_id), so that the run (or the one that cleans up after it) can
     end it without having kept its id.
   - Repeated with the same O(run_id) and matchers, it extends the silence where that ends too early, and changes
     nothing otherwise.
@@ -51,12 +51,12 @@ options:
   required:
     description:
       - Whether an Alertmanager that cannot be reached, or responds with an error, is a failure.
-      - With V(false) it is a warning, and RV(reached) says so. What the arguments say wrongly is a failure in any case.
+      - With V(false) it is a warning, and RV(reached) is false. Invalid arguments are a failure in any case.
     type: bool
     default: true
   timeout_seconds: {description: How long one question may take., type: int, default: 5}
 attributes:
-  check_mode: {description: "It asks, and sends nothing.", support: full}
+  check_mode: {description: "It only reads.", support: full}
   diff_mode: {description: The silence's end and comment; the silences that end., support: full}
 """
 
@@ -128,7 +128,7 @@ JUDGEABLE = re.compile(r"[A-Za-z0-9_:|().*+?^$ -]*\Z")
 
 
 def matches(matcher, value):
-    """Whether one matcher accepts a label's value; None where that cannot be judged here."""
+    """Whether one matcher accepts a label's value; None where that is unknown here."""
     operator, wanted = matcher["operator"], matcher["value"]
     if operator in ("=", "!="):
         return (value == wanted) == (operator == "=")
@@ -159,7 +159,7 @@ def matcher_problems(matchers, protected, maintenance):
         if False in judged:
             continue
         if None in judged:
-            problems.append("whether it silences %s cannot be judged: write the alerts' names with | between" % alert)
+            problems.append("whether it silences %s is unknown: write the alerts' names with | between" % alert)
         else:
             problems.append(
                 "it would silence %s, which is for maintenance only: add alertname !~ %s" % (alert, "|".join(protected))
@@ -171,7 +171,7 @@ def argument_problems(params):
     """Everything that is wrong with the arguments."""
     if params["state"] == "absent":
         if not params["id"] and not params["run_id"]:
-            return ["id or run_id says which silence is to end"]
+            return ["id or run_id has to name the silence to end"]
         return []
     problems = matcher_problems(params["matchers"], params["protected_alerts"], params["maintenance"])
     if not params["comment"].strip():
@@ -201,7 +201,7 @@ def as_api(matchers):
 
 
 def comparable(matchers):
-    """The same form for what Alertmanager tells; isEqual is absent where an old version wrote it."""
+    """The same form for Alertmanager's data; isEqual is absent where an old version wrote it."""
     return [
         (one["name"], one["value"], bool(one["isRegex"]), one.get("isEqual", True))
         for one in sorted(matchers, key=lambda one: (one["name"], one["value"]))
@@ -238,7 +238,7 @@ def plan(silences, params, now):
     ]
     mine.sort(key=lambda one: parse_time(one["endsAt"]))
     present = mine[-1] if mine else None
-    # A minute less is the same silence: a task that is repeated at once asks for a slightly later end.
+    # A minute less is the same silence: a task that is repeated at once requests a slightly later end.
     if present and parse_time(present["endsAt"]) >= ends - min(60, params["duration_seconds"] / 2):
         return None, present
     body = {

@@ -10,7 +10,7 @@ short_description: Put restored files in their place, from an archive of the bac
 description:
   - Unpacks a tar archive at C(/). M(ansible.builtin.unarchive) writes by name, so a symbolic link that the application
     puts in the way leads root out of its directory.
-  - Nothing is written where the archive holds a path that was not asked for, a device, FIFO, socket or sparse file, or
+  - Nothing is written where the archive holds a path that was not requested, a device, FIFO, socket or sparse file, or
     more than there is room for. A compressed archive is not read. The same holds for an archive with a path twice, or
     with a path below a file or a link, and for one without its end or with fewer files than O(count).
 options:

@@ -1,6 +1,6 @@
 #!/usr/bin/python
-# What only Elasticsearch's API can say and do.
-"""Keep policies, templates, data streams and settings of an Elasticsearch, and prove the rights of its users."""
+# State that is available through Elasticsearch's API only.
+"""Keep policies, templates, data streams and settings of an Elasticsearch, and verify the rights of its users."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ description:
   - Lifecycle policies, index templates, component templates, snapshot repositories and cluster settings are compared
     with what is there, and written where something of them is missing or different. What is there besides stays.
   - Data streams are created where they are not there, since the user that writes may not create any.
-  - Then each user of O(users) must be able to log in, and has to have the privileges that are said here and none of
+  - Then each user of O(users) must be able to log in, and has to have the privileges that are listed here and none of
     those that it must not have; Elasticsearch itself is queried (C(_security/user/_has_privileges)).
 options:
   url: {description: Elasticsearch's address., type: str, required: true}
@@ -30,7 +30,7 @@ options:
   before_restart:
     description:
       - Wait until the node may be restarted, and do nothing else. The cluster has to be green, whatever its number of
-        nodes; one that is the only node may be yellow, since nobody has a copy. What does not answer serves nobody.
+        nodes; one that is the only node may be yellow, since nobody has a copy. A silent node is unhealthy.
     type: bool
     default: false
   settings:
@@ -130,12 +130,12 @@ KINDS = {
 
 
 def rights(has):
-    """Return the body that asks for privileges: {pattern: [privileges]}."""
+    """Return the body that queries privileges: {pattern: [privileges]}."""
     return {"index": [{"names": [pattern], "privileges": list(wanted)} for pattern, wanted in sorted(has.items())]}
 
 
 def judged(answer, has, has_not):
-    """Return what the response says against what was wanted, a sentence each."""
+    """Return the differences between the response and the wanted state, a sentence each."""
     found = answer.get("index", {})
     problems = []
     for pattern, wanted in sorted(has.items()):
@@ -163,7 +163,7 @@ def merged(has, has_not):
 
 
 def well(health, nodes, all_nodes):
-    """Whether a cluster is as it has to be behind a change of one of its nodes."""
+    """Whether a cluster is as it has to be after a change of one of its nodes."""
     missing = health["number_of_nodes"] < all_nodes
     good = ("green", "yellow") if missing else ("green",)
     return health["number_of_nodes"] >= nodes and health["status"] in good
@@ -265,7 +265,7 @@ class Instance:
                 raise Failed("the user %s %s" % (user["name"], "; ".join(problems)))
         status, _answer = self.anonymous()
         if status not in (401, 403):
-            raise Failed("a stranger is answered %s" % status)
+            raise Failed("an unknown client gets %s" % status)
 
     def anonymous(self):
         return Api(self.p["url"], self.p["ca_file"]).ask("/_search")

@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: elasticsearch_users
 short_description: Keep the users of Elasticsearch's file realm
 description:
-  - Writes C(users) (a bcrypt hash each) and C(users_roles) whole. A hash that still matches its password is kept, so
+  - Writes the complete C(users) (a bcrypt hash each) and C(users_roles). A hash that still matches is kept, so
     nothing changes without reason. Elasticsearch reads both by itself some seconds after a change.
   - Users that are files are there before the cluster is, and when it has lost its index of users.
 options:

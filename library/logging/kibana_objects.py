@@ -1,5 +1,5 @@
 #!/usr/bin/python
-# What only Kibana's API can say and do.
+# State that is available through Kibana's API only.
 """Keep saved objects of a Kibana (data views, searches, dashboards) as a file has them."""
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def differing(wanted, exported):
 
 
 def digest(wanted, exported):
-    """Return what says that Kibana made of these objects those: newer versions write them in their own form."""
+    """Return the evidence that Kibana converted these objects into those: newer versions change their form."""
     kept = [[item["type"], item["id"], loaded(item["attributes"]), sorted_references(item)] for item in exported]
     text = json.dumps([wanted, sorted(kept, key=lambda item: item[:2])], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
@@ -113,7 +113,7 @@ def sorted_references(item):
 
 
 def lines_of(text):
-    """Return the objects of an export; the API answers lines of JSON, of which one alone has already been read."""
+    """Return the objects of an export; the API returns lines of JSON, of which one alone has already been read."""
     if isinstance(text, dict):
         return [text]
     return [json.loads(line) for line in text.splitlines() if line.strip()]

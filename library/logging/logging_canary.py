@@ -9,8 +9,8 @@ DOCUMENTATION = r"""
 module: logging_canary
 short_description: Measure how long a line of a log takes to be searchable
 description:
-  - Appends one line to a file that Filebeat follows, and asks Elasticsearch until it is found, once.
-  - Where no Elasticsearch is named nothing is written, and the result says that it did not run.
+  - Appends one line to a file that Filebeat follows, and queries Elasticsearch until it is found exactly once.
+  - Where no Elasticsearch is named nothing is written, and the result reports that it did not run.
 options:
   file: {description: The file., type: path, required: true}
   environment_name: {description: The last part of the data stream's name., type: str, required: true}

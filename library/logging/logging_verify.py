@@ -1,17 +1,17 @@
 #!/usr/bin/python
-# What the parts of the logging pipeline say of themselves.
-"""Ask Elasticsearch, Logstash, Kibana and Filebeat for their own checks and their health."""
+# The state of the parts of the logging pipeline.
+"""Query Elasticsearch, Logstash, Kibana and Filebeat for their own checks and their health."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: logging_verify
-short_description: Ask the parts of the logging pipeline on this host
+short_description: Check the parts of the logging pipeline on this host
 description:
   - Each check has one of the results C(passed), C(failed) and C(not run). What cannot be queried, since its program or
     its package is not there, has not run, which is no pass.
-  - Each shows whether it was asked of the vendor's package or of a stub, a package that the tests have made.
+  - Each shows whether it ran on the vendor's package or of a stub, a package that the tests have made.
 options:
   parts:
     description: What is to be on this host.

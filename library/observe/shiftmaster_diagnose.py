@@ -12,7 +12,7 @@ description:
   - It reads only, it starts no service, and it writes no file. It works without the application, without PostgreSQL,
     without room on the disk, and with the Python of Debian 12 and 13 alone.
   - Secrets are taken out on the host; values of the application's environment never leave it.
-  - The action C(shiftmaster_findings) says what the evidence of all hosts means.
+  - The action C(shiftmaster_findings) evaluates the evidence of all hosts.
 options:
   area:
     description: What to look at. V(checklist) is V(all) and what the checklists want besides.
@@ -33,7 +33,7 @@ options:
     type: float
     default: 6
   asked_at:
-    description: The controller's clock when it asked, as seconds since 1970; the host's own is compared with it.
+    description: The controller's clock at the query, as seconds since 1970; the host's own is compared with it.
     type: float
   host_name:
     description: The host's name in the evidence; its own host name by default.
@@ -154,12 +154,12 @@ options:
         description: The port of this host that shows it.
         type: int
       server_name:
-        description: The name to ask for by TLS.
+        description: The server name for TLS.
         type: str
   http:
     description:
-      - Addresses to ask, by name; each a dictionary with C(url), C(path), C(host) (the Host header) and C(deep) (the
-        answer is that of the deep health endpoint).
+      - Addresses to query, by name; each a dictionary with C(url), C(path), C(host) (the Host header) and C(deep) (the
+        response is that of the deep health endpoint).
       - C({slot}) in C(url) stands for the live slot, C({app_root}) for O(app_root).
     type: dict
     default: {}
@@ -180,7 +180,7 @@ options:
         type: str
         required: true
       user:
-        description: Who asks.
+        description: User name of the queries.
         type: str
         default: prometheus
       password_file:
@@ -206,7 +206,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Collect what the host can say
+- name: Collect the host's evidence
   shiftmaster_diagnose:
     functions: "{{ group_names }}"
     environment_file: /var/www/shiftmaster/active/release/env
@@ -361,7 +361,7 @@ def diagnose(parameters: dict) -> dict:
 
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
-    # A module's process writes no compiled files next to the code that it reads, and nobody waits behind it.
+    # A module's process writes no compiled files next to the code that it reads, and nothing waits after it.
     os.nice(5)
     module.exit_json(changed=False, evidence=diagnose(module.params))
 

@@ -31,10 +31,10 @@ options:
           - V(http) gets a URL, over TCP, TLS or a unix socket; thresholds are the latency in milliseconds.
           - V(pages) gets O(checks[].pages) from O(checks[].url) as users do, and counts the failed requests of the last
             5 minutes in O(checks[].access_log).
-          - V(deep_health) asks the application's own deep health endpoint, and evaluates its parts.
-          - V(migrations) asks that endpoint whether the database has every migration of the live release.
+          - V(deep_health) queries the application's own deep health endpoint, and evaluates its parts.
+          - V(migrations) queries that endpoint whether the database has every migration of the live release.
           - V(tcp) opens a connection.
-          - V(postgres) logs in and asks a question; thresholds are the percentage of connections in use.
+          - V(postgres) logs in and runs a query; thresholds are the percentage of connections in use.
           - V(redis) logs in and sends PING; thresholds are the percentage of memory in use where nothing may be
             evicted. A server that cannot save to disk is V(critical).
           - V(celery) pings the workers with the live release's own C(celery).
@@ -43,8 +43,8 @@ options:
           - V(memory) evaluates by C(MemAvailable); thresholds are percentages.
           - V(certificate) reads the expiry of a file, of what a server shows, or of both, and compares them;
             thresholds are days left.
-          - V(clock) asks chrony or timedatectl; thresholds are seconds of offset. In a container the clock is not
-            judged.
+          - V(clock) queries chrony or timedatectl; thresholds are seconds of offset. In a container the clock is not
+            checked.
           - V(release) looks at the live release, at an unfinished deploy, and at the maintenance page.
           - V(maintenance) looks at the maintenance page alone, for hosts that have no release.
         type: str
@@ -98,7 +98,7 @@ options:
         description: The path of the URL.
         type: str
       host_header:
-        description: The Host header, and the name that TLS asks for.
+        description: The Host header, and the server name for TLS.
         type: str
       headers:
         description: More headers. Not for secrets.
@@ -117,7 +117,7 @@ options:
         description: For V(pages), nginx's JSON access log.
         type: path
       body_contains:
-        description: A text that the answer must contain in its first 64 KiB.
+        description: A text that the response must contain in its first 64 KiB.
         type: str
       validate_certs:
         description: Whether V(http) and V(redis) check the server's certificate.
@@ -127,7 +127,7 @@ options:
         description: The certification authorities to trust instead of the system's.
         type: path
       parts:
-        description: The parts that V(deep_health) asks for and evaluates; all if empty.
+        description: The parts that V(deep_health) requests and evaluates; all if empty.
         type: list
         elements: str
         default: []
@@ -145,7 +145,7 @@ options:
         type: bool
         default: false
       allow_noauth:
-        description: Whether a V(redis) that asks for a password counts as healthy; for hosts without one.
+        description: Whether a V(redis) that requires a password counts as healthy; for hosts without one.
         type: bool
         default: false
       environment_key:
@@ -161,7 +161,7 @@ options:
         description: The TLS mode for V(postgres), instead of the environment file's.
         type: str
       run_as:
-        description: A system user as whom C(psql) asks, by peer authentication; the environment file is not read then.
+        description: A system user that C(psql) runs as, by peer authentication; the environment file is not read then.
         type: str
       application:
         description: The Celery application, as C(celery -A) takes it.
@@ -198,7 +198,7 @@ options:
         description: The PEM file for V(certificate).
         type: path
       server_name:
-        description: The name to ask for by TLS, for V(certificate).
+        description: The server name for TLS, for V(certificate).
         type: str
       verify_chain:
         description: Whether V(certificate) also checks names and chain of what the server shows.
@@ -264,7 +264,7 @@ options:
   fail_on:
     description:
       - What counts as failing in RV(failing).
-      - V(critical) means critical, unhealthy and down, and error too, since a check that could not be made proves
+      - V(critical) means critical, unhealthy and down, and error too, since a check that could not run verifies
         nothing. V(warning) means all but healthy. V(never) means nothing.
     type: str
     choices: [critical, warning, never]
@@ -303,7 +303,7 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     var: health.report_text
 
-- name: Gate a new slot on three good answers in a row of its private socket
+- name: Gate a new slot on three good responses in a row of its private socket
   shiftmaster_health:
     checks:
       - name: green
@@ -405,7 +405,7 @@ report:
           type: str
           returned: always
         status:
-          description: healthy, warning, critical, unhealthy, down, or error when it could not be judged.
+          description: healthy, warning, critical, unhealthy, down, or error when it could not be evaluated.
           type: str
           returned: always
         icon:
@@ -429,11 +429,11 @@ report:
           type: str
           returned: always
         error:
-          description: What the system said, or empty.
+          description: The system's message, or empty.
           type: str
           returned: always
         hint:
-          description: What to do, with commands and log files to look at; empty when healthy.
+          description: The action, with commands and log files; empty when healthy.
           type: str
           returned: always
         usage_percent:

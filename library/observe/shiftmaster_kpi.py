@@ -7,13 +7,13 @@ DOCUMENTATION = r"""
 module: shiftmaster_kpi
 short_description: Compute a month's metrics of service from a Prometheus
 description:
-  - Asks the Prometheus of this host for a month and computes availability, p95, error rate, throughput, mean time to
+  - Queries the Prometheus of this host for a month and computes availability, p95, error rate, throughput, mean time to
     repair and between failures, and what fired around each outage, against what was promised.
   - What was not measured is not invented; it is named in RV(metrics.missing) and in RV(metrics.unknown_seconds).
 options:
   url: {description: The address of Prometheus., type: str, required: true}
-  user: {description: Who asks., type: str, default: prometheus}
-  password_file: {description: The file of this host with the password; none where nobody asks for one., type: path}
+  user: {description: User name of the queries., type: str, default: prometheus}
+  password_file: {description: The file of this host with the password; none where it needs no password., type: path}
   ca_file: {description: The certification authority of its certificate., type: path}
   month:
     description: The month, C(2026-10). Without it the month before the one that it is in O(timezone).
@@ -74,7 +74,7 @@ def argument_spec() -> dict:
 
 
 def month_before(now: float, zone: datetime.tzinfo) -> str:
-    """Return the month before the one of a moment in a zone."""
+    """Return the month before the one of a time in a zone."""
     first = datetime.datetime.fromtimestamp(now, zone).replace(day=1)
     return (first - datetime.timedelta(days=1)).strftime("%Y-%m")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: shiftmaster_credentials
-short_description: Say which secrets a release uses, and whether servers accept logins
+short_description: Report which secrets a release uses, and whether servers accept logins
 description:
   - Compares secrets with what a release has in its environment, and tries logins to PostgreSQL and Redis.
-  - It reads only, and never returns a secret. A server that cannot be reached makes it fail where O(logins) asks for
+  - It reads only, and never returns a secret. A server that cannot be reached makes it fail where O(logins) requires
     it, and counts as no refusal where O(log_in) does.
 options:
   environment_file:
@@ -113,7 +113,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Ask whether a release's logins are still accepted
+- name: Check whether a release's logins are still accepted
   shiftmaster_credentials:
     environment_file: /var/www/shiftmaster/active/release/env
     log_in: true
@@ -172,7 +172,7 @@ def read(path):
 
 
 def forms(secret):
-    """A secret as it may stand in an environment: itself, or escaped in a URL."""
+    """A secret as an environment may contain it: itself, or escaped in a URL."""
     return {secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")}
 
 
@@ -242,7 +242,7 @@ def differing(environment, other, names):
 
 
 def accepted(call):
-    """Whether a login is accepted; raises ProbeError where nobody could say."""
+    """Whether a login is accepted; raises ProbeError where it is unknown."""
     try:
         call()
     except probe.ProbeError as error:
@@ -269,7 +269,7 @@ def refused(environment, context, timeout):
             if not accepted(call):
                 found.append(sentence)
         except probe.ProbeError:
-            continue  # Who does not answer refuses nobody; the gate will see.
+            continue  # A server that does not respond rejects no login; the gate will fail.
     return found
 
 

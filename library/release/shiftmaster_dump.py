@@ -1,5 +1,5 @@
 #!/usr/bin/python
-# The pre-migration dump that is taken before migrations: plain, verified, and restorable as a whole or not at all.
+# The pre-migration dump that is taken before migrations: plain, verified, and restorable completely or not at all.
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 module: shiftmaster_dump
 short_description: Take, list and restore the pre-migration dump of the database before migrations
 description:
-  - O(state=present) dumps the database with C(pg_dump) in its custom format, reads the dump back as a whole with
+  - O(state=present) dumps the database with C(pg_dump) in its custom format, reads the dump back completely with
     C(pg_restore), and only then gives it its name, next to a manifest with its checksum. What a killed run left is
     removed by the next one.
   - O(state=restored) checks the copy against its manifest, then replaces what the user owns in the database by it in
@@ -17,7 +17,7 @@ options:
   state:
     description:
       - V(present) takes a new copy and removes old ones beyond O(keep).
-      - V(query) lists the copies, and does not ask the database.
+      - V(query) lists the copies, and does not query the database.
       - V(restored) puts O(file) into the database. The application must be in maintenance mode.
     type: str
     choices: [present, query, restored]
@@ -75,7 +75,7 @@ options:
     type: str
     default: ""
   keep:
-    description: How many copies of this database stay. The newest whole one always does.
+    description: How many copies of this database stay. The newest complete one always does.
     type: int
     default: 5
   protect:
@@ -98,7 +98,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Says what would be done. For V(present), what would be refused is a warning, since a fresh host has no
+    description: Reports the planned action. For V(present), a rejection is a warning, since a fresh host has no
       tools and no database yet.
   diff_mode:
     support: none
@@ -203,7 +203,7 @@ KEPT_SCHEMAS_SQL = """
 SELECT n.nspname FROM pg_namespace n JOIN pg_roles r ON r.rolname = current_user
 WHERE n.nspowner <> r.oid OR n.nspname = 'public'
 """
-# What belongs to the user goes, in every schema: what newer code added would stand in the way of the old tables, and of
+# Objects of the user are removed in every schema: objects of newer code would conflict with the old tables, and with
 # the migrations that add it again. DROP OWNED would take the user's right to connect, too. The statements are made
 # before the first of them runs, since a dropped thing has no name any more.
 CLEAR_SQL = """
@@ -268,7 +268,7 @@ def sized(number):
 
 
 def lasting(seconds):
-    """Return a length of time as a person says it."""
+    """Return a length of time in readable form."""
     parts = []
     for size, word in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
         count, seconds = divmod(int(seconds), size)
@@ -340,7 +340,7 @@ def environment(database, password, base):
 
 
 def told(stderr):
-    """Return what a tool said at its end, as one line; the same words for each address of a host once."""
+    """Return the last output of a tool as one line; the same words for each address of a host once."""
     lines = [
         re.sub(r"^(pg_dump|pg_restore|psql): (error: |warning: )?", "", line.strip()) for line in stderr.splitlines()
     ]
@@ -410,7 +410,7 @@ def copies(directory, at=None):
 def prune_plan(found, keep, database, protect=()):
     """Return the paths of the copies of one database that may go.
 
-    The newest `keep` whole ones stay, at least one, everything newer than they are, what has no manifest, and what is
+    The newest `keep` complete ones stay, at least one, everything newer, what has no manifest, and what is
     protected.
     """
     mine = [entry for entry in found if entry.get("database") == database]
@@ -455,7 +455,7 @@ class Database:
     def __init__(self, database, password, deadline):
         self.database, self.deadline = database, deadline
         self.env = environment(database, password, os.environ)
-        self.directory = choose_tools(installed_tools(), 0)  # Any psql can ask the server for its version.
+        self.directory = choose_tools(installed_tools(), 0)  # Any psql can query the server's version.
         number, size, self.version = self.ask(FACTS_SQL).strip().split(" ", 2)
         self.size = int(size)
         self.directory = choose_tools(installed_tools(), major(number))
@@ -520,7 +520,7 @@ class Database:
         )
 
     def verify(self, path):
-        """Read a dump as a whole, as a restore would. Raises DumpError. Returns the number of its entries."""
+        """Read a complete dump, as a restore would. Raises DumpError. Returns the number of its entries."""
         listed = self.run("reading the dump's contents", "pg_restore", "--list", path).decode(errors="replace")
         self.run("reading the dump back", "pg_restore", "--file=/dev/null", path)
         entries = [line for line in listed.splitlines() if re.match(r"^\d+; ", line)]
@@ -563,7 +563,7 @@ class Database:
             raise DumpError("the restore failed, and the database is as it was: %s" % told(first_words.text()))
 
     def _feed(self, reader, writer):
-        """Let psql run what pg_restore writes; COMMIT comes only behind a dump that was read to its end.
+        """Let psql run what pg_restore writes; COMMIT comes only after a dump that was read to its end.
 
         Returns whether it was pg_restore that failed.
         """
@@ -718,7 +718,7 @@ def present(params, deadline):
 
 
 def find_copy(directory, wanted, database):
-    """Return the manifest of a copy that is whole and of this database. Raises DumpError."""
+    """Return the manifest of a complete copy of this database. Raises DumpError."""
     path = os.path.join(directory, wanted)  # A path that begins with / stays as it is.
     if not os.path.isfile(path):
         there = [os.path.basename(entry["file"]) for entry in copies(directory) if entry["whole"]]
@@ -730,7 +730,7 @@ def find_copy(directory, wanted, database):
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DumpError(
             "the pre-migration dump %s has no usable manifest next to it (%s), so nobody knows whether it is "
-            "whole; it is not restored" % (path, error)
+            "complete; it is not restored" % (path, error)
         )
     if os.path.getsize(path) != promised[0] or sha256(path) != promised[1]:
         raise DumpError(
@@ -771,7 +771,7 @@ def restored(params, deadline, check_mode):
 
 
 def would_take(params, deadline, warn):
-    """Return the result of check mode; what stands in the way is a warning."""
+    """Return the result of check mode; an obstacle is a warning."""
     try:
         source = open_database(params, deadline)
         require_room(params["directory"], source.size, params["minimum_free_factor"])

@@ -18,7 +18,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Says whether something would be renamed.
+    description: Reports whether something would be renamed.
   diff_mode:
     support: none
     description: It shows no difference.

@@ -26,11 +26,11 @@ options:
     type: path
     default: /var/www/shiftmaster/shared/state/lock.json
   owner:
-    description: Who asks for it, for the message that another run shows.
+    description: The requester, for the message that another run shows.
     type: str
     default: ""
   run_id:
-    description: The run that asks for it or gives it back; required for V(present) and V(absent).
+    description: The run that requests or releases it; required for V(present) and V(absent).
     type: str
   operation:
     description: What the run does, for the message that another run shows.
@@ -100,7 +100,7 @@ from ansible.module_utils.shiftmaster.release import lock
 
 
 def sentence(holder):
-    """Say who holds a lock, since when and until when."""
+    """Describe the holder of a lock, with its begin and end."""
     if not holder:
         return ""
 

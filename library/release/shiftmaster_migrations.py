@@ -13,7 +13,7 @@ description:
     on; V(contract) takes something away from that code, or what it does cannot be known; V(irreversible) is as
     contract and cannot be unapplied either.
   - An author overrules the reader with the comment C(# shiftmaster:) followed by a class in the migration's file, or
-    with the attribute C(shiftmaster_class) of its class. V(expand) is not believed for an operation that removes or
+    with the attribute C(shiftmaster_class) of its class. V(expand) is ignored for an operation that removes or
     renames what the older code names.
   - Migrations run under a session-level advisory lock of PostgreSQL, held by the migrating process itself on a second
     connection, and with C(lock_timeout). SQLite has neither; there they are skipped.
@@ -23,9 +23,9 @@ options:
     description:
       - V(plan) lists what is pending, with classes, and whether it may be applied.
       - V(apply) applies what is pending, unless a class is refused.
-      - V(compare) shows whether the code of O(target_release) can run on the database as it is; a rollback must ask.
+      - V(compare) shows whether the code of O(target_release) can run on the database as it is; a rollback must run it.
       - V(reverse) unapplies, with the code of O(release), everything that O(target_release) does not know. What it
-        removes is lost, so it belongs into maintenance mode and behind a backup.
+        removes is lost, so it needs maintenance mode and a backup before it.
     type: str
     choices: [plan, apply, compare, reverse]
     required: true
@@ -41,7 +41,7 @@ options:
     type: path
   allow_contract:
     description:
-      - Whether V(apply) may apply contract and irreversible migrations. Only true where no older code serves.
+      - Whether V(apply) may apply contract and irreversible migrations. Only true where no older code is live.
     type: bool
     default: false
   first_deploy:
@@ -52,7 +52,7 @@ options:
   run_handlers:
     description:
       - Whether V(apply) runs Django's C(migrate) also where nothing is pending. Its signal handlers then make the
-        permissions and content types that a run which was killed behind its last migration did not come to.
+        permissions and content types that a run did not reach because it was killed after its last migration.
       - What handlers do is not seen, so it does not count as a change.
     type: bool
     default: false
@@ -63,7 +63,7 @@ options:
     default: 60
   lock_timeout_seconds:
     description:
-      - How long a statement of a migration waits for a lock on a table. Everything that comes behind it to that table
+      - How long a statement of a migration waits for a lock on a table. Every later statement on that table
         waits as long, so keep it short.
     type: float
     default: 5
@@ -90,7 +90,7 @@ notes:
     no transaction continues after its last operation that is done; the table C(shiftmaster_migration_progress) knows it
     and is there for as long as such a migration is half done. An operation shares a transaction with that mark where
     PostgreSQL allows it; a C(RunPython) and a C(RunSQL) of several statements are run again from their beginning.
-  - Indexes that C(CREATE INDEX CONCURRENTLY) of an interrupted migration left, whole or not, are dropped and built
+  - Indexes that C(CREATE INDEX CONCURRENTLY) of an interrupted migration left, complete or not, are dropped and built
     again.
 """
 
@@ -101,12 +101,12 @@ EXAMPLES = r"""
     release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
   register: plan
 
-- name: Apply what only adds, before the new code serves
+- name: Apply what only adds, before the new code is live
   shiftmaster_migrations:
     mode: apply
     release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
 
-- name: Ask whether the previous release can run on this schema
+- name: Check whether the previous release can run on this schema
   shiftmaster_migrations:
     mode: compare
     release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
@@ -233,10 +233,10 @@ MESSAGE = 8000
 
 
 class Refused(Exception):
-    """Something must not or could not be done; details go into the module's answer."""
+    """Something must not or could not be done; details go into the module's result."""
 
     def __init__(self, message, **details):
-        # They quote what the release's code says.
+        # They quote the output of the release's code.
         super().__init__(printable(message)[:MESSAGE])
         self.details = printable_tree(details)
 

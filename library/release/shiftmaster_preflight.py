@@ -8,8 +8,8 @@ module: shiftmaster_preflight
 short_description: Find what would make a deployment fail on a host, all of it at once
 description:
   - Looks at a host and changes nothing. Only Python's standard library is used, so that it works on a fresh host.
-  - It never fails because of what it finds; the caller collects the problems of all hosts and then says them together.
-  - A check is made only where its option is given. What cannot be told on a host is in RV(notes), with the reason.
+  - It never fails because of what it finds; the caller collects the problems of all hosts and reports them together.
+  - A check is made only where its option is given. A check that cannot run on a host is in RV(notes), with the reason.
 options:
   systems:
     description: The systems that this was verified on, as name and version, such as V(debian 13).
@@ -22,7 +22,7 @@ options:
     default: false
   disk:
     description:
-      - What must be free. Of a path that is not there yet, the nearest directory above it counts. What is asked for on
+      - What must be free. Of a path that is not there yet, the nearest directory above it counts. Requirements on
         one file system is added up.
     type: list
     elements: dict
@@ -76,7 +76,7 @@ options:
     type: float
   interpreter:
     description:
-      - An interpreter of the host that wheels are to be chosen for; RV(facts) then says in C(interpreter) what they are
+      - An interpreter of the host for which wheels are chosen; RV(facts) then contains in C(interpreter) what they are
         chosen by. Empty for none.
     type: str
     default: ""
@@ -111,7 +111,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 problems:
-  description: What would fail, each a sentence with a hint of what to do.
+  description: Problems that would fail the run, each a sentence with an action.
   type: list
   elements: str
   returned: always
@@ -121,7 +121,7 @@ findings:
   elements: dict
   returned: always
 notes:
-  description: What could not be told, and what is worth knowing.
+  description: Checks that could not run, and further notes.
   type: list
   elements: str
   returned: always
@@ -218,7 +218,7 @@ def check_python(report, version, minimum=OLDEST_PYTHON):
     if [int(one) for one in re.findall(r"\d+", version)[:2]] < [int(one) for one in minimum.split(".")[:2]]:
         report.problem(
             "python",
-            "the host's Python is %s, and %s is the oldest that serves" % (version, minimum),
+            "the host's Python is %s, and %s is the oldest supported version" % (version, minimum),
             "install a newer python3, or set ansible_python_interpreter to one",
         )
 
@@ -302,7 +302,7 @@ def mount_of(path):
 
 
 def check_disk(report, wanted, statvfs=os.statvfs):
-    """Add up what is asked for on each file system, and compare it with what is free there."""
+    """Sum the requirements for each file system and compare them with its free space."""
     by_mount = {}
     for entry in wanted:
         by_mount.setdefault(mount_of(nearest(entry["path"])), []).append(entry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: shiftmaster_release
-short_description: Build, activate, watch, put back and prune releases of ShiftMaster on a host
+short_description: Build, activate, watch, revert and prune releases of ShiftMaster on a host
 description:
   - A release is an immutable directory below C(releases/). Two slots of units exist, each linked to a release; the link
     C(active) names the live slot. One C(rename()) of it moves the traffic.
@@ -14,7 +14,7 @@ description:
 options:
   state:
     description:
-      - V(query) lists the releases and what the links say, and whether a run that asks for O(revision) with O(build)
+      - V(query) lists the releases and the links, and whether a run that requests O(revision) with O(build)
         has anything to do here.
       - V(target) chooses the release of a rollback, O(release) or what served before the current one was deployed.
         One that never was live or is bad is refused.
@@ -114,7 +114,7 @@ options:
     default: {}
   wheels_dir:
     description:
-      - Directory of the host with wheels. pip then takes everything from it and asks no index. Where packages come from
+      - Directory of the host with wheels. pip then takes everything from it and uses no index. Where packages come from
         is no part of the configuration's hash.
     type: path
     default: ""
@@ -143,7 +143,7 @@ options:
     description:
       - The part of O(state=active) that is done. In an installation with several hosts the parts follow one another on
         all hosts.
-      - V(prepare) starts the release next to the old one, proves it, and lets the old workers take no more tasks.
+      - V(prepare) starts the release next to the old one, verifies it, and lets the old workers take no more tasks.
       - V(move) moves the traffic and hands the background work over, V(traffic) moves the traffic alone.
       - V(end_tasks) ends the old release's background work, V(tasks) hands it over.
     type: str
@@ -152,7 +152,7 @@ options:
   several_hosts:
     description:
       - Whether other hosts work on the same queues. What fails here then gives only its traffic back; background work
-        waits for O(state=restored), which comes when no host serves the new code any more.
+        waits for O(state=restored), which comes when the new code is live on no host any more.
     type: bool
     default: false
   kind:
@@ -186,7 +186,7 @@ options:
         type: float
         default: 10
       worker_seconds:
-        description: How long a worker may take to answer and to run a task.
+        description: How long a worker may take to respond and to run a task.
         type: int
         default: 60
   drain_grace_seconds:
@@ -219,7 +219,7 @@ options:
         type: str
         default: http://localhost:8000
       paths:
-        description: The pages that we ask for each second.
+        description: The pages that are requested each second.
         type: list
         elements: str
         default: [/]
@@ -240,7 +240,7 @@ options:
         type: float
         default: 2000
       requests_min:
-        description: So many answers are needed for the percentile.
+        description: Minimum number of responses for the percentile.
         type: int
         default: 20
   hooks:
@@ -312,13 +312,13 @@ options:
     type: str
     default: ""
   who:
-    description: Who asked for it, for the audit log.
+    description: The requester, for the audit log.
     type: str
     default: ""
 attributes:
   check_mode:
     support: full
-    description: Says which release would be built or activated and how its configuration differs; changes nothing.
+    description: Reports which release would be built or activated and how its configuration differs; changes nothing.
   diff_mode:
     support: full
     description: Version, revision and environment before and after; secrets are replaced by digits of their hash.
@@ -394,8 +394,8 @@ running:
   returned: for query
 pending_changes:
   description:
-    - Why a run that asks for O(revision) with O(build) has something to do here, as sentences. Empty where that release
-      serves, healthy and with all its units, and nothing is unfinished or to be pruned.
+    - Why a run that requests O(revision) with O(build) has something to do here, as sentences. Empty where that release
+      is live, healthy and with all its units, and nothing is unfinished or to be pruned.
   type: list
   elements: str
   returned: for query with O(revision)
@@ -516,7 +516,7 @@ class Operation:
             try:
                 asked = {"release": self.current or "", "pending_changes": self.pending_changes()}
             except (StateError, UnitError, OSError, ValueError) as error:
-                # Whoever does the work meets it again, and tells it.
+                # The task that does the work finds it again and reports it.
                 asked = {"pending_changes": [str(error)]}
         return self.result(
             releases=releases.describe(self.layout, self.state),
@@ -529,9 +529,9 @@ class Operation:
         )
 
     def pending_changes(self):
-        """Return why a run that asks for this revision and configuration has something to do here, as sentences."""
+        """Return why a run that requests this revision and configuration has something to do here, as sentences."""
         if self.current is None:
-            return ["no release serves"]
+            return ["no release is live"]
         cutover = self.cutover()
         found = releases.find(
             self.layout, self.state, self.params["revision"], releases.config_hash(self.configuration())
@@ -547,7 +547,7 @@ class Operation:
             "release %s is %s" % (self.current, status): status != "live",
             "shiftmaster.service is %(ActiveState)s, %(UnitFileState)s" % whole: whole != running,
             "%s does not run" % ", ".join(missing): missing,
-            "%s runs and serves nobody" % ", ".join(others): others,
+            "%s runs although its slot is not live" % ", ".join(others): others,
             "%s is unfinished" % ", ".join(left): left,
             # With the database's migrations known fewer of them go.
             "a release may go": releases.prune_plan(self.layout, self.state, self.params["keep"], ()),
@@ -566,7 +566,7 @@ class Operation:
     def target(self):
         wanted = self.params["release"]
         if self.current is None:
-            raise Refused("no release serves on this host, so there is nothing to roll back")
+            raise Refused("no release is live on this host, so there is nothing to roll back")
         name = self.one(wanted) if wanted else self.state.rollback_target(self.current)
         if not name:
             raise Refused(
@@ -688,7 +688,7 @@ class Operation:
         return cutover.ensure_running(self.params["background"])
 
     def healthy(self):
-        """Whether the live release answers its gate on its own socket."""
+        """Whether the live release passes its gate on its own socket."""
         slot = self.layout.active_slot()
         result = http_get(
             "unix:" + self.layout.socket(slot),
@@ -761,7 +761,7 @@ class Operation:
             return self.result(release=self.current or "", requests=0, errors=0, p95_ms=0.0)
         page = os.path.join(self.layout.shared, "maintenance", "on")
         nothing = {"release": transition["to"], "requests": 0, "errors": 0, "p95_ms": 0.0}
-        unjudged = ["the maintenance page is up, so traffic was not judged, and users still see the page"]
+        unjudged = ["the maintenance page is up, so traffic was not evaluated, and users still see the page"]
         if os.path.exists(page):
             return self.result(notes=unjudged, **nothing)
         cutover = self.cutover()
@@ -777,7 +777,7 @@ class Operation:
             cutover.finish()
             raise Refused(
                 "somebody has stopped ShiftMaster during the watch (systemctl stop shiftmaster), so the traffic of %s"
-                " could not be judged. It stays stopped: systemctl start shiftmaster starts it"
+                " could not be evaluated. It stays stopped: systemctl start shiftmaster starts it"
                 % cutover.called(transition["to"]),
                 release=transition["to"],
             )
@@ -797,7 +797,7 @@ class Operation:
             % (
                 cutover.called(transition["to"]),
                 result.breach,
-                "%s serves again" % cutover.called(transition["from"])
+                "%s is live again" % cutover.called(transition["from"])
                 if transition["from"]
                 else "There is no earlier release to go back to",
                 evidence,
@@ -835,7 +835,7 @@ class Operation:
         """Put right what an earlier run left of the live release; returns whether anything was."""
         if self.check_mode or not self.current:
             return False
-        # It was put in service by a run that failed behind its switch and had nothing to go back to.
+        # It was put in service by a run that failed after its switch and had nothing to go back to.
         served = self.state.status(self.current) == "ready"
         if served:
             self.state.set_status(self.current, "live")
@@ -856,7 +856,7 @@ class Operation:
             return self.result(True, release=transition["to"], timings={}, notes=[])
         if not self.check_mode:
             cutover = self.cutover()
-            cutover.revert_traffic(self.params["reason"] or "asked for")
+            cutover.revert_traffic(self.params["reason"] or "requested")
         return self.result(True, release=transition["from"] or "", timings={}, notes=[])
 
     def restored(self):
@@ -880,7 +880,7 @@ class Operation:
                 timings={},
                 notes=["started %s again" % name for name in started],
             )
-        cutover.revert(self.params["reason"] or "asked for", bad=False)
+        cutover.revert(self.params["reason"] or "requested", bad=False)
         if not self.params["background"]:
             cutover.hold_background()
         return self.result(True, release=transition["from"] or "", timings=cutover.timings, notes=cutover.notes)
@@ -931,7 +931,7 @@ class Operation:
         if len(found) > 1:
             raise Refused("%s means several releases: %s" % (self.params["release"], ", ".join(found)))
         if found[0] in (self.layout.release_of("blue"), self.layout.release_of("green")):
-            raise Refused("release %s serves, or its worker may still be finishing tasks" % found[0])
+            raise Refused("release %s is live, or its worker may still be finishing tasks" % found[0])
         if not self.check_mode:
             releases.discard(self.layout, self.state, found[0])
             releases.publish_static(self.layout, self.state)
@@ -1106,7 +1106,7 @@ def main():
         module.fail_json(msg=str(error), **error.result)
     except (CutoverError, StateError, UnitError, ReleaseCodeError, releases.BuildError, ValueError, OSError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = ". Make room there (df -h, df -i; du -xsh /var/* tells who takes it), then run this again"
+        advice = ". Make room there (df -h, df -i; du -xsh /var/* lists directories by size), then run this again"
         module.fail_json(msg=str(error) + (advice if full else ""), reverted=False)
 
 

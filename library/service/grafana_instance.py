@@ -1,21 +1,21 @@
 #!/usr/bin/python
-# What only Grafana's API can say and do.
-"""Keep a Grafana's users as the list says, and prove that it serves what was provisioned."""
+# State that is available through Grafana's API only.
+"""Keep a Grafana's users as in the list, and verify the provisioned objects."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: grafana_instance
-short_description: Keep Grafana's users, and prove that it serves what was provisioned
+short_description: Keep Grafana's users, and verify the provisioned objects
 description:
   - The administrator logs in with O(admin_password), or with one of before, which is then replaced.
-  - Users are created, get the role and the password that the list says, and go when it does not name them. A password
+  - Users are created, get the role and the password of the list, and are removed when it does not name them. A password
     is compared by logging in with it, so it is set only when it differs.
-  - Then Grafana itself has to say that its database is well, that every data source answers, that every dashboard is
+  - Then Grafana has to report that its database is healthy, that every data source responds, that every dashboard is
     there as a provisioned one, and that none is left of those that were provisioned before. Grafana reads dashboards
-    by itself some seconds after they were written; so long it is asked again.
-  - A stranger must be refused.
+    by itself some seconds after they were written; until then it is queried again.
+  - A request without a login must be rejected.
 options:
   url: {description: Grafana's address on this host., type: str, required: true}
   ca_file: {description: Authority of its certificate., type: path}
@@ -38,7 +38,7 @@ options:
       name: {description: The name that is shown; the login where it is empty., type: str, default: ""}
       email: {description: The mail address., type: str, default: ""}
   prune_users: {description: Remove users that are not listed., type: bool, default: true}
-  data_sources: {description: uids of data sources that must answer., type: list, elements: str, default: []}
+  data_sources: {description: uids of data sources that must respond., type: list, elements: str, default: []}
   dashboards:
     description: Dashboards that must be there, title by uid.
     type: dict
@@ -51,7 +51,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Run | Keep the users and prove the rest
+- name: Run | Configure the users and verify the rest
   grafana_instance:
     url: https://127.0.0.1:3000
     ca_file: /etc/ssl/shiftmaster/ca.crt
@@ -70,7 +70,7 @@ done:
   elements: str
 version:
   description: Grafana's version.
-  returned: when it answers
+  returned: when it responds
   type: str
 """
 
@@ -226,7 +226,7 @@ class Instance:
         for path in ("/api/org", "/api/search", "/metrics"):
             status, _answer = self.api.ask(path)
             if status not in (401, 403, 404):
-                raise Failed("%s returns %s to a stranger" % (path, status))
+                raise Failed("%s returns %s without a login" % (path, status))
         deadline = time.monotonic() + self.p["timeout_seconds"]
         while True:
             missing = self.lacking()

@@ -8,7 +8,7 @@ short_description: Install directories and small text files in one call
 description:
   - One remote call instead of one for each directory and file; a run that changes nothing on an installation with
     several hosts is mostly made of such calls.
-  - Each file is replaced as a whole, by a rename. Nothing is changed before all of the input has been checked.
+  - Each file is replaced atomically, by a rename. Nothing is changed before all of the input has been checked.
 options:
   directories:
     description: Directories, parents first.
@@ -43,7 +43,7 @@ options:
     default: []
   needs:
     description:
-      - What the host must have first. Where it lacks some of it, nothing is laid down and RV(lacking) names it, so that
+      - What the host must have first. Where it lacks some of it, nothing is installed and RV(lacking) names it, so that
         the caller brings it and calls again.
     type: dict
     suboptions:
@@ -59,7 +59,7 @@ options:
           home: {description: The home directory., type: str, required: true}
           shell: {description: The login shell., type: str, required: true}
 attributes:
-  check_mode: {description: Says what would change and changes nothing., support: full}
+  check_mode: {description: Reports the changes and makes none., support: full}
   diff_mode: {description: Shows the text before and after., support: full}
 """
 

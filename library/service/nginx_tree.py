@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: nginx_tree
 short_description: Keep nginx's configuration as one set that is tested, swapped, reloaded and verified
 description:
-  - A set of files, links and absences is compared with the host. When anything differs, a copy of the whole
+  - A set of files, links and absences is compared with the host. When anything differs, a copy of the complete
     configuration directory with the new files in it is tested by C(nginx -t) before one live file is touched.
   - Then the files are renamed into place, the master process reloads them, and the module waits until the B(running)
     nginx responds with the hash of this very set, serves the certificate that is on disk, and until all workers of the
@@ -28,7 +28,7 @@ options:
       - V(query) only reads and returns what a template has to know about the host.
       - V(present) makes the host have the set.
       - V(server_out) takes O(server) out of O(servers_file), V(server_in) takes it in again; requests that are under
-        way are answered. The last one that is in is not taken out.
+        way are completed. The last one that is in is not taken out.
     type: str
     choices: [query, present, server_out, server_in]
     default: present
@@ -89,7 +89,7 @@ options:
       - Files for C(auth_basic_user_file). Passwords become hashes on the host; a hash that still matches is kept, so
         that nothing changes without reason. Neither is ever shown.
       - The hashes are those of sha512crypt with its usual cost. nginx computes one for each request, in the worker that
-        serves everybody else meanwhile, so that a cost of tens of milliseconds such as bcrypt's would be felt.
+        serves all other clients meanwhile, so that a cost of tens of milliseconds such as bcrypt's would be felt.
     type: list
     elements: dict
     default: []
@@ -409,7 +409,7 @@ def running_hash(address, path):
 
 
 def serves_another(certificate, address, name):
-    """Tell whether nginx serves another certificate than the file holds, or none."""
+    """Return whether nginx sends another certificate than the file holds, or none."""
     return probe.serves_another(certificate, *split_address(address), name, timeout=3.0) is not False
 
 
@@ -579,7 +579,7 @@ class Tree:
                 reasons.append("the running nginx has %s" % name)
         if p["certificate"] and p["tls_address"]:
             if serves_another(p["certificate"], p["tls_address"], p["tls_name"]):
-                reasons.append("the running nginx serves another certificate than %s" % p["certificate"])
+                reasons.append("the running nginx sends another certificate than %s" % p["certificate"])
         wanted = group_ids(p["groups"])
         running = master_pid(p["pid_file"])
         if wanted and running:
@@ -618,7 +618,7 @@ class Tree:
 
     # -- changing ---------------------------------------------------------------------------------------------
     def verify(self, master, old_workers, markers):
-        """Wait until what runs is what was written; Failed says what is missing."""
+        """Wait until the running configuration is the written one; Failed names the difference."""
         missing = "nothing was seen"
         deadline = time.monotonic() + self.p["verify_timeout_seconds"]
         good = 0
@@ -744,7 +744,7 @@ class Tree:
 
 def argument_spec():
     text, path = {"type": "str", "required": True}, {"type": "path", "required": True}
-    # The passwords are marked, not the whole: the path may be shown.
+    # The passwords are marked, not the complete text: the path may be shown.
     user = {"name": text, "password": dict(text, no_log=True)}
     passwords = list_of(path=path, users=list_of(True, **user), group={"type": "str", "default": "www-data"})
     return {

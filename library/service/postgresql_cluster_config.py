@@ -33,8 +33,8 @@ description:
 options:
   version: {description: Major version of the cluster., type: int, required: true}
   cluster: {description: Name of the cluster., type: str, default: main}
-  config: {description: Whole text of C(conf.d/shiftmaster.conf)., type: str, required: true}
-  hba: {description: Whole text of C(pg_hba.conf)., type: str, required: true}
+  config: {description: Complete text of C(conf.d/shiftmaster.conf)., type: str, required: true}
+  hba: {description: Complete text of C(pg_hba.conf)., type: str, required: true}
   tls_certificate_file:
     description: Certificate that the server shall present; empty when TLS is off.
     type: path
@@ -259,7 +259,7 @@ class Cluster:
             raise Rejected("TLS: user postgres cannot use %s with %s: %s" % (self.certificate, self.key, last))
 
     def serves_another(self):
-        """Tell whether the running server presents another certificate than the file holds."""
+        """Return whether the running server presents another certificate than the file holds."""
         server = self.server()
         if not self.certificate or server is None or not server["listen"]:
             return False
@@ -267,7 +267,7 @@ class Cluster:
         return probe.serves_another(self.certificate, address, server["port"], postgres=True) is True
 
     def needs_reload(self, files, state):
-        """Tell whether a file is newer than what the server has read, or the certificate another."""
+        """Return whether a file is newer than what the server has read, or the certificate another."""
         for path in files.wanted:
             with contextlib.suppress(FileNotFoundError):
                 if min(safe_files.status(path).st_mtime, time.time()) > state["load_time"]:
@@ -360,7 +360,7 @@ def run(module):
         if module.check_mode:
             return dict(result, changed=True)
         raise Rejected("there is no PostgreSQL cluster at %s; install it first" % cluster.confdir)
-    # Debian's postgresql.service starts every cluster whose start.conf says auto.
+    # Debian's postgresql.service starts every cluster whose start.conf is auto.
     result["enabled"] = not units.is_enabled(units.properties("postgresql.service", "UnitFileState"))
     state = cluster.state() if cluster.server() else None
     stale = state is not None and cluster.needs_reload(files, state)

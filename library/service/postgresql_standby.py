@@ -21,7 +21,7 @@ module: postgresql_standby
 short_description: Copy the primary again to a standby that cannot follow it any more
 description:
   - A primary that was restored goes on from another point than its standbys; none of them can follow.
-  - Asks the cluster's own configuration (C(primary_conninfo), C(primary_slot_name)) where its primary is, looks
+  - Reads the primary's address from the cluster's configuration (C(primary_conninfo), C(primary_slot_name)), checks
     whether it answers, stops the standby, copies everything by C(pg_basebackup) and waits until it streams again.
   - The slot went with the old database, so it is made again. What was set by C(ALTER SYSTEM) on the standby becomes
     what it is on the primary.
@@ -36,7 +36,7 @@ options:
     type: int
     default: 21600
 attributes:
-  check_mode: {description: "The primary is asked whether it answers, nothing else happens.", support: full}
+  check_mode: {description: "The primary is queried, nothing else happens.", support: full}
   diff_mode: {description: There is no text to compare., support: none}
 """
 
@@ -68,7 +68,7 @@ VARIABLES = {
     "gssdelegation": "PGGSSDELEGATION", "target_session_attrs": "PGTARGETSESSIONATTRS",
     "load_balance_hosts": "PGLOADBALANCEHOSTS", "require_auth": "PGREQUIREAUTH", "options": "PGOPTIONS",
 }  # fmt: skip
-# What pg_basebackup says for itself.
+# Options that pg_basebackup sets itself.
 OWN = ("dbname", "replication", "fallback_application_name")
 
 

@@ -38,9 +38,9 @@ description:
 options:
   unit: {description: systemd unit of the instance., type: str, required: true}
   config_file: {description: Path of the instance's configuration., type: path, required: true}
-  config: {description: Whole text of the configuration., type: str, required: true}
+  config: {description: Complete text of the configuration., type: str, required: true}
   acl_file: {description: "Path of the instance's ACL file, the one that O(config) names.", type: path, required: true}
-  acl: {description: Whole text of the ACL file., type: str, required: true}
+  acl: {description: Complete text of the ACL file., type: str, required: true}
   admin_user:
     description: User of the ACL file that may do everything; this module logs in as it.
     type: str
@@ -407,7 +407,7 @@ class Instance:
         return units.properties(self.unit, "ActiveState", "NeedDaemonReload", "UnitFileState", "InvocationID")
 
     def connect(self, *configs):
-        """Return a connection that may do everything, or None. The texts say where the instance may listen."""
+        """Return a connection that may do everything, or None. The texts contain the addresses of the instance."""
         for address in addresses(configs):
             for credentials in [(self.admin_user, word) for word in self.passwords] + [None]:
                 try:
@@ -478,7 +478,7 @@ def addresses(configs):
 
 
 def serves_another(live, config):
-    """Tell whether the running instance presents another certificate than the file holds."""
+    """Return whether the running instance presents another certificate than the file holds."""
     port, path = int(live.get("tls-port") or 0), directive(config, "tls-cert-file")
     if not port or not path:
         return False
@@ -520,7 +520,7 @@ def set_parameters(connection, wanted, timeout):
 
 
 def inspect(connection, scratch, config):
-    """Return what of the instance is not as the files say: (parameters with their wanted value, whether users)."""
+    """Return the differences of instance and files: (parameters with their wanted value, whether users)."""
     live = connection.parameters()
     wanted = differences(live, scratch.parameters, config)
     if serves_another(live, config):
@@ -632,7 +632,7 @@ def run(module):
     restart_for = (
         [] if connection else ["no known password lets the administrator in" if active else "it was not running"]
     )
-    # A reload of systemd that is still due is what an interrupted run leaves behind.
+    # A reload of systemd that is still due is left by an interrupted run.
     if active and (params["unit_changed"] or unit["NeedDaemonReload"] == "yes"):
         restart_for.append("its unit changed")
     with connection or contextlib.nullcontext():
@@ -655,7 +655,7 @@ def run(module):
 
 
 def is_up_to_date(instance, connection, texts):
-    """Tell whether the instance is as the last verified run left it, so that no scratch server is needed."""
+    """Return whether the instance is as the last verified run left it, so that no scratch server is needed."""
     note = configuration.read_note(instance.unit)
     return bool(
         note

@@ -140,7 +140,7 @@ options:
     default: []
   check_as:
     description:
-      - The user that runs O(checks), for a program that refuses root or leaves files behind that the service then
+      - The user that runs O(checks), for a program that refuses root or leaves files that the service then
         cannot write. This user can read of the copy what it can of the live files, and write nothing.
     type: dict
     suboptions: &service_user
@@ -302,7 +302,7 @@ def mask_hashes(before, after):
 
 
 def may_read(path, reader):
-    """Tell whether the service's user can open the file: tried by a process, since modes alone do not show it."""
+    """Return whether the service's user can open the file: tried by a process, since modes alone do not show it."""
     return subprocess.run(["test", "-r", path], check=False, **(reader if os.geteuid() == 0 else {})).returncode == 0
 
 
@@ -404,7 +404,7 @@ class Service:
         }
 
     def youngest(self, kind):
-        """Return when a file that needs this changed last; of what was removed only the directory can tell."""
+        """Return when a file that needs this changed last; only the directory shows a removal."""
         times = [(path, "st_ctime") for path, _state in self.loaded_set(kind)]
         if self.p["apply"] == kind:
             times += [(os.path.realpath(path), "st_ctime") for path in self.p["watch"]]
@@ -552,7 +552,7 @@ class Service:
 
     # -- verifying -------------------------------------------------------------------------------------------
     def verify(self, action, since, restarts, lenient=False):
-        """Wait until the service reports that it runs what was written; Failed says what is missing."""
+        """Wait until the service reports the written configuration; Failed names the difference."""
         verify = self.expects
         name = "timeout_seconds" if action in ("reload", "none") else "start_timeout_seconds"
         seconds = verify[name] if verify else START_SECONDS
@@ -602,14 +602,14 @@ class Service:
                 return None
             for answer in verify["answers"]:
                 status, text = self.get(answer["url"])
-                value = metrics.at_path(text, answer["path"]) if status == 200 else "not answered (%s)" % status
+                value = metrics.at_path(text, answer["path"]) if status == 200 else "without a response (%s)" % status
                 if str(value) != answer["value"]:
                     place = ".".join(answer["path"])
                     return "%s: %s is %s instead of %s" % (answer["url"], place, value, answer["value"])
             if verify["closed"]:
                 status, _text = self.get(verify["url"], stranger=True)
                 if status != 401:
-                    return "%s returns %s to a stranger" % (verify["url"], status)
+                    return "%s returns %s without a login" % (verify["url"], status)
         except prometheus.Untrusted as error:
             raise Failed("%s: %s" % (verify["url"], error))
         except OSError as error:
@@ -735,7 +735,7 @@ def argument_spec():
     owner = {name: {"type": "str", "default": "root"} for name in ("owner", "group")}
     apply = {"type": "str", "choices": ["reload", "restart", "none"]}
     public, private = ({"type": "str", "default": mode} for mode in ("0644", "0640"))
-    # Secrets are marked, not the whole: the paths may be shown.
+    # Secrets are marked, not the complete text: the paths may be shown.
     service_user = {"user": text, "extra_groups": {"type": "list", "elements": "str", "default": []}}
     paths = {"type": "list", "elements": "path", "default": []}
     return {

@@ -14,7 +14,7 @@ applies the credentials. Options:
     job_defaults, job_variables  options and extra variables of every job template
     jobs           [{name, playbook, description, survey, variables, options}]; a question has name, default, min
                    (fewest characters) and its text in en and ja
-    workflows      [{name, description, nodes, survey (names of questions that jobs of its nodes ask), options}]; a
+    workflows      [{name, description, nodes, survey (names of questions of its jobs), options}]; a
                    node has id, job or approval (the question to a person), values, success, failure and always
     schedules      [{name, job or workflow, frequency, at, every, days, monthday, values, enabled}]
     teams          [{name, jobs and workflows (which its members may start), approves (workflows)}]; of others that are
@@ -143,7 +143,7 @@ def job_template(params, job, notifications):
 
 
 def questions_of(params, workflow):
-    """{name: (question, job)}: what the jobs of its nodes ask."""
+    """{name: (question, job)}: the survey questions of its jobs."""
     jobs = {job["name"]: job for job in params["jobs"]}
     there = [jobs[node["job"]] for node in workflow["nodes"] if node.get("job") in jobs]
     return {asked["name"]: (asked, job) for job in there for asked in job.get("survey") or []}
@@ -169,7 +169,7 @@ def workflow_template(params, workflow, notifications):
 
 
 def workflow_nodes(params, workflow):
-    """The nodes, those behind first, since each names those that come behind it."""
+    """The nodes in reverse order, since each names its successors."""
     nodes, made = {node["id"]: node for node in workflow["nodes"]}, []
 
     def take(node):
@@ -308,18 +308,18 @@ def job_problems(params, job, is_there):
     if not is_there(job["playbook"]):
         found.append("there is no playbook %s" % job["playbook"])
     asked = job.get("survey") or []
-    found += ["%s is queried twice" % name for name in twice([one["name"] for one in asked])]
+    found += ["%s is in the survey twice" % name for name in twice([one["name"] for one in asked])]
     for one in asked:
         option = options.get(one["name"])
         if option is None:
-            found.append("run_options.%s has no %s to ask for" % (stem(job["playbook"]), one["name"]))
+            found.append("run_options.%s has no option %s" % (stem(job["playbook"]), one["name"]))
             continue
         if not ("choices" in option or "pattern" in option):
             found.append("%s would take anything: run_options gives neither choices nor a pattern" % one["name"])
         elif "choices" in option and one.get("default", choices_of(option)[0]) not in choices_of(option):
             found.append("%s=%s is none of: %s" % (one["name"], one["default"], ", ".join(choices_of(option))))
         if one["name"] in (job.get("variables") or {}):
-            found.append("%s is given and asked for" % one["name"])
+            found.append("%s is given and in the survey" % one["name"])
         found += ["%s has no question in %s" % (one["name"], word) for word in ("en", "ja") if not one.get(word)]
     return ["job %s: %s" % (job["name"], sentence) for sentence in found]
 
@@ -336,7 +336,7 @@ def workflow_problems(params, workflow):
     names = [node["job"] for node in workflow["nodes"] if node.get("job")]
     found += ["there is no job %s" % name for name in names if name not in jobs]
     asked = questions_of(params, workflow)
-    found += ["no node asks for %s" % name for name in workflow.get("survey") or [] if name not in asked]
+    found += ["no node needs %s" % name for name in workflow.get("survey") or [] if name not in asked]
     behind = {name: [one for link in LINKS for one in node.get(link) or []] for name, node in nodes.items()}
     found += ["there is no node %s" % one for names in behind.values() for one in names if one not in nodes]
     # What names none that is left is taken away, until nothing is left or everything names something.
@@ -356,7 +356,7 @@ def schedule_problems(params, wish):
     found += unanswered(jobs.get(wish.get("job")), wish.get("values") or {})
     surveyed = {workflow["name"] for workflow in params["workflows"] if workflow.get("survey")}
     if wish.get("workflow") in surveyed:
-        found.append("workflow %s has a survey that nobody answers" % wish["workflow"])
+        found.append("workflow %s has a survey without a question" % wish["workflow"])
     return ["schedule %s: %s" % (wish["name"], sentence) for sentence in found]
 
 
@@ -365,10 +365,10 @@ def unanswered(job, values, survey=()):
 
     A workflow hands the responses of its own survey to each of its jobs."""
     if job is None:
-        return ["it has values and no job that asks for them"] if values else []
+        return ["it has values and no job that needs them"] if values else []
     asked = [one["name"] for one in job.get("survey") or []]
     return ["%s is not answered" % name for name in asked if name not in values and name not in survey] + [
-        "%s is not asked for by job %s, so AWX would leave it out" % (name, job["name"])
+        "%s is not in the survey of job %s, so AWX would leave it out" % (name, job["name"])
         for name in values
         if name not in asked
     ]
@@ -423,7 +423,7 @@ def problems(params, is_there):
 
 
 def given(params):
-    """[{title, playbook, values}]: what jobs, schedules and nodes say in somebody's place."""
+    """[{title, playbook, values}]: the values that jobs, schedules and nodes set."""
     jobs, found = {job["name"]: job for job in params["jobs"]}, []
     for job in params["jobs"]:
         found.append(("job %s" % job["name"], job, job.get("variables")))

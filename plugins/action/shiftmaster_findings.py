@@ -1,4 +1,4 @@
-"""Action `shiftmaster_findings`: says what the evidence of all hosts means, and writes it down.
+"""Action `shiftmaster_findings`: evaluates the evidence of all hosts and writes the report.
 
 Evaluates every rule against the evidence that module shiftmaster_diagnose has collected on each host, and puts the
 findings in order over all hosts, causes before effects. A host without evidence is a finding. Options:

@@ -1,4 +1,4 @@
-"""Action `shiftmaster_health_report`: makes one report of the health of all hosts, and says whom to notify. Options:
+"""Action `shiftmaster_health_report`: reports the health of all hosts and selects notifications. Options:
 
     results             [{host, result}]: what the task with module shiftmaster_health has registered on each host
     language            of the report: en, ja

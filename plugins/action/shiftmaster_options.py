@@ -1,4 +1,4 @@
-"""Action `shiftmaster_options`: refuses what nobody can mean among the values that people type with a run.
+"""Action `shiftmaster_options`: rejects invalid values of a run's options.
 
 Runs on the controller only, so a bad value is refused before a host is queried. Options:
 
@@ -7,7 +7,7 @@ Runs on the controller only, so a bad value is refused before a host is queried.
     problems  what else is wrong with the run's variables, as sentences
     playbook  its name: an option without or with that prefix (fail_on for diagnose_fail_on) is rejected
 
-Fails with one sentence for each value that is refused. A value that is absent is not judged, an empty one only where
+Fails with one sentence for each rejected value. An absent value is not validated, an empty one only where
 the option is needed.
 """
 
@@ -67,9 +67,7 @@ def refusals(options, values):
     for name in options:
         if name in values and text_of(values[name]).strip() == "":
             if options[name].get("needed"):
-                found.append(
-                    "%s is empty: leave it out, or say one of: %s" % (name, ", ".join(options[name]["choices"]))
-                )
+                found.append("%s is empty: omit it, or use one of: %s" % (name, ", ".join(options[name]["choices"])))
         elif name in values:
             found.append(refusal(name, options[name], values[name]))
     return [sentence for sentence in found if sentence]
@@ -101,7 +99,7 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         options, values = self._task.args["options"], self._task.args.get("values")
         if values is None:
-            # What is not asked for is not templated: a run's variables hold secrets.
+            # A value that is not used is not templated: a run's variables hold secrets.
             values = {name: self._templar.template(task_vars[name]) for name in options if name in task_vars}
             problems = misnamed(options, load_extra_vars(self._loader), self._task.args["playbook"])
         else:

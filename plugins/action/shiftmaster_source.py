@@ -8,7 +8,7 @@ tree has a name of git's own, a path twice, or a symbolic link that leads out of
 
     repository         address or path, as `git fetch` takes it, also of a `git bundle`; may belong to another user
     version            a tag, a branch or a commit (7 digits or more), looked up in this order; refs/tags/x and
-                       refs/heads/x say which of the two
+                       refs/heads/x name one of the two
     published          whether a commit is rejected that no branch or tag leads to: for a version that another host has
                        named, since many servers of git have everybody's commits (pull requests) under their address
     cache_dir          mirrors and archives; each repository has a directory of its own in it
@@ -75,7 +75,7 @@ ARGUMENTS = {
     "requirements_file": {"type": "str", "default": "requirements.txt"},
     "timeout_seconds": {"type": "int", "default": 300},
 }
-# Sentences of git that say nothing next to the line before them.
+# Sentences of git that add nothing to the line before them.
 FILLER = (
     "please make sure you have the correct access rights",
     "and the repository exists",
@@ -84,7 +84,7 @@ FILLER = (
     "early eof",
 )
 HINTS = (
-    ("terminal prompts disabled", "it asks for a user name and a password; give them in the address"),
+    ("terminal prompts disabled", "it requires a user name and a password; give them in the address"),
     ("authentication failed", "the user name or the token is wrong or has expired"),
     ("host key verification failed", "connect to the host once by hand, as this user, to accept its key"),
     ("permission denied (publickey", "this user's ssh key is not known there"),
@@ -121,7 +121,7 @@ class Address:
         if not text.strip() or text.startswith("-") or re.search(r"[\x00-\x1f]", text):
             raise SourceError("the repository is neither an address nor a path")  # It may hold a password.
         self.user = self.password = ""
-        self.written = ()  # The secret as it stands in the address, percent signs and all.
+        self.written = ()  # The secret as in the address, percent-encoded.
         self.path = None  # Of a repository on this machine.
         self.url = text
         if "://" in text:
@@ -176,7 +176,7 @@ def reason(stderr):
 
 
 def environment(address, base, protected=""):
-    """Return git's environment. protected is a configuration file that stands in for the user's global one."""
+    """Return git's environment. protected is a configuration file that replaces the user's global one."""
     env = {name: value for name, value in base.items() if name not in FOREIGN}
     settings = [
         ("remote.origin.url", address.url),
@@ -226,8 +226,8 @@ def environment(address, base, protected=""):
 def protected_configuration(path, base):
     """Return a git configuration that trusts one repository on this machine, whoever owns it.
 
-    The repository was named by the operator. Git believes safe.directory from a file only, once it starts its
-    upload-pack; so a file stands in for the user's own, which it includes.
+    The repository was named by the operator. Git reads safe.directory from a file only, once it starts its
+    upload-pack; so a file replaces the user's own and includes it.
     """
     home = base.get("HOME") or os.path.expanduser("~")
     own = (
@@ -469,11 +469,11 @@ class Mirror:
                 self.git.run("ls-remote", "--quiet", "origin", "HEAD")
             except Failed as second:
                 raise SourceError("the repository %s cannot be read: %s" % (self.address.url, second))
-            raise Damaged(str(error))  # The repository answers, so it is our copy.
+            raise Damaged(str(error))  # The repository responds, so the local copy is damaged.
         return self.listing() != before
 
     def fetch_commit(self, revision):
-        """Ask for a commit that no branch or tag leads to; many servers give it."""
+        """Request a commit that no branch or tag leads to; many servers give it."""
         with contextlib.suppress(Failed):
             self.git.run("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "origin", revision)
 
@@ -549,7 +549,7 @@ class Mirror:
         return [int(line) for line in self.git.run("cat-file", "--batch-check=%(objectsize)", stdin=asked).split()]
 
     def pack(self, revision, exclude):
-        """Return (path, sha256) of the archive; one that is there and whole is used again."""
+        """Return (path, sha256) of the archive; an existing complete one is used again."""
         key = hashlib.sha256("\0".join(exclude).encode()).hexdigest()[:8]
         path = os.path.join(self.archives, "%s-%s.tar" % (revision, key))
         digest = _sha256(path)
@@ -603,7 +603,7 @@ def refuse_hostile_paths(version, entries, targets):
 
 
 def leaves(path, targets):
-    """Tell whether a symbolic link leads out of the tree, by way of other links too; or nowhere, in a circle."""
+    """Return whether a symbolic link leads out of the tree, by way of other links too; or nowhere, in a circle."""
     here, left, links = path.split("/")[:-1], targets[path].split("/"), 0
     if targets[path].startswith("/"):
         return True
@@ -628,7 +628,7 @@ def leaves(path, targets):
 
 
 def hashed(mirror, entries, path):
-    """Tell whether a requirements file, or one that it names, has hashes; pip then asks for one of each package."""
+    """Return whether a requirements file, or one that it names, has hashes; pip then requires one for each package."""
     left, seen = {path}, set()
     # Each may name the next one twice, and a chain of them may be long.
     while left and len(seen) < REQUIREMENTS_FILES:
@@ -648,7 +648,7 @@ def pathspec(exclude):
 
 
 def _ssh(git):
-    """Return the variable that keeps ssh from asking questions. Its check of the host's key stays as it is set."""
+    """Return the variable that makes ssh non-interactive. Its check of the host's key stays as it is set."""
     if "GIT_SSH" in git.env and "GIT_SSH_COMMAND" not in git.env:
         return {}
     command = git.env.get("GIT_SSH_COMMAND")

@@ -2,7 +2,7 @@
 
 Runs on the controller only. Options:
 
-    roles       names of roles, whose meta/argument_specs.yml say what is expected and whose defaults fill in
+    roles       names of roles, whose meta/argument_specs.yml define the types and whose defaults fill in
     roles_here  those of them whose values are checked, too (all)
     known       names that begin like a role's and are no role's option; those of group_vars/all, next to the roles, are
                 known without it

@@ -150,7 +150,7 @@ def has_hashes(lines):
 def refuse_hostile_options(lines, environment):
     """Reject what would make pip read files of this machine, run a package's code, or send its environment elsewhere.
 
-    pip takes options at any place of a line, behind a requirement too.
+    pip takes options at any place of a line, after a requirement too.
     """
     for line in lines:
         words = line.split()
@@ -163,7 +163,7 @@ def refuse_hostile_options(lines, environment):
                 )
         for name in re.findall(r"\$\{([A-Z0-9_]+)\}", line):
             if name not in environment:
-                raise WheelsError("the requirements ask for the controller's variable %s" % name)
+                raise WheelsError("the requirements read the controller's variable %s" % name)
 
 
 def of_archive(archive, requirements_file):
@@ -192,7 +192,7 @@ def of_archive(archive, requirements_file):
 # --------------------------------------------------------------------------------------------------------- the host's
 
 
-# A host says of its interpreter what pip is queried with.
+# A host reports the values of its interpreter for pip.
 PLAUSIBLE = {"machine": r"[a-z0-9_]{1,20}", "glibc": r"(\d{1,2}\.\d{1,3})?", "abi": r"\w{1,30}"}
 
 
@@ -327,7 +327,7 @@ class Pip:
 
     def absent(self, missing):
         place = "the directory %s of the controller" % self.params["directory"] if self.offline else "pip's index"
-        text = "%s has no wheel that serves %s of: %s" % (
+        text = "%s has no wheel for %s of: %s" % (
             place,
             called(self.params["interpreter"]),
             ", ".join(missing),
@@ -356,7 +356,7 @@ def sha256(path):
 
 
 def listing(directory):
-    """Return what tells one content of a directory from another, without reading it."""
+    """Return a fingerprint of a directory's content, without reading it."""
     try:
         names = sorted(name for name in os.listdir(directory) if name.endswith(".whl"))
     except OSError as error:
@@ -457,7 +457,7 @@ def collect(params, root, directory, requirements, constraints, deadline):
 
 
 def collect_extra(pip, extra):
-    """As on the host, what the application's own requirements have brought serves the extra ones, where it can."""
+    """As on the host, packages of the application's own requirements satisfy the extra ones, where it can."""
     held = []
     for name in os.listdir(pip.found):
         package, version = name.split("-")[:2]

@@ -8,7 +8,7 @@ short_description: Load Jinja's filters and tests once for a run
 description:
   - Ansible starts a process for each task on each host. Each of them that meets the first filter loads all files of
     filters and tests again, which takes longer than most tasks of a run that changes nothing.
-  - Loaded before the first task, all these processes find them there. It says and changes nothing.
+  - Loaded before the first task, all these processes find them there. It prints and changes nothing.
 """
 
 

@@ -220,7 +220,7 @@ def lines_of(text) -> list[str]:
 
 
 def message_lines(result: dict) -> list[str]:
-    """What a failed result says, at most once; a loop's failed items one after the other."""
+    """The messages of a failed result, each once; a loop's failed items one after the other."""
     if "censored" in result:
         return []
     failed = [item for item in result.get("results") or [] if isinstance(item, dict) and item.get("failed")]
@@ -256,7 +256,7 @@ def after_failure(task) -> bool:
 
 
 class Log:
-    """Stands in for Ansible's display in the default callback: what that one shows goes to a file."""
+    """Replaces Ansible's display in the default callback: its output goes to a file."""
 
     verbosity = 0
 
@@ -298,7 +298,7 @@ class Log:
         self._warning(warning, "DEPRECATION WARNING")
 
     def _error(self, error, stderr=False):
-        """Left out: the result says it, too, and this one has the messages of a loop's items in spite of no_log."""
+        """Left out: the result contains it, too, and this one has messages of a loop's items in spite of no_log."""
 
 
 class Screen:
@@ -338,7 +338,7 @@ class Screen:
                 self.live.update(Text(self.progress(), style="dim", no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def hide(self) -> None:
-        """The terminal is the task's: it asks a question."""
+        """The task uses the terminal for a question."""
         if self.live:
             with self.display._lock:
                 self.live.stop()
@@ -531,7 +531,7 @@ class CallbackModule(Default):
                 items = result.result.get("results") or [result.result]
                 for item in items:
                     lines = text_lines(item["msg"]) if not item.get("skipped") and "msg" in item else []
-                    # What several hosts say alike is shown once.
+                    # Equal messages of several hosts are shown once.
                     if self.phase and lines != self.phase["messages"][-len(lines) :]:
                         self.phase["messages"] += lines
         super().v2_runner_on_ok(result)

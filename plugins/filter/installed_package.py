@@ -12,7 +12,7 @@ def installed_package(package, lines):
     the package and installed (version, empty where it is not there), held, and missing: whether it has to be
     installed, also where a killed run left it half installed.
     """
-    # A package that dpkg has only heard of has no version.
+    # A package that dpkg only knows by name has no version.
     known = {name: rest for name, *rest in (line.split() for line in lines if line.strip())}
     want, status, *version = known.get(package["name"], ["-", "not-installed"])
     installed = version[0] if version and status not in ("not-installed", "config-files") else ""

@@ -13,7 +13,7 @@ def mask_problems(masks):
     """Return what is wrong with masks of personal data (group_vars/all/masking.yml), a sentence each.
 
     A mask runs in each process of the application and in Logstash, on every line. One that means something else there,
-    or that can be led to run for ever, is told before anything changes.
+    or that can be led to run for ever, is reported before anything changes.
     """
     if not isinstance(masks, list):
         return ["masks are a list, not %r" % (masks,)]
@@ -46,7 +46,7 @@ def problems_of(pattern, replace):
         found.append("%s has another backslash than \\1 in what replaces it" % pattern)
     if "${" in text:
         found.append("%s or what replaces it has ${, which Logstash takes for a variable" % pattern)
-    # What stands outside of classes, and is not behind a backslash.
+    # Text outside of classes that does not follow a backslash.
     bare = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "", pattern)
     if "^" in bare or "$" in bare or re.search(r"\\[ZN]|\[\[:|&&", pattern):
         found.append("%s has ^, $ or another form that means one thing to Python and another to Logstash" % pattern)
@@ -73,10 +73,10 @@ def problems_of(pattern, replace):
 
 
 class Endless(Exception):
-    """A repetition without an end, behind which something can fail."""
+    """An unlimited repetition that is followed by something that can fail."""
 
     def __init__(self):
-        super().__init__("a repetition without an end has something behind it")
+        super().__init__("an unlimited repetition is followed by more")
 
 
 class Unknown(Exception):
@@ -132,7 +132,7 @@ def _item(code, value, rest, flags):
     inner = list(inner)
     one_class = len(inner) == 1 and str(inner[0][0]) in ("LITERAL", "NOT_LITERAL", "IN", "ANY")
     if high == parser.MAXREPEAT:
-        # It takes what it can and is never asked to give back; what it took is not looked at again.
+        # It is possessive: matched text is not considered again.
         if not (one_class and not rest):
             raise Endless
         return 1, 1
@@ -176,7 +176,7 @@ def _first(items, flags):
     for code, value in items:
         name = str(code)
         if name in LOOKS or name == "AT":
-            # It may fail, so that what stands before it is asked to give back.
+            # It may fail, so that the part before it has to backtrack.
             return found | set(ALPHABET), False
         if name == "SUBPATTERN":
             more, empty = _first(list(value[3]), flags | value[1])

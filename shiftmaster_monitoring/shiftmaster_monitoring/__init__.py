@@ -4,8 +4,8 @@ In a settings module of yours that imports the application's:
 
     MIDDLEWARE = ["shiftmaster_monitoring.middleware.HealthMiddleware", *MIDDLEWARE]
 
-`/health/` returns 200 or 503 (does the database answer?) to everybody. `/health/deep/` tells about database, cache,
-broker, worker and migrations, but to callers of the same host or with the token only; others get what `/health/` says.
+`/health/` returns 200 or 503 (does the database respond?) to everybody. `/health/deep/` covers database, cache,
+broker, worker and migrations, but to callers of the same host or with the token only; others get that of `/health/`.
 
 attach.py switches the metrics on. `/metrics` has those of all processes of the host, for the same callers; others get
 404. Requests, queries and tasks are counted on top of django-prometheus, slow requests logged, users and sessions

@@ -1,4 +1,4 @@
-"""django-prometheus' middleware for behind all others, which never fails a request here.
+"""django-prometheus' middleware, after all others, which never fails a request here.
 
 The one for before all others is part of MetricsMiddleware: it counts in the same metrics, without a layer of its own.
 """
@@ -22,7 +22,7 @@ except Exception as error:  # Not there, or it does not fit this Django.
 
 
 def _contained(original):
-    """Return one of its methods that only says what goes wrong, and leaves out what nobody has asked for."""
+    """Return one of its methods that only logs errors, and leaves out optional metrics."""
 
     @functools.wraps(original)
     def method(self, request, *arguments, **more):

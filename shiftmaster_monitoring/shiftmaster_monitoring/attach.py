@@ -40,7 +40,7 @@ def finish(settings: dict) -> None:
 
 
 def logs(settings: dict) -> None:
-    """Let the log be written by logs.py, and carry the request id; behind finish() where both are used."""
+    """Let the log be written by logs.py, and carry the request id; after finish() where both are used."""
     names = [name for name in settings.get("MIDDLEWARE") or () if name != CONTEXT]
     place = names.index(HEALTH) + 1 if HEALTH in names else 0
     settings["MIDDLEWARE"] = [*names[:place], CONTEXT, *names[place:]]
@@ -50,7 +50,7 @@ def logs(settings: dict) -> None:
         if given != CONFIGURE:
             settings["SHIFTMASTER_LOG_CONFIGURED_BY"] = given
         settings["LOGGING_CONFIG"] = CONFIGURE
-        # Django asks nobody where there is nothing to configure.
+        # Django calls no hook where there is nothing to configure.
         settings["LOGGING"] = settings.get("LOGGING") or {"version": 1, "disable_existing_loggers": False}
     _install(settings)
 

@@ -1,6 +1,6 @@
 """Who has logged in and out, who has failed to, and whose rights were changed: a log of its own, kept for years.
 
-People are called by their pseudonym. It needs a key that stays: `python -m shiftmaster_monitoring.pseudonym 42` says,
+People are called by their pseudonym. It needs a key that stays: `python -m shiftmaster_monitoring.pseudonym 42` prints,
 on the host and with the application's environment, what the log calls the user with that number.
 """
 
@@ -141,7 +141,7 @@ def _deleted(sender=None, instance=None, **_more) -> None:
 
 
 def _group_deleted(sender=None, instance=None, **_more) -> None:
-    """Its members lose what it gave them, of which Django tells nobody."""
+    """Its members lose what it gave them, without a signal of Django."""
     write("rights-changed", "iam", user=_who(), what="group %s deleted" % instance)
 
 
@@ -157,7 +157,7 @@ def _rights(sender=None, instance=None, action="", reverse=False, model=None, pk
             else:
                 for key in sorted(pk_set or ()):
                     write("rights-changed", "iam", user=_who(), target=key, what="%s %s" % (verb, instance))
-            if pk_set is None:  # Whom it was taken from Django does not say.
+            if pk_set is None:  # Django does not name the users who lost it.
                 write("rights-changed", "iam", user=_who(), what="%s: %s" % (instance, verb))
             return
         names = sorted(str(found) for found in model._default_manager.filter(pk__in=pk_set or ()))

@@ -16,7 +16,7 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from . import conf, trouble
 
 HEADER = "shiftmaster_request_id"
-# What may stand in a comment of SQL; anything else that a client sends is replaced.
+# Characters that may be in a comment of SQL; anything else that a client sends is replaced.
 _ID = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
 _current = contextvars.ContextVar("shiftmaster_request", default=None)
 
@@ -41,7 +41,7 @@ def valid(request_id) -> bool:
 
 
 class RequestContext:
-    """A middleware; behind HealthMiddleware, and before all others."""
+    """A middleware; after HealthMiddleware, and before all others."""
 
     sync_capable = True
     async_capable = True
@@ -71,7 +71,7 @@ class RequestContext:
     def origin(self, request) -> Origin:
         given = request.META.get("HTTP_X_REQUEST_ID")
         found = Origin(given if valid(given) else uuid.uuid4().hex, request)
-        # Django reports answers such as 404 when all middlewares have ended, and names the request.
+        # Django reports responses such as 404 when all middlewares have ended, and names the request.
         request.shiftmaster_origin = found
         return found
 

@@ -1,4 +1,4 @@
-"""What the deep endpoint asks. A check takes its time limit in seconds, and returns more to tell (a dict, or None).
+"""The checks of the deep endpoint. A check takes its time limit in seconds, and returns more data (a dict, or None).
 
 It raises Skipped where there is nothing to check, and anything else where something is wrong.
 """
@@ -24,7 +24,7 @@ class Skipped(Exception):
 
 
 class Unhealthy(Exception):
-    """A part answers, but not as it must; str() holds no secrets. more is told next to it."""
+    """A part responds, but not as it must; str() holds no secrets. more is reported next to it."""
 
     def __init__(self, message: str, **more):
         super().__init__(message)
@@ -139,7 +139,7 @@ def worker(limit: float):
         # limit=1: the first worker's response is enough, nobody waits for the rest.
         answers = application.control.ping(timeout=limit / 2, limit=1, connection=connection)
     if not answers:
-        raise Unhealthy("no worker answered")
+        raise Unhealthy("no worker responded")
     return {"worker": next(iter(answers[0]))}
 
 
@@ -166,7 +166,7 @@ _ADDRESS_PASSWORD = re.compile(r"://[^@/\s]*@")
 
 def describe(error: BaseException) -> str:
     """Return an error's class and a short text on one line without secrets."""
-    # psycopg lists every address that it tried; the first says enough.
+    # psycopg lists every address that it tried; the first is enough.
     text = " ".join(str(error).split()).split(" Multiple connection attempts failed")[0]
     for secret in _secrets():
         text = text.replace(secret, "***")

@@ -4,11 +4,11 @@ SHIFTMASTER_HEALTH_PATH         "/health/"; None leaves the path to the applicat
 SHIFTMASTER_HEALTH_DEEP_PATH    "/health/deep/"; None leaves the path to the application
 SHIFTMASTER_HEALTH_CHECKS       the checks of the deep endpoint, in order; a site may name its own by dotted path
 SHIFTMASTER_HEALTH_TIMEOUTS     seconds by check, {"worker": 8.0}; 5.0 for those not named
-SHIFTMASTER_HEALTH_DATABASE     "default"; alias of the database to ask
-SHIFTMASTER_HEALTH_CACHE        "default"; alias of the cache to ask
+SHIFTMASTER_HEALTH_DATABASE     "default"; alias of the database to query
+SHIFTMASTER_HEALTH_CACHE        "default"; alias of the cache to query
 SHIFTMASTER_HEALTH_TOKEN        (or environment) lets a caller of another host see the details; unset: nobody
 SHIFTMASTER_HEALTH_BROKER_URL   the broker's address where neither CELERY_BROKER_URL (settings, environment) nor the
-                                Celery application says it
+                                Celery application names it
 SHIFTMASTER_CELERY_APPLICATION  (or environment) "package.module:name" or "package", as celery -A takes it; by default
                                 the application that Celery calls current
 SHIFTMASTER_HEALTH_DEFERRED_MIGRATIONS

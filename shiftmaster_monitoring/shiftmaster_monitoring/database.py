@@ -1,6 +1,6 @@
 """Queries, counted in django-prometheus' metrics of databases, but not by its engines.
 
-Those would have to stand in DATABASES in place of the application's, make a class for each cursor, and look each series
+Those would have to be in DATABASES in place of the application's, make a class for each cursor, and look each series
 up for each query. Here every connection, whatever its engine, gets a wrapper of Django's own kind when it is made.
 """
 

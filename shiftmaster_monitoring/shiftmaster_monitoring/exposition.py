@@ -1,4 +1,4 @@
-"""What a scrape gets: the metrics of all processes of this host, and what is only looked at when somebody asks."""
+"""The content of a scrape: the metrics of all processes of this host, and values that are collected at the scrape."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Shared:
 
     @staticmethod
     def _gauges(families, gauges, texts):
-        """Those of living processes alone, one series or one for each process as the metric says."""
+        """Those of living processes alone, one series or one for each process as the metric defines."""
         joined = {}
         for pid, key, value, at in gauges:
             _typ, mode, name, sample, labels = _parse(key)
@@ -124,7 +124,7 @@ class Looked:
                 windows = found["people"].get("windows") or people.active()
                 yield _gauge(
                     "shiftmaster_active_users",
-                    "Distinct users who have asked for something lately; the same on all hosts that share a cache.",
+                    "Distinct users with a recent request; the same on all hosts that share a cache.",
                     {(window,): count for window, count in windows.items()},
                     ("window",),
                 )
@@ -200,7 +200,7 @@ class Exposition:
         self._looked = Looked()
 
     def text(self, warming: bool = False) -> bytes:
-        """Return everything in Prometheus' text format. What cannot be had is left out, and said once.
+        """Return everything in Prometheus' text format. Unavailable values are left out, and logged once.
 
         warming: nobody waits for it; what takes too long is loaded further meanwhile, and not worth a word.
         """

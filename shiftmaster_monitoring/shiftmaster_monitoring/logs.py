@@ -113,7 +113,7 @@ class EcsFormatter(logging.Formatter):
         return "%s.%03dZ" % (self._seconds[1], int((created - seconds) * 1000))
 
     def _masked(self, text: str, limit: int) -> str:
-        # A traceback says at its end what has happened, a message at its beginning. Cut before it is masked: that is
+        # The cause is at the end of a traceback, and at the beginning of a message. Cut before it is masked: that is
         # what bounds the cost.
         if len(text) <= limit:
             return self._masks(text)
@@ -149,7 +149,7 @@ class EcsFormatter(logging.Formatter):
         }
 
     def _extras(self, record) -> dict:
-        """Return what the application has said by `extra`, where it is simple, as one label.
+        """Return the application's simple fields of `extra` as one label.
 
         A label for each would be a field for each name that somebody invents; and what a pattern knows may be the name.
         """
@@ -181,7 +181,7 @@ def _without_empty(found: dict) -> dict:
 
 
 class Appender(logging.handlers.WatchedFileHandler):
-    """Appends each event by one write. What cannot be written goes to standard error, and is said once."""
+    """Appends each event by one write. Failed events go to standard error; the error is logged once."""
 
     def __init__(self, path: str):
         super().__init__(path, delay=True)
@@ -218,7 +218,7 @@ class Appender(logging.handlers.WatchedFileHandler):
 
 
 def formatter(dataset: str = "shiftmaster.app"):
-    """Return what the settings ask for: the guide's lines or JSON."""
+    """Return the form that the settings select: the guide's lines or JSON."""
     masks = Masks(conf.get("SHIFTMASTER_LOG_MASKS") or ())
     return EcsFormatter(masks, dataset) if conf.get("SHIFTMASTER_LOG_FORMAT") == "ecs" else PlainFormatter(masks)
 
@@ -283,7 +283,7 @@ def of_own_setup(logfile=None, **_more) -> None:
 
 
 def behind_own_setup(**_more) -> None:
-    """Come behind the application's own receiver; with no other, Celery would set no log up."""
+    """Connect after the application's own receiver; with no other, Celery would set no log up."""
     from celery import signals
 
     if signals.setup_logging.receivers:

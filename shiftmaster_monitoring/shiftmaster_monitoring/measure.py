@@ -1,6 +1,6 @@
-"""Measures each request, and answers the scrape of metrics.
+"""Measures each request, and serves the scrape of metrics.
 
-Behind HealthMiddleware where there is one, and before everything else of the application. It also does what
+After HealthMiddleware where there is one, and before everything else of the application. It also does what
 django-prometheus' PrometheusBeforeMiddleware does.
 """
 
@@ -52,7 +52,7 @@ class MetricsMiddleware:
                 sync_to_async(self.answer, thread_sensitive=False)(request) if self.is_async else self.answer(request)
             )
         if conf.WARMING in request.META:
-            # A process asks itself before people do; its first answers are slow and tell nothing.
+            # A process sends itself requests before users do; its first responses are slow and not representative.
             return self.get_response(request)
         if self.before is not None:
             self.before.requests_total.inc()
@@ -70,7 +70,7 @@ class MetricsMiddleware:
         return response
 
     def note(self, request, response, seconds: float) -> None:
-        """Count one answered request. Raises nothing."""
+        """Count one completed request. Raises nothing."""
         try:
             match = getattr(request, "resolver_match", None)
             route = "/" + match.route if match is not None else UNRESOLVED

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Histogram
 
-# 0.2, 0.5, 1 and 2 are limits that somebody asks about; around them it is fine enough to say how far away they are.
+# 0.2, 0.5, 1 and 2 are limits of alerts; around them it is fine enough to show the distance.
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 MINUTES = (60, 300, 900, 1800, 3600, 2 * 3600, 4 * 3600, 8 * 3600, 12 * 3600, 24 * 3600)
 TASK_SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 
 requests = Histogram(
     "django_request_duration_seconds",
-    "How long requests took, from the first middleware to the answer, by the route that matched.",
+    "How long requests took, from the first middleware to the response, by the route that matched.",
     ["route", "method"],
     buckets=SECONDS,
 )

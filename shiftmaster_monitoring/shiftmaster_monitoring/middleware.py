@@ -1,4 +1,4 @@
-"""Answers the two health paths before anything else of the application sees the request.
+"""Serves the two health paths before anything else of the application sees the request.
 
 So neither ALLOWED_HOSTS nor a redirect to HTTPS nor a session touches them.
 """
@@ -16,7 +16,7 @@ from django.http import HttpResponse, JsonResponse
 from . import checks, conf
 from .runner import Runner
 
-# What strangers ask is answered from a result so old at most, so that they cannot keep the database busy.
+# Requests of unknown clients get a result of this age at most, so that they cannot keep the database busy.
 LIGHT_CACHE_SECONDS = 2.0
 
 
@@ -57,7 +57,7 @@ class HealthMiddleware:
         return response
 
     def light(self, request) -> HttpResponse:
-        """Does the database answer?"""
+        """Does the database respond?"""
         status = self._database() if trusted(request) else self._database_for_strangers()
         return JsonResponse({"status": status}, status=200 if status == "healthy" else 503)
 
@@ -101,7 +101,7 @@ def _names(request, parameter: str) -> list:
 
 
 def trusted(request) -> bool:
-    """Tell whether a caller may see details: one with the token, or one of this host.
+    """Return whether a caller may see details: one with the token, or one of this host.
 
     A request over a unix socket has no address of its own. Whoever came through a proxy is evaluated by every address
     that the proxies wrote down, so the reverse proxy must set X-Forwarded-For or X-Real-IP (ours does).

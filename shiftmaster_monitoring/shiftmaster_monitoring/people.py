@@ -1,7 +1,7 @@
 """Who works with the application, without a name: active users and how long sessions last.
 
 In the shared directory each user and each session is an empty file that is called by a keyed hash, so that all
-processes know the same ones and nothing personal is written down. A user's file was changed when the user last asked
+processes know the same ones and nothing personal is written down. A user's file was changed at the user's last request
 for something. A session's was also read, once, when the session began: its two times are its begin and its last
 request.
 
@@ -9,8 +9,8 @@ A session ends when its user logs out, or with its last request before SHIFTMAST
 Django itself notices no expiry. Nothing is read of a session that the application has not read itself: no query is
 made, and no response varies by cookie that would not.
 
-Several hosts that share a cache tell each other whom they have seen, so that a user who comes to two of them counts
-once; all of them then say the same, the number of the installation.
+Several hosts that share a cache exchange the users that they have seen, so that a user who comes to two of them counts
+once; all of them then report the same, the number of the installation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from . import conf, metrics, shared, trouble
 WINDOWS = {"5m": 300, "1h": 3600}
 # A request of somebody who was seen so lately writes nothing.
 TOUCH_SECONDS = 20.0
-# How often hosts tell each other.
+# Interval of the exchange.
 FLEET_SECONDS = 15.0
 MAX_FILES = 20000
 _MAX_KNOWN = 10000
@@ -52,7 +52,7 @@ def _session(request):
 
 
 def seen(request) -> None:
-    """Note that a logged in user has asked for something."""
+    """Record a request of a logged in user."""
     found = _session(request)
     if found is None or shared.directory() is None:
         return

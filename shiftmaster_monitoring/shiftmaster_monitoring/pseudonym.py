@@ -1,7 +1,7 @@
-"""Says what the logs call users: python -m shiftmaster_monitoring.pseudonym NUMBER...
+"""Prints the pseudonyms of users in the logs: python -m shiftmaster_monitoring.pseudonym NUMBER...
 
 It needs the application's environment. The number is the user's primary key. A name that somebody has typed in vain is
-asked for as name:NAME.
+requested as name:NAME.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ class Store:
             self._reserve(self.size * 2)
         self.memory[self.used : self.used + len(entry)] = entry
         self.positions[key] = self.used + len(entry) - _PAIR.size
-        # Last: whoever reads goes as far as this says.
+        # Last: readers stop at this position.
         self._use(self.used + len(entry))
 
     def look(self) -> None:
@@ -180,7 +180,7 @@ store = Store()
 
 
 class SharedValue:
-    """What prometheus_client keeps a number in; it is told so by install(). No call raises anything."""
+    """What prometheus_client keeps a number in; install() sets it. No call raises anything."""
 
     _multiprocess = True
 
@@ -287,7 +287,7 @@ class _Layout:
             start = position + _LENGTH.size
             value = start + length + (-(length + _LENGTH.size) % 8)
             if length <= 0 or value + _PAIR.size > used:
-                raise Corrupt("a series ends behind the end of the file")
+                raise Corrupt("a series ends after the end of the file")
             key = data[start : start + length]
             (self.gauges if key.startswith(b'["gauge"') else self.counters).append((key, value))
             position = self.until = value + _PAIR.size
@@ -307,7 +307,7 @@ def _entries(descriptor: int, name: str) -> tuple:
         raise Corrupt("it has become shorter")
     try:
         if not layout.until <= used <= len(data):
-            raise Corrupt("its length is not what it says")
+            raise Corrupt("its length differs from its header")
         layout.read(data, used)
     except (Corrupt, struct.error) as error:
         trouble.say("a file of metrics is damaged, the rest of it counts", error)

@@ -1,6 +1,6 @@
 """The log of slow requests: one JSON object a line, appended by one write, so that processes can share the file.
 
-The file is opened for each line: there are few, and whatever rotates it need not tell anybody.
+The file is opened for each line: there are few, and whatever rotates it needs no signal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Appender(logging.Handler):
-    """Appends each message to a file. What fails is said once, and goes to the application's own log instead."""
+    """Appends each message to a file. Failed ones go to the application's log; the error is logged once."""
 
     def __init__(self, path: str):
         super().__init__()
@@ -73,7 +73,7 @@ def resident_bytes(pid="self") -> int:
 
 
 def remote_address(request) -> str:
-    """Return who asked: what the proxy wrote down, where the request came from a proxy of this host."""
+    """Return the client: the address from the proxy, where the request came from a proxy of this host."""
     address = request.META.get("REMOTE_ADDR") or ""
     if address and not is_loopback(address):
         return address

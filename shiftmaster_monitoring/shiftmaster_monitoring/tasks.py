@@ -15,12 +15,12 @@ except ImportError:
     # Celery imports the module of this name of each application, also where nothing is measured.
     metrics = None
 
-# A deploy proves a new worker by a task in a queue of this name; it is nobody's work.
+# A deploy verifies a new worker by a task in a queue of this name; it does nothing else.
 CANARY = "shiftmaster.canary."
 PUBLISHED = "shiftmaster_published_at"
 OTHER = "(other)"
 STATES = ("SUCCESS", "FAILURE", "RETRY", "REVOKED", "REJECTED", "IGNORED")
-# What a worker's main process says of a task whose process is gone; no process of the pool says anything of it.
+# A worker's main process logs this for a task whose process is gone; no process of the pool logs it.
 _LOST = ("WorkerLostError", "TimeLimitExceeded", "Terminated")
 _MANY = 10000
 _started = {}
@@ -124,7 +124,7 @@ def ready(sender=None, **_more) -> None:
 
 
 def alive(**_more) -> None:
-    """Note that this worker's main process has just told the broker that it lives."""
+    """Note that this worker's main process has just sent its heartbeat to the broker."""
     global _beats
     with trouble.contained("a worker's sign of life cannot be noted"):
         if shared.directory() is None:

@@ -1,4 +1,4 @@
-"""What goes wrong in the measuring is said once and never reaches the application."""
+"""Errors of the measurement are logged once and never reach the application."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def say(what: str, error: BaseException) -> None:
 
 @contextlib.contextmanager
 def contained(what: str):
-    """Run a block whose failure is only said."""
+    """Run a block whose failure is only logged."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The recorded options of awx.awx, and what its modules' own validation would say by them."""
+"""The recorded options of awx.awx, and the validation of its modules by them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TABLE = json.loads((Path(__file__).resolve().parents[1] / "unit/recorded/awx_opt
 
 
 def table_faults(kind, options):
-    """What awx.awx's own validation would say of one object."""
+    """The result of awx.awx's own validation for one object."""
     known, faults = TABLE[kind], []
     kinds = {"str": str, "int": int, "bool": bool, "list": list, "dict": dict, "float": (int, float)}
     for name, value in options.items():

@@ -79,7 +79,7 @@ class Awx:
 
 @pytest.fixture(scope="module")
 def applied(tmp_path_factory):
-    """AWX after a first application, with what that one said."""
+    """AWX after a first application, with its output."""
     awx = Awx(tmp_path_factory.mktemp("awx")).install()
     awx.first = awx.run("-vvv")
     assert awx.first.returncode == 0, awx.first.stdout[-5000:] + awx.first.stderr[-2000:]
@@ -87,7 +87,7 @@ def applied(tmp_path_factory):
 
 
 def test_the_repositorys_own_data_fit_the_recorded_options(applied):
-    """Each call passed the stub, which has the recorded options; here it is said what was called."""
+    """Each call passed the stub, which has the recorded options; the calls are compared here."""
     kinds = [call["kind"] for call in applied.first.calls]
     assert [kind for kind in awx_objects.KINDS if kind not in kinds and not kind.startswith("workflow")] == []
     assert sorted(kinds, key=awx_objects.KINDS.index) == kinds
@@ -233,7 +233,7 @@ def test_a_mail_server_without_a_login_lacks_no_secret(tmp_path):
 
 
 def test_every_template_has_a_survey_or_nothing_to_ask(applied):
-    """Of what a playbook lets people type, a template asks for it, gives it, or leaves the default."""
+    """For each option of a playbook, a template has it in the survey, sets it, or leaves the default."""
     run_options = yaml.safe_load((ROOT / "group_vars/all/options.yml").read_text(encoding="utf-8"))["run_options"]
     for call in applied.first.calls:
         if call["kind"] == "job_template":

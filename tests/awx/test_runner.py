@@ -1,4 +1,4 @@
-"""Jobs as AWX lays them out, started by the ansible-runner that AWX starts them by.
+"""Jobs as AWX prepares them, started by the ansible-runner that AWX starts them by.
 
 A directory for the job; the project in it can only be read; extra variables, environment, passwords and injected files
 are files; the inventory is a script that prints what the project's own one holds; nobody sits at a terminal.
@@ -71,7 +71,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def inventory(project):
-    """What AWX keeps of the project's inventory: it asks ansible-inventory for it."""
+    """AWX's copy of the project's inventory, from ansible-inventory."""
     command = [BIN / "ansible-inventory", "--list", "--export", "-i", "inventory/single/hosts.yml"]
     done = subprocess.run(
         [*command, "--playbook-dir", "inventory/single"], cwd=project, capture_output=True, text=True, check=True
@@ -112,7 +112,7 @@ class Job:
             "PROJECT_REVISION": "0" * 40,
             "MAX_EVENT_RES": "700000",
         }
-        # What AWX tells each job, what the job template gives, and what was chosen in the survey.
+        # Variables of AWX, of the job template, and of the survey.
         self.variables = {
             "awx_job_id": 12,
             "awx_user_name": Unsafe("tanaka"),
@@ -225,7 +225,7 @@ def test_the_vault_is_opened_by_the_password_that_awx_answers(job):
 
 
 def test_injected_files_are_read_and_the_audit_names_the_person(job):
-    """Secrets of credentials come as files; who started the job stands in the place of the container's user."""
+    """Secrets of credentials come as files; the user who started the job replaces the container's user."""
     job.inject("slack", "https://hooks.slack.com/services/T/B/X\n", "SHIFTMASTER_SLACK_URL_FILE")
     job.inject("pagerduty", "0123456789abcdef\n", "SHIFTMASTER_PAGERDUTY_KEY_FILE")
     (job.project / "playbooks/look.yml").write_text(LOOK)

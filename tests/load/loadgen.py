@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A load generator whose count of failed requests can be believed.
+"""A load generator whose count of failed requests is reliable.
 
 One file, standard library only, Python 3.11 or later. It speaks HTTP/1.1 over its own sockets: no retry (except with
 --repeat-unanswered), no hidden second attempt, no redirect that is followed. A failed request is any status but the
@@ -9,7 +9,7 @@ read back, and one that was acknowledged and is not there is a lost write.
     loadgen.py scenario.json --clients 64 --seconds 60 --think-seconds 0.2
     loadgen.py scenario.json --clients 64 --seconds 60 --rate 40 --marks marks.jsonl --results results.jsonl
 
-Without --rate every client asks, waits for the answer, thinks, asks again. With --rate requests are due at fixed
+Without --rate every client sends a request, waits, pauses, and repeats. With --rate requests are due at fixed
 times, whether or not the server is slow, and a latency is counted from the time at which the request was due: a
 server that stands still for a second shows it in every request that had to wait.
 
@@ -24,7 +24,7 @@ The scenario file, all paths relative to the base:
     connect         "127.0.0.1:443", where to connect to instead of the base's host
     verify          whether the certificate is verified (true); ca_file: by which authorities
     headers         sent with every request
-    version         how a response tells the version: {"header": name} or {"pattern": regular expression}
+    version         the version in a response: {"header": name} or {"pattern": regular expression}
     login           page, user_field, password_field, csrf_field, session_cookie, username, password_env, expect
     values          lists for the placeholders of paths and forms (see below)
     requests        a list: name, kind (read, static, write, ...), method, path, form, expect, weight,
@@ -71,7 +71,7 @@ class Failed(Exception):
 
 
 class Unanswered(Failed):
-    """A kept connection was closed before a byte of the answer."""
+    """A kept connection was closed before a byte of the response."""
 
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ def percentile(ordered: list[float], share: float) -> float | None:
 
 
 def metrics(results: list[Result]) -> dict:
-    """Latencies are those of the answered requests; a failure is counted, not averaged away."""
+    """Latencies are those of the completed requests; a failure is counted, not averaged away."""
     good = sorted(result.ms for result in results if result.ok)
     errors: dict[str, int] = {}
     for result in results:
@@ -555,7 +555,7 @@ class Run:
             action = next((a for a in self.actions if a.links), action)
         values = {"link": self.random.choice(list(self.links.values()))} if self.links else {}
         try:
-            # What a read asks for may come again; a write's values are its own.
+            # A read may be repeated; a write's values are its own.
             values |= (
                 self.values.next()
                 if action.form is not None
@@ -605,7 +605,7 @@ class Run:
             )
 
     async def token(self, connection: Connection, session: Session, action: Action, values: dict[str, str]) -> str:
-        """A token for a form: out of its page where the scenario says so, otherwise the cookie's (Django takes it)."""
+        """A token for a form: out of its page where the scenario sets it, otherwise the cookie's (Django takes it)."""
         if not action.csrf_page:
             return session.cookies.get(self.login.get("csrf_cookie", "csrftoken"), "")
         wall, start, error, status = time.time(), time.monotonic(), "", 0
@@ -766,7 +766,7 @@ class Run:
 
     # -- the end ------------------------------------------------------------------------------------------------------
     async def read_back(self) -> dict:
-        """Look for every acknowledged write. Pages are asked for once each, with one second attempt."""
+        """Look for every acknowledged write. Pages are requested once each, with one second attempt."""
         by_path: dict[str, list[tuple[str, str]]] = {}
         for path, pattern, unique in self.acknowledged:
             by_path.setdefault(path, []).append((pattern, unique))
@@ -871,7 +871,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--requests-per-connection", type=int, default=500, help="then a new one (500)")
     parser.add_argument(
         "--repeat-unanswered", action="store_true",
-        help="ask once more, as browsers do, where a kept connection is closed without a response",
+        help="repeat once, as browsers do, where a kept connection is closed without a response",
     )  # fmt: skip
     parser.add_argument("--warmup-seconds", type=float, default=0.0, help="left out of the latencies, not of the count")
     parser.add_argument("--marks", help="file with marks of other processes (JSON lines)")

@@ -1,6 +1,6 @@
 """The pages in a real browser without a network: nothing is queried, nothing complains, nothing is cut off.
 
-scripts/test_pages starts the container and says its name in SHIFTMASTER_BROWSER; with --pictures it writes docs/images.
+scripts/test_pages starts the container and sets its name in SHIFTMASTER_BROWSER; with --pictures it writes docs/images.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def test_pictures_of_the_documents(seen):
             shutil.copy(OUT / f"{page}-{width}.png", directory / name)
     assert {path.name for path in directory.iterdir()} == set(PICTURES)
     for name, (page, width) in PICTURES.items():
-        # Width and height stand behind the signature. Fonts move by a few lines from one Debian to the next.
+        # Width and height follow the signature. Fonts move by a few lines from one Debian to the next.
         now, kept = ((path.read_bytes()[16:24]) for path in (OUT / f"{page}-{width}.png", directory / name))
         assert now[:4] == kept[:4], f"{name}: run scripts/test_pages --pictures"
         heights = [int.from_bytes(size[4:]) for size in (now, kept)]

@@ -3,7 +3,7 @@
 SHIFTMASTER_TEST_DSN     postgresql://user:password@host:port/database of a role that may create databases
 SHIFTMASTER_TEST_PYTHON  an interpreter that has Django and psycopg (by default the one that runs pytest)
 
-Where one of them is missing the tests fail and say so; they are never skipped.
+Where one of them is missing the tests fail and report it; they are never skipped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def dsn():
 
 @pytest.fixture(scope="session")
 def django_venv():
-    """The virtual environment that stands in for a release's own."""
+    """The virtual environment that replaces a release's own."""
     python = os.environ.get("SHIFTMASTER_TEST_PYTHON") or sys.executable
     done = subprocess.run(
         [python, "-c", "import django, psycopg, sys; print(sys.prefix)"], text=True, capture_output=True, timeout=60

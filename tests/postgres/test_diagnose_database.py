@@ -1,4 +1,4 @@
-"""The diagnosis' questions to a real PostgreSQL: all are answered, and what they answer is what was made there."""
+"""The diagnosis' queries on a real PostgreSQL: all return the prepared state."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def asked(env, queries):
 
 
 def test_every_question_is_answered(server):
-    # Three are for superusers, as whom the diagnosis asks.
+    # Three are for superusers, which the diagnosis uses.
     queries = {name: query for name, query in database.QUERIES.items() if name not in ("hba", "server", "settings")}
     found, errors = asked(server, queries)
     assert errors == "" and set(queries) <= set(found)
@@ -136,14 +136,14 @@ def test_a_statement_that_reads_a_whole_table_is_named(server):
         if found or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    # Right behind ANALYZE the statistics may count the rows twice.
+    # Directly after ANALYZE the statistics may count the rows twice.
     assert [(one["table"], one["rows"] >= 40000) for one in found] == [("roster", True)]
     # One that ran a few times (a migration) is long past.
     assert database.scanning(dict(answers, slowest_on_average=[dict(slow[0], calls=9)])) == []
 
 
 def test_nothing_of_use_is_counted(server):
-    """Asking changes no statistics of the application's tables and indexes."""
+    """The queries change no statistics of the application's tables and indexes."""
     question = (
         "--command=SELECT (SELECT sum(seq_scan + coalesce(idx_scan, 0)) FROM pg_stat_user_tables),"
         " (SELECT sum(idx_scan) FROM pg_stat_user_indexes)"
@@ -174,7 +174,7 @@ def test_slow_statements_are_those_that_ran_and_in_their_order(statements):
     run += 5 * ["--command=SELECT pg_sleep(0.12), now()"] + 40 * ["--command=SELECT 7"]
     run += ["--command=CREATE ROLE seeded PASSWORD 'seeded-secret'"]
     assert psql(statements, *run).returncode == 0
-    # What the diagnosis asks is no finding of it.
+    # The diagnosis' own queries are no finding.
     asked(statements, dict(database.QUERIES, **database.STATEMENTS))
     found, errors = asked(statements, database.STATEMENTS)
     assert errors == "" and found["statements_known"]
@@ -182,7 +182,7 @@ def test_slow_statements_are_those_that_ran_and_in_their_order(statements):
     assert [(row["query"], row["calls"]) for row in slowest] == [
         ("SELECT pg_sleep($1)", 1), ("SELECT pg_sleep($1), now()", 5),
     ]  # fmt: skip
-    # No sleep is shorter than it was told to be; this machine may be busy.
+    # No sleep is shorter than requested; this machine may be busy.
     assert 300 <= slowest[0]["mean_ms"] < 10_000 and 120 <= slowest[1]["mean_ms"] < 10_000
     together = found["most_time_together"]
     assert [row["query"] for row in together[:2]] == ["SELECT pg_sleep($1), now()", "SELECT pg_sleep($1)"]
@@ -213,7 +213,7 @@ def test_without_the_extension_nothing_is_claimed_of_statements(server):
 
 
 def settled(read, wanted, seconds=20):
-    """The metrics of tables come a moment behind what made them."""
+    """The metrics of tables appear shortly after the change."""
     deadline = time.monotonic() + seconds
     while (found := read()) != wanted and time.monotonic() < deadline:
         time.sleep(0.3)
@@ -308,7 +308,7 @@ def test_what_a_replica_and_a_slot_keep_is_what_was_written(server):
         psql(server, f"--command=SELECT pg_drop_replication_slot('{slot}')")
 
 
-# --- the application owns its database: nothing that a superuser or login `backup` asks runs its code ---
+# --- the application owns its database: no query of a superuser or of login `backup` runs its code ---
 
 QUERIES = {**upkeep.ACCOUNTS_SQL, "migrations": COUNT_MIGRATIONS}
 TABLES = """

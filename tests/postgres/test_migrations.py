@@ -320,7 +320,7 @@ def test_a_failing_atomic_migration_is_rolled_back_and_those_before_it_stay(site
     failure = details["failure"]
     assert (failure["app"], failure["name"], failure["operation"]["number"]) == ("shifts", "0003_fails", 2)
     assert "no_such_column" in failure["database_message"] and failure["sqlstate"] == "42703"
-    assert not failure["half_applied"] and "rolled back as a whole" in message
+    assert not failure["half_applied"] and "rolled back completely" in message
     assert details["done"] == ["shifts.0001_initial", "shifts.0002_note"] and details["changed"]
     assert site.columns() == {"id", "month", "note"}
 
@@ -479,7 +479,7 @@ def test_an_index_is_built_concurrently_under_the_lock_while_another_run_waits(s
 
 
 def test_an_index_that_a_killed_run_has_built_is_built_again(site):
-    """A run that dies behind it, in a later operation of the same migration, has recorded nothing."""
+    """A run that dies after it, in a later operation of the same migration, has recorded nothing."""
     site.run("apply", site.release(1, BASE))
     site.sql("CREATE INDEX roster_month ON shifts_roster (id)")
     release = site.release(2, dict(BASE, **{"shifts/0003_index": migration(INDEX, "0002_note", atomic=False)}))
@@ -628,8 +628,8 @@ def test_killed_while_it_builds_an_index_the_next_run_repairs_it(site, index):
     assert site.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'roster_month'::regclass") == [["True"]]
 
 
-# A migration that is no transaction, in which a function ends the process where the file `die` asks for it. It holds a
-# table with a foreign key, whose constraint and index Django makes behind the last operation.
+# A migration that is no transaction, in which a function ends the process where the file `die` exists. It holds a
+# table with a foreign key, whose constraint and index Django makes after the last operation.
 STEPS = (
     """migrations.CreateModel("Swap", [("id", models.BigAutoField(primary_key=True)),
     ("roster", models.ForeignKey("shifts.roster", models.CASCADE))])""",
@@ -689,7 +689,7 @@ def whole(steps):
     site.run("apply", release, first_deploy=True)
     after = schema(site)
     assert before != after and any("fk" in row[0] for row in after[0]), (
-        "no foreign key: this proves less than it should"
+        "no foreign key: this verifies less than it should"
     )
     site.run("reverse", release, str(Path(release).with_name("20250801T000000Z-0000001")))
     assert schema(site) == before
@@ -756,7 +756,7 @@ def test_a_first_operation_that_fails_leaves_no_half_done_migration(site):
 
 
 def test_a_release_that_never_came_to_serve_undoes_what_it_left_half_done(site):
-    """The one that serves, and shall go on serving, does not hold the file."""
+    """The live release, which stays live, does not contain the file."""
     old = site.release(1, BASE)
     site.run("apply", old)
     files = {"shifts/0003_half": migration(f"{DROP_MONTH}, {FAILS}", "0002_note", atomic=False)}
@@ -989,7 +989,7 @@ def test_a_fresh_database_that_took_the_squashed_one(site):
     result = site.run("compare", target=older)
     assert [m["name"] for m in result["ahead"]] == ["0002_note"] and result["safe_to_rollback"]
     message, _ = site.refused("reverse", only, older)
-    assert "shifts.0001_squashed can only be unapplied as a whole" in message
+    assert "shifts.0001_squashed can only be unapplied completely" in message
 
 
 # ---------------------------------------------------------------------------------- the module itself, and SQLite

@@ -1,4 +1,4 @@
-"""Recurrences (RFC 5545) as AWX takes them: built of a few words, checked by AWX's own rules, and their next moments.
+"""Recurrences (RFC 5545) as AWX takes them: built of a few words, checked by AWX's own rules, and their next times.
 
 Only what is built here is understood: every so many minutes; or every day, on days of the week, on a day of the month,
 at one time of the day.
@@ -12,7 +12,7 @@ import zoneinfo
 
 DAYS = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
 FREQUENCIES = {"minutes": "MINUTELY", "daily": "DAILY", "weekly": "WEEKLY", "monthly": "MONTHLY"}
-# Those that cron can say, too.
+# Those that cron supports, too.
 MINUTES = (5, 10, 15, 20, 30)
 # When the rule begins to count. A constant: today's date would be another rule every day.
 BEGIN = "20260101"
@@ -56,7 +56,7 @@ def build(wish, timezone):
 
 
 def parse(text):
-    """The zone, the first moment and the parts of a rule; ValueError where it has another form."""
+    """The zone, the first time and the parts of a rule; ValueError where it has another form."""
     match = FORM.fullmatch(text)
     if not match:
         raise ValueError("it is not of the form DTSTART;TZID=<zone>:<date>T<time> RRULE:<rule>")
@@ -90,7 +90,7 @@ def problems(text):
 
 
 def next_timestamps(text, after, count=1):
-    """The next moments behind a moment (with its zone) of a rule that build() makes."""
+    """The next times after a time (with its zone) of a rule that build() makes."""
     zone, start, rule = parse(text)
     if rule["FREQ"] == FREQUENCIES["minutes"]:
         step, first = 60 * int(rule["INTERVAL"]), start.replace(tzinfo=zone).timestamp()

@@ -1,4 +1,4 @@
-"""The archive of the WAL as it is: read with pgBackRest, judged by wal."""
+"""The archive of the WAL as it is: read with pgBackRest, evaluated by wal."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .results import Problem, Result, result
 
 
 def look(host: Host, stanza, timeline: int, verified: str, damaged: list) -> Result:
-    """Say where WAL is missing behind the backups of the database of today; notes it for the metrics, too."""
+    """Return where WAL is missing after the backups of the current database; records it for the metrics, too."""
     found, gaps, newest = _found(host, stanza, timeline, verified, damaged)
     write_json(os.path.join(STATE, "archive.json"), {"gaps": gaps, "newest": newest})
     return result(found)
 
 
 def gapped(host: Host, stanza, timeline: int) -> list:
-    """Labels of backups behind which WAL is missing, as where the archive could not be reached for too long."""
+    """Labels of backups after which WAL is missing, as where the archive could not be reached for too long."""
     found = _found(host, stanza, timeline, "", [])[0] if stanza.of(1) else []
     return [problem.where for problem in found if problem.code in ("wal_missing", "wal_own_missing")]
 
@@ -64,7 +64,7 @@ def _backups(stanza) -> list:
 
 
 def last_segment(host: Host, stanza, label: str) -> str:
-    """Return the last segment of the WAL behind a backup, "" where there is none."""
+    """Return the last segment of the WAL after a backup, "" where there is none."""
     backup = stanza.backup(label)
     return max((wal.last_of(held, backup) for _directory, held in _held(host, stanza)), default="")
 
@@ -100,7 +100,7 @@ def links(host: Host) -> list:
 
 
 def manifests(host: Host, stanza) -> list:
-    """Compare the manifest of each backup with its copy: pgBackRest takes the other one where one is damaged, and says
+    """Compare the manifest of each backup with its copy: pgBackRest uses the other one where one is damaged, and says
     nothing. Returns problems."""
     problems = []
     for backup in stanza.of(1):
@@ -112,7 +112,7 @@ def manifests(host: Host, stanza) -> list:
             except BackupError as error:
                 contents.add(str(error))
         if len(contents) != 1:
-            what = "the manifest of backup %s or its copy is damaged; the other one may still be whole" % backup.label
+            what = "the manifest of backup %s or its copy is damaged; the other one may be complete" % backup.label
             problems.append(Problem("manifest_damaged", what, backup.label))
     return problems
 

@@ -1,7 +1,7 @@
 """What pgBackRest's repositories hold, read from `pgbackrest info --output=json` (2.55).
 
-The command answers 0 for a wrong key, a stanza that is not there and a backup with damaged pages; all of it is in the
-JSON. It believes its own list: a backup whose directory is gone is in it all the same, which only `verify` tells.
+The command returns 0 for a wrong key, a stanza that is not there and a backup with damaged pages; all of it is in the
+JSON. It trusts its own list: a backup whose directory is gone is still in it; only `verify` reports that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS = ("full", "diff", "incr")
 
 
 class CatalogueError(Exception):
-    """The response is not one of pgBackRest's, or the catalogue lacks what was requested; str() says which."""
+    """The response is not one of pgBackRest's, or the catalogue lacks what was requested; str() is the reason."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def parse(answer) -> tuple:
 
 
 def stanza_of(answer, name: str) -> Stanza:
-    """Return one stanza. Where pgBackRest knows none of that name, it is one whose status says so."""
+    """Return one stanza. Where pgBackRest knows none of that name, the result has a status for that."""
     for stanza in parse(answer):
         if stanza.name == name:
             return stanza
@@ -180,7 +180,7 @@ def _backup(item: dict, databases: dict) -> Backup:
     if item["type"] not in KINDS:
         raise ValueError("%r is not the type of a backup" % (item["type"],))
     if not isinstance(item["error"], bool):
-        raise ValueError("whether backup %s has errors is not said" % item["label"])
+        raise ValueError("the error state of backup %s is missing" % item["label"])
     database = databases[(_whole(item["database"]["repo-key"]), _whole(item["database"]["id"]))]
     repository = item["info"]["repository"]
     return Backup(
@@ -205,7 +205,7 @@ def _backup(item: dict, databases: dict) -> Backup:
 
 def _whole(value) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError("%r is no whole number" % (value,))
+        raise ValueError("%r is not an integer" % (value,))
     return value
 
 
@@ -216,7 +216,7 @@ def _text(value) -> str:
 
 
 def stanza_result(stanza: Stanza, system_id: Optional[int] = None) -> Result:
-    """Evaluate what the catalogue itself says. system_id is that of the database that runs, where it is known.
+    """Evaluate the catalogue itself. system_id is that of the database that runs, where it is known.
 
     A problem of one backup has its label as its place: result.concerning(labels) leaves the others out.
     """

@@ -1,6 +1,6 @@
 """Files, media and configuration: saved with restic, read back and compared.
 
-restic answers 0 where one of its paths is missing and where a pack has a flipped byte. So paths are looked at before,
+restic returns 0 where one of its paths is missing and where a pack has a flipped byte. So paths are looked at before,
 its responses are read, and what was saved is restored and compared with what is on the host.
 """
 
@@ -29,9 +29,9 @@ SAMPLE_FILES = 200
 SAMPLE_BYTES = 256 << 20
 # Of a path with its end; a file whose path is longer where it would be restored is not in that share.
 PATH_BYTES = 4096
-# By so much the time of a file may be behind the clock.
+# The time of a file may lag the clock by this much.
 TICK_SECONDS = 0.02
-# A repository up to this size is read whole each day.
+# A repository up to this size is read completely each day.
 READ_ALL_BYTES = 1 << 30
 # What receives from another host keeps the owners of files.
 RECEIVER = [
@@ -83,9 +83,9 @@ class Restic:
         return json.loads(done.stdout or "[]")
 
     def full_id(self, part: str, run_id: str) -> str:
-        """The whole id of what a run has saved of a part, "" where it is not there.
+        """The full id of the snapshot of a part in a run, "" where it is not there.
 
-        A snapshot that was copied has another id than the manifest says, and restic 0.14 says the short one.
+        A snapshot that was copied has another id than in the manifest, and restic 0.14 prints the short one.
         """
         found = self.snapshots("%s,run=%s" % (part, run_id))
         return found[-1]["id"] if found else ""
@@ -299,7 +299,7 @@ def ask_lock(host: Host, source: dict) -> str:
     """The lock of deploys of another host; "" where there is none, or the host cannot be queried."""
     try:
         words = request_words(host, source, "lock")
-        return host.run("asking %s for a deploy" % source["name"], *words, timeout=60, limit=ANSWER_BYTES).stdout
+        return host.run("querying %s for a deploy" % source["name"], *words, timeout=60, limit=ANSWER_BYTES).stdout
     except BackupError:
         return ""
 
@@ -317,8 +317,8 @@ def receiver_words(host: Host, unit: str, directory: str) -> list:
 def pull(host: Host, source: dict, part: dict) -> str:
     """Copy a part of another host here; returns the directory.
 
-    That host says itself what it sends and leaves out (shiftmaster-backup-read). rsync takes no name from it that was
-    not asked for, and no device, FIFO or socket.
+    That host itself selects the files that it sends (shiftmaster-backup-read). rsync takes no name from it that was
+    not requested, and no device, FIFO or socket.
     """
     what = "reading %s of %s" % (part["name"], source["name"])
     request = request_words(host, source, "paths " + part["name"])

@@ -32,9 +32,9 @@ ANSWER_BYTES, ROWS_BYTES = 1 << 20, 64 << 20
 QUERY_SECONDS = 3600
 # A deploy waits for a backup before migrations: a table that somebody has locked must not hold it up for long.
 LOCK_WAIT_SECONDS = 30
-# restic's, of a store that it asks again and again.
+# Messages of restic about a repository that it queries repeatedly.
 _ATTEMPT = re.compile(r"^.* returned error, retrying after \S+: ")
-# restic says of a file that it could not write also that it has no owner and no times.
+# For a file that it could not write, restic also reports that it has no owner and no times.
 _FOLLOWS = re.compile(r"^ignoring error for .*: no such file or directory$")
 
 
@@ -52,7 +52,7 @@ def said_of(error: Exception) -> str:
 
 
 class OptionsError(BackupError):
-    """Nothing is known of what is to be saved, nor of whom to tell."""
+    """The parts to save and the recipients are unknown."""
 
 
 def load_options(path: str = OPTIONS) -> dict:
@@ -64,7 +64,7 @@ def load_options(path: str = OPTIONS) -> dict:
     except (OSError, ValueError) as error:
         what = "cannot be read: %s" % error
     except (KeyError, TypeError, AttributeError):
-        what = "are not whole: %s" % path
+        what = "are not complete: %s" % path
     raise OptionsError("the options of the backup %s. Nothing is saved until deploy.yml has written them again" % what)
 
 
@@ -73,7 +73,7 @@ def utc(seconds: float) -> str:
 
 
 def tail(text: str, lines: int = 3) -> str:
-    """What a tool said last, as one line: restic's attempts once, without hints and what only follows."""
+    """The last output of a tool, as one line: restic's attempts once, without hints and what only follows."""
     found = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("HINT:")]
     attempts = [line for line in found if _ATTEMPT.match(line)]
     told = [_ATTEMPT.sub("", line) for line in found if line not in attempts[:-1] and not _FOLLOWS.match(line)]
@@ -196,7 +196,7 @@ class Host:
         return self.as_postgres(what, "pgbackrest", "--stanza=%s" % self.stanza, *config, *arguments, **more)
 
     def info(self) -> str:
-        """What `pgbackrest info` says, for catalogue.stanza_of()."""
+        """The output of `pgbackrest info`, for catalogue.stanza_of()."""
         return self.pgbackrest("pgbackrest info", "--output=json", "info", restore=True, timeout=300).stdout
 
     # -- the database ------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ class Host:
         psql holds what it is sent: the unit's MemoryMax bounds that, and only then are bytes counted here.
         """
         done = self.run(
-            "asking database %s" % (name or self.database["name"]),
+            "querying database %s" % (name or self.database["name"]),
             os.path.join(self.bin, "psql"),
             "-XqAt",
             "-w",
@@ -290,7 +290,7 @@ def read_lock(path: str) -> str:
 
 
 def plain(text: str) -> str:
-    """What another host says of itself, fit for one line of a log or a message."""
+    """Text from another host, fit for one line of a log or a message."""
     return re.sub(r"[^\w .,:;@/+=-]", "?", text)[:200]
 
 

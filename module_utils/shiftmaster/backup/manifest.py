@@ -2,8 +2,8 @@
 
     begin() -> start() and end() of each part -> finish(); stopped() where the run was killed in the middle
 
-A part is said to have succeeded only with something that was verified of it: the tools' exit codes prove nothing. The
-file carries the checksum of its own content, so that a damaged one is not believed; it is no signature.
+A part has succeeded only with verified content: the tools' exit codes are no evidence. The
+file carries the checksum of its own content, so that a damaged one is rejected; it is no signature.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARTS = ("database", "logical", "files", "configuration")
 RESULTS = ("skipped", "succeeded", "warning", "waiting", "running", "failed")
 GOOD = ("succeeded", "warning")
 EXIT_CODES = {"skipped": 0, "succeeded": 0, "warning": 0, "waiting": 1, "running": 1, "failed": 1}
-# How a backup was verified; only a restore proves it.
+# How a backup was verified; only a restore verifies it.
 RESTORED = "restore_test"
 
 _TIME = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"}
@@ -134,7 +134,7 @@ SCHEMA = {
 
 
 class ManifestError(Exception):
-    """A manifest is damaged or not whole; str() says what is wrong with it."""
+    """A manifest is damaged or not whole; str() is the reason."""
 
 
 # --------------------------------------------------------------------------------------------------------------- time
@@ -201,7 +201,7 @@ def note(manifest: dict, problems: Iterable) -> None:
 def finish(manifest: dict, now: float, failed: bool = False) -> None:
     """End the run. A part that has not ended has failed; so has one of which nothing was verified.
 
-    Problems of the run itself are warnings, unless failed says that they are more.
+    Problems of the run itself are warnings, unless failed names more.
     """
     for name, entry in manifest["parts"].items():
         if entry["result"] in ("waiting", "running"):
@@ -249,7 +249,7 @@ _TYPES = {
 
 
 def differences(value, schema: dict, place: str = "manifest") -> list:
-    """Say where a value differs from a schema: JSON Schema, as much of it as SCHEMA uses."""
+    """Return where a value differs from a schema: JSON Schema, as much of it as SCHEMA uses."""
     if "enum" in schema:
         return [] if value in schema["enum"] else ["%s is %r, not one of %s" % (place, value, schema["enum"])]
     types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
@@ -285,7 +285,7 @@ def differences(value, schema: dict, place: str = "manifest") -> list:
 
 
 def validate(manifest) -> list:
-    """Return what is wrong with a manifest, as sentences: its form, then what no form can say."""
+    """Return what is wrong with a manifest, as sentences: its form, then rules beyond the form."""
     found = differences(manifest, SCHEMA)
     if found:
         return found
@@ -309,7 +309,7 @@ def validate(manifest) -> list:
     if manifest["ended"]:
         least = worst(part["result"] for part in manifest["parts"].values())
         if RESULTS.index(manifest["result"]) < RESULTS.index(least):
-            found.append("the run is said to be %s, but a part is %s" % (manifest["result"], least))
+            found.append("the run has result %s, but a part is %s" % (manifest["result"], least))
     return found
 
 
@@ -332,7 +332,7 @@ def _rename(manifest: dict) -> None:
 
 
 def write(path: str, manifest: dict) -> None:
-    """Replace the file as a whole, mode 0600. A manifest that is not valid is not written."""
+    """Replace the file atomically, mode 0600. A manifest that is not valid is not written."""
     found = validate(manifest)
     if found:
         raise ManifestError("the manifest is not valid: %s" % "; ".join(found))
@@ -340,7 +340,7 @@ def write(path: str, manifest: dict) -> None:
 
 
 def read(path: str) -> dict:
-    """Return a manifest that is whole. OSError where the file is not there."""
+    """Return a complete manifest. OSError where the file is not there."""
     with open(path, "rb") as stream:
         raw = stream.read(LIMIT_BYTES + 1)
     if len(raw) > LIMIT_BYTES:
@@ -380,7 +380,7 @@ def history(directory: str) -> History:
 
 
 def verifications(manifests: Iterable, part: str = "database") -> dict:
-    """Return for each label whether its last restore test was good, as the retention and the plan ask for it."""
+    """Return for each label whether its last restore test was good, as the retention and the plan need it."""
     found = {}
     for manifest in sorted(manifests, key=lambda one: (one["started"], one["run_id"])):
         entry = manifest["parts"].get(part, {"verified": []})
@@ -393,7 +393,7 @@ def verifications(manifests: Iterable, part: str = "database") -> dict:
 
 # ------------------------------------------------------------------------------------------------------------- metrics
 
-# What the label kind is for a part. The alert BackupTooOld asks for a success of every kind each day, so the weekly
+# The value of the label kind for a part. The alert BackupTooOld needs a success of every kind each day, so the weekly
 # logical dump has no time of its last success: its age is in the report.
 KINDS = {"database": "database", "files": "files", "configuration": "config", "logical": "logical"}
 WITHOUT_AGE = ("logical",)

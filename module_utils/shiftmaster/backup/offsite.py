@@ -1,6 +1,6 @@
 """An off-site copy: one repository of restic, on a rest-server, by SFTP or in an S3-compatible store.
 
-Behind each good run it gets the snapshots of files and configuration, and next to them pgBackRest's repository, the
+After each good run it gets the snapshots of files and configuration, and next to them pgBackRest's repository, the
 logical dumps and the manifests. Then it is read back. docs/decisions/0014-offsite.md explains why it is no
 second repository of pgBackRest. fetch() is the rollback to an empty host.
 """
@@ -40,7 +40,7 @@ def ssh_command(offsite: dict) -> str:
         [
             "ssh", "-i", offsite["ssh_key_file"], "-p", str(offsite["ssh_port"]), "-o BatchMode=yes",
             "-o ConnectTimeout=20 -o ServerAliveInterval=15 -o IdentitiesOnly=yes -o StrictHostKeyChecking=yes",
-            # Restic passes on whatever it says, a banner too.
+            # Restic passes on its output, a banner too.
             "-o LogLevel=ERROR",
             "-o UserKnownHostsFile=%s" % offsite["known_hosts_file"], found["who"], "-s sftp",
         ]
@@ -96,7 +96,7 @@ class Offsite(Restic):
         done = self.run("looking for the repository outside", "cat", "config", fine=range(256), timeout=300)
         if done.returncode == 0:
             return False
-        # 0.17 and later say with 10 that there is none; older ones say it in words.
+        # 0.17 and later return 10 where there is none; older ones print a message.
         if done.returncode != 10 and not NONE_THERE.search(done.stderr):
             raise BackupError("the repository outside cannot be read: %s" % tail(done.stderr))
         # With its way of cutting files, so that what is copied is found again.

@@ -59,7 +59,7 @@ def of_archive(archive: tarfile.TarFile) -> Iterator[Entry]:
     for member in archive:
         if ".." in member.name.split("/") or "\0" in member.name:
             raise PlaceError("the archive names %r" % member.name)
-        # A few bytes that say of themselves that they are terabytes.
+        # A few bytes that claim to be terabytes.
         if member.issparse():
             raise PlaceError("the archive holds a sparse file, %r" % member.name)
         if not (0 <= member.uid < 2**32 - 1 and 0 <= member.gid < 2**32 - 1 and 0 <= member.mtime < 2**33):
@@ -115,7 +115,7 @@ def check(
     tops: Iterable[str] = (),
     count: int = 0,
 ) -> None:
-    """Reject all of it where something of it was not asked for, or is neither file, directory nor link.
+    """Reject all of it where something of it was not requested, or is neither file, directory nor link.
 
     A path that appears twice, and one below a file or a link, are rejected, too.
     free: how many bytes there is room for. tops: paths that a later restore follows where they are links, so none of
@@ -127,7 +127,7 @@ def check(
         if free < 0:
             raise PlaceError("there is too little room for the restored files")
         if not is_below(entry.path, paths) and not (stat.S_ISDIR(entry.mode) and _is_above(entry.path, paths)):
-            raise PlaceError("%s was not asked for" % entry.path)
+            raise PlaceError("%s was not requested" % entry.path)
         if not (stat.S_ISREG(entry.mode) or stat.S_ISDIR(entry.mode) or stat.S_ISLNK(entry.mode)):
             raise PlaceError("%s is no file, directory or link" % entry.path)
         if stat.S_ISLNK(entry.mode) and entry.path in tops and not _is_same_link(entry.path, entry.target):
@@ -150,7 +150,7 @@ def place(entries: Iterable[Entry], tops: Iterable[str], owners: Mapping[str, tu
     """Write what check() has accepted: directories, files, then links. Returns how many files and links.
 
     tops: no link is followed below the first of them that a path is below; one that leads to it is an administrator's.
-    owners: {directory: (uid, gid)}; what is below belongs to them and nobody else, whatever the backup says.
+    owners: {directory: (uid, gid)}; what is below belongs to them and nobody else, whatever owner the backup names.
     """
     count = 0
     ordered = sorted(entries, key=lambda entry: (stat.S_ISLNK(entry.mode), not stat.S_ISDIR(entry.mode)))

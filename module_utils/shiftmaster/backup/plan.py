@@ -39,9 +39,9 @@ def kind_today(
 ) -> Decision:
     """Decide for one repository. An incremental backup is worth no more than what it is built upon.
 
-    verifications says for a label whether its restore test was good; damaged are labels that verify or the continuity
-    of the WAL called bad, gapped those behind which segments are missing: there a new chain begins. system_id and
-    timeline are those of the database that runs, where they are known. wish is what somebody asked for: a full one is
+    verifications holds for a label whether its restore test was good; damaged are labels that verify or the continuity
+    of the WAL reported as bad, gapped those after which segments are missing: there a new chain begins. system_id and
+    timeline are those of the database that runs, where they are known. wish is the requested kind: a full one is
     always right, an incremental one only where it can be trusted.
     """
     damaged, gapped = set(damaged), set(gapped)
@@ -73,7 +73,7 @@ def kind_today(
     if timeline is not None and int(last.wal_stop[:8], 16) != timeline:
         return Decision("full", "the database is on timeline %d since the last backup" % timeline)
     if last.label in gapped:
-        return Decision("full", "WAL is missing behind backup %s, so a new chain begins" % last.label)
+        return Decision("full", "WAL is missing after backup %s, so a new chain begins" % last.label)
     age = now - chain[0].started
     if age < 0 or now < last.stopped:
         return Decision("full", "the clock is before the last backup, so its age is not known")
@@ -110,7 +110,7 @@ def database_bytes(stanza: Stanza, kind: str, database_size: int, repo: int = 1,
         sizes = [math.ceil(one.repo_size * database_size / one.size) for one in backups if one.size]
         needed = foreseen(sizes[-1:])
     else:
-        # The largest of the last week, since one quiet day says little about the next.
+        # The largest of the last week, since a quiet day does not predict the next.
         needed = foreseen([max(one.repo_size for one in backups[-7:])] if backups else [], INCREMENTAL_GROWTH)
         if needed is None:
             fulls = [one.repo_size for one in stanza.of(repo) if one.kind == "full"]

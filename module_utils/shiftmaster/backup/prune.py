@@ -1,4 +1,4 @@
-"""What goes behind a good run: the plans of retention, carried out with each tool.
+"""Removal after a good run: the plans of retention, carried out with each tool.
 
 Only kinds that were saved in this run are looked at. Nothing is removed by age alone: see retention.
 """
@@ -19,7 +19,7 @@ from .host import Host
 
 
 def verifications(found: list, part: str) -> dict:
-    """Of each label of a part whether it was verified, as the manifests say it."""
+    """Whether each label of a part was verified, according to the manifests."""
     return {
         manifest["parts"][part]["label"]: manifest["parts"][part]["result"] in manifests.GOOD
         for manifest in found
@@ -64,7 +64,7 @@ def used_bytes(directory: str) -> int:
 
 
 def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tuple:
-    """Remove what may go; returns (names of what went, problems to be told).
+    """Remove what may go; returns (removed names, problems to report).
 
     damaged are labels of backups and dumps that cannot be restored, as their verification has found.
     """

@@ -1,4 +1,4 @@
-"""What a run of the backup says of itself: log, metrics, messages. It can never be what fails the run.
+"""The report of a run of the backup: log, metrics, messages. It never fails the run.
 
 The report has what the guide's has: date, each part as SUCCESS or FAILED, the total size and the location.
 """
@@ -21,7 +21,7 @@ from .host import STATE, BackupError, Host
 # When a run last could not begin.
 NOT_BEGUN = os.path.join(STATE, "not_begun.json")
 METRICS = "shiftmaster_backup.prom"
-# What the options would say, where they cannot be read; the units know the directory, too.
+# The values of options that cannot be read; the units know the directory, too.
 TEXTFILE_DIR = "/var/lib/prometheus/node-exporter"
 UNKNOWN = {
     "directory": "",
@@ -89,7 +89,7 @@ def reasons(manifest: dict) -> list:
 
 
 def of_run(manifest: dict) -> list:
-    """The problems of the run itself, a line each; what is said of many backups alike is one line."""
+    """The problems of the run itself, a line each; equal problems of many backups are one line."""
     alike = {}
     for problem in manifest["problems"]:
         rest = problem["what"].removeprefix("backup %s " % problem["where"]) if problem["where"] else problem["what"]
@@ -123,7 +123,7 @@ def not_begun(host: Host, run_id: str, request: dict, why: str) -> int:
 
 
 def without_options(run_id: str, why: str) -> int:
-    """A run that could not read its options has failed, too: a metric says it, and a message where that is possible."""
+    """A run that could not read its options has failed, too: a metric reports it, and a message where possible."""
     host = Host(dict(UNKNOWN, host=socket.gethostname()))
     host.log("%s FAILED: %s" % (("backup %s" % run_id).strip(), why))
     path = os.path.join(os.environ.get("SHIFTMASTER_BACKUP_TEXTFILE_DIR") or TEXTFILE_DIR, METRICS)
@@ -132,7 +132,7 @@ def without_options(run_id: str, why: str) -> int:
     except OSError as error:
         host.log("%s could not be written: %s" % (NOT_BEGUN, error))
     try:
-        # What else it says stays: when a backup was last good is as true as before.
+        # Its other content stays: the time of the last good backup is still valid.
         before = ""
         if os.path.exists(path):
             with open(path, encoding="utf-8") as stream:
@@ -182,7 +182,7 @@ def replace_metrics(path: str, text: str) -> None:
 def next_run(host: Host):
     """When this host's timer starts the next one, None where it has none.
 
-    The timer itself does not say it while its service runs, so its calendar is queried.
+    The timer itself does not report it while its service runs, so its calendar is queried.
     """
     try:
         unit = "shiftmaster-backup.timer"

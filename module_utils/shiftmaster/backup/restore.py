@@ -25,12 +25,12 @@ from .host import STATE, BackupError, Host, alone, make_dir, said_of, tail
 from .target import Plan, TargetError, choose, plan_of, snapshot
 from .wal import SEGMENT_BYTES
 
-# A standby that has restored no segment for so long is at the end of what there is: behind the archive's last one, and
-# before it, where one segment may take its time. It asks every 5 s for a segment that the archive does not have.
+# A standby that has restored no segment for so long is at the end of the archive: after its last segment, and
+# before it, where one segment may take its time. It requests a segment every 5 s that the archive does not have.
 STILL_SECONDS = 20
 SLOW_SECONDS = 300
 ATTEMPTS = 12
-# Behind the maintenance page nobody waits for a backup: who has the lock was queried before it went up.
+# With the maintenance page enabled nobody waits for a backup: who has the lock was queried before it went up.
 PAGE_SECONDS = 60
 BOOT_SECONDS = 300
 # One segment of received WAL, on a slow line.
@@ -112,7 +112,7 @@ def _planned(request: dict) -> Plan:
 
 
 def free(host: Host, request: dict) -> dict:
-    """Wait for whoever works on the backups, while users still work: what comes behind the page must not wait."""
+    """Wait for whoever works on the backups, while users still work: the steps after the page must not wait."""
     try:
         with alone(host, "restore %s, about to begin" % request["id"], host.options["lock_wait_seconds"]):
             return {"restored": "nothing yet: the lock of the backups is free"}
@@ -194,7 +194,7 @@ def unpack_received(host: Host, path: str, count: int = 0) -> str:
 
 
 def wal_again(host: Host, request: dict) -> dict:
-    """Set aside what was received before a restore, and receive from the beginning."""
+    """Quarantine WAL that was received before a restore, and receive from the beginning."""
     directory, unit = os.path.join(host.directory, "wal"), "shiftmaster-backup-wal.service"
     aside = os.path.join(host.directory, "wal.before-%s" % request["id"])
     host.run("stopping the receiver", "systemctl", "stop", unit, timeout=120)
@@ -206,7 +206,7 @@ def wal_again(host: Host, request: dict) -> dict:
 
 
 def lasting(seconds: float) -> str:
-    """A length of time as a person says it."""
+    """A length of time in readable form."""
     parts, seconds = [], int(seconds)
     for size, word in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
         count, seconds = divmod(seconds, size)
@@ -237,7 +237,7 @@ def database_here(host: Host, request: dict) -> dict:
         free = host.free_bytes(os.path.dirname(data))
         if free < chosen.size_bytes * 1.1:
             raise BackupError(
-                "there is too little room beside %s for the restored database: %s free, %s needed; what is there now "
+                "there is too little room next to %s for the restored database: %s free, %s needed; what is there now "
                 "is kept until you remove it" % (data, report.sized(free), report.sized(chosen.size_bytes * 1.1))
             )
         packed, count = request.get("received_archive"), request.get("received_segments", 0)
@@ -319,7 +319,7 @@ def _require_the_end(request: dict, log: str) -> None:
     if last and not request.get("allow_gap") and 'restored log file "%s" from archive' % last not in log:
         raise BackupError(
             "the recovery did not come to the end of the archive (%s): a segment before it is missing or damaged. "
-            "Restore to a moment before that, or take what there is with -e allow_gap=true" % last
+            "Restore to a time before that, or accept the gap with -e allow_gap=true" % last
         )
 
 
@@ -343,7 +343,7 @@ def _marked(data: str) -> tuple:
 
 
 def _move(host: Host, data: str, aside: str) -> None:
-    """Set a directory aside. Where it cannot be renamed (a layer of a container, a mount) it is copied, whole."""
+    """Quarantine a directory. Where it cannot be renamed (a layer of a container, a mount) it is copied completely."""
     try:
         safe_files.rename(data, os.path.basename(aside))
     except OSError as error:
@@ -377,7 +377,7 @@ def _undo_a_killed_one(host: Host, data: str) -> None:
         except OSError as error:
             if error.errno not in NOT_RENAMED:
                 raise
-            # It is whole until the copy is: a second attempt begins again.
+            # It is complete until the copy is: a second attempt begins again.
             host.as_postgres("bringing back the database of before", "cp", "--archive", aside + "/.", data)
             os.sync()
             os.unlink(MARKER)
@@ -421,10 +421,10 @@ def _came_up(data: str) -> bool:
 
 
 def undo_at_boot(host: Host) -> None:
-    """Behind a restore in whose middle the host went down, and before PostgreSQL comes up with half of it."""
+    """After a restore that was interrupted by a host failure, and before PostgreSQL comes up with half of it."""
     data = host.database["data"]
     if os.path.exists(MARKER):
-        # Whoever reports a killed backup at boot has the lock briefly; a backup begins behind PostgreSQL.
+        # Whoever reports a killed backup at boot has the lock briefly; a backup begins after PostgreSQL.
         with alone(host, "what is left of a restore", BOOT_SECONDS):
             runs = _state(host) == "active"
             _settle(host, data)
@@ -433,7 +433,7 @@ def undo_at_boot(host: Host) -> None:
 
 
 def undo(host: Host, request_id: str) -> None:
-    """Behind a restore that was killed: what was there before is restored, and said to whoever waits for a response."""
+    """After a restore that was killed: restore the earlier state, and report it to a waiting caller."""
     data = host.database["data"]
     with alone(host, "what is left of restore %s" % request_id, host.options["lock_wait_seconds"]):
         try:
@@ -461,7 +461,7 @@ def _from_received(host: Host, data: str, directory: str) -> list:
 
 
 def _archive_received(host: Host, data: str, directory: str) -> None:
-    """Bring received segments into the archive. Raises nothing: the data are there, the next run says what is missing.
+    """Bring received segments into the archive. Raises nothing: the data are there, the next run reports the gaps.
 
     PostgreSQL takes what it has restored for archived, and the archive would keep a gap.
     """
@@ -487,11 +487,11 @@ def _fetch(host: Host, chosen: Plan, data: str, *more: str) -> None:
 
 
 def _wait_for_end_of_recovery(host: Host, data: str) -> None:
-    """Ask the local server as postgres until it takes writes."""
+    """Query the local server as postgres until it accepts writes."""
     deadline = time.monotonic() + _limit(host)
     while True:
         done = host.as_postgres(
-            "asking the restored database", os.path.join(host.bin, "psql"), "-XqAt", "-w", "-d", "postgres", "-c",
+            "querying the restored database", os.path.join(host.bin, "psql"), "-XqAt", "-w", "-d", "postgres", "-c",
             "SELECT pg_is_in_recovery()", fine=(0, 1, 2), timeout=60,
         )  # fmt: skip
         if done.stdout.strip() == "f":
@@ -512,7 +512,7 @@ def _wait_for_end_of_recovery(host: Host, data: str) -> None:
 def _ask_here(host: Host, *statements: str) -> str:
     words = [word for statement in statements for word in ("-c", statement)]
     program = os.path.join(host.bin, "psql")
-    done = host.as_postgres("asking the restored database", program, "-XqAt", "-w", "-d", "postgres", *words)
+    done = host.as_postgres("querying the restored database", program, "-XqAt", "-w", "-d", "postgres", *words)
     return done.stdout
 
 
@@ -536,7 +536,7 @@ def _beside(host: Host, chosen: Plan):
 
 
 def _require_room(host: Host, chosen: Plan) -> None:
-    """Refuse what would fill the scratch directory: pgBackRest says of a full disk that there is no such file."""
+    """Refuse what would fill the scratch directory: pgBackRest reports a full disk as a missing file."""
     place = host.options["scratch"]
     free, needed = host.free_bytes(place), chosen.size_bytes * 1.1
     if free < needed:
@@ -547,7 +547,7 @@ def _require_room(host: Host, chosen: Plan) -> None:
 
 
 def _archive_until_now(host: Host) -> None:
-    """Close the segment that is being written, where the database answers: a moment just past can be reached then."""
+    """Close the segment that is being written, where the database responds: a recent time can be reached then."""
     with contextlib.suppress(BackupError):
         # In a statement of its own: its commit, the time that a restore can stop at, has to be in the segment that is
         # closed. In one with the switch it began the next segment, which was waited for until archive_timeout.
@@ -577,7 +577,7 @@ def _text(name: str) -> str:
 
 @contextlib.contextmanager
 def _dir_of_tables(host: Host, request_id: str):
-    """A directory for what is taken out, of postgres in the end; it is not left behind where nothing comes of it."""
+    """A directory for extracted files, owned by postgres in the end; it is removed after a failure."""
     directory = os.path.join(host.directory, "tables", request_id)
     make_dir(os.path.dirname(directory), 0o711)
     user, owner = pwd.getpwnam(verification.USER), pwd.getpwnam("postgres")
@@ -658,7 +658,7 @@ def _require_target(host: Host, into: str) -> str:
 
 
 def _owners(request: dict) -> dict:
-    """{directory: (uid, gid)} of what belongs to a user whatever the backup says."""
+    """{directory: (uid, gid)} of paths that belong to a user whatever owner the backup names."""
     try:
         return {path: tuple(pwd.getpwnam(user)[2:4]) for path, user in request.get("owners", {}).items()}
     except KeyError as error:
@@ -764,7 +764,7 @@ COMMANDS = {
 
 
 def main(host: Host, what: str, stream) -> int:
-    """One step of a restore: the request is read as JSON, and the answer printed as JSON."""
+    """One step of a restore: the request is read as JSON, and the response printed as JSON."""
     if what not in COMMANDS:
         raise BackupError("there is no %s; there are: %s" % (what, ", ".join(COMMANDS)))
     try:
@@ -772,7 +772,7 @@ def main(host: Host, what: str, stream) -> int:
         request["id"]
     except (ValueError, KeyError, TypeError) as error:
         raise BackupError(
-            "what is requested has to come on standard input, as JSON with an id (%s: %s), as restore.yml asks"
+            "the request has to be on standard input, as JSON with an id (%s: %s), as restore.yml asks"
             % (type(error).__name__, error)
         )
     answer, code = {}, 0
@@ -782,7 +782,7 @@ def main(host: Host, what: str, stream) -> int:
         answer, code = {"failed": said_of(error)}, 1
     if what != "plan" and (what != "free" or code):
         host.log("restore %s, %s: %s" % (request["id"], what, answer.get("failed") or answer.get("restored")))
-    # Whoever has asked may be gone.
+    # The caller may be gone.
     with contextlib.suppress(BrokenPipeError):
         print(json.dumps(answer), flush=True)
     return code

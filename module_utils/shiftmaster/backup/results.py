@@ -1,6 +1,6 @@
-"""What the tools of the backup say next to their exit codes, which answer 0 for damage that loses data.
+"""The output of the backup's tools besides their exit codes, which are 0 for damage that loses data.
 
-Each reader takes what a tool wrote and returns a Result. Only what is known to be said of something whole is good: an
+Each reader takes what a tool wrote and returns a Result. Only output that is known for a complete backup is good: an
 empty response, an unknown line or one that stops in the middle is not.
 """
 
@@ -15,7 +15,7 @@ from typing import Iterable, NamedTuple
 class Problem(NamedTuple):
     code: str  # A word that stays the same, for tests and conditions.
     what: str  # A sentence for the one who reads the report.
-    where: str = ""  # The backup, file or segment that it concerns; "" is the whole.
+    where: str = ""  # The backup, file or segment that it concerns; "" is everything.
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ _SEGMENT_FILE = re.compile(r"^(?:[^/]+/)*([0-9A-F]{24})-[0-9a-f]{40}")
 
 
 def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
-    """Judge `pgbackrest verify --output=text --verbose`: standard output, alone or with standard error.
+    """Evaluate `pgbackrest verify --output=text --verbose`: standard output, alone or with standard error.
 
     The place of a problem is a label, or an archive's directory (17-1). With the stanza of the catalogue every one of
     its backups must be in the report, and what needs a damaged backup is damaged too: verify calls it valid.
@@ -90,7 +90,7 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
                 problems.append(
                     Problem(
                         "wal_damaged",
-                        "of %s segments in archive %s %s are whole" % (archive.group(2), place, archive.group(3)),
+                        "of %s segments in archive %s %s are complete" % (archive.group(2), place, archive.group(3)),
                         place,
                     )
                 )
@@ -101,7 +101,7 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
                 problems.append(
                     Problem(
                         "backup_damaged",
-                        "backup %s is %s: of %s files %s are whole"
+                        "backup %s is %s: of %s files %s are complete"
                         % (place, backup.group(2), backup.group(3), backup.group(4)),
                         place,
                     )
@@ -115,7 +115,7 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
         elif re.match(r"^No usable (backup|archive)\.info file$", said):
             problems.append(Problem("unreadable", "the repository has %s" % (said[0].lower() + said[1:])))
         else:
-            problems.append(Problem("unknown_text", "verify said something that is not known: %s" % readable(said)))
+            problems.append(Problem("unknown_text", "unknown output of verify: %s" % readable(said)))
     if status is None or name is None:
         problems.append(Problem("no_report", "verify wrote no report; it writes one with --output=text --verbose"))
     elif status != "ok" and not problems:
@@ -174,7 +174,7 @@ _ERRORS = {
     82: ("not_archived", "the WAL did not come into the archive in time"),
     103: ("repository_missing", "no repository can be used"),
 }
-# Warnings that are no reason to doubt a backup.
+# Warnings that are no evidence against a backup.
 _HARMLESS = (
     r"a timeline switch has occurred since the \S+ backup, enabling delta checksum",
     r"repo\d+: expiring latest backup \S+ - the ability to perform point-in-time-recovery \(PITR\) may be affected",
@@ -216,7 +216,7 @@ def pgbackrest(rc: int, text: str, command: str) -> Result:
     if rc != 0 and not any(problem.code != "warning" for problem in problems):
         problems.append(Problem("failed", "pgbackrest %s ended with code %d" % (command, rc)))
     if not ended and not problems:
-        problems.append(Problem("not_ended", "pgbackrest %s did not say that it has completed" % command))
+        problems.append(Problem("not_ended", "pgbackrest %s did not report its completion" % command))
     return result(problems)
 
 
@@ -226,7 +226,7 @@ def pgbackrest(rc: int, text: str, command: str) -> Result:
 def recovery(log: str, target: str = "", last_segment: str = "") -> Result:
     """Evaluate the log of a server that was started on a restored directory.
 
-    A recovery that meets a damaged or missing segment says that it is complete: with thousands of commits missing. So
+    A recovery that meets a damaged or missing segment reports success: with thousands of commits missing. So
     there must be a verified end: the named point (target), or the last segment of the archive.
     """
     problems = []
@@ -238,7 +238,7 @@ def recovery(log: str, target: str = "", last_segment: str = "") -> Result:
     if "archive recovery complete" not in log:
         problems.append(Problem("recovery_failed", "the recovery did not complete"))
     if not target and not last_segment:
-        problems.append(Problem("no_verification", "nothing says up to where the recovery had to come"))
+        problems.append(Problem("no_verification", "the end of the recovery is unknown"))
     if target and 'recovery stopping at restore point "%s"' % target not in log:
         problems.append(Problem("target_missed", "the recovery did not come to the point %s" % target))
     if last_segment and 'restored log file "%s" from archive' % last_segment not in log:
@@ -247,9 +247,9 @@ def recovery(log: str, target: str = "", last_segment: str = "") -> Result:
 
 
 def amcheck(rc: int, stdout: str, stderr: str) -> Result:
-    """Judge `pg_amcheck --all --heapallindexed --install-missing --progress`.
+    """Evaluate `pg_amcheck --all --heapallindexed --install-missing --progress`.
 
-    It reports nothing about what is whole, so its progress is what tells that something was looked at. A database in
+    It prints nothing for intact objects, so its progress is the evidence of a check. A database in
     which the extension is not installed is left out, with code 0.
     """
     problems = []
@@ -330,7 +330,7 @@ def _restic(rc: int, stdout: str, stderr: str, command: str):
 
 
 def restic_backup(rc: int, stdout: str, stderr: str):
-    """Judge `restic backup --json`, which answers 0 where one of its paths is not there: (its summary, the result)."""
+    """Evaluate `restic backup --json`, which returns 0 where one of its paths is missing: (its summary, the result)."""
     summary, problems = _restic(rc, stdout, stderr, "backup")
     if not problems:
         if not summary or not summary.get("snapshot_id"):
@@ -341,7 +341,7 @@ def restic_backup(rc: int, stdout: str, stderr: str):
 
 
 def restic_check(rc: int, stdout: str, stderr: str, read_data: bool = True) -> Result:
-    """Judge `restic check`, without --json: the summary of that does not say whether the data was read.
+    """Evaluate `restic check`, without --json: that summary does not show whether the data was read.
 
     Without --read-data or --read-data-subset a flipped byte is not found, so that is no verification unless read_data
     is false.
@@ -357,7 +357,7 @@ def restic_check(rc: int, stdout: str, stderr: str, read_data: bool = True) -> R
         code, what = _RESTIC_CODES.get(rc, ("failed", "restic check ended with code %d" % rc))
         problems.append(Problem(code, what))
     if "no errors were found" not in stdout.splitlines() and not problems:
-        problems.append(Problem("not_ended", "restic check did not say that it found no errors"))
+        problems.append(Problem("not_ended", "restic check did not report that it found no errors"))
     if read_data and not re.search(r"^read (all data$|group #\d+ of |[\d.]+% of data packs$)", stdout, re.M):
         problems.append(Problem("not_read", "restic check did not read the data"))
     return result(problems)

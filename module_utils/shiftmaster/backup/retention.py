@@ -6,7 +6,7 @@ person; a backup that is gone comes back for nobody.
 
 Nothing goes that is younger than the limit, whatever its state; that a newer verified full backup does not stand for;
 that the last verified full backup or the window of the restorable past needs. And nothing at all goes while
-the newest backup is not verified, while none was verified lately, or while the clock is in doubt.
+the newest backup is not verified, while none was verified lately, or while the clock is suspect.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Item(NamedTuple):
     ended: float
     needs: tuple = ()  # Names of those without which it cannot be restored.
     full: bool = True
-    damaged: bool = False  # As its own tool says.
+    damaged: bool = False  # According to its own tool.
 
 
 class Plan(NamedTuple):
@@ -66,8 +66,8 @@ def plan(
 ) -> Plan:
     """Decide what goes.
 
-    verifications says for a name whether its restore test was good; damaged are names of which something else said that
-    they are. seen are moments of runs, good or not: time passes where they are.
+    verifications holds for a name whether its restore test was good; damaged are names that something else reported as
+    damaged. seen are times of runs, good or not: they are evidence of the passing of time.
     """
     items = sorted(items, key=lambda item: (item.ended, item.name))
     there = {item.name: item for item in items}
@@ -110,7 +110,7 @@ def plan(
 
     going = [item.name for item in reversed(items) if item.name not in keep]
     if suspect:
-        keep.update(dict.fromkeys(going, "nothing goes while something is in doubt"))
+        keep.update(dict.fromkeys(going, "nothing is removed in doubt"))
         going = []
     # What needs another goes first, also where a clock was moved and the order of time is not that of the chain.
     going.sort(key=lambda name: len(needs[name]), reverse=True)
@@ -197,7 +197,7 @@ def _doubts(items: list, verified: set, fulls: list, moments: list, now: float, 
 
 
 def _ages(moments: list, now: float, policy: Policy):
-    """Return a function that shows how old a moment is, in seconds, of which some run bears witness.
+    """Return a function that shows the age of a time in seconds, as far as runs are evidence of it.
 
     The time of a gap is left out: whether it was an outage, or the clock jumped, nobody knows. A clock that is put on
     by less than a gap is trusted.
@@ -258,7 +258,7 @@ def commands(stanza: str, made: DatabasePlan, repo: int = 1) -> list:
     """Return the arguments of each call of pgbackrest, in order, to be made while no backup can start.
 
     `--set` frees no WAL. The last call does, and its number must be that of all the full backups that are left,
-    verified or not: with a smaller one the WAL between older backups is gone, with a larger one nothing is. In doubt
+    verified or not: with a smaller one the WAL between older backups is gone, with a larger one nothing is. If unknown
     there is no call at all.
     """
     if made.doubt:

@@ -59,7 +59,7 @@ def guard(directory: str, readable: bool, command: list) -> int:
         print("less than %d %% of the %s of %s is free: %s" % (100 * WAL_RESERVE, found, directory, what), flush=True)
     while not limited and scarce(directory):
         time.sleep(CHECK_SECONDS)
-    # Python ignores SIGXFSZ. So does the command then: it is told that the file is too large, and is not killed.
+    # Python ignores SIGXFSZ. So does the command then: it gets an error that the file is too large, and is not killed.
     limit = ["prlimit", "--fsize=0"] if limited else []
     child = subprocess.Popen([*limit, *command], restore_signals=not limited)
     while child.poll() is None:

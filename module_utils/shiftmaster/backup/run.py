@@ -44,7 +44,7 @@ SELECT sum(pg_database_size(oid))::bigint, (SELECT system_identifier FROM pg_con
 LOCKED_SECONDS = 60
 # With so little a repository is full.
 FULL_BYTES = 16 * 1024 * 1024
-# From the death of a run to the start of the unit behind it.
+# From the death of a run to the start of the unit after it.
 JUST_NOW_SECONDS = 60
 DAY = 86400
 # Of a release's manifest.
@@ -56,7 +56,7 @@ def new_run_id() -> str:
 
 
 def request_of(run_id: str) -> dict:
-    """What a person or a playbook has asked this run for; a schedule asks for nothing."""
+    """The request of a person or a playbook for this run; a schedule requests nothing."""
     path = os.path.join(RUN, "requests", run_id + ".json")
     try:
         with open(path, encoding="utf-8") as stream:
@@ -119,7 +119,7 @@ class Run:
         """Do all of it; returns the exit code."""
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         if os.path.lexists(self.path):
-            # Its manifest is what proves that backup.
+            # Its manifest is the verification of that backup.
             raise BackupError("there has been a run %s: a new one needs another name, or none" % self.run_id)
         self.manifest = manifests.begin(
             self.run_id, self.host.options["host"], self.parts, time.time(), release=self.release(),
@@ -189,7 +189,7 @@ class Run:
                 found = self.save_files(part)
             result = "warning" if found.get("problems") else "succeeded"
             manifests.end(self.manifest, part, result, time.time(), **found)
-        # A part that cannot be saved is told; whatever went wrong, the others are saved.
+        # A part that cannot be saved is reported; the others are saved in any case.
         except Exception as error:
             text = said_of(error)
             manifests.end(self.manifest, part, "failed", time.time(), [("failed", text, "")])
@@ -245,7 +245,7 @@ class Run:
             self.damaged = True
 
     def release(self) -> dict:
-        """Which release is live: as role shiftmaster's own files say it, here or in the copy of another host's."""
+        """Which release is live: according to role shiftmaster's files, here or in the copy of another host's."""
         roots = [self.host.options["application_root"]]
         for source, part in sources(self.host, "files"):
             roots += [pulled(self.host, "files", source["name"]) + path for path in part["paths"]]
@@ -284,7 +284,7 @@ class Run:
     def save_database(self) -> dict:
         size, system_id, timeline = (int(value) for value in self.host.ask(SIZE_SQL)[0])
         for name in self.host.database["databases"]:
-            self.host.ask("SELECT 1", name)  # One that is missing, or closed to us, is told before anything begins.
+            self.host.ask("SELECT 1", name)  # A missing or inaccessible one is reported before anything begins.
         stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
         # One that holds no backup yet is well. One that cannot be read, or is of another database, is left alone.
         said = catalogue.stanza_result(stanza, system_id)
@@ -350,7 +350,7 @@ class Run:
         return fetched_at(self.host) > (manifests.seconds_of(last["ended"]) if last else 0)
 
     def failed_backups(self) -> list:
-        """Labels of runs that failed behind their backup: nothing is built upon one that nobody has verified."""
+        """Labels of runs that failed after their backup: nothing is built upon an unverified one."""
         parts = [one["parts"].get("database", {}) for one in self.history.manifests]
         return [part["label"] for part in parts if part.get("label") and part["result"] == "failed"]
 
@@ -374,7 +374,7 @@ class Run:
     def back_up(self, kind: str, labels: list) -> None:
         """Have pgBackRest make a backup. labels: of those that are there, which stay as they are."""
         deadline = time.monotonic() + LOCKED_SECONDS
-        # Behind three failures PostgreSQL waits a minute before it archives again, as long as pgBackRest by default.
+        # After three failures PostgreSQL waits a minute before it archives again, as long as pgBackRest by default.
         words = (
             "--type=%s" % kind, "--archive-timeout=%d" % self.host.options["archive_timeout_seconds"], "backup",
         )  # fmt: skip
@@ -396,8 +396,8 @@ class Run:
                 time.sleep(3)
 
     def verify_repository(self, stanza, chain: list, timeline: int, verified: str) -> None:
-        """Read the repository and look for gaps in its WAL. What is wrong with this chain, or with the WAL behind it,
-        fails this run; the rest is told: what is older may be needed briefly of the past."""
+        """Read the repository and look for gaps in its WAL. A fault of this chain, or of the WAL after it,
+        fails this run; other faults are reported: older backups may be needed for an older point in time."""
         # The log, which alone names each file, goes where the report does not.
         words = ("--log-level-console=off", "--log-level-stderr=info", "--output=text", "--verbose", "verify")
         done = self.host.pgbackrest("pgbackrest verify", *words, restore=True)
@@ -413,7 +413,7 @@ class Run:
             for problem in problems
             if not problem.where or problem.where in labels or (problem.where not in others and not older)
         ]
-        # What is missing behind a backup takes later moments away, and not the backup.
+        # A gap after a backup removes later points in time, and not the backup.
         behind = ("wal_missing", "history_missing")
         self.damaged_labels |= {one.where for one in problems if one.code not in behind} & (labels | others)
         if ours:
@@ -526,7 +526,7 @@ def holds(directory: str, name: str, wanted: str) -> bool:
 
 
 def run(host: Host, run_id: str) -> int:
-    """The unit's whole work; returns its exit code."""
+    """The unit's complete work; returns its exit code."""
     request, waits = {}, host.options["lock_wait_seconds"]
     try:
         request = request_of(run_id)
@@ -550,7 +550,7 @@ def report_killed(host: Host) -> int:
 
 
 def after_a_killed_one(host: Host, unit: str, told: bool) -> None:
-    """For the unit that follows a failed one: end and tell what it could not tell itself.
+    """For the unit that follows a failed one: end and report what it could not report itself.
 
     A restore that has the lock looks for nobody, so its end is waited for; not at boot, where all else would wait, too.
     """

@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(answer) -> Plan:
-    """Return a plan that the backup server has answered. Raises TargetError where choose() does not make such a one."""
+    """Return a plan from the backup server's response. Raises TargetError where choose() does not make such a one."""
     try:
         plan = Plan(**answer)
         texts = (plan.run, plan.label, plan.text, *plan.arguments)
@@ -84,7 +84,7 @@ def timestamp_of(text: str) -> float:
     except ValueError:
         raise TargetError("%s is no time such as 2026-11-26T14:59:30+09:00" % text)
     if found.tzinfo is None:
-        raise TargetError("the time %s says no zone: 2026-11-26T14:59:30+09:00, or with Z for UTC" % text)
+        raise TargetError("the time %s has no zone: 2026-11-26T14:59:30+09:00, or with Z for UTC" % text)
     return found.timestamp()
 
 

@@ -36,7 +36,7 @@ DELETE FROM public.canary WHERE written < now() - interval '90 days';
 INSERT INTO public.canary (run) VALUES ('%s');
 """
 FOUND_SQL = "SELECT 1 FROM ONLY public.canary TABLESAMPLE SYSTEM (100) WHERE format('%%s', run) = '%s'"
-# Rows of an unlogged table are in no backup: PostgreSQL itself empties it behind a crash.
+# Rows of an unlogged table are in no backup: PostgreSQL itself empties it after a crash.
 # Tables alone are read: the application could put a view in the place of one, and its functions would run with the
 # rights of this login. PostgreSQL samples no view and, by ONLY, no foreign table that inherits; a sample of 100 % holds
 # every row. A name is written as JSON: in it the end of a line is none of an answer.
@@ -125,7 +125,7 @@ class Mark(NamedTuple):
 
 
 def mark(host: Host, run: str) -> Mark:
-    """Write the row, name the point behind it and close the segment."""
+    """Write the row, name the point after it and close the segment."""
     tables = counted(host)
     host.ask(CANARY_SQL % run)
     written = time.time()
@@ -142,7 +142,7 @@ def elsewhere(host: Host) -> list:
     """What keeps a restore from being made in place, as problems: data outside of the directory that it sets aside."""
     found = [row[0] for row in host.ask(TABLESPACES_SQL)]
     what = (
-        "the database has tablespaces, which a restore does not put back where they are (into=scratch and table= do): "
+        "the database has tablespaces, which a restore does not restore in place (into=scratch and table= do): "
         "ALTER TABLE ... SET TABLESPACE pg_default, then DROP TABLESPACE: " + ", ".join(found)
     )
     return [("tablespaces", what, "")] if found else []
@@ -173,7 +173,7 @@ def wait_for_segment(host: Host, segment: str, seconds: float) -> None:
 
 
 def bounds(before: Table, after: tuple) -> tuple:
-    """How many rows a table may have at a moment between two looks at it. after: (inserted, deleted) then."""
+    """How many rows a table may have at a time between two counts of it. after: (inserted, deleted) then."""
     inserted, deleted = after
     if inserted < before.inserted or deleted < before.deleted:
         return (0, float("inf"))  # The statistics were reset.
@@ -523,7 +523,7 @@ def prove(host: Host, label: str, end: Mark) -> dict:
 
 
 def prove_dumps(host: Host, directory: str, tables: dict) -> str:
-    """Load the dump of each database into a new server and count its rows; tables is what counted() said before them.
+    """Load the dump of each database into a new server and count its rows; tables is the earlier result of counted().
 
     Returns what was verified; raises BackupError.
     """

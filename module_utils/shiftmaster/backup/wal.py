@@ -1,10 +1,10 @@
 """Whether the archive holds every WAL segment that a backup needs: to be consistent, up to a verified point, up to now.
 
-Nothing else says so. `pgbackrest verify` checks the segments that are there, and a recovery that meets a missing or
-damaged one opens the database with what it has, calls that complete, and answers 0.
+Nothing else reports it. `pgbackrest verify` checks the segments that are there, and a recovery that meets a missing or
+damaged one opens the database with what it has, reports success, and returns 0.
 
 A segment's name is its timeline, then its number in two halves of which the second counts to 4 GiB: with 16 MiB each,
-000000010000000A000000FF is followed by 000000010000000B00000000. A timeline's history says at which place it left
+000000010000000A000000FF is followed by 000000010000000B00000000. A timeline's history contains where it left
 which other one; the segment of that place is on the new timeline too, and is read from there.
 """
 
@@ -28,7 +28,7 @@ _ELSE = re.compile(r"^[0-9A-F]{24}\.[0-9A-F]{8}\.backup(?:-[0-9a-f]{40})?(?:\.\w
 
 
 class WalError(Exception):
-    """A name or a list is not one of the archive's; str() says which."""
+    """A name or a list is not one of the archive's; str() is the reason."""
 
 
 class Place(NamedTuple):
@@ -142,7 +142,7 @@ def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, dire
             odd.append(path)
     read = {}
     for timeline, text in histories.items():
-        with contextlib.suppress(WalError):  # Told as one that was not read (judge).
+        with contextlib.suppress(WalError):  # Reported as one that was not read (judge).
             read[timeline] = history_of(text)
     return Archive(
         segments,
@@ -188,7 +188,7 @@ def _way(held: Archive, begin: Place, stop: Place, timeline: int) -> _Way:
 
 
 def last_of(held: Archive, backup: Backup) -> str:
-    """Return the last segment behind a backup: of its timeline, or of the newest that descends from it; "" for none.
+    """Return the last segment after a backup: of its timeline, or of the newest that descends from it; "" for none.
 
     A timeline whose history does not lead to that of the backup is another database's, or an attacker's.
     """
@@ -226,7 +226,7 @@ def reaches(
     """Return the Reach of each backup, in their order.
 
     timeline is that of the database today, else the highest in the archive. newest is the last segment that the
-    database says it has archived (pg_stat_archiver.last_archived_wal): without it, one that is missing at the end is
+    database reports as archived (pg_stat_archiver.last_archived_wal): without it, one that is missing at the end is
     not seen. damaged are segments that are there and cannot be read (results.damaged_wal).
     """
     size = held.segment_bytes
@@ -287,7 +287,7 @@ def _reached(parts: list, gaps: list, by_timeline: Mapping) -> Optional[Place]:
 
 
 def judge(held: Archive, found: Iterable, directory: str, verified: str = "") -> Result:
-    """Say what is missing. The place of a problem is a backup's label, or the archive's directory.
+    """Return the gaps. The place of a problem is a backup's label, or the archive's directory.
 
     verified is the segment of the restore point that the newest backup was verified up to: it must be reached by it.
     """

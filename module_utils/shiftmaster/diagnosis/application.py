@@ -35,7 +35,7 @@ def _layout(setting) -> Layout:
 
 
 def release(setting) -> dict:
-    """What serves, what stands in its way, and what was deployed lately."""
+    """The live release, obstacles, and recent deploys."""
     layout = _layout(setting)
     slot, name = layout.active_slot(), layout.current()
     found = {
@@ -107,7 +107,7 @@ def _interpreter(path: str, user: str) -> dict:
 
 
 def _deploys(layout, count: int = 12) -> list:
-    """Return the last events of the audit log that say what was deployed or reverted."""
+    """Return the last events of the audit log about deploys and reverts."""
     try:
         text = tail(os.path.join(layout.state, "audit.jsonl"), 128 * 1024)
     except OSError:
@@ -168,12 +168,12 @@ def _edited(path: str, status: os.stat_result) -> bool:
         built = calendar.timegm(time.strptime(manifest["created"], "%Y-%m-%dT%H:%M:%SZ"))
     except (OSError, ValueError, TypeError, KeyError):
         return True
-    # It is told in whole seconds.
+    # It is reported in full seconds.
     return status.st_mtime >= built + 1
 
 
 def _differences(values: dict, expected: dict) -> list:
-    """Return the names that do not hold what the inventory says; of one that says secret no value is shown."""
+    """Return the names whose values differ from the inventory; no value of a secret is shown."""
 
     def shown(name, value):
         return HIDDEN if SECRET_NAME.search(name) else value[:200]
@@ -209,7 +209,7 @@ def groups_of(user: str) -> tuple:
 
 
 def may(status, uid: int, gids, need: int) -> bool:
-    """Tell whether somebody has rights (4 read, 2 write, 1 enter) by a file's mode; ACLs are not looked at."""
+    """Return whether somebody has rights (4 read, 2 write, 1 enter) by a file's mode; ACLs are not looked at."""
     if uid == 0:
         return True
     if status.st_uid == uid:
@@ -254,7 +254,7 @@ def obstacle(path: str, user: str, need: int):
 
 
 def read_only(path: str) -> bool:
-    """Tell whether nobody can write there, whatever the mode: of a mount, too, whose filesystem others write to."""
+    """Return whether nobody can write there, whatever the mode: of a mount, too, whose filesystem others write to."""
     try:
         return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
     except OSError:
@@ -263,7 +263,7 @@ def read_only(path: str) -> bool:
 
 def mount_of(path: str) -> str:
     """Return where what a path lies on is mounted."""
-    # Of a file that is mounted itself, ismount() says so only where its device is another one.
+    # Of a file that is mounted itself, ismount() reports it only where its device is another one.
     while path != "/" and not os.path.ismount(path):
         if any(line.split()[4:5] == [path] for line in read("/proc/self/mountinfo").splitlines()):
             break

@@ -27,7 +27,7 @@ def disk(setting) -> dict:
 
 
 def _name_what_lies_there(mounts: list, setting) -> None:
-    """Say for each filesystem which parts of ShiftMaster write to it."""
+    """Return for each filesystem which parts of ShiftMaster write to it."""
     paths = sorted((mount["path"] for mount in mounts), key=len, reverse=True)
     for mount in mounts:
         mount["holds"] = sorted(
@@ -87,12 +87,12 @@ def devices(proc: str) -> dict:
 
 
 def largest(setting) -> dict:
-    """The largest files and directories of logs and data; what is not seen within two seconds is said."""
+    """The largest files and directories of logs and data; files that are not seen within two seconds are counted."""
     end, files, directories, complete = time.monotonic() + 2.0, [], {}, True
     counted, seen, local, least = {}, set(), devices(setting.proc), 0
 
     def visit(descriptor, directory, top, depth):
-        """Count one directory and what lies below it, by its descriptor: a name may be a link a moment later."""
+        """Count one directory and what lies below it, by its descriptor: a name may be a link immediately after."""
         nonlocal files, complete, least
         entries, below, used = 0, [], 0
         with os.scandir(descriptor) as found:
@@ -201,7 +201,7 @@ def _name(lookup, number: int) -> str:
 
 
 def parse_diskstats(text: str) -> dict:
-    """Return {device: (milliseconds busy, requests, milliseconds of requests)} of whole disks."""
+    """Return {device: (milliseconds busy, requests, milliseconds of requests)} of complete disks."""
     found = {}
     for line in text.splitlines():
         words = line.split()

@@ -1,4 +1,4 @@
-"""Collect evidence: all parts at the same time, each within its own limit, the whole within another.
+"""Collect evidence: all parts at the same time, each within its own limit, everything within another.
 
 A part is a function (Setting) -> data that reads one thing. What fails or hangs is evidence itself:
     {"status": "ok|failed|hung|absent", "seconds": 0.1, "error": "...", ...data}
@@ -15,7 +15,7 @@ from ..host import probe
 from .redact import redact_tree
 
 OK, FAILED, HUNG, ABSENT = "ok", "failed", "hung", "absent"
-# What the engine itself says about a part; a part's own data may not use these names.
+# Names of the engine itself; a part's own data may not use these names.
 RESERVED = ("status", "seconds", "error")
 
 
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 class Absent(Exception):
-    """The host does not have this; str() says what."""
+    """The host does not have this; str() is the reason."""
 
 
 def chosen(parts: dict, area: str, functions) -> dict:
@@ -58,7 +58,7 @@ def ask(part: Part, setting) -> dict:
         answer = {"status": FAILED, "error": "%s: %s" % (type(error).__name__, error)}
     if answer["status"] != OK and not answer["error"].strip():
         # Without a reason nobody can put it right.
-        answer["error"] = "it ended without saying why"
+        answer["error"] = "it ended without a reason"
     answer["seconds"] = round(time.monotonic() - started, 3)
     return answer
 
@@ -79,7 +79,7 @@ def collect(parts: dict, setting, limit: float = 15.0) -> dict:
     for name, thread in threads.items():
         allowed = min(parts[name].seconds, limit)
         thread.join(max(0.0, began + allowed - time.monotonic()))
-    # The late ones go on by themselves; what they say now is not heard any more.
+    # The late ones continue; their results are ignored from now on.
     heard = dict(answers)
     for name, part in parts.items():
         if name not in heard:

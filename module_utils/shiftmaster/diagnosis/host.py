@@ -14,7 +14,7 @@ from ..host import probe, safe_files
 _TICKS = os.sysconf("SC_CLK_TCK") or 100
 _PAGE = resource.getpagesize()
 _TOP = 10
-# Between two looks at counters. Shorter, and a busy moment is taken for a busy host.
+# Seconds between two readings of counters. Shorter, and a short peak looks like a busy host.
 SAMPLE_SECONDS = 1.0
 
 
@@ -259,7 +259,7 @@ _KILL = re.compile(
     r" \((?P<name>[^)]*)\)|(?P<unit>\S+\.service): (?:A process of this unit has been killed by the OOM killer"
     r"|Failed with result 'oom-kill')"
 )
-# The kernel names the control group in a line before; systemd says this of the main process of a unit.
+# The kernel names the control group in a line before; systemd reports this about the main process of a unit.
 _VICTIM = re.compile(r"oom-kill:\S*task_memcg=(?P<place>[^,\s]+),\S*pid=(?P<pid>\d+)")
 _ENDED = re.compile(r"(?P<unit>\S+\.service): Main process exited, code=killed, status=9/KILL")
 _SAID_WITHIN_SECONDS = 10
@@ -304,7 +304,7 @@ def own_unit(place: str, at: float, ended: list) -> str:
 def of_one_kill(found: list) -> list:
     """Return the kills without systemd's words about a process of which the kernel has spoken before.
 
-    systemd says the same of a unit's own limit and of the host's: what the kernel said last before it decides.
+    systemd reports the same for a unit's own limit and for the host's: the kernel's last message before it decides.
     """
     kept = []
     for kill in found:

@@ -1,4 +1,4 @@
-"""Read the ends of logs: what went wrong, how often, when last; and how the web server answered."""
+"""Read the ends of logs: errors, their number, the last time; and the responses of the web server."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def unpacked(path: str, limit: int) -> bytes:
         raise OSError("%s is damaged: %s" % (path, error)) from error
 
 
-# When a line was written. An epoch's zone is known; of the others it is the host's, where they do not say UTC.
-# In brackets as gunicorn and Celery write it, behind the level as the published application does.
+# When a line was written. An epoch's zone is known; of the others it is the host's, unless they name UTC.
+# In brackets as gunicorn and Celery write it, after the level as the published application does.
 _TIME = re.compile(
     r"^(?:\[|[A-Z]{4,8} )?(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)"
     r"(?:[.,](\d{1,9}))?(?: ?(Z|UTC|[+-]\d\d:?\d\d))?"
@@ -98,7 +98,7 @@ _EXCEPTION = re.compile(
 
 
 def entries(text: str) -> list:
-    """Return [(moment, lines)]: a line that begins with a time, with those below it that do not (a traceback)."""
+    """Return [(time, lines)]: a line that begins with a time, with those below it that do not (a traceback)."""
     found = []
     for line in text.splitlines():
         at = moment(line)
@@ -110,7 +110,7 @@ def entries(text: str) -> list:
 
 
 def is_bad(line: str) -> bool:
-    """Tell whether a line complains: a logger that is called error may have nothing to say but that it started."""
+    """Return whether a line complains: a logger named error may only report that it started."""
     level = _LEVEL.search(line)
     if level:
         return next(filter(None, level.groups())).lower() in _BAD_LEVELS
@@ -125,7 +125,7 @@ def _pattern_of(line: str) -> str:
 
 
 def problems(text: str, since: float, limit: int = 8) -> list:
-    """Return what went wrong since a moment, the most recent first: {text, exception, count, first, last}."""
+    """Return the errors since a time, the most recent first: {text, exception, count, first, last}."""
     groups = {}
     latest = since
     for at, lines in entries(text):
@@ -167,14 +167,14 @@ def end_of(path: str, limit: int) -> tuple:
 
 
 def since_then(path: str, since: float) -> tuple:
-    """Return what a log says since a moment, out of the rotated files too, and whether it was read back to it."""
+    """Return a log's text since a time, from the rotated files too, and whether it was read back to that time."""
     text, whole = end_of(path, _TAIL)
     began = first_timestamp(text)
     if not whole and (began is None or began > since):
         text, whole = end_of(path, _MOST)
         began = first_timestamp(text)
     rotated = os.path.join(os.path.dirname(path), glob.escape(os.path.basename(path)) + "[.-]*")
-    # What was written last before the moment reports nothing since.
+    # The last text before that time is no evidence for the time after it.
     older = sorted((status.st_mtime, one) for one, status in safe_files.find(rotated))
     older = [one for at, one in older if at >= since]
     while whole and older and (began is None or began > since) and len(text) < _MOST:
@@ -265,7 +265,7 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
 
 
 def requests(setting) -> dict:
-    """How the web server has answered in the last hours."""
+    """The web server's responses in the last hours."""
     now, path = time.time(), setting.access_log
     since = now - setting.hours * 3600
     if not os.path.exists(path):

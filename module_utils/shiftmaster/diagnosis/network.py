@@ -1,4 +1,4 @@
-"""Evidence of the network: who listens, what the firewall refuses, names, certificates, what answers."""
+"""Evidence of the network: who listens, what the firewall refuses, names, certificates, responses."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def ports(setting) -> dict:
 def refusals(ruleset: dict, interesting, known=()) -> list:
     """Return the rules that drop or reject what ShiftMaster needs: {table, chain, ports, addresses, sure, packets}.
 
-    Our own table is not looked at: its policy is to drop, and what it lets in is tested by what answers. `sure` is a
-    rule for everybody, or for one of the known addresses; another may be meant for a stranger (fail2ban, a list of
+    Our own table is not looked at: its policy is to drop, and allowed connections are tested by responses. `sure` is a
+    rule for everybody, or for one of the known addresses; another may be meant for unknown clients (fail2ban, a list of
     blocked addresses) or for what is inside of a container engine.
     """
     chains = {}
@@ -174,7 +174,7 @@ _NOBODY = "192.0.2.255"
 
 
 def _covers(right, address: str) -> bool:
-    """Tell whether addresses of a rule hold an address."""
+    """Return whether addresses of a rule hold an address."""
     if isinstance(right, dict) and "set" in right:
         return any(_covers(one, address) for one in right["set"])
     with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
@@ -242,7 +242,7 @@ _QUERY = b"\x53\x4d\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00
 
 
 def name_server_answers(address: str, seconds: float = 2.0) -> bool:
-    """Tell whether a name server responds at all; that it knows no such name is a response, too."""
+    """Return whether a name server responds at all; that it knows no such name is a response, too."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as connection:
         connection.settimeout(seconds)
@@ -325,7 +325,7 @@ def certificates(setting) -> dict:
 
 def _validity(certificate, now) -> dict:
     return {
-        # In the zone of this host, as all that it says.
+        # In the zone of this host, like all its times.
         "not_after": certificate.not_after.astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "days_left": round((certificate.not_after - now).total_seconds() / 86400.0, 1),
         "too_early": certificate.not_before > now,
@@ -336,7 +336,7 @@ def _validity(certificate, now) -> dict:
 
 
 def http(setting) -> dict:
-    """How the application answers, from the inside to the outside: its socket, the local listener, the public site."""
+    """The application's responses, from the inside to the outside: its socket, the local listener, the public site."""
     found = {}
 
     def ask(name, target):
@@ -426,7 +426,7 @@ def nginx_text(directory: str) -> str:
 
 def nginx_would_write(setting, text: str) -> str:
     """Return what nginx -t would make or give to somebody else; empty where it only reads."""
-    # A path with a variable is opened when somebody asks for a page.
+    # A path with a variable is opened when somebody requests a page.
     paths = [path for path in _NGINX_MAKES.findall(text) if "$" not in path]
     for path in paths:
         if not os.path.lexists(setting.path(path)):
@@ -460,13 +460,13 @@ def nginx_configuration(setting, directory: str) -> dict:
         command = ["nginx", "-t", "-q", "-e", "stderr", "-c", os.path.join(directory, "nginx.conf")]
         code, _stdout, said = probe.run(command, _NGINX_SECONDS)
     except probe.ProbeError as error:
-        # It asks for the addresses of names, which may take long.
+        # It resolves the addresses of names, which may take long.
         return {"tested": False, "why_not": str(error)}
     error = " ".join(line for line in said.splitlines() if "[emerg]" in line or "[crit]" in line) or said
     return {"tested": True, "error": "" if code == 0 else _NGINX_PREFIX.sub(r"\1", " ".join(error.split()))[:400]}
 
 
-# The time and the process's number say nothing here.
+# The time and the process's number are not relevant here.
 _NGINX_PREFIX = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (\[\w+\]) \d+#\d+:(?= )|^nginx: ")
 
 

@@ -1,6 +1,6 @@
 """Take secrets and people's data out of evidence, on the host, before anything leaves it.
 
-Three nets: values that are known (of the application's environment), what stands behind a name that says secret, and
+Three nets: values that are known (of the application's environment), the value after a name of a secret, and
 shapes (an address with a password, a key block, a bearer's token). Literals of SQL and query strings name people.
 """
 
@@ -31,12 +31,12 @@ def _without_tokens(match) -> str:
     return match[1] + _PATH_TOKEN.sub(HIDDEN, match[2])
 
 
-# What looks like no word: with a digit, a sign, or a capital behind a small letter.
+# Text that is no word: with a digit, a sign, or a capital after a small letter.
 _STRANGE = r"(?!<)(?=[^\s\"']*(?:[^\sA-Za-z\"'.,:;]|(?-i:[a-z][A-Z])))"
 # A word, in quotes or not; and between a program and its option, in a command or in a list of its words.
 _WORD = r"(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"']+)"
 _OPTIONS = r"\b[^\n|;]{0,300}?[\s\"'](?:%s)[\s\"',=]{0,5}"
-# A word alone behind "password for admin:" that shows how it is, not what it is.
+# A word alone after "password for admin:" that describes a password and is none.
 _STATES = (
     r"(?:(?:not|was|is|has|were|been|must|may|cannot|un\w+|in\w+|mis\w+|\w+ed|no|none|null|true|false|yes|ok|wrong|empty|error"
     r"|reset|set|expires|failure|denied|too|sent)(?![\w-]))"
@@ -66,7 +66,7 @@ _SHAPES = (
         ),
         r"\1***",
     ),
-    # As programs ask for it: "Password for admin: x"; and in Japanese.
+    # As programs prompt for it: "Password for admin: x"; and in Japanese.
     (
         re.compile(
             r"(?i)(\bpass(?:word|phrase|code)\s+(?:for|of)\s[^\n:=]{1,60}[:=][ \t]*)(?!%s)"
@@ -113,7 +113,7 @@ _SHAPES = (
         re.compile(
             # What follows the name is set off: AuthenticationError: is no name of a secret.
             r"(?i)(" + _NAME + r"(?:[_.-][\w.-]{0,60})?\\*[\"']?\s*(?:=>|[=:])\s*)"
-            # The second is JSON inside of JSON. A comma ends a value where another name or a blank is behind it.
+            # The second is JSON inside of JSON. A comma ends a value where another name or a blank follows it.
             r"(\"(?:[^\"\\]|\\.)*\"|\\+\"[^\"\\]*\\+\"|'(?:[^'\\]|\\.)*'"
             r"|[^\s,;&)}\]](?:[^\s,;&)}\]]|,(?=[^\s\"'{\[(\\])(?![\w.-]{1,40}[=:]))*)"
         ),
@@ -214,7 +214,7 @@ def redact_tree(value, secrets=(), limit: int = 2000):
     if isinstance(value, (list, tuple)):
         return [redact_tree(inner, secrets, limit) for inner in _without_keys(value)]
     if isinstance(value, str):
-        # Cut behind the redaction: half a secret is one too.
+        # Cut after the redaction: half a secret is one too.
         text = printable(redact(value, secrets))
         return text if len(text) <= limit else text[:limit] + " …"
     return value

@@ -61,7 +61,7 @@ PARTS = {
     "backups": Part(upkeep.backups, ("checklist",), 6, ("backup",)),
     "monitoring": Part(upkeep.monitoring, ("checklist",), 12, ("monitoring",)),
 }
-# Asked only where another part gives a reason to.
+# Queried only where another part gives a reason.
 SUSPICION = {"workers_answer": Part(application.workers_answer, ("app",), 14, ("app",))}
 
 
@@ -115,7 +115,7 @@ class Setting:
         self.prometheus = options.get("prometheus") or None
         self.access_log = options.get("access_log") or "/var/log/nginx/shiftmaster_access.log"
         self.logs = options.get("logs") or {
-            # What its server says, and what it says itself: where its logs are collected, and by its own settings.
+            # Values of its server, and its own: where its logs are collected, and by its own settings.
             "application": [os.path.join(self.log_dir, name) for name in ("error.log", "app.log")]
             + [os.path.join(self.app_root, "shared", "logs", "*.log")],
             "celery": os.path.join(self.log_dir, "celery.log"),
@@ -173,7 +173,7 @@ _OURS_SAID = re.compile(r"(?i)shiftmaster|nginx|postgres|redis|nftables|celery|d
 
 
 def suspicions(evidence: dict) -> bool:
-    """Tell whether tasks wait although a worker runs."""
+    """Return whether tasks wait although a worker runs."""
     broker = evidence.get("redis", {}).get("broker", {})
     later = sum((broker.get("queues_later") or {}).values())
     # A queue that gets shorter is worked on.

@@ -44,7 +44,7 @@ def parse_logins(text: str) -> dict:
 
 
 def updates(setting) -> dict:
-    """Upgrades that wait, by what this host last heard of its repositories."""
+    """Upgrades that wait, by this host's last index of its repositories."""
     # Without its caches it writes nothing.
     command = ["apt-get", "--simulate", "--quiet"]
     for option in ("Debug::NoLocking=true", "Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache=", "Dir::Log=/dev/null"):
@@ -119,7 +119,7 @@ def rights_changed(setting) -> dict:
 
 
 def backups(setting) -> dict:
-    """What role backup's manifests say: each part's last good backup, and when the database was last restored as a verification."""
+    """The content of role backup's manifests: each part's last good backup, and when the database was last restored as a verification."""
     history = backup_manifest.history(os.path.join(setting.path(setting.backup_dir), "manifests"))
     return dict(parse_backups(history.manifests, time.time()), unreadable=history.problems)
 

@@ -1,4 +1,4 @@
-"""The kinds of checks: each asks a probe and evaluates what it says.
+"""The kinds of checks: each runs a probe and evaluates its result.
 
 A check is a function (options, context) -> Outcome. Thresholds are exceeded, not reached: 80 warns above 80.
 """
@@ -217,7 +217,7 @@ def check_migrations(options: dict, context: Context) -> Outcome:
 
 
 def _deep(options: dict, context: Context, parts: list) -> Outcome:
-    """Ask the application itself; what it says about its parts is its own judgement."""
+    """Query the application itself; the status of its parts is its own."""
     url = context.fill(options.get("url") or "unix:{app_root}/active/socket")
     path = options.get("path") or "/health/deep/"
     headers = dict(options.get("headers") or {})
@@ -421,11 +421,11 @@ def check_celery(options: dict, context: Context) -> Outcome:
     if not os.path.isdir(release):
         raise ProbeError(DOWN, "live", "there is no release at %s" % release)
     started = time.monotonic()
-    # The wait for answers is part of the whole; the rest is for the application's import.
+    # The wait for responses is part of the total; the rest is for the application's import.
     wait = max(1.0, min(3.0, timeout / 5.0))
     argv = ["celery", "-A", application, "inspect", "ping", "--json", "--timeout", "%g" % wait]
     if not probe.is_pattern(pattern):
-        argv += ["--destination", pattern]  # Then its response is enough; otherwise the whole wait passes.
+        argv += ["--destination", pattern]  # Then its response is enough; otherwise the complete wait passes.
     try:
         done = ReleaseCode(release, user=context.user).run(argv, timeout=timeout)
     except KeyError:
@@ -453,7 +453,7 @@ def check_celery(options: dict, context: Context) -> Outcome:
 
 
 def celery_failure(text: str) -> str:
-    """Return the line that says what went wrong, without an address that may hold a password."""
+    """Return the line with the error, without an address that may hold a password."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [
         line
@@ -462,7 +462,7 @@ def celery_failure(text: str) -> str:
             ("Error:", "kombu.", "redis.", "ModuleNotFoundError", "ImportError", "AttributeError", "Unable to load")
         )
     ]
-    line = (telling or lines or ["no worker answered"])[-1]
+    line = (telling or lines or ["no worker responded"])[-1]
     return re.sub(r"://[^@/\s]*@", "://***@", line)[:300]
 
 
@@ -539,7 +539,7 @@ def check_disk(options: dict, context: Context) -> Outcome:
 
 
 def judge_disks(mounts: list, warning: Optional[float], critical: Optional[float]) -> Outcome:
-    """Judge space and inodes of all mounts; the worst one gives the hint."""
+    """Evaluate space and inodes of all mounts; the worst one gives the hint."""
     findings = []  # (status, Said, reason, path)
     for mount in mounts:
         path = mount["path"]
@@ -747,7 +747,7 @@ class Kind(NamedTuple):
     log: str = ""
 
 
-# What the server says of itself, and, where the application writes JSON, its own lines.
+# The server's own log, and, where the application writes JSON, its own lines.
 _APP_LOG = "/var/log/shiftmaster/*.log"
 KINDS = {
     "http": Kind(check_http, 10, None, None, "shiftmaster", _APP_LOG),

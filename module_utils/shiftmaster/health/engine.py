@@ -1,7 +1,7 @@
 """Run checks at the same time, each within its own limit, and put the results into words.
 
 How long a check may take: timeout_seconds an attempt, (retries + 1) * consecutive_successes attempts at most, with
-delay_seconds between them. The whole takes what the slowest check takes; a check that hangs is given up.
+delay_seconds between them. The total time is that of the slowest check; a check that hangs is given up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .checks import DOWN, ERROR, HEALTHY, KINDS, SEVERITY, WARNING, Context, Out
 
 ICONS = {"healthy": "✅", "warning": "⚠️", "critical": "❌", "unhealthy": "❌", "down": "❌"}
 UNKNOWN_ICON = "❓"
-# A probe's own message ("connection refused by ...") says more than ours, so it gets a moment more than its limit.
+# A probe's own message ("connection refused by ...") is more precise than ours, so it gets more than its limit.
 _GRACE_SECONDS = 0.3
 
 
@@ -66,7 +66,7 @@ def attempt(options: dict, context: Context) -> Outcome:
 
 
 def run_check(options: dict, context: Context) -> tuple:
-    """Return (Outcome, attempts): the last attempt, after as many as the options ask for."""
+    """Return (Outcome, attempts): the last attempt, after as many as the options require."""
     failures = successes = attempts = 0
     while True:
         outcome = attempt(options, context)
@@ -241,7 +241,7 @@ def merge_reports(reports: list, generated: datetime.datetime) -> dict:
 
 
 def merged_lines(merged: dict, language: str, zone=None) -> list:
-    """Return the report of several hosts: each in turn, then the whole. Without a zone, times are this machine's."""
+    """Return the report of several hosts: each in turn, then the total. Without a zone, times are this machine's."""
     say = text.say
     generated = datetime.datetime.fromisoformat(merged["generated"]).astimezone(zone)
     lines = [say(language, "title"), say(language, "generated", time=generated.strftime("%Y-%m-%d %H:%M:%S %Z")), ""]
@@ -289,7 +289,7 @@ def telling(unwell_now: dict, told: dict, now: datetime.datetime, again_seconds:
     """Return whether people are notified, and what to remember of it: {"status": failed|succeeded|"", "told": {...}}.
 
     They are when something becomes unwell, when more does, again after again_seconds while it lasts, and once when all
-    is well. `told` is what this function has returned the time before, {} at first: {"unwell": [names], "at": seconds}.
+    is healthy. `told` is the previous result of this function, {} at first: {"unwell": [names], "at": seconds}.
     """
     before, seconds = set(told.get("unwell") or []), now.timestamp()
     if not unwell_now:

@@ -43,7 +43,7 @@ CATALOG = {
         "HTTP {status} ですが、応答に「{text}」が含まれません",
     ),
     "http.slow": (
-        "answered in {milliseconds:.0f} ms (limit {limit:g} ms)",
+        "responded in {milliseconds:.0f} ms (limit {limit:g} ms)",
         "応答に {milliseconds:.0f} ms かかりました(上限 {limit:g} ms)",
     ),
     "pages": (
@@ -68,8 +68,8 @@ CATALOG = {
         "PostgreSQL {version}(スタンバイ)、接続数 {connections}(上限の {percent}%)",
     ),
     "redis": ("Redis {version}, {role}", "Redis {version}、{role}"),
-    "redis.plain": ("answers PING", "PING に応答しています"),
-    "redis.noauth": ("answers, and asks for a password as it should", "応答あり(正しくパスワードを要求しています)"),
+    "redis.plain": ("responds to PING", "PING に応答しています"),
+    "redis.noauth": ("responds, and requires a password as it should", "応答あり(正しくパスワードを要求しています)"),
     "redis.memory": (
         "{percent}% of maxmemory is used, and nothing may be evicted",
         "maxmemory の {percent}% を使用中で、追い出しは無効です",
@@ -79,9 +79,9 @@ CATALOG = {
         "the replica has lost its primary ({fields})",
         "レプリカがプライマリと切断されています({fields})",
     ),
-    "celery": ("{count} worker(s) answer: {names}", "{count} 個のワーカーが応答: {names}"),
+    "celery": ("{count} worker(s) respond: {names}", "{count} 個のワーカーが応答: {names}"),
     "celery.few": (
-        "{count} of at least {wanted} workers answer{names}",
+        "{count} of at least {wanted} workers respond{names}",
         "必要な {wanted} 個中 {count} 個のワーカーのみ応答{names}",
     ),
     "units": ("{count} unit(s) active", "{count} 個のユニットが稼働中"),
@@ -104,7 +104,7 @@ CATALOG = {
         "{path}: inode の {percent}% を使用、残り {free}",
     ),
     "disk.readonly": (
-        "{path}: is mounted read-only although /etc/fstab says otherwise",
+        "{path}: is mounted read-only although /etc/fstab differs",
         "{path}: /etc/fstab に反して読み取り専用でマウントされています",
     ),
     "disk.problem": ("{path}: {error}", "{path}: {error}"),
@@ -123,10 +123,10 @@ CATALOG = {
     ),
     "clock.not": ("not synchronised ({source})", "同期していません({source})"),
     "clock.container": (
-        "not judged: a container has its machine's clock",
+        "not checked: a container has its machine's clock",
         "判定対象外: コンテナの時計はホスト機のものです",
     ),
-    "clock.unknown": ("neither chrony nor timedatectl can tell", "chrony も timedatectl も判定できません"),
+    "clock.unknown": ("neither chrony nor timedatectl knows it", "chrony も timedatectl も判定できません"),
     "deep": ("version {version}: {parts}", "バージョン {version}: {parts}"),
     "deep.failed": ("{failed}", "{failed}"),
     "deep.closed": ("the response has no details: this caller has no access", "応答に詳細がありません(閲覧権限なし)"),
@@ -157,7 +157,7 @@ CATALOG = {
     ),
     "timeout": ("no response within {seconds:g} s", "{seconds:g} 秒以内に応答がありません"),
     "crash": ("the check itself failed: {error}", "チェック自体が失敗しました: {error}"),
-    # --- what to do
+    # --- actions
     "hint.http": (
         "systemctl status {unit}; journalctl -u {unit} -n 50; tail -n 50 {log}",
         "systemctl status {unit}、journalctl -u {unit} -n 50、tail -n 50 {log} を確認してください",
@@ -336,7 +336,7 @@ CATALOG = {
         "curl --unix-socket {socket} 'http://localhost{path}'、tail -n 50 {log} を確認してください",
     ),
     "hint.deep_health.closed": (
-        "ask over the private socket, or put SHIFTMASTER_HEALTH_TOKEN into {environment}",
+        "query the private socket, or put SHIFTMASTER_HEALTH_TOKEN into {environment}",
         "専用ソケット経由で問い合わせるか、{environment} に SHIFTMASTER_HEALTH_TOKEN を設定してください",
     ),
     "hint.deep_health.absent": (

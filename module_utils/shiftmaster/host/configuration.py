@@ -134,7 +134,7 @@ def identity(path, owner, group, missing_ok):
 
 
 def lets_read(state, reader):
-    """Tell whether the mode of a file lets a process (service_user.process_of) read it."""
+    """Return whether the mode of a file lets a process (service_user.process_of) read it."""
     mode, uid, gid = state[2:5]
     if uid == reader["user"]:
         return bool(mode & 0o400)
@@ -298,7 +298,7 @@ class FileSet:
         """Yield (copy of a directory with the set in it, empty directory for a check); both go afterwards.
 
         reader: a process (service_user.process_of) that can read of the copy what it can of the live files, and write
-        to the empty directory alone. rewrite: tells in which files paths below root become paths of the copy.
+        to the empty directory alone. rewrite: names the files in which paths below root become paths of the copy.
         """
         place = os.path.join(NOTES, "stage-%s" % unit)
         tree, work = os.path.join(place, "root"), os.path.join(place, "work")
@@ -345,7 +345,7 @@ class FileSet:
         """Swap the set in and load() it, which raises where that has no effect; its result is returned.
 
         first() comes before the swap and may place a part of the set. Where one of them raises, the earlier files are
-        placed, and restore() loads and verifies them; it may return what became of the service. Failed says both.
+        placed, and restore() loads and verifies them; it may return the state of the service. Failed contains both.
         """
         try:
             first()

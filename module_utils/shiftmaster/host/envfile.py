@@ -46,9 +46,9 @@ def parse(text: str) -> dict:
 
 
 def _value(text: str, position: int):
-    """Return (value, position behind its line), as systemd reads it.
+    """Return (value, position after its line), as systemd reads it.
 
-    Quotes may span lines. They count where the value begins and behind another quoted part, not within bare text; only
+    Quotes may span lines. They count where the value begins and after another quoted part, not within bare text; only
     around bare text is white space dropped.
     """
     parts, quote, bare, blank = [], "", False, 0

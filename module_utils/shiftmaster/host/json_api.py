@@ -11,13 +11,13 @@ import urllib.request
 
 
 class Failed(Exception):
-    """str() says what did not hold; status is HTTP's where there was a response."""
+    """str() names the failed condition; status is HTTP's where there was a response."""
 
     status = None
 
 
 class NoAnswer(Failed):
-    """Nobody answered at all."""
+    """No response at all."""
 
 
 class Api:
@@ -39,7 +39,7 @@ class Api:
         return self.opener.open(request, timeout=self.timeout)
 
     def ask(self, path, method="GET", body=None, data=None, kind="application/json", login=None):
-        """Return (status, answer as JSON or text)."""
+        """Return (status, response as JSON or text)."""
         request = urllib.request.Request(self.url + path, method=method)
         request.add_header("Accept", "application/json")
         for name, value in self.headers.items():
@@ -63,7 +63,7 @@ class Api:
             raise NoAnswer("%s%s: %s" % (self.url, path, getattr(error, "reason", error)))
 
     def call(self, path, method="GET", body=None, fine=(200,), **more):
-        """Return the answer; whatever status is not fine is a failure that says what was answered."""
+        """Return the response; any other status is a failure that contains the response."""
         status, answer = self.ask(path, method, body, **more)
         if status not in fine:
             failure = Failed("%s %s returns %s: %s" % (method, path, status, said(answer)))
@@ -95,7 +95,7 @@ def decoded(data):
 
 
 def said(answer):
-    """Return what was said of an error, in a line."""
+    """Return the message of an error, in a line."""
     if isinstance(answer, dict):
         error = answer.get("error", answer)
         if isinstance(error, dict):

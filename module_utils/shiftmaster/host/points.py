@@ -16,7 +16,7 @@ HOLD_SECONDS = 300
 POINTS = (
     "lock",  # taken, and nothing else done
     "build",  # the requirements are installed
-    "built",  # the release is whole, but not yet called ready
+    "built",  # the release is complete, but not yet called ready
     "dump",  # the pre-migration dump is written, but neither verified nor named
     "migrate",  # between two operations of a migration that is no transaction (django_driver)
     "migrated",  # the last migration is applied (django_driver)
@@ -30,7 +30,7 @@ POINTS = (
     "handover",
     "watch",
     "finish",
-    "live",  # said to be live, the transition not ended
+    "live",  # recorded as live, the transition not ended
     "prune",  # a release has its other name, and is not yet removed
     "revert",
 )
@@ -44,7 +44,7 @@ BACKUP_POINTS = (
 
 
 def reach(point: str) -> None:
-    """Say that the run is at a point, and wait where it is to be held there."""
+    """Report that the run is at a point, and wait where it is to be held there."""
     hold = os.path.join(DIRECTORY, point)
     if not os.path.exists(hold):
         return

@@ -1,9 +1,9 @@
 """Read-only probes of one thing each, every one with a hard limit on its total time.
 
-A probe returns metrics, or raises ProbeError, whose `state` says what that means for the thing probed:
+A probe returns metrics, or raises ProbeError, whose `state` is the state of the probed thing:
     down       nobody responds
-    unhealthy  it answers, but not as it must
-    error      it could not be judged (a tool or a file is missing)
+    unhealthy  it responds, but not as it must
+    error      it could not be evaluated (a tool or a file is missing)
 and whose `reason` is a short code from which the health checks choose their hint. Messages hold no secrets.
 Nothing here needs more than the standard library.
 """
@@ -42,7 +42,7 @@ _USER_AGENT = "shiftmaster-health"
 
 
 class ProbeError(Exception):
-    """The thing is unhealthy, or could not be judged."""
+    """The thing is unhealthy, or could not be evaluated."""
 
     def __init__(self, state: str, reason: str, message: str):
         super().__init__(message)
@@ -81,7 +81,7 @@ class Deadline:
 
 
 def in_thread(function, seconds: float, what: str):
-    """Return function(); gives up on it, leaving its thread behind, after some seconds (for calls with no limit)."""
+    """Return function(); gives up on it, without ending its thread, after some seconds (for calls with no limit)."""
     answer = {}
 
     def call():
@@ -266,7 +266,7 @@ def connected(
 
 
 class _Reader(io.RawIOBase):
-    """Reads from a socket; every read waits for what is left of the whole, so that no trickle outlasts it.
+    """Reads from a socket; every read waits for the rest of the total time, so that a slow sender cannot extend it.
 
     Nor does it fill the memory: http.client reads a chunk of -1 bytes to the end of the connection.
     """
@@ -352,7 +352,7 @@ def http_get(
 ) -> HttpResult:
     """GET path from `unix:/path/of/socket` or `http(s)://host:port` within timeout seconds in total.
 
-    host is the Host header (and the name asked for by TLS). Redirects are not followed; at most limit bytes of the body
+    host is the Host header (and the server name of TLS). Redirects are not followed; at most limit bytes of the body
     are kept. Raises nothing but ValueError for a target that cannot be read: what went wrong is in the result.
     """
     server, port, unix, use_tls, own_path = split_target(target)
@@ -450,7 +450,7 @@ def parse_redis_url(url: str) -> RedisTarget:
 
 
 class RedisError(Exception):
-    """An error answer of Redis; str() is its text."""
+    """An error response of Redis; str() is its text."""
 
 
 def redis_command(wire, stream, *words: str):
@@ -463,7 +463,7 @@ def redis_command(wire, stream, *words: str):
 def _redis_reply(stream):
     line = stream.readline(BODY_LIMIT_BYTES)
     if not line.endswith(b"\r\n"):
-        raise ProbeError("unhealthy", "protocol", "the connection was closed without a Redis answer")
+        raise ProbeError("unhealthy", "protocol", "the connection was closed without a Redis response")
     kind, rest = line[:1], line[1:-2]
     if kind == b"-":
         raise RedisError(rest.decode("utf-8", "replace"))
@@ -519,7 +519,7 @@ def redis_ping(target: RedisTarget, timeout: float = 5.0) -> dict:
         except RedisError as refusal:
             text = str(refusal)
             reason = next((code for start, code in _REDIS_REASONS if text.startswith(start)), "refusal")
-            raise ProbeError("unhealthy", reason, "Redis answers: %s" % _without(text, target.password)[:200])
+            raise ProbeError("unhealthy", reason, "Redis responds: %s" % _without(text, target.password)[:200])
 
 
 def redis_metrics(info: str) -> dict:
@@ -600,7 +600,7 @@ _POSTGRES_REASONS = (
 
 
 def postgres_ping(target: PostgresTarget, timeout: float = 5.0) -> dict:
-    """Log in and ask a small question by psql.
+    """Log in and run a small query by psql.
 
     Returns latency_ms, version, recovery (a standby), connections, connections_percent, waiting (for a lock, 5 s).
     """
@@ -669,7 +669,7 @@ def _postgres_where(target: PostgresTarget) -> str:
 
 
 def _postgres_error(text: str, target: PostgresTarget, timeout: float) -> ProbeError:
-    """Tell a server that refuses from one that is not there; its words may be in any language."""
+    """Distinguish a server that rejects from an absent one; its message may be in any language."""
     message = _without(" ".join(text.split()), target.password)
     message = re.sub(r"^psql: (error: )?", "", message)[:300]
     reason = next((code for words, code in _POSTGRES_REASONS if words in text), None)
@@ -888,7 +888,7 @@ def _writable_by_fstab(path: str) -> set:
 def _statvfs(mount: Mount, deadline: Deadline):
     if mount.kind not in _REMOTE and not mount.kind.startswith("fuse."):
         return os.statvfs(mount.path)
-    # A dead server would hold this process beyond any signal, so another one asks.
+    # A dead server would hold this process beyond any signal, so another process queries it.
     code, stdout, stderr = run(
         ["stat", "--file-system", "--format=%S %b %f %a %c %d", mount.path], min(deadline.left(), 3.0)
     )
@@ -916,7 +916,7 @@ def usage_metrics(status) -> dict:
     inodes_used = status.f_files - status.f_ffree
     return {
         "space_percent": round(100.0 * used / usable, 1) if usable else 100.0,
-        # btrfs has no inodes to run out of, and says 0.
+        # btrfs has no inodes to run out of, and reports 0.
         "inodes_percent": round(100.0 * inodes_used / status.f_files, 1) if status.f_files > 0 else None,
         "free_bytes": status.f_bavail * status.f_frsize,
         "free_inodes": status.f_ffree,
@@ -939,7 +939,7 @@ def memory_usage(proc: str = "/proc") -> dict:
     except (OSError, ValueError, KeyError) as error:
         raise ProbeError("error", "missing", "%s/meminfo cannot be read: %s" % (proc, error))
     if total <= 0:
-        raise ProbeError("error", "missing", "%s/meminfo says that there is no memory" % proc)
+        raise ProbeError("error", "missing", "%s/meminfo reports no memory" % proc)
     swap, swap_free = values.get("SwapTotal", 0), values.get("SwapFree", 0)
     return {
         "usage_percent": round(100.0 * (total - available) / total, 2),
@@ -1065,7 +1065,7 @@ def certificate_served(
 
 
 def serves_another(path: str, host: str, port: int, server_name: Optional[str] = None, **more) -> Optional[bool]:
-    """Tell whether a server shows another certificate than the file's first; None where it shows none."""
+    """Return whether a server shows another certificate than the file's first; None where it shows none."""
     try:
         served = certificate_der(host, port, server_name, **more)
     except (ProbeError, ValueError):
@@ -1080,7 +1080,7 @@ def serves_another(path: str, host: str, port: int, server_name: Optional[str] =
 
 
 def in_container(root: str = "/") -> bool:
-    """Tell whether the clock is somebody else's."""
+    """Return whether the clock is somebody else's."""
     return any(
         os.path.exists(os.path.join(root, path))
         for path in ("run/systemd/container", ".dockerenv", "run/.containerenv")
@@ -1121,7 +1121,7 @@ def parse_chrony(text: str) -> dict:
 
 
 def parse_celery_ping(text: str) -> list:
-    """Return the names of the workers that answered `celery inspect ping --json`."""
+    """Return the names of the workers that responded to `celery inspect ping --json`."""
     for line in reversed(text.splitlines()):
         line = line.strip()
         if line.startswith("{"):

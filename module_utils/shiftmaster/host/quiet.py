@@ -10,7 +10,7 @@ class QuietModule(AnsibleModule):
 
     Ansible logs every argument as Python would print it, and takes a secret out only where it stands there as it is:
     one with a quote, a backslash or an end of line is printed otherwise, and would be read in the journal (tried).
-    AnsibleModule's own argument no_log does not help: what the task says takes its place.
+    AnsibleModule's own argument no_log does not help: the task's own setting replaces it.
     """
 
     def _log_invocation(self):

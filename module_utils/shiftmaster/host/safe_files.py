@@ -36,7 +36,7 @@ def _reject(path: str, why: str) -> UnsafePathError:
 
 
 def is_trusted(status: os.stat_result) -> bool:
-    """Tell whether only root and this process can change the entries of a directory."""
+    """Return whether only root and this process can change the entries of a directory."""
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
@@ -144,7 +144,7 @@ def open_directory(path: str, make_mode: Optional[int] = None, beneath: str = ""
 
 
 def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600, beneath: str = "") -> int:
-    """Return a descriptor of a regular file, opened or made as flags say. Raises UnsafePathError for anything else.
+    """Return a descriptor of a regular file, opened or made by flags. Raises UnsafePathError for anything else.
 
     Links in trusted directories are followed for reading only.
     """
@@ -392,7 +392,7 @@ def _change_owner(directory: int, path: str, uid: int, gid: int, of: Optional[in
     if seal:
         os.fchmod(directory, 0o755)
     for name in os.listdir(directory):
-        # By its own descriptor: the name may be another file's a moment later.
+        # By its own descriptor: the name may be another file's immediately after.
         entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
             status, own_path, there = os.fstat(entry), "/proc/self/fd/%d" % entry, os.path.join(path, name)
@@ -435,7 +435,7 @@ def remove_tree(path: str, missing_ok: bool = True, beneath: str = "") -> None:
 def untrusted_parent(path: str) -> str:
     """Return the first directory above path in which a user other than root could exchange an entry, or an empty text.
 
-    A link is followed: it stands in a directory that only root can change. What is not there yet ends the search.
+    A link is followed: it is in a directory that only root can change. What is not there yet ends the search.
     """
     current, left, links = "/", [part for part in path.split("/") if part], 0
     while left:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from . import probe, safe_files
 
-# A share of fewer requests proves nothing.
+# A share of fewer requests is no evidence.
 REQUESTS_MIN = 10
 # A larger share of failed requests is a fault of its own.
 FAILING_SHARE = 0.05
@@ -87,7 +87,7 @@ def counts(requests) -> dict:
 
 
 def failed_before(page: str, errors: int, total: int, before: dict) -> bool:
-    """Tell whether a page failed before, too: at least half as often as now."""
+    """Return whether a page failed before, too: at least half as often as now."""
     old_total, old_errors = before.get(page, (0, 0))
     return bool(old_errors) and old_errors / old_total >= errors / total / 2
 
@@ -109,7 +109,7 @@ def failing(requests: list, before: Optional[dict] = None) -> list:
     """Return the pages that fail now, the worst first: {page, status, errors, requests, often, own_errors, last, new}.
 
     requests: those of the last minutes. before: counts() of the release before, None where they are not known.
-    often: half of its requests or more. own_errors: those that the application answered. new: the page did not fail
+    often: half of its requests or more. own_errors: those of the application itself. new: the page did not fail
     so in the release before.
     """
     ordered = sorted(requests)

@@ -121,7 +121,7 @@ def yield_to_others(name: str, yielding: bool) -> None:
 def yielding(name: str, seconds: float):
     """Keep a unit that starts or ends inside the block out of everybody's way, for so many seconds at the longest.
 
-    A unit that starts has a moment before anybody can ask for its processes, so they are looked for all the time.
+    A unit that starts needs some time before its processes can be queried, so they are searched continuously.
     """
     over = threading.Event()
 

@@ -12,7 +12,7 @@ import re
 
 HASH = re.compile(r"\$2[abxy]\$\d\d\$[./A-Za-z0-9]{53}")
 USER = re.compile(r"^\s+(?P<name>\S.*?)\s*:\s*['\"]?(?P<hash>%s)['\"]?\s*$" % HASH.pattern, re.M)
-# bcrypt looks at no more, so that a longer one would be shorter than its owner believes.
+# bcrypt looks at no more, so that a longer one would be shorter than its owner expects.
 LONGEST_PASSWORD_BYTES = 72
 
 
@@ -102,7 +102,7 @@ def block(value: dict, indent: str = "") -> list:
 
 
 def render(certificate, key, users: dict, settings: dict) -> str:
-    """Return the text of a web configuration. `settings` wins over what is said here, key by key."""
+    """Return the text of a web configuration. `settings` wins over the values here, key by key."""
     whole = {}
     if certificate:
         whole["tls_server_config"] = {"cert_file": certificate, "key_file": key, "min_version": "TLS12"}

@@ -1,6 +1,6 @@
 """Writes a line that nobody else writes, and looks for it where people search: how long does a log take to get there?
 
-Used by the module logging_canary, and by the program that role log_canary lays on a host.
+Used by the module logging_canary, and by the program that role log_canary installs on a host.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def cluster_health(api):
 def lacks(wanted, present, path=""):
     """Return where what is there differs from what is wanted; what is there besides does not count.
 
-    Elasticsearch answers numbers and booleans of settings as text, adds what it has by default, and writes
+    Elasticsearch returns numbers and booleans of settings as text, adds what it has by default, and writes
     {"index": {"codec": ...}} for {"index.codec": ...}.
     """
     if isinstance(wanted, dict):

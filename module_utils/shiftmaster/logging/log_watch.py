@@ -1,7 +1,7 @@
-"""Asks the parts of the logging pipeline on one host for what Prometheus is to know, and writes it for node exporter.
+"""Queries the parts of the logging pipeline on one host and writes metrics for node exporter.
 
-Run by a timer (roles/log_watch/files/shiftmaster-log-watch). What does not answer is 0 in its own
-metric, and nothing else is said of it; the last metrics of a part that is gone would look like news.
+Run by a timer (roles/log_watch/files/shiftmaster-log-watch). A part that does not respond is 0 in its own
+metric, and has no other metrics; the last metrics of an absent part would look current.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from . import canary
 from .elastic import cluster_health
 
 HELP = {
-    "shiftmaster_logstash_up": ("gauge", "Whether Logstash answers."),
+    "shiftmaster_logstash_up": ("gauge", "Whether Logstash responds."),
     "shiftmaster_logstash_queue_bytes": ("gauge", "What its queue holds on the disk."),
     "shiftmaster_logstash_queue_max_bytes": ("gauge", "What its queue can hold."),
     "shiftmaster_logstash_events_out_total": ("counter", "Events that Elasticsearch has taken, or refused for good."),
     "shiftmaster_logstash_dead_letter_bytes": ("gauge", "What Elasticsearch has refused for good."),
-    "shiftmaster_filebeat_up": ("gauge", "Whether Filebeat answers."),
+    "shiftmaster_filebeat_up": ("gauge", "Whether Filebeat responds."),
     "shiftmaster_filebeat_events_acknowledged_total": ("counter", "Events that Logstash has taken."),
     "shiftmaster_elasticsearch_up": ("gauge", "Whether Elasticsearch responds."),
     "shiftmaster_elasticsearch_status": ("gauge", "Health of the cluster: 0 green, 1 yellow, 2 red."),

@@ -1,4 +1,4 @@
-"""Asking an Alertmanager (API v2, versions 0.25 to 0.28)."""
+"""Queries of an Alertmanager (API v2, versions 0.25 to 0.28)."""
 
 import datetime
 import email.utils
@@ -8,7 +8,7 @@ import time
 from ..host import json_api
 from ..host.json_api import Failed
 
-# How a module is told where Alertmanager is.
+# Options of a module for the address of Alertmanager.
 ARGUMENTS = {
     "url": {"type": "str", "required": True},
     "user": {"type": "str", "default": ""},
@@ -19,7 +19,7 @@ ARGUMENTS = {
 
 
 def parse_time(text):
-    """Seconds of RFC 3339, as Alertmanager writes it (with up to nine digits behind the point)."""
+    """Seconds of RFC 3339, as Alertmanager writes it (with up to nine digits after the point)."""
     match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)$", text)
     if not match:
         raise ValueError("%r is no time" % text)
@@ -46,11 +46,11 @@ class Api(json_api.Api):
     def listed(self, path):
         answer = self.call(path)
         if not isinstance(answer, list):
-            raise Failed("what answers at %s is no Alertmanager" % self.url)
+            raise Failed("%s is no Alertmanager" % self.url)
         return answer
 
     def now(self):
-        """Alertmanager's own time, by which things end there; this host's where it did not say."""
+        """Alertmanager's own time, by which things end there; this host's where it is absent."""
         try:
             return email.utils.parsedate_to_datetime(self.date).timestamp()
         except (TypeError, ValueError):

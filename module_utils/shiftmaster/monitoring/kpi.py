@@ -1,7 +1,7 @@
 """A month's metrics of service, from samples that Prometheus has kept, against what was promised.
 
 Pure functions. A sample is (epoch, value); a series has one each `step` seconds where something was measured. What was
-not measured is not invented: it counts neither as up nor as down, and is said.
+not measured is not invented: it counts neither as up nor as down, and is reported.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def month_of(text: str, zone: datetime.tzinfo) -> tuple:
 
 
 def within(samples: list, start: float, end: float) -> list:
-    """Return the samples of [start, end) in their order, one a moment."""
+    """Return the samples of [start, end) in their order, one for each time."""
     return sorted(dict(sample for sample in samples if start <= sample[0] < end).items())
 
 
@@ -120,7 +120,7 @@ def quantile(share: float, buckets: dict) -> Optional[float]:
 def causes(found: list, alerts: list, margin: float = 300.0) -> list:
     """Return each outage with the alerts that fired around it, the first one first: what it was, as far as it was seen.
 
-    alerts: [{name, component, start, end}]. What says only that the site is down is no cause.
+    alerts: [{name, component, start, end}]. An alert that only reports the site as down is no cause.
     """
     result = []
     for outage in found:

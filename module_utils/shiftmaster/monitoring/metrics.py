@@ -22,7 +22,7 @@ def value_of(text: str, metric: str):
 
 
 def at_path(text: str, path):
-    """Return what a JSON answer holds at a path of keys; None where there is no such place."""
+    """Return the value of a JSON response at a path of keys; None where there is no such place."""
     try:
         value = json.loads(text)
         for key in path:
@@ -72,10 +72,10 @@ def targets_of(text: str) -> dict:
 
 
 def lost(before: dict, now: dict, since: float) -> dict:
-    """Return the targets that were up before, are still asked, and have not been up since, with what is known of each.
+    """Return the targets that were up before, are still scraped and have not been up since, with their data.
 
     One that is no longer a target was taken out on purpose. A reload leaves a target's health as it was until it is
-    asked again.
+    scraped again.
     """
     return {
         key: now[key]

@@ -41,7 +41,7 @@ def get(url, ca_file=None, user=None, password=None, timeout=5.0):
 
 
 class PrometheusError(Exception):
-    """It does not respond, or refuses; str() says which."""
+    """It does not respond, or refuses; str() is the reason."""
 
 
 class Prometheus:
@@ -67,7 +67,7 @@ class Prometheus:
         return answer["data"]["result"]
 
     def now(self, query: str, at: Optional[float] = None) -> list:
-        """Return [(labels, value)] of a moment."""
+        """Return [(labels, value)] of one time."""
         moment = {} if at is None else {"time": "%.3f" % at}
         return [(one["metric"], float(one["value"][1])) for one in self._get("query", query=query, **moment)]
 
@@ -98,7 +98,7 @@ class Prometheus:
 
 
 def parts(start: float, end: float, step: float) -> list:
-    """Return the (first, last) moments of queries that ask for all steps of [start, end), and for none twice."""
+    """Return the (first, last) times of queries that cover all steps of [start, end) exactly once."""
     found, since = [], start
     while since < end:
         until = min(since + step * (_POINTS - 1), end - step)

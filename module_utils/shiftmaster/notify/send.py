@@ -1,6 +1,6 @@
 """Sends the messages of notify.text: by an incoming webhook, by mail, to PagerDuty; all at once, in a bounded time.
 
-A channel that is down, or set up wrongly, is never the failure of what tells about itself.
+A channel that is down, or set up wrongly, never fails the run that sends the notification.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class NotSent(Exception):
 
 
 def wrong_channels(params):
-    """Channels that are set up in a way in which nothing can be sent: {channel: why}. The others are told."""
+    """Channels that are set up in a way in which nothing can be sent: {channel: why}. The others are used."""
     slack, mail, pagerduty = params["slack"], params["email"], params["pagerduty"]
     found = {}
 
@@ -95,7 +95,7 @@ class Web:
             except urllib.error.HTTPError as error:
                 said = error.read(300).decode("utf-8", "replace").strip()
                 problem = NotSent("returns %d %s" % (error.code, said))
-                # Both services ask to try again later for these, and only for these.
+                # Both services accept a later retry for these, and only for these.
                 if error.code != 429 and error.code < 500:
                     raise problem
             except (OSError, ValueError) as error:
@@ -113,7 +113,7 @@ def send_mail(mail, attachments, subject, text, page, ca_file, deadline):
     message["Date"] = email.utils.localtime()
     # With the sender's domain: the controller's own name would be looked up, which may take long.
     message["Message-ID"] = email.utils.make_msgid(domain=mail["sender"].rpartition("@")[2])
-    # No absence note answers it (RFC 3834).
+    # Suppresses automatic replies (RFC 3834).
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(text)
     message.add_alternative(page, subtype="html")
@@ -177,7 +177,7 @@ def deliver(params, messages):
             results[channel] = ""
         except NotSent as error:
             results[channel] = without_secrets(str(error), secrets)
-        # Whatever a channel does, the run that tells about itself goes on.
+        # Whatever a channel does, the run that sends the notification continues.
         except Exception as error:
             results[channel] = without_secrets("%s: %s" % (type(error).__name__, error), secrets)
 

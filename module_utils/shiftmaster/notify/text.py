@@ -1,4 +1,4 @@
-"""What is said about an event of the playbooks, in Japanese and English, and in each channel's form.
+"""Texts about an event of the playbooks, in Japanese and English, and in each channel's form.
 
 Pure functions: the same input gives the same message, and no message is longer than its channel documents.
 """
@@ -13,7 +13,7 @@ from ..host.printable import printable
 EVENTS = ("deploy", "rollback", "backup", "restore", "health", "checklist", "test")
 STATUSES = ("started", "succeeded", "warning", "failed")
 
-# Slack: "Truncating really long messages" asks for texts of up to 4,000 characters.
+# Slack: "Truncating really long messages" recommends texts of up to 4,000 characters.
 SLACK_TEXT = 4000
 # PagerDuty: "Send an Alert Event" and "Send a Change Event".
 PAGERDUTY_SUMMARY = 1024
@@ -75,7 +75,7 @@ TITLES = {
     ("health", "started"): ("Health check has begun", "ヘルスチェックを開始しました"),
     ("health", "succeeded"): ("System is healthy", "システムは正常です"),
     ("health", "warning"): ("System Health Alert: warnings", "システム状態の警告があります"),
-    ("health", "failed"): ("System Health Alert: not well", "システム異常を検知しました"),
+    ("health", "failed"): ("System Health Alert: unhealthy", "システム異常を検知しました"),
     ("checklist", "started"): ("{checklist} is being filled in", "{checklist}を作成しています"),
     ("checklist", "succeeded"): ("{checklist}: good", "{checklist}: 良好"),
     ("checklist", "warning"): ("{checklist}: not everything is known", "{checklist}: 確認できない項目があります"),
@@ -93,7 +93,7 @@ ADVICE = {
         "理由と実行ログを確認してください。利用者に影響がある場合: ansible-playbook rollback.yml",
     ),
     "rollback": (
-        "Look whether it serves (ansible-playbook playbooks/health.yml), then repeat the rollback: it goes on.",
+        "Check the site (ansible-playbook playbooks/health.yml), then repeat the rollback: it continues.",
         "稼働状況を確認し(ansible-playbook playbooks/health.yml)、ロールバックを再実行してください(続行します)。",
     ),
     "backup": (
@@ -105,11 +105,11 @@ ADVICE = {
         "原因が判明するまで、復元先のデータに書き込まないでください。",
     ),
     "health": (
-        "ansible-playbook playbooks/health.yml names what is unwell, and what to do about it.",
+        "ansible-playbook playbooks/health.yml names the unhealthy parts and the actions.",
         "ansible-playbook playbooks/health.yml で異常箇所と対処を確認してください。",
     ),
     "checklist": (
-        "The attached page says of each line what was seen.",
+        "The attached page shows the evidence of each line.",
         "添付のページで各項目の確認結果を参照してください。",
     ),
     "test": ("Nothing has to be done.", "対応は不要です。"),
@@ -142,7 +142,7 @@ def one_line(text):
 
 
 def languages(language):
-    """Which of (English, Japanese) are written, in their order: who asked for both reads Japanese first."""
+    """Which of (English, Japanese) are written, in their order: with both, Japanese is first."""
     return {"en": [0], "ja": [1], "both": [1, 0]}[language]
 
 

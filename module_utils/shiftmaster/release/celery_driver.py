@@ -26,7 +26,7 @@ import time
 import uuid
 
 ANSWER = "@@shiftmaster-answer@@ "
-# The form of each answer (releasecode.matches).
+# The form of each response (releasecode.matches).
 _TASK = {"task": (str, None), "id": (str, None), "queue": str}
 ANSWERS = {
     "tasks": {"tasks": [str], "queues": [str]},
@@ -217,7 +217,7 @@ class Operations:
 
 def main():
     stdout = sys.stdout
-    sys.stdout = sys.stderr  # Whatever the application prints must not end up between the answers.
+    sys.stdout = sys.stderr  # Whatever the application prints must not end up between the responses.
     operations, failure = None, None
     try:
         # Before the first request: the application loads while its units start.

@@ -12,7 +12,7 @@ a killed run or a reboot left:
     handover  the old workers end warm, tasks unknown to the target are quarantined, the new workers and beat take over
     watch     real traffic through nginx is evaluated; the old slot still runs
     finish    the old slot stops; the release is live
-    revert    the rollback from any phase behind the gate
+    revert    the rollback from any phase after the gate
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ RUN = "/run/shiftmaster"
 # A unit that has not ended so long after its own limit (TimeoutStopSec=) is killed.
 _KILL_SECONDS = 15
 _BEAT_STOP_SECONDS = 20
-# How often a driver is asked for more tasks that it has to quarantine.
+# How often a driver is queried for more tasks that it has to quarantine.
 _PARK_ROUNDS = 20
-# So long a release that is being verified lets everybody else go first; on a host without a moment to spare no longer.
+# A release under verification yields to all other processes for this long; on a busy host no longer.
 YIELD_SECONDS = 15
 
 
@@ -55,7 +55,7 @@ class CutoverError(Exception):
 
 
 def _canary_queue(slot: str) -> str:
-    # Of this host alone: another one's worker would take the canary, too, and prove nothing here.
+    # Of this host alone: another one's worker would take the canary, too, and verify nothing here.
     return "shiftmaster.canary.%s.%s" % (os.uname().nodename, slot)
 
 
@@ -81,12 +81,12 @@ class Cutover:
     # -- the way forward ---------------------------------------------------------------------------------------------
 
     def switch(self, target: str, kind: str) -> None:
-        """Bring target to serve, up to the phase watch. Raises CutoverError; then the old release serves as before."""
+        """Make target live, up to the phase watch. Raises CutoverError; then the old release stays live."""
         self.prepare(target, kind)
         self.move()
 
     def prepare(self, target: str, kind: str) -> None:
-        """Start target next to what serves, prove it, and let the old workers take no more tasks. Traffic stays."""
+        """Start target next to the live release, verify it, and stop the intake of the old workers. Traffic stays."""
         source = self.layout.current()
         self.state.begin(
             **{
@@ -122,7 +122,7 @@ class Cutover:
         self._or_back(work)
 
     def end_tasks(self) -> None:
-        """End the old release's background work, once no host serves old code any more."""
+        """End the old release's background work, once old code is live on no host any more."""
         if self._t("from_slot") is not None:
             self._or_back(lambda: self._stop(self._t("from_slot"), ("beat", "worker")))
 
@@ -131,7 +131,7 @@ class Cutover:
         self._or_back(self._take_tasks)
 
     def old_tasks(self) -> list:
-        """Return the tasks of what serves that the target does not know."""
+        """Return the tasks of the live release that the target does not know."""
         source, target = self._t("from"), self._t("to")
         known = set(releases.manifest(self.layout, target).get("tasks", []))
         return sorted(set(releases.manifest(self.layout, source).get("tasks", [])) - known) if source else []
@@ -153,9 +153,9 @@ class Cutover:
                     self.revert_traffic(str(error), bad)
                 else:
                     self.revert(str(error), bad)
-            except Exception as second:  # The release's own code may answer anything.
+            except Exception as second:  # The release's own code may return anything.
                 raise CutoverError(
-                    "%s\nGoing back is not finished: %s. %s answers people, background tasks wait. When that is"
+                    "%s\nThe revert is not finished: %s. %s serves users, background tasks wait. When that is"
                     " fixed, the next deploy.yml or rollback.yml finishes it"
                     % (error, second, self.called(self.layout.current()))
                 ) from second
@@ -193,7 +193,7 @@ class Cutover:
     def _gate(self) -> None:
         slot, target = self._t("to_slot"), self._t("to")
         self._yields_until = time.monotonic() + YIELD_SECONDS
-        # The worker first: deep health asks for one, and a failed attempt costs the whole pause between two.
+        # The worker first: deep health needs one, and a failed attempt costs the complete pause between two.
         if self.options["celery_application"]:
             self._gate_worker(slot)
         self._gate_web(slot, target)
@@ -219,7 +219,7 @@ class Cutover:
             if result.status == 200:
                 found = _release_in(result.body)
                 if found not in (None, "", target):
-                    problem = "release %s answers on the socket of %s" % (found, target)
+                    problem = "release %s responds on the socket of %s" % (found, target)
                 else:
                     # The health path reports nothing of the pages: it may be a middleware in front of them.
                     problem = self._page_problem(slot)
@@ -255,7 +255,7 @@ class Cutover:
         return ""
 
     def _wait_watching(self, slot: str, seconds: float) -> None:
-        """Wait, but not for a unit that has died: its end is the answer."""
+        """Wait, but not for a unit that has died: its end is the result."""
         deadline = time.monotonic() + seconds
         while True:
             if self._yields_until is not None and time.monotonic() > self._yields_until:
@@ -299,12 +299,12 @@ class Cutover:
             )
         if not answer["ran"]:
             raise CutoverError(
-                "the Celery worker of %s answers, but runs no task: the canary did not run in"
+                "the Celery worker of %s responds, but runs no task: the canary did not run in"
                 " %d s\n%s" % (self.called(self._t("to")), left, units.journal(unit("worker", slot)))
             )
 
     def _quiesce(self) -> None:
-        # On every host before the traffic of any moves: a page of one asks another one for its static files.
+        # On every host before the traffic of any moves: a page of one host requests static files from another one.
         releases.publish_static(self.layout, self.state, self._t("to"))
         slot = self._t("from_slot")
         if slot is None or not self.options["celery_application"]:
@@ -411,7 +411,7 @@ class Cutover:
             if self.options["celery_application"]:
                 self._tasks_back(source, target)
         finally:
-            # Also where the tasks are not back: what failed does not go on next to what serves.
+            # Also where the tasks are not back: the failed release does not continue next to the live one.
             self._stop(self._t("to_slot"), ("beat", "worker", "web"))
         releases.publish_static(self.layout, self.state)
         self._hooks("after_rollback", source)
@@ -434,7 +434,7 @@ class Cutover:
     def revert_traffic(self, reason: str, bad: bool = False) -> None:
         """Give the traffic back and end the new release's background work; the old one's waits for revert().
 
-        In an installation with several hosts it waits until no host serves new code: the old workers would discard
+        In an installation with several hosts it waits until new code is live on no host: the old workers would discard
         tasks that they do not know.
         """
         if self._traffic_back(reason, bad):
@@ -486,7 +486,7 @@ class Cutover:
                 )
             except Exception as error:
                 self.revert(str(error))
-                said = "a run that died in its phase %s had switched to %s, which is not healthy: put back to %s" % (
+                said = "a run that died in its phase %s had switched to %s, which is not healthy: reverted to %s" % (
                     phase,
                     target,
                     source,
@@ -499,7 +499,7 @@ class Cutover:
         else:
             # A release that is bad stays so, for the reason that was noted.
             self.revert("the run died in its phase %s" % phase, bad=False)
-            said = "a run that died in its phase %s was reverted: %s serves" % (phase, source)
+            said = "a run that died in its phase %s was reverted: %s is live" % (phase, source)
         audit(self.layout, "recovered", what=said, run_id=self.options["run_id"], who=self.options["who"])
         self.close()
         return said
@@ -541,7 +541,7 @@ class Cutover:
         return running
 
     def others(self) -> list:
-        """Return the units that run in the slot that does not serve, where one serves."""
+        """Return the units that run in the idle slot, where a slot is live."""
         if self.layout.active_slot() is None:
             return []
         states = units.active_states([unit(kind, self.layout.idle_slot()) for kind in ("beat", "worker", "web")])
@@ -557,7 +557,7 @@ class Cutover:
         """Start what should run next to the live release and does not; returns the units.
 
         A run that died in maintenance mode leaves its worker and beat stopped; without background they stay so. An
-        application that an operator has stopped as a whole stays stopped.
+        application that an operator has stopped completely stays stopped.
         """
         slot = self.layout.active_slot()
         if slot is None or units.active_state("shiftmaster.service") != "active":
@@ -670,7 +670,7 @@ class Cutover:
             return driver.ask(request, timeout=request.get("seconds", 0) + loading)
         except ReleaseCodeError as error:
             raise ReleaseCodeError(
-                "asking the Celery application %s of %s (%s) failed: %s"
+                "querying the Celery application %s of %s (%s) failed: %s"
                 % (self.options["celery_application"], self.called(self._t("to")), request["op"], error)
             ) from error
 
@@ -691,12 +691,12 @@ class Cutover:
         self._log_offsets = {path: _size(path) for path in self._logs()}
 
     def _logs(self) -> list:
-        """Return the application's logs that have something to say; the application owns their directories."""
+        """Return the application's logs with entries; the application owns their directories."""
         found = [one for pattern in self.options["logs"] for one in safe_files.find(pattern)]
         return [path for path, status in found if status.st_size]
 
     def worker_problem(self) -> str:
-        """Return the sentence of a worker that answers no ping during the watch, "" where all is well."""
+        """Return the sentence of a worker that does not respond to a ping during the watch, "" where all is healthy."""
         if not self.options["celery_application"]:
             return ""
         worker = _worker(self._t("to_slot"))
@@ -704,10 +704,10 @@ class Cutover:
             alive = self._ask({"op": "ping", "worker": worker, "seconds": self.options["worker_gate_seconds"]})["alive"]
         finally:
             self.close()
-        return "" if alive else "the worker %s answers no ping" % worker
+        return "" if alive else "the worker %s does not respond to a ping" % worker
 
     def evidence(self, slot: str) -> str:
-        """Return what the application's logs and its unit say about this run, the causes first."""
+        """Return what the application's logs and its unit report about this run, the causes first."""
         name = unit("web", slot)
         offsets = getattr(self, "_log_offsets", {})
         written = "".join(as_lines(_read_from(path, offsets.get(path))) for path in self._logs())
@@ -716,7 +716,7 @@ class Cutover:
         return printable("\n".join(part for part in parts if part))
 
     def _see(self, name: str) -> str:
-        return "\nThe whole of it: %s and `journalctl -u %s`." % (
+        return "\nThe complete output: %s and `journalctl -u %s`." % (
             ", ".join(self._logs() or self.options["logs"][:1]),
             name,
         )
@@ -766,7 +766,7 @@ def stop_seconds(options: dict, kind: str) -> int:
 
 
 def wanted_units(options: dict, slot: str) -> list:
-    """Return the units of a slot that run while it serves."""
+    """Return the units of a slot that run while it is live."""
     kinds = ["web"]
     if options["celery_application"]:
         kinds.append("worker")

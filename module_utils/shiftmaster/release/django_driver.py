@@ -5,8 +5,8 @@ line of JSON comes in on standard input, one line that starts with ANSWER goes o
 prints goes to standard error. Nothing but the standard library and Django may be imported here, and nothing of this
 package: the file travels alone.
 
-Requests: {"op": "plan" | "apply" | "reverse", "limit_seconds": 60, ...}; behind the limit the process ends. Each
-function below says what else it takes. Only the database `default` is looked at.
+Requests: {"op": "plan" | "apply" | "reverse", "limit_seconds": 60, ...}; after the limit the process ends. Each
+function below documents its other keys. Only the database `default` is used.
 
 A failure that is understood comes back as {"failure": {...}} with a sentence in `message`, so that the caller keeps
 what was applied before it; {"error": text} is for what could not even begin.
@@ -24,7 +24,7 @@ import traceback
 
 ANSWER = "@@shiftmaster-answer@@ "
 ALIAS = "default"
-# The form of each answer (releasecode.matches). A failure has what was done before it, too.
+# The form of each response (releasecode.matches). A failure contains what was done before it, too.
 _NAME = {"app": str, "name": str}
 _OPERATION = {"operation": str, "describe": str, "reversible": bool}
 _MIGRATION = dict(_NAME, atomic=bool, replaces=[[str]], operations=[_OPERATION])
@@ -59,7 +59,7 @@ HINTS = {
     "42P07": "The database has this table or index already. If it is the same, mark the migration as applied"
     " (migrate --fake) in a before_migrate hook; otherwise remove it.",
     "42501": "The database user lacks a right that the migration needs.",
-    "55P03": "Another session held a lock on the table for longer than lock_timeout. Nothing waits behind it now; end"
+    "55P03": "Another session held a lock on the table for longer than lock_timeout. Nothing waits for it now; end"
     " that session or try again at a quieter time.",
     "57014": "The statement took longer than statement_timeout, or somebody cancelled it.",
 }
@@ -74,7 +74,7 @@ class Failure(Exception):
 
 
 def note(text):
-    """Tell the progress on standard error, where a timeout's message will quote it."""
+    """Report the progress on standard error, where a timeout's message will quote it."""
     sys.stderr.write("migrations: %s\n" % text)
     sys.stderr.flush()
 
@@ -200,7 +200,7 @@ def pending_of(executor):
 
 
 def look(connection, request):
-    """Tell what is applied, what the release holds and what is pending.
+    """Return the applied, contained and pending migrations.
 
     Request: sources: true to get the text of all files of the apps with a pending migration.
     """
@@ -293,7 +293,7 @@ def leftovers_of(lock, own_pid):
 
 
 def client_pid(connection):
-    """The backend's number as the server told it when the connection began."""
+    """The backend's number as the server reported it at the connection's start."""
     raw = connection.connection
     info = getattr(raw, "info", None)
     return getattr(info, "backend_pid", None) or raw.get_backend_pid()
@@ -304,7 +304,7 @@ class Lock:
 
     It lives on a connection of its own, in autocommit and without a transaction: the migrating connection may be
     closed by the application, a lock inside a transaction would block CREATE INDEX CONCURRENTLY for ever, and the
-    server gives it back in the moment in which this process dies. It is tried repeatedly rather than waited
+    server gives it back when this process dies. It is tried repeatedly rather than waited
     for, because a waiting SELECT keeps a snapshot, for which the holder's CREATE INDEX CONCURRENTLY would wait.
     """
 
@@ -454,7 +454,7 @@ def statements_of(operation, backwards):
 def fits_transaction(operation, backwards):
     """Whether an operation may share a transaction with the mark that it is done.
 
-    Django's own may, but for those that say so themselves. A RunPython and several statements of SQL may not: who asks
+    Django's own may, except those that are marked. A RunPython and several statements of SQL may not: the caller
     for no transaction may mean to commit in between, and has to bear being run again.
     """
     kind = type(operation)
@@ -531,7 +531,7 @@ class Progress:
             done[number] = self.prints[number]
         together = fits_transaction(self.leaves[number], self.backwards)
         with atomic(ALIAS) if together else contextlib.nullcontext():
-            if together:  # Checks of foreign keys that wait for the end would stand in the way of an ALTER TABLE.
+            if together:  # Checks of foreign keys that wait for the end would block an ALTER TABLE.
                 schema_editor.execute("SET CONSTRAINTS ALL IMMEDIATE")
             change()
             # What Django keeps for the migration's end (foreign keys, indexes) belongs to this operation.
@@ -600,7 +600,7 @@ class Tracker:
             self._wrap(operation, self._tracked(index, operation))
 
     def _wrap(self, operation, around):
-        """Let around(original, app_label, schema_editor, from_state, *others) stand in for the change."""
+        """Let around(original, app_label, schema_editor, from_state, *others) replace the change."""
         verb = "database_backwards" if self.backwards else "database_forwards"
         original = getattr(operation, verb)
         setattr(operation, verb, lambda *arguments: around(original, *arguments))
@@ -630,7 +630,7 @@ class Tracker:
         return around
 
     def repair(self, operation, app_label, schema_editor, state):
-        """Drop what a killed run's CREATE INDEX CONCURRENTLY left, whole or not: it is built again."""
+        """Drop what a killed run's CREATE INDEX CONCURRENTLY left, complete or not: it is built again."""
         kind = type(operation).__name__
         if kind == "RunSQL":
             self.repair_sql(statements_of(operation, self.backwards), schema_editor)
@@ -649,7 +649,7 @@ class Tracker:
             self.drop(index, schema_editor)
 
     def repair_sql(self, sql, schema_editor):
-        """The same for an index that SQL names; with IF NOT EXISTS a whole one is left, and would be kept."""
+        """The same for an index that SQL names; with IF NOT EXISTS a complete one is left, and would be kept."""
         name = r"((?:\"[^\"]+\"|\w+)(?:\.(?:\"[^\"]+\"|\w+))?)"
         for sure, index, table in re.findall(
             r"\bcreate\s+(?:unique\s+)?index\s+concurrently\s+(if\s+not\s+exists\s+)?%s\s+on\s+(?:only\s+)?%s"
@@ -657,7 +657,7 @@ class Tracker:
             sql,
             re.I,
         ):
-            # Its index is in its table's schema, whatever search_path says.
+            # Its index is in its table's schema, whatever search_path is.
             left = query(
                 schema_editor.connection,
                 "SELECT indexrelid::regclass::text, indisvalid FROM pg_index JOIN pg_class i ON i.oid = indexrelid"
@@ -755,7 +755,7 @@ def explain(error, tracker, connection, lock):
                     )
                 )
             else:
-                sentences.append("It was rolled back as a whole.")
+                sentences.append("It was rolled back completely.")
             details.update(
                 kind="migration_failed",
                 app=migration.app_label,
@@ -816,7 +816,7 @@ def apply(connection, request):
     twin = prepare(connection, request)
     with Lock(connection, twin, request.get("lock_wait_seconds", 60)) as lock:
         executor = executor_of(connection)
-        if half := half_done(connection, executor.loader):  # In either direction; it is done whole.
+        if half := half_done(connection, executor.loader):  # In either direction; it is done completely.
             for pair in half:
                 for row in rows_behind(executor.loader, pair) if pair in executor.loader.disk_migrations else ():
                     executor.recorder.record_unapplied(*row)
@@ -877,7 +877,7 @@ def backwards_plan(executor, keep):
     if partly:
         raise Failure(
             "squashed",
-            "%s can only be unapplied as a whole, and the older release needs a part of it."
+            "%s can only be unapplied completely, and the older release needs a part of it."
             % ", ".join(sorted(set(partly))),
         )
     order, seen = [], set()
@@ -891,7 +891,7 @@ def backwards_plan(executor, keep):
         raise Failure(
             "needed", "%s depend on what would be unapplied, and the older release holds them." % ", ".join(more)
         )
-    # backwards_plan gives each one behind those that depend on it; keep that over all of them.
+    # backwards_plan gives each one after those that depend on it; keep that over all of them.
     position = {
         node: index
         for index, (migration, _) in enumerate(executor.migration_plan(graph.leaf_nodes(), clean_start=True))

@@ -1,6 +1,6 @@
-"""Where everything of an installation lies, and what its links say.
+"""The paths of an installation, and the targets of its links.
 
-`active` is the one link that decides: it names the slot whose release serves, whose static files nginx reads and
+`active` is the link that decides: it names the slot whose release is live, whose static files nginx reads and
 which a reboot starts. `current` only leads through it, for people.
 """
 

@@ -11,7 +11,7 @@ EVENTS = {
     "put_back": "reverted",
     "not_put_back": "not_reverted",
     "withdrawn": "traffic_reverted",
-    "doubted": "suspect",
+    "doubted": "suspect",  # codespell:ignore doubted
     "task_parked": "task_quarantined",
     "tasks_set_aside": "tasks_quarantined",
 }

@@ -149,7 +149,7 @@ def _process(pid: int) -> Optional[dict]:
     except (OSError, IndexError):
         return None
     if fields[0] in ("Z", "X"):
-        return None  # It is dead; only whoever started it (a job scheduler) has not asked for its exit code yet.
+        return None  # It is dead; only whoever started it (a job scheduler) has not read its exit code yet.
     return {"parent": int(fields[1]), "start": int(fields[19]), "words": words}
 
 
@@ -182,7 +182,7 @@ def controller_identity() -> dict:
 
 
 def controller_alive(identity: dict) -> Optional[bool]:
-    """Say whether a lock's controller process still lives; None where this machine cannot know."""
+    """Return whether a lock's controller process still lives; None where this machine cannot know."""
     if not identity.get("pid") or identity.get("machine") != _machine():
         return None
     process = _process(int(identity["pid"]))

@@ -1,6 +1,6 @@
-"""Read Django migrations without running them, and judge what they do to the code that is already running.
+"""Read Django migrations without running them, and evaluate their effect on the code that is already running.
 
-A deploy runs migrations while the old code still serves, and a rollback starts the old code on the new schema. So
+A deploy runs migrations while the old code is still live, and a rollback starts the old code on the new schema. So
 the one question is: does the code from before this migration work on the database after it?
 
 class         meaning
@@ -268,7 +268,7 @@ class Models(dict):
 
 
 class Reader:
-    """Judges the operations of one migration."""
+    """Evaluates the operations of one migration."""
 
     def __init__(self, names, models):
         self.names = names
@@ -408,7 +408,7 @@ class Reader:
             else:
                 fields[field] = Field(arguments.get("field"), self.names)
 
-    # Each of these answers for one kind of operation.
+    # Each of these handles one kind of operation.
 
     def harmless(self, name, model, arguments):
         return Result(if_new=EXPAND)
@@ -843,12 +843,12 @@ def _settle(record: dict, annotations: list, created: set) -> None:
             and operation["class"] != EXPAND
         ]
         if said != EXPAND:
-            reasons.append("its annotation says %s" % said)
+            reasons.append("its annotation is %s" % said)
             klass = _worst((klass, said))
             reversible = reversible and said != IRREVERSIBLE
         elif firm:
             reasons.append(
-                "its annotation says expand, which is not believed: %s takes away what the old code uses"
+                "its annotation says expand, which is ignored: %s removes something that the old code uses"
                 % ", ".join(firm)
             )
         else:
@@ -884,9 +884,9 @@ def relative(records: Iterable[dict], order: Optional[list] = None) -> List[dict
 
 
 def _ordered(files: Dict[str, File], replaced: Mapping[str, list]) -> List[File]:
-    """Sort an app's files so that each comes behind those of the same app that it depends on.
+    """Sort an app's files so that each comes after those of the same app that it depends on.
 
-    A file that depends on a squashed one comes behind what that one replaces (replaced).
+    A file that depends on a squashed one comes after the ones that it replaces (replaced).
     """
     done, begun, result = set(), set(), []
     # Each is taken once: the product of files and of what they replace would fill the memory.
@@ -910,7 +910,7 @@ def _ordered(files: Dict[str, File], replaced: Mapping[str, list]) -> List[File]
 
 
 def classify_app(app: str, texts: Mapping[str, str], paths: Optional[Mapping[str, str]] = None) -> List[dict]:
-    """Judge all migrations of one app: {name: text of the file} → records, in order."""
+    """Evaluate all migrations of one app: {name: text of the file} → records, in order."""
     files, left = {}, MAX_APP_BYTES
     for name, text in texts.items():
         left -= len(text)
@@ -1019,7 +1019,7 @@ def read_tree(source_dir: str, skip=SKIPPED_FOLDERS) -> Dict[str, str]:
 
 
 def classify_tree(source_dir: str) -> List[dict]:
-    """Judge all migrations below a directory, for the manifest of a release."""
+    """Evaluate all migrations below a directory, for the manifest of a release."""
     return classify_files(read_tree(source_dir))
 
 
@@ -1204,9 +1204,9 @@ def plan(answer: Mapping) -> List[dict]:
 def compare(
     answer: Mapping, releases_root: str, tolerated: Iterable[str] = (), releases: Optional[Releases] = None
 ) -> dict:
-    """Say whether the code of a release can run on the database as it is.
+    """Return whether the code of a release can run on the database as it is.
 
-    answer: {applied, known}, from the driver's operation `plan` inside that release.
+    response: {applied, known}, from the driver's operation `plan` inside that release.
     Returns ahead (records), behind ([{app, name}]), safe_to_rollback and reason.
     """
     releases = releases or Releases(releases_root)
@@ -1245,7 +1245,7 @@ def describe(records: Iterable[dict]) -> str:
 
 
 def rollback_result(ahead: Iterable[dict]) -> Tuple[bool, str]:
-    """Say whether code may go back while the schema stays, and why, in a sentence that a person understands."""
+    """Return whether code may go back while the schema stays, and why, in a sentence that a person understands."""
     ahead = list(ahead)
     if not ahead:
         return True, "The database holds no migration that this release does not know."
@@ -1272,14 +1272,14 @@ def rollback_result(ahead: Iterable[dict]) -> Tuple[bool, str]:
         way = "%s cannot be unapplied: only restoring the backup from before goes back." % ", ".join(stuck)
     else:
         way = (
-            "Ask for it by name: unapply them with the newer release's code in maintenance mode, or restore the "
+            "Request it by name: unapply them with the newer release's code in maintenance mode, or restore the "
             "backup from before."
         )
     return False, "The code alone cannot go back: %s. %s" % (", and ".join(parts), way)
 
 
 def deploy_result(pending: Iterable[dict], allow_contract=False, first_deploy=False) -> Tuple[bool, str]:
-    """Say whether pending migrations may be applied, and why."""
+    """Return whether pending migrations may be applied, and why."""
     pending = list(pending)
     if not pending:
         return True, "No migration is pending."

@@ -3,7 +3,7 @@
 The code of a release, of its dependencies and of their build backends is hostile. Root starts it in a transient unit of
 systemd, by user and purpose: shiftmaster-code-*, shiftmaster-build-*, shiftmaster-hook-*. The units' sandbox is in
 drop-ins of these names (role shiftmaster). Whatever a unit's main process leaves running ends with it; of its output
-only the beginning and the end are kept; what a driver answers has the form and the size that is expected.
+only the beginning and the end are kept; a driver's response has the expected form and size.
 
 Secrets reach a process through its environment only, which is a file in memory: neither its arguments nor the unit's
 properties, which everybody may read, hold one.
@@ -29,7 +29,7 @@ from ..host import envfile, units
 from ..host.printable import printable
 
 ANSWER = "@@shiftmaster-answer@@ "
-ANSWER_BYTES = 8 * 1024 * 1024  # The texts of all migrations are the largest answer.
+ANSWER_BYTES = 8 * 1024 * 1024  # The texts of all migrations are the largest response.
 KEPT_BYTES = 1024 * 1024  # Of each stream, half of it from the beginning and half from the end.
 # How much longer than its caller waits a unit may run: the caller may have been killed.
 _GRACE_SECONDS = 30
@@ -52,7 +52,7 @@ _KINDS = ("code", "build", "hook")
 
 
 class ReleaseCodeError(Exception):
-    """The release's code could not be run, ran too long, or did not respond; str() says which and quotes its output."""
+    """The release's code could not be run, ran too long, or did not respond; str() quotes its output."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
@@ -294,7 +294,7 @@ class ReleaseCode:
         return self.run(["python", "-m", "django"] + list(arguments), **options)
 
     def driver(self, module, request: dict, timeout=60, extra_env=None) -> dict:
-        """Ask a driver one thing; see Driver."""
+        """Send one request to a driver; see Driver."""
         with Driver(self, module, extra_env, timeout) as driver:
             return driver.ask(request, timeout)
 
@@ -303,7 +303,7 @@ class Driver:
     """The source of a driver module (a module of this package) at work inside a release.
 
     The driver reads each request as one line of JSON from standard input and writes its response as a line that starts
-    with ANSWER; whatever else the application prints is left alone. An answer {"error": text}, one that has not the
+    with ANSWER; other output of the application is ignored. A response {"error": text}, one that has not the
     form that the module's ANSWERS names for the request's op, and one that does not come raise ReleaseCodeError.
     """
 
@@ -365,7 +365,7 @@ class Driver:
         if matches(answer, {"error": str}):
             raise ReleaseCodeError(answer["error"][:10000])
         if not matches(answer, self._shapes[operation]):
-            raise ReleaseCodeError("the release's code answered %s in a form that is not the driver's" % operation)
+            raise ReleaseCodeError("the release's code responded to %s in an unknown form" % operation)
         return answer
 
     def _lines(self, deadline):
@@ -396,7 +396,7 @@ class Driver:
         return tail("\n".join(self._noise) + "\n" + self._process.stderr.text())
 
     def close(self) -> None:
-        """End the driver; it gets a moment to end by itself."""
+        """End the driver; it gets some time to end by itself."""
         try:
             self._child.stdin.close()
         except OSError:

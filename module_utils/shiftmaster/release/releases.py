@@ -308,7 +308,7 @@ class Build:
         interpreter = os.path.join(self.path, "venv", "bin", "python")
         pip = [self.spec["python"], "-m", "pip", "--python", interpreter, "install", "--quiet"]
         if self.spec["wheels_dir"]:
-            # No other place, whatever the host's own configuration says, and nothing is compiled.
+            # No other place, whatever the host's own configuration is, and nothing is compiled.
             env["PIP_CONFIG_FILE"] = os.devnull
             pip += ["--no-index", "--find-links", self.spec["wheels_dir"], "--only-binary", ":all:"]
         else:
@@ -479,7 +479,7 @@ def take_static(top: str) -> None:
 def publish_static(layout: Layout, state: State, target: Optional[str] = None) -> None:
     """Have the published tree hold the static files of the releases that have served, and of target, and nothing else.
 
-    Pages that were loaded before a switch ask for files of the release that rendered them. nginx looks in the active
+    Pages that were loaded before a switch request files of the release that rendered them. nginx looks in the active
     release first, so that here the newest release's file stands for a name that several have. The manifest of hashed
     names (staticfiles.json) stays with its release.
     """
@@ -561,7 +561,7 @@ def run_hooks(release_path: str, hooks, phase: str, user: str, kind: str = "code
 
 
 def discard(layout: Layout, state: State, name: str) -> None:
-    """Remove a release directory whole."""
+    """Remove a complete release directory."""
     path = layout.release(name)
     aside = path + ".removing"
     if os.path.lexists(path):

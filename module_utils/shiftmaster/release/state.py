@@ -1,6 +1,6 @@
 """state.json, the audit log and the host's own mutual exclusion.
 
-state.json holds what no link can say: each release's status, and the transition that is under way, phase by phase,
+state.json holds what no link can express: each release's status, and the transition that is under way, phase by phase,
 so that the next run can finish or revert what a killed one left.
 
     {"releases": {name: {"status", "since", "reason", "live_at", "previous", "suspect"}},
@@ -8,7 +8,7 @@ so that the next run can finish or revert what a killed one left.
 
 previous is the release that served when this one was deployed: the rollback. suspect is one that was live and
 of which a later deploy failed: a rollback may still lead to it, a deploy builds it again. Where the file is gone, the
-audit log tells what was live.
+audit log shows what was live.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STATUSES = ("building", "ready", "live", "bad")
 
 
 class StateError(Exception):
-    """state.json cannot be read, or another operation holds the host; str() says which."""
+    """state.json cannot be read, or another operation holds the host; str() is the reason."""
 
 
 def now() -> str:
@@ -43,7 +43,7 @@ def epoch(timestamp: str) -> float:
 
 
 def write_json(path: str, data, mode: int = 0o600) -> None:
-    """Replace a file as a whole: write, fsync, rename. What a killed writer left is overwritten by the next one.
+    """Replace a file atomically: write, fsync, rename. What a killed writer left is overwritten by the next one.
 
     The caller lets one process write at a time (exclusive()).
     """
@@ -143,7 +143,7 @@ class State:
 
 
 def _problem(data) -> str:
-    """Say what is wrong with the form of state.json's content; "" where nothing is."""
+    """Return the errors of the form of state.json's content; "" where nothing is."""
     if not isinstance(data, dict) or not isinstance(data.get("releases"), dict) or "transition" not in data:
         return "it holds no releases and transition"
     for name, entry in data["releases"].items():
@@ -153,7 +153,7 @@ def _problem(data) -> str:
     if step is not None and not (
         isinstance(step, dict) and {"kind", "from", "to", "from_slot", "to_slot", "phase", "run_id"} <= set(step)
     ):
-        return "its transition is not whole"
+        return "its transition is incomplete"
     return ""
 
 

@@ -87,7 +87,7 @@ def judge(requests: list, before: list, limits: dict) -> str:
     if errors >= limits["errors_min"] and percent > limits["error_percent"]:
         page = max(pages, key=pages.get)
         return (
-            "%d of %d requests were answered with 5xx (%.1f %%, shiftmaster_watch_error_percent: %s);"
+            "%d of %d requests got a 5xx response (%.1f %%, shiftmaster_watch_error_percent: %s);"
             " %s: %d of %d, in the version before %d of %d"
         ) % (errors, total, percent, limits["error_percent"], page, *pages[page], *reversed(old.get(page, (0, 0))))
     p95 = _p95_ms(requests)

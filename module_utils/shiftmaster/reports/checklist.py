@@ -62,7 +62,7 @@ SAYS = {
         "up": ("availability", "可用性"),
         "requests": ("requests", "リクエスト数"),
         "buckets": ("response times", "応答時間"),
-        "database_seconds": ("database answers", "データベース応答"),
+        "database_seconds": ("database response time", "データベース応答"),
         "availability_percent": ("Availability, %", "可用性(%)"),
     },
 }
@@ -84,7 +84,7 @@ def name_of(language: str, key: str) -> str:
     return say(language, SAYS["names"].get(key, (key,) * len(LANGUAGES)))
 
 
-# --- judging ---------------------------------------------------------------------------------------------------------
+# --- evaluation ------------------------------------------------------------------------------------------------------
 
 
 def judge_line(line: dict, hosts: list, topology: dict) -> dict:
@@ -181,7 +181,7 @@ _METRICS = (
     ("requests_per_second", ("Throughput", "スループット"), "%.2f /s"),
     ("mttr_seconds", ("Mean time to repair", "平均復旧時間(MTTR)"), "%.0f s"),
     ("mtbf_seconds", ("Mean time between failures", "平均故障間隔(MTBF)"), "%.0f s"),
-    ("database_seconds", ("Database answers, mean", "データベース応答(平均)"), "%.4f s"),
+    ("database_seconds", ("Database response time, mean", "データベース応答(平均)"), "%.4f s"),
 )
 
 
@@ -269,7 +269,7 @@ def page(data: dict, language: str, metrics: dict = None, series: dict = None) -
 
 
 def daily(samples: list, start: float, mean: bool = True) -> list:
-    """Return one point a day, counted from a month's first moment, of its samples: for a small chart."""
+    """Return one point a day, counted from a month's beginning, of its samples: for a small chart."""
     days = {}
     for at, value in samples:
         days.setdefault(int((at - start) // 86400), []).append(value)

@@ -1,6 +1,6 @@
 """From the evidence of every host to ranked findings: roots before their symptoms.
 
-Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule is asked of each host's evidence:
+Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule is evaluated on each host's evidence:
 
     name       for good: its runbook and its tests are found by it
     component  what it is about: a service of the alert catalogue
@@ -14,15 +14,15 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     when       an expression; what it needs and is not there makes it false
     explains   what follows from it on the same host, and on hosts that need what it is about: names of rules,
                `@component` (its symptoms) or `*` (all symptoms); templates, where it depends
-    own_when   an expression; true makes it a root but for faults of the application itself, whatever says to explain it
+    own_when   an expression; true makes it a root except for faults of the application itself
     title, cause, advice   {en, ja}, templates
     evidence   templates, one line each, or {en, ja} where they have words; an empty line is left out
     fix        commands
     alert      the alert whose runbook it shares; else it has its own, of
     guide      {en, ja}, what it means, and
-    commands   to look and to mend (scripts/alerts.py)
+    commands   to look and to fix (scripts/alerts.py)
 
-Next to Jinja's own there are the filters size, duration, quote (for a shell) and clock (a moment in a zone), and the
+Next to Jinja's own there are the filters size, duration, quote (for a shell) and clock (a time in a zone), and the
 tests search and ours (a unit or program that no command may end).
 """
 
@@ -42,7 +42,7 @@ from ..host.printable import printable_tree
 
 SEVERITIES = ("critical", "warning", "info")
 LANGUAGES = ("en", "ja")
-# What a component needs; a fault on a host with the function behind it is felt on all that need it.
+# What a component needs; a fault on a host with that function affects all hosts that need it.
 FUNCTION_OF = {"database": "database", "cache": "cache", "application": "app", "celery": "app", "web": "web"}
 NEEDS = {"app": ("database", "cache"), "web": ("app",)}
 # Where two roots weigh the same, the one further down comes first.
@@ -51,7 +51,7 @@ DEPTH = ("unreachable", "host", "network", "tls", "database", "cache", "applicat
 
 
 def duration(seconds) -> str:
-    """Return seconds as a person says them."""
+    """Return seconds in readable form."""
     seconds = int(seconds)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
@@ -59,12 +59,12 @@ def duration(seconds) -> str:
     return "%d s" % seconds
 
 
-# What systemd reports about a unit among what the unit says.
+# Messages of systemd about a unit among the unit's own output.
 _SYSTEMD_SAYS = re.compile(r"[^ ]+[.]service: |(Start|Stopp)(ed|ing) |Failed to start ")
 
 
 def own_word(lines) -> str:
-    """Return what a unit said last itself: behind that systemd reports that it has ended, and begins it again."""
+    """Return a unit's own last output: after it systemd reports that it has ended, and begins it again."""
     lines = list(lines or ())
     return ([line for line in lines if not _SYSTEMD_SAYS.match(line)] or lines or [""])[-1]
 
@@ -75,7 +75,7 @@ def own_word(lines) -> str:
 def zone_of(hosts: list) -> dict:
     """Return the zone of a report as {name, offset_seconds}: that of most hosts, whose logs are evidence.
 
-    Where no host has said it, that of this machine.
+    Where no host reports it, that of this machine.
     """
     said = collections.Counter(
         (host["zone"]["name"], host["zone"]["offset_seconds"]) for host in hosts if (host.get("zone") or {}).get("name")
@@ -127,7 +127,7 @@ def outside_deploys(problems: list, deploys: list) -> list:
 
 
 def clock(value, zone: dict) -> str:
-    """Return a moment as a zone's clock shows it; what is no moment stays as it is."""
+    """Return a time as a zone's clock shows it; what is no time stays as it is."""
     at = moment(value)
     return (
         str(value) if at is None else datetime.datetime.fromtimestamp(at, timezone(zone)).strftime("%Y-%m-%d %H:%M %Z")
@@ -156,7 +156,7 @@ class Engine:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         class Missing(ChainableUndefined):
-            """What is not there has no length either: "none of them" is said only of a list that was collected."""
+            """What is not there has no length either: "none of them" is only valid for a list that was collected."""
 
             def __len__(self):
                 self._fail_with_undefined_error()
@@ -250,14 +250,14 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
     return dict(
         expectations or {},
         unreached=unreached,
-        # Whether people wait for pages, as ApplicationSlow says it.
+        # Whether people wait for pages, as ApplicationSlow defines it.
         slow=any(_slow(host["parts"].get("requests", {}).get("recent") or {}) for host in heard),
         # By how much the controller's own clock is off, where enough hosts agree on it.
         skew=skews[len(skews) // 2] if len(skews) >= 3 else None,
         hosts=[host["host"] for host in hosts],
         unreachable=[host["host"] for host in hosts if (host.get("reach") or {}).get("unreachable")],
         beats=beats,
-        # Whether all hosts that might run the scheduler have said so.
+        # Whether all hosts that might run the scheduler have reported.
         beats_known=all(
             host["parts"].get("celery", {}).get("status") == "ok"
             for host in heard
@@ -272,7 +272,7 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
 
 def host_of(name: str, functions: list, result: dict) -> dict:
     """Return a host's evidence of what its task registered, or why there is none."""
-    # A host that somebody has taken over says what it likes to the terminal of whoever asks.
+    # A compromised host can send any text to the operator's terminal.
     result = printable_tree(result)
     evidence = result.get("evidence")
     if isinstance(evidence, dict) and isinstance(evidence.get("parts"), dict):
@@ -282,7 +282,7 @@ def host_of(name: str, functions: list, result: dict) -> dict:
             host.pop("skew", None)
         host["reach"] = {"unreachable": False, "failed": False, "message": ""}
         return host
-    # Where the module did not come to run (sudo wants a password), the message says only that it gave no response.
+    # Where the module did not come to run (sudo wants a password), the message only reports that it gave no response.
     message = " ".join(str(result[name]) for name in ("module_stderr", "msg") if result.get(name))
     return {
         "host": name,
@@ -321,7 +321,7 @@ def of_hosts(results: list, evaluate):
 
 
 def applies(rule: dict, host: dict, area: str) -> bool:
-    """Tell whether a rule is asked of a host."""
+    """Return whether a rule applies to a host."""
     if area != "all" and rule.get("areas") and area not in rule["areas"]:
         return False
     return not rule.get("functions") or bool(set(rule["functions"]) & set(host.get("functions") or []))
@@ -375,7 +375,7 @@ def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
 
 
 def matches(target: str, finding: dict) -> bool:
-    """Tell whether an entry of `explains` means a finding."""
+    """Return whether an entry of `explains` means a finding."""
     if target == "*":
         return finding["symptom"]
     if target.startswith("@"):
@@ -384,7 +384,7 @@ def matches(target: str, finding: dict) -> bool:
 
 
 def needs(host: dict, component: str, other: dict) -> bool:
-    """Tell whether a host needs what another has: by functions, through others too (web needs app needs database)."""
+    """Return whether a host needs what another has: by functions, through others too (web needs app needs database)."""
     function = FUNCTION_OF.get(component)
     offered = set(other.get("functions") or []) if component == "unreachable" or function is None else {function}
     wanted, todo = set(), list(host.get("functions") or [])

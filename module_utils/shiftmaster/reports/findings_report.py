@@ -55,7 +55,7 @@ SAYS = {
     "timeline": ("Timeline", "時系列"),
     "charts": ("The last hours", "直近の推移"),
     "requests": ("Requests", "リクエスト数"),
-    "errors": ("Answers 5xx", "5xx 応答数"),
+    "errors": ("5xx responses", "5xx 応答数"),
     "p95": ("95th percentile, seconds", "95 パーセンタイル(秒)"),
     "usage": ("Use now", "現在の使用率"),
     "cpu_percent": ("Processor, %", "CPU(%)"),
@@ -190,7 +190,7 @@ def say(language: str, key: str, **values) -> str:
 
 
 def report(hosts: list, found: list, area: str, made: datetime.datetime) -> dict:
-    """Return the whole as data; docs/diagnosis.schema.json describes it."""
+    """Return everything as data; docs/diagnosis.schema.json describes it."""
     zone = zone_of(hosts)
     return {
         "schema": SCHEMA,
@@ -272,7 +272,7 @@ def where(command: str, host: str, language: str) -> str:
 
 
 def lines(data: dict, language: str) -> list:
-    """Return the summary: roots with cause, evidence and what to do; what follows from each in one line."""
+    """Return the summary: roots with cause, evidence and actions; what follows from each in one line."""
     made = datetime.datetime.fromisoformat(data["made"])
     result = ["=== %s ===" % say(language, "title")]
     result.append(
@@ -491,7 +491,7 @@ def page(data: dict, language: str) -> str:
 
 
 def card(root: dict, found: list, language: str) -> str:
-    """Return a cause with what to do and what follows from it."""
+    """Return a cause with actions and consequences."""
     severity = root["severity_of_all"]
     following = [one for one in found if one["follows_from"] == "%s on %s" % (root["rule"], root["host"])]
     rows = []

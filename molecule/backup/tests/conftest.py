@@ -32,7 +32,7 @@ class Backups:
         if check:
             assert code == "0" and manifest["result"] == "succeeded", manifest or self.log()
         elif check is False:
-            assert code != "0" and manifest.get("result", "failed") == "failed", "it is said to be good"
+            assert code != "0" and manifest.get("result", "failed") == "failed", "it is reported as good"
         return manifest
 
     def why(self, manifest: dict) -> str:

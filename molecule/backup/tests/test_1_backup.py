@@ -78,7 +78,7 @@ KIND = {"database": "database", "logical": "logical", "files": "files", "configu
 
 
 def failed(backups, *words: str, only: str = "database", otherwise: bool = False, **request) -> dict:
-    """A run that must fail and say why: in its manifest, in the log and as a metric; nothing that there is goes.
+    """A run that must fail and report it in its manifest, in the log and as a metric; nothing existing is removed.
 
     otherwise: what was to be saved is good, and something else is not.
     """
@@ -163,7 +163,7 @@ def test_pgbackrest_is_killed(backups, first, victims):
 
 
 def test_the_controller_is_killed(operations, backups, first, tmp_path):
-    """The run is a unit of the host: it goes on."""
+    """The run is a unit of the host: it continues."""
     log = tmp_path / "log"
     operations.hold("backup_verification")
     process = operations.start("playbooks/backup.yml", log, only="database")
@@ -192,7 +192,7 @@ def test_the_host_is_rebooted_in_the_middle(operations, backups, first):
 
 
 def test_the_whole_run_is_killed(backups, first):
-    """By a signal that it cannot see: the unit behind it tells, and the next run works."""
+    """By a signal that it cannot see: the unit after it reports it, and the next run works."""
     backups.operations.hold("backup_verification")
     backups.shell("systemctl start --no-block shiftmaster-backup.service")
     try:
@@ -252,7 +252,7 @@ with open(path, "r+b") as stream:
 
 @pytest.fixture
 def flip(backups):
-    """Flip a bit in the middle of the first file that a command names; the file is restored behind the test."""
+    """Flip a bit in the middle of the first file that a command names; the file is restored after the test."""
     flipped = []
 
     def flip(find: str) -> str:
@@ -273,7 +273,7 @@ PGBACKREST = "/var/backups/shiftmaster/pgbackrest"
 @pytest.mark.parametrize(
     ("find", "words"),
     [
-        (f"ls -td {PGBACKREST}/backup/shiftmaster/*F/bundle/1", ["{label}", "are whole"]),
+        (f"ls -td {PGBACKREST}/backup/shiftmaster/*F/bundle/1", ["{label}", "are complete"]),
         (f"ls -td {PGBACKREST}/backup/shiftmaster/*F/backup.manifest", ["the manifest of backup {label}"]),
         (f"find {PGBACKREST}/archive -name '0000*-*.zst' | sort -r", ["{name}"]),
     ],
@@ -360,7 +360,7 @@ def test_a_missing_segment_within_a_backup(backups, first):
 
 
 def test_a_missing_segment(backups, first):
-    """Behind an older backup: today's is good, and the run says each day what can no more be restored."""
+    """After an older backup: today's is good, and the run reports each day the range that can no longer be restored."""
     path = backups.shell(f"find {PGBACKREST}/archive -name '0000*-*.zst' | sort -r | sed -n 2p").strip()
     backups.run(only="database")
     backups.shell(f"mv {path} /root/segment")

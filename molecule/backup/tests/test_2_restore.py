@@ -47,7 +47,7 @@ def test_nothing_is_done_without_confirmation(operations, backups, data):
 @pytest.mark.parametrize(
     ("extra", "text"),
     [
-        ({"target": "2026-11-26T10:00:00"}, "says no zone"),
+        ({"target": "2026-11-26T10:00:00"}, "has no zone"),
         ({"target": "2000-01-01T00:00:00Z"}, "every verified backup is younger"),
         ({"parts": "everything"}, "parts=everything is none of"),
         ({"into": "elsewhere"}, "into is here or scratch"),
@@ -198,7 +198,7 @@ def test_the_moment_before_a_dropped_table(operations, backups, data):
     assert operations.serves(60) == "2.0.0"
     assert "1 task(s) quarantined" in run.output
     assert json.loads(backups.shell("cat /var/www/shiftmaster/shared/quarantine/*/*.json"))["queue"]
-    # What was there before is kept, and said.
+    # The earlier data is kept, and reported.
     assert run.says("What was there is kept in /var/lib/postgresql/17/main.before-")
     last = backups.manifests()[-1]
     assert last["result"] == "succeeded" and last["parts"]["database"]["kind"] == "full"
@@ -255,7 +255,7 @@ def test_a_deploy_makes_a_verified_backup_before_it_migrates(operations, backups
 
 
 def test_checksums_are_those_of_the_files(backups, data):
-    """What the manifest says of the dump is what lies there."""
+    """The manifest describes the dump that is there."""
     part = next(one for one in backups.manifests() if one["parts"].get("logical", {}).get("result") == "succeeded")
     part = part["parts"]["logical"]
     for name, digest in part["checksums"].items():

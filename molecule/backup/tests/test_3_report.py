@@ -57,7 +57,7 @@ NOTIFY = "/etc/shiftmaster-backup/notify.json"
 
 @pytest.fixture(scope="module")
 def received(backups):
-    """A function that returns the messages since it was last asked: [(path, body)]."""
+    """A function that returns the messages since the last call: [(path, body)]."""
     backups.shell("cat > /root/receiver.py", stdin=RECEIVER)
     backups.shell("systemd-run --quiet --unit=receiver python3 /root/receiver.py; sleep 2")
     backups.shell(f"cp -p {NOTIFY} /root/notify.kept && cat > {NOTIFY}", stdin=json.dumps(CHANNELS))

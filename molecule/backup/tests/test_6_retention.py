@@ -7,7 +7,7 @@ import json
 
 def test_the_newest_verified_chain_stays_and_what_is_before_it_goes(operations, backups, first):
     with backups.options(keep_days=0):
-        # What older backups miss, by the tests before, is told once more, and goes with them.
+        # What older backups miss, by the tests before, is reported once more, and is removed with them.
         manifest = backups.run(check=None, only="database,logical,files,configuration", kind="full")
         assert {part["result"] for part in manifest["parts"].values()} == {"succeeded"}
         kept = backups.kept()

@@ -29,7 +29,7 @@ def test_beyond_the_limit_wal_is_dropped_and_the_next_backup_begins_a_new_chain(
     try:
         for _number in range(LIMIT * 3):
             backups.sql("CREATE TABLE filling AS SELECT 1; DROP TABLE filling; SELECT pg_switch_wal()")
-        # It goes on, and no more is kept than the limit says.
+        # It continues, and keeps no more than the limit.
         wait_for(lambda: int(backups.sql(READY)) <= LIMIT, 120, "the queue")
         assert "dropped WAL file" in backups.shell("cat /var/log/postgresql/postgresql-17-main.log")
         assert backups.sql("SELECT 1") == "1"

@@ -47,7 +47,7 @@ def test_only_what_the_rules_name_gets_through(host, address, listeners):
 
 
 def test_it_answers_to_ping(address):
-    # An echo request with its checksum; type 0 is the answer. Not every machine has ping.
+    # An echo request with its checksum; type 0 is the reply. Not every machine has ping.
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
         raw.settimeout(3)
         raw.sendto(bytes([8, 0, 0xF7, 0xFD, 0, 1, 0, 1]), (address, 0))
@@ -110,7 +110,7 @@ def test_rules_that_let_this_machine_in_are_kept_over_ssh(host, address, over_ss
     assert host.run("systemctl is-active shiftmaster-firewall-rollback.timer").rc != 0
     # What the timer does.
     host.check_output("shiftmaster-firewall restore")
-    assert f"ip saddr {gateway} tcp dport 22" in rules(host), "put back although confirmed"
+    assert f"ip saddr {gateway} tcp dport 22" in rules(host), "reverted although confirmed"
     assert f"ip saddr {{ {gateway} }} tcp dport {{ 22 }}" in host.file("/etc/nftables.conf").content_string
 
 

@@ -61,7 +61,7 @@ def effective(host):
 
 def test_keys_log_in_and_passwords_do_not(host, harden, login):
     host.check_output("echo 'PermitRootLogin yes' >/etc/ssh/sshd_config.d/50-cloud-init.conf && systemctl reload ssh")
-    assert login("publickey") and login("password"), "the test itself cannot tell"
+    assert login("publickey") and login("password"), "the test itself cannot work"
     try:
         code, output = harden()
         assert code == 0, output

@@ -47,7 +47,7 @@ def test_a_missing_wheel_is_named_before_anything_changes(operations):
     before = operations.fingerprint()
     run = operations.deploy("2.1.0")
     assert run.code == 2 and run.changed == 0, run.output[-4000:]
-    assert run.says("Nothing was changed. What is wrong:", "has no wheel that serves Python 3.", "jpholiday==1.0.3")
+    assert run.says("Nothing was changed. What is wrong:", "has no wheel for Python 3.", "jpholiday==1.0.3")
     assert operations.fingerprint() == before
 
 

@@ -16,7 +16,7 @@ def topology():
     for host in hosts.apps:
         assert host.serves(60), f"{host.host} does not serve"
     hosts.app1.manage("seed_demo")
-    # A test rotates them; every run behind it needs the new ones.
+    # A test rotates them; every run after it needs the new ones.
     hosts.vault = Vault(hosts.edge)
     for host in hosts.all:
         host.vault = hosts.vault

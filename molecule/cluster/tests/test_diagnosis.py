@@ -120,13 +120,13 @@ def well(topology):
 
 @contextlib.contextmanager
 def broken(topology, name: str, fault: str):
-    host, (_rule, injure, mend) = getattr(topology, name), FAULTS[fault]
+    host, (_rule, injure, fix) = getattr(topology, name), FAULTS[fault]
     slot = host.shell(f"basename $(readlink {APP}/active)", check=False).strip() if name.startswith("app") else ""
     host.shell(injure.replace("{slot}", slot), check=False)
     try:
         yield
     finally:
-        host.shell(mend.replace("{slot}", slot), check=False)
+        host.shell(fix.replace("{slot}", slot), check=False)
         host.shell("systemctl reset-failed; true")
 
 
@@ -160,5 +160,5 @@ def test_a_host_that_is_gone_and_a_disk_that_is_full(topology):
             subprocess.run(["docker", "unpause", topology.db.host], check=True, capture_output=True, timeout=60)
     wanted = {("HostUnreachable", topology.db.host), ("InodesGone", topology.app1.host)}
     assert {(one["rule"], one["host"]) for one in found[:2]} == wanted, output[-4000:]
-    # ansible-playbook says of itself that a host could not be reached.
+    # ansible-playbook itself reports that a host could not be reached.
     assert code == 4

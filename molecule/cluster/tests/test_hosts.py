@@ -1,4 +1,4 @@
-"""The installation as it stands: who may talk to whom and how, and who answers the people."""
+"""The installation: allowed connections between hosts, and the hosts that serve users."""
 
 import json
 

@@ -15,7 +15,7 @@ DATABASE, REDIS = "vault_shiftmaster_database_password", "vault_shiftmaster_redi
 
 
 def certificates(topology) -> list:
-    """The serial numbers of what edge, application hosts, database and cache show."""
+    """The serial numbers of the certificates of load balancer, application hosts, database and cache."""
     return [
         host.shell(f"openssl s_client {how} </dev/null 2>/dev/null | openssl x509 -noout -serial")
         for host, how in (

@@ -105,7 +105,7 @@ def test_one_host_fails_at_its_gate(topology):
             shiftmaster_health_delay_seconds=1, **FAST,
         )  # fmt: skip
     assert run.code == 2, run.output[-4000:]
-    assert run.says("cluster-app2 failed, see its message", "failed 2 times", "Version 2.0.0 serves, as before."), (
+    assert run.says("cluster-app2 failed, see its message", "failed 2 times", "Version 2.0.0 is still live."), (
         run.output[-5000:]
     )
     assert served(topology) == ["2.0.0", "2.0.0"] and transitions(topology) == [None, None]
@@ -121,13 +121,13 @@ def test_one_host_fails_after_its_switch(topology):
     with load(topology.edge, *TRAFFIC, seconds=900) as traffic:
         run = topology.app1.deploy("2.1.0", shiftmaster_hooks=[hook], **FAST)
     assert run.code == 2, run.output[-4000:]
-    assert run.says("hook fails", "Version 2.0.0 serves, as before."), run.output[-5000:]
+    assert run.says("hook fails", "Version 2.0.0 is still live."), run.output[-5000:]
     assert served(topology) == ["2.0.0", "2.0.0"] and transitions(topology) == [None, None]
     events = [
         json.loads(line)["event"]
         for line in topology.app1.shell("tail -n 6 /var/www/shiftmaster/shared/state/audit.jsonl").splitlines()
     ]
-    assert "switched" in events and "reverted" in events, "cluster-app1 had not switched, so this proves nothing"
+    assert "switched" in events and "reverted" in events, "cluster-app1 had not switched, so this verifies nothing"
     traffic.assert_flawless()
     run = topology.app1.deploy("2.1.0", **FAST)
     assert run.code == 0, run.output[-4000:]
@@ -165,7 +165,7 @@ def test_one_host_is_lost_while_all_let_go_of_the_old_version(topology):
         assert process.wait(900) != 0
         topology.app2.let_go()
         said = " ".join(LOG.read_text().split())
-        assert "Version 2.1.0 serves." in said and "cluster-app2 could not be reached" in said, said[-5000:]
+        assert "Version 2.1.0 is live." in said and "cluster-app2 could not be reached" in said, said[-5000:]
         assert topology.app1.serves(5) == "2.1.0" and out_of_the_lb(topology) == ["172.30.77.12"]
         ssh(topology.app2, True)
         run = topology.app1.deploy("2.1.0", **FAST)
@@ -236,7 +236,7 @@ def test_hosts_that_serve_different_versions_are_not_rolled_back_by_guess(topolo
     run = topology.app1.deploy("2.1.0", "--limit", "cluster-app1,cluster-edge,cluster-db,cluster-cache", **FAST)
     assert run.code == 0, run.output[-5000:]
     assert served(topology) == ["2.1.0", "2.0.0"]
-    assert out_of_the_lb(topology) == ["172.30.77.12"], "a host that was left behind must not serve people"
+    assert out_of_the_lb(topology) == ["172.30.77.12"], "a host that the run left out must not serve users"
     back = topology.app1.rollback()
     assert back.code == 2 and back.says("do not serve the same version", "-e to="), back.output[-4000:]
     run = topology.app1.deploy("2.1.0", **FAST)
@@ -284,7 +284,7 @@ def test_an_operator_takes_a_host_out_and_in(topology):
 
 
 def test_a_host_whose_application_is_stopped_by_hand(topology):
-    """What is safe to repeat is asked of the other one."""
+    """Safe requests are repeated on the other one."""
     topology.app2.shell("systemctl stop shiftmaster")
     try:
         ask = "for i in $(seq 40); do curl -skS -o /dev/null -w '%{http_code}\\n' https://localhost/login/; done"
@@ -311,7 +311,7 @@ def test_killed_between_two_hosts_of_a_change_of_the_configuration(topology):
     topology.app2.hold("switch")
     process = start(topology, "2.0.0", shiftmaster_batches=[1], shiftmaster_extra_environment={"TEST": "1"})
     topology.app2.wait_at("switch", process, LOG)
-    assert [step["phase"] for step in transitions(topology)] == ["watch", "switch"], "so this proves nothing"
+    assert [step["phase"] for step in transitions(topology)] == ["watch", "switch"], "so this verifies nothing"
     kill_run(topology.app2, process, *topology.all)
     topology.app2.let_go()
     run = topology.app1.deploy("broken-requirement", **FAST)
@@ -332,7 +332,7 @@ def forget_facts() -> None:
 
 
 def test_addresses_that_the_inventory_does_not_say(topology, tmp_path):
-    """host.yml and rollback.yml ask the hosts for them."""
+    """host.yml and rollback.yml query the hosts for them."""
     text = Path(topology.app1.inventory, "hosts.yml").read_text()
     for said, instead in (
         ("ansible_connection: ssh", "ansible_connection: community.docker.docker"),
@@ -355,7 +355,7 @@ def test_addresses_that_the_inventory_does_not_say(topology, tmp_path):
 
 
 def test_the_first_host_is_installed_again(topology):
-    """The edge has never heard of it: it gets no request before it serves, and the database is nobody's first."""
+    """The load balancer does not know it: it gets no request before its release is live; the database exists."""
     with load(topology.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
         assert (
             topology.app1.run("playbooks/host.yml", host="cluster-app1", state="out", reason="installed again").code

@@ -55,7 +55,7 @@ def play(host, playbook, arguments, variables):
 
 @pytest.fixture
 def converge(host):
-    """Run the roles on this host again, whole, with other variables."""
+    """Run the roles on this host again, completely, with other variables."""
 
     def run(tags, *arguments, **variables):
         return play(host, "converge.yml", ["--tags", tags, *arguments], variables)
@@ -96,7 +96,7 @@ def apply(attempt):
 
 @pytest.fixture
 def sql(host):
-    """Ask PostgreSQL: as postgres over the socket, or as a role over TLS with a verified certificate."""
+    """Query PostgreSQL: as postgres over the socket, or as a role over TLS with a verified certificate."""
 
     def ask(statement, user=None, password=None, database="shiftmaster", sslmode="verify-full"):
         if user is None:
@@ -114,7 +114,7 @@ def sql(host):
 
 @pytest.fixture
 def redis(host):
-    """Ask Redis; the password goes by the environment."""
+    """Query Redis; the password goes by the environment."""
 
     def ask(*words, user="admin", password=ADMIN_PASSWORD, port=6379, more=""):
         login = f"REDISCLI_AUTH={shlex.quote(password)}" if password else ""
@@ -129,7 +129,7 @@ def redis(host):
 
 @pytest.fixture
 def started(host):
-    """When a unit's process began: a restart gives another answer, a reload does not."""
+    """When a unit's process began: a restart gives another time, a reload does not."""
 
     def ask(unit):
         return host.check_output(f"systemctl show --property=MainPID,ExecMainStartTimestampMonotonic {unit}")

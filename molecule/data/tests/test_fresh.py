@@ -1,4 +1,4 @@
-"""Hosts that were never converged: what a check says of them, and a Redis with data that was there before."""
+"""Hosts that were never converged: check mode on them, and a Redis with data that was there before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 testinfra_hosts = ["ansible://fresh"]
 
-# Everything that a run could leave behind; Ansible's own temporary directories are not the roles' doing.
+# Everything that a run could leave; Ansible's own temporary directories are not the roles' doing.
 SNAPSHOT = r"""
 find / -xdev \( -path /proc -o -path /sys -o -path /tmp -o -path /run -o -path /root -o -path /var/log \) -prune \
   -o -printf '%p %m %u %g %s %T@\n' | grep -v '/__pycache__' | sort

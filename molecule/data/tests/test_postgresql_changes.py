@@ -102,7 +102,7 @@ def test_another_version_than_debians_is_refused(converge):
 def test_a_cluster_without_checksums_is_reported_and_can_get_them(host, apply, sql, unit, version):
     binary = f"/usr/lib/postgresql/{version}/bin/pg_checksums"
     host.check_output(f"systemctl stop {unit}")
-    # It says so and fails where an interrupted test has switched them off already.
+    # It reports it and fails where an interrupted test has switched them off already.
     host.run(f"runuser -u postgres -- {binary} -D /var/lib/postgresql/{version}/main --disable")
     done = apply("postgresql")
     assert "has no data checksums" in done.line

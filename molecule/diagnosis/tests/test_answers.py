@@ -1,4 +1,4 @@
-"""It answers whatever is broken, changes nothing, tells no secret, and keeps its report where it is told to."""
+"""It responds with any fault, changes nothing, shows no secret, and keeps its report in the configured place."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def facts(operations):
     return facts_of(operations)
 
 
-# --- it still answers ------------------------------------------------------------------------------------------------
+# --- it still responds ------------------------------------------------------------------------------------------------
 
 
 def limit_memory(operations, megabytes: int) -> None:
@@ -69,7 +69,7 @@ def test_it_answers_without_memory(operations):
 
 
 def test_it_answers_without_room_for_a_file(operations):
-    """Where the run, its modules and Ansible itself would write there is no room; nothing is left behind either."""
+    """Where the run, its modules and Ansible itself would write there is no room; nothing is left either."""
     places = ["/tmp", "/var/tmp", "/root/.ansible"]
     fill = "; ".join(f"mkdir -p {place}; mount -t tmpfs -o size=64k,mode=1777 full {place}" for place in places)
     # PostgreSQL has its memory in /dev/shm, which is filled as it is.
@@ -90,7 +90,7 @@ def test_it_answers_without_room_for_a_file(operations):
         for path in left
         if not path.startswith(("/run/systemd", "/run/log", "/run/nginx", "/run/shiftmaster", "/var/lib/shiftmaster"))
     ] == []
-    # They are full, and that is said.
+    # They are full, and that is reported.
     assert {finding["rule"] for finding in seen.report["findings"]} <= {"DiskFull"}, seen.output[-4000:]
 
 
@@ -135,7 +135,7 @@ def test_it_changes_nothing(operations):
     )
     operations.shell("systemctl stop 'shiftmaster-beat@*'")
     try:
-        # What sessions have counted is told by PostgreSQL up to ten seconds later.
+        # What sessions have counted is reported by PostgreSQL up to ten seconds later.
         time.sleep(15)
         before = state(operations)
         # What the playbook's own requests to the application read counts as use: the database is queried by itself.
@@ -176,7 +176,7 @@ def seed(operations, secrets: list) -> None:
     at = "$(date '+%Y-%m-%d %H:%M:%S'),000"
     for number, value in enumerate(secrets):
         quoted = shlex.quote(value)
-        # Of a value that the host's environment holds, anywhere; of another, behind a name that says so.
+        # Of a value that the host's environment holds, anywhere; of another, after a name that marks it.
         bare = quoted if number < 3 else f"password={quoted}"
         statement = f"ALTER ROLE nobody_{number} PASSWORD '{value.replace(chr(39), 2 * chr(39))}'"
         access = json.dumps(
@@ -197,7 +197,7 @@ def test_no_secret_is_in_any_report(operations, facts):
     secrets = secrets_of(operations, facts)
     seed(operations, secrets)
     arguments = " ".join(f"--password={shlex.quote(value)}" for value in secrets)
-    # A unit that says one and ends, and a process that has all of them among its arguments and is busy.
+    # A unit that prints one and ends, and a process that has all of them among its arguments and is busy.
     ends = f"sh -c {shlex.quote(f'echo cannot connect to redis://admin:{secrets[3]}@cache:6379; exit 3')}"
     with (
         background(operations, "seed-ends", ends),
@@ -273,7 +273,7 @@ def test_a_host_that_there_is_not_keeps_no_report(operations):
 
 
 def test_rows_are_known_where_nothing_has_been_counted_yet(operations):
-    """As behind a restore or a crash."""
+    """As after a restore or a crash."""
     operations.shell(f"{PSQL} -d shiftmaster -c ANALYZE -c 'SELECT pg_stat_reset()'")
     (host,) = diagnose(operations, area="db").report["hosts"]
     rows = {table["table"]: table["rows"] for table in host["parts"]["database"]["tables"]}

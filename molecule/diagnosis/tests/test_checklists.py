@@ -1,4 +1,4 @@
-"""The checklists: on a healthy host every line that a machine can answer is good; each fault is seen on its line."""
+"""The checklists: on a healthy host every line that a machine can check is good; each fault is seen on its line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CERTIFICATE = "/etc/ssl/certs/shiftmaster.crt"
 
 @pytest.fixture(autouse=True)
 def well(operations):
-    """Every test begins with a host that serves."""
+    """Every test begins with a host with a live release."""
     assert operations.serves(90), "the host does not serve"
     yield
 
@@ -97,8 +97,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("period", PERIODS)
 def test_each_fault_is_on_its_line(operations, period):
-    lines, injure, mend = FAULTS[period]
-    with broken(operations, injure, mend):
+    lines, injure, fix = FAULTS[period]
+    with broken(operations, injure, fix):
         run, data, _files = checklist(operations, period, checklist_fail_on="bad")
     forget_the_journal(operations)
     found = marks(data)

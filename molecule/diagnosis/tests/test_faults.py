@@ -200,13 +200,13 @@ FAULTS = {
 }  # fmt: skip
 
 
-# Whose `fix` is carried out as the report has it, in place of the mend above. The rest of `fix` looks only, or is a deploy.
+# Whose `fix` is carried out as the report has it, in place of the command above. The rest of `fix` looks only, or is a deploy.
 FIXED_AS_SAID = (
     "worker dead", "worker stopped by a signal", "beat dead", "beat twice", "web processes down",
     "web processes stopped by a signal", "socket gone", "database stopped", "redis stopped", "redis stopped by a signal",
     "firewall rule", "nginx stopped", "nginx stopped by a signal", "redis made a replica", "redis without room for a client",
 )  # fmt: skip
-MENDS = re.compile(
+FIXES = re.compile(
     r"(systemctl (start|stop|restart|kill|reload) |nft delete |nginx -t|kill \d|sudo -u postgres |ansible \S+ --become )"
 )
 ids = [re.sub(r"\W", "-", name) for name in FAULTS]
@@ -214,13 +214,13 @@ ids = [re.sub(r"\W", "-", name) for name in FAULTS]
 
 @pytest.fixture
 def facts(operations):
-    """Anew for each test: what a finding says to do may bring the other slot up."""
+    """Read for each test: the commands of a finding may start the other slot."""
     return facts_of(operations)
 
 
 def assert_first(operations, rule: str, **extra):
     seen = diagnose(operations, **extra)
-    # What else is tested on this machine may use its processors up, which is true then and said as a warning.
+    # What else is tested on this machine may use its processors up, which is true then and reported as a warning.
     found = [name for name in seen.names if name != "CpuShort"]
     assert found and found[0] == rule, f"{seen.names}\n{seen.output[-6000:]}"
     if seen.report["worst"] == "critical":
@@ -229,13 +229,13 @@ def assert_first(operations, rule: str, **extra):
 
 
 def assert_fixed_as_said(operations, seen) -> None:
-    """Carry out what fixes of the first finding's commands; the host serves then, and the finding is gone."""
+    """Carry out what fixes of the first finding's commands; a release is live then, and the finding is gone."""
     finding = next(one for one in seen.report["findings"] if one["rule"] != "CpuShort")
-    rule, commands = finding["rule"], [one for one in finding["fix"] if MENDS.match(one)]
+    rule, commands = finding["rule"], [one for one in finding["fix"] if FIXES.match(one)]
     assert commands, finding["fix"]
     for command in commands:
         carry_out(operations, command)
-    assert operations.serves(60), f"{commands} did not mend it"
+    assert operations.serves(60), f"{commands} did not fix it"
     again = diagnose(operations)
     assert rule not in again.names, f"{commands}: {again.output[-4000:]}"
 
@@ -243,7 +243,7 @@ def assert_fixed_as_said(operations, seen) -> None:
 @pytest.mark.sample("firewall-rule")
 @pytest.mark.parametrize("name", FAULTS, ids=ids)
 def test_the_true_cause_comes_first(operations, facts, name):
-    rule, injure, mend = FAULTS[name]
+    rule, injure, fix = FAULTS[name]
     operations.shell(injure.format(**facts), check=False)
     is_fixed = False
     try:
@@ -253,8 +253,8 @@ def test_the_true_cause_comes_first(operations, facts, name):
             assert_fixed_as_said(operations, seen)
             is_fixed = True
     finally:
-        # The slot that a mend by hand names may be another one by then.
-        fixed(operations, "nft delete table inet other 2>/dev/null; true" if is_fixed else mend.format(**facts))
+        # The slot in the command may be another one by then.
+        fixed(operations, "nft delete table inet other 2>/dev/null; true" if is_fixed else fix.format(**facts))
 
 
 def test_connections_used_up(operations):
@@ -312,19 +312,19 @@ def test_slow_statement_without_its_index(operations):
 
 
 def test_queue_stuck_while_the_worker_is_stopped(operations, facts):
-    """Tasks wait behind a worker that is there and does nothing."""
+    """Tasks wait for a worker that runs and does nothing."""
     operations.shell(f"systemctl kill --signal=STOP shiftmaster-worker@{facts['slot']}")
     try:
         enqueue(operations, f"stuck{time.time_ns()}", 0, 20)
         seen = assert_first(operations, "WorkerFrozen")
-        # Where it had asked for one as it was stopped, one has gone to it.
+        # Where it had requested one as it was stopped, one has gone to it.
         assert re.search("(19|20) tasks wait", json.dumps(seen.first)), seen.first
     finally:
         operations.shell(f"systemctl kill --signal=CONT shiftmaster-worker@{facts['slot']}")
 
 
 def test_queue_stuck_by_a_worker_that_hangs(operations, facts):
-    """A worker that runs, is not stopped, and answers nobody: its one thread is in a task that does not end."""
+    """A worker that runs, is not stopped, and does not respond: its one thread is in a task that does not end."""
     unit = f"shiftmaster-worker@{facts['slot']}"
     directory = f"/run/systemd/system/{unit}.service.d"
     # The unit's own command, but that the main process does the tasks itself.
@@ -403,8 +403,8 @@ def test_disk_of_the_database_full(operations, facts):
         f" (sleep 5; for i in $(seq 30); do echo '{fill}'; done) | timeout 60 {PSQL} >/dev/null 2>&1 & sleep 2;"
         f" dd if=/dev/zero of={data}/filler bs=1M 2>/dev/null; wait; sleep 5"
     )
-    mend = f"{stop}; umount {data}; rm -r /root/data; systemctl reset-failed; systemctl start postgresql shiftmaster; sleep 3"
-    with broken(operations, injure, mend):
+    fix = f"{stop}; umount {data}; rm -r /root/data; systemctl reset-failed; systemctl start postgresql shiftmaster; sleep 3"
+    with broken(operations, injure, fix):
         seen = assert_first(operations, "DiskFull")
         assert data in seen.finding("DiskFull")["title"]["en"], seen.output[-5000:]
         # It has ended, or begins again and lets nobody in.
@@ -413,7 +413,7 @@ def test_disk_of_the_database_full(operations, facts):
 
 
 def test_transaction_ids_near_their_end(operations, facts):
-    """A copy of the cluster whose next transaction is 1.6 billion ahead; what the finding says freezes its rows."""
+    """A copy of the cluster whose next transaction is 1.6 billion ahead; the commands of the finding freeze its rows."""
     data, stop = facts["data"], "systemctl stop shiftmaster; systemctl stop postgresql 'postgresql@*.service'"
     program = operations.shell("ls -d /usr/lib/postgresql/*/bin | tail -n 1").strip()
     settings = f"{facts['hba'].rsplit('/', 1)[0]}/conf.d/99-test.conf"
@@ -425,8 +425,8 @@ def test_transaction_ids_near_their_end(operations, facts):
         f" printf 'autovacuum = off\\nautovacuum_freeze_max_age = 2000000000\\n' > {settings}; chmod 644 {settings};"
         " systemctl start postgresql shiftmaster; sleep 3"
     )
-    mend = f"{stop}; rm -rf {data} {settings}; mv /root/data {data}; systemctl start postgresql shiftmaster; sleep 3"
-    with broken(operations, injure, mend):
+    fix = f"{stop}; rm -rf {data} {settings}; mv /root/data {data}; systemctl start postgresql shiftmaster; sleep 3"
+    with broken(operations, injure, fix):
         assert operations.serves(60)
         seen = assert_first(operations, "DatabaseWraparoundNear")
         assert "1610 million" in seen.first["title"]["en"]
@@ -487,9 +487,9 @@ COMBINED = {
 
 @pytest.mark.parametrize("name", COMBINED, ids=lambda name: re.sub(r"\W+", "-", name))
 def test_all_roots_come_before_what_follows(operations, facts, name):
-    roots, injure, mend = COMBINED[name]
+    roots, injure, fix = COMBINED[name]
     forget_the_requests(operations)
-    with broken(operations, injure.format(**facts), mend.format(**facts)):
+    with broken(operations, injure.format(**facts), fix.format(**facts)):
         seen = diagnose(operations)
     found = [name for name in seen.names if name != "CpuShort"]
     assert set(found[: len(roots)]) == roots == seen.roots - {"CpuShort"}, seen.output[-6000:]
@@ -497,7 +497,7 @@ def test_all_roots_come_before_what_follows(operations, facts, name):
 
 
 def test_three_parts_that_hang_keep_nobody_waiting(operations, facts):
-    """Database, Redis and the worker answer nothing; all three are named, within the time that one may take."""
+    """Database, Redis and the worker do not respond; all three are named, within the time that one may take."""
     units = ["'postgresql@*'", "redis-server", f"shiftmaster-worker@{facts['slot']}"]
     for unit in units:
         operations.shell(f"systemctl kill --signal=STOP {unit}")

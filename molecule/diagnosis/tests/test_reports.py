@@ -1,4 +1,4 @@
-"""What playbooks tell by mail when the clock has started them: news, once; and the checklist with its page."""
+"""Mails of scheduled playbooks: changes, once; and the checklist with its page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAIL = {
 
 @pytest.fixture
 def mails(monkeypatch, tmp_path):
-    """A function that returns the mails since it was last asked; the playbooks' options that lead there."""
+    """A function that returns the mails since the last call; the playbooks' options that lead there."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     receivers = Receivers(str(tmp_path / "messages.jsonl"))
     receivers.smtp.require_tls = False

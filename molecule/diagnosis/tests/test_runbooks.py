@@ -32,7 +32,7 @@ BY_ANSIBLE = [
     if command.text.startswith("ansible ")
     and shlex.split(command.text)[1] in {"all", "app", "database", "cache", "web"}
 ]
-# These always have something to say.
+# These always print something.
 ANSWERS = {"psql", "redis-cli", "shiftmasterctl", "nft", "nginx", "ss", "ps", "df", "free", "openssl", "pg_lsclusters"}
 COMPLAINT = re.compile(
     r"command not found|(?<!\w)(unknown|unrecognized|invalid|illegal) (option|argument|command|operation|verb)"
@@ -48,7 +48,7 @@ def named(command) -> str:
 
 
 def typed(operations, text: str):
-    """Run it as root at a terminal that shows everything; the password that redis-cli asks for comes in."""
+    """Run it as root at a terminal that shows everything; the password that redis-cli prompts for is given."""
     password = (SCENARIO_HOME / "secrets/redis_admin").read_text().split()[0]
     shell = ["docker", "exec", "--interactive", "--env", "TERM=xterm", operations.host, "bash", "-o", "pipefail", "-c"]
     return subprocess.run(
@@ -63,7 +63,7 @@ def faults(text: str, done) -> list:
     if done.returncode in (126, 127):
         found.append(f"it ended with {done.returncode}")
     found += [line for line in done.stderr.splitlines() if COMPLAINT.search(line)]
-    # grep says with 1 that nothing was found, systemctl with 3 and 4 that a unit is stopped or not there, a pipe with
+    # grep returns 1 where nothing was found, systemctl with 3 and 4 that a unit is stopped or not there, a pipe with
     # 141 that its end has read enough.
     if done.returncode not in (0, 1, 2, 3, 4, 141):
         found.append(f"it ended with {done.returncode}: {done.stderr[-300:]}")

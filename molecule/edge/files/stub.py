@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(float(query.get("seconds", 1)))
             self.answer(200, "slow")
         elif url.path == "/cut":
-            # Counts how often it was queried, and answers nothing.
+            # Counts how often it was queried, and sends no response.
             with LOCK, open(DATA + ".cut", "a", encoding="utf-8") as log:
                 log.write("GET\n")
             self.close_connection = True

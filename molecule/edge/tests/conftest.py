@@ -1,4 +1,4 @@
-"""Asking the web server of a host, from that host."""
+"""Requests to the web server of a host, from that host."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Edge:
         return dict(json.loads(answer.body)), answer
 
     def playbook(self, path, *arguments, **variables):
-        """Run a playbook against this host. Its exit code, how much it changed, and what it said."""
+        """Run a playbook against this host. Its exit code, how much it changed, and its output."""
         name = self.host.backend.get_hostname()
         done = subprocess.run(
             [
@@ -81,7 +81,7 @@ class Edge:
                 "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
             },
         )
-        # molecule asks for colours.
+        # molecule forces colours.
         out = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
         changed = re.search(rf"{re.escape(name)} .*changed=(\d+)", out)
         return SimpleNamespace(

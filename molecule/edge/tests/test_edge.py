@@ -43,7 +43,7 @@ def test_no_response_holds_a_name_that_the_client_made_up(edge):
 
 
 def test_the_application_sees_the_name_by_which_the_site_was_chosen(edge):
-    """A request line with a name of its own is what chooses the server; the Host header may say something else."""
+    """A request line with a name of its own is what chooses the server; the Host header may differ."""
     seen, _ = edge.echo("--http1.1", "--request-target", "https://shift.test/echo", "-H", "Host: evil.test")
     assert seen["host"] == "shift.test"
 

@@ -55,7 +55,7 @@ def test_what_nginx_refuses_never_reaches_the_live_files(edge, unchanged):
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_configuration_without_effect_is_noticed_and_put_back(edge, unchanged, restart):
     """nginx -t accepts a port that is taken; only the reload fails, and only in the error log."""
-    # Named like the web server, so that the role's own look at the ports does not see a stranger.
+    # Named like the web server, so that the role's own check of the ports sees no unknown process.
     edge.ok(
         "cp /usr/bin/python3 /root/nginx && systemd-run --quiet --collect --unit=thief"
         " /root/nginx -m http.server 8099 --bind 127.0.0.1; sleep 1; curl -sf -o /dev/null 127.0.0.1:8099"

@@ -1,4 +1,4 @@
-"""Input that is refused, a full disk, pruning, and secrets in the output of a run that says everything."""
+"""Input that is refused, a full disk, pruning, and secrets in the output of a verbose run."""
 
 import json
 

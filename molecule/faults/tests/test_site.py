@@ -61,7 +61,7 @@ def test_hooks_run_in_their_phases(operations):
     assert notes.splitlines() == [f"{phase} shiftmaster shiftmaster" for phase in expected]
 
 
-# A setting that is new, so that a release is built; that the one that serves lacks it is no finding.
+# A setting that is new, so that a release is built; its absence in the live release is no finding.
 @pytest.mark.parametrize(("phase", "new"), [("after_build", "a"), ("before_cutover", "b"), ("after_cutover", "b")])
 def test_a_hook_that_fails_fails_its_phase(operations, phase, new):
     run = operations.deploy(
@@ -85,7 +85,7 @@ def test_a_hook_that_hangs_is_ended_and_what_is_wrong_with_the_host_is_in_the_me
         operations.shell("umount /mnt")
     assert run.code == 2, run.output[-4000:]
     assert run.says("the site's before_cutover", "Diagnosis: ", "/mnt", "Runbook: "), run.output[-4000:]
-    # It would end by itself behind ten minutes.
+    # It would end by itself after ten minutes.
     assert operations.shell("pgrep -cfx 'sleep 600' || true").strip() == "0"
 
 
@@ -97,14 +97,14 @@ def test_health_endpoints_are_supplied(operations):
     assert (answer["status"], answer["version"], set(answer["checks"])) == ("healthy", "2.0.0", {"cache", "worker"})
     assert answer["release"] == operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
     assert operations.serves(10) == "2.0.0"
-    # A stranger learns whether it is healthy, and nothing more.
+    # An unknown client learns whether it is healthy, and nothing more.
     assert json.loads(operations.shell("curl -skS https://localhost/health/", check=False)) == {"status": "healthy"}
     again = operations.deploy("2.0.0", shiftmaster_supply_health=True)
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
 
 
 def test_a_lock_of_another_controller_is_taken_over_by_name(operations):
-    """A run of a machine that is gone: nobody can know that it is dead, so a person says so."""
+    """A run of a machine that is gone: nobody can know that it is dead, so a person decides it."""
     other = {
         "state": "present", "run_id": "20200101T000000Z-aaaaaa", "owner": "nurse@another-machine", "ttl_seconds": 9999,
         "controller": {"machine": "another-machine", "pid": 1, "start": 1},
@@ -124,7 +124,7 @@ def test_a_lock_of_another_controller_is_taken_over_by_name(operations):
 
 
 def test_a_reverse_that_cannot_begin_leaves_the_newer_version(operations):
-    """Another session holds the table: nothing was reversed, the page ends, the newer version serves."""
+    """Another session holds the table: nothing was reversed, the page ends, the newer version stays live."""
     assert operations.deploy("2.1.0", shiftmaster_watch_seconds=1).code == 0
     holder = subprocess.Popen(
         ["docker", "exec", operations.host, "runuser", "-u", "postgres", "--", "psql", "-q", "shiftmaster", "-c",
@@ -186,7 +186,7 @@ def test_a_rollback_to_code_whose_migrations_are_gone_is_refused(operations):
 
 
 def test_a_first_deploy_that_fails_behind_its_switch(operations):
-    """It has nothing to go back to, so it serves; the next run reports that it is live."""
+    """It has nothing to go back to, so it stays live, and the next run reports that."""
     uninstall(operations)
     operations.hold("watch")
     process = operations.start("deploy.yml", LOG, shiftmaster_version="2.0.0")
@@ -194,7 +194,7 @@ def test_a_first_deploy_that_fails_behind_its_switch(operations):
     assert process.wait(300) != 0
     operations.let_go()
     release = operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
-    assert operations.state()["releases"][release]["status"] == "ready", "so this proves nothing"
+    assert operations.state()["releases"][release]["status"] == "ready", "so this verifies nothing"
     assert operations.shell("systemctl is-enabled shiftmaster.service").strip() == "enabled", "a reboot would end it"
     run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
     assert run.code == 0, run.output[-4000:]
@@ -204,7 +204,7 @@ def test_a_first_deploy_that_fails_behind_its_switch(operations):
 
 
 def test_a_release_whose_files_are_damaged_is_built_again(operations):
-    """Whoever damaged it, a restart shows it: the run says what is, and the next one repairs it."""
+    """Whoever damaged it, a restart shows it: the run reports it, and the next one repairs it."""
     assert operations.serves(10) == "2.0.0"
     damaged = operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
     operations.shell(f"rm -r {APP}/releases/{damaged}/source/roster")

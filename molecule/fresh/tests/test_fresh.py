@@ -1,4 +1,4 @@
-"""On an empty host: check mode tells and changes nothing, and bad input ends with one list and changes nothing."""
+"""On an empty host: check mode reports and changes nothing, and bad input ends with one list and changes nothing."""
 
 import json
 import re

@@ -225,7 +225,7 @@ def stop_others():
 
 
 def replace_socket():
-    """Put a link in the place of the socket on which the web server finds this process, once the test asks for it."""
+    """Put a link in the place of the socket on which the web server finds this process, once the test requests it."""
     request, result = f"{APP}/shared/media/replace-socket", f"{APP}/shared/media/replaced-socket"
     while True:
         time.sleep(0.2)

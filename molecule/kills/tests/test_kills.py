@@ -1,4 +1,4 @@
-"""The entire process tree of a run dies, or the host reboots, at any point: old or new serves, the next run converges.
+"""The entire process tree of a run dies, or the host reboots, at any point: old or new is live, the next run converges.
 
 The playbook itself is killed at a point of each kind (BY_PLAYBOOK). At the others the run is one on the host alone,
 which makes the same module calls in the same order (files/replay.py) and takes a third of the time.
@@ -55,7 +55,7 @@ NEEDS = {
 # From here on a run that died has moved the traffic.
 SWITCHED = POINTS[POINTS.index("switched") :]
 CHANGES_THE_SCHEMA = ("dump", "migrate", "migrated")
-# A build, the schema, the cutover's work on both slots, the time behind it.
+# A build, the schema, the cutover's work on both slots, the time after it.
 BY_PLAYBOOK = ("build", "migrate", "handover", "watch")
 REBOOTS = {"gate": "2.0.0", "rename": "2.0.0", "switched": "2.1.1", "watch": "2.1.1"}
 REBOOT_BY_PLAYBOOK = "switched"
@@ -268,7 +268,7 @@ def under_load(operations):
 
 
 def assert_clean(operations) -> None:
-    """What was requested serves, and nothing of a killed run is left."""
+    """The requested version is live, and nothing of a killed run is left."""
     assert operations.serves(10) == "2.1.1"
     state = operations.state()
     assert state["transition"] is None
@@ -298,7 +298,7 @@ def schema_is_ahead(operations) -> bool:
 @pytest.mark.parametrize("point", POINTS)
 def test_kill_at_point(operations, point, request):
     runs = request.getfixturevalue("playbooks" if point in BY_PLAYBOOK else "replay")
-    # What comes before and behind: by the playbook in the sample, and where a release has a setting that no record has.
+    # Phases before and after: by the playbook in the sample, and where a release has a setting that no record has.
     others = runs if point in ("build", "handover") else request.getfixturevalue("replay")
     settings = NEEDS.get(point, {})
     # It takes the schema back at its end, for the next one of them.
@@ -326,7 +326,7 @@ def test_kill_at_point(operations, point, request):
 
 
 def test_kill_in_the_rename_of_the_way_back(operations, replay):
-    """The link leads to the new version, which is being left; the next run goes the whole rollback first."""
+    """The link leads to the new version, which is being left; the next run completes the rollback first."""
     with under_load(operations):
         process = start_and_reach(replay, "revert", **FAILS)
         operations.shell(f"touch {DIRECTORY}/rename && rm {DIRECTORY}/revert")
@@ -407,10 +407,10 @@ def test_two_at_once(operations, playbooks):
 
 
 def test_restart_by_hand_during_the_watch(operations, replay):
-    """Refused; behind the deploy the unit is well, and its stop stops everything."""
+    """Rejected; after the deploy the unit is healthy, and its stop stops everything."""
     process = start_and_reach(replay, "watch", watch=20)
     let_go(operations)
-    # Behind the run's own start of the unit, which would be one job with the restart.
+    # After the run's own start of the unit, which would be one job with the restart.
     wait_for(lambda: "watch\n" in LOG.read_text(), 300, "the watch")
     operations.shell("systemctl restart shiftmaster", check=False)
     assert process.wait(600) == 0, LOG.read_text()[-3000:]
@@ -427,7 +427,7 @@ def test_stop_by_hand_during_the_watch(operations, replay):
     """It stays stopped, and the release is not blamed."""
     process = start_and_reach(replay, "watch", watch=40)
     let_go(operations)
-    # The run first makes sure that the whole unit is started, which would undo the stop.
+    # The run first makes sure that the complete unit is started, which would undo the stop.
     wait_for(lambda: "watch\n" in LOG.read_text(), 300, "the watch")
     operations.shell("systemctl stop shiftmaster", timeout=180)
     assert process.wait(600) == 1, LOG.read_text()[-3000:]

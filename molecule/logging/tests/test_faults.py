@@ -1,4 +1,4 @@
-"""Lines while a part of the pipeline fails; on Elastic's own packages alone: a stub's queue proves nothing.
+"""Lines while a part of the pipeline fails; on Elastic's own packages alone: a stub's queue verifies nothing.
 
 Run where SHIFTMASTER_ELASTIC_URL shows where the packages are (molecule/README.md). That nothing is lost and nothing is
 doubled is a count of lines with a mark.
@@ -160,7 +160,7 @@ def test_a_field_of_another_type_is_a_dead_letter_and_an_alert(app, log):
     mark = write(app, 5, more={"process": {"pid": "no number"}})
     wait_for(lambda: pipeline(log)["dead_letter_queue"]["queue_size_in_bytes"] > before, 120, "a dead letter")
     assert found(log, mark) == 0
-    # The alert LogDeadLetters asks whether this metric has grown.
+    # The alert LogDeadLetters checks whether this metric has grown.
     assert app.run("deploy.yml", "--tags", "log_watch", monitoring_hosts=["logging-log"]).code == 0
     log.shell("systemctl start --wait shiftmaster-log-watch.service")
     text = log.shell("cat /var/lib/prometheus/node-exporter/shiftmaster_logging.prom")

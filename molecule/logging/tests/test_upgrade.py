@@ -36,7 +36,7 @@ def test_a_newer_minor_version_comes_by_one_variable():
     run = app.run("deploy.yml", "--tags", "logging", logging_version=NEWER)
     assert run.code == 0, run.output[-6000:]
     assert set(versions().values()) == {NEWER}
-    # As the run says it: where each package was changed. The containers' clocks are one.
+    # According to the run: where each package was changed. The containers' clocks are one.
     order = [(host, unit) for _time, host, unit in sorted((started(h, u), h, u) for h in HOSTS for u in HOSTS[h])]
     assert order[:2] == [("logging-log", "elasticsearch"), ("logging-log2", "elasticsearch")], order
     assert order[2:4] == [("logging-log", "logstash"), ("logging-log", "kibana")], order

@@ -1,11 +1,11 @@
 #!/usr/bin/python3
-"""Gives a container metrics of its own where the kernel gives all containers those of the whole machine.
+"""Gives a container metrics of its own where the kernel gives all containers those of the entire machine.
 
 The machine runs other steps of the tests at the same time: by its processors, memory and pressure alerts would come and
 go as those do, and a fault of them would be a fault for everybody. So /proc/stat, /proc/meminfo and /proc/pressure/*
 are the kernel's files with other numbers in them: a quiet host, until somebody writes into the directory WANTED how
 busy its processors are and how much of its memory is in use, in percent (files `cpu` and `memory`). A stub for the
-kernel alone: what reads the files, and all behind it, is real. lxcfs does the same for containers.
+kernel alone: what reads the files, and everything after it, is real. lxcfs does the same for containers.
 """
 
 import os
@@ -85,7 +85,7 @@ def main():
     for name in FILES:
         if not os.path.ismount("/proc/" + name):
             subprocess.run(["mount", "--bind", os.path.join(DIRECTORY, name), "/proc/" + name], check=True)
-    # The unit is up when exporters may read: systemd starts them behind it.
+    # The unit is up when exporters may read: systemd starts them after it.
     subprocess.run(["systemd-notify", "--ready"], check=True)
     while True:
         time.sleep(1)

@@ -18,7 +18,7 @@ FACTOR = 4
 FILES = ("test_deploys", "test_alertmanager", "test_metrics", "test_alerts", "test_costs")
 FILES_SCALED = ("test_alerts", "test_deploys", "test_metrics", "test_costs")
 
-# A page that tests alone ask for.
+# A page that only tests request.
 ASKED = "/requests/"
 INVENTORY, APP = inventory_and_host(__file__)
 
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items):
 
 
 class Watch(Operations):
-    """The host with Prometheus and Alertmanager; it asks them as a person would."""
+    """The host with Prometheus and Alertmanager; it queries them as a person would."""
 
     # By what the durations of the rules that run are divided.
     factor = 1
@@ -122,17 +122,17 @@ class Watch(Operations):
         }
 
     def lately(self) -> list:
-        """Labels of alerts that fire, or have ended and may still be told: Alertmanager does so within five minutes."""
+        """Labels of alerts that fire, or have ended and may still be reported, within five minutes."""
         return [one["metric"] for one in self.query("ALERTS{alertstate='firing'}", time.time() - 360 / self.factor)]
 
     def settled(self) -> bool:
-        """Whether what has ended was told."""
+        """Whether the end was reported."""
         now = [one["metric"] for one in self.query("ALERTS{alertstate='firing'}")]
         return all(one in now or one["alertname"] in verifications.BUDGETS for one in self.lately())
 
     @staticmethod
     def seen_once(app) -> None:
-        """Series begin with what is seen first, also behind a reboot: test_deploys.py counts from here."""
+        """Series begin with what is seen first, also after a reboot: test_deploys.py counts from here."""
         app.shell(f"curl -skS -o /dev/null https://shift.example.test{ASKED}")
 
     def firing(self) -> set:
@@ -154,7 +154,7 @@ def hosts():
 
 @pytest.fixture(scope="session")
 def watch(hosts):
-    """Prometheus, behind its first minute: everything that it asks for answers."""
+    """Prometheus, after its first minute: every target responds."""
     assert hosts.app.serves(60), "the application does not serve"
     hosts.app.manage("seed_demo")
     hosts.watch.seen_once(hosts.app)

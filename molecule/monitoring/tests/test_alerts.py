@@ -60,7 +60,7 @@ def template(text: str) -> str:
 
 
 def is_whole(message: dict, alert: str) -> None:
-    """What, since when, what to do first, in both languages, and where to read on."""
+    """The fault, its time and the first action, in both languages, and the runbook."""
     made = RULES[alert]["annotations"]
     if message["receiver"] == "slack":
         texts = {"slack": message["body"]["attachments"][0]["text"]}
@@ -80,7 +80,7 @@ def is_whole(message: dict, alert: str) -> None:
 
 
 class Fault:
-    """One that was done: until it is fixed, and told in between and afterwards."""
+    """One that was done: until it is fixed, and reported in between and afterwards."""
 
     def __init__(self, alerting, alert: str, fault, receivers, place: str = "", seconds: float = 180):
         self.alerting, self.alert, self.receivers, self.place = alerting, alert, receivers, place
@@ -107,13 +107,13 @@ class Fault:
             print(f"\n  {self.alert}: {took:.0f} s from the fault to its messages")
         return took
 
-    def mend(self) -> None:
+    def fix(self) -> None:
         if not self.fixed:
             self.fixed = self.alerting.now()
             self.stack.close()
 
     def is_resolved(self, capsys, seconds: float = 420) -> None:
-        """Everybody who was told is told its end; PagerDuty under the same key.
+        """Everybody who got the alert gets its end; PagerDuty under the same key.
 
         Also one that has ended by itself before it was fixed, as a deadlock does when it has left the rule's window.
         """
@@ -124,7 +124,7 @@ class Fault:
             assert {ends["pagerduty"]["body"]["dedup_key"]} == self.keys
         took = max(0, max(one["at"] for one in ends.values()) - self.fixed)
         with capsys.disabled():
-            print(f"\n  {self.alert}: {took:.0f} s from its mending to the last message")
+            print(f"\n  {self.alert}: {took:.0f} s from its fix to the last message")
 
 
 def comes_and_goes(alerting, capsys, *fault, **more) -> float:
@@ -132,7 +132,7 @@ def comes_and_goes(alerting, capsys, *fault, **more) -> float:
     try:
         took = done.arrives(capsys)
     finally:
-        done.mend()
+        done.fix()
     done.is_resolved(capsys)
     return took
 
@@ -175,10 +175,10 @@ def test_a_database_is_down(hosts, alerting, scaled, capsys, host):
 
 def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> None:
     """Of a host that is switched off, in ten minutes of the rules; whatever it is about and names."""
-    # For a quarter of an hour Prometheus repeats that another host is back, and Alertmanager tells it again with what
+    # For a quarter of an hour Prometheus repeats that another host is back, and Alertmanager sends it again with what
     # is new of the same name.
     watch.forget_ended()
-    # What has just ended elsewhere may still be told; what this is about is told once, and not as another one's end.
+    # What has just ended elsewhere may still be reported; this fault is reported once, and not as another one's end.
     wait_for(
         lambda: not {"HostDown", *others} & {one["alertname"] for one in watch.lately()},
         900,
@@ -187,7 +187,7 @@ def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> 
     known = {(one["alertname"], one.get("instance", "")) for one in watch.lately()}
     known |= {(alert, "") for alert in (*verifications.MACHINE, *verifications.BUDGETS)}
     since = alerting.now()
-    # One that is only paused still answers pings, which the kernel does. As with the power: systemd would end services
+    # One that is only paused still responds to pings, by the kernel. As with the power: systemd would end services
     # one by one, which takes as long as ever, and the divided durations would pass meanwhile.
     subprocess.run(["docker", "kill", host.host], check=True, capture_output=True)
     try:
@@ -202,7 +202,7 @@ def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> 
             if one["receiver"] != "deadman" and not any(tells_of(one, alert, place) for alert, place in known)
         ]
         assert sorted(one["receiver"] for one in told) == sorted(EVERYBODY), [title(one) for one in told]
-        # It was no silence: there was more that could have been told.
+        # It was no silence: there was more to report.
         fired = {one["metric"]["alertname"] for one in watch.query("ALERTS{alertstate='firing'}", since)}
         assert fired >= others, fired
     finally:
@@ -246,7 +246,7 @@ FAULTS = {**QUICK, **LASTING}
 
 @pytest.fixture(scope="module")
 def faults(request, hosts, alerting, scaled):
-    """Those that the tests of this run ask for, begun at the same time; fixed at the end at the latest."""
+    """Those that the tests of this run need, begun at the same time; fixed at the end at the latest."""
     wanted = {
         value for item in request.session.items if hasattr(item, "callspec") for value in item.callspec.params.values()
     }
@@ -261,7 +261,7 @@ def faults(request, hosts, alerting, scaled):
             yield begun
     finally:
         for fault in begun.values():
-            fault.mend()
+            fault.fix()
 
 
 @pytest.mark.parametrize("alert", QUICK)
@@ -285,7 +285,7 @@ def test_the_diagnosis_lists_what_fires(faults, hosts):
 @pytest.mark.parametrize("alert", FAULTS)
 def test_a_fault_is_resolved(faults, capsys, alert):
     for fault in faults.values():
-        fault.mend()
+        fault.fix()
     faults[alert].is_resolved(capsys)
 
 

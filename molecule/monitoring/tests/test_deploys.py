@@ -28,7 +28,7 @@ WORKERS = (
 
 
 def told(alerting, since: float, known=frozenset()) -> list:
-    """Messages to people, but of alerts that fire since before (of the budget of a whole day after other tests)."""
+    """Messages to people, but of alerts that fire since before (of the budget of a complete day after other tests)."""
     found = [one for one in alerting.messages("", since) if one["receiver"] != "deadman"]
     return [
         one
@@ -45,7 +45,7 @@ def silences(watch) -> list:
 
 @pytest.fixture
 def quiet(watch, alerting, scaled):
-    """(alerting, what fires all the same), behind a quarter of a minute without a message."""
+    """(alerting, what fires all the same), after a quarter of a minute without a message."""
     wait_for(
         lambda: watch.settled() and not told(alerting, alerting.now() - 60 / scaled), 900, "the end of all messages"
     )
@@ -71,7 +71,7 @@ def test_a_new_password_for_scrapes_tells_nobody(hosts, watch, alerting, observe
                 stdin=f'user = "{one["name"]}:{one["password"]}"\n',
             )
             assert said == ("200" if one in [use, *previous] else "401"), (use, previous, one)
-    # Two scrapes behind the last.
+    # Two scrapes after the last.
     time.sleep(30)
     # One scrape may come between Prometheus' new password and its new name, but no second one.
     assert watch.query("max_over_time(up[35s]) == 0", since) == []
@@ -81,7 +81,7 @@ def test_a_new_password_for_scrapes_tells_nobody(hosts, watch, alerting, observe
 # With and without users who meet it: the first is noticed by its health check, the second when pages are requested.
 @pytest.mark.parametrize(("version", "said"), [("broken-health", "failed"), ("broken-template", "broke under traffic")])
 def test_a_deploy_that_fails_is_told_once(hosts, watch, alerting, observed, version, said):
-    """By the run itself, from the controller; the version of before serves, so no alert has anything to say."""
+    """By the run itself, from the controller; the earlier version is live, so no alert fires."""
     since, receivers = alerting.now(), Receivers().start()
     if not observed.last:
         observed.work()
@@ -103,7 +103,7 @@ def test_a_deploy_that_fails_is_told_once(hosts, watch, alerting, observed, vers
     assert sorted(one["receiver"] for one in messages) == ["pagerduty", "slack", "smtp"], messages
     assert all(one["ok"] for one in messages), messages
     assert hosts.app.serves() == "2.0.0"
-    # What comes later is seen by test_alerts.py, behind the windows of the rules.
+    # What comes later is seen by test_alerts.py, after the windows of the rules.
     assert told(alerting, since, observed.known) == []
     assert silences(watch) == [], "a silence is left"
 

@@ -110,7 +110,7 @@ def used(hosts, watch, scaled):
             shows("ALERTS{alertstate='firing',severity='warning'}")
         with service_faults.units_stopped(app, "postgresql@17-main.service"):
             shows("ALERTS{alertstate='firing',severity='critical'}", "shiftmaster:outage:last5m")
-        # The standby asks for the primary again and again.
+        # The standby resolves the primary again and again.
         shows("pg_stat_replication_pg_wal_lsn_diff{state='streaming'}")
         # Blocks of data that somebody has put there are found once a minute.
         shows("shiftmaster_backup_size_bytes offset 1d", seconds=180)
@@ -191,7 +191,7 @@ NOT_HERE = {
 
 
 def test_every_rule_would_fire(used):
-    """Each branch of each alert, as a whole and without thresholds, has series with the labels that its texts name."""
+    """Each branch of each alert, completely and without thresholds, has series with the labels that its texts name."""
     asked = {
         (rule["alert"], expression): labels
         for path in RULES
@@ -242,7 +242,7 @@ def test_nothing_is_read_without_a_password(hosts, watch, address):
 
 
 PATHS = ("/", "/metrics", "/api/v2/status")
-# What curl shows where nobody answers HTTP: refused, no response at all; or another protocol is spoken there.
+# What curl shows where nothing serves HTTP: refused, no response at all; or another protocol is spoken there.
 CLOSED, OTHERS = {7, 28}, {1, 35, 52, 56}
 # Ports of what watches, by host; the web server's needs a password for what it shows and has nothing at `/`.
 WATCHING = {
@@ -282,7 +282,7 @@ def listeners(host) -> set:
     ("name", "address"), [("app", "172.30.78.10"), ("standby", "172.30.78.30"), ("watch", "172.30.78.20")]
 )
 def test_no_listener_shows_anything_without_a_password(hosts, watch, name, address):
-    """Asked by the host that may ask most: each port of each host."""
+    """Queried by the host with the most access: each port of each host."""
     ports = listeners(vars(hosts)[name])
     assert ports >= WATCHING[name]
     found = answers(watch, address, ports)
@@ -341,7 +341,7 @@ def test_check_mode_tells_what_would_change_and_changes_nothing(hosts, watch):
 
 
 def refused(host, statement: str) -> str:
-    """What PostgreSQL says to its exporter's user, who logs in with the exporter's own file."""
+    """The rights of the exporter's user in PostgreSQL, who logs in with the exporter's own file."""
     return host.shell(
         "PGPASSFILE=/etc/prometheus-exporters/postgres/pgpass setpriv --reuid=exporter-postgres "
         "--regid=exporter-postgres --clear-groups psql -XAtq -h /var/run/postgresql -U exporter -d shiftmaster "

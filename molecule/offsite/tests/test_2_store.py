@@ -1,4 +1,4 @@
-"""A copy outside of the house, by SFTP: brought, read back, fetched to a host that has lost its backups."""
+"""The off-site copy, by SFTP: copied, read back, fetched to a host that has lost its backups."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_host_that_has_lost_its_backups_fetches_them(operations, backups, outs
     assert found[last["run_id"]] == "succeeded"
     run = operations.run("playbooks/restore.yml", into="scratch", target=last["run_id"], timeout=1800)
     assert run.code == 0 and run.says("pg_amcheck", "rows"), run.output[-3000:]
-    # Files, too: a copied snapshot has another id than the manifest says.
+    # Files, too: a copied snapshot has another id than in the manifest.
     backups.shell(f"rm {path}")
     run = operations.run("playbooks/restore.yml", parts="files", target=last["run_id"], confirm=operations.host)
     assert run.code == 0 and backups.shell(f"cat {path}") == "outside\n", run.output[-3000:]

@@ -36,7 +36,7 @@ def by_hand():
 def month_in_openmetrics(hand):
     """Yield the lines of the month as exporters would have shown it, scraped every 15 s between the module's steps.
 
-    What the hand's month has at a moment is what happened in the minute before it.
+    A sample of the computed month at a time covers the minute before it.
     """
     synthetic, shift = hand.synthetic(), hand.START - START
     measured = [at - shift for at, _value in synthetic["up"]]

@@ -49,7 +49,7 @@ class Monitoring(Operations):
         return self.shell("systemctl show --value --property=MainPID prometheus").strip()
 
     def files(self):
-        """Everything that the role lays down, with modes, owners and contents."""
+        """Everything that the role installs, with modes, owners and contents."""
         directories = "/etc/prometheus /etc/systemd/system/prometheus.service.d"
         return self.shell(
             f"find {directories} -printf '%p %m %u %g %T@\\n' | sort;"
@@ -74,7 +74,7 @@ def fresh():
 
 @pytest.fixture
 def as_before(running):
-    """For tests that leave something behind."""
+    """For tests that leave files."""
     yield running
     running.let_go()
     done = running.configure()
@@ -321,7 +321,7 @@ http.server.ThreadingHTTPServer(('127.0.0.1', 8000), Handler).serve_forever()
 
 
 def test_two_hundred_targets(as_before, capsys):
-    """One process answers for all of them, on the loopback: 500 series each, every 15 s; this repository's rules."""
+    """One process serves all of them, on the loopback: 500 series each, every 15 s; this repository's rules."""
     as_before.shell("cat > /root/exporter.py", stdin=EXPORTER)
     as_before.shell("systemd-run --quiet --collect --unit=synthetic python3 /root/exporter.py")
     targets = [

@@ -14,7 +14,7 @@ KEEPER_SSH = (
 )
 USER = "shiftmaster-backup@172.30.79.10"
 MEDIA = "/var/www/shiftmaster/shared/media"
-# --rsh of an rsync that asks for what it likes, and hands in its arguments as -s does: before anything else.
+# --rsh of an rsync that requests any path, and hands in its arguments as -s does: before anything else.
 SECLUDED = f"""#!/bin/sh
 {{ printf 'rsync\\0--server\\0--sender\\0'; for word in $SECRET; do printf '%s\\0' "$word"; done; printf '\\0'
 cat; }} |
@@ -24,7 +24,7 @@ cat; }} |
 
 @pytest.fixture(scope="module")
 def attack(hosts):
-    """Run rsync on the backup server as an attacker does, by a remote command of his own; returns what was said."""
+    """Run rsync on the backup server as an attacker does, by a remote command of his own; returns the output."""
     hosts.backup_server.shell("cat > /root/rsh; chmod 700 /root/rsh", stdin=SECLUDED)
 
     def run(asked: str, secret: str, path: str = "/etc/shadow") -> str:
@@ -70,7 +70,7 @@ def test_a_filter_rule_opens_no_file_outside_of_the_set(hosts):
         f"--rsync-path 'send configuration' --rsh '{KEEPER_SSH}' {USER}:/etc/nginx /root/loot/ 2>&1; echo code $?",
         check=False,
     )
-    # Of a file that it could read, rsync says that a line is no rule.
+    # Of a file that it could read, rsync reports that a line is no rule.
     assert "shadow" not in said and "code 0" in said, said
     assert "nginx.conf" in hosts.backup_server.shell("find /root/loot -name nginx.conf")
 
@@ -273,7 +273,7 @@ WATCHED = "stat -c '%n %U %G %a' /etc/shadow /etc/nginx /etc /"
 def test_an_archive_of_wal_changes_nothing_outside_of_its_directory(hosts, impostor):
     hosts.backup_server.shell("cat > /root/wal.py", stdin=HOSTILE_WAL)
     hosts.backup_server.backup()
-    # One segment is said to be there that the archive lacks.
+    # One segment is announced that the archive lacks.
     impostor(
         plan="""/root/shiftmaster-backup "$@" | sed 's/"received": [0-9]*/"received": 1/'""",
         received="mkdir -p /var/backups/shiftmaster/outgoing; cat > /dev/null; python3 /root/wal.py; "

@@ -1,4 +1,4 @@
-"""The database's host dies under eight writers: of what they were told is committed, what comes back?"""
+"""The database's host dies under eight writers: which of their committed rows are restored?"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def test_the_moment_before_a_dropped_table(hosts):
     app.sql("CREATE TABLE plans (id serial PRIMARY KEY, text text); ALTER TABLE plans OWNER TO shiftmaster")
     app.sql("INSERT INTO plans (text) SELECT md5(g::text) FROM generate_series(1, 3000) AS g")
     backup_server.backup(only="database", kind="full")
-    # Behind the backup.
+    # After the backup.
     app.sql("INSERT INTO plans (text) SELECT 'late' FROM generate_series(1, 50)")
     rows = app.sql(ROWS)
     moment = app.sql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')||'+00:00'")

@@ -9,7 +9,7 @@ import pytest
 from support import ROOT, SCENARIO_HOME, wait_for
 
 MEDIA = "/var/www/shiftmaster/shared/media"
-# A new host asks for Python's packages by way of this machine's authorities.
+# A new host downloads Python's packages with this machine's authorities.
 AUTHORITIES = ("--inventory", str(ROOT / "inventory/demo/controller.py"))
 
 
@@ -46,7 +46,7 @@ def authorities(hosts, saved, tmp_path_factory):
     kept = "/etc/shiftmaster-backup/controller"
     assert hosts.backup_server.shell(f"grep -rl '^-----BEGIN.*PRIVATE KEY' {kept} || true") == ""
     subprocess.run(["docker", "cp", f"{hosts.backup_server.host}:{kept}/authorities", str(directory)], check=True)
-    # As the guide says.
+    # As in the guide.
     decrypt = f"grep -rl ANSIBLE_VAULT . | xargs ansible-vault decrypt --vault-password-file {password}"
     subprocess.run(["sh", "-c", decrypt], cwd=directory / "authorities", check=True)
     keys = [path.relative_to(SCENARIO_HOME / "ca") for path in (SCENARIO_HOME / "ca").rglob("*.key")]
@@ -67,13 +67,13 @@ def test_wal_is_received_as_it_is_written(hosts, saved):
 
 
 def test_a_host_that_burned_comes_back_from_the_backups_and_the_keys(hosts, saved, authorities, capsys):
-    # Behind the backup, and much later than the last segment that was archived.
+    # After the backup, and much later than the last segment that was archived.
     hosts.app.sql("SELECT pg_switch_wal()")
     time.sleep(5)
     hosts.app.sql("INSERT INTO precious (text) SELECT 'late' FROM generate_series(1, 100)")
     rows = hosts.app.sql("SELECT count(*), md5(string_agg(text, ',' ORDER BY id)) FROM precious")
     everything = hosts.app.everything()
-    # Asynchronous: what was acknowledged in the last moment may be lost.
+    # Asynchronous: what was acknowledged in the last seconds may be lost.
     time.sleep(2)
     hosts.app.destroy()
     hosts.app.install_again()

@@ -148,7 +148,7 @@ def test_everything_under_load(operations, vault, capsys):
 
 
 def test_rollback_over_a_rotation_is_refused(operations, vault):
-    """It would bring the secrets of before back; the sentence says what to do instead."""
+    """It would bring the secrets of before back; the sentence names the alternative."""
     run = operations.rollback(**vault.variables)
     assert run.code == 2 and run.says("secrets that have been rotated", "DJANGO_SECRET_KEY", "Nothing was changed"), (
         run.output[-4000:]
@@ -201,7 +201,7 @@ def says(text: str):
 
 
 # Where the run is killed: (what has come about by then, a point at which it is held). Scenario kills has every point of
-# a release; of those that a rotation makes, one before and one behind the switch are enough here.
+# a release; of those that a rotation makes, one before and one after the switch are enough here.
 KILLS = {
     "the database has the new login": (
         lambda operations, vault: has_login(operations, vault.current[DATABASE]),
@@ -209,7 +209,7 @@ KILLS = {
     ),
     "built": (None, "built"),
     "switched to what accepts the new key": (None, "switched"),
-    "the old logins are about to end": (says("TASK [rotation : Old secrets | Ask what"), None),
+    "the old logins are about to end": (says("TASK [rotation : Old secrets | Query the secrets"), None),
     "the old login of the database ends": (says("TASK [rotation : Old secrets | End earlier logins"), None),
 }
 
@@ -284,7 +284,7 @@ def test_bad_input_changes_nothing(operations, vault):
             ],
         ),
         ({f"{REDIS}_previous": "x" * 20}, [f"{REDIS}_previous is not a list"]),
-        # Asked of Redis, once nothing else is wrong.
+        # Queried in Redis, once nothing else is wrong.
         ({ADMIN: other, f"{ADMIN}_previous": []}, [f"{ADMIN}_previous does not hold that either"]),
     ]
     for extra, sentences in cases:

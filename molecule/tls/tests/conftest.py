@@ -1,4 +1,4 @@
-"""Asking a host what it serves, and running the role on it with other variables."""
+"""Query the certificate of a host, and run the role on it with other variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Module awx_objects: what AWX is told, against the recorded options of awx.awx, and every mistake named."""
+"""Module awx_objects: the data of AWX, against the recorded options of awx.awx, and every mistake named."""
 
 from __future__ import annotations
 
@@ -267,10 +267,10 @@ def broken(words, path, value):
     "path, value, sentence",
     [
         (["jobs", 0, "survey", 0, "default"], "sometimes", "job patch: reboot=sometimes is none of: needed, never"),
-        (["jobs", 0, "survey", 0, "name"], "kernel", "job patch: run_options.patch has no kernel to ask for"),
+        (["jobs", 0, "survey", 0, "name"], "kernel", "job patch: run_options.patch has no option kernel"),
         (["jobs", 0, "survey", 0, "ja"], "", "job patch: reboot has no question in ja"),
         (["jobs", 1, "name"], "patch", "jobs: patch is there twice"),
-        (["jobs", 0, "variables"], {"reboot": "never"}, "job patch: reboot is given and asked for"),
+        (["jobs", 0, "variables"], {"reboot": "never"}, "job patch: reboot is given and in the survey"),
         (["jobs", 1, "options"], {"inventory": "other"}, "job deploy: there is no inventory other"),
         (["job_defaults", "credentials"], ["vault", "ssh"], "job_defaults: there is no credential ssh"),
         (["plain", "credential", 1, "credential_type"], "Teams", "credential Slack: there is no type Teams"),
@@ -287,7 +287,7 @@ def broken(words, path, value):
         (["workflows", 0, "nodes", 0, "values"], {}, "workflow w: node first: reboot is not answered"),
         (["schedules", 0, "job"], "backup", "schedules: nightly: there is no job backup"),
         (["schedules", 0, "workflow"], "w", "schedule nightly: it names one job or one workflow"),
-        (["schedules", 0, "values"], {"reboot": "never", "x": 1}, "x is not asked for by job patch"),
+        (["schedules", 0, "values"], {"reboot": "never", "x": 1}, "x is not in the survey of job patch"),
         (["schedules", 0, "values"], {}, "schedule nightly: reboot is not answered"),
         (["schedules", 0, "at"], "25:00", "schedule nightly: at=25:00 is no time of day"),
         (["schedules", 0, "every"], 5, "schedule nightly: every=5: minutes, and nothing else"),

@@ -1,4 +1,4 @@
-"""What pgBackRest's catalogue is read as: real answers of 2.55, and answers that are none."""
+"""The parser of pgBackRest's catalogue: real output of 2.55, and invalid output."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_repository_of_another_cluster_is_found():
 
 
 def test_backups_of_a_former_cluster_are_none_of_todays():
-    """pgBackRest says ok, for it has valid backups; of the cluster that runs it has none."""
+    """pgBackRest reports ok, because it has valid backups; of the cluster that runs it has none."""
     assert stanza("upgraded").code == catalogue.OK
     assert codes(catalogue.stanza_result(stanza("upgraded"), SECOND_SYSTEM)) == ["no_backup"]
 

@@ -669,7 +669,7 @@ def test_everything_in_the_archive_is_restored_by_a_standby_that_is_promoted(hos
     assert site.holds() == "new" and (site.aside / "global/pg_control").read_text() == "old"
     assert answer == {"restored": "so far", "seconds": 1.3, "kept": str(site.aside)} and not site.marker.exists()
     assert site.modes == [0o700] and host.asked_for_room == str(site.data.parent)
-    # Users wait behind the maintenance page: not half an hour for another run.
+    # Users see the maintenance page: not half an hour for another run.
     assert site.waits == [("restore r1", 60)]
     # A host that loses its power knows how far it came.
     assert site.phases[0] == ("pgbackrest", site.phases[0][1], "fetching")
@@ -706,7 +706,7 @@ def test_recovery_goes_on_with_what_was_received_and_that_is_archived(host, site
         f'--stanza=shiftmaster archive-get %f "%p" || cp {received}/%f "%p" || cp {received}/%f.partial "%p"'
     )
     pushed = [words for words in host.called("pgbackrest") if "archive-push" in words]
-    # One that fails is told and costs neither the restore nor the others.
+    # A failed one is reported and affects neither the restore nor the others.
     assert [words[-1] for words in pushed] == [str(received / wal(number)) for number in (10, 11)]
     assert len(host.log_lines) == 1 and wal(10) in host.log_lines[0]
     assert sorted(os.listdir(received)) == [wal(10), wal(11), wal(12) + ".partial"]
@@ -1232,7 +1232,7 @@ def test_a_recovery_goes_as_far_as_pgbackrest_would(arguments, settings):
 
 @pytest.fixture
 def wal_files(tmp_path):
-    """Run GET_WAL with an archive that is a directory, and a function that asks it as the server does."""
+    """Run GET_WAL with an archive that is a directory, and a function that calls it as the server does."""
     for name in ("archive", "wal", "received", "data"):
         (tmp_path / name).mkdir()
     tool = tmp_path / "pgbackrest"

@@ -56,7 +56,7 @@ def test_attempts_that_fail_alike_are_said_once(host):
 
 
 def test_what_follows_from_a_damaged_pack_does_not_hide_it(host):
-    """Two files of the same content: restic says of each that it is damaged, and then that it is not there."""
+    """Two files of the same content: restic reports each as damaged, and then that it is not there."""
     said = "".join(
         f"ignoring error for /x/{name}: decrypting blob <data/d> from 51e94c3a failed: ciphertext verification failed\n"
         f"ignoring error for /x/{name}: lchown /scratch/x/{name}: no such file or directory\n"
@@ -275,7 +275,7 @@ def test_sizes_are_readable(number, text):
 
 @pytest.fixture
 def asked(host, monkeypatch):
-    """What the host would run; answers by a word of the command."""
+    """What the host would run; results by a word of the command."""
     host.calls, host.answers = [], {}
 
     def run(what, *command, fine=(0,), **_more):
@@ -829,7 +829,7 @@ Normalized form: *-*-* 02:30:00 Asia/Tokyo
 
 
 def test_the_next_run_is_known_while_one_runs(asked):
-    """The timer says `n/a` then; its calendar does not."""
+    """The timer shows `n/a` then; its calendar does not."""
     asked.answers.update({"show": (0, SHOWN), "systemd-analyze": (0, SAID)})
     assert report.next_run(asked) == 1795714200
     asked.answers["is-enabled"] = (1, "")

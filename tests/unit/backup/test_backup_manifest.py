@@ -170,7 +170,7 @@ def places(value, path=()):
 
 
 def test_our_reading_of_the_schema_is_that_of_the_library():
-    """Both judge manifests in which one thing at a random place was changed."""
+    """Both validate manifests in which one thing at a random place was changed."""
     library = jsonschema.Draft202012Validator(manifests.SCHEMA)
     whole = good_run(parts=manifests.PARTS)
     manifests.note(whole, [("over_limit", "x", "y")])
@@ -222,7 +222,7 @@ def test_our_reading_of_the_schema_is_that_of_the_library():
             lambda one: one["parts"]["files"].update(
                 result="failed", problems=[{"code": "x", "what": "", "where": ""}]
             ),
-            "the run is said to be succeeded, but a part is failed",
+            "the run has result succeeded, but a part is failed",
         ),
         (lambda one: one.update(format=2), "manifest.format is 2, not one of [1]"),
         (lambda one: one["parts"].update(media={}), "manifest.parts has media, which is not known"),
@@ -393,7 +393,7 @@ def test_a_run_that_failed_by_none_of_its_parts_is_seen():
     found = series(manifests.metrics([good_run(), outside]))
     assert found['shiftmaster_backup_failed{kind="run"}'] == 1
     assert found['shiftmaster_backup_failed{kind="database"}'] == 0
-    # A part that failed is told by itself.
+    # A failed part is reported separately.
     failed = run(now=NOW + 2 * 86400, run_id="after")
     save(failed, "database", NOW + 2 * 86400, good=False)
     manifests.finish(failed, NOW + 2 * 86400 + 300)

@@ -99,7 +99,7 @@ def test_the_password_of_a_rest_server_is_in_the_environment_alone(host):
         ),
         (12, "Fatal: wrong password or no key found", None),
     ],
-    ids=["there", "none", "none, said by an older one", "not reached", "wrong password"],
+    ids=["there", "none", "none, reported by an older one", "not reached", "wrong password"],
 )
 def test_what_cannot_be_read_is_not_made_again(host, code, said, made):
     host.answers["cat"] = (code, "", said)
@@ -149,7 +149,7 @@ def test_what_is_not_there_is_said(host):
 
 
 def test_what_was_fetched_lies_where_it_lay(host, tmp_path):
-    """Also where an earlier attempt was killed behind the first of them."""
+    """Also where an earlier attempt was killed after the first of them."""
     outside, directory, state = offsite.Offsite(host), tmp_path / "backups", tmp_path / "state" / "offsite"
     host.answers["snapshots"] = (
         0,

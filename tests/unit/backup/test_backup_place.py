@@ -1,4 +1,4 @@
-"""Restored files are written where they belong, whatever stands in the way and whatever the archive says."""
+"""Restored files are written where they belong, whatever exists there and whatever the archive contains."""
 
 from __future__ import annotations
 

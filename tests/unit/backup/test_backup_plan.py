@@ -77,7 +77,7 @@ def test_what_is_damaged_is_no_ground(label):
 
 def test_a_new_chain_begins_behind_a_gap_in_the_archive():
     """Where the archive could not be reached for longer than the limit of the WAL allows, segments were dropped."""
-    assert kind(gapped=[FULL, LAST]) == ("full", "WAL is missing behind backup %s, so a new chain begins" % LAST)
+    assert kind(gapped=[FULL, LAST]) == ("full", "WAL is missing after backup %s, so a new chain begins" % LAST)
     assert kind(gapped=[FULL, LAST], wish="incr").kind == "full"
     # It has begun already.
     assert kind(gapped=[FULL]).kind == "incr"

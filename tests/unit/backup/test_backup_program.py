@@ -74,7 +74,7 @@ def test_a_run_that_cannot_read_its_options_leaves_a_metric_and_a_sentence(progr
     assert 'shiftmaster_backup_failed{kind="run"} 1' in found and GOOD in found
     assert [line for line in found if line.startswith("# TYPE shiftmaster_backup_failed")] == found[-3:-2]
     assert 'shiftmaster_backup_failed{kind="run"} 0' not in found
-    # The metric stays with the next run that can tell: until one is good.
+    # The metric stays with the next run that has a result: until one is good.
     assert json.loads((program.directory / "not_begun.json").read_text())["at"] > 0
     said = capsys.readouterr()
     assert (
@@ -104,7 +104,7 @@ def test_a_step_of_a_restore_says_what_it_needs(program, capsys, monkeypatch, te
     with_options(program)
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
     assert program("restore", "plan") == 1
-    assert "has to come on standard input, as JSON with an id" in capsys.readouterr().err
+    assert "has to be on standard input, as JSON with an id" in capsys.readouterr().err
 
 
 def test_a_run_that_nobody_knows_is_said_so(program, capsys):
@@ -121,7 +121,7 @@ def test_the_report_of_a_run_is_made_of_its_manifest(program, capsys):
     backup_manifest.write(str(program.directory / "manifests/r1.json"), manifest)
     assert program("report", "r1") == 0
     assert json.loads(capsys.readouterr().out) == report.lines(manifest, str(program.directory))
-    # It holds what was written of it, and a damaged one is not believed.
+    # It holds what was written of it, and a damaged one is ignored.
     (program.directory / "manifests/r1.json").write_text(json.dumps(dict(manifest, host="other")))
     assert program("report", "r1") == 1
     assert program("report", "r2") == 1

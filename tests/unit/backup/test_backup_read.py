@@ -55,7 +55,7 @@ def run(read, monkeypatch):
     return carry_out
 
 
-# What rsync of 3.2 and 3.4 sends behind `--rsync-path "send files"`, and what a caller may make of it.
+# What rsync of 3.2 and 3.4 sends after `--rsync-path "send files"`, and what a caller may make of it.
 @pytest.mark.parametrize(
     "command",
     [

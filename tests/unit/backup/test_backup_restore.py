@@ -80,11 +80,9 @@ def test_what_is_packed_for_another_host_is_its_files_once_and_where_they_lay(ba
         names = [member.name for member in packed if not member.isdir()]
     assert names == ["./srv/shiftmaster/shared/media/a.txt"]
     assert not (tmp_path / "backups/outgoing/r1").exists()
-    answer = restore.files(backup_server, dict(request, into=str(tmp_path / "beside")), "files")
+    answer = restore.files(backup_server, dict(request, into=str(tmp_path / "aside")), "files")
     assert "archive" not in answer
-    assert (
-        tmp_path / "beside" / pulled(backup_server, "files", "app1")[1:] / PATHS[0][1:] / "a.txt"
-    ).read_text() == "a"
+    assert (tmp_path / "aside" / pulled(backup_server, "files", "app1")[1:] / PATHS[0][1:] / "a.txt").read_text() == "a"
 
 
 @pytest.mark.parametrize(("free", "refused"), [(1, True), (2, False)])
@@ -96,7 +94,7 @@ def test_what_is_packed_for_another_host_needs_its_room_twice(backup_server, fre
 
 
 def test_the_segment_that_is_waited_for_is_closed_and_holds_the_commit_of_its_message(backup_server, monkeypatch):
-    """In one statement the commit comes behind the switch, and the next segment was waited for, a minute long."""
+    """In one statement the commit comes after the switch, and the next segment was waited for, a minute long."""
     asked, waited = [], []
 
     def ask(sql, timeout=0):
@@ -674,7 +672,7 @@ def test_who_holds_the_lock_is_said_before_anything_is_changed(backup_server, mo
     monkeypatch.setattr(restore, "alone", held)
     with pytest.raises(BackupError, match="^nothing was changed: backup X holds the lock .* 1800 s; repeat"):
         restore.free(backup_server, {"id": "r1"})
-    # Behind the page for a minute at most.
+    # With the page enabled for a minute at most.
     backup_server.database["data"] = "/nowhere"
     plan = restore.Plan("run", "20261127-000000F", [], "everything", None, False, 1, 1)._asdict()
     with pytest.raises(BackupError, match="for longer than 60 s"):

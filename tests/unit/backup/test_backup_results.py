@@ -1,4 +1,4 @@
-"""What the tools really said, good and damaged, and what is made of it. Most of it came with exit code 0."""
+"""The real output of the tools, good and damaged, and its evaluation. Most of it came with exit code 0."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_flipped_segment():
     judged = verify("flipped-wal")
     assert found(judged) == [("wal_damaged", "17-1")]
     assert not judged.concerning([FULL, "17-1"]).good
-    assert "of 10 segments in archive 17-1 9 are whole" in str(judged)
+    assert "of 10 segments in archive 17-1 9 are complete" in str(judged)
     assert results.damaged_wal(recorded("verify-flipped-wal")[2]) == ["000000010000000000000005"]
     assert results.damaged_wal(recorded("verify-flipped-bundle")[2]) == []
 
@@ -440,7 +440,7 @@ def test_restic_check_that_did_not_read_is_no_verification():
 
 @pytest.mark.parametrize("name", ["flipped-plain", "flipped-json", "locked", "missing-pack", "wrong-key", "clean-json"])
 def test_restic_check_of_which_nothing_can_be_said(name):
-    """The summary in JSON is the same for a whole repository and a damaged one whose data was not read."""
+    """The summary in JSON is the same for an intact repository and a damaged one whose data was not read."""
     assert not results.restic_check(*recorded("restic-check-" + name)).good
 
 

@@ -218,7 +218,7 @@ def stanza(name):
 
 
 def database_plan(name, days=40, policy=Policy(window=False, days=20), repo=1, **more):  # noqa: B008 - a tuple
-    """The recorded repository, seen so many days later, with a fresh backup said of its newest one."""
+    """The recorded repository, seen so many days later, with a recent time of its newest backup."""
     read = stanza(name)
     backups = read.backups
     newest = read.of(repo)[-1]
@@ -448,7 +448,7 @@ class Year:
     def day(self):
         self.true += DAY + self.chance.uniform(-600, 600)
         if not self.offset and self.happens(0.015):
-            # A clock that is put on by less than the gap of the policy is trusted: nobody could tell it.
+            # A clock that is put on by less than the gap of the policy is trusted: nobody could detect it.
             self.offset = self.chance.choice([-400, -40, -3, 4, 40, 400, 4000]) * DAY
         elif self.offset and self.happens(0.3):
             self.offset = 0.0
@@ -550,7 +550,7 @@ class Year:
                 label = call[2][len("--set=") :]
                 count = len(self.repository.backups)
                 self.repository.expire(label)
-                assert len(self.repository.backups) == count - 1, "a dependant went unasked"
+                assert len(self.repository.backups) == count - 1, "a dependent backup was removed without a decision"
                 self.removed += 1
             else:
                 self.repository.expire_archive(int(call[3].rsplit("=", 1)[1]))
@@ -624,7 +624,7 @@ def test_a_year_with_faults(seed):
 
 
 def test_the_faults_of_the_years_happen():
-    """A simulation in which nothing goes wrong, or nothing ever goes, proves nothing."""
+    """A simulation in which nothing fails, or nothing is ever removed, verifies nothing."""
     years = [simulated(seed)[0] for seed in range(8)]
     alerted = set().union(*(year.alerted for year in years))
     assert alerted >= {"clock", "gap", "no_verified", "newest_not_verified"}

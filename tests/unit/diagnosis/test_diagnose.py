@@ -325,7 +325,7 @@ def test_the_code_of_the_release_is_looked_for(tmp_path):
 
 
 def test_no_seeded_secret_leaves_a_host(tmp_path):
-    """Secrets stand in the environment file and in every log; none is in the evidence."""
+    """Secrets are in the environment file and in every log; none is in the evidence."""
     root, log_dir = tmp_path / "app", tmp_path / "log"
     release = root / "releases" / "20261101T000000Z-aaaaaaa"
     for directory in (release / "static", root / "shared" / "state", root / "slots" / "blue", log_dir):
@@ -852,7 +852,7 @@ def address(field, right, op="=="):
         ([address("saddr", {"prefix": {"addr": "0.0.0.0", "len": 0}})], True),
         ([address("saddr", {"set": ["203.0.113.9", {"range": ["192.0.2.1", "192.0.2.9"]}]})], True),
         ([address("saddr", {"prefix": {"addr": "203.0.113.0", "len": 24}}, "!=")], True),
-        # A stranger; fail2ban's set; what is inside of Docker; something that nft does not understand.
+        # An unknown address; fail2ban's set; what is inside of Docker; something that nft does not understand.
         ([address("saddr", "203.0.113.9")], False),
         ([address("saddr", {"prefix": {"addr": "192.0.2.0", "len": 24}}, "!=")], False),
         ([port(443), address("saddr", "@addr-set-nginx")], False),
@@ -1040,7 +1040,7 @@ def nothing_said(_setting):
 
 
 def test_what_cannot_be_read_has_a_reason(monkeypatch):
-    """Not an empty pair of brackets: psql and nft may be something else, and say what no program reads."""
+    """Not an empty pair of brackets: psql and nft may be something else, with output that no program reads."""
     monkeypatch.setattr(probe, "run", lambda *_arguments: (0, "\x00 not what was \n asked for", ""))
     for function in (lambda setting: database.ask(setting, "x", database.QUERIES, 5), network.firewall):
         answer = engine.ask(part(function), Setting({}))
@@ -1049,7 +1049,7 @@ def test_what_cannot_be_read_has_a_reason(monkeypatch):
     for strange in ("[]", "null", '{"nftables": 3}', "{}"):
         monkeypatch.setattr(probe, "run", lambda *_arguments, strange=strange: (0, strange, ""))
         assert engine.ask(part(network.firewall), Setting({}))["reason"] == "garbage"
-    assert engine.ask(part(nothing_said), Setting({}))["error"] == "it ended without saying why"
+    assert engine.ask(part(nothing_said), Setting({}))["error"] == "it ended without a reason"
 
 
 def table(name, rows, scans, read, index_scans=0):
@@ -1104,7 +1104,7 @@ def test_what_a_question_did_not_answer_is_not_known():
     found = database.summary({"server": [{"max_connections": 100, "reserved": 3}]})
     assert found["oldest_age"] is None and found["worst_dead_percent"] is None
     assert database.summary({"tables": []})["worst_dead_percent"] == 0.0
-    # How many there may be was not answered.
+    # The limit is unknown.
     rows = [{"role": "a", "state": "idle", "count": 14}]
     assert database.summary({"connections": rows})["use"]["percent"] is None
     # A query is sent on one line.
@@ -1336,7 +1336,7 @@ TRACE = (
 
 
 def test_an_exception_is_found_in_lines_of_the_schema(tmp_path):
-    """Where logs are collected, error.log has what gunicorn says alone."""
+    """Where logs are collected, error.log has gunicorn's own lines only."""
     now = time.time()
     (tmp_path / "error.log").write_text(line_of(now - 300, "[INFO] Booting worker"))
     (tmp_path / "app.log").write_text(

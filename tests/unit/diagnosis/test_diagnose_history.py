@@ -20,7 +20,7 @@ FULL = {"alertname": "DiskFull", "instance": "db", "severity": "critical"}
 
 
 class Server:
-    """Answers as Prometheus does: one sample each step at which a series was there."""
+    """Responds as Prometheus does: one sample each step at which a series was there."""
 
     def __init__(self, **spans):
         self.spans, self.asked = spans, []

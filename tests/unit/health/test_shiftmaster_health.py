@@ -32,7 +32,7 @@ def options(kind, **more):
     return engine.complete(dict({"name": kind, "kind": kind}, **more))
 
 
-# --- documentation and argument spec ---------------------------------------------------------------------------------
+# --- documentation and argument spec ----------------------------------------------------------------------------------
 
 
 def test_documentation_and_argument_spec_agree():
@@ -93,7 +93,7 @@ def test_mistakes_of_the_caller_are_one_sentence(run_module, checks, words):
     assert result["failed"] and words in result["msg"]
 
 
-# --- the engine ------------------------------------------------------------------------------------------------------
+# --- the engine -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_delay_between_attempts(kinds):
     assert time.monotonic() - started >= 0.3
 
 
-# --- judgements ------------------------------------------------------------------------------------------------------
+# --- judgements -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -379,11 +379,11 @@ def deep(monkeypatch, status, checks, parts=(), kind="deep_health", **more):
 def test_deep_health_judges_the_parts_that_it_is_asked_for(monkeypatch):
     parts = {
         "database": {"status": "healthy"},
-        "worker": {"status": "unhealthy", "error": "no worker answered"},
+        "worker": {"status": "unhealthy", "error": "no worker responded"},
         "cache": {"status": "skipped"},
     }
     outcome, path, _hint = deep(monkeypatch, 503, parts)
-    assert (outcome.status, outcome.error, path) == ("unhealthy", "worker: no worker answered", "/health/deep/")
+    assert (outcome.status, outcome.error, path) == ("unhealthy", "worker: no worker responded", "/health/deep/")
     outcome, path, _hint = deep(monkeypatch, 503, parts, ["database", "cache"])
     assert (outcome.status, path) == ("healthy", "/health/deep/?checks=database,cache")
 
@@ -406,7 +406,7 @@ def test_deep_health_without_details(monkeypatch):
     assert health_checks.check_deep_health(options("deep_health", url="unix:/x"), Context()).status == "unhealthy"
 
 
-# --- what comes from the environment file ----------------------------------------------------------------------------
+# --- what comes from the environment file -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -580,7 +580,7 @@ def test_release(release, tmp_path_factory):
     assert release_check(tmp_path).status == "critical"
 
 
-# --- report ----------------------------------------------------------------------------------------------------------
+# --- report -----------------------------------------------------------------------------------------------------------
 
 
 def results():
@@ -625,7 +625,7 @@ def test_the_report_has_the_guides_form():
         "   Usage: 85.0%",
         "   Hint: ps aux --sort=-%mem | head; systemd-cgtop -m; journalctl -k | grep -i oom",
         "❓ CLOCK: error",
-        "   Detail: neither chrony nor timedatectl can tell",
+        "   Detail: neither chrony nor timedatectl knows it",
         "   Hint: systemctl status chrony; chronyc tracking; chronyc sources -v",
         "",
         "Overall health: 1/4 services healthy",
@@ -711,14 +711,14 @@ def test_a_host_that_hangs_ends_its_task(name):
     assert plays and all(0 < play["timeout"] <= 300 for play in plays)
 
 
-# --- whom to tell ----------------------------------------------------------------------------------------------------
+# --- recipients -------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_unwell_is_a_line_each():
     reports = [report(), engine.report_of("gone", {"unreachable": True, "msg": "no route"})]
     assert engine.unwell(reports, "critical", "en") == {
         "app1: database": "❌ app1: DATABASE: down, localhost:5432: connection refused",
-        "app1: clock": "❓ app1: CLOCK: error, neither chrony nor timedatectl can tell",
+        "app1: clock": "❓ app1: CLOCK: error, neither chrony nor timedatectl knows it",
         "gone: unreachable": "❌ gone: unreachable",
     }
     assert set(engine.unwell(reports, "never", "en")) == {"gone: unreachable"}
@@ -761,7 +761,7 @@ def test_the_module_says_whom_to_tell(run_module):
     )
 
 
-# --- texts -----------------------------------------------------------------------------------------------------------
+# --- texts ------------------------------------------------------------------------------------------------------------
 
 
 def fields(text):
@@ -791,7 +791,7 @@ def test_every_kind_has_a_hint_of_its_own(kind):
     assert health_text.hint_key(kind, "anything") in ("hint." + kind, "hint.deep_health")
 
 
-# --- what the play checks --------------------------------------------------------------------------------------------
+# --- what the play checks ---------------------------------------------------------------------------------------------
 
 WIRED = yaml.safe_load((ROOT / "group_vars" / "all" / "health.yml").read_text())["shiftmaster_health_checks"]
 
@@ -950,7 +950,7 @@ def access_log(tmp_path, statuses):
         (None, "no response", [200] * 50, ("down", "timeout")),
         (200, None, [200, 500, 500] * 10, ("unhealthy", "failing")),
         (200, None, [500] * 10 + [200] * 50, ("healthy", "")),  # It is over.
-        (200, None, [500] * 4, ("healthy", "")),  # Too few to say.
+        (200, None, [500] * 4, ("healthy", "")),  # Too few for a result.
     ],
 )
 def test_pages_as_users_get_them(monkeypatch, tmp_path, status, error, statuses, expected):
@@ -1212,7 +1212,7 @@ def test_celery_that_cannot_be_run_is_an_error(monkeypatch, tmp_path):
         ("Unable to load x\nb", "Unable to load x"),
         ("Error: a\nb", "Error: a"),
         ("a\n b \n\n", "b"),
-        ("", "no worker answered"),
+        ("", "no worker responded"),
         ("x" * 301, "x" * 300),
     ],
 )
@@ -1277,7 +1277,7 @@ def test_dates_of_certificates(monkeypatch):
     # It begins and ends at this second.
     assert judge_at(0).detail[0].key == "certificate" and judge_at(9, start=0).detail[0].key == "certificate"
     assert judge_at(50).detail[0].values == {"date": "2026-03-22", "days": 50}
-    # Another certificate is served: the one that ends first counts, and tells what is to be done.
+    # Another certificate is served: the one that ends first counts, and determines the action.
     newer = judge_at(300, served=certificate(200), url="localhost")
     assert (newer.status, newer.reason, newer.data["served_differs"]) == ("warning", "differs", True)
     older = judge_at(3, served=certificate(200), url="localhost")

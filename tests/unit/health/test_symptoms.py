@@ -34,7 +34,7 @@ def test_pages_are_told_apart_without_numbers_and_queries():
         ("......", False),
         ("..xx..xx..", True),  # Every second one fails.
         ("....xxxx", True),
-        ("....xxxx..", True),  # Too few since to say.
+        ("....xxxx..", True),  # Too few since for a result.
         ("....xxxx...", False),  # An outage that is over.
         ("x.........x.........", True),  # One in ten.
         ("xxxx" + "." * 90, False),
@@ -45,7 +45,7 @@ def test_errors_go_on_until_enough_requests_have_succeeded(failed, more):
 
 
 def test_a_short_outage_of_all_pages_is_over_by_all_of_them():
-    """Each page alone was asked for once since."""
+    """Each page was requested once since."""
     pages = ["/a/", "/b/", "/c/", "/d/"]
     outage = [request(10 + number, 500, page) for number, page in enumerate(pages)]
     assert len(symptoms.failing(outage)) == 4

@@ -179,7 +179,7 @@ def test_a_socket_that_accepts_and_never_answers():
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"])
 def test_a_trickle_does_not_outlast_the_limit(start):
-    """A byte now and then resets the timeout of an ordinary socket; the limit is for the whole."""
+    """A byte now and then resets the timeout of an ordinary socket; the limit is for the total."""
 
     def talk(connection):
         connection.recv(65536)
@@ -330,7 +330,7 @@ def test_files_that_are_no_certificates(tmp_path):
 
 
 def redis_server(answers):
-    """A server that answers by command: PING, AUTH, INFO, SELECT."""
+    """A server that responds by command: PING, AUTH, INFO, SELECT."""
     seen = []
 
     def talk(connection):
@@ -674,7 +674,7 @@ def test_in_thread_gives_up_and_passes_errors_on():
 
 
 def test_the_question_to_postgresql_runs_no_function_of_the_applications(monkeypatch):
-    """The application owns its database and can set a search_path for it; the probe may ask as a superuser."""
+    """The application owns its database and can set a search_path for it; the probe may query as a superuser."""
     seen = {}
 
     target = probe.PostgresTarget(host="localhost")

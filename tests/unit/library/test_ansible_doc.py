@@ -46,7 +46,7 @@ def test_documentation_is_whole():
         assert page["examples"], "EXAMPLES is empty"
         assert page["return"] is not None, "RETURN is missing"
         attributes = page["doc"].get("attributes") or {}
-        assert {"check_mode", "diff_mode"} <= set(attributes), "say what check mode and diff mode do (attributes)"
+        assert {"check_mode", "diff_mode"} <= set(attributes), "document check mode and diff mode (attributes)"
 
     offenders.check_each(MODULES, check, lambda path: path.stem)
 

@@ -1,4 +1,4 @@
-"""managed_files: what it lays down, what it leaves alone, and that check mode says the same and does nothing."""
+"""managed_files: files that it installs and leaves; check mode reports the same and does nothing."""
 
 from __future__ import annotations
 

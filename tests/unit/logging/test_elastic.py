@@ -1,4 +1,4 @@
-"""What roles elasticsearch and kibana ask of the APIs, on a small server that answers as they are documented to."""
+"""The requests of roles elasticsearch and kibana, on a small server with the documented responses."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_rights_are_judged_in_both_directions():
     assert elasticsearch_objects.judged(right, has, has_not) == []
     wrong = {"index": {"a-*": {"create_doc": False, "read": True}, "b": {"create_doc": False}}}
     assert elasticsearch_objects.judged(wrong, has, has_not) == ["may not create_doc in a-*", "may read in a-*"]
-    # What is not answered is not verified.
+    # A check without a response is not verified.
     assert len(elasticsearch_objects.judged({"index": {}}, has, has_not)) == 3
 
 
@@ -216,7 +216,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    """Nothing is read late here unless a test says so."""
+    """Nothing is read late here unless a test requires it."""
     for module in (elasticsearch_objects, kibana_objects):
         monkeypatch.setattr(module, "REREAD_SECONDS", 0)
 
@@ -279,7 +279,7 @@ def test_a_user_with_more_rights_than_its_own_is_a_failure(server, run_module):
 
 
 def test_what_was_written_a_moment_ago_is_waited_for(server, run_module, monkeypatch):
-    """Elasticsearch reads its files of users and roles every five seconds, and Kibana asks it."""
+    """Elasticsearch reads its files of users and roles every five seconds, and Kibana queries it."""
     for module in (elasticsearch_objects, kibana_objects):
         monkeypatch.setattr(module, "REREAD_SECONDS", 20)
     server.passwords["admin"] = "the one before"
@@ -349,13 +349,13 @@ OWN, OTHER = ".ds-logs-shiftmaster.app-demo-2026.11.29-000001", ".kibana_streams
     ],
 )
 def test_on_one_node_a_replica_of_another_index_is_no_fault(server, status, nodes, indices, result):
-    """Kibana 9.4 to 9.5.2 asks for a replica that a single node never has."""
+    """Kibana 9.4 to 9.5.2 requests a replica that a single node never has."""
     server.health, server.nodes, server.indices = status, nodes, indices
     api = json_api.Api(server.url, login=("admin", "admin-password"))
     assert elastic.cluster_health(api)["status"] == result
     checks = dict(logging_verify.checks_of("elasticsearch", verify_parameters(server)))
     assert (checks["its cluster"]()[0] == "passed") is (result == "green")
-    # The report repeats the state of the shards, which the check before has judged; everything else counts.
+    # The report repeats the state of the shards, which the check before has evaluated; everything else counts.
     assert checks["its report"]()[0] == "passed"
     server.disk = "yellow"
     assert checks["its report"]()[0] == "failed"

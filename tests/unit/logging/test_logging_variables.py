@@ -171,7 +171,7 @@ ALL = "elasticsearch logstash kibana filebeat"
 @pytest.mark.parametrize(
     ("given", "parts", "matters"),
     [
-        # A whole run, and one of all parts, brings Elasticsearch first.
+        # A complete run, and one of all parts, brings Elasticsearch first.
         ({"ansible_run_tags": ["all"]}, ALL, False),
         ({"ansible_run_tags": ["logging"]}, ALL, False),
         ({"ansible_run_tags": ["tls", "elasticsearch", "kibana"]}, "elasticsearch kibana", False),

@@ -1,4 +1,4 @@
-"""The alert catalogue, what is made of it, and what is silent behind what."""
+"""The alert catalogue, its output, and its inhibitions."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_both_languages_say_the_same(alert):
         assert not JAPANESE.search(text["en"]), where
         assert JAPANESE.search(text["ja"]), where
         placeholders = {language: sorted(set(re.findall(r"{{.*?}}", text[language]))) for language in text}
-        # A label may stand in the summary of one language and in its description only in the other.
+        # A label may be in the summary of one language and in its description only in the other.
         if where != "description":
             assert placeholders["en"] == placeholders["ja"], where
         names = {language: set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text[language])) for language in text}
@@ -148,7 +148,7 @@ def test_japanese_lines_are_joined_without_a_space():
 # --- the six of the operations guide --------------------------------------------------------------------------------
 
 GUIDE = {
-    # name: (severity, for, what stands in its expression)
+    # name: (severity, for, a part of its expression)
     "ShiftMasterDown": ("critical", "30s", ['up{job="shiftmaster"} == 0']),
     "HighResponseTime": (
         "warning",
@@ -474,7 +474,7 @@ def test_mutants_of_recordings_that_a_fast_or_a_slow_test_notices_and_those_of_n
     for name, content in (("recordings.yml", fast), ("recordings_days.yml", slow)):
         (tmp_path / "tests" / name).write_text(yaml.safe_dump(content), encoding="utf-8")
     number, survived = tests_script.survivors(["recordings"])
-    # One environment is the same with and without the label; nobody asks for c:max.
+    # One environment is the same with and without the label; nobody queries c:max.
     assert number == 9 and survived == [
         "b:sum: by (env) [env → nothing]", "c:max: …max(c) * [10 → 11]", "c:max: …max(c) * [10 → 9]",
     ], survived  # fmt: skip

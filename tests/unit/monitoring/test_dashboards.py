@@ -1,6 +1,6 @@
 """Dashboards are those of monitoring/panels, follow the rules of this repository, and every query parses.
 
-Whether a query returns series is asked of a real Prometheus by the scenario `monitoring`, by the same `queries()`.
+Whether a query returns series is checked on a real Prometheus by the scenario `monitoring`, by the same `queries()`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def panel_named(model, title):
 # --- the rules --------------------------------------------------------------------------------------------------------
 
 TYPES = {"timeseries", "stat", "bargauge", "table", "state-timeline"}
-# Grafana's own names; a unit that it does not know is shown as text behind the metric.
+# Grafana's own names; a unit that it does not know is shown as text after the metric.
 UNITS = {
     "short", "percentunit", "s", "d", "bytes", "Bps", "bps", "pps", "reqps", "ops", "rowsps", "cps", "dateTimeFromNow",
 }  # fmt: skip
@@ -94,7 +94,7 @@ def strings_in(value):
 
 
 def query_problems(expr):
-    """What is wrong with one PromQL expression, beyond what a parser says."""
+    """What is wrong with one PromQL expression, beyond the errors of a parser."""
     found = []
     for selector in re.findall(r"[\w:]+\{[^{}]*\}", expr):
         if "env=~" not in selector:
@@ -323,7 +323,7 @@ def replaced(panel, old, new):
         target["expr"] = target["expr"].replace(old, new)
 
 
-# Each breaks one rule; a rule that nobody has seen fail proves nothing.
+# Each breaks one rule; a rule that has never failed verifies nothing.
 BREAKS = {
     "editable": lambda m: m.update(editable=True),
     "a wrapper": lambda m: m.update(dashboard={}),
@@ -365,7 +365,7 @@ def test_rules_notice(problem, models):
     assert [found for found in model_problems(model) if problem in found], model_problems(model)
 
 
-# --- what the guide and the contract ask ------------------------------------------------------------------------------
+# --- requirements of guide and contract -------------------------------------------------------------------------------
 
 
 def test_the_guides_panels_are_on_the_overview(models):
@@ -468,7 +468,7 @@ def promtool():
 
 
 def parsed(expressions, folder):
-    """What promtool says of the expressions, each as a recording rule of its own."""
+    """promtool's output on the expressions, each as a recording rule of its own."""
     rules = [{"record": f"query:{number}", "expr": expr} for number, expr in enumerate(expressions)]
     path = folder / "queries.yml"
     path.write_text(json.dumps({"groups": [{"name": "queries", "rules": rules}]}), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Expressions without their thresholds, as the scenario `monitoring` asks them."""
+"""Expressions without their thresholds, as the scenario `monitoring` queries them."""
 
 from __future__ import annotations
 

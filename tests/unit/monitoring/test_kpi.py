@@ -17,7 +17,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
 def samples(function, left_out=()):
-    """One sample a minute of the whole month but for what was not measured."""
+    """One sample a minute of the complete month except for unmeasured times."""
     moments = (START + STEP * number for number in range(int((END - START) / STEP)))
     return [(at, function(at)) for at in moments if not any(since <= at < until for since, until in left_out)]
 
@@ -120,7 +120,7 @@ def test_an_outage_that_runs_into_a_gap_or_over_the_end():
     assert [(outage.start, outage.end, outage.ended) for outage in found] == [
         (60.0, 180.0, False), (900.0, 960.0, True), (1020.0, 1080.0, False),
     ]  # fmt: skip
-    # Only those that were seen to end say how long a repair takes.
+    # Only those with an observed end show the duration of a repair.
     assert kpi.availability(values, 0.0, 1080.0, STEP)["mttr_seconds"] == 60.0
 
 

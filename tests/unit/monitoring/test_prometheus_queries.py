@@ -1,4 +1,4 @@
-"""A month asked of a Prometheus, which here is a server that keeps a synthetic month."""
+"""A month queried from a Prometheus, which here is a server that keeps a synthetic month."""
 
 from __future__ import annotations
 

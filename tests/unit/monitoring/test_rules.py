@@ -166,7 +166,7 @@ BAD = [
     ("backup", {**BACKUP, "backup_tls_peer": "backup_server"}, "backup_tls_peer"),
     ("backup", {**BACKUP, "backup_tablespace_dirs": ["/srv/pg", "/srv/../etc"]}, '"/srv/../etc" is no absolute path'),
     ("backup", {**BACKUP, "backup_parts": [{"name": "x", "paths": []}]}, "backup_parts"),
-    ("backup", {**BACKUP, "backup_offsite_repository": "/usb", "backup_offsite_password": "p" * 16}, "is none of rest:"),
+    ("backup", {**BACKUP, "backup_offsite_repository": "/usb", "backup_offsite_password": "p" * 16}, "none of rest:"),
     ("backup", {**BACKUP, "backup_offsite_repository": "s3:https://s/b", "backup_offsite_password": "p" * 16},
      "needs backup_offsite_access_key"),
     ("backup", {**BACKUP, "backup_offsite_repository": "sftp:a@b:/c", "backup_offsite_password": "p" * 16},

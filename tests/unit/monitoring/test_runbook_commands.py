@@ -61,7 +61,7 @@ def test_programs_are_known(command):
 
 @each
 def test_command_is_known_to_read_or_to_change(command):
-    """Whoever is asked to type it can see which, and test_runbooks.py executes those that read."""
+    """The operator can see which, and test_runbooks.py executes those that read."""
     assert runbooks.reads_only(command.text) != bool(runbooks.CHANGERS.search(command.text)), command.text
 
 

@@ -11,7 +11,7 @@ import yaml
 ROOT = scaled_rules.Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "monitoring/rules").glob("*.yml"))
 FACTOR = 5
-# As PromQL has them: in brackets, and behind `offset`.
+# As PromQL has them: in brackets, and after `offset`.
 SPANS = re.compile(r"(?<=\[)[0-9a-z:]+(?=\])|(?<=\boffset )\w+")
 
 

@@ -27,7 +27,7 @@ def test_metrics_of_backups_have_the_names_and_kinds_of_the_real_ones():
     # The role itself writes how much WAL the database keeps at the most.
     (limit,) = re.findall(r"^  # TYPE (\w+) gauge$", (ROOT / "roles/backup/vars/main.yml").read_text("utf-8"), re.M)
     names.remove(limit)
-    # When WAL came last and when the next run is due stand in no rule and in no panel.
+    # When WAL came last and when the next run is due are in no rule and in no panel.
     assert set(manifests.HELP) - names == {
         "shiftmaster_backup_wal_newest_timestamp_seconds", "shiftmaster_backup_next_run_timestamp_seconds",
     } and names <= set(manifests.HELP)  # fmt: skip

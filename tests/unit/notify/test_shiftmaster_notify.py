@@ -1,4 +1,4 @@
-"""The module that tells about events, against servers that accept what Slack, PagerDuty and SMTP document."""
+"""The module that sends notifications, against servers that accept what Slack, PagerDuty and SMTP document."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_both_languages_are_complete():
     assert "Action" not in notify_text.email("deploy", "failed", "production", DETAILS, "ja", [])[1]
 
 
-def test_a_failure_and_what_mends_it_have_one_key():
+def test_a_failure_and_what_fixes_it_have_one_key():
     key = notify_text.dedup_key("deploy", "production")
     assert key == notify_text.dedup_key("rollback", "production") == "shiftmaster/production/release"
     assert len({notify_text.dedup_key(event, "production") for event in ("deploy", "backup", "restore", "health")}) == 4
@@ -286,7 +286,7 @@ def test_a_channel_that_is_set_up_wrongly_is_told_and_hurts_no_other(tell, recei
     assert all(one["ok"] for one in receivers.record.of())
 
 
-# --- the receivers judge ----------------------------------------------------------------------------------------------
+# --- validation of receivers ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

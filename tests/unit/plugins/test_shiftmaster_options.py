@@ -1,4 +1,4 @@
-"""What people may type with a run: judged by pure functions, and refused by the playbooks before a host is queried."""
+"""Options of a run: validated by pure functions, and rejected by the playbooks before a host is queried."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = yaml.safe_load((ROOT / "group_vars/all/options.yml").read_text(encodin
 spec = importlib.util.spec_from_file_location("options_action", ROOT / "plugins/action/shiftmaster_options.py")
 action = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(action)
-# A host that is never there (RFC 5737): whoever asks it says UNREACHABLE.
+# A host that is never there (RFC 5737): a connection is UNREACHABLE.
 INVENTORY = """
 all:
   children:
@@ -112,8 +112,8 @@ def test_an_empty_value_is_left_to_the_playbook():
 
 def test_an_empty_value_is_refused_where_the_playbook_has_none_of_its_own():
     assert action.refusals(OPTIONS["diagnose"], {"area": "", "language": " "}) == [
-        "area is empty: leave it out, or say one of: all, app, db, cpu, memory, disk, network",
-        "language is empty: leave it out, or say one of: en, ja",
+        "area is empty: omit it, or use one of: all, app, db, cpu, memory, disk, network",
+        "language is empty: omit it, or use one of: en, ja",
     ]
     assert action.refusals(OPTIONS["diagnose"], {"report_host": ""}) == []
     assert all("choices" in option for options in OPTIONS.values() for option in options.values() if "needed" in option)
@@ -140,7 +140,7 @@ def test_a_name_near_that_of_an_option_is_refused():
     assert action.misnamed(OPTIONS["rollback"], ["shema"], "rollback") == [
         "shema is no option of this playbook: schema is"
     ]
-    # What roles and sites call theirs stays their business, as does what another playbook is told.
+    # What roles and sites call theirs stays their business, as do options of other playbooks.
     for name in ("nginx_state", "health_fail_on", "host", "app_language", "report_dir", "target"):
         for playbook, options in OPTIONS.items():
             if playbook != "health":
@@ -202,7 +202,7 @@ def test_playbooks_refuse_before_they_ask_a_host(tmp_path):
         ("rollback", {"schema": "drop"}, "schema=drop is none of: keep, reverse, restore"),
         ("health", {"health_fail_on": "no"}, "health_fail_on=no is none of: critical, warning, never"),
         ("health", {"health_language": ""}, "health_language is empty"),
-        ("diagnose", {"area": ""}, "area is empty: leave it out, or say one of: all, app"),
+        ("diagnose", {"area": ""}, "area is empty: omit it, or use one of: all, app"),
         ("checklist", {"period": "monthly", "month": "2099-01"}, "month=2099-01 has not begun"),
         ("patch", {"reboot": "maybe"}, "reboot=maybe is none of: needed, never, always"),
     ]

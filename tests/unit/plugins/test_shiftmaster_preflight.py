@@ -147,7 +147,7 @@ def test_the_clock(report, difference, words):
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """A dpkg that says what it is told, and a lock file."""
+    """A dpkg with prepared output, and a lock file."""
     (tmp_path / "lock").write_text("")
     (tmp_path / "updates").mkdir()
     (tmp_path / "dpkg").write_text('#!/bin/sh\ncat "%s/said"\n' % tmp_path)
@@ -212,7 +212,7 @@ def test_a_host_without_dpkg_is_a_note(report, monkeypatch):
     assert problems(report) == [] and len(report.notes) == 1
 
 
-# ---------------------------------------------------------------------------------------------------------- the whole
+# ---------------------------------------------------------------------------------------------------------- everything
 
 
 def defaults(**more):

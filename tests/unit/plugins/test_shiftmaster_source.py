@@ -218,7 +218,7 @@ def test_a_moved_tag_and_a_removed_branch_are_followed(look, repository, tmp_pat
     marker.touch()
     git(repository, "tag", "--force", "2.1.0", "2.0.0")
     git(repository, "branch", "-D", "both")
-    git(repository, "branch", "both/below", "main")  # Stands where the file of the old branch stood.
+    git(repository, "branch", "both/below", "main")  # Is at the place where the file of the old branch stood.
     assert look("2.1.0")["revision"] == git(repository, "rev-parse", "2.0.0")
     assert look("both/below")["kind"] == "branch"
     assert marker.exists(), "the mirror was made again"
@@ -427,7 +427,7 @@ def test_a_repository_of_another_user_is_read(look, repository, tmp_path, bare, 
         ),
         (
             "fatal: could not read Username for 'https://h': terminal prompts disabled\n",
-            "could not read Username for 'https://h': terminal prompts disabled (it asks for a user name and a "
+            "could not read Username for 'https://h': terminal prompts disabled (it requires a user name and a "
             "password; give them in the address)",
         ),
         ("", "no reason given"),
@@ -481,7 +481,7 @@ def test_ssh_asks_nothing_and_keeps_its_check_of_host_keys(tmp_path, monkeypatch
 
 
 class Guarded(http.server.SimpleHTTPRequestHandler):
-    """Serves a repository's files to who knows the password, and looks at every process while git waits."""
+    """Serves a repository's files to clients with the password, and looks at every process while git waits."""
 
     seen = []
     given = []

@@ -1,4 +1,4 @@
-"""What the preflight says of variables: run as the playbooks run it, by ansible-playbook against no host."""
+"""The preflight's messages about variables: run as the playbooks run it, by ansible-playbook against no host."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def test_a_wheel_for_another_host_is_none(collect, directory, host):
 
 
 def test_the_hosts_interpreter_is_described_by_itself(collect, directory):
-    """By what shiftmaster_preflight says of this machine pip finds what it would find without being told."""
+    """With shiftmaster_preflight's facts of this machine pip finds the same as without them."""
     report = preflight.Report()
     preflight.check_interpreter(report, sys.executable)
     found = report.facts["interpreter"]
@@ -337,7 +337,7 @@ def test_a_directory_without_wheels_is_said(collect, tmp_path, state):
 
 
 def test_code_of_a_package_never_runs_on_the_controller(collect, tmp_path, monkeypatch):
-    """A directory of this machine's own configuration stands in for the index."""
+    """A directory of this machine's own configuration replaces the index."""
     index, ran = tmp_path / "index", tmp_path / "ran"
     wheel(index, "beta", "2.0")
     known = hashed(sdist(index, "pure", "1.0", code=f"open({str(ran)!r}, 'w').close()"))

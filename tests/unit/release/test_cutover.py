@@ -1,4 +1,4 @@
-"""The parts of the cutover that judge texts; its phases run in the scenarios release and faults."""
+"""The parts of the cutover that evaluate texts; its phases run in the scenarios release and faults."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_wanted_units(celery, beat, kinds):
 
 @pytest.mark.parametrize("gate, seconds", [(40, 61), (240, 241)])
 def test_the_releases_code_may_take_as_long_to_load_as_its_worker(tmp_path, monkeypatch, gate, seconds):
-    """A host that needs longer says so by shiftmaster_worker_gate_seconds."""
+    """A host that needs longer sets shiftmaster_worker_gate_seconds."""
     asked = []
 
     class Code:

@@ -206,7 +206,7 @@ class Site:
         return self
 
     def is_back(self, bad=True):
-        """The old release serves with its tasks, nothing of the new one runs, and nothing is left to finish."""
+        """The old release is live with its tasks, nothing of the new one runs, and nothing is left to finish."""
         assert self.layout.active_slot() == "blue" and self.layout.current() == ONE
         assert self.running() - {"shiftmaster"} == {"web@blue", "worker@blue", "beat@blue"}
         assert not self.queue_file("blue").exists() and self.host.drivers == 0
@@ -455,7 +455,7 @@ def test_what_runs_in_the_idle_slot_is_stopped_first(site):
 
 
 def test_web_processes_that_do_not_stop_are_killed(site):
-    """gunicorn belongs to the release: it can ask systemd for more time without end (EXTEND_TIMEOUT_USEC)."""
+    """gunicorn belongs to the release: it can request more time from systemd without end (EXTEND_TIMEOUT_USEC)."""
     site.engine.switch(TWO, "deploy")
     site.host.endless.add("web@blue")
     site.engine.finish()
@@ -609,7 +609,7 @@ def test_a_healthy_answer_of_this_release_or_of_no_name_passes(site, body):
         (refused(json.dumps({"checks": {"cache": {"status": "down"}}})), "HTTP 503 cache: down"),
         (refused(status=None, error="connection refused"), "connection refused"),
         (refused(status=None), "no response"),
-        (HttpResult(200, 0.1, json.dumps({"release": ONE}), None), "release %s answers on the socket of" % ONE),
+        (HttpResult(200, 0.1, json.dumps({"release": ONE}), None), "release %s responds on the socket of" % ONE),
     ],
 )
 def test_a_health_check_that_fails_each_time_abandons_the_release(site, result, message):
@@ -618,7 +618,7 @@ def test_a_health_check_that_fails_each_time_abandons_the_release(site, result, 
         site.engine.prepare(TWO, "deploy")
     assert "failed 3 times" in str(caught.value) and "version 2.0 (release %s)" % TWO in str(caught.value)
     assert not caught.value.reverted and len(site.host.probes) == 3 and abandoned(site)
-    # A pause between two attempts, and none behind the last.
+    # A pause between two attempts, and none after the last.
     assert sum(site.host.naps) == 4
 
 
@@ -862,7 +862,7 @@ def test_a_way_back_that_fails_is_left_to_the_next_run_and_said(site, step):
     site.engine.prepare(TWO, "deploy")
     site.host.states["worker@blue"] = "inactive"
     site.host.fails = {"hook after_cutover", step}
-    with pytest.raises(cutover.CutoverError, match="Going back is not finished") as caught:
+    with pytest.raises(cutover.CutoverError, match="The revert is not finished") as caught:
         site.engine.move()
     assert not caught.value.reverted and State(site.layout).transition["phase"] == "revert"
     assert site.host.drivers == 0
@@ -947,7 +947,7 @@ def test_a_run_that_died_behind_its_switch_and_is_not_healthy_is_reverted(site, 
     site.host.fails = {cause}
     if cause == "ping":
         site.host.states["worker@blue"] = "active"
-    assert "not healthy: put back to %s" % ONE in site.engine.recover() and site.is_back()
+    assert "not healthy: reverted to %s" % ONE in site.engine.recover() and site.is_back()
 
 
 @pytest.mark.parametrize("bad", [True, False])

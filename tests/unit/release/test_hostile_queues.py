@@ -113,7 +113,7 @@ def test_a_worker_that_replies_anything_has_confirmed_nothing(reply):
         return [reply]
 
     found = operations(None, cancel_consumer=cancel).cancel({"worker": "worker", "queues": ["a", "b"]})
-    # It is stopped then; waiting for each of its queues would take the time of the whole request.
+    # It is stopped then; waiting for each of its queues would take the time of the complete request.
     assert found == {"confirmed": False} and asked == ["a"]
 
 

@@ -210,7 +210,7 @@ def test_an_annotation_in_a_string_is_none():
 )
 def test_expand_is_not_believed_where_the_old_code_names_what_goes(operations):
     record = judge(operations, comment="# shiftmaster: expand")
-    assert record["class"] == "contract" and "not believed" in "; ".join(record["reasons"])
+    assert record["class"] == "contract" and "which is ignored" in "; ".join(record["reasons"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Releases: built whole or not at all, found and pruned with care; code that is run with a release's environment."""
+"""Releases: complete or absent, found and pruned with care; code that is run with a release's environment."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_query_without_a_revision_does_not_judge(layout, pending_changes, run_
     "change, said",
     [
         (lambda host, **_: host.running.discard(WORKER), "%s does not run" % WORKER),
-        (lambda host, **_: host.running.add(OLD_WORKER), "%s runs and serves nobody" % OLD_WORKER),
+        (lambda host, **_: host.running.add(OLD_WORKER), "%s runs although its slot is not live" % OLD_WORKER),
         (lambda host, **_: host.whole.update(ActiveState="inactive"), "shiftmaster.service is inactive, enabled"),
         (lambda host, **_: host.whole.update(UnitFileState="disabled"), "shiftmaster.service is active, disabled"),
         (lambda host, **_: host.answers.append(503), "its health is bad"),

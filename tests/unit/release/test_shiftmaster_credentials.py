@@ -1,4 +1,4 @@
-"""shiftmaster_credentials: which secrets an environment uses, and what is said of a rotation's values."""
+"""shiftmaster_credentials: which secrets an environment uses, and its messages about a rotation's values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""state.json, the audit log, the host's own lock, and what the links of an installation say."""
+"""state.json, the audit log, the host's own lock, and the links of an installation."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_state_that_was_moved_away_is_made_anew_from_the_audit_log(layout):
 
 
 def test_rollback_goes_to_what_served_before(layout):
-    """By the order of the deploys, whatever the names say: TWO was deployed last."""
+    """By the order of the deploys, whatever the names are: TWO was deployed last."""
     state = states.State(layout)
     state.set_status(ONE, "live", previous=None)
     state.set_status(THREE, "live", previous=ONE)

@@ -34,7 +34,7 @@ def requests(statuses, seconds=0.1, page="/"):
         ([200] * 300, 0.1, ""),
         ([200] * 300 + [500] * 2, 0.1, ""),  # Fewer errors than count.
         ([200] * 400 + [500] * 3, 0.1, ""),  # Enough of them, and a small share.
-        ([200] * 200 + [502] * 3, 0.1, "3 of 203 requests were answered with 5xx (1.5 %, shiftmaster_watch_error_p"),
+        ([200] * 200 + [502] * 3, 0.1, "3 of 203 requests got a 5xx response (1.5 %, shiftmaster_watch_error_p"),
         ([404] * 50, 0.1, ""),
         ([500] * 4 + [200] * 2, 0.1, ""),  # Too few requests for a share.
         ([500] * 10, 0.1, "10 of 10 requests"),
@@ -109,7 +109,7 @@ def test_lines_on_both_sides_of_a_rotation_are_read(tmp_path):
     path.write_text(line(201))
     path.rename(tmp_path / "access.log.1")
     assert statuses(log) == [201]
-    with open(tmp_path / "access.log.1", "a") as old:  # nginx writes there until it is told.
+    with open(tmp_path / "access.log.1", "a") as old:  # nginx writes there until it gets a signal.
         old.write(line(202))
     path.write_text(line(203))
     assert statuses(log) == [202, 203]
@@ -128,7 +128,7 @@ def test_a_log_that_appears_later_is_read_from_its_start(tmp_path):
 
 @pytest.fixture
 def site(tmp_path):
-    """A server that responds with what it is told and logs as nginx does."""
+    """A server that responds with prepared status codes and logs as nginx does."""
     log = tmp_path / "access.log"
     log.write_text(line(200, at=1.0) * 50)
 
@@ -218,7 +218,7 @@ def test_slow_answers_are_a_breach(site):
 
 def test_a_server_that_does_not_answer_is_an_error_though_nothing_is_logged(site):
     result = watch.watch(dict(site.options, target="unix:/nowhere/web.sock", seconds=20))
-    assert "were answered with 5xx" in result.breach and "/: 5 of 5, in the version before 0 of 50" in result.breach
+    assert "got a 5xx response" in result.breach and "/: 5 of 5, in the version before 0 of 50" in result.breach
     assert result.errors == result.requests >= 10
 
 

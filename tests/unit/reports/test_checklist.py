@@ -1,4 +1,4 @@
-"""The checklists: what a machine can answer is answered, each fault is on its line, nothing is ticked without evidence."""
+"""The checklists: checks of a machine are done, each fault is on its line, nothing is ticked without evidence."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ LINES = {
 HEALTHY = yaml.safe_load(
     (Path(__file__).resolve().parents[1] / "diagnosis" / "healthy.yml").read_text(encoding="utf-8")
 )
-# A quiet morning, with what only the checklists ask for.
+# A quiet morning, with the data that only the checklists need.
 QUIET = {
-    # This moment is that of the question itself.
+    # This time is that of the query itself.
     "cpu": {"busy_percent": 99.0, "load": [4.1, 0.4, 0.3]},
     "logins": {"status": "ok", "failed": 1, "sources": [{"address": "192.0.2.9", "count": 1}]},
     "updates": {"status": "ok", "waiting": 3, "security": 0, "security_packages": [], "heard_hours_ago": 9.0, "reboot_required": False},
@@ -463,7 +463,7 @@ def test_why_there_are_no_metrics_is_said(run_module):
 
 
 def test_failed_logins_are_counted_by_source():
-    # Each attempt once, whatever PAM and the program say of it beside.
+    # Each attempt once, whatever PAM and the program log about it.
     text = (
         "Invalid user x from 192.0.2.9 port 1\npam_unix(sshd:auth): authentication failure; rhost=192.0.2.9\n"
         "Failed password for invalid user x from 192.0.2.9 port 1 ssh2\nFailed password for root from 192.0.2.9 port 2 ssh2\n"

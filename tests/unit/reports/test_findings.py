@@ -750,7 +750,7 @@ def test_a_chain_that_refuses_the_unknown_is_a_cause_where_something_fails():
     parts = {"firewall": {"refusals": [closed]}, "login": {"works": False, "reason": "timeout", "message": "x"}}
     result = found(host({"parts": parts}))
     assert names(result)[:1] == ["FirewallRefuses"] and "DatabaseLoginFails" in names(result)
-    # What is dropped is not answered: a stopped server refuses, and a host that is gone is the cause itself.
+    # Dropped packets get no response: a stopped server refuses, and a host that is gone is the cause itself.
     result = found(*ill(app1=dict(NO_DATABASE, firewall=parts["firewall"]), db1=DATABASE_DOWN))
     assert names(result)[0] == "DatabaseStopped" and "FirewallRefuses" not in names(result)
     silent = {"peers": [{"host": "db1", "port": 5432, "function": "database", "error": "x", "reason": "timeout"}]}
@@ -836,7 +836,7 @@ STARTS = {"count": 4, "first": 1799999700.0, "last": 1799999940.0, "text": "x [E
             {"active": "active", "restarts": 0, "active_seconds_ago": 30.0, "stopped": 4, "processes": 4},
             "WebProcessesFrozen",
         ),
-        # What the one before it said as it ended.
+        # The last output of the process before it.
         ({"active": "active", "restarts": 0, "active_seconds_ago": 59.8}, ""),
         ({"active": "active", "restarts": 0, "active_seconds_ago": 60.2}, "ApplicationStartFails"),
         ({"active": "inactive", "restarts": 0, "active_seconds_ago": 30.0}, "WebUnitDown"),

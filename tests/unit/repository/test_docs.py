@@ -1,4 +1,4 @@
-"""What the documents say is true: commands, options, variables, defaults, paths and lists are those of the code."""
+"""The documents are correct: commands, options, variables, defaults, paths and lists are those of the code."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def commands(path):
 
 @functools.cache
 def defaults():
-    """{variable: default as the wiring leaves it}, without the environments' own values."""
+    """{variable: default with the group variables}, without the environments' own values."""
     found = {}
     for role in ROLES:
         path = ROOT / "roles" / role / "defaults/main.yml"
@@ -89,7 +89,7 @@ def defaults():
 
 @functools.cache
 def variables():
-    """Every name that a site may set: options of roles, the wiring's, and the secrets."""
+    """Every name that a site may set: options of roles, those of the group variables, and the secrets."""
     found = set(defaults())
     for role in ROLES:
         specs = load(ROOT / "roles" / role / "meta/argument_specs.yml")["argument_specs"]

@@ -1,4 +1,4 @@
-"""The example application's packer: the same files give the same revisions, and each tag is what it says it is."""
+"""The example application's packer: the same files give the same revisions, and each tag is the version of its name."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_same_files_give_the_same_revisions_whatever_the_user_has_set(repository
     (home / ".gitconfig").write_text(
         "[init]\ndefaultBranch = trunk\n[core]\nautocrlf = true\n[commit]\ngpgSign = true\n[user]\nname = Somebody\n"
     )
-    # What running the application leaves behind is not packed.
+    # What running the application leaves is not packed.
     (copied / "roster/__pycache__").mkdir()
     (copied / "roster/__pycache__/urls.cpython-313.pyc").write_bytes(b"x")
     (copied / "locale/ja/LC_MESSAGES/django.mo").write_bytes(b"x")

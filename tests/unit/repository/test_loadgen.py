@@ -26,7 +26,7 @@ spec.loader.exec_module(loadgen)
 
 
 class Toy:
-    """HTTP over plain sockets. `behave(number, method, path)` says what happens to the n-th request (from 1)."""
+    """HTTP over plain sockets. `behave(number, method, path)` decides about the n-th request (from 1)."""
 
     def __init__(self, behave=lambda number, method, path: 200, forget=()):
         self.behave, self.forget = behave, set(forget)
@@ -197,7 +197,7 @@ def test_what_a_kept_connection_leaves_unanswered_is_repeated_where_asked_for(tm
     summary, _ = load(tmp_path, server.port, None, None, *options, "--repeat-unanswered", expect_code=0)
     assert summary["repeated"] == server.misdone["dropped"] == 22
     server = toy(lambda number, method, path: "half" if number == 5 else "drop" if number == 7 else 200)
-    # Neither half an answer nor a new connection's end is repeated.
+    # Neither half a response nor a new connection's end is repeated.
     summary, _ = load(
         tmp_path, server.port, None, None, *options, "--repeat-unanswered", "--requests-per-connection", "1"
     )

@@ -1,4 +1,4 @@
-"""Rules that hold for the repository as a whole."""
+"""Rules that hold for the entire repository."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_vaults_are_encrypted_or_made_anew_for_each_installation():
 
 
 SECRET_NAME = r"(?:password|passphrase|secret|private_key|api_key|token|credential)s?"
-# A name that says secret but stands for something else: a file's name, a switch, a count.
+# A name with the word secret for something else: a file's name, a switch, a count.
 HARMLESS = re.compile(
     r"_(file|path|dir|directory|days|seconds|length|mode|owner|group|encryption|method|enabled|user|name|logging|type)$"
     r"|^(update_password|secure_logging|server_tokens)$"

@@ -146,7 +146,7 @@ def test_the_summary_reads_the_fact_of_the_release_and_nothing_private():
 
 
 def test_results_of_roles_are_no_unknown_variables_of_a_second_preflight():
-    """recover.yml and rotate.yml check the names of variables again behind the roles of their first plays."""
+    """recover.yml and rotate.yml check the names of variables again after the roles of their first plays."""
     settings = load(ROOT / "group_vars/all/preflight.yml")
     known = set(settings["preflight_known_variables"])
     for path in (ROOT / "group_vars/all").glob("*.yml"):

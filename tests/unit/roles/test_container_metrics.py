@@ -35,7 +35,7 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 @pytest.fixture
 def engine(tmp_path):
-    """A function that starts an engine with these answers (path -> object, status or a function of the handler)."""
+    """A function that starts an engine with these responses (path -> object, status or a function of the handler)."""
     started = []
 
     def start(answers):
@@ -113,7 +113,7 @@ def test_metrics_of_recorded_containers(script, engine, tmp_path):
     assert found['shiftmaster_container_memory_bytes{name="web"}'] == (
         stats["memory_stats"]["usage"] - stats["memory_stats"]["stats"]["total_inactive_file"]
     )
-    # What does not run has no metrics of its own, and is not asked for any.
+    # A stopped container has no metrics of its own, and is not queried.
     assert 'shiftmaster_container_memory_bytes{name="killed"}' not in found
     assert len([target for target in asked if "stats" in target]) == 2
     assert stat.S_IMODE(output.stat().st_mode) == 0o644

@@ -369,7 +369,7 @@ def test_a_page_that_strangers_can_read_is_a_failure(grafana, keep, monkeypatch)
         return (200, "") if path == "/metrics" and not login else asked(self, path, *values, login=login, **more)
 
     monkeypatch.setattr(MODULE.Api, "ask", ask)
-    assert "/metrics returns 200 to a stranger" in keep()["msg"]
+    assert "/metrics returns 200 without a login" in keep()["msg"]
 
 
 def test_nobody_there(keep):

@@ -186,7 +186,7 @@ def test_one_host_that_watches_itself_listens_for_nobody_else(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_hundred(tmp_path_factory):
-    """198 application hosts behind one with everything else, and one that watches: as its host sees them."""
+    """198 application hosts next to one with everything else, and one that watches: as its host sees them."""
     directory = tmp_path_factory.mktemp("topology")
     apps = [f"app{number} ansible_host=10.1.{number // 200}.{number % 200 + 1}" for number in range(198)]
     (directory / "hosts").write_text(
@@ -360,7 +360,7 @@ def test_pgbackrests_port_has_a_key_and_a_login_of_its_own(tmp_path):
     assert with_key == {"db1", "backup1"}
     assert found["db1"]["tls_internal_services"] == [{"name": "pgbackrest", "group": "postgres"}]
     assert "systemctl try-reload-or-restart pgbackrest.service*" in found["backup1"]["tls_internal_reload_commands"]
-    # Before the rule for every local login, which asks for a password.
+    # Before the rule for every local login, which requires a password.
     assert found["db1"]["postgresql_hba_rules"][0] == {
         "type": "local", "database": "postgres", "user": "pgbackrest", "method": "peer",
     }  # fmt: skip

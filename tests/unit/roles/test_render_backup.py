@@ -58,7 +58,7 @@ def test_the_database_host_knows_no_passphrase_where_another_one_keeps_the_backu
 
 
 def server(**variables):
-    """What the unit of pgBackRest's server says, as lists of values."""
+    """The settings of the unit of pgBackRest's server, as lists of values."""
     text = render("backup", "server.service.j2", inventory_hostname="h", **variables)
     found = {}
     for line in text.splitlines():

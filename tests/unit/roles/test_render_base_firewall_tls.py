@@ -29,7 +29,7 @@ FACTS = {
 
 
 def trusted(value):
-    """Mark what a role's own files say as templates, as Ansible does when it loads them."""
+    """Mark the values of a role's own files as templates, as Ansible does when it loads them."""
     if isinstance(value, str):
         return trust_as_template(value)
     if isinstance(value, dict):
@@ -142,7 +142,7 @@ def test_apt_takes_everything_from_a_mirror_or_a_directory_that_is_signed(tmp_pa
     directory = "base_apt_dir" in places
     expected = ["file:/srv/x"] if directory else ["file:/mnt/debian", "file:/mnt/debian-security"]
     assert re.findall(r"^URIs: (.*)", text, re.M) == expected
-    # A mirror of Debian's archive is signed by Debian, whatever is said of a directory.
+    # A mirror of Debian's archive is signed by Debian, whatever is set for a directory.
     assert ("\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mDME\n" in text) is directory
     files = value("base", "__base_files_before_packages", ansible_check_mode=False, **places)
     assert [entry["wanted"] for entry in files if "/sources.list" in entry["dest"]] == [True, True]
@@ -395,7 +395,7 @@ def test_what_is_read_of_a_host_never_holds_a_key(tmp_path):
 
 
 def test_who_reads_the_authorities_once_is_started_again():
-    """A probe that does not know the site's new authority tells WebsiteDown until it is."""
+    """A probe that does not know the site's new authority raises WebsiteDown until it does."""
     tasks = yaml.safe_load((ROOT / "roles/base/tasks/certificates.yml").read_text(encoding="utf-8"))
     told = next(one for one in tasks if one["name"].endswith("Make the host trust them"))["notify"]
     handlers = yaml.safe_load((ROOT / "roles/base/handlers/main.yml").read_text(encoding="utf-8"))

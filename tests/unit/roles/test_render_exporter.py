@@ -37,7 +37,7 @@ def templar(kind, **variables):
     loader = DataLoader()
     loader.set_basedir(str(ROLE))
     found = trusted(known)
-    # What a site says is no template of ours.
+    # A site's value is no template of ours.
     found |= {
         "__exporter_instance": {"name": kind},
         "exporter_users": USERS,
@@ -49,7 +49,7 @@ def templar(kind, **variables):
 
 def render(template, kind="node", **variables):
     text = (ROLE / "templates" / template).read_text(encoding="utf-8")
-    # Backslashes of a file mean what they say, as for the lookup that reads it.
+    # Backslashes of a file are literal, as for the lookup that reads it.
     return templar(kind, **variables).template(trust_as_template(text), escape_backslashes=False)
 
 
@@ -424,7 +424,7 @@ def test_bytes_and_durations(counted):
 def test_of_several_upstreams_the_last_that_answered_counts(counted):
     assert counted['nginx_http_upstream_duration_seconds_count{site="local"}'] == 1
     assert counted['nginx_http_upstream_duration_seconds_sum{site="local"}'] == pytest.approx(1.2)
-    # Two digits behind the point or more: nginx writes three.
+    # Two digits after the point or more: nginx writes three.
     assert counted['nginx_http_upstream_duration_seconds_count{site="edge"}'] == 3
 
 

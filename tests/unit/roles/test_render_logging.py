@@ -154,7 +154,7 @@ def test_several_nodes_are_one_cluster_which_the_first_one_makes_once():
 
 
 def test_all_nodes_are_waited_for_with_the_last_one():
-    """One behind the other: the first ones cannot wait for those that come behind them."""
+    """One after the other: the first ones cannot wait for the later ones."""
     nodes = {"host1": "192.0.2.1", "host2": "192.0.2.2", "host3": "192.0.2.3"}
     for given, host, now, whole in (
         (nodes, "host1", 1, 3), (nodes, "host2", 1, 3), (nodes, "host3", 3, 3), ({}, "host1", 1, 1),
@@ -354,7 +354,7 @@ def test_kibanas_objects_fit_together():
     panels = json.loads(dashboard["attributes"]["panelsJSON"])
     names_of = {found["name"] for found in dashboard["references"]}
     assert {f"{panel['panelIndex']}:{panel['panelRefName']}" for panel in panels} == names_of and len(panels) == 6
-    # What they ask for are fields that Elasticsearch knows.
+    # Their fields exist in Elasticsearch.
     mapped = set(types(asked("elasticsearch", "__elasticsearch_component_templates")))
     for item in objects:
         assert set(item["attributes"].get("columns", [])) <= mapped, item["id"]
@@ -449,7 +449,7 @@ def tasks(role, file):
 
 
 def swapped(role):
-    """What the role asks of service_config."""
+    """The role's options of service_config."""
     for task in tasks(role, "configure"):
         found = task.get("service_config")
         if isinstance(found, str):
@@ -509,7 +509,7 @@ def test_nothing_that_elasticsearchs_package_says_is_shown():
 
 
 def test_the_second_set_of_a_first_node_is_the_one_of_every_later_run():
-    """What a file needs is part of what the module remembers: told otherwise, the next run would restart the node."""
+    """The needs of a file are part of the module's record: a change of them would restart the node in the next run."""
     sets = [task["service_config"] for task in tasks("elasticsearch", "configure") if "service_config" in task]
     assert sets == ["{{ __elasticsearch_config }}"] * 2
 

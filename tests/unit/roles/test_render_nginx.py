@@ -47,7 +47,7 @@ def parse(text):
         if token.startswith("#"):
             continue
         if token == ";":
-            assert words, "a semicolon behind nothing"
+            assert words, "a semicolon after nothing"
             stack[-1].append((words, None))
             words = []
         elif token == "{":
@@ -483,7 +483,7 @@ def test_what_the_metrics_listener_asks_takes_it_for_its_own_host():
     assert values(app, "proxy_pass") == [["http://unix:/var/www/shiftmaster/active/socket:/metrics"]]
     assert values(mtail, "proxy_pass") == [["http://unix:/run/shiftmaster-mtail/mtail.sock:/metrics"]]
     sent = {words[0]: words[1] for words in values(app, "proxy_set_header")}
-    # The application believes a caller without any of these, whose address is its socket.
+    # The application trusts a caller without any of these, whose address is its socket.
     for name in ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Authorization"):
         assert sent[name] == '""', name
     assert sent["Host"] == "shift.test" and sent["X-Forwarded-Proto"] == "https"

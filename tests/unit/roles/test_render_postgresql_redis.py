@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def trusted(value):
-    """Mark what a role's own files say as templates, as Ansible does when it loads them."""
+    """Mark the values of a role's own files as templates, as Ansible does when it loads them."""
     if isinstance(value, str):
         return trust_as_template(value)
     if isinstance(value, dict):

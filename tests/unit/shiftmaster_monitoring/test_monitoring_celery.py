@@ -318,7 +318,7 @@ print(text)
 
 
 def test_hosts_that_share_a_cache_count_a_user_once(tmp_path, server, client):
-    """Two hosts, told apart by their names and directories."""
+    """Two hosts, distinguished by their names and directories."""
     projects = []
     for host in ("app1", "app2"):
         (tmp_path / host).mkdir()

@@ -471,7 +471,7 @@ def test_gunicorns_own_log_is_masked(project):
 
 
 def test_statements_to_postgresql_begin_with_the_request_id(project):
-    """Django's wrappers of statements are real here, the database is not: scenario `logging` asks a real one."""
+    """Django's wrappers of statements are real here, the database is not: scenario `logging` uses a real one."""
     project.python("""
         import django; django.setup()
         from django.db import connection

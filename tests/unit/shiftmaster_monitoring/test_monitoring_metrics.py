@@ -94,7 +94,7 @@ def test_who_may_read_the_metrics(project):
         assert (status, text) == (404, "not found\n")
         assert server.ask("/metrics", **client, Authorization="Bearer a-token")[0] == 200
         assert server.ask("/metrics", **client, X_Health_Token="wrong")[0] == 404
-        # Neither its own answers nor those of health are requests of people.
+        # Neither its own responses nor those of health are requests of people.
         assert total(server.metrics(), "django_request_duration_seconds_count") == 0
 
 
@@ -117,7 +117,7 @@ def send(server, number, path="/items/1/"):
 
 
 def settled(server, wanted, route="/items/<int:number>/"):
-    """Return the count once it is wanted, or after a while: a process counts just after it has answered."""
+    """Return the count once it is wanted, or after a while: a process counts just after its response."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         found = count(server.metrics(), route)

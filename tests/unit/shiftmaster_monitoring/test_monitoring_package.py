@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).resolve().parents[3] / "shiftmaster_monitoring"
 
 @pytest.fixture(scope="session", autouse=True)
 def project(tmp_path_factory):
-    """A project that redirects everything to HTTPS and answers to one host name."""
+    """A project that redirects everything to HTTPS and accepts one host name."""
     from django.conf import settings
 
     directory = tmp_path_factory.mktemp("project")
@@ -63,7 +63,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture
 def get(monkeypatch):
-    """Ask the project as a WSGI server would."""
+    """Send a request to the project as a WSGI server would."""
     from django.core.handlers.wsgi import WSGIHandler
     from django.test import RequestFactory
 
@@ -230,7 +230,7 @@ def test_a_worker_is_asked_for_through_the_broker(get):
     sys.modules["my_celery"] = module
     with changed(SHIFTMASTER_CELERY_APPLICATION="my_celery:app", SHIFTMASTER_HEALTH_TIMEOUTS={"worker": 1.0}):
         found = get("/health/deep/?checks=worker").data["checks"]["worker"]
-    assert (found["status"], found["error"]) == ("unhealthy", "no worker answered")
+    assert (found["status"], found["error"]) == ("unhealthy", "no worker responded")
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_strangers_cannot_keep_the_database_busy(get, monkeypatch):
         assert get(DEEP, **CLIENT, keep=True).data == {"status": "healthy"}
     assert len(calls) == 1
     get("/health/", keep=True)
-    assert len(calls) == 2  # this host's own question is answered afresh
+    assert len(calls) == 2  # this host's own question is queried again
 
 
 def test_errors_tell_no_secrets(get, check, monkeypatch):

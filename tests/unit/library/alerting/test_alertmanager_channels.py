@@ -101,7 +101,7 @@ def test_one_that_takes_it_at_the_second_attempt_took_it(server):
 
 
 def test_one_that_nobody_tried_is_silent(server):
-    """It is not routed there: no error says so."""
+    """It is not routed there: no error shows it."""
     server.tried = {"email"}
     assert tried(server) == (["email"], [], ["slack"])
 

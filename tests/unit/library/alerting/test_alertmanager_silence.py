@@ -1,4 +1,4 @@
-"""The module that silences: what it refuses, and what it says to a server that speaks Alertmanager's API."""
+"""The module that silences: invalid options, and its requests to a server with Alertmanager's API."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROTECTED = ["ShiftMasterDown", "HighResponseTime"]
 
 
 class Alertmanager(BaseHTTPRequestHandler):
-    """/api/v2/silences and /api/v2/silence/<id>, with basic authentication, as Alertmanager 0.28 answers."""
+    """/api/v2/silences and /api/v2/silence/<id>, with basic authentication, as in Alertmanager 0.28."""
 
     def log_message(self, *_arguments):
         pass
@@ -121,9 +121,9 @@ def living(server):
         ([HOSTS, {"name": "alertname", "operator": "=", "value": "HighResponseTime"}], "HighResponseTime"),
         ([HOSTS, {"name": "alertname", "operator": "!=", "value": "ShiftMasterDown"}], "HighResponseTime"),
         ([HOSTS, {"name": "alertname", "operator": "=~", "value": "Shift.*"}], "ShiftMasterDown"),
-        ([HOSTS, {"name": "alertname", "operator": "=~", "value": "[[:alpha:]]+"}], "cannot be judged"),
-        ([HOSTS, {"name": "alertname", "operator": "!~", "value": r"\pL+"}], "cannot be judged"),
-        ([HOSTS, {"name": "alertname", "operator": "=~", "value": "("}], "cannot be judged"),
+        ([HOSTS, {"name": "alertname", "operator": "=~", "value": "[[:alpha:]]+"}], "is unknown"),
+        ([HOSTS, {"name": "alertname", "operator": "!~", "value": r"\pL+"}], "is unknown"),
+        ([HOSTS, {"name": "alertname", "operator": "=~", "value": "("}], "is unknown"),
         ([SAFE], "no matcher names what is silenced"),
         ([SAFE, {"name": "instance", "operator": "=", "value": ""}], "no matcher names what is silenced"),
         ([SAFE, {"name": "instance", "operator": "=~", "value": ".*"}], "no matcher names what is silenced"),
@@ -165,7 +165,7 @@ def test_wrong_arguments_fail_even_where_reaching_is_not_required(silence):
     assert silence(state="absent", run_id="", required=False)["failed"]
 
 
-# --- what is said to the server ---------------------------------------------------------------------------------------
+# --- requests to the server -------------------------------------------------------------------------------------------
 
 
 def test_it_is_made_once_and_carries_the_run(silence, server):
@@ -250,7 +250,7 @@ def test_documentation_and_argument_spec_agree():
     assert yaml.safe_load(module.EXAMPLES) and yaml.safe_load(module.RETURN)
 
 
-# --- what role notify asks it for -------------------------------------------------------------------------------------
+# --- the calls of role notify -----------------------------------------------------------------------------------------
 
 
 def wanted(name, **variables):

@@ -59,7 +59,7 @@ def tools(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(dump, "installed_tools", lambda: {str(directory): 17})
     does.directory = directory
-    # Children inherit it, so that they can be told from those of another run of the tests.
+    # Children inherit it, so that they differ from those of another run of the tests.
     monkeypatch.setenv("SHIFTMASTER_TEST", str(directory))
     does.mark = b"SHIFTMASTER_TEST=%s" % str(directory).encode()
     return does

@@ -1,4 +1,4 @@
-"""The module's modes over a driver that only answers; tests/postgres has them over a real one."""
+"""The module's modes over a driver with fixed responses; tests/postgres has them over a real one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def look(source=None, applied=(), known=()):
 
 
 class Code:
-    """Stands in for ReleaseCode: answers in turn and keeps the requests."""
+    """Replaces ReleaseCode: returns responses in turn and keeps the requests."""
 
     def __init__(self, *answers):
         self.answers, self.requests, self.users = list(answers), [], []

@@ -111,7 +111,7 @@ def test_a_query_names_what_serves_and_what_a_rollback_leads_to(site):
     os.unlink(site.layout.active)
     found = site.run("query")
     assert found["current"] == "" and not found["running"] and not found["current_is_whole"] and site.calls == []
-    assert site.run("query", revision="1" * 40)["pending_changes"] == ["no release serves"]
+    assert site.run("query", revision="1" * 40)["pending_changes"] == ["no release is live"]
 
 
 def test_a_release_that_is_not_there_is_refused_with_those_that_are(site):
@@ -138,7 +138,7 @@ def test_a_rollback_to_what_is_bad_or_was_never_live_is_refused(site):
     assert "marked bad: 5xx" in site.run("target", release="0.9")["msg"]
     assert "no older release to go back to" in site.run("target")["msg"]
     os.unlink(site.layout.active)
-    assert "no release serves" in site.run("target")["msg"]
+    assert "no release is live" in site.run("target")["msg"]
 
 
 # --- active ----------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_traffic_that_breaks_goes_back(site):
     site.result = Result("5 errors", 100, 5, 50.0)
     result = site.run("watched")
     assert result["failed"] and result["reverted"] and result["errors"] == 5 and "evidence" in result["msg"]
-    assert "version of %s serves again" % ONE in result["msg"]
+    assert "version of %s is live again" % ONE in result["msg"]
     assert site.names() == ["note_log", "evidence", "revert"] and site.calls[-1][1] == "after the switch 5 errors"
 
 
@@ -355,7 +355,7 @@ def test_a_cutover_is_withdrawn_with_its_reason(site):
     assert result["changed"] and result["release"] == ONE and site.calls == [("revert_traffic", "another host failed")]
     site.calls.clear()
     site.run("traffic_reverted")
-    assert site.calls == [("revert_traffic", "asked for")]
+    assert site.calls == [("revert_traffic", "requested")]
 
 
 def test_a_cutover_is_restored_and_its_release_is_not_bad(site):
@@ -367,7 +367,7 @@ def test_a_cutover_is_restored_and_its_release_is_not_bad(site):
     site.calls.clear()
     site.begin()
     site.run("restored", background=False)
-    assert site.calls == [("revert", "asked for", ("bad", False)), ("hold_background",)]
+    assert site.calls == [("revert", "requested", ("bad", False)), ("hold_background",)]
 
 
 def test_without_a_cutover_what_is_stopped_is_started_again(site):
@@ -422,7 +422,7 @@ def test_hooks_of_a_phase_run_in_their_release(site, monkeypatch):
 def test_a_release_that_serves_or_is_linked_is_not_removed(site):
     site.layout.point_slot("green", TWO)
     for version in ("1.0", "2.0"):
-        assert "serves" in site.run("absent", release=version)["msg"]
+        assert "is live" in site.run("absent", release=version)["msg"]
     assert site.run("absent", release="0.9", check_mode=True)["changed"] and os.path.isdir(site.layout.release(OLD))
     assert site.run("absent", release="0.9")["changed"] and not os.path.exists(site.layout.release(OLD))
     assert site.events("removed")[0]["release"] == OLD

@@ -42,7 +42,7 @@ def armoured(data, head="Version: test\n"):
 @pytest.mark.parametrize("make", [packet, old_packet])
 @pytest.mark.parametrize("head", ["", "Version: test\n"])
 def test_the_fingerprint_is_computed_from_the_key(make, head):
-    # With a name (13) and a signature (2) behind it, as every key has.
+    # With a name (13) and a signature (2) after it, as every key has.
     data = make(6, BODY) + make(13, b"somebody") + make(2, b"signature")
     assert module.openpgp_fingerprints(armoured(data, head)) == [FINGERPRINT]
 

@@ -33,7 +33,7 @@ class Nginx:
         self.refuses, self.stuck, self.lingers, self.stale, self.replaced = "", "", False, False, False
         self.tested, self.fails, self.enabled = None, set(), "enabled"
 
-    # What the module asks of a host.
+    # The module's queries of a host.
     def master_pid(self, _path):
         return self.master
 
@@ -504,7 +504,7 @@ def test_only_a_process_of_nginx_is_its_master(tmp_path):
 
 
 def agree(documented, spec, place=""):
-    """The documentation and the argument spec of a module say the same."""
+    """The documentation and the argument spec of a module agree."""
     assert set(documented) == set(spec), place
     for name, option in spec.items():
         said, where = documented[name], "%s.%s" % (place, name)

@@ -1,4 +1,4 @@
-"""Where a standby's primary is, as its own configuration says it."""
+"""Where a standby's primary is, from its own configuration."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def apply(host, run_module):
     return apply
 
 
-# --- swap, load, prove ----------------------------------------------------------------------------------------------
+# --- swap, load, verify -----------------------------------------------------------------------------------------------
 
 
 def test_a_changed_file_is_reloaded_once(apply, host):
@@ -244,7 +244,7 @@ def test_a_certificate_of_another_authority_is_not_waited_for(apply, host, monke
     assert "back in place, but: " in result["msg"] and time.monotonic() - began < 20
 
 
-# --- what runs decides ----------------------------------------------------------------------------------------------
+# --- what runs decides ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -383,7 +383,7 @@ def test_modes_and_owners_are_kept(apply, host):
     assert stat.S_IMODE(host.file.stat().st_mode) == 0o644
 
 
-# --- checks ---------------------------------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------------------------------
 
 
 def test_checks_see_the_new_set_and_paths_that_lead_to_it(apply, host):
@@ -509,7 +509,7 @@ def test_named_files_in_all_spellings():
     assert list(sc.named_files(text)) == [("ca_file", "/a"), ("key_file", "/b c"), ("credentials_file", "/d")]
 
 
-# --- targets, strangers, answers ------------------------------------------------------------------------------------
+# --- targets, logins, responses ---------------------------------------------------------------------------------------
 
 
 def test_a_target_that_the_new_set_loses_puts_it_back(apply, host):
@@ -543,7 +543,7 @@ def test_the_new_targets_are_waited_for(apply, host, monkeypatch):
 
 def test_a_page_that_is_open_to_strangers_is_not_what_was_asked_for(apply, host):
     result = apply(verify={"closed": True})
-    assert result["failed"] and "returns 200 to a stranger" in result["msg"] and host.loaded == OLD
+    assert result["failed"] and "returns 200 without a login" in result["msg"] and host.loaded == OLD
 
 
 def test_an_answer_must_hold_the_value(apply, host, monkeypatch):
@@ -580,7 +580,7 @@ def test_a_new_password_is_no_reason_to_lose_sight_of_the_targets(apply, host, m
     assert result["failed"] and "app1" in result["msg"]
 
 
-# --- secrets --------------------------------------------------------------------------------------------------------
+# --- secrets ----------------------------------------------------------------------------------------------------------
 
 
 def test_no_secret_and_no_hash_is_shown(apply, host):
@@ -656,7 +656,7 @@ def test_the_web_configuration_is_yaml_that_means_what_was_said():
     assert yaml.safe_load(webconfig.render(None, None, {}, {})) is None
 
 
-# --- reading a service ----------------------------------------------------------------------------------------------
+# --- reading a service ------------------------------------------------------------------------------------------------
 
 
 def test_metrics_are_read_by_name():
@@ -780,7 +780,7 @@ def test_the_facts_of_a_unit_are_complete_also_where_systemd_knows_none(monkeypa
     assert facts["InvocationID"] == ""
 
 
-# --- step by step, with a clock of its own ---------------------------------------------------------------------------
+# --- step by step, with a clock of its own ----------------------------------------------------------------------------
 
 EXPECTS = {
     "url": URL, "ca_file": "/ca", "user": "admin", "password": "x", "closed": False, "metric": None, "value": 1.0,
@@ -883,9 +883,9 @@ ANSWER = {"url": "/flags", "path": ["a", "b"], "value": "1"}
         ({"timestamp_metric": "at"}, (200, "at 499\n"), "at is not younger"),
         ({"timestamp_metric": "at"}, (200, ""), "at is not younger"),
         ({"answers": [ANSWER]}, (200, ""), "/flags: a.b is 2 instead of 1"),
-        ({"answers": [dict(ANSWER, url="/none")]}, (200, ""), "a.b is not answered (404) instead of 1"),
+        ({"answers": [dict(ANSWER, url="/none")]}, (200, ""), "a.b is without a response (404) instead of 1"),
         ({"answers": [dict(ANSWER, value="2")]}, (200, ""), None),
-        ({"closed": True}, (200, ""), "returns 200 to a stranger"),
+        ({"closed": True}, (200, ""), "returns 200 without a login"),
     ],
 )
 def test_what_a_service_reports_is_compared(steps, verify, response, problem):
