@@ -12,7 +12,8 @@ description:
     puts in the way leads root out of its directory.
   - Nothing is written where the archive holds a path that was not requested, a device, FIFO, socket or sparse file, or
     more than there is room for. A compressed archive is not read. The same holds for an archive with a path twice, or
-    with a path below a file or a link, and for one without its end or with fewer files than O(count).
+    with a path below a file or a link, for one without its end or with fewer files than O(count), and for one whose
+    list takes more than half of the host's memory.
 options:
   src: {description: "The archive, a file of the host. Its names are relative to C(/).", type: path, required: true}
   paths:
@@ -54,8 +55,10 @@ files:
   returned: always
 """
 
+import contextlib
 import os
 import pwd
+import resource
 import tarfile
 
 from ansible.module_utils.basic import AnsibleModule
@@ -75,6 +78,20 @@ def room(paths):
     return min(free, default=0)
 
 
+@contextlib.contextmanager
+def limited_memory(share=2):
+    """An extended header is read as a whole, and each entry is kept: both are as large as whoever packed them likes."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // share
+    resource.setrlimit(resource.RLIMIT_AS, (size, limits[1]))
+    try:
+        yield
+    except MemoryError:
+        raise place.PlaceError("the archive takes more than half of the memory") from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
 def main():
     module = AnsibleModule(
         argument_spec={
@@ -89,13 +106,14 @@ def main():
     source, paths, tops = (module.params[name] for name in ("src", "paths", "tops"))
     try:
         owners = {path: pwd.getpwnam(user)[2:4] for path, user in module.params["owners"].items()}
-        # Not compressed: a small archive would become a large one.
-        with tarfile.open(source, "r:") as archive:
-            place.check(place.of_archive(archive), paths, room(paths), tops, module.params["count"])
         count = 0
-        if not module.check_mode:
+        with limited_memory():
+            # Not compressed: a small archive would become a large one.
             with tarfile.open(source, "r:") as archive:
-                count = place.place(place.of_archive(archive), tops + paths, owners)
+                place.check(place.of_archive(archive), paths, room(paths), tops, module.params["count"])
+            if not module.check_mode:
+                with tarfile.open(source, "r:") as archive:
+                    count = place.place(place.of_archive(archive), tops + paths, owners)
     except (
         place.PlaceError, KeyError, OSError, ValueError, OverflowError, RecursionError, tarfile.TarError,
     ) as error:  # fmt: skip

@@ -213,10 +213,17 @@ def phase_of_play(name: str) -> str:
     return PLAYS.get(name) or next((key for key in ROLES.values() if TEXTS[key][0] == name), name)
 
 
+def printable(value):
+    """Data without control characters: a release or a host must not write to the terminal what it likes."""
+    if isinstance(value, dict):
+        return {key: printable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [printable(inner) for inner in value]
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", value) if isinstance(value, str) else value
+
+
 def lines_of(text) -> list[str]:
-    """A text's lines without control characters: a release or a host must not write to the terminal what it likes."""
-    text = runnable(str(text))
-    return [re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", line.rstrip()) for line in text.split("\n")]
+    return [printable(line.rstrip()) for line in runnable(str(text)).split("\n")]
 
 
 def message_lines(result: dict) -> list[str]:
@@ -578,9 +585,12 @@ class CallbackModule(Default):
         self.failures = [failure for failure in self.failures if failure["hosts"]]
 
     def v2_on_file_diff(self, result):
+        several = (result.result.get("results") if result.task.loop else [result.result]) or []
+        for part in several:
+            if part.get("diff"):
+                part["diff"] = printable(part["diff"])
         if not self.whole:
-            several = result.result.get("results") if result.task.loop else [result.result]
-            for part in several or []:
+            for part in several:
                 text = self._get_diff(part["diff"]) if part.get("diff") and part.get("changed") else ""
                 if text:
                     self.screen.line(f"{result.host.get_name()}: {result.task.get_name()}")

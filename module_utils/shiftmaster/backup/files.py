@@ -33,12 +33,9 @@ PATH_BYTES = 4096
 TICK_SECONDS = 0.02
 # A repository up to this size is read completely each day.
 READ_ALL_BYTES = 1 << 30
-# What receives from another host keeps the owners of files.
-RECEIVER = [
-    "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID",
-    "MemoryMax=50%",
-    *sandbox.NETWORK,
-]
+# What writes files of another host, or of a snapshot, keeps their owners.
+WRITER = ["CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID", "MemoryMax=50%"]
+RECEIVER = [*WRITER, *sandbox.NETWORK]
 
 
 class Restic:
@@ -113,14 +110,27 @@ class Restic:
             "--tag", tag or part["name"], "--tag", "run=%s" % run_id,
             *["--exclude=%s" % pattern for pattern in part["exclude"]], "--", *paths,
         )  # fmt: skip
-        done = self.confined("restic backup of %s" % part["name"], paths, command)
+        what = "restic backup of %s" % part["name"]
+        written = [self.settings["RESTIC_CACHE_DIR"], *self.written]
+        done = self.confined(what, command, sandbox.READER, paths, written, fine=range(256))
         summary, found = results.restic_backup(done.returncode, done.stdout, done.stderr)
         if not found.good:
             raise BackupError("restic backup of %s: %s" % (part["name"], found))
         return summary, problems
 
-    def confined(self, what: str, paths: list, command: tuple):
-        """Run restic where it can open these paths and its repository, and no other file."""
+    def restore(self, what: str, snapshot: str, target: str, *patterns: str, **more) -> None:
+        """Restore into a directory, where restic can write to nothing else.
+
+        A snapshot may be of a backup server that was taken over. Where a link and a directory in it have the same name,
+        restic writes through the link (tried).
+        """
+        os.makedirs(target, mode=0o700, exist_ok=True)
+        words = ("restore", snapshot, "--no-cache", "--no-lock", "--target", target)
+        command = ("restic", "--quiet", *self.words, *words, *["--include=" + pattern for pattern in patterns])
+        self.confined(what, command, WRITER, self.written, [target], **more)
+
+    def confined(self, what: str, command: tuple, properties: list, read: list, write: list, **more):
+        """Run restic where it can open these paths, and no other file."""
         unit = "shiftmaster-backup-restic-%d" % os.getpid()
         os.makedirs(self.settings["RESTIC_CACHE_DIR"], mode=0o700, exist_ok=True)
         with open(self.settings["RESTIC_PASSWORD_FILE"], encoding="utf-8") as stream:
@@ -131,10 +141,10 @@ class Restic:
         make_dir(RUN, 0o755)
         safe_files.write(path, envfile.render({**values, **secret}).encode(), 0o600)
         try:
-            more = [*sandbox.READER, *self.network, "EnvironmentFile=" + path]
-            read, write = [*paths, *self.needed], [self.settings["RESTIC_CACHE_DIR"], *self.written]
-            words = sandbox.words(unit, more, read, write)
-            return self.host.run_unit(what, unit, *words, *command, fine=range(256))
+            lines = [*properties, *self.network, "EnvironmentFile=" + path]
+            words = sandbox.words(unit, lines, [*read, *self.needed], write)
+            # systemd would fill in variables.
+            return self.host.run_unit(what, unit, *words, *(word.replace("$", "$$") for word in command), **more)
         finally:
             os.unlink(path)
 
@@ -187,9 +197,8 @@ class Restic:
         os.makedirs(directory, mode=0o700)
         try:
             # Restic 0.14 reads no file of patterns.
-            wanted = ["--include=" + pattern_of(path) for path in chosen]
-            if wanted:
-                self.run("restic restore", "restore", snapshot, "--target", target, *wanted)
+            if chosen:
+                self.restore("restic restore", snapshot, target, *map(pattern_of, chosen))
             restored = by_written_name(target)
             same = changed = 0
             for written, count in collections.Counter(chosen).items():

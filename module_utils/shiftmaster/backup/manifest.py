@@ -38,7 +38,8 @@ _LINE = {"type": "string", "pattern": r"^[^\x00-\x1f\x7f-\x9f]{0,300}$"}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
 # Relative, without `..`.
 _RELATIVE = r"^(?!/)(?!(.*/)?\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,4000}$"
-_BYTES = {"type": "integer", "minimum": 0}
+# More than any disk has: reports and plans divide it, and a float has an end.
+_BYTES = {"type": "integer", "minimum": 0, "maximum": 2**63}
 _PROBLEMS = {
     "type": "array",
     "items": {
@@ -264,8 +265,13 @@ def differences(value, schema: dict, place: str = "manifest") -> list:
             and not re.fullmatch(schema["pattern"], value)
         ):
             found.append("%s is %.200r, which has not its form" % (place, value))
+        elif schema.get("pattern") == _TIME["pattern"]:
+            try:
+                seconds_of(value)
+            except ValueError:
+                found.append("%s is %s, which is no time" % (place, value))
     elif isinstance(value, int) and not isinstance(value, bool):
-        if value < schema.get("minimum", value):
+        if not schema.get("minimum", value) <= value <= schema.get("maximum", value):
             found.append("%s is %d" % (place, value))
     elif isinstance(value, list):
         for number, item in enumerate(value):

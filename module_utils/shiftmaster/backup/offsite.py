@@ -63,7 +63,7 @@ def require_plain(path: str) -> None:
     for place, directories, names, descriptor in safe_files.walk(path):
         for name in [*directories, *names]:
             mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
-            if stat.S_ISLNK(mode) and name == "latest" and "/" not in os.readlink(name, dir_fd=descriptor):
+            if stat.S_ISLNK(mode) and name == "latest" and os.readlink(name, dir_fd=descriptor) in directories:
                 continue
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or mode & (stat.S_ISUID | stat.S_ISGID):
                 raise BackupError("what was fetched holds %r, which no backup has" % os.path.join(path, place, name))
@@ -164,7 +164,7 @@ class Offsite(Restic):
         with open(begun, "w", encoding="utf-8") as stream:
             stream.write(newest["id"])
         try:
-            self.run("fetching", "restore", newest["id"], "--target", staging, timeout=FETCH_SECONDS)
+            self.restore("fetching", newest["id"], staging, timeout=FETCH_SECONDS)
             brought = self.put_in_place(staging, os.path.join(state, "manifests"))
         finally:
             shutil.rmtree(staging, ignore_errors=True)

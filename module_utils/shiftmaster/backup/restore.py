@@ -723,7 +723,7 @@ def files(host: Host, request: dict, part: str) -> dict:
             make_dir(os.path.dirname(staged), 0o711)
             shutil.rmtree(staged, ignore_errors=True)
             os.mkdir(staged, 0o700)
-        include = ["--include=" + re.sub(r"([\\*?\[\]])", r"\\\1", below + path) for path in paths]
+        patterns = [re.sub(r"([\\*?\[\]])", r"\\\1", below + path) for path in paths]
         answer = {
             "restored": "%d files" % len(chosen),
             "count": count,
@@ -733,7 +733,7 @@ def files(host: Host, request: dict, part: str) -> dict:
         }
         try:
             # What is of another host lies below its copy's directory, in the snapshot and where it is restored.
-            restic.run("restic restore", "restore", label, "--target", into, *include)
+            restic.restore("restic restore", label, into, *patterns)
             if of and not target:
                 # By numbers: this host may have other names for them.
                 answer["archive"] = staged + ".tar"

@@ -208,7 +208,12 @@ def report_of(host: str, result: dict) -> dict:
     problem = str(result.get("msg") or "")
     if isinstance(result.get("report"), dict):
         try:
-            report = dict(result["report"], host=host)
+            # Nor does it add lines, which could be another host's.
+            checks = [
+                {key: " ".join(value.split()) if isinstance(value, str) else value for key, value in check.items()}
+                for check in result["report"]["checks"]
+            ]
+            report = dict(result["report"], host=host, checks=checks)
             now = datetime.datetime.now(datetime.timezone.utc)
             report.update(make_report(report["checks"], host, now), generated=report["generated"])
             for language in text.LANGUAGES:

@@ -236,7 +236,7 @@ class Cutover:
                 self.options["health_path"],
                 self.called(target),
                 self.options["gate_attempts"],
-                problem.strip(),
+                tail(problem),
                 self.evidence(slot),
             )
         )
@@ -286,7 +286,7 @@ class Cutover:
                             "the Celery worker of %s does not %s"
                             % (self.called(self._t("to")), "start" if died else "respond")
                         ]
-                        + ["cause: %s" % cause for cause in causes(written)]
+                        + ["cause: %s" % tail(cause) for cause in causes(written)]
                         + [tail(written, 8), self._see(name)]
                     )
                 )
@@ -711,8 +711,8 @@ class Cutover:
         name = unit("web", slot)
         offsets = getattr(self, "_log_offsets", {})
         written = "".join(as_lines(_read_from(path, offsets.get(path))) for path in self._logs())
-        parts = ["cause: %s" % cause for cause in causes(written)]
-        parts += [tail(written, 8), units.journal(name, 4), self._see(name)]
+        parts = ["cause: %s" % tail(cause) for cause in causes(written)]
+        parts += [tail(written, 8), tail(units.journal(name, 4)), self._see(name)]
         return printable("\n".join(part for part in parts if part))
 
     def _see(self, name: str) -> str:

@@ -31,6 +31,7 @@ from ..host.printable import printable
 ANSWER = "@@shiftmaster-answer@@ "
 ANSWER_BYTES = 8 * 1024 * 1024  # The texts of all migrations are the largest response.
 KEPT_BYTES = 1024 * 1024  # Of each stream, half of it from the beginning and half from the end.
+_LINE = 1000  # Of a line in a message: people and the audit log get it.
 # How much longer than its caller waits a unit may run: the caller may have been killed.
 _GRACE_SECONDS = 30
 _NICE = ("Nice=19", "CPUSchedulingPolicy=idle")
@@ -65,8 +66,9 @@ class Completed(NamedTuple):
 
 
 def tail(text: str, lines: int = 20) -> str:
-    """Return the last lines of a child's output, for a message."""
-    return "\n".join(text.strip().splitlines()[-lines:])
+    """Return the last lines of a child's output, for a message. What is left out of a long line is in the log."""
+    found = text.strip().splitlines()[-lines:]
+    return "\n".join(line if len(line) <= _LINE else line[:_LINE] + "…" for line in found)
 
 
 class Output(threading.Thread):

@@ -108,6 +108,7 @@ def judge_host(line: dict, host: dict, topology: dict) -> dict:
     lacking = [part for part in line.get("needs", []) if parts.get(part, {}).get("status") != "ok"]
     if lacking:
         why = parts.get(lacking[0], {}).get("error") or (host.get("reach") or {}).get("message")
+        why = " ".join(str(why or "").split())[:400]
         why = dict.fromkeys(LANGUAGES, why) if why else both(SAYS["nothing_seen"])
         evidence = {language: "%s: %s" % (lacking[0], why[language]) for language in LANGUAGES}
         return {"mark": BAD if engine.value(line.get("bad", "false"), names) else UNKNOWN, "evidence": evidence}

@@ -42,6 +42,9 @@ from ..host.printable import printable_tree
 
 SEVERITIES = ("critical", "warning", "info")
 LANGUAGES = ("en", "ja")
+# Of one rule on one host. A host that was taken over can report a million failed units, and each finding is compared
+# with all others.
+MOST_ITEMS, MOST_FINDINGS, MOST_CHARACTERS = 1000, 20, 2000
 # What a component needs; a fault on a host with that function affects all hosts that need it.
 FUNCTION_OF = {"database": "database", "cache": "cache", "application": "app", "celery": "app", "web": "web"}
 NEEDS = {"app": ("database", "cache"), "web": ("app",)}
@@ -191,7 +194,7 @@ class Engine:
             return None
 
     def text(self, template: str, names: dict, command: bool = False) -> str:
-        """Return a template's text on one line. A separator after the last entry of a list is left out."""
+        """Return a template's text on one line, without a separator at its end; half a command is none."""
         key = ("text", template, command)
         if key not in self._compiled:
             self._compiled[key] = (self.commands if command else self.environment).from_string(template)
@@ -199,7 +202,9 @@ class Engine:
 
         try:
             text = " ".join(self._compiled[key].render(**names).split())
-            return text if command else text.rstrip(" ;,")
+            if command:
+                return "" if len(text) > MOST_CHARACTERS else text
+            return text[:MOST_CHARACTERS].rstrip(" ;,")
         except (UndefinedError, TypeError, ValueError, ArithmeticError):
             return ""
 
@@ -337,7 +342,9 @@ def fired(engine: Engine, rule: dict, host: dict, topology: dict, area: str = "a
         items = engine.value(rule["each"], names) or []
         items = list(items.values()) if isinstance(items, dict) else list(items)
     found = []
-    for item in items:
+    for item in items[:MOST_ITEMS]:
+        if len(found) == MOST_FINDINGS:
+            break
         inside = dict(names, it=item)
         for name, expression in rule.get("let", {}).items():
             inside[name] = engine.value(expression, inside)

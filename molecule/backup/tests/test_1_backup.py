@@ -268,6 +268,8 @@ def flip(backups):
 
 
 PGBACKREST = "/var/backups/shiftmaster/pgbackrest"
+# Its unit has a mount namespace, which may have been made before a mount of a test.
+RESTART = "systemctl restart postgresql; until pg_isready -q; do sleep 0.5; done"
 
 
 @pytest.mark.parametrize(
@@ -312,7 +314,7 @@ def test_the_repository_is_full(backups, first):
     backups.shell(
         f"mkdir -p {small} && mount -t tmpfs -o size=$(( $(du -sm {PGBACKREST} | cut -f1) + 3 ))m tmpfs {small} && "
         f"chmod 750 {small} && chown postgres: {small} && cp -a {PGBACKREST}/. {small} && "
-        f"mount --bind {small} {PGBACKREST}"
+        f"mount --bind {small} {PGBACKREST}; {RESTART}"
     )
     try:
         with backups.options(archive_timeout_seconds=20):
@@ -324,7 +326,7 @@ def test_the_repository_is_full(backups, first):
         backups.run(only="database")
     finally:
         # What was archived meanwhile comes along.
-        backups.shell(f"umount {PGBACKREST} && cp -a {small}/. {PGBACKREST} && umount {small}")
+        backups.shell(f"umount {PGBACKREST} && cp -a {small}/. {PGBACKREST} && umount {small}; {RESTART}")
     backups.run(only="database")
 
 

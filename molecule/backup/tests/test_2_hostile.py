@@ -1,11 +1,13 @@
 """The application attacks the backup of its host: by links that it exchanges, by views, by names that are no text.
 
-And whoever has taken over the database host attacks the test restore on the backup server.
+And whoever has taken over the database host attacks the test restore on the backup server; whoever had taken over an
+earlier backup server, the one that restores its snapshots.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from support import wait_for
@@ -64,11 +66,30 @@ find /proc /run /home /root -type f -size +0; touch /usr/x /var/www/shiftmaster/
 test -s /etc/ssl/private/shiftmaster.key && echo read; rm %s/x && echo written
 ''' % (restic.repository, restic.repository)
 paths = ["/var/www/shiftmaster", "/etc/ssl/private/shiftmaster.key"]
-done = restic.confined("the test", paths, ("/usr/bin/bash", "-c", script))
+written = [restic.settings["RESTIC_CACHE_DIR"], *restic.written]
+words = ("/usr/bin/bash", "-c", script)
+done = restic.confined("the test", words, files.sandbox.READER, paths, written, fine=range(256))
 print(done.stdout)
 """
     output = backups.shell("python3 -B -", stdin=program).split()
     assert output == ["0", "read", "written"]
+
+
+def test_a_snapshot_with_a_link_in_the_place_of_a_directory_is_written_nowhere_else(backups, first):
+    """Debian 13's restic makes files behind the link."""
+    script = (Path(__file__).parent.parent / "files/hostile_snapshot.py").read_text()
+    backups.shell("apt-get -qy install --no-install-recommends python3-cryptography >/dev/null", timeout=600)
+    where = f"{MEDIA} /etc/profile.d hostile.sh"
+    password = '"$(cat /etc/shiftmaster-backup/restic.password)"'
+    backups.shell("mkdir -p /etc/profile.d")
+    label = backups.shell(f"python3 - /var/backups/shiftmaster/restic {password} files {where}", stdin=script).strip()
+    files = {"run": "hostile", "label": label}
+    request = {"id": "hostile", "files": files, "parts": ["files"], "into": "/root/hostile", "paths": [MEDIA]}
+    try:
+        backups.shell("shiftmaster-backup restore files; true", stdin=json.dumps(request))
+        assert backups.shell("ls -d /root/hostile") and backups.shell("ls /etc/profile.d/hostile.sh; true") == ""
+    finally:
+        backups.shell(f"rm -rf /root/hostile /etc/profile.d/hostile.sh; {RESTIC} forget --prune {label}", timeout=600)
 
 
 def test_a_view_in_the_place_of_a_table_runs_nothing_with_the_rights_of_the_backup(backups, first):

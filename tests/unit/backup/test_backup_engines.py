@@ -1341,6 +1341,10 @@ def media(site, host, tmp_path, monkeypatch):
         backup_restore.Restic, "backup",
         lambda _restic, part, *more: saved.append((part["name"], *more)) or ({"snapshot_id": "kept-id"}, []),
     )  # fmt: skip
+    monkeypatch.setattr(
+        backup_restore.Restic, "confined",
+        lambda restic, what, command, *_places, **more: restic.host.run(what, *command, **more),
+    )  # fmt: skip
     media = Files(host, tmp_path)
     media.saved = saved
     return media

@@ -395,6 +395,16 @@ def test_restic_reads_in_a_file_system_of_its_own(sandboxed, tmp_path, monkeypat
     assert not [word for word in words if "of the repository" in word] and "PASSWORD_FILE" not in text
 
 
+def test_restic_restores_where_it_can_write_to_nothing_else(sandboxed, tmp_path):
+    files.Restic(sandboxed).restore("restic restore", "snapshot", str(tmp_path / "there"), "/srv/a$b")
+    (words,) = sandboxed.calls
+    given = [word.removeprefix("--property=") for word in words if word.startswith("--property=")]
+    assert [line for line in given if line.startswith("BindPaths=")] == [f'BindPaths="{tmp_path}/there"']
+    assert f'BindReadOnlyPaths="{tmp_path}/restic"' in given and "PrivateNetwork=yes" in given
+    assert "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID" in given
+    assert words[-3:] == ("--target", f"{tmp_path}/there", "--include=/srv/a$$b")
+
+
 def test_sparse_files_do_not_keep_restic_at_work_for_days(sandboxed, monkeypatch, tmp_path):
     """11,000 files of 2 GiB take a second to make, and no room; restic reads them for more than a step may take."""
     media = tmp_path / "media"
@@ -562,14 +572,15 @@ def test_a_large_repository_is_read_a_tenth_a_day_and_whole_on_sundays(asked, mo
     assert asked.calls == [("restic", "check", how)]
 
 
-def test_no_more_files_are_compared_than_a_sample_holds(asked, monkeypatch, tmp_path):
+def test_no_more_files_are_compared_than_a_sample_holds(sandboxed, monkeypatch, tmp_path):
     monkeypatch.setattr(files, "SAMPLE_FILES", 2)
+    sandboxed.answers.pop("restic")
     lines = [{"time": "2026-11-01T00:00:00Z"}]
     lines += [{"type": "file", "path": f"/srv/{number}", "size": 1} for number in range(3)]
-    asked.answers.update(ls=(0, "\n".join(map(json.dumps, lines))), restore=(1, ""))
+    sandboxed.answers.update(ls=(0, "\n".join(map(json.dumps, lines))), restore=(1, ""))
     with pytest.raises(BackupError):
-        files.Restic(asked).compare("snapshot", str(tmp_path / "scratch"))
-    assert len([word for word in asked.calls[-1] if word.startswith("--include=")]) == 2
+        files.Restic(sandboxed).compare("snapshot", str(tmp_path / "scratch"))
+    assert len([word for call in sandboxed.calls for word in call if word.startswith("--include=")]) == 2
 
 
 @pytest.mark.parametrize("scarce", ["f_bavail", "f_favail"])
@@ -748,6 +759,7 @@ def began(seconds: float) -> str:
 
 def compared(asked, monkeypatch, tmp_path, here: bytes, there: bytes, seconds=10):
     """Let a file whose name is not UTF-8 be compared: what the host has, and what restic restores of it."""
+    asked.answers.pop("restic")
     path = os.fsencode(tmp_path) + b"/h\xe9\xff.txt"
     with open(path, "wb") as stream:
         stream.write(here)
@@ -772,27 +784,27 @@ def compared(asked, monkeypatch, tmp_path, here: bytes, there: bytes, seconds=10
     return result
 
 
-def test_a_name_that_is_not_utf8_is_compared_too(asked, monkeypatch, tmp_path):
-    assert compared(asked, monkeypatch, tmp_path, b"plan", b"plan") == "1 of 1 files restored and compared"
+def test_a_name_that_is_not_utf8_is_compared_too(sandboxed, monkeypatch, tmp_path):
+    assert compared(sandboxed, monkeypatch, tmp_path, b"plan", b"plan") == "1 of 1 files restored and compared"
 
 
-def test_a_damaged_file_whose_name_is_not_utf8_is_found(asked, monkeypatch, tmp_path):
+def test_a_damaged_file_whose_name_is_not_utf8_is_found(sandboxed, monkeypatch, tmp_path):
     with pytest.raises(BackupError, match=r"h\?\?.txt|h\ufffd\ufffd.txt was restored with another content"):
-        compared(asked, monkeypatch, tmp_path, b"plan", b"flan")
+        compared(sandboxed, monkeypatch, tmp_path, b"plan", b"flan")
 
 
-def test_a_file_that_was_exchanged_since_is_not_damaged(asked, monkeypatch, tmp_path):
+def test_a_file_that_was_exchanged_since_is_not_damaged(sandboxed, monkeypatch, tmp_path):
     """With the size and the time that it had, which its owner can set."""
-    result = compared(asked, monkeypatch, tmp_path, b"plan", b"flan", seconds=-1)
+    result = compared(sandboxed, monkeypatch, tmp_path, b"plan", b"flan", seconds=-1)
     assert result == "0 of 1 files restored and compared, 1 have changed since"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
-def test_a_file_that_was_exchanged_with_its_directory_is_not_damaged(asked, monkeypatch, tmp_path):
+def test_a_file_that_was_exchanged_with_its_directory_is_not_damaged(sandboxed, monkeypatch, tmp_path):
     os.chown(tmp_path, 1234, 1234)
     # The file is older than the snapshot, its directory is not.
     monkeypatch.setattr(files, "unchanged", lambda *_arguments: True)
-    result = compared(asked, monkeypatch, tmp_path, b"plan", b"flan", seconds=-1)
+    result = compared(sandboxed, monkeypatch, tmp_path, b"plan", b"flan", seconds=-1)
     assert result == "0 of 1 files restored and compared, 1 have changed since"
 
 

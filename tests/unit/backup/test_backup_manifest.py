@@ -507,7 +507,7 @@ LOOK = {"how": "a_1", "at": "2026-11-26T15:42:59Z", "good": True, "what": "", "l
 OF_A_PART = {
     "result": ["good", None], "started": ["today", 5], "ended": ["today", 5], "kind": ["half"],
     "label": ["../x", "", ".x", "a" * 201, 5], "location": ["", 5], "offsite": [5, None],
-    "size_bytes": [-1, True, "1", 1.5], "added_bytes": [-1, "1"],
+    "size_bytes": [-1, True, "1", 1.5, 10**400], "added_bytes": [-1, "1", 2**64],
     "checksums": [{"/a": HASH}, {"../a": HASH}, {"a/..": HASH}, {"a\n": HASH}, {"": HASH}, {"a": "x"},
                   {"a": HASH + "a"}, []],
     "tools": [{"a": 5}, []], "restore_point": ["", 5], "system_id": [0, "1"], "rows": [{"a": -1}, {"a": "1"}, []],
@@ -516,13 +516,14 @@ OF_A_PART = {
             {"start": "0" * 24, "stop": "0" * 24, "more": "x"}, []],
     "problems": [[{}], [dict(PROBLEM, code="A b")], [dict(PROBLEM, what=5)], [dict(PROBLEM, where=5)],
                  [dict(PROBLEM, more="")], [5], {}],
-    "verified": [[{}], [dict(LOOK, how="A b")], [dict(LOOK, at="today")], [dict(LOOK, good=1)], [dict(LOOK, what=5)],
-                 [dict(LOOK, label=5)], [dict(LOOK, more="")], [5], {}],
+    "verified": [[{}], [dict(LOOK, how="A b")], [dict(LOOK, at="today")], [dict(LOOK, at="2026-02-30T00:00:00Z")],
+                 [dict(LOOK, good=1)], [dict(LOOK, what=5)], [dict(LOOK, label=5)], [dict(LOOK, more="")], [5], {}],
     "surplus": ["x"],
 }  # fmt: skip
 OF_A_RUN = {
     "format": [2, "1"], "run_id": ["../x", "", "-x", "a" * 201, 5], "host": ["", 5], "started_by": [5],
-    "started": ["today", None], "ended": ["today", 5], "result": ["good"],
+    "started": ["today", None, "2026-13-01T00:00:00Z"], "ended": ["today", 5, "0000-01-01T00:00:00Z"],
+    "result": ["good"],
     "parts": [{}, [], {"media": {}}, {"files": 5}], "removed": [[5], "x"],
     "problems": OF_A_PART["problems"], "sha256": ["x", "A" * 64], "surplus": ["x"],
 }  # fmt: skip

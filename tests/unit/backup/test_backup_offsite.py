@@ -7,8 +7,8 @@ import os
 import subprocess
 
 import pytest
+from ansible.module_utils.shiftmaster.backup import files, offsite
 from ansible.module_utils.shiftmaster.backup import manifest as manifests
-from ansible.module_utils.shiftmaster.backup import offsite
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
 
 SFTP = "sftp:copies@offsite.example.jp:/srv/shiftmaster"
@@ -16,9 +16,12 @@ NOW = 1795737600
 
 
 @pytest.fixture
-def host(tmp_path):
-    environment = tmp_path / "offsite.json"
+def host(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(files.sandbox, "ROOT", str(tmp_path / "root"))
+    environment, password = tmp_path / "offsite.json", tmp_path / "offsite.password"
     environment.write_text(json.dumps({"AWS_ACCESS_KEY_ID": "key"}))
+    password.write_text("of the copy")
     (tmp_path / "backups").mkdir()
     host = Host(
         {
@@ -28,7 +31,7 @@ def host(tmp_path):
             "parts": [], "sources": [], "restic_password_file": "/etc/restic.password",
             "database": {"version": "17", "databases": []},
             "offsite": {
-                "repository": SFTP, "password_file": "/etc/offsite.password", "environment_file": str(environment),
+                "repository": SFTP, "password_file": str(password), "environment_file": str(environment),
                 "ssh_key_file": "/etc/offsite.key", "ssh_port": 2222, "known_hosts_file": "/etc/known", "ca_file": "",
                 "append_only": False,
             },
@@ -56,11 +59,11 @@ def test_nothing_is_asked_and_no_unknown_host_is_believed(host):
         offsite.ssh_command({**host.options["offsite"], "repository": "sftp:offsite.example.jp"})
 
 
-def test_no_secret_is_in_a_command(host):
+def test_no_secret_is_in_a_command(host, tmp_path):
     outside = offsite.Offsite(host)
     outside.prune()
     ((command, env),) = host.calls
-    assert env["RESTIC_REPOSITORY"] == SFTP and env["RESTIC_PASSWORD_FILE"] == "/etc/offsite.password"
+    assert env["RESTIC_REPOSITORY"] == SFTP and env["RESTIC_PASSWORD_FILE"] == str(tmp_path / "offsite.password")
     assert env["RESTIC_FROM_PASSWORD_FILE"] == "/etc/restic.password" and env["AWS_ACCESS_KEY_ID"] == "key"
     assert "key" not in command and "--keep-within" in command and "30d" in command
 
@@ -164,6 +167,10 @@ def test_what_was_fetched_lies_where_it_lay(host, tmp_path):
     def restore(what, *command, **more):
         if "restore" in command:
             run.append(command[command.index("restore") + 1])
+            # Through a link in the snapshot restic writes wherever it can.
+            assert [word for word in command if word.startswith("--property=BindPaths=")] == [
+                '--property=BindPaths="%s"' % (directory / "fetched")
+            ]
             staging = command[-1]
             for path in (directory / "logical" / "new", state / "manifests"):
                 (tmp_path / (staging + str(path))).mkdir(parents=True)
@@ -175,14 +182,14 @@ def test_what_was_fetched_lies_where_it_lay(host, tmp_path):
     assert not (directory / "fetched").exists() and not (state / "fetching").exists()
 
 
-@pytest.mark.parametrize("kind", ["link", "latest elsewhere", "fifo", "setuid"])
+@pytest.mark.parametrize("kind", ["link", "latest elsewhere", "latest above", "fifo", "setuid"])
 def test_nothing_but_files_and_directories_is_fetched(host, tmp_path, kind):
     """The copy may be of a backup server that was taken over: roles and units would follow what it has put there."""
     staging, directory = tmp_path / "backups/fetched", tmp_path / "backups"
     place = staging / str(directory / "logical")[1:]
     place.mkdir(parents=True)
     (place / "20261126-023000F").mkdir()
-    (place / "latest").symlink_to("20261126-023000F" if kind != "latest elsewhere" else "/etc")
+    (place / "latest").symlink_to({"latest elsewhere": "/etc", "latest above": ".."}.get(kind, "20261126-023000F"))
     if kind == "link":
         (place / "archive").symlink_to("/etc")
     elif kind == "fifo":

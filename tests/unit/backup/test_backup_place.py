@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import stat
 import tarfile
+from pathlib import Path
 
 import pytest
 import shiftmaster_restored_files
@@ -338,6 +340,22 @@ def test_the_module_rejects_headers_that_are_nested_without_an_end(site, run_mod
     answer = run_module(shiftmaster_restored_files, src=str(site / "x.tar"), paths=[str(site / "media")])
     assert answer["failed"] and answer["msg"].startswith("The files were not restored")
     assert os.listdir(site / "media") == []
+
+
+def test_the_module_rejects_a_header_that_uses_up_the_memory(site, run_module, monkeypatch):
+    """The kernel would end another program for it, as the application."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 600 << 20
+    with open(site / "x.tar", "wb") as stream:
+        stream.write(header.tobuf(tarfile.GNU_FORMAT))
+        stream.truncate(header.size + 2048)
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) + (200 << 20) // resource.getpagesize()
+    sizes = {"SC_PHYS_PAGES": 2 * pages, "SC_PAGE_SIZE": resource.getpagesize()}
+    monkeypatch.setattr(os, "sysconf", sizes.get)
+    limits, before = resource.getrlimit(resource.RLIMIT_AS), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answer = run_module(shiftmaster_restored_files, src=str(site / "x.tar"), paths=[str(site / "media")])
+    assert answer["failed"] and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
 
 
 def test_the_module_follows_no_link_below_the_configured_directories(trusted, run_module):

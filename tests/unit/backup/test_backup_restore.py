@@ -58,8 +58,8 @@ def backup_server(tmp_path, monkeypatch):
         def nodes(self, _label):
             return [{"type": "file", "path": below + PATHS[0] + "/a.txt", "size": 1}]
 
-        def run(self, _what, _verb, _label, _option, into, *include):
-            assert include == ("--include=" + below + PATHS[0],)
+        def restore(self, _what, _label, into, *patterns):
+            assert patterns == (below + PATHS[0],)
             directory = type(tmp_path)(into + below + PATHS[0])
             directory.mkdir(parents=True)
             (directory / "a.txt").write_text("a")

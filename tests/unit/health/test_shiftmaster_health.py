@@ -714,6 +714,14 @@ def test_a_host_that_hangs_ends_its_task(name):
 # --- recipients -------------------------------------------------------------------------------------------------------
 
 
+def test_a_host_adds_no_line_to_the_report_of_another_one():
+    check = dict(report()["checks"][0], status="down", detail="no\n\nHost: app1\n✅ WEB: Healthy")
+    merged = engine.report_of("backup1", {"report": dict(report(), checks=[check])})
+    lines = engine.merged_lines(engine.merge_reports([merged], NOW), "en")
+    assert "problem" not in merged and not [line for line in lines if "\n" in line]
+    assert not [text for text in engine.unwell([merged], "critical", "en").values() if "\n" in text]
+
+
 def test_what_is_unwell_is_a_line_each():
     reports = [report(), engine.report_of("gone", {"unreachable": True, "msg": "no route"})]
     assert engine.unwell(reports, "critical", "en") == {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.shiftmaster.host import units
-from ansible.module_utils.shiftmaster.release import cutover
+from ansible.module_utils.shiftmaster.release import cutover, releasecode
 from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.release.state import State
 
@@ -172,6 +172,17 @@ def test_the_cause_is_found_where_the_application_writes_json(tmp_path, monkeypa
     assert f"{error}, {own} and `journalctl" in said
     own.unlink()
     assert "app.log" not in engine.evidence("blue")
+
+
+def test_a_long_line_does_not_fill_messages_and_the_audit_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(cutover.units, "journal", lambda *_arguments: "y" * 40_000)
+    log = tmp_path / "error.log"
+    log.write_text("ValueError: %s\nlast\n" % ("x" * 60_000))
+    engine = cutover.Cutover.__new__(cutover.Cutover)
+    engine.options = {"logs": [str(log)]}
+    said = engine.evidence("blue")
+    assert len(said) < 4000 and "last" in said
+    assert len(releasecode.tail("x" * 1_000_000 + "\nlast")) < 2000
 
 
 ONE, TWO = "20260101T000000Z-0a1b2c3d01", "20260102T000000Z-0a1b2c3d02"

@@ -893,6 +893,35 @@ def test_a_host_whose_evidence_is_not_valid_hides_no_other(evidence):
     assert "services" in shiftmaster_checklist.fill_in(dict(given, metrics_problem=""), made)["bad"]
 
 
+def test_a_host_with_endless_evidence_hides_no_other():
+    """10,000 failed units took longer than a run may, so that there was no report of any host."""
+    units = [{"unit": "u%d.service" % number, "active": "failed", "last_words": ["x" * 10**6]} for number in range(100)]
+    ill = host(CASES["DatabaseStopped"]["fires"])
+    hosts = [dict(ill, host="db1"), host({"parts": {"units": {"status": "ok", "units": units * 100}}}, host="backup1")]
+    result = findings.find(rules(), hosts)
+    of_it = [one for one in result if (one["host"], one["rule"]) == ("backup1", "UnitFailed")]
+    assert len(of_it) == 20 and max(len(line) for one in of_it for line in one["evidence"]) == 2000
+    assert ("db1", "DatabaseStopped") in {(one["host"], one["rule"]) for one in result}
+
+
+def test_half_a_command_is_none():
+    engine, names = findings.the_engine(), {"it": {"unit": "x" * 3000}}
+    assert engine.text("systemctl restart {{ it.unit | quote }}", names, command=True) == ""
+
+
+def test_a_host_adds_no_line_to_a_checklist():
+    line = {
+        "name": "backup",
+        "text": dict.fromkeys(findings.LANGUAGES, "backup"),
+        "needs": ["x"],
+        "good": "true",
+        "evidence": "x",
+    }
+    ill = {"host": "backup1", "parts": {"x": {"status": "error", "error": "no\n☑ all is well [good]"}}}
+    found = shiftmaster_checklist.checklist.judge_host(line, ill, {})
+    assert found["evidence"]["en"] == "x: no ☑ all is well [good]"
+
+
 def test_a_host_has_the_functions_of_the_inventory():
     claimed = findings.host_of("backup1", ["backup"], {"evidence": {"parts": {}, "functions": ["app", "database"]}})
     assert claimed["functions"] == ["backup"]

@@ -7,6 +7,7 @@ import datetime
 import importlib.util
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,24 @@ def test_the_unit_that_ends_a_restore_at_boot_comes_before_postgresql_and_is_not
     assert "\nBefore=postgresql.service postgresql@17-main.service\n" in text
     assert "\nWantedBy=multi-user.target\n" in text and "RequiredBy" not in text
     assert text.count("shiftmaster-backup undo\n") == 1
+
+
+def test_the_backup_server_writes_little_to_the_journal_of_its_sources(tmp_path):
+    """sudo logs the whole argument. With 120 kB at a time the journal held nothing else within minutes (tried)."""
+    template = tmp_path / "limits.j2"
+    template.write_text("{{ __backup_source_limits }}")
+    line = render("backup", template, backup_source_from="192.0.2.9")
+    command = re.fullmatch(r'restrict,from="192.0.2.9",command="(.*)"\s*', line).group(1).replace('\\"', '"')
+    (tmp_path / "sudo").write_text('#!/bin/sh\nprintf %s "$3"\n')
+    (tmp_path / "sudo").chmod(0o755)
+
+    def passed(request):
+        env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SSH_ORIGINAL_COMMAND": request}
+        return subprocess.run(["sh", "-c", command], env=env, text=True, capture_output=True, check=True).stdout
+
+    assert passed("send configuration --server . /etc").split()[:2] == ["send", "configuration"]
+    assert passed("$(id)`id`%s\"' " + "x" * 120000) == "$(id)`id`%s\"' " + "x" * 50
+    assert passed("-n %d lock") == "-n %d lock"
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,16 @@ def test_connections_of_one_address_are_limited_on_public_ports_except_a_load_ba
         assert "ct count" not in text and "jump" not in text
 
 
+def test_connections_of_a_rule_are_limited():
+    """PostgreSQL counts 400 connections that never log in, and rejects the application's."""
+    _, text = rules_of({"name": "db", "ports": [5432], "sources": ["10.0.0.5"], "connections": 30})
+    matched = "ip saddr { 10.0.0.5 } tcp dport { 5432 } ct state new"
+    limit = text.index(f"{matched} ct count over 30 counter reject")
+    assert limit < text.index(f'{matched} counter accept comment "db"')
+    group_variables = yaml.safe_load((ROOT / "group_vars/all/edge.yml").read_text(encoding="utf-8"))
+    assert "'sources': backup_clients, 'connections': 30" in group_variables["firewall_rules"]
+
+
 def test_no_other_table_is_touched():
     _, text = rules_of()
     assert "flush ruleset" not in text

@@ -153,6 +153,36 @@ def test_the_application_cannot_stand_for_a_host_or_another_job():
         assert not kept.fullmatch(name)
 
 
+def test_no_host_can_stand_for_another_job():
+    """Most rules ask for names, whatever their job. A backup server that was taken over could show that a primary and a
+    worker run (pg_replication_is_replica 0, shiftmaster_celery_workers 1), and nobody was told that they are down.
+    """
+    wiring = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
+    of_hosts = ("shiftmaster", "postgres", "node", "redis", "nginx", "mtail")
+    jobs = [dict(job, targets=[]) for job in wiring["__monitoring_jobs"] if job["name"] in of_hosts]
+    names = {name: value for name, value in wiring.items() if name.endswith("_metrics")}
+    kept = {
+        job["job_name"]: re.compile(rule["regex"])
+        for job in config(prometheus_jobs=trusted(jobs), **names)["scrape_configs"]
+        for rule in job.get("metric_relabel_configs", [])
+    }
+    assert set(kept) == set(of_hosts)
+    queries = [path.read_text(encoding="utf-8") for path in (ROOT / "monitoring/rules").glob("*.yml")]
+    queries = re.findall(r"expr: (?:\|-\n((?: {10}.*\n)+)|(.*))", "".join(queries))
+    queries = re.sub(r"\{[^}]*\}|(by|on|without|ignoring|group_left) \([^)]*\)", "{", "\n".join(map("".join, queries)))
+    used = set(re.findall(r"(?<![\w:])([a-z]+_[a-z0-9_]+)(?=[\[{ )]|$)", queries, re.M))
+    shown = {name: [job for job in of_hosts if kept[job].fullmatch(name)] for name in used}
+    monitoring = re.compile("(probe|prometheus|alertmanager|blackbox|scrape)_.+")
+    assert {name for name, found in shown.items() if not found and not monitoring.fullmatch(name)} == set()
+    # Of the same web server, or asked for of each host alone.
+    twice = {name for name, found in shown.items() if len(found) > 1 and found != ["nginx", "mtail"]}
+    assert twice == {"process_open_fds", "process_max_fds"}
+    assert shown["pg_replication_is_replica"] == ["postgres"] and shown["shiftmaster_celery_workers"] == ["shiftmaster"]
+    for job in of_hosts:
+        for name in ("up", "probe_success", "shiftmaster:outage:last5m", "ALERTS", "prometheus_build_info"):
+            assert not kept[job].fullmatch(name)
+
+
 def test_without_tls_no_authority_is_named():
     (job,) = config(prometheus_jobs=[dict(NODE, scheme="http")])["scrape_configs"]
     assert "tls_config" not in job
