@@ -42,9 +42,9 @@ format: bootstrap ## Let ruff format the Python
 	ruff format .
 
 unit: bootstrap ## Unit tests
-	python -m pytest --numprocesses auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-readme: bootstrap ## Write each role's README.md from its meta/argument_specs.yml
+readme: bootstrap ## Write each role's README.md from its argument specification and its defaults
 	python scripts/role_readme.py
 
 alerts: bootstrap ## Write the alert rules and the runbooks from monitoring/

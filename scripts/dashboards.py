@@ -1,9 +1,6 @@
 #!/usr/bin/env python3
 """Writes monitoring/dashboards/{ja,en}/*.json from monitoring/panels/; with --check, lists outdated ones.
 
-With --queries, prints each query as one JSON line, its variables substituted, so that a real Prometheus can be queried
-whether the panel is alive. `queries()` is the same for tests that import this file.
-
 monitoring/panels/<name>.yml is the source of the dashboard shiftmaster-<name>; common.yml holds what all share. Every
 text is {ja, en}, or a string that is the same in both. A dashboard has a title, a description, variables, and rows of
 panels; the first row is open, another one where marked. FIELDS lists the fields of a panel; any other is an error.
@@ -12,7 +9,6 @@ panels; the first row is open, another one where marked. FIELDS lists the fields
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -281,59 +277,7 @@ def text_of(board: dict[str, Any]) -> str:
     return "{\n " + ",\n ".join(entry(*item) for item in board.items()) + "\n}\n"
 
 
-# --- the queries, for whoever runs them -------------------------------------------------------------------------------
-
-SELECTOR = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\{[^{}]*\}")
-VARIABLE = re.compile(r"\$(?:\{(\w+)(?::\w+)?\}|(\w+))")
-# What Grafana fills in itself, for a range of six hours at a scrape interval of 15 s.
-BUILT_IN = {"__rate_interval": "1m", "__interval": "15s", "__range": "1h"}
-
-
-def queries(**values: str) -> list[dict[str, Any]]:
-    """Every query of every panel, annotation and variable, to be executed as it is.
-
-    values: variables by name, where `.*` is not wanted, or `__rate_interval="5m"`.
-    Each has: dashboard, panel (id, or what it is), title, expr, selectors (each vector in it: all of them must have
-    series, since `or vector(0)` and a sum hide that a metric is gone), empty_when_healthy (a reason, mostly empty).
-    """
-    found = []
-    common = load("common", "ja")
-    deploy = common["dashboard"]["annotations"]["list"][1]
-    for name in NAMES:
-        board = load(name, "ja")
-        choices = [common["environment"], *board.get("variables", [])]
-        asked = [
-            (item["id"], item["title"], query["expr"], query.get("empty_when_healthy", ""))
-            for row in board["rows"]
-            for item in row["panels"]
-            for query in item["queries"]
-        ]
-        asked.append(("annotation", deploy["name"], deploy["expr"], "only in the five minutes after a deploy"))
-        for choice in choices:
-            series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", choice["query"]).groups()
-            expr = f"count by ({label}) ({series if '{' in series else series + '{}'})"
-            asked.append((f"variable {choice['name']}", choice["title"], expr, ""))
-        known = {**BUILT_IN, **{choice["name"]: ".*" for choice in choices}, **values}
-        for panel_id, title, expr, empty in asked:
-            final = VARIABLE.sub(lambda match, known=known: known[match[1] or match[2]], expr)
-            found.append(
-                {
-                    "dashboard": f"shiftmaster-{name}",
-                    "panel": panel_id,
-                    "title": title,
-                    "expr": final,
-                    "selectors": sorted(set(SELECTOR.findall(final))),
-                    "empty_when_healthy": empty,
-                }
-            )
-    return found
-
-
 def main() -> int:
-    if "--queries" in sys.argv[1:]:
-        for query in queries():
-            print(json.dumps(query, ensure_ascii=False))
-        return 0
     check = "--check" in sys.argv[1:]
     wanted = {
         DASHBOARDS / language / f"shiftmaster-{name}.json": text_of(model(name, language))

@@ -90,7 +90,7 @@ def render(role: str, specs: dict[str, Any]) -> str:
     lines = [
         f"# Role `{role}`",
         "",
-        "<!-- Written by scripts/role_readme.py from meta/argument_specs.yml: change that, then `make readme`. -->",
+        "<!-- Written by scripts/role_readme.py from meta/argument_specs.yml and defaults/main.yml: `make readme`. -->",
     ]
     for number, (entry, spec) in enumerate(specs["argument_specs"].items()):
         options = spec.get("options") or {}

@@ -7,10 +7,7 @@ never meet, a sum that has lost the label which a text names.
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import alert_tests
 
 LABELS = re.compile(r"\$labels\.(\w+)")

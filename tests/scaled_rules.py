@@ -3,19 +3,15 @@
 With scrapes, evaluations, `for` and ranges divided alike, a range holds as many samples as before, and an alert fires
 and ends after the same number of evaluations: a scenario waits a part of the time for the same steps. Thresholds are
 left as they are, ages in seconds, too. What alerts do after their real durations is tested by promtool
-(scripts/alert_tests.py).
+(tests/alert_tests.py).
 """
 
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
-import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import alert_tests
+import yaml
 
 DURATION = re.compile(r"(?:\d+(?:ms|[smhdwy]))+")
 MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "y": 31_536_000_000}

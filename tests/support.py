@@ -265,7 +265,7 @@ find / -xdev \( $left_out -name operation.lock \) -prune -o \
   | LC_ALL=C sort
 systemctl list-unit-files --no-legend --no-pager | awk '{print $1, $2}'
 systemctl list-units --no-legend --no-pager --plain --type=service --state=active | awk '{print $1}' \
-  | grep -v -e '^user' -e '^run-' -e '^systemd-\(hostname\|locale\|time\)d\.'
+  | grep -v -e '^user' -e '^run-' -e '^systemd-\(hostnamed\|localed\|timedated\)\.'
 nft list ruleset 2>/dev/null | sed 's/packets [0-9]* bytes [0-9]*//'
 """
 

@@ -11,7 +11,7 @@ description:
   - Another alert that is sent at the same time counts, too.
 options:
   url: {description: Alertmanager's address., type: str, required: true}
-  user: {description: User of its page; without one it is asked without authentication., type: str, default: ""}
+  user: {description: User of its page; without one it is queried without authentication., type: str, default: ""}
   password: {description: The user's password., type: str, default: ""}
   ca_file: {description: "Authority of its certificate; without one, those that the host knows.", type: path}
   channels:
@@ -37,7 +37,7 @@ options:
   watchdog_seconds: {description: How long it is from one message of the watchdog to the next., type: int, default: 0}
   timeout_seconds: {description: How long one question may take., type: int, default: 5}
 attributes:
-  check_mode: {description: "Alertmanager is asked, and nothing is sent.", support: full}
+  check_mode: {description: "Alertmanager is queried, and nothing is sent.", support: full}
   diff_mode: {description: A message changes nothing that could be compared., support: none}
 """
 

@@ -31,7 +31,7 @@ options:
       operator: {description: How it is compared., type: str, choices: ["=", "!=", =~, "!~"], default: "="}
       value: {description: With what., type: str, required: true}
   duration_seconds: {description: "When the silence ends by itself, counted from now.", type: int, default: 1800}
-  comment: {description: Why; shown beside the silence. Needed for O(state=present)., type: str, default: ""}
+  comment: {description: Why; shown next to the silence. Needed for O(state=present)., type: str, default: ""}
   run_id:
     description:
       - Name of the run to which the silence belongs. It becomes a part of the comment.

@@ -6,7 +6,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: offsite_repository
-short_description: Prune a repository of restic by the time at which its snapshots arrived, or set aside what came later
+short_description: Prune a repository of restic by the time at which its snapshots arrived, or quarantine later ones
 description:
   - A client that was taken over chooses every date, host and tag inside of its snapshots. C(restic forget) goes by
     these; with dates in the future it removes all good ones. This module goes by the times of the files, which only
@@ -15,35 +15,20 @@ description:
     repository. The server lets its clients replace nothing, so what is left is the repository as it was at that time.
   - Run it as the user of the server, while the server is stopped.
 options:
-  path:
-    description: Directory of the repository.
-    type: path
-    required: true
-  password:
-    description: Password of the repository.
-    type: str
-    required: true
-  received_after:
-    description: A time such as 20261120000000Z; empty prunes.
-    type: str
-    default: ""
-  keep_days:
-    description: Snapshots that arrived within so many days stay.
-    type: int
-    required: true
+  path: {description: Directory of the repository., type: path, required: true}
+  password: {description: Password of the repository., type: str, required: true}
+  received_after: {description: A time such as 20261120000000Z; empty prunes., type: str, default: ""}
+  keep_days: {description: Snapshots that arrived within so many days stay., type: int, required: true}
   keep_months:
     description: >-
       Of each of so many months the first snapshot of files stays. Those of the database hold a repository of its own,
       with all dumps that are kept, so that the newest one is enough.
     type: int
     required: true
-  keep_years:
-    description: And the first of each of so many years.
-    type: int
-    required: true
+  keep_years: {description: And the first of each of so many years., type: int, required: true}
 attributes:
   check_mode:
-    description: Says what would go.
+    description: Reports what would be removed.
     support: full
   diff_mode:
     description: Shows nothing.
@@ -64,7 +49,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 removed:
-  description: Ids of the snapshots that went, or paths that were set aside.
+  description: Ids of the removed snapshots, or quarantined paths.
   type: list
   elements: str
   returned: always
@@ -97,7 +82,7 @@ def arrivals(directory):
 
 
 def going(listed, arrived, now, keep):
-    """Return ids of the snapshots that may go; listed is what restic says, arrived {id: seconds}."""
+    """Return ids of the snapshots that may go; listed is the output of restic, arrived {id: seconds}."""
     kinds = {}
     for snapshot in listed:
         database = "database" in (snapshot.get("tags") or ())
@@ -161,7 +146,7 @@ def main():
             if moved and not module.check_mode:
                 # Each prune writes new indexes in place of the old ones.
                 restic("repair", "index")
-            module.exit_json(changed=bool(moved), removed=moved, msg="%s: %d files set aside" % (path, len(moved)))
+            module.exit_json(changed=bool(moved), removed=moved, msg="%s: %d files quarantined" % (path, len(moved)))
         arrived = arrivals(os.path.join(path, "snapshots"))
         if not module.check_mode:
             # No client is connected, and a lock of one that was killed stays for ever.

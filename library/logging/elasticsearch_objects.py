@@ -74,7 +74,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Nothing changes; an Elasticsearch that does not answer yet is taken as still to come.
+    description: Nothing changes; an Elasticsearch that does not respond yet is taken as still to come.
   diff_mode: {description: A sentence for each change., support: full}
 """
 
@@ -207,7 +207,7 @@ class Instance:
                 wanted = (
                     "green, so that no node may be restarted"
                     if before_restart
-                    else "well with %d of %d nodes" % (self.p["nodes"], self.p["all_nodes"])
+                    else "healthy with %d of %d nodes" % (self.p["nodes"], self.p["all_nodes"])
                 )
                 raise Failed("the cluster is not %s (waited %d s): %s" % (wanted, self.p["timeout_seconds"], what))
             time.sleep(2)

@@ -46,12 +46,11 @@ files:
   elements: str
 """
 
-import grp
 import os
 import re
-import tempfile
 
 from ansible.module_utils.shiftmaster.host import webconfig
+from ansible.module_utils.shiftmaster.host.configuration import FileSet, Rejected, read_text
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,506}\Z")
@@ -89,31 +88,6 @@ def roles_text(users):
     return "".join("%s:%s\n" % (role, ",".join(names)) for role, names in sorted(roles.items()))
 
 
-def read(path):
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return stream.read()
-    except FileNotFoundError:
-        return ""
-
-
-def fits(path, group):
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return False
-    return (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (0, group, 0o640)
-
-
-def write(path, text, group):
-    descriptor, new = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".new-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.chown(new, 0, group)
-    os.chmod(new, 0o640)
-    os.rename(new, path)
-
-
 def main():
     module = QuietModule(
         argument_spec={
@@ -133,29 +107,23 @@ def main():
     strange = [user["name"] for user in p["users"] if not NAME.match(user["name"])]
     if strange:
         module.fail_json(msg="no names of users: %s" % ", ".join(strange))
-    try:
-        group = grp.getgrnam(p["group"]).gr_gid
-    except KeyError:
-        if module.check_mode:
-            module.exit_json(changed=True, files=["the package is not there yet"])
-        module.fail_json(msg="there is no group %s: the package is not installed" % p["group"])
     users, roles = (os.path.join(p["directory"], name) for name in ("users", "users_roles"))
-    before = read(users)
+    files, common = FileSet(module.check_mode), {"owner": "root", "group": p["group"], "mode": "0640"}
     try:
-        wanted = {users: users_text(p["users"], before, p["cost"]), roles: roles_text(p["users"])}
+        before, old_roles = read_text(users), read_text(roles)
+        wanted = users_text(p["users"], before, p["cost"])
+        files.add({"path": users, "content": wanted, **common})
+        files.add({"path": roles, "content": roles_text(p["users"]), **common})
+        files.compare()
+        if not module.check_mode:
+            files.swap()
     except webconfig.PasswordError as error:
         module.fail_json(msg="a password of the file realm: %s" % error)
-    old_roles = read(roles)
-    changed = [path for path, text in wanted.items() if read(path) != text or not fits(path, group)]
-    if not module.check_mode:
-        for path in changed:
-            write(path, wanted[path], group)
-    names = ["".join("%s\n" % name for name in sorted(hashes_of(text))) for text in (before, wanted[users])]
-    module.exit_json(
-        changed=bool(changed),
-        files=changed,
-        diff={"before": names[0] + old_roles, "after": names[1] + wanted[roles]},
-    )
+    except (Rejected, OSError) as error:
+        module.fail_json(msg="the files of the file realm: %s" % error)
+    names = ["".join("%s\n" % name for name in sorted(hashes_of(text))) for text in (before, wanted)]
+    diff = {"before": names[0] + old_roles, "after": names[1] + roles_text(p["users"])}
+    module.exit_json(changed=bool(files.changes), files=list(files.changes), diff=diff)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Nothing changes; a Kibana that does not answer yet is taken as still to come.
+    description: Nothing changes; a Kibana that does not respond yet is taken as still to come.
   diff_mode: {description: A sentence for each object., support: full}
 """
 

@@ -571,7 +571,7 @@ class Operation:
         if not name:
             raise Refused(
                 "there is no older release to go back to: nothing that is still here and not bad served before the one"
-                " that serves; there are: %s. -e to=<version> names one of them" % self.listing()
+                " that is live; there are: %s. -e to=<version> names one of them" % self.listing()
             )
         if self.state.status(name) == "bad":
             raise Refused("release %s is marked bad: %s" % (name, self.state.releases[name].get("reason")))

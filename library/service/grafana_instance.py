@@ -46,7 +46,7 @@ options:
   folder_uid: {description: uid of the folder that holds these dashboards., type: str, default: ""}
   timeout_seconds: {description: How long to wait for the dashboards and the data sources., type: int, default: 60}
 attributes:
-  check_mode: {description: Nothing changes; what does not answer is taken as still to come., support: full}
+  check_mode: {description: Nothing changes; a Grafana that does not respond is taken as still to come., support: full}
   diff_mode: {description: Users and roles; never a password., support: full}
 """
 

@@ -27,7 +27,7 @@ options:
     default: []
     suboptions:
       path: {description: The file's absolute path., type: path, required: true}
-      content: {description: The whole text., type: str, required: true}
+      content: {description: The complete text., type: str, required: true}
       owner: {description: Its user., type: str, default: root}
       group: {description: Its group., type: str, default: root}
       mode: {description: "Its mode in octal, as text.", type: str, default: "0644"}

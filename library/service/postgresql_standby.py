@@ -22,7 +22,7 @@ short_description: Copy the primary again to a standby that cannot follow it any
 description:
   - A primary that was restored goes on from another point than its standbys; none of them can follow.
   - Reads the primary's address from the cluster's configuration (C(primary_conninfo), C(primary_slot_name)), checks
-    whether it answers, stops the standby, copies everything by C(pg_basebackup) and waits until it streams again.
+    whether it responds, stops the standby, copies everything by C(pg_basebackup) and waits until it streams again.
   - The slot went with the old database, so it is made again. What was set by C(ALTER SYSTEM) on the standby becomes
     what it is on the primary.
   - What a copy that failed needs to be made again is kept next to the data until one has succeeded.

@@ -6,7 +6,7 @@ import fnmatch
 
 
 def installed_package(package, lines):
-    """Return what dpkg says of a package: name, version (as apt takes it, * for any) and with (names that come along).
+    """Return name, version (for apt; * for any) and with (names that come along) of a package, from dpkg.
 
     lines: "package want status version" of each package that dpkg knows, as dpkg-query --show prints it. Returned are
     the package and installed (version, empty where it is not there), held, and missing: whether it has to be

@@ -15,7 +15,7 @@ def refused_version(major, installed, version, allow_update=False, one_step=Fals
 
     A configuration is for one major version. A version of another one is never installed with it, nor as the first. An
     update to another major version has to be allowed (one_step: from the one before alone; advice: what to do for it).
-    Nothing goes back to an older version. Epochs are left out. version: empty asks for the newest of the major one.
+    Nothing goes back to an older version. Epochs are left out. version: empty requests the newest of the major one.
     """
     wanted, there = numbers(version) or [int(major)], numbers(installed)
     if wanted[0] != int(major):

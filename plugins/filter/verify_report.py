@@ -9,7 +9,7 @@ def verify_report(hosts, groups):
     """Return what playbooks/verify.yml has found, a line for each check of each host: NOT RUN, PASSED or FAILED.
 
     hosts: hostvars, with what logging_verify and logging_canary have returned. A check that a stub answered is marked.
-    A part that no host is to have, and a host that did not answer, have not run.
+    A part that no host is to have, and a host that did not respond, have not run.
     """
     lines = []
     for part in PARTS:

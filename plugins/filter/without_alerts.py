@@ -8,7 +8,7 @@ import yaml
 def without_alerts(text, names):
     """Return a file of Prometheus' rules without some of its alerts, as it was where it has none of them.
 
-    The rules are written for a whole site. An alert about an absent part always fires where that part is not
+    The rules are written for a complete site. An alert about an absent part always fires where that part is not
     wanted.
     """
     content = yaml.safe_load(text)

@@ -277,7 +277,7 @@ def test_a_value_that_a_playbook_refuses_is_refused(tmp_path):
     assert done.calls == []
 
 
-def test_without_the_collection_it_says_how_to_get_it(tmp_path):
+def test_without_the_collection_it_shows_how_to_get_it(tmp_path):
     done = Awx(tmp_path).run()
     said = " ".join(done.stdout.split())
     assert done.returncode == 2 and "ansible-galaxy collection install -r requirements.yml" in said

@@ -171,7 +171,7 @@ def job(tmp_path, project, inventory):
     return Job(tmp_path, project, inventory)
 
 
-def test_the_health_check_runs_and_says_which_host_is_away(job):
+def test_the_health_check_runs_and_shows_which_host_is_away(job):
     job.variables |= {"health_language": Unsafe("ja"), "health_fail_on": Unsafe("critical"), "health_format": "json"}
     job.run(playbook="playbooks/health.yml")
     assert (job.status, job.code) == ("failed", 4), job.output[-3000:]
@@ -195,7 +195,7 @@ def test_the_health_check_runs_and_says_which_host_is_away(job):
         ("playbooks/restore.yml", "target", "; reboot", "target=; reboot is not of the form"),
     ],
 )
-def test_what_no_survey_offers_is_refused_before_a_host_is_asked(job, playbook, name, value, sentence):
+def test_what_no_survey_offers_is_refused_before_a_host_is_queried(job, playbook, name, value, sentence):
     """By AWX's API a job can be started with other values than the page offers, where a survey is switched off."""
     job.variables[name] = Unsafe(value)
     job.run(playbook=playbook)

@@ -69,7 +69,7 @@ def test_the_console_is_empty(seen):
     assert each(seen, lambda one: one["console"]) == {}
 
 
-def test_nothing_is_asked_but_the_page_itself(seen):
+def test_nothing_is_queried_but_the_page_itself(seen):
     def others(one):
         return [url for url in one["asked"] if not url.endswith(f"/{one['page']}.html") and not url.startswith("data:")]
 

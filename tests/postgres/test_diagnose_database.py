@@ -58,7 +58,7 @@ def test_every_question_is_answered(server):
     assert errors == "" and set(queries) <= set(found)
 
 
-def test_indexes_and_keys_are_judged(server):
+def test_indexes_and_keys_are_evaluated(server):
     found, _errors = asked(server, database.QUERIES)
     assert [sorted(row["indexes"]) for row in found["duplicate_indexes"]] == [["roster_note", "roster_note_again"]]
     assert [(row["table"], row["constraint"]) for row in found["unindexed_keys"]] == [("wish", "wish_roster_fkey")]
@@ -125,7 +125,7 @@ def test_the_root_of_a_lock_tree_is_found_and_literals_are_hidden(server):
             process.wait(30)
 
 
-def test_a_statement_that_reads_a_whole_table_is_named(server):
+def test_a_statement_that_reads_a_complete_table_is_named(server):
     for _number in range(12):
         psql(server, "--command=SELECT count(*) FROM roster WHERE staff = 7")
     slow = [{"query": "SELECT count(*) FROM roster WHERE staff = $1", "mean_ms": 2000.0, "calls": 12}]
@@ -193,7 +193,7 @@ def test_slow_statements_are_those_that_ran_and_in_their_order(statements):
     assert "CREATE ROLE seeded PASSWORD '?'" in text and "seeded-secret" not in text and "row_to_json" not in text
 
 
-def test_statements_are_asked_in_another_database(statements):
+def test_statements_are_queried_in_another_database(statements):
     """Not in the application's own, where its name could lead to a view of the application."""
     queries = database.statements_of("it's")
     assert all("FROM public.pg_stat_statements s" in one and "= 'it''s'" in one for one in queries.values())

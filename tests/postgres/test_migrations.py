@@ -871,7 +871,7 @@ def test_compare_finds_what_migrate_check_does_not(site):
     assert site.run("compare", target=old)["safe_to_rollback"]
 
 
-def test_compare_refuses_behind_a_contract_migration_and_a_lost_file(site):
+def test_compare_refuses_after_a_contract_migration_and_a_lost_file(site):
     old = site.release(1, BASE)
     new = site.release(2, dict(BASE, **{"shifts/0003_drop": migration(DROP_MONTH, "0002_note")}))
     site.run("apply", new, first_deploy=True)

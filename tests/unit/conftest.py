@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socketserver
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,15 +48,34 @@ def compile_once(environment, source, *arguments, **options):
 
 
 AnsibleEnvironment.compile = compile_once
+# How often a server looks whether it was shut down; by default every half a second, and shutdown() waits for that.
+socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One more than processors: half of the time passes while tests wait for a process or a timeout."""
+    return 1 + (os.cpu_count() or 1)
 
 
 @pytest.fixture(autouse=True)
 def without_systemd(monkeypatch):
-    """Root runs a release's code in transient units; the machine of the tests may have no systemd."""
+    """Root runs a release's code in transient units; the machine of the tests may have no systemd.
+
+    And what a release or a restore has on disk is not waited for with all that others write to the machine's disks.
+    """
+    monkeypatch.setattr(os, "sync", lambda: None)
     from ansible.module_utils.shiftmaster.host import units
 
     program = (sys.executable, "-I", "-S", str(ROOT / "tests/fake_systemd_run.py"))
     monkeypatch.setattr(units, "SYSTEMD_RUN", program)
+
+
+@pytest.fixture
+def short_pauses(monkeypatch):
+    """A function that lets modules check twenty times as often for what they wait for."""
+    quick = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(seconds / 20)})
+    return lambda *modules: [monkeypatch.setattr(module, "time", quick) for module in modules]
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ SCHEMA = {
 
 
 class ManifestError(Exception):
-    """A manifest is damaged or not whole; str() is the reason."""
+    """A manifest is damaged or incomplete; str() is the reason."""
 
 
 # --------------------------------------------------------------------------------------------------------------- time

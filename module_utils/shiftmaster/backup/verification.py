@@ -39,7 +39,7 @@ FOUND_SQL = "SELECT 1 FROM ONLY public.canary TABLESAMPLE SYSTEM (100) WHERE for
 # Rows of an unlogged table are in no backup: PostgreSQL itself empties it after a crash.
 # Tables alone are read: the application could put a view in the place of one, and its functions would run with the
 # rights of this login. PostgreSQL samples no view and, by ONLY, no foreign table that inherits; a sample of 100 % holds
-# every row. A name is written as JSON: in it the end of a line is none of an answer.
+# every row. A name is written as JSON: in it the end of a line is none of a response.
 COUNTS_SQL = """
 SELECT to_json(format('%I.%I', schemaname, pg_class.relname))::text AS name, n_tup_ins, n_tup_del,
        (xpath('/row/c/text()', query_to_xml(format('SELECT count(*) AS c FROM ONLY %I.%I TABLESAMPLE SYSTEM (100)',

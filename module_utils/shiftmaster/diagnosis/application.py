@@ -371,7 +371,7 @@ def ask_redis(target, queues, timeout: float) -> dict:
         talk = Conversation(connection, deadline, target)
         values = dict(line.split(":", 1) for line in (talk.say("INFO") or "").splitlines() if ":" in line)
         metrics["info"] = {name: values[name] for name in _INFO if name in values}
-        # Celery keeps a queue of lower priority under its name with a number behind it.
+        # Celery keeps a queue of lower priority under its name with a number after it.
         lengths = {queue: talk.number("LLEN", queue) for queue in queues}
         metrics["queues"] = lengths
         if any(lengths.values()):
@@ -382,7 +382,7 @@ def ask_redis(target, queues, timeout: float) -> dict:
 
 
 class Conversation:
-    """Commands and answers of one logged-in connection; what the user may not do is None."""
+    """Commands and responses of one logged-in connection; what the user may not do is None."""
 
     def __init__(self, connection, deadline, target):
         self._wire = probe._Wire(connection, deadline)

@@ -1,6 +1,6 @@
-"""Evidence of PostgreSQL, asked as its own user over its own socket, in one connection and read-only.
+"""Evidence of PostgreSQL, queried as its own user over its own socket, in one connection and read-only.
 
-The same questions are answered by PostgreSQL 15, 16 and 17. They are also the database report.
+The same queries run on PostgreSQL 15, 16 and 17. They are also the database report.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ QUERIES = {
     "settings": "SELECT name, setting, error FROM pg_file_settings WHERE error IS NOT NULL",
     "prepared": "SELECT count(*) AS count, coalesce(max(extract(epoch FROM now() - prepared))::int, 0) AS oldest FROM pg_prepared_xacts",
     "extensions": "SELECT extname AS name, extversion AS version FROM pg_extension",
-    # Behind a restore or a crash nothing has been counted yet; what the last ANALYZE has found is still there.
+    # After a restore or a crash nothing has been counted yet; what the last ANALYZE has found is still there.
     "tables": """
         SELECT schemaname AS schema, s.relname AS table, pg_total_relation_size(relid) AS bytes,
                pg_indexes_size(relid) AS index_bytes,
@@ -122,8 +122,8 @@ QUERIES = {
         SELECT relname AS table, age(relfrozenxid) AS age, pg_table_size(oid) AS bytes FROM pg_class
         WHERE relkind IN ('r', 'm', 't') AND age(relfrozenxid) > 100000000 ORDER BY age DESC LIMIT 10""",
 }
-# Asked in the database postgres, which knows the statements of all: in the application's, whose schemas are its own, the
-# extension's name could lead to a view of the application at any time. These questions themselves are left out of the answer. A statement's text holds no literals of its own; utility statements do.
+# Queried in the database postgres, which knows the statements of all: in the application's, whose schemas are its own, the
+# extension's name could lead to a view of the application at any time. These queries themselves are left out of the result. A statement's text holds no literals of its own; utility statements do.
 STATEMENTS = {
     "slowest_on_average": """
         SELECT left(query, 600) AS query, calls, round(mean_exec_time::numeric, 1) AS mean_ms,
@@ -155,7 +155,7 @@ _SQL_FIELDS = ("query",)
 
 
 def script(queries: dict) -> list:
-    """Return psql's arguments: each answer is one line, its name before it."""
+    """Return psql's arguments: each result is one line, its name before it."""
     arguments = []
     for name, query in queries.items():
         wrapped = "SELECT '%s' || '%s' || coalesce(json_agg(row_to_json(t)), '[]')::text FROM (%s) t" % (
@@ -180,7 +180,7 @@ def parse(text: str) -> dict:
 
 
 def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
-    """Ask everything in one connection; returns ({name: rows}, errors). Raises ProbeError where there is no server."""
+    """Query everything in one connection; returns ({name: rows}, errors). Raises ProbeError where there is no server."""
     environment = {
         "PGOPTIONS": SAFE_SEARCH_PATH
         + " -c statement_timeout=3s -c lock_timeout=500ms -c default_transaction_read_only=on",
@@ -258,7 +258,7 @@ def summary(answers: dict) -> dict:
     found = dict(answers)
     server = (answers.get("server") or [{}])[0]
     rows = answers.get("connections") or []
-    # Where that one question was not answered, 14 connections are not 1400 % of nothing.
+    # Where that one query failed, 14 connections are not 1400 % of nothing.
     usable = max(1, server["max_connections"] - server.get("reserved", 0)) if "max_connections" in server else None
     count = sum(row["count"] for row in rows)
     found["server"] = server
@@ -285,14 +285,14 @@ def summary(answers: dict) -> dict:
 
 
 def scanning(answers: dict) -> list:
-    """Return the slow statements that name a large table which is mostly read as a whole: an index is missing.
+    """Return the slow statements that name a large table which is mostly read completely: an index is missing.
 
     Of the statements by their average, and of those that run now. A statement that ran a few times (a migration) is long
     past: its numbers stay until somebody resets them.
     """
     broken = {row["table"].split(".")[-1].strip('"'): row["index"] for row in answers.get("invalid_indexes") or []}
     # Each process of a parallel scan counts as one, and reads its part: 0.15. A table that is mostly read by its indexes is
-    # read as a whole now and then, by reports and dumps.
+    # read completely now and then, by reports and dumps.
     scanned = [
         row
         for row in answers.get("tables") or []
@@ -306,7 +306,7 @@ def scanning(answers: dict) -> list:
         if row["state"] == "active" and row["query_seconds"] and not row["blocked_by"]
     ]
     found = {}
-    # One that has only begun says less than its average.
+    # The time of a statement that has just begun is less useful than its average.
     for statement in sorted(running + often, key=lambda one: -one["mean_ms"]):
         if not re.match(r"(?i)\s*(select|update|delete|with)\b", statement["query"]):
             continue
@@ -380,7 +380,7 @@ def clusters(setting) -> dict:
 
 
 def login(setting) -> dict:
-    """Whether the application's own login works, with what its environment says."""
+    """Whether the application's own login works, with the values of its environment."""
     context = checks.Context(setting.environment_file, setting.environment_keys, setting.app_root, setting.user)
     target = checks.postgres_target({}, context)
     where = {"host": target.host, "port": target.port, "database": target.database, "role": target.user}

@@ -129,7 +129,7 @@ def problems(text: str, since: float, limit: int = 8) -> list:
     groups = {}
     latest = since
     for at, lines in entries(text):
-        # A log whose lines bear no time is evaluated as a whole: its end is the newest.
+        # A log whose lines bear no time is evaluated as one: its end is the newest.
         latest = at if at is not None else latest
         if latest < since:
             continue

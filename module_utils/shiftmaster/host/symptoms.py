@@ -93,7 +93,7 @@ def failed_before(page: str, errors: int, total: int, before: dict) -> bool:
 
 
 def goes_on(failed: list) -> bool:
-    """Tell by the requests in order whether errors still occur.
+    """Return, from the requests in order, whether errors still occur.
 
     They have ended where so many requests have succeeded since the last error that at the rate of before, three or
     more of them would have failed.

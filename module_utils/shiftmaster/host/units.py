@@ -67,7 +67,7 @@ def properties(name: str, *names) -> dict:
 
 
 def is_enabled(found: dict) -> bool:
-    """Tell by a unit's properties whether it starts at boot, or needs nothing for that."""
+    """Return, from a unit's properties, whether it starts at boot, or needs nothing for that."""
     return found.get("UnitFileState") in ("enabled", "enabled-runtime", "static", "indirect", "alias")
 
 

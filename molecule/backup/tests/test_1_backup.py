@@ -191,7 +191,7 @@ def test_the_host_is_rebooted_in_the_middle(operations, backups, first):
     backups.run(only="database")
 
 
-def test_the_whole_run_is_killed(backups, first):
+def test_the_entire_run_is_killed(backups, first):
     """By a signal that it cannot see: the unit after it reports it, and the next run works."""
     backups.operations.hold("backup_verification")
     backups.shell("systemctl start --no-block shiftmaster-backup.service")

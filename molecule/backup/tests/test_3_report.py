@@ -99,7 +99,7 @@ def test_a_failed_one_wakes_somebody_and_the_next_good_one_resolves_it(backups, 
     assert "secret-of-the-test" not in backups.log()
 
 
-def test_one_that_was_killed_is_told_by_the_unit_behind_it(backups, first, received):
+def test_one_that_was_killed_is_reported_by_the_unit_after_it(backups, first, received):
     received()
     backups.operations.hold("backup_configuration")
     backups.shell("mkdir -p /run/shiftmaster-backup/requests; echo '{\"only\": \"configuration\"}' > "

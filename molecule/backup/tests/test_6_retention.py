@@ -31,7 +31,7 @@ def test_the_newest_verified_chain_stays_and_what_is_before_it_goes(operations, 
         assert newest in backups.kept() and {one for one in kept if one[-1] in "FDI"} <= backups.kept()
 
 
-def test_too_much_is_said(backups, first):
+def test_too_much_is_reported(backups, first):
     with backups.options(limit_bytes=1000):
         name = backups.shell("date -u +%Y%m%dT%H%M%SZ-limit0").strip()
         backups.ask(name, only="files")

@@ -88,7 +88,7 @@ def test_nobody_else_can_ask_what_watches(operations):
     assert {address for address, port in listening if port in watching} <= {"127.0.0.1", "[::1]"}
 
 
-def test_it_finds_room_beside_the_application(operations, capsys):
+def test_it_finds_room_next_to_the_application(operations, capsys):
     """All of it on one host of 4 GB: Prometheus, Alertmanager and the exporters."""
     found = {unit: int(size) / 2**20 for unit, size in (line.split() for line in operations.shell(PEAKS).splitlines())}
     with capsys.disabled():

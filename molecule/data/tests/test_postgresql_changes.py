@@ -65,7 +65,7 @@ def test_a_value_set_elsewhere_is_reported(apply, sql):
         sql("SELECT pg_reload_conf()")
 
 
-def test_a_setting_of_a_role_that_is_not_asked_for_is_taken_back(converged, sql):
+def test_a_setting_of_a_role_that_is_not_requested_is_taken_back(converged, sql):
     sql("ALTER ROLE shiftmaster SET synchronous_commit = 'remote_apply'")
     assert converged("postgresql").changed == 1
     settings = "SELECT setconfig FROM pg_db_role_setting WHERE setrole = 'shiftmaster'::regrole"

@@ -57,7 +57,7 @@ def test_health_tells_of_news_alone(operations, mails):
     assert health().code == 0 and mails() == []
 
 
-def test_what_no_server_took_is_told_the_next_time(operations, mails):
+def test_what_no_server_took_is_reported_the_next_time(operations, mails):
     nobody = {**mails.options, "notify_smtp_port": 1}
     operations.shell("systemctl stop redis-server")
     try:

@@ -76,7 +76,7 @@ def test_acme_challenges_pass_on_both_ports_and_in_maintenance(edge):
 # --- what the application sees ---------------------------------------------------------------------------------------
 
 
-def test_what_a_client_says_about_itself_is_not_believed(edge):
+def test_what_a_client_says_about_itself_is_not_trusted(edge):
     seen, _ = edge.echo(
         "-H",
         "X-Forwarded-For: 203.0.113.9",

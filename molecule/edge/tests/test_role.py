@@ -30,7 +30,7 @@ def unchanged(edge):
     )
 
 
-def test_everything_in_the_way_is_said_at_once_before_anything_changes(edge, unchanged):
+def test_everything_in_the_way_is_reported_at_once_before_anything_changes(edge, unchanged):
     edge.ok("systemd-run --quiet --collect --unit=other python3 -m http.server 8099 --bind 127.0.0.1; sleep 1")
     done = edge.converge(nginx_tls_certificate_path="/etc/ssl/certs/none.crt", nginx_local_listen=["127.0.0.1:8099"])
     edge.ok("systemctl stop other")
@@ -39,7 +39,7 @@ def test_everything_in_the_way_is_said_at_once_before_anything_changes(edge, unc
     assert "port 8099 is taken by python3" in done.flat
 
 
-def test_a_key_of_another_certificate_is_said(edge, unchanged):
+def test_a_key_of_another_certificate_is_reported(edge, unchanged):
     edge.ok("openssl genrsa -out /etc/ssl/private/other.key 2048")
     done = edge.reconfigure(nginx_tls_key_path="/etc/ssl/private/other.key")
     edge.ok("rm /etc/ssl/private/other.key")
@@ -204,7 +204,7 @@ def test_a_limit_that_leaves_no_room_is_rejected(edge, unchanged):
     assert done.rc != 0 and done.changed == 0 and "nginx_requests_per_address" in done.flat
 
 
-def test_clients_of_a_trusted_proxy_are_told_apart(edge):
+def test_clients_of_a_trusted_proxy_are_distinguished(edge):
     """One proxy in front, from which everything comes: the address that it names is the one that is counted."""
     try:
         done = edge.reconfigure(nginx_trusted_proxies=["127.0.0.3/32"], nginx_requests_per_address=1)

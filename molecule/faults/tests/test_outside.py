@@ -95,7 +95,7 @@ def test_the_state_file_is_gone_or_damaged(operations):
     assert operations.serves(10) == "2.0.0"
 
 
-def test_the_directory_of_the_release_that_serves_is_gone(operations):
+def test_the_directory_of_the_live_release_is_gone(operations):
     version = operations.serves(10)
     operations.shell(f"mv $(readlink -f {APP}/current) /root/gone")
     run = operations.deploy(version, **FAST)

@@ -185,7 +185,7 @@ def test_a_rollback_to_code_whose_migrations_are_gone_is_refused(operations):
     assert operations.serves(10) == "2.0.0" and operations.shell(f"ls {PAGE} 2>/dev/null", check=False) == ""
 
 
-def test_a_first_deploy_that_fails_behind_its_switch(operations):
+def test_a_first_deploy_that_fails_after_its_switch(operations):
     """It has nothing to go back to, so it stays live, and the next run reports that."""
     uninstall(operations)
     operations.hold("watch")

@@ -198,7 +198,7 @@ def test_the_watch_writes_what_the_alerts_ask_for(app):
     assert "shiftmaster_log_canary_success 1\n" in text
 
 
-def test_a_version_that_breaks_under_traffic_is_told_with_its_cause(app):
+def test_a_version_that_breaks_under_traffic_is_reported_with_its_cause(app):
     """By its lines of JSON: gunicorn's own log has none of it."""
     with load(app, "--clients", "8", "--think-seconds", "0.3", seconds=400):
         run = app.deploy("broken-template", shiftmaster_watch_seconds=20)

@@ -80,7 +80,7 @@ def test_a_run_silences_what_it_causes_and_nothing_else(watch, alerting):
 
 
 @pytest.mark.parametrize("case", verifications.REFUSED)
-def test_what_is_refused_leaves_the_old_one_running_and_says_why(alerting, apply, case):
+def test_what_is_refused_leaves_the_old_one_running_and_shows_why(alerting, apply, case):
     verifications.it_is_refused_and_the_old_one_stays(alerting, apply, case)
 
 

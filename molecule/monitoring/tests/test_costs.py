@@ -13,7 +13,7 @@ CPU_SECONDS = (
 )
 
 
-def test_it_finds_room_beside_the_application(hosts, scaled, watch, capsys):
+def test_it_finds_room_next_to_the_application(hosts, scaled, watch, capsys):
     """As if all of it were on one host, which Prometheus, Alertmanager and the exporters are on a small site."""
     found = {}
     for host in (hosts.app, watch):

@@ -80,7 +80,7 @@ def test_a_new_password_for_scrapes_tells_nobody(hosts, watch, alerting, observe
 
 # With and without users who meet it: the first is noticed by its health check, the second when pages are requested.
 @pytest.mark.parametrize(("version", "said"), [("broken-health", "failed"), ("broken-template", "broke under traffic")])
-def test_a_deploy_that_fails_is_told_once(hosts, watch, alerting, observed, version, said):
+def test_a_deploy_that_fails_is_reported_once(hosts, watch, alerting, observed, version, said):
     """By the run itself, from the controller; the earlier version is live, so no alert fires."""
     since, receivers = alerting.now(), Receivers().start()
     if not observed.last:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import fireable
+import panel_queries
 import private_keys
 import pytest
 import service_faults
 import yaml
 from support import ROOT, load, wait_for
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import dashboards
-import fireable
 
 RULES = sorted((ROOT / "monitoring/rules").glob("*.yml"))
 # A name, with its matchers, that is no function, keyword, label list or duration.
@@ -166,7 +163,7 @@ def test_every_series_of_every_rule_is_there(used):
 
 def test_every_query_of_every_panel_has_series(used):
     """And so have all series in it: a sum and `or vector(0)` would hide that one is gone."""
-    panels = dashboards.queries(__rate_interval="2m")
+    panels = panel_queries.queries(__rate_interval="2m")
     asked = {}
     for one in panels:
         for expression in (*one["selectors"], one["expr"]):
@@ -257,7 +254,7 @@ def answers(host, address: str, ports) -> dict:
     asked = [(port, scheme, path) for port in ports for scheme in ("http", "https") for path in PATHS]
     words = " ".join(f"-o /dev/null {scheme}://{address}:{port}{path}" for port, scheme, path in asked)
     said = host.shell(
-        "curl -sk -m 6 --parallel --parallel-immediate --parallel-max 100 "
+        "curl -sk -m 12 --parallel --parallel-immediate --parallel-max 100 "
         f"-w '%{{url}} %{{http_code}} %{{exitcode}}\\n' {words}",
         check=False,
     )

@@ -190,7 +190,7 @@ def test_no_secret_is_in_arguments_logs_or_open_files(running):
     ],
     ids=["rule", "lint", "no secret", "closed secret", "open secret", "label", "no users", "type"],
 )
-def test_what_is_refused_leaves_the_old_one_running_and_says_why(running, extra, said):
+def test_what_is_refused_leaves_the_old_one_running_and_shows_why(running, extra, said):
     files, pid, rules = running.files(), running.pid(), running.rules()
     done = running.configure(**extra)
     assert done.code != 0 and done.says(said), done.output

@@ -113,7 +113,8 @@ script = '''
 id -u; ls /etc; cat /etc/shadow /proc/1/environ; ls -A /home /proc/1/root/; touch /etc/nginx/x /usr/x;
 cat /etc/ssl/private/shiftmaster.key > /dev/null && echo read; cat < /dev/tcp/127.0.0.1/22
 '''
-print(subprocess.run(read.sandbox(paths, ["/usr/bin/bash", "-c", script]), capture_output=True, text=True).stdout)
+words = read.backup_sandbox.words("shiftmaster-backup-test.service", read.PROPERTIES, paths)
+print(subprocess.run([*words, "/usr/bin/bash", "-c", script], capture_output=True, text=True).stdout)
 """
     said = hosts.app.shell("python3 -B -", stdin=program)
     lines = said.split()
@@ -168,7 +169,7 @@ except BackupError as error:
     return json.loads(hosts.backup_server.shell("python3 -B -", stdin=program, timeout=300).splitlines()[-1])
 
 
-def test_a_host_sends_nothing_that_was_not_asked_for(hosts, hostile):
+def test_a_host_sends_nothing_that_was_not_requested(hosts, hostile):
     hostile(
         'case "$1" in paths*) echo \'["/etc/nginx", "/etc/passwd", "/../x", 5]\';; '
         "*) exec rsync --server --sender -logDtpRre.iLsfxCIvu --numeric-ids . /etc/nginx /etc/shadow /root;; esac\n"
@@ -180,13 +181,13 @@ def test_a_host_sends_nothing_that_was_not_asked_for(hosts, hostile):
 
 
 @pytest.mark.parametrize("answer", ["", "null", "{}", "not json", '["/etc/shadow"]'])
-def test_an_answer_that_is_none_fails_the_part(hosts, hostile, answer):
+def test_a_response_that_is_none_fails_the_part(hosts, hostile, answer):
     hostile(f"echo '{answer}'\n")
     assert "failed" in pulled(hosts)
 
 
 @pytest.mark.parametrize("script", ["head -c 300000 /dev/zero | tr '\\0' '['", "exec yes", "exec yes >&2"])
-def test_an_answer_without_end_or_depth_fails_the_part(hosts, hostile, script):
+def test_a_response_without_end_or_depth_fails_the_part(hosts, hostile, script):
     hostile(script + "\n")
     assert "failed" in pulled(hosts)
 

@@ -87,7 +87,7 @@ def test_contract_migration_is_refused_until_it_is_allowed(operations):
     assert operations.serves() == "2.2.0"
 
 
-def test_rollback_behind_a_contract_migration(operations):
+def test_rollback_after_a_contract_migration(operations):
     """Refused with its reason; schema=reverse does it in maintenance mode."""
     refused = operations.rollback()
     assert refused.code == 2 and refused.says("0003_remove_is_night", "schema=reverse"), refused.output[-4000:]

@@ -161,7 +161,7 @@ def test_rollback_over_a_rotation_is_refused(operations, vault):
     assert "bad" not in [entry["status"] for entry in operations.state()["releases"].values()]
 
 
-def test_a_deploy_behind_it_and_its_rollback(operations, vault):
+def test_a_deploy_after_it_and_its_rollback(operations, vault):
     run = operations.deploy("2.1.0", **FAST, **vault.variables)
     assert run.code == 0, run.output[-4000:]
     run = operations.rollback(**vault.variables)

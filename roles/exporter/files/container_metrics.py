@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # Managed by Ansible. Owner: role exporter.
-"""Write what a container engine says of its containers, for node exporter's textfile collector.
+"""Write a container engine's data about its containers, for node exporter's textfile collector.
 
 Docker's own metrics say nothing of a single container. This asks the engine's API (Docker, or Podman's that is like it)
 over its socket, for a bounded time, and replaces one file atomically.

@@ -33,7 +33,7 @@ def changed(change, name=""):
     return json.dumps(data)
 
 
-def test_a_backup_is_read_whole():
+def test_a_backup_is_read_completely():
     backups = stanza("").backups
     assert [backup.label for backup in backups] == [FULL, INCR, DIFF, LAST]
     assert backups[0] == catalogue.Backup(
@@ -57,7 +57,7 @@ def test_a_backup_is_read_whole():
     assert (backups[3].kind, backups[3].prior, backups[3].references) == ("incr", DIFF, (FULL, DIFF))
 
 
-def test_a_stanza_is_read_whole():
+def test_a_stanza_is_read_completely():
     read = stanza("")
     assert (read.name, read.code, read.message, read.busy) == ("shiftmaster", 0, "ok", False)
     assert read.repos == (catalogue.Repo(1, 0, "ok", True),)
@@ -93,7 +93,7 @@ def test_a_reference_that_is_gone_breaks_a_chain_too():
     assert codes(catalogue.stanza_result(broken)) == ["chain_broken"]
 
 
-def test_an_unknown_backup_is_said():
+def test_an_unknown_backup_is_reported():
     with pytest.raises(catalogue.CatalogueError, match="stanza shiftmaster has no backup 20200101-000000F"):
         stanza("").chain("20200101-000000F")
 
@@ -163,7 +163,7 @@ def test_backups_of_a_former_cluster_are_none_of_todays():
     assert codes(catalogue.stanza_result(stanza("upgraded"), SECOND_SYSTEM)) == ["no_backup"]
 
 
-def test_backups_of_each_repository_are_told_apart():
+def test_backups_of_each_repository_are_distinguished():
     read = stanza("two-repositories")
     (offsite,) = read.of(2)
     assert offsite.system_id == SECOND_SYSTEM and offsite.database_id == 1
@@ -198,7 +198,7 @@ def test_the_same_label_in_two_repositories_is_two_backups():
         ('[{"name": "shiftmaster"}]', "not understood"),
     ],
 )
-def test_what_is_no_answer_raises(answer, why):
+def test_what_is_no_response_raises(answer, why):
     with pytest.raises(catalogue.CatalogueError, match=why):
         catalogue.parse(answer)
 

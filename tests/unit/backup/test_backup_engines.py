@@ -264,7 +264,7 @@ def test_a_part_that_this_run_has_not_saved_is_left_alone(host, past, failed, st
     assert problems == [] and (not program or host.called(program) == [])
 
 
-def test_without_files_restic_is_not_asked(host, past):
+def test_without_files_restic_is_not_queried(host, past):
     for part in ("files", "configuration"):
         past.runs[-1]["parts"][part]["result"] = "failed"
     past.prune(host)
@@ -331,7 +331,7 @@ def test_a_dump_that_failed_is_not_counted(host, past):
     assert problems == [] and "r40" in removed and (Path(host.directory) / "logical/r01").exists()
 
 
-def test_what_takes_more_than_it_may_is_told_and_stays(host, past):
+def test_what_takes_more_than_it_may_is_reported_and_stays(host, past):
     (Path(host.directory) / "logical/r00/dump").write_bytes(b"x" * 1000)
     (Path(host.directory) / "logical/r01/dump").write_bytes(b"x" * 500)
     host.options["limit_bytes"] = 1500
@@ -862,7 +862,7 @@ def test_a_segment_of_an_earlier_run_is_not_seen(host, make_log):
 
 
 @pytest.mark.parametrize("line", ["FATAL:  requested timeline 2 is not a child", "2026 [1] PANIC:  could not read"])
-def test_a_server_that_dies_is_said_at_once(host, make_log, clock, line):
+def test_a_server_that_dies_is_reported_at_once(host, make_log, clock, line):
     with pytest.raises(BackupError, match="does not come up.*(timeline 2|could not read)"):
         make_log({}, {3: line}).wait(host, last_segment=wal(9))
     assert clock.passed < 5
@@ -889,7 +889,7 @@ def test_a_database_that_takes_writes_is_waited_for(host, clock):
 
 
 @pytest.mark.parametrize("state", ["failed", "inactive"])
-def test_a_database_that_does_not_come_up_is_said_with_its_last_error(host, site, state):
+def test_a_database_that_does_not_come_up_is_reported_with_its_last_error(host, site, state):
     host.in_recovery, host.state = ["t"], state
     site.log.write_text("LOG:  starting\nFATAL:  could not locate a valid checkpoint\nLOG:  shut down\n")
     with pytest.raises(BackupError, match="does not come up: FATAL:  could not locate"):
@@ -1035,7 +1035,7 @@ def test_what_is_no_table_is_not_taken_out(host, site, scratch, tables, message)
     assert os.listdir(host.directory + "/tables") == [] and host.called("pg_dump") == []
 
 
-def test_a_database_that_does_not_answer_closes_no_segment(host, monkeypatch):
+def test_a_database_that_does_not_respond_closes_no_segment(host, monkeypatch):
     waited = []
     monkeypatch.setattr(backup_restore.verification, "wait_for_segment", lambda *arguments: waited.append(arguments))
     host.fails = [("psql",)]
@@ -1350,7 +1350,7 @@ def media(site, host, tmp_path, monkeypatch):
     return media
 
 
-def test_no_link_below_what_is_saved_is_followed_where_less_was_asked_for(media, tmp_path):
+def test_no_link_below_what_is_saved_is_followed_where_less_was_requested(media, tmp_path):
     """An earlier restore put it there, so root is its owner."""
     (tmp_path / "outside").mkdir()
     (media.media / "sub").symlink_to(tmp_path / "outside")
@@ -1427,7 +1427,7 @@ def test_a_path_that_the_snapshot_lacks_is_refused(media, host):
     assert media.restore(paths=[str(media.media), lost], parts=["files", "configuration"])["restored"] == "2 files"
 
 
-def test_an_owner_that_does_not_exist_is_said_before_anything(media, host):
+def test_an_owner_that_does_not_exist_is_reported_before_anything(media, host):
     with pytest.raises(BackupError, match="no such user.*nobody-here"):
         media.restore(owners={str(media.media): "nobody-here"})
     assert host.words == [] and media.content() == {"a.txt": "today"}
@@ -1440,7 +1440,7 @@ def step(host, what, request):
     return backup_restore.main(host, what, io.StringIO(json.dumps(request)))
 
 
-def test_an_answer_of_a_step_is_json_and_noted(host, received, capsys):
+def test_a_response_of_a_step_is_json_and_noted(host, received, capsys):
     assert step(host, "received", {"id": "r1"}) == 0
     assert json.loads(capsys.readouterr().out)["restored"] == "3 segments"
     assert host.log_lines == ["restore r1, received: 3 segments"]

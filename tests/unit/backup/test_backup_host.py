@@ -49,7 +49,7 @@ def test_hints_do_not_hide_what_is_wrong(host):
         host.run("the work", "sh", "-c", "printf '%s' \"$0\" >&2; exit 82", said)
 
 
-def test_attempts_that_fail_alike_are_said_once(host):
+def test_attempts_that_fail_alike_are_reported_once(host):
     said = "".join(f"Stat(<config/>) returned error, retrying after 1m{n}.5s: Stat: EOF at {n}\n" for n in range(4))
     with pytest.raises(BackupError, match="the work ended with 1: opening; Stat: EOF at 3; given up$"):
         host.run("the work", "sh", "-c", "printf '%s' \"$0\" >&2; exit 1", f"opening\n{said}given up")
@@ -71,7 +71,7 @@ def test_what_follows_from_a_damaged_pack_does_not_hide_it(host):
         )
 
 
-def test_a_command_that_was_killed_or_is_not_there_is_said(host):
+def test_a_command_that_was_killed_or_is_not_there_is_reported(host):
     with pytest.raises(BackupError, match="was killed by signal 9"):
         host.run("the work", "sh", "-c", "kill -9 $$")
     with pytest.raises(BackupError, match="No such file"):

@@ -230,7 +230,7 @@ def test_our_reading_of_the_schema_is_that_of_the_library():
         (lambda one: one.pop("host"), "manifest has no host"),
     ],
 )
-def test_what_is_wrong_is_said(change, complaint):
+def test_what_is_wrong_is_reported(change, complaint):
     manifest = good_run()
     change(manifest)
     assert complaint in manifests.validate(manifest)
@@ -244,7 +244,7 @@ def test_what_is_no_manifest_at_all(value):
 # ------------------------------------------------------------------------------------------------------------ the file
 
 
-def test_a_manifest_is_written_whole_and_for_its_owner_only(tmp_path):
+def test_a_manifest_is_written_completely_and_for_its_owner_only(tmp_path):
     path = str(tmp_path / "run.json")
     os.umask(0)
     try:
@@ -412,7 +412,7 @@ def test_a_run_that_has_not_ended_says_nothing_yet():
     assert manifests.metrics([good_run(), under_way]) == manifests.metrics([good_run()])
 
 
-def test_what_was_not_asked_for_has_not_failed():
+def test_what_was_not_requested_has_not_failed():
     manifest = good_run()
     manifest["parts"]["configuration"] = dict(manifest["parts"]["configuration"], result="skipped")
     assert 'shiftmaster_backup_failed{kind="config"}' not in series(manifests.metrics([manifest]))

@@ -50,7 +50,7 @@ def host(tmp_path, monkeypatch):
     return host
 
 
-def test_nothing_is_asked_and_no_unknown_host_is_believed(host):
+def test_nothing_is_queried_and_no_unknown_host_is_trusted(host):
     command = offsite.ssh_command(host.options["offsite"])
     assert command.endswith(" copies@offsite.example.jp -s sftp") and " -p 2222 " in command
     for word in ("BatchMode=yes", "StrictHostKeyChecking=yes", "UserKnownHostsFile=/etc/known", "-i /etc/offsite.key"):
@@ -145,7 +145,7 @@ def test_nothing_that_is_here_is_replaced(host, tmp_path):
     assert host.calls == [] and len(list(directory.iterdir())) == 1
 
 
-def test_what_is_not_there_is_said(host):
+def test_what_is_not_there_is_reported(host):
     host.answers["snapshots"] = (0, "[]", "")
     with pytest.raises(BackupError, match="no backup of run x"):
         offsite.Offsite(host).fetch("x")

@@ -75,7 +75,7 @@ def test_what_is_damaged_is_no_ground(label):
     assert kind(with_backup(label, error=True)) == ("full", "backup %s holds pages with wrong checksums" % label)
 
 
-def test_a_new_chain_begins_behind_a_gap_in_the_archive():
+def test_a_new_chain_begins_after_a_gap_in_the_archive():
     """Where the archive could not be reached for longer than the limit of the WAL allows, segments were dropped."""
     assert kind(gapped=[FULL, LAST]) == ("full", "WAL is missing after backup %s, so a new chain begins" % LAST)
     assert kind(gapped=[FULL, LAST], wish="incr").kind == "full"
@@ -83,7 +83,7 @@ def test_a_new_chain_begins_behind_a_gap_in_the_archive():
     assert kind(gapped=[FULL]).kind == "incr"
 
 
-def test_what_is_damaged_beside_the_last_chain_does_not_matter():
+def test_what_is_damaged_next_to_the_last_chain_does_not_matter():
     assert kind(verifications={FULL: True, INCR: False}, damaged=[INCR]).kind == "incr"
     assert kind(with_backup(INCR, error=True)).kind == "incr"
 
@@ -194,7 +194,7 @@ def test_a_disk_that_would_be_full_is_refused_before(needed, free, total, good):
     assert plan.room(needed, free, total, "/var/backups").good == good
 
 
-def test_the_refusal_says_how_much_is_missing():
+def test_the_refusal_shows_how_much_is_missing():
     (problem,) = plan.room(3 * GIB, 1 * GIB, 10 * GIB, "/var/backups", "the restore test").problems
     assert problem == (
         "no_room",

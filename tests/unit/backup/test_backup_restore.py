@@ -109,7 +109,7 @@ def test_the_segment_that_is_waited_for_is_closed_and_holds_the_commit_of_its_me
     assert waited == [("000000010000000000000007", 9)]
 
 
-def test_what_is_asked_for_by_name_has_to_be_in_the_backup(backup_server):
+def test_what_is_requested_by_name_has_to_be_in_the_backup(backup_server):
     request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}, "parts": {"files": "as of today"}}
     with pytest.raises(BackupError, match="the backup holds nothing of /srv/nonsense$"):
         restore.files(backup_server, dict(request, paths=[PATHS[0], "/srv/nonsense"]), "files")
@@ -179,7 +179,7 @@ def test_what_a_killed_restore_has_not_finished_gives_way_to_what_was_before(bac
     assert place.words[1][:2] == ("systemctl", "stop")
 
 
-def test_a_database_that_came_up_behind_a_killed_restore_is_kept(backup_server, place):
+def test_a_database_that_came_up_after_a_killed_restore_is_kept(backup_server, place):
     restore._settle(backup_server, str(place.data))
     assert place.says() == "new" and place.aside.exists() and not place.marker.exists()
 
@@ -661,7 +661,7 @@ def test_a_command_that_a_person_shall_type_holds_nothing_else_of_another_host(g
     assert "shiftmaster_version=<version>;" in said and said.endswith("rollback.yml -e to=<release>")
 
 
-def test_who_holds_the_lock_is_said_before_anything_is_changed(backup_server, monkeypatch):
+def test_who_holds_the_lock_is_reported_before_anything_is_changed(backup_server, monkeypatch):
     backup_server.options["lock_wait_seconds"] = 1800
     waits = []
 

@@ -222,7 +222,7 @@ def test_what_went_well(name, command):
         ("expire-only-full", "expire", "no_backup"),
     ],
 )
-def test_what_failed_says_why(name, command, code):
+def test_what_failed_shows_why(name, command, code):
     judged = pgbackrest(name, command)
     assert code in codes(judged)
     assert str(judged).isprintable()
@@ -325,7 +325,7 @@ def test_a_log_that_stops_is_not_good():
 # ----------------------------------------------------------------------------------------------------------- PostgreSQL
 
 
-def test_amcheck_of_what_is_whole():
+def test_amcheck_of_what_is_complete():
     assert results.amcheck(*recorded("amcheck-clean")).good
 
 

@@ -646,7 +646,7 @@ def test_a_gap_is_longer_than_its_limit_and_not_as_long():
     assert codes(decide(items, seen=[NOW - DAY + 1, *before])) == ["gap"]
 
 
-def test_the_oldest_segment_that_stays_is_told_by_all_of_its_number():
+def test_the_oldest_segment_that_stays_is_reported_by_all_of_its_number():
     read = stanza("three-fulls")
     fulls = [one for one in read.backups if one.kind == "full"]
     starts = dict(zip((one.label for one in fulls), ("0000000110000000000000FE", "000000020F00000000000001")))

@@ -102,7 +102,7 @@ def test_a_transaction_is_left_out():
         ("20250101T000000Z-cccccc", "there is no verified backup"),
     ],
 )
-def test_what_cannot_be_reached_is_said(wanted, text):
+def test_what_cannot_be_reached_is_reported(wanted, text):
     with pytest.raises(target.TargetError, match=text):
         choose(wanted)
 
@@ -213,6 +213,6 @@ def test_nothing_else_of_the_backup_server_becomes_an_option_of_pgbackrest(chang
 
 
 @pytest.mark.parametrize("answer", [None, [], "x", {}])
-def test_an_answer_that_is_no_plan_is_rejected(answer):
+def test_a_response_that_is_no_plan_is_rejected(answer):
     with pytest.raises(target.TargetError):
         target.plan_of(answer)

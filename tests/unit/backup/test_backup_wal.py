@@ -139,7 +139,7 @@ def test_histories():
             wal.history_of(text)
 
 
-def test_an_archive_is_read_whole():
+def test_an_archive_is_read_completely():
     found = recorded()
     assert sorted(found.segments)[0] == (1, 1) and sorted(found.segments)[-1] == (2, 0x23)
     assert len(found.segments) == 35 + 3 and found.known == {2} and found.odd == () and found.twice == ()
@@ -155,7 +155,7 @@ def test_one_of_several_directories_can_be_read():
     assert wal.archive(text, HISTORY).twice  # Both have a first segment.
 
 
-def test_partial_and_unknown_files_are_told_apart():
+def test_partial_and_unknown_files_are_distinguished():
     partial = "17-1/0000000100000000/%s.partial-%040x.zst" % (seg(3), 5)
     entry = {"type": "file", "size": 1, "time": 5}
     # The last one is being written: no part of the archive yet.
@@ -365,7 +365,7 @@ def test_the_last_segment_is_found_by_the_histories(names, histories, expected):
     assert wal.last_of(held(names, histories), backup(1)) == expected
 
 
-def test_a_name_or_history_that_is_none_is_told_and_keeps_nothing_from_being_read():
+def test_a_name_or_history_that_is_none_is_reported_and_keeps_nothing_from_being_read():
     found = held([seg(1), "0000000100000000FFFFFFFF"], {2: "x"}, **{"00000002.history": {"type": "file"}})
     assert len(found.segments) == len(found.odd) == 1 and found.histories == {}
     codes = [problem.code for problem in wal.judge(found, [], "17-1").problems]

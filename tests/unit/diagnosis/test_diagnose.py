@@ -415,7 +415,7 @@ def test_pressure_and_numbers():
     assert host.numbers("MemTotal:  16 kB\noom_kill 3\nHugepages: none\n") == {"MemTotal": 16, "oom_kill": 3}
 
 
-def test_kills_of_a_unit_and_of_the_host_are_told_apart():
+def test_kills_of_a_unit_and_of_the_host_are_distinguished():
     text = of_kernel(1800.5, "/system.slice/x.service", 71) + (
         "1801.5 h systemd[1]: shiftmaster-worker@blue.service: A process of this unit has been killed by the OOM killer.\n"
         "1802.5 h kernel: Out of memory: Killed process 72 (postgres) total-vm:1kB\n"
@@ -429,7 +429,7 @@ def test_kills_of_a_unit_and_of_the_host_are_told_apart():
     ]
 
 
-def test_what_systemd_says_of_a_kill_for_the_whole_host_is_no_limit_of_a_unit():
+def test_what_systemd_says_of_a_kill_for_the_entire_host_is_no_limit_of_a_unit():
     text = (
         "1800.5 h kernel: Out of memory: Killed process 72 (gunicorn) total-vm:1kB\n"
         "1801.5 h systemd[1]: shiftmaster-web@blue.service: A process of this unit has been killed by the OOM killer.\n"
@@ -471,7 +471,7 @@ def test_a_unit_that_is_killed_again_and_again_is_one_fault():
         ("190.1 h systemd[1]: leaky.service: Main process exited, code=killed, status=9/KILL\n", ""),
     ],
 )
-def test_a_unit_in_a_container_is_told_by_what_its_own_systemd_says(words, unit):
+def test_a_unit_in_a_container_is_reported_by_what_its_own_systemd_says(words, unit):
     (kill,) = host.parse_kills(of_kernel(101, "/docker/40cd/system.slice/leaky.service", 8) + words)
     assert (kill["name"], kill["unit"]) == ("python3", unit)
 
@@ -485,7 +485,7 @@ def test_the_journal_shows_the_newest_kill_first(monkeypatch):
     ]  # fmt: skip
 
 
-def test_kills_are_told_by_the_kernel_and_systemd_alone(monkeypatch):
+def test_kills_are_reported_by_the_kernel_and_systemd_alone(monkeypatch):
     """Whatever a service prints is in the same journal."""
     printed = "900.0 h celery[7]: Out of memory: Killed process 1 (postgres) total-vm:1kB\n"
 
@@ -561,7 +561,7 @@ def test_logs_with_owner_and_mode(tmp_path):
     assert disk._name(pwd.getpwuid, 4123456789) == "4123456789"
 
 
-def test_headers_of_an_answer_are_shown_but_for_cookies(monkeypatch):
+def test_headers_of_a_response_are_shown_but_for_cookies(monkeypatch):
     headers = {"server": "nginx", "content-type": "application/json", "set-cookie": "sessionid=abc"}
     answer = probe.HttpResult(200, 0.01, "{}", None, "", headers)
     monkeypatch.setattr(probe, "http_get", lambda *_arguments, **_more: answer)
@@ -633,7 +633,7 @@ def test_large_files_and_crowded_directories(tmp_path):
     assert found["crowded"][0] == {"path": str(tmp_path / "a"), "entries": 1102}
 
 
-def test_whole_disks_alone_are_counted():
+def test_complete_disks_alone_are_counted():
     line = "{} 0 {} 10 0 0 40 5 0 0 60 0 700 0"
     text = "\n".join(line.format(8, name) for name in ("sda", "sda1", "nvme0n1", "nvme0n1p2", "loop0", "vda", "dm-0"))
     found = disk.parse_diskstats(text)
@@ -952,13 +952,13 @@ def test_a_broken_configuration_is_said_in_the_words_of_nginx(configured):
         ("listen unix:/run/new.sock;", "/run/new.sock"),
     ],
 )
-def test_nginx_is_not_asked_where_it_would_write(configured, line, made):
+def test_nginx_is_not_queried_where_it_would_write(configured, line, made):
     configured.site.write_text(f"server {{\n  {line}\n}}\n")
     found = network.nginx(configured.setting)["configuration"]
     assert (found["tested"], configured.ran) == (False, []) and made in found["why_not"]
 
 
-def test_nginx_is_not_asked_where_it_would_give_its_directories_away_or_does_not_run(configured):
+def test_nginx_is_not_queried_where_it_would_give_its_directories_away_or_does_not_run(configured):
     main = configured.root / "etc/nginx/nginx.conf"
     text = main.read_text()
     main.write_text(text.replace("user ", "user other-"))
@@ -969,7 +969,7 @@ def test_nginx_is_not_asked_where_it_would_give_its_directories_away_or_does_not
     assert configured.ran == []
 
 
-def test_a_path_that_is_known_only_when_a_page_is_asked_for_is_not_made(configured):
+def test_a_path_that_is_known_only_when_a_page_is_requested_is_not_made(configured):
     configured.site.write_text("access_log /var/log/nginx/$host.log;\n")
     assert network.nginx(configured.setting)["configuration"]["tested"]
 
@@ -1023,7 +1023,7 @@ def test_why_the_server_refuses(message, reason):
     assert database.refusal(message) == reason
 
 
-def test_a_server_that_is_stopped_is_told_from_a_missing_psql(monkeypatch):
+def test_a_server_that_is_stopped_is_distinguished_from_a_missing_psql(monkeypatch):
     stopped = 'psql: error: connection to server on socket "/x" failed: No such file or directory'
     for answer, reason in (
         ((2, "", stopped), "stopped"),
@@ -1229,7 +1229,7 @@ def test_schedulers_and_workers_are_counted_without_their_children(tmp_path):
     assert [one["pid"] for one in found["workers"]] == [20]
 
 
-def test_the_worker_is_asked_only_where_tasks_wait():
+def test_the_worker_is_queried_only_where_tasks_wait():
     assert not suspicions({}) and not suspicions({"redis": {"broker": {"queues_later": {"celery": 0}}}})
     assert suspicions({"redis": {"broker": {"queues": {"celery": 3}, "queues_later": {"celery": 3}}}})
     assert not suspicions({"redis": {"broker": {"queues": {"celery": 9}, "queues_later": {"celery": 3}}}})

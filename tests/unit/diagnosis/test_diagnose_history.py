@@ -82,7 +82,7 @@ def setting(tmp_path):
     return Setting({"prometheus": place, "hours": 6})
 
 
-def test_a_prometheus_that_does_not_answer_is_no_quiet_one(setting, monkeypatch):
+def test_a_prometheus_that_does_not_respond_is_no_quiet_one(setting, monkeypatch):
     def refuse(*_arguments):
         raise PrometheusError("Prometheus at x returns 401")
 

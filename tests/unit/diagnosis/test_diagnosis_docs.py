@@ -90,6 +90,6 @@ def test_both_languages_name_the_same():
     assert english == japanese
 
 
-def test_the_guides_columns_of_indexes_are_asked_for():
+def test_the_guides_columns_of_indexes_are_requested():
     query = database.QUERIES["rarely_used_indexes"]
     assert "idx_tup_read AS entries_read" in query and "idx_tup_fetch AS rows_fetched" in query

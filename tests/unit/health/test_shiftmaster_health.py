@@ -219,7 +219,7 @@ def test_disks_by_space_and_by_inodes():
     assert judged([disk(inodes=None)])["status"] == "healthy"
 
 
-def test_disks_that_do_not_answer_or_became_read_only():
+def test_disks_that_do_not_respond_or_became_read_only():
     assert (
         judged([disk(), {"path": "/nas", "kind": "nfs", "error": "stat did not end", "reason": "timeout"}])["status"]
         == "down"
@@ -825,7 +825,7 @@ def test_wired_checks_use_options_that_exist(check):
         (None, None),
     ],
 )
-def test_deep_health_is_asked_with_the_token_of_the_environment(environment, monkeypatch, tmp_path, text, token):
+def test_deep_health_is_queried_with_the_token_of_the_environment(environment, monkeypatch, tmp_path, text, token):
     """Without it the application hides its parts from everybody but the private socket."""
     asked = http(monkeypatch, 200, '{"status": "healthy", "checks": {}}')
     context = environment(text) if text else Context(str(tmp_path / "none"), app_root=str(tmp_path))
@@ -861,7 +861,7 @@ def test_every_option_of_an_http_check_reaches_the_request(monkeypatch):
     "reason,status",
     [("tls", "unhealthy"), ("certificate", "unhealthy"), ("protocol", "unhealthy"), ("refused", "down")],
 )
-def test_what_gives_no_answer_has_its_status(monkeypatch, reason, status):
+def test_what_gives_no_response_has_its_status(monkeypatch, reason, status):
     http(monkeypatch, None, "", 0.2, "it failed", reason)
     outcome = health_checks.check_http(options("http", url="http://x:81/"), Context())
     assert (outcome.status, outcome.reason, outcome.error) == (
@@ -1032,7 +1032,7 @@ def test_reasons_of_a_release(release, tmp_path_factory):
     assert (release_check(tmp_path).status, release_check(tmp_path).reason) == ("critical", "gone")
 
 
-def test_a_certificate_counts_from_its_first_second_and_what_is_served_is_asked_for(monkeypatch):
+def test_a_certificate_counts_from_its_first_second_and_what_is_served_is_requested(monkeypatch):
     monkeypatch.setattr(probe, "certificate_file", lambda _path: [certificate(300, start=0)])
     query = serve(monkeypatch, certificate(300, start=0))
     wanted = options("certificate", file="/c", url="shift.example", timeout_seconds=3)
@@ -1251,7 +1251,7 @@ def test_units_are_described_where_they_are_named_or_wrong(monkeypatch):
     assert outcome.detail[0].values == {"count": 1} and outcome.data["units"] == []
 
 
-def test_disks_are_asked_for_as_given_and_the_worst_comes_first(monkeypatch):
+def test_disks_are_requested_as_given_and_the_worst_comes_first(monkeypatch):
     query = mock.create_autospec(probe.disk_usage, return_value=[disk("/a", 85), disk("/b", 91, 50), disk("/c", 5, 85)])
     monkeypatch.setattr(probe, "disk_usage", query)
     wanted = options("disk", paths=["/a"], exclude=["/x"], timeout_seconds=3, warning=80, critical=90)

@@ -18,12 +18,12 @@ def request(at, status=200, page="/", own=None):
     [(500, "500", True), (502, "502", False), (503, "", False), (504, "504", False), (500, "502, 500", True),
      (502, "500, 502", False), (200, "200", False), (503, "503", True)],
 )  # fmt: skip
-def test_the_application_is_told_from_the_web_server(status, upstream, own):
+def test_the_application_is_distinguished_from_the_web_server(status, upstream, own):
     line = json.dumps({"msec": 5.0, "status": status, "path": "/x/", "request_time": 1, "upstream_status": upstream})
     assert symptoms.parse(line).by_application == own
 
 
-def test_pages_are_told_apart_without_numbers_and_queries():
+def test_pages_are_distinguished_without_numbers_and_queries():
     lines = [json.dumps({"msec": 5.0, "status": 200, "uri": uri}) for uri in ("/shift/17/?day=3", "/shift/18/", "/")]
     assert symptoms.counts(map(symptoms.parse, lines)) == {"/shift/#/": (2, 0), "/": (1, 0)}
 

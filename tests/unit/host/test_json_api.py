@@ -92,11 +92,11 @@ def test_a_status_that_is_not_fine_is_a_failure(opener):
         api.call("/x")
     assert caught.value.status == 404 and not isinstance(caught.value, NoAnswer)
     opener.response = 200, b"[1]"
-    assert api.call("/x") == [1]
+    assert api.call("/x") == [1] and opener.opened[-1][0].get_method() == "GET"
 
 
 @pytest.mark.parametrize("error", [urllib.error.URLError("refused"), OSError("refused")])
-def test_a_service_that_does_not_respond_is_told_from_one_that_refuses(opener, error):
+def test_a_service_that_does_not_respond_is_distinguished_from_one_that_refuses(opener, error):
     opener.response = error
     with pytest.raises(NoAnswer, match="http://localhost/x: refused") as caught:
         Api("http://localhost").call("/x")

@@ -149,7 +149,7 @@ def test_a_redirect_to_what_is_no_address_is_a_response(leads_to):
     assert result.reason == "protocol" or result.status == (200 if leads_to == "/a" else 302), result
 
 
-def test_a_status_of_500_is_an_answer():
+def test_a_status_of_500_is_a_response():
     with server(answer(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")) as address:
         assert probe.http_get(url(address)).status == 500
 
@@ -470,7 +470,7 @@ def test_a_database_that_refuses(psql, words, reason):
     assert "hunter2" not in str(error.value)
 
 
-def test_words_in_another_language_are_told_apart_by_the_port(psql):
+def test_words_in_another_language_are_distinguished_by_the_port(psql):
     psql("echo 'psql: Fehler' >&2; exit 2")
     with server(silent) as address, pytest.raises(probe.ProbeError) as alive:
         probe.postgres_ping(probe.PostgresTarget("127.0.0.1", str(address[1])))
@@ -611,7 +611,7 @@ HugePages_Total:       0
 """
 
 
-def test_memory_is_judged_by_what_is_available(tmp_path):
+def test_memory_is_evaluated_by_what_is_available(tmp_path):
     (tmp_path / "meminfo").write_text(MEMINFO)
     metrics = probe.memory_usage(str(tmp_path))
     assert metrics["usage_percent"] == 30.0  # `free` would call 950 of 1000 used

@@ -35,7 +35,7 @@ def of_modules(*arguments):
     return ansible_doc("--type", "module", "--module-path", directories, *arguments, *(path.stem for path in MODULES))
 
 
-def test_documentation_is_whole():
+def test_documentation_is_complete():
     documentation = json.loads(of_modules("--json"))
 
     def check(path):

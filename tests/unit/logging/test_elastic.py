@@ -52,7 +52,7 @@ def test_what_was_said_of_an_error_is_one_line():
     assert len(json_api.said({"error": "x" * 1000})) == 300
 
 
-def test_rights_are_judged_in_both_directions():
+def test_rights_are_evaluated_in_both_directions():
     has, has_not = {"a-*": ["create_doc"]}, {"a-*": ["read"], "b": ["create_doc"]}
     assert elasticsearch_objects.merged(has, has_not) == {"a-*": ["create_doc", "read"], "b": ["create_doc"]}
     right = {"index": {"a-*": {"create_doc": True, "read": False}, "b": {"create_doc": False}}}
@@ -215,8 +215,9 @@ class Server:
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch):
+def soon(monkeypatch, short_pauses):
     """Nothing is read late here unless a test requires it."""
+    short_pauses(elasticsearch_objects, kibana_objects, canary)
     for module in (elasticsearch_objects, kibana_objects):
         monkeypatch.setattr(module, "REREAD_SECONDS", 0)
 
@@ -300,7 +301,8 @@ def test_a_cluster_that_is_not_well_is_waited_for(server, run_module):
     server.health = "red"
     answer = run_module(elasticsearch_objects, **given(server))
     assert (
-        answer["failed"] and "the cluster is not well with 1 of 1 nodes (waited 1 s): it is red with 1" in answer["msg"]
+        answer["failed"]
+        and "the cluster is not healthy with 1 of 1 nodes (waited 1 s): it is red with 1" in answer["msg"]
     )
     server.health, server.nodes = "green", 1
     assert run_module(elasticsearch_objects, **given(server, nodes=2, all_nodes=2))["failed"]
@@ -429,7 +431,7 @@ def test_what_is_not_there_has_not_run(run_module):
     assert {check["package"] for check in answer["checks"]} == {"absent"}
 
 
-def test_what_answers_is_judged(server, tmp_path, monkeypatch):
+def test_what_answers_is_evaluated(server, tmp_path, monkeypatch):
     parameters = verify_parameters(server)
     program = tmp_path / "filebeat"
     program.write_text('#!/bin/sh\n[ "$2" = config ] || { echo "dial tcp: refused" >&2; exit 1; }\n')

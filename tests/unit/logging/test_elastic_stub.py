@@ -24,7 +24,7 @@ import logging_verify
 import pytest
 import yaml
 from ansible.module_utils.shiftmaster.host.json_api import Api
-from ansible.module_utils.shiftmaster.logging import log_watch
+from ansible.module_utils.shiftmaster.logging import canary, log_watch
 from ansible.template import trust_as_template
 from rendered import ROOT, masks, render, templar
 
@@ -136,7 +136,7 @@ class Parts:
         output = open(self.directory / f"{name}.out", "a", encoding="utf-8")
         environment = {
             **os.environ,
-            "STAND_IN_REREAD_SECONDS": "1",
+            "STAND_IN_REREAD_SECONDS": "0.2",
             "LOGSTASH_ELASTICSEARCH_PASSWORD": PASSWORDS["writer"],
         }
         child = subprocess.Popen(self.command(name), stdout=output, stderr=output, env=environment)
@@ -174,9 +174,10 @@ def parts(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch):
-    """The stub looks at its files every second, not every five."""
-    monkeypatch.setattr(elasticsearch_objects, "REREAD_SECONDS", 4)
+def soon(monkeypatch, short_pauses):
+    """The stub reads its files of users and roles five times a second."""
+    monkeypatch.setattr(elasticsearch_objects, "REREAD_SECONDS", 10)
+    short_pauses(elasticsearch_objects, kibana_objects, canary)
 
 
 @pytest.fixture
@@ -244,37 +245,41 @@ def test_a_snapshot_repository_is_kept_where_the_site_asks_for_one(parts, run):
     ).template(trust_as_template(kept["repositories"]))
 
 
+@pytest.fixture
+def with_role(parts, run_module, monkeypatch):
+    """A function that runs elasticsearch_objects once Elasticsearch has read another role, and returns its result."""
+
+    def with_role(role, change):
+        path = parts.directory / "elasticsearch/roles.yml"
+        before = path.read_text(encoding="utf-8")
+        roles = yaml.safe_load(before)
+        change(roles[role]["indices"][-1])
+        path.write_text(yaml.safe_dump(roles), encoding="utf-8")
+        # With its next request the stub reads it.
+        time.sleep(0.3)
+        try:
+            with monkeypatch.context() as context:
+                context.setattr(elasticsearch_objects, "REREAD_SECONDS", 0)
+                return run_module(elasticsearch_objects, **elasticsearch_parameters(parts))
+        finally:
+            path.write_text(before, encoding="utf-8")
+
+    return with_role
+
+
 @pytest.mark.parametrize(
     ("role", "change"),
     [("shiftmaster_writer", "read"), ("shiftmaster_writer", "manage"), ("shiftmaster_canary", "create_doc")],
 )
-def test_a_role_with_a_right_too_many_is_found(parts, run_module, role, change):
-    path = parts.directory / "elasticsearch/roles.yml"
-    before = path.read_text(encoding="utf-8")
-    roles = yaml.safe_load(before)
-    roles[role]["indices"][-1]["privileges"].append(change)
-    path.write_text(yaml.safe_dump(roles), encoding="utf-8")
-    # Until it is read again, what was before is what is verified.
-    time.sleep(1.2)
-    try:
-        answer = run_module(elasticsearch_objects, **elasticsearch_parameters(parts))
-        assert answer.get("failed") and f"the user {role} may {change} in logs-shiftmaster" in answer["msg"]
-    finally:
-        path.write_text(before, encoding="utf-8")
+def test_a_role_with_a_right_too_many_is_found(parts, with_role, role, change):
+    answer = with_role(role, lambda rights: rights["privileges"].append(change))
+    assert answer.get("failed") and f"the user {role} may {change} in logs-shiftmaster" in answer["msg"]
 
 
-def test_a_role_that_needs_a_paid_licence_counts_for_nothing(parts, run, run_module):
-    path = parts.directory / "elasticsearch/roles.yml"
-    before = path.read_text(encoding="utf-8")
-    roles = yaml.safe_load(before)
-    roles["shiftmaster_canary"]["indices"][-1]["query"] = '{"term": {"log.logger": "shiftmaster.canary"}}'
-    path.write_text(yaml.safe_dump(roles), encoding="utf-8")
-    time.sleep(1.2)
-    try:
-        answer = run_module(elasticsearch_objects, **elasticsearch_parameters(parts))
-        assert answer.get("failed") and "the user shiftmaster_canary may not read in" in answer["msg"]
-    finally:
-        path.write_text(before, encoding="utf-8")
+def test_a_role_that_needs_a_paid_licence_counts_for_nothing(parts, run, with_role):
+    query = '{"term": {"log.logger": "shiftmaster.canary"}}'
+    answer = with_role("shiftmaster_canary", lambda rights: rights.update(query=query))
+    assert answer.get("failed") and "the user shiftmaster_canary may not read in" in answer["msg"]
     # What was written just now is waited for.
     assert not run(elasticsearch_objects, **elasticsearch_parameters(parts))["changed"]
 
@@ -444,7 +449,7 @@ def test_the_program_of_the_timer_writes_what_node_exporter_reads(parts, tmp_pat
     assert not list((tmp_path / "textfiles").glob("*.new"))
 
 
-def test_what_the_parts_say_is_judged(parts):
+def test_what_the_parts_say_is_evaluated(parts):
     parameters = {
         "elasticsearch_url": parts.url, "elasticsearch_user": "shiftmaster_admin",
         "elasticsearch_password": PASSWORDS["admin"], "ca_file": parts.ca, "timeout_seconds": 20,

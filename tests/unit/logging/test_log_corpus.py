@@ -82,7 +82,7 @@ def test_every_field_of_every_line(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_one_behind_the_other_none_is_lost_or_doubled(name):
+def test_one_after_the_other_none_is_lost_or_doubled(name):
     corpus = load(name)
     cases = [case for case in corpus["cases"] if not case.get("alone")]
     data = "".join(case["lines"] + "\n" for case in cases).encode()

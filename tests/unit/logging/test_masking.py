@@ -116,7 +116,7 @@ def test_the_masks_of_this_repository_have_no_problem():
         ({"pattern": "(?:a|b)(?(1)c)", "replace": "x"}, "mask own: "),
     ],
 )  # fmt: skip
-def test_a_mask_of_a_site_is_judged_before_it_is_used(mask, said):
+def test_a_mask_of_a_site_is_evaluated_before_it_is_used(mask, said):
     found = mask_problems([{"name": "own", **mask}])
     assert any(said in sentence for sentence in found), found
 

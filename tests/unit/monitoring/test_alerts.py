@@ -38,7 +38,7 @@ def module(path, monkeypatch=None):
 
 
 alerts_script = module(ROOT / "scripts/alerts.py")
-tests_script = module(ROOT / "scripts/alert_tests.py")
+tests_script = module(ROOT / "tests/alert_tests.py")
 CATALOGUE = alerts_script.catalogue()
 BY_NAME = {alert["name"]: alert for alert in CATALOGUE}
 needs_promtool = pytest.mark.skipif(
@@ -79,7 +79,7 @@ def test_names_are_unique():
 
 
 @each_alert()
-def test_entry_is_whole(alert):
+def test_entry_is_complete(alert):
     fields = set(alerts_script.FIELDS)
     assert fields - set(alert) - alerts_script.OPTIONAL == set()
     assert set(alert) - fields - {"source"} == set()
@@ -238,7 +238,7 @@ def test_recorded_series_are_those_that_are_used():
     assert {found for found in recorded - used if not found.startswith("slo:")} == set()
 
 
-def test_what_counts_as_an_outage_is_told_by_alerts_that_exist():
+def test_what_counts_as_an_outage_is_reported_by_alerts_that_exist():
     text = (MONITORING / "recordings.yml").read_text(encoding="utf-8")
     names = re.search(r'alertname=~"([^"]+)"', text)[1].split("|")
     assert [name for name in names if BY_NAME[name]["severity"] != "critical"] == []
@@ -564,7 +564,7 @@ def test_a_host_that_reads_a_slot_and_is_down_is_one_message(role):
     assert sent(firing) == [("HostDown", "db2")]
 
 
-def test_a_slot_without_a_reader_is_told_while_a_host_is_down_that_reads_none():
+def test_a_slot_without_a_reader_is_reported_while_a_host_is_down_that_reads_none():
     firing = [
         fired("HostDown", instance="app1", job="blackbox-icmp", role="web,app"),
         fired("ReplicationSlotInactive", instance="db1", slot_name="standby"),

@@ -6,7 +6,6 @@ Whether a query returns series is checked on a real Prometheus by the scenario `
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 import re
@@ -15,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dashboards
+import panel_queries
 import pytest
 import yaml
 
@@ -28,16 +29,7 @@ NAMES = (
 OVERVIEW = "shiftmaster-overview"
 
 
-def the_script():
-    spec = importlib.util.spec_from_file_location("dashboards", ROOT / "scripts" / "dashboards.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["dashboards"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-SCRIPT = the_script()
-QUERIES = SCRIPT.queries()
+QUERIES = panel_queries.queries()
 
 
 def load(path):
@@ -260,10 +252,10 @@ def test_languages_differ_in_their_texts_only(path):
 )
 def test_an_unknown_word_is_an_error(change, message):
     item = {"id": 11, "type": "stat", "title": "a", "description": "b", "queries": [{"expr": "up{}"}]}
-    common = SCRIPT.load("common", "ja")
-    assert SCRIPT.panel(item, common)["id"] == 11
+    common = dashboards.load("common", "ja")
+    assert dashboards.panel(item, common)["id"] == 11
     with pytest.raises((KeyError, ValueError), match=message):
-        SCRIPT.panel({**item, **change}, common)
+        dashboards.panel({**item, **change}, common)
 
 
 def test_only_the_first_row_is_open_and_those_of_the_application_on_the_overview(models):
@@ -454,7 +446,7 @@ def test_queries_name_their_panel_and_leave_no_variable(models):
     assert [query for query in QUERIES if not query["selectors"]] == []
     listed = {(query["dashboard"], query["panel"]) for query in QUERIES if isinstance(query["panel"], int)}
     assert listed == {(uid, panel["id"]) for uid, model in models.items() for panel in panels_of(model)}
-    chosen = SCRIPT.queries(env="production", instance="db1|db2", __rate_interval="5m")
+    chosen = panel_queries.queries(env="production", instance="db1|db2", __rate_interval="5m")
     cpu = next(query for query in chosen if query["dashboard"] == "shiftmaster-host" and query["panel"] == 21)
     assert cpu["selectors"] == ['node_cpu_seconds_total{mode="idle",env=~"production",instance=~"db1|db2"}']
     assert "[5m]" in cpu["expr"]

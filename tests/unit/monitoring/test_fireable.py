@@ -30,7 +30,7 @@ def test_thresholds_are_taken_away(expression, expected):
     assert fireable.without_thresholds(expression) == expected
 
 
-def test_each_branch_is_asked_by_itself():
+def test_each_branch_is_queried_by_itself():
     assert fireable.branches('a{b="c (or d"} > 1 or (e or f) == 0 or g') == ['a{b="c (or d"} > 1', "(e or f) == 0", "g"]
 
 

@@ -27,7 +27,7 @@ class Metrics(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_socket_is_asked_as_nginx_writes_it(tmp_path):
+def test_a_socket_is_queried_as_nginx_writes_it(tmp_path):
     path = tmp_path / "service.sock"
     with Server(str(path), Metrics) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -76,7 +76,7 @@ def server():
     instance.server_close()
 
 
-def test_a_month_is_asked_in_parts_and_computed(server):
+def test_a_month_is_queried_in_parts_and_computed(server):
     given = {"month": "2026-11", "timezone": "Asia/Tokyo", "targets": {}}
     answer = shiftmaster_kpi.compute(given, prometheus.Prometheus(server, "prometheus", "secret"), END + 5, STEP)
     month = answer["metrics"]
@@ -124,7 +124,7 @@ def test_parts_ask_for_every_step_once():
         assert moments == [STEP * number for number in range(length)]
 
 
-def test_a_refusal_and_silence_are_said(server, run_module):
+def test_a_refusal_and_silence_are_reported(server, run_module):
     Server.refuse = True
     with pytest.raises(prometheus.PrometheusError, match="returns 401"):
         prometheus.Prometheus(server).now("up")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import scaled_rules
 import yaml
 
-ROOT = scaled_rules.Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted((ROOT / "monitoring/rules").glob("*.yml"))
 FACTOR = 5
 # As PromQL has them: in brackets, and after `offset`.

@@ -195,7 +195,7 @@ def test_a_beginning_is_nothing_for_pagerduty(tell, receivers):
     assert tell(status="started")["sent"] == ["email", "slack"] and not receivers.record.of("pagerduty")
 
 
-def test_a_channel_that_is_down_is_told_and_hurts_no_other(tell, receivers):
+def test_a_channel_that_is_down_is_reported_and_hurts_no_other(tell, receivers):
     receivers.record.set_down("slack", "refuse", 60)
     result = tell(timeout_seconds=2)
     assert (
@@ -203,7 +203,7 @@ def test_a_channel_that_is_down_is_told_and_hurts_no_other(tell, receivers):
     )
 
 
-def test_a_service_that_is_busy_is_asked_again(tell, receivers):
+def test_a_service_that_is_busy_is_queried_again(tell, receivers):
     receivers.record.set_down("pagerduty", "500", 1)
     assert "pagerduty" in tell()["sent"]
 
@@ -229,12 +229,12 @@ def test_a_certificate_of_nobody_is_not_trusted(tell, receivers):
     assert receivers.record.of() == []
 
 
-def test_a_wrong_password_is_told_without_it(tell, arguments):
+def test_a_wrong_password_is_reported_without_it(tell, arguments):
     result = tell(email={**arguments["email"], "password": "wrong-password-here"})
     assert "535" in result["problems"]["email"] and "wrong-password-here" not in json.dumps(result)
 
 
-def test_a_revoked_webhook_is_told_without_its_address(tell, arguments):
+def test_a_revoked_webhook_is_reported_without_its_address(tell, arguments):
     url = arguments["slack"]["url"].replace(HOOK, "/services/gone-secret")
     result = tell(slack={"url": url})
     assert "404 no_service" in result["problems"]["slack"] and "gone-secret" not in json.dumps(result)
@@ -279,7 +279,7 @@ def test_check_mode_sends_nothing_and_says_what_it_would(tell, receivers):
         ({"links": [{"text": "x", "href": "javascript:1"}]}, {}),
     ],
 )  # fmt: skip
-def test_a_channel_that_is_set_up_wrongly_is_told_and_hurts_no_other(tell, receivers, more, said):
+def test_a_channel_that_is_set_up_wrongly_is_reported_and_hurts_no_other(tell, receivers, more, said):
     result = tell(**more)
     assert result["problems"] == said and not result.get("failed")
     assert result["sent"] == sorted({"slack", "email", "pagerduty"} - set(said))

@@ -96,7 +96,7 @@ def test_what_awx_hands_over_is_what_was_chosen():
                 assert "pattern" not in option or isinstance(read, str)
 
 
-def test_of_several_each_is_judged():
+def test_of_several_each_is_evaluated():
     options = {"secrets": {"choices": ["database", "redis"], "several": True}}
     assert action.refusals(options, {"secrets": "database, redis"}) == []
     assert action.refusals(options, {"secrets": "database,kerberos"}) == [

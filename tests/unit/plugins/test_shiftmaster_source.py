@@ -122,7 +122,7 @@ def test_tag_branch_and_commit_are_resolved_to_the_same_kind_of_answer(look, rep
     assert look("2.0.0")["subject"] == "最初の版"
 
 
-def test_a_tag_wins_over_a_branch_of_the_same_name_and_that_is_said(look, repository):
+def test_a_tag_wins_over_a_branch_of_the_same_name_and_that_is_reported(look, repository):
     found = look("both")
     assert found["revision"] == git(repository, "rev-parse", "main")
     assert found["notes"] == ["both is a tag and also a branch; the tag is taken"]
@@ -231,7 +231,7 @@ def test_whether_something_new_was_fetched(look, repository):
     assert look("main")["fetched"] is True
 
 
-def test_a_whole_commit_that_is_known_needs_no_repository(look, repository, tmp_path):
+def test_a_complete_commit_that_is_known_needs_no_repository(look, repository, tmp_path):
     head = look("main")["revision"]
     repository.rename(tmp_path / "away")
     assert look(head)["revision"] == head
@@ -283,7 +283,7 @@ def test_excluded_files_are_neither_packed_nor_judged(look):
     assert found["archive"] != look("2.1.0", archive=True)["archive"]
 
 
-def test_migrations_are_judged_as_they_are_at_the_revision(look):
+def test_migrations_are_evaluated_as_they_are_at_the_revision(look):
     assert [(one["app"], one["name"], one["class"]) for one in look("2.0.0")["migrations"]] == [
         ("wards", "0001_initial", "expand")
     ]

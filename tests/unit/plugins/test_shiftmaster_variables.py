@@ -129,7 +129,7 @@ def test_nothing_is_wrong_with_what_is_right(problems):
     assert problems["right"] == []
 
 
-def test_everything_wrong_is_said_at_once(problems):
+def test_everything_wrong_is_reported_at_once(problems):
     found = problems["wrong"]
     text = "\n".join(found)
     assert "there is no variable shiftmaster_web_worker (did you mean shiftmaster_web_workers?)" in text
@@ -171,7 +171,7 @@ def test_numbers_out_of_their_range_are_named_in_the_one_list(problems):
     assert len(found) == len(BAD_NUMBERS), found
 
 
-def test_the_form_of_the_syslog_server_is_judged(problems):
+def test_the_form_of_the_syslog_server_is_evaluated(problems):
     def check(number):
         assert any("base_remote_syslog" in one for one in problems[f"bad-syslog{number}"])
 

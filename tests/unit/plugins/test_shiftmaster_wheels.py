@@ -206,7 +206,7 @@ def test_no_address_and_no_path_reaches_the_controllers_pip(collect, directory, 
         collect(files if constraint else {"requirements.txt": line + "\n"})
 
 
-def test_a_source_without_the_file_is_said(collect, directory):
+def test_a_source_without_the_file_is_reported(collect, directory):
     with pytest.raises(wheels.WheelsError, match=r"no file requirements\.txt"):
         collect({"other.txt": ""})
 
@@ -326,7 +326,7 @@ def test_the_machines_own_configuration_adds_no_place(collect, directory, tmp_pa
 
 
 @pytest.mark.parametrize("state", ["absent", "empty", "unnamed"])
-def test_a_directory_without_wheels_is_said(collect, tmp_path, state):
+def test_a_directory_without_wheels_is_reported(collect, tmp_path, state):
     if state == "empty":
         (tmp_path / "wheels").mkdir()
     with pytest.raises(wheels.WheelsError, match="shiftmaster_wheels_dir|cannot be read|holds no wheels"):
@@ -395,7 +395,7 @@ def sdist(directory, name, version, code=""):
     return path
 
 
-def test_an_index_that_does_not_answer_is_said_as_that(collect):
+def test_an_index_that_does_not_respond_is_reported_as_that(collect):
     with pytest.raises(wheels.WheelsError, match="cannot reach its index"):
         collect(
             {"requirements.txt": "alpha\n"}, source="controller",

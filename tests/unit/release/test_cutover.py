@@ -54,7 +54,7 @@ def test_failed_checks_name_part_and_error():
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"checks": 3}', b"[" * 60_000])
-def test_an_answer_in_another_form_says_nothing(body):
+def test_a_response_in_another_form_says_nothing(body):
     assert cutover._failed_checks(body) == "" and cutover._release_in(body) is None
 
 
@@ -243,7 +243,7 @@ def test_whatever_a_release_answers_the_traffic_goes_back_and_what_failed_ends(s
     assert switched.state.transition is None and switched.layout.current() == ONE
 
 
-def test_an_answer_that_breaks_the_recovery_leads_back(switched, monkeypatch):
+def test_a_response_that_breaks_the_recovery_leads_back(switched, monkeypatch):
     def gate(_slot, _target):
         raise KeyError("release")
 

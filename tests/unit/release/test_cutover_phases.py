@@ -410,7 +410,7 @@ def test_an_old_worker_that_does_not_confirm_is_stopped_before_new_code_sends_ta
     assert site.host.done[-2:] == ["cancel " + BLUE, "stop worker@blue"] and len(site.engine.notes) == 1
 
 
-def test_an_old_worker_that_does_not_run_is_not_asked(site):
+def test_an_old_worker_that_does_not_run_is_not_queried(site):
     site.host.states["worker@blue"] = "inactive"
     site.engine.prepare(TWO, "deploy")
     assert "cancel " + BLUE not in site.host.done
@@ -694,7 +694,7 @@ def test_a_worker_may_take_its_time_to_answer(site):
     assert site.host.done.count("ping " + GREEN) == 3
 
 
-def test_a_worker_that_does_not_answer_abandons_the_release(site):
+def test_a_worker_that_does_not_respond_abandons_the_release(site):
     site.host.answers["ping"] = {"alive": False}
     site.host.reach = lambda point: None
     ask = site.engine._ask
@@ -760,7 +760,7 @@ BEHIND = [
 
 
 @pytest.mark.parametrize("step", BEHIND)
-def test_what_fails_behind_the_gate_gives_traffic_and_tasks_back(site, step):
+def test_what_fails_after_the_gate_gives_traffic_and_tasks_back(site, step):
     fails = site.host.fail
 
     def once(*words):
@@ -914,7 +914,7 @@ def test_a_run_that_died_before_its_switch_is_reverted(site, phase):
 
 
 @pytest.mark.parametrize("phase", ["switch", "drain", "handover"])
-def test_a_run_that_died_behind_its_switch_is_finished_with_its_tasks(site, phase):
+def test_a_run_that_died_after_its_switch_is_finished_with_its_tasks(site, phase):
     site.in_phase(phase, active="green")
     said = site.engine.recover()
     assert "healthy: finished" in said and State(site.layout).status(TWO) == "live"
@@ -940,7 +940,7 @@ def test_without_celery_a_run_that_died_is_finished_without_tasks(site):
 
 
 @pytest.mark.parametrize("cause", ["health", "start worker@green", "ping"])
-def test_a_run_that_died_behind_its_switch_and_is_not_healthy_is_reverted(site, cause):
+def test_a_run_that_died_after_its_switch_and_is_not_healthy_is_reverted(site, cause):
     site.in_phase("handover", active="green")
     if cause == "health":
         site.host.health = [refused()]
@@ -1059,7 +1059,7 @@ def test_a_release_is_called_by_its_version(site):
     assert site.engine.called(None) == "release None"
 
 
-def test_a_driver_that_fails_is_said_with_its_release_and_request(site):
+def test_a_driver_that_fails_is_reported_with_its_release_and_request(site):
     site.host.fails = {"canary"}
     with pytest.raises(cutover.CutoverError, match=r"application app of version 2.0 .*\(canary\) failed: no response"):
         site.engine.prepare(TWO, "deploy")

@@ -45,7 +45,7 @@ def test_a_lock_that_cannot_be_read_has_an_unknown_holder_and_is_over(path):
     assert take(path, "one").taken_over == holder
 
 
-def test_who_does_not_wait_is_told_at_once(path, monkeypatch):
+def test_who_does_not_wait_is_reported_at_once(path, monkeypatch):
     take(path, "one")
     monkeypatch.setattr(lock.time, "sleep", lambda _seconds: pytest.fail("it waited"))
     assert not lock.acquire(path, "ops", "two", "deploy", {}).acquired
@@ -227,7 +227,7 @@ class Locked(action.ActionModule):
         return {"acquired": module_args["run_id"] == "one", "holder": {"controller": self.owner}}
 
 
-def test_the_action_names_this_run_and_says_whether_the_owner_lives(run_module):
+def test_the_action_names_this_run_and_shows_whether_the_owner_lives(run_module):
     mine = lock.controller_identity()
     for owner, alive in ((mine, True), (dict(mine, start=1), False), (dict(mine, machine="elsewhere"), None)):
         plugin = SimpleNamespace(ActionModule=type("Case", (Locked,), {"owner": owner}))

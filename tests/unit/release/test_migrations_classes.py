@@ -208,7 +208,7 @@ def test_an_annotation_in_a_string_is_none():
         'migrations.RenameModel("Roster", "Plan")',
     ],
 )
-def test_expand_is_not_believed_where_the_old_code_names_what_goes(operations):
+def test_expand_is_not_trusted_where_the_old_code_names_what_goes(operations):
     record = judge(operations, comment="# shiftmaster: expand")
     assert record["class"] == "contract" and "which is ignored" in "; ".join(record["reasons"])
 
@@ -277,7 +277,7 @@ def test_facts_of_a_migration():
         ('migrations.AlterField("roster", "month", models.CharField(max_length=7, db_index=True))', "blocks writes"),
     ],
 )
-def test_what_locks_a_table_is_told(operations, warning):
+def test_what_locks_a_table_is_reported(operations, warning):
     assert warning in "; ".join(judge(operations)["warnings"])
 
 
@@ -332,7 +332,7 @@ def test_a_squashed_migration_is_not_compared_with_what_came_after_it():
     assert records["0002_squashed"]["class"] == "contract"
 
 
-def test_what_depends_on_a_squashed_migration_comes_behind_what_that_replaces():
+def test_what_depends_on_a_squashed_migration_comes_after_what_that_replaces():
     squashed = text(INITIAL).replace("    operations", "    replaces = [('shifts', '0002_initial')]\n    operations")
     wider = text('migrations.AlterField("roster", "month", models.CharField(max_length=9))', "0002_squashed")
     files = {"0001_wider": wider, "0002_initial": text(INITIAL), "0002_squashed": squashed}
@@ -348,7 +348,7 @@ def test_database_operations_leave_the_state_alone_and_state_operations_change_i
     assert judge(separate % ("", alter % 20, alter % 10))["class"] == "contract"
 
 
-def test_a_set_is_judged_against_code_that_knows_none_of_it():
+def test_a_set_is_evaluated_against_code_that_knows_none_of_it():
     files = {
         "0001_initial": text('migrations.CreateModel("Leave", [])'),
         "0002_day": text('migrations.AddField("leave", "day", models.DateField())', "0001_initial"),
@@ -478,7 +478,7 @@ def test_an_operation_names_what_it_changes_by_place_and_by_keyword(operation, t
 
 
 @pytest.mark.parametrize(("value", "goes"), [("None", True), ('"ward"', False)])
-def test_an_order_that_comes_is_told_from_one_that_goes(value, goes):
+def test_an_order_that_comes_is_distinguished_from_one_that_goes(value, goes):
     """No annotation makes an expand of what the old code still uses."""
     (record,) = judge('migrations.AlterOrderWithRespectTo("roster", %s)' % value)["operations"]
     assert record["firm"] == goes

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import importlib.util
 import io
 import json
 import os
+import pwd
+import re
 import resource
 import shutil
 import stat
@@ -14,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import types
 import zipfile
 from pathlib import Path
 
@@ -132,7 +137,7 @@ def default_build():
     return {name: option["default"] for name, option in options.items()}
 
 
-def test_a_host_that_serves_what_is_asked_for_has_nothing_to_do(pending_changes):
+def test_a_host_that_serves_what_is_requested_has_nothing_to_do(pending_changes):
     assert pending_changes() == []
 
 
@@ -155,7 +160,7 @@ def test_a_query_without_a_revision_does_not_judge(layout, pending_changes, run_
         (lambda state, **_: state.begin(**CUTOVER), "a cutover is under way"),
     ],
 )
-def test_what_a_run_has_to_do_is_told(pending_changes, layout, state, add, change, said):
+def test_what_a_run_has_to_do_is_reported(pending_changes, layout, state, add, change, said):
     change(host=pending_changes, layout=layout, state=state, add=add)
     assert said in pending_changes()
 
@@ -226,6 +231,16 @@ def test_a_list_says_what_is_what(layout, state, add):
     os.makedirs(os.path.join(layout.releases, "mine"))
     serve(layout, ONE)
     listed = releases.describe(layout, state)
+    assert listed[1] == {
+        "name": TWO, "version": "2.1.0", "revision": "2" * 40, "config_sha256": "c", "created": "", "status": "bad",
+        "was_live": True, "reason": "", "since": state.releases[TWO]["since"], "current": False,
+    }  # fmt: skip
+    assert {**listed[2], "name": ""} == {
+        **dict.fromkeys(listed[2], ""),
+        "status": "building",
+        "was_live": False,
+        "current": False,
+    }
     assert [(one["name"], one["version"], one["status"], one["was_live"], one["current"]) for one in listed] == [
         (ONE, "2.0.0", "live", True, True),
         (TWO, "2.1.0", "bad", True, False),
@@ -246,10 +261,47 @@ def test_secrets_are_shown_by_their_hash_only():
     )
     assert "geheim" not in json.dumps(shown)
     assert shown["TZ"] == "Asia/Tokyo" and shown["DJANGO_SECRET_KEY"] == "(empty)"
+    assert shown["MINE"] == "(secret, %s)" % hashlib.sha256(b"geheim").hexdigest()[:8]
     assert shown["DB_PASSWORD"] == shown["MINE"] != releases.masked({"DB_PASSWORD": "other"})["DB_PASSWORD"]
 
 
+def test_what_a_release_holds_is_read_as_far_as_it_is_there(layout, add):
+    add(ONE, version="2.0.0")
+    write(layout.release(ONE), "site/x", "夜勤")
+    assert releases.read_files(layout, ONE, ["site/x", "absent"]) == {"site/x": "夜勤"}
+    assert releases.read_files(layout, None, ["site/x"]) == releases.environment(layout, None) == {}
+    assert releases.environment(layout, ONE) == releases.manifest(layout, TWO) == {}
+    releases.amend_manifest(layout, ONE, applied_when_live=["a.1"])
+    amended = releases.manifest(layout, ONE)
+    assert (amended["version"], amended["applied_when_live"]) == ("2.0.0", ["a.1"])
+    assert stat.S_IMODE(os.stat(os.path.join(layout.release(ONE), "manifest.json")).st_mode) == 0o644
+
+
 # ------------------------------------------------------------------------------------------------------------- pruning
+
+
+@pytest.mark.parametrize(("number", "removed"), [(0, True), (errno.EXDEV, True), (errno.EACCES, False)])
+def test_a_release_is_none_from_the_first_moment_of_its_removal(layout, state, add, monkeypatch, number, removed):
+    """Where an overlay file system cannot rename it, its manifest goes first."""
+    add(ONE)
+    rename, remove, seen = os.rename, releases.safe_files.remove_tree, []
+
+    def renamed(source, target):
+        if number and target.endswith(".removing"):
+            raise OSError(number, "x")
+        rename(source, target)
+
+    def removing(path):
+        seen.append(os.path.exists(os.path.join(layout.release(ONE), "manifest.json")))
+        remove(path)
+
+    monkeypatch.setattr(releases.os, "rename", renamed)
+    monkeypatch.setattr(releases.safe_files, "remove_tree", removing)
+    with contextlib.nullcontext() if removed else pytest.raises(OSError):
+        releases.discard(layout, state, ONE)
+    assert (os.listdir(layout.releases) == []) is removed and (ONE not in state.releases) is removed
+    assert not any(seen)
+    releases.discard(layout, state, TWO)
 
 
 def test_pruning_keeps_the_newest_the_current_and_the_way_back(layout, state, add):
@@ -412,7 +464,7 @@ def test_static_files_are_bounded_before_root_copies_them(tmp_path, monkeypatch,
     """A sparse file costs the application nothing."""
     for name in ("a.js", "b.js"):
         write(str(tmp_path), name, "x")
-    os.truncate(tmp_path / "b.js", 1 << 40 if limit == "STATIC_BYTES" else 1)
+    os.truncate(tmp_path / "b.js", (2 << 30) + 1 if limit == "STATIC_BYTES" else 1)
     monkeypatch.setattr(releases, "STATIC_FILES", 1 if limit == "STATIC_FILES" else 2)
     with limited(256 << 20), pytest.raises(releases.BuildError, match="b.js|a.js"):
         releases.take_static(str(tmp_path))
@@ -503,6 +555,157 @@ def test_a_build_is_complete_and_may_only_be_read(layout, state, spec):
     out = releasecode.ReleaseCode(path, None).run(["python", "-c", "import extra, sys; print(extra.y, sys.prefix)"])
     assert out.stdout.split() == ["2", os.path.join(path, "venv")]
     assert "unpack" in build.timings
+
+
+@pytest.fixture
+def recorded(monkeypatch, tmp_path):
+    """What a build runs, instead of running it: {"commands", "code", "hooks"}, and what its code responds."""
+    found = types.SimpleNamespace(commands=[], code=[], files={}, answer={"tasks": ["t"], "queues": ["q"]}, rc=0)
+
+    def run_as(user, argv, env, cwd=None, stdin=None, timeout=60, nice=False, kind="code", writable=()):
+        found.commands.append((user, argv, env, cwd, timeout, nice, kind, list(writable)))
+        if argv[0] == "tar":
+            top = os.path.dirname(argv[5])
+            found.owners = {name: os.stat(os.path.join(top, name)) for name in os.listdir(top)}
+            for name, text in found.files.items():
+                write(argv[5], name, text)
+        return releasecode.Completed(0, "", "")
+
+    class Code:
+        def __init__(self, path, user):
+            self.user = user
+
+        def manage(self, *arguments, **options):
+            found.code.append((self.user, *arguments, options))
+            return releasecode.Completed(0, "", "")
+
+        def driver(self, *arguments):
+            found.code.append((self.user, *arguments))
+            return found.answer
+
+        def shell(self, command, **options):
+            found.code.append((self.user, command, options))
+            if command == "hang":
+                raise releasecode.ReleaseCodeError("did not end")
+            return releasecode.Completed(found.rc, "out\n", "err\n")
+
+    monkeypatch.setattr(releases, "run_as", run_as)
+    monkeypatch.setattr(releases, "ReleaseCode", Code)
+    monkeypatch.setattr(releases, "_OLD_PIP_CACHE", str(tmp_path / "pip"))
+    (tmp_path / "pip").mkdir()
+    return found
+
+
+@needs_root
+@pytest.mark.parametrize("directory", ["", "/wheels"])
+def test_the_commands_of_a_build_and_what_they_leave(layout, state, spec, recorded, tmp_path, monkeypatch, directory):
+    spec.update(
+        python="/usr/bin/python3", build_user="nobody", user="daemon", requirements_file="requirements.txt",
+        extra_requirements=["x==1"], wheels_dir=directory, pip_environment={"PIP_INDEX_URL": "u"}, check=True,
+        collectstatic=True, celery_application="app",
+    )  # fmt: skip
+    recorded.files["requirements.txt"] = "django\n"
+    logs = tmp_path / "log/builds"
+    logs.mkdir(parents=True)
+    for number in range(35):
+        (logs / ("2025%04d.log" % number)).touch()
+    synced = []
+    monkeypatch.setattr(os, "sync", lambda: synced.append(os.path.exists(os.path.join(build.path, "manifest.json"))))
+    build = releases.Build(layout, state, spec)
+    name, path = build.run(), build.path
+    source, static, python = os.path.join(path, "source"), os.path.join(path, "static"), "/usr/bin/python3"
+
+    def built(*argv, cwd=None, **env):
+        base = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent"}
+        return "nobody", list(argv), {**base, **env}, cwd, 120, True, "build", [source, os.path.join(path, "venv")]
+
+    pip = [python, "-m", "pip", "--python", os.path.join(path, "venv/bin/python"), "install", "--quiet"]
+    env = {
+        "PIP_NO_CACHE_DIR": "1", "PIP_CERT": "/etc/ssl/certs/ca-certificates.crt", "PIP_NO_INPUT": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_PYTHON_VERSION_WARNING": "1",
+    }  # fmt: skip
+    if directory:
+        pip += ["--no-index", "--find-links", "/wheels", "--only-binary", ":all:"]
+        env["PIP_CONFIG_FILE"] = "/dev/null"
+    else:
+        env["PIP_INDEX_URL"] = "u"
+    media = [os.path.join(source, "media"), os.path.join(layout.shared, "media")]
+    compiled = [python, "-I", "-m", "compileall", "-q"]
+    assert recorded.commands == [
+        built("tar", "-x", "-f", "-", "-C", source, "--no-same-owner", "--no-same-permissions"),
+        built(python, "-m", "venv", "--without-pip", os.path.join(path, "venv")),
+        built(*pip, "--requirement", "requirements.txt", cwd=source, **env),
+        built(*pip, "x==1", cwd=source, **env),
+        built(python, "-I", "-c", releases._LINK_DIRECTORIES, *media),
+        built(*compiled, "source", cwd=path),
+        (None, [*compiled, "site"], {"PATH": "/usr/bin:/bin"}, path, 120, False, "code", []),
+    ]
+    options = {"timeout": 120, "nice": True, "writable": (static,)}
+    assert recorded.code == [
+        ("daemon", ["check"], options),
+        ("daemon", ["collectstatic", "--no-input", "-v", "0"], options),
+        ("daemon", celery_driver, {"op": "tasks"}, 120, {"SHIFTMASTER_CELERY_APPLICATION": "app"}),
+    ]
+    owners = {"source": "nobody", "venv": "nobody", "site": "root", "static": "daemon"}
+    assert {one: pwd.getpwuid(entry.st_uid).pw_name for one, entry in recorded.owners.items()} == owners
+    assert {stat.S_IMODE(entry.st_mode) for entry in recorded.owners.values()} == {0o755}
+    assert {os.stat(os.path.join(path, one)).st_uid for one in owners} == {0}
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o755 and not os.path.exists(tmp_path / "pip")
+    manifest = releases.manifest(layout, name)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", manifest.pop("created"))
+    assert manifest == {
+        "format": 1, "release": name, "version": "2.0.0", "revision": spec["revision"], "config_sha256": "c",
+        "requirements_sha256": hashlib.sha256(b"django\n").hexdigest(), "migrations": [], "celery_application": "app",
+        "tasks": ["t"], "queues": ["q"], "who": "w", "run_id": "r",
+    }  # fmt: skip
+    assert stat.S_IMODE(os.stat(os.path.join(path, "manifest.json")).st_mode) == 0o644 and synced == [False]
+    with open(os.path.join(layout.state, "audit.jsonl"), encoding="utf-8") as stream:
+        event = json.loads(stream.read())
+    assert event.pop("time") and event == {
+        "event": "built", "release": name, "version": "2.0.0", "revision": spec["revision"], "run_id": "r", "who": "w"
+    }  # fmt: skip
+    # Of the logs the newest are kept.
+    assert sorted(os.listdir(logs)) == [*("2025%04d.log" % number for number in range(6, 35)), name + ".log"]
+    assert stat.S_IMODE(os.stat(build.log).st_mode) == 0o640
+    assert "== install the requirements (requirements.txt)\n" in Path(build.log).read_text()
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("queues", "tasks", "requirements", "fits"),
+    [(100, 10_000, 4 << 20, True), (101, 1, 1, False), (1, 10_001, 1, False), (1, 1, (4 << 20) + 1, False)],
+)
+def test_what_a_release_says_of_itself_is_bounded(layout, state, spec, recorded, queues, tasks, requirements, fits):
+    spec.update(requirements_file="requirements.txt", celery_application="app")
+    recorded.files["requirements.txt"] = "#" * requirements
+    recorded.answer = {"queues": ["q"] * queues, "tasks": ["t"] * tasks}
+    build = releases.Build(layout, state, spec)
+    with contextlib.nullcontext() if fits else pytest.raises(releases.BuildError):
+        build.run()
+    assert bool(layout.names()) is fits
+
+
+def test_hooks_run_in_order_each_as_its_user_in_its_sandbox(recorded):
+    hooks = [
+        {"name": "one", "phase": "p", "command": "a"},
+        {"name": "other", "phase": "q", "command": "b"},
+        {"name": "root's", "phase": "p", "command": "c", "user": "root", "timeout_seconds": 7},
+    ]
+    outputs = releases.run_hooks("/r", hooks, "p", "app", "build", ["/w"])
+    path = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    assert outputs == [{"name": "one", "output": "out\nerr"}, {"name": "root's", "output": "out\nerr"}]
+    assert recorded.code == [
+        ("app", "a", {"timeout": 300, "extra_env": {}, "kind": "build", "writable": ["/w"]}),
+        ("root", "c", {"timeout": 7, "extra_env": path, "kind": "hook", "writable": ()}),
+    ]
+    releases.run_hooks("/r", hooks[:1], "p", "app")
+    assert recorded.code[2][2] == {"timeout": 300, "extra_env": {}, "kind": "code", "writable": ()}
+    hooks[0]["command"] = "hang"
+    with pytest.raises(releases.BuildError, match=r"hook one \(p\): did not end"):
+        releases.run_hooks("/r", hooks, "p", "app")
+    recorded.rc = 1
+    with pytest.raises(releases.BuildError, match=r"hook other \(q\) ended with code 1:\nerr"):
+        releases.run_hooks("/r", hooks, "q", "app")
 
 
 def small_wheel(directory, name, version):
@@ -611,9 +814,9 @@ def test_code_and_output_of_a_command(code):
     assert done == (7, "DB_", "err\n")
 
 
-def test_of_a_gigabyte_of_output_the_beginning_and_the_end_are_kept(code):
+def test_of_much_output_the_beginning_and_the_end_are_kept(code):
     """It would otherwise be in root's memory, twice."""
-    script = "echo first; head -c 1073741824 /dev/zero; echo last; echo last >&2"
+    script = "echo first; head -c 134217728 /dev/zero; echo last; echo last >&2"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     done = code.run(["/bin/sh", "-c", script], timeout=300)
     assert done.stdout.startswith("first\n") and done.stdout.endswith("last\n") and done.stderr == "last\n"
@@ -635,7 +838,7 @@ def test_of_a_gigabyte_of_output_the_beginning_and_the_end_are_kept(code):
         "'{\"alive\": true, \"x\": \"' + 'x' * 9000000 + '\"}'",
     ],
 )
-def test_an_answer_of_another_form_or_size_is_an_error(code, driver, text):
+def test_a_response_of_another_form_or_size_is_an_error(code, driver, text):
     with pytest.raises(releasecode.ReleaseCodeError):
         code.driver(driver, {"op": "raw", "text": text})
 
@@ -687,8 +890,10 @@ def test_a_command_that_hangs_is_killed_with_its_children(code, tmp_path):
     raise AssertionError("the child lives")
 
 
-def test_a_process_that_left_the_group_does_not_keep_a_command_from_ending(code):
+def test_a_process_that_left_the_group_does_not_keep_a_command_from_ending(code, monkeypatch):
     """It holds the pipes open for longer than the command may take."""
+    join = releasecode.Output.join
+    monkeypatch.setattr(releasecode.Output, "join", lambda output, seconds: join(output, seconds / 20))
     daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(30)\nelse:\n    time.sleep(30)"
     began = time.monotonic()
     with pytest.raises(releasecode.ReleaseCodeError, match="did not end within 1 seconds"):

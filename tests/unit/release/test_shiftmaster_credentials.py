@@ -100,7 +100,7 @@ def test_only_a_refusal_is_one(monkeypatch, reason, expected):
     assert credentials.refused({"CACHE_URL": ENVIRONMENT["CACHE_URL"]}, context, 1) == expected
 
 
-def test_a_login_that_nobody_answers_is_no_answer(monkeypatch):
+def test_a_login_that_nobody_answers_is_no_response(monkeypatch):
     def ping(_target, _timeout):
         raise probe.ProbeError("down", "refused", "nobody there")
 
@@ -111,7 +111,7 @@ def test_a_login_that_nobody_answers_is_no_answer(monkeypatch):
 
 
 @pytest.mark.parametrize("authority", ["", "/etc/ssl/shiftmaster/ca.crt"])
-def test_a_server_of_another_host_is_asked_by_verified_tls(monkeypatch, authority):
+def test_a_server_of_another_host_is_queried_by_verified_tls(monkeypatch, authority):
     asked = []
     monkeypatch.setattr(probe, "redis_ping", lambda target, _timeout: asked.append(target))
     monkeypatch.setattr(probe, "postgres_ping", lambda target, _timeout: asked.append(target))

@@ -216,7 +216,7 @@ def test_slow_answers_are_a_breach(site):
     assert "95th percentile" in result.breach and result.p95_ms == 5000
 
 
-def test_a_server_that_does_not_answer_is_an_error_though_nothing_is_logged(site):
+def test_a_server_that_does_not_respond_is_an_error_though_nothing_is_logged(site):
     result = watch.watch(dict(site.options, target="unix:/nowhere/web.sock", seconds=20))
     assert "got a 5xx response" in result.breach and "/: 5 of 5, in the version before 0 of 50" in result.breach
     assert result.errors == result.requests >= 10

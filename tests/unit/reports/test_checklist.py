@@ -335,7 +335,7 @@ def test_lines_of_functions_that_nobody_has_are_left_out():
 
 
 @pytest.mark.parametrize("period", checklist.PERIODS)
-def test_lines_are_whole(period):
+def test_lines_are_complete(period):
     names = [line["name"] for line in LINES[period]]
     assert len(names) == len(set(names))
     for line in LINES[period]:
@@ -447,7 +447,7 @@ def test_why_there_are_no_metrics_is_on_the_page_and_in_the_data(run_module, pro
     assert "metrics_problem" not in daily["checklist"]
 
 
-def test_why_there_are_no_metrics_is_said(run_module):
+def test_why_there_are_no_metrics_is_reported(run_module):
     results = [{"host": "one", "functions": ["app"], "result": {"evidence": host()}}]
     answer = run_module(
         shiftmaster_checklist,
@@ -474,7 +474,7 @@ def test_failed_logins_are_counted_by_source():
     assert found == {"failed": 3, "sources": [{"address": "192.0.2.9", "count": 2}]}
 
 
-def test_security_updates_are_told_from_others():
+def test_security_updates_are_distinguished_from_others():
     text = (
         "Inst openssl [3.5.1-1] (3.5.1-1+deb13u2 Debian-Security:13/stable-security [amd64])\n"
         "Inst vim [2:9.1] (2:9.2 Debian:13.2/stable [amd64])\nConf openssl (3.5.1 Debian-Security:13 [amd64])\n"

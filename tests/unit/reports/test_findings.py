@@ -149,7 +149,7 @@ def test_what_is_said_to_do_gives_the_rights(obstacle, fix):
         ("refusal", 'FATAL: role "shiftmaster_a" is not permitted to log in', "not permitted to log in"),
     ],
 )
-def test_a_login_that_the_database_alone_refuses_is_said_as_it_says_it(reason, message, words):
+def test_a_login_that_the_database_alone_refuses_is_reported_as_it_says_it(reason, message, words):
     login = {"works": False, "reason": reason, "message": message}
     first = found(host({"parts": {"login": login, "http": {"socket": {"status": 503}}}}))[0]
     assert first["rule"] == "DatabaseLoginFails" and words in first["cause"]["en"] and "pg_roles" in first["fix"][0]
@@ -257,7 +257,7 @@ def test_rule_is_silent_near_its_fault(name):
 
 
 @offenders.each(CASES)
-def test_finding_is_whole_in_both_languages(name):
+def test_finding_is_complete_in_both_languages(name):
     finding = next(one for one in of_case(name) if one["rule"] == name)
     for field in ("title", "cause"):
         for language in ("en", "ja"):
@@ -275,7 +275,7 @@ FIELDS = {
 
 
 @offenders.each(rules(), lambda rule: rule["name"])
-def test_rule_is_whole(rule):
+def test_rule_is_complete(rule):
     assert set(rule) <= FIELDS and {"name", "component", "severity", "when", "title", "cause"} <= set(rule)
     assert rule["severity"] in findings.SEVERITIES and rule["component"] in findings.DEPTH
     assert set(rule.get("areas", [])) <= {"app", "db", "cpu", "memory", "disk", "network"}
@@ -493,7 +493,7 @@ def test_a_fault_of_one_application_host_explains_nothing_of_another():
     }
 
 
-def test_a_symptom_without_a_cause_comes_behind_causes_of_its_weight():
+def test_a_symptom_without_a_cause_comes_after_causes_of_its_weight():
     result = found(*ill(app1={"http": {"socket": {"status": 500}}}, app2=CASES["InodesGone"]["fires"]["parts"]))
     assert names(result) == ["InodesGone", "ApplicationErrors"]
 
@@ -678,7 +678,7 @@ def test_the_receiver_of_the_backup_is_no_standby():
     assert names(result) == ["ReplicationLost"] and "1 of 1" in result[0]["title"]["en"]
 
 
-def test_connections_that_are_used_up_are_seen_without_an_answer():
+def test_connections_that_are_used_up_are_seen_without_a_response():
     for name, patch in (
         ("DatabaseConnectionsExhausted", {"database": None, "login": {"works": False, "reason": "connections"}}),
         ("DatabaseConnectionsExhausted", {"database": {"status": "failed", "reason": "connections", "use": None}}),

@@ -89,7 +89,7 @@ def test_an_unreachable_host_is_in_the_report():
         ("ja", r"確認できなかった項目があります: (database, firewall|firewall, database)。"),
     ],
 )
-def test_what_could_not_be_looked_at_is_said_in_the_headline(language, words):
+def test_what_could_not_be_looked_at_is_reported_in_the_headline(language, words):
     """Whoever reads no further must not take for well what nobody saw."""
     blind = {name: {"status": "failed", "error": f"no response of {name}"} for name in ("database", "firewall")}
     given = parameters({"parts": blind}, directory="/x", language=language)
@@ -215,7 +215,7 @@ def test_line_chart_writes_its_largest_value():
     ("value", "shown"),
     [(0, "0"), (0.12345, "0.123"), (5, "5"), (619, "619"), (1234, "1234"), (172800, "173k"), (5169600, "5.17M")],
 )
-def test_numbers_have_room_beside_their_axis(value, shown):
+def test_numbers_have_room_next_to_their_axis(value, shown):
     assert findings_report.short(value) == shown and len(shown) <= 5
 
 

@@ -237,7 +237,7 @@ def test_nothing_refused_is_in_use(pattern):
     assert [relative(path) for path in paths if re.search(pattern, text_of(path), re.M)] == [], REFUSED[pattern]
 
 
-def test_a_rule_that_is_switched_off_says_why():
+def test_a_rule_that_is_switched_off_shows_why():
     """`# noqa: rule` stands next to a comment of its own, on its line or on the one above."""
     silent = []
     for path in files("roles/*.yml", "playbooks/*.yml", "molecule/*.yml"):

@@ -217,7 +217,7 @@ def test_a_step_without_a_recorded_duration_is_named():
     assert run_tests.time_left([step("a", None), step("b", 60)], {}) == (60, ["a"])
 
 
-def test_which_tests_failed_is_said_at_the_end(clone, capsys):
+def test_which_tests_failed_is_reported_at_the_end(clone, capsys):
     step = run_tests.Step(
         "bad", run="echo 'FAILED tests/test_it.py::test_one - assert 1 == 2'; echo 'ERROR    Executed'; false"
     )
@@ -305,15 +305,15 @@ def test_a_scenario_that_is_not_listed_begins_with_the_host_that_it_wants():
 
 
 @pytest.mark.parametrize(
-    ("load", "alone", "most"),
-    [(0.5, False, 3), (2.5, False, 2), (0.5, True, 1)],
+    ("load", "alone", "most", "seconds"),
+    [(0.5, False, 3, 1.5), (2.5, False, 2, 0.5), (0.5, True, 1, 0.3)],
     ids=["processors idle", "processors busy", "alone"],
 )
-def test_a_third_one_runs_where_two_leave_room(clone, monkeypatch, load, alone, most):
+def test_a_third_one_runs_where_two_leave_room(clone, monkeypatch, load, alone, most, seconds):
     monkeypatch.setattr(run_tests, "SETTLED_SECONDS", 0.2)
     monkeypatch.setattr(run_tests.os, "getloadavg", lambda: (load, 0, 0))
     monkeypatch.setattr(run_tests.os, "cpu_count", lambda: 2)
-    steps = [run_tests.Step(name, run="sleep 1.5", alone=alone) for name in "abcd"]
+    steps = [run_tests.Step(name, run=f"sleep {seconds}", alone=alone) for name in "abcd"]
     runner, running = run_tests.Runner(steps), []
     start = runner.start
     monkeypatch.setattr(runner, "start", lambda step: (start(step), running.append(len(runner.running))))

@@ -68,7 +68,7 @@ def engine(tmp_path):
 
         path = str(tmp_path / "engine.sock")
         server = Engine(path, Handler)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         started.append(server)
         return path, asked
 

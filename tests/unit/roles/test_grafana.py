@@ -259,7 +259,7 @@ def grafana(tmp_path, monkeypatch):
     monkeypatch.setattr(STAND_IN.Handler, "log_message", lambda *_: None)
     STAND_IN.Handler.grafana = server = STAND_IN.Grafana(str(tmp_path / "grafana.ini"))
     http = ThreadingHTTPServer(("127.0.0.1", 0), STAND_IN.Handler)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(target=http.serve_forever)
     thread.start()
     server.url, server.boards = f"http://127.0.0.1:{http.server_port}", boards
     yield server
@@ -356,7 +356,7 @@ def test_one_that_was_provisioned_before_must_go_and_one_made_by_hand_stays(graf
     assert "dashboard one is not the provisioned one" in keep()["msg"]
 
 
-def test_a_data_source_that_does_not_answer_is_a_failure(grafana, keep):
+def test_a_data_source_that_does_not_respond_is_a_failure(grafana, keep):
     assert "data source none is unhealthy (404" in keep(data_sources=["none"])["msg"]
     grafana.sources["p"] = {"url": "http://127.0.0.1:9"}
     assert "data source p is unhealthy (400" in keep(data_sources=["p"])["msg"]

@@ -249,7 +249,7 @@ def test_hosts_alerts_tags_and_modes_that_there_are_not(tmp_path, given, sentenc
     assert [sentence in one for one in problems["topology_rules"]] == ([True] if sentence else [])
 
 
-def test_a_new_password_for_scrapes_is_valid_beside_the_old_one(tmp_path):
+def test_a_new_password_for_scrapes_is_valid_next_to_the_old_one(tmp_path):
     (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database monitoring".split()))
     old, asked = {"name": "prometheus", "password": "old"}, ("exporter_users", "nginx_metrics_users")
     found = wiring(
@@ -263,7 +263,7 @@ def test_a_new_password_for_scrapes_is_valid_beside_the_old_one(tmp_path):
         assert {job["user"] for job in values["prometheus_jobs"]} == {"prometheus-2"}
 
 
-def test_grafana_is_asked_where_there_is_one(site, demo):
+def test_grafana_is_queried_where_there_is_one(site, demo):
     assert instances(site["mon1"], "grafana") == ["mon1", "mon2"] and instances(demo["mon1"], "grafana") == []
 
 
@@ -292,7 +292,7 @@ def test_what_is_not_wanted_is_not_told_as_a_lack(site, demo):
         ({"topology_media_shared": True, "shiftmaster_batches": [0]}, "shiftmaster_batches"),
     ],
 )
-def test_what_is_wrong_about_a_fleet_is_told(extra, said):
+def test_what_is_wrong_about_a_fleet_is_reported(extra, said):
     problems = wiring("production", asked=("topology_rules",), **extra)["app1"]["topology_rules"]
     assert len(problems) == 1 and said in problems[0]
 
@@ -329,7 +329,7 @@ def test_the_watchers_are_units_that_must_run(tmp_path):
     assert "prometheus" not in hosts["a"]["diagnosis_units"]
 
 
-def test_a_scheduler_is_expected_where_all_hosts_are_asked_and_one_has_it(production):
+def test_a_scheduler_is_expected_where_all_hosts_are_queried_and_one_has_it(production):
     assert production["app2"]["diagnosis_beat_hosts"] == ["app1"] and production["app2"]["diagnosis_beat_expected"]
     asked = ("diagnosis_beat_hosts", "diagnosis_beat_expected")
     some = wiring("production", asked=asked, shiftmaster_celery_beat=False)["app1"]

@@ -163,7 +163,7 @@ def test_addresses_and_subject_are_those_of_the_guide():
     assert '{{ define "shiftmaster.subject" }}[ShiftMaster] ' in render("shiftmaster.tmpl.j2")
 
 
-def test_another_site_of_pagerduty_is_asked_by_alerts_and_runs_alike():
+def test_another_site_of_pagerduty_is_queried_by_alerts_and_runs_alike():
     wiring = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
     site = "https://events.eu.pagerduty.com"
     templar = Templar(DataLoader(), variables={"monitoring_pagerduty_site": site})
@@ -207,7 +207,7 @@ def test_a_host_that_is_down_keeps_quiet_what_runs_on_it():
     [("ja", ["発生中", "手順書"], ["Since", "Runbook"]), ("en", ["Since", "Runbook"], ["発生中", "手順書"]),
      ("both", ["発生 / Since", "手順書 / Runbook"], [])],
 )  # fmt: skip
-def test_texts_are_in_the_languages_that_are_asked_for(language, there, absent):
+def test_texts_are_in_the_languages_that_are_requested(language, there, absent):
     text = render("shiftmaster.tmpl.j2", alertmanager_language=language)
     text = text[text.index("define") :]
     assert [word for word in there if word not in text] == [] and [word for word in absent if word in text] == []

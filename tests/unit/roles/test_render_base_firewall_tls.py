@@ -157,7 +157,7 @@ def test_apt_takes_everything_from_a_mirror_or_a_directory_that_is_signed(tmp_pa
         assert {line.rstrip("/") for line in said.stdout.split()} == set(expected)
 
 
-def test_what_is_wrong_with_a_directory_is_said_before_anything_changes(tmp_path):
+def test_what_is_wrong_with_a_directory_is_reported_before_anything_changes(tmp_path):
     def problems(**variables):
         return " ".join(rendered.problems("base", templar("base", **variables)))
 
@@ -316,7 +316,7 @@ def test_the_verification_asks_for_a_name_that_a_wildcard_covers():
     assert value("tls", "__tls_name", tls_names=["shift.test", "*.shift.test"]) == "shift.test"
 
 
-def test_names_and_addresses_are_told_apart():
+def test_names_and_addresses_are_distinguished():
     names = ["host", "10.0.0.5", "fd00::5", "4.example.jp"]
     assert value("tls", "__tls_san", __tls_issue={"names": names}) == [
         "DNS:4.example.jp",

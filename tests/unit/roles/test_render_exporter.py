@@ -200,7 +200,7 @@ def test_the_password_of_redis_is_found_by_its_address_with_the_user():
         ),
     ],
 )
-def test_how_postgresql_is_asked(variables, uri):
+def test_how_postgresql_is_queried(variables, uri):
     environment = value("__exporter_environment", "postgres", **variables)
     assert environment == {
         "DATA_SOURCE_NAME": uri
@@ -211,7 +211,7 @@ def test_how_postgresql_is_asked(variables, uri):
     }
 
 
-def test_collectors_that_debian_12_lacks_are_not_asked_for_there():
+def test_collectors_that_debian_12_lacks_are_not_requested_there():
     for release, wanted in (("12", False), ("13", True)):
         facts = {"distribution_major_version": release}
         assert (

@@ -171,7 +171,7 @@ def test_all_nodes_are_waited_for_with_the_last_one():
     )  # fmt: skip
 
 
-def test_the_cluster_is_asked_before_a_node_is_touched():
+def test_the_cluster_is_queried_before_a_node_is_touched():
     order = [task["ansible.builtin.include_tasks"] for task in tasks("elasticsearch", "main")]
     assert order == ["preflight.yml", "wait.yml", "install.yml", "configure.yml", "run.yml"]
     asking = tasks("elasticsearch", "wait")[-1]["elasticsearch_objects"]

@@ -135,7 +135,7 @@ def test_ipv6_is_listened_to_only_where_it_exists():
     ("version", "release", "directive"),
     [("1.22.1", "12", False), ("1.26.3", "13", True), ("", "12", False), ("", "13", True)],
 )
-def test_http2_is_said_as_the_version_understands_it(version, release, directive):
+def test_http2_is_reported_as_the_version_understands_it(version, release, directive):
     block = servers(__nginx_host={**HOST, "version": version}, ansible_facts={"distribution_major_version": release})[
         "443"
     ]
@@ -194,7 +194,7 @@ def test_a_reason_cannot_leave_its_comment(tree):
     assert set(tree.servers_of(out)) == {"192.0.2.1:8443", "192.0.2.2:8443"}
 
 
-def test_application_hosts_are_asked_by_verified_tls():
+def test_application_hosts_are_queried_by_verified_tls():
     public = servers(**FLEET)["443"]
     assert values(public, "proxy_ssl_verify") == [["on"]]
     assert values(public, "proxy_ssl_name") == [["app.shiftmaster.internal"]]

@@ -323,7 +323,7 @@ def test_the_administrators_password_is_sent_to_no_port_that_anybody_can_listen_
         thread.join(5)
 
 
-def test_a_refused_file_is_told_in_the_servers_words(rd):
+def test_a_refused_file_is_reported_in_the_servers_words(rd):
     said = (
         "\n*** FATAL CONFIG FILE ERROR (Redis 8.0.2) ***\nReading the configuration file, at line 3\n"
         ">>> 'no-such-thing 1'\nBad directive or wrong number of arguments\n"

@@ -62,7 +62,7 @@ def config(**given):
 # --- the configuration ----------------------------------------------------------------------------------------------
 
 
-def test_with_nothing_given_it_is_a_whole_configuration():
+def test_with_nothing_given_it_is_a_complete_configuration():
     assert config() == {
         "global": {"scrape_interval": "15s", "scrape_timeout": "10s", "evaluation_interval": "15s"},
         "rule_files": ["/etc/prometheus/alerts/*.yml"],
@@ -70,7 +70,7 @@ def test_with_nothing_given_it_is_a_whole_configuration():
     }
 
 
-def test_a_job_is_asked_with_tls_and_a_password_from_a_file():
+def test_a_job_is_queried_with_tls_and_a_password_from_a_file():
     (job,) = config(prometheus_jobs=[NODE])["scrape_configs"]
     assert job == {
         "job_name": "node",
@@ -278,7 +278,7 @@ def command(**given):
     return re.findall(r"^ExecStart=(.+)$", text, re.M)[-1].split()
 
 
-def test_the_command_line_is_whole_and_debians_is_emptied():
+def test_the_command_line_is_complete_and_debians_is_emptied():
     words = command()
     for word in (
         "--web.listen-address=127.0.0.1:9090",
@@ -324,7 +324,7 @@ def test_memory_follows_the_targets_or_the_variable(targets, given, expected):
         (400, 1537, ["400d", "1GiB513MiB"]),
     ],
 )
-def test_retention_is_asked_for_as_prometheus_writes_it(days, mb, expected):
+def test_retention_is_requested_as_prometheus_writes_it(days, mb, expected):
     answers = value("__prometheus_answers", prometheus_retention_days=days, prometheus_retention_size_mb=mb)
     assert [answer["value"] for answer in answers] == expected
 

@@ -178,7 +178,7 @@ def test_slow_requests_are_those_of_the_guide():
     assert limits == (1, 2)
 
 
-def test_site_settings_come_behind_the_applications():
+def test_site_settings_come_after_the_applications():
     text = render("site_settings.py.j2", shiftmaster_supply_health=True, shiftmaster_site_settings="ALLOWED_HOSTS = []")
     compile(text, "site_settings.py", "exec")
     assert (

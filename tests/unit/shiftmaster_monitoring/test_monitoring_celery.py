@@ -283,7 +283,7 @@ print(first[0], round(first[1]), queues.look(5)["queues"]["celery"][1] >= 0.5)
 
 
 @pytest.mark.parametrize("fault", ["refuses", "hangs"])
-def test_a_broker_that_does_not_answer_costs_a_timestamp(project, fault):
+def test_a_broker_that_does_not_respond_costs_a_timestamp(project, fault):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if fault == "hangs":

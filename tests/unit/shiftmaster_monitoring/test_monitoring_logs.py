@@ -152,7 +152,7 @@ def events(path, logger=None):
     return [event for event in found if logger is None or event["log"]["logger"] == logger]
 
 
-def test_an_event_says_where_it_comes_from(project):
+def test_an_event_shows_where_it_comes_from(project):
     with project.serve() as server:
         jar = http.cookies.SimpleCookie(server.ask("/enter/taro/")[2]["Set-Cookie"])
         server.ask("/say/7/?secret=1", X_Request_ID=ID, Cookie=f"sessionid={jar['sessionid'].value}")
@@ -182,7 +182,7 @@ def test_an_event_says_where_it_comes_from(project):
     assert oct((project.directory / "app.log").stat().st_mode & 0o777) == "0o640"
 
 
-def test_a_request_without_an_id_gets_one_and_a_bad_one_is_not_believed(project):
+def test_a_request_without_an_id_gets_one_and_a_bad_one_is_not_trusted(project):
     with project.serve() as server:
         for given in ({}, {"X_Request_ID": "x */ drop table"}, {"X_Request_ID": "a" * 65}):
             server.ask("/say/1/", **given)
@@ -190,7 +190,7 @@ def test_a_request_without_an_id_gets_one_and_a_bad_one_is_not_believed(project)
     assert len(set(ids)) == 3 and all(re.match("^[0-9a-f]{32}$", found) for found in ids)
 
 
-def test_an_exception_is_whole_and_masked(project):
+def test_an_exception_is_complete_and_masked(project):
     with project.serve() as server:
         server.ask("/chain/")
     (event,) = events(project.directory / "app.log", "project.views")
@@ -279,7 +279,7 @@ def test_django_tells_of_failed_requests_in_the_same_log(project):
     assert missing["message"] == "Not Found: /nothing/[mail]/" and missing["url"]["path"] == "/nothing/[mail]/"
 
 
-def test_many_processes_write_whole_lines_over_a_rotation(project):
+def test_many_processes_write_complete_lines_over_a_rotation(project):
     log = project.directory / "app.log"
     with project.serve() as server:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:

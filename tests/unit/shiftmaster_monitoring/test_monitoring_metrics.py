@@ -428,7 +428,7 @@ def test_without_prometheus_client_the_application_serves_and_logs(tmp_path):
     assert json.loads(project.log.read_text().splitlines()[0])["route"] == "/sleep/<int:ms>/"
 
 
-def test_failures_of_the_measuring_are_said_once(project):
+def test_failures_of_the_measuring_are_reported_once(project):
     out = project.python("""
         import django; django.setup()
         from django.core.handlers.wsgi import WSGIHandler

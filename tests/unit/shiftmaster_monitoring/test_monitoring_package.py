@@ -223,7 +223,7 @@ def test_a_broker_that_is_away_tells_no_password(get):
     assert response.data["checks"]["broker"]["error"].startswith("ConnectionError: ")
 
 
-def test_a_worker_is_asked_for_through_the_broker(get):
+def test_a_worker_is_requested_through_the_broker(get):
     celery = pytest.importorskip("celery")
     module = type(sys)("my_celery")
     module.app = celery.Celery("my", broker="memory://")

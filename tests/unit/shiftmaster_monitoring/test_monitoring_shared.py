@@ -122,7 +122,7 @@ def test_forked_children_count_for_themselves_and_hold_no_parents_file(shared, d
     assert shared.read()[::2] == ({KEY: 133.0}, 0)
 
 
-def test_gauges_of_ended_processes_go_and_those_of_living_ones_are_told_apart(shared, directory):
+def test_gauges_of_ended_processes_go_and_those_of_living_ones_are_distinguished(shared, directory):
     text = """
         g = shared.SharedValue("gauge", "g", "g", [], [], "help", multiprocess_mode="all"); g.set(4)
         print(os.getpid(), flush=True)

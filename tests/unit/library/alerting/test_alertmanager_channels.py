@@ -128,7 +128,7 @@ def test_what_was_counted_before_does_not_count():
     assert module.judge(count, count, ["email", "slack"]) == ([], [], ["email", "slack"])
 
 
-def test_an_alertmanager_that_is_away_is_said():
+def test_an_alertmanager_that_is_away_is_reported():
     params = {"url": "http://127.0.0.1:9", "user": "", "password": "", "timeout_seconds": 1, "ca_file": None}
     with pytest.raises(module.Failed):
         tried_api = module.Api(params)

@@ -221,12 +221,12 @@ def test_who_cannot_be_reached_is_a_failure_or_a_warning_as_the_caller_says(sile
     assert "500: broken" in silence(required=False)["problem"]
 
 
-def test_a_wrong_password_is_told_without_it(silence):
+def test_a_wrong_password_is_reported_without_it(silence):
     result = silence(password="wrong-password-here")
     assert result["failed"] and "401" in result["msg"] and "wrong-password-here" not in json.dumps(result)
 
 
-def test_what_is_no_alertmanager_is_told(silence, server, monkeypatch):
+def test_what_is_no_alertmanager_is_reported(silence, server, monkeypatch):
     monkeypatch.setattr(Alertmanager, "do_GET", lambda self: self.answer(200, {"not": "a list"}))
     assert "no Alertmanager" in silence()["msg"]
 
@@ -279,7 +279,7 @@ def silent(labels, **variables) -> bool:
     return any(all(module.matches(one, labels.get(one["name"], "")) for one in matchers) for matchers in sets)
 
 
-def test_a_deploy_silences_what_it_causes_of_its_hosts_and_of_the_whole_site():
+def test_a_deploy_silences_what_it_causes_of_its_hosts_and_of_the_entire_site():
     assert silent({"alertname": "NginxDown", "instance": "app1", "service": "web"})
     assert silent({"alertname": "CeleryWorkersDown", "service": "celery"})
     assert not silent({"alertname": "NginxDown", "instance": "app2", "service": "web"})
@@ -299,7 +299,7 @@ def test_maintenance_silences_what_nobody_can_reach_on_purpose():
     assert not silent({"alertname": "ErrorBudgetBurnFast", "service": "application"}, **maintenance)
 
 
-def test_alerts_of_the_whole_site_that_a_run_silences_have_no_host():
+def test_alerts_of_the_entire_site_that_a_run_silences_have_no_host():
     cases = yaml.safe_load((ROOT / "monitoring/cases/celery.yml").read_text(encoding="utf-8"))
     for alert in wanted("notify_silence_site_alerts"):
         assert not [one for one in cases[alert]["fires"] if "instance" in one["labels"]], alert

@@ -141,7 +141,7 @@ def test_the_password_is_in_the_environment_and_in_no_arguments(tools, options):
         ("pg_restore", "echo 'pg_restore: error: not an archive' >&2; exit 1\n"),
     ],
 )
-def test_a_copy_that_is_not_whole_leaves_nothing(tools, options, tool, text):
+def test_a_copy_that_is_not_complete_leaves_nothing(tools, options, tool, text):
     tools(tool, text)
     with pytest.raises(dump.DumpError) as error:
         take(options)
@@ -477,7 +477,7 @@ def test_settings_of_the_shell_do_not_reach_the_tools():
     ]
 
 
-def test_a_refusal_for_each_address_is_said_once():
+def test_a_refusal_for_each_address_is_reported_once():
     line = 'psql: error: connection to server at "db" (%s), port 5432 failed: FATAL:  no such role'
     assert dump.told("%s\n%s\n" % (line % "::1", line % "127.0.0.1")) == line[len("psql: error: ") :] % "::1"
     assert "another session holds a table" in dump.told("ERROR:  canceling statement due to lock timeout")
@@ -488,7 +488,7 @@ def listed(*names, database="shiftmaster", whole=True):
     return [{"file": "/f/" + name, "database": database, "whole": whole} for name in names]
 
 
-def test_pruning_keeps_the_newest_whole_ones():
+def test_pruning_keeps_the_newest_complete_ones():
     assert dump.prune_plan(listed("1", "2", "3", "4"), 2, "shiftmaster") == ["/f/1", "/f/2"]
     assert dump.prune_plan(listed("1", "2"), 0, "shiftmaster") == ["/f/1"]
     damaged = listed("1") + listed("2", "3", whole=False)
@@ -521,7 +521,7 @@ def test_old_copies_go_with_their_manifests(tools, options):
     ]
 
 
-def test_a_list_says_which_are_whole_and_how_old(tmp_path):
+def test_a_list_shows_which_are_complete_and_how_old(tmp_path):
     at = datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)
     for name, manifest in (
         ("20260101T000000Z-a.dump", {"bytes": 1, "release": "r"}),

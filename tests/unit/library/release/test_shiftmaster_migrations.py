@@ -122,7 +122,7 @@ def test_a_failure_keeps_what_was_done():
 
 
 @pytest.mark.parametrize("mode", ["plan", "apply"])
-def test_what_is_half_done_is_told(mode):
+def test_what_is_half_done_is_reported(mode):
     """So that the only release that can undo it is not pruned."""
     half = {**look(EXPANDS), "half": [{"app": "b", "name": "0003"}]}
     code = Code(half, {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})

@@ -180,7 +180,7 @@ def test_options_of_the_module_reach_the_cutover(site):
     }  # fmt: skip
 
 
-def test_what_serves_and_is_healthy_is_left_alone_unless_a_restart_is_asked_for(site):
+def test_what_serves_and_is_healthy_is_left_alone_unless_a_restart_is_requested(site):
     assert not site.run("active", release="1.0")["changed"] and site.calls == []
     assert site.run("active", release="1.0", kind="restart")["changed"] and site.calls[0] == ("prepare", ONE, "restart")
     site.calls.clear()
@@ -208,7 +208,7 @@ def test_a_bad_release_is_not_switched_to(site):
     assert "marked bad: broke" in site.run("active", release="2.0")["msg"] and site.calls == []
 
 
-def test_a_cutover_that_fails_says_whether_the_old_release_is_back(site):
+def test_a_cutover_that_fails_shows_whether_the_old_release_is_back(site):
     site.fails = {"move"}
     result = site.run("active", release="2.0")
     assert result["failed"] and result["reverted"] and result["release"] == TWO and result["notes"] == ["a note"]
@@ -279,7 +279,7 @@ def test_somebody_who_stops_the_application_does_not_break_the_release(site):
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_behind_the_maintenance_page_traffic_is_not_judged(site, monkeypatch, when):
+def test_behind_the_maintenance_page_traffic_is_not_evaluated(site, monkeypatch, when):
     site.begin()
     page = Path(site.layout.shared, "maintenance/on")
     page.parent.mkdir()
@@ -434,7 +434,7 @@ def test_a_version_of_several_releases_is_not_removed(site):
     assert "several releases" in site.run("absent", release="0.9")["msg"] and os.path.isdir(site.layout.release(OLD))
 
 
-def test_pruning_removes_what_the_plan_says_and_the_union_behind_it(site, monkeypatch):
+def test_pruning_removes_what_the_plan_says_and_the_union_after_it(site, monkeypatch):
     plans, unions = [], []
     monkeypatch.setattr(
         module.releases, "prune_plan", lambda _layout, _state, keep, applied: plans.append((keep, applied)) or [OLD]

@@ -187,7 +187,7 @@ def test_check_mode_works_where_nothing_is_installed(apply, host):
     assert not host.file.exists()
 
 
-def test_a_missing_unit_is_said_before_anything_is_written(apply, host):
+def test_a_missing_unit_is_reported_before_anything_is_written(apply, host):
     host.there = host.active = False
     result = apply()
     assert result["failed"] and "nothing was changed: there is no unit" in result["msg"]
@@ -434,7 +434,7 @@ def test_checks_run_as_somebody_who_sees_the_set_but_not_its_secrets(apply, host
     assert answer["failed"] and "there is no user nobody-of-this-name" in answer["msg"]
 
 
-def test_what_a_check_refuses_is_told_with_the_live_paths_and_nothing_changes(apply, host):
+def test_what_a_check_refuses_is_reported_with_the_live_paths_and_nothing_changes(apply, host):
     result = apply(checks=[["sh", "-c", 'echo "$0/service.yml is bad"; exit 1', "{root}"]])
     assert result["failed"] and f"{host.file} is bad" in result["msg"] and "nothing was changed" in result["msg"]
     assert host.file.read_text() == OLD and host.did() == []
@@ -495,7 +495,7 @@ def test_a_named_file_must_be_readable_for_the_services_user(apply, host, tmp_pa
     assert result["failed"] and "cannot be read by nobody (mode 0640)" in result["msg"]
 
 
-def test_a_named_file_of_the_set_is_judged_as_it_will_be(apply, host):
+def test_a_named_file_of_the_set_is_evaluated_as_it_will_be(apply, host):
     secret = host.file.parent / "secret"
     result = apply(
         f"password_file: {secret}\n", references={"user": ME}, secrets=[apply.entry(secret, "s3cret", mode="0644")]
@@ -527,7 +527,7 @@ def test_targets_that_were_down_before_or_are_no_longer_asked_do_not_count(apply
     assert set(metrics.lost(before, now, 5)) == {("a", "x")}
 
 
-def test_a_target_is_up_only_when_it_was_asked_again(apply, host):
+def test_a_target_is_up_only_when_it_was_queried_again(apply, host):
     """A reload with a wrong password leaves its health as it was until then."""
     host.targets, host.unasked = {"app1": "up", "app2": "up"}, ("app1",)
     result = apply(verify={"targets_url": TARGETS})
@@ -541,12 +541,12 @@ def test_the_new_targets_are_waited_for(apply, host, monkeypatch):
     assert "app1" in apply(verify={"targets_url": TARGETS})["msg"]
 
 
-def test_a_page_that_is_open_to_strangers_is_not_what_was_asked_for(apply, host):
+def test_a_page_that_is_open_to_strangers_is_not_what_was_requested(apply, host):
     result = apply(verify={"closed": True})
     assert result["failed"] and "returns 200 without a login" in result["msg"] and host.loaded == OLD
 
 
-def test_an_answer_must_hold_the_value(apply, host, monkeypatch):
+def test_a_response_must_hold_the_value(apply, host, monkeypatch):
     answer = {"url": "http://127.0.0.1:1/flags", "path": ["data", "retention"], "value": "62d"}
     monkeypatch.setattr(
         prometheus,
@@ -1159,7 +1159,7 @@ def test_checks_have_a_limit_of_time_and_output(apply, host):
     assert "it ended with 3" in result["msg"] and host.file.read_text() == OLD
 
 
-def test_a_new_hash_is_told_from_one_of_before():
+def test_a_new_hash_is_distinguished_from_one_of_before():
     one, two = ("on: $2b$04$%s\n" % (sign * 53) for sign in "ab")
     hidden, new = "(hash of a password)", "(hash of a password, not all as before)"
     assert [text.count(hidden) for text in sc.mask_hashes(one, one)] == [1, 1]

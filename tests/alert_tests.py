@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Tests of the alert rules, by promtool: makes them of monitoring/cases, runs them, checks that they notice mistakes.
 
-    scripts/alert_tests.py run        promtool check rules, test rules; with names, the tests of these alerts
+    tests/alert_tests.py run        promtool check rules, test rules; with names, the tests of these alerts
                                       (`recordings`: of the recording rules)
-    scripts/alert_tests.py mutate     changes each number, comparison, duration, range, label and matcher of each alert
+    tests/alert_tests.py mutate     changes each number, comparison, duration, range, label and matcher of each alert
                                       and recording, one by one, and names the changes that no test notices; with names
                                       as above
 
@@ -36,8 +36,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import alerts as catalogue_of
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+import alerts as catalogue_of
 
 ROOT = catalogue_of.ROOT
 RULES = catalogue_of.MONITORING / "rules"
