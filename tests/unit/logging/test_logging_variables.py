@@ -64,7 +64,8 @@ def test_without_hosts_for_the_logs_nothing_of_them_is_there(tmp_path):
         found["preflight_roles_here"]
     )
     assert not [one for one in found["preflight_required"] if "elasticsearch" in one["name"]]
-    assert {rule["name"] for rule in found["firewall_rules"]} <= {"web", "postgresql", "redis", "application"}
+    names = {"web", "postgresql", "postgresql-backup", "redis", "application"}
+    assert {rule["name"] for rule in found["firewall_rules"]} <= names
 
 
 def test_one_host_with_all_of_it_is_local(tmp_path):
