@@ -7,7 +7,7 @@ RUN := .venv/bin/python scripts/run_tests.py
 DEMO := .venv/bin/python scripts/demo.py
 
 .PHONY: help bootstrap docker images lint format unit readme alerts test test-affected test-all test-rest bench lock clean \
-	demo demo-deploy demo-rollback demo-health demo-clean
+	demo demo-deploy demo-rollback demo-health demo-fault demo-diagnose demo-backup demo-restore demo-clean
 
 help: ## Show this list
 	@echo "ShiftMaster operations: deploy, roll back and check ShiftMaster."
@@ -69,18 +69,30 @@ bench: images ## Measurements, side by side
 scenario-%: images ## (make scenario-base) One scenario of molecule/, or another step of scripts/steps.yml
 	@$(RUN) $*
 
-demo: docker ## ShiftMaster on a container that plays the host (VERSION=2.0.0)
+demo: docker ## ShiftMaster, Prometheus, Alertmanager and backups on a container that plays the host (VERSION=2.0.0)
 	@scripts/images base trixie
 	@$(DEMO) up
 
-demo-deploy: ## Deploy another version to the demo, VERSION=2.1.0
+demo-deploy: ## Deploy another version to the demo under load, VERSION=2.1.0
 	@$(DEMO) deploy $(VERSION)
 
 demo-rollback: ## Take the demo back (TO=release, SCHEMA=keep|reverse|restore)
 	@$(DEMO) rollback
 
+demo-fault: ## Break something: NAME=idle-transaction, full-disk, redis-stopped, expired-certificate, memory-leak, slow-query, none
+	@$(DEMO) fault $(NAME)
+
 demo-health: ## The demo's health
 	@$(DEMO) health
+
+demo-diagnose: ## What is broken in the demo, and the address of the report
+	@$(DEMO) diagnose
+
+demo-backup: ## A backup of the demo, verified by a restore
+	@$(DEMO) backup
+
+demo-restore: ## A test restore of the demo's backup
+	@$(DEMO) restore
 
 demo-clean: ## Remove the demo, its container, its images and what it left
 	@if [ -x .venv/bin/python ]; then $(DEMO) clean; fi

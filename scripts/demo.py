@@ -1,21 +1,28 @@
 #!/usr/bin/env python3
-"""ShiftMaster on a container that plays the host, deployed by `ansible-playbook deploy.yml` itself.
+"""ShiftMaster on a container that plays the host, operated by `./shiftmaster -E demo`.
 
   scripts/demo.py up               make or reuse the container, deploy, fill in the demo's data (VERSION, 2.0.0)
-  scripts/demo.py deploy VERSION   deploy another version
+  scripts/demo.py deploy VERSION   deploy another version while requests and tasks arrive
   scripts/demo.py rollback         back to the version before (TO=release, SCHEMA=keep|reverse|restore)
-  scripts/demo.py health           the health of the host
+  scripts/demo.py fault NAME       break something: idle-transaction, full-disk, redis-stopped, expired-certificate,
+                                   memory-leak, slow-query; `none` ends all faults
+  scripts/demo.py diagnose         what is broken, and the address of the report
+  scripts/demo.py health|backup|restore
   scripts/demo.py clean            remove the container and what the demo keeps on this machine
 
-DEMO_HTTPS_PORT (8443) and DEMO_HTTP_PORT (8080) are where it can be reached on 127.0.0.1.
+DEMO_HTTPS_PORT (8443), DEMO_HTTP_PORT (8080), DEMO_PROMETHEUS_PORT (9090) and DEMO_ALERTMANAGER_PORT (9093) are its
+ports of 127.0.0.1.
 """
 
 from __future__ import annotations
 
+import datetime
 import http.client
 import json
 import os
+import re
 import secrets
+import shlex
 import shutil
 import socket
 import ssl
@@ -32,6 +39,53 @@ HOST = "shiftmaster-demo"
 IMAGE = "shiftmaster-ops/base:trixie"
 FIRST_VERSION = "2.0.0"
 NEXT_VERSION = "2.1.0"
+# The port of the host, and the one of this machine where no other is chosen.
+PORTS = {"https": (443, 8443), "http": (80, 8080), "prometheus": (9090, 9090), "alertmanager": (9093, 9093)}
+# The load of a deploy: requests a second, tasks, and the seconds before and after it.
+RATE, TASKS, BEFORE_SECONDS, AFTER_SECONDS = 10, 20, 5, 10
+RELEASE = "/var/www/shiftmaster/active/release"
+AUDIT = "/var/www/shiftmaster/shared/state/audit.jsonl"
+CERTIFICATE = "/etc/ssl/certs/shiftmaster.crt"
+UNIT = "systemd-run --quiet --collect --unit=demo-fault"
+SQL = "runuser -u postgres -- psql -qAt -d shiftmaster"
+# Each: what breaks the host, and what ends it. Nothing here uses up disk or memory of this machine.
+FAULTS = {
+    "idle-transaction": (
+        f"{SQL} -c 'CREATE TABLE IF NOT EXISTS demo_fault (id int)';"
+        f" {UNIT}-holder --property=User=postgres bash -c"
+        " '(echo \"BEGIN; LOCK TABLE demo_fault;\"; sleep 3600) | psql -d shiftmaster'; sleep 2;"
+        f" {UNIT}-waiter --property=User=postgres psql -d shiftmaster -c 'SELECT * FROM demo_fault'; sleep 8",
+        f"{SQL} -c 'DROP TABLE IF EXISTS demo_fault'",
+    ),
+    "full-disk": (
+        "mkdir -p /var/log/demo-fault; mount -t tmpfs -o size=40m tmpfs /var/log/demo-fault;"
+        " dd if=/dev/zero of=/var/log/demo-fault/import.log bs=1M 2>/dev/null; true",
+        "umount /var/log/demo-fault 2>/dev/null; rm -rf /var/log/demo-fault",
+    ),
+    "redis-stopped": ("systemctl stop redis-server", "systemctl start redis-server"),
+    "expired-certificate": (
+        f"[ -e /root/demo.crt ] || cp -p {CERTIFICATE} /root/demo.crt; openssl req -x509"
+        " -key /etc/ssl/private/shiftmaster.key -subj /CN=localhost"
+        f" -not_before 20250101000000Z -not_after 20250601000000Z -out {CERTIFICATE} 2>/dev/null;"
+        " systemctl reload nginx",
+        # A deploy may have made another one meanwhile.
+        f"[ ! -e /root/demo.crt ] || {{ openssl x509 -checkend 0 -noout -in {CERTIFICATE} >/dev/null ||"
+        f" cp -p /root/demo.crt {CERTIFICATE}; rm /root/demo.crt; systemctl reload nginx; }}",
+    ),
+    "memory-leak": (
+        f"{UNIT}-leak --property=MemoryMax=64M --property=MemorySwapMax=0 --property=Restart=always"
+        " --property=RestartSec=5 --property=StartLimitIntervalSec=0"
+        " python3 -c 'kept = []\nwhile True: kept.append(bytearray(1 << 20))'; sleep 8",
+        "true",
+    ),
+    "slow-query": (
+        f"{SQL} -c 'CREATE TABLE IF NOT EXISTS demo_fault AS SELECT g AS id, g % 997 AS staff"
+        " FROM generate_series(1, 300000) g; ANALYZE demo_fault';"
+        f" {UNIT}-slow --property=User=postgres bash -c 'for i in $(seq 2400); do psql -d shiftmaster"
+        ' -c "SELECT count(*), pg_sleep(1.5) FROM demo_fault WHERE staff = 7"; done\'; sleep 20',
+        f"{SQL} -c 'DROP TABLE IF EXISTS demo_fault; SELECT pg_stat_statements_reset()' >/dev/null",
+    ),
+}
 BOOT_SECONDS = 60
 ANSWER_SECONDS = 30
 
@@ -53,18 +107,12 @@ def docker(*arguments: str, check: bool = True, **options) -> subprocess.Complet
     return result
 
 
-def playbook(*arguments: str) -> int:
-    environment = {
-        **os.environ,
-        "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}",
-        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-        # The demo's host alone, whatever an administrator of real ones has exported.
-        "ANSIBLE_INVENTORY": str(ROOT / "inventory" / "demo"),
-    }
-    for name in ("ANSIBLE_LIMIT", "ANSIBLE_VAULT_PASSWORD_FILE"):
-        environment.pop(name, None)
-    command = ["ansible-playbook", *arguments]
-    say(f"Running: {' '.join(command)}")
+def shiftmaster(*arguments: str) -> int:
+    """One of its commands on the demo's host alone, whatever an administrator of real ones has exported."""
+    hidden = ("ANSIBLE_LIMIT", "ANSIBLE_VAULT_PASSWORD_FILE")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    command = ["./shiftmaster", "-E", "demo", *arguments]
+    say(f"Running: {shlex.join(command)}")
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
@@ -82,13 +130,24 @@ def status() -> str:
     return docker("container", "inspect", "--format", "{{.State.Status}}", HOST, check=False).stdout.strip()
 
 
+def need_own() -> None:
+    """Ends where another clone has made the container: its secrets and ports are there."""
+    owner = docker("container", "inspect", "--format", '{{index .Config.Labels "shiftmaster-ops.clone"}}', HOST)
+    if owner.stdout.strip() != str(ROOT):
+        fail(
+            f"The container {HOST} was made by another clone ({owner.stdout.strip() or 'not known'}). "
+            f"Run `make demo` there, or remove it: docker rm --force --volumes {HOST}"
+        )
+
+
 def need_running() -> None:
     if status() != "running":
         fail("The demo is not running: `make demo` starts it.")
+    need_own()
 
 
 def port(name: str, default: int) -> int:
-    text = os.environ.get(name) or str(settings().get(name.lower(), default))
+    text = os.environ.get(name) or str(default)
     if not text.isdigit() or not 0 < int(text) < 65536:
         fail(f"{name}={text} is not the number of a port.")
     with socket.socket() as probe:
@@ -109,6 +168,8 @@ def forget_facts() -> None:
 
 def start_container() -> None:
     state = status()
+    if state:
+        need_own()
     if state == "running":
         say(f"The container {HOST} is running.")
         return
@@ -116,15 +177,15 @@ def start_container() -> None:
         say(f"Starting the container {HOST} again")
         docker("start", HOST)
     else:
-        https, http = port("DEMO_HTTPS_PORT", 8443), port("DEMO_HTTP_PORT", 8080)
-        keep(demo_https_port=https, demo_http_port=http)
+        ports = {f"demo_{name}_port": port(f"DEMO_{name.upper()}_PORT", own) for name, (_, own) in PORTS.items()}
+        keep(**ports)
         # Another host of that name may have been known.
         forget_facts()
-        say(f"Starting the container {HOST} (https on port {https}, http on port {http})")
+        say(f"Starting the container {HOST}")
+        published = [f"--publish=127.0.0.1:{ports[f'demo_{name}_port']}:{there}" for name, (there, _) in PORTS.items()]
         docker(
-            "run", "--detach", "--name", HOST, "--hostname", HOST,
-            "--privileged", "--cgroupns=private", "--tmpfs", "/run", "--tmpfs", "/tmp",
-            "--publish", f"127.0.0.1:{https}:443", "--publish", f"127.0.0.1:{http}:80",
+            "run", "--detach", "--name", HOST, "--hostname", HOST, "--label", f"shiftmaster-ops.clone={ROOT}",
+            "--privileged", "--cgroupns=private", "--tmpfs", "/run", "--tmpfs", "/tmp", *published,
             IMAGE,
         )  # fmt: skip
     say("Waiting until it has booted")
@@ -156,18 +217,21 @@ def login_password() -> str:
     return path.read_text().strip()
 
 
-def seed() -> None:
-    say("Filling in the demo's wards, staff and rosters")
-    release = "/var/www/shiftmaster/active/release"
-    # The application's own environment and user, as its services have them. The password is in no argument.
-    result = docker(
+def manage(*arguments: str) -> subprocess.CompletedProcess:
+    """manage.py with the application's own environment and user, as its services have them."""
+    # The password is in no argument.
+    return docker(
         "exec", "--env", "DEMO_PASSWORD", HOST,
         "systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--setenv=DEMO_PASSWORD",
-        "--property=User=shiftmaster", f"--property=EnvironmentFile={release}/env",
-        f"--property=WorkingDirectory={release}/source",
-        f"{release}/venv/bin/python", "manage.py", "seed_demo",
+        "--property=User=shiftmaster", f"--property=EnvironmentFile={RELEASE}/env",
+        f"--property=WorkingDirectory={RELEASE}/source", f"{RELEASE}/venv/bin/python", "manage.py", *arguments,
         check=False, env={**os.environ, "DEMO_PASSWORD": login_password()},
     )  # fmt: skip
+
+
+def seed() -> None:
+    say("Filling in the demo's wards, staff and rosters")
+    result = manage("seed_demo")
     if result.returncode:
         fail(f"The demo's data could not be filled in:\n{(result.stdout + result.stderr).strip()}")
     print(f"    {result.stdout.strip()}")
@@ -204,32 +268,109 @@ def up() -> int:
         return code
     seed()
     wait_for_answer()
-    https = settings()["demo_https_port"]
+    at = settings()
+    admin = (HOME / "monitoring/admin").read_text().strip()
     print(
         f"""
 ShiftMaster {version} runs in the container {HOST}.
 
-  open       https://localhost:{https}/   (a self-signed certificate: the browser warns once)
-  login      demo, password {login_password()}   (nurse, with the same password, sees what a nurse sees)
+  ShiftMaster    https://localhost:{at["demo_https_port"]}/   demo, password {login_password()}   (nurse: the same)
+  Prometheus     https://localhost:{at["demo_prometheus_port"]}/   admin, password {admin}
+  Alertmanager   https://localhost:{at["demo_alertmanager_port"]}/   the same
+  (self-signed certificates: the browser warns once for each)
 
 Try next:
-  make demo-deploy VERSION={NEXT_VERSION}            a new version while people work
+  make demo-deploy VERSION={NEXT_VERSION}            a new version under load: requests served, failed, tasks lost
   make demo-rollback                        back again
-  make demo-deploy VERSION=broken-health    a version that nobody gets to see
-  make demo-health                          the health of the host
-  docker exec -it {HOST} bash    the host itself
+  make demo-deploy VERSION=broken-health    a broken version: it is stopped before users see it
+  make demo-fault NAME=idle-transaction     break something ({", ".join(FAULTS)}; none ends it)
+  make demo-diagnose                        the cause, the command that fixes it, and a report
+  make demo-backup                          a backup, verified by a restore
+  make demo-restore                         restore it next to the running database, and throw that away
+  ./shiftmaster -E demo status              any other command; docker exec -it {HOST} bash is the host
   make demo-clean                           remove it all
 """.rstrip()
     )
     return 0
 
 
-def deploy(version: str) -> int:
-    say(f"Deploying ShiftMaster {version} (the first time takes some minutes)")
-    code = playbook("deploy.yml", "--extra-vars", json.dumps({"shiftmaster_version": version}))
+def deploy(version: str, *options: str) -> int:
+    say(f"Deploying ShiftMaster {version}")
+    code = shiftmaster("deploy", version, *options)
     if code == 0:
         keep(version=version)
     return code
+
+
+def deploy_under_load(version: str) -> int:
+    """A deploy of the release alone while requests and tasks arrive; then what they saw of it."""
+    directory = HOME / "load"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    say(f"{RATE} requests a second and {TASKS} tasks arrive during the deploy")
+    started, prefix = time.time(), f"demo{int(time.time())}"
+    https, summary = settings()["demo_https_port"], directory / "summary.json"
+    load = subprocess.Popen(
+        [sys.executable, ROOT / "tests/load/loadgen.py", ROOT / "tests/load/shiftmaster.json", "--connect",
+         f"127.0.0.1:{https}", "--rate", str(RATE), "--clients", "8", "--seconds", "3600", "--summary", summary],
+        env={**os.environ, "LOADGEN_PASSWORD": login_password()}, stdout=subprocess.DEVNULL,
+        stderr=(directory / "errors").open("w"),
+    )  # fmt: skip
+    try:
+        time.sleep(BEFORE_SECONDS)
+        sent = manage("task_runs", "send", prefix, "--count", str(TASKS), "--seconds", "1")
+        code = deploy(version, "--tags", "release")
+        time.sleep(AFTER_SECONDS)
+    finally:
+        load.terminate()
+        load.wait()
+    print()
+    if summary.exists():
+        seen = json.loads(summary.read_text())
+        print(f"  requests served   {seen['requests'] - seen['failed']}")
+        print(f"  requests failed   {seen['failed']}")
+    else:
+        print(f"  requests          not measured: {(directory / 'errors').read_text().strip()}")
+    switched = re.findall(r'"event": "switched".*"time": "([^"]+)"', docker("exec", HOST, "cat", AUDIT).stdout)
+    at = datetime.datetime.fromisoformat(switched[-1]) if switched else None
+    switch = at.astimezone() if at and at.timestamp() >= started - 1 else "no switch: the old version stays active"
+    print(f"  switched at       {switch}")
+    if sent.returncode:
+        print("  tasks             not measured: they could not be sent")
+        return code
+    ran = {}
+    for _ in range(TASKS + ANSWER_SECONDS):
+        ran = json.loads(manage("task_runs", "report", prefix).stdout or '{"runs": {}}')["runs"]
+        if len(ran) == TASKS:
+            break
+        time.sleep(1)
+    print(f"  tasks done        {len(ran)}\n  tasks lost        {TASKS - len(ran)}")
+    return code
+
+
+def fault(name: str) -> int:
+    if name not in {*FAULTS, "none"}:
+        fail(f"Which fault? make demo-fault NAME={'|'.join(FAULTS)}|none")
+    need_running()
+    if name == "none":
+        docker("exec", HOST, "sh", "-c", "systemctl stop 'demo-fault-*'; systemctl reset-failed", check=False)
+        for _, end in FAULTS.values():
+            docker("exec", HOST, "sh", "-c", end)
+        say("All faults are ended.")
+        return 0
+    docker("exec", HOST, "sh", "-c", FAULTS[name][0])
+    say(f"{name}: now `make demo-diagnose`; `make demo-fault NAME=none` ends it.")
+    return 0
+
+
+def diagnose() -> int:
+    need_running()
+    code = shiftmaster("diagnose", "--extra-vars", "report_dir=reports/demo")
+    page = ROOT / "reports/demo/diagnosis.html"
+    if page.exists():
+        print(f"\nReport: {page.as_uri()}")
+    # 2: it has found something, which is what it is for.
+    return 0 if code == 2 else code
 
 
 def main() -> int:
@@ -248,22 +389,23 @@ def main() -> int:
             fail(f"Which version? make demo-deploy VERSION={NEXT_VERSION}")
         need_running()
         pack_application()
-        return deploy(arguments[0])
+        return deploy_under_load(arguments[0])
+    if command == "fault":
+        return fault(arguments[0] if arguments else "")
+    if command == "diagnose":
+        return diagnose()
     if command == "rollback":
         need_running()
-        wishes = {"to": os.environ.get("TO"), "schema": os.environ.get("SCHEMA")}
-        given = json.dumps({name: value for name, value in wishes.items() if value})
-        code = playbook("playbooks/rollback.yml", "--extra-vars", given)
+        to, schema = os.environ.get("TO"), os.environ.get("SCHEMA")
+        code = shiftmaster("rollback", *([to] if to else []), *(["--extra-vars", f"schema={schema}"] if schema else []))
         if code == 0:
             # What runs now is queried from the host, so that `make demo` again does not undo it.
-            running = docker(
-                "exec", HOST, "sed", "-n", "s/^SHIFTMASTER_VERSION=//p", "/var/www/shiftmaster/active/release/env"
-            )
+            running = docker("exec", HOST, "sed", "-n", "s/^SHIFTMASTER_VERSION=//p", f"{RELEASE}/env")
             keep(version=running.stdout.strip().strip("\"'"))
         return code
-    if command == "health":
+    if command in ("health", "backup", "restore"):
         need_running()
-        return playbook("playbooks/health.yml")
+        return shiftmaster(command, *(["--extra-vars", f"into=scratch confirm={HOST}"] if command == "restore" else []))
     print(__doc__)
     return 2
 

@@ -26,7 +26,8 @@ def main() -> None:
     variables = {
         "base_extra_ca_certificates": certificates,
         "demo_https_port": settings.get("demo_https_port", 8443),
-        "demo_http_port": settings.get("demo_http_port", 8080),
+        "demo_prometheus_port": settings.get("demo_prometheus_port", 9090),
+        "demo_alertmanager_port": settings.get("demo_alertmanager_port", 9093),
     }
     print(json.dumps({"_meta": {"hostvars": {}}, "all": {"vars": variables}}))
 

@@ -105,7 +105,7 @@ def sentence(holder):
         return ""
 
     def when(seconds):
-        return datetime.datetime.fromtimestamp(float(seconds), datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return datetime.datetime.fromtimestamp(float(seconds)).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
     return "%s holds the lock for its %s since %s; it expires at %s (run %s)" % (
         holder.get("owner") or "somebody",

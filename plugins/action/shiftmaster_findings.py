@@ -28,7 +28,7 @@ import ansible.module_utils
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.diagnosis.setting import AREAS
-from ansible.module_utils.shiftmaster.host.action import ControllerAction
+from ansible.module_utils.shiftmaster.host.action import ControllerAction, runnable
 from ansible.module_utils.shiftmaster.reports import findings, findings_report
 
 ARGUMENTS = {
@@ -51,7 +51,7 @@ def judge(parameters: dict, made: datetime.datetime) -> tuple:
 def _judge(parameters: dict, hosts: list, made: datetime.datetime) -> tuple:
     found = findings.find(parameters["rules"], hosts, parameters["area"], parameters["expectations"])
     data = findings_report.report(hosts, found, parameters["area"], made)
-    text = "\n".join(findings_report.lines(data, parameters["language"]))
+    text = runnable("\n".join(findings_report.lines(data, parameters["language"])))
     answer = {
         "worst": data["worst"],
         "failing": ["%s: %s" % (one["host"], one["rule"]) for one in findings.failing(found, parameters["fail_on"])],
@@ -65,7 +65,7 @@ def _judge(parameters: dict, hosts: list, made: datetime.datetime) -> tuple:
         files = {
             "diagnosis.txt": text + "\n",
             "diagnosis.json": json.dumps(data, ensure_ascii=False, indent=1) + "\n",
-            "diagnosis.html": findings_report.page(data, parameters["language"]),
+            "diagnosis.html": runnable(findings_report.page(data, parameters["language"])),
         }
     return answer, files
 

@@ -2,6 +2,7 @@
 
     results             [{host, result}]: what the task with module shiftmaster_health has registered on each host
     language            of the report: en, ja
+    timezone            that the time of the report is in
     fail_on             what counts as failing: critical, warning, never
     told                telling.told of the last run
     tell_again_seconds  after how long people are notified again of what is still unhealthy
@@ -15,6 +16,7 @@ fail_on, hosts that could not be reached included).
 from __future__ import annotations
 
 import datetime
+import zoneinfo
 from pathlib import Path
 
 import ansible.module_utils
@@ -23,7 +25,7 @@ import ansible.module_utils
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.health import engine
 from ansible.module_utils.shiftmaster.health.text import LANGUAGES
-from ansible.module_utils.shiftmaster.host.action import ControllerAction
+from ansible.module_utils.shiftmaster.host.action import ControllerAction, runnable
 
 ARGUMENTS = {
     "results": {
@@ -33,6 +35,7 @@ ARGUMENTS = {
         "options": {"host": {"type": "str", "required": True}, "result": {"type": "dict", "required": True}},
     },
     "language": {"type": "str", "choices": list(LANGUAGES), "default": "en"},
+    "timezone": {"type": "str", "default": "UTC"},
     "fail_on": {"type": "str", "choices": ["critical", "warning", "never"], "default": "critical"},
     "told": {"type": "dict", "default": {}},
     "tell_again_seconds": {"type": "float", "default": 14400},
@@ -45,6 +48,7 @@ class ActionModule(ControllerAction):
     def perform(self, parameters):
         now = datetime.datetime.now(datetime.timezone.utc)
         fail_on, language = parameters["fail_on"], parameters["language"]
+        zone = zoneinfo.ZoneInfo(parameters["timezone"])
         reports = [engine.report_of(entry["host"], entry["result"]) for entry in parameters["results"]]
         merged = engine.merge_reports(reports, now)
         failing = [
@@ -55,4 +59,5 @@ class ActionModule(ControllerAction):
         unwell = engine.unwell(reports, fail_on, language)
         telling = engine.telling(unwell, parameters["told"], now, parameters["tell_again_seconds"])
         telling.update(lines=list(unwell.values()), hosts=sorted({name.split(": ")[0] for name in unwell}))
-        return dict(engine.result_of(merged, engine.merged_lines(merged, language), failing), telling=telling)
+        lines = [runnable(line) for line in engine.merged_lines(merged, language, zone)]
+        return dict(engine.result_of(merged, lines, failing), telling=telling)

@@ -4,6 +4,7 @@ Runs on the controller only, so a bad value is refused before a host is queried.
 
     options   {name: {choices, several, pattern, like, needed, begun, directory}}, as in group_vars/all/options.yml
     values    {name: value}; without it, the run's variables of these names
+    problems  what else is wrong with the run's variables, as sentences
     playbook  its name: an option without or with that prefix (fail_on for diagnose_fail_on) is rejected
 
 Fails with one sentence for each rejected value. An absent value is not validated, an empty one only where
@@ -13,6 +14,7 @@ the option is needed.
 from __future__ import annotations
 
 import datetime
+import difflib
 import re
 from pathlib import Path
 
@@ -72,13 +74,17 @@ def refusals(options, values):
 
 
 def misnamed(options, names, playbook):
-    """A sentence for each name that no option has, but for the playbook's own word before it, or without it."""
+    """A sentence for each name that is nearly an option's: misspelt, with or without the playbook's word."""
     meant = {}
     for option in options:
         first, _underline, rest = option.partition("_")
         if rest and first in (playbook, "shiftmaster"):
             meant[rest] = option
         meant["%s_%s" % (playbook, option)] = option
+    for name in names:
+        near = difflib.get_close_matches(name, options, n=1, cutoff=0.85)
+        if name not in meant and near:
+            meant[name] = near[0]
     return [
         "%s is no option of this playbook: %s is" % (name, meant[name])
         for name in names
@@ -98,6 +104,8 @@ class ActionModule(ActionBase):
             problems = misnamed(options, load_extra_vars(self._loader), self._task.args["playbook"])
         else:
             problems = []
+        known = self._task.args.get("problems", [])
+        problems = known + [one for one in problems if not any(one.split()[0] in other for other in known)]
         problems += refusals(options, values)
         if problems:
             raise AnsibleActionFail("Nothing was changed. What is wrong: %s" % "; ".join(problems))

@@ -19,6 +19,8 @@ without `that`. For the roles what is required and missing has a value: it is on
 Returns problems, a list of sentences; of values only directories and numbers, since others may be secrets. And
 directories, [{name, path}]: those that the site chose, for a check on the host. And rules_of.
 
+    extra_only  check the names of the variables alone that were given with -e: a host need not be reached for that
+
     role        alone, in a role: evaluate its rules and fail, unless the run's preflight (preflight_variables) did
 """
 
@@ -34,6 +36,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
+from ansible.utils.vars import load_extra_vars
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -143,21 +146,30 @@ def directories_of(options, values, defaults, elsewhere):
     }
 
 
-def check(arguments, task_vars, templar_of, basedir):
-    """Return what the action returns; templar_of(variables) returns a templar."""
+def check(arguments, task_vars, templar_of, basedir, extra=()):
+    """Return what the action returns; templar_of(variables) returns a templar; extra are the names given with -e."""
     directories = {}
     problems, expected, specs, defaults = [], set(arguments.get("known") or []), {}, {}
+    prefixes = tuple("%s_" % begin for begin in arguments["roles"] + (arguments.get("wiring") or []))
+    extra_only = arguments.get("extra_only", False)
+    if extra_only and not any(name.startswith(prefixes) for name in extra):
+        return {"changed": False, "problems": []}
     for role in arguments["roles"]:
         # The first entry point is the role's: "configure" of one without tasks/main.yml.
         entries = load(role, "meta/argument_specs.yml").get("argument_specs") or {"": {}}
         specs[role] = next(iter(entries.values())).get("options", {})
         expected.update(specs[role])
         defaults[role] = {**load(role, "defaults/main.yml"), **load(role, "vars/main.yml")}
+    wired = {}
     for path in (Path(basedir) / "group_vars/all").glob("*.yml"):
-        # Names alone: what they hold may be encrypted.
-        expected.update(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE))
-    prefixes = tuple("%s_" % begin for begin in arguments["roles"] + (arguments.get("wiring") or []))
-    problems += unknown_names(task_vars, expected, prefixes)
+        # Names alone: what they hold may be encrypted. But for a list or a mapping in one line, which is a plain value.
+        text = path.read_text(encoding="utf-8")
+        expected.update(re.findall(r"^(\w+):", text, re.MULTILINE))
+        shaped = re.findall(r"^(\w+): (\[.*\]|\{.*\})$", text, re.MULTILINE)
+        wired.update({name: yaml.safe_load(value) for name, value in shaped})
+    problems += unknown_names(extra if extra_only else task_vars, expected, prefixes)
+    if extra_only:
+        return {"changed": False, "problems": problems}
 
     templar = templar_of(task_vars)
     missing = {}
@@ -172,6 +184,17 @@ def check(arguments, task_vars, templar_of, basedir):
             problems.append(
                 "variable %s is not set%s" % (entry["name"], ": " + entry["hint"] if entry.get("hint") else "")
             )
+    # For the roles such a variable has its default: one problem, and not one for each of its letters.
+    for name, default in wired.items():
+        given = task_vars.get(name)
+        try:
+            given = templar.template(given) if isinstance(given, str) else default
+        except Exception:
+            continue  # The roles that read it name it.
+        if not isinstance(given, type(default)):
+            kind, shape = ("list", '["..."]') if isinstance(default, list) else ("mapping", '{"...": "..."}')
+            problems.append("%s is a %s and not text: -e '{\"%s\": %s}'" % (name, kind, name, shape))
+            task_vars = {**task_vars, name: default}
     for name in arguments.get("rules") or []:
         problems += rule_problems(task_vars[name], templar, task_vars)
     for role in arguments.get("roles_here", arguments["roles"]):
@@ -233,4 +256,5 @@ class ActionModule(ActionBase):
 
         if "role" in arguments:
             return {**result, **check_role(arguments["role"], task_vars, templar_of)}
-        return {**result, **check(arguments, task_vars, templar_of, self._loader.get_basedir())}
+        basedir, extra = self._loader.get_basedir(), load_extra_vars(self._loader)
+        return {**result, **check(arguments, task_vars, templar_of, basedir, extra)}

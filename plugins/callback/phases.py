@@ -5,16 +5,27 @@ import datetime
 import json
 import os
 import re
-import shlex
 import threading
 import time
 import zoneinfo
 from pathlib import Path
 
+import ansible.module_utils
+import ansible.release
 from ansible import constants, context
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.utils.display import Display
+
+# Another one on the PATH would end in errors of plugins, which name no cause.
+if tuple(map(int, ansible.release.__version__.split(".")[:2])) < (2, 19):
+    raise SystemExit(
+        f"ERROR: This is ansible-core {ansible.release.__version__}; 2.19 or later is needed. Run `make bootstrap`, "
+        "then ./shiftmaster or .venv/bin/ansible-playbook."
+    )
+# Ansible finds module_utils for modules alone.
+ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
+from ansible.module_utils.shiftmaster.host.action import runnable
 
 DOCUMENTATION = """
 name: phases
@@ -91,6 +102,40 @@ PLAYS = {"Options": "preflight", "Preflight": "preflight", "Summary": "summary"}
 # They end with an error where they found something, which is what they are for.
 REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml"}
 LINES_OF_A_FAILURE = 14
+# Actions that decide and report only: a phase of nothing else has no line.
+CONTROL = {"assert", "debug", "fail", "gather_facts", "include_vars", "set_fact", "setup"}
+# What to do next where the first failure matches a regular expression, in English and Japanese: of any task, and of a
+# host that cannot be reached.
+HINTS = (
+    (r"no vault secrets|Decryption failed",
+     "give the password of {vaults}: --vault-password-file FILE or ANSIBLE_VAULT_PASSWORD_FILE "
+     "(./shiftmaster reads ~/.shiftmaster.vault-password)",
+     "{vaults} のパスワードを指定してください: --vault-password-file ファイル、または ANSIBLE_VAULT_PASSWORD_FILE"
+     "(./shiftmaster は ~/.shiftmaster.vault-password を読みます)"),
+    (r"(Missing|Incorrect|Invalid|incorrect) sudo password|sudo: .*password|waiting for (become|privilege)",
+     "the same command with --ask-become-pass, which asks for the password of sudo",
+     "--ask-become-pass を付けて同じコマンドを実行してください(sudo のパスワードを入力します)"),
+    (r"[Nn]o python interpreters? found|python3?: ([a-z]+ )?not found|module interpreter .*not found",
+     "install Python: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
+     "Python の導入: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'"),
+    (r"Docker daemon|No such container|[Cc]ontainer .* is not running|docker: command not found",
+     "{name} is a container that is not running: `make demo` starts the demo; for other hosts name their inventory "
+     "(./shiftmaster -E NAME, or -i inventory/NAME)",
+     "コンテナー {name} が起動していません。デモは make demo で起動します。"
+     "他のホストはインベントリを指定してください"
+     "(./shiftmaster -E 名前、または -i inventory/名前)"),
+)  # fmt: skip
+HINTS_UNREACHABLE = (
+    (r"[Hh]ost key verification failed",
+     "compare the key of the host and accept it: ssh {address} true", "ホスト鍵の確認と承認: ssh {address} true"),
+    (r"Permission denied|[Tt]oo many authentication failures",
+     "let the host accept your key: ssh-copy-id {address}", "公開鍵をホストに登録してください: ssh-copy-id {address}"),
+    (r"Could not resolve hostname|Name or service not known",
+     "correct the name of {name} in the inventory, or give it ansible_host",
+     "インベントリの {name} のホスト名を修正するか、ansible_host を指定してください"),
+    (r"", "check that {name} is running and its address: ssh {address} true",
+     "{name} の稼働とアドレスの確認: ssh {address} true"),
+)  # fmt: skip
 TEXTS = {
     "preflight": ("Preflight", "事前チェック"),
     "host": ("Host", "ホスト"),
@@ -137,8 +182,10 @@ TEXTS = {
     "of": ("{errors} of {requests}", "{requests} 件中 {errors} 件"),
     "never": ("0 by this run, the new release received no traffic", "この実行によるものは 0 件(切り替え前)"),
     "log": ("Log:       {text}", "ログ:       {text}"),
-    "next": ("Next:      correct the cause and run the same command again; {text} shows what is wrong",
-             "次の操作:   原因を修正し、同じコマンドを再実行してください。調査: {text}"),
+    "next": ("Next:      correct the cause and run the same command again",
+             "次の操作:   原因を修正し、同じコマンドを再実行してください"),
+    "hint": ("Next:      {text}", "次の操作:   {text}"),
+    "diagnose": ("Diagnose:  {text}", "調査:       {text}"),
     "ended": ("This run did not finish. It stopped in: {text}", "実行は完了していません。中断した段階: {text}"),
     "again": ("Next:      run the same command again: it finishes or reverts what was begun",
               "次の操作:   同じコマンドを再実行してください。途中の処理を完了するか元に戻します"),
@@ -176,7 +223,7 @@ def printable(value):
 
 
 def lines_of(text) -> list[str]:
-    return [printable(line.rstrip()) for line in str(text).split("\n")]
+    return [printable(line.rstrip()) for line in runnable(str(text)).split("\n")]
 
 
 def message_lines(result: dict) -> list[str]:
@@ -338,7 +385,7 @@ class CallbackModule(Default):
         self.language, self.playbook, self.phase, self.release_play = "en", "", None, False
         self.new_play, self.task_name, self.started, self.ended = "", "", False, False
         self.failures, self.found, self.closed, self.facts = [], [], [], {}
-        self.fixed = False
+        self.fixed, self.broken, self.groups = False, "", {}
 
     def text(self, key: str, **values) -> str:
         english, japanese = TEXTS.get(key, (key, key))
@@ -377,7 +424,7 @@ class CallbackModule(Default):
     def _show_closed(self) -> None:
         for phase in self.closed:
             failed = any(failure["phase"] == phase["begin"] for failure in self.failures)
-            if (phase["results"] or failed) and phase["key"] != "summary":
+            if (phase["results"] or phase["changed"] or phase["messages"] or failed) and phase["key"] != "summary":
                 n, prefix = phase["changed"], "would_change" if context.CLIARGS.get("check") else "change"
                 changes = self.text(prefix if n == 1 else prefix + "s", n=n) if n else self.text("unchanged")
                 line = f"{self.text(phase['key'])}, {self.text('failed') if failed else changes}"
@@ -405,7 +452,8 @@ class CallbackModule(Default):
         super().v2_playbook_on_play_start(play)
 
     def _start(self, play) -> None:
-        self.started = True
+        self.started, self.manager = True, play.get_variable_manager()
+        self.groups = self.manager._inventory.groups
         variables = self._variables(play)
         option = self.get_option("run_language") or variables.get("run_language")
         self.language = language(option)
@@ -422,14 +470,14 @@ class CallbackModule(Default):
         atexit.register(self._at_exit, os.getpid())
         self.screen.start(self._progress)
 
-    @staticmethod
-    def _variables(play) -> dict:
+    def _variables(self, play) -> dict:
         """run_language and base_timezone of the inventory, where they are plain values."""
         manager = play.get_variable_manager()
         try:
             hosts = manager._inventory.get_hosts(play.hosts)
             values = manager.get_vars(play=play, host=hosts[0] if hosts else None, include_hostvars=False)
-        except Exception:  # noqa: BLE001 - a broken variable is the preflight's to report
+        except Exception as error:  # noqa: BLE001 - a broken variable is the preflight's to report
+            self.broken = str(error)
             return {}
         return {
             name: str(values[name])
@@ -475,7 +523,7 @@ class CallbackModule(Default):
         if self.phase:
             self.phase["seen"] = True
         if self.phase and not isinstance(result.task, TaskInclude):
-            self.phase["results"] += 1
+            self.phase["results"] += result.task.action.rpartition(".")[2] not in CONTROL
             self.phase["changed"] += bool(result.result.get("changed")) and not failed
         if "release" in result.task.action:
             for name in ("current_version", "requests", "errors", "reverted"):
@@ -522,7 +570,8 @@ class CallbackModule(Default):
                 return
         self.failures.append(
             {"hosts": [result.host.get_name()], "lines": lines, "path": path, "name": result.task.get_name(),
-             "phase": self.phase["begin"] if self.phase else 0,
+             "phase": self.phase["begin"] if self.phase else 0, "address": self._address(result.host),
+             "unreachable": result.is_unreachable(), "preflight": bool(self.phase) and self.phase["key"] == "preflight",
              "release": bool(self.phase) and self.phase["key"] in RELEASE_FILES.values()}
         )  # fmt: skip
 
@@ -574,7 +623,7 @@ class CallbackModule(Default):
         if self._display.path:
             self.screen.line(self.text("log", text=os.path.relpath(self._display.path)))
         if failed and self.failures:
-            self.screen.line(self.text("next", text=self._command()))
+            self._report_next()
 
     def _report_failures(self) -> None:
         """The first failure is the cause; the last one is that of the run, with its outcome."""
@@ -601,15 +650,37 @@ class CallbackModule(Default):
             elif not self.facts.get("cutover") or self.facts.get("reverted") is False:
                 self.screen.line(self.text("noticed", text=self.text("never")))
 
-    @staticmethod
-    def _command() -> str:
-        """The command that diagnoses, as this run was started: by ./shiftmaster, or by Ansible with this inventory."""
-        if os.environ.get("SHIFTMASTER_CALLED_AS"):
-            return f"{os.environ['SHIFTMASTER_CALLED_AS']} diagnose"
-        sources = [os.path.relpath(one) for one in context.CLIARGS.get("inventory") or [] if "," not in one]
-        return shlex.join(
-            ["ansible-playbook", *(word for one in sources for word in ("-i", one)), "playbooks/diagnose.yml"]
-        )
+    def _report_next(self) -> None:
+        """The next command: that of a known cause, else the same again, and a diagnosis where hosts can be reached."""
+        first = self.failures[0]
+        text, names = "\n".join(first["lines"]), {"name": sorted(first["hosts"])[0], "address": first["address"]}
+        hint = self._hint(HINTS + (HINTS_UNREACHABLE if first["unreachable"] else ()), text, **names)
+        if hint:
+            self.screen.line(hint)
+            return
+        self.screen.line(self.text("next"))
+        if self.playbook != "diagnose.yml" and not first["preflight"]:
+            self.screen.line(self.text("diagnose", text=runnable("ansible-playbook playbooks/diagnose.yml")))
+
+    def _hint(self, hints: tuple, text: str, **values) -> str:
+        """What to do next where the cause is a known one."""
+        found = next((hint for pattern, *hint in hints if re.search(pattern, text)), None)
+        if not found:
+            return ""
+        directory = Path(constants.CONFIG_FILE or "").parent / "group_vars"
+        vaults = [os.path.relpath(path) for path in sorted(directory.glob("*/vault.yml"))
+                  if path.parent.name in self.groups and path.read_bytes().startswith(b"$ANSIBLE_VAULT")]  # fmt: skip
+        return self.text("hint", text=runnable(found[self.language == "ja"].format(vaults=", ".join(vaults), **values)))
+
+    def _address(self, host) -> str:
+        """What ssh is given to reach a host."""
+        try:
+            found = self.manager.get_vars(host=host, include_hostvars=False)
+        except Exception:  # noqa: BLE001 - it is one more word in a hint
+            return host.get_name()
+        user, port = found.get("ansible_user"), found.get("ansible_port")
+        words = (f"-p {port}" if port else "", f"{user}@" if user else "", found.get("ansible_host", host.get_name()))
+        return "{} {}{}".format(*words).strip()
 
     def _at_exit(self, pid: int) -> None:
         """After Ctrl-C, and where Ansible itself gave up: nothing of what was shown may be lost."""
@@ -619,12 +690,14 @@ class CallbackModule(Default):
         self.screen.stop()
         self._close()
         self._show_closed()
-        lines = [self.text("ended", text=where)]
+        hint = self._hint(HINTS, self.broken) if self.broken else ""
+        lines = [hint] if hint else [self.text("ended", text=where)]
         if self.facts.get("current_version"):
             lines.append(self.text("live", text=self.facts["current_version"]))
         if self._display.path:
             lines.append(self.text("log", text=os.path.relpath(self._display.path)))
-        lines.append(self.text("again"))
+        if not hint:
+            lines.append(self.text("again"))
         self._display.banner("NOT FINISHED")
         for line in lines:
             self._display.display(line)

@@ -645,7 +645,7 @@ def check_certificate(options: dict, context: Context, now: Optional[datetime.da
     if days < 0:
         status, detail = CRITICAL, said("certificate.expired", date=date, days=int(-days))
     elif late > now:
-        status, detail = CRITICAL, said("certificate.early", date=late.strftime("%Y-%m-%d %H:%M UTC"))
+        status, detail = CRITICAL, said("certificate.early", date=late.astimezone().strftime("%Y-%m-%d %H:%M %Z"))
     else:
         status = below(days, options.get("warning"), options.get("critical"))
         detail = said("certificate", date=date, days=int(days))

@@ -7,6 +7,7 @@ delay_seconds between them. The total time is that of the slowest check; a check
 from __future__ import annotations
 
 import datetime
+import re
 import threading
 import time
 from collections import defaultdict
@@ -176,7 +177,7 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
         lines += [say(language, "title"), say(language, "generated", time=generated.strftime("%Y-%m-%d %H:%M:%S %Z"))]
     lines += [say(language, "host", host=report["host"]), ""]
     if "problem" in report:
-        reached = not report["unreachable"]
+        reached = not report["unreachable"] and not re.search("Docker daemon|No such container", report["problem"])
         lines.append("❌ " + say(language, "unchecked" if reached else "unreachable"))
         if report["problem"]:
             lines.append("   " + say(language, "error", text=" ".join(report["problem"].split())[:500]))
@@ -244,10 +245,10 @@ def merge_reports(reports: list, generated: datetime.datetime) -> dict:
     }
 
 
-def merged_lines(merged: dict, language: str) -> list:
-    """Return the report of several hosts: each in turn, then the total."""
+def merged_lines(merged: dict, language: str, zone=None) -> list:
+    """Return the report of several hosts: each in turn, then the total. Without a zone, times are this machine's."""
     say = text.say
-    generated = datetime.datetime.fromisoformat(merged["generated"])
+    generated = datetime.datetime.fromisoformat(merged["generated"]).astimezone(zone)
     lines = [say(language, "title"), say(language, "generated", time=generated.strftime("%Y-%m-%d %H:%M:%S %Z")), ""]
     for report in merged["hosts"]:
         lines += report_lines(report, language, title=False) + [""]

@@ -31,8 +31,8 @@ CATALOG = {
     "unreachable": ("unreachable", "接続不能"),
     "unchecked": ("could not be checked", "チェックできませんでした"),
     "unreachable_hint": (
-        "the host did not respond to Ansible: check that it is on, the network, and ssh to it",
-        "Ansible がホストに接続できません。電源・ネットワーク・ssh 接続を確認してください",
+        "the host did not respond to Ansible: check that it is on, the network, ssh to it, and the inventory (-E NAME or -i)",
+        "Ansible がホストに接続できません。電源・ネットワーク・ssh 接続とインベントリ(-E 名前、-i)を確認してください",
     ),
     "no_checks": ("no check applies to this host", "このホストに該当するチェックはありません"),
     # --- details

@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import shutil
+import sys
+
+from ansible import constants, context
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.parameters import remove_values
 from ansible.plugins.action import ActionBase
+
+# How texts here name commands: `ansible-playbook [-i X] [playbooks/]NAME.yml`, `ansible GROUP --become|-m`.
+PLAYBOOK = re.compile(r"(?<![\w./-])ansible-playbook(?: -i \S+)* ((?:playbooks/)?([a-z_]+)\.yml)")
+AD_HOC = re.compile(r"(?<![\w./-])ansible (?=\S+ (?:--become|-m) )")
+
+
+def runnable(text: str) -> str:
+    """Names each command of Ansible in a text as this run was started, so that it reaches the same hosts.
+
+    That is by ./shiftmaster, or by the same program, inventory and directory.
+    """
+    wrapper = os.environ.get("SHIFTMASTER_CALLED_AS")
+    if wrapper:
+        text = PLAYBOOK.sub(lambda found: "%s %s" % (wrapper, found[2]), text)
+        return AD_HOC.sub(lambda _: "%s ansible " % wrapper, text.replace("%s ansible " % wrapper, "ansible "))
+    inventories = [os.path.relpath(one) for one in context.CLIARGS.get("inventory") or [] if "," not in one]
+    options = "".join(" -i %s" % shlex.quote(one) for one in inventories)
+    directory = os.path.relpath(os.path.dirname(constants.CONFIG_FILE or "") or ".")
+
+    def program(name: str) -> str:
+        directory, own = os.path.split(sys.argv[0])
+        path, found = os.path.join(directory, name), shutil.which(name)
+        if not own.startswith("ansible") or not os.path.exists(path) or (found and os.path.samefile(found, path)):
+            return name
+        return shlex.quote(os.path.relpath(path))
+
+    def playbook(found) -> str:
+        path = shlex.quote(os.path.normpath(os.path.join(directory, found[1])))
+        return "%s%s %s" % (program("ansible-playbook"), options, path)
+
+    return AD_HOC.sub(lambda _: "%s%s " % (program("ansible"), options), PLAYBOOK.sub(playbook, text))
 
 
 class Failed(Exception):

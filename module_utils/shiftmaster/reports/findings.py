@@ -16,7 +16,7 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
                `@component` (its symptoms) or `*` (all symptoms); templates, where it depends
     own_when   an expression; true makes it a root except for faults of the application itself
     title, cause, advice   {en, ja}, templates
-    evidence   templates, one line each; an empty line is left out
+    evidence   templates, one line each, or {en, ja} where they have words; an empty line is left out
     fix        commands
     alert      the alert whose runbook it shares; else it has its own, of
     guide      {en, ja}, what it means, and
@@ -112,6 +112,23 @@ def moment(value) -> Optional[float]:
         return None
 
 
+def outside_deploys(problems: list, deploys: list) -> list:
+    """Return the problems of a log that did not all occur during one deploy: a rejected version logs its own."""
+    spans, begun = [], None
+    for event in deploys:
+        at = moment(event.get("time"))
+        if event.get("event") == "cutover_started":
+            begun = at
+        elif at is not None and begun is not None:
+            spans.append((begun, at + 60))
+            begun = None
+    return [
+        one
+        for one in problems
+        if not any(begin <= one.get("first", 0) and one.get("last", 0) <= end for begin, end in spans)
+    ]
+
+
 def clock(value, zone: dict) -> str:
     """Return a time as a zone's clock shows it; what is no time stays as it is."""
     at = moment(value)
@@ -153,6 +170,7 @@ class Engine:
             duration=duration,
             clock=clock,
             own_word=own_word,
+            outside_deploys=outside_deploys,
             tojson=json.dumps,
             quote=lambda value: Quoted(shlex.quote(str(value))),
         )
@@ -176,7 +194,7 @@ class Engine:
             return None
 
     def text(self, template: str, names: dict, command: bool = False) -> str:
-        """Return a template's text on one line; half a command is none."""
+        """Return a template's text on one line, without a separator at its end; half a command is none."""
         key = ("text", template, command)
         if key not in self._compiled:
             self._compiled[key] = (self.commands if command else self.environment).from_string(template)
@@ -184,7 +202,9 @@ class Engine:
 
         try:
             text = " ".join(self._compiled[key].render(**names).split())
-            return "" if command and len(text) > MOST_CHARACTERS else text[:MOST_CHARACTERS]
+            if command:
+                return "" if len(text) > MOST_CHARACTERS else text
+            return text[:MOST_CHARACTERS].rstrip(" ;,")
         except (UndefinedError, TypeError, ValueError, ArithmeticError):
             return ""
 
@@ -339,6 +359,10 @@ def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
     def both(field):
         return {language: engine.text(rule[field][language], names) for language in LANGUAGES if field in rule}
 
+    def evidence(language):
+        entries = [one[language] if isinstance(one, dict) else one for one in rule.get("evidence", [])]
+        return [line for line in (engine.text(entry, names) for entry in entries) if line]
+
     return {
         "rule": rule["name"],
         "host": host,
@@ -349,7 +373,8 @@ def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
         "title": both("title"),
         "cause": both("cause"),
         "advice": both("advice"),
-        "evidence": [line for line in (engine.text(line, names) for line in rule.get("evidence", [])) if line],
+        "evidence": evidence("en"),
+        "evidence_ja": evidence("ja"),
         "fix": [line for line in (engine.text(line, names, command=True) for line in rule.get("fix", [])) if line],
         "explains": [target for target in (engine.text(entry, names) for entry in rule.get("explains", [])) if target],
         "runbook": "docs/runbooks/%s.md" % (rule.get("alert") or rule["name"]),

@@ -31,7 +31,7 @@ SAYS = {
     "info": ("note", "情報"),
     "healthy": ("healthy", "正常"),
     "result": (
-        "Result: {worst}. {roots} causes, {rest} that follow from them",
+        "Result: {worst}. Causes: {roots}; consequences: {rest}",
         "結果: {worst}。原因 {roots} 件、そこから生じた事象 {rest} 件",
     ),
     "nothing": ("Nothing is wrong that this diagnosis can see.", "この診断で確認できる異常はありません。"),
@@ -241,6 +241,10 @@ def headline(data: dict, language: str) -> str:
     return text + (say(language, "result_but", parts=parts) if parts else "")
 
 
+def evidence_of(finding: dict, language: str) -> list:
+    return finding["evidence_ja" if language == "ja" else "evidence"]
+
+
 def first_sentence(data: dict, language: str) -> str:
     """Return what to put into a message: the first finding, or that there is none."""
     found = data["findings"]
@@ -287,7 +291,7 @@ def lines(data: dict, language: str) -> list:
         )]  # fmt: skip
         if root["cause"].get(language):
             result.append("   %s: %s" % (say(language, "cause"), root["cause"][language]))
-        result += ["   %s: %s" % (say(language, "evidence"), line) for line in root["evidence"]]
+        result += ["   %s: %s" % (say(language, "evidence"), line) for line in evidence_of(root, language)]
         result += [
             "   %s (%s): %s" % (say(language, "fix"), where(command, root["host"], language), command)
             for command in root["fix"]
@@ -493,8 +497,8 @@ def card(root: dict, found: list, language: str) -> str:
     rows = []
     if root["cause"].get(language):
         rows.append((say(language, "cause"), e(root["cause"][language])))
-    if root["evidence"]:
-        rows.append((say(language, "evidence"), "<br>".join("<code>%s</code>" % e(line) for line in root["evidence"])))
+    if evidence := evidence_of(root, language):
+        rows.append((say(language, "evidence"), "<br>".join("<code>%s</code>" % e(line) for line in evidence)))
     if root["fix"] or root["advice"].get(language):
         steps = ["%s<pre>%s</pre>" % (e(where(command, root["host"], language)), e(command)) for command in root["fix"]]
         rows.append((say(language, "fix"), "".join(steps) + e(root["advice"].get(language, ""))))

@@ -673,8 +673,10 @@ def test_several_hosts_in_one_report(run_module):
             {"host": "odd", "result": {"failed": True, "msg": "MODULE FAILURE"}},
             {"host": "new", "result": {}},
         ],
+        timezone="Asia/Tokyo",
     )
     text = answer["report_text"]
+    assert answer["report_lines"][1].endswith(" JST")
     assert text.count("=== ShiftMaster System Health Report ===") == 1
     assert "Host: gone\n\n❌ unreachable\n   Error: no route to host\n   Hint: the host did not respond" in text
     assert "Host: odd\n\n❌ could not be checked\n   Error: MODULE FAILURE" in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils.shiftmaster.host.action import ControllerAction, Failed
+from ansible.module_utils.shiftmaster.host.action import ControllerAction, Failed, runnable
 
 
 class Plugin(ControllerAction):
@@ -43,3 +43,20 @@ def test_a_secret_is_in_no_result(run):
     channel = {"password": "hunter2"}
     assert "hunter2" not in str(run(channel=channel)) + str(run(count=0, channel=channel))
     assert run(count=0, channel=channel)["failed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ansible-playbook deploy.yml --tags tls", "./shiftmaster -E demo deploy --tags tls"),
+        ("back: ansible-playbook -i inventory/demo rollback.yml", "back: ./shiftmaster -E demo rollback"),
+        ("ansible-playbook playbooks/maintenance.yml -e state=off", "./shiftmaster -E demo maintenance -e state=off"),
+        ("ansible cache --become -m ping", "./shiftmaster -E demo ansible cache --become -m ping"),
+        ("/usr/bin/ansible-playbook x.yml; the ansible user", "/usr/bin/ansible-playbook x.yml; the ansible user"),
+    ],
+)  # fmt: skip
+def test_a_command_is_named_as_the_run_was_started(monkeypatch, text, expected):
+    monkeypatch.setenv("SHIFTMASTER_CALLED_AS", "./shiftmaster -E demo")
+    assert runnable(text) == expected
+    # Both are the same text in a report that is processed again.
+    assert runnable(runnable(text)) == expected

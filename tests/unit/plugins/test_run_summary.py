@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import inventories
 import pytest
+from ansible.plugins.loader import init_plugin_loader
+from rendered import render
 from support import ROOT
 
 SECRETS = {
@@ -20,6 +23,8 @@ SECRETS = {
         (["all"], SECRETS,
          ["Backups: next at 02:30 (Asia/Tokyo)", "vault_backup_cipher_passphrase", "Monitoring: https://mon1:9090/"],
          ["not-a-secret"]),
+        (["all"], {**SECRETS, "run_language": "ja"},
+         ["バックアップ: 次回 02:30(Asia/Tokyo", "監視: https://mon1:9090/"], ["Backups:", "Monitoring:"]),
         (["release"], {}, [], ["Backups:", "Monitoring:"]),
     ],
 )  # fmt: skip
@@ -30,3 +35,20 @@ def test_the_summary_covers_what_the_tags_set_up(tmp_path, tags, extra, present,
     found = inventories.variables(tmp_path, ["run_summary"], "mon1", ansible_run_tags=tags, **extra)
     out = " ".join(found["mon1"]["run_summary"])
     assert [text for text in present if text not in out] == [] and [text for text in absent if text in out] == []
+
+
+@pytest.mark.parametrize(("language", "expected"), [("en", "the rollback: "), ("ja", "元に戻すには: ")])
+def test_the_summary_of_a_release_has_the_language_of_its_reader(language, expected):
+    facts = {
+        "version": "2.1.0", "name": "r2", "revision": "0" * 40, "changed": True, "timings": {"build": 2.0},
+        "previous": {"version": "2.0.0", "name": "r1"}, "watched": {"requests": 9, "errors": 0, "p95_ms": 5},
+    }  # fmt: skip
+    init_plugin_loader()
+    text = render(
+        "release", "summary.txt.j2", release_facts=facts, release_summary_language=language, ansible_check_mode=False,
+        ansible_inventory_sources=["inventory/single"], playbook_dir=str(ROOT / "playbooks"), shiftmaster_source={},
+        shiftmaster_run={"operation": "deploy", "started": 0},
+    )  # fmt: skip
+    assert any(line.startswith(expected) and line.endswith("rollback.yml") for line in text.splitlines())
+    words = [re.search(r"[a-z]{2,} [a-z]{2,}", line) for line in text.splitlines() if line and expected not in line]
+    assert any(words) == (language == "en"), text

@@ -137,6 +137,9 @@ def test_a_name_near_that_of_an_option_is_refused():
     assert action.misnamed(OPTIONS["deploy"], ["version"], "deploy") == [
         "version is no option of this playbook: shiftmaster_version is"
     ]
+    assert action.misnamed(OPTIONS["rollback"], ["shema"], "rollback") == [
+        "shema is no option of this playbook: schema is"
+    ]
     # What roles and sites call theirs stays their business, as do options of other playbooks.
     for name in ("nginx_state", "health_fail_on", "host", "app_language", "report_dir", "target"):
         for playbook, options in OPTIONS.items():
@@ -173,9 +176,11 @@ def test_playbooks_begin_with_the_check_of_their_options(name):
     assert task["ansible.builtin.import_role"] == {"name": "preflight", "tasks_from": "options"}
     assert task["vars"] == {"preflight_playbook": name}
     assert set(task) == {"name", "ansible.builtin.import_role", "vars"}
-    (check,) = yaml.safe_load((ROOT / "roles/preflight/tasks/options.yml").read_text(encoding="utf-8"))
-    assert check["run_once"] is True and check["shiftmaster_options"] == {
-        "options": "{{ run_options[preflight_playbook] }}", "playbook": "{{ preflight_playbook }}"
+    names, check = yaml.safe_load((ROOT / "roles/preflight/tasks/options.yml").read_text(encoding="utf-8"))
+    assert names["run_once"] is check["run_once"] is True and names["shiftmaster_variables"]["extra_only"] is True
+    assert check["shiftmaster_options"] == {
+        "options": "{{ run_options[preflight_playbook] }}", "playbook": "{{ preflight_playbook }}",
+        "problems": "{{ __preflight_extra.problems }}",
     }  # fmt: skip
     tagged = [play for play in plays if "tags" in play or any("tags" in task for task in play.get("tasks", []))]
     assert "always" in first.get("tags", []) if tagged else "tags" not in first
@@ -208,8 +213,11 @@ def test_what_each_playbook_refuses(case):
 
 
 def test_tags_and_limits_do_not_lead_past_it(tmp_path):
-    done = play("deploy.yml", tmp_path, "--tags", "release", "--limit", "absent", shiftmaster_version="-x")
+    # A variable of a role that does not exist is found before a host is contacted, too.
+    options = {"shiftmaster_version": "-x", "shiftmaster_vershun": "1"}
+    done = play("deploy.yml", tmp_path, "--tags", "release", "--limit", "absent", **options)
     assert done.returncode == 2 and "is not of the form of" in done.stdout and "UNREACHABLE" not in done.stdout
+    assert "shiftmaster_vershun (did you mean shiftmaster_version?)" in done.stdout
 
 
 def test_a_good_value_goes_on_to_the_hosts(tmp_path):

@@ -84,6 +84,12 @@ CASES = {
 WIRED_CASES = {
     "wired": {**GIVEN, **WIRED},
     "misnamed": {**GIVEN, **WIRED, "monitoring_container_host": ["a"]},
+    "text": {
+        **GIVEN,
+        "monitoring_container_hosts": "abc",
+        "shiftmaster_log_files": "{{ monitoring_container_hosts }}",
+        "site_rules": [{"loop": "{{ monitoring_container_hosts }}", "msg": "no host is called {{ item }}"}],
+    },
 }
 
 
@@ -139,6 +145,11 @@ def test_names_of_the_wiring_are_those_of_group_vars_all(problems):
     assert problems["misnamed"] == [
         "there is no variable monitoring_container_host (did you mean monitoring_container_hosts?)"
     ]
+
+
+def test_text_in_place_of_a_list_is_one_problem_by_the_name_of_its_variable(problems):
+    (problem,) = problems["text"]
+    assert problem.startswith("monitoring_container_hosts is a list") and '{"monitoring_container_hosts": [' in problem
 
 
 def test_an_empty_secret_is_not_set(problems):

@@ -14,13 +14,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import ROOT
 
 SECRET = "not-for-the-log"
 # Needs no start of Python for each host, as a module does.
-TASK = {"ansible.builtin.set_fact": {"done": True}}
+TASK = {"ansible.builtin.group_by": {"key": "done"}, "changed_when": False}
 DEPLOY = """
 - name: Preflight
   hosts: all
@@ -69,10 +70,10 @@ class Site:
             json.dumps({"all": {"hosts": {"a": {}, "b": {}}, "vars": {"base_timezone": "Asia/Tokyo"}}})
         )
         for role, files in {
-            "renamed": {"main": "- {name: Run, ansible.builtin.set_fact: {done: true}}"},
+            "renamed": {"main": "- {name: Run, ansible.builtin.group_by: {key: done}, changed_when: false}"},
             "release": {
                 "main": RELEASE,
-                "lock": "- {name: Lock, ansible.builtin.set_fact: {done: true}}",
+                "lock": "- {name: Lock, ansible.builtin.group_by: {key: done}, changed_when: false}",
                 "build": "- {name: Compile, ansible.builtin.fail: {msg: no compiler}}",
                 "end": "- {name: Unlock, ansible.builtin.set_fact: {done: true}}",
                 "abort": "- ansible.builtin.fail: {msg: [no compiler, Version 2.0.0 is live.]}",
@@ -117,6 +118,13 @@ def callback():
     return module
 
 
+def test_an_old_ansible_is_named_with_what_makes_the_right_one(monkeypatch):
+    monkeypatch.setattr("ansible.release.__version__", "2.14.18")
+    spec = importlib.util.spec_from_file_location("phases", ROOT / "plugins/callback/phases.py")
+    with pytest.raises(SystemExit, match=r"2\.14\.18.*make bootstrap"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
 def test_phases_are_those_of_roles_files_and_plays_that_exist(callback):
     names = re.findall(r"(?m)^- name: (.*)$", "".join(path.read_text() for path in (ROOT / "playbooks").glob("*.yml")))
     assert set(callback.ROLES) <= {path.name for path in (ROOT / "roles").iterdir()}
@@ -143,12 +151,12 @@ def test_a_failed_deploy_is_its_phases_and_the_failure_once_at_the_end(site):
     text = "\n".join(lines)
     assert len(lines) <= 20 and text.count("WARNING: read this") == 1 and "rescued is no failure" not in text
     assert text.count("no compiler") == 1 and "a, b: no compiler" in text
-    end = lines[-9:]
+    end = lines[-10:]
     assert any("Version 2.0.0 is live." in line for line in end)
     assert any(re.search(r"Compile \(roles/release/tasks/build\.yml:1\)", line) for line in end)
     assert any(line.startswith("Failed requests: 0") for line in end)
     assert any(line == f"Log:       {site.log().relative_to(site.path)}" for line in end)
-    assert "ansible-playbook -i hosts.yml playbooks/diagnose.yml" in end[-1]
+    assert end[-1].endswith("  ansible-playbook -i hosts.yml playbooks/diagnose.yml")
     log = site.log().read_text()
     assert "PLAY RECAP" in log and log.count("TASK [") >= 6 and stat.S_IMODE(site.log().stat().st_mode) == 0o600
     assert stat.S_IMODE(site.log().parent.stat().st_mode) == 0o700
@@ -247,6 +255,70 @@ def test_an_unreachable_host_is_named_and_the_lines_are_japanese_where_asked_for
     )
     assert code == 4 and phases(lines) == ["✘ Play, 失敗"]
     assert any("a: 接続できません" in line for line in lines) and any(line.startswith("ログ:") for line in lines)
+    assert lines[-1].startswith("次の操作:") and lines[-1].endswith("ssh -p 1 127.0.0.1 true")
+
+
+def test_commands_that_a_run_shows_reach_its_hosts_and_a_diagnosis_does_not_advise_itself(site):
+    text = play(
+        {"ansible.builtin.debug": {"msg": "Fix it: ansible-playbook deploy.yml --tags tls, or\n"
+                                          "ansible cache --become -m ansible.builtin.ping"}},
+        {"ansible.builtin.command": "false"},
+    )  # fmt: skip
+    _, lines = site.run(text, "diagnose.yml", "--limit", "a")
+    assert "Fix it: ansible-playbook -i hosts.yml deploy.yml --tags tls, or" in lines
+    assert "ansible -i hosts.yml cache --become -m ansible.builtin.ping" in lines
+    assert not any(line.startswith("Diagnose:") for line in lines)
+    _, lines = site.run(text, "health.yml", "--limit", "a", SHIFTMASTER_CALLED_AS="./shiftmaster -E demo")
+    assert "Fix it: ./shiftmaster -E demo deploy --tags tls, or" in lines
+    assert "./shiftmaster -E demo ansible cache --become -m ansible.builtin.ping" in lines
+    assert lines[-1].endswith(" ./shiftmaster -E demo diagnose")
+
+
+def test_a_vault_without_its_password_is_named(site):
+    (site.path / "group_vars/all").mkdir(parents=True)
+    (site.path / "group_vars/all/vault.yml").write_text("$ANSIBLE_VAULT;1.1;AES256\n" + "61" * 40 + "\n")
+    code, lines = site.run(play(TASK), "deploy.yml")
+    end = "\n".join(lines[-15:])
+    assert code and "no vault secrets" in end and "finishes or reverts" not in end
+    (line,) = [line for line in lines[-3:] if line.startswith("Next:")]
+    assert "group_vars/all/vault.yml" in line and "--vault-password-file" in line
+
+
+def test_a_phase_that_only_decides_has_no_line(site):
+    decide = play({"ansible.builtin.set_fact": {"x": 1}}, {"ansible.builtin.assert": {"that": "true", "quiet": True}})
+    _, lines = site.run(decide, "deploy.yml", "--limit", "a")
+    assert phases(lines) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Failed to connect to the host via ssh: Host key verification failed.", "ssh root@10.0.0.1 true"),
+        ("root@h: Permission denied (publickey,password).", "ssh-copy-id root@10.0.0.1"),
+        ("ssh: Could not resolve hostname h: Name or service not known", "ansible_host"),
+        ("ssh: connect to host h port 22: Connection timed out", "ssh root@10.0.0.1 true"),
+        ("Missing sudo password", "--ask-become-pass"),
+        ("Premature end of stream waiting for become success. sudo: a password is required", "--ask-become-pass"),
+        ("/bin/sh: 1: /usr/bin/python3: not found", "apt-get -y install python3"),
+        ("docker: Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "make demo"),
+    ],
+)  # fmt: skip
+def test_a_known_cause_names_the_next_command(callback, message, expected):
+    end = callback.CallbackModule()
+    shown = []
+    end.started, end.screen = True, SimpleNamespace(line=lambda text="", colour=None: shown.append(text))
+    for end.language in ("en", "ja"):
+        shown.clear()
+        end.failures = [
+            {"hosts": ["h"], "lines": [message], "address": "root@10.0.0.1", "preflight": False, "unreachable": True}
+        ]
+        end._report_next()
+        assert len(shown) == 1 and expected in shown[0], shown
+    # What a program of a host reports is no connection of ssh.
+    shown.clear()
+    end.failures[0].update(unreachable=False, lines=["localhost:5432: Connection refused", "Permission denied (13)"])
+    end._report_next()
+    assert not any("ssh" in line for line in shown)
 
 
 @pytest.mark.parametrize(

@@ -408,6 +408,32 @@ def test_days_of_a_month_are_those_of_its_zone():
     ]  # fmt: skip
 
 
+def errors_line(first, last):
+    deploys = [
+        {"event": "cutover_started", "time": "2026-11-29T06:47:35Z"},
+        {"event": "gate_failed", "time": "2026-11-29T06:48:00Z"},
+    ]
+    problem = {"count": 3, "exception": "ValueError: x", "text": "y", "first": first, "last": last}
+    files = {"application": {"problems": [problem], "reached": True}}
+    there = host()
+    there["parts"]["logs"] = {"status": "ok", "files": files}
+    there["parts"]["release"] = {**there["parts"].get("release", {}), "status": "ok", "deploys": deploys}
+    (line,) = [one for one in LINES["morning"] if one["name"] == "errors"]
+    return checklist.judge_host(line, there, {})
+
+
+def test_errors_of_a_rejected_version_are_no_alarm():
+    began = datetime.datetime(2026, 11, 29, 6, 47, 35, tzinfo=datetime.timezone.utc).timestamp()
+    during, longer = errors_line(began + 1, began + 20), errors_line(began + 1, began + 3600)
+    assert during["mark"] == "good" and JAPANESE.search(during["evidence"]["ja"])
+    assert longer["mark"] == "bad" and "3 x ValueError" in longer["evidence"]["en"]
+
+
+def test_no_separator_follows_the_last_entry():
+    (line,) = [one for one in LINES["morning"] if one["name"] == "disk"]
+    assert all(text[-1] not in ";, " for text in checklist.judge_host(line, host(), {})["evidence"].values())
+
+
 @pytest.mark.parametrize("problem", ["Prometheus is silent", ""])
 def test_why_there_are_no_metrics_is_on_the_page_and_in_the_data(run_module, problem):
     results = [{"host": "one", "functions": ["app"], "result": {"evidence": host()}}]

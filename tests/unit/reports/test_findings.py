@@ -14,7 +14,7 @@ import shiftmaster_checklist
 import shiftmaster_findings
 import yaml
 from ansible.module_utils.shiftmaster.diagnosis.setting import PARTS
-from ansible.module_utils.shiftmaster.reports import findings
+from ansible.module_utils.shiftmaster.reports import findings, findings_report
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parents[1] / "diagnosis"
@@ -265,7 +265,7 @@ def test_finding_is_complete_in_both_languages(name):
             assert text and "{{" not in text and "{%" not in text and "None" not in text
     assert finding["title"]["en"] and JAPANESE.search(finding["title"]["ja"])
     assert not JAPANESE.search(finding["title"]["en"] + finding["cause"]["en"])
-    assert all("{{" not in line for line in finding["fix"] + finding["evidence"])
+    assert all("{{" not in line for line in finding["fix"] + finding["evidence"] + finding["evidence_ja"])
 
 
 FIELDS = {
@@ -288,9 +288,19 @@ def test_rule_is_complete(rule):
         rule.get("guide", {"en": "", "ja": ""}),
     ):
         assert set(text) == {"en", "ja"}
+    for one in rule.get("evidence", []):
+        # What is no value has a Japanese form.
+        words = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", one if isinstance(one, str) else one["en"])
+        assert not re.search("[a-z]{2,} [a-z]{2,}", words) or JAPANESE.search(one["ja"]), one
     for target in rule.get("explains", []):
         target = re.search(r"'([^']+)'", target)[1] if "{{" in target else target
         assert target == "*" or (target[1:] in findings.DEPTH if target.startswith("@") else target in RULES), target
+
+
+def test_evidence_is_japanese_on_a_japanese_page():
+    finding = next(one for one in of_case("DatabaseLockHeldByIdle") if one["rule"] == "DatabaseLockHeldByIdle")
+    assert finding["evidence"][0].startswith("its last statement: ")
+    assert findings_report.evidence_of(finding, "ja")[0].startswith("最後に実行した文: ")
 
 
 def test_alerts_of_rules_exist():

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import inventories
 import offenders
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -372,18 +373,51 @@ def test_links_between_documents_lead_somewhere():
     assert broken == []
 
 
-def test_the_demo_reaches_its_own_host_alone(monkeypatch):
-    """Whoever has exported the inventory of real hosts must not change those by `make demo-deploy`."""
+def demo_script():
     spec = importlib.util.spec_from_file_location("demo", ROOT / "scripts" / "demo.py")
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
-    ran = []
+    return demo
+
+
+def test_the_demo_reaches_its_own_host_alone(monkeypatch):
+    """Whoever has exported the inventory of real hosts must not change those by `make demo-deploy`."""
+    demo, ran = demo_script(), []
     monkeypatch.setenv("ANSIBLE_INVENTORY", "inventory/single")
     monkeypatch.setattr(
-        demo.subprocess, "run", lambda command, **more: ran.append(more["env"]) or SimpleNamespace(returncode=0)
+        demo.subprocess,
+        "run",
+        lambda command, **more: ran.append((command, more["env"])) or SimpleNamespace(returncode=0),
     )
-    assert demo.playbook("deploy.yml") == 0
-    assert ran[0]["ANSIBLE_INVENTORY"] == str(ROOT / "inventory" / "demo")
+    monkeypatch.setenv("ANSIBLE_LIMIT", "app1")
+    assert demo.shiftmaster("deploy", "2.1.0") == 0
+    ((command, environment),) = ran
+    assert command == ["./shiftmaster", "-E", "demo", "deploy", "2.1.0"] and "ANSIBLE_LIMIT" not in environment
+
+
+@pytest.mark.parametrize("command", ["up", "deploy", "diagnose", "fault"])
+def test_the_demo_of_another_clone_is_left_alone(monkeypatch, capsys, tmp_path, command):
+    demo = demo_script()
+    monkeypatch.setattr(demo, "HOME", tmp_path)
+    monkeypatch.setattr(demo, "SETTINGS", tmp_path / "settings.json")
+    monkeypatch.setattr(demo, "pack_application", lambda: None)
+    outputs = {"{{.State.Status}}": "running", '{{index .Config.Labels "shiftmaster-ops.clone"}}': "/srv/other"}
+    calls = []
+
+    def docker(*arguments, **_):
+        calls.append(arguments)
+        return SimpleNamespace(returncode=0, stdout=outputs[arguments[3]])
+
+    monkeypatch.setattr(demo, "docker", docker)
+    monkeypatch.setattr(sys, "argv", ["demo.py", command, "redis-stopped" if command == "fault" else "2.1.0"])
+    with pytest.raises(SystemExit) as ended:
+        demo.main()
+    assert "/srv/other" in str(ended.value) and {call[0] for call in calls} == {"container"}
+
+
+def test_each_fault_of_the_demo_is_in_the_makefile():
+    (line,) = re.findall(r"(?m)^demo-fault: ## .*NAME=(.*)$", (ROOT / "Makefile").read_text())
+    assert line.split(", ") == [*demo_script().FAULTS, "none"]
 
 
 def test_playbooks_set_what_the_programs_set_for_a_session_of_a_superuser():

@@ -19,6 +19,10 @@ from support import ROOT
 
 STUB = """#!{python}
 import json, os, sys, time
+if "--help" in sys.argv:
+    sys.exit(print("--check --diff --forks --ask-become-pass"))
+if sys.argv[-1].startswith("shiftmasterctl"):
+    print("app1 | CHANGED | rc=0 >>\\nwhat it shows")
 with open("{out}", "a") as file:
     file.write(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), dict(os.environ)]) + "\\n")
 if os.environ.get("WAIT") and sys.argv[0].endswith("ansible-playbook"):
@@ -39,7 +43,10 @@ class Copy:
         for directory in (self.root / ".venv/bin", self.root / "group_vars/single", self.home):
             directory.mkdir(parents=True)
         shutil.copy(ROOT / "shiftmaster", self.root)
-        shutil.copytree(ROOT / "inventory", self.root / "inventory")
+        for name in ("inventory", "playbooks"):
+            shutil.copytree(ROOT / name, self.root / name)
+        for name in ("deploy.yml", "rollback.yml"):
+            shutil.copy(ROOT / name, self.root)
         shutil.copy(ROOT / "group_vars/single/vars.yml", self.root / "group_vars/single")
         (self.root / "ansible.cfg").write_text("[defaults]\n")
         for name in ("ansible", "ansible-playbook"):
@@ -82,6 +89,8 @@ def copy(tmp_path):
         (["checklist", "morning"], ["playbooks/checklist.yml", "-e", {"period": "morning"}]),
         (["backup"], ["playbooks/backup.yml"]),
         (["restore", "-e", "list=true"], ["playbooks/restore.yml", "-e", "list=true"]),
+        (["maintenance", "-e", "state=off"], ["playbooks/maintenance.yml", "-e", "state=off"]),
+        (["verify"], ["playbooks/verify.yml"]),
         (["maintenance", "on"], ["playbooks/maintenance.yml", "-e", {"state": "on"}]),
         (["maintenance", "off"], ["playbooks/maintenance.yml", "-e", {"state": "off"}]),
     ],
@@ -94,12 +103,13 @@ def test_a_command_is_one_playbook_that_exists(copy, words, expected):
     assert cwd == str(copy.root) and environment["ANSIBLE_CONFIG"] == str(copy.root / "ansible.cfg")
     assert environment["ANSIBLE_INVENTORY"] == str(copy.root / "inventory/production")
     assert environment["PATH"].startswith(str(copy.root / ".venv/bin"))
-    assert environment["SHIFTMASTER_CALLED_AS"] == "./shiftmaster -E production"
+    assert environment["SHIFTMASTER_CALLED_AS"] == f"{copy.root}/shiftmaster -E production"
 
 
 @pytest.mark.parametrize("command", ["status", "history"])
 def test_status_and_history_come_from_the_hosts(copy, command):
-    assert copy.run(command, "-E", "single").returncode == 0
+    done = copy.run(command, "-E", "single")
+    assert done.returncode == 0 and done.stdout == "app1:\nwhat it shows\n"
     ((program, arguments, _, _),) = copy.calls()
     assert program == "ansible" and arguments[-1] == f"shiftmasterctl {command}" and "--become" in arguments
     assert f'"{command}"' in (ROOT / "roles/shiftmaster/files/shiftmasterctl").read_text()
@@ -130,6 +140,20 @@ def test_the_vault_password_and_the_locale_are_set_where_they_are_missing(copy):
     assert (third["LC_ALL"], third["SHIFTMASTER_LANGUAGE"]) == ("C.UTF-8", "ja")
 
 
+def test_an_unknown_option_or_command_is_named_with_the_one_that_was_meant(copy):
+    for words, near in ((["deploy", "--chek"], "--check"), (["diagnoze"], "diagnose")):
+        done = copy.run(*words)
+        assert (done.returncode, copy.calls(), done.stdout) == (2, [], "") and near in done.stderr
+    assert copy.run("deploy", "--forks", "5", "--ask-become").returncode == 0
+
+
+def test_a_command_of_ansible_runs_in_the_environment(copy):
+    assert copy.run("-E", "production", "ansible", "cache", "-m", "ping").returncode == 0
+    ((program, arguments, _, environment),) = copy.calls()
+    assert (program, arguments) == ("ansible", ["cache", "-m", "ping"])
+    assert environment["ANSIBLE_INVENTORY"] == str(copy.root / "inventory/production")
+
+
 @pytest.mark.parametrize("words", [["checklist"], ["maintenance"], ["deploi"], ["-E"], []])
 def test_wrong_usage_runs_nothing(copy, words):
     assert copy.run(*words).returncode == 2 and copy.calls() == []
@@ -156,14 +180,17 @@ def test_ctrl_c_ends_the_playbook_and_then_shows_what_is_live(copy):
 
 def test_init_writes_inventory_variables_and_an_encrypted_vault(copy):
     (copy.root / ".venv/bin/ansible-vault").symlink_to(Path(sys.executable).with_name("ansible-vault"))
-    answers = "bad host!\napp1.example.jp\nshift.example.org\nhttps://git.example.org/s.git\n"
+    answers = "bad host!\napp1.example.jp\nshift.example.org\nhttps://git.example.org/s.git\n2.1.0\n"
     done = copy.run("-E", "hospital", "init", answers=answers)
     assert done.returncode == 0, done.stderr
+    # Why an answer is rejected.
+    assert "without user and port" in done.stdout
     hosts = yaml.safe_load((copy.root / "inventory/hospital/hosts.yml").read_text())["all"]["children"]
     assert list(hosts["hospital"]["hosts"]) == list(hosts["web"]["hosts"]) == ["app1.example.jp"]
     values = yaml.safe_load((copy.root / "group_vars/hospital/vars.yml").read_text())
     assert values["shiftmaster_domain"] == "shift.example.org"
     assert values["shiftmaster_repository"] == "https://git.example.org/s.git"
+    assert values["shiftmaster_version"] == "2.1.0"
     assert ".secrets/hospital/" in values["tls_provided_key_src"]
     vault, password = copy.root / "group_vars/hospital/vault.yml", copy.home / ".shiftmaster.vault-password"
     assert vault.read_text().startswith("$ANSIBLE_VAULT;") and stat.S_IMODE(password.stat().st_mode) == 0o600
@@ -183,3 +210,16 @@ def test_init_ends_without_answers_and_writes_nothing(copy):
     (copy.root / ".venv/bin/ansible-vault").symlink_to(Path(sys.executable).with_name("ansible-vault"))
     assert copy.run("-E", "hospital", "init").returncode == 1
     assert not (copy.root / "inventory/hospital").exists() and not (copy.home / ".shiftmaster.vault-password").exists()
+
+
+def test_ctrl_c_ends_init_and_writes_nothing(copy):
+    (copy.root / ".venv/bin/ansible-vault").symlink_to(Path(sys.executable).with_name("ansible-vault"))
+    run = subprocess.Popen(
+        [copy.root / "shiftmaster", "init"], env=copy.environment(PYTHONUNBUFFERED="1"), stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert run.stdout.read(4) == b"Host"
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and b"Traceback" not in err and b"Nothing was written" in err
+    assert not (copy.root / "inventory/site").exists()

@@ -386,6 +386,17 @@ def test_pages_show_text_as_text():
     assert "<script" not in text
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;") == 5
     assert "2026-11-25 14:30 JST" in text and 'lang="ja"' in text and 'lang="en"' in text
+    # The footer is part of the card.
+    assert text.index("<footer>") < text.index("</main>")
+
+
+def test_each_section_shows_its_reason():
+    page = {"code": "503", "ja": "a", "ja_text": "b", "en": "c", "en_text": "d", "reason": "更新"}
+    given = {"nginx_site_title": "x", "nginx_error_page_contact": ""}
+    both = render("page.html.j2", page={**page, "reason_en": "Upgrade"}, **given)
+    japanese, english = both.split('lang="en"')
+    assert "更新" in japanese and "Upgrade" in english and "更新" not in english
+    assert render("page.html.j2", page=page, **given).count("更新") == 2
 
 
 def maintenance(name, **variables):

@@ -1,0 +1,48 @@
+"""What shiftmasterctl prints, in the time zone of the host."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+from support import ROOT
+
+
+@pytest.fixture
+def program(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "module_utils"))
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    loader = importlib.machinery.SourceFileLoader(
+        "shiftmasterctl", str(ROOT / "roles/shiftmaster/files/shiftmasterctl")
+    )
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("shiftmasterctl", loader))
+    loader.exec_module(module)
+    yield module
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_history_has_a_header_and_the_version_of_each_release(program, tmp_path, capsys):
+    built = {"event": "built", "release": "r1", "version": "2.1.0", "time": "2026-11-29T06:45:39Z"}
+    live = {"event": "live", "kind": "deploy", "target": "r1", "who": "root@vm", "time": "2026-11-29T20:46:00Z"}
+    (tmp_path / "audit.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (built, "damaged", live)))
+    program.history(SimpleNamespace(state=str(tmp_path)), {})
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split() == ["time", "event", "kind", "version", "release", "by", "reason"]
+    assert line.split() == ["2026-11-30", "05:46:00", "JST", "live", "deploy", "2.1.0", "r1", "root@vm"]
+    assert line.index("2.1.0") == header.index("version")
+
+
+def test_status_shows_times_of_the_host(program, monkeypatch, capsys):
+    monkeypatch.setattr(program, "State", lambda layout: SimpleNamespace(transition=None))
+    monkeypatch.setattr(program.releases, "describe", lambda layout, state: [])
+    when = "Sun 2026-11-29 10:41:38.425485 UTC"
+    found = {"ActiveState": "active", "SubState": "running", "ActiveEnterTimestamp": when, "StateChangeTimestamp": ""}
+    monkeypatch.setattr(program.units, "properties", lambda *_: found)
+    program.status(None, {})
+    assert "since 2026-11-29 19:41:38 JST" in capsys.readouterr().out
