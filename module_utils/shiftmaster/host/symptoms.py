@@ -121,7 +121,7 @@ def failing(requests: list, before: Optional[dict] = None) -> list:
     Each: {page, status, errors, requests, often, own_errors, first, last, seconds, new}.
 
     requests: those of the last minutes. before: counts() of the release before, None where they are not known.
-    often: half of its requests or more. own_errors: those of the application itself. seconds: the longest failed request.
+    often: half of its requests or more. own_errors: those of the application itself. seconds: the longest failed one.
     new: the page did not fail so in the release before.
     """
     ordered = sorted(requests)

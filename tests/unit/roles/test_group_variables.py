@@ -325,7 +325,12 @@ def test_what_a_host_says_of_its_address_cannot_change_the_files_of_others(tmp_p
 def test_the_watchers_are_units_that_must_run(tmp_path):
     (tmp_path / "hosts").write_text("[app]\na\n[web]\na\n[database]\na\n[cache]\na\n[monitoring]\nm\n")
     hosts = wiring(str(tmp_path / "hosts"), asked=("diagnosis_units",), grafana_apt_url="https://x")
-    assert hosts["m"]["diagnosis_units"] == ["prometheus", "prometheus-alertmanager", "grafana-server", "logrotate.timer"]
+    assert hosts["m"]["diagnosis_units"] == [
+        "prometheus",
+        "prometheus-alertmanager",
+        "grafana-server",
+        "logrotate.timer",
+    ]
     assert "prometheus" not in hosts["a"]["diagnosis_units"]
 
 
