@@ -522,11 +522,12 @@ def add_changes(finding: dict, host: dict, topology: dict) -> None:
     """Add to a symptom without a known cause what differs on its host from the last deploy."""
     files = (host["parts"].get("changes") or {}).get("files") or []
     shown = " ".join(finding["evidence"])
-    finding["evidence"] += [
-        "changed since the last deploy: %s (%s)" % (one["path"], clock(one["at"], topology["zone"]))
-        for one in files[:5]
-        if one["path"] not in shown
-    ]
+    for field, words in (("evidence", "changed since the last deploy"), ("evidence_ja", "前回のデプロイ後に変更")):
+        finding[field] += [
+            "%s: %s (%s)" % (words, one["path"], clock(one["at"], topology["zone"]))
+            for one in files[:5]
+            if one["path"] not in shown
+        ]
     tags = [tag for part, tag in _TAGS if any(part in one["path"] for one in files)]
     command = "ansible-playbook deploy.yml --tags " + ",".join(tags)
     if tags and command not in finding["fix"]:
