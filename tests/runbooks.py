@@ -99,7 +99,7 @@ def every() -> list:
 # They only read, whatever their options (as they are used here).
 READERS = frozenset(
     """awk cat curl date df du find findmnt free getent grep head id ip ls namei pg_lsclusters pgrep ps sort ss
-    systemd-cgtop tail timedatectl top uniq uptime""".split()
+    systemd-cgtop tail tc timedatectl top uniq uptime""".split()
 )
 # What a program's own command has to be, for it to read only.
 VERBS = {
@@ -116,12 +116,14 @@ VERBS = {
     "psql": r"(?!.*pg_(terminate|cancel)_backend|.*pg_wal_replay_(resume|pause)).*(-c (SELECT|SHOW|\\)|-l$)",
     "redis-cli": r".*(--bigkeys|INFO( \w+)?|(CLIENT|ACL) LIST)$",
     "shiftmasterctl": r"status$",
+    "sysctl": r"(?!-w)",
     "systemctl": r"(status|show|cat|list-\S+|is-\S+|--failed)\b",
 }
 # They change something, and are meant to.
 CHANGERS = re.compile(
     r"ansible-playbook |apt-get clean$|certbot renew$|chronyc makestep$|docker (container prune|restart|start|stop)\b"
     r"|gzip |journalctl --vacuum-size|kill \d|logrotate --force|mount (--all|-o remount)"
+    r"|ch(mod|own) |echo .* >> /etc/hosts|mv --backup=numbered |psql .*ALTER |sysctl -w |systemctl enable\b"
     r"|mv /var/www/shiftmaster/shared/state/state\.json |nft delete |psql .*pg_(terminate|cancel)_backend"
     r"|psql .*pg_wal_replay_resume|renice |systemctl (kill|reload|restart|start|stop|thaw)\b|systemd-tmpfiles --clean$"
     r"|vacuumdb |ansible .*-a '?(systemctl|kill) |ansible .* 'if systemctl is-enabled"

@@ -80,6 +80,10 @@ options:
         chosen by. Empty for none.
     type: str
     default: ""
+  release:
+    description: A path that is there once something is deployed; empty where nothing has to be.
+    type: path
+    default: ""
   packages:
     description: Whether dpkg must be in order, and apt not at work.
     type: bool
@@ -492,6 +496,12 @@ def run(params):
     check_disk(report, params["disk"])
     check_directories(report, params["directories"])
     check_ports(report, params["ports"])
+    if params["release"] and not os.path.lexists(params["release"]):
+        report.problem(
+            "release",
+            "nothing is deployed here, which monitoring would report as five faults",
+            "run deploy.yml without --tags first",
+        )
     if params["packages"]:
         check_packages(report)
     return report.result()
@@ -531,6 +541,7 @@ def argument_spec():
         ),
         "controller_time": {"type": "float"},
         "interpreter": option("str", ""),
+        "release": option("path", ""),
         "packages": option("bool", False),
     }
 

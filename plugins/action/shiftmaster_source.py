@@ -18,7 +18,8 @@ tree has a name of git's own, a path twice, or a symbolic link that leads out of
     timeout_seconds    of all of it, waiting for another run included
 
 Returns revision (40 digits), version (of a commit its first 10 digits), kind (tag, branch, commit), subject, committed
-(UTC), archive and archive_sha256 (empty where none was requested), migrations (classified by their files alone), hashed
+(UTC), problems (what a build would meet, by the text alone; with `application`, options of source_checks.check()),
+archive and archive_sha256 (empty where none was requested), migrations (classified by their files alone), hashed
 (whether the requirements have hashes; null without a file), fetched (whether the repository had something new), notes
 (sentences; submodules and Git LFS are not packed) and repository (without user and password).
 """
@@ -48,7 +49,7 @@ ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "
 from ansible.module_utils.shiftmaster.host import action
 from ansible.module_utils.shiftmaster.host.bounded import Bounded
 from ansible.module_utils.shiftmaster.host.printable import printable
-from ansible.module_utils.shiftmaster.release import migrations
+from ansible.module_utils.shiftmaster.release import migrations, source_checks
 from ansible.module_utils.shiftmaster.release.state import held
 
 OLDEST_GIT = (2, 31)  # The first that reads GIT_CONFIG_COUNT.
@@ -73,6 +74,7 @@ ARGUMENTS = {
     "archive": {"type": "bool", "default": False},
     "exclude": {"type": "list", "elements": "str", "default": []},
     "requirements_file": {"type": "str", "default": "requirements.txt"},
+    "application": {"type": "dict", "default": {}},
     "timeout_seconds": {"type": "int", "default": 300},
 }
 # Sentences of git that add nothing to the line before them.
@@ -695,7 +697,7 @@ def check_git():
         raise SourceError("git on the controller is too old (%s); 2.31 is needed" % said.strip())
 
 
-def look(mirror, version, archive, exclude, requirements):
+def look(mirror, version, archive, exclude, requirements, application):
     """Return the action's result from a mirror that is ours alone."""
     mirror.prepare()
     kind, revision, notes, fetched = mirror.resolve(version)
@@ -713,6 +715,11 @@ def look(mirror, version, archive, exclude, requirements):
         notes.append("version %s has git submodules; they are not in the archive" % version)
     if "filter=lfs" in texts.pop(".gitattributes", ""):
         notes.append("version %s keeps files in Git LFS; the archive holds only their pointers" % version)
+    records, problems = migrations.classify_files(texts), []
+    if application:
+        python = mirror.texts([entry for entry in entries if source_checks.wanted(entry[2])])
+        problems, more = source_checks.check(python, records, application)
+        notes += more
     path, digest = mirror.pack(revision, exclude) if archive else ("", "")
     return {
         "revision": revision,
@@ -724,7 +731,8 @@ def look(mirror, version, archive, exclude, requirements):
         ),
         "archive": path,
         "archive_sha256": digest,
-        "migrations": migrations.classify_files(texts),
+        "migrations": records,
+        "problems": [printable(one) for one in problems],
         "hashed": hashed(mirror, entries, posixpath.normpath(requirements)) if requirements else None,
         "fetched": fetched,
         "notes": notes,
@@ -740,13 +748,14 @@ def run(address, params):
     check_git()
     mirror = Mirror(address, params["cache_dir"], time.monotonic() + params["timeout_seconds"])
     mirror.published = params["published"]
+    wanted = [params[name] for name in ("archive", "exclude", "requirements_file", "application")]
     with mirror.exclusive():
         try:
             try:
-                return look(mirror, version, params["archive"], params["exclude"], params["requirements_file"])
+                return look(mirror, version, *wanted)
             except (Damaged, Failed):
                 mirror.remove()
-                return look(mirror, version, params["archive"], params["exclude"], params["requirements_file"])
+                return look(mirror, version, *wanted)
         except (Damaged, Failed) as error:
             raise SourceError("git cannot work with the copy of the repository in %s: %s" % (mirror.root, error))
 

@@ -16,7 +16,7 @@ from ..health import checks
 from ..host import envfile, probe, safe_files
 from ..release import legacy
 from ..release.layout import Layout
-from ..release.releasecode import ReleaseCodeError, run_as
+from ..release.releasecode import ReleaseCode, ReleaseCodeError, run_as
 from ..release.state import State, StateError
 from .engine import Absent
 from .host import processes, read, unit_of
@@ -90,13 +90,18 @@ def _interpreter(path: str, user: str) -> dict:
         return {"path": path, "works": False, "error": "there is no such file"}
     blocked = obstacle(path, user, 1)
     if blocked:
-        # Missing rights are a finding of their own (rights()).
-        return {"path": path, "works": None if blocked["problem"] == "rights" else False, "error": blocked["problem"]}
+        # Missing rights and users are a finding of their own (rights()).
+        return {
+            "path": path,
+            "works": None if blocked["problem"] in ("rights", "no such user") else False,
+            "error": blocked["problem"],
+        }
     command = [path, "-I", "-S", "-B", "-c", "import sys; print(sys.version)"]
     try:
         done = run_as(user, command, {}, "/", timeout=4)
     except ReleaseCodeError as error:
-        return {"path": path, "works": False, "error": str(error)}
+        # On a host with too much to do it may be late.
+        return {"path": path, "works": None if "did not end" in str(error) else False, "error": str(error)}
     if done.rc != 0:
         return {
             "path": path,
@@ -462,10 +467,12 @@ def celery(setting) -> dict:
 def worker_log(path: str, unit: str = "") -> dict:
     """Return when the worker last began and ended a task, and whether it has lost its broker.
 
-    Where the application sets up Celery's logging by itself, there is no such file: then by the unit's journal.
+    Where the application sets up Celery's logging by itself, nothing is in the file: then by the unit's journal.
     """
     try:
         lines = tail(path, 128 * 1024).splitlines()
+        if not lines:
+            raise OSError(0, "nothing is in it")
         changed = safe_files.status(path).st_mtime
     except OSError as error:
         command = ["journalctl", "--no-pager", "--quiet", "--output=short-unix", "--lines=400", "--unit=" + unit]
@@ -504,9 +511,25 @@ def workers_answer(setting) -> dict:
         outcome = checks.KINDS["celery"].function(options, context)
     except probe.ProbeError as error:
         return {"asked": True, "answers": False, "message": str(error)}
-    return {
+    found = {
         "asked": True,
         "answers": outcome.status == checks.HEALTHY,
         "message": outcome.error,
         "workers": outcome.data.get("workers", []),
     }
+    if found["answers"]:
+        found["not_taken"] = not_taken(setting)
+    return found
+
+
+def not_taken(setting) -> list:
+    """Return the queues that no worker takes tasks from, although one responds."""
+    argv = ["celery", "-A", setting.celery_application, "inspect", "active_queues", "--json", "--timeout", "3"]
+    try:
+        done = ReleaseCode(os.path.join(setting.app_root, "active", "release"), user=setting.user).run(
+            argv, timeout=6.0
+        )
+        taken = {queue["name"] for queues in json.loads(done.stdout).values() for queue in queues}
+    except (ReleaseCodeError, KeyError, ValueError, TypeError, AttributeError):
+        return []
+    return sorted(set(setting.queues) - taken)

@@ -47,7 +47,7 @@ QUERIES = {
                coalesce(host(client_addr), 'socket') AS client, state, coalesce(wait_event_type, '') AS waits_for,
                coalesce(wait_event, '') AS wait_event, pg_blocking_pids(pid) AS blocked_by,
                extract(epoch FROM now() - xact_start)::int AS transaction_seconds,
-               extract(epoch FROM now() - query_start)::int AS query_seconds,
+               extract(epoch FROM now() - query_start)::numeric(12, 1) AS query_seconds,
                extract(epoch FROM now() - state_change)::int AS state_seconds, left(query, 1000) AS query
         FROM pg_stat_activity
         WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND state IS DISTINCT FROM 'idle'
@@ -118,6 +118,14 @@ QUERIES = {
           SELECT FROM pg_index i WHERE i.indrelid = c.conrelid AND i.indpred IS NULL
             AND (i.indkey::smallint[])[0:cardinality(c.conkey) - 1] @> c.conkey)
         ORDER BY bytes DESC LIMIT 10""",
+    # What was set for a role or a database alone, which no file shows.
+    "own_settings": """
+        SELECT coalesce(rolname, '') AS role, coalesce(datname, '') AS database, one AS setting
+        FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase,
+             unnest(s.setconfig) AS one""",
+    "sequences": """
+        SELECT schemaname AS schema, sequencename AS name, last_value, max_value FROM pg_sequences
+        WHERE last_value > 0.9 * max_value AND NOT cycle ORDER BY last_value::numeric / max_value DESC LIMIT 10""",
     "vacuum": """
         SELECT relname AS table, age(relfrozenxid) AS age, pg_table_size(oid) AS bytes FROM pg_class
         WHERE relkind IN ('r', 'm', 't') AND age(relfrozenxid) > 100000000 ORDER BY age DESC LIMIT 10""",

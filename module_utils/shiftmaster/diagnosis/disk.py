@@ -89,7 +89,7 @@ def devices(proc: str) -> dict:
 def largest(setting) -> dict:
     """The largest files and directories of logs and data; files that are not seen within two seconds are counted."""
     end, files, directories, complete = time.monotonic() + 2.0, [], {}, True
-    counted, seen, local, least = {}, set(), devices(setting.proc), 0
+    counted, seen, local, least, lies_on = {}, set(), devices(setting.proc), 0, {}
 
     def visit(descriptor, directory, top, depth):
         """Count one directory and what lies below it, by its descriptor: a name may be a link immediately after."""
@@ -125,6 +125,7 @@ def largest(setting) -> dict:
         counted[directory] = entries
         if used:
             directories[top or directory] = directories.get(top or directory, 0) + used
+            lies_on.setdefault(top or directory, local.get(os.fstat(descriptor).st_dev, ""))
         for name in below:
             if time.monotonic() > end or depth == _DEEPEST:
                 complete = False
@@ -159,7 +160,8 @@ def largest(setting) -> dict:
             {"path": path, "bytes": size, "mount": mount} for size, path, mount in sorted(files, reverse=True)[:_TOP]
         ],
         "directories": [
-            {"path": path, "bytes": size} for path, size in sorted(directories.items(), key=lambda one: -one[1])[:_TOP]
+            {"path": path, "bytes": size, "mount": lies_on[path]}
+            for path, size in sorted(directories.items(), key=lambda one: -one[1])[:_TOP]
         ],
         "crowded": [
             {"path": path, "entries": count}

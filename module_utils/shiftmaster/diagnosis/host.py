@@ -356,8 +356,10 @@ def files(setting) -> dict:
         except OSError:
             continue
         limit = re.search(r"^Max open files\s+(\d+)", read(proc, str(pid), "limits"), re.M)
+        if not limit or count <= 0.8 * int(limit.group(1)):
+            continue
         # A limit of a few is a cage that a program has put itself into (OpenSSH before the login).
-        if limit and int(limit.group(1)) >= 64 and count > 0.8 * int(limit.group(1)):
+        if int(limit.group(1)) >= 64 or unit_of(read(proc, str(pid), "cgroup")).startswith("shiftmaster-"):
             near.append(dict(describe(pid, stat, proc), open=count, limit=int(limit.group(1))))
     used, _free, allowed = (int(word) for word in (read(proc, "sys/fs/file-nr").split() + ["0"] * 3)[:3])
     return {

@@ -12,7 +12,7 @@ import time
 import zlib
 from typing import Optional
 
-from ..host import safe_files, symptoms
+from ..host import probe, safe_files, symptoms
 from ..host.percentile import percentile
 from ..logging.ecs import as_lines
 from ..release.layout import Layout
@@ -81,7 +81,8 @@ def _epoch(parts: tuple, zone: Optional[str]) -> Optional[float]:
 
 _BAD = re.compile(
     r"\b(ERROR|CRITICAL|FATAL|PANIC|emerg|alert|crit|error)\b|^[\w.]+(?:Error|Exception|Warning)?: |Traceback|\[error\]"
-    r"|# (?:MISCONF|Failed|Can't|Error|Background saving error)|Too many open files|No space left|Permission denied"
+    r"|was terminated by signal|# (?:MISCONF|Failed|Can't|Error|Background saving error)|Too many open files"
+    r"|No space left|Permission denied"
 )
 # The level as gunicorn and Django, Celery, nginx and PostgreSQL write it; where there is one, it alone decides.
 _LEVEL = re.compile(
@@ -112,7 +113,8 @@ def entries(text: str) -> list:
 def is_bad(line: str) -> bool:
     """Return whether a line complains: a logger named error may only report that it started."""
     level = _LEVEL.search(line)
-    if level:
+    # PostgreSQL only notes the death of one of its processes.
+    if level and "was terminated by signal" not in line:
         return next(filter(None, level.groups())).lower() in _BAD_LEVELS
     return bool(_BAD.search(line))
 
@@ -200,6 +202,23 @@ def complaints(path: str, since: float) -> dict:
     }
 
 
+def of_journal(unit: str, since: float) -> dict:
+    """Return what a unit complains about in the journal."""
+    options = ["--output=cat", "--lines=2000", "--since=@%d" % since, "--unit=" + unit]
+    try:
+        text = probe.run(["journalctl", "--no-pager", "--quiet", *options], 3.0)[1]
+    except probe.ProbeError as error:
+        return {"path": "journalctl -u " + unit, "error": str(error), "reached": False, "problems": []}
+    # Its lines bear their own times; what systemd says between them does not.
+    lines = [line for line in text.splitlines() if not re.match(r"\S+[.]service: |(Start|Stopp)(ed|ing) ", line)]
+    return {
+        "path": "journalctl -u " + unit,
+        "bytes": len(text),
+        "reached": True,
+        "problems": problems(as_lines("\n".join(lines)), since),
+    }
+
+
 def together(found: list, limit: int = 8) -> dict:
     """Return several logs of one part as one, called by that which complained last."""
     ordered = sorted(found, key=lambda one: -max((problem["last"] for problem in one["problems"]), default=0))
@@ -216,6 +235,10 @@ def logs(setting) -> dict:
         paths = [newest(pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
         if any(paths):
             found[name] = together([complaints(path, since) for path in paths if path])
+    # Where the application sets up Celery's logging by itself, nothing is in the files.
+    for name, kind in (("celery", "worker"), ("beat", "beat")):
+        if setting.slot and not (found.get(name) or {}).get("bytes"):
+            found[name] = of_journal("shiftmaster-%s@%s.service" % (kind, setting.slot), since)
     return {"files": found, "hours": setting.hours}
 
 
@@ -237,20 +260,31 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
         slot["errors"] += status >= 500
         slot["seconds"].append(seconds)
     recent = [one for one in found if one[0] >= now - 300]
+    earlier = [one for one in found if one[0] < now - 300]
+    p95, usual = (round(percentile([one[2] for one in requests], 0.95), 3) for requests in (recent, earlier))
+    failing = symptoms.failing(
+        [one for one in recent if one.at >= switch[1]] if switch else recent,
+        symptoms.counts(one for one in found if switch[0] <= one.at < switch[1]) if switch else None,
+    )
+    # A page that this release has served for a while fails for another reason.
+    served = symptoms.counts(one for one in earlier if switch and one.at >= switch[1])
+    for page in failing:
+        total, errors = served.get(page["page"], (0, 0))
+        page["new"] = page["new"] and not (total >= symptoms.REQUESTS_MIN and errors < total / 2)
     return {
         "requests": len(found),
         "by_status": {str(code): sum(one[1] == code for one in found) for code in sorted({one[1] for one in found})},
         "recent": {
             "requests": len(recent),
-            "errors": sum(one[1] >= 500 for one in recent),
-            "p95_seconds": round(percentile([one[2] for one in recent], 0.95), 3),
+            "errors": sum(one.failed for one in recent),
+            "p95_seconds": p95,
+            "usual_p95_seconds": usual,
+            # Several times as slow as in the hours before, and so that people notice it.
+            "slower": len(earlier) >= 100 and p95 > max(0.5, 4 * usual),
             "by_status": {
                 str(code): sum(one[1] == code for one in recent) for code in sorted({one[1] for one in recent})
             },
-            "failing": symptoms.failing(
-                [one for one in recent if one.at >= switch[1]] if switch else recent,
-                symptoms.counts(one for one in found if switch[0] <= one.at < switch[1]) if switch else None,
-            ),
+            "failing": failing,
         },
         "series": [
             {

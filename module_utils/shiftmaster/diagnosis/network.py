@@ -10,6 +10,7 @@ import json
 import os
 import pwd
 import re
+import select
 import socket
 import time
 
@@ -21,15 +22,15 @@ from .host import read_file
 # --- listeners -------------------------------------------------------------------------------------------------------
 
 
-def parse_ss(text: str) -> list:
-    """Return the rows of `ss -Hltnp`: address, port, and who listens."""
+def parse_ss(text: str, peer: bool = False) -> list:
+    """Return the rows of `ss -Hltnp`: address, port, and who listens; peer: of `ss -Htnp state ...`, the other side."""
     found = []
     for line in text.splitlines():
-        words = line.split(None, 5)
-        if len(words) < 5:
+        words = line.split(None, 4 if peer else 5)
+        if len(words) < 4 + (not peer):
             continue
         address, _colon, port = words[3].rpartition(":")
-        programs = re.findall(r'\("([^"]+)",pid=(\d+)', words[5] if len(words) > 5 else "")
+        programs = re.findall(r'\("([^"]+)",pid=(\d+)', words[-1])
         if port.isdigit():
             found.append(
                 {
@@ -52,8 +53,9 @@ def ports(setting) -> dict:
     code, text, error = probe.run(["ss", "-Hltnp"], 3.0)
     if code != 0:
         raise probe.ProbeError("error", "ss", error.strip()[:200])
-    listeners = parse_ss(text)
-    expected = []
+    listeners, expected = parse_ss(text), []
+    # Of the connections that this host opens: what does not respond holds up who waits for it.
+    waiting = parse_ss(probe.run(["ss", "-Htnp", "state", "syn-sent"], 3.0)[1], peer=True)
     for port, program in setting.ports.items():
         holders = [one for one in listeners if one["port"] == int(port)]
         # Names of programs are cut to 15 letters, and PostgreSQL's is "postgres". The rightful one may hold the port of
@@ -74,7 +76,40 @@ def ports(setting) -> dict:
                 "foreign": bool(strange),
             }
         )
-    return {"listeners": listeners[:80], "expected": expected}
+    clients = "( sport = :443 or sport = :80 )"
+    return {
+        "listeners": listeners[:80],
+        "expected": expected,
+        "waiting": waiting[:20],
+        "clients": parse_clients(probe.run(["ss", "-Htin", "state", "established", clients], 3.0)[1]),
+        "loopback": loopback(),
+    }
+
+
+def parse_clients(text: str) -> dict:
+    """Return of `ss -Hti` how many clients elsewhere are connected, and to how many responses are sent in vain."""
+    found = re.findall(r"^\s*\d+\s+\d+\s+\S+\s+(\S+)[^\n]*\n([^\n]*)", text, re.M)
+    away = [words for peer, words in found if not re.match(r"127\.|\[::1\]|\[::ffff:127\.", peer)]
+    return {
+        "connected": len(away),
+        "stuck": sum("unacked:" in one and bool(re.search(r"backoff:[2-9]", one)) for one in away),
+    }
+
+
+def loopback(count: int = 20, seconds: float = 0.9) -> dict:
+    """Return of how many connections to this host the first packets got lost: they are sent again after 1 s.
+
+    Nobody listens on the port: that it is refused comes back as fast, and no service hears of it.
+    """
+    with contextlib.ExitStack() as stack:
+        tried = [stack.enter_context(socket.socket()) for _one in range(count)]
+        for one in tried:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", 1))
+        end, late = time.monotonic() + seconds, set(tried)
+        while late and time.monotonic() < end:
+            late -= set(select.select([], list(late), [], max(0.0, end - time.monotonic()))[1])
+        return {"tried": count, "late": len(late)}
 
 
 # --- firewall --------------------------------------------------------------------------------------------------------
@@ -83,7 +118,7 @@ def ports(setting) -> dict:
 def refusals(ruleset: dict, interesting, known=()) -> list:
     """Return the rules that drop or reject what ShiftMaster needs: {table, chain, ports, addresses, sure, packets}.
 
-    Our own table is not looked at: its policy is to drop, and allowed connections are tested by responses. `sure` is a
+    Of our own table, whose policy is to drop, only a rule against such a port counts: it is none of ours. `sure` is a
     rule for everybody, or for one of the known addresses; another may be meant for unknown clients (fail2ban, a list of
     blocked addresses) or for what is inside of a container engine.
     """
@@ -94,7 +129,7 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
             chain = entry["chain"]
             chains[(chain["family"], chain["table"], chain["name"])] = chain
         rule = entry.get("rule")
-        if not rule or rule.get("table") == "shiftmaster":
+        if not rule:
             continue
         expressions = rule.get("expr", [])
         verdict = next((name for one in expressions for name in ("drop", "reject") if name in one), None)
@@ -130,9 +165,12 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
                     narrow = True
             packets += one.get("counter", {}).get("packets", 0) if isinstance(one.get("counter"), dict) else 0
         chain = chains.get((rule["family"], rule["table"], rule["chain"]), {})
-        hit = sorted(ports & set(interesting)) or (
-            sorted(interesting) if not ports and addresses and not narrow else []
-        )
+        hit = sorted(ports & set(interesting))
+        if not hit and rule["table"] == "shiftmaster":
+            # What our own table drops and rejects is meant for no port by its number.
+            continue
+        if not hit and not ports and addresses and not narrow:
+            hit = sorted(interesting)
         if hit or (not ports and not addresses and not narrow and chain.get("hook") in ("input", "output")):
             found.append(
                 {
@@ -241,15 +279,31 @@ def firewall(setting) -> dict:
 _QUERY = b"\x53\x4d\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01"
 
 
-def name_server_answers(address: str, seconds: float = 2.0) -> bool:
-    """Return whether a name server responds at all; that it knows no such name is a response, too."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as connection:
-        connection.settimeout(seconds)
-        connection.connect((address.partition("%")[0], 53))
-        connection.send(_QUERY)
-        return connection.recv(512)[:2] == _QUERY[:2]
-    return False
+def name_server(address: str, seconds: float = 4.5, count: int = 30) -> dict:
+    """Return to how many queries a name server responds, and how soon; that it knows no such name is a response.
+
+    They are sent over a second, as a busy host sends them: so many show how many packets get lost.
+    """
+    family, answered, first = socket.AF_INET6 if ":" in address else socket.AF_INET, 0, None
+    sent = 0
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        waiting, end = {}, time.monotonic() + seconds
+        while time.monotonic() < end and (waiting or sent < count):
+            if sent < count:
+                connection = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+                connection.connect((address.partition("%")[0], 53))
+                connection.send(_QUERY)
+                waiting[connection], sent = time.monotonic(), sent + 1
+            left = 0.03 if sent < count else max(0.0, end - time.monotonic())
+            for connection in select.select(list(waiting), [], [], left)[0]:
+                with contextlib.suppress(OSError):
+                    if connection.recv(512)[:2] == _QUERY[:2]:
+                        took = round(time.monotonic() - waiting[connection], 2)
+                        answered, first = answered + 1, took if first is None else min(first, took)
+                del waiting[connection]
+            if answered and sent == count:
+                end = min(end, time.monotonic() + 1.5)
+    return {"address": address, "answers": answered > 0, "seconds": first, "tried": sent, "lost": sent - answered}
 
 
 def names(setting) -> dict:
@@ -271,20 +325,20 @@ def names(setting) -> dict:
     answering = {}
 
     def ask_server(address):
-        answering[address] = name_server_answers(address)
+        answering[address] = name_server(address)
 
     hostname = socket.gethostname()
     # Its own name is shown; nothing of ShiftMaster needs it.
     calls = [(ask, name) for name in setting.names] + [(ask, hostname, True)]
-    probe.together(calls + [(ask_server, address) for address in servers[:3]], 4.0)
+    probe.together(calls + [(ask_server, address) for address in servers[:3]], 5.0)
     heard = list(found)
     heard += [
-        {"name": name, "own": False, "error": "no response within 4 s", "seconds": 4.0}
+        {"name": name, "own": False, "error": "no response within 5 s", "seconds": 5.0}
         for name in setting.names
         if name not in {entry["name"] for entry in heard if not entry["own"]}
     ]
     return {
-        "servers": [{"address": address, "answers": answering.get(address, False)} for address in servers[:3]],
+        "servers": [answering.get(one) or {"address": one, "answers": False, "seconds": None} for one in servers[:3]],
         "hostname": hostname,
         "names": sorted(
             (entry for entry in heard if not entry["own"]), key=lambda entry: setting.names.index(entry["name"])
@@ -317,6 +371,9 @@ def certificates(setting) -> dict:
                 shown = probe.certificate_served("localhost", int(one["port"]), one.get("server_name"), 3.0)
                 entry["shown"] = _validity(shown, now)
                 entry["differs"] = bool(on_disk) and shown.fingerprint != on_disk[0].fingerprint
+                name = one.get("server_name")
+                entry["other_name"] = bool(name) and not probe.certified(shown, name)
+                entry.update(server_name=name, names=list(shown.names[:5]))
             except probe.ProbeError as error:
                 entry["shown"] = {"error": str(error), "reason": error.reason}
         found.append(entry)

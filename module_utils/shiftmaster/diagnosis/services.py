@@ -9,6 +9,7 @@ import re
 import time
 
 from ..host import probe
+from ..release.layout import Layout
 from . import logs
 from .engine import Absent
 from .host import numbers, read
@@ -29,6 +30,10 @@ _PROPERTIES = (
     "InactiveEnterTimestamp",
     "LimitNOFILE",
     "ControlGroup",
+    "DropInPaths",
+    "CPUQuotaPerSecUSec",
+    "TasksCurrent",
+    "TasksMax",
 )
 _LINES = 12
 
@@ -58,6 +63,10 @@ def units(setting) -> dict:
             "active_at": None if ago is None else round(time.time() - ago, 1),
             "pid": int(block.get("MainPID") or 0),
             "open_files_limit": block.get("LimitNOFILE"),
+            "drop_ins": (block.get("DropInPaths") or "").split(),
+            "cpu_quota": _set(block.get("CPUQuotaPerSecUSec")),
+            "tasks": int(_set(block.get("TasksCurrent")) or 0),
+            "tasks_limit": int(_set(block.get("TasksMax")) or 0),
         }
         unit["well"] = unit["active"] in ("active", "reloading") or (
             not unit["required"] and unit["active"] != "failed" and unit["sub"] != "auto-restart"
@@ -66,6 +75,10 @@ def units(setting) -> dict:
         if not unit["well"] or unit["restarts"]:
             unit["last_words"] = journal_of(unit["unit"])
     return {"units": list(found.values())}
+
+
+def _set(value) -> str:
+    return "" if value in (None, "infinity", "[not set]") else value
 
 
 def seconds_ago(microseconds):
@@ -153,7 +166,7 @@ _STARTS = re.compile(
 
 
 def changes(setting) -> dict:
-    """What was done to the host lately: packages, restarts of units, reboots."""
+    """What was done to the host lately: packages, restarts of units, reboots, files that were edited."""
     events = []
     for line in _last_lines(setting.path("/var/log/dpkg.log"), 64 * 1024):
         match = re.match(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (install|upgrade|remove|purge) (\S+) (\S+) (\S+)", line)
@@ -180,7 +193,59 @@ def changes(setting) -> dict:
     return {
         "events": sorted((event for event in events if event["at"]), key=lambda event: event["at"])[-60:],
         "reboot_required": os.path.exists(setting.path("/run/reboot-required")),
+        "files": edited(setting),
     }
+
+
+# Runs of this repository change these before a release is live, and the release never after that.
+_CONFIGURATION = (
+    "/etc/nginx",
+    "/etc/postgresql",
+    "/etc/redis",
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/run/systemd/system.control",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/sysctl.d",
+)
+
+
+def edited(setting, seconds: float = 1.5) -> list:
+    """Return [{path, at, in_release}] of what has changed since the last deploy or rollback, the latest first.
+
+    A file that was removed shows as its directory. The time of the inode's change cannot be set by who edits.
+    """
+    layout, end, found = Layout(setting.app_root), time.monotonic() + seconds, []
+    lately, deployed = time.time() - setting.hours * 3600, 0.0
+    with contextlib.suppress(OSError):
+        deployed = os.stat(os.path.join(layout.state, "state.json")).st_mtime + 30
+    release = os.path.realpath(os.path.join(layout.active, "release"))
+
+    def note(path):
+        with contextlib.suppress(OSError):
+            at = os.lstat(path).st_ctime
+            if at > since:
+                found.append({"path": path, "at": round(at, 1), "in_release": top in tops})
+
+    tops = [os.path.join(release, name) for name in ("source", "static", "venv", "site")] if deployed else []
+    for top in (*tops, *map(setting.path, _CONFIGURATION)):
+        # A container's engine mounts files of its own there.
+        if os.path.ismount(top):
+            continue
+        # A release is never changed, whenever it was built; a configuration may have been tried for long.
+        since = deployed if top in tops else max(lately, deployed)
+        note(top)
+        for place, directories, names in os.walk(top):
+            for name in directories + names:
+                note(os.path.join(place, name))
+            if time.monotonic() > end:
+                break
+    # Of a file that was added or replaced, its directory says nothing more.
+    covered = {os.path.dirname(one["path"]) for one in found}
+    return sorted((one for one in found if one["path"] not in covered), key=lambda one: -one["at"])[:20]
 
 
 def _last_lines(path: str, limit: int) -> list:

@@ -125,6 +125,9 @@ class Setting:
             "redis": "/var/log/redis/redis-server*.log",
         }
         self.large_dirs = options.get("large_dirs") or [
+            "/tmp",
+            "/var/tmp",
+            "/var/cache",
             "/var/log",
             "/var/lib/postgresql",
             "/var/backups",

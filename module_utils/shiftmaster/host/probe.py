@@ -956,6 +956,7 @@ class Certificate(NamedTuple):
     not_before: datetime.datetime
     not_after: datetime.datetime
     fingerprint: str  # SHA-256 of the DER form
+    names: tuple = ()  # for which it is valid, in lower case; addresses in hexadecimal
 
 
 def _der(data: bytes, position: int = 0) -> tuple:
@@ -995,7 +996,35 @@ def parse_certificate(der: bytes) -> Certificate:
         not_after, _position = _der_time(der, position)
     except (IndexError, ValueError) as error:
         raise ValueError("not a certificate: %s" % error)
-    return Certificate(not_before, not_after, hashlib.sha256(der).hexdigest())
+    return Certificate(not_before, not_after, hashlib.sha256(der).hexdigest(), _names(der))
+
+
+def _names(der: bytes) -> tuple:
+    """Return the names of the extension subjectAltName (2.5.29.17), by which alone clients judge."""
+    found, position = [], der.find(b"\x06\x03\x55\x1d\x11")
+    try:
+        if position >= 0:
+            position += 5
+            if der[position] == 0x01:  # critical
+                position = _der(der, position)[2]
+            _tag, position, end = _der(der, _der(der, position)[1])
+            while position < end:
+                tag, start, position = _der(der, position)
+                if tag in (0x82, 0x87):  # dNSName, iPAddress
+                    value = der[start:position]
+                    found.append(value.decode("ascii", "replace").lower() if tag == 0x82 else value.hex())
+    except (IndexError, ValueError):
+        pass
+    return tuple(found)
+
+
+def certified(certificate: Certificate, name: str) -> bool:
+    """Tell whether a certificate is valid for a name; one without names is judged by clients alone."""
+    try:
+        wanted = {ipaddress.ip_address(name).packed.hex()}
+    except ValueError:
+        wanted = {name.lower(), "*." + name.lower().partition(".")[2]}
+    return not certificate.names or bool(wanted & set(certificate.names))
 
 
 # SSLRequest of PostgreSQL's protocol.

@@ -18,6 +18,8 @@ from . import probe, safe_files
 REQUESTS_MIN = 10
 # A larger share of failed requests is a fault of its own.
 FAILING_SHARE = 0.05
+# A user who leaves after so long has got no page (nginx logs 499).
+HANGS_SECONDS = 5
 _MOST_PAGES = 2000
 _TAIL = 4 << 20
 
@@ -32,7 +34,7 @@ class Request(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        return self.status >= 500
+        return self.status >= 500 or (self.status == 499 and self.seconds >= HANGS_SECONDS)
 
 
 def parse(line) -> Optional[Request]:
@@ -105,23 +107,32 @@ def goes_on(failed: list) -> bool:
     return (len(failed) - 1 - last) * rate < 3
 
 
+def _alone(page: str, errors: list, ordered: list) -> bool:
+    """Tell whether a page fails by itself: the others, which succeed, say nothing of whether it still does."""
+    own = any(one.by_application for one in errors)
+    began, ended = errors[0].at - 10, errors[-1].at + 10
+    elsewhere = [one for one in ordered if one.page != page and one.failed and began <= one.at <= ended]
+    return len(errors) >= 3 and 3 * sum(one.by_application or not own for one in elsewhere) < len(errors)
+
+
 def failing(requests: list, before: Optional[dict] = None) -> list:
-    """Return the pages that fail now, the worst first: {page, status, errors, requests, often, own_errors, last, new}.
+    """Return the pages that fail now, the worst first.
+
+    Each: {page, status, errors, requests, often, own_errors, first, last, seconds, new}.
 
     requests: those of the last minutes. before: counts() of the release before, None where they are not known.
-    often: half of its requests or more. own_errors: those of the application itself. new: the page did not fail
-    so in the release before.
+    often: half of its requests or more. own_errors: those of the application itself. seconds: the longest failed one.
+    new: the page did not fail so in the release before.
     """
     ordered = sorted(requests)
-    if not goes_on([one.failed for one in ordered]):
-        return []
+    everywhere = goes_on([one.failed for one in ordered])
     known = before is not None and sum(total for total, _errors in before.values()) >= REQUESTS_MIN
     by_page, found = collections.defaultdict(list), []
     for one in ordered:
         by_page[one.page].append(one)
     for page, ours in by_page.items():
         errors = [one for one in ours if one.failed]
-        if goes_on([one.failed for one in ours]):
+        if goes_on([one.failed for one in ours]) and (everywhere or _alone(page, errors, ordered)):
             found.append(
                 {
                     "page": page,
@@ -130,7 +141,9 @@ def failing(requests: list, before: Optional[dict] = None) -> list:
                     "requests": len(ours),
                     "often": 2 * len(errors) >= len(ours),
                     "own_errors": sum(one.by_application for one in errors),
+                    "first": errors[0].at,
                     "last": errors[-1].at,
+                    "seconds": max(one.seconds for one in errors),
                     "new": known and not failed_before(page, len(errors), len(ours), before),
                 }
             )
@@ -146,9 +159,12 @@ def page_problem(target: str, path: str, host: str, timeout: float, verify: bool
 
 
 def get_page(target: str, path: str, host: str, timeout: float, verify: bool = True) -> probe.HttpResult:
-    """GET a page as a user does: with TLS before nginx, and the page of this site that it leads to."""
-    deadline = probe.Deadline(timeout)
-    for _hop in range(3):
+    """GET a page as a user does: with TLS before nginx, and the page of this site that it leads to.
+
+    A page that leads back to itself has no status, as one that does not respond.
+    """
+    deadline, seen = probe.Deadline(timeout), {path}
+    for hops in range(3):
         try:
             left = max(0.1, round(deadline.left(), 1))
         except probe.ProbeError as error:
@@ -156,13 +172,16 @@ def get_page(target: str, path: str, host: str, timeout: float, verify: bool = T
         result = probe.http_get(
             target, path=path, host=host, timeout=left, headers={"X-Forwarded-Proto": "https"}, verify=verify
         )
-        if result.status not in (301, 302, 303, 307, 308):
-            break
+        if result.status not in (301, 302, 303, 307, 308) or hops == 2:
+            return result
         try:
             leads_to = urlsplit(result.headers.get("location", ""))
         except ValueError:
-            break
+            return result
         if leads_to.hostname not in (None, (host or "").partition(":")[0]) or not leads_to.path.startswith("/"):
-            break
+            return result
         path = leads_to.path + ("?" + leads_to.query if leads_to.query else "")
-    return result
+        # A browser that gets a cookie on the way may be led on.
+        if path in seen and "set-cookie" not in result.headers:
+            return probe.HttpResult(None, result.seconds, "", "it redirects to itself: %s" % path[:200], "loop")
+        seen.add(path)

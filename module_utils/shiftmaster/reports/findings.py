@@ -9,7 +9,7 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     symptom    true: it follows from something else, or nobody knows from what
     areas      in which areas of the diagnosis it is looked for
     functions  those of the hosts of which it is queried; every host where absent
-    each       an expression whose items are queried one by one, as `it`
+    each       an expression whose items are queried one by one, as `it`; or the items, with a `fix` of their own
     let        {name: expression}, for what is needed more than once; one may use those before it
     when       an expression; what it needs and is not there makes it false
     explains   what follows from it on the same host, and on hosts that need what it is about: names of rules,
@@ -22,8 +22,8 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     guide      {en, ja}, what it means, and
     commands   to look and to fix (scripts/alerts.py)
 
-Next to Jinja's own there are the filters size, duration, quote (for a shell) and clock (a time in a zone), and the
-tests search and ours (a unit or program that no command may end).
+Next to Jinja's own there are the filters size, duration, quote (for a shell), clock (a time in a zone), logged (the
+problem of a log that fits a pattern), and the tests search and ours (a unit or program that no command may end).
 """
 
 from __future__ import annotations
@@ -63,13 +63,25 @@ def duration(seconds) -> str:
 
 
 # Messages of systemd about a unit among the unit's own output.
-_SYSTEMD_SAYS = re.compile(r"[^ ]+[.]service: |(Start|Stopp)(ed|ing) |Failed to start ")
+_SYSTEMD_SAYS = re.compile(
+    r"[^ ]+[.]service: (?!Failed (at step|to determine|to load|to set up))|(Start|Stopp)(ed|ing) |Failed to start "
+)
 
 
 def own_word(lines) -> str:
     """Return a unit's own last output: after it systemd reports that it has ended, and begins it again."""
     lines = list(lines or ())
     return ([line for line in lines if not _SYSTEMD_SAYS.match(line)] or lines or [""])[-1]
+
+
+def logged(problems, pattern: str, since: float) -> Optional[dict]:
+    """Return the last problem of a log since a moment that fits a pattern, with the line and what the pattern names."""
+    for one in problems or []:
+        for line in (one.get("exception"), one.get("text")):
+            fits = re.search(pattern, line or "")
+            if fits and one["last"] > since:
+                return dict(one, line=line, named=fits[1] if fits.re.groups else fits[0])
+    return None
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -171,6 +183,7 @@ class Engine:
             clock=clock,
             own_word=own_word,
             outside_deploys=outside_deploys,
+            logged=logged,
             tojson=json.dumps,
             quote=lambda value: Quoted(shlex.quote(str(value))),
         )
@@ -233,7 +246,7 @@ def names_of(host: dict, topology: dict) -> dict:
 
 
 def _slow(recent: dict) -> bool:
-    return (recent.get("requests") or 0) > 20 and (recent.get("p95_seconds") or 0) > 2
+    return (recent.get("requests") or 0) > 20 and ((recent.get("p95_seconds") or 0) > 2 or bool(recent.get("slower")))
 
 
 def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
@@ -339,7 +352,7 @@ def fired(engine: Engine, rule: dict, host: dict, topology: dict, area: str = "a
     names = names_of(host, topology)
     items = [None]
     if "each" in rule:
-        items = engine.value(rule["each"], names) or []
+        items = rule["each"] if isinstance(rule["each"], list) else engine.value(rule["each"], names) or []
         items = list(items.values()) if isinstance(items, dict) else list(items)
     found = []
     for item in items[:MOST_ITEMS]:
@@ -355,6 +368,9 @@ def fired(engine: Engine, rule: dict, host: dict, topology: dict, area: str = "a
 
 def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
     """Return a finding with its texts filled in, in both languages."""
+
+    # Items of the rule itself may bring a command of their own.
+    own = [names["it"]["fix"]] if isinstance(rule.get("each"), list) and "fix" in names["it"] else []
 
     def both(field):
         return {language: engine.text(rule[field][language], names) for language in LANGUAGES if field in rule}
@@ -375,7 +391,8 @@ def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
         "advice": both("advice"),
         "evidence": evidence("en"),
         "evidence_ja": evidence("ja"),
-        "fix": [line for line in (engine.text(line, names, command=True) for line in rule.get("fix", [])) if line],
+        "fix": own
+        + [line for line in (engine.text(line, names, command=True) for line in rule.get("fix", [])) if line],
         "explains": [target for target in (engine.text(entry, names) for entry in rule.get("explains", [])) if target],
         "runbook": "docs/runbooks/%s.md" % (rule.get("alert") or rule["name"]),
     }
@@ -484,7 +501,37 @@ def find(rules: list, hosts: list, area: str = "all", expectations: Optional[dic
     engine = the_engine()
     topology = topology_of(hosts, expectations)
     findings = [finding for host in hosts for rule in rules for finding in fired(engine, rule, host, topology, area)]
-    return rank(findings, {rule["name"]: rule for rule in rules}, {host["host"]: host for host in hosts})
+    by_name = {host["host"]: host for host in hosts}
+    ranked = rank(findings, {rule["name"]: rule for rule in rules}, by_name)
+    for finding in ranked:
+        if finding["root"] and finding["symptom"]:
+            add_changes(finding, by_name[finding["host"]], topology)
+    return ranked
+
+
+# What was edited by hand, and the tag of deploy.yml that writes it again.
+_TAGS = (
+    ("/etc/nginx/", "nginx"),
+    ("/etc/postgresql/", "database"),
+    ("/etc/redis/", "cache"),
+    ("/releases/", "release"),
+)
+
+
+def add_changes(finding: dict, host: dict, topology: dict) -> None:
+    """Add to a symptom without a known cause what differs on its host from the last deploy."""
+    files = (host["parts"].get("changes") or {}).get("files") or []
+    shown = " ".join(finding["evidence"])
+    for field, words in (("evidence", "changed since the last deploy"), ("evidence_ja", "前回のデプロイ後に変更")):
+        finding[field] += [
+            "%s: %s (%s)" % (words, one["path"], clock(one["at"], topology["zone"]))
+            for one in files[:5]
+            if one["path"] not in shown
+        ]
+    tags = [tag for part, tag in _TAGS if any(part in one["path"] for one in files)]
+    command = "ansible-playbook deploy.yml --tags " + ",".join(tags)
+    if tags and command not in finding["fix"]:
+        finding["fix"].append(command)
 
 
 def worst(findings: list) -> str:

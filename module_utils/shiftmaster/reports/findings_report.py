@@ -251,7 +251,9 @@ def first_sentence(data: dict, language: str) -> str:
     if not found:
         return headline(data, language).partition(" ")[2]
     first = found[0]
-    return "%s: %s %s" % (first["host"], first["title"][language], first["cause"].get(language, ""))
+    title, cause = first["title"][language], first["cause"].get(language, "")
+    stop = "" if not cause else "。" if language == "ja" else ". "
+    return "%s: %s%s%s" % (first["host"], title, stop, cause)
 
 
 def times(data: dict, language: str) -> str:

@@ -50,7 +50,7 @@ def test_the_source_is_as_it_was_published(operations, tmp_path):
     ) as packed:
         subprocess.run(["tar", "-x", "-C", tmp_path / "deployed"], stdin=packed.stdout, check=True)
     found = differences(filecmp.dircmp(tmp_path / "published", tmp_path / "deployed", ignore=[]))
-    assert found == ([*LEFT_OUT], ["logs"], [])
+    assert found == ([*LEFT_OUT], ["logs", "temp_exports"], [])
 
 
 def differences(compared) -> tuple:
@@ -73,6 +73,17 @@ def test_its_log_is_in_the_shared_directory_in_its_own_format(operations):
     assert code(operations, "https://localhost/nothing/") == "404"
     appears(operations, "Not Found: /nothing/", f"{APP}/shared/logs/django.log")
     assert re.search(r"^WARNING \d{4}-", operations.shell(f"cat {APP}/shared/logs/django.log"), re.M)
+
+
+def test_it_exports_below_its_own_source_by_a_link_and_a_page_of_it_is_broken(operations):
+    asked = operations.python(
+        "from django.contrib.auth.models import User\nfrom django.test import Client\n"
+        "client = Client(raise_request_exception=False)\nclient.force_login(User.objects.get(username='demo'))\n"
+        "pages = ('/export/', '/statistics/')\n"
+        "print([client.get(page, secure=True, HTTP_HOST='localhost').status_code for page in pages])"
+    )
+    assert "[200, 500]" in asked
+    assert operations.shell(f"readlink -f {RELEASE}/source/shifts/temp_exports").startswith(f"{APP}/shared/")
 
 
 def test_its_task_runs(operations):

@@ -753,6 +753,8 @@ def test_answers_of_the_web_server():
     found = logs.summary(logs.answers([*lines, "not json", "{}", *garbage], now - 3600), now, 1.0, 6)
     assert found["requests"] == 3 and found["by_status"] == {"200": 2, "500": 1}
     assert found["recent"].pop("failing")[0]["errors"] == 1
+    # Too few requests of before to be slower than them.
+    assert not found["recent"].pop("slower") and found["recent"].pop("usual_p95_seconds") == 0
     assert found["recent"] == {"requests": 3, "errors": 1, "p95_seconds": 3.0, "by_status": {"200": 2, "500": 1}}
     assert [slot["requests"] for slot in found["series"]] == [0, 0, 0, 0, 0, 3]
 
@@ -823,6 +825,7 @@ def chain(name="input", table="other", policy="accept"):
         # What refuses something else, or is our own.
         ([chain(), rule(port(23), {"drop": None})], []),
         ([chain(table="shiftmaster", policy="drop"), rule({"drop": None}, table="shiftmaster")], []),
+        ([chain(table="shiftmaster"), rule(port(443), {"drop": None}, table="shiftmaster")], [("drop", [443])]),
         ([chain(), rule({"match": {"left": {"ct": {"key": "state"}}, "op": "in", "right": ["invalid"]}}, {"drop": None})], []),
         ([chain(), rule(port(5432), {"accept": None})], []),
     ],
@@ -883,17 +886,89 @@ def test_a_name_server_that_is_silent_and_one_that_answers(monkeypatch):
         address = server.getsockname()
         real = socket.socket.connect
         monkeypatch.setattr(network.socket.socket, "connect", lambda self, where: real(self, address))
-        assert not network.name_server_answers("127.0.0.1", 0.2)
+        silent = network.name_server("127.0.0.1", 0.2, count=1)
+        assert (silent["answers"], silent["seconds"], silent["lost"]) == (False, None, 1)
         server.recvfrom(512)
 
         def answer():
-            query, client = server.recvfrom(512)
-            server.sendto(query[:2] + b"\x81\x83", client)
+            time.sleep(0.3)
+            for number in range(4):
+                query, client = server.recvfrom(512)
+                # One gets lost.
+                if number:
+                    server.sendto(query[:2] + b"\x81\x83", client)
 
         thread = threading.Thread(target=answer)
         thread.start()
-        assert network.name_server_answers("127.0.0.1", 5)
+        lossy = network.name_server("127.0.0.1", 9, count=4)
+        assert lossy["answers"] and lossy["seconds"] is not None and (lossy["tried"], lossy["lost"]) == (4, 1)
         thread.join()
+
+
+def test_connections_that_wait_and_clients_that_do_not_acknowledge():
+    text = '0 1 172.17.0.5:45678 192.0.2.1:443 users:(("gunicorn",pid=9,fd=3))\n'
+    (waits,) = network.parse_ss(text, peer=True)
+    assert (waits["address"], waits["port"], waits["programs"], waits["pids"]) == ("192.0.2.1", 443, ["gunicorn"], [9])
+    text = (
+        "0 9000 172.17.0.5:443 203.0.113.9:5000\n\t cubic rto:12800 backoff:6 unacked:3 retrans:1/7\n"
+        "0 0 172.17.0.5:443 203.0.113.10:5000\n\t cubic rto:204 cwnd:10\n"
+        "0 9000 127.0.0.1:443 127.0.0.1:5000\n\t cubic rto:12800 backoff:6 unacked:3\n"
+    )
+    assert network.parse_clients(text) == {"connected": 2, "stuck": 1}
+
+
+def test_packets_of_the_loopback_interface_arrive():
+    assert network.loopback() == {"tried": 20, "late": 0}
+
+
+def test_a_certificate_is_for_its_names():
+    def extension(*names):
+        value = b"".join(tag + bytes([len(name)]) + name for tag, name in names)
+        value = b"\x30" + bytes([len(value)]) + value
+        return b"\x06\x03\x55\x1d\x11\x01\x01\xff\x04" + bytes([len(value)]) + value
+
+    der = b"\x30\x00" + extension(
+        (b"\x82", b"Shift.example.jp"), (b"\x82", b"*.example.org"), (b"\x87", b"\xc0\x00\x02\x07")
+    )
+    certificate = probe.Certificate(None, None, "", probe._names(der))
+    assert certificate.names == ("shift.example.jp", "*.example.org", "c0000207")
+    names = (
+        "shift.example.jp",
+        "SHIFT.example.jp",
+        "a.example.org",
+        "192.0.2.7",
+        "other.example",
+        "example.org",
+        "192.0.2.8",
+    )
+    assert [probe.certified(certificate, name) for name in names] == [True] * 4 + [False] * 3
+    # One that is cut off, and one without names, which no client accepts but which says nothing either.
+    assert probe._names(der[:-3]) == probe._names(b"") == () and probe.certified(certificate._replace(names=()), "x")
+
+
+def test_what_was_edited_since_the_deploy_is_known(tmp_path, monkeypatch):
+    layout = services.Layout(str(tmp_path / "www"))
+    release, configuration = tmp_path / "www" / "releases" / "x", tmp_path / "etc" / "nginx"
+    for directory in (release / "source" / "views", configuration, Path(layout.state), tmp_path / "www/slots/blue"):
+        directory.mkdir(parents=True)
+    (tmp_path / "www/slots/blue/release").symlink_to(release)
+    (tmp_path / "www/active").symlink_to("slots/blue")
+    for path in (release / "source/views/home.py", release / "env", configuration / "nginx.conf"):
+        path.write_text("x")
+    state = Path(layout.state) / "state.json"
+    state.write_text("{}")
+    setting = Setting({"app_root": str(tmp_path / "www")}, root=str(tmp_path))
+    assert services.edited(setting) == []
+    # The deploy was an hour ago.
+    os.utime(state, (time.time() - 3600,) * 2)
+    assert {(one["path"].rpartition("/")[2], one["in_release"]) for one in services.edited(setting)} == {
+        ("home.py", True), ("nginx.conf", False),
+    }  # fmt: skip
+    # A file that was removed shows as its directory.
+    (release / "source/views/home.py").unlink()
+    assert (str(release / "source/views"), True) in {
+        (one["path"], one["in_release"]) for one in services.edited(setting)
+    }
 
 
 def test_upstreams_are_read_from_the_site(tmp_path):
@@ -1196,8 +1271,22 @@ def test_the_worker_s_lines_are_in_the_journal_where_the_application_logs_by_its
     assert (found["received"], found["ended"], found["broker_lost"]) == (1, 1, True)
     assert found["path"] == "journalctl -u shiftmaster-worker@blue.service" and found["last"].endswith("Error 111")
     assert "--unit=shiftmaster-worker@blue.service" in asked[0]
+    # A file with nothing in it is as good as none.
+    (tmp_path / "empty").touch()
+    assert application.worker_log(str(tmp_path / "empty"), "shiftmaster-worker@blue.service")["received"] == 1
     journal = ""
     assert "problem" in application.worker_log(str(tmp_path / "gone"), "shiftmaster-worker@blue.service")
+
+
+def test_what_a_worker_complains_about_in_the_journal_is_read_with_its_traceback(monkeypatch):
+    journal = (
+        "Started shiftmaster-worker@blue.service - ShiftMaster Celery worker (blue).\n"
+        "2026-11-29 20:35:27,084 [ERROR] celery.worker: Received unregistered task of type 'gone'.\n"
+        "Traceback (most recent call last):\nKeyError: 'gone'\n"
+    )
+    monkeypatch.setattr(logs.probe, "run", lambda _command, _seconds: (0, journal, ""))
+    (problem,) = logs.of_journal("shiftmaster-worker@blue.service", 0.0)["problems"]
+    assert "unregistered task" in problem["text"] and problem["exception"] == "KeyError: 'gone'"
 
 
 def process(directory, pid, command, parent=1, unit="shiftmaster-beat@blue.service", state="S"):
@@ -1396,13 +1485,33 @@ def test_an_access_log_is_summed_up_by_slot_and_status():
     assert [one["page"] for one in made["recent"].pop("failing")] == [""]
     assert made["requests"] == 5 and made["by_status"] == {"200": 2, "499": 1, "500": 1, "503": 1}
     assert made["recent"] == {
-        "requests": 3, "errors": 1, "p95_seconds": 0.5, "by_status": {"200": 1, "499": 1, "500": 1},
+        "requests": 3, "errors": 1, "p95_seconds": 0.5, "usual_p95_seconds": 9.0, "slower": False, "by_status": {"200": 1, "499": 1, "500": 1},
     }  # fmt: skip
     assert [one["p95_seconds"] for one in made["series"]] == [1, 0, 0, 9]
     # What is older than the first slot is counted there.
     assert [(one["requests"], one["errors"], one["at"]) for one in made["series"]] == [
         (1, 0, 94600), (0, 0, 96400), (0, 0, 98200), (4, 2, 100000),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("usual", "now", "slower"), [(0.03, 0.6, True), (0.03, 0.4, False), (0.3, 0.9, False), (0.3, 2.0, True)]
+)
+def test_pages_are_slow_by_comparison_with_the_hours_before(usual, now, slower):
+    before = [logs.symptoms.Request(float(at), 200, usual) for at in range(100)]
+    made = logs.summary([*before, *(logs.symptoms.Request(900.0 + at, 200, now) for at in range(30))], 1000.0, 1.0)
+    assert made["recent"]["slower"] is slower
+    assert logs.summary([*before[1:], logs.symptoms.Request(900.0, 200, now)], 1000.0, 1.0)["recent"]["slower"] is False
+
+
+@pytest.mark.parametrize(("served", "new"), [(10, False), (9, True)])
+def test_a_page_that_this_release_has_served_for_long_fails_for_another_reason(served, new):
+    """The release before served it, too: a rollback is no remedy."""
+    before = [logs.symptoms.Request(float(at), 200, 0.1, "/x/") for at in range(20)]
+    since = [logs.symptoms.Request(100.0 + at, 200, 0.1, "/x/") for at in range(served)]
+    failed = [logs.symptoms.Request(950.0 + at, 500, 0.1, "/x/", True) for at in range(9)]
+    (page,) = logs.summary([*before, *since, *failed], 1000.0, 1.0, switch=(0.0, 100.0))["recent"]["failing"]
+    assert page["new"] is new
 
 
 def access(at, status=200, **more):

@@ -23,6 +23,13 @@ def test_the_application_is_distinguished_from_the_web_server(status, upstream, 
     assert symptoms.parse(line).by_application == own
 
 
+@pytest.mark.parametrize(
+    ("status", "seconds", "failed"), [(499, 9.0, True), (499, 0.3, False), (404, 9.0, False), (502, 0.1, True)]
+)
+def test_a_user_who_has_left_after_long_has_got_no_page(status, seconds, failed):
+    assert Request(1.0, status, seconds).failed == failed
+
+
 def test_pages_are_distinguished_without_numbers_and_queries():
     lines = [json.dumps({"msec": 5.0, "status": 200, "uri": uri}) for uri in ("/shift/17/?day=3", "/shift/18/", "/")]
     assert symptoms.counts(map(symptoms.parse, lines)) == {"/shift/#/": (2, 0), "/": (1, 0)}
@@ -50,6 +57,15 @@ def test_a_short_outage_of_all_pages_is_over_by_all_of_them():
     outage = [request(10 + number, 500, page) for number, page in enumerate(pages)]
     assert len(symptoms.failing(outage)) == 4
     assert symptoms.failing(outage + [request(20 + number, 200, page) for number, page in enumerate(pages)]) == []
+
+
+@pytest.mark.parametrize("restart", [0, 4])
+def test_a_page_that_always_fails_and_is_seldom_requested_still_fails(restart):
+    """Thirty requests of other pages since are no sign that it succeeds; nor is what nginx logs of a restart."""
+    requests = [request(at, 500 if at % 4 == 0 else 200, "/bad/" if at % 4 == 0 else "/") for at in range(40)]
+    requests += [request(3, 502, "/", own=False) for _one in range(restart)]
+    requests += [request(40 + at, 200, "/") for at in range(30)]
+    assert [(one["page"], one["errors"]) for one in symptoms.failing(requests)] == [("/bad/", 10)]
 
 
 def test_a_page_that_fails_among_good_ones_is_found_with_its_numbers():
@@ -164,8 +180,8 @@ def test_the_pages_that_fail_most_come_first_and_are_twenty_at_most():
     found = symptoms.failing(requests[::-1], {"/": (10, 0)})
     assert [one["errors"] for one in found] == [11, 9, *[1] * 18]
     assert found[0] == {
-        "page": "/b/", "status": 500, "errors": 11, "requests": 11, "often": True, "own_errors": 2, "last": 21.0,
-        "new": True,
+        "page": "/b/", "status": 500, "errors": 11, "requests": 11, "often": True, "own_errors": 2, "first": 0.0,
+        "last": 21.0, "seconds": 0.1, "new": True,
     }  # fmt: skip
 
 
@@ -182,13 +198,13 @@ class Site:
     """probe.http_get, which gives one response after the other and notes the requests."""
 
     def __init__(self, monkeypatch):
-        self.responses, self.requests = [], []
+        self.responses, self.requests, self.more = [], [], {}
         monkeypatch.setattr(symptoms.probe, "http_get", self.http_get)
 
     def http_get(self, target, **more):
         self.requests.append((target, more))
         status, location = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
-        headers = {} if location is None else {"location": location}
+        headers = dict(self.more, **({} if location is None else {"location": location}))
         return symptoms.probe.HttpResult(status, 0.1, "", None if status else "refused", headers=headers)
 
     def get(self, *responses, host="shift.example.jp:8000", **more):
@@ -225,9 +241,17 @@ def test_no_other_site_is_requested(site, location):
     assert site.get((302, location), (200, None), host=None) == (302, ["/"])
 
 
-def test_a_page_that_leads_nowhere_is_left(site):
-    assert site.get((302, "/")) == (302, ["/"] * 3)
+def test_a_page_that_leads_back_to_itself_is_not_served(site):
+    """As behind a proxy that says http to an application which wants https."""
+    assert site.get((301, "https://shift.example.jp/")) == (None, ["/"])
+    assert site.get((302, "/login/"), (302, "/"), (302, "/login/")) == (None, ["/", "/login/"])
+    assert symptoms.page_problem("http://localhost", "/", "shift.example.jp", 9.0)
     assert site.get((304, "/")) == (304, ["/"])
+
+
+def test_a_page_may_lead_to_itself_with_a_cookie(site):
+    site.more = {"set-cookie": "a=b"}
+    assert site.get((302, "/")) == (302, ["/"] * 3)
 
 
 def test_a_page_is_not_waited_for_beyond_the_deadline(site):

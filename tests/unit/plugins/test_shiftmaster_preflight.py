@@ -234,6 +234,13 @@ def test_all_problems_come_at_once_and_each_with_a_hint(tmp_path, monkeypatch):
     assert result["changed"] is False
 
 
+def test_monitoring_of_what_is_not_deployed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "check_systemd", lambda *_arguments: None)
+    (tmp_path / "active").symlink_to("slots/blue")
+    found = [preflight.run(defaults(release=str(tmp_path / name)))["findings"] for name in ("active", "gone")]
+    assert [[one["check"] for one in each] for each in found] == [[], ["release"]]
+
+
 def test_nothing_asked_nothing_found(monkeypatch):
     monkeypatch.setattr(preflight, "check_systemd", lambda *_arguments: None)
     result = preflight.run(defaults())

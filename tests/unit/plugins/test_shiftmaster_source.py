@@ -91,6 +91,7 @@ def look(tmp_path, repository, monkeypatch):
             "archive": False,
             "exclude": [],
             "requirements_file": "requirements.txt",
+            "application": {},
             "timeout_seconds": 60,
         }
         params.update(more)
@@ -782,3 +783,11 @@ def test_requirements_that_would_keep_the_controller_for_days(files):
     began = time.process_time()
     assert source.hashed(Mirror(), [("100644", "", path) for path in files], "r.txt") is False
     assert time.process_time() - began < 2
+
+
+def test_what_a_build_would_meet_is_known_before_it(look):
+    """Without the options nothing is checked: a recovery asks for the source alone."""
+    options = {"environment": [], "site_settings": "", "linked_directories": [], "collectstatic": False}
+    assert look("main")["problems"] == []
+    (problem,) = look("main", application={**options, "settings_module": "gone.settings"})["problems"]
+    assert "gone.settings" in problem

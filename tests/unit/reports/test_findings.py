@@ -82,6 +82,11 @@ def test_rule_fires_on_its_fault_and_comes_first(name):
     assert result[0]["rule"] == case.get("first", name), names(result)
 
 
+@offenders.each([name for name in CASES if CASES[name].get("variants")])
+def test_rule_fires_on_each_form_of_its_fault(name):
+    assert [found(host(patch))[0]["rule"] for patch in CASES[name]["variants"]] == [name] * len(CASES[name]["variants"])
+
+
 @offenders.each(CASES)
 def test_commands_hold_the_values_of_their_fault(name):
     """What is not quoted, and no plain word, is replaced by a question mark: then the command does not work."""
@@ -167,6 +172,14 @@ def test_a_database_that_was_set_to_reading_only_is_found():
     assert "RESET default_transaction_read_only" in first["fix"][0] and "standby" not in str(first)
 
 
+def test_a_role_that_was_set_to_reading_only_is_found():
+    own = [{"role": "shiftmaster_abc", "database": "", "setting": "default_transaction_read_only=on"}]
+    first = found(host({"parts": {"database": {"own_settings": own}}}))[0]
+    assert first["rule"] == "DatabaseReadOnly" and "ALTER ROLE shiftmaster_abc RESET" in first["fix"][0]
+    # Another role may read only.
+    assert found(host({"parts": {"database": {"own_settings": [dict(own[0], role="reports")]}}})) == []
+
+
 def test_a_filesystem_that_an_error_made_read_only_explains_why_nobody_can_write_there():
     obstacle = {"path": "/var/log/shiftmaster", "user": "shiftmaster", "problem": "read-only", "mount": "/"}
     parts = copy.deepcopy(CASES["DiskReadOnly"]["fires"]["parts"])
@@ -248,6 +261,124 @@ def test_failed_requests_without_a_known_cause_are_the_first_finding():
     first = of_case("RequestsFail")[0]
     assert (first["rule"], first["severity"]) == ("RequestsFail", "critical") and "/roster/" in first["title"]["en"]
     assert "rollback" not in str(first["fix"])
+
+
+EDITED = {"path": "/etc/nginx/conf.d/own.conf", "at": 1799999000.0, "in_release": False}
+
+
+def test_a_symptom_without_a_known_cause_lists_what_was_changed():
+    slow = {"requests": {"recent": {"p95_seconds": 9.0}}, "changes": {"files": [EDITED]}}
+    (first,) = found(host({"parts": slow}))
+    assert first["rule"] == "ApplicationSlow" and "/etc/nginx/conf.d/own.conf" in str(first["evidence"])
+    assert "ansible-playbook deploy.yml --tags nginx" in first["fix"]
+    # Where a cause is known, it is none of it; and without a symptom it is nobody's business.
+    caused = found(
+        host(
+            {
+                "parts": {
+                    **slow,
+                    **copy.deepcopy(CASES["UnitThrottled"]["fires"]["parts"]),
+                    "changes": {"files": [EDITED]},
+                }
+            }
+        )
+    )
+    assert caused[0]["rule"] == "UnitThrottled" and "own.conf" not in str([one["evidence"] for one in caused])
+    assert found(host({"parts": {"changes": {"files": [EDITED]}}})) == []
+
+
+def test_pages_are_slower_than_before_is_a_symptom_but_for_a_host_with_too_much_to_do():
+    slower = {"requests": {"recent": {"p95_seconds": 0.8, "slower": True}}}
+    assert names(found(host({"parts": slower}))) == ["ApplicationSlow"]
+    assert found(host({"parts": {**slower, "cpu": {"load_per_processor": 8.0}}})) == []
+
+
+def test_a_statement_that_reads_a_whole_table_explains_pages_that_are_slower_than_before():
+    """Its average is far below a second: an index was dropped, and the pages take ten times as long."""
+    parts = {
+        "requests": {"recent": {"p95_seconds": 0.8, "slower": True}},
+        "database": {"scanning_statements": [{"table": "roster_assignment", "mean_ms": 450.0, "rows": 300000, "scans": 900,
+                                              "scanned_rows": 270000000, "invalid_index": "", "query": "SELECT x", "calls": 900}]},
+    }  # fmt: skip
+    result = found(host({"parts": parts}))
+    assert (
+        names(result) == ["DatabaseSlowStatement", "ApplicationSlow"]
+        and "roster_assignment" in result[0]["title"]["en"]
+    )
+    parts["requests"] = {"recent": {"p95_seconds": 0.2, "slower": False}}
+    assert found(host({"parts": parts})) == []
+
+
+@pytest.mark.parametrize("cause", ["CpuHog", "MemoryShort", "SwapStorm"])
+def test_what_overwhelms_a_host_comes_before_that_it_is_overwhelmed(cause):
+    parts = {
+        **copy.deepcopy(CASES["HostOverwhelmed"]["fires"]["parts"]),
+        **copy.deepcopy(CASES[cause]["fires"]["parts"]),
+    }
+    parts["database"] = parts["files"] = parts["units"] = parts["ports"] = {"status": "hung", "error": "x"}
+    result = found(host({"parts": parts}))
+    assert [one["rule"] for one in result if one["root"]][0] == cause
+    assert next(one for one in result if one["rule"] == "HostOverwhelmed")["follows_from"].startswith(cause)
+
+
+def test_only_the_sessions_of_who_holds_the_connections_are_ended():
+    parts = copy.deepcopy(CASES["DatabaseConnectionsExhausted"]["fires"]["parts"])
+    parts["database"]["connections"] = [{"role": "reports", "application": "report.py", "state": "idle", "count": 70}]
+    fix = found(host({"parts": parts}))[0]["fix"][0]
+    assert "usename = 'reports'" in fix and "application_name = 'report.py'" in fix
+    # A name that holds commands is part of none.
+    parts["database"]["connections"][0]["application"] = "x' OR true; --"
+    assert "OR true" not in found(host({"parts": parts}))[0]["fix"][0]
+
+
+@pytest.mark.parametrize(("synchronised", "words"), [(None, "of the controller differ"), (False, "is wrong by")])
+def test_which_clock_is_wrong_is_said_where_it_is_known(synchronised, words):
+    clock = {"synchronised": synchronised, "offset_seconds": None, "source": "x", "container": True}
+    result = found(host({"skew": -300.0, "parts": {"clock": clock}}))
+    assert result[0]["rule"] == "ClockOff" and words in result[0]["title"]["en"]
+
+
+def full(path, *directories, files=()):
+    return {
+        "disk": {"mounts": [{"path": path, "space_percent": 99.9, "inodes_percent": 1.0, "free_bytes": 4096, "holds": []}]},
+        "largest": {"directories": [{"path": one, "bytes": 600000000, "mount": path} for one in directories],
+                    "files": [{"path": one, "bytes": 16777216, "mount": path} for one in files]},
+    }  # fmt: skip
+
+
+def test_a_full_disk_is_freed_where_it_is_full_and_never_of_the_write_ahead_log():
+    (var,) = found(
+        host(
+            {
+                "parts": full(
+                    "/var", "/var/cache/apt", files=["/var/lib/postgresql/17/main/pg_wal/000000010000000000000001"]
+                )
+            }
+        )
+    )
+    assert "/var/cache/apt" in var["cause"]["en"] and "pg_wal" not in str(var) and "apt-get clean" in var["fix"]
+    (tmp,) = found(host({"parts": full("/tmp", files=["/tmp/core.1234"])}))
+    assert "/tmp/core.1234" in tmp["cause"]["en"] and "apt-get clean" not in tmp["fix"]
+    assert any(line.startswith("find /tmp ") for line in tmp["fix"])
+
+
+def test_the_limit_of_nginx_is_that_of_its_configuration():
+    near = [{"pid": 9, "name": "nginx", "command": "nginx", "unit": "nginx.service", "open": 69, "limit": 70}]
+    first = found(host({"parts": {"files": {"near_limit": near}}}))[0]
+    assert "worker_rlimit_nofile" in first["cause"]["en"] and "ansible-playbook deploy.yml --tags nginx" in first["fix"]
+
+
+def test_a_user_that_is_gone_is_said_as_that():
+    gone = [{"path": "/x/source", "user": "shiftmaster", "problem": "no such user"}]
+    parts = {
+        "rights": {"obstacles": gone},
+        "release": {"python": {"path": "p", "works": None, "error": "no such user"}},
+    }
+    (first,) = found(host({"parts": parts}))
+    assert (
+        "shiftmaster does not exist" in first["title"]["en"]
+        and "ansible-playbook deploy.yml --tags app" in first["fix"]
+    )
 
 
 @offenders.each(CASES)

@@ -322,10 +322,25 @@ def test_what_a_host_says_of_its_address_cannot_change_the_files_of_others(tmp_p
     assert values["d"]["topology_addresses"] == {"a": taken, "d": "192.0.2.9"}
 
 
+def test_what_the_source_is_checked_with_names_all_of_the_environment(tmp_path):
+    (tmp_path / "hosts").write_text("[app]\na\n[web]\na\n[database]\na\n[cache]\na\n")
+    names = ("shiftmaster_extra_environment", "shiftmaster_extra_secret_environment")
+    more = {name: {"ONE_OF_%s" % name.upper(): "x"} for name in names}
+    hosts = wiring(str(tmp_path / "hosts"), asked=("preflight_application",), shiftmaster_domain="a.example", **more)
+    application = hosts["a"]["preflight_application"]
+    assert {"DB_NAME", "DB_PASSWORD", *(name for one in more.values() for name in one)} <= {*application["environment"]}
+    assert (application["settings_module"], application["collectstatic"]) == ("shiftmaster.settings", True)
+
+
 def test_the_watchers_are_units_that_must_run(tmp_path):
     (tmp_path / "hosts").write_text("[app]\na\n[web]\na\n[database]\na\n[cache]\na\n[monitoring]\nm\n")
     hosts = wiring(str(tmp_path / "hosts"), asked=("diagnosis_units",), grafana_apt_url="https://x")
-    assert hosts["m"]["diagnosis_units"] == ["prometheus", "prometheus-alertmanager", "grafana-server"]
+    assert hosts["m"]["diagnosis_units"] == [
+        "prometheus",
+        "prometheus-alertmanager",
+        "grafana-server",
+        "logrotate.timer",
+    ]
     assert "prometheus" not in hosts["a"]["diagnosis_units"]
 
 

@@ -8,4 +8,6 @@ urlpatterns = [
     path("login/", LoginView.as_view(), name="login"),
     path("", views.board),
     path("add/", views.add),
+    path("export/", views.export),
+    path("statistics/", views.statistics),
 ]

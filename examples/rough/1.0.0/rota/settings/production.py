@@ -28,6 +28,7 @@ CACHES = {
 }
 SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
 CELERY_BROKER_URL = f"redis://{REDIS_HOST}:{REDIS_PORT}/0"
+CELERY_RESULT_BACKEND = f"redis://{REDIS_HOST}:{REDIS_PORT}/0"
 
 # Behind a proxy that ends TLS every request looks plain, and is redirected to itself for ever.
 SECURE_SSL_REDIRECT = os.environ.get("HTTPS_ENABLED", "False") == "True"
