@@ -140,7 +140,7 @@ _WRITES = re.compile(r"(?:makedirs|mkdir|open|FileHandler|filename\W+)\W?[^\n]*\
 
 
 def writes(path: str, text: str, linked: Iterable[str]) -> Iterable[Tuple[str, int]]:
-    """Return (path, line) where a directory is made or a file is written beside the source."""
+    """Return (path, line) where a directory is made or a file is written next to the source."""
     for number, line in enumerate(text.splitlines(), 1):
         fits = _WRITES.search(line[:500])
         if fits and not ("open" in fits[0][:5] and not re.search(r"""["'][wax]b?["']""", line)):
