@@ -393,3 +393,4 @@ def test_a_name_with_the_end_of_a_line_is_one_row(hostile):
     for query, columns in ((verification.COUNTS_SQL, 4), (verification.WRITES_SQL, 3)):
         done = psql(env, "--field-separator=\x1f", "--command=" + query)
         assert [len(row) for row in rows_of(done.stdout)] == [columns], done
+        assert rows_of(done.stdout)[0][0] == 'public."a\\nb\\s9"'

@@ -39,20 +39,26 @@ FOUND_SQL = "SELECT 1 FROM ONLY public.canary TABLESAMPLE SYSTEM (100) WHERE for
 # Rows of an unlogged table are in no backup: PostgreSQL itself empties it after a crash.
 # Tables alone are read: the application could put a view in the place of one, and its functions would run with the
 # rights of this login. PostgreSQL samples no view and, by ONLY, no foreign table that inherits; a sample of 100 % holds
-# every row. A name is written as JSON: in it the end of a line is none of a response.
-COUNTS_SQL = """
-SELECT to_json(format('%I.%I', schemaname, pg_class.relname))::text AS name, n_tup_ins, n_tup_del,
+# every row. In a name, backslash, end of line and the separator are escaped.
+NAME_SQL = """
+replace(replace(replace(format('%I.%I', schemaname, relname),
+    chr(92), repeat(chr(92), 2)), chr(10), chr(92) || 'n'), chr(31), chr(92) || 's')
+"""
+COUNTS_SQL = (
+    """
+SELECT """
+    + NAME_SQL.replace("relname", "pg_class.relname")
+    + """ AS name, n_tup_ins, n_tup_del,
        (xpath('/row/c/text()', query_to_xml(format('SELECT count(*) AS c FROM ONLY %I.%I TABLESAMPLE SYSTEM (100)',
         schemaname, pg_class.relname), false, true, '')))[1]::text
 FROM pg_stat_user_tables JOIN pg_class ON pg_class.oid = relid
 WHERE relkind = 'r' AND relpersistence = 'p' AND schemaname !~ '^pg_temp_' ORDER BY 1
 """
+)
 TABLESPACES_SQL = """
 SELECT spcname || ' in ' || pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname !~ '^pg_' ORDER BY 1
 """
-WRITES_SQL = """
-SELECT to_json(format('%I.%I', schemaname, relname))::text, n_tup_ins, n_tup_del FROM pg_stat_user_tables
-"""
+WRITES_SQL = "SELECT %s, n_tup_ins, n_tup_del FROM pg_stat_user_tables" % NAME_SQL
 SHORT_SQL = """
 SELECT n.nspname || '.' || c.relname || ': a page is torn' FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
 WHERE relkind IN ('r', 'm', 't') AND pg_relation_size(c.oid) % current_setting('block_size')::int <> 0
