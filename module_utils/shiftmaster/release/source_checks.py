@@ -34,13 +34,15 @@ def check(texts: Dict[str, str], migrations: Iterable[dict], options: dict) -> T
     chain, complete = settings_chain(texts, module)
     if not chain:
         return ["shiftmaster_settings_module: the source has no module %s" % module], []
+    own, others = set_names(texts.values())
+    known = _ALWAYS.union(options["environment"], own)
     for path, sure in chain.items():
         tree = parsed(texts[path])
         if tree is None:
             problems.append("%s is no valid Python, and the settings import it" % path)
             continue
-        missing = [name for name in required_names(tree) if sure and name not in _ALWAYS.union(options["environment"])]
-        if missing:
+        missing = [name for name in required_names(tree) if name not in known]
+        if missing and sure and not others:
             problems.append(
                 "%s needs %s in the environment (shiftmaster_extra_environment)" % (path, ", ".join(missing))
             )
@@ -120,20 +122,47 @@ def settings_chain(texts: Dict[str, str], module: str) -> Tuple[Dict[str, bool],
     return found, complete
 
 
+def always_evaluated(node):
+    """Yield a node and those below it that are evaluated whenever it is. As deep as a source likes: no recursion."""
+    todo = [node]
+    while todo:
+        node = todo.pop()
+        yield node
+        if isinstance(node, ast.IfExp):
+            todo.append(node.test)
+        elif isinstance(node, ast.BoolOp):
+            todo.append(node.values[0])
+        elif not isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+            todo += ast.iter_child_nodes(node)
+
+
 def required_names(tree) -> List[str]:
-    """Return the names that os.environ["..."] asks for wherever the module is imported."""
-    found = []
+    """Return the names without which os.environ["..."] fails wherever the module is imported."""
+    found = set()
     for statement in tree.body:
         if isinstance(statement, (ast.Assign, ast.AnnAssign, ast.Expr)):
-            for node in ast.walk(statement):
+            for node in always_evaluated(statement):
                 if (
                     isinstance(node, ast.Subscript)
+                    and isinstance(node.ctx, ast.Load)
                     and isinstance(node.value, (ast.Attribute, ast.Name))
                     and "environ" in (getattr(node.value, "attr", ""), getattr(node.value, "id", ""))
                     and isinstance(getattr(node.slice, "value", None), str)
                 ):
-                    found.append(node.slice.value)
-    return sorted(set(found))
+                    found.add(node.slice.value)
+    return sorted(found)
+
+
+# The source sets a variable itself, or reads some from a file.
+_SETS = re.compile(r"""environ(?:\[|\.setdefault\()\s*["'](\w+)["']\s*(?:\]\s*=(?!=)|,)""")
+_LOADS = re.compile(r"\b(?:load_dotenv|read_env|environ\.update)\b")
+
+
+def set_names(texts: Iterable[str]) -> Tuple[frozenset, bool]:
+    """Return the variables that the source sets, and whether it sets others whose names it does not show."""
+    texts = list(texts)
+    names = frozenset(name for text in texts for name in _SETS.findall(text))
+    return names, any(_LOADS.search(text) for text in texts)
 
 
 _WRITES = re.compile(r"(?:makedirs|mkdir|open|FileHandler|filename\W+)\W?[^\n]*\b(?:BASE_DIR|__file__)\b[^\n]*")

@@ -41,6 +41,28 @@ def checked(files=(), records=CHAIN, **options):
     return source_checks.check({**GOOD, **dict(files)}, records, {**OPTIONS, **options})
 
 
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ('X = os.environ["FOO"]', True),
+        ('X: str = os.environ["FOO"]', True),
+        ('X = {"a": [os.environ["FOO"]]}', True),
+        ('X = os.environ["FOO"]' + ' + "a"' * 2000, True),
+        ('X = os.environ["FOO"] or "a"', True),
+        ('X = os.environ["FOO"] if "FOO" in os.environ else "a"', False),
+        ('X = os.environ.get("BAR") or os.environ["FOO"]', False),
+        ('X = lambda: os.environ["FOO"]', False),
+        ('X = [os.environ["FOO"] for _ in ()]', False),
+        ('os.environ["FOO"] = "a"', False),
+        ('os.environ.setdefault("FOO", "a")\nX = os.environ["FOO"]', False),
+        ('load_dotenv()\nX = os.environ["FOO"]', False),
+    ],
+)
+def test_a_variable_is_missing_only_where_the_settings_fail_without_it(text, needed):
+    problems, _notes = checked({"site/settings.py": SETTINGS + text})
+    assert any("FOO" in problem for problem in problems) is needed
+
+
 def test_a_sound_source_has_no_problem():
     assert checked() == ([], [])
 
