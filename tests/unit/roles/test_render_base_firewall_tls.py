@@ -17,6 +17,7 @@ import rendered
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from rendered import trusted
 
 ROOT = Path(__file__).resolve().parents[3]
 FACTS = {
@@ -26,17 +27,6 @@ FACTS = {
     "virtualization_type": "kvm",
     "virtualization_role": "guest",
 }
-
-
-def trusted(value):
-    """Mark the values of a role's own files as templates, as Ansible does when it loads them."""
-    if isinstance(value, str):
-        return trust_as_template(value)
-    if isinstance(value, dict):
-        return {key: trusted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [trusted(item) for item in value]
-    return value
 
 
 def templar(role, **variables):

@@ -13,21 +13,12 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from rendered import trusted
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles" / "exporter"
 USERS = [{"name": "prometheus", "password": 'a"b$c\\d`e %f'}, {"name": "second", "password": "x"}]
 KINDS = ["node", "postgres", "redis", "nginx", "blackbox", "mtail"]
-
-
-def trusted(value):
-    if isinstance(value, str):
-        return trust_as_template(value)
-    if isinstance(value, dict):
-        return {key: trusted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [trusted(item) for item in value]
-    return value
 
 
 def templar(kind, **variables):

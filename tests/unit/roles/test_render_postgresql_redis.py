@@ -13,19 +13,9 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from rendered import trusted
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def trusted(value):
-    """Mark the values of a role's own files as templates, as Ansible does when it loads them."""
-    if isinstance(value, str):
-        return trust_as_template(value)
-    if isinstance(value, dict):
-        return {key: trusted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [trusted(item) for item in value]
-    return value
 
 
 def render(role, template, **variables):
@@ -50,7 +40,7 @@ def settings_of(text, separator):
     return {name.strip(): value.strip() for name, value in pairs}
 
 
-def module_of(role, name):
+def module_of(name):
     path = ROOT / "library/service" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -60,12 +50,12 @@ def module_of(role, name):
 
 @pytest.fixture(scope="module")
 def pg():
-    return module_of("postgresql", "postgresql_cluster_config")
+    return module_of("postgresql_cluster_config")
 
 
 @pytest.fixture(scope="module")
 def rd():
-    return module_of("redis", "redis_instance_config")
+    return module_of("redis_instance_config")
 
 
 # --- postgresql: templates ------------------------------------------------------------------------------------------

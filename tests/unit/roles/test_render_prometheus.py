@@ -11,6 +11,7 @@ import rendered
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from rendered import trusted
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = ROOT / "roles" / "prometheus"
@@ -26,16 +27,6 @@ PROBE = {
     "probe": {"address": "127.0.0.1:9115", "module": "http"},
     "targets": [{"address": "https://example.org/", "labels": {"instance": "web1"}}],
 }
-
-
-def trusted(value):
-    if isinstance(value, str):
-        return trust_as_template(value)
-    if isinstance(value, dict):
-        return {key: trusted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [trusted(item) for item in value]
-    return value
 
 
 def variables_of(**given):

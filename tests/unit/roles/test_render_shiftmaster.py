@@ -13,18 +13,9 @@ from ansible.module_utils.shiftmaster.release import cutover, releasecode
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader, lookup_loader
 from ansible.template import Templar, trust_as_template
+from rendered import trusted
 
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "shiftmaster"
-
-
-def trusted(value):
-    if isinstance(value, str):
-        return trust_as_template(value)
-    if isinstance(value, dict):
-        return {key: trusted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [trusted(item) for item in value]
-    return value
 
 
 def render(template, **variables):

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from rendered import trusted
 
 ROOT = Path(__file__).resolve().parents[4]
 NOTIFY = ROOT / "roles" / "notify"
@@ -260,14 +261,6 @@ def wanted(name, **variables):
     return Templar(DataLoader(), variables=trusted({**known, "notify_silence_hosts": ["app1"], **variables})).template(
         trust_as_template("{{ %s }}" % name)
     )
-
-
-def trusted(value):
-    if isinstance(value, dict):
-        return {key: trusted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [trusted(item) for item in value]
-    return trust_as_template(value) if isinstance(value, str) else value
 
 
 def silent(labels, **variables) -> bool:
