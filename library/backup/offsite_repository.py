@@ -96,7 +96,7 @@ def going(listed, arrived, now, keep):
     return found
 
 
-def set_aside(path, after, check_mode):
+def quarantine(path, after, check_mode):
     """Move what arrived after a time out of the repository; return the paths."""
     aside, moved = "%s.after-%s" % (path, time.strftime(TIME, time.gmtime(after))), []
     for kind in DECIDE:
@@ -133,7 +133,7 @@ def main():
             when, kind, name = max(times, default=(0, "keys", "none"))
             module.fail_json(
                 msg="restic %s failed, and nothing was removed: %s The newest file, %s/%s, arrived at %s. A client that"
-                " was taken over may have sent what restic cannot read; received_after sets aside what arrived later."
+                " was taken over may have sent what restic cannot read; received_after quarantines what arrived later."
                 % (words[0], errors.strip()[-500:], kind, name, time.strftime(TIME, time.gmtime(when)))
             )
         return output
@@ -142,7 +142,7 @@ def main():
         if not os.path.isdir(path):
             module.exit_json(changed=False, removed=[], msg="%s: no backup has arrived yet" % path)
         if after:
-            moved = set_aside(path, seconds_of(after), module.check_mode)
+            moved = quarantine(path, seconds_of(after), module.check_mode)
             if moved and not module.check_mode:
                 # Each prune writes new indexes in place of the old ones.
                 restic("repair", "index")

@@ -73,7 +73,7 @@ def test_who_owns_the_backup_server_deletes_and_replaces_nothing(backups, store)
     assert gone == set()
 
 
-def test_what_restic_cannot_read_is_set_aside_and_the_copy_is_restored(operations, backups, store):
+def test_what_restic_cannot_read_is_quarantined_and_the_copy_is_restored(operations, backups, store):
     """An attacker cannot replace files, but can add some at which restic itself stops: a key, a snapshot, an index."""
     backups.run()
     count = len(store.shell(f"ls {REPOSITORY}/snapshots").split())

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import configparser
 import datetime
-import importlib.util
 import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import rendered
 
-_spec = importlib.util.spec_from_file_location("rendering", Path(__file__).with_name("test_render_postgresql_redis.py"))
-_rendering = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_rendering)
-render = _rendering.render
+FACTS = {"distribution_major_version": "13", "distribution_release": "trixie"}
+
+
+def render(role, template, **variables):
+    return rendered.render(role, template, ansible_facts=FACTS, **variables)
+
 
 REMOTE = {
     "backup_tls_peer": "db1",
@@ -223,6 +225,29 @@ def test_the_host_of_the_copy_outside_is_known_by_its_port(tmp_path):
     assert render("backup", template, **outside).strip() == "offsite.example.jp ssh-ed25519 AAAA"
     text = render("backup", template, backup_offsite_ssh_port=2222, **outside)
     assert text.strip() == "[offsite.example.jp]:2222 ssh-ed25519 AAAA"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {
+                "backup_offsite_repository": "rest:https://10.0.0.9:8000/one/",
+                "backup_offsite_rest_password": "a/b@c:d%",
+            },
+            {"RESTIC_REPOSITORY": "rest:https://one:a%2Fb%40c%3Ad%25@10.0.0.9:8000/one/"},
+        ),
+        ({"backup_offsite_repository": "sftp:one@store:/srv"}, {}),
+        (
+            {"backup_offsite_repository": "s3:https://store/one", "backup_offsite_access_key": "key"},
+            {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": ""},
+        ),
+    ],
+)
+def test_secrets_of_the_off_site_copy_are_in_the_environment_of_restic(options, expected):
+    templar = rendered.templar("backup", ansible_facts=FACTS, backup_offsite_rest_user="one", **options)
+    text = templar.template(rendered.trusted("{{ __backup_offsite_environment_text }}"))
+    assert (json.loads(text) if isinstance(text, str) else text) == expected
 
 
 def test_what_health_finds_becomes_metrics():

@@ -58,7 +58,7 @@ def test_what_a_client_sends_takes_the_place_of_nothing_older(weekly):
     assert set(later) - set(before) <= {"w5", "w6"} and set(before) <= set(later)
 
 
-def test_what_arrived_later_is_set_aside(tmp_path):
+def test_what_arrived_later_is_quarantined(tmp_path):
     path = tmp_path / "shiftmaster"
     for kind in module.DECIDE:
         (path / kind).mkdir(parents=True)
@@ -66,9 +66,9 @@ def test_what_arrived_later_is_set_aside(tmp_path):
             (path / kind / name).write_text(kind)
             os.utime(path / kind / name, (when, when))
     wanted = sorted("%s/new" % kind for kind in module.DECIDE)
-    assert sorted(module.set_aside(str(path), NOW, True)) == wanted and (path / "keys/new").exists()
-    assert sorted(module.set_aside(str(path), NOW, False)) == wanted
+    assert sorted(module.quarantine(str(path), NOW, True)) == wanted and (path / "keys/new").exists()
+    assert sorted(module.quarantine(str(path), NOW, False)) == wanted
     aside = tmp_path / "shiftmaster.after-20261126120000Z"
     assert sorted(str(one.relative_to(aside)) for one in aside.rglob("new")) == wanted
     assert not list(path.rglob("new")) and len(list(path.rglob("old"))) == 4
-    assert module.set_aside(str(path), NOW, False) == []
+    assert module.quarantine(str(path), NOW, False) == []
