@@ -42,6 +42,12 @@ _BOOTSTRAP = (
 )
 # The command itself is in the environment.
 _SHELL = ("/bin/sh", "-c", 'command=$SHIFTMASTER_COMMAND; unset SHIFTMASTER_COMMAND; eval "$command"')
+_MANAGE = """
+import json, sys
+from django.core.management import ManagementUtility
+for words in json.loads(sys.argv[1]):
+    ManagementUtility(["manage.py", *words]).execute()
+"""
 # The code of systemd-run for a unit that a signal has ended.
 _SIGNALLED = 255
 _SIGNALLED_HINT = (
@@ -291,9 +297,9 @@ class ReleaseCode:
         """Run a command of the site, which may hold a secret."""
         return self.run(_SHELL, extra_env=dict(extra_env or {}, SHIFTMASTER_COMMAND=command), **options)
 
-    def manage(self, arguments, **options) -> Completed:
-        """Run Django's command line; works also where the source has no manage.py."""
-        return self.run(["python", "-m", "django"] + list(arguments), **options)
+    def manage(self, commands, **options) -> Completed:
+        """Run commands of manage.py (lists of words) in one process, until one fails; no manage.py is needed."""
+        return self.run(["python", "-c", _MANAGE, json.dumps(commands)], **options)
 
     def driver(self, module, request: dict, timeout=60, extra_env=None) -> dict:
         """Send one request to a driver; see Driver."""

@@ -39,6 +39,22 @@ _BLOCK = 1 << 20
 # What root copies of a release's static files at most; a sparse file costs the application nothing, its copy does.
 STATIC_BYTES, STATIC_FILES = 2 << 30, 50_000
 REQUIREMENTS_BYTES = 4 << 20
+# Files of a virtual environment that root writes anew at most, and the size of one, to link it into another release.
+_SCRIPTS, _SCRIPT_BYTES = 1000, 1 << 20
+# A requirement with hashes: pip takes nothing of the source for it. Or an index.
+_HASHED = re.compile(
+    r"[\w.-]+(\[[\w., -]*\])? ?== ?[\w.!+-]+( ?;((?! -)[^#])*)?( --hash=sha(256|384|512):[0-9a-f]+)+"
+    r"|--(extra-)?index-url[ =]\S+",
+    re.ASCII,
+)
+# What pip is given besides, where it leads to nothing of the source either: requirements by name, and these variables.
+_BY_NAME = re.compile(
+    r"(?!.*\.(whl|zip|t[a-z]z|tar(\.\w+)?)$)[A-Za-z0-9][\w.-]*(\[[\w., -]*\])? ?([<>=!~][^/@]*)?", re.ASCII
+)
+_INDEX_VARIABLES = re.compile(
+    r"PIP_(INDEX_URL|EXTRA_INDEX_URL|TRUSTED_HOST|CERT|CLIENT_CERT|PROXY|TIMEOUT|RETRIES)|(HTTPS?|ALL|NO)_PROXY",
+    re.IGNORECASE,
+)
 MAX_QUEUES, MAX_TASKS = 100, 10_000
 # A cache that all builds could write to, of hosts that were set up before 2026-12.
 _OLD_PIP_CACHE = "/var/cache/shiftmaster/pip"
@@ -185,7 +201,8 @@ class Build:
         self.name = "%s-%s" % (stamp, spec["revision"][:10])
         self.path = layout.release(self.name)
         self.log = os.path.join(spec["log_dir"], "builds", "%s.log" % self.name)
-        self._built = [os.path.join(self.path, name) for name in ("source", "venv")]
+        self._venv = os.path.join(self.path, "venv")
+        self._built = [os.path.join(self.path, "source"), self._venv]
         self.timings = {}
 
     def run(self) -> str:
@@ -202,7 +219,6 @@ class Build:
                 self.bytecode,
                 self.hooks,
                 self.take,
-                self.check,
                 self.static_files,
                 self.background,
                 self.finish,
@@ -259,29 +275,21 @@ class Build:
                 % (what, self.spec["version"], self.log, tail(said), hint)
             )
 
-    def _code(self, what: str, arguments) -> None:
+    def _code(self, what: str, commands) -> None:
         # The application's code runs as the application's user here too: it may open logs in linked directories.
         code = ReleaseCode(self.path, self.spec["user"])
-        self._judge(
-            what,
-            code.manage(
-                arguments,
-                timeout=self.spec["timeout_seconds"],
-                nice=True,
-                writable=(os.path.join(self.path, "static"),),
-            ),
-        )
+        writable = (os.path.join(self.path, "static"),)
+        self._judge(what, code.manage(commands, timeout=self.spec["timeout_seconds"], nice=True, writable=writable))
 
     def unpack(self) -> None:
         _log_file(self.log, self.spec["log_dir"])
         safe_files.remove_tree(_OLD_PIP_CACHE)
         source = os.path.join(self.path, "source")
-        for name, owner in (("source", "build_user"), ("venv", "build_user"), ("site", ""), ("static", "user")):
+        for name, owner in (("source", "build_user"), ("venv", ""), ("site", ""), ("static", "user")):
             path = os.path.join(self.path, name)
             os.mkdir(path, 0o755)
             if owner:
-                entry = pwd.getpwnam(self.spec[owner])
-                os.chown(path, entry.pw_uid, entry.pw_gid)
+                self._give(path, owner)
         # Opened here, since the archive is root's: the build user gets it as its standard input.
         with open(self.spec["archive"], "rb") as archive:
             done = self._build(
@@ -290,13 +298,64 @@ class Build:
         if done.rc != 0:
             raise BuildError("the source archive cannot be unpacked: %s" % tail(done.stderr))
 
+    def _give(self, path: str, owner: str) -> None:
+        entry = pwd.getpwnam(self.spec[owner])
+        os.chown(path, entry.pw_uid, entry.pw_gid)
+
+    def _requirements(self) -> bytes:
+        """Return the content of the requirements file, its first REQUIREMENTS_BYTES and one more."""
+        source = os.path.join(self.path, "source")
+        path = os.path.join(source, self.spec["requirements_file"])
+        return safe_files.read_bytes(path, REQUIREMENTS_BYTES + 1, beneath=source)
+
+    def _environment_key(self) -> str:
+        """Return the hash of all that the virtual environment depends on; "" where it may depend on the source, too."""
+        hooks = any(hook["phase"] == "after_build" for hook in self.spec["hooks"])
+        plain = all(map(_BY_NAME.fullmatch, self.spec["extra_requirements"])) and all(
+            map(_INDEX_VARIABLES.fullmatch, self.spec["pip_environment"])
+        )
+        if hooks or not plain or not self.spec["requirements_file"]:
+            return ""
+        try:
+            text = self._requirements().decode()
+            python = os.stat(self.spec["python"])
+        except (OSError, ValueError):
+            return ""  # pip and venv report it.
+        if len(text) > REQUIREMENTS_BYTES or not is_hashed(text):
+            return ""
+        names = ("python", "extra_requirements", "pip_environment")
+        facts = [text, os.path.realpath(self.spec["python"]), python.st_size, python.st_mtime_ns]
+        return config_hash(
+            dict({name: self.spec[name] for name in names}, facts=facts, wheels=bool(self.spec["wheels_dir"]))
+        )
+
     def virtual_environment(self) -> None:
+        self._key = self._environment_key()
+        release = find_environment(self.layout, self.state, self._key)
+        if release:
+            try:
+                link_environment(self.layout.release(release), self.path)
+                self._built = self._built[:1]
+                return
+            except (OSError, ValueError) as error:
+                text = "== the environment of %s cannot be used again: %s\n" % (release, error)
+                safe_files.append(self.log, text.encode(), beneath=self.spec["log_dir"])
+                safe_files.remove_tree(self._venv)
+                os.mkdir(self._venv, 0o755)
+        self._give(self._venv, "build_user")
         self._command(
-            "create the virtual environment",
-            [self.spec["python"], "-m", "venv", "--without-pip", os.path.join(self.path, "venv")],
+            "create the virtual environment", [self.spec["python"], "-m", "venv", "--without-pip", self._venv]
         )
 
     def requirements(self) -> None:
+        if self._venv in self._built:
+            self._install()
+            if self._key:
+                # What other releases use as well: from here on nothing that reads this source can write to it.
+                self._seal_built(self._venv)
+        points.reach("build")
+
+    def _install(self) -> None:
         env = {
             # What one release's build could write to, another one would install.
             "PIP_NO_CACHE_DIR": "1",
@@ -305,8 +364,9 @@ class Build:
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PIP_NO_PYTHON_VERSION_WARNING": "1",
         }
-        interpreter = os.path.join(self.path, "venv", "bin", "python")
-        pip = [self.spec["python"], "-m", "pip", "--python", interpreter, "install", "--quiet"]
+        # Isolated: nothing of the source stands for a module of pip.
+        interpreter = os.path.join(self._venv, "bin", "python")
+        pip = [self.spec["python"], "-I", "-m", "pip", "--python", interpreter, "install", "--quiet"]
         if self.spec["wheels_dir"]:
             # No other place, whatever the host's own configuration is, and nothing is compiled.
             env["PIP_CONFIG_FILE"] = os.devnull
@@ -314,16 +374,17 @@ class Build:
         else:
             env.update(self.spec["pip_environment"])
         source = os.path.join(self.path, "source")
+        # What other releases may use as well depends on no setup.cfg of this one; requirements by a path are below it.
+        directory = None if self._key else source
         if self.spec["requirements_file"]:
             self._command(
                 "install the requirements (%s)" % self.spec["requirements_file"],
-                pip + ["--requirement", self.spec["requirements_file"]],
+                pip + ["--requirement", os.path.join(source, self.spec["requirements_file"])],
                 env,
-                source,
+                directory,
             )
         if self.spec["extra_requirements"]:
-            self._command("install the extra requirements", pip + list(self.spec["extra_requirements"]), env, source)
-        points.reach("build")
+            self._command("install the extra requirements", pip + list(self.spec["extra_requirements"]), env, directory)
 
     def configuration(self) -> None:
         for relative, text in self.spec["files"].items():
@@ -357,10 +418,6 @@ class Build:
         self._build([*words, "source"], cwd=self.path)
         run_as(None, [*words, "site"], {"PATH": "/usr/bin:/bin"}, self.path, timeout=self.spec["timeout_seconds"])
 
-    def check(self) -> None:
-        if self.spec["check"]:
-            self._code("check the application (manage.py check)", ["check"])
-
     def background(self) -> None:
         """Load the Celery application and note which tasks it knows: a handover must know what the other does not."""
         self.celery = {"tasks": [], "queues": []}
@@ -386,8 +443,10 @@ class Build:
                 )
 
     def static_files(self) -> None:
-        if self.spec["collectstatic"]:
-            self._code("collect the static files (manage.py collectstatic)", ["collectstatic", "--no-input", "-v", "0"])
+        commands = [["check"]] if self.spec["check"] else []
+        commands += [["collectstatic", "--no-input", "-v", "0"]] if self.spec["collectstatic"] else []
+        if commands:
+            self._code("manage.py " + " and ".join(words[0] for words in commands), commands)
         static = os.path.join(self.path, "static")
         _seal(static, self.spec["user"])
         take_static(static)
@@ -397,18 +456,17 @@ class Build:
 
     def take(self) -> None:
         """Take source and environment from the build before the release's own code runs: its processes have ended."""
-        for name in ("source", "venv"):
-            _seal(os.path.join(self.path, name), self.spec["build_user"])
+        for path in list(self._built):
+            self._seal_built(path)
+
+    def _seal_built(self, path: str) -> None:
+        _seal(path, self.spec["build_user"])
+        self._built.remove(path)
 
     def finish(self) -> None:
-        source, requirements = os.path.join(self.path, "source"), b""
-        if self.spec["requirements_file"]:
-            path = os.path.join(source, self.spec["requirements_file"])
-            requirements = safe_files.read_bytes(path, REQUIREMENTS_BYTES + 1, beneath=source)
-            if len(requirements) > REQUIREMENTS_BYTES:
-                raise BuildError(
-                    "%s is larger than %d MiB" % (self.spec["requirements_file"], REQUIREMENTS_BYTES >> 20)
-                )
+        requirements = self._requirements() if self.spec["requirements_file"] else b""
+        if len(requirements) > REQUIREMENTS_BYTES:
+            raise BuildError("%s is larger than %d MiB" % (self.spec["requirements_file"], REQUIREMENTS_BYTES >> 20))
         os.sync()
         # The last step: with its manifest it is a release, also where this run is killed at once.
         write_json(
@@ -420,8 +478,9 @@ class Build:
                 "revision": self.spec["revision"],
                 "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "requirements_sha256": hashlib.sha256(requirements).hexdigest() if requirements else "",
+                "environment_sha256": self._key,
                 "config_sha256": self.spec["config_sha256"],
-                "migrations": self.spec["classify"](source),
+                "migrations": self.spec["classify"](os.path.join(self.path, "source")),
                 "celery_application": self.spec["celery_application"],
                 "tasks": self.celery["tasks"],
                 "queues": self.celery["queues"],
@@ -449,6 +508,67 @@ def _seal(path: str, owner: str) -> None:
         safe_files.change_owner(path, 0, 0, of=pwd.getpwnam(owner).pw_uid, beneath=path, seal=True)
     except safe_files.UnsafePathError as error:
         raise BuildError("%s cannot be part of a release: %s" % (error.filename, error.strerror)) from error
+
+
+def is_hashed(requirements: str) -> bool:
+    """Whether the text of a requirements file names distributions by their hashes alone, as pip reads it."""
+    lines = requirements.splitlines()
+    if any("coding" in line for line in lines[:2]):
+        return False  # pip would decode it by another encoding.
+    text = "\n".join(line for line in lines if not re.match(r"\s*#", line)).replace("\\\n", " ")
+    found = [" ".join(re.sub(r"\s#.*", "", line).split()) for line in text.split("\n")]
+    return any(found) and all(_HASHED.fullmatch(line) for line in found if line)
+
+
+def find_environment(layout: Layout, state: State, key: str) -> Optional[str]:
+    """Return the newest release whose virtual environment has this key and has served; None where there is none.
+
+    A later one that is bad or suspect may have damaged files, of which the others then are links.
+    """
+    for name in reversed(layout.names()) if key else ():
+        if manifest(layout, name).get("environment_sha256") == key:
+            if state.status(name) == "bad" or state.is_suspect(name):
+                return None
+            if state.was_live(name):
+                return name
+    return None
+
+
+def link_environment(source: str, target: str) -> None:
+    """Fill the virtual environment of a release with hard links to the files of another one's, which is sealed.
+
+    Files that name their own place (scripts, pyvenv.cfg) are written anew. Raises OSError or ValueError where that
+    cannot be done.
+    """
+    old, new = os.path.join(source, "venv"), os.path.join(target, "venv")
+    before, after = (os.path.basename(path).encode() for path in (source, target))
+    _tool("cp", "--archive", "--link", "--no-target-directory", "--", old, new)
+    if _tool("find", new, "-type", "l", "-lname", "*%s*" % before.decode(), "-print", "-quit"):
+        raise ValueError("a link in it leads to itself")
+    # The interpreter gives bytecode its place itself.
+    found = _tool("grep", "-rlZF", "--exclude=*.pyc", "-e", before, "--", new, none=1).split("\0")[:-1]
+    if len(found) > _SCRIPTS or len(before) != len(after):
+        raise ValueError("%d of its files name their place" % len(found))
+    for path in found:
+        content = safe_files.read_bytes(path, _SCRIPT_BYTES + 1, beneath=new)
+        if len(content) > _SCRIPT_BYTES:
+            raise ValueError("%s names its place and is too large" % path)
+        mode = stat.S_IMODE(os.stat(path, follow_symlinks=False).st_mode)
+        safe_files.write(path, content.replace(before, after), mode, beneath=new)
+
+
+def _tool(*argv, none: int = 0) -> str:
+    """Return the output of a tool of the host, for files of root; none: its code where it has found nothing."""
+    environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, timeout=120
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError("%s took longer than %d s" % (argv[0], error.timeout)) from None
+    if done.returncode not in (0, none):
+        raise ValueError("%s: %s" % (argv[0], tail(done.stderr.decode(errors="replace"))))
+    return os.fsdecode(done.stdout)
 
 
 def take_static(top: str) -> None:

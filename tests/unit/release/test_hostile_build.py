@@ -5,6 +5,7 @@ The build's user and the application's are real users here, so what they try is 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pwd
@@ -15,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -257,6 +259,40 @@ def test_a_log_that_leads_elsewhere_is_not_written_and_nothing_there_is_removed(
     except OSError:
         assert left_nothing(build)
     assert untouched(secret)
+
+
+def test_an_environment_that_other_releases_use_takes_nothing_of_the_source(build, place):
+    """pip imports no module of it and reads no setup.cfg of it, and its bytecode goes nowhere else."""
+    wheel = place / "wheels" / "mine-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("mine/__init__.py", "x = 1\n")
+        archive.writestr("mine-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+        archive.writestr("mine-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("mine-1.0.dist-info/RECORD", "")
+    site = "lib/python%s/site-packages" % subprocess.run(
+        ["/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    path = build(
+        {
+            "requirements.txt": f"mine==1.0 --hash=sha256:{digest}\n".encode(),
+            "pip/__init__.py": b"raise SystemExit(9)\n",
+            "setup.cfg": b"[install]\nprefix=/tmp/elsewhere\n",
+            "code/__init__.py": b"x = 2\n",
+            "code/__pycache__": f"../../venv/{site}/mine/__pycache__",
+        },
+        requirements_file="requirements.txt", wheels_dir=str(place / "wheels"),
+    )  # fmt: skip
+    compiled = sorted(os.listdir(path / "venv" / site / "mine" / "__pycache__"))
+    assert (
+        len(compiled) == 1 and b"code" not in (path / "venv" / site / "mine" / "__pycache__" / compiled[0]).read_bytes()
+    )
+    done = subprocess.run(
+        [path / "venv/bin/python", "-c", "import mine; print(mine.x)"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"
 
 
 def test_the_requirements_file_may_be_a_link_to_nothing_of_root(build, secret):

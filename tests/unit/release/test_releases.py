@@ -165,6 +165,51 @@ def test_what_a_run_has_to_do_is_reported(pending_changes, layout, state, add, c
     assert said in pending_changes()
 
 
+@pytest.mark.parametrize(
+    "change, unfinished, enabled",
+    [
+        (lambda **_: None, False, True),
+        (lambda host, **_: host.running.discard(WORKER), True, True),
+        (lambda host, **_: host.running.add(OLD_WORKER), True, True),
+        (lambda host, **_: host.whole.update(ActiveState="inactive"), False, False),
+        (lambda host, **_: host.whole.update(UnitFileState="disabled"), False, False),
+        (lambda add, **_: add(TWO, "building"), True, True),
+        (lambda layout, **_: os.makedirs(layout.release(TWO) + ".removing"), True, True),
+        (lambda state, **_: state.begin(**CUTOVER), True, True),
+        (lambda layout, **_: os.unlink(layout.active), True, False),
+    ],
+)
+def test_a_query_tells_what_a_run_can_leave_out(
+    pending_changes, run_module, layout, state, add, change, unfinished, enabled
+):
+    """Without a revision, too: a rollback asks for none."""
+    change(host=pending_changes, layout=layout, state=state, add=add)
+    result = run_module(shiftmaster_release, root=layout.root, celery_application="shiftmaster")
+    assert (result["unfinished"], result["enabled"]) == (unfinished, enabled)
+
+
+def test_a_query_finds_what_present_would_find(pending_changes, layout, state, add, run_module):
+    def found(revision):
+        asked = {"revision": revision * 40, "celery_application": "shiftmaster"}
+        return run_module(shiftmaster_release, root=layout.root, **asked)["found"]
+
+    config = releases.manifest(layout, ONE)["config_sha256"]
+    add(TWO, "ready", revision="2" * 40, config_sha256=config)
+    add(THREE, "bad", revision="3" * 40, config_sha256=config)
+    assert [found("1"), found("2"), found("3"), found("4")] == [ONE, TWO, "", ""]
+
+
+@pytest.mark.parametrize("keep, prunable", [(1, True), (5, False)])
+def test_what_is_finished_tells_whether_a_release_may_go(layout, state, add, run_module, keep, prunable, monkeypatch):
+    for name in (ONE, TWO, THREE):
+        add(name)
+    serve(layout, THREE)
+    monkeypatch.setattr(shiftmaster_release.Operation, "ensure_running", lambda *_: [])
+    result = run_module(shiftmaster_release, root=layout.root, state="finished", keep=keep)
+    assert result["prunable"] is prunable
+    assert bool(run_module(shiftmaster_release, root=layout.root, state="pruned", keep=keep)["removed"]) is prunable
+
+
 @pytest.mark.parametrize("asked", [{"revision": "2" * 40}, {"build": {"salt": "other"}}, {"celery_application": "x"}])
 def test_another_revision_or_configuration_is_another_release(pending_changes, asked):
     assert "another release was requested" in pending_changes(**asked)
@@ -740,6 +785,156 @@ def test_with_a_directory_of_wheels_pip_asks_nobody_else(layout, state, spec, tm
     name = releases.Build(layout, state, spec).run()
     code = releasecode.ReleaseCode(layout.release(name), None)
     assert code.run(["python", "-c", "import mine; print(mine.version)"]).stdout.strip() == "2.0"
+
+
+REQUIREMENT = "mine==1.0 --hash=sha256:" + "0" * 64
+
+
+@pytest.mark.parametrize(
+    "text, hashed",
+    [
+        (REQUIREMENT, True),
+        (f"# by a tool\n--index-url https://packages.example/simple\nmine[a,b]==1.0 ; python_version < '4' \\\n"
+         f"    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{'1' * 64}  # via x\n", True),
+        ("", False),
+        ("mine==1.0", False),
+        ("mine>=1.0 --hash=sha256:00", False),
+        (f"{REQUIREMENT}\n./mine", False),
+        (f"{REQUIREMENT}\n-e .", False),
+        (f"{REQUIREMENT}\n-r other.txt", False),
+        (f"{REQUIREMENT}\n--find-links wheels", False),
+        (f"mine @ file:mine.whl --hash=sha256:{'0' * 64}", False),
+        (f"mine==1.0 ; a == 'b' --config-settings=x=source {REQUIREMENT[9:]}", False),
+        # What is a comment here and a requirement to pip.
+        (f"{REQUIREMENT}\n# comment \\\n./mine", False),
+        (f"{REQUIREMENT}\n# comment\u2028./mine", False),
+        (f"# coding: utf-7\n{REQUIREMENT} # +AAo-./mine", False),
+        # Not in quadratic time.
+        (f"mine==1.0 ;{' ' * 4_000_000}x", False),
+    ],
+)  # fmt: skip
+def test_requirements_that_name_distributions_by_their_hashes_alone(text, hashed):
+    assert releases.is_hashed(text) is hashed
+
+
+def built_with_hashes(layout, state, spec, tmp_path):
+    """A release that has served, with a wheel that the requirements name by its hash; returns its path."""
+    wheel = small_wheel(tmp_path / "wheels", "mine", "1.0")
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("mine-1.0.dist-info/entry_points.txt", "[console_scripts]\nmine = mine:main\n")
+        archive.writestr("main.py", "")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    text = f"mine==1.0 --hash=sha256:{digest}\n".encode()
+    with tarfile.open(spec["archive"], "a") as stream:
+        for name, content in (("requirements.txt", text), ("pip/__init__.py", b"raise SystemExit(9)\n")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            stream.addfile(info, io.BytesIO(content))
+    spec.update(requirements_file="requirements.txt", wheels_dir=str(tmp_path / "wheels"))
+    name = releases.Build(layout, state, spec).run()
+    state.set_status(name, "live")
+    return layout.release(name)
+
+
+@needs_root
+def test_a_release_with_the_same_requirements_has_the_files_of_the_last_ones_environment(
+    layout, state, spec, tmp_path, monkeypatch
+):
+    first = built_with_hashes(layout, state, spec, tmp_path)
+    monkeypatch.setattr(releases.Build, "_install", lambda self: pytest.fail("pip runs"))
+    second = layout.release(releases.Build(layout, state, dict(spec, stamp="20260107T000000Z")).run())
+    inside = os.path.relpath(next(Path(first, "venv").rglob("mine.py")), first)
+    assert os.path.samefile(os.path.join(first, inside), os.path.join(second, inside))
+    shutil.rmtree(first)
+    done = releasecode.ReleaseCode(second, None).run(
+        ["python", "-c", "import mine, sys; print(mine.__file__, sys.prefix)"]
+    )
+    assert done.stdout.split() == [os.path.join(second, inside), os.path.join(second, "venv")]
+    assert Path(second, "venv/bin/mine").read_text().startswith(f"#!{second}/venv/bin/python")
+    found = subprocess.run(["grep", "-rlI", first, second + "/venv"], capture_output=True, text=True, check=False)
+    assert found.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "change, same",
+    [
+        ({"version": "2.1.0", "environment": {}}, True),
+        ({"extra_requirements": ["mine[a]>=1,<2"]}, False),
+        ({"pip_environment": {"PIP_INDEX_URL": "https://packages.example/simple", "https_proxy": "x"}}, False),
+        ({"wheels_dir": "/wheels"}, False),
+        ({"python": "/bin/sh"}, False),
+        ({"requirements_file": "more.txt"}, False),
+        # Something of the source, or of a hook, may be in it.
+        ({"hooks": [{"name": "h", "phase": "after_build", "command": "true"}]}, None),
+        ({"requirements_file": ""}, None),
+        ({"requirements_file": "unhashed.txt"}, None),
+        ({"requirements_file": "absent.txt"}, None),
+        ({"extra_requirements": ["./dependency"]}, None),
+        ({"extra_requirements": ["mine @ file:dependency"]}, None),
+        ({"extra_requirements": ["--editable=."]}, None),
+        ({"extra_requirements": ["mine.tar.gz"]}, None),
+        ({"pip_environment": {"PIP_FIND_LINKS": "vendor"}}, None),
+        ({"pip_environment": {"PIP_REQUIREMENT": "other.txt"}}, None),
+    ],
+)
+def test_an_environment_is_known_by_all_that_it_depends_on(layout, state, spec, change, same):
+    source = Path(layout.release(ONE), "source")
+    source.mkdir(parents=True)
+    for name, text in (("", REQUIREMENT), ("more", REQUIREMENT + "\n" + REQUIREMENT), ("unhashed", "mine")):
+        (source / f"{name or 'requirements'}.txt").write_text(text)
+
+    def key(**change):
+        build = releases.Build(layout, state, dict(spec, **dict({"requirements_file": "requirements.txt"}, **change)))
+        build.path = layout.release(ONE)
+        return build._environment_key()
+
+    assert len(key()) == 64 and (key(**change) == key() if key(**change) else None) is same
+
+
+@pytest.mark.parametrize(
+    "statuses, found",
+    [
+        (["live"], ONE),
+        (["live", "live"], TWO),
+        (["live", "ready"], ONE),
+        (["ready"], None),
+        (["live", "bad"], None),
+        (["live", "suspect"], None),
+        (["bad", "live"], TWO),
+    ],
+)
+def test_an_environment_is_that_of_a_release_that_has_served_and_is_not_in_doubt(layout, state, add, statuses, found):
+    for name, status in zip((ONE, TWO), statuses):
+        add(name, "live" if status == "suspect" else status, environment_sha256="key")
+        if status == "suspect":
+            state.set_suspect(name, True)
+    add(THREE, environment_sha256="another")
+    add(FOUR, environment_sha256="")
+    assert releases.find_environment(layout, state, "key") == found
+    assert releases.find_environment(layout, state, "") is None
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda venv: (venv / "link").symlink_to(venv.parent / "source"),
+        lambda venv: (venv / "relative").symlink_to("../../%s/source" % venv.parent.name),
+        lambda venv: [(venv / f"script{number}").write_text(str(venv)) for number in range(1001)],
+        lambda venv: (venv / "large").write_text(str(venv) + " " * (1 << 20)),
+    ],
+    ids=["link", "relative link", "scripts", "size"],
+)
+def test_an_environment_that_would_lead_to_another_release_is_not_linked(layout, spoil):
+    venv = Path(layout.release(ONE), "venv")
+    venv.mkdir(parents=True)
+    (venv / "code.py").write_text("x = 1\n")
+    os.makedirs(layout.release(TWO))
+    releases.link_environment(layout.release(ONE), layout.release(TWO))
+    assert os.path.samefile(venv / "code.py", os.path.join(layout.release(TWO), "venv", "code.py"))
+    spoil(venv)
+    os.makedirs(layout.release(THREE))
+    with pytest.raises(ValueError):
+        releases.link_environment(layout.release(ONE), layout.release(THREE))
 
 
 @needs_root
