@@ -38,6 +38,7 @@ options:
   target_release:
     description:
       - Directory of the older release, for V(compare) and V(reverse).
+      - For V(plan) it is optional, the release that is live, and only its manifest is read.
     type: path
   allow_contract:
     description:
@@ -136,10 +137,14 @@ pending:
       reasons: []
       warnings: []
       describe: ["Add field note to roster"]
+unchanged:
+  description: Whether the database has the very migrations that O(target_release) went live with.
+  returned: plan
+  type: bool
 ahead:
-  description: Migrations that the database holds and the target release does not, with C(found_in), the retained
-    release that holds the file.
-  returned: compare and reverse
+  description: Migrations that the database holds and the target release (at V(plan) O(release)) does not, with
+    C(found_in), the retained release that holds the file.
+  returned: plan, compare and reverse
   type: list
   elements: dict
 behind:
@@ -209,7 +214,7 @@ import os  # noqa: E402
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 from ansible.module_utils.shiftmaster.host.printable import printable, printable_tree  # noqa: E402
 from ansible.module_utils.shiftmaster.release import django_driver, migrations  # noqa: E402
-from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCode, ReleaseCodeError  # noqa: E402
+from ansible.module_utils.shiftmaster.release.releasecode import Driver, ReleaseCode, ReleaseCodeError  # noqa: E402
 
 PLAN_SECONDS = 120
 GRACE_SECONDS = 5  # How much later than this module's own limit the driver ends by itself.
@@ -262,14 +267,19 @@ def names(rows):
 class Runner:
     """The four modes, over the drivers of one or two releases."""
 
-    def __init__(self, options, check_mode=False, code=ReleaseCode):
+    def __init__(self, options, check_mode=False, driver=Driver):
         self.options = options
         self.check_mode = check_mode
-        self.code = code
+        self.driver = driver
+        self.drivers = {}  # By release: loading its code takes longer than what is asked of it.
 
     def ask(self, release, request, timeout):
         request = dict(request, limit_seconds=timeout + GRACE_SECONDS)
-        answer = self.code(release, self.options["user"] or None).driver(django_driver, request, timeout)
+        if release not in self.drivers:
+            seconds = PLAN_SECONDS + self.options["timeout_seconds"]
+            code = ReleaseCode(release, self.options["user"] or None)
+            self.drivers[release] = self.driver(code, django_driver, None, seconds)
+        answer = self.drivers[release].ask(request, timeout)
         if "failure" in answer:
             failure = answer["failure"]
             message = failure["message"]
@@ -293,7 +303,11 @@ class Runner:
         return {name: self.options[name] for name in ("lock_wait_seconds", "lock_timeout_seconds")}
 
     def run(self):
-        return getattr(self, self.options["mode"])()
+        try:
+            return getattr(self, self.options["mode"])()
+        finally:
+            for driver in self.drivers.values():
+                driver.close()
 
     def plan(self):
         answer = self.look(self.options["release"], sources=True)
@@ -302,9 +316,15 @@ class Runner:
             pending, self.options["allow_contract"], self.options["first_deploy"]
         )
         worst = migrations.worst_class(pending)
+        live = self.options["target_release"]
+        lived_with = migrations.applied_when_live(live) if live else []
         return {
             "changed": False,
             "pending": public(pending),
+            "ahead": public(self._compared(answer, self.options["release"])["ahead"]),
+            "unchanged": bool(lived_with)
+            and not answer.get("half")
+            and set(names(answer["applied"])) == set(lived_with),
             "applied": names(answer["applied"]),
             "half": names(answer.get("half", ())),
             "worst_class": worst,
@@ -368,20 +388,26 @@ class Runner:
     def _root(self):
         return os.path.dirname(os.path.realpath(self.options["target_release"]))
 
-    def compare(self):
-        target = self.options["target_release"]
-        answer, warnings = self._target()
-        tolerated = migrations.applied_when_live(target)
+    def _compared(self, answer, release):
+        """Compare the database with the release whose code has answered."""
         # What is half done is neither there for the code that needs it, nor away for the code that must do without.
         known, half = set(names(answer["known"])), list(answer.get("half", ()))
         beyond = [row for row in half if migrations.key(row) not in known]
-        result = migrations.compare(dict(answer, applied=answer["applied"] + beyond), self._root(), tolerated)
+        root = os.path.dirname(os.path.realpath(release))
+        result = migrations.compare(
+            dict(answer, applied=answer["applied"] + beyond), root, migrations.applied_when_live(release)
+        )
         missing = [row for row in half if migrations.key(row) in known]
+        return dict(result, behind=sorted({*names(result["behind"]), *names(missing)}))
+
+    def compare(self):
+        answer, warnings = self._target()
+        result = self._compared(answer, self.options["target_release"])
         return {
             "changed": False,
             "ahead": public(result["ahead"]),
-            "behind": sorted({*names(result["behind"]), *names(missing)}),
-            "half": names(half),
+            "behind": result["behind"],
+            "half": names(answer.get("half", ())),
             "applied": names(answer["applied"]),
             "worst_class": migrations.worst_class(result["ahead"]),
             "safe_to_rollback": result["safe_to_rollback"],

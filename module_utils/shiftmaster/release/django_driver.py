@@ -1,7 +1,7 @@
 """Look at and change the database of a release, from inside its own Django.
 
-ReleaseCode.driver() feeds this file to the release's interpreter, in its source directory and with its environment. One
-line of JSON comes in on standard input, one line that starts with ANSWER goes out; everything that the application
+ReleaseCode feeds this file to the release's interpreter, in its source directory and with its environment. Lines of
+JSON come in on standard input, for each one line that starts with ANSWER goes out; everything that the application
 prints goes to standard error. Nothing but the standard library and Django may be imported here, and nothing of this
 package: the file travels alone.
 
@@ -976,6 +976,7 @@ def limit(seconds):
     timer = threading.Timer(float(seconds), os._exit, (1,))
     timer.daemon = True
     timer.start()
+    return timer
 
 
 OPERATIONS = {"plan": look, "apply": apply, "reverse": reverse}
@@ -984,20 +985,22 @@ OPERATIONS = {"plan": look, "apply": apply, "reverse": reverse}
 def main():
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # From here on every print of the application, also of its children, goes to standard error.
-    request = json.loads(sys.stdin.readline())
-    if request.get("limit_seconds"):
-        limit(request["limit_seconds"])
-    try:
-        connection = setup()
+    connection = None
+    for line in iter(sys.stdin.readline, ""):
+        request = json.loads(line)
+        timer = limit(request.get("limit_seconds", 86400))
         try:
-            answer = OPERATIONS[request["op"]](connection, request)
-        except Failure as failure:
-            answer = {"failure": failure.details, "done": [], "repaired": [], "vendor": connection.vendor}
-    except Exception as error:
-        traceback.print_exc()
-        answer = {"error": "%s: %s" % (type(error).__name__, first_line(error))}
-    channel.write("\n" + ANSWER + json.dumps(answer) + "\n")
-    channel.flush()
+            connection = connection or setup()
+            try:
+                answer = OPERATIONS[request["op"]](connection, request)
+            except Failure as failure:
+                answer = {"failure": failure.details, "done": [], "repaired": [], "vendor": connection.vendor}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": "%s: %s" % (type(error).__name__, first_line(error))}
+        channel.write("\n" + ANSWER + json.dumps(answer) + "\n")
+        channel.flush()
+        timer.cancel()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import shiftmaster_migrations
 import yaml
@@ -28,22 +30,28 @@ def look(source=None, applied=(), known=()):
 
 
 class Code:
-    """Replaces ReleaseCode: returns responses in turn and keeps the requests."""
+    """Stub of the drivers: responds in turn, keeps the requests, and counts the processes."""
 
     def __init__(self, *answers):
-        self.answers, self.requests, self.users = list(answers), [], []
+        self.answers, self.requests, self.users, self.started, self.running = list(answers), [], [], 0, 0
 
-    def __call__(self, release, user):
-        self.release = release
-        self.users.append(user)
-        return self
+    def __call__(self, code, module, environment, seconds):
+        stub = self
 
-    def driver(self, module, request, timeout):
-        self.requests.append((self.release, request, timeout))
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        class Driver:
+            def ask(self, request, timeout):
+                stub.requests.append((code.path, request, timeout))
+                answer = stub.answers.pop(0)
+                if isinstance(answer, Exception):
+                    raise answer
+                return answer
+
+            def close(self):
+                stub.running -= 1
+
+        self.users.append(code.user)
+        self.started, self.running = self.started + 1, self.running + 1
+        return Driver()
 
 
 def run(code, mode, check=False, **options):
@@ -79,6 +87,27 @@ def test_apply_passes_on_what_was_judged_and_the_limits():
         "limit_seconds": 104,
     }
     assert timeout == 99 and set(code.users) == {"shiftmaster"}
+
+
+def test_one_process_plans_and_applies():
+    code = Code(look(EXPANDS), {"done": [], "repaired": [], "applied": []})
+    run(code, "apply")
+    assert (len(code.requests), code.started, code.running) == (2, 1, 0)
+
+
+def test_a_plan_names_what_the_database_has_beyond_the_release():
+    result = run(Code(look(EXPANDS, ["0001", "0003"], ["0001", "0002"])), "plan")
+    assert [record["name"] for record in result["ahead"]] == ["0003"]
+    assert run(Code(look(EXPANDS, ["0001"], ["0001", "0002"])), "plan")["ahead"] == []
+
+
+@pytest.mark.parametrize("lived_with, unchanged", [(["a.0001"], True), (["a.0001", "a.0002"], False), ([], False)])
+def test_a_plan_tells_whether_the_database_is_that_of_the_live_release(tmp_path, lived_with, unchanged):
+    (tmp_path / "manifest.json").write_text(json.dumps({"applied_when_live": lived_with}))
+    result = run(Code(look(EXPANDS, ["0001"], ["0001", "0002"])), "plan", target_release=str(tmp_path))
+    assert result["unchanged"] is unchanged
+    half = dict(look(EXPANDS, ["0001"], ["0001", "0002"]), half=[{"app": "a", "name": "0002"}])
+    assert not run(Code(half), "plan", target_release=str(tmp_path))["unchanged"]
 
 
 def test_nothing_pending_asks_once_and_changes_nothing():
