@@ -328,11 +328,16 @@ class Cutover:
         """Wait until what was sent to a slot's socket before the rename has been taken from its accept queue."""
         if slot is None:
             return
-        time.sleep(self.options["drain_grace_seconds"])
-        deadline = time.monotonic() + self.options["drain_limit_seconds"]
-        while accept_queue(self.layout.socket(slot)) and time.monotonic() < deadline:
+        deadline, since = time.monotonic() + self.options["drain_limit_seconds"], None
+        while (now := time.monotonic()) < deadline:
+            if accept_queue(self.layout.socket(slot)):
+                since = None
+            elif since is None:
+                since = now
+            # A request that was being sent during the rename may come later.
+            if since is not None and now - since >= self.options["drain_grace_seconds"]:
+                return
             time.sleep(0.05)
-        time.sleep(self.options["drain_grace_seconds"])
 
     def _handover(self) -> None:
         self._pass_tasks(self._t("from"), self._t("from_slot"), self._t("to"), self._t("to_slot"))

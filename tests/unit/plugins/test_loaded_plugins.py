@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import lookup_loader
+from ansible.plugins.loader import init_plugin_loader, lookup_loader
 from ansible.template import Templar, trust_as_template
 from support import ROOT
 
@@ -41,6 +41,8 @@ def test_a_template_copies_no_variable(tmp_path, monkeypatch):
         def __deepcopy__(self, memo):
             raise AssertionError("a variable is copied")
 
+    if not lookup_loader.get("ansible.builtin.template"):
+        init_plugin_loader()
     lookup = lookup_loader.get("ansible.builtin.template", class_only=True)
     monkeypatch.setitem(lookup.run.__globals__, "deepcopy", copy.deepcopy)
     spec = importlib.util.spec_from_file_location("loaded_plugins", ROOT / "plugins/callback/loaded_plugins.py")
