@@ -14,8 +14,8 @@ description:
 options:
   state:
     description:
-      - V(query) lists the releases and the links, and whether a run that requests O(revision) with O(build)
-        has anything to do here.
+      - V(query) lists the releases and the links, whether V(recovered) has anything to do, and whether a run that
+        requests O(revision) with O(build) has.
       - V(target) chooses the release of a rollback, O(release) or what served before the current one was deployed.
         One that never was live or is bad is refused.
       - V(present) builds a release of O(revision) with this configuration, or finds the one that there is.
@@ -190,9 +190,9 @@ options:
         type: int
         default: 60
   drain_grace_seconds:
-    description: How long requests that are under way get, before and after the old socket's queue is empty.
+    description: How long the old socket's queue must stay empty until its requests count as taken.
     type: float
-    default: 1
+    default: 0.2
   drain_limit_seconds:
     description: How long the old socket's queue may take to become empty.
     type: float
@@ -371,6 +371,22 @@ old_tasks:
   type: list
   elements: str
   returned: for active
+unfinished:
+  description: Whether V(recovered) has anything to do.
+  type: bool
+  returned: for query
+enabled:
+  description: Whether the unit of the whole application is active and enabled.
+  type: bool
+  returned: for query
+found:
+  description: The release of O(revision) and O(build) that V(present) would find, or an empty text.
+  type: str
+  returned: for query with O(revision)
+prunable:
+  description: Whether V(pruned) may have anything to do.
+  type: bool
+  returned: for finished
 previous:
   description: The automatic target of a rollback; empty where there is none.
   type: str
@@ -514,7 +530,8 @@ class Operation:
         asked = {}
         if self.params["revision"]:
             try:
-                asked = {"release": self.current or "", "pending_changes": self.pending_changes()}
+                found = self.find() or ""
+                asked = {"release": self.current or "", "found": found, "pending_changes": self.pending_changes(found)}
             except (StateError, UnitError, OSError, ValueError) as error:
                 # The task that does the work finds it again and reports it.
                 asked = {"pending_changes": [str(error)]}
@@ -523,34 +540,49 @@ class Operation:
             previous=self.state.rollback_target(self.current) or "",
             transition=self.state.transition or {},
             switched=self.layout.active_slot() == (self.state.transition or {}).get("to_slot", ""),
+            unfinished=self.unfinished(),
+            enabled=self.current is not None and not self.unit_problem(),
             running=self.current is not None
             and active_state(unit("web", self.layout.active_slot())) in ("active", "reloading"),
             **dict({"release": release}, **asked),
         )
 
-    def pending_changes(self):
+    def find(self):
+        """Return the release of this revision and configuration, None where there is none."""
+        digest = releases.config_hash(self.configuration())
+        return releases.find(self.layout, self.state, self.params["revision"], digest)
+
+    def unit_problem(self):
+        """Return how the unit of the whole application differs from what it should be, as a sentence."""
+        found = properties("shiftmaster.service", "ActiveState", "UnitFileState")
+        if found == {"ActiveState": "active", "UnitFileState": "enabled"}:
+            return ""
+        return "shiftmaster.service is %(ActiveState)s, %(UnitFileState)s" % found
+
+    def unfinished(self):
+        """Whether recovered() has anything to do: what it does begins with one of these."""
+        if self.state.transition is not None or self.current is None:
+            return True
+        cutover = self.cutover()
+        return bool(cutover.missing() or cutover.others() or releases.unfinished(self.layout, self.state))
+
+    def pending_changes(self, found):
         """Return why a run that requests this revision and configuration has something to do here, as sentences."""
         if self.current is None:
             return ["no release is live"]
         cutover = self.cutover()
-        found = releases.find(
-            self.layout, self.state, self.params["revision"], releases.config_hash(self.configuration())
-        )
-        status = self.state.status(self.current)
-        whole = properties("shiftmaster.service", "ActiveState", "UnitFileState")
-        running = {"ActiveState": "active", "UnitFileState": "enabled"}
+        status, unit_problem = self.state.status(self.current), self.unit_problem()
         missing, others = cutover.missing(), cutover.others()
         left = releases.unfinished(self.layout, self.state)
         reasons = {
             "a cutover is under way": self.state.transition is not None,
             "another release was requested": found != self.current,
             "release %s is %s" % (self.current, status): status != "live",
-            "shiftmaster.service is %(ActiveState)s, %(UnitFileState)s" % whole: whole != running,
+            unit_problem: unit_problem,
             "%s does not run" % ", ".join(missing): missing,
             "%s runs although its slot is not live" % ", ".join(others): others,
             "%s is unfinished" % ", ".join(left): left,
-            # With the database's migrations known fewer of them go.
-            "a release may go": releases.prune_plan(self.layout, self.state, self.params["keep"], ()),
+            "a release may go": self.prunable(),
             "its health is bad": not self.healthy(),
         }
         with exclusive(self.layout, wait_seconds=0):
@@ -597,7 +629,7 @@ class Operation:
         if self.state.is_suspect(self.current) and not self.check_mode and self.healthy():
             # What it lacked is there again.
             self.state.set_suspect(self.current, False)
-        found = releases.find(self.layout, self.state, params["revision"], digest)
+        found = self.find()
         diff = self.difference(digest)
         if found:
             return self.result(
@@ -821,7 +853,7 @@ class Operation:
 
     def finished(self):
         if self.state.transition is None:
-            return self.result(bool(self.settle()), release=self.current or "")
+            return self.result(bool(self.settle()), release=self.current or "", prunable=self.prunable())
         target = self.state.transition["to"]
         if not self.check_mode:
             self.cutover().finish()
@@ -829,7 +861,11 @@ class Operation:
             if first and self.params["applied_migrations"] is not None:
                 # Rows whose files are gone for long: a rollback to this release must not stumble over them.
                 releases.amend_manifest(self.layout, target, applied_when_live=self.params["applied_migrations"])
-        return self.result(True, release=target)
+        return self.result(True, release=target, prunable=self.prunable())
+
+    def prunable(self):
+        # With the database's migrations known fewer of them go.
+        return bool(releases.prune_plan(self.layout, self.state, self.params["keep"], ()))
 
     def settle(self):
         """Put right what an earlier run left of the live release; returns whether anything was."""
@@ -1033,7 +1069,7 @@ def argument_spec():
                 "worker_seconds": option("int", 60),
             },
         ),
-        "drain_grace_seconds": option("float", 1),
+        "drain_grace_seconds": option("float", 0.2),
         "drain_limit_seconds": option("float", 30),
         "web_stop_seconds": option("int", 70),
         "worker_stop_seconds": option("int", 300),
