@@ -277,11 +277,18 @@ def make_way(path: str, directory: bool, beneath: str = "") -> None:
 
 @contextlib.contextmanager
 def replacing(
-    path: str, mode: int, uid: int = -1, gid: int = -1, mtime_ns: Optional[int] = None, beneath: str = ""
+    path: str,
+    mode: int,
+    uid: int = -1,
+    gid: int = -1,
+    mtime_ns: Optional[int] = None,
+    beneath: str = "",
+    sync: bool = True,
 ) -> Iterator:
     """Replace a file as a unit by what is written to the stream: a new file next to it, fsync, rename.
 
-    The mode is exact, whatever the umask is. A link under that name is replaced itself.
+    The mode is exact, whatever the umask is. A link under that name is replaced itself. sync: whether it is on disk at
+    the end; a caller that writes many files does that once.
     """
     with _parent(path, False, None, beneath) as (parent, name):
         fresh = _fresh(parent, name)
@@ -296,7 +303,8 @@ def replacing(
                 os.fchmod(stream.fileno(), mode)
                 if mtime_ns is not None:
                     os.utime(stream.fileno(), ns=(mtime_ns, mtime_ns))
-                os.fsync(stream.fileno())
+                if sync:
+                    os.fsync(stream.fileno())
             os.rename(fresh, name, src_dir_fd=parent, dst_dir_fd=parent)
         except BaseException as error:
             with contextlib.suppress(OSError):
@@ -304,7 +312,8 @@ def replacing(
             if isinstance(error, OSError):
                 raise type(error)(error.errno, error.strerror, path) from None
             raise
-        os.fsync(parent)
+        if sync:
+            os.fsync(parent)
 
 
 def write(path: str, data: bytes, mode: int, uid: int = -1, gid: int = -1, beneath: str = "") -> None:

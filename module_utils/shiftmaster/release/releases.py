@@ -366,7 +366,7 @@ class Build:
         }
         # Isolated: nothing of the source stands for a module of pip.
         interpreter = os.path.join(self._venv, "bin", "python")
-        pip = [self.spec["python"], "-I", "-m", "pip", "--python", interpreter, "install", "--quiet"]
+        pip = [self.spec["python"], "-I", "-m", "pip", "--python", interpreter, "install", "--quiet", "--no-compile"]
         if self.spec["wheels_dir"]:
             # No other place, whatever the host's own configuration is, and nothing is compiled.
             env["PIP_CONFIG_FILE"] = os.devnull
@@ -385,6 +385,8 @@ class Build:
             )
         if self.spec["extra_requirements"]:
             self._command("install the extra requirements", pip + list(self.spec["extra_requirements"]), env, directory)
+        # On all processors that are idle; pip would use one. What does not compile is as for the source (bytecode).
+        self._build([self.spec["python"], "-I", "-m", "compileall", "-q", "-j", "0", os.path.join(self._venv, "lib")])
 
     def configuration(self) -> None:
         for relative, text in self.spec["files"].items():
@@ -592,7 +594,8 @@ def take_static(top: str) -> None:
                         " (collectstatic gathers STATICFILES_DIRS and each application's static/)"
                         % (STATIC_BYTES >> 20, STATIC_FILES, path)
                     )
-                with safe_files.replacing(os.path.join(top, path), 0o644, beneath=top) as fresh:
+                # finish() syncs.
+                with safe_files.replacing(os.path.join(top, path), 0o644, beneath=top, sync=False) as fresh:
                     shutil.copyfileobj(stream, fresh, _BLOCK)
 
 
