@@ -255,7 +255,7 @@ class Build:
             self.spec["timeout_seconds"],
             nice=True,
             kind="build",
-            writable=self._built,
+            writable=list(self._built),
         )
 
     def _command(self, what: str, argv, env=None, cwd=None):

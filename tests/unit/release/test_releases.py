@@ -666,7 +666,8 @@ def test_the_commands_of_a_build_and_what_they_leave(layout, state, spec, record
         base = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent"}
         return "nobody", list(argv), {**base, **env}, cwd, 120, True, "build", [source, os.path.join(path, "venv")]
 
-    pip = [python, "-m", "pip", "--python", os.path.join(path, "venv/bin/python"), "install", "--quiet"]
+    interpreter = os.path.join(path, "venv/bin/python")
+    pip = [python, "-I", "-m", "pip", "--python", interpreter, "install", "--quiet", "--no-compile"]
     env = {
         "PIP_NO_CACHE_DIR": "1", "PIP_CERT": "/etc/ssl/certs/ca-certificates.crt", "PIP_NO_INPUT": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_PYTHON_VERSION_WARNING": "1",
@@ -681,19 +682,19 @@ def test_the_commands_of_a_build_and_what_they_leave(layout, state, spec, record
     assert recorded.commands == [
         built("tar", "-x", "-f", "-", "-C", source, "--no-same-owner", "--no-same-permissions"),
         built(python, "-m", "venv", "--without-pip", os.path.join(path, "venv")),
-        built(*pip, "--requirement", "requirements.txt", cwd=source, **env),
+        built(*pip, "--requirement", os.path.join(source, "requirements.txt"), cwd=source, **env),
         built(*pip, "x==1", cwd=source, **env),
+        built(*compiled, "-j", "0", os.path.join(path, "venv/lib")),
         built(python, "-I", "-c", releases._LINK_DIRECTORIES, *media),
         built(*compiled, "source", cwd=path),
         (None, [*compiled, "site"], {"PATH": "/usr/bin:/bin"}, path, 120, False, "code", []),
     ]
     options = {"timeout": 120, "nice": True, "writable": (static,)}
     assert recorded.code == [
-        ("daemon", ["check"], options),
-        ("daemon", ["collectstatic", "--no-input", "-v", "0"], options),
+        ("daemon", [["check"], ["collectstatic", "--no-input", "-v", "0"]], options),
         ("daemon", celery_driver, {"op": "tasks"}, 120, {"SHIFTMASTER_CELERY_APPLICATION": "app"}),
     ]
-    owners = {"source": "nobody", "venv": "nobody", "site": "root", "static": "daemon"}
+    owners = {"source": "nobody", "venv": "root", "site": "root", "static": "daemon"}
     assert {one: pwd.getpwuid(entry.st_uid).pw_name for one, entry in recorded.owners.items()} == owners
     assert {stat.S_IMODE(entry.st_mode) for entry in recorded.owners.values()} == {0o755}
     assert {os.stat(os.path.join(path, one)).st_uid for one in owners} == {0}
@@ -703,7 +704,8 @@ def test_the_commands_of_a_build_and_what_they_leave(layout, state, spec, record
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", manifest.pop("created"))
     assert manifest == {
         "format": 1, "release": name, "version": "2.0.0", "revision": spec["revision"], "config_sha256": "c",
-        "requirements_sha256": hashlib.sha256(b"django\n").hexdigest(), "migrations": [], "celery_application": "app",
+        "requirements_sha256": hashlib.sha256(b"django\n").hexdigest(), "environment_sha256": "",
+        "migrations": [], "celery_application": "app",
         "tasks": ["t"], "queues": ["q"], "who": "w", "run_id": "r",
     }  # fmt: skip
     assert stat.S_IMODE(os.stat(os.path.join(path, "manifest.json")).st_mode) == 0o644 and synced == [False]
