@@ -852,7 +852,8 @@ def test_a_release_with_the_same_requirements_has_the_files_of_the_last_ones_env
         ["python", "-c", "import mine, sys; print(mine.__file__, sys.prefix)"]
     )
     assert done.stdout.split() == [os.path.join(second, inside), os.path.join(second, "venv")]
-    assert Path(second, "venv/bin/mine").read_text().startswith(f"#!{second}/venv/bin/python")
+    # In its first line, or after "exec" where the path is longer than the kernel reads.
+    assert f"{second}/venv/bin/python" in Path(second, "venv/bin/mine").read_text()
     found = subprocess.run(["grep", "-rlI", first, second + "/venv"], capture_output=True, text=True, check=False)
     assert found.stdout == ""
 

@@ -217,6 +217,8 @@ def test_ctrl_c_ends_init_and_writes_nothing(copy):
     run = subprocess.Popen(
         [copy.root / "shiftmaster", "init"], env=copy.environment(PYTHONUNBUFFERED="1"), stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        # A shell that runs the tests in the background ignores it, and they inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert run.stdout.read(4) == b"Host"
     os.killpg(run.pid, signal.SIGINT)
