@@ -1,6 +1,6 @@
 """Measurements on one deployed host, side by side in one run; prints metrics and asserts none of them.
 
-    make bench
+    make bench                                  # BENCH_ANSISTRANO_ROLES=DIRECTORY: next to these roles themselves
 
 Needs the image shiftmaster-ops/deployed:trixie (scripts/images deployed) and two processors. Ansible goes by ssh, as it
 does to a real host. For the latencies the host has the first processor to itself; the controller and the people at
@@ -66,27 +66,11 @@ all:
 BARE = {"shiftmaster_watch_seconds": 0, "shiftmaster_dump_before_migrations": False}
 # It keeps the host's processor about half busy.
 RATE = os.environ.get("BENCH_RATE", "60")
-# What the guide does, in a directory of its own next to the real thing: live checkout, pip, migrate, restart.
-GUIDE = r"""
-set -e
-cd /srv/guide
-git fetch -q origin && git checkout -q "$1"
-venv/bin/pip install -q -r requirements.txt
-set -a; . /srv/guide.env; set +a
-venv/bin/python manage.py migrate -v 0
-venv/bin/python manage.py collectstatic --no-input -v 0
-systemctl restart guide
-for attempt in 1 2 3 4 5; do
-  curl -sf -m 10 -o /dev/null http://localhost:8100/health/ && exit 0; sleep 10
-done
-exit 1
-"""
-UNIT = """[Service]
-User=shiftmaster
-EnvironmentFile=/srv/guide.env
-WorkingDirectory=/srv/guide
-ExecStart=/srv/guide/venv/bin/gunicorn --bind 127.0.0.1:8100 --workers %s --threads 4 shiftmaster.wsgi:application
-"""
+PEER = "/srv/peer"
+PEER_UNITS = {
+    "peer-web": "gunicorn --bind 127.0.0.1:8100 --workers %s --threads 4 shiftmaster.wsgi:application",
+    "peer-worker": "celery -A shiftmaster worker --queues peer",
+}
 
 
 def row(what: str, value: str, wanted: str = "") -> None:
@@ -146,20 +130,6 @@ def controller(operations: Operations) -> None:
     operations.manage("seed_demo")
     row("deploy.yml, nothing to change (all roles of this issue)", seconds(operations.run("deploy.yml")), "<= 60 s")
     row("deploy.yml --tags release, nothing to change", seconds(operations.deploy("2.0.0")), "<= 15 s")
-    # Warm caches: the packages of 2.1.0 have been downloaded once.
-    operations.deploy("2.1.0", **BARE)
-    operations.rollback(to="2.0.0", schema="reverse")
-    # With another setting it is built again.
-    run = operations.deploy("2.1.0", shiftmaster_web_threads=5, **BARE)
-    row("deploy.yml --tags release, a new version, warm caches", seconds(run), "<= 45 s")
-    began = time.time()
-    run = operations.rollback()
-    row("rollback.yml, whole", seconds(run))
-    switched = json.loads(
-        operations.shell(f"grep '\"switched\"' {APP}/shared/state/audit.jsonl | tail -1").strip().splitlines()[-1]
-    )
-    stamp = operations.shell(f"date -d {switched['time']} +%s").strip()
-    row("rollback.yml, command to old version serving", f"{float(stamp) + 0.5 - began:.0f} +/- 1 s", "<= 10 s")
 
 
 def back(operations: Operations) -> None:
@@ -218,66 +188,153 @@ def latency(operations: Operations) -> None:
         time.sleep(30)
         after = processor()
         with current.window("deploy"):
-            run = operations.deploy("2.1.0", shiftmaster_web_threads=6, **BARE)
+            run = operations.deploy("2.1.0", shiftmaster_web_threads=6)
+        with current.window("rollback"):
+            reverted = operations.rollback()
         time.sleep(20)
-    if run.code:
-        print(run.output[-3000:])
+    for failed in (each for each in (run, reverted) if each.code):
+        print(failed.output[-3000:])
     row("the host's processor is busy without a deploy",
         f"{100 - 100 * (after[1] - before[1]) / (after[0] - before[0]):.0f} %", "about half")  # fmt: skip
-    row("the deploy", seconds(run))
-    window = current.summary["windows"]["deploy"]
-    inside, outside = window["inside"]["p99_ms"], window["outside"]["p99_ms"]
+    row("a new version, whole", seconds(run))
+    row("rollback, whole", seconds(reverted))
     row("requests, failed", f"{current.summary['requests']}, {current.summary['failed']}", "0 failed")
-    row("p99 without / during the deploy", f"{outside:.0f} / {inside:.0f} ms", f"ratio {inside / outside:.2f} <= 1.5")
+    latencies(current)
 
 
-def guide(operations: Operations) -> None:
-    print("\nThe guide's own way (git pull, pip, migrate, restart in the live directory), same host, same load:")
-    repository = str(ROOT / ".cache/scenario/shiftmaster.git")
-    subprocess.run(["docker", "cp", "--quiet", repository, f"{HOST}:/srv/guide.git"], check=True)
-    workers = operations.shell(f"grep ^workers {APP}/active/release/site/gunicorn.conf.py | tr -dc 0-9").strip()
-    operations.shell(
-        "set -e; apt-get update -qq; apt-get install -qq -y git >/dev/null; chown -R root:root /srv/guide.git; "
-        "git clone -q /srv/guide.git /srv/guide; cd /srv/guide; git checkout -q 2.0.0; "
-        "python3 -m venv venv; export PIP_CERT=/etc/ssl/certs/ca-certificates.crt; "
-        "PIP_CACHE_DIR=/var/cache/shiftmaster/pip venv/bin/pip install -q -r requirements.txt; "
-        "runuser -u postgres -- createdb -O shiftmaster guide; "
-        f"grep -v -E '^(DB_NAME|STATIC_ROOT|PYTHONPATH|HTTPS_ENABLED)=' {APP}/active/release/env > /srv/guide.env; "
-        "printf '%s\\n' DB_NAME=guide STATIC_ROOT=/srv/guide-static HTTPS_ENABLED=false >> /srv/guide.env; "
-        "set -a; . /srv/guide.env; set +a; venv/bin/python manage.py migrate -v 0; "
-        f"DEMO_PASSWORD={PASSWORD} venv/bin/python manage.py seed_demo; "
-        "venv/bin/python manage.py collectstatic --no-input -v 0; chmod -R a+rX /srv/guide /srv/guide-static",
-        timeout=600,
-    )
-    operations.shell("cat > /etc/systemd/system/guide.service; systemctl daemon-reload; systemctl start guide",
-                     stdin=UNIT % workers)  # fmt: skip
-    operations.shell("cat > /srv/guide-deploy", stdin=GUIDE)
+class Peer:
+    """The same application as ansistrano deploys it, on the same host: by its roles, or by the steps of tests/peer/."""
+
+    def __init__(self, operations: Operations, inventory: Path):
+        self.operations, self.inventory = operations, inventory
+        subprocess.run(
+            ["docker", "cp", "--quiet", str(ROOT / ".cache/scenario/shiftmaster.git"), f"{HOST}:{PEER}.git"], check=True
+        )
+        workers = operations.shell(f"grep ^workers {APP}/active/release/site/gunicorn.conf.py | tr -dc 0-9").strip()
+        operations.shell(
+            "set -e; apt-get update -qq; apt-get install -qq -y git python3-setuptools >/dev/null; "
+            f"chown -R root:root {PEER}.git; install -d {PEER}/shared; "
+            "runuser -u postgres -- createdb -O shiftmaster peer; "
+            f"grep -vE '^(DB_NAME|STATIC_ROOT|PYTHONPATH|HTTPS_ENABLED)=' {APP}/active/release/env "
+            f"> {PEER}/shared/env; "
+            f"printf '%s\\n' DB_NAME=peer STATIC_ROOT={PEER}/static HTTPS_ENABLED=false >> {PEER}/shared/env",
+            timeout=600,
+        )
+        for name, command in PEER_UNITS.items():
+            command = command % workers if "%" in command else command
+            operations.shell(
+                f"cat > /etc/systemd/system/{name}.service; systemctl daemon-reload",
+                stdin=f"[Service]\nUser=shiftmaster\nEnvironmentFile={PEER}/shared/env\n"
+                f"WorkingDirectory={PEER}/current\nExecStart={PEER}/current/venv/bin/{command}\n",
+            )
+
+    def run(self, playbook: str, version: str = "") -> tuple:
+        """Run one of its playbooks with what makes Ansible fast for both; returns (whole, until live) in seconds."""
+        roles, began = os.environ.get("BENCH_ANSISTRANO_ROLES", ""), time.time()
+        done = subprocess.run(
+            ["ansible-playbook", "--inventory", str(self.inventory), str(ROOT / "tests" / "peer" / f"{playbook}.yml"),
+             "--extra-vars", json.dumps({"ansistrano_git_branch": version, "peer_roles": roles})],
+            cwd=ROOT, env=dict(self.operations.environment(), ANSIBLE_STDOUT_CALLBACK="ansible.builtin.default",
+                                                            ANSIBLE_ROLES_PATH=roles),
+            capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return time.time() - began, float(self.operations.shell(f"cat {PEER}/live")) - began
+
+
+def timed(operations: Operations, call) -> tuple:
+    """Return (whole, until live) in seconds of a run of ours; what is live is one link."""
+    began = time.time()
+    run = call()
+    assert run.code == 0, run.output[-3000:]
+    return run.seconds, float(operations.shell(f"stat --format %.9Z {APP}/active")) - began
+
+
+def with_other_requirements(directory: Path) -> str:
+    """Copy the repository, with another requirements file (by a comment) in 2.1.0; returns its path."""
+    clone, bare = directory / "clone", directory / "requirements.git"
+
+    def git(*arguments):
+        subprocess.run(["git", *arguments], cwd=directory, check=True, capture_output=True)
+
+    git("clone", str(ROOT / ".cache/scenario/shiftmaster.git"), str(clone))
+    git("-C", str(clone), "checkout", "--detach", "2.1.0")
+    with (clone / "requirements.txt").open("a", encoding="utf-8") as stream:
+        stream.write("# Nothing more.\n")
+    git("-C", str(clone), "-c", "user.name=bench", "-c", "user.email=bench@localhost", "commit", "--all", "--message=x")
+    git("-C", str(clone), "tag", "--force", "2.1.0")
+    git("clone", "--bare", str(clone), str(bare))
+    return str(bare)
+
+
+def side_by_side(operations: Operations, peer: Peer, directory: Path) -> None:
+    print("\nNext to ansistrano, the host without load; each figure is whole / until live, in seconds, and the ratios:")
+    peer.run("deploy", "2.0.0")
+    theirs = {"same": peer.run("deploy", "2.0.0"), "new": peer.run("deploy", "2.1.0"), "back": peer.run("rollback")}
+    other = with_other_requirements(directory)
+
+    def compare(what, name, call, *wanted):
+        ours, his = timed(operations, call), theirs[name]
+        figures = [f"{mine:.1f} / {its:.1f} = {mine / its:.2f}" for mine, its in zip(ours, his)]
+        for figure, goal in zip(figures, wanted):
+            row(f"{what}, {'whole' if goal is wanted[0] else 'until live'}", figure, goal)
+
+    compare("deploy.yml, same version", "same", lambda: operations.run("deploy.yml"), "<= 0.5")
+    compare("--tags release, same version", "same", lambda: operations.deploy("2.0.0"), "<= 0.2")
+    compare("new version, same requirements", "new", lambda: operations.deploy("2.1.0"), "<= 0.7 ", "<= 0.5")
+    compare("rollback", "back", operations.rollback, "<= 1.2", "<= 0.7")
+    back(operations)
+    compare(
+        "new version, other requirements", "new",
+        lambda: operations.deploy("2.1.0", shiftmaster_repository=other), "<= 1.0", "<= 0.8",
+    )  # fmt: skip
+    back(operations)
+    compare(
+        "changed setting", "new", lambda: operations.deploy("2.0.0", shiftmaster_web_threads=5), "<= 0.4",
+    )  # fmt: skip
+
+
+def peer_under_load(operations: Operations, peer: Peer) -> None:
+    print("\nThe same load on ansistrano's way, a new version and a rollback:")
     # Static files are nginx' business; here only pages count.
     scenario = json.loads((ROOT / "tests/load/shiftmaster.json").read_text())
     scenario.update(base="http://localhost", connect="127.0.0.1:8100")
     scenario["requests"] = [request for request in scenario["requests"] if request.get("kind") not in ("static",)]
     for request in scenario["requests"]:
         request.pop("links", None)
-    path = ROOT / "tests/load/guide.tmp.json"
+    path = ROOT / "tests/load/peer.tmp.json"
     path.write_text(json.dumps(scenario))
+    operations.shell(
+        f"cd {PEER}/current; set -a; . {PEER}/shared/env; set +a; "
+        f"DEMO_PASSWORD={PASSWORD} venv/bin/python manage.py seed_demo"
+    )
     try:
-        time.sleep(5)
         with load(
-            operations, "--rate", RATE, "--clients", "64", seconds=200, scenario=path.name, client=CLIENT
+            operations, "--rate", RATE, "--clients", "64", seconds=300, scenario=path.name, client=CLIENT
         ) as current:
             time.sleep(10)
-            began = time.monotonic()
             with current.window("deploy"):
-                operations.shell(
-                    "PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_CACHE_DIR=/var/cache/shiftmaster/pip "
-                    "bash /srv/guide-deploy 2.1.0", timeout=180, check=False,
-                )  # fmt: skip
-            took = time.monotonic() - began
+                row(
+                    "a new version, whole / until live",
+                    " / ".join(f"{each:.1f} s" for each in peer.run("deploy", "2.1.0")),
+                )
+            with current.window("rollback"):
+                row("rollback, whole / until live", "%.1f / %.1f s" % peer.run("rollback"))
             time.sleep(5)
     finally:
         path.unlink()
-    row("a new version, whole", f"{took:.1f} s")
     row("requests, failed", f"{current.summary['requests']}, {current.summary['failed']}")
+    latencies(current)
+
+
+def latencies(current) -> None:
+    for name, window in current.summary["windows"].items():
+        inside, outside = window["inside"]["p99_ms"], window["outside"]["p99_ms"]
+        row(
+            f"p99 without / during the {name}",
+            f"{outside:.0f} / {inside:.0f} ms",
+            f"ratio {inside / outside:.2f} <= 1.5",
+        )
 
 
 def topology(directory: Path, core: Operations) -> None:
@@ -349,10 +406,12 @@ def main() -> int:
             controller(operations)
             health(operations)
             diagnosis(operations)
+            peer = Peer(operations, Path(directory) / "hosts.yml")
+            side_by_side(operations, peer, Path(directory))
             back(operations)
             apart()
             latency(operations)
-            guide(operations)
+            peer_under_load(operations, peer)
             # Its hosts are copies that do not know the newer version, and refuse a database with its migrations.
             back(operations)
             topology(Path(directory), operations)
