@@ -312,7 +312,9 @@ def test_the_repository_is_full(backups, first):
     """Half a backup is none; what there is stays."""
     small = "/root/small"
     backups.shell(
-        f"mkdir -p {small} && mount -t tmpfs -o size=$(( $(du -sm {PGBACKREST} | cut -f1) + 3 ))m tmpfs {small} && "
+        # Stopped: what it archives in the meantime would be in one of both only.
+        f"systemctl stop postgresql; mkdir -p {small} && "
+        f"mount -t tmpfs -o size=$(( $(du -sm {PGBACKREST} | cut -f1) + 3 ))m tmpfs {small} && "
         f"chmod 750 {small} && chown postgres: {small} && cp -a {PGBACKREST}/. {small} && "
         f"mount --bind {small} {PGBACKREST}; {RESTART}"
     )
@@ -326,7 +328,8 @@ def test_the_repository_is_full(backups, first):
         backups.run(only="database")
     finally:
         # What was archived meanwhile comes along.
-        backups.shell(f"umount {PGBACKREST} && cp -a {small}/. {PGBACKREST} && umount {small}; {RESTART}")
+        move = f"umount {PGBACKREST} && cp -a {small}/. {PGBACKREST} && umount {small}"
+        backups.shell(f"systemctl stop postgresql; {move}; {RESTART}")
     backups.run(only="database")
 
 
